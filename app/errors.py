@@ -1,0 +1,131 @@
+"""Everything that can go wrong in words a user can act on.
+
+SpeechError
+├── RequestError                 the request can't be answered as it is
+│   ├── UnknownVoice             ├── UnsupportedFormat
+│   ├── TextTooLong              ├── UnsupportedParameter
+│   ├── EmptyText                ├── BadReference
+│   ├── TooManySpeakers          ├── NotSupported (this engine or this version has no such thing)
+│   ├── UnknownModel             ├── BodyTooLarge
+│   └── Unauthorized
+├── Busy                         the queue is full; come back in retry_after_s
+├── NotReady                     the engine is still starting, or there is none; reason in words
+└── EngineError                  the engine failed
+    ├── OutOfMemory              repeating the request will not help
+    ├── EngineStopped            the server is shutting down or the engine's thread is gone
+    └── NothingSpoken            the engine made no sound for a text that has words
+
+EngineUnavailable is not a SpeechError: it says at start-up why an engine can't be had (weights missing, gated, no disk).
+
+Raised where the fact is known; mapped to HTTP in one table, `api/errors.py`. Nobody matches on message text.
+"""
+
+from __future__ import annotations
+
+
+class SpeechError(Exception):
+    """A failure with a message for the caller. `param` names the request field at fault, `code` is for machines."""
+
+    code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class RequestError(SpeechError):
+    """The request itself is at fault; sending it again unchanged will fail again."""
+
+
+class EmptyText(RequestError):
+    code = "empty_input"
+
+
+class TextTooLong(RequestError):
+    code = "string_too_long"
+
+
+class UnknownVoice(RequestError):
+    code = "voice_not_found"
+
+
+class UnknownModel(RequestError):
+    code = "model_not_found"
+
+
+class UnsupportedFormat(RequestError):
+    code = "unsupported_format"
+
+
+class UnsupportedParameter(RequestError):
+    code = "unsupported_parameter"
+
+
+class TooManySpeakers(RequestError):
+    code = "too_many_speakers"
+
+
+class BadReference(RequestError):
+    code = "bad_reference"
+
+
+class NotSupported(RequestError):
+    code = "not_supported"
+
+
+class BodyTooLarge(RequestError):
+    code = "request_too_large"
+
+
+class Unauthorized(RequestError):
+    code = "invalid_api_key"
+
+
+class Busy(SpeechError):
+    """The queue is full. Raised before the first sound or not at all."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NotReady(SpeechError):
+    """No engine can answer now: starting (retry_after_s says when to look again) or unavailable for a reason."""
+
+    code = "engine_not_ready"
+
+    def __init__(self, message: str, *, retry_after_s: int = 5) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineError(SpeechError):
+    code = "engine_error"
+
+
+class OutOfMemory(EngineError):
+    code = "out_of_memory"
+
+
+class EngineStopped(EngineError):
+    code = "engine_stopped"
+
+
+class NothingSpoken(EngineError):
+    code = "nothing_spoken"
+
+
+class EngineUnavailable(Exception):
+    """An engine can't be had on this machine now. `reason` says what is wrong, `remedy` what a person can do."""
+
+    def __init__(self, reason: str, *, remedy: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.remedy = remedy
+
+
+class WeightsUnavailable(EngineUnavailable):
+    """The model's files are neither on disk nor downloadable (no network, gated, unknown, no room)."""

@@ -1,0 +1,189 @@
+"""The nouns that every room shares: requests, voices, utterances, audio. No behaviour beyond their own arithmetic.
+
+Floor 0: imports numpy for types only, so that `app.api` can use these without numpy or torch being loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Samples = NDArray[np.float32]  # (N,) mono, nominally in [-1, 1]
+    Codes = NDArray[np.int16]  # (K, T) codec tokens, one column per frame
+
+AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
+AUDIO_FORMATS: tuple[AudioFormat, ...] = ("mp3", "opus", "aac", "flac", "wav", "pcm")
+
+VoiceKind = Literal["preset", "cloned", "offline"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How codes are drawn. None = the engine's own default.
+
+    temperature 0 is greedy; top_k in tokens; top_p a probability mass; cfg_scale is classifier-free guidance (Dia).
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    cfg_scale: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One speaker's text as the caller wrote it, with the voice id that speaks it."""
+
+    text: str
+    voice: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechRequest:
+    """One validated request, engine-independent. One line is speech, several are a dialogue.
+
+    speed 0.25-4 (pitch kept), sample_rate_hz 8000-48000 of the encoded answer, seed None = derived from the content,
+    max_audio_ms = hard limit on the answer's length, language = BCP 47 or None for the voice's own.
+    """
+
+    model: str
+    lines: tuple[Line, ...]
+    format: AudioFormat = "mp3"
+    speed: float = 1.0
+    sample_rate_hz: int = 24_000
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int | None = None
+    instructions: str | None = None
+    language: str | None = None
+    max_audio_ms: int | None = None
+    normalize: bool = True
+    use_cache: bool = True
+
+    def digest(self, *context: str) -> str:
+        """sha256 (hex) of everything that changes the sound, with `context` (engine fingerprint, voice digests)."""
+        fields = asdict(self)
+        del fields["use_cache"]
+        canonical = json.dumps([fields, context], sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """A voice that can be asked for by id. `digest` keys everything derived from it (prompts, cached answers).
+
+    pitch_semitones, rate and variant are how an offline voice is told apart; gain_db levels it with the others.
+    """
+
+    id: str
+    name: str
+    kind: VoiceKind
+    language: str = "en"
+    description: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A recording that shows an engine how a voice sounds: samples (N,) float32 mono, its rate and exact words."""
+
+    samples: Samples
+    rate_hz: int
+    transcript: str
+
+
+@dataclass(frozen=True, slots=True)
+class VoicePrompt:
+    """A reference as codec tokens: codes (K, T) int16. Mimi: K=32 at 12.5 Hz; DAC: K=9 at 86.13 Hz."""
+
+    voice_digest: str
+    codec: Literal["mimi", "dac", "none"]
+    codes: Codes
+    transcript: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenLine:
+    """What an engine speaks: plain words (already normalised), who says them, and the prompt that shows how."""
+
+    text: str
+    speaker: int
+    voice: Voice
+    prompt: VoicePrompt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ContextTurn:
+    """Something said earlier in a conversation, as the engine should have heard it."""
+
+    speaker: int
+    text: str
+    codes: Codes
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One job for an engine. `follows`: a later part of an answer that is already sounding; it is never refused."""
+
+    lines: tuple[SpokenLine, ...]
+    sampling: Sampling
+    seed: int
+    max_seconds: float
+    speed: float = 1.0
+    language: str | None = None
+    context: tuple[ContextTurn, ...] = ()
+    follows: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AudioChunk:
+    """A stretch of sound, always delta, never cumulative: samples (N,) float32 mono in [-1, 1]; start = index of
+    samples[0] in its utterance; codes (K, T) int16 where the engine speaks through a codec."""
+
+    samples: Samples
+    rate_hz: int
+    start: int
+    codes: Codes | None = None
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / self.rate_hz
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine is and can do. The studio and the API ask this instead of asking for an engine's name.
+
+    continues: takes several sentences in one utterance and goes on in place. extras: which of our request extras it
+    honours. native_speed: (slowest, fastest) it can speak by itself, 1.0 excluded from stretching inside that range.
+    fingerprint changes whenever the same request would sound different (weights, version).
+    """
+
+    id: str
+    name: str
+    rate_hz: int
+    frame_s: float
+    continues: bool
+    extras: frozenset[str]
+    languages: tuple[str, ...]
+    fingerprint: str
+    device: str = "cpu"
+    dtype: str = "float32"
+    max_speakers: int = 1
+    max_text_chars: int = 400
+    native_speed: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy an engine is, for /health, metrics and balancers: rows speaking and their limit, requests waiting."""
+
+    active_rows: int
+    max_rows: int
+    queued: int
+    max_queue: int
