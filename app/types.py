@@ -75,10 +75,7 @@ class SpeechRequest:
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """A voice that can be asked for by id. `digest` keys everything derived from it (prompts, cached answers).
-
-    pitch_semitones, rate and variant are how an offline voice is told apart; gain_db levels it with the others.
-    """
+    """A voice that can be asked for by id. `digest` keys everything derived from it (prompts, cached answers)."""
 
     id: str
     name: str
@@ -134,7 +131,6 @@ class Utterance:
     sampling: Sampling
     seed: int
     max_seconds: float
-    speed: float = 1.0
     language: str | None = None
     context: tuple[ContextTurn, ...] = ()
     follows: bool = False
@@ -160,8 +156,8 @@ class EngineInfo:
     """What an engine is and can do. The studio and the API ask this instead of asking for an engine's name.
 
     continues: takes several sentences in one utterance and goes on in place. extras: which of our request extras it
-    honours. native_speed: (slowest, fastest) it can speak by itself, 1.0 excluded from stretching inside that range.
-    fingerprint changes whenever the same request would sound different (weights, version).
+    honours beyond those that the studio fulfils for all. fingerprint changes whenever the same request would sound
+    different (weights, version).
     """
 
     id: str
@@ -176,7 +172,6 @@ class EngineInfo:
     dtype: str = "float32"
     max_speakers: int = 1
     max_text_chars: int = 400
-    native_speed: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,62 @@
+"""An Engine over a Runner: one thread, one scheduler, one outbox per utterance. The same for every model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from app.errors import NotSupported
+from app.runtime.loop import Loop
+from app.runtime.outbox import Outbox
+from app.runtime.scheduler import Job, Scheduler
+
+if TYPE_CHECKING:
+    from app.runtime.runner import Runner
+    from app.types import AudioChunk, EngineInfo, Load, Reference, Utterance, VoicePrompt
+
+
+class BatchedEngine:
+    """Owns a Runner's thread. outbox_s: how many seconds of sound may wait for a reader before its row is paused."""
+
+    def __init__(self, info: EngineInfo, runner: Runner, *, max_queue: int, outbox_s: float) -> None:
+        self._info = info
+        self._runner = runner
+        self._scheduler = Scheduler(runner.max_rows, max_queue)
+        self._loop = Loop(runner, self._scheduler, info.id)
+        self._outbox_s = outbox_s
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    @property
+    def load(self) -> Load:
+        return self._scheduler.load()
+
+    @property
+    def healthy(self) -> bool:
+        return self._loop.alive
+
+    async def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
+        outbox = Outbox(self._runner.rate_hz, self._outbox_s, on_room=self._scheduler.wake)
+        job = Job(utterance, outbox)
+        self._scheduler.submit(job)
+        try:
+            while (chunk := await outbox.get()) is not None:
+                yield chunk
+        finally:
+            self._scheduler.cancel(job)
+
+    async def enroll(self, reference: Reference) -> VoicePrompt:
+        raise NotSupported(f"The {self._info.name} engine can't learn a voice from a recording.")
+
+    async def __aenter__(self) -> Self:
+        self._loop.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self._loop.stop)

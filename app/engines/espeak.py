@@ -1,0 +1,260 @@
+"""The offline voice: eSpeak NG, in this process, through ctypes on the library that the `espeak` extra brings.
+
+It needs no weights, no GPU and no network, and starts in milliseconds. It is a Runner like any model, so that queueing,
+pausing and cancelling are the same code; its frames carry no codes. Knows no HTTP and no voice store.
+
+eSpeak NG is GPL-3.0-or-later, which is why it is an optional extra.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import tempfile
+import threading
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from app.engines.batched import BatchedEngine
+from app.errors import EngineError, EngineUnavailable, UnsupportedParameter
+from app.runtime.runner import StepResult
+from app.types import EngineInfo
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+    from app.types import Codes, Samples, Utterance
+
+FRAME_S = 0.08  # as long as a Mimi frame, so that streaming behaves as it will with CSM
+WORDS_PER_MINUTE = 165
+MAX_TEXT_CHARS = 400  # about 25 s of speech: one sentence is synthesised in one go, in 10-20 ms
+
+# From speak_lib.h of eSpeak NG 1.52.
+_AUDIO_OUTPUT_SYNCHRONOUS = 2
+_INITIALIZE_DONT_EXIT = 0x8000
+_CHARS_UTF8 = 1
+_END_PAUSE = 0x1000
+_PARAMETER_RATE, _PARAMETER_PITCH = 1, 3
+_MAX_DATA_PATH_CHARS = 150  # the library's own buffer holds 160 and overruns silently
+
+_library_lock = threading.Lock()  # eSpeak NG keeps its state in globals: one synthesis at a time in a process
+
+
+@dataclass(frozen=True, slots=True)
+class Timbre:
+    """How eSpeak NG tells one name from another: accent, variant file, pitch 0-99, gain to a common loudness."""
+
+    accent: str
+    variant: str
+    pitch: int
+    gain_db: float
+
+
+# Chosen from 210 accent/variant pairs by how well a recogniser told 25 sentences apart (20-25 of 25 for all of these) and
+# by distance in measured pitch (72-235 Hz) and brightness. Gains bring each to -20 dBFS RMS.
+TIMBRES: dict[str, Timbre] = {
+    "alloy": Timbre("gmw/en-US", "f2", 50, -0.4),
+    "ash": Timbre("gmw/en-US", "edward", 60, -1.0),
+    "ballad": Timbre("gmw/en-GB-x-rp", "edward", 60, -1.1),
+    "cedar": Timbre("gmw/en-US", "mike2", 40, -2.6),
+    "coral": Timbre("gmw/en-US", "f3", 58, 0.5),
+    "echo": Timbre("gmw/en-US", "klatt4", 50, -0.8),
+    "fable": Timbre("gmw/en-GB-x-rp", "Reed", 55, -2.1),
+    "marin": Timbre("gmw/en-GB-x-rp", "f5", 60, 0.6),
+    "nova": Timbre("gmw/en-US", "f2", 42, 0.0),
+    "onyx": Timbre("gmw/en-US", "announcer", 55, 1.4),
+    "sage": Timbre("gmw/en-GB-x-rp", "f2", 40, -0.3),
+    "shimmer": Timbre("gmw/en-US", "f5", 62, 0.9),
+    "verse": Timbre("gmw/en-US", "klatt4", 70, -1.4),
+}
+_DEFAULT_TIMBRE = TIMBRES["alloy"]
+
+# The language of a text that names none, by the script most of its letters are in (first word of the Unicode name).
+_SCRIPT_LANGUAGES = {
+    "ARABIC": "ar", "ARMENIAN": "hy", "BENGALI": "bn", "CJK": "cmn", "CYRILLIC": "ru", "DEVANAGARI": "hi", "GEORGIAN": "ka",
+    "GREEK": "el", "HANGUL": "ko", "HEBREW": "he", "HIRAGANA": "ja", "KATAKANA": "ja", "TAMIL": "ta", "THAI": "th",
+}  # fmt: skip
+
+
+class _VoiceRecord(ctypes.Structure):
+    """espeak_VOICE of speak_lib.h."""
+
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("languages", ctypes.c_void_p),  # a priority byte, then the tag, NUL; more of the same; NUL
+        ("identifier", ctypes.c_char_p),
+        ("gender", ctypes.c_ubyte),
+        ("age", ctypes.c_ubyte),
+        ("variant", ctypes.c_ubyte),
+        ("reserved", ctypes.c_ubyte),
+        ("score", ctypes.c_int),
+        ("spare", ctypes.c_void_p),
+    ]
+
+
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+
+class Library:
+    """libespeak-ng. Thread-safe. Raises EngineUnavailable where the extra is missing or the data can't be read."""
+
+    def __init__(self) -> None:
+        if importlib.util.find_spec("espeakng_loader") is None:
+            raise EngineUnavailable(
+                "The offline voice (eSpeak NG) is not installed.",
+                remedy="Install it with: pip install 'espeakng-loader==0.2.4'  (eSpeak NG is GPL-3.0-or-later)",
+            )
+        import espeakng_loader  # noqa: PLC0415 - an optional extra
+
+        self._shortcut: tempfile.TemporaryDirectory[str] | None = None
+        with _library_lock:
+            self._dll = ctypes.CDLL(espeakng_loader.get_library_path())
+            self._dll.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_VoiceRecord))
+            data = self._short(Path(espeakng_loader.get_data_path()))
+            self.rate_hz: int = self._dll.espeak_Initialize(
+                _AUDIO_OUTPUT_SYNCHRONOUS, 50, str(data).encode(), _INITIALIZE_DONT_EXIT
+            )
+            if self.rate_hz <= 0:
+                raise EngineUnavailable(f"eSpeak NG could not read its data in {data}.", remedy="Reinstall espeakng-loader.")
+            self._parts: list[Samples] = []
+            self._callback = _Callback(self._receive)  # kept: the library holds only a bare pointer
+            self._dll.espeak_SetSynthCallback(self._callback)
+            self.languages = self._list_languages()
+
+    def _short(self, data: Path) -> Path:
+        if len(str(data)) <= _MAX_DATA_PATH_CHARS:
+            return data
+        self._shortcut = tempfile.TemporaryDirectory(prefix="espeak-")
+        link = Path(self._shortcut.name) / "espeak-ng-data"
+        link.symlink_to(data)
+        return link
+
+    def _list_languages(self) -> dict[str, str]:
+        """Language tag (lower case) -> the library's voice identifier, best match first."""
+        records = self._dll.espeak_ListVoices(None)
+        found: dict[str, str] = {}
+        index = 0
+        while records[index]:
+            record = records[index].contents
+            index += 1
+            tag = ctypes.string_at(record.languages)[1:].decode().lower()
+            found.setdefault(tag, record.identifier.decode())
+        return found
+
+    def _receive(self, wave: ctypes._Pointer[ctypes.c_short], count: int, events: int | None) -> int:
+        if wave and count > 0:
+            self._parts.append(np.ctypeslib.as_array(wave, (count,)).astype(np.float32) / 32768)
+        return 0
+
+    def synthesize(self, text: str, voice: str, pitch: int) -> Samples:
+        """The whole text as samples (N,) float32 at `rate_hz`. `voice` = identifier, or identifier+variant."""
+        data = text.encode("utf-8", "ignore").replace(b"\0", b"")
+        with _library_lock:
+            if self._dll.espeak_SetVoiceByName(voice.encode()) != 0:
+                raise EngineError(f"eSpeak NG has no voice {voice!r}.")
+            self._dll.espeak_SetParameter(_PARAMETER_RATE, WORDS_PER_MINUTE, 0)
+            self._dll.espeak_SetParameter(_PARAMETER_PITCH, pitch, 0)
+            self._parts = []
+            status = self._dll.espeak_Synth(data, len(data) + 1, 0, 1, 0, _CHARS_UTF8 | _END_PAUSE, None, None)
+            if status != 0:
+                raise EngineError(f"eSpeak NG failed with status {status}.")
+            parts, self._parts = self._parts, []
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def script_language(text: str) -> str | None:
+    """The language to read a text in when most of its letters are of another script than Latin, else None."""
+    scripts = Counter(unicodedata.name(char, "").split(" ")[0] for char in text if char.isalpha())
+    if not scripts:
+        return None
+    if scripts["HIRAGANA"] + scripts["KATAKANA"] > 0 and scripts["LATIN"] < sum(scripts.values()) / 2:
+        return "ja"  # Japanese mixes kana with more Chinese characters than kana
+    return _SCRIPT_LANGUAGES.get(scripts.most_common(1)[0][0])
+
+
+def resolve_language(tag: str, languages: dict[str, str]) -> str:
+    """The library's identifier for a BCP 47 tag: exact, then ever shorter, then any of the same language.
+
+    Raises UnsupportedParameter.
+    """
+    wanted = tag.lower().replace("_", "-")
+    wanted = {"zh": "cmn", "zh-cn": "cmn", "zh-hk": "yue", "no": "nb", "en-gb": "en-gb-x-rp"}.get(wanted, wanted)
+    parts = wanted.split("-")
+    for length in range(len(parts), 0, -1):
+        if found := languages.get("-".join(parts[:length])):
+            return found
+    for known, identifier in languages.items():
+        if known.split("-")[0] == parts[0]:
+            return identifier
+    raise UnsupportedParameter(
+        f"The offline voice does not know the language {tag!r}. Known are: {', '.join(sorted(languages))}.", param="language"
+    )
+
+
+class EspeakRunner:
+    """eSpeak NG in rows: prefill synthesises a sentence, each step hands out its next FRAME_S of sound."""
+
+    def __init__(self, library: Library, max_rows: int) -> None:
+        self.max_rows = max_rows
+        self.rate_hz = library.rate_hz
+        self._library = library
+        self._frame_samples = round(FRAME_S * self.rate_hz)
+        self._utterances: dict[int, Utterance] = {}
+        self._unsaid: dict[int, Samples] = {}  # what each speaking row has still to say
+
+    def admit(self, row: int, utterance: Utterance) -> None:
+        self._utterances[row] = utterance
+
+    def prefill(self, row: int) -> bool:
+        utterance = self._utterances[row]
+        said = [self._say(line.text, line.voice.id, utterance.language) for line in utterance.lines]
+        self._unsaid[row] = np.concatenate(said)[: int(utterance.max_seconds * self.rate_hz)]
+        return True
+
+    def _say(self, text: str, voice_id: str, language: str | None) -> Samples:
+        timbre = TIMBRES.get(voice_id, _DEFAULT_TIMBRE)
+        tag = language or script_language(text)
+        base = timbre.accent
+        if tag is not None and tag.lower() not in ("en", base.removeprefix("gmw/").lower()):
+            base = resolve_language(tag, self._library.languages)
+        samples = self._library.synthesize(text, f"{base}+{timbre.variant}", timbre.pitch)
+        return samples * np.float32(10 ** (timbre.gain_db / 20))
+
+    def step(self, rows: Sequence[int]) -> StepResult:
+        ended = np.array([len(self._unsaid[row]) == 0 for row in rows])
+        return StepResult(np.zeros((len(rows), 0), np.int16), ended)
+
+    def sound(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
+        frames = []
+        for row in rows:
+            unsaid = self._unsaid[row]
+            frames.append(unsaid[: self._frame_samples])
+            self._unsaid[row] = unsaid[self._frame_samples :]
+        return frames
+
+    def release(self, row: int) -> None:
+        self._utterances.pop(row, None)
+        self._unsaid.pop(row, None)
+
+
+def build(settings: Settings) -> BatchedEngine:
+    """The offline voice as an engine. Raises EngineUnavailable."""
+    library = Library()
+    info = EngineInfo(
+        id="espeak",
+        name="eSpeak NG",
+        rate_hz=library.rate_hz,
+        frame_s=FRAME_S,
+        continues=False,
+        extras=frozenset({"language"}),
+        languages=tuple(sorted(library.languages)),
+        fingerprint=f"espeak-ng-1.52 {WORDS_PER_MINUTE} {sorted(TIMBRES.items())}",
+        max_text_chars=MAX_TEXT_CHARS,
+    )
+    runner = EspeakRunner(library, settings.max_rows)
+    return BatchedEngine(info, runner, max_queue=settings.max_queue, outbox_s=settings.outbox_s)

@@ -1,0 +1,97 @@
+"""Audio on its way from the engine's thread to the event loop: bounded in seconds, never blocking the engine.
+
+A full outbox does not stop `put`: it makes the scheduler leave the row out of the next plan, so a slow reader pauses its
+own row and nobody else's. Knows no rows and no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from app.types import AudioChunk
+
+if TYPE_CHECKING:
+    from app.types import Codes, Samples
+
+MAX_GET_S = 1.0  # one get() joins what has gathered up to here: fewer, larger encodes when the engine is far ahead
+
+
+class Outbox:
+    """One utterance's sound in flight. `put`, `finish`: engine thread. `get`: one task on the event loop that made it."""
+
+    def __init__(self, rate_hz: int, capacity_s: float, on_room: Callable[[], None]) -> None:
+        self._rate_hz = rate_hz
+        self._capacity_samples = int(capacity_s * rate_hz)
+        self._on_room = on_room
+        self._loop = asyncio.get_running_loop()
+        self._ready = asyncio.Event()
+        self._lock = threading.Lock()
+        self._parts: deque[tuple[Samples, Codes | None]] = deque()
+        self._waiting_samples = 0
+        self._taken_samples = 0
+        self._finished = False
+        self._error: Exception | None = None
+
+    @property
+    def full(self) -> bool:
+        return self._waiting_samples >= self._capacity_samples
+
+    def put(self, samples: Samples, codes: Codes | None = None) -> None:
+        """Add samples (N,) and the codes (K, T) they came from. Never blocks, whatever is waiting."""
+        with self._lock:
+            self._parts.append((samples, codes))
+            self._waiting_samples += len(samples)
+        self._notify()
+
+    def finish(self, error: Exception | None = None) -> None:
+        """Nothing more will come; with an error, `get` raises it after what is already here. Only the first call counts."""
+        with self._lock:
+            if self._finished:
+                return
+            self._finished = True
+            self._error = error
+        self._notify()
+
+    async def get(self) -> AudioChunk | None:
+        """The next stretch of sound, up to MAX_GET_S of it joined; None at the end. Raises what `finish` was given."""
+        while True:
+            self._ready.clear()
+            with self._lock:
+                if self._parts:
+                    return self._take()
+                if self._finished:
+                    if self._error is not None:
+                        raise self._error
+                    return None
+            await self._ready.wait()
+
+    def _take(self) -> AudioChunk:
+        limit = int(MAX_GET_S * self._rate_hz)
+        parts = [self._parts.popleft()]
+        count = len(parts[0][0])
+        while self._parts and count + len(self._parts[0][0]) <= limit:
+            parts.append(self._parts.popleft())
+            count += len(parts[-1][0])
+        was_full = self.full
+        self._waiting_samples -= count
+        start = self._taken_samples
+        self._taken_samples += count
+        if was_full and not self.full:
+            self._on_room()
+        samples = parts[0][0] if len(parts) == 1 else np.concatenate([part[0] for part in parts])
+        columns = [part[1] for part in parts if part[1] is not None]
+        codes = np.concatenate(columns, axis=1) if columns else None
+        return AudioChunk(samples, self._rate_hz, start, codes)
+
+    def _notify(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._ready.set)
+        except RuntimeError:  # the event loop has closed: nobody is left to read this
+            if not self._loop.is_closed():
+                raise

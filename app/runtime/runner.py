@@ -1,0 +1,53 @@
+"""The Runner protocol: what a model gives the batch loop, and all that the loop asks of a model.
+
+A model with rows that live for ever (static shapes) fulfils this; the loop decides who is in which row and who advances.
+Every call comes from the loop's one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from app.types import Codes, Samples, Utterance
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One frame for each of the n rows that were stepped.
+
+    codes (n, K) int16; ended (n,) bool: the row had said everything before this step, its codes are no sound.
+    """
+
+    codes: Codes
+    ended: NDArray[np.bool_]
+
+
+class Runner(Protocol):
+    """A model in batch form. Rows are numbered 0..max_rows-1; a row belongs to one utterance from admit to release."""
+
+    @property
+    def max_rows(self) -> int: ...
+
+    @property
+    def rate_hz(self) -> int: ...
+
+    def admit(self, row: int, utterance: Utterance) -> None:
+        """Take the row for this utterance. Cheap: the work is in prefill. Raises SpeechError: this utterance only."""
+
+    def prefill(self, row: int) -> bool:
+        """Do one bounded piece of reading the prompt; True once the row can step."""
+
+    def step(self, rows: Sequence[int]) -> StepResult:
+        """Advance these rows, and no others, by one frame."""
+
+    def sound(self, rows: Sequence[int], codes: Codes) -> Sequence[Samples]:
+        """Turn one frame of codes (n, K) into samples, one array (N,) float32 per row."""
+
+    def release(self, row: int) -> None:
+        """Forget the row's utterance, ended or not."""

@@ -1,0 +1,172 @@
+"""Who speaks next: a bounded queue in front of a fixed set of rows. Plain Python, no torch, so it is tested without one.
+
+`submit` and `cancel` come from the event loop, everything else from the engine's thread; one lock guards both. The loop
+asks `plan`, does what it says, and reports with `settle` or `fail`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from app.errors import Busy, EngineStopped
+from app.runtime.slots import Phase, Slots
+from app.types import Load
+
+if TYPE_CHECKING:
+    from app.runtime.outbox import Outbox
+    from app.types import Utterance
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One utterance on its way through the engine."""
+
+    utterance: Utterance
+    outbox: Outbox
+    submitted_s: float = field(default_factory=time.monotonic)
+    cancelled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One turn of the loop: rows to give back first, then to fill, to read a piece of prompt for, and to advance."""
+
+    release: tuple[int, ...] = ()
+    admit: tuple[tuple[int, Job], ...] = ()
+    prefill: tuple[int, ...] = ()
+    step: tuple[int, ...] = ()
+
+    @property
+    def idle(self) -> bool:
+        return not (self.release or self.admit or self.prefill or self.step)
+
+
+class Scheduler:
+    """Owns the queue and the rows. A full queue is an error at once, never a silent wait."""
+
+    def __init__(self, max_rows: int, max_queue: int) -> None:
+        self._slots = Slots(max_rows)
+        self._queue: deque[Job] = deque()
+        self._max_queue = max_queue
+        self._changed = threading.Condition()
+        self._dirty = False
+        self._closed: Exception | None = None
+
+    # ---- event loop side
+
+    def submit(self, job: Job) -> None:
+        """Queue a job. Raises Busy when rows and queue are full; a job that follows a sounding one is never refused
+        and goes before all that have not begun."""
+        with self._changed:
+            if self._closed is not None:
+                raise self._closed
+            if job.utterance.follows:
+                self._queue.appendleft(job)
+            else:
+                free = len(self._slots) - len(self._slots.live)
+                if len(self._queue) >= free + self._max_queue:
+                    raise Busy(
+                        f"The server is speaking for {len(self._slots)} requests and {self._max_queue} are waiting. "
+                        "Try again in a moment.",
+                        retry_after_s=1,
+                    )
+                self._queue.append(job)
+            self._wake()
+
+    def cancel(self, job: Job) -> None:
+        """The reader is gone: the job leaves the queue now, or its row with the next plan."""
+        with self._changed:
+            job.cancelled = True
+            self._wake()
+
+    def wake(self) -> None:
+        """Something outside changed (an outbox has room again): plan anew."""
+        with self._changed:
+            self._wake()
+
+    def load(self) -> Load:
+        with self._changed:
+            return Load(len(self._slots.live), len(self._slots), len(self._queue), self._max_queue)
+
+    def close(self, error: Exception | None = None) -> None:
+        """Refuse new jobs and end all present ones with `error`."""
+        with self._changed:
+            self._closed = error or EngineStopped("The engine has stopped. Restart the server.")
+            for job in [*self._queue, *(slot.job for slot in self._slots.live if slot.job)]:
+                job.cancelled = True
+                job.outbox.finish(self._closed)
+            self._wake()
+
+    # ---- engine thread side
+
+    def plan(self) -> Plan:
+        with self._changed:
+            self._dirty = False
+            release = tuple(slot.row for slot in self._slots.live if slot.job is not None and slot.job.cancelled)
+            for row in release:
+                self._slots.free(row)
+            if any(job.cancelled for job in self._queue):
+                self._queue = deque(job for job in self._queue if not job.cancelled)
+            admit: list[tuple[int, Job]] = []
+            while self._queue:
+                slot = self._slots.take(self._queue[0])
+                if slot is None:
+                    break
+                admit.append((slot.row, self._queue.popleft()))
+            waiting = [slot for slot in self._slots if slot.phase is Phase.PREFILL]
+            step: list[int] = []
+            for slot in self._slots:
+                if slot.phase in (Phase.SPEAK, Phase.PAUSED):
+                    assert slot.job is not None  # noqa: S101 - a live row has a job; check() says the same
+                    slot.phase = Phase.PAUSED if slot.job.outbox.full else Phase.SPEAK
+                    if slot.phase is Phase.SPEAK:
+                        step.append(slot.row)
+            # One piece of prompt a turn, the longest waiting first: newcomers never stall those who speak.
+            waiting.sort(key=lambda slot: slot.job.submitted_s if slot.job else 0.0)
+            return Plan(release, tuple(admit), tuple(slot.row for slot in waiting[:1]), tuple(step))
+
+    def prefilled(self, row: int) -> None:
+        """The row has read its prompt and may step."""
+        with self._changed:
+            self._slots[row].phase = Phase.SPEAK
+
+    def job(self, row: int) -> Job:
+        job = self._slots[row].job
+        if job is None:
+            raise LookupError(f"row {row} is free")
+        return job
+
+    def settle(self, stepped: tuple[int, ...], ended: tuple[int, ...]) -> None:
+        """Count the frames of the rows that were stepped and free those that ended."""
+        with self._changed:
+            for row in stepped:
+                self._slots[row].frames += 1
+            for row in ended:
+                self._slots.free(row)
+
+    def wait(self, timeout_s: float) -> None:
+        """Sleep until something changes."""
+        with self._changed:
+            if not self._dirty:
+                self._changed.wait(timeout_s)
+
+    def check(self) -> None:
+        """Raise AssertionError when the books do not add up. Run by tests after every turn and by the loop when idle."""
+        with self._changed:
+            seen: set[int] = set()
+            for slot in self._slots:
+                if (slot.phase is Phase.FREE) != (slot.job is None):
+                    raise AssertionError(f"row {slot.row} is {slot.phase.name} with job {slot.job}")
+                if slot.job is not None and id(slot.job) in seen:
+                    raise AssertionError(f"the job of row {slot.row} is in two rows")
+                seen.add(id(slot.job))
+            if any(id(job) in seen for job in self._queue):
+                raise AssertionError("a queued job is in a row as well")
+
+    def _wake(self) -> None:
+        self._dirty = True
+        self._changed.notify_all()

@@ -1,0 +1,62 @@
+"""Rows and who is in them. Plain arithmetic over a fixed list: no torch, no threads of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from app.runtime.scheduler import Job
+
+
+class Phase(Enum):
+    """FREE -> PREFILL -> SPEAK <-> PAUSED -> FREE."""
+
+    FREE = auto()
+    PREFILL = auto()
+    SPEAK = auto()
+    PAUSED = auto()
+
+
+@dataclass(slots=True)
+class Slot:
+    """One row: who is in it, what it is doing, how many frames it has made."""
+
+    row: int
+    job: Job | None = None
+    phase: Phase = Phase.FREE
+    frames: int = 0
+
+
+class Slots:
+    """A fixed set of rows, given out lowest first so that a smaller batch covers the live ones."""
+
+    def __init__(self, count: int) -> None:
+        self._slots = [Slot(row) for row in range(count)]
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self._slots)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __getitem__(self, row: int) -> Slot:
+        return self._slots[row]
+
+    @property
+    def live(self) -> list[Slot]:
+        return [slot for slot in self._slots if slot.phase is not Phase.FREE]
+
+    def take(self, job: Job) -> Slot | None:
+        """Put the job into the lowest free row, or None when all are taken."""
+        for slot in self._slots:
+            if slot.phase is Phase.FREE:
+                slot.job, slot.phase, slot.frames = job, Phase.PREFILL, 0
+                return slot
+        return None
+
+    def free(self, row: int) -> None:
+        slot = self._slots[row]
+        slot.job, slot.phase, slot.frames = None, Phase.FREE, 0

@@ -1,0 +1,158 @@
+"""Every environment variable of the server, typed, with its description. docs/settings.md is made from this file.
+
+Read once, at start, by `main.py` and `cli.py`; every other room is handed what it needs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+
+
+class Settings(BaseSettings):
+    """Values come from the environment, then from `.env` in the working directory, then from the defaults here."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_ignore_empty=False, extra="ignore", frozen=True, populate_by_name=True, validate_default=True
+    )
+
+    engine: str = Field(
+        "csm", alias="TTS_ENGINE", description="The engine that speaks: `csm`, `dia`, `espeak`, or one from a plug-in."
+    )
+    fallback_engine: str = Field(
+        "espeak",
+        alias="TTS_FALLBACK_ENGINE",
+        description="The engine that answers where the weights of `TTS_ENGINE` can't be had. Empty = none: speech is then "
+        "a 503 that says why.",
+    )
+    csm_model: str = Field(
+        "sesame/csm-1b", alias="CSM_MODEL", description="CSM weights: a Hugging Face id or a local folder."
+    )
+    csm_codec: str = Field(
+        "kyutai/mimi",
+        alias="CSM_CODEC",
+        description="Mimi codec weights, for CSM checkpoints that hold none: a Hugging Face id or a local folder.",
+    )
+    dia_model: str = Field(
+        "nari-labs/Dia-1.6B-0626", alias="DIA_MODEL", description="Dia weights: a Hugging Face id or a local folder."
+    )
+    dia_codec: str = Field(
+        "descript/dac_44khz", alias="DIA_CODEC", description="DAC codec weights: a Hugging Face id or a local folder."
+    )
+    hf_token: SecretStr | None = Field(
+        None, alias="HF_TOKEN", description="Hugging Face token, for gated models. Used for downloads only."
+    )
+
+    host: str = Field("0.0.0.0", alias="HOST", description="Address to listen on.")  # noqa: S104 - a server for a LAN
+    port: int = Field(8000, alias="PORT", ge=0, le=65535, description="Port to listen on; 0 = any free one.")
+    data_dir: Path = Field(
+        Path("data"),
+        alias="TTS_DATA_DIR",
+        description="Folder of all that is kept: `models`, `cloned_voices`, `voice_references`, `audio_cache`, `logs`.",
+    )
+
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        alias="TTS_API_KEYS",
+        description="Comma-separated keys. Empty = open to all. With keys, speech and /debug need one "
+        "(`Authorization: Bearer`, or `api-key`); lists, health and metrics stay open.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        alias="TTS_CORS_ORIGINS",
+        description="Comma-separated origins whose web pages may call the server; `*` = any. Empty = none.",
+    )
+
+    max_input_chars: int = Field(
+        20_000, alias="TTS_MAX_INPUT_CHARS", ge=1, description="Longest `input`, in characters; longer is a 400."
+    )
+    max_body_bytes: int = Field(
+        1 << 20, alias="TTS_MAX_BODY_BYTES", ge=1024, description="Largest JSON request body, in bytes; larger is a 413."
+    )
+    max_rows: int = Field(
+        32, alias="TTS_MAX_ROWS", ge=1, le=1024, description="How many utterances are spoken at the same time."
+    )
+    max_queue: int = Field(
+        64,
+        alias="TTS_MAX_QUEUE",
+        ge=0,
+        description="How many requests may wait for a row; one more is a 429 with Retry-After.",
+    )
+    outbox_s: float = Field(
+        10.0,
+        alias="TTS_OUTBOX_S",
+        gt=0.1,
+        description="Seconds of sound made ahead of a reader; past it, a slow reader's own row pauses.",
+    )
+    cache_bytes: int = Field(
+        1 << 30,
+        alias="TTS_CACHE_BYTES",
+        ge=0,
+        description="Disk budget of the answer cache, in bytes; the least recently used answers go first. 0 = no cache.",
+    )
+    shutdown_grace_s: int = Field(
+        120,
+        alias="TTS_SHUTDOWN_GRACE_S",
+        ge=0,
+        description="How long answers that are being spoken may go on after SIGTERM, in seconds.",
+    )
+
+    log_level: LogLevel = Field("INFO", alias="LOG_LEVEL", description="DEBUG, INFO, WARNING or ERROR.")
+    log_texts: bool = Field(
+        False, alias="TTS_LOG_TEXTS", description="Write the texts of requests to the log. Off, only their length is."
+    )
+    dev_mode: bool = Field(
+        False, alias="DEV_MODE", description="Restart on code changes; log DEBUG to the console in colour."
+    )
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("engine", "fallback_engine", mode="after")
+    @classmethod
+    def _lower(cls, value: str) -> str:
+        return value.strip().lower()
+
+    @field_validator("hf_token", mode="after")
+    @classmethod
+    def _none_if_blank(cls, value: SecretStr | None) -> SecretStr | None:
+        return value if value is not None and value.get_secret_value().strip() else None
+
+    @field_validator("api_keys", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    def folder(self, name: str) -> Path:
+        """One of the data folders; made on first need."""
+        path = self.data_dir / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def public_values(settings: Settings) -> dict[str, object]:
+    """Every variable with its value, secrets told only as set or not: for /debug and the log."""
+    values: dict[str, object] = {}
+    for name, field in Settings.model_fields.items():
+        value = getattr(settings, name)
+        secret = name in ("hf_token", "api_keys")
+        values[field.alias or name] = ("set" if value else "not set") if secret else str(value) if isinstance(value, Path) else value
+    return values
+
+
+def as_markdown() -> str:
+    """docs/settings.md, whole."""
+    rows = ["# Settings", "", "Environment variables, also read from `.env`. This page is made by `make docs`.", ""]
+    rows += ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        shown = "none" if default in (None, (), "") else str(default).lower() if isinstance(default, bool) else str(default)
+        rows.append(f"| `{field.alias or name}` | `{shown}` | {field.description} |")
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,37 @@
+"""The standard voices' names and described profiles. How they sound is made elsewhere: per engine, from these."""
+
+from __future__ import annotations
+
+import hashlib
+
+from app.types import Voice
+
+# The thirteen names of OpenAI's speech endpoint, each with the character its users expect.
+PROFILES: dict[str, str] = {
+    "alloy": "Neutral and balanced",
+    "ash": "Clear, direct, male",
+    "ballad": "Soft, British, male",
+    "cedar": "Low, calm, male",
+    "coral": "Bright, friendly, female",
+    "echo": "Even, warm, male",
+    "fable": "British storyteller",
+    "marin": "Light, British, female",
+    "nova": "Warm, female",
+    "onyx": "Deep, male",
+    "sage": "Gentle, British, female",
+    "shimmer": "Light and bright, female",
+    "verse": "Lively, male",
+}
+DEFAULT_VOICE = "alloy"
+
+
+def preset(name: str) -> Voice:
+    """The preset voice of that name. Raises KeyError."""
+    description = PROFILES[name]
+    return Voice(
+        id=name,
+        name=name.capitalize(),
+        kind="preset",
+        description=description,
+        digest=hashlib.sha256(f"preset {name}".encode()).hexdigest(),
+    )
