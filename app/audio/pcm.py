@@ -25,9 +25,8 @@ def clip(samples: Samples) -> Samples:
 
 def to_int16(samples: Samples) -> NDArray[np.int16]:
     """(N,) float32 -> (N,) int16, rounded to nearest; beyond +-1 (and at +1, which int16 lacks) it clips."""
-    scaled = np.nan_to_num(samples, nan=0.0) * np.float32(_FULL_SCALE)
-    rounded: NDArray[np.float32] = np.clip(np.rint(scaled), -32768, 32767)
-    return rounded.astype(np.int16)
+    rounded: Samples = np.rint(clip(samples) * np.float32(_FULL_SCALE))
+    return np.minimum(rounded, np.float32(32767)).astype(np.int16)
 
 
 def to_bytes(samples: Samples) -> bytes:

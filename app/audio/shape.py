@@ -135,7 +135,7 @@ class Gain:
 
 
 def soft_limit(samples: Samples) -> Samples:
-    """(N,) within [-1, 1]. Up to 0.9 bit for bit the input, above it tanh into the last tenth, with no corner at 0.9."""
+    """(N,) within [-1, 1]. Up to 0.9 it is the input bit for bit, above it bends by tanh, with no corner at 0.9."""
     magnitude = np.abs(samples)
     over = magnitude > _KNEE
     if not over.any():
