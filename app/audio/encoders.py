@@ -14,7 +14,7 @@ import struct
 from dataclasses import dataclass, field
 from fractions import Fraction
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, assert_never, cast
 
 import av
 import numpy as np
@@ -99,6 +99,8 @@ def open_encoder(audio_format: AudioFormat, rate_hz: int) -> Encoder:
             return _CodecEncoder(_OPUS, next(rate for rate in _OPUS_RATES_HZ if rate >= rate_hz), 40_000, rate_hz)
         case "flac":
             return _CodecEncoder(_FLAC, rate_hz, None)
+        case _:
+            assert_never(audio_format)
 
 
 def wav_header(rate_hz: int) -> bytes:
