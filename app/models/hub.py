@@ -591,6 +591,7 @@ class _Download:
         """One file, over as many connections as it takes, each going on where the last one ended."""
         failures = 0
         with _Part(self.part(file), file, self.stop) as part:
+            part.take_stock()
             while True:
                 before = part.size_bytes
                 try:
@@ -716,16 +717,18 @@ class _Part:
     """A file being downloaded: its bytes on disk and their running checksum. Used in the background thread only."""
 
     def __init__(self, path: Path, file: _RemoteFile, stop: threading.Event) -> None:
-        self._file = file
-        self._stop = stop
+        self._path, self._file, self._stop = path, file, stop
         self._out: BinaryIO = path.open("ab")
         self.size_bytes = 0
         self._digest = _digest(file)
-        if _size(path) > file.size_bytes:
+
+    def take_stock(self) -> None:
+        """Reads what an earlier run left, so that the checksum covers it too."""
+        left = _size(self._path)
+        if left > self._file.size_bytes:
             self.restart()
             return
-        with path.open("rb") as present:
-            left = _size(path)
+        with self._path.open("rb") as present:
             while left and (block := present.read(min(left, _BLOCK_BYTES))):
                 self._check()
                 self._digest.update(block)
