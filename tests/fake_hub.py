@@ -3,9 +3,9 @@
     with FakeHub({"org/model": {"config.json": b"{}", "model.safetensors": weights}}) as hub:
         ... HF_ENDPOINT=hub.url ...
 
-Files in LFS (weights and sounds) are answered with a redirect to another origin (localhost instead of 127.0.0.1), as the
-real hub redirects to its CDN. The switches are plain attributes and may be changed while it runs. `requests` records what
-was asked for.
+Files in LFS (weights and sounds) are answered with a redirect to another origin (localhost instead of 127.0.0.1), as
+the real hub redirects to its CDN. The switches are plain attributes and may be changed while it runs. `requests`
+records what was asked for.
 """
 
 from __future__ import annotations

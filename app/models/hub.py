@@ -32,7 +32,6 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
-from urllib.parse import urlsplit
 
 from app.errors import WeightsUnavailable
 
@@ -453,6 +452,10 @@ class _Download:
     def part(self, file: _RemoteFile) -> Path:
         return self.cache / "blobs" / f"{file.etag}.incomplete"
 
+    def is_here(self, file: _RemoteFile) -> bool:
+        """Both names appear only when all bytes are there; the second one alone where links can't be."""
+        return (self.cache / "blobs" / file.etag).exists() or (self.snapshot / file.name).is_file()
+
     # ---- the caller's thread
 
     def make_room(self) -> None:
@@ -463,10 +466,9 @@ class _Download:
         except OSError as error:
             raise self._in_words(error) from error
         for file in self.plan.files:
-            if (self.cache / "blobs" / file.etag).exists():
-                self.held[file.name] = file.size_bytes
-            else:
-                self.held[file.name] = min(_size(self.part(file)), file.size_bytes)
+            self.held[file.name] = (
+                file.size_bytes if self.is_here(file) else min(_size(self.part(file)), file.size_bytes)
+            )
         needed = int((sum(file.size_bytes for file in self.plan.files) - sum(self.held.values())) * _HEADROOM)
         free = shutil.disk_usage(self.cache).free
         if needed > free:
@@ -496,10 +498,12 @@ class _Download:
         )
 
     def unreachable(self, why: str) -> WeightsUnavailable:
-        address = urlsplit(self.endpoint)
-        shown = f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"  # a proxy's password stays here
+        shown = re.sub(r"//[^/]*@", "//", self.endpoint)  # a proxy's password stays here
+        what = f"cannot reach {shown} for {self.files.source}"
+        if self.current:
+            what = f"the download of {self.files.source} from {shown} broke off at {self.current}"
         return WeightsUnavailable(
-            f"cannot reach {shown} for {self.files.source}: {why}",
+            f"{what}: {why}",
             remedy=f"Check the network and HF_ENDPOINT, or set {self.files.setting} to a local folder. "
             "What has been downloaded is kept.",
         )
@@ -559,9 +563,9 @@ class _Download:
         for file in self.plan.files:
             self.current = file.name
             blob = self.cache / "blobs" / file.etag
-            if not blob.exists():
+            if not self.is_here(file):
                 with self._lock(file):
-                    if not blob.exists():  # another process may have been at it while this one waited
+                    if not self.is_here(file):  # another process may have been at it while this one waited
                         self._download(file, blob)
             self.held[file.name] = file.size_bytes
             _point(self.snapshot / file.name, blob)
@@ -669,7 +673,7 @@ class _Download:
             case errors.HFValidationError():
                 return WeightsUnavailable(f"{source} is no hub id", remedy=f"Correct {setting}.")
             case _Broken():
-                return self.unreachable(f"{self.current}: {error}")
+                return self.unreachable(str(error))
             case OSError():
                 return self._disk(error)
             case ValueError() | TypeError() | KeyError():
