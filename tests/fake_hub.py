@@ -139,8 +139,10 @@ class _Handler(BaseHTTPRequestHandler):
             elif path.startswith("/cdn/"):
                 repo, _, name = path.removeprefix("/cdn/").partition("//")
                 self._bytes(hub.repos[repo][name], start, {"ETag": '"the-cdn-has-its-own"'})
-            else:
+            elif "/resolve/" in path:
                 self._resolve(path.strip("/"), start, token)
+            else:
+                self._send(404, b"{}")
         except (ConnectionError, TimeoutError):
             self.close_connection = True
 
@@ -190,11 +192,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _resolve(self, path: str, start: int, token: str) -> None:
         """/<org>/<name>/resolve/<revision>/<file>."""
         hub = self.hub
-        org, name, verb, revision, *parts = path.split("/")
-        repo, file = f"{org}/{name}", "/".join(parts)
-        if verb != "resolve":
-            self._send(404, b"{}")
-            return
+        repo, _, rest = path.partition("/resolve/")
+        revision, _, file = rest.partition("/")
         if not self._known(repo, token):
             return
         if repo in hub.gated and token not in hub.tokens:
