@@ -134,6 +134,26 @@ class Gain:
         return _NOTHING
 
 
+class Cut:
+    """A `Stage` that ends the sound at limit_s, faded out; None = no limit. `full`: the end has been reached."""
+
+    def __init__(self, rate_hz: int, limit_s: float | None) -> None:
+        self._left_samples = None if limit_s is None else round(limit_s * rate_hz)
+        self._fader = Fader(rate_hz, fade_in_s=0.0) if limit_s is not None else None
+        self.full = False
+
+    def push(self, samples: Samples) -> Samples:
+        if self._left_samples is None or self._fader is None:
+            return samples
+        samples = samples[: self._left_samples]
+        self._left_samples -= len(samples)
+        self.full = self._left_samples == 0
+        return self._fader.push(samples)
+
+    def flush(self) -> Samples:
+        return _NOTHING if self._fader is None else self._fader.flush()
+
+
 def soft_limit(samples: Samples) -> Samples:
     """(N,) within [-1, 1]. Up to 0.9 it is the input bit for bit, above it bends by tanh, with no corner at 0.9."""
     magnitude = np.abs(samples)

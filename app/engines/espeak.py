@@ -27,6 +27,7 @@ from app.runtime.runner import StepResult
 from app.types import EngineInfo
 
 if TYPE_CHECKING:
+    from app.engines.registry import BuildContext
     from app.settings import Settings
     from app.types import Codes, Samples, Utterance
 
@@ -242,7 +243,7 @@ class EspeakRunner:
         self._unsaid.pop(row, None)
 
 
-def build(settings: Settings) -> BatchedEngine:
+def build(settings: Settings, _: BuildContext) -> BatchedEngine:
     """The offline voice as an engine. Raises EngineUnavailable."""
     library = Library()
     info = EngineInfo(
