@@ -464,7 +464,7 @@ class _Download:
             for folder in (self.cache / "blobs", self.snapshot):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise self._in_words(error) from error
+            raise self._disk(error) from error
         for file in self.plan.files:
             self.held[file.name] = (
                 file.size_bytes if self.is_here(file) else min(_size(self.part(file)), file.size_bytes)
@@ -522,7 +522,9 @@ class _Download:
                 attempt += 1
                 # No connection is told at once: without a network the server should say so, not wait.
                 if attempt > 2 or not _may_pass(error) or isinstance(error, ConnectError):
-                    raise self._in_words(error) from error
+                    if (told := self._in_words(error)) is None:
+                        raise
+                    raise told from error
             if self.stop.wait(self.patience.backoff_s * attempt):
                 raise _Stopped
 
@@ -553,11 +555,13 @@ class _Download:
         return _Plan(info.sha, tuple(sorted(chosen, key=lambda file: (file.size_bytes, file.name))))
 
     def run(self) -> None:
-        """Downloads file after file. The reference is written last: until then nobody takes the snapshot for whole."""
+        """Downloads file after file. Weights come last, the reference after them: half a model never looks whole."""
         try:
             self._run()
         except Exception as error:
-            raise self._in_words(error) from error
+            if (told := self._in_words(error)) is None:
+                raise
+            raise told from error
 
     def _run(self) -> None:
         for file in self.plan.files:
@@ -650,8 +654,8 @@ class _Download:
 
     # ---- what went wrong, for a person
 
-    def _in_words(self, error: Exception) -> Exception:
-        """`error` as WeightsUnavailable; itself where there is nothing to add."""
+    def _in_words(self, error: Exception) -> WeightsUnavailable | None:
+        """`error` as WeightsUnavailable; None where there is nothing to add."""
         from httpx2 import HTTPError, InvalidURL  # noqa: PLC0415
         from huggingface_hub import errors  # noqa: PLC0415
 
@@ -678,7 +682,7 @@ class _Download:
                 return self._disk(error)
             case ValueError() | TypeError() | KeyError():
                 return self.unreachable("what answers there is no Hugging Face hub (a login page?)")
-        return error
+        return None
 
     def _refused(self, error: HfHubHTTPError) -> WeightsUnavailable:
         from huggingface_hub.errors import GatedRepoError  # noqa: PLC0415

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from app.errors import WeightsUnavailable
 from app.models import hub
@@ -71,7 +72,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     # Else the library asks huggingface.co for a list of coding agents before its first request.
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     huggingface_hub.close_session()
     with FakeHub({"sesame/csm-1b": CSM}) as fake:
         monkeypatch.setenv("HF_ENDPOINT", fake.url)
@@ -83,6 +84,7 @@ def refusal(files: ModelFiles, folder: Path, **options: object) -> tuple[str, st
     """(reason, remedy) of a download that can't be."""
     with pytest.raises(WeightsUnavailable) as caught:
         fetch(files, folder, **({"patience": HURRIED} | options))  # type: ignore[arg-type]
+    assert caught.value.__cause__ is not caught.value  # some traceback printers would never end
     assert TOKEN not in repr(caught.value) + str(caught.value) + caught.value.remedy
     return caught.value.reason, caught.value.remedy
 
