@@ -134,7 +134,7 @@ class Entry:
             return
         self._size += len(data)
         self._checksum = zlib.crc32(data, self._checksum)
-        if self._size > min(MAX_ENTRY_BYTES, self._cache._budget_bytes // 2):  # noqa: SLF001 - one room, two classes
+        if self._size > min(MAX_ENTRY_BYTES, self._cache._budget_bytes // 2):
             self.abandon()
             return
         try:
@@ -150,13 +150,13 @@ class Entry:
         try:
             self._file.write(trailer + _FOOTER.pack(_MAGIC, len(trailer)))
             self._file.close()
-            self._path.replace(self._cache._path(self._digest))  # noqa: SLF001
+            self._path.replace(self._cache._path(self._digest))
         except OSError as error:
             log.warning("the answer is not cached: %s", error)
             self.abandon()
             return
         self._file = None
-        self._cache._keep(self._digest, self._size + len(trailer) + _FOOTER.size)  # noqa: SLF001
+        self._cache._keep(self._digest, self._size + len(trailer) + _FOOTER.size)
 
     def abandon(self) -> None:
         if self._file is None:

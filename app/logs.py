@@ -59,7 +59,17 @@ def set_up(level: str, folder: Path | None, *, colors: bool) -> None:
     for handler in handlers:
         root.addHandler(handler)
     root.setLevel(level)
-    for chatty in ("httpx", "httpcore", "httpx2", "httpcore2", "huggingface_hub", "filelock", "asyncio", "watchfiles", "python_multipart"):
+    for chatty in (
+        "httpx",
+        "httpcore",
+        "httpx2",
+        "httpcore2",
+        "huggingface_hub",
+        "filelock",
+        "asyncio",
+        "watchfiles",
+        "python_multipart",
+    ):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(level)))
     structlog.configure(
         processors=[

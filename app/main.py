@@ -35,7 +35,9 @@ def create_app() -> FastAPI:
     """The app from the environment, with logging set up: what uvicorn calls, once per process."""
     settings = read_settings()
     try:
-        logs.set_up("DEBUG" if settings.dev_mode else settings.log_level, settings.folder("logs"), colors=sys.stderr.isatty())
+        logs.set_up(
+            "DEBUG" if settings.dev_mode else settings.log_level, settings.folder("logs"), colors=sys.stderr.isatty()
+        )
         app = assemble(settings)
     except OSError as error:
         print(f"TTS_DATA_DIR={settings.data_dir} can't be used: {error}", file=sys.stderr)  # noqa: T201

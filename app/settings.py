@@ -18,7 +18,12 @@ class Settings(BaseSettings):
     """Values come from the environment, then from `.env` in the working directory, then from the defaults here."""
 
     model_config = SettingsConfigDict(
-        env_file=".env", env_ignore_empty=False, extra="ignore", frozen=True, populate_by_name=True, validate_default=True
+        env_file=".env",
+        env_ignore_empty=False,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+        validate_default=True,
     )
 
     engine: str = Field(
@@ -72,7 +77,10 @@ class Settings(BaseSettings):
         20_000, alias="TTS_MAX_INPUT_CHARS", ge=1, description="Longest `input`, in characters; longer is a 400."
     )
     max_body_bytes: int = Field(
-        1 << 20, alias="TTS_MAX_BODY_BYTES", ge=1024, description="Largest JSON request body, in bytes; larger is a 413."
+        1 << 20,
+        alias="TTS_MAX_BODY_BYTES",
+        ge=1024,
+        description="Largest JSON request body, in bytes; larger is a 413.",
     )
     max_rows: int = Field(
         32, alias="TTS_MAX_ROWS", ge=1, le=1024, description="How many utterances are spoken at the same time."
@@ -143,7 +151,9 @@ def public_values(settings: Settings) -> dict[str, object]:
     for name, field in Settings.model_fields.items():
         value = getattr(settings, name)
         secret = name in ("hf_token", "api_keys")
-        values[field.alias or name] = ("set" if value else "not set") if secret else str(value) if isinstance(value, Path) else value
+        values[field.alias or name] = (
+            ("set" if value else "not set") if secret else str(value) if isinstance(value, Path) else value
+        )
     return values
 
 
@@ -153,6 +163,8 @@ def as_markdown() -> str:
     rows += ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         default = field.default
-        shown = "none" if default in (None, (), "") else str(default).lower() if isinstance(default, bool) else str(default)
+        shown = (
+            "none" if default in (None, (), "") else str(default).lower() if isinstance(default, bool) else str(default)
+        )
         rows.append(f"| `{field.alias or name}` | `{shown}` | {field.description} |")
     return "\n".join(rows) + "\n"

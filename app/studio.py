@@ -121,7 +121,9 @@ class Studio:
         self._normalizer = normalizer
         self._dice = random.SystemRandom()
 
-    async def answer(self, request: SpeechRequest, *, extras: frozenset[str] = frozenset(), random_seed: bool = False) -> Answer:
+    async def answer(
+        self, request: SpeechRequest, *, extras: frozenset[str] = frozenset(), random_seed: bool = False
+    ) -> Answer:
         """Check the request against the running engine and find or begin its answer.
 
         extras: the names of our own fields that the caller set. random_seed: draw a seed now, so this answer is new.
@@ -298,7 +300,9 @@ class Studio:
                 if isinstance(part, Pause):
                     yield part
                     continue
-                for piece in self._pieces_of(part.text, take.info.max_text_chars, normalize=request.normalize and english):
+                for piece in self._pieces_of(
+                    part.text, take.info.max_text_chars, normalize=request.normalize and english
+                ):
                     yield _Say(piece, voice, speakers[voice.id])
 
     def _pieces_of(self, text: str, max_chars: int, *, normalize: bool) -> Iterator[str]:
@@ -365,7 +369,9 @@ class _Finish:
         return self._encode(self._cut.push(self._stage.push(samples)))
 
     def _flush(self) -> bytes:
-        return self._encode(self._cut.push(self._stage.flush())) + self._encode(self._cut.flush()) + self._encoder.flush()
+        return (
+            self._encode(self._cut.push(self._stage.flush())) + self._encode(self._cut.flush()) + self._encoder.flush()
+        )
 
     def _encode(self, samples: Samples) -> bytes:
         self._samples += len(samples)

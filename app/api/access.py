@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 log: Any = structlog.get_logger("app.access")
 
 REQUEST_ID = "x-request-id"
-EXPOSED_HEADERS = ("X-Request-ID", "X-TTS-Engine", "X-TTS-Seed", "X-TTS-Ignored", "X-Cache", "X-Voice-State", "Retry-After")
+EXPOSED_HEADERS = (
+    "X-Request-ID",
+    "X-TTS-Engine",
+    "X-TTS-Seed",
+    "X-TTS-Ignored",
+    "X-Cache",
+    "X-Voice-State",
+    "Retry-After",
+)
 _QUIET = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds by machines
 
 

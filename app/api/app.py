@@ -85,7 +85,9 @@ def create(
     for prefix in PREFIXES:
         shown = prefix == PREFIXES[0]
         needs_key, open_to_all = [Depends(rooms.keys.require)], [Depends(rooms.keys.allow)]
-        app.include_router(spoken, prefix=prefix, dependencies=needs_key, responses=_SPEECH_ERRORS, include_in_schema=shown)
+        app.include_router(
+            spoken, prefix=prefix, dependencies=needs_key, responses=_SPEECH_ERRORS, include_in_schema=shown
+        )
         for lists, wrong in (
             (speech.lists(), _LIST_ERRORS),
             (voices.router(rooms.voices), _LIST_ERRORS),

@@ -25,7 +25,15 @@ def router(host: EngineHost, voices: VoiceStore) -> APIRouter:
         requested = model_id == host.requested.model_id
         stands_in = requested and status.running is not None and status.running != status.requested
         ready = status.running is not None and not stands_in and status.state != "unhealthy"
-        state = "ready" if ready else "loading" if status.state == "starting" else "missing_weights" if stands_in else "failed"
+        state = (
+            "ready"
+            if ready
+            else "loading"
+            if status.state == "starting"
+            else "missing_weights"
+            if stands_in
+            else "failed"
+        )
         detail = status.reason
         if stands_in and status.running is not None:
             detail = f"{status.running.model_id} answers in its place. {status.reason}"

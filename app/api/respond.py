@@ -10,7 +10,6 @@ import asyncio
 import base64
 import contextlib
 import json
-import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -122,7 +121,11 @@ async def _events(body: AsyncGenerator[bytes], answer: Answer) -> AsyncGenerator
             yield _event({"type": "speech.audio.delta", "audio": audio})
     usage = answer.usage
     assert usage is not None  # noqa: S101 - set by the studio before the stream ends
-    counts = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens, "total_tokens": usage.total_tokens}
+    counts = {
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "total_tokens": usage.total_tokens,
+    }
     yield _event({"type": "speech.audio.done", "usage": counts})
     yield b"data: [DONE]\n\n"
 

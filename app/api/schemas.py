@@ -36,7 +36,9 @@ class SpeechBody(BaseModel):
     input: Annotated[str, Field(description="The text to speak, up to TTS_MAX_INPUT_CHARS characters.")]
     model: Annotated[str | None, Field(description="A model id or OpenAI alias. Left out: the running engine.")] = None
     voice: Annotated[str | VoiceId | None, Field(description="A voice's id, or {'id': ...}. Left out: alloy.")] = None
-    instructions: Annotated[str | None, Field(description="How to speak; never spoken. X-TTS-Ignored tells if unused.")] = None
+    instructions: Annotated[
+        str | None, Field(description="How to speak; never spoken. X-TTS-Ignored tells if unused.")
+    ] = None
     response_format: AudioFormat | None = None
     speed: Annotated[Finite | None, Field(ge=0.25, le=4.0, description="Tempo; the pitch stays.")] = None
     stream_format: Literal["audio", "sse"] | None = None

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 _PACKAGES = ("torch", "numpy", "av", "fastapi", "uvicorn", "wetext", "sentencex", "espeakng-loader", "huggingface-hub")
 
 
-def router(host: EngineHost, metrics: Metrics, keys: Keys, settings_shown: Callable[[], dict[str, object]]) -> APIRouter:
+def router(
+    host: EngineHost, metrics: Metrics, keys: Keys, settings_shown: Callable[[], dict[str, object]]
+) -> APIRouter:
     routes = APIRouter(tags=["system"])
 
     @routes.get("/health", responses={503: {"description": "Unhealthy: no engine can answer, and why."}})

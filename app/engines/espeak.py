@@ -121,7 +121,9 @@ class Library:
                 _AUDIO_OUTPUT_SYNCHRONOUS, 50, str(data).encode(), _INITIALIZE_DONT_EXIT
             )
             if self.rate_hz <= 0:
-                raise EngineUnavailable(f"eSpeak NG could not read its data in {data}.", remedy="Reinstall espeakng-loader.")
+                raise EngineUnavailable(
+                    f"eSpeak NG could not read its data in {data}.", remedy="Reinstall espeakng-loader."
+                )
             self._parts: list[Samples] = []
             self._callback = _Callback(self._receive)  # kept: the library holds only a bare pointer
             self._dll.espeak_SetSynthCallback(self._callback)
@@ -193,7 +195,8 @@ def resolve_language(tag: str, languages: dict[str, str]) -> str:
         if known.split("-")[0] == parts[0]:
             return identifier
     raise UnsupportedParameter(
-        f"The offline voice does not know the language {tag!r}. Known are: {', '.join(sorted(languages))}.", param="language"
+        f"The offline voice does not know the language {tag!r}. Known are: {', '.join(sorted(languages))}.",
+        param="language",
     )
 
 

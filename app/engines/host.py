@@ -93,7 +93,10 @@ class EngineHost:
             return self._engine
         status = self.status()
         if status.state == "starting":
-            raise NotReady(f"The {self._requested.model_id} engine is starting. {_told(status)}", retry_after_s=RETRY_WHILE_LOADING_S)
+            raise NotReady(
+                f"The {self._requested.model_id} engine is starting. {_told(status)}",
+                retry_after_s=RETRY_WHILE_LOADING_S,
+            )
         raise NotReady(
             f"The {self._requested.model_id} engine can't answer: {_told(status)}", retry_after_s=RETRY_UNAVAILABLE_S
         )
@@ -104,7 +107,9 @@ class EngineHost:
     def status(self) -> Status:
         reason, remedy = (self._problem.reason, self._problem.remedy) if self._problem else ("", "")
         if self._engine is None:
-            state: State = "unhealthy" if self._problem and (self._starting is None or self._starting.done()) else "starting"
+            state: State = (
+                "unhealthy" if self._problem and (self._starting is None or self._starting.done()) else "starting"
+            )
             return Status(state, self._requested, None, reason, remedy, self._progress)
         if not self._engine.healthy:
             return Status("unhealthy", self._requested, self._running, "The engine has stopped.", "Restart the server.")
@@ -141,7 +146,9 @@ class EngineHost:
                 try:
                     await self._run(self._fallback)
                 except EngineUnavailable as second:
-                    self._problem = EngineUnavailable(f"{problem.reason} {second.reason}", remedy=f"{problem.remedy} {second.remedy}")
+                    self._problem = EngineUnavailable(
+                        f"{problem.reason} {second.reason}", remedy=f"{problem.remedy} {second.remedy}"
+                    )
             self._announce()
 
     async def _run(self, spec: EngineSpec) -> None:
@@ -153,7 +160,8 @@ class EngineHost:
         except Exception as error:
             log.exception("engine %s failed to start", spec.name)
             raise EngineUnavailable(
-                f"The {spec.model_id} engine failed to start ({type(error).__name__}).", remedy="The server's log says why."
+                f"The {spec.model_id} engine failed to start ({type(error).__name__}).",
+                remedy="The server's log says why.",
             ) from error
         finally:
             self._progress = None
@@ -167,7 +175,11 @@ class EngineHost:
         """Say it so that nobody mistakes a stand-in for the real thing."""
         assert self._problem is not None  # noqa: S101 - only called with one
         stand_in = f"{self._running.model_id} ANSWERS IN ITS PLACE" if self._running else "SPEECH IS ANSWERED WITH 503"
-        lines = [f"{self._requested.model_id} IS NOT RUNNING: {stand_in}", self._problem.reason, *self._problem.remedy.splitlines()]
+        lines = [
+            f"{self._requested.model_id} IS NOT RUNNING: {stand_in}",
+            self._problem.reason,
+            *self._problem.remedy.splitlines(),
+        ]
         rule = "=" * 100
         log.warning("\n%s\n%s\n%s", rule, "\n".join(f"  {line}" for line in lines if line), rule)
 
