@@ -166,7 +166,7 @@ STREETS = _table(
 # Anywhere, with their stop.
 ABBREVIATIONS = _table(
     """
-    e.g. = for example; i.e. = that is; eg. = for example; ie. = that is; etc. = et cetera; vs. = versus; v. = versus
+    e.g. = for example; i.e. = that is; eg. = for example; ie. = that is; etc. = et cetera; vs. = versus; vs = versus; v. = versus
     approx. = approximately; est. = established; dept. = department; Dept. = Department; govt. = government
     Jr. = Junior; Sr. = Senior; Inc. = Incorporated; Corp. = Corporation; Ltd. = Limited; Co. = Company; Bros. = Brothers
     et al. = and others; cf. = compare; viz. = namely; ca. = circa; a.k.a. = also known as; A.K.A. = also known as

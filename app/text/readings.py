@@ -1091,7 +1091,7 @@ _LATER: tuple[_Reading, ...] = (
 
 
 # A sentence that begins with figures begins with a capital once they are words: the cutter looks for one.
-_BEGINNING = re.compile(r"(?:^|([A-Za-z0-9'.-]{0,20}[.!?])[\"')\]]{0,2} )[\"'(\[]?(?=[#$£€¥~+-]?[0-9])")
+_BEGINNING = re.compile(r"(?:^|([A-Za-z0-9'.-]{0,20}[.!?])[\"')\]]{0,2} )[\"(\[]?(?=[#$£€¥~+'-]?[0-9])")
 _BEGIN = "\uf8ff"
 _BEGUN = re.compile(_BEGIN + "([a-z]?)")
 _NO_BEGINNING = frozenset([*lexicon.BEFORE_NUMBER, *lexicon.STREETS, *lexicon.MONTH_BY_PREFIX, *lexicon.TITLES, "Sept", "St"])
