@@ -1,4 +1,4 @@
-"""The one place that knows every room: settings in, a running app out. Owns the order in which things start and stop."""
+"""The one place that knows every room: settings in, a running app out. Owns the order of start and stop."""
 
 from __future__ import annotations
 

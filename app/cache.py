@@ -1,8 +1,8 @@
 """Finished answers on disk, by content: the same request gives the same bytes without an engine.
 
-One file an answer: the bytes as they were sent, then a JSON trailer (usage, length, checksum) and a fixed footer. Written
-to a temporary name while it streams and renamed when whole, so a crash leaves nothing that could be served. Knows no HTTP
-and no audio.
+One file an answer: the bytes as they were sent, then a JSON trailer (usage, length, checksum) and a fixed footer.
+Written to a temporary name while it streams and renamed when whole, so a crash leaves nothing that could be served.
+Knows no HTTP and no audio.
 """
 
 from __future__ import annotations

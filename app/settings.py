@@ -32,8 +32,8 @@ class Settings(BaseSettings):
     fallback_engine: str = Field(
         "espeak",
         alias="TTS_FALLBACK_ENGINE",
-        description="The engine that answers where the weights of `TTS_ENGINE` can't be had. Empty = none: speech is then "
-        "a 503 that says why.",
+        description="The engine that answers where the weights of `TTS_ENGINE` can't be had. Empty = none: speech is "
+        "then a 503 that says why.",
     )
     csm_model: str = Field(
         "sesame/csm-1b", alias="CSM_MODEL", description="CSM weights: a Hugging Face id or a local folder."
@@ -101,7 +101,7 @@ class Settings(BaseSettings):
         1 << 30,
         alias="TTS_CACHE_BYTES",
         ge=0,
-        description="Disk budget of the answer cache, in bytes; the least recently used answers go first. 0 = no cache.",
+        description="Disk budget of the answer cache, in bytes; the least recently used go first. 0 = no cache.",
     )
     shutdown_grace_s: int = Field(
         120,

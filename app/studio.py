@@ -1,7 +1,7 @@
 """One request, any engine, to bytes: check, plan, cache, speak, shape, encode. Knows no HTTP and no engine by name.
 
-An Answer's stream is lazy: nothing is asked of the engine before its first bytes are, and closing it cancels whatever is
-being spoken. Errors come out of `Studio.answer` or of the first bytes; after those, an error breaks the stream.
+An Answer's stream is lazy: nothing is asked of the engine before its first bytes are, and closing it cancels whatever
+is being spoken. Errors come out of `Studio.answer` or of the first bytes; after those, an error breaks the stream.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,7 @@ MODEL_ALIASES = (
 )
 
 SENTENCE_GAP_S = 0.1  # between utterances that were made apart; each keeps up to 0.2 s of its own silence
+OFF_LOOP_CHARS = 2_000  # a longer text is normalised in a thread: about 0.05 ms a character at worst
 OFF_LOOP_S = 0.2  # a longer stretch of sound is encoded in a thread: mp3 costs about 8 ms a second of sound
 CACHED_PIECE_BYTES = 1 << 16
 UNDERRUN_WAIT_S = 0.001  # less than this is the event loop, not the engine
@@ -171,10 +172,9 @@ class Studio:
         An extra that the engine lacks is an error, except under a fallback: nobody chose that engine.
         """
         ignored = []
-        if request.instructions:
-            if "instructions" not in info.extras:
-                ignored.append("instructions")
-                request = replace(request, instructions=None)
+        if request.instructions and "instructions" not in info.extras:
+            ignored.append("instructions")
+            request = replace(request, instructions=None)
         for name in sorted(extras - info.extras):
             if not self._host.is_fallback:
                 able = ", ".join(sorted(info.extras)) or "none"
@@ -245,19 +245,19 @@ class Studio:
         current: _Started | None = None
         gap = False
         try:
-            part = next(script, None)
+            part = await anext(script, None)
             while part is not None:
                 if isinstance(part, Pause):
                     gap = False
                     yield pcm.silence(part.seconds, rate_hz)
-                    part = next(script, None)
+                    part = await anext(script, None)
                     continue
                 if gap:
                     yield pcm.silence(SENTENCE_GAP_S, rate_hz)
                 gap = True
                 current, following = following or self._start(take, part, index), None
                 index += 1
-                upcoming = next(script, None)
+                upcoming = await anext(script, None)
                 shape = chain(EdgeTrimmer(rate_hz), Fader(rate_hz))
                 heard_samples = 0
                 async with contextlib.aclosing(current.chunks()) as chunks:
@@ -290,27 +290,24 @@ class Studio:
         )
         return _Started(take.engine.speak(utterance))
 
-    def _script(self, take: _Take) -> Iterator[_Say | Pause]:
-        """What is to be said, piece by piece, made only as far as it is needed: the first words wait for no others."""
+    async def _script(self, take: _Take) -> AsyncGenerator[_Say | Pause]:
+        """What is to be said, piece by piece, in order."""
         request = take.request
         speakers = {voice.id: number for number, voice in enumerate(dict.fromkeys(take.voices))}
-        english = (request.language or take.voices[0].language).lower().startswith("en")
         for line, voice in zip(request.lines, take.voices, strict=True):
+            english = request.normalize and (request.language or voice.language).lower().startswith("en")
             for part in parse(line.text):
                 if isinstance(part, Pause):
                     yield part
                     continue
-                for piece in self._pieces_of(
-                    part.text, take.info.max_text_chars, normalize=request.normalize and english
-                ):
+                for piece in await self._pieces_of(part.text, take.info.max_text_chars, english=english):
                     yield _Say(piece, voice, speakers[voice.id])
 
-    def _pieces_of(self, text: str, max_chars: int, *, normalize: bool) -> Iterator[str]:
-        if not normalize:
-            yield from split(text, max_chars)
-            return
-        for sentence in split(self._normalizer.clean(text), max_chars):
-            yield from split(self._normalizer.verbalize(sentence), max_chars)
+    async def _pieces_of(self, text: str, max_chars: int, *, english: bool) -> list[str]:
+        def cut() -> list[str]:
+            return split(self._normalizer.normalize(text) if english else text, max_chars)
+
+        return await asyncio.to_thread(cut) if len(text) > OFF_LOOP_CHARS else cut()
 
 
 class _Started:

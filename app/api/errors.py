@@ -36,7 +36,7 @@ def status_of(error: errors.SpeechError) -> int:
 
 
 def envelope(message: str, *, status: int, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """OpenAI's error body: all four keys, always. A 429 is `requests`, other 4xx `invalid_request_error`, 5xx `server_error`."""
+    """OpenAI's error body, all four keys always: 429 is `requests`, 4xx `invalid_request_error`, else `server_error`."""
     kind = "requests" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
@@ -96,8 +96,8 @@ def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
     whole_body = any(problem["loc"] == ("body",) for problem in problems)
     if whole_body and not is_json and problems[0]["type"] != "missing":
         message = (
-            f"Unsupported content type: {media[:80]!r}. This endpoint only accepts 'application/json'; send the JSON body "
-            "with the header `Content-Type: application/json`."
+            f"Unsupported content type: {media[:80]!r}. This endpoint only accepts 'application/json'; send the JSON "
+            "body with the header `Content-Type: application/json`."
         )
         return _json(400, envelope(message, status=400, code="unsupported_content_type"), None)
     first = problems[0]

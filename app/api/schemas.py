@@ -1,4 +1,7 @@
-"""Request bodies as the API takes them, parsed once into the inside's own types. Unknown fields are ignored, null is unset."""
+"""Request bodies as the API takes them, parsed once into the inside's own types.
+
+Unknown fields are ignored, null is unset.
+"""
 
 from __future__ import annotations
 

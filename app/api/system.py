@@ -1,4 +1,4 @@
-"""How the server is: /health for people and containers, /ready for balancers, /version, /metrics, /debug for finding faults."""
+"""How the server is: /health for people and containers, /ready for balancers, /metrics, /version, /debug."""
 
 from __future__ import annotations
 

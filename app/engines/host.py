@@ -44,7 +44,7 @@ class Status:
 
 
 class EngineHost:
-    """Owns the engine's life. Used from one event loop; `async with` starts building and, at the end, stops the engine."""
+    """Owns the engine's life. Used from one event loop; `async with` begins building and stops the engine at its end."""
 
     def __init__(self, settings: Settings, known: dict[str, EngineSpec]) -> None:
         """Raises ValueError for an engine name that nobody provides."""

@@ -1,4 +1,4 @@
-"""Engine names and how to build them. Built-ins and plug-ins (entry point group `tts_server.engines`) enter by one door."""
+"""Engine names and how to build them. Built-ins and plug-ins (entry points, below) enter by one door."""
 
 from __future__ import annotations
 

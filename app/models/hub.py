@@ -54,7 +54,7 @@ _BLOCK_BYTES = 1 << 20
 _HEADROOM = 1.05  # of the missing bytes: the file system's own blocks, and somebody else's log
 
 
-class Cancelled(Exception):  # noqa: N818 - nothing went wrong: the caller asked for it
+class Cancelled(Exception):
     """`cancelled()` said yes. What has been downloaded so far is kept and taken up again next time."""
 
 
@@ -409,15 +409,15 @@ class _Plan:
     files: tuple[_RemoteFile, ...]
 
 
-class _Broken(Exception):  # noqa: N818
+class _Broken(Exception):
     """A transfer that ended wrongly and is worth another attempt."""
 
 
-class _NoAnswer(Exception):  # noqa: N818
+class _NoAnswer(Exception):
     """The hub did not say in time what it has."""
 
 
-class _Stopped(Exception):  # noqa: N818
+class _Stopped(Exception):
     """The caller has left; whoever runs in the background leaves too."""
 
 

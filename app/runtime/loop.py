@@ -1,7 +1,7 @@
-"""The engine's thread: plan, admit, prefill, step, sound, settle, for ever. Knows a Runner and a Scheduler, nothing else.
+"""The engine's thread: plan, admit, prefill, step, sound, settle, for ever. Knows a Runner and a Scheduler only.
 
-A failure while one utterance is read fails that utterance; a failure of a step fails the rows that were in it. Either way
-the thread goes on with the others.
+A failure while one utterance is read fails that utterance; a failure of a step fails the rows that were in it. Either
+way the thread goes on with the others.
 """
 
 from __future__ import annotations

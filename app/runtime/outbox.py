@@ -1,7 +1,7 @@
 """Audio on its way from the engine's thread to the event loop: bounded in seconds, never blocking the engine.
 
-A full outbox does not stop `put`: it makes the scheduler leave the row out of the next plan, so a slow reader pauses its
-own row and nobody else's. Knows no rows and no HTTP.
+A full outbox does not stop `put`: it makes the scheduler leave the row out of the next plan, so a slow reader pauses
+its own row and nobody else's. Knows no rows and no HTTP.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_GET_S = 1.0  # one get() joins what has gathered up to here: fewer, larger e
 
 
 class Outbox:
-    """One utterance's sound in flight. `put`, `finish`: engine thread. `get`: one task on the event loop that made it."""
+    """One utterance's sound in flight. `put`, `finish`: engine thread. `get`: one task on the loop that made it."""
 
     def __init__(self, rate_hz: int, capacity_s: float, on_room: Callable[[], None]) -> None:
         self._rate_hz = rate_hz
@@ -50,7 +50,7 @@ class Outbox:
         self._notify()
 
     def finish(self, error: Exception | None = None) -> None:
-        """Nothing more will come; with an error, `get` raises it after what is already here. Only the first call counts."""
+        """Nothing more will come; an error is raised by `get` after what is already here. The first call counts."""
         with self._lock:
             if self._finished:
                 return

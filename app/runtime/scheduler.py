@@ -1,4 +1,4 @@
-"""Who speaks next: a bounded queue in front of a fixed set of rows. Plain Python, no torch, so it is tested without one.
+"""Who speaks next: a bounded queue in front of a fixed set of rows. Plain Python, so it is tested without a model.
 
 `submit` and `cancel` come from the event loop, everything else from the engine's thread; one lock guards both. The loop
 asks `plan`, does what it says, and reports with `settle` or `fail`.
@@ -155,7 +155,7 @@ class Scheduler:
                 self._changed.wait(timeout_s)
 
     def check(self) -> None:
-        """Raise AssertionError when the books do not add up. Run by tests after every turn and by the loop when idle."""
+        """Raise AssertionError when the books do not add up. Run by tests after every turn, by the loop when idle."""
         with self._changed:
             seen: set[int] = set()
             for slot in self._slots:
