@@ -21,19 +21,19 @@ log = logging.getLogger(__name__)
 KEEP_ALIVE_S = 75  # above the idle time of clients' connection pools; uvicorn's 5 s showed as connection errors
 
 
-def read_settings() -> Settings:
-    """Settings from the environment; ends the process with words a person can act on when they are wrong."""
+def read_settings(**given: object) -> Settings:
+    """Settings from the environment, `given` (by variable) first; ends the process with words when they are wrong."""
     try:
-        return Settings()
+        return Settings(**given)  # type: ignore[arg-type]
     except ValidationError as error:
         for problem in error.errors():
             print(f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
 
 
-def create_app() -> FastAPI:
-    """The app from the environment, with logging set up: what uvicorn calls, once per process."""
-    settings = read_settings()
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The app, with logging set up; from the environment when uvicorn's reloader calls it in a process of its own."""
+    settings = settings or read_settings()
     try:
         logs.set_up(
             "DEBUG" if settings.dev_mode else settings.log_level, settings.folder("logs"), colors=sys.stderr.isatty()
@@ -49,10 +49,10 @@ def create_app() -> FastAPI:
     return app
 
 
-def main() -> None:
-    settings = read_settings()
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or Ctrl+C; answers that are being spoken then finish, for up to TTS_SHUTDOWN_GRACE_S."""
     uvicorn.run(
-        "app.main:create_app" if settings.dev_mode else create_app(),
+        "app.main:create_app" if settings.dev_mode else create_app(settings),
         factory=settings.dev_mode,
         host=settings.host,
         port=settings.port,
@@ -64,6 +64,10 @@ def main() -> None:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.shutdown_grace_s,
     )
+
+
+def main() -> None:
+    serve(read_settings())
 
 
 if __name__ == "__main__":

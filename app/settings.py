@@ -138,6 +138,11 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @property
+    def token(self) -> str:
+        """The hub token in clear, or ""."""
+        return self.hf_token.get_secret_value() if self.hf_token else ""
+
     def folder(self, name: str) -> Path:
         """One of the data folders; made on first need."""
         path = self.data_dir / name

@@ -23,6 +23,7 @@ from app.audio.shape import Cut, EdgeTrimmer, Fader
 from app.audio.stages import Stage, chain
 from app.audio.stretch import StreamStretcher
 from app.errors import EmptyText, NothingSpoken, UnknownModel, UnsupportedParameter
+from app.text.marks import has_words, names
 from app.text.script import Pause, parse
 from app.text.sentences import split
 from app.types import SpokenLine, Utterance
@@ -143,7 +144,7 @@ class Studio:
         digest = request.digest(__version__, engine.info.fingerprint, *(voice.digest for voice in voices))
         seed = request.seed if request.seed is not None else int(digest[:8], 16) >> 1
         engine_id = engine.info.id
-        facts = Answer(engine_id, MEDIA_TYPES[request.format], seed, False, ignored, None, _nothing())
+        facts = Answer(engine_id, MEDIA_TYPES[request.format], seed, False, ignored, None, _pieces(b""))
 
         if request.use_cache and (cached := await self._cache.find(digest)) is not None:
             self._metrics.cache("hit")
@@ -240,43 +241,43 @@ class Studio:
         rate_hz = take.info.rate_hz
         script = self._script(take)
         index = 0
-        spoke = False
         following: _Started | None = None
         current: _Started | None = None
-        gap = False
+        lead_s = 0.0  # silence before the next sound: of the first, it waits until the engine has taken the request
         try:
             part = await anext(script, None)
             while part is not None:
                 if isinstance(part, Pause):
-                    gap = False
-                    yield pcm.silence(part.seconds, rate_hz)
+                    lead_s = part.seconds
                     part = await anext(script, None)
+                    if index:
+                        yield pcm.silence(lead_s, rate_hz)
+                        lead_s = 0.0
                     continue
-                if gap:
-                    yield pcm.silence(SENTENCE_GAP_S, rate_hz)
-                gap = True
                 current, following = following or self._start(take, part, index), None
                 index += 1
                 upcoming = await anext(script, None)
-                shape = chain(EdgeTrimmer(rate_hz), Fader(rate_hz))
-                heard_samples = 0
+                edges = EdgeTrimmer(rate_hz)
+                shape = chain(edges, Fader(rate_hz))
                 async with contextlib.aclosing(current.chunks()) as chunks:
                     async for chunk in chunks:
                         if following is None and isinstance(upcoming, _Say):
                             following = self._start(take, upcoming, index)
-                        heard_samples += len(chunk.samples)
+                        if lead_s:
+                            yield pcm.silence(lead_s, rate_hz)
+                            lead_s = 0.0
                         yield shape.push(chunk.samples)
-                if not heard_samples and _has_words(part.text):
+                rest = shape.flush()
+                if edges.sounded:
+                    yield rest
+                elif has_words(part.text):
                     raise NothingSpoken(f"The {take.engine_id} engine made no sound for a part of the text. Try again.")
-                spoke = spoke or heard_samples > 0
-                yield shape.flush()
+                lead_s = SENTENCE_GAP_S if isinstance(upcoming, _Say) else 0.0
                 part = upcoming
         finally:
             for stream in (current, following):
                 if stream is not None:
                     await stream.aclose()
-        if not spoke:
-            raise EmptyText("`input` has nothing in it that the engine could speak.", param="input")
 
     def _start(self, take: _Take, part: _Say, index: int) -> _Started:
         request = take.request
@@ -294,6 +295,7 @@ class Studio:
         """What is to be said, piece by piece, in order."""
         request = take.request
         speakers = {voice.id: number for number, voice in enumerate(dict.fromkeys(take.voices))}
+        worded = False
         for line, voice in zip(request.lines, take.voices, strict=True):
             english = request.normalize and (request.language or voice.language).lower().startswith("en")
             for part in parse(line.text):
@@ -301,7 +303,10 @@ class Studio:
                     yield part
                     continue
                 for piece in await self._pieces_of(part.text, take.info.max_text_chars, english=english):
+                    worded = worded or has_words(piece)
                     yield _Say(piece, voice, speakers[voice.id])
+        if not worded:
+            yield _Say(names(" ".join(line.text for line in request.lines)), take.voices[0], 0)
 
     async def _pieces_of(self, text: str, max_chars: int, *, english: bool) -> list[str]:
         def cut() -> list[str]:
@@ -408,15 +413,6 @@ def _speakable(text: str) -> bool:
     return any(not isinstance(part, Pause) and part.text.strip() for part in parse(text))
 
 
-def _has_words(text: str) -> bool:
-    return any(char.isalnum() for char in text)
-
-
 async def _pieces(data: bytes) -> AsyncGenerator[bytes]:
     for start in range(0, len(data), CACHED_PIECE_BYTES):
         yield data[start : start + CACHED_PIECE_BYTES]
-
-
-async def _nothing() -> AsyncGenerator[bytes]:
-    return
-    yield b""

@@ -36,7 +36,7 @@ def status_of(error: errors.SpeechError) -> int:
 
 
 def envelope(message: str, *, status: int, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """OpenAI's error body, all four keys always: 429 is `requests`, 4xx `invalid_request_error`, else `server_error`."""
+    """OpenAI's error body, always four keys: 429 is `requests`, 4xx `invalid_request_error`, 5xx `server_error`."""
     kind = "requests" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 

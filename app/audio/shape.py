@@ -45,6 +45,11 @@ class EdgeTrimmer:
         self._kept_of_pause = 0  # samples of the present pause that went out
         self._sounded = False
 
+    @property
+    def sounded(self) -> bool:
+        """Whether there has been anything but silence."""
+        return self._sounded
+
     def push(self, samples: Samples) -> Samples:
         samples = np.concatenate((self._partial, samples))
         whole = len(samples) - len(samples) % self._window_samples

@@ -18,7 +18,7 @@ def build(settings: Settings, context: BuildContext) -> Engine:
     folder = hub.fetch(
         hub.files_for("csm", settings.csm_model),
         settings.folder("models"),
-        token=settings.hf_token.get_secret_value() if settings.hf_token else "",
+        token=settings.token,
         on_progress=context.on_progress,
         cancelled=context.cancelled,
     )

@@ -163,7 +163,7 @@ class Library:
 
     def _receive(self, wave: ctypes._Pointer[ctypes.c_short], count: int, events: int | None) -> int:
         if wave and count > 0:
-            self._parts.append(np.ctypeslib.as_array(wave, (count,)).astype(np.float32) / 32768)
+            self._parts.append(np.ctypeslib.as_array(wave, (count,)).astype(np.float32) / np.float32(32768))
         return 0
 
     def synthesize(self, text: str, voice: str, pitch: int) -> Samples:

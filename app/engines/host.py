@@ -44,7 +44,7 @@ class Status:
 
 
 class EngineHost:
-    """Owns the engine's life. Used from one event loop; `async with` begins building and stops the engine at its end."""
+    """Owns the engine's life. Used from one event loop; `async with` begins to build it and stops it at its end."""
 
     def __init__(self, settings: Settings, known: dict[str, EngineSpec]) -> None:
         """Raises ValueError for an engine name that nobody provides."""
