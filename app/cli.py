@@ -31,6 +31,7 @@ from app.voices.presets import DEFAULT_VOICE
 
 if TYPE_CHECKING:
     from app.engines.host import EngineHost
+    from app.types import AudioFormat
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Text to speech on your own machine.")
 out = Console()

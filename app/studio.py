@@ -217,6 +217,8 @@ class Studio:
                     if finish.full:
                         break
             data = await finish.flush()
+            if not finish.audio_s:
+                raise NothingSpoken(f"The {take.engine_id} engine made no sound for this text. Try again.")
             usage = answer.usage = self._usage(take, finish.audio_s)
             if entry is not None:
                 entry.write(data)
@@ -306,7 +308,10 @@ class Studio:
                     worded = worded or has_words(piece)
                     yield _Say(piece, voice, speakers[voice.id])
         if not worded:
-            yield _Say(names(" ".join(line.text for line in request.lines)), take.voices[0], 0)
+            marks = names(" ".join(line.text for line in request.lines))
+            if not marks:
+                raise EmptyText("`input` has nothing in it that could be spoken.", param="input")
+            yield _Say(marks, take.voices[0], 0)
 
     async def _pieces_of(self, text: str, max_chars: int, *, english: bool) -> list[str]:
         def cut() -> list[str]:

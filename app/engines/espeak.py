@@ -138,7 +138,6 @@ class Library:
                 )
             self._parts: list[Samples] = []
             self._callback = _Callback(self._receive)  # kept: the library holds only a bare pointer
-            self._dll.espeak_SetSynthCallback(self._callback)
             self.languages = self._list_languages()
 
     def _short(self, data: Path) -> Path:
@@ -170,6 +169,7 @@ class Library:
         """The whole text as samples (N,) float32 at `rate_hz`. `voice` = identifier, or identifier+variant."""
         data = text.encode("utf-8", "ignore").replace(b"\0", b"")
         with _library_lock:
+            self._dll.espeak_SetSynthCallback(self._callback)  # the process may hold a second Library
             if self._dll.espeak_SetVoiceByName(voice.encode()) != 0:
                 raise EngineError(f"eSpeak NG has no voice {voice!r}.")
             self._dll.espeak_SetParameter(_PARAMETER_RATE, WORDS_PER_MINUTE, 0)
