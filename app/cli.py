@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -31,7 +31,6 @@ from app.voices.presets import DEFAULT_VOICE
 
 if TYPE_CHECKING:
     from app.engines.host import EngineHost
-    from app.types import AudioFormat
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Text to speech on your own machine.")
 out = Console()
@@ -75,7 +74,7 @@ def say(
     request = SpeechRequest(
         model="tts-1",
         lines=(Line(sys.stdin.read() if text == "-" else text, voice),),
-        format=cast("AudioFormat", chosen),
+        format=chosen,
         speed=speed,
         sample_rate_hz=sample_rate,
         sampling=Sampling(temperature=temperature, top_k=top_k),

@@ -71,6 +71,7 @@ def create(
     settings_shown: Callable[[], dict[str, object]],
     *,
     max_input_chars: int,
+    log_texts: bool,
     max_body_bytes: int,
     cors_origins: tuple[str, ...],
 ) -> FastAPI:
@@ -82,7 +83,9 @@ def create(
         redirect_slashes=False,
     )
     errors.install(app)
-    spoken = speech.router(rooms.studio, rooms.host, rooms.metrics, max_input_chars=max_input_chars)
+    spoken = speech.router(
+        rooms.studio, rooms.host, rooms.metrics, max_input_chars=max_input_chars, log_texts=log_texts
+    )
     for prefix in PREFIXES:
         shown = prefix == PREFIXES[0]
         needs_key, open_to_all = [Depends(rooms.keys.require)], [Depends(rooms.keys.allow)]
