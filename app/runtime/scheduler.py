@@ -6,6 +6,7 @@ asks `plan`, does what it says, and reports with `settle` or `fail`.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -60,12 +61,12 @@ class Scheduler:
 
     def submit(self, job: Job) -> None:
         """Queue a job. Raises Busy when rows and queue are full; a job that follows a sounding one is never refused
-        and goes before all that have not begun."""
+        and goes before all that have not begun, in the order they came."""
         with self._changed:
             if self._closed is not None:
                 raise self._closed
             if job.utterance.follows:
-                self._queue.appendleft(job)
+                self._queue.insert(sum(waiting.utterance.follows for waiting in self._queue), job)
             else:
                 free = len(self._slots) - len(self._slots.live)
                 if len(self._queue) >= free + self._max_queue:
@@ -81,6 +82,8 @@ class Scheduler:
         """The reader is gone: the job leaves the queue now, or its row with the next plan."""
         with self._changed:
             job.cancelled = True
+            with contextlib.suppress(ValueError):  # it has begun, or is over
+                self._queue.remove(job)
             self._wake()
 
     def wake(self) -> None:
@@ -99,6 +102,7 @@ class Scheduler:
             for job in [*self._queue, *(slot.job for slot in self._slots.live if slot.job)]:
                 job.cancelled = True
                 job.outbox.finish(self._closed)
+            self._queue.clear()
             self._wake()
 
     # ---- engine thread side
@@ -109,8 +113,6 @@ class Scheduler:
             release = tuple(slot.row for slot in self._slots.live if slot.job is not None and slot.job.cancelled)
             for row in release:
                 self._slots.free(row)
-            if any(job.cancelled for job in self._queue):
-                self._queue = deque(job for job in self._queue if not job.cancelled)
             admit: list[tuple[int, Job]] = []
             while self._queue:
                 slot = self._slots.take(self._queue[0])
