@@ -63,12 +63,18 @@ class Outbox:
         while True:
             self._ready.clear()
             with self._lock:
-                if self._parts:
-                    return self._take()
-                if self._finished:
-                    if self._error is not None:
-                        raise self._error
-                    return None
+                was_full = self.full
+                chunk = self._take() if self._parts else None
+                finished = self._finished
+                has_room = was_full and not self.full
+            if has_room:  # outside our lock: the scheduler calls `finish` inside its own
+                self._on_room()
+            if chunk is not None:
+                return chunk
+            if finished:
+                if self._error is not None:
+                    raise self._error
+                return None
             await self._ready.wait()
 
     def _take(self) -> AudioChunk:
@@ -78,12 +84,9 @@ class Outbox:
         while self._parts and count + len(self._parts[0][0]) <= limit:
             parts.append(self._parts.popleft())
             count += len(parts[-1][0])
-        was_full = self.full
         self._waiting_samples -= count
         start = self._taken_samples
         self._taken_samples += count
-        if was_full and not self.full:
-            self._on_room()
         samples = parts[0][0] if len(parts) == 1 else np.concatenate([part[0] for part in parts])
         columns = [part[1] for part in parts if part[1] is not None]
         codes = np.concatenate(columns, axis=1) if columns else None

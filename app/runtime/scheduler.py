@@ -6,6 +6,7 @@ asks `plan`, does what it says, and reports with `settle` or `fail`.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -61,7 +62,7 @@ class Scheduler:
 
     def submit(self, job: Job) -> None:
         """Queue a job. Raises Busy when rows and queue are full; a job that follows a sounding one is never refused
-        and goes before all that have not begun."""
+        and goes before all that have not begun, in the order they came."""
         with self._changed:
             if self._closed is not None:
                 raise self._closed
@@ -82,6 +83,9 @@ class Scheduler:
         """The reader is gone: the job leaves the queue now, or its row with the next plan."""
         with self._changed:
             job.cancelled = True
+            for queue in (self._queue, self._following):
+                with contextlib.suppress(ValueError):  # it has begun, or is over
+                    queue.remove(job)
             self._wake()
 
     def wake(self) -> None:
@@ -100,6 +104,8 @@ class Scheduler:
             for job in [*self._queue, *self._following, *(slot.job for slot in self._slots.live if slot.job)]:
                 job.cancelled = True
                 job.outbox.finish(self._closed)
+            self._queue.clear()
+            self._following.clear()
             self._wake()
 
     # ---- engine thread side
@@ -112,7 +118,6 @@ class Scheduler:
                 self._slots.free(row)
             admit: list[tuple[int, Job]] = []
             for queue in (self._following, self._queue):
-                _drop_cancelled(queue)
                 while queue and (slot := self._slots.take(queue[0])) is not None:
                     admit.append((slot.row, queue.popleft()))
             waiting = [slot for slot in self._slots if slot.phase is Phase.PREFILL]
@@ -168,10 +173,3 @@ class Scheduler:
     def _wake(self) -> None:
         self._dirty = True
         self._changed.notify_all()
-
-
-def _drop_cancelled(queue: deque[Job]) -> None:
-    if any(job.cancelled for job in queue):
-        kept = [job for job in queue if not job.cancelled]
-        queue.clear()
-        queue.extend(kept)
