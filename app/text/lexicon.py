@@ -163,6 +163,7 @@ STREETS = _table(
     Hwy = Highway; Pkwy = Parkway; Dr = Drive; Ter = Terrace; Cir = Circle; Trl = Trail; Expy = Expressway; Fwy = Freeway
     """
 )
+_OPENING = ("e.g.", "i.e.", "etc.", "approx.", "est.", "cf.", "vs.", "incl.")
 # Anywhere, with their stop.
 ABBREVIATIONS = _table(
     """
@@ -180,6 +181,7 @@ ABBREVIATIONS = _table(
     a.m. = AM; p.m. = PM; A.M. = AM; P.M. = PM; A.D. = AD; B.C. = BC; B.C.E. = BCE; C.E. = CE; P.S. = P S
     """
 )
+ABBREVIATIONS |= {key.capitalize(): words.capitalize() for key, words in ABBREVIATIONS.items() if key in _OPENING}
 # Spoken before a number: No. 5, pp. 10-15.
 BEFORE_NUMBER = _table(
     """
@@ -213,7 +215,7 @@ RULERS = _words(
     "Henry Louis George Edward Elizabeth Charles James Richard William Mary Philip Catherine Paul Benedict Pius Leo "
     "Gregory Innocent Clement Urban Alexander Nicholas Peter Frederick Wilhelm Napoleon Ferdinand Francis Joseph Leopold "
     "Gustav Christian Haakon Harald Olav Margrethe Beatrix Juan Alfonso Felipe Carlos Pedro Manuel Otto Rudolf Ivan Xerxes "
-    "Darius Ramses Ramesses Ptolemy Cleopatra Constantine Justinian Theodosius Sixtus Boniface Julius Robert David Malcolm "
+    "Darius Ramses Ramesses Ptolemy Cleopatra Constantine Justinian Theodosius Sixtus Boniface Julius Robert David "
     "Anne Victoria Umberto Emmanuel Albert Baudouin Mehmed Murad Selim Suleiman Harold Stephen John Rama"
 )
 
@@ -230,7 +232,15 @@ COUNTED = _words(
 # A label such as "seven forty seven", not a count, after one of these.
 LABELLED = _words(
     "boeing airbus porsche highway route interstate room flight apartment suite http error status interstate us i gate "
-    "channel bus train hwy rt bldg building hall locker peugeot chinook"
+    "channel bus train hwy rt bldg building hall locker peugeot chinook rtx gtx rx xbox office"
+)
+# After these 4B is a letter, not billions.
+LETTERED = _words("apartment apt suite ste unit room gate seat row section terminal platform block exhibit class grade level flat bus exit")
+# Things measured by what stands before them, in the singular: a 65W charger, 16GB RAM.
+MEASURED = _words(
+    "charger ram ssd hdd drive laptop monitor screen display cable adapter bulb battery cpu gpu memory card file disk motor "
+    "engine bag bottle can jar pack race run hike walk swim ride radius limit delay window pipe rope board nail tank dose "
+    "tablet pill steak burger processor router connection download model lens camera gun caliber sprint dash marathon tv"
 )
 # What software is numbered by: "three point eleven", where a plain decimal is "three point one one".
 VERSIONED = _words(
@@ -240,7 +250,7 @@ VERSIONED = _words(
 )
 # Small words after which "a $5" is not followed by the thing it buys.
 FUNCTION_WORDS = _words(
-    "a an the of in on at by for to from with and or but nor as is are was were be been has have had will would can could "
+    "a an the of in on at by for to from with and or but nor as is are was were be been has have had will would could "
     "should may might must do does did than then that this these those it its he she they we you i per if when while "
     "because so not no more less fewer off away each apiece total today yesterday tomorrow now later ago down up out over "
     "under into between among after before since until about around versus plus minus times there here who which what "
@@ -256,7 +266,7 @@ STARTERS = _words(
 
 TOP_LEVEL_DOMAINS = _words("com org net edu gov io ai dev app uk de fr tv info xyz co eu ca gg nl se ch jp au biz mil int tech blog")
 # Said as words; the other endings are spelled: "dot UK", "dot JS".
-SAID_AS_WORDS = _words("com org net gov info dev app co blog tech biz mil int py json yaml toml bat zip doc exe ini log bin lock env")
+SAID_AS_WORDS = _words("com org net gov info dev app co blog tech biz mil int py json yaml toml bat zip doc ini log bin lock env conf proto vue")
 FILE_ENDINGS = _words(
     "py js ts jsx tsx json yaml yml toml md txt csv tsv html htm css scss xml pdf doc docx xls xlsx ppt pptx zip tar gz rar "
     "exe dll bat sh ps1 cpp hpp java rb go rs php sql db sqlite log ini cfg conf env lock png jpg jpeg gif svg webp mp3 mp4 "

@@ -30,6 +30,7 @@ _PROSE = re.compile(r"[A-Za-z,;:!?'\" ]*(?:[.](?=[\s\"']|$)[A-Za-z,;:!?'\" ]*)*"
 _SHORT_FORM = re.compile(r"\b(?:[A-Za-z]{1,6}\.|[IVXL]{1,7}|Mr|Mrs|Ms|Dr|Prof|St)(?=\W|$)|[:;=][)(DP]|(.)\1{3}")
 
 _DASH_PAUSE = re.compile(r"(?:(?<=\S)| +)(?:[—–]+|(?<=[ \w])-{2,}(?=[ \w])|(?<= )-(?= ))\s*")
+_JOINING_DASH = re.compile(r"(?<=[a-z])–(?=[A-Z])")  # the Paris–London train
 _DASH_END = re.compile(r" ?(?:[—–]+|-{2,})(?=[\"')\]]*\s*$|\")")
 _REPEATED = (
     (re.compile(r"\.{3,}|(?:\. ){2,}\.(?!\w)"), "..."),
@@ -56,6 +57,7 @@ _TIDY = (
     (re.compile(r"(?m)^[,;:.!?\-] ?(?=\w)"), ""),
     (re.compile(r"\n{3,}"), "\n\n"),
 )
+_SPACES = re.compile(r"  +")
 _WORD = re.compile(r"[^\W_]")
 
 
@@ -134,8 +136,9 @@ class Normalizer:
         return _MASKED.sub(lambda found: tags.get(found[0], ""), spoken)
 
     def _paragraph(self, text: str) -> str:
-        text = readings.read(text, self._grammar.unit)
+        text = readings.read(_SPACES.sub(" ", text), self._grammar.unit)
         text = _DASH_END.sub("...", text)
+        text = _JOINING_DASH.sub("-", text)
         text = _DASH_PAUSE.sub(", ", text)
         text = _SYMBOL.sub(lambda found: lexicon.SYMBOLS[found[0]], text)
         text = _UNSPOKEN.sub(" ", text)

@@ -70,11 +70,12 @@ _FILE = re.compile(
     rf"\.({'|'.join(sorted(lexicon.FILE_ENDINGS, key=len, reverse=True))})\b(?!/)"
 )
 _BARE_FILE = re.compile(rf"(?<![\w.])\.({'|'.join(sorted(lexicon.FILE_ENDINGS | {'gitignore', 'NET', 'net'}))})\b")
-_PATH = re.compile(r"(?<![\w/<.)])((?:~|\.{1,2})?/(?:[\w.-]{1,60}/){0,10}[\w-][\w.-]{0,60}/?)(?<![.])")
+_PATH = re.compile(r"(?<![\w/<.)])((?:~|\.{1,2})?/(?:[\w.-]{1,60}/){0,10}[\w.-]{0,60}[\w-]/?)")
 _WINDOWS_PATH = re.compile(r"\b([A-Z]):\\((?:[\w .-]{1,60}\\){0,10}[\w.-]{0,60})")
 _HANDLE = re.compile(r"(?<![\w@.])@([A-Za-z_]\w{0,40})")
 _HASHTAG = re.compile(r"(?<![\w#&])#([A-Za-z]\w{0,60})")
 _COLOUR = re.compile(r"(?<![\w#&])#((?=[A-Fa-f]{0,5}[0-9])[0-9A-Fa-f]{6}|[0-9A-F]{3})\b")
+_LONG_NUMBER_SIGN = re.compile(r"(?<![\w#&])# ?([0-9]{5,40})(?![\w,.][0-9]|\w)")
 _NUMBER_SIGN = re.compile(r"(?<![\w#&])# ?(?=[0-9])")
 _DOTTED = re.compile(rf"{_START}([0-9]{{1,6}}(?:\.[0-9]{{1,6}}){{2,6}})(?![\w.]\w)")
 _VERSION = re.compile(r"\b([vV])\.? ?([0-9]{1,6}(?:\.[0-9]{1,6}){0,6})(?![\w]|\.[0-9])")
@@ -105,6 +106,8 @@ def _host(host: str) -> str:
     labels = [label for label in host.split(".") if label]
     if labels and labels[0].lower() == "www":
         labels = labels[1:]
+    if all(label.isdigit() for label in labels):
+        return " dot ".join(spelling.digits(label) for label in labels)
     names = [_spelled(label) for label in labels]
     if len(labels) > 1:
         names[-1] = _ending(labels[-1])
@@ -118,11 +121,7 @@ def _address(host: str, port: str | None, path: str | None) -> str:
     if port:
         words += f" port {_port(port)}"
     steps = [step for step in re.split(r"[?#]", path or "", maxsplit=1)[0].split("/") if step]
-    for index, step in enumerate(steps):
-        name, dot, end = step.rpartition(".")
-        known = dot and index == len(steps) - 1 and end.lower() in lexicon.FILE_ENDINGS
-        words += " slash " + (f"{_spelled(name)} dot {_ending(end)}" if known else _spelled(step))
-    return words
+    return "".join([words, *(f" slash {_file_name(step)}" for step in steps)])
 
 
 def _port(run: str) -> str:
@@ -182,6 +181,11 @@ def _read_product(found: Match) -> str:
     return f"{found[1]} {spelling.integer(found[2])} point {minor}"
 
 
+def _file_name(name: str) -> str:
+    stem, dot, end = name.rpartition(".")
+    return f"{_spelled(stem)} dot {_ending(end)}" if dot and end.lower() in lexicon.FILE_ENDINGS else _spelled(name)
+
+
 def _read_file(found: Match) -> str:
     if not re.search(r"[A-Za-z]", found[1]):
         return found[0]
@@ -190,12 +194,14 @@ def _read_file(found: Match) -> str:
 
 
 def _read_path(found: Match) -> str:
-    return _spelled(found[1].rstrip("/"))
+    *folders, name = found[1].rstrip("/").split("/")
+    return " slash ".join([*(_spelled(folder) for folder in folders), _file_name(name)]).strip()
 
 
 def _read_windows_path(found: Match) -> str:
-    steps = [step for step in found[2].split("\\") if step]
-    return " backslash ".join([f"{found[1]} colon", *(_spelled(step) for step in steps)])
+    path, rest = _trailing(found[2])
+    steps = [_file_name(step) for step in path.split("\\") if step]
+    return " backslash ".join([f"{found[1]} colon", *steps]) + rest
 
 
 def _read_handle(found: Match) -> str:
@@ -299,6 +305,8 @@ _ISO_DATE = re.compile(
 _SLASH_DATE = re.compile(r"(?<![\w/.-])([0-3]?[0-9])([/-])([0-3]?[0-9])\2([12][0-9]{3}|[0-9]{2})(?![\w/-])")
 _SLASH_DAY = re.compile(r"\b([Oo]n|[Bb]y|[Ss]ince|[Uu]ntil|[Dd]ue|[Bb]efore|[Aa]fter|[Ff]rom) ([01]?[0-9])/([0-3]?[0-9])(?![\w/]|\.[0-9])")
 _WEEKDAY = re.compile(rf"\b({'|'.join(lexicon.WEEKDAYS)})\b\.?(?=,? (?:{_MONTH}|[0-9]))")
+_WEEKDAYS = re.compile(rf"\b({'|'.join(lexicon.WEEKDAYS)})\.? ?[-–] ?({'|'.join(lexicon.WEEKDAYS)})\b")
+_MONTHS = re.compile(rf"\b{_MONTH} ?[-–] ?{_MONTH}(?![A-Za-z])")
 _MONTH_DAY = re.compile(
     rf"\b{_MONTH} ([0-3]?[0-9])(?:st|nd|rd|th)?(?:{_DASH}([0-3]?[0-9])(?:st|nd|rd|th)?)?(?:(,? )([12][0-9]{{3}})\b)?"
     r"(?![\w%]|[.,:/][0-9])(?! ?(?:[ap]\.?m\b|percent|million|billion|people))"
@@ -311,9 +319,11 @@ _TIME_RANGE = re.compile(
     rf"{_LOOSE}([0-2]?[0-9])(?::([0-5][0-9]))?{_MERIDIEM}?{_DASH}([0-2]?[0-9])(?::([0-5][0-9]))?{_MERIDIEM}(?!\w)"
 )
 _CLOCK_RANGE = re.compile(rf"{_LOOSE}([0-2]?[0-9]):([0-5][0-9]){_DASH}([0-2]?[0-9]):([0-5][0-9])(?![\w:])")
+_VERSES = re.compile(rf"{_LOOSE}([0-9]{{1,3}}):([0-9]{{1,3}})[-–]([0-9]{{1,3}})(?![\w:]|\.[0-9])")
+_FROM_NOON = re.compile(r"\b([Nn]oon|[Mm]idnight) ?[-–] ?(?=[0-9])")
 _TIME = re.compile(rf"{_LOOSE}([0-2]?[0-9]):([0-5][0-9])(?::([0-5][0-9]))?(?:{_MERIDIEM}(?!\w)|(?![\w:]|\.[0-9]))")
 _HOUR = re.compile(rf"{_LOOSE}([01]?[0-9]){_MERIDIEM}(?!\w)")
-_DURATION = re.compile(rf"{_LOOSE}([0-9]{{1,3}})h ?([0-5]?[0-9])(?:m|min)?(?![\w.])")
+_DURATION = re.compile(rf"{_LOOSE}([0-9]{{1,3}})h ?([0-5]?[0-9])(?:m|min)?(?!\w|\.[0-9])")
 _RATIO = re.compile(rf"{_LOOSE}([0-9]{{1,5}}) ?: ?([0-9]{{1,5}})(?![\w:]|\.[0-9])")
 _DECADE = re.compile(r"(?<![\w$£€.,])('?)([12][0-9]{2}0|[1-9]0)('?)s\b")
 _SHORT_YEAR = re.compile(r"(?<![\w'])(?:(?<=[0-9])|)'([0-9]{2})(?![\w'\"]|[.,][0-9])")
@@ -327,6 +337,11 @@ _DECADE_LEAD = frozenset("the his her their my our your early mid late mid- earl
 
 def _month(name: str) -> str:
     return lexicon.MONTH_BY_PREFIX[name[:3]]
+
+
+def _month_stop(found: Match) -> str:
+    """The stop of "Mar." when it also ends the sentence."""
+    return _stop(found) if found[0].endswith(".") else ""
 
 
 def _day_of(month: str, day: int, year: str | None) -> str:
@@ -383,7 +398,7 @@ def _read_day_month(found: Match) -> str:
     sentence_start = found.start() == 0 or found.string[max(0, found.start() - 2) : found.start()] in {". ", "! ", "? "}
     article = found[1] or ("The " if sentence_start else "the ")
     words = f"{article}{spelling.ordinal(day)} of {_month(found[4])}"
-    return words + (f", {_year(found[6])}" if found[6] else "")
+    return words + (f", {_year(found[6])}" if found[6] else _month_stop(found))
 
 
 def _read_month_year(found: Match) -> str:
@@ -435,9 +450,12 @@ def _read_time(found: Match) -> str:
     return _after_meridiem(found, words)
 
 
+_RATIO_AFTER = re.compile(r" (?:ratio|odds|scale|mix|aspect|split|dilution)\b")
+
+
 def _is_ratio(found: Match) -> bool:
     before = found.string[max(0, found.start() - 30) : found.start()].lower()
-    return not found[4] and (re.search(r"\b(?:ratio|odds|scale)\b[^.]{0,20}$", before) is not None or f"{found[1]}:{found[2]}" == "16:10")
+    return not found[4] and (_RATIO_AFTER.match(found.string, found.end()) is not None or re.search(r"\b(?:ratio|odds|scale)\b[^.]{0,20}$", before) is not None or f"{found[1]}:{found[2]}" == "16:10")
 
 
 def _read_hour(found: Match) -> str:
@@ -535,7 +553,9 @@ def _amount(sign: str, number: str, scale: str, *, single: bool = False) -> str:
 def _is_adjective(found: Match) -> bool:
     """ "a ... N-dollar bill": an article before, and a thing after that is not one of the small words."""
     before = found.string[max(0, found.start() - 4) : found.start()]
-    after = re.match(r"[ -]([a-z]{3,20})", found.string[found.end() : found.end() + 24])
+    after = re.match(r"[ -]([A-Za-z]{2,20})", found.string[found.end() : found.end() + 24])
+    if after and after[1].lower() in lexicon.MEASURED:
+        return True
     return (
         re.search(r"(?:^|[ (\"'])[Aa]n? $", before) is not None
         and after is not None
@@ -584,6 +604,7 @@ def _read_cents(found: Match) -> str:
 
 # ---------------------------------------------------------------- measures, fractions, ranges, numbers
 
+_BETWEEN = re.compile(rf"\b([Bb]etween [$£€]?{_NUM}%?) ?[-–—] ?(?=[$£€]?[0-9])")
 _UNIT = _alternatives(lexicon.UNITS)
 _SIGN = r"(?:(?<![\w)\]])[-−–+](?=[0-9.])|(?<=[(])[-−+])?"
 _FRACTION = r"[0-9]{1,3}(?: [0-9]{1,3}/[0-9]{1,3}|/[0-9]{1,3})"
@@ -594,14 +615,17 @@ _MEASURE = re.compile(
 _BIT_SCALE = re.compile(rf"(?<![\w.,])({_NUM})(?:{_DASH}({_NUM}))?(bn|mn|M|B|T)\b(?!/)\+?")
 _THOUSANDS = re.compile(rf"(?<![\w.,])({_NUM})(?:{_DASH}({_NUM}))?[kK]\b(?![-/]\w)")
 _TIMES = re.compile(rf"(?<![\w.,])({_NUM})(?:{_DASH}({_NUM}))?[x×](?![\w])(?= ([a-z]+)|)")
+_BEFORE_BY_UNIT = re.compile(rf"(?<![\w.,])({_NUM}) ?[x×] ?(?={_NUM} ?(?:{_UNIT})(?!\w))")
 _BY_UNIT = re.compile(rf"(?<![\w.,])({_NUM} ?(?:{_UNIT})) ?[x×] ?(?=[0-9.])")
 _BY = re.compile(rf"(?<![\w.,])({_NUM}) ?[x×*] ?({_NUM})(?: ?[x×*] ?({_NUM}))?(?![\w]|\.[0-9])( ?=)?")
 _PERCENT = re.compile(rf"(?<![\w.,])({_SIGN})({_NUM})(?:( ?%)?{_DASH}({_NUM}))? ?%(?!\w)")
-_FEET_INCHES = re.compile(r"(?<![\w.,])([0-9]{1,3})' ?([0-9]{1,2})(?:(?:\.([0-9]{1,2}))?(?:\"|'')|(?![\w'.]))")
-_FEET = re.compile(rf"(?<![\w.,'])({_NUM})'(?= (?:tall|wide|long|deep|high|by|x)\b)")
-_INCHES = re.compile(rf"(?<![\w.,\"'])({_FRACTION}|{_NUM})(?:\"|'')(?!\w)(?= ?([a-z]{{0,20}}))")
+_FEET_INCHES = re.compile(r"(?<![\w.,])([0-9]{1,3})' ?([0-9]{1,2})(?:(?:\.([0-9]{1,2}))?(?:″|'')|(?![\w'″]|\.[0-9]))")
+_FEET = re.compile(rf"(?<![\w.,'])({_NUM})'(?= (?:tall|wide|long|deep|high|by|x)\b)|(?:(?<=by )|(?<=x ))({_NUM})'(?!\w)")
+_QUOTE = re.compile(r"([0-9]?)\"")
+_INCHES = re.compile(rf"(?<![\w.,\"'])({_FRACTION}|{_NUM})(?:″|'')(?!\w)(?= ?([a-z]{{0,20}}))")
 _MIXED = re.compile(r"(?<![\w.,/])([0-9]{1,6}) ([0-9]{1,3})/([0-9]{1,3})(?![\w/]|\.[0-9])")
-_SLASH = re.compile(r"(?<![\w.,/])([0-9]{1,6})/([0-9]{1,6})(?![\w/]|\.[0-9])(ths?\b)?")
+_RATING = re.compile(r"(?<![\w.,/])([0-9]{1,3}\.[0-9]{1,2})/([0-9]{1,3})(?![\w/]|\.[0-9])")
+_SLASH = re.compile(r"(?<![\w.,/])([0-9]{1,6})/([0-9]{1,6})(?![\d/]|\.[0-9])(ths?\b|s\b)?(?!\w)")
 _SCIENTIFIC = re.compile(rf"(?<![\w.,])({_SIGN})({_NUM})(?:[eE]\+?(-?[0-9]{{1,3}})(?!\w)| ?[×x*·] ?10(?:\^[({{]?([-−]?[0-9]{{1,3}})[)}}]?|([⁻⁰¹²³⁴-⁹]{{1,4}}))(?!\w))")
 _POWER = re.compile(r"(?<=[A-Za-z0-9)]) ?\^ ?[{(]?(-?[0-9]{1,4}|[A-Za-z])\b[})]?")
 _ORDINAL = re.compile(rf"(?<![\w.,])({_INT})(?:st|nd|rd|th)(?![A-Za-z])", re.IGNORECASE)
@@ -617,7 +641,7 @@ _HOUSE = re.compile(
     rf"(?<![\w.,$£€#-])([0-9]{{3,5}})([A-Z]?)(?= (?:[NSEW]\.? )?(?:[A-Z][A-Za-z'.]{{1,20}} |[0-9]{{1,3}}(?:st|nd|rd|th) ){{1,3}}"
     rf"(?:{'|'.join([*lexicon.STREETS, *sorted(set(lexicon.STREETS.values()))])})\b)"
 )
-_LABELLED = re.compile(rf"\b({'|'.join(sorted(lexicon.LABELLED))})( |-)([0-9]{{3,4}})([A-Z]?)(?![\w,]\w|\w|\.[0-9])", re.IGNORECASE)
+_LABELLED = re.compile(rf"\b(flight [A-Z]{{2}}|{'|'.join(sorted(lexicon.LABELLED))})( |-)([0-9]{{3,4}})([A-Z]?)(?![\w,]\w|\w|\.[0-9])", re.IGNORECASE)
 _LABELLED_AFTER = re.compile(r"(?<![\w.,])([45]0[1-9]|4[1-9][0-9])(?= (?:error|page|status|not found|response|Not Found|Error))")
 _NAMED_PAIR = re.compile(r"(?<![\w/])(24/7|9/11|50/50|20/20|60/40|80/20|70/30)(?![\w/])")
 _ALNUM = re.compile(r"(?<![0-9A-Za-z_])(?=[A-Za-z_]{0,40}[0-9])(?=[0-9_]{0,40}[A-Za-z])([0-9A-Za-z_]{2,80})")
@@ -674,12 +698,17 @@ def _reads_as_word(found: Match, unit: str, gap: str) -> bool:
         return bool(gap) and re.match(r"[;,)]| (?:wide|tall|long|deep|thick|high|by)\b", rest) is None
     if gap == " " and unit in {"us", "cal", "mo"}:
         return True
+    if not gap and unit == "s" and "/" in found[2]:  # cut into 1/3s
+        return True
     if gap == " " and unit in {"m", "g", "s", "h", "l", "L", "V", "W", "J", "C", "F"}:
         return rest.startswith("'") or re.match(r"\.[A-Za-z]", rest) is not None
     return False
 
 
 def _read_bit_scale(found: Match) -> str:
+    before = re.search(r"([A-Za-z]+) $", found.string[max(0, found.start() - 20) : found.start()])
+    if before and before[1].lower() in lexicon.LETTERED:  # apartment 4B
+        return found[0]
     first = f"{spelling.number(found[1])} to " if found[2] else ""
     plus = " plus" if found[0].endswith("+") else ""
     return f"{first}{spelling.number(found[2] or found[1])} {lexicon.SCALES[found[3]]}{plus}"
@@ -697,6 +726,9 @@ def _read_times(found: Match) -> str:
     first = f"{spelling.number(found[1])} to " if found[2] else ""
     times = not after or after in lexicon.FUNCTION_WORDS or after.endswith("er") or after in {"as", "the", "zoom", "growth", "speedup"}
     times = times and after not in {"engineer", "engineers", "developer"}
+    before = found.string[max(0, found.start() - 2) : found.start()].strip()
+    if re.match(r" ?[-+=*/^<>²³]", found.string[found.end() : found.end() + 2]) or before in {"=", "+", "-", "<", ">"}:
+        times = False  # a sum: 3x + 2
     value = found[2] or found[1]
     return f"{first}{spelling.number(value)} {('time' if value == '1' else 'times') if times else 'x'}"
 
@@ -721,21 +753,32 @@ def _read_percent(found: Match) -> str:
 
 def _read_feet_inches(found: Match) -> str:
     feet, inches = int(found[1]), int(found[2])
-    if inches > 11 or ('"' not in found[0] and "''" not in found[0] and not 3 <= feet <= 8):
+    if inches > 11 or (not found[0].endswith(("″", "''")) and not 3 <= feet <= 8):
         return found[0]
     words = f"{spelling.cardinal(feet)} foot {spelling.cardinal(inches)}"
     return words + (f" point {spelling.digits(found[3])}" if found[3] else "")
 
 
+def _mark_inches(text: str) -> str:
+    """The same text with a double prime for each quotation mark after a digit that closes no quotation."""
+    is_open = False
+
+    def mark(found: Match) -> str:
+        nonlocal is_open
+        if found[1] and not is_open:
+            return f"{found[1]}″"
+        is_open = not is_open
+        return found[0]
+
+    return _QUOTE.sub(mark, text) if '"' in text else text
+
+
 def _read_feet(found: Match) -> str:
-    return f"{spelling.number(found[1])} {'foot' if found[1] == '1' else 'feet'}"
+    value = found[1] or found[2]
+    return f"{spelling.number(value)} {'foot' if value == '1' else 'feet'}"
 
 
 def _read_inches(found: Match) -> str:
-    # An odd number of quotation marks before this one means that it closes a quotation.
-    mark = found.start() + len(found[1])
-    if found.string[mark] == '"' and found.string.count('"', 0, mark) % 2:
-        return found[0]
     singular = found[1] == "1" or (found[2] and found[2] not in lexicon.FUNCTION_WORDS | {"tall", "wide", "long", "deep", "thick"})
     return f"{_value_words(found[1])} {'inch' if singular else 'inches'}"
 
@@ -750,6 +793,8 @@ def _read_mixed(found: Match) -> str:
 def _read_slash(found: Match) -> str:
     top, bottom = int(found[1]), int(found[2])
     known = bottom in lexicon.FRACTION_NAMES
+    if known and found[3] == "s" and top == 1:
+        return lexicon.FRACTION_NAMES[bottom][1]
     if known and (top < bottom or bottom < 10) and not (bottom == 10 and top > 1) and top:
         return _fraction(top, bottom)
     if found[3]:
@@ -811,9 +856,10 @@ def _read_alnum(found: Match) -> str:
     words = []
     for index, part in enumerate(parts):
         if part.isdigit():
-            words.append(spelling.label(part) if index or len(part) != 4 else spelling.integer(part))
-        elif index and part in {"p", "k", "x", "g", "th", "d", "a", "b", "c"}:
-            words.append(part.upper() if part != "x" else part)
+            is_named = index or len(part) != 4 or parts[1] in {"p", "i", "P"}  # 1080p
+            words.append(spelling.label(part) if is_named else spelling.integer(part))
+        elif len(part) == 1 and part != "x":
+            words.append(part.upper())
         else:
             words.append(part)
     return " ".join(words)
@@ -857,18 +903,22 @@ _BEFORE_NUMBER = re.compile(rf"(?<![\w.])({_alternatives(lexicon.BEFORE_NUMBER)}
 _SAINT_OR_STREET = re.compile(r"\b(St|Dr)(?:\.|(?= [A-Z])|(?=[,;:!?)]|$))(?!\w)")
 _TWO_WORDS_BEFORE = re.compile(r"(?:([\w'.-]{1,30}),? )?([\w'.-]{1,30}) $")
 _STREET = re.compile(
-    rf"(?<=[a-zA-Z0-9] )({'|'.join(name for name in lexicon.STREETS if name not in {'St', 'Dr'})})(?:\.|(?=[,;:!?)]|$))(?!\w)"
+    rf"(?<=[a-zA-Z0-9] )({'|'.join(name for name in lexicon.STREETS if name not in {'St', 'Dr'})})(?:\.|(?=[,;:!?)]|$)|(?= [NS][EW]\b))(?!\w)(?: (NW|NE|SW|SE)\b)?"
 )
+_COMPASS = {"NW": "Northwest", "NE": "Northeast", "SW": "Southwest", "SE": "Southeast"}
 _ROMAN_AFTER = re.compile(r"\b([A-Z][A-Za-z]{1,20}) ([IVXL]{1,7})\b(?!['-]\w)(?!\.[A-Za-z])")
 _WITH = re.compile(r"(?<![\w/])([Ww])/(o)?(?= ?[A-Za-z0-9])(?! ?[/])")
 _BECAUSE = re.compile(r"(?<!\w)b/c(?!\w)")
-_WORD_SLASH = re.compile(r"(?<![\w/])([A-Za-z]{1,30})/([A-Za-z]{1,30})(?:/([A-Za-z]{1,30}))?(?![\w/])")
+_WORD_RATING = re.compile(r"(?<![\w.,/])([0-9]{1,3}\.[0-9]{1,2})/([0-9]{1,3})(?![\w/]|\.[0-9])")
+_SLASH = re.compile(r"(?<![\w/])([A-Za-z]{1,30})/([A-Za-z]{1,30})(?:/([A-Za-z]{1,30}))?(?![\w/])")
 _AMPERSAND = re.compile(r"(?<=\w)&(?=\w)|(?<=\w)&(?= )|(?<= )&(?=\w)")
+_BRACKETED = re.compile(r"<([A-Za-z][\w.,]{0,40})>")
 _COMPARE = re.compile(r"(?<=[\w)%°]) ?(<=|>=|!=|==|<|>|=) ?(?=[-\w($.])")
 _DOUBLE_ARROW = re.compile(r" ?(?:<-+>|<=+>|↔|⇔) ?")
 _ARROW = re.compile(r" ?(?:-{1,3}>|={1,3}>|→|⟶|➜|➔|⇒) ?")
 _BACK_ARROW = re.compile(r" ?(?:<-{1,3}|←) ?(?=\D)")
 _ROOT = re.compile(r"√ ?\(?")
+_HEART = re.compile(r"(?<=I )<3(?= )")
 _SMILEY = re.compile(r"(?<![\w:;])(?:[:;=8]['`]?-?[)(DPpOo/|\\*\]\[3]{1,3}|[xX]D|<3|\^_\^|-_-|¯\\_\(ツ\)_/¯)(?![\w(])")
 _DOLLAR_NAME = re.compile(r"\$(?=[A-Za-z_])")
 _SUPERSCRIPT = re.compile(r"(?<=[A-Za-z0-9)])([⁰¹⁴-⁹²³]{1,6})")
@@ -885,8 +935,10 @@ def _read_stopped(found: Match) -> str:
     words = lexicon.ABBREVIATIONS[found[1]]
     if found[1] == "v." and not re.match(r" [A-Z]", found.string[found.end() : found.end() + 2]):
         return found[0]
+    if found[1] == "est." and not re.match(r" (?:in )?[12][0-9]{3}\b", found.string[found.end() : found.end() + 9]):
+        words = "estimated"
     at_start = found.start() == 0 or found.string[max(0, found.start() - 2) : found.start()] in {". ", "! ", "? "}
-    return (_capitalised_like("A", words) if at_start and found[1][0].isupper() else words) + _stop(found)
+    return (_capitalised_like("A", words) if at_start else words) + _stop(found)
 
 
 def _read_before_number(found: Match) -> str:
@@ -934,6 +986,8 @@ def _read_street(found: Match) -> str:
     before = re.search(r"([\w'.-]+) $", found.string[max(0, found.start() - 30) : found.start()])
     if before is None or not (before[1][:1].isupper() or before[1][:1].isdigit()):
         return found[0]
+    if found[2]:
+        return f"{lexicon.STREETS[found[1]]} {_COMPASS[found[2]]}"
     return lexicon.STREETS[found[1]] + (_stop(found) if found[0].endswith(".") else "")
 
 
@@ -985,6 +1039,7 @@ _READINGS: tuple[_Reading, ...] = (
     (_CITATION, ""),
     (_URL, _read_url),
     (_EMAIL, _read_email),
+    (_HEART, "love"),
     (_SMILEY, " "),
     (_LOCAL, lambda found: _address(found[1], found[2], found[3])),
     (_IPV4, _read_ipv4),
@@ -998,7 +1053,11 @@ _READINGS: tuple[_Reading, ...] = (
     (_HANDLE, _read_handle),
     (_COLOUR, _read_colour),
     (_HASHTAG, _read_hashtag),
+    (_LONG_NUMBER_SIGN, lambda found: f"number {spelling.digits(found[1])}"),
     (_NUMBER_SIGN, "number "),
+    (_BETWEEN, r"\1 and "),
+    (_WEEKDAYS, lambda found: f"{lexicon.WEEKDAYS[found[1]]} to {lexicon.WEEKDAYS[found[2]]}"),
+    (_MONTHS, lambda found: f"{_month(found[1])} to {_month(found[2])}{_month_stop(found)}"),
     (_SHARP, r"\1 sharp"),
     (_PLUS_PLUS, r"\1 plus plus"),
     (_PHONE_PLUS, _read_phone_plus),
@@ -1030,6 +1089,8 @@ _READINGS: tuple[_Reading, ...] = (
     (_MONTH_YEAR, _read_month_year),
     (_TIME_RANGE, _read_time_range),
     (_CLOCK_RANGE, _read_clock_range),
+    (_VERSES, r"\1:\2 to \3"),
+    (_FROM_NOON, r"\1 to "),
     (_TIME, _read_time),
     (_HOUR, _read_hour),
     (_DURATION, _read_duration),
@@ -1053,6 +1114,7 @@ _READINGS: tuple[_Reading, ...] = (
     (_YEAR_RANGE, _read_year_range),
     (_PERCENT, _read_percent),
     (_SCIENTIFIC, _read_scientific),
+    (_BEFORE_BY_UNIT, r"\1 by "),
     (_BY, _read_by),
     (_BY_UNIT, r"\1 by "),
     (_MEASURE, _read_measure),
@@ -1061,6 +1123,7 @@ _LATER: tuple[_Reading, ...] = (
     (_BIT_SCALE, _read_bit_scale),
     (_THOUSANDS, _read_thousands),
     (_TIMES, _read_times),
+    (_RATING, lambda found: f"{spelling.number(found[1])} out of {spelling.integer(found[2])}"),
     (_MIXED, _read_mixed),
     (_SLASH, _read_slash),
     (_POWER, _read_power),
@@ -1078,6 +1141,7 @@ _LATER: tuple[_Reading, ...] = (
     (_DOUBLE_ARROW, " and "),
     (_ARROW, " to "),
     (_BACK_ARROW, " from "),
+    (_BRACKETED, r" \1 "),
     (_COMPARE, _read_compare),
     (_ROOT, " square root of "),
     (_ALNUM, _read_alnum),
@@ -1091,7 +1155,7 @@ _LATER: tuple[_Reading, ...] = (
 
 
 # A sentence that begins with figures begins with a capital once they are words: the cutter looks for one.
-_BEGINNING = re.compile(r"(?:^|([A-Za-z0-9'.-]{0,20}[.!?])[\"')\]]{0,2} )[\"(\[]?(?=[#$£€¥~+'-]?[0-9])")
+_BEGINNING = re.compile(r"(?:^|([A-Za-z0-9'.-]{0,20}[.!?])[\"')\]]{0,2} )[\"(\[]?(?=[#$£€¥~+'.-]?[0-9])")
 _BEGIN = "\uf8ff"
 _BEGUN = re.compile(_BEGIN + "([a-z]?)")
 _NO_BEGINNING = frozenset([*lexicon.BEFORE_NUMBER, *lexicon.STREETS, *lexicon.MONTH_BY_PREFIX, *lexicon.TITLES, "Sept", "St"])
@@ -1113,7 +1177,7 @@ def read(text: str, unit: Unit) -> str:
         name = unit(found[3], found[1] != "1")
         return found[0] if name is None else f"{spelling.number(found[1])} {name}"
 
-    text = _BEGINNING.sub(_mark_beginning, text)
+    text = _mark_inches(_BEGINNING.sub(_mark_beginning, text))
     for pattern, reading in _READINGS:
         text = pattern.sub(reading, text)
     text = _UNKNOWN_UNIT.sub(read_unknown_unit, text)
