@@ -47,7 +47,13 @@ def _stop(found: Match) -> str:
     after = re.match(r"[\"')\]]{0,2}(?:\s{1,3}[\"'(]?([A-Za-z']{1,20})|\s*$)", rest)
     if after is None or rest[:1] in {",", ";", ":"}:
         return ""
-    return "." if after[1] is None or after[1] in lexicon.STARTERS else ""
+    if after[1] is None:
+        return "."
+    if after[1] not in lexicon.STARTERS:
+        return ""
+    # "At 3 a.m. I woke" is one sentence: two words cannot have been one yet.
+    before = re.split(r"[.!?]\s|\n", found.string[max(0, found.start() - 80) : found.start()])[-1]
+    return "." if len(before.split()) > 1 else ""
 
 
 def _capitalised_like(sample: str, words: str) -> str:
@@ -552,14 +558,16 @@ def _amount(sign: str, number: str, scale: str, *, single: bool = False) -> str:
 
 def _is_adjective(found: Match) -> bool:
     """ "a ... N-dollar bill": an article before, and a thing after that is not one of the small words."""
-    before = found.string[max(0, found.start() - 4) : found.start()]
-    after = re.match(r"[ -]([A-Za-z]{2,20})", found.string[found.end() : found.end() + 24])
+    before = found.string[max(0, found.start() - 5) : found.start()]
+    after = re.match(r"[ -]([A-Za-z]{1,20})", found.string[found.end() : found.end() + 24])
     if after and after[1].lower() in lexicon.MEASURED:
         return True
-    return (
-        re.search(r"(?:^|[ (\"'])[Aa]n? $", before) is not None
-        and after is not None
-        and after[1] not in lexicon.FUNCTION_WORDS
+    if found.string[found.end() : found.end() + 1] == "-" and after:
+        return True
+    if after is None or after[1] in lexicon.FUNCTION_WORDS:
+        return False
+    return re.search(r"(?:^|[ (\"'])[Aa]n? $", before) is not None or (
+        after[1].islower() and re.search(r"(?:^|[ (\"'])(?:[Tt]he|per|his|her|our|my) $", before) is not None
     )
 
 
@@ -624,7 +632,7 @@ _FEET = re.compile(rf"(?<![\w.,'])({_NUM})'(?= (?:tall|wide|long|deep|high|by|x)
 _QUOTE = re.compile(r"([0-9]?)\"")
 _INCHES = re.compile(rf"(?<![\w.,\"'])({_FRACTION}|{_NUM})(?:″|'')(?!\w)(?= ?([a-z]{{0,20}}))")
 _MIXED = re.compile(r"(?<![\w.,/])([0-9]{1,6}) ([0-9]{1,3})/([0-9]{1,3})(?![\w/]|\.[0-9])")
-_RATING = re.compile(r"(?<![\w.,/])([0-9]{1,3}\.[0-9]{1,2})/([0-9]{1,3})(?![\w/]|\.[0-9])")
+_RATING = re.compile(r"(?<![\w.,/])([0-9]{1,3}\.[0-9]{1,2})/([0-9]{1,3}(?:\.[0-9])?)(?![\w/]|\.[0-9])")
 _SLASH = re.compile(r"(?<![\w.,/])([0-9]{1,6})/([0-9]{1,6})(?![\d/]|\.[0-9])(ths?\b|s\b)?(?!\w)")
 _SCIENTIFIC = re.compile(rf"(?<![\w.,])({_SIGN})({_NUM})(?:[eE]\+?(-?[0-9]{{1,3}})(?!\w)| ?[×x*·] ?10(?:\^[({{]?([-−]?[0-9]{{1,3}})[)}}]?|([⁻⁰¹²³⁴-⁹]{{1,4}}))(?!\w))")
 _POWER = re.compile(r"(?<=[A-Za-z0-9)]) ?\^ ?[{(]?(-?[0-9]{1,4}|[A-Za-z])\b[})]?")
@@ -636,14 +644,14 @@ _DIGIT_MINUS = re.compile(r"(?<=[0-9A-Za-z)]) [-−–] (?=[0-9(]|[A-Za-z] ?[=+*
 _SIGNED = re.compile(r"(?:(?<![\w)\]\"'-])[-−](?=[0-9.]))")
 _PLUS_SIGN = re.compile(r"(?<![\w)])\+(?=[0-9.])")
 _AFTER_PLUS = re.compile(r"(?<=[0-9])\+(?![\w+])")
-_APPROX = re.compile(r"(?<![\w/~])~ ?(?=[$£€]?[0-9.])|≈ ?(?=[$£€]?[0-9])(?<![0-9A-Za-z)=] ≈)")
+_APPROX = re.compile(r"(?<![\w/~])~ ?(?=[$£€]?[0-9.])|(?<![\w)=] )(?<![\w)=])≈ ?(?=[$£€]?[0-9])")
 _HOUSE = re.compile(
     rf"(?<![\w.,$£€#-])([0-9]{{3,5}})([A-Z]?)(?= (?:[NSEW]\.? )?(?:[A-Z][A-Za-z'.]{{1,20}} |[0-9]{{1,3}}(?:st|nd|rd|th) ){{1,3}}"
     rf"(?:{'|'.join([*lexicon.STREETS, *sorted(set(lexicon.STREETS.values()))])})\b)"
 )
 _LABELLED = re.compile(rf"\b(flight [A-Z]{{2}}|{'|'.join(sorted(lexicon.LABELLED))})( |-)([0-9]{{3,4}})([A-Z]?)(?![\w,]\w|\w|\.[0-9])", re.IGNORECASE)
 _LABELLED_AFTER = re.compile(r"(?<![\w.,])([45]0[1-9]|4[1-9][0-9])(?= (?:error|page|status|not found|response|Not Found|Error))")
-_NAMED_PAIR = re.compile(r"(?<![\w/])(24/7|9/11|50/50|20/20|60/40|80/20|70/30)(?![\w/])")
+_NAMED_PAIR = re.compile(r"(?<![\w/])(24/7|9/11|50/50|20/20|60/40|80/20|70/30|10-4)(?![\w/-])")
 _ALNUM = re.compile(r"(?<![0-9A-Za-z_])(?=[A-Za-z_]{0,40}[0-9])(?=[0-9_]{0,40}[A-Za-z])([0-9A-Za-z_]{2,80})")
 _UPPER_HYPHEN = re.compile(r"\b([A-Z][A-Za-z]{0,12})-(?=[0-9]{1,4}(?![0-9,]))")
 _NUMBER = re.compile(rf"(?<![0-9A-Za-z])({_NUM})(?![0-9])")
@@ -721,10 +729,13 @@ def _read_thousands(found: Match) -> str:
     return f"{first}{spelling.number(found[2] or found[1])} K"
 
 
+_TIMES_WHAT = frozenset({"as", "zoom", "growth", "speedup", "daily", "weekly", "monthly", "yearly", "annually", "slowdown"})
+
+
 def _read_times(found: Match) -> str:
     after = found[3]
     first = f"{spelling.number(found[1])} to " if found[2] else ""
-    times = not after or after in lexicon.FUNCTION_WORDS or after.endswith("er") or after in {"as", "the", "zoom", "growth", "speedup"}
+    times = not after or after in lexicon.FUNCTION_WORDS or after.endswith("er") or after in _TIMES_WHAT
     times = times and after not in {"engineer", "engineers", "developer"}
     before = found.string[max(0, found.start() - 2) : found.start()].strip()
     if re.match(r" ?[-+=*/^<>²³]", found.string[found.end() : found.end() + 2]) or before in {"=", "+", "-", "<", ">"}:
@@ -847,7 +858,7 @@ def _read_labelled(found: Match) -> str:
 
 
 def _read_named_pair(found: Match) -> str:
-    return " ".join(spelling.integer(part) for part in found[1].split("/"))
+    return " ".join(spelling.integer(part) for part in re.split("[/-]", found[1]))
 
 
 def _read_alnum(found: Match) -> str:
@@ -1122,7 +1133,7 @@ _LATER: tuple[_Reading, ...] = (
     (_BIT_SCALE, _read_bit_scale),
     (_THOUSANDS, _read_thousands),
     (_TIMES, _read_times),
-    (_RATING, lambda found: f"{spelling.number(found[1])} out of {spelling.integer(found[2])}"),
+    (_RATING, lambda found: f"{spelling.number(found[1])} out of {spelling.number(found[2])}"),
     (_MIXED, _read_mixed),
     (_SLASH, _read_slash),
     (_POWER, _read_power),
