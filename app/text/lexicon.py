@@ -240,7 +240,7 @@ LETTERED = _words("apartment apt suite ste unit room gate seat row section termi
 MEASURED = _words(
     "charger ram ssd hdd drive laptop monitor screen display cable adapter bulb battery cpu gpu memory card file disk motor "
     "engine bag bottle can jar pack race run hike walk swim ride radius limit delay window pipe rope board nail tank dose "
-    "tablet pill steak burger processor router connection download model lens camera gun caliber sprint dash marathon relay tv"
+    "tablet pill steak burger processor router connection download model lens camera gun caliber sprint dash marathon relay record tv"
 )
 # What software is numbered by: "three point eleven", where a plain decimal is "three point one one".
 VERSIONED = _words(

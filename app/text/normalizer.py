@@ -27,7 +27,7 @@ _MASKED = re.compile("[\ue000-\uf8ff]")
 
 # Letters, marks that carry intonation, and nothing any rule could read: such prose only has its spaces tidied.
 _PROSE = re.compile(r"[A-Za-z,;:!?'\" ]*(?:[.](?=[\s\"']|$)[A-Za-z,;:!?'\" ]*)*")
-_SHORT_FORM = re.compile(r"\b(?:[A-Za-z]{1,6}\.|[IVXL]{1,7}|Mr|Mrs|Ms|Dr|Prof|St)(?=\W|$)|[:;=][)(DP]|[.,;:!?]{2}")
+_SHORT_FORM = re.compile(r"\b(?:[A-Za-z]{1,6}\.|[IVXL]{1,7}|Mr|Mrs|Ms|Dr|Prof|St|vs|Vs)(?=\W|$)|[:;=][)(DP]|[.,;:!?]{2}")
 
 _DASH_PAUSE = re.compile(r"(?:(?<=\S)| +)(?:[—–]+|(?<=[ \w])-{2,}(?=[ \w])|(?<= )-(?= ))\s*")
 _JOINING_DASH = re.compile(r"(?<=[a-z])–(?=[A-Z])")  # the Paris–London train

@@ -332,6 +332,7 @@ _HOUR = re.compile(rf"{_LOOSE}([01]?[0-9]){_MERIDIEM}(?!\w)")
 _DURATION = re.compile(rf"{_LOOSE}([0-9]{{1,3}})h ?([0-5]?[0-9])(?:m|min)?(?!\w|\.[0-9])")
 _RATIO = re.compile(rf"{_LOOSE}([0-9]{{1,5}}) ?: ?([0-9]{{1,5}})(?![\w:]|\.[0-9])")
 _DECADE = re.compile(r"(?<![\w$£€.,])('?)([12][0-9]{2}0|[1-9]0)('?)s\b")
+_SHORT_YEARS = re.compile(r"(?<![\w'])'([0-9]{2})[-–]'([0-9]{2})(?![\w'])")
 _SHORT_YEAR = re.compile(r"(?<![\w'])(?:(?<=[0-9])|)'([0-9]{2})(?![\w'\"]|[.,][0-9])")
 _QUARTER_YEAR = re.compile(r"\b([QH][1-4])'([0-9]{2})\b")
 _ERA = re.compile(r"(?<![\w.,])([0-9]{1,4})(?:(–|-)([0-9]{1,4}))? ?(AD|BC|BCE|CE|A\.D\.|B\.C\.E?\.?|C\.E\.)(?!\w)")
@@ -620,6 +621,8 @@ _MEASURE = re.compile(
     rf"(?<![\w.,])({_SIGN})((?:{_FRACTION}|{_NUM}))(?:({_DASH}| x | to )({_SIGN})({_NUM}))?([ -]?)({_UNIT})(\s?/\s?({_alternatives(lexicon.PER)})\b)?"
     r"(?![\w²³]|[/^]\w|-[A-Za-z]{2}|'[a-z])"
 )
+_SPACED_SLASH = re.compile(r"(?<=[\w.)]) / (?=[\w(])")
+_TEAM = re.compile(r"(?<![\w.,])([0-9]{2})ers\b")  # the 49ers
 _BIT_SCALE = re.compile(rf"(?<![\w.,])({_NUM})(?:{_DASH}({_NUM}))?(bn|mn|M|B|T)\b(?!/)\+?")
 _THOUSANDS = re.compile(rf"(?<![\w.,])({_NUM})(?:{_DASH}({_NUM}))?[kK]\b(?![-/]\w)")
 _TIMES = re.compile(rf"(?<![\w.,])({_NUM})(?:{_DASH}({_NUM}))?[x×](?![\w])(?= ([a-z]+)|)")
@@ -635,7 +638,9 @@ _MIXED = re.compile(r"(?<![\w.,/])([0-9]{1,6}) ([0-9]{1,3})/([0-9]{1,3})(?![\w/]
 _RATING = re.compile(r"(?<![\w.,/])([0-9]{1,3}\.[0-9]{1,2})/([0-9]{1,3}(?:\.[0-9])?)(?![\w/]|\.[0-9])")
 _SLASH = re.compile(r"(?<![\w.,/])([0-9]{1,6})/([0-9]{1,6})(?![\d/]|\.[0-9])(ths?\b|s\b)?(?!\w)")
 _SCIENTIFIC = re.compile(rf"(?<![\w.,])({_SIGN})({_NUM})(?:[eE]\+?(-?[0-9]{{1,3}})(?!\w)| ?[×x*·] ?10(?:\^[({{]?([-−]?[0-9]{{1,3}})[)}}]?|([⁻⁰¹²³⁴-⁹]{{1,4}}))(?!\w))")
-_POWER = re.compile(r"(?<=[A-Za-z0-9)]) ?\^ ?[{(]?(-?[0-9]{1,4}|[A-Za-z])\b[})]?")
+_POWER = re.compile(
+    r"(?<=[A-Za-z0-9)]) ?\^ ?(?:\{(-?[0-9]{1,4}|[A-Za-z])\}|\((-?[0-9]{1,4}|[A-Za-z])\)|(-?[0-9]{1,4}|[A-Za-z])\b)"
+)
 _ORDINAL = re.compile(rf"(?<![\w.,])({_INT})(?:st|nd|rd|th)(?![A-Za-z])", re.IGNORECASE)
 _RANGE = re.compile(rf"(?<![\w.,/-])({_SIGN})({_NUM})( ?[–—~] ?|-)({_NUM})(?![\w/]|-[0-9]|[.,][0-9])")
 _GROUPED_NUMBER = re.compile(r"(?<![\w.,])[0-9]{1,3}(?:,[0-9]{3}){1,8}(?:\.[0-9]{1,40})?(?![\w]|[.,][0-9])")
@@ -649,6 +654,11 @@ _HOUSE = re.compile(
     rf"(?<![\w.,$£€#-])([0-9]{{3,5}})([A-Z]?)(?= (?:[NSEW]\.? )?(?:[A-Z][A-Za-z'.]{{1,20}} |[0-9]{{1,3}}(?:st|nd|rd|th) ){{1,3}}"
     rf"(?:{'|'.join([*lexicon.STREETS, *sorted(set(lexicon.STREETS.values()))])})\b)"
 )
+_HOUSE_SIDE = re.compile(
+    rf"(?<![\w.,$£€#-])([0-9]{{1,5}}) ([NSEW])\.? (?=(?:[A-Z][A-Za-z'.]{{1,20}} |[0-9]{{1,3}}(?:st|nd|rd|th) ){{1,3}}"
+    rf"(?:{'|'.join([*lexicon.STREETS, *sorted(set(lexicon.STREETS.values()))])})\b)"
+)
+_SIDES = {"N": "North", "S": "South", "E": "East", "W": "West"}
 _LABELLED = re.compile(rf"\b(flight [A-Z]{{2}}|{'|'.join(sorted(lexicon.LABELLED))})( |-)([0-9]{{3,4}})([A-Z]?)(?![\w,]\w|\w|\.[0-9])", re.IGNORECASE)
 _LABELLED_AFTER = re.compile(r"(?<![\w.,])([45]0[1-9]|4[1-9][0-9])(?= (?:error|page|status|not found|response|Not Found|Error))")
 _NAMED_PAIR = re.compile(r"(?<![\w/])(24/7|9/11|50/50|20/20|60/40|80/20|70/30|10-4)(?![\w/-])")
@@ -790,7 +800,7 @@ def _read_feet(found: Match) -> str:
 
 
 def _read_inches(found: Match) -> str:
-    singular = found[1] == "1" or (found[2] and found[2] not in lexicon.FUNCTION_WORDS | {"tall", "wide", "long", "deep", "thick"})
+    singular = found[1] == "1" or re.fullmatch(r"[0-9]+/[0-9]+", found[1]) or (found[2] and found[2] not in lexicon.FUNCTION_WORDS | {"tall", "wide", "long", "deep", "thick"})
     return f"{_value_words(found[1])} {'inch' if singular else 'inches'}"
 
 
@@ -825,8 +835,9 @@ def _read_scientific(found: Match) -> str:
 
 
 def _read_power(found: Match) -> str:
-    known = {"2": " squared", "3": " cubed"}.get(found[1])
-    return known or f" to the power of {found[1] if found[1].isalpha() else spelling.number(found[1])}"
+    power = found[1] or found[2] or found[3]
+    known = {"2": " squared", "3": " cubed"}.get(power)
+    return known or f" to the power of {power if power.isalpha() else spelling.number(power)}"
 
 
 def _read_ordinal(found: Match) -> str:
@@ -918,6 +929,7 @@ _STREET = re.compile(
 )
 _COMPASS = {"NW": "Northwest", "NE": "Northeast", "SW": "Southwest", "SE": "Southeast"}
 _ROMAN_AFTER = re.compile(r"\b([A-Z][A-Za-z]{1,20}) ([IVXL]{1,7})\b(?!['-]\w)(?!\.[A-Za-z])")
+_CIRCA = re.compile(r"(?<!\w)(?:c|ca)\. ?(?=[0-9]{3,4}\b)")
 _WITH = re.compile(r"(?<![\w/])([Ww])/(o)?(?= ?[A-Za-z0-9])(?! ?[/])")
 _BECAUSE = re.compile(r"(?<!\w)b/c(?!\w)")
 _WORD_SLASH = re.compile(r"(?<![\w/])([A-Za-z]{1,30})/([A-Za-z]{1,30})(?:/([A-Za-z]{1,30}))?(?![\w/])")
@@ -934,6 +946,7 @@ _DOLLAR_NAME = re.compile(r"\$(?=[A-Za-z_])")
 _SUPERSCRIPT = re.compile(r"(?<=[A-Za-z0-9)])([⁰¹⁴-⁹²³]{1,6})")
 _SUBSCRIPT = re.compile(r"[₀-₉]")
 _SUPERSCRIPT_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹₀₁₂₃₄₅₆₇₈₉", "01234567890123456789")
+_ENUMERATOR = re.compile(r"(?<![\w.,])([0-9]{1,2})\) (?=[A-Za-z])")
 _CITATION = re.compile(r" ?(?:\[[0-9]{1,3}(?:[,–-] ?[0-9]{1,3}){0,5}\])+(?=[\s.,;:!?)]|$)")
 
 
@@ -1057,6 +1070,7 @@ _READINGS: tuple[_Reading, ...] = (
     (_DOMAIN, _read_domain),
     (_BARE_FILE, lambda found: f"dot {_ending(found[1]) if found[1] != 'NET' else 'NET'}"),
     (_WINDOWS_PATH, _read_windows_path),
+    (_CIRCA, "circa "),
     (_WITH, _read_with),
     (_BECAUSE, "because"),
     (_PATH, _read_path),
@@ -1110,9 +1124,11 @@ _READINGS: tuple[_Reading, ...] = (
     (_INCHES, _read_inches),
     (_QUARTER_YEAR, lambda found: f"{found[1]} {spelling.pair(int(found[2]))}"),
     (_DECADE, _read_decade),
+    (_SHORT_YEARS, lambda found: f"{spelling.pair(int(found[1]))} to {spelling.pair(int(found[2]))}"),
     (_SHORT_YEAR, _read_short_year),
     (_ERA, _read_era),
     (_AD, _read_ad),
+    (_HOUSE_SIDE, lambda found: f"{spelling.label(found[1])} {_SIDES[found[2]]} "),
     (_HOUSE, _read_house),
     (_SAINT_OR_STREET, _read_saint_or_street),
     (_STREET, _read_street),
@@ -1130,6 +1146,8 @@ _READINGS: tuple[_Reading, ...] = (
     (_MEASURE, _read_measure),
 )
 _LATER: tuple[_Reading, ...] = (
+    (_SPACED_SLASH, ", "),
+    (_TEAM, lambda found: f"{spelling.cardinal(int(found[1])).removesuffix('e')}ers"),
     (_BIT_SCALE, _read_bit_scale),
     (_THOUSANDS, _read_thousands),
     (_TIMES, _read_times),
@@ -1168,7 +1186,7 @@ _LATER: tuple[_Reading, ...] = (
 _BEGINNING = re.compile(r"(?:^|([A-Za-z0-9'.-]{0,20}[.!?])[\"')\]]{0,2} )[\"(\[]?(?=[#$£€¥~+'.-]?[0-9])")
 _BEGIN = "\uf8ff"
 _BEGUN = re.compile(_BEGIN + "([a-z]?)")
-_NO_BEGINNING = frozenset([*lexicon.BEFORE_NUMBER, *lexicon.STREETS, *lexicon.MONTH_BY_PREFIX, *lexicon.TITLES, "Sept", "St"])
+_NO_BEGINNING = frozenset([*lexicon.BEFORE_NUMBER, *lexicon.STREETS, *lexicon.MONTH_BY_PREFIX, *lexicon.TITLES, "Sept", "St", "c"])
 
 
 def _mark_beginning(found: Match) -> str:
@@ -1190,6 +1208,8 @@ def read(text: str, unit: Unit) -> str:
     text = _mark_inches(_BEGINNING.sub(_mark_beginning, text))
     for pattern, reading in _READINGS:
         text = pattern.sub(reading, text)
+    if "(" not in text:
+        text = _ENUMERATOR.sub(r"\1, ", text)
     text = _UNKNOWN_UNIT.sub(read_unknown_unit, text)
     for pattern, reading in _LATER:
         text = pattern.sub(reading, text)
