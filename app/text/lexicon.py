@@ -58,6 +58,9 @@ UNITS = _forms(
     hrs. = hour; wk = week; wks = week; mo = month; mos = month; yr = year; yrs = year; yr. = year; yrs. = year
     kcal = kilocalorie; cal = calorie; kJ = kilojoule; J = joule; kN = kilonewton; Pa = pascal; kPa = kilopascal
     hPa = hectopascal; MPa = megapascal; psi = p_s_i p_s_i; mmHg = millimeter_of_mercury millimeters_of_mercury
+    GPa = gigapascal; atm = atmosphere; hp = horsepower horsepower; bhp = brake_horsepower brake_horsepower; kA = kiloamp
+    MΩ = megaohm; μF = microfarad; nF = nanofarad; pF = picofarad; mH = millihenry millihenries; THz = terahertz terahertz
+    Mb = megabit; Gb = gigabit; Kb = kilobit; TB/s = terabyte_per_second terabytes_per_second; ha = hectare; mol = mole
     dB = decibel; px = pixel; dpi = d_p_i d_p_i; fps = frame_per_second frames_per_second; rpm = r_p_m r_p_m
     bpm = beat_per_minute beats_per_minute; wpm = word_per_minute words_per_minute
     ppm = part_per_million parts_per_million; ppb = part_per_billion parts_per_billion
@@ -235,7 +238,9 @@ LABELLED = _words(
     "channel bus train hwy rt bldg building hall locker peugeot chinook rtx gtx rx xbox office"
 )
 # After these 4B is a letter, not billions.
-LETTERED = _words("apartment apt suite ste unit room gate seat row section terminal platform block exhibit class grade level flat bus exit")
+LETTERED = _words(
+    "apartment apt suite ste unit room gate seat row section terminal platform block exhibit class grade level flat bus exit"
+)
 # Things measured by what stands before them, in the singular: a 65W charger, 16GB RAM.
 MEASURED = _words(
     "charger ram ssd hdd drive laptop monitor screen display cable adapter bulb battery cpu gpu memory card file disk motor "
@@ -264,9 +269,13 @@ STARTERS = _words(
     "Next Finally Also Once Meanwhile Instead Don't It's I'm I'll We're We'll They're That's There's Let's"
 )
 
-TOP_LEVEL_DOMAINS = _words("com org net edu gov io ai dev app uk de fr tv info xyz co eu ca gg nl se ch jp au biz mil int tech blog")
+TOP_LEVEL_DOMAINS = _words(
+    "com org net edu gov io ai dev app uk de fr tv info xyz co eu ca gg nl se ch jp au biz mil int tech blog"
+)
 # Said as words; the other endings are spelled: "dot UK", "dot JS".
-SAID_AS_WORDS = _words("com org net gov info dev app co blog tech biz mil int py json yaml toml bat zip doc ini log bin lock env conf proto vue")
+SAID_AS_WORDS = _words(
+    "com org net gov info dev app co blog tech biz mil int py json yaml toml bat zip doc ini log bin lock env conf proto vue"
+)
 FILE_ENDINGS = _words(
     "py js ts jsx tsx json yaml yml toml md txt csv tsv html htm css scss xml pdf doc docx xls xlsx ppt pptx zip tar gz rar "
     "exe dll bat sh ps1 cpp hpp java rb go rs php sql db sqlite log ini cfg conf env lock png jpg jpeg gif svg webp mp3 mp4 "

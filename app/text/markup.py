@@ -47,8 +47,10 @@ _ESCAPE = re.compile(r"\\([*_`#~>|!+.-])")
 
 _TEX_TWO = re.compile(r"\\[dt]?frac\s?\{([^{}]{1,60})\}\s?\{([^{}]{1,60})\}")
 _TEX_ONE = re.compile(r"\\(sqrt|text|mathrm|mathbf|boxed)\s?\{([^{}]{1,80})\}")
-_TEX_NAME = re.compile(r"\\(times|cdot|div|leq?|geq?|neq?|approx|pm|pi|infty|to|rightarrow|degree|circ|theta|alpha|beta|"
-                       r"gamma|delta|lambda|mu|sigma|omega|sum|int|quad|left|right)(?![A-Za-z])")
+_TEX_NAME = re.compile(
+    r"\\(times|cdot|div|leq?|geq?|neq?|approx|pm|pi|infty|to|rightarrow|degree|circ|theta|alpha|beta|"
+    r"gamma|delta|lambda|mu|sigma|omega|sum|int|quad|left|right)(?![A-Za-z])"
+)
 _TEX_NAMES = {
     "times": "×", "cdot": "×", "div": "÷", "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥", "ne": "≠", "neq": "≠",
     "approx": "≈", "pm": "±", "pi": "π", "infty": "∞", "to": "→", "rightarrow": "→", "degree": "°", "circ": "°",
@@ -56,7 +58,9 @@ _TEX_NAMES = {
 }  # fmt: skip
 _TEX_FENCE = re.compile(r"\\[()\[\]]|\$\$|(?<![\w$])\$(?=[^\s$][^$\n]{0,200}[\\^_={][^$\n]{0,200}\$)")
 
-_VERBATIM_CODE = re.compile(r"https?://\S+|[\w./~\\-]{1,200}\.[A-Za-z][A-Za-z0-9]{0,5}|v?\d[\d.]*|[A-Za-z]+\d*|/[\w./-]+")
+_VERBATIM_CODE = re.compile(
+    r"https?://\S+|[\w./~\\-]{1,200}\.[A-Za-z][A-Za-z0-9]{0,5}|v?\d[\d.]*|[A-Za-z]+\d*|/[\w./-]+"
+)
 _CODE_RULES = tuple(
     (re.compile(pattern), spoken)
     for pattern, spoken in (
@@ -146,7 +150,8 @@ def plain_paragraphs(text: str) -> str:
             close()
             continue
         in_table = line.lstrip().startswith("|") or (
-            "|" in line and any("|" in near and _TABLE_RULE.fullmatch(near) for near in lines[max(0, index - 1) : index + 2])
+            "|" in line
+            and any("|" in near and _TABLE_RULE.fullmatch(near) for near in lines[max(0, index - 1) : index + 2])
         )
         if in_table:
             if not _TABLE_RULE.fullmatch(line):

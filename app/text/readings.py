@@ -42,7 +42,7 @@ def _plain(number: str) -> float:
 
 
 def _stop(found: Match) -> str:
-    """"." when the abbreviation's stop also ended its sentence, else ""."""
+    """ "." when the abbreviation's stop also ended its sentence, else ""."""
     rest = found.string[found.end() : found.end() + 40]
     after = re.match(r"[\"')\]]{0,2}(?:\s{1,3}[\"'(]?([A-Za-z']{1,20})|\s*$)", rest)
     if after is None or rest[:1] in {",", ";", ":"}:
@@ -51,9 +51,13 @@ def _stop(found: Match) -> str:
         return "."
     if after[1] not in lexicon.STARTERS:
         return ""
-    # "At 3 a.m. I woke" is one sentence: two words cannot have been one yet.
+    # "At 3 a.m. I woke" is one sentence still.
     before = re.split(r"[.!?]\s|\n", found.string[max(0, found.start() - 80) : found.start()])[-1]
-    return "." if len(before.split()) > 1 else ""
+    return (
+        ""
+        if before.strip().strip(_BEGIN).lower() in {"at", "by", "around", "before", "after", "until", "from"}
+        else "."
+    )
 
 
 def _capitalised_like(sample: str, words: str) -> str:
@@ -105,7 +109,9 @@ _NET_MARKS = {".": " dot ", "-": " dash ", "_": " underscore ", "/": " slash ", 
 
 
 def _spelled(text: str) -> str:
-    return _runs(re.sub(r"[^A-Za-z0-9]", lambda mark: _NET_MARKS.get(mark[0], mark[0] if mark[0].isalpha() else " "), text))
+    return _runs(
+        re.sub(r"[^A-Za-z0-9]", lambda mark: _NET_MARKS.get(mark[0], mark[0] if mark[0].isalpha() else " "), text)
+    )
 
 
 def _host(host: str) -> str:
@@ -144,7 +150,9 @@ def _trailing(text: str) -> tuple[str, str]:
 
 def _read_url(found: Match) -> str:
     url, rest = _trailing(found[0])
-    parts = re.match(r"(?:[a-z]{2,5}://)?(?:[^/@\s]{1,60}@)?([^/:?#]{0,250})(?::([0-9]{2,5}))?(.{0,600})", url, re.IGNORECASE)
+    parts = re.match(
+        r"(?:[a-z]{2,5}://)?(?:[^/@\s]{1,60}@)?([^/:?#]{0,250})(?::([0-9]{2,5}))?(.{0,600})", url, re.IGNORECASE
+    )
     spoken = _address(parts[1], parts[2], parts[3]) if parts else ""
     return (spoken or _spelled(url)) + rest
 
@@ -273,7 +281,16 @@ def _read_phone_letters(found: Match) -> str:
 def _read_emergency(found: Match) -> str:
     before = re.search(r"([A-Za-z]+) $", found.string[max(0, found.start() - 20) : found.start()])
     after = re.match(r" ([a-z]+)", found.string[found.end() : found.end() + 20])
-    calls = before is not None and before[1].lower() in {"call", "dial", "dialed", "called", "calling", "text", "ring", "phone"}
+    calls = before is not None and before[1].lower() in {
+        "call",
+        "dial",
+        "dialed",
+        "called",
+        "calling",
+        "text",
+        "ring",
+        "phone",
+    }
     if calls or (found[1] == "911" and not (after and after[1] in lexicon.COUNTED) and not _is_label(before)):
         return spelling.digits(found[1])
     return found[0]
@@ -309,7 +326,9 @@ _ISO_DATE = re.compile(
     r"(?:[T ]([0-2][0-9]):([0-5][0-9])(?::[0-5][0-9](?:\.[0-9]{1,9})?)?(Z)?)?(?![\w-])(?!/[0-9])"
 )
 _SLASH_DATE = re.compile(r"(?<![\w/.-])([0-3]?[0-9])([/-])([0-3]?[0-9])\2([12][0-9]{3}|[0-9]{2})(?![\w/-])")
-_SLASH_DAY = re.compile(r"\b([Oo]n|[Bb]y|[Ss]ince|[Uu]ntil|[Dd]ue|[Bb]efore|[Aa]fter|[Ff]rom) ([01]?[0-9])/([0-3]?[0-9])(?![\w/]|\.[0-9])")
+_SLASH_DAY = re.compile(
+    r"\b([Oo]n|[Bb]y|[Ss]ince|[Uu]ntil|[Dd]ue|[Bb]efore|[Aa]fter|[Ff]rom) ([01]?[0-9])/([0-3]?[0-9])(?![\w/]|\.[0-9])"
+)
 _WEEKDAY = re.compile(rf"\b({'|'.join(lexicon.WEEKDAYS)})\b\.?(?=,? (?:{_MONTH}|[0-9]))")
 _WEEKDAYS = re.compile(rf"\b({'|'.join(lexicon.WEEKDAYS)})\.? ?[-–] ?({'|'.join(lexicon.WEEKDAYS)})\b")
 _MONTHS = re.compile(rf"\b{_MONTH} ?[-–] ?{_MONTH}(?![A-Za-z])")
@@ -337,9 +356,13 @@ _SHORT_YEAR = re.compile(r"(?<![\w'])(?:(?<=[0-9])|)'([0-9]{2})(?![\w'\"]|[.,][0
 _QUARTER_YEAR = re.compile(r"\b([QH][1-4])'([0-9]{2})\b")
 _ERA = re.compile(r"(?<![\w.,])([0-9]{1,4})(?:(–|-)([0-9]{1,4}))? ?(AD|BC|BCE|CE|A\.D\.|B\.C\.E?\.?|C\.E\.)(?!\w)")
 _AD = re.compile(r"\b(AD|A\.D\.) ([0-9]{1,4})\b")
-_YEAR_RANGE = re.compile(rf"(?<![\w.,$£€-])(1[0-9]{{3}}|20[0-9]{{2}}){_DASH}((?:1[0-9]|20)?[0-9]{{2}})(?![\w%-]|[.,][0-9])")
+_YEAR_RANGE = re.compile(
+    rf"(?<![\w.,$£€-])(1[0-9]{{3}}|20[0-9]{{2}}){_DASH}((?:1[0-9]|20)?[0-9]{{2}})(?![\w%-]|[.,][0-9])"
+)
 
-_DECADE_LEAD = frozenset("the his her their my our your early mid late mid- early- late- roaring these those mid-to-late".split())  # noqa: SIM905
+_DECADE_LEAD = frozenset(
+    "the his her their my our your early mid late mid- early- late- roaring these those mid-to-late".split()
+)  # noqa: SIM905
 
 
 def _month(name: str) -> str:
@@ -433,8 +456,12 @@ def _after_meridiem(found: Match, words: str) -> str:
 def _read_time_range(found: Match) -> str:
     if int(found[1]) > 12 or int(found[4]) > 12:
         return found[0]
-    first = spelling.cardinal(int(found[1])) + (f" {spelling.pair(int(found[2]))}" if found[2] and found[2] != "00" else "")
-    return _after_meridiem(found, f"{first}{_meridiem(found[3])} to {_clock(int(found[4]), int(found[5] or 0), found[6])}")
+    first = spelling.cardinal(int(found[1])) + (
+        f" {spelling.pair(int(found[2]))}" if found[2] and found[2] != "00" else ""
+    )
+    return _after_meridiem(
+        found, f"{first}{_meridiem(found[3])} to {_clock(int(found[4]), int(found[5] or 0), found[6])}"
+    )
 
 
 def _read_clock_range(found: Match) -> str:
@@ -462,7 +489,11 @@ _RATIO_AFTER = re.compile(r" (?:ratio|odds|scale|mix|aspect|split|dilution)\b")
 
 def _is_ratio(found: Match) -> bool:
     before = found.string[max(0, found.start() - 30) : found.start()].lower()
-    return not found[4] and (_RATIO_AFTER.match(found.string, found.end()) is not None or re.search(r"\b(?:ratio|odds|scale)\b[^.]{0,20}$", before) is not None or f"{found[1]}:{found[2]}" == "16:10")
+    return not found[4] and (
+        _RATIO_AFTER.match(found.string, found.end()) is not None
+        or re.search(r"\b(?:ratio|odds|scale)\b[^.]{0,20}$", before) is not None
+        or f"{found[1]}:{found[2]}" == "16:10"
+    )
 
 
 def _read_hour(found: Match) -> str:
@@ -491,7 +522,11 @@ def _read_decade(found: Match) -> str:
 
 
 def _read_short_year(found: Match) -> str:
-    return f" {spelling.pair(int(found[1]))}" if found.start() and found.string[found.start() - 1].isalnum() else spelling.pair(int(found[1]))
+    return (
+        f" {spelling.pair(int(found[1]))}"
+        if found.start() and found.string[found.start() - 1].isalnum()
+        else spelling.pair(int(found[1]))
+    )
 
 
 def _era_year(run: str) -> str:
@@ -631,13 +666,17 @@ _BY_UNIT = re.compile(rf"(?<![\w.,])({_NUM} ?(?:{_UNIT})) ?[x×] ?(?=[0-9.])")
 _BY = re.compile(rf"(?<![\w.,])({_NUM}) ?[x×*] ?({_NUM})(?: ?[x×*] ?({_NUM}))?(?![\w]|\.[0-9])( ?=)?")
 _PERCENT = re.compile(rf"(?<![\w.,])({_SIGN})({_NUM})(?:( ?%)?{_DASH}({_NUM}))? ?%(?!\w)")
 _FEET_INCHES = re.compile(r"(?<![\w.,])([0-9]{1,3})' ?([0-9]{1,2})(?:(?:\.([0-9]{1,2}))?(?:″|'')|(?![\w'″]|\.[0-9]))")
-_FEET = re.compile(rf"(?<![\w.,'])({_NUM})'(?= (?:tall|wide|long|deep|high|by|x)\b)|(?:(?<=by )|(?<=x ))({_NUM})'(?!\w)")
+_FEET = re.compile(
+    rf"(?<![\w.,'])({_NUM})'(?= (?:tall|wide|long|deep|high|by|x)\b)|(?:(?<=by )|(?<=x ))({_NUM})'(?!\w)"
+)
 _QUOTE = re.compile(r"([0-9]?)\"")
 _INCHES = re.compile(rf"(?<![\w.,\"'])({_FRACTION}|{_NUM})(?:″|'')(?!\w)(?= ?([a-z]{{0,20}}))")
 _MIXED = re.compile(r"(?<![\w.,/])([0-9]{1,6}) ([0-9]{1,3})/([0-9]{1,3})(?![\w/]|\.[0-9])")
 _RATING = re.compile(r"(?<![\w.,/])([0-9]{1,3}\.[0-9]{1,2})/([0-9]{1,3}(?:\.[0-9])?)(?![\w/]|\.[0-9])")
 _SLASH = re.compile(r"(?<![\w.,/])([0-9]{1,6})/([0-9]{1,6})(?![\d/]|\.[0-9])(ths?\b|s\b)?(?!\w)")
-_SCIENTIFIC = re.compile(rf"(?<![\w.,])({_SIGN})({_NUM})(?:[eE]\+?(-?[0-9]{{1,3}})(?!\w)| ?[×x*·] ?10(?:\^[({{]?([-−]?[0-9]{{1,3}})[)}}]?|([⁻⁰¹²³⁴-⁹]{{1,4}}))(?!\w))")
+_SCIENTIFIC = re.compile(
+    rf"(?<![\w.,])({_SIGN})({_NUM})(?:[eE]\+?(-?[0-9]{{1,3}})(?!\w)| ?[×x*·] ?10(?:\^[({{]?([-−]?[0-9]{{1,3}})[)}}]?|([⁻⁰¹²³⁴-⁹]{{1,4}}))(?!\w))"
+)
 _POWER = re.compile(
     r"(?<=[A-Za-z0-9)]) ?\^ ?(?:\{(-?[0-9]{1,4}|[A-Za-z])\}|\((-?[0-9]{1,4}|[A-Za-z])\)|(-?[0-9]{1,4}|[A-Za-z])\b)"
 )
@@ -659,8 +698,13 @@ _HOUSE_SIDE = re.compile(
     rf"(?:{'|'.join([*lexicon.STREETS, *sorted(set(lexicon.STREETS.values()))])})\b)"
 )
 _SIDES = {"N": "North", "S": "South", "E": "East", "W": "West"}
-_LABELLED = re.compile(rf"\b(flight [A-Z]{{2}}|{'|'.join(sorted(lexicon.LABELLED))})( |-)([0-9]{{3,4}})([A-Z]?)(?![\w,]\w|\w|\.[0-9])", re.IGNORECASE)
-_LABELLED_AFTER = re.compile(r"(?<![\w.,])([45]0[1-9]|4[1-9][0-9])(?= (?:error|page|status|not found|response|Not Found|Error))")
+_LABELLED = re.compile(
+    rf"\b(flight [A-Z]{{2}}|{'|'.join(sorted(lexicon.LABELLED))})( |-)([0-9]{{3,4}})([A-Z]?)(?![\w,]\w|\w|\.[0-9])",
+    re.IGNORECASE,
+)
+_LABELLED_AFTER = re.compile(
+    r"(?<![\w.,])([45]0[1-9]|4[1-9][0-9])(?= (?:error|page|status|not found|response|Not Found|Error))"
+)
 _NAMED_PAIR = re.compile(r"(?<![\w/])(24/7|9/11|50/50|20/20|60/40|80/20|70/30|10-4)(?![\w/-])")
 _ALNUM = re.compile(r"(?<![0-9A-Za-z_])(?=[A-Za-z_]{0,40}[0-9])(?=[0-9_]{0,40}[A-Za-z])([0-9A-Za-z_]{2,80})")
 _UPPER_HYPHEN = re.compile(r"\b([A-Z][A-Za-z]{0,12})-(?=[0-9]{1,4}(?![0-9,]))")
@@ -739,7 +783,9 @@ def _read_thousands(found: Match) -> str:
     return f"{first}{spelling.number(found[2] or found[1])} K"
 
 
-_TIMES_WHAT = frozenset({"as", "zoom", "growth", "speedup", "daily", "weekly", "monthly", "yearly", "annually", "slowdown"})
+_TIMES_WHAT = frozenset(
+    {"as", "zoom", "growth", "speedup", "daily", "weekly", "monthly", "yearly", "annually", "slowdown"}
+)
 
 
 def _read_times(found: Match) -> str:
@@ -800,7 +846,11 @@ def _read_feet(found: Match) -> str:
 
 
 def _read_inches(found: Match) -> str:
-    singular = found[1] == "1" or re.fullmatch(r"[0-9]+/[0-9]+", found[1]) or (found[2] and found[2] not in lexicon.FUNCTION_WORDS | {"tall", "wide", "long", "deep", "thick"})
+    singular = (
+        found[1] == "1"
+        or re.fullmatch(r"[0-9]+/[0-9]+", found[1])
+        or (found[2] and found[2] not in lexicon.FUNCTION_WORDS | {"tall", "wide", "long", "deep", "thick"})
+    )
     return f"{_value_words(found[1])} {'inch' if singular else 'inches'}"
 
 
@@ -909,7 +959,9 @@ def _counts(found: Match) -> bool:
     """Whether a bare four-digit number counts something or stands in a sum, and so is not a year."""
     after = re.match(r" (?:[a-z]+ )?([a-z]+)", found.string[found.end() : found.end() + 40])
     near = re.match(r" ([a-z]+)", found.string[found.end() : found.end() + 30])
-    if (near and near[1] in lexicon.COUNTED) or (after and near and after[1] in lexicon.COUNTED and near[1] not in lexicon.FUNCTION_WORDS):
+    if (near and near[1] in lexicon.COUNTED) or (
+        after and near and after[1] in lexicon.COUNTED and near[1] not in lexicon.FUNCTION_WORDS
+    ):
         return True
     before = found.string[max(0, found.start() - 16) : found.start()]
     return re.search(r"(?:[=+×*÷]|equals|plus|times|by|minus|than|least|most|about|only)\s?$", before) is not None or (
@@ -921,7 +973,9 @@ def _counts(found: Match) -> bool:
 
 _TITLE = re.compile(rf"\b(?:({'|'.join(lexicon.TITLES)})\.|(Mr|Mrs|Ms|Prof))(?= [A-Z]| & | and )")
 _STOPPED = re.compile(rf"(?<![\w.@])({_alternatives(lexicon.ABBREVIATIONS)})(?!\w)")
-_BEFORE_NUMBER = re.compile(rf"(?<![\w.])({_alternatives(lexicon.BEFORE_NUMBER)})\. ?(?=[0-9])|\b(pp?) (?=[0-9])")
+_BEFORE_NUMBER = re.compile(
+    rf"(?<![\w.])({_alternatives(lexicon.BEFORE_NUMBER)})\. ?(?=[0-9])|\b(pp?|Apt|Ste) (?=[0-9])"
+)
 _SAINT_OR_STREET = re.compile(r"\b(St|Dr)(?:\.|(?= [A-Z])|(?=[,;:!?)]|$))(?!\w)")
 _TWO_WORDS_BEFORE = re.compile(r"(?:([\w'.-]{1,30}),? )?([\w'.-]{1,30}) $")
 _STREET = re.compile(
@@ -1020,12 +1074,18 @@ def _read_roman(found: Match) -> str:
     if value is None:
         return found[0]
     after = found.string[found.end() : found.end() + 12]
-    clear = len(numeral) > 1 or re.match(r"[,.:;)!?]|$| (?:of|and|was|is|had|in|at|to|by|ended|began|the)\b", after) is not None
+    clear = (
+        len(numeral) > 1
+        or re.match(r"[,.:;)!?]|$| (?:of|and|was|is|had|in|at|to|by|ended|began|the)\b", after) is not None
+    )
     if name in lexicon.RULERS:
         return f"{name} the {spelling.ordinal(value)}" if clear or numeral in {"V", "X"} else found[0]
     if name in lexicon.NUMBERED_THINGS and clear:
         return f"{name} {spelling.cardinal(value)}"
-    if numeral in {"II", "III", "IV", "VI", "VII", "VIII", "IX", "XI", "XII", "XIII", "XIV", "XV", "XVI"} and name not in _IV_FLUIDS:
+    if (
+        numeral in {"II", "III", "IV", "VI", "VII", "VIII", "IX", "XI", "XII", "XIII", "XIV", "XV", "XVI"}
+        and name not in _IV_FLUIDS
+    ):
         return f"{name} {spelling.cardinal(value)}" if numeral != "IV" or name not in lexicon.STARTERS else found[0]
     return found[0]
 
@@ -1186,12 +1246,14 @@ _LATER: tuple[_Reading, ...] = (
 _BEGINNING = re.compile(r"(?:^|([A-Za-z0-9'.-]{0,20}[.!?])[\"')\]]{0,2} )[\"(\[]?(?=[#$£€¥~+'.-]?[0-9])")
 _BEGIN = "\uf8ff"
 _BEGUN = re.compile(_BEGIN + "([a-z]?)")
-_NO_BEGINNING = frozenset([*lexicon.BEFORE_NUMBER, *lexicon.STREETS, *lexicon.MONTH_BY_PREFIX, *lexicon.TITLES, "Sept", "St", "c"])
+_NO_BEGINNING = frozenset(
+    [*lexicon.BEFORE_NUMBER, *lexicon.STREETS, *lexicon.MONTH_BY_PREFIX, *lexicon.TITLES, "Sept", "St", "c"]
+)
 
 
 def _mark_beginning(found: Match) -> str:
     word = (found[1] or "").rstrip(".!?")
-    short = found[1] and (word in _NO_BEGINNING or f"{word}." in lexicon.ABBREVIATIONS or "." in word)
+    short = found[1] and (word in _NO_BEGINNING or f"{word}." in lexicon.ABBREVIATIONS or "." in word or word in _SIDES)
     return found[0] if short else f"{found[0]}{_BEGIN}"
 
 
