@@ -75,13 +75,9 @@ def _sentences(paragraph: str, language: str) -> list[str]:
         else:
             sentences.append(piece)
         tail = piece.rstrip()[-12:]
-        glue = (
-            _LABEL.fullmatch(tail) is not None
-            and len(piece) <= 12
-            or (
-                _SHORT_FORM.fullmatch(tail) is not None
-                and paragraph[boundary["end_index"] : boundary["end_index"] + 1].isdigit()
-            )
+        glue = (_LABEL.fullmatch(tail) is not None and len(piece) <= 12) or (
+            _SHORT_FORM.fullmatch(tail) is not None
+            and paragraph[boundary["end_index"] : boundary["end_index"] + 1].isdigit()
         )
     return [sentence.strip() for sentence in sentences]
 
