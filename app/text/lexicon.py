@@ -336,6 +336,15 @@ FILE_ENDINGS = _words(
 )
 ENDINGS_SAID = {"yml": "yaml", "jpg": "jpeg", "mp3": "MP three", "mp4": "MP four", "ps1": "PS one", "txt": "text"}
 
+# Before "80s" these make it a decade; elsewhere "30s" may be seconds.
+BEFORE_DECADES = _words("the his her their my our your early mid late mid- early- late- roaring these those")
+# Capitalised words after which "St." is a saint and "Dr." a doctor, not a road.
+NOT_A_ROAD = _words(
+    "Port Mount Mt. Fort Ft. Old Ask Call Visit See Meet Dear Hello Hi Hey Thanks Thank Saint Sir Near Today Yesterday "
+    "Tomorrow Yes No Well Okay Ok Oh Is Was Did Does Has With By Of To For And Good Morning Afternoon Evening San "
+    "Professor Mister Both Only Even East West Lake River"
+)
+
 EITHER_OR = _words("he/she she/he his/her her/his him/her her/him himself/herself yes/no true/false either/or s/he")
 
 FRACTION_NAMES = {

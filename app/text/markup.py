@@ -7,11 +7,12 @@ out separated by an empty line, list items and table rows as sentences. Every pa
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 _TAG_NAMES = (
     "a abbr article aside audio b big blockquote body br break button center cite code dd del details div dl dt em "
     "emphasis figcaption figure font footer form h1 h2 h3 h4 h5 h6 head header hr html i img input ins kbd label li "
-    "lang link main mark mark meta nav ol option p phoneme pre prosody q s samp say-as section select small source "
+    "lang link main mark meta nav ol option p phoneme pre prosody q s samp say-as section select small source "
     "span speak strike strong sub summary sup table tbody td tfoot th thead time title tr tt u ul var video voice w "
     "sentence paragraph mstts:[a-z-]{1,20} amazon:[a-z-]{1,20}"
 )
@@ -20,10 +21,11 @@ _KNOWN_TAG = re.compile(rf"</?({'|'.join(_TAG_NAMES.split(' '))}){_ATTRIBUTES}\s
 # Any other word in angle brackets is a tag too, unless it stands right after a word: List<String> is not HTML.
 _OTHER_TAG = re.compile(rf"(?<![\w<])</?[A-Za-z][\w:-]{{0,40}}{_ATTRIBUTES}\s{{0,5}}/?>")
 _AUTOLINK = re.compile(r"<((?:https?://|mailto:)[^\s<>]{1,500}|[\w.+-]{1,64}@[\w.-]{1,120})>")
-_BLOCK_TAGS = frozenset(
+_BLOCK_NAMES = (
     "article aside blockquote body center dd details div dl dt figure footer h1 h2 h3 h4 h5 h6 header hr html li main "
-    "nav ol option p paragraph pre section speak summary table tbody tfoot thead title tr ul".split()  # noqa: SIM905
+    "nav ol option p paragraph pre section speak summary table tbody tfoot thead title tr ul"
 )
+_BLOCK_TAGS = frozenset(_BLOCK_NAMES.split(" "))
 
 _FENCE = re.compile(r"\s{0,8}(?:`{3,}|~{3,})")
 _HEADING = re.compile(r"\s{0,3}#{1,6}\s+(.*)")
@@ -188,18 +190,14 @@ def _stopped(line: str) -> str:
 
 
 def _join(lines: list[str]) -> str:
-    """Lines of one paragraph on one line. Two short lines that both stand for themselves (verse, an address) get a comma."""
-    joined = lines[0].strip()
-    for before, after in zip(lines, lines[1:], strict=False):
-        after = after.strip()  # noqa: PLW2901
-        apart = (
-            len(before) < 50
-            and len(after) < 50
-            and before.rstrip()[-1:].isalnum()
-            and (after[:1].isupper() or after[:1].isdigit())
-        )
-        joined += (", " if apart else " ") + after
-    return joined
+    """Lines of a paragraph on one line, with a comma between two short ones that stand alone (verse, an address)."""
+    joined = [lines[0].strip()]
+    for before, line in pairwise(lines):
+        after = line.strip()
+        short = len(before) < 50 and len(after) < 50
+        apart = short and before.rstrip()[-1:].isalnum() and (after[:1].isupper() or after[:1].isdigit())
+        joined += [", " if apart else " ", after]
+    return "".join(joined)
 
 
 def _inline(line: str) -> str:
@@ -220,7 +218,7 @@ def _inline(line: str) -> str:
 
 
 def code_words(code: str) -> str:
-    """A line of code as a programmer would say it: "user_id == 3" -> "user id equals 3". Names, paths stay for later."""
+    """A line of code as a programmer says it: "user_id == 3" -> "user id equals 3". Names and paths are for later."""
     code = code.strip()
     if _VERBATIM_CODE.fullmatch(code):
         return code

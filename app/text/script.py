@@ -1,7 +1,7 @@
 """The parts of a line: words to speak and silences to keep. Knows the pause tags and nothing of numbers or sentences.
 
-`[pause]` is half a second; `[pause:0.5s]`, `[pause: 500 ms]`, `[pause 1s]` and SSML's `<break time="1s"/>` say how long.
-A pause tag nobody can understand (`[pause:abc]`) is dropped: a listener should never hear "pause colon a b c".
+`[pause]` is half a second; `[pause:0.5s]`, `[pause: 500 ms]`, `[pause 1s]` and SSML's `<break time="1s"/>` say how
+long. A pause tag nobody can understand (`[pause:abc]`) is dropped: a listener should never hear "pause colon a b c".
 """
 
 from __future__ import annotations

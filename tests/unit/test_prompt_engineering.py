@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -104,7 +105,7 @@ PIECES = st.lists(
 @given(PIECES | st.text(st.characters(codec=None, categories=None)))
 def test_any_text_has_parts_that_alternate(text: str) -> None:
     parts = parse(text)
-    for part, after in zip(parts, parts[1:], strict=False):
+    for part, after in pairwise(parts):
         assert isinstance(part, Words) or isinstance(after, Words)
     for part in parts:
         if isinstance(part, Words):

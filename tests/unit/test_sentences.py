@@ -78,6 +78,8 @@ def test_one_sentence_stays_one(sentence: str) -> None:
         ("one line\nof the same text", ["one line of the same text"]),
         ("你好。你叫什么名字？今天天气很好！", ["你好。", "你叫什么名字？", "今天天气很好！"]),
         ("He moved to the U.S. Then he came back.", ["He moved to the U.S.", "Then he came back."]),
+        ("i went home. it was late. ok.", ["i went home.", "it was late. ok."]),
+        ("It holds approx. five large apples.", ["It holds approx. five large apples."]),
         ("First: mix it well. 2. Bake it now.", ["First: mix it well.", "2. Bake it now."]),
     ],
     ids=ascii,

@@ -5,8 +5,8 @@ telephone number) goes first, so that the general rules for numbers see only wha
 of clean text (`cleaning.clean`, `markup.plain_paragraphs`). Knows nothing of markdown, and nothing of wetext beyond the
 function it is handed for units it has no name for.
 
-Every repetition in a pattern is bounded and every pattern that begins with a run refuses to start inside one, which keeps
-the time linear in the length of the text.
+Every repetition in a pattern is bounded and every pattern that begins with a run refuses to start inside one, which
+keeps the time linear in the length of the text.
 """
 
 from __future__ import annotations

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from app.text import lexicon
 
-Unit = Callable[[str, bool], str | None]
 Match = re.Match[str]
+Unit = Callable[[str, bool], str | None]  # (symbol, plural) -> its name, or None
+
 INT = r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,8}(?![0-9])|[0-9]{1,40})"
 NUM = rf"(?:{INT}(?:\.[0-9]{{1,40}})?|\.[0-9]{{1,40}})"
 START = r"(?<![\w.,'])"  # not inside a word or a number
@@ -16,13 +17,17 @@ END = r"(?![0-9])(?![.,][0-9])"
 DASH = r" ?[-–—~] ?"
 
 
-def alternatives(table: object, *, longest_first: bool = True) -> str:
-    keys = [re.escape(str(key)) for key in table]  # type: ignore[attr-defined]
-    return "|".join(sorted(keys, key=len, reverse=True) if longest_first else keys)
+SUPERSCRIPT_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹₀₁₂₃₄₅₆₇₈₉", "01234567890123456789")
+BEGIN = "\uf8ff"  # marks where a sentence began with figures; cleaning lets no such character in
+
+
+def alternatives(keys: Iterable[str]) -> str:
+    """Literal strings as a pattern that prefers the longest."""
+    return "|".join(sorted(map(re.escape, keys), key=len, reverse=True))
 
 
 def sentence_stop(found: Match) -> str:
-    """ "." when the abbreviation's stop also ended its sentence, else ""."""
+    """A full stop when the abbreviation's own one also ended its sentence, else nothing."""
     rest = found.string[found.end() : found.end() + 40]
     after = re.match(r"[\"')\]]{0,2}(?:\s{1,3}[\"'(]?([A-Za-z']{1,20})|\s*$)", rest)
     if after is None or rest[:1] in {",", ";", ":"}:
@@ -33,9 +38,8 @@ def sentence_stop(found: Match) -> str:
         return ""
     # "At 3 a.m. I woke" is one sentence still.
     before = re.split(r"[.!?]\s|\n", found.string[max(0, found.start() - 80) : found.start()])[-1]
-    return (
-        "" if before.strip().strip(BEGIN).lower() in {"at", "by", "around", "before", "after", "until", "from"} else "."
-    )
+    opening = before.strip().strip(BEGIN).lower() in {"at", "by", "around", "before", "after", "until", "from"}
+    return "" if opening else "."
 
 
 def capitalised_like(sample: str, words: str) -> str:
@@ -43,7 +47,7 @@ def capitalised_like(sample: str, words: str) -> str:
 
 
 def is_adjective(found: Match) -> bool:
-    """ "a ... N-dollar bill": an article before, and a thing after that is not one of the small words."""
+    """Whether a measure stands before what it measures, "a five dollar bill": an article before, a thing after."""
     before = found.string[max(0, found.start() - 5) : found.start()]
     after = re.match(r"[ -]([A-Za-z]{1,20})", found.string[found.end() : found.end() + 24])
     if after and after[1].lower() in lexicon.MEASURED:
@@ -59,7 +63,3 @@ def is_adjective(found: Match) -> bool:
 
 def per_unit(word: str | None) -> str:
     return f" per {lexicon.PER[word]}" if word else ""
-
-
-SUPERSCRIPT_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹₀₁₂₃₄₅₆₇₈₉", "01234567890123456789")
-BEGIN = "\uf8ff"

@@ -52,9 +52,6 @@ AD = re.compile(r"\b(AD|A\.D\.) ([0-9]{1,4})\b")
 YEAR_RANGE = re.compile(
     rf"(?<![\w.,$£€-])(1[0-9]{{3}}|20[0-9]{{2}}){DASH}((?:1[0-9]|20)?[0-9]{{2}})(?![\w%-]|[.,][0-9])"
 )
-_DECADE_LEAD = frozenset(
-    "the his her their my our your early mid late mid- early- late- roaring these those mid-to-late".split()
-)
 
 
 def month_name(name: str) -> str:
@@ -208,7 +205,7 @@ def read_ratio(found: Match) -> str:
 def read_decade(found: Match) -> str:
     value = int(found[2])
     before = re.search(r"([A-Za-z]+-?) ?$", found.string[max(0, found.start() - 16) : found.start()])
-    if value < 100 and not found[1] and not found[3] and not (before and before[1].lower() in _DECADE_LEAD):
+    if value < 100 and not found[1] and not found[3] and not (before and before[1].lower() in lexicon.BEFORE_DECADES):
         return found[0]
     return spelling.decade(value)
 

@@ -64,7 +64,12 @@ def read_saint_or_street(found: Match) -> str:
     earlier, before = (words[1], words[2]) if words else (None, None)
     after = found.string[found.end() : found.end() + 30]
     name_follows = re.match(r" [A-Z]", after) is not None
-    named = before is not None and before[:1].isupper() and before not in lexicon.STARTERS and before not in _NOT_A_ROAD
+    named = (
+        before is not None
+        and before[:1].isupper()
+        and before not in lexicon.STARTERS
+        and before not in lexicon.NOT_A_ROAD
+    )
     road = named and (
         not name_follows
         or (before or "").endswith("'s")
@@ -79,13 +84,6 @@ def read_saint_or_street(found: Match) -> str:
     if name_follows:
         return "Saint" if short == "St" else "Doctor"
     return found[0] if short == "St" or not found[0].endswith(".") else f"doctor{sentence_stop(found)}"
-
-
-_NOT_A_ROAD = frozenset(
-    "Port Mount Mt. Fort Ft. Old Ask Call Visit See Meet Dear Hello Hi Hey Thanks Thank Saint Sir Near Today Yesterday "
-    "Tomorrow Yes No Well Okay Ok Oh Is Was Did Does Has With By Of To For And Good Morning Afternoon Evening San "
-    "Professor Mister Both Only Even East West Lake River".split()
-)
 
 
 def _stop_follows(after: str) -> bool:
