@@ -7,6 +7,7 @@ cuts too finely and cut what is too long for an engine. No character but white s
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import sentencex
 
@@ -63,23 +64,20 @@ def _sentences(paragraph: str, language: str) -> list[str]:
     """As sentencex cuts, less the cuts after "1." and, where the sentence goes on, after "Vol." and the like."""
     readable = _SURROGATE.sub("\ufffd", paragraph)
     code = language if language.isascii() and language else "en"
-    sentences: list[str] = []
+    starts: list[int] = []
     glue = False  # the next piece belongs to this one
     for boundary in sentencex.get_sentence_boundaries(code, readable):
-        piece = paragraph[boundary["start_index"] : boundary["end_index"]]
-        if not piece.strip():
+        start, end = boundary["start_index"], boundary["end_index"]
+        if readable[start:end].isspace():
             continue
-        if glue:
-            sentences[-1] += piece
-        else:
-            sentences.append(piece)
-        after = paragraph[boundary["end_index"] : boundary["end_index"] + 1]
-        goes_on = after.isdigit() or after.islower()
-        tail = piece.rstrip()[-12:]
-        glue = (len(piece) <= 12 and _LABEL.fullmatch(tail) is not None) or (
+        if not glue:
+            starts.append(start)
+        goes_on = readable[end : end + 1].isdigit() or readable[end : end + 1].islower()
+        tail = readable[max(start, end - 12) : end].rstrip()
+        glue = (end - start <= 12 and _LABEL.fullmatch(tail) is not None) or (
             goes_on and _SHORT_FORM.fullmatch(tail) is not None
         )
-    return [sentence.strip() for sentence in sentences]
+    return [paragraph[start:end].strip() for start, end in pairwise([*starts, len(paragraph)])]
 
 
 def _word_count(piece: str) -> int:

@@ -108,10 +108,12 @@ _READINGS: tuple[_Reading, ...] = (
     (measures.BY, measures.read_by),
     (measures.BY_UNIT, r"\1 by "),
     (measures.MEASURE, measures.read_measure),
+    (measures.ORDINAL, measures.read_ordinal),
+    (measures.TEAM, lambda found: f"{spelling.cardinal(int(found[1])).removesuffix('e')}ers"),
 )
+# Between these two: units that only the grammar knows.
 _LATER: tuple[_Reading, ...] = (
     (measures.SPACED_SLASH, ", "),
-    (measures.TEAM, lambda found: f"{spelling.cardinal(int(found[1])).removesuffix('e')}ers"),
     (measures.BIT_SCALE, measures.read_bit_scale),
     (measures.THOUSANDS, measures.read_thousands),
     (measures.TIMES, measures.read_times),
@@ -121,7 +123,6 @@ _LATER: tuple[_Reading, ...] = (
     (measures.POWER, measures.read_power),
     (words.SUPERSCRIPT, words.read_superscript),
     (words.SUBSCRIPT, lambda found: found[0].translate(common.SUPERSCRIPT_DIGITS)),
-    (measures.ORDINAL, measures.read_ordinal),
     (words.STOPPED, words.read_stopped),
     (words.ROMAN_AFTER, words.read_roman),
     (measures.UPPER_HYPHEN, r"\1 "),
