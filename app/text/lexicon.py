@@ -210,7 +210,8 @@ ABBREVIATIONS |= {key.capitalize(): words.capitalize() for key, words in ABBREVI
 # Spoken before a number: No. 5, pp. 10-15.
 BEFORE_NUMBER = _table(
     """
-    No = number; Nos = numbers; nos = numbers; Vol = volume; vol = volume; Vols = volumes; p = page; pp = pages
+    No = number; Nos = numbers; nos = numbers; pop = population; Vol = volume; vol = volume; Vols = volumes
+    p = page; pp = pages
     Fig = figure; fig = figure; Figs = figures; figs = figures; Ch = chapter; ch = chapter; Sec = section
     sec = section
     Eq = equation; eq = equation; Art = article; art = article; Ver = version; ver = version; Ep = episode
@@ -340,7 +341,8 @@ ENDINGS_SAID = {"yml": "yaml", "jpg": "jpeg", "mp3": "MP three", "mp4": "MP four
 BEFORE_DECADES = _words("the his her their my our your early mid late mid- early- late- roaring these those")
 # Capitalised words after which "St." is a saint and "Dr." a doctor, not a road.
 NOT_A_ROAD = _words(
-    "Port Mount Mt. Fort Ft. Old Ask Call Visit See Meet Dear Hello Hi Hey Thanks Thank Saint Sir Near Today Yesterday "
+    "Port Mount Mt. Fort Ft. Old Ask Call Visit See Meet Dear Hello Hi Hey Thanks Thank Saint Sir Near Today "
+    "Yesterday "
     "Tomorrow Yes No Well Okay Ok Oh Is Was Did Does Has With By Of To For And Good Morning Afternoon Evening San "
     "Professor Mister Both Only Even East West Lake River"
 )

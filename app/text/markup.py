@@ -42,6 +42,7 @@ _LINK = re.compile(
 )
 _FOOTNOTE = re.compile(r"\[\^[^\[\]\s]{1,20}\]:?")
 _CODE_SPAN = re.compile(r"`{1,2}([^`\n]{1,300})`{1,2}")
+_PROMPT = re.compile(r"\s{0,8}\$ (?=[a-z])")
 _EMPHASIS = re.compile(
     r"(?<![\w*])\*{1,3}(?=[^\s*])|(?<=[^\s*])\*{1,3}(?![\w*])|(?<![\w_/.])_{1,3}(?=[^\s_])|(?<=[^\s_])_{1,3}(?![\w/])|~~"
 )
@@ -201,9 +202,12 @@ def _join(lines: list[str]) -> str:
 
 
 def _inline(line: str) -> str:
-    """One line without links, code marks, emphasis and TeX."""
+    """One line without links, code marks, emphasis, TeX and the prompt of a shell."""
+    if prompt := _PROMPT.match(line):
+        line = line[prompt.end() :]
     if "[" in line:
-        line = _FOOTNOTE.sub("", _LINK.sub(r"\1", line))
+        line = _LINK.sub(r"\1", _LINK.sub(r"\1", line))  # twice: a badge is a picture inside a link
+        line = _FOOTNOTE.sub("", line)
     if "`" in line:
         line = _CODE_SPAN.sub(lambda found: code_words(found[1]), line).replace("`", "")
     if "\\" in line or "$" in line:
@@ -219,7 +223,7 @@ def _inline(line: str) -> str:
 
 def code_words(code: str) -> str:
     """A line of code as a programmer says it: "user_id == 3" -> "user id equals 3". Names and paths are for later."""
-    code = code.strip()
+    code = code.strip().removeprefix("$ ")
     if _VERBATIM_CODE.fullmatch(code):
         return code
     for pattern, spoken in _CODE_RULES:

@@ -32,6 +32,7 @@ _READINGS: tuple[_Reading, ...] = (
     (net.BARE_FILE, lambda found: f"dot {net.spoken_ending(found[1]) if found[1] != 'NET' else 'NET'}"),
     (net.WINDOWS_PATH, net.read_windows_path),
     (words.CIRCA, "circa "),
+    (words.SMALL_NUMBER, r"\1 number "),
     (words.WITH, words.read_with),
     (words.BECAUSE, "because"),
     (net.PATH, net.read_path),

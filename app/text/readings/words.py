@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from app.text import lexicon, spelling
-from app.text.readings.common import SUPERSCRIPT_DIGITS, Match, alternatives, capitalised_like, sentence_stop
+from app.text.readings.common import BEGIN, SUPERSCRIPT_DIGITS, Match, alternatives, capitalised_like, sentence_stop
 
 TITLE = re.compile(rf"\b(?:({'|'.join(lexicon.TITLES)})\.|(Mr|Mrs|Ms|Prof))(?= [A-Z]| & | and )")
 STOPPED = re.compile(rf"(?<![\w.@])({alternatives(lexicon.ABBREVIATIONS)})(?!\w)")
@@ -18,13 +18,17 @@ STREET = re.compile(
 )
 _COMPASS = {"NW": "Northwest", "NE": "Northeast", "SW": "Southwest", "SE": "Southeast"}
 ROMAN_AFTER = re.compile(r"\b([A-Z][A-Za-z]{1,20}) ([IVXL]{1,7})\b(?!['-]\w)(?!\.[A-Za-z])")
+# "He has no. 5 on his back", but "I said no. 5 people left".
+SMALL_NUMBER = re.compile(
+    rf"\b(the|has|had|at|as|a|from|to|in|of|ranked|world|room|seed|his|her|wears|wore) no\. ?{BEGIN}?(?=[0-9])"
+)
 CIRCA = re.compile(r"(?<!\w)(?:c|ca)\. ?(?=[0-9]{3,4}\b)")
 WITH = re.compile(r"(?<![\w/])([Ww])/(o)?(?= ?[A-Za-z0-9])(?! ?[/])")
 BECAUSE = re.compile(r"(?<!\w)b/c(?!\w)")
 WORD_SLASH = re.compile(r"(?<![\w/])([A-Za-z]{1,30})/([A-Za-z]{1,30})(?:/([A-Za-z]{1,30}))?(?![\w/])")
 AMPERSAND = re.compile(r"(?<=\w)&(?=\w)|(?<=\w)&(?= )|(?<= )&(?=\w)")
 BRACKETED = re.compile(r"<([A-Za-z][\w.,]{0,40})>")
-COMPARE = re.compile(r"(?<=[\w)%°]) ?(<=|>=|!=|==|<|>|=) ?(?=[-\w($.])")
+COMPARE = re.compile(r"(?<=[\w)%°]) ?(<=|>=|!=|==|<|>|=) ?(?=[-\w($.'\"])")
 DOUBLE_ARROW = re.compile(r" ?(?:<-+>|<=+>|↔|⇔) ?")
 ARROW = re.compile(r" ?(?:-{1,3}>|={1,3}>|→|⟶|➜|➔|⇒) ?")
 BACK_ARROW = re.compile(r" ?(?:<-{1,3}|←) ?(?=\D)")
