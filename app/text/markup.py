@@ -196,7 +196,7 @@ def _join(lines: list[str]) -> str:
     for before, line in pairwise(lines):
         after = line.strip()
         short = len(before) < 50 and len(after) < 50
-        apart = short and before.rstrip()[-1:].isalnum() and (after[:1].isupper() or after[:1].isdigit())
+        apart = short and before.rstrip()[-1:].isalnum() and (after[:1].isupper() or after[:1].isdecimal())
         joined += [", " if apart else " ", after]
     return "".join(joined)
 

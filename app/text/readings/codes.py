@@ -49,7 +49,7 @@ def read_phone_us(found: Match) -> str:
 
 
 def read_phone_letters(found: Match) -> str:
-    tail = ", ".join(spelling.digits(part) if part.isdigit() else part for part in found[3].split("-"))
+    tail = ", ".join(spelling.digits(part) if part.isdecimal() else part for part in found[3].split("-"))
     return f"{'one ' if found[1] else ''}{_exchange(found[2])}, {tail}"
 
 

@@ -177,7 +177,7 @@ def read_by(found: Match) -> str:
 
 def _side(run: str) -> str:
     """One side of a size: 1920 is "nineteen twenty", as on a screen."""
-    return spelling.year(int(run)) if len(run) == 4 and run.isdigit() and run[0] != "0" else spelling.number(run)
+    return spelling.year(int(run)) if len(run) == 4 and run.isdecimal() and run[0] != "0" else spelling.number(run)
 
 
 def read_percent(found: Match) -> str:
@@ -270,7 +270,7 @@ def read_range(found: Match) -> str:
 
 def _bare(run: str) -> str:
     """A number nothing is known about: years where four digits look like one."""
-    if len(run) == 4 and run.isdigit() and 1100 <= int(run) <= 2099:
+    if len(run) == 4 and run.isdecimal() and 1100 <= int(run) <= 2099:
         return spelling.year(int(run))
     return spelling.number(run)
 
@@ -296,7 +296,7 @@ def read_alnum(found: Match) -> str:
     parts = re.findall(r"[0-9]+|[A-Za-z]+", found[1])
     words = []
     for index, part in enumerate(parts):
-        if part.isdigit():
+        if part.isdecimal():
             is_named = index or len(part) != 4 or parts[1] in {"p", "i", "P"}  # 1080p
             words.append(spelling.label(part) if is_named else spelling.integer(part))
         elif len(part) == 1 and part != "x":
@@ -315,7 +315,7 @@ def read_number(found: Match) -> str:
 
 
 def _number_words(found: Match, text: str) -> str:
-    if not text.isdigit():
+    if not text.isdecimal():
         return spelling.number(text)
     if len(text) == 4 and 1100 <= int(text) <= 2099 and not _counts(found):
         return spelling.year(int(text))

@@ -60,7 +60,7 @@ def _host(host: str) -> str:
     labels = [label for label in host.split(".") if label]
     if labels and labels[0].lower() == "www":
         labels = labels[1:]
-    if all(label.isdigit() for label in labels):
+    if all(label.isdecimal() for label in labels):
         return " dot ".join(spelling.digits(label) for label in labels)
     names = [_spelled(label) for label in labels]
     if len(labels) > 1:
@@ -172,4 +172,4 @@ def read_hashtag(found: Match) -> str:
 
 
 def read_colour(found: Match) -> str:
-    return "hash " + " ".join(spelling.digits(char) if char.isdigit() else char.upper() for char in found[1])
+    return "hash " + " ".join(spelling.digits(char) if char.isdecimal() else char.upper() for char in found[1])

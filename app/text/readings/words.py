@@ -77,7 +77,9 @@ def read_saint_or_street(found: Match) -> str:
     road = named and (
         not name_follows
         or (before or "").endswith("'s")
-        or bool(earlier and (earlier[:1].isdigit() or earlier.lower() in {"on", "at", "near", "along", "down", "off"}))
+        or bool(
+            earlier and (earlier[:1].isdecimal() or earlier.lower() in {"on", "at", "near", "along", "down", "off"})
+        )
         or bool(re.match(r" (?:is|was)\b", after))
         or (_stop_follows(after) and short == "St")
     )
@@ -97,7 +99,7 @@ def _stop_follows(after: str) -> bool:
 
 def read_street(found: Match) -> str:
     before = re.search(r"([\w'.-]+) $", found.string[max(0, found.start() - 30) : found.start()])
-    if before is None or not (before[1][:1].isupper() or before[1][:1].isdigit()):
+    if before is None or not (before[1][:1].isupper() or before[1][:1].isdecimal()):
         return found[0]
     if found[2]:
         return f"{lexicon.STREETS[found[1]]} {_COMPASS[found[2]]}"
