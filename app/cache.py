@@ -82,7 +82,7 @@ class AnswerCache:
             return None
         if answer is None:
             log.warning("a damaged answer was removed from the cache", extra={"digest": digest})
-            path.unlink(missing_ok=True)
+            _remove(path)
             self._forget(digest)
             return None
         self._keep(digest, size)
@@ -108,10 +108,10 @@ class AnswerCache:
         self._forget(digest)
         self._sizes[digest] = size
         self._total_bytes += size
-        while self._total_bytes > self._budget_bytes and len(self._sizes) > 1:
+        while self._total_bytes > self._budget_bytes:
             oldest = next(iter(self._sizes))
             self._forget(oldest)
-            self._path(oldest).unlink(missing_ok=True)
+            _remove(self._path(oldest))
 
     def _forget(self, digest: str) -> None:
         self._total_bytes -= self._sizes.pop(digest, 0)
@@ -166,7 +166,15 @@ class Entry:
             file.close()
         except OSError as error:
             log.debug("closing an abandoned cache entry: %s", error)
-        self._path.unlink(missing_ok=True)
+        _remove(self._path)
+
+
+def _remove(path: Path) -> None:
+    """A file that can't be removed must not fail the request that came across it."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("the answer cache can't be cleaned: %s", error)
 
 
 def _read(path: Path) -> tuple[CachedAnswer | None, int]:
