@@ -134,7 +134,7 @@ def test_the_rule_itself(here, there, allowed):
 
 
 def test_heavy_libraries_stay_in_their_rooms():
-    """Stricter than the design in one place: audio/ may come to need torch lazily (VAD, watermark); name the file then."""
+    """Stricter than the design in one place: audio/ may come to need torch lazily (VAD, watermark): name it then."""
     bad = [found for found in ALL if found.package == "torch" and not found.file.startswith(TORCH_ROOMS)]
     assert not bad, offences(bad)
     plain = {f"app/runtime/{name}.py" for name in PLAIN_RUNTIME}
@@ -204,7 +204,12 @@ OFFLINE = """
 
 def test_the_server_is_imported_and_the_offline_voice_speaks_without_torch():
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(OFFLINE)], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", textwrap.dedent(OFFLINE)],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     assert 0.8 < float(done.stdout) < 5
