@@ -55,6 +55,7 @@ def assemble(settings: Settings) -> FastAPI:
         lifespan,
         lambda: public_values(settings),
         max_input_chars=settings.max_input_chars,
+        log_texts=settings.log_texts,
         max_body_bytes=settings.max_body_bytes,
         cors_origins=settings.cors_origins,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -217,7 +217,7 @@ def _settings(**given: object) -> Settings:
     return server.read_settings(**{name: value for name, value in given.items() if value is not None})
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     err.print(message, style="red", highlight=False)
     raise typer.Exit(1)
 

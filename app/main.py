@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SWITCH_INTERVAL_S = 0.0005  # a first sound waits at most this long for the engine's thread to let go of Python (5 ms)
 KEEP_ALIVE_S = 75  # above the idle time of clients' connection pools; uvicorn's 5 s showed as connection errors
 
 
@@ -51,6 +52,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl+C; answers that are being spoken then finish, for up to TTS_SHUTDOWN_GRACE_S."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     uvicorn.run(
         "app.main:create_app" if settings.dev_mode else create_app(settings),
         factory=settings.dev_mode,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import time
 from collections.abc import AsyncGenerator
@@ -122,6 +123,8 @@ class Studio:
         self._metrics = metrics
         self._normalizer = normalizer
         self._dice = random.SystemRandom()
+        # Encoding ahead of the listener leaves a core to the event loop, where first sounds are made.
+        self._bench = asyncio.Semaphore(max(1, (os.cpu_count() or 1) - 1))
 
     async def answer(
         self, request: SpeechRequest, *, extras: frozenset[str] = frozenset(), random_seed: bool = False
@@ -197,7 +200,7 @@ class Studio:
     async def _speak(self, take: _Take, answer: Answer) -> AsyncGenerator[bytes]:
         request = take.request
         encoder = open_encoder(request.format, request.sample_rate_hz)
-        finish = _Finish(encoder, take.info.rate_hz, request)
+        finish = _Finish(encoder, take.info.rate_hz, request, self._bench)
         entry: Entry | None = None
         clock = _Clock()
         try:
@@ -217,6 +220,8 @@ class Studio:
                     if finish.full:
                         break
             data = await finish.flush()
+            if not finish.audio_s:
+                raise NothingSpoken(f"The {take.engine_id} engine made no sound for this text. Try again.")
             usage = answer.usage = self._usage(take, finish.audio_s)
             if request.use_cache:
                 if entry is None:  # a short answer: all its bytes come at the end
@@ -308,7 +313,10 @@ class Studio:
                     worded = worded or has_words(piece)
                     yield _Say(piece, voice, speakers[voice.id])
         if not worded:
-            yield _Say(names(" ".join(line.text for line in request.lines)), take.voices[0], 0)
+            marks = names(" ".join(line.text for line in request.lines))
+            if not marks:
+                raise EmptyText("`input` has nothing in it that could be spoken.", param="input")
+            yield _Say(marks, take.voices[0], 0)
 
     async def _pieces_of(self, text: str, max_chars: int, *, english: bool) -> list[str]:
         def cut() -> list[str]:
@@ -343,8 +351,9 @@ class _Started:
 class _Finish:
     """From the engine's rate to the answer's bytes: speed, rate, length limit, encoder. In a thread when it is much."""
 
-    def __init__(self, encoder: Encoder, rate_hz: int, request: SpeechRequest) -> None:
+    def __init__(self, encoder: Encoder, rate_hz: int, request: SpeechRequest, bench: asyncio.Semaphore) -> None:
         self._encoder = encoder
+        self._bench = bench
         self._rate_hz = rate_hz
         self._out_hz = request.sample_rate_hz
         self._stage: Stage = chain(
@@ -363,11 +372,13 @@ class _Finish:
 
     async def push(self, samples: Samples) -> bytes:
         if len(samples) > OFF_LOOP_S * self._rate_hz:
-            return await asyncio.to_thread(self._push, samples)
+            async with self._bench:
+                return await asyncio.to_thread(self._push, samples)
         return self._push(samples)
 
     async def flush(self) -> bytes:
-        return await asyncio.to_thread(self._flush)
+        async with self._bench:
+            return await asyncio.to_thread(self._flush)
 
     def _push(self, samples: Samples) -> bytes:
         return self._encode(self._cut.push(self._stage.push(samples)))

@@ -50,6 +50,7 @@ _SPEECH_ERRORS: dict[int | str, dict[str, Any]] = {
     503: {"model": ErrorEnvelope, "description": "The engine is starting or can't be had; Retry-After."},
 }
 _LIST_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401)}
+_KEY_ERRORS: dict[int | str, dict[str, Any]] = {401: _SPEECH_ERRORS[401]}
 _LOOKUP_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401, 404)}
 
 
@@ -70,6 +71,7 @@ def create(
     settings_shown: Callable[[], dict[str, object]],
     *,
     max_input_chars: int,
+    log_texts: bool,
     max_body_bytes: int,
     cors_origins: tuple[str, ...],
 ) -> FastAPI:
@@ -81,7 +83,9 @@ def create(
         redirect_slashes=False,
     )
     errors.install(app)
-    spoken = speech.router(rooms.studio, rooms.host, rooms.metrics, max_input_chars=max_input_chars)
+    spoken = speech.router(
+        rooms.studio, rooms.host, rooms.metrics, max_input_chars=max_input_chars, log_texts=log_texts
+    )
     for prefix in PREFIXES:
         shown = prefix == PREFIXES[0]
         needs_key, open_to_all = [Depends(rooms.keys.require)], [Depends(rooms.keys.allow)]
@@ -95,14 +99,14 @@ def create(
         ):
             app.include_router(lists, prefix=prefix, dependencies=open_to_all, responses=wrong, include_in_schema=shown)
     inside = system.router(rooms.host, rooms.metrics, rooms.keys, settings_shown)
-    app.include_router(inside)
-    for prefix in PREFIXES:
-        app.include_router(inside, prefix=prefix, include_in_schema=False)
+    for prefix in ("", *PREFIXES):
+        app.include_router(inside, prefix=prefix, responses=_KEY_ERRORS, include_in_schema=not prefix)
 
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
         return RedirectResponse("/docs")
 
+    _describe_only_what_happens(app)
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     if cors_origins:
         app.add_middleware(
@@ -114,3 +118,20 @@ def create(
         )
     app.add_middleware(Access, metrics=rooms.metrics)
     return app
+
+
+def _describe_only_what_happens(app: FastAPI) -> None:
+    """Take FastAPI's 422 out of /openapi.json: a body that does not fit is a 400 here, as OpenAI's clients expect."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = generate()
+            for operations in schema["paths"].values():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)
+            for name in ("HTTPValidationError", "ValidationError"):
+                schema["components"]["schemas"].pop(name, None)
+        return generate()
+
+    app.openapi = openapi  # type: ignore[method-assign]

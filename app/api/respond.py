@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from starlette.responses import Response
 
-from app.api.errors import body_of, response_to, unexpected
+from app.api.errors import body_of, response_to, status_of, unexpected
 from app.errors import SpeechError
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ class AnswerResponse(Response):
             await _body(send, b"", more=False)
         except SpeechError as error:
             if not self._sent_headers:
+                if status_of(error) == 500:
+                    log.error("the engine failed", error=type(error).__name__, message=error.message)
                 await response_to(error)(scope, receive, send)
                 return
             log.error("the answer broke off", error=type(error).__name__, message=error.message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from fastapi import APIRouter
 from starlette.responses import Response
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from app.engines.host import EngineHost
     from app.metrics import Metrics
     from app.studio import Answer, Studio
+
+log: Any = structlog.get_logger(__name__)
 
 AUDIO_RESPONSE: dict[int | str, dict[str, Any]] = {
     200: {
@@ -34,7 +37,7 @@ AUDIO_RESPONSE: dict[int | str, dict[str, Any]] = {
 }
 
 
-def router(studio: Studio, host: EngineHost, metrics: Metrics, *, max_input_chars: int) -> APIRouter:
+def router(studio: Studio, host: EngineHost, metrics: Metrics, *, max_input_chars: int, log_texts: bool) -> APIRouter:
     routes = APIRouter(tags=["speech"])
 
     async def speech(body: SpeechBody) -> Response:
@@ -42,6 +45,9 @@ def router(studio: Studio, host: EngineHost, metrics: Metrics, *, max_input_char
 
         async def prepare() -> Answer:
             request = body.to_request(default_model=host.requested.model_id, max_input_chars=max_input_chars)
+            line = request.lines[0]
+            told = {"text": line.text} if log_texts else {"characters": len(line.text)}
+            log.info("speak", voice=line.voice, format=request.format, speed=request.speed, **told)
             return await studio.answer(request, extras=body.extras, random_seed=body.seed == "random")
 
         return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse")

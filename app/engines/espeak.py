@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from app.settings import Settings
     from app.types import Codes, Samples, Utterance
 
-FRAME_S = 0.08  # as long as a Mimi frame, so that streaming behaves as it will with CSM
+FRAME_S = 0.08  # the first of an utterance: as long as a Mimi frame. Each next one doubles: the sound is there already,
+LONGEST_FRAME_S = 1.28  # and a step costs Python time that the event loop wants for other callers' first sounds
 WORDS_PER_MINUTE = 165
 MAX_TEXT_CHARS = 400  # about 25 s of speech: one sentence is synthesised in one go, in 10-20 ms
 
@@ -222,15 +223,15 @@ def resolve_language(tag: str, languages: dict[str, str]) -> str:
 
 
 class EspeakRunner:
-    """eSpeak NG in rows: prefill synthesises a sentence, each step hands out its next FRAME_S of sound."""
+    """eSpeak NG in rows: prefill synthesises a sentence, each step hands out its next stretch of sound."""
 
     def __init__(self, library: Library, max_rows: int) -> None:
         self.max_rows = max_rows
         self.rate_hz = library.rate_hz
         self._library = library
-        self._frame_samples = round(FRAME_S * self.rate_hz)
         self._utterances: dict[int, Utterance] = {}
         self._unsaid: dict[int, Samples] = {}  # what each speaking row has still to say
+        self._frame_s: dict[int, float] = {}  # how long its next frame is
 
     def admit(self, row: int, utterance: Utterance) -> None:
         self._utterances[row] = utterance
@@ -239,6 +240,7 @@ class EspeakRunner:
         utterance = self._utterances[row]
         said = [self._say(line.text, line.voice.id, utterance.language) for line in utterance.lines]
         self._unsaid[row] = np.concatenate(said)[: int(utterance.max_seconds * self.rate_hz)]
+        self._frame_s[row] = FRAME_S
         return True
 
     def _say(self, text: str, voice_id: str, language: str | None) -> Samples:
@@ -257,9 +259,10 @@ class EspeakRunner:
     def sound(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
         frames = []
         for row in rows:
-            unsaid = self._unsaid[row]
-            frames.append(unsaid[: self._frame_samples])
-            self._unsaid[row] = unsaid[self._frame_samples :]
+            unsaid, frame_samples = self._unsaid[row], round(self._frame_s[row] * self.rate_hz)
+            frames.append(unsaid[:frame_samples])
+            self._unsaid[row] = unsaid[frame_samples:]
+            self._frame_s[row] = min(2 * self._frame_s[row], LONGEST_FRAME_S)
         return frames
 
     def release(self, row: int) -> None:

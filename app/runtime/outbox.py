@@ -59,7 +59,10 @@ class Outbox:
         self._notify()
 
     async def get(self) -> AudioChunk | None:
-        """The next stretch of sound, up to MAX_GET_S of it joined; None at the end. Raises what `finish` was given."""
+        """The next stretch of sound, None at the end. Raises what `finish` was given.
+
+        The first is a single part, so that the first bytes wait for no more than they need; later ones are joined.
+        """
         while True:
             self._ready.clear()
             with self._lock:
@@ -78,7 +81,7 @@ class Outbox:
             await self._ready.wait()
 
     def _take(self) -> AudioChunk:
-        limit = int(MAX_GET_S * self._rate_hz)
+        limit = int(MAX_GET_S * self._rate_hz) if self._taken_samples else 0
         parts = [self._parts.popleft()]
         count = len(parts[0][0])
         while self._parts and count + len(self._parts[0][0]) <= limit:

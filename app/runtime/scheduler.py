@@ -51,7 +51,8 @@ class Scheduler:
 
     def __init__(self, max_rows: int, max_queue: int) -> None:
         self._slots = Slots(max_rows)
-        self._queue: deque[Job] = deque()
+        self._queue: deque[Job] = deque()  # has not begun; bounded
+        self._following: deque[Job] = deque()  # goes on with an answer that sounds; at most one per answer
         self._max_queue = max_queue
         self._changed = threading.Condition()
         self._dirty = False
@@ -66,7 +67,7 @@ class Scheduler:
             if self._closed is not None:
                 raise self._closed
             if job.utterance.follows:
-                self._queue.insert(sum(waiting.utterance.follows for waiting in self._queue), job)
+                self._following.append(job)
             else:
                 free = len(self._slots) - len(self._slots.live)
                 if len(self._queue) >= free + self._max_queue:
@@ -82,8 +83,9 @@ class Scheduler:
         """The reader is gone: the job leaves the queue now, or its row with the next plan."""
         with self._changed:
             job.cancelled = True
-            with contextlib.suppress(ValueError):  # it has begun, or is over
-                self._queue.remove(job)
+            for queue in (self._queue, self._following):
+                with contextlib.suppress(ValueError):  # it has begun, or is over
+                    queue.remove(job)
             self._wake()
 
     def wake(self) -> None:
@@ -99,10 +101,11 @@ class Scheduler:
         """Refuse new jobs and end all present ones with `error`."""
         with self._changed:
             self._closed = error or EngineStopped("The engine has stopped. Restart the server.")
-            for job in [*self._queue, *(slot.job for slot in self._slots.live if slot.job)]:
+            for job in [*self._queue, *self._following, *(slot.job for slot in self._slots.live if slot.job)]:
                 job.cancelled = True
                 job.outbox.finish(self._closed)
             self._queue.clear()
+            self._following.clear()
             self._wake()
 
     # ---- engine thread side
@@ -114,11 +117,9 @@ class Scheduler:
             for row in release:
                 self._slots.free(row)
             admit: list[tuple[int, Job]] = []
-            while self._queue:
-                slot = self._slots.take(self._queue[0])
-                if slot is None:
-                    break
-                admit.append((slot.row, self._queue.popleft()))
+            for queue in (self._following, self._queue):
+                while queue and (slot := self._slots.take(queue[0])) is not None:
+                    admit.append((slot.row, queue.popleft()))
             waiting = [slot for slot in self._slots if slot.phase is Phase.PREFILL]
             step: list[int] = []
             for slot in self._slots:
@@ -166,7 +167,7 @@ class Scheduler:
                 if slot.job is not None and id(slot.job) in seen:
                     raise AssertionError(f"the job of row {slot.row} is in two rows")
                 seen.add(id(slot.job))
-            if any(id(job) in seen for job in self._queue):
+            if any(id(job) in seen for job in [*self._queue, *self._following]):
                 raise AssertionError("a queued job is in a row as well")
 
     def _wake(self) -> None:

@@ -7,11 +7,12 @@ out separated by an empty line, list items and table rows as sentences. Every pa
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 _TAG_NAMES = (
     "a abbr article aside audio b big blockquote body br break button center cite code dd del details div dl dt em "
     "emphasis figcaption figure font footer form h1 h2 h3 h4 h5 h6 head header hr html i img input ins kbd label li "
-    "lang link main mark mark meta nav ol option p phoneme pre prosody q s samp say-as section select small source "
+    "lang link main mark meta nav ol option p phoneme pre prosody q s samp say-as section select small source "
     "span speak strike strong sub summary sup table tbody td tfoot th thead time title tr tt u ul var video voice w "
     "sentence paragraph mstts:[a-z-]{1,20} amazon:[a-z-]{1,20}"
 )
@@ -20,10 +21,11 @@ _KNOWN_TAG = re.compile(rf"</?({'|'.join(_TAG_NAMES.split(' '))}){_ATTRIBUTES}\s
 # Any other word in angle brackets is a tag too, unless it stands right after a word: List<String> is not HTML.
 _OTHER_TAG = re.compile(rf"(?<![\w<])</?[A-Za-z][\w:-]{{0,40}}{_ATTRIBUTES}\s{{0,5}}/?>")
 _AUTOLINK = re.compile(r"<((?:https?://|mailto:)[^\s<>]{1,500}|[\w.+-]{1,64}@[\w.-]{1,120})>")
-_BLOCK_TAGS = frozenset(
+_BLOCK_NAMES = (
     "article aside blockquote body center dd details div dl dt figure footer h1 h2 h3 h4 h5 h6 header hr html li main "
-    "nav ol option p paragraph pre section speak summary table tbody tfoot thead title tr ul".split()  # noqa: SIM905
+    "nav ol option p paragraph pre section speak summary table tbody tfoot thead title tr ul"
 )
+_BLOCK_TAGS = frozenset(_BLOCK_NAMES.split(" "))
 
 _FENCE = re.compile(r"\s{0,8}(?:`{3,}|~{3,})")
 _HEADING = re.compile(r"\s{0,3}#{1,6}\s+(.*)")
@@ -35,11 +37,12 @@ _TABLE_RULE = re.compile(r"\s{0,8}\|?(?:\s{0,20}:?-{2,100}:?\s{0,20}\|){0,60}\s{
 _REFERENCE = re.compile(r"\s{0,3}\[[^\[\]\n]{1,100}\]:\s+\S{1,500}(?:\s+\"[^\"\n]{0,200}\")?\s*")
 
 _LINK = re.compile(
-    r"!?\[([^\[\]\n]{0,300})\]"
+    r"!?\[(?![0-9]{1,3}\]\[)([^\[\]\n]{0,300})\]"
     r"(?:\(\s?[^()\s]{0,500}(?:\([^()\s]{0,100}\)[^()\s]{0,100})?(?:\s+\"[^\"\n]{0,200}\")?\s?\)|\[[^\[\]\n]{0,60}\])"
 )
 _FOOTNOTE = re.compile(r"\[\^[^\[\]\s]{1,20}\]:?")
 _CODE_SPAN = re.compile(r"`{1,2}([^`\n]{1,300})`{1,2}")
+_PROMPT = re.compile(r"\s{0,8}\$ (?=[a-z])")
 _EMPHASIS = re.compile(
     r"(?<![\w*])\*{1,3}(?=[^\s*])|(?<=[^\s*])\*{1,3}(?![\w*])|(?<![\w_/.])_{1,3}(?=[^\s_])|(?<=[^\s_])_{1,3}(?![\w/])|~~"
 )
@@ -47,8 +50,10 @@ _ESCAPE = re.compile(r"\\([*_`#~>|!+.-])")
 
 _TEX_TWO = re.compile(r"\\[dt]?frac\s?\{([^{}]{1,60})\}\s?\{([^{}]{1,60})\}")
 _TEX_ONE = re.compile(r"\\(sqrt|text|mathrm|mathbf|boxed)\s?\{([^{}]{1,80})\}")
-_TEX_NAME = re.compile(r"\\(times|cdot|div|leq?|geq?|neq?|approx|pm|pi|infty|to|rightarrow|degree|circ|theta|alpha|beta|"
-                       r"gamma|delta|lambda|mu|sigma|omega|sum|int|quad|left|right)(?![A-Za-z])")
+_TEX_NAME = re.compile(
+    r"\\(times|cdot|div|leq?|geq?|neq?|approx|pm|pi|infty|to|rightarrow|degree|circ|theta|alpha|beta|"
+    r"gamma|delta|lambda|mu|sigma|omega|sum|int|quad|left|right)(?![A-Za-z])"
+)
 _TEX_NAMES = {
     "times": "×", "cdot": "×", "div": "÷", "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥", "ne": "≠", "neq": "≠",
     "approx": "≈", "pm": "±", "pi": "π", "infty": "∞", "to": "→", "rightarrow": "→", "degree": "°", "circ": "°",
@@ -56,7 +61,9 @@ _TEX_NAMES = {
 }  # fmt: skip
 _TEX_FENCE = re.compile(r"\\[()\[\]]|\$\$|(?<![\w$])\$(?=[^\s$][^$\n]{0,200}[\\^_={][^$\n]{0,200}\$)")
 
-_VERBATIM_CODE = re.compile(r"https?://\S+|[\w./~\\-]{1,200}\.[A-Za-z][A-Za-z0-9]{0,5}|v?\d[\d.]*|[A-Za-z]+\d*|/[\w./-]+")
+_VERBATIM_CODE = re.compile(
+    r"https?://\S+|[\w./~\\-]{1,200}\.[A-Za-z][A-Za-z0-9]{0,5}|v?\d[\d.]*|[A-Za-z]+\d*|/[\w./-]+"
+)
 _CODE_RULES = tuple(
     (re.compile(pattern), spoken)
     for pattern, spoken in (
@@ -77,8 +84,8 @@ _CODE_RULES = tuple(
         (r"(?<=[A-Za-z])-(?=\w)", " dash "),
         (r"(?<=[A-Za-z_)\]])\.(?=[A-Za-z_])", " dot "),
         (r"(?<=\w)\s?\*\s?(?=\w)", " times "),
-        (r"(?<=\w)\s?<\s(?=\w)", " less than "),
-        (r"(?<=\w)\s?>\s(?=\w)", " greater than "),
+        (r"(?<=[\w)\]])\s?<\s(?=\w)", " less than "),
+        (r"(?<=[\w)\]])\s?>\s(?=\w)", " greater than "),
         (r"(?<=[a-z])(?=[A-Z])", " "),
         (r"(?<=\w)/(?=\w)", " slash "),
         (r"(?<=\w)%(?=\w|\s\w)", " modulo "),
@@ -146,7 +153,8 @@ def plain_paragraphs(text: str) -> str:
             close()
             continue
         in_table = line.lstrip().startswith("|") or (
-            "|" in line and any("|" in near and _TABLE_RULE.fullmatch(near) for near in lines[max(0, index - 1) : index + 2])
+            "|" in line
+            and any("|" in near and _TABLE_RULE.fullmatch(near) for near in lines[max(0, index - 1) : index + 2])
         )
         if in_table:
             if not _TABLE_RULE.fullmatch(line):
@@ -183,24 +191,23 @@ def _stopped(line: str) -> str:
 
 
 def _join(lines: list[str]) -> str:
-    """Lines of one paragraph on one line. Two short lines that both stand for themselves (verse, an address) get a comma."""
-    joined = lines[0].strip()
-    for before, after in zip(lines, lines[1:], strict=False):
-        after = after.strip()  # noqa: PLW2901
-        apart = (
-            len(before) < 50
-            and len(after) < 50
-            and before.rstrip()[-1:].isalnum()
-            and (after[:1].isupper() or after[:1].isdigit())
-        )
-        joined += (", " if apart else " ") + after
-    return joined
+    """Lines of a paragraph on one line, with a comma between two short ones that stand alone (verse, an address)."""
+    joined = [lines[0].strip()]
+    for before, line in pairwise(lines):
+        after = line.strip()
+        short = len(before) < 50 and len(after) < 50
+        apart = short and before.rstrip()[-1:].isalnum() and (after[:1].isupper() or after[:1].isdecimal())
+        joined += [", " if apart else " ", after]
+    return "".join(joined)
 
 
 def _inline(line: str) -> str:
-    """One line without links, code marks, emphasis and TeX."""
+    """One line without links, code marks, emphasis, TeX and the prompt of a shell."""
+    if prompt := _PROMPT.match(line):
+        line = line[prompt.end() :]
     if "[" in line:
-        line = _FOOTNOTE.sub("", _LINK.sub(r"\1", line))
+        line = _LINK.sub(r"\1", _LINK.sub(r"\1", line))  # twice: a badge is a picture inside a link
+        line = _FOOTNOTE.sub("", line)
     if "`" in line:
         line = _CODE_SPAN.sub(lambda found: code_words(found[1]), line).replace("`", "")
     if "\\" in line or "$" in line:
@@ -215,8 +222,8 @@ def _inline(line: str) -> str:
 
 
 def code_words(code: str) -> str:
-    """A line of code as a programmer would say it: "user_id == 3" -> "user id equals 3". Names, paths stay for later."""
-    code = code.strip()
+    """A line of code as a programmer says it: "user_id == 3" -> "user id equals 3". Names and paths are for later."""
+    code = code.strip().removeprefix("$ ")
     if _VERBATIM_CODE.fullmatch(code):
         return code
     for pattern, spoken in _CODE_RULES:

@@ -1,7 +1,7 @@
 """The parts of a line: words to speak and silences to keep. Knows the pause tags and nothing of numbers or sentences.
 
-`[pause]` is half a second; `[pause:0.5s]`, `[pause: 500 ms]`, `[pause 1s]` and SSML's `<break time="1s"/>` say how long.
-A pause tag nobody can understand (`[pause:abc]`) is dropped: a listener should never hear "pause colon a b c".
+`[pause]` is half a second; `[pause:0.5s]`, `[pause: 500 ms]`, `[pause 1s]` and SSML's `<break time="1s"/>` say how
+long. A pause tag nobody can understand (`[pause:abc]`) is dropped: a listener should never hear "pause colon a b c".
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ MAX_SILENCE_S = 60.0  # of pauses in a row, so that a text made of tags is not h
 
 _TAG = re.compile(r"\[\s{0,5}pause\b([^\[\]\n]{0,60})\]|</?break\b([^<>\n]{0,80})>", re.IGNORECASE)
 _LENGTH = re.compile(
-    r"\s*[:=]?\s*([0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})\s*(ms|msecs?|milliseconds?|s|secs?|seconds?)?\s*", re.IGNORECASE
+    r"\s*[:=]?\s*([0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})\s*(ms|msecs?|milliseconds?|s|secs?|seconds?)?\s*",
+    re.IGNORECASE,
 )
 _TIME = re.compile(r"\btime\s{0,3}=\s{0,3}[\"']?([^\"'/]{1,30})", re.IGNORECASE)
 _STRENGTH = re.compile(r"\bstrength\s{0,3}=\s{0,3}[\"']?([a-z-]{1,10})", re.IGNORECASE)

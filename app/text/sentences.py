@@ -1,12 +1,13 @@
 """A text in pieces that are good to speak one after another. Knows where sentences end, nothing of what they mean.
 
-sentencex finds the ends (20 MB/s, knows "Dr.", "U.S.", initials in some 300 languages); the rules here join what it cuts
-too finely and cut what is too long for an engine. No character but white space is ever lost, added or moved.
+sentencex finds the ends (20 MB/s, knows "Dr.", "U.S.", initials in some 300 languages); the rules here join what it
+cuts too finely and cut what is too long for an engine. No character but white space is ever lost, added or moved.
 """
 
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import sentencex
 
@@ -60,25 +61,23 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _sentences(paragraph: str, language: str) -> list[str]:
-    """As sentencex cuts, less the cuts after "1.", "Vol." and before a small letter."""
+    """As sentencex cuts, less the cuts after "1." and, where the sentence goes on, after "Vol." and the like."""
     readable = _SURROGATE.sub("\ufffd", paragraph)
     code = language if language.isascii() and language else "en"
-    sentences: list[str] = []
-    glue = False
+    starts: list[int] = []
+    glue = False  # the next piece belongs to this one
     for boundary in sentencex.get_sentence_boundaries(code, readable):
-        piece = paragraph[boundary["start_index"] : boundary["end_index"]]
-        if not piece.strip():
+        start, end = boundary["start_index"], boundary["end_index"]
+        if readable[start:end].isspace():
             continue
-        glue = bool(sentences) and (glue or (piece[:1].islower() and sentences[-1].rstrip().endswith(".")))
-        if glue:
-            sentences[-1] += piece
-        else:
-            sentences.append(piece)
-        tail = piece.rstrip()[-12:]
-        glue = _LABEL.fullmatch(tail) is not None and len(piece) <= 12 or (
-            _SHORT_FORM.fullmatch(tail) is not None and paragraph[boundary["end_index"] : boundary["end_index"] + 1].isdigit()
+        if not glue:
+            starts.append(start)
+        goes_on = readable[end : end + 1].isdigit() or readable[end : end + 1].islower()
+        tail = readable[max(start, end - 12) : end].rstrip()
+        glue = (end - start <= 12 and _LABEL.fullmatch(tail) is not None) or (
+            goes_on and _SHORT_FORM.fullmatch(tail) is not None
         )
-    return [sentence.strip() for sentence in sentences]
+    return [paragraph[start:end].strip() for start, end in pairwise([*starts, len(paragraph)])]
 
 
 def _word_count(piece: str) -> int:

@@ -127,7 +127,7 @@ def decade(value: int) -> str:
 def roman(numeral: str) -> int | None:
     """The value of a numeral, "XIV" -> 14; None when the letters are not a canonical numeral below 90."""
     total = 0
-    for here, after in zip(numeral, numeral[1:] + " ", strict=True):
+    for here, after in zip(numeral, f"{numeral[1:]} ", strict=False):
         value = _ROMAN_VALUES.get(here, 0)
         if not value:
             return None
