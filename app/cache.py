@@ -82,24 +82,24 @@ class AnswerCache:
             return None
         if answer is None:
             log.warning("a damaged answer was removed from the cache", extra={"digest": digest})
-            path.unlink(missing_ok=True)
+            _remove(path)
             self._forget(digest)
             return None
         self._keep(digest, size)
         return answer
 
-    def begin(self, digest: str) -> Entry | None:
-        """A place to write an answer as it is sent; None where it can't be kept."""
-        if not self._budget_bytes:
-            return None
+    def begin(self, digest: str) -> Entry:
+        """A place to write an answer as it is sent; where it can't be kept, writing to it does nothing."""
         path = self._path(digest)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
-            return Entry(self, digest, temporary, temporary.open("wb"))
-        except OSError as error:
-            log.warning("the answer cache can't be written: %s", error)
-            return None
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+        file: BinaryIO | None = None
+        if self._budget_bytes:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = temporary.open("wb")
+            except OSError as error:
+                log.warning("the answer cache can't be written: %s", error)
+        return Entry(self, digest, temporary, file)
 
     def _path(self, digest: str) -> Path:
         return self._folder / digest[:2] / digest
@@ -108,10 +108,10 @@ class AnswerCache:
         self._forget(digest)
         self._sizes[digest] = size
         self._total_bytes += size
-        while self._total_bytes > self._budget_bytes and len(self._sizes) > 1:
+        while self._total_bytes > self._budget_bytes:
             oldest = next(iter(self._sizes))
             self._forget(oldest)
-            self._path(oldest).unlink(missing_ok=True)
+            _remove(self._path(oldest))
 
     def _forget(self, digest: str) -> None:
         self._total_bytes -= self._sizes.pop(digest, 0)
@@ -120,11 +120,11 @@ class AnswerCache:
 class Entry:
     """An answer being written. `commit` keeps it; `abandon` (always called at the end) removes what was not kept."""
 
-    def __init__(self, cache: AnswerCache, digest: str, path: Path, file: BinaryIO) -> None:
+    def __init__(self, cache: AnswerCache, digest: str, path: Path, file: BinaryIO | None) -> None:
         self._cache = cache
         self._digest = digest
         self._path = path
-        self._file: BinaryIO | None = file
+        self._file = file
         self._size = 0
         self._checksum = 0
 
@@ -166,7 +166,15 @@ class Entry:
             file.close()
         except OSError as error:
             log.debug("closing an abandoned cache entry: %s", error)
-        self._path.unlink(missing_ok=True)
+        _remove(self._path)
+
+
+def _remove(path: Path) -> None:
+    """A file that can't be removed must not fail the request that came across it."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("the answer cache can't be cleaned: %s", error)
 
 
 def _read(path: Path) -> tuple[CachedAnswer | None, int]:

@@ -233,7 +233,9 @@ class Studio:
             if not finish.audio_s:
                 raise NothingSpoken(f"The {take.engine_id} engine made no sound for this text. Try again.")
             usage = answer.usage = self._usage(take, finish.audio_s)
-            if entry is not None:
+            if request.use_cache:
+                if entry is None:  # a short answer: all its bytes come at the end
+                    entry = self._cache.begin(take.digest)
                 entry.write(data)
                 entry.commit({"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens})
             self._metrics.spoken(take.engine_id, request.format, finish.audio_s, clock.waited_s, clock.underruns)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import tempfile
 import threading
 import unicodedata
@@ -44,7 +45,7 @@ _CHARS_UTF8 = 1
 _END_PAUSE = 0x1000
 _PARAMETER_RATE, _PARAMETER_PITCH = 1, 3
 _BUFFER_MS = 200  # of sound in one callback, each of which costs Python time
-_MAX_DATA_PATH_CHARS = 150  # the library's own buffer holds 160 and overruns silently
+_MAX_DATA_PATH_BYTES = 150  # the library's own buffer holds 160 and overruns silently
 
 _library_lock = threading.Lock()  # eSpeak NG keeps its state in globals: one synthesis at a time in a process
 
@@ -133,7 +134,7 @@ class Library:
             self._dll.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_VoiceRecord))
             data = self._short(Path(espeakng_loader.get_data_path()))
             self.rate_hz: int = self._dll.espeak_Initialize(
-                _AUDIO_OUTPUT_SYNCHRONOUS, _BUFFER_MS, str(data).encode(), _INITIALIZE_DONT_EXIT
+                _AUDIO_OUTPUT_SYNCHRONOUS, _BUFFER_MS, os.fsencode(data), _INITIALIZE_DONT_EXIT
             )
             if self.rate_hz <= 0:
                 raise EngineUnavailable(
@@ -144,24 +145,32 @@ class Library:
             self.languages = self._list_languages()
 
     def _short(self, data: Path) -> Path:
-        if len(str(data)) <= _MAX_DATA_PATH_CHARS:
+        if len(os.fsencode(data)) <= _MAX_DATA_PATH_BYTES:
             return data
         self._shortcut = tempfile.TemporaryDirectory(prefix="espeak-")
         link = Path(self._shortcut.name) / "espeak-ng-data"
+        if len(os.fsencode(link)) > _MAX_DATA_PATH_BYTES:
+            raise EngineUnavailable(
+                f"The path of eSpeak NG's data is too long for it: {data}.", remedy="Set TMPDIR to a shorter path."
+            )
         link.symlink_to(data)
         return link
 
     def _list_languages(self) -> dict[str, str]:
-        """Language tag (lower case) -> the library's voice identifier, best match first."""
+        """Language tag (lower case) -> the identifier of the voice that claims it most: its lowest priority byte."""
         records = self._dll.espeak_ListVoices(None)
-        found: dict[str, str] = {}
+        claims: list[tuple[int, str, str]] = []
         index = 0
         while records[index]:
             record = records[index].contents
             index += 1
-            tag = ctypes.string_at(record.languages)[1:].decode().lower()
-            found.setdefault(tag, record.identifier.decode())
-        return found
+            at = record.languages
+            while priority := ctypes.string_at(at, 1)[0]:
+                tag = ctypes.string_at(at + 1)
+                claims.append((priority, tag.decode().lower(), record.identifier.decode()))
+                at += 1 + len(tag) + 1
+        claims.sort(key=lambda claim: claim[0])  # stable: among equals the library's own order
+        return {tag: identifier for _, tag, identifier in reversed(claims)}
 
     def _receive(self, wave: ctypes._Pointer[ctypes.c_short], count: int, events: int | None) -> int:
         if wave and count > 0:
@@ -201,7 +210,7 @@ def resolve_language(tag: str, languages: dict[str, str]) -> str:
     Raises UnsupportedParameter.
     """
     wanted = tag.lower().replace("_", "-")
-    wanted = {"zh": "cmn", "zh-cn": "cmn", "zh-hk": "yue", "no": "nb", "en-gb": "en-gb-x-rp"}.get(wanted, wanted)
+    wanted = {"zh-hk": "yue", "en-gb": "en-gb-x-rp"}.get(wanted, wanted)
     parts = wanted.split("-")
     for length in range(len(parts), 0, -1):
         if found := languages.get("-".join(parts[:length])):

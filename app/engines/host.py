@@ -155,6 +155,7 @@ class EngineHost:
         context = BuildContext(on_progress=self._note, cancelled=self._giving_up.is_set)
         try:
             engine = await asyncio.to_thread(lambda: spec.builder()(self._settings, context))
+            self._engine = await self._stack.enter_async_context(engine)
         except EngineUnavailable:
             raise
         except Exception as error:
@@ -165,7 +166,6 @@ class EngineHost:
             ) from error
         finally:
             self._progress = None
-        self._engine = await self._stack.enter_async_context(engine)
         self._running = spec
 
     def _note(self, progress: Progress) -> None:

@@ -63,5 +63,6 @@ def specs() -> dict[str, EngineSpec]:
     """Every engine that can be named, by name. A plug-in is named by its entry point, which is also its model id."""
     found = {spec.name: spec for spec in BUILT_IN}
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        found.setdefault(point.name, EngineSpec(point.name, point.name, point.value))
+        name = point.name.lower()  # as settings read TTS_ENGINE
+        found.setdefault(name, EngineSpec(name, point.name, point.value))
     return found
