@@ -53,6 +53,8 @@ MODEL_ALIASES = (
 SENTENCE_GAP_S = 0.1  # between utterances that were made apart; each keeps up to 0.2 s of its own silence
 OFF_LOOP_CHARS = 2_000  # a longer text is normalised in a thread: about 0.05 ms a character at worst
 OFF_LOOP_S = 0.2  # a longer stretch of sound is encoded in a thread: mp3 costs about 8 ms a second of sound
+ENOUGH_AHEAD_S = 0.5  # a listener with this much sound left can wait for others' first
+LONGEST_YIELD_S = 0.25  # but no longer than this for a stretch of up to 1 s: answers still go at 4 times speech
 CACHED_PIECE_BYTES = 1 << 16
 UNDERRUN_WAIT_S = 0.001  # less than this is the event loop, not the engine
 _TOKEN_BYTES = 4  # UTF-8 bytes a text token stands for where an engine has no tokeniser: the usual rule of thumb
@@ -123,8 +125,7 @@ class Studio:
         self._metrics = metrics
         self._normalizer = normalizer
         self._dice = random.SystemRandom()
-        # Encoding ahead of the listener leaves a core to the event loop, where first sounds are made.
-        self._bench = asyncio.Semaphore(max(1, (os.cpu_count() or 1) - 1))
+        self._turns = _Turns()
 
     async def answer(
         self, request: SpeechRequest, *, extras: frozenset[str] = frozenset(), random_seed: bool = False
@@ -200,18 +201,27 @@ class Studio:
     async def _speak(self, take: _Take, answer: Answer) -> AsyncGenerator[bytes]:
         request = take.request
         encoder = open_encoder(request.format, request.sample_rate_hz)
-        finish = _Finish(encoder, take.info.rate_hz, request, self._bench)
+        finish = _Finish(encoder, take.info.rate_hz, request)
         entry: Entry | None = None
         clock = _Clock()
+        sounded = False
+        self._turns.began()
         try:
             async with (
                 contextlib.aclosing(self._sound(take)) as sound,
                 contextlib.aclosing(clock.listening(sound)) as heard,
             ):
                 async for samples in heard:
-                    data = await finish.push(samples)
+                    if len(samples) > OFF_LOOP_S * take.info.rate_hz:
+                        async with self._turns.heavy(clock.ahead_s):
+                            data = await asyncio.to_thread(finish.push, samples)
+                    else:
+                        data = finish.push(samples)
                     clock.made(finish.audio_s)
                     if data:
+                        if not sounded:
+                            sounded = True
+                            self._turns.sounded()
                         if entry is None and request.use_cache:
                             entry = self._cache.begin(take.digest)
                         if entry is not None:
@@ -219,7 +229,7 @@ class Studio:
                         yield data
                     if finish.full:
                         break
-            data = await finish.flush()
+            data = finish.flush()
             if not finish.audio_s:
                 raise NothingSpoken(f"The {take.engine_id} engine made no sound for this text. Try again.")
             usage = answer.usage = self._usage(take, finish.audio_s)
@@ -232,6 +242,8 @@ class Studio:
             if data:
                 yield data
         finally:
+            if not sounded:
+                self._turns.sounded()
             encoder.close()
             if entry is not None:
                 entry.abandon()
@@ -349,11 +361,10 @@ class _Started:
 
 
 class _Finish:
-    """From the engine's rate to the answer's bytes: speed, rate, length limit, encoder. In a thread when it is much."""
+    """From the engine's rate to the answer's bytes: speed, rate, length limit, encoder."""
 
-    def __init__(self, encoder: Encoder, rate_hz: int, request: SpeechRequest, bench: asyncio.Semaphore) -> None:
+    def __init__(self, encoder: Encoder, rate_hz: int, request: SpeechRequest) -> None:
         self._encoder = encoder
-        self._bench = bench
         self._rate_hz = rate_hz
         self._out_hz = request.sample_rate_hz
         self._stage: Stage = chain(
@@ -370,20 +381,10 @@ class _Finish:
     def full(self) -> bool:
         return self._cut.full
 
-    async def push(self, samples: Samples) -> bytes:
-        if len(samples) > OFF_LOOP_S * self._rate_hz:
-            async with self._bench:
-                return await asyncio.to_thread(self._push, samples)
-        return self._push(samples)
-
-    async def flush(self) -> bytes:
-        async with self._bench:
-            return await asyncio.to_thread(self._flush)
-
-    def _push(self, samples: Samples) -> bytes:
+    def push(self, samples: Samples) -> bytes:
         return self._encode(self._cut.push(self._stage.push(samples)))
 
-    def _flush(self) -> bytes:
+    def flush(self) -> bytes:
         return (
             self._encode(self._cut.push(self._stage.flush())) + self._encode(self._cut.flush()) + self._encoder.flush()
         )
@@ -391,6 +392,38 @@ class _Finish:
     def _encode(self, samples: Samples) -> bytes:
         self._samples += len(samples)
         return self._encoder.encode(samples)
+
+
+class _Turns:
+    """Who encodes next: answers that have not sounded yet go before those that are ahead of their listeners."""
+
+    def __init__(self) -> None:
+        self._unsounded = 0
+        self._calm = asyncio.Event()
+        self._calm.set()
+        # One core is left to the event loop, where first sounds are made.
+        self._threads = asyncio.Semaphore(max(1, (os.cpu_count() or 1) - 1))
+
+    def began(self) -> None:
+        """An answer waits for its first sound; `sounded` must follow, once."""
+        self._unsounded += 1
+        self._calm.clear()
+
+    def sounded(self) -> None:
+        self._unsounded -= 1
+        if not self._unsounded:
+            self._calm.set()
+
+    @contextlib.asynccontextmanager
+    async def heavy(self, ahead_s: float) -> AsyncGenerator[None]:
+        """A thread to encode in; before it, a short wait for others' first sounds, if this listener has enough."""
+        spare_s = min(ahead_s - ENOUGH_AHEAD_S, LONGEST_YIELD_S)
+        if spare_s > 0 and not self._calm.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(spare_s):
+                    await self._calm.wait()
+        async with self._threads:
+            yield
 
 
 @dataclass(slots=True)
@@ -416,6 +449,11 @@ class _Clock:
                 self.underruns += 1
                 self._began_s = now_s - self._audio_s  # the listener starts again from here
             yield samples
+
+    @property
+    def ahead_s(self) -> float:
+        """How much sound a listener at normal speed has left."""
+        return 0.0 if self._began_s is None else self._began_s + self._audio_s - time.monotonic()
 
     def made(self, audio_s: float) -> None:
         self._audio_s = audio_s

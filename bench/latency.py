@@ -3,8 +3,8 @@
     python -m bench.latency                      # starts a server with the offline voice and measures that
     python -m bench.latency --url http://gpu:8000/v1 --voice alloy
 
-The engine's own time is taken in this process, over the same words, in turns with the requests, so that both see the same
-machine. Nothing is cached.
+The engine's own time is taken in this process, over the same words, in turns with the requests, so that both see the
+same machine. Nothing is cached.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from app.settings import Settings
 from app.types import Sampling, SpokenLine, Utterance
 from app.voices.presets import preset
 
+ROOT = Path(__file__).resolve().parent.parent
 TEXT = "The quick brown fox jumps over the lazy dog, and number {n} follows it home."
 
 
@@ -62,7 +63,7 @@ async def http_first_s(http: httpx.AsyncClient, text: str, voice: str, audio_for
 
 
 async def measure(url: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    settings = Settings(_env_file=None, TTS_ENGINE="espeak")  # type: ignore[call-arg]
+    settings = Settings(_env_file=None, TTS_ENGINE="espeak")
     never = BuildContext(on_progress=lambda _: None, cancelled=lambda: False)
     direct: list[float] = []
     through: list[float] = []
@@ -118,9 +119,10 @@ async def own_server() -> AsyncIterator[str]:
             "PORT": str(port),
             "TTS_DATA_DIR": data,
             "LOG_LEVEL": "WARNING",
-            "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+            "PYTHONPATH": str(ROOT),
         }
-        child = subprocess.Popen([sys.executable, "-m", "app.main"], env=environment, cwd=data)
+        command = [sys.executable, "-m", "app.main"]
+        child = subprocess.Popen(command, env=environment, cwd=data)  # noqa: ASYNC220 - nothing else runs yet
         try:
             await until_ready(f"http://127.0.0.1:{port}")
             yield f"http://127.0.0.1:{port}/v1"

@@ -236,7 +236,7 @@ class _CodecEncoder:
         )
         self._codec = cast("AudioCodecContext", stream.codec_context)
         self._codec.format = recipe.sample_format
-        self._codec.time_base = Fraction(1, codec_rate_hz)
+        self._codec.time_base = self._time_base = Fraction(1, codec_rate_hz)
         if bit_rate is not None:
             self._codec.bit_rate = bit_rate
         self._container.start_encoding()
@@ -294,7 +294,7 @@ class _CodecEncoder:
             block = sound[None, start : start + self._frame_samples]  # (1, <= frame_samples)
             frame = av.AudioFrame.from_ndarray(block, format=self._recipe.sample_format, layout="mono")
             frame.sample_rate = self._rate_hz
-            frame.time_base = Fraction(1, self._rate_hz)
+            frame.time_base = self._time_base
             frame.pts = self._position_samples
             self._position_samples += block.shape[1]
             for packet in self._codec.encode(frame):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from app.audio import pcm
 from app.engines.batched import BatchedEngine
 from app.errors import EngineError, EngineUnavailable, UnsupportedParameter
 from app.runtime.runner import StepResult
@@ -43,6 +44,7 @@ _INITIALIZE_DONT_EXIT = 0x8000
 _CHARS_UTF8 = 1
 _END_PAUSE = 0x1000
 _PARAMETER_RATE, _PARAMETER_PITCH = 1, 3
+_BUFFER_MS = 200  # of sound in one callback, each of which costs Python time
 _MAX_DATA_PATH_BYTES = 150  # the library's own buffer holds 160 and overruns silently
 
 _library_lock = threading.Lock()  # eSpeak NG keeps its state in globals: one synthesis at a time in a process
@@ -132,13 +134,13 @@ class Library:
             self._dll.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_VoiceRecord))
             data = self._short(Path(espeakng_loader.get_data_path()))
             self.rate_hz: int = self._dll.espeak_Initialize(
-                _AUDIO_OUTPUT_SYNCHRONOUS, 50, os.fsencode(data), _INITIALIZE_DONT_EXIT
+                _AUDIO_OUTPUT_SYNCHRONOUS, _BUFFER_MS, os.fsencode(data), _INITIALIZE_DONT_EXIT
             )
             if self.rate_hz <= 0:
                 raise EngineUnavailable(
                     f"eSpeak NG could not read its data in {data}.", remedy="Reinstall espeakng-loader."
                 )
-            self._parts: list[Samples] = []
+            self._parts: list[bytes] = []  # of the present synthesis, int16 as they came
             self._callback = _Callback(self._receive)  # kept: the library holds only a bare pointer
             self.languages = self._list_languages()
 
@@ -172,7 +174,7 @@ class Library:
 
     def _receive(self, wave: ctypes._Pointer[ctypes.c_short], count: int, events: int | None) -> int:
         if wave and count > 0:
-            self._parts.append(np.ctypeslib.as_array(wave, (count,)).astype(np.float32) / np.float32(32768))
+            self._parts.append(ctypes.string_at(wave, 2 * count))
         return 0
 
     def synthesize(self, text: str, voice: str, pitch: int) -> Samples:
@@ -189,7 +191,7 @@ class Library:
             if status != 0:
                 raise EngineError(f"eSpeak NG failed with status {status}.")
             parts, self._parts = self._parts, []
-        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+        return pcm.from_bytes(b"".join(parts))
 
 
 def script_language(text: str) -> str | None:

@@ -8,7 +8,7 @@ MAX_NAMED = 5
 
 
 def has_words(text: str) -> bool:
-    """Whether a voice has something to say: a letter, a digit, or a symbol that has a reading (currency, emoji, maths)."""
+    """Whether a voice has something to say: a letter, a digit, or a symbol with a reading (currency, emoji, maths)."""
     return any(char.isalnum() or unicodedata.category(char) in ("So", "Sc", "Sm") for char in text)
 
 

@@ -227,16 +227,17 @@ def samples(count: int, value: float = 0.0) -> np.ndarray:
     return np.full(count, value, np.float32)
 
 
-async def test_sound_comes_out_in_order_the_first_part_alone_then_joined_up_to_a_second():
+async def test_sound_comes_out_in_order_joined_up_to_a_second():
     outbox = Outbox(RATE_HZ, 60, on_room=lambda: None)
-    for number in range(16):
+    for number in range(15):
         outbox.put(samples(20, number), np.full((2, 1), number, np.int16))
     outbox.finish()
     chunks = [await outbox.get() for _ in range(5)]
-    assert [len(chunk.samples) for chunk in chunks if chunk] == [20, 100, 100, 100]
+    assert [len(chunk.samples) for chunk in chunks if chunk] == [20, 100, 100, 80]  # the first waits for no second
     assert [chunk.start for chunk in chunks if chunk] == [0, 20, 120, 220]
-    assert [chunk.codes.shape for chunk in chunks if chunk and chunk.codes is not None] == [(2, 1), *[(2, 5)] * 3]
-    assert np.concatenate([chunk.samples for chunk in chunks if chunk]).tolist() == [n // 20 for n in range(320)]
+    widths = [chunk.codes.shape for chunk in chunks if chunk and chunk.codes is not None]
+    assert widths == [(2, 1), (2, 5), (2, 5), (2, 4)]
+    assert np.concatenate([chunk.samples for chunk in chunks if chunk]).tolist() == [n // 20 for n in range(300)]
     assert chunks[4] is None
     assert await outbox.get() is None  # and stays so
 
@@ -415,8 +416,8 @@ async def test_sound_made_before_a_failure_is_still_heard():
     desk = Desk.of(1, 0)
     job = desk.submit(Part(frames=6, fails="step", at=4))
     desk.finish()
-    chunks = [await job.outbox.get(), await job.outbox.get()]
-    assert [frame for chunk in chunks for frame in frames_in(chunk.samples)] == desk.runner.expected(job.utterance)[:4]
+    heard = [frame for _ in range(2) for frame in frames_in((await job.outbox.get()).samples)]
+    assert heard == desk.runner.expected(job.utterance)[:4]
     with pytest.raises(EngineError):
         await job.outbox.get()
 
