@@ -12,7 +12,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -214,7 +214,7 @@ class Studio:
                 async for samples in heard:
                     if len(samples) > OFF_LOOP_S * take.info.rate_hz:
                         async with self._turns.heavy(clock.ahead_s):
-                            data = await asyncio.to_thread(finish.push, samples)
+                            data = await _in_thread(finish.push, samples)
                     else:
                         data = finish.push(samples)
                     clock.made(finish.audio_s)
@@ -267,7 +267,7 @@ class Studio:
             part = await anext(script, None)
             while part is not None:
                 if isinstance(part, Pause):
-                    lead_s = part.seconds
+                    lead_s += part.seconds
                     part = await anext(script, None)
                     if index:
                         yield pcm.silence(lead_s, rate_hz)
@@ -462,6 +462,18 @@ class _Clock:
 def _speakable(text: str) -> bool:
     """Whether anything but blanks and pauses is in the text."""
     return any(not isinstance(part, Pause) and part.text.strip() for part in parse(text))
+
+
+async def _in_thread(work: Callable[[Samples], bytes], samples: Samples) -> bytes:
+    """As asyncio.to_thread, but who is cancelled leaves only when the thread is done: the encoder is closed then, and
+    must not be freed under it. That is about 10 ms.
+    """
+    thread = asyncio.ensure_future(asyncio.to_thread(work, samples))
+    try:
+        return await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        await asyncio.wait([thread])
+        raise
 
 
 async def _pieces(data: bytes) -> AsyncGenerator[bytes]:
