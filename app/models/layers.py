@@ -1,0 +1,278 @@
+"""What the transformers of this house are made of: RoPE, fused linears, pre-norm blocks, static KV. Knows no model by name.
+
+A block sees tokens only, flattened to (M, D); who may look at whom is an `Attend`, handed in with the call. So the same
+weights read a prompt (M = S tokens of one row), step a batch (M = one token of each row) and run a depth decoder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+# (layer, q (M, H, d), k (M, G, d), v (M, G, d)) -> (M, H * d); H query heads share G key heads.
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """How positions turn heads. llama3: low frequencies divided by `factor`, smoothly between two wavelengths."""
+
+    theta: float
+    kind: Literal["default", "linear", "llama3"] = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_positions: int = 8192
+
+    def frequencies(self, head_dim: int) -> Tensor:
+        """Radians per position, (head_dim / 2,) float32. llama3 as published with Llama 3.1."""
+        plain = 1.0 / (self.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
+        if self.kind == "default":
+            return plain
+        if self.kind == "linear":
+            return plain / self.factor
+        wavelength = 2 * math.pi / plain
+        longest = self.original_positions / self.low_freq_factor
+        shortest = self.original_positions / self.high_freq_factor
+        share = (self.original_positions / wavelength - self.low_freq_factor) / (
+            self.high_freq_factor - self.low_freq_factor
+        )
+        blend = (1 - share) * plain / self.factor + share * plain
+        scaled = torch.where(wavelength > longest, plain / self.factor, plain)
+        return torch.where((wavelength >= shortest) & (wavelength <= longest), blend, scaled)
+
+
+def read_rope(raw: Mapping[str, Any], default_theta: float) -> Rope:
+    """RoPE from `rope_parameters`, or from `rope_theta` and `rope_scaling`. Raises ValueError for a kind we lack."""
+    values: dict[str, Any] = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+    theta = float(values.get("rope_theta") or raw.get("rope_theta") or default_theta)
+    kind = values.get("rope_type") or values.get("type") or "default"
+    if float(values.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise ValueError("partial_rotary_factor is not supported")
+    match kind:
+        case "default":
+            return Rope(theta)
+        case "linear":
+            return Rope(theta, "linear", float(values["factor"]))
+        case "llama3":
+            return Rope(
+                theta,
+                "llama3",
+                float(values["factor"]),
+                float(values["low_freq_factor"]),
+                float(values["high_freq_factor"]),
+                int(values.get("original_max_position_embeddings") or raw.get("max_position_embeddings") or 8192),
+            )
+    raise ValueError(f"unknown rope_type {kind!r}")
+
+
+def turns(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin for positions (M,): each (M, 1, d) float32, ready for (M, H, d)."""
+    angles = positions[:, None].to(torch.float32) * frequencies  # (M, d/2)
+    angles = torch.cat((angles, angles), dim=-1)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE on (M, H, d) in the half-split order: pairs are (i, i + d/2). In float32 whatever x is."""
+    wide = x.float()
+    half = x.shape[-1] // 2
+    swapped = torch.cat((-wide[..., half:], wide[..., :half]), dim=-1)
+    return (wide * cos + swapped * sin).to(x.dtype)
+
+
+class Dense(nn.Module):
+    """y = x W^T + b. Its own class so that a quantised one can take its place."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, device=device, dtype=dtype), requires_grad=False)
+        self.bias = (
+            nn.Parameter(torch.empty(outputs, device=device, dtype=dtype), requires_grad=False) if bias else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class StackConfig:
+    """The shape of a Llama-like transformer."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    eps: float
+    rope: Rope
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    activation: Literal["silu", "gelu"] = "silu"
+
+
+class Block(nn.Module):
+    """RMSNorm, attention, RMSNorm, gated MLP. q, k, v are one linear, gate and up another."""
+
+    def __init__(self, config: StackConfig, *, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        c = config
+        self.config = c
+        place = {"device": device, "dtype": dtype}
+        self.attention_norm = nn.Parameter(torch.empty(c.width, device=device, dtype=dtype), requires_grad=False)
+        self.mlp_norm = nn.Parameter(torch.empty(c.width, device=device, dtype=dtype), requires_grad=False)
+        self.qkv: nn.Module = Dense(c.width, (c.heads + 2 * c.kv_heads) * c.head_dim, bias=c.attention_bias, **place)
+        self.out: nn.Module = Dense(c.heads * c.head_dim, c.width, bias=c.attention_bias, **place)
+        self.gate_up: nn.Module = Dense(c.width, 2 * c.ffn, bias=c.mlp_bias, **place)
+        self.down: nn.Module = Dense(c.ffn, c.width, bias=c.mlp_bias, **place)
+
+    def forward(self, x: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:  # (M, D) -> (M, D)
+        c = self.config
+        tokens = x.shape[0]
+        normed = functional.rms_norm(x, (c.width,), self.attention_norm, c.eps)
+        heads = self.qkv(normed).view(tokens, c.heads + 2 * c.kv_heads, c.head_dim)
+        turned = rotate(heads[:, : c.heads + c.kv_heads], cos, sin)
+        x = x + self.out(attend(layer, turned[:, : c.heads], turned[:, c.heads :], heads[:, c.heads + c.kv_heads :]))
+        normed = functional.rms_norm(x, (c.width,), self.mlp_norm, c.eps)
+        gate, up = self.gate_up(normed).chunk(2, dim=-1)
+        gate = functional.silu(gate) if c.activation == "silu" else functional.gelu(gate)
+        return x + self.down(gate * up)  # type: ignore[no-any-return]
+
+
+class Stack(nn.Module):
+    """Blocks and a final norm. Stateless: keys and values live in the cache behind `attend`."""
+
+    def __init__(
+        self, config: StackConfig, *, max_positions: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList([Block(config, device=device, dtype=dtype) for _ in range(config.layers)])
+        self.norm = nn.Parameter(torch.empty(config.width, device=device, dtype=dtype), requires_grad=False)
+        cos, sin = turns(config.rope.frequencies(config.head_dim), torch.arange(max_positions))
+        self.cos: Tensor
+        self.sin: Tensor
+        self.register_buffer("cos", cos.to(device), persistent=False)  # (S, 1, d) float32
+        self.register_buffer("sin", sin.to(device), persistent=False)
+
+    def forward(self, x: Tensor, positions: Tensor | slice, attend: Attend) -> Tensor:
+        """x (M, D) at positions (M,) -> (M, D), normed."""
+        cos, sin = self.cos[positions], self.sin[positions]
+        for layer, block in enumerate(self.blocks):
+            x = block(x, layer, cos, sin, attend)
+        return functional.rms_norm(x, (self.config.width,), self.norm, self.config.eps)
+
+
+def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention with q (..., G, R, d) over k, v (..., G, L, d): R queries share a key head. mask (..., R, L), True = see."""
+    scores = torch.matmul(q, k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return torch.matmul(torch.softmax(scores, dim=-1).to(v.dtype), v)
+
+
+class RowCache:
+    """Keys and values of rows that are at unequal positions: static, (layers, rows, G, S, d) each."""
+
+    def __init__(
+        self, config: StackConfig, *, rows: int, positions: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = (config.layers, rows, config.kv_heads, positions, config.head_dim)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self._groups = config.kv_heads
+
+    @property
+    def positions(self) -> int:
+        return self.k.shape[3]
+
+    def reading(self, row: int, start: int, count: int) -> Attend:
+        """`count` new tokens of one row at positions start..start+count-1, causal."""
+        end = start + count
+        mask = torch.ones(count, end, dtype=torch.bool, device=self.k.device).tril(start)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self.k[layer, row, :, start:end] = k.transpose(0, 1)
+            self.v[layer, row, :, start:end] = v.transpose(0, 1)
+            heads, size = q.shape[1:]
+            share = heads // self._groups
+            keys = self.k[layer, row, :, None, :end].expand(-1, share, -1, -1)  # (G, R, L, d)
+            values = self.v[layer, row, :, None, :end].expand(-1, share, -1, -1)
+            queries = q.view(count, self._groups, share, size).permute(1, 2, 0, 3)  # (G, R, S, d)
+            seen = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+            return seen.permute(2, 0, 1, 3).reshape(count, heads * size)
+
+        return attend
+
+    def stepping(self, rows: Sequence[int], positions: Sequence[int]) -> Attend:
+        """One new token for each of these rows, at its own position."""
+        device = self.k.device
+        where, when = torch.tensor(rows, device=device), torch.tensor(positions, device=device)
+        longest = max(positions) + 1
+        together = device.type != "cpu"
+        mask = torch.arange(longest, device=device)[None, :] <= when[:, None] if together else None  # (n, L)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self.k[layer, where, :, when] = k
+            self.v[layer, where, :, when] = v
+            count, heads, size = q.shape
+            queries = q.view(count, self._groups, heads // self._groups, size)  # (n, G, R, d)
+            if together:
+                keys, values = self.k[layer, :, :, :longest][where], self.v[layer, :, :, :longest][where]
+                assert mask is not None  # noqa: S101 - made above for just this branch
+                return _grouped(queries, keys, values, mask[:, None, None]).reshape(count, heads * size)
+            # On a CPU each row reads its own keys where they lie: no copy, no padding, and no row depends on another.
+            seen = [
+                _grouped(queries[i], self.k[layer, row, :, : at + 1], self.v[layer, row, :, : at + 1], None)
+                for i, (row, at) in enumerate(zip(rows, positions, strict=True))
+            ]
+            return torch.stack(seen).view(count, heads * size)
+
+        return attend
+
+    def cut(self, row: int, count: int) -> tuple[Tensor, Tensor]:
+        """A copy of the row's first `count` positions: k, v (layers, G, count, d)."""
+        return self.k[:, row, :, :count].clone(), self.v[:, row, :, :count].clone()
+
+    def paste(self, row: int, prefix: tuple[Tensor, Tensor]) -> None:
+        count = prefix[0].shape[2]
+        self.k[:, row, :, :count] = prefix[0]
+        self.v[:, row, :, :count] = prefix[1]
+
+
+class FrameCache:
+    """Keys and values of a decoder whose rows always stand at the same position: (layers, rows, G, S, d) each."""
+
+    def __init__(
+        self, config: StackConfig, *, rows: int, positions: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = (config.layers, rows, config.kv_heads, positions, config.head_dim)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self._groups = config.kv_heads
+
+    def at(self, rows: int, start: int, count: int) -> Attend:
+        """`count` new tokens at start..start+count-1 for each of the first `rows` rows; tokens in order (row, position)."""
+        end = start + count
+        mask = torch.ones(count, end, dtype=torch.bool, device=self.k.device).tril(start) if count > 1 else None
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            heads, size = q.shape[1:]
+            share = heads // self._groups
+            self.k[layer, :rows, :, start:end] = k.view(rows, count, self._groups, size).transpose(1, 2)
+            self.v[layer, :rows, :, start:end] = v.view(rows, count, self._groups, size).transpose(1, 2)
+            keys, values = self.k[layer, :rows, :, :end], self.v[layer, :rows, :, :end]  # (B, G, L, d)
+            queries = q.view(rows, count, self._groups, share, size).permute(0, 2, 3, 1, 4)  # (B, G, R, S, d)
+            if count == 1:
+                return _grouped(queries[:, :, :, 0], keys, values, None).reshape(rows, heads * size)
+            seen = _grouped(queries, keys[:, :, None], values[:, :, None], mask)
+            return seen.permute(0, 3, 1, 2, 4).reshape(rows * count, heads * size)
+
+        return attend
