@@ -2,8 +2,9 @@
 
     python -m bench.fabricate csm --size tiny|full --layout transformers|original OUT
 
-A tensor's numbers depend on its name and the seed only, so both layouts of one size hold the same model. Numbers are scaled
-by fan-in, so that logits have peaks and sound stays in range at any width. `original` puts the codec into OUT/mimi.
+A tensor's numbers depend on its name and the seed only, so both layouts of one size hold the same model. Numbers are
+scaled by fan-in, so that logits have peaks and sound stays in range at any width. `original` puts the codec into
+OUT/mimi.
 """
 
 from __future__ import annotations
@@ -25,15 +26,24 @@ from app.models.mimi import layout as mimi_layout
 from app.models.mimi.config import read_mimi_config
 from app.models.weights import Shape
 
-_BLOCK = 1 << 22  # numbers drawn once and repeated from a place of each tensor's own: 1.6 billion draws would take minutes
+# Numbers are drawn once and repeated from a place of each tensor's own: 1.6 billion draws would take minutes.
+_BLOCK = 1 << 22
 _SHARD_BYTES = 5 << 30
 _SPECIALS = ("<|begin_of_text|>", "<|end_of_text|>", "<|AUDIO|>", "<|audio_eos|>")
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3_SPLIT = "|".join(
+    (
+        "(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
 )
 _CORPUS = (
-    "[0]The quick brown fox jumps over the lazy dog. [1]She sells sea shells by the sea shore, and the shells she sells "
-    "are surely sea shells. [0]How are you today? I am well, thank you; it is a fine morning for a walk."
+    "[0]The quick brown fox jumps over the lazy dog. [1]She sells sea shells by the sea shore, and the shells she "
+    "sells are surely sea shells. [0]How are you today? I am well, thank you; it is a fine morning for a walk."
 )
 _CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -201,7 +211,10 @@ def _original_names(config: CsmConfig) -> dict[str, str]:
         "sa_norm.scale": "input_layernorm.weight",
         "mlp_norm.scale": "post_attention_layernorm.weight",
     }
-    for theirs, ours, stack in (("backbone", layout.BACKBONE, config.backbone), ("decoder", layout.DEPTH, config.depth)):
+    for theirs, ours, stack in (
+        ("backbone", layout.BACKBONE, config.backbone),
+        ("decoder", layout.DEPTH, config.depth),
+    ):
         names[f"{theirs}.norm.scale"] = f"{ours}norm.weight"
         for layer in range(stack.layers):
             names |= {f"{theirs}.layers.{layer}.{a}": f"{ours}layers.{layer}.{b}" for a, b in inner.items()}
@@ -248,7 +261,7 @@ def fabricate_csm(
         if sharded if sharded is not None else size == "full":
             raw["transformers_weights"] = "transformers.safetensors.index.json"
             parts = _halves(every) if size == "tiny" else list(_shards(every, dtype.itemsize))
-            weight_map = {}
+            weight_map: dict[str, str] = {}
             for i, part in enumerate(parts, 1):
                 file = f"transformers-{i:05}-of-{len(parts):05}.safetensors"
                 _write(out / file, part, make, dtype)
@@ -268,7 +281,9 @@ def fabricate_csm(
                 tensor = halves.transpose(1, 2).reshape(shape)  # half-split to interleaved pairs
             return tensor
 
-        _write(out / "model.safetensors", {theirs: shapes[ours] for theirs, ours in names.items()}, make_original, dtype)
+        _write(
+            out / "model.safetensors", {theirs: shapes[ours] for theirs, ours in names.items()}, make_original, dtype
+        )
         mimi = out / "mimi"
         mimi.mkdir(exist_ok=True)
         _write(mimi / "model.safetensors", codec_shapes, make_codec, torch.float32)
@@ -370,9 +385,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    fabricate_csm(
-        args.out, size=args.size, layout_name=args.layout, seed=args.seed, dtype=getattr(torch, args.dtype)
-    )
+    fabricate_csm(args.out, size=args.size, layout_name=args.layout, seed=args.seed, dtype=getattr(torch, args.dtype))
     print(json.dumps({"model": args.model, "size": args.size, "layout": args.layout, "out": str(args.out)}))
 
 

@@ -1,11 +1,12 @@
 """CSM-1B as a Runner: rows that read, speak and go on, each at its own place. No HTTP, no voice store, no download.
 
-What a row reads: its speakers' voice prompts (kept as keys and values between requests), the conversation so far, then the
-text of its first line. When a line has been said, the row reads a frame of EOS and the next line's text in place, behind
-all that it has said, so the voice stays; when the context would run out it goes back to what it read before its first line.
+What a row reads: its speakers' voice prompts (kept as keys and values between requests), the conversation so far,
+then the text of its first line. When a line has been said, the row reads a frame of EOS and the next line's text in
+place, behind all that it has said, so the voice stays; when the context would run out it goes back to what it read
+before its first line.
 
-Speech ends as in transformers' generate: at a frame whose codes, the last one aside, are all EOS. Such a frame is sounded
-only if its last code is not EOS. `Guards` are what production adds to that.
+Speech ends as in transformers' generate: at a frame whose codes, the last one aside, are all EOS. Such a frame is
+sounded only if its last code is not EOS. `Guards` are what production adds to that.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from app.runtime.runner import StepResult
 from app.runtime.sampling import Knobs, Sampler, exponential_noise
 
 if TYPE_CHECKING:
-    from app.types import Codes, Reference, Samples, Sampling, Utterance
+    from app.types import Codes, Reference, Samples, Sampling, Utterance, VoicePrompt
 
 DEFAULTS = Knobs(temperature=0.9, top_k=50, top_p=1.0)  # Sesame's generator.py and the published generation_config.json
 PREFIX_BYTES = 512 << 20  # voices kept as keys and values: about thirty of 30 s in bfloat16
@@ -204,7 +205,7 @@ class CsmRunner:
 
     def _voices(self, utterance: Utterance) -> list[Segment]:
         """One segment per speaker that has a prompt, in order of appearance."""
-        prompts = {}
+        prompts: dict[int, VoicePrompt] = {}
         for line in utterance.lines:
             if line.prompt is not None:
                 prompts.setdefault(line.speaker, line.prompt)
@@ -238,16 +239,16 @@ class CsmRunner:
         counted = f"text {text} and up to {frames} frames of speech"
         if voice_positions + text + frames > most >= text + frames:
             raise BadReference(
-                f"The voice prompt is too long: it takes {voice_positions} of {most} positions, and {counted} do not fit "
-                "behind it. Use a shorter reference recording."
+                f"The voice prompt is too long: it takes {voice_positions} of {most} positions, and {counted} do "
+                "not fit behind it. Use a shorter reference recording."
             )
         if text + frames > most:
             raise TextTooLong(
                 f"The text is too long to be spoken in one piece: {counted}, together more than {most}.", param="input"
             )
         raise TextTooLong(
-            f"The conversation is too long: voice and turns take {state.base} of {most} positions, and {counted} do not "
-            "fit behind them."
+            f"The conversation is too long: voice and turns take {state.base} of {most} positions, and {counted} do "
+            "not fit behind them."
         )
 
     def _embed(self, parts: Sequence[tuple[int, ...] | np.ndarray | Tensor]) -> Tensor:
@@ -313,7 +314,11 @@ class CsmRunner:
         state.line += 1
         following = state.lines[state.line]
         limit = self._limit(state, state.line)
-        parts: list[tuple[int, ...] | np.ndarray | Tensor] = [*(frame[None] for frame in unsaid), self._eos(), following]
+        parts: list[tuple[int, ...] | np.ndarray | Tensor] = [
+            *(frame[None] for frame in unsaid),
+            self._eos(),
+            following,
+        ]
         needed = len(unsaid) + 1 + len(following) + limit
         if state.position + needed > self.config.max_positions:
             # No room behind: back to where the first line began, taking the last line along if there is room for it.
@@ -366,11 +371,7 @@ class CsmRunner:
         if sounded:
             state.said.append(frame)
             state.frames += 1
-        done = (
-            last
-            or len(state.said) >= self._limit(state, state.line)
-            or state.position >= self.config.max_positions
-        )
+        done = last or len(state.said) >= self._limit(state, state.line) or state.position >= self.config.max_positions
         if state.frames >= state.max_frames or (done and state.line + 1 == len(state.lines)):
             state.over = True
             return not sounded, not sounded
@@ -417,8 +418,8 @@ def load_codec(
         )
     if shape.codebooks < config.codebooks or shape.codebook_size < config.codebook_size:
         raise WeightsUnavailable(
-            f"The codec has {shape.codebooks} codebooks of {shape.codebook_size}, the model needs {config.codebooks} of "
-            f"{config.codebook_size}."
+            f"The codec has {shape.codebooks} codebooks of {shape.codebook_size}, the model needs "
+            f"{config.codebooks} of {config.codebook_size}."
         )
     decoder = MimiDecoder(shape, rows=max_rows, codebooks=config.codebooks, device=device)
     decoder.load(weights)
@@ -435,7 +436,7 @@ def load_runner(
     device: torch.device,
     dtype: torch.dtype,
     max_rows: int,
-    guards: Guards | None = Guards(),  # noqa: B008 - frozen
+    guards: Guards | None = Guards(),
     piece: int | None = None,
     prefix_bytes: int = PREFIX_BYTES,
 ) -> CsmRunner:

@@ -1,4 +1,4 @@
-"""What the transformers of this house are made of: RoPE, fused linears, pre-norm blocks, static KV. Knows no model by name.
+"""What transformers are made of here: RoPE, fused linears, pre-norm blocks, static KV. Knows no model by name.
 
 A block sees tokens only, flattened to (M, D); who may look at whom is an `Attend`, handed in with the call. So the same
 weights read a prompt (M = S tokens of one row), step a batch (M = one token of each row) and run a depth decoder.
@@ -125,13 +125,16 @@ class Block(nn.Module):
         super().__init__()
         c = config
         self.config = c
-        place = {"device": device, "dtype": dtype}
+
+        def dense(inputs: int, outputs: int, bias: bool) -> nn.Module:
+            return Dense(inputs, outputs, bias=bias, device=device, dtype=dtype)
+
         self.attention_norm = nn.Parameter(torch.empty(c.width, device=device, dtype=dtype), requires_grad=False)
         self.mlp_norm = nn.Parameter(torch.empty(c.width, device=device, dtype=dtype), requires_grad=False)
-        self.qkv: nn.Module = Dense(c.width, (c.heads + 2 * c.kv_heads) * c.head_dim, bias=c.attention_bias, **place)
-        self.out: nn.Module = Dense(c.heads * c.head_dim, c.width, bias=c.attention_bias, **place)
-        self.gate_up: nn.Module = Dense(c.width, 2 * c.ffn, bias=c.mlp_bias, **place)
-        self.down: nn.Module = Dense(c.ffn, c.width, bias=c.mlp_bias, **place)
+        self.qkv = dense(c.width, (c.heads + 2 * c.kv_heads) * c.head_dim, c.attention_bias)
+        self.out = dense(c.heads * c.head_dim, c.width, c.attention_bias)
+        self.gate_up = dense(c.width, 2 * c.ffn, c.mlp_bias)
+        self.down = dense(c.ffn, c.width, c.mlp_bias)
 
     def forward(self, x: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:  # (M, D) -> (M, D)
         c = self.config
@@ -149,9 +152,7 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """Blocks and a final norm. Stateless: keys and values live in the cache behind `attend`."""
 
-    def __init__(
-        self, config: StackConfig, *, max_positions: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, config: StackConfig, *, max_positions: int, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
         self.blocks = nn.ModuleList([Block(config, device=device, dtype=dtype) for _ in range(config.layers)])
@@ -171,7 +172,8 @@ class Stack(nn.Module):
 
 
 def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention with q (..., G, R, d) over k, v (..., G, L, d): R queries share a key head. mask (..., R, L), True = see."""
+    """Attention with q (..., G, R, d) over k, v (..., G, L, d): R queries share a key head. mask (..., R, L), True =
+    see."""
     scores = torch.matmul(q, k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
@@ -259,7 +261,8 @@ class FrameCache:
         self._groups = config.kv_heads
 
     def at(self, rows: int, start: int, count: int) -> Attend:
-        """`count` new tokens at start..start+count-1 for each of the first `rows` rows; tokens in order (row, position)."""
+        """`count` new tokens at start..start+count-1 for each of the first `rows` rows; tokens in order (row,
+        position)."""
         end = start + count
         mask = torch.ones(count, end, dtype=torch.bool, device=self.k.device).tril(start) if count > 1 else None
 

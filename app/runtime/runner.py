@@ -22,7 +22,7 @@ class StepResult:
     """One frame for each of the n rows that were stepped.
 
     codes (n, K) int16; ended (n,) bool: the row had said everything before this step, its codes are no sound.
-    silent (n,) bool, None = no row: the row goes on but made no frame this time (it reads the next line), no sound either.
+    silent (n,) bool, None = no row: the row goes on but made no frame this time (it reads its next line).
     """
 
     codes: Codes

@@ -1,7 +1,7 @@
-"""How a code is drawn from logits: temperature, top-k, top-p per row, and noise that belongs to a request, not to a row.
+"""How a code is drawn from logits: temperature, top-k, top-p per row, and noise that belongs to a request, not a row.
 
-A draw is argmax(p / q) with q exponential: the same law as a multinomial draw. The noise q of token t is a hash of (seed,
-frame, codebook, t), so a request draws the same whatever row it is in and whoever else is speaking.
+A draw is argmax(p / q) with q exponential: the same law as a multinomial draw. The noise q of token t is a hash of
+(seed, frame, codebook, t), so a request draws the same whatever row it is in and whoever else is speaking.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014), wrapping in int64: every input bit reaches every output bit."""
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014), wrapping in int64: every input bit reaches every output
+    bit."""
     x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
     return x ^ _shift(x, 31)

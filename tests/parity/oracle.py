@@ -82,7 +82,8 @@ def csm_config(codec: dict[str, Any] | None = None, depth: dict[str, Any] | None
 
 @torch.no_grad()
 def enliven(model: torch.nn.Module, seed: int) -> None:
-    """Random numbers that show mistakes: logits with peaks, codebooks that differ, layer scales that let attention through."""
+    """Random numbers that show mistakes: logits with peaks, codebooks that differ, layer scales that let attention
+    through."""
     random = torch.Generator().manual_seed(seed)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name.endswith("embed_sum"):
@@ -120,7 +121,12 @@ def save(model: torch.nn.Module, folder: Path) -> Path:
 
 @torch.no_grad()
 def generate(
-    model: CsmForConditionalGeneration, inputs: dict[str, torch.Tensor], frames: int, *, seed: int | None = None, **knobs: Any
+    model: CsmForConditionalGeneration,
+    inputs: dict[str, torch.Tensor],
+    frames: int,
+    *,
+    seed: int | None = None,
+    **knobs: Any,
 ) -> torch.Tensor:
     """transformers' own generate at batch 1: codes (T, K). seed None = greedy."""
     masked = list(range(model.config.codec_config.codebook_size, model.config.vocab_size))

@@ -1,4 +1,5 @@
-"""CSM against transformers' CsmForConditionalGeneration: the same tokens, greedy and seeded, at many shapes, in float32."""
+"""CSM against transformers' CsmForConditionalGeneration: the same tokens, greedy and seeded, at many shapes, in
+float32."""
 
 from __future__ import annotations
 

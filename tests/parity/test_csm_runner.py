@@ -1,4 +1,5 @@
-"""The Runner against transformers, whole: tokenizer, chat template, reference audio, generate; from published-like files."""
+"""The Runner against transformers, whole: tokenizer, chat template, reference audio, generate; from published-like
+files."""
 
 from __future__ import annotations
 
@@ -112,7 +113,8 @@ def test_sound(runner: CsmRunner, reference: Any, processor: Any) -> None:
 
 
 def test_what_was_said_before(runner: CsmRunner, reference: Any, processor: Any) -> None:
-    """A voice prompt and two turns with audio: encoded, framed by EOS, as the processor and its chat template have it."""
+    """A voice prompt and two turns with audio: encoded, framed by EOS, as the processor and its chat template have
+    it."""
     frame = runner.codec.frame_samples
     said = [
         (0, "This is my voice.", recording(1, 10 * frame)),

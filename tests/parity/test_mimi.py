@@ -35,12 +35,19 @@ SHAPES: dict[str, dict[str, Any]] = {
         "upsample_groups": 1,
         "num_semantic_quantizers": 2,
     },
-    "other kernels": {"kernel_size": 5, "last_kernel_size": 5, "residual_kernel_size": 5, "upsampling_ratios": [3, 2, 2]},
+    "other kernels": {
+        "kernel_size": 5,
+        "last_kernel_size": 5,
+        "residual_kernel_size": 5,
+        "upsampling_ratios": [3, 2, 2],
+    },
 }
 
 
 @pytest.fixture(scope="module", params=list(SHAPES))
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, MimiConfig, Checkpoint]:
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, MimiConfig, Checkpoint]:
     reference = oracle.mimi(oracle.mimi_config(**SHAPES[request.param]), seed=2)
     folder = oracle.save(reference, tmp_path_factory.mktemp("mimi"))
     config = read_mimi_config_file(folder)

@@ -1,7 +1,7 @@
 """What a CSM checkpoint says about itself: config.json in every published spelling -> CsmConfig. No tensors here.
 
-Old files write `rope_theta` and `rope_scaling`, newer ones `rope_parameters`; the first release wrote nothing but the names
-of two sizes ("llama-1B", "llama-100M") and the vocabularies.
+Old files write `rope_theta` and `rope_scaling`, newer ones `rope_parameters`; the first release wrote nothing but the
+names of two sizes ("llama-1B", "llama-100M") and the vocabularies.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _FLAVOUR_POSITIONS = 2048
 class CsmConfig:
     """The shape of a CSM model.
 
-    audio_vocab counts the rows per codebook of the audio table, depth_vocab those of the depth decoder's own table where
-    it has one (`tied` False); only codes below codebook_size, the codec's, mean sound. eos_code ends speech; bos_id and
-    eos_id frame a text (None: the tokenizer knows).
+    audio_vocab counts the rows per codebook of the audio table, depth_vocab those of the depth decoder's own table
+    where it has one (`tied` False); only codes below codebook_size, the codec's, mean sound. eos_code ends speech;
+    bos_id and eos_id frame a text (None: the tokenizer knows).
     """
 
     backbone: StackConfig
@@ -157,4 +157,3 @@ def _activation(name: str) -> Literal["silu", "gelu"]:
         case "gelu":
             return "gelu"
     raise ValueError(f"unknown hidden_act {name!r}")
-

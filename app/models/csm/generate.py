@@ -1,4 +1,5 @@
-"""One utterance, start to end, without rows or scheduling: what is compared with other implementations, and measured."""
+"""One utterance, start to end, without rows or scheduling: what is compared with other implementations, and
+measured."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def generate(
 ) -> Iterator[Tensor]:
     """Frames (K,) int64 for an embedded prompt (S, D), the ending one included, at most max_frames.
 
-    reference_noise draws as `torch.manual_seed(seed)` and multinomial would. piece: read the prompt in pieces of so many.
+    reference_noise draws as `torch.manual_seed(seed)` and multinomial would. piece: read the prompt in pieces of so
+    many.
     """
     c = model.config
     cache: RowCache = model.row_cache(1)
@@ -57,9 +59,7 @@ def generate(
     for index in range(max_frames):
         noise = None
         if reference is None and knobs.temperature > 0:
-            noise = exponential_noise(
-                seeds, torch.tensor([index], device=model.device), c.codebooks, c.codebook_size
-            )
+            noise = exponential_noise(seeds, torch.tensor([index], device=model.device), c.codebooks, c.codebook_size)
 
         def pick(codebook: int, logits: Tensor, noise: Tensor | None = noise) -> Tensor:
             if reference is not None:

@@ -1,7 +1,7 @@
 """The two published layouts of a CSM checkpoint, brought to one set of names. Knows names and shapes, no arithmetic.
 
-The names used inside are those of the transformers layout. The original one (SesameAILabs) has other names, no codec, one
-audio table, and q/k rows in the order of interleaved RoPE pairs.
+The names used inside are those of the transformers layout. The original one (SesameAILabs) has other names, no codec,
+one audio table, and q/k rows in the order of interleaved RoPE pairs.
 """
 
 from __future__ import annotations
@@ -131,8 +131,10 @@ def _from_original(checkpoint: Checkpoint, config: CsmConfig) -> Checkpoint:
             continue
         prefix, stack = (BACKBONE, config.backbone) if match[1] == "backbone" else (DEPTH, config.depth)
         if match[3] in ("attn.q_proj", "attn.k_proj"):
-            stored = Derived(stored.shape, _half_split(stored, stack.head_dim))
-        renamed[f"{prefix}layers.{match[2]}.{_ORIGINAL_LAYER[match[3]]}.weight"] = stored
+            turned: Stored = Derived(stored.shape, _half_split(stored, stack.head_dim))
+        else:
+            turned = stored
+        renamed[f"{prefix}layers.{match[2]}.{_ORIGINAL_LAYER[match[3]]}.weight"] = turned
     return Checkpoint(renamed, checkpoint.origin)
 
 

@@ -1,4 +1,4 @@
-"""CSM: a backbone that reads text and frames, a depth decoder that spells each frame out. Stateless but for its weights.
+"""CSM: a backbone that reads text and frames, a depth decoder that spells each frame out. No state but weights.
 
 One frame (codes c0..c[K-1]) for a row whose next input is x:
   h  = backbone(x)                       its last position, after the final norm
@@ -6,8 +6,8 @@ One frame (codes c0..c[K-1]) for a row whose next input is x:
   depth decoder, its cache begun anew: position 0 reads P h, position i+1 reads P E[c_i + i V]; the output at position
   i (1..K-1) goes through head i-1 and gives c_i; c[K-1] is never read.
   x' = sum over k of E[c_k + k V]
-P E is one table, made at load: 31 matrix products a frame less. Logits end at the codec's codebook size: a code beyond it
-has no sound, so it can't be picked. Numbers: SesameAILabs/csm models.py and the published config.json.
+P E is one table, made at load: 31 matrix products a frame less. Logits end at the codec's codebook size: a code
+beyond it has no sound, so it can't be picked. Numbers: SesameAILabs/csm models.py and the published config.json.
 """
 
 from __future__ import annotations

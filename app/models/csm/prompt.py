@@ -87,7 +87,8 @@ class Segment:
     @property
     def length(self) -> int:
         """Positions it takes: text, frames, and the frame of EOS."""
-        return len(self.ids) + self.codes.shape[1] + 1
+        frames: int = self.codes.shape[1]
+        return len(self.ids) + frames + 1
 
     @property
     def digest(self) -> bytes:

@@ -12,6 +12,8 @@ from typing import Any
 from app.errors import WeightsUnavailable
 from app.models.layers import Rope, read_rope
 
+_ROPE = Rope(10_000.0)
+
 
 @dataclass(frozen=True, slots=True)
 class MimiConfig:
@@ -42,7 +44,7 @@ class MimiConfig:
     head_dim: int = 64
     eps: float = 1e-5
     window: int = 250
-    rope: Rope = Rope(10_000.0)
+    rope: Rope = _ROPE
     attention_bias: bool = False
     activation: str = "gelu"
     latent_stride: int = 2  # latents of the transformers per frame of codes
@@ -62,7 +64,8 @@ class MimiConfig:
 
 
 def read_mimi_config_file(folder: Path) -> MimiConfig:
-    """`folder`/config.json, or kyutai/mimi's numbers where there is none (moshi's own repositories have none for it)."""
+    """`folder`/config.json, or kyutai/mimi's numbers where there is none (moshi's own repositories have none for
+    it)."""
     path = folder / "config.json"
     try:
         raw = json.loads(path.read_text("utf-8"))

@@ -1,9 +1,10 @@
 """Mimi, the codec: a streaming decoder whose rows begin and advance on their own, and an encoder for whole recordings.
 
-Everything is laid out (B, T, C) and every convolution is a matrix product over windows, which on short pieces is twice as
-fast as the convolution kernels. Streamed sound equals sound decoded in one go: each convolution keeps the inputs it will
-need again, each transposed convolution the overlap it still owes, the transformer a ring of keys longer than its window
-by one piece. Numbers: Kyutai, arXiv 2410.00037, and the config.json of kyutai/mimi. Always float32.
+Everything is laid out (B, T, C) and every convolution is a matrix product over windows, which on short pieces is
+twice as fast as the convolution kernels. Streamed sound equals sound decoded in one go: each convolution keeps the
+inputs it will need again, each transposed convolution the overlap it still owes, the transformer a ring of keys
+longer than its window by one piece. Numbers: Kyutai, arXiv 2410.00037, and the config.json of kyutai/mimi. Always
+float32.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Conv(nn.Module):
 
 
 class Upsample(nn.Module):
-    """A causal transposed convolution of kernel 2 * stride: each input spreads over 2 * stride outputs, the later half of
+    """A causal transposed convolution of kernel 2 * stride: an input spreads over 2 * stride outputs, the later half of
     which is owed to the next input's first half."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, groups: int = 1, bias: bool = True) -> None:
@@ -205,7 +206,8 @@ class MimiEncoder(nn.Module):
         self._frequencies = c.rope.frequencies(c.head_dim)
 
     def forward(self, samples: Tensor) -> Tensor:
-        """samples (N,) float32 at the codec's rate -> codes (K, T) int64; a part of a frame at the end counts as one."""
+        """samples (N,) float32 at the codec's rate -> codes (K, T) int64; a part of a frame at the end counts as
+        one."""
         c = self.config
         x = self.first.whole(samples[None, :, None])
         for residuals, down in zip(self.residuals, self.downs, strict=True):
@@ -336,7 +338,7 @@ class MimiDecoder(nn.Module):
 
     def decode(self, rows: Sequence[int], codes: Tensor) -> Tensor:
         """Go on with these rows: codes (n, K, T) int64 -> samples (n, T * frame_samples) float32."""
-        pieces = [self._piece(rows, piece) for piece in codes.split(PIECE_FRAMES, dim=2)]
+        pieces = [self._piece(rows, piece) for piece in torch.split(codes, PIECE_FRAMES, dim=2)]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
 
     def _piece(self, rows: Sequence[int], codes: Tensor) -> Tensor:
