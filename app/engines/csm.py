@@ -15,18 +15,19 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from app.errors import BadReference, TextTooLong, WeightsUnavailable
+from app.errors import BadReference, EngineUnavailable, TextTooLong, WeightsUnavailable
 from app.models.csm.config import CsmConfig, read_config
 from app.models.csm.generate import is_last, is_silent_end
 from app.models.csm.layout import language_model
 from app.models.csm.model import CsmModel
 from app.models.csm.prompt import Segment, TextEncoder
+from app.models.layers import Int8Dense, PackedDense, replace_dense
 from app.models.mimi import layout as mimi_layout
 from app.models.mimi.config import MimiConfig, read_mimi_config_file
 from app.models.mimi.model import MimiDecoder, MimiEncoder
@@ -37,6 +38,8 @@ from app.runtime.sampling import Knobs, Sampler, exponential_noise
 
 if TYPE_CHECKING:
     from app.types import Codes, Reference, Samples, Sampling, Utterance, VoicePrompt
+
+Quantize = Literal["none", "int8"]
 
 DEFAULTS = Knobs(temperature=0.9, top_k=50, top_p=1.0)  # Sesame's generator.py and the published generation_config.json
 PREFIX_BYTES = 512 << 20  # voices kept as keys and values: about thirty of 30 s in bfloat16
@@ -402,6 +405,16 @@ def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype) -> tup
     return model.eval(), codec
 
 
+def adapt(model: CsmModel, quantize: Quantize = "none") -> None:
+    """Bring the loaded weights into the form that is fastest on the model's device. Raises EngineUnavailable."""
+    if quantize == "int8":
+        if model.device.type != "cpu":
+            raise EngineUnavailable("int8 weights are for the CPU only.", remedy="Set TTS_QUANTIZE=none.")
+        replace_dense(model, Int8Dense)
+    else:
+        replace_dense(model, lambda dense: PackedDense(dense) if PackedDense.fits(dense) else None)
+
+
 def load_codec(
     config: CsmConfig, own: Checkpoint | None, folder: Path | None, *, device: torch.device, max_rows: int
 ) -> tuple[MimiEncoder, MimiDecoder]:
@@ -436,16 +449,20 @@ def load_runner(
     device: torch.device,
     dtype: torch.dtype,
     max_rows: int,
+    quantize: Quantize = "none",
     guards: Guards | None = Guards(),
     piece: int | None = None,
     prefix_bytes: int = PREFIX_BYTES,
 ) -> CsmRunner:
     """CSM from a folder in either published layout, with the codec inside it or in `codec_dir`.
 
-    Raises WeightsUnavailable, saying what is missing or does not fit.
+    quantize int8: 8-bit weights and activations, for CPUs. Raises WeightsUnavailable, saying what is missing or does not
+    fit, and EngineUnavailable.
     """
     model, own = load_model(model_dir, device=device, dtype=dtype)
     encoder, decoder = load_codec(model.config, own, codec_dir, device=device, max_rows=max_rows)
+    fingerprint = f"{_fingerprint(model, decoder)} {quantize}"
+    adapt(model, quantize)
     return CsmRunner(
         model,
         TextEncoder(model_dir, model.config),
@@ -453,7 +470,7 @@ def load_runner(
         decoder,
         max_rows=max_rows,
         guards=guards,
-        fingerprint=_fingerprint(model, decoder),
+        fingerprint=fingerprint,
         piece=piece,
         prefix_bytes=prefix_bytes,
     )

