@@ -111,6 +111,7 @@ def theirs(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -
     from transformers.generation.streamers import BaseStreamer
 
     raw = csm_config(args.size)
+    del raw["torch_dtype"]  # or its parts would be made in that one
     skipped = [torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.ConvTranspose1d]
     kept = [cls.reset_parameters for cls in skipped]
     torch.set_default_dtype(dtype)

@@ -345,10 +345,11 @@ class FrameCache:
             self.k[layer, :rows, :, start:end] = k.view(rows, count, self._groups, size).transpose(1, 2)
             self.v[layer, :rows, :, start:end] = v.view(rows, count, self._groups, size).transpose(1, 2)
             keys, values = self.k[layer, :rows, :, :end], self.v[layer, :rows, :, :end]  # (B, G, L, d)
-            queries = q.view(rows, count, self._groups, share, size).permute(0, 2, 3, 1, 4)  # (B, G, R, S, d)
+            wide = q.to(keys.dtype).view(rows, count, self._groups, share, size)
+            queries = wide.permute(0, 2, 3, 1, 4)  # (B, G, R, S, d)
             if count == 1:
-                return _grouped(queries[:, :, :, 0], keys, values, None).reshape(rows, heads * size)
+                return _grouped(queries[:, :, :, 0], keys, values, None).reshape(rows, heads * size).to(q.dtype)
             seen = _grouped(queries, keys[:, :, None], values[:, :, None], mask)
-            return seen.permute(0, 3, 1, 2, 4).reshape(rows * count, heads * size)
+            return seen.permute(0, 3, 1, 2, 4).reshape(rows * count, heads * size).to(q.dtype)
 
         return attend
