@@ -12,7 +12,7 @@ sounded only if its last code is not EOS. `Guards` are what production adds to t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -34,7 +34,7 @@ from app.models.mimi.model import MimiDecoder, MimiEncoder
 from app.models.weights import Checkpoint, open_checkpoints
 from app.runtime.prefix import PrefixCache
 from app.runtime.runner import StepResult
-from app.runtime.sampling import Knobs, Sampler, exponential_noise
+from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise
 
 if TYPE_CHECKING:
     from app.types import Codes, Reference, Samples, Sampling, Utterance, VoicePrompt
@@ -77,6 +77,7 @@ class _Row:
     said: list[Tensor] = field(default_factory=list)  # frames (K,) of the present line
     unread: Tensor | None = None  # (S, D) still to be read; its last token is read by the first step
     over: bool = False
+    reference: ReferenceNoise | None = None
 
     @property
     def base(self) -> int:
@@ -96,11 +97,13 @@ class CsmRunner:
         *,
         max_rows: int,
         guards: Guards | None = None,
+        reference_noise: bool = False,
         fingerprint: str = "",
         piece: int | None = None,
         prefix_bytes: int = PREFIX_BYTES,
     ) -> None:
-        """guards None = none, as the reference implementations; piece = tokens read per `prefill`."""
+        """guards None = none, as the reference implementations; reference_noise = draws as PyTorch's multinomial after
+        `manual_seed` would, for comparing with them; piece = tokens read per `prefill`."""
         self.max_rows = max_rows
         self.model = model
         self.config: CsmConfig = model.config
@@ -110,6 +113,7 @@ class CsmRunner:
         self._encoder = encoder
         self._decoder = decoder
         self._guards = guards
+        self._reference_noise = reference_noise
         self._piece = piece or (PIECE_CPU if model.device.type == "cpu" else PIECE_GPU)
         self._cache = model.row_cache(max_rows)
         self._depth_cache = model.frame_cache(max_rows)
@@ -135,6 +139,7 @@ class CsmRunner:
             knobs=_knobs(utterance.sampling),
             seed=utterance.seed,
             max_frames=max(1, round(utterance.max_seconds * self.codec.frame_hz)),
+            reference=ReferenceNoise(_int64(utterance.seed)) if self._reference_noise else None,
         )
         self._check_room(state, sum(segment.length for segment in voices))
         self._rows[row] = state
@@ -344,11 +349,7 @@ class CsmRunner:
         where = torch.tensor(rows, device=device)
         h = self.model.advance(self._next[where], self._cache, rows, [state.position for state in states])
         sampler = Sampler([state.knobs for state in states], device)
-        noise = None
-        if any(state.knobs.temperature > 0 for state in states):
-            seeds = torch.tensor([_int64(state.seed) for state in states], device=device)
-            draws = torch.tensor([state.draws for state in states], device=device)
-            noise = exponential_noise(seeds, draws, c.codebooks, c.codebook_size)
+        noise = self._noise(states)
         early = None
         if self._guards is not None:
             young = [len(state.said) < self._guards.min_frames for state in states]
@@ -357,7 +358,7 @@ class CsmRunner:
         def pick(codebook: int, logits: Tensor) -> Tensor:
             if early is not None and codebook == 0 and c.eos_code < c.codebook_size:
                 logits[:, c.eos_code].masked_fill_(early, -torch.inf)
-            return sampler.pick(logits, None if noise is None else noise[:, codebook])
+            return sampler.pick(logits, noise(codebook))
 
         frames = self.model.frame(h, self._depth_cache, pick)
         self._next[where] = self.model.embed_frames(frames)
@@ -365,6 +366,24 @@ class CsmRunner:
             state.position += 1
             state.draws += 1
         return frames
+
+    def _noise(self, states: list[_Row]) -> Callable[[int], Tensor | None]:
+        """Codebook -> noise (n, C) for this frame of each row."""
+        c, device = self.config, self.model.device
+        if all(state.knobs.temperature <= 0 for state in states):
+            return lambda codebook: None
+        if self._reference_noise:
+
+            def draw(codebook: int) -> Tensor:
+                vocabulary = c.depth_vocab if codebook else c.audio_vocab
+                drawn = [state.reference.draw(vocabulary) for state in states if state.reference is not None]
+                return torch.cat(drawn)[:, : c.codebook_size].to(device)
+
+            return draw
+        seeds = torch.tensor([_int64(state.seed) for state in states], device=device)
+        draws = torch.tensor([state.draws for state in states], device=device)
+        noise = exponential_noise(seeds, draws, c.codebooks, c.codebook_size)
+        return lambda codebook: noise[:, codebook]
 
     def _settle(self, row: int, frame: Tensor) -> tuple[bool, bool]:
         """What a new frame means for its row -> (silent, ended)."""
@@ -451,13 +470,14 @@ def load_runner(
     max_rows: int,
     quantize: Quantize = "none",
     guards: Guards | None = Guards(),
+    reference_noise: bool = False,
     piece: int | None = None,
     prefix_bytes: int = PREFIX_BYTES,
 ) -> CsmRunner:
     """CSM from a folder in either published layout, with the codec inside it or in `codec_dir`.
 
-    quantize int8: 8-bit weights and activations, for CPUs. Raises WeightsUnavailable, saying what is missing or does not
-    fit, and EngineUnavailable.
+    quantize int8: 8-bit weights and activations, for CPUs. Raises WeightsUnavailable, saying what is missing or does
+    not fit, and EngineUnavailable.
     """
     model, own = load_model(model_dir, device=device, dtype=dtype)
     encoder, decoder = load_codec(model.config, own, codec_dir, device=device, max_rows=max_rows)
@@ -470,6 +490,7 @@ def load_runner(
         decoder,
         max_rows=max_rows,
         guards=guards,
+        reference_noise=reference_noise,
         fingerprint=fingerprint,
         piece=piece,
         prefix_bytes=prefix_bytes,

@@ -119,7 +119,7 @@ class PackedDense(nn.Module):
         return (
             dense.weight.device.type == "cpu"
             and dense.weight.dtype == torch.bfloat16
-            and torch.backends.mkldnn.is_available()
+            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
             and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
         )
 
@@ -127,10 +127,10 @@ class PackedDense(nn.Module):
 class Int8Dense(nn.Module):
     """A Dense with 8-bit weights (a scale per output) and 8-bit activations (a scale per token), on a CPU.
 
-    The kernel takes one scale for a whole batch. So tokens are brought to the grid -127..127 here, each by its own scale,
-    and a row that spans exactly -127.5..127.5 goes with them: the kernel's scale is then always 1, its zero point 128,
-    and no token's result depends on another's. Exact integer sums, 7 bits wide where the CPU has no VNNI and 8 bits would
-    overflow the kernel's 16-bit sums.
+    The kernel takes one scale for a whole batch. So tokens are brought to the grid -127..127 here, each by its own
+    scale, and a row that spans exactly -127.5..127.5 goes with them: the kernel's scale is then always 1, its zero
+    point 128, and no token's result depends on another's. Exact integer sums, 7 bits wide where the CPU has no VNNI
+    and 8 bits would overflow the kernel's 16-bit sums.
     """
 
     def __init__(self, dense: Dense) -> None:
@@ -257,9 +257,18 @@ class RowCache:
     """Keys and values of rows that are at unequal positions: static, (layers, rows, G, S, d) each."""
 
     def __init__(
-        self, config: StackConfig, *, rows: int, positions: int, device: torch.device, dtype: torch.dtype
+        self,
+        config: StackConfig,
+        *,
+        rows: int,
+        positions: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        together: bool | None = None,
     ) -> None:
+        """together: step all rows in one product, masked, or each by itself; None = as is best for the device."""
         shape = (config.layers, rows, config.kv_heads, positions, config.head_dim)
+        self._together = device.type != "cpu" if together is None else together
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self._groups = config.kv_heads
@@ -291,7 +300,7 @@ class RowCache:
         device = self.k.device
         where, when = torch.tensor(rows, device=device), torch.tensor(positions, device=device)
         longest = max(positions) + 1
-        together = device.type != "cpu"
+        together = self._together
         mask = torch.arange(longest, device=device)[None, :] <= when[:, None] if together else None  # (n, L)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

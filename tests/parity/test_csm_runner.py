@@ -97,6 +97,20 @@ def inputs(processor: Any, turns: list[tuple[int, str, np.ndarray | None]]) -> d
     return dict(processor(text=text, audio=audio or None))
 
 
+@pytest.mark.parametrize("seed", [3, 2**40])
+def test_seeded(folder: Path, reference: Any, processor: Any, seed: int) -> None:
+    """With the reference noise a row's draws are those of `torch.manual_seed(seed)`, whoever else is there."""
+    runner = load_runner(folder, None, device=CPU, dtype=torch.float32, max_rows=2, guards=None, reference_noise=True)
+    expected = oracle.generate(reference, inputs(processor, [(0, "Any seed.", None)]), FRAMES, seed=seed)
+    spoken = Utterance((SpokenLine("Any seed.", 0, VOICE),), Sampling(), seed, seconds(runner, FRAMES))
+    runner.admit(0, Utterance((SpokenLine("Somebody else.", 1, VOICE),), Sampling(), 9, 60.0))
+    runner.admit(1, spoken)
+    while not (runner.prefill(0) and runner.prefill(1)):
+        pass
+    codes = [runner.step([0, 1]).codes[1] for _ in range(FRAMES)]
+    assert np.array_equal(np.stack(codes), expected.numpy())
+
+
 @pytest.mark.parametrize("text", ["Hello there, 1234!", "Müßig — 早上好 \U0001f600\nnext  line", "it's"])
 def test_text(runner: CsmRunner, reference: Any, processor: Any, text: str) -> None:
     expected = oracle.generate(reference, inputs(processor, [(3, text, None)]), FRAMES)

@@ -339,6 +339,20 @@ def test_any_seed(runner: CsmRunner) -> None:
         assert len(alone(runner, speech("Hi.", seed=seed, frames=2))) == 2
 
 
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_half_and_quarter_width_keep_company_out(folder: Path, quantize: str) -> None:
+    runner = make(folder, dtype=torch.bfloat16, quantize=quantize)
+    requests = [speech(f"Number {i}.", i, 10) for i in range(4)]
+    expected = [alone(runner, request) for request in requests]
+    driver = Driver(runner)
+    for row, request in zip((3, 0, 5, 1), requests, strict=True):
+        driver.start(row, request)
+        driver.turn()
+    driver.finish()
+    for row, codes in zip((3, 0, 5, 1), expected, strict=True):
+        assert np.array_equal(driver.said(row), codes)
+
+
 def test_bfloat16(folder: Path) -> None:
     runner = make(folder, dtype=torch.bfloat16)
     codes = alone(runner, speech("Half as wide.", prompt=prompt(runner)))

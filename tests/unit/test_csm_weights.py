@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from app.engines.csm import load_codec, load_model, load_runner
 from app.errors import WeightsUnavailable
 from app.models.csm.config import parse_config, read_config
-from app.models.layers import Rope
+from app.models.csm.layout import _half_split
+from app.models.layers import Rope, rotate, turns
+from app.models.weights import Derived
 from bench.fabricate import csm_config, fabricate_csm
 
 pytestmark = pytest.mark.unit
@@ -193,3 +195,24 @@ def test_the_first_release() -> None:
         plain = Rope(500_000.0).frequencies(ours.head_dim)
         assert not torch.equal(ours.rope.frequencies(ours.head_dim), plain)
     assert (first.codebook_size, first.max_positions, first.eos_code) == (2048, 2048, 0)
+
+
+def test_half_split_order_turns_as_interleaved_order() -> None:
+    """The original layout turns neighbours (2i, 2i + 1); ours (i, i + d/2). Scores must not know the difference."""
+    heads, size, width = 3, 8, 20
+    frequencies = Rope(100.0).frequencies(size)
+    q, k = torch.randn(2, heads * size, width, generator=torch.Generator().manual_seed(0))
+    x, y = torch.randn(2, width, generator=torch.Generator().manual_seed(1))
+
+    def interleaved(vector: torch.Tensor, position: int) -> torch.Tensor:
+        pairs = torch.view_as_complex(vector.view(heads, size // 2, 2))
+        return torch.view_as_real(pairs * torch.exp(1j * frequencies * position)).flatten(1)
+
+    def half_split(weight: torch.Tensor, vector: torch.Tensor, position: int) -> torch.Tensor:
+        stored = Derived(tuple(weight.shape), lambda: weight)
+        turned = _half_split(stored, size)() @ vector
+        return rotate(turned.view(1, heads, size), *turns(frequencies, torch.tensor([position])))[0]
+
+    theirs = (interleaved(q @ x, 7) * interleaved(k @ y, 3)).sum(-1)
+    ours = (half_split(q, x, 7) * half_split(k, y, 3)).sum(-1)
+    assert torch.allclose(ours, theirs, atol=1e-4)

@@ -24,6 +24,8 @@ from app.models.weights import Checkpoint
 PIECE_FRAMES = 8  # longest piece decoded in one go; sets the length of the attention ring
 _MIN_USAGE = 1e-5  # floor for codebook entries that were never used
 
+_WINDOW_FLOATS = 1 << 24
+
 Step = Callable[[Tensor], Tensor]
 
 
@@ -53,7 +55,17 @@ class Conv(nn.Module):
             (rows, count, self.kernel, channels),
             (length * channels, self.stride * channels, self.dilation * channels, 1),
         )
-        return functional.linear(windows.reshape(rows, count, -1), self.weight, self.bias)
+        # A minute's windows at full rate would be gigabytes: in parts, then.
+        part = max(1, _WINDOW_FLOATS // (rows * self.kernel * channels))
+        if count <= part:
+            return functional.linear(windows.reshape(rows, count, -1), self.weight, self.bias)
+        return torch.cat(
+            [
+                functional.linear(some.reshape(rows, some.shape[1], -1), self.weight, self.bias)
+                for some in torch.split(windows, part, dim=1)
+            ],
+            dim=1,
+        )
 
     def whole(self, x: Tensor, *, repeat_edges: bool = False) -> Tensor:
         """A whole recording (B, T, C), with zeros (or its edge values) before it and up to a full stride after it."""
