@@ -1,28 +1,506 @@
-"""CSM-1B as an engine. The weights are found or downloaded here; the model itself is not in this version yet."""
+"""CSM-1B as a Runner: rows that read, speak and go on, each at its own place. No HTTP, no voice store, no download.
+
+What a row reads: its speakers' voice prompts (kept as keys and values between requests), the conversation so far,
+then the text of its first line. When a line has been said, the row reads a frame of EOS and the next line's text in
+place, behind all that it has said, so the voice stays; when the context would run out it goes back to what it read
+before its first line.
+
+Speech ends as in transformers' generate: at a frame whose codes, the last one aside, are all EOS. Such a frame is
+sounded only if its last code is not EOS. `Guards` are what production adds to that.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from app.errors import EngineUnavailable
-from app.models import hub
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.errors import BadReference, EngineUnavailable, TextTooLong, WeightsUnavailable
+from app.models.csm.config import CsmConfig, read_config
+from app.models.csm.generate import is_last, is_silent_end
+from app.models.csm.layout import language_model
+from app.models.csm.model import CsmModel
+from app.models.csm.prompt import Segment, TextEncoder
+from app.models.layers import Int8Dense, PackedDense, replace_dense
+from app.models.mimi import layout as mimi_layout
+from app.models.mimi.config import MimiConfig, read_mimi_config_file
+from app.models.mimi.model import MimiDecoder, MimiEncoder
+from app.models.weights import Checkpoint, open_checkpoints
+from app.runtime.prefix import PrefixCache
+from app.runtime.runner import StepResult
+from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise
 
 if TYPE_CHECKING:
-    from app.engines.protocol import Engine
-    from app.engines.registry import BuildContext
-    from app.settings import Settings
+    from app.types import Codes, Reference, Samples, Sampling, Utterance, VoicePrompt
+
+Quantize = Literal["none", "int8"]
+
+DEFAULTS = Knobs(temperature=0.9, top_k=50, top_p=1.0)  # Sesame's generator.py and the published generation_config.json
+PREFIX_BYTES = 512 << 20  # voices kept as keys and values: about thirty of 30 s in bfloat16
+PIECE_CPU, PIECE_GPU = 64, 512  # tokens read in one go: what other rows wait for
+MIN_REFERENCE_S, MAX_REFERENCE_S = 0.5, 60.0
 
 
-def build(settings: Settings, context: BuildContext) -> Engine:
-    """Raises EngineUnavailable: WeightsUnavailable while the weights can't be had."""
-    folder = hub.fetch(
-        hub.files_for("csm", settings.csm_model),
-        settings.folder("models"),
-        token=settings.token,
-        on_progress=context.on_progress,
-        cancelled=context.cancelled,
+@dataclass(frozen=True, slots=True)
+class Guards:
+    """Against a model that does not stop, or stops at once. A line is given up after slack_frames + frames_per_token *
+    its tokens (speech takes 2 to 5 frames a token); in its first min_frames the first code can't be EOS."""
+
+    min_frames: int = 4
+    frames_per_token: int = 8
+    slack_frames: int = 40
+
+    def limit(self, tokens: int) -> int:
+        return self.slack_frames + self.frames_per_token * tokens
+
+
+@dataclass(eq=False, slots=True)
+class _Row:
+    """One utterance on its way: what it has read, what it is saying, what is left."""
+
+    lines: list[tuple[int, ...]]  # ids of each line
+    segments: list[Segment]  # voice prompts, then conversation
+    voices: int  # how many of the segments are voice prompts
+    knobs: Knobs
+    seed: int
+    max_frames: int
+    line: int = 0
+    position: int = 0  # tokens in the cache
+    frames: int = 0  # sounded so far
+    draws: int = 0  # frames drawn so far, sounded or not: the noise counter
+    said: list[Tensor] = field(default_factory=list)  # frames (K,) of the present line
+    unread: Tensor | None = None  # (S, D) still to be read; its last token is read by the first step
+    over: bool = False
+    reference: ReferenceNoise | None = None
+
+    @property
+    def base(self) -> int:
+        """Positions read before the first line."""
+        return sum(segment.length for segment in self.segments)
+
+
+class CsmRunner:
+    """The model, the codec and their rows. All calls from one thread, `encode` from any."""
+
+    def __init__(
+        self,
+        model: CsmModel,
+        text: TextEncoder,
+        encoder: MimiEncoder,
+        decoder: MimiDecoder,
+        *,
+        max_rows: int,
+        guards: Guards | None = None,
+        reference_noise: bool = False,
+        fingerprint: str = "",
+        piece: int | None = None,
+        prefix_bytes: int = PREFIX_BYTES,
+    ) -> None:
+        """guards None = none, as the reference implementations; reference_noise = draws as PyTorch's multinomial after
+        `manual_seed` would, for comparing with them; piece = tokens read per `prefill`."""
+        self.max_rows = max_rows
+        self.model = model
+        self.config: CsmConfig = model.config
+        self.codec: MimiConfig = decoder.config
+        self.fingerprint = fingerprint
+        self._text = text
+        self._encoder = encoder
+        self._decoder = decoder
+        self._guards = guards
+        self._reference_noise = reference_noise
+        self._piece = piece or (PIECE_CPU if model.device.type == "cpu" else PIECE_GPU)
+        self._cache = model.row_cache(max_rows)
+        self._depth_cache = model.frame_cache(max_rows)
+        self._next = torch.zeros(max_rows, self.config.backbone.width, device=model.device, dtype=model.dtype)
+        self._prefixes = PrefixCache(prefix_bytes)
+        self._rows: dict[int, _Row] = {}
+
+    @property
+    def rate_hz(self) -> int:
+        return self.codec.rate_hz
+
+    # ---- the Runner protocol
+
+    def admit(self, row: int, utterance: Utterance) -> None:
+        """Raises TextTooLong, BadReference: nothing of a prompt is ever cut off."""
+        voices = self._voices(utterance)
+        said = [self._segment(turn.speaker, turn.text, turn.codes) for turn in utterance.context]
+        lines = [tuple(self._text(line.speaker, line.text)) for line in utterance.lines]
+        state = _Row(
+            lines=lines,
+            segments=[*voices, *said],
+            voices=len(voices),
+            knobs=_knobs(utterance.sampling),
+            seed=utterance.seed,
+            max_frames=max(1, round(utterance.max_seconds * self.codec.frame_hz)),
+            reference=ReferenceNoise(_int64(utterance.seed)) if self._reference_noise else None,
+        )
+        self._check_room(state, sum(segment.length for segment in voices))
+        self._rows[row] = state
+
+    @torch.inference_mode()
+    def prefill(self, row: int) -> bool:
+        state = self._rows[row]
+        if state.unread is None:
+            self._begin(row, state)
+        return self._read_piece(row, state)
+
+    @torch.inference_mode()
+    def step(self, rows: Sequence[int]) -> StepResult:
+        codes = np.zeros((len(rows), self.config.codebooks), np.int16)
+        ended = np.zeros(len(rows), np.bool_)
+        silent = np.zeros(len(rows), np.bool_)
+        speaking: list[int] = []
+        reading = False
+        for i, row in enumerate(rows):
+            state = self._rows[row]
+            if state.over:
+                ended[i] = True
+            elif state.unread is None:
+                speaking.append(i)
+            else:
+                silent[i] = True
+                if not reading:  # one piece a step, so that those who speak are not kept waiting
+                    reading = True
+                    self._read_piece(row, state)
+        if speaking:
+            frames = self._speak([rows[i] for i in speaking])
+            host = frames.cpu()
+            for i, frame in zip(speaking, host, strict=True):
+                codes[i] = frame.numpy()
+                silent[i], ended[i] = self._settle(rows[i], frame)
+        return StepResult(codes, ended, silent)
+
+    @torch.inference_mode()
+    def sound(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
+        frames = torch.from_numpy(codes.astype(np.int64))[:, :, None].to(self.model.device)
+        samples = self._decoder.decode(rows, frames).cpu().numpy()
+        return list(samples)
+
+    def release(self, row: int) -> None:
+        self._rows.pop(row, None)
+
+    # ---- references
+
+    def encode(self, reference: Reference) -> Codes:
+        """The codes (K, T) int16 of a recording at `rate_hz`, filled up with silence to a whole frame.
+
+        Raises BadReference.
+        """
+        if reference.rate_hz != self.rate_hz:
+            raise BadReference(f"The recording has {reference.rate_hz} Hz; the codec needs {self.rate_hz} Hz.")
+        samples = np.asarray(reference.samples, np.float32)
+        seconds = len(samples) / self.rate_hz
+        if not MIN_REFERENCE_S <= seconds <= MAX_REFERENCE_S:
+            raise BadReference(
+                f"The recording is {seconds:.1f} s long; it must be {MIN_REFERENCE_S:g} to {MAX_REFERENCE_S:g} s."
+            )
+        if not np.isfinite(samples).all():
+            raise BadReference("The recording holds samples that are no numbers.")
+        samples = np.pad(samples, (0, -len(samples) % self.codec.frame_samples))
+        with torch.inference_mode():
+            codes = self._encoder(torch.from_numpy(samples).to(self.model.device))
+        found: Codes = codes[: self.config.codebooks].cpu().numpy().astype(np.int16)
+        return found
+
+    # ---- prompts
+
+    def _voices(self, utterance: Utterance) -> list[Segment]:
+        """One segment per speaker that has a prompt, in order of appearance."""
+        prompts: dict[int, VoicePrompt] = {}
+        for line in utterance.lines:
+            if line.prompt is not None:
+                prompts.setdefault(line.speaker, line.prompt)
+        for prompt in prompts.values():
+            if prompt.codec != "mimi":
+                raise BadReference(f"A voice prompt made for the codec {prompt.codec!r} means nothing to CSM.")
+        return [self._segment(speaker, prompt.transcript, prompt.codes) for speaker, prompt in prompts.items()]
+
+    def _segment(self, speaker: int, text: str, codes: Codes) -> Segment:
+        c = self.config
+        if codes.ndim != 2 or codes.shape[0] < c.codebooks:
+            raise BadReference(f"Codes of shape {list(codes.shape)} do not fit {c.codebooks} codebooks.")
+        codes = codes[: c.codebooks]
+        if codes.size and (codes.min() < 0 or codes.max() >= c.codebook_size):
+            raise BadReference(f"Codes must lie in 0..{c.codebook_size - 1}.")
+        return Segment(tuple(self._text(speaker, text)), codes)
+
+    def _limit(self, state: _Row, line: int) -> int:
+        """Frames that a line may take."""
+        if self._guards is None:
+            return state.max_frames
+        return min(state.max_frames, self._guards.limit(len(state.lines[line])))
+
+    def _check_room(self, state: _Row, voice_positions: int) -> None:
+        """Every line must fit behind what is read before the first, frames included."""
+        most = self.config.max_positions
+        line = max(range(len(state.lines)), key=lambda i: len(state.lines[i]) + self._limit(state, i))
+        text, frames = len(state.lines[line]), self._limit(state, line)
+        if state.base + text + frames <= most:
+            return
+        counted = f"text {text} and up to {frames} frames of speech"
+        if voice_positions + text + frames > most >= text + frames:
+            raise BadReference(
+                f"The voice prompt is too long: it takes {voice_positions} of {most} positions, and {counted} do "
+                "not fit behind it. Use a shorter reference recording."
+            )
+        if text + frames > most:
+            raise TextTooLong(
+                f"The text is too long to be spoken in one piece: {counted}, together more than {most}.", param="input"
+            )
+        raise TextTooLong(
+            f"The conversation is too long: voice and turns take {state.base} of {most} positions, and {counted} do "
+            "not fit behind them."
+        )
+
+    def _embed(self, parts: Sequence[tuple[int, ...] | np.ndarray | Tensor]) -> Tensor:
+        """Ids (tuple) and frames ((T, K) arrays) one after another -> (S, D)."""
+        device = self.model.device
+        return torch.cat(
+            [
+                self.model.embed_text(torch.tensor(part, device=device))
+                if isinstance(part, tuple)
+                else self.model.embed_frames(torch.as_tensor(part, device=device).long())
+                for part in parts
+            ]
+        )
+
+    def _parts(self, segments: Sequence[Segment]) -> list[tuple[int, ...] | np.ndarray | Tensor]:
+        parts: list[tuple[int, ...] | np.ndarray | Tensor] = []
+        for segment in segments:
+            parts += [segment.ids, segment.codes.T.astype(np.int64), self._eos()]
+        return parts
+
+    def _eos(self) -> np.ndarray:
+        return np.full((1, self.config.codebooks), self.config.eos_code, np.int64)
+
+    def _key(self, segments: Sequence[Segment]) -> bytes:
+        return hashlib.sha256(self.fingerprint.encode() + b"".join(s.digest for s in segments)).digest()
+
+    # ---- reading
+
+    def _begin(self, row: int, state: _Row) -> None:
+        self._decoder.reset(row)
+        voices = state.segments[: state.voices]
+        known = self._prefixes.get(self._key(voices)) if voices else None
+        left = state.segments
+        if known is not None:
+            self._cache.paste(row, known)
+            state.position = known[0].shape[2]
+            left = state.segments[state.voices :]
+        state.unread = self._embed([*self._parts(left), state.lines[0]])
+
+    def _read_piece(self, row: int, state: _Row) -> bool:
+        """Read a bounded piece of what is unread; True when only the token of the first step is left."""
+        unread = state.unread
+        assert unread is not None  # noqa: S101 - the callers have looked
+        count = min(self._piece, len(unread) - 1)
+        if count:
+            self.model.read(unread[:count], self._cache, row, state.position)
+            before, state.position = state.position, state.position + count
+            unread = unread[count:]
+            voices = state.segments[: state.voices]
+            length = sum(segment.length for segment in voices)
+            if voices and before < length <= state.position:
+                self._prefixes.put(self._key(voices), self._cache.cut(row, length))
+        state.unread = unread
+        if len(unread) > 1:
+            return False
+        self._next[row] = unread[0]
+        state.unread = None
+        return True
+
+    def _go_on(self, row: int, state: _Row, unsaid: list[Tensor]) -> None:
+        """Turn to the next line. `unsaid`: frames of the present one that are not in the cache yet."""
+        ids = state.lines[state.line]
+        state.line += 1
+        following = state.lines[state.line]
+        limit = self._limit(state, state.line)
+        parts: list[tuple[int, ...] | np.ndarray | Tensor] = [
+            *(frame[None] for frame in unsaid),
+            self._eos(),
+            following,
+        ]
+        needed = len(unsaid) + 1 + len(following) + limit
+        if state.position + needed > self.config.max_positions:
+            # No room behind: back to where the first line began, taking the last line along if there is room for it.
+            state.position = state.base
+            parts = [following]
+            said = Segment(ids, torch.stack(state.said).T.numpy().astype(np.int16)) if state.said else None
+            if said is not None and state.base + said.length + len(following) + limit <= self.config.max_positions:
+                parts = [*self._parts([said]), following]
+        state.said = []
+        state.unread = self._embed(parts)
+        if len(state.unread) == 1:  # a tokenizer's shortest text is longer, but nothing here depends on that
+            self._read_piece(row, state)
+
+    # ---- speaking
+
+    def _speak(self, rows: list[int]) -> Tensor:
+        """One frame (n, K) for these rows, all of which have their next input in `_next`."""
+        c, device = self.config, self.model.device
+        states = [self._rows[row] for row in rows]
+        where = torch.tensor(rows, device=device)
+        h = self.model.advance(self._next[where], self._cache, rows, [state.position for state in states])
+        sampler = Sampler([state.knobs for state in states], device)
+        noise = self._noise(states)
+        early = None
+        if self._guards is not None:
+            young = [len(state.said) < self._guards.min_frames for state in states]
+            early = torch.tensor(young, device=device) if any(young) else None
+
+        def pick(codebook: int, logits: Tensor) -> Tensor:
+            if early is not None and codebook == 0 and c.eos_code < c.codebook_size:
+                logits[:, c.eos_code].masked_fill_(early, -torch.inf)
+            return sampler.pick(logits, noise(codebook))
+
+        frames = self.model.frame(h, self._depth_cache, pick)
+        self._next[where] = self.model.embed_frames(frames)
+        for state in states:
+            state.position += 1
+            state.draws += 1
+        return frames
+
+    def _noise(self, states: list[_Row]) -> Callable[[int], Tensor | None]:
+        """Codebook -> noise (n, C) for this frame of each row."""
+        c, device = self.config, self.model.device
+        if all(state.knobs.temperature <= 0 for state in states):
+            return lambda codebook: None
+        if self._reference_noise:
+
+            def draw(codebook: int) -> Tensor:
+                vocabulary = c.depth_vocab if codebook else c.audio_vocab
+                drawn = [state.reference.draw(vocabulary) for state in states if state.reference is not None]
+                return torch.cat(drawn)[:, : c.codebook_size].to(device)
+
+            return draw
+        seeds = torch.tensor([_int64(state.seed) for state in states], device=device)
+        draws = torch.tensor([state.draws for state in states], device=device)
+        noise = exponential_noise(seeds, draws, c.codebooks, c.codebook_size)
+        return lambda codebook: noise[:, codebook]
+
+    def _settle(self, row: int, frame: Tensor) -> tuple[bool, bool]:
+        """What a new frame means for its row -> (silent, ended)."""
+        state = self._rows[row]
+        last = is_last(frame, self.config.eos_code)
+        sounded = not (last and is_silent_end(frame, self.config.eos_code))
+        if sounded:
+            state.said.append(frame)
+            state.frames += 1
+        done = last or len(state.said) >= self._limit(state, state.line) or state.position >= self.config.max_positions
+        if state.frames >= state.max_frames or (done and state.line + 1 == len(state.lines)):
+            state.over = True
+            return not sounded, not sounded
+        if done:
+            self._go_on(row, state, [frame] if sounded else [])
+        return not sounded, False
+
+
+def _knobs(sampling: Sampling) -> Knobs:
+    return Knobs(
+        temperature=DEFAULTS.temperature if sampling.temperature is None else sampling.temperature,
+        top_k=DEFAULTS.top_k if sampling.top_k is None else sampling.top_k,
+        top_p=DEFAULTS.top_p if sampling.top_p is None else sampling.top_p,
     )
-    raise EngineUnavailable(
-        f"The weights are in {folder}, but this version of the server can't run CSM-1B yet.",
-        remedy="Set TTS_ENGINE=espeak to use the offline voice without this notice.",
+
+
+def _int64(seed: int) -> int:
+    """Any integer as the int64 with the same low 64 bits."""
+    return (seed + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype) -> tuple[CsmModel, Checkpoint | None]:
+    """The language model in `folder`, and its codec's tensors where it brings its own. Raises WeightsUnavailable."""
+    config = read_config(folder)
+    weights, codec = language_model(open_checkpoints(folder, config.weights_index), config)
+    model = CsmModel(config, device=device, dtype=dtype)
+    model.load(weights)
+    return model.eval(), codec
+
+
+def adapt(model: CsmModel, quantize: Quantize = "none") -> None:
+    """Bring the loaded weights into the form that is fastest on the model's device. Raises EngineUnavailable."""
+    if quantize == "int8":
+        if model.device.type != "cpu":
+            raise EngineUnavailable("int8 weights are for the CPU only.", remedy="Set TTS_QUANTIZE=none.")
+        replace_dense(model, Int8Dense)
+    else:
+        replace_dense(model, lambda dense: PackedDense(dense) if PackedDense.fits(dense) else None)
+
+
+def load_codec(
+    config: CsmConfig, own: Checkpoint | None, folder: Path | None, *, device: torch.device, max_rows: int
+) -> tuple[MimiEncoder, MimiDecoder]:
+    """The codec: the checkpoint's own, else the one in `folder`. Raises WeightsUnavailable."""
+    if own is not None:
+        shape = config.codec or MimiConfig()
+        weights = mimi_layout.codec([own], shape)
+    elif folder is not None:
+        shape = read_mimi_config_file(folder)
+        weights = mimi_layout.codec(open_checkpoints(folder), shape)
+    else:
+        raise WeightsUnavailable(
+            "These CSM weights bring no codec.", remedy="Give a folder with the Mimi codec (kyutai/mimi)."
+        )
+    if shape.codebooks < config.codebooks or shape.codebook_size < config.codebook_size:
+        raise WeightsUnavailable(
+            f"The codec has {shape.codebooks} codebooks of {shape.codebook_size}, the model needs "
+            f"{config.codebooks} of {config.codebook_size}."
+        )
+    decoder = MimiDecoder(shape, rows=max_rows, codebooks=config.codebooks, device=device)
+    decoder.load(weights)
+    with device:
+        encoder = MimiEncoder(shape)
+    encoder.load(weights)
+    return encoder.eval(), decoder.eval()
+
+
+def load_runner(
+    model_dir: Path,
+    codec_dir: Path | None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    max_rows: int,
+    quantize: Quantize = "none",
+    guards: Guards | None = Guards(),
+    reference_noise: bool = False,
+    piece: int | None = None,
+    prefix_bytes: int = PREFIX_BYTES,
+) -> CsmRunner:
+    """CSM from a folder in either published layout, with the codec inside it or in `codec_dir`.
+
+    quantize int8: 8-bit weights and activations, for CPUs. Raises WeightsUnavailable, saying what is missing or does
+    not fit, and EngineUnavailable.
+    """
+    model, own = load_model(model_dir, device=device, dtype=dtype)
+    encoder, decoder = load_codec(model.config, own, codec_dir, device=device, max_rows=max_rows)
+    fingerprint = f"{_fingerprint(model, decoder)} {quantize}"
+    adapt(model, quantize)
+    return CsmRunner(
+        model,
+        TextEncoder(model_dir, model.config),
+        encoder,
+        decoder,
+        max_rows=max_rows,
+        guards=guards,
+        reference_noise=reference_noise,
+        fingerprint=fingerprint,
+        piece=piece,
+        prefix_bytes=prefix_bytes,
     )
+
+
+def _fingerprint(model: CsmModel, decoder: MimiDecoder) -> str:
+    """Changes with the weights: a digest of config, dtype and a few thousand numbers from all over the model."""
+    hashed = hashlib.sha256(f"{model.config} {model.dtype} {decoder.config}".encode())
+    for tensor in (*model.parameters(), *decoder.parameters()):
+        flat = tensor.flatten()
+        hashed.update(flat[:: max(1, flat.numel() // 16)][:16].float().cpu().numpy().tobytes())
+    return f"csm {hashed.hexdigest()[:16]}"

@@ -88,7 +88,8 @@ class Loop:
 
     def _step(self, rows: tuple[int, ...]) -> None:
         result = self._runner.step(rows)
-        speaking = [i for i, ended in enumerate(result.ended) if not ended]
+        quiet = result.ended if result.silent is None else result.ended | result.silent
+        speaking = [i for i, nothing in enumerate(quiet) if not nothing]
         if speaking:
             live = [rows[i] for i in speaking]
             codes = result.codes[speaking]  # (n, K)

@@ -22,10 +22,12 @@ class StepResult:
     """One frame for each of the n rows that were stepped.
 
     codes (n, K) int16; ended (n,) bool: the row had said everything before this step, its codes are no sound.
+    silent (n,) bool, None = no row: the row goes on but made no frame this time (it reads its next line).
     """
 
     codes: Codes
     ended: NDArray[np.bool_]
+    silent: NDArray[np.bool_] | None = None
 
 
 class Runner(Protocol):

@@ -1,0 +1,156 @@
+"""CSM: a backbone that reads text and frames, a depth decoder that spells each frame out. No state but weights.
+
+One frame (codes c0..c[K-1]) for a row whose next input is x:
+  h  = backbone(x)                       its last position, after the final norm
+  c0 = pick(head h)
+  depth decoder, its cache begun anew: position 0 reads P h, position i+1 reads P E[c_i + i V]; the output at position
+  i (1..K-1) goes through head i-1 and gives c_i; c[K-1] is never read.
+  x' = sum over k of E[c_k + k V]
+P E is one table, made at load: 31 matrix products a frame less. Logits end at the codec's codebook size: a code
+beyond it has no sound, so it can't be picked. Numbers: SesameAILabs/csm models.py and the published config.json.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from app.models.csm import layout
+from app.models.csm.config import CsmConfig
+from app.models.layers import Block, Dense, FrameCache, RowCache, Stack, StackConfig
+from app.models.weights import Checkpoint
+
+
+class Pick(Protocol):
+    """How a code is chosen."""
+
+    def __call__(self, codebook: int, logits: Tensor) -> Tensor:
+        """logits (n, C) float32 of one codebook -> codes (n,) int64."""
+
+
+class CsmModel(nn.Module):
+    """The weights and the arithmetic. `load` fills it; without, its numbers are undefined."""
+
+    def __init__(self, config: CsmConfig, *, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        c = config
+        self.config = config
+        self.device, self.dtype = device, dtype
+        self.text_table = _table(c.text_vocab, c.backbone.width, device, dtype)
+        self.audio_table = _table(c.codebooks * c.audio_vocab, c.backbone.width, device, dtype)
+        self.depth_table = _table((c.codebooks - 1) * c.depth_vocab, c.depth.width, device, dtype)
+        self.backbone = Stack(c.backbone, max_positions=c.max_positions, device=device, dtype=dtype)
+        self.depth = Stack(c.depth, max_positions=c.codebooks + 1, device=device, dtype=dtype)
+        self.projection: nn.Module = Dense(c.backbone.width, c.depth.width, bias=False, device=device, dtype=dtype)
+        self.head: nn.Module = Dense(c.backbone.width, c.codebook_size, bias=False, device=device, dtype=dtype)
+        self.heads = nn.ModuleList(
+            [
+                Dense(c.depth.width, c.codebook_size, bias=False, device=device, dtype=dtype)
+                for _ in range(c.codebooks - 1)
+            ]
+        )
+        self.offsets: Tensor
+        self.register_buffer("offsets", torch.arange(c.codebooks, device=device) * c.audio_vocab, persistent=False)
+
+    def row_cache(self, rows: int) -> RowCache:
+        c = self.config
+        return RowCache(c.backbone, rows=rows, positions=c.max_positions, device=self.device, dtype=self.dtype)
+
+    def frame_cache(self, rows: int) -> FrameCache:
+        c = self.config
+        # 32 positions weigh nothing, and a CPU's small float32 products begin ten times as fast as its bfloat16 ones.
+        dtype = torch.float32 if self.device.type == "cpu" else self.dtype
+        return FrameCache(c.depth, rows=rows, positions=c.codebooks, device=self.device, dtype=dtype)
+
+    def embed_text(self, ids: Tensor) -> Tensor:  # (S,) int64 -> (S, D)
+        return functional.embedding(ids, self.text_table)
+
+    def embed_frames(self, codes: Tensor) -> Tensor:  # (T, K) int64 -> (T, D)
+        return functional.embedding(codes + self.offsets, self.audio_table).sum(dim=1)
+
+    def read(self, x: Tensor, cache: RowCache, row: int, start: int) -> Tensor:
+        """Read x (S, D) into the row at positions start..start+S-1; -> (S, D), normed."""
+        count = x.shape[0]
+        return self.backbone(x, slice(start, start + count), cache.reading(row, start, count))  # type: ignore[no-any-return]
+
+    def advance(self, x: Tensor, cache: RowCache, rows: list[int], positions: list[int]) -> Tensor:
+        """One token x (n, D) for each of n rows, at its own position; -> (n, D), normed."""
+        at = torch.tensor(positions, device=self.device)
+        return self.backbone(x, at, cache.stepping(rows, positions))  # type: ignore[no-any-return]
+
+    def frame(self, h: Tensor, cache: FrameCache, pick: Pick) -> Tensor:
+        """Backbone outputs h (n, D) -> one frame of codes (n, K) int64."""
+        count, c = h.shape[0], self.config
+        code = pick(0, self.head(h).float())
+        codes = [code]
+        first = functional.embedding(code, self.depth_table)
+        x = torch.stack((self.projection(h), first), dim=1).view(2 * count, c.depth.width)  # (row, position) in order
+        positions = torch.arange(2, device=self.device).repeat(count)
+        y = self.depth(x, positions, cache.at(count, 0, 2)).view(count, 2, c.depth.width)[:, 1]
+        for i in range(1, c.codebooks):
+            code = pick(i, self.heads[i - 1](y).float())
+            codes.append(code)
+            if i + 1 < c.codebooks:
+                x = functional.embedding(code + i * c.depth_vocab, self.depth_table)
+                y = self.depth(x, slice(i + 1, i + 2), cache.at(count, i + 1, 1))
+        return torch.stack(codes, dim=1)
+
+    @torch.no_grad()
+    def load(self, weights: Checkpoint) -> None:
+        """Copy a checked checkpoint (names of `layout`) in, tensor by tensor."""
+        c = self.config
+        weights.copy_to(self.text_table, layout.TEXT_TABLE)
+        weights.copy_to(self.audio_table, layout.AUDIO_TABLE)
+        weights.copy_to(_weight(self.projection), layout.PROJECTION)
+        _weight(self.head).copy_(weights.read(layout.HEAD)[: c.codebook_size])
+        for i, block in weights.blocks(layout.HEADS, rows=1):
+            _weight(self.heads[i]).copy_(block[0, :, : c.codebook_size].t())
+        load_stack(self.backbone, weights, layout.BACKBONE)
+        load_stack(self.depth, weights, layout.DEPTH)
+        # The fold is computed in float32 from what is stored and rounded once.
+        projection = weights.read(layout.PROJECTION).to(self.device, torch.float32)
+        used = len(self.depth_table)  # the last codebook's code is never read
+        for start, block in weights.blocks(layout.DEPTH_TABLE):
+            rows = block[: max(0, used - start)]
+            if len(rows):
+                folded = functional.linear(rows.to(self.device, torch.float32), projection)
+                self.depth_table[start : start + len(rows)].copy_(folded)
+
+
+def _table(rows: int, width: int, device: torch.device, dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(torch.empty(rows, width, device=device, dtype=dtype), requires_grad=False)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    if not isinstance(module, Dense):
+        raise TypeError("weights are loaded before they are quantised")
+    return module.weight
+
+
+def load_stack(stack: Stack, weights: Checkpoint, prefix: str) -> None:
+    """Fill a Stack from q/k/v/o and gate/up/down tensors below `prefix`."""
+    c: StackConfig = stack.config
+    weights.copy_to(stack.norm, f"{prefix}norm.weight")
+    for layer, block in enumerate(stack.blocks):
+        assert isinstance(block, Block)  # noqa: S101 - a Stack holds nothing else
+        at = f"{prefix}layers.{layer}."
+        weights.copy_to(block.attention_norm, f"{at}input_layernorm.weight")
+        weights.copy_to(block.mlp_norm, f"{at}post_attention_layernorm.weight")
+        query, shared = c.heads * c.head_dim, c.kv_heads * c.head_dim
+        for module, parts in (
+            (block.qkv, (("self_attn.q_proj", query), ("self_attn.k_proj", shared), ("self_attn.v_proj", shared))),
+            (block.out, (("self_attn.o_proj", c.width),)),
+            (block.gate_up, (("mlp.gate_proj", c.ffn), ("mlp.up_proj", c.ffn))),
+            (block.down, (("mlp.down_proj", c.width),)),
+        ):
+            dense = module
+            assert isinstance(dense, Dense)  # noqa: S101 - as made
+            start = 0
+            for name, outputs in parts:
+                weights.copy_to(dense.weight[start : start + outputs], f"{at}{name}.weight")
+                if dense.bias is not None:
+                    weights.copy_to(dense.bias[start : start + outputs], f"{at}{name}.bias")
+                start += outputs

@@ -1,0 +1,364 @@
+"""What transformers are made of here: RoPE, fused linears, pre-norm blocks, static KV. Knows no model by name.
+
+A block sees tokens only, flattened to (M, D); who may look at whom is an `Attend`, handed in with the call. So the same
+weights read a prompt (M = S tokens of one row), step a batch (M = one token of each row) and run a depth decoder.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+# (layer, q (M, H, d), k (M, G, d), v (M, G, d)) -> (M, H * d); H query heads share G key heads.
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """How positions turn heads. llama3: low frequencies divided by `factor`, smoothly between two wavelengths."""
+
+    theta: float
+    kind: Literal["default", "linear", "llama3"] = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_positions: int = 8192
+
+    def frequencies(self, head_dim: int) -> Tensor:
+        """Radians per position, (head_dim / 2,) float32. llama3 as published with Llama 3.1."""
+        plain = 1.0 / (self.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
+        if self.kind == "default":
+            return plain
+        if self.kind == "linear":
+            return plain / self.factor
+        wavelength = 2 * math.pi / plain
+        longest = self.original_positions / self.low_freq_factor
+        shortest = self.original_positions / self.high_freq_factor
+        share = (self.original_positions / wavelength - self.low_freq_factor) / (
+            self.high_freq_factor - self.low_freq_factor
+        )
+        blend = (1 - share) * plain / self.factor + share * plain
+        scaled = torch.where(wavelength > longest, plain / self.factor, plain)
+        return torch.where((wavelength >= shortest) & (wavelength <= longest), blend, scaled)
+
+
+def read_rope(raw: Mapping[str, Any], default_theta: float) -> Rope:
+    """RoPE from `rope_parameters`, or from `rope_theta` and `rope_scaling`. Raises ValueError for a kind we lack."""
+    values: dict[str, Any] = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+    theta = float(values.get("rope_theta") or raw.get("rope_theta") or default_theta)
+    kind = values.get("rope_type") or values.get("type") or "default"
+    if float(values.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise ValueError("partial_rotary_factor is not supported")
+    match kind:
+        case "default":
+            return Rope(theta)
+        case "linear":
+            return Rope(theta, "linear", float(values["factor"]))
+        case "llama3":
+            return Rope(
+                theta,
+                "llama3",
+                float(values["factor"]),
+                float(values["low_freq_factor"]),
+                float(values["high_freq_factor"]),
+                int(values.get("original_max_position_embeddings") or raw.get("max_position_embeddings") or 8192),
+            )
+    raise ValueError(f"unknown rope_type {kind!r}")
+
+
+def turns(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin for positions (M,): each (M, 1, d) float32, ready for (M, H, d)."""
+    angles = positions[:, None].to(torch.float32) * frequencies  # (M, d/2)
+    angles = torch.cat((angles, angles), dim=-1)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE on (M, H, d) in the half-split order: pairs are (i, i + d/2). In float32 whatever x is."""
+    wide = x.float()
+    half = x.shape[-1] // 2
+    swapped = torch.cat((-wide[..., half:], wide[..., :half]), dim=-1)
+    return (wide * cos + swapped * sin).to(x.dtype)
+
+
+class Dense(nn.Module):
+    """y = x W^T + b. Its own class so that a quantised one can take its place."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, device=device, dtype=dtype), requires_grad=False)
+        self.bias = (
+            nn.Parameter(torch.empty(outputs, device=device, dtype=dtype), requires_grad=False) if bias else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight, self.bias)
+
+
+class PackedDense(nn.Module):
+    """A bfloat16 Dense on a CPU, its weight in the blocked order of oneDNN: 1.6 times as fast on one token, and a token's
+    result is the same bit for bit however many others are with it."""
+
+    def __init__(self, dense: Dense) -> None:
+        super().__init__()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(dense.weight.data, 1)
+        self._bias = dense.bias.data if dense.bias is not None else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self._packed, self._bias, "none", [], "")  # type: ignore[no-any-return]
+
+    @staticmethod
+    def fits(dense: Dense) -> bool:
+        return (
+            dense.weight.device.type == "cpu"
+            and dense.weight.dtype == torch.bfloat16
+            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+            and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        )
+
+
+class Int8Dense(nn.Module):
+    """A Dense with 8-bit weights (a scale per output) and 8-bit activations (a scale per token), on a CPU.
+
+    The kernel takes one scale for a whole batch. So tokens are brought to the grid -127..127 here, each by its own
+    scale, and a row that spans exactly -127.5..127.5 goes with them: the kernel's scale is then always 1, its zero
+    point 128, and no token's result depends on another's. Exact integer sums, 7 bits wide where the CPU has no VNNI
+    and 8 bits would overflow the kernel's 16-bit sums.
+    """
+
+    def __init__(self, dense: Dense) -> None:
+        super().__init__()
+        weight = dense.weight.data.float()
+        scales = weight.abs().amax(dim=1).clamp_min(1e-12) / 127
+        numbers = torch.round(weight / scales[:, None]).to(torch.int8)
+        zeros = torch.zeros(len(weight), dtype=torch.int64)
+        self._narrow = not torch.cpu._is_vnni_supported()
+        self._limit = 63 if self._narrow else 127
+        self._dtype = dense.weight.dtype
+        with warnings.catch_warnings():
+            # Making such tensors is deprecated in favour of a package that is slower here; the kernel itself is not.
+            warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
+            quantized = torch._make_per_channel_quantized_tensor(numbers, scales.double(), zeros, 0)
+            bias = dense.bias.data.float() if dense.bias is not None else None
+            self._packed = torch.ops.quantized.linear_prepack(quantized, None)
+        self._bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scale = wide.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / self._limit
+        grid = torch.empty(len(x) + 1, x.shape[1])
+        torch.round(wide / scale, out=grid[:-1])
+        grid[-1] = self._limit + 0.5
+        grid[-1, 0] = -self._limit - 0.5
+        y = torch.ops.quantized.linear_dynamic(grid, self._packed, self._narrow)[:-1] * scale
+        if self._bias is not None:
+            y = y + self._bias
+        return y.to(self._dtype)  # type: ignore[no-any-return]
+
+
+def replace_dense(module: nn.Module, make: Callable[[Dense], nn.Module | None]) -> None:
+    """Put `make(dense)` in the place of every Dense below `module`; None leaves it."""
+    for name, child in module.named_children():
+        if isinstance(child, Dense):
+            made = make(child)
+            if made is not None:
+                setattr(module, name, made)
+        else:
+            replace_dense(child, make)
+
+
+@dataclass(frozen=True, slots=True)
+class StackConfig:
+    """The shape of a Llama-like transformer."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    eps: float
+    rope: Rope
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    activation: Literal["silu", "gelu"] = "silu"
+
+
+class Block(nn.Module):
+    """RMSNorm, attention, RMSNorm, gated MLP. q, k, v are one linear, gate and up another."""
+
+    def __init__(self, config: StackConfig, *, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        c = config
+        self.config = c
+
+        def dense(inputs: int, outputs: int, bias: bool) -> nn.Module:
+            return Dense(inputs, outputs, bias=bias, device=device, dtype=dtype)
+
+        self.attention_norm = nn.Parameter(torch.empty(c.width, device=device, dtype=dtype), requires_grad=False)
+        self.mlp_norm = nn.Parameter(torch.empty(c.width, device=device, dtype=dtype), requires_grad=False)
+        self.qkv = dense(c.width, (c.heads + 2 * c.kv_heads) * c.head_dim, c.attention_bias)
+        self.out = dense(c.heads * c.head_dim, c.width, c.attention_bias)
+        self.gate_up = dense(c.width, 2 * c.ffn, c.mlp_bias)
+        self.down = dense(c.ffn, c.width, c.mlp_bias)
+
+    def forward(self, x: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:  # (M, D) -> (M, D)
+        c = self.config
+        tokens = x.shape[0]
+        normed = functional.rms_norm(x, (c.width,), self.attention_norm, c.eps)
+        heads = self.qkv(normed).view(tokens, c.heads + 2 * c.kv_heads, c.head_dim)
+        turned = rotate(heads[:, : c.heads + c.kv_heads], cos, sin)
+        x = x + self.out(attend(layer, turned[:, : c.heads], turned[:, c.heads :], heads[:, c.heads + c.kv_heads :]))
+        normed = functional.rms_norm(x, (c.width,), self.mlp_norm, c.eps)
+        gate, up = self.gate_up(normed).chunk(2, dim=-1)
+        gate = functional.silu(gate) if c.activation == "silu" else functional.gelu(gate)
+        return x + self.down(gate * up)  # type: ignore[no-any-return]
+
+
+class Stack(nn.Module):
+    """Blocks and a final norm. Stateless: keys and values live in the cache behind `attend`."""
+
+    def __init__(self, config: StackConfig, *, max_positions: int, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList([Block(config, device=device, dtype=dtype) for _ in range(config.layers)])
+        self.norm = nn.Parameter(torch.empty(config.width, device=device, dtype=dtype), requires_grad=False)
+        cos, sin = turns(config.rope.frequencies(config.head_dim), torch.arange(max_positions))
+        self.cos: Tensor
+        self.sin: Tensor
+        self.register_buffer("cos", cos.to(device), persistent=False)  # (S, 1, d) float32
+        self.register_buffer("sin", sin.to(device), persistent=False)
+
+    def forward(self, x: Tensor, positions: Tensor | slice, attend: Attend) -> Tensor:
+        """x (M, D) at positions (M,) -> (M, D), normed."""
+        cos, sin = self.cos[positions], self.sin[positions]
+        for layer, block in enumerate(self.blocks):
+            x = block(x, layer, cos, sin, attend)
+        return functional.rms_norm(x, (self.config.width,), self.norm, self.config.eps)
+
+
+def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention with q (..., G, R, d) over k, v (..., G, L, d): R queries share a key head. mask (..., R, L), True =
+    see."""
+    scores = torch.matmul(q, k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return torch.matmul(torch.softmax(scores, dim=-1).to(v.dtype), v)
+
+
+class RowCache:
+    """Keys and values of rows that are at unequal positions: static, (layers, rows, G, S, d) each."""
+
+    def __init__(
+        self,
+        config: StackConfig,
+        *,
+        rows: int,
+        positions: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        together: bool | None = None,
+    ) -> None:
+        """together: step all rows in one product, masked, or each by itself; None = as is best for the device."""
+        shape = (config.layers, rows, config.kv_heads, positions, config.head_dim)
+        self._together = device.type != "cpu" if together is None else together
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self._groups = config.kv_heads
+
+    @property
+    def positions(self) -> int:
+        return self.k.shape[3]
+
+    def reading(self, row: int, start: int, count: int) -> Attend:
+        """`count` new tokens of one row at positions start..start+count-1, causal."""
+        end = start + count
+        mask = torch.ones(count, end, dtype=torch.bool, device=self.k.device).tril(start)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self.k[layer, row, :, start:end] = k.transpose(0, 1)
+            self.v[layer, row, :, start:end] = v.transpose(0, 1)
+            heads, size = q.shape[1:]
+            share = heads // self._groups
+            keys = self.k[layer, row, :, None, :end].expand(-1, share, -1, -1)  # (G, R, L, d)
+            values = self.v[layer, row, :, None, :end].expand(-1, share, -1, -1)
+            queries = q.view(count, self._groups, share, size).permute(1, 2, 0, 3)  # (G, R, S, d)
+            seen = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+            return seen.permute(2, 0, 1, 3).reshape(count, heads * size)
+
+        return attend
+
+    def stepping(self, rows: Sequence[int], positions: Sequence[int]) -> Attend:
+        """One new token for each of these rows, at its own position."""
+        device = self.k.device
+        where, when = torch.tensor(rows, device=device), torch.tensor(positions, device=device)
+        longest = max(positions) + 1
+        together = self._together
+        mask = torch.arange(longest, device=device)[None, :] <= when[:, None] if together else None  # (n, L)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self.k[layer, where, :, when] = k
+            self.v[layer, where, :, when] = v
+            count, heads, size = q.shape
+            queries = q.view(count, self._groups, heads // self._groups, size)  # (n, G, R, d)
+            if together:
+                keys, values = self.k[layer, :, :, :longest][where], self.v[layer, :, :, :longest][where]
+                assert mask is not None  # noqa: S101 - made above for just this branch
+                return _grouped(queries, keys, values, mask[:, None, None]).reshape(count, heads * size)
+            # On a CPU each row reads its own keys where they lie: no copy, no padding, and no row depends on another.
+            seen = [
+                _grouped(queries[i], self.k[layer, row, :, : at + 1], self.v[layer, row, :, : at + 1], None)
+                for i, (row, at) in enumerate(zip(rows, positions, strict=True))
+            ]
+            return torch.stack(seen).view(count, heads * size)
+
+        return attend
+
+    def cut(self, row: int, count: int) -> tuple[Tensor, Tensor]:
+        """A copy of the row's first `count` positions: k, v (layers, G, count, d)."""
+        return self.k[:, row, :, :count].clone(), self.v[:, row, :, :count].clone()
+
+    def paste(self, row: int, prefix: tuple[Tensor, Tensor]) -> None:
+        count = prefix[0].shape[2]
+        self.k[:, row, :, :count] = prefix[0]
+        self.v[:, row, :, :count] = prefix[1]
+
+
+class FrameCache:
+    """Keys and values of a decoder whose rows always stand at the same position: (layers, rows, G, S, d) each."""
+
+    def __init__(
+        self, config: StackConfig, *, rows: int, positions: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = (config.layers, rows, config.kv_heads, positions, config.head_dim)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self._groups = config.kv_heads
+
+    def at(self, rows: int, start: int, count: int) -> Attend:
+        """`count` new tokens at start..start+count-1 for each of the first `rows` rows; tokens in order (row,
+        position)."""
+        end = start + count
+        mask = torch.ones(count, end, dtype=torch.bool, device=self.k.device).tril(start) if count > 1 else None
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            heads, size = q.shape[1:]
+            share = heads // self._groups
+            self.k[layer, :rows, :, start:end] = k.view(rows, count, self._groups, size).transpose(1, 2)
+            self.v[layer, :rows, :, start:end] = v.view(rows, count, self._groups, size).transpose(1, 2)
+            keys, values = self.k[layer, :rows, :, :end], self.v[layer, :rows, :, :end]  # (B, G, L, d)
+            wide = q.to(keys.dtype).view(rows, count, self._groups, share, size)
+            queries = wide.permute(0, 2, 3, 1, 4)  # (B, G, R, S, d)
+            if count == 1:
+                return _grouped(queries[:, :, :, 0], keys, values, None).reshape(rows, heads * size).to(q.dtype)
+            seen = _grouped(queries, keys[:, :, None], values[:, :, None], mask)
+            return seen.permute(0, 3, 1, 2, 4).reshape(rows * count, heads * size).to(q.dtype)
+
+        return attend

@@ -1,0 +1,207 @@
+"""Checkpoints on disk: which files, which tensors, read piece by piece. Knows no model; models say what they expect.
+
+Files are read, not mapped: a mapped 6 GB file counts as resident memory while it is being copied, a read one does not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from app.errors import WeightsUnavailable
+
+BLOCK_BYTES = 32 << 20  # how much of a large table is in memory twice while it is copied
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+Shape = tuple[int, ...]
+
+
+class Stored(Protocol):
+    """One tensor of a checkpoint, not yet in memory."""
+
+    @property
+    def shape(self) -> Shape: ...
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """rows start..stop-1 of the first dimension."""
+
+
+@dataclass(frozen=True, slots=True)
+class InFile:
+    """A tensor in a safetensors file: `offset` bytes in, row-major."""
+
+    path: Path
+    dtype: torch.dtype
+    shape: Shape
+    offset: int
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        with self.path.open("rb") as file:
+            file.seek(self.offset + start * row_bytes)
+            data = bytearray((stop - start) * row_bytes)
+            if file.readinto(data) != len(data):
+                raise WeightsUnavailable(f"{self.path} is cut short. Download it again.")
+        if not data:
+            return torch.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
+        return torch.frombuffer(data, dtype=self.dtype).view(stop - start, *self.shape[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """A tensor made from stored ones: renamed layouts cut, turn or join what is on disk."""
+
+    shape: Shape
+    make: Callable[[], Tensor]
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.make()[start:stop]
+
+
+class Checkpoint:
+    """Named tensors of one model, wherever they lie. Nothing is read before it is asked for."""
+
+    def __init__(self, tensors: Mapping[str, Stored], origin: str) -> None:
+        self.tensors = dict(tensors)
+        self.origin = origin
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def part(self, prefix: str) -> Checkpoint:
+        """The tensors below a prefix, without it."""
+        inside = {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
+        return Checkpoint(inside, f"{self.origin} ({prefix}*)")
+
+    def without(self, prefix: str) -> Checkpoint:
+        rest = {name: value for name, value in self.tensors.items() if not name.startswith(prefix)}
+        return Checkpoint(rest, self.origin)
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor in its stored dtype."""
+        stored = self.tensors[name]
+        if not stored.shape:
+            return _scalar(stored)
+        return stored.rows(0, stored.shape[0])
+
+    def blocks(self, name: str, rows: int | None = None) -> Iterator[tuple[int, Tensor]]:
+        """The tensor in pieces of `rows` rows (default: about BLOCK_BYTES), each with the index of its first row."""
+        stored = self.tensors[name]
+        if rows is None:
+            rows = max(1, BLOCK_BYTES // (4 * max(1, math.prod(stored.shape[1:]))))
+        for start in range(0, stored.shape[0], rows):
+            yield start, stored.rows(start, min(start + rows, stored.shape[0]))
+
+    def copy_to(self, target: Tensor, name: str) -> None:
+        """Fill `target` (same shape, any dtype and device), piece by piece."""
+        if isinstance(self.tensors[name], Derived):
+            target.copy_(self.read(name))
+            return
+        for start, block in self.blocks(name):
+            target[start : start + len(block)].copy_(block)
+
+    def check(self, expected: Mapping[str, Shape], ignore: Callable[[str], bool] = lambda name: False) -> None:
+        """Raise WeightsUnavailable unless exactly the expected tensors are here, in their shapes."""
+        missing = [name for name in expected if name not in self.tensors]
+        unexpected = [name for name in self.tensors if name not in expected and not ignore(name)]
+        wrong = [
+            f"{name} is {list(self.tensors[name].shape)}, not {list(shape)}"
+            for name, shape in expected.items()
+            if name in self.tensors and tuple(self.tensors[name].shape) != tuple(shape)
+        ]
+        faults = [
+            f"{len(names)} {what}: {_some(names)}"
+            for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
+            if names
+        ]
+        if faults:
+            raise WeightsUnavailable(
+                f"The weights in {self.origin} do not fit their config.json. Tensors " + "; ".join(faults) + ".",
+                remedy="Download the model again, or check that config.json and weights are of one model.",
+            )
+
+
+def _scalar(stored: Stored) -> Tensor:
+    if isinstance(stored, InFile):
+        return InFile(stored.path, stored.dtype, (1,), stored.offset).rows(0, 1)[0]
+    raise TypeError("a derived tensor has rows")
+
+
+def _some(names: list[str], limit: int = 8) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(sorted(names)[:limit]) + more
+
+
+def index_file(path: Path) -> dict[str, InFile]:
+    """What a safetensors file holds. Raises WeightsUnavailable where it is no such file."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            size = path.stat().st_size
+            if not 2 <= length <= size - 8:
+                raise WeightsUnavailable(f"{path} is not a safetensors file, or cut short. Download it again.")
+            header = json.loads(file.read(length))
+    except (OSError, ValueError) as error:
+        raise WeightsUnavailable(f"{path} can't be read: {error}.") from error
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        start, stop = entry["data_offsets"]
+        if entry["dtype"] not in _DTYPES:
+            raise WeightsUnavailable(f"{path}: tensor {name} has the unknown type {entry['dtype']}.")
+        if 8 + length + stop > size:
+            raise WeightsUnavailable(f"{path} is cut short: {size} bytes. Download it again.")
+        tensors[name] = InFile(path, _DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + start)
+    return tensors
+
+
+def open_checkpoints(folder: Path, preferred: str | None = None) -> list[Checkpoint]:
+    """The complete checkpoints in a folder, likeliest first. Never empty.
+
+    A folder may hold one model in two layouts, and a file's name says nothing of its layout, so the caller looks at the
+    tensors' names. `preferred`: the index or file that config.json names. Raises WeightsUnavailable.
+    """
+    names = [preferred] if preferred else []
+    names += sorted(path.name for path in folder.glob("*.safetensors.index.json"))
+    names += ["model.safetensors", *sorted(path.name for path in folder.glob("*.safetensors"))]
+    found: list[Checkpoint] = []
+    absent: list[str] = []
+    sharded: set[str] = set()
+    for name in dict.fromkeys(names):
+        path = folder / name
+        if not path.is_file():
+            if name == preferred:
+                absent.append(name)
+            continue
+        if name.endswith(".index.json"):
+            shards = sorted(set(json.loads(path.read_text("utf-8"))["weight_map"].values()))
+            sharded.update(shards)
+            lacking = [shard for shard in shards if not (folder / shard).is_file()]
+            if lacking:
+                absent += lacking
+                continue
+            tensors: dict[str, Stored] = {}
+            for shard in shards:
+                tensors.update(index_file(folder / shard))
+            found.append(Checkpoint(tensors, str(path)))
+        elif name not in sharded:
+            found.append(Checkpoint(index_file(path), str(path)))
+    if not found:
+        what = f"lacks {_some(absent)}" if absent else "holds no .safetensors file"
+        raise WeightsUnavailable(f"{folder} {what}.", remedy="Download the model again.")
+    return found

@@ -1,0 +1,113 @@
+"""How a code is drawn from logits: temperature, top-k, top-p per row, and noise that belongs to a request, not a row.
+
+A draw is argmax(p / q) with q exponential: the same law as a multinomial draw. The noise q of token t is a hash of
+(seed, frame, codebook, t), so a request draws the same whatever row it is in and whoever else is speaking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_MASK64 = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits."""
+    value &= _MASK64
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014), wrapping in int64: every input bit reaches every output
+    bit."""
+    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift(x, 31)
+
+
+def exponential_noise(seeds: Tensor, frames: Tensor, codebooks: int, codes: int) -> Tensor:
+    """Exponential(1) noise for one frame of each row: seeds, frames (n,) int64 -> (n, codebooks, codes) float32."""
+    row = _mix(_mix(seeds * _signed(_GOLDEN) + 1) + frames * _signed(_GOLDEN))  # (n,)
+    count = torch.arange(1, codebooks * codes + 1, device=seeds.device, dtype=torch.int64)
+    bits = _shift(_mix(row[:, None] + count[None, :] * _signed(_GOLDEN)), 40)  # (n, K * C), 24 bits each
+    uniform = (bits.to(torch.float32) + 0.5) * 2.0**-24
+    return -torch.log(uniform).view(-1, codebooks, codes)
+
+
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """One row's sampling: temperature 0 = greedy, top_k 0 = no limit, top_p 1 = no limit."""
+
+    temperature: float = 0.9
+    top_k: int = 50
+    top_p: float = 1.0
+
+
+class Sampler:
+    """The knobs of n rows as tensors, made once for a step."""
+
+    def __init__(self, knobs: Sequence[Knobs], device: torch.device) -> None:
+        self._all_greedy = all(k.temperature <= 0 for k in knobs)
+        self._any_greedy = any(k.temperature <= 0 for k in knobs)
+        self._limits = [k.top_k for k in knobs]
+        self._any_top_p = any(k.top_p < 1 for k in knobs)
+        self._temperature = torch.tensor([k.temperature if k.temperature > 0 else 1.0 for k in knobs], device=device)
+        self._greedy = torch.tensor([k.temperature <= 0 for k in knobs], device=device)
+        self._top_p = torch.tensor([k.top_p for k in knobs], device=device, dtype=torch.float32)
+
+    def pick(self, logits: Tensor, noise: Tensor | None) -> Tensor:
+        """logits (n, C) float32, noise (n, C) exponential (None where all rows are greedy) -> codes (n,) int64."""
+        best = logits.argmax(dim=-1) if self._any_greedy else None
+        if self._all_greedy and best is not None:
+            return best
+        if noise is None:
+            raise ValueError("a row that samples needs noise")
+        kept = self._cut(logits / self._temperature[:, None])
+        drawn = (torch.softmax(kept, dim=-1) / noise).argmax(dim=-1)
+        return drawn if best is None else torch.where(self._greedy, best, drawn)
+
+    def _cut(self, scores: Tensor) -> Tensor:
+        size = scores.shape[-1]
+        limits = [k if 0 < k < size else size for k in self._limits]
+        deepest = max((k for k in limits if k < size), default=0)
+        if deepest:
+            # Ties with the k-th score stay, as in both reference implementations.
+            tops = scores.topk(deepest, dim=-1).values
+            if min(limits) == deepest:
+                floor = tops[:, -1:]
+            else:
+                at = torch.tensor([min(k, deepest) - 1 for k in limits], device=scores.device)
+                floor = tops.gather(1, at[:, None])
+                free = torch.tensor([k >= size for k in limits], device=scores.device)
+                floor = floor.masked_fill(free[:, None], -torch.inf)
+            scores = scores.masked_fill(scores < floor, -torch.inf)
+        if self._any_top_p:
+            ordered, order = scores.sort(dim=-1)
+            mass = ordered.softmax(dim=-1).cumsum(dim=-1)
+            drop = mass <= (1 - self._top_p)[:, None]
+            drop &= (self._top_p < 1)[:, None]
+            drop[:, -1] = False
+            scores = scores.masked_fill(torch.zeros_like(drop).scatter(1, order, drop), -torch.inf)
+        return scores
+
+
+class ReferenceNoise:
+    """The noise that PyTorch's own multinomial would draw from a generator with this seed: for comparing with other
+    implementations at batch 1, on a CPU."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def draw(self, codes: int) -> Tensor:
+        """The next (1, codes) of exponential noise; `codes` is the whole vocabulary, masked codes too."""
+        return torch.empty(1, codes).exponential_(1, generator=self._generator)

@@ -1,0 +1,145 @@
+"""The reference models, small and random: transformers' own classes, filled so that nothing hides (see `enliven`)."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from transformers import CsmConfig, CsmForConditionalGeneration, MimiConfig, MimiModel
+    from transformers.utils import logging
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,  # small, so that all three branches of the scaling are met
+}
+
+
+def mimi_config(**changes: Any) -> MimiConfig:
+    values: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_filters": 4,
+        "upsampling_ratios": [4, 3],
+        "codebook_size": 64,
+        "codebook_dim": 16,
+        "vector_quantization_hidden_dimension": 16,
+        "num_quantizers": 8,
+        "upsample_groups": 32,
+        "num_hidden_layers": 2,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "sampling_rate": 24_000,
+    }
+    return MimiConfig(**(values | changes))
+
+
+def csm_config(codec: dict[str, Any] | None = None, depth: dict[str, Any] | None = None, **changes: Any) -> CsmConfig:
+    depth_values: dict[str, Any] = {
+        "num_codebooks": 8,
+        "backbone_hidden_size": 64,
+        "vocab_size": 67,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rope_parameters": dict(LLAMA3),
+    }
+    values: dict[str, Any] = {
+        "num_codebooks": 8,
+        "vocab_size": 67,
+        "text_vocab_size": 300,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rope_parameters": dict(LLAMA3),
+        "codebook_pad_token_id": 66,
+        "audio_token_id": 2,
+        "audio_eos_token_id": 3,
+        "bos_token_id": 0,
+        "pad_token_id": 2,
+    }
+    return CsmConfig(
+        **(values | changes),
+        depth_decoder_config=depth_values | (depth or {}),
+        codec_config=mimi_config(**(codec or {})).to_dict(),
+    )
+
+
+@torch.no_grad()
+def enliven(model: torch.nn.Module, seed: int) -> None:
+    """Random numbers that show mistakes: logits with peaks, codebooks that differ, layer scales that let attention
+    through."""
+    random = torch.Generator().manual_seed(seed)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if name.endswith("embed_sum"):
+            tensor.normal_(0, 1, generator=random)
+        elif name.endswith("cluster_usage"):
+            tensor.uniform_(0.5, 2, generator=random)
+        elif name.endswith("_scale.scale"):
+            tensor.fill_(0.3)
+        elif "norm" in name and name.endswith("weight"):
+            tensor.uniform_(0.5, 1.5, generator=random)
+        elif "codec_model" in name or isinstance(model, MimiModel):
+            continue
+        elif tensor.is_floating_point() and tensor.ndim >= 1 and "inv_freq" not in name:
+            tensor.normal_(0, 0.25, generator=random)
+
+
+def csm(config: CsmConfig, seed: int = 0) -> CsmForConditionalGeneration:
+    torch.manual_seed(seed)
+    model = CsmForConditionalGeneration(config).eval()
+    enliven(model, seed)
+    return model
+
+
+def mimi(config: MimiConfig, seed: int = 0) -> MimiModel:
+    torch.manual_seed(seed)
+    model = MimiModel(config).eval()
+    enliven(model, seed)
+    return model
+
+
+def save(model: torch.nn.Module, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def generate(
+    model: CsmForConditionalGeneration,
+    inputs: dict[str, torch.Tensor],
+    frames: int,
+    *,
+    seed: int | None = None,
+    **knobs: Any,
+) -> torch.Tensor:
+    """transformers' own generate at batch 1: codes (T, K). seed None = greedy."""
+    masked = list(range(model.config.codec_config.codebook_size, model.config.vocab_size))
+    sampling: dict[str, Any] = {"do_sample": False, "depth_decoder_do_sample": False}
+    if seed is not None:
+        knobs = {"temperature": 0.9, "top_k": 50} | knobs
+        sampling = {"do_sample": True, "depth_decoder_do_sample": True}
+        sampling |= knobs | {f"depth_decoder_{name}": value for name, value in knobs.items()}
+        torch.manual_seed(seed)
+    return model.generate(
+        **inputs,
+        max_new_tokens=frames,
+        suppress_tokens=masked or None,
+        depth_decoder_suppress_tokens=masked or None,
+        **sampling,
+    )[0]

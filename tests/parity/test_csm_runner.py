@@ -1,0 +1,156 @@
+"""The Runner against transformers, whole: tokenizer, chat template, reference audio, generate; from published-like
+files."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from app.engines.csm import CsmRunner, load_runner
+from app.types import ContextTurn, Reference, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
+from bench.fabricate import fabricate_csm
+from tests.parity import oracle
+
+pytestmark = pytest.mark.unit
+
+FRAMES = 32
+CPU = torch.device("cpu")
+VOICE = Voice("v", "v", "cloned")
+GREEDY = Sampling(temperature=0.0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fabricate_csm(tmp_path_factory.mktemp("csm"), seed=1)
+
+
+@pytest.fixture(scope="module")
+def runner(folder: Path) -> CsmRunner:
+    return load_runner(folder, None, device=CPU, dtype=torch.float32, max_rows=2, guards=None)
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, info = oracle.CsmForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def processor(folder: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import CsmProcessor, EncodecFeatureExtractor, PreTrainedTokenizerFast
+
+        return CsmProcessor(
+            EncodecFeatureExtractor.from_pretrained(folder),
+            PreTrainedTokenizerFast.from_pretrained(folder),
+            chat_template=(folder / "chat_template.jinja").read_text(),
+        )
+
+
+def speak(runner: CsmRunner, utterance: Utterance, row: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """codes (T, K) and samples (N,)."""
+    runner.admit(row, utterance)
+    while not runner.prefill(row):
+        pass
+    codes, sound = [], []
+    while True:
+        result = runner.step([row])
+        if result.ended[0]:
+            break
+        assert result.silent is not None
+        if not result.silent[0]:
+            codes.append(result.codes[0])
+            sound.append(runner.sound([row], result.codes)[0])
+    runner.release(row)
+    return np.stack(codes), np.concatenate(sound)
+
+
+def seconds(runner: CsmRunner, frames: int) -> float:
+    return frames / runner.codec.frame_hz
+
+
+def recording(seed: int, samples: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    return (0.2 * np.sin(np.cumsum(random.uniform(0.01, 0.2, samples)))).astype(np.float32)
+
+
+def inputs(processor: Any, turns: list[tuple[int, str, np.ndarray | None]]) -> dict[str, torch.Tensor]:
+    """The processor's whole way: chat template, audio tokens, padding."""
+    conversation = []
+    for speaker, text, audio in turns:
+        content: list[dict[str, Any]] = [{"type": "text", "text": text}]
+        if audio is not None:
+            content.append({"type": "audio", "path": audio})
+        conversation.append({"role": str(speaker), "content": content})
+    text = processor.apply_chat_template(conversation, tokenize=False)
+    audio = [sound for _, _, sound in turns if sound is not None]
+    return dict(processor(text=text, audio=audio or None))
+
+
+@pytest.mark.parametrize("seed", [3, 2**40])
+def test_seeded(folder: Path, reference: Any, processor: Any, seed: int) -> None:
+    """With the reference noise a row's draws are those of `torch.manual_seed(seed)`, whoever else is there."""
+    runner = load_runner(folder, None, device=CPU, dtype=torch.float32, max_rows=2, guards=None, reference_noise=True)
+    expected = oracle.generate(reference, inputs(processor, [(0, "Any seed.", None)]), FRAMES, seed=seed)
+    spoken = Utterance((SpokenLine("Any seed.", 0, VOICE),), Sampling(), seed, seconds(runner, FRAMES))
+    runner.admit(0, Utterance((SpokenLine("Somebody else.", 1, VOICE),), Sampling(), 9, 60.0))
+    runner.admit(1, spoken)
+    while not (runner.prefill(0) and runner.prefill(1)):
+        pass
+    codes = [runner.step([0, 1]).codes[1] for _ in range(FRAMES)]
+    assert np.array_equal(np.stack(codes), expected.numpy())
+
+
+@pytest.mark.parametrize("text", ["Hello there, 1234!", "Müßig — 早上好 \U0001f600\nnext  line", "it's"])
+def test_text(runner: CsmRunner, reference: Any, processor: Any, text: str) -> None:
+    expected = oracle.generate(reference, inputs(processor, [(3, text, None)]), FRAMES)
+    spoken = Utterance((SpokenLine(text, 3, VOICE),), GREEDY, 0, seconds(runner, FRAMES))
+    assert np.array_equal(speak(runner, spoken)[0], expected.numpy())
+
+
+def test_sound(runner: CsmRunner, reference: Any, processor: Any) -> None:
+    spoken = Utterance((SpokenLine("Say it.", 0, VOICE),), Sampling(), 5, seconds(runner, FRAMES))
+    codes, sound = speak(runner, spoken)
+    with torch.no_grad():
+        expected = reference.codec_model.decode(torch.from_numpy(codes.T[None].astype(np.int64))).audio_values[0, 0]
+    assert np.abs(sound - expected.numpy()).max() < 1e-5
+
+
+def test_what_was_said_before(runner: CsmRunner, reference: Any, processor: Any) -> None:
+    """A voice prompt and two turns with audio: encoded, framed by EOS, as the processor and its chat template have
+    it."""
+    frame = runner.codec.frame_samples
+    said = [
+        (0, "This is my voice.", recording(1, 10 * frame)),
+        (1, "And this is mine.", recording(2, 7 * frame)),
+        (0, "I answered that.", recording(3, 12 * frame)),
+    ]
+    expected = oracle.generate(reference, inputs(processor, [*said, (0, "Now the new one.", None)]), FRAMES)
+    codes = [runner.encode(Reference(audio, runner.rate_hz, "")) for _, _, audio in said]
+    prompt = VoicePrompt("digest", "mimi", codes[0], said[0][1])
+    spoken = Utterance(
+        (SpokenLine("Now the new one.", 0, VOICE, prompt),),
+        GREEDY,
+        0,
+        seconds(runner, FRAMES),
+        context=tuple(ContextTurn(s, text, c) for (s, text, _), c in zip(said[1:], codes[1:], strict=True)),
+    )
+    assert np.array_equal(speak(runner, spoken)[0], expected.numpy())
+    assert np.array_equal(speak(runner, spoken)[0], expected.numpy())  # now from the kept prefix
+
+
+def test_a_control_token_in_a_text_is_text(runner: CsmRunner, processor: Any) -> None:
+    ids = runner._text(0, "a<|AUDIO|>b<|end_of_text|>c")
+    special = {processor.tokenizer.convert_tokens_to_ids(t) for t in ("<|AUDIO|>", "<|end_of_text|>", "<|audio_eos|>")}
+    assert not special & set(ids[1:-1])
+    assert processor.tokenizer.decode(ids[1:-1]) == "[0]a<|AUDIO|>b<|end_of_text|>c"

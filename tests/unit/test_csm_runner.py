@@ -1,0 +1,360 @@
+"""Rows of CSM: whoever else speaks, however the prompt was read, whatever was cancelled, a request's codes are its
+own."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from app.engines.csm import CsmRunner, Guards, load_runner
+from app.errors import BadReference, TextTooLong
+from app.types import ContextTurn, Reference, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
+from bench.fabricate import fabricate_csm
+
+pytestmark = pytest.mark.unit
+
+CPU = torch.device("cpu")
+VOICE = Voice("v", "v", "cloned")
+FRAME_S = 0.08
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fabricate_csm(tmp_path_factory.mktemp("csm"))
+
+
+def make(folder: Path, **options: object) -> CsmRunner:
+    values = {"device": CPU, "dtype": torch.float32, "max_rows": 8, "guards": None, "piece": 16} | options
+    return load_runner(folder, None, **values)
+
+
+@pytest.fixture(scope="module")
+def runner(folder: Path) -> CsmRunner:
+    return make(folder)
+
+
+def codes_of(runner: CsmRunner, frames: int, seed: int) -> np.ndarray:
+    shape = (runner.config.codebooks, frames)
+    return np.random.default_rng(seed).integers(1, runner.config.codebook_size, shape).astype(np.int16)
+
+
+def prompt(runner: CsmRunner, frames: int = 20, seed: int = 1) -> VoicePrompt:
+    return VoicePrompt(f"voice{seed}", "mimi", codes_of(runner, frames, seed), "What the voice once said.")
+
+
+def speech(text: str, seed: int = 1, frames: int = 12, **options: object) -> Utterance:
+    voice = options.pop("prompt", None)
+    sampling = options.pop("sampling", Sampling())
+    return Utterance((SpokenLine(text, 0, VOICE, voice),), sampling, seed, frames * FRAME_S, **options)
+
+
+class Driver:
+    """Plays the loop: a turn is a piece of prompt for each row that reads, and a step of those that speak."""
+
+    def __init__(self, runner: CsmRunner) -> None:
+        self.runner = runner
+        self.reading: list[int] = []
+        self.speaking: list[int] = []
+        self.codes: dict[int, list[np.ndarray]] = {}
+        self.sounds: dict[int, list[np.ndarray]] = {}
+
+    def start(self, row: int, utterance: Utterance) -> None:
+        self.runner.admit(row, utterance)
+        self.reading.append(row)
+        self.codes[row], self.sounds[row] = [], []
+
+    def stop(self, row: int) -> None:
+        for rows in (self.reading, self.speaking):
+            if row in rows:
+                rows.remove(row)
+        self.runner.release(row)
+
+    def turn(self, paused: frozenset[int] = frozenset()) -> None:
+        for row in list(self.reading):
+            if self.runner.prefill(row):
+                self.reading.remove(row)
+                self.speaking.append(row)
+        rows = [row for row in self.speaking if row not in paused]
+        if not rows:
+            return
+        result = self.runner.step(rows)
+        assert result.silent is not None
+        live = [i for i in range(len(rows)) if not (result.ended[i] or result.silent[i])]
+        if live:
+            made = self.runner.sound([rows[i] for i in live], result.codes[live])
+            for i, sound in zip(live, made, strict=True):
+                self.codes[rows[i]].append(result.codes[i])
+                self.sounds[rows[i]].append(sound)
+        for i, over in enumerate(result.ended):
+            if over:
+                self.stop(rows[i])
+
+    def finish(self) -> None:
+        while self.reading or self.speaking:
+            self.turn()
+
+    def said(self, row: int) -> np.ndarray:
+        return np.stack(self.codes[row])
+
+    def sound(self, row: int) -> np.ndarray:
+        return np.concatenate(self.sounds[row])
+
+
+def alone(runner: CsmRunner, utterance: Utterance, row: int = 0) -> np.ndarray:
+    driver = Driver(runner)
+    driver.start(row, utterance)
+    driver.finish()
+    return driver.said(row)
+
+
+def test_a_row_is_as_good_as_another(runner: CsmRunner) -> None:
+    first = alone(runner, speech("The same words."), row=0)
+    assert first.shape == (12, 32)
+    assert np.array_equal(alone(runner, speech("The same words."), row=6), first)
+    assert not np.array_equal(alone(runner, speech("The same words.", seed=2)), first)
+
+
+def test_company_changes_nothing(runner: CsmRunner) -> None:
+    """Eight requests with settings of their own, that come at different times, in any row, pause and are cancelled."""
+    voice = prompt(runner)
+    requests = [
+        speech("One.", 1, 14),
+        speech("Two, with a voice.", 2, 10, prompt=voice),
+        speech("Three is greedy.", 3, 12, sampling=Sampling(temperature=0.0)),
+        speech("Four is hot.", 4, 9, sampling=Sampling(temperature=1.5, top_k=0)),
+        speech("Five is narrow.", 5, 11, sampling=Sampling(top_k=3)),
+        speech("Six takes the likely ones.", 6, 8, sampling=Sampling(top_p=0.6)),
+        speech("Seven has the same voice as two.", 7, 10, prompt=voice),
+        speech("Eight is long. " * 6, 8, 13),
+    ]
+    expected = [alone(runner, request) for request in requests]
+    driver = Driver(runner)
+    rows = [5, 2, 7, 0, 3, 1, 6, 4]
+    random = np.random.default_rng(0)
+    for turn, (row, request) in enumerate(zip(rows, requests, strict=True)):
+        driver.start(row, request)
+        driver.turn(frozenset(random.choice(8, 2).tolist()))
+        if turn == 4:
+            driver.stop(5)  # its reader is gone; the row goes to somebody else
+            driver.start(5, requests[0])
+    driver.finish()
+    for row, codes in zip(rows, expected, strict=True):
+        assert np.array_equal(driver.said(row), codes), row
+
+
+def test_company_changes_no_sound(runner: CsmRunner) -> None:
+    requests = [speech(text, seed, 12) for seed, text in enumerate(("One.", "Two two.", "Three three three."))]
+    driver = Driver(runner)
+    lone = []
+    for request in requests:
+        driver.start(0, request)
+        driver.finish()
+        lone.append(driver.sound(0))
+    for row, request in zip((4, 1, 2), requests, strict=True):
+        driver.start(row, request)
+        driver.turn()
+    driver.finish()
+    for row, sound in zip((4, 1, 2), lone, strict=True):
+        assert np.abs(driver.sound(row) - sound).max() < 1e-5
+
+
+def test_a_kept_voice_is_the_voice_read_anew(folder: Path) -> None:
+    runner = make(folder)
+    request = speech(
+        "Said with a voice.", prompt=prompt(runner), context=(ContextTurn(1, "Well?", codes_of(runner, 5, 9)),)
+    )
+    first = alone(runner, request)
+    assert len(runner._prefixes) == 1
+    read: list[int] = []
+    model_read = runner.model.read
+    runner.model.read = lambda x, *rest: (read.append(len(x)), model_read(x, *rest))[1]  # type: ignore[method-assign]
+    assert np.array_equal(alone(runner, request, row=3), first)
+    assert sum(read) < 60  # the turn and the text, not the voice
+    nobody = make(folder, prefix_bytes=0)
+    assert np.array_equal(alone(nobody, request), first)
+    other = dataclasses.replace(request, lines=(dataclasses.replace(request.lines[0], prompt=prompt(runner, seed=2)),))
+    assert not np.array_equal(alone(runner, other), first)
+    assert len(runner._prefixes) == 2
+
+
+@pytest.mark.parametrize("piece", [1, 5, 500])
+def test_pieces_of_a_prompt(folder: Path, runner: CsmRunner, piece: int) -> None:
+    request = speech("Read in pieces.", prompt=prompt(runner))
+    assert np.array_equal(alone(make(folder, piece=piece), request), alone(runner, request))
+
+
+def stubborn(runner: CsmRunner, at: set[int]) -> None:
+    """Make the model say EOS at these draws of any row, and at no other."""
+    frame = runner.model.frame
+    draws = {"n": 0}
+
+    def forced(h: torch.Tensor, cache: object, pick: object) -> torch.Tensor:
+        codes = frame(h, cache, pick)  # type: ignore[arg-type]
+        if draws["n"] in at:
+            codes[:] = runner.config.eos_code
+        draws["n"] += 1
+        return codes
+
+    runner.model.frame = forced  # type: ignore[method-assign]
+
+
+def lines(
+    *texts: str, voice: VoicePrompt | None = None, speakers: tuple[int, ...] | None = None
+) -> tuple[SpokenLine, ...]:
+    speakers = speakers or (0,) * len(texts)
+    return tuple(SpokenLine(text, speaker, VOICE, voice) for text, speaker in zip(texts, speakers, strict=True))
+
+
+def test_the_next_line_follows_in_place(folder: Path) -> None:
+    """Two lines in one utterance = the second one asked for with the first as what was said before."""
+    runner = make(folder)
+    stubborn(runner, {10})
+    voice = prompt(runner)
+    greedy = Sampling(temperature=0.0)
+    both = alone(runner, Utterance(lines("First line.", "Second line.", voice=voice), greedy, 1, 20 * FRAME_S))
+    assert len(both) == 20  # ten frames each; the EOS between them has no sound
+    fresh = make(folder)
+    said = ContextTurn(0, "First line.", both[:10].T)
+    second = Utterance(lines("Second line.", voice=voice), greedy, 1, 10 * FRAME_S, context=(said,))
+    assert np.array_equal(alone(fresh, second), both[10:])
+
+
+def test_speakers_take_turns(folder: Path) -> None:
+    runner = make(folder)
+    stubborn(runner, {4, 9, 14})
+    voices = [prompt(runner, seed=1), prompt(runner, seed=2)]
+    said = tuple(SpokenLine(f"Line {i}.", i % 2, VOICE, voices[i % 2]) for i in range(3))
+    driver = Driver(runner)
+    driver.start(2, Utterance(said, Sampling(), 3, 60.0))
+    driver.finish()
+    assert len(driver.said(2)) == 12
+    assert len(driver.sound(2)) == 12 * runner.codec.frame_samples
+
+
+def test_a_row_that_reads_on_does_not_stop_the_others(folder: Path) -> None:
+    runner = make(folder, piece=4)
+    stubborn(runner, {3})  # one forced EOS in the step of both rows
+    driver = Driver(runner)
+    driver.start(0, Utterance(lines("a", "b" * 40), Sampling(), 1, 12 * FRAME_S))
+    while driver.reading:
+        driver.turn()
+    before = len(driver.codes[0])
+    driver.start(1, speech("x", frames=40))
+    driver.finish()
+    assert len(driver.codes[0]) > before
+
+
+def test_the_context_begins_anew_before_it_ends(tmp_path: Path) -> None:
+    """A text longer than the context: each line fits, together they do not."""
+    short = fabricate_csm(tmp_path, changes={"max_position_embeddings": 160})
+    runner = make(short, guards=Guards(min_frames=0, frames_per_token=1, slack_frames=20))
+    many = Utterance(lines(*[f"Line {i}." for i in range(6)], voice=prompt(runner)), Sampling(), 1, 10_000.0)
+    runner.admit(0, many)
+    while not runner.prefill(0):
+        pass
+    state = runner._rows[0]
+    positions, spoken = [], 0
+    while not state.over:
+        result = runner.step([0])
+        spoken += int(not (result.silent[0] or result.ended[0]))
+        positions.append(state.position)
+    assert state.line == 5
+    assert max(positions) <= runner.config.max_positions
+    assert min(positions) >= state.base
+    assert sum(after < before for before, after in itertools.pairwise(positions)) >= 2
+    assert spoken == sum(runner._limit(state, line) for line in range(6))
+
+
+def test_ends_at_max_seconds(runner: CsmRunner) -> None:
+    assert len(alone(runner, speech("No end.", frames=25))) == 25
+
+
+class AlwaysEos(torch.nn.Module):
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(len(h), 64)
+        logits[:, 0] = 100.0
+        return logits
+
+
+def test_guards(folder: Path) -> None:
+    guards = Guards(min_frames=4, frames_per_token=1, slack_frames=5)
+    runner = make(folder, guards=guards)
+    limit = guards.limit(len(runner._text(0, "Never ends.")))
+    assert len(alone(runner, speech("Never ends.", frames=999))) == limit
+    runner.model.head = AlwaysEos()
+    codes = alone(runner, speech("Never ends.", frames=999))
+    assert (codes[:4, 0] != 0).all()
+    assert (codes[4:, 0] == 0).all()
+
+
+def test_too_long(runner: CsmRunner) -> None:
+    with pytest.raises(TextTooLong, match="2048"):
+        runner.admit(0, speech("word " * 700, frames=100))
+    with pytest.raises(BadReference, match="voice prompt is too long"):
+        runner.admit(0, speech("Hi.", frames=100, prompt=prompt(runner, frames=2000)))
+    turns = tuple(ContextTurn(0, "Said.", codes_of(runner, 700, i)) for i in range(3))
+    with pytest.raises(TextTooLong, match="conversation"):
+        runner.admit(0, speech("Hi.", frames=100, context=turns))
+    assert len(alone(runner, speech("Hi.", frames=3))) == 3
+
+
+def test_bad_prompts(runner: CsmRunner) -> None:
+    good = prompt(runner)
+    for codes, codec in (
+        (good.codes[:5], "mimi"),
+        (np.full_like(good.codes, runner.config.codebook_size), "mimi"),
+        (-good.codes, "mimi"),
+        (good.codes, "dac"),
+    ):
+        with pytest.raises(BadReference):
+            runner.admit(0, speech("Hi.", prompt=dataclasses.replace(good, codes=codes, codec=codec)))
+
+
+def test_references(runner: CsmRunner) -> None:
+    samples = np.zeros(24_000, np.float32)
+    codes = runner.encode(Reference(samples, 24_000, "silence"))
+    assert codes.shape == (32, 13)  # 12.5 frames, filled up
+    assert codes.dtype == np.int16
+    for bad, rate in ((samples[:100], 24_000), (samples, 16_000), (samples * np.nan, 24_000)):
+        with pytest.raises(BadReference):
+            runner.encode(Reference(bad, rate, ""))
+
+
+def test_any_seed(runner: CsmRunner) -> None:
+    for seed in (0, -1, 2**63, 2**64 + 5, 10**30):
+        assert len(alone(runner, speech("Hi.", seed=seed, frames=2))) == 2
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_half_and_quarter_width_keep_company_out(folder: Path, quantize: str) -> None:
+    runner = make(folder, dtype=torch.bfloat16, quantize=quantize)
+    requests = [speech(f"Number {i}.", i, 10) for i in range(4)]
+    expected = [alone(runner, request) for request in requests]
+    driver = Driver(runner)
+    for row, request in zip((3, 0, 5, 1), requests, strict=True):
+        driver.start(row, request)
+        driver.turn()
+    driver.finish()
+    for row, codes in zip((3, 0, 5, 1), expected, strict=True):
+        assert np.array_equal(driver.said(row), codes)
+
+
+def test_bfloat16(folder: Path) -> None:
+    runner = make(folder, dtype=torch.bfloat16)
+    codes = alone(runner, speech("Half as wide.", prompt=prompt(runner)))
+    assert codes.shape == (12, 32)
+    assert np.array_equal(alone(runner, speech("Half as wide.", prompt=prompt(runner)), row=5), codes)
