@@ -325,7 +325,8 @@ class Studio:
                     worded = worded or has_words(piece)
                     yield _Say(piece, voice, speakers[voice.id])
         if not worded:
-            marks = names(" ".join(line.text for line in request.lines))
+            parts = [part for line in request.lines for part in parse(line.text)]
+            marks = names(" ".join(part.text for part in parts if not isinstance(part, Pause)))
             if not marks:
                 raise EmptyText("`input` has nothing in it that could be spoken.", param="input")
             yield _Say(marks, take.voices[0], 0)
