@@ -70,30 +70,34 @@ def wait_until(ready: Any, timeout_s: float = 20.0) -> None:
         time.sleep(0.01)
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def environment(data_dir: Path, **variables: str) -> dict[str, str]:
+    """This process's environment without what would change a server, plus `variables`."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("TTS_", "HF_"))}
+    return {**clean, "PYTHONPATH": str(ROOT), "TTS_DATA_DIR": str(data_dir), "TTS_ENGINE": "espeak", **variables}
+
+
 class Process:
     """`python -m app.main` (or another module) as a person starts it, in a folder and environment of its own."""
 
     def __init__(self, data_dir: Path, *arguments: str, **variables: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("TTS_", "HF_"))}
-        self.environment = {
-            **clean,
-            "PYTHONPATH": str(ROOT),
-            "HOST": "127.0.0.1",
-            "PORT": str(self.port),
-            "TTS_DATA_DIR": str(data_dir),
-            "TTS_ENGINE": "espeak",
-            **variables,
-        }
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
         self.log = data_dir / "console.log"
         data_dir.mkdir(parents=True, exist_ok=True)
         self._console = self.log.open("wb")
         command = [sys.executable, "-m", *(arguments or ("app.main",))]
         self.started_s = time.monotonic()
         self.child = subprocess.Popen(
-            command, cwd=data_dir, env=self.environment, stdout=self._console, stderr=subprocess.STDOUT
+            command,
+            cwd=data_dir,
+            env=environment(data_dir, HOST="127.0.0.1", **{"PORT": str(port), **variables}),
+            stdout=self._console,
+            stderr=subprocess.STDOUT,
         )
 
     def __enter__(self) -> Process:
