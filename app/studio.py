@@ -55,6 +55,7 @@ OFF_LOOP_CHARS = 2_000  # a longer text is normalised in a thread: about 0.05 ms
 OFF_LOOP_S = 0.2  # a longer stretch of sound is encoded in a thread: mp3 costs about 8 ms a second of sound
 ENOUGH_AHEAD_S = 0.5  # a listener with this much sound left can wait for others' first
 LONGEST_YIELD_S = 0.25  # but no longer than this for a stretch of up to 1 s: answers still go at 4 times speech
+MAX_SEED = 2**63 - 1
 CACHED_PIECE_BYTES = 1 << 16
 UNDERRUN_WAIT_S = 0.001  # less than this is the event loop, not the engine
 _TOKEN_BYTES = 4  # UTF-8 bytes a text token stands for where an engine has no tokeniser: the usual rule of thumb
@@ -145,8 +146,9 @@ class Studio:
 
         if random_seed:
             request = replace(request, seed=self._dice.getrandbits(31), use_cache=False)
-        digest = request.digest(__version__, engine.info.fingerprint, *(voice.digest for voice in voices))
-        seed = request.seed if request.seed is not None else int(digest[:8], 16) >> 1
+        context = (__version__, engine.info.fingerprint, *(voice.digest for voice in voices))
+        digest = request.digest(*context)
+        seed = request.seed if request.seed is not None else request.content_seed(*context)
         engine_id = engine.info.id
         facts = Answer(engine_id, MEDIA_TYPES[request.format], seed, False, ignored, None, _pieces(b""))
 
@@ -303,7 +305,7 @@ class Studio:
         utterance = Utterance(
             lines=(SpokenLine(part.text, part.speaker, part.voice),),
             sampling=request.sampling,
-            seed=take.seed + index,
+            seed=(take.seed + index) & MAX_SEED,
             max_seconds=5.0 + len(part.text),  # far above any speech; engines know better bounds for their runaways
             language=request.language,
             follows=index > 0,
@@ -325,7 +327,8 @@ class Studio:
                     worded = worded or has_words(piece)
                     yield _Say(piece, voice, speakers[voice.id])
         if not worded:
-            marks = names(" ".join(line.text for line in request.lines))
+            parts = [part for line in request.lines for part in parse(line.text)]
+            marks = names(" ".join(part.text for part in parts if not isinstance(part, Pause)))
             if not marks:
                 raise EmptyText("`input` has nothing in it that could be spoken.", param="input")
             yield _Say(marks, take.voices[0], 0)

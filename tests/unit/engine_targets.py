@@ -35,6 +35,11 @@ def slow(settings: Settings, context: BuildContext) -> BatchedEngine:
     return ok(settings, context)
 
 
+def broken_off(settings: Settings, context: BuildContext) -> BatchedEngine:
+    context.on_progress(Progress("org/model", "model.safetensors", 1, 2, 1e6, None))
+    raise EngineUnavailable("The download broke off.")
+
+
 def missing(settings: Settings, _: BuildContext) -> BatchedEngine:
     time.sleep(0.01)
     raise EngineUnavailable("The weights are missing.", remedy="Download them.")

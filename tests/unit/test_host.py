@@ -17,7 +17,17 @@ from tests.unit import engine_targets
 
 pytestmark = pytest.mark.unit
 
-BUILDERS = ("ok", "stand_in", "slow", "missing", "missing_too", "crashing", "unstartable", "imports_what_is_not_there")
+BUILDERS = (
+    "ok",
+    "stand_in",
+    "slow",
+    "broken_off",
+    "missing",
+    "missing_too",
+    "crashing",
+    "unstartable",
+    "imports_what_is_not_there",
+)
 KNOWN = {name: EngineSpec(name, f"{name}-1b", f"tests.unit.engine_targets:{name}") for name in BUILDERS} | {
     "absent": EngineSpec("absent", "absent-1b", "tests.unit.no_such_module:build"),
     "misnamed": EngineSpec("misnamed", "misnamed-1b", "tests.unit.engine_targets:no_such_function"),
@@ -126,6 +136,14 @@ async def test_without_a_stand_in_there_is_no_speech(engine):
             host.engine()
         assert status.reason in error.value.message
         assert error.value.retry_after_s > 5  # looking again soon will not help
+
+
+async def test_a_download_that_broke_off_is_not_under_way():
+    async with host_of("broken_off", fallback="") as host:
+        status = await host.settled()
+        assert (status.state, status.progress) == ("unhealthy", None)
+        with pytest.raises(NotReady, match="broke off"):
+            host.engine()
 
 
 async def test_an_engine_is_no_stand_in_for_itself():
