@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import (
@@ -22,20 +23,26 @@ from rich.table import Table
 
 from app import assemble
 from app import main as server
-from app.engines.registry import specs
+from app.audio.encoders import open_encoder
+from app.engines.registry import BuildContext, specs
 from app.errors import EngineUnavailable, SpeechError
 from app.models import hub
 from app.settings import Settings, as_markdown
-from app.types import AUDIO_FORMATS, Line, Sampling, SpeechRequest
+from app.text.normalizer import Normalizer
+from app.types import AUDIO_FORMATS, Line, Sampling, SpeechRequest, SpokenLine, Utterance, Voice
 from app.voices.presets import DEFAULT_VOICE
 
 if TYPE_CHECKING:
     from app.engines.host import EngineHost
+    from app.types import AudioFormat
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Text to speech on your own machine.")
 out = Console()
 err = Console(stderr=True)
 
+NO_VOICE = "none"
+CSM_FRAME_HZ = 12.5
+BARE_FRAMES = 1125  # 90 s, as long as Sesame's own generator goes by default
 SETTINGS_PAGE = Path("docs/settings.md")
 
 
@@ -63,26 +70,52 @@ def say(
     language: Annotated[str | None, typer.Option(help="BCP 47 tag, where the engine takes one.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, max=2.0)] = None,
     top_k: Annotated[int | None, typer.Option(min=1)] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
     seed: Annotated[int | None, typer.Option(help="Default: derived from the text.")] = None,
     normalize: Annotated[bool, typer.Option(help="Turn numbers, dates, symbols into words.")] = True,
+    model: Annotated[str | None, typer.Option(help="CSM weights: a folder or hub id (CSM_MODEL).")] = None,
+    speaker: Annotated[int | None, typer.Option(min=0, help="With --voice none: the speaker's number.")] = None,
+    max_frames: Annotated[int | None, typer.Option(min=1, help="With --voice none: stop after so many.")] = None,
+    codes: Annotated[Path | None, typer.Option(help="With --voice none: a .npy file for the codes (K, T).")] = None,
+    reference_noise: Annotated[
+        bool, typer.Option(help="With --voice none: draw as torch.multinomial does after torch.manual_seed.")
+    ] = False,
 ) -> None:
-    """Speak a text into a file."""
+    """Speak a text into a file.
+
+    `--voice none` (CSM) shows the bare model, for comparing it with other implementations: the prompt is exactly
+    `[speaker]text`, in one piece, and nothing guards or trims what comes out.
+    """
     chosen = (audio_format or output.suffix.lstrip(".") or "mp3").lower()
     if chosen not in AUDIO_FORMATS:
         _fail(f"{chosen!r} is no audio format here. Formats are: {', '.join(AUDIO_FORMATS)}.")
-    settings = _settings(TTS_ENGINE=engine)
+    said = sys.stdin.read() if text == "-" else text
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    if voice == NO_VOICE:
+        settings = _settings(TTS_ENGINE=engine, CSM_MODEL=model, TTS_MAX_ROWS=1)
+        if settings.engine != "csm":
+            _fail("--voice none is for the csm engine.")
+        words = Normalizer().normalize(said) if normalize else said
+        line = SpokenLine(words, speaker or 0, Voice(NO_VOICE, NO_VOICE, "offline"))
+        seconds = (max_frames or BARE_FRAMES) / CSM_FRAME_HZ
+        utterance = Utterance((line,), sampling, seed or 0, seconds)
+        asyncio.run(_say_bare(settings, utterance, output, chosen, codes, reference_noise=reference_noise))
+        return
+    if speaker is not None or max_frames or codes or reference_noise:
+        _fail("--speaker, --max-frames, --codes and --reference-noise go with --voice none.")
+    settings = _settings(TTS_ENGINE=engine, CSM_MODEL=model)
     request = SpeechRequest(
         model="tts-1",
-        lines=(Line(sys.stdin.read() if text == "-" else text, voice),),
+        lines=(Line(said, voice),),
         format=chosen,
         speed=speed,
         sample_rate_hz=sample_rate,
-        sampling=Sampling(temperature=temperature, top_k=top_k),
+        sampling=sampling,
         seed=seed,
         language=language,
         normalize=normalize,
     )
-    extras = {"language": language, "temperature": temperature, "top_k": top_k}
+    extras = {"language": language, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     asyncio.run(_say(settings, request, output, frozenset(name for name, value in extras.items() if value is not None)))
 
 
@@ -110,6 +143,47 @@ async def _say(settings: Settings, request: SpeechRequest, output: Path, extras:
             _fail(error.message)
         except OSError as error:
             _fail(f"{output} can't be written: {error.strerror}.")
+
+
+async def _say_bare(
+    settings: Settings,
+    utterance: Utterance,
+    output: Path,
+    audio_format: AudioFormat,
+    codes: Path | None,
+    *,
+    reference_noise: bool,
+) -> None:
+    from app.engines import csm  # noqa: PLC0415 - torch, which only this needs
+
+    context = BuildContext(on_progress=lambda _: None, cancelled=lambda: False)
+    samples, frames = [], []
+    try:
+        with err.status("loading the model ..."):
+            runner = await asyncio.to_thread(
+                csm.load_from, settings, context, guards=None, reference_noise=reference_noise
+            )
+        async with csm.engine_of(runner, settings) as engine:
+            with err.status("csm speaks ...") as status:
+                async for chunk in engine.speak(utterance):
+                    samples.append(chunk.samples)
+                    if chunk.codes is not None:
+                        frames.append(chunk.codes)
+                    status.update(f"csm speaks ... {sum(part.shape[1] for part in frames)} frames")
+            if codes is not None:
+                empty = np.zeros((runner.config.codebooks, 0), np.int16)
+                np.save(codes, np.concatenate([empty, *frames], axis=1))
+        encoder = open_encoder(audio_format, engine.info.rate_hz)
+        data = b"".join([*(encoder.encode(part) for part in samples), encoder.flush()])
+        with sys.stdout.buffer if str(output) == "-" else output.open("wb") as sink:
+            sink.write(data)
+    except SpeechError as error:
+        _fail(error.message)
+    except EngineUnavailable as error:
+        _fail(f"{error.reason}\n{error.remedy}")
+    except OSError as error:
+        _fail(f"{error.filename} can't be written: {error.strerror}.")
+    err.print(f"csm: {sum(part.shape[1] for part in frames)} frames -> {output}", highlight=False)
 
 
 async def _wait_for_engine(host: EngineHost) -> None:

@@ -48,6 +48,9 @@ class Metrics:
             "tts_underruns", "Times a listener would have run out of sound", ["engine"], registry=self.registry
         )
         self._cache = Counter("tts_cache", "Answers by how the cache served them", ["result"], registry=self.registry)
+        self._guard = Counter(
+            "tts_guard", "Times the output guard stepped in, by rule", ["rule"], registry=self.registry
+        )
         self._cancelled = Counter("tts_cancelled", "Answers whose reader left", registry=self.registry)
         self._failed = Counter(
             "tts_failed", "Answers that broke after their first bytes", ["error"], registry=self.registry
@@ -69,6 +72,9 @@ class Metrics:
 
     def cache(self, result: str) -> None:
         self._cache.labels(result).inc()
+
+    def guard(self, rule: str) -> None:
+        self._guard.labels(rule).inc()
 
     def cancelled(self) -> None:
         self._cancelled.inc()

@@ -53,6 +53,20 @@ class Settings(BaseSettings):
         None, alias="HF_TOKEN", description="Hugging Face token, for gated models. Used for downloads only."
     )
 
+    device: str = Field(
+        "auto",
+        alias="TTS_DEVICE",
+        description="Where a model runs: `auto` (the first CUDA device, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        alias="TTS_DTYPE",
+        description="A model's number format; `auto` = bfloat16. Codecs are float32 always.",
+    )
+    quantize: Literal["none", "int8"] = Field(
+        "none", alias="TTS_QUANTIZE", description="`int8`: 8-bit weights and activations on a CPU: faster, less exact."
+    )
+
     host: str = Field("0.0.0.0", alias="HOST", description="Address to listen on.")  # noqa: S104 - a server for a LAN
     port: int = Field(8000, alias="PORT", ge=0, le=65535, description="Port to listen on; 0 = any free one.")
     data_dir: Path = Field(
@@ -82,8 +96,10 @@ class Settings(BaseSettings):
         ge=1024,
         description="Largest JSON request body, in bytes; larger is a 413.",
     )
-    max_rows: int = Field(
-        32, alias="TTS_MAX_ROWS", ge=1, le=1024, description="How many utterances are spoken at the same time."
+    max_rows: Literal["auto"] | int = Field(
+        "auto",
+        alias="TTS_MAX_ROWS",
+        description="How many utterances are spoken at the same time. `auto`: as the engine and its device bear.",
     )
     max_queue: int = Field(
         64,
@@ -123,6 +139,13 @@ class Settings(BaseSettings):
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
+    @field_validator("max_rows", mode="after")
+    @classmethod
+    def _sane_rows(cls, value: str | int) -> str | int:
+        if isinstance(value, int) and not 1 <= value <= 1024:
+            raise ValueError("must be `auto` or 1 to 1024")
+        return value
+
     @field_validator("engine", "fallback_engine", mode="after")
     @classmethod
     def _lower(cls, value: str) -> str:
@@ -137,6 +160,10 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    def rows(self, auto: int) -> int:
+        """TTS_MAX_ROWS, or `auto`, what the engine thinks best."""
+        return auto if self.max_rows == "auto" else self.max_rows
 
     @property
     def token(self) -> str:

@@ -56,6 +56,8 @@ OFF_LOOP_S = 0.2  # a longer stretch of sound is encoded in a thread: mp3 costs 
 ENOUGH_AHEAD_S = 0.5  # a listener with this much sound left can wait for others' first
 LONGEST_YIELD_S = 0.25  # but no longer than this for a stretch of up to 1 s: answers still go at 4 times speech
 MAX_SEED = 2**63 - 1
+ATTEMPTS = 2  # at an utterance that came out silent: the second with another seed
+RETRY_SEED_STEP = 1_000_003
 CACHED_PIECE_BYTES = 1 << 16
 UNDERRUN_WAIT_S = 0.001  # less than this is the event loop, not the engine
 _TOKEN_BYTES = 4  # UTF-8 bytes a text token stands for where an engine has no tokeniser: the usual rule of thumb
@@ -88,10 +90,14 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Say:
-    text: str
-    voice: Voice
-    speaker: int
+class _Passage:
+    """What goes to the engine as one utterance."""
+
+    lines: tuple[SpokenLine, ...]
+
+    @property
+    def text(self) -> str:
+        return " ".join(line.text for line in self.lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +266,7 @@ class Studio:
         While one utterance is spoken the next is already submitted, so there is no gap between them.
         """
         rate_hz = take.info.rate_hz
-        script = self._script(take)
+        script = self._passages(take)
         index = 0
         following: _Started | None = None
         current: _Started | None = None
@@ -278,44 +284,66 @@ class Studio:
                 current, following = following or self._start(take, part, index), None
                 index += 1
                 upcoming = await anext(script, None)
-                edges = EdgeTrimmer(rate_hz)
-                shape = chain(edges, Fader(rate_hz))
-                async with contextlib.aclosing(current.chunks()) as chunks:
-                    async for chunk in chunks:
-                        if following is None and isinstance(upcoming, _Say):
-                            following = self._start(take, upcoming, index)
-                        if lead_s:
-                            yield pcm.silence(lead_s, rate_hz)
-                            lead_s = 0.0
-                        yield shape.push(chunk.samples)
-                rest = shape.flush()
-                if edges.sounded:
-                    yield rest
-                elif has_words(part.text):
-                    raise NothingSpoken(f"The {take.engine_id} engine made no sound for a part of the text. Try again.")
-                lead_s = SENTENCE_GAP_S if isinstance(upcoming, _Say) else 0.0
+                for attempt in range(1, ATTEMPTS + 1):
+                    edges = EdgeTrimmer(rate_hz)
+                    shape = chain(edges, Fader(rate_hz))
+                    async with contextlib.aclosing(current.chunks()) as chunks:
+                        async for chunk in chunks:
+                            if following is None and isinstance(upcoming, _Passage):
+                                following = self._start(take, upcoming, index)
+                            if lead_s:
+                                yield pcm.silence(lead_s, rate_hz)
+                                lead_s = 0.0
+                            yield shape.push(chunk.samples)
+                    rest = shape.flush()
+                    if edges.sounded:
+                        yield rest
+                        break
+                    if not has_words(part.text):
+                        break
+                    if attempt == ATTEMPTS:
+                        raise NothingSpoken(
+                            f"The {take.engine_id} engine made no sound for a part of the text. Try again."
+                        )
+                    self._metrics.guard("retry")
+                    await current.aclose()
+                    current = self._start(take, part, index - 1, attempt)
+                lead_s = SENTENCE_GAP_S if isinstance(upcoming, _Passage) else 0.0
                 part = upcoming
         finally:
             for stream in (current, following):
                 if stream is not None:
                     await stream.aclose()
 
-    def _start(self, take: _Take, part: _Say, index: int) -> _Started:
+    def _start(self, take: _Take, part: _Passage, index: int, attempt: int = 0) -> _Started:
         request = take.request
         utterance = Utterance(
-            lines=(SpokenLine(part.text, part.speaker, part.voice),),
+            lines=part.lines,
             sampling=request.sampling,
-            seed=(take.seed + index) & MAX_SEED,
+            seed=(take.seed + index + attempt * RETRY_SEED_STEP) & MAX_SEED,
             max_seconds=5.0 + len(part.text),  # far above any speech; engines know better bounds for their runaways
             language=request.language,
             follows=index > 0,
         )
         return _Started(take.engine.speak(utterance))
 
-    async def _script(self, take: _Take) -> AsyncGenerator[_Say | Pause]:
+    async def _passages(self, take: _Take) -> AsyncGenerator[_Passage | Pause]:
+        """The script in the utterances that the engine takes: one piece each, or all up to a pause where it goes on."""
+        lines: list[SpokenLine] = []
+        async for part in self._script(take):
+            if isinstance(part, SpokenLine):
+                lines.append(part)
+            if lines and not (take.info.continues and isinstance(part, SpokenLine)):
+                yield _Passage(tuple(lines))
+                lines = []
+            if isinstance(part, Pause):
+                yield part
+        if lines:
+            yield _Passage(tuple(lines))
+
+    async def _script(self, take: _Take) -> AsyncGenerator[SpokenLine | Pause]:
         """What is to be said, piece by piece, in order."""
         request = take.request
-        speakers = {voice.id: number for number, voice in enumerate(dict.fromkeys(take.voices))}
         worded = False
         for line, voice in zip(request.lines, take.voices, strict=True):
             english = request.normalize and (request.language or voice.language).lower().startswith("en")
@@ -325,13 +353,13 @@ class Studio:
                     continue
                 for piece in await self._pieces_of(part.text, take.info.max_text_chars, english=english):
                     worded = worded or has_words(piece)
-                    yield _Say(piece, voice, speakers[voice.id])
+                    yield SpokenLine(piece, voice.speaker, voice)
         if not worded:
             parts = [part for line in request.lines for part in parse(line.text)]
             marks = names(" ".join(part.text for part in parts if not isinstance(part, Pause)))
             if not marks:
                 raise EmptyText("`input` has nothing in it that could be spoken.", param="input")
-            yield _Say(marks, take.voices[0], 0)
+            yield SpokenLine(marks, take.voices[0].speaker, take.voices[0])
 
     async def _pieces_of(self, text: str, max_chars: int, *, english: bool) -> list[str]:
         def cut() -> list[str]:

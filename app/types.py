@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 AUDIO_FORMATS: tuple[AudioFormat, ...] = ("mp3", "opus", "aac", "flac", "wav", "pcm")
 
+Codec = Literal["mimi", "dac", "none"]
 VoiceKind = Literal["preset", "cloned", "offline"]
 
 
@@ -93,6 +94,7 @@ class Voice:
     language: str = "en"
     description: str = ""
     digest: str = ""
+    speaker: int = 0  # what a model with speaker numbers calls it where it has no recording to go by
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ class VoicePrompt:
     """A reference as codec tokens: codes (K, T) int16. Mimi: K=32 at 12.5 Hz; DAC: K=9 at 86.13 Hz."""
 
     voice_digest: str
-    codec: Literal["mimi", "dac", "none"]
+    codec: Codec
     codes: Codes
     transcript: str
 

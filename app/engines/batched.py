@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import hashlib
+from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from app.audio import pcm
 from app.errors import NotSupported
 from app.runtime.loop import Loop
 from app.runtime.outbox import Outbox
 from app.runtime.scheduler import Job, Scheduler
+from app.types import VoicePrompt
 
 if TYPE_CHECKING:
     from app.runtime.runner import Runner
-    from app.types import AudioChunk, EngineInfo, Load, Reference, Utterance, VoicePrompt
+    from app.types import AudioChunk, Codec, Codes, EngineInfo, Load, Reference, Utterance
+
+# A recording (any thread) -> its codes (K, T). Raises BadReference.
+Encode = Callable[["Reference"], "Codes"]
 
 
 class BatchedEngine:
-    """Owns a Runner's thread. outbox_s: how many seconds of sound may wait for a reader before its row is paused."""
+    """Owns a Runner's thread. outbox_s: how many seconds of sound may wait for a reader before its row is paused.
 
-    def __init__(self, info: EngineInfo, runner: Runner, *, max_queue: int, outbox_s: float) -> None:
+    encode: how a recording becomes codes of `codec`, where the model has one.
+    """
+
+    def __init__(
+        self,
+        info: EngineInfo,
+        runner: Runner,
+        *,
+        max_queue: int,
+        outbox_s: float,
+        encode: Encode | None = None,
+        codec: Codec = "none",
+    ) -> None:
+        self._encode = encode
+        self._codec = codec
         self._info = info
         self._runner = runner
         self._scheduler = Scheduler(runner.max_rows, max_queue)
@@ -50,7 +70,11 @@ class BatchedEngine:
             self._scheduler.cancel(job)
 
     async def enroll(self, reference: Reference) -> VoicePrompt:
-        raise NotSupported(f"The {self._info.name} engine can't learn a voice from a recording.")
+        if self._encode is None:
+            raise NotSupported(f"The {self._info.name} engine can't learn a voice from a recording.")
+        codes = await asyncio.to_thread(self._encode, reference)
+        sound = hashlib.sha256(pcm.to_bytes(reference.samples) + reference.transcript.encode("utf-8", "replace"))
+        return VoicePrompt(sound.hexdigest(), self._codec, codes, reference.transcript)
 
     async def __aenter__(self) -> Self:
         self._loop.start()

@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.engines.batched import BatchedEngine
 from app.errors import BadReference, EngineUnavailable, TextTooLong, WeightsUnavailable
+from app.models import hub
 from app.models.csm.config import CsmConfig, read_config
 from app.models.csm.generate import is_last, is_silent_end
 from app.models.csm.layout import language_model
@@ -32,11 +34,15 @@ from app.models.mimi import layout as mimi_layout
 from app.models.mimi.config import MimiConfig, read_mimi_config_file
 from app.models.mimi.model import MimiDecoder, MimiEncoder
 from app.models.weights import Checkpoint, open_checkpoints
+from app.runtime.device import choose_device, choose_dtype, cpu_threads
 from app.runtime.prefix import PrefixCache
 from app.runtime.runner import StepResult
 from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise
+from app.types import EngineInfo
 
 if TYPE_CHECKING:
+    from app.engines.registry import BuildContext
+    from app.settings import Settings
     from app.types import Codes, Reference, Samples, Sampling, Utterance, VoicePrompt
 
 Quantize = Literal["none", "int8"]
@@ -44,6 +50,9 @@ Quantize = Literal["none", "int8"]
 DEFAULTS = Knobs(temperature=0.9, top_k=50, top_p=1.0)  # Sesame's generator.py and the published generation_config.json
 PREFIX_BYTES = 512 << 20  # voices kept as keys and values: about thirty of 30 s in bfloat16
 PIECE_CPU, PIECE_GPU = 64, 512  # tokens read in one go: what other rows wait for
+ROWS_CPU, ROWS_GPU = 8, 32  # a row's keys and values take 64 MiB in bfloat16, once it is used
+MAX_SPEAKERS = 10
+MAX_TEXT_CHARS = 300  # of one line: about 20 s of speech, after which a sentence should have ended
 MIN_REFERENCE_S, MAX_REFERENCE_S = 0.5, 60.0
 
 
@@ -504,3 +513,61 @@ def _fingerprint(model: CsmModel, decoder: MimiDecoder) -> str:
         flat = tensor.flatten()
         hashed.update(flat[:: max(1, flat.numel() // 16)][:16].float().cpu().numpy().tobytes())
     return f"csm {hashed.hexdigest()[:16]}"
+
+
+def load_from(
+    settings: Settings, context: BuildContext, *, guards: Guards | None, reference_noise: bool = False
+) -> CsmRunner:
+    """The runner that the settings ask for, its weights downloaded if need be. Raises EngineUnavailable."""
+
+    def fetch(model: str, source: str) -> Path:
+        files = hub.files_for(model, source)
+        return hub.fetch(
+            files,
+            settings.folder("models"),
+            token=settings.token,
+            on_progress=context.on_progress,
+            cancelled=context.cancelled,
+        )
+
+    folder = fetch("csm", settings.csm_model)
+    codec = None if hub.has_tensor(folder, "codec_model.") else fetch("mimi", settings.csm_codec)
+    device = choose_device(settings.device)
+    if device.type == "cpu":
+        torch.set_num_threads(cpu_threads())
+    return load_runner(
+        folder,
+        codec,
+        device=device,
+        dtype=choose_dtype(settings.dtype),
+        max_rows=settings.rows(ROWS_CPU if device.type == "cpu" else ROWS_GPU),
+        quantize=settings.quantize,
+        guards=guards,
+        reference_noise=reference_noise,
+    )
+
+
+def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
+    model = runner.model
+    info = EngineInfo(
+        id="csm",
+        name="CSM-1B",
+        rate_hz=runner.rate_hz,
+        frame_s=1 / runner.codec.frame_hz,
+        continues=True,
+        extras=frozenset({"temperature", "top_k", "top_p", "context"}),
+        languages=("en",),
+        fingerprint=runner.fingerprint,
+        device=str(model.device),
+        dtype="int8" if settings.quantize == "int8" else str(model.dtype).removeprefix("torch."),
+        max_speakers=MAX_SPEAKERS,
+        max_text_chars=MAX_TEXT_CHARS,
+    )
+    return BatchedEngine(
+        info, runner, max_queue=settings.max_queue, outbox_s=settings.outbox_s, encode=runner.encode, codec="mimi"
+    )
+
+
+def build(settings: Settings, context: BuildContext) -> BatchedEngine:
+    """CSM-1B, ready to speak. Raises EngineUnavailable."""
+    return engine_of(load_from(settings, context, guards=Guards()), settings)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 FRAME_S = 0.08  # the first of an utterance: as long as a Mimi frame. Each next one doubles: the sound is there already,
 LONGEST_FRAME_S = 1.28  # and a step costs Python time that the event loop wants for other callers' first sounds
 WORDS_PER_MINUTE = 165
+AUTO_ROWS = 32
 MAX_TEXT_CHARS = 400  # about 25 s of speech: one sentence is synthesised in one go, in 10-20 ms
 
 # From speak_lib.h of eSpeak NG 1.52.
@@ -286,5 +287,5 @@ def build(settings: Settings, _: BuildContext) -> BatchedEngine:
         fingerprint=f"espeak-ng-1.52 {WORDS_PER_MINUTE} {sorted(TIMBRES.items())}",
         max_text_chars=MAX_TEXT_CHARS,
     )
-    runner = EspeakRunner(library, settings.max_rows)
+    runner = EspeakRunner(library, settings.rows(AUTO_ROWS))
     return BatchedEngine(info, runner, max_queue=settings.max_queue, outbox_s=settings.outbox_s)

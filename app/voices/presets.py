@@ -33,5 +33,6 @@ def preset(name: str) -> Voice:
         name=name.capitalize(),
         kind="preset",
         description=description,
+        speaker=list(PROFILES).index(name),
         digest=hashlib.sha256(f"preset {name}".encode()).hexdigest(),
     )

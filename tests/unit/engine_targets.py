@@ -19,7 +19,7 @@ go_on = threading.Event()  # lets `slow` end; a test clears it first
 
 
 def ok(settings: Settings, _: BuildContext) -> BatchedEngine:
-    return BatchedEngine(info("ok"), ScriptedRunner(settings.max_rows), max_queue=settings.max_queue, outbox_s=1.0)
+    return BatchedEngine(info("ok"), ScriptedRunner(settings.rows(8)), max_queue=settings.max_queue, outbox_s=1.0)
 
 
 def stand_in(settings: Settings, _: BuildContext) -> BatchedEngine:
