@@ -53,6 +53,8 @@ PIECE_CPU, PIECE_GPU = 64, 512  # tokens read in one go: what other rows wait fo
 ROWS_CPU, ROWS_GPU = 8, 32  # a row's keys and values take 64 MiB in bfloat16, once it is used
 MAX_SPEAKERS = 10
 MAX_TEXT_CHARS = 300  # of one line: about 20 s of speech, after which a sentence should have ended
+VOICE_SHARE = 0.3  # of the context is left to the voice prompt and what was said before
+SAMPLE_TEXT = "The weather was fine, so they walked along the river and talked about what they would do in the spring."
 MIN_REFERENCE_S, MAX_REFERENCE_S = 0.5, 60.0
 
 
@@ -133,6 +135,15 @@ class CsmRunner:
     @property
     def rate_hz(self) -> int:
         return self.codec.rate_hz
+
+    @property
+    def line_chars(self) -> int:
+        """How many characters of English one line may have, so that it fits behind a voice with frames to spare."""
+        tokens_per_char = (len(self._text(0, SAMPLE_TEXT)) - len(self._text(0, ""))) / len(SAMPLE_TEXT)
+        room = (1 - VOICE_SHARE) * self.config.max_positions
+        guards = self._guards or Guards()
+        tokens = (room - guards.slack_frames) / (1 + guards.frames_per_token) - len(self._text(0, ""))
+        return max(1, min(MAX_TEXT_CHARS, int(tokens / tokens_per_char)))
 
     # ---- the Runner protocol
 
@@ -561,7 +572,7 @@ def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
         device=str(model.device),
         dtype="int8" if settings.quantize == "int8" else str(model.dtype).removeprefix("torch."),
         max_speakers=MAX_SPEAKERS,
-        max_text_chars=MAX_TEXT_CHARS,
+        max_text_chars=runner.line_chars,
     )
     return BatchedEngine(
         info, runner, max_queue=settings.max_queue, outbox_s=settings.outbox_s, encode=runner.encode, codec="mimi"
