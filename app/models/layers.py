@@ -103,7 +103,7 @@ class Dense(nn.Module):
 
 
 class PackedDense(nn.Module):
-    """A bfloat16 Dense on a CPU, its weight in the blocked order of oneDNN: 1.6 times as fast on one token, and a token's
+    """A bfloat16 Dense on a CPU, its weight in oneDNN's blocked order: 1.6 times as fast on one token, and a token's
     result is the same bit for bit however many others are with it."""
 
     def __init__(self, dense: Dense) -> None:
