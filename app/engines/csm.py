@@ -430,6 +430,7 @@ def adapt(model: CsmModel, quantize: Quantize = "none") -> None:
         if model.device.type != "cpu":
             raise EngineUnavailable("int8 weights are for the CPU only.", remedy="Set TTS_QUANTIZE=none.")
         replace_dense(model, Int8Dense)
+        model.widen()  # the kernel takes and gives float32: going through bfloat16 in between would only cost
     else:
         replace_dense(model, lambda dense: PackedDense(dense) if PackedDense.fits(dense) else None)
 

@@ -64,12 +64,16 @@ class Loop:
             return False
         for row in plan.release:
             self._runner.release(row)
+        refused: set[int] = set()  # planned to be read in this same turn, but free again
         for row, job in plan.admit:
             try:
                 self._runner.admit(row, job.utterance)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this utterance's alone
                 self._fail((row,), error)
+                refused.add(row)
         for row in plan.prefill:
+            if row in refused:
+                continue
             try:
                 if self._runner.prefill(row):
                     self._scheduler.prefilled(row)
