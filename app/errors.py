@@ -15,7 +15,7 @@ SpeechError
     ├── EngineStopped            the server is shutting down or the engine's thread is gone
     └── NothingSpoken            the engine made no sound for a text that has words
 
-EngineUnavailable is not a SpeechError: it says at start-up why an engine can't be had (weights missing, gated, no disk).
+EngineUnavailable is not a SpeechError: it says at start-up why an engine can't be had (weights missing, no disk).
 
 Raised where the fact is known; mapped to HTTP in one table, `api/errors.py`. Nobody matches on message text.
 """

@@ -20,7 +20,7 @@ FILES_KEPT = 5
 
 
 def set_up(level: str, folder: Path | None, *, colors: bool) -> None:
-    """Send everything (ours, uvicorn's, libraries') through one formatter. Raises OSError where the folder can't be written."""
+    """Send everything (ours, uvicorn's, libraries') through one formatter. Raises OSError (folder not writable)."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -59,7 +59,17 @@ def set_up(level: str, folder: Path | None, *, colors: bool) -> None:
     for handler in handlers:
         root.addHandler(handler)
     root.setLevel(level)
-    for chatty in ("httpx", "httpcore", "httpx2", "httpcore2", "huggingface_hub", "filelock", "asyncio", "watchfiles", "python_multipart"):
+    for chatty in (
+        "httpx",
+        "httpcore",
+        "httpx2",
+        "httpcore2",
+        "huggingface_hub",
+        "filelock",
+        "asyncio",
+        "watchfiles",
+        "python_multipart",
+    ):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(level)))
     structlog.configure(
         processors=[

@@ -49,7 +49,9 @@ class Metrics:
         )
         self._cache = Counter("tts_cache", "Answers by how the cache served them", ["result"], registry=self.registry)
         self._cancelled = Counter("tts_cancelled", "Answers whose reader left", registry=self.registry)
-        self._failed = Counter("tts_failed", "Answers that broke after their first bytes", ["error"], registry=self.registry)
+        self._failed = Counter(
+            "tts_failed", "Answers that broke after their first bytes", ["error"], registry=self.registry
+        )
         self._cache_bytes = Gauge("tts_cache_bytes", "Bytes in the answer cache", registry=self.registry)
 
     def request(self, route: str, status: int) -> None:

@@ -18,7 +18,12 @@ class Settings(BaseSettings):
     """Values come from the environment, then from `.env` in the working directory, then from the defaults here."""
 
     model_config = SettingsConfigDict(
-        env_file=".env", env_ignore_empty=False, extra="ignore", frozen=True, populate_by_name=True, validate_default=True
+        env_file=".env",
+        env_ignore_empty=False,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+        validate_default=True,
     )
 
     engine: str = Field(
@@ -27,8 +32,8 @@ class Settings(BaseSettings):
     fallback_engine: str = Field(
         "espeak",
         alias="TTS_FALLBACK_ENGINE",
-        description="The engine that answers where the weights of `TTS_ENGINE` can't be had. Empty = none: speech is then "
-        "a 503 that says why.",
+        description="The engine that answers where the weights of `TTS_ENGINE` can't be had. Empty = none: speech is "
+        "then a 503 that says why.",
     )
     csm_model: str = Field(
         "sesame/csm-1b", alias="CSM_MODEL", description="CSM weights: a Hugging Face id or a local folder."
@@ -72,7 +77,10 @@ class Settings(BaseSettings):
         20_000, alias="TTS_MAX_INPUT_CHARS", ge=1, description="Longest `input`, in characters; longer is a 400."
     )
     max_body_bytes: int = Field(
-        1 << 20, alias="TTS_MAX_BODY_BYTES", ge=1024, description="Largest JSON request body, in bytes; larger is a 413."
+        1 << 20,
+        alias="TTS_MAX_BODY_BYTES",
+        ge=1024,
+        description="Largest JSON request body, in bytes; larger is a 413.",
     )
     max_rows: int = Field(
         32, alias="TTS_MAX_ROWS", ge=1, le=1024, description="How many utterances are spoken at the same time."
@@ -93,7 +101,7 @@ class Settings(BaseSettings):
         1 << 30,
         alias="TTS_CACHE_BYTES",
         ge=0,
-        description="Disk budget of the answer cache, in bytes; the least recently used answers go first. 0 = no cache.",
+        description="Disk budget of the answer cache, in bytes; the least recently used go first. 0 = no cache.",
     )
     shutdown_grace_s: int = Field(
         120,
@@ -130,6 +138,11 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @property
+    def token(self) -> str:
+        """The hub token in clear, or ""."""
+        return self.hf_token.get_secret_value() if self.hf_token else ""
+
     def folder(self, name: str) -> Path:
         """One of the data folders; made on first need."""
         path = self.data_dir / name
@@ -143,7 +156,9 @@ def public_values(settings: Settings) -> dict[str, object]:
     for name, field in Settings.model_fields.items():
         value = getattr(settings, name)
         secret = name in ("hf_token", "api_keys")
-        values[field.alias or name] = ("set" if value else "not set") if secret else str(value) if isinstance(value, Path) else value
+        values[field.alias or name] = (
+            ("set" if value else "not set") if secret else str(value) if isinstance(value, Path) else value
+        )
     return values
 
 
@@ -153,6 +168,8 @@ def as_markdown() -> str:
     rows += ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         default = field.default
-        shown = "none" if default in (None, (), "") else str(default).lower() if isinstance(default, bool) else str(default)
+        shown = (
+            "none" if default in (None, (), "") else str(default).lower() if isinstance(default, bool) else str(default)
+        )
         rows.append(f"| `{field.alias or name}` | `{shown}` | {field.description} |")
     return "\n".join(rows) + "\n"

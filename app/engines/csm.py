@@ -1,4 +1,4 @@
-"""CSM-1B as a Runner: rows that read, speak and go on, each at its own place. No HTTP, no voice store, no download.
+"""CSM-1B as a Runner: rows that read, speak and go on, each at its own place. No HTTP, no voice store.
 
 What a row reads: its speakers' voice prompts (kept as keys and values between requests), the conversation so far,
 then the text of its first line. When a line has been said, the row reads a frame of EOS and the next line's text in
@@ -11,6 +11,7 @@ sounded only if its last code is not EOS. `Guards` are what production adds to t
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,23 +22,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.engines.batched import BatchedEngine
 from app.errors import BadReference, EngineUnavailable, TextTooLong, WeightsUnavailable
+from app.models import hub
 from app.models.csm.config import CsmConfig, read_config
-from app.models.csm.generate import is_last, is_silent_end
 from app.models.csm.layout import language_model
-from app.models.csm.model import CsmModel
+from app.models.csm.model import CsmModel, is_last, is_silent_end
 from app.models.csm.prompt import Segment, TextEncoder
 from app.models.layers import Int8Dense, PackedDense, replace_dense
 from app.models.mimi import layout as mimi_layout
 from app.models.mimi.config import MimiConfig, read_mimi_config_file
 from app.models.mimi.model import MimiDecoder, MimiEncoder
 from app.models.weights import Checkpoint, open_checkpoints
+from app.runtime.device import choose_device, choose_dtype
 from app.runtime.prefix import PrefixCache
 from app.runtime.runner import StepResult
 from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise
+from app.types import EngineInfo, VoicePrompt
 
 if TYPE_CHECKING:
-    from app.types import Codes, Reference, Samples, Sampling, Utterance, VoicePrompt
+    from app.engines.registry import BuildContext
+    from app.settings import Settings
+    from app.types import Codes, Reference, Samples, Sampling, Utterance
 
 Quantize = Literal["none", "int8"]
 
@@ -505,3 +511,49 @@ def _fingerprint(model: CsmModel, decoder: MimiDecoder) -> str:
         flat = tensor.flatten()
         hashed.update(flat[:: max(1, flat.numel() // 16)][:16].float().cpu().numpy().tobytes())
     return f"csm {hashed.hexdigest()[:16]}"
+
+
+class CsmEngine(BatchedEngine):
+    """CSM behind the engine protocol; learns voices from recordings."""
+
+    def __init__(self, info: EngineInfo, runner: CsmRunner, *, max_queue: int, outbox_s: float) -> None:
+        super().__init__(info, runner, max_queue=max_queue, outbox_s=outbox_s)
+        self._encode = runner.encode
+
+    async def enroll(self, reference: Reference) -> VoicePrompt:
+        codes = await asyncio.to_thread(self._encode, reference)
+        sound = (np.clip(reference.samples, -1, 1) * 32767).astype("<i2").tobytes()
+        digest = hashlib.sha256(sound + reference.transcript.encode()).hexdigest()
+        return VoicePrompt(digest, "mimi", codes, reference.transcript)
+
+
+def build(settings: Settings, context: BuildContext) -> CsmEngine:
+    """Finds or downloads the weights and loads them. Raises EngineUnavailable."""
+
+    def fetch(model: str, source: str) -> Path:
+        return hub.fetch(
+            hub.files_for(model, source),
+            settings.folder("models"),
+            token=settings.token,
+            on_progress=context.on_progress,
+            cancelled=context.cancelled,
+        )
+
+    folder = fetch("csm", settings.csm_model)
+    codec = None if hub.has_tensor(folder, "codec_model.") else fetch("mimi", settings.csm_codec)
+    device = choose_device()
+    runner = load_runner(folder, codec, device=device, dtype=choose_dtype("auto"), max_rows=settings.max_rows)
+    info = EngineInfo(
+        id="csm-1b",
+        name="CSM-1B",
+        rate_hz=runner.rate_hz,
+        frame_s=1 / runner.codec.frame_hz,
+        continues=True,
+        extras=frozenset({"temperature", "top_k", "top_p"}),
+        languages=("en",),
+        fingerprint=runner.fingerprint,
+        device=str(device),
+        dtype=str(runner.model.dtype).removeprefix("torch."),
+        max_speakers=10,
+    )
+    return CsmEngine(info, runner, max_queue=settings.max_queue, outbox_s=settings.outbox_s)

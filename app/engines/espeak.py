@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import tempfile
 import threading
 import unicodedata
@@ -21,16 +22,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from app.audio import pcm
 from app.engines.batched import BatchedEngine
 from app.errors import EngineError, EngineUnavailable, UnsupportedParameter
 from app.runtime.runner import StepResult
 from app.types import EngineInfo
 
 if TYPE_CHECKING:
+    from app.engines.registry import BuildContext
     from app.settings import Settings
     from app.types import Codes, Samples, Utterance
 
-FRAME_S = 0.08  # as long as a Mimi frame, so that streaming behaves as it will with CSM
+FRAME_S = 0.08  # the first of an utterance: as long as a Mimi frame. Each next one doubles: the sound is there already,
+LONGEST_FRAME_S = 1.28  # and a step costs Python time that the event loop wants for other callers' first sounds
 WORDS_PER_MINUTE = 165
 MAX_TEXT_CHARS = 400  # about 25 s of speech: one sentence is synthesised in one go, in 10-20 ms
 
@@ -40,7 +44,8 @@ _INITIALIZE_DONT_EXIT = 0x8000
 _CHARS_UTF8 = 1
 _END_PAUSE = 0x1000
 _PARAMETER_RATE, _PARAMETER_PITCH = 1, 3
-_MAX_DATA_PATH_CHARS = 150  # the library's own buffer holds 160 and overruns silently
+_BUFFER_MS = 200  # of sound in one callback, each of which costs Python time
+_MAX_DATA_PATH_BYTES = 150  # the library's own buffer holds 160 and overruns silently
 
 _library_lock = threading.Lock()  # eSpeak NG keeps its state in globals: one synthesis at a time in a process
 
@@ -55,8 +60,8 @@ class Timbre:
     gain_db: float
 
 
-# Chosen from 210 accent/variant pairs by how well a recogniser told 25 sentences apart (20-25 of 25 for all of these) and
-# by distance in measured pitch (72-235 Hz) and brightness. Gains bring each to -20 dBFS RMS.
+# Chosen from 210 accent/variant pairs by how well a recogniser told 25 sentences apart (23-25 of 25 for all of these)
+# and by distance in measured pitch (72-235 Hz) and brightness. Gains bring each to -20 dBFS RMS.
 TIMBRES: dict[str, Timbre] = {
     "alloy": Timbre("gmw/en-US", "f2", 50, -0.4),
     "ash": Timbre("gmw/en-US", "edward", 60, -1.0),
@@ -76,9 +81,21 @@ _DEFAULT_TIMBRE = TIMBRES["alloy"]
 
 # The language of a text that names none, by the script most of its letters are in (first word of the Unicode name).
 _SCRIPT_LANGUAGES = {
-    "ARABIC": "ar", "ARMENIAN": "hy", "BENGALI": "bn", "CJK": "cmn", "CYRILLIC": "ru", "DEVANAGARI": "hi", "GEORGIAN": "ka",
-    "GREEK": "el", "HANGUL": "ko", "HEBREW": "he", "HIRAGANA": "ja", "KATAKANA": "ja", "TAMIL": "ta", "THAI": "th",
-}  # fmt: skip
+    "ARABIC": "ar",
+    "ARMENIAN": "hy",
+    "BENGALI": "bn",
+    "CJK": "cmn",
+    "CYRILLIC": "ru",
+    "DEVANAGARI": "hi",
+    "GEORGIAN": "ka",
+    "GREEK": "el",
+    "HANGUL": "ko",
+    "HEBREW": "he",
+    "HIRAGANA": "ja",
+    "KATAKANA": "ja",
+    "TAMIL": "ta",
+    "THAI": "th",
+}
 
 
 class _VoiceRecord(ctypes.Structure):
@@ -117,44 +134,54 @@ class Library:
             self._dll.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_VoiceRecord))
             data = self._short(Path(espeakng_loader.get_data_path()))
             self.rate_hz: int = self._dll.espeak_Initialize(
-                _AUDIO_OUTPUT_SYNCHRONOUS, 50, str(data).encode(), _INITIALIZE_DONT_EXIT
+                _AUDIO_OUTPUT_SYNCHRONOUS, _BUFFER_MS, os.fsencode(data), _INITIALIZE_DONT_EXIT
             )
             if self.rate_hz <= 0:
-                raise EngineUnavailable(f"eSpeak NG could not read its data in {data}.", remedy="Reinstall espeakng-loader.")
-            self._parts: list[Samples] = []
+                raise EngineUnavailable(
+                    f"eSpeak NG could not read its data in {data}.", remedy="Reinstall espeakng-loader."
+                )
+            self._parts: list[bytes] = []  # of the present synthesis, int16 as they came
             self._callback = _Callback(self._receive)  # kept: the library holds only a bare pointer
-            self._dll.espeak_SetSynthCallback(self._callback)
             self.languages = self._list_languages()
 
     def _short(self, data: Path) -> Path:
-        if len(str(data)) <= _MAX_DATA_PATH_CHARS:
+        if len(os.fsencode(data)) <= _MAX_DATA_PATH_BYTES:
             return data
         self._shortcut = tempfile.TemporaryDirectory(prefix="espeak-")
         link = Path(self._shortcut.name) / "espeak-ng-data"
+        if len(os.fsencode(link)) > _MAX_DATA_PATH_BYTES:
+            raise EngineUnavailable(
+                f"The path of eSpeak NG's data is too long for it: {data}.", remedy="Set TMPDIR to a shorter path."
+            )
         link.symlink_to(data)
         return link
 
     def _list_languages(self) -> dict[str, str]:
-        """Language tag (lower case) -> the library's voice identifier, best match first."""
+        """Language tag (lower case) -> the identifier of the voice that claims it most: its lowest priority byte."""
         records = self._dll.espeak_ListVoices(None)
-        found: dict[str, str] = {}
+        claims: list[tuple[int, str, str]] = []
         index = 0
         while records[index]:
             record = records[index].contents
             index += 1
-            tag = ctypes.string_at(record.languages)[1:].decode().lower()
-            found.setdefault(tag, record.identifier.decode())
-        return found
+            at = record.languages
+            while priority := ctypes.string_at(at, 1)[0]:
+                tag = ctypes.string_at(at + 1)
+                claims.append((priority, tag.decode().lower(), record.identifier.decode()))
+                at += 1 + len(tag) + 1
+        claims.sort(key=lambda claim: claim[0])  # stable: among equals the library's own order
+        return {tag: identifier for _, tag, identifier in reversed(claims)}
 
     def _receive(self, wave: ctypes._Pointer[ctypes.c_short], count: int, events: int | None) -> int:
         if wave and count > 0:
-            self._parts.append(np.ctypeslib.as_array(wave, (count,)).astype(np.float32) / 32768)
+            self._parts.append(ctypes.string_at(wave, 2 * count))
         return 0
 
     def synthesize(self, text: str, voice: str, pitch: int) -> Samples:
         """The whole text as samples (N,) float32 at `rate_hz`. `voice` = identifier, or identifier+variant."""
         data = text.encode("utf-8", "ignore").replace(b"\0", b"")
         with _library_lock:
+            self._dll.espeak_SetSynthCallback(self._callback)  # the process may hold a second Library
             if self._dll.espeak_SetVoiceByName(voice.encode()) != 0:
                 raise EngineError(f"eSpeak NG has no voice {voice!r}.")
             self._dll.espeak_SetParameter(_PARAMETER_RATE, WORDS_PER_MINUTE, 0)
@@ -164,7 +191,7 @@ class Library:
             if status != 0:
                 raise EngineError(f"eSpeak NG failed with status {status}.")
             parts, self._parts = self._parts, []
-        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+        return pcm.from_bytes(b"".join(parts))
 
 
 def script_language(text: str) -> str | None:
@@ -183,7 +210,7 @@ def resolve_language(tag: str, languages: dict[str, str]) -> str:
     Raises UnsupportedParameter.
     """
     wanted = tag.lower().replace("_", "-")
-    wanted = {"zh": "cmn", "zh-cn": "cmn", "zh-hk": "yue", "no": "nb", "en-gb": "en-gb-x-rp"}.get(wanted, wanted)
+    wanted = {"zh-hk": "yue", "en-gb": "en-gb-x-rp"}.get(wanted, wanted)
     parts = wanted.split("-")
     for length in range(len(parts), 0, -1):
         if found := languages.get("-".join(parts[:length])):
@@ -192,20 +219,21 @@ def resolve_language(tag: str, languages: dict[str, str]) -> str:
         if known.split("-")[0] == parts[0]:
             return identifier
     raise UnsupportedParameter(
-        f"The offline voice does not know the language {tag!r}. Known are: {', '.join(sorted(languages))}.", param="language"
+        f"The offline voice does not know the language {tag!r}. Known are: {', '.join(sorted(languages))}.",
+        param="language",
     )
 
 
 class EspeakRunner:
-    """eSpeak NG in rows: prefill synthesises a sentence, each step hands out its next FRAME_S of sound."""
+    """eSpeak NG in rows: prefill synthesises a sentence, each step hands out its next stretch of sound."""
 
     def __init__(self, library: Library, max_rows: int) -> None:
         self.max_rows = max_rows
         self.rate_hz = library.rate_hz
         self._library = library
-        self._frame_samples = round(FRAME_S * self.rate_hz)
         self._utterances: dict[int, Utterance] = {}
         self._unsaid: dict[int, Samples] = {}  # what each speaking row has still to say
+        self._frame_s: dict[int, float] = {}  # how long its next frame is
 
     def admit(self, row: int, utterance: Utterance) -> None:
         self._utterances[row] = utterance
@@ -214,6 +242,7 @@ class EspeakRunner:
         utterance = self._utterances[row]
         said = [self._say(line.text, line.voice.id, utterance.language) for line in utterance.lines]
         self._unsaid[row] = np.concatenate(said)[: int(utterance.max_seconds * self.rate_hz)]
+        self._frame_s[row] = FRAME_S
         return True
 
     def _say(self, text: str, voice_id: str, language: str | None) -> Samples:
@@ -232,9 +261,10 @@ class EspeakRunner:
     def sound(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
         frames = []
         for row in rows:
-            unsaid = self._unsaid[row]
-            frames.append(unsaid[: self._frame_samples])
-            self._unsaid[row] = unsaid[self._frame_samples :]
+            unsaid, frame_samples = self._unsaid[row], round(self._frame_s[row] * self.rate_hz)
+            frames.append(unsaid[:frame_samples])
+            self._unsaid[row] = unsaid[frame_samples:]
+            self._frame_s[row] = min(2 * self._frame_s[row], LONGEST_FRAME_S)
         return frames
 
     def release(self, row: int) -> None:
@@ -242,7 +272,7 @@ class EspeakRunner:
         self._unsaid.pop(row, None)
 
 
-def build(settings: Settings) -> BatchedEngine:
+def build(settings: Settings, _: BuildContext) -> BatchedEngine:
     """The offline voice as an engine. Raises EngineUnavailable."""
     library = Library()
     info = EngineInfo(

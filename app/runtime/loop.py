@@ -1,7 +1,7 @@
-"""The engine's thread: plan, admit, prefill, step, sound, settle, for ever. Knows a Runner and a Scheduler, nothing else.
+"""The engine's thread: plan, admit, prefill, step, sound, settle, for ever. Knows a Runner and a Scheduler only.
 
-A failure while one utterance is read fails that utterance; a failure of a step fails the rows that were in it. Either way
-the thread goes on with the others.
+A failure while one utterance is read fails that utterance; a failure of a step fails the rows that were in it. Either
+way the thread goes on with the others.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Loop:
             return False
         for row in plan.release:
             self._runner.release(row)
-        refused: set[int] = set()  # planned to be read in this same turn, but free again
+        refused = set()
         for row, job in plan.admit:
             try:
                 self._runner.admit(row, job.utterance)
@@ -95,17 +95,19 @@ class Loop:
             codes = result.codes[speaking]  # (n, K)
             for i, (row, samples) in enumerate(zip(live, self._runner.sound(live, codes), strict=True)):
                 self._scheduler.job(row).outbox.put(samples, codes[i][:, None] if codes.shape[1] else None)
-        ended = tuple(rows[i] for i, over in enumerate(result.ended) if over)
-        for row in ended:
-            self._scheduler.job(row).outbox.finish()
-            self._runner.release(row)
-        self._scheduler.settle(rows, ended)
+        self._end(rows, tuple(rows[i] for i, over in enumerate(result.ended) if over), None)
 
     def _fail(self, rows: tuple[int, ...], error: Exception) -> None:
         if not isinstance(error, SpeechError):
             log.error("the engine failed in row(s) %s", rows, exc_info=error)
             error = EngineError("The engine failed while speaking this. Try again; the server's log says why.")
-        for row in rows:
-            self._scheduler.job(row).outbox.finish(error)
+        self._end((), rows, error)
+
+    def _end(self, stepped: tuple[int, ...], ended: tuple[int, ...], error: Exception | None) -> None:
+        """Readers are told last: whoever hears the end finds the row free."""
+        jobs = [self._scheduler.job(row) for row in ended]
+        for row in ended:
             self._runner.release(row)
-        self._scheduler.settle((), rows)
+        self._scheduler.settle(stepped, ended)
+        for job in jobs:
+            job.outbox.finish(error)

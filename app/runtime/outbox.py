@@ -1,7 +1,7 @@
 """Audio on its way from the engine's thread to the event loop: bounded in seconds, never blocking the engine.
 
-A full outbox does not stop `put`: it makes the scheduler leave the row out of the next plan, so a slow reader pauses its
-own row and nobody else's. Knows no rows and no HTTP.
+A full outbox does not stop `put`: it makes the scheduler leave the row out of the next plan, so a slow reader pauses
+its own row and nobody else's. Knows no rows and no HTTP.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_GET_S = 1.0  # one get() joins what has gathered up to here: fewer, larger e
 
 
 class Outbox:
-    """One utterance's sound in flight. `put`, `finish`: engine thread. `get`: one task on the event loop that made it."""
+    """One utterance's sound in flight. `put`, `finish`: engine thread. `get`: one task on the loop that made it."""
 
     def __init__(self, rate_hz: int, capacity_s: float, on_room: Callable[[], None]) -> None:
         self._rate_hz = rate_hz
@@ -50,7 +50,7 @@ class Outbox:
         self._notify()
 
     def finish(self, error: Exception | None = None) -> None:
-        """Nothing more will come; with an error, `get` raises it after what is already here. Only the first call counts."""
+        """Nothing more will come; an error is raised by `get` after what is already here. The first call counts."""
         with self._lock:
             if self._finished:
                 return
@@ -59,31 +59,37 @@ class Outbox:
         self._notify()
 
     async def get(self) -> AudioChunk | None:
-        """The next stretch of sound, up to MAX_GET_S of it joined; None at the end. Raises what `finish` was given."""
+        """The next stretch of sound, None at the end. Raises what `finish` was given.
+
+        The first is a single part, so that the first bytes wait for no more than they need; later ones are joined.
+        """
         while True:
             self._ready.clear()
             with self._lock:
-                if self._parts:
-                    return self._take()
-                if self._finished:
-                    if self._error is not None:
-                        raise self._error
-                    return None
+                was_full = self.full
+                chunk = self._take() if self._parts else None
+                finished = self._finished
+                has_room = was_full and not self.full
+            if has_room:  # outside our lock: the scheduler calls `finish` inside its own
+                self._on_room()
+            if chunk is not None:
+                return chunk
+            if finished:
+                if self._error is not None:
+                    raise self._error
+                return None
             await self._ready.wait()
 
     def _take(self) -> AudioChunk:
-        limit = int(MAX_GET_S * self._rate_hz)
+        limit = int(MAX_GET_S * self._rate_hz) if self._taken_samples else 0
         parts = [self._parts.popleft()]
         count = len(parts[0][0])
         while self._parts and count + len(self._parts[0][0]) <= limit:
             parts.append(self._parts.popleft())
             count += len(parts[-1][0])
-        was_full = self.full
         self._waiting_samples -= count
         start = self._taken_samples
         self._taken_samples += count
-        if was_full and not self.full:
-            self._on_room()
         samples = parts[0][0] if len(parts) == 1 else np.concatenate([part[0] for part in parts])
         columns = [part[1] for part in parts if part[1] is not None]
         codes = np.concatenate(columns, axis=1) if columns else None

@@ -1,7 +1,7 @@
 """The Runner protocol: what a model gives the batch loop, and all that the loop asks of a model.
 
-A model with rows that live for ever (static shapes) fulfils this; the loop decides who is in which row and who advances.
-Every call comes from the loop's one thread.
+A model with rows that live for ever (static shapes) fulfils this; the loop decides who is in which row and who
+advances. Every call comes from the loop's one thread.
 """
 
 from __future__ import annotations

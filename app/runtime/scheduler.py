@@ -1,4 +1,4 @@
-"""Who speaks next: a bounded queue in front of a fixed set of rows. Plain Python, no torch, so it is tested without one.
+"""Who speaks next: a bounded queue in front of a fixed set of rows. Plain Python, so it is tested without a model.
 
 `submit` and `cancel` come from the event loop, everything else from the engine's thread; one lock guards both. The loop
 asks `plan`, does what it says, and reports with `settle` or `fail`.
@@ -6,6 +6,7 @@ asks `plan`, does what it says, and reports with `settle` or `fail`.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from app.errors import Busy, EngineStopped
-from app.runtime.slots import Phase, Slots
+from app.runtime.slots import Phase, Slot, Slots
 from app.types import Load
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class Scheduler:
 
     def __init__(self, max_rows: int, max_queue: int) -> None:
         self._slots = Slots(max_rows)
-        self._queue: deque[Job] = deque()
+        self._queue: deque[Job] = deque()  # has not begun; bounded
+        self._following: deque[Job] = deque()  # goes on with an answer that sounds; at most one per answer
         self._max_queue = max_queue
         self._changed = threading.Condition()
         self._dirty = False
@@ -60,12 +62,12 @@ class Scheduler:
 
     def submit(self, job: Job) -> None:
         """Queue a job. Raises Busy when rows and queue are full; a job that follows a sounding one is never refused
-        and goes before all that have not begun."""
+        and goes before all that have not begun, in the order they came."""
         with self._changed:
             if self._closed is not None:
                 raise self._closed
             if job.utterance.follows:
-                self._queue.appendleft(job)
+                self._following.append(job)
             else:
                 free = len(self._slots) - len(self._slots.live)
                 if len(self._queue) >= free + self._max_queue:
@@ -81,6 +83,9 @@ class Scheduler:
         """The reader is gone: the job leaves the queue now, or its row with the next plan."""
         with self._changed:
             job.cancelled = True
+            for queue in (self._queue, self._following):
+                with contextlib.suppress(ValueError):  # it has begun, or is over
+                    queue.remove(job)
             self._wake()
 
     def wake(self) -> None:
@@ -96,9 +101,11 @@ class Scheduler:
         """Refuse new jobs and end all present ones with `error`."""
         with self._changed:
             self._closed = error or EngineStopped("The engine has stopped. Restart the server.")
-            for job in [*self._queue, *(slot.job for slot in self._slots.live if slot.job)]:
+            for job in [*self._queue, *self._following, *(slot.job for slot in self._slots.live if slot.job)]:
                 job.cancelled = True
                 job.outbox.finish(self._closed)
+            self._queue.clear()
+            self._following.clear()
             self._wake()
 
     # ---- engine thread side
@@ -109,14 +116,10 @@ class Scheduler:
             release = tuple(slot.row for slot in self._slots.live if slot.job is not None and slot.job.cancelled)
             for row in release:
                 self._slots.free(row)
-            if any(job.cancelled for job in self._queue):
-                self._queue = deque(job for job in self._queue if not job.cancelled)
             admit: list[tuple[int, Job]] = []
-            while self._queue:
-                slot = self._slots.take(self._queue[0])
-                if slot is None:
-                    break
-                admit.append((slot.row, self._queue.popleft()))
+            for queue in (self._following, self._queue):
+                while queue and (slot := self._slots.take(queue[0])) is not None:
+                    admit.append((slot.row, queue.popleft()))
             waiting = [slot for slot in self._slots if slot.phase is Phase.PREFILL]
             step: list[int] = []
             for slot in self._slots:
@@ -125,8 +128,9 @@ class Scheduler:
                     slot.phase = Phase.PAUSED if slot.job.outbox.full else Phase.SPEAK
                     if slot.phase is Phase.SPEAK:
                         step.append(slot.row)
-            # One piece of prompt a turn, the longest waiting first: newcomers never stall those who speak.
-            waiting.sort(key=lambda slot: slot.job.submitted_s if slot.job else 0.0)
+            # One piece of prompt a turn, so that newcomers never stall those who speak: first for answers that go on,
+            # then for the longest waiting.
+            waiting.sort(key=_urgency)
             return Plan(release, tuple(admit), tuple(slot.row for slot in waiting[:1]), tuple(step))
 
     def prefilled(self, row: int) -> None:
@@ -155,7 +159,7 @@ class Scheduler:
                 self._changed.wait(timeout_s)
 
     def check(self) -> None:
-        """Raise AssertionError when the books do not add up. Run by tests after every turn and by the loop when idle."""
+        """Raise AssertionError when the books do not add up. Run by tests after every turn, by the loop when idle."""
         with self._changed:
             seen: set[int] = set()
             for slot in self._slots:
@@ -164,9 +168,14 @@ class Scheduler:
                 if slot.job is not None and id(slot.job) in seen:
                     raise AssertionError(f"the job of row {slot.row} is in two rows")
                 seen.add(id(slot.job))
-            if any(id(job) in seen for job in self._queue):
+            if any(id(job) in seen for job in [*self._queue, *self._following]):
                 raise AssertionError("a queued job is in a row as well")
 
     def _wake(self) -> None:
         self._dirty = True
         self._changed.notify_all()
+
+
+def _urgency(slot: Slot) -> tuple[bool, float]:
+    job = slot.job
+    return (True, 0.0) if job is None else (not job.utterance.follows, job.submitted_s)

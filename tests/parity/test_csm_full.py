@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from app.engines.csm import adapt, load_model
-from app.models.csm.generate import generate
 from app.runtime.sampling import Knobs
 from bench.fabricate import fabricate_csm
 from tests.parity import oracle
+from tests.parity.generation import generate
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

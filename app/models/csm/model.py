@@ -31,6 +31,20 @@ class Pick(Protocol):
         """logits (n, C) float32 of one codebook -> codes (n,) int64."""
 
 
+def is_last(frame: Tensor, eos_code: int) -> bool:
+    """True for a frame (K,) after which there is nothing: all codes but the last are EOS.
+
+    The rule of transformers' generate. Sesame's own generator wants the last code to be EOS as well and so would go on
+    after a frame 0..0,x; here such a frame is still sounded, as there, and then speech ends.
+    """
+    return bool((frame[:-1] == eos_code).all())
+
+
+def is_silent_end(frame: Tensor, eos_code: int) -> bool:
+    """True for a frame (K,) that is nothing but EOS: it is not decoded."""
+    return bool((frame == eos_code).all())
+
+
 class CsmModel(nn.Module):
     """The weights and the arithmetic. `load` fills it; without, its numbers are undefined."""
 

@@ -1,0 +1,137 @@
+"""The FastAPI app: its layers, its routes under /v1 and their twins under /api/v1."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fastapi import Depends, FastAPI
+from fastapi.responses import RedirectResponse
+from pydantic import BaseModel
+from starlette.middleware.cors import CORSMiddleware
+
+from app import __version__
+from app.api import errors, models, speech, system, voices
+from app.api.access import EXPOSED_HEADERS, Access, BodyLimit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from app.api.auth import Keys
+    from app.engines.host import EngineHost
+    from app.metrics import Metrics
+    from app.studio import Studio
+    from app.voices.store import VoiceStore
+
+PREFIXES = ("/v1", "/api/v1")
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorEnvelope(BaseModel):
+    """OpenAI's error body."""
+
+    error: ErrorDetail
+
+
+_SPEECH_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorEnvelope, "description": "The request can't be answered as it is; the message says why."},
+    401: {"model": ErrorEnvelope, "description": "A key is needed, or is wrong."},
+    404: {"model": ErrorEnvelope, "description": "No such model here."},
+    413: {"model": ErrorEnvelope, "description": "The body is too large."},
+    429: {"model": ErrorEnvelope, "description": "The queue is full; Retry-After says when to come back."},
+    500: {"model": ErrorEnvelope, "description": "The engine failed."},
+    503: {"model": ErrorEnvelope, "description": "The engine is starting or can't be had; Retry-After."},
+}
+_LIST_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401)}
+_KEY_ERRORS: dict[int | str, dict[str, Any]] = {401: _SPEECH_ERRORS[401]}
+_LOOKUP_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401, 404)}
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """What the routes are handed."""
+
+    studio: Studio
+    host: EngineHost
+    voices: VoiceStore
+    metrics: Metrics
+    keys: Keys
+
+
+def create(
+    rooms: Rooms,
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
+    settings_shown: Callable[[], dict[str, object]],
+    *,
+    max_input_chars: int,
+    log_texts: bool,
+    max_body_bytes: int,
+    cors_origins: tuple[str, ...],
+) -> FastAPI:
+    app = FastAPI(
+        title="tts-server",
+        version=__version__,
+        summary="OpenAI-compatible text to speech on your own machine.",
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    errors.install(app)
+    spoken = speech.router(
+        rooms.studio, rooms.host, rooms.metrics, max_input_chars=max_input_chars, log_texts=log_texts
+    )
+    for prefix in PREFIXES:
+        shown = prefix == PREFIXES[0]
+        needs_key, open_to_all = [Depends(rooms.keys.require)], [Depends(rooms.keys.allow)]
+        app.include_router(
+            spoken, prefix=prefix, dependencies=needs_key, responses=_SPEECH_ERRORS, include_in_schema=shown
+        )
+        for lists, wrong in (
+            (speech.lists(), _LIST_ERRORS),
+            (voices.router(rooms.voices), _LIST_ERRORS),
+            (models.router(rooms.host, rooms.voices), _LOOKUP_ERRORS),
+        ):
+            app.include_router(lists, prefix=prefix, dependencies=open_to_all, responses=wrong, include_in_schema=shown)
+    inside = system.router(rooms.host, rooms.metrics, rooms.keys, settings_shown)
+    for prefix in ("", *PREFIXES):
+        app.include_router(inside, prefix=prefix, responses=_KEY_ERRORS, include_in_schema=not prefix)
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    _describe_only_what_happens(app)
+    app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
+    if cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=list(EXPOSED_HEADERS),
+        )
+    app.add_middleware(Access, metrics=rooms.metrics)
+    return app
+
+
+def _describe_only_what_happens(app: FastAPI) -> None:
+    """Take FastAPI's 422 out of /openapi.json: a body that does not fit is a 400 here, as OpenAI's clients expect."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = generate()
+            for operations in schema["paths"].values():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)
+            for name in ("HTTPValidationError", "ValidationError"):
+                schema["components"]["schemas"].pop(name, None)
+        return generate()
+
+    app.openapi = openapi  # type: ignore[method-assign]

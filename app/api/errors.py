@@ -1,0 +1,129 @@
+"""The one table from our errors to HTTP, in OpenAI's envelope, so that the official SDKs raise the right class."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from app import errors
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI, Request
+
+log = logging.getLogger(__name__)
+
+# First match wins; SpeechError is the tree's root.
+STATUS: tuple[tuple[type[errors.SpeechError], int], ...] = (
+    (errors.Unauthorized, 401),
+    (errors.UnknownModel, 404),
+    (errors.BodyTooLarge, 413),
+    (errors.RequestError, 400),
+    (errors.Busy, 429),
+    (errors.NotReady, 503),
+    (errors.EngineStopped, 503),
+    (errors.SpeechError, 500),
+)
+
+
+def status_of(error: errors.SpeechError) -> int:
+    return next(status for kind, status in STATUS if isinstance(error, kind))
+
+
+def envelope(message: str, *, status: int, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """OpenAI's error body, always four keys: 429 is `requests`, 4xx `invalid_request_error`, 5xx `server_error`."""
+    kind = "requests" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def body_of(error: errors.SpeechError) -> dict[str, Any]:
+    return envelope(error.message, status=status_of(error), param=error.param, code=error.code)
+
+
+def response_to(error: errors.SpeechError) -> JSONResponse:
+    headers = {}
+    if isinstance(error, errors.Busy | errors.NotReady):
+        headers["Retry-After"] = str(max(1, error.retry_after_s))
+    if isinstance(error, errors.OutOfMemory):
+        headers["x-should-retry"] = "false"
+    if isinstance(error, errors.Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    return _json(status_of(error), body_of(error), headers)
+
+
+def unexpected() -> JSONResponse:
+    """The answer of last resort: our fault, said without its details, which are in the log."""
+    return _json(500, envelope("The server failed at this request; its log says why.", status=500), {})
+
+
+def _json(status: int, body: dict[str, Any], headers: Mapping[str, str] | None) -> JSONResponse:
+    # A message may quote what the caller sent, lone surrogates included, which UTF-8 can't carry.
+    error = body["error"]
+    error["message"] = error["message"].encode("utf-8", "replace").decode()
+    return JSONResponse(body, status, headers=dict(headers or {}))
+
+
+def install(app: FastAPI) -> None:
+    """Every error that leaves a route goes through here."""
+
+    async def speech_error(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, errors.SpeechError)  # noqa: S101 - starlette types handlers by Exception
+        return response_to(error)
+
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)  # noqa: S101
+        return _invalid(request, error)
+
+    async def http_error(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)  # noqa: S101
+        return _http_error(error)
+
+    app.add_exception_handler(errors.SpeechError, speech_error)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http_error)
+
+
+def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    problems = error.errors()
+    kind = request.headers.get("content-type", "")
+    media = kind.split(";")[0].strip().lower()
+    is_json = media == "application/json" or (media.startswith("application/") and media.endswith("+json"))
+    whole_body = any(problem["loc"] == ("body",) for problem in problems)
+    if whole_body and not is_json and problems[0]["type"] != "missing":
+        message = (
+            f"Unsupported content type: {media[:80]!r}. This endpoint only accepts 'application/json'; send the JSON "
+            "body with the header `Content-Type: application/json`."
+        )
+        return _json(400, envelope(message, status=400, code="unsupported_content_type"), None)
+    first = problems[0]
+    if first["type"] == "json_invalid":
+        detail = first.get("ctx", {}).get("error", "")
+        message = f"The body is not valid JSON ({detail} at character {first['loc'][-1]}). Send a JSON object."
+        return _json(400, envelope(message, status=400, code="invalid_json"), None)
+    if whole_body:
+        return _json(400, envelope("The body must be a JSON object.", status=400, code="invalid_type"), None)
+    where = [str(part) for part in first["loc"] if part != "body"]
+    # A union member's name is part of pydantic's location; the caller knows only the field's.
+    param = where[0] if where else None
+    message = "; ".join(
+        f"`{'.'.join(str(part) for part in problem['loc'][1:2])}`: {problem['msg']}" for problem in problems[:5]
+    )
+    return _json(400, envelope(message, status=400, param=param, code=first["type"]), None)
+
+
+def _http_error(error: HTTPException) -> JSONResponse:
+    status = error.status_code
+    if status == 404:
+        message, code = "There is nothing at this URL; see /docs for what there is.", "not_found"
+    elif status == 405:
+        message, code = "This URL does not take that method; see /docs.", "method_not_allowed"
+    elif status == 413:
+        message, code = "The request body is too large.", errors.BodyTooLarge.code
+    else:
+        message, code = str(error.detail) or HTTPStatus(status).phrase, None
+    return _json(status, envelope(message, status=status, code=code), error.headers)

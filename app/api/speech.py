@@ -1,0 +1,76 @@
+"""`/audio/speech` and its streaming names: one handler, since every answer streams."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from app.api.respond import AnswerResponse
+from app.api.schemas import SpeechBody
+from app.types import AUDIO_FORMATS
+
+if TYPE_CHECKING:
+    from app.engines.host import EngineHost
+    from app.metrics import Metrics
+    from app.studio import Answer, Studio
+
+log: Any = structlog.get_logger(__name__)
+
+AUDIO_RESPONSE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The audio, chunked from its first sound; or server-sent events with `stream_format: sse`.",
+        "content": {
+            f"audio/{'mpeg' if name == 'mp3' else name}": {"schema": {"type": "string", "format": "binary"}}
+            for name in AUDIO_FORMATS
+        }
+        | {"text/event-stream": {"schema": {"type": "string"}}},
+        "headers": {
+            "X-TTS-Engine": {"schema": {"type": "string"}, "description": "The engine that spoke."},
+            "X-TTS-Seed": {"schema": {"type": "string"}, "description": "Send it as `seed` to hear the same again."},
+            "X-Cache": {"schema": {"type": "string", "enum": ["hit", "miss"]}},
+            "X-TTS-Ignored": {"schema": {"type": "string"}, "description": "Parameters the engine could not follow."},
+        },
+    }
+}
+
+
+def router(studio: Studio, host: EngineHost, metrics: Metrics, *, max_input_chars: int, log_texts: bool) -> APIRouter:
+    routes = APIRouter(tags=["speech"])
+
+    async def speech(body: SpeechBody) -> Response:
+        """Turn text into speech. Takes everything OpenAI's endpoint takes, and more."""
+
+        async def prepare() -> Answer:
+            request = body.to_request(default_model=host.requested.model_id, max_input_chars=max_input_chars)
+            line = request.lines[0]
+            told = {"text": line.text} if log_texts else {"characters": len(line.text)}
+            log.info("speak", voice=line.voice, format=request.format, speed=request.speed, **told)
+            return await studio.answer(request, extras=body.extras, random_seed=body.seed == "random")
+
+        return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse")
+
+    for path, name in (
+        ("/audio/speech", "create_speech"),
+        ("/audio/speech/streaming", "create_speech_streaming"),
+        ("/audio/speech/stream", "create_speech_stream"),
+    ):
+        routes.add_api_route(path, speech, methods=["POST"], name=name, operation_id=name, responses=AUDIO_RESPONSE)
+    return routes
+
+
+def lists() -> APIRouter:
+    """What a request may ask for; open to all."""
+    routes = APIRouter(tags=["speech"])
+
+    @routes.get("/audio/speech/response-formats")
+    async def response_formats() -> dict[str, list[str]]:
+        return {"response_formats": list(AUDIO_FORMATS)}
+
+    @routes.get("/audio/speech/stream-formats")
+    async def stream_formats() -> dict[str, list[str]]:
+        return {"stream_formats": ["audio", "sse"]}
+
+    return routes

@@ -1,0 +1,105 @@
+"""How the server is: /health for people and containers, /ready for balancers, /metrics, /version, /debug."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import threading
+import time
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Depends
+from fastapi.responses import JSONResponse, Response
+
+from app import __version__
+from app.api.errors import response_to
+from app.errors import NotReady
+from app.metrics import CONTENT_TYPE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from app.api.auth import Keys
+    from app.engines.host import EngineHost
+    from app.metrics import Metrics
+
+_PACKAGES = ("torch", "numpy", "av", "fastapi", "uvicorn", "wetext", "sentencex", "espeakng-loader", "huggingface-hub")
+
+
+def router(
+    host: EngineHost, metrics: Metrics, keys: Keys, settings_shown: Callable[[], dict[str, object]]
+) -> APIRouter:
+    routes = APIRouter(tags=["system"])
+
+    @routes.get("/health", responses={503: {"description": "Unhealthy: no engine can answer, and why."}})
+    async def health() -> JSONResponse:
+        """200 `starting`, `ok` or `degraded`; 503 `unhealthy`. Reasons in words."""
+        body = _health(host)
+        return JSONResponse(body, 503 if body["status"] == "unhealthy" else 200, headers={"Cache-Control": "no-store"})
+
+    @routes.get("/ready", responses={503: {"description": "A speech request would not be answered now."}})
+    async def ready() -> Response:
+        """200 whenever a speech request would be answered."""
+        try:
+            engine = host.engine()
+        except NotReady as error:
+            return response_to(error)
+        return JSONResponse({"ready": True, "engine": engine.info.id})
+
+    @routes.get("/version")
+    async def versions() -> dict[str, Any]:
+        return {"name": "tts-server", "version": __version__, "python": platform.python_version()}
+
+    @routes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def prometheus() -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+    @routes.get("/debug", dependencies=[Depends(keys.require)])
+    async def debug() -> dict[str, Any]:
+        """All that helps to find a fault, and no secret."""
+        engine = host.current
+        return {
+            "version": __version__,
+            "python": sys.version,
+            "platform": platform.platform(),
+            "packages": {name: _version_of(name) for name in _PACKAGES},
+            "health": _health(host),
+            "engine": None if engine is None else _plain(asdict(engine.info)),
+            "settings": settings_shown(),
+            "threads": sorted(thread.name for thread in threading.enumerate()),
+        }
+
+    return routes
+
+
+def _health(host: EngineHost) -> dict[str, Any]:
+    status = host.status()
+    engine, load = host.current, host.load()
+    return {
+        "status": status.state,
+        "engine": status.running.name if status.running else None,
+        "model": status.running.model_id if status.running else None,
+        "requested_engine": status.requested.name,
+        "reason": status.reason,
+        "remedy": status.remedy,
+        "device": engine.info.device if engine else None,
+        "dtype": engine.info.dtype if engine else None,
+        "rows": {"active": load.active_rows, "limit": load.max_rows} if load else None,
+        "queue": {"waiting": load.queued, "limit": load.max_queue} if load else None,
+        "download": asdict(status.progress) if status.progress else None,
+        "version": __version__,
+        "uptime_s": round(time.monotonic() - host.started_s, 1),
+    }
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: sorted(value) if isinstance(value, frozenset | tuple) else value for name, value in values.items()}
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,180 @@
+"""The shape of one utterance's sound: silence trimmed at its edges, edges faded, level set.
+
+A model may start late, end late or stop on a loud sample; joined as they are, sentences would be far apart or click.
+Knows samples and a rate; knows no text, no engine, and nothing of the neighbouring utterance.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from app.audio import pcm
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from app.types import Samples
+
+_KNEE = np.float32(0.9)  # -0.9 dBFS: speech at our levels rarely gets there
+_WINDOW_S = 0.01
+
+_NOTHING: Samples = np.zeros(0, dtype=np.float32)
+_NOTHING.flags.writeable = False
+
+
+class EdgeTrimmer:
+    """A `Stage` that shortens the silence before the first and after the last sound to lead_s and tail_s.
+
+    A 10 ms window is silent when its RMS is below threshold_dbfs. Pauses inside pass whole: their first tail_s at once
+    (that much stays in any case), the rest with the next sound, so only a pause longer than tail_s is held back and
+    memory is bounded by the longest pause. Sound itself waits for the rest of its window, under 10 ms.
+    Silence alone comes out as at most lead_s of it.
+    """
+
+    def __init__(
+        self, rate_hz: int, *, lead_s: float = 0.05, tail_s: float = 0.15, threshold_dbfs: float = -50.0
+    ) -> None:
+        self._window_samples = max(1, round(_WINDOW_S * rate_hz))
+        self._lead_samples = round(lead_s * rate_hz)
+        self._tail_samples = round(tail_s * rate_hz)
+        self._threshold = pcm.amplitude(threshold_dbfs)
+        self._partial = _NOTHING  # shorter than a window, not yet judged
+        self._held: list[Samples] = []  # before the first sound: the lead-in; later: a pause beyond its kept part
+        self._kept_of_pause = 0  # samples of the present pause that went out
+        self._sounded = False
+
+    @property
+    def sounded(self) -> bool:
+        """Whether there has been anything but silence."""
+        return self._sounded
+
+    def push(self, samples: Samples) -> Samples:
+        samples = np.concatenate((self._partial, samples))
+        whole = len(samples) - len(samples) % self._window_samples
+        self._partial = samples[whole:].copy()
+        return self._pass(samples[:whole], self._window_samples)
+
+    def flush(self) -> Samples:
+        last, self._partial = self._partial, _NOTHING
+        out = self._pass(last, len(last)) if len(last) else _NOTHING
+        if not self._sounded:
+            out = _joined(self._held)
+        self._held = []
+        return out
+
+    def _pass(self, samples: Samples, window_samples: int) -> Samples:
+        """samples: whole windows. Returns what is certain to stay."""
+        if not len(samples):
+            return _NOTHING
+        windows = samples.reshape(-1, window_samples)
+        loud = np.flatnonzero(np.sqrt(np.mean(np.square(windows), axis=1)) >= self._threshold)
+        if not len(loud):
+            return self._pause(samples)
+        out = []
+        if self._sounded:
+            out += self._held
+        else:
+            self._sounded = True
+            first = loud[0] * window_samples
+            before = _joined([*self._held, samples[:first]])
+            out.append(before[max(0, len(before) - self._lead_samples) :])
+            samples = samples[first:]
+            loud -= loud[0]
+        end = (loud[-1] + 1) * window_samples
+        self._held = []
+        self._kept_of_pause = 0
+        return _joined([*out, samples[:end], self._pause(samples[end:])])
+
+    def _pause(self, silent: Samples) -> Samples:
+        if not self._sounded:
+            held = _joined([*self._held, silent])
+            self._held = [held[max(0, len(held) - self._lead_samples) :].copy()]
+            return _NOTHING
+        now = min(len(silent), self._tail_samples - self._kept_of_pause)
+        self._kept_of_pause += now
+        if now < len(silent):
+            self._held.append(silent[now:].copy())
+        return silent[:now]
+
+
+class Fader:
+    """A `Stage` that fades an utterance in and out with raised cosines, so that its edges never click.
+
+    The fade-in delays nothing; the fade-out holds back its own length. A shorter utterance gets shorter fades.
+    """
+
+    def __init__(self, rate_hz: int, *, fade_in_s: float = 0.004, fade_out_s: float = 0.010) -> None:
+        self._rise = _rise(round(fade_in_s * rate_hz))
+        self._fall_samples = round(fade_out_s * rate_hz)
+        self._position = 0
+        self._held = _NOTHING
+
+    def push(self, samples: Samples) -> Samples:
+        rise = self._rise[self._position : self._position + len(samples)]
+        if len(rise):
+            samples = np.concatenate((samples[: len(rise)] * rise, samples[len(rise) :]))
+        self._position += len(samples)
+        samples = np.concatenate((self._held, samples))
+        ready = max(0, len(samples) - self._fall_samples)
+        self._held = samples[ready:].copy()
+        return samples[:ready]
+
+    def flush(self) -> Samples:
+        held, self._held = self._held, _NOTHING
+        return held * _rise(len(held))[::-1]
+
+
+class Gain:
+    """A `Stage` that applies gain_db and keeps the result within +-1 with `soft_limit`. No delay, no memory."""
+
+    def __init__(self, gain_db: float) -> None:
+        self._factor = np.float32(pcm.amplitude(gain_db))
+
+    def push(self, samples: Samples) -> Samples:
+        return soft_limit(samples * self._factor)
+
+    def flush(self) -> Samples:
+        return _NOTHING
+
+
+class Cut:
+    """A `Stage` that ends the sound at limit_s, faded out; None = no limit. `full`: the end has been reached."""
+
+    def __init__(self, rate_hz: int, limit_s: float | None) -> None:
+        self._left_samples = None if limit_s is None else round(limit_s * rate_hz)
+        self._fader = Fader(rate_hz, fade_in_s=0.0) if limit_s is not None else None
+        self.full = False
+
+    def push(self, samples: Samples) -> Samples:
+        if self._left_samples is None or self._fader is None:
+            return samples
+        samples = samples[: self._left_samples]
+        self._left_samples -= len(samples)
+        self.full = self._left_samples == 0
+        return self._fader.push(samples)
+
+    def flush(self) -> Samples:
+        return _NOTHING if self._fader is None else self._fader.flush()
+
+
+def soft_limit(samples: Samples) -> Samples:
+    """(N,) within [-1, 1]. Up to 0.9 it is the input bit for bit, above it bends by tanh, with no corner at 0.9."""
+    magnitude = np.abs(samples)
+    over = magnitude > _KNEE
+    if not over.any():
+        return samples
+    room = np.float32(1.0) - _KNEE
+    bent = np.minimum(_KNEE + room * np.tanh((magnitude - _KNEE) / room), np.float32(1.0))
+    return np.where(over, np.copysign(bent, samples), samples).astype(np.float32, copy=False)
+
+
+def _rise(length: int) -> NDArray[np.float32]:
+    """(length,) from just above 0 to just below 1: half a raised cosine, sampled at the middle of each step."""
+    phase = (np.arange(length) + 0.5) / max(1, length)
+    return (0.5 - 0.5 * np.cos(np.pi * phase)).astype(np.float32)
+
+
+def _joined(parts: list[Samples]) -> Samples:
+    return np.concatenate(parts) if parts else _NOTHING

@@ -1,0 +1,191 @@
+"""The one engine of this process: which was asked for, which runs, and why if these differ.
+
+Building (downloads included) happens in a thread, so that the port opens at once and /health can tell how far it is.
+Knows no HTTP; says what is the matter as NotReady and as a Status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+
+from app.engines.registry import BuildContext, EngineSpec
+from app.errors import EngineUnavailable, NotReady
+
+if TYPE_CHECKING:
+    from app.engines.protocol import Engine
+    from app.models.hub import Progress
+    from app.settings import Settings
+    from app.types import Load
+
+log = logging.getLogger(__name__)
+
+State = Literal["starting", "ok", "degraded", "unhealthy"]
+RETRY_WHILE_LOADING_S = 5
+RETRY_UNAVAILABLE_S = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How things stand, in words. `running` is the engine that answers now, None while there is none."""
+
+    state: State
+    requested: EngineSpec
+    running: EngineSpec | None
+    reason: str = ""
+    remedy: str = ""
+    progress: Progress | None = None
+
+
+class EngineHost:
+    """Owns the engine's life. Used from one event loop; `async with` begins to build it and stops it at its end."""
+
+    def __init__(self, settings: Settings, known: dict[str, EngineSpec]) -> None:
+        """Raises ValueError for an engine name that nobody provides."""
+        for variable, name in (("TTS_ENGINE", settings.engine), ("TTS_FALLBACK_ENGINE", settings.fallback_engine)):
+            if name not in known and not (variable == "TTS_FALLBACK_ENGINE" and name == ""):
+                raise ValueError(f"{variable}={name!r} is no engine. Engines are: {', '.join(sorted(known))}.")
+        self._settings = settings
+        self._requested = known[settings.engine]
+        fallback = known[settings.fallback_engine] if settings.fallback_engine else None
+        self._fallback = fallback if fallback != self._requested else None
+        self._running: EngineSpec | None = None
+        self._engine: Engine | None = None
+        self._problem: EngineUnavailable | None = None
+        self._progress: Progress | None = None
+        self._giving_up = threading.Event()
+        self._stack = AsyncExitStack()
+        self._starting: asyncio.Task[None] | None = None
+        self.started_s = time.monotonic()
+
+    # ---- what others ask
+
+    @property
+    def requested(self) -> EngineSpec:
+        return self._requested
+
+    @property
+    def model_ids(self) -> tuple[str, ...]:
+        """Ids that are answered: the running engine's, and the one it stands in for."""
+        ids = [self._requested.model_id]
+        if self._running is not None and self._running != self._requested:
+            ids.append(self._running.model_id)
+        return tuple(ids)
+
+    @property
+    def is_fallback(self) -> bool:
+        return self._running is not None and self._running != self._requested
+
+    @property
+    def current(self) -> Engine | None:
+        """The engine, if there is one yet; for lists and metrics, which must not fail."""
+        return self._engine
+
+    def engine(self) -> Engine:
+        """The engine that speaks. Raises NotReady."""
+        if self._engine is not None and self._engine.healthy:
+            return self._engine
+        status = self.status()
+        if status.state == "starting":
+            raise NotReady(
+                f"The {self._requested.model_id} engine is starting. {_told(status)}",
+                retry_after_s=RETRY_WHILE_LOADING_S,
+            )
+        raise NotReady(
+            f"The {self._requested.model_id} engine can't answer: {_told(status)}", retry_after_s=RETRY_UNAVAILABLE_S
+        )
+
+    def load(self) -> Load | None:
+        return self._engine.load if self._engine is not None else None
+
+    def status(self) -> Status:
+        reason, remedy = (self._problem.reason, self._problem.remedy) if self._problem else ("", "")
+        if self._engine is None:
+            state: State = (
+                "unhealthy" if self._problem and (self._starting is None or self._starting.done()) else "starting"
+            )
+            return Status(state, self._requested, None, reason, remedy, self._progress)
+        if not self._engine.healthy:
+            return Status("unhealthy", self._requested, self._running, "The engine has stopped.", "Restart the server.")
+        return Status("degraded" if self._problem else "ok", self._requested, self._running, reason, remedy)
+
+    # ---- its life
+
+    async def __aenter__(self) -> Self:
+        self._starting = asyncio.create_task(self._start(), name="engine-start")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._giving_up.set()
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
+        await self._stack.aclose()
+
+    async def settled(self) -> Status:
+        """Wait until it is decided which engine runs, if any."""
+        if self._starting is not None:
+            await asyncio.wait([self._starting])
+        return self.status()
+
+    async def _start(self) -> None:
+        try:
+            await self._run(self._requested)
+            log.info("engine %s is ready", self._requested.name)
+        except EngineUnavailable as problem:
+            self._problem = problem
+            if self._fallback is not None:
+                try:
+                    await self._run(self._fallback)
+                except EngineUnavailable as second:
+                    self._problem = EngineUnavailable(
+                        f"{problem.reason} {second.reason}", remedy=f"{problem.remedy} {second.remedy}"
+                    )
+            self._announce()
+
+    async def _run(self, spec: EngineSpec) -> None:
+        context = BuildContext(on_progress=self._note, cancelled=self._giving_up.is_set)
+        try:
+            engine = await asyncio.to_thread(lambda: spec.builder()(self._settings, context))
+            self._engine = await self._stack.enter_async_context(engine)
+        except EngineUnavailable:
+            raise
+        except Exception as error:
+            log.exception("engine %s failed to start", spec.name)
+            raise EngineUnavailable(
+                f"The {spec.model_id} engine failed to start ({type(error).__name__}).",
+                remedy="The server's log says why.",
+            ) from error
+        finally:
+            self._progress = None
+        self._running = spec
+
+    def _note(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def _announce(self) -> None:
+        """Say it so that nobody mistakes a stand-in for the real thing."""
+        assert self._problem is not None  # noqa: S101 - only called with one
+        stand_in = f"{self._running.model_id} ANSWERS IN ITS PLACE" if self._running else "SPEECH IS ANSWERED WITH 503"
+        lines = [
+            f"{self._requested.model_id} IS NOT RUNNING: {stand_in}",
+            self._problem.reason,
+            *self._problem.remedy.splitlines(),
+        ]
+        rule = "=" * 100
+        log.warning("\n%s\n%s\n%s", rule, "\n".join(f"  {line}" for line in lines if line), rule)
+
+
+def _told(status: Status) -> str:
+    if status.progress is not None:
+        done, total = status.progress.done_bytes / 1e9, status.progress.total_bytes / 1e9
+        return f"Downloading {status.progress.source}: {done:.2f} of {total:.2f} GB."
+    return f"{status.reason} {status.remedy}".strip()

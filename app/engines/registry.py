@@ -1,0 +1,68 @@
+"""Engine names and how to build them. Built-ins and plug-ins (entry points, below) enter by one door."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, cast
+
+from app.errors import EngineUnavailable
+
+if TYPE_CHECKING:
+    from app.engines.protocol import Engine
+    from app.models.hub import Progress
+    from app.settings import Settings
+
+ENTRY_POINT_GROUP = "tts_server.engines"
+
+
+@dataclass(frozen=True, slots=True)
+class BuildContext:
+    """What a builder may use while it works, in a thread of its own: where to report a download, when to give up."""
+
+    on_progress: Callable[[Progress], None]
+    cancelled: Callable[[], bool]
+
+
+# Blocking; raises EngineUnavailable with a reason and a remedy.
+Builder = Callable[["Settings", BuildContext], "Engine"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """name: value of TTS_ENGINE. model_id: what the API calls it. target: `module:function`, imported when needed."""
+
+    name: str
+    model_id: str
+    target: str
+
+    def builder(self) -> Builder:
+        """Imports the engine's module. Raises EngineUnavailable where this version has none."""
+        name, _, function = self.target.partition(":")
+        try:
+            module = import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+            raise EngineUnavailable(
+                f"This version of the server has no {self.name} engine.", remedy="Set TTS_ENGINE to another engine."
+            ) from error
+        return cast("Builder", getattr(module, function))
+
+
+BUILT_IN = (
+    EngineSpec("csm", "csm-1b", "app.engines.csm:build"),
+    EngineSpec("dia", "dia-1.6b", "app.engines.dia:build"),
+    EngineSpec("espeak", "espeak", "app.engines.espeak:build"),
+)
+
+
+def specs() -> dict[str, EngineSpec]:
+    """Every engine that can be named, by name. A plug-in is named by its entry point, which is also its model id."""
+    found = {spec.name: spec for spec in BUILT_IN}
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        name = point.name.lower()  # as settings read TTS_ENGINE
+        found.setdefault(name, EngineSpec(name, point.name, point.value))
+    return found

@@ -1,0 +1,76 @@
+"""`python -m app.main`: settings -> assemble -> uvicorn. With DEV_MODE it restarts when the code changes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+import uvicorn
+from pydantic import ValidationError
+
+from app import __version__, logs
+from app.assemble import assemble
+from app.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+log = logging.getLogger(__name__)
+
+SWITCH_INTERVAL_S = 0.0005  # a first sound waits at most this long for the engine's thread to let go of Python (5 ms)
+KEEP_ALIVE_S = 75  # above the idle time of clients' connection pools; uvicorn's 5 s showed as connection errors
+
+
+def read_settings(**given: object) -> Settings:
+    """Settings from the environment, `given` (by variable) first; ends the process with words when they are wrong."""
+    try:
+        return Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        for problem in error.errors():
+            print(f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The app, with logging set up; from the environment when uvicorn's reloader calls it in a process of its own."""
+    settings = settings or read_settings()
+    try:
+        logs.set_up(
+            "DEBUG" if settings.dev_mode else settings.log_level, settings.folder("logs"), colors=sys.stderr.isatty()
+        )
+        app = assemble(settings)
+    except OSError as error:
+        print(f"TTS_DATA_DIR={settings.data_dir} can't be used: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+    except ValueError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+    log.info("tts-server %s on http://%s:%d, engine %s", __version__, settings.host, settings.port, settings.engine)
+    return app
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or Ctrl+C; answers that are being spoken then finish, for up to TTS_SHUTDOWN_GRACE_S."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    uvicorn.run(
+        "app.main:create_app" if settings.dev_mode else create_app(settings),
+        factory=settings.dev_mode,
+        host=settings.host,
+        port=settings.port,
+        reload=settings.dev_mode,
+        reload_dirs=["app"] if settings.dev_mode else None,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=settings.shutdown_grace_s,
+    )
+
+
+def main() -> None:
+    serve(read_settings())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,484 @@
+"""One request, any engine, to bytes: check, plan, cache, speak, shape, encode. Knows no HTTP and no engine by name.
+
+An Answer's stream is lazy: nothing is asked of the engine before its first bytes are, and closing it cancels whatever
+is being spoken. Errors come out of `Studio.answer` or of the first bytes; after those, an error breaks the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from app import __version__
+from app.audio import pcm
+from app.audio.encoders import MEDIA_TYPES, Encoder, check_rate, open_encoder
+from app.audio.resample import StreamResampler
+from app.audio.shape import Cut, EdgeTrimmer, Fader
+from app.audio.stages import Stage, chain
+from app.audio.stretch import StreamStretcher
+from app.errors import EmptyText, NothingSpoken, UnknownModel, UnsupportedParameter
+from app.text.marks import has_words, names
+from app.text.script import Pause, parse
+from app.text.sentences import split
+from app.types import SpokenLine, Utterance
+
+if TYPE_CHECKING:
+    from app.cache import AnswerCache, Entry
+    from app.engines.host import EngineHost
+    from app.engines.protocol import Engine
+    from app.metrics import Metrics
+    from app.text.normalizer import Normalizer
+    from app.types import AudioChunk, EngineInfo, Samples, SpeechRequest, Voice
+    from app.voices.store import VoiceStore
+
+log = logging.getLogger(__name__)
+
+MODEL_ALIASES = (
+    "tts-1",
+    "tts-1-1106",
+    "tts-1-hd",
+    "tts-1-hd-1106",
+    "gpt-4o-mini-tts",
+    "gpt-4o-mini-tts-2025-03-20",
+    "gpt-4o-mini-tts-2025-12-15",
+)
+
+SENTENCE_GAP_S = 0.1  # between utterances that were made apart; each keeps up to 0.2 s of its own silence
+OFF_LOOP_CHARS = 2_000  # a longer text is normalised in a thread: about 0.05 ms a character at worst
+OFF_LOOP_S = 0.2  # a longer stretch of sound is encoded in a thread: mp3 costs about 8 ms a second of sound
+ENOUGH_AHEAD_S = 0.5  # a listener with this much sound left can wait for others' first
+LONGEST_YIELD_S = 0.25  # but no longer than this for a stretch of up to 1 s: answers still go at 4 times speech
+MAX_SEED = 2**63 - 1
+CACHED_PIECE_BYTES = 1 << 16
+UNDERRUN_WAIT_S = 0.001  # less than this is the event loop, not the engine
+_TOKEN_BYTES = 4  # UTF-8 bytes a text token stands for where an engine has no tokeniser: the usual rule of thumb
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as OpenAI counts them: of the text, and of the sound in codec frames."""
+
+    input_tokens: int
+    output_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+
+@dataclass(slots=True)
+class Answer:
+    """What is known before the first byte, and the bytes. `usage` is there once the stream has ended."""
+
+    engine: str
+    media_type: str
+    seed: int
+    hit: bool
+    ignored: tuple[str, ...]
+    size_bytes: int | None
+    stream: AsyncGenerator[bytes]
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Say:
+    text: str
+    voice: Voice
+    speaker: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Take:
+    """One request with all that was looked up for it."""
+
+    request: SpeechRequest
+    engine: Engine
+    engine_id: str
+    voices: tuple[Voice, ...]  # one per line
+    seed: int
+    digest: str
+
+    @property
+    def info(self) -> EngineInfo:
+        return self.engine.info
+
+    @property
+    def characters(self) -> int:
+        return sum(len(line.text) for line in self.request.lines)
+
+
+class Studio:
+    """Turns validated requests into answers. Used from one event loop."""
+
+    def __init__(
+        self, host: EngineHost, voices: VoiceStore, cache: AnswerCache, metrics: Metrics, normalizer: Normalizer
+    ) -> None:
+        self._host = host
+        self._voices = voices
+        self._cache = cache
+        self._metrics = metrics
+        self._normalizer = normalizer
+        self._dice = random.SystemRandom()
+        self._turns = _Turns()
+
+    async def answer(
+        self, request: SpeechRequest, *, extras: frozenset[str] = frozenset(), random_seed: bool = False
+    ) -> Answer:
+        """Check the request against the running engine and find or begin its answer.
+
+        extras: the names of our own fields that the caller set. random_seed: draw a seed now, so this answer is new.
+        Raises RequestError, NotReady; Busy and EngineError come with the first bytes of the stream.
+        """
+        engine = self._host.engine()
+        self.check_model(request.model)
+        voices = tuple(self._voices.get(line.voice) for line in request.lines)
+        request, ignored = self._fit(request, engine.info, extras)
+        check_rate(request.format, request.sample_rate_hz)
+        if not any(_speakable(line.text) for line in request.lines):
+            raise EmptyText("`input` has nothing in it that could be spoken.", param="input")
+
+        if random_seed:
+            request = replace(request, seed=self._dice.getrandbits(31), use_cache=False)
+        context = (__version__, engine.info.fingerprint, *(voice.digest for voice in voices))
+        digest = request.digest(*context)
+        seed = request.seed if request.seed is not None else request.content_seed(*context)
+        engine_id = engine.info.id
+        facts = Answer(engine_id, MEDIA_TYPES[request.format], seed, False, ignored, None, _pieces(b""))
+
+        if request.use_cache and (cached := await self._cache.find(digest)) is not None:
+            self._metrics.cache("hit")
+            facts.hit, facts.size_bytes = True, len(cached.data)
+            facts.usage = Usage(int(cached.facts["input_tokens"]), int(cached.facts["output_tokens"]))
+            facts.stream = _pieces(cached.data)
+            return facts
+        self._metrics.cache("miss" if request.use_cache else "off")
+        facts.stream = self._speak(_Take(request, engine, engine_id, voices, seed, digest), facts)
+        return facts
+
+    def check_model(self, model: str) -> None:
+        """Raises UnknownModel unless the running engine answers to this id."""
+        if model not in MODEL_ALIASES and model not in self._host.model_ids:
+            raise UnknownModel(
+                f"The model `{model[:80]}` does not exist or is not running here. This server runs "
+                f"`{self._host.model_ids[-1]}`; see GET /v1/models.",
+                param="model",
+            )
+
+    def _fit(
+        self, request: SpeechRequest, info: EngineInfo, extras: frozenset[str]
+    ) -> tuple[SpeechRequest, tuple[str, ...]]:
+        """The request as this engine can follow it, and the names of what it can't follow.
+
+        An extra that the engine lacks is an error, except under a fallback: nobody chose that engine.
+        """
+        ignored = []
+        if request.instructions and "instructions" not in info.extras:
+            ignored.append("instructions")
+            request = replace(request, instructions=None)
+        for name in sorted(extras - info.extras):
+            if not self._host.is_fallback:
+                able = ", ".join(sorted(info.extras)) or "none"
+                raise UnsupportedParameter(
+                    f"The {info.id} engine has no `{name}`. Leave it out, or run an engine that has it. "
+                    f"Engine parameters that work here: {able}.",
+                    param=name,
+                )
+            ignored.append(name)
+        if ignored:
+            cleared = {name: None for name in ("temperature", "top_k", "top_p", "cfg_scale") if name in ignored}
+            request = replace(request, sampling=replace(request.sampling, **cleared))
+            if "language" in ignored:
+                request = replace(request, language=None)
+        return request, tuple(ignored)
+
+    # ---- speaking
+
+    async def _speak(self, take: _Take, answer: Answer) -> AsyncGenerator[bytes]:
+        request = take.request
+        encoder = open_encoder(request.format, request.sample_rate_hz)
+        finish = _Finish(encoder, take.info.rate_hz, request)
+        entry: Entry | None = None
+        clock = _Clock()
+        sounded = False
+        self._turns.began()
+        try:
+            async with (
+                contextlib.aclosing(self._sound(take)) as sound,
+                contextlib.aclosing(clock.listening(sound)) as heard,
+            ):
+                async for samples in heard:
+                    if len(samples) > OFF_LOOP_S * take.info.rate_hz:
+                        async with self._turns.heavy(clock.ahead_s):
+                            data = await _in_thread(finish.push, samples)
+                    else:
+                        data = finish.push(samples)
+                    clock.made(finish.audio_s)
+                    if data:
+                        if not sounded:
+                            sounded = True
+                            self._turns.sounded()
+                        if entry is None and request.use_cache:
+                            entry = self._cache.begin(take.digest)
+                        if entry is not None:
+                            entry.write(data)
+                        yield data
+                    if finish.full:
+                        break
+            data = finish.flush()
+            if not finish.audio_s:
+                raise NothingSpoken(f"The {take.engine_id} engine made no sound for this text. Try again.")
+            usage = answer.usage = self._usage(take, finish.audio_s)
+            if request.use_cache:
+                if entry is None:  # a short answer: all its bytes come at the end
+                    entry = self._cache.begin(take.digest)
+                entry.write(data)
+                entry.commit({"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens})
+            self._metrics.spoken(take.engine_id, request.format, finish.audio_s, clock.waited_s, clock.underruns)
+            if data:
+                yield data
+        finally:
+            if not sounded:
+                self._turns.sounded()
+            encoder.close()
+            if entry is not None:
+                entry.abandon()
+
+    def _usage(self, take: _Take, audio_s: float) -> Usage:
+        text_bytes = sum(len(line.text.encode("utf-8", "ignore")) for line in take.request.lines)
+        return Usage(-(-text_bytes // _TOKEN_BYTES), round(audio_s / take.info.frame_s))
+
+    async def _sound(self, take: _Take) -> AsyncGenerator[Samples]:
+        """The whole answer's sound at the engine's rate: utterances trimmed, faded and joined, pauses as long as asked.
+
+        While one utterance is spoken the next is already submitted, so there is no gap between them.
+        """
+        rate_hz = take.info.rate_hz
+        script = self._script(take)
+        index = 0
+        following: _Started | None = None
+        current: _Started | None = None
+        lead_s = 0.0  # silence before the next sound: of the first, it waits until the engine has taken the request
+        try:
+            part = await anext(script, None)
+            while part is not None:
+                if isinstance(part, Pause):
+                    lead_s += part.seconds
+                    part = await anext(script, None)
+                    if index:
+                        yield pcm.silence(lead_s, rate_hz)
+                        lead_s = 0.0
+                    continue
+                current, following = following or self._start(take, part, index), None
+                index += 1
+                upcoming = await anext(script, None)
+                edges = EdgeTrimmer(rate_hz)
+                shape = chain(edges, Fader(rate_hz))
+                async with contextlib.aclosing(current.chunks()) as chunks:
+                    async for chunk in chunks:
+                        if following is None and isinstance(upcoming, _Say):
+                            following = self._start(take, upcoming, index)
+                        if lead_s:
+                            yield pcm.silence(lead_s, rate_hz)
+                            lead_s = 0.0
+                        yield shape.push(chunk.samples)
+                rest = shape.flush()
+                if edges.sounded:
+                    yield rest
+                elif has_words(part.text):
+                    raise NothingSpoken(f"The {take.engine_id} engine made no sound for a part of the text. Try again.")
+                lead_s = SENTENCE_GAP_S if isinstance(upcoming, _Say) else 0.0
+                part = upcoming
+        finally:
+            for stream in (current, following):
+                if stream is not None:
+                    await stream.aclose()
+
+    def _start(self, take: _Take, part: _Say, index: int) -> _Started:
+        request = take.request
+        utterance = Utterance(
+            lines=(SpokenLine(part.text, part.speaker, part.voice),),
+            sampling=request.sampling,
+            seed=(take.seed + index) & MAX_SEED,
+            max_seconds=5.0 + len(part.text),  # far above any speech; engines know better bounds for their runaways
+            language=request.language,
+            follows=index > 0,
+        )
+        return _Started(take.engine.speak(utterance))
+
+    async def _script(self, take: _Take) -> AsyncGenerator[_Say | Pause]:
+        """What is to be said, piece by piece, in order."""
+        request = take.request
+        speakers = {voice.id: number for number, voice in enumerate(dict.fromkeys(take.voices))}
+        worded = False
+        for line, voice in zip(request.lines, take.voices, strict=True):
+            english = request.normalize and (request.language or voice.language).lower().startswith("en")
+            for part in parse(line.text):
+                if isinstance(part, Pause):
+                    yield part
+                    continue
+                for piece in await self._pieces_of(part.text, take.info.max_text_chars, english=english):
+                    worded = worded or has_words(piece)
+                    yield _Say(piece, voice, speakers[voice.id])
+        if not worded:
+            parts = [part for line in request.lines for part in parse(line.text)]
+            marks = names(" ".join(part.text for part in parts if not isinstance(part, Pause)))
+            if not marks:
+                raise EmptyText("`input` has nothing in it that could be spoken.", param="input")
+            yield _Say(marks, take.voices[0], 0)
+
+    async def _pieces_of(self, text: str, max_chars: int, *, english: bool) -> list[str]:
+        def cut() -> list[str]:
+            return split(self._normalizer.normalize(text) if english else text, max_chars)
+
+        return await asyncio.to_thread(cut) if len(text) > OFF_LOOP_CHARS else cut()
+
+
+class _Started:
+    """An utterance that is already on its way while nobody reads it yet."""
+
+    def __init__(self, stream: AsyncGenerator[AudioChunk]) -> None:
+        self._stream = stream
+        self._first: asyncio.Task[AudioChunk | None] = asyncio.create_task(self._begin())
+
+    async def _begin(self) -> AudioChunk | None:
+        return await anext(self._stream, None)
+
+    async def chunks(self) -> AsyncGenerator[AudioChunk]:
+        chunk = await self._first
+        while chunk is not None:
+            yield chunk
+            chunk = await anext(self._stream, None)
+
+    async def aclose(self) -> None:
+        if not self._first.done():
+            self._first.cancel()
+        await asyncio.gather(self._first, return_exceptions=True)
+        await self._stream.aclose()
+
+
+class _Finish:
+    """From the engine's rate to the answer's bytes: speed, rate, length limit, encoder."""
+
+    def __init__(self, encoder: Encoder, rate_hz: int, request: SpeechRequest) -> None:
+        self._encoder = encoder
+        self._rate_hz = rate_hz
+        self._out_hz = request.sample_rate_hz
+        self._stage: Stage = chain(
+            StreamStretcher(rate_hz, request.speed), StreamResampler(rate_hz, request.sample_rate_hz)
+        )
+        self._cut = Cut(request.sample_rate_hz, None if request.max_audio_ms is None else request.max_audio_ms / 1000)
+        self._samples = 0
+
+    @property
+    def audio_s(self) -> float:
+        return self._samples / self._out_hz
+
+    @property
+    def full(self) -> bool:
+        return self._cut.full
+
+    def push(self, samples: Samples) -> bytes:
+        return self._encode(self._cut.push(self._stage.push(samples)))
+
+    def flush(self) -> bytes:
+        return (
+            self._encode(self._cut.push(self._stage.flush())) + self._encode(self._cut.flush()) + self._encoder.flush()
+        )
+
+    def _encode(self, samples: Samples) -> bytes:
+        self._samples += len(samples)
+        return self._encoder.encode(samples)
+
+
+class _Turns:
+    """Who encodes next: answers that have not sounded yet go before those that are ahead of their listeners."""
+
+    def __init__(self) -> None:
+        self._unsounded = 0
+        self._calm = asyncio.Event()
+        self._calm.set()
+        # One core is left to the event loop, where first sounds are made.
+        self._threads = asyncio.Semaphore(max(1, (os.cpu_count() or 1) - 1))
+
+    def began(self) -> None:
+        """An answer waits for its first sound; `sounded` must follow, once."""
+        self._unsounded += 1
+        self._calm.clear()
+
+    def sounded(self) -> None:
+        self._unsounded -= 1
+        if not self._unsounded:
+            self._calm.set()
+
+    @contextlib.asynccontextmanager
+    async def heavy(self, ahead_s: float) -> AsyncGenerator[None]:
+        """A thread to encode in; before it, a short wait for others' first sounds, if this listener has enough."""
+        spare_s = min(ahead_s - ENOUGH_AHEAD_S, LONGEST_YIELD_S)
+        if spare_s > 0 and not self._calm.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(spare_s):
+                    await self._calm.wait()
+        async with self._threads:
+            yield
+
+
+@dataclass(slots=True)
+class _Clock:
+    """How long the engine was waited for, and how often a listener at normal speed would have run dry."""
+
+    waited_s: float = 0.0
+    underruns: int = 0
+    _began_s: float | None = None
+    _audio_s: float = field(default=0.0)
+
+    async def listening(self, sound: AsyncGenerator[Samples]) -> AsyncGenerator[Samples]:
+        while True:
+            before_s = time.monotonic()
+            samples = await anext(sound, None)
+            now_s = time.monotonic()
+            self.waited_s += now_s - before_s
+            if samples is None:
+                return
+            if self._began_s is None:
+                self._began_s = now_s
+            elif now_s > self._began_s + self._audio_s and now_s - before_s > UNDERRUN_WAIT_S:
+                self.underruns += 1
+                self._began_s = now_s - self._audio_s  # the listener starts again from here
+            yield samples
+
+    @property
+    def ahead_s(self) -> float:
+        """How much sound a listener at normal speed has left."""
+        return 0.0 if self._began_s is None else self._began_s + self._audio_s - time.monotonic()
+
+    def made(self, audio_s: float) -> None:
+        self._audio_s = audio_s
+
+
+def _speakable(text: str) -> bool:
+    """Whether anything but blanks and pauses is in the text."""
+    return any(not isinstance(part, Pause) and part.text.strip() for part in parse(text))
+
+
+async def _in_thread(work: Callable[[Samples], bytes], samples: Samples) -> bytes:
+    """As asyncio.to_thread, but who is cancelled leaves only when the thread is done: the encoder is closed then, and
+    must not be freed under it. That is about 10 ms.
+    """
+    thread = asyncio.ensure_future(asyncio.to_thread(work, samples))
+    try:
+        return await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        await asyncio.wait([thread])
+        raise
+
+
+async def _pieces(data: bytes) -> AsyncGenerator[bytes]:
+    for start in range(0, len(data), CACHED_PIECE_BYTES):
+        yield data[start : start + CACHED_PIECE_BYTES]

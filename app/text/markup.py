@@ -1,0 +1,231 @@
+"""Markdown, HTML and SSML out of a text: what was layout becomes stops and paragraphs, what was code becomes words.
+
+Knows nothing of numbers or abbreviations: those are for the readings that follow. In and out is text; paragraphs come
+out separated by an empty line, list items and table rows as sentences. Every pattern is bounded, so time is linear.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+_TAG_NAMES = (
+    "a abbr article aside audio b big blockquote body br break button center cite code dd del details div dl dt em "
+    "emphasis figcaption figure font footer form h1 h2 h3 h4 h5 h6 head header hr html i img input ins kbd label li "
+    "lang link main mark meta nav ol option p phoneme pre prosody q s samp say-as section select small source "
+    "span speak strike strong sub summary sup table tbody td tfoot th thead time title tr tt u ul var video voice w "
+    "sentence paragraph mstts:[a-z-]{1,20} amazon:[a-z-]{1,20}"
+)
+_ATTRIBUTES = r"""(?:\s{1,20}[\w:.-]{1,40}\s?=\s?(?:"[^"<>]{0,300}"|'[^'<>]{0,300}'|[^\s"'<>=]{1,200})){0,12}"""
+_KNOWN_TAG = re.compile(rf"</?({'|'.join(_TAG_NAMES.split(' '))}){_ATTRIBUTES}\s{{0,5}}/?>", re.IGNORECASE)
+# Any other word in angle brackets is a tag too, unless it stands right after a word: List<String> is not HTML.
+_OTHER_TAG = re.compile(rf"(?<![\w<])</?[A-Za-z][\w:-]{{0,40}}{_ATTRIBUTES}\s{{0,5}}/?>")
+_AUTOLINK = re.compile(r"<((?:https?://|mailto:)[^\s<>]{1,500}|[\w.+-]{1,64}@[\w.-]{1,120})>")
+_BLOCK_NAMES = (
+    "article aside blockquote body center dd details div dl dt figure footer h1 h2 h3 h4 h5 h6 header hr html li main "
+    "nav ol option p paragraph pre section speak summary table tbody tfoot thead title tr ul"
+)
+_BLOCK_TAGS = frozenset(_BLOCK_NAMES.split(" "))
+
+_FENCE = re.compile(r"\s{0,8}(?:`{3,}|~{3,})")
+_HEADING = re.compile(r"\s{0,3}#{1,6}\s+(.*)")
+_RULE = re.compile(r"\s{0,8}(?:(?:-\s{0,3}){3,200}|(?:\*\s{0,3}){3,200}|(?:_\s{0,3}){3,200}|={3,200})\s*")
+_QUOTE = re.compile(r"\s{0,8}(?:>\s?){1,20}")
+_BULLET = re.compile(r"\s{0,40}(?:[-*+–—•‣◦▪●○·∙]|[oO](?=\s{2}))\s+(?:\[[ xX]\]\s+)?(?=\S)")
+_NUMBERED = re.compile(r"\s{0,40}\(?(\d{1,3})[.)]\s+(?:\[[ xX]\]\s+)?(?=[^\s\d])")
+_TABLE_RULE = re.compile(r"\s{0,8}\|?(?:\s{0,20}:?-{2,100}:?\s{0,20}\|){0,60}\s{0,20}:?-{2,100}:?\s{0,20}\|?\s*")
+_REFERENCE = re.compile(r"\s{0,3}\[[^\[\]\n]{1,100}\]:\s+\S{1,500}(?:\s+\"[^\"\n]{0,200}\")?\s*")
+
+_LINK = re.compile(
+    r"!?\[(?![0-9]{1,3}\]\[)([^\[\]\n]{0,300})\]"
+    r"(?:\(\s?[^()\s]{0,500}(?:\([^()\s]{0,100}\)[^()\s]{0,100})?(?:\s+\"[^\"\n]{0,200}\")?\s?\)|\[[^\[\]\n]{0,60}\])"
+)
+_FOOTNOTE = re.compile(r"\[\^[^\[\]\s]{1,20}\]:?")
+_CODE_SPAN = re.compile(r"`{1,2}([^`\n]{1,300})`{1,2}")
+_PROMPT = re.compile(r"\s{0,8}\$ (?=[a-z])")
+_EMPHASIS = re.compile(
+    r"(?<![\w*])\*{1,3}(?=[^\s*])|(?<=[^\s*])\*{1,3}(?![\w*])|(?<![\w_/.])_{1,3}(?=[^\s_])|(?<=[^\s_])_{1,3}(?![\w/])|~~"
+)
+_ESCAPE = re.compile(r"\\([*_`#~>|!+.-])")
+
+_TEX_TWO = re.compile(r"\\[dt]?frac\s?\{([^{}]{1,60})\}\s?\{([^{}]{1,60})\}")
+_TEX_ONE = re.compile(r"\\(sqrt|text|mathrm|mathbf|boxed)\s?\{([^{}]{1,80})\}")
+_TEX_NAME = re.compile(
+    r"\\(times|cdot|div|leq?|geq?|neq?|approx|pm|pi|infty|to|rightarrow|degree|circ|theta|alpha|beta|"
+    r"gamma|delta|lambda|mu|sigma|omega|sum|int|quad|left|right)(?![A-Za-z])"
+)
+_TEX_NAMES = {
+    "times": "×", "cdot": "×", "div": "÷", "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥", "ne": "≠", "neq": "≠",
+    "approx": "≈", "pm": "±", "pi": "π", "infty": "∞", "to": "→", "rightarrow": "→", "degree": "°", "circ": "°",
+    "sum": " the sum of ", "int": " the integral of ", "quad": " ", "left": "", "right": "",
+}  # fmt: skip
+_TEX_FENCE = re.compile(r"\\[()\[\]]|\$\$|(?<![\w$])\$(?=[^\s$][^$\n]{0,200}[\\^_={][^$\n]{0,200}\$)")
+
+_VERBATIM_CODE = re.compile(
+    r"https?://\S+|[\w./~\\-]{1,200}\.[A-Za-z][A-Za-z0-9]{0,5}|v?\d[\d.]*|[A-Za-z]+\d*|/[\w./-]+"
+)
+_CODE_RULES = tuple(
+    (re.compile(pattern), spoken)
+    for pattern, spoken in (
+        (r"(?:(?<=\s)|^)(?://|#)\s?", " "),
+        (r"===?", " equals "),
+        (r"!==?", " is not equal to "),
+        (r"<=", " is at most "),
+        (r"(?<!-)>=", " is at least "),
+        (r"[-=]>", " to "),
+        (r"\+=", " plus equals "),
+        (r"\+\+", " plus plus "),
+        (r"-=", " minus equals "),
+        (r"&&", " and "),
+        (r"\|\|", " or "),
+        (r":=|=", " equals "),
+        (r"(?:(?<=\s)|^)--(?=\w)", " dash dash "),
+        (r"(?:(?<=\s)|^)-(?=[A-Za-z])", " dash "),
+        (r"(?<=[A-Za-z])-(?=\w)", " dash "),
+        (r"(?<=[A-Za-z_)\]])\.(?=[A-Za-z_])", " dot "),
+        (r"(?<=\w)\s?\*\s?(?=\w)", " times "),
+        (r"(?<=[\w)\]])\s?<\s(?=\w)", " less than "),
+        (r"(?<=[\w)\]])\s?>\s(?=\w)", " greater than "),
+        (r"(?<=[a-z])(?=[A-Z])", " "),
+        (r"(?<=\w)/(?=\w)", " slash "),
+        (r"(?<=\w)%(?=\w|\s\w)", " modulo "),
+        (r"@", " at "),
+        (r"[`{}()\[\]<>;\"\\_|&*^!?~$#]|'(?![A-Za-z])|(?<![A-Za-z])'|:(?!\d)", " "),
+    )
+)
+_SENTENCE_ENDS = frozenset(".!?:;,。！？：；，…")
+
+
+def strip_tags(text: str) -> str:
+    """Without HTML and SSML tags, comments, scripts and styles; block tags leave a paragraph, cells a comma."""
+    if "<" not in text:
+        return text
+    for opening, closing in (("<!--", "-->"), ("<script", "</script>"), ("<style", "</style>")):
+        text = _cut(text, opening, closing)
+    text = _AUTOLINK.sub(r"\1", text)
+    text = _KNOWN_TAG.sub(_without_tag, text)
+    return _OTHER_TAG.sub("", text)
+
+
+def _cut(text: str, opening: str, closing: str) -> str:
+    """Everything between `opening` and `closing` removed; an opening that never closes is left to later rules."""
+    kept, position = [], 0
+    while (start := text.find(opening, position)) >= 0 and (end := text.find(closing, start)) >= 0:
+        kept += [text[position:start], " "]
+        position = end + len(closing)
+    return "".join([*kept, text[position:]]) if kept else text
+
+
+def _without_tag(found: re.Match[str]) -> str:
+    name = found[1].lower()
+    if name in _BLOCK_TAGS:
+        return "\n\n"
+    if name == "br":
+        return "\n"
+    if name in {"td", "th"}:
+        return ", " if found[0].startswith("</") else ""
+    return " " if name == "break" else ""
+
+
+def plain_paragraphs(text: str) -> str:
+    """Markdown as running text: paragraphs apart by an empty line, items, headings and rows ended by a stop."""
+    paragraphs: list[str] = []
+    current: list[str] = []  # the lines of the paragraph being collected
+    in_code = False
+
+    def close() -> None:
+        if current:
+            paragraphs.append(_join(current))
+            current.clear()
+
+    lines = text.split("\n")
+    for index, line in enumerate(lines):
+        if _FENCE.match(line) and ("```" not in line.strip("` \n") or in_code):
+            close()
+            in_code = not in_code
+            continue
+        if in_code:
+            words = code_words(line)
+            if words:
+                current.append(_stopped(words))
+            continue
+        if not line.strip() or _RULE.fullmatch(line) or _REFERENCE.fullmatch(line):
+            close()
+            continue
+        in_table = line.lstrip().startswith("|") or (
+            "|" in line
+            and any("|" in near and _TABLE_RULE.fullmatch(near) for near in lines[max(0, index - 1) : index + 2])
+        )
+        if in_table:
+            if not _TABLE_RULE.fullmatch(line):
+                cells = [cell.strip() for cell in _inline(line).strip().strip("|").split("|")]
+                current.append(_stopped(", ".join(cell for cell in cells if cell)))
+            continue
+        if quote := _QUOTE.match(line):
+            line = line[quote.end() :]  # noqa: PLW2901 - a quoted line may be a heading or an item itself
+        if heading := _HEADING.fullmatch(line):
+            close()
+            paragraphs.append(_stopped(_inline(heading[1].rstrip("# "))))
+        elif bullet := _BULLET.match(line):
+            _stop_last(current)
+            current.append(_stopped(_inline(line[bullet.end() :])))
+        elif numbered := _NUMBERED.match(line):
+            _stop_last(current)
+            current.append(f"{numbered[1]}. {_stopped(_inline(line[numbered.end() :]))}")
+        elif line.strip():
+            current.append(_inline(line.strip()))
+    close()
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
+
+
+def _stop_last(lines: list[str]) -> None:
+    if lines:
+        lines[-1] = _stopped(lines[-1])
+
+
+def _stopped(line: str) -> str:
+    """`line` with a full stop, unless it already ends like a clause or is empty."""
+    line = line.strip()
+    bare = line.rstrip("\"')]}*_ ")
+    return line if not bare or bare[-1] in _SENTENCE_ENDS else f"{line}."
+
+
+def _join(lines: list[str]) -> str:
+    """Lines of a paragraph on one line, with a comma between two short ones that stand alone (verse, an address)."""
+    joined = [lines[0].strip()]
+    for before, line in pairwise(lines):
+        after = line.strip()
+        short = len(before) < 50 and len(after) < 50
+        apart = short and before.rstrip()[-1:].isalnum() and (after[:1].isupper() or after[:1].isdecimal())
+        joined += [", " if apart else " ", after]
+    return "".join(joined)
+
+
+def _inline(line: str) -> str:
+    """One line without links, code marks, emphasis, TeX and the prompt of a shell."""
+    if prompt := _PROMPT.match(line):
+        line = line[prompt.end() :]
+    if "[" in line:
+        line = _LINK.sub(r"\1", _LINK.sub(r"\1", line))  # twice: a badge is a picture inside a link
+        line = _FOOTNOTE.sub("", line)
+    if "`" in line:
+        line = _CODE_SPAN.sub(lambda found: code_words(found[1]), line).replace("`", "")
+    if "\\" in line or "$" in line:
+        line = _TEX_TWO.sub(r"\1 over \2", line)
+        line = _TEX_ONE.sub(lambda found: f"{'square root of ' if found[1] == 'sqrt' else ''}{found[2]}", line)
+        line = _TEX_NAME.sub(lambda found: _TEX_NAMES.get(found[1], found[1]), line)
+        line = _TEX_FENCE.sub(" ", line)
+        line = _ESCAPE.sub(r"\1", line)
+    if "*" in line or "_" in line or "~~" in line:
+        line = _EMPHASIS.sub("", line)
+    return line
+
+
+def code_words(code: str) -> str:
+    """A line of code as a programmer says it: "user_id == 3" -> "user id equals 3". Names and paths are for later."""
+    code = code.strip().removeprefix("$ ")
+    if _VERBATIM_CODE.fullmatch(code):
+        return code
+    for pattern, spoken in _CODE_RULES:
+        code = pattern.sub(spoken, code)
+    return " ".join(code.split()).strip(" ,:").replace(" ,", ",")

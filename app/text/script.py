@@ -1,0 +1,88 @@
+"""The parts of a line: words to speak and silences to keep. Knows the pause tags and nothing of numbers or sentences.
+
+`[pause]` is half a second; `[pause:0.5s]`, `[pause: 500 ms]`, `[pause 1s]` and SSML's `<break time="1s"/>` say how
+long. A pause tag nobody can understand (`[pause:abc]`) is dropped: a listener should never hear "pause colon a b c".
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+DEFAULT_PAUSE_S = 0.5
+MAX_PAUSE_S = 10.0  # of one tag
+MAX_SILENCE_S = 60.0  # of pauses in a row, so that a text made of tags is not hours of nothing
+
+_TAG = re.compile(r"\[\s{0,5}pause\b([^\[\]\n]{0,60})\]|</?break\b([^<>\n]{0,80})>", re.IGNORECASE)
+_LENGTH = re.compile(
+    r"\s*[:=]?\s*([0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})\s*(ms|msecs?|milliseconds?|s|secs?|seconds?)?\s*",
+    re.IGNORECASE,
+)
+_TIME = re.compile(r"\btime\s{0,3}=\s{0,3}[\"']?([^\"'/]{1,30})", re.IGNORECASE)
+_STRENGTH = re.compile(r"\bstrength\s{0,3}=\s{0,3}[\"']?([a-z-]{1,10})", re.IGNORECASE)
+_STRENGTHS_S = {"none": 0.0, "x-weak": 0.1, "weak": 0.25, "medium": 0.5, "strong": 1.0, "x-strong": 1.5}
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Text to speak: never blank, no space at its ends, no pause tag inside."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Silence, longer than 0 and at most MAX_SILENCE_S."""
+
+    seconds: float
+
+
+def parse(text: str) -> list[Words | Pause]:
+    """The parts of `text` in order; pauses in a row are one. Pure, never raises; a blank text has no parts."""
+    parts: list[Words | Pause] = []
+    words: list[str] = []
+    silence_s, position = 0.0, 0
+
+    def say() -> None:
+        nonlocal silence_s
+        spoken = " ".join(stripped for piece in words if (stripped := piece.strip()))
+        words.clear()
+        if not spoken:
+            return
+        if silence_s:
+            parts.append(Pause(min(silence_s, MAX_SILENCE_S)))
+            silence_s = 0.0
+        parts.append(Words(spoken))
+
+    for tag in _TAG.finditer(text):
+        words.append(text[position : tag.start()])
+        position = tag.end()
+        if seconds := _seconds(tag):
+            say()
+            silence_s += seconds
+    words.append(text[position:])
+    say()
+    if silence_s:
+        parts.append(Pause(min(silence_s, MAX_SILENCE_S)))
+    return parts
+
+
+def _seconds(tag: re.Match[str]) -> float:
+    """How long a tag is silent; 0 for one that is malformed, closing or says so."""
+    if tag[1] is not None:
+        return _length_s(tag[1]) if tag[1].strip(" :=") else DEFAULT_PAUSE_S
+    if tag[0].startswith("</"):
+        return 0.0
+    if time := _TIME.search(tag[2]):
+        return _length_s(time[1])
+    if strength := _STRENGTH.search(tag[2]):
+        return _STRENGTHS_S.get(strength[1].lower(), 0.0)
+    return DEFAULT_PAUSE_S if tag[2].strip(" /") == "" else 0.0
+
+
+def _length_s(text: str) -> float:
+    length = _LENGTH.fullmatch(text)
+    if length is None:
+        return 0.0
+    value = float(length[1])
+    return min(value / 1000 if (length[2] or "").lower().startswith("m") else value, MAX_PAUSE_S)

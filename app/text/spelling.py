@@ -1,0 +1,144 @@
+"""Numbers as English words: 1234 -> "one thousand two hundred thirty four". Knows nothing of text around a number.
+
+American reading throughout: no "and" inside a whole number, no hyphens ("thirty four"), "point" for the decimal mark.
+Everything takes and gives text or ints, works on ASCII digits only and never raises on what its signature allows.
+"""
+
+from __future__ import annotations
+
+_SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+)
+_ROUND = "- - twenty thirty forty fifty sixty seventy eighty ninety"
+_ONES = tuple(_SMALL.split(" "))
+_TENS = tuple(_ROUND.split(" "))
+_SCALES = ((10**12, "trillion"), (10**9, "billion"), (10**6, "million"), (1000, "thousand"))
+_IRREGULAR_ORDINALS = {
+    "one": "first",
+    "two": "second",
+    "three": "third",
+    "five": "fifth",
+    "eight": "eighth",
+    "nine": "ninth",
+    "twelve": "twelfth",
+}
+_ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000}
+
+# Above this a number's name helps nobody: its digits are read one by one.
+MAX_NAMED = 10**15
+# A longer run of digits is announced by its first digits and its length, so that the answer stays bounded.
+MAX_DIGITS_READ = 40
+
+
+def cardinal(value: int) -> str:
+    """1234 -> "one thousand two hundred thirty four"; negative numbers begin with "minus"."""
+    if value < 0:
+        return f"minus {cardinal(-value)}"
+    if value >= MAX_NAMED:
+        return digits(str(value))
+    if value < 20:
+        return _ONES[value]
+    if value < 100:
+        tens, ones = divmod(value, 10)
+        return _TENS[tens] + (f" {_ONES[ones]}" if ones else "")
+    if value < 1000:
+        hundreds, rest = divmod(value, 100)
+        return f"{_ONES[hundreds]} hundred" + (f" {cardinal(rest)}" if rest else "")
+    words = []
+    for scale, name in _SCALES:
+        if value >= scale:
+            count, value = divmod(value, scale)
+            words.append(f"{cardinal(count)} {name}")
+    if value:
+        words.append(cardinal(value))
+    return " ".join(words)
+
+
+def ordinal(value: int) -> str:
+    """22 -> "twenty second"."""
+    head, _, last = cardinal(value).rpartition(" ")
+    if last in _IRREGULAR_ORDINALS:
+        last = _IRREGULAR_ORDINALS[last]
+    elif last.endswith("y"):
+        last = last[:-1] + "ieth"
+    else:
+        last += "th"
+    return f"{head} {last}" if head else last
+
+
+def digits(run: str) -> str:
+    """Read one by one: "404" -> "four zero four". Beyond MAX_DIGITS_READ: the first eight and how many there are."""
+    if len(run) > MAX_DIGITS_READ:
+        return f"{digits(run[:8])}, and so on, {cardinal(len(run))} digits in all"
+    return " ".join(_ONES[int(digit)] for digit in run)
+
+
+def integer(run: str) -> str:
+    """A run of digits of any length: named while that helps, digit by digit with leading zeros or beyond trillions."""
+    if len(run) > 15 or (len(run) > 1 and run[0] == "0"):
+        return digits(run)
+    return cardinal(int(run))
+
+
+def number(text: str) -> str:
+    """A decimal number: "1,234.5" -> "one thousand two hundred thirty four point five", ".75" -> "point seven five"."""
+    sign = ""
+    if text[:1] in "+-":
+        sign = "minus " if text[:1] == "-" else "plus "
+        text = text[1:]
+    whole, _, fraction = text.replace(",", "").partition(".")
+    words = integer(whole) if whole else ""
+    if fraction:
+        words = f"{words} point {digits(fraction)}".lstrip()
+    return sign + words
+
+
+def year(value: int) -> str:
+    """1999 -> "nineteen ninety nine", 2008 -> "two thousand eight", 1905 -> "nineteen oh five"; 3 digits work too."""
+    century, rest = divmod(value, 100)
+    if value < 100 or value > 9999:
+        return cardinal(value)
+    if rest == 0:
+        return cardinal(value) if century % 10 == 0 else f"{cardinal(century)} hundred"
+    if century % 10 == 0 and rest < 10:
+        return cardinal(value)
+    return f"{cardinal(century)} {pair(rest)}"
+
+
+def pair(value: int) -> str:
+    """The second half of a year or a time: 5 -> "oh five", 30 -> "thirty"."""
+    return f"oh {_ONES[value]}" if value < 10 else cardinal(value)
+
+
+def label(run: str) -> str:
+    """Digits that name a thing rather than count: "747" -> "seven forty seven", "404" -> "four oh four"."""
+    if len(run) > 4 or (len(run) > 1 and run[0] == "0"):
+        return digits(run)
+    return year(int(run))
+
+
+def decade(value: int) -> str:
+    """1990 -> "nineteen nineties", 80 -> "eighties", 2000 -> "two thousands", 1900 -> "nineteen hundreds"."""
+    words = year(value)
+    return words[:-1] + "ies" if words.endswith("y") else words + ("es" if words.endswith("x") else "s")
+
+
+def roman(numeral: str) -> int | None:
+    """The value of a numeral, "XIV" -> 14; None when the letters are not a canonical numeral below 90."""
+    total = 0
+    for here, after in zip(numeral, f"{numeral[1:]} ", strict=False):
+        value = _ROMAN_VALUES.get(here, 0)
+        if not value:
+            return None
+        total += -value if value < _ROMAN_VALUES.get(after, 0) else value
+    return total if 0 < total < 90 and to_roman(total) == numeral else None
+
+
+def to_roman(value: int) -> str:
+    """14 -> "XIV", for 0 < value < 90."""
+    parts = []
+    for size, letters in ((50, "L"), (40, "XL"), (10, "X"), (9, "IX"), (5, "V"), (4, "IV"), (1, "I")):
+        count, value = divmod(value, size)
+        parts.append(letters * count)
+    return "".join(parts)

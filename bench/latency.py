@@ -1,0 +1,167 @@
+"""First sound through HTTP beside the engine's own first chunk, and many streams started at once.
+
+    python -m bench.latency                      # starts a server with the offline voice and measures that
+    python -m bench.latency --url http://gpu:8000/v1 --voice alloy
+
+The engine's own time is taken in this process, over the same words, in turns with the requests, so that both see the
+same machine. Nothing is cached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from app.engines import espeak
+from app.engines.batched import BatchedEngine
+from app.engines.registry import BuildContext
+from app.settings import Settings
+from app.types import Sampling, SpokenLine, Utterance
+from app.voices.presets import preset
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = "The quick brown fox jumps over the lazy dog, and number {n} follows it home."
+
+
+async def engine_first_s(engine: BatchedEngine, text: str, voice: str) -> float:
+    """Seconds until the engine's first chunk, asked directly."""
+    line = SpokenLine(text, 0, preset(voice))
+    utterance = Utterance((line,), Sampling(), seed=1, max_seconds=60.0)
+    begun_s = time.perf_counter()
+    async with contextlib.aclosing(engine.speak(utterance)) as stream:
+        await anext(stream)
+        return time.perf_counter() - begun_s
+
+
+async def http_first_s(http: httpx.AsyncClient, text: str, voice: str, audio_format: str) -> tuple[float, float]:
+    """Seconds until the first bytes of the body, and until the last."""
+    body = {"model": "tts-1", "voice": voice, "input": text, "response_format": audio_format, "cache": False}
+    begun_s = time.perf_counter()
+    async with http.stream("POST", "/audio/speech", json=body) as answer:
+        answer.raise_for_status()
+        pieces = answer.aiter_raw()
+        await anext(pieces)
+        first_s = time.perf_counter() - begun_s
+        async for _ in pieces:
+            pass
+    return first_s, time.perf_counter() - begun_s
+
+
+async def measure(url: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    settings = Settings(_env_file=None, TTS_ENGINE="espeak")
+    never = BuildContext(on_progress=lambda _: None, cancelled=lambda: False)
+    direct: list[float] = []
+    through: list[float] = []
+    async with (
+        espeak.build(settings, never) as engine,
+        httpx.AsyncClient(base_url=url, timeout=120, limits=httpx.Limits(max_connections=None)) as http,
+    ):
+        for number in range(arguments.rounds + 5):
+            text = TEXT.format(n=number)
+            own_s = await engine_first_s(engine, text, arguments.voice)
+            first_s, _ = await http_first_s(http, text, arguments.voice, arguments.format)
+            if number >= 5:  # the first rounds warm connections and caches
+                direct.append(own_s)
+                through.append(first_s)
+        together: list[float] = []
+        for burst in range(arguments.bursts):
+            texts = [TEXT.format(n=1000 + burst * arguments.streams + index) for index in range(arguments.streams)]
+            answers = await asyncio.gather(
+                *(http_first_s(http, text, arguments.voice, arguments.format) for text in texts)
+            )
+            together += [first_s for first_s, _ in answers]
+    return {
+        "bench": "latency",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "format": arguments.format,
+        "rounds": arguments.rounds,
+        "engine_first_chunk_ms": spread(direct),
+        "http_first_bytes_ms": spread(through),
+        "overhead_ms_median": round(1000 * (statistics.median(through) - statistics.median(direct)), 2),
+        "streams_at_once": arguments.streams,
+        "streams_first_bytes_ms": spread(together),
+    }
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    ordered = sorted(seconds)
+
+    def at(share: float) -> float:
+        return round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2)
+
+    return {"min": at(0), "p50": at(0.5), "p95": at(0.95), "max": at(1)}
+
+
+@contextlib.asynccontextmanager
+async def own_server() -> AsyncIterator[str]:
+    """A server with the offline voice, in a process of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as data:
+        environment = os.environ | {
+            "TTS_ENGINE": "espeak",
+            "HOST": "127.0.0.1",
+            "PORT": str(port),
+            "TTS_DATA_DIR": data,
+            "LOG_LEVEL": "WARNING",
+            "PYTHONPATH": str(ROOT),
+        }
+        command = [sys.executable, "-m", "app.main"]
+        child = subprocess.Popen(command, env=environment, cwd=data)  # noqa: ASYNC220 - nothing else runs yet
+        try:
+            await until_ready(f"http://127.0.0.1:{port}")
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            child.terminate()
+            child.wait(30)
+
+
+async def until_ready(url: str, timeout_s: float = 60.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    async with httpx.AsyncClient() as http:
+        while time.monotonic() < deadline_s:
+            with contextlib.suppress(httpx.TransportError):
+                if (await http.get(f"{url}/ready")).status_code == 200:
+                    return
+            await asyncio.sleep(0.05)
+    raise TimeoutError(f"{url} was not ready within {timeout_s:.0f} s")
+
+
+@contextlib.asynccontextmanager
+async def given(url: str) -> AsyncGenerator[str]:
+    yield url
+
+
+async def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    async with given(arguments.url) if arguments.url else own_server() as url:
+        return await measure(url, arguments)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", help="base URL of a running server, with /v1; default: start one with espeak")
+    parser.add_argument("--voice", default="alloy")
+    parser.add_argument("--format", default="mp3")
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--bursts", type=int, default=10)
+    print(json.dumps(asyncio.run(run(parser.parse_args()))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""What came out: real decoders on our bytes, and a recogniser that tells which of a set of sentences was said."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+import soxr
+from pocketsphinx import Decoder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+PCM_RATE_HZ = 24_000
+RECOGNISER_RATE_HZ = 16_000
+
+# Told apart by the recogniser with room to spare; several pairs differ in one or two words.
+SENTENCES = (
+    "the quick brown fox jumps over the lazy dog",
+    "please call me back tomorrow morning",
+    "please call me back tomorrow evening",
+    "the train leaves from platform nine",
+    "i would like a cup of tea with milk",
+    "i would like a cup of coffee with sugar",
+    "the weather will be cold and windy today",
+    "open the window and let in some air",
+    "my brother lives in a small village",
+    "the library closes at eight this evening",
+    "we walked along the river after dinner",
+    "the children are playing in the garden",
+    "he forgot his umbrella on the bus",
+    "turn left at the second traffic light",
+    "the museum has a collection of old maps",
+    "they painted the kitchen bright yellow",
+    "a red bird sang in the tall tree",
+    "can you help me carry these boxes",
+    "the soup needs a little more salt",
+    "our flight was delayed by three hours",
+    "she wrote a long letter to her friend",
+    "music was playing in the next room",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Decoded sound: samples (N,) float32 mono, its rate, and how many streams the container had."""
+
+    samples: NDArray[np.float32]
+    rate_hz: int
+    streams: int = 1
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / self.rate_hz
+
+    @property
+    def loudness_dbfs(self) -> float:
+        return float(20 * np.log10(np.sqrt(np.mean(np.square(self.samples))) + 1e-9))
+
+    def longest_silence_s(self, threshold: float = 10 ** (-50 / 20)) -> float:
+        window = self.rate_hz // 100
+        whole = self.samples[: len(self.samples) // window * window].reshape(-1, window)
+        longest = run = 0
+        for quiet in np.sqrt(np.mean(np.square(whole), axis=1)) < threshold:
+            run = run + 1 if quiet else 0
+            longest = max(longest, run)
+        return longest / 100
+
+
+def decode(data: bytes, audio_format: str, rate_hz: int = PCM_RATE_HZ) -> Heard:
+    """Decode a whole answer with FFmpeg (raw pcm by itself)."""
+    if audio_format == "pcm":
+        return Heard(np.frombuffer(data, "<i2").astype(np.float32) / 32768, rate_hz)
+    with av.open(io.BytesIO(data)) as container:
+        stream = container.streams.audio[0]
+        resampler = av.AudioResampler(format="flt", layout="mono", rate=stream.rate)
+        parts = [out.to_ndarray()[0] for frame in container.decode(stream) for out in resampler.resample(frame)]
+        parts += [out.to_ndarray()[0] for out in resampler.resample(None)]
+        return Heard(np.concatenate(parts), stream.rate, len(container.streams))
+
+
+class Recogniser:
+    """Says which one of `sentences`, in any number and order, was spoken; "" when it was none of them, or not whole."""
+
+    def __init__(self, sentences: Iterable[str] = SENTENCES) -> None:
+        choices = " | ".join(sentences)
+        self._decoder = Decoder(lm=None, loglevel="FATAL")
+        self._decoder.add_jsgf_string("one", f"#JSGF V1.0;\ngrammar one;\npublic <said> = {choices} ;")
+        self._decoder.add_jsgf_string("many", f"#JSGF V1.0;\ngrammar many;\npublic <said> = ( {choices} )+ ;")
+
+    def hear(self, heard: Heard, *, several: bool = False) -> str:
+        samples = soxr.resample(heard.samples, heard.rate_hz, RECOGNISER_RATE_HZ)
+        samples = samples / max(1e-6, float(np.abs(samples).max())) * 0.7
+        quiet = np.zeros(RECOGNISER_RATE_HZ // 10, np.float32)
+        pcm = (np.concatenate([quiet, samples, quiet]) * 32767).astype("<i2").tobytes()
+        self._decoder.activate_search("many" if several else "one")
+        self._decoder.start_utt()
+        self._decoder.process_raw(pcm, full_utt=True)
+        self._decoder.end_utt()
+        hypothesis = self._decoder.hyp()
+        return hypothesis.hypstr if hypothesis else ""

@@ -1,0 +1,291 @@
+"""Every route over a real socket: lists, health, keys, limits, odd bodies, the same under /api/v1."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from app.voices.presets import PROFILES
+from tests.ears import decode
+from tests.live import serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def http(server: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server) as made:
+        yield made
+
+
+def problem(answer: httpx.Response) -> dict[str, Any]:
+    """The envelope of an error answer, checked for its shape."""
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-request-id"]
+    body = answer.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["message"]
+    return body["error"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("path", ["/audio/speech", "/audio/speech/streaming", "/audio/speech/stream"])
+@pytest.mark.parametrize("prefix", ["/v1", "/api/v1"])
+def test_speech_paths_sound_the_same(http: httpx.Client, prefix: str, path: str) -> None:
+    body = {"input": "One sentence for all paths.", "response_format": "pcm"}
+    answer = http.post(prefix + path, json=body)
+    assert answer.status_code == 200
+    assert answer.content == http.post("/v1/audio/speech", json=body).content
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1", "/api/v1"])
+def test_system_paths(http: httpx.Client, prefix: str) -> None:
+    health = http.get(f"{prefix}/health")
+    assert health.status_code == 200
+    assert health.json()["status"] == "ok"
+    assert health.json()["engine"] == "espeak"
+    assert http.get(f"{prefix}/ready").status_code == 200
+    assert re.fullmatch(r"\d+\.\d+\.\d+", http.get(f"{prefix}/version").json()["version"])
+    assert "tts_requests_total" in http.get(f"{prefix}/metrics").text
+    assert http.get(f"{prefix}/debug").json()["settings"]["TTS_ENGINE"] == "espeak"
+
+
+def test_voices_serve_every_shape(http: httpx.Client) -> None:
+    body = http.get("/v1/audio/voices").json()
+    assert body["object"] == "list"
+    assert body["voices"] == body["data"]
+    assert {voice["id"]: voice["name"] for voice in body["voices"]}.keys() == PROFILES.keys()
+    assert http.get("/v1/audio/voices?legacy=true").json()["voices"] == list(PROFILES)
+
+
+def test_audio_models_and_model_details(http: httpx.Client) -> None:
+    body = http.get("/api/v1/audio/models").json()
+    assert {"id": "espeak", "name": "espeak"} in body["models"]
+    assert body["data"][0]["object"] == "model"
+    model = http.get("/v1/models/espeak").json()
+    assert model["task"] == "text-to-speech"
+    assert model["status"] == "ready"
+    assert model["sample_rate"] == 24_000
+    assert model["voices"][0] == {"name": "alloy", "language": "en"}
+
+
+@pytest.mark.parametrize("path", ["/v1/models/org%2Fmodel", "/v1/models/org/model", "/v1/models/none"])
+def test_unknown_models_are_404(http: httpx.Client, path: str) -> None:
+    answer = http.get(path)
+    assert answer.status_code == 404
+    assert problem(answer)["code"] == "model_not_found"
+
+
+def test_lists_of_formats(http: httpx.Client) -> None:
+    assert "opus" in http.get("/v1/audio/speech/response-formats").json()["response_formats"]
+    assert http.get("/v1/audio/speech/stream-formats").json() == {"stream_formats": ["audio", "sse"]}
+
+
+def test_unknown_paths_and_methods_speak_the_envelope(http: httpx.Client) -> None:
+    assert http.get("/v1/nothing").status_code == 404
+    problem(http.get("/v1/nothing"))
+    wrong = http.get("/v1/audio/speech")
+    assert wrong.status_code == 405
+    assert wrong.headers["allow"] == "POST"
+    problem(wrong)
+    # Wyoming's autodetection must not take this server for another product.
+    assert http.get("/v1/readyz").status_code == 404
+    assert http.get("/v1/test").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "status", "code"),
+    [
+        (b'{"input": "Hi."', "application/json", 400, "invalid_json"),
+        (b"", "application/json", 400, None),
+        (b"[]", "application/json", 400, None),
+        (b'"Hi."', "application/json", 400, None),
+        (b"null", "application/json", 400, None),
+        (b"[" * 100_000, "application/json", 400, None),
+        (b'{"input": "\xff"}', "application/json", 400, None),
+        (b'{"input": "\\ud800"}', "application/json", 400, "empty_input"),
+        (b'{"input": "Hi.", "seed": ' + b"9" * 5000 + b"}", "application/json", 400, None),
+        (b'{"input": "Hi.", "speed": NaN}', "application/json", 400, None),
+        (b'{"input": "Hi.", "speed": Infinity}', "application/json", 400, None),
+        (b'{"input": "Hi."}', "text/plain", 400, "unsupported_content_type"),
+        (b"input=Hi.", "application/x-www-form-urlencoded", 400, "unsupported_content_type"),
+        (b'{"input": "' + b"a" * 2_000_000 + b'"}', "application/json", 413, "request_too_large"),
+    ],
+)
+def test_odd_bodies(http: httpx.Client, content: bytes, content_type: str, status: int, code: str | None) -> None:
+    answer = http.post("/v1/audio/speech", content=content, headers={"Content-Type": content_type})
+    assert answer.status_code == status
+    error = problem(answer)
+    assert code is None or error["code"] == code
+    assert http.post("/v1/audio/speech", json={"input": "Still here."}).status_code == 200
+
+
+def test_a_huge_body_without_a_length_is_cut_off(http: httpx.Client) -> None:
+    def endless() -> Iterator[bytes]:
+        yield b'{"input": "'
+        for _ in range(40):
+            yield b"a" * 65_536
+
+    answer = http.post("/v1/audio/speech", content=endless(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+    assert problem(answer)["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "APPLICATION/JSON", "application/x+json"])
+def test_json_content_types(http: httpx.Client, content_type: str) -> None:
+    answer = http.post(
+        "/v1/audio/speech?api-version=2025-01-01",
+        content=json.dumps({"input": "Hello."}),
+        headers={"Content-Type": content_type},
+    )
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "text",
+    [".", "...", "?!", "😀", "🎉🎉", "<b>Hi</b>", "a\x00b\x07", "你好", "\u202eabc", "—", "[", "(", "&amp;", "`"],
+)
+def test_odd_texts_are_spoken(http: httpx.Client, text: str) -> None:
+    answer = http.post("/v1/audio/speech", json={"input": text, "response_format": "wav"})
+    assert answer.status_code == 200
+    assert decode(answer.content, "wav").loudness_dbfs > -40
+
+
+def test_the_longest_text_of_wide_characters_passes(http: httpx.Client) -> None:
+    body = {"input": "好" * 20_000, "response_format": "pcm", "max_audio_length_ms": 500}
+    answer = http.post("/v1/audio/speech", json=body)
+    assert answer.status_code == 200
+    assert decode(answer.content, "pcm").seconds == pytest.approx(0.5, abs=0.01)
+
+
+def test_same_request_same_bytes(http: httpx.Client) -> None:
+    body = {"input": "A sentence for the cache, said once.", "voice": "coral"}
+    first, second = (http.post("/v1/audio/speech", json=body) for _ in range(2))
+    assert (first.headers["x-cache"], second.headers["x-cache"]) == ("miss", "hit")
+    assert first.content == second.content
+    assert first.headers["x-tts-seed"] == second.headers["x-tts-seed"]
+    fresh = http.post("/v1/audio/speech", json={**body, "cache": False})
+    assert fresh.headers["x-cache"] == "miss"
+    seeds = {http.post("/v1/audio/speech", json={**body, "seed": "random"}).headers["x-tts-seed"] for _ in range(3)}
+    assert len(seeds) == 3
+
+
+def test_the_head_of_each_format(http: httpx.Client) -> None:
+    def head(audio_format: str) -> bytes:
+        return http.post("/v1/audio/speech", json={"input": "Hello.", "response_format": audio_format}).content
+
+    wav = head("wav")
+    assert wav[:4] == b"RIFF"
+    assert wav[4:8] == wav[40:44] == b"\xff\xff\xff\xff"
+    assert wav[36:40] == b"data"
+    mp3 = head("mp3")
+    assert mp3[0] == 0xFF
+    assert mp3[1] & 0xE0 == 0xE0
+    assert b"Xing" not in mp3[:500]
+    assert head("opus")[:4] == b"OggS"
+    assert head("aac")[:2] in (b"\xff\xf1", b"\xff\xf9")
+    assert head("flac")[:4] == b"fLaC"
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 16_000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("audio_format", ["mp3", "opus", "aac", "flac", "wav", "pcm"])
+def test_sample_rates(http: httpx.Client, audio_format: str, rate_hz: int) -> None:
+    text = "A short sentence at some rate."
+    body = {"input": text, "response_format": audio_format, "sample_rate": rate_hz}
+    heard = decode(http.post("/v1/audio/speech", json=body).content, audio_format, rate_hz)
+    usual = decode(http.post("/v1/audio/speech", json={"input": text, "response_format": "pcm"}).content, "pcm")
+    assert heard.rate_hz == (48_000 if audio_format == "opus" else rate_hz)
+    # The coded formats pad: most of all AAC, whose frames of 1024 samples are long at 8 kHz.
+    assert heard.seconds == pytest.approx(usual.seconds, abs=0.3)
+
+
+def test_pauses_last_as_long_as_asked(http: httpx.Client) -> None:
+    def seconds(text: str) -> float:
+        answer = http.post("/v1/audio/speech", json={"input": text, "response_format": "pcm"})
+        return decode(answer.content, "pcm").seconds
+
+    assert seconds("One. [pause:2s] Two.") - seconds("One. [pause:0.5s] Two.") == pytest.approx(1.5, abs=0.05)
+
+
+def test_keys(tmp_path: Any) -> None:
+    with serving(tmp_path, TTS_API_KEYS="first-key, second-key") as url, httpx.Client(base_url=url) as http:
+        speech = {"json": {"input": "Hello."}}
+        for headers in ({}, {"Authorization": "Bearer"}, {"Authorization": "Bearer wrong"}, {"api-key": "first"}):
+            answer = http.post("/v1/audio/speech", headers=headers, **speech)  # type: ignore[arg-type]
+            assert answer.status_code == 401
+            assert problem(answer)["code"] == "invalid_api_key"
+            assert answer.headers["www-authenticate"] == "Bearer"
+        for headers in ({"Authorization": "Bearer second-key"}, {"api-key": "first-key"}):
+            assert http.post("/v1/audio/speech", headers=headers, **speech).status_code == 200  # type: ignore[arg-type]
+        for path in ("/health", "/ready", "/version", "/metrics", "/v1/models", "/v1/audio/voices", "/v1/audio/models"):
+            assert http.get(path).status_code == 200
+        assert http.get("/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
+        assert http.get("/debug").status_code == 401
+        shown = http.get("/debug", headers={"Authorization": "Bearer first-key"})
+        assert shown.status_code == 200
+        assert "first-key" not in shown.text
+        assert "second-key" not in shown.text
+
+
+def test_limits_come_from_settings(tmp_path: Any) -> None:
+    with serving(tmp_path, TTS_MAX_INPUT_CHARS=10, TTS_MAX_BODY_BYTES=1024, TTS_CACHE_BYTES=0) as url:
+        assert httpx.post(f"{url}/v1/audio/speech", json={"input": "好" * 10}).status_code == 200
+        assert httpx.post(f"{url}/v1/audio/speech", json={"input": "a" * 11}).status_code == 400
+        assert httpx.post(f"{url}/v1/audio/speech", json={"input": "a" * 1100}).status_code == 413
+        again = [httpx.post(f"{url}/v1/audio/speech", json={"input": "Hello."}) for _ in range(2)]
+        assert [answer.headers["x-cache"] for answer in again] == ["miss", "miss"]
+
+
+def test_cors(tmp_path: Any, http: httpx.Client) -> None:
+    origin = {"Origin": "https://studio.example"}
+    assert "access-control-allow-origin" not in http.get("/v1/models", headers=origin).headers
+    with serving(tmp_path, TTS_CORS_ORIGINS="https://studio.example") as url:
+        answer = httpx.get(f"{url}/v1/models", headers=origin)
+        assert answer.headers["access-control-allow-origin"] == "https://studio.example"
+        assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
+        preflight = httpx.options(
+            f"{url}/v1/audio/speech",
+            headers={
+                **origin,
+                "Access-Control-Request-Method": "POST",
+                "Access-Control-Request-Headers": "authorization",
+            },
+        )
+        assert preflight.status_code == 200
+        assert (
+            "access-control-allow-origin"
+            not in httpx.get(f"{url}/v1/models", headers={"Origin": "https://evil"}).headers
+        )
+
+
+def test_openapi_lists_each_path_once(http: httpx.Client) -> None:
+    paths = http.get("/openapi.json").json()["paths"]
+    assert "/v1/audio/speech" in paths
+    assert not [path for path in paths if path.startswith("/api/")]
+    assert "422" not in json.dumps(paths)
+
+
+def test_a_raw_keep_alive_connection_survives_errors(server: str) -> None:
+    """Three requests on one connection: an error, a hit, a stream. None may spoil the framing of the next."""
+    with httpx.Client(base_url=server, limits=httpx.Limits(max_connections=1)) as http:
+        for body, status in (
+            ({"input": ""}, 400),
+            ({"input": "Hello."}, 200),
+            ({"input": "Hello.", "cache": False}, 200),
+        ):
+            assert http.post("/v1/audio/speech", json=body).status_code == status
+    where = urlsplit(server)
+    assert where.hostname is not None
+    assert where.port is not None
+    with socket.create_connection((where.hostname, where.port)) as raw:
+        raw.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        assert raw.recv(64).startswith(b"HTTP/1.1 200")

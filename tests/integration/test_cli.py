@@ -1,0 +1,99 @@
+"""The command line as a person uses it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from app.types import AUDIO_FORMATS
+from tests.ears import SENTENCES, Recogniser, decode
+from tests.fake_hub import FakeHub
+from tests.live import Process, environment, free_port
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.integration
+
+
+def cli(folder: Path, *arguments: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[bytes]:
+    """Run one command to its end, in a folder and data folder of its own."""
+    folder.mkdir(exist_ok=True)
+    return subprocess.run(
+        [sys.executable, "-m", "app.cli", *arguments],
+        cwd=folder,
+        env=environment(folder / "data", **variables),
+        input=stdin.encode(),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("audio_format", AUDIO_FORMATS)
+def test_say_writes_the_format_of_the_file_name(tmp_path: Path, recogniser: Recogniser, audio_format: str) -> None:
+    done = cli(tmp_path, "say", SENTENCES[0], "-o", f"out.{audio_format}")
+    assert done.returncode == 0, done.stderr
+    heard = decode((tmp_path / f"out.{audio_format}").read_bytes(), audio_format)
+    assert recogniser.hear(heard) == SENTENCES[0]
+
+
+def test_say_in_a_pipe(tmp_path: Path, recogniser: Recogniser) -> None:
+    done = cli(tmp_path, "say", "-", "-o", "-", "--format", "wav", "--voice", "nova", stdin=SENTENCES[1])
+    assert done.returncode == 0
+    assert recogniser.hear(decode(done.stdout, "wav")) == SENTENCES[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("say", "Hello.", "-o", "out.xyz"), "mp3"),
+        (("say", "Hello.", "--voice", "nobody"), "alloy"),
+        (("say", "Hello.", "--speed", "9"), "speed"),
+        (("say", "   "), "input"),
+        (("say", "Hello.", "--temperature", "0.5"), "temperature"),
+        (("say", "Hello.", "-o", "no/such/folder/out.mp3"), "written"),
+        (("download", "espeak"), "needs no weights"),
+        (("download", "nonsense"), "no engine"),
+    ],
+)
+def test_mistakes_are_told_in_words(tmp_path: Path, arguments: tuple[str, ...], word: str) -> None:
+    done = cli(tmp_path, *arguments, COLUMNS="200")
+    assert done.returncode != 0
+    assert word in done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_voices_and_models(tmp_path: Path) -> None:
+    assert b"shimmer" in cli(tmp_path, "voices").stdout
+    listed = cli(tmp_path, "models", COLUMNS="200").stdout.decode()
+    assert "csm-1b" in listed
+    assert "not downloaded" in listed
+
+
+def test_download_fetches_once(tmp_path: Path) -> None:
+    files = {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b"x" * 50_000}
+    with FakeHub({"sesame/csm-1b": files}) as hub:
+        done = cli(tmp_path, "download", "csm", HF_ENDPOINT=hub.url)
+        assert done.returncode == 0, done.stderr
+        asked = len(hub.requests)
+        assert cli(tmp_path, "download", "csm", HF_ENDPOINT=hub.url).returncode == 0
+        assert len(hub.requests) == asked
+        assert b"on disk" in cli(tmp_path, "models", COLUMNS="200").stdout
+        hub.gated = {"sesame/csm-1b"}
+        refused = cli(tmp_path / "other", "download", "csm", HF_ENDPOINT=hub.url, COLUMNS="200")
+        assert refused.returncode == 1
+        assert b"HF_TOKEN" in refused.stderr
+
+
+def test_serve_takes_its_port(tmp_path: Path) -> None:
+    port = free_port()
+    with Process(tmp_path, "app.cli", "serve", "--port", str(port), "--engine", "espeak", TTS_ENGINE="csm") as process:
+        process.url = f"http://127.0.0.1:{port}"
+        process.wait()
+        assert httpx.get(f"{process.url}/health").json()["status"] == "ok"

@@ -1,0 +1,70 @@
+"""The documents say what is: README's snippets run, its links lead somewhere, the settings page is the settings."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app import __version__
+from tests.live import ROOT
+
+pytestmark = pytest.mark.integration
+
+README = (ROOT / "README.md").read_text()
+BASE = "http://localhost:8000"
+
+
+def snippets(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def run(command: list[str], folder: Path) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def is_mp3(path: Path) -> bool:
+    data = path.read_bytes()
+    return len(data) > 5_000 and data[0] == 0xFF
+
+
+def test_the_python_snippet_speaks(server: str, tmp_path: Path) -> None:
+    (code,) = snippets("python")
+    run([sys.executable, "-c", code.replace(BASE, server)], tmp_path)
+    assert is_mp3(tmp_path / "hello.mp3")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_curl_snippet_speaks(server: str, tmp_path: Path) -> None:
+    (command,) = [snippet for snippet in snippets("bash") if "curl" in snippet]
+    run(["bash", "-ec", command.replace(BASE, server)], tmp_path)
+    assert is_mp3(tmp_path / "hello.mp3")
+
+
+def test_the_first_screen_says_both_commands() -> None:
+    first_screen = "\n".join(README.splitlines()[:20])
+    assert "make run" in first_screen
+    assert "make test" in first_screen
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/api.md", "docs/benchmarks.md"])
+def test_links_and_paths_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_the_architecture_names_real_files() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for path in re.findall(r"`([a-z]+/[a-z_]+\.py)`", text):
+        assert (ROOT / "app" / path).exists() or (ROOT / path).exists(), path
+
+
+def test_the_changelog_knows_this_version() -> None:
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()

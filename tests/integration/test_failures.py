@@ -1,0 +1,76 @@
+"""What callers see when the engine fails: a clean error before the first sound, a visibly broken answer after it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import httpx
+import openai
+import pytest
+from openai import Stream
+
+from app import assemble
+from app.engines.registry import EngineSpec
+from tests.live import serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    spec = EngineSpec("broken", "broken-1", "tests.integration.broken_engine:build")
+    monkeypatch.setattr(assemble.registry, "specs", lambda: {"broken": spec})
+    with serving(tmp_path, TTS_ENGINE="broken", TTS_FALLBACK_ENGINE="") as served:
+        yield served
+
+
+@pytest.mark.parametrize("word", ["break", "crash"])
+@pytest.mark.parametrize("audio_format", ["mp3", "wav"])
+def test_a_failure_after_the_first_sound_breaks_the_body(url: str, audio_format: str, word: str) -> None:
+    body = {"input": f"Please {word}.", "response_format": audio_format}
+    for _ in range(2):  # the second time shows that nothing was cached
+        received: list[bytes] = []
+        with httpx.stream("POST", f"{url}/v1/audio/speech", json=body) as answer:
+            assert answer.status_code == 200
+            with pytest.raises(httpx.RemoteProtocolError):
+                received.extend(answer.iter_raw())
+        assert b"".join(received)
+    assert httpx.post(f"{url}/v1/audio/speech", json={"input": "Well."}).status_code == 200
+    assert "tts_failed_total" in httpx.get(f"{url}/metrics").text
+
+
+@pytest.mark.parametrize("word", ["break", "crash"])
+def test_with_sse_the_official_client_raises(url: str, word: str) -> None:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+        stream = client.post(
+            "/audio/speech",
+            body={"input": f"Please {word}.", "stream_format": "sse"},
+            cast_to=object,
+            stream=True,
+            stream_cls=Stream[object],
+        )
+        with pytest.raises(openai.APIError) as caught:
+            list(stream)
+    assert "engine broke" in str(caught.value) or "server failed" in str(caught.value)
+
+
+def test_silence_is_an_error_not_an_answer(url: str) -> None:
+    answer = httpx.post(f"{url}/v1/audio/speech", json={"input": "Only silence."})
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "nothing_spoken"
+
+
+def test_out_of_memory_is_not_to_be_retried(url: str) -> None:
+    with (
+        openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=2) as client,
+        pytest.raises(openai.InternalServerError) as caught,
+    ):
+        client.audio.speech.create(model="tts-1", voice="alloy", input="Out of memory.")
+    assert caught.value.code == "out_of_memory"
+    assert caught.value.response.headers["x-should-retry"] == "false"
+    requests = [line for line in httpx.get(f"{url}/metrics").text.splitlines() if 'status="500"' in line]
+    assert any(line.endswith(" 1.0") for line in requests if "_total" in line)

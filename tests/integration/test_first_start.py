@@ -1,0 +1,125 @@
+"""What a person sees first: weights downloading, gated, out of reach; with and without a stand-in."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import httpx
+import openai
+import pytest
+
+from tests.fake_hub import FakeHub
+from tests.live import Process
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.integration
+
+NOWHERE = "http://127.0.0.1:9"  # nothing listens there
+REPO = "sesame/csm-1b"
+MODEL = {
+    "config.json": b"{}",
+    "tokenizer.json": b"{}",
+    "model.safetensors": os.urandom(600_000),
+}
+
+
+def test_without_weights_the_offline_voice_answers_and_says_so(tmp_path: Path) -> None:
+    with Process(tmp_path, TTS_ENGINE="csm", HF_ENDPOINT=NOWHERE) as process:
+        process.wait("/health", timeout_s=10)
+        process.wait("/ready", timeout_s=15)
+        health = httpx.get(f"{process.url}/health").json()
+        assert health["status"] == "degraded"
+        assert health["requested_engine"] == "csm"
+        assert health["engine"] == "espeak"
+        assert "cannot reach" in health["reason"]
+        with openai.OpenAI(base_url=f"{process.url}/v1", api_key="any", max_retries=0) as client:
+            for model in ("csm-1b", "espeak", "tts-1"):
+                answer = client.audio.speech.create(
+                    model=model,
+                    voice="alloy",
+                    input="Who is speaking?",
+                    instructions="Cheerfully.",
+                    extra_body={"temperature": 0.7, "cfg_scale": 3.0},
+                )
+                assert answer.response.headers["x-tts-engine"] == "espeak"
+                assert answer.response.headers["x-tts-ignored"] == "instructions, cfg_scale, temperature"
+            with pytest.raises(openai.NotFoundError):
+                client.audio.speech.create(model="dia-1.6b", voice="alloy", input="Nobody.")
+            listed = {model.id: model.to_dict() for model in client.models.list()}
+            assert listed["csm-1b"]["status"] == "missing_weights"
+            assert listed["espeak"]["status"] == "ready"
+            assert "dia-1.6b" not in listed
+    console = process.console()
+    assert "csm-1b IS NOT RUNNING: espeak ANSWERS IN ITS PLACE" in console
+    assert "CSM_MODEL" in console
+
+
+def test_without_a_stand_in_the_answer_is_503_with_the_reason(tmp_path: Path) -> None:
+    with Process(tmp_path, TTS_ENGINE="csm", TTS_FALLBACK_ENGINE="", HF_ENDPOINT=NOWHERE) as process:
+        process.wait("/health", 503, timeout_s=15)
+        health = httpx.get(f"{process.url}/health").json()
+        assert health["status"] == "unhealthy"
+        assert process.answers("/ready", 503)
+        answer = httpx.post(f"{process.url}/v1/audio/speech", json={"input": "Anybody?"})
+        assert answer.status_code == 503
+        assert "cannot reach" in answer.json()["error"]["message"]
+        assert 1 <= int(answer.headers["retry-after"]) <= 30
+
+
+def test_while_weights_download_health_tells_how_far(tmp_path: Path) -> None:
+    with FakeHub({REPO: MODEL}) as hub:
+        hub.bytes_per_s = 100_000
+        with Process(tmp_path, TTS_ENGINE="csm", HF_ENDPOINT=hub.url) as process:
+            assert process.wait("/health") < 5  # the port opens at once, whatever is downloading
+            assert httpx.get(f"{process.url}/health").json()["status"] == "starting"
+            process.wait("/ready", 503)
+            told = httpx.get(f"{process.url}/ready")
+            assert 1 <= int(told.headers["retry-after"]) <= 30
+            answer = httpx.post(f"{process.url}/v1/audio/speech", json={"input": "Already?"})
+            assert answer.status_code == 503
+            assert answer.json()["error"]["type"] == "server_error"
+            assert httpx.get(f"{process.url}/v1/models/csm-1b").json()["status"] == "loading"
+            seen = []
+            while (health := httpx.get(f"{process.url}/health").json())["status"] == "starting":
+                if health["download"]:
+                    seen.append(health["download"])
+            assert len(seen) > 3
+            last = seen[-1]
+            assert 0 < last["done_bytes"] <= last["total_bytes"] == sum(len(data) for data in MODEL.values())
+            assert last["rate_bytes_s"] > 0
+            assert any(progress["eta_s"] is not None for progress in seen)
+            assert [p["done_bytes"] for p in seen] == sorted(p["done_bytes"] for p in seen)
+            process.wait("/ready", 200)
+
+
+@pytest.mark.parametrize("token", ["", "hf_secretsecretsecret"])
+def test_a_gate_names_the_licence_the_token_and_a_mirror(tmp_path: Path, token: str) -> None:
+    with FakeHub({REPO: MODEL}) as hub:
+        hub.gated = {REPO}
+        with Process(tmp_path, TTS_ENGINE="csm", HF_ENDPOINT=hub.url, HF_TOKEN=token) as process:
+            process.wait("/ready", 200)
+            health = httpx.get(f"{process.url}/health").json()
+            assert health["status"] == "degraded"
+            told = f"{health['reason']} {health['remedy']}"
+            console = process.console()
+            for hint in ("https://huggingface.co/sesame/csm-1b", "HF_TOKEN", "CSM_MODEL="):
+                assert hint in told
+                assert hint in console
+            everything = console + json.dumps(httpx.get(f"{process.url}/debug").json())
+            everything += (tmp_path / "logs" / "server.log").read_text()
+            assert not token or token not in everything
+
+
+def test_stopping_during_a_download_is_quick(tmp_path: Path) -> None:
+    with FakeHub({REPO: MODEL}) as hub:
+        hub.bytes_per_s = 20_000
+        with Process(tmp_path, TTS_ENGINE="csm", HF_ENDPOINT=hub.url) as process:
+            process.wait("/health")
+            process.child.terminate()
+            assert process.child.wait(10) in (0, -signal.SIGTERM)
+    assert "Traceback" not in process.console()

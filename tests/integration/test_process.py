@@ -1,0 +1,161 @@
+"""The server as a process: how fast it starts, how it stops, how it refuses bad settings, how it reloads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from tests.ears import SENTENCES, Recogniser, decode
+from tests.live import ROOT, Process, wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.integration
+
+
+def test_starts_in_seconds_and_finishes_streams_on_sigterm(tmp_path: Path, recogniser: Recogniser) -> None:
+    picked = [SENTENCES[index % len(SENTENCES)] for index in range(60)]
+    body = {
+        "input": " ".join(f"{sentence.capitalize()}." for sentence in picked),
+        "response_format": "wav",
+        "cache": False,
+    }
+    with Process(tmp_path) as process:
+        assert process.wait("/ready") < 5
+        received = []
+        with httpx.stream("POST", f"{process.url}/v1/audio/speech", json=body, timeout=30) as answer:
+            pieces = answer.iter_raw()
+            received.append(next(pieces))
+            process.child.terminate()
+            time.sleep(0.3)
+            with pytest.raises(httpx.ConnectError):
+                httpx.get(f"{process.url}/health")
+            received += pieces
+        assert process.child.wait(10) in (0, -signal.SIGTERM)
+    heard = decode(b"".join(received), "wav")
+    assert heard.seconds > 100
+    ending = type(heard)(heard.samples[-int(2.6 * heard.rate_hz) :], heard.rate_hz)
+    assert recogniser.hear(ending, several=True).endswith(picked[-1][-10:])
+    assert "Traceback" not in process.console()
+
+
+def test_bad_input_is_not_logged_as_a_crash_and_texts_stay_private(tmp_path: Path) -> None:
+    with Process(tmp_path, TTS_API_KEYS="very-secret-key") as process:
+        process.wait()
+        auth = {"Authorization": "Bearer very-secret-key"}
+        for body in (b"{", b"[]", b'{"input": 1}', b'{"input": "x", "speed": 9}', b'{"input": "x", "voice": "y"}'):
+            headers = {**auth, "Content-Type": "application/json"}
+            assert httpx.post(f"{process.url}/v1/audio/speech", content=body, headers=headers).status_code == 400
+        spoken = {"input": "Nobody may read this in the log."}
+        assert httpx.post(f"{process.url}/v1/audio/speech?key=very-secret-key", json=spoken, headers=auth).is_success
+        process.child.terminate()
+        process.child.wait(10)
+    log = (tmp_path / "logs" / "server.log").read_text()
+    records = [json.loads(line) for line in log.splitlines()]
+    assert [record for record in records if record.get("path") == "/v1/audio/speech" and record["status"] == 400]
+    for output in (log, process.console()):
+        assert "Traceback" not in output
+        assert "very-secret-key" not in output
+        assert "Nobody may read" not in output
+
+
+def test_texts_are_logged_when_asked_for(tmp_path: Path) -> None:
+    with Process(tmp_path, TTS_LOG_TEXTS="true") as process:
+        process.wait()
+        httpx.post(f"{process.url}/v1/audio/speech", json={"input": "Write this down."})
+        wait_until(lambda: "Write this down." in (tmp_path / "logs" / "server.log").read_text())
+
+
+@pytest.mark.parametrize(
+    ("variables", "word"),
+    [
+        ({"TTS_ENGINE": "nonsense"}, "nonsense"),
+        ({"PORT": "high"}, "PORT"),
+        ({"LOG_LEVEL": "LOUD"}, "LOG_LEVEL"),
+        ({"TTS_DATA_DIR": "/dev/null/data"}, "TTS_DATA_DIR"),
+    ],
+)
+def test_wrong_settings_end_with_words(tmp_path: Path, variables: dict[str, str], word: str) -> None:
+    with Process(tmp_path, **variables) as process:
+        assert process.child.wait(10) == 2
+    assert word in process.console()
+    assert "Traceback" not in process.console()
+
+
+def test_dev_mode_restarts_when_the_code_changes(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "app", tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    with Process(tmp_path, DEV_MODE="true", PYTHONPATH=str(tmp_path)) as process:
+        process.wait("/version", timeout_s=30)
+        root = tmp_path / "app" / "__init__.py"
+        root.write_text(root.read_text().replace("__version__ = ", '__version__ = "9.9.9" or '))
+        wait_until(lambda: process.answers("/version"), 30)
+        wait_until(lambda: version(process) == "9.9.9", 30)
+        process.child.terminate()
+        process.child.wait(20)
+
+
+def version(process: Process) -> str:
+    try:
+        return str(httpx.get(f"{process.url}/version").json()["version"])
+    except httpx.TransportError:
+        return ""
+
+
+def test_two_servers_on_one_port_is_told(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with Process(tmp_path, PORT=str(taken.getsockname()[1])) as process:
+            assert process.child.wait(10) != 0
+        assert "address already in use" in process.console().lower()
+
+
+def test_kill_minus_nine_in_the_middle_leaves_nothing_to_serve(tmp_path: Path) -> None:
+    body = {"input": "A sentence that dies in the cache. " * 200, "response_format": "wav"}
+    with Process(tmp_path) as process:
+        process.wait()
+
+        def ask() -> None:
+            with (
+                contextlib.suppress(httpx.TransportError),
+                httpx.stream("POST", f"{process.url}/v1/audio/speech", json=body, timeout=30) as answer,
+            ):
+                for _ in answer.iter_raw(1024):
+                    time.sleep(0.001)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        wait_until(lambda: list((tmp_path / "audio_cache").glob("??/*.tmp")))
+        process.child.kill()
+        asking.join(10)
+    with Process(tmp_path) as again:
+        again.wait()
+        answer = httpx.post(f"{again.url}/v1/audio/speech", json=body, timeout=30)
+        assert answer.headers["x-cache"] == "miss"
+        assert decode(answer.content, "wav").seconds > 100
+
+
+def test_the_offline_voice_needs_no_torch(tmp_path: Path) -> None:
+    """Built in a process where torch can't be imported at all, the app still assembles with the offline voice."""
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from pathlib import Path\n"
+        "from tests.live import serving\n"
+        "import httpx\n"
+        f"with serving(Path({str(tmp_path)!r})) as url:\n"
+        "    assert httpx.post(url + '/v1/audio/speech', json={'input': 'No torch here.'}).status_code == 200\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr

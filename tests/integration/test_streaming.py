@@ -1,0 +1,147 @@
+"""The two streaming rules on a real socket: first sound before headers, and the response owns its stream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx
+import openai
+import pytest
+
+from tests.ears import SENTENCES, decode
+from tests.live import serving, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.integration
+
+LONG = " ".join(f"{sentence.capitalize()}." for sentence in SENTENCES) * 15  # about 15 minutes of speech
+
+
+@contextlib.contextmanager
+def stuck_reader(url: str, text: str = LONG) -> Iterator[socket.socket]:
+    """A caller that asks for a long answer, reads its beginning and then nothing more, on small socket buffers."""
+    where = urlsplit(url)
+    body = json.dumps({"input": text, "response_format": "pcm", "cache": False}).encode()
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+        raw.connect((where.hostname, where.port))
+        raw.sendall(
+            b"POST /v1/audio/speech HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        assert raw.recv(1024).startswith(b"HTTP/1.1 200")
+        yield raw
+
+
+def rows(url: str) -> dict[str, int]:
+    return httpx.get(f"{url}/health").json()["rows"]  # type: ignore[no-any-return]
+
+
+def test_a_full_queue_is_a_clean_429(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=0, TTS_OUTBOX_S=0.5) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client,
+    ):
+        with stuck_reader(url):
+            for stream_format in ("audio", "sse"):
+                with pytest.raises(openai.RateLimitError) as caught:
+                    client.audio.speech.create(
+                        model="tts-1", voice="alloy", input="Let me in.", stream_format=stream_format
+                    )
+                assert int(caught.value.response.headers["retry-after"]) >= 1
+                assert caught.value.code == "rate_limit_exceeded"
+            assert httpx.get(f"{url}/health").json()["status"] == "ok"
+        wait_until(lambda: rows(url)["active"] == 0, 5)
+        assert client.audio.speech.create(model="tts-1", voice="alloy", input="Let me in.").content
+
+
+def test_the_client_retries_a_429_until_there_is_room(tmp_path: Path) -> None:
+    with serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=0, TTS_OUTBOX_S=0.5) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=3)
+        with stuck_reader(url) as raw:
+            threading.Timer(0.5, raw.close).start()
+            assert client.audio.speech.create(model="tts-1", voice="alloy", input="Patience.").content
+        client.close()
+
+
+def test_a_queued_request_waits_its_turn(tmp_path: Path) -> None:
+    with serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=4, TTS_OUTBOX_S=0.5) as url, stuck_reader(url) as raw:
+        answers: list[httpx.Response] = []
+        waiting = threading.Thread(
+            target=lambda: answers.append(httpx.post(f"{url}/v1/audio/speech", json={"input": "My turn?"}, timeout=30))
+        )
+        waiting.start()
+        wait_until(lambda: httpx.get(f"{url}/health").json()["queue"]["waiting"] == 1)
+        raw.close()
+        waiting.join(10)
+        assert answers[0].status_code == 200
+
+
+def test_a_slow_reader_pauses_its_own_row_only(tmp_path: Path) -> None:
+    with serving(tmp_path, TTS_MAX_ROWS=4, TTS_OUTBOX_S=0.5) as url, stuck_reader(url) as raw:
+        for index in range(4):
+            begun_s = time.monotonic()
+            answer = httpx.post(f"{url}/v1/audio/speech", json={"input": f"Number {index} passes by.", "cache": False})
+            assert answer.status_code == 200
+            assert time.monotonic() - begun_s < 5
+        assert rows(url)["active"] >= 1  # the slow one is still in its row, not dropped
+        # The reader wakes up: the rest arrives, from where it stood.
+        raw.settimeout(10)
+        received = sum(len(raw.recv(65_536)) for _ in range(50))
+        assert received > 500_000
+
+
+@pytest.mark.parametrize("after_bytes", [0, 1, 50_000])
+def test_a_disconnect_frees_the_row(tmp_path: Path, after_bytes: int) -> None:
+    with serving(tmp_path, TTS_OUTBOX_S=0.5) as url:
+        with httpx.stream(
+            "POST", f"{url}/v1/audio/speech", json={"input": LONG, "response_format": "pcm", "cache": False}
+        ) as answer:
+            received = 0
+            pieces = answer.iter_raw()
+            while received < after_bytes:
+                received += len(next(pieces))
+            assert rows(url)["active"] >= 1
+        begun_s = time.monotonic()
+        wait_until(lambda: rows(url)["active"] == 0, 5)
+        assert time.monotonic() - begun_s < 1
+        metrics = httpx.get(f"{url}/metrics").text
+        assert "tts_cancelled_total 1.0" in metrics
+
+
+def test_leaving_while_queued_leaves_the_queue(tmp_path: Path) -> None:
+    with serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=4, TTS_OUTBOX_S=0.5) as url, stuck_reader(url):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/audio/speech", json={"input": "I give up."}, timeout=0.3)
+        wait_until(lambda: httpx.get(f"{url}/health").json()["queue"]["waiting"] == 0, 5)
+
+
+def test_bytes_come_before_the_text_is_spoken(server: str) -> None:
+    """The first bytes of a quarter of an hour arrive while almost all of it is still unspoken."""
+    body = {"input": LONG, "response_format": "mp3", "cache": False}
+    begun_s = time.monotonic()
+    with httpx.stream("POST", f"{server}/v1/audio/speech", json=body) as answer:
+        next(answer.iter_raw())
+        first_s = time.monotonic() - begun_s
+    assert first_s < 2
+
+
+async def test_a_long_answer_arrives_whole(server: str) -> None:
+    async with httpx.AsyncClient(base_url=server, timeout=60) as http:
+        body: dict[str, Any] = {"input": LONG[:6_000], "response_format": "pcm", "cache": False}
+        whole, again = await asyncio.gather(
+            http.post("/v1/audio/speech", json=body), http.post("/v1/audio/speech/stream", json=body)
+        )
+    seconds = decode(whole.content, "pcm").seconds
+    assert seconds == pytest.approx(decode(again.content, "pcm").seconds, rel=0.01)
+    assert seconds > 200

@@ -1,0 +1,161 @@
+"""A Runner whose every sample says where it comes from: row, utterance, frame. So any mix-up of rows shows.
+
+What is against the Runner protocol is written down in `violations`, since an exception would only fail a job.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from app.runtime.runner import StepResult
+from app.types import EngineInfo, Sampling, SpokenLine, Utterance, Voice
+
+if TYPE_CHECKING:
+    from app.types import Codes, Samples
+
+RATE_HZ = 100
+FRAME_SAMPLES = 4  # row, utterance, frame, 0
+FRAME_S = FRAME_SAMPLES / RATE_HZ
+VOICE = Voice("alloy", "Alloy", "preset")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one utterance does: how many frames, after how many pieces of prompt, and where it raises.
+
+    fails: "admit", "prefill", "step" or "sound"; at: in which piece or frame, counted from 0.
+    """
+
+    frames: int
+    pieces: int = 1
+    fails: str = ""
+    at: int = 0
+    error: BaseException | None = None
+
+
+class ScriptedRunner:
+    """Owns its rows' progress. `utterance` registers a part; its seed is its number."""
+
+    def __init__(self, max_rows: int, *, codebooks: int = 3) -> None:
+        self.max_rows = max_rows
+        self.rate_hz = RATE_HZ
+        self.codebooks = codebooks
+        self.calls: list[tuple[str, object]] = []
+        self.violations: list[str] = []
+        self.said: list[tuple[int, int]] = []  # (utterance, frame), in the order they were made
+        self.before_step: Callable[[], None] = lambda: None
+        self._parts: dict[int, Part] = {}
+        self._numbers: dict[int, int] = {}  # row -> utterance
+        self._read: Counter[int] = Counter()  # row -> pieces of prompt
+        self._made: Counter[int] = Counter()  # row -> frames
+        self._ended: set[int] = set()
+
+    def utterance(self, part: Part, *, follows: bool = False) -> Utterance:
+        number = len(self._parts)
+        self._parts[number] = part
+        line = SpokenLine(f"utterance {number}", 0, VOICE)
+        return Utterance((line,), Sampling(), seed=number, max_seconds=60.0, follows=follows)
+
+    def expected(self, utterance: Utterance) -> list[tuple[int, int]]:
+        """(utterance, frame) of each frame."""
+        return [(utterance.seed, frame) for frame in range(self._parts[utterance.seed].frames)]
+
+    @property
+    def rows(self) -> dict[int, int]:
+        """row -> number of the utterance that has it."""
+        return dict(self._numbers)
+
+    def named(self, call: str) -> list[object]:
+        return [argument for name, argument in self.calls if name == call]
+
+    # ---- the protocol
+
+    def admit(self, row: int, utterance: Utterance) -> None:
+        self.calls.append(("admit", row))
+        self._must(row not in self._numbers, f"admit to row {row}, which is taken")
+        self._must(0 <= row < self.max_rows, f"there is no row {row}")
+        self._numbers[row] = utterance.seed
+        self._read[row] = self._made[row] = 0
+        self._maybe_fail(row, "admit", 0)
+
+    def prefill(self, row: int) -> bool:
+        self.calls.append(("prefill", row))
+        self._must(row in self._numbers, f"prefill of row {row}, which is free")
+        self._maybe_fail(row, "prefill", self._read[row])
+        self._read[row] += 1
+        part = self._parts[self._numbers[row]]
+        self._must(self._read[row] <= part.pieces, f"prefill of row {row}, which has read all")
+        return self._read[row] >= part.pieces
+
+    def step(self, rows: Sequence[int]) -> StepResult:
+        self.calls.append(("step", tuple(rows)))
+        self._must(len(rows) > 0, "an empty step")
+        self._must(list(rows) == sorted(set(rows)), f"rows {rows} are not in order")
+        self.before_step()
+        codes = np.zeros((len(rows), self.codebooks), np.int16)
+        ended = np.zeros(len(rows), np.bool_)
+        for i, row in enumerate(rows):
+            self._must(row in self._numbers, f"step of row {row}, which is free")
+            self._must(row not in self._ended, f"step of row {row}, which has ended")
+            number, frame = self._numbers[row], self._made[row]
+            part = self._parts[number]
+            self._must(self._read[row] == part.pieces, f"step of row {row} before it has read its prompt")
+            self._maybe_fail(row, "step", frame)
+            ended[i] = frame == part.frames
+            if ended[i]:
+                self._ended.add(row)
+            elif self.codebooks:
+                codes[i] = (number, frame, row)
+            self._made[row] += 1
+        return StepResult(codes, ended)
+
+    def sound(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
+        self.calls.append(("sound", tuple(rows)))
+        self._must(codes.shape == (len(rows), self.codebooks), f"codes {codes.shape} for {len(rows)} rows")
+        out = []
+        for row, code in zip(rows, codes, strict=True):
+            number, frame = self._numbers[row], self._made[row] - 1
+            self._must(not self.codebooks or tuple(code) == (number, frame, row), f"row {row} got the codes {code}")
+            self._maybe_fail(row, "sound", frame)
+            self.said.append((number, frame))
+            out.append(np.array([row, number, frame, 0], np.float32))
+        return out
+
+    def release(self, row: int) -> None:
+        self.calls.append(("release", row))
+        self._must(row in self._numbers, f"release of row {row}, which is free")
+        self._numbers.pop(row, None)
+        self._ended.discard(row)
+
+    def _maybe_fail(self, row: int, call: str, at: int) -> None:
+        part = self._parts[self._numbers[row]]
+        if part.fails == call and part.at == at:
+            raise part.error or RuntimeError(f"scripted failure in {call}")
+
+    def _must(self, holds: bool, message: str) -> None:
+        if not holds:
+            self.violations.append(message)
+
+
+def info(name: str = "scripted", **changes: object) -> EngineInfo:
+    fields: dict[str, object] = {
+        "id": name,
+        "name": name.capitalize(),
+        "rate_hz": RATE_HZ,
+        "frame_s": FRAME_S,
+        "continues": False,
+        "extras": frozenset(),
+        "languages": ("en",),
+        "fingerprint": f"{name} 1",
+    }
+    return EngineInfo(**(fields | changes))  # type: ignore[arg-type]
+
+
+def frames_in(samples: Samples) -> list[tuple[int, int]]:
+    """(utterance, frame) of each frame in samples (N,)."""
+    return [(int(frame[1]), int(frame[2])) for frame in samples.reshape(-1, FRAME_SAMPLES)]

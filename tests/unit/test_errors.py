@@ -1,0 +1,123 @@
+"""Every error has one status and OpenAI's four keys, and says when to come back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from app import errors
+from app.api.errors import STATUS, body_of, envelope, response_to, status_of, unexpected
+
+pytestmark = pytest.mark.unit
+
+
+def subclasses(kind: type) -> list[type]:
+    return [kind, *(deeper for child in kind.__subclasses__() for deeper in subclasses(child))]
+
+
+# Only the app's own: a test may define others.
+KINDS = [kind for kind in subclasses(errors.SpeechError) if kind.__module__ == "app.errors"]
+WANTED = {
+    "SpeechError": 500,
+    "RequestError": 400,
+    "EmptyText": 400,
+    "TextTooLong": 400,
+    "UnknownVoice": 400,
+    "UnsupportedFormat": 400,
+    "UnsupportedParameter": 400,
+    "TooManySpeakers": 400,
+    "BadReference": 400,
+    "NotSupported": 400,
+    "UnknownModel": 404,
+    "Unauthorized": 401,
+    "BodyTooLarge": 413,
+    "Busy": 429,
+    "NotReady": 503,
+    "EngineError": 500,
+    "OutOfMemory": 500,
+    "NothingSpoken": 500,
+    "EngineStopped": 503,
+}
+
+
+def test_the_table_here_is_whole():
+    assert {kind.__name__ for kind in KINDS} == WANTED.keys()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_each_has_its_status_and_the_four_keys(kind):
+    error = kind("in words")
+    assert status_of(error) == WANTED[kind.__name__]
+    body = body_of(error)
+    assert body.keys() == {"error"}
+    assert body["error"].keys() == {"message", "type", "param", "code"}
+    assert body["error"]["message"] == "in words" == str(error)
+    status = WANTED[kind.__name__]
+    assert body["error"]["type"] == (
+        "requests" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
+    )
+    response = response_to(error)
+    assert response.status_code == status
+    assert json.loads(response.body) == body
+    assert response.headers["content-type"] == "application/json"
+    assert ("retry-after" in response.headers) == (kind in (errors.Busy, errors.NotReady))
+    assert ("x-should-retry" in response.headers) == (kind is errors.OutOfMemory)
+    assert ("www-authenticate" in response.headers) == (kind is errors.Unauthorized)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.__name__ not in ("SpeechError", "RequestError")])
+def test_each_has_a_code_of_its_own(kind):
+    assert kind.code
+    assert kind.code not in {other.code for other in KINDS if other is not kind}
+
+
+def test_every_row_of_the_table_is_reached():
+    """First match wins: a row below its base class would never be."""
+    for at, (kind, _) in enumerate(STATUS):
+        assert not any(issubclass(kind, above) for above, _ in STATUS[:at])
+
+
+@pytest.mark.parametrize(("given_s", "told"), [(7, "7"), (1, "1"), (0, "1"), (-3, "1")])
+def test_retry_after_is_whole_seconds_and_at_least_one(given_s, told):
+    for kind in (errors.Busy, errors.NotReady):
+        assert response_to(kind("later", retry_after_s=given_s)).headers["retry-after"] == told
+
+
+def test_what_repeating_will_not_help_says_so():
+    assert response_to(errors.OutOfMemory("full")).headers["x-should-retry"] == "false"
+
+
+def test_param_and_code_are_told():
+    body = body_of(errors.UnknownVoice("none such", param="voice"))
+    assert (body["error"]["param"], body["error"]["code"]) == ("voice", "voice_not_found")
+
+
+@pytest.mark.parametrize("message", ["voice '\ud83d'", "\udcff\udfff", "a \x00 b", "naïve 音"])
+def test_a_message_may_quote_anything(message):
+    response = response_to(errors.UnknownVoice(message))
+    told = json.loads(bytes(response.body).decode("utf-8"))["error"]["message"]
+    assert told == message.encode("utf-8", "replace").decode()
+
+
+def test_the_unexpected_tells_nothing_of_the_inside():
+    response = unexpected()
+    assert response.status_code == 500
+    assert json.loads(response.body)["error"].keys() == {"message", "type", "param", "code"}
+
+
+def test_an_envelope_keeps_null():
+    assert envelope("x", status=400)["error"] == {
+        "message": "x",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": None,
+    }
+
+
+def test_the_drawing_at_the_top_names_every_error():
+    drawn = errors.__doc__ or ""
+    for kind in KINDS:
+        assert kind.__name__ in drawn
+    for kind in subclasses(errors.EngineUnavailable):
+        assert not issubclass(kind, errors.SpeechError)  # it says why there is no engine; it answers no request

@@ -1,0 +1,302 @@
+"""The offline voice: which language it reads a text in, that its voices differ, and that it starts anywhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.engines import espeak
+from app.engines.batched import BatchedEngine
+from app.engines.espeak import TIMBRES, Library, resolve_language, script_language
+from app.engines.registry import BuildContext
+from app.errors import EngineError, EngineUnavailable, UnsupportedParameter
+from app.settings import Settings
+from app.types import Sampling, SpokenLine, Utterance
+from app.voices.presets import PROFILES, preset
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[2]
+CONTEXT = BuildContext(lambda progress: None, lambda: False)
+SENTENCE = "The quick brown fox jumps over the lazy dog, and nobody minds."
+
+
+@pytest.fixture(scope="module")
+def library() -> Library:
+    return Library()
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[BatchedEngine]:
+    async with espeak.build(Settings(_env_file=None, TTS_ENGINE="espeak"), CONTEXT) as engine:
+        yield engine
+
+
+async def spoken(
+    engine: BatchedEngine, text: str, *, voice: str = "alloy", language: str | None = None, max_seconds: float = 30.0
+) -> np.ndarray:
+    line = SpokenLine(text, 0, preset(voice))
+    chunks = [chunk async for chunk in engine.speak(Utterance((line,), Sampling(), 1, max_seconds, language=language))]
+    return np.concatenate([np.zeros(0, np.float32), *(chunk.samples for chunk in chunks)])
+
+
+def pitch_hz(samples: np.ndarray, rate_hz: int) -> float:
+    """The median over voiced windows of 40 ms of the best autocorrelation between 50 and 400 Hz."""
+    window = round(0.04 * rate_hz)
+    shortest, longest = rate_hz // 400, rate_hz // 50
+    found = []
+    for start in range(0, len(samples) - 2 * window, window):
+        frame = samples[start : start + 2 * window] - samples[start : start + 2 * window].mean()
+        if np.sqrt(np.mean(frame**2)) < 0.03:
+            continue
+        energy = np.correlate(frame, frame, "full")[len(frame) - 1 :]
+        lags = energy[shortest:longest] / np.linspace(1, 1 - longest / len(frame), longest - shortest)
+        if lags.max() > 0.5 * energy[0]:
+            found.append(rate_hz / (shortest + int(lags.argmax())))
+    assert len(found) > 10
+    return float(np.median(found))
+
+
+async def test_a_sentence_sounds(engine):
+    samples = await spoken(engine, SENTENCE)
+    assert 2 < len(samples) / engine.info.rate_hz < 6
+    assert samples.dtype == np.float32
+    level_dbfs = 20 * np.log10(np.sqrt(np.mean(samples**2)))
+    assert -26 < level_dbfs < -14
+
+
+# eSpeak NG carries some state (the phase of its waves) from one text to the next: the same text is not the same to the
+# sample, only within a hundredth of its length.
+SAME = pytest.approx(1.0, abs=0.01)
+
+
+async def test_whoever_else_speaks_a_text_is_as_long(engine):
+    alone = await spoken(engine, SENTENCE)
+    with ThreadPoolExecutor(1) as other:
+        noise = other.submit(lambda: Library().synthesize("Something else is said meanwhile.", "gmw/de", 30))
+        again = await spoken(engine, SENTENCE)
+        assert len(noise.result())
+    assert len(again) / len(alone) == SAME
+
+
+def test_two_libraries_in_a_process_each_hear_their_own():
+    first, second = Library(), Library()
+    one = first.synthesize(SENTENCE, "gmw/en-US", 50)
+    two = second.synthesize(SENTENCE, "gmw/en-US", 50)
+    assert len(one) > 20_000
+    assert len(two) / len(one) == SAME
+
+
+async def test_the_length_is_limited(engine):
+    samples = await spoken(engine, SENTENCE, max_seconds=0.5)
+    assert len(samples) == round(0.5 * engine.info.rate_hz)
+
+
+@pytest.mark.parametrize("text", ["", " ", ".", "\x00", "\ud83d", "<speak>&amp;", "\U0001f600", "%n%s", "a" * 399])
+async def test_any_text_is_survived(engine, text):
+    assert np.isfinite(await spoken(engine, text)).all()
+    assert len(await spoken(engine, "Still here.")) > 1000
+
+
+# ---- voices
+
+
+def test_every_preset_has_a_timbre_of_its_own():
+    assert TIMBRES.keys() == PROFILES.keys()
+    assert len({(timbre.accent, timbre.variant, timbre.pitch) for timbre in TIMBRES.values()}) == len(TIMBRES)
+
+
+async def test_voices_differ_in_pitch(engine):
+    """Far more than a listener needs to tell them apart (about 3 %)."""
+    onyx, alloy, shimmer = [
+        pitch_hz(await spoken(engine, SENTENCE, voice=voice), engine.info.rate_hz)
+        for voice in ("onyx", "alloy", "shimmer")
+    ]
+    assert 55 < onyx < 0.8 * alloy
+    assert 1.1 * alloy < shimmer < 320
+
+
+async def test_every_voice_sounds_and_no_two_alike(engine):
+    spoken_by = {voice: await spoken(engine, "Good morning to you.", voice=voice) for voice in TIMBRES}
+    assert all(len(samples) > engine.info.rate_hz / 2 for samples in spoken_by.values())
+    assert len({samples.tobytes() for samples in spoken_by.values()}) == len(TIMBRES)
+
+
+def test_a_voice_that_is_none_is_an_error(library):
+    with pytest.raises(EngineError, match="no voice"):
+        library.synthesize("x", "gmw/nowhere", 50)
+    assert len(library.synthesize("x", "gmw/en-US", 50))
+
+
+# ---- languages
+
+
+async def test_languages_are_many_and_told(engine, library):
+    assert {"en-us", "en", "zh", "de", "fr", "es", "cmn", "ja", "ru", "ar", "hi"} <= library.languages.keys()
+    assert engine.info.languages == tuple(sorted(library.languages))
+    assert "language" in engine.info.extras
+
+
+@pytest.mark.parametrize(
+    ("tag", "same_as"),
+    [
+        ("de", "de"),
+        ("DE", "de"),
+        ("de-AT", "de"),
+        ("de_CH", "de"),
+        ("en-US", "en-us"),
+        ("en-GB", "en-gb-x-rp"),
+        ("en", "en-gb"),
+        ("en-NZ", "en"),
+        ("fr-CA", "fr-fr"),
+        ("fr-BE", "fr-be"),
+        ("pt-PT", "pt"),
+        ("es-MX", "es-419"),
+        ("pt-BR", "pt-br"),
+        ("fr", "fr-fr"),
+        ("zh", "cmn"),
+        ("zh-CN", "cmn"),
+        ("zh-HK", "yue"),
+        ("zh-Hant-TW", "cmn"),
+        ("no", "nb"),
+        ("sr-Latn-RS", "sr"),
+    ],
+)
+def test_tags_are_understood(library, tag, same_as):
+    assert resolve_language(tag, library.languages) == library.languages[same_as]
+
+
+@pytest.mark.parametrize("tag", ["tlh", "xx-YY", "zz", "-", "english"])
+async def test_an_unknown_language_is_refused_with_those_there_are(engine, library, tag):
+    with pytest.raises(UnsupportedParameter) as error:
+        resolve_language(tag, library.languages)
+    assert error.value.param == "language"
+    assert "en-us, " in error.value.message
+    assert repr(tag) in error.value.message
+    with pytest.raises(UnsupportedParameter):  # and so through the engine, as a fault of the request
+        await spoken(engine, SENTENCE, language=tag)
+    assert len(await spoken(engine, SENTENCE, language="de"))
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("Hello there", None),
+        ("Übermäßig schön", None),
+        ("Привет, мир", "ru"),
+        ("Καλημέρα", "el"),
+        ("你好，世界", "cmn"),
+        ("今日は良い天気ですね", "ja"),
+        ("漢字漢字漢字の", "ja"),
+        ("안녕하세요", "ko"),
+        ("नमस्ते दुनिया", "hi"),
+        ("مرحبا بالعالم", "ar"),
+        ("שלום עולם", "he"),
+        ("The word мир means peace in Russian", None),
+        ("The sign の is hiragana, and common", None),
+        ("Слово peace", "ru"),
+        ("", None),
+        ("123 ...", None),
+        ("\ud83d\x00", None),
+    ],
+)
+def test_the_script_tells_the_language(text, language):
+    assert script_language(text) == language
+
+
+def test_every_script_has_a_language_that_is_there(library):
+    known = espeak._SCRIPT_LANGUAGES
+    missing = [tag for tag in known.values() if not _resolves(tag, library.languages)]
+    assert missing == []
+
+
+def _resolves(tag: str, languages: dict[str, str]) -> bool:
+    try:
+        resolve_language(tag, languages)
+    except UnsupportedParameter:
+        return False
+    return True
+
+
+async def test_a_language_changes_how_it_sounds(engine):
+    english = await spoken(engine, "restaurant die Chance")
+    german = await spoken(engine, "restaurant die Chance", language="de")
+    assert english.tobytes() != german.tobytes()
+    assert len(await spoken(engine, "Привет, мир. Как дела?")) > engine.info.rate_hz / 2
+
+
+# ---- at the start
+
+
+def test_a_missing_extra_is_told_with_its_remedy(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EngineUnavailable, match="not installed") as error:
+        espeak.build(Settings(_env_file=None), CONTEXT)
+    assert "pip install" in error.value.remedy
+
+
+LONG_PATH = """
+    import json, sys
+    from pathlib import Path
+    import espeakng_loader
+
+    real = Path(espeakng_loader.get_data_path())
+    link = Path(sys.argv[1])
+    link.parent.mkdir(parents=True)
+    link.symlink_to(real)
+    espeakng_loader.get_data_path = lambda: str(link)
+
+    from app.engines.espeak import Library
+    from app.errors import EngineUnavailable
+    try:
+        library = Library()
+    except EngineUnavailable as error:
+        print(json.dumps(error.reason))
+    else:
+        print(json.dumps([len(library.languages), len(library.synthesize("Guten Tag.", "gmw/de", 50))]))
+"""
+
+
+def started_from(data: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: the library's data path is global, and too long a one would write past its buffer."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(LONG_PATH), str(data)],
+        cwd=ROOT,
+        env={"PYTHONUTF8": "1", "PATH": "/usr/bin:/bin", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("folder", ["d" * 60, "日本語のとても長いフォルダの名前"])
+def test_data_under_a_long_path_is_read(folder):
+    """More than 160 bytes; the second is short when counted in characters, which is not how a buffer counts."""
+    with tempfile.TemporaryDirectory(prefix="e") as short:
+        data = Path(short) / folder / folder / folder / "espeak-ng-data"
+        assert len(str(data).encode()) > 160
+        done = started_from(data)
+        assert done.returncode == 0, done.stderr
+        languages, samples = json.loads(done.stdout)
+        assert languages > 100
+        assert samples > 10_000
+
+
+def test_no_short_path_to_be_had_is_told_and_not_risked():
+    with tempfile.TemporaryDirectory(prefix="e") as short:
+        deep = Path(short) / ("d" * 80) / ("e" * 80)
+        deep.mkdir(parents=True)
+        done = started_from(deep / "f" / "espeak-ng-data", TMPDIR=str(deep))
+        assert done.returncode == 0, done.stderr
+        assert "path" in json.loads(done.stdout)

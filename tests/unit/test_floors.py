@@ -1,0 +1,215 @@
+"""Who may import whom: imports go down only, and heavy libraries stay in the rooms that own them.
+
+By reading the source, imports inside functions and under TYPE_CHECKING included; then once for real, in a process.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[2]
+FLOORS = (
+    ("app", "types", "errors", "settings", "metrics", "logs"),  # "app" is app/__init__.py: the version
+    ("text", "audio", "voices", "models", "runtime"),
+    ("engines",),
+    ("studio", "cache", "casting"),
+    ("api",),
+    ("main", "cli", "assemble"),
+    ("scale",),  # beside the house: wraps assemble, nothing imports it
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+# Neighbours on one floor that may know each other, one way. Floor 0's types and errors are everybody's.
+NEIGHBOURS = {
+    ("voices", "audio"),
+    ("studio", "cache"),  # the studio is handed a cache; the cache knows nothing of it
+    ("studio", "casting"),
+    ("main", "assemble"),
+    ("cli", "assemble"),
+    ("cli", "main"),
+}
+TORCH_ROOMS = ("app/engines/csm.py", "app/engines/dia.py", "app/models/", "app/runtime/")
+PLAIN_RUNTIME = ("__init__", "scheduler", "slots", "outbox", "loop", "runner")  # tested, and offline, without torch
+
+
+@dataclass(frozen=True)
+class Import:
+    file: str  # relative to the root
+    module: str  # of the importer, dotted
+    target: str  # dotted
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} imports {self.target}"
+
+    @property
+    def package(self) -> str:
+        return self.target.partition(".")[0]
+
+
+def room_of(module: str) -> str:
+    """app.api.app -> api; app.studio -> studio; app -> app."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "app"
+
+
+def imports_of(path: Path, root: Path = ROOT) -> Iterator[Import]:
+    file = path.relative_to(root).as_posix()
+    module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                yield Import(file, module, name.name, node.lineno)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: relative imports hide the floor"
+            for name in node.names:
+                yield Import(file, module, _target(node.module or "", name.name, root), node.lineno)
+
+
+def _target(module: str, name: str, root: Path) -> str:
+    """`from app import errors` is app.errors; `from app import __version__` is app."""
+    inside = root / module.replace(".", "/") / name
+    return f"{module}.{name}" if inside.with_suffix(".py").is_file() or inside.is_dir() else module
+
+
+def goes_down(found: Import) -> bool:
+    here, there = room_of(found.module), room_of(found.target)
+    return (
+        here == there
+        or FLOOR[there] < FLOOR[here]
+        or (here, there) in NEIGHBOURS
+        or (FLOOR[here] == 0 and there in ("types", "errors"))
+    )
+
+
+ALL = [found for path in sorted((ROOT / "app").rglob("*.py")) for found in imports_of(path)]
+OURS = [found for found in ALL if found.package == "app"]
+
+
+def offences(bad: list[Import]) -> str:
+    return "\n".join(map(str, bad))
+
+
+def test_there_is_something_to_look_at():
+    assert len(OURS) > 100
+
+
+def test_every_room_has_a_floor():
+    rooms = {room_of(found.module) for found in ALL} | {room_of(found.target) for found in OURS}
+    assert rooms <= FLOOR.keys()
+
+
+def test_imports_go_down_only():
+    bad = [found for found in OURS if not goes_down(found)]
+    assert not bad, offences(bad)
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "allowed"),
+    [
+        ("app.studio", "app.api.app", False),
+        ("app.text.script", "app.audio.pcm", False),
+        ("app.voices.store", "app.audio.pcm", True),
+        ("app.audio.pcm", "app.voices.store", False),
+        ("app.runtime.loop", "app.models.hub", False),
+        ("app.runtime.loop", "app.types", True),
+        ("app.cache", "app.studio", False),
+        ("app.metrics", "app.types", True),
+        ("app.types", "app.settings", False),
+        ("app.api.app", "app.assemble", False),
+        ("app.assemble", "app.scale.ray", False),
+    ],
+)
+def test_the_rule_itself(here, there, allowed):
+    assert goes_down(Import("", here, there, 0)) is allowed
+
+
+def test_heavy_libraries_stay_in_their_rooms():
+    """Stricter than the design in one place: audio/ may come to need torch lazily (VAD, watermark): name it then."""
+    bad = [found for found in ALL if found.package == "torch" and not found.file.startswith(TORCH_ROOMS)]
+    assert not bad, offences(bad)
+    plain = {f"app/runtime/{name}.py" for name in PLAIN_RUNTIME}
+    bad = [found for found in ALL if found.package == "torch" and found.file in plain]
+    assert not bad, offences(bad)
+    bad = [found for found in ALL if found.package == "transformers"]
+    assert not bad, offences(bad)
+
+
+def test_http_stays_in_the_api():
+    web = {"fastapi", "starlette", "uvicorn"}
+    bad = [found for found in ALL if found.package in web and FLOOR[room_of(found.module)] < FLOOR["api"]]
+    assert not bad, offences(bad)
+    bad = [found for found in ALL if room_of(found.module) == "api" and found.package in {"torch", "numpy"}]
+    assert not bad, offences(bad)
+
+
+def test_imports_are_read_right(tmp_path):
+    (tmp_path / "app/api").mkdir(parents=True)
+    (tmp_path / "app/errors.py").touch()
+    file = tmp_path / "app/api/x.py"
+    file.write_text(
+        textwrap.dedent("""
+            from app import errors, __version__
+            def f():
+                import torch.nn as nn
+            if TYPE_CHECKING:
+                from numpy.typing import NDArray
+        """)
+    )
+    assert [(found.module, found.target) for found in imports_of(file, tmp_path)] == [
+        ("app.api.x", "app.errors"),
+        ("app.api.x", "app"),
+        ("app.api.x", "torch.nn"),
+        ("app.api.x", "numpy.typing"),
+    ]
+
+
+OFFLINE = """
+    import asyncio, sys
+
+    class NoTorch:
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] in ("torch", "transformers"):
+                raise ImportError(f"{name} is not installed")
+
+    sys.meta_path.insert(0, NoTorch())
+    import app.api.app
+    import app.assemble
+    assert "torch" not in sys.modules
+    from app.engines.registry import BuildContext, specs
+    from app.settings import Settings
+    from app.types import Sampling, SpokenLine, Utterance
+    from app.voices.presets import preset
+
+    async def speak():
+        settings = Settings(TTS_ENGINE="espeak", _env_file=None)
+        engine = specs()["espeak"].builder()(settings, BuildContext(lambda progress: None, lambda: False))
+        line = SpokenLine("There is no torch here.", 0, preset("alloy"))
+        async with engine:
+            chunks = [chunk async for chunk in engine.speak(Utterance((line,), Sampling(), 1, 10.0))]
+        return sum(chunk.seconds for chunk in chunks)
+
+    print(asyncio.run(speak()))
+"""
+
+
+def test_the_server_is_imported_and_the_offline_voice_speaks_without_torch():
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(OFFLINE)],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 0.8 < float(done.stdout) < 5

@@ -1,0 +1,145 @@
+"""Logs: one JSON object a line in the file, from whichever library, with what belongs to the request."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from app import logs
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """`set_up` is for a process of its own: it takes the root logger over. Put all of it back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    levels = {name: logging.getLogger(name).level for name in root.manager.loggerDict}
+    closing = {handler: handler.close for handler in handlers}
+    for handler in handlers:  # pytest's own handlers are used again after this test
+        handler.close = lambda: None  # type: ignore[method-assign]
+    yield
+    for handler in root.handlers[:]:
+        root.removeHandler(handler)
+        if handler not in handlers:
+            handler.close()
+    for handler in handlers:
+        handler.close = closing[handler]  # type: ignore[method-assign]
+        root.addHandler(handler)
+    root.setLevel(level)
+    for name in list(root.manager.loggerDict):
+        logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
+    structlog.reset_defaults()
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "server.log").read_text(encoding="utf-8").splitlines()]
+
+
+def test_each_line_is_an_object_that_says_when_who_and_how_bad(tmp_path):
+    logs.set_up("INFO", tmp_path, colors=False)
+    logging.getLogger("uvicorn.error").warning("listening on %s:%d", "::", 8000, extra={"digest": "abc"})
+    structlog.get_logger("app.access").info("request", status=200, path="/v1/models")
+    foreign, ours = lines(tmp_path)
+    assert (foreign["event"], foreign["level"], foreign["logger"]) == (
+        "listening on :::8000",
+        "warning",
+        "uvicorn.error",
+    )
+    assert foreign["digest"] == "abc"
+    assert (ours["event"], ours["level"], ours["logger"]) == ("request", "info", "app.access")
+    assert (ours["status"], ours["path"]) == (200, "/v1/models")
+    for line in (foreign, ours):
+        assert line["timestamp"].endswith("Z")
+
+
+def test_what_is_bound_to_the_request_is_on_every_line(tmp_path):
+    logs.set_up("INFO", tmp_path, colors=False)
+    with structlog.contextvars.bound_contextvars(request_id="req_1"):
+        logging.getLogger("app.studio").info("one")
+        structlog.get_logger("x").info("two")
+    logging.getLogger("app.studio").info("three")
+    assert [line.get("request_id") for line in lines(tmp_path)] == ["req_1", "req_1", None]
+
+
+def test_a_failure_is_one_line_with_its_traceback(tmp_path):
+    logs.set_up("INFO", tmp_path, colors=False)
+    try:
+        int("as an example")
+    except ValueError:
+        logging.getLogger("app").exception("failed")
+        structlog.get_logger("app").exception("failed")
+    for line in lines(tmp_path):
+        assert line["level"] == "error"
+        assert "ValueError: invalid literal" in line["exception"]
+        assert "Traceback" in line["exception"]
+
+
+def test_below_the_level_is_not_written(tmp_path):
+    logs.set_up("WARNING", tmp_path, colors=False)
+    logging.getLogger("app").info("no")
+    structlog.get_logger("app").info("no")
+    logging.getLogger("app").warning("yes")
+    structlog.get_logger("app").warning("yes")
+    assert [line["event"] for line in lines(tmp_path)] == ["yes", "yes"]
+
+
+def test_chatty_libraries_are_heard_from_warning_on(tmp_path):
+    logs.set_up("DEBUG", tmp_path, colors=False)
+    logging.getLogger("httpx").info("GET https://example/?token=secret")
+    logging.getLogger("httpx").warning("slow")
+    logging.getLogger("app").debug("ours")
+    assert [line["event"] for line in lines(tmp_path)] == ["slow", "ours"]
+    logs.set_up("ERROR", tmp_path, colors=False)
+    logging.getLogger("httpx").warning("not at ERROR")
+    assert len(lines(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("text", ["line\nbreak", 'quote " and \\', "\ud83d alone", "音", "\x00\x1b[31m"])
+def test_any_text_stays_in_its_line(tmp_path, text):
+    logs.set_up("INFO", tmp_path, colors=False)
+    logging.getLogger("app").info("%s", text, extra={"value": {"object": object()}})
+    (line,) = lines(tmp_path)
+    assert line["event"] == text
+
+
+def test_the_file_is_rotated_and_the_console_told_too(tmp_path, capsys):
+    logs.set_up("INFO", tmp_path, colors=False)
+    handlers = logging.getLogger().handlers
+    rotating = [handler for handler in handlers if isinstance(handler, RotatingFileHandler)]
+    assert len(rotating) == 1
+    assert (rotating[0].maxBytes, rotating[0].backupCount) == (logs.FILE_BYTES, logs.FILES_KEPT)
+    assert len(handlers) == 2
+    rotating[0].maxBytes = 300
+    for number in range(20):
+        logging.getLogger("app").info("number %d", number)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["server.log", *(f"server.log.{n}" for n in range(1, logs.FILES_KEPT + 1))]
+    assert "number 19" in capsys.readouterr().err
+
+
+def test_setting_up_twice_writes_once(tmp_path):
+    logs.set_up("INFO", tmp_path, colors=False)
+    logs.set_up("INFO", tmp_path, colors=False)
+    logging.getLogger("app").info("once")
+    assert len(lines(tmp_path)) == 1
+
+
+def test_without_a_folder_there_is_the_console_only(tmp_path, capsys):
+    logs.set_up("INFO", None, colors=False)
+    logging.getLogger("app").info("hello", extra={"n": 1})
+    assert "hello" in capsys.readouterr().err
+    assert len(logging.getLogger().handlers) == 1
+
+
+def test_a_folder_that_is_none_is_an_error(tmp_path):
+    with pytest.raises(OSError, match="missing"):
+        logs.set_up("INFO", tmp_path / "missing", colors=False)

@@ -1,0 +1,708 @@
+"""The batch runtime with a scripted Runner: who gets which row, whose sound goes where, and what survives a failure."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.engines.batched import BatchedEngine
+from app.errors import BadReference, Busy, EngineError, EngineStopped, NotSupported, OutOfMemory
+from app.runtime.loop import Loop
+from app.runtime.outbox import Outbox
+from app.runtime.scheduler import Job, Scheduler
+from app.types import AudioChunk, Load, Reference, Utterance
+from tests.unit.scripted_runner import FRAME_S, FRAME_SAMPLES, RATE_HZ, Part, ScriptedRunner, frames_in, info
+
+pytestmark = pytest.mark.unit
+
+
+@dataclass
+class Desk:
+    """A Loop that is turned by hand, with everything around it."""
+
+    runner: ScriptedRunner
+    scheduler: Scheduler
+    loop: Loop
+
+    @classmethod
+    def of(cls, rows: int, queue: int) -> Desk:
+        runner, scheduler = ScriptedRunner(rows), Scheduler(rows, queue)
+        return cls(runner, scheduler, Loop(runner, scheduler, "test"))
+
+    def submit(self, part: Part, *, follows: bool = False, outbox_s: float = 60.0) -> Job:
+        outbox = Outbox(RATE_HZ, outbox_s, on_room=self.scheduler.wake)
+        job = Job(self.runner.utterance(part, follows=follows), outbox)
+        self.scheduler.submit(job)
+        return job
+
+    def turn(self, times: int = 1) -> bool:
+        busy = False
+        for _ in range(times):
+            busy = self.loop.turn()
+            self.scheduler.check()
+            assert self.runner.violations == []
+        return busy
+
+    def finish(self) -> None:
+        """Turn until nothing is left to do."""
+        for _ in range(10_000):
+            if not self.turn():
+                return
+        raise AssertionError("the loop never comes to rest")
+
+
+async def heard(job: Job) -> list[tuple[int, int]]:
+    """(utterance, frame) of all that comes out of the job's outbox."""
+    frames = []
+    position = 0
+    while (chunk := await asyncio.wait_for(job.outbox.get(), 5)) is not None:
+        assert chunk.start == position
+        position += len(chunk.samples)
+        got = frames_in(chunk.samples)
+        assert chunk.codes is not None
+        assert [(number, frame) for number, frame, _ in chunk.codes.T.tolist()] == got
+        frames += got
+    return frames
+
+
+# ---- Scheduler
+
+
+async def test_rows_are_given_out_lowest_first_in_the_order_of_coming():
+    desk = Desk.of(3, 3)
+    jobs = [desk.submit(Part(frames=frames)) for frames in (9, 1, 9, 9, 9)]
+    assert [row for row, _ in desk.scheduler.plan().admit] == [0, 1, 2]
+    desk = Desk.of(3, 3)
+    jobs = [desk.submit(Part(frames=frames)) for frames in (9, 1, 9, 9, 9)]
+    desk.turn(5)  # row 1 has said its one frame
+    assert desk.runner.rows == {0: 0, 1: 3, 2: 2}
+    desk.scheduler.cancel(jobs[2])
+    desk.scheduler.cancel(jobs[0])
+    desk.turn()
+    assert desk.runner.rows == {0: 4, 1: 3}  # the lowest of two free rows
+
+
+async def test_followers_go_first_and_among_themselves_in_the_order_of_coming():
+    desk = Desk.of(1, 1)
+    desk.submit(Part(frames=1))
+    desk.turn()
+    desk.submit(Part(frames=1))
+    desk.submit(Part(frames=1), follows=True)
+    desk.submit(Part(frames=1), follows=True)
+    desk.finish()
+    assert [number for number, _ in desk.runner.said] == [0, 2, 3, 1]
+
+
+async def test_busy_exactly_when_rows_and_queue_are_full():
+    desk = Desk.of(2, 3)
+    jobs = [desk.submit(Part(frames=3)) for _ in range(5)]
+    with pytest.raises(Busy) as error:
+        desk.submit(Part(frames=3))
+    assert error.value.retry_after_s >= 1
+    desk.submit(Part(frames=3), follows=True)  # never refused, however full
+    desk.turn()
+    with pytest.raises(Busy):
+        desk.submit(Part(frames=3))
+    assert desk.scheduler.load() == Load(active_rows=2, max_rows=2, queued=4, max_queue=3)
+    desk.scheduler.cancel(jobs[4])
+    with pytest.raises(Busy):  # the follower still fills the third place
+        desk.submit(Part(frames=3))
+    desk.scheduler.cancel(jobs[3])
+    desk.submit(Part(frames=3))
+
+
+async def test_without_a_queue_there_are_as_many_as_rows():
+    desk = Desk.of(2, 0)
+    desk.submit(Part(frames=1))
+    desk.submit(Part(frames=1))
+    with pytest.raises(Busy):
+        desk.submit(Part(frames=1))
+    desk.finish()
+    desk.submit(Part(frames=1))
+
+
+async def test_a_cancelled_job_leaves_the_queue_at_once():
+    """Not with the next plan: a step may last 100 ms, and whoever comes meanwhile would be refused for nothing."""
+    desk = Desk.of(1, 1)
+    desk.submit(Part(frames=3))
+    waiting = desk.submit(Part(frames=3))
+    desk.scheduler.cancel(waiting)
+    assert desk.scheduler.load().queued == 1  # the one that no plan has put into the free row yet
+    desk.submit(Part(frames=3))
+    desk.finish()
+    assert [number for number, _ in desk.runner.said].count(1) == 0
+
+
+async def test_a_cancelled_job_leaves_its_row_with_the_next_turn():
+    desk = Desk.of(1, 0)
+    job = desk.submit(Part(frames=1000))
+    desk.turn(3)
+    desk.scheduler.cancel(job)
+    desk.turn()
+    assert desk.runner.rows == {}
+    assert desk.scheduler.load().active_rows == 0
+    assert desk.runner.named("release") == [0]
+    desk.scheduler.cancel(job)  # cancelling what is over does nothing
+    assert not desk.turn()
+
+
+async def test_close_fails_everything_and_refuses_what_comes():
+    desk = Desk.of(1, 5)
+    jobs = [desk.submit(Part(frames=3)) for _ in range(3)]
+    desk.turn(2)
+    desk.scheduler.close()
+    assert desk.scheduler.load().queued == 0
+    for number, job in enumerate(jobs):
+        with pytest.raises(EngineStopped):
+            await heard(job)
+        assert job.cancelled, number
+    with pytest.raises(EngineStopped):
+        desk.submit(Part(frames=3))
+    with pytest.raises(EngineStopped):
+        desk.submit(Part(frames=3), follows=True)
+    desk.finish()
+    assert desk.runner.rows == {}
+
+
+async def test_close_tells_the_error_it_was_given():
+    desk = Desk.of(1, 1)
+    job = desk.submit(Part(frames=3))
+    desk.scheduler.close(OutOfMemory("no room"))
+    with pytest.raises(OutOfMemory):
+        await heard(job)
+    with pytest.raises(OutOfMemory):
+        desk.submit(Part(frames=3))
+
+
+async def test_wait_returns_at_once_for_what_happened_since_the_plan():
+    """Between plan() and wait() the lock is free: what comes then must not be slept over."""
+    desk = Desk.of(1, 1)
+    job = desk.submit(Part(frames=3), outbox_s=FRAME_S)
+    for event in (lambda: desk.scheduler.cancel(job), desk.scheduler.wake, lambda: desk.submit(Part(1)), None):
+        desk.scheduler.plan()
+        if event is not None:
+            event()
+        began_s = time.monotonic()
+        desk.scheduler.wait(0.2)
+        slept_s = time.monotonic() - began_s
+        assert slept_s < 0.1 if event is not None else slept_s >= 0.19
+
+
+async def test_check_finds_books_that_do_not_add_up():
+    desk = Desk.of(2, 2)
+    job = desk.submit(Part(frames=3))
+    desk.turn()
+    slots = desk.scheduler._slots
+    slots[1].job = job
+    with pytest.raises(AssertionError, match="row 1 is FREE"):
+        desk.scheduler.check()
+    slots[1].phase = slots[0].phase
+    with pytest.raises(AssertionError, match="two rows"):
+        desk.scheduler.check()
+    slots.free(1)
+    desk.scheduler._queue.append(job)
+    with pytest.raises(AssertionError, match="queued"):
+        desk.scheduler.check()
+
+
+async def test_a_free_row_has_no_job():
+    desk = Desk.of(1, 1)
+    with pytest.raises(LookupError):
+        desk.scheduler.job(0)
+
+
+# ---- Outbox
+
+
+def samples(count: int, value: float = 0.0) -> np.ndarray:
+    return np.full(count, value, np.float32)
+
+
+async def test_sound_comes_out_in_order_joined_up_to_a_second():
+    outbox = Outbox(RATE_HZ, 60, on_room=lambda: None)
+    for number in range(15):
+        outbox.put(samples(20, number), np.full((2, 1), number, np.int16))
+    outbox.finish()
+    chunks = [await outbox.get() for _ in range(5)]
+    assert [len(chunk.samples) for chunk in chunks if chunk] == [20, 100, 100, 80]  # the first waits for no second
+    assert [chunk.start for chunk in chunks if chunk] == [0, 20, 120, 220]
+    widths = [chunk.codes.shape for chunk in chunks if chunk and chunk.codes is not None]
+    assert widths == [(2, 1), (2, 5), (2, 5), (2, 4)]
+    assert np.concatenate([chunk.samples for chunk in chunks if chunk]).tolist() == [n // 20 for n in range(300)]
+    assert chunks[4] is None
+    assert await outbox.get() is None  # and stays so
+
+
+async def test_a_part_longer_than_a_second_comes_alone_and_whole():
+    outbox = Outbox(RATE_HZ, 60, on_room=lambda: None)
+    outbox.put(samples(250, 1))
+    outbox.put(samples(60, 2))
+    outbox.put(samples(60, 3))
+    assert [len((await outbox.get()).samples) for _ in range(3)] == [250, 60, 60]
+
+
+async def test_without_codes_a_chunk_has_none():
+    outbox = Outbox(RATE_HZ, 60, on_room=lambda: None)
+    outbox.put(samples(3))
+    outbox.put(samples(3))
+    assert (await outbox.get()).codes is None
+
+
+async def test_full_at_its_capacity_and_told_when_there_is_room_again():
+    room = []
+    outbox = Outbox(RATE_HZ, 2.0, on_room=lambda: room.append(outbox.full))
+    for _ in range(3):
+        outbox.put(samples(60))
+    assert not outbox.full  # 1.8 s
+    outbox.put(samples(60))
+    outbox.put(samples(60))  # put never refuses
+    assert outbox.full
+    await outbox.get()
+    assert outbox.full  # 3.0 - 0.6
+    assert room == []
+    await outbox.get()
+    assert room == [False]
+    await outbox.get()
+    assert room == [False]  # it was not full before
+
+
+async def test_an_error_comes_after_the_sound_and_the_first_end_counts():
+    outbox = Outbox(RATE_HZ, 60, on_room=lambda: None)
+    outbox.put(samples(5))
+    outbox.finish(EngineError("first"))
+    outbox.finish()
+    outbox.finish(EngineError("second"))
+    assert len((await outbox.get()).samples) == 5
+    for _ in range(2):
+        with pytest.raises(EngineError, match="first"):
+            await outbox.get()
+
+
+async def test_a_get_that_was_cancelled_loses_nothing():
+    outbox = Outbox(RATE_HZ, 60, on_room=lambda: None)
+    waiting = asyncio.create_task(outbox.get())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    outbox.put(samples(7))
+    chunk = await asyncio.wait_for(outbox.get(), 1)
+    assert (len(chunk.samples), chunk.start) == (7, 0)
+
+
+async def test_a_waiting_reader_is_woken_from_another_thread():
+    outbox = Outbox(RATE_HZ, 60, on_room=lambda: None)
+
+    def speak() -> None:
+        for number in range(200):
+            outbox.put(samples(1, number))
+            if number % 20 == 0:
+                time.sleep(0.001)
+        outbox.finish()
+
+    thread = threading.Thread(target=speak)
+    thread.start()
+    got: list[float] = []
+    while (chunk := await asyncio.wait_for(outbox.get(), 5)) is not None:
+        got += chunk.samples.tolist()
+    thread.join()
+    assert got == list(range(200))
+
+
+def test_sound_for_an_event_loop_that_has_closed_goes_nowhere():
+    async def make() -> Outbox:
+        return Outbox(RATE_HZ, 60, on_room=lambda: None)
+
+    outbox = asyncio.run(make())
+    outbox.put(samples(1))
+    outbox.finish()
+
+
+async def test_telling_of_room_holds_no_lock():
+    """The scheduler's `close` calls `finish` under its own lock and `on_room` takes that lock: if `get` held the
+    outbox's lock meanwhile, a reader and a closing engine would wait for each other for ever."""
+    finished = []
+
+    def told() -> None:
+        thread = threading.Thread(target=outbox.finish, daemon=True)
+        thread.start()
+        thread.join(2)
+        finished.append(not thread.is_alive())
+
+    outbox = Outbox(RATE_HZ, 1.0, on_room=told)
+    outbox.put(samples(100))
+    await outbox.get()
+    assert finished == [True]
+
+
+# ---- Loop, turned by hand
+
+
+async def test_everybody_hears_their_own_and_all_of_it():
+    desk = Desk.of(4, 20)
+    jobs = [
+        desk.submit(Part(frames=frames, pieces=pieces)) for frames, pieces in ((5, 1), (0, 2), (9, 3), (1, 1), (7, 2))
+    ]
+    desk.turn(4)
+    jobs += [desk.submit(Part(frames=3)) for _ in range(6)]  # they join while others speak
+    desk.finish()
+    for job in jobs:
+        assert await heard(job) == desk.runner.expected(job.utterance)
+    assert desk.runner.rows == {}
+    assert desk.scheduler.load().active_rows == 0
+
+
+async def test_a_full_outbox_pauses_its_own_row_only():
+    desk = Desk.of(2, 0)
+    slow = desk.submit(Part(frames=40), outbox_s=10 * FRAME_S)
+    quick = desk.submit(Part(frames=40))
+    desk.finish()
+    assert await heard(quick) == desk.runner.expected(quick.utterance)
+    assert len(_said_by(desk, slow)) == 10
+    assert not desk.turn()  # and it is not stepped for nothing
+    assert desk.scheduler.load().active_rows == 1
+    frames: list[tuple[int, int]] = []
+    while (chunk := await slow.outbox.get()) is not None:
+        frames += frames_in(chunk.samples)
+        desk.finish()
+    assert frames == desk.runner.expected(slow.utterance)
+
+
+def _said_by(desk: Desk, job: Job) -> list[tuple[int, int]]:
+    return [frame for frame in desk.runner.said if frame[0] == job.utterance.seed]
+
+
+@pytest.mark.parametrize("call", ["admit", "prefill", "step", "sound"])
+@pytest.mark.parametrize("typed", [False, True])
+async def test_a_failure_is_told_to_whom_it_concerns(call, typed):
+    """Reading an utterance concerns that utterance, a step concerns its rows; later jobs work in either case."""
+    desk = Desk.of(4, 9)
+    neighbour = desk.submit(Part(frames=6))
+    desk.turn(3)
+    failing = desk.submit(
+        Part(
+            frames=6,
+            pieces=2,
+            fails=call,
+            at=1 if call in ("prefill", "step") else 0,
+            error=BadReference("told as it is") if typed else None,
+        )
+    )
+    desk.finish()
+    later = desk.submit(Part(frames=6))
+    desk.finish()
+    with pytest.raises(BadReference if typed else EngineError) as error:
+        await heard(failing)
+    assert "scripted" not in str(error.value)  # insides stay inside
+    if call in ("admit", "prefill"):
+        assert await heard(neighbour) == desk.runner.expected(neighbour.utterance)
+    else:
+        with pytest.raises(BadReference if typed else EngineError):
+            await heard(neighbour)
+    assert await heard(later) == desk.runner.expected(later.utterance)
+    assert desk.runner.rows == {}
+
+
+async def test_sound_made_before_a_failure_is_still_heard():
+    desk = Desk.of(1, 0)
+    job = desk.submit(Part(frames=6, fails="step", at=4))
+    desk.finish()
+    heard = [frame for _ in range(2) for frame in frames_in((await job.outbox.get()).samples)]
+    assert heard == desk.runner.expected(job.utterance)[:4]
+    with pytest.raises(EngineError):
+        await job.outbox.get()
+
+
+async def test_who_hears_the_end_finds_the_row_free(monkeypatch):
+    """Else a client that speaks one request after another is refused now and then where there is no queue."""
+    desk = Desk.of(1, 0)
+    job = desk.submit(Part(frames=1))
+    loads = []
+    finish = job.outbox.finish
+    monkeypatch.setattr(job.outbox, "finish", lambda error=None: (loads.append(desk.scheduler.load()), finish(error)))
+    desk.finish()
+    assert [load.active_rows for load in loads] == [0]
+
+
+async def test_a_newcomers_long_prompt_never_stops_those_who_speak():
+    desk = Desk.of(3, 0)
+    speaking = desk.submit(Part(frames=50))
+    desk.turn(2)
+    desk.submit(Part(frames=1, pieces=10))
+    desk.submit(Part(frames=1, pieces=10))
+    desk.runner.calls.clear()
+    desk.turn(20)
+    assert len(_said_by(desk, speaking)) >= 20
+    turns = " ".join(name for name, _ in desk.runner.calls if name in ("prefill", "step"))
+    assert "prefill prefill" not in turns  # never more than one piece between two steps
+    assert desk.runner.named("prefill") == [1] * 10 + [2] * 10  # the first to come reads first
+
+
+async def test_a_job_cancelled_while_its_turn_runs_does_no_harm():
+    desk = Desk.of(2, 0)
+    other = desk.submit(Part(frames=9))
+    for frames in (1, 9):  # it ends in that very turn, or goes on
+        job = desk.submit(Part(frames=frames))
+        desk.turn(2)
+        desk.runner.before_step = lambda job=job: desk.scheduler.cancel(job)
+        desk.turn()
+        desk.runner.before_step = lambda: None
+        desk.turn()
+        assert list(desk.runner.rows) == [0]
+    desk.finish()
+    assert await heard(other) == desk.runner.expected(other.utterance)
+
+
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("submit"),
+            st.integers(0, 12),
+            st.integers(1, 3),
+            st.booleans(),
+            st.sampled_from(
+                [("", 0)] * 8
+                + [("admit", 0), ("prefill", 0), ("prefill", 1), ("step", 0), ("step", 3), ("sound", 0), ("sound", 2)]
+            ),
+        ),
+        st.tuples(st.just("cancel"), st.integers(0, 30)),
+        st.tuples(st.just("read"), st.integers(0, 30)),
+        st.tuples(st.just("turn"), st.integers(1, 6)),
+    ),
+    min_size=8,
+    max_size=50,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(operations=OPERATIONS, rows=st.integers(1, 4), queue=st.integers(0, 3), outbox_frames=st.integers(1, 5))
+def test_whatever_happens_nobody_hears_another(operations, rows, queue, outbox_frames):
+    asyncio.run(_whatever_happens(operations, rows, queue, outbox_frames))
+
+
+async def _whatever_happens(operations, rows, queue, outbox_frames):
+    desk = Desk.of(rows, queue)
+    jobs: list[Job] = []
+    frames: dict[int, list[tuple[int, int]]] = {}
+    ends: dict[int, str] = {}
+
+    async def read(job: Job) -> bool:
+        """Take what is there now; False when there is nothing."""
+        number = job.utterance.seed
+        if number in ends or job.cancelled:
+            return False
+        task = asyncio.create_task(job.outbox.get())
+        await asyncio.sleep(0)
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            return False
+        try:
+            chunk = task.result()
+        except EngineError:
+            ends[number] = "failed"
+            return True
+        if chunk is None:
+            ends[number] = "ended"
+        else:
+            assert chunk.start == FRAME_SAMPLES * len(frames[number])
+            frames[number] += frames_in(chunk.samples)
+        return True
+
+    for operation, *arguments in operations:
+        if operation == "submit":
+            count, pieces, follows, failure = arguments
+            load = desk.scheduler.load()
+            room = load.max_rows - load.active_rows + load.max_queue - load.queued
+            try:
+                job = desk.submit(Part(count, pieces, *failure), follows=follows, outbox_s=outbox_frames * FRAME_S)
+            except Busy:
+                assert not follows
+                assert room <= 0
+                continue
+            assert follows or room > 0
+            jobs.append(job)
+            frames[job.utterance.seed] = []
+        elif operation == "turn":
+            desk.turn(arguments[0])
+        elif jobs:
+            job = jobs[arguments[0] % len(jobs)]
+            if operation == "cancel":
+                desk.scheduler.cancel(job)
+            else:
+                await read(job)
+        desk.scheduler.check()
+    for _ in range(1000):
+        busy = desk.turn()
+        for job in jobs:
+            busy = await read(job) or busy
+        if not busy:
+            break
+    else:
+        raise AssertionError("the loop never comes to rest")
+
+    assert desk.runner.rows == {}
+    assert desk.scheduler.load() == Load(0, rows, 0, queue)
+    for job in jobs:
+        wanted = desk.runner.expected(job.utterance)
+        got = frames[job.utterance.seed]
+        assert got == wanted[: len(got)]
+        if not job.cancelled:
+            assert job.utterance.seed in ends
+            assert ends[job.utterance.seed] == "failed" or got == wanted
+
+
+# ---- Loop, in its thread
+
+
+@contextlib.asynccontextmanager
+async def running(
+    rows: int = 2, queue: int = 4, *, outbox_s: float = 60.0
+) -> AsyncIterator[tuple[BatchedEngine, ScriptedRunner]]:
+    runner = ScriptedRunner(rows)
+    async with BatchedEngine(info(), runner, max_queue=queue, outbox_s=outbox_s) as engine:
+        yield engine, runner
+    assert runner.violations == []
+    assert not engine.healthy
+
+
+async def spoken(engine: BatchedEngine, utterance: Utterance) -> list[tuple[int, int]]:
+    frames = []
+    async with contextlib.aclosing(engine.speak(utterance)) as stream:
+        async for chunk in stream:
+            frames += frames_in(chunk.samples)
+    return frames
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never came to that")
+
+
+async def test_many_speak_at_once_and_each_hears_their_own():
+    async with running(rows=8, queue=100, outbox_s=5 * FRAME_S) as (engine, runner):
+        utterances = [runner.utterance(Part(frames=(7 * n) % 60, pieces=1 + n % 3)) for n in range(60)]
+        for utterance, frames in zip(
+            utterances, await asyncio.gather(*(spoken(engine, utterance) for utterance in utterances)), strict=True
+        ):
+            assert frames == runner.expected(utterance)
+        assert engine.load == Load(0, 8, 0, 100)
+
+
+async def test_closing_the_stream_gives_the_row_back():
+    async with running(rows=1, queue=0, outbox_s=1.0) as (engine, runner):
+        stream = engine.speak(runner.utterance(Part(frames=10**6)))
+        first = await anext(stream)
+        assert isinstance(first, AudioChunk)
+        assert engine.load.active_rows == 1
+        await stream.aclose()
+        await until(lambda: engine.load.active_rows == 0)
+        after = runner.utterance(Part(frames=3))
+        assert await spoken(engine, after) == runner.expected(after)
+
+
+async def test_a_stream_that_nobody_reads_asks_nothing():
+    async with running(rows=1, queue=0) as (engine, runner):
+        stream = engine.speak(runner.utterance(Part(frames=3)))
+        await stream.aclose()
+        assert runner.calls == []
+
+
+async def test_a_full_engine_says_so_before_the_first_sound():
+    async with running(rows=1, queue=1, outbox_s=0.2) as (engine, runner):
+        sounding = engine.speak(runner.utterance(Part(frames=1000)))
+        await anext(sounding)
+        waiting = asyncio.create_task(spoken(engine, runner.utterance(Part(frames=1))))
+        await until(lambda: engine.load.queued == 1)
+        refused = engine.speak(runner.utterance(Part(frames=1)))
+        with pytest.raises(Busy):
+            await anext(refused)
+        follower = asyncio.create_task(spoken(engine, runner.utterance(Part(frames=1), follows=True)))
+        await asyncio.sleep(0.05)
+        assert engine.load.queued == 1  # a follower takes nobody's place in the queue
+        await sounding.aclose()
+        assert await follower == [(3, 0)]
+        assert await waiting == [(1, 0)]
+        assert [number for number, _ in runner.said if number] == [3, 1]
+
+
+async def test_one_after_another_is_never_refused():
+    async with running(rows=1, queue=0) as (engine, runner):
+        for _ in range(200):
+            utterance = runner.utterance(Part(frames=1))
+            assert await spoken(engine, utterance) == runner.expected(utterance)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_when_the_thread_dies_nobody_waits_for_ever():
+    class Death(BaseException):
+        pass
+
+    async with running(rows=1, queue=5) as (engine, runner):
+        jobs = [
+            asyncio.create_task(spoken(engine, runner.utterance(part)))
+            for part in (Part(frames=9, fails="step", at=2, error=Death()), Part(frames=9))
+        ]
+        for job in jobs:
+            with pytest.raises(EngineError):
+                await asyncio.wait_for(job, 5)
+        await until(lambda: not engine.healthy)
+        with pytest.raises(EngineError):
+            await spoken(engine, runner.utterance(Part(frames=1)))
+
+
+async def test_stop_ends_the_thread_and_whoever_still_speaks():
+    runner = ScriptedRunner(1)
+    engine = BatchedEngine(info(), runner, max_queue=3, outbox_s=0.2)
+    assert not engine.healthy
+    async with engine:
+        assert engine.healthy
+        stream = engine.speak(runner.utterance(Part(frames=1000)))
+        await anext(stream)
+        waiting = asyncio.create_task(spoken(engine, runner.utterance(Part(frames=1))))
+        await until(lambda: engine.load.queued == 1)
+    assert not engine.healthy
+    assert "engine-scripted" not in {thread.name for thread in threading.enumerate()}
+    with pytest.raises(EngineStopped):
+        async for _ in stream:
+            pass
+    with pytest.raises(EngineStopped):
+        await waiting
+    with pytest.raises(EngineStopped):
+        await spoken(engine, runner.utterance(Part(frames=1)))
+
+
+async def test_readers_and_a_closing_engine_never_wait_for_each_other():
+    """The same as `test_telling_of_room_holds_no_lock`, in the wild: many full outboxes are read while it stops."""
+    for _ in range(10):
+        async with running(rows=8, queue=8, outbox_s=FRAME_S) as (engine, runner):
+            jobs = [asyncio.create_task(spoken(engine, runner.utterance(Part(frames=10**6)))) for _ in range(8)]
+            await asyncio.sleep(0.01)
+        results = await asyncio.wait_for(asyncio.gather(*jobs, return_exceptions=True), 5)
+        assert {type(result) for result in results} == {EngineStopped}
+
+
+async def test_an_engine_without_voices_of_its_own_says_so():
+    async with running() as (engine, _):
+        with pytest.raises(NotSupported):
+            await engine.enroll(Reference(samples(10), RATE_HZ, "hello"))
+
+
+async def test_frames_without_codes_have_none():
+    runner = ScriptedRunner(2, codebooks=0)
+    async with BatchedEngine(info(), runner, max_queue=0, outbox_s=60) as engine:
+        async for chunk in engine.speak(runner.utterance(Part(frames=5))):
+            assert chunk.codes is None
+    assert runner.violations == []

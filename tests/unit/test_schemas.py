@@ -1,0 +1,274 @@
+"""Request bodies: what is taken, what is refused, what a request becomes, and what its digest depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from app.api.schemas import ENGINE_EXTRAS, SpeechBody, VoiceId
+from app.errors import TextTooLong
+from app.types import AUDIO_FORMATS, Line, Sampling, SpeechRequest
+from app.voices.presets import DEFAULT_VOICE
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[2]
+OPTIONAL = [name for name in SpeechBody.model_fields if name != "input"]
+
+
+def body(**fields: Any) -> SpeechBody:
+    return SpeechBody.model_validate({"input": "Hello.", **fields})
+
+
+def request(**fields: Any) -> SpeechRequest:
+    return body(**fields).to_request(default_model="csm-1b", max_input_chars=100)
+
+
+PLAIN = SpeechRequest(model="csm-1b", lines=(Line("Hello.", DEFAULT_VOICE),))
+
+
+def test_the_least_body_is_a_request():
+    assert request() == PLAIN
+    assert body().extras == frozenset()
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_null_is_unset(name):
+    assert request(**{name: None}) == PLAIN
+    assert body(**{name: None}).extras == frozenset()
+
+
+def test_unknown_fields_are_ignored():
+    assert request(stream=True, lang_code="a", volume_multiplier={"x": [1]}) == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("given", "changes"),
+    [
+        ({"model": "tts-1"}, {"model": "tts-1"}),
+        ({"model": ""}, {"model": ""}),  # the studio refuses it; it does not become the default
+        ({"voice": "nova"}, {"lines": (Line("Hello.", "nova"),)}),
+        ({"voice": {"id": "voice_1"}}, {"lines": (Line("Hello.", "voice_1"),)}),
+        ({"voice": ""}, {"lines": (Line("Hello.", ""),)}),
+        ({"response_format": "opus"}, {"format": "opus"}),
+        ({"speed": 2}, {"speed": 2.0}),
+        ({"speed": 0.25}, {"speed": 0.25}),
+        ({"sample_rate": 8_000}, {"sample_rate_hz": 8_000}),
+        ({"temperature": 0}, {"sampling": Sampling(temperature=0.0)}),
+        ({"top_k": 1}, {"sampling": Sampling(top_k=1)}),
+        ({"topk": 7}, {"sampling": Sampling(top_k=7)}),
+        ({"top_k": 5, "topk": 7}, {"sampling": Sampling(top_k=5)}),
+        ({"top_p": 1}, {"sampling": Sampling(top_p=1.0)}),
+        ({"cfg_scale": 3.5}, {"sampling": Sampling(cfg_scale=3.5)}),
+        ({"seed": 0}, {"seed": 0}),
+        ({"seed": -(2**63)}, {"seed": -(2**63)}),
+        ({"seed": "random"}, {"seed": None}),
+        ({"instructions": "  Whisper. "}, {"instructions": "Whisper."}),
+        ({"instructions": " "}, {"instructions": None}),
+        ({"language": "pt-BR"}, {"language": "pt-BR"}),
+        ({"max_audio_length_ms": 100}, {"max_audio_ms": 100}),
+        ({"cache": False}, {"use_cache": False}),
+        ({"cache": True}, {}),
+        ({"normalize": False}, {"normalize": False}),
+        ({"normalize": True}, {}),
+        ({"stream_format": "sse"}, {}),
+        ({"conversation_id": "c1"}, {}),
+    ],
+)
+def test_each_field_goes_where_it_belongs(given, changes):
+    assert request(**given) == dataclasses.replace(PLAIN, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "below", "high", "above"),
+    [
+        ("speed", 0.25, 0.249, 4.0, 4.001),
+        ("temperature", 0.0, -0.001, 2.0, 2.001),
+        ("top_k", 1, 0, 2048, 2049),
+        ("top_p", 0.0001, 0.0, 1.0, 1.001),
+        ("cfg_scale", 1.0, 0.999, 10.0, 10.001),
+        ("seed", -(2**63), -(2**63) - 1, 2**63 - 1, 2**63),
+        ("max_audio_length_ms", 100, 99, 7_200_000, 7_200_001),
+        ("sample_rate", 8_000, 7_999, 48_000, 48_001),
+        ("language", "en", "e", "e" * 35, "e" * 36),
+        ("conversation_id", "x", "", "x" * 200, "x" * 201),
+    ],
+)
+def test_ranges_end_where_they_say(name, low, below, high, above):
+    for value in (low, high):
+        assert getattr(body(**{name: value}), name) == value
+    for value in (below, above):
+        with pytest.raises(ValidationError) as error:
+            body(**{name: value})
+        assert error.value.errors()[0]["loc"][0] == name
+
+
+WRONG: list[tuple[str, list[Any]]] = [
+    ("input", [None, 5, True, ["Hello."], {"text": "Hello."}, "", "  \n\t"]),
+    ("model", [5, True, ["tts-1"]]),
+    ("voice", [5, True, ["alloy"], {}, {"id": 5}, {"id": ""}, {"id": None}, {"id": "a", "name": "b"}]),
+    ("instructions", [5, True, ["x"]]),
+    ("response_format", ["ogg", "MP3", "", 5, True]),
+    ("stream_format", ["events", "SSE", "", True]),
+    ("speed", ["1", True, float("nan"), float("inf"), [1]]),
+    ("temperature", ["1", False, float("nan"), float("-inf")]),
+    ("top_k", ["1", True, 1.0, 1.5]),
+    ("top_p", ["1", True, float("nan")]),
+    ("cfg_scale", ["3", True, float("nan"), float("inf")]),
+    ("seed", ["1", "Random", "", True, 1.0, [1]]),
+    ("max_audio_length_ms", ["1000", True, 1000.0]),
+    ("sample_rate", ["24000", True, 24000.0]),
+    ("language", [5, True, "en US", "en/../x", "日本語"]),
+    ("conversation_id", [5, True]),
+    ("cache", ["false", 0, 1]),
+    ("normalize", ["false", 0, 1]),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG for value in values])
+def test_types_are_strict(name, value):
+    with pytest.raises(ValidationError) as error:
+        body(**{name: value})
+    assert error.value.errors()[0]["loc"][0] == name
+
+
+def test_every_field_has_a_wrong_value_above():
+    assert {name for name, _ in WRONG} == SpeechBody.model_fields.keys()
+
+
+def test_extras_are_those_that_were_set():
+    set_all = {
+        "temperature": 0.0,
+        "top_k": 5,
+        "top_p": 0.5,
+        "cfg_scale": 2.0,
+        "language": "de",
+        "conversation_id": "c1",
+    }
+    assert set_all.keys() == set(ENGINE_EXTRAS)
+    for name, value in set_all.items():
+        assert body(**{name: value}).extras == {name}
+    assert body(topk=5).extras == {"top_k"}
+    assert body(**set_all, speed=2.0, seed=1, normalize=False, instructions="x").extras == set(ENGINE_EXTRAS)
+
+
+@pytest.mark.parametrize("text", ["a" * 100, "語" * 100, "\U0001f600" * 100])
+def test_the_limit_counts_characters(text):
+    assert request(input=text).lines[0].text == text
+    with pytest.raises(TextTooLong) as error:
+        request(input=text + "!")
+    assert error.value.param == "input"
+    assert "101" in error.value.message
+    assert "100" in error.value.message
+
+
+def test_the_text_is_passed_on_as_it_was_written():
+    text = " Two  spaces\r\n\ud83d and \x00 "
+    assert request(input=text).lines == (Line(text, DEFAULT_VOICE),)
+
+
+def test_a_voice_object_is_a_voice():
+    assert body(voice={"id": "x"}).voice == VoiceId(id="x")
+
+
+# ---- the digest
+
+FULL = SpeechRequest(
+    model="csm-1b",
+    lines=(Line("Hello.", "alloy"), Line("Yes?", "nova")),
+    format="wav",
+    speed=1.25,
+    sample_rate_hz=16_000,
+    sampling=Sampling(0.5, 10, 0.9, 2.0),
+    seed=7,
+    instructions="Whisper.",
+    language="en-GB",
+    max_audio_ms=5_000,
+)
+CHANGES: dict[str, list[Any]] = {
+    "lines": [
+        (Line("Hello", "alloy"), Line("Yes?", "nova")),
+        (Line("Hello.", "echo"), Line("Yes?", "nova")),
+        (Line("Yes?", "nova"), Line("Hello.", "alloy")),
+        (Line("Hello.", "alloy"),),
+        (Line("Hello.Yes?", "alloy"),),
+    ],
+    "format": [name for name in AUDIO_FORMATS if name != "wav"],
+    "speed": [1.0],
+    "sample_rate_hz": [24_000],
+    "sampling": [
+        Sampling(0.6, 10, 0.9, 2.0),
+        Sampling(0.5, 11, 0.9, 2.0),
+        Sampling(0.5, 10, 0.8, 2.0),
+        Sampling(0.5, 10, 0.9, 3.0),
+        Sampling(None, 10, 0.9, 2.0),
+        Sampling(),
+    ],
+    "seed": [8, None, 0],
+    "instructions": [None, "Shout."],
+    "language": [None, "de"],
+    "max_audio_ms": [None, 5_001],
+    "normalize": [False],
+}
+
+
+def test_every_field_is_thought_of():
+    assert CHANGES.keys() | {"model", "use_cache"} == {field.name for field in dataclasses.fields(SpeechRequest)}
+
+
+def test_whatever_changes_the_sound_changes_the_digest():
+    digests = [FULL.digest("context")]
+    for name, values in CHANGES.items():
+        digests += [dataclasses.replace(FULL, **{name: value}).digest("context") for value in values]
+    digests += [FULL.digest(), FULL.digest("context", "more"), FULL.digest("contextmore"), FULL.digest("other")]
+    assert len(set(digests)) == len(digests)
+    assert {len(digest) for digest in digests} == {64}
+
+
+def test_how_it_is_served_does_not():
+    assert dataclasses.replace(FULL, use_cache=False).digest("x") == FULL.digest("x")
+
+
+def test_an_alias_of_the_model_changes_nothing():
+    assert dataclasses.replace(FULL, model="tts-1").digest("x") == FULL.digest("x")
+
+
+def test_the_seed_follows_the_words_and_not_the_wrapping():
+    wrapped = dataclasses.replace(
+        FULL, format="mp3", speed=1.0, sample_rate_hz=24_000, max_audio_ms=None, seed=None, model="tts-1"
+    )
+    assert wrapped.content_seed("x") == FULL.content_seed("x")
+    for name in ("lines", "sampling", "language"):
+        for value in CHANGES[name]:
+            assert dataclasses.replace(FULL, **{name: value}).content_seed("x") != FULL.content_seed("x")
+    assert FULL.content_seed("y") != FULL.content_seed("x")
+    assert 0 <= FULL.content_seed("x") < 2**31
+
+
+def test_a_lone_surrogate_has_a_digest():
+    assert dataclasses.replace(FULL, lines=(Line("\ud83d", "alloy"),)).digest()
+
+
+def test_the_digest_is_the_same_in_every_process():
+    code = (
+        "from tests.unit.test_schemas import FULL, PLAIN; import json;"
+        "print(json.dumps([FULL.digest('a', 'b'), PLAIN.digest()]))"
+    )
+    for seed in ("0", "12345"):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert done.stdout.strip() == f'["{FULL.digest("a", "b")}", "{PLAIN.digest()}"]'

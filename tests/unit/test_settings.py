@@ -1,0 +1,167 @@
+"""Environment variables: each described, read as documented, wrong ones refused, secrets kept."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from app.settings import Settings, as_markdown, public_values
+
+pytestmark = pytest.mark.unit
+
+PAGE = Path(__file__).parents[2] / "docs/settings.md"
+FIELDS = Settings.model_fields
+
+
+@pytest.fixture(autouse=True)
+def _bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable of this machine and no .env of this folder."""
+    for variable in [name for name in os.environ if name in {field.alias for field in FIELDS.values()}]:
+        monkeypatch.delenv(variable)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_setting_has_a_variable_and_a_description(name):
+    alias, description = FIELDS[name].alias, FIELDS[name].description
+    assert alias
+    assert alias == alias.upper()
+    assert description
+    assert description.endswith(".")
+    assert "|" not in description  # it becomes a cell of a table
+
+
+def test_no_variable_twice():
+    aliases = [field.alias for field in FIELDS.values()]
+    assert len(set(aliases)) == len(aliases)
+
+
+def test_the_page_is_up_to_date():
+    assert PAGE.read_text(encoding="utf-8") == as_markdown(), "run `make docs`"
+
+
+def test_the_page_names_every_variable_and_no_secret(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    page = as_markdown()
+    for field in FIELDS.values():
+        assert page.count(f"| `{field.alias}` |") == 1
+    assert "hf_secret" not in page
+
+
+def test_the_defaults_are_valid_and_need_nothing():
+    settings = Settings()
+    assert (settings.engine, settings.fallback_engine, settings.port) == ("csm", "espeak", 8000)
+    assert settings.api_keys == settings.cors_origins == ()
+    assert settings.token == ""
+
+
+def test_variables_win_over_the_file_and_the_file_over_defaults(monkeypatch, tmp_path):
+    (tmp_path / ".env").write_text("PORT=9001\nHOST=127.0.0.1\nSOMETHING_ELSE=1\n")
+    monkeypatch.setenv("PORT", "9002")
+    settings = Settings()
+    assert (settings.port, settings.host) == (9002, "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("given", "keys"),
+    [("", ()), (" , ,", ()), ("a", ("a",)), ("a,b", ("a", "b")), (" a , b,,c ", ("a", "b", "c"))],
+)
+def test_lists_are_split_at_commas(monkeypatch, given, keys):
+    monkeypatch.setenv("TTS_API_KEYS", given)
+    monkeypatch.setenv("TTS_CORS_ORIGINS", given)
+    settings = Settings()
+    assert tuple(key.get_secret_value() for key in settings.api_keys) == keys
+    assert settings.cors_origins == keys
+
+
+def test_secrets_are_never_shown(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_sesame")
+    monkeypatch.setenv("TTS_API_KEYS", "key-one,key-two")
+    settings = Settings()
+    shown = [repr(settings), str(settings), json.dumps(public_values(settings)), repr(public_values(settings))]
+    for secret in ("hf_sesame", "key-one", "key-two"):
+        assert not [text for text in shown if secret in text]
+    assert settings.token == "hf_sesame"
+    assert public_values(settings)["HF_TOKEN"] == public_values(settings)["TTS_API_KEYS"] == "set"
+    assert public_values(Settings(HF_TOKEN="", TTS_API_KEYS=""))["HF_TOKEN"] == "not set"
+    assert public_values(Settings(HF_TOKEN="", TTS_API_KEYS=""))["TTS_API_KEYS"] == "not set"
+
+
+def test_every_secret_is_one_that_public_values_hides():
+    for name, field in FIELDS.items():
+        if "SecretStr" in str(field.annotation):
+            value = public_values(Settings(**{field.alias: "x"}))[field.alias or ""]
+            assert value == "set", name
+
+
+def test_public_values_are_plain_json(tmp_path):
+    values = public_values(Settings(TTS_DATA_DIR=tmp_path))
+    assert values.keys() == {field.alias for field in FIELDS.values()}
+    assert json.loads(json.dumps(values))["TTS_DATA_DIR"] == str(tmp_path)
+
+
+@pytest.mark.parametrize("blank", ["", "   "])
+def test_a_blank_token_is_none(monkeypatch, blank):
+    monkeypatch.setenv("HF_TOKEN", blank)
+    assert Settings().hf_token is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PORT", "eighty"),
+        ("PORT", "65536"),
+        ("PORT", "-1"),
+        ("PORT", ""),
+        ("TTS_MAX_ROWS", "0"),
+        ("TTS_MAX_ROWS", "1025"),
+        ("TTS_MAX_QUEUE", "-1"),
+        ("TTS_OUTBOX_S", "0.1"),
+        ("TTS_OUTBOX_S", "nan"),
+        ("TTS_CACHE_BYTES", "-1"),
+        ("TTS_MAX_INPUT_CHARS", "0"),
+        ("TTS_MAX_BODY_BYTES", "1023"),
+        ("TTS_SHUTDOWN_GRACE_S", "-1"),
+        ("LOG_LEVEL", "LOUD"),
+        ("DEV_MODE", "perhaps"),
+    ],
+)
+def test_a_wrong_value_is_refused(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValidationError) as error:
+        Settings()
+    assert error.value.errors()[0]["loc"] == (variable,)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "name", "wanted"),
+    [
+        ("LOG_LEVEL", "debug", "log_level", "DEBUG"),
+        ("TTS_ENGINE", " Espeak ", "engine", "espeak"),
+        ("TTS_FALLBACK_ENGINE", "", "fallback_engine", ""),
+        ("PORT", "0", "port", 0),
+        ("TTS_MAX_QUEUE", "0", "max_queue", 0),
+        ("TTS_CACHE_BYTES", "0", "cache_bytes", 0),
+        ("DEV_MODE", "1", "dev_mode", True),
+    ],
+)
+def test_values_are_read(monkeypatch, variable, value, name, wanted):
+    monkeypatch.setenv(variable, value)
+    assert getattr(Settings(), name) == wanted
+
+
+def test_settings_do_not_change():
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().port = 1
+    assert isinstance(Settings(TTS_API_KEYS="a").api_keys[0], SecretStr)
+
+
+def test_a_folder_is_made_on_first_need(tmp_path):
+    settings = Settings(TTS_DATA_DIR=tmp_path / "deep" / "data")
+    assert not (tmp_path / "deep").exists()
+    assert settings.folder("logs").is_dir()
+    assert settings.folder("logs") == tmp_path / "deep/data/logs"

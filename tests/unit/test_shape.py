@@ -1,0 +1,192 @@
+"""Trimmed edges, fades, gain: what stays, what goes, and that the cuts of the stream never show."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.audio.shape import EdgeTrimmer, Fader, Gain, soft_limit
+from app.audio.stages import Stage, chain
+
+pytestmark = pytest.mark.unit
+
+RATE_HZ = 24_000
+
+
+def sound(seconds: float, level: float = 0.3) -> np.ndarray:
+    return np.random.default_rng(5).uniform(-level, level, round(seconds * RATE_HZ)).astype(np.float32)
+
+
+def hush(seconds: float) -> np.ndarray:
+    """Not digital silence: noise at -65 dBFS, so that it shows whether the very samples come through."""
+    return sound(seconds, 0.001)
+
+
+def through(stage: Stage, samples: np.ndarray, chunk: int | None = None) -> np.ndarray:
+    step = chunk or max(1, len(samples))
+    parts = [stage.push(samples[i : i + step]) for i in range(0, len(samples), step)]
+    return np.concatenate([*parts, stage.flush()])
+
+
+# --- EdgeTrimmer ---
+
+
+@pytest.mark.parametrize("chunk", [1, 97, 240, 1920, None])
+def test_edges_are_trimmed_to_what_is_kept(chunk):
+    before, spoken, after = hush(0.7), sound(0.5), hush(0.9)
+    out = through(EdgeTrimmer(RATE_HZ), np.concatenate((before, spoken, after)), chunk)
+    wanted = np.concatenate((before[-1200:], spoken, after[:3600]))  # 50 ms and 150 ms
+    np.testing.assert_array_equal(out, wanted)
+
+
+@pytest.mark.parametrize("chunk", [1, 1920, None])
+def test_pauses_inside_pass_whole_and_once(chunk):
+    samples = np.concatenate((sound(0.2), hush(1.3), sound(0.1), hush(0.05), sound(0.2)))
+    np.testing.assert_array_equal(through(EdgeTrimmer(RATE_HZ), samples, chunk), samples)
+
+
+def test_shorter_silence_than_is_kept_stays_as_it_is():
+    samples = np.concatenate((hush(0.02), sound(0.2), hush(0.1)))
+    np.testing.assert_array_equal(through(EdgeTrimmer(RATE_HZ), samples, 100), samples)
+
+
+def test_nothing_may_be_kept():
+    samples = np.concatenate((hush(0.5), sound(0.2), hush(0.5)))
+    out = through(EdgeTrimmer(RATE_HZ, lead_s=0, tail_s=0), samples, 960)
+    np.testing.assert_array_equal(out, sound(0.2))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.004, 0.03, 3.0])
+def test_silence_alone_comes_out_short(seconds):
+    out = through(EdgeTrimmer(RATE_HZ), np.zeros(round(seconds * RATE_HZ), np.float32), 1000)
+    assert len(out) == min(round(seconds * RATE_HZ), 1200)
+    assert not out.any()
+
+
+def test_sound_shorter_than_a_window_is_sound():
+    click = sound(0.003)
+    np.testing.assert_array_equal(through(EdgeTrimmer(RATE_HZ), click), click)
+    late = np.concatenate((hush(1.0), click))
+    np.testing.assert_array_equal(through(EdgeTrimmer(RATE_HZ), late, 480), late[-1200 - len(click) :])
+
+
+def test_the_threshold_decides():
+    steady = sound(0.5, 0.01)  # -44.8 dBFS
+    assert len(through(EdgeTrimmer(RATE_HZ), steady)) == len(steady)
+    assert len(through(EdgeTrimmer(RATE_HZ, threshold_dbfs=-40), steady)) == 1200
+
+
+def test_sound_waits_for_its_window_only():
+    trimmer = EdgeTrimmer(RATE_HZ)
+    assert len(trimmer.push(sound(0.08))) == 1920
+    assert len(trimmer.push(sound(0.005))) == 0
+    assert len(trimmer.push(sound(0.005))) == 240
+    assert len(trimmer.push(hush(1.0))) == 3600  # the kept tail goes out at once
+
+
+# --- Fader ---
+
+
+def test_fades_touch_the_edges_only():
+    flat = np.ones(4800, np.float32)
+    out = through(Fader(RATE_HZ), flat, 480)
+    assert len(out) == len(flat)
+    rise, fall = 96, 240  # 4 ms, 10 ms
+    assert (out[rise:-fall] == 1).all()
+    assert out[0] < 0.001
+    assert out[-1] < 0.001
+    assert (np.diff(out[:rise]) > 0).all()
+    assert (np.diff(out[-fall:]) < 0).all()
+    assert np.max(np.abs(np.diff(out))) < 0.02  # no step anywhere
+
+
+def test_the_first_chunk_is_late_by_the_fade_out_only():
+    fader = Fader(RATE_HZ)
+    assert len(fader.push(np.ones(1920, np.float32))) == 1920 - 240
+    assert len(fader.push(np.ones(1920, np.float32))) == 1920
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 50, 240, 300])
+def test_short_sounds_fade_too(count):
+    out = through(Fader(RATE_HZ), np.ones(count, np.float32), 7)
+    assert len(out) == count
+    assert (out <= 1).all()
+    if count > 2:
+        assert out[0] < 0.2
+        assert out[-1] < 0.01
+
+
+def test_no_fades():
+    samples = sound(0.1)
+    np.testing.assert_array_equal(through(Fader(RATE_HZ, fade_in_s=0, fade_out_s=0), samples, 100), samples)
+
+
+# --- Gain ---
+
+
+def test_gain_is_linear_below_the_knee():
+    samples = sound(0.2, 0.4)
+    np.testing.assert_array_equal(through(Gain(0.0), samples), samples)
+    np.testing.assert_allclose(through(Gain(6.0206), samples), 2 * samples, rtol=1e-5)
+    np.testing.assert_allclose(through(Gain(-20.0), samples), 0.1 * samples, rtol=1e-5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(values=st.lists(st.floats(-(2.0**100), 2.0**100, width=32), max_size=30))
+def test_the_limiter_never_exceeds_full_scale(values):
+    samples = np.array(values, np.float32)
+    out = soft_limit(samples)
+    assert out.dtype == np.float32
+    assert (np.abs(out) <= 1).all()
+    quiet = np.abs(samples) <= np.float32(0.9)
+    np.testing.assert_array_equal(out[quiet], samples[quiet])
+    assert (np.sign(out) == np.sign(samples)).all()
+
+
+def test_the_limiter_bends_without_a_corner():
+    ramp = np.linspace(-3, 3, 60_001, dtype=np.float32)
+    out = soft_limit(ramp).astype(np.float64)
+    slope = np.diff(out) / 1e-4
+    assert (slope >= 0).all()
+    assert np.max(np.abs(np.diff(slope))) < 0.02
+
+
+# --- all of them ---
+
+STAGES = {
+    "trim": lambda: EdgeTrimmer(RATE_HZ),
+    "trim tightly": lambda: EdgeTrimmer(RATE_HZ, lead_s=0.003, tail_s=0.0111),
+    "fade": lambda: Fader(RATE_HZ),
+    "gain": lambda: Gain(9.0),
+    "chain": lambda: chain(EdgeTrimmer(RATE_HZ), Fader(RATE_HZ), Gain(9.0)),
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    name=st.sampled_from(sorted(STAGES)),
+    pieces=st.lists(st.tuples(st.booleans(), st.integers(0, 6000)), max_size=6),
+    cuts=st.lists(st.integers(0, 30_000), max_size=8),
+)
+def test_the_cuts_do_not_show(name, pieces, cuts):
+    """pieces: stretches of sound (True) and hush (False), so that pauses of every length meet cuts anywhere."""
+    voiced, quiet = sound(0.25), hush(0.25)
+    samples = np.concatenate([np.zeros(0, np.float32), *((voiced if loud else quiet)[:n] for loud, n in pieces)])
+    at_once = through(STAGES[name](), samples)
+    stage = STAGES[name]()
+    edges = [0, *sorted(min(cut, len(samples)) for cut in cuts), len(samples)]
+    parts = [stage.push(samples[a:b]) for a, b in itertools.pairwise(edges)]
+    out = np.concatenate([*parts, stage.flush()])
+    assert out.dtype == np.float32
+    np.testing.assert_array_equal(out, at_once)
+
+
+def test_inputs_are_left_alone():
+    for make in STAGES.values():
+        samples = np.concatenate((hush(0.1), sound(0.1, 0.99), hush(0.1)))
+        samples.flags.writeable = False
+        through(make(), samples, 500)

@@ -1,0 +1,242 @@
+"""The normaliser reads what people write as people read it, survives anything, and stays quick."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from app.text import cleaning, spelling
+from app.text.normalizer import Grammar, Normalizer
+
+pytestmark = pytest.mark.unit
+
+TABLE = Path(__file__).with_name("normalizer_readings.txt")
+NORMALIZER = Normalizer()
+
+
+def unescaped(line: str) -> str:
+    marks = {"n": "\n", "\\": "\\"}
+    return re.sub(
+        r"\\(?:u([0-9a-f]{4})|(.))", lambda found: chr(int(found[1], 16)) if found[1] else marks[found[2]], line
+    )
+
+
+def readings() -> list[tuple[str, str, str]]:
+    """(group, written, spoken) for every pair of lines in the table."""
+    rows, group, written = [], "", ""
+    for line in TABLE.read_text(encoding="utf-8").split("\n"):
+        if line.startswith("== "):
+            group = line[3:]
+        elif line.startswith("    "):
+            rows.append((group, unescaped(written), unescaped(line[4:])))
+        elif group and line:
+            written = line
+    return rows
+
+
+READINGS = readings()
+
+
+@pytest.mark.parametrize(
+    ("written", "spoken"),
+    [pytest.param(written, spoken, id=f"{group}: {written[:60]}") for group, written, spoken in READINGS],
+)
+def test_reading(written: str, spoken: str) -> None:
+    assert NORMALIZER.normalize(written) == spoken
+
+
+def test_the_table_is_large_and_leaves_no_digit_unread() -> None:
+    assert len(READINGS) >= 180
+    unread = [spoken for _, _, spoken in READINGS if re.search(r"[0-9]", spoken) and "[S" not in spoken]
+    assert unread == []
+
+
+@pytest.mark.parametrize(
+    "tag",
+    ["[S1]", "[S2]", "[s1]", "(laughs)", "(clears throat)", "[pause:0.5s]", "[pause]", "[PAUSE: 500 ms]", "[sighs]"],
+)
+def test_tags_survive_untouched(tag: str) -> None:
+    assert NORMALIZER.normalize(f"{tag} It's 5 km away {tag} and **then** {tag}") == (
+        f"{tag} It's five kilometers away {tag} and then {tag}"
+    )
+
+
+def test_tags_beside_markdown_and_each_other() -> None:
+    assert NORMALIZER.normalize("[S1](laughs) Hi.\n\n[S2] - 3 things") == "[S1](laughs) Hi.\n\n[S2], three things"
+
+
+def test_more_distinct_tags_than_masks() -> None:
+    text = " ".join(f"[pause:{number}ms]" for number in range(7000))
+    assert NORMALIZER.normalize(text).startswith("[pause:0ms] [pause:1ms]")
+
+
+# Anything at all, lone surrogates included: hypothesis leaves those out unless asked.
+ANYTHING = st.text(st.characters(codec=None, categories=None), max_size=300)
+MARKS = st.text(st.sampled_from("0123456789aIVx.,:;-–/$€%#@&*_`~^<>()[]{}|\\\"'!?+= \n°²½½¢😀"), max_size=120)
+
+
+# What people write, torn apart and glued together anew, with a strange character now and then.
+FRAGMENTS = sorted({piece for _, written, _ in READINGS for piece in re.findall(r"\S+|\s", written)})
+TORN = st.lists(
+    st.sampled_from(FRAGMENTS) | st.sampled_from(["", " ", "-", "/", ".", "\n"]) | st.characters(), max_size=40
+).map("".join)
+
+
+@settings(max_examples=600, deadline=None)
+@given(ANYTHING | MARKS | TORN)
+@example("http://፩")
+@example("5²፩")
+@example("\ud800")
+@example("\udc00\ud800 5")
+@example("&#" + "9" * 5000 + ";")
+@example("²³¹")
+@example("Ⅷ")
+@example("[a](b)")
+@example("<b1>")
+@example("```\n```x")
+@example("![](image.png)")
+@example("[1]")
+@example("ㅤ")
+def test_never_raises_never_silent_always_the_same(text: str) -> None:
+    spoken = NORMALIZER.normalize(text)
+    assert spoken == NORMALIZER.normalize(text)
+    spoken.encode("utf-8")
+    if any(char.isalnum() for char in text):
+        assert spoken.strip()
+
+
+@settings(max_examples=200, deadline=None)
+@given(MARKS | TORN)
+def test_no_ascii_digit_is_left(text: str) -> None:
+    without_tags = re.sub(r"\[[sS][0-9]{1,2}\]|\[pause[^\]]*\]", "", NORMALIZER.normalize(text))
+    assert not re.search(r"[0-9]", without_tags)
+
+
+WORDS = (
+    "the quick brown fox we'll don't it's jumps over lazy dogs and Paris London Alice Bob said hello there my friend "
+    "with some small children who may march in august by the sea while nobody watches NASA FBI"
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.sampled_from(WORDS.split(" ")), min_size=1, max_size=30),
+    st.sampled_from([" ", "  ", " \n"]),
+    st.sampled_from([".", "!", "?", "", ","]),
+)
+def test_plain_prose_stays_as_it_is(words: list[str], gap: str, end: str) -> None:
+    text = gap.join(words).replace("\nPa", "Pa") + end
+    lower = text if "\n" not in gap else re.sub(r"\n(\w)", lambda found: "\n" + found[1].lower(), text)
+    assert NORMALIZER.normalize(lower).split() == lower.split()
+
+
+def test_typographic_quotes_become_plain_and_contractions_stay() -> None:
+    assert NORMALIZER.normalize("“We’ll see,” she said, “won’t we?”") == '"We\'ll see," she said, "won\'t we?"'
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["We met by the sea.", "He can't; she won't! Why?", "Dr. Smith and Mrs. Jones", "The 4th costs $5, the 49ers 3x."],
+)
+def test_the_grammar_is_not_asked_about_ordinary_text(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Grammar, "_loaded", lambda self: pytest.fail("asked the grammar"))
+    Normalizer().normalize(text)
+
+
+def test_the_grammar_names_units_the_lexicon_lacks() -> None:
+    assert NORMALIZER.normalize("1ZB and 9 rad/s") == "One zettabyte and nine radians per second"
+
+
+@pytest.mark.parametrize("unit", ["[x", "\\", '"', "}"])
+def test_a_unit_the_grammar_chokes_on_is_no_unit(unit: str) -> None:
+    assert Grammar().unit(unit, True) is None
+
+
+def test_threads_agree() -> None:
+    normalizer = Normalizer()
+    texts = [written for _, written, _ in READINGS[:120]] + ["1ZB and 9 rad/s"] * 20
+    expected = [NORMALIZER.normalize(text) for text in texts]
+    together = threading.Barrier(4)
+
+    def work() -> list[str]:
+        together.wait()
+        return [normalizer.normalize(text) for text in texts]
+
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(work) for _ in range(4)]:
+            assert future.result() == expected
+
+
+HOSTILE = (
+    "1", "a-", "[[[[", '"', "((((", "@.@.", "1,1,1,", "a.", "1.", "1-", "1/", "1 ", "1:", "$", "$1", "<", "<a ",
+    "<a b=", "&", "&#", "`", "*", "_", "#", "|", "- ", "1. ", "> ", '\n', ' \n', "~", '\\', "/a", "@a", "#a",
+    "a@b.", "http://a/", "+1 ", "1'", "St. ", "II ", '\ud83d', "½ cup ",
+    "a1_", "1x", "10:10-", "p.m. ", "a=", "->", "—",
+    "...", "?!", ", ", "[a](", "<!--", "<script", "1%-", "1k", "1 km ", "CA 12345 ", "😀a", "[S1]", "[pause",
+    "1,000,", "0.1", "1234 Ab ", "^1", "√", "`a", '```\n', '\\frac{1}{', 'C:\\a', '1"', '|a|b|\n', '|-|\n', "1 x ",
+    "1.1", "a.py", "a/a.py", "(", " ", 'a\u0301',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", HOSTILE, ids=ascii)
+def test_twenty_thousand_hostile_characters_take_less_than_a_second(piece: str) -> None:
+    NORMALIZER.warm()
+    text = (piece * 20_000)[:20_000]
+    began_s = time.process_time()
+    NORMALIZER.normalize(text)
+    assert time.process_time() - began_s < 1.0
+
+
+def test_a_number_of_ten_thousand_digits_is_bounded() -> None:
+    spoken = NORMALIZER.normalize("7" * 10_000)
+    assert spoken == "seven seven seven seven seven seven seven seven, and so on, ten thousand digits in all"
+
+
+def test_a_typical_sentence_takes_less_than_five_milliseconds() -> None:
+    sentence = "Revenue rose 12.5% to $1.2 billion on March 3, 2024, above the 5-6% that Dr. Smith's analysts expected."
+    NORMALIZER.normalize(sentence)
+    began_s = time.process_time()
+    for _ in range(50):
+        NORMALIZER.normalize(sentence)
+    assert (time.process_time() - began_s) / 50 < 0.005
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (0, "zero"), (13, "thirteen"), (20, "twenty"), (99, "ninety nine"), (100, "one hundred"), (-7, "minus seven"),
+        (1_000_001, "one million one"), (10**12, "one trillion"),
+        (999_999, "nine hundred ninety nine thousand nine hundred ninety nine"),
+    ],
+)  # fmt: skip
+def test_cardinals(value: int, words: str) -> None:
+    assert spelling.cardinal(value) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(1, "first"), (5, "fifth"), (12, "twelfth"), (20, "twentieth"), (21, "twenty first"), (100, "one hundredth")],
+)
+def test_ordinals(value: int, words: str) -> None:
+    assert spelling.ordinal(value) == words
+
+
+@given(st.integers(1, 89))
+def test_roman_numerals_go_both_ways(value: int) -> None:
+    assert spelling.roman(spelling.to_roman(value)) == value
+
+
+@pytest.mark.parametrize("letters", ["", "IIII", "VX", "IC", "ABC", "LXXXX", "i"])
+def test_letters_that_are_no_numeral(letters: str) -> None:
+    assert spelling.roman(letters) is None
+
+
+def test_surrogate_halves_of_one_character_are_joined() -> None:
+    assert cleaning.clean("a\ud83d\ude00b\ud800c") == "a😀bc"
