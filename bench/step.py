@@ -130,7 +130,7 @@ def theirs(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -
     model.to(device)
     now = clock(device)
 
-    class Watch(BaseStreamer):  # type: ignore[misc]
+    class Watch(BaseStreamer):  # type: ignore[misc, unused-ignore]
         def __init__(self) -> None:
             self.times: list[float] = []
 

@@ -1,4 +1,4 @@
-"""CSM-1B as a Runner: rows that read, speak and go on, each at its own place. No HTTP, no voice store, no download.
+"""CSM-1B as a Runner: rows that read, speak and go on, each at its own place. No HTTP, no voice store.
 
 What a row reads: its speakers' voice prompts (kept as keys and values between requests), the conversation so far,
 then the text of its first line. When a line has been said, the row reads a frame of EOS and the next line's text in
@@ -25,9 +25,8 @@ from app.engines.batched import BatchedEngine
 from app.errors import BadReference, EngineUnavailable, TextTooLong, WeightsUnavailable
 from app.models import hub
 from app.models.csm.config import CsmConfig, read_config
-from app.models.csm.generate import is_last, is_silent_end
 from app.models.csm.layout import language_model
-from app.models.csm.model import CsmModel
+from app.models.csm.model import CsmModel, is_last, is_silent_end
 from app.models.csm.prompt import Segment, TextEncoder
 from app.models.layers import Int8Dense, PackedDense, replace_dense
 from app.models.mimi import layout as mimi_layout
@@ -450,6 +449,7 @@ def adapt(model: CsmModel, quantize: Quantize = "none") -> None:
         if model.device.type != "cpu":
             raise EngineUnavailable("int8 weights are for the CPU only.", remedy="Set TTS_QUANTIZE=none.")
         replace_dense(model, Int8Dense)
+        model.widen()  # the kernel takes and gives float32: going through bfloat16 in between would only cost
     else:
         replace_dense(model, lambda dense: PackedDense(dense) if PackedDense.fits(dense) else None)
 

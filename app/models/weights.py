@@ -69,6 +69,20 @@ class Derived:
         return self.make()[start:stop]
 
 
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """A tensor of a PyTorch file."""
+
+    tensor: Tensor
+
+    @property
+    def shape(self) -> Shape:
+        return tuple(self.tensor.shape)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.tensor[start:stop]
+
+
 class Checkpoint:
     """Named tensors of one model, wherever they lie. Nothing is read before it is asked for."""
 
@@ -170,6 +184,16 @@ def index_file(path: Path) -> dict[str, InFile]:
     return tensors
 
 
+def _open_pickle(path: Path) -> Checkpoint:
+    """A state dict saved by PyTorch, tensors only: nothing in the file is run. Mapped: it can't be read in pieces."""
+    try:
+        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        tensors = {str(name): Mapped(value) for name, value in state.items() if isinstance(value, Tensor)}
+    except Exception as error:  # torch raises what it likes for a broken file
+        raise WeightsUnavailable(f"{path} can't be read: {error}.") from error
+    return Checkpoint(tensors, str(path))
+
+
 def open_checkpoints(folder: Path, preferred: str | None = None) -> list[Checkpoint]:
     """The complete checkpoints in a folder, likeliest first. Never empty.
 
@@ -201,6 +225,8 @@ def open_checkpoints(folder: Path, preferred: str | None = None) -> list[Checkpo
             found.append(Checkpoint(tensors, str(path)))
         elif name not in sharded:
             found.append(Checkpoint(index_file(path), str(path)))
+    if not found:
+        found = [_open_pickle(path) for path in sorted(folder.glob("*.pt"))]
     if not found:
         what = f"lacks {_some(absent)}" if absent else "holds no .safetensors file"
         raise WeightsUnavailable(f"{folder} {what}.", remedy="Download the model again.")

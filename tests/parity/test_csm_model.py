@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from app.engines.csm import load_model
-from app.models.csm.generate import generate
 from app.models.csm.model import CsmModel
 from app.runtime.sampling import Knobs
 from tests.parity import oracle
+from tests.parity.generation import generate
 
 pytestmark = pytest.mark.unit
 

@@ -60,7 +60,7 @@ def test_int8(bias: bool, dtype: torch.dtype) -> None:
     x = torch.randn(7, 64, generator=torch.Generator().manual_seed(2)).to(dtype)
     x *= torch.tensor([1, 100, 0.01, 1, 1, 0, 3])[:, None]  # rows of very unequal size
     y, exact = small(x), plain(x)
-    assert y.dtype == dtype
+    assert y.dtype == torch.float32
     assert torch.equal(torch.cat([small(x[i : i + 1]) for i in range(7)]), y)  # nobody's scale is another's
     error = (y.float() - exact.float()).norm(dim=1) / exact.float().norm(dim=1).clamp_min(1e-6)
     assert float(error.max()) < 0.03

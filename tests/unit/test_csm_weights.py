@@ -92,6 +92,17 @@ def test_any_file_name(original: Path, tmp_path: Path) -> None:
     assert same(numbers(folder), numbers(original))
 
 
+def test_a_pytorch_file(original: Path, tmp_path: Path) -> None:
+    """ckpt.pt of the first release."""
+    folder = copy(original, tmp_path)
+    torch.save(load_file(folder / "model.safetensors"), folder / "ckpt.pt")
+    (folder / "model.safetensors").unlink()
+    assert same(numbers(folder), numbers(original))
+    (folder / "ckpt.pt").write_bytes(b"nothing")
+    with pytest.raises(WeightsUnavailable, match="can't be read"):
+        numbers(folder)
+
+
 @pytest.mark.parametrize(
     "kept", ["backbone_model.embed_tokens.embed_audio_tokens.weight", "depth_decoder.model.embed_tokens.weight"]
 )

@@ -31,6 +31,20 @@ class Pick(Protocol):
         """logits (n, C) float32 of one codebook -> codes (n,) int64."""
 
 
+def is_last(frame: Tensor, eos_code: int) -> bool:
+    """True for a frame (K,) after which there is nothing: all codes but the last are EOS.
+
+    The rule of transformers' generate. Sesame's own generator wants the last code to be EOS as well and so would go on
+    after a frame 0..0,x; here such a frame is still sounded, as there, and then speech ends.
+    """
+    return bool((frame[:-1] == eos_code).all())
+
+
+def is_silent_end(frame: Tensor, eos_code: int) -> bool:
+    """True for a frame (K,) that is nothing but EOS: it is not decoded."""
+    return bool((frame == eos_code).all())
+
+
 class CsmModel(nn.Module):
     """The weights and the arithmetic. `load` fills it; without, its numbers are undefined."""
 
@@ -66,10 +80,10 @@ class CsmModel(nn.Module):
         return FrameCache(c.depth, rows=rows, positions=c.codebooks, device=self.device, dtype=dtype)
 
     def embed_text(self, ids: Tensor) -> Tensor:  # (S,) int64 -> (S, D)
-        return functional.embedding(ids, self.text_table)
+        return functional.embedding(ids, self.text_table).to(self.dtype)
 
     def embed_frames(self, codes: Tensor) -> Tensor:  # (T, K) int64 -> (T, D)
-        return functional.embedding(codes + self.offsets, self.audio_table).sum(dim=1)
+        return functional.embedding(codes + self.offsets, self.audio_table).to(self.dtype).sum(dim=1)
 
     def read(self, x: Tensor, cache: RowCache, row: int, start: int) -> Tensor:
         """Read x (S, D) into the row at positions start..start+S-1; -> (S, D), normed."""
@@ -86,7 +100,7 @@ class CsmModel(nn.Module):
         count, c = h.shape[0], self.config
         code = pick(0, self.head(h).float())
         codes = [code]
-        first = functional.embedding(code, self.depth_table)
+        first = functional.embedding(code, self.depth_table).to(self.dtype)
         x = torch.stack((self.projection(h), first), dim=1).view(2 * count, c.depth.width)  # (row, position) in order
         positions = torch.arange(2, device=self.device).repeat(count)
         y = self.depth(x, positions, cache.at(count, 0, 2)).view(count, 2, c.depth.width)[:, 1]
@@ -94,9 +108,16 @@ class CsmModel(nn.Module):
             code = pick(i, self.heads[i - 1](y).float())
             codes.append(code)
             if i + 1 < c.codebooks:
-                x = functional.embedding(code + i * c.depth_vocab, self.depth_table)
+                x = functional.embedding(code + i * c.depth_vocab, self.depth_table).to(self.dtype)
                 y = self.depth(x, slice(i + 1, i + 2), cache.at(count, i + 1, 1))
         return torch.stack(codes, dim=1)
+
+    def widen(self) -> None:
+        """Compute in float32 from now on: norms too; the tables stay as they are stored, and are widened row by row."""
+        self.dtype = torch.float32
+        for name, tensor in list(self.named_parameters()):
+            if tensor.ndim == 1:
+                self.get_parameter(name).data = tensor.data.float()
 
     @torch.no_grad()
     def load(self, weights: Checkpoint) -> None:

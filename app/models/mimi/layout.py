@@ -103,7 +103,7 @@ def codec(candidates: list[Checkpoint], config: MimiConfig) -> Checkpoint:
             found = _from_moshi(checkpoint, config)
         else:
             continue
-        found.check(expected_shapes(config), ignore=lambda name: name.endswith(("initialized", "inv_freq")))
+        found.check(expected_shapes(config), ignore=lambda name: name.endswith(("initialized", "inited", "inv_freq")))
         return found
     raise WeightsUnavailable(
         f"{candidates[0].origin} holds no Mimi codec: neither decoder.layers.0.conv.weight (transformers) nor "
@@ -121,7 +121,8 @@ _MOSHI_NAMES = (
     (r"^quantizer\.rvq_first\.", SEMANTIC),
     (r"^quantizer\.rvq_rest\.", ACOUSTIC),
     (r"\.vq\.layers\.(\d+)\._codebook\._?", r".layers.\1.codebook."),
-    (r"\.embedding_sum$", ".embed_sum"),
+    (r"\.codebook\.(embedding_sum|embed_avg)$", ".codebook.embed_sum"),
+    (r"\.codebook\.cluster_size$", ".codebook.cluster_usage"),
     (r"\.self_attn\.out_projs?(\.0)?\.weight$", ".self_attn.o_proj.weight"),
     (r"\.norm1\.", ".input_layernorm."),
     (r"\.norm2\.", ".post_attention_layernorm."),

@@ -8,23 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from app.models.csm.model import CsmModel
+from app.models.csm.model import CsmModel, is_last
 from app.models.layers import FrameCache, RowCache
 from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise
-
-
-def is_last(frame: Tensor, eos_code: int) -> bool:
-    """True for a frame (K,) after which there is nothing: all codes but the last are EOS.
-
-    The rule of transformers' generate. Sesame's own generator wants the last code to be EOS as well and so would go on
-    after a frame 0..0,x; here such a frame is still sounded, as there, and then speech ends.
-    """
-    return bool((frame[:-1] == eos_code).all())
-
-
-def is_silent_end(frame: Tensor, eos_code: int) -> bool:
-    """True for a frame (K,) that is nothing but EOS: it is not decoded."""
-    return bool((frame == eos_code).all())
 
 
 @torch.inference_mode()

@@ -1,0 +1,88 @@
+"""The published size, in both layouts, against transformers: the same tokens in float32, the same choices in bfloat16.
+
+Takes minutes, 13 GB of disk and 10 GB of memory.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.engines.csm import adapt, load_model
+from app.runtime.sampling import Knobs
+from bench.fabricate import fabricate_csm
+from tests.parity import oracle
+from tests.parity.generation import generate
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+CPU = torch.device("cpu")
+FRAMES = 3
+IDS = torch.tensor([128_000, 58, 15, 60, 9906, 1070, 11, 420, 374, 264, 1296, 13, 128_001])
+SEED = 7
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {
+        name: fabricate_csm(tmp_path_factory.mktemp(name), size="full", layout_name=name)
+        for name in ("transformers", "original")
+    }
+
+
+@pytest.fixture(scope="module")
+def expected(folders: dict[str, Path]) -> dict[int | None, torch.Tensor]:
+    """Greedy (None) and seeded codes of transformers. Its model is gone before ours are made."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reference = oracle.CsmForConditionalGeneration.from_pretrained(folders["transformers"], dtype=torch.float32)
+    inputs = {"input_ids": IDS[None], "attention_mask": torch.ones_like(IDS[None])}
+    found = {seed: oracle.generate(reference.eval(), inputs, FRAMES, seed=seed) for seed in (None, SEED)}
+    del reference
+    gc.collect()
+    return found
+
+
+@pytest.mark.parametrize("layout", ["transformers", "original"])
+def test_tokens(folders: dict[str, Path], expected: dict[int | None, torch.Tensor], layout: str) -> None:
+    model, codec = load_model(folders[layout], device=CPU, dtype=torch.float32)
+    assert (codec is not None) == (layout == "transformers")
+    prompt = model.embed_text(IDS)
+    greedy = generate(model, prompt, max_frames=FRAMES, knobs=Knobs(0.0))
+    assert torch.equal(torch.stack(list(greedy)), expected[None])
+    seeded = generate(model, prompt, max_frames=FRAMES, knobs=Knobs(0.9, 50), seed=SEED, reference_noise=True)
+    assert torch.equal(torch.stack(list(seeded)), expected[SEED])
+
+
+@pytest.mark.parametrize(("dtype", "quantize", "share"), [(torch.bfloat16, "none", 0.8), (torch.bfloat16, "int8", 0.5)])
+def test_narrow_numbers_choose_alike(
+    folders: dict[str, Path],
+    expected: dict[int | None, torch.Tensor],
+    dtype: torch.dtype,
+    quantize: str,
+    share: float,
+) -> None:
+    """Fed the reference's codes, how often the best code is the same; random weights have many near ties."""
+    model, _ = load_model(folders["original"], device=CPU, dtype=dtype)
+    adapt(model, quantize)  # type: ignore[arg-type]
+    cache, depth = model.row_cache(1), model.frame_cache(1)
+    agreed, asked = 0, 0
+    with torch.inference_mode():
+        model.read(model.embed_text(IDS[:-1]), cache, 0, 0)
+        x = model.embed_text(IDS[-1:])
+        for index, frame in enumerate(expected[None]):
+
+            def forced(codebook: int, logits: torch.Tensor, frame: torch.Tensor = frame) -> torch.Tensor:
+                nonlocal agreed, asked
+                agreed += int(logits.argmax() == frame[codebook])
+                asked += 1
+                return frame[codebook : codebook + 1]
+
+            model.frame(model.advance(x, cache, [0], [len(IDS) - 1 + index]), depth, forced)
+            x = model.embed_frames(frame[None])
+    print(f"{dtype} {quantize}: {agreed} of {asked} first choices agree")
+    assert agreed / asked >= share

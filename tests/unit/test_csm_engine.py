@@ -1,0 +1,86 @@
+"""CSM behind the engine protocol: the loop's thread, outboxes, cancelling, lines that follow in place."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+import torch
+
+from app.engines.batched import BatchedEngine
+from app.engines.csm import CsmRunner, load_runner
+from app.errors import TextTooLong
+from app.types import AudioChunk, EngineInfo, Sampling, SpokenLine, Utterance, Voice
+from bench.fabricate import fabricate_csm
+
+pytestmark = pytest.mark.unit
+
+VOICE = Voice("v", "v", "cloned")
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> CsmRunner:
+    folder = fabricate_csm(tmp_path_factory.mktemp("csm"))
+    return load_runner(folder, None, device=torch.device("cpu"), dtype=torch.float32, max_rows=3, piece=8)
+
+
+def engine(runner: CsmRunner) -> BatchedEngine:
+    info = EngineInfo("csm", "CSM", runner.rate_hz, 0.08, True, frozenset(), ("en",), runner.fingerprint)
+    return BatchedEngine(info, runner, max_queue=8, outbox_s=30.0)
+
+
+def utterance(*texts: str, frames: int = 10, seed: int = 1) -> Utterance:
+    return Utterance(tuple(SpokenLine(text, 0, VOICE) for text in texts), Sampling(), seed, frames * 0.08)
+
+
+async def collect(speaker: BatchedEngine, said: Utterance) -> tuple[np.ndarray, np.ndarray]:
+    chunks: list[AudioChunk] = [chunk async for chunk in speaker.speak(said)]
+    starts = np.cumsum([0, *(len(chunk.samples) for chunk in chunks)])
+    assert [chunk.start for chunk in chunks] == starts[:-1].tolist()
+    return np.concatenate([c.codes for c in chunks], axis=1), np.concatenate([c.samples for c in chunks])
+
+
+async def test_many_at_once_as_one_alone(runner: CsmRunner) -> None:
+    said = [utterance(f"Number {i} speaks.", seed=i, frames=6 + i) for i in range(5)]
+    async with engine(runner) as speaker:
+        lone = [await collect(speaker, one) for one in said]
+        crowd = await asyncio.gather(*(collect(speaker, one) for one in said))
+    for i, ((codes, sound), (lone_codes, lone_sound)) in enumerate(zip(crowd, lone, strict=True)):
+        assert codes.shape == (32, 6 + i)
+        assert len(sound) == 1920 * (6 + i)
+        assert np.array_equal(codes, lone_codes)
+        assert np.abs(sound - lone_sound).max() < 1e-5
+
+
+async def test_lines_follow_while_another_speaks(runner: CsmRunner) -> None:
+    """Each line is given up at its limit (nothing random ends by itself); the next is read between frames of others."""
+    async with engine(runner) as speaker:
+        lines = utterance("a", "A rather longer second line, so that it is read in many pieces.", frames=150)
+        (codes, _), (other, _) = await asyncio.gather(
+            collect(speaker, lines), collect(speaker, utterance("b", frames=60))
+        )
+    assert codes.shape[1] == 150
+    assert other.shape[1] == 60
+
+
+async def test_a_reader_that_leaves_frees_its_row(runner: CsmRunner) -> None:
+    async with engine(runner) as speaker:
+        stream = speaker.speak(utterance("Too long to wait for.", frames=900))
+        await anext(stream)
+        await stream.aclose()
+        codes, _ = await collect(speaker, utterance("Next.", frames=3))
+        assert codes.shape[1] == 3
+        for _ in range(100):
+            if speaker.load.active_rows == 0:
+                break
+            await asyncio.sleep(0.02)
+        assert speaker.load.active_rows == 0
+
+
+async def test_an_error_is_its_own_requests(runner: CsmRunner) -> None:
+    async with engine(runner) as speaker:
+        good = asyncio.create_task(collect(speaker, utterance("Fine.", frames=5)))
+        with pytest.raises(TextTooLong):
+            await collect(speaker, utterance("word " * 700, frames=100))
+        assert (await good)[0].shape[1] == 5
