@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 def studio_of(settings: Settings) -> tuple[Studio, EngineHost, VoiceStore, Metrics]:
     """Everything below HTTP, wired; nothing runs yet. Raises ValueError for an unknown engine name."""
     metrics = Metrics()
-    host = EngineHost(settings, registry.specs())
+    host = EngineHost(settings, registry.specs(), metrics.guard)
     voices = VoiceStore()
     cache = AnswerCache(settings.folder("audio_cache"), settings.cache_bytes)
     cache.scan()

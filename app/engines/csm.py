@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.audio.guard import LineGuard, Rule
 from app.engines.batched import BatchedEngine
 from app.errors import BadReference, EngineUnavailable, TextTooLong, WeightsUnavailable
 from app.models import hub
@@ -59,8 +60,11 @@ MIN_REFERENCE_S, MAX_REFERENCE_S = 0.5, 60.0
 
 @dataclass(frozen=True, slots=True)
 class Guards:
-    """Against a model that does not stop, or stops at once. A line is given up after slack_frames + frames_per_token *
-    its tokens (speech takes 2 to 5 frames a token); in its first min_frames the first code can't be EOS."""
+    """Against a model that does not stop, or stops at once (see `audio/guard.py`).
+
+    A line is given up after slack_frames + frames_per_token * its tokens (speech takes 2 to 5 frames a token); in its
+    first min_frames the first code can't be EOS.
+    """
 
     min_frames: int = 4
     frames_per_token: int = 8
@@ -75,6 +79,7 @@ class _Row:
     """One utterance on its way: what it has read, what it is saying, what is left."""
 
     lines: list[tuple[int, ...]]  # ids of each line
+    characters: list[int]  # of each line
     segments: list[Segment]  # voice prompts, then conversation
     voices: int  # how many of the segments are voice prompts
     knobs: Knobs
@@ -87,6 +92,7 @@ class _Row:
     said: list[Tensor] = field(default_factory=list)  # frames (K,) of the present line
     unread: Tensor | None = None  # (S, D) still to be read; its last token is read by the first step
     over: bool = False
+    guard: LineGuard | None = None  # of the present line
     reference: ReferenceNoise | None = None
 
     @property
@@ -107,6 +113,7 @@ class CsmRunner:
         *,
         max_rows: int,
         guards: Guards | None = None,
+        on_guard: Callable[[Rule], None] = lambda _: None,
         reference_noise: bool = False,
         fingerprint: str = "",
         piece: int | None = None,
@@ -123,6 +130,7 @@ class CsmRunner:
         self._encoder = encoder
         self._decoder = decoder
         self._guards = guards
+        self._on_guard = on_guard
         self._reference_noise = reference_noise
         self._piece = piece or (PIECE_CPU if model.device.type == "cpu" else PIECE_GPU)
         self._cache = model.row_cache(max_rows)
@@ -153,6 +161,7 @@ class CsmRunner:
         lines = [tuple(self._text(line.speaker, line.text)) for line in utterance.lines]
         state = _Row(
             lines=lines,
+            characters=[len(line.text) for line in utterance.lines],
             segments=[*voices, *said],
             voices=len(voices),
             knobs=_knobs(utterance.sampling),
@@ -161,6 +170,7 @@ class CsmRunner:
             reference=ReferenceNoise(_int64(utterance.seed)) if self._reference_noise else None,
         )
         self._check_room(state, sum(segment.length for segment in voices))
+        self._watch(state)
         self._rows[row] = state
 
     @torch.inference_mode()
@@ -200,6 +210,9 @@ class CsmRunner:
     def sound(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
         frames = torch.from_numpy(codes.astype(np.int64))[:, :, None].to(self.model.device)
         samples = self._decoder.decode(rows, frames).cpu().numpy()
+        for row, heard in zip(rows, samples, strict=True):
+            if (guard := self._rows[row].guard) is not None:
+                guard.hear(heard)
         return list(samples)
 
     def release(self, row: int) -> None:
@@ -355,9 +368,15 @@ class CsmRunner:
             if said is not None and state.base + said.length + len(following) + limit <= self.config.max_positions:
                 parts = [*self._parts([said]), following]
         state.said = []
+        self._watch(state)
         state.unread = self._embed(parts)
         if len(state.unread) == 1:  # a tokenizer's shortest text is longer, but nothing here depends on that
             self._read_piece(row, state)
+
+    def _watch(self, state: _Row) -> None:
+        """A guard of its own for the present line."""
+        if self._guards is not None:
+            state.guard = LineGuard(state.characters[state.line], 1 / self.codec.frame_hz)
 
     # ---- speaking
 
@@ -376,6 +395,8 @@ class CsmRunner:
 
         def pick(codebook: int, logits: Tensor) -> Tensor:
             if early is not None and codebook == 0 and c.eos_code < c.codebook_size:
+                for _ in range(int(((logits.argmax(dim=-1) == c.eos_code) & early).sum())):
+                    self._on_guard("early_end")
                 logits[:, c.eos_code].masked_fill_(early, -torch.inf)
             return sampler.pick(logits, noise(codebook))
 
@@ -412,7 +433,18 @@ class CsmRunner:
         if sounded:
             state.said.append(frame)
             state.frames += 1
-        done = last or len(state.said) >= self._limit(state, state.line) or state.position >= self.config.max_positions
+        rule: Rule | None = None
+        if state.guard is not None and not last:
+            capped = self._guards is not None and len(state.said) >= self._guards.limit(len(state.lines[state.line]))
+            rule = "frame_cap" if capped else state.guard.see(frame.numpy())
+            if rule is not None:
+                self._on_guard(rule)
+        done = (
+            last
+            or rule is not None
+            or len(state.said) >= self._limit(state, state.line)
+            or state.position >= self.config.max_positions
+        )
         if state.frames >= state.max_frames or (done and state.line + 1 == len(state.lines)):
             state.over = True
             return not sounded, not sounded
@@ -490,6 +522,7 @@ def load_runner(
     max_rows: int,
     quantize: Quantize = "none",
     guards: Guards | None = Guards(),
+    on_guard: Callable[[Rule], None] = lambda _: None,
     reference_noise: bool = False,
     piece: int | None = None,
     prefix_bytes: int = PREFIX_BYTES,
@@ -510,6 +543,7 @@ def load_runner(
         decoder,
         max_rows=max_rows,
         guards=guards,
+        on_guard=on_guard,
         reference_noise=reference_noise,
         fingerprint=fingerprint,
         piece=piece,
@@ -554,6 +588,7 @@ def load_from(
         max_rows=settings.rows(ROWS_CPU if device.type == "cpu" else ROWS_GPU),
         quantize=settings.quantize,
         guards=guards,
+        on_guard=context.on_guard,
         reference_noise=reference_noise,
     )
 

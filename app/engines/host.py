@@ -19,6 +19,9 @@ from app.engines.registry import BuildContext, EngineSpec
 from app.errors import EngineUnavailable, NotReady
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from app.audio.guard import Rule
     from app.engines.protocol import Engine
     from app.models.hub import Progress
     from app.settings import Settings
@@ -46,12 +49,15 @@ class Status:
 class EngineHost:
     """Owns the engine's life. Used from one event loop; `async with` begins to build it and stops it at its end."""
 
-    def __init__(self, settings: Settings, known: dict[str, EngineSpec]) -> None:
+    def __init__(
+        self, settings: Settings, known: dict[str, EngineSpec], on_guard: Callable[[Rule], None] = lambda _: None
+    ) -> None:
         """Raises ValueError for an engine name that nobody provides."""
         for variable, name in (("TTS_ENGINE", settings.engine), ("TTS_FALLBACK_ENGINE", settings.fallback_engine)):
             if name not in known and not (variable == "TTS_FALLBACK_ENGINE" and name == ""):
                 raise ValueError(f"{variable}={name!r} is no engine. Engines are: {', '.join(sorted(known))}.")
         self._settings = settings
+        self._on_guard = on_guard
         self._requested = known[settings.engine]
         fallback = known[settings.fallback_engine] if settings.fallback_engine else None
         self._fallback = fallback if fallback != self._requested else None
@@ -152,7 +158,7 @@ class EngineHost:
             self._announce()
 
     async def _run(self, spec: EngineSpec) -> None:
-        context = BuildContext(on_progress=self._note, cancelled=self._giving_up.is_set)
+        context = BuildContext(on_progress=self._note, cancelled=self._giving_up.is_set, on_guard=self._on_guard)
         try:
             engine = await asyncio.to_thread(lambda: spec.builder()(self._settings, context))
             self._engine = await self._stack.enter_async_context(engine)

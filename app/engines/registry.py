@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 from app.errors import EngineUnavailable
 
 if TYPE_CHECKING:
+    from app.audio.guard import Rule
     from app.engines.protocol import Engine
     from app.models.hub import Progress
     from app.settings import Settings
@@ -20,10 +21,11 @@ ENTRY_POINT_GROUP = "tts_server.engines"
 
 @dataclass(frozen=True, slots=True)
 class BuildContext:
-    """What a builder may use while it works, in a thread of its own: where to report a download, when to give up."""
+    """What a builder may use: where to report a download, when to give up, where to count the output guard."""
 
     on_progress: Callable[[Progress], None]
     cancelled: Callable[[], bool]
+    on_guard: Callable[[Rule], None] = lambda _: None  # the output guard stepped in, by this rule; from any thread
 
 
 # Blocking; raises EngineUnavailable with a reason and a remedy.
