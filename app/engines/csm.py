@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -34,7 +34,7 @@ from app.models.mimi import layout as mimi_layout
 from app.models.mimi.config import MimiConfig, read_mimi_config_file
 from app.models.mimi.model import MimiDecoder, MimiEncoder
 from app.models.weights import Checkpoint, open_checkpoints
-from app.runtime.device import choose_device, choose_dtype
+from app.runtime.device import choose_device, choose_dtype, cpu_threads
 from app.runtime.prefix import PrefixCache
 from app.runtime.runner import StepResult
 from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise
@@ -421,10 +421,16 @@ def _int64(seed: int) -> int:
     return (seed + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
-def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype) -> tuple[CsmModel, Checkpoint | None]:
-    """The language model in `folder`, and its codec's tensors where it brings its own. Raises WeightsUnavailable."""
+def load_model(
+    folder: Path, *, device: torch.device, dtype: torch.dtype, other_codec: MimiConfig | None = None
+) -> tuple[CsmModel, Checkpoint | None]:
+    """The language model in `folder`, and its codec's tensors where it brings its own; other_codec is the one that will
+    be used where it does not. Raises WeightsUnavailable."""
     config = read_config(folder)
     weights, codec = language_model(open_checkpoints(folder, config.weights_index), config)
+    if codec is None and other_codec is not None:
+        size = min(config.audio_vocab, config.depth_vocab, other_codec.codebook_size)
+        config = replace(config, codebook_size=size)
     model = CsmModel(config, device=device, dtype=dtype)
     model.load(weights)
     return model.eval(), codec
@@ -486,7 +492,8 @@ def load_runner(
     quantize int8: 8-bit weights and activations, for CPUs. Raises WeightsUnavailable, saying what is missing or does
     not fit, and EngineUnavailable.
     """
-    model, own = load_model(model_dir, device=device, dtype=dtype)
+    other = read_mimi_config_file(codec_dir) if codec_dir is not None else None
+    model, own = load_model(model_dir, device=device, dtype=dtype, other_codec=other)
     encoder, decoder = load_codec(model.config, own, codec_dir, device=device, max_rows=max_rows)
     fingerprint = f"{_fingerprint(model, decoder)} {quantize}"
     adapt(model, quantize)
@@ -542,6 +549,8 @@ def build(settings: Settings, context: BuildContext) -> CsmEngine:
     folder = fetch("csm", settings.csm_model)
     codec = None if hub.has_tensor(folder, "codec_model.") else fetch("mimi", settings.csm_codec)
     device = choose_device()
+    if device.type == "cpu":
+        torch.set_num_threads(cpu_threads())
     runner = load_runner(folder, codec, device=device, dtype=choose_dtype("auto"), max_rows=settings.max_rows)
     info = EngineInfo(
         id="csm-1b",
