@@ -142,6 +142,15 @@ def test_a_broken_codec_is_named(published: Path, tmp_path: Path) -> None:
         load_runner(folder, None, device=CPU, dtype=F32, max_rows=1)
 
 
+def test_the_codec_beside_decides_what_has_sound(original: Path, tmp_path: Path) -> None:
+    """A config.json that says nothing of the codec: the folder of the codec does."""
+    folder = copy(original, tmp_path)
+    change(folder, codec_config=None)
+    assert read_config(folder).codebook_size == 67
+    runner = load_runner(folder, original / "mimi", device=CPU, dtype=F32, max_rows=1)
+    assert runner.config.codebook_size == 64
+
+
 def test_no_codec(original: Path) -> None:
     with pytest.raises(WeightsUnavailable, match="no codec"):
         load_runner(original, None, device=CPU, dtype=F32, max_rows=1)

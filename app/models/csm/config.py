@@ -79,15 +79,16 @@ def parse_config(raw: Mapping[str, Any]) -> CsmConfig:
     codebooks = int(raw.get("num_codebooks") or 32)
     if int(depth.get("num_codebooks") or codebooks) != codebooks:
         raise ValueError(f"the depth decoder has {depth['num_codebooks']} codebooks, the backbone {codebooks}")
+    depth_vocab = int(depth.get("vocab_size") or depth.get("codebook_size") or audio_vocab)
     eos_code = raw.get("codebook_eos_token_id", 0)
     return CsmConfig(
         backbone=_stack(raw),
         depth=_stack(depth),
         codebooks=codebooks,
         audio_vocab=audio_vocab,
-        depth_vocab=int(depth.get("vocab_size") or depth.get("codebook_size") or audio_vocab),
+        depth_vocab=depth_vocab,
         text_vocab=int(raw.get("text_vocab_size") or 128_256),
-        codebook_size=min(audio_vocab, codec.codebook_size if codec else 2048),
+        codebook_size=min(audio_vocab, depth_vocab, codec.codebook_size if codec else 2048),
         max_positions=int(raw.get("max_position_embeddings") or 2048),
         eos_code=int(_first(eos_code)) if eos_code is not None else 0,
         bos_id=_first(raw.get("bos_token_id")),
