@@ -68,7 +68,7 @@ class SpeechRequest:
     def digest(self, *context: str) -> str:
         """sha256 (hex) of everything that changes the sound, with `context` (engine fingerprint, voice digests)."""
         fields = asdict(self)
-        del fields["use_cache"]
+        del fields["use_cache"], fields["model"]  # every id of a process names its one engine, told in `context`
         canonical = json.dumps([fields, context], sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
