@@ -66,7 +66,6 @@ class SpeechRequest:
     use_cache: bool = True
 
     def digest(self, *context: str) -> str:
-<<<<<<< HEAD
         """sha256 (hex) of everything that changes the bytes, with `context` (engine fingerprint, voice digests).
 
         Not of `model`: its aliases name one engine, which the context tells.
@@ -80,11 +79,6 @@ class SpeechRequest:
 
     def _hash(self, leave_out: tuple[str, ...], context: tuple[str, ...]) -> str:
         fields = {name: value for name, value in asdict(self).items() if name not in leave_out}
-=======
-        """sha256 (hex) of everything that changes the sound, with `context` (engine fingerprint, voice digests)."""
-        fields = asdict(self)
-        del fields["use_cache"], fields["model"]  # every id of a process names its one engine, told in `context`
->>>>>>> review
         canonical = json.dumps([fields, context], sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 

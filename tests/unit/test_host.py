@@ -21,15 +21,10 @@ BUILDERS = (
     "ok",
     "stand_in",
     "slow",
-<<<<<<< HEAD
     "broken_off",
     "missing",
     "missing_too",
-=======
-    "missing",
-    "missing_too",
     "weightless",
->>>>>>> review
     "crashing",
     "unstartable",
     "imports_what_is_not_there",
