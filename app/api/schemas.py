@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic_core import PydanticCustomError
 
-from app.errors import TextTooLong
+from app.errors import EmptyText, TextTooLong
 from app.types import AudioFormat, Line, Sampling, SpeechRequest
 from app.voices.presets import DEFAULT_VOICE
 
@@ -65,7 +66,7 @@ class SpeechBody(BaseModel):
     @classmethod
     def _not_blank(cls, value: str) -> str:
         if not value.strip():
-            raise ValueError("must hold some text to speak")
+            raise PydanticCustomError(EmptyText.code, "must hold some text to speak")
         return value
 
     @property
