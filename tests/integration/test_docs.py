@@ -52,7 +52,7 @@ def test_the_first_screen_says_both_commands() -> None:
     assert "make test" in first_screen
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/api.md", "docs/benchmarks.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/api.md", "docs/models.md", "docs/benchmarks.md"])
 def test_links_and_paths_exist(page: str) -> None:
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):

@@ -262,11 +262,19 @@ async def test_lines_are_spoken_by_their_voices(over):
     async with over(engine) as room:
         lines = (Line("How are you?", "nova"), Line("Very well, thanks.", "echo"), Line("Good to hear.", "nova"))
         await read(await room.studio.answer(asked(lines=lines)))
-        assert [(line.voice.id, line.speaker) for spoken in engine.utterances for line in spoken.lines] == [
-            ("nova", 0),
-            ("echo", 1),
-            ("nova", 0),
-        ]
+        spoken = [line for utterance in engine.utterances for line in utterance.lines]
+        assert [line.voice.id for line in spoken] == ["nova", "echo", "nova"]
+        assert spoken[0].speaker == spoken[2].speaker != spoken[1].speaker
+
+
+async def test_an_engine_that_goes_on_gets_all_up_to_a_pause_at_once(over):
+    engine = ScriptedEngine(continues=True)
+    async with over(engine) as room:
+        await room.pcm(f"{THREE} [pause:1s] And the last comes after it.")
+        *before, last = engine.utterances
+        assert [len(utterance.lines) for utterance in before] == [3]
+        assert [line.text for line in last.lines] == ["And the last comes after it."]
+        assert [utterance.follows for utterance in engine.utterances] == [False, True]
 
 
 # ---- pauses
@@ -482,12 +490,25 @@ async def test_a_cache_that_fails_at_first_keeps_no_half_answer(over, monkeypatc
 @pytest.mark.parametrize("part", [Part(level=0.0), Part(frames=0)])
 @pytest.mark.parametrize("audio_format", ["pcm", "wav", "mp3"])
 async def test_words_without_a_sound_are_an_error(over, part, audio_format):
-    engine = ScriptedEngine(part)
+    engine = ScriptedEngine(part, part)
     async with over(engine) as room:
         answer = await room.studio.answer(asked("One is the first.", format=audio_format))
         with pytest.raises(NothingSpoken):
             await read(answer)
         assert room.kept == []
+        await nothing_left(engine)
+
+
+@pytest.mark.parametrize("part", [Part(level=0.0), Part(frames=0)])
+async def test_what_came_out_silent_is_tried_once_more_with_another_seed(over, part):
+    engine = ScriptedEngine(Part(), part, Part(), Part())
+    async with over(engine) as room:
+        sound = await room.pcm("One is the first. Two is the second. Three is the third.")
+        assert engine.texts.count("Two is the second.") == 2
+        first, again = (u for u in engine.utterances if u.lines[0].text == "Two is the second.")
+        assert first.seed != again.seed
+        assert len(sound) > 0
+        assert room.counted('tts_guard_total{rule="retry"}') == 1
         await nothing_left(engine)
 
 
