@@ -263,6 +263,8 @@ def download(
             except EngineUnavailable as error:
                 _fail(f"{error.reason}\n{error.remedy}")
             bar.console.print(f"{files.source} -> {folder}", highlight=False)
+            if name == "csm" and files is sources[0] and not hub.has_tensor(folder, "codec_model."):
+                sources.append(hub.files_for("mimi", settings.csm_codec))  # this checkpoint brings no codec
 
 
 @app.command(hidden=True)

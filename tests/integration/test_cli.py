@@ -98,7 +98,8 @@ def test_voices_and_models(tmp_path: Path) -> None:
 
 def test_download_fetches_once(tmp_path: Path) -> None:
     files = {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b"x" * 50_000}
-    with FakeHub({"sesame/csm-1b": files}) as hub:
+    codec = {"config.json": b"{}", "model.safetensors": b"y" * 20_000}
+    with FakeHub({"sesame/csm-1b": files, "kyutai/mimi": codec}) as hub:
         done = cli(tmp_path, "download", "csm", HF_ENDPOINT=hub.url)
         assert done.returncode == 0, done.stderr
         asked = len(hub.requests)
