@@ -12,7 +12,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -23,13 +23,16 @@ from app.audio.resample import StreamResampler
 from app.audio.shape import Cut, EdgeTrimmer, Fader
 from app.audio.stages import Stage, chain
 from app.audio.stretch import StreamStretcher
-from app.errors import EmptyText, NothingSpoken, UnknownModel, UnsupportedParameter
+from app.errors import EmptyText, NothingSpoken, TextTooLong, UnknownModel, UnsupportedParameter
 from app.text.marks import has_words, names
 from app.text.script import Pause, parse
+from app.text.scripts import script_language
 from app.text.sentences import split
 from app.types import SpokenLine, Utterance
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from app.cache import AnswerCache, Entry
     from app.engines.host import EngineHost
     from app.engines.protocol import Engine
@@ -58,6 +61,7 @@ LONGEST_YIELD_S = 0.25  # but no longer than this for a stretch of up to 1 s: an
 MAX_SEED = 2**63 - 1
 ATTEMPTS = 2  # at an utterance that came out silent: the second with another seed
 RETRY_SEED_STEP = 1_000_003
+MAX_PAUSES_S = 600  # of one answer: a text made of pause tags would else be hours of nothing
 CACHED_PIECE_BYTES = 1 << 16
 UNDERRUN_WAIT_S = 0.001  # less than this is the event loop, not the engine
 _TOKEN_BYTES = 4  # UTF-8 bytes a text token stands for where an engine has no tokeniser: the usual rule of thumb
@@ -142,13 +146,16 @@ class Studio:
         extras: the names of our own fields that the caller set. random_seed: draw a seed now, so this answer is new.
         Raises RequestError, NotReady; Busy and EngineError come with the first bytes of the stream.
         """
-        engine = self._host.engine()
         self.check_model(request.model)
         voices = tuple(self._voices.get(line.voice) for line in request.lines)
+        engine = self._host.engine()
         request, ignored = self._fit(request, engine.info, extras)
         check_rate(request.format, request.sample_rate_hz)
-        if not any(_speakable(line.text) for line in request.lines):
+        parts = [part for line in request.lines for part in parse(line.text)]
+        if all(isinstance(part, Pause) for part in parts):
             raise EmptyText("`input` has nothing in it that could be spoken.", param="input")
+        if sum(part.seconds for part in parts if isinstance(part, Pause)) > MAX_PAUSES_S:
+            raise TextTooLong(f"The pauses in `input` add up to more than {MAX_PAUSES_S} seconds.", param="input")
 
         if random_seed:
             request = replace(request, seed=self._dice.getrandbits(31), use_cache=False)
@@ -346,12 +353,11 @@ class Studio:
         request = take.request
         worded = False
         for line, voice in zip(request.lines, take.voices, strict=True):
-            english = request.normalize and (request.language or voice.language).lower().startswith("en")
             for part in parse(line.text):
                 if isinstance(part, Pause):
                     yield part
                     continue
-                for piece in await self._pieces_of(part.text, take.info.max_text_chars, english=english):
+                for piece in await self._pieces_of(part.text, take, voice):
                     worded = worded or has_words(piece)
                     yield SpokenLine(piece, voice.speaker, voice)
         if not worded:
@@ -361,9 +367,13 @@ class Studio:
                 raise EmptyText("`input` has nothing in it that could be spoken.", param="input")
             yield SpokenLine(marks, take.voices[0].speaker, take.voices[0])
 
-    async def _pieces_of(self, text: str, max_chars: int, *, english: bool) -> list[str]:
+    async def _pieces_of(self, text: str, take: _Take, voice: Voice) -> list[str]:
+        language = take.request.language or script_language(text) or voice.language
+        english = language.lower().startswith("en")
+
         def cut() -> list[str]:
-            return split(self._normalizer.normalize(text) if english else text, max_chars)
+            words = self._normalizer.normalize(text, english=english) if take.request.normalize else text
+            return split(words, take.info.max_text_chars)
 
         return await asyncio.to_thread(cut) if len(text) > OFF_LOOP_CHARS else cut()
 
@@ -488,11 +498,6 @@ class _Clock:
 
     def made(self, audio_s: float) -> None:
         self._audio_s = audio_s
-
-
-def _speakable(text: str) -> bool:
-    """Whether anything but blanks and pauses is in the text."""
-    return any(not isinstance(part, Pause) and part.text.strip() for part in parse(text))
 
 
 async def _in_thread(work: Callable[[Samples], bytes], samples: Samples) -> bytes:

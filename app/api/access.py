@@ -30,7 +30,6 @@ EXPOSED_HEADERS = (
     "X-TTS-Seed",
     "X-TTS-Ignored",
     "X-Cache",
-    "X-Voice-State",
     "Retry-After",
 )
 CLIENT_LEFT = 499  # nginx's number for a caller who left before there was a status
@@ -112,7 +111,9 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._max_bytes:
-                raise HTTPException(413)  # FastAPI passes only this kind through while it reads a body
+                raise HTTPException(
+                    413, self._error().message
+                )  # FastAPI passes only this kind through while it reads a body
             return message
 
         await self._app(scope, limited, send)

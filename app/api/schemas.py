@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.errors import EmptyText, TextTooLong
@@ -61,6 +61,12 @@ class SpeechBody(BaseModel):
     conversation_id: Annotated[str | None, StringConstraints(min_length=1, max_length=200)] = None
     cache: bool | None = None
     normalize: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unset(cls, data: object) -> object:
+        """Else a null under one name of a field would hide what stands under its other."""
+        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
 
     @field_validator("input")
     @classmethod

@@ -16,6 +16,7 @@ from tests.live import ROOT
 pytestmark = pytest.mark.integration
 
 README = (ROOT / "README.md").read_text()
+PAGES = ("architecture", "api", "models", "benchmarks")
 BASE = "http://localhost:8000"
 
 
@@ -52,7 +53,7 @@ def test_the_first_screen_says_both_commands() -> None:
     assert "make test" in first_screen
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/api.md", "docs/models.md", "docs/benchmarks.md"])
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in PAGES)])
 def test_links_and_paths_exist(page: str) -> None:
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):

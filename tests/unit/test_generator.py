@@ -28,6 +28,7 @@ from app.errors import (
     EngineUnavailable,
     NothingSpoken,
     NotReady,
+    TextTooLong,
     UnknownModel,
     UnknownVoice,
     UnsupportedParameter,
@@ -482,6 +483,29 @@ async def test_a_cache_that_fails_at_first_keeps_no_half_answer(over, monkeypatc
         answer = await room.studio.answer(asked(THREE))
         assert len(pcm.from_bytes(await read(answer))) == len(whole)
         assert not answer.hit
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "spoken"),
+    [
+        ("**Hallo** <b>Welt</b>, das kostet 5 Euro &amp; mehr. 😀", "de", "Hallo Welt, das kostet 5 Euro & mehr."),
+        ("Siehe [hier](https://example.com/x).", "de", "Siehe hier."),
+        ("我有3个苹果。", None, "我有3个苹果。"),
+        ("I have 3 apples.", None, "I have three apples."),
+        ("I have 3 apples.", "en-GB", "I have three apples."),
+    ],
+)
+async def test_only_english_is_read_as_english_but_markup_goes_everywhere(over, text, language, spoken):
+    engine = ScriptedEngine(extras=frozenset({"language"}))
+    async with over(engine) as room:
+        await room.pcm(text, language=language)
+        assert " ".join(engine.texts) == spoken
+
+
+async def test_a_text_of_endless_pauses_is_refused(over):
+    async with over(ScriptedEngine()) as room:
+        with pytest.raises(TextTooLong, match="pauses"):
+            await room.pcm("One. " + "[pause:10s] and. " * 61)
 
 
 # ---- what can't be spoken
