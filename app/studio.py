@@ -269,7 +269,7 @@ class Studio:
             part = await anext(script, None)
             while part is not None:
                 if isinstance(part, Pause):
-                    lead_s += part.seconds
+                    lead_s += part.seconds * take.request.speed  # the tempo, applied later, is the voice's
                     part = await anext(script, None)
                     if index:
                         yield pcm.silence(lead_s, rate_hz)

@@ -33,6 +33,7 @@ EXPOSED_HEADERS = (
     "X-Voice-State",
     "Retry-After",
 )
+CLIENT_LEFT = 499  # nginx's number for a caller who left before there was a status
 _QUIET = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds by machines
 
 
@@ -47,6 +48,8 @@ class Access:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # FastAPI's GET routes refuse it; the server itself leaves the body out
+            scope = {**scope, "method": "GET"}
         request_id = f"req_{uuid.uuid4().hex}"
         started_s = time.monotonic()
         status = 0
@@ -75,13 +78,13 @@ class Access:
                     await unexpected()(scope, receive, stamped)
             finally:
                 route = getattr(scope.get("route"), "path", "other")
-                self._metrics.request(route, status)
+                self._metrics.request(route, status or CLIENT_LEFT)
                 tell = log.debug if scope["path"] in _QUIET else log.info
                 tell(
                     "request",
                     method=scope["method"],
                     path=scope["path"],
-                    status=status,
+                    status=status or CLIENT_LEFT,
                     ms=round((time.monotonic() - started_s) * 1000, 1),
                     whole=finished,
                 )

@@ -107,9 +107,8 @@ def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         return _json(400, envelope(message, status=400, code="invalid_json"), None)
     if whole_body:
         return _json(400, envelope("The body must be a JSON object.", status=400, code="invalid_type"), None)
-    where = [str(part) for part in first["loc"] if part != "body"]
-    # A union member's name is part of pydantic's location; the caller knows only the field's.
-    param = where[0] if where else None
+    # The location is body, query or path, then the field, then a union member's name, which the caller does not know.
+    param = str(first["loc"][1]) if len(first["loc"]) > 1 else None
     message = "; ".join(
         f"`{'.'.join(str(part) for part in problem['loc'][1:2])}`: {problem['msg']}" for problem in problems[:5]
     )

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from app.errors import TextTooLong
+from app.errors import EmptyText, TextTooLong
 from app.types import AudioFormat, Line, Sampling, SpeechRequest
 from app.voices.presets import DEFAULT_VOICE
 
@@ -61,11 +62,17 @@ class SpeechBody(BaseModel):
     cache: bool | None = None
     normalize: bool | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unset(cls, data: object) -> object:
+        """Else a null under one name of a field would hide what stands under its other."""
+        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
+
     @field_validator("input")
     @classmethod
     def _not_blank(cls, value: str) -> str:
         if not value.strip():
-            raise ValueError("must hold some text to speak")
+            raise PydanticCustomError(EmptyText.code, "must hold some text to speak")
         return value
 
     @property

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from app.engines.batched import BatchedEngine
-from app.errors import EngineUnavailable
+from app.errors import EngineUnavailable, WeightsUnavailable
 from app.models.hub import Progress
 from tests.unit.scripted_runner import ScriptedRunner, info
 
@@ -47,6 +47,10 @@ def missing(settings: Settings, _: BuildContext) -> BatchedEngine:
 
 def missing_too(settings: Settings, _: BuildContext) -> BatchedEngine:
     raise EngineUnavailable("The extra is missing.", remedy="Install it.")
+
+
+def weightless(settings: Settings, _: BuildContext) -> BatchedEngine:
+    raise WeightsUnavailable("The hub can't be reached", remedy="Check the network.")
 
 
 def crashing(settings: Settings, _: BuildContext) -> BatchedEngine:

@@ -24,6 +24,7 @@ BUILDERS = (
     "broken_off",
     "missing",
     "missing_too",
+    "weightless",
     "crashing",
     "unstartable",
     "imports_what_is_not_there",
@@ -160,6 +161,20 @@ async def test_when_both_fail_both_reasons_are_told(second):
         assert "The weights are missing." in status.reason
         assert ("The extra is missing." if second == "missing_too" else "MemoryError") in status.reason
         assert "Download them." in status.remedy
+
+
+@pytest.mark.parametrize(("builder", "missing"), [("weightless", True), ("missing", False), ("crashing", False)])
+@pytest.mark.parametrize("fallback", ["stand_in", "missing_too", ""])
+async def test_missing_weights_are_told_from_other_faults(builder, missing, fallback):
+    async with host_of(builder, fallback=fallback) as host:
+        assert (await asyncio.wait_for(host.settled(), 10)).missing_weights is missing
+
+
+async def test_reasons_are_sentences_of_their_own():
+    async with host_of("weightless", fallback="") as host:
+        await host.settled()
+        with pytest.raises(NotReady, match=r"The hub can't be reached\. Check the network."):
+            host.engine()
 
 
 async def test_while_the_stand_in_is_built_it_is_still_starting():
