@@ -29,6 +29,7 @@ from app.models.csm.layout import language_model
 from app.models.csm.model import CsmModel, is_last, is_silent_end
 from app.models.csm.prompt import Segment, TextEncoder
 from app.models.layers import Int8Dense, PackedDense, replace_dense
+from app.models.load_cache import LoadCache
 from app.models.mimi import layout as mimi_layout
 from app.models.mimi.config import MimiConfig, read_mimi_config_file
 from app.models.mimi.model import MimiDecoder, MimiEncoder
@@ -434,12 +435,23 @@ def _int64(seed: int) -> int:
     return (seed + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
-def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype) -> tuple[CsmModel, Checkpoint | None]:
-    """The language model in `folder`, and its codec's tensors where it brings its own. Raises WeightsUnavailable."""
+def load_model(
+    folder: Path, *, device: torch.device, dtype: torch.dtype, cache: LoadCache | None = None
+) -> tuple[CsmModel, Checkpoint | None]:
+    """The language model in `folder`, and its codec's tensors where it brings its own. Raises WeightsUnavailable.
+
+    cache: where the model is kept, ready to be read, if that saves work: if float32 weights are to be bfloat16.
+    """
     config = read_config(folder)
     weights, codec = language_model(open_checkpoints(folder, config.weights_index), config)
     model = CsmModel(config, device=device, dtype=dtype)
-    model.load(weights)
+    entry = None
+    if cache is not None and dtype == torch.bfloat16 and weights.width() >= 3:
+        entry = cache.entry(folder, config, dtype)
+    if entry is None or not entry.fill(model):
+        model.load(weights)
+        if entry is not None:
+            entry.keep(model)
     return model.eval(), codec
 
 
@@ -493,13 +505,14 @@ def load_runner(
     reference_noise: bool = False,
     piece: int | None = None,
     prefix_bytes: int = PREFIX_BYTES,
+    cache: LoadCache | None = None,
 ) -> CsmRunner:
     """CSM from a folder in either published layout, with the codec inside it or in `codec_dir`.
 
     quantize int8: 8-bit weights and activations, for CPUs. Raises WeightsUnavailable, saying what is missing or does
     not fit, and EngineUnavailable.
     """
-    model, own = load_model(model_dir, device=device, dtype=dtype)
+    model, own = load_model(model_dir, device=device, dtype=dtype, cache=cache)
     encoder, decoder = load_codec(model.config, own, codec_dir, device=device, max_rows=max_rows)
     fingerprint = f"{_fingerprint(model, decoder)} {quantize}"
     adapt(model, quantize)
@@ -543,6 +556,9 @@ def load_from(
 
     folder = fetch("csm", settings.csm_model)
     codec = None if hub.has_tensor(folder, "codec_model.") else fetch("mimi", settings.csm_codec)
+    models = settings.folder("models")
+    # A model of the hub is known by its name, whatever its newest version's folder is called.
+    source = settings.csm_model if folder.is_relative_to(models) else str(folder.resolve())
     device = choose_device(settings.device)
     if device.type == "cpu":
         torch.set_num_threads(cpu_threads())
@@ -555,6 +571,7 @@ def load_from(
         quantize=settings.quantize,
         guards=guards,
         reference_noise=reference_noise,
+        cache=LoadCache(models / "cache", source),
     )
 
 
