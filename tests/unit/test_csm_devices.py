@@ -184,7 +184,7 @@ def whole(folder: Path) -> CsmRunner:
     return make(folder)
 
 
-@pytest.mark.parametrize("counts", [(2, 3), (0, 5), (1, 1, 3)])
+@pytest.mark.parametrize("counts", [(2, 3), (0, 1, 4)])
 def test_the_same_codes(folder: Path, whole: CsmRunner, counts: tuple[int, ...]) -> None:
     split = make(folder, *counts)
     assert split.fingerprint == whole.fingerprint
