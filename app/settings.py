@@ -58,6 +58,19 @@ class Settings(BaseSettings):
         alias="TTS_DEVICE",
         description="Where a model runs: `auto` (the first CUDA device, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.",
     )
+    devices: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        alias="TTS_DEVICES",
+        description="Comma-separated devices over which `CSM_DEVICE_MAP` splits CSM, e.g. `cuda:0,cuda:1`; the first "
+        "holds all but layers too. Takes the place of `TTS_DEVICE`. Empty = no split.",
+    )
+    csm_device_map: Literal["auto", "balanced", "sequential"] | None = Field(
+        None,
+        alias="CSM_DEVICE_MAP",
+        description="How CSM is laid on `TTS_DEVICES`: `balanced` = equal bytes on each; `sequential` = one device is "
+        "filled before the next; `auto` = the first device alone if it has room, else `balanced`. Unset = the first "
+        "device alone.",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         alias="TTS_DTYPE",
@@ -156,7 +169,12 @@ class Settings(BaseSettings):
     def _none_if_blank(cls, value: SecretStr | None) -> SecretStr | None:
         return value if value is not None and value.get_secret_value().strip() else None
 
-    @field_validator("api_keys", "cors_origins", mode="before")
+    @field_validator("csm_device_map", mode="before")
+    @classmethod
+    def _lower_or_none(cls, value: object) -> object:
+        return value.strip().lower() or None if isinstance(value, str) else value
+
+    @field_validator("api_keys", "cors_origins", "devices", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

@@ -12,6 +12,7 @@ sounded only if its last code is not EOS. `Guards` are what production adds to t
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from app.audio.guard import LineGuard, Rule
 from app.engines.batched import BatchedEngine
@@ -28,13 +29,15 @@ from app.models import hub
 from app.models.csm.config import CsmConfig, read_config
 from app.models.csm.layout import language_model
 from app.models.csm.model import CsmModel, is_last, is_silent_end
+from app.models.csm.placement import DeviceMap, Room, Sizes, loads, plan
 from app.models.csm.prompt import Segment, TextEncoder
-from app.models.layers import Int8Dense, PackedDense, replace_dense
+from app.models.layers import Dense, Int8Dense, PackedDense, RowCache, Stage, replace_dense
+from app.models.load_cache import LoadCache
 from app.models.mimi import layout as mimi_layout
 from app.models.mimi.config import MimiConfig, read_mimi_config_file
 from app.models.mimi.model import MimiDecoder, MimiEncoder
 from app.models.weights import Checkpoint, open_checkpoints
-from app.runtime.device import choose_device, choose_dtype, cpu_threads
+from app.runtime.device import choose_device, choose_devices, choose_dtype, cpu_threads, free_bytes
 from app.runtime.prefix import PrefixCache
 from app.runtime.runner import StepResult
 from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
     from app.engines.registry import BuildContext
     from app.settings import Settings
     from app.types import Codes, Reference, Samples, Sampling, Utterance, VoicePrompt
+
+log = logging.getLogger(__name__)
 
 Quantize = Literal["none", "int8"]
 
@@ -476,24 +481,40 @@ def _int64(seed: int) -> int:
 
 
 def load_model(
-    folder: Path, *, device: torch.device, dtype: torch.dtype, other_codec: MimiConfig | None = None
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    other_codec: MimiConfig | None = None,
+    stages: Sequence[Stage] = (),
+    cache: LoadCache | None = None,
 ) -> tuple[CsmModel, Checkpoint | None]:
-    """The language model in `folder`, and its codec's tensors where it brings its own; other_codec is the one that will
-    be used where it does not. Raises WeightsUnavailable."""
+    """The language model in `folder`, and its codec's tensors where it brings its own. Raises WeightsUnavailable.
+
+    other_codec: the one that will be used where it brings none.
+    stages: where the backbone's layers lie, the first ones on `device`; () = all there.
+    cache: where the model is kept, ready to be read, if that saves work: if float32 weights are to be bfloat16.
+    """
     config = read_config(folder)
     weights, codec = language_model(open_checkpoints(folder, config.weights_index), config)
     if codec is None and other_codec is not None:
         size = min(config.audio_vocab, config.depth_vocab, other_codec.codebook_size)
         config = replace(config, codebook_size=size)
-    model = CsmModel(config, device=device, dtype=dtype)
-    model.load(weights)
+    model = CsmModel(config, device=device, dtype=dtype, stages=stages)
+    entry = None
+    if cache is not None and dtype == torch.bfloat16 and weights.width() >= 3:
+        entry = cache.entry(folder, config, dtype)
+    if entry is None or not entry.fill(model):
+        model.load(weights)
+        if entry is not None:
+            entry.keep(model)
     return model.eval(), codec
 
 
 def adapt(model: CsmModel, quantize: Quantize = "none") -> None:
     """Bring the loaded weights into the form that is fastest on the model's device. Raises EngineUnavailable."""
     if quantize == "int8":
-        if model.device.type != "cpu":
+        if any(device.type != "cpu" for device in model.devices):
             raise EngineUnavailable("int8 weights are for the CPU only.", remedy="Set TTS_QUANTIZE=none.")
         replace_dense(model, Int8Dense)
         model.widen()  # the kernel takes and gives float32: going through bfloat16 in between would only cost
@@ -541,6 +562,8 @@ def load_runner(
     reference_noise: bool = False,
     piece: int | None = None,
     prefix_bytes: int = PREFIX_BYTES,
+    stages: Sequence[Stage] = (),
+    cache: LoadCache | None = None,
 ) -> CsmRunner:
     """CSM from a folder in either published layout, with the codec inside it or in `codec_dir`.
 
@@ -548,7 +571,7 @@ def load_runner(
     not fit, and EngineUnavailable.
     """
     other = read_mimi_config_file(codec_dir) if codec_dir is not None else None
-    model, own = load_model(model_dir, device=device, dtype=dtype, other_codec=other)
+    model, own = load_model(model_dir, device=device, dtype=dtype, other_codec=other, stages=stages, cache=cache)
     encoder, decoder = load_codec(model.config, own, codec_dir, device=device, max_rows=max_rows)
     fingerprint = f"{_fingerprint(model, decoder)} {quantize}"
     adapt(model, quantize)
@@ -594,20 +617,75 @@ def load_from(
 
     folder = fetch("csm", settings.csm_model)
     codec = None if hub.has_tensor(folder, "codec_model.") else fetch("mimi", settings.csm_codec)
-    device = choose_device(settings.device)
-    if device.type == "cpu":
+    models = settings.folder("models")
+    # A model of the hub is known by its name, whatever its newest version's folder is called.
+    source = settings.csm_model if folder.is_relative_to(models) else str(folder.resolve())
+    devices = choose_devices(settings.devices) or (choose_device(settings.device),)
+    device, dtype = devices[0], choose_dtype(settings.dtype)
+    rows = settings.rows(ROWS_CPU if device.type == "cpu" else ROWS_GPU)
+    stages: tuple[Stage, ...] = ()
+    if settings.csm_device_map is not None and len(devices) > 1:
+        config = read_config(folder)
+        shape = read_mimi_config_file(codec) if codec else config.codec or MimiConfig()
+        sizes = measure(config, shape, dtype=dtype, max_rows=rows, quantize=settings.quantize)
+        stages = spread(settings.csm_device_map, sizes, devices)
+    if any(used.type == "cpu" for used in devices):
         torch.set_num_threads(cpu_threads())
     return load_runner(
         folder,
         codec,
         device=device,
-        dtype=choose_dtype(settings.dtype),
-        max_rows=settings.rows(ROWS_CPU if device.type == "cpu" else ROWS_GPU),
+        dtype=dtype,
+        max_rows=rows,
         quantize=settings.quantize,
         guards=guards,
         on_guard=context.on_guard,
         reference_noise=reference_noise,
+        stages=stages,
+        cache=LoadCache(models / "cache", source),
     )
+
+
+def measure(
+    config: CsmConfig, codec: MimiConfig, *, dtype: torch.dtype, max_rows: int, quantize: Quantize = "none"
+) -> Sizes:
+    """What the model will take, by building it of tensors without memory."""
+    nowhere = torch.device("meta")
+    model = CsmModel(config, device=nowhere, dtype=dtype)
+    decoder = MimiDecoder(codec, rows=max_rows, codebooks=config.codebooks, device=nowhere)
+    with nowhere:
+        encoder = MimiEncoder(codec)
+    # Keys and values are of the dtype that is computed in.
+    cache = RowCache(
+        config.backbone,
+        rows=max_rows,
+        positions=config.max_positions,
+        device=nowhere,
+        dtype=torch.float32 if quantize == "int8" else dtype,
+    )
+    kept = (cache.k.nbytes + cache.v.nbytes) // config.backbone.layers
+    layers = tuple(_bytes_of(block, quantize) + kept for block in model.backbone.blocks)
+    whole = _bytes_of(model, quantize) + _bytes_of(decoder) + decoder.state_bytes + _bytes_of(encoder)
+    return Sizes(whole - sum(layers) + kept * len(layers), layers)
+
+
+def _bytes_of(module: nn.Module, quantize: Quantize = "none") -> int:
+    total = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    if quantize == "int8":  # a byte per weight, and per output a scale, a zero point and a sum
+        weights = [part.weight for part in module.modules() if isinstance(part, Dense)]
+        total -= sum(weight.nbytes - weight.numel() - 20 * len(weight) for weight in weights)
+    return total
+
+
+def spread(how: DeviceMap, sizes: Sizes, devices: Sequence[torch.device]) -> tuple[Stage, ...]:
+    """The backbone's layers over the devices, by what is free there; () = all on the first. Raises EngineUnavailable
+    where that is too little."""
+    counts = plan(how, sizes, [Room(str(device), free_bytes(device)) for device in devices])
+    for device, count, load in zip(devices, counts, loads(sizes, counts), strict=True):
+        log.info("CSM_DEVICE_MAP=%s: %s takes %d layers, %.2f GB in all", how, device, count, load / 1e9)
+    used = [Stage(devices[0], counts[0])]
+    used += [Stage(device, count) for device, count in zip(devices[1:], counts[1:], strict=True) if count]
+    return tuple(used) if len(used) > 1 else ()
 
 
 def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
@@ -621,7 +699,7 @@ def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
         extras=frozenset({"temperature", "top_k", "top_p", "context"}),
         languages=("en",),
         fingerprint=runner.fingerprint,
-        device=str(model.device),
+        device=",".join(map(str, model.devices)),
         dtype="int8" if settings.quantize == "int8" else str(model.dtype).removeprefix("torch."),
         max_speakers=MAX_SPEAKERS,
         max_text_chars=runner.line_chars,

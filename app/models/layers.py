@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -219,26 +219,71 @@ class Block(nn.Module):
         return x + self.down(gate * up)  # type: ignore[no-any-return]
 
 
-class Stack(nn.Module):
-    """Blocks and a final norm. Stateless: keys and values live in the cache behind `attend`."""
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Consecutive layers that lie on one device."""
 
-    def __init__(self, config: StackConfig, *, max_positions: int, device: torch.device, dtype: torch.dtype) -> None:
+    device: torch.device
+    layers: int
+
+
+class Entry(nn.Module):
+    """The way into a stage: x and the turns of its positions, on the stage's device."""
+
+    def __init__(self, device: torch.device, cos: Tensor, sin: Tensor) -> None:
         super().__init__()
-        self.config = config
-        self.blocks = nn.ModuleList([Block(config, device=device, dtype=dtype) for _ in range(config.layers)])
-        self.norm = nn.Parameter(torch.empty(config.width, device=device, dtype=dtype), requires_grad=False)
-        cos, sin = turns(config.rope.frequencies(config.head_dim), torch.arange(max_positions))
+        self.device = device
         self.cos: Tensor
         self.sin: Tensor
         self.register_buffer("cos", cos.to(device), persistent=False)  # (S, 1, d) float32
         self.register_buffer("sin", sin.to(device), persistent=False)
 
+    def forward(self, x: Tensor, positions: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
+        at = positions.to(self.device) if isinstance(positions, Tensor) else positions
+        return x.to(self.device), self.cos[at], self.sin[at]
+
+
+class Stack(nn.Module):
+    """Blocks and a final norm. Stateless: keys and values live in the cache behind `attend`.
+
+    `stages` lay the blocks on several devices, in order; the norm stays on `device`, where x comes from and returns to.
+    """
+
+    def __init__(
+        self,
+        config: StackConfig,
+        *,
+        max_positions: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        stages: Sequence[Stage] = (),
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.stages = tuple(stages) or (Stage(device, config.layers),)
+        if sum(stage.layers for stage in self.stages) != config.layers:
+            raise ValueError(f"{self.stages} hold other than {config.layers} layers")
+        places = [stage.device for stage in self.stages for _ in range(stage.layers)]
+        self.blocks = nn.ModuleList([Block(config, device=place, dtype=dtype) for place in places])
+        self.norm = nn.Parameter(torch.empty(config.width, device=device, dtype=dtype), requires_grad=False)
+        cos, sin = turns(config.rope.frequencies(config.head_dim), torch.arange(max_positions))
+        self.entries = nn.ModuleList([Entry(stage.device, cos, sin) for stage in self.stages])
+        self._entry_before: dict[int, nn.Module] = {}  # by its first layer
+        first = 0
+        for stage, entry in zip(self.stages, self.entries, strict=True):
+            if stage.layers:
+                self._entry_before[first] = entry
+            first += stage.layers
+
     def forward(self, x: Tensor, positions: Tensor | slice, attend: Attend) -> Tensor:
         """x (M, D) at positions (M,) -> (M, D), normed."""
-        cos, sin = self.cos[positions], self.sin[positions]
+        home, cos, sin = x.device, x, x  # the first layer has an entry
         for layer, block in enumerate(self.blocks):
+            entry = self._entry_before.get(layer)
+            if entry is not None:
+                x, cos, sin = entry(x, positions)
             x = block(x, layer, cos, sin, attend)
-        return functional.rms_norm(x, (self.config.width,), self.norm, self.config.eps)
+        return functional.rms_norm(x.to(home), (self.config.width,), self.norm, self.config.eps)
 
 
 def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -318,14 +363,51 @@ class RowCache:
 
         return attend
 
-    def cut(self, row: int, count: int) -> tuple[Tensor, Tensor]:
+    def cut(self, row: int, count: int) -> tuple[Tensor, ...]:
         """A copy of the row's first `count` positions: k, v (layers, G, count, d)."""
         return self.k[:, row, :, :count].clone(), self.v[:, row, :, :count].clone()
 
-    def paste(self, row: int, prefix: tuple[Tensor, Tensor]) -> None:
-        count = prefix[0].shape[2]
-        self.k[:, row, :, :count] = prefix[0]
-        self.v[:, row, :, :count] = prefix[1]
+    def paste(self, row: int, prefix: tuple[Tensor, ...]) -> None:
+        k, v = prefix
+        count = k.shape[2]
+        self.k[:, row, :, :count] = k
+        self.v[:, row, :, :count] = v
+
+
+class SplitRowCache:
+    """A RowCache for each stage of a Stack, on the stage's device, used as one."""
+
+    def __init__(
+        self, config: StackConfig, stages: Sequence[Stage], *, rows: int, positions: int, dtype: torch.dtype
+    ) -> None:
+        self.parts = [
+            RowCache(
+                replace(config, layers=stage.layers), rows=rows, positions=positions, device=stage.device, dtype=dtype
+            )
+            for stage in stages
+        ]
+        self._places = [(part, layer) for part, stage in enumerate(stages) for layer in range(stage.layers)]
+
+    def reading(self, row: int, start: int, count: int) -> Attend:
+        return self._joined([part.reading(row, start, count) for part in self.parts])
+
+    def stepping(self, rows: Sequence[int], positions: Sequence[int]) -> Attend:
+        return self._joined([part.stepping(rows, positions) for part in self.parts])
+
+    def _joined(self, attends: Sequence[Attend]) -> Attend:
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            part, inside = self._places[layer]
+            return attends[part](inside, q, k, v)
+
+        return attend
+
+    def cut(self, row: int, count: int) -> tuple[Tensor, ...]:
+        """As of a RowCache, k and v of each part in turn."""
+        return tuple(tensor for part in self.parts for tensor in part.cut(row, count))
+
+    def paste(self, row: int, prefix: tuple[Tensor, ...]) -> None:
+        for index, part in enumerate(self.parts):
+            part.paste(row, prefix[2 * index : 2 * index + 2])
 
 
 class FrameCache:

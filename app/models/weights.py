@@ -76,6 +76,10 @@ class Mapped:
     tensor: Tensor
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self.tensor.dtype
+
+    @property
     def shape(self) -> Shape:
         return tuple(self.tensor.shape)
 
@@ -104,6 +108,12 @@ class Checkpoint:
     def without(self, prefix: str) -> Checkpoint:
         rest = {name: value for name, value in self.tensors.items() if not name.startswith(prefix)}
         return Checkpoint(rest, self.origin)
+
+    def width(self) -> float:
+        """Bytes per number as stored, on average; renamed and joined tensors are not looked into."""
+        plain = [stored for stored in self.tensors.values() if isinstance(stored, InFile | Mapped)]
+        numbers = sum(math.prod(stored.shape) for stored in plain)
+        return sum(math.prod(stored.shape) * stored.dtype.itemsize for stored in plain) / max(1, numbers)
 
     def read(self, name: str) -> Tensor:
         """The whole tensor in its stored dtype."""

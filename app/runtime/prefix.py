@@ -9,7 +9,7 @@ from collections import OrderedDict
 
 from torch import Tensor
 
-Prefix = tuple[Tensor, Tensor]  # k, v (layers, G, P, d)
+Prefix = tuple[Tensor, ...]  # k, v (layers, G, P, d); of each part, where the layers are split over devices
 
 
 class PrefixCache:

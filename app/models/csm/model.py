@@ -12,6 +12,7 @@ beyond it has no sound, so it can't be picked. Numbers: SesameAILabs/csm models.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -20,7 +21,7 @@ from torch.nn import functional
 
 from app.models.csm import layout
 from app.models.csm.config import CsmConfig
-from app.models.layers import Block, Dense, FrameCache, RowCache, Stack, StackConfig
+from app.models.layers import Block, Dense, FrameCache, RowCache, SplitRowCache, Stack, StackConfig, Stage
 from app.models.weights import Checkpoint
 
 
@@ -46,17 +47,25 @@ def is_silent_end(frame: Tensor, eos_code: int) -> bool:
 
 
 class CsmModel(nn.Module):
-    """The weights and the arithmetic. `load` fills it; without, its numbers are undefined."""
+    """The weights and the arithmetic. `load` fills it; without, its numbers are undefined.
 
-    def __init__(self, config: CsmConfig, *, device: torch.device, dtype: torch.dtype) -> None:
+    `stages` lay the backbone's layers on several devices. All else stays together on `device`, depth decoder and heads
+    above all: they are 31 steps a frame, so a frame costs one small tensor (n, D) per boundary and one on its way back.
+    """
+
+    def __init__(
+        self, config: CsmConfig, *, device: torch.device, dtype: torch.dtype, stages: Sequence[Stage] = ()
+    ) -> None:
         super().__init__()
+        if stages and stages[0].device != device:
+            raise ValueError(f"the first of {list(stages)} is not on {device}, where all else is")
         c = config
         self.config = config
         self.device, self.dtype = device, dtype
         self.text_table = _table(c.text_vocab, c.backbone.width, device, dtype)
         self.audio_table = _table(c.codebooks * c.audio_vocab, c.backbone.width, device, dtype)
         self.depth_table = _table((c.codebooks - 1) * c.depth_vocab, c.depth.width, device, dtype)
-        self.backbone = Stack(c.backbone, max_positions=c.max_positions, device=device, dtype=dtype)
+        self.backbone = Stack(c.backbone, max_positions=c.max_positions, device=device, dtype=dtype, stages=stages)
         self.depth = Stack(c.depth, max_positions=c.codebooks + 1, device=device, dtype=dtype)
         self.projection: nn.Module = Dense(c.backbone.width, c.depth.width, bias=False, device=device, dtype=dtype)
         self.head: nn.Module = Dense(c.backbone.width, c.codebook_size, bias=False, device=device, dtype=dtype)
@@ -69,8 +78,16 @@ class CsmModel(nn.Module):
         self.offsets: Tensor
         self.register_buffer("offsets", torch.arange(c.codebooks, device=device) * c.audio_vocab, persistent=False)
 
-    def row_cache(self, rows: int) -> RowCache:
-        c = self.config
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where it is: `device` first, then the other stages'."""
+        stages = self.backbone.stages
+        return (self.device, *(stage.device for stage in stages[1:]))
+
+    def row_cache(self, rows: int) -> RowCache | SplitRowCache:
+        c, stages = self.config, self.backbone.stages
+        if len(stages) > 1:
+            return SplitRowCache(c.backbone, stages, rows=rows, positions=c.max_positions, dtype=self.dtype)
         return RowCache(c.backbone, rows=rows, positions=c.max_positions, device=self.device, dtype=self.dtype)
 
     def frame_cache(self, rows: int) -> FrameCache:
@@ -85,12 +102,12 @@ class CsmModel(nn.Module):
     def embed_frames(self, codes: Tensor) -> Tensor:  # (T, K) int64 -> (T, D)
         return functional.embedding(codes + self.offsets, self.audio_table).to(self.dtype).sum(dim=1)
 
-    def read(self, x: Tensor, cache: RowCache, row: int, start: int) -> Tensor:
+    def read(self, x: Tensor, cache: RowCache | SplitRowCache, row: int, start: int) -> Tensor:
         """Read x (S, D) into the row at positions start..start+S-1; -> (S, D), normed."""
         count = x.shape[0]
         return self.backbone(x, slice(start, start + count), cache.reading(row, start, count))  # type: ignore[no-any-return]
 
-    def advance(self, x: Tensor, cache: RowCache, rows: list[int], positions: list[int]) -> Tensor:
+    def advance(self, x: Tensor, cache: RowCache | SplitRowCache, rows: list[int], positions: list[int]) -> Tensor:
         """One token x (n, D) for each of n rows, at its own position; -> (n, D), normed."""
         at = torch.tensor(positions, device=self.device)
         return self.backbone(x, at, cache.stepping(rows, positions))  # type: ignore[no-any-return]

@@ -343,6 +343,11 @@ class MimiDecoder(nn.Module):
             elif isinstance(module, Upsample):
                 self._slots[module] = self._states.add(module.stride, module.outputs)
 
+    @property
+    def state_bytes(self) -> int:
+        """What the rows take, beside the weights."""
+        return sum(tensor.nbytes for tensor in (self._keys, self._values, *self._states.tensors))
+
     def reset(self, row: int) -> None:
         """Begin the row anew. Its old keys stay where they are: no position of the new stream reaches them."""
         self._states.reset(row)

@@ -1,0 +1,222 @@
+"""A model as it lies in memory, kept on disk, so that the second start only reads. Knows no model.
+
+The first start of float32 weights in bfloat16 reads twice the bytes, rounds them, joins what is fused and computes what
+is folded. The result is one safetensors file, named by a digest of all that it depends on. Each tensor carries a CRC-32
+that is checked while it is read, so a file that was cut, overwritten or never reached the disk is noticed and written
+anew; therefore writing does not wait for the disk. Nothing here fails a start: what can't be kept is only logged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+MIN_BYTES = 64 << 20  # a smaller model is made from its source as fast
+SPARE_BYTES = 1 << 30  # of free disk stays for others
+_LAYOUT = 1  # raise it when the same checkpoint comes to lie otherwise in memory
+_BLOCK_BYTES = 8 << 20  # read and summed while it is in the processor's cache
+_READERS = 4
+_STALE_S = 3600  # a file that has been half written for so long has no writer any more
+_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+
+_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.pt")
+
+
+class _Unusable(Exception):
+    """The file can't be used; why."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadCache:
+    """Where models are kept. `source` names where the weights come from: of one source only the newest is kept."""
+
+    folder: Path
+    source: str
+    min_bytes: int = MIN_BYTES
+
+    def entry(self, model_dir: Path, config: object, dtype: torch.dtype) -> Entry:
+        """The place of the model that is made from `model_dir`, whose description reads as `config`."""
+        hashed = hashlib.sha256(f"{_LAYOUT} {dtype} {config!r}".encode())
+        for path in sorted({path for pattern in _WEIGHTS for path in model_dir.glob(pattern)}):
+            status = path.stat()
+            hashed.update(f"\n{path.name} {status.st_size} {status.st_mtime_ns}".encode())
+        return Entry(self, hashed.hexdigest()[:32])
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One model in the cache, there or not."""
+
+    cache: LoadCache
+    key: str
+
+    @property
+    def path(self) -> Path:
+        return self.cache.folder / f"{self.key}.safetensors"
+
+    def fill(self, module: nn.Module) -> bool:
+        """Read every parameter of `module`. False: it is not there or not sound, and the parameters hold anything."""
+        start = time.perf_counter()
+        try:
+            total = self._read(module)
+        except FileNotFoundError:
+            return False
+        except (_Unusable, OSError) as error:
+            log.warning("%s is not used and will be written anew: %s", self.path, error)
+            return False
+        log.info("read %.2f GB from %s in %.1f s", total / 1e9, self.path, time.perf_counter() - start)
+        return True
+
+    def keep(self, module: nn.Module) -> None:
+        """Write every parameter of `module`, in place of what was kept of the same source. Failure is only logged."""
+        total = sum(tensor.nbytes for tensor in module.parameters())
+        if total < self.cache.min_bytes:
+            return
+        start = time.perf_counter()
+        try:
+            self.cache.folder.mkdir(parents=True, exist_ok=True)
+            self._remove_old()
+            free = shutil.disk_usage(self.cache.folder).free
+            if free < total + SPARE_BYTES:
+                log.warning(
+                    "%.2f GB for a faster next start are not kept: %s has %.2f GB left, and %.2f GB stay free",
+                    total / 1e9, self.cache.folder, free / 1e9, SPARE_BYTES / 1e9,
+                )  # fmt: skip
+                return
+            self._write(module)
+        except OSError as error:
+            log.warning("the next start will be no faster: %s can't be written: %s", self.path, error)
+            return
+        log.info("kept %.2f GB in %s in %.1f s", total / 1e9, self.path, time.perf_counter() - start)
+
+    def _read(self, module: nn.Module) -> int:
+        expected, length = _described(self.key, module)
+        with self.path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            header_bytes = int.from_bytes(file.read(8), "little")
+            if not 2 <= header_bytes <= min(size, _MAX_HEADER_BYTES):
+                raise _Unusable("it has no header")
+            try:
+                header = json.loads(file.read(header_bytes))
+                header["__metadata__"].pop("source")
+                sums: dict[str, int] = json.loads(header["__metadata__"].pop("crc32"))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise _Unusable(f"its header can't be read ({error!r})") from error
+        if header != expected or sums.keys() != expected.keys() - {"__metadata__"}:
+            raise _Unusable("it holds another model")
+        if size != 8 + header_bytes + length:
+            raise _Unusable(f"it has {size} bytes, not {8 + header_bytes + length}")
+
+        def read(name: str, tensor: Tensor) -> None:
+            found = _fill(self.path, 8 + header_bytes + header[name]["data_offsets"][0], tensor)
+            if found != sums[name]:
+                raise _Unusable(f"the numbers of {name} are not those that were written")
+
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="load-cache") as readers:
+            for done in [readers.submit(read, name, tensor) for name, tensor in module.named_parameters()]:
+                done.result()
+        return length
+
+    def _write(self, module: nn.Module) -> None:
+        header, _ = _described(self.key, module)
+        sums = {}
+        for name, tensor in module.named_parameters():
+            crc = 0
+            for block in _blocks(tensor):
+                crc = zlib.crc32(_bytes(block), crc)
+            sums[name] = crc
+        header["__metadata__"] |= {"source": self.cache.source, "crc32": json.dumps(sums)}
+        encoded = json.dumps(header).encode()
+        encoded += b" " * (-len(encoded) % 8)
+        partial = self.path.with_name(f".{self.key}.{secrets.token_hex(4)}.partial")
+        try:
+            with partial.open("xb") as file:
+                file.write(len(encoded).to_bytes(8, "little") + encoded)
+                for tensor in module.parameters():
+                    for block in _blocks(tensor):
+                        file.write(_bytes(block))
+            partial.replace(self.path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _remove_old(self) -> None:
+        """What was kept of the same source, and what was never written to its end."""
+        for path in self.cache.folder.glob("*.safetensors"):
+            if path != self.path and _source(path) == self.cache.source:
+                path.unlink(missing_ok=True)
+        for path in self.cache.folder.glob(".*.partial"):
+            if time.time() - path.stat().st_mtime > _STALE_S:
+                path.unlink(missing_ok=True)
+
+
+def _described(key: str, module: nn.Module) -> tuple[dict[str, Any], int]:
+    """The file's header, but for source and sums; and how many bytes follow it."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "key": key}}
+    offset = 0
+    for name, tensor in module.named_parameters():
+        end = offset + tensor.nbytes
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    return header, offset
+
+
+def _source(path: Path) -> str | None:
+    """Of which source a file in the cache is; None: not one of ours."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > _MAX_HEADER_BYTES:
+                return None
+            metadata = json.loads(file.read(length))["__metadata__"]
+            return str(metadata["source"]) if "key" in metadata else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _blocks(tensor: Tensor) -> Iterator[Tensor]:
+    flat = tensor.detach().view(-1)
+    step = _BLOCK_BYTES // flat.element_size()
+    for start in range(0, len(flat), step):
+        yield flat[start : start + step]
+
+
+def _bytes(block: Tensor) -> memoryview:
+    """A block's own memory where that is in reach, else a copy."""
+    return block.cpu().view(torch.uint8).numpy().data
+
+
+def _fill(path: Path, offset: int, tensor: Tensor) -> int:
+    """Read a tensor, straight to its place where that is in reach -> CRC-32 of what was read."""
+    crc = 0
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        for block in _blocks(tensor):
+            here = block if block.device.type == "cpu" else torch.empty_like(block, device="cpu")
+            view = _bytes(here)
+            done = 0
+            while done < len(view):
+                count = file.readinto(view[done:])
+                if not count:
+                    raise _Unusable("it is cut short")
+                done += count
+            crc = zlib.crc32(view, crc)
+            if here is not block:
+                block.copy_(here)
+    return crc
