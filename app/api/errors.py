@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -107,13 +107,15 @@ def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         return _json(400, envelope(message, status=400, code="invalid_json"), None)
     if whole_body:
         return _json(400, envelope("The body must be a JSON object.", status=400, code="invalid_type"), None)
-    where = [str(part) for part in first["loc"] if part != "body"]
-    # A union member's name is part of pydantic's location; the caller knows only the field's.
-    param = where[0] if where else None
-    message = "; ".join(
-        f"`{'.'.join(str(part) for part in problem['loc'][1:2])}`: {problem['msg']}" for problem in problems[:5]
-    )
+    param = _field_at(first["loc"]) or None
+    message = "; ".join(f"`{_field_at(problem['loc'])}`: {problem['msg']}" for problem in problems[:5])
     return _json(400, envelope(message, status=400, param=param, code=first["type"]), None)
+
+
+def _field_at(location: Sequence[str | int]) -> str:
+    """`seed`, or `turns.3.text` inside a list: the field as the caller knows it, without pydantic's union members."""
+    inside_list = len(location) > 2 and isinstance(location[2], int)
+    return ".".join(str(part) for part in location[1 : 4 if inside_list else 2])
 
 
 def _http_error(error: HTTPException) -> JSONResponse:
