@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from app import __version__
 from app.audio import pcm
-from app.audio.decode import decode
+from app.audio.decode import TIME_LIMIT_S, decode
 from app.audio.encoders import MEDIA_TYPES, Encoder, check_rate, open_encoder
 from app.audio.resample import StreamResampler
 from app.audio.shape import Cut, EdgeTrimmer, Fader
@@ -62,6 +62,7 @@ SENTENCE_GAP_S = 0.1  # between utterances that were made apart; each keeps up t
 # (Stivers et al., PNAS 2009, ten languages): the gap heard is 0.3 to 0.45 s, calm, and more than between sentences.
 TURN_GAP_S = 0.25
 MAX_TURN_S = 60.0  # of one turn's recording: what codecs of voice models take in one go
+HEARING_LIMIT_S = 20.0  # of decoding for one conversation: half an hour of honest recordings takes 1 to 5 s
 KNOWN_TURNS = 256  # of earlier turns whose codes are kept: each request of a conversation brings them all again
 OFF_LOOP_CHARS = 2_000  # a longer text is normalised in a thread: about 0.05 ms a character at worst
 OFF_LOOP_S = 0.2  # a longer stretch of sound is encoded in a thread: mp3 costs about 8 ms a second of sound
@@ -151,9 +152,12 @@ class Studio:
         if said and not self._host.is_fallback:
             _check_extra("context", info)
         turns = []
+        left_s = HEARING_LIMIT_S
         for index, turn in enumerate(said):
             async with self._ears:
-                turns.append(await _in_thread(_heard, turn, info.rate_hz, f"context.{index}.audio"))
+                started_s = time.monotonic()
+                turns.append(await _in_thread(_heard, turn, info.rate_hz, f"context.{index}.audio", left_s))
+                left_s -= time.monotonic() - started_s
         return tuple(turns)
 
     async def answer(
@@ -547,9 +551,9 @@ def _check_extra(name: str, info: EngineInfo) -> None:
         )
 
 
-def _heard(said: Said, rate_hz: int, where: str) -> Turn:
-    """Blocks while it decodes. Raises BadReference."""
-    decoded = decode(said.audio, rate_hz, max_seconds=MAX_TURN_S, what=where)
+def _heard(said: Said, rate_hz: int, where: str, left_s: float) -> Turn:
+    """Blocks while it decodes, at most left_s. Raises BadReference."""
+    decoded = decode(said.audio, rate_hz, max_seconds=MAX_TURN_S, what=where, time_limit_s=min(left_s, TIME_LIMIT_S))
     if decoded.truncated:
         raise BadReference(f"`{where}` is longer than {MAX_TURN_S:g} s. Send a shorter recording.", param=where)
     digest = hashlib.sha256(decoded.samples.tobytes()).hexdigest()

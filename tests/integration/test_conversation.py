@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app import assemble
+from app import assemble, studio
 from app.engines.registry import BUILT_IN, EngineSpec
 from tests.ears import decode
 from tests.integration import listening_engine as engine
@@ -238,6 +238,14 @@ def test_more_than_the_engine_can_hear_is_refused_before_it_is_heard(listening: 
     assert "130 s" in error["message"]
     assert not engine.enrolled
     assert listening.post(PATH, json={"text": "Hello.", "context": context[1:]}).status_code == 200
+
+
+def test_all_turns_together_have_a_time_to_be_decoded_in(
+    listening: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studio, "HEARING_LIMIT_S", 0.0)
+    error = refusal(listening.post(PATH, json={"text": "Hello.", "context": [turn(0, "One.")]}), "context.0.audio")
+    assert "too long to decode" in error["message"]
 
 
 def test_thirty_two_turns(listening: httpx.Client) -> None:
