@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def studio_of(settings: Settings) -> tuple[Studio, EngineHost, VoiceStore, Metrics]:
-    """Everything below HTTP, wired; nothing runs yet. Raises ValueError for an unknown engine name."""
+def studio_of(
+    settings: Settings, normalizer: Normalizer | None = None
+) -> tuple[Studio, EngineHost, VoiceStore, Metrics]:
+    """Everything below HTTP, wired; nothing runs yet. Raises ValueError for an unknown engine name, OSError."""
     metrics = Metrics()
     host = EngineHost(settings, registry.specs())
     voices = VoiceStore()
@@ -35,19 +38,23 @@ def studio_of(settings: Settings) -> tuple[Studio, EngineHost, VoiceStore, Metri
     cache.scan()
     metrics.watch_load(host.load)
     metrics.watch_cache(lambda: cache.size_bytes)
-    return Studio(host, voices, cache, metrics, Normalizer()), host, voices, metrics
+    return Studio(host, voices, cache, metrics, normalizer or Normalizer()), host, voices, metrics
 
 
 def assemble(settings: Settings) -> FastAPI:
     """Settings -> the FastAPI app; its lifespan starts and stops the engine. Raises ValueError, OSError."""
     for name in ("models", "cloned_voices", "voice_references", "audio_cache", "logs"):
         settings.folder(name)
-    studio, host, voices, metrics = studio_of(settings)
+    normalizer = Normalizer()
+    studio, host, voices, metrics = studio_of(settings, normalizer)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        # 0.3 s that would else be taken from the event loop, and so from every stream, by the first rare unit.
+        warming = asyncio.create_task(asyncio.to_thread(normalizer.warm), name="normalizer-warm")
         async with host:
             yield
+        await warming
 
     keys = Keys(tuple(key.get_secret_value() for key in settings.api_keys))
     return create(

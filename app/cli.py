@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -31,6 +32,9 @@ from app.voices.presets import DEFAULT_VOICE
 
 if TYPE_CHECKING:
     from app.engines.host import EngineHost
+    from app.metrics import Metrics
+    from app.studio import Studio
+    from app.voices.store import VoiceStore
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Text to speech on your own machine.")
 out = Console()
@@ -87,7 +91,7 @@ def say(
 
 
 async def _say(settings: Settings, request: SpeechRequest, output: Path, extras: frozenset[str]) -> None:
-    studio, host, _, _ = assemble.studio_of(settings)
+    studio, host, _, _ = _studio(settings)
     async with host:
         await _wait_for_engine(host)
         sink = sys.stdout.buffer if str(output) == "-" else None
@@ -106,10 +110,12 @@ async def _say(settings: Settings, request: SpeechRequest, output: Path, extras:
                     partial.replace(output)
             err.print(f"{answer.engine}: {size} bytes -> {output}", highlight=False)
         except SpeechError as error:
-            partial.unlink(missing_ok=True)
             _fail(error.message)
         except OSError as error:
             _fail(f"{output} can't be written: {error.strerror}.")
+        finally:
+            with contextlib.suppress(OSError):  # Ctrl+C and a full disk leave no half file either
+                partial.unlink(missing_ok=True)
 
 
 async def _wait_for_engine(host: EngineHost) -> None:
@@ -134,7 +140,7 @@ async def _wait_for_engine(host: EngineHost) -> None:
 @app.command()
 def voices() -> None:
     """List the voices."""
-    _, _, store, _ = assemble.studio_of(_settings())
+    _, _, store, _ = _studio(_settings())
     table = Table("id", "kind", "language", "description", box=None)
     for voice in store.all():
         table.add_row(voice.id, voice.kind, voice.language, voice.description)
@@ -190,6 +196,16 @@ def docs() -> None:
     """Write docs/settings.md from the settings themselves."""
     SETTINGS_PAGE.write_text(as_markdown(), encoding="utf-8")
     out.print(f"{SETTINGS_PAGE} written")
+
+
+def _studio(settings: Settings) -> tuple[Studio, EngineHost, VoiceStore, Metrics]:
+    """As the server has it; ends the command with words where that can't be."""
+    try:
+        return assemble.studio_of(settings)
+    except ValueError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"TTS_DATA_DIR={settings.data_dir} can't be used: {error.strerror}.")
 
 
 def _sources(settings: Settings, engine: str) -> list[hub.ModelFiles]:

@@ -26,6 +26,7 @@ def set_up(level: str, folder: Path | None, *, colors: bool) -> None:
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
+        _without_color_message,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     console = logging.StreamHandler(sys.stderr)
@@ -82,3 +83,9 @@ def set_up(level: str, folder: Path | None, *, colors: bool) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+
+
+def _without_color_message(_: object, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    """uvicorn says its messages twice, the second time with escape codes."""
+    event.pop("color_message", None)
+    return event

@@ -26,9 +26,18 @@ from app.audio.resample import StreamResampler
 from app.audio.shape import Cut, EdgeTrimmer, Fader
 from app.audio.stages import Stage, chain
 from app.audio.stretch import StreamStretcher
-from app.errors import BadReference, EmptyText, NothingSpoken, UnknownModel, UnknownVoice, UnsupportedParameter
+from app.errors import (
+    BadReference,
+    EmptyText,
+    NothingSpoken,
+    TextTooLong,
+    UnknownModel,
+    UnknownVoice,
+    UnsupportedParameter,
+)
 from app.text.marks import has_words, names
 from app.text.script import Pause, parse
+from app.text.scripts import script_language
 from app.text.sentences import split
 from app.types import ContextTurn, Reference, SpokenLine, Turn, Utterance
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE
@@ -39,7 +48,7 @@ if TYPE_CHECKING:
     from app.engines.protocol import Engine
     from app.metrics import Metrics
     from app.text.normalizer import Normalizer
-    from app.types import AudioChunk, Codes, EngineInfo, Line, Said, Samples, SpeechRequest, Voice
+    from app.types import AudioChunk, Codes, EngineInfo, Said, Samples, SpeechRequest, Voice
     from app.voices.store import VoiceStore
 
 log = logging.getLogger(__name__)
@@ -68,6 +77,8 @@ OFF_LOOP_CHARS = 2_000  # a longer text is normalised in a thread: about 0.05 ms
 OFF_LOOP_S = 0.2  # a longer stretch of sound is encoded in a thread: mp3 costs about 8 ms a second of sound
 ENOUGH_AHEAD_S = 0.5  # a listener with this much sound left can wait for others' first
 LONGEST_YIELD_S = 0.25  # but no longer than this for a stretch of up to 1 s: answers still go at 4 times speech
+MAX_SEED = 2**63 - 1
+MAX_PAUSES_S = 600  # of one answer: a text made of pause tags would else be hours of nothing
 CACHED_PIECE_BYTES = 1 << 16
 UNDERRUN_WAIT_S = 0.001  # less than this is the event loop, not the engine
 _TOKEN_BYTES = 4  # UTF-8 bytes a text token stands for where an engine has no tokeniser: the usual rule of thumb
@@ -168,18 +179,23 @@ class Studio:
         extras: the names of our own fields that the caller set. random_seed: draw a seed now, so this answer is new.
         Raises RequestError, NotReady; Busy and EngineError come with the first bytes of the stream.
         """
-        engine = self._host.engine()
         self.check_model(request.model)
+        self._voices_of(request)  # a wrong one is told even while the engine is starting
+        engine = self._host.engine()
         request, ignored = self._fit(request, engine.info, extras | ({"context"} if request.context else set()))
-        voices = tuple(self._voice(line, index, len(request.lines)) for index, line in enumerate(request.lines))
+        voices = self._voices_of(request)
         check_rate(request.format, request.sample_rate_hz)
-        if not any(_speakable(line.text) for line in request.lines):
+        parts = [part for line in request.lines for part in parse(line.text)]
+        if all(isinstance(part, Pause) for part in parts):
             raise EmptyText("`input` has nothing in it that could be spoken.", param="input")
+        if sum(part.seconds for part in parts if isinstance(part, Pause)) > MAX_PAUSES_S:
+            raise TextTooLong(f"The pauses in `input` add up to more than {MAX_PAUSES_S} seconds.", param="input")
 
         if random_seed:
             request = replace(request, seed=self._dice.getrandbits(31), use_cache=False)
-        digest = request.digest(__version__, engine.info.fingerprint, *(voice.digest for voice in voices))
-        seed = request.seed if request.seed is not None else int(digest[:8], 16) >> 1
+        context = (__version__, engine.info.fingerprint, *(voice.digest for voice in voices))
+        digest = request.digest(*context)
+        seed = request.seed if request.seed is not None else request.content_seed(*context)
         engine_id = engine.info.id
         facts = Answer(engine_id, MEDIA_TYPES[request.format], seed, False, ignored, None, _pieces(b""))
 
@@ -202,16 +218,17 @@ class Studio:
                 param="model",
             )
 
-    def _voice(self, line: Line, index: int, lines: int) -> Voice:
-        """Raises UnknownVoice."""
-        if line.voice == NO_VOICE.id:
-            return NO_VOICE
-        try:
-            return self._voices.get(line.voice)
-        except UnknownVoice as error:
-            if lines > 1:
-                error.param = f"turns.{index}.voice"
-            raise
+    def _voices_of(self, request: SpeechRequest) -> tuple[Voice, ...]:
+        """One per line. Raises UnknownVoice."""
+        voices = []
+        for index, line in enumerate(request.lines):
+            try:
+                voices.append(NO_VOICE if line.voice == NO_VOICE.id else self._voices.get(line.voice))
+            except UnknownVoice as error:
+                if len(request.lines) > 1:
+                    error.param = f"turns.{index}.voice"
+                raise
+        return tuple(voices)
 
     def _fit(
         self, request: SpeechRequest, info: EngineInfo, extras: frozenset[str]
@@ -337,7 +354,7 @@ class Studio:
             part = await anext(script, None)
             while part is not None:
                 if isinstance(part, Pause):
-                    lead_s += part.seconds
+                    lead_s += part.seconds * take.request.speed  # the tempo, applied later, is the voice's
                     part = await anext(script, None)
                     if index:
                         yield pcm.silence(lead_s, rate_hz)
@@ -373,7 +390,7 @@ class Studio:
         utterance = Utterance(
             lines=(SpokenLine(part.text, part.speaker, part.voice),),
             sampling=request.sampling,
-            seed=take.seed + index,
+            seed=(take.seed + index) & MAX_SEED,
             max_seconds=5.0 + len(part.text),  # far above any speech; engines know better bounds for their runaways
             language=request.language,
             context=take.context,
@@ -387,28 +404,32 @@ class Studio:
         speakers = {voice.id: number for number, voice in enumerate(dict.fromkeys(take.voices))}
         said = worded = False
         for line, voice in zip(request.lines, take.voices, strict=True):
-            english = request.normalize and (request.language or voice.language).lower().startswith("en")
             speaker = speakers[voice.id] if line.speaker is None else line.speaker
             begun = False
             for part in parse(line.text):
                 if isinstance(part, Pause):
                     yield part
                     continue
-                for piece in await self._pieces_of(part.text, take.info.max_text_chars, english=english):
+                for piece in await self._pieces_of(part.text, take, voice):
                     if said and not begun:
                         yield Pause(TURN_GAP_S)
                     said = begun = True
                     worded = worded or has_words(piece)
                     yield _Say(piece, voice, speaker)
         if not worded:
-            marks = names(" ".join(line.text for line in request.lines))
+            parts = [part for line in request.lines for part in parse(line.text)]
+            marks = names(" ".join(part.text for part in parts if not isinstance(part, Pause)))
             if not marks:
                 raise EmptyText("`input` has nothing in it that could be spoken.", param="input")
             yield _Say(marks, take.voices[0], request.lines[0].speaker or 0)
 
-    async def _pieces_of(self, text: str, max_chars: int, *, english: bool) -> list[str]:
+    async def _pieces_of(self, text: str, take: _Take, voice: Voice) -> list[str]:
+        language = take.request.language or script_language(text) or voice.language
+        english = language.lower().startswith("en")
+
         def cut() -> list[str]:
-            return split(self._normalizer.normalize(text) if english else text, max_chars)
+            words = self._normalizer.normalize(text, english=english) if take.request.normalize else text
+            return split(words, take.info.max_text_chars)
 
         return await asyncio.to_thread(cut) if len(text) > OFF_LOOP_CHARS else cut()
 
@@ -533,11 +554,6 @@ class _Clock:
 
     def made(self, audio_s: float) -> None:
         self._audio_s = audio_s
-
-
-def _speakable(text: str) -> bool:
-    """Whether anything but blanks and pauses is in the text."""
-    return any(not isinstance(part, Pause) and part.text.strip() for part in parse(text))
 
 
 def _check_extra(name: str, info: EngineInfo) -> None:

@@ -72,10 +72,21 @@ class SpeechRequest:
     context: tuple[Turn, ...] = ()
 
     def digest(self, *context: str) -> str:
-        """sha256 (hex) of everything that changes the sound, with `context` (engine fingerprint, voice digests)."""
-        fields = asdict(replace(self, context=()))  # asdict would copy every sample
-        del fields["use_cache"]
-        fields["context"] = [(turn.speaker, turn.text, turn.digest) for turn in self.context]
+        """sha256 (hex) of everything that changes the bytes, with `context` (engine fingerprint, voice digests).
+
+        Not of `model`: its aliases name one engine, which the context tells.
+        """
+        return self._hash(("model", "use_cache"), context)
+
+    def content_seed(self, *context: str) -> int:
+        """A seed (31 bits), the same for the same words, voices and sampling, in whatever format they are sent."""
+        told = ("model", "use_cache", "format", "speed", "sample_rate_hz", "max_audio_ms", "seed")
+        return int(self._hash(told, context)[:8], 16) >> 1
+
+    def _hash(self, leave_out: tuple[str, ...], context: tuple[str, ...]) -> str:
+        whole = asdict(replace(self, context=()))  # asdict would copy every sample
+        whole["context"] = [(turn.speaker, turn.text, turn.digest) for turn in self.context]
+        fields = {name: value for name, value in whole.items() if name not in leave_out}
         canonical = json.dumps([fields, context], sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 

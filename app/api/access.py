@@ -32,9 +32,9 @@ EXPOSED_HEADERS = (
     "X-TTS-Seed",
     "X-TTS-Ignored",
     "X-Cache",
-    "X-Voice-State",
     "Retry-After",
 )
+CLIENT_LEFT = 499  # nginx's number for a caller who left before there was a status
 _QUIET = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds by machines
 
 
@@ -49,6 +49,8 @@ class Access:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # FastAPI's GET routes refuse it; the server itself leaves the body out
+            scope = {**scope, "method": "GET"}
         request_id = f"req_{uuid.uuid4().hex}"
         started_s = time.monotonic()
         status = 0
@@ -77,13 +79,13 @@ class Access:
                     await unexpected()(scope, receive, stamped)
             finally:
                 route = getattr(scope.get("route"), "path", "other")
-                self._metrics.request(route, status)
+                self._metrics.request(route, status or CLIENT_LEFT)
                 tell = log.debug if scope["path"] in _QUIET else log.info
                 tell(
                     "request",
                     method=scope["method"],
                     path=scope["path"],
-                    status=status,
+                    status=status or CLIENT_LEFT,
                     ms=round((time.monotonic() - started_s) * 1000, 1),
                     whole=finished,
                 )
@@ -95,6 +97,9 @@ class Limit:
 
     max_bytes: int
     setting: str
+
+    def error(self) -> BodyTooLarge:
+        return BodyTooLarge(f"The request body is larger than {self.max_bytes} bytes ({self.setting}).")
 
 
 class BodyLimit:
@@ -116,8 +121,7 @@ class BodyLimit:
         limit = self._by_path.get(path, self._limit)
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced) > limit.max_bytes:
-            error = BodyTooLarge(f"The request body is larger than {limit.max_bytes} bytes ({limit.setting}).")
-            await response_to(error)(scope, receive, send)
+            await response_to(limit.error())(scope, receive, send)
             return
         received = 0
 
@@ -126,7 +130,8 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > limit.max_bytes:
-                raise HTTPException(413)  # FastAPI passes only this kind through while it reads a body
+                # FastAPI passes only this kind through while it reads a body.
+                raise HTTPException(413, limit.error().message)
             return message
 
         await self._app(scope, limited, send)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+RETRY_STOPPED_S = 10  # a restart takes seconds
+
 # First match wins; SpeechError is the tree's root.
 STATUS: tuple[tuple[type[errors.SpeechError], int], ...] = (
     (errors.Unauthorized, 401),
@@ -49,6 +51,8 @@ def response_to(error: errors.SpeechError) -> JSONResponse:
     headers = {}
     if isinstance(error, errors.Busy | errors.NotReady):
         headers["Retry-After"] = str(max(1, error.retry_after_s))
+    if isinstance(error, errors.EngineStopped):
+        headers["Retry-After"] = str(RETRY_STOPPED_S)
     if isinstance(error, errors.OutOfMemory):
         headers["x-should-retry"] = "false"
     if isinstance(error, errors.Unauthorized):
@@ -125,7 +129,7 @@ def _http_error(error: HTTPException) -> JSONResponse:
     elif status == 405:
         message, code = "This URL does not take that method; see /docs.", "method_not_allowed"
     elif status == 413:
-        message, code = "The request body is too large.", errors.BodyTooLarge.code
+        message, code = str(error.detail), errors.BodyTooLarge.code
     else:
         message, code = str(error.detail) or HTTPStatus(status).phrase, None
     return _json(status, envelope(message, status=status, code=code), error.headers)

@@ -31,7 +31,7 @@ def router(host: EngineHost, voices: VoiceStore) -> APIRouter:
             else "loading"
             if status.state == "starting"
             else "missing_weights"
-            if stands_in
+            if status.missing_weights and (requested or status.running is None)
             else "failed"
         )
         detail = status.reason

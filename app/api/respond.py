@@ -18,7 +18,7 @@ import structlog
 from starlette.responses import Response
 
 from app.api.errors import body_of, response_to, status_of, unexpected
-from app.errors import SpeechError
+from app.errors import EngineStopped, SpeechError
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log: Any = structlog.get_logger(__name__)
 
 SSE_MEDIA_TYPE = "text/event-stream; charset=utf-8"
+LAST_WORD_S = 0.1
 DELTA_BYTES = 4096  # raw bytes in one SSE delta, as api.openai.com sends them
 
 
@@ -51,6 +52,10 @@ class AnswerResponse(Response):
             if not speaking.done():
                 self._metrics.cancelled()
                 log.info("the caller left", after_s=round(time.monotonic() - self._started_s, 3))
+        except asyncio.CancelledError:  # by the server only, when its grace at shutdown is over
+            if not speaking.done():
+                speaking.cancel()
+                await self._stop(scope, receive, send)  # at once: the process ends within milliseconds
         finally:
             for task in (speaking, leaving):
                 task.cancel()
@@ -101,6 +106,17 @@ class AnswerResponse(Response):
         raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]
         self._sent_headers = True
         await send({"type": "http.response.start", "status": 200, "headers": raw})
+
+    async def _stop(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The server ends before this answer does: say so where nothing was sent yet, else break off."""
+        error = EngineStopped("The server is stopping. Try again when it is back.")
+        if not self._sent_headers:
+            await response_to(error)(scope, receive, send)
+            return
+        log.warning("the answer broke off", error=type(error).__name__, message=error.message)
+        with contextlib.suppress(TimeoutError):  # a reader who takes nothing is not waited for
+            async with asyncio.timeout(LAST_WORD_S):
+                await self._break(error, send)
 
     async def _break(self, error: SpeechError, send: Send, kind: str = "") -> None:
         """Tell an SSE reader, and end without ending: the server then closes the connection under the body."""

@@ -9,9 +9,10 @@ import binascii
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
-from app.errors import BadReference, TextTooLong, UnknownVoice
+from app.errors import BadReference, EmptyText, TextTooLong, UnknownVoice
 from app.types import AudioFormat, Line, Said, Sampling, SpeechRequest
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE
 
@@ -25,7 +26,7 @@ MAX_SPEAKER = 999
 
 def _not_blank(value: str) -> str:
     if not value.strip():
-        raise ValueError("must hold some text to speak")
+        raise PydanticCustomError(EmptyText.code, "must hold some text to speak")
     return value
 
 
@@ -70,6 +71,12 @@ class SpokenBody(BaseModel):
     conversation_id: Annotated[str | None, StringConstraints(min_length=1, max_length=200)] = None
     cache: bool | None = None
     normalize: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unset(cls, data: object) -> object:
+        """Else a null under one name of a field would hide what stands under its other."""
+        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
 
     @property
     def extras(self) -> frozenset[str]:

@@ -46,9 +46,11 @@ def router(studio: Studio, host: EngineHost, metrics: Metrics, *, max_input_char
         async def prepare() -> Answer:
             request = body.to_request(default_model=host.requested.model_id, max_input_chars=max_input_chars)
             line = request.lines[0]
+            answer = await studio.answer(request, extras=body.extras, random_seed=body.seed == "random")
+            # Only now: an unknown voice is whatever the caller put there, a whole text by mistake included.
             told = {"text": line.text} if log_texts else {"characters": len(line.text)}
             log.info("speak", voice=line.voice, format=request.format, speed=request.speed, **told)
-            return await studio.answer(request, extras=body.extras, random_seed=body.seed == "random")
+            return answer
 
         return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse")
 

@@ -51,11 +51,6 @@ def rms_dbfs(samples: Samples) -> float:
     return _dbfs(float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))))
 
 
-def peak_dbfs(samples: Samples) -> float:
-    """Largest magnitude in dB of full scale; -inf for silence."""
-    return _dbfs(float(np.max(np.abs(samples), initial=0.0)))
-
-
 def amplitude(dbfs: float) -> float:
     """The linear factor of a level or a gain in dB: 10 ** (dB / 20)."""
     return float(10.0 ** (dbfs / 20.0))

@@ -13,8 +13,6 @@ import importlib.util
 import os
 import tempfile
 import threading
-import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +21,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from app.audio import pcm
+from app.audio.shape import Gain
 from app.engines.batched import BatchedEngine
 from app.errors import EngineError, EngineUnavailable, UnsupportedParameter
 from app.runtime.runner import StepResult
+from app.text.scripts import script_language
 from app.types import EngineInfo
 
 if TYPE_CHECKING:
@@ -78,24 +78,6 @@ TIMBRES: dict[str, Timbre] = {
     "verse": Timbre("gmw/en-US", "klatt4", 70, -1.4),
 }
 _DEFAULT_TIMBRE = TIMBRES["alloy"]
-
-# The language of a text that names none, by the script most of its letters are in (first word of the Unicode name).
-_SCRIPT_LANGUAGES = {
-    "ARABIC": "ar",
-    "ARMENIAN": "hy",
-    "BENGALI": "bn",
-    "CJK": "cmn",
-    "CYRILLIC": "ru",
-    "DEVANAGARI": "hi",
-    "GEORGIAN": "ka",
-    "GREEK": "el",
-    "HANGUL": "ko",
-    "HEBREW": "he",
-    "HIRAGANA": "ja",
-    "KATAKANA": "ja",
-    "TAMIL": "ta",
-    "THAI": "th",
-}
 
 
 class _VoiceRecord(ctypes.Structure):
@@ -194,16 +176,6 @@ class Library:
         return pcm.from_bytes(b"".join(parts))
 
 
-def script_language(text: str) -> str | None:
-    """The language to read a text in when most of its letters are of another script than Latin, else None."""
-    scripts = Counter(unicodedata.name(char, "").split(" ")[0] for char in text if char.isalpha())
-    if not scripts:
-        return None
-    if scripts["HIRAGANA"] + scripts["KATAKANA"] > 0 and scripts["LATIN"] < sum(scripts.values()) / 2:
-        return "ja"  # Japanese mixes kana with more Chinese characters than kana
-    return _SCRIPT_LANGUAGES.get(scripts.most_common(1)[0][0])
-
-
 def resolve_language(tag: str, languages: dict[str, str]) -> str:
     """The library's identifier for a BCP 47 tag: exact, then ever shorter, then any of the same language.
 
@@ -252,7 +224,7 @@ class EspeakRunner:
         if tag is not None and tag.lower() not in ("en", base.removeprefix("gmw/").lower()):
             base = resolve_language(tag, self._library.languages)
         samples = self._library.synthesize(text, f"{base}+{timbre.variant}", timbre.pitch)
-        return samples * np.float32(10 ** (timbre.gain_db / 20))
+        return Gain(timbre.gain_db).push(samples)
 
     def step(self, rows: Sequence[int]) -> StepResult:
         ended = np.array([len(self._unsaid[row]) == 0 for row in rows])

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
 from app.engines.registry import BuildContext, EngineSpec
-from app.errors import EngineUnavailable, NotReady
+from app.errors import EngineUnavailable, NotReady, WeightsUnavailable
 
 if TYPE_CHECKING:
     from app.engines.protocol import Engine
@@ -41,6 +41,7 @@ class Status:
     reason: str = ""
     remedy: str = ""
     progress: Progress | None = None
+    missing_weights: bool = False  # why `requested` does not run; else it is something else
 
 
 class EngineHost:
@@ -106,14 +107,16 @@ class EngineHost:
 
     def status(self) -> Status:
         reason, remedy = (self._problem.reason, self._problem.remedy) if self._problem else ("", "")
+        missing = isinstance(self._problem, WeightsUnavailable)
+        state: State
         if self._engine is None:
-            state: State = (
-                "unhealthy" if self._problem and (self._starting is None or self._starting.done()) else "starting"
-            )
-            return Status(state, self._requested, None, reason, remedy, self._progress)
+            state = "unhealthy" if self._problem and (self._starting is None or self._starting.done()) else "starting"
+            return Status(state, self._requested, None, reason, remedy, self._progress, missing)
         if not self._engine.healthy:
-            return Status("unhealthy", self._requested, self._running, "The engine has stopped.", "Restart the server.")
-        return Status("degraded" if self._problem else "ok", self._requested, self._running, reason, remedy)
+            state, reason, remedy = "unhealthy", "The engine has stopped.", "Restart the server."
+        else:
+            state = "degraded" if self._problem else "ok"
+        return Status(state, self._requested, self._running, reason, remedy, missing_weights=missing)
 
     # ---- its life
 
@@ -146,8 +149,9 @@ class EngineHost:
                 try:
                     await self._run(self._fallback)
                 except EngineUnavailable as second:
-                    self._problem = EngineUnavailable(
-                        f"{problem.reason} {second.reason}", remedy=f"{problem.remedy} {second.remedy}"
+                    self._problem = type(problem)(
+                        f"{_sentence(problem.reason)} {second.reason}",
+                        remedy=f"{_sentence(problem.remedy)} {second.remedy}".strip(),
                     )
             self._announce()
 
@@ -188,4 +192,9 @@ def _told(status: Status) -> str:
     if status.progress is not None:
         done, total = status.progress.done_bytes / 1e9, status.progress.total_bytes / 1e9
         return f"Downloading {status.progress.source}: {done:.2f} of {total:.2f} GB."
-    return f"{status.reason} {status.remedy}".strip()
+    return f"{_sentence(status.reason)} {status.remedy}".strip()
+
+
+def _sentence(words: str) -> str:
+    """With a full stop where it has none, so that another sentence can follow."""
+    return f"{words}." if words and words[-1] not in ".!?" else words

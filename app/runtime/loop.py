@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from typing import TYPE_CHECKING
 
 from app.errors import EngineError, SpeechError
@@ -30,7 +29,6 @@ class Loop:
         self._scheduler = scheduler
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
-        self.last_turn_s = time.monotonic()
 
     @property
     def alive(self) -> bool:
@@ -48,7 +46,6 @@ class Loop:
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
-                self.last_turn_s = time.monotonic()
                 if not self.turn():
                     self._scheduler.check()
                     self._scheduler.wait(IDLE_CHECK_S)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from app.errors import Busy, EngineStopped
-from app.runtime.slots import Phase, Slots
+from app.runtime.slots import Phase, Slot, Slots
 from app.types import Load
 
 if TYPE_CHECKING:
@@ -128,8 +128,9 @@ class Scheduler:
                     slot.phase = Phase.PAUSED if slot.job.outbox.full else Phase.SPEAK
                     if slot.phase is Phase.SPEAK:
                         step.append(slot.row)
-            # One piece of prompt a turn, the longest waiting first: newcomers never stall those who speak.
-            waiting.sort(key=lambda slot: slot.job.submitted_s if slot.job else 0.0)
+            # One piece of prompt a turn, so that newcomers never stall those who speak: first for answers that go on,
+            # then for the longest waiting.
+            waiting.sort(key=_urgency)
             return Plan(release, tuple(admit), tuple(slot.row for slot in waiting[:1]), tuple(step))
 
     def prefilled(self, row: int) -> None:
@@ -173,3 +174,8 @@ class Scheduler:
     def _wake(self) -> None:
         self._dirty = True
         self._changed.notify_all()
+
+
+def _urgency(slot: Slot) -> tuple[bool, float]:
+    job = slot.job
+    return (True, 0.0) if job is None else (not job.utterance.follows, job.submitted_s)

@@ -14,6 +14,6 @@ def has_words(text: str) -> bool:
 
 def names(text: str) -> str:
     """The names of the first few different marks in a text, as words: "?!" -> "question mark, exclamation mark"."""
-    marks = dict.fromkeys(char for char in text if not char.isspace())
+    marks = dict.fromkeys(char for char in text if unicodedata.category(char)[0] not in "CZ")  # nothing to be seen
     known = [unicodedata.name(char, "").lower() for char in marks]
     return ", ".join([name for name in known if name][:MAX_NAMED])

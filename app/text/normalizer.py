@@ -108,15 +108,19 @@ class Normalizer:
         """Load the grammar now (0.3 s) rather than under the first sentence that has a rare unit in it."""
         self._grammar.warm()
 
-    def normalize(self, text: str) -> str:
-        """`text` as words, paragraphs apart by an empty line. Never raises; empty only when nothing can be said."""
+    def normalize(self, text: str, *, english: bool = True) -> str:
+        """`text` as words, paragraphs apart by an empty line. Never raises; empty only when nothing can be said.
+
+        english False: only what is not language goes (markup, links' addresses, emoji); numbers stay as they are
+        written, for a voice that reads them in its own language.
+        """
         if _PROSE.fullmatch(text) and not _SHORT_FORM.search(text):
             return " ".join(text.split())
         cleaned = cleaning.clean(text)
         cleaned = markup.strip_tags(cleaned)
         if "&" in cleaned:
             cleaned = cleaning.clean(cleaning.resolve_entities(cleaned))
-        spoken = self._read(cleaned)
+        spoken = self._read(cleaned) if english else self._unmarked(cleaned)
         if _WORD.search(spoken):
             return spoken
         return self._last_resort(text) or spoken
@@ -136,6 +140,10 @@ class Normalizer:
             return spoken
         tags = {char: tag for tag, char in kept.items()}
         return _MASKED.sub(lambda found: tags.get(found[0], ""), spoken)
+
+    def _unmarked(self, text: str) -> str:
+        paragraphs = markup.plain_paragraphs(cleaning.drop_emoji(text)).split("\n\n")
+        return "\n\n".join(filter(None, (" ".join(paragraph.split()) for paragraph in paragraphs)))
 
     def _paragraph(self, text: str) -> str:
         text = readings.read(_SPACES.sub(" ", text), self._grammar.unit)

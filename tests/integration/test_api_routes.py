@@ -102,6 +102,30 @@ def test_unknown_paths_and_methods_speak_the_envelope(http: httpx.Client) -> Non
     assert http.get("/v1/test").status_code == 404
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready", "/v1/models", "/v1/audio/voices", "/openapi.json"])
+def test_head_answers_as_get_does_without_the_body(http: httpx.Client, path: str) -> None:
+    head, get = http.head(path), http.get(path)
+    assert head.status_code == get.status_code == 200
+    assert head.headers["content-type"] == get.headers["content-type"]
+    assert not head.content
+    assert http.head("/v1/audio/speech").status_code == 405
+
+
+def test_a_wrong_query_names_its_parameter(http: httpx.Client) -> None:
+    answer = http.get("/v1/audio/voices?legacy=perhaps")
+    assert answer.status_code == 400
+    assert problem(answer)["param"] == "legacy"
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "\u200b\ufeff", "\x00", "[pause:1s]", "<break/> [pause]"])
+def test_nothing_to_speak_has_one_code(http: httpx.Client, text: str) -> None:
+    answer = http.post("/v1/audio/speech", json={"input": text})
+    assert answer.status_code == 400
+    error = problem(answer)
+    assert (error["code"], error["param"]) == ("empty_input", "input")
+    assert "Value error" not in error["message"]
+
+
 @pytest.mark.parametrize(
     ("content", "content_type", "status", "code"),
     [
@@ -167,6 +191,15 @@ def test_the_longest_text_of_wide_characters_passes(http: httpx.Client) -> None:
     assert decode(answer.content, "pcm").seconds == pytest.approx(0.5, abs=0.01)
 
 
+def test_whatever_the_model_is_called_the_answer_is_the_same(http: httpx.Client) -> None:
+    body = {"input": "One engine has many names."}
+    answers = [
+        http.post("/v1/audio/speech", json={**body, "model": model}) for model in ("tts-1", "tts-1-hd", "espeak")
+    ]
+    assert [answer.headers["x-cache"] for answer in answers] == ["miss", "hit", "hit"]
+    assert len({answer.headers["x-tts-seed"] for answer in answers}) == 1
+
+
 def test_same_request_same_bytes(http: httpx.Client) -> None:
     body = {"input": "A sentence for the cache, said once.", "voice": "coral"}
     first, second = (http.post("/v1/audio/speech", json=body) for _ in range(2))
@@ -209,11 +242,13 @@ def test_sample_rates(http: httpx.Client, audio_format: str, rate_hz: int) -> No
 
 
 def test_pauses_last_as_long_as_asked(http: httpx.Client) -> None:
-    def seconds(text: str) -> float:
-        answer = http.post("/v1/audio/speech", json={"input": text, "response_format": "pcm"})
+    def seconds(text: str, speed: float) -> float:
+        answer = http.post("/v1/audio/speech", json={"input": text, "response_format": "pcm", "speed": speed})
         return decode(answer.content, "pcm").seconds
 
-    assert seconds("One. [pause:2s] Two.") - seconds("One. [pause:0.5s] Two.") == pytest.approx(1.5, abs=0.05)
+    for speed in (1.0, 2.0, 0.5):
+        longer = seconds("One. [pause:2s] Two.", speed) - seconds("One. [pause:0.5s] Two.", speed)
+        assert longer == pytest.approx(1.5, abs=0.05), speed
 
 
 def test_keys(tmp_path: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import pytest
 from app.types import AUDIO_FORMATS
 from tests.ears import SENTENCES, Recogniser, decode
 from tests.fake_hub import FakeHub
-from tests.live import Process, environment, free_port
+from tests.live import Process, environment, free_port, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +27,7 @@ def cli(folder: Path, *arguments: str, stdin: str = "", **variables: str) -> sub
     return subprocess.run(
         [sys.executable, "-m", "app.cli", *arguments],
         cwd=folder,
-        env=environment(folder / "data", **variables),
+        env={**environment(folder / "data"), **variables},
         input=stdin.encode(),
         capture_output=True,
         timeout=60,
@@ -59,14 +60,33 @@ def test_say_in_a_pipe(tmp_path: Path, recogniser: Recogniser) -> None:
         (("say", "Hello.", "-o", "no/such/folder/out.mp3"), "written"),
         (("download", "espeak"), "needs no weights"),
         (("download", "nonsense"), "no engine"),
+        (("say", "Hello.", "--engine", "nonsense"), "TTS_ENGINE"),
+        (("say", "Hello.", "TTS_DATA_DIR=/dev/null/data"), "TTS_DATA_DIR"),
+        (("voices", "TTS_DATA_DIR=/dev/null/data"), "TTS_DATA_DIR"),
     ],
 )
 def test_mistakes_are_told_in_words(tmp_path: Path, arguments: tuple[str, ...], word: str) -> None:
-    done = cli(tmp_path, *arguments, COLUMNS="200")
+    variables = dict(argument.split("=") for argument in arguments if "=" in argument)
+    given = [argument for argument in arguments if "=" not in argument]
+    done = cli(tmp_path, *given, COLUMNS="200", **variables)
     assert done.returncode != 0
     assert word in done.stderr.decode()
     assert b"Traceback" not in done.stderr
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_ctrl_c_leaves_no_half_file(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "app.cli", "say", "-", "-o", str(tmp_path / "long.mp3")]
+    with subprocess.Popen(
+        command, env=environment(tmp_path / "data"), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as child:
+        assert child.stdin is not None
+        child.stdin.write(b"A sentence that is said many times. " * 5_000)
+        child.stdin.close()
+        wait_until((tmp_path / "long.mp3.part").exists)
+        child.send_signal(signal.SIGINT)
+        assert child.wait(10) != 0
+    assert not list(tmp_path.glob("long.mp3*"))
 
 
 def test_voices_and_models(tmp_path: Path) -> None:

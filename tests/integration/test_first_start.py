@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from typing import TYPE_CHECKING
 
 import httpx
 import openai
 import pytest
 
+from app import assemble
+from app.engines.registry import EngineSpec, specs
 from tests.fake_hub import FakeHub
-from tests.live import Process
+from tests.live import Process, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,6 +72,25 @@ def test_without_a_stand_in_the_answer_is_503_with_the_reason(tmp_path: Path) ->
         assert answer.status_code == 503
         assert "cannot reach" in answer.json()["error"]["message"]
         assert 1 <= int(answer.headers["retry-after"]) <= 30
+        assert {model["status"] for model in httpx.get(f"{process.url}/v1/models").json()["data"]} == {
+            "missing_weights"
+        }
+
+
+def test_an_engine_that_fails_is_not_said_to_miss_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crashing = EngineSpec("crashing", "crashing-1b", "tests.unit.engine_targets:crashing")
+    monkeypatch.setattr(assemble.registry, "specs", lambda: {"crashing": crashing, **specs()})
+    with serving(tmp_path, TTS_ENGINE="crashing") as url:
+        states = {model["id"]: model["status"] for model in httpx.get(f"{url}/v1/models").json()["data"]}
+    assert states["crashing-1b"] == "failed"
+    assert states["espeak"] == states["tts-1"] == "ready"
+
+
+def test_the_grammar_is_loaded_before_a_request_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warmed = threading.Event()
+    monkeypatch.setattr(assemble.Normalizer, "warm", lambda _: warmed.set())
+    with serving(tmp_path):
+        assert warmed.wait(5)
 
 
 def test_while_weights_download_health_tells_how_far(tmp_path: Path) -> None:

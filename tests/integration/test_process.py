@@ -51,6 +51,30 @@ def test_starts_in_seconds_and_finishes_streams_on_sigterm(tmp_path: Path, recog
     assert "Traceback" not in process.console()
 
 
+def test_when_the_grace_is_over_everyone_is_told(tmp_path: Path) -> None:
+    body = {"input": "A sentence that takes a while to say. " * 400, "response_format": "pcm", "cache": False}
+    queued: list[httpx.Response] = []
+    with Process(tmp_path, TTS_SHUTDOWN_GRACE_S="1", TTS_MAX_ROWS="1", TTS_OUTBOX_S="0.5") as process:
+        process.wait()
+        speech = f"{process.url}/v1/audio/speech"
+        with httpx.stream("POST", speech, json={**body, "stream_format": "sse"}, timeout=30) as answer:
+            pieces = answer.iter_raw(1024)
+            next(pieces)
+            waiting = threading.Thread(
+                target=lambda: queued.append(httpx.post(speech, json={"input": "My turn?"}, timeout=30))
+            )
+            waiting.start()
+            wait_until(lambda: httpx.get(f"{process.url}/health").json()["queue"]["waiting"] == 1)
+            process.child.terminate()
+            waiting.join(10)
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(pieces)
+        process.child.wait(10)
+    assert queued[0].status_code == 503
+    assert queued[0].json()["error"]["code"] == "engine_stopped"
+    assert "Traceback" not in process.console()
+
+
 def test_bad_input_is_not_logged_as_a_crash_and_texts_stay_private(tmp_path: Path) -> None:
     with Process(tmp_path, TTS_API_KEYS="very-secret-key") as process:
         process.wait()
@@ -58,6 +82,8 @@ def test_bad_input_is_not_logged_as_a_crash_and_texts_stay_private(tmp_path: Pat
         for body in (b"{", b"[]", b'{"input": 1}', b'{"input": "x", "speed": 9}', b'{"input": "x", "voice": "y"}'):
             headers = {**auth, "Content-Type": "application/json"}
             assert httpx.post(f"{process.url}/v1/audio/speech", content=body, headers=headers).status_code == 400
+        swapped = {"input": "alloy", "voice": "Nobody may read this in the log."}
+        assert httpx.post(f"{process.url}/v1/audio/speech", json=swapped, headers=auth).status_code == 400
         spoken = {"input": "Nobody may read this in the log."}
         assert httpx.post(f"{process.url}/v1/audio/speech?key=very-secret-key", json=spoken, headers=auth).is_success
         process.child.terminate()

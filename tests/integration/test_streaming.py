@@ -124,6 +124,7 @@ def test_leaving_while_queued_leaves_the_queue(tmp_path: Path) -> None:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/v1/audio/speech", json={"input": "I give up."}, timeout=0.3)
         wait_until(lambda: httpx.get(f"{url}/health").json()["queue"]["waiting"] == 0, 5)
+        assert 'tts_requests_total{route="/audio/speech",status="499"} 1.0' in httpx.get(f"{url}/metrics").text
 
 
 def test_bytes_come_before_the_text_is_spoken(server: str) -> None:

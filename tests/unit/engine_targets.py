@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from app.engines.batched import BatchedEngine
-from app.errors import EngineUnavailable
+from app.errors import EngineUnavailable, WeightsUnavailable
 from app.models.hub import Progress
 from tests.unit.scripted_runner import ScriptedRunner, info
 
@@ -35,6 +35,11 @@ def slow(settings: Settings, context: BuildContext) -> BatchedEngine:
     return ok(settings, context)
 
 
+def broken_off(settings: Settings, context: BuildContext) -> BatchedEngine:
+    context.on_progress(Progress("org/model", "model.safetensors", 1, 2, 1e6, None))
+    raise EngineUnavailable("The download broke off.")
+
+
 def missing(settings: Settings, _: BuildContext) -> BatchedEngine:
     time.sleep(0.01)
     raise EngineUnavailable("The weights are missing.", remedy="Download them.")
@@ -42,6 +47,10 @@ def missing(settings: Settings, _: BuildContext) -> BatchedEngine:
 
 def missing_too(settings: Settings, _: BuildContext) -> BatchedEngine:
     raise EngineUnavailable("The extra is missing.", remedy="Install it.")
+
+
+def weightless(settings: Settings, _: BuildContext) -> BatchedEngine:
+    raise WeightsUnavailable("The hub can't be reached", remedy="Check the network.")
 
 
 def crashing(settings: Settings, _: BuildContext) -> BatchedEngine:

@@ -61,7 +61,7 @@ def test_each_has_its_status_and_the_four_keys(kind):
     assert response.status_code == status
     assert json.loads(response.body) == body
     assert response.headers["content-type"] == "application/json"
-    assert ("retry-after" in response.headers) == (kind in (errors.Busy, errors.NotReady))
+    assert ("retry-after" in response.headers) == (kind in (errors.Busy, errors.NotReady, errors.EngineStopped))
     assert ("x-should-retry" in response.headers) == (kind is errors.OutOfMemory)
     assert ("www-authenticate" in response.headers) == (kind is errors.Unauthorized)
 

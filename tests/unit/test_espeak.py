@@ -17,10 +17,12 @@ import pytest
 
 from app.engines import espeak
 from app.engines.batched import BatchedEngine
-from app.engines.espeak import TIMBRES, Library, resolve_language, script_language
+from app.engines.espeak import TIMBRES, Library, resolve_language
 from app.engines.registry import BuildContext
 from app.errors import EngineError, EngineUnavailable, UnsupportedParameter
 from app.settings import Settings
+from app.text import scripts
+from app.text.scripts import script_language
 from app.types import Sampling, SpokenLine, Utterance
 from app.voices.presets import PROFILES, preset
 
@@ -215,7 +217,7 @@ def test_the_script_tells_the_language(text, language):
 
 
 def test_every_script_has_a_language_that_is_there(library):
-    known = espeak._SCRIPT_LANGUAGES
+    known = scripts._SCRIPT_LANGUAGES
     missing = [tag for tag in known.values() if not _resolves(tag, library.languages)]
     assert missing == []
 

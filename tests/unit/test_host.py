@@ -17,7 +17,18 @@ from tests.unit import engine_targets
 
 pytestmark = pytest.mark.unit
 
-BUILDERS = ("ok", "stand_in", "slow", "missing", "missing_too", "crashing", "unstartable", "imports_what_is_not_there")
+BUILDERS = (
+    "ok",
+    "stand_in",
+    "slow",
+    "broken_off",
+    "missing",
+    "missing_too",
+    "weightless",
+    "crashing",
+    "unstartable",
+    "imports_what_is_not_there",
+)
 KNOWN = {name: EngineSpec(name, f"{name}-1b", f"tests.unit.engine_targets:{name}") for name in BUILDERS} | {
     "absent": EngineSpec("absent", "absent-1b", "tests.unit.no_such_module:build"),
     "misnamed": EngineSpec("misnamed", "misnamed-1b", "tests.unit.engine_targets:no_such_function"),
@@ -128,6 +139,14 @@ async def test_without_a_stand_in_there_is_no_speech(engine):
         assert error.value.retry_after_s > 5  # looking again soon will not help
 
 
+async def test_a_download_that_broke_off_is_not_under_way():
+    async with host_of("broken_off", fallback="") as host:
+        status = await host.settled()
+        assert (status.state, status.progress) == ("unhealthy", None)
+        with pytest.raises(NotReady, match="broke off"):
+            host.engine()
+
+
 async def test_an_engine_is_no_stand_in_for_itself():
     async with host_of("missing", fallback="missing") as host:
         assert (await host.settled()).state == "unhealthy"
@@ -142,6 +161,20 @@ async def test_when_both_fail_both_reasons_are_told(second):
         assert "The weights are missing." in status.reason
         assert ("The extra is missing." if second == "missing_too" else "MemoryError") in status.reason
         assert "Download them." in status.remedy
+
+
+@pytest.mark.parametrize(("builder", "missing"), [("weightless", True), ("missing", False), ("crashing", False)])
+@pytest.mark.parametrize("fallback", ["stand_in", "missing_too", ""])
+async def test_missing_weights_are_told_from_other_faults(builder, missing, fallback):
+    async with host_of(builder, fallback=fallback) as host:
+        assert (await asyncio.wait_for(host.settled(), 10)).missing_weights is missing
+
+
+async def test_reasons_are_sentences_of_their_own():
+    async with host_of("weightless", fallback="") as host:
+        await host.settled()
+        with pytest.raises(NotReady, match=r"The hub can't be reached\. Check the network."):
+            host.engine()
 
 
 async def test_while_the_stand_in_is_built_it_is_still_starting():

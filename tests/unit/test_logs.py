@@ -143,3 +143,10 @@ def test_without_a_folder_there_is_the_console_only(tmp_path, capsys):
 def test_a_folder_that_is_none_is_an_error(tmp_path):
     with pytest.raises(OSError, match="missing"):
         logs.set_up("INFO", tmp_path / "missing", colors=False)
+
+
+def test_a_message_is_said_once_and_without_escape_codes(tmp_path):
+    logs.set_up("INFO", tmp_path, colors=False)
+    logging.getLogger("uvicorn.error").info("Started", extra={"color_message": "\x1b[36mStarted\x1b[0m"})
+    (line,) = lines(tmp_path)
+    assert "color_message" not in line

@@ -47,6 +47,11 @@ def test_null_is_unset(name):
     assert body(**{name: None}).extras == frozenset()
 
 
+@pytest.mark.parametrize("names", [("top_k", "topk"), ("topk", "top_k")])
+def test_a_null_hides_no_other_name(names):
+    assert SpeechBody.model_validate({"input": "Hi.", names[0]: None, names[1]: 5}).extras == {"top_k"}
+
+
 def test_unknown_fields_are_ignored():
     assert request(stream=True, lang_code="a", volume_multiplier={"x": [1]}) == PLAIN
 
@@ -332,7 +337,6 @@ FULL = SpeechRequest(
     context=(TURN,),
 )
 CHANGES: dict[str, list[Any]] = {
-    "model": ["dia-1.6b"],
     "lines": [
         (Line("Hello", "alloy"), Line("Yes?", "nova")),
         (Line("Hello.", "echo"), Line("Yes?", "nova")),
@@ -371,7 +375,7 @@ CHANGES: dict[str, list[Any]] = {
 
 
 def test_every_field_is_thought_of():
-    assert CHANGES.keys() | {"use_cache"} == {field.name for field in dataclasses.fields(SpeechRequest)}
+    assert CHANGES.keys() | {"model", "use_cache"} == {field.name for field in dataclasses.fields(SpeechRequest)}
 
 
 def test_whatever_changes_the_sound_changes_the_digest():
@@ -384,7 +388,23 @@ def test_whatever_changes_the_sound_changes_the_digest():
 
 
 def test_how_it_is_served_does_not():
-    assert dataclasses.replace(FULL, use_cache=False).digest("x") == FULL.digest("x")
+    assert dataclasses.replace(FULL, use_cache=False, model="another-name").digest("x") == FULL.digest("x")
+
+
+def test_an_alias_of_the_model_changes_nothing():
+    assert dataclasses.replace(FULL, model="tts-1").digest("x") == FULL.digest("x")
+
+
+def test_the_seed_follows_the_words_and_not_the_wrapping():
+    wrapped = dataclasses.replace(
+        FULL, format="mp3", speed=1.0, sample_rate_hz=24_000, max_audio_ms=None, seed=None, model="tts-1"
+    )
+    assert wrapped.content_seed("x") == FULL.content_seed("x")
+    for name in ("lines", "sampling", "language"):
+        for value in CHANGES[name]:
+            assert dataclasses.replace(FULL, **{name: value}).content_seed("x") != FULL.content_seed("x")
+    assert FULL.content_seed("y") != FULL.content_seed("x")
+    assert 0 <= FULL.content_seed("x") < 2**31
 
 
 def test_a_lone_surrogate_has_a_digest():

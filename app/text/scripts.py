@@ -1,0 +1,34 @@
+"""Which language a text is in, as far as its letters tell. Knows scripts, no words."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+
+# The language of a text that names none, by the script most of its letters are in (first word of the Unicode name).
+_SCRIPT_LANGUAGES = {
+    "ARABIC": "ar",
+    "ARMENIAN": "hy",
+    "BENGALI": "bn",
+    "CJK": "cmn",
+    "CYRILLIC": "ru",
+    "DEVANAGARI": "hi",
+    "GEORGIAN": "ka",
+    "GREEK": "el",
+    "HANGUL": "ko",
+    "HEBREW": "he",
+    "HIRAGANA": "ja",
+    "KATAKANA": "ja",
+    "TAMIL": "ta",
+    "THAI": "th",
+}
+
+
+def script_language(text: str) -> str | None:
+    """The language to read a text in when most of its letters are of another script than Latin, else None."""
+    scripts = Counter(unicodedata.name(char, "").split(" ")[0] for char in text if char.isalpha())
+    if not scripts:
+        return None
+    if scripts["HIRAGANA"] + scripts["KATAKANA"] > 0 and scripts["LATIN"] < sum(scripts.values()) / 2:
+        return "ja"  # Japanese mixes kana with more Chinese characters than kana
+    return _SCRIPT_LANGUAGES.get(scripts.most_common(1)[0][0])

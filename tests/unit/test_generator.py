@@ -1,0 +1,735 @@
+"""The studio: one request to bytes, over an engine that plays a script, and over the real offline voice.
+
+A scripted utterance is a flat level without a silent sample, so that every length and every pause can be counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pytest
+
+from app import studio as module
+from app.audio import pcm
+from app.cache import AnswerCache
+from app.engines.host import EngineHost
+from app.engines.registry import BUILT_IN, Builder, EngineSpec
+from app.errors import (
+    Busy,
+    EmptyText,
+    EngineError,
+    EngineUnavailable,
+    NothingSpoken,
+    NotReady,
+    TextTooLong,
+    UnknownModel,
+    UnknownVoice,
+    UnsupportedParameter,
+)
+from app.metrics import Metrics
+from app.settings import Settings
+from app.studio import SENTENCE_GAP_S, Answer, Studio
+from app.text.normalizer import Normalizer
+from app.types import AudioChunk, EngineInfo, Line, Load, Reference, Sampling, SpeechRequest, Utterance, VoicePrompt
+from app.voices.store import VoiceStore
+from tests.unit.scripted_runner import info
+
+pytestmark = pytest.mark.unit
+
+RATE_HZ = 24_000
+CHUNK = 1920  # 80 ms
+FRAMES = 5
+SPOKEN = CHUNK * FRAMES  # samples of one utterance
+GAP = round(SENTENCE_GAP_S * RATE_HZ)
+THREE = "One is the first. Two is the second. Three is the third."
+SENTENCES = ["One is the first.", "Two is the second.", "Three is the third."]
+
+
+@dataclasses.dataclass
+class Part:
+    """How the engine speaks one utterance: its chunks' level, what it raises before which chunk, what it waits for."""
+
+    frames: int = FRAMES
+    level: float | None = None  # default: 0.1 for the first utterance, 0.2 for the second ...
+    error: Exception | None = None
+    at: int = 0
+    gate: asyncio.Event | None = None  # waited for before chunk 1
+    chunk: int = CHUNK
+
+
+class ScriptedEngine:
+    """Fulfils `app.engines.protocol.Engine`. Parts are spoken in turn; `events` tells what happened when."""
+
+    def __init__(self, *parts: Part, **about: Any) -> None:
+        self._info = info("scripted", **({"rate_hz": RATE_HZ, "frame_s": 0.08} | about))
+        self._parts = parts
+        self.utterances: list[Utterance] = []
+        self.events: list[str] = []
+        self.open = 0
+        self.healthy = True
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    @property
+    def load(self) -> Load:
+        return Load(self.open, 32, 0, 64)
+
+    @property
+    def texts(self) -> list[str]:
+        return [line.text for utterance in self.utterances for line in utterance.lines]
+
+    async def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
+        number = len(self.utterances)
+        self.utterances.append(utterance)
+        self.events.append(f"begin {number}")
+        self.open += 1
+        part = self._parts[number] if number < len(self._parts) else Part()
+        level = 0.1 * (number % 9 + 1) if part.level is None else part.level
+        try:
+            for frame in range(part.frames):
+                if part.error is not None and frame == part.at:
+                    raise part.error
+                if part.gate is not None and frame == 1:
+                    await part.gate.wait()
+                await asyncio.sleep(0)
+                yield AudioChunk(np.full(part.chunk, level, np.float32), self.info.rate_hz, frame * part.chunk)
+            self.events.append(f"end {number}")
+        finally:
+            self.open -= 1
+
+    async def enroll(self, reference: Reference) -> VoicePrompt:
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.healthy = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Given(EngineSpec):
+    """An engine that is there already. None = its weights are missing."""
+
+    engine: ScriptedEngine | None = None
+
+    def builder(self) -> Builder:
+        if self.engine is None:
+            raise EngineUnavailable("The weights are missing.")
+        return lambda settings, context: self.engine  # type: ignore[return-value]
+
+
+@dataclasses.dataclass
+class Room:
+    studio: Studio
+    host: EngineHost
+    metrics: Metrics
+    folder: Path
+
+    @property
+    def kept(self) -> list[Path]:
+        return [path for path in self.folder.rglob("*") if path.is_file()]
+
+    async def pcm(self, text: str, **changes: Any) -> np.ndarray:
+        """(N,) float32 of the whole answer."""
+        return pcm.from_bytes(await read(await self.studio.answer(asked(text, **changes))))
+
+    def counted(self, name: str) -> float:
+        lines = [line for line in self.metrics.text().decode().splitlines() if line.startswith(name)]
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+@contextlib.asynccontextmanager
+async def room(folder: Path, known: dict[str, EngineSpec], engine: str, fallback: str = "") -> AsyncIterator[Room]:
+    settings = Settings(_env_file=None, TTS_ENGINE=engine, TTS_FALLBACK_ENGINE=fallback, TTS_DATA_DIR=folder)
+    cache = AnswerCache(folder / "cache", 10_000_000)
+    metrics = Metrics()
+    async with EngineHost(settings, known) as host:
+        await host.settled()
+        yield Room(Studio(host, VoiceStore(), cache, metrics, Normalizer()), host, metrics, folder / "cache")
+
+
+@pytest.fixture
+def over(tmp_path: Path) -> Callable[..., contextlib.AbstractAsyncContextManager[Room]]:
+    """over(engine): a studio over it; with fallback=True the engine stands in for one whose weights are missing."""
+
+    def make(engine: ScriptedEngine, *, fallback: bool = False) -> contextlib.AbstractAsyncContextManager[Room]:
+        known: dict[str, EngineSpec] = {
+            "scripted": Given("scripted", "scripted-1b", "", engine),
+            "lost": Given("lost", "lost-1b", ""),
+        }
+        return room(tmp_path, known, "lost" if fallback else "scripted", "scripted" if fallback else "")
+
+    return make
+
+
+@pytest.fixture
+async def offline(tmp_path: Path) -> AsyncIterator[Room]:
+    async with room(tmp_path, {spec.name: spec for spec in BUILT_IN}, "espeak") as made:
+        yield made
+
+
+def asked(text: str = THREE, *, voice: str = "alloy", **changes: Any) -> SpeechRequest:
+    return SpeechRequest(**({"model": "tts-1", "lines": (Line(text, voice),), "format": "pcm"} | changes))
+
+
+async def read(answer: Answer) -> bytes:
+    async with contextlib.aclosing(answer.stream) as stream:
+        return b"".join([data async for data in stream])
+
+
+async def nothing_left(engine: ScriptedEngine | None = None) -> None:
+    """No stream of the engine is open, and no task is left but this test's own."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert engine is None or engine.open == 0
+
+
+def assert_is(samples: np.ndarray, *wanted: tuple[float, int]) -> None:
+    """samples are exactly these stretches: (level, samples); level 0.0 is silence. A fade may be 0 at its very ends."""
+    assert len(samples) == sum(count for _, count in wanted)
+    at = 0
+    for level, count in wanted:
+        part = samples[at : at + count]
+        at += count
+        if level:
+            assert (part[2:-2] != 0).all()
+            assert float(np.median(part)) == pytest.approx(level, abs=0.001)
+        else:
+            assert (part == 0).all()
+
+
+# ---- order and timing of utterances
+
+
+async def test_sentences_come_in_order_with_a_gap_between(over):
+    engine = ScriptedEngine()
+    async with over(engine) as room:
+        samples = await room.pcm(THREE)
+        assert_is(samples, (0.1, SPOKEN), (0.0, GAP), (0.2, SPOKEN), (0.0, GAP), (0.3, SPOKEN))
+        assert engine.texts == SENTENCES
+        await nothing_left(engine)
+
+
+async def test_every_utterance_but_the_first_follows(over):
+    engine = ScriptedEngine()
+    async with over(engine) as room:
+        await room.pcm(THREE, seed=70)
+        assert [utterance.follows for utterance in engine.utterances] == [False, True, True]
+        assert len({utterance.seed for utterance in engine.utterances}) == 3
+        assert engine.utterances[0].seed == 70
+        assert all(utterance.max_seconds > 10 for utterance in engine.utterances)
+
+
+async def test_the_next_utterance_is_submitted_while_one_speaks(over):
+    gate = asyncio.Event()
+    engine = ScriptedEngine(Part(gate=gate))
+    async with over(engine) as room:
+        answer = await room.studio.answer(asked(THREE))
+        assert engine.events == []  # nothing is asked before the bytes are
+        reading = asyncio.create_task(read(answer))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert engine.events == ["begin 0", "begin 1"]  # and not the third: one ahead is enough
+        gate.set()
+        await reading
+        assert engine.events == ["begin 0", "begin 1", "end 0", "begin 2", "end 1", "end 2"]
+
+
+async def test_the_first_bytes_come_before_the_utterance_is_over(over):
+    engine = ScriptedEngine(Part(gate=asyncio.Event()))
+    async with over(engine) as room:
+        answer = await room.studio.answer(asked(THREE))
+        assert len(await asyncio.wait_for(anext(answer.stream), 5)) > 0
+        assert "end 0" not in engine.events
+        await answer.stream.aclose()
+        await nothing_left(engine)
+
+
+async def test_lines_are_spoken_by_their_voices(over):
+    engine = ScriptedEngine()
+    async with over(engine) as room:
+        lines = (Line("How are you?", "nova"), Line("Very well, thanks.", "echo"), Line("Good to hear.", "nova"))
+        await read(await room.studio.answer(asked(lines=lines)))
+        assert [(line.voice.id, line.speaker) for spoken in engine.utterances for line in spoken.lines] == [
+            ("nova", 0),
+            ("echo", 1),
+            ("nova", 0),
+        ]
+
+
+# ---- pauses
+
+
+async def test_pauses_are_as_long_as_asked(over):
+    engine = ScriptedEngine()
+    async with over(engine) as room:
+        text = "[pause:0.5s] One is the first. [pause: 250 ms] Two is the second. [pause 1s]"
+        assert_is(
+            await room.pcm(text),
+            (0.0, RATE_HZ // 2),
+            (0.1, SPOKEN),
+            (0.0, RATE_HZ // 4),
+            (0.2, SPOKEN),
+            (0.0, RATE_HZ),
+        )
+        assert engine.texts == SENTENCES[:2]
+
+
+async def test_pauses_of_several_lines_before_the_first_word_add_up(over):
+    engine = ScriptedEngine()
+    async with over(engine) as room:
+        lines = (Line("[pause:1s]", "nova"), Line("[pause:0.5s] One is the first.", "echo"))
+        samples = pcm.from_bytes(await read(await room.studio.answer(asked(lines=lines))))
+        assert_is(samples, (0.0, RATE_HZ * 3 // 2), (0.1, SPOKEN))
+
+
+@pytest.mark.parametrize("audio_format", ["pcm", "wav", "mp3"])
+async def test_a_pause_at_the_start_waits_for_the_engine(over, audio_format):
+    """So that a full queue is still an error, and no answer that begins with silence and then breaks."""
+    engine = ScriptedEngine(Part(error=Busy("full")))
+    async with over(engine) as room:
+        answer = await room.studio.answer(asked("[pause:2s] " + THREE, format=audio_format))
+        with pytest.raises(Busy):
+            await anext(answer.stream)
+        assert room.kept == []
+        await nothing_left(engine)
+
+
+# ---- length, tempo, rate
+
+
+@pytest.mark.parametrize("limit_ms", [100, 250, 333, 401, 1_200])
+async def test_the_limit_is_exact_and_faded(over, limit_ms):
+    engine = ScriptedEngine(Part(level=0.5), Part(level=0.5), Part(level=0.5))
+    async with over(engine) as room:
+        samples = await room.pcm("One is the first.[pause:0]" + THREE, max_audio_ms=limit_ms)
+        assert len(samples) == limit_ms * RATE_HZ // 1000
+        fade = round(0.01 * RATE_HZ)
+        if limit_ms != 401:  # that one ends in a gap
+            assert abs(samples[-1]) < 0.002
+            assert samples[-fade // 2] == pytest.approx(0.25, abs=0.02)
+            assert samples[-fade - 1] == pytest.approx(0.5, abs=0.001)
+        assert f"end {limit_ms // 500}" not in engine.events or limit_ms == 401  # no sound is made for nothing
+        await nothing_left(engine)
+
+
+async def test_an_answer_within_the_limit_is_whole(over):
+    engine = ScriptedEngine()
+    async with over(engine) as room:
+        assert len(await room.pcm("One is the first.", max_audio_ms=60_000)) == SPOKEN
+
+
+@pytest.mark.parametrize(
+    ("speed", "rate_hz"), [(2.0, 24_000), (0.5, 24_000), (1.25, 16_000), (1.0, 8_000), (1.0, 48_000)]
+)
+async def test_tempo_and_rate_change_the_number_of_samples(over, speed, rate_hz):
+    engine = ScriptedEngine()
+    async with over(engine) as room:
+        samples = await room.pcm(THREE, speed=speed, sample_rate_hz=rate_hz)
+        assert len(samples) == pytest.approx((3 * SPOKEN + 2 * GAP) / speed * rate_hz / RATE_HZ, abs=2)
+
+
+async def test_an_engine_of_another_rate_is_resampled(over):
+    engine = ScriptedEngine(rate_hz=22_050)
+    async with over(engine) as room:
+        samples = await room.pcm("One is the first.")
+        assert len(samples) == pytest.approx(SPOKEN * 24_000 / 22_050, abs=2)
+
+
+# ---- what the engine can't follow
+
+
+async def test_instructions_are_never_spoken(over):
+    engine = ScriptedEngine()
+    async with over(engine) as room:
+        answer = await room.studio.answer(asked("One is the first.", instructions="Whisper this secretly."))
+        assert answer.ignored == ("instructions",)
+        await read(answer)
+        assert engine.texts == ["One is the first."]
+        same = await room.studio.answer(asked("One is the first."))
+        assert same.hit  # what is ignored does not change the sound
+        assert same.ignored == ()
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "cfg_scale", "language", "conversation_id"])
+async def test_an_extra_that_the_engine_lacks_is_refused(over, name):
+    engine = ScriptedEngine(extras=frozenset({"something_else"}))
+    async with over(engine) as room:
+        with pytest.raises(UnsupportedParameter) as error:
+            await room.studio.answer(asked(), extras=frozenset({name}))
+        assert error.value.param == name
+        assert "something_else" in error.value.message
+        assert engine.events == []
+
+
+async def test_an_extra_that_the_engine_has_reaches_it(over):
+    engine = ScriptedEngine(extras=frozenset({"temperature", "top_k", "language"}))
+    async with over(engine) as room:
+        request = asked("Eins.", sampling=Sampling(temperature=0.0, top_k=4), language="de")
+        answer = await room.studio.answer(request, extras=frozenset({"temperature", "top_k", "language"}))
+        assert answer.ignored == ()
+        await read(answer)
+        assert engine.utterances[0].sampling == Sampling(temperature=0.0, top_k=4)
+        assert engine.utterances[0].language == "de"
+
+
+async def test_a_stand_in_ignores_what_it_lacks_and_says_so(over):
+    """Nobody chose that engine, so what they ask of their own must not fail."""
+    engine = ScriptedEngine(extras=frozenset({"top_k"}))
+    async with over(engine, fallback=True) as room:
+        assert room.host.is_fallback
+        request = asked(
+            THREE, sampling=Sampling(0.5, 4, 0.9, 2.0), language="en-GB", instructions="Shout.", model="lost-1b"
+        )
+        extras = frozenset({"temperature", "top_k", "top_p", "cfg_scale", "language", "conversation_id"})
+        answer = await room.studio.answer(request, extras=extras)
+        assert set(answer.ignored) == (extras | {"instructions"}) - {"top_k"}
+        await read(answer)
+        assert engine.utterances[0].sampling == Sampling(top_k=4)
+        assert engine.utterances[0].language is None
+
+
+# ---- the cache
+
+
+@pytest.mark.parametrize("audio_format", ["pcm", "wav", "mp3", "opus", "aac", "flac"])
+@pytest.mark.parametrize("text", ["One is the first.", THREE])
+async def test_the_same_request_is_the_same_bytes_without_the_engine(over, audio_format, text):
+    engine = ScriptedEngine(Part(frames=1))  # of which some formats give nothing before the end
+    async with over(engine) as room:
+        first = await room.studio.answer(asked(text, format=audio_format))
+        data = await read(first)
+        begun = len(engine.events)
+        second = await room.studio.answer(asked(text, format=audio_format))
+        assert (first.hit, second.hit) == (False, True)
+        assert second.size_bytes == len(data)
+        assert await read(second) == data
+        assert second.usage == first.usage
+        assert second.seed == first.seed
+        assert second.media_type == first.media_type
+        assert len(engine.events) == begun
+        assert room.counted('tts_cache_total{result="hit"}') == 1
+
+
+async def test_a_random_seed_is_new_each_time_and_never_kept(over):
+    engine = ScriptedEngine()
+    async with over(engine) as room:
+        answers = [await room.studio.answer(asked("One is the first."), random_seed=True) for _ in range(3)]
+        for answer in answers:
+            await read(answer)
+            assert not answer.hit
+        assert len({answer.seed for answer in answers}) == 3
+        assert [spoken.seed for spoken in engine.utterances] == [answer.seed for answer in answers]
+        assert all(0 <= answer.seed < 2**31 for answer in answers)
+        assert room.kept == []
+
+
+async def test_a_told_seed_is_the_one_that_is_used(over):
+    engine = ScriptedEngine()
+    async with over(engine) as room:
+        drawn = await room.studio.answer(asked("One is the first."))
+        await read(drawn)
+        again = await room.studio.answer(asked("One is the first.", seed=drawn.seed))
+        await read(again)
+        assert drawn.seed == again.seed == engine.utterances[0].seed == engine.utterances[1].seed
+        assert (await room.studio.answer(asked("One is the first.", seed=0, use_cache=False))).seed == 0
+
+
+async def test_without_the_cache_nothing_is_read_or_kept(over):
+    engine = ScriptedEngine()
+    async with over(engine) as room:
+        for _ in range(2):
+            answer = await room.studio.answer(asked("One is the first.", use_cache=False))
+            await read(answer)
+            assert not answer.hit
+        assert len(engine.utterances) == 2
+        assert room.kept == []
+
+
+async def test_a_cache_that_fails_at_first_keeps_no_half_answer(over, monkeypatch):
+    engine = ScriptedEngine()
+    async with over(engine) as room:
+        mkdir = Path.mkdir
+        failures = [OSError(28, "No space left on device")]
+
+        def fails_once(path, *arguments, **named):
+            if failures:
+                raise failures.pop()
+            mkdir(path, *arguments, **named)
+
+        monkeypatch.setattr(Path, "mkdir", fails_once)
+        whole = await room.pcm(THREE)
+        answer = await room.studio.answer(asked(THREE))
+        assert len(pcm.from_bytes(await read(answer))) == len(whole)
+        assert not answer.hit
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "spoken"),
+    [
+        ("**Hallo** <b>Welt</b>, das kostet 5 Euro &amp; mehr. 😀", "de", "Hallo Welt, das kostet 5 Euro & mehr."),
+        ("Siehe [hier](https://example.com/x).", "de", "Siehe hier."),
+        ("我有3个苹果。", None, "我有3个苹果。"),
+        ("I have 3 apples.", None, "I have three apples."),
+        ("I have 3 apples.", "en-GB", "I have three apples."),
+    ],
+)
+async def test_only_english_is_read_as_english_but_markup_goes_everywhere(over, text, language, spoken):
+    engine = ScriptedEngine(extras=frozenset({"language"}))
+    async with over(engine) as room:
+        await room.pcm(text, language=language)
+        assert " ".join(engine.texts) == spoken
+
+
+async def test_a_text_of_endless_pauses_is_refused(over):
+    async with over(ScriptedEngine()) as room:
+        with pytest.raises(TextTooLong, match="pauses"):
+            await room.pcm("One. " + "[pause:10s] and. " * 61)
+
+
+# ---- what can't be spoken
+
+
+@pytest.mark.parametrize("part", [Part(level=0.0), Part(frames=0)])
+@pytest.mark.parametrize("audio_format", ["pcm", "wav", "mp3"])
+async def test_words_without_a_sound_are_an_error(over, part, audio_format):
+    engine = ScriptedEngine(part)
+    async with over(engine) as room:
+        answer = await room.studio.answer(asked("One is the first.", format=audio_format))
+        with pytest.raises(NothingSpoken):
+            await read(answer)
+        assert room.kept == []
+        await nothing_left(engine)
+
+
+@pytest.mark.parametrize("text", ["", "  ", "[pause:1s]", " [pause] <break/> "])
+async def test_a_text_of_nothing_is_refused(over, text):
+    engine = ScriptedEngine()
+    async with over(engine) as room:
+        with pytest.raises(EmptyText) as error:
+            await read(await room.studio.answer(asked(text)))
+        assert error.value.param == "input"
+        assert engine.events == []
+
+
+@pytest.mark.parametrize("text", ["\x00", "\ud83d", "[pause] \x07"])
+async def test_a_text_of_characters_without_a_name_is_refused(over, text):
+    engine = ScriptedEngine(Part(level=0.0), Part(level=0.0))
+    async with over(engine) as room:
+        with pytest.raises(EmptyText):
+            await read(await room.studio.answer(asked(text)))
+        await nothing_left(engine)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (".", "full stop"),
+        ("?!", "question mark, exclamation mark"),
+        ("[pause:0.5s] ?", "question mark"),  # not "left square bracket, p, a, u ..."
+        ("... <break time='1s'/> ...", "full stop"),
+    ],
+)
+async def test_marks_alone_are_named(over, text, said):
+    engine = ScriptedEngine(*[Part(level=0.0)] * 9)
+    async with over(engine) as room:
+        with contextlib.suppress(NothingSpoken):
+            await room.pcm(text)
+        assert engine.texts[-1] == said
+
+
+async def test_marks_between_sentences_are_no_failure(over):
+    engine = ScriptedEngine(Part(), Part(level=0.0), Part())
+    async with over(engine) as room:
+        samples = await room.pcm("One is the first.\n\n* * *\n\nTwo is the second.", normalize=False)
+        assert engine.texts == ["One is the first.", "* * *", "Two is the second."]
+        assert_is(samples, (0.1, SPOKEN), (0.0, 2 * GAP), (0.3, SPOKEN))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "param"),
+    [
+        ({"model": "gpt-5"}, UnknownModel, "model"),
+        ({"model": ""}, UnknownModel, "model"),
+        ({"voice": "nobody"}, UnknownVoice, "voice"),
+        ({"format": "mp3", "sample_rate_hz": 10_000}, UnsupportedParameter, "sample_rate"),
+    ],
+)
+async def test_what_is_wrong_is_said_before_the_engine_is_asked(over, changes, error, param):
+    engine = ScriptedEngine()
+    async with over(engine) as room:
+        with pytest.raises(error) as raised:
+            await room.studio.answer(asked(**changes))
+        assert raised.value.param == param
+        assert engine.events == []
+
+
+async def test_no_engine_no_answer(over):
+    engine = ScriptedEngine()
+    async with over(engine) as room:
+        engine.healthy = False
+        with pytest.raises(NotReady):
+            await room.studio.answer(asked())
+
+
+# ---- what goes wrong on the way, and callers who leave
+
+
+@pytest.mark.parametrize("at", [0, 3])
+async def test_an_error_in_a_later_utterance_breaks_the_stream(over, at):
+    """After sound went out there is only one way to tell: an answer with a hole is no answer."""
+    engine = ScriptedEngine(Part(), Part(error=EngineError("broken"), at=at), Part())
+    async with over(engine) as room:
+        answer = await room.studio.answer(asked(THREE))
+        got = [await anext(answer.stream)]
+        with pytest.raises(EngineError, match="broken"):
+            got += [data async for data in answer.stream]
+        assert len(got[0]) > CHUNK
+        assert answer.usage is None
+        assert room.kept == []
+        assert "begin 3" not in engine.events
+        await nothing_left(engine)
+        assert not (await room.studio.answer(asked(THREE))).hit
+
+
+async def test_closing_the_stream_ends_all_that_was_begun(over):
+    for reads in range(6):
+        engine = ScriptedEngine(Part(gate=asyncio.Event()) if reads < 2 else Part())
+        async with over(engine) as room:
+            answer = await room.studio.answer(asked(THREE))
+            for _ in range(min(reads, 1) if reads < 2 else reads):
+                await anext(answer.stream)
+            await answer.stream.aclose()
+            await nothing_left(engine)
+            assert room.kept == []
+
+
+async def test_a_reader_who_is_cancelled_while_waiting_leaves_nothing(over):
+    for turns in range(12):
+        engine = ScriptedEngine(Part(gate=asyncio.Event()))
+        async with over(engine) as room:
+            reading = asyncio.create_task(read(await room.studio.answer(asked(THREE))))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+            await nothing_left(engine)
+            assert room.kept == []
+
+
+async def test_an_encoder_is_not_closed_while_a_thread_is_in_it(over, monkeypatch):
+    """FFmpeg's memory would be freed under the running encoder."""
+    inside, closed_inside = asyncio.Event(), []
+    loop = asyncio.get_running_loop()
+    open_encoder = module.open_encoder
+
+    class Slow:
+        def __init__(self, *arguments: Any) -> None:
+            self._encoder = open_encoder(*arguments)
+            self.busy = False
+
+        def encode(self, samples: np.ndarray) -> bytes:
+            import time
+
+            self.busy = True
+            loop.call_soon_threadsafe(inside.set)
+            time.sleep(0.1)
+            data = self._encoder.encode(samples)
+            self.busy = False
+            return data
+
+        def flush(self) -> bytes:
+            return self._encoder.flush()
+
+        def close(self) -> None:
+            closed_inside.append(self.busy)
+            self._encoder.close()
+
+    monkeypatch.setattr(module, "open_encoder", Slow)
+    engine = ScriptedEngine(Part(chunk=RATE_HZ))  # a second at once: encoded in a thread
+    async with over(engine) as room:
+        reading = asyncio.create_task(read(await room.studio.answer(asked(THREE, format="mp3"))))
+        await asyncio.wait_for(inside.wait(), 5)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert closed_inside == [False]
+        await nothing_left(engine)
+
+
+# ---- what is counted
+
+
+async def test_usage_counts_text_and_sound(over):
+    engine = ScriptedEngine()
+    async with over(engine) as room:
+        answer = await room.studio.answer(asked(THREE))
+        assert answer.usage is None
+        await read(answer)
+        seconds = (3 * SPOKEN + 2 * GAP) / RATE_HZ
+        assert answer.usage.output_tokens == round(seconds / 0.08)
+        assert answer.usage.input_tokens == -(-len(THREE) // 4)
+        assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
+        assert room.counted("tts_audio_seconds_total") == pytest.approx(seconds)
+        hit = await room.studio.answer(asked(THREE))
+        assert hit.usage == answer.usage
+        await read(hit)
+        assert room.counted("tts_audio_seconds_total") == pytest.approx(seconds)  # made once
+
+
+# ---- over the real offline voice
+
+
+async def test_the_offline_voice_speaks_a_text(offline):
+    short = await offline.pcm("One is the first.")
+    whole = await offline.pcm(THREE)
+    assert 0.5 < len(short) / RATE_HZ < 2.5
+    assert len(whole) > 2 * len(short)
+    assert 0.05 < float(np.sqrt(np.mean(whole**2))) < 0.3
+    await asyncio.sleep(0.05)
+    assert offline.host.load().active_rows == 0
+
+
+@pytest.mark.parametrize("text", [".", "?!", "\U0001f600", "123", "Привет", "…"])
+async def test_the_offline_voice_says_something_for_anything(offline, text):
+    samples = await offline.pcm(text)
+    assert len(samples) > RATE_HZ / 5
+    assert np.abs(samples).max() > 0.02
+
+
+async def test_the_offline_voice_reads_numbers_unless_told_not_to(offline):
+    assert len(await offline.pcm("$3.50")) > len(await offline.pcm("3.50"))
+    assert not np.array_equal(await offline.pcm("Dr. 5 kg", normalize=False), await offline.pcm("Dr. 5 kg"))
+
+
+async def test_the_offline_voice_refuses_a_language_it_does_not_know_with_the_first_bytes(offline):
+    answer = await offline.studio.answer(asked(language="tlh"), extras=frozenset({"language"}))
+    with pytest.raises(UnsupportedParameter):
+        await anext(answer.stream)
+    assert offline.kept == []
+
+
+async def test_leaving_early_frees_the_offline_voice(offline):
+    answer = await offline.studio.answer(asked(THREE * 20))
+    await anext(answer.stream)
+    await answer.stream.aclose()
+    for _ in range(100):
+        if offline.host.load() == Load(0, 32, 0, 64):
+            break
+        await asyncio.sleep(0.01)
+    assert offline.host.load() == Load(0, 32, 0, 64)
+    await nothing_left()
