@@ -64,5 +64,6 @@ def assemble(settings: Settings) -> FastAPI:
         max_input_chars=settings.max_input_chars,
         log_texts=settings.log_texts,
         max_body_bytes=settings.max_body_bytes,
+        max_upload_bytes=settings.max_upload_bytes,
         cors_origins=settings.cors_origins,
     )

@@ -109,6 +109,12 @@ class Settings(BaseSettings):
         ge=1024,
         description="Largest JSON request body, in bytes; larger is a 413.",
     )
+    max_upload_bytes: int = Field(
+        64 << 20,
+        alias="TTS_MAX_UPLOAD_BYTES",
+        ge=1024,
+        description="Largest body of a request that brings recordings (`/v1/audio/conversation`); larger is a 413.",
+    )
     max_rows: Literal["auto"] | int = Field(
         "auto",
         alias="TTS_MAX_ROWS",

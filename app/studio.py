@@ -8,40 +8,53 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import os
 import random
 import time
-from collections.abc import AsyncGenerator
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from app import __version__
 from app.audio import pcm
+from app.audio.decode import TIME_LIMIT_S, decode
 from app.audio.encoders import MEDIA_TYPES, Encoder, check_rate, open_encoder
 from app.audio.resample import StreamResampler
 from app.audio.shape import Cut, EdgeTrimmer, Fader
 from app.audio.stages import Stage, chain
 from app.audio.stretch import StreamStretcher
-from app.errors import EmptyText, NothingSpoken, TextTooLong, UnknownModel, UnsupportedParameter
+from app.errors import (
+    BadReference,
+    EmptyText,
+    NothingSpoken,
+    TextTooLong,
+    UnknownModel,
+    UnknownVoice,
+    UnsupportedParameter,
+)
 from app.text.marks import has_words, names
 from app.text.script import Pause, parse
 from app.text.scripts import script_language
 from app.text.sentences import split
-from app.types import SpokenLine, Utterance
+from app.types import ContextTurn, Reference, SpokenLine, Turn, Utterance
+from app.voices.presets import DEFAULT_VOICE, NO_VOICE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from app.cache import AnswerCache, Entry
     from app.engines.host import EngineHost
     from app.engines.protocol import Engine
     from app.metrics import Metrics
     from app.text.normalizer import Normalizer
-    from app.types import AudioChunk, EngineInfo, Samples, SpeechRequest, Voice
+    from app.types import AudioChunk, Codes, EngineInfo, Said, Samples, SpeechRequest, Voice
     from app.voices.store import VoiceStore
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MODEL_ALIASES = (
     "tts-1",
@@ -54,6 +67,12 @@ MODEL_ALIASES = (
 )
 
 SENTENCE_GAP_S = 0.1  # between utterances that were made apart; each keeps up to 0.2 s of its own silence
+# Between the lines of a dialogue, on top of up to 0.2 s of their own silence. People leave about 0.2 s between turns
+# (Stivers et al., PNAS 2009, ten languages): the gap heard is 0.3 to 0.45 s, calm, and more than between sentences.
+TURN_GAP_S = 0.25
+MAX_TURN_S = 60.0  # of one turn's recording: what codecs of voice models take in one go
+HEARING_LIMIT_S = 20.0  # of decoding for one conversation: half an hour of honest recordings takes 1 to 5 s
+KNOWN_TURNS = 256  # of earlier turns whose codes are kept: each request of a conversation brings them all again
 OFF_LOOP_CHARS = 2_000  # a longer text is normalised in a thread: about 0.05 ms a character at worst
 OFF_LOOP_S = 0.2  # a longer stretch of sound is encoded in a thread: mp3 costs about 8 ms a second of sound
 ENOUGH_AHEAD_S = 0.5  # a listener with this much sound left can wait for others' first
@@ -114,14 +133,11 @@ class _Take:
     voices: tuple[Voice, ...]  # one per line
     seed: int
     digest: str
+    context: tuple[ContextTurn, ...] = ()
 
     @property
     def info(self) -> EngineInfo:
         return self.engine.info
-
-    @property
-    def characters(self) -> int:
-        return sum(len(line.text) for line in self.request.lines)
 
 
 class Studio:
@@ -137,6 +153,25 @@ class Studio:
         self._normalizer = normalizer
         self._dice = random.SystemRandom()
         self._turns = _Turns()
+        self._ears = asyncio.Semaphore(max(1, (os.cpu_count() or 1) - 1))  # uploads decoded at the same time
+        self._codes: OrderedDict[tuple[str, str, str], Codes] = OrderedDict()  # of earlier turns, oldest use first
+
+    async def hear(self, said: Sequence[Said]) -> tuple[Turn, ...]:
+        """What was said before, decoded for the running engine; a stand-in's callers learn of bad recordings too.
+
+        Raises NotReady, UnsupportedParameter; BadReference, whose `param` is `context.N.audio`.
+        """
+        info = self._host.engine().info
+        if said and not self._host.is_fallback:
+            _check_extra("context", info)
+        turns = []
+        left_s = HEARING_LIMIT_S
+        for index, turn in enumerate(said):
+            async with self._ears:
+                started_s = time.monotonic()
+                turns.append(await _in_thread(_heard, turn, info.rate_hz, f"context.{index}.audio", left_s))
+                left_s -= time.monotonic() - started_s
+        return tuple(turns)
 
     async def answer(
         self, request: SpeechRequest, *, extras: frozenset[str] = frozenset(), random_seed: bool = False
@@ -147,9 +182,10 @@ class Studio:
         Raises RequestError, NotReady; Busy and EngineError come with the first bytes of the stream.
         """
         self.check_model(request.model)
-        voices = tuple(self._voices.get(line.voice) for line in request.lines)
+        self._voices_of(request)  # a wrong one is told even while the engine is starting
         engine = self._host.engine()
-        request, ignored = self._fit(request, engine.info, extras)
+        request, ignored = self._fit(request, engine.info, extras | ({"context"} if request.context else set()))
+        voices = self._voices_of(request)
         check_rate(request.format, request.sample_rate_hz)
         parts = [part for line in request.lines for part in parse(line.text)]
         if all(isinstance(part, Pause) for part in parts):
@@ -184,6 +220,18 @@ class Studio:
                 param="model",
             )
 
+    def _voices_of(self, request: SpeechRequest) -> tuple[Voice, ...]:
+        """One per line. Raises UnknownVoice."""
+        voices = []
+        for index, line in enumerate(request.lines):
+            try:
+                voices.append(NO_VOICE if line.voice == NO_VOICE.id else self._voices.get(line.voice))
+            except UnknownVoice as error:
+                if len(request.lines) > 1:
+                    error.param = f"turns.{index}.voice"
+                raise
+        return tuple(voices)
+
     def _fit(
         self, request: SpeechRequest, info: EngineInfo, extras: frozenset[str]
     ) -> tuple[SpeechRequest, tuple[str, ...]]:
@@ -197,24 +245,31 @@ class Studio:
             request = replace(request, instructions=None)
         for name in sorted(extras - info.extras):
             if not self._host.is_fallback:
-                able = ", ".join(sorted(info.extras)) or "none"
-                raise UnsupportedParameter(
-                    f"The {info.id} engine has no `{name}`. Leave it out, or run an engine that has it. "
-                    f"Engine parameters that work here: {able}.",
-                    param=name,
-                )
+                _check_extra(name, info)
             ignored.append(name)
         if ignored:
             cleared = {name: None for name in ("temperature", "top_k", "top_p", "cfg_scale") if name in ignored}
             request = replace(request, sampling=replace(request.sampling, **cleared))
             if "language" in ignored:
                 request = replace(request, language=None)
+            if "context" in ignored:
+                lines = (replace(x, voice=DEFAULT_VOICE) if x.voice == NO_VOICE.id else x for x in request.lines)
+                request = replace(request, context=(), lines=tuple(lines))
+        context_s = sum(turn.reference.seconds for turn in request.context)
+        if info.max_context_s is not None and context_s > info.max_context_s:
+            raise BadReference(
+                f"The recordings in `context` are {context_s:.0f} s long together; the {info.id} engine can hear "
+                f"{info.max_context_s:.0f} s. Leave out the oldest turns.",
+                param="context",
+            )
         return request, tuple(ignored)
 
     # ---- speaking
 
     async def _speak(self, take: _Take, answer: Answer) -> AsyncGenerator[bytes]:
-        request = take.request
+        context = await self._context(take)
+        request = replace(take.request, context=())  # a minute of samples is 6 MB: what was heard is not needed again
+        take = replace(take, request=request, context=context)
         encoder = open_encoder(request.format, request.sample_rate_hz)
         finish = _Finish(encoder, take.info.rate_hz, request)
         entry: Entry | None = None
@@ -262,6 +317,25 @@ class Studio:
             encoder.close()
             if entry is not None:
                 entry.abandon()
+
+    async def _context(self, take: _Take) -> tuple[ContextTurn, ...]:
+        """The turns as the engine hears them. Raises BadReference."""
+        heard = []
+        for index, turn in enumerate(take.request.context):
+            key = (take.info.fingerprint, turn.digest, turn.text)
+            codes = self._codes.get(key)
+            if codes is None:
+                try:
+                    codes = (await take.engine.enroll(turn.reference)).codes
+                except BadReference as error:
+                    where = f"context.{index}.audio"
+                    raise BadReference(f"`{where}`: {error.message}", param=where) from error
+                self._codes[key] = codes
+                if len(self._codes) > KNOWN_TURNS:
+                    self._codes.popitem(last=False)
+            self._codes.move_to_end(key)
+            heard.append(ContextTurn(turn.speaker, turn.text, codes))
+        return tuple(heard)
 
     def _usage(self, take: _Take, audio_s: float) -> Usage:
         text_bytes = sum(len(line.text.encode("utf-8", "ignore")) for line in take.request.lines)
@@ -330,6 +404,7 @@ class Studio:
             seed=(take.seed + index + attempt * RETRY_SEED_STEP) & MAX_SEED,
             max_seconds=5.0 + len(part.text),  # far above any speech; engines know better bounds for their runaways
             language=request.language,
+            context=take.context,
             follows=index > 0,
         )
         return _Started(take.engine.speak(utterance))
@@ -351,21 +426,27 @@ class Studio:
     async def _script(self, take: _Take) -> AsyncGenerator[SpokenLine | Pause]:
         """What is to be said, piece by piece, in order."""
         request = take.request
-        worded = False
+        said = worded = False
         for line, voice in zip(request.lines, take.voices, strict=True):
+            speaker = voice.speaker if line.speaker is None else line.speaker
+            begun = False
             for part in parse(line.text):
                 if isinstance(part, Pause):
                     yield part
                     continue
                 for piece in await self._pieces_of(part.text, take, voice):
+                    if said and not begun and not take.info.continues:  # a model that goes on breathes by itself
+                        yield Pause(TURN_GAP_S)
+                    said = begun = True
                     worded = worded or has_words(piece)
-                    yield SpokenLine(piece, voice.speaker, voice)
+                    yield SpokenLine(piece, speaker, voice)
         if not worded:
             parts = [part for line in request.lines for part in parse(line.text)]
             marks = names(" ".join(part.text for part in parts if not isinstance(part, Pause)))
             if not marks:
                 raise EmptyText("`input` has nothing in it that could be spoken.", param="input")
-            yield SpokenLine(marks, take.voices[0].speaker, take.voices[0])
+            voice, first = take.voices[0], request.lines[0]
+            yield SpokenLine(marks, voice.speaker if first.speaker is None else first.speaker, voice)
 
     async def _pieces_of(self, text: str, take: _Take, voice: Voice) -> list[str]:
         language = take.request.language or script_language(text) or voice.language
@@ -500,11 +581,32 @@ class _Clock:
         self._audio_s = audio_s
 
 
-async def _in_thread(work: Callable[[Samples], bytes], samples: Samples) -> bytes:
-    """As asyncio.to_thread, but who is cancelled leaves only when the thread is done: the encoder is closed then, and
-    must not be freed under it. That is about 10 ms.
+def _check_extra(name: str, info: EngineInfo) -> None:
+    """Raises UnsupportedParameter where the engine lacks this one of our own fields."""
+    if name not in info.extras:
+        able = ", ".join(sorted(info.extras)) or "none"
+        raise UnsupportedParameter(
+            f"The {info.id} engine has no `{name}`. Leave it out, or run an engine that has it. "
+            f"Engine parameters that work here: {able}.",
+            param=name,
+        )
+
+
+def _heard(said: Said, rate_hz: int, where: str, left_s: float) -> Turn:
+    """Blocks while it decodes, at most left_s. Raises BadReference."""
+    decoded = decode(said.audio, rate_hz, max_seconds=MAX_TURN_S, what=where, time_limit_s=min(left_s, TIME_LIMIT_S))
+    if decoded.truncated:
+        raise BadReference(f"`{where}` is longer than {MAX_TURN_S:g} s. Send a shorter recording.", param=where)
+    digest = hashlib.sha256(decoded.samples.tobytes()).hexdigest()
+    return Turn(said.speaker, said.text, digest, Reference(decoded.samples, rate_hz, said.text))
+
+
+async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """As asyncio.to_thread, but who is cancelled leaves only when the thread is done. The encoder is closed then, and
+    must not be freed under it: that is about 10 ms. One upload is decoded to its end or limit, so that callers who
+    leave do not fill the machine with threads nobody counts.
     """
-    thread = asyncio.ensure_future(asyncio.to_thread(work, samples))
+    thread = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
     try:
         return await asyncio.shield(thread)
     except asyncio.CancelledError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 AUDIO_FORMATS: tuple[AudioFormat, ...] = ("mp3", "opus", "aac", "flac", "wav", "pcm")
 
 Codec = Literal["mimi", "dac", "none"]
-VoiceKind = Literal["preset", "cloned", "offline"]
+VoiceKind = Literal["preset", "cloned", "offline", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,14 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One speaker's text as the caller wrote it, with the voice id that speaks it."""
+    """One speaker's text as the caller wrote it, with the voice id that speaks it.
+
+    speaker: the number an engine tells speakers apart by; None = by their voices.
+    """
 
     text: str
     voice: str
+    speaker: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,8 @@ class SpeechRequest:
     """One validated request, engine-independent. One line is speech, several are a dialogue.
 
     speed 0.25-4 (pitch kept), sample_rate_hz 8000-48000 of the encoded answer, seed None = derived from the content,
-    max_audio_ms = hard limit on the answer's length, language = BCP 47 or None for the voice's own.
+    max_audio_ms = hard limit on the answer's length, language = BCP 47 or None for the voice's own, context = what was
+    said before, oldest first.
     """
 
     model: str
@@ -65,6 +70,7 @@ class SpeechRequest:
     max_audio_ms: int | None = None
     normalize: bool = True
     use_cache: bool = True
+    context: tuple[Turn, ...] = ()
 
     def digest(self, *context: str) -> str:
         """sha256 (hex) of everything that changes the bytes, with `context` (engine fingerprint, voice digests).
@@ -79,7 +85,9 @@ class SpeechRequest:
         return int(self._hash(told, context)[:8], 16) >> 1
 
     def _hash(self, leave_out: tuple[str, ...], context: tuple[str, ...]) -> str:
-        fields = {name: value for name, value in asdict(self).items() if name not in leave_out}
+        whole = asdict(replace(self, context=()))  # asdict would copy every sample
+        whole["context"] = [(turn.speaker, turn.text, turn.digest) for turn in self.context]
+        fields = {name: value for name, value in whole.items() if name not in leave_out}
         canonical = json.dumps([fields, context], sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -104,6 +112,29 @@ class Reference:
     samples: Samples
     rate_hz: int
     transcript: str
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / self.rate_hz
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """Something said before in a conversation, as the caller sent it: a sound file nobody has looked into yet."""
+
+    speaker: int
+    text: str
+    audio: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Something said before in a conversation, decoded. digest = sha256 (hex) of the samples, which stand for them."""
+
+    speaker: int
+    text: str
+    digest: str
+    reference: Reference = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +200,7 @@ class EngineInfo:
 
     continues: takes several sentences in one utterance and goes on in place. extras: which of our request extras it
     honours beyond those that the studio fulfils for all. fingerprint changes whenever the same request would sound
-    different (weights, version).
+    different (weights, version). max_context_s: how much of a conversation it can hear, if "context" is in extras.
     """
 
     id: str
@@ -184,6 +215,7 @@ class EngineInfo:
     dtype: str = "float32"
     max_speakers: int = 1
     max_text_chars: int = 400
+    max_context_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -89,20 +91,37 @@ class Access:
                 )
 
 
-class BodyLimit:
-    """Refuses bodies over max_bytes with 413: by their announced length before reading, else while they arrive."""
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How large a body may be, and the setting that says so."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    max_bytes: int
+    setting: str
+
+    def error(self) -> BodyTooLarge:
+        return BodyTooLarge(f"The request body is larger than {self.max_bytes} bytes ({self.setting}).")
+
+
+class BodyLimit:
+    """Refuses bodies over a limit with 413: by their announced length before reading, else while they arrive.
+
+    by_path: the paths that have another limit than the rest.
+    """
+
+    def __init__(self, app: ASGIApp, limit: Limit, by_path: Mapping[str, Limit]) -> None:
         self._app = app
-        self._max_bytes = max_bytes
+        self._limit = limit
+        self._by_path = by_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))  # where another app has mounted this one
+        limit = self._by_path.get(path, self._limit)
         announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and int(announced) > self._max_bytes:
-            await response_to(self._error())(scope, receive, send)
+        if announced.isdecimal() and int(announced) > limit.max_bytes:
+            await response_to(limit.error())(scope, receive, send)
             return
         received = 0
 
@@ -110,13 +129,9 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise HTTPException(
-                    413, self._error().message
-                )  # FastAPI passes only this kind through while it reads a body
+            if received > limit.max_bytes:
+                # FastAPI passes only this kind through while it reads a body.
+                raise HTTPException(413, limit.error().message)
             return message
 
         await self._app(scope, limited, send)
-
-    def _error(self) -> BodyTooLarge:
-        return BodyTooLarge(f"The request body is larger than {self._max_bytes} bytes (TTS_MAX_BODY_BYTES).")

@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import errors, models, speech, system, voices
-from app.api.access import EXPOSED_HEADERS, Access, BodyLimit
+from app.api import conversation, errors, models, speech, system, voices
+from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, Limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,6 +73,7 @@ def create(
     max_input_chars: int,
     log_texts: bool,
     max_body_bytes: int,
+    max_upload_bytes: int,
     cors_origins: tuple[str, ...],
 ) -> FastAPI:
     app = FastAPI(
@@ -83,15 +84,17 @@ def create(
         redirect_slashes=False,
     )
     errors.install(app)
-    spoken = speech.router(
-        rooms.studio, rooms.host, rooms.metrics, max_input_chars=max_input_chars, log_texts=log_texts
-    )
+    spoken = [
+        routes(rooms.studio, rooms.host, rooms.metrics, max_input_chars=max_input_chars, log_texts=log_texts)
+        for routes in (speech.router, conversation.router)
+    ]
     for prefix in PREFIXES:
         shown = prefix == PREFIXES[0]
         needs_key, open_to_all = [Depends(rooms.keys.require)], [Depends(rooms.keys.allow)]
-        app.include_router(
-            spoken, prefix=prefix, dependencies=needs_key, responses=_SPEECH_ERRORS, include_in_schema=shown
-        )
+        for speaking in spoken:
+            app.include_router(
+                speaking, prefix=prefix, dependencies=needs_key, responses=_SPEECH_ERRORS, include_in_schema=shown
+            )
         for lists, wrong in (
             (speech.lists(), _LIST_ERRORS),
             (voices.router(rooms.voices), _LIST_ERRORS),
@@ -107,7 +110,12 @@ def create(
         return RedirectResponse("/docs")
 
     _describe_only_what_happens(app)
-    app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
+    uploads = Limit(max_upload_bytes, "TTS_MAX_UPLOAD_BYTES")
+    app.add_middleware(
+        BodyLimit,
+        limit=Limit(max_body_bytes, "TTS_MAX_BODY_BYTES"),
+        by_path={prefix + conversation.CONVERSATION_PATH: uploads for prefix in PREFIXES},
+    )
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -111,12 +111,15 @@ def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         return _json(400, envelope(message, status=400, code="invalid_json"), None)
     if whole_body:
         return _json(400, envelope("The body must be a JSON object.", status=400, code="invalid_type"), None)
-    # The location is body, query or path, then the field, then a union member's name, which the caller does not know.
-    param = str(first["loc"][1]) if len(first["loc"]) > 1 else None
-    message = "; ".join(
-        f"`{'.'.join(str(part) for part in problem['loc'][1:2])}`: {problem['msg']}" for problem in problems[:5]
-    )
+    param = _field_at(first["loc"]) or None
+    message = "; ".join(f"`{_field_at(problem['loc'])}`: {problem['msg']}" for problem in problems[:5])
     return _json(400, envelope(message, status=400, param=param, code=first["type"]), None)
+
+
+def _field_at(location: Sequence[str | int]) -> str:
+    """`seed`, or `turns.3.text` inside a list: the field as the caller knows it, without pydantic's union members."""
+    inside_list = len(location) > 2 and isinstance(location[2], int)
+    return ".".join(str(part) for part in location[1 : 4 if inside_list else 2])
 
 
 def _http_error(error: HTTPException) -> JSONResponse:

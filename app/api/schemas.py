@@ -5,19 +5,34 @@ Unknown fields are ignored, null is unset.
 
 from __future__ import annotations
 
+import binascii
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.errors import EmptyText, TextTooLong
-from app.types import AudioFormat, Line, Sampling, SpeechRequest
-from app.voices.presets import DEFAULT_VOICE
+from app.errors import BadReference, EmptyText, TextTooLong, UnknownVoice
+from app.types import AudioFormat, Line, Said, Sampling, SpeechRequest
+from app.voices.presets import DEFAULT_VOICE, NO_VOICE
 
 # Ours, beyond OpenAI's, that an engine may lack: set on an engine without them, they are an error, never ignored.
 ENGINE_EXTRAS = ("temperature", "top_k", "top_p", "cfg_scale", "language", "conversation_id")
 
+MAX_CONTEXT_TURNS = 32
+MAX_DIALOGUE_TURNS = 200
+MAX_SPEAKER = 999
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise PydanticCustomError(EmptyText.code, "must hold some text to speak")
+    return value
+
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Text = Annotated[str, AfterValidator(_not_blank)]
+Speaker = Annotated[int, Field(ge=0, le=MAX_SPEAKER)]
 
 
 class VoiceId(BaseModel):
@@ -28,16 +43,11 @@ class VoiceId(BaseModel):
     id: Annotated[str, StringConstraints(min_length=1)]
 
 
-class SpeechBody(BaseModel):
-    """`POST /v1/audio/speech`: OpenAI's fields, then ours."""
+class SpokenBody(BaseModel):
+    """What every request for speech takes, whatever is to be said: OpenAI's fields, then ours."""
 
-    model_config = ConfigDict(
-        extra="ignore",
-        strict=True,
-        json_schema_extra={"examples": [{"model": "tts-1", "input": "Hello there.", "voice": "alloy"}]},
-    )
+    model_config = ConfigDict(extra="ignore", strict=True)
 
-    input: Annotated[str, Field(description="The text to speak, up to TTS_MAX_INPUT_CHARS characters.")]
     model: Annotated[str | None, Field(description="A model id or OpenAI alias. Left out: the running engine.")] = None
     voice: Annotated[str | VoiceId | None, Field(description="A voice's id, or {'id': ...}. Left out: alloy.")] = None
     instructions: Annotated[
@@ -68,30 +78,15 @@ class SpeechBody(BaseModel):
         """Else a null under one name of a field would hide what stands under its other."""
         return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
 
-    @field_validator("input")
-    @classmethod
-    def _not_blank(cls, value: str) -> str:
-        if not value.strip():
-            raise PydanticCustomError(EmptyText.code, "must hold some text to speak")
-        return value
-
     @property
     def extras(self) -> frozenset[str]:
         """Which of ENGINE_EXTRAS the caller set."""
         return frozenset(name for name in ENGINE_EXTRAS if getattr(self, name) is not None)
 
-    def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
-        """Raises TextTooLong."""
-        if len(self.input) > max_input_chars:
-            raise TextTooLong(
-                f"`input` has {len(self.input)} characters; this server takes at most {max_input_chars}. "
-                "Split the text, or raise TTS_MAX_INPUT_CHARS.",
-                param="input",
-            )
-        voice = self.voice.id if isinstance(self.voice, VoiceId) else self.voice
+    def _request(self, lines: Iterable[Line], default_model: str) -> SpeechRequest:
         return SpeechRequest(
             model=default_model if self.model is None else self.model,
-            lines=(Line(self.input, DEFAULT_VOICE if voice is None else voice),),
+            lines=tuple(lines),
             format=self.response_format or "mp3",
             speed=1.0 if self.speed is None else float(self.speed),
             sample_rate_hz=self.sample_rate or 24_000,
@@ -103,3 +98,197 @@ class SpeechBody(BaseModel):
             normalize=self.normalize is not False,
             use_cache=self.cache is not False,
         )
+
+
+class SpeechBody(SpokenBody):
+    """`POST /v1/audio/speech`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "tts-1", "input": "Hello there.", "voice": "alloy"}]}
+    )
+
+    input: Annotated[Text, Field(description="The text to speak, up to TTS_MAX_INPUT_CHARS characters.")]
+
+    def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
+        """Raises TextTooLong, UnknownVoice."""
+        _check_length(self.input, "input", max_input_chars)
+        voice = _voice_id(self.voice)
+        return self._request([Line(self.input, DEFAULT_VOICE if voice is None else voice)], default_model)
+
+
+class ContextTurnBody(BaseModel):
+    """Something said before."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    speaker: Annotated[Speaker, Field(description="Who said it.")]
+    text: Annotated[Text, Field(description="What was said, word for word.")]
+    audio: Annotated[
+        str,
+        Field(
+            description="How it was said: a sound file of any common format in base64, with or without `data:...,` "
+            "before it; up to 60 s.",
+            json_schema_extra={"contentEncoding": "base64"},
+        ),
+    ]
+
+
+class ConversationBody(SpokenBody):
+    """`POST /v1/audio/conversation`: the next turn, in the light of those before it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "text": "It was lovely, thank you.",
+                    "speaker_id": 0,
+                    "context": [{"speaker": 1, "text": "How was your day?", "audio": "UklGRiQA..."}],
+                }
+            ]
+        }
+    )
+
+    text: Annotated[
+        Text,
+        Field(
+            validation_alias=AliasChoices("text", "input"),
+            description="The text to speak, up to TTS_MAX_INPUT_CHARS characters. `input` is taken for it too.",
+        ),
+    ]
+    speaker_id: Annotated[Speaker | None, Field(description="Who speaks it; see `context`. Left out: 0.")] = None
+    context: Annotated[
+        list[ContextTurnBody] | None, Field(max_length=MAX_CONTEXT_TURNS, description="What was said, oldest first.")
+    ] = None
+
+    def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
+        """All but the context, which has to be decoded: see `said`. Raises TextTooLong, UnknownVoice.
+
+        Where there is a context it shows the speaker's voice; only without one the voice left out is the default.
+        """
+        _check_length(self.text, "text", max_input_chars)
+        for index, turn in enumerate(self.context or []):
+            _check_length(turn.text, f"context.{index}.text", max_input_chars)
+        voice = _voice_id(self.voice)
+        if voice is None:
+            voice = NO_VOICE.id if self.context else DEFAULT_VOICE
+        return self._request([Line(self.text, voice, self.speaker_id or 0)], default_model)
+
+    def said(self) -> list[Said]:
+        """The context's sound files as bytes. Blocks for as long as base64 takes: 0.4 s for 64 MiB.
+
+        Raises BadReference.
+        """
+        return [
+            Said(turn.speaker, turn.text, _sound_file(turn.audio, f"context.{index}.audio"))
+            for index, turn in enumerate(self.context or [])
+        ]
+
+
+class DialogueTurnBody(BaseModel):
+    """One line of a dialogue."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    text: Annotated[Text, Field(description="What to say.")]
+    speaker: Annotated[
+        int | Annotated[str, StringConstraints(min_length=1, max_length=200)] | None,
+        Field(description="A number or name that tells the speakers apart. Left out: each voice is a speaker."),
+    ] = None
+    voice: Annotated[
+        str | VoiceId | None,
+        Field(description="A voice's id, or {'id': ...}. Left out: the speaker's last one, the body's `voice`, alloy."),
+    ] = None
+
+
+class DialogueBody(SpokenBody):
+    """`POST /v1/audio/dialogue`: several voices in one file."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "turns": [
+                        {"speaker": 0, "voice": "nova", "text": "Have you seen my umbrella?"},
+                        {"speaker": 1, "voice": "onyx", "text": "You left it on the bus."},
+                    ]
+                }
+            ]
+        }
+    )
+
+    turns: Annotated[
+        list[DialogueTurnBody],
+        Field(
+            min_length=1,
+            max_length=MAX_DIALOGUE_TURNS,
+            description="In order; up to TTS_MAX_INPUT_CHARS characters together.",
+        ),
+    ]
+
+    def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
+        """Raises TextTooLong, UnknownVoice."""
+        characters = sum(len(turn.text) for turn in self.turns)
+        if characters > max_input_chars:
+            raise _too_long("The texts of `turns` have", characters, max_input_chars, "turns")
+        given = _voice_id(self.voice)
+        default = DEFAULT_VOICE if given is None else given
+        lines = []
+        voices: dict[str, str] = {}  # each speaker's last one
+        numbers: dict[tuple[str | None, str], int] = {}  # in order of appearance; a speaker's other voice is another
+        for index, turn in enumerate(self.turns):
+            label = None if turn.speaker is None else str(turn.speaker)
+            voice = _voice_id(turn.voice, f"turns.{index}.voice")
+            if voice is None:
+                voice = default if label is None else voices.get(label, default)
+            if label is not None:
+                voices[label] = voice
+            lines.append(Line(turn.text, voice, numbers.setdefault((label, voice), len(numbers))))
+        return self._request(lines, default_model)
+
+
+def _voice_id(voice: str | VoiceId | None, param: str = "voice") -> str | None:
+    """Raises UnknownVoice for the name that means no voice inside."""
+    asked = voice.id if isinstance(voice, VoiceId) else voice
+    if asked == NO_VOICE.id:
+        raise UnknownVoice(
+            f"There is no voice {asked!r}. Leave `{param}` out: a conversation with a context needs no voice.",
+            param=param,
+        )
+    return asked
+
+
+def _check_length(text: str, param: str, max_input_chars: int) -> None:
+    if len(text) > max_input_chars:
+        raise _too_long(f"`{param}` has", len(text), max_input_chars, param)
+
+
+def _too_long(what_has: str, characters: int, max_input_chars: int, param: str) -> TextTooLong:
+    return TextTooLong(
+        f"{what_has} {characters} characters; this server takes at most {max_input_chars}. "
+        "Split the text, or raise TTS_MAX_INPUT_CHARS.",
+        param=param,
+    )
+
+
+_FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+
+
+def _sound_file(encoded: str, param: str) -> bytes:
+    """The bytes of base64 as people have it: with a `data:` URL's head, line breaks, URL-safe, with or without padding.
+
+    Raises BadReference.
+    """
+    if encoded[:5].lower() == "data:":
+        head, comma, encoded = encoded.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise BadReference(
+                f"`{param}` is a data: URL without base64. Send `data:audio/wav;base64,...`.", param=param
+            )
+    try:
+        plain = encoded.encode("ascii").translate(_FROM_URL_SAFE, b"\r\n\t =")
+        return binascii.a2b_base64(plain + b"=" * (-len(plain) % 4), strict_mode=True)
+    except ValueError as error:  # binascii.Error and UnicodeEncodeError are both
+        raise BadReference(
+            f"`{param}` is not base64. Send the sound file's bytes in base64, with or without a `data:` URL's head.",
+            param=param,
+        ) from error

@@ -24,6 +24,11 @@ PROFILES: dict[str, str] = {
 }
 DEFAULT_VOICE = "alloy"
 
+# For a line that is to be spoken without any voice to go by: a model's own, or as the conversation before it suggests.
+# Not in any list, and no caller can ask for it by this name: over HTTP it is what a conversation means by leaving
+# `voice` out.
+NO_VOICE = Voice(id="none", name="None", kind="none", digest=hashlib.sha256(b"no voice").hexdigest())
+
 
 def preset(name: str) -> Voice:
     """The preset voice of that name. Raises KeyError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import os
 import subprocess
@@ -9,13 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from app.api.schemas import ENGINE_EXTRAS, SpeechBody, VoiceId
-from app.errors import TextTooLong
-from app.types import AUDIO_FORMATS, Line, Sampling, SpeechRequest
-from app.voices.presets import DEFAULT_VOICE
+from app.api.schemas import ENGINE_EXTRAS, ConversationBody, DialogueBody, SpeechBody, SpokenBody, VoiceId
+from app.errors import BadReference, TextTooLong, UnknownVoice
+from app.types import AUDIO_FORMATS, Line, Reference, Said, Sampling, SpeechRequest, Turn
+from app.voices.presets import DEFAULT_VOICE, NO_VOICE
 
 pytestmark = pytest.mark.unit
 
@@ -183,7 +185,143 @@ def test_a_voice_object_is_a_voice():
     assert body(voice={"id": "x"}).voice == VoiceId(id="x")
 
 
+def test_the_name_for_no_voice_is_not_for_callers():
+    for voice in ("none", {"id": "none"}):
+        with pytest.raises(UnknownVoice) as error:
+            request(voice=voice)
+        assert error.value.param == "voice"
+
+
+# ---- conversations
+
+SOUND = b"any bytes \xff\x00"
+SAID = {"speaker": 1, "text": "How are you?", "audio": base64.b64encode(SOUND).decode()}
+
+
+def conversation(**fields: Any) -> ConversationBody:
+    return ConversationBody.model_validate({"text": "Hello.", **fields})
+
+
+def test_a_conversation_takes_what_speech_takes():
+    assert ConversationBody.model_fields.keys() - SpokenBody.model_fields.keys() == {"text", "speaker_id", "context"}
+    given = {"speed": 2, "temperature": 0, "topk": 7, "seed": 3, "response_format": "wav", "stream_format": "sse"}
+    asked = conversation(**given).to_request(default_model="csm-1b", max_input_chars=100)
+    line = Line("Hello.", DEFAULT_VOICE, 0)
+    assert asked == dataclasses.replace(request(**given), lines=(line,))
+    assert conversation(**given).extras == {"temperature", "top_k"}
+
+
+def test_the_voice_of_a_conversation():
+    def line(**fields: Any) -> Line:
+        return conversation(**fields).to_request(default_model="csm-1b", max_input_chars=100).lines[0]
+
+    assert line() == Line("Hello.", DEFAULT_VOICE, 0)
+    assert line(context=[]) == Line("Hello.", DEFAULT_VOICE, 0)
+    assert line(context=[SAID], speaker_id=5) == Line("Hello.", NO_VOICE.id, 5)
+    assert line(context=[SAID], voice="nova") == Line("Hello.", "nova", 0)
+    with pytest.raises(UnknownVoice):
+        line(context=[SAID], voice="none")
+
+
+def test_input_is_another_name_for_text():
+    assert ConversationBody.model_validate({"input": "Hello."}) == conversation()
+    assert ConversationBody.model_validate({"input": "Hi.", "text": "Hello."}) == conversation()
+
+
+@pytest.mark.parametrize("name", ["speaker_id", "context", "voice"])
+def test_null_is_unset_in_a_conversation(name):
+    assert conversation(**{name: None}) == conversation()
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"text": "x" * 13}, "text"), ({"context": [SAID, {**SAID, "text": "x" * 13}]}, "context.1.text")],
+)
+def test_each_text_of_a_conversation_is_limited(fields, param):
+    with pytest.raises(TextTooLong) as error:
+        conversation(**fields).to_request(default_model="csm-1b", max_input_chars=12)
+    assert error.value.param == param
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        SAID["audio"],
+        SAID["audio"].rstrip("="),
+        base64.urlsafe_b64encode(SOUND).decode(),
+        "\r\n".join([SAID["audio"][:5], SAID["audio"][5:], ""]),
+        f"data:audio/wav;base64,{SAID['audio']}",
+        f"data:audio/webm;codecs=opus;base64,{SAID['audio']}",
+        f"DATA:;BASE64,{SAID['audio']}",
+    ],
+)
+def test_base64_as_people_have_it(encoded):
+    assert conversation(context=[{**SAID, "audio": encoded}]).said() == [Said(1, "How are you?", SOUND)]
+
+
+@pytest.mark.parametrize(
+    "encoded", ["not base64!", "QUJ=RA==", "A", "日本語", "\ud800", "data:audio/wav,abc", "data:base64"]
+)
+def test_what_is_not_base64_is_named(encoded):
+    body = conversation(context=[SAID, {**SAID, "audio": encoded}])
+    with pytest.raises(BadReference) as error:
+        body.said()
+    assert error.value.param == "context.1.audio"
+
+
+# ---- dialogues
+
+
+def spoken(*turns: dict[str, Any], **fields: Any) -> tuple[Line, ...]:
+    body = DialogueBody.model_validate({"turns": list(turns), **fields})
+    return body.to_request(default_model="csm-1b", max_input_chars=20).lines
+
+
+def test_the_turns_of_a_dialogue_are_lines():
+    assert DialogueBody.model_fields.keys() - SpokenBody.model_fields.keys() == {"turns"}
+    assert spoken(
+        {"speaker": "Ann", "voice": "nova", "text": "One."},
+        {"speaker": 7, "voice": {"id": "echo"}, "text": "Two."},
+        {"speaker": "Ann", "voice": "nova", "text": "Three."},
+    ) == (Line("One.", "nova", 0), Line("Two.", "echo", 1), Line("Three.", "nova", 0))
+
+
+def test_voices_and_speakers_left_out():
+    assert spoken({"text": "One."}, {"text": "Two."}) == (Line("One.", "alloy", 0), Line("Two.", "alloy", 0))
+    assert spoken({"text": "One.", "voice": "nova"}, {"text": "Two."}) == (
+        Line("One.", "nova", 0),
+        Line("Two.", "alloy", 1),
+    )
+    assert spoken({"text": "One.", "speaker": 0}, {"text": "Two.", "speaker": 1}, voice="echo") == (
+        Line("One.", "echo", 0),
+        Line("Two.", "echo", 1),
+    )
+    # A speaker keeps the voice it had, and under another voice it is another speaker to the engine.
+    assert spoken(
+        {"text": "One.", "speaker": "a", "voice": "nova"},
+        {"text": "Two.", "speaker": "b"},
+        {"text": "Three.", "speaker": "a"},
+        {"text": "Four.", "speaker": "a", "voice": "onyx"},
+    ) == (Line("One.", "nova", 0), Line("Two.", "alloy", 1), Line("Three.", "nova", 0), Line("Four.", "onyx", 2))
+
+
+def test_a_dialogue_is_limited_as_a_whole():
+    assert len(spoken({"text": "x" * 10}, {"text": "x" * 10})) == 2
+    with pytest.raises(TextTooLong) as error:
+        spoken({"text": "x" * 10}, {"text": "x" * 11})
+    assert error.value.param == "turns"
+
+
 # ---- the digest
+
+QUIET = np.zeros(0, np.float32)
+
+
+def turn(speaker: int, text: str, digest: str) -> Turn:
+    return Turn(speaker, text, digest, Reference(QUIET, 24_000, text))
+
+
+TURN = turn(0, "Hi.", "a1")
 
 FULL = SpeechRequest(
     model="csm-1b",
@@ -196,6 +334,7 @@ FULL = SpeechRequest(
     instructions="Whisper.",
     language="en-GB",
     max_audio_ms=5_000,
+    context=(TURN,),
 )
 CHANGES: dict[str, list[Any]] = {
     "lines": [
@@ -204,6 +343,8 @@ CHANGES: dict[str, list[Any]] = {
         (Line("Yes?", "nova"), Line("Hello.", "alloy")),
         (Line("Hello.", "alloy"),),
         (Line("Hello.Yes?", "alloy"),),
+        (Line("Hello.", "alloy", 0), Line("Yes?", "nova")),
+        (Line("Hello.", "alloy", 1), Line("Yes?", "nova")),
     ],
     "format": [name for name in AUDIO_FORMATS if name != "wav"],
     "speed": [1.0],
@@ -221,6 +362,15 @@ CHANGES: dict[str, list[Any]] = {
     "language": [None, "de"],
     "max_audio_ms": [None, 5_001],
     "normalize": [False],
+    "context": [
+        (),
+        (TURN, TURN),
+        (turn(1, "Hi.", "a1"),),
+        (turn(0, "Hi", "a1"),),
+        (turn(0, "Hi.", "a2"),),
+        (TURN, turn(1, "Yes.", "b")),
+        (turn(1, "Yes.", "b"), TURN),
+    ],
 }
 
 

@@ -1,0 +1,66 @@
+"""`/audio/conversation` and `/audio/dialogue`: speech in the light of what was said before, and by several voices."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from app.api.respond import AnswerResponse
+from app.api.schemas import ConversationBody, DialogueBody
+from app.api.speech import AUDIO_RESPONSE
+
+if TYPE_CHECKING:
+    from app.engines.host import EngineHost
+    from app.metrics import Metrics
+    from app.studio import Answer, Studio
+
+log: Any = structlog.get_logger(__name__)
+
+CONVERSATION_PATH = "/audio/conversation"
+
+
+def router(studio: Studio, host: EngineHost, metrics: Metrics, *, max_input_chars: int, log_texts: bool) -> APIRouter:
+    routes = APIRouter(tags=["speech"])
+
+    @routes.post(
+        CONVERSATION_PATH, name="create_conversation", operation_id="create_conversation", responses=AUDIO_RESPONSE
+    )
+    async def conversation(body: ConversationBody) -> Response:
+        """Speak the next turn of a conversation as its earlier turns, with their recordings, suggest.
+
+        Without `voice` the recordings show how `speaker_id` sounds. Takes all that `/audio/speech` takes.
+        """
+
+        async def prepare() -> Answer:
+            request = body.to_request(default_model=host.requested.model_id, max_input_chars=max_input_chars)
+            line = request.lines[0]
+            told = {"text": line.text} if log_texts else {"characters": len(line.text)}
+            turns = len(body.context or ())
+            log.info("converse", voice=line.voice, speaker=line.speaker, turns=turns, format=request.format, **told)
+            if turns:
+                said = await asyncio.to_thread(body.said)
+                request = replace(request, context=await studio.hear(said))
+            return await studio.answer(request, extras=body.extras, random_seed=body.seed == "random")
+
+        return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse")
+
+    @routes.post("/audio/dialogue", name="create_dialogue", operation_id="create_dialogue", responses=AUDIO_RESPONSE)
+    async def dialogue(body: DialogueBody) -> Response:
+        """Speak several turns, each by its voice, as one file without a seam. Takes all that `/audio/speech` takes."""
+
+        async def prepare() -> Answer:
+            request = body.to_request(default_model=host.requested.model_id, max_input_chars=max_input_chars)
+            texts = [line.text for line in request.lines]
+            told = {"texts": texts} if log_texts else {"characters": sum(map(len, texts))}
+            voices = list(dict.fromkeys(line.voice for line in request.lines))
+            log.info("dialogue", voices=voices, turns=len(texts), format=request.format, **told)
+            return await studio.answer(request, extras=body.extras, random_seed=body.seed == "random")
+
+        return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse")
+
+    return routes

@@ -1,0 +1,222 @@
+"""Untrusted bytes to mono float32: whatever recording a caller sends, in any common format.
+
+What the bytes are is read from the bytes alone, never from a name. FFmpeg is held to formats that hold sound and name
+no other file, to no protocol at all (an SDP text opened sockets without this, a playlist read a local file), to codecs
+that recorders use, to a bounded search for streams and to bounded pieces of memory. Decoding stops at the wanted
+length, whatever is behind it: ten hours of silence in 10 MB cost 0.1 s. It also stops at a time limit, looked at
+between packets.
+
+Blocks for as long as it decodes, so call it in a thread. Knows no HTTP and keeps nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import io
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+from av import _core as core
+
+from app.audio import pcm
+from app.audio.resample import StreamResampler
+from app.errors import BadReference
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from av import AudioFrame
+    from av.audio.stream import AudioStream
+    from av.container import InputContainer
+
+    from app.types import Samples
+
+FORMATS = "WAV, MP3, Ogg, Opus, FLAC, M4A, MP4, WebM, AAC, AIFF, AMR or CAF"
+MIN_SECONDS = 0.1
+PADDING_S = 0.1  # so much more than max_seconds is no length: MP3 and AAC pad their ends by 20 to 70 ms
+MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000  # outside of these nothing is a recording, and soxr's filters grow with it
+MAX_ALLOCATION_BYTES = 64 << 20  # a frame is below 4 MB, an hour's index of an M4A too, a cover picture below 20 MB
+TIME_LIMIT_S = 10.0  # an honest hour decodes in 1 to 7 s
+
+# Of FFmpeg's decoders those that a recording may need. A video in the same file is not looked at either.
+_CODECS = (
+    *("aac", "aac_latm", "ac3", "adpcm_ima_qt", "adpcm_ima_wav", "adpcm_ms", "alac", "amrnb", "amrwb", "eac3", "flac"),
+    *("gsm", "gsm_ms", "libopus", "mp1float", "mp2float", "mp3", "mp3float", "opus", "pcm_alaw", "pcm_f32be"),
+    *("pcm_f32le", "pcm_f64be", "pcm_f64le", "pcm_mulaw", "pcm_s16be", "pcm_s16le", "pcm_s24be", "pcm_s24le"),
+    *("pcm_s32be", "pcm_s32le", "pcm_s8", "pcm_u8", "vorbis", "wmapro", "wmav1", "wmav2"),
+)
+_GUARD: Mapping[str, str] = MappingProxyType(
+    {
+        "format_whitelist": "wav,w64,mp3,ogg,flac,mov,matroska,aac,aiff,amr,asf,caf,ac3",
+        "codec_whitelist": ",".join(_CODECS),
+        "protocol_whitelist": "none",
+        "max_streams": "16",
+        "probesize": "5000000",  # bytes
+        "analyzeduration": "10000000",  # microseconds
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """samples (N,) float32 mono in [-1, 1] at rate_hz. truncated: there was more sound than was asked for."""
+
+    samples: Samples
+    rate_hz: int
+    truncated: bool
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / self.rate_hz
+
+
+def decode(
+    data: bytes, rate_hz: int, *, max_seconds: float, what: str = "audio", time_limit_s: float = TIME_LIMIT_S
+) -> Decoded:
+    """The first sound stream of a file, mixed to mono, at rate_hz, no longer than max_seconds.
+
+    A file that is damaged or cut off gives what can be heard of it. `what` names the field in the errors' words and
+    `param`. Raises BadReference for what is empty, no sound, shorter than MIN_SECONDS, or takes too long.
+    """
+    if not data:
+        raise BadReference(f"`{what}` is empty.", param=what)
+    _bound_memory()
+    reading = _Reading(rate_hz, max_seconds, what, time.monotonic() + time_limit_s)
+    try:
+        # metadata_errors: tags in any encoding are no reason to refuse a sound.
+        with av.open(io.BytesIO(data), "r", metadata_errors="ignore", options=dict(_GUARD)) as container:
+            reading.read(container)
+    except (av.FFmpegError, ValueError, MemoryError) as error:
+        # ValueError is PyAV's own, of a header with numbers that can't be; MemoryError, of sizes that can't be had.
+        raise BadReference(f"`{what}` is not a sound file that can be read. Send {FORMATS}.", param=what) from error
+    return reading.decoded()
+
+
+@functools.cache
+def _bound_memory() -> None:
+    """No allocation of FFmpeg's in this process beyond MAX_ALLOCATION_BYTES (its own default is 2 GiB).
+
+    A WAV of 200 bytes whose comment says it is a gigabyte long took 1.2 GB and 0.9 s before it was refused. PyAV does
+    not offer this, so it is called in the library that PyAV's module is linked with; where that can't be done,
+    everything else still holds.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        limit = ctypes.CDLL(core.__file__).av_max_alloc
+        limit.argtypes, limit.restype = [ctypes.c_size_t], None
+        limit(MAX_ALLOCATION_BYTES)
+
+
+class _Reading:
+    """One file on its way: sound of any rate in, sound of one rate out."""
+
+    def __init__(self, rate_hz: int, max_seconds: float, what: str, deadline_s: float) -> None:
+        self._rate_hz = rate_hz
+        self._max_seconds = max_seconds
+        self._what = what
+        self._deadline_s = deadline_s  # by time.monotonic
+        self._like: tuple[int, str, str] | None = None  # rate, sample format, channels of the last frame
+        self._mixer = _Mixer()
+        self._resampler = StreamResampler(rate_hz, rate_hz)
+        self._parts: list[Samples] = []
+        self._heard_s = 0.0
+        self._damaged = False
+
+    def read(self, container: InputContainer) -> None:
+        if not container.streams.audio:
+            raise BadReference(f"`{self._what}` has no sound in it.", param=self._what)
+        stream = container.streams.audio[0]
+        codec = getattr(stream.codec_context, "codec", None)  # there is no context where FFmpeg knows no decoder
+        if codec is None or codec.name not in _CODECS:
+            coding = codec.name if codec else "nothing known"
+            raise BadReference(
+                f"`{self._what}` holds sound coded as {coding}, which is not read here. Send {FORMATS}.",
+                param=self._what,
+            )
+        stream.codec_context.thread_count = (
+            1  # sound decodes fast enough; a thread per core for each upload does not pay
+        )
+        for frame in self._frames(container, stream):
+            self._take(frame)
+            if self._heard_s > self._max_seconds + PADDING_S:
+                break
+        self._parts.append(self._resampler.flush())
+
+    def decoded(self) -> Decoded:
+        """Raises BadReference where nothing, or next to nothing, could be heard."""
+        samples = pcm.clip(np.concatenate(self._parts))  # a resampler overshoots at steep edges
+        samples = samples[: round(self._max_seconds * self._rate_hz)]
+        truncated = self._heard_s > self._max_seconds + PADDING_S
+        decoded = Decoded(samples, self._rate_hz, truncated)
+        if decoded.seconds >= MIN_SECONDS:
+            return decoded
+        if self._damaged or not self._heard_s:
+            raise BadReference(f"`{self._what}` is damaged: no sound in it can be decoded.", param=self._what)
+        raise BadReference(
+            f"`{self._what}` is too short: {decoded.seconds:.2f} s of sound, and it needs at least {MIN_SECONDS:g} s.",
+            param=self._what,
+        )
+
+    def _frames(self, container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
+        """Frames in order. A packet that does not decode is left out, as players do; a file may end anywhere."""
+        packets = container.demux(stream)
+        while True:
+            self._check_time()
+            try:
+                packet = next(packets, None)
+            except av.FFmpegError:  # the file is cut off here, or goes on as something else
+                self._damaged = True
+                return
+            if packet is None:
+                return
+            try:
+                yield from packet.decode()
+            except av.FFmpegError:
+                self._damaged = True
+
+    def _take(self, frame: AudioFrame) -> None:
+        like = (frame.sample_rate, frame.format.name, frame.layout.name)
+        if like != self._like:  # AAC tells its true rate only here, and an Ogg may go on as something else
+            self._like = like
+            if not MIN_RATE_HZ <= frame.sample_rate <= MAX_RATE_HZ:
+                raise BadReference(
+                    f"`{self._what}` has a sample rate of {frame.sample_rate} Hz; it must have {MIN_RATE_HZ} to "
+                    f"{MAX_RATE_HZ} Hz.",
+                    param=self._what,
+                )
+            self._parts.append(self._resampler.flush())
+            self._mixer = _Mixer()
+            self._resampler = StreamResampler(frame.sample_rate, self._rate_hz)
+        samples = self._mixer.mono(frame)
+        self._heard_s += len(samples) / frame.sample_rate
+        # Clipped before the resampler: one NaN would stay in its filter.
+        self._parts.append(self._resampler.push(pcm.clip(samples)))
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self._deadline_s:
+            raise BadReference(f"`{self._what}` takes too long to decode. Send a plainer file.", param=self._what)
+
+
+class _Mixer:
+    """Frames of one kind to mono.
+
+    FFmpeg makes the samples float and packed, and never PyAV's `to_ndarray` on planes: with 8 planar channels or more
+    that reads behind the list of planes and takes the process down (PyAV 18.1). The mean is ours: FFmpeg's own mix to
+    mono is 3 dB louder than two equal channels, which clips.
+    """
+
+    def __init__(self) -> None:
+        self._packer = av.AudioResampler(format="flt")
+
+    def mono(self, frame: AudioFrame) -> Samples:
+        """(N,) float32."""
+        packed = [part.to_ndarray().reshape(-1, part.layout.nb_channels) for part in self._packer.resample(frame)]
+        with np.errstate(over="ignore", invalid="ignore"):  # what is no number becomes 0 later
+            parts = [sound.mean(axis=1, dtype=np.float32) for sound in packed]
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)

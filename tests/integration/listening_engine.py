@@ -1,0 +1,74 @@
+"""An engine that takes context and writes down what it got, so that a test can say what a model would have heard."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from app.errors import BadReference
+from app.types import AudioChunk, EngineInfo, Load, VoicePrompt
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from app.engines.registry import BuildContext
+    from app.settings import Settings
+    from app.types import Reference, Utterance
+
+RATE_HZ = 16_000  # not what anything here is by default
+FRAME_SAMPLES = 1280
+MAX_CONTEXT_S = 130.0
+
+enrolled: list[Reference] = []
+spoken: list[Utterance] = []
+
+
+class ListeningEngine:
+    """Its codes (2, T) are the loudness of each frame, in thousandths, and the number of the frame."""
+
+    info = EngineInfo(
+        *("listening", "Listening", RATE_HZ, FRAME_SAMPLES / RATE_HZ, False),
+        frozenset({"context", "temperature"}),
+        *(("en",), "1"),
+        max_context_s=MAX_CONTEXT_S,
+    )
+    load = Load(0, 1, 0, 0)
+    healthy = True
+
+    async def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
+        spoken.append(utterance)
+        noise = np.random.default_rng(len(utterance.context)).normal(0, 0.1, 5 * FRAME_SAMPLES)
+        for start in range(0, len(noise), FRAME_SAMPLES):
+            yield AudioChunk(noise[start : start + FRAME_SAMPLES].astype(np.float32), RATE_HZ, start)
+            await asyncio.sleep(0)
+
+    async def enroll(self, reference: Reference) -> VoicePrompt:
+        enrolled.append(reference)
+        if reference.seconds < 0.5:
+            raise BadReference(f"The recording is {reference.seconds:.1f} s long; it must be 0.5 s.")
+        return VoicePrompt("", "mimi", codes_of(reference.samples), reference.transcript)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
+def codes_of(samples: np.ndarray) -> np.ndarray:
+    """(N,) -> (2, T) int16."""
+    frames = samples[: len(samples) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
+    loudness = np.rint(1000 * np.sqrt(np.mean(np.square(frames), axis=1)))
+    return np.stack([loudness, np.arange(len(frames))]).astype(np.int16)
+
+
+def build(_: Settings, __: BuildContext) -> ListeningEngine:
+    return ListeningEngine()
+
+
+def unavailable(_: Settings, __: BuildContext) -> ListeningEngine:
+    from app.errors import EngineUnavailable
+
+    raise EngineUnavailable("The weights are missing.", remedy="Download them.")

@@ -1,0 +1,177 @@
+"""POST /v1/audio/dialogue: every turn whole, in order, by its own voice, in one file without a seam."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import numpy as np
+import pytest
+
+from app.studio import TURN_GAP_S
+from tests.ears import SENTENCES, Heard, decode
+from tests.integration.test_recognised import pitch_hz
+from tests.live import serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.ears import Recogniser
+
+pytestmark = pytest.mark.integration
+
+PATH = "/v1/audio/dialogue"
+LOW, HIGH = "onyx", "nova"  # 80 and 190 Hz, about
+
+
+@pytest.fixture
+def http(server: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server, timeout=30) as made:
+        yield made
+
+
+def turns_of(sentences: list[str], voices: list[str]) -> list[dict[str, Any]]:
+    return [
+        {"speaker": voices.index(voice), "voice": voice, "text": f"{sentence.capitalize()}."}
+        for sentence, voice in zip(sentences, voices, strict=True)
+    ]
+
+
+def turns_in(heard: Heard, count: int) -> list[Heard]:
+    """The sound cut in its longest silences, of which a dialogue's are between its turns."""
+    window = heard.rate_hz // 100
+    whole = heard.samples[: len(heard.samples) // window * window].reshape(-1, window)
+    quiet = np.sqrt(np.mean(np.square(whole), axis=1)) < 10 ** (-45 / 20)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], quiet, [False]]).astype(int)))
+    silences = sorted(zip(edges[::2], edges[1::2], strict=True), key=lambda span: span[0] - span[1])
+    inner = [span for span in silences if span[0] > 0 and span[1] < len(quiet)][: count - 1]
+    cuts = [0, *sorted((int(start) + int(end)) // 2 * window for start, end in inner), len(heard.samples)]
+    return [Heard(heard.samples[start:end], heard.rate_hz) for start, end in itertools.pairwise(cuts)]
+
+
+def test_every_turn_is_said_in_order_by_its_voice(http: httpx.Client, recogniser: Recogniser) -> None:
+    sentences = [SENTENCES[index] for index in (3, 10, 0, 19, 5)]
+    voices = [LOW, HIGH, LOW, HIGH, LOW]
+    body = {"turns": turns_of(sentences, voices), "response_format": "wav"}
+    answer = http.post(PATH, json=body)
+    assert answer.status_code == 200
+    heard = decode(answer.content, "wav")
+    assert heard.streams == 1
+    assert recogniser.hear(heard, several=True) == " ".join(sentences)
+    parts = turns_in(heard, len(sentences))
+    assert [recogniser.hear(part) for part in parts] == sentences
+    pitches = [pitch_hz(part.samples, part.rate_hz) for part in parts]
+    low, high = pitches[::2], pitches[1::2]
+    assert max(low) * 1.4 < min(high)
+    assert max(low) / min(low) < 1.2
+    assert max(high) / min(high) < 1.2
+
+
+def test_turns_are_close_but_apart(http: httpx.Client) -> None:
+    body = {"turns": turns_of(list(SENTENCES[:4]), [LOW, HIGH, LOW, HIGH]), "response_format": "pcm"}
+    heard = decode(http.post(PATH, json=body).content, "pcm")
+    assert TURN_GAP_S <= heard.longest_silence_s() < TURN_GAP_S + 0.3
+
+
+@pytest.mark.parametrize("audio_format", ["mp3", "opus", "aac", "flac", "wav", "pcm"])
+def test_every_format_is_one_file(http: httpx.Client, recogniser: Recogniser, audio_format: str) -> None:
+    sentences = [SENTENCES[7], SENTENCES[12]]
+    body = {"turns": turns_of(sentences, [HIGH, LOW]), "response_format": audio_format}
+    heard = decode(http.post("/api" + PATH, json=body).content, audio_format)
+    assert heard.streams == 1
+    assert [recogniser.hear(part) for part in turns_in(heard, 2)] == sentences
+
+
+def test_events_and_the_cache(http: httpx.Client) -> None:
+    body = {"turns": turns_of([SENTENCES[1], SENTENCES[2]], [HIGH, LOW]), "response_format": "mp3"}
+    first, second = (http.post(PATH, json=body) for _ in range(2))
+    assert (first.headers["x-cache"], second.headers["x-cache"]) == ("miss", "hit")
+    assert first.content == second.content
+    events = http.post(PATH, json={**body, "stream_format": "sse"})
+    parsed = [json.loads(line[6:]) for line in events.text.split("\n\n") if line.startswith("data: {")]
+    data = b"".join(base64.b64decode(event["audio"]) for event in parsed if event["type"] == "speech.audio.delta")
+    assert data == first.content
+    usage = parsed[-1]["usage"]
+    assert usage["input_tokens"] == pytest.approx(sum(len(turn["text"]) for turn in body["turns"]) / 4, abs=1)
+    for changes in (
+        {"turns": body["turns"][::-1]},
+        {"turns": [{**turn, "voice": HIGH} for turn in body["turns"]]},
+        {"turns": [{**turn, "speaker": 0} for turn in body["turns"]], "voice": "sage"},
+    ):
+        assert http.post(PATH, json={**body, **changes}).status_code == 200
+    assert http.post(PATH, json={**body, "turns": body["turns"][::-1]}).headers["x-cache"] == "hit"
+    assert http.post(PATH, json={**body, "turns": body["turns"][:1]}).headers["x-cache"] == "miss"
+
+
+def test_it_takes_what_speech_takes(http: httpx.Client) -> None:
+    body = {"turns": turns_of([SENTENCES[1], SENTENCES[2]], [HIGH, LOW]), "response_format": "wav"}
+    usual = decode(http.post(PATH, json=body).content, "wav")
+    slow = decode(http.post(PATH, json={**body, "speed": 0.5}).content, "wav")
+    assert slow.seconds == pytest.approx(2 * usual.seconds, rel=0.03)
+    low = decode(http.post(PATH, json={**body, "sample_rate": 8_000}).content, "wav")
+    assert low.rate_hz == 8_000
+    cut = decode(http.post(PATH, json={**body, "max_audio_length_ms": 1_000}).content, "wav")
+    assert cut.seconds == pytest.approx(1.0, abs=0.01)
+    assert http.post(PATH, json={**body, "temperature": 0.5}).json()["error"]["param"] == "temperature"
+
+
+def test_pauses_inside_turns_are_kept(http: httpx.Client) -> None:
+    def seconds(*texts: str) -> float:
+        body = {"turns": [{"text": text} for text in texts], "response_format": "pcm"}
+        return decode(http.post(PATH, json=body).content, "pcm").seconds
+
+    plain = seconds("One.", "Two.")
+    assert seconds("One. [pause:1s]", "Two.") == pytest.approx(plain + 1.0, abs=0.05)
+    assert seconds("One.", "[pause:1s]", "Two.") == pytest.approx(plain + 1.0, abs=0.05)
+    assert seconds("[pause:1s]", "One.", "Two.") == pytest.approx(plain + 1.0, abs=0.05)
+
+
+def test_two_hundred_turns(http: httpx.Client) -> None:
+    voices = ["alloy", "echo", "nova", "onyx"]
+    turns = [{"speaker": f"speaker {index % 4}", "voice": voices[index % 4], "text": "Yes."} for index in range(200)]
+    answer = http.post(PATH, json={"turns": turns, "response_format": "pcm"})
+    assert answer.status_code == 200
+    assert 200 * (0.2 + TURN_GAP_S) < decode(answer.content, "pcm").seconds < 200 * 1.2
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "turns"),
+        ({"turns": []}, "turns"),
+        ({"turns": None}, "turns"),
+        ({"turns": "Hello."}, "turns"),
+        ({"turns": ["Hello."]}, "turns.0"),
+        ({"turns": [{"text": "Hi."}] * 201}, "turns"),
+        ({"turns": [{"text": "Hi."}, {"voice": "nova"}]}, "turns.1.text"),
+        ({"turns": [{"text": "Hi."}, {"text": "  "}]}, "turns.1.text"),
+        ({"turns": [{"text": "Hi."}, {"text": 5}]}, "turns.1.text"),
+        ({"turns": [{"text": "Hi."}, {"text": "Hi.", "speaker": 1.5}]}, "turns.1.speaker"),
+        ({"turns": [{"text": "Hi."}, {"text": "Hi.", "speaker": True}]}, "turns.1.speaker"),
+        ({"turns": [{"text": "Hi."}, {"text": "Hi.", "speaker": ""}]}, "turns.1.speaker"),
+        ({"turns": [{"text": "Hi."}, {"text": "Hi.", "voice": 5}]}, "turns.1.voice"),
+        ({"turns": [{"text": "Hi."}, {"text": "Hi.", "voice": "nobody"}]}, "turns.1.voice"),
+        ({"turns": [{"text": "Hi."}, {"text": "Hi.", "voice": "none"}]}, "turns.1.voice"),
+        ({"turns": [{"text": "Hi."}], "voice": "nobody"}, "voice"),
+        ({"turns": [{"text": "a" * 15_000}, {"text": "a" * 5_001}]}, "turns"),
+        ({"turns": [{"text": "Hi."}], "response_format": "ogg"}, "response_format"),
+    ],
+)
+def test_bad_bodies(http: httpx.Client, body: dict[str, Any], param: str) -> None:
+    answer = http.post(PATH, json=body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == param
+    assert error["message"]
+    assert http.post(PATH, json={"turns": [{"text": "Still here."}]}).status_code == 200
+
+
+def test_it_needs_a_key_where_there_are_keys(tmp_path: Path) -> None:
+    with serving(tmp_path, TTS_API_KEYS="key") as url, httpx.Client(base_url=url) as http:
+        for path, body in ((PATH, {"turns": [{"text": "Hi."}]}), ("/v1/audio/conversation", {"text": "Hi."})):
+            assert http.post(path, json=body).status_code == 401
+            assert http.post(path, json=body, headers={"Authorization": "Bearer key"}).status_code == 200
