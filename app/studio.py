@@ -402,7 +402,7 @@ class Studio:
             lines=part.lines,
             sampling=request.sampling,
             seed=(take.seed + index + attempt * RETRY_SEED_STEP) & MAX_SEED,
-            max_seconds=5.0 + len(part.text),  # far above any speech; engines know better bounds for their runaways
+            max_seconds=10.0 + len(part.text),  # far above any speech; engines know better bounds for their runaways
             language=request.language,
             context=take.context,
             follows=index > 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import numpy as np
 import openai
 import pytest
 
+from app.audio.encoders import open_encoder
 from app.types import AUDIO_FORMATS
 from tests.ears import decode
 from tests.live import ROOT, environment, serving, wait_until
@@ -167,3 +169,53 @@ def test_codes_from_the_command_line(tmp_path: Path, checkpoint: Path) -> None:
     assert codes.dtype == np.int16
     assert codes.shape == (32, 9)
     assert decode((tmp_path / "out.wav").read_bytes(), "wav").seconds == pytest.approx(9 * FRAME_S)
+
+
+def recording(seed: int, seconds: float = 1.0) -> str:
+    noise = np.random.default_rng(seed).normal(0, 0.1, int(24_000 * seconds)).astype(np.float32)
+    encoder = open_encoder("wav", 24_000)
+    return base64.b64encode(encoder.encode(noise) + encoder.flush()).decode()
+
+
+def test_a_conversation_is_heard(url: str) -> None:
+    """What was said before, and by whom, changes what is said now; the same conversation says the same."""
+
+    def answer(*turns: tuple[int, str, int], speaker: int = 0) -> bytes:
+        context = [{"speaker": who, "text": text, "audio": recording(seed)} for who, text, seed in turns]
+        body = {"text": "And then?", "speaker_id": speaker, "context": context, "temperature": 0, **SHORT}
+        said = httpx.post(f"{url}/v1/audio/conversation", json=body, timeout=60)
+        assert said.status_code == 200, said.text
+        return said.content
+
+    heard = [
+        answer(),
+        answer((1, "I went home.", 1)),
+        answer((1, "I went home.", 2)),
+        answer((0, "I went home.", 1)),
+        answer((1, "I went home.", 1), (0, "Why?", 3)),
+        answer((1, "I went home.", 1), speaker=1),
+    ]
+    assert len(set(heard)) == len(heard)
+    assert answer((1, "I went home.", 1)) == heard[1]
+
+
+def test_a_conversation_that_does_not_fit_is_told(url: str) -> None:
+    context = [{"speaker": 0, "text": "Noise.", "audio": recording(1, 50)} for _ in range(4)]
+    answer = httpx.post(f"{url}/v1/audio/conversation", json={"text": "Hm.", "context": context}, timeout=60)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_dialogue_is_one_file(url: str) -> None:
+    turns = [
+        {"speaker": who, "voice": voice, "text": "Hi."} for who, voice in ((0, "alloy"), (1, "onyx"), (0, "alloy"))
+    ]
+    body = {"turns": turns, "response_format": "wav", "cache": False, "max_audio_length_ms": 3000}
+    answer = httpx.post(f"{url}/v1/audio/dialogue", json=body, timeout=60)
+    assert answer.status_code == 200
+    assert 1 < decode(answer.content, "wav").seconds <= 3.01
+
+
+def test_the_output_guard_is_counted(url: str) -> None:
+    speak(url, input="Go.", max_audio_length_ms=None)
+    assert 'tts_guard_total{rule="frame_cap"}' in httpx.get(f"{url}/metrics").text
