@@ -109,7 +109,8 @@ async def test_an_answer_does_not_depend_on_its_company(url: str) -> None:
 def test_first_sound_comes_while_the_rest_is_unspoken(url: str) -> None:
     body = {"input": "A sentence. " * 30, "response_format": "pcm", "cache": False}
     with httpx.stream("POST", f"{url}/v1/audio/speech", json=body, timeout=60) as answer:
-        first = next(answer.iter_raw())
+        pieces = answer.iter_raw()  # kept: httpx closes the connection when this goes
+        first = next(pieces)
         assert 0 < len(first) <= 48_000
         assert httpx.get(f"{url}/health").json()["rows"]["active"] == 1
     wait_until(lambda: httpx.get(f"{url}/health").json()["rows"]["active"] == 0, 5)
