@@ -12,7 +12,8 @@ from app.audio import pcm
 from app.errors import NotSupported
 from app.runtime.loop import Loop
 from app.runtime.outbox import Outbox
-from app.runtime.scheduler import Job, Scheduler
+from app.runtime.scheduler import Scheduler
+from app.runtime.slots import Job
 from app.types import VoicePrompt
 
 if TYPE_CHECKING:

@@ -8,28 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections import deque
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from app.errors import Busy, EngineStopped
-from app.runtime.slots import Phase, Slot, Slots
+from app.runtime.slots import Job, Phase, Slot, Slots
 from app.types import Load
-
-if TYPE_CHECKING:
-    from app.runtime.outbox import Outbox
-    from app.types import Utterance
-
-
-@dataclass(eq=False, slots=True)
-class Job:
-    """One utterance on its way through the engine."""
-
-    utterance: Utterance
-    outbox: Outbox
-    submitted_s: float = field(default_factory=time.monotonic)
-    cancelled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from app.runtime.scheduler import Job
+    from app.runtime.outbox import Outbox
+    from app.types import Utterance
 
 
 class Phase(Enum):
@@ -18,6 +20,16 @@ class Phase(Enum):
     PREFILL = auto()
     SPEAK = auto()
     PAUSED = auto()
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One utterance on its way through the engine."""
+
+    utterance: Utterance
+    outbox: Outbox
+    submitted_s: float = field(default_factory=time.monotonic)
+    cancelled: bool = False
 
 
 @dataclass(slots=True)

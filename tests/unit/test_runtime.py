@@ -18,7 +18,8 @@ from app.engines.batched import BatchedEngine
 from app.errors import BadReference, Busy, EngineError, EngineStopped, NotSupported, OutOfMemory
 from app.runtime.loop import Loop
 from app.runtime.outbox import Outbox
-from app.runtime.scheduler import Job, Scheduler
+from app.runtime.scheduler import Scheduler
+from app.runtime.slots import Job
 from app.types import AudioChunk, Load, Reference, Utterance
 from tests.unit.scripted_runner import FRAME_S, FRAME_SAMPLES, RATE_HZ, Part, ScriptedRunner, frames_in, info
 
