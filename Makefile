@@ -22,7 +22,7 @@ dev: install
 	DEV_MODE=true $(PY) -m app.main
 
 test: install
-	$(PY) -m pytest -m "not slow and not gpu"
+	$(PY) -m pytest -n auto -m "not slow and not gpu"
 
 slow: install
 	$(PY) -m pytest -m "slow and not gpu"
