@@ -495,6 +495,8 @@ def adapt(model: CsmModel, quantize: Quantize = "none") -> None:
     if quantize == "int8":
         if model.device.type != "cpu":
             raise EngineUnavailable("int8 weights are for the CPU only.", remedy="Set TTS_QUANTIZE=none.")
+        if not Int8Dense.fits():
+            raise EngineUnavailable("int8 weights are for x86 CPUs only.", remedy="Set TTS_QUANTIZE=none.")
         replace_dense(model, Int8Dense)
         model.widen()  # the kernel takes and gives float32: going through bfloat16 in between would only cost
     else:
