@@ -136,7 +136,7 @@ class Int8Dense(nn.Module):
     def __init__(self, dense: Dense) -> None:
         super().__init__()
         if dense.weight.shape[1] % 8:
-            raise ValueError("8 numbers are brought to the grid at a time; what is left over would be rounded otherwise")
+            raise ValueError("8 numbers are rounded at a time; what is left over would be rounded otherwise")
         weight = dense.weight.data.float()
         scales = weight.abs().amax(dim=1).clamp_min(1e-12) / 127
         numbers = torch.round(weight / scales[:, None]).to(torch.int8)
