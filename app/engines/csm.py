@@ -38,6 +38,7 @@ from app.models.mimi.config import MimiConfig, read_mimi_config_file
 from app.models.mimi.model import MimiDecoder, MimiEncoder
 from app.models.weights import Checkpoint, open_checkpoints
 from app.runtime.device import choose_device, choose_devices, choose_dtype, cpu_threads, free_bytes
+from app.runtime.pages import use_large_pages
 from app.runtime.prefix import PrefixCache
 from app.runtime.runner import StepResult
 from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise
@@ -517,10 +518,14 @@ def adapt(model: CsmModel, quantize: Quantize = "none") -> None:
     if quantize == "int8":
         if any(device.type != "cpu" for device in model.devices):
             raise EngineUnavailable("int8 weights are for the CPU only.", remedy="Set TTS_QUANTIZE=none.")
+        if not Int8Dense.fits():
+            raise EngineUnavailable("int8 weights are for x86 CPUs only.", remedy="Set TTS_QUANTIZE=none.")
         replace_dense(model, Int8Dense)
         model.widen()  # the kernel takes and gives float32: going through bfloat16 in between would only cost
     else:
         replace_dense(model, lambda dense: PackedDense(dense) if PackedDense.fits(dense) else None)
+    if model.device.type == "cpu":
+        use_large_pages()
 
 
 def load_codec(

@@ -1,0 +1,35 @@
+"""Large pages under what a process has already read into memory. Knows no weights.
+
+A token reads every weight once, 1 GB and more, and with pages of 4 KiB a core spends a part of that time on finding
+them: with pages of 2 MiB the 8-bit depth decoder of CSM takes 0.18 s a frame instead of 0.22 s on a Zen 5. Most
+systems give them only to who asks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # linux/mman.h; the second since Linux 6.1
+_PAGE_BYTES = 2 << 20
+
+
+def use_large_pages() -> None:
+    """Put what this process holds now on large pages, as far as the system lets it; what comes later is not touched.
+
+    Takes up to some seconds for 2 GB, once. Where it can't be done nothing happens: it is only about speed.
+    """
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return
+    libc = ctypes.CDLL(None)
+    for line in maps.read_text().splitlines():
+        span, access, _, _, inode, *name = line.split(maxsplit=5)
+        if access != "rw-p" or inode != "0" or name not in ([], ["[heap]"]):
+            continue
+        start, end = (int(part, 16) for part in span.split("-"))
+        start, end = -(-start // _PAGE_BYTES) * _PAGE_BYTES, end // _PAGE_BYTES * _PAGE_BYTES
+        if end - start >= _PAGE_BYTES:
+            where, size = ctypes.c_void_p(start), ctypes.c_size_t(end - start)
+            if libc.madvise(where, size, _MADV_HUGEPAGE) == 0:
+                libc.madvise(where, size, _MADV_COLLAPSE)
