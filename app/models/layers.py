@@ -315,8 +315,11 @@ class RowCache:
         """together: step all rows in one product, masked, or each by itself; None = as is best for the device."""
         shape = (config.layers, rows, config.kv_heads, positions, config.head_dim)
         self._together = device.type != "cpu" if together is None else together
-        self.k = torch.zeros(shape, device=device, dtype=dtype)
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        # Rows that are masked together must hold numbers everywhere. One by one only what was written is read, and what
+        # was never written takes no memory: 64 MiB a row that nobody has used yet.
+        make = torch.zeros if self._together else torch.empty
+        self.k = make(shape, device=device, dtype=dtype)
+        self.v = make(shape, device=device, dtype=dtype)
         self._groups = config.kv_heads
 
     @property

@@ -23,6 +23,8 @@ def use_large_pages() -> None:
     if not maps.exists():
         return
     libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(ctypes.c_size_t(0))  # or what loading has freed would be filled up again
     for line in maps.read_text().splitlines():
         span, access, _, _, inode, *name = line.split(maxsplit=5)
         if access != "rw-p" or inode != "0" or name not in ([], ["[heap]"]):
