@@ -106,7 +106,7 @@ def test_a_local_folder_is_used_as_it_is(relative: bool, tmp_path: Path, monkeyp
     assert fetch(files, tmp_path).samefile(tmp_path / "models" / "mine")
 
 
-@pytest.mark.parametrize("value", ["/no/such", "./here", "../no-such-folder", "~/nothing-there", "a\\b", "a/b/c", ".hidden"])
+@pytest.mark.parametrize("value", ["/no/such", "./here", "../no-such", "~/nothing-there", "a\\b", "a/b/c", ".hidden"])
 def test_what_looks_like_a_folder_and_is_none_is_said_to_be_none(value: str, tmp_path: Path) -> None:
     reason, remedy = refusal(files_for("csm", value), tmp_path)
     assert f"CSM_MODEL={value}" in reason
