@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from app.audio import pcm
+from app.audio.stages import joined
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,7 +61,7 @@ class EdgeTrimmer:
         last, self._partial = self._partial, _NOTHING
         out = self._pass(last, len(last)) if len(last) else _NOTHING
         if not self._sounded:
-            out = _joined(self._held)
+            out = joined(self._held)
         self._held = []
         return out
 
@@ -78,18 +79,18 @@ class EdgeTrimmer:
         else:
             self._sounded = True
             first = loud[0] * window_samples
-            before = _joined([*self._held, samples[:first]])
+            before = joined([*self._held, samples[:first]])
             out.append(before[max(0, len(before) - self._lead_samples) :])
             samples = samples[first:]
             loud -= loud[0]
         end = (loud[-1] + 1) * window_samples
         self._held = []
         self._kept_of_pause = 0
-        return _joined([*out, samples[:end], self._pause(samples[end:])])
+        return joined([*out, samples[:end], self._pause(samples[end:])])
 
     def _pause(self, silent: Samples) -> Samples:
         if not self._sounded:
-            held = _joined([*self._held, silent])
+            held = joined([*self._held, silent])
             self._held = [held[max(0, len(held) - self._lead_samples) :].copy()]
             return _NOTHING
         now = min(len(silent), self._tail_samples - self._kept_of_pause)
@@ -174,7 +175,3 @@ def _rise(length: int) -> NDArray[np.float32]:
     """(length,) from just above 0 to just below 1: half a raised cosine, sampled at the middle of each step."""
     phase = (np.arange(length) + 0.5) / max(1, length)
     return (0.5 - 0.5 * np.cos(np.pi * phase)).astype(np.float32)
-
-
-def _joined(parts: list[Samples]) -> Samples:
-    return np.concatenate(parts) if parts else _NOTHING

@@ -49,3 +49,8 @@ class Chain:
 def chain(*stages: Stage) -> Chain:
     """chain(a, b, c): sound goes through a, then b, then c."""
     return Chain(stages)
+
+
+def joined(parts: list[Samples]) -> Samples:
+    """The parts one after another; none at all are no samples."""
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)

@@ -14,6 +14,7 @@ import av
 import numpy as np
 from av.filter import Graph
 
+from app.audio.stages import joined
 from app.errors import UnsupportedParameter
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class StreamStretcher:
 
     def _feed(self, tempo: _Tempo, samples: Samples) -> Samples:
         starts = range(0, len(samples), self._block_samples)
-        return _joined([tempo.filter(samples[start : start + self._block_samples]) for start in starts])
+        return joined([tempo.filter(samples[start : start + self._block_samples]) for start in starts])
 
 
 class _Tempo:
@@ -107,9 +108,5 @@ class _Tempo:
             try:
                 out = cast("AudioFrame", self._sink.pull())
             except av.error.BlockingIOError:  # FFmpeg's EAGAIN: it wants more input first
-                return _joined(ready)
+                return joined(ready)
             ready.append(out.to_ndarray()[0])
-
-
-def _joined(parts: list[Samples]) -> Samples:
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
