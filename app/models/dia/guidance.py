@@ -1,0 +1,88 @@
+"""From the two sets of logits to the ones that are drawn from: guidance and the rules of EOS. Knows no weights.
+
+guided = c + s (c - u), with c the logits that saw the text and u those that did not. What many write as a scale of 4 is
+s = 3 here, as in nari's code and in transformers.
+
+- 0626: the top k of the guided logits are the candidates, their weights are those of c. EOS only if it is the best
+  candidate of channel 0, and then it alone (transformers: DiaClassifierFreeGuidanceLogitsProcessor,
+  DiaEOSChannelFilterLogitsProcessor).
+- v0.1: the guided logits themselves, EOS times 0.8, and only if it is the best; top k comes with the draw (nari-labs/dia
+  at 2811af1, the last commit before 0626).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from app.models.dia.config import DiaConfig
+from app.runtime.sampling import Knobs
+
+_FIRST_EOS_SHARE = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Guided:
+    """One row's sampling. cfg_scale 0 = no guidance."""
+
+    knobs: Knobs
+    cfg_scale: float
+
+
+# nari-labs/dia: README and hf.py of 0626; the first release's generate().
+DEFAULTS = {
+    "0626": Guided(Knobs(temperature=1.8, top_k=45, top_p=0.90), 3.0),
+    "v0.1": Guided(Knobs(temperature=1.3, top_k=35, top_p=0.95), 3.0),
+}
+
+
+def draw_knobs(config: DiaConfig, rows: Sequence[Guided]) -> list[Knobs]:
+    """What is left to the draw, for each row and channel in order (row, channel)."""
+    second = config.release == "0626"  # whose top k has been taken by `candidates`
+    return [
+        Knobs(row.knobs.temperature, 0 if second else row.knobs.top_k, row.knobs.top_p)
+        for row in rows
+        for _ in range(config.channels)
+    ]
+
+
+def candidates(
+    config: DiaConfig, seeing: Tensor, blind: Tensor, rows: Sequence[Guided], young: Tensor | None = None
+) -> Tensor:
+    """Logits with and without the text, (n, C, V) float32 each -> what is drawn from, (n, C, V), -inf for the rest.
+
+    young (n,) bool: rows that may not end yet.
+    """
+    c = config
+    scales = torch.tensor([row.cfg_scale for row in rows], device=seeing.device)[:, None, None]
+    guided = seeing + scales * (seeing - blind)
+    if young is not None:
+        guided[:, 0, c.eos].masked_fill_(young, -torch.inf)
+    if c.release == "0626":
+        kept = _top(guided, [row.knobs.top_k for row in rows])
+        logits = seeing.masked_fill(~kept, -torch.inf)
+        if young is not None:
+            logits[:, 0, c.eos].masked_fill_(young, -torch.inf)
+    else:
+        logits = guided
+        logits[:, 0, c.eos] *= _FIRST_EOS_SHARE
+    logits[:, 1:, c.eos :] = -torch.inf
+    logits[:, 0, c.eos + 1 :] = -torch.inf
+    ending = logits[:, 0].argmax(dim=-1) == c.eos
+    logits[:, 0, c.eos].masked_fill_(~ending, -torch.inf)
+    if c.release == "0626":
+        logits[:, 0, : c.eos].masked_fill_(ending[:, None], -torch.inf)
+    return logits
+
+
+def _top(scores: Tensor, limits: Sequence[int]) -> Tensor:
+    """True for the k largest of (n, C, V), k of each row; 0 = all."""
+    size = scores.shape[-1]
+    wanted = [k if 0 < k < size else size for k in limits]
+    order = scores.topk(max(wanted), dim=-1).indices
+    ranks = torch.arange(order.shape[-1], device=scores.device)
+    within = ranks < torch.tensor(wanted, device=scores.device)[:, None, None]  # (n, 1, k)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, within.expand_as(order))
