@@ -242,22 +242,23 @@ class Block(nn.Module):
             self.cross_out = dense(other.heads * other.head_dim, c.width, False)
 
     def forward(
-        self, x: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend, across: Across | None = None
+        self, x: Tensor, layer: int, turn: tuple[Tensor, Tensor], attend: Attend, across: Across | None = None
     ) -> Tensor:  # (M, D) -> (M, D)
         c = self.config
+        cos, sin = turn
         tokens = x.shape[0]
         normed = functional.rms_norm(x, (c.width,), self.attention_norm, c.eps)
         heads = self.qkv(normed).view(tokens, c.heads + 2 * c.kv_heads, c.head_dim)
         turned = rotate(heads[:, : c.heads + c.kv_heads], cos, sin)
         x = x + self.out(attend(layer, turned[:, : c.heads], turned[:, c.heads :], heads[:, c.heads + c.kv_heads :]))
         if across is not None:
-            x = x + self._across(x, layer, cos, sin, across)
+            x = x + self._across(x, layer, turn, across)
         normed = functional.rms_norm(x, (c.width,), self.mlp_norm, c.eps)
         gate, up = self.gate_up(normed).chunk(2, dim=-1)
         gate = functional.silu(gate) if c.activation == "silu" else functional.gelu(gate)
         return x + self.down(gate * up).to(x.dtype)  # type: ignore[no-any-return]
 
-    def _across(self, x: Tensor, layer: int, cos: Tensor, sin: Tensor, across: Across) -> Tensor:
+    def _across(self, x: Tensor, layer: int, turn: tuple[Tensor, Tensor], across: Across) -> Tensor:
         c, other = self.config, self.config.cross
         assert other is not None  # noqa: S101 - who hands in an Across has such a stack
         count, looking = x.shape[0], across.looking
@@ -266,7 +267,7 @@ class Block(nn.Module):
         normed = functional.rms_norm(x[:looking], (c.width,), self.cross_norm, c.eps)
         q = self.cross_q(normed).view(looking, other.heads, other.head_dim)
         if other.rotated:
-            q = rotate(q, cos[:looking], sin[:looking])
+            q = rotate(q, turn[0][:looking], turn[1][:looking])
         seen: Tensor = self.cross_out(across.attend(layer, q))
         if across.blind is None:
             return seen
@@ -353,7 +354,7 @@ class Stack(nn.Module):
             entry = self._entry_before.get(layer)
             if entry is not None:
                 x, cos, sin = entry(x, positions)
-            x = block(x, layer, cos, sin, attend, across)
+            x = block(x, layer, (cos, sin), attend, across)
             yield x
 
     def finish(self, x: Tensor) -> Tensor:

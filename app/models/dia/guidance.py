@@ -6,8 +6,8 @@ s = 3 here, as in nari's code and in transformers.
 - 0626: the top k of the guided logits are the candidates, their weights are those of c. EOS only if it is the best
   candidate of channel 0, and then it alone (transformers: DiaClassifierFreeGuidanceLogitsProcessor,
   DiaEOSChannelFilterLogitsProcessor).
-- v0.1: the guided logits themselves, EOS times 0.8, and only if it is the best; top k comes with the draw (nari-labs/dia
-  at 2811af1, the last commit before 0626).
+- v0.1: the guided logits themselves, EOS times 0.8, and only if it is the best; top k comes with the draw (nari-labs/
+  dia at 2811af1, the last commit before 0626).
 """
 
 from __future__ import annotations

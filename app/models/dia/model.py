@@ -3,9 +3,10 @@ weights.
 
 A step of a request is two tokens, one that sees the text and one that does not (classifier-free guidance). The
 reference implementations give the second a text of zeros. To the encoder those are all the same byte, so attention,
-with or without RoPE, mixes equal values, and the encoder's output is one vector h0 at every position and for any length;
-so is what cross-attention adds in layer l: b_l = O_l V_l h0. It is computed once, in float32, and kept as `blind`: no
-encoder pass, no keys and no cross-attention for that half of the tokens. Numbers: nari-labs/dia, dia/layers.py.
+with or without RoPE, mixes equal values, and the encoder's output is one vector h0 at every position and for any
+length; so is what cross-attention adds in layer l: b_l = O_l V_l h0. It is computed once, in float32, and kept as
+`blind`: no encoder pass, no keys and no cross-attention for that half of the tokens. Numbers: nari-labs/dia,
+dia/layers.py.
 """
 
 from __future__ import annotations
