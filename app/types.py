@@ -201,6 +201,9 @@ class EngineInfo:
     continues: takes several sentences in one utterance and goes on in place. extras: which of our request extras it
     honours beyond those that the studio fulfils for all. fingerprint changes whenever the same request would sound
     different (weights, version). max_context_s: how much of a conversation it can hear, if "context" is in extras.
+    max_speakers, max_prompt_s: in one utterance, the latter of its voices' recordings together. max_passage_chars: up
+    to here it takes several lines in one utterance, of several speakers; 0 = it does not. apart: an answer's utterances
+    may be spoken at the same time, in rows that nobody else wants.
     """
 
     id: str
@@ -216,6 +219,9 @@ class EngineInfo:
     max_speakers: int = 1
     max_text_chars: int = 400
     max_context_s: float | None = None
+    max_prompt_s: float | None = None
+    max_passage_chars: int = 0
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
