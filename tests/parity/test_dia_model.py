@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from app.engines.dia import DEFAULTS, Guided, pick
 from app.models.dia.config import DiaConfig, read_config
-from app.models.dia.guidance import DEFAULTS, Guided, candidates, draw_knobs
 from app.models.dia.layout import weights_of
 from app.models.dia.model import DiaModel
 from app.models.dia.prompt import text_ids
 from app.models.dia.tracks import Tracks
 from app.models.weights import open_checkpoints
-from app.runtime.sampling import Knobs, ReferenceNoise, Sampler
+from app.runtime.sampling import Knobs, ReferenceNoise
 from tests.parity import dia_oracle as oracle
 
 pytestmark = pytest.mark.unit
@@ -47,15 +47,14 @@ def generate(
     tracks.begin(0, prompt, frames)
     model.read(tracks.heard(0, 0, len(prompt)), cache, 0, 0)
     noise = None if seed is None else ReferenceNoise(seed)
-    sampler = Sampler(draw_knobs(c, [how]), CPU)
     position, said = len(prompt), []
     row = torch.zeros(1, dtype=torch.long)
     while True:
         logits = model.advance(tracks.at(row, torch.tensor([position])), cache, [0], [position])
-        left = candidates(c, *logits, [how]).view(c.channels, -1)
-        drawn = noise.draw(left.numel()).view_as(left) if noise else None
+        drawn = noise.draw(c.channels * c.audio_vocab).view(c.channels, -1) if noise else None
+        codes, _ = pick(c, logits, [how], drawn)
         position += 1
-        found, count = tracks.put(row, torch.tensor([position]), sampler.pick(left, drawn)[None])
+        found, count = tracks.put(row, torch.tensor([position]), codes)
         index = position - tracks.first_frame(len(prompt))
         if 0 <= index < int(count):
             said.append(found[0])

@@ -85,7 +85,9 @@ class Conv(nn.Module):
             taps = x @ self.weight[..., 0].t()  # (B, T + 2 * pad, kernel)
             out = taps.as_strided((rows, count, kernel), (length * kernel, kernel, kernel + 1)).sum(dim=2)
             return (out if self.bias is None else out + self.bias)[..., None]
-        if rows == 1 and count >= _FEW_COLUMNS and x.dtype == torch.float32:  # in bfloat16 partial sums would be rounded
+        if (
+            rows == 1 and count >= _FEW_COLUMNS and x.dtype == torch.float32
+        ):  # in bfloat16 partial sums would be rounded
             taken = x[0]
             if self.bias is None:
                 out = taken[:count] @ self.weight[0]
@@ -450,11 +452,13 @@ class DacEncoder(nn.Module):
         self.alpha = _weight(widths[-1], 1)
         self.last = nn.Conv1d(widths[-1], c.latent_width, 3, padding=1)
         self.requires_grad_(False)
-        self.in_weight, self.in_bias = _weight(c.codebooks, c.codebook_dim, c.latent_width), _weight(
-            c.codebooks, c.codebook_dim
+        self.in_weight, self.in_bias = (
+            _weight(c.codebooks, c.codebook_dim, c.latent_width),
+            _weight(c.codebooks, c.codebook_dim),
         )
-        self.out_weight, self.out_bias = _weight(c.codebooks, c.latent_width, c.codebook_dim), _weight(
-            c.codebooks, c.latent_width
+        self.out_weight, self.out_bias = (
+            _weight(c.codebooks, c.latent_width, c.codebook_dim),
+            _weight(c.codebooks, c.latent_width),
         )
         self.table = _weight(c.codebooks, c.codebook_size, c.codebook_dim)
         stride, reach = 1, 3  # samples on either side that a latent depends on

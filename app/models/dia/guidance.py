@@ -13,56 +13,35 @@ s = 3 here, as in nari's code and in transformers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from app.models.dia.config import DiaConfig
-from app.runtime.sampling import Knobs
 
 _FIRST_EOS_SHARE = 0.8
 
 
-@dataclass(frozen=True, slots=True)
-class Guided:
-    """One row's sampling. cfg_scale 0 = no guidance."""
-
-    knobs: Knobs
-    cfg_scale: float
-
-
-# nari-labs/dia: README and hf.py of 0626; the first release's generate().
-DEFAULTS = {
-    "0626": Guided(Knobs(temperature=1.8, top_k=45, top_p=0.90), 3.0),
-    "v0.1": Guided(Knobs(temperature=1.3, top_k=35, top_p=0.95), 3.0),
-}
-
-
-def draw_knobs(config: DiaConfig, rows: Sequence[Guided]) -> list[Knobs]:
-    """What is left to the draw, for each row and channel in order (row, channel)."""
-    second = config.release == "0626"  # whose top k has been taken by `candidates`
-    return [
-        Knobs(row.knobs.temperature, 0 if second else row.knobs.top_k, row.knobs.top_p)
-        for row in rows
-        for _ in range(config.channels)
-    ]
-
-
 def candidates(
-    config: DiaConfig, seeing: Tensor, blind: Tensor, rows: Sequence[Guided], young: Tensor | None = None
+    config: DiaConfig,
+    seeing: Tensor,
+    blind: Tensor,
+    *,
+    scales: Sequence[float],
+    top_k: Sequence[int],
+    young: Tensor | None = None,
 ) -> Tensor:
     """Logits with and without the text, (n, C, V) float32 each -> what is drawn from, (n, C, V), -inf for the rest.
 
-    young (n,) bool: rows that may not end yet.
+    scales, top_k: of each row; 0 = no guidance, all codes. young (n,) bool: rows that may not end yet.
     """
     c = config
-    scales = torch.tensor([row.cfg_scale for row in rows], device=seeing.device)[:, None, None]
-    guided = seeing + scales * (seeing - blind)
+    by_row = torch.tensor(scales, device=seeing.device, dtype=torch.float32)[:, None, None]
+    guided = seeing + by_row * (seeing - blind)
     if young is not None:
         guided[:, 0, c.eos].masked_fill_(young, -torch.inf)
     if c.release == "0626":
-        kept = _top(guided, [row.knobs.top_k for row in rows])
+        kept = _top(guided, top_k)
         logits = seeing.masked_fill(~kept, -torch.inf)
         if young is not None:
             logits[:, 0, c.eos].masked_fill_(young, -torch.inf)
