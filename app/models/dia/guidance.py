@@ -58,10 +58,10 @@ def candidates(
 
 
 def _top(scores: Tensor, limits: Sequence[int]) -> Tensor:
-    """True for the k largest of (n, C, V), k of each row; 0 = all."""
+    """True for the k largest of (n, C, V), k of each row; 0 = all. Ties with the k-th stay, so that in bfloat16, where
+    there are some, it does not matter what others' k is."""
     size = scores.shape[-1]
     wanted = [k if 0 < k < size else size for k in limits]
-    order = scores.topk(max(wanted), dim=-1).indices
-    ranks = torch.arange(order.shape[-1], device=scores.device)
-    within = ranks < torch.tensor(wanted, device=scores.device)[:, None, None]  # (n, 1, k)
-    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, within.expand_as(order))
+    best = scores.topk(max(wanted), dim=-1).values
+    at = torch.tensor(wanted, device=scores.device)[:, None, None] - 1  # (n, 1, 1)
+    return scores >= best.gather(-1, at.expand(-1, scores.shape[1], -1))
