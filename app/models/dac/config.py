@@ -58,7 +58,7 @@ def read_dac_config(folder: Path) -> DacConfig:
     try:
         if path.is_file():
             return parse_dac_config(json.loads(path.read_text("utf-8")))
-        for path in sorted(folder.glob("*.pth")):  # noqa: PLR1704 - the path of the message below
+        for path in sorted(folder.glob("*.pth")):
             _, metadata = read_release(path)
             if metadata:
                 return parse_dac_kwargs(metadata)

@@ -148,9 +148,9 @@ def _without_norms(checkpoint: Checkpoint) -> Checkpoint:
 
 def _folded(length: Stored, direction: Stored) -> Callable[[], Tensor]:
     def make() -> Tensor:
-        v = direction.rows(0, direction.shape[0]).double()
-        g = length.rows(0, length.shape[0]).double()
-        norm = v.flatten(1).norm(dim=1).view(-1, *[1] * (v.ndim - 1))
+        v: Tensor = direction.rows(0, direction.shape[0]).double()
+        g: Tensor = length.rows(0, length.shape[0]).double()
+        norm: Tensor = torch.linalg.vector_norm(v.flatten(1), dim=1).view(-1, *[1] * (v.ndim - 1))
         return (v * (g.view(norm.shape) / norm)).to(torch.float32)
 
     return make

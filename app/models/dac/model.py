@@ -29,7 +29,7 @@ from app.models.dac.layout import UNITS
 from app.models.weights import Checkpoint
 
 _PIECE_FRAMES = 64  # longest piece that goes through the first convolution in one go
-_CPU_COLUMNS = 768  # columns (of all rows) of a block's output that are computed at a time: they stay in cache
+_CPU_COLUMNS = 1024  # columns (of all rows) of a block's output that are computed at a time: they stay in cache
 _GPU_COLUMNS = 1 << 16
 _FEW_COLUMNS = 64  # below this one product over windows reads the weights once instead of seven times
 _LEAST_ALPHA = 1e-8  # x + sin(ax)**2 / a is x to rounding below it
@@ -194,7 +194,7 @@ class DacDecoder(nn.Module):
             # every frame and carries their biases: beyond the ends there is nothing, not a bias.
             self.first = Conv(self.codebooks * c.codebook_dim + 1, widths[0], 7, dtype=dtype)
             self.blocks = nn.ModuleList(
-                [Block(*pair, stride, dtype) for *pair, stride in zip(widths, widths[1:], c.up_ratios, strict=False)]
+                [Block(*shape, dtype) for shape in zip(widths, widths[1:], c.up_ratios, strict=False)]
             )
             self.snake = Snake(widths[-1])
             self.last = Conv(widths[-1], 1, 7, dtype=dtype)
@@ -319,7 +319,7 @@ class DacDecoder(nn.Module):
         if not x.shape[1] and not final:
             return x.new_empty(len(x), 0, up.outputs)
         where, state = self._where(rows), self._states[up]
-        sound, owed = up(x.to(self._dtype), state[where])
+        sound, owed = up.forward(x.to(self._dtype), state[where])
         state[where] = owed
         if final:
             sound = torch.cat((sound, owed[:, : up.stride - up.pad]), dim=1)
