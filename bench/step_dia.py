@@ -70,11 +70,16 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
             pass
     prefill_s = (now() - began) / args.rows
     steps: list[float] = []
+    lone: list[float] = []  # of one row, in between, so that both see the same machine
     for index in range(args.frames + WARM_UP_STEPS):
         start = now()
         runner.step(rows)
+        done = now()
+        if args.rows > 1:
+            runner.step([index % args.rows])
         if index >= WARM_UP_STEPS:
-            steps.append(now() - start)
+            steps.append(done - start)
+            lone.append(now() - done)
     codes = torch.randint(0, config.codebook_size, (SOUND_FRAMES, args.rows, config.channels)).short().numpy()
     sounds: list[float] = []
     for frame in codes:
@@ -88,9 +93,17 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
         "language_model_s": spread(steps),
         "codec_s": round(codec_s, 4),
         "frame_s": {"median": round(frame_s, 4), "min": round(min(steps) + codec_s, 4)},
+        **({"one_row_s": spread(lone), "over_one_row": _ratio(steps, lone)} if args.rows > 1 else {}),
         "prefill_s": round(prefill_s, 4),
         "rtf": round(frame_s * codec.frame_hz, 3),
         "resident_bytes": resident_bytes(),
+    }
+
+
+def _ratio(steps: list[float], lone: list[float]) -> dict[str, float]:
+    return {
+        "median": round(statistics.median(steps) / statistics.median(lone), 3),
+        "min": round(min(steps) / min(lone), 3),
     }
 
 
