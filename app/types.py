@@ -168,7 +168,9 @@ class ContextTurn:
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One job for an engine. `follows`: a later part of an answer that is already sounding; it is never refused."""
+    """One job for an engine. follows: a later part of an answer that is already sounding; it is never refused.
+    background: nobody waits for it; it advances only while nobody else does, and gives its row up when that is wanted.
+    """
 
     lines: tuple[SpokenLine, ...]
     sampling: Sampling
@@ -177,6 +179,7 @@ class Utterance:
     language: str | None = None
     context: tuple[ContextTurn, ...] = ()
     follows: bool = False
+    background: bool = False
 
 
 @dataclass(frozen=True, slots=True)
