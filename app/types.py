@@ -103,6 +103,7 @@ class Voice:
     description: str = ""
     digest: str = ""
     speaker: int = 0  # what a model with speaker numbers calls it where it has no recording to go by
+    recorded: bool = False  # there is a recording to go by
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +202,8 @@ class EngineInfo:
     continues: takes several sentences in one utterance and goes on in place. extras: which of our request extras it
     honours beyond those that the studio fulfils for all. fingerprint changes whenever the same request would sound
     different (weights, version). max_context_s: how much of a conversation it can hear, if "context" is in extras.
+    codec: in whose codes it wants recordings of voices, "none" = it can't learn a voice. codec_fingerprint changes
+    whenever the same recording would have other codes.
     """
 
     id: str
@@ -216,6 +219,8 @@ class EngineInfo:
     max_speakers: int = 1
     max_text_chars: int = 400
     max_context_s: float | None = None
+    codec: Codec = "none"
+    codec_fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
