@@ -33,7 +33,7 @@ def studio_of(
     """Everything below HTTP, wired; nothing runs yet. Raises ValueError for an unknown engine name, OSError."""
     metrics = Metrics()
     host = EngineHost(settings, registry.specs(), metrics.guard)
-    voices = VoiceStore()
+    voices = VoiceStore(settings.folder("cloned_voices"), settings.folder("voice_references"))
     cache = AnswerCache(settings.folder("audio_cache"), settings.cache_bytes)
     cache.scan()
     metrics.watch_load(host.load)

@@ -103,6 +103,7 @@ class Voice:
     description: str = ""
     digest: str = ""
     speaker: int = 0  # what a model with speaker numbers calls it where it has no recording to go by
+    recorded: bool = False  # there is a recording to go by
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +208,8 @@ class EngineInfo:
     max_speakers, max_prompt_s: in one utterance, the latter of its voices' recordings together. max_passage_chars: up
     to here it takes several lines in one utterance, of several speakers; 0 = it does not. apart: an answer's utterances
     may be spoken at the same time, in rows that nobody else wants.
+    codec: in whose codes it wants recordings of voices, "none" = it can't learn a voice. codec_fingerprint changes
+    whenever the same recording would have other codes.
     """
 
     id: str
@@ -225,6 +228,8 @@ class EngineInfo:
     max_prompt_s: float | None = None
     max_passage_chars: int = 0
     apart: bool = False
+    codec: Codec = "none"
+    codec_fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
