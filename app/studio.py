@@ -26,6 +26,7 @@ from app.audio.resample import StreamResampler
 from app.audio.shape import Cut, EdgeTrimmer, Fader
 from app.audio.stages import Stage, chain
 from app.audio.stretch import StreamStretcher
+from app.casting import seed_of
 from app.errors import (
     BadReference,
     EmptyText,
@@ -44,6 +45,7 @@ from app.voices.presets import DEFAULT_VOICE, NO_VOICE
 
 if TYPE_CHECKING:
     from app.cache import AnswerCache, Entry
+    from app.casting import Casting
     from app.engines.host import EngineHost
     from app.engines.protocol import Engine
     from app.metrics import Metrics
@@ -112,6 +114,7 @@ class Answer:
     size_bytes: int | None
     stream: AsyncGenerator[bytes]
     usage: Usage | None = None
+    uncast: bool = False  # spoken with a fixed seed, as a standard voice has no recording yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +161,21 @@ class Studio:
     """Turns validated requests into answers. Used from one event loop."""
 
     def __init__(
-        self, host: EngineHost, voices: VoiceStore, cache: AnswerCache, metrics: Metrics, normalizer: Normalizer
+        self,
+        host: EngineHost,
+        voices: VoiceStore,
+        cache: AnswerCache,
+        metrics: Metrics,
+        normalizer: Normalizer,
+        *,
+        casting: Casting | None = None,
     ) -> None:
         self._host = host
         self._voices = voices
         self._cache = cache
         self._metrics = metrics
         self._normalizer = normalizer
+        self._casting = casting
         self._dice = random.SystemRandom()
         self._turns = _Turns()
         self._ears = asyncio.Semaphore(max(1, (os.cpu_count() or 1) - 1))  # uploads decoded at the same time
@@ -200,7 +211,7 @@ class Studio:
         self._voices_of(request)  # a wrong one is told even while the engine is starting
         engine = self._host.engine()
         request, ignored = self._fit(request, engine.info, extras | ({"context"} if request.context else set()))
-        voices = self._voices_of(request)
+        voices = await self._cast_voices(request)
         check_rate(request.format, request.sample_rate_hz)
         parts = [part for line in request.lines for part in parse(line.text)]
         if all(isinstance(part, Pause) for part in parts):
@@ -211,10 +222,15 @@ class Studio:
         if random_seed:
             request = replace(request, seed=self._dice.getrandbits(31), use_cache=False)
         context = (__version__, engine.info.fingerprint, *(voice.digest for voice in voices))
+        uncast = [voice for voice in voices if voice.kind == "preset" and not voice.recorded]
+        if uncast and engine.info.codec != "none":
+            seed = seed_of(uncast[0].id)
+            request = replace(request, use_cache=False, seed=seed if request.seed is None else request.seed)
         digest = request.digest(*context)
         seed = request.seed if request.seed is not None else request.content_seed(*context)
         engine_id = engine.info.id
         facts = Answer(engine_id, MEDIA_TYPES[request.format], seed, False, ignored, None, _pieces(b""))
+        facts.uncast = bool(uncast) and engine.info.codec != "none"
 
         if request.use_cache and (cached := await self._cache.find(digest)) is not None:
             self._metrics.cache("hit")
@@ -266,6 +282,12 @@ class Studio:
             self._voices.get(name)
         others = [name for name in OTHER_SPEAKERS if name not in named]
         return [*named, *others, *named][:speakers]
+
+    async def _cast_voices(self, request: SpeechRequest) -> tuple[Voice, ...]:
+        """The voices, standard ones with their recordings if these can be waited for."""
+        if self._casting is not None:
+            await self._casting.wait_for([voice.id for voice in self._voices_of(request) if not voice.recorded])
+        return self._voices_of(request)
 
     def _voices_of(self, request: SpeechRequest) -> tuple[Voice, ...]:
         """One per line. Raises UnknownVoice."""

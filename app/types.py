@@ -209,7 +209,7 @@ class EngineInfo:
     to here it takes several lines in one utterance, of several speakers; 0 = it does not. apart: an answer's utterances
     may be spoken at the same time, in rows that nobody else wants.
     codec: in whose codes it wants recordings of voices, "none" = it can't learn a voice. codec_fingerprint changes
-    whenever the same recording would have other codes.
+    whenever the same recording would have other codes. examples: the folder of the recordings that came with a model.
     """
 
     id: str
@@ -230,6 +230,7 @@ class EngineInfo:
     apart: bool = False
     codec: Codec = "none"
     codec_fingerprint: str = ""
+    examples: str = ""
 
 
 @dataclass(frozen=True, slots=True)
