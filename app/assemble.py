@@ -19,6 +19,7 @@ from app.metrics import Metrics
 from app.settings import public_values
 from app.studio import Studio
 from app.text.normalizer import Normalizer
+from app.voices.memory import Memory
 from app.voices.store import VoiceStore
 
 if TYPE_CHECKING:
@@ -50,7 +51,12 @@ def below(settings: Settings, normalizer: Normalizer | None = None) -> Below:
     metrics.watch_load(host.load)
     metrics.watch_cache(lambda: cache.size_bytes)
     casting = Casting(host, voices, enabled=settings.casting == "auto", wait_s=settings.casting_wait_s)
-    studio = Studio(host, voices, cache, metrics, normalizer or Normalizer(), casting=casting)
+    memory = Memory(
+        tokens=settings.memory_tokens,
+        ttl_s=settings.memory_ttl_s,
+        folder=settings.folder("conversations") if settings.memory_keep else None,
+    )
+    studio = Studio(host, voices, cache, metrics, normalizer or Normalizer(), casting=casting, memory=memory)
     return Below(studio, host, voices, metrics, casting)
 
 
