@@ -10,7 +10,7 @@ import torch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from transformers import CsmConfig, CsmForConditionalGeneration, MimiConfig, MimiModel
+    from transformers import CsmConfig, CsmForConditionalGeneration, DacModel, MimiConfig, MimiModel
     from transformers.utils import logging
 
 logging.set_verbosity_error()
@@ -112,6 +112,10 @@ def mimi(config: MimiConfig, seed: int = 0) -> MimiModel:
     model = MimiModel(config).eval()
     enliven(model, seed)
     return model
+
+
+def dac(folder: Path) -> DacModel:
+    return DacModel.from_pretrained(folder).eval()
 
 
 def save(model: torch.nn.Module, folder: Path) -> Path:
