@@ -13,7 +13,7 @@ import logging
 import os
 import random
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -26,6 +26,7 @@ from app.audio.resample import StreamResampler
 from app.audio.shape import Cut, EdgeTrimmer, Fader
 from app.audio.stages import Stage, chain
 from app.audio.stretch import StreamStretcher
+from app.casting import seed_of
 from app.errors import (
     BadReference,
     EmptyText,
@@ -36,14 +37,15 @@ from app.errors import (
     UnsupportedParameter,
 )
 from app.text.marks import has_words, names
-from app.text.script import Pause, parse
+from app.text.script import SPEAKER_TAG, Pause, parse, turns
 from app.text.scripts import script_language
 from app.text.sentences import split
-from app.types import ContextTurn, Reference, SpokenLine, Turn, Utterance
+from app.types import ContextTurn, Line, Reference, SpokenLine, Turn, Utterance
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE
 
 if TYPE_CHECKING:
     from app.cache import AnswerCache, Entry
+    from app.casting import Casting
     from app.engines.host import EngineHost
     from app.engines.protocol import Engine
     from app.metrics import Metrics
@@ -77,6 +79,8 @@ OFF_LOOP_CHARS = 2_000  # a longer text is normalised in a thread: about 0.05 ms
 OFF_LOOP_S = 0.2  # a longer stretch of sound is encoded in a thread: mp3 costs about 8 ms a second of sound
 ENOUGH_AHEAD_S = 0.5  # a listener with this much sound left can wait for others' first
 LONGEST_YIELD_S = 0.25  # but no longer than this for a stretch of up to 1 s: answers still go at 4 times speech
+OTHER_SPEAKERS = ("echo", "nova", "onyx", "shimmer", "fable", "sage", "ash", "coral", "ballad")  # unlike each other
+MAX_AHEAD = 4  # utterances of one answer in other rows, where the engine speaks them apart
 MAX_SEED = 2**63 - 1
 ATTEMPTS = 2  # at an utterance that came out silent: the second with another seed
 RETRY_SEED_STEP = 1_000_003
@@ -110,6 +114,7 @@ class Answer:
     size_bytes: int | None
     stream: AsyncGenerator[bytes]
     usage: Usage | None = None
+    uncast: bool = False  # spoken with a fixed seed, as a standard voice has no recording yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +126,18 @@ class _Passage:
     @property
     def text(self) -> str:
         return " ".join(line.text for line in self.lines)
+
+    def has_room(self, line: SpokenLine, info: EngineInfo) -> bool:
+        """Whether the engine takes this line too in the same utterance."""
+        lines = (*self.lines, line)
+        prompts = {
+            each.voice.id: each.prompt.codes.shape[1] * info.frame_s for each in lines if each.prompt is not None
+        }
+        return (
+            (info.continues or sum(len(each.text) + 1 for each in lines) <= info.max_passage_chars)
+            and len({each.speaker for each in lines}) <= info.max_speakers
+            and (info.max_prompt_s is None or sum(prompts.values()) * info.frame_s <= info.max_prompt_s)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +161,21 @@ class Studio:
     """Turns validated requests into answers. Used from one event loop."""
 
     def __init__(
-        self, host: EngineHost, voices: VoiceStore, cache: AnswerCache, metrics: Metrics, normalizer: Normalizer
+        self,
+        host: EngineHost,
+        voices: VoiceStore,
+        cache: AnswerCache,
+        metrics: Metrics,
+        normalizer: Normalizer,
+        *,
+        casting: Casting | None = None,
     ) -> None:
         self._host = host
         self._voices = voices
         self._cache = cache
         self._metrics = metrics
         self._normalizer = normalizer
+        self._casting = casting
         self._dice = random.SystemRandom()
         self._turns = _Turns()
         self._ears = asyncio.Semaphore(max(1, (os.cpu_count() or 1) - 1))  # uploads decoded at the same time
@@ -182,10 +207,11 @@ class Studio:
         Raises RequestError, NotReady; Busy and EngineError come with the first bytes of the stream.
         """
         self.check_model(request.model)
+        request = self._by_speaker(request)
         self._voices_of(request)  # a wrong one is told even while the engine is starting
         engine = self._host.engine()
         request, ignored = self._fit(request, engine.info, extras | ({"context"} if request.context else set()))
-        voices = self._voices_of(request)
+        voices = await self._cast_voices(request)
         check_rate(request.format, request.sample_rate_hz)
         parts = [part for line in request.lines for part in parse(line.text)]
         if all(isinstance(part, Pause) for part in parts):
@@ -196,10 +222,15 @@ class Studio:
         if random_seed:
             request = replace(request, seed=self._dice.getrandbits(31), use_cache=False)
         context = (__version__, engine.info.fingerprint, *(voice.digest for voice in voices))
+        uncast = [voice for voice in voices if voice.kind == "preset" and not voice.recorded]
+        if uncast and engine.info.codec != "none":
+            seed = seed_of(uncast[0].id)
+            request = replace(request, use_cache=False, seed=seed if request.seed is None else request.seed)
         digest = request.digest(*context)
         seed = request.seed if request.seed is not None else request.content_seed(*context)
         engine_id = engine.info.id
         facts = Answer(engine_id, MEDIA_TYPES[request.format], seed, False, ignored, None, _pieces(b""))
+        facts.uncast = bool(uncast) and engine.info.codec != "none"
 
         if request.use_cache and (cached := await self._cache.find(digest)) is not None:
             self._metrics.cache("hit")
@@ -219,6 +250,44 @@ class Studio:
                 f"`{self._host.model_ids[-1]}`; see GET /v1/models.",
                 param="model",
             )
+
+    def _by_speaker(self, request: SpeechRequest) -> SpeechRequest:
+        """The request with a line per turn where its text names speakers ([S1], [S2]), each by its own voice: those of
+        `voice` joined by "+", then others that are told apart easily. A turn with a speaker of its own loses its tags.
+
+        Raises UnknownVoice.
+        """
+        lines: list[Line] = []
+        for line in request.lines:
+            if not SPEAKER_TAG.search(line.text):
+                lines.append(line)
+                continue
+            said = turns(line.text)
+            if line.speaker is not None or line.voice == NO_VOICE.id:
+                lines.append(replace(line, text=" ".join(text for _, text in said)))
+                continue
+            voices = self._cast(line.voice, max((speaker for speaker, _ in said), default=0) + 1)
+            lines += [Line(text, voices[speaker]) for speaker, text in said] or [Line("", voices[0])]
+        return replace(request, lines=tuple(lines))
+
+    def _cast(self, asked: str, speakers: int) -> list[str]:
+        """A voice for each speaker of a script. Raises UnknownVoice."""
+        named = [asked]
+        if "+" in asked:
+            try:
+                self._voices.get(asked)
+            except UnknownVoice:
+                named = asked.split("+")
+        for name in named:
+            self._voices.get(name)
+        others = [name for name in OTHER_SPEAKERS if name not in named]
+        return [*named, *others, *named][:speakers]
+
+    async def _cast_voices(self, request: SpeechRequest) -> tuple[Voice, ...]:
+        """The voices, standard ones with their recordings if these can be waited for."""
+        if self._casting is not None:
+            await self._casting.wait_for([voice.id for voice in self._voices_of(request) if not voice.recorded])
+        return self._voices_of(request)
 
     def _voices_of(self, request: SpeechRequest) -> tuple[Voice, ...]:
         """One per line. Raises UnknownVoice."""
@@ -347,31 +416,26 @@ class Studio:
         While one utterance is spoken the next is already submitted, so there is no gap between them.
         """
         rate_hz = take.info.rate_hz
-        script = self._passages(take)
-        index = 0
-        following: _Started | None = None
+        ahead = _Ahead(self._passages(take), lambda part, index: self._start(take, part, index))
         current: _Started | None = None
         lead_s = 0.0  # silence before the next sound: of the first, it waits until the engine has taken the request
+        began = False
         try:
-            part = await anext(script, None)
-            while part is not None:
+            while (part := await ahead.next()) is not None:
                 if isinstance(part, Pause):
                     lead_s += part.seconds * take.request.speed  # the tempo, applied later, is the voice's
-                    part = await anext(script, None)
-                    if index:
+                    if began:
                         yield pcm.silence(lead_s, rate_hz)
                         lead_s = 0.0
                     continue
-                current, following = following or self._start(take, part, index), None
-                index += 1
-                upcoming = await anext(script, None)
+                began = True
+                current, index = ahead.take()
                 for attempt in range(1, ATTEMPTS + 1):
                     edges = EdgeTrimmer(rate_hz)
                     shape = chain(edges, Fader(rate_hz))
                     async with contextlib.aclosing(current.chunks()) as chunks:
                         async for chunk in chunks:
-                            if following is None and isinstance(upcoming, _Passage):
-                                following = self._start(take, upcoming, index)
+                            await ahead.start(_rows_to_use(take))
                             if lead_s:
                                 yield pcm.silence(lead_s, rate_hz)
                                 lead_s = 0.0
@@ -388,13 +452,12 @@ class Studio:
                         )
                     self._metrics.guard("retry")
                     await current.aclose()
-                    current = self._start(take, part, index - 1, attempt)
-                lead_s = SENTENCE_GAP_S if isinstance(upcoming, _Passage) else 0.0
-                part = upcoming
+                    current = self._start(take, part, index, attempt)
+                lead_s = SENTENCE_GAP_S if isinstance(await ahead.peek(), _Passage) else 0.0
         finally:
-            for stream in (current, following):
-                if stream is not None:
-                    await stream.aclose()
+            if current is not None:
+                await current.aclose()
+            await ahead.aclose()
 
     def _start(self, take: _Take, part: _Passage, index: int, attempt: int = 0) -> _Started:
         request = take.request
@@ -410,22 +473,23 @@ class Studio:
         return _Started(take.engine.speak(utterance))
 
     async def _passages(self, take: _Take) -> AsyncGenerator[_Passage | Pause]:
-        """The script in the utterances that the engine takes: one piece each, or all up to a pause where it goes on."""
-        lines: list[SpokenLine] = []
+        """The script in the utterances that the engine takes: a piece each, or as many as go into one."""
+        passage: _Passage | None = None
         async for part in self._script(take):
-            if isinstance(part, SpokenLine):
-                lines.append(part)
-            if lines and not (take.info.continues and isinstance(part, SpokenLine)):
-                yield _Passage(tuple(lines))
-                lines = []
+            if passage is not None and (isinstance(part, Pause) or not passage.has_room(part, take.info)):
+                yield passage
+                passage = None
             if isinstance(part, Pause):
                 yield part
-        if lines:
-            yield _Passage(tuple(lines))
+            else:
+                passage = _Passage((*(passage.lines if passage else ()), part))
+        if passage is not None:
+            yield passage
 
     async def _script(self, take: _Take) -> AsyncGenerator[SpokenLine | Pause]:
         """What is to be said, piece by piece, in order."""
         request = take.request
+        joins = take.info.continues or take.info.max_passage_chars > 0
         said = worded = False
         for line, voice in zip(request.lines, take.voices, strict=True):
             speaker = voice.speaker if line.speaker is None else line.speaker
@@ -435,7 +499,7 @@ class Studio:
                     yield part
                     continue
                 for piece in await self._pieces_of(part.text, take, voice):
-                    if said and not begun and not take.info.continues:  # a model that goes on breathes by itself
+                    if said and not begun and not joins:  # a model that goes on breathes by itself
                         yield Pause(TURN_GAP_S)
                     said = begun = True
                     worded = worded or has_words(piece)
@@ -480,6 +544,71 @@ class _Started:
             self._first.cancel()
         await asyncio.gather(self._first, return_exceptions=True)
         await self._stream.aclose()
+
+
+class _Ahead:
+    """A script's parts in order, and those of its utterances that are already being spoken while others are heard."""
+
+    def __init__(self, script: AsyncGenerator[_Passage | Pause], start: Callable[[_Passage, int], _Started]) -> None:
+        """start: begins the utterance of that number, counted from 0."""
+        self._script = script
+        self._start = start
+        self._parts: deque[_Passage | Pause] = deque()
+        self._started: deque[_Started] = deque()  # the first of the passages in _parts
+        self._present: _Passage | None = None
+        self._taken = 0
+
+    async def next(self) -> _Passage | Pause | None:
+        """The next part, which is now the present one; None at the end."""
+        if await self.peek() is None:
+            return None
+        part = self._parts.popleft()
+        self._present = part if isinstance(part, _Passage) else None
+        return part
+
+    async def peek(self) -> _Passage | Pause | None:
+        return self._parts[0] if self._parts else await self._pull()
+
+    def take(self) -> tuple[_Started, int]:
+        """The present passage's utterance and its number."""
+        if self._present is None:
+            raise LookupError("a pause is not spoken")
+        index = self._taken
+        self._taken += 1
+        return (self._started.popleft() if self._started else self._start(self._present, index)), index
+
+    async def start(self, count: int) -> None:
+        """Have at least `count` utterances after the present one on their way, as far as there are."""
+        passages = [part for part in self._parts if isinstance(part, _Passage)]
+        while len(self._started) < count:
+            if len(passages) == len(self._started):
+                part = await self._pull()
+                if part is None:
+                    return
+                if isinstance(part, Pause):
+                    continue
+                passages.append(part)
+            number = len(self._started)
+            self._started.append(self._start(passages[number], self._taken + number))
+
+    async def _pull(self) -> _Passage | Pause | None:
+        part = await anext(self._script, None)
+        if part is not None:
+            self._parts.append(part)
+        return part
+
+    async def aclose(self) -> None:
+        for stream in self._started:
+            await stream.aclose()
+        await self._script.aclose()
+
+
+def _rows_to_use(take: _Take) -> int:
+    """How many utterances of an answer may be on their way behind the one that is heard."""
+    if not take.info.apart:
+        return 1
+    load = take.engine.load
+    return max(1, min(MAX_AHEAD, load.max_rows - load.active_rows - load.queued))
 
 
 class _Finish:
