@@ -35,6 +35,7 @@ from app.errors import (
     UnknownVoice,
     UnsupportedParameter,
 )
+from app.prompts import Prompts, check_speakable
 from app.text.marks import has_words, names
 from app.text.script import Pause, parse
 from app.text.scripts import script_language
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from app.engines.protocol import Engine
     from app.metrics import Metrics
     from app.text.normalizer import Normalizer
-    from app.types import AudioChunk, Codes, EngineInfo, Said, Samples, SpeechRequest, Voice
+    from app.types import AudioChunk, Codes, EngineInfo, Said, Samples, SpeechRequest, Voice, VoicePrompt
     from app.voices.store import VoiceStore
 
 log = logging.getLogger(__name__)
@@ -134,6 +135,7 @@ class _Take:
     seed: int
     digest: str
     context: tuple[ContextTurn, ...] = ()
+    prompts: tuple[VoicePrompt | None, ...] = ()  # one per line
 
     @property
     def info(self) -> EngineInfo:
@@ -148,6 +150,7 @@ class Studio:
     ) -> None:
         self._host = host
         self._voices = voices
+        self._prompts = Prompts(voices)
         self._cache = cache
         self._metrics = metrics
         self._normalizer = normalizer
@@ -182,10 +185,14 @@ class Studio:
         Raises RequestError, NotReady; Busy and EngineError come with the first bytes of the stream.
         """
         self.check_model(request.model)
+        if self._voices.stale:
+            await asyncio.to_thread(self._voices.refresh)
         self._voices_of(request)  # a wrong one is told even while the engine is starting
         engine = self._host.engine()
         request, ignored = self._fit(request, engine.info, extras | ({"context"} if request.context else set()))
         voices = self._voices_of(request)
+        for voice in voices:
+            check_speakable(voice, engine.info, stands_in=self._host.is_fallback)
         check_rate(request.format, request.sample_rate_hz)
         parts = [part for line in request.lines for part in parse(line.text)]
         if all(isinstance(part, Pause) for part in parts):
@@ -269,7 +276,8 @@ class Studio:
     async def _speak(self, take: _Take, answer: Answer) -> AsyncGenerator[bytes]:
         context = await self._context(take)
         request = replace(take.request, context=())  # a minute of samples is 6 MB: what was heard is not needed again
-        take = replace(take, request=request, context=context)
+        prompts = {voice.id: await self._prompts.of(voice, take.engine) for voice in dict.fromkeys(take.voices)}
+        take = replace(take, request=request, context=context, prompts=tuple(prompts[v.id] for v in take.voices))
         encoder = open_encoder(request.format, request.sample_rate_hz)
         finish = _Finish(encoder, take.info.rate_hz, request)
         entry: Entry | None = None
@@ -427,7 +435,7 @@ class Studio:
         """What is to be said, piece by piece, in order."""
         request = take.request
         said = worded = False
-        for line, voice in zip(request.lines, take.voices, strict=True):
+        for line, voice, prompt in zip(request.lines, take.voices, take.prompts, strict=True):
             speaker = voice.speaker if line.speaker is None else line.speaker
             begun = False
             for part in parse(line.text):
@@ -439,14 +447,15 @@ class Studio:
                         yield Pause(TURN_GAP_S)
                     said = begun = True
                     worded = worded or has_words(piece)
-                    yield SpokenLine(piece, speaker, voice)
+                    yield SpokenLine(piece, speaker, voice, prompt)
         if not worded:
             parts = [part for line in request.lines for part in parse(line.text)]
             marks = names(" ".join(part.text for part in parts if not isinstance(part, Pause)))
             if not marks:
                 raise EmptyText("`input` has nothing in it that could be spoken.", param="input")
             voice, first = take.voices[0], request.lines[0]
-            yield SpokenLine(marks, voice.speaker if first.speaker is None else first.speaker, voice)
+            speaker = voice.speaker if first.speaker is None else first.speaker
+            yield SpokenLine(marks, speaker, voice, take.prompts[0])
 
     async def _pieces_of(self, text: str, take: _Take, voice: Voice) -> list[str]:
         language = take.request.language or script_language(text) or voice.language
