@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from app.api.app import Rooms, create
 from app.api.auth import Keys
+from app.audio.apart import Limits
 from app.cache import AnswerCache
 from app.casting import Casting
 from app.engines import registry
@@ -19,13 +20,17 @@ from app.metrics import Metrics
 from app.settings import public_values
 from app.studio import Studio
 from app.text.normalizer import Normalizer
+from app.voices.cloning import Cloner
+from app.voices.consents import ConsentStore
 from app.voices.memory import Memory
 from app.voices.store import VoiceStore
+from app.voices.transcribe import NoTranscriber, WhisperTranscriber
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from app.settings import Settings
+    from app.voices.transcribe import Transcriber
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +65,14 @@ def below(settings: Settings, normalizer: Normalizer | None = None) -> Below:
     return Below(studio, host, voices, metrics, casting)
 
 
+def transcriber_of(settings: Settings) -> Transcriber:
+    if settings.asr == "off":
+        return NoTranscriber()
+    return WhisperTranscriber(
+        settings.asr_model, settings.folder("models"), download=settings.asr_download, token=settings.token
+    )
+
+
 def assemble(settings: Settings) -> FastAPI:
     """Settings -> the FastAPI app; its lifespan starts and stops the engine. Raises ValueError, OSError."""
     for name in ("models", "cloned_voices", "voice_references", "audio_cache", "logs"):
@@ -76,8 +89,10 @@ def assemble(settings: Settings) -> FastAPI:
         await warming
 
     keys = Keys(tuple(key.get_secret_value() for key in settings.api_keys))
+    cloner = Cloner(transcriber_of(settings), limits=Limits(input_bytes=settings.max_upload_bytes))
+    consents = ConsentStore(settings.folder("cloned_voices") / ".consents")
     return create(
-        Rooms(rooms.studio, rooms.host, rooms.voices, rooms.metrics, keys, rooms.casting),
+        Rooms(rooms.studio, rooms.host, rooms.voices, cloner, consents, rooms.metrics, keys, rooms.casting),
         lifespan,
         lambda: public_values(settings),
         max_input_chars=settings.max_input_chars,

@@ -38,6 +38,7 @@ from app.errors import (
     UnknownVoice,
     UnsupportedParameter,
 )
+from app.prompts import Prompts, check_speakable
 from app.text.marks import has_words, names
 from app.text.script import SPEAKER_TAG, Pause, parse, turns
 from app.text.scripts import script_language
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from app.engines.protocol import Engine
     from app.metrics import Metrics
     from app.text.normalizer import Normalizer
-    from app.types import AudioChunk, Codes, EngineInfo, Said, Samples, SpeechRequest, Voice
+    from app.types import AudioChunk, Codes, EngineInfo, Said, Samples, SpeechRequest, Voice, VoicePrompt
     from app.voices.memory import Memory
     from app.voices.store import VoiceStore
 
@@ -158,6 +159,7 @@ class _Take:
     seed: int
     digest: str
     context: tuple[ContextTurn, ...] = ()
+    prompts: tuple[VoicePrompt | None, ...] = ()  # one per line
 
     @property
     def info(self) -> EngineInfo:
@@ -180,6 +182,7 @@ class Studio:
     ) -> None:
         self._host = host
         self._voices = voices
+        self._prompts = Prompts(voices)
         self._cache = cache
         self._metrics = metrics
         self._normalizer = normalizer
@@ -217,10 +220,14 @@ class Studio:
         """
         self.check_model(request.model)
         request = self._by_speaker(request)
+        if self._voices.stale:
+            await asyncio.to_thread(self._voices.refresh)
         self._voices_of(request)  # a wrong one is told even while the engine is starting
         engine = self._host.engine()
         request, ignored = self._fit(request, engine.info, extras | ({"context"} if request.context else set()))
         voices = await self._cast_voices(request)
+        for voice in voices:
+            check_speakable(voice, engine.info, stands_in=self._host.is_fallback)
         check_rate(request.format, request.sample_rate_hz)
         parts = [part for line in request.lines for part in parse(line.text)]
         if all(isinstance(part, Pause) for part in parts):
@@ -357,7 +364,8 @@ class Studio:
     async def _speak(self, take: _Take, answer: Answer) -> AsyncGenerator[bytes]:
         context = await self._context(take)
         request = replace(take.request, context=())  # a minute of samples is 6 MB: what was heard is not needed again
-        take = replace(take, request=request, context=context)
+        prompts = {voice.id: await self._prompts.of(voice, take.engine) for voice in dict.fromkeys(take.voices)}
+        take = replace(take, request=request, context=context, prompts=tuple(prompts[v.id] for v in take.voices))
         encoder = open_encoder(request.format, request.sample_rate_hz)
         finish = _Finish(encoder, take.info.rate_hz, request)
         entry: Entry | None = None
@@ -531,7 +539,7 @@ class Studio:
         request = take.request
         joins = take.info.continues or take.info.max_passage_chars > 0
         said = worded = False
-        for line, voice in zip(request.lines, take.voices, strict=True):
+        for line, voice, prompt in zip(request.lines, take.voices, take.prompts, strict=True):
             speaker = voice.speaker if line.speaker is None else line.speaker
             begun = False
             for part in parse(line.text):
@@ -543,14 +551,15 @@ class Studio:
                         yield Pause(TURN_GAP_S)
                     said = begun = True
                     worded = worded or has_words(piece)
-                    yield SpokenLine(piece, speaker, voice)
+                    yield SpokenLine(piece, speaker, voice, prompt)
         if not worded:
             parts = [part for line in request.lines for part in parse(line.text)]
             marks = names(" ".join(part.text for part in parts if not isinstance(part, Pause)))
             if not marks:
                 raise EmptyText("`input` has nothing in it that could be spoken.", param="input")
             voice, first = take.voices[0], request.lines[0]
-            yield SpokenLine(marks, voice.speaker if first.speaker is None else first.speaker, voice)
+            speaker = voice.speaker if first.speaker is None else first.speaker
+            yield SpokenLine(marks, speaker, voice, take.prompts[0])
 
     async def _pieces_of(self, text: str, take: _Take, voice: Voice) -> list[str]:
         language = take.request.language or script_language(text) or voice.language
