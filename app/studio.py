@@ -226,6 +226,9 @@ class Studio:
         engine = self._host.engine()
         request, ignored = self._fit(request, engine.info, extras | ({"context"} if request.context else set()))
         voices = await self._cast_voices(request)
+        # A voice asked for by name and by id is one voice: the same seed, the same cached answer.
+        lines = tuple(replace(line, voice=voice.id) for line, voice in zip(request.lines, voices, strict=True))
+        request = replace(request, lines=lines)
         for voice in voices:
             check_speakable(voice, engine.info, stands_in=self._host.is_fallback)
         check_rate(request.format, request.sample_rate_hz)
