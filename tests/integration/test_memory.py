@@ -122,18 +122,15 @@ def test_the_voice_does_not_drift(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ):
         body = {"response_format": "pcm", "conversation_id": "talk"}
         turns = [
-            http.post(SPEECH, json={"input": f"This is what I say in turn number {n}.", **body}).content
-            for n in range(TURNS)
+            http.post(SPEECH, json={"input": "This is what I say in every single turn.", **body}).content
+            for _ in range(TURNS)
         ]
     assert [len(utterance.context) > 0 for utterance in reading_engine.spoken] == [False, *[True] * (TURNS - 1)]
     reading_engine.spoken.clear()
     measured = [measure(pcm.from_bytes(turn), 24_000) for turn in turns]
     pitches = np.array([each.pitch_hz for each in measured])
-    assert np.ptp(12 * np.log2(pitches)) < 2.0
-    early, late = np.median(pitches[:10]), np.median(pitches[-10:])
-    assert abs(12 * np.log2(late / early)) < 0.3
-    bright = [each.brightness_db for each in measured]  # words differ in it
-    assert abs(np.median(bright[:10]) - np.median(bright[-10:])) < 1.0
+    assert np.ptp(12 * np.log2(pitches)) < 0.3
+    assert np.ptp([each.brightness_db for each in measured]) < 0.5
 
 
 def test_conversations_and_keys_are_apart(tiny: httpx.Client, heard: list[Utterance]) -> None:
