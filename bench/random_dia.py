@@ -260,6 +260,8 @@ class _Numbers(Draw):
             return numbers
         fan_in = 2 * shape[0] if name.endswith("conv_t1.weight") else math.prod(shape[1:])
         numbers.mul_(1 / math.sqrt(fan_in))
+        if name.endswith("out_proj.weight"):
+            numbers.mul_(1 / 3)  # nine codebooks add up to latents of length 1 per channel
         if "res_unit" in name and name.endswith("conv2.weight"):
             numbers.mul_(0.2)
         if name == "decoder.conv2.weight":

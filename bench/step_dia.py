@@ -57,9 +57,7 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
     with device:
         encoder = DacEncoder(codec)
     fill(encoder)
-    runner = DiaRunner(
-        model, encoder, decoder, max_rows=args.rows, exact=True, quantized=args.quantize != "none"
-    )
+    runner = DiaRunner(model, encoder, decoder, max_rows=args.rows, exact=True, quantized=args.quantize != "none")
     now = clock(device)
     rows = list(range(args.rows))
     line = SpokenLine(text_of(args.prompt), 0, Voice("none", "none", "none"))

@@ -133,6 +133,7 @@ class DiaRunner:
         reference_noise: bool = False,
         quantized: bool = False,
         fingerprint: str = "",
+        codec_fingerprint: str = "",
         piece: int | None = None,
     ) -> None:
         """guards None = none, as the reference implementations; exact: no text rules either. reference_noise = draws as
@@ -142,7 +143,7 @@ class DiaRunner:
         self.model = model
         self.config = model.config
         self.codec = decoder.config
-        self.fingerprint = fingerprint
+        self.fingerprint, self.codec_fingerprint = fingerprint, codec_fingerprint
         self._encoder = encoder
         self._decoder = decoder
         self._guards = guards

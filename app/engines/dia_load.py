@@ -129,7 +129,7 @@ def load_runner(
     and EngineUnavailable."""
     model = load_model(model_dir, device=device, dtype=dtype, source=source, cache=cache)
     encoder, decoder = load_codec(model.config, codec_dir, device=device, max_rows=max_rows)
-    fingerprint = f"{_fingerprint(model, decoder)} {quantize}"
+    fingerprint = f"dia {_digest_of(model, decoder, of=(model.config, model.dtype, decoder.config))} {quantize}"
     adapt(model, quantize)
     return DiaRunner(
         model,
@@ -142,18 +142,18 @@ def load_runner(
         reference_noise=reference_noise,
         quantized=quantize != "none",
         fingerprint=fingerprint,
+        codec_fingerprint=f"{_digest_of(encoder, of=encoder.config)} {model.config.channels}",
         piece=piece,
     )
 
 
-def _fingerprint(model: DiaModel, decoder: DacDecoder) -> str:
-    """Changes with the weights: a digest of config, dtype and a few thousand numbers from all over the model."""
-    hashed = hashlib.sha256(f"{model.config} {model.dtype} {decoder.config}".encode())
-    modules: tuple[nn.Module, ...] = (model, decoder)
-    for tensor in (tensor for module in modules for tensor in module.parameters()):
-        flat = tensor.flatten()
+def _digest_of(*modules: nn.Module, of: object) -> str:
+    """Changes with the weights: a digest of what they are of, and a few thousand numbers from all over the modules."""
+    hashed = hashlib.sha256(str(of).encode())
+    for tensor in (tensor for module in modules for tensor in (*module.parameters(), *module.buffers())):
+        flat = tensor.detach().flatten()
         hashed.update(flat[:: max(1, flat.numel() // 16)][:16].float().cpu().numpy().tobytes())
-    return f"dia {hashed.hexdigest()[:16]}"
+    return hashed.hexdigest()[:16]
 
 
 def load_from(
@@ -223,10 +223,10 @@ def engine_of(runner: DiaRunner, settings: Settings) -> BatchedEngine:
         max_prompt_s=MAX_REFERENCE_S,
         max_passage_chars=MAX_PASSAGE_CHARS,
         apart=True,
+        codec="dac",
+        codec_fingerprint=runner.codec_fingerprint,
     )
-    return BatchedEngine(
-        info, runner, max_queue=settings.max_queue, outbox_s=settings.outbox_s, encode=runner.encode, codec="dac"
-    )
+    return BatchedEngine(info, runner, max_queue=settings.max_queue, outbox_s=settings.outbox_s, encode=runner.encode)
 
 
 def build(settings: Settings, context: BuildContext) -> BatchedEngine:

@@ -153,7 +153,9 @@ def test_audio_prompt(runner: DiaRunner, reference: Any, processor: Any, frames:
 def test_seeded(folder: Path, reference: Any, seed: int) -> None:
     """With the reference noise a row's draws are those of `torch.manual_seed(seed)`, whoever else is there."""
     runner = make(folder, reference_noise=True)
-    [expected] = oracle.generate(reference, [TEXT.replace("[S1]", "\1").replace("[S2]", "\2").encode()], FRAMES, seed=seed)
+    [expected] = oracle.generate(
+        reference, [TEXT.replace("[S1]", "\1").replace("[S2]", "\2").encode()], FRAMES, seed=seed
+    )
     other = speech(runner, "Somebody else.", seed=9, sampling=Sampling())
     [_, (codes, _)] = speak(runner, other, speech(runner, TEXT, seed=seed, sampling=Sampling()))
     assert np.array_equal(codes, expected.numpy())

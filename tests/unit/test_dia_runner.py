@@ -183,7 +183,12 @@ def test_sound_comes_in_its_schedule(runner: DiaRunner) -> None:
     driver.finish()
     sizes = [len(sound) for sound in driver.sounds[0]]
     assert sum(sizes) == frames * 512
-    assert [i + 1 for i, size in enumerate(sizes) if size] == [FIRST_FRAMES, FIRST_FRAMES + 8, FIRST_FRAMES + 16, frames]
+    assert [i + 1 for i, size in enumerate(sizes) if size] == [
+        FIRST_FRAMES,
+        FIRST_FRAMES + 8,
+        FIRST_FRAMES + 16,
+        frames,
+    ]
     one = Driver(runner)
     one.start(0, speech("Short.", frames=2))
     one.finish()
@@ -313,7 +318,12 @@ def test_references(runner: DiaRunner) -> None:
     codes = runner.encode(Reference(samples, 44_100, "silence"))
     assert codes.shape == (9, 87)  # 86.1 frames, filled up
     assert codes.dtype == np.int16
-    for bad, rate in ((samples[:100], 44_100), (samples, 24_000), (samples * np.nan, 44_100), (np.tile(samples, 21), 44_100)):
+    for bad, rate in (
+        (samples[:100], 44_100),
+        (samples, 24_000),
+        (samples * np.nan, 44_100),
+        (np.tile(samples, 21), 44_100),
+    ):
         with pytest.raises(BadReference):
             runner.encode(Reference(bad, rate, ""))
 
