@@ -179,10 +179,10 @@ def main() -> None:
     parser.add_argument("--against", choices=["transformers"])
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--prompt", type=int, help="tokens read before the first frame: 30 of CSM, 100 bytes of Dia")
+    parser.add_argument("--prompt", type=int, help="tokens read before the first frame: 30 of CSM, 60 bytes of Dia")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    args.prompt = args.prompt or {"csm": 30, "dia": 100}[args.model]
+    args.prompt = args.prompt or {"csm": 30, "dia": 60}[args.model]
     measure_ours, measure_theirs = ours, theirs
     if args.model == "dia":
         from bench import step_dia

@@ -249,7 +249,8 @@ class DiaRunner:
         return sounds
 
     def release(self, row: int) -> None:
-        self._rows.pop(row, None)
+        if self._rows.pop(row, None) is not None:
+            self._cache.text.end(row)
 
     # ---- references
 

@@ -109,7 +109,7 @@ class PackedDense(nn.Module):
     """A bfloat16 Dense on a CPU, its weight in oneDNN's blocked order: 1.6 times as fast on one token, and a token's
     result is the same bit for bit however many others are with it.
 
-    The latter from two tokens on: for one there is another kernel. And the more there are, up to six, the less time they
+    The latter from two tokens on: for one there is another kernel. And up to six, the more there are the less time they
     take together (one 3.9, two 4.6, three 3.2 ms at 2048 x 16384 on a Zen 5). So one and two are filled up to three.
     """
 
@@ -572,8 +572,10 @@ class FrameCache:
 
 
 class CrossCache:
-    """Keys and values of the other sequences that rows attend to, each of its own length: static, (layers, rows, G, S,
-    d) each."""
+    """Keys and values of the other sequences that rows attend to, each of its own length S: (layers, G, S, d) each.
+
+    Rows that are stepped together lie in one static tensor, the others each in one of its own size.
+    """
 
     def __init__(
         self,
@@ -585,63 +587,85 @@ class CrossCache:
         dtype: torch.dtype,
         together: bool | None = None,
     ) -> None:
-        """together: as of a RowCache; what was never written takes no memory here either."""
+        """together: as of a RowCache; None = as is best for the device."""
         cross = config.cross
         if cross is None:
             raise ValueError("a stack without cross-attention has nothing to keep")
         self._together = device.type != "cpu" if together is None else together
-        make = torch.zeros if self._together else torch.empty
-        shape = (config.layers, rows, cross.kv_heads, positions, cross.head_dim)
-        self.k = make(shape, device=device, dtype=dtype)
-        self.v = make(shape, device=device, dtype=dtype)
-        self._lengths = [0] * rows
         self._groups = cross.kv_heads
         self._scale = config.scale
+        self._shape = (config.layers, cross.kv_heads, positions, cross.head_dim)
+        self._place = {"device": device, "dtype": dtype}
+        layers, groups, _, size = self._shape
+        static = (rows, layers, groups, positions if self._together else 0, size)
+        self._k = torch.zeros(static, device=device, dtype=dtype)
+        self._v = torch.zeros(static, device=device, dtype=dtype)
+        self._rows = [(self._k[row], self._v[row]) for row in range(rows)]
+        self._lengths = [0] * rows
 
     def begin(self, row: int, length: int) -> None:
         """The row's other sequence has so many tokens; `put` brings each layer's."""
         self._lengths[row] = length
+        if not self._together:
+            layers, groups, _, size = self._shape
+            k, v = torch.empty(2, layers, groups, length, size, **self._place)  # type: ignore[call-overload]
+            self._rows[row] = (k, v)
 
     def put(self, layer: int, row: int, k: Tensor, v: Tensor) -> None:
         """k, v (S, G, d)."""
-        self.k[layer, row, :, : len(k)] = k.transpose(0, 1)
-        self.v[layer, row, :, : len(v)] = v.transpose(0, 1)
+        for kept, new in zip(self._rows[row], (k, v), strict=True):
+            kept[layer, :, : len(new)] = new.transpose(0, 1)
+
+    def end(self, row: int) -> None:
+        """The row needs nothing any more."""
+        self._lengths[row] = 0
+        if not self._together:
+            self._rows[row] = (self._k[row], self._v[row])
 
     def looking(self, rows: Sequence[int]) -> Callable[[int, Tensor], Tensor]:
         """One token of each of these rows: (layer, q (n, H, d)) -> (n, H * d)."""
-        lengths = [self._lengths[row] for row in rows]
-        where = torch.tensor(rows, device=self.k.device)
-        longest = max(lengths)
-        seen_here = torch.arange(longest, device=self.k.device) < torch.tensor(lengths, device=self.k.device)[:, None]
-        mask = seen_here[:, None, None]  # (n, 1, 1, L)
+        return self._looking_together(rows) if self._together else self._looking_apart(rows)
+
+    def _looking_together(self, rows: Sequence[int]) -> Callable[[int, Tensor], Tensor]:
+        device = self._k.device
+        where = torch.tensor(rows, device=device)
+        lengths = torch.tensor([self._lengths[row] for row in rows], device=device)
+        longest = max(self._lengths[row] for row in rows)
+        mask = (torch.arange(longest, device=device) < lengths[:, None])[:, None, None]  # (n, 1, 1, L)
 
         def attend(layer: int, q: Tensor) -> Tensor:
             count, heads, size = q.shape
             queries = q.view(count, self._groups, heads // self._groups, size)  # (n, G, R, d)
-            keys, values = self.k[layer, :, :, :longest][where], self.v[layer, :, :, :longest][where]
+            keys, values = self._k[:, layer, :, :longest][where], self._v[:, layer, :, :longest][where]
             return _grouped(queries, keys, values, mask, self._scale).reshape(count, heads * size)
 
-        def attend_apart(layer: int, q: Tensor) -> Tensor:
+        return attend
+
+    def _looking_apart(self, rows: Sequence[int]) -> Callable[[int, Tensor], Tensor]:
+        kept = [self._rows[row] for row in rows]
+
+        def attend(layer: int, q: Tensor) -> Tensor:
             # In float32 whatever is kept: the fused call takes three times as long for one bfloat16 query of a head.
             _, heads, size = q.shape
             queries = q.float().view(-1, self._groups, heads // self._groups, size)  # (n, G, R, d)
-            seen = []
-            for query, row, length in zip(queries, rows, lengths, strict=True):
-                keys, values = self.k[layer, row, :, :length].float(), self.v[layer, row, :, :length].float()
-                seen.append(_grouped(query, keys, values, None, self._scale))  # (G, R, d)
+            seen = [
+                _grouped(query, k[layer].float(), v[layer].float(), None, self._scale)
+                for query, (k, v) in zip(queries, kept, strict=True)
+            ]
             return torch.stack(seen).view(-1, heads * size).to(q.dtype)
 
-        return attend if self._together else attend_apart
+        return attend
 
     def reading(self, row: int) -> Callable[[int, Tensor], Tensor]:
         """Any number of tokens of one row: (layer, q (M, H, d)) -> (M, H * d)."""
         length = self._lengths[row]
+        k, v = self._rows[row]
 
         def attend(layer: int, q: Tensor) -> Tensor:
             count, heads, size = q.shape
             share = heads // self._groups
-            keys = self.k[layer, row, :, None, :length].expand(-1, share, -1, -1)  # (G, R, L, d)
-            values = self.v[layer, row, :, None, :length].expand(-1, share, -1, -1)
+            keys = k[layer, :, None, :length].expand(-1, share, -1, -1)  # (G, R, L, d)
+            values = v[layer, :, None, :length].expand(-1, share, -1, -1)
             queries = q.view(count, self._groups, share, size).permute(1, 2, 0, 3)  # (G, R, M, d)
             seen = functional.scaled_dot_product_attention(queries, keys, values, scale=self._scale)
             return seen.permute(2, 0, 1, 3).reshape(count, heads * size)

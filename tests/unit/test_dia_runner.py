@@ -14,6 +14,7 @@ import torch
 from app.engines.dia import CHUNK_FRAMES, FIRST_FRAMES, DiaRunner, Guards
 from app.engines.dia_load import load_runner
 from app.errors import BadReference, EmptyText, TextTooLong, TooManySpeakers
+from app.models.layers import CrossCache
 from app.types import Reference, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
 from bench.random_dia import fabricate_dia
 
@@ -350,10 +351,12 @@ def test_rows_together_as_on_a_gpu(folder: Path, runner: DiaRunner) -> None:
     """The masked products of a GPU: near enough on a CPU that greedy codes are the same."""
     other = make(folder)
     other._one_by_one = False
-    for cache in (other._cache.said, other._cache.text):
-        cache._together = True
-        cache.k.zero_()
-        cache.v.zero_()
+    other._cache.said._together = True
+    other._cache.said.k.zero_()
+    other._cache.said.v.zero_()
+    shape = {"positions": 1024, "device": CPU, "dtype": torch.float32}
+    text = CrossCache(other.config.decoder, rows=6, together=True, **shape)
+    other._cache = dataclasses.replace(other._cache, text=text)
     requests = [dataclasses.replace(r, sampling=Sampling(temperature=0.0)) for r in REQUESTS[:4]]
     expected = [alone(runner, request) for request in requests]
     driver = Driver(other)
