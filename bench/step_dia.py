@@ -130,7 +130,8 @@ def theirs(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -
     with torch.no_grad():
         model.logits_dense.weight[model.config.decoder_config.eos_token_id] = 0
     model.to(device)
-    codec: Any = DacModel(DacConfig(**dac_config(args.size))).eval().to(device)
+    codec: Any = DacModel(DacConfig(**dac_config(args.size)))
+    codec.eval().to(device)
     now = clock(device)
 
     class Watch(BaseStreamer):  # type: ignore[misc, unused-ignore]
