@@ -6,11 +6,13 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.api.app import Rooms, create
 from app.api.auth import Keys
 from app.cache import AnswerCache
+from app.casting import Casting
 from app.engines import registry
 from app.engines.host import EngineHost
 from app.metrics import Metrics
@@ -27,18 +29,29 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def studio_of(
-    settings: Settings, normalizer: Normalizer | None = None
-) -> tuple[Studio, EngineHost, VoiceStore, Metrics]:
-    """Everything below HTTP, wired; nothing runs yet. Raises ValueError for an unknown engine name, OSError."""
+@dataclass(frozen=True, slots=True)
+class Below:
+    """Everything below HTTP, wired; nothing runs yet."""
+
+    studio: Studio
+    host: EngineHost
+    voices: VoiceStore
+    metrics: Metrics
+    casting: Casting
+
+
+def below(settings: Settings, normalizer: Normalizer | None = None) -> Below:
+    """Raises ValueError for an unknown engine name, OSError."""
     metrics = Metrics()
     host = EngineHost(settings, registry.specs(), metrics.guard)
-    voices = VoiceStore()
+    voices = VoiceStore(settings.folder("cloned_voices"), settings.folder("voice_references"))
     cache = AnswerCache(settings.folder("audio_cache"), settings.cache_bytes)
     cache.scan()
     metrics.watch_load(host.load)
     metrics.watch_cache(lambda: cache.size_bytes)
-    return Studio(host, voices, cache, metrics, normalizer or Normalizer()), host, voices, metrics
+    casting = Casting(host, voices, enabled=settings.casting == "auto", wait_s=settings.casting_wait_s)
+    studio = Studio(host, voices, cache, metrics, normalizer or Normalizer(), casting=casting)
+    return Below(studio, host, voices, metrics, casting)
 
 
 def assemble(settings: Settings) -> FastAPI:
@@ -46,19 +59,19 @@ def assemble(settings: Settings) -> FastAPI:
     for name in ("models", "cloned_voices", "voice_references", "audio_cache", "logs"):
         settings.folder(name)
     normalizer = Normalizer()
-    studio, host, voices, metrics = studio_of(settings, normalizer)
+    rooms = below(settings, normalizer)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         # 0.3 s that would else be taken from the event loop, and so from every stream, by the first rare unit.
         warming = asyncio.create_task(asyncio.to_thread(normalizer.warm), name="normalizer-warm")
-        async with host:
+        async with rooms.host, rooms.casting:
             yield
         await warming
 
     keys = Keys(tuple(key.get_secret_value() for key in settings.api_keys))
     return create(
-        Rooms(studio, host, voices, metrics, keys),
+        Rooms(rooms.studio, rooms.host, rooms.voices, rooms.metrics, keys, rooms.casting),
         lifespan,
         lambda: public_values(settings),
         max_input_chars=settings.max_input_chars,

@@ -126,6 +126,20 @@ class Settings(BaseSettings):
         ge=0,
         description="How many requests may wait for a row; one more is a 429 with Retry-After.",
     )
+    casting: Literal["auto", "off"] = Field(
+        "auto",
+        alias="TTS_CASTING",
+        description="`auto`: an engine that learns voices makes a recording for each standard voice, once, while "
+        "nobody waits for speech. `off`: standard voices without a recording are spoken with a fixed seed.",
+    )
+    casting_wait_s: float = Field(
+        5.0,
+        alias="TTS_CASTING_WAIT_S",
+        ge=0,
+        le=600,
+        description="Seconds a request waits for its standard voice to be cast; then it is spoken with a fixed seed "
+        "(`X-Voice-State: uncast`).",
+    )
     outbox_s: float = Field(
         10.0,
         alias="TTS_OUTBOX_S",

@@ -26,6 +26,7 @@ from app.audio.resample import StreamResampler
 from app.audio.shape import Cut, EdgeTrimmer, Fader
 from app.audio.stages import Stage, chain
 from app.audio.stretch import StreamStretcher
+from app.casting import seed_of
 from app.errors import (
     BadReference,
     EmptyText,
@@ -44,6 +45,7 @@ from app.voices.presets import DEFAULT_VOICE, NO_VOICE
 
 if TYPE_CHECKING:
     from app.cache import AnswerCache, Entry
+    from app.casting import Casting
     from app.engines.host import EngineHost
     from app.engines.protocol import Engine
     from app.metrics import Metrics
@@ -100,6 +102,35 @@ class Usage:
         return self.input_tokens + self.output_tokens
 
 
+@dataclass(frozen=True, slots=True)
+class Began:
+    """A part of an answer that begins to sound at start_s: its words as they are spoken, the number of its first
+    sentence and how many there are (None: not known yet), the number of its first line. Numbers count from 0."""
+
+    text: str
+    start_s: float
+    sentence: int
+    sentences: int | None
+    turn: int
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far an answer is, in its own time: `began` in order."""
+
+    began: list[Began] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)  # the line of each sentence that is cut so far
+    whole: bool = False  # all are
+    samples: int = 0  # at the engine's rate, handed on so far
+    spoken: int = 0  # sentences
+
+    def begin(self, part: _Passage, samples_per_s: float) -> None:
+        sentences = len(self.turns) if self.whole else None
+        start_s = self.samples / samples_per_s
+        self.began.append(Began(part.text, start_s, self.spoken, sentences, self.turns[self.spoken]))
+        self.spoken += len(part.lines)
+
+
 @dataclass(slots=True)
 class Answer:
     """What is known before the first byte, and the bytes. `usage` is there once the stream has ended."""
@@ -112,6 +143,8 @@ class Answer:
     size_bytes: int | None
     stream: AsyncGenerator[bytes]
     usage: Usage | None = None
+    progress: Progress = field(default_factory=Progress)  # of what is being spoken; a cached answer has none
+    uncast: bool = False  # spoken with a fixed seed, as a standard voice has no recording yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +180,7 @@ class _Take:
     voices: tuple[Voice, ...]  # one per line
     seed: int
     digest: str
+    progress: Progress
     context: tuple[ContextTurn, ...] = ()
 
     @property
@@ -158,13 +192,21 @@ class Studio:
     """Turns validated requests into answers. Used from one event loop."""
 
     def __init__(
-        self, host: EngineHost, voices: VoiceStore, cache: AnswerCache, metrics: Metrics, normalizer: Normalizer
+        self,
+        host: EngineHost,
+        voices: VoiceStore,
+        cache: AnswerCache,
+        metrics: Metrics,
+        normalizer: Normalizer,
+        *,
+        casting: Casting | None = None,
     ) -> None:
         self._host = host
         self._voices = voices
         self._cache = cache
         self._metrics = metrics
         self._normalizer = normalizer
+        self._casting = casting
         self._dice = random.SystemRandom()
         self._turns = _Turns()
         self._ears = asyncio.Semaphore(max(1, (os.cpu_count() or 1) - 1))  # uploads decoded at the same time
@@ -200,7 +242,7 @@ class Studio:
         self._voices_of(request)  # a wrong one is told even while the engine is starting
         engine = self._host.engine()
         request, ignored = self._fit(request, engine.info, extras | ({"context"} if request.context else set()))
-        voices = self._voices_of(request)
+        voices = await self._cast_voices(request)
         check_rate(request.format, request.sample_rate_hz)
         parts = [part for line in request.lines for part in parse(line.text)]
         if all(isinstance(part, Pause) for part in parts):
@@ -211,10 +253,15 @@ class Studio:
         if random_seed:
             request = replace(request, seed=self._dice.getrandbits(31), use_cache=False)
         context = (__version__, engine.info.fingerprint, *(voice.digest for voice in voices))
+        uncast = [voice for voice in voices if voice.kind == "preset" and not voice.recorded]
+        if uncast and engine.info.codec != "none":
+            seed = seed_of(uncast[0].id)
+            request = replace(request, use_cache=False, seed=seed if request.seed is None else request.seed)
         digest = request.digest(*context)
         seed = request.seed if request.seed is not None else request.content_seed(*context)
         engine_id = engine.info.id
         facts = Answer(engine_id, MEDIA_TYPES[request.format], seed, False, ignored, None, _pieces(b""))
+        facts.uncast = bool(uncast) and engine.info.codec != "none"
 
         if request.use_cache and (cached := await self._cache.find(digest)) is not None:
             self._metrics.cache("hit")
@@ -223,7 +270,7 @@ class Studio:
             facts.stream = _pieces(cached.data)
             return facts
         self._metrics.cache("miss" if request.use_cache else "off")
-        facts.stream = self._speak(_Take(request, engine, engine_id, voices, seed, digest), facts)
+        facts.stream = self._speak(_Take(request, engine, engine_id, voices, seed, digest, facts.progress), facts)
         return facts
 
     def check_model(self, model: str) -> None:
@@ -266,6 +313,12 @@ class Studio:
             self._voices.get(name)
         others = [name for name in OTHER_SPEAKERS if name not in named]
         return [*named, *others, *named][:speakers]
+
+    async def _cast_voices(self, request: SpeechRequest) -> tuple[Voice, ...]:
+        """The voices, standard ones with their recordings if these can be waited for."""
+        if self._casting is not None:
+            await self._casting.wait_for([voice.id for voice in self._voices_of(request) if not voice.recorded])
+        return self._voices_of(request)
 
     def _voices_of(self, request: SpeechRequest) -> tuple[Voice, ...]:
         """One per line. Raises UnknownVoice."""
@@ -329,6 +382,7 @@ class Studio:
                 contextlib.aclosing(clock.listening(sound)) as heard,
             ):
                 async for samples in heard:
+                    take.progress.samples += len(samples)
                     if len(samples) > OFF_LOOP_S * take.info.rate_hz:
                         async with self._turns.heavy(clock.ahead_s):
                             data = await _in_thread(finish.push, samples)
@@ -408,6 +462,7 @@ class Studio:
                     continue
                 began = True
                 current, index = ahead.take()
+                told = False
                 for attempt in range(1, ATTEMPTS + 1):
                     edges = EdgeTrimmer(rate_hz)
                     shape = chain(edges, Fader(rate_hz))
@@ -417,9 +472,15 @@ class Studio:
                             if lead_s:
                                 yield pcm.silence(lead_s, rate_hz)
                                 lead_s = 0.0
-                            yield shape.push(chunk.samples)
+                            samples = shape.push(chunk.samples)
+                            if len(samples) and not told:
+                                told = True
+                                take.progress.begin(part, rate_hz * take.request.speed)
+                            yield samples
                     rest = shape.flush()
                     if edges.sounded:
+                        if not told:
+                            take.progress.begin(part, rate_hz * take.request.speed)
                         yield rest
                         break
                     if not has_words(part.text):
@@ -469,25 +530,32 @@ class Studio:
         request = take.request
         joins = take.info.continues or take.info.max_passage_chars > 0
         said = worded = False
-        for line, voice in zip(request.lines, take.voices, strict=True):
+        parts_of = [parse(line.text) for line in request.lines]
+        uncut = sum(not isinstance(part, Pause) for parts in parts_of for part in parts)
+        for turn, (line, voice, parts) in enumerate(zip(request.lines, take.voices, parts_of, strict=True)):
             speaker = voice.speaker if line.speaker is None else line.speaker
             begun = False
-            for part in parse(line.text):
+            for part in parts:
                 if isinstance(part, Pause):
                     yield part
                     continue
-                for piece in await self._pieces_of(part.text, take, voice):
+                pieces = await self._pieces_of(part.text, take, voice)
+                take.progress.turns += [turn] * len(pieces)
+                uncut -= 1
+                take.progress.whole = not uncut
+                for piece in pieces:
                     if said and not begun and not joins:  # a model that goes on breathes by itself
                         yield Pause(TURN_GAP_S)
                     said = begun = True
                     worded = worded or has_words(piece)
                     yield SpokenLine(piece, speaker, voice)
         if not worded:
-            parts = [part for line in request.lines for part in parse(line.text)]
-            marks = names(" ".join(part.text for part in parts if not isinstance(part, Pause)))
+            texts = [part.text for parts in parts_of for part in parts if not isinstance(part, Pause)]
+            marks = names(" ".join(texts))
             if not marks:
                 raise EmptyText("`input` has nothing in it that could be spoken.", param="input")
             voice, first = take.voices[0], request.lines[0]
+            take.progress.turns.append(0)
             yield SpokenLine(marks, voice.speaker if first.speaker is None else first.speaker, voice)
 
     async def _pieces_of(self, text: str, take: _Take, voice: Voice) -> list[str]:

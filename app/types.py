@@ -103,6 +103,7 @@ class Voice:
     description: str = ""
     digest: str = ""
     speaker: int = 0  # what a model with speaker numbers calls it where it has no recording to go by
+    recorded: bool = False  # there is a recording to go by
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,9 @@ class ContextTurn:
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One job for an engine. `follows`: a later part of an answer that is already sounding; it is never refused."""
+    """One job for an engine. follows: a later part of an answer that is already sounding; it is never refused.
+    background: nobody waits for it; it advances only while nobody else does, and gives its row up when that is wanted.
+    """
 
     lines: tuple[SpokenLine, ...]
     sampling: Sampling
@@ -177,6 +180,7 @@ class Utterance:
     language: str | None = None
     context: tuple[ContextTurn, ...] = ()
     follows: bool = False
+    background: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +208,8 @@ class EngineInfo:
     max_speakers, max_prompt_s: in one utterance, the latter of its voices' recordings together. max_passage_chars: up
     to here it takes several lines in one utterance, of several speakers; 0 = it does not. apart: an answer's utterances
     may be spoken at the same time, in rows that nobody else wants.
+    codec: in whose codes it wants recordings of voices, "none" = it can't learn a voice. codec_fingerprint changes
+    whenever the same recording would have other codes. examples: the folder of the recordings that came with a model.
     """
 
     id: str
@@ -222,6 +228,9 @@ class EngineInfo:
     max_prompt_s: float | None = None
     max_passage_chars: int = 0
     apart: bool = False
+    codec: Codec = "none"
+    codec_fingerprint: str = ""
+    examples: str = ""
 
 
 @dataclass(frozen=True, slots=True)

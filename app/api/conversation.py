@@ -47,7 +47,7 @@ def router(studio: Studio, host: EngineHost, metrics: Metrics, *, max_input_char
                 request = replace(request, context=await studio.hear(said))
             return await studio.answer(request, extras=body.extras, random_seed=body.seed == "random")
 
-        return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse")
+        return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse", progress=body.progress is True)
 
     @routes.post("/audio/dialogue", name="create_dialogue", operation_id="create_dialogue", responses=AUDIO_RESPONSE)
     async def dialogue(body: DialogueBody) -> Response:
@@ -61,6 +61,6 @@ def router(studio: Studio, host: EngineHost, metrics: Metrics, *, max_input_char
             log.info("dialogue", voices=voices, turns=len(texts), format=request.format, **told)
             return await studio.answer(request, extras=body.extras, random_seed=body.seed == "random")
 
-        return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse")
+        return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse", progress=body.progress is True)
 
     return routes

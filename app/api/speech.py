@@ -31,6 +31,7 @@ AUDIO_RESPONSE: dict[int | str, dict[str, Any]] = {
             "X-TTS-Engine": {"schema": {"type": "string"}, "description": "The engine that spoke."},
             "X-TTS-Seed": {"schema": {"type": "string"}, "description": "Send it as `seed` to hear the same again."},
             "X-Cache": {"schema": {"type": "string", "enum": ["hit", "miss"]}},
+            "X-Voice-State": {"schema": {"type": "string"}, "description": "`uncast`: the voice has no recording yet."},
             "X-TTS-Ignored": {"schema": {"type": "string"}, "description": "Parameters the engine could not follow."},
         },
     }
@@ -52,7 +53,7 @@ def router(studio: Studio, host: EngineHost, metrics: Metrics, *, max_input_char
             log.info("speak", voice=line.voice, format=request.format, speed=request.speed, **told)
             return answer
 
-        return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse")
+        return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse", progress=body.progress is True)
 
     for path, name in (
         ("/audio/speech", "create_speech"),

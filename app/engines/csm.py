@@ -127,14 +127,17 @@ class CsmRunner:
         fingerprint: str = "",
         piece: int | None = None,
         prefix_bytes: int = PREFIX_BYTES,
+        examples: Path | None = None,
     ) -> None:
         """guards None = none, as the reference implementations; reference_noise = draws as PyTorch's multinomial after
-        `manual_seed` would, for comparing with them; piece = tokens read per `prefill`."""
+        `manual_seed` would, for comparing with them; piece = tokens read per `prefill`; examples = the folder of the
+        recordings that came with the model."""
         self.max_rows = max_rows
         self.model = model
         self.config: CsmConfig = model.config
         self.codec: MimiConfig = decoder.config
         self.fingerprint = fingerprint
+        self.examples = examples
         self._text = text
         self._encoder = encoder
         self._decoder = decoder
@@ -595,6 +598,7 @@ def load_runner(
         fingerprint=fingerprint,
         piece=piece,
         prefix_bytes=prefix_bytes,
+        examples=model_dir / "prompts",
     )
 
 
@@ -711,6 +715,7 @@ def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
         max_speakers=MAX_SPEAKERS,
         max_text_chars=runner.line_chars,
         max_prompt_s=PROMPT_SHARE * runner.config.max_positions / runner.codec.frame_hz,
+        examples=str(runner.examples or ""),
         max_context_s=CONTEXT_SHARE * runner.config.max_positions / runner.codec.frame_hz,
     )
     return BatchedEngine(
