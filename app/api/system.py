@@ -97,6 +97,7 @@ def _health(host: EngineHost, casting: Casting) -> dict[str, Any]:
         "dtype": engine.info.dtype if engine else None,
         "rows": {"active": load.active_rows, "limit": load.max_rows} if load else None,
         "queue": {"waiting": load.queued, "limit": load.max_queue} if load else None,
+        "memory": [asdict(each) for each in host.memory()],
         "download": asdict(status.progress) if status.progress else None,
         "casting": casting.status(),
         "version": __version__,

@@ -42,6 +42,7 @@ class Speech extends EventTarget {
     player.addEventListener("sounded", () => {
       if (player.track === this.track && this.first_s === null) {
         this.first_s = (performance.now() - this.pressed_ms) / 1000;
+        if (this.take) takes.change(this.take.id, { first_s: this.first_s });
         this.#tell();
       }
     });
