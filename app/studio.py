@@ -18,6 +18,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+import numpy as np
+
 from app import __version__
 from app.audio import pcm
 from app.audio.decode import TIME_LIMIT_S, decode
@@ -36,11 +38,13 @@ from app.errors import (
     UnknownVoice,
     UnsupportedParameter,
 )
+from app.prompts import Prompts, check_speakable
 from app.text.marks import has_words, names
 from app.text.script import SPEAKER_TAG, Pause, parse, turns
 from app.text.scripts import script_language
 from app.text.sentences import split
 from app.types import ContextTurn, Line, Reference, SpokenLine, Turn, Utterance
+from app.voices.memory import Remembered
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE
 
 if TYPE_CHECKING:
@@ -50,7 +54,8 @@ if TYPE_CHECKING:
     from app.engines.protocol import Engine
     from app.metrics import Metrics
     from app.text.normalizer import Normalizer
-    from app.types import AudioChunk, Codes, EngineInfo, Said, Samples, SpeechRequest, Voice
+    from app.types import AudioChunk, Codes, EngineInfo, Said, Samples, SpeechRequest, Voice, VoicePrompt
+    from app.voices.memory import Memory
     from app.voices.store import VoiceStore
 
 log = logging.getLogger(__name__)
@@ -74,6 +79,7 @@ SENTENCE_GAP_S = 0.1  # between utterances that were made apart; each keeps up t
 TURN_GAP_S = 0.25
 MAX_TURN_S = 60.0  # of one turn's recording: what codecs of voice models take in one go
 HEARING_LIMIT_S = 20.0  # of decoding for one conversation: half an hour of honest recordings takes 1 to 5 s
+MEMORY_SHARE = 0.5  # of the context that is for recordings may be remembered turns; voices' own are the rest
 KNOWN_TURNS = 256  # of earlier turns whose codes are kept: each request of a conversation brings them all again
 OFF_LOOP_CHARS = 2_000  # a longer text is normalised in a thread: about 0.05 ms a character at worst
 OFF_LOOP_S = 0.2  # a longer stretch of sound is encoded in a thread: mp3 costs about 8 ms a second of sound
@@ -157,9 +163,11 @@ class _Passage:
     def text(self) -> str:
         return " ".join(line.text for line in self.lines)
 
-    def has_room(self, line: SpokenLine, info: EngineInfo) -> bool:
-        """Whether the engine takes this line too in the same utterance."""
+    def has_room(self, line: SpokenLine, info: EngineInfo, *, one_voice: bool) -> bool:
+        """Whether the engine takes this line too in the same utterance. one_voice: lines of one voice only."""
         lines = (*self.lines, line)
+        if one_voice and line.voice != self.lines[0].voice:
+            return False
         prompts = {
             each.voice.id: each.prompt.codes.shape[1] * info.frame_s for each in lines if each.prompt is not None
         }
@@ -182,6 +190,7 @@ class _Take:
     digest: str
     progress: Progress
     context: tuple[ContextTurn, ...] = ()
+    prompts: tuple[VoicePrompt | None, ...] = ()  # one per line
 
     @property
     def info(self) -> EngineInfo:
@@ -200,13 +209,16 @@ class Studio:
         normalizer: Normalizer,
         *,
         casting: Casting | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self._host = host
         self._voices = voices
+        self._prompts = Prompts(voices)
         self._cache = cache
         self._metrics = metrics
         self._normalizer = normalizer
         self._casting = casting
+        self._memory = memory
         self._dice = random.SystemRandom()
         self._turns = _Turns()
         self._ears = asyncio.Semaphore(max(1, (os.cpu_count() or 1) - 1))  # uploads decoded at the same time
@@ -239,10 +251,17 @@ class Studio:
         """
         self.check_model(request.model)
         request = self._by_speaker(request)
+        if self._voices.stale:
+            await asyncio.to_thread(self._voices.refresh)
         self._voices_of(request)  # a wrong one is told even while the engine is starting
         engine = self._host.engine()
         request, ignored = self._fit(request, engine.info, extras | ({"context"} if request.context else set()))
         voices = await self._cast_voices(request)
+        # A voice asked for by name and by id is one voice: the same seed, the same cached answer.
+        lines = tuple(replace(line, voice=voice.id) for line, voice in zip(request.lines, voices, strict=True))
+        request = replace(request, lines=lines)
+        for voice in voices:
+            check_speakable(voice, engine.info, stands_in=self._host.is_fallback)
         check_rate(request.format, request.sample_rate_hz)
         parts = [part for line in request.lines for part in parse(line.text)]
         if all(isinstance(part, Pause) for part in parts):
@@ -252,6 +271,8 @@ class Studio:
 
         if random_seed:
             request = replace(request, seed=self._dice.getrandbits(31), use_cache=False)
+        if request.conversation is not None:
+            request = replace(request, use_cache=False)  # the same words are another turn
         context = (__version__, engine.info.fingerprint, *(voice.digest for voice in voices))
         uncast = [voice for voice in voices if voice.kind == "preset" and not voice.recorded]
         if uncast and engine.info.codec != "none":
@@ -272,6 +293,10 @@ class Studio:
         self._metrics.cache("miss" if request.use_cache else "off")
         facts.stream = self._speak(_Take(request, engine, engine_id, voices, seed, digest, facts.progress), facts)
         return facts
+
+    async def forget(self, conversation: str) -> bool:
+        """Forget a conversation; False where nothing was remembered."""
+        return self._memory is not None and await asyncio.to_thread(self._memory.forget, conversation)
 
     def check_model(self, model: str) -> None:
         """Raises UnknownModel unless the running engine answers to this id."""
@@ -344,6 +369,8 @@ class Studio:
             ignored.append("instructions")
             request = replace(request, instructions=None)
         for name in sorted(extras - info.extras):
+            if name == "conversation_id" and "context" in info.extras:
+                continue
             if not self._host.is_fallback:
                 _check_extra(name, info)
             ignored.append(name)
@@ -352,6 +379,8 @@ class Studio:
             request = replace(request, sampling=replace(request.sampling, **cleared))
             if "language" in ignored:
                 request = replace(request, language=None)
+            if "conversation_id" in ignored:
+                request = replace(request, conversation=None)
             if "context" in ignored:
                 lines = (replace(x, voice=DEFAULT_VOICE) if x.voice == NO_VOICE.id else x for x in request.lines)
                 request = replace(request, context=(), lines=tuple(lines))
@@ -369,16 +398,18 @@ class Studio:
     async def _speak(self, take: _Take, answer: Answer) -> AsyncGenerator[bytes]:
         context = await self._context(take)
         request = replace(take.request, context=())  # a minute of samples is 6 MB: what was heard is not needed again
-        take = replace(take, request=request, context=context)
+        prompts = {voice.id: await self._prompts.of(voice, take.engine) for voice in dict.fromkeys(take.voices)}
+        take = replace(take, request=request, context=context, prompts=tuple(prompts[v.id] for v in take.voices))
         encoder = open_encoder(request.format, request.sample_rate_hz)
         finish = _Finish(encoder, take.info.rate_hz, request)
         entry: Entry | None = None
         clock = _Clock()
         sounded = False
+        said: list[Remembered] | None = None if request.conversation is None else []
         self._turns.began()
         try:
             async with (
-                contextlib.aclosing(self._sound(take)) as sound,
+                contextlib.aclosing(self._sound(take, said)) as sound,
                 contextlib.aclosing(clock.listening(sound)) as heard,
             ):
                 async for samples in heard:
@@ -404,6 +435,8 @@ class Studio:
             if not finish.audio_s:
                 raise NothingSpoken(f"The {take.engine_id} engine made no sound for this text. Try again.")
             usage = answer.usage = self._usage(take, finish.audio_s)
+            if said and self._memory is not None and request.conversation is not None:
+                await asyncio.to_thread(self._memory.remember, request.conversation, take.info.fingerprint, said)
             if request.use_cache:
                 if entry is None:  # a short answer: all its bytes come at the end
                     entry = self._cache.begin(take.digest)
@@ -420,8 +453,17 @@ class Studio:
                 entry.abandon()
 
     async def _context(self, take: _Take) -> tuple[ContextTurn, ...]:
-        """The turns as the engine hears them. Raises BadReference."""
-        heard = []
+        """The turns as the engine hears them: those remembered, then those the caller sent. Raises BadReference."""
+        heard: list[ContextTurn] = []
+        request = take.request
+        if request.conversation is not None and self._memory is not None:
+            speakers = {
+                voice.id: voice.speaker if line.speaker is None else line.speaker
+                for line, voice in zip(request.lines, take.voices, strict=True)
+            }
+            room = round((take.info.max_context_s or 0.0) * MEMORY_SHARE / take.info.frame_s)
+            recall = self._memory.recall
+            heard += await asyncio.to_thread(recall, request.conversation, take.info.fingerprint, speakers, room)
         for index, turn in enumerate(take.request.context):
             key = (take.info.fingerprint, turn.digest, turn.text)
             codes = self._codes.get(key)
@@ -442,10 +484,11 @@ class Studio:
         text_bytes = sum(len(line.text.encode("utf-8", "ignore")) for line in take.request.lines)
         return Usage(-(-text_bytes // _TOKEN_BYTES), round(audio_s / take.info.frame_s))
 
-    async def _sound(self, take: _Take) -> AsyncGenerator[Samples]:
+    async def _sound(self, take: _Take, said: list[Remembered] | None = None) -> AsyncGenerator[Samples]:
         """The whole answer's sound at the engine's rate: utterances trimmed, faded and joined, pauses as long as asked.
 
-        While one utterance is spoken the next is already submitted, so there is no gap between them.
+        While one utterance is spoken the next is already submitted, so there is no gap between them. said: where to put
+        what was spoken.
         """
         rate_hz = take.info.rate_hz
         ahead = _Ahead(self._passages(take), lambda part, index: self._start(take, part, index))
@@ -465,6 +508,7 @@ class Studio:
                 told = False
                 for attempt in range(1, ATTEMPTS + 1):
                     edges = EdgeTrimmer(rate_hz)
+                    codes: list[Codes] = []
                     shape = chain(edges, Fader(rate_hz))
                     async with contextlib.aclosing(current.chunks()) as chunks:
                         async for chunk in chunks:
@@ -472,6 +516,8 @@ class Studio:
                             if lead_s:
                                 yield pcm.silence(lead_s, rate_hz)
                                 lead_s = 0.0
+                            if chunk.codes is not None and said is not None:
+                                codes.append(chunk.codes)
                             samples = shape.push(chunk.samples)
                             if len(samples) and not told:
                                 told = True
@@ -482,6 +528,8 @@ class Studio:
                         if not told:
                             take.progress.begin(part, rate_hz * take.request.speed)
                         yield rest
+                        if said is not None and codes:
+                            said.append(Remembered(part.lines[0].voice.id, part.text, np.concatenate(codes, axis=1)))
                         break
                     if not has_words(part.text):
                         break
@@ -514,8 +562,11 @@ class Studio:
     async def _passages(self, take: _Take) -> AsyncGenerator[_Passage | Pause]:
         """The script in the utterances that the engine takes: a piece each, or as many as go into one."""
         passage: _Passage | None = None
+        apart = take.request.conversation is not None  # each turn is remembered with its own codes
         async for part in self._script(take):
-            if passage is not None and (isinstance(part, Pause) or not passage.has_room(part, take.info)):
+            if passage is not None and (
+                isinstance(part, Pause) or not passage.has_room(part, take.info, one_voice=apart)
+            ):
                 yield passage
                 passage = None
             if isinstance(part, Pause):
@@ -532,7 +583,8 @@ class Studio:
         said = worded = False
         parts_of = [parse(line.text) for line in request.lines]
         uncut = sum(not isinstance(part, Pause) for parts in parts_of for part in parts)
-        for turn, (line, voice, parts) in enumerate(zip(request.lines, take.voices, parts_of, strict=True)):
+        whole = zip(request.lines, take.voices, take.prompts, parts_of, strict=True)
+        for turn, (line, voice, prompt, parts) in enumerate(whole):
             speaker = voice.speaker if line.speaker is None else line.speaker
             begun = False
             for part in parts:
@@ -548,7 +600,7 @@ class Studio:
                         yield Pause(TURN_GAP_S)
                     said = begun = True
                     worded = worded or has_words(piece)
-                    yield SpokenLine(piece, speaker, voice)
+                    yield SpokenLine(piece, speaker, voice, prompt)
         if not worded:
             texts = [part.text for parts in parts_of for part in parts if not isinstance(part, Pause)]
             marks = names(" ".join(texts))
@@ -556,7 +608,8 @@ class Studio:
                 raise EmptyText("`input` has nothing in it that could be spoken.", param="input")
             voice, first = take.voices[0], request.lines[0]
             take.progress.turns.append(0)
-            yield SpokenLine(marks, voice.speaker if first.speaker is None else first.speaker, voice)
+            speaker = voice.speaker if first.speaker is None else first.speaker
+            yield SpokenLine(marks, speaker, voice, take.prompts[0])
 
     async def _pieces_of(self, text: str, take: _Take, voice: Voice) -> list[str]:
         language = take.request.language or script_language(text) or voice.language

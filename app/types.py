@@ -55,7 +55,7 @@ class SpeechRequest:
 
     speed 0.25-4 (pitch kept), sample_rate_hz 8000-48000 of the encoded answer, seed None = derived from the content,
     max_audio_ms = hard limit on the answer's length, language = BCP 47 or None for the voice's own, context = what was
-    said before, oldest first.
+    said before, oldest first, conversation = the key of one that is remembered.
     """
 
     model: str
@@ -71,6 +71,7 @@ class SpeechRequest:
     normalize: bool = True
     use_cache: bool = True
     context: tuple[Turn, ...] = ()
+    conversation: str | None = None
 
     def digest(self, *context: str) -> str:
         """sha256 (hex) of everything that changes the bytes, with `context` (engine fingerprint, voice digests).
@@ -90,6 +91,11 @@ class SpeechRequest:
         fields = {name: value for name, value in whole.items() if name not in leave_out}
         canonical = json.dumps([fields, context], sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def conversation_key(owner: str, conversation_id: str) -> str:
+    """The key (hex) of an owner's conversation. owner: their API key, empty where there are none."""
+    return hashlib.sha256(f"{len(owner)} {owner} {conversation_id}".encode("utf-8", "replace")).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
