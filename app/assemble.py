@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from app.api.app import Rooms, create
 from app.api.auth import Keys
+from app.audio.watermark import Watermark, WatermarkMissing
 from app.cache import AnswerCache
 from app.engines import registry
 from app.engines.host import EngineHost
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def studio_of(
-    settings: Settings, normalizer: Normalizer | None = None
+    settings: Settings, normalizer: Normalizer | None = None, marks: Watermark | None = None
 ) -> tuple[Studio, EngineHost, VoiceStore, Metrics]:
     """Everything below HTTP, wired; nothing runs yet. Raises ValueError for an unknown engine name, OSError."""
     metrics = Metrics()
@@ -38,7 +39,17 @@ def studio_of(
     cache.scan()
     metrics.watch_load(host.load)
     metrics.watch_cache(lambda: cache.size_bytes)
-    return Studio(host, voices, cache, metrics, normalizer or Normalizer()), host, voices, metrics
+    marks = marks or watermark_of(settings)
+    studio = Studio(host, voices, cache, metrics, normalizer or Normalizer(), marks=marks, enhance=settings.enhance)
+    return studio, host, voices, metrics
+
+
+def watermark_of(settings: Settings) -> Watermark:
+    """Raises ValueError where TTS_WATERMARK=all can't be followed: then nothing may be spoken unmarked."""
+    try:
+        return Watermark(settings.watermark)
+    except WatermarkMissing as error:
+        raise ValueError(f"TTS_WATERMARK={settings.watermark}: {error.message}") from error
 
 
 def assemble(settings: Settings) -> FastAPI:
@@ -46,7 +57,8 @@ def assemble(settings: Settings) -> FastAPI:
     for name in ("models", "cloned_voices", "voice_references", "audio_cache", "logs"):
         settings.folder(name)
     normalizer = Normalizer()
-    studio, host, voices, metrics = studio_of(settings, normalizer)
+    marks = watermark_of(settings)
+    studio, host, voices, metrics = studio_of(settings, normalizer, marks)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -58,7 +70,7 @@ def assemble(settings: Settings) -> FastAPI:
 
     keys = Keys(tuple(key.get_secret_value() for key in settings.api_keys))
     return create(
-        Rooms(studio, host, voices, metrics, keys),
+        Rooms(studio, host, voices, metrics, keys, marks),
         lifespan,
         lambda: public_values(settings),
         max_input_chars=settings.max_input_chars,

@@ -12,13 +12,14 @@ from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import conversation, errors, models, speech, system, voices
+from app.api import conversation, errors, models, speech, system, voices, watermark
 from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, Limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from app.api.auth import Keys
+    from app.audio.watermark import Watermark
     from app.engines.host import EngineHost
     from app.metrics import Metrics
     from app.studio import Studio
@@ -49,6 +50,7 @@ _SPEECH_ERRORS: dict[int | str, dict[str, Any]] = {
     500: {"model": ErrorEnvelope, "description": "The engine failed."},
     503: {"model": ErrorEnvelope, "description": "The engine is starting or can't be had; Retry-After."},
 }
+_UPLOAD_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401, 413)}
 _LIST_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401)}
 _KEY_ERRORS: dict[int | str, dict[str, Any]] = {401: _SPEECH_ERRORS[401]}
 _LOOKUP_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401, 404)}
@@ -63,6 +65,7 @@ class Rooms:
     voices: VoiceStore
     metrics: Metrics
     keys: Keys
+    marks: Watermark
 
 
 def create(
@@ -101,7 +104,14 @@ def create(
             (models.router(rooms.host, rooms.voices), _LOOKUP_ERRORS),
         ):
             app.include_router(lists, prefix=prefix, dependencies=open_to_all, responses=wrong, include_in_schema=shown)
-    inside = system.router(rooms.host, rooms.metrics, rooms.keys, settings_shown)
+        app.include_router(
+            watermark.router(rooms.studio),
+            prefix=prefix,
+            dependencies=needs_key,
+            responses=_UPLOAD_ERRORS,
+            include_in_schema=shown,
+        )
+    inside = system.router(rooms.host, rooms.metrics, rooms.keys, rooms.marks, settings_shown)
     for prefix in ("", *PREFIXES):
         app.include_router(inside, prefix=prefix, responses=_KEY_ERRORS, include_in_schema=not prefix)
 
@@ -114,7 +124,11 @@ def create(
     app.add_middleware(
         BodyLimit,
         limit=Limit(max_body_bytes, "TTS_MAX_BODY_BYTES"),
-        by_path={prefix + conversation.CONVERSATION_PATH: uploads for prefix in PREFIXES},
+        by_path={
+            prefix + path: uploads
+            for prefix in PREFIXES
+            for path in (conversation.CONVERSATION_PATH, watermark.DETECT_PATH)
+        },
     )
     if cors_origins:
         app.add_middleware(

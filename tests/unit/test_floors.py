@@ -37,7 +37,7 @@ NEIGHBOURS = {
     ("cli", "assemble"),
     ("cli", "main"),
 }
-TORCH_ROOMS = ("app/engines/csm.py", "app/engines/dia.py", "app/models/", "app/runtime/")
+TORCH_ROOMS = ("app/engines/csm.py", "app/engines/dia.py", "app/models/", "app/runtime/", "app/audio/watermark.py")
 PLAIN_RUNTIME = ("__init__", "scheduler", "slots", "outbox", "loop", "runner")  # tested, and offline, without torch
 
 
