@@ -150,7 +150,11 @@ def load() -> Perth:
         raise WatermarkMissing(missing or _HOW)
     try:
         import torch  # noqa: PLC0415 - only to read the file; speaking offline needs no torch
+        from threadpoolctl import ThreadpoolController  # noqa: PLC0415 - of the extra
 
+        # NumPy's matrix products in one thread, for good: at these sizes more gain nothing, and on a machine that is
+        # busy anyway they wait for each other, 20 times as long as the product takes.
+        ThreadpoolController().select(internal_api="openblas").limit(limits=1)
         state = torch.load(package / _WEIGHTS, map_location="cpu", weights_only=True)["model"]
     except (ImportError, OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
         raise WatermarkMissing(f"The watermark's weights can't be read ({error}). {_HOW}") from error
