@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from app.api.app import Rooms, create
 from app.api.auth import Keys
+from app.audio.apart import Limits
 from app.audio.watermark import Watermark, WatermarkMissing
 from app.cache import AnswerCache
 from app.engines import registry
@@ -18,12 +19,16 @@ from app.metrics import Metrics
 from app.settings import public_values
 from app.studio import Studio
 from app.text.normalizer import Normalizer
+from app.voices.cloning import Cloner
+from app.voices.consents import ConsentStore
 from app.voices.store import VoiceStore
+from app.voices.transcribe import NoTranscriber, WhisperTranscriber
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from app.settings import Settings
+    from app.voices.transcribe import Transcriber
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +39,7 @@ def studio_of(
     """Everything below HTTP, wired; nothing runs yet. Raises ValueError for an unknown engine name, OSError."""
     metrics = Metrics()
     host = EngineHost(settings, registry.specs(), metrics.guard)
-    voices = VoiceStore()
+    voices = VoiceStore(settings.folder("cloned_voices"), settings.folder("voice_references"))
     cache = AnswerCache(settings.folder("audio_cache"), settings.cache_bytes)
     cache.scan()
     metrics.watch_load(host.load)
@@ -50,6 +55,14 @@ def watermark_of(settings: Settings) -> Watermark:
         return Watermark(settings.watermark)
     except WatermarkMissing as error:
         raise ValueError(f"TTS_WATERMARK={settings.watermark}: {error.message}") from error
+
+
+def transcriber_of(settings: Settings) -> Transcriber:
+    if settings.asr == "off":
+        return NoTranscriber()
+    return WhisperTranscriber(
+        settings.asr_model, settings.folder("models"), download=settings.asr_download, token=settings.token
+    )
 
 
 def assemble(settings: Settings) -> FastAPI:
@@ -69,8 +82,10 @@ def assemble(settings: Settings) -> FastAPI:
         await warming
 
     keys = Keys(tuple(key.get_secret_value() for key in settings.api_keys))
+    cloner = Cloner(transcriber_of(settings), limits=Limits(input_bytes=settings.max_upload_bytes))
+    consents = ConsentStore(settings.folder("cloned_voices") / ".consents")
     return create(
-        Rooms(studio, host, voices, metrics, keys, marks),
+        Rooms(studio, host, voices, cloner, consents, metrics, keys, marks),
         lifespan,
         lambda: public_values(settings),
         max_input_chars=settings.max_input_chars,

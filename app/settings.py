@@ -113,7 +113,8 @@ class Settings(BaseSettings):
         64 << 20,
         alias="TTS_MAX_UPLOAD_BYTES",
         ge=1024,
-        description="Largest body of a request that brings recordings (`/v1/audio/conversation`); larger is a 413.",
+        description="Largest body of a request that brings recordings (conversations, cloning, consents, imports); "
+        "larger is a 413.",
     )
     max_rows: Literal["auto"] | int = Field(
         "auto",
@@ -162,6 +163,22 @@ class Settings(BaseSettings):
         "auto",
         alias="TTS_YOUTUBE",
         description="Cloning from YouTube: `auto` = where the `youtube` extra is installed; `off` = not at all.",
+    )
+    asr: Literal["auto", "off"] = Field(
+        "auto",
+        alias="TTS_ASR",
+        description="Recognise what is said in a voice sample that comes without a transcript, where the extra `asr` "
+        "and the weights are there; `off`: a transcript is always asked for.",
+    )
+    asr_model: str = Field(
+        "openai/whisper-base.en",
+        alias="TTS_ASR_MODEL",
+        description="The speech recogniser, a Whisper checkpoint: a Hugging Face id or a local folder.",
+    )
+    asr_download: bool = Field(
+        False,
+        alias="TTS_ASR_DOWNLOAD",
+        description="Download `TTS_ASR_MODEL` when it is first needed; `false`: only what is in `models` is used.",
     )
 
     log_level: LogLevel = Field("INFO", alias="LOG_LEVEL", description="DEBUG, INFO, WARNING or ERROR.")

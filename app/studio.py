@@ -35,6 +35,7 @@ from app.errors import (
     UnknownVoice,
     UnsupportedParameter,
 )
+from app.prompts import Prompts, check_speakable
 from app.text.marks import has_words, names
 from app.text.script import Pause, parse
 from app.text.scripts import script_language
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from app.engines.protocol import Engine
     from app.metrics import Metrics
     from app.text.normalizer import Normalizer
-    from app.types import AudioChunk, Codes, EngineInfo, Said, Samples, SpeechRequest, Voice
+    from app.types import AudioChunk, Codes, EngineInfo, Said, Samples, SpeechRequest, Voice, VoicePrompt
     from app.voices.store import VoiceStore
 
 log = logging.getLogger(__name__)
@@ -148,6 +149,7 @@ class _Take:
     digest: str
     marked: bool = False
     context: tuple[ContextTurn, ...] = ()
+    prompts: tuple[VoicePrompt | None, ...] = ()  # one per line
 
     @property
     def info(self) -> EngineInfo:
@@ -170,6 +172,7 @@ class Studio:
     ) -> None:
         self._host = host
         self._voices = voices
+        self._prompts = Prompts(voices)
         self._cache = cache
         self._metrics = metrics
         self._normalizer = normalizer
@@ -211,10 +214,14 @@ class Studio:
         Raises RequestError, NotReady; Busy and EngineError come with the first bytes of the stream.
         """
         self.check_model(request.model)
+        if self._voices.stale:
+            await asyncio.to_thread(self._voices.refresh)
         self._voices_of(request)  # a wrong one is told even while the engine is starting
         engine = self._host.engine()
         request, ignored = self._fit(request, engine.info, extras | ({"context"} if request.context else set()))
         voices = self._voices_of(request)
+        for voice in voices:
+            check_speakable(voice, engine.info, stands_in=self._host.is_fallback)
         check_rate(request.format, request.sample_rate_hz)
         parts = [part for line in request.lines for part in parse(line.text)]
         if all(isinstance(part, Pause) for part in parts):
@@ -302,7 +309,8 @@ class Studio:
     async def _speak(self, take: _Take, answer: Answer) -> AsyncGenerator[bytes]:
         context = await self._context(take)
         request = replace(take.request, context=())  # a minute of samples is 6 MB: what was heard is not needed again
-        take = replace(take, request=request, context=context)
+        prompts = {voice.id: await self._prompts.of(voice, take.engine) for voice in dict.fromkeys(take.voices)}
+        take = replace(take, request=request, context=context, prompts=tuple(prompts[v.id] for v in take.voices))
         encoder = open_encoder(request.format, request.sample_rate_hz)
         finish = _Finish(encoder, take.info.rate_hz, request, await _marker(take))
         entry: Entry | None = None
@@ -463,7 +471,7 @@ class Studio:
         """What is to be said, piece by piece, in order."""
         request = take.request
         said = worded = False
-        for line, voice in zip(request.lines, take.voices, strict=True):
+        for line, voice, prompt in zip(request.lines, take.voices, take.prompts, strict=True):
             speaker = voice.speaker if line.speaker is None else line.speaker
             begun = False
             for part in parse(line.text):
@@ -475,14 +483,15 @@ class Studio:
                         yield Pause(TURN_GAP_S)
                     said = begun = True
                     worded = worded or has_words(piece)
-                    yield SpokenLine(piece, speaker, voice)
+                    yield SpokenLine(piece, speaker, voice, prompt)
         if not worded:
             parts = [part for line in request.lines for part in parse(line.text)]
             marks = names(" ".join(part.text for part in parts if not isinstance(part, Pause)))
             if not marks:
                 raise EmptyText("`input` has nothing in it that could be spoken.", param="input")
             voice, first = take.voices[0], request.lines[0]
-            yield SpokenLine(marks, voice.speaker if first.speaker is None else first.speaker, voice)
+            speaker = voice.speaker if first.speaker is None else first.speaker
+            yield SpokenLine(marks, speaker, voice, take.prompts[0])
 
     async def _pieces_of(self, text: str, take: _Take, voice: Voice) -> list[str]:
         language = take.request.language or script_language(text) or voice.language

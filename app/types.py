@@ -105,6 +105,7 @@ class Voice:
     digest: str = ""
     speaker: int = 0  # what a model with speaker numbers calls it where it has no recording to go by
     level_lufs: float | None = None  # how loud its recording is, which models follow; None = as the engine speaks
+    recorded: bool = False  # there is a recording to go by
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +205,8 @@ class EngineInfo:
     honours beyond those that the studio fulfils for all. fingerprint changes whenever the same request would sound
     different (weights, version). max_context_s: how much of a conversation it can hear, if "context" is in extras.
     level_lufs: how loud its voices without a recording speak, where loudness starts from.
+    codec: in whose codes it wants recordings of voices, "none" = it can't learn a voice. codec_fingerprint changes
+    whenever the same recording would have other codes.
     """
 
     id: str
@@ -220,6 +223,8 @@ class EngineInfo:
     max_text_chars: int = 400
     max_context_s: float | None = None
     level_lufs: float = -20.0
+    codec: Codec = "none"
+    codec_fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

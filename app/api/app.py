@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import conversation, errors, models, speech, system, voices, watermark
+from app.api import cloning, conversation, errors, models, speech, system, voices, watermark
 from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, Limit
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from app.engines.host import EngineHost
     from app.metrics import Metrics
     from app.studio import Studio
+    from app.voices.cloning import Cloner
+    from app.voices.consents import ConsentStore
     from app.voices.store import VoiceStore
 
 PREFIXES = ("/v1", "/api/v1")
@@ -44,7 +46,7 @@ class ErrorEnvelope(BaseModel):
 _SPEECH_ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorEnvelope, "description": "The request can't be answered as it is; the message says why."},
     401: {"model": ErrorEnvelope, "description": "A key is needed, or is wrong."},
-    404: {"model": ErrorEnvelope, "description": "No such model here."},
+    404: {"model": ErrorEnvelope, "description": "No such model, voice or consent here."},
     413: {"model": ErrorEnvelope, "description": "The body is too large."},
     429: {"model": ErrorEnvelope, "description": "The queue is full; Retry-After says when to come back."},
     500: {"model": ErrorEnvelope, "description": "The engine failed."},
@@ -63,6 +65,8 @@ class Rooms:
     studio: Studio
     host: EngineHost
     voices: VoiceStore
+    cloner: Cloner
+    consents: ConsentStore
     metrics: Metrics
     keys: Keys
     marks: Watermark
@@ -91,6 +95,17 @@ def create(
         routes(rooms.studio, rooms.host, rooms.metrics, max_input_chars=max_input_chars, log_texts=log_texts)
         for routes in (speech.router, conversation.router)
     ]
+    spoken.append(
+        cloning.router(
+            rooms.studio,
+            rooms.host,
+            rooms.metrics,
+            voices=rooms.voices,
+            cloner=rooms.cloner,
+            consents=rooms.consents,
+            max_input_chars=max_input_chars,
+        )
+    )
     for prefix in PREFIXES:
         shown = prefix == PREFIXES[0]
         needs_key, open_to_all = [Depends(rooms.keys.require)], [Depends(rooms.keys.allow)]
@@ -101,6 +116,7 @@ def create(
         for lists, wrong in (
             (speech.lists(), _LIST_ERRORS),
             (voices.router(rooms.voices), _LIST_ERRORS),
+            (cloning.lists(rooms.voices), _LIST_ERRORS),
             (models.router(rooms.host, rooms.voices), _LOOKUP_ERRORS),
         ):
             app.include_router(lists, prefix=prefix, dependencies=open_to_all, responses=wrong, include_in_schema=shown)
@@ -127,7 +143,7 @@ def create(
         by_path={
             prefix + path: uploads
             for prefix in PREFIXES
-            for path in (conversation.CONVERSATION_PATH, watermark.DETECT_PATH)
+            for path in (conversation.CONVERSATION_PATH, watermark.DETECT_PATH, *cloning.UPLOAD_PATHS)
         },
     )
     if cors_origins:

@@ -22,6 +22,7 @@ ENGINE_EXTRAS = ("temperature", "top_k", "top_p", "cfg_scale", "language", "conv
 MAX_CONTEXT_TURNS = 32
 MAX_DIALOGUE_TURNS = 200
 MAX_SPEAKER = 999
+PREVIEW_TEXT = "Hello, this is how I sound. It is good to be here, and I hope you like to listen."
 
 
 def _not_blank(value: str) -> str:
@@ -116,6 +117,30 @@ class SpeechBody(SpokenBody):
         _check_length(self.input, "input", max_input_chars)
         voice = _voice_id(self.voice)
         return self._request([Line(self.input, DEFAULT_VOICE if voice is None else voice)], default_model)
+
+
+class GenerateBody(SpokenBody):
+    """`POST /v1/voice-cloning/generate`."""
+
+    text: Annotated[Text, Field(validation_alias=AliasChoices("text", "input"), description="The text to speak.")]
+    voice_id: Annotated[str, Field(min_length=1, description="The voice's id or name.")]
+
+    def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
+        """Raises TextTooLong, UnknownVoice."""
+        _check_length(self.text, "text", max_input_chars)
+        voice = _voice_id(self.voice_id, "voice_id")
+        return self._request([Line(self.text, voice or DEFAULT_VOICE)], default_model)
+
+
+class PreviewBody(SpokenBody):
+    """`POST /v1/voice-cloning/voices/{id}/preview`; the voice is that of the path."""
+
+    text: Annotated[Text, Field(description="The sentence to hear.")] = PREVIEW_TEXT
+
+    def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
+        """Raises TextTooLong."""
+        _check_length(self.text, "text", max_input_chars)
+        return self._request([Line(self.text, DEFAULT_VOICE)], default_model)
 
 
 class ContextTurnBody(BaseModel):
