@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.api.app import Rooms, create
@@ -13,6 +14,7 @@ from app.api.auth import Keys
 from app.audio.apart import Limits
 from app.audio.watermark import Watermark, WatermarkMissing
 from app.cache import AnswerCache
+from app.casting import Casting
 from app.engines import registry
 from app.engines.host import EngineHost
 from app.metrics import Metrics
@@ -21,6 +23,7 @@ from app.studio import Studio
 from app.text.normalizer import Normalizer
 from app.voices.cloning import Cloner
 from app.voices.consents import ConsentStore
+from app.voices.memory import Memory
 from app.voices.store import VoiceStore
 from app.voices.transcribe import NoTranscriber, WhisperTranscriber
 
@@ -33,10 +36,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def studio_of(
-    settings: Settings, normalizer: Normalizer | None = None, marks: Watermark | None = None
-) -> tuple[Studio, EngineHost, VoiceStore, Metrics]:
-    """Everything below HTTP, wired; nothing runs yet. Raises ValueError for an unknown engine name, OSError."""
+@dataclass(frozen=True, slots=True)
+class Below:
+    """Everything below HTTP, wired; nothing runs yet."""
+
+    studio: Studio
+    host: EngineHost
+    voices: VoiceStore
+    metrics: Metrics
+    casting: Casting
+    marks: Watermark
+
+
+def below(settings: Settings, normalizer: Normalizer | None = None) -> Below:
+    """Raises ValueError for an unknown engine name, OSError."""
     metrics = Metrics()
     host = EngineHost(settings, registry.specs(), metrics.guard)
     voices = VoiceStore(settings.folder("cloned_voices"), settings.folder("voice_references"))
@@ -44,9 +57,25 @@ def studio_of(
     cache.scan()
     metrics.watch_load(host.load)
     metrics.watch_cache(lambda: cache.size_bytes)
-    marks = marks or watermark_of(settings)
-    studio = Studio(host, voices, cache, metrics, normalizer or Normalizer(), marks=marks, enhance=settings.enhance)
-    return studio, host, voices, metrics
+    casting = Casting(host, voices, enabled=settings.casting == "auto", wait_s=settings.casting_wait_s)
+    memory = Memory(
+        tokens=settings.memory_tokens,
+        ttl_s=settings.memory_ttl_s,
+        folder=settings.folder("conversations") if settings.memory_keep else None,
+    )
+    marks = watermark_of(settings)
+    studio = Studio(
+        host,
+        voices,
+        cache,
+        metrics,
+        normalizer or Normalizer(),
+        casting=casting,
+        memory=memory,
+        marks=marks,
+        enhance=settings.enhance,
+    )
+    return Below(studio, host, voices, metrics, casting, marks)
 
 
 def watermark_of(settings: Settings) -> Watermark:
@@ -70,14 +99,13 @@ def assemble(settings: Settings) -> FastAPI:
     for name in ("models", "cloned_voices", "voice_references", "audio_cache", "logs"):
         settings.folder(name)
     normalizer = Normalizer()
-    marks = watermark_of(settings)
-    studio, host, voices, metrics = studio_of(settings, normalizer, marks)
+    rooms = below(settings, normalizer)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         # 0.3 s that would else be taken from the event loop, and so from every stream, by the first rare unit.
         warming = asyncio.create_task(asyncio.to_thread(normalizer.warm), name="normalizer-warm")
-        async with host:
+        async with rooms.host, rooms.casting:
             yield
         await warming
 
@@ -85,7 +113,9 @@ def assemble(settings: Settings) -> FastAPI:
     cloner = Cloner(transcriber_of(settings), limits=Limits(input_bytes=settings.max_upload_bytes))
     consents = ConsentStore(settings.folder("cloned_voices") / ".consents")
     return create(
-        Rooms(studio, host, voices, cloner, consents, metrics, keys, marks),
+        Rooms(
+            rooms.studio, rooms.host, rooms.voices, cloner, consents, rooms.metrics, keys, rooms.casting, rooms.marks
+        ),
         lifespan,
         lambda: public_values(settings),
         max_input_chars=settings.max_input_chars,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from app.api.auth import Keys
     from app.audio.watermark import Watermark
+    from app.casting import Casting
     from app.engines.host import EngineHost
     from app.metrics import Metrics
     from app.studio import Studio
@@ -69,6 +70,7 @@ class Rooms:
     consents: ConsentStore
     metrics: Metrics
     keys: Keys
+    casting: Casting
     marks: Watermark
 
 
@@ -127,7 +129,9 @@ def create(
             responses=_UPLOAD_ERRORS,
             include_in_schema=shown,
         )
-    inside = system.router(rooms.host, rooms.metrics, rooms.keys, rooms.marks, settings_shown)
+    inside = system.router(
+        rooms.host, rooms.metrics, rooms.keys, rooms.casting, marks=rooms.marks, settings_shown=settings_shown
+    )
     for prefix in ("", *PREFIXES):
         app.include_router(inside, prefix=prefix, responses=_KEY_ERRORS, include_in_schema=not prefix)
 
