@@ -26,6 +26,7 @@ from app.voices.consents import ConsentStore
 from app.voices.memory import Memory
 from app.voices.store import VoiceStore
 from app.voices.transcribe import NoTranscriber, WhisperTranscriber
+from app.voices.youtube import YouTube
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -114,7 +115,16 @@ def assemble(settings: Settings) -> FastAPI:
     consents = ConsentStore(settings.folder("cloned_voices") / ".consents")
     return create(
         Rooms(
-            rooms.studio, rooms.host, rooms.voices, cloner, consents, rooms.metrics, keys, rooms.casting, rooms.marks
+            rooms.studio,
+            rooms.host,
+            rooms.voices,
+            cloner,
+            consents,
+            rooms.metrics,
+            keys,
+            rooms.casting,
+            rooms.marks,
+            None if settings.youtube == "off" else YouTube(),
         ),
         lifespan,
         lambda: public_values(settings),

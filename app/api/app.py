@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import cloning, conversation, errors, models, speech, system, voices, watermark
+from app.api import cloning, conversation, errors, models, speech, system, voices, watermark, youtube
 from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, Limit
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from app.voices.cloning import Cloner
     from app.voices.consents import ConsentStore
     from app.voices.store import VoiceStore
+    from app.voices.youtube import YouTube
 
 PREFIXES = ("/v1", "/api/v1")
 
@@ -72,6 +73,7 @@ class Rooms:
     keys: Keys
     casting: Casting
     marks: Watermark
+    youtube: YouTube | None  # None: it is not offered at all
 
 
 def create(
@@ -108,6 +110,12 @@ def create(
             max_input_chars=max_input_chars,
         )
     )
+    if rooms.youtube is not None:
+        spoken.append(
+            youtube.router(
+                rooms.youtube, rooms.metrics, voices=rooms.voices, cloner=rooms.cloner, consents=rooms.consents
+            )
+        )
     for prefix in PREFIXES:
         shown = prefix == PREFIXES[0]
         needs_key, open_to_all = [Depends(rooms.keys.require)], [Depends(rooms.keys.allow)]
@@ -130,7 +138,13 @@ def create(
             include_in_schema=shown,
         )
     inside = system.router(
-        rooms.host, rooms.metrics, rooms.keys, rooms.casting, marks=rooms.marks, settings_shown=settings_shown
+        rooms.host,
+        rooms.metrics,
+        rooms.keys,
+        rooms.casting,
+        marks=rooms.marks,
+        youtube=rooms.youtube,
+        settings_shown=settings_shown,
     )
     for prefix in ("", *PREFIXES):
         app.include_router(inside, prefix=prefix, responses=_KEY_ERRORS, include_in_schema=not prefix)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from app.casting import Casting
     from app.engines.host import EngineHost
     from app.metrics import Metrics
+    from app.voices.youtube import YouTube
 
 _PACKAGES = ("torch", "numpy", "av", "fastapi", "uvicorn", "wetext", "sentencex", "espeakng-loader", "huggingface-hub")
 
@@ -37,6 +38,7 @@ def router(
     casting: Casting,
     *,
     marks: Watermark,
+    youtube: YouTube | None,
     settings_shown: Callable[[], dict[str, object]],
 ) -> APIRouter:
     routes = APIRouter(tags=["system"])
@@ -44,7 +46,7 @@ def router(
     @routes.get("/health", responses={503: {"description": "Unhealthy: no engine can answer, and why."}})
     async def health() -> JSONResponse:
         """200 `starting`, `ok` or `degraded`; 503 `unhealthy`. Reasons in words."""
-        body = _health(host, casting, marks)
+        body = _health(host, casting, marks, youtube)
         return JSONResponse(body, 503 if body["status"] == "unhealthy" else 200, headers={"Cache-Control": "no-store"})
 
     @routes.get("/ready", responses={503: {"description": "A speech request would not be answered now."}})
@@ -73,7 +75,7 @@ def router(
             "python": sys.version,
             "platform": platform.platform(),
             "packages": {name: _version_of(name) for name in _PACKAGES},
-            "health": _health(host, casting, marks),
+            "health": _health(host, casting, marks, youtube),
             "engine": None if engine is None else _plain(asdict(engine.info)),
             "settings": settings_shown(),
             "threads": sorted(thread.name for thread in threading.enumerate()),
@@ -82,7 +84,7 @@ def router(
     return routes
 
 
-def _health(host: EngineHost, casting: Casting, marks: Watermark) -> dict[str, Any]:
+def _health(host: EngineHost, casting: Casting, marks: Watermark, youtube: YouTube | None) -> dict[str, Any]:
     status = host.status()
     engine, load = host.current, host.load()
     return {
@@ -97,6 +99,7 @@ def _health(host: EngineHost, casting: Casting, marks: Watermark) -> dict[str, A
         "rows": {"active": load.active_rows, "limit": load.max_rows} if load else None,
         "queue": {"waiting": load.queued, "limit": load.max_queue} if load else None,
         "watermark": {"marked": "nobody" if marks.missing else marks.scope, "reason": marks.missing},
+        "youtube": {"on": youtube is not None and youtube.off is None, "reason": youtube.off if youtube else None},
         "download": asdict(status.progress) if status.progress else None,
         "casting": casting.status(),
         "version": __version__,

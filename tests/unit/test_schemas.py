@@ -366,6 +366,7 @@ CHANGES: dict[str, list[Any]] = {
     "max_audio_ms": [None, 5_001],
     "normalize": [False],
     "enhance": [True, False],
+    "conversation": ["one", "two"],
     "context": [
         (),
         (TURN, TURN),
