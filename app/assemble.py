@@ -21,7 +21,7 @@ from app.metrics import Metrics
 from app.settings import public_values
 from app.studio import Studio
 from app.text.normalizer import Normalizer
-from app.voices.cloning import Cloner
+from app.voices.cloning import Cloner, take_files
 from app.voices.consents import ConsentStore
 from app.voices.memory import Memory
 from app.voices.store import VoiceStore
@@ -102,16 +102,19 @@ def assemble(settings: Settings) -> FastAPI:
     normalizer = Normalizer()
     rooms = below(settings, normalizer)
 
+    cloner = Cloner(transcriber_of(settings), limits=Limits(input_bytes=settings.max_upload_bytes))
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         # 0.3 s that would else be taken from the event loop, and so from every stream, by the first rare unit.
         warming = asyncio.create_task(asyncio.to_thread(normalizer.warm), name="normalizer-warm")
+        references = settings.folder("voice_references")
+        taking = asyncio.create_task(asyncio.to_thread(take_files, rooms.voices, references, cloner), name="take-files")
         async with rooms.host, rooms.casting:
             yield
-        await warming
+        await asyncio.gather(warming, taking)
 
     keys = Keys(tuple(key.get_secret_value() for key in settings.api_keys))
-    cloner = Cloner(transcriber_of(settings), limits=Limits(input_bytes=settings.max_upload_bytes))
     consents = ConsentStore(settings.folder("cloned_voices") / ".consents")
     return create(
         Rooms(

@@ -11,6 +11,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -52,7 +53,7 @@ def main() -> None:
             decoder.reset(row)
         decoder.decode(rows, torch.zeros(count, config.codebooks, decoder.lookahead_frames, dtype=torch.int64))
         codes = torch.randint(config.codebook_size, (count, config.codebooks, frames))
-        spent_s = _least(lambda rows=rows, codes=codes: decoder.decode(rows, codes))
+        spent_s = _least(partial(decoder.decode, rows, codes))
         costs[f"{count}x{frames}"] = round(spent_s / (count * frames / config.frame_hz), 3)
         print(f"{count} rows, {frames} frames: {costs[f'{count}x{frames}']} CPU s per s of sound", flush=True)
     print(json.dumps({"dtype": args.dtype, "threads": args.threads, "cpu_s_per_s": costs}))

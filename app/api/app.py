@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Depends, FastAPI
-from fastapi.responses import RedirectResponse
 from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import cloning, conversation, errors, models, speech, system, voices, watermark, youtube
+from app.api import cloning, conversation, errors, models, pages, speech, system, voices, watermark, youtube
 from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, Limit
 
 if TYPE_CHECKING:
@@ -145,13 +144,13 @@ def create(
         marks=rooms.marks,
         youtube=rooms.youtube,
         settings_shown=settings_shown,
+        max_input_chars=max_input_chars,
     )
     for prefix in ("", *PREFIXES):
         app.include_router(inside, prefix=prefix, responses=_KEY_ERRORS, include_in_schema=not prefix)
 
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse("/docs")
+    app.include_router(pages.router())
+    app.mount("/static", pages.files())
 
     _describe_only_what_happens(app)
     uploads = Limit(max_upload_bytes, "TTS_MAX_UPLOAD_BYTES")

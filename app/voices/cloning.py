@@ -7,6 +7,7 @@ source. Knows no HTTP, no engine.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 from collections.abc import Sequence
@@ -18,16 +19,20 @@ import numpy as np
 from app.audio import pcm
 from app.audio.apart import Limits, Source, decode_apart
 from app.audio.loudness import denoised, integrated_lufs
-from app.errors import BadReference, Busy, InvalidValue
+from app.errors import BadReference, Busy, InvalidValue, SpeechError
 from app.types import Reference
 from app.voices import quality, window
+from app.voices.presets import PROFILES
 from app.voices.quality import Report
 from app.voices.store import MAX_TRANSCRIPT_CHARS, clean_text
 from app.voices.transcribe import cut_to
 from app.voices.vad import Span, SpeechFinder
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from app.types import Samples
+    from app.voices.store import VoiceStore
     from app.voices.transcribe import Transcriber
 
 log = logging.getLogger(__name__)
@@ -201,6 +206,32 @@ class _Made:
     transcript: str
     report: Report
     window: Span
+
+
+def take_files(store: VoiceStore, folder: Path, cloner: Cloner) -> None:
+    """A person replaces a standard voice by a file: `onyx.wav` (or any sound file) and `onyx.txt`, its words, in
+    `folder`.
+
+    Each is taken once; a file that changed is taken again. Blocks. Never raises: what can't be taken is told in the
+    log.
+    """
+    for path in sorted(folder.iterdir()):
+        words = path.with_suffix(".txt")
+        if path.stem not in PROFILES or path.suffix in ("", ".txt") or not path.is_file():
+            continue
+        try:
+            transcript = words.read_text("utf-8") if words.exists() else ""
+            stamp = hashlib.sha256(path.read_bytes() + transcript.encode()).hexdigest()[:16]
+            present = store.recording_of(path.stem)
+            if present is not None and present.origin == f"file {stamp}":
+                continue
+            made = cloner.make([Sample(path, transcript)], what=path.name)
+            store.set_reference(
+                path.stem, made.reference, origin=f"file {stamp}", quality=made.report.as_json(), sample_count=1
+            )
+            log.info("the voice %s now sounds as in %s", path.stem, path)
+        except (SpeechError, OSError, UnicodeDecodeError) as error:
+            log.warning("%s is not taken for the voice %s: %s", path, path.stem, error)
 
 
 def cleaned(sound: Samples, place: Span, *, denoise: bool) -> Samples:

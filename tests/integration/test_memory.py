@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import httpx
 import numpy as np
 import pytest
 
+from app import assemble
+from app.audio import pcm
 from app.engines import csm
+from app.engines.registry import EngineSpec
 from app.types import Reference
+from app.voices.character import measure
 from app.voices.store import VoiceStore
 from bench.fabricate import fabricate_csm
+from tests.integration import reading_engine
 from tests.live import serving
 
 if TYPE_CHECKING:
@@ -24,7 +31,8 @@ pytestmark = pytest.mark.integration
 
 SPEECH = "/v1/audio/speech"
 TURNS = 50
-BUDGET = 120
+BUDGET = 60
+FRAMES = 6  # of a line: a model with random weights never ends by itself
 
 
 @pytest.fixture
@@ -38,6 +46,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[Utterance]:
         admit(self, row, utterance)
 
     monkeypatch.setattr(csm.CsmRunner, "admit", note)
+    monkeypatch.setattr(csm.Guards, "limit", lambda *_: FRAMES)
     return taken
 
 
@@ -64,37 +73,73 @@ def tiny(tmp_path: Path, heard: list[Utterance]) -> Iterator[httpx.Client]:
 
 
 def say(http: httpx.Client, text: str, **extra: object) -> httpx.Response:
-    body = {"input": text, "response_format": "pcm", "max_audio_length_ms": 400, "temperature": 0.9, **extra}
-    return http.post(SPEECH, json=body)
+    return http.post(SPEECH, json={"input": text, "response_format": "pcm", **extra})
 
 
-def test_turns_follow_the_recording_within_a_budget(tiny: httpx.Client, heard: list[Utterance]) -> None:
-    talk = {"conversation_id": "talk", "max_audio_length_ms": None}
-    texts = [f"Number {number}." for number in range(4)]
-    for text in texts:
-        answer = say(tiny, text, **talk)
+def test_fifty_turns_follow_the_same_recording_within_a_budget(tiny: httpx.Client, heard: list[Utterance]) -> None:
+    for number in range(TURNS):
+        answer = say(tiny, f"Number {number}.", conversation_id="talk")
         assert answer.status_code == 200
         assert answer.headers["x-cache"] == "miss"
-    contexts = [[turn.text for turn in utterance.context] for utterance in heard]
     spoken = [" ".join(line.text for line in utterance.lines) for utterance in heard]
-    assert contexts[0] == []
-    assert contexts[1] == spoken[:1] or not contexts[1]  # a turn longer than the budget is left out whole
+    assert len(spoken) == TURNS
+    anchor = heard[0].lines[0].prompt
+    assert anchor is not None
+    assert anchor.transcript == "Words of the recording."
     for number, utterance in enumerate(heard):
-        frames = sum(turn.codes.shape[1] for turn in utterance.context)
-        assert frames <= BUDGET
-        assert contexts[number] == spoken[number - len(contexts[number]) : number]
-        assert utterance.lines[0].prompt is not None
-        assert utterance.lines[0].prompt.transcript == "Words of the recording."
-    assert any(contexts)
+        said = [turn.text for turn in utterance.context]
+        assert said == spoken[number - len(said) : number]
+        assert sum(turn.codes.shape[1] for turn in utterance.context) == FRAMES * len(said)
+        assert min(number, 2) <= len(said) <= BUDGET // FRAMES
+        prompt = utterance.lines[0].prompt
+        assert prompt is not None
+        assert np.array_equal(prompt.codes, anchor.codes)
+    # What is remembered is what was made, not what an encoder makes of its sound.
+    assert all(
+        np.array_equal(before.codes, after.codes)
+        for first, second in pairwise(heard[10:40])
+        for before, after in zip(first.context[1:], second.context[-1 - len(first.context[1:]) : -1], strict=True)
+    )
+
+
+def test_the_voice_does_not_drift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over an engine that does speak: pitch and brightness of the fiftieth turn are those of the first."""
+    spec = EngineSpec("reading", "reading-1", "tests.integration.reading_engine:build")
+    monkeypatch.setattr(assemble.registry, "specs", lambda: {"reading": spec})
+    info = dataclasses.replace(reading_engine.ReadingEngine.info, extras=frozenset({"context"}), max_context_s=100.0)
+    monkeypatch.setattr(reading_engine.ReadingEngine, "info", info)
+    library = reading_engine.Library()
+    timbre = reading_engine.TIMBRES["echo"]
+    words = "The recording that shows how I sound, word for word, as the engine reads it."
+    samples = library.synthesize(words, f"{timbre.accent}+{timbre.variant}", timbre.pitch)
+    VoiceStore(tmp_path / "cloned_voices", tmp_path / "voice_references").set_reference(
+        "alloy", Reference(samples, reading_engine.RATE_HZ, words)
+    )
+    reading_engine.spoken.clear()
+    with (
+        serving(tmp_path, TTS_ENGINE="reading", TTS_FALLBACK_ENGINE="") as url,
+        httpx.Client(base_url=url, timeout=60) as http,
+    ):
+        body = {"response_format": "pcm", "conversation_id": "talk"}
+        turns = [
+            http.post(SPEECH, json={"input": "This is what I say in every single turn.", **body}).content
+            for _ in range(TURNS)
+        ]
+    assert [len(utterance.context) > 0 for utterance in reading_engine.spoken] == [False, *[True] * (TURNS - 1)]
+    reading_engine.spoken.clear()
+    measured = [measure(pcm.from_bytes(turn), 24_000) for turn in turns]
+    pitches = np.array([each.pitch_hz for each in measured])
+    assert np.ptp(12 * np.log2(pitches)) < 0.3
+    assert np.ptp([each.brightness_db for each in measured]) < 0.5
 
 
 def test_conversations_and_keys_are_apart(tiny: httpx.Client, heard: list[Utterance]) -> None:
-    say(tiny, "One.", conversation_id="a", max_audio_length_ms=None)
+    say(tiny, "One.", conversation_id="a")
     say(tiny, "Two.", conversation_id="b")
-    say(tiny, "Three.", conversation_id="a", extra_headers=None)
+    say(tiny, "Three.", conversation_id="a")
     tiny.post(
         SPEECH,
-        json={"input": "Four.", "conversation_id": "a", "response_format": "pcm", "max_audio_length_ms": 400},
+        json={"input": "Four.", "conversation_id": "a", "response_format": "pcm"},
         headers={"Authorization": "Bearer second"},
     )
     say(tiny, "Five.")
