@@ -129,7 +129,7 @@ def router(
         draft_id: Annotated[str | None, Form(description="Of an earlier check, in place of `audio_file`.")] = None,
     ) -> dict[str, Any]:
         """Make a voice of a recording. It is in every list at once, and speaks by its id or name."""
-        voices.check(name, description)
+        voices.check(name, description=description, language=language, consent=consent or "")
         consented = await agreed(consent)
         if draft_id and not audio_file:
             await fresh(voices)
@@ -277,7 +277,7 @@ def router(
             sample = form.get("audio_sample")
             if not isinstance(sample, Upload):
                 raise InvalidValue("`audio_sample` is missing: send the recording as a file.", param="audio_sample")
-            voices.check(fields["name"], "")
+            voices.check(fields["name"], description=fields.get("description", ""))
             if not fields["consent"].startswith("cons_"):
                 raise InvalidValue(
                     "`consent` is the id of a recorded consent (`cons_...`), see POST /v1/audio/voice_consents.",

@@ -209,9 +209,9 @@ class _Made:
 
 
 def take_files(store: VoiceStore, folder: Path, cloner: Cloner) -> None:
-    """A person replaces a standard voice by a file: `onyx.wav` (or any sound file) and `onyx.txt`, its words, in `folder`.
+    """A person replaces a standard voice by a file: `onyx.wav` (or any sound) and `onyx.txt`, its words, in `folder`.
 
-    Each is taken once; a file that changed is taken again. Blocks. Never raises: what can't be taken is told in the log.
+    Each is taken once, and again when it changed. Blocks. Never raises: what can't be taken is told in the log.
     """
     for path in sorted(folder.iterdir()):
         words = path.with_suffix(".txt")

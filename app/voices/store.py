@@ -260,10 +260,12 @@ class VoiceStore:
     # ---- changing
 
     @staticmethod
-    def check(name: str, description: str) -> None:
+    def check(name: str, *, description: str = "", language: str = "en", consent: str = "") -> None:
         """Before a recording is worked on for seconds. Raises InvalidValue as `add` would."""
         clean_name(name)
         clean_text(description, "description", MAX_DESCRIPTION_CHARS)
+        clean_text(consent, "consent", MAX_CONSENT_CHARS)
+        _check_language(language)
 
     def add(
         self,
@@ -552,8 +554,7 @@ def _new(
     samples = _checked(reference)
     words = clean_text(reference.transcript, "transcript", MAX_TRANSCRIPT_CHARS)
     description = clean_text(description, "description", MAX_DESCRIPTION_CHARS)
-    if not _LANGUAGE.fullmatch(language):
-        raise InvalidValue("`language` is a BCP 47 tag, as `en` or `en-GB`.", param="language")
+    _check_language(language)
     files = {REFERENCE_FILE: wav(samples, reference.rate_hz)}
     kept: dict[str, Any] | None = None
     if consent:
@@ -573,6 +574,11 @@ def _new(
         sha256=sha256,
     )
     return stored, files
+
+
+def _check_language(tag: str) -> None:
+    if not _LANGUAGE.fullmatch(tag):
+        raise InvalidValue("`language` is a BCP 47 tag, as `en` or `en-GB`.", param="language")
 
 
 def _damaged(stored: StoredVoice) -> DamagedVoice:
