@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: install run dev test test-all slow lint format types docs lock clean
+.PHONY: install run dev oracle test test-all slow lint format types docs lock clean
 
 install: $(STAMP)
 
@@ -20,6 +20,11 @@ run: install
 
 dev: install
 	DEV_MODE=true $(PY) -m app.main
+
+# The original CSM's building blocks, for tests/parity/test_csm_original.py. Beside the environment, not in it: they
+# want an old torchao.
+oracle: install
+	$(PY) -m pip install --quiet --no-deps --upgrade --target .oracle torchtune==0.6.1 torchao==0.13.0
 
 test: install
 	$(PY) -m pytest -n auto -m "not slow and not gpu"
@@ -54,4 +59,4 @@ lock:
 	rm -rf $(VENV)/lock
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
+	rm -rf $(VENV) .oracle .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage

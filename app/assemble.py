@@ -6,12 +6,14 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.api.app import Rooms, create
 from app.api.auth import Keys
 from app.audio.apart import Limits
 from app.cache import AnswerCache
+from app.casting import Casting
 from app.engines import registry
 from app.engines.host import EngineHost
 from app.metrics import Metrics
@@ -20,6 +22,7 @@ from app.studio import Studio
 from app.text.normalizer import Normalizer
 from app.voices.cloning import Cloner, take_files
 from app.voices.consents import ConsentStore
+from app.voices.memory import Memory
 from app.voices.store import VoiceStore
 from app.voices.transcribe import NoTranscriber, WhisperTranscriber
 
@@ -32,10 +35,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def studio_of(
-    settings: Settings, normalizer: Normalizer | None = None
-) -> tuple[Studio, EngineHost, VoiceStore, Metrics]:
-    """Everything below HTTP, wired; nothing runs yet. Raises ValueError for an unknown engine name, OSError."""
+@dataclass(frozen=True, slots=True)
+class Below:
+    """Everything below HTTP, wired; nothing runs yet."""
+
+    studio: Studio
+    host: EngineHost
+    voices: VoiceStore
+    metrics: Metrics
+    casting: Casting
+
+
+def below(settings: Settings, normalizer: Normalizer | None = None) -> Below:
+    """Raises ValueError for an unknown engine name, OSError."""
     metrics = Metrics()
     host = EngineHost(settings, registry.specs(), metrics.guard)
     voices = VoiceStore(settings.folder("cloned_voices"), settings.folder("voice_references"))
@@ -43,7 +55,14 @@ def studio_of(
     cache.scan()
     metrics.watch_load(host.load)
     metrics.watch_cache(lambda: cache.size_bytes)
-    return Studio(host, voices, cache, metrics, normalizer or Normalizer()), host, voices, metrics
+    casting = Casting(host, voices, enabled=settings.casting == "auto", wait_s=settings.casting_wait_s)
+    memory = Memory(
+        tokens=settings.memory_tokens,
+        ttl_s=settings.memory_ttl_s,
+        folder=settings.folder("conversations") if settings.memory_keep else None,
+    )
+    studio = Studio(host, voices, cache, metrics, normalizer or Normalizer(), casting=casting, memory=memory)
+    return Below(studio, host, voices, metrics, casting)
 
 
 def transcriber_of(settings: Settings) -> Transcriber:
@@ -59,7 +78,7 @@ def assemble(settings: Settings) -> FastAPI:
     for name in ("models", "cloned_voices", "voice_references", "audio_cache", "logs"):
         settings.folder(name)
     normalizer = Normalizer()
-    studio, host, voices, metrics = studio_of(settings, normalizer)
+    rooms = below(settings, normalizer)
 
     cloner = Cloner(transcriber_of(settings), limits=Limits(input_bytes=settings.max_upload_bytes))
 
@@ -68,15 +87,15 @@ def assemble(settings: Settings) -> FastAPI:
         # 0.3 s that would else be taken from the event loop, and so from every stream, by the first rare unit.
         warming = asyncio.create_task(asyncio.to_thread(normalizer.warm), name="normalizer-warm")
         references = settings.folder("voice_references")
-        taking = asyncio.create_task(asyncio.to_thread(take_files, voices, references, cloner), name="take-files")
-        async with host:
+        taking = asyncio.create_task(asyncio.to_thread(take_files, rooms.voices, references, cloner), name="take-files")
+        async with rooms.host, rooms.casting:
             yield
         await asyncio.gather(warming, taking)
 
     keys = Keys(tuple(key.get_secret_value() for key in settings.api_keys))
     consents = ConsentStore(settings.folder("cloned_voices") / ".consents")
     return create(
-        Rooms(studio, host, voices, cloner, consents, metrics, keys),
+        Rooms(rooms.studio, rooms.host, rooms.voices, cloner, consents, rooms.metrics, keys, rooms.casting),
         lifespan,
         lambda: public_values(settings),
         max_input_chars=settings.max_input_chars,

@@ -22,21 +22,20 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from app import assemble
+from app import assemble, casting
 from app import main as server
+from app.audio.decode import decode
 from app.audio.encoders import open_encoder
 from app.engines.registry import BuildContext, specs
 from app.errors import EngineUnavailable, SpeechError
 from app.models import hub
 from app.settings import Settings, as_markdown
 from app.text.normalizer import Normalizer
-from app.types import AUDIO_FORMATS, Line, Sampling, SpeechRequest, SpokenLine, Utterance, Voice
-from app.voices.presets import DEFAULT_VOICE
+from app.types import AUDIO_FORMATS, Line, Reference, Sampling, SpeechRequest, SpokenLine, Utterance, Voice
+from app.voices.presets import DEFAULT_VOICE, PROFILES
 
 if TYPE_CHECKING:
     from app.engines.host import EngineHost
-    from app.metrics import Metrics
-    from app.studio import Studio
     from app.types import AudioFormat
     from app.voices.store import VoiceStore
 
@@ -45,6 +44,7 @@ out = Console()
 err = Console(stderr=True)
 
 NO_VOICE = "none"
+CAST_RATE_HZ, MAX_CAST_S = 24_000, 30.0
 CSM_FRAME_HZ = 12.5
 BARE_FRAMES = 1125  # 90 s, as long as Sesame's own generator goes by default
 SETTINGS_PAGE = Path("docs/settings.md")
@@ -124,7 +124,8 @@ def say(
 
 
 async def _say(settings: Settings, request: SpeechRequest, output: Path, extras: frozenset[str]) -> None:
-    studio, host, _, _ = _studio(settings)
+    rooms = _below(settings)
+    studio, host = rooms.studio, rooms.host
     async with host:
         await _wait_for_engine(host)
         sink = sys.stdout.buffer if str(output) == "-" else None
@@ -211,14 +212,77 @@ async def _wait_for_engine(host: EngineHost) -> None:
         )
 
 
-@app.command()
-def voices() -> None:
-    """List the voices."""
-    _, _, store, _ = _studio(_settings())
-    table = Table("id", "kind", "language", "description", box=None)
+voices = typer.Typer(help="List the voices, or give the standard ones their recordings.", invoke_without_command=True)
+app.add_typer(voices, name="voices")
+
+
+@voices.callback()
+def list_voices(context: typer.Context) -> None:
+    if context.invoked_subcommand is not None:
+        return
+    store = _below(_settings()).voices
+    table = Table("id", "name", "kind", "recording", "description", box=None)
     for voice in store.all():
-        table.add_row(voice.id, voice.kind, voice.language, voice.description)
+        table.add_row(voice.id, voice.name, voice.kind, "yes" if voice.recorded else "no", voice.description)
     out.print(table)
+
+
+@voices.command()
+def cast(
+    voice: Annotated[list[str] | None, typer.Option(help="Which; may be repeated. Default: all without one.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Your own recording instead: any sound file up to 30 s.")] = None,
+    transcript: Annotated[str | None, typer.Option(help="The exact words of --file.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Engine that reads (TTS_ENGINE).")] = None,
+) -> None:
+    """Give standard voices their recordings: read anew by the engine, or from a file. It replaces the present one."""
+    settings = _settings(TTS_ENGINE=engine)
+    store = _below(settings).voices
+    if unknown := [name for name in voice or () if name not in PROFILES]:
+        _fail(f"{unknown[0]!r} is no standard voice. They are: {', '.join(PROFILES)}.")
+    if file is not None:
+        if not transcript or len(voice or ()) != 1:
+            _fail("--file needs one --voice and --transcript, the exact words of the recording.")
+        _cast_from(store, (voice or [""])[0], file, transcript)
+        return
+    names = voice or [name for name in PROFILES if store.recording_of(name) is None]
+    asyncio.run(_cast(_below(settings), names))
+
+
+def _cast_from(store: VoiceStore, name: str, file: Path, transcript: str) -> None:
+    try:
+        decoded = decode(file.read_bytes(), CAST_RATE_HZ, max_seconds=MAX_CAST_S, what=file.name)
+        if decoded.truncated:
+            _fail(f"{file} is longer than {MAX_CAST_S:g} s.")
+        store.set_reference(name, Reference(decoded.samples, CAST_RATE_HZ, transcript), origin="file")
+    except SpeechError as error:
+        _fail(error.message)
+    except OSError as error:
+        _fail(f"{file} can't be read: {error.strerror}.")
+    err.print(f"{name}: {file}, {len(decoded.samples) / CAST_RATE_HZ:.1f} s", highlight=False)
+
+
+async def _cast(rooms: assemble.Below, names: list[str]) -> None:
+    async with rooms.host:
+        await _wait_for_engine(rooms.host)
+        engine = rooms.host.engine()
+        if engine.info.codec == "none":
+            _fail(f"The {engine.info.id} engine has voices of its own and can't be cast.")
+        examples = await asyncio.to_thread(casting.assign, engine.info)
+        missing = []
+        for name in names:
+            before = rooms.voices.recording_of(name)
+            take = 0 if before is None else int(before.quality.get("take", 0)) + 1
+            try:
+                with err.status(f"casting {name} ..."):
+                    chosen = await casting.audition(engine, name, None if take else examples.get(name), take=take)
+                    await asyncio.to_thread(casting.keep, rooms.voices, name, chosen, take=take)
+            except (casting.Miscast, SpeechError) as problem:
+                err.print(f"{name}: {problem}", style="red", highlight=False)
+                missing.append(name)
+                continue
+            err.print(f"{name}: {casting.describe(chosen)}", highlight=False)
+        if missing:
+            _fail(f"Not cast: {', '.join(missing)}.")
 
 
 @app.command()
@@ -274,10 +338,10 @@ def docs() -> None:
     out.print(f"{SETTINGS_PAGE} written")
 
 
-def _studio(settings: Settings) -> tuple[Studio, EngineHost, VoiceStore, Metrics]:
+def _below(settings: Settings) -> assemble.Below:
     """As the server has it; ends the command with words where that can't be."""
     try:
-        return assemble.studio_of(settings)
+        return assemble.below(settings)
     except ValueError as error:
         _fail(str(error))
     except OSError as error:

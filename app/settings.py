@@ -127,6 +127,36 @@ class Settings(BaseSettings):
         ge=0,
         description="How many requests may wait for a row; one more is a 429 with Retry-After.",
     )
+    casting: Literal["auto", "off"] = Field(
+        "auto",
+        alias="TTS_CASTING",
+        description="`auto`: an engine that learns voices makes a recording for each standard voice, once, while "
+        "nobody waits for speech. `off`: standard voices without a recording are spoken with a fixed seed.",
+    )
+    casting_wait_s: float = Field(
+        5.0,
+        alias="TTS_CASTING_WAIT_S",
+        ge=0,
+        le=600,
+        description="Seconds a request waits for its standard voice to be cast; then it is spoken with a fixed seed "
+        "(`X-Voice-State: uncast`).",
+    )
+    memory_tokens: int = Field(
+        600,
+        alias="TTS_MEMORY_TOKENS",
+        ge=0,
+        le=100_000,
+        description="How much of a conversation (`conversation_id`) the model hears again, in positions of its "
+        "context: 12.5 for a second of speech with CSM, and about one for 4 letters of its text.",
+    )
+    memory_ttl_s: float = Field(
+        3_600.0, alias="TTS_MEMORY_TTL_S", gt=0, description="Seconds after which a silent conversation is forgotten."
+    )
+    memory_keep: bool = Field(
+        False,
+        alias="TTS_MEMORY_KEEP",
+        description="Keep conversations on disk (`TTS_DATA_DIR/conversations`), so that they survive a restart.",
+    )
     outbox_s: float = Field(
         10.0,
         alias="TTS_OUTBOX_S",

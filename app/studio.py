@@ -13,10 +13,12 @@ import logging
 import os
 import random
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+import numpy as np
 
 from app import __version__
 from app.audio import pcm
@@ -26,6 +28,7 @@ from app.audio.resample import StreamResampler
 from app.audio.shape import Cut, EdgeTrimmer, Fader
 from app.audio.stages import Stage, chain
 from app.audio.stretch import StreamStretcher
+from app.casting import seed_of
 from app.errors import (
     BadReference,
     EmptyText,
@@ -37,19 +40,22 @@ from app.errors import (
 )
 from app.prompts import Prompts, check_speakable
 from app.text.marks import has_words, names
-from app.text.script import Pause, parse
+from app.text.script import SPEAKER_TAG, Pause, parse, turns
 from app.text.scripts import script_language
 from app.text.sentences import split
-from app.types import ContextTurn, Reference, SpokenLine, Turn, Utterance
+from app.types import ContextTurn, Line, Reference, SpokenLine, Turn, Utterance
+from app.voices.memory import Remembered
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE
 
 if TYPE_CHECKING:
     from app.cache import AnswerCache, Entry
+    from app.casting import Casting
     from app.engines.host import EngineHost
     from app.engines.protocol import Engine
     from app.metrics import Metrics
     from app.text.normalizer import Normalizer
     from app.types import AudioChunk, Codes, EngineInfo, Said, Samples, SpeechRequest, Voice, VoicePrompt
+    from app.voices.memory import Memory
     from app.voices.store import VoiceStore
 
 log = logging.getLogger(__name__)
@@ -73,11 +79,14 @@ SENTENCE_GAP_S = 0.1  # between utterances that were made apart; each keeps up t
 TURN_GAP_S = 0.25
 MAX_TURN_S = 60.0  # of one turn's recording: what codecs of voice models take in one go
 HEARING_LIMIT_S = 20.0  # of decoding for one conversation: half an hour of honest recordings takes 1 to 5 s
+MEMORY_SHARE = 0.5  # of the context that is for recordings may be remembered turns; voices' own are the rest
 KNOWN_TURNS = 256  # of earlier turns whose codes are kept: each request of a conversation brings them all again
 OFF_LOOP_CHARS = 2_000  # a longer text is normalised in a thread: about 0.05 ms a character at worst
 OFF_LOOP_S = 0.2  # a longer stretch of sound is encoded in a thread: mp3 costs about 8 ms a second of sound
 ENOUGH_AHEAD_S = 0.5  # a listener with this much sound left can wait for others' first
 LONGEST_YIELD_S = 0.25  # but no longer than this for a stretch of up to 1 s: answers still go at 4 times speech
+OTHER_SPEAKERS = ("echo", "nova", "onyx", "shimmer", "fable", "sage", "ash", "coral", "ballad")  # unlike each other
+MAX_AHEAD = 4  # utterances of one answer in other rows, where the engine speaks them apart
 MAX_SEED = 2**63 - 1
 ATTEMPTS = 2  # at an utterance that came out silent: the second with another seed
 RETRY_SEED_STEP = 1_000_003
@@ -111,6 +120,7 @@ class Answer:
     size_bytes: int | None
     stream: AsyncGenerator[bytes]
     usage: Usage | None = None
+    uncast: bool = False  # spoken with a fixed seed, as a standard voice has no recording yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +132,20 @@ class _Passage:
     @property
     def text(self) -> str:
         return " ".join(line.text for line in self.lines)
+
+    def has_room(self, line: SpokenLine, info: EngineInfo, *, one_voice: bool) -> bool:
+        """Whether the engine takes this line too in the same utterance. one_voice: lines of one voice only."""
+        lines = (*self.lines, line)
+        if one_voice and line.voice != self.lines[0].voice:
+            return False
+        prompts = {
+            each.voice.id: each.prompt.codes.shape[1] * info.frame_s for each in lines if each.prompt is not None
+        }
+        return (
+            (info.continues or sum(len(each.text) + 1 for each in lines) <= info.max_passage_chars)
+            and len({each.speaker for each in lines}) <= info.max_speakers
+            and (info.max_prompt_s is None or sum(prompts.values()) * info.frame_s <= info.max_prompt_s)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +170,15 @@ class Studio:
     """Turns validated requests into answers. Used from one event loop."""
 
     def __init__(
-        self, host: EngineHost, voices: VoiceStore, cache: AnswerCache, metrics: Metrics, normalizer: Normalizer
+        self,
+        host: EngineHost,
+        voices: VoiceStore,
+        cache: AnswerCache,
+        metrics: Metrics,
+        normalizer: Normalizer,
+        *,
+        casting: Casting | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self._host = host
         self._voices = voices
@@ -154,6 +186,8 @@ class Studio:
         self._cache = cache
         self._metrics = metrics
         self._normalizer = normalizer
+        self._casting = casting
+        self._memory = memory
         self._dice = random.SystemRandom()
         self._turns = _Turns()
         self._ears = asyncio.Semaphore(max(1, (os.cpu_count() or 1) - 1))  # uploads decoded at the same time
@@ -185,12 +219,13 @@ class Studio:
         Raises RequestError, NotReady; Busy and EngineError come with the first bytes of the stream.
         """
         self.check_model(request.model)
+        request = self._by_speaker(request)
         if self._voices.stale:
             await asyncio.to_thread(self._voices.refresh)
         self._voices_of(request)  # a wrong one is told even while the engine is starting
         engine = self._host.engine()
         request, ignored = self._fit(request, engine.info, extras | ({"context"} if request.context else set()))
-        voices = self._voices_of(request)
+        voices = await self._cast_voices(request)
         # A voice asked for by name and by id is one voice: the same seed, the same cached answer.
         lines = tuple(replace(line, voice=voice.id) for line, voice in zip(request.lines, voices, strict=True))
         request = replace(request, lines=lines)
@@ -205,11 +240,18 @@ class Studio:
 
         if random_seed:
             request = replace(request, seed=self._dice.getrandbits(31), use_cache=False)
+        if request.conversation is not None:
+            request = replace(request, use_cache=False)  # the same words are another turn
         context = (__version__, engine.info.fingerprint, *(voice.digest for voice in voices))
+        uncast = [voice for voice in voices if voice.kind == "preset" and not voice.recorded]
+        if uncast and engine.info.codec != "none":
+            seed = seed_of(uncast[0].id)
+            request = replace(request, use_cache=False, seed=seed if request.seed is None else request.seed)
         digest = request.digest(*context)
         seed = request.seed if request.seed is not None else request.content_seed(*context)
         engine_id = engine.info.id
         facts = Answer(engine_id, MEDIA_TYPES[request.format], seed, False, ignored, None, _pieces(b""))
+        facts.uncast = bool(uncast) and engine.info.codec != "none"
 
         if request.use_cache and (cached := await self._cache.find(digest)) is not None:
             self._metrics.cache("hit")
@@ -221,6 +263,10 @@ class Studio:
         facts.stream = self._speak(_Take(request, engine, engine_id, voices, seed, digest), facts)
         return facts
 
+    async def forget(self, conversation: str) -> bool:
+        """Forget a conversation; False where nothing was remembered."""
+        return self._memory is not None and await asyncio.to_thread(self._memory.forget, conversation)
+
     def check_model(self, model: str) -> None:
         """Raises UnknownModel unless the running engine answers to this id."""
         if model not in MODEL_ALIASES and model not in self._host.model_ids:
@@ -229,6 +275,44 @@ class Studio:
                 f"`{self._host.model_ids[-1]}`; see GET /v1/models.",
                 param="model",
             )
+
+    def _by_speaker(self, request: SpeechRequest) -> SpeechRequest:
+        """The request with a line per turn where its text names speakers ([S1], [S2]), each by its own voice: those of
+        `voice` joined by "+", then others that are told apart easily. A turn with a speaker of its own loses its tags.
+
+        Raises UnknownVoice.
+        """
+        lines: list[Line] = []
+        for line in request.lines:
+            if not SPEAKER_TAG.search(line.text):
+                lines.append(line)
+                continue
+            said = turns(line.text)
+            if line.speaker is not None or line.voice == NO_VOICE.id:
+                lines.append(replace(line, text=" ".join(text for _, text in said)))
+                continue
+            voices = self._cast(line.voice, max((speaker for speaker, _ in said), default=0) + 1)
+            lines += [Line(text, voices[speaker]) for speaker, text in said] or [Line("", voices[0])]
+        return replace(request, lines=tuple(lines))
+
+    def _cast(self, asked: str, speakers: int) -> list[str]:
+        """A voice for each speaker of a script. Raises UnknownVoice."""
+        named = [asked]
+        if "+" in asked:
+            try:
+                self._voices.get(asked)
+            except UnknownVoice:
+                named = asked.split("+")
+        for name in named:
+            self._voices.get(name)
+        others = [name for name in OTHER_SPEAKERS if name not in named]
+        return [*named, *others, *named][:speakers]
+
+    async def _cast_voices(self, request: SpeechRequest) -> tuple[Voice, ...]:
+        """The voices, standard ones with their recordings if these can be waited for."""
+        if self._casting is not None:
+            await self._casting.wait_for([voice.id for voice in self._voices_of(request) if not voice.recorded])
+        return self._voices_of(request)
 
     def _voices_of(self, request: SpeechRequest) -> tuple[Voice, ...]:
         """One per line. Raises UnknownVoice."""
@@ -254,6 +338,8 @@ class Studio:
             ignored.append("instructions")
             request = replace(request, instructions=None)
         for name in sorted(extras - info.extras):
+            if name == "conversation_id" and "context" in info.extras:
+                continue
             if not self._host.is_fallback:
                 _check_extra(name, info)
             ignored.append(name)
@@ -262,6 +348,8 @@ class Studio:
             request = replace(request, sampling=replace(request.sampling, **cleared))
             if "language" in ignored:
                 request = replace(request, language=None)
+            if "conversation_id" in ignored:
+                request = replace(request, conversation=None)
             if "context" in ignored:
                 lines = (replace(x, voice=DEFAULT_VOICE) if x.voice == NO_VOICE.id else x for x in request.lines)
                 request = replace(request, context=(), lines=tuple(lines))
@@ -286,10 +374,11 @@ class Studio:
         entry: Entry | None = None
         clock = _Clock()
         sounded = False
+        said: list[Remembered] | None = None if request.conversation is None else []
         self._turns.began()
         try:
             async with (
-                contextlib.aclosing(self._sound(take)) as sound,
+                contextlib.aclosing(self._sound(take, said)) as sound,
                 contextlib.aclosing(clock.listening(sound)) as heard,
             ):
                 async for samples in heard:
@@ -314,6 +403,8 @@ class Studio:
             if not finish.audio_s:
                 raise NothingSpoken(f"The {take.engine_id} engine made no sound for this text. Try again.")
             usage = answer.usage = self._usage(take, finish.audio_s)
+            if said and self._memory is not None and request.conversation is not None:
+                await asyncio.to_thread(self._memory.remember, request.conversation, take.info.fingerprint, said)
             if request.use_cache:
                 if entry is None:  # a short answer: all its bytes come at the end
                     entry = self._cache.begin(take.digest)
@@ -330,8 +421,17 @@ class Studio:
                 entry.abandon()
 
     async def _context(self, take: _Take) -> tuple[ContextTurn, ...]:
-        """The turns as the engine hears them. Raises BadReference."""
-        heard = []
+        """The turns as the engine hears them: those remembered, then those the caller sent. Raises BadReference."""
+        heard: list[ContextTurn] = []
+        request = take.request
+        if request.conversation is not None and self._memory is not None:
+            speakers = {
+                voice.id: voice.speaker if line.speaker is None else line.speaker
+                for line, voice in zip(request.lines, take.voices, strict=True)
+            }
+            room = round((take.info.max_context_s or 0.0) * MEMORY_SHARE / take.info.frame_s)
+            recall = self._memory.recall
+            heard += await asyncio.to_thread(recall, request.conversation, take.info.fingerprint, speakers, room)
         for index, turn in enumerate(take.request.context):
             key = (take.info.fingerprint, turn.digest, turn.text)
             codes = self._codes.get(key)
@@ -352,44 +452,45 @@ class Studio:
         text_bytes = sum(len(line.text.encode("utf-8", "ignore")) for line in take.request.lines)
         return Usage(-(-text_bytes // _TOKEN_BYTES), round(audio_s / take.info.frame_s))
 
-    async def _sound(self, take: _Take) -> AsyncGenerator[Samples]:
+    async def _sound(self, take: _Take, said: list[Remembered] | None = None) -> AsyncGenerator[Samples]:
         """The whole answer's sound at the engine's rate: utterances trimmed, faded and joined, pauses as long as asked.
 
-        While one utterance is spoken the next is already submitted, so there is no gap between them.
+        While one utterance is spoken the next is already submitted, so there is no gap between them. said: where to put
+        what was spoken.
         """
         rate_hz = take.info.rate_hz
-        script = self._passages(take)
-        index = 0
-        following: _Started | None = None
+        ahead = _Ahead(self._passages(take), lambda part, index: self._start(take, part, index))
         current: _Started | None = None
         lead_s = 0.0  # silence before the next sound: of the first, it waits until the engine has taken the request
+        began = False
         try:
-            part = await anext(script, None)
-            while part is not None:
+            while (part := await ahead.next()) is not None:
                 if isinstance(part, Pause):
                     lead_s += part.seconds * take.request.speed  # the tempo, applied later, is the voice's
-                    part = await anext(script, None)
-                    if index:
+                    if began:
                         yield pcm.silence(lead_s, rate_hz)
                         lead_s = 0.0
                     continue
-                current, following = following or self._start(take, part, index), None
-                index += 1
-                upcoming = await anext(script, None)
+                began = True
+                current, index = ahead.take()
                 for attempt in range(1, ATTEMPTS + 1):
                     edges = EdgeTrimmer(rate_hz)
+                    codes: list[Codes] = []
                     shape = chain(edges, Fader(rate_hz))
                     async with contextlib.aclosing(current.chunks()) as chunks:
                         async for chunk in chunks:
-                            if following is None and isinstance(upcoming, _Passage):
-                                following = self._start(take, upcoming, index)
+                            await ahead.start(_rows_to_use(take))
                             if lead_s:
                                 yield pcm.silence(lead_s, rate_hz)
                                 lead_s = 0.0
+                            if chunk.codes is not None and said is not None:
+                                codes.append(chunk.codes)
                             yield shape.push(chunk.samples)
                     rest = shape.flush()
                     if edges.sounded:
                         yield rest
+                        if said is not None and codes:
+                            said.append(Remembered(part.lines[0].voice.id, part.text, np.concatenate(codes, axis=1)))
                         break
                     if not has_words(part.text):
                         break
@@ -399,13 +500,12 @@ class Studio:
                         )
                     self._metrics.guard("retry")
                     await current.aclose()
-                    current = self._start(take, part, index - 1, attempt)
-                lead_s = SENTENCE_GAP_S if isinstance(upcoming, _Passage) else 0.0
-                part = upcoming
+                    current = self._start(take, part, index, attempt)
+                lead_s = SENTENCE_GAP_S if isinstance(await ahead.peek(), _Passage) else 0.0
         finally:
-            for stream in (current, following):
-                if stream is not None:
-                    await stream.aclose()
+            if current is not None:
+                await current.aclose()
+            await ahead.aclose()
 
     def _start(self, take: _Take, part: _Passage, index: int, attempt: int = 0) -> _Started:
         request = take.request
@@ -421,22 +521,26 @@ class Studio:
         return _Started(take.engine.speak(utterance))
 
     async def _passages(self, take: _Take) -> AsyncGenerator[_Passage | Pause]:
-        """The script in the utterances that the engine takes: one piece each, or all up to a pause where it goes on."""
-        lines: list[SpokenLine] = []
+        """The script in the utterances that the engine takes: a piece each, or as many as go into one."""
+        passage: _Passage | None = None
+        apart = take.request.conversation is not None  # each turn is remembered with its own codes
         async for part in self._script(take):
-            if isinstance(part, SpokenLine):
-                lines.append(part)
-            if lines and not (take.info.continues and isinstance(part, SpokenLine)):
-                yield _Passage(tuple(lines))
-                lines = []
+            if passage is not None and (
+                isinstance(part, Pause) or not passage.has_room(part, take.info, one_voice=apart)
+            ):
+                yield passage
+                passage = None
             if isinstance(part, Pause):
                 yield part
-        if lines:
-            yield _Passage(tuple(lines))
+            else:
+                passage = _Passage((*(passage.lines if passage else ()), part))
+        if passage is not None:
+            yield passage
 
     async def _script(self, take: _Take) -> AsyncGenerator[SpokenLine | Pause]:
         """What is to be said, piece by piece, in order."""
         request = take.request
+        joins = take.info.continues or take.info.max_passage_chars > 0
         said = worded = False
         for line, voice, prompt in zip(request.lines, take.voices, take.prompts, strict=True):
             speaker = voice.speaker if line.speaker is None else line.speaker
@@ -446,7 +550,7 @@ class Studio:
                     yield part
                     continue
                 for piece in await self._pieces_of(part.text, take, voice):
-                    if said and not begun and not take.info.continues:  # a model that goes on breathes by itself
+                    if said and not begun and not joins:  # a model that goes on breathes by itself
                         yield Pause(TURN_GAP_S)
                     said = begun = True
                     worded = worded or has_words(piece)
@@ -492,6 +596,71 @@ class _Started:
             self._first.cancel()
         await asyncio.gather(self._first, return_exceptions=True)
         await self._stream.aclose()
+
+
+class _Ahead:
+    """A script's parts in order, and those of its utterances that are already being spoken while others are heard."""
+
+    def __init__(self, script: AsyncGenerator[_Passage | Pause], start: Callable[[_Passage, int], _Started]) -> None:
+        """start: begins the utterance of that number, counted from 0."""
+        self._script = script
+        self._start = start
+        self._parts: deque[_Passage | Pause] = deque()
+        self._started: deque[_Started] = deque()  # the first of the passages in _parts
+        self._present: _Passage | None = None
+        self._taken = 0
+
+    async def next(self) -> _Passage | Pause | None:
+        """The next part, which is now the present one; None at the end."""
+        if await self.peek() is None:
+            return None
+        part = self._parts.popleft()
+        self._present = part if isinstance(part, _Passage) else None
+        return part
+
+    async def peek(self) -> _Passage | Pause | None:
+        return self._parts[0] if self._parts else await self._pull()
+
+    def take(self) -> tuple[_Started, int]:
+        """The present passage's utterance and its number."""
+        if self._present is None:
+            raise LookupError("a pause is not spoken")
+        index = self._taken
+        self._taken += 1
+        return (self._started.popleft() if self._started else self._start(self._present, index)), index
+
+    async def start(self, count: int) -> None:
+        """Have at least `count` utterances after the present one on their way, as far as there are."""
+        passages = [part for part in self._parts if isinstance(part, _Passage)]
+        while len(self._started) < count:
+            if len(passages) == len(self._started):
+                part = await self._pull()
+                if part is None:
+                    return
+                if isinstance(part, Pause):
+                    continue
+                passages.append(part)
+            number = len(self._started)
+            self._started.append(self._start(passages[number], self._taken + number))
+
+    async def _pull(self) -> _Passage | Pause | None:
+        part = await anext(self._script, None)
+        if part is not None:
+            self._parts.append(part)
+        return part
+
+    async def aclose(self) -> None:
+        for stream in self._started:
+            await stream.aclose()
+        await self._script.aclose()
+
+
+def _rows_to_use(take: _Take) -> int:
+    """How many utterances of an answer may be on their way behind the one that is heard."""
+    if not take.info.apart:
+        return 1
+    load = take.engine.load
+    return max(1, min(MAX_AHEAD, load.max_rows - load.active_rows - load.queued))
 
 
 class _Finish:

@@ -55,7 +55,7 @@ class SpeechRequest:
 
     speed 0.25-4 (pitch kept), sample_rate_hz 8000-48000 of the encoded answer, seed None = derived from the content,
     max_audio_ms = hard limit on the answer's length, language = BCP 47 or None for the voice's own, context = what was
-    said before, oldest first.
+    said before, oldest first, conversation = the key of one that is remembered.
     """
 
     model: str
@@ -71,6 +71,7 @@ class SpeechRequest:
     normalize: bool = True
     use_cache: bool = True
     context: tuple[Turn, ...] = ()
+    conversation: str | None = None
 
     def digest(self, *context: str) -> str:
         """sha256 (hex) of everything that changes the bytes, with `context` (engine fingerprint, voice digests).
@@ -90,6 +91,11 @@ class SpeechRequest:
         fields = {name: value for name, value in whole.items() if name not in leave_out}
         canonical = json.dumps([fields, context], sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def conversation_key(owner: str, conversation_id: str) -> str:
+    """The key (hex) of an owner's conversation. owner: their API key, empty where there are none."""
+    return hashlib.sha256(f"{len(owner)} {owner} {conversation_id}".encode("utf-8", "replace")).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +175,9 @@ class ContextTurn:
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One job for an engine. `follows`: a later part of an answer that is already sounding; it is never refused."""
+    """One job for an engine. follows: a later part of an answer that is already sounding; it is never refused.
+    background: nobody waits for it; it advances only while nobody else does, and gives its row up when that is wanted.
+    """
 
     lines: tuple[SpokenLine, ...]
     sampling: Sampling
@@ -178,6 +186,7 @@ class Utterance:
     language: str | None = None
     context: tuple[ContextTurn, ...] = ()
     follows: bool = False
+    background: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +211,11 @@ class EngineInfo:
     continues: takes several sentences in one utterance and goes on in place. extras: which of our request extras it
     honours beyond those that the studio fulfils for all. fingerprint changes whenever the same request would sound
     different (weights, version). max_context_s: how much of a conversation it can hear, if "context" is in extras.
+    max_speakers, max_prompt_s: in one utterance, the latter of its voices' recordings together. max_passage_chars: up
+    to here it takes several lines in one utterance, of several speakers; 0 = it does not. apart: an answer's utterances
+    may be spoken at the same time, in rows that nobody else wants.
     codec: in whose codes it wants recordings of voices, "none" = it can't learn a voice. codec_fingerprint changes
-    whenever the same recording would have other codes.
+    whenever the same recording would have other codes. examples: the folder of the recordings that came with a model.
     """
 
     id: str
@@ -219,8 +231,12 @@ class EngineInfo:
     max_speakers: int = 1
     max_text_chars: int = 400
     max_context_s: float | None = None
+    max_prompt_s: float | None = None
+    max_passage_chars: int = 0
+    apart: bool = False
     codec: Codec = "none"
     codec_fingerprint: str = ""
+    examples: str = ""
 
 
 @dataclass(frozen=True, slots=True)

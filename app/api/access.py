@@ -31,6 +31,7 @@ EXPOSED_HEADERS = (
     "X-TTS-Engine",
     "X-TTS-Seed",
     "X-TTS-Ignored",
+    "X-Voice-State",
     "X-Cache",
     "Retry-After",
 )

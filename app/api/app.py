@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from app.api.auth import Keys
+    from app.casting import Casting
     from app.engines.host import EngineHost
     from app.metrics import Metrics
     from app.studio import Studio
@@ -67,6 +68,7 @@ class Rooms:
     consents: ConsentStore
     metrics: Metrics
     keys: Keys
+    casting: Casting
 
 
 def create(
@@ -117,7 +119,7 @@ def create(
             (models.router(rooms.host, rooms.voices), _LOOKUP_ERRORS),
         ):
             app.include_router(lists, prefix=prefix, dependencies=open_to_all, responses=wrong, include_in_schema=shown)
-    inside = system.router(rooms.host, rooms.metrics, rooms.keys, settings_shown)
+    inside = system.router(rooms.host, rooms.metrics, rooms.keys, rooms.casting, settings_shown)
     for prefix in ("", *PREFIXES):
         app.include_router(inside, prefix=prefix, responses=_KEY_ERRORS, include_in_schema=not prefix)
 

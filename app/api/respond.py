@@ -101,6 +101,8 @@ class AnswerResponse(Response):
         ]
         if answer.ignored:
             headers.append(("x-tts-ignored", ", ".join(answer.ignored)))
+        if answer.uncast:
+            headers.append(("x-voice-state", "uncast"))
         if answer.size_bytes is not None and not self._sse:
             headers.append(("content-length", str(answer.size_bytes)))
         raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]

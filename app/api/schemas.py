@@ -13,7 +13,7 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field,
 from pydantic_core import PydanticCustomError
 
 from app.errors import BadReference, EmptyText, TextTooLong, UnknownVoice
-from app.types import AudioFormat, Line, Said, Sampling, SpeechRequest
+from app.types import AudioFormat, Line, Said, Sampling, SpeechRequest, conversation_key
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE
 
 # Ours, beyond OpenAI's, that an engine may lack: set on an engine without them, they are an error, never ignored.
@@ -83,6 +83,10 @@ class SpokenBody(BaseModel):
     def extras(self) -> frozenset[str]:
         """Which of ENGINE_EXTRAS the caller set."""
         return frozenset(name for name in ENGINE_EXTRAS if getattr(self, name) is not None)
+
+    def conversation(self, owner: str) -> str | None:
+        """The key of the caller's conversation, if there is one."""
+        return None if self.conversation_id is None else conversation_key(owner, self.conversation_id)
 
     def _request(self, lines: Iterable[Line], default_model: str) -> SpeechRequest:
         return SpeechRequest(

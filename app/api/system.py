@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from app.api.auth import Keys
+    from app.casting import Casting
     from app.engines.host import EngineHost
     from app.metrics import Metrics
 
@@ -29,14 +30,14 @@ _PACKAGES = ("torch", "numpy", "av", "fastapi", "uvicorn", "wetext", "sentencex"
 
 
 def router(
-    host: EngineHost, metrics: Metrics, keys: Keys, settings_shown: Callable[[], dict[str, object]]
+    host: EngineHost, metrics: Metrics, keys: Keys, casting: Casting, settings_shown: Callable[[], dict[str, object]]
 ) -> APIRouter:
     routes = APIRouter(tags=["system"])
 
     @routes.get("/health", responses={503: {"description": "Unhealthy: no engine can answer, and why."}})
     async def health() -> JSONResponse:
         """200 `starting`, `ok` or `degraded`; 503 `unhealthy`. Reasons in words."""
-        body = _health(host)
+        body = _health(host, casting)
         return JSONResponse(body, 503 if body["status"] == "unhealthy" else 200, headers={"Cache-Control": "no-store"})
 
     @routes.get("/ready", responses={503: {"description": "A speech request would not be answered now."}})
@@ -65,7 +66,7 @@ def router(
             "python": sys.version,
             "platform": platform.platform(),
             "packages": {name: _version_of(name) for name in _PACKAGES},
-            "health": _health(host),
+            "health": _health(host, casting),
             "engine": None if engine is None else _plain(asdict(engine.info)),
             "settings": settings_shown(),
             "threads": sorted(thread.name for thread in threading.enumerate()),
@@ -74,7 +75,7 @@ def router(
     return routes
 
 
-def _health(host: EngineHost) -> dict[str, Any]:
+def _health(host: EngineHost, casting: Casting) -> dict[str, Any]:
     status = host.status()
     engine, load = host.current, host.load()
     return {
@@ -89,6 +90,7 @@ def _health(host: EngineHost) -> dict[str, Any]:
         "rows": {"active": load.active_rows, "limit": load.max_rows} if load else None,
         "queue": {"waiting": load.queued, "limit": load.max_queue} if load else None,
         "download": asdict(status.progress) if status.progress else None,
+        "casting": casting.status(),
         "version": __version__,
         "uptime_s": round(time.monotonic() - host.started_s, 1),
     }

@@ -60,6 +60,7 @@ ROWS_CPU, ROWS_GPU = 8, 32  # a row's keys and values take 64 MiB in bfloat16, o
 MAX_SPEAKERS = 10
 MAX_TEXT_CHARS = 300  # of one line: about 20 s of speech, after which a sentence should have ended
 VOICE_SHARE = 0.3  # of the context is left to the voice prompt and what was said before
+PROMPT_SHARE = 0.4  # of the context may be voices' recordings: their text, a line and its frames are the rest
 SAMPLE_TEXT = "The weather was fine, so they walked along the river and talked about what they would do in the spring."
 CONTEXT_SHARE = 0.75  # of the context may be recordings; the rest is their text and what is to be said
 MIN_REFERENCE_S, MAX_REFERENCE_S = 0.1, 60.0
@@ -126,14 +127,17 @@ class CsmRunner:
         fingerprint: str = "",
         piece: int | None = None,
         prefix_bytes: int = PREFIX_BYTES,
+        examples: Path | None = None,
     ) -> None:
         """guards None = none, as the reference implementations; reference_noise = draws as PyTorch's multinomial after
-        `manual_seed` would, for comparing with them; piece = tokens read per `prefill`."""
+        `manual_seed` would, for comparing with them; piece = tokens read per `prefill`; examples = the folder of the
+        recordings that came with the model."""
         self.max_rows = max_rows
         self.model = model
         self.config: CsmConfig = model.config
         self.codec: MimiConfig = decoder.config
         self.fingerprint = fingerprint
+        self.examples = examples
         self.codec_fingerprint = f"{_digest_of(encoder, encoder.config)} {self.config.codebooks}"
         self._text = text
         self._encoder = encoder
@@ -595,6 +599,7 @@ def load_runner(
         fingerprint=fingerprint,
         piece=piece,
         prefix_bytes=prefix_bytes,
+        examples=model_dir / "prompts",
     )
 
 
@@ -722,6 +727,8 @@ def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
         dtype="int8" if settings.quantize == "int8" else str(model.dtype).removeprefix("torch."),
         max_speakers=MAX_SPEAKERS,
         max_text_chars=runner.line_chars,
+        max_prompt_s=PROMPT_SHARE * runner.config.max_positions / runner.codec.frame_hz,
+        examples=str(runner.examples or ""),
         max_context_s=CONTEXT_SHARE * runner.config.max_positions / runner.codec.frame_hz,
         codec="mimi",
         codec_fingerprint=runner.codec_fingerprint,

@@ -1,4 +1,6 @@
-"""The parts of a line: words to speak and silences to keep. Knows the pause tags and nothing of numbers or sentences.
+"""The parts of a text: who speaks, words and silences. Knows the tags for these, nothing of numbers or sentences.
+
+`[S1]` to `[S9]` say who speaks what follows, as Dia's scripts do; what stands before the first is the first speaker's.
 
 `[pause]` is half a second; `[pause:0.5s]`, `[pause: 500 ms]`, `[pause 1s]` and SSML's `<break time="1s"/>` say how
 long. A pause tag nobody can understand (`[pause:abc]`) is dropped: a listener should never hear "pause colon a b c".
@@ -14,6 +16,7 @@ MAX_PAUSE_S = 10.0  # of one tag
 MAX_SILENCE_S = 60.0  # of pauses in a row, so that a text made of tags is not hours of nothing
 
 _TAG = re.compile(r"\[\s{0,5}pause\b([^\[\]\n]{0,60})\]|</?break\b([^<>\n]{0,80})>", re.IGNORECASE)
+SPEAKER_TAG = re.compile(r"\[\s?S([1-9])\s?\]", re.IGNORECASE)
 _LENGTH = re.compile(
     r"\s*[:=]?\s*([0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})\s*(ms|msecs?|milliseconds?|s|secs?|seconds?)?\s*",
     re.IGNORECASE,
@@ -35,6 +38,22 @@ class Pause:
     """Silence, longer than 0 and at most MAX_SILENCE_S."""
 
     seconds: float
+
+
+def turns(text: str) -> list[tuple[int, str]]:
+    """The text by speaker, numbered from 0, in order: tags out, blanks out, a speaker's turns in a row as one.
+
+    A text without tags is the first speaker's. Pure, never raises; a blank text has no turns.
+    """
+    found: list[tuple[int, str]] = []
+    pieces = ["1", *SPEAKER_TAG.split(text)]
+    for number, piece in zip(pieces[::2], pieces[1::2], strict=True):
+        speaker, words = int(number) - 1, piece.strip()
+        if found and found[-1][0] == speaker:
+            words = f"{found.pop()[1]} {words}".strip()
+        if words:
+            found.append((speaker, words))
+    return found
 
 
 def parse(text: str) -> list[Words | Pause]:

@@ -175,3 +175,13 @@ def test_it_needs_a_key_where_there_are_keys(tmp_path: Path) -> None:
         for path, body in ((PATH, {"turns": [{"text": "Hi."}]}), ("/v1/audio/conversation", {"text": "Hi."})):
             assert http.post(path, json=body).status_code == 401
             assert http.post(path, json=body, headers={"Authorization": "Bearer key"}).status_code == 200
+
+
+def test_speakers_named_in_the_text(http: httpx.Client, recogniser: Recogniser) -> None:
+    first, second = SENTENCES[3].capitalize(), SENTENCES[10].capitalize()
+    body = {"voice": f"{LOW}+{HIGH}", "input": f"[S1] {first}. [S2] {second}.", "response_format": "wav"}
+    heard = decode(http.post("/v1/audio/speech", json=body).content, "wav")
+    parts = turns_in(heard, 2)
+    assert [recogniser.hear(part) for part in parts] == [SENTENCES[3], SENTENCES[10]]
+    low, high = (pitch_hz(part.samples, part.rate_hz) for part in parts)
+    assert low * 1.4 < high

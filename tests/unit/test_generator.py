@@ -754,3 +754,80 @@ async def test_leaving_early_frees_the_offline_voice(offline):
         await asyncio.sleep(0.01)
     assert offline.host.load() == Load(0, 32, 0, 64)
     await nothing_left()
+
+
+# ---- scripts and passages
+
+
+async def test_tags_in_a_text_name_its_speakers(over):
+    engine = ScriptedEngine()
+    async with over(engine) as room:
+        await room.pcm("[S1] How are you? [S2] Very well, thanks. [S1] Good to hear.", voice="nova")
+        await room.pcm("[S1] How are you? [S2] Very well, thanks.", voice="onyx+shimmer")
+        voices = [line.voice.id for utterance in engine.utterances for line in utterance.lines]
+        assert voices == ["nova", "echo", "nova", "onyx", "shimmer"]
+        assert engine.texts == [
+            *("How are you?", "Very well, thanks.", "Good to hear."),
+            *("How are you?", "Very well, thanks."),
+        ]
+        for voice in ("onyx+nobody", "nobody", "onyx+"):
+            with pytest.raises(UnknownVoice) as caught:
+                await room.studio.answer(asked("[S1] How are you? [S2] Fine.", voice=voice))
+            assert caught.value.param == "voice"
+
+
+async def test_tags_inside_a_turn_are_not_spoken(over):
+    engine = ScriptedEngine()
+    async with over(engine) as room:
+        lines = (Line("[S2] How are you?", "nova", 0), Line("Very [S1] well, thanks.", "echo", 1))
+        await read(await room.studio.answer(asked(lines=lines)))
+        assert engine.texts == ["How are you?", "Very well, thanks."]
+
+
+TALK = (
+    Line("How are you today?", "nova"),
+    Line("Very well, thanks.", "echo"),
+    Line("Good to hear that.", "nova"),
+    Line("And how are you?", "onyx"),
+    Line("I can not complain.", "echo"),
+)
+
+
+async def test_a_passage_holds_what_the_engine_takes_at_once(over):
+    engine = ScriptedEngine(max_passage_chars=60, max_speakers=2)
+    async with over(engine) as room:
+        await read(await room.studio.answer(asked(lines=TALK)))
+        said = [[(line.voice.id, line.text) for line in utterance.lines] for utterance in engine.utterances]
+        assert [[voice for voice, _ in lines] for lines in said] == [["nova", "echo", "nova"], ["onyx", "echo"]]
+        assert [text for lines in said for _, text in lines] == [line.text for line in TALK]
+        assert all(sum(len(text) for _, text in lines) <= 60 for lines in said)
+
+
+async def test_what_follows_is_spoken_in_rows_that_are_free(over):
+    gate = asyncio.Event()
+    engine = ScriptedEngine(Part(gate=gate), apart=True)
+    async with over(engine) as room:
+        text = " ".join(f"This is sentence number {word}." for word in ("one", "two", "three", "four", "five", "six"))
+        answer = await room.studio.answer(asked(text))
+        reading = asyncio.create_task(read(answer))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert len(engine.utterances) == 1 + module.MAX_AHEAD
+        gate.set()
+        samples = pcm.from_bytes(await reading)
+        levels = [(0.1 * number, SPOKEN) for number in range(1, 7)]
+        assert_is(samples, *[part for level in levels for part in (level, (0.0, GAP))][:-1])
+        await nothing_left(engine)
+
+
+async def test_no_row_is_taken_that_others_wait_for(over, monkeypatch):
+    engine = ScriptedEngine(Part(gate=asyncio.Event()), apart=True)
+    monkeypatch.setattr(ScriptedEngine, "load", property(lambda self: Load(self.open, 4, 3, 64)))
+    async with over(engine) as room:
+        answer = await room.studio.answer(asked(THREE + THREE))
+        await anext(answer.stream)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(engine.utterances) == 2
+        await answer.stream.aclose()
+        await nothing_left(engine)

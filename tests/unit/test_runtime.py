@@ -39,9 +39,9 @@ class Desk:
         runner, scheduler = ScriptedRunner(rows), Scheduler(rows, queue)
         return cls(runner, scheduler, Loop(runner, scheduler, "test"))
 
-    def submit(self, part: Part, *, follows: bool = False, outbox_s: float = 60.0) -> Job:
+    def submit(self, part: Part, *, follows: bool = False, background: bool = False, outbox_s: float = 60.0) -> Job:
         outbox = Outbox(RATE_HZ, outbox_s, on_room=self.scheduler.wake)
-        job = Job(self.runner.utterance(part, follows=follows), outbox)
+        job = Job(self.runner.utterance(part, follows=follows, background=background), outbox)
         self.scheduler.submit(job)
         return job
 
@@ -129,6 +129,40 @@ async def test_without_a_queue_there_are_as_many_as_rows():
         desk.submit(Part(frames=1))
     desk.finish()
     desk.submit(Part(frames=1))
+
+
+async def test_background_work_is_done_only_while_nobody_waits():
+    desk = Desk.of(2, 1)
+    behind = desk.submit(Part(frames=6, pieces=2), background=True)
+    desk.turn(4)
+    assert desk.runner.said == [(0, 0), (0, 1)]
+    assert desk.scheduler.load().active_rows == 0
+    desk.submit(Part(frames=3))
+    desk.turn(4)
+    assert desk.runner.said[2:] == [(1, 0), (1, 1), (1, 2)]
+    desk.finish()
+    assert await heard(behind) == [(0, frame) for frame in range(6)]
+
+
+async def test_background_work_gives_its_row_up():
+    desk = Desk.of(1, 0)
+    behind = desk.submit(Part(frames=6), background=True)
+    desk.turn(3)
+    desk.submit(Part(frames=2))  # not refused, though the only row is taken
+    again = desk.submit(Part(frames=2), background=True)
+    desk.finish()
+    assert desk.runner.said == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    with pytest.raises(Busy):
+        await heard(behind)
+    assert await heard(again) == [(2, 0), (2, 1)]
+
+
+async def test_background_work_goes_on_while_a_slow_reader_has_enough():
+    desk = Desk.of(2, 0)
+    desk.submit(Part(frames=6), outbox_s=2 * FRAME_S)
+    desk.submit(Part(frames=2), background=True)
+    desk.finish()
+    assert [number for number, _ in desk.runner.said] == [0, 0, 1, 1]
 
 
 async def test_a_cancelled_job_leaves_the_queue_at_once():
@@ -474,6 +508,7 @@ OPERATIONS = st.lists(
                 [("", 0)] * 8
                 + [("admit", 0), ("prefill", 0), ("prefill", 1), ("step", 0), ("step", 3), ("sound", 0), ("sound", 2)]
             ),
+            st.sampled_from([False, False, True]),
         ),
         st.tuples(st.just("cancel"), st.integers(0, 30)),
         st.tuples(st.just("read"), st.integers(0, 30)),
@@ -521,16 +556,22 @@ async def _whatever_happens(operations, rows, queue, outbox_frames):
 
     for operation, *arguments in operations:
         if operation == "submit":
-            count, pieces, follows, failure = arguments
+            count, pieces, follows, failure, behind = arguments
             load = desk.scheduler.load()
             room = load.max_rows - load.active_rows + load.max_queue - load.queued
             try:
-                job = desk.submit(Part(count, pieces, *failure), follows=follows, outbox_s=outbox_frames * FRAME_S)
+                job = desk.submit(
+                    Part(count, pieces, *failure),
+                    follows=follows,
+                    background=behind,
+                    outbox_s=outbox_frames * FRAME_S,
+                )
             except Busy:
                 assert not follows
+                assert not behind
                 assert room <= 0
                 continue
-            assert follows or room > 0
+            assert follows or behind or room > 0
             jobs.append(job)
             frames[job.utterance.seed] = []
         elif operation == "turn":

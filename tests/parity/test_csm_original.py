@@ -1,0 +1,82 @@
+"""CSM in the original layout against torchtune's Llama 3.2, the blocks that the original implementation is made of.
+
+`make oracle` installs it (torchtune 0.6.1, no dependencies) beside the environment, not into it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from app.engines.csm import load_model
+from app.runtime.sampling import Knobs
+from bench.fabricate import csm_config, fabricate_csm
+from tests.parity.generation import generate
+
+ROOT = Path(__file__).parents[2]
+TORCHTUNE = ROOT / ".oracle"
+FRAMES = 12
+
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.skipif(not (TORCHTUNE / "torchtune").is_dir(), reason="`make oracle` installs torchtune"),
+]
+
+
+def shape(**changes: Any) -> dict[str, Any]:
+    """Changes to the tiny checkpoint; those of the depth decoder under `depth`."""
+    depth = changes.pop("depth", {})
+    backbone = {"backbone_hidden_size": changes["hidden_size"]} if "hidden_size" in changes else {}
+    return changes | {"depth_decoder_config": csm_config("tiny")["depth_decoder_config"] | backbone | depth}
+
+
+SHAPES = {
+    "tiny": shape(),
+    "grouped heads, deep": shape(
+        hidden_size=96, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2, head_dim=16,
+        depth={"num_hidden_layers": 1, "num_key_value_heads": 1},
+    ),
+    "few codebooks, wide depth decoder": shape(
+        num_codebooks=5, depth={
+            "num_codebooks": 5, "hidden_size": 80, "num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": 16,
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(SHAPES))
+@pytest.mark.parametrize("seed", [None, 7])
+def test_same_tokens_as_the_original_blocks(name: str, seed: int | None, tmp_path: Path) -> None:
+    checkpoint = fabricate_csm(tmp_path / "csm", layout_name="original", seed=len(name), changes=SHAPES[name])
+    ids = torch.randint(4, 300, (23,), generator=torch.Generator().manual_seed(len(name)))
+    np.save(tmp_path / "ids.npy", ids.numpy())
+    told = "greedy" if seed is None else str(seed)
+    subprocess.run(
+        [
+            sys.executable, "-W", "ignore", str(ROOT / "tests/parity/torchtune_csm.py"), str(TORCHTUNE),
+            str(checkpoint), str(tmp_path / "ids.npy"), told, str(FRAMES), str(tmp_path / "codes.npy"),
+        ],
+        check=True,
+        timeout=100,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    expected = torch.from_numpy(np.load(tmp_path / "codes.npy"))
+
+    model = load_model(checkpoint, device=torch.device("cpu"), dtype=torch.float32)[0]
+    made = generate(
+        model,
+        model.embed_text(ids),
+        max_frames=FRAMES,
+        knobs=Knobs(0.0) if seed is None else Knobs(0.9, 50),
+        seed=seed or 0,
+        reference_noise=seed is not None,
+    )
+    assert len(set(expected.flatten().tolist())) > 10
+    assert torch.equal(torch.stack(list(made)), expected)

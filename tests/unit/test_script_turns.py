@@ -1,0 +1,39 @@
+"""`[S1]` and `[S2]` in a text: who says what, in order, without a word lost."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.text.script import SPEAKER_TAG, turns
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("No tags at all.", [(0, "No tags at all.")]),
+        ("[S1] Hello. [S2] Hi there!", [(0, "Hello."), (1, "Hi there!")]),
+        ("[s1]Hello.[ S2 ]Hi.[S1]Bye.", [(0, "Hello."), (1, "Hi."), (0, "Bye.")]),
+        ("Before the first. [S2] Then me.", [(0, "Before the first."), (1, "Then me.")]),
+        ("[S1] One. [S1] Two. [S2] [S1] Three.", [(0, "One. Two. Three.")]),
+        ("[S2] Only the second.", [(1, "Only the second.")]),
+        ("[S4] A crowd. [S9] Indeed.", [(3, "A crowd."), (8, "Indeed.")]),
+        ("[S0] and [S10] and [Sx] are no tags.", [(0, "[S0] and [S10] and [Sx] are no tags.")]),
+        ("[S1] [S2]  ", []),
+        ("", []),
+    ],
+)
+def test_turns(text: str, said: list[tuple[int, str]]) -> None:
+    assert turns(text) == said
+
+
+@given(st.lists(st.sampled_from(["[S1]", "[s2]", "[S3]", "word", "two words", " ", "\n", "[pause]", "[S", "]", "é"])))
+def test_words_are_kept_and_neighbours_differ(pieces: list[str]) -> None:
+    said = turns(" ".join(pieces))
+    assert " ".join(text for _, text in said).split() == SPEAKER_TAG.sub(" ", " ".join(pieces)).split()
+    assert all(before[0] != after[0] for before, after in pairwise(said))
