@@ -218,7 +218,7 @@ def router(
     @routes.post("/voice-cloning/import", operation_id="import_voice")
     async def import_(file: Annotated[UploadFile, File(description="What an export gave.")]) -> dict[str, Any]:
         """Take over an exported voice, under an id of its own."""
-        unpacked = await asyncio.to_thread(archive.unpack, file.file)
+        unpacked = await cloner.work(lambda: archive.unpack(file.file))
         voice = unpacked.voice
         stored = await asyncio.to_thread(
             voices.add,
@@ -307,7 +307,7 @@ def router(
         name: Annotated[str, Form()], language: Annotated[str, Form()], recording: Annotated[UploadFile, File()]
     ) -> dict[str, Any]:
         """Keep the recording in which a speaker agrees to the making of a voice."""
-        heard = await asyncio.to_thread(consent_recording, recording.file)
+        heard = await cloner.work(lambda: consent_recording(recording.file))
         return consent_json(await asyncio.to_thread(consents.add, name, language, heard))
 
     @routes.get("/audio/voice_consents", operation_id="list_voice_consents")

@@ -128,6 +128,7 @@ class VoiceStore:
             shelf.folder.mkdir(parents=True, exist_ok=True)
             shelf.sweep()
             shelf.refresh(whole=True)
+        self._drop_old_drafts()
         self._known = self._told()
 
     @property
@@ -310,11 +311,16 @@ class VoiceStore:
         stored = replace(stored, voice=voice, sample_count=sample_count, quality=dict(quality), origin="draft")
         with self._lock:
             shelf.put(voice.id, {**files, MARKER: _as_json(stored)})
-            for name, draft in shelf.records.items():
-                if time.time() - draft.created_at > DRAFT_S:
-                    shelf.drop(name)
+            self._drop_old_drafts()
             self._known = self._told()
         return stored
+
+    def _drop_old_drafts(self) -> None:
+        if self._drafts is None:
+            return
+        for name, draft in self._drafts.records.items():
+            if time.time() - draft.created_at > DRAFT_S:
+                self._drafts.drop(name)
 
     def drop_draft(self, draft_id: str) -> None:
         """It has become a voice. Raises NotStored."""
