@@ -108,6 +108,35 @@ class Usage:
         return self.input_tokens + self.output_tokens
 
 
+@dataclass(frozen=True, slots=True)
+class Began:
+    """A part of an answer that begins to sound at start_s: its words as they are spoken, the number of its first
+    sentence and how many there are (None: not known yet), the number of its first line. Numbers count from 0."""
+
+    text: str
+    start_s: float
+    sentence: int
+    sentences: int | None
+    turn: int
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far an answer is, in its own time: `began` in order."""
+
+    began: list[Began] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)  # the line of each sentence that is cut so far
+    whole: bool = False  # all are
+    samples: int = 0  # at the engine's rate, handed on so far
+    spoken: int = 0  # sentences
+
+    def begin(self, part: _Passage, samples_per_s: float) -> None:
+        sentences = len(self.turns) if self.whole else None
+        start_s = self.samples / samples_per_s
+        self.began.append(Began(part.text, start_s, self.spoken, sentences, self.turns[self.spoken]))
+        self.spoken += len(part.lines)
+
+
 @dataclass(slots=True)
 class Answer:
     """What is known before the first byte, and the bytes. `usage` is there once the stream has ended."""
@@ -120,6 +149,7 @@ class Answer:
     size_bytes: int | None
     stream: AsyncGenerator[bytes]
     usage: Usage | None = None
+    progress: Progress = field(default_factory=Progress)  # of what is being spoken; a cached answer has none
     uncast: bool = False  # spoken with a fixed seed, as a standard voice has no recording yet
 
 
@@ -158,6 +188,7 @@ class _Take:
     voices: tuple[Voice, ...]  # one per line
     seed: int
     digest: str
+    progress: Progress
     context: tuple[ContextTurn, ...] = ()
     prompts: tuple[VoicePrompt | None, ...] = ()  # one per line
 
@@ -260,7 +291,7 @@ class Studio:
             facts.stream = _pieces(cached.data)
             return facts
         self._metrics.cache("miss" if request.use_cache else "off")
-        facts.stream = self._speak(_Take(request, engine, engine_id, voices, seed, digest), facts)
+        facts.stream = self._speak(_Take(request, engine, engine_id, voices, seed, digest, facts.progress), facts)
         return facts
 
     async def forget(self, conversation: str) -> bool:
@@ -382,6 +413,7 @@ class Studio:
                 contextlib.aclosing(clock.listening(sound)) as heard,
             ):
                 async for samples in heard:
+                    take.progress.samples += len(samples)
                     if len(samples) > OFF_LOOP_S * take.info.rate_hz:
                         async with self._turns.heavy(clock.ahead_s):
                             data = await _in_thread(finish.push, samples)
@@ -473,6 +505,7 @@ class Studio:
                     continue
                 began = True
                 current, index = ahead.take()
+                told = False
                 for attempt in range(1, ATTEMPTS + 1):
                     edges = EdgeTrimmer(rate_hz)
                     codes: list[Codes] = []
@@ -485,9 +518,15 @@ class Studio:
                                 lead_s = 0.0
                             if chunk.codes is not None and said is not None:
                                 codes.append(chunk.codes)
-                            yield shape.push(chunk.samples)
+                            samples = shape.push(chunk.samples)
+                            if len(samples) and not told:
+                                told = True
+                                take.progress.begin(part, rate_hz * take.request.speed)
+                            yield samples
                     rest = shape.flush()
                     if edges.sounded:
+                        if not told:
+                            take.progress.begin(part, rate_hz * take.request.speed)
                         yield rest
                         if said is not None and codes:
                             said.append(Remembered(part.lines[0].voice.id, part.text, np.concatenate(codes, axis=1)))
@@ -542,25 +581,33 @@ class Studio:
         request = take.request
         joins = take.info.continues or take.info.max_passage_chars > 0
         said = worded = False
-        for line, voice, prompt in zip(request.lines, take.voices, take.prompts, strict=True):
+        parts_of = [parse(line.text) for line in request.lines]
+        uncut = sum(not isinstance(part, Pause) for parts in parts_of for part in parts)
+        whole = zip(request.lines, take.voices, take.prompts, parts_of, strict=True)
+        for turn, (line, voice, prompt, parts) in enumerate(whole):
             speaker = voice.speaker if line.speaker is None else line.speaker
             begun = False
-            for part in parse(line.text):
+            for part in parts:
                 if isinstance(part, Pause):
                     yield part
                     continue
-                for piece in await self._pieces_of(part.text, take, voice):
+                pieces = await self._pieces_of(part.text, take, voice)
+                take.progress.turns += [turn] * len(pieces)
+                uncut -= 1
+                take.progress.whole = not uncut
+                for piece in pieces:
                     if said and not begun and not joins:  # a model that goes on breathes by itself
                         yield Pause(TURN_GAP_S)
                     said = begun = True
                     worded = worded or has_words(piece)
                     yield SpokenLine(piece, speaker, voice, prompt)
         if not worded:
-            parts = [part for line in request.lines for part in parse(line.text)]
-            marks = names(" ".join(part.text for part in parts if not isinstance(part, Pause)))
+            texts = [part.text for parts in parts_of for part in parts if not isinstance(part, Pause)]
+            marks = names(" ".join(texts))
             if not marks:
                 raise EmptyText("`input` has nothing in it that could be spoken.", param="input")
             voice, first = take.voices[0], request.lines[0]
+            take.progress.turns.append(0)
             speaker = voice.speaker if first.speaker is None else first.speaker
             yield SpokenLine(marks, speaker, voice, take.prompts[0])
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Depends, FastAPI
-from fastapi.responses import RedirectResponse
 from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import cloning, conversation, errors, models, speech, system, voices
+from app.api import cloning, conversation, errors, models, pages, speech, system, voices
 from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, Limit
 
 if TYPE_CHECKING:
@@ -119,13 +118,14 @@ def create(
             (models.router(rooms.host, rooms.voices), _LOOKUP_ERRORS),
         ):
             app.include_router(lists, prefix=prefix, dependencies=open_to_all, responses=wrong, include_in_schema=shown)
-    inside = system.router(rooms.host, rooms.metrics, rooms.keys, rooms.casting, settings_shown)
+    inside = system.router(
+        rooms.host, rooms.metrics, rooms.keys, rooms.casting, settings_shown, max_input_chars=max_input_chars
+    )
     for prefix in ("", *PREFIXES):
         app.include_router(inside, prefix=prefix, responses=_KEY_ERRORS, include_in_schema=not prefix)
 
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse("/docs")
+    app.include_router(pages.router())
+    app.mount("/static", pages.files())
 
     _describe_only_what_happens(app)
     uploads = Limit(max_upload_bytes, "TTS_MAX_UPLOAD_BYTES")

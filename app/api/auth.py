@@ -15,6 +15,11 @@ class Keys:
     def __init__(self, keys: tuple[str, ...]) -> None:
         self._keys = [key.encode() for key in keys]
 
+    @property
+    def needed(self) -> bool:
+        """Whether speech is for those with a key."""
+        return bool(self._keys)
+
     def require(self, request: Request) -> None:
         """A dependency of routes that need a key; `request.state.owner` is then the key. Raises Unauthorized."""
         request.state.owner = ""

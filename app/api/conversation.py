@@ -49,7 +49,7 @@ def router(studio: Studio, host: EngineHost, metrics: Metrics, *, max_input_char
                 request = replace(request, context=await studio.hear(said))
             return await studio.answer(request, extras=body.extras, random_seed=body.seed == "random")
 
-        return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse")
+        return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse", progress=body.progress is True)
 
     @routes.post("/audio/dialogue", name="create_dialogue", operation_id="create_dialogue", responses=AUDIO_RESPONSE)
     async def dialogue(body: DialogueBody, caller: Request) -> Response:
@@ -64,7 +64,7 @@ def router(studio: Studio, host: EngineHost, metrics: Metrics, *, max_input_char
             log.info("dialogue", voices=voices, turns=len(texts), format=request.format, **told)
             return await studio.answer(request, extras=body.extras, random_seed=body.seed == "random")
 
-        return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse")
+        return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse", progress=body.progress is True)
 
     @routes.delete("/audio/conversations/{conversation_id}", name="forget_conversation")
     async def forget(conversation_id: str, caller: Request) -> dict[str, object]:

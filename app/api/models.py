@@ -35,6 +35,7 @@ def router(host: EngineHost, voices: VoiceStore) -> APIRouter:
             if status.missing_weights and (requested or status.running is None)
             else "failed"
         )
+        info = host.current.info if ready and host.current is not None else None
         detail = status.reason
         if stands_in and status.running is not None:
             detail = f"{status.running.model_id} answers in its place. {status.reason}"
@@ -48,6 +49,8 @@ def router(host: EngineHost, voices: VoiceStore) -> APIRouter:
             "voices": [{"name": voice.id, "language": voice.language} for voice in voices.all()],
             "status": state,
             "detail": "" if ready else detail,
+            "parameters": sorted(info.extras) if info else None,
+            "max_speakers": info.max_speakers if info else None,
         }
 
     def known() -> list[str]:

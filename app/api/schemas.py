@@ -57,6 +57,9 @@ class SpokenBody(BaseModel):
     response_format: AudioFormat | None = None
     speed: Annotated[Finite | None, Field(ge=0.25, le=4.0, description="Tempo; the pitch stays.")] = None
     stream_format: Literal["audio", "sse"] | None = None
+    progress: Annotated[
+        bool | None, Field(description="With `stream_format: sse`: `speech.progress` events say what begins when.")
+    ] = None
 
     temperature: Annotated[Finite | None, Field(ge=0.0, le=2.0, description="0 is greedy.")] = None
     top_k: Annotated[int | None, Field(ge=1, le=2048, validation_alias=AliasChoices("top_k", "topk"))] = None

@@ -55,7 +55,7 @@ def router(studio: Studio, host: EngineHost, metrics: Metrics, *, max_input_char
             log.info("speak", voice=line.voice, format=request.format, speed=request.speed, **told)
             return answer
 
-        return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse")
+        return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse", progress=body.progress is True)
 
     for path, name in (
         ("/audio/speech", "create_speech"),

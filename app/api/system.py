@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response
 
 from app import __version__
 from app.api.errors import response_to
+from app.api.schemas import MAX_DIALOGUE_TURNS
 from app.errors import NotReady
 from app.metrics import CONTENT_TYPE
 
@@ -30,14 +31,21 @@ _PACKAGES = ("torch", "numpy", "av", "fastapi", "uvicorn", "wetext", "sentencex"
 
 
 def router(
-    host: EngineHost, metrics: Metrics, keys: Keys, casting: Casting, settings_shown: Callable[[], dict[str, object]]
+    host: EngineHost,
+    metrics: Metrics,
+    keys: Keys,
+    casting: Casting,
+    settings_shown: Callable[[], dict[str, object]],
+    *,
+    max_input_chars: int,
 ) -> APIRouter:
     routes = APIRouter(tags=["system"])
+    limits = {"input_chars": max_input_chars, "dialogue_turns": MAX_DIALOGUE_TURNS}
 
     @routes.get("/health", responses={503: {"description": "Unhealthy: no engine can answer, and why."}})
     async def health() -> JSONResponse:
         """200 `starting`, `ok` or `degraded`; 503 `unhealthy`. Reasons in words."""
-        body = _health(host, casting)
+        body = {**_health(host, casting), "limits": limits, "key_needed": keys.needed}
         return JSONResponse(body, 503 if body["status"] == "unhealthy" else 200, headers={"Cache-Control": "no-store"})
 
     @routes.get("/ready", responses={503: {"description": "A speech request would not be answered now."}})
@@ -89,6 +97,7 @@ def _health(host: EngineHost, casting: Casting) -> dict[str, Any]:
         "dtype": engine.info.dtype if engine else None,
         "rows": {"active": load.active_rows, "limit": load.max_rows} if load else None,
         "queue": {"waiting": load.queued, "limit": load.max_queue} if load else None,
+        "memory": [asdict(each) for each in host.memory()],
         "download": asdict(status.progress) if status.progress else None,
         "casting": casting.status(),
         "version": __version__,

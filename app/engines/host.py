@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from app.engines.registry import BuildContext, EngineSpec
 from app.errors import EngineUnavailable, NotReady, WeightsUnavailable
+from app.runtime.memory import memory_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from app.audio.guard import Rule
     from app.engines.protocol import Engine
     from app.models.hub import Progress
+    from app.runtime.memory import Memory
     from app.settings import Settings
     from app.types import Load
 
@@ -110,6 +112,10 @@ class EngineHost:
 
     def load(self) -> Load | None:
         return self._engine.load if self._engine is not None else None
+
+    def memory(self) -> tuple[Memory, ...]:
+        """Of the devices that the engine runs on."""
+        return memory_of(self._engine.info.device) if self._engine is not None else ()
 
     def status(self) -> Status:
         reason, remedy = (self._problem.reason, self._problem.remedy) if self._problem else ("", "")
