@@ -273,9 +273,9 @@ class Studio:
         Raises RequestError, NotReady; Busy and EngineError come with the first bytes of the stream.
         """
         self.check_model(request.model)
-        request = self._by_speaker(request)
         if self._voices.stale:
             await asyncio.to_thread(self._voices.refresh)
+        request = self._by_speaker(request)
         self._voices_of(request)  # a wrong one is told even while the engine is starting
         engine = self._host.engine()
         request, ignored = self._fit(request, engine.info, extras | ({"context"} if request.context else set()))

@@ -117,7 +117,7 @@ def router(
         draft_id: Annotated[str | None, Form(description="Of an earlier check, in place of `audio_file`.")] = None,
     ) -> dict[str, Any]:
         """Make a voice of a recording. It is in every list at once, and speaks by its id or name."""
-        voices.check(name, description)
+        voices.check(name, description=description, language=language, consent=consent or "")
         consented = await agreed(consents, consent)
         if draft_id and not audio_file:
             await fresh(voices)
@@ -206,7 +206,7 @@ def router(
     @routes.post("/voice-cloning/import", operation_id="import_voice")
     async def import_(file: Annotated[UploadFile, File(description="What an export gave.")]) -> dict[str, Any]:
         """Take over an exported voice, under an id of its own."""
-        unpacked = await asyncio.to_thread(archive.unpack, file.file)
+        unpacked = await cloner.work(lambda: archive.unpack(file.file))
         voice = unpacked.voice
         stored = await asyncio.to_thread(
             voices.add,
@@ -265,7 +265,7 @@ def router(
             sample = form.get("audio_sample")
             if not isinstance(sample, Upload):
                 raise InvalidValue("`audio_sample` is missing: send the recording as a file.", param="audio_sample")
-            voices.check(fields["name"], "")
+            voices.check(fields["name"], description=fields.get("description", ""))
             if not fields["consent"].startswith("cons_"):
                 raise InvalidValue(
                     "`consent` is the id of a recorded consent (`cons_...`), see POST /v1/audio/voice_consents.",
@@ -295,7 +295,7 @@ def router(
         name: Annotated[str, Form()], language: Annotated[str, Form()], recording: Annotated[UploadFile, File()]
     ) -> dict[str, Any]:
         """Keep the recording in which a speaker agrees to the making of a voice."""
-        heard = await asyncio.to_thread(consent_recording, recording.file)
+        heard = await cloner.work(lambda: consent_recording(recording.file))
         return consent_json(await asyncio.to_thread(consents.add, name, language, heard))
 
     @routes.get("/audio/voice_consents", operation_id="list_voice_consents")

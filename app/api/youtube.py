@@ -113,7 +113,7 @@ def router(
                     }
                 )
 
-            voices.check(body.voice_name, body.description or "")
+            voices.check(body.voice_name, description=body.description or "", consent=body.consent or "")
             consent = await agreed(consents, body.consent)
             duration_s = DEFAULT_SECTION_S if body.duration is None else body.duration
             fetched = await youtube.fetch(body.youtube_url, body.start_time or 0.0, duration_s, progress)
