@@ -139,6 +139,7 @@ WRONG: list[tuple[str, list[Any]]] = [
     ("cache", ["false", 0, 1]),
     ("normalize", ["false", 0, 1]),
     ("enhance", ["false", 0, 1]),
+    ("progress", ["false", 0, 1]),
 ]
 
 
