@@ -168,8 +168,10 @@ class Casting:
             await asyncio.to_thread(self._voices.refresh)  # another replica may have been first
             if self._voices.recording_of(name) is None:
                 best = await audition(engine, name, example)
-                await asyncio.to_thread(keep, self._voices, name, best)
-                log.info("cast %s: %s, in %.0f s", name, describe(best), time.monotonic() - started_s)
+                await asyncio.to_thread(self._voices.refresh)
+                if self._voices.recording_of(name) is None:  # nor has a person given it one meanwhile
+                    await asyncio.to_thread(keep, self._voices, name, best)
+                    log.info("cast %s: %s, in %.0f s", name, describe(best), time.monotonic() - started_s)
         except Miscast as problem:
             self._progress.failed[name] = str(problem)
             log.warning("%s is not cast: %s", name, problem)
