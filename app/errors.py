@@ -8,7 +8,8 @@ SpeechError
 │   ├── TooManySpeakers          ├── NotSupported (this engine or this version has no such thing)
 │   ├── UnknownModel             ├── BodyTooLarge
 │   ├── NotFound                 ├── InvalidValue
-│   ├── Unauthorized             └── VoiceNotSupported (this engine can't speak with a recorded voice)
+│   ├── Unauthorized             ├── Unfetchable (what an address leads to can't be had; `code` says why)
+│   └── VoiceNotSupported (this engine can't speak with a recorded voice)
 ├── Busy                         the queue is full; come back in retry_after_s
 ├── NotReady                     the engine is still starting, or there is none; reason in words
 │   └── VoiceNotReady            an engine stands in that can't speak with a recorded voice
@@ -92,6 +93,12 @@ class VoiceNotSupported(RequestError):
     code = "voice_not_supported_by_engine"
 
 
+class Unfetchable(RequestError):
+    """What an address leads to can't be had. Each kind of reason is a subclass with a code, where it is found out."""
+
+    code = "unfetchable"
+
+
 class BodyTooLarge(RequestError):
     code = "request_too_large"
 
@@ -115,8 +122,8 @@ class NotReady(SpeechError):
 
     code = "engine_not_ready"
 
-    def __init__(self, message: str, *, retry_after_s: int = 5) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, retry_after_s: int = 5, param: str | None = None) -> None:
+        super().__init__(message, param=param)
         self.retry_after_s = retry_after_s
 
 

@@ -113,7 +113,8 @@ class Settings(BaseSettings):
         64 << 20,
         alias="TTS_MAX_UPLOAD_BYTES",
         ge=1024,
-        description="Largest body of a request that brings recordings (`/v1/audio/conversation`); larger is a 413.",
+        description="Largest body of a request that brings recordings (conversations, cloning, consents, imports); "
+        "larger is a 413.",
     )
     max_rows: Literal["auto"] | int = Field(
         "auto",
@@ -140,6 +141,22 @@ class Settings(BaseSettings):
         description="Seconds a request waits for its standard voice to be cast; then it is spoken with a fixed seed "
         "(`X-Voice-State: uncast`).",
     )
+    memory_tokens: int = Field(
+        600,
+        alias="TTS_MEMORY_TOKENS",
+        ge=0,
+        le=100_000,
+        description="How much of a conversation (`conversation_id`) the model hears again, in positions of its "
+        "context: 12.5 for a second of speech with CSM, and about one for 4 letters of its text.",
+    )
+    memory_ttl_s: float = Field(
+        3_600.0, alias="TTS_MEMORY_TTL_S", gt=0, description="Seconds after which a silent conversation is forgotten."
+    )
+    memory_keep: bool = Field(
+        False,
+        alias="TTS_MEMORY_KEEP",
+        description="Keep conversations on disk (`TTS_DATA_DIR/conversations`), so that they survive a restart.",
+    )
     outbox_s: float = Field(
         10.0,
         alias="TTS_OUTBOX_S",
@@ -157,6 +174,41 @@ class Settings(BaseSettings):
         alias="TTS_SHUTDOWN_GRACE_S",
         ge=0,
         description="How long answers that are being spoken may go on after SIGTERM, in seconds.",
+    )
+
+    enhance: bool = Field(
+        True,
+        alias="TTS_ENHANCE",
+        description="Bring every voice, request and sentence to one loudness (-20 LUFS, peaks below -1 dBTP). A "
+        "request's `enhance` decides for itself.",
+    )
+    watermark: Literal["cloned", "all", "off"] = Field(
+        "cloned",
+        alias="TTS_WATERMARK",
+        description="Whose speech carries an inaudible mark that says a machine made it: `cloned` voices', `all`, or "
+        "nobody's (`off`). Needs the `watermark` extra: without it `cloned` marks nothing and /health says so; `all` "
+        "does not start.",
+    )
+    youtube: Literal["auto", "off"] = Field(
+        "auto",
+        alias="TTS_YOUTUBE",
+        description="Cloning from YouTube: `auto` = where the `youtube` extra is installed; `off` = not at all.",
+    )
+    asr: Literal["auto", "off"] = Field(
+        "auto",
+        alias="TTS_ASR",
+        description="Recognise what is said in a voice sample that comes without a transcript, where the extra `asr` "
+        "and the weights are there; `off`: a transcript is always asked for.",
+    )
+    asr_model: str = Field(
+        "openai/whisper-base.en",
+        alias="TTS_ASR_MODEL",
+        description="The speech recogniser, a Whisper checkpoint: a Hugging Face id or a local folder.",
+    )
+    asr_download: bool = Field(
+        False,
+        alias="TTS_ASR_DOWNLOAD",
+        description="Download `TTS_ASR_MODEL` when it is first needed; `false`: only what is in `models` is used.",
     )
 
     log_level: LogLevel = Field("INFO", alias="LOG_LEVEL", description="DEBUG, INFO, WARNING or ERROR.")

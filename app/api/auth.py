@@ -21,9 +21,11 @@ class Keys:
         return bool(self._keys)
 
     def require(self, request: Request) -> None:
-        """A dependency of routes that need a key. Raises Unauthorized."""
+        """A dependency of routes that need a key; `request.state.owner` is then the key. Raises Unauthorized."""
+        request.state.owner = ""
         if self._keys:
-            self._check(_given(request))
+            request.state.owner = _given(request)
+            self._check(request.state.owner)
 
     def allow(self, request: Request) -> None:
         """A dependency of open routes: no key is fine, a wrong one is told, so that clients can test theirs."""

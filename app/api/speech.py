@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.respond import AnswerResponse
@@ -41,11 +42,12 @@ AUDIO_RESPONSE: dict[int | str, dict[str, Any]] = {
 def router(studio: Studio, host: EngineHost, metrics: Metrics, *, max_input_chars: int, log_texts: bool) -> APIRouter:
     routes = APIRouter(tags=["speech"])
 
-    async def speech(body: SpeechBody) -> Response:
+    async def speech(body: SpeechBody, caller: Request) -> Response:
         """Turn text into speech. Takes everything OpenAI's endpoint takes, and more."""
 
         async def prepare() -> Answer:
             request = body.to_request(default_model=host.requested.model_id, max_input_chars=max_input_chars)
+            request = replace(request, conversation=body.conversation(caller.state.owner))
             line = request.lines[0]
             answer = await studio.answer(request, extras=body.extras, random_seed=body.seed == "random")
             # Only now: an unknown voice is whatever the caller put there, a whole text by mistake included.

@@ -138,6 +138,7 @@ class CsmRunner:
         self.codec: MimiConfig = decoder.config
         self.fingerprint = fingerprint
         self.examples = examples
+        self.codec_fingerprint = f"{_digest_of(encoder, encoder.config)} {self.config.codebooks}"
         self._text = text
         self._encoder = encoder
         self._decoder = decoder
@@ -606,9 +607,21 @@ def _fingerprint(model: CsmModel, decoder: MimiDecoder) -> str:
     """Changes with the weights: a digest of config, dtype and a few thousand numbers from all over the model."""
     hashed = hashlib.sha256(f"{model.config} {model.dtype} {decoder.config}".encode())
     for tensor in (*model.parameters(), *decoder.parameters()):
-        flat = tensor.flatten()
-        hashed.update(flat[:: max(1, flat.numel() // 16)][:16].float().cpu().numpy().tobytes())
+        hashed.update(_numbers_of(tensor))
     return f"csm {hashed.hexdigest()[:16]}"
+
+
+def _digest_of(codec: nn.Module, config: MimiConfig) -> str:
+    """Changes when the same recording would have other codes: with the encoder's weights, learnt or gathered."""
+    hashed = hashlib.sha256(str(config).encode())
+    for tensor in (*codec.parameters(), *codec.buffers()):
+        hashed.update(_numbers_of(tensor))
+    return hashed.hexdigest()[:16]
+
+
+def _numbers_of(tensor: Tensor) -> bytes:
+    flat = tensor.detach().flatten()
+    return flat[:: max(1, flat.numel() // 16)][:16].float().cpu().numpy().tobytes()
 
 
 def load_from(
@@ -717,10 +730,10 @@ def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
         max_prompt_s=PROMPT_SHARE * runner.config.max_positions / runner.codec.frame_hz,
         examples=str(runner.examples or ""),
         max_context_s=CONTEXT_SHARE * runner.config.max_positions / runner.codec.frame_hz,
+        codec="mimi",
+        codec_fingerprint=runner.codec_fingerprint,
     )
-    return BatchedEngine(
-        info, runner, max_queue=settings.max_queue, outbox_s=settings.outbox_s, encode=runner.encode, codec="mimi"
-    )
+    return BatchedEngine(info, runner, max_queue=settings.max_queue, outbox_s=settings.outbox_s, encode=runner.encode)
 
 
 def build(settings: Settings, context: BuildContext) -> BatchedEngine:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+DRAFT_S = 1800.0  # a recording that was checked waits so long to become a voice
 REFRESH_S = 1.0  # between two looks at the folders: what another process made is seen this much later
 MAX_NAME_CHARS = 100
 MAX_DESCRIPTION_CHARS = 1_000
@@ -58,6 +59,8 @@ _FORMAT = 1
 _WAV_HEADER_BYTES = 44
 _LEGACY_MARKER = "info.json"
 _LEGACY_WORDS = "transcript.txt"
+DRAFT_PREFIX = "draft_"
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,4}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -106,6 +109,7 @@ class _Known:
     by_id: Mapping[str, Voice]
     by_name: Mapping[str, str]  # key of the name -> id
     stored: Mapping[str, StoredVoice]
+    drafts: Mapping[str, StoredVoice]
 
 
 class VoiceStore:
@@ -119,15 +123,17 @@ class VoiceStore:
         self._looked_s = time.monotonic()
         self._cloned = None if cloned is None else Shelf(cloned, MARKER, _read_cloned)
         self._references = None if references is None else Shelf(references, MARKER, _read, PROFILES.__contains__)
+        self._drafts = None if cloned is None else Shelf(cloned / ".drafts", MARKER, _read)
         for shelf in self._shelves:
             shelf.folder.mkdir(parents=True, exist_ok=True)
             shelf.sweep()
             shelf.refresh(whole=True)
+        self._drop_old_drafts()
         self._known = self._told()
 
     @property
     def _shelves(self) -> list[Shelf[StoredVoice]]:
-        return [shelf for shelf in (self._cloned, self._references) if shelf is not None]
+        return [shelf for shelf in (self._cloned, self._references, self._drafts) if shelf is not None]
 
     # ---- looking up
 
@@ -156,6 +162,8 @@ class VoiceStore:
         """By id, else by name, whose case does not matter. Raises UnknownVoice, which names voices there are."""
         known = self._known
         found = known.by_id.get(voice) or known.by_id.get(known.by_name.get(name_key(voice), ""))
+        if found is None and voice.startswith(DRAFT_PREFIX):
+            return self.draft(voice).voice
         if found is None:
             names = list(known.by_id)
             told = ", ".join(f"'{name}'" for name in names[:SAMPLE_LIST])
@@ -175,6 +183,17 @@ class VoiceStore:
             raise NotFound(f"The cloned voice {voice_id[:80]!r} is {told}.", param="id")
         return found
 
+    def draft(self, draft_id: str) -> StoredVoice:
+        """A recording that was checked less than DRAFT_S ago. Raises UnknownVoice."""
+        found = self._known.drafts.get(draft_id)
+        if found is None or time.time() - found.created_at > DRAFT_S:
+            raise UnknownVoice(
+                f"There is no draft {draft_id[:80]!r}, or it is older than {DRAFT_S / 60:g} minutes. Send the "
+                "recording again.",
+                param="draft_id",
+            )
+        return found
+
     def recording_of(self, preset_id: str) -> StoredVoice | None:
         """What a standard voice has to go by, if it has."""
         return self._known.stored.get(preset_id)
@@ -191,7 +210,7 @@ class VoiceStore:
 
         Blocks while it reads.
         """
-        stored = self._known.stored.get(voice.id)
+        stored = self._known.stored.get(voice.id) or self._known.drafts.get(voice.id)
         if stored is None or stored.voice.digest != voice.digest:
             raise UnknownVoice(f"The voice {voice.name!r} was removed or replaced just now. Ask again.", param="voice")
         path = self._shelf(voice).folder / voice.id / stored.file
@@ -202,6 +221,10 @@ class VoiceStore:
         if hashlib.sha256(pcm.to_bytes(samples)).hexdigest() != stored.sha256 or rate_hz != stored.rate_hz:
             raise _damaged(stored)
         return Reference(samples, rate_hz, stored.transcript)
+
+    def marker(self, voice_id: str) -> bytes:
+        """A cloned voice's voice.json, its recording under the plain name. Raises NotFound."""
+        return _as_json(replace(self.find(voice_id), file=REFERENCE_FILE))
 
     def consent_recording(self, voice_id: str) -> bytes | None:
         """The recorded agreement as a WAV file. Raises NotFound, OSError."""
@@ -237,6 +260,14 @@ class VoiceStore:
 
     # ---- changing
 
+    @staticmethod
+    def check(name: str, *, description: str = "", language: str = "en", consent: str = "") -> None:
+        """Before a recording is worked on for seconds. Raises InvalidValue as `add` would."""
+        clean_name(name)
+        clean_text(description, "description", MAX_DESCRIPTION_CHARS)
+        clean_text(consent, "consent", MAX_CONSENT_CHARS)
+        _check_language(language)
+
     def add(
         self,
         name: str,
@@ -256,39 +287,47 @@ class VoiceStore:
         """
         shelf = self._writable()
         name = clean_name(name)
-        samples = _checked(reference)
-        consent = consent or Consent()
-        words = clean_text(reference.transcript, "transcript", MAX_TRANSCRIPT_CHARS)
-        description = clean_text(description, "description", MAX_DESCRIPTION_CHARS)
-        kept: dict[str, Any] | None = None
-        files = {REFERENCE_FILE: wav(samples, reference.rate_hz)}
-        if consent:
-            kept = {"text": clean_text(consent.text, "consent", MAX_CONSENT_CHARS), "id": consent.consent_id}
-            if consent.recording is not None:
-                kept["file"] = CONSENT_FILE
-                files[CONSENT_FILE] = wav(consent.recording.samples, consent.recording.rate_hz)
+        stored, files = _new(reference, description, language, consent or Consent())
+        stored = replace(stored, sample_count=sample_count, quality=dict(quality or {}), origin=origin)
         with self._lock, shelf.exclusively():
             self._look_again()
-            voice_id = f"voice_{secrets.token_hex(12)}"
-            digest = digest_of(samples, words)
-            voice = Voice(
-                voice_id, self._free_name(name), "cloned", language, description, digest, speaker=0, recorded=True
-            )
-            stored = StoredVoice(
-                voice=voice,
-                transcript=words,
-                rate_hz=reference.rate_hz,
-                samples=len(samples),
-                created_at=time.time(),
-                origin=origin,
-                sample_count=sample_count,
-                quality=dict(quality or {}),
-                consent=kept,
-                sha256=hashlib.sha256(pcm.to_bytes(samples)).hexdigest(),
-            )
-            shelf.put(voice_id, {**files, MARKER: _as_json(stored)})
+            voice = replace(stored.voice, id=f"voice_{secrets.token_hex(12)}", name=self._free_name(name))
+            shelf.put(voice.id, {**files, MARKER: _as_json(replace(stored, voice=voice))})
             self._known = self._told()
-            return self._known.stored[voice_id]
+            return self._known.stored[voice.id]
+
+    def add_draft(
+        self, reference: Reference, *, language: str = "en", sample_count: int, quality: Mapping[str, Any]
+    ) -> StoredVoice:
+        """Keep a checked recording for DRAFT_S, so that it need not be sent again; it can be spoken with by its id.
+
+        Those that nobody came back for are removed on the way. Blocks. Raises NotFound, BadReference, NotStored.
+        """
+        shelf = self._drafts
+        if shelf is None:
+            raise NotFound("This server keeps no cloned voices.")
+        stored, files = _new(reference, "", language, Consent())
+        voice = replace(stored.voice, id=f"{DRAFT_PREFIX}{secrets.token_hex(12)}", name="Draft")
+        stored = replace(stored, voice=voice, sample_count=sample_count, quality=dict(quality), origin="draft")
+        with self._lock:
+            shelf.put(voice.id, {**files, MARKER: _as_json(stored)})
+            self._drop_old_drafts()
+            self._known = self._told()
+        return stored
+
+    def _drop_old_drafts(self) -> None:
+        if self._drafts is None:
+            return
+        for name, draft in self._drafts.records.items():
+            if time.time() - draft.created_at > DRAFT_S:
+                self._drafts.drop(name)
+
+    def drop_draft(self, draft_id: str) -> None:
+        """It has become a voice. Raises NotStored."""
+        with self._lock:
+            if self._drafts is not None and draft_id in self._drafts.records:
+                self._drafts.drop(draft_id)
+            self._known = self._told()
 
     def change(
         self, voice_id: str, *, name: str | None = None, description: str | None = None, transcript: str | None = None
@@ -394,7 +433,7 @@ class VoiceStore:
         for name in ordered:
             by_id.setdefault(name.id, name.voice)
             by_name.setdefault(name_key(name.voice.name), name.id)  # of two of one name the older keeps it
-        return _Known(by_id, by_name, stored)
+        return _Known(by_id, by_name, stored, self._drafts.records if self._drafts else {})
 
     def _look_again(self) -> None:
         for shelf in self._shelves:
@@ -415,7 +454,9 @@ class VoiceStore:
         return candidate
 
     def _shelf(self, voice: Voice) -> Shelf[StoredVoice]:
-        shelf = self._cloned if voice.kind == "cloned" else self._references
+        shelf = self._references
+        if voice.kind == "cloned":
+            shelf = self._drafts if voice.id.startswith(DRAFT_PREFIX) else self._cloned
         if shelf is None:
             raise UnknownVoice(f"The voice {voice.name!r} has no recording here.", param="voice")
         return shelf
@@ -510,6 +551,40 @@ def _checked(reference: Reference) -> Samples:
     if not 0 < reference.seconds <= MAX_REFERENCE_S:
         raise BadReference(f"A recording must have up to {MAX_REFERENCE_S:g} s, not {reference.seconds:.1f} s.")
     return pcm.from_bytes(pcm.to_bytes(reference.samples))
+
+
+def _new(
+    reference: Reference, description: str, language: str, consent: Consent
+) -> tuple[StoredVoice, dict[str, bytes]]:
+    """A voice that has neither id nor name yet, and its files but the first. Raises BadReference, InvalidValue."""
+    samples = _checked(reference)
+    words = clean_text(reference.transcript, "transcript", MAX_TRANSCRIPT_CHARS)
+    description = clean_text(description, "description", MAX_DESCRIPTION_CHARS)
+    _check_language(language)
+    files = {REFERENCE_FILE: wav(samples, reference.rate_hz)}
+    kept: dict[str, Any] | None = None
+    if consent:
+        kept = {"text": clean_text(consent.text, "consent", MAX_CONSENT_CHARS), "id": consent.consent_id}
+        if consent.recording is not None:
+            kept["file"] = CONSENT_FILE
+            files[CONSENT_FILE] = wav(consent.recording.samples, consent.recording.rate_hz)
+    sha256 = hashlib.sha256(pcm.to_bytes(samples)).hexdigest()
+    voice = Voice("", "", "cloned", language, description, _digest(sha256, words), recorded=True)
+    stored = StoredVoice(
+        voice=voice,
+        transcript=words,
+        rate_hz=reference.rate_hz,
+        samples=len(samples),
+        created_at=time.time(),
+        consent=kept,
+        sha256=sha256,
+    )
+    return stored, files
+
+
+def _check_language(tag: str) -> None:
+    if not _LANGUAGE.fullmatch(tag):
+        raise InvalidValue("`language` is a BCP 47 tag, as `en` or `en-GB`.", param="language")
 
 
 def _damaged(stored: StoredVoice) -> DamagedVoice:

@@ -44,7 +44,7 @@ def opened(folder: Path) -> VoiceStore:
 
 
 def hidden(folder: Path) -> list[str]:
-    return [path.name for path in folder.rglob(".*") if path.name != ".lock"]
+    return [path.name for path in folder.rglob(".*") if path.name not in (".lock", ".drafts")]
 
 
 def test_a_voice_is_found_by_id_and_by_name_here_and_after_a_restart(tmp_path):
@@ -101,7 +101,7 @@ def test_bad_names_are_refused_and_leave_nothing(tmp_path, name):
     with pytest.raises(InvalidValue) as error:
         opened(tmp_path).add(name, sound())
     assert error.value.param == "name"
-    assert {path.name for path in (tmp_path / "cloned_voices").iterdir()} <= {".lock"}
+    assert {path.name for path in (tmp_path / "cloned_voices").iterdir()} <= {".lock", ".drafts"}
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/cron.d/x", "a/b", "..", ".", "C:\\x", "~", "$(id)", "🎙 ü"])
@@ -112,7 +112,7 @@ def test_a_name_is_never_a_path(tmp_path, name):
     assert made.voice.name == name
     assert opened(folder).get(name).id == made.id
     assert {path.name for path in tmp_path.iterdir()} - before == {"data"}
-    assert {path.name for path in (folder / "cloned_voices").iterdir()} == {made.id, ".lock"}
+    assert {path.name for path in (folder / "cloned_voices").iterdir()} == {made.id, ".lock", ".drafts"}
 
 
 @given(name=st.text(max_size=120))
@@ -167,6 +167,7 @@ def test_a_look_that_finds_nothing_new_reads_nothing(tmp_path, monkeypatch):
     old = time.time() - 60
     os.utime(tmp_path / "cloned_voices", (old, old))
     os.utime(tmp_path / "voice_references", (old, old))
+    os.utime(tmp_path / "cloned_voices" / ".drafts", (old, old))
     store.refresh()
     monkeypatch.setattr(Path, "iterdir", lambda _: pytest.fail("the folder was listed"))
     store.refresh()
