@@ -58,7 +58,13 @@ def below(settings: Settings, normalizer: Normalizer | None = None) -> Below:
     cache.scan()
     metrics.watch_load(host.load)
     metrics.watch_cache(lambda: cache.size_bytes)
-    casting = Casting(host, voices, enabled=settings.casting == "auto", wait_s=settings.casting_wait_s)
+    casting = Casting(
+        host,
+        voices,
+        transcriber_of(settings),
+        enabled=settings.casting == "auto",
+        wait_s=settings.casting_wait_s,
+    )
     memory = Memory(
         tokens=settings.memory_tokens,
         ttl_s=settings.memory_ttl_s,

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from app.engines.host import EngineHost
     from app.types import AudioFormat
     from app.voices.store import VoiceStore
+    from app.voices.transcribe import Transcriber
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Text to speech on your own machine.")
 out = Console()
@@ -271,7 +272,7 @@ def cast(
         _cast_from(store, (voice or [""])[0], file, transcript)
         return
     names = voice or [name for name in PROFILES if store.recording_of(name) is None]
-    asyncio.run(_cast(_below(settings), names))
+    asyncio.run(_cast(_below(settings), names, assemble.transcriber_of(settings)))
 
 
 def _cast_from(store: VoiceStore, name: str, file: Path, transcript: str) -> None:
@@ -287,13 +288,13 @@ def _cast_from(store: VoiceStore, name: str, file: Path, transcript: str) -> Non
     err.print(f"{name}: {file}, {len(decoded.samples) / CAST_RATE_HZ:.1f} s", highlight=False)
 
 
-async def _cast(rooms: assemble.Below, names: list[str]) -> None:
+async def _cast(rooms: assemble.Below, names: list[str], transcriber: Transcriber) -> None:
     async with rooms.host:
         await _wait_for_engine(rooms.host)
         engine = rooms.host.engine()
         if engine.info.codec == "none":
             _fail(f"The {engine.info.id} engine has voices of its own and can't be cast.")
-        examples = await asyncio.to_thread(casting.assign, engine.info)
+        examples = await asyncio.to_thread(casting.assign, engine.info, transcriber)
         missing = []
         for name in names:
             before = rooms.voices.recording_of(name)
