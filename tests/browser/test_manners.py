@@ -125,7 +125,7 @@ def test_the_way_with_the_tab_key(server: str, visit: Visit) -> None:
     write(page, SHORT)
     page.get_by_role("textbox").first.focus()
     way = ["Insert a pause", "voice", "Hear this voice", "model", "speed", "Sampling, seed, format", "Speak"]
-    name_of = """() => {
+    name_of = r"""() => {
       const at = document.activeElement;
       return at.getAttribute("aria-label") || at.id || at.innerText.split("\n")[0];
     }"""
