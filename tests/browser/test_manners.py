@@ -223,6 +223,7 @@ def pseudo(words: dict[str, str]) -> dict[str, str]:
     return {key: text if key == "dir" or key.startswith("sample.") else longer(text) for key, text in words.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_longer_words_fit(server: str, visit: Visit, viewport: dict[str, int]) -> None:
     words = pseudo(json.loads((STATIC / "i18n" / "en.json").read_text()))
@@ -294,6 +295,7 @@ def test_the_server_page_tells_what_is(server: str, visit: Visit) -> None:
     assert "0 of 32" in speaking.inner_text()
 
 
+@pytest.mark.slow
 def test_a_server_page_without_a_server_keeps_its_last_values(visit: Visit, tmp_path: Path) -> None:
     from tests.live import serving
 
