@@ -12,7 +12,7 @@ export async function mount(main) {
     for (const voice of await voices(true)) {
       list.append(h("article", { class: "card voice" },
         button(t("voice.preview_of", { name: voice.name }), () => preview(voice), { name: "play", look: "round" }),
-        h("div", { class: "grow" }, h("h3", {}, voice.name), h("p", { class: "hint" }, voice.description || t(`voice.kind.${voice.type}`))),
+        h("div", { class: "grow" }, h("h2", {}, voice.name), h("p", { class: "hint" }, voice.description || t(`voice.kind.${voice.type}`))),
       ));
     }
   } catch (error) {
