@@ -37,6 +37,7 @@ def studio_of(
     cache = AnswerCache(settings.folder("audio_cache"), settings.cache_bytes)
     cache.scan()
     metrics.watch_load(host.load)
+    metrics.watch_devices(host.devices)
     metrics.watch_cache(lambda: cache.size_bytes)
     return Studio(host, voices, cache, metrics, normalizer or Normalizer()), host, voices, metrics
 

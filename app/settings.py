@@ -61,15 +61,15 @@ class Settings(BaseSettings):
     devices: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         alias="TTS_DEVICES",
-        description="Comma-separated devices over which `CSM_DEVICE_MAP` splits CSM, e.g. `cuda:0,cuda:1`; the first "
-        "holds all but layers too. Takes the place of `TTS_DEVICE`. Empty = no split.",
+        description="Comma-separated devices, e.g. `cuda:0,cuda:1`, or `auto` = all GPUs: one engine on each, least load "
+        "first. With `CSM_DEVICE_MAP` they share one model instead; the first then holds all but layers too. Takes the "
+        "place of `TTS_DEVICE`. Empty = `TTS_DEVICE` alone.",
     )
     csm_device_map: Literal["auto", "balanced", "sequential"] | None = Field(
         None,
         alias="CSM_DEVICE_MAP",
         description="How CSM is laid on `TTS_DEVICES`: `balanced` = equal bytes on each; `sequential` = one device is "
-        "filled before the next; `auto` = the first device alone if it has room, else `balanced`. Unset = the first "
-        "device alone.",
+        "filled before the next; `auto` = the first device alone if it has room, else `balanced`. Unset = not split.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -124,7 +124,7 @@ class Settings(BaseSettings):
         64,
         alias="TTS_MAX_QUEUE",
         ge=0,
-        description="How many requests may wait for a row; one more is a 429 with Retry-After.",
+        description="How many requests may wait for a row, of all devices together; one more is a 429 with Retry-After.",
     )
     outbox_s: float = Field(
         10.0,
