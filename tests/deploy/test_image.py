@@ -71,7 +71,8 @@ def test_it_serves_is_healthy_and_stops(image: Image, tmp_path: Path) -> None:
                 except httpx.TransportError:
                     return False
 
-            wait_until(ready, 60)
+            wait_until(lambda: ready() or server.poll() is not None, 60)
+            assert server.poll() is None, (tmp_path / "console").read_text()
             answer = httpx.post(f"http://127.0.0.1:{port}/v1/audio/speech", json={"input": "Inside."}, timeout=60)
             assert answer.status_code == 200
             assert list((image.root / "app/audio_cache").rglob("*"))
