@@ -5,6 +5,7 @@ Read once, at start, by `main.py` and `cli.py`; every other room is handed what 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -145,6 +146,12 @@ class Settings(BaseSettings):
         description="How long answers that are being spoken may go on after SIGTERM, in seconds.",
     )
 
+    replicas: str = Field(
+        "1",
+        alias="TTS_REPLICAS",
+        description="With `--ray` only: how many copies of the server, e.g. `2`, or `1-8` = as many as the load wants.",
+    )
+
     log_level: LogLevel = Field("INFO", alias="LOG_LEVEL", description="DEBUG, INFO, WARNING or ERROR.")
     log_texts: bool = Field(
         False, alias="TTS_LOG_TEXTS", description="Write the texts of requests to the log. Off, only their length is."
@@ -163,6 +170,14 @@ class Settings(BaseSettings):
     def _sane_rows(cls, value: str | int) -> str | int:
         if isinstance(value, int) and not 1 <= value <= 1024:
             raise ValueError("must be `auto` or 1 to 1024")
+        return value
+
+    @field_validator("replicas", mode="after")
+    @classmethod
+    def _sane_replicas(cls, value: str) -> str:
+        found = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", value)
+        if not found or not 1 <= int(found[1]) <= int(found[2] or found[1]):
+            raise ValueError("must be a number from 1, or two like `1-8`, the smaller first")
         return value
 
     @field_validator("engine", "fallback_engine", mode="after")
@@ -188,6 +203,12 @@ class Settings(BaseSettings):
     def rows(self, auto: int) -> int:
         """TTS_MAX_ROWS, or `auto`, what the engine thinks best."""
         return auto if self.max_rows == "auto" else self.max_rows
+
+    @property
+    def replica_range(self) -> tuple[int, int]:
+        """The least and the most of TTS_REPLICAS."""
+        least, _, most = self.replicas.partition("-")
+        return int(least), int(most or least)
 
     @property
     def token(self) -> str:

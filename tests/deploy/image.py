@@ -181,6 +181,8 @@ class Image:
         layer.mkdir(parents=True)
         self._built[name] = (layer, *below)
         root = self._mount(name, self._built[name])
+        if base not in self._stages:
+            subprocess.run(["chroot", str(root), "ldconfig"], check=True)  # /usr/local/lib may hold libpython
         arguments: dict[str, str] = {}
         for step in stage.steps:
             self._do(step, root, arguments)
