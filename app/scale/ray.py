@@ -175,12 +175,12 @@ def serve(settings: Settings, address: str | None) -> None:
     if settings.port == 0:
         raise ValueError("Under --ray, PORT must be a number of its own: Ray's proxies can't say which one they got.")
 
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
     logs.set_up(settings.log_level, None, colors=sys.stderr.isatty())
     own = {"include_dashboard": False} if address is None else {"runtime_env": {"env_vars": wanted}}
     ray.init(address=address or "local", log_to_driver=True, **own)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has put its own, which end the process at once
+        signal.signal(number, lambda *_: stopping.set())
     try:
         gpus = gpus_for(settings, ray.cluster_resources().get("GPU", 0))
         ray_serve.start(

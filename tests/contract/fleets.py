@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -50,14 +51,28 @@ class Fleet:
             return [server.child.pid for server in self.servers]
         return [pid for pid in _processes(self.data) if _command(pid).startswith("ray::ServeReplica")]
 
+    def members(self) -> list[str]:
+        """The servers' own URLs. A balancer would send who asks for /health to the idle one, always."""
+        if self.mode != "ray":
+            return [server.url for server in self.servers]
+        [config] = [path.read_text() for path in (self.data / "ha").glob("*/haproxy.cfg")]
+        return [f"http://{at}" for at in re.findall(r"(?m)^\s+server \S+ (\S+:\d+)(?!.*backup).*$", config)]
+
     def healths(self) -> list[dict[str, object]]:
-        """Enough answers of /health to have asked every copy."""
         with httpx.Client(timeout=10) as http:
-            return [http.get(f"{self.url}/health").json() for _ in range(4 * self.copies if self.copies > 1 else 1)]
+            return [http.get(f"{url}/health").json() for url in self.members()]
 
     def active(self) -> int:
         """Rows in use in the busiest copy."""
         return max(health["rows"]["active"] for health in self.healths())  # type: ignore[index]
+
+    def quiet(self) -> bool:
+        """Nobody is spoken for; an answer has no row for a moment between two utterances."""
+        for _ in range(4):
+            if self.active():
+                return False
+            time.sleep(0.1)
+        return True
 
 
 def variables(**more: str) -> dict[str, str]:
@@ -106,8 +121,8 @@ def haproxy() -> str:
 
 
 def configuration(port: int, urls: list[str]) -> str:
-    """deploy/haproxy/haproxy.cfg with servers by address instead of by Docker's DNS."""
-    text = (ROOT / "deploy/haproxy/haproxy.cfg").read_text()
+    """deploy/k8s/haproxy.cfg with servers by address instead of by Docker's DNS."""
+    text = (ROOT / "deploy/k8s/haproxy.cfg").read_text()
     servers = "\n".join(f"    server tts{i} {url.removeprefix('http://')}" for i, url in enumerate(urls))
     text, found = re.subn(r"(?m)^    server-template .*$", servers, text)
     assert found == 1
