@@ -39,6 +39,7 @@ TARGET_SHARE = 0.7  # of the rows: with more in use on average, a replica is add
 HEALTH_PERIOD_S = 5.0
 HEALTH_TIMEOUT_S = 10.0
 SETTLE_LOOK_S = 0.2
+LONGEST_STREAM_S = 3600
 
 
 def environment(grace_s: int) -> dict[str, str]:
@@ -51,7 +52,8 @@ def environment(grace_s: int) -> dict[str, str]:
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a dead proxy is replaced after three of these
         # A replica that died before its first byte, or is stopping: the caller need not know.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response 503",
-        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(grace_s),
+        # Every change of replicas loads HAProxy anew; the old one ends when its streams have, or after this long.
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(max(grace_s, LONGEST_STREAM_S)),
     }
 
 

@@ -55,7 +55,7 @@ class Fleet:
         """The servers' own URLs. A balancer would send who asks for /health to the idle one, always."""
         if self.mode != "ray":
             return [server.url for server in self.servers]
-        [config] = [path.read_text() for path in (self.data / "ha").glob("*/haproxy.cfg")]
+        config = "".join(path.read_text() for path in (self.data / "ha").glob("*/haproxy.cfg"))
         return [f"http://{at}" for at in re.findall(r"(?m)^\s+server \S+ (\S+:\d+)(?!.*backup).*$", config)]
 
     def healths(self) -> list[dict[str, object]]:
@@ -160,6 +160,7 @@ def on_ray(data: Path, **more: str) -> Iterator[Fleet]:
         process.wait(timeout_s=120)
         made = Fleet("ray", process.url, COPIES, process, [], data)
         wait_until(lambda: len(made.pids()) == COPIES, 60)
+        wait_until(lambda: len(made.members()) == COPIES, 60)  # until then Ray's own proxy stands in
         try:
             yield made
         finally:

@@ -34,6 +34,7 @@ NEIGHBOURS = {
     ("studio", "cache"),  # the studio is handed a cache; the cache knows nothing of it
     ("studio", "casting"),
     ("main", "assemble"),
+    ("main", "scale"),  # `--ray`; lazily, and the one exception to "nothing imports it"
     ("cli", "assemble"),
     ("cli", "main"),
 }
