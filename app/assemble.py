@@ -6,40 +6,100 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.api.app import Rooms, create
 from app.api.auth import Keys
+from app.audio.apart import Limits
+from app.audio.watermark import Watermark, WatermarkMissing
 from app.cache import AnswerCache
+from app.casting import Casting
 from app.engines import registry
 from app.engines.host import EngineHost
 from app.metrics import Metrics
 from app.settings import public_values
 from app.studio import Studio
 from app.text.normalizer import Normalizer
+from app.voices.cloning import Cloner, take_files
+from app.voices.consents import ConsentStore
+from app.voices.memory import Memory
 from app.voices.store import VoiceStore
+from app.voices.transcribe import NoTranscriber, WhisperTranscriber
+from app.voices.youtube import YouTube
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from app.settings import Settings
+    from app.voices.transcribe import Transcriber
 
 log = logging.getLogger(__name__)
 
 
-def studio_of(
-    settings: Settings, normalizer: Normalizer | None = None
-) -> tuple[Studio, EngineHost, VoiceStore, Metrics]:
-    """Everything below HTTP, wired; nothing runs yet. Raises ValueError for an unknown engine name, OSError."""
+@dataclass(frozen=True, slots=True)
+class Below:
+    """Everything below HTTP, wired; nothing runs yet."""
+
+    studio: Studio
+    host: EngineHost
+    voices: VoiceStore
+    metrics: Metrics
+    casting: Casting
+    marks: Watermark
+
+
+def below(settings: Settings, normalizer: Normalizer | None = None) -> Below:
+    """Raises ValueError for an unknown engine name, OSError."""
     metrics = Metrics()
     host = EngineHost(settings, registry.specs(), metrics.guard)
-    voices = VoiceStore()
+    voices = VoiceStore(settings.folder("cloned_voices"), settings.folder("voice_references"))
     cache = AnswerCache(settings.folder("audio_cache"), settings.cache_bytes)
     cache.scan()
     metrics.watch_load(host.load)
     metrics.watch_devices(host.devices)
     metrics.watch_cache(lambda: cache.size_bytes)
-    return Studio(host, voices, cache, metrics, normalizer or Normalizer()), host, voices, metrics
+    casting = Casting(
+        host,
+        voices,
+        transcriber_of(settings),
+        enabled=settings.casting == "auto",
+        wait_s=settings.casting_wait_s,
+    )
+    memory = Memory(
+        tokens=settings.memory_tokens,
+        ttl_s=settings.memory_ttl_s,
+        folder=settings.folder("conversations") if settings.memory_keep else None,
+    )
+    marks = watermark_of(settings)
+    studio = Studio(
+        host,
+        voices,
+        cache,
+        metrics,
+        normalizer or Normalizer(),
+        casting=casting,
+        memory=memory,
+        marks=marks,
+        enhance=settings.enhance,
+    )
+    return Below(studio, host, voices, metrics, casting, marks)
+
+
+def watermark_of(settings: Settings) -> Watermark:
+    """Raises ValueError where TTS_WATERMARK=all can't be followed: then nothing may be spoken unmarked."""
+    try:
+        return Watermark(settings.watermark)
+    except WatermarkMissing as error:
+        raise ValueError(f"TTS_WATERMARK={settings.watermark}: {error.message}") from error
+
+
+def transcriber_of(settings: Settings) -> Transcriber:
+    if settings.asr == "off":
+        return NoTranscriber()
+    return WhisperTranscriber(
+        settings.asr_model, settings.folder("models"), download=settings.asr_download, token=settings.token
+    )
 
 
 def assemble(settings: Settings) -> FastAPI:
@@ -47,19 +107,35 @@ def assemble(settings: Settings) -> FastAPI:
     for name in ("models", "cloned_voices", "voice_references", "audio_cache", "logs"):
         settings.folder(name)
     normalizer = Normalizer()
-    studio, host, voices, metrics = studio_of(settings, normalizer)
+    rooms = below(settings, normalizer)
+
+    cloner = Cloner(transcriber_of(settings), limits=Limits(input_bytes=settings.max_upload_bytes))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         # 0.3 s that would else be taken from the event loop, and so from every stream, by the first rare unit.
         warming = asyncio.create_task(asyncio.to_thread(normalizer.warm), name="normalizer-warm")
-        async with host:
+        references = settings.folder("voice_references")
+        taking = asyncio.create_task(asyncio.to_thread(take_files, rooms.voices, references, cloner), name="take-files")
+        async with rooms.host, rooms.casting:
             yield
-        await warming
+        await asyncio.gather(warming, taking)
 
     keys = Keys(tuple(key.get_secret_value() for key in settings.api_keys))
+    consents = ConsentStore(settings.folder("cloned_voices") / ".consents")
     return create(
-        Rooms(studio, host, voices, metrics, keys),
+        Rooms(
+            rooms.studio,
+            rooms.host,
+            rooms.voices,
+            cloner,
+            consents,
+            rooms.metrics,
+            keys,
+            rooms.casting,
+            rooms.marks,
+            None if settings.youtube == "off" else YouTube(),
+        ),
         lifespan,
         lambda: public_values(settings),
         max_input_chars=settings.max_input_chars,

@@ -7,9 +7,14 @@ SpeechError
 │   ├── EmptyText                ├── BadReference
 │   ├── TooManySpeakers          ├── NotSupported (this engine or this version has no such thing)
 │   ├── UnknownModel             ├── BodyTooLarge
-│   └── Unauthorized
+│   ├── NotFound                 ├── InvalidValue
+│   ├── Unauthorized             ├── Unfetchable (what an address leads to can't be had; `code` says why)
+│   └── VoiceNotSupported (this engine can't speak with a recorded voice)
 ├── Busy                         the queue is full; come back in retry_after_s
 ├── NotReady                     the engine is still starting, or there is none; reason in words
+│   └── VoiceNotReady            an engine stands in that can't speak with a recorded voice
+├── NotStored                    the disk is full, or read-only
+├── DamagedVoice                 a voice's files are not what they were when they were stored
 └── EngineError                  the engine failed
     ├── OutOfMemory              repeating the request will not help
     ├── EngineStopped            the server is shutting down or the engine's thread is gone
@@ -74,6 +79,26 @@ class NotSupported(RequestError):
     code = "not_supported"
 
 
+class InvalidValue(RequestError):
+    code = "invalid_value"
+
+
+class NotFound(RequestError):
+    """What is asked for by its id is not there."""
+
+    code = "not_found"
+
+
+class VoiceNotSupported(RequestError):
+    code = "voice_not_supported_by_engine"
+
+
+class Unfetchable(RequestError):
+    """What an address leads to can't be had. Each kind of reason is a subclass with a code, where it is found out."""
+
+    code = "unfetchable"
+
+
 class BodyTooLarge(RequestError):
     code = "request_too_large"
 
@@ -97,9 +122,23 @@ class NotReady(SpeechError):
 
     code = "engine_not_ready"
 
-    def __init__(self, message: str, *, retry_after_s: int = 5) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, retry_after_s: int = 5, param: str | None = None) -> None:
+        super().__init__(message, param=param)
         self.retry_after_s = retry_after_s
+
+
+class VoiceNotReady(NotReady):
+    """The engine that could speak with this voice does not run now, another stands in for it."""
+
+    code = "voice_not_supported_by_engine"
+
+
+class NotStored(SpeechError):
+    code = "storage_error"
+
+
+class DamagedVoice(SpeechError):
+    code = "voice_damaged"
 
 
 class EngineError(SpeechError):

@@ -114,7 +114,8 @@ class Settings(BaseSettings):
         64 << 20,
         alias="TTS_MAX_UPLOAD_BYTES",
         ge=1024,
-        description="Largest body of a request that brings recordings (`/v1/audio/conversation`); larger is a 413.",
+        description="Largest body of a request that brings recordings (conversations, cloning, consents, imports); "
+        "larger is a 413.",
     )
     max_rows: Literal["auto"] | int = Field(
         "auto",
@@ -126,6 +127,36 @@ class Settings(BaseSettings):
         alias="TTS_MAX_QUEUE",
         ge=0,
         description="How many requests may wait for a row, of all devices together; one more is a 429 with Retry-After.",
+    )
+    casting: Literal["auto", "off"] = Field(
+        "auto",
+        alias="TTS_CASTING",
+        description="`auto`: an engine that learns voices makes a recording for each standard voice, once, while "
+        "nobody waits for speech. `off`: standard voices without a recording are spoken with a fixed seed.",
+    )
+    casting_wait_s: float = Field(
+        5.0,
+        alias="TTS_CASTING_WAIT_S",
+        ge=0,
+        le=600,
+        description="Seconds a request waits for its standard voice to be cast; then it is spoken with a fixed seed "
+        "(`X-Voice-State: uncast`).",
+    )
+    memory_tokens: int = Field(
+        600,
+        alias="TTS_MEMORY_TOKENS",
+        ge=0,
+        le=100_000,
+        description="How much of a conversation (`conversation_id`) the model hears again, in positions of its "
+        "context: 12.5 for a second of speech with CSM, and about one for 4 letters of its text.",
+    )
+    memory_ttl_s: float = Field(
+        3_600.0, alias="TTS_MEMORY_TTL_S", gt=0, description="Seconds after which a silent conversation is forgotten."
+    )
+    memory_keep: bool = Field(
+        False,
+        alias="TTS_MEMORY_KEEP",
+        description="Keep conversations on disk (`TTS_DATA_DIR/conversations`), so that they survive a restart.",
     )
     outbox_s: float = Field(
         10.0,
@@ -150,6 +181,40 @@ class Settings(BaseSettings):
         "1",
         alias="TTS_REPLICAS",
         description="With `--ray` only: how many copies of the server, e.g. `2`, or `1-8` = as many as the load wants.",
+    )
+    enhance: bool = Field(
+        True,
+        alias="TTS_ENHANCE",
+        description="Bring every voice, request and sentence to one loudness (-20 LUFS, peaks below -1 dBTP). A "
+        "request's `enhance` decides for itself.",
+    )
+    watermark: Literal["cloned", "all", "off"] = Field(
+        "cloned",
+        alias="TTS_WATERMARK",
+        description="Whose speech carries an inaudible mark that says a machine made it: `cloned` voices', `all`, or "
+        "nobody's (`off`). Needs the `watermark` extra: without it `cloned` marks nothing and /health says so; `all` "
+        "does not start.",
+    )
+    youtube: Literal["auto", "off"] = Field(
+        "auto",
+        alias="TTS_YOUTUBE",
+        description="Cloning from YouTube: `auto` = where the `youtube` extra is installed; `off` = not at all.",
+    )
+    asr: Literal["auto", "off"] = Field(
+        "auto",
+        alias="TTS_ASR",
+        description="Recognise what is said in a voice sample that comes without a transcript, where the extra `asr` "
+        "and the weights are there; `off`: a transcript is always asked for.",
+    )
+    asr_model: str = Field(
+        "openai/whisper-base.en",
+        alias="TTS_ASR_MODEL",
+        description="The speech recogniser, a Whisper checkpoint: a Hugging Face id or a local folder.",
+    )
+    asr_download: bool = Field(
+        False,
+        alias="TTS_ASR_DOWNLOAD",
+        description="Download `TTS_ASR_MODEL` when it is first needed; `false`: only what is in `models` is used.",
     )
 
     log_level: LogLevel = Field("INFO", alias="LOG_LEVEL", description="DEBUG, INFO, WARNING or ERROR.")

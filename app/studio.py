@@ -18,14 +18,17 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+import numpy as np
+
 from app import __version__
-from app.audio import pcm
+from app.audio import pcm, watermark
 from app.audio.decode import TIME_LIMIT_S, decode
 from app.audio.encoders import MEDIA_TYPES, Encoder, check_rate, open_encoder
 from app.audio.resample import StreamResampler
 from app.audio.shape import Cut, EdgeTrimmer, Fader
 from app.audio.stages import Stage, chain
 from app.audio.stretch import StreamStretcher
+from app.casting import seed_of
 from app.errors import (
     BadReference,
     EmptyText,
@@ -35,20 +38,27 @@ from app.errors import (
     UnknownVoice,
     UnsupportedParameter,
 )
+from app.prompts import Prompts, check_speakable
 from app.text.marks import has_words, names
 from app.text.script import SPEAKER_TAG, Pause, parse, turns
 from app.text.scripts import script_language
 from app.text.sentences import split
 from app.types import ContextTurn, Line, Reference, SpokenLine, Turn, Utterance
+from app.voices import enhancement
+from app.voices.enhancement import Loudness
+from app.voices.memory import Remembered
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE
 
 if TYPE_CHECKING:
+    from app.audio.watermark import Watermark
     from app.cache import AnswerCache, Entry
+    from app.casting import Casting
     from app.engines.host import EngineHost
     from app.engines.protocol import Engine
     from app.metrics import Metrics
     from app.text.normalizer import Normalizer
-    from app.types import AudioChunk, Codes, EngineInfo, Said, Samples, SpeechRequest, Voice
+    from app.types import AudioChunk, Codes, EngineInfo, Said, Samples, SpeechRequest, Voice, VoicePrompt
+    from app.voices.memory import Memory
     from app.voices.store import VoiceStore
 
 log = logging.getLogger(__name__)
@@ -72,7 +82,9 @@ SENTENCE_GAP_S = 0.1  # between utterances that were made apart; each keeps up t
 TURN_GAP_S = 0.25
 MAX_TURN_S = 60.0  # of one turn's recording: what codecs of voice models take in one go
 HEARING_LIMIT_S = 20.0  # of decoding for one conversation: half an hour of honest recordings takes 1 to 5 s
+MEMORY_SHARE = 0.5  # of the context that is for recordings may be remembered turns; voices' own are the rest
 KNOWN_TURNS = 256  # of earlier turns whose codes are kept: each request of a conversation brings them all again
+MAX_DETECT_S = 300.0  # of a file that is looked through for a mark: 3 s of work
 OFF_LOOP_CHARS = 2_000  # a longer text is normalised in a thread: about 0.05 ms a character at worst
 OFF_LOOP_S = 0.2  # a longer stretch of sound is encoded in a thread: mp3 costs about 8 ms a second of sound
 ENOUGH_AHEAD_S = 0.5  # a listener with this much sound left can wait for others' first
@@ -100,6 +112,35 @@ class Usage:
         return self.input_tokens + self.output_tokens
 
 
+@dataclass(frozen=True, slots=True)
+class Began:
+    """A part of an answer that begins to sound at start_s: its words as they are spoken, the number of its first
+    sentence and how many there are (None: not known yet), the number of its first line. Numbers count from 0."""
+
+    text: str
+    start_s: float
+    sentence: int
+    sentences: int | None
+    turn: int
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far an answer is, in its own time: `began` in order."""
+
+    began: list[Began] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)  # the line of each sentence that is cut so far
+    whole: bool = False  # all are
+    samples: int = 0  # at the engine's rate, handed on so far
+    spoken: int = 0  # sentences
+
+    def begin(self, part: _Passage, samples_per_s: float) -> None:
+        sentences = len(self.turns) if self.whole else None
+        start_s = self.samples / samples_per_s
+        self.began.append(Began(part.text, start_s, self.spoken, sentences, self.turns[self.spoken]))
+        self.spoken += len(part.lines)
+
+
 @dataclass(slots=True)
 class Answer:
     """What is known before the first byte, and the bytes. `usage` is there once the stream has ended."""
@@ -112,6 +153,17 @@ class Answer:
     size_bytes: int | None
     stream: AsyncGenerator[bytes]
     usage: Usage | None = None
+    progress: Progress = field(default_factory=Progress)  # of what is being spoken; a cached answer has none
+    uncast: bool = False  # spoken with a fixed seed, as a standard voice has no recording yet
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """What was found in the first `seconds` of a file: score 0 to 1."""
+
+    watermarked: bool
+    score: float
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +176,11 @@ class _Passage:
     def text(self) -> str:
         return " ".join(line.text for line in self.lines)
 
-    def has_room(self, line: SpokenLine, info: EngineInfo) -> bool:
-        """Whether the engine takes this line too in the same utterance."""
+    def has_room(self, line: SpokenLine, info: EngineInfo, *, one_voice: bool) -> bool:
+        """Whether the engine takes this line too in the same utterance. one_voice: lines of one voice only."""
         lines = (*self.lines, line)
+        if one_voice and line.voice != self.lines[0].voice:
+            return False
         prompts = {
             each.voice.id: each.prompt.codes.shape[1] * info.frame_s for each in lines if each.prompt is not None
         }
@@ -147,7 +201,10 @@ class _Take:
     voices: tuple[Voice, ...]  # one per line
     seed: int
     digest: str
+    progress: Progress
+    marked: bool = False
     context: tuple[ContextTurn, ...] = ()
+    prompts: tuple[VoicePrompt | None, ...] = ()  # one per line
 
     @property
     def info(self) -> EngineInfo:
@@ -158,13 +215,28 @@ class Studio:
     """Turns validated requests into answers. Used from one event loop."""
 
     def __init__(
-        self, host: EngineHost, voices: VoiceStore, cache: AnswerCache, metrics: Metrics, normalizer: Normalizer
+        self,
+        host: EngineHost,
+        voices: VoiceStore,
+        cache: AnswerCache,
+        metrics: Metrics,
+        normalizer: Normalizer,
+        *,
+        marks: Watermark,
+        enhance: bool,
+        casting: Casting | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self._host = host
         self._voices = voices
+        self._prompts = Prompts(voices)
         self._cache = cache
         self._metrics = metrics
         self._normalizer = normalizer
+        self._marks = marks
+        self._enhance = enhance
+        self._casting = casting
+        self._memory = memory
         self._dice = random.SystemRandom()
         self._turns = _Turns()
         self._ears = asyncio.Semaphore(max(1, (os.cpu_count() or 1) - 1))  # uploads decoded at the same time
@@ -187,6 +259,11 @@ class Studio:
                 left_s -= time.monotonic() - started_s
         return tuple(turns)
 
+    async def detect(self, recording: bytes) -> Detection:
+        """Whether a sound file carries our mark. Raises BadReference, WatermarkMissing."""
+        async with self._ears:
+            return await _in_thread(_detected, recording)
+
     async def answer(
         self, request: SpeechRequest, *, extras: frozenset[str] = frozenset(), random_seed: bool = False
     ) -> Answer:
@@ -196,11 +273,18 @@ class Studio:
         Raises RequestError, NotReady; Busy and EngineError come with the first bytes of the stream.
         """
         self.check_model(request.model)
+        if self._voices.stale:
+            await asyncio.to_thread(self._voices.refresh)
         request = self._by_speaker(request)
         self._voices_of(request)  # a wrong one is told even while the engine is starting
         engine = self._host.engine()
         request, ignored = self._fit(request, engine.info, extras | ({"context"} if request.context else set()))
-        voices = self._voices_of(request)
+        voices = await self._cast_voices(request)
+        # A voice asked for by name and by id is one voice: the same seed, the same cached answer.
+        lines = tuple(replace(line, voice=voice.id) for line, voice in zip(request.lines, voices, strict=True))
+        request = replace(request, lines=lines)
+        for voice in voices:
+            check_speakable(voice, engine.info, stands_in=self._host.is_fallback)
         check_rate(request.format, request.sample_rate_hz)
         parts = [part for line in request.lines for part in parse(line.text)]
         if all(isinstance(part, Pause) for part in parts):
@@ -210,11 +294,22 @@ class Studio:
 
         if random_seed:
             request = replace(request, seed=self._dice.getrandbits(31), use_cache=False)
+        if request.enhance is None:
+            request = replace(request, enhance=self._enhance)
+        marked = self._marks.marks(voices)
+        if request.conversation is not None:
+            request = replace(request, use_cache=False)  # the same words are another turn
         context = (__version__, engine.info.fingerprint, *(voice.digest for voice in voices))
-        digest = request.digest(*context)
+        uncast = [voice for voice in voices if voice.kind == "preset" and not voice.recorded]
+        if uncast and engine.info.codec != "none":
+            seed = seed_of(uncast[0].id)
+            request = replace(request, use_cache=False, seed=seed if request.seed is None else request.seed)
+        finish = (enhancement.VERSION if request.enhance else "", watermark.VERSION if marked else "")
+        digest = request.digest(*context, *finish)
         seed = request.seed if request.seed is not None else request.content_seed(*context)
         engine_id = engine.info.id
         facts = Answer(engine_id, MEDIA_TYPES[request.format], seed, False, ignored, None, _pieces(b""))
+        facts.uncast = bool(uncast) and engine.info.codec != "none"
 
         if request.use_cache and (cached := await self._cache.find(digest)) is not None:
             self._metrics.cache("hit")
@@ -223,8 +318,13 @@ class Studio:
             facts.stream = _pieces(cached.data)
             return facts
         self._metrics.cache("miss" if request.use_cache else "off")
-        facts.stream = self._speak(_Take(request, engine, engine_id, voices, seed, digest), facts)
+        take = _Take(request, engine, engine_id, voices, seed, digest, facts.progress, marked)
+        facts.stream = self._speak(take, facts)
         return facts
+
+    async def forget(self, conversation: str) -> bool:
+        """Forget a conversation; False where nothing was remembered."""
+        return self._memory is not None and await asyncio.to_thread(self._memory.forget, conversation)
 
     def check_model(self, model: str) -> None:
         """Raises UnknownModel unless the running engine answers to this id."""
@@ -267,6 +367,12 @@ class Studio:
         others = [name for name in OTHER_SPEAKERS if name not in named]
         return [*named, *others, *named][:speakers]
 
+    async def _cast_voices(self, request: SpeechRequest) -> tuple[Voice, ...]:
+        """The voices, standard ones with their recordings if these can be waited for."""
+        if self._casting is not None:
+            await self._casting.wait_for([voice.id for voice in self._voices_of(request) if not voice.recorded])
+        return self._voices_of(request)
+
     def _voices_of(self, request: SpeechRequest) -> tuple[Voice, ...]:
         """One per line. Raises UnknownVoice."""
         voices = []
@@ -291,6 +397,8 @@ class Studio:
             ignored.append("instructions")
             request = replace(request, instructions=None)
         for name in sorted(extras - info.extras):
+            if name == "conversation_id" and "context" in info.extras:
+                continue
             if not self._host.is_fallback:
                 _check_extra(name, info)
             ignored.append(name)
@@ -299,6 +407,8 @@ class Studio:
             request = replace(request, sampling=replace(request.sampling, **cleared))
             if "language" in ignored:
                 request = replace(request, language=None)
+            if "conversation_id" in ignored:
+                request = replace(request, conversation=None)
             if "context" in ignored:
                 lines = (replace(x, voice=DEFAULT_VOICE) if x.voice == NO_VOICE.id else x for x in request.lines)
                 request = replace(request, context=(), lines=tuple(lines))
@@ -316,20 +426,24 @@ class Studio:
     async def _speak(self, take: _Take, answer: Answer) -> AsyncGenerator[bytes]:
         context = await self._context(take)
         request = replace(take.request, context=())  # a minute of samples is 6 MB: what was heard is not needed again
-        take = replace(take, request=request, context=context)
+        prompts = {voice.id: await self._prompts.of(voice, take.engine) for voice in dict.fromkeys(take.voices)}
+        take = replace(take, request=request, context=context, prompts=tuple(prompts[v.id] for v in take.voices))
+        marker = await _marker(take)
         encoder = open_encoder(request.format, request.sample_rate_hz)
-        finish = _Finish(encoder, take.info.rate_hz, request)
+        finish = _Finish(encoder, take.info.rate_hz, request, marker)
         entry: Entry | None = None
         clock = _Clock()
         sounded = False
+        said: list[Remembered] | None = None if request.conversation is None else []
         self._turns.began()
         try:
             async with (
-                contextlib.aclosing(self._sound(take)) as sound,
+                contextlib.aclosing(self._sound(take, finish.expect, said)) as sound,
                 contextlib.aclosing(clock.listening(sound)) as heard,
             ):
                 async for samples in heard:
-                    if len(samples) > OFF_LOOP_S * take.info.rate_hz:
+                    take.progress.samples += len(samples)
+                    if take.marked or len(samples) > OFF_LOOP_S * take.info.rate_hz:
                         async with self._turns.heavy(clock.ahead_s):
                             data = await _in_thread(finish.push, samples)
                     else:
@@ -350,6 +464,8 @@ class Studio:
             if not finish.audio_s:
                 raise NothingSpoken(f"The {take.engine_id} engine made no sound for this text. Try again.")
             usage = answer.usage = self._usage(take, finish.audio_s)
+            if said and self._memory is not None and request.conversation is not None:
+                await asyncio.to_thread(self._memory.remember, request.conversation, take.info.fingerprint, said)
             if request.use_cache:
                 if entry is None:  # a short answer: all its bytes come at the end
                     entry = self._cache.begin(take.digest)
@@ -366,8 +482,17 @@ class Studio:
                 entry.abandon()
 
     async def _context(self, take: _Take) -> tuple[ContextTurn, ...]:
-        """The turns as the engine hears them. Raises BadReference."""
-        heard = []
+        """The turns as the engine hears them: those remembered, then those the caller sent. Raises BadReference."""
+        heard: list[ContextTurn] = []
+        request = take.request
+        if request.conversation is not None and self._memory is not None:
+            speakers = {
+                voice.id: voice.speaker if line.speaker is None else line.speaker
+                for line, voice in zip(request.lines, take.voices, strict=True)
+            }
+            room = round((take.info.max_context_s or 0.0) * MEMORY_SHARE / take.info.frame_s)
+            recall = self._memory.recall
+            heard += await asyncio.to_thread(recall, request.conversation, take.info.fingerprint, speakers, room)
         for index, turn in enumerate(take.request.context):
             key = (take.info.fingerprint, turn.digest, turn.text)
             codes = self._codes.get(key)
@@ -388,10 +513,13 @@ class Studio:
         text_bytes = sum(len(line.text.encode("utf-8", "ignore")) for line in take.request.lines)
         return Usage(-(-text_bytes // _TOKEN_BYTES), round(audio_s / take.info.frame_s))
 
-    async def _sound(self, take: _Take) -> AsyncGenerator[Samples]:
+    async def _sound(
+        self, take: _Take, expect: Callable[[float], None], said: list[Remembered] | None = None
+    ) -> AsyncGenerator[Samples]:
         """The whole answer's sound at the engine's rate: utterances trimmed, faded and joined, pauses as long as asked.
 
-        While one utterance is spoken the next is already submitted, so there is no gap between them.
+        `expect` is told before each utterance how loud (LUFS) its voice is likely to be. While one utterance is spoken
+        the next is already submitted, so there is no gap between them. said: where to put what was spoken.
         """
         rate_hz = take.info.rate_hz
         ahead = _Ahead(self._passages(take), lambda part, index: self._start(take, part, index))
@@ -408,8 +536,12 @@ class Studio:
                     continue
                 began = True
                 current, index = ahead.take()
+                level_lufs = part.lines[0].voice.level_lufs
+                expect(take.info.level_lufs if level_lufs is None else level_lufs)
+                told = False
                 for attempt in range(1, ATTEMPTS + 1):
                     edges = EdgeTrimmer(rate_hz)
+                    codes: list[Codes] = []
                     shape = chain(edges, Fader(rate_hz))
                     async with contextlib.aclosing(current.chunks()) as chunks:
                         async for chunk in chunks:
@@ -417,10 +549,20 @@ class Studio:
                             if lead_s:
                                 yield pcm.silence(lead_s, rate_hz)
                                 lead_s = 0.0
-                            yield shape.push(chunk.samples)
+                            if chunk.codes is not None and said is not None:
+                                codes.append(chunk.codes)
+                            samples = shape.push(chunk.samples)
+                            if len(samples) and not told:
+                                told = True
+                                take.progress.begin(part, rate_hz * take.request.speed)
+                            yield samples
                     rest = shape.flush()
                     if edges.sounded:
+                        if not told:
+                            take.progress.begin(part, rate_hz * take.request.speed)
                         yield rest
+                        if said is not None and codes:
+                            said.append(Remembered(part.lines[0].voice.id, part.text, np.concatenate(codes, axis=1)))
                         break
                     if not has_words(part.text):
                         break
@@ -453,8 +595,11 @@ class Studio:
     async def _passages(self, take: _Take) -> AsyncGenerator[_Passage | Pause]:
         """The script in the utterances that the engine takes: a piece each, or as many as go into one."""
         passage: _Passage | None = None
+        apart = take.request.conversation is not None  # each turn is remembered with its own codes
         async for part in self._script(take):
-            if passage is not None and (isinstance(part, Pause) or not passage.has_room(part, take.info)):
+            if passage is not None and (
+                isinstance(part, Pause) or not passage.has_room(part, take.info, one_voice=apart)
+            ):
                 yield passage
                 passage = None
             if isinstance(part, Pause):
@@ -469,26 +614,35 @@ class Studio:
         request = take.request
         joins = take.info.continues or take.info.max_passage_chars > 0
         said = worded = False
-        for line, voice in zip(request.lines, take.voices, strict=True):
+        parts_of = [parse(line.text) for line in request.lines]
+        uncut = sum(not isinstance(part, Pause) for parts in parts_of for part in parts)
+        whole = zip(request.lines, take.voices, take.prompts, parts_of, strict=True)
+        for turn, (line, voice, prompt, parts) in enumerate(whole):
             speaker = voice.speaker if line.speaker is None else line.speaker
             begun = False
-            for part in parse(line.text):
+            for part in parts:
                 if isinstance(part, Pause):
                     yield part
                     continue
-                for piece in await self._pieces_of(part.text, take, voice):
+                pieces = await self._pieces_of(part.text, take, voice)
+                take.progress.turns += [turn] * len(pieces)
+                uncut -= 1
+                take.progress.whole = not uncut
+                for piece in pieces:
                     if said and not begun and not joins:  # a model that goes on breathes by itself
                         yield Pause(TURN_GAP_S)
                     said = begun = True
                     worded = worded or has_words(piece)
-                    yield SpokenLine(piece, speaker, voice)
+                    yield SpokenLine(piece, speaker, voice, prompt)
         if not worded:
-            parts = [part for line in request.lines for part in parse(line.text)]
-            marks = names(" ".join(part.text for part in parts if not isinstance(part, Pause)))
+            texts = [part.text for parts in parts_of for part in parts if not isinstance(part, Pause)]
+            marks = names(" ".join(texts))
             if not marks:
                 raise EmptyText("`input` has nothing in it that could be spoken.", param="input")
             voice, first = take.voices[0], request.lines[0]
-            yield SpokenLine(marks, voice.speaker if first.speaker is None else first.speaker, voice)
+            take.progress.turns.append(0)
+            speaker = voice.speaker if first.speaker is None else first.speaker
+            yield SpokenLine(marks, speaker, voice, take.prompts[0])
 
     async def _pieces_of(self, text: str, take: _Take, voice: Voice) -> list[str]:
         language = take.request.language or script_language(text) or voice.language
@@ -590,14 +744,21 @@ def _rows_to_use(take: _Take) -> int:
 
 
 class _Finish:
-    """From the engine's rate to the answer's bytes: speed, rate, length limit, encoder."""
+    """From the engine's rate to the answer's bytes: loudness, speed, rate, length limit, mark, encoder.
 
-    def __init__(self, encoder: Encoder, rate_hz: int, request: SpeechRequest) -> None:
+    The mark comes last, where nothing stretches or cuts it.
+    """
+
+    def __init__(self, encoder: Encoder, rate_hz: int, request: SpeechRequest, marker: Stage | None) -> None:
         self._encoder = encoder
+        self._loudness = Loudness(rate_hz) if request.enhance else None
+        self._marker: Stage = marker or chain()
         self._rate_hz = rate_hz
         self._out_hz = request.sample_rate_hz
         self._stage: Stage = chain(
-            StreamStretcher(rate_hz, request.speed), StreamResampler(rate_hz, request.sample_rate_hz)
+            self._loudness or chain(),
+            StreamStretcher(rate_hz, request.speed),
+            StreamResampler(rate_hz, request.sample_rate_hz),
         )
         self._cut = Cut(request.sample_rate_hz, None if request.max_audio_ms is None else request.max_audio_ms / 1000)
         self._samples = 0
@@ -611,12 +772,16 @@ class _Finish:
         return self._cut.full
 
     def push(self, samples: Samples) -> bytes:
-        return self._encode(self._cut.push(self._stage.push(samples)))
+        return self._encode(self._marker.push(self._cut.push(self._stage.push(samples))))
 
     def flush(self) -> bytes:
-        return (
-            self._encode(self._cut.push(self._stage.flush())) + self._encode(self._cut.flush()) + self._encoder.flush()
-        )
+        rest = chain(self._cut, self._marker)
+        return self._encode(rest.push(self._stage.flush())) + self._encode(rest.flush()) + self._encoder.flush()
+
+    def expect(self, lufs: float) -> None:
+        """What is pushed next is another utterance, likely this loud."""
+        if self._loudness is not None:
+            self._loudness.expect(lufs)
 
     def _encode(self, samples: Samples) -> bytes:
         self._samples += len(samples)
@@ -706,6 +871,20 @@ def _heard(said: Said, rate_hz: int, where: str, left_s: float) -> Turn:
         raise BadReference(f"`{where}` is longer than {MAX_TURN_S:g} s. Send a shorter recording.", param=where)
     digest = hashlib.sha256(decoded.samples.tobytes()).hexdigest()
     return Turn(said.speaker, said.text, digest, Reference(decoded.samples, rate_hz, said.text))
+
+
+def _detected(recording: bytes) -> Detection:
+    """Blocks while it decodes and looks. Raises BadReference, WatermarkMissing."""
+    decoded = decode(recording, watermark.DETECT_RATE_HZ, max_seconds=MAX_DETECT_S, what="file")
+    score = watermark.detect(decoded.samples)
+    return Detection(score >= watermark.FOUND, score, decoded.seconds)
+
+
+async def _marker(take: _Take) -> Stage | None:
+    if not take.marked:
+        return None
+    perth = await _in_thread(watermark.load)  # the first time it reads a file
+    return watermark.StreamMarker(take.request.sample_rate_hz, perth)
 
 
 async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -54,8 +54,9 @@ class SpeechRequest:
     """One validated request, engine-independent. One line is speech, several are a dialogue.
 
     speed 0.25-4 (pitch kept), sample_rate_hz 8000-48000 of the encoded answer, seed None = derived from the content,
-    max_audio_ms = hard limit on the answer's length, language = BCP 47 or None for the voice's own, context = what was
-    said before, oldest first.
+    max_audio_ms = hard limit on the answer's length, language = BCP 47 or None for the voice's own, enhance = whether
+    its loudness is evened out, None = as the server is set, context = what was said before, oldest first, conversation
+    = the key of one that is remembered.
     """
 
     model: str
@@ -69,8 +70,10 @@ class SpeechRequest:
     language: str | None = None
     max_audio_ms: int | None = None
     normalize: bool = True
+    enhance: bool | None = None
     use_cache: bool = True
     context: tuple[Turn, ...] = ()
+    conversation: str | None = None
 
     def digest(self, *context: str) -> str:
         """sha256 (hex) of everything that changes the bytes, with `context` (engine fingerprint, voice digests).
@@ -81,7 +84,7 @@ class SpeechRequest:
 
     def content_seed(self, *context: str) -> int:
         """A seed (31 bits), the same for the same words, voices and sampling, in whatever format they are sent."""
-        told = ("model", "use_cache", "format", "speed", "sample_rate_hz", "max_audio_ms", "seed")
+        told = ("model", "use_cache", "format", "speed", "sample_rate_hz", "max_audio_ms", "seed", "enhance")
         return int(self._hash(told, context)[:8], 16) >> 1
 
     def _hash(self, leave_out: tuple[str, ...], context: tuple[str, ...]) -> str:
@@ -90,6 +93,11 @@ class SpeechRequest:
         fields = {name: value for name, value in whole.items() if name not in leave_out}
         canonical = json.dumps([fields, context], sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def conversation_key(owner: str, conversation_id: str) -> str:
+    """The key (hex) of an owner's conversation. owner: their API key, empty where there are none."""
+    return hashlib.sha256(f"{len(owner)} {owner} {conversation_id}".encode("utf-8", "replace")).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +111,8 @@ class Voice:
     description: str = ""
     digest: str = ""
     speaker: int = 0  # what a model with speaker numbers calls it where it has no recording to go by
+    level_lufs: float | None = None  # how loud its recording is, which models follow; None = as the engine speaks
+    recorded: bool = False  # there is a recording to go by
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +178,9 @@ class ContextTurn:
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One job for an engine. `follows`: a later part of an answer that is already sounding; it is never refused."""
+    """One job for an engine. follows: a later part of an answer that is already sounding; it is never refused.
+    background: nobody waits for it; it advances only while nobody else does, and gives its row up when that is wanted.
+    """
 
     lines: tuple[SpokenLine, ...]
     sampling: Sampling
@@ -177,6 +189,7 @@ class Utterance:
     language: str | None = None
     context: tuple[ContextTurn, ...] = ()
     follows: bool = False
+    background: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +214,12 @@ class EngineInfo:
     continues: takes several sentences in one utterance and goes on in place. extras: which of our request extras it
     honours beyond those that the studio fulfils for all. fingerprint changes whenever the same request would sound
     different (weights, version). max_context_s: how much of a conversation it can hear, if "context" is in extras.
+    level_lufs: how loud its voices without a recording speak, where loudness starts from.
     max_speakers, max_prompt_s: in one utterance, the latter of its voices' recordings together. max_passage_chars: up
     to here it takes several lines in one utterance, of several speakers; 0 = it does not. apart: an answer's utterances
     may be spoken at the same time, in rows that nobody else wants.
+    codec: in whose codes it wants recordings of voices, "none" = it can't learn a voice. codec_fingerprint changes
+    whenever the same recording would have other codes. examples: the folder of the recordings that came with a model.
     """
 
     id: str
@@ -219,9 +235,13 @@ class EngineInfo:
     max_speakers: int = 1
     max_text_chars: int = 400
     max_context_s: float | None = None
+    level_lufs: float = -20.0
     max_prompt_s: float | None = None
     max_passage_chars: int = 0
     apart: bool = False
+    codec: Codec = "none"
+    codec_fingerprint: str = ""
+    examples: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,18 @@
 """Checkpoints with random numbers, in the layouts of the published ones: for measuring and testing without weights.
 
     python -m bench.fabricate csm --size tiny|full --layout transformers|original OUT
+    python -m bench.fabricate dia --size tiny|full --layout transformers|nari --release 0626|v0.1 [--eos] OUT
 
-A tensor's numbers depend on its name and the seed only, so both layouts of one size hold the same model. Numbers are
-scaled by fan-in, so that logits have peaks and sound stays in range at any width. `original` puts the codec into
-OUT/mimi.
+A tensor's numbers depend on its name and the seed only, so all layouts of one size hold the same model. Numbers are
+scaled by fan-in, so that logits have peaks and sound stays in range at any width. The codec of CSM's `original` lies in
+OUT/mimi, that of Dia in OUT/dac. What Dia's numbers are is said in bench/random_dia.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,9 @@ from app.models.csm.config import CsmConfig, parse_config
 from app.models.mimi import layout as mimi_layout
 from app.models.mimi.config import read_mimi_config
 from app.models.weights import Shape
+from bench.random_dia import fabricate_dia
+from bench.writing import Draw, halves, shards, write_file, write_json, write_shards
 
-# Numbers are drawn once and repeated from a place of each tensor's own: 1.6 billion draws would take minutes.
-_BLOCK = 1 << 22
-_SHARD_BYTES = 5 << 30
 _SPECIALS = ("<|begin_of_text|>", "<|end_of_text|>", "<|AUDIO|>", "<|audio_eos|>")
 _LLAMA3_SPLIT = "|".join(
     (
@@ -123,20 +121,12 @@ def csm_config(size: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class _Numbers:
-    """Random numbers for tensors by name."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._block = torch.empty(_BLOCK).normal_(generator=torch.Generator().manual_seed(seed))
+class _Numbers(Draw):
+    """Random numbers for CSM's tensors by name."""
 
     def make(self, name: str, shape: Shape) -> torch.Tensor:
         """One tensor in float32, scaled for its part in the model."""
-        count = math.prod(shape)
-        start = int.from_bytes(hashlib.sha256(f"{self._seed} {name}".encode()).digest()[:4], "little") % _BLOCK
-        block = self._block.roll(-start)
-        numbers = block[:count] if count <= _BLOCK else block.repeat(-(-count // _BLOCK))[:count]
-        numbers = numbers.reshape(shape).clone()
+        numbers = self.normal(name, shape)
         last = name.rsplit(".", 1)[-1]
         if name.endswith("initialized"):
             return torch.ones(shape)
@@ -154,41 +144,6 @@ class _Numbers:
             fan_in = shape[1]
             return numbers.mul_(3 / math.sqrt(fan_in))  # logits with peaks
         return numbers.mul_(1 / math.sqrt(math.prod(shape[1:])))
-
-
-def _write(path: Path, tensors: dict[str, Shape], make: Any, dtype: torch.dtype) -> None:
-    """A safetensors file, tensor by tensor, so that memory holds one at a time."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, shape in tensors.items():
-        end = offset + math.prod(shape) * dtype.itemsize
-        header[name] = {
-            "dtype": {torch.float32: "F32", torch.bfloat16: "BF16"}[dtype],
-            "shape": list(shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little"))
-        file.write(encoded)
-        for name, shape in tensors.items():
-            tensor = make(name, shape).to(dtype).contiguous()
-            file.write(memoryview(tensor.flatten().view(torch.uint8).numpy()))
-
-
-def _shards(tensors: dict[str, Shape], itemsize: int) -> Iterator[dict[str, Shape]]:
-    part: dict[str, Shape] = {}
-    size = 0
-    for name, shape in tensors.items():
-        count = math.prod(shape) * itemsize
-        if part and size + count > _SHARD_BYTES:
-            yield part
-            part, size = {}, 0
-        part[name] = shape
-        size += count
-    yield part
 
 
 def _original_names(config: CsmConfig) -> dict[str, str]:
@@ -259,17 +214,10 @@ def fabricate_csm(
     if layout_name == "transformers":
         every = shapes | {layout.CODEC + name: shape for name, shape in codec_shapes.items()}
         if sharded if sharded is not None else size == "full":
-            raw["transformers_weights"] = "transformers.safetensors.index.json"
-            parts = _halves(every) if size == "tiny" else list(_shards(every, dtype.itemsize))
-            weight_map: dict[str, str] = {}
-            for i, part in enumerate(parts, 1):
-                file = f"transformers-{i:05}-of-{len(parts):05}.safetensors"
-                _write(out / file, part, make, dtype)
-                weight_map |= dict.fromkeys(part, file)
-            index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
-            (out / raw["transformers_weights"]).write_text(json.dumps(index))
+            parts = halves(every) if size == "tiny" else list(shards(every, dtype.itemsize))
+            raw["transformers_weights"] = write_shards(out, "transformers", parts, make, dtype)
         else:
-            _write(out / "model.safetensors", every, make, dtype)
+            write_file(out / "model.safetensors", every, make, dtype)
     else:
         names = _original_names(config)
 
@@ -281,18 +229,18 @@ def fabricate_csm(
                 tensor = halves.transpose(1, 2).reshape(shape)  # half-split to interleaved pairs
             return tensor
 
-        _write(
+        write_file(
             out / "model.safetensors", {theirs: shapes[ours] for theirs, ours in names.items()}, make_original, dtype
         )
         mimi = out / "mimi"
         mimi.mkdir(exist_ok=True)
-        _write(mimi / "model.safetensors", codec_shapes, make_codec, torch.float32)
-        _json(mimi / "config.json", raw["codec_config"])
-    _json(out / "config.json", raw)
+        write_file(mimi / "model.safetensors", codec_shapes, make_codec, torch.float32)
+        write_json(mimi / "config.json", raw["codec_config"])
+    write_json(out / "config.json", raw)
     _write_tokenizer(out, raw)
     sampling = {"do_sample": True, "temperature": 0.9, "top_k": 50}
     depth_frames = config.codebooks - 1
-    _json(
+    write_json(
         out / "generation_config.json",
         {
             **sampling,
@@ -303,16 +251,6 @@ def fabricate_csm(
         },
     )
     return out
-
-
-def _halves(tensors: dict[str, Shape]) -> list[dict[str, Shape]]:
-    names = list(tensors)
-    middle = len(names) // 2
-    return [{name: tensors[name] for name in part} for part in (names[:middle], names[middle:])]
-
-
-def _json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
 
 
 def _write_tokenizer(out: Path, raw: dict[str, Any]) -> None:
@@ -348,8 +286,8 @@ def _write_tokenizer(out: Path, raw: dict[str, Any]) -> None:
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
         "special_tokens": {name: {"id": name, "ids": [ids[name]], "tokens": [name]} for name in (begin, end)},
     }
-    _json(out / "tokenizer.json", described)
-    _json(
+    write_json(out / "tokenizer.json", described)
+    write_json(
         out / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -360,8 +298,8 @@ def _write_tokenizer(out: Path, raw: dict[str, Any]) -> None:
             "clean_up_tokenization_spaces": False,
         },
     )
-    _json(out / "special_tokens_map.json", {"bos_token": begin, "eos_token": end, "pad_token": end})
-    _json(
+    write_json(out / "special_tokens_map.json", {"bos_token": begin, "eos_token": end, "pad_token": end})
+    write_json(
         out / "preprocessor_config.json",
         {
             "feature_extractor_type": "EncodecFeatureExtractor",
@@ -378,14 +316,35 @@ def _write_tokenizer(out: Path, raw: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=["csm"])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--size", choices=["tiny", "full"], default="tiny")
-    parser.add_argument("--layout", choices=["transformers", "original"], default="transformers")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--seed", type=int, default=0)
+    models_of = parser.add_subparsers(dest="model", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("out", type=Path)
+    common.add_argument("--size", choices=["tiny", "full"], default="tiny")
+    common.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    common.add_argument("--seed", type=int, default=0)
+    csm = models_of.add_parser("csm", parents=[common])
+    csm.add_argument("--layout", choices=["transformers", "original"], default="transformers")
+    dia = models_of.add_parser("dia", parents=[common])
+    dia.add_argument("--layout", choices=["transformers", "nari"], default="transformers")
+    dia.add_argument("--release", choices=["0626", "v0.1"], default="0626")
+    dia.add_argument("--eos", action="store_true", help="generations end by themselves, within some hundred frames")
     args = parser.parse_args()
-    fabricate_csm(args.out, size=args.size, layout_name=args.layout, seed=args.seed, dtype=getattr(torch, args.dtype))
+    dtype = getattr(torch, args.dtype)
+    if args.model == "csm":
+        fabricate_csm(args.out, size=args.size, layout_name=args.layout, seed=args.seed, dtype=dtype)
+    else:
+        try:
+            fabricate_dia(
+                args.out,
+                size=args.size,
+                layout_name=args.layout,
+                release=args.release,
+                seed=args.seed,
+                dtype=dtype,
+                eos=args.eos,
+            )
+        except ValueError as error:
+            parser.error(str(error))
     print(json.dumps({"model": args.model, "size": args.size, "layout": args.layout, "out": str(args.out)}))
 
 

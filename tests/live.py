@@ -27,8 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def settings(data_dir: Path, **variables: Any) -> Settings:
-    """Settings for a test server: the offline voice, nothing from the environment or a `.env` file."""
-    given = {"TTS_ENGINE": "espeak", "HOST": "127.0.0.1", "PORT": 0, "TTS_DATA_DIR": data_dir, **variables}
+    """Settings for a test server: the offline voice, no casting, nothing from the environment or a `.env` file."""
+    given = {"TTS_ENGINE": "espeak", "HOST": "127.0.0.1", "PORT": 0, "TTS_DATA_DIR": data_dir, "TTS_CASTING": "off"}
+    given |= variables
     return Settings(_env_file=None, **given)  # type: ignore[call-arg]
 
 

@@ -31,11 +31,13 @@ EXPOSED_HEADERS = (
     "X-TTS-Engine",
     "X-TTS-Seed",
     "X-TTS-Ignored",
+    "X-Voice-State",
     "X-Cache",
     "Retry-After",
 )
 CLIENT_LEFT = 499  # nginx's number for a caller who left before there was a status
 _QUIET = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds by machines
+_FILES = "/static/"  # a dozen with every page
 
 
 class Access:
@@ -80,7 +82,8 @@ class Access:
             finally:
                 route = getattr(scope.get("route"), "path", "other")
                 self._metrics.request(route, status or CLIENT_LEFT)
-                tell = log.debug if scope["path"] in _QUIET else log.info
+                quiet = scope["path"] in _QUIET or scope["path"].startswith(_FILES)
+                tell = log.debug if quiet else log.info
                 tell(
                     "request",
                     method=scope["method"],

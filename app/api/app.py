@@ -7,22 +7,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Depends, FastAPI
-from fastapi.responses import RedirectResponse
 from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import conversation, errors, models, speech, system, voices
+from app.api import cloning, conversation, errors, models, pages, speech, system, voices, watermark, youtube
 from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, Limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from app.api.auth import Keys
+    from app.audio.watermark import Watermark
+    from app.casting import Casting
     from app.engines.host import EngineHost
     from app.metrics import Metrics
     from app.studio import Studio
+    from app.voices.cloning import Cloner
+    from app.voices.consents import ConsentStore
     from app.voices.store import VoiceStore
+    from app.voices.youtube import YouTube
 
 PREFIXES = ("/v1", "/api/v1")
 
@@ -43,12 +47,13 @@ class ErrorEnvelope(BaseModel):
 _SPEECH_ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorEnvelope, "description": "The request can't be answered as it is; the message says why."},
     401: {"model": ErrorEnvelope, "description": "A key is needed, or is wrong."},
-    404: {"model": ErrorEnvelope, "description": "No such model here."},
+    404: {"model": ErrorEnvelope, "description": "No such model, voice or consent here."},
     413: {"model": ErrorEnvelope, "description": "The body is too large."},
     429: {"model": ErrorEnvelope, "description": "The queue is full; Retry-After says when to come back."},
     500: {"model": ErrorEnvelope, "description": "The engine failed."},
     503: {"model": ErrorEnvelope, "description": "The engine is starting or can't be had; Retry-After."},
 }
+_UPLOAD_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401, 413)}
 _LIST_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401)}
 _KEY_ERRORS: dict[int | str, dict[str, Any]] = {401: _SPEECH_ERRORS[401]}
 _LOOKUP_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401, 404)}
@@ -61,8 +66,13 @@ class Rooms:
     studio: Studio
     host: EngineHost
     voices: VoiceStore
+    cloner: Cloner
+    consents: ConsentStore
     metrics: Metrics
     keys: Keys
+    casting: Casting
+    marks: Watermark
+    youtube: YouTube | None  # None: it is not offered at all
 
 
 def create(
@@ -88,6 +98,23 @@ def create(
         routes(rooms.studio, rooms.host, rooms.metrics, max_input_chars=max_input_chars, log_texts=log_texts)
         for routes in (speech.router, conversation.router)
     ]
+    spoken.append(
+        cloning.router(
+            rooms.studio,
+            rooms.host,
+            rooms.metrics,
+            voices=rooms.voices,
+            cloner=rooms.cloner,
+            consents=rooms.consents,
+            max_input_chars=max_input_chars,
+        )
+    )
+    if rooms.youtube is not None:
+        spoken.append(
+            youtube.router(
+                rooms.youtube, rooms.metrics, voices=rooms.voices, cloner=rooms.cloner, consents=rooms.consents
+            )
+        )
     for prefix in PREFIXES:
         shown = prefix == PREFIXES[0]
         needs_key, open_to_all = [Depends(rooms.keys.require)], [Depends(rooms.keys.allow)]
@@ -98,23 +125,43 @@ def create(
         for lists, wrong in (
             (speech.lists(), _LIST_ERRORS),
             (voices.router(rooms.voices), _LIST_ERRORS),
+            (cloning.lists(rooms.voices), _LIST_ERRORS),
             (models.router(rooms.host, rooms.voices), _LOOKUP_ERRORS),
         ):
             app.include_router(lists, prefix=prefix, dependencies=open_to_all, responses=wrong, include_in_schema=shown)
-    inside = system.router(rooms.host, rooms.metrics, rooms.keys, settings_shown)
+        app.include_router(
+            watermark.router(rooms.studio),
+            prefix=prefix,
+            dependencies=needs_key,
+            responses=_UPLOAD_ERRORS,
+            include_in_schema=shown,
+        )
+    inside = system.router(
+        rooms.host,
+        rooms.metrics,
+        rooms.keys,
+        rooms.casting,
+        marks=rooms.marks,
+        youtube=rooms.youtube,
+        settings_shown=settings_shown,
+        max_input_chars=max_input_chars,
+    )
     for prefix in ("", *PREFIXES):
         app.include_router(inside, prefix=prefix, responses=_KEY_ERRORS, include_in_schema=not prefix)
 
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse("/docs")
+    app.include_router(pages.router())
+    app.mount("/static", pages.files())
 
     _describe_only_what_happens(app)
     uploads = Limit(max_upload_bytes, "TTS_MAX_UPLOAD_BYTES")
     app.add_middleware(
         BodyLimit,
         limit=Limit(max_body_bytes, "TTS_MAX_BODY_BYTES"),
-        by_path={prefix + conversation.CONVERSATION_PATH: uploads for prefix in PREFIXES},
+        by_path={
+            prefix + path: uploads
+            for prefix in PREFIXES
+            for path in (conversation.CONVERSATION_PATH, watermark.DETECT_PATH, *cloning.UPLOAD_PATHS)
+        },
     )
     if cors_origins:
         app.add_middleware(

@@ -15,10 +15,17 @@ class Keys:
     def __init__(self, keys: tuple[str, ...]) -> None:
         self._keys = [key.encode() for key in keys]
 
+    @property
+    def needed(self) -> bool:
+        """Whether speech is for those with a key."""
+        return bool(self._keys)
+
     def require(self, request: Request) -> None:
-        """A dependency of routes that need a key. Raises Unauthorized."""
+        """A dependency of routes that need a key; `request.state.owner` is then the key. Raises Unauthorized."""
+        request.state.owner = ""
         if self._keys:
-            self._check(_given(request))
+            request.state.owner = _given(request)
+            self._check(request.state.owner)
 
     def allow(self, request: Request) -> None:
         """A dependency of open routes: no key is fine, a wrong one is told, so that clients can test theirs."""

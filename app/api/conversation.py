@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.respond import AnswerResponse
 from app.api.schemas import ConversationBody, DialogueBody
 from app.api.speech import AUDIO_RESPONSE
+from app.types import conversation_key
 
 if TYPE_CHECKING:
     from app.engines.host import EngineHost
@@ -30,7 +31,7 @@ def router(studio: Studio, host: EngineHost, metrics: Metrics, *, max_input_char
     @routes.post(
         CONVERSATION_PATH, name="create_conversation", operation_id="create_conversation", responses=AUDIO_RESPONSE
     )
-    async def conversation(body: ConversationBody) -> Response:
+    async def conversation(body: ConversationBody, caller: Request) -> Response:
         """Speak the next turn of a conversation as its earlier turns, with their recordings, suggest.
 
         Without `voice` the recordings show how `speaker_id` sounds. Takes all that `/audio/speech` takes.
@@ -38,6 +39,7 @@ def router(studio: Studio, host: EngineHost, metrics: Metrics, *, max_input_char
 
         async def prepare() -> Answer:
             request = body.to_request(default_model=host.requested.model_id, max_input_chars=max_input_chars)
+            request = replace(request, conversation=body.conversation(caller.state.owner))
             line = request.lines[0]
             told = {"text": line.text} if log_texts else {"characters": len(line.text)}
             turns = len(body.context or ())
@@ -47,20 +49,27 @@ def router(studio: Studio, host: EngineHost, metrics: Metrics, *, max_input_char
                 request = replace(request, context=await studio.hear(said))
             return await studio.answer(request, extras=body.extras, random_seed=body.seed == "random")
 
-        return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse")
+        return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse", progress=body.progress is True)
 
     @routes.post("/audio/dialogue", name="create_dialogue", operation_id="create_dialogue", responses=AUDIO_RESPONSE)
-    async def dialogue(body: DialogueBody) -> Response:
+    async def dialogue(body: DialogueBody, caller: Request) -> Response:
         """Speak several turns, each by its voice, as one file without a seam. Takes all that `/audio/speech` takes."""
 
         async def prepare() -> Answer:
             request = body.to_request(default_model=host.requested.model_id, max_input_chars=max_input_chars)
+            request = replace(request, conversation=body.conversation(caller.state.owner))
             texts = [line.text for line in request.lines]
             told = {"texts": texts} if log_texts else {"characters": sum(map(len, texts))}
             voices = list(dict.fromkeys(line.voice for line in request.lines))
             log.info("dialogue", voices=voices, turns=len(texts), format=request.format, **told)
             return await studio.answer(request, extras=body.extras, random_seed=body.seed == "random")
 
-        return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse")
+        return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse", progress=body.progress is True)
+
+    @routes.delete("/audio/conversations/{conversation_id}", name="forget_conversation")
+    async def forget(conversation_id: str, caller: Request) -> dict[str, object]:
+        """Forget what was said under this `conversation_id`."""
+        known = await studio.forget(conversation_key(caller.state.owner, conversation_id))
+        return {"id": conversation_id, "object": "audio.conversation", "deleted": known}
 
     return routes

@@ -24,11 +24,13 @@ RETRY_STOPPED_S = 10  # a restart takes seconds
 STATUS: tuple[tuple[type[errors.SpeechError], int], ...] = (
     (errors.Unauthorized, 401),
     (errors.UnknownModel, 404),
+    (errors.NotFound, 404),
     (errors.BodyTooLarge, 413),
     (errors.RequestError, 400),
     (errors.Busy, 429),
     (errors.NotReady, 503),
     (errors.EngineStopped, 503),
+    (errors.NotStored, 507),
     (errors.SpeechError, 500),
 )
 
@@ -53,7 +55,7 @@ def response_to(error: errors.SpeechError) -> JSONResponse:
         headers["Retry-After"] = str(max(1, error.retry_after_s))
     if isinstance(error, errors.EngineStopped):
         headers["Retry-After"] = str(RETRY_STOPPED_S)
-    if isinstance(error, errors.OutOfMemory):
+    if isinstance(error, errors.OutOfMemory | errors.NotStored | errors.DamagedVoice):
         headers["x-should-retry"] = "false"
     if isinstance(error, errors.Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"

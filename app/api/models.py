@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 
+from app.api.voices import fresh
 from app.errors import UnknownModel
 from app.studio import MODEL_ALIASES
 
@@ -34,6 +35,7 @@ def router(host: EngineHost, voices: VoiceStore) -> APIRouter:
             if status.missing_weights and (requested or status.running is None)
             else "failed"
         )
+        info = host.current.info if ready and host.current is not None else None
         detail = status.reason
         if stands_in and status.running is not None:
             detail = f"{status.running.model_id} answers in its place. {status.reason}"
@@ -47,6 +49,8 @@ def router(host: EngineHost, voices: VoiceStore) -> APIRouter:
             "voices": [{"name": voice.id, "language": voice.language} for voice in voices.all()],
             "status": state,
             "detail": "" if ready else detail,
+            "parameters": sorted(info.extras) if info else None,
+            "max_speakers": info.max_speakers if info else None,
         }
 
     def known() -> list[str]:
@@ -55,17 +59,20 @@ def router(host: EngineHost, voices: VoiceStore) -> APIRouter:
     @routes.get("/models")
     async def list_models() -> dict[str, Any]:
         """Every id that a speech request may name."""
+        await fresh(voices)
         return {"object": "list", "data": [entry(model_id) for model_id in known()]}
 
     @routes.get("/models/{model_id:path}")
     async def retrieve_model(model_id: str) -> dict[str, Any]:
         if model_id not in known():
             raise UnknownModel(f"The model '{model_id[:80]}' does not exist", param="model")
+        await fresh(voices)
         return entry(model_id)
 
     @routes.get("/audio/models")
     async def list_audio_models() -> dict[str, Any]:
         """The same models in the shapes that Open WebUI and others read."""
+        await fresh(voices)
         data = [entry(model_id) for model_id in known()]
         return {"object": "list", "models": [{"id": item["id"], "name": item["id"]} for item in data], "data": data}
 

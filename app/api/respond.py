@@ -12,6 +12,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -36,17 +37,20 @@ DELTA_BYTES = 4096  # raw bytes in one SSE delta, as api.openai.com sends them
 class AnswerResponse(Response):
     """Speaks one answer. `prepare` finds or begins it; it runs, and is cancelled, inside this response."""
 
-    def __init__(self, prepare: Callable[[], Awaitable[Answer]], metrics: Metrics, *, sse: bool) -> None:
+    def __init__(
+        self, prepare: Callable[[], Awaitable[Answer]], metrics: Metrics, *, sse: bool, progress: bool = False
+    ) -> None:
         self._prepare = prepare
         self._metrics = metrics
         self._sse = sse
+        self._progress = progress
         self._started_s = time.monotonic()
         self._sent_headers = False
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         speaking = asyncio.create_task(self._speak(scope, receive, send))
-        leaving = asyncio.create_task(_disconnected(receive))
+        leaving = asyncio.create_task(disconnected(receive))
         try:
             await asyncio.wait([speaking, leaving], return_when=asyncio.FIRST_COMPLETED)
             if not speaking.done():
@@ -71,7 +75,7 @@ class AnswerResponse(Response):
                 self._metrics.first_audio(answer.engine, time.monotonic() - self._started_s, hit=answer.hit)
                 await self._start(answer, send)
                 body = _joined(first, stream)
-                async for data in _events(body, answer) if self._sse else body:
+                async for data in _events(body, answer, self._progress) if self._sse else body:
                     await _body(send, data, more=True)
             await _body(send, b"", more=False)
         except SpeechError as error:
@@ -101,6 +105,8 @@ class AnswerResponse(Response):
         ]
         if answer.ignored:
             headers.append(("x-tts-ignored", ", ".join(answer.ignored)))
+        if answer.uncast:
+            headers.append(("x-voice-state", "uncast"))
         if answer.size_bytes is not None and not self._sse:
             headers.append(("content-length", str(answer.size_bytes)))
         raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]
@@ -131,9 +137,14 @@ async def _joined(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[b
         yield data
 
 
-async def _events(body: AsyncGenerator[bytes], answer: Answer) -> AsyncGenerator[bytes]:
-    """The answer as OpenAI's speech.audio.* events."""
+async def _events(body: AsyncGenerator[bytes], answer: Answer, progress: bool) -> AsyncGenerator[bytes]:
+    """The answer as OpenAI's speech.audio.* events; with `progress` an event of ours before the sound it tells of."""
+    told = 0
     async for data in body:
+        if progress:
+            for began in answer.progress.began[told:]:
+                told += 1
+                yield _event({"type": "speech.progress", **asdict(began), "start_s": round(began.start_s, 3)})
         for start in range(0, len(data), DELTA_BYTES):
             audio = base64.b64encode(data[start : start + DELTA_BYTES]).decode()
             yield _event({"type": "speech.audio.delta", "audio": audio})
@@ -156,6 +167,7 @@ async def _body(send: Send, data: bytes, *, more: bool) -> None:
     await send({"type": "http.response.body", "body": data, "more_body": more})
 
 
-async def _disconnected(receive: Receive) -> None:
+async def disconnected(receive: Receive) -> None:
+    """Returns when the caller has left."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field,
 from pydantic_core import PydanticCustomError
 
 from app.errors import BadReference, EmptyText, TextTooLong, UnknownVoice
-from app.types import AudioFormat, Line, Said, Sampling, SpeechRequest
+from app.types import AudioFormat, Line, Said, Sampling, SpeechRequest, conversation_key
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE
 
 # Ours, beyond OpenAI's, that an engine may lack: set on an engine without them, they are an error, never ignored.
@@ -22,6 +22,7 @@ ENGINE_EXTRAS = ("temperature", "top_k", "top_p", "cfg_scale", "language", "conv
 MAX_CONTEXT_TURNS = 32
 MAX_DIALOGUE_TURNS = 200
 MAX_SPEAKER = 999
+PREVIEW_TEXT = "Hello, this is how I sound. It is good to be here, and I hope you like to listen."
 
 
 def _not_blank(value: str) -> str:
@@ -56,6 +57,9 @@ class SpokenBody(BaseModel):
     response_format: AudioFormat | None = None
     speed: Annotated[Finite | None, Field(ge=0.25, le=4.0, description="Tempo; the pitch stays.")] = None
     stream_format: Literal["audio", "sse"] | None = None
+    progress: Annotated[
+        bool | None, Field(description="With `stream_format: sse`: `speech.progress` events say what begins when.")
+    ] = None
 
     temperature: Annotated[Finite | None, Field(ge=0.0, le=2.0, description="0 is greedy.")] = None
     top_k: Annotated[int | None, Field(ge=1, le=2048, validation_alias=AliasChoices("top_k", "topk"))] = None
@@ -71,6 +75,7 @@ class SpokenBody(BaseModel):
     conversation_id: Annotated[str | None, StringConstraints(min_length=1, max_length=200)] = None
     cache: bool | None = None
     normalize: bool | None = None
+    enhance: Annotated[bool | None, Field(description="Even loudness. Left out: as TTS_ENHANCE is set.")] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -82,6 +87,10 @@ class SpokenBody(BaseModel):
     def extras(self) -> frozenset[str]:
         """Which of ENGINE_EXTRAS the caller set."""
         return frozenset(name for name in ENGINE_EXTRAS if getattr(self, name) is not None)
+
+    def conversation(self, owner: str) -> str | None:
+        """The key of the caller's conversation, if there is one."""
+        return None if self.conversation_id is None else conversation_key(owner, self.conversation_id)
 
     def _request(self, lines: Iterable[Line], default_model: str) -> SpeechRequest:
         return SpeechRequest(
@@ -96,6 +105,7 @@ class SpokenBody(BaseModel):
             language=self.language,
             max_audio_ms=self.max_audio_length_ms,
             normalize=self.normalize is not False,
+            enhance=self.enhance,
             use_cache=self.cache is not False,
         )
 
@@ -114,6 +124,30 @@ class SpeechBody(SpokenBody):
         _check_length(self.input, "input", max_input_chars)
         voice = _voice_id(self.voice)
         return self._request([Line(self.input, DEFAULT_VOICE if voice is None else voice)], default_model)
+
+
+class GenerateBody(SpokenBody):
+    """`POST /v1/voice-cloning/generate`."""
+
+    text: Annotated[Text, Field(validation_alias=AliasChoices("text", "input"), description="The text to speak.")]
+    voice_id: Annotated[str, Field(min_length=1, description="The voice's id or name.")]
+
+    def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
+        """Raises TextTooLong, UnknownVoice."""
+        _check_length(self.text, "text", max_input_chars)
+        voice = _voice_id(self.voice_id, "voice_id")
+        return self._request([Line(self.text, voice or DEFAULT_VOICE)], default_model)
+
+
+class PreviewBody(SpokenBody):
+    """`POST /v1/voice-cloning/voices/{id}/preview`; the voice is that of the path."""
+
+    text: Annotated[Text, Field(description="The sentence to hear.")] = PREVIEW_TEXT
+
+    def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
+        """Raises TextTooLong."""
+        _check_length(self.text, "text", max_input_chars)
+        return self._request([Line(self.text, DEFAULT_VOICE)], default_model)
 
 
 class ContextTurnBody(BaseModel):

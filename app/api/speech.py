@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.respond import AnswerResponse
@@ -31,6 +32,7 @@ AUDIO_RESPONSE: dict[int | str, dict[str, Any]] = {
             "X-TTS-Engine": {"schema": {"type": "string"}, "description": "The engine that spoke."},
             "X-TTS-Seed": {"schema": {"type": "string"}, "description": "Send it as `seed` to hear the same again."},
             "X-Cache": {"schema": {"type": "string", "enum": ["hit", "miss"]}},
+            "X-Voice-State": {"schema": {"type": "string"}, "description": "`uncast`: the voice has no recording yet."},
             "X-TTS-Ignored": {"schema": {"type": "string"}, "description": "Parameters the engine could not follow."},
         },
     }
@@ -40,11 +42,12 @@ AUDIO_RESPONSE: dict[int | str, dict[str, Any]] = {
 def router(studio: Studio, host: EngineHost, metrics: Metrics, *, max_input_chars: int, log_texts: bool) -> APIRouter:
     routes = APIRouter(tags=["speech"])
 
-    async def speech(body: SpeechBody) -> Response:
+    async def speech(body: SpeechBody, caller: Request) -> Response:
         """Turn text into speech. Takes everything OpenAI's endpoint takes, and more."""
 
         async def prepare() -> Answer:
             request = body.to_request(default_model=host.requested.model_id, max_input_chars=max_input_chars)
+            request = replace(request, conversation=body.conversation(caller.state.owner))
             line = request.lines[0]
             answer = await studio.answer(request, extras=body.extras, random_seed=body.seed == "random")
             # Only now: an unknown voice is whatever the caller put there, a whole text by mistake included.
@@ -52,7 +55,7 @@ def router(studio: Studio, host: EngineHost, metrics: Metrics, *, max_input_char
             log.info("speak", voice=line.voice, format=request.format, speed=request.speed, **told)
             return answer
 
-        return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse")
+        return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse", progress=body.progress is True)
 
     for path, name in (
         ("/audio/speech", "create_speech"),

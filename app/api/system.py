@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response
 
 from app import __version__
 from app.api.errors import response_to
+from app.api.schemas import MAX_DIALOGUE_TURNS
 from app.errors import NotReady
 from app.metrics import CONTENT_TYPE
 
@@ -22,21 +23,33 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from app.api.auth import Keys
+    from app.audio.watermark import Watermark
+    from app.casting import Casting
     from app.engines.host import EngineHost
     from app.metrics import Metrics
+    from app.voices.youtube import YouTube
 
 _PACKAGES = ("torch", "numpy", "av", "fastapi", "uvicorn", "wetext", "sentencex", "espeakng-loader", "huggingface-hub")
 
 
 def router(
-    host: EngineHost, metrics: Metrics, keys: Keys, settings_shown: Callable[[], dict[str, object]]
+    host: EngineHost,
+    metrics: Metrics,
+    keys: Keys,
+    casting: Casting,
+    *,
+    marks: Watermark,
+    youtube: YouTube | None,
+    settings_shown: Callable[[], dict[str, object]],
+    max_input_chars: int,
 ) -> APIRouter:
     routes = APIRouter(tags=["system"])
+    limits = {"input_chars": max_input_chars, "dialogue_turns": MAX_DIALOGUE_TURNS}
 
     @routes.get("/health", responses={503: {"description": "Unhealthy: no engine can answer, and why."}})
     async def health() -> JSONResponse:
         """200 `starting`, `ok` or `degraded`; 503 `unhealthy`. Reasons in words."""
-        body = _health(host)
+        body = {**_health(host, casting, marks, youtube), "limits": limits, "key_needed": keys.needed}
         return JSONResponse(body, 503 if body["status"] == "unhealthy" else 200, headers={"Cache-Control": "no-store"})
 
     @routes.get("/ready", responses={503: {"description": "A speech request would not be answered now."}})
@@ -65,7 +78,7 @@ def router(
             "python": sys.version,
             "platform": platform.platform(),
             "packages": {name: _version_of(name) for name in _PACKAGES},
-            "health": _health(host),
+            "health": _health(host, casting, marks, youtube),
             "engine": None if engine is None else _plain(asdict(engine.info)),
             "settings": settings_shown(),
             "threads": sorted(thread.name for thread in threading.enumerate()),
@@ -74,7 +87,7 @@ def router(
     return routes
 
 
-def _health(host: EngineHost) -> dict[str, Any]:
+def _health(host: EngineHost, casting: Casting, marks: Watermark, youtube: YouTube | None) -> dict[str, Any]:
     status = host.status()
     engine, load = host.current, host.load()
     return {
@@ -97,7 +110,11 @@ def _health(host: EngineHost) -> dict[str, Any]:
         ],
         "rows": {"active": load.active_rows, "limit": load.max_rows} if load else None,
         "queue": {"waiting": load.queued, "limit": load.max_queue} if load else None,
+        "watermark": {"marked": "nobody" if marks.missing else marks.scope, "reason": marks.missing},
+        "youtube": {"on": youtube is not None and youtube.off is None, "reason": youtube.off if youtube else None},
+        "memory": [asdict(each) for each in host.memory()],
         "download": asdict(status.progress) if status.progress else None,
+        "casting": casting.status(),
         "version": __version__,
         "uptime_s": round(time.monotonic() - host.started_s, 1),
     }

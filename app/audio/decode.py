@@ -35,14 +35,18 @@ if TYPE_CHECKING:
     from av import AudioFrame
     from av.audio.stream import AudioStream
     from av.container import InputContainer
+    from numpy.typing import NDArray
 
     from app.types import Samples
 
 FORMATS = "WAV, MP3, Ogg, Opus, FLAC, M4A, MP4, WebM, AAC, AIFF, AMR or CAF"
+PLAIN_FORMATS = "wav,w64,mp3,ogg,flac,mov,matroska,aac,aiff,amr,asf,caf,ac3"
+MORE_FORMATS = f"{PLAIN_FORMATS},avi,mpegts,mpeg,flv,au,wv,eac3"  # where a process of its own decodes
 MIN_SECONDS = 0.1
 PADDING_S = 0.1  # so much more than max_seconds is no length: MP3 and AAC pad their ends by 20 to 70 ms
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000  # outside of these nothing is a recording, and soxr's filters grow with it
 MAX_ALLOCATION_BYTES = 64 << 20  # a frame is below 4 MB, an hour's index of an M4A too, a cover picture below 20 MB
+FULL_SCALE = 0.998  # a sample this large is taken for one that was cut off there
 TIME_LIMIT_S = 10.0  # an honest hour decodes in 1 to 7 s
 
 # Of FFmpeg's decoders those that a recording may need. A video in the same file is not looked at either.
@@ -50,11 +54,10 @@ _CODECS = (
     *("aac", "aac_latm", "ac3", "adpcm_ima_qt", "adpcm_ima_wav", "adpcm_ms", "alac", "amrnb", "amrwb", "eac3", "flac"),
     *("gsm", "gsm_ms", "libopus", "mp1float", "mp2float", "mp3", "mp3float", "opus", "pcm_alaw", "pcm_f32be"),
     *("pcm_f32le", "pcm_f64be", "pcm_f64le", "pcm_mulaw", "pcm_s16be", "pcm_s16le", "pcm_s24be", "pcm_s24le"),
-    *("pcm_s32be", "pcm_s32le", "pcm_s8", "pcm_u8", "vorbis", "wmapro", "wmav1", "wmav2"),
+    *("pcm_s32be", "pcm_s32le", "pcm_s8", "pcm_u8", "vorbis", "wavpack", "wmapro", "wmav1", "wmav2"),
 )
 _GUARD: Mapping[str, str] = MappingProxyType(
     {
-        "format_whitelist": "wav,w64,mp3,ogg,flac,mov,matroska,aac,aiff,amr,asf,caf,ac3",
         "codec_whitelist": ",".join(_CODECS),
         "protocol_whitelist": "none",
         "max_streams": "16",
@@ -66,11 +69,18 @@ _GUARD: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """samples (N,) float32 mono in [-1, 1] at rate_hz. truncated: there was more sound than was asked for."""
+    """samples (N,) float32 mono in [-1, 1] at rate_hz. truncated: there was more sound than was asked for.
+
+    Of the file: its rate, its channels, and the share of its samples that were cut off: that lie in a row at full
+    scale, or at the highest level the file has.
+    """
 
     samples: Samples
     rate_hz: int
     truncated: bool
+    source_hz: int = 0
+    channels: int = 0
+    clipped: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -78,9 +88,16 @@ class Decoded:
 
 
 def decode(
-    data: bytes, rate_hz: int, *, max_seconds: float, what: str = "audio", time_limit_s: float = TIME_LIMIT_S
+    data: bytes,
+    rate_hz: int,
+    *,
+    max_seconds: float,
+    what: str = "audio",
+    time_limit_s: float = TIME_LIMIT_S,
+    formats: str = PLAIN_FORMATS,
+    start_s: float = 0.0,
 ) -> Decoded:
-    """The first sound stream of a file, mixed to mono, at rate_hz, no longer than max_seconds.
+    """The first sound stream of a file, mixed to mono, at rate_hz, from start_s on, no longer than max_seconds.
 
     A file that is damaged or cut off gives what can be heard of it. `what` names the field in the errors' words and
     `param`. Raises BadReference for what is empty, no sound, shorter than MIN_SECONDS, or takes too long.
@@ -88,10 +105,11 @@ def decode(
     if not data:
         raise BadReference(f"`{what}` is empty.", param=what)
     _bound_memory()
-    reading = _Reading(rate_hz, max_seconds, what, time.monotonic() + time_limit_s)
+    reading = _Reading(rate_hz, max_seconds, what, time.monotonic() + time_limit_s, start_s)
+    guard = {"format_whitelist": formats, **_GUARD}
     try:
         # metadata_errors: tags in any encoding are no reason to refuse a sound.
-        with av.open(io.BytesIO(data), "r", metadata_errors="ignore", options=dict(_GUARD)) as container:
+        with av.open(io.BytesIO(data), "r", metadata_errors="ignore", options=guard) as container:
             reading.read(container)
     except (av.FFmpegError, ValueError, MemoryError) as error:
         # ValueError is PyAV's own, of a header with numbers that can't be; MemoryError, of sizes that can't be had.
@@ -116,7 +134,8 @@ def _bound_memory() -> None:
 class _Reading:
     """One file on its way: sound of any rate in, sound of one rate out."""
 
-    def __init__(self, rate_hz: int, max_seconds: float, what: str, deadline_s: float) -> None:
+    def __init__(self, rate_hz: int, max_seconds: float, what: str, deadline_s: float, start_s: float = 0.0) -> None:
+        self._to_leave_out_s = start_s  # in whole frames, which are at most 0.1 s long
         self._rate_hz = rate_hz
         self._max_seconds = max_seconds
         self._what = what
@@ -127,6 +146,7 @@ class _Reading:
         self._parts: list[Samples] = []
         self._heard_s = 0.0
         self._damaged = False
+        self._channels = 0
 
     def read(self, container: InputContainer) -> None:
         if not container.streams.audio:
@@ -153,7 +173,9 @@ class _Reading:
         samples = pcm.clip(np.concatenate(self._parts))  # a resampler overshoots at steep edges
         samples = samples[: round(self._max_seconds * self._rate_hz)]
         truncated = self._heard_s > self._max_seconds + PADDING_S
-        decoded = Decoded(samples, self._rate_hz, truncated)
+        rate_hz, channels = (self._like[0], self._channels) if self._like else (0, 0)
+        clipped = self._mixer.clipped
+        decoded = Decoded(samples, self._rate_hz, truncated, rate_hz, channels, clipped)
         if decoded.seconds >= MIN_SECONDS:
             return decoded
         if self._damaged or not self._heard_s:
@@ -184,6 +206,7 @@ class _Reading:
         like = (frame.sample_rate, frame.format.name, frame.layout.name)
         if like != self._like:  # AAC tells its true rate only here, and an Ogg may go on as something else
             self._like = like
+            self._channels = frame.layout.nb_channels
             if not MIN_RATE_HZ <= frame.sample_rate <= MAX_RATE_HZ:
                 raise BadReference(
                     f"`{self._what}` has a sample rate of {frame.sample_rate} Hz; it must have {MIN_RATE_HZ} to "
@@ -194,6 +217,9 @@ class _Reading:
             self._mixer = _Mixer()
             self._resampler = StreamResampler(frame.sample_rate, self._rate_hz)
         samples = self._mixer.mono(frame)
+        if self._to_leave_out_s > 0:
+            self._to_leave_out_s -= len(samples) / frame.sample_rate
+            return
         self._heard_s += len(samples) / frame.sample_rate
         # Clipped before the resampler: one NaN would stay in its filter.
         self._parts.append(self._resampler.push(pcm.clip(samples)))
@@ -213,10 +239,36 @@ class _Mixer:
 
     def __init__(self) -> None:
         self._packer = av.AudioResampler(format="flt")
+        self._all = self._full = self._top = 0
+        self._peak = 0.0
+
+    @property
+    def clipped(self) -> float:
+        """Share of the samples, of all channels, that lie in a row of three or more at full scale, or at the top."""
+        return max(self._full, self._top) / max(1, self._all)
+
+    def _count(self, sound: Samples) -> None:
+        """sound (N, channels)."""
+        self._all += sound.size
+        level = np.abs(sound)
+        peak = float(level.max(initial=0.0))
+        if peak > self._peak * 1.0005:
+            self._peak, self._top = peak, 0
+        if peak >= FULL_SCALE:
+            self._full += _in_rows(level >= FULL_SCALE)
+        if peak >= max(0.05, self._peak * 0.9995):
+            self._top += _in_rows(level >= self._peak * 0.9995)
 
     def mono(self, frame: AudioFrame) -> Samples:
         """(N,) float32."""
         packed = [part.to_ndarray().reshape(-1, part.layout.nb_channels) for part in self._packer.resample(frame)]
         with np.errstate(over="ignore", invalid="ignore"):  # what is no number becomes 0 later
             parts = [sound.mean(axis=1, dtype=np.float32) for sound in packed]
+            for sound in packed:
+                self._count(np.asarray(sound, np.float32))
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def _in_rows(there: NDArray[np.bool_]) -> int:
+    """How many of (N, channels) have a neighbour on both sides."""
+    return int(np.count_nonzero(there[2:] & there[1:-1] & there[:-2]))

@@ -18,7 +18,7 @@ from app.types import VoicePrompt
 
 if TYPE_CHECKING:
     from app.runtime.runner import Runner
-    from app.types import AudioChunk, Codec, Codes, EngineInfo, Load, Reference, Utterance
+    from app.types import AudioChunk, Codes, EngineInfo, Load, Reference, Utterance
 
 # A recording (any thread) -> its codes (K, T). Raises BadReference.
 Encode = Callable[["Reference"], "Codes"]
@@ -27,7 +27,7 @@ Encode = Callable[["Reference"], "Codes"]
 class BatchedEngine:
     """Owns a Runner's thread. outbox_s: how many seconds of sound may wait for a reader before its row is paused.
 
-    encode: how a recording becomes codes of `codec`, where the model has one.
+    encode: how a recording becomes codes of `info.codec`, where the model has one.
     """
 
     def __init__(
@@ -38,10 +38,8 @@ class BatchedEngine:
         max_queue: int,
         outbox_s: float,
         encode: Encode | None = None,
-        codec: Codec = "none",
     ) -> None:
         self._encode = encode
-        self._codec = codec
         self._info = info
         self._runner = runner
         self._scheduler = Scheduler(runner.max_rows, max_queue)
@@ -75,7 +73,7 @@ class BatchedEngine:
             raise NotSupported(f"The {self._info.name} engine can't learn a voice from a recording.")
         codes = await asyncio.to_thread(self._encode, reference)
         sound = hashlib.sha256(pcm.to_bytes(reference.samples) + reference.transcript.encode("utf-8", "replace"))
-        return VoicePrompt(sound.hexdigest(), self._codec, codes, reference.transcript)
+        return VoicePrompt(sound.hexdigest(), self._info.codec, codes, reference.transcript)
 
     async def __aenter__(self) -> Self:
         self._loop.start()

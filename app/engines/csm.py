@@ -127,14 +127,18 @@ class CsmRunner:
         fingerprint: str = "",
         piece: int | None = None,
         prefix_bytes: int = PREFIX_BYTES,
+        examples: Path | None = None,
     ) -> None:
         """guards None = none, as the reference implementations; reference_noise = draws as PyTorch's multinomial after
-        `manual_seed` would, for comparing with them; piece = tokens read per `prefill`."""
+        `manual_seed` would, for comparing with them; piece = tokens read per `prefill`; examples = the folder of the
+        recordings that came with the model."""
         self.max_rows = max_rows
         self.model = model
         self.config: CsmConfig = model.config
         self.codec: MimiConfig = decoder.config
         self.fingerprint = fingerprint
+        self.examples = examples
+        self.codec_fingerprint = f"{_digest_of(encoder, encoder.config)} {self.config.codebooks}"
         self._text = text
         self._encoder = encoder
         self._decoder = decoder
@@ -595,6 +599,7 @@ def load_runner(
         fingerprint=fingerprint,
         piece=piece,
         prefix_bytes=prefix_bytes,
+        examples=model_dir / "prompts",
     )
 
 
@@ -602,9 +607,21 @@ def _fingerprint(model: CsmModel, decoder: MimiDecoder) -> str:
     """Changes with the weights: a digest of config, dtype and a few thousand numbers from all over the model."""
     hashed = hashlib.sha256(f"{model.config} {model.dtype} {decoder.config}".encode())
     for tensor in (*model.parameters(), *decoder.parameters()):
-        flat = tensor.flatten()
-        hashed.update(flat[:: max(1, flat.numel() // 16)][:16].float().cpu().numpy().tobytes())
+        hashed.update(_numbers_of(tensor))
     return f"csm {hashed.hexdigest()[:16]}"
+
+
+def _digest_of(codec: nn.Module, config: MimiConfig) -> str:
+    """Changes when the same recording would have other codes: with the encoder's weights, learnt or gathered."""
+    hashed = hashlib.sha256(str(config).encode())
+    for tensor in (*codec.parameters(), *codec.buffers()):
+        hashed.update(_numbers_of(tensor))
+    return hashed.hexdigest()[:16]
+
+
+def _numbers_of(tensor: Tensor) -> bytes:
+    flat = tensor.detach().flatten()
+    return flat[:: max(1, flat.numel() // 16)][:16].float().cpu().numpy().tobytes()
 
 
 def load_from(
@@ -711,11 +728,12 @@ def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
         max_speakers=MAX_SPEAKERS,
         max_text_chars=runner.line_chars,
         max_prompt_s=PROMPT_SHARE * runner.config.max_positions / runner.codec.frame_hz,
+        examples=str(runner.examples or ""),
         max_context_s=CONTEXT_SHARE * runner.config.max_positions / runner.codec.frame_hz,
+        codec="mimi",
+        codec_fingerprint=runner.codec_fingerprint,
     )
-    return BatchedEngine(
-        info, runner, max_queue=settings.max_queue, outbox_s=settings.outbox_s, encode=runner.encode, codec="mimi"
-    )
+    return BatchedEngine(info, runner, max_queue=settings.max_queue, outbox_s=settings.outbox_s, encode=runner.encode)
 
 
 def build(settings: Settings, context: BuildContext) -> BatchedEngine:

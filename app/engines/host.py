@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from app.engines import pool
 from app.engines.registry import BuildContext, EngineSpec
 from app.errors import EngineUnavailable, NotReady, WeightsUnavailable
+from app.runtime.memory import memory_of
 from app.types import DeviceState
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from app.audio.guard import Rule
     from app.engines.protocol import Engine
     from app.models.hub import Progress
+    from app.runtime.memory import Memory
     from app.settings import Settings
     from app.types import Load
 
@@ -121,6 +123,10 @@ class EngineHost:
             return self._engine.devices
         out = "" if self._engine.healthy else "Its engine has stopped."
         return (DeviceState(self._engine.info.device, out, self._engine.load),)
+
+    def memory(self) -> tuple[Memory, ...]:
+        """Of the devices that the engine runs on."""
+        return memory_of(self._engine.info.device) if self._engine is not None else ()
 
     def status(self) -> Status:
         reason, remedy = (self._problem.reason, self._problem.remedy) if self._problem else ("", "")

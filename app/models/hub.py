@@ -107,6 +107,7 @@ _KNOWN: Mapping[str, ModelFiles] = {
             "special_tokens_map.json",
             "chat_template.jinja",
             "prompts/*.wav",
+            "prompts/*.txt",
         ),
         mirrors=("unsloth/csm-1b", "eustlb/csm-1b"),
     ),

@@ -36,7 +36,8 @@ class Scheduler:
     def __init__(self, max_rows: int, max_queue: int) -> None:
         self._slots = Slots(max_rows)
         self._queue: deque[Job] = deque()  # has not begun; bounded
-        self._following: deque[Job] = deque()  # goes on with an answer that sounds; at most one per answer
+        self._following: deque[Job] = deque()  # goes on with an answer that sounds
+        self._background: deque[Job] = deque()  # when there is nothing else to do
         self._max_queue = max_queue
         self._changed = threading.Condition()
         self._dirty = False
@@ -46,14 +47,17 @@ class Scheduler:
 
     def submit(self, job: Job) -> None:
         """Queue a job. Raises Busy when rows and queue are full; a job that follows a sounding one is never refused
-        and goes before all that have not begun, in the order they came."""
+        and goes before all that have not begun, in the order they came. A background job ends in Busy when its row is
+        wanted."""
         with self._changed:
             if self._closed is not None:
                 raise self._closed
-            if job.utterance.follows:
+            if job.background:
+                self._background.append(job)
+            elif job.utterance.follows:
                 self._following.append(job)
             else:
-                free = len(self._slots) - len(self._slots.live)
+                free = len(self._slots) - self._speaking
                 if len(self._queue) >= free + self._max_queue:
                     raise Busy(
                         f"The server is speaking for {len(self._slots)} requests and {self._max_queue} are waiting. "
@@ -67,7 +71,7 @@ class Scheduler:
         """The reader is gone: the job leaves the queue now, or its row with the next plan."""
         with self._changed:
             job.cancelled = True
-            for queue in (self._queue, self._following):
+            for queue in (self._queue, self._following, self._background):
                 with contextlib.suppress(ValueError):  # it has begun, or is over
                     queue.remove(job)
             self._wake()
@@ -79,17 +83,24 @@ class Scheduler:
 
     def load(self) -> Load:
         with self._changed:
-            return Load(len(self._slots.live), len(self._slots), len(self._queue), self._max_queue)
+            return Load(self._speaking, len(self._slots), len(self._queue), self._max_queue)
+
+    @property
+    def _speaking(self) -> int:
+        """Rows that somebody listens to."""
+        return sum(not slot.background for slot in self._slots.live)
 
     def close(self, error: Exception | None = None) -> None:
         """Refuse new jobs and end all present ones with `error`."""
         with self._changed:
             self._closed = error or EngineStopped("The engine has stopped. Restart the server.")
-            for job in [*self._queue, *self._following, *(slot.job for slot in self._slots.live if slot.job)]:
+            waiting = (*self._queue, *self._following, *self._background)
+            for job in [*waiting, *(slot.job for slot in self._slots.live if slot.job)]:
                 job.cancelled = True
                 job.outbox.finish(self._closed)
             self._queue.clear()
             self._following.clear()
+            self._background.clear()
             self._wake()
 
     # ---- engine thread side
@@ -97,14 +108,14 @@ class Scheduler:
     def plan(self) -> Plan:
         with self._changed:
             self._dirty = False
-            release = tuple(slot.row for slot in self._slots.live if slot.job is not None and slot.job.cancelled)
+            release = [slot.row for slot in self._slots.live if slot.job is not None and slot.job.cancelled]
             for row in release:
                 self._slots.free(row)
+            release += self._given_up()
             admit: list[tuple[int, Job]] = []
             for queue in (self._following, self._queue):
                 while queue and (slot := self._slots.take(queue[0])) is not None:
                     admit.append((slot.row, queue.popleft()))
-            waiting = [slot for slot in self._slots if slot.phase is Phase.PREFILL]
             step: list[int] = []
             for slot in self._slots:
                 if slot.phase in (Phase.SPEAK, Phase.PAUSED):
@@ -112,10 +123,28 @@ class Scheduler:
                     slot.phase = Phase.PAUSED if slot.job.outbox.full else Phase.SPEAK
                     if slot.phase is Phase.SPEAK:
                         step.append(slot.row)
+            busy = any(slot.phase in (Phase.SPEAK, Phase.PREFILL) and not slot.background for slot in self._slots)
+            if busy:
+                step = [row for row in step if not self._slots[row].background]
+            elif self._background and (slot := self._slots.take(self._background[0])) is not None:
+                admit.append((slot.row, self._background.popleft()))
+            waiting = [slot for slot in self._slots if slot.phase is Phase.PREFILL and not (busy and slot.background)]
             # One piece of prompt a turn, so that newcomers never stall those who speak: first for answers that go on,
             # then for the longest waiting.
             waiting.sort(key=_urgency)
-            return Plan(release, tuple(admit), tuple(slot.row for slot in waiting[:1]), tuple(step))
+            return Plan(tuple(release), tuple(admit), tuple(slot.row for slot in waiting[:1]), tuple(step))
+
+    def _given_up(self) -> list[int]:
+        """Rows of background jobs that those who wait need, freed."""
+        wanted = len(self._queue) + len(self._following) - (len(self._slots) - len(self._slots.live))
+        rows = [slot.row for slot in self._slots.live if slot.background][: max(0, wanted)]
+        for row in rows:
+            job = self._slots[row].job
+            self._slots.free(row)
+            if job is not None:
+                job.cancelled = True
+                job.outbox.finish(Busy("Somebody else needed the row. Try again.", retry_after_s=1))
+        return rows
 
     def prefilled(self, row: int) -> None:
         """The row has read its prompt and may step."""
@@ -152,7 +181,7 @@ class Scheduler:
                 if slot.job is not None and id(slot.job) in seen:
                     raise AssertionError(f"the job of row {slot.row} is in two rows")
                 seen.add(id(slot.job))
-            if any(id(job) in seen for job in [*self._queue, *self._following]):
+            if any(id(job) in seen for job in [*self._queue, *self._following, *self._background]):
                 raise AssertionError("a queued job is in a row as well")
 
     def _wake(self) -> None:

@@ -31,6 +31,10 @@ class Job:
     submitted_s: float = field(default_factory=time.monotonic)
     cancelled: bool = False
 
+    @property
+    def background(self) -> bool:
+        return self.utterance.background
+
 
 @dataclass(slots=True)
 class Slot:
@@ -40,6 +44,11 @@ class Slot:
     job: Job | None = None
     phase: Phase = Phase.FREE
     frames: int = 0
+
+    @property
+    def background(self) -> bool:
+        """Whether who is in it gives way to everybody else."""
+        return self.job is not None and self.job.background
 
 
 class Slots:

@@ -10,7 +10,15 @@ import torch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from transformers import CsmConfig, CsmForConditionalGeneration, MimiConfig, MimiModel
+    from transformers import (
+        CsmConfig,
+        CsmForConditionalGeneration,
+        DacModel,
+        DiaForConditionalGeneration,
+        DiaProcessor,
+        MimiConfig,
+        MimiModel,
+    )
     from transformers.utils import logging
 
 logging.set_verbosity_error()
@@ -112,6 +120,21 @@ def mimi(config: MimiConfig, seed: int = 0) -> MimiModel:
     model = MimiModel(config).eval()
     enliven(model, seed)
     return model
+
+
+def dia(folder: Path, dtype: torch.dtype = torch.float32) -> DiaForConditionalGeneration:
+    """From a folder that holds exactly its tensors."""
+    model, found = DiaForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    assert not any(found.values()), found
+    return model.eval()
+
+
+def dia_processor(folder: Path) -> DiaProcessor:
+    return DiaProcessor.from_pretrained(folder)
+
+
+def dac(folder: Path) -> DacModel:
+    return DacModel.from_pretrained(folder).eval()
 
 
 def save(model: torch.nn.Module, folder: Path) -> Path:

@@ -55,11 +55,11 @@ class ScriptedRunner:
         self._made: Counter[int] = Counter()  # row -> frames
         self._ended: set[int] = set()
 
-    def utterance(self, part: Part, *, follows: bool = False) -> Utterance:
+    def utterance(self, part: Part, *, follows: bool = False, background: bool = False) -> Utterance:
         number = len(self._parts)
         self._parts[number] = part
         line = SpokenLine(f"utterance {number}", 0, VOICE)
-        return Utterance((line,), Sampling(), seed=number, max_seconds=60.0, follows=follows)
+        return Utterance((line,), Sampling(), seed=number, max_seconds=60.0, follows=follows, background=background)
 
     def expected(self, utterance: Utterance) -> list[tuple[int, int]]:
         """(utterance, frame) of each frame."""

@@ -22,7 +22,7 @@ FLOORS = (
     ("app", "types", "errors", "settings", "metrics", "logs"),  # "app" is app/__init__.py: the version
     ("text", "audio", "voices", "models", "runtime"),
     ("engines",),
-    ("studio", "cache", "casting"),
+    ("studio", "prompts", "cache", "casting"),
     ("api",),
     ("main", "cli", "assemble"),
     ("scale",),  # beside the house: wraps assemble, nothing imports it
@@ -32,13 +32,15 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 NEIGHBOURS = {
     ("voices", "audio"),
     ("studio", "cache"),  # the studio is handed a cache; the cache knows nothing of it
+    ("studio", "prompts"),
     ("studio", "casting"),
     ("main", "assemble"),
     ("main", "scale"),  # `--ray`; lazily, and the one exception to "nothing imports it"
     ("cli", "assemble"),
     ("cli", "main"),
 }
-TORCH_ROOMS = ("app/engines/csm.py", "app/engines/dia.py", "app/models/", "app/runtime/")
+TORCH_ROOMS = ("app/engines/csm.py", "app/engines/dia.py", "app/engines/dia_load.py", "app/models/", "app/runtime/")
+LAZY_TORCH = ("app/audio/watermark.py", "app/voices/vad.py", "app/voices/transcribe.py")
 PLAIN_RUNTIME = ("__init__", "scheduler", "slots", "outbox", "loop", "runner")  # tested, and offline, without torch
 
 
@@ -135,13 +137,14 @@ def test_the_rule_itself(here, there, allowed):
 
 
 def test_heavy_libraries_stay_in_their_rooms():
-    """Stricter than the design in one place: audio/ may come to need torch lazily (VAD, watermark): name it then."""
-    bad = [found for found in ALL if found.package == "torch" and not found.file.startswith(TORCH_ROOMS)]
+    """LAZY_TORCH: where torch is imported inside functions only, and may be missing."""
+    rooms = (*TORCH_ROOMS, *LAZY_TORCH)
+    bad = [found for found in ALL if found.package == "torch" and not found.file.startswith(rooms)]
     assert not bad, offences(bad)
     plain = {f"app/runtime/{name}.py" for name in PLAIN_RUNTIME}
     bad = [found for found in ALL if found.package == "torch" and found.file in plain]
     assert not bad, offences(bad)
-    bad = [found for found in ALL if found.package == "transformers"]
+    bad = [found for found in ALL if found.package == "transformers" and found.file != "app/voices/transcribe.py"]
     assert not bad, offences(bad)
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from app import studio as module
 from app.audio import pcm
+from app.audio.watermark import Watermark
 from app.cache import AnswerCache
 from app.engines.host import EngineHost
 from app.engines.registry import BUILT_IN, Builder, EngineSpec
@@ -157,7 +158,10 @@ async def room(folder: Path, known: dict[str, EngineSpec], engine: str, fallback
     metrics = Metrics()
     async with EngineHost(settings, known) as host:
         await host.settled()
-        yield Room(Studio(host, VoiceStore(), cache, metrics, Normalizer()), host, metrics, folder / "cache")
+        studio = Studio(
+            host, VoiceStore(), cache, metrics, Normalizer(), marks=Watermark("off"), enhance=False
+        )  # samples as the engine made them
+        yield Room(studio, host, metrics, folder / "cache")
 
 
 @pytest.fixture

@@ -39,9 +39,9 @@ class Desk:
         runner, scheduler = ScriptedRunner(rows), Scheduler(rows, queue)
         return cls(runner, scheduler, Loop(runner, scheduler, "test"))
 
-    def submit(self, part: Part, *, follows: bool = False, outbox_s: float = 60.0) -> Job:
+    def submit(self, part: Part, *, follows: bool = False, background: bool = False, outbox_s: float = 60.0) -> Job:
         outbox = Outbox(RATE_HZ, outbox_s, on_room=self.scheduler.wake)
-        job = Job(self.runner.utterance(part, follows=follows), outbox)
+        job = Job(self.runner.utterance(part, follows=follows, background=background), outbox)
         self.scheduler.submit(job)
         return job
 
@@ -129,6 +129,40 @@ async def test_without_a_queue_there_are_as_many_as_rows():
         desk.submit(Part(frames=1))
     desk.finish()
     desk.submit(Part(frames=1))
+
+
+async def test_background_work_is_done_only_while_nobody_waits():
+    desk = Desk.of(2, 1)
+    behind = desk.submit(Part(frames=6, pieces=2), background=True)
+    desk.turn(4)
+    assert desk.runner.said == [(0, 0), (0, 1)]
+    assert desk.scheduler.load().active_rows == 0
+    desk.submit(Part(frames=3))
+    desk.turn(4)
+    assert desk.runner.said[2:] == [(1, 0), (1, 1), (1, 2)]
+    desk.finish()
+    assert await heard(behind) == [(0, frame) for frame in range(6)]
+
+
+async def test_background_work_gives_its_row_up():
+    desk = Desk.of(1, 0)
+    behind = desk.submit(Part(frames=6), background=True)
+    desk.turn(3)
+    desk.submit(Part(frames=2))  # not refused, though the only row is taken
+    again = desk.submit(Part(frames=2), background=True)
+    desk.finish()
+    assert desk.runner.said == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    with pytest.raises(Busy):
+        await heard(behind)
+    assert await heard(again) == [(2, 0), (2, 1)]
+
+
+async def test_background_work_goes_on_while_a_slow_reader_has_enough():
+    desk = Desk.of(2, 0)
+    desk.submit(Part(frames=6), outbox_s=2 * FRAME_S)
+    desk.submit(Part(frames=2), background=True)
+    desk.finish()
+    assert [number for number, _ in desk.runner.said] == [0, 0, 1, 1]
 
 
 async def test_a_cancelled_job_leaves_the_queue_at_once():
@@ -474,6 +508,7 @@ OPERATIONS = st.lists(
                 [("", 0)] * 8
                 + [("admit", 0), ("prefill", 0), ("prefill", 1), ("step", 0), ("step", 3), ("sound", 0), ("sound", 2)]
             ),
+            st.sampled_from([False, False, True]),
         ),
         st.tuples(st.just("cancel"), st.integers(0, 30)),
         st.tuples(st.just("read"), st.integers(0, 30)),
@@ -521,16 +556,22 @@ async def _whatever_happens(operations, rows, queue, outbox_frames):
 
     for operation, *arguments in operations:
         if operation == "submit":
-            count, pieces, follows, failure = arguments
+            count, pieces, follows, failure, behind = arguments
             load = desk.scheduler.load()
             room = load.max_rows - load.active_rows + load.max_queue - load.queued
             try:
-                job = desk.submit(Part(count, pieces, *failure), follows=follows, outbox_s=outbox_frames * FRAME_S)
+                job = desk.submit(
+                    Part(count, pieces, *failure),
+                    follows=follows,
+                    background=behind,
+                    outbox_s=outbox_frames * FRAME_S,
+                )
             except Busy:
                 assert not follows
+                assert not behind
                 assert room <= 0
                 continue
-            assert follows or room > 0
+            assert follows or behind or room > 0
             jobs.append(job)
             frames[job.utterance.seed] = []
         elif operation == "turn":
@@ -707,3 +748,23 @@ async def test_frames_without_codes_have_none():
         async for chunk in engine.speak(runner.utterance(Part(frames=5))):
             assert chunk.codes is None
     assert runner.violations == []
+
+
+async def test_codes_wait_for_their_sound() -> None:
+    """Of a codec that looks ahead: a reader never gets a chunk without samples, but every code."""
+    outbox = Outbox(1000, 1.0, on_room=lambda: None)
+    nothing, sound = np.zeros(0, np.float32), np.ones(10, np.float32)
+    for number in range(3):
+        outbox.put(nothing, np.full((2, 1), number, np.int16))
+    outbox.put(sound, np.full((2, 1), 3, np.int16))
+    outbox.put(nothing, np.full((2, 1), 4, np.int16))
+    outbox.finish()
+    first, last = await outbox.get(), await outbox.get()
+    assert first is not None
+    assert last is not None
+    assert first.codes is not None
+    assert last.codes is not None
+    assert first.codes[0].tolist() == [0, 1, 2, 3]
+    assert len(first.samples) == 10
+    assert (last.codes[0].tolist(), len(last.samples), last.start) == ([4], 0, 10)
+    assert await outbox.get() is None

@@ -1,0 +1,220 @@
+// The server, as the pages see it: requests with the key, errors in words, speech as it arrives.
+
+import { ROOT, alarm, button, dialog, h, quoted, t } from "./ui.js";
+
+// ---- the key: for this session, or remembered when asked to
+
+let key = (() => {
+  try {
+    return sessionStorage.getItem("studio.key") ?? localStorage.getItem("studio.key") ?? "";
+  } catch {
+    return "";
+  }
+})();
+
+export const hasKey = () => key !== "";
+
+function keep(value, remembered) {
+  key = value;
+  try {
+    sessionStorage.setItem("studio.key", value);
+    if (remembered && value) localStorage.setItem("studio.key", value);
+    else localStorage.removeItem("studio.key");
+  } catch {
+    // Then it lives until the page is left.
+  }
+}
+
+let asking = null;
+
+/** Asks for the key; true when one was given. Several callers share one dialog. */
+export function askKey(wrong = "") {
+  asking ??= dialog(t("key.title"), (close) => {
+    const field = h("input", { type: "password", autocomplete: "off", id: "key-field", value: key, autofocus: true, "aria-describedby": wrong ? "key-wrong" : null });
+    const remember = h("input", { type: "checkbox", id: "key-remember" });
+    return h("form", { class: "stack", onsubmit: (event) => {
+      event.preventDefault();
+      keep(field.value.trim(), remember.checked);
+      close(true);
+    } },
+      wrong && h("p", { class: "bad", id: "key-wrong" }, quoted(wrong)),
+      h("label", { for: "key-field" }, t("key.label")),
+      field,
+      h("label", { class: "check" }, remember, t("key.remember")),
+      h("p", { class: "hint" }, t("key.hint")),
+      h("div", { class: "row end" },
+        button(t("key.forget"), () => { keep("", false); close(false); }, { look: "quiet" }),
+        h("button", { class: "primary" }, t("key.use")),
+      ),
+    );
+  }).finally(() => (asking = null));
+  return asking;
+}
+
+// ---- errors
+
+/** What went wrong, for people: `headline` in their language, `message` in the API's words. */
+export class ApiError extends Error {
+  constructor({ status = 0, code = null, param = null, message = "", requestId = "", retryAfter_s = 0 }) {
+    super(message);
+    Object.assign(this, { status, code, param, requestId, retryAfter_s });
+  }
+
+  get headline() {
+    if (this.status === 0) return t("error.offline");
+    if (this.status === 401) return t("error.key");
+    if (this.code === "voice_not_found" || /voice$/.test(this.param ?? "")) return t("error.voice");
+    if (this.code === "string_too_long") return t("error.long");
+    if (this.code === "too_many_speakers") return t("error.speakers");
+    if (this.status === 413) return t("error.large");
+    if (this.status === 429) return t("error.busy");
+    if (this.status === 503) return t("error.not_ready");
+    if (this.status >= 500) return t("error.engine");
+    if (this.status === 404) return t("error.missing");
+    return t("error.request");
+  }
+}
+
+async function errorOf(answer) {
+  let told = {};
+  try {
+    told = (await answer.json()).error ?? {};
+  } catch {
+    // No envelope: something between us and the server answered.
+  }
+  return new ApiError({
+    status: answer.status,
+    code: told.code ?? null,
+    param: told.param ?? null,
+    message: told.message ?? `${answer.status} ${answer.statusText}`.trim(),
+    requestId: answer.headers.get("x-request-id") ?? "",
+    retryAfter_s: Number(answer.headers.get("retry-after")) || 0,
+  });
+}
+
+/** An error as a box: headline, the API's words, what to do, the request's id. actions: buttons. */
+export function errorBox(error, actions = []) {
+  const headline = error instanceof ApiError ? error.headline : String(error.message ?? error);
+  alarm(`${headline} ${error.message ?? ""}`);
+  return h("div", { class: "error" },
+    h("p", { class: "headline" }, headline),
+    error instanceof ApiError && error.message && h("p", {}, quoted(error.message)),
+    actions.length > 0 && h("div", { class: "row" }, actions),
+    error.requestId && h("p", { class: "hint" }, t("error.id"), " ", h("code", {}, error.requestId)),
+  );
+}
+
+// ---- requests
+
+/** fetch with the key. A 401 asks for it and tries again. Raises ApiError; AbortError passes. */
+export async function call(path, { json, ...options } = {}) {
+  for (;;) {
+    const headers = new Headers(options.headers);
+    if (key) headers.set("Authorization", `Bearer ${key}`);
+    if (json !== undefined) headers.set("Content-Type", "application/json");
+    let answer;
+    try {
+      answer = await fetch(ROOT + path, { method: json === undefined ? "GET" : "POST", ...options, headers, body: json === undefined ? options.body : JSON.stringify(json) });
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new ApiError({ message: "" });
+    }
+    if (answer.ok) return answer;
+    const error = await errorOf(answer);
+    if (error.status !== 401 || !(await askKey(error.message))) throw error;
+  }
+}
+
+export const getJson = async (path, options) => (await call(path, options)).json();
+
+/**
+ * Speech as it is made: calls `on.head(headers)` once, `on.audio(bytes)` for each piece, `on.progress(event)`.
+ * Resolves with the usage at the end. An answer that breaks off raises ApiError, in the server's words if it had any.
+ */
+export async function speakStream(path, body, on, signal) {
+  const answer = await call(path, { json: { ...body, response_format: "pcm", stream_format: "sse", progress: true }, signal });
+  on.head(answer.headers);
+  const requestId = answer.headers.get("x-request-id") ?? "";
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  let usage = null;
+  let ended = false;
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      rest += value;
+      let end;
+      while ((end = rest.indexOf("\n\n")) >= 0) {
+        const data = rest.slice(6, end); // after "data: "
+        rest = rest.slice(end + 2);
+        if (data === "[DONE]") {
+          ended = true;
+          continue;
+        }
+        const event = JSON.parse(data);
+        if (event.type === "speech.audio.delta") on.audio(fromBase64(event.audio));
+        else if (event.type === "speech.progress") on.progress(event);
+        else if (event.type === "speech.audio.done") usage = event.usage;
+        else if (event.error) throw new ApiError({ status: 500, ...event.error, requestId });
+      }
+    }
+  } catch (error) {
+    if (error.name === "AbortError" || error instanceof ApiError) throw error;
+    throw new ApiError({ requestId });
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+  if (!ended) throw new ApiError({ requestId });
+  return usage;
+}
+
+function fromBase64(text) {
+  const binary = atob(text);
+  const bytes = new Uint8Array(binary.length);
+  for (let at = 0; at < binary.length; at++) bytes[at] = binary.charCodeAt(at);
+  return bytes;
+}
+
+// ---- what the server has; kept until asked for anew
+
+const kept = new Map();
+
+function listOf(path, pick) {
+  return async (anew = false) => {
+    if (anew || !kept.has(path)) kept.set(path, getJson(path).then(pick));
+    try {
+      return await kept.get(path);
+    } catch (error) {
+      kept.delete(path);
+      throw error;
+    }
+  };
+}
+
+export const voices = listOf("/v1/audio/voices", (answer) => answer.voices);
+export const models = listOf("/v1/models", (answer) => answer.data);
+
+/** How the server is; also watched by the pill. `health` tells listeners. */
+export const health = Object.assign(new EventTarget(), {
+  last: null,
+  at: 0,
+  reachable: true,
+  async look() {
+    try {
+      const answer = await fetch(`${ROOT}/health`);
+      const seen = await answer.json();
+      const changed = this.last !== null && (seen.status !== this.last.status || seen.engine !== this.last.engine);
+      Object.assign(this, { last: seen, at: Date.now(), reachable: true });
+      if (changed) {
+        kept.clear();
+        this.dispatchEvent(new Event("changed"));
+      }
+    } catch {
+      this.reachable = false;
+    }
+    this.dispatchEvent(new Event("look"));
+    return this.last;
+  },
+});
+

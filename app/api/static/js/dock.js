@@ -1,0 +1,195 @@
+// The player at the bottom of every page: play, the wave as a slider, A/B, volume, save.
+
+import { ApiError, call } from "./api.js";
+import { player, wav } from "./player.js";
+import { button, clock, debounce, dialog, download, h, icon, notify, number, t } from "./ui.js";
+
+const FORMATS = ["wav", "mp3", "opus", "flac", "aac", "pcm"];
+const LEAST_SPAN_S = 10;
+
+/** Draws a track on a canvas; the span grows by half when it is full. marks: [from_s, to_s] that are lit. */
+export class Wave {
+  #span_s = LEAST_SPAN_S;
+  #track = null;
+  #asked = 0;
+
+  constructor(canvas) {
+    this.canvas = canvas;
+    this.marker = null;
+    new ResizeObserver(() => this.draw()).observe(canvas);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+  }
+
+  get span_s() {
+    return this.#span_s;
+  }
+
+  show(track, at_s) {
+    if (track !== this.#track) {
+      this.#track = track;
+      this.#span_s = LEAST_SPAN_S;
+    }
+    this.at_s = at_s;
+    if (track) {
+      if (track.ended) this.#span_s = Math.max(track.seconds, 1);
+      else while (track.seconds > this.#span_s) this.#span_s *= 1.5;
+    }
+    this.draw();
+  }
+
+  draw() {
+    this.#asked ||= requestAnimationFrame(() => {
+      this.#asked = 0;
+      this.#paint();
+    });
+  }
+
+  #paint() {
+    const { canvas } = this;
+    const ratio = devicePixelRatio || 1;
+    const [width, height] = [Math.round(canvas.clientWidth * ratio), Math.round(canvas.clientHeight * ratio)];
+    if (!width || !height) return;
+    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+    const brush = canvas.getContext("2d");
+    const style = getComputedStyle(canvas);
+    const colour = (name) => style.getPropertyValue(name).trim();
+    brush.clearRect(0, 0, width, height);
+    const track = this.#track;
+    if (!track) return;
+    const step = Math.max(2, Math.round(3 * ratio));
+    const played_x = (this.at_s / this.#span_s) * width;
+    const end_x = (track.seconds / this.#span_s) * width;
+    const scale = 0.48 / Math.max(0.2, track.peak); // quiet voices are drawn large, silence is not
+    brush.fillStyle = colour("--rest");
+    brush.globalAlpha = 0.5;
+    brush.fillRect(0, Math.floor(height / 2), width, 1);
+    brush.globalAlpha = 1;
+    for (let x = 0; x < end_x; x += step) {
+      const [low, high] = track.extremes((x / width) * this.#span_s, ((x + step) / width) * this.#span_s);
+      const [top, bottom] = [(0.5 - high * scale) * height, (0.5 - low * scale) * height];
+      const past = x < played_x;
+      brush.fillStyle = colour(past ? "--accent" : "--rest");
+      brush.fillRect(x, top, past ? Math.max(1, 2 * ratio) : ratio, Math.max(ratio, bottom - top));
+    }
+    brush.fillStyle = colour("--text");
+    brush.fillRect(Math.min(width - 2 * ratio, played_x), 0, 2 * ratio, height);
+  }
+}
+
+/** The format's file of this track: WAV from what is here, others asked for again with the same seed. */
+export async function save(track, format, name) {
+  if (format === "wav") return download(wav(track.samples()), `${name}.wav`);
+  if (format === "pcm") return download(new Blob([track.samples()], { type: "audio/pcm" }), `${name}.pcm`);
+  const { body, kind } = track.about;
+  try {
+    const answer = await call(kind === "dialogue" ? "/v1/audio/dialogue" : "/v1/audio/speech", { json: { ...body, seed: Number(track.seed), response_format: format } });
+    download(await answer.blob(), `${name}.${format}`);
+  } catch (error) {
+    notify(error instanceof ApiError ? `${error.headline} ${error.message}` : String(error));
+  }
+}
+
+export function nameOf(track) {
+  const words = (track.about?.text ?? "").toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
+  return [...words.slice(0, 5), track.about?.voice].filter(Boolean).join("-").slice(0, 60) || "speech";
+}
+
+export function saveMenu(track) {
+  return dialog(t("save.title"), (close) => h("div", { class: "stack" },
+    h("div", { class: "row wrap" }, FORMATS.map((format, n) => button(format.toUpperCase(), () => { close(); save(track, format, nameOf(track)); }, { look: n ? "" : "primary", data: { format } }))),
+    h("p", { class: "hint" }, t("save.hint")),
+  ));
+}
+
+export function mount(dock) {
+  const toggle = button(t("dock.play"), () => player.toggle(), { name: "play", look: "primary round" });
+  const canvas = h("canvas", { "aria-hidden": "true" });
+  const wave = new Wave(canvas);
+  const slider = h("div", { class: "wave", role: "slider", tabindex: 0, "aria-label": t("dock.position"), "aria-valuemin": 0 }, canvas);
+  const time = h("span", { class: "time" });
+  const title = h("span", { class: "what" });
+  const ab = h("div", { class: "ab", role: "group", "aria-label": t("ab.title"), hidden: true });
+  const volume = h("input", { type: "range", min: 0, max: 1, step: 0.05, value: player.volume, "aria-label": t("dock.volume"), oninput: (event) => (player.volume = Number(event.target.value)) });
+  const keep = button(t("save"), () => player.track && saveMenu(player.track), { look: "quiet save" });
+  keep.prepend(icon("save"));
+  dock.replaceChildren(toggle, h("div", { class: "track" }, title, slider), time, ab, h("label", { class: "volume" }, icon("volume"), volume), keep);
+
+  const seek = (event) => {
+    const box = canvas.getBoundingClientRect();
+    player.seek(((event.clientX - box.left) / box.width) * wave.span_s);
+  };
+  slider.addEventListener("pointerdown", (event) => {
+    slider.setPointerCapture(event.pointerId);
+    seek(event);
+  });
+  slider.addEventListener("pointermove", (event) => slider.hasPointerCapture(event.pointerId) && seek(event));
+  slider.addEventListener("keydown", (event) => {
+    const to = { ArrowLeft: player.at_s - 1, ArrowDown: player.at_s - 1, ArrowRight: player.at_s + 1, ArrowUp: player.at_s + 1, PageUp: player.at_s + 10, PageDown: player.at_s - 10, Home: 0, End: player.track?.seconds }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    event.stopPropagation();
+    player.seek(to);
+  });
+
+  const abButtons = () => {
+    const { pair } = player;
+    ab.hidden = !pair;
+    if (!pair) return ab.replaceChildren();
+    const held = ab.contains(document.activeElement) ? document.activeElement.dataset.ab : null;
+    const shown = pair.blind ? ["?", "?"] : ["A", "B"];
+    ab.replaceChildren(
+      pair.blind
+        ? button(t("ab.swap"), () => player.swap(), { data: { ab: "swap" }, title: t("ab.swap_key") })
+        : shown.map((name, n) => button(name, () => pair.on !== n && player.swap(), { "aria-pressed": String(pair.on === n), data: { ab: n } })),
+      pair.blind && button(t("ab.pick"), () => pair.pick(), { data: { ab: "pick" }, look: "primary" }),
+    );
+    if (held) ab.querySelector(`[data-ab="${held}"]`)?.focus();
+  };
+
+  let seen = null;
+  let seenPair = "";
+  let listening = null;
+  const refresh = () => {
+    const { track } = player;
+    dock.hidden = !track;
+    document.documentElement.classList.toggle("docked", Boolean(track));
+    if (!track) return;
+    if (track !== listening) {
+      listening?.removeEventListener("grow", slow);
+      listening?.removeEventListener("end", refresh);
+      track.addEventListener("grow", slow);
+      track.addEventListener("end", refresh);
+      listening = track;
+    }
+    const look = player.playing ? "pause" : "play";
+    if (seen !== look) {
+      toggle.replaceChildren(icon(look));
+      toggle.setAttribute("aria-label", t(`dock.${look}`));
+      toggle.title = t(`dock.${look}`);
+      seen = look;
+    }
+    const pairNow = player.pair ? `${player.pair.on}${Boolean(player.pair.blind)}${player.pair.tracks.map((each) => each.id)}` : "";
+    if (pairNow !== seenPair) {
+      seenPair = pairNow;
+      abButtons();
+    }
+    const blind = player.pair?.blind;
+    title.textContent = blind ? t("ab.blind") : [track.about?.voice, track.about?.text].filter(Boolean).join(" · ");
+    time.textContent = `${clock(player.at_s)} / ${clock(track.seconds)}`;
+    slider.setAttribute("aria-valuemax", Math.round(track.seconds));
+    slider.setAttribute("aria-valuenow", Math.round(player.at_s));
+    slider.setAttribute("aria-valuetext", t("dock.at", { s: number(player.at_s, 0), of: number(track.seconds, 0) }));
+    dock.dataset.underruns = player.underruns;
+    dock.dataset.playing = player.playing;
+    dock.dataset.sink = player.kind;
+    wave.show(track, player.at_s);
+  };
+  const slow = debounce(refresh, 40);
+  player.addEventListener("change", refresh);
+  refresh();
+  return () => {
+    player.removeEventListener("change", refresh);
+    listening?.removeEventListener("grow", slow);
+    listening?.removeEventListener("end", refresh);
+  };
+}

@@ -1,0 +1,178 @@
+// The shell: which page is shown, the header, the keys that work everywhere.
+
+import { askKey, health } from "./api.js";
+import * as dock from "./dock.js";
+import { player } from "./player.js";
+import { speech } from "./speech.js";
+import { LANGUAGES, ROOT, button, dialog, h, loadLanguage, store, t } from "./ui.js";
+
+const ROUTES = {
+  "/": { title: "nav.speak", load: () => import("./pages/speak.js") },
+  "/voice-cloning": { title: "nav.voices", load: () => import("./pages/voices.js") },
+  "/dialogue": { title: "nav.dialogue", load: () => import("./pages/dialogue.js") },
+  "/server": { title: "nav.server", load: () => import("./pages/server.js") },
+};
+
+// ---- routes. A page is a module with mount(main, { go, heading }) -> { unmount?, leave?, unsaved?, hash?, keys? }:
+// unmount(): takes its listeners away. leave(): false, or a promise of it, keeps the person there. unsaved(): true where
+// closing the tab should ask. hash(text): the part after #. keys(event): a key outside fields; true if it was used.
+
+let page = {};
+let shown = "";
+let turn = 0;
+
+const pathNow = () => location.pathname.slice(ROOT.length) || "/";
+
+async function show({ focus = true } = {}) {
+  const own = ++turn;
+  const path = pathNow() in ROUTES ? pathNow() : "/";
+  const module = await ROUTES[path].load();
+  if (own !== turn) return;
+  page.unmount?.();
+  const main = document.getElementById("main");
+  document.title = `${t(ROUTES[path].title)} · ${t("shell.name")}`;
+  for (const link of document.querySelectorAll("nav [data-route]")) {
+    if (link.dataset.route === path) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  const heading = h("h1", { tabindex: -1 }, t(ROUTES[path].title));
+  main.replaceChildren(heading);
+  main.dataset.page = path;
+  shown = path;
+  page = {};
+  const mounted = (await module.mount(main, { go, heading })) ?? {};
+  if (own !== turn) return mounted.unmount?.();
+  page = mounted;
+  if (focus) heading.focus({ preventScroll: true });
+  if (location.hash) page.hash?.(location.hash.slice(1));
+}
+
+/** Goes to a page of the studio ("/dialogue", "/voice-cloning#new"). */
+export async function go(to, { push = true } = {}) {
+  const [path, hash = ""] = to.split("#");
+  if (path !== shown) {
+    if ((await page.leave?.()) === false) return;
+    if (push) history.pushState({}, "", ROOT + to);
+    await show();
+    scrollTo(0, 0);
+  } else if (hash !== location.hash.slice(1)) {
+    location.hash = hash;
+  }
+}
+
+addEventListener("popstate", async () => {
+  if (pathNow() === shown) return;
+  if ((await page.leave?.()) === false) history.pushState({}, "", ROOT + shown);
+  else await show();
+});
+addEventListener("hashchange", () => page.hash?.(location.hash.slice(1)));
+addEventListener("beforeunload", (event) => page.unsaved?.() && event.preventDefault());
+
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("a[data-route]");
+  if (!link || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+  event.preventDefault();
+  go(link.dataset.route + (link.hash ?? ""));
+});
+
+// ---- the header
+
+function pill() {
+  const box = document.getElementById("pill");
+  const text = document.getElementById("pill-text");
+  const { last, reachable } = health;
+  const level = !reachable ? "bad" : { ok: "ok", degraded: "warn", starting: "wait", unhealthy: "bad" }[last?.status] ?? "wait";
+  box.dataset.level = level;
+  const engine = last?.model ?? last?.requested_engine ?? "";
+  text.textContent = !reachable ? t("pill.offline") : !last ? t("pill.wait") : t(`pill.${last.status}`, { engine });
+}
+
+function setTheme(theme) {
+  store.set("theme", theme);
+  if (theme === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = theme;
+  player.dispatchEvent(new Event("change"));
+}
+
+async function setLanguage(language) {
+  store.set("language", language);
+  await loadLanguage(language);
+  await furnish();
+  pill();
+  await show({ focus: false });
+}
+
+function menu() {
+  return dialog(t("menu.title"), (close) => {
+    const choice = (id, label, options, chosen, set) => [
+      h("label", { for: id }, label),
+      h("select", { id, onchange: (event) => set(event.target.value) }, options.map(([value, text]) => h("option", { value, selected: value === chosen }, text))),
+    ];
+    return h("div", { class: "stack" },
+      choice("menu-language", t("menu.language"), Object.entries(LANGUAGES), document.documentElement.lang, async (value) => { close(); await setLanguage(value); }),
+      choice("menu-theme", t("menu.theme"), ["auto", "light", "dark"].map((name) => [name, t(`theme.${name}`)]), store.get("theme", "auto"), setTheme),
+      h("label", { class: "check" }, h("input", { type: "checkbox", checked: store.get("shortcuts", true), onchange: (event) => store.set("shortcuts", event.target.checked) }), t("menu.shortcuts")),
+      h("div", { class: "row wrap" },
+        button(t("menu.key"), () => { close(); askKey(); }),
+        button(t("menu.keys"), () => { close(); keyList(); }),
+        h("a", { class: "button", href: `${ROOT}/docs` }, t("menu.docs")),
+      ),
+    );
+  }, { look: "side" });
+}
+
+const keyList = () => dialog(t("keys.title"), () => h("dl", { class: "keys" },
+  [["Ctrl+Enter", "keys.speak"], ["Esc", "keys.stop"], ["Space", "keys.pause"], ["X", "keys.swap"], ["← →", "keys.seek"], ["/", "keys.text"], ["?", "keys.list"]].map(([key, what]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, t(what))]),
+));
+
+// ---- keys
+
+const FIELDS = "input, textarea, select, [contenteditable], [role=slider], [role=tab], dialog";
+
+document.addEventListener("keydown", (event) => {
+  if (event.defaultPrevented || event.isComposing) return;
+  if (event.key === "Escape" && speech.busy && !document.querySelector("dialog[open]")) {
+    event.preventDefault();
+    speech.stop();
+    return;
+  }
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest(FIELDS) || !store.get("shortcuts", true)) return;
+  if (event.key === " " && event.target.closest("button, a, summary")) return;
+  const act = {
+    " ": () => player.track && player.toggle(),
+    x: () => player.swap(),
+    X: () => player.swap(),
+    ArrowLeft: () => player.seek(player.at_s - 1),
+    ArrowRight: () => player.seek(player.at_s + 1),
+    "/": () => document.querySelector("main textarea, main input[type=search]")?.focus(),
+    "?": keyList,
+  }[event.key];
+  if (page.keys?.(event)) return event.preventDefault();
+  if (!act) return;
+  event.preventDefault();
+  act();
+});
+
+// The audio is made ready by the first press or key, so that the first Speak need not wait for it.
+for (const kind of ["pointerdown", "keydown"]) addEventListener(kind, () => player.prepare(), { once: true, capture: true });
+
+// ---- start
+
+let undock = () => {};
+
+async function furnish() {
+  undock();
+  undock = dock.mount(document.getElementById("dock"));
+}
+
+document.getElementById("menu-button").addEventListener("click", menu);
+health.addEventListener("look", pill);
+const watch = () => document.visibilityState === "visible" && health.look();
+setInterval(watch, 5000);
+document.addEventListener("visibilitychange", watch);
+const looking = health.look();
+await loadLanguage();
+pill();
+await furnish();
+await show({ focus: false });
+await looking;

@@ -1,0 +1,587 @@
+// Speak: a text, a voice, one button; then its takes, the history and the request as code.
+
+import { errorBox, hasKey, health, models, voices } from "../api.js";
+import { nameOf, save, saveMenu } from "../dock.js";
+import { player } from "../player.js";
+import { drawSeed, preview, speech, trackOf } from "../speech.js";
+import { takes } from "../takes.js";
+import { ROOT, announce, button, copy, debounce, h, icon, notify, number, quoted, seconds, store, t, tabs } from "../ui.js";
+
+const FORMATS = ["mp3", "wav", "opus", "flac", "aac", "pcm"];
+const ACCIDENT_MS = 400; // a second click this soon after Speak is not meant as Stop
+const SHOWN = 30; // of the history, at first
+const SOUNDS = ["(laughs)", "(sighs)", "(coughs)", "(gasps)", "(clears throat)", "(whistles)", "(humming)", "(applause)"]; // Dia's
+const SAMPLING = [
+  ["temperature", { min: 0, max: 2, step: 0.05 }],
+  ["top_k", { min: 1, max: 2048, step: 1 }],
+  ["top_p", { min: 0.01, max: 1, step: 0.01 }],
+  ["cfg_scale", { min: 1, max: 10, step: 0.1 }],
+];
+
+const isAlias = (model) => /^(tts-1|gpt-)/.test(model.id);
+
+/** A select of voices in groups: those made here first. */
+export function voiceSelect(list, chosen, props) {
+  const groups = [["cloned", list.filter((voice) => voice.type === "cloned")], ["preset", list.filter((voice) => voice.type !== "cloned")]];
+  const known = list.some((voice) => voice.id === chosen);
+  return h("select", props,
+    !known && chosen && h("option", { value: chosen, selected: true }, chosen),
+    groups.filter(([, members]) => members.length).map(([kind, members]) => h("optgroup", { label: t(`voice.kind.${kind}`) },
+      members.map((voice) => h("option", { value: voice.id, selected: voice.id === chosen }, voice.description ? `${voice.name} (${voice.description})` : voice.name)),
+    )),
+  );
+}
+
+/** A select of models; one that can't speak now stays readable, says why, and is never silently another. */
+export function modelSelect(list, chosen, props) {
+  const option = (model) => h("option", { value: model.id, selected: model.id === chosen, "aria-disabled": model.status === "ready" ? null : "true", title: model.detail || null },
+    model.status === "ready" ? model.id : `${model.id} (${t(`model.${model.status}`)})`);
+  return h("select", props, list.filter((model) => !isAlias(model)).map(option), h("optgroup", { label: t("model.aliases") }, list.filter(isAlias).map(option)));
+}
+
+/** The model to begin with: the one used last if it is listed, else the first that is ready. */
+export function modelToUse(list, kept) {
+  return list.some((model) => model.id === kept) ? kept : (list.find((model) => model.status === "ready") ?? list[0])?.id ?? "";
+}
+
+/** Why the engine that was asked for does not speak, in the server's words, with what to do. Null where all is well. */
+export function banner(list, chosen, use) {
+  const { last } = health;
+  if (!last || last.status === "ok") return null;
+  if (last.status === "starting") {
+    const { download } = last;
+    return h("div", { class: "banner" },
+      h("p", { class: "headline" }, t("banner.starting")),
+      download && h("p", {}, t("banner.download", { done: number(download.done_bytes / 1e9, 2), of: number(download.total_bytes / 1e9, 2) })),
+      download && h("progress", { max: download.total_bytes, value: download.done_bytes, "aria-label": t("banner.starting") }));
+  }
+  const remedy = h("pre", { tabindex: 0, lang: "en" }, last.remedy);
+  const other = list.find((model) => model.status === "ready" && !isAlias(model));
+  return h("div", { class: "banner" },
+    h("p", { class: "headline" }, t(last.model ? "banner.stand_in" : "banner.none", { wanted: list[0]?.id ?? last.requested_engine, engine: last.model ?? "" })),
+    last.reason && h("p", {}, quoted(last.reason)),
+    last.remedy && h("details", { class: "fold" }, h("summary", {}, t("banner.remedy")), remedy, h("div", { class: "row" }, button(t("copy"), () => copy(remedy), { look: "quiet" }))),
+    other && other.id !== chosen && h("div", { class: "row" }, button(t("banner.use", { engine: other.id }), () => use(other.id))),
+  );
+}
+
+// ---- the request as code
+
+const inShell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+const OPENAI_FIELDS = ["model", "voice", "input", "response_format", "speed"];
+
+export function snippets(path, body) {
+  const url = location.origin + ROOT + path;
+  const keyed = hasKey() || health.last?.key_needed;
+  const file = `speech.${body.response_format}`;
+  const json = JSON.stringify(body, null, 2);
+  const curl = [`curl ${url}`, ...(keyed ? ['  -H "Authorization: Bearer $API_KEY"'] : []), '  -H "Content-Type: application/json"', `  -d ${inShell(json)}`, `  -o ${file}`].join(" \\\n");
+  const js = `const answer = await fetch(${JSON.stringify(url)}, {\n  method: "POST",\n  headers: { "Content-Type": "application/json"${keyed ? ", Authorization: `Bearer ${process.env.API_KEY}`" : ""} },\n  body: JSON.stringify(${json.replaceAll("\n", "\n  ")}),\n});\nif (!answer.ok) throw new Error((await answer.json()).error.message);\nconst sound = await answer.arrayBuffer(); // ${body.response_format}\n`;
+  let python;
+  if (path === "/v1/audio/speech") {
+    const known = Object.entries(body).filter(([name]) => OPENAI_FIELDS.includes(name));
+    const ours = Object.entries(body).filter(([name]) => !OPENAI_FIELDS.includes(name));
+    const lines = known.map(([name, value]) => `    ${name}=${JSON.stringify(value)},`);
+    if (ours.length) lines.push(`    extra_body={${ours.map(([name, value]) => `${JSON.stringify(name)}: ${JSON.stringify(value)}`).join(", ")}},`);
+    python = `${keyed ? "import os\n\n" : ""}from openai import OpenAI\n\nclient = OpenAI(base_url=${JSON.stringify(`${location.origin}${ROOT}/v1`)}, api_key=${keyed ? 'os.environ["API_KEY"]' : '"unused"'})\nwith client.audio.speech.with_streaming_response.create(\n${lines.join("\n")}\n) as response:\n    response.stream_to_file(${JSON.stringify(file)})\n`;
+  } else {
+    python = `${keyed ? "import os\n" : ""}from pathlib import Path\n\nimport httpx\n\nanswer = httpx.post(\n    ${JSON.stringify(url)},\n${keyed ? '    headers={"Authorization": f"Bearer {os.environ[\'API_KEY\']}"},\n' : ""}    json=${json.replaceAll("\n", "\n    ")},\n    timeout=600,\n)\nPath(${JSON.stringify(file)}).write_bytes(answer.raise_for_status().content)\n`;
+  }
+  return { curl, python, js };
+}
+
+/** Tabs of snippets that follow the request: [elements, refresh(path, body)]. */
+export function snippetTabs() {
+  const blocks = Object.fromEntries(["curl", "python", "js"].map((kind) => [kind, h("code", { lang: "en" })]));
+  const panel = (kind) => h("div", { class: "code" }, h("pre", { tabindex: 0 }, blocks[kind]), button(t("copy"), () => copy(blocks[kind]), { name: "copy", look: "quiet" }));
+  const list = tabs(t("snippet"), [["curl", "curl", panel("curl")], ["python", "Python", panel("python")], ["js", "JavaScript", panel("js")]]);
+  return [list, (path, body) => {
+    for (const [kind, code] of Object.entries(snippets(path, body))) blocks[kind].textContent = code;
+  }];
+}
+
+// ---- takes in lists
+
+const marks = { A: null, B: null }; // take ids to compare
+
+function shapeSvg(shape) {
+  const ns = "http://www.w3.org/2000/svg";
+  const svg = document.createElementNS(ns, "svg");
+  svg.setAttribute("viewBox", "0 0 64 20");
+  svg.setAttribute("preserveAspectRatio", "none");
+  svg.setAttribute("aria-hidden", "true");
+  svg.classList.add("shape");
+  const path = document.createElementNS(ns, "path");
+  path.setAttribute("d", shape.map((high, x) => `M${x + 0.5} ${10 - Math.max(0.5, 9 * high)}V${10 + Math.max(0.5, 9 * high)}`).join(""));
+  svg.append(path);
+  return svg;
+}
+
+async function hear(take) {
+  const track = await trackOf(take);
+  if (!track) return notify(t("take.gone"));
+  if (player.track === track && !player.pair) return player.toggle();
+  return player.load(track);
+}
+
+async function compare(blind) {
+  const all = await takes.all();
+  const chosen = [marks.A, marks.B].map((id) => all.find((take) => take.id === id));
+  const tracks = await Promise.all(chosen.map((take) => take && trackOf(take)));
+  if (tracks.some((track) => !track)) return notify(t("take.gone"));
+  if (tracks[0] === tracks[1]) return;
+  const on = blind ? crypto.getRandomValues(new Uint8Array(1))[0] & 1 : 0;
+  await player.compare(tracks[0], tracks[1], { on, at_s: 0 });
+  player.pair.blind = blind;
+  player.pair.pick = () => {
+    const { pair } = player;
+    pair.blind = false;
+    takes.change(chosen[pair.on].id, { star: true });
+    player.dispatchEvent(new Event("change"));
+    notify(t("ab.picked", { name: "AB"[pair.on] }));
+  };
+  player.dispatchEvent(new Event("change"));
+}
+
+async function removeTake(take, row) {
+  const next = row.nextElementSibling ?? row.previousElementSibling;
+  const nextId = next?.dataset.take;
+  const list = row.parentElement;
+  if (player.track?.take === take.id) player.unload(player.track);
+  for (const name of ["A", "B"]) if (marks[name] === take.id) marks[name] = null;
+  const undo = await takes.remove(take.id);
+  notify(t("take.deleted"), t("undo"), undo);
+  const target = nextId && list.querySelector(`[data-take="${nextId}"] button`);
+  (target ?? document.querySelector("main h1"))?.focus();
+}
+
+function takeRow(take, { count, words, again }) {
+  const label = words ? take.text.slice(0, 60) : t("take.name", { n: count });
+  const row = h("li", { class: "take", data: { take: take.id } },
+    button(t("take.play", { name: label }), () => hear(take), { name: "play", look: "quiet" }),
+    shapeSvg(take.shape),
+    h("div", { class: "facts" },
+      words && h("span", { class: "words" }, take.text),
+      !words && h("b", {}, t("take.name", { n: count })),
+      h("span", {}, seconds(take.seconds)),
+      words && h("span", {}, `${take.voice} · ${take.model}`),
+      take.seed && !words && h("span", {}, t("take.seed", { seed: String(take.seed) })),
+      take.first_s !== null && !words && h("span", {}, t("take.first", { s: number(take.first_s, 2) })),
+      take.factor !== null && !words && h("span", {}, t("take.factor", { x: number(take.factor, 1) })),
+      take.partial && h("span", { class: "bad" }, t("take.partial")),
+    ),
+    h("div", { class: "row tools" },
+      !words && ["A", "B"].map((name) => button(name, () => {
+        marks[name] = marks[name] === take.id ? null : take.id;
+        const other = name === "A" ? "B" : "A";
+        if (marks[other] === marks[name]) marks[other] = null;
+        takes.dispatchEvent(new Event("change"));
+      }, { look: "mark", "aria-pressed": String(marks[name] === take.id), "aria-label": t("take.mark", { name, take: label }), data: { mark: name } })),
+      again && button(t("take.again"), () => again(take), { name: "again", look: "quiet" }),
+      button(t(take.star ? "take.unstar" : "take.star"), () => takes.change(take.id, { star: !take.star }), { name: "star", look: take.star ? "quiet starred" : "quiet", "aria-pressed": null }),
+      button(t("save"), async () => {
+        const track = await trackOf(take);
+        if (track) saveMenu(track);
+        else notify(t("take.gone"));
+      }, { name: "save", look: "quiet" }),
+      button(t("take.delete"), () => removeTake(take, row), { name: "delete", look: "quiet" }),
+    ),
+  );
+  return row;
+}
+
+/** Puts rows in, and the focus back on the same button of the same take. */
+function refill(list, rows) {
+  const held = list.contains(document.activeElement) && document.activeElement.closest("[data-take]");
+  const buttons = held ? [...held.querySelectorAll("button")] : [];
+  const at = buttons.indexOf(document.activeElement);
+  list.replaceChildren(...rows);
+  if (held) list.querySelector(`[data-take="${held.dataset.take}"]`)?.querySelectorAll("button")[at]?.focus();
+}
+
+// ---- the page
+
+export async function mount(main) {
+  const kept = store.get("speak", {});
+  const settings = { voice: "alloy", model: "", format: "mp3", speed: 1, language: "", seed: null, lock: false, sampling: {}, ...kept };
+  const keep = () => store.set("speak", settings);
+  let voiceList = [];
+  let modelList = [];
+  let limit = health.last?.limits?.input_chars ?? 20_000;
+  let shown = SHOWN;
+  let pressed_ms = 0;
+
+  // -- the text
+  const text = h("textarea", { id: "text", rows: 8, spellcheck: "true", value: store.get("draft", ""), placeholder: t("speak.placeholder"), "aria-describedby": "count", oninput: () => typed() });
+  const count = h("span", { class: "count", id: "count" });
+  const insert = (tag) => {
+    const [from, to] = [text.selectionStart, text.selectionEnd];
+    text.setRangeText(`${from && !/\s$/.test(text.value.slice(0, from)) ? " " : ""}${tag} `, from, to, "end");
+    text.focus();
+    typed();
+  };
+  const sounds = h("span", { class: "chips" });
+  const samples = h("div", { class: "samples", role: "group", "aria-label": t("speak.samples") }, [1, 2, 3].map((n) => button(t(`sample.${n}.name`), () => {
+    text.value = t(`sample.${n}`);
+    text.focus();
+    typed();
+  })));
+
+  // -- the settings
+  const voiceSlot = h("div", { class: "row" });
+  const modelSlot = h("div", { class: "field" });
+  const speedShown = h("output", { for: "speed" });
+  const speed = h("input", { id: "speed", type: "range", min: 0.25, max: 4, step: 0.05, value: settings.speed, oninput: () => {
+    settings.speed = Number(speed.value);
+    changed();
+  } });
+  const number_ = (name, range) => h("input", { id: `set-${name}`, type: "number", inputmode: "decimal", ...range, value: settings.sampling[name] ?? "", placeholder: t("sampling.default"), onchange: (event) => {
+    const value = event.target.value === "" ? undefined : Number(event.target.value);
+    if (value === undefined || !event.target.checkValidity()) delete settings.sampling[name];
+    else settings.sampling[name] = value;
+    if (!event.target.checkValidity()) event.target.reportValidity();
+    changed();
+  } });
+  const samplingFields = Object.fromEntries(SAMPLING.map(([name, range]) => [name, number_(name, range)]));
+  const samplingHint = h("p", { class: "hint", id: "sampling-hint" });
+  const seed = h("input", { id: "set-seed", type: "number", min: 0, step: 1, value: settings.seed ?? "", onchange: () => {
+    settings.seed = seed.value === "" ? null : Math.abs(Math.trunc(Number(seed.value)));
+    settings.lock = lock.checked = settings.seed !== null;
+    changed();
+  } });
+  const lock = h("input", { type: "checkbox", checked: settings.lock, onchange: () => {
+    settings.lock = lock.checked;
+    if (settings.lock && settings.seed === null) seed.value = settings.seed = drawSeed();
+    changed();
+  } });
+  const language = h("input", { id: "set-language", value: settings.language, placeholder: t("language.voice"), autocomplete: "off", onchange: () => {
+    settings.language = language.value.trim();
+    changed();
+  } });
+  const format = h("select", { id: "set-format", onchange: () => {
+    settings.format = format.value;
+    changed();
+  } }, FORMATS.map((name) => h("option", { value: name, selected: name === settings.format }, name.toUpperCase())));
+  const field = (id, label, control, hint) => h("div", { class: "field" }, h("label", { for: id }, label), control, hint && h("span", { class: "hint" }, hint));
+
+  // -- speak
+  const label = h("span", {}, t("speak"));
+  const hintKey = h("kbd", { "aria-hidden": "true" }, "Ctrl+Enter");
+  const go = h("button", { type: "button", class: "primary go", onclick: () => (speech.busy && mine() ? halt() : speak()) }, label, hintKey);
+  const badges = h("div", { class: "row wrap", id: "badges" });
+  const trouble = h("div");
+  const bannerSlot = h("div");
+  const caption = h("p", { class: "caption", hidden: true });
+  const saveNow = button(t("save.as", { format: settings.format.toUpperCase() }), () => player.track && save(player.track, settings.format, nameOf(player.track)), { look: "quiet", hidden: true });
+  const section = h("section", { class: "speak", "aria-label": t("nav.speak"), data: { state: "idle" } },
+    h("div", { class: "text" },
+      h("label", { for: "text" }, t("speak.text")),
+      text,
+      h("div", { class: "chips" },
+        h("span", { class: "hint" }, t("speak.insert")), button("[pause]", () => insert("[pause:0.5s]"), { "aria-label": t("speak.insert_pause") }), sounds, count),
+      samples,
+    ),
+    h("div", { class: "settings stack card" },
+      h("label", { for: "voice" }, t("speak.voice")), voiceSlot,
+      modelSlot,
+      h("div", { class: "field" }, h("div", { class: "head" }, h("label", { for: "speed" }, t("speak.speed")), speedShown), speed),
+      h("details", { class: "fold", open: store.get("sampling", false), ontoggle: (event) => store.set("sampling", event.target.open) },
+        h("summary", {}, t("sampling")),
+        h("div", { class: "stack" },
+          h("div", { class: "pair" }, field("set-seed", t("seed"), seed), field("set-format", t("format"), format)),
+          h("label", { class: "check" }, lock, t("seed.lock")),
+          h("div", { class: "pair" }, SAMPLING.map(([name]) => field(`set-${name}`, t(`sampling.${name}`), samplingFields[name]))),
+          samplingHint,
+          field("set-language", t("language"), language),
+        ),
+      ),
+    ),
+    h("div", { class: "act" }, go, badges, saveNow),
+  );
+
+  // -- takes, history, snippet
+  const takeList = h("ul", { class: "takes" });
+  const takeHead = h("h2", {}, t("takes"));
+  const blind = h("input", { type: "checkbox" });
+  const compareNow = button(t("ab.compare"), () => compare(blind.checked));
+  const compareRow = h("div", { class: "row wrap" }, h("label", { class: "check" }, blind, t("ab.blind_choice")), compareNow);
+  const takeSection = h("section", { class: "stack", "aria-label": t("takes") }, h("div", { class: "head" }, takeHead, compareRow), takeList);
+  const search = h("input", { type: "search", placeholder: t("history.search"), "aria-label": t("history.search"), oninput: () => { shown = SHOWN; fillHistory(); } });
+  const historyList = h("ul", { class: "takes" });
+  const more = button(t("history.more"), () => { shown += SHOWN; fillHistory(); });
+  const historyHint = h("p", { class: "hint" });
+  const [codeTabs, showCode] = snippetTabs();
+  const panels = tabs(t("speak.below"), [
+    ["history", t("history"), h("div", { class: "stack" }, search, historyHint, historyList, more)],
+    ["snippet", t("snippet"), h("div", { class: "stack" }, codeTabs)],
+  ]);
+  main.append(bannerSlot, section, trouble, caption, takeSection, h("section", { "aria-label": t("speak.below") }, panels));
+
+  // -- what follows what
+  const mine = () => speech.source === "speak";
+  const able = () => modelList.find((model) => model.id === settings.model)?.parameters;
+
+  /** The request as it would go out now. seeded: with the seed that the page draws. */
+  function body(seeded) {
+    const parameters = able();
+    const asked = { model: settings.model || undefined, voice: settings.voice, input: text.value };
+    if (settings.speed !== 1) asked.speed = settings.speed;
+    for (const [name, value] of Object.entries(settings.sampling)) if (!parameters || parameters.includes(name)) asked[name] = value;
+    if (settings.language && (!parameters || parameters.includes("language"))) asked.language = settings.language;
+    if (seeded || settings.lock) asked.seed = settings.seed;
+    return asked;
+  }
+
+  function changed() {
+    keep();
+    speedShown.textContent = `${number(settings.speed, 2)}×`;
+    speed.setAttribute("aria-valuetext", `${number(settings.speed, 2)}×`);
+    saveNow.textContent = t("save.as", { format: settings.format.toUpperCase() });
+    const parameters = able();
+    for (const [name] of SAMPLING) samplingFields[name].disabled = Boolean(parameters && !parameters.includes(name));
+    language.disabled = Boolean(parameters && !parameters.includes("language"));
+    const lacking = SAMPLING.filter(([name]) => samplingFields[name].disabled).map(([name]) => t(`sampling.${name}`));
+    samplingHint.textContent = lacking.length ? t("sampling.lacking", { engine: settings.model, names: lacking.join(", ") }) : "";
+    samplingHint.hidden = !lacking.length;
+    const dia = settings.model.startsWith("dia") || (health.last?.model?.startsWith("dia") && settings.model !== "csm-1b" && settings.model !== "espeak");
+    sounds.replaceChildren(...(dia ? SOUNDS.map((tag) => button(tag, () => insert(tag), { lang: "en" })) : []));
+    showCode("/v1/audio/speech", { ...body(false), response_format: settings.format });
+    fillTakes();
+  }
+
+  const saveDraft = debounce(() => store.set("draft", text.value), 200);
+  const settle = debounce(() => changed(), 200);
+
+  function typed() {
+    const length = [...text.value].length;
+    count.textContent = t("speak.count", { count: length, limit });
+    count.classList.toggle("bad", length > limit);
+    samples.hidden = text.value !== "";
+    saveDraft();
+    settle();
+  }
+
+  function speak() {
+    player.prepare();
+    trouble.replaceChildren();
+    const length = [...text.value].length;
+    if (!text.value.trim()) {
+      text.focus();
+      trouble.replaceChildren(errorBox(new Error(t("error.empty"))));
+      return;
+    }
+    if (length > limit) {
+      text.focus();
+      trouble.replaceChildren(errorBox(new Error(t("error.too_many", { n: length - limit }))));
+      return;
+    }
+    const model = modelList.find((each) => each.id === settings.model);
+    if (model && model.status !== "ready") {
+      const other = modelList.find((each) => each.status === "ready");
+      const box = errorBox(new Error(t(`error.${model.status}`, { engine: model.id })), other ? [button(t("banner.use", { engine: other.id }), () => use(other.id))] : []);
+      if (model.detail) box.append(h("p", {}, quoted(model.detail)));
+      trouble.replaceChildren(box);
+      return;
+    }
+    if (!settings.lock || settings.seed === null) seed.value = settings.seed = drawSeed();
+    keep();
+    store.set("draft", text.value);
+    pressed_ms = performance.now();
+    speech.start({ source: "speak", path: "/v1/audio/speech", body: body(true), facts: { kind: "speech", text: text.value, voice: settings.voice, model: settings.model } });
+  }
+
+  function halt() {
+    if (performance.now() - pressed_ms >= ACCIDENT_MS) speech.stop();
+  }
+
+  function use(model) {
+    settings.model = model;
+    trouble.replaceChildren();
+    fillModels();
+    changed();
+    go.focus();
+  }
+
+  text.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+      event.preventDefault();
+      speak();
+    }
+  });
+
+  const badge = (key, value, look = "") => h("span", { class: `badge ${look}`, data: { badge: key } }, `${t(`badge.${key}`)} `, h("strong", {}, value));
+
+  let ticking = 0;
+  function told() {
+    const busy = speech.busy && mine();
+    const state = mine() ? speech.state : "idle";
+    section.dataset.state = state;
+    label.textContent = t(busy ? "stop" : "speak");
+    hintKey.textContent = busy ? "Esc" : "Ctrl+Enter";
+    go.classList.toggle("stop", busy);
+    const rows = [];
+    if (mine()) {
+      const waited_s = (performance.now() - speech.pressed_ms) / 1000;
+      if (speech.again_s) rows.push(badge("busy", t("badge.again", { s: speech.again_s }), "warn"));
+      else if (state === "waiting" && waited_s > 0.3) rows.push(badge("waiting", seconds(waited_s)));
+      if (speech.first_s !== null) rows.push(badge("first", `${number(speech.first_s, 2)} s`));
+      if (speech.factor !== null) rows.push(badge("factor", `${number(speech.factor, 1)}×`));
+      const parts = speech.track?.parts ?? [];
+      if (state === "streaming" && parts.length) {
+        const { sentence, sentences } = parts.at(-1);
+        rows.push(badge("made", sentences ? t("badge.of", { count: sentence + 1, of: sentences }) : number(sentence + 1)));
+      }
+      if (speech.hit) rows.push(badge("cache", t("badge.hit")));
+      if (speech.ignored) rows.push(badge("ignored", speech.ignored, "warn"));
+      const engine = modelList.find((model) => model.id === settings.model);
+      if (speech.engine && engine && speech.take && speech.take.model === settings.model && !settings.model.startsWith(speech.engine) && !isAlias(engine)) rows.push(badge("engine", speech.engine, "warn"));
+      if (state === "partial") rows.push(badge("partial", seconds(speech.track.seconds), "warn"));
+    }
+    badges.replaceChildren(...rows);
+    saveNow.hidden = !(mine() && (state === "done" || state === "partial") && player.track);
+    if (mine() && speech.error && (state === "error" || state === "partial") && told.last !== speech.error) {
+      told.last = speech.error;
+      const headline = state === "partial" ? h("p", {}, t("error.broke", { s: number(speech.track.seconds, 1) })) : null;
+      const actions = [button(t("again"), speak)];
+      if (speech.error.headline === t("error.voice")) actions.unshift(button(t("error.voice"), () => document.getElementById("voice").focus()));
+      const box = errorBox(speech.error, actions);
+      if (headline) box.prepend(headline);
+      trouble.replaceChildren(box);
+    } else if (busy) {
+      trouble.replaceChildren();
+    }
+    clearTimeout(ticking);
+    if (state === "waiting" && busy) ticking = setTimeout(told, 100);
+  }
+  if (mine()) told.last = speech.error;
+
+  function captioned() {
+    const { track } = player;
+    const parts = track?.parts ?? [];
+    caption.hidden = parts.length < 2 || Boolean(player.pair?.blind);
+    if (caption.hidden) return;
+    const now = parts.findLast((part) => part.start_s <= player.at_s + 0.02) ?? parts[0];
+    const key = `${track.id} ${now.sentence} ${now.sentences}`;
+    if (caption.dataset.key === key) return;
+    caption.dataset.key = key;
+    const where = now.sentences ? t("caption.of", { count: now.sentence + 1, of: now.sentences }) : t("caption", { count: now.sentence + 1 });
+    caption.replaceChildren(h("span", { class: "hint" }, `${where} `), now.text);
+  }
+
+  function heard() {
+    const playing = player.track?.take;
+    for (const row of main.querySelectorAll(".take")) {
+      const now = row.dataset.take === playing && !player.pair?.blind;
+      if (now !== "now" in row.dataset) {
+        if (now) row.dataset.now = "";
+        else delete row.dataset.now;
+      }
+      const [first] = row.querySelectorAll("button");
+      const look = now && player.playing ? "pause" : "play";
+      if (!first.firstChild.classList.contains(`i-${look}`)) first.replaceChildren(icon(look));
+    }
+    captioned();
+    saveNow.hidden ||= !player.track;
+  }
+
+  async function fillTakes() {
+    const all = await takes.all();
+    const group = all.filter((take) => take.kind === "speech" && take.text === text.value && take.voice === settings.voice && take.model === settings.model).reverse();
+    refill(takeList, group.map((take, n) => takeRow(take, { count: n + 1 })));
+    takeHead.textContent = t("takes.count", { n: group.length });
+    takeSection.hidden = group.length === 0;
+    compareRow.hidden = group.length < 2;
+    compareNow.disabled = !(marks.A && marks.B);
+    heard();
+  }
+
+  async function fillHistory() {
+    const all = await takes.all();
+    const wanted = search.value.trim().toLowerCase();
+    const found = wanted ? all.filter((take) => `${take.text} ${take.voice} ${take.model}`.toLowerCase().includes(wanted)) : all;
+    refill(historyList, found.slice(0, shown).map((take) => takeRow(take, { words: true, again: take.kind === "speech" ? again : null })));
+    more.hidden = found.length <= shown;
+    search.hidden = all.length === 0;
+    historyHint.textContent = t(!takes.lasting ? "history.memory" : all.length === 0 ? "history.empty" : found.length === 0 ? "history.none" : "history.hint");
+    heard();
+  }
+
+  function again(take) {
+    text.value = take.text;
+    Object.assign(settings, { voice: take.voice, model: take.model || settings.model, speed: take.body.speed ?? 1, language: take.body.language ?? "", seed: Number(take.seed), lock: true });
+    settings.sampling = Object.fromEntries(SAMPLING.map(([name]) => [name, take.body[name]]).filter(([, value]) => value !== undefined));
+    seed.value = settings.seed;
+    lock.checked = true;
+    speed.value = settings.speed;
+    language.value = settings.language;
+    for (const [name] of SAMPLING) samplingFields[name].value = settings.sampling[name] ?? "";
+    fillVoices();
+    fillModels();
+    typed();
+    changed();
+    text.focus();
+    announce(t("take.taken"));
+  }
+
+  const refillAll = () => Promise.all([fillTakes(), fillHistory()]);
+
+  function fillVoices() {
+    const select = voiceSelect(voiceList, settings.voice, { id: "voice", onchange: (event) => {
+      settings.voice = event.target.value;
+      changed();
+    } });
+    select.classList.add("grow");
+    voiceSlot.replaceChildren(select, button(t("voice.preview"), () => preview(voiceList.find((voice) => voice.id === settings.voice) ?? { id: settings.voice, name: settings.voice }, settings.model), { name: "play" }));
+  }
+
+  function fillModels() {
+    const select = modelSelect(modelList, settings.model, { id: "model", onchange: (event) => {
+      settings.model = event.target.value;
+      changed();
+      showBanner();
+    } });
+    modelSlot.replaceChildren(h("label", { for: "model" }, t("speak.model")), select);
+    showBanner();
+  }
+
+  let bannerShown = null;
+  function showBanner() {
+    const key = JSON.stringify([health.last?.status, health.last?.reason, health.last?.download?.done_bytes, settings.model, modelList.length]);
+    if (key === bannerShown) return;
+    bannerShown = key;
+    bannerSlot.replaceChildren(...[banner(modelList, settings.model, use)].filter(Boolean));
+  }
+
+  async function lists(anew) {
+    const [someVoices, someModels] = await Promise.allSettled([voices(anew), models(anew)]);
+    if (someVoices.status === "fulfilled") voiceList = someVoices.value;
+    if (someModels.status === "fulfilled") {
+      modelList = someModels.value;
+      settings.model = modelToUse(modelList, settings.model);
+    }
+    const failed = [someVoices, someModels].find((each) => each.status === "rejected");
+    if (failed) trouble.replaceChildren(errorBox(failed.reason, [button(t("again"), () => { trouble.replaceChildren(); lists(true); })]));
+    fillVoices();
+    fillModels();
+    changed();
+  }
+
+  const looked = () => {
+    limit = health.last?.limits?.input_chars ?? limit;
+    showBanner();
+  };
+  const listeners = [[speech, "change", told], [player, "change", heard], [takes, "change", refillAll], [health, "look", looked], [health, "changed", () => lists(true)]];
+  for (const [target, kind, listener] of listeners) target.addEventListener(kind, listener);
+  fillVoices();
+  fillModels();
+  typed();
+  told();
+  changed();
+  await Promise.all([lists(false), fillHistory()]);
+  return {
+    unmount() {
+      clearTimeout(ticking);
+      for (const [target, kind, listener] of listeners) target.removeEventListener(kind, listener);
+    },
+  };
+}

@@ -1,0 +1,417 @@
+// One player for all sound of the studio. It plays what has arrived while the rest is still on its way, through an
+// AudioWorklet; where the browser has none (plain http on a LAN) through AudioBufferSourceNodes on the context's clock.
+
+import { ROOT, newId, store } from "./ui.js";
+
+export const RATE = 24_000;
+const PEAK_SAMPLES = RATE / 100; // one pair of extremes for 10 ms
+const START_S = 0.12; // queued before it starts; doubled by each underrun, up to 1 s
+const FADE_S = 0.01;
+
+/** Sound that may still be growing: int16 at 24 kHz, and its extremes for drawing. Tells "grow" and "end". */
+export class Track extends EventTarget {
+  id = newId();
+  length = 0;
+  ended = false;
+  peak = 0;
+  parts = []; // { at, turns, text, start_s } as the server told
+  #samples = new Int16Array(RATE * 8);
+  #peaks = new Int16Array(800 * 2);
+  #odd = null; // a byte whose other half has not come
+
+  /** A finished track of samples. */
+  static of(samples, facts = {}) {
+    const track = Object.assign(new Track(), facts);
+    track.append(samples);
+    track.end();
+    return track;
+  }
+
+  get seconds() {
+    return this.length / RATE;
+  }
+
+  /** Little-endian PCM bytes as they come off the wire. */
+  appendBytes(bytes) {
+    let whole = bytes;
+    if (this.#odd !== null || bytes.length % 2) {
+      const joined = new Uint8Array(bytes.length + (this.#odd === null ? 0 : 1));
+      if (this.#odd !== null) joined[0] = this.#odd;
+      joined.set(bytes, this.#odd === null ? 0 : 1);
+      this.#odd = joined.length % 2 ? joined.at(-1) : null;
+      whole = joined.subarray(0, joined.length & ~1);
+    }
+    const view = new DataView(whole.buffer, whole.byteOffset, whole.length);
+    const samples = new Int16Array(whole.length / 2);
+    for (let at = 0; at < samples.length; at++) samples[at] = view.getInt16(2 * at, true);
+    this.append(samples);
+  }
+
+  append(samples) {
+    const length = this.length + samples.length;
+    if (length > this.#samples.length) {
+      const larger = new Int16Array(Math.max(length, 2 * this.#samples.length));
+      larger.set(this.#samples.subarray(0, this.length));
+      this.#samples = larger;
+      const peaks = new Int16Array(2 * Math.ceil(larger.length / PEAK_SAMPLES));
+      peaks.set(this.#peaks.subarray(0, Math.min(this.#peaks.length, peaks.length)));
+      this.#peaks = peaks;
+    }
+    this.#samples.set(samples, this.length);
+    for (let at = this.length; at < length; at++) {
+      const bin = 2 * Math.floor(at / PEAK_SAMPLES);
+      const value = this.#samples[at];
+      if (value < this.#peaks[bin]) this.#peaks[bin] = value;
+      if (value > this.#peaks[bin + 1]) this.#peaks[bin + 1] = value;
+      this.peak = Math.max(this.peak, Math.abs(value) / 32_768);
+    }
+    this.length = length;
+    if (samples.length) this.dispatchEvent(new Event("grow"));
+  }
+
+  end() {
+    this.ended = true;
+    this.dispatchEvent(new Event("end"));
+  }
+
+  samples(from = 0, to = this.length) {
+    return this.#samples.subarray(from, to);
+  }
+
+  /** [lowest, highest] between two seconds, in -1 to 1. */
+  extremes(from_s, to_s) {
+    const last = Math.ceil(this.length / PEAK_SAMPLES);
+    let low = 0;
+    let high = 0;
+    for (let bin = Math.floor(from_s * 100); bin < Math.min(last, Math.max(Math.floor(from_s * 100) + 1, to_s * 100)); bin++) {
+      low = Math.min(low, this.#peaks[2 * bin]);
+      high = Math.max(high, this.#peaks[2 * bin + 1]);
+    }
+    return [low / 32_768, high / 32_768];
+  }
+
+  /** Root mean square of what is not silence, to bring takes to one level. */
+  get level() {
+    let sum = 0;
+    let count = 0;
+    for (let at = 0; at < this.length; at++) {
+      const value = this.#samples[at] / 32_768;
+      if (Math.abs(value) > 0.003) {
+        sum += value * value;
+        count++;
+      }
+    }
+    return count ? Math.sqrt(sum / count) : 0;
+  }
+}
+
+class WorkletSink {
+  #node;
+  #sent = new Map(); // track id -> samples the audio thread has
+  #kept = [];
+
+  static async open(context, out, told) {
+    await context.audioWorklet.addModule(`${ROOT}/static/js/worklet.js`);
+    const sink = new WorkletSink();
+    sink.#node = new AudioWorkletNode(context, "studio-player", { numberOfInputs: 0, outputChannelCount: [1] });
+    sink.#node.port.onmessage = ({ data }) => told(data);
+    sink.#node.connect(out);
+    return sink;
+  }
+
+  grew(track) {
+    if (!this.#sent.has(track.id)) return;
+    const sent = this.#sent.get(track.id);
+    if (track.length > sent) {
+      const samples = track.samples(sent).slice();
+      this.#node.port.postMessage({ type: "append", id: track.id, samples }, [samples.buffer]);
+      this.#sent.set(track.id, track.length);
+    }
+    if (track.ended) this.#node.port.postMessage({ type: "end", id: track.id });
+  }
+
+  play(track, at, gain, threshold_s) {
+    if (!this.#sent.has(track.id)) {
+      this.#sent.set(track.id, 0);
+      this.#kept.push(track.id);
+      if (this.#kept.length > 3) this.#drop(this.#kept.shift()); // the present one and an A/B pair
+    } else {
+      this.#kept.push(this.#kept.splice(this.#kept.indexOf(track.id), 1)[0]);
+    }
+    this.grew(track);
+    this.#node.port.postMessage({ type: "play", id: track.id, at, gain, threshold_s });
+  }
+
+  halt(fade_s) {
+    this.#node.port.postMessage({ type: "halt", fade_s });
+  }
+
+  #drop(id) {
+    this.#sent.delete(id);
+    this.#node.port.postMessage({ type: "drop", id });
+  }
+}
+
+class NodeSink {
+  #track = null;
+  #queued = 0; // samples of the track that lie on the clock
+  #next = 0; // where on the clock the following ones go
+  #waiting = true;
+  #threshold_s = START_S;
+  #gain = null;
+  #timer = 0;
+  #sounds_at = null;
+
+  constructor(context, out, told) {
+    Object.assign(this, { context, out, told });
+  }
+
+  grew(track) {
+    if (track === this.#track) this.#schedule();
+  }
+
+  play(track, at, gain, threshold_s) {
+    this.#leave(FADE_S);
+    const now = this.context.currentTime;
+    this.#gain = this.context.createGain();
+    this.#gain.connect(this.out);
+    this.#gain.gain.setValueAtTime(at === 0 ? gain : 0, now);
+    if (at !== 0) this.#gain.gain.linearRampToValueAtTime(gain, now + FADE_S);
+    this.#track = track;
+    this.#queued = at;
+    this.#waiting = true;
+    this.#threshold_s = threshold_s;
+    this.#sounds_at = null;
+    this.#timer = setInterval(() => this.#schedule(), 30);
+    this.#schedule();
+  }
+
+  halt(fade_s) {
+    this.#leave(fade_s);
+  }
+
+  #leave(fade_s) {
+    clearInterval(this.#timer);
+    this.#track = null;
+    if (!this.#gain) return;
+    const [gain, now] = [this.#gain, this.context.currentTime];
+    gain.gain.cancelScheduledValues(now);
+    gain.gain.setValueAtTime(gain.gain.value, now);
+    gain.gain.linearRampToValueAtTime(0, now + fade_s);
+    setTimeout(() => gain.disconnect(), 1000 * fade_s + 100);
+    this.#gain = null;
+  }
+
+  #schedule() {
+    const track = this.#track;
+    if (!track || this.context.state !== "running") return;
+    const now = this.context.currentTime;
+    const ahead_s = (track.length - this.#queued) / RATE;
+    if (this.#waiting) {
+      if (!track.ended && ahead_s < this.#threshold_s) return;
+      this.#waiting = false;
+      this.#next = now + 0.01;
+      this.#sounds_at ??= this.#next;
+    } else if (this.#next <= now && this.#queued === track.length) {
+      if (track.ended) {
+        this.#leave(0.001);
+        this.told({ type: "ended", id: track.id, at: track.length });
+      } else {
+        this.#waiting = true;
+        this.#threshold_s = Math.min(2 * Math.max(this.#threshold_s, 0.06), 1);
+        this.told({ type: "underrun", id: track.id });
+      }
+      return;
+    }
+    this.#next = Math.max(this.#next, now);
+    while (this.#next < now + 1.5 && this.#queued < track.length) {
+      const samples = track.samples(this.#queued, Math.min(track.length, this.#queued + RATE / 2));
+      const buffer = this.context.createBuffer(1, samples.length, RATE);
+      buffer.copyToChannel(Float32Array.from(samples, (value) => value / 32_768), 0);
+      const source = this.context.createBufferSource();
+      source.buffer = buffer;
+      source.connect(this.#gain);
+      source.start(this.#next);
+      this.#next += samples.length / RATE;
+      this.#queued += samples.length;
+    }
+    if (this.#sounds_at !== null && now >= this.#sounds_at) {
+      this.#sounds_at = Infinity;
+      this.told({ type: "sounded", id: track.id });
+    }
+    this.told({ type: "at", id: track.id, at: Math.max(0, Math.round(this.#queued - Math.max(0, this.#next - now) * RATE)) });
+  }
+}
+
+/** Tells "change" (track, playing or at) and "sounded" (the first sample of a track went out). */
+class Player extends EventTarget {
+  track = null;
+  playing = false;
+  underruns = 0;
+  pair = null; // A/B: { tracks: [a, b], gains, on: 0 | 1 }
+  #at = 0; // samples
+  #context = null;
+  #out = null;
+  #sink = null;
+  #opening = null;
+  #watched = new WeakSet();
+  #volume = store.get("volume", 1);
+
+  /** Makes the audio ready; call it in a person's click or key, or browsers keep it silent. */
+  prepare() {
+    this.#opening ??= this.#open();
+    if (this.#context.state === "suspended") this.#context.resume().catch(() => {});
+    return this.#opening;
+  }
+
+  async #open() {
+    this.#context = new AudioContext({ sampleRate: RATE, latencyHint: "interactive" });
+    this.#out = this.#context.createGain();
+    this.#out.gain.value = this.#volume;
+    this.#out.connect(this.#context.destination);
+    const told = (message) => this.#told(message);
+    this.#sink = this.#context.audioWorklet ? await WorkletSink.open(this.#context, this.#out, told) : new NodeSink(this.#context, this.#out, told);
+  }
+
+  /** "worklet" or "nodes", once there is one. */
+  get kind() {
+    return this.#sink === null ? "" : this.#sink instanceof WorkletSink ? "worklet" : "nodes";
+  }
+
+  get at_s() {
+    return this.#at / RATE;
+  }
+
+  get volume() {
+    return this.#volume;
+  }
+
+  set volume(value) {
+    this.#volume = value;
+    store.set("volume", value);
+    if (this.#out) this.#out.gain.setTargetAtTime(value, this.#context.currentTime, 0.01);
+  }
+
+  /** Takes this track; whatever sounded before ends. */
+  async load(track, { play = true, at_s = 0, pair = null } = {}) {
+    if (this.track && this.track !== track) this.#sink?.halt(FADE_S);
+    this.track = track;
+    this.pair = pair;
+    this.underruns = 0;
+    this.#at = Math.min(Math.round(at_s * RATE), track.length);
+    this.playing = play;
+    if (!this.#watched.has(track)) {
+      this.#watched.add(track);
+      for (const kind of ["grow", "end"]) track.addEventListener(kind, () => this.#sink?.grew(track));
+    }
+    this.#tell();
+    await this.prepare();
+    if (this.track === track && this.playing) this.#start();
+  }
+
+  #gain() {
+    return this.pair ? this.pair.gains[this.pair.on] : 1;
+  }
+
+  #start() {
+    this.#sink.play(this.track, this.#at, this.#gain(), this.track.ended ? 0 : START_S);
+  }
+
+  async play() {
+    if (!this.track) return;
+    this.playing = true;
+    if (this.track.ended && this.#at >= this.track.length) this.#at = 0;
+    this.#tell();
+    await this.prepare();
+    if (this.playing) this.#start();
+  }
+
+  /** The sound only: what is being made goes on being made. */
+  pause() {
+    this.playing = false;
+    this.#sink?.halt(FADE_S);
+    this.#tell();
+  }
+
+  toggle() {
+    if (this.playing) this.pause();
+    else this.play();
+  }
+
+  stop() {
+    this.playing = false;
+    this.#sink?.halt(0.02);
+    this.#tell();
+  }
+
+  /** Within what has arrived. */
+  seek(at_s) {
+    if (!this.track) return;
+    this.#at = Math.round(Math.max(0, Math.min(at_s, this.track.seconds)) * RATE);
+    if (this.playing && this.#sink) this.#start();
+    this.#tell();
+  }
+
+  /** Two finished tracks to change between, at one level. */
+  compare(a, b, { at_s = 0, on = 0 } = {}) {
+    const levels = [a.level, b.level];
+    const quiet = Math.min(...levels.filter((level) => level > 0), 1);
+    const gains = levels.map((level) => (level > 0 ? Math.min(1, quiet / level) : 1));
+    return this.load([a, b][on], { pair: { tracks: [a, b], gains, on }, at_s });
+  }
+
+  /** The other one of the pair, at the same second. */
+  swap() {
+    if (!this.pair) return;
+    this.pair.on = 1 - this.pair.on;
+    this.track = this.pair.tracks[this.pair.on];
+    this.#at = Math.min(this.#at, this.track.length);
+    if (this.playing && this.#sink) this.#start();
+    this.#tell();
+  }
+
+  unload(track) {
+    if (this.track !== track && !this.pair?.tracks.includes(track)) return;
+    this.stop();
+    this.track = this.pair = null;
+    this.#tell();
+  }
+
+  #told({ type, id, at }) {
+    if (id !== this.track?.id) return;
+    if (type === "sounded") this.dispatchEvent(new Event("sounded"));
+    if (!this.playing) return;
+    if (type === "at") this.#at = at;
+    if (type === "underrun") this.underruns++;
+    if (type === "ended") {
+      this.#at = at;
+      this.playing = false;
+    }
+    this.#tell(type);
+  }
+
+  #tell(why = "set") {
+    this.dispatchEvent(Object.assign(new Event("change"), { why }));
+  }
+}
+
+export const player = new Player();
+
+/** A WAV file of samples. */
+export function wav(samples) {
+  const head = new DataView(new ArrayBuffer(44));
+  const put = (at, text) => [...text].forEach((letter, n) => head.setUint8(at + n, letter.charCodeAt(0)));
+  put(0, "RIFF");
+  head.setUint32(4, 36 + 2 * samples.length, true);
+  put(8, "WAVEfmt ");
+  head.setUint32(16, 16, true);
+  head.setUint16(20, 1, true);
+  head.setUint16(22, 1, true);
+  head.setUint32(24, RATE, true);
+  head.setUint32(28, 2 * RATE, true);
+  head.setUint16(32, 2, true);
+  head.setUint16(34, 16, true);
+  put(36, "data");
+  head.setUint32(40, 2 * samples.length, true);
+  return new Blob([head, samples], { type: "audio/wav" });
+}

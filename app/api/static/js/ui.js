@@ -1,0 +1,250 @@
+// What every page builds with: elements, languages, numbers, announcements, dialogs. Texts go in as text, never as HTML.
+
+export const ROOT = document.documentElement.dataset.root ?? "";
+export const LANGUAGES = { en: "English", de: "Deutsch", fr: "Français" };
+const SVG = "http://www.w3.org/2000/svg";
+
+// ---- elements
+
+/** An element. props: on* = listener, data = dataset, true = bare attribute, false/null = left out. */
+export function h(tag, props = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(props ?? {})) {
+    if (value === false || value === null || value === undefined) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "data") Object.assign(element.dataset, value);
+    else if (name === "value") element.value = value;
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+const ICONS = {
+  play: "M4 2.5v11l9-5.5z",
+  pause: "M4.5 3v10M11.5 3v10",
+  stop: "M3.5 3.5h9v9h-9z",
+  save: "M8 2v8M4.5 7 8 10.5 11.5 7M2.5 13.5h11",
+  star: "M8 1.8l1.9 4 4.3.5-3.2 3 .9 4.4L8 11.5l-3.9 2.2.9-4.4-3.2-3 4.3-.5z",
+  delete: "M2.5 4h11M6 4V2.5h4V4M4 4l.7 9.5h6.6L12 4M6.5 6.5v5M9.5 6.5v5",
+  again: "M13 8a5 5 0 1 1-1.6-3.7M13 2v3h-3",
+  copy: "M5.5 5.5v-3h8v8h-3M2.5 5.5h8v8h-8z",
+  up: "M8 13V3M3.5 7.5 8 3l4.5 4.5",
+  down: "M8 3v10M3.5 8.5 8 13l4.5-4.5",
+  close: "M3.5 3.5l9 9M12.5 3.5l-9 9",
+  add: "M8 2.5v11M2.5 8h11",
+  volume: "M2 6v4h3l4 3V3L5 6zM11.5 5.5a3.5 3.5 0 0 1 0 5",
+};
+
+export function icon(name) {
+  const svg = document.createElementNS(SVG, "svg");
+  svg.setAttribute("viewBox", "0 0 16 16");
+  svg.setAttribute("aria-hidden", "true");
+  svg.classList.add("i", `i-${name}`);
+  const path = document.createElementNS(SVG, "path");
+  path.setAttribute("d", ICONS[name]);
+  svg.append(path);
+  return svg;
+}
+
+/** A button; with an icon and no text shown its label is read out, and shown on hovering. */
+export function button(label, onclick, { name, look = "", ...props } = {}) {
+  if (!name) return h("button", { type: "button", class: look, onclick, ...props }, label);
+  return h("button", { type: "button", class: `icon ${look}`, "aria-label": label, title: label, onclick, ...props }, icon(name));
+}
+
+export function debounce(run, wait_ms) {
+  let timer = 0;
+  return (...given) => {
+    clearTimeout(timer);
+    timer = setTimeout(run, wait_ms, ...given);
+  };
+}
+
+/** A random id; crypto.randomUUID is missing on plain http. */
+export const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+
+// ---- what is kept between visits; a browser that forbids storage still works, until it is reloaded
+
+const memory = new Map();
+
+export const store = {
+  get(name, otherwise) {
+    try {
+      const kept = localStorage.getItem(`studio.${name}`);
+      if (kept === null) return memory.get(name) ?? otherwise;
+      return typeof otherwise === "string" ? kept : JSON.parse(kept);
+    } catch {
+      return memory.get(name) ?? otherwise;
+    }
+  },
+  set(name, value) {
+    memory.set(name, value);
+    try {
+      localStorage.setItem(`studio.${name}`, typeof value === "string" ? value : JSON.stringify(value));
+    } catch {
+      // Full or forbidden: memory holds it.
+    }
+  },
+};
+
+// ---- languages
+
+let words = {};
+export let language = "en";
+let numbers = new Map();
+
+export async function loadLanguage(wanted) {
+  const asked = wanted ?? (store.get("language", "") || navigator.languages.map((tag) => tag.slice(0, 2)).find((tag) => tag in LANGUAGES) || "en");
+  const chosen = asked in LANGUAGES || asked === "xx" ? asked : "en";
+  const answer = await fetch(`${ROOT}/static/i18n/${chosen}.json`);
+  words = await answer.json();
+  language = chosen;
+  numbers = new Map();
+  document.documentElement.lang = chosen;
+  document.documentElement.dir = words["dir"] ?? "ltr";
+  for (const element of document.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
+  for (const element of document.querySelectorAll("[data-t-label]")) element.setAttribute("aria-label", t(element.dataset.tLabel));
+}
+
+/** Words for a key, {slots} filled; `n` chooses between key.one and key.other; numbers are written as the language does. */
+export function t(key, slots = {}) {
+  let found = words[key];
+  if (typeof slots.n === "number") found = words[`${key}.${new Intl.PluralRules(language).select(slots.n)}`] ?? words[`${key}.other`] ?? found;
+  if (found === undefined) return key;
+  return found.replace(/\{(\w+)\}/g, (whole, name) => {
+    const value = slots[name];
+    return value === undefined ? whole : typeof value === "number" ? number(value) : String(value);
+  });
+}
+
+export const has = (key) => key in words;
+
+export function number(value, digits = Number.isInteger(value) ? 0 : 1) {
+  if (!numbers.has(digits)) numbers.set(digits, new Intl.NumberFormat(language, { minimumFractionDigits: digits, maximumFractionDigits: digits }));
+  return numbers.get(digits).format(value);
+}
+
+export const seconds = (value) => `${number(value, value < 1 ? 2 : 1)} s`;
+
+export function clock(value) {
+  const whole = Math.floor(value);
+  return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
+}
+
+/** In the API's own words, which are English whatever the page speaks. */
+export const quoted = (text) => h("span", { lang: "en", class: "quoted" }, text);
+
+// ---- telling
+
+export const announce = (text) => (document.getElementById("status").textContent = text);
+export const alarm = (text) => (document.getElementById("alert").textContent = text);
+
+let toast = null;
+
+/** A line at the bottom, with one thing to do about it, for 8 s; it waits while it is pointed at or has the focus. */
+export function notify(text, action, act) {
+  toast?.remove();
+  const gone = () => own.remove();
+  const later = () => (timer = setTimeout(gone, 8000));
+  const stay = () => clearTimeout(timer);
+  let timer = 0;
+  const own = h("div", { class: "toast", onpointerenter: stay, onpointerleave: later, onfocusin: stay, onfocusout: later },
+    h("span", {}, text),
+    action && button(action, () => { gone(); act(); }, { look: "quiet" }),
+  );
+  toast = own;
+  document.body.append(own);
+  announce(text);
+  later();
+}
+
+// ---- dialogs: native, so Esc and focus are the browser's; focus goes back to where it was
+
+/** Opens a dialog of `build(close)`'s children; resolves with what `close` was given, or undefined. */
+export function dialog(title, build, { look = "" } = {}) {
+  return new Promise((resolve) => {
+    const before = document.activeElement;
+    let result;
+    const id = `dialog-${newId()}`;
+    const close = (value) => { result = value; box.close(); };
+    const box = h("dialog", { class: look, "aria-labelledby": id },
+      h("div", { class: "dialog-head" },
+        h("h2", { id }, title),
+        button(t("close"), () => close(), { name: "close", look: "quiet" }),
+      ),
+      build(close),
+    );
+    box.addEventListener("close", () => {
+      box.remove();
+      if (before?.isConnected) before.focus();
+      resolve(result);
+    });
+    box.addEventListener("pointerdown", (event) => { if (event.target === box) close(); });
+    document.body.append(box);
+    box.showModal();
+    (box.querySelector("[autofocus]") ?? box.querySelector("input, select, button:not(.icon)"))?.focus();
+  });
+}
+
+/** Starts on Cancel. True where the deed was chosen. */
+export const confirm = (title, text, deed) => dialog(title, (close) => [
+  h("p", {}, text),
+  h("div", { class: "row end" },
+    button(t("cancel"), () => close(false), { autofocus: true }),
+    button(deed, () => close(true), { look: "danger" }),
+  ),
+]);
+
+/** Copies, or where the browser does not allow it (plain http), selects so that Ctrl+C does. */
+export async function copy(element) {
+  const range = document.createRange();
+  range.selectNodeContents(element);
+  const selection = getSelection();
+  selection.removeAllRanges();
+  selection.addRange(range);
+  try {
+    await navigator.clipboard.writeText(element.textContent);
+    notify(t("copied"));
+  } catch {
+    notify(t("selected"));
+  }
+}
+
+/** A file for the person to keep. */
+export function download(blob, name) {
+  const link = h("a", { href: URL.createObjectURL(blob), download: name, hidden: true });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+/** Tabs as ARIA has them: arrows move, one is in the tab order. entries: [id, label, panel]. */
+export function tabs(label, entries, chosen = entries[0][0]) {
+  const show = (id, focus) => {
+    for (const [each, , panel] of entries) {
+      const tab = list.querySelector(`[data-tab="${each}"]`);
+      tab.setAttribute("aria-selected", String(each === id));
+      tab.tabIndex = each === id ? 0 : -1;
+      panel.hidden = each !== id;
+      if (each === id && focus) tab.focus();
+    }
+  };
+  const group = newId();
+  const list = h("div", { role: "tablist", "aria-label": label, class: "tabs", onkeydown: (event) => {
+    const ids = entries.map(([id]) => id);
+    const at = ids.indexOf(event.target.dataset.tab);
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: ids.length - 1 }[event.key];
+    if (at < 0 || to === undefined) return;
+    event.preventDefault();
+    show(ids[(to + ids.length) % ids.length], true);
+  } }, entries.map(([id, text]) => h("button", { type: "button", role: "tab", id: `${group}-${id}`, "aria-controls": `${group}-${id}-panel`, data: { tab: id }, onclick: () => show(id) }, text)));
+  for (const [id, , panel] of entries) {
+    panel.id = `${group}-${id}-panel`;
+    panel.setAttribute("role", "tabpanel");
+    panel.setAttribute("aria-labelledby", `${group}-${id}`);
+  }
+  show(chosen);
+  return [list, ...entries.map(([, , panel]) => panel)];
+}

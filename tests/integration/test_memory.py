@@ -1,0 +1,156 @@
+"""`conversation_id`: what was said before follows the voice's own recording, in codes, and never mixes."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import httpx
+import numpy as np
+import pytest
+
+from app import assemble
+from app.audio import pcm
+from app.engines import csm
+from app.engines.registry import EngineSpec
+from app.types import Reference
+from app.voices.character import measure
+from app.voices.store import VoiceStore
+from bench.fabricate import fabricate_csm
+from tests.integration import reading_engine
+from tests.live import serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from app.types import Utterance
+
+pytestmark = pytest.mark.integration
+
+SPEECH = "/v1/audio/speech"
+TURNS = 50
+BUDGET = 60
+FRAMES = 6  # of a line: a model with random weights never ends by itself
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[Utterance]:
+    """What reaches the runner."""
+    taken: list[Utterance] = []
+    admit = csm.CsmRunner.admit
+
+    def note(self: csm.CsmRunner, row: int, utterance: Utterance) -> None:
+        taken.append(utterance)
+        admit(self, row, utterance)
+
+    monkeypatch.setattr(csm.CsmRunner, "admit", note)
+    monkeypatch.setattr(csm.Guards, "limit", lambda *_: FRAMES)
+    return taken
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, heard: list[Utterance]) -> Iterator[httpx.Client]:
+    fabricate_csm(tmp_path / "csm")
+    store = VoiceStore(tmp_path / "data/cloned_voices", tmp_path / "data/voice_references")
+    tone = (0.1 * np.sin(np.cumsum(np.random.default_rng(0).uniform(0.01, 0.2, 48_000)))).astype(np.float32)
+    store.set_reference("alloy", Reference(tone, 24_000, "Words of the recording."))
+    with (
+        serving(
+            tmp_path / "data",
+            TTS_ENGINE="csm",
+            CSM_MODEL=str(tmp_path / "csm"),
+            TTS_FALLBACK_ENGINE="",
+            TTS_DEVICE="cpu",
+            TTS_DTYPE="float32",
+            TTS_MEMORY_TOKENS=BUDGET,
+            TTS_API_KEYS="first,second",
+        ) as url,
+        httpx.Client(base_url=url, timeout=60, headers={"Authorization": "Bearer first"}) as http,
+    ):
+        yield http
+
+
+def say(http: httpx.Client, text: str, **extra: object) -> httpx.Response:
+    return http.post(SPEECH, json={"input": text, "response_format": "pcm", **extra})
+
+
+def test_fifty_turns_follow_the_same_recording_within_a_budget(tiny: httpx.Client, heard: list[Utterance]) -> None:
+    for number in range(TURNS):
+        answer = say(tiny, f"Number {number}.", conversation_id="talk")
+        assert answer.status_code == 200
+        assert answer.headers["x-cache"] == "miss"
+    spoken = [" ".join(line.text for line in utterance.lines) for utterance in heard]
+    assert len(spoken) == TURNS
+    anchor = heard[0].lines[0].prompt
+    assert anchor is not None
+    assert anchor.transcript == "Words of the recording."
+    for number, utterance in enumerate(heard):
+        said = [turn.text for turn in utterance.context]
+        assert said == spoken[number - len(said) : number]
+        assert sum(turn.codes.shape[1] for turn in utterance.context) == FRAMES * len(said)
+        assert min(number, 2) <= len(said) <= BUDGET // FRAMES
+        prompt = utterance.lines[0].prompt
+        assert prompt is not None
+        assert np.array_equal(prompt.codes, anchor.codes)
+    # What is remembered is what was made, not what an encoder makes of its sound.
+    assert all(
+        np.array_equal(before.codes, after.codes)
+        for first, second in pairwise(heard[10:40])
+        for before, after in zip(first.context[1:], second.context[-1 - len(first.context[1:]) : -1], strict=True)
+    )
+
+
+def test_the_voice_does_not_drift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over an engine that does speak: pitch and brightness of the fiftieth turn are those of the first."""
+    spec = EngineSpec("reading", "reading-1", "tests.integration.reading_engine:build")
+    monkeypatch.setattr(assemble.registry, "specs", lambda: {"reading": spec})
+    info = dataclasses.replace(reading_engine.ReadingEngine.info, extras=frozenset({"context"}), max_context_s=100.0)
+    monkeypatch.setattr(reading_engine.ReadingEngine, "info", info)
+    library = reading_engine.Library()
+    timbre = reading_engine.TIMBRES["echo"]
+    words = "The recording that shows how I sound, word for word, as the engine reads it."
+    samples = library.synthesize(words, f"{timbre.accent}+{timbre.variant}", timbre.pitch)
+    VoiceStore(tmp_path / "cloned_voices", tmp_path / "voice_references").set_reference(
+        "alloy", Reference(samples, reading_engine.RATE_HZ, words)
+    )
+    reading_engine.spoken.clear()
+    with (
+        serving(tmp_path, TTS_ENGINE="reading", TTS_FALLBACK_ENGINE="") as url,
+        httpx.Client(base_url=url, timeout=60) as http,
+    ):
+        body = {"response_format": "pcm", "conversation_id": "talk"}
+        turns = [
+            http.post(SPEECH, json={"input": "This is what I say in every single turn.", **body}).content
+            for _ in range(TURNS)
+        ]
+    assert [len(utterance.context) > 0 for utterance in reading_engine.spoken] == [False, *[True] * (TURNS - 1)]
+    reading_engine.spoken.clear()
+    measured = [measure(pcm.from_bytes(turn), 24_000) for turn in turns]
+    pitches = np.array([each.pitch_hz for each in measured])
+    assert np.ptp(12 * np.log2(pitches)) < 0.3
+    assert np.ptp([each.brightness_db for each in measured]) < 0.5
+
+
+def test_conversations_and_keys_are_apart(tiny: httpx.Client, heard: list[Utterance]) -> None:
+    say(tiny, "One.", conversation_id="a")
+    say(tiny, "Two.", conversation_id="b")
+    say(tiny, "Three.", conversation_id="a")
+    tiny.post(
+        SPEECH,
+        json={"input": "Four.", "conversation_id": "a", "response_format": "pcm"},
+        headers={"Authorization": "Bearer second"},
+    )
+    say(tiny, "Five.")
+    assert [len(utterance.context) for utterance in heard] == [0, 0, 1, 0, 0]
+    assert tiny.delete("/v1/audio/conversations/a").json()["deleted"] is True
+    assert tiny.delete("/v1/audio/conversations/a").json()["deleted"] is False
+    say(tiny, "Six.", conversation_id="a")
+    assert heard[-1].context == ()
+
+
+def test_an_engine_without_context_says_so(server: str) -> None:
+    answer = httpx.post(f"{server}{SPEECH}", json={"input": "Hello.", "conversation_id": "a"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "conversation_id"

@@ -1,0 +1,631 @@
+"""Voices of one's own over real sockets: cloned, listed, spoken with, taken elsewhere, refused in words."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+import subprocess
+import threading
+import time
+import wave
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import soxr
+
+from app.audio import pcm
+from app.engines.csm import CsmRunner
+from app.types import Reference
+from app.voices.store import read_wav
+from tests import samples
+from tests.ears import decode
+from tests.integration.test_api_routes import problem
+from tests.integration.test_csm_server import fabricate
+from tests.live import serving, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from app.types import Utterance
+
+pytestmark = pytest.mark.integration
+
+FRAME_SAMPLES = 1920  # of Mimi, at 24 kHz
+
+
+@pytest.fixture(scope="module")
+def sample() -> bytes:
+    return samples.file(samples.speech(), "mp3")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path) -> Iterator[str]:
+    with serving(folder) as served:
+        yield served
+
+
+@pytest.fixture
+def http(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"{url}/v1", timeout=60) as made:
+        yield made
+        for voice in made.get("/voice-cloning/voices").json()["voices"]:
+            made.delete(f"/voice-cloning/voices/{voice['id']}").raise_for_status()
+
+
+def clone(http: httpx.Client, audio: bytes, name: str = "Anna", **fields: Any) -> httpx.Response:
+    data = {"name": name, "transcript": samples.TEXT, **fields}
+    return http.post("/voice-cloning/clone", data=data, files={"audio_file": ("my sample.mp3", audio)})
+
+
+def everything(folder: Path) -> list[str]:
+    """All that is kept, but logs and locks."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*"))
+    return sorted(str(path) for path in paths if path.parts[0] != "logs" and path.name != ".lock")
+
+
+# ---- what a clone is
+
+
+def test_a_clone_is_in_every_list_at_once(http: httpx.Client, sample: bytes) -> None:
+    answer = clone(http, sample, description="My sister.", consent="She agrees.")
+    assert answer.status_code == 200
+    body = answer.json()
+    assert body["status"] == "success"
+    voice = body["voice"]
+    assert voice["id"].startswith("voice_")
+    assert (voice["name"], voice["description"], voice["sample_count"]) == ("Anna", "My sister.", 1)
+    assert voice["transcript"] == samples.TEXT
+    assert 9 < voice["audio_duration"] < 13
+    assert voice["quality"]["level"] == "good"
+    assert all(check["level"] == "good" and check["message"] for check in voice["quality"]["checks"])
+    assert voice["consent"] == {"text": "She agrees.", "id": ""}
+    assert abs(voice["created_at"] - time.time()) < 100
+
+    listed = http.get("/audio/voices").json()
+    assert {"id": voice["id"], "name": "Anna"}.items() <= listed["voices"][-1].items()
+    assert listed["voices"] == listed["data"]
+    assert http.get("/audio/voices?legacy=true").json()["voices"][-1] == voice["id"]
+    (own,) = http.get("/voice-cloning/voices").json()["voices"]
+    assert own == voice == http.get(f"/voice-cloning/voices/{voice['id']}").json()
+    compatible = http.get("/voice-cloning/openai-compatible-voices").json()["voices"]
+    assert len(compatible) == 14
+    last = compatible[-1]
+    assert (last["voice_id"], last["name"], last["cloned"], last["languages"]) == (voice["id"], "Anna", True, ["en"])
+    heard = httpx.get(str(http.base_url).removesuffix("/v1/") + last["preview_url"])
+    assert decode(heard.content, "wav").seconds == pytest.approx(voice["audio_duration"], abs=0.01)
+    assert voice["id"] in [item["name"] for item in http.get("/models/espeak").json()["voices"]]
+
+
+def test_the_offline_voice_says_that_it_can_not_speak_with_it(http: httpx.Client, sample: bytes) -> None:
+    voice = clone(http, sample).json()["voice"]
+    turns = [{"voice": "Anna", "text": "Hello."}, {"voice": "alloy", "text": "Hi."}]
+    for path, body in (
+        ("/audio/speech", {"input": "Hello.", "voice": "Anna"}),
+        ("/audio/speech", {"input": "Hello.", "voice": {"id": voice["id"]}}),
+        ("/audio/conversation", {"text": "Hello.", "voice": voice["id"]}),
+        ("/audio/dialogue", {"turns": turns}),
+        ("/voice-cloning/generate", {"voice_id": voice["id"], "text": "Hello."}),
+        (f"/voice-cloning/voices/{voice['id']}/preview", {}),
+    ):
+        answer = http.post(path, json=body)
+        assert answer.status_code == 400, path
+        assert problem(answer)["code"] == "voice_not_supported_by_engine"
+    assert http.post("/audio/speech", json={"input": "Hello."}).status_code == 200
+
+
+def test_a_stand_in_says_so_with_503(tmp_path: Path, sample: bytes) -> None:
+    with (
+        serving(tmp_path, TTS_ENGINE="csm", CSM_MODEL=str(tmp_path / "none")) as url,
+        httpx.Client(base_url=f"{url}/v1", timeout=60) as http,
+    ):
+        assert clone(http, sample).status_code == 200
+        answer = http.post("/audio/speech", json={"input": "Hello.", "voice": "Anna"})
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"]
+        assert problem(answer)["code"] == "voice_not_supported_by_engine"
+
+
+@pytest.mark.parametrize("kind", ["film", pytest.param("webm", marks=pytest.mark.slow)])
+def test_films_and_other_containers(http: httpx.Client, kind: str) -> None:
+    sound = samples.speech()
+    audio = samples.film(sound) if kind == "film" else samples.file(sound, kind)
+    answer = clone(http, audio)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["voice"]["audio_duration"] == pytest.approx(12.1, abs=0.4)
+
+
+def test_names_that_are_taken_get_a_number(http: httpx.Client, sample: bytes) -> None:
+    assert [clone(http, sample, name).json()["voice"]["name"] for name in ("Nova", "anna", "ANNA")] == [
+        "Nova (2)",
+        "anna",
+        "ANNA (2)",
+    ]
+
+
+def test_several_recordings_make_one_voice(http: httpx.Client) -> None:
+    files = [("audio_file", (f"{n}.wav", samples.file(samples.speech([samples.WORDS[n]])))) for n in range(3)]
+    data = {"name": "Anna", "transcript": list(samples.WORDS[:3])}
+    voice = http.post("/voice-cloning/clone", data=data, files=files).json()["voice"]
+    assert voice["sample_count"] == 3
+    assert voice["transcript"] == samples.TEXT
+    assert 11 < voice["audio_duration"] < 15
+    wrong = http.post("/voice-cloning/clone", data={"name": "B", "transcript": "One."}, files=files)
+    assert wrong.status_code == 400
+    assert problem(wrong)["param"] == "transcript"
+
+
+def test_a_voice_changes_and_goes(http: httpx.Client, sample: bytes, folder: Path) -> None:
+    before = everything(folder)
+    voice = clone(http, sample).json()["voice"]
+    path = f"/voice-cloning/voices/{voice['id']}"
+    changed = http.patch(path, json={"name": "Berta", "description": "New.", "transcript": "New words."}).json()
+    assert (changed["name"], changed["description"], changed["transcript"]) == ("Berta", "New.", "New words.")
+    assert http.patch(path, json={}).json() == changed
+    assert problem(http.patch(path, json={"name": "x" * 101}))["param"] == "name"
+    assert problem(http.patch(path, json={"transcript": " "}))["param"] == "transcript"
+    assert problem(http.patch(path, json={"name": 5}))["param"] == "name"
+    gone = http.delete(path)
+    assert gone.json()["id"] == voice["id"]
+    assert gone.status_code == 200
+    assert everything(folder) == before
+    for again in (http.delete(path), http.patch(path, json={}), http.get(path), http.get(f"{path}/export")):
+        assert again.status_code == 404
+        problem(again)
+    assert http.post(f"{path}/preview").status_code == 404
+    answer = http.post("/audio/speech", json={"input": "Hello.", "voice": "Berta"})
+    assert problem(answer)["code"] == "voice_not_found"
+    assert http.delete("/voice-cloning/voices/alloy").status_code == 404
+    assert http.delete("/voice-cloning/voices/..%2F..%2Fmodels").status_code == 404
+
+
+def test_another_server_on_the_same_folder_sees_it_within_two_seconds(
+    http: httpx.Client, sample: bytes, folder: Path
+) -> None:
+    with serving(folder) as other:
+
+        def there() -> set[str]:
+            return {voice["name"] for voice in httpx.get(f"{other}/v1/audio/voices").json()["voices"]}
+
+        assert "Anna" not in there()
+        voice = clone(http, sample).json()["voice"]
+        wait_until(lambda: "Anna" in there(), 2)
+        http.patch(f"/voice-cloning/voices/{voice['id']}", json={"name": "Berta"})
+        wait_until(lambda: "Berta" in there(), 2)
+        with httpx.Client(base_url=f"{other}/v1", timeout=60) as there_too:
+            assert clone(there_too, sample, "berta").json()["voice"]["name"] == "berta (2)"
+        http.delete(f"/voice-cloning/voices/{voice['id']}").raise_for_status()
+        wait_until(lambda: "Berta" not in there(), 2)
+
+
+def test_keys_are_asked_for_where_voices_are_made(tmp_path: Path, sample: bytes) -> None:
+    with serving(tmp_path, TTS_API_KEYS="secret") as url, httpx.Client(base_url=f"{url}/v1", timeout=60) as http:
+        for answer in (
+            clone(http, sample),
+            http.get("/voice-cloning/voices"),
+            http.delete("/voice-cloning/voices/voice_1"),
+            http.get("/audio/voice_consents"),
+            http.delete("/audio/voices/voice_1"),
+        ):
+            assert answer.status_code == 401
+        assert http.get("/voice-cloning/openai-compatible-voices").status_code == 200
+        http.headers["authorization"] = "Bearer secret"
+        assert clone(http, sample).status_code == 200
+
+
+# ---- drafts
+
+
+def test_a_checked_recording_becomes_a_voice(http: httpx.Client, sample: bytes, folder: Path) -> None:
+    answer = http.post("/voice-cloning/check", data={"transcript": samples.TEXT}, files={"audio_file": sample})
+    body = answer.json()
+    assert answer.status_code == 200
+    assert body["quality"]["level"] == "good"
+    assert body["transcript"] == samples.TEXT
+    assert http.get("/voice-cloning/voices").json()["voices"] == []
+    assert len(http.get("/audio/voices").json()["voices"]) == 13
+    preview = http.post(f"/voice-cloning/voices/{body['draft_id']}/preview")
+    assert problem(preview)["code"] == "voice_not_supported_by_engine"
+    data = {"name": "Anna", "draft_id": body["draft_id"], "transcript": "Mended words."}
+    voice = http.post("/voice-cloning/clone", data=data).json()["voice"]
+    assert (voice["name"], voice["transcript"]) == ("Anna", "Mended words.")
+    assert voice["quality"] == body["quality"]
+    again = http.post("/voice-cloning/clone", data=data)
+    assert again.status_code == 400
+    assert problem(again)["param"] == "draft_id"
+    assert not list(folder.glob("cloned_voices/.drafts/draft_*"))
+
+
+def test_old_drafts_are_gone(http: httpx.Client, sample: bytes, folder: Path) -> None:
+    ask = {"data": {"transcript": samples.TEXT}, "files": {"audio_file": sample}}
+    old = http.post("/voice-cloning/check", **ask).json()["draft_id"]  # type: ignore[arg-type]
+    marker = folder / "cloned_voices" / ".drafts" / old / "voice.json"
+    said = json.loads(marker.read_text())
+    marker.write_text(json.dumps({**said, "created_at": "2020-01-01T00:00:00+00:00"}))
+    time.sleep(1.1)
+    http.get("/audio/voices")
+    assert http.post("/voice-cloning/clone", data={"name": "A", "draft_id": old}).status_code == 400
+    new = http.post("/voice-cloning/check", **ask).json()["draft_id"]  # type: ignore[arg-type]
+    assert [path.name for path in folder.glob("cloned_voices/.drafts/draft_*")] == [new]
+
+
+# ---- OpenAI's client
+
+
+def test_openais_custom_voices(url: str, http: httpx.Client, sample: bytes) -> None:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+        consent = client.audio.voice_consents.create(
+            name="Anna's", language="en-US", recording=("consent.mp3", sample, "audio/mpeg")
+        )
+        assert consent.id.startswith("cons_")
+        assert (consent.object, consent.name, consent.language) == ("audio.voice_consent", "Anna's", "en-US")
+        assert client.audio.voice_consents.retrieve(consent.id) == consent
+        assert client.audio.voice_consents.update(consent.id, name="Other").name == "Other"
+
+        voice = client.audio.voices.create(
+            name="Anna",
+            consent=consent.id,
+            audio_sample=("sample.mp3", sample, "audio/mpeg"),
+            extra_body={"transcript": samples.TEXT},
+        )
+        assert (voice.object, voice.name, voice.type) == ("audio.voice", "Anna", "audio_sample")
+        (stored,) = http.get("/voice-cloning/voices").json()["voices"]
+        assert (stored["id"], stored["consent"]["id"], stored["language"]) == (voice.id, consent.id, "en-US")
+        with pytest.raises(openai.BadRequestError) as wanted:
+            client.audio.speech.create(model="tts-1", input="Hello.", voice={"id": voice.id})
+        assert wanted.value.code == "voice_not_supported_by_engine"
+        gone = client.audio.voices.delete(voice.id)
+        assert (gone.object, gone.id, gone.deleted) == ("audio.voice.deleted", voice.id, True)
+        with pytest.raises(openai.NotFoundError):
+            client.audio.voices.delete(voice.id)
+
+        assert client.audio.voice_consents.delete(consent.id).deleted is True
+        with pytest.raises(openai.NotFoundError):
+            client.audio.voice_consents.retrieve(consent.id)
+        for wrong in (consent.id, "yes"):
+            with pytest.raises(openai.BadRequestError) as refused:
+                client.audio.voices.create(name="A", consent=wrong, audio_sample=("a.mp3", sample, "audio/mpeg"))
+            assert refused.value.param == "consent"
+        with pytest.raises(openai.BadRequestError) as unsupported:
+            client.audio.voices.create(name="A", prompt="A warm voice.", type="prompt")
+        assert unsupported.value.code == "not_supported"
+
+
+def test_consents_come_in_pages(url: str) -> None:
+    recording = samples.file(samples.said(samples.WORDS[0]), "flac")
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+        made = [
+            client.audio.voice_consents.create(
+                name=f"Number {n}", language="en", recording=("c.flac", recording, "audio/flac")
+            ).id
+            for n in range(5)
+        ]
+        first = client.audio.voice_consents.list(limit=2)
+        assert [consent.id for consent in first.data] == made[:2:-1]
+        assert first.has_more
+        assert [consent.id for consent in client.audio.voice_consents.list(limit=2)] == made[::-1]  # over all pages
+        for consent_id in made:
+            client.audio.voice_consents.delete(consent_id)
+        assert list(client.audio.voice_consents.list()) == []
+        with pytest.raises(openai.NotFoundError):
+            client.audio.voice_consents.list(after="cons_none")
+        with pytest.raises(openai.BadRequestError):
+            client.audio.voice_consents.list(limit=101)
+
+
+# ---- there and back
+
+
+def test_a_voice_goes_to_another_server(http: httpx.Client, sample: bytes, tmp_path: Path) -> None:
+    voice = clone(http, sample, description="Travels.", consent="Yes.").json()["voice"]
+    answer = http.get(f"/voice-cloning/voices/{voice['id']}/export")
+    assert answer.headers["content-type"] == "application/zip"
+    with serving(tmp_path) as url, httpx.Client(base_url=f"{url}/v1", timeout=60) as there:
+        taken = there.post("/voice-cloning/import", files={"file": ("v.zip", answer.content)}).json()["voice"]
+        assert taken["id"] != voice["id"]
+        same = ("name", "description", "transcript", "audio_duration", "quality", "consent", "sample_count")
+        assert [taken[key] for key in same] == [voice[key] for key in same]
+        sounds = [
+            c.get(f"/voice-cloning/voices/{v['id']}/reference").content for c, v in ((http, voice), (there, taken))
+        ]
+        assert sounds[0] == sounds[1]
+    twin = http.post("/voice-cloning/import", files={"file": ("v.zip", answer.content)}).json()["voice"]
+    assert twin["name"] == "Anna (2)"
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+def test_hostile_zips_are_refused_and_leave_nothing(http: httpx.Client, sample: bytes, folder: Path) -> None:
+    voice = clone(http, sample).json()["voice"]
+    good = http.get(f"/voice-cloning/voices/{voice['id']}/export").content
+    with zipfile.ZipFile(io.BytesIO(good)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    marker = json.loads(members["voice.json"])
+
+    def changed(**said: Any) -> bytes:
+        return zipped({**members, "voice.json": json.dumps({**marker, **said}).encode()})
+
+    before, outside = everything(folder), sorted(folder.parent.iterdir())
+    hostile = [
+        *(b"", b"no zip", good[: len(good) // 2], good[:-30] + b"\0" * 30),
+        *(zipped({}), zipped({"voice.json": members["voice.json"]})),
+        zipped({f"../{name}": data for name, data in members.items()}),
+        zipped({f"/tmp/{name}": data for name, data in members.items()}),
+        zipped({**members, **{f"more{n}": b"" for n in range(20)}}),
+        zipped({**members, "reference.wav": b"RIFF nothing"}),
+        zipped({**members, "reference.wav": b"\0" * (40 << 20)}),  # a bomb: 40 kB
+        zipped({**members, "voice.json": b" " * (1 << 20)}),
+        zipped({**members, "voice.json": b"[" * 100_000}),
+        *(changed(name=""), changed(name="x" * 5_000), changed(transcript="x" * 5_000), changed(format=9)),
+        *(changed(language="../.."), changed(reference={**marker["reference"], "rate_hz": 10**9})),
+        changed(reference={**marker["reference"], "file": "/etc/passwd"}),
+        changed(created_at="tomorrow"),
+    ]
+    for data in hostile:
+        answer = http.post("/voice-cloning/import", files={"file": ("v.zip", data)})
+        assert 400 <= answer.status_code < 500, (data[:80], answer.text)
+        problem(answer)
+    assert everything(folder) == before
+    assert sorted(folder.parent.iterdir()) == outside
+    fine = http.post("/voice-cloning/import", files={"file": zipped({**members, "../evil": b"x"})})
+    assert fine.status_code == 200  # what it does not know it does not look at
+    assert not list(folder.parent.rglob("evil"))
+
+
+# ---- bad input
+
+
+def bomb() -> bytes:
+    return samples.file(np.zeros(8_000 * 700, np.float32), "flac", 8_000)
+
+
+def an_hour() -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(1)
+        writer.setframerate(8_000)
+        writer.writeframes(b"\x80" * 8_000 * 3_600)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("audio", "told"),
+    [
+        (lambda: b"", "empty"),
+        (lambda: b"This is a text file, not a sound." * 100, "not a sound file"),
+        (lambda: b"<html><body>404</body></html>", "not a sound file"),
+        (lambda: b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "not a sound file"),
+        (lambda: b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nm=audio 5004 RTP/AVP 0\n", "not a sound file"),
+        (lambda: samples.file(samples.speech()[: samples.RATE_HZ * 3 // 10]), "at least 1 s"),
+        (lambda: samples.file(np.zeros(samples.RATE_HZ * 5, np.float32)), "no speech"),
+        (lambda: samples.file(samples.noise(samples.RATE_HZ * 5, 0.1)), "no speech"),
+        (lambda: samples.file(0.2 * samples.music(samples.RATE_HZ * 8)), "speech"),
+        pytest.param(an_hour, "longer than 10 minutes", marks=pytest.mark.slow),
+        (bomb, "longer than 10 minutes"),
+        (lambda: samples.file(samples.speech(samples.WORDS * 2)), "Send a shorter recording"),
+        (lambda: samples.file(np.clip(40 * samples.speech(), -1, 1)), "cut off at the top"),
+        (lambda: samples.file(samples.speech() + samples.noise(len(samples.speech()), 0.2)), "speech"),
+    ],
+)
+def test_bad_recordings_are_refused_in_words_and_leave_nothing(
+    http: httpx.Client, folder: Path, audio: Any, told: str
+) -> None:
+    before = everything(folder)
+    answer = clone(http, audio())
+    assert answer.status_code == 400
+    error = problem(answer)
+    assert told.lower() in error["message"].lower()
+    assert error["param"] == "audio_file"
+    assert everything(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"name": ""}, "name"),
+        ({"name": "x" * 10_000}, "name"),
+        ({"name": "a\x00b"}, "name"),
+        ({"description": "x" * 10_000}, "description"),
+        ({"transcript": "x" * 100_000}, "transcript"),
+        ({"transcript": ""}, "transcript"),
+        ({"transcript": "word " * 1_000}, "audio_file"),
+        ({"consent": "cons_none"}, "consent"),
+        ({"consent": "x" * 10_000}, "consent"),
+        ({"language": "not a language"}, "language"),
+        ({"draft_id": "draft_none"}, None),
+    ],
+)
+def test_bad_fields_are_refused_and_leave_nothing(
+    http: httpx.Client, folder: Path, sample: bytes, fields: dict[str, str], param: str | None
+) -> None:
+    before = everything(folder)
+    answer = clone(http, sample, **fields)
+    if param is None:  # a recording that came too is what counts
+        assert answer.status_code == 200
+        return
+    assert answer.status_code == 400
+    assert problem(answer)["param"] == param
+    assert everything(folder) == before
+
+
+def test_bad_bodies(http: httpx.Client, tmp_path: Path) -> None:
+    for path in ("/voice-cloning/clone", "/voice-cloning/import", "/audio/voices", "/audio/voice_consents"):
+        for answer in (
+            http.post(path),
+            http.post(path, json={"name": "Anna"}),
+            http.post(path, content=b"{", headers={"content-type": "application/json"}),
+            http.post(path, content=b"--x\r\n\r\n", headers={"content-type": "multipart/form-data; boundary=y"}),
+            http.post(path, data={"name": "Anna", "audio_file": "text", "file": "text"}),
+        ):
+            assert answer.status_code == 400, (path, answer.text)
+            problem(answer)
+    with serving(tmp_path, TTS_MAX_UPLOAD_BYTES=100_000) as url:
+        answer = httpx.post(
+            f"{url}/v1/voice-cloning/clone", data={"name": "A"}, files={"audio_file": b"\0" * 200_000}, timeout=60
+        )
+        assert answer.status_code == 413
+        assert "TTS_MAX_UPLOAD_BYTES" in problem(answer)["message"]
+
+
+def test_poor_recordings_are_taken_with_a_warning(http: httpx.Client) -> None:
+    sound = samples.speech()
+    level = samples.rms(sound)
+    telephone = soxr.resample(sound, samples.RATE_HZ, 8_000)
+    two = np.concatenate(
+        [samples.speech([samples.WORDS[0]]), samples.speech([samples.WORDS[1]], voice="gmw/en-US+announcer")]
+    )
+    surround = np.zeros((8, len(sound) * 192_000 // samples.RATE_HZ), np.float32)
+    surround[2] = soxr.resample(sound, samples.RATE_HZ, 192_000)[: surround.shape[1]]
+    for audio, warned in (
+        (samples.file(telephone, "wav", 8_000, codec="pcm_u8"), "bandwidth_hz"),
+        (samples.file(sound + samples.music(len(sound)) * level * 0.2), "music"),
+        (samples.file(two), "speakers"),
+        (samples.file(surround, "wav", 192_000, layout="7.1"), None),
+    ):
+        answer = clone(http, audio)
+        assert answer.status_code == 200, answer.text
+        levels = {check["id"]: check["level"] for check in answer.json()["voice"]["quality"]["checks"]}
+        warnings = {name for name, value in levels.items() if value == "warning"}
+        assert (warned in warnings) if warned else not warnings
+
+
+# ---- on a model
+
+
+class Heard:
+    """What reached the runner."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.utterances: list[Utterance] = []
+        self.encoded: list[Reference] = []
+        self.runner: Any = None
+        self.lock = threading.Lock()
+        admit, encode = CsmRunner.admit, CsmRunner.encode
+
+        def listening(runner: CsmRunner, row: int, utterance: Utterance) -> None:
+            self.runner = runner
+            self.utterances.append(utterance)
+            admit(runner, row, utterance)
+
+        def counting(runner: CsmRunner, reference: Reference) -> np.ndarray:
+            with self.lock:
+                self.encoded.append(reference)
+            time.sleep(0.3)  # so that others ask meanwhile
+            return encode(runner, reference)
+
+        monkeypatch.setattr(CsmRunner, "admit", listening)
+        monkeypatch.setattr(CsmRunner, "encode", counting)
+        self.encode = encode
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fabricate(tmp_path_factory.mktemp("csm") / "model", "transformers")
+
+
+def on_csm(folder: Path, checkpoint: Path) -> Any:
+    return serving(
+        folder, TTS_ENGINE="csm", CSM_MODEL=str(checkpoint), TTS_DTYPE="float32", TTS_FALLBACK_ENGINE="", TTS_OUTBOX_S=2
+    )
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_cloned_by_curl_it_reaches_the_model_exactly(
+    tmp_path: Path, checkpoint: Path, sample: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard(monkeypatch)
+    (tmp_path / "anna.mp3").write_bytes(sample)
+    short = {"max_audio_length_ms": 400, "response_format": "pcm", "cache": False}
+    with on_csm(tmp_path / "data", checkpoint) as url, httpx.Client(base_url=f"{url}/v1", timeout=60) as http:
+        form = [f"audio_file=@{tmp_path / 'anna.mp3'}", "name=Anna", f"transcript={samples.TEXT}"]
+        command = ["curl", "-sf", f"{url}/v1/voice-cloning/clone", *(part for field in form for part in ("-F", field))]
+        done = subprocess.run(command, check=True, capture_output=True, timeout=60)
+        voice = json.loads(done.stdout)["voice"]
+
+        before = base64.b64encode(samples.file(samples.said("How are you?"))).decode()
+        context = [{"speaker": 1, "text": "How are you?", "audio": before}]
+        asks: list[tuple[str, dict[str, Any]]] = [
+            ("/audio/speech", {"input": "Hello there.", "voice": voice["id"]}),
+            ("/audio/speech", {"input": "Hello there.", "voice": "anna"}),
+            ("/audio/speech/stream", {"input": "Hello there.", "voice": {"id": voice["id"]}}),
+            ("/audio/conversation", {"text": "Fine.", "voice": "Anna", "context": context}),
+            ("/audio/dialogue", {"turns": [{"voice": "Anna", "text": "Yes?"}, {"voice": "alloy", "text": "No."}]}),
+            ("/voice-cloning/generate", {"voice_id": voice["id"], "text": "Hello there."}),
+            (f"/voice-cloning/voices/{voice['id']}/preview", {}),
+        ]
+        with ThreadPoolExecutor(3) as pool:  # the first three at once
+            answers = list(pool.map(lambda ask: http.post(ask[0], json={**ask[1], **short}), asks[:3]))
+        answers += [http.post(path, json={**body, **short}) for path, body in asks[3:]]
+        for answer in answers:
+            assert answer.status_code == 200, answer.text
+            assert len(answer.content) > 10_000
+        sounds = [decode(answer.content, "pcm").samples for answer in answers[:3]]
+        assert max(np.abs(sounds[0] - other).max() for other in sounds[1:]) <= 1 / 32768
+
+        # The voice was encoded once, though three asked for it at the same time; the other is the conversation's turn.
+        stored = (tmp_path / "data" / "cloned_voices" / voice["id"] / "reference.wav").read_bytes()
+        window, rate_hz = read_wav(stored)
+        mine = [reference for reference in heard.encoded if reference.transcript == samples.TEXT]
+        assert len(mine) == 1
+        assert len(heard.encoded) == 2
+        assert np.array_equal(mine[0].samples, soxr.resample(window, rate_hz, 24_000))
+
+        # What reached the model is the codes of exactly that window, with exactly those words.
+        wanted = heard.encode(heard.runner, Reference(soxr.resample(window, rate_hz, 24_000), 24_000, ""))
+        assert wanted.shape[1] == -(-len(mine[0].samples) // FRAME_SAMPLES)
+        with_voice = [line for utterance in heard.utterances for line in utterance.lines if line.voice.id != "alloy"]
+        assert len(with_voice) >= len(asks)
+        for line in with_voice:
+            assert line.prompt is not None
+            assert (line.prompt.codec, line.prompt.transcript) == ("mimi", samples.TEXT)
+            assert np.array_equal(line.prompt.codes, wanted)
+        (other,) = [line for utterance in heard.utterances for line in utterance.lines if line.voice.id == "alloy"]
+        assert other.prompt is None
+
+        # The window is the recording: nothing of it is lost, cut off, or another stretch.
+        source = samples.speech()
+        heard_at = np.correlate(source[::20], window[: -round(0.4 * rate_hz)][::20], "valid")
+        start = 20 * int(np.argmax(np.abs(heard_at)))
+        assert start / samples.RATE_HZ == pytest.approx(0.15, abs=0.15)
+        assert voice["audio_duration"] == pytest.approx(len(source) / samples.RATE_HZ, abs=0.7)
+        assert not window[-round(0.39 * rate_hz) :].any()
+        assert len(pcm.to_bytes(window)) == len(stored) - 44
+
+    # Codes are kept with the voice: a restart encodes nothing, and says the same.
+    heard.encoded.clear()
+    with on_csm(tmp_path / "data", checkpoint) as url, httpx.Client(base_url=f"{url}/v1", timeout=60) as http:
+        again = http.post("/audio/speech", json={"input": "Hello there.", "voice": "ANNA", **short})
+        assert np.abs(decode(again.content, "pcm").samples - sounds[0]).max() <= 1 / 32768
+        assert heard.encoded == []
+        files = sorted(path.name for path in (tmp_path / "data" / "cloned_voices" / voice["id"]).iterdir())
+        assert [name.split("-")[0] for name in files] == ["codes", "reference.wav", "voice.json"]
+
+        # Other words are another voice to the cache and to the model.
+        http.patch(f"/voice-cloning/voices/{voice['id']}", json={"transcript": "Other words."})
+        other_words = http.post("/audio/speech", json={"input": "Hello there.", "voice": "Anna", **short})
+        assert other_words.content != again.content
+        assert heard.utterances[-1].lines[0].prompt.transcript == "Other words."  # type: ignore[union-attr]
+
+        draft = http.post("/voice-cloning/check", data={"transcript": samples.TEXT}, files={"audio_file": sample})
+        spoken = http.post(f"/voice-cloning/voices/{draft.json()['draft_id']}/preview", json=short)
+        assert spoken.status_code == 200
+        assert np.array_equal(heard.utterances[-1].lines[0].prompt.codes, wanted)  # type: ignore[union-attr]

@@ -1,0 +1,311 @@
+"""DAC against transformers' DacModel: decoded in one go and streamed, encoded, at shapes drawn at random."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from app.errors import WeightsUnavailable
+from app.models.dac.config import DacConfig, read_dac_config
+from app.models.dac.layout import load_codec
+from app.models.dac.model import DacDecoder, DacEncoder
+from app.models.weights import Checkpoint
+from bench.random_dia import fabricate_dac
+from tests.parity import oracle
+
+pytestmark = pytest.mark.unit
+
+CPU = torch.device("cpu")
+FRAMES = 60
+EXACT = 1e-6  # of full scale; an LSB of 16 bits is 3e-5
+
+
+def drawn(seed: int) -> dict[str, Any]:
+    """A small codec of its own shape."""
+    random = torch.Generator().manual_seed(seed)
+
+    def one_of(*values: Any) -> Any:
+        return values[int(torch.randint(len(values), (), generator=random))]
+
+    ratios = one_of([2, 4, 8, 8], [2, 2, 4], [4, 2], [2, 6, 4], [8, 2, 2])
+    return {
+        "downsampling_ratios": ratios,
+        "encoder_hidden_size": one_of(3, 4, 8),
+        "decoder_hidden_size": one_of(3, 5, 8) * 2 ** len(ratios),
+        "codebook_size": one_of(16, 64, 1024),
+        "codebook_dim": one_of(4, 8),
+        "n_codebooks": one_of(2, 5, 9),
+    }
+
+
+SHAPES = [{}, *(drawn(seed) for seed in range(4))]
+
+
+@pytest.fixture(scope="module", params=range(len(SHAPES)))
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, DacConfig, Checkpoint]:
+    folder = fabricate_dac(tmp_path_factory.mktemp("dac"), seed=request.param, changes=SHAPES[request.param])
+    return opened(folder)
+
+
+def opened(folder: Path) -> tuple[Any, DacConfig, Checkpoint]:
+    config = read_dac_config(folder)
+    return oracle.dac(folder), config, load_codec(folder, config)
+
+
+def decoder(config: DacConfig, weights: Checkpoint, rows: int, **changes: Any) -> DacDecoder:
+    made = DacDecoder(config, rows=rows, device=CPU, **changes)
+    made.load(weights)
+    return made
+
+
+def encoder(config: DacConfig, weights: Checkpoint) -> DacEncoder:
+    made = DacEncoder(config)
+    made.load(weights)
+    return made
+
+
+def some_codes(config: DacConfig, rows: int, frames: int = FRAMES) -> torch.Tensor:
+    random = torch.Generator().manual_seed(6)
+    return torch.randint(0, config.codebook_size, (rows, config.codebooks, frames), generator=random)
+
+
+@torch.no_grad()
+def whole(reference: Any, codes: torch.Tensor) -> torch.Tensor:  # (n, K, T) -> (n, N)
+    sound: torch.Tensor = reference.decode(audio_codes=codes).audio_values
+    if codes.shape[2] > 20:
+        assert 0.02 < float(sound.std()) < 0.5  # loud enough to say something, far from clipping
+    return sound
+
+
+def worst(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    assert ours.shape == theirs.shape
+    return float((ours - theirs).abs().max())
+
+
+def streamed(made: DacDecoder, row: int, codes: torch.Tensor, pieces: list[int]) -> torch.Tensor:
+    parts = [made.decode([row], piece)[0] for piece in torch.split(codes[None], pieces, dim=2)]
+    return torch.cat([*parts, made.flush(row)])
+
+
+@pytest.mark.parametrize("pieces", ["1", "4", "8", "13", "all", "mixed"])
+def test_streamed_in_any_pieces(pair: tuple[Any, DacConfig, Checkpoint], pieces: str) -> None:
+    reference, config, weights = pair
+    codes = some_codes(config, 1)
+    random = torch.Generator().manual_seed(3)
+    sizes: list[int] = []
+    while (left := FRAMES - sum(sizes)) > 0:
+        size = int(torch.randint(1, 20, (), generator=random)) if pieces == "mixed" else FRAMES
+        sizes.append(min(left, int(pieces) if pieces.isdigit() else size))
+    sound = streamed(decoder(config, weights, 1), 0, codes[0], sizes)
+    assert worst(sound, whole(reference, codes)[0]) < EXACT
+
+
+def test_streams_shorter_than_the_look_ahead(pair: tuple[Any, DacConfig, Checkpoint]) -> None:
+    """Each ends exactly where it should, and leaves nothing behind for the next in its row."""
+    reference, config, weights = pair
+    made = decoder(config, weights, 1)
+    for frames in (1, 2, made.lookahead_frames, made.lookahead_frames + 1):
+        codes = some_codes(config, 1, frames)
+        assert worst(streamed(made, 0, codes[0], [1] * frames), whole(reference, codes)[0]) < EXACT
+    assert made.flush(0).shape == (0,)
+
+
+def test_what_comes_out_when(tmp_path: Path) -> None:
+    """Of the published ratios: nothing for 9 frames, 10 * 512 - 4757 samples after 10, then a frame for a frame."""
+    config = read_dac_config(fabricate_dac(tmp_path))
+    made = decoder(config, load_codec(tmp_path, config), 1)
+    assert (made.lookahead_samples, made.lookahead_frames) == (4757, 10)
+    lengths = [len(made.decode([0], frame)[0]) for frame in some_codes(config, 1, 14).split(1, dim=2)]
+    assert lengths == [0] * 9 + [363] + [512] * 4
+    assert len(made.flush(0)) == 4757
+
+
+def test_rows_stream_on_their_own(pair: tuple[Any, DacConfig, Checkpoint]) -> None:
+    """Rows that join, pause, end and begin anew, in any order and company: each is what it would be alone."""
+    reference, config, weights = pair
+    places = [3, 0, 2]
+    codes = some_codes(config, 3)
+    expected = whole(reference, codes)
+    made = decoder(config, weights, 4)
+    made.decode([0, 1, 2, 3], some_codes(config, 4)[:, :, :9])  # what was there before
+    for row in places:
+        made.reset(row)
+    random = torch.Generator().manual_seed(1)
+    done: list[int] = [0, 0, 0]
+    parts: list[list[torch.Tensor]] = [[], [], []]
+    rounds = 0
+    while min(done) < FRAMES:
+        rounds += 1
+        going = [i for i in range(3) if done[i] < FRAMES and torch.rand((), generator=random) < 0.7]
+        if not going:
+            continue
+        size = min(int(torch.randint(1, 7, (), generator=random)), *(FRAMES - done[i] for i in going))
+        sounds = made.decode(
+            [places[i] for i in going], torch.stack([codes[i, :, done[i] : done[i] + size] for i in going])
+        )
+        for i, sound in zip(going, sounds, strict=True):
+            parts[i].append(sound)
+            done[i] += size
+            if done[i] == FRAMES:
+                parts[i].append(made.flush(places[i]))
+        if rounds == 4:  # one of them begins anew while the others go on
+            made.reset(places[1])
+            done[1], parts[1] = 0, []
+    for i in range(3):
+        assert worst(torch.cat(parts[i]), expected[i]) < EXACT
+
+
+def test_the_same_pieces_give_the_same_bits(pair: tuple[Any, DacConfig, Checkpoint]) -> None:
+    """In any row of any decoder, and whatever went before: so streamed and whole sound can be made equal."""
+    _, config, weights = pair
+    codes = some_codes(config, 2)
+    pieces = [9, 22, 22, 7]
+    first = streamed(decoder(config, weights, 1), 0, codes[0], pieces)
+    other = decoder(config, weights, 5)
+    streamed(other, 3, codes[1], [FRAMES])
+    other.decode([0, 4], codes[:, :, :17])
+    assert torch.equal(streamed(other, 3, codes[0], pieces), first)
+
+
+def test_a_row_is_named_once(pair: tuple[Any, DacConfig, Checkpoint]) -> None:
+    _, config, weights = pair
+    with pytest.raises(ValueError, match="twice"):
+        decoder(config, weights, 2).decode([1, 1], some_codes(config, 2))
+
+
+def test_fewer_codebooks(pair: tuple[Any, DacConfig, Checkpoint]) -> None:
+    reference, config, weights = pair
+    codes = some_codes(config, 1)[:, :2]
+    made = decoder(config, weights, 1, codebooks=2)
+    assert worst(streamed(made, 0, codes[0], [20, 40]), whole(reference, codes)[0]) < EXACT
+    with pytest.raises(ValueError, match="codebooks"):
+        DacDecoder(config, rows=1, codebooks=config.codebooks + 1, device=CPU)
+
+
+def test_half_precision_is_close(pair: tuple[Any, DacConfig, Checkpoint]) -> None:
+    reference, config, weights = pair
+    codes = some_codes(config, 1)
+    expected = whole(reference, codes)[0]
+    made = decoder(config, weights, 1, dtype=torch.bfloat16)
+    error = streamed(made, 0, codes[0], [8] * 7 + [4]) - expected
+    assert 1e-6 < float(error.std() / expected.std()) < 0.03  # above 30 dB, and really another precision
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("extra", [0, 1, 17])
+def test_encoded(pair: tuple[Any, DacConfig, Checkpoint], extra: int) -> None:
+    """Longer than one window of ours; what does not fill a frame is filled with zeros, as transformers' processor
+    does."""
+    reference, config, weights = pair
+    hop = config.frame_samples
+    samples = torch.randn(hop * 280 + extra, generator=torch.Generator().manual_seed(5)) * 0.3
+    padded = torch.nn.functional.pad(samples, (0, -len(samples) % hop))
+    expected = reference.encode(padded[None, None]).audio_codes[0]
+    found = encoder(config, weights)(samples)
+    assert found.shape == expected.shape == (config.codebooks, 280 - (-extra // hop))
+    assert found.dtype == torch.int64
+    assert torch.equal(found, expected)
+
+
+def test_nothing_to_encode(tmp_path: Path) -> None:
+    config = read_dac_config(fabricate_dac(tmp_path))
+    assert encoder(config, load_codec(tmp_path, config))(torch.empty(0)).shape == (config.codebooks, 0)
+
+
+@pytest.mark.parametrize("shape", range(len(SHAPES)))
+def test_the_release(tmp_path: Path, shape: int) -> None:
+    """descript's own file: other names, weight norm, its shape in its metadata."""
+    published = fabricate_dac(tmp_path / "published", seed=shape, changes=SHAPES[shape])
+    release = fabricate_dac(tmp_path / "release", seed=shape, changes=SHAPES[shape], release=True)
+    reference, config, weights = opened(published)
+    assert read_dac_config(release) == config
+    found = load_codec(release, config)
+    assert set(found) == set(weights)
+    for name in weights:
+        assert torch.allclose(found.read(name), weights.read(name), rtol=1e-6, atol=0), name
+    codes = some_codes(config, 1)
+    assert worst(streamed(decoder(config, found, 1), 0, codes[0], [FRAMES]), whole(reference, codes)[0]) < EXACT
+    samples = torch.randn(config.frame_samples * 40, generator=torch.Generator().manual_seed(5)) * 0.3
+    assert torch.equal(encoder(config, found)(samples), encoder(config, weights)(samples))
+
+
+def test_weight_norm_under_transformers_names(tmp_path: Path) -> None:
+    """What a training run with `apply_weight_norm` saves."""
+    reference, config, weights = opened(fabricate_dac(tmp_path / "published"))
+    reference.apply_weight_norm()
+    (tmp_path / "trained").mkdir()
+    save_file(dict(reference.state_dict()), tmp_path / "trained" / "model.safetensors")
+    found = load_codec(tmp_path / "trained", config)
+    for name in weights:
+        assert torch.allclose(found.read(name), weights.read(name), rtol=1e-6, atol=0), name
+
+
+def test_a_release_without_metadata_is_the_published_codec(tmp_path: Path) -> None:
+    torch.save({f"decoder.model.0.weight_{part}": torch.ones(1, 1, 1) for part in "gv"}, tmp_path / "codec.pth")
+    assert read_dac_config(tmp_path) == DacConfig()
+    with pytest.raises(WeightsUnavailable, match="missing"):
+        load_codec(tmp_path, DacConfig())
+    (tmp_path / "codec.pth").write_bytes(b"nothing")
+    with pytest.raises(WeightsUnavailable, match="can't be read"):
+        read_dac_config(tmp_path)
+
+
+def test_what_is_wrong_is_named(tmp_path: Path) -> None:
+    published = fabricate_dac(tmp_path)
+    config = read_dac_config(published)
+    tensors = load_file(published / "model.safetensors")
+    del tensors["decoder.conv2.bias"]
+    tensors["extra.weight"] = torch.zeros(2)
+    tensors["encoder.conv1.bias"] = torch.zeros(3)
+    save_file(tensors, published / "model.safetensors")
+    with pytest.raises(WeightsUnavailable) as caught:
+        load_codec(published, config)
+    for part in ("missing: decoder.conv2.bias", "unexpected: extra.weight", "encoder.conv1.bias is [3], not [8]"):
+        assert part in caught.value.reason
+    save_file({"a": torch.zeros(1)}, published / "model.safetensors")
+    with pytest.raises(WeightsUnavailable, match="holds no DAC codec"):
+        load_codec(published, config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": "mimi"}, "is no DAC"),
+        ({"downsampling_ratios": [2, 4, 5, 8], "upsampling_ratios": None}, "must be even"),
+        ({"upsampling_ratios": [8, 8, 4, 4]}, "different length"),
+        ({"codebook_size": "many"}, "many"),
+    ],
+)
+def test_a_config_that_can_not_be(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    path = fabricate_dac(tmp_path) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(WeightsUnavailable, match=said):
+        read_dac_config(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@torch.no_grad()
+def test_full_size(tmp_path: Path) -> None:
+    """The published shape: 77 M weights. The reference decodes in float64: in float32 its own rounding is as large as
+    ours (measured 1.0e-6 and 0.6 to 0.8e-6)."""
+    reference, config, weights = opened(fabricate_dac(tmp_path, size="full"))
+    assert config == DacConfig()
+    assert sum(parameter.numel() for parameter in reference.parameters()) == 76_620_777
+    samples = torch.randn(512 * 100, generator=torch.Generator().manual_seed(5)) * 0.3
+    assert torch.equal(encoder(config, weights)(samples), reference.encode(samples[None, None]).audio_codes[0])
+    codes = some_codes(config, 2, 48)
+    expected = whole(reference.double(), codes)
+    made = decoder(config, weights, 3)
+    for pieces in ([1] * 12 + [4] * 9, [8] * 6, [9, 22, 17]):
+        assert worst(streamed(made, 1, codes[0], pieces), expected[0]) < EXACT
+    parts = [made.decode([2, 0], piece) for piece in codes.split(8, dim=2)]
+    for i, row in enumerate((2, 0)):
+        assert worst(torch.cat([*(part[i] for part in parts), made.flush(row)]), expected[i]) < EXACT
+    half = streamed(decoder(config, weights, 1, dtype=torch.bfloat16), 0, codes[0], [8] * 6)
+    assert float((half - expected[0]).std() / expected[0].std()) < 0.03

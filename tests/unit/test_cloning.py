@@ -1,0 +1,400 @@
+"""From a recording to a reference: where speech is, which stretch is taken, what is measured, what the words are."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.audio.apart import Limits, decode_apart
+from app.audio.loudness import denoised, integrated_lufs
+from app.errors import BadReference, InvalidValue
+from app.voices import cloning, quality, vad, window
+from app.voices.cloning import RATE_HZ, Cloner, Sample, cleaned, take_files, without_rumble
+from app.voices.store import VoiceStore
+from app.voices.transcribe import NoTranscriber, WhisperTranscriber, cut_to
+from app.voices.vad import Span, SpeechFinder, by_energy
+from tests import samples
+
+pytestmark = pytest.mark.unit
+
+
+class Recogniser:
+    """Hears what it is told to; the real one needs weights."""
+
+    def __init__(self, heard: str) -> None:
+        self.heard = heard
+        self.asked: list[float] = []
+
+    def missing(self) -> str:
+        return ""
+
+    def transcribe(self, sound: np.ndarray, rate_hz: int, language: str) -> str:
+        self.asked.append(len(sound) / rate_hz)
+        return self.heard
+
+
+@pytest.fixture(scope="module")
+def finder() -> SpeechFinder:
+    return SpeechFinder()
+
+
+def make(sound: np.ndarray, words: str = samples.TEXT, recogniser: object = None, **options: object):
+    cloner = Cloner(recogniser or NoTranscriber())  # type: ignore[arg-type]
+    return cloner.make([Sample(samples.file(sound), words)], **options)  # type: ignore[arg-type]
+
+
+# ---- a process of its own
+
+
+def test_decoding_apart_is_decoding():
+    sound = samples.said(samples.WORDS[0])
+    decoded = decode_apart(samples.file(sound), RATE_HZ, max_seconds=60)
+    assert np.abs(decoded.samples - sound).max() < 1e-4
+    assert (decoded.source_hz, decoded.channels, decoded.truncated) == (RATE_HZ, 1, False)
+
+
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        (Limits(memory_bytes=200 << 20), "limits of memory and time"),
+        (Limits(wall_s=0.01), "takes too long"),
+        (Limits(input_bytes=1000), "larger than 1000 bytes"),
+    ],
+)
+def test_limits_of_the_process_hold(limits, told):
+    with pytest.raises(BadReference, match=told) as error:
+        decode_apart(samples.file(samples.said(samples.WORDS[0])), RATE_HZ, max_seconds=60, limits=limits)
+    assert error.value.param == "audio"
+
+
+def test_the_process_sees_no_secrets(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("TTS_API_KEYS", "secret")
+    assert "secret" not in cloning.decode_apart.__globals__["_environment"]().values()
+
+
+def test_what_was_cut_off_is_measured_whatever_its_level():
+    sound = samples.speech()
+    sound /= np.abs(sound).max()
+    shares = []
+    for gain, level in ((1.0, 1.0), (2.0, 1.0), (2.0, 0.3), (20.0, 0.3)):
+        spoiled = level * np.clip(gain * sound, -1, 1)
+        shares.append(decode_apart(samples.file(spoiled), RATE_HZ, max_seconds=60).clipped)
+    assert shares[0] < 0.001 < shares[1]
+    assert shares[1] == pytest.approx(shares[2], rel=0.1)
+    assert shares[3] > 0.1
+
+
+# ---- where speech is
+
+
+@pytest.mark.parametrize("how", ["model", "energy"])
+def test_sentences_are_found(finder, how):
+    sound = samples.speech() + samples.noise(len(samples.speech()), 0.0005)
+    spans = finder.find(sound, samples.RATE_HZ) if how == "model" else by_energy(sound, samples.RATE_HZ)
+    starts = np.cumsum([0.25, *(len(samples.said(words)) / samples.RATE_HZ + 0.5 for words in samples.WORDS[:2])])
+    assert sum(span.seconds for span in spans) == pytest.approx(10, abs=1.5)
+    for start in starts:
+        assert min(abs(span.start_s - start) for span in spans) < 0.25
+
+
+def test_without_torch_energy_decides(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(vad.importlib.util, "find_spec", lambda name: None)
+    sound = samples.speech()
+    assert SpeechFinder().find(sound, samples.RATE_HZ)
+
+
+def test_the_finder_leaves_torchs_threads_alone():
+    import torch
+
+    before = torch.get_num_threads()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SpeechFinder().find(samples.speech(), samples.RATE_HZ)
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("sound", [np.zeros(44_100, np.float32), samples.noise(200_000, 0.1), np.zeros(0, np.float32)])
+def test_nothing_is_no_speech(finder, sound):
+    assert finder.find(sound, samples.RATE_HZ) == []
+
+
+# ---- which stretch
+
+
+def flat(spans: list[Span], seconds: float) -> np.ndarray:
+    sound = samples.noise(round(seconds * 1000), 0.0001)
+    for span in spans:
+        at = slice(round(span.start_s * 1000), round(span.end_s * 1000))
+        sound[at] = samples.noise(len(sound[at]), 0.1, 1)
+    return sound
+
+
+def test_short_speech_is_taken_whole():
+    spans = [Span(1, 3), Span(4, 8)]
+    assert window.best_window(spans, flat(spans, 10), 1000) == Span(1, 8)
+
+
+def test_of_long_speech_a_stretch_between_long_pauses_is_taken():
+    spans = [Span(0, 4.5), Span(5.4, 10.5), Span(12, 16), Span(16.4, 21.5), Span(23, 30), Span(30.4, 40)]
+    chosen = window.best_window(spans, flat(spans, 41), 1000)
+    assert chosen == Span(12, 21.5)
+
+
+def test_a_noisy_stretch_is_not_taken():
+    spans = [Span(0, 9), Span(10, 19), Span(20, 29)]
+    sound = flat(spans, 30)
+    sound[9_000:20_000] += samples.noise(11_000, 0.05, 3)
+    assert window.best_window(spans, sound, 1000) == Span(20, 29)
+
+
+def test_who_does_not_pause_is_taken_up_to_the_pause_or_cut_where_it_is_quiet():
+    spans = [Span(0, 20), Span(21, 45)]
+    assert window.best_window(spans, flat(spans, 46), 1000) == Span(0, 20)
+    endless = [Span(0, 60)]
+    sound = flat(endless, 60)
+    sound[10_000:10_200] *= 0.01
+    chosen = window.best_window(endless, sound, 1000)
+    assert chosen.end_s == pytest.approx(10.1, abs=0.1)
+
+
+def test_what_is_around_speech_is_kept_up_to_the_middle_of_a_pause():
+    spans = [Span(0, 2), Span(2.1, 8), Span(8.1, 9)]
+    padded = window.padded(Span(2.1, 8), spans, 10)
+    assert (padded.start_s, padded.end_s) == pytest.approx((2.05, 8.05))
+    assert window.padded(Span(0.05, 9.9), [Span(0.05, 9.9)], 10) == Span(0.0, 10)
+
+
+# ---- what is made of it
+
+
+def test_the_reference_is_the_recording_at_one_loudness():
+    source = samples.speech()
+    for gain in (0.05, 1.0):
+        made = make(source * gain)
+        heard = made.reference
+        assert heard.rate_hz == RATE_HZ
+        assert heard.transcript == samples.TEXT
+        assert integrated_lufs(heard.samples, RATE_HZ) == pytest.approx(-20, abs=0.3)
+        assert np.abs(heard.samples).max() <= 0.9
+        assert not heard.samples[-round(0.4 * RATE_HZ) :].any()
+        first = round(made.window.start_s * RATE_HZ)
+        cut = source[first : first + len(heard.samples) - round(0.4 * RATE_HZ)]
+        same = np.corrcoef(cut[1000:-1000], heard.samples[1000 : len(cut) - 1000])[0, 1]
+        assert same > 0.999
+
+
+def test_rumble_and_dc_go_and_nothing_else():
+    t = np.arange(RATE_HZ * 4) / RATE_HZ
+    for tone, kept in ((10, 0.0), (15, 0.0), (60, 1.0), (100, 1.0), (1_000, 1.0), (15_000, 1.0)):
+        wave = np.sin(2 * np.pi * tone * t).astype(np.float32)
+        middle = slice(RATE_HZ, 3 * RATE_HZ)
+        out = without_rumble(wave + 0.3, RATE_HZ)
+        assert abs(out[middle].mean()) < 0.002
+        if kept:
+            assert np.abs(out - wave)[middle].max() < 0.03
+        else:
+            assert np.abs(out)[middle].max() < 0.03
+
+
+def test_denoising_is_an_option_and_lowers_the_noise():
+    source = samples.speech()
+    noisy = source + samples.noise(len(source), samples.rms(source) * 0.2)
+    quiet = slice(0, round(0.2 * RATE_HZ))
+    place = Span(0.0, len(source) / RATE_HZ)
+    plain, clean = (cleaned(noisy, place, denoise=denoise) for denoise in (False, True))
+    assert len(plain) == len(clean)
+    pause = slice(round(0.5 * RATE_HZ) * -1, None)
+    assert samples.rms(clean[pause]) < 0.6 * samples.rms(plain[pause])
+    assert len(denoised(noisy[quiet], RATE_HZ, -30)) == len(noisy[quiet])
+
+
+def test_loudness_is_that_of_bs_1770():
+    """A sine of 997 Hz at full scale in one channel has -3.01 LUFS."""
+    tone = np.sin(2 * np.pi * 997 * np.arange(RATE_HZ * 3) / RATE_HZ).astype(np.float32)
+    for gain_db in (0, -20, -40):
+        loud = integrated_lufs(tone * np.float32(10 ** (gain_db / 20)), RATE_HZ)
+        assert loud == pytest.approx(-3.01 + gain_db, abs=0.1)
+    assert integrated_lufs(tone[:2_000], RATE_HZ) == pytest.approx(-3.0, abs=0.3)
+    assert integrated_lufs(np.zeros(RATE_HZ, np.float32), RATE_HZ) == -70
+
+
+# ---- what is measured
+
+
+@pytest.mark.parametrize("snr", [40, 25, 15, 8])
+def test_snr_is_measured(snr):
+    source = samples.speech()
+    level = samples.rms(source) * 10 ** (-snr / 20)
+    made = make(source + samples.noise(len(source), level))
+    (check,) = [check for check in made.report.checks if check.id == "snr_db"]
+    assert check.value == pytest.approx(snr + 1, abs=1.5)  # the source's pauses lower its own level by 0.8 dB
+    assert check.level == ("good" if snr >= 18 else "warning")
+
+
+@pytest.mark.parametrize(("pitch_hz", "harmonics"), [(80, 20), (120, 10), (210, 8), (300, 5)])
+def test_pitch_is_measured(pitch_hz, harmonics):
+    t = np.arange(16_000) / 16_000
+    tone = sum(np.sin(2 * np.pi * pitch_hz * n * t) / n for n in range(1, harmonics)).astype(np.float32)
+    assert np.median(quality.pitches(tone, 16_000)) == pytest.approx(pitch_hz, rel=0.02)
+
+
+def test_one_voice_is_one_speaker_and_two_are_two():
+    def apart(*voices: str) -> quality.Check:
+        parts = [samples.speech([words], voice=voice) for words, voice in zip(samples.WORDS, voices, strict=False)]
+        made = make(np.concatenate(parts), " ".join(samples.WORDS[: len(voices)]))
+        return next(check for check in made.report.checks if check.id == "speakers")
+
+    for voice in ("gmw/en-US+announcer", "gmw/en-GB-x-rp+f5"):
+        assert apart(voice, voice, voice).level == "good"
+    assert apart("gmw/en-US+f2", "gmw/en-US+announcer", "gmw/en-US+f2").level == "warning"
+
+
+def test_a_report_is_as_bad_as_its_worst():
+    good = quality.Check("a", "good", 1.0, "Fine.")
+    bad = quality.Check("b", "bad", 2.0, "Too soft.")
+    assert quality.Report((good,)).level == "good"
+    assert quality.Report((good, bad)).refusal == "Too soft."
+    both = quality.worst([quality.Report((good,)), quality.Report((quality.Check("a", "warning", 3.0, "Hm."),))])
+    assert both.as_json() == {
+        "level": "warning",
+        "checks": [{"id": "a", "level": "warning", "value": 3.0, "message": "Hm."}],
+    }
+
+
+# ---- the words
+
+
+LONG = " ".join(samples.WORDS)
+
+
+@pytest.mark.parametrize(
+    ("heard", "part"),
+    [
+        (samples.WORDS[1], samples.WORDS[1]),
+        ("nobody knew the weigh home but everyone was happy about it", samples.WORDS[1]),
+        (f"{samples.WORDS[3]} {samples.WORDS[4]}", f"{samples.WORDS[3]} {samples.WORDS[4]}"),
+        ("Knew the way home. But everyone was happy", "knew the way home, but everyone was happy"),
+        ("The whether was fine so they walked along the river and taught", samples.WORDS[0]),
+        ("Something else is said here altogether.", ""),
+        ("", ""),
+    ],
+)
+def test_a_long_transcript_is_cut_to_what_was_heard(heard, part):
+    assert cut_to(LONG, heard) == part
+    assert cut_to("", heard) == ""
+
+
+def test_a_long_recording_with_its_words_is_cut_with_them():
+    sound = samples.speech(samples.WORDS * 2, gap_s=0.6)
+    recogniser = Recogniser(f"{samples.WORDS[1]} {samples.WORDS[2]}")
+    made = make(sound, " ".join(samples.WORDS * 2), recogniser)
+    assert made.reference.transcript == f"{samples.WORDS[1]} {samples.WORDS[2]}"
+    assert 6 < made.reference.seconds < 13
+    assert recogniser.asked == [pytest.approx(made.reference.seconds - 0.4, abs=0.01)]
+    with pytest.raises(BadReference, match="shorter recording"):
+        make(sound, " ".join(samples.WORDS * 2), Recogniser("Quite other words than these were heard by it."))
+    with pytest.raises(BadReference, match="shorter recording"):
+        make(sound, " ".join(samples.WORDS * 2))
+
+
+def test_up_to_thirty_seconds_are_taken_whole_with_their_words():
+    sound = samples.speech(samples.WORDS)
+    made = make(sound, LONG)
+    assert made.reference.transcript == LONG
+    assert made.reference.seconds == pytest.approx(len(sound) / RATE_HZ, abs=0.6)
+
+
+def test_words_are_recognised_or_asked_for():
+    made = make(samples.speech(samples.WORDS * 2), "", Recogniser("What was heard there."))
+    assert made.reference.transcript == "What was heard there."
+    assert made.reference.seconds < 13
+    for deaf in (None, Recogniser("")):
+        with pytest.raises(InvalidValue, match="send exactly what is said") as error:
+            make(samples.speech(), "", deaf)
+        assert error.value.param == "transcript"
+
+
+def test_a_recogniser_that_is_not_there_says_why(tmp_path):
+    missing = WhisperTranscriber("openai/whisper-base.en", tmp_path).missing()
+    assert "TTS_ASR_MODEL" in missing
+    assert WhisperTranscriber("openai/whisper-base.en", tmp_path, download=True).missing() == ""
+    assert WhisperTranscriber(str(tmp_path), tmp_path).missing() == ""
+    here = tmp_path / "models--openai--whisper-base.en" / "snapshots" / "1"
+    here.mkdir(parents=True)
+    (here / "config.json").touch()
+    assert WhisperTranscriber("openai/whisper-base.en", tmp_path).missing() == ""
+    # Weights that can't be read are no reason for a 500.
+    with pytest.raises(InvalidValue, match="transcript"):
+        make(samples.speech(), "", WhisperTranscriber(str(tmp_path), tmp_path))
+
+
+def small_whisper(folder: Path) -> None:
+    """A random checkpoint of a few kilobytes, as the hub lays one out, over an alphabet of bytes."""
+    import torch
+    import transformers
+
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [chr(byte) for byte in plain] + [chr(256 + n) for n in range(256 - len(plain))]
+    tokenizer = transformers.WhisperTokenizer(vocab={letter: n for n, letter in enumerate(letters)}, merges=[])
+    marks = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    start, end = tokenizer.convert_tokens_to_ids([marks[0], "<|endoftext|>"])
+    config = transformers.WhisperConfig(
+        vocab_size=len(tokenizer),
+        **dict.fromkeys(("d_model", "encoder_ffn_dim", "decoder_ffn_dim"), 16),
+        **dict.fromkeys(("encoder_layers", "decoder_layers"), 1),
+        **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2),
+        max_target_positions=48,
+        decoder_start_token_id=start,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end),
+        **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens")),
+    )
+    torch.manual_seed(0)
+    transformers.WhisperForConditionalGeneration(config).save_pretrained(folder)
+    transformers.WhisperProcessor(transformers.WhisperFeatureExtractor(), tokenizer).save_pretrained(folder)
+
+
+@pytest.mark.slow
+def test_the_recogniser_reads_a_checkpoint_and_its_words_become_the_transcript(tmp_path):
+    """Random weights hear nonsense; that they are loaded, asked and obeyed is what is seen here."""
+    small_whisper(tmp_path)
+    recogniser = WhisperTranscriber(str(tmp_path), tmp_path)
+    heard = recogniser.transcribe(samples.speech(), RATE_HZ, "en")
+    assert len(heard) > 10
+    assert heard == recogniser.transcribe(samples.speech(), RATE_HZ, "en")
+    made = make(samples.speech(), "", recogniser)
+    assert made.reference.transcript
+    assert made.reference.transcript.isprintable()
+
+
+@pytest.mark.parametrize("count", [0, 9])
+def test_so_many_recordings(count):
+    with pytest.raises(BadReference):
+        Cloner(NoTranscriber()).make([Sample(b"")] * count)
+
+
+# ---- files that a person puts there
+
+
+def test_a_file_replaces_a_standard_voice_once(tmp_path, caplog):
+    store = VoiceStore(tmp_path / "cloned", tmp_path / "references")
+    folder, cloner = tmp_path / "references", Cloner(NoTranscriber())
+    (folder / "onyx.mp3").write_bytes(samples.file(samples.speech(), "mp3"))
+    (folder / "onyx.txt").write_text(samples.TEXT)
+    (folder / "nova.wav").write_bytes(b"no sound")
+    (folder / "nobody.wav").write_bytes(b"")
+    take_files(store, folder, cloner)
+    assert "nova" in caplog.text
+    first = store.recording_of("onyx")
+    assert first.transcript == samples.TEXT
+    take_files(store, folder, cloner)
+    assert store.recording_of("onyx") == first
+    (folder / "onyx.txt").write_text("Other words that are said here, about as long as the recording, are these ones.")
+    take_files(VoiceStore(tmp_path / "cloned", folder), folder, cloner)
+    assert VoiceStore(tmp_path / "cloned", folder).get("onyx").digest != first.voice.digest

@@ -1,0 +1,123 @@
+"""What is remembered of a conversation: its newest turns, for a while, for its owner only."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.types import conversation_key
+from app.voices.memory import Memory, Remembered
+
+pytestmark = pytest.mark.unit
+
+KEY = conversation_key("", "a talk")
+
+
+def turn(number: int, frames: int = 20, voice: str = "alloy") -> Remembered:
+    codes = np.random.default_rng(number).integers(0, 2048, (32, frames)).astype(np.int16)
+    return Remembered(voice, f"Turn {number}.", codes)
+
+
+def memory(folder: Path | None = None, tokens: int = 100, ttl_s: float = 60.0, **more: int) -> Memory:
+    return Memory(tokens=tokens, ttl_s=ttl_s, folder=folder, **more)
+
+
+def texts(made: Memory, key: str = KEY, room: int = 10_000) -> list[str]:
+    return [said.text for said in made.recall(key, "csm", {}, room)]
+
+
+def test_the_newest_turns_that_fit() -> None:
+    made = memory(tokens=100)
+    assert texts(made) == []
+    for number in range(5):
+        made.remember(KEY, "csm", [turn(number)])
+    assert texts(made) == ["Turn 2.", "Turn 3.", "Turn 4."]  # 28 positions each
+    assert texts(made, room=60) == ["Turn 3.", "Turn 4."]
+    assert texts(made, room=0) == []
+    made.remember(KEY, "csm", [turn(9, frames=99)])
+    assert texts(made) == []  # longer than all that may be kept: nothing of it, and nothing before it
+
+
+def test_codes_come_back_as_they_were() -> None:
+    made = memory()
+    made.remember(KEY, "csm", [turn(1)])
+    said = made.recall(KEY, "csm", {"alloy": 7}, 1000)
+    assert said[0].speaker == 7
+    assert np.array_equal(said[0].codes, turn(1).codes)
+
+
+def test_other_voices_have_other_numbers() -> None:
+    made = memory(tokens=1000)
+    made.remember(KEY, "csm", [turn(1, voice="anna"), turn(2, voice="ben"), turn(3, voice="anna")])
+    assert [said.speaker for said in made.recall(KEY, "csm", {"ben": 0}, 1000)] == [1, 0, 1]
+    assert [said.speaker for said in made.recall(KEY, "csm", {"carl": 1}, 1000)] == [0, 2, 0]
+
+
+def test_nobody_hears_anothers() -> None:
+    made = memory()
+    keys = [conversation_key(*pair) for pair in (("", "ab"), ("a", "b"), ("key 1", "b"), ("key", "1 b"), ("b", ""))]
+    assert len(set(keys)) == len(keys)
+    for number, key in enumerate(keys):
+        made.remember(key, "csm", [turn(number)])
+    assert [texts(made, key) for key in keys] == [[f"Turn {number}."] for number in range(len(keys))]
+
+
+def test_codes_of_another_engine_mean_nothing() -> None:
+    made = memory()
+    made.remember(KEY, "csm", [turn(1)])
+    assert made.recall(KEY, "another", {}, 1000) == ()
+    made.remember(KEY, "another", [turn(2)])
+    assert [said.text for said in made.recall(KEY, "another", {}, 1000)] == ["Turn 2."]
+
+
+def test_it_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    now_s = time.time()
+    for folder in (None, tmp_path):
+        made = memory(folder, ttl_s=60.0)
+        made.remember(KEY, "csm", [turn(1)])
+        monkeypatch.setattr(time, "time", lambda: now_s + 59)
+        assert texts(made) == ["Turn 1."]
+        monkeypatch.setattr(time, "time", lambda: now_s + 125)
+        assert texts(made) == []
+        monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_oldest_conversations_make_room(tmp_path: Path) -> None:
+    made = memory(tmp_path, max_conversations=2)
+    for number in range(3):
+        made.remember(conversation_key("", str(number)), "csm", [turn(number)])
+    assert texts(made, conversation_key("", "0")) == []
+    assert texts(made, conversation_key("", "2")) == ["Turn 2."]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_it_survives_a_restart_where_asked(tmp_path: Path) -> None:
+    memory(tmp_path).remember(KEY, "csm", [turn(1), Remembered("böse/../x", "¡Ünïcode! \x00", turn(2).codes)])
+    again = memory(tmp_path)
+    first, second = again.recall(KEY, "csm", {}, 1000)
+    assert np.array_equal(first.codes, turn(1).codes)
+    assert second.text.startswith("¡Ünïcode!")
+    assert again.forget(KEY)
+    assert not again.forget(KEY)
+    assert texts(memory(tmp_path)) == []
+
+
+def test_damage_is_forgotten_and_old_files_are_swept(tmp_path: Path) -> None:
+    memory(tmp_path).remember(KEY, "csm", [turn(1)])
+    path = next(tmp_path.iterdir())
+    path.write_bytes(path.read_bytes()[:100])
+    made = memory(tmp_path)
+    assert texts(made) == []
+    made.remember(KEY, "csm", [turn(2)])
+    assert texts(memory(tmp_path)) == ["Turn 2."]
+    (tmp_path / "x.1.new").write_bytes(b"")
+    old = tmp_path / "old.npz"
+    old.write_bytes(b"")
+    os.utime(old, (0, 0))
+    memory(tmp_path)
+    assert [left.suffix for left in tmp_path.iterdir()] == [".npz"]
