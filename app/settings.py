@@ -62,9 +62,9 @@ class Settings(BaseSettings):
     devices: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         alias="TTS_DEVICES",
-        description="Comma-separated devices, e.g. `cuda:0,cuda:1`, or `auto` = all GPUs: one engine on each, least load "
-        "first. With `CSM_DEVICE_MAP` they share one model instead; the first then holds all but layers too. Takes the "
-        "place of `TTS_DEVICE`. Empty = `TTS_DEVICE` alone.",
+        description="Comma-separated devices, e.g. `cuda:0,cuda:1`, or `auto` = all GPUs: one engine on each, least "
+        "load first. With `CSM_DEVICE_MAP` they share one model instead; the first then holds all but layers too. "
+        "Takes the place of `TTS_DEVICE`. Empty = `TTS_DEVICE` alone.",
     )
     csm_device_map: Literal["auto", "balanced", "sequential"] | None = Field(
         None,
@@ -126,7 +126,8 @@ class Settings(BaseSettings):
         64,
         alias="TTS_MAX_QUEUE",
         ge=0,
-        description="How many requests may wait for a row, of all devices together; one more is a 429 with Retry-After.",
+        description="How many requests may wait for a row, on all devices together; one more is a 429 with "
+        "Retry-After.",
     )
     casting: Literal["auto", "off"] = Field(
         "auto",

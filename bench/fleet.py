@@ -1,17 +1,17 @@
 """How many GPUs so many listeners take, what they wait for the first sound, and what that costs: a simulation.
 
     python -m bench.fleet --streams 1000 --step-ms 1:20 8:22 32:30 --prefill-ms 25
-    python -m bench.fleet --streams 1000 --step-ms 1:20 8:22 32:30 --rows 32 --spare 0.1 --kill-at 60 --reload-s 40
+    python -m bench.fleet --streams 1000 --step-ms 1:20 8:22 32:30 --spare 0.1 --kill-at 60 --reload-s 40
     python -m bench.fleet --plan --step-ms ...          # 10, 1,000 and 100,000 streams, as in docs/scaling.md
 
-Discrete events over the server's own rules: rows that step together, one prompt read between two steps, a bounded queue,
-least connections before N copies, a copy that dies and is loaded anew. The times are given, from `bench.step` on the GPU
-in question (rows:milliseconds; between two of them it is a straight line); without them the
-figures mean nothing. What is sound and not silence is a listener's: arrivals are Poisson at the rate that keeps `--streams` of
-them listening, answers are exponential around `--answer-s`, and a listener who gets his frames late has run dry.
+Discrete events over the server's own rules: rows that step together, one prompt read between two steps, rows that pause
+when they are far ahead, a bounded queue, least connections before N copies, a copy that dies and is loaded anew. The
+times are given, from `bench.step` on the GPU in question (rows:milliseconds; between two of them it is a straight
+line); without them the figures mean nothing. Arrivals are Poisson at the rate that keeps `--streams` listening, answers
+are exponential around `--answer-s`, and a listener whose frames come late has run dry.
 
-Above a few thousand streams, whole copies are simulated up to `--simulated` of them and the rest are taken as alike: with
-least connections, copies do not differ but by chance, and the more there are, the less.
+Above a few thousand streams, `--simulated` copies are simulated and the rest are taken as alike: with least
+connections, copies differ by chance only, and the more there are, the less.
 """
 
 from __future__ import annotations

@@ -131,9 +131,6 @@ class EnginePool:
                         sounded = True
                         yield chunk
                         chunk = await anext(stream, None)
-                member.heard(voices)
-                self._served(member, tried)
-                return
             except EngineError as error:
                 self._look(member)
                 if sounded or isinstance(error, OutOfMemory | NothingSpoken):  # another device would say the same
@@ -141,6 +138,10 @@ class EnginePool:
                 log.warning("%s failed before its first sound; another device takes over", member.device)
                 tried.append(member)
                 failure = error
+            else:
+                member.heard(voices)
+                self._served(member, tried)
+                return
             finally:
                 member.speaking -= 1
                 self._next()

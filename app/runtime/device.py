@@ -85,7 +85,7 @@ def _why_no_cuda() -> tuple[str, str]:
         )
     needed = f"PyTorch {torch.__version__} is built with CUDA {built} and needs NVIDIA driver {_driver_for(built)}"
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
         said = str(error)
     else:

@@ -1,8 +1,8 @@
 """`python -m app.main --ray [address]`: the whole app, once per Ray Serve replica, behind Ray's HAProxy.
 
 Nothing of the server changes in there: each replica assembles it anew from the settings, refuses by itself what it has
-no room for, and says by itself whether it is well. Ray places replicas, replaces dead ones, adds and takes away with the
-load. Needs the extra `[ray]`; written for the version that it pins (HAProxy ingress and late-bound apps are new there).
+no room for, and says by itself whether it is well. Ray places replicas, replaces dead ones, adds and takes away with
+the load. Needs the extra `[ray]`; written for the version that it pins (HAProxy ingress and late-bound apps are new).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def started_when_settled(app: ASGIApp) -> ASGIApp:
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         async def later(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
-                while (await get(app, "/health"))[1]["status"] == "starting":
+                while (await get(app, "/health"))[1]["status"] == "starting":  # noqa: ASYNC110 - seen from outside only
                     await asyncio.sleep(SETTLE_LOOK_S)
             await send(message)
 
@@ -106,7 +106,7 @@ async def get(app: ASGIApp, path: str) -> tuple[int, dict[str, Any]]:
         else:
             body += message.get("body", b"")
 
-    scope = {
+    scope: Scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",

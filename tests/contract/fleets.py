@@ -155,7 +155,8 @@ def answers(url: str) -> bool:
 
 @contextlib.contextmanager
 def on_ray(data: Path, **more: str) -> Iterator[Fleet]:
-    given = variables(TTS_REPLICAS=str(COPIES), RAY_SERVE_HAPROXY_CONFIG_FILE_LOC=str(data / "ha" / "haproxy.cfg"), **more)
+    config = str(data / "ha" / "haproxy.cfg")
+    given = variables(TTS_REPLICAS=str(COPIES), RAY_SERVE_HAPROXY_CONFIG_FILE_LOC=config, **more)
     with Process(data, "app.main", "--ray", **given) as process:
         process.wait(timeout_s=120)
         made = Fleet("ray", process.url, COPIES, process, [], data)
@@ -207,9 +208,7 @@ class Callers:
 
     def __init__(self, fleet: Fleet, count: int, text: str) -> None:
         self.heard = [Heard() for _ in range(count)]
-        self._threads = [
-            threading.Thread(target=self._listen, args=(fleet, text, index)) for index in range(count)
-        ]
+        self._threads = [threading.Thread(target=self._listen, args=(fleet, text, index)) for index in range(count)]
         for thread in self._threads:
             thread.start()
 

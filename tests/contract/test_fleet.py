@@ -48,7 +48,8 @@ def test_sixteen_at_once_then_one_copy_dies(mode: str, tmp_path: Path) -> None:
         begun_s = time.monotonic()
         after = []
         while len(after) < 20:
-            after.append(httpx.post(served.speech, json={"input": "Still here?", "cache": False}, timeout=20).status_code)
+            answer = httpx.post(served.speech, json={"input": "Still here?", "cache": False}, timeout=20)
+            after.append(answer.status_code)
         took_s = time.monotonic() - begun_s
         heard = callers.join()
         lost = [each for each in heard if each.error]

@@ -103,7 +103,7 @@ async def test_an_unhealthy_replica_says_so(tmp_path: Path):
     replica = ray.Replica.__new__(ray.Replica)
     replica._app = assemble(settings(tmp_path))
     async with replica._app.router.lifespan_context(replica._app):
-        while (await ray.get(replica._app, "/health"))[1]["status"] == "starting":
+        while (await ray.get(replica._app, "/health"))[1]["status"] == "starting":  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         await replica.check_health()
     with pytest.raises(RuntimeError, match="has stopped"):
