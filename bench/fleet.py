@@ -252,10 +252,15 @@ class Fleet:
 
 
 def copies_for(streams: float, rows: int, times: Times, answer_s: float, spare: float) -> int:
-    """Copies that are BUSY of their time with so many listeners, three standard deviations of chance more, and spare
-    ones."""
+    """Copies that have time and rows for so many listeners, three standard deviations of chance more, and spare ones.
+
+    Time: BUSY of it. Rows: an answer holds its row while it is made, and, AHEAD_S ahead, until its listener has caught
+    up; of answers that are exponential around answer_s, exp(-AHEAD_S / answer_s) of all seconds lie behind that.
+    """
     most = streams + 3 * math.sqrt(streams)
-    return max(1, math.ceil(most * times.share(rows, answer_s) / BUSY * (1 + spare)))
+    by_time = times.share(rows, answer_s) / BUSY
+    by_rows = (times.step_s(rows) / FRAME_S + math.exp(-AHEAD_S / answer_s)) / rows / BUSY
+    return max(1, math.ceil(most * max(by_time, by_rows) * (1 + spare)))
 
 
 def measure(options: argparse.Namespace, times: Times, streams: float) -> dict[str, float | int]:

@@ -250,7 +250,8 @@ class EnginePool:
 def build(spec: EngineSpec, settings: Settings, context: BuildContext) -> Engine:
     """The engine of the settings: one, or one for each of TTS_DEVICES. Raises EngineUnavailable, naming the device."""
     builder = spec.builder()
-    if not spec.on_devices or not settings.devices or settings.csm_device_map is not None:
+    split = spec.splits and settings.csm_device_map is not None
+    if not spec.on_devices or not settings.devices or split:
         return builder(settings, context)
     # Only here: an engine without devices runs where torch is not installed.
     from app.runtime.device import choose_devices, share_threads  # noqa: PLC0415
