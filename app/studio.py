@@ -39,6 +39,7 @@ from app.errors import (
     UnsupportedParameter,
 )
 from app.prompts import Prompts, check_speakable
+from app.text.dialogue import without_sounds
 from app.text.marks import has_words, names
 from app.text.script import SPEAKER_TAG, Pause, parse, turns
 from app.text.scripts import script_language
@@ -181,12 +182,10 @@ class _Passage:
         lines = (*self.lines, line)
         if one_voice and line.voice != self.lines[0].voice:
             return False
-        prompts = {
-            each.voice.id: each.prompt.codes.shape[1] * info.frame_s for each in lines if each.prompt is not None
-        }
+        prompts = {each.voice.id: each.prompt.codes.shape[1] for each in lines if each.prompt is not None}
         return (
             (info.continues or sum(len(each.text) + 1 for each in lines) <= info.max_passage_chars)
-            and len({each.speaker for each in lines}) <= info.max_speakers
+            and len({(each.speaker, each.voice.id) for each in lines}) <= info.max_speakers
             and (info.max_prompt_s is None or sum(prompts.values()) * info.frame_s <= info.max_prompt_s)
         )
 
@@ -281,7 +280,10 @@ class Studio:
         request, ignored = self._fit(request, engine.info, extras | ({"context"} if request.context else set()))
         voices = await self._cast_voices(request)
         # A voice asked for by name and by id is one voice: the same seed, the same cached answer.
-        lines = tuple(replace(line, voice=voice.id) for line, voice in zip(request.lines, voices, strict=True))
+        lines = tuple(
+            replace(line, voice=voice.id, text=without_sounds(line.text, engine.info.sounds))
+            for line, voice in zip(request.lines, voices, strict=True)
+        )
         request = replace(request, lines=lines)
         for voice in voices:
             check_speakable(voice, engine.info, stands_in=self._host.is_fallback)
@@ -351,7 +353,7 @@ class Studio:
                 lines.append(replace(line, text=" ".join(text for _, text in said)))
                 continue
             voices = self._cast(line.voice, max((speaker for speaker, _ in said), default=0) + 1)
-            lines += [Line(text, voices[speaker]) for speaker, text in said] or [Line("", voices[0])]
+            lines += [Line(text, voices[speaker], speaker) for speaker, text in said] or [Line("", voices[0])]
         return replace(request, lines=tuple(lines))
 
     def _cast(self, asked: str, speakers: int) -> list[str]:

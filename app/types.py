@@ -220,6 +220,7 @@ class EngineInfo:
     may be spoken at the same time, in rows that nobody else wants.
     codec: in whose codes it wants recordings of voices, "none" = it can't learn a voice. codec_fingerprint changes
     whenever the same recording would have other codes. examples: the folder of the recordings that came with a model.
+    sounds: what it does, rather than says, where a text has it in parentheses: "laughs".
     """
 
     id: str
@@ -242,6 +243,7 @@ class EngineInfo:
     codec: Codec = "none"
     codec_fingerprint: str = ""
     examples: str = ""
+    sounds: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

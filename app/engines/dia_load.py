@@ -27,7 +27,7 @@ from app.models.weights import open_checkpoints
 from app.runtime.device import choose_device, choose_dtype, cpu_threads
 from app.runtime.pages import use_large_pages
 from app.settings import Settings
-from app.text.dialogue import MAX_SPEAKERS
+from app.text.dialogue import MAX_SPEAKERS, SOUNDS
 from app.types import EngineInfo
 
 if TYPE_CHECKING:
@@ -223,6 +223,7 @@ def engine_of(runner: DiaRunner, settings: Settings) -> BatchedEngine:
         max_prompt_s=MAX_REFERENCE_S,
         max_passage_chars=MAX_PASSAGE_CHARS,
         apart=True,
+        sounds=SOUNDS,
         codec="dac",
         codec_fingerprint=runner.codec_fingerprint,
     )

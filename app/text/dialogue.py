@@ -32,6 +32,9 @@ SOUNDS = frozenset(
     }
 )  # fmt: skip
 
+_SOUND = re.compile(
+    r"\(\s{0,3}(" + "|".join(name.replace(" ", r"\s{1,3}") for name in sorted(SOUNDS)) + r")\s{0,3}\)", re.IGNORECASE
+)
 _TAG_BYTES = len("[S1]") - 1
 _TAGS = re.compile(r"\[S[12]\]")
 _ASIDE = re.compile(r"\s*([(\[{])([^()\[\]{}]*)([)\]}])\s*")
@@ -130,6 +133,15 @@ def _script(lines: Sequence[tuple[Speaker, str]], transcripts: Mapping[Speaker, 
         last = lines[-1][0]
         said += " " + tags[next(speaker for speaker in speakers if speaker != last)]
     return Script(f"{front} {said}".strip(), speakers, said)
+
+
+def without_sounds(text: str, able: frozenset[str]) -> str:
+    """A text less the SOUNDS in parentheses that an engine can't make: nobody wants to hear "laughs" read out."""
+
+    def keep(found: re.Match[str]) -> str:
+        return found[0] if " ".join(found[1].lower().split()) in able else " "
+
+    return text if able >= SOUNDS else _SOUND.sub(keep, text)
 
 
 def tidy(text: str) -> str:
