@@ -119,8 +119,8 @@ class EnginePool:
     async def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
         if utterance.background:
             async with contextlib.aclosing(self._behind(utterance)) as aside:
-                async for chunk in aside:
-                    yield chunk
+                async for part in aside:
+                    yield part
             return
         tried: list[_Member] = []
         voices = tuple(dict.fromkeys(line.prompt.voice_digest for line in utterance.lines if line.prompt is not None))
