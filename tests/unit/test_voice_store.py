@@ -451,7 +451,8 @@ def churn(folder: Path, wanted: int, kills: int, *, seed: int) -> None:
             time.sleep(min(0.002, max(0.0, left_s)))
         child.send_signal(signal.SIGKILL)
         doubtful = None
-        for line in child.stdout.read().decode().splitlines():
+        told, _, _ = child.stdout.read().decode().rpartition("\n")  # the last line may be half a line
+        for line in told.splitlines():
             act, voice_id, *words = line.split(" ", 2)
             if act == "made":
                 alive[voice_id] = "Some words."
