@@ -31,6 +31,7 @@ log: Any = structlog.get_logger(__name__)
 
 SSE_MEDIA_TYPE = "text/event-stream; charset=utf-8"
 LAST_WORD_S = 0.1
+READ_S = 0.05  # a browser throws away what it has not read when the connection breaks
 DELTA_BYTES = 4096  # raw bytes in one SSE delta, as api.openai.com sends them
 
 
@@ -129,6 +130,7 @@ class AnswerResponse(Response):
         self._metrics.failed(kind or type(error).__name__)
         if self._sse:
             await _body(send, _event(body_of(error)), more=True)
+            await asyncio.sleep(READ_S)
 
 
 async def _joined(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:

@@ -134,7 +134,8 @@ export async function speakStream(path, body, on, signal) {
   const answer = await call(path, { json: { ...body, response_format: "pcm", stream_format: "sse", progress: true }, signal });
   on.head(answer.headers);
   const requestId = answer.headers.get("x-request-id") ?? "";
-  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  const reader = answer.body.getReader(); // not through a TextDecoderStream: that would lose its queue when the line dies
+  const decoder = new TextDecoder();
   let rest = "";
   let usage = null;
   let ended = false;
@@ -142,7 +143,7 @@ export async function speakStream(path, body, on, signal) {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) break;
-      rest += value;
+      rest += decoder.decode(value, { stream: true });
       let end;
       while ((end = rest.indexOf("\n\n")) >= 0) {
         const data = rest.slice(6, end); // after "data: "

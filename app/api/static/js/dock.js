@@ -136,13 +136,9 @@ export function mount(dock) {
     ab.hidden = !pair;
     if (!pair) return ab.replaceChildren();
     const held = ab.contains(document.activeElement) ? document.activeElement.dataset.ab : null;
-    const shown = pair.blind ? ["?", "?"] : ["A", "B"];
-    ab.replaceChildren(
-      pair.blind
-        ? button(t("ab.swap"), () => player.swap(), { data: { ab: "swap" }, title: t("ab.swap_key") })
-        : shown.map((name, n) => button(name, () => pair.on !== n && player.swap(), { "aria-pressed": String(pair.on === n), data: { ab: n } })),
-      pair.blind && button(t("ab.pick"), () => pair.pick(), { data: { ab: "pick" }, look: "primary" }),
-    );
+    ab.replaceChildren(...(pair.blind
+      ? [button(t("ab.swap"), () => player.swap(), { data: { ab: "swap" }, title: t("ab.swap_key") }), button(t("ab.pick"), () => pair.pick(), { data: { ab: "pick" }, look: "primary" })]
+      : ["A", "B"].map((name, n) => button(name, () => pair.on !== n && player.swap(), { "aria-pressed": String(pair.on === n), data: { ab: n } }))));
     if (held) ab.querySelector(`[data-ab="${held}"]`)?.focus();
   };
 

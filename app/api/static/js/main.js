@@ -121,7 +121,7 @@ function menu() {
   }, { look: "side" });
 }
 
-const keyList = () => dialog(t("keys.title"), () => h("dl", { class: "keys" },
+const keyList = () => dialog(t("menu.keys"), () => h("dl", { class: "keys" },
   [["Ctrl+Enter", "keys.speak"], ["Esc", "keys.stop"], ["Space", "keys.pause"], ["X", "keys.swap"], ["← →", "keys.seek"], ["/", "keys.text"], ["?", "keys.list"]].map(([key, what]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, t(what))]),
 ));
 

@@ -270,7 +270,11 @@ class Player extends EventTarget {
     this.#out.gain.value = this.#volume;
     this.#out.connect(this.#context.destination);
     const told = (message) => this.#told(message);
-    this.#sink = this.#context.audioWorklet ? await WorkletSink.open(this.#context, this.#out, told) : new NodeSink(this.#context, this.#out, told);
+    try {
+      this.#sink = await WorkletSink.open(this.#context, this.#out, told);
+    } catch {
+      this.#sink = new NodeSink(this.#context, this.#out, told); // there is none, or its file did not come
+    }
   }
 
   /** "worklet" or "nodes", once there is one. */

@@ -153,6 +153,7 @@ class Speech extends EventTarget {
     track.take = take.id;
     if (this.track === track) {
       this.take = take;
+      if (first_s === null && this.first_s !== null) takes.change(take.id, { first_s: this.first_s });
       this.#tell();
     }
   }

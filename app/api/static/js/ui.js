@@ -100,7 +100,7 @@ let numbers = new Map();
 
 export async function loadLanguage(wanted) {
   const asked = wanted ?? (store.get("language", "") || navigator.languages.map((tag) => tag.slice(0, 2)).find((tag) => tag in LANGUAGES) || "en");
-  const chosen = asked in LANGUAGES || asked === "xx" ? asked : "en";
+  const chosen = asked in LANGUAGES ? asked : "en";
   const answer = await fetch(`${ROOT}/static/i18n/${chosen}.json`);
   words = await answer.json();
   language = chosen;
@@ -121,8 +121,6 @@ export function t(key, slots = {}) {
     return value === undefined ? whole : typeof value === "number" ? number(value) : String(value);
   });
 }
-
-export const has = (key) => key in words;
 
 export function number(value, digits = Number.isInteger(value) ? 0 : 1) {
   if (!numbers.has(digits)) numbers.set(digits, new Intl.NumberFormat(language, { minimumFractionDigits: digits, maximumFractionDigits: digits }));

@@ -1,0 +1,478 @@
+"""Speak: hear it while it is made, stop it, keep it, compare it, and what is said when it does not work."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import numpy as np
+import pytest
+
+from app import assemble
+from app.engines.registry import EngineSpec, specs
+from tests.browser.studio import LONG, SHORT, at_s, newest_take, samples, speak, until, wait_heard, wait_state, wait_takes, write
+from tests.integration.test_streaming import stuck_reader
+from tests.live import Process, serving, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.browser.conftest import Watched
+
+    Visit = Callable[..., Watched]
+
+pytestmark = [pytest.mark.integration, pytest.mark.browser]
+
+
+def rows(url: str) -> int:
+    return int(httpx.get(f"{url}/health").json()["rows"]["active"])
+
+
+# ---- hearing
+
+
+def test_what_is_heard_and_kept_is_what_the_api_answers(server: str, visit: Visit) -> None:
+    page = visit(server).page
+    speak(page, SHORT)
+    wait_heard(page)
+    wait_state(page, "done")
+    wait_takes(page, 1)
+    take = newest_take(page)
+    heard = samples(take["pcm"])
+    assert np.sqrt(np.mean(np.square(heard))) > 0.02
+    body = {**take["body"], "response_format": "pcm"}
+    assert body["input"] == SHORT
+    assert isinstance(body["seed"], int)
+    assert take["pcm"] == httpx.post(f"{server}/v1/audio/speech", json=body).content
+    page.wait_for_selector('#dock[data-playing="false"]')
+    assert at_s(page) == pytest.approx(len(heard) / 24_000, abs=1e-3)
+    assert page.get_attribute("#dock", "data-underruns") == "0"
+    assert page.get_attribute("#dock", "data-sink") == "worklet"
+    assert page.locator('[data-badge="first"]').is_visible()
+    assert page.locator('[data-badge="factor"]').is_visible()
+
+
+def test_sound_begins_before_the_answer_ends_and_stop_frees_the_row(server: str, visit: Visit) -> None:
+    page = visit(server).page
+    before = cancelled(server)
+    speak(page, LONG)
+    wait_heard(page)
+    assert page.get_attribute(".speak", "data-state") == "streaming"
+    assert rows(server) >= 1
+    page.wait_for_selector('[data-badge="made"]')
+    page.wait_for_selector(".caption:visible")
+    assert re.match(r"Sentence \d+ of 240", page.locator(".caption").inner_text())
+    page.get_by_role("button", name="Stop", exact=True).click()
+    wait_state(page, "partial")
+    wait_until(lambda: rows(server) == 0, 2)
+    assert cancelled(server) == before + 1
+    wait_takes(page, 1)
+    take = newest_take(page)
+    assert take["partial"]
+    assert take["seconds"] >= 0.5
+    until(page, "() => loudest() < 0.001")
+
+
+def cancelled(url: str) -> float:
+    return float(re.findall(r"^tts_cancelled_total (\S+)", httpx.get(f"{url}/metrics").text, re.MULTILINE)[0])
+
+
+def test_a_second_click_at_once_does_not_stop_and_escape_does(server: str, visit: Visit) -> None:
+    page = visit(server).page
+    write(page, LONG)
+    page.get_by_role("button", name="Speak", exact=True).dblclick()
+    wait_heard(page)
+    assert page.get_attribute(".speak", "data-state") == "streaming"
+    page.keyboard.press("Escape")
+    wait_state(page, "partial")
+    assert page.locator("#status").inner_text() == "Stopped"
+
+
+def test_pause_is_of_the_sound_only(server: str, visit: Visit) -> None:
+    page = visit(server).page
+    speak(page, " ".join([SHORT] * 4))
+    wait_heard(page)
+    page.get_by_role("button", name="Pause", exact=True).click()
+    wait_state(page, "done")  # it was made to its end all the same
+    stopped_s = at_s(page)
+    page.wait_for_timeout(300)
+    assert at_s(page) == pytest.approx(stopped_s, abs=0.06)
+    page.get_by_role("slider", name="Position").press("End")
+    end_s = at_s(page)
+    assert end_s > 8
+    page.get_by_role("slider", name="Position").press("ArrowLeft")
+    assert at_s(page) == pytest.approx(end_s - 1, abs=0.01)
+    assert page.get_by_role("slider", name="Position").get_attribute("aria-valuetext") == f"{end_s - 1:.0f} of {end_s:.0f} seconds"
+
+
+def test_ctrl_enter_begins_anew(server: str, visit: Visit) -> None:
+    page = visit(server).page
+    write(page, LONG)
+    page.keyboard.press("Control+Enter")
+    wait_heard(page)
+    write(page, SHORT)
+    page.keyboard.press("Control+Enter")
+    wait_state(page, "done")
+    wait_takes(page, 2)
+    assert newest_take(page)["text"] == SHORT
+    wait_until(lambda: rows(server) == 0, 2)
+
+
+def test_enter_is_a_new_line(server: str, visit: Visit) -> None:
+    page = visit(server).page
+    write(page, "One")
+    page.keyboard.press("Enter")
+    page.keyboard.type("two")
+    assert page.get_by_role("textbox").first.input_value() == "One\ntwo"
+    assert page.get_attribute(".speak", "data-state") == "idle"
+
+
+def test_without_a_secure_context_the_other_player_plays(server: str, visit: Visit) -> None:
+    page = visit(server.replace("127.0.0.1", "studio.test")).page
+    assert page.evaluate("isSecureContext") is False
+    speak(page, SHORT)
+    wait_heard(page)
+    wait_state(page, "done")
+    assert page.get_attribute("#dock", "data-sink") == "nodes"
+    page.wait_for_selector('#dock[data-playing="false"]')
+    assert page.get_attribute("#dock", "data-underruns") == "0"
+    wait_takes(page, 1)
+    assert at_s(page) == pytest.approx(newest_take(page)["seconds"], abs=0.01)
+    page.get_by_role("tab", name="Code").click()
+    page.get_by_role("button", name="Copy").first.click()
+    assert "curl " in page.evaluate("getSelection().toString()")  # the clipboard is not for plain http
+
+
+def test_settings_reach_the_request(server: str, visit: Visit) -> None:
+    page = visit(server).page
+    page.wait_for_selector("#voice option[value=onyx]", state="attached")
+    page.get_by_label("Voice", exact=True).select_option("onyx")
+    page.get_by_label("Speed", exact=True).fill("1.5")
+    page.locator("main").get_by_text("Sampling, seed, format").click()
+    page.get_by_label("Seed", exact=True).fill("41")
+    page.get_by_label("Seed", exact=True).press("Enter")
+    page.get_by_label("Language tag").fill("de")
+    page.get_by_label("Language tag").press("Tab")
+    assert page.get_by_label("Temperature").is_disabled()  # the offline voice has none, and the page says so
+    assert "Temperature" in page.locator("#sampling-hint").inner_text()
+    speak(page, "Guten Tag.")
+    wait_takes(page, 1)
+    body = newest_take(page)["body"]
+    assert body == {"model": "espeak", "voice": "onyx", "input": "Guten Tag.", "speed": 1.5, "language": "de", "seed": 41}
+
+
+def test_inserting_and_samples(server: str, visit: Visit) -> None:
+    page = visit(server).page
+    page.get_by_role("button", name="A story").click()
+    text = page.get_by_role("textbox").first
+    assert "lighthouse" in text.input_value()
+    assert page.get_by_role("button", name="A story").is_hidden()
+    text.press("Control+Home")
+    page.get_by_role("button", name="Insert a pause").click()
+    assert text.input_value().startswith("[pause:0.5s] The lighthouse")
+
+
+# ---- what is kept
+
+
+def test_history_takes_and_the_draft_survive_a_reload(server: str, visit: Visit) -> None:
+    page = visit(server).page
+    speak(page, SHORT)
+    wait_takes(page, 1)
+    before = newest_take(page)
+    page.reload()
+    page.wait_for_selector(".take")
+    assert page.get_by_role("textbox").first.input_value() == SHORT
+    assert newest_take(page)["pcm"] == before["pcm"]
+    page.get_by_role("button", name="Play Take 1").click()
+    wait_heard(page)
+    page.get_by_role("searchbox").fill("nothing like it")
+    assert page.locator("main").get_by_text("Nothing found.").is_visible()
+    page.get_by_role("searchbox").fill("own machine")
+    history = page.locator('[role="tabpanel"] .take')
+    assert history.count() == 1
+    history.get_by_role("button", name="Delete").click()
+    wait_takes(page, 0)
+    page.get_by_role("button", name="Undo").click()
+    wait_takes(page, 1)
+    assert newest_take(page)["pcm"] == before["pcm"]
+    write(page, "Something else")
+    page.locator('[role="tabpanel"] .take').get_by_role("button", name="Use again").click()
+    assert page.get_by_role("textbox").first.input_value() == SHORT
+
+
+def test_where_nothing_can_be_stored_takes_live_in_memory(server: str, visit: Visit) -> None:
+    def forbid(page: Any) -> None:
+        page.add_init_script("Object.defineProperty(window, 'indexedDB', { get() { throw new Error('forbidden'); } })")
+
+    page = visit(server, prepare=forbid).page
+    speak(page, SHORT)
+    wait_takes(page, 1)
+    assert page.locator("main").get_by_text("does not let the page store anything").is_visible()
+    page.get_by_role("button", name="Play Take 1").click()
+    wait_heard(page)
+
+
+def test_two_takes_are_compared_at_the_same_second(server: str, visit: Visit) -> None:
+    page = visit(server).page
+    speak(page, " ".join([SHORT] * 3))
+    wait_takes(page, 1)
+    page.get_by_role("button", name="Speak", exact=True).click()
+    wait_takes(page, 2)
+    page.get_by_role("button", name="Take 1 as A").click()
+    page.get_by_role("button", name="Take 2 as B").click()
+    page.get_by_role("button", name="Compare A and B").click()
+    page.get_by_role("slider", name="Position").press("ArrowRight")
+    page.get_by_role("slider", name="Position").press("ArrowRight")
+    page.get_by_role("button", name="Pause", exact=True).click()
+    before_s = at_s(page)
+    assert before_s >= 2
+    playing = "async () => (await import('/static/js/player.js')).player.track.id"
+    first = page.evaluate(playing)
+    page.locator("h1").focus()
+    page.keyboard.press("x")
+    assert page.evaluate(playing) != first
+    assert at_s(page) == before_s
+    assert page.get_by_role("group", name="Compare A and B").get_by_role("button", name="B").get_attribute("aria-pressed") == "true"
+    page.keyboard.press(" ")
+    wait_heard(page)
+    page.get_by_label("Blind", exact=True).check()
+    page.get_by_role("button", name="Compare A and B").click()
+    group = page.get_by_role("group", name="Compare A and B")
+    assert page.locator(".take[data-now]").count() == 0  # nothing tells which one sounds
+    group.get_by_role("button", name="Pick this one").click()
+    page.wait_for_selector(".starred")
+    assert group.get_by_role("button", name="A").is_visible()
+
+
+def test_saving_here_and_by_the_server(server: str, visit: Visit) -> None:
+    page = visit(server).page
+    speak(page, SHORT)
+    wait_takes(page, 1)
+    take = newest_take(page)
+    for name, starts in (("WAV", b"RIFF"), ("FLAC", b"fLaC"), ("OPUS", b"OggS")):
+        page.locator("#dock").get_by_role("button", name="Save").click()
+        with page.expect_download() as saving:
+            page.get_by_role("button", name=name).click()
+        path = saving.value.path()
+        assert path.read_bytes().startswith(starts)
+        assert saving.value.suggested_filename == f"hello-there-this-is-my-alloy.{name.lower()}"
+        if name == "WAV":
+            assert path.read_bytes()[44:] == take["pcm"]
+
+
+def test_the_snippets_run(server: str, visit: Visit, tmp_path: Path) -> None:
+    page = visit(server).page
+    write(page, 'It\'s "quoted" \\ and über.')
+    page.get_by_role("tab", name="Code").click()
+    until(page, "() => document.body.innerText.includes('über')")
+    curl = page.locator("pre code").nth(0).text_content()
+    python = page.locator("pre code").nth(1).text_content()
+    assert curl
+    assert python
+    for command in (["bash", "-ec", curl], [sys.executable, "-c", python]):
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+        sound = tmp_path / "speech.mp3"
+        assert sound.stat().st_size > 5_000
+        sound.unlink()
+
+
+# ---- when it does not work
+
+
+def test_a_busy_server_is_asked_again(tmp_path: Path, visit: Visit) -> None:
+    with serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=0, TTS_OUTBOX_S=0.5) as url:
+        watched = visit(url)
+        watched.expected.add("429")
+        page = watched.page
+        with stuck_reader(url):
+            speak(page, SHORT)
+            page.wait_for_selector('[data-badge="busy"]')
+            assert re.search(r"Again in \d+ s", page.locator('[data-badge="busy"]').inner_text())
+        wait_state(page, "done")
+        speak(page, SHORT)
+        wait_heard(page)
+
+
+def test_stop_ends_the_countdown(tmp_path: Path, visit: Visit) -> None:
+    with serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=0, TTS_OUTBOX_S=0.5) as url:
+        watched = visit(url)
+        watched.expected.add("429")
+        with stuck_reader(url):
+            speak(watched.page, SHORT)
+            watched.page.wait_for_selector('[data-badge="busy"]')
+            watched.page.wait_for_timeout(450)
+            watched.page.get_by_role("button", name="Stop", exact=True).click()
+            wait_state(watched.page, "idle")
+
+
+def test_an_engine_that_breaks_is_told_in_its_words(tmp_path: Path, visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = EngineSpec("broken", "broken-1b", "tests.integration.broken_engine:build")
+    monkeypatch.setattr(assemble.registry, "specs", lambda: {"broken": broken, **specs()})
+    with serving(tmp_path, TTS_ENGINE="broken") as url:
+        watched = visit(url)
+        watched.expected |= {"500", "net::ERR_INCOMPLETE"}
+        page = watched.page
+        speak(page, "Now break.")
+        wait_state(page, "partial")
+        page.locator("main").get_by_text("The engine broke in the middle.").wait_for()
+        assert page.locator("main").get_by_text(re.compile(r"Broke off after 1\.\d s; what came is kept\.")).is_visible()
+        wait_takes(page, 1)
+        speak(page, "No memory.")
+        wait_state(page, "error")
+        assert page.locator("main").get_by_text("The engine has no memory left").is_visible()
+        assert re.search(r"req_[0-9a-f]{32}", page.locator(".error").inner_text())
+        assert page.get_by_role("textbox").first.input_value() == "No memory."
+
+
+@contextmanager
+def cut_line(url: str, after_bytes: int) -> Iterator[str]:
+    """The server through a line that dies after so many bytes of one answer."""
+    port = int(url.rsplit(":", 1)[1])
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(0.2)
+    ending = threading.Event()
+
+    def forward(client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", port)) as upstream:
+
+            def back() -> None:
+                passed = 0
+                while data := upstream.recv(4096):
+                    passed += len(data)
+                    if passed > after_bytes:
+                        client.shutdown(socket.SHUT_RDWR)
+                        upstream.shutdown(socket.SHUT_RDWR)
+                        return
+                    client.sendall(data)
+                    time.sleep(0.002)  # 2 MB/s, so that the page can read what came before it is lost with the line
+
+            answering = threading.Thread(target=quietly, args=(back,), daemon=True)
+            answering.start()
+            while data := client.recv(4096):
+                upstream.sendall(data)
+            answering.join(10)
+
+    def quietly(work: Callable[..., None], *given: Any) -> None:
+        try:
+            work(*given)
+        except OSError:
+            return
+
+    def accept() -> None:
+        while not ending.is_set():
+            try:
+                client, _ = listener.accept()
+            except TimeoutError:
+                continue
+            threading.Thread(target=quietly, args=(forward, client), daemon=True).start()
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        ending.set()
+        thread.join(5)
+        listener.close()
+
+
+def test_a_line_that_dies_leaves_what_came(server: str, visit: Visit) -> None:
+    with cut_line(server, 400_000) as url:
+        watched = visit(url)
+        watched.expected.add("net::ERR")
+        page = watched.page
+        speak(page, LONG)
+        wait_state(page, "partial")
+        assert page.locator("main").get_by_text("The server does not answer. Your text is safe.").is_visible()
+        wait_takes(page, 1)
+        take = newest_take(page)
+        assert take["partial"]
+        whole = httpx.post(f"{server}/v1/audio/speech", json={**take["body"], "response_format": "pcm"}).content
+        heard = samples(take["pcm"])
+        assert len(heard) > 50_000
+        assert np.corrcoef(heard, samples(whole)[: len(heard)])[0, 1] > 0.99
+
+
+def test_a_key_is_asked_for_and_used(tmp_path: Path, visit: Visit) -> None:
+    with serving(tmp_path, TTS_API_KEYS="open-sesame") as url:
+        watched = visit(url)
+        watched.expected.add("401")
+        page = watched.page
+        speak(page, SHORT)
+        page.get_by_role("dialog").get_by_label("Key", exact=True).fill("wrong")
+        page.keyboard.press("Enter")
+        page.get_by_role("dialog").get_by_text("not one of this server's").wait_for()
+        page.get_by_role("dialog").get_by_label("Key", exact=True).fill("open-sesame")
+        page.keyboard.press("Enter")
+        wait_state(page, "done")
+        page.get_by_role("tab", name="Code").click()
+        assert "$API_KEY" in (page.locator("pre code").first.text_content() or "")
+        assert "open-sesame" not in page.content()
+
+
+def test_without_weights_the_page_says_so_and_speaks(tmp_path: Path, visit: Visit) -> None:
+    with Process(tmp_path, TTS_ENGINE="csm", HF_ENDPOINT="http://127.0.0.1:9") as process:
+        process.wait("/ready", timeout_s=30)
+        page = visit(process.url).page
+        page.locator("main").get_by_text("csm-1b is not running. espeak can speak instead.").wait_for()
+        assert page.locator("main").get_by_text("cannot reach").is_visible()
+        assert page.get_by_label("Engine", exact=True).input_value() == "espeak"
+        option = page.locator('#model option[value="csm-1b"]')
+        assert option.get_attribute("aria-disabled") == "true"
+        speak(page, SHORT)
+        wait_heard(page)
+        page.get_by_label("Engine", exact=True).focus()
+        page.keyboard.type("csm")  # it can be chosen, to read why it does not speak
+        page.get_by_role("button", name="Speak", exact=True).click()
+        assert page.locator("main").get_by_text("csm-1b has no weights yet.").is_visible()
+        page.locator(".error").get_by_role("button", name="Use espeak").click()
+        assert page.get_by_label("Engine", exact=True).input_value() == "espeak"
+
+
+def test_too_long_and_empty_texts_are_told_before_sending(server: str, visit: Visit) -> None:
+    watched = visit(server)
+    page = watched.page
+    page.get_by_role("button", name="Speak", exact=True).click()
+    assert page.locator("main").get_by_text("There is no text yet.").is_visible()
+    write(page, "a" * 20_003)
+    assert page.locator("#count").inner_text() == "20,003 / 20,000"
+    page.get_by_role("button", name="Speak", exact=True).click()
+    assert page.locator("main").get_by_text("3 characters too many.").is_visible()
+    assert not [url for url in watched.requests if "/v1/audio/speech" in url]
+
+
+def test_a_server_that_is_gone_is_told(tmp_path: Path, visit: Visit) -> None:
+    with serving(tmp_path) as url:
+        watched = visit(url)
+        watched.expected |= {"net::ERR", "worklet's module"}
+        watched.page.wait_for_selector("#voice option", state="attached")
+    speak(watched.page, SHORT)
+    wait_state(watched.page, "error")
+    assert watched.page.locator("main").get_by_text("The server does not answer. Your text is safe.").is_visible()
+    assert watched.page.get_by_role("textbox").first.input_value() == SHORT
+
+
+@pytest.mark.slow
+def test_first_sound_is_soon(server: str, visit: Visit) -> None:
+    """A figure for people, not a limit: printed with -s."""
+    page = visit(server).page
+    page.wait_for_selector("#voice option", state="attached")
+    found = []
+    for n in range(10):
+        speak(page, f"{SHORT} {n}")
+        wait_state(page, "done")
+        wait_takes(page, n + 1)
+        until(page, "async () => (await (await import('/static/js/takes.js')).takes.all())[0].first_s !== null")
+        found.append(newest_take(page)["first_s"])
+        time.sleep(0.2)
+    print("first sound, s:", sorted(found))
+    assert all(each > 0 for each in found)
