@@ -9,8 +9,8 @@ const UNITS = {
   clipping_percent: (value) => `${number(value, value < 1 ? 2 : 0)} %`,
   bandwidth_hz: (value) => `${number(value / 1000, 1)} kHz`,
   loudness_lufs: (value) => `${number(value, 0)} LUFS`,
-  music: null,
-  speakers: null,
+  music: (_, level) => t(level === "good" ? "quality.music.none" : "quality.music.some"),
+  speakers: (_, level) => t(level === "good" ? "quality.speakers.none" : "quality.speakers.some"),
   transcript_letters_per_s: (value) => t("quality.pace", { n: Math.round(value) }),
 };
 const LOOK = { good: "ok", warning: "warn", bad: "bad" };
@@ -23,7 +23,7 @@ export function qualityList({ checks = [] }) {
   const sorted = [...checks].sort((a, b) => order.indexOf(a.level) - order.indexOf(b.level));
   return h("ul", { class: "checks" }, sorted.map((check) => {
     const known = check.id in UNITS;
-    const value = known && UNITS[check.id] && check.value !== null ? UNITS[check.id](check.value) : "";
+    const value = known && (check.value !== null || check.id === "music") ? UNITS[check.id](check.value, check.level) : "";
     return h("li", { data: { check: check.id, level: check.level } },
       levelBadge(check.level),
       h("span", { class: "what" }, known ? t(`quality.${check.id}`) : quoted(check.id)),

@@ -6,7 +6,7 @@ import { player, Track } from "../player.js";
 import { speech } from "../speech.js";
 import { announce, alarm, button, clock, confirm, h, icon, language as pageLanguage, newId, number, quoted, seconds, t, tabs } from "../ui.js";
 import { meter } from "./meter.js";
-import { levelBadge, qualityList } from "./quality.js";
+import { qualityList } from "./quality.js";
 import { Recorder, possible } from "./recorder.js";
 import { script } from "./scripts.js";
 import { MAX_S, MIN_S, cut, forPlayer, read, wavOf } from "./sound.js";
@@ -37,6 +37,7 @@ export function wizard({ saved, given_up }) {
   const next = h("button", { class: "primary" }, t("wizard.next"));
   const form = h("form", { class: "stack", novalidate: true, onsubmit: (event) => { event.preventDefault(); forward(); } },
     heading, body, fault, h("div", { class: "row wizard-foot" }, button(t("cancel"), given_up, { look: "quiet" }), h("span", { class: "grow" }), back, next));
+  for (const kind of ["input", "change"]) form.addEventListener(kind, () => fault.hidden || tell(""));
   const element = h("section", { class: "wizard card", "aria-label": t("wizard.title") }, list, form);
 
   const steps = () => (w.source === "youtube" ? YOUTUBE_STEPS : w.whole ? WHOLE_STEPS : STEPS);
@@ -137,6 +138,7 @@ export function wizard({ saved, given_up }) {
   /** New sound: what was known of the old is void. */
   function take({ sound, file = null, whole = false, source, words = "" }) {
     Object.assign(w, { sound, file, whole, source, from: source, span: null, made: newId(), words, wordsOf: words ? "script" : "", check: null, spoken: null });
+    tell("");
     if (!w.name && file) w.name = file.name.replace(/\.[^.]*$/, "").slice(0, 100);
     showSteps();
   }
@@ -158,7 +160,10 @@ export function wizard({ saved, given_up }) {
     const [tablist, ...panels] = tabs(t("wizard.sample"), [["record", t("sample.record"), recorded.element], ["upload", t("sample.upload"), uploaded.element], ["youtube", t("sample.youtube"), fetched.element]], w.source);
     recorded.instead(() => tablist.querySelector("[data-tab=upload]").click());
     const chosen = () => tablist.querySelector("[aria-selected=true]").dataset.tab;
-    tablist.addEventListener("click", () => chosen() !== "record" && recorded.close());
+    tablist.addEventListener("click", () => {
+      tell("");
+      if (chosen() !== "record") recorded.close();
+    });
     return {
       content: [h("div", { class: "field narrow" }, h("label", { for: "wizard-language" }, t("sample.language")), spoken), h("div", {}, tablist, ...panels)],
       close: recorded.close,
@@ -222,7 +227,7 @@ export function wizard({ saved, given_up }) {
       const live = state === "recording" || state === "counting";
       label.textContent = t(state === "recording" ? "record.stop" : state === "counting" ? "cancel" : w.from === "record" ? "record.again" : "record.start");
       start.classList.toggle("live", live);
-      mic.hidden = live;
+      mic.hidden = another.hidden = live;
       mic.textContent = t(state === "listening" ? "record.check_end" : "record.check");
       level.element.hidden = state === "closed";
       time.hidden = bar.hidden = state !== "recording";
@@ -230,6 +235,7 @@ export function wizard({ saved, given_up }) {
       devices.disabled = live;
       element.dataset.recorder = state;
       showResult();
+      if (live) level.element.scrollIntoView({ block: "nearest" });
     }
 
     async function open(device = "") {
@@ -360,11 +366,11 @@ export function wizard({ saved, given_up }) {
 
     function showFile() {
       if (w.from !== "upload") return;
-      told.replaceChildren(h("div", { class: "row wrap" },
+      const row = h("div", { class: "row wrap" },
         h("strong", { class: "quoted" }, w.file.name),
         w.sound && h("span", { class: "badge ok" }, seconds(w.sound.samples.length / w.sound.rate)),
-        w.sound && button(t("record.play"), () => hear(w.sound, w.file.name))),
-      w.whole && h("p", { class: "hint" }, t("upload.unread")));
+        w.sound && button(t("record.play"), () => hear(w.sound, w.file.name)));
+      told.replaceChildren(row, ...(w.whole ? [h("p", { class: "hint" }, t("upload.unread"))] : []));
     }
     showFile();
     return { element: h("div", { class: "stack" }, zone, told), control: choose, missing: t("sample.upload_missing") };
@@ -513,7 +519,7 @@ export function wizard({ saved, given_up }) {
       passed = true;
       const { level } = found.quality;
       slot.replaceChildren(
-        h("div", { class: "verdict", data: { level } }, h("strong", {}, t(`check.${level}`)), levelBadge(level)),
+        h("div", { class: "verdict", data: { level } }, h("strong", {}, t(`check.${level}`))),
         h("p", { class: "hint" }, t("check.used", { s: number(found.audio_duration, 1) })),
         qualityList(found.quality));
       announce(t(`check.${level}`));
@@ -693,7 +699,7 @@ export function wizard({ saved, given_up }) {
         h("div", { class: "field" }, h("label", { for: "try-text" }, t("try.text")), text),
         h("div", { class: "row wrap" }, speak, (!w.whole || w.source === "youtube") && sampleButton, compare),
         trouble,
-        h("div", { class: "pair" },
+        h("div", { class: "pair names" },
           h("div", { class: "field" }, h("label", { for: "voice-name" }, t("voice.name")), name),
           h("div", { class: "field" }, h("label", { for: "voice-description" }, t("voice.description")), described)),
       ],
@@ -760,6 +766,7 @@ export function wizard({ saved, given_up }) {
     close() {
       working.abort();
       part.close?.();
+      for (const track of [sampleTrack, w.spoken]) if (track) player.unload(track);
     },
   };
 }
