@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: install run dev oracle test test-all slow lint format types docs lock clean
+.PHONY: install run dev oracle browser test test-all slow lint format types docs lock clean
 
 install: $(STAMP)
 
@@ -25,6 +25,10 @@ dev: install
 # want an old torchao.
 oracle: install
 	$(PY) -m pip install --quiet --no-deps --upgrade --target .oracle torchtune==0.6.1 torchao==0.13.0
+
+# For tests/browser; Chromium itself is the system's.
+browser: install
+	$(PY) -m pip install --quiet --constraint constraints.txt --group browser
 
 test: install
 	$(PY) -m pytest -n auto -m "not slow and not gpu"
@@ -54,7 +58,7 @@ lock:
 	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(VENV)/lock/bin/python -m pip install --quiet "torch==2.13.0"
-	$(VENV)/lock/bin/python -m pip install --quiet --editable ".[espeak]" --group dev
+	$(VENV)/lock/bin/python -m pip install --quiet --editable ".[espeak]" --group dev --group browser
 	$(VENV)/lock/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > constraints.txt
 	rm -rf $(VENV)/lock
 

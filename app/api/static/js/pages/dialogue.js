@@ -33,7 +33,8 @@ export async function mount(main) {
   let modelList = [];
   let pressed_ms = 0;
 
-  const keep = debounce(() => store.set("dialogue", { model, lines: lines.map(({ name, voice, text }) => ({ name, voice, text })) }), 200);
+  const keepNow = () => store.set("dialogue", { model, lines: lines.map(({ name, voice, text }) => ({ name, voice, text })) });
+  const keep = debounce(keepNow, 200);
   const spoken = () => lines.filter((line) => line.text.trim());
   const names = () => [...new Set(lines.map((line) => line.name))];
   const colour = (line) => names().indexOf(line.name) % 4;
@@ -312,7 +313,7 @@ export async function mount(main) {
   }
 
   const reload = () => load(true);
-  const listeners = [[speech, "change", told], [player, "change", heard], [health, "changed", reload]];
+  const listeners = [[speech, "change", told], [player, "change", heard], [health, "changed", reload], [window, "pagehide", keepNow]];
   for (const [target, kind, listener] of listeners) target.addEventListener(kind, listener);
   fillModels();
   draw();
@@ -320,6 +321,7 @@ export async function mount(main) {
   await load(false);
   return {
     unmount() {
+      keepNow();
       clearTimeout(ticking);
       for (const [target, kind, listener] of listeners) target.removeEventListener(kind, listener);
     },

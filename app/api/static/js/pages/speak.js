@@ -349,7 +349,8 @@ export async function mount(main) {
     fillTakes();
   }
 
-  const saveDraft = debounce(() => store.set("draft", text.value), 200);
+  const keepDraft = () => store.set("draft", text.value);
+  const saveDraft = debounce(keepDraft, 200);
   const settle = debounce(() => changed(), 200);
 
   function typed() {
@@ -385,7 +386,7 @@ export async function mount(main) {
     }
     if (!settings.lock || settings.seed === null) seed.value = settings.seed = drawSeed();
     keep();
-    store.set("draft", text.value);
+    keepDraft();
     pressed_ms = performance.now();
     speech.start({ source: "speak", path: "/v1/audio/speech", body: body(true), facts: { kind: "speech", text: text.value, voice: settings.voice, model: settings.model } });
   }
@@ -570,7 +571,7 @@ export async function mount(main) {
     limit = health.last?.limits?.input_chars ?? limit;
     showBanner();
   };
-  const listeners = [[speech, "change", told], [player, "change", heard], [takes, "change", refillAll], [health, "look", looked], [health, "changed", () => lists(true)]];
+  const listeners = [[speech, "change", told], [player, "change", heard], [takes, "change", refillAll], [health, "look", looked], [health, "changed", () => lists(true)], [window, "pagehide", keepDraft]];
   for (const [target, kind, listener] of listeners) target.addEventListener(kind, listener);
   fillVoices();
   fillModels();
@@ -580,6 +581,7 @@ export async function mount(main) {
   await Promise.all([lists(false), fillHistory()]);
   return {
     unmount() {
+      keepDraft();
       clearTimeout(ticking);
       for (const [target, kind, listener] of listeners) target.removeEventListener(kind, listener);
     },

@@ -1,0 +1,293 @@
+"""What holds on every page: reachable by keyboard, readable, in every language and size, and nothing from elsewhere."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.browser.studio import SHORT, speak, until, wait_heard, wait_state, wait_takes, write
+from tests.live import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from playwright.sync_api import Page
+
+    from tests.browser.conftest import Watched
+
+    Visit = Callable[..., Watched]
+
+pytestmark = [pytest.mark.integration, pytest.mark.browser]
+
+PAGES = ("/", "/voice-cloning", "/dialogue", "/server")
+DESKTOP = {"width": 1280, "height": 800}
+PHONE = {"width": 390, "height": 844}
+AXE = (Path(__file__).parent / "vendor" / "axe-4.14.1.min.js").read_text()
+STATIC = ROOT / "app" / "api" / "static"
+
+
+def settle(page: Page) -> None:
+    page.wait_for_load_state("networkidle")
+
+
+def fill(page: Page, path: str) -> None:
+    """The page as it looks when it is used."""
+    settle(page)
+    if path == "/":
+        speak(page, f"{SHORT} {SHORT}")
+        wait_state(page, "done")
+        page.wait_for_selector(".take")
+    if path == "/dialogue":
+        page.get_by_role("button", name="Fill in a sample").click()
+    if path == "/server":
+        page.wait_for_selector(".engines td")
+
+
+def sideways(page: Page) -> bool:
+    return bool(page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"))
+
+
+def offences(page: Page) -> list[str]:
+    page.evaluate(AXE)
+    found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+    return [
+        f"{each['id']} ({each['impact']}): {node['html'][:160]} {node['failureSummary']}"
+        for each in found["violations"]
+        for node in each["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", PAGES)
+def test_axe_finds_nothing(server: str, visit: Visit, path: str, scheme: str, viewport: dict[str, int]) -> None:
+    page = visit(server + path, viewport=viewport, color_scheme=scheme).page
+    fill(page, path)
+    assert offences(page) == []
+    assert not sideways(page)
+
+
+def test_dialogs_pass_axe_and_give_the_focus_back(server: str, visit: Visit) -> None:
+    page = visit(server).page
+    settle(page)
+    menu = page.get_by_role("button", name="Menu")
+    menu.click()
+    assert offences(page) == []
+    page.keyboard.press("Escape")
+    assert menu.evaluate("menu => menu === document.activeElement")
+    menu.click()
+    page.get_by_role("button", name="API key").click()
+    assert offences(page) == []
+    page.keyboard.press("Escape")
+
+
+def test_buttons_are_large_enough_for_thumbs(server: str, visit: Visit) -> None:
+    page = visit(server, viewport=PHONE).page
+    fill(page, "/")
+    small = page.evaluate(
+        """() => [...document.querySelectorAll("button, select, nav a, input:not([type=checkbox])")]
+        .filter((each) => each.checkVisibility())
+        .map((each) => [each.outerHTML.slice(0, 90), each.getBoundingClientRect()])
+        .filter(([, box]) => box.height < 44 && box.height > 0).map(([html, box]) => `${html} ${box.height}`)"""
+    )
+    assert small == []
+
+
+def test_the_first_load_is_small_and_still(server: str, visit: Visit) -> None:
+    sizes: list[int] = []
+
+    def weigh(page: Page) -> None:
+        page.on("requestfinished", lambda request: sizes.append(request.sizes()["responseBodySize"]))
+
+    watched = visit(server, prepare=weigh)
+    settle(watched.page)
+    asked = [url for url in watched.requests if not url.startswith("data:")]
+    assert len(asked) <= 15, asked
+    assert sum(sizes) <= 60_000
+    assert watched.page.evaluate("seen.shift") < 0.02
+    print("first load:", len(asked), "requests,", sum(sizes), "bytes")
+
+
+def test_the_whole_studio_is_small() -> None:
+    assert sum(path.stat().st_size for path in STATIC.rglob("*") if path.is_file()) <= 400_000
+    code = b"".join(path.read_bytes() for path in STATIC.rglob("*.js"))
+    assert len(gzip.compress(code)) < 100_000
+
+
+def test_the_way_with_the_tab_key(server: str, visit: Visit) -> None:
+    page = visit(server).page
+    settle(page)
+    write(page, SHORT)
+    page.get_by_role("textbox").first.focus()
+    way = ["Insert a pause", "voice", "Hear this voice", "model", "speed", "Sampling, seed, format", "Speak"]
+    found = []
+    for _ in way:
+        page.keyboard.press("Tab")
+        found.append(
+            page.evaluate("(() => { const e = document.activeElement; return e.getAttribute('aria-label') || e.id || e.innerText.split('\\n')[0]; })()")
+        )
+    assert [each.replace("Ctrl+Enter", "").strip() for each in found] == way
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineWidth")
+    assert outline == "2px"
+    page.keyboard.press("Enter")
+    wait_heard(page)
+
+
+def test_single_keys_work_outside_fields_and_can_be_turned_off(server: str, visit: Visit) -> None:
+    page = visit(server).page
+    speak(page, f"{SHORT} {SHORT}")
+    wait_heard(page)
+    page.locator("h1").focus()
+    page.keyboard.press(" ")
+    page.wait_for_selector('#dock[data-playing="false"]')
+    page.keyboard.press("/")
+    assert page.get_by_role("textbox").first.evaluate("field => field === document.activeElement")
+    page.keyboard.type("/ ?x")
+    assert page.get_by_role("textbox").first.input_value().endswith("/ ?x")
+    page.locator("h1").focus()
+    page.keyboard.press("?")
+    page.get_by_role("dialog", name="List of keys").wait_for()
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Menu").click()
+    page.get_by_label("Single-key shortcuts").uncheck()
+    page.keyboard.press("Escape")
+    page.locator("h1").focus()
+    page.keyboard.press("?")
+    assert page.get_by_role("dialog").count() == 0
+
+
+def test_going_about_keeps_the_sound_and_focuses_the_heading(server: str, visit: Visit) -> None:
+    watched = visit(server)
+    page = watched.page
+    speak(page, " ".join([SHORT] * 6))
+    wait_heard(page)
+    loads = len([url for url in watched.requests if url.endswith("/js/main.js")])
+    for name, path in (("Voices", "/voice-cloning"), ("Dialogue", "/dialogue"), ("Server", "/server")):
+        page.get_by_role("navigation").get_by_role("link", name=name).click()
+        page.wait_for_selector(f'main[data-page="{path}"]')
+        until(page, "() => document.activeElement.tagName === 'H1'")
+        assert page.title().startswith(name)
+    page.go_back()
+    page.wait_for_selector('main[data-page="/dialogue"]')
+    assert page.get_attribute("#dock", "data-playing") == "true"
+    assert len([url for url in watched.requests if url.endswith("/js/main.js")]) == loads
+    page.reload()
+    page.wait_for_selector('main[data-page="/dialogue"]')
+
+
+HOSTILE = '<img src=x onerror="window.owned = true">'
+
+
+def test_a_hostile_name_is_just_a_name(server: str, visit: Visit) -> None:
+    voice = {"id": HOSTILE, "name": HOSTILE, "object": "audio.voice", "type": "cloned", "language": "en", "description": HOSTILE}
+
+    def plant(page: Page) -> None:
+        page.route("**/v1/audio/voices", lambda route: route.fulfill(json={"voices": [voice], "data": [voice]}))
+
+    watched = visit(server, prepare=plant)
+    watched.expected.add("400")
+    page = watched.page
+    page.wait_for_selector("#voice optgroup", state="attached")
+    page.get_by_label("Voice", exact=True).select_option(HOSTILE)
+    speak(page, HOSTILE)
+    wait_state(page, "error")
+    assert HOSTILE[:20] in page.locator(".error").inner_text()  # the API quotes it
+    assert "Choose another voice." in page.locator(".error").inner_text()
+    page.get_by_role("navigation").get_by_role("link", name="Voices").click()
+    page.locator("main").get_by_text(HOSTILE).first.wait_for()
+    assert page.locator("main img, dialog img, #dock img").count() == 0
+    assert page.evaluate("window.owned") is None
+
+
+def pseudo(words: dict[str, str]) -> dict[str, str]:
+    """The page's words 40 % longer, as other languages are; slots stay."""
+
+    def longer(text: str) -> str:
+        slots = re.sub(r"\{\w+\}", "", text)
+        return text + "·" + "ēxtra "[: max(1, round(0.4 * len(slots)) % 6 + 1)] * max(1, round(0.4 * len(slots)) // 6)
+
+    return {key: text if key in ("dir",) or key.startswith("sample.") else longer(text) for key, text in words.items()}
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_longer_words_fit(server: str, visit: Visit, viewport: dict[str, int]) -> None:
+    words = pseudo(json.loads((STATIC / "i18n" / "en.json").read_text()))
+
+    def lengthen(page: Page) -> None:
+        page.route("**/i18n/en.json", lambda route: route.fulfill(json=words))
+
+    for path in PAGES:
+        page = visit(server + path, prepare=lengthen, viewport=viewport).page
+        settle(page)
+        assert page.locator("h1").inner_text().endswith(("ē", "ēx", "ēxt", "ēxtr", "ēxtra"))
+        assert not sideways(page)
+
+
+@pytest.mark.parametrize(("language", "heading"), [("de", "Sprechen"), ("fr", "Parler")])
+def test_languages_change_at_once_and_stay(server: str, visit: Visit, language: str, heading: str) -> None:
+    page = visit(server).page
+    write(page, SHORT)
+    page.get_by_role("button", name="Menu").click()
+    page.get_by_label("Language", exact=True).select_option(language)
+    page.get_by_role("heading", name=heading, level=1).wait_for()
+    assert page.get_by_role("textbox").first.input_value() == SHORT
+    page.reload()
+    page.get_by_role("heading", name=heading, level=1).wait_for()
+    assert page.get_attribute("html", "lang") == language
+    page.get_by_role("button", name=heading, exact=True).click()
+    wait_takes(page, 1)
+    settle(page)
+    assert not re.search(r"\b[a-z]+\.[a-z_]+\b(?!\.)", page.locator("nav").inner_text())
+    raw = page.evaluate(
+        """() => { const found = []; const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+        while (walk.nextNode()) if (/^[a-z]+(\\.[a-z_0-9]+)+$/.test(walk.currentNode.data)) found.push(walk.currentNode.data);
+        return found; }"""
+    )
+    assert raw == []
+
+
+def test_the_browsers_language_is_taken(server: str, visit: Visit) -> None:
+    page = visit(server, locale="de-AT").page
+    page.get_by_role("heading", name="Sprechen", level=1).wait_for()
+    assert page.get_attribute("html", "lang") == "de"
+
+
+def test_the_theme_is_kept(server: str, visit: Visit) -> None:
+    page = visit(server, color_scheme="light").page
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    page.get_by_role("button", name="Menu").click()
+    page.get_by_label("Theme").select_option("dark")
+    page.keyboard.press("Escape")
+    assert page.evaluate(ground) != light
+    page.reload()
+    assert page.evaluate(ground) != light
+
+
+def test_the_server_page_tells_what_is(server: str, visit: Visit) -> None:
+    page = visit(f"{server}/server").page
+    page.wait_for_selector(".engines td")
+    page.get_by_text("All is well.").wait_for()
+    row = page.locator(".engines tbody tr").first
+    assert row.locator("th").inner_text() == "espeak"
+    assert "ready" in row.inner_text()
+    assert "0 of 32" in row.inner_text()
+    page.get_by_text("Memory (cpu)").wait_for()
+    speaking: Any = page.locator(".plot", has_text="Speaking")
+    assert "0 of 32" in speaking.inner_text()
+
+
+def test_a_server_page_without_a_server_keeps_its_last_values(visit: Visit, tmp_path: Path) -> None:
+    from tests.live import serving
+
+    with serving(tmp_path) as url:
+        watched = visit(f"{url}/server")
+        watched.expected.add("net::ERR")
+        watched.page.wait_for_selector(".engines td")
+    watched.page.get_by_text("These are its last values").wait_for()
+    assert watched.page.locator(".engines tbody tr").first.locator("th").inner_text() == "espeak"

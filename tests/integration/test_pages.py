@@ -1,0 +1,216 @@
+"""The studio's files as the server hands them out, and what can be read off them without a browser."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import numpy as np
+import pytest
+
+from app.api.pages import PATHS
+from tests.integration.test_streaming import LONG
+from tests.live import ROOT, serving
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+pytestmark = pytest.mark.integration
+
+STATIC = ROOT / "app" / "api" / "static"
+LANGUAGES = {path.stem: json.loads(path.read_text()) for path in sorted((STATIC / "i18n").glob("*.json"))}
+CODE = "".join(path.read_text() for path in [*STATIC.rglob("*.js"), STATIC / "shell.html"])
+CSS = (STATIC / "studio.css").read_text()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_pages_come_under_a_strict_policy(server: str, path: str) -> None:
+    first, second = httpx.get(server + path), httpx.get(server + path)
+    assert first.status_code == 200
+    assert first.headers["content-type"] == "text/html; charset=utf-8"
+    assert first.headers["cache-control"] == "no-store"
+    policy = dict(part.split(" ", 1) for part in first.headers["content-security-policy"].split("; "))
+    for directive in ("default-src", "base-uri", "frame-ancestors"):
+        assert policy[directive] == "'none'"
+    for directive in ("script-src", "connect-src", "worker-src", "form-action"):
+        assert policy[directive] == "'self'"
+    nonce = re.search(r"'nonce-([^']+)'", policy["style-src"])
+    assert nonce
+    assert f'nonce="{nonce[1]}"' in first.text
+    assert nonce[1] not in second.text
+    assert not re.search(r"<script(?![^>]*\bsrc=)", first.text)
+    assert not re.search(r"\sstyle=|\son\w+=", first.text)
+
+
+def test_files_are_compressed_and_asked_for_by_their_etag(server: str) -> None:
+    url = f"{server}/static/js/player.js"
+    whole = httpx.get(url)
+    assert whole.headers["content-encoding"] == "gzip"
+    assert whole.headers["content-type"].startswith("text/javascript")
+    assert whole.headers["cache-control"] == "no-cache"
+    assert httpx.get(url, headers={"if-none-match": whole.headers["etag"]}).status_code == 304
+    assert httpx.get(url, headers={"accept-encoding": "identity"}).text == (STATIC / "js" / "player.js").read_text()
+    gone = httpx.get(f"{server}/static/../app.py")
+    assert gone.status_code == 404
+    assert gone.json()["error"]["code"] == "not_found"
+    assert httpx.get(f"{server}/static/%2e%2e/app.py").status_code == 404
+
+
+def test_behind_a_proxy_with_a_path_everything_is_asked_for_there(tmp_path: Path) -> None:
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+
+    from app.assemble import assemble
+    from tests.live import settings
+
+    outer = FastAPI()
+    outer.mount("/tts", assemble(settings(tmp_path)))
+    with TestClient(outer) as client:
+        shell = client.get("/tts/").text
+        assert 'data-root="/tts"' in shell
+        for address in re.findall(r'(?:src|href)="(/[^"]*)"', shell):
+            assert address.startswith("/tts/")
+            assert client.get(address).status_code == 200, address
+
+
+def test_every_language_has_the_same_keys_and_slots() -> None:
+    assert {"en", "de", "fr"} <= LANGUAGES.keys()
+    english = LANGUAGES["en"]
+    for name, words in LANGUAGES.items():
+        assert words.keys() == english.keys(), name
+        for key, text in words.items():
+            assert text.strip(), f"{name} {key}"
+            assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", english[key])), f"{name} {key}"
+    listed = re.search(r"export const LANGUAGES = \{(.*?)\}", CODE)
+    assert listed
+    assert set(re.findall(r"(\w+):", listed[1])) == LANGUAGES.keys()
+
+
+def test_every_key_that_is_asked_for_exists() -> None:
+    words = LANGUAGES["en"]
+    asked = set(re.findall(r'\bt\(\s*"([\w.]+)"', CODE)) | set(re.findall(r'data-t(?:-label)?="([\w.]+)"', CODE))
+    asked |= set(re.findall(r'"((?:server|nav|take|error|keys|history|voice)\.[\w.]+)"', CODE))
+    assert len(asked) > 150
+    assert not [key for key in asked if key not in words and f"{key}.other" not in words]
+
+
+def test_nothing_names_another_host() -> None:
+    named = set(re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]{2,}", CODE + CSS))
+    assert named <= {"http://www.w3.org", "//www.w3.org"}  # the SVG name space, which nobody fetches
+
+
+def test_no_text_is_put_in_as_html() -> None:
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", CODE)
+
+
+def luminance(colour: str) -> float:
+    """WCAG 2.2, relative luminance."""
+    digits = colour.lstrip("#")
+    digits = "".join(2 * digit for digit in digits) if len(digits) == 3 else digits
+    parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def ratio(one: str, other: str) -> float:
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_colours_can_be_told_from_every_ground() -> None:
+    blocks = re.findall(r":root[^{]*\{([^}]*--bg:[^}]*)\}", CSS)
+    assert len(blocks) == 3  # light, dark by choice, dark by the system
+    themes = [dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{3,6});", block)) for block in blocks]
+    assert themes[1] == themes[2]
+    for theme in themes:
+        grounds = [theme[name] for name in ("--bg", "--surface", "--sunken")]
+        for name in ("--text", "--muted", "--accent", "--danger", "--warn", "--ok", "--s2"):
+            assert min(ratio(theme[name], ground) for ground in grounds) >= 4.5, name
+        for name in ("--edge", "--rest"):
+            assert min(ratio(theme[name], ground) for ground in grounds) >= 3, name
+        assert ratio(theme["--on-accent"], theme["--accent"]) >= 4.5
+        assert ratio(theme["--surface"], theme["--danger"]) >= 4.5  # Stop
+
+
+def test_health_tells_what_the_pages_need(server: str) -> None:
+    health = httpx.get(f"{server}/health").json()
+    assert health["limits"] == {"input_chars": 20_000, "dialogue_turns": 200}
+    assert health["key_needed"] is False
+    memory = health["memory"]
+    assert [each["device"] for each in memory] == ["cpu"]
+    assert 10_000_000 < memory[0]["used_bytes"] < memory[0]["total_bytes"]
+    model = httpx.get(f"{server}/v1/models/espeak").json()
+    assert model["parameters"] == ["language"]
+    assert model["max_speakers"] == 1
+
+
+def test_a_server_with_keys_says_so(tmp_path: Path) -> None:
+    with serving(tmp_path, TTS_API_KEYS="one") as url:
+        assert httpx.get(f"{url}/health").json()["key_needed"] is True
+        assert httpx.get(url).status_code == 200  # the page itself is open, or nobody could enter a key
+
+
+def events(url: str, path: str, **body: object) -> list[dict[str, Any]]:
+    answer = httpx.post(url + path, json={"stream_format": "sse", "response_format": "pcm", **body}, timeout=60)
+    assert answer.status_code == 200
+    return [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+
+
+def heard(told: list[dict[str, Any]]) -> NDArray[np.float32]:
+    data = b"".join(base64.b64decode(event["audio"]) for event in told if event["type"] == "speech.audio.delta")
+    return np.frombuffer(data, "<i2").astype(np.float32) / 32_768
+
+
+def is_quiet(sound: NDArray[np.float32], from_s: float, to_s: float) -> bool:
+    return bool(np.abs(sound[int(24_000 * from_s) : int(24_000 * to_s)]).max() < 0.02)
+
+
+def test_progress_says_what_begins_when(server: str) -> None:
+    text = "The train leaves at 9:41 in the morning. We walked along the river after dinner. [pause:2s] The end."
+    told = events(server, "/v1/audio/speech", input=text, progress=True, cache=False)
+    parts = [event for event in told if event["type"] == "speech.progress"]
+    assert told[0] is parts[0]
+    assert parts[0]["text"] == "The train leaves at nine forty one in the morning."
+    assert parts[0]["start_s"] == 0
+    assert parts[-1]["text"] == "The end."
+    assert [part["sentence"] for part in parts] == [0, 1, 2]
+    assert [part["sentences"] for part in parts[1:]] == [3, 3]
+    sound, last_s = heard(told), parts[-1]["start_s"]
+    assert is_quiet(sound, last_s - 1.9, last_s - 0.01)
+    assert not is_quiet(sound, last_s, last_s + 0.3)
+
+
+@pytest.mark.parametrize("speed", [1.0, 2.0])
+def test_progress_of_a_dialogue_names_its_turns(server: str, speed: float) -> None:
+    turns = [{"text": "Hello there, you."}, {"text": "Who, me? Yes.", "voice": "nova"}, {"text": "Fine."}]
+    told = events(server, "/v1/audio/dialogue", turns=turns, progress=True, cache=False, speed=speed)
+    parts = [event for event in told if event["type"] == "speech.progress"]
+    assert [part["turn"] for part in parts] == [0, 1, 2]
+    sound = heard(told)
+    for part in parts[1:]:
+        assert is_quiet(sound, part["start_s"] - 0.15, part["start_s"] - 0.03)
+        assert not is_quiet(sound, part["start_s"], part["start_s"] + 0.3)
+
+
+def test_without_asking_the_events_are_openais_own(server: str) -> None:
+    told = events(server, "/v1/audio/speech", input=LONG[:200])
+    assert {event["type"] for event in told} == {"speech.audio.delta", "speech.audio.done"}
+
+
+@pytest.mark.slow
+def test_the_installed_package_has_the_pages(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, timeout=300)
+    [wheel] = tmp_path.glob("*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    for path in STATIC.rglob("*"):
+        if path.is_file():
+            assert path.relative_to(ROOT).as_posix() in packed
