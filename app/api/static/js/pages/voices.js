@@ -11,7 +11,17 @@ import { snippetTabs } from "./speak.js";
 const PATH = "/v1/voice-cloning/voices";
 const DEFAULT_VOICE = "alloy";
 
+/** This page's own styles, there before anything of it is. */
+function dressed() {
+  const href = `${ROOT}/static/voices.css`;
+  if (document.querySelector(`link[href="${href}"]`)) return null;
+  return new Promise((resolve) => {
+    document.head.append(h("link", { rel: "stylesheet", href, onload: resolve, onerror: resolve }));
+  });
+}
+
 export async function mount(main, { go }) {
+  const dressing = dressed();
   let all = []; // all voices, as /v1/audio/voices lists them; cloned ones with `known`
   let modelList = [];
   let problems = {};
@@ -30,7 +40,6 @@ export async function mount(main, { go }) {
   const detail = h("div", { class: "voice-detail" });
   const room = h("div", { class: "library", data: { view: "list" } }, side, detail);
   const tools = h("div", { class: "row wrap voices-tools" }, fresh, bring, file);
-  main.append(tools, trouble, room);
 
   const find = (id) => all.find((voice) => voice.id === id);
   const isDefault = (voice) => store.get("voice", DEFAULT_VOICE) === voice.id;
@@ -341,7 +350,10 @@ export async function mount(main, { go }) {
   };
   speech.addEventListener("change", told);
   player.addEventListener("change", playing);
-  await load();
+  const loading = load();
+  await dressing;
+  main.append(tools, trouble, room);
+  await loading;
   show("");
   return {
     hash,

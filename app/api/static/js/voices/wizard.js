@@ -379,7 +379,7 @@ export function wizard({ saved, given_up }) {
   function youtubePanel() {
     const off = health.last?.youtube && !health.last.youtube.on;
     const input = (name, props) => h("input", { id: `youtube-${name}`, autocomplete: "off", value: w[name], ...props, oninput: (event) => (w[name] = event.target.value) });
-    const url = input("url", { type: "url", inputmode: "url", placeholder: "https://www.youtube.com/watch?v=…" });
+    const url = input("url", { type: "url", inputmode: "url", placeholder: "youtube.com/watch?v=…" });
     const start = input("start", { placeholder: "0:00" });
     const duration = input("duration", { inputmode: "decimal" });
     const said = h("textarea", { id: "youtube-said", rows: 3, value: w.said, oninput: () => (w.said = said.value) });
@@ -392,6 +392,7 @@ export function wizard({ saved, given_up }) {
     return {
       element,
       valid() {
+        if (w.url.trim() && !/^\w+:/.test(w.url.trim())) w.url = url.value = `https://${w.url.trim()}`;
         if (!/^https?:\/\/\S+\.\S+/.test(w.url.trim())) return [t("youtube.url_missing"), url];
         if (w.start.trim() && !/^[\d:.]+$/.test(w.start.trim())) return [t("youtube.start_wrong"), start];
         if (!(Number(w.duration) >= 1 && Number(w.duration) <= 600)) return [t("youtube.duration_wrong"), duration];
