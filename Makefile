@@ -8,11 +8,12 @@ STAMP  := $(VENV)/.installed
 
 install: $(STAMP)
 
-# The lock holds every version; eSpeak NG (GPL-3.0-or-later) is the extra that makes the server speak without weights.
+# The lock holds every version; eSpeak NG (GPL-3.0-or-later) is the extra that makes the server speak without weights,
+# resemble-perth the one that marks what it speaks.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade "pip>=25.1"
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[espeak]" --group dev
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[espeak,watermark]" --group dev
 	touch $(STAMP)
 
 run: install
@@ -58,7 +59,7 @@ lock:
 	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(VENV)/lock/bin/python -m pip install --quiet "torch==2.13.0"
-	$(VENV)/lock/bin/python -m pip install --quiet --editable ".[espeak]" --group dev --group browser
+	$(VENV)/lock/bin/python -m pip install --quiet --editable ".[espeak,watermark]" --group dev --group browser
 	$(VENV)/lock/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > constraints.txt
 	rm -rf $(VENV)/lock
 

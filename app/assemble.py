@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from app.api.app import Rooms, create
 from app.api.auth import Keys
 from app.audio.apart import Limits
+from app.audio.watermark import Watermark, WatermarkMissing
 from app.cache import AnswerCache
 from app.casting import Casting
 from app.engines import registry
@@ -25,6 +26,7 @@ from app.voices.consents import ConsentStore
 from app.voices.memory import Memory
 from app.voices.store import VoiceStore
 from app.voices.transcribe import NoTranscriber, WhisperTranscriber
+from app.voices.youtube import YouTube
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -44,6 +46,7 @@ class Below:
     voices: VoiceStore
     metrics: Metrics
     casting: Casting
+    marks: Watermark
 
 
 def below(settings: Settings, normalizer: Normalizer | None = None) -> Below:
@@ -55,14 +58,39 @@ def below(settings: Settings, normalizer: Normalizer | None = None) -> Below:
     cache.scan()
     metrics.watch_load(host.load)
     metrics.watch_cache(lambda: cache.size_bytes)
-    casting = Casting(host, voices, enabled=settings.casting == "auto", wait_s=settings.casting_wait_s)
+    casting = Casting(
+        host,
+        voices,
+        transcriber_of(settings),
+        enabled=settings.casting == "auto",
+        wait_s=settings.casting_wait_s,
+    )
     memory = Memory(
         tokens=settings.memory_tokens,
         ttl_s=settings.memory_ttl_s,
         folder=settings.folder("conversations") if settings.memory_keep else None,
     )
-    studio = Studio(host, voices, cache, metrics, normalizer or Normalizer(), casting=casting, memory=memory)
-    return Below(studio, host, voices, metrics, casting)
+    marks = watermark_of(settings)
+    studio = Studio(
+        host,
+        voices,
+        cache,
+        metrics,
+        normalizer or Normalizer(),
+        casting=casting,
+        memory=memory,
+        marks=marks,
+        enhance=settings.enhance,
+    )
+    return Below(studio, host, voices, metrics, casting, marks)
+
+
+def watermark_of(settings: Settings) -> Watermark:
+    """Raises ValueError where TTS_WATERMARK=all can't be followed: then nothing may be spoken unmarked."""
+    try:
+        return Watermark(settings.watermark)
+    except WatermarkMissing as error:
+        raise ValueError(f"TTS_WATERMARK={settings.watermark}: {error.message}") from error
 
 
 def transcriber_of(settings: Settings) -> Transcriber:
@@ -95,7 +123,18 @@ def assemble(settings: Settings) -> FastAPI:
     keys = Keys(tuple(key.get_secret_value() for key in settings.api_keys))
     consents = ConsentStore(settings.folder("cloned_voices") / ".consents")
     return create(
-        Rooms(rooms.studio, rooms.host, rooms.voices, cloner, consents, rooms.metrics, keys, rooms.casting),
+        Rooms(
+            rooms.studio,
+            rooms.host,
+            rooms.voices,
+            cloner,
+            consents,
+            rooms.metrics,
+            keys,
+            rooms.casting,
+            rooms.marks,
+            None if settings.youtube == "off" else YouTube(),
+        ),
         lifespan,
         lambda: public_values(settings),
         max_input_chars=settings.max_input_chars,

@@ -25,11 +25,13 @@ import numpy as np
 
 from app.audio import pcm
 from app.audio.decode import decode
+from app.audio.loudness import integrated_lufs
 from app.audio.shape import EdgeTrimmer, Gain
 from app.audio.stages import joined
 from app.errors import Busy, EngineStopped, NotReady, SpeechError
 from app.types import Reference, Sampling, SpokenLine, Utterance
 from app.voices.character import Character, measure
+from app.voices.enhancement import TARGET_LUFS
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE, PROFILES, Profile
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from app.engines.protocol import Engine
     from app.types import AudioChunk, EngineInfo, Samples
     from app.voices.store import VoiceStore
+    from app.voices.transcribe import Transcriber
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +52,6 @@ GOOD = 0.5  # a candidate this near to its profile ends the search: a semitone a
 FAR = 2.5  # a recording that came with the model and is this far from a profile is for another name
 CHARS_PER_S = 15.0
 TAIL_S = 0.4  # silence after the words, so that their end is not heard at the start of what follows
-LEVEL_DBFS = -20.0
 GAVE_WAY_S = 0.5  # before asking again for a row that others wanted
 _SEMITONES, _DECIBELS = 4.0, 6.0  # of difference that weigh as much as each other
 
@@ -80,8 +82,12 @@ class Progress:
 class Casting:
     """Used from one event loop; `async with` casts in the background and stops at its end."""
 
-    def __init__(self, host: EngineHost, voices: VoiceStore, *, enabled: bool, wait_s: float) -> None:
+    def __init__(
+        self, host: EngineHost, voices: VoiceStore, transcriber: Transcriber, *, enabled: bool, wait_s: float
+    ) -> None:
+        """wait_s: how long a request waits for its voice. transcriber: for recordings that came with the model."""
         self._host = host
+        self._transcriber = transcriber
         self._voices = voices
         self._enabled = enabled
         self._wait_s = wait_s
@@ -138,7 +144,7 @@ class Casting:
             self._progress.state = "not needed"
             return
         try:
-            examples = await asyncio.to_thread(assign, engine.info)
+            examples = await asyncio.to_thread(assign, engine.info, self._transcriber)
             while (name := self._next()) is not None:
                 self._progress.state, self._progress.voice = "casting", name
                 await self._one(engine, name, examples.get(name))
@@ -162,8 +168,10 @@ class Casting:
             await asyncio.to_thread(self._voices.refresh)  # another replica may have been first
             if self._voices.recording_of(name) is None:
                 best = await audition(engine, name, example)
-                await asyncio.to_thread(keep, self._voices, name, best)
-                log.info("cast %s: %s, in %.0f s", name, describe(best), time.monotonic() - started_s)
+                await asyncio.to_thread(self._voices.refresh)
+                if self._voices.recording_of(name) is None:  # nor has a person given it one meanwhile
+                    await asyncio.to_thread(keep, self._voices, name, best)
+                    log.info("cast %s: %s, in %.0f s", name, describe(best), time.monotonic() - started_s)
         except Miscast as problem:
             self._progress.failed[name] = str(problem)
             log.warning("%s is not cast: %s", name, problem)
@@ -226,7 +234,7 @@ def judge(samples: Samples, rate_hz: int, transcript: str, profile: Profile, sou
     character = measure(samples, rate_hz)
     if (fault := fault_of(character, transcript)) is not None:
         return fault
-    level = Gain(LEVEL_DBFS - character.level_dbfs)
+    level = Gain(TARGET_LUFS - integrated_lufs(samples, rate_hz))
     samples = joined([level.push(samples), level.flush(), pcm.silence(TAIL_S, rate_hz)])
     return Candidate(Reference(samples, rate_hz, transcript), character, distance(character, profile), source)
 
@@ -255,20 +263,23 @@ def distance(character: Character, profile: Profile) -> float:
     return float(semitones / _SEMITONES + abs(character.brightness_db - profile.brightness_db) / _DECIBELS)
 
 
-def assign(info: EngineInfo) -> dict[str, Candidate]:
+def assign(info: EngineInfo, transcriber: Transcriber) -> dict[str, Candidate]:
     """The recordings that came with the model, each for the voice it suits, the best match first. Only those whose
-    words are known from a text file beside them. Blocks."""
+    words are known: from a text file beside them, or from the recogniser. Blocks."""
     matches: list[tuple[float, str, str, Candidate]] = []
     folder = Path(info.examples) if info.examples else None
     for path in sorted(folder.glob("*.wav")) if folder is not None and folder.is_dir() else []:
         words = path.with_suffix(".txt")
-        if not words.is_file():
-            log.info("%s is not used: its words are not known (there is no %s)", path, words.name)
-            continue
         try:
-            transcript = " ".join(words.read_text("utf-8").split())
             decoded = decode(path.read_bytes(), info.rate_hz, max_seconds=30.0, what=path.name)
-        except (OSError, UnicodeDecodeError, SpeechError) as error:
+            if words.is_file():
+                transcript = " ".join(words.read_text("utf-8").split())
+            elif not (lacking := transcriber.missing()):
+                transcript = transcriber.transcribe(decoded.samples, info.rate_hz, "en")
+            else:
+                log.info("%s is not used: its words are not known. There is no %s. %s", path, words.name, lacking)
+                continue
+        except (OSError, ValueError, RuntimeError, SpeechError) as error:
             log.warning("%s is not used: %s", path, error)
             continue
         for name, profile in PROFILES.items():

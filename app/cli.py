@@ -35,18 +35,24 @@ from app.types import AUDIO_FORMATS, Line, Reference, Sampling, SpeechRequest, S
 from app.voices.presets import DEFAULT_VOICE, PROFILES
 
 if TYPE_CHECKING:
+    from app.engines.batched import BatchedEngine
     from app.engines.host import EngineHost
     from app.types import AudioFormat
     from app.voices.store import VoiceStore
+    from app.voices.transcribe import Transcriber
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Text to speech on your own machine.")
 out = Console()
 err = Console(stderr=True)
 
 NO_VOICE = "none"
+# The engines that --voice none shows: frames a second, and how many if nobody says.
+BARE = {
+    "csm": (12.5, 1125),  # 90 s, as long as Sesame's own generator goes by default
+    "dia": (44_100 / 512, 3056),  # all its positions
+}
+CODEBOOKS = {"csm": 32, "dia": 9}  # of a file without frames
 CAST_RATE_HZ, MAX_CAST_S = 24_000, 30.0
-CSM_FRAME_HZ = 12.5
-BARE_FRAMES = 1125  # 90 s, as long as Sesame's own generator goes by default
 SETTINGS_PAGE = Path("docs/settings.md")
 
 
@@ -77,7 +83,10 @@ def say(
     top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
     seed: Annotated[int | None, typer.Option(help="Default: derived from the text.")] = None,
     normalize: Annotated[bool, typer.Option(help="Turn numbers, dates, symbols into words.")] = True,
-    model: Annotated[str | None, typer.Option(help="CSM weights: a folder or hub id (CSM_MODEL).")] = None,
+    cfg_scale: Annotated[float | None, typer.Option(min=0.0, help="Guidance, where the engine has it (Dia).")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The engine's weights: a folder or hub id (CSM_MODEL, DIA_MODEL).")
+    ] = None,
     speaker: Annotated[int | None, typer.Option(min=0, help="With --voice none: the speaker's number.")] = None,
     max_frames: Annotated[int | None, typer.Option(min=1, help="With --voice none: stop after so many.")] = None,
     codes: Annotated[Path | None, typer.Option(help="With --voice none: a .npy file for the codes (K, T).")] = None,
@@ -87,27 +96,29 @@ def say(
 ) -> None:
     """Speak a text into a file.
 
-    `--voice none` (CSM) shows the bare model, for comparing it with other implementations: the prompt is exactly
-    `[speaker]text`, in one piece, and nothing guards or trims what comes out.
+    `--voice none` shows the bare model, for comparing it with other implementations: the prompt is exactly
+    `[speaker]text` (CSM) or the text's bytes (Dia), in one piece, and nothing guards or trims what comes out.
     """
     chosen = (audio_format or output.suffix.lstrip(".") or "mp3").lower()
     if chosen not in AUDIO_FORMATS:
         _fail(f"{chosen!r} is no audio format here. Formats are: {', '.join(AUDIO_FORMATS)}.")
     said = sys.stdin.read() if text == "-" else text
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale)
+    weights = {"DIA_MODEL" if (engine or _settings().engine) == "dia" else "CSM_MODEL": model}
     if voice == NO_VOICE:
-        settings = _settings(TTS_ENGINE=engine, CSM_MODEL=model, TTS_MAX_ROWS=1)
-        if settings.engine != "csm":
-            _fail("--voice none is for the csm engine.")
+        settings = _settings(TTS_ENGINE=engine, TTS_MAX_ROWS=1, **weights)
+        if settings.engine not in BARE:
+            _fail(f"--voice none is for the engines {' and '.join(BARE)}.")
+        frame_hz, most = BARE[settings.engine]
         words = Normalizer().normalize(said) if normalize else said
         line = SpokenLine(words, speaker or 0, Voice(NO_VOICE, NO_VOICE, "offline"))
-        seconds = (max_frames or BARE_FRAMES) / CSM_FRAME_HZ
+        seconds = (max_frames or most) / frame_hz
         utterance = Utterance((line,), sampling, seed or 0, seconds)
         asyncio.run(_say_bare(settings, utterance, output, chosen, codes, reference_noise=reference_noise))
         return
     if speaker is not None or max_frames or codes or reference_noise:
         _fail("--speaker, --max-frames, --codes and --reference-noise go with --voice none.")
-    settings = _settings(TTS_ENGINE=engine, CSM_MODEL=model)
+    settings = _settings(TTS_ENGINE=engine, **weights)
     request = SpeechRequest(
         model="tts-1",
         lines=(Line(said, voice),),
@@ -119,7 +130,13 @@ def say(
         language=language,
         normalize=normalize,
     )
-    extras = {"language": language, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    extras = {
+        "language": language,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "cfg_scale": cfg_scale,
+    }
     asyncio.run(_say(settings, request, output, frozenset(name for name, value in extras.items() if value is not None)))
 
 
@@ -161,25 +178,21 @@ async def _say_bare(
     *,
     reference_noise: bool,
 ) -> None:
-    from app.engines import csm  # noqa: PLC0415 - torch, which only this needs
-
     context = BuildContext(on_progress=lambda _: None, cancelled=lambda: False)
     samples, frames = [], []
     try:
         with err.status("loading the model ..."):
-            runner = await asyncio.to_thread(
-                csm.load_from, settings, context, guards=None, reference_noise=reference_noise
-            )
-        async with csm.engine_of(runner, settings) as engine:
-            with err.status("csm speaks ...") as status:
+            bare = await asyncio.to_thread(_bare_engine, settings, context, reference_noise=reference_noise)
+        async with bare as engine:
+            with err.status(f"{settings.engine} speaks ...") as status:
                 async for chunk in engine.speak(utterance):
                     samples.append(chunk.samples)
                     if chunk.codes is not None:
                         frames.append(chunk.codes)
-                    status.update(f"csm speaks ... {sum(part.shape[1] for part in frames)} frames")
+                    status.update(f"{settings.engine} speaks ... {sum(part.shape[1] for part in frames)} frames")
             if codes is not None:
-                empty = np.zeros((runner.config.codebooks, 0), np.int16)
-                np.save(codes, np.concatenate([empty, *frames], axis=1))
+                empty = np.zeros((CODEBOOKS[settings.engine], 0), np.int16)
+                np.save(codes, np.concatenate(frames or [empty], axis=1))
         encoder = open_encoder(audio_format, engine.info.rate_hz)
         data = b"".join([*(encoder.encode(part) for part in samples), encoder.flush()])
         with sys.stdout.buffer if str(output) == "-" else output.open("wb") as sink:
@@ -190,7 +203,21 @@ async def _say_bare(
         _fail(f"{error.reason}\n{error.remedy}")
     except OSError as error:
         _fail(f"{error.filename} can't be written: {error.strerror}.")
-    err.print(f"csm: {sum(part.shape[1] for part in frames)} frames -> {output}", highlight=False)
+    count = sum(part.shape[1] for part in frames)
+    err.print(f"{settings.engine}: {count} frames -> {output}", highlight=False)
+
+
+def _bare_engine(settings: Settings, context: BuildContext, *, reference_noise: bool) -> BatchedEngine:
+    """The engine without text rules and guards. Blocks while it loads. Raises EngineUnavailable."""
+    if settings.engine == "dia":
+        from app.engines import dia_load  # noqa: PLC0415 - torch, which only this needs
+
+        return dia_load.engine_of(
+            dia_load.load_from(settings, context, guards=None, exact=True, reference_noise=reference_noise), settings
+        )
+    from app.engines import csm  # noqa: PLC0415 - as above
+
+    return csm.engine_of(csm.load_from(settings, context, guards=None, reference_noise=reference_noise), settings)
 
 
 async def _wait_for_engine(host: EngineHost) -> None:
@@ -245,7 +272,7 @@ def cast(
         _cast_from(store, (voice or [""])[0], file, transcript)
         return
     names = voice or [name for name in PROFILES if store.recording_of(name) is None]
-    asyncio.run(_cast(_below(settings), names))
+    asyncio.run(_cast(_below(settings), names, assemble.transcriber_of(settings)))
 
 
 def _cast_from(store: VoiceStore, name: str, file: Path, transcript: str) -> None:
@@ -261,13 +288,13 @@ def _cast_from(store: VoiceStore, name: str, file: Path, transcript: str) -> Non
     err.print(f"{name}: {file}, {len(decoded.samples) / CAST_RATE_HZ:.1f} s", highlight=False)
 
 
-async def _cast(rooms: assemble.Below, names: list[str]) -> None:
+async def _cast(rooms: assemble.Below, names: list[str], transcriber: Transcriber) -> None:
     async with rooms.host:
         await _wait_for_engine(rooms.host)
         engine = rooms.host.engine()
         if engine.info.codec == "none":
             _fail(f"The {engine.info.id} engine has voices of its own and can't be cast.")
-        examples = await asyncio.to_thread(casting.assign, engine.info)
+        examples = await asyncio.to_thread(casting.assign, engine.info, transcriber)
         missing = []
         for name in names:
             before = rooms.voices.recording_of(name)
@@ -352,7 +379,11 @@ def _sources(settings: Settings, engine: str) -> list[hub.ModelFiles]:
     if engine == "csm":
         return [hub.files_for("csm", settings.csm_model)]
     if engine == "dia":
-        return [hub.files_for("dia", settings.dia_model), hub.files_for("dac", settings.dia_codec)]
+        codec = settings.dia_codec
+        beside = Path(settings.dia_model).expanduser() / "dac"
+        if codec == Settings.model_fields["dia_codec"].default and beside.is_dir():
+            codec = str(beside)  # as the engine has it
+        return [hub.files_for("dia", settings.dia_model), hub.files_for("dac", codec)]
     return []
 
 

@@ -8,7 +8,8 @@ SpeechError
 │   ├── TooManySpeakers          ├── NotSupported (this engine or this version has no such thing)
 │   ├── UnknownModel             ├── BodyTooLarge
 │   ├── NotFound                 ├── InvalidValue
-│   ├── Unauthorized             └── VoiceNotSupported (this engine can't speak with a recorded voice)
+│   ├── Unauthorized             ├── Unfetchable (what an address leads to can't be had; `code` says why)
+│   └── VoiceNotSupported (this engine can't speak with a recorded voice)
 ├── Busy                         the queue is full; come back in retry_after_s
 ├── NotReady                     the engine is still starting, or there is none; reason in words
 │   └── VoiceNotReady            an engine stands in that can't speak with a recorded voice
@@ -90,6 +91,12 @@ class NotFound(RequestError):
 
 class VoiceNotSupported(RequestError):
     code = "voice_not_supported_by_engine"
+
+
+class Unfetchable(RequestError):
+    """What an address leads to can't be had. Each kind of reason is a subclass with a code, where it is found out."""
+
+    code = "unfetchable"
 
 
 class BodyTooLarge(RequestError):

@@ -176,6 +176,24 @@ class Settings(BaseSettings):
         description="How long answers that are being spoken may go on after SIGTERM, in seconds.",
     )
 
+    enhance: bool = Field(
+        True,
+        alias="TTS_ENHANCE",
+        description="Bring every voice, request and sentence to one loudness (-20 LUFS, peaks below -1 dBTP). A "
+        "request's `enhance` decides for itself.",
+    )
+    watermark: Literal["cloned", "all", "off"] = Field(
+        "cloned",
+        alias="TTS_WATERMARK",
+        description="Whose speech carries an inaudible mark that says a machine made it: `cloned` voices', `all`, or "
+        "nobody's (`off`). Needs the `watermark` extra: without it `cloned` marks nothing and /health says so; `all` "
+        "does not start.",
+    )
+    youtube: Literal["auto", "off"] = Field(
+        "auto",
+        alias="TTS_YOUTUBE",
+        description="Cloning from YouTube: `auto` = where the `youtube` extra is installed; `off` = not at all.",
+    )
     asr: Literal["auto", "off"] = Field(
         "auto",
         alias="TTS_ASR",

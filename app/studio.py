@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import numpy as np
 
 from app import __version__
-from app.audio import pcm
+from app.audio import pcm, watermark
 from app.audio.decode import TIME_LIMIT_S, decode
 from app.audio.encoders import MEDIA_TYPES, Encoder, check_rate, open_encoder
 from app.audio.resample import StreamResampler
@@ -39,15 +39,19 @@ from app.errors import (
     UnsupportedParameter,
 )
 from app.prompts import Prompts, check_speakable
+from app.text.dialogue import without_sounds
 from app.text.marks import has_words, names
 from app.text.script import SPEAKER_TAG, Pause, parse, turns
 from app.text.scripts import script_language
 from app.text.sentences import split
 from app.types import ContextTurn, Line, Reference, SpokenLine, Turn, Utterance
+from app.voices import enhancement
+from app.voices.enhancement import Loudness
 from app.voices.memory import Remembered
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE
 
 if TYPE_CHECKING:
+    from app.audio.watermark import Watermark
     from app.cache import AnswerCache, Entry
     from app.casting import Casting
     from app.engines.host import EngineHost
@@ -81,6 +85,7 @@ MAX_TURN_S = 60.0  # of one turn's recording: what codecs of voice models take i
 HEARING_LIMIT_S = 20.0  # of decoding for one conversation: half an hour of honest recordings takes 1 to 5 s
 MEMORY_SHARE = 0.5  # of the context that is for recordings may be remembered turns; voices' own are the rest
 KNOWN_TURNS = 256  # of earlier turns whose codes are kept: each request of a conversation brings them all again
+MAX_DETECT_S = 300.0  # of a file that is looked through for a mark: 3 s of work
 OFF_LOOP_CHARS = 2_000  # a longer text is normalised in a thread: about 0.05 ms a character at worst
 OFF_LOOP_S = 0.2  # a longer stretch of sound is encoded in a thread: mp3 costs about 8 ms a second of sound
 ENOUGH_AHEAD_S = 0.5  # a listener with this much sound left can wait for others' first
@@ -154,6 +159,15 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Detection:
+    """What was found in the first `seconds` of a file: score 0 to 1."""
+
+    watermarked: bool
+    score: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Passage:
     """What goes to the engine as one utterance."""
 
@@ -168,12 +182,10 @@ class _Passage:
         lines = (*self.lines, line)
         if one_voice and line.voice != self.lines[0].voice:
             return False
-        prompts = {
-            each.voice.id: each.prompt.codes.shape[1] * info.frame_s for each in lines if each.prompt is not None
-        }
+        prompts = {each.voice.id: each.prompt.codes.shape[1] for each in lines if each.prompt is not None}
         return (
             (info.continues or sum(len(each.text) + 1 for each in lines) <= info.max_passage_chars)
-            and len({each.speaker for each in lines}) <= info.max_speakers
+            and len({(each.speaker, each.voice.id) for each in lines}) <= info.max_speakers
             and (info.max_prompt_s is None or sum(prompts.values()) * info.frame_s <= info.max_prompt_s)
         )
 
@@ -189,6 +201,7 @@ class _Take:
     seed: int
     digest: str
     progress: Progress
+    marked: bool = False
     context: tuple[ContextTurn, ...] = ()
     prompts: tuple[VoicePrompt | None, ...] = ()  # one per line
 
@@ -208,6 +221,8 @@ class Studio:
         metrics: Metrics,
         normalizer: Normalizer,
         *,
+        marks: Watermark,
+        enhance: bool,
         casting: Casting | None = None,
         memory: Memory | None = None,
     ) -> None:
@@ -217,6 +232,8 @@ class Studio:
         self._cache = cache
         self._metrics = metrics
         self._normalizer = normalizer
+        self._marks = marks
+        self._enhance = enhance
         self._casting = casting
         self._memory = memory
         self._dice = random.SystemRandom()
@@ -241,6 +258,11 @@ class Studio:
                 left_s -= time.monotonic() - started_s
         return tuple(turns)
 
+    async def detect(self, recording: bytes) -> Detection:
+        """Whether a sound file carries our mark. Raises BadReference, WatermarkMissing."""
+        async with self._ears:
+            return await _in_thread(_detected, recording)
+
     async def answer(
         self, request: SpeechRequest, *, extras: frozenset[str] = frozenset(), random_seed: bool = False
     ) -> Answer:
@@ -250,15 +272,18 @@ class Studio:
         Raises RequestError, NotReady; Busy and EngineError come with the first bytes of the stream.
         """
         self.check_model(request.model)
-        request = self._by_speaker(request)
         if self._voices.stale:
             await asyncio.to_thread(self._voices.refresh)
+        request = self._by_speaker(request)
         self._voices_of(request)  # a wrong one is told even while the engine is starting
         engine = self._host.engine()
         request, ignored = self._fit(request, engine.info, extras | ({"context"} if request.context else set()))
         voices = await self._cast_voices(request)
         # A voice asked for by name and by id is one voice: the same seed, the same cached answer.
-        lines = tuple(replace(line, voice=voice.id) for line, voice in zip(request.lines, voices, strict=True))
+        lines = tuple(
+            replace(line, voice=voice.id, text=without_sounds(line.text, engine.info.sounds))
+            for line, voice in zip(request.lines, voices, strict=True)
+        )
         request = replace(request, lines=lines)
         for voice in voices:
             check_speakable(voice, engine.info, stands_in=self._host.is_fallback)
@@ -271,6 +296,9 @@ class Studio:
 
         if random_seed:
             request = replace(request, seed=self._dice.getrandbits(31), use_cache=False)
+        if request.enhance is None:
+            request = replace(request, enhance=self._enhance)
+        marked = self._marks.marks(voices)
         if request.conversation is not None:
             request = replace(request, use_cache=False)  # the same words are another turn
         context = (__version__, engine.info.fingerprint, *(voice.digest for voice in voices))
@@ -278,7 +306,8 @@ class Studio:
         if uncast and engine.info.codec != "none":
             seed = seed_of(uncast[0].id)
             request = replace(request, use_cache=False, seed=seed if request.seed is None else request.seed)
-        digest = request.digest(*context)
+        finish = (enhancement.VERSION if request.enhance else "", watermark.VERSION if marked else "")
+        digest = request.digest(*context, *finish)
         seed = request.seed if request.seed is not None else request.content_seed(*context)
         engine_id = engine.info.id
         facts = Answer(engine_id, MEDIA_TYPES[request.format], seed, False, ignored, None, _pieces(b""))
@@ -291,7 +320,8 @@ class Studio:
             facts.stream = _pieces(cached.data)
             return facts
         self._metrics.cache("miss" if request.use_cache else "off")
-        facts.stream = self._speak(_Take(request, engine, engine_id, voices, seed, digest, facts.progress), facts)
+        take = _Take(request, engine, engine_id, voices, seed, digest, facts.progress, marked)
+        facts.stream = self._speak(take, facts)
         return facts
 
     async def forget(self, conversation: str) -> bool:
@@ -323,7 +353,7 @@ class Studio:
                 lines.append(replace(line, text=" ".join(text for _, text in said)))
                 continue
             voices = self._cast(line.voice, max((speaker for speaker, _ in said), default=0) + 1)
-            lines += [Line(text, voices[speaker]) for speaker, text in said] or [Line("", voices[0])]
+            lines += [Line(text, voices[speaker], speaker) for speaker, text in said] or [Line("", voices[0])]
         return replace(request, lines=tuple(lines))
 
     def _cast(self, asked: str, speakers: int) -> list[str]:
@@ -400,8 +430,9 @@ class Studio:
         request = replace(take.request, context=())  # a minute of samples is 6 MB: what was heard is not needed again
         prompts = {voice.id: await self._prompts.of(voice, take.engine) for voice in dict.fromkeys(take.voices)}
         take = replace(take, request=request, context=context, prompts=tuple(prompts[v.id] for v in take.voices))
+        marker = await _marker(take)
         encoder = open_encoder(request.format, request.sample_rate_hz)
-        finish = _Finish(encoder, take.info.rate_hz, request)
+        finish = _Finish(encoder, take.info.rate_hz, request, marker)
         entry: Entry | None = None
         clock = _Clock()
         sounded = False
@@ -409,12 +440,12 @@ class Studio:
         self._turns.began()
         try:
             async with (
-                contextlib.aclosing(self._sound(take, said)) as sound,
+                contextlib.aclosing(self._sound(take, finish.expect, said)) as sound,
                 contextlib.aclosing(clock.listening(sound)) as heard,
             ):
                 async for samples in heard:
                     take.progress.samples += len(samples)
-                    if len(samples) > OFF_LOOP_S * take.info.rate_hz:
+                    if take.marked or len(samples) > OFF_LOOP_S * take.info.rate_hz:
                         async with self._turns.heavy(clock.ahead_s):
                             data = await _in_thread(finish.push, samples)
                     else:
@@ -484,11 +515,13 @@ class Studio:
         text_bytes = sum(len(line.text.encode("utf-8", "ignore")) for line in take.request.lines)
         return Usage(-(-text_bytes // _TOKEN_BYTES), round(audio_s / take.info.frame_s))
 
-    async def _sound(self, take: _Take, said: list[Remembered] | None = None) -> AsyncGenerator[Samples]:
+    async def _sound(
+        self, take: _Take, expect: Callable[[float], None], said: list[Remembered] | None = None
+    ) -> AsyncGenerator[Samples]:
         """The whole answer's sound at the engine's rate: utterances trimmed, faded and joined, pauses as long as asked.
 
-        While one utterance is spoken the next is already submitted, so there is no gap between them. said: where to put
-        what was spoken.
+        `expect` is told before each utterance how loud (LUFS) its voice is likely to be. While one utterance is spoken
+        the next is already submitted, so there is no gap between them. said: where to put what was spoken.
         """
         rate_hz = take.info.rate_hz
         ahead = _Ahead(self._passages(take), lambda part, index: self._start(take, part, index))
@@ -505,6 +538,8 @@ class Studio:
                     continue
                 began = True
                 current, index = ahead.take()
+                level_lufs = part.lines[0].voice.level_lufs
+                expect(take.info.level_lufs if level_lufs is None else level_lufs)
                 told = False
                 for attempt in range(1, ATTEMPTS + 1):
                     edges = EdgeTrimmer(rate_hz)
@@ -711,14 +746,21 @@ def _rows_to_use(take: _Take) -> int:
 
 
 class _Finish:
-    """From the engine's rate to the answer's bytes: speed, rate, length limit, encoder."""
+    """From the engine's rate to the answer's bytes: loudness, speed, rate, length limit, mark, encoder.
 
-    def __init__(self, encoder: Encoder, rate_hz: int, request: SpeechRequest) -> None:
+    The mark comes last, where nothing stretches or cuts it.
+    """
+
+    def __init__(self, encoder: Encoder, rate_hz: int, request: SpeechRequest, marker: Stage | None) -> None:
         self._encoder = encoder
+        self._loudness = Loudness(rate_hz) if request.enhance else None
+        self._marker: Stage = marker or chain()
         self._rate_hz = rate_hz
         self._out_hz = request.sample_rate_hz
         self._stage: Stage = chain(
-            StreamStretcher(rate_hz, request.speed), StreamResampler(rate_hz, request.sample_rate_hz)
+            self._loudness or chain(),
+            StreamStretcher(rate_hz, request.speed),
+            StreamResampler(rate_hz, request.sample_rate_hz),
         )
         self._cut = Cut(request.sample_rate_hz, None if request.max_audio_ms is None else request.max_audio_ms / 1000)
         self._samples = 0
@@ -732,12 +774,16 @@ class _Finish:
         return self._cut.full
 
     def push(self, samples: Samples) -> bytes:
-        return self._encode(self._cut.push(self._stage.push(samples)))
+        return self._encode(self._marker.push(self._cut.push(self._stage.push(samples))))
 
     def flush(self) -> bytes:
-        return (
-            self._encode(self._cut.push(self._stage.flush())) + self._encode(self._cut.flush()) + self._encoder.flush()
-        )
+        rest = chain(self._cut, self._marker)
+        return self._encode(rest.push(self._stage.flush())) + self._encode(rest.flush()) + self._encoder.flush()
+
+    def expect(self, lufs: float) -> None:
+        """What is pushed next is another utterance, likely this loud."""
+        if self._loudness is not None:
+            self._loudness.expect(lufs)
 
     def _encode(self, samples: Samples) -> bytes:
         self._samples += len(samples)
@@ -827,6 +873,20 @@ def _heard(said: Said, rate_hz: int, where: str, left_s: float) -> Turn:
         raise BadReference(f"`{where}` is longer than {MAX_TURN_S:g} s. Send a shorter recording.", param=where)
     digest = hashlib.sha256(decoded.samples.tobytes()).hexdigest()
     return Turn(said.speaker, said.text, digest, Reference(decoded.samples, rate_hz, said.text))
+
+
+def _detected(recording: bytes) -> Detection:
+    """Blocks while it decodes and looks. Raises BadReference, WatermarkMissing."""
+    decoded = decode(recording, watermark.DETECT_RATE_HZ, max_seconds=MAX_DETECT_S, what="file")
+    score = watermark.detect(decoded.samples)
+    return Detection(score >= watermark.FOUND, score, decoded.seconds)
+
+
+async def _marker(take: _Take) -> Stage | None:
+    if not take.marked:
+        return None
+    perth = await _in_thread(watermark.load)  # the first time it reads a file
+    return watermark.StreamMarker(take.request.sample_rate_hz, perth)
 
 
 async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

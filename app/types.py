@@ -54,8 +54,9 @@ class SpeechRequest:
     """One validated request, engine-independent. One line is speech, several are a dialogue.
 
     speed 0.25-4 (pitch kept), sample_rate_hz 8000-48000 of the encoded answer, seed None = derived from the content,
-    max_audio_ms = hard limit on the answer's length, language = BCP 47 or None for the voice's own, context = what was
-    said before, oldest first, conversation = the key of one that is remembered.
+    max_audio_ms = hard limit on the answer's length, language = BCP 47 or None for the voice's own, enhance = whether
+    its loudness is evened out, None = as the server is set, context = what was said before, oldest first, conversation
+    = the key of one that is remembered.
     """
 
     model: str
@@ -69,6 +70,7 @@ class SpeechRequest:
     language: str | None = None
     max_audio_ms: int | None = None
     normalize: bool = True
+    enhance: bool | None = None
     use_cache: bool = True
     context: tuple[Turn, ...] = ()
     conversation: str | None = None
@@ -82,7 +84,7 @@ class SpeechRequest:
 
     def content_seed(self, *context: str) -> int:
         """A seed (31 bits), the same for the same words, voices and sampling, in whatever format they are sent."""
-        told = ("model", "use_cache", "format", "speed", "sample_rate_hz", "max_audio_ms", "seed")
+        told = ("model", "use_cache", "format", "speed", "sample_rate_hz", "max_audio_ms", "seed", "enhance")
         return int(self._hash(told, context)[:8], 16) >> 1
 
     def _hash(self, leave_out: tuple[str, ...], context: tuple[str, ...]) -> str:
@@ -109,6 +111,7 @@ class Voice:
     description: str = ""
     digest: str = ""
     speaker: int = 0  # what a model with speaker numbers calls it where it has no recording to go by
+    level_lufs: float | None = None  # how loud its recording is, which models follow; None = as the engine speaks
     recorded: bool = False  # there is a recording to go by
 
 
@@ -211,11 +214,13 @@ class EngineInfo:
     continues: takes several sentences in one utterance and goes on in place. extras: which of our request extras it
     honours beyond those that the studio fulfils for all. fingerprint changes whenever the same request would sound
     different (weights, version). max_context_s: how much of a conversation it can hear, if "context" is in extras.
+    level_lufs: how loud its voices without a recording speak, where loudness starts from.
     max_speakers, max_prompt_s: in one utterance, the latter of its voices' recordings together. max_passage_chars: up
     to here it takes several lines in one utterance, of several speakers; 0 = it does not. apart: an answer's utterances
     may be spoken at the same time, in rows that nobody else wants.
     codec: in whose codes it wants recordings of voices, "none" = it can't learn a voice. codec_fingerprint changes
     whenever the same recording would have other codes. examples: the folder of the recordings that came with a model.
+    sounds: what it does, rather than says, where a text has it in parentheses: "laughs".
     """
 
     id: str
@@ -231,12 +236,14 @@ class EngineInfo:
     max_speakers: int = 1
     max_text_chars: int = 400
     max_context_s: float | None = None
+    level_lufs: float = -20.0
     max_prompt_s: float | None = None
     max_passage_chars: int = 0
     apart: bool = False
     codec: Codec = "none"
     codec_fingerprint: str = ""
     examples: str = ""
+    sounds: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
-"""Seconds per frame of CSM with random weights, ours and transformers', in one run on one thread.
+"""Seconds per frame of CSM or Dia with random weights, ours and transformers', in one run on one thread.
 
     python -m bench.step --model csm --size full --device cpu [--against transformers] [--dtype float32] [--rows 4]
+    python -m bench.step --model dia --size full --device cpu --against transformers [--quantize int8]
 
 On a CPU the time is that of the thread, so that a busy machine does not count; the first frames are warm-up. The last
 line of stdout is one JSON.
@@ -170,7 +171,7 @@ def theirs(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["csm"], default="csm")
+    parser.add_argument("--model", choices=["csm", "dia"], default="csm")
     parser.add_argument("--size", choices=["tiny", "full"], default="full")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
@@ -178,22 +179,30 @@ def main() -> None:
     parser.add_argument("--against", choices=["transformers"])
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--prompt", type=int, default=30, help="tokens read before the first frame")
+    parser.add_argument("--prompt", type=int, help="tokens read before the first frame: 30 of CSM, 60 bytes of Dia")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    args.prompt = args.prompt or {"csm": 30, "dia": 60}[args.model]
+    measure_ours, measure_theirs = ours, theirs
+    if args.model == "dia":
+        from bench import step_dia
+
+        measure_ours, measure_theirs = step_dia.ours, step_dia.theirs
     torch.set_num_threads(args.threads)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     result: dict[str, Any] = {
         **{name: getattr(args, name) for name in ("model", "size", "device", "dtype", "quantize", "rows", "threads")},
         "torch": torch.__version__,
-        "ours": ours(args, device, dtype),
+        "ours": measure_ours(args, device, dtype),
     }
     result["ours"]["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print("ours        ", result["ours"])
     if args.against:
-        result[args.against] = theirs(args, device, dtype)
+        result[args.against] = measure_theirs(args, device, dtype)
         print(f"{args.against:12}", result[args.against])
-        result["speedup"] = round(result[args.against]["frame_s"]["median"] / result["ours"]["frame_s"]["median"], 2)
+        for name, part in {"speedup": "frame_s", "speedup_language_model": "language_model_s"}.items():
+            if part in result["ours"]:
+                result[name] = round(result[args.against][part]["median"] / result["ours"][part]["median"], 2)
     print(json.dumps(result))
 
 

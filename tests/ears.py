@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import av
@@ -82,6 +84,32 @@ def decode(data: bytes, audio_format: str, rate_hz: int = PCM_RATE_HZ) -> Heard:
         parts = [out.to_ndarray()[0] for frame in container.decode(stream) for out in resampler.resample(frame)]
         parts += [out.to_ndarray()[0] for out in resampler.resample(None)]
         return Heard(np.concatenate(parts), stream.rate, len(container.streams))
+
+
+def loudness_lufs(samples: NDArray[np.float32], rate_hz: int) -> float:
+    """Integrated loudness of the whole by FFmpeg's ebur128; what is shorter than its 400 ms has silence behind it."""
+    tenth = rate_hz // 10
+    samples = np.pad(samples, (0, max(0, 5 * tenth - len(samples)) + tenth)).astype(np.float32)
+    graph = av.filter.Graph()
+    source = graph.add_abuffer(sample_rate=rate_hz, format="flt", layout="mono", time_base=Fraction(1, rate_hz))
+    meter, sink = graph.add("ebur128", "metadata=1"), graph.add("abuffersink")
+    source.link_to(meter)
+    meter.link_to(sink)
+    graph.configure()
+    loudness = -np.inf
+    for start in range(0, len(samples) - tenth + 1, tenth):
+        frame = av.AudioFrame.from_ndarray(samples[None, start : start + tenth], format="flt", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = rate_hz, start, Fraction(1, rate_hz)
+        source.push(frame)
+        with contextlib.suppress(av.error.BlockingIOError):
+            while True:
+                loudness = float(sink.pull().metadata["lavfi.r128.I"])
+    return loudness
+
+
+def true_peak_dbtp(samples: NDArray[np.float32], rate_hz: int) -> float:
+    """The peak of the wave between the samples, read at eight times their rate."""
+    return float(20 * np.log10(np.abs(soxr.resample(samples, rate_hz, 8 * rate_hz, quality="VHQ")).max()))
 
 
 class Recogniser:

@@ -11,13 +11,14 @@ from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import cloning, conversation, errors, models, pages, speech, system, voices
+from app.api import cloning, conversation, errors, models, pages, speech, system, voices, watermark, youtube
 from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, Limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from app.api.auth import Keys
+    from app.audio.watermark import Watermark
     from app.casting import Casting
     from app.engines.host import EngineHost
     from app.metrics import Metrics
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from app.voices.cloning import Cloner
     from app.voices.consents import ConsentStore
     from app.voices.store import VoiceStore
+    from app.voices.youtube import YouTube
 
 PREFIXES = ("/v1", "/api/v1")
 
@@ -51,6 +53,7 @@ _SPEECH_ERRORS: dict[int | str, dict[str, Any]] = {
     500: {"model": ErrorEnvelope, "description": "The engine failed."},
     503: {"model": ErrorEnvelope, "description": "The engine is starting or can't be had; Retry-After."},
 }
+_UPLOAD_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401, 413)}
 _LIST_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401)}
 _KEY_ERRORS: dict[int | str, dict[str, Any]] = {401: _SPEECH_ERRORS[401]}
 _LOOKUP_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401, 404)}
@@ -68,6 +71,8 @@ class Rooms:
     metrics: Metrics
     keys: Keys
     casting: Casting
+    marks: Watermark
+    youtube: YouTube | None  # None: it is not offered at all
 
 
 def create(
@@ -104,6 +109,12 @@ def create(
             max_input_chars=max_input_chars,
         )
     )
+    if rooms.youtube is not None:
+        spoken.append(
+            youtube.router(
+                rooms.youtube, rooms.metrics, voices=rooms.voices, cloner=rooms.cloner, consents=rooms.consents
+            )
+        )
     for prefix in PREFIXES:
         shown = prefix == PREFIXES[0]
         needs_key, open_to_all = [Depends(rooms.keys.require)], [Depends(rooms.keys.allow)]
@@ -118,8 +129,22 @@ def create(
             (models.router(rooms.host, rooms.voices), _LOOKUP_ERRORS),
         ):
             app.include_router(lists, prefix=prefix, dependencies=open_to_all, responses=wrong, include_in_schema=shown)
+        app.include_router(
+            watermark.router(rooms.studio),
+            prefix=prefix,
+            dependencies=needs_key,
+            responses=_UPLOAD_ERRORS,
+            include_in_schema=shown,
+        )
     inside = system.router(
-        rooms.host, rooms.metrics, rooms.keys, rooms.casting, settings_shown, max_input_chars=max_input_chars
+        rooms.host,
+        rooms.metrics,
+        rooms.keys,
+        rooms.casting,
+        marks=rooms.marks,
+        youtube=rooms.youtube,
+        settings_shown=settings_shown,
+        max_input_chars=max_input_chars,
     )
     for prefix in ("", *PREFIXES):
         app.include_router(inside, prefix=prefix, responses=_KEY_ERRORS, include_in_schema=not prefix)
@@ -135,7 +160,7 @@ def create(
         by_path={
             prefix + path: uploads
             for prefix in PREFIXES
-            for path in (conversation.CONVERSATION_PATH, *cloning.UPLOAD_PATHS)
+            for path in (conversation.CONVERSATION_PATH, watermark.DETECT_PATH, *cloning.UPLOAD_PATHS)
         },
     )
     if cors_origins:

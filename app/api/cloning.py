@@ -85,18 +85,6 @@ def router(
 ) -> APIRouter:
     routes = APIRouter(tags=["voices"])
 
-    async def agreed(consent: str | None) -> Consent:
-        """Words, or the id of a recorded consent."""
-        if not consent or not consent.strip():
-            return Consent()
-        if not consent.startswith("cons_"):
-            return Consent(consent)
-        try:
-            recording = await asyncio.to_thread(consents.recording, consent)
-        except NotFound as error:
-            raise InvalidValue(error.message, param="consent") from error
-        return Consent("", consent, recording)
-
     async def prepared(
         files: list[UploadFile] | None, transcripts: list[str] | None, language: str, *, denoise: bool
     ) -> Prepared:
@@ -129,8 +117,8 @@ def router(
         draft_id: Annotated[str | None, Form(description="Of an earlier check, in place of `audio_file`.")] = None,
     ) -> dict[str, Any]:
         """Make a voice of a recording. It is in every list at once, and speaks by its id or name."""
-        voices.check(name, description)
-        consented = await agreed(consent)
+        voices.check(name, description=description, language=language, consent=consent or "")
+        consented = await agreed(consents, consent)
         if draft_id and not audio_file:
             await fresh(voices)
             words = transcript[0] if transcript and transcript[0].strip() else None
@@ -141,7 +129,7 @@ def router(
             made = await prepared(audio_file, transcript, language, denoise=denoise)
             stored = await kept(name, made, description, language, consented)
         log.info("cloned", voice=stored.id, seconds=round(stored.seconds, 2), level=stored.quality.get("level"))
-        return _told("The voice was cloned", name, stored)
+        return told("The voice was cloned", name, stored)
 
     @routes.post("/voice-cloning/check", operation_id="check_recording")
     async def check(
@@ -218,7 +206,7 @@ def router(
     @routes.post("/voice-cloning/import", operation_id="import_voice")
     async def import_(file: Annotated[UploadFile, File(description="What an export gave.")]) -> dict[str, Any]:
         """Take over an exported voice, under an id of its own."""
-        unpacked = await asyncio.to_thread(archive.unpack, file.file)
+        unpacked = await cloner.work(lambda: archive.unpack(file.file))
         voice = unpacked.voice
         stored = await asyncio.to_thread(
             voices.add,
@@ -231,7 +219,7 @@ def router(
             consent=unpacked.consent,
             origin="import",
         )
-        return _told("The voice was imported", voice.voice.name, stored)
+        return told("The voice was imported", voice.voice.name, stored)
 
     @routes.post("/voice-cloning/generate", operation_id="generate_with_voice", responses=AUDIO_RESPONSE)
     async def generate(body: GenerateBody) -> Response:
@@ -277,13 +265,13 @@ def router(
             sample = form.get("audio_sample")
             if not isinstance(sample, Upload):
                 raise InvalidValue("`audio_sample` is missing: send the recording as a file.", param="audio_sample")
-            voices.check(fields["name"], "")
+            voices.check(fields["name"], description=fields.get("description", ""))
             if not fields["consent"].startswith("cons_"):
                 raise InvalidValue(
                     "`consent` is the id of a recorded consent (`cons_...`), see POST /v1/audio/voice_consents.",
                     param="consent",
                 )
-            consented = await agreed(fields["consent"])
+            consented = await agreed(consents, fields["consent"])
             consent = await asyncio.to_thread(consents.find, fields["consent"])
             made = await cloner.prepare(
                 [Sample(sample.file, fields.get("transcript", ""))], language=consent.language, what="audio_sample"
@@ -307,7 +295,7 @@ def router(
         name: Annotated[str, Form()], language: Annotated[str, Form()], recording: Annotated[UploadFile, File()]
     ) -> dict[str, Any]:
         """Keep the recording in which a speaker agrees to the making of a voice."""
-        heard = await asyncio.to_thread(consent_recording, recording.file)
+        heard = await cloner.work(lambda: consent_recording(recording.file))
         return consent_json(await asyncio.to_thread(consents.add, name, language, heard))
 
     @routes.get("/audio/voice_consents", operation_id="list_voice_consents")
@@ -361,6 +349,19 @@ def lists(voices: VoiceStore) -> APIRouter:
     return routes
 
 
+async def agreed(consents: ConsentStore, consent: str | None) -> Consent:
+    """What a request says of the speaker's agreement: words, or the id of a recorded consent. Raises InvalidValue."""
+    if not consent or not consent.strip():
+        return Consent()
+    if not consent.startswith("cons_"):
+        return Consent(consent)
+    try:
+        recording = await asyncio.to_thread(consents.recording, consent)
+    except NotFound as error:
+        raise InvalidValue(error.message, param="consent") from error
+    return Consent("", consent, recording)
+
+
 def voice_json(stored: StoredVoice) -> dict[str, Any]:
     voice = stored.voice
     consent = stored.consent
@@ -391,7 +392,8 @@ def consent_json(consent: StoredConsent) -> dict[str, Any]:
     }
 
 
-def _told(what: str, asked: str, stored: StoredVoice) -> dict[str, Any]:
+def told(what: str, asked: str, stored: StoredVoice) -> dict[str, Any]:
+    """The answer to a request that made a voice."""
     name = stored.voice.name
     message = f"{what}; it is called {name!r}."
     if name.casefold() != " ".join(asked.split()).casefold():

@@ -75,6 +75,7 @@ class SpokenBody(BaseModel):
     conversation_id: Annotated[str | None, StringConstraints(min_length=1, max_length=200)] = None
     cache: bool | None = None
     normalize: bool | None = None
+    enhance: Annotated[bool | None, Field(description="Even loudness. Left out: as TTS_ENHANCE is set.")] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -104,6 +105,7 @@ class SpokenBody(BaseModel):
             language=self.language,
             max_audio_ms=self.max_audio_length_ms,
             normalize=self.normalize is not False,
+            enhance=self.enhance,
             use_cache=self.cache is not False,
         )
 

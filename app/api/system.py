@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from app.api.auth import Keys
+    from app.audio.watermark import Watermark
     from app.casting import Casting
     from app.engines.host import EngineHost
     from app.metrics import Metrics
+    from app.voices.youtube import YouTube
 
 _PACKAGES = ("torch", "numpy", "av", "fastapi", "uvicorn", "wetext", "sentencex", "espeakng-loader", "huggingface-hub")
 
@@ -35,8 +37,10 @@ def router(
     metrics: Metrics,
     keys: Keys,
     casting: Casting,
-    settings_shown: Callable[[], dict[str, object]],
     *,
+    marks: Watermark,
+    youtube: YouTube | None,
+    settings_shown: Callable[[], dict[str, object]],
     max_input_chars: int,
 ) -> APIRouter:
     routes = APIRouter(tags=["system"])
@@ -45,7 +49,7 @@ def router(
     @routes.get("/health", responses={503: {"description": "Unhealthy: no engine can answer, and why."}})
     async def health() -> JSONResponse:
         """200 `starting`, `ok` or `degraded`; 503 `unhealthy`. Reasons in words."""
-        body = {**_health(host, casting), "limits": limits, "key_needed": keys.needed}
+        body = {**_health(host, casting, marks, youtube), "limits": limits, "key_needed": keys.needed}
         return JSONResponse(body, 503 if body["status"] == "unhealthy" else 200, headers={"Cache-Control": "no-store"})
 
     @routes.get("/ready", responses={503: {"description": "A speech request would not be answered now."}})
@@ -74,7 +78,7 @@ def router(
             "python": sys.version,
             "platform": platform.platform(),
             "packages": {name: _version_of(name) for name in _PACKAGES},
-            "health": _health(host, casting),
+            "health": _health(host, casting, marks, youtube),
             "engine": None if engine is None else _plain(asdict(engine.info)),
             "settings": settings_shown(),
             "threads": sorted(thread.name for thread in threading.enumerate()),
@@ -83,7 +87,7 @@ def router(
     return routes
 
 
-def _health(host: EngineHost, casting: Casting) -> dict[str, Any]:
+def _health(host: EngineHost, casting: Casting, marks: Watermark, youtube: YouTube | None) -> dict[str, Any]:
     status = host.status()
     engine, load = host.current, host.load()
     return {
@@ -97,6 +101,8 @@ def _health(host: EngineHost, casting: Casting) -> dict[str, Any]:
         "dtype": engine.info.dtype if engine else None,
         "rows": {"active": load.active_rows, "limit": load.max_rows} if load else None,
         "queue": {"waiting": load.queued, "limit": load.max_queue} if load else None,
+        "watermark": {"marked": "nobody" if marks.missing else marks.scope, "reason": marks.missing},
+        "youtube": {"on": youtube is not None and youtube.off is None, "reason": youtube.off if youtube else None},
         "memory": [asdict(each) for each in host.memory()],
         "download": asdict(status.progress) if status.progress else None,
         "casting": casting.status(),

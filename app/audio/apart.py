@@ -47,7 +47,13 @@ class Limits:
 
 
 def decode_apart(
-    source: Source, rate_hz: int, *, max_seconds: float, what: str = "audio", limits: Limits | None = None
+    source: Source,
+    rate_hz: int,
+    *,
+    max_seconds: float,
+    what: str = "audio",
+    limits: Limits | None = None,
+    start_s: float = 0.0,
 ) -> Decoded:
     """As `decode`, with more kinds of containers (films too). Raises BadReference, also for what breaks a limit."""
     limits = limits or Limits()
@@ -55,6 +61,7 @@ def decode_apart(
         "rate_hz": rate_hz,
         "max_seconds": max_seconds,
         "what": what,
+        "start_s": start_s,
         "input_bytes": limits.input_bytes,
         "memory_bytes": limits.memory_bytes,
         "cpu_s": limits.cpu_s,
@@ -152,6 +159,7 @@ def _child(order: dict[str, Any]) -> None:
             what=order["what"],
             time_limit_s=order["cpu_s"],
             formats=MORE_FORMATS,
+            start_s=order["start_s"],
         )
         samples = np.ascontiguousarray(decoded.samples)
         told = {

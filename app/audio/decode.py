@@ -95,8 +95,9 @@ def decode(
     what: str = "audio",
     time_limit_s: float = TIME_LIMIT_S,
     formats: str = PLAIN_FORMATS,
+    start_s: float = 0.0,
 ) -> Decoded:
-    """The first sound stream of a file, mixed to mono, at rate_hz, no longer than max_seconds.
+    """The first sound stream of a file, mixed to mono, at rate_hz, from start_s on, no longer than max_seconds.
 
     A file that is damaged or cut off gives what can be heard of it. `what` names the field in the errors' words and
     `param`. Raises BadReference for what is empty, no sound, shorter than MIN_SECONDS, or takes too long.
@@ -104,7 +105,7 @@ def decode(
     if not data:
         raise BadReference(f"`{what}` is empty.", param=what)
     _bound_memory()
-    reading = _Reading(rate_hz, max_seconds, what, time.monotonic() + time_limit_s)
+    reading = _Reading(rate_hz, max_seconds, what, time.monotonic() + time_limit_s, start_s)
     guard = {"format_whitelist": formats, **_GUARD}
     try:
         # metadata_errors: tags in any encoding are no reason to refuse a sound.
@@ -133,7 +134,8 @@ def _bound_memory() -> None:
 class _Reading:
     """One file on its way: sound of any rate in, sound of one rate out."""
 
-    def __init__(self, rate_hz: int, max_seconds: float, what: str, deadline_s: float) -> None:
+    def __init__(self, rate_hz: int, max_seconds: float, what: str, deadline_s: float, start_s: float = 0.0) -> None:
+        self._to_leave_out_s = start_s  # in whole frames, which are at most 0.1 s long
         self._rate_hz = rate_hz
         self._max_seconds = max_seconds
         self._what = what
@@ -215,6 +217,9 @@ class _Reading:
             self._mixer = _Mixer()
             self._resampler = StreamResampler(frame.sample_rate, self._rate_hz)
         samples = self._mixer.mono(frame)
+        if self._to_leave_out_s > 0:
+            self._to_leave_out_s -= len(samples) / frame.sample_rate
+            return
         self._heard_s += len(samples) / frame.sample_rate
         # Clipped before the resampler: one NaN would stay in its filter.
         self._parts.append(self._resampler.push(pcm.clip(samples)))

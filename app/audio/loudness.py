@@ -37,8 +37,11 @@ def integrated_lufs(samples: Samples, rate_hz: int) -> float:
 
 
 def denoised(samples: Samples, rate_hz: int, floor_dbfs: float) -> Samples:
-    """FFmpeg's `afftdn`, told where the noise lies (dB of full scale) and to follow it: same length, float32."""
-    options = f"nr=20:nf={min(-20.0, max(-80.0, floor_dbfs)):.1f}:tn=1"
+    """FFmpeg's `afftdn`, told where the noise lies (dB of full scale): 12 dB less of it, same length, float32.
+
+    Its own tracking of the noise (`tn`) is off: with it steady noise was lowered by 0.3 dB, without by 12.
+    """
+    options = f"nr=12:nf={min(-20.0, max(-80.0, floor_dbfs)):.1f}"
     parts = [frame.to_ndarray().reshape(-1) for frame in _through("afftdn", options, samples, rate_hz)]
     heard = np.concatenate(parts).astype(np.float32, copy=False) if parts else samples
     return np.pad(heard[: len(samples)], (0, max(0, len(samples) - len(heard))))

@@ -62,21 +62,21 @@ class Timbre:
 
 
 # Chosen from 210 accent/variant pairs by how well a recogniser told 25 sentences apart (23-25 of 25 for all of these)
-# and by distance in measured pitch (72-235 Hz) and brightness. Gains bring each to -20 dBFS RMS.
+# and by distance in measured pitch (72-235 Hz) and brightness. Gains bring each to -20 LUFS.
 TIMBRES: dict[str, Timbre] = {
-    "alloy": Timbre("gmw/en-US", "f2", 50, -0.4),
-    "ash": Timbre("gmw/en-US", "edward", 60, -1.0),
-    "ballad": Timbre("gmw/en-GB-x-rp", "edward", 60, -1.1),
-    "cedar": Timbre("gmw/en-US", "mike2", 40, -2.6),
-    "coral": Timbre("gmw/en-US", "f3", 58, 0.5),
-    "echo": Timbre("gmw/en-US", "klatt4", 50, -0.8),
-    "fable": Timbre("gmw/en-GB-x-rp", "Reed", 55, -2.1),
-    "marin": Timbre("gmw/en-GB-x-rp", "f5", 60, 0.6),
-    "nova": Timbre("gmw/en-US", "f2", 42, 0.0),
-    "onyx": Timbre("gmw/en-US", "announcer", 55, 1.4),
-    "sage": Timbre("gmw/en-GB-x-rp", "f2", 40, -0.3),
-    "shimmer": Timbre("gmw/en-US", "f5", 62, 0.9),
-    "verse": Timbre("gmw/en-US", "klatt4", 70, -1.4),
+    "alloy": Timbre("gmw/en-US", "f2", 50, -0.7),
+    "ash": Timbre("gmw/en-US", "edward", 60, -0.9),
+    "ballad": Timbre("gmw/en-GB-x-rp", "edward", 60, -0.8),
+    "cedar": Timbre("gmw/en-US", "mike2", 40, -2.1),
+    "coral": Timbre("gmw/en-US", "f3", 58, 0.1),
+    "echo": Timbre("gmw/en-US", "klatt4", 50, -1.1),
+    "fable": Timbre("gmw/en-GB-x-rp", "Reed", 55, -1.6),
+    "marin": Timbre("gmw/en-GB-x-rp", "f5", 60, 0.0),
+    "nova": Timbre("gmw/en-US", "f2", 42, -0.3),
+    "onyx": Timbre("gmw/en-US", "announcer", 55, 1.7),
+    "sage": Timbre("gmw/en-GB-x-rp", "f2", 40, -0.8),
+    "shimmer": Timbre("gmw/en-US", "f5", 62, 0.4),
+    "verse": Timbre("gmw/en-US", "klatt4", 70, -1.9),
 }
 _DEFAULT_TIMBRE = TIMBRES["alloy"]
 

@@ -56,7 +56,7 @@ class EngineSpec:
 
 BUILT_IN = (
     EngineSpec("csm", "csm-1b", "app.engines.csm:build"),
-    EngineSpec("dia", "dia-1.6b", "app.engines.dia:build"),
+    EngineSpec("dia", "dia-1.6b", "app.engines.dia_load:build"),
     EngineSpec("espeak", "espeak", "app.engines.espeak:build"),
 )
 

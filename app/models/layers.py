@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -102,9 +102,16 @@ class Dense(nn.Module):
         return functional.linear(x, self.weight, self.bias)
 
 
+_FEWEST_ROWS = 3  # of a product
+
+
 class PackedDense(nn.Module):
     """A bfloat16 Dense on a CPU, its weight in oneDNN's blocked order: 1.6 times as fast on one token, and a token's
-    result is the same bit for bit however many others are with it."""
+    result is the same bit for bit however many others are with it.
+
+    The latter from two tokens on: for one there is another kernel. And up to six, the more there are the less time they
+    take together (one 3.9, two 4.6, three 3.2 ms at 2048 x 16384 on a Zen 5). So one and two are filled up to three.
+    """
 
     def __init__(self, dense: Dense) -> None:
         super().__init__()
@@ -112,7 +119,11 @@ class PackedDense(nn.Module):
         self._bias = dense.bias.data if dense.bias is not None else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self._packed, self._bias, "none", [], "")  # type: ignore[no-any-return]
+        count = x.shape[0]
+        if count < _FEWEST_ROWS:
+            x = functional.pad(x, (0, 0, 0, _FEWEST_ROWS - count))
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), self._packed, self._bias, "none", [], "")
+        return y[:count]
 
     @staticmethod
     def fits(dense: Dense) -> bool:
@@ -176,8 +187,19 @@ def replace_dense(module: nn.Module, make: Callable[[Dense], nn.Module | None]) 
 
 
 @dataclass(frozen=True, slots=True)
+class CrossConfig:
+    """Attention of a stack's tokens to another sequence of `width`. rotated: by RoPE, in both sequences."""
+
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class StackConfig:
-    """The shape of a Llama-like transformer."""
+    """The shape of a Llama-like transformer. scale: of all attention's scores, None = head_dim ** -0.5."""
 
     layers: int
     width: int
@@ -190,10 +212,25 @@ class StackConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     activation: Literal["silu", "gelu"] = "silu"
+    scale: float | None = None
+    cross: CrossConfig | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Across:
+    """What tokens see of the other sequence: the first `looking` of them through `attend`, (layer, q (M, H, d)) ->
+    (M, H * d); to the others each layer adds its row of `blind` (layers, D)."""
+
+    looking: int
+    attend: Callable[[int, Tensor], Tensor]
+    blind: Tensor | None = None
 
 
 class Block(nn.Module):
-    """RMSNorm, attention, RMSNorm, gated MLP. q, k, v are one linear, gate and up another."""
+    """RMSNorm, attention, RMSNorm, gated MLP. q, k, v are one linear, gate and up another.
+
+    With `cross`, norm and attention to another sequence come between the two; its k and v are one linear too.
+    """
 
     def __init__(self, config: StackConfig, *, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -209,18 +246,51 @@ class Block(nn.Module):
         self.out = dense(c.heads * c.head_dim, c.width, c.attention_bias)
         self.gate_up = dense(c.width, 2 * c.ffn, c.mlp_bias)
         self.down = dense(c.ffn, c.width, c.mlp_bias)
+        if (other := c.cross) is not None:
+            self.cross_norm = nn.Parameter(torch.empty(c.width, device=device, dtype=dtype), requires_grad=False)
+            self.cross_q = dense(c.width, other.heads * other.head_dim, False)
+            self.cross_kv = dense(other.width, 2 * other.kv_heads * other.head_dim, False)
+            self.cross_out = dense(other.heads * other.head_dim, c.width, False)
 
-    def forward(self, x: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:  # (M, D) -> (M, D)
+    def forward(
+        self, x: Tensor, layer: int, turn: tuple[Tensor, Tensor], attend: Attend, across: Across | None = None
+    ) -> Tensor:  # (M, D) -> (M, D)
         c = self.config
+        cos, sin = turn
         tokens = x.shape[0]
         normed = functional.rms_norm(x, (c.width,), self.attention_norm, c.eps)
         heads = self.qkv(normed).view(tokens, c.heads + 2 * c.kv_heads, c.head_dim)
         turned = rotate(heads[:, : c.heads + c.kv_heads], cos, sin)
         x = x + self.out(attend(layer, turned[:, : c.heads], turned[:, c.heads :], heads[:, c.heads + c.kv_heads :]))
+        if across is not None:
+            x = x + self._across(x, layer, turn, across)
         normed = functional.rms_norm(x, (c.width,), self.mlp_norm, c.eps)
         gate, up = self.gate_up(normed).chunk(2, dim=-1)
         gate = functional.silu(gate) if c.activation == "silu" else functional.gelu(gate)
-        return x + self.down(gate * up)  # type: ignore[no-any-return]
+        return x + self.down(gate * up).to(x.dtype)  # type: ignore[no-any-return]
+
+    def _across(self, x: Tensor, layer: int, turn: tuple[Tensor, Tensor], across: Across) -> Tensor:
+        c, other = self.config, self.config.cross
+        assert other is not None  # noqa: S101 - who hands in an Across has such a stack
+        count, looking = x.shape[0], across.looking
+        if not looking and across.blind is not None:
+            return across.blind[layer].expand(count, -1)
+        normed = functional.rms_norm(x[:looking], (c.width,), self.cross_norm, c.eps)
+        q = self.cross_q(normed).view(looking, other.heads, other.head_dim)
+        if other.rotated:
+            q = rotate(q, turn[0][:looking], turn[1][:looking])
+        seen: Tensor = self.cross_out(across.attend(layer, q))
+        if across.blind is None:
+            return seen
+        return torch.cat((seen, across.blind[layer].expand(count - looking, -1)))
+
+    def cross_keys(self, other: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the other sequence (S, D'): each (S, G, d)."""
+        cross = self.config.cross
+        assert cross is not None  # noqa: S101 - as above
+        heads = self.cross_kv(other).view(len(other), 2 * cross.kv_heads, cross.head_dim)
+        k, v = heads[:, : cross.kv_heads], heads[:, cross.kv_heads :]
+        return (rotate(k, cos, sin) if cross.rotated else k), v
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,21 +349,33 @@ class Stack(nn.Module):
                 self._entry_before[first] = entry
             first += stage.layers
 
-    def forward(self, x: Tensor, positions: Tensor | slice, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor | slice, attend: Attend, across: Across | None = None) -> Tensor:
         """x (M, D) at positions (M,) -> (M, D), normed."""
-        home, cos, sin = x.device, x, x  # the first layer has an entry
+        home = x.device
+        for y in self.walk(x, positions, attend, across):
+            x = y
+        return self.finish(x.to(home))
+
+    def walk(
+        self, x: Tensor, positions: Tensor | slice, attend: Attend, across: Across | None = None
+    ) -> Iterator[Tensor]:
+        """x after each layer, so that who wants to can pause in between; `finish` what the last one gives."""
+        cos, sin = x, x  # the first layer has an entry
         for layer, block in enumerate(self.blocks):
             entry = self._entry_before.get(layer)
             if entry is not None:
                 x, cos, sin = entry(x, positions)
-            x = block(x, layer, cos, sin, attend)
-        return functional.rms_norm(x.to(home), (self.config.width,), self.norm, self.config.eps)
+            x = block(x, layer, (cos, sin), attend, across)
+            yield x
+
+    def finish(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x, (self.config.width,), self.norm, self.config.eps)
 
 
-def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None = None) -> Tensor:
     """Attention with q (..., G, R, d) over k, v (..., G, L, d): R queries share a key head. mask (..., R, L), True =
     see."""
-    scores = torch.matmul(q, k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    scores = torch.matmul(q, k.transpose(-1, -2)).float() * (q.shape[-1] ** -0.5 if scale is None else scale)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
     return torch.matmul(torch.softmax(scores, dim=-1).to(v.dtype), v)
@@ -321,6 +403,7 @@ class RowCache:
         self.k = make(shape, device=device, dtype=dtype)
         self.v = make(shape, device=device, dtype=dtype)
         self._groups = config.kv_heads
+        self._scale = config.scale
 
     @property
     def positions(self) -> int:
@@ -339,7 +422,7 @@ class RowCache:
             keys = self.k[layer, row, :, None, :end].expand(-1, share, -1, -1)  # (G, R, L, d)
             values = self.v[layer, row, :, None, :end].expand(-1, share, -1, -1)
             queries = q.view(count, self._groups, share, size).permute(1, 2, 0, 3)  # (G, R, S, d)
-            seen = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+            seen = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=self._scale)
             return seen.permute(2, 0, 1, 3).reshape(count, heads * size)
 
         return attend
@@ -357,7 +440,7 @@ class RowCache:
             count, heads, size = q.shape
             queries = q.view(count, self._groups, heads // self._groups, size)  # (n, G, R, d)
             keys, values = self.k[layer, :, :, :longest][where], self.v[layer, :, :, :longest][where]
-            return _grouped(queries, keys, values, mask).reshape(count, heads * size)
+            return _grouped(queries, keys, values, mask, self._scale).reshape(count, heads * size)
 
         def attend_apart(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             # On a CPU each row reads its own keys where they lie: no copy, no padding, and no row depends on another.
@@ -368,7 +451,9 @@ class RowCache:
                 keys, values = self.k[layer, row, :, : at + 1], self.v[layer, row, :, : at + 1]  # (G, L, d)
                 keys[:, at] = k[i]
                 values[:, at] = v[i]
-                seen.append(functional.scaled_dot_product_attention(queries[i], keys[None], values[None]))
+                seen.append(
+                    functional.scaled_dot_product_attention(queries[i], keys[None], values[None], scale=self._scale)
+                )
             return (torch.cat(seen) if len(seen) > 1 else seen[0]).reshape(-1, heads * size)
 
         return attend if self._together else attend_apart
@@ -430,6 +515,7 @@ class FrameCache:
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self._groups = config.kv_heads
+        self._scale = config.scale
         self._views: dict[tuple[int, int, int], list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
 
     def _view(self, rows: int, start: int, count: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -461,7 +547,7 @@ class FrameCache:
             new_values.copy_(v.view(rows, count, self._groups, size).transpose(1, 2))
             wide = q.to(keys.dtype).view(rows, count, self._groups, heads // self._groups, size)
             queries = wide.permute(0, 2, 3, 1, 4)  # (B, G, R, S, d)
-            seen = _grouped(queries, keys[:, :, None], values[:, :, None], mask)
+            seen = _grouped(queries, keys[:, :, None], values[:, :, None], mask, self._scale)
             return seen.permute(0, 3, 1, 2, 4).reshape(rows * count, heads * size).to(q.dtype)
 
         return attend
@@ -476,10 +562,125 @@ class FrameCache:
             new_values.copy_(v[:, :, None])
             queries = q.to(keys.dtype).view(rows, self._groups, heads // self._groups, size)  # (B, G, R, d)
             seen = (
-                functional.scaled_dot_product_attention(queries, keys, values)
+                functional.scaled_dot_product_attention(queries, keys, values, scale=self._scale)
                 if fused
-                else _grouped(queries, keys, values, None)
+                else _grouped(queries, keys, values, None, self._scale)
             )
             return seen.reshape(rows, heads * size).to(q.dtype)
 
         return attend
+
+
+class CrossCache:
+    """Keys and values of the other sequences that rows attend to, each of its own length S: (layers, G, S, d) each.
+
+    Rows that are stepped together lie in one static tensor, the others each in one of its own size.
+    """
+
+    def __init__(
+        self,
+        config: StackConfig,
+        *,
+        rows: int,
+        positions: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        together: bool | None = None,
+    ) -> None:
+        """together: as of a RowCache; None = as is best for the device."""
+        cross = config.cross
+        if cross is None:
+            raise ValueError("a stack without cross-attention has nothing to keep")
+        self._together = device.type != "cpu" if together is None else together
+        self._groups = cross.kv_heads
+        self._scale = config.scale
+        self._shape = (config.layers, cross.kv_heads, positions, cross.head_dim)
+        self._place = {"device": device, "dtype": dtype}
+        layers, groups, _, size = self._shape
+        static = (rows, layers, groups, positions if self._together else 0, size)
+        self._k = torch.zeros(static, device=device, dtype=dtype)
+        self._v = torch.zeros(static, device=device, dtype=dtype)
+        self._rows = [(self._k[row], self._v[row]) for row in range(rows)]
+        self._lengths = [0] * rows
+
+    def begin(self, row: int, length: int) -> None:
+        """The row's other sequence has so many tokens; `put` brings each layer's."""
+        self._lengths[row] = length
+        if not self._together:
+            layers, groups, _, size = self._shape
+            k, v = torch.empty(2, layers, groups, length, size, **self._place)  # type: ignore[call-overload]
+            self._rows[row] = (k, v)
+
+    def put(self, layer: int, row: int, k: Tensor, v: Tensor) -> None:
+        """k, v (S, G, d)."""
+        for kept, new in zip(self._rows[row], (k, v), strict=True):
+            kept[layer, :, : len(new)] = new.transpose(0, 1)
+
+    def end(self, row: int) -> None:
+        """The row needs nothing any more."""
+        self._lengths[row] = 0
+        if not self._together:
+            self._rows[row] = (self._k[row], self._v[row])
+
+    def looking(self, rows: Sequence[int]) -> Callable[[int, Tensor], Tensor]:
+        """One token of each of these rows: (layer, q (n, H, d)) -> (n, H * d)."""
+        return self._looking_together(rows) if self._together else self._looking_apart(rows)
+
+    def _looking_together(self, rows: Sequence[int]) -> Callable[[int, Tensor], Tensor]:
+        device = self._k.device
+        where = torch.tensor(rows, device=device)
+        lengths = torch.tensor([self._lengths[row] for row in rows], device=device)
+        longest = max(self._lengths[row] for row in rows)
+        mask = (torch.arange(longest, device=device) < lengths[:, None])[:, None, None]  # (n, 1, 1, L)
+
+        def attend(layer: int, q: Tensor) -> Tensor:
+            count, heads, size = q.shape
+            queries = q.view(count, self._groups, heads // self._groups, size)  # (n, G, R, d)
+            keys, values = self._k[:, layer, :, :longest][where], self._v[:, layer, :, :longest][where]
+            return _grouped(queries, keys, values, mask, self._scale).reshape(count, heads * size)
+
+        return attend
+
+    def _looking_apart(self, rows: Sequence[int]) -> Callable[[int, Tensor], Tensor]:
+        kept = [self._rows[row] for row in rows]
+
+        def attend(layer: int, q: Tensor) -> Tensor:
+            # In float32 whatever is kept: the fused call takes three times as long for one bfloat16 query of a head.
+            _, heads, size = q.shape
+            queries = q.float().view(-1, self._groups, heads // self._groups, size)  # (n, G, R, d)
+            seen = [
+                _grouped(query, k[layer].float(), v[layer].float(), None, self._scale)
+                for query, (k, v) in zip(queries, kept, strict=True)
+            ]
+            return torch.stack(seen).view(-1, heads * size).to(q.dtype)
+
+        return attend
+
+    def reading(self, row: int) -> Callable[[int, Tensor], Tensor]:
+        """Any number of tokens of one row: (layer, q (M, H, d)) -> (M, H * d)."""
+        length = self._lengths[row]
+        k, v = self._rows[row]
+
+        def attend(layer: int, q: Tensor) -> Tensor:
+            count, heads, size = q.shape
+            share = heads // self._groups
+            keys = k[layer, :, None, :length].expand(-1, share, -1, -1)  # (G, R, L, d)
+            values = v[layer, :, None, :length].expand(-1, share, -1, -1)
+            queries = q.view(count, self._groups, share, size).permute(1, 2, 0, 3)  # (G, R, M, d)
+            seen = functional.scaled_dot_product_attention(queries, keys, values, scale=self._scale)
+            return seen.permute(2, 0, 1, 3).reshape(count, heads * size)
+
+        return attend
+
+
+def all_to_all(config: StackConfig) -> Attend:
+    """All tokens of one sequence see each other: an encoder's attention, without a cache."""
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        count, heads, size = q.shape
+        share = heads // config.kv_heads
+        keys, values = (part.transpose(0, 1).repeat_interleave(share, 0)[None] for part in (k, v))
+        seen = functional.scaled_dot_product_attention(q.transpose(0, 1)[None], keys, values, scale=config.scale)
+        return seen[0].transpose(0, 1).reshape(count, heads * size)
+
+    return attend

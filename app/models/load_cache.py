@@ -36,7 +36,7 @@ _STALE_S = 3600  # a file that has been half written for so long has no writer a
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 _NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.pt")
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.pt", "*.pth")
 
 
 class _Unusable(Exception):

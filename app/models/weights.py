@@ -236,7 +236,7 @@ def open_checkpoints(folder: Path, preferred: str | None = None) -> list[Checkpo
         elif name not in sharded:
             found.append(Checkpoint(index_file(path), str(path)))
     if not found:
-        found = [_open_pickle(path) for path in sorted(folder.glob("*.pt"))]
+        found = [_open_pickle(path) for path in sorted(folder.glob("*.pt*")) if path.suffix in (".pt", ".pth")]
     if not found:
         what = f"lacks {_some(absent)}" if absent else "holds no .safetensors file"
         raise WeightsUnavailable(f"{folder} {what}.", remedy="Download the model again.")

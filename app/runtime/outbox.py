@@ -33,6 +33,7 @@ class Outbox:
         self._ready = asyncio.Event()
         self._lock = threading.Lock()
         self._parts: deque[tuple[Samples, Codes | None]] = deque()
+        self._soundless: list[Codes] = []  # codes that are not sound yet
         self._waiting_samples = 0
         self._taken_samples = 0
         self._finished = False
@@ -43,8 +44,18 @@ class Outbox:
         return self._waiting_samples >= self._capacity_samples
 
     def put(self, samples: Samples, codes: Codes | None = None) -> None:
-        """Add samples (N,) and the codes (K, T) they came from. Never blocks, whatever is waiting."""
+        """Add samples (N,) and the codes (K, T) they came from. Never blocks, whatever is waiting.
+
+        Codes without samples, of a codec that looks ahead, go along with the next that have some.
+        """
         with self._lock:
+            if not len(samples):
+                if codes is not None:
+                    self._soundless.append(codes)
+                return
+            if self._soundless and codes is not None:
+                codes = np.concatenate([*self._soundless, codes], axis=1)
+                self._soundless.clear()
             self._parts.append((samples, codes))
             self._waiting_samples += len(samples)
         self._notify()
@@ -56,6 +67,9 @@ class Outbox:
                 return
             self._finished = True
             self._error = error
+            if self._soundless:
+                self._parts.append((np.zeros(0, np.float32), np.concatenate(self._soundless, axis=1)))
+                self._soundless.clear()
         self._notify()
 
     async def get(self) -> AudioChunk | None:

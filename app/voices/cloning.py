@@ -10,9 +10,9 @@ import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from app.voices.transcribe import Transcriber
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 RATE_HZ = 44_100  # as DAC wants it; Mimi takes 24 kHz of it
 MAX_SAMPLE_S = 600.0
@@ -84,19 +86,24 @@ class Cloner:
     async def prepare(
         self, samples: Sequence[Sample], *, language: str = "en", denoise: bool = False, what: str = "audio_file"
     ) -> Prepared:
-        """`make` in a thread. Raises Busy too. Who is cancelled leaves when the thread is done: it reads their file."""
+        """`make` in a thread. Raises Busy too."""
+        return await self.work(lambda: self.make(samples, language=language, denoise=denoise, what=what))
+
+    async def work(self, task: Callable[[], T]) -> T:
+        """Something that decodes, in a thread, no more at a time than leaves the others theirs. Raises Busy.
+
+        Who is cancelled leaves when the thread is done: it reads their file.
+        """
         if self._waiting >= _WAITING:
             raise Busy("Too many recordings are being worked on. Try again.", retry_after_s=5)
         self._waiting += 1
         try:
             async with self._room:
-                work = asyncio.ensure_future(
-                    asyncio.to_thread(self.make, samples, language=language, denoise=denoise, what=what)
-                )
+                thread = asyncio.ensure_future(asyncio.to_thread(task))
                 try:
-                    return await asyncio.shield(work)
+                    return await asyncio.shield(thread)
                 except asyncio.CancelledError:
-                    await asyncio.wait([work])
+                    await asyncio.wait([thread])
                     raise
         finally:
             self._waiting -= 1
@@ -197,7 +204,8 @@ class Cloner:
         except (OSError, RuntimeError, ValueError):
             log.exception("the speech recogniser failed")
             return ""
-        return clean_text(heard[:MAX_TRANSCRIPT_CHARS], "transcript", MAX_TRANSCRIPT_CHARS)
+        printable = "".join(letter if letter.isprintable() else " " for letter in heard[:MAX_TRANSCRIPT_CHARS])
+        return clean_text(printable, "transcript", MAX_TRANSCRIPT_CHARS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,11 +217,9 @@ class _Made:
 
 
 def take_files(store: VoiceStore, folder: Path, cloner: Cloner) -> None:
-    """A person replaces a standard voice by a file: `onyx.wav` (or any sound file) and `onyx.txt`, its words, in
-    `folder`.
+    """A person replaces a standard voice by a file: `onyx.wav` (or any sound) and `onyx.txt`, its words, in `folder`.
 
-    Each is taken once; a file that changed is taken again. Blocks. Never raises: what can't be taken is told in the
-    log.
+    Each is taken once, and again when it changed. Blocks. Never raises: what can't be taken is told in the log.
     """
     for path in sorted(folder.iterdir()):
         words = path.with_suffix(".txt")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from app.errors import InvalidValue, NotFound
 from app.types import Reference
 from app.voices.shelf import Damaged, Shelf
-from app.voices.store import clean_name, clean_text, read_wav, wav
+from app.voices.store import VoiceStore, clean_name, read_wav, wav
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,11 +47,8 @@ class ConsentStore:
 
     def add(self, name: str, language: str, recording: Reference) -> StoredConsent:
         """Raises InvalidValue, NotStored."""
-        consent = StoredConsent(
-            f"cons_{secrets.token_hex(12)}", clean_name(name), clean_text(language, "language", 35), time.time()
-        )
-        if not consent.language:
-            raise InvalidValue("`language` is empty. Give the tag of the language, as `en-US`.", param="language")
+        VoiceStore.check(name, language=language)
+        consent = StoredConsent(f"cons_{secrets.token_hex(12)}", clean_name(name), language, time.time())
         self._shelf.put(consent.id, {_RECORDING: wav(recording.samples, recording.rate_hz), _MARKER: _as_json(consent)})
         return consent
 

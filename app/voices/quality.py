@@ -193,14 +193,10 @@ def _snr(speech: Samples, noise: Samples) -> Check:
 
 def _clipping(share: float) -> Check:
     percent = round(100 * share, 2)
-    if share > 0.1:
-        return Check(
-            "clipping_percent", "bad", percent, f"{percent:g} % of the sound is cut off at the top. Record softer."
-        )
     if share > 0.001:
-        return Check(
-            "clipping_percent", "warning", percent, f"{percent:g} % of the sound is cut off at the top. Record softer."
-        )
+        level: Level = "bad" if share > 0.1 else "warning"
+        told = f"{percent:g} % of the sound is cut off at the top. Record softer."
+        return Check("clipping_percent", level, percent, told)
     return Check("clipping_percent", "good", percent, "The sound is not cut off at the top.")
 
 

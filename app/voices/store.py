@@ -128,6 +128,7 @@ class VoiceStore:
             shelf.folder.mkdir(parents=True, exist_ok=True)
             shelf.sweep()
             shelf.refresh(whole=True)
+        self._drop_old_drafts()
         self._known = self._told()
 
     @property
@@ -260,10 +261,12 @@ class VoiceStore:
     # ---- changing
 
     @staticmethod
-    def check(name: str, description: str) -> None:
+    def check(name: str, *, description: str = "", language: str = "en", consent: str = "") -> None:
         """Before a recording is worked on for seconds. Raises InvalidValue as `add` would."""
         clean_name(name)
         clean_text(description, "description", MAX_DESCRIPTION_CHARS)
+        clean_text(consent, "consent", MAX_CONSENT_CHARS)
+        _check_language(language)
 
     def add(
         self,
@@ -308,11 +311,16 @@ class VoiceStore:
         stored = replace(stored, voice=voice, sample_count=sample_count, quality=dict(quality), origin="draft")
         with self._lock:
             shelf.put(voice.id, {**files, MARKER: _as_json(stored)})
-            for name, draft in shelf.records.items():
-                if time.time() - draft.created_at > DRAFT_S:
-                    shelf.drop(name)
+            self._drop_old_drafts()
             self._known = self._told()
         return stored
+
+    def _drop_old_drafts(self) -> None:
+        if self._drafts is None:
+            return
+        for name, draft in self._drafts.records.items():
+            if time.time() - draft.created_at > DRAFT_S:
+                self._drafts.drop(name)
 
     def drop_draft(self, draft_id: str) -> None:
         """It has become a voice. Raises NotStored."""
@@ -552,8 +560,7 @@ def _new(
     samples = _checked(reference)
     words = clean_text(reference.transcript, "transcript", MAX_TRANSCRIPT_CHARS)
     description = clean_text(description, "description", MAX_DESCRIPTION_CHARS)
-    if not _LANGUAGE.fullmatch(language):
-        raise InvalidValue("`language` is a BCP 47 tag, as `en` or `en-GB`.", param="language")
+    _check_language(language)
     files = {REFERENCE_FILE: wav(samples, reference.rate_hz)}
     kept: dict[str, Any] | None = None
     if consent:
@@ -573,6 +580,11 @@ def _new(
         sha256=sha256,
     )
     return stored, files
+
+
+def _check_language(tag: str) -> None:
+    if not _LANGUAGE.fullmatch(tag):
+        raise InvalidValue("`language` is a BCP 47 tag, as `en` or `en-GB`.", param="language")
 
 
 def _damaged(stored: StoredVoice) -> DamagedVoice:

@@ -19,6 +19,7 @@ MIN_WINDOW_S, MAX_WINDOW_S = 6.0, 12.0
 BEST_WINDOW_S = 10.0
 WHOLE_MAX_S = 30.0  # a recording whose words are given as a whole may be used whole up to this
 BORDER_PAUSE_S = 0.3  # speakers pause this long between sentences and long clauses, rarely inside
+_BESIDE_S = 0.3
 LEAD_S, TAIL_S = 0.1, 0.2  # kept around speech, so that no first or last sound is cut
 
 
@@ -53,8 +54,9 @@ def _score(window: Span, parts: Sequence[Span], levels: np.ndarray, samples: Sam
         min(1.0, window.start_s - before[-1]) if before else 1.0,
         min(1.0, after[0] - window.end_s) if after else 1.0,
     ]
-    frames = levels[round(window.start_s * 50) : round(window.end_s * 50)]
-    contrast = min(50.0, float(np.percentile(frames, 80) - np.percentile(frames, 5))) / 50
+    # Its loud parts over its quietest, and those around it: a stretch without a pause has its noise beside it.
+    frames = levels[max(0, round((window.start_s - _BESIDE_S) * 50)) : round((window.end_s + _BESIDE_S) * 50)]
+    contrast = min(50.0, float(np.percentile(frames, 80) - np.percentile(frames, 2))) / 50
     heard = np.abs(samples[round(window.start_s * rate_hz) : round(window.end_s * rate_hz)])
     clipped = float(np.mean(heard >= 0.99))
     length = abs(window.seconds - BEST_WINDOW_S) / BEST_WINDOW_S

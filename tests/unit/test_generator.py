@@ -18,6 +18,7 @@ import pytest
 
 from app import studio as module
 from app.audio import pcm
+from app.audio.watermark import Watermark
 from app.cache import AnswerCache
 from app.engines.host import EngineHost
 from app.engines.registry import BUILT_IN, Builder, EngineSpec
@@ -37,7 +38,18 @@ from app.metrics import Metrics
 from app.settings import Settings
 from app.studio import SENTENCE_GAP_S, Answer, Studio
 from app.text.normalizer import Normalizer
-from app.types import AudioChunk, EngineInfo, Line, Load, Reference, Sampling, SpeechRequest, Utterance, VoicePrompt
+from app.types import (
+    AudioChunk,
+    EngineInfo,
+    Line,
+    Load,
+    Reference,
+    Sampling,
+    SpeechRequest,
+    Utterance,
+    Voice,
+    VoicePrompt,
+)
 from app.voices.store import VoiceStore
 from tests.unit.scripted_runner import info
 
@@ -157,7 +169,10 @@ async def room(folder: Path, known: dict[str, EngineSpec], engine: str, fallback
     metrics = Metrics()
     async with EngineHost(settings, known) as host:
         await host.settled()
-        yield Room(Studio(host, VoiceStore(), cache, metrics, Normalizer()), host, metrics, folder / "cache")
+        studio = Studio(
+            host, VoiceStore(), cache, metrics, Normalizer(), marks=Watermark("off"), enhance=False
+        )  # samples as the engine made them
+        yield Room(studio, host, metrics, folder / "cache")
 
 
 @pytest.fixture
@@ -831,3 +846,41 @@ async def test_no_row_is_taken_that_others_wait_for(over, monkeypatch):
         assert len(engine.utterances) == 2
         await answer.stream.aclose()
         await nothing_left(engine)
+
+
+async def test_sounds_that_an_engine_can_not_make_are_not_read_out(over):
+    text = "Well (laughs), I (CLEARS  throat) never (said he) thought so. (applause)"
+    for able, left in ((frozenset(), "said he"), (frozenset({"laughs"}), "laughs")):
+        engine = ScriptedEngine(sounds=able)
+        async with over(engine) as room:
+            await room.pcm(text, normalize=False)
+            said = " ".join(engine.texts)
+            assert left in said
+            assert "throat" not in said
+            assert "applause" not in said
+            assert ("laughs" in said) is bool(able)
+            with pytest.raises(EmptyText):
+                await room.studio.answer(asked("(applause)"))
+
+
+async def test_voices_that_do_not_fit_together_speak_one_after_another(over):
+    prompts = {
+        name: VoicePrompt(name, "dac", np.zeros((9, frames), np.int16), "Words.")
+        for name, frames in (("nova", 60), ("echo", 50), ("onyx", 70))
+    }
+    engine = ScriptedEngine(max_passage_chars=500, max_speakers=2, max_prompt_s=10.0, frame_s=0.08)
+    async with over(engine) as room:
+
+        async def of(voice: Voice, _: Any) -> VoicePrompt:
+            return prompts[voice.id]
+
+        room.studio._prompts.of = of  # what a store with recordings would give
+        await read(await room.studio.answer(asked(lines=TALK)))
+        assert [[line.voice.id for line in utterance.lines] for utterance in engine.utterances] == [
+            ["nova", "echo", "nova"],
+            ["onyx", "echo"],
+        ]
+        engine.utterances.clear()
+        prompts["echo"] = VoicePrompt("echo", "dac", np.zeros((9, 90), np.int16), "Words.")
+        await read(await room.studio.answer(asked(lines=TALK, format="wav")))
+        assert [len(utterance.lines) for utterance in engine.utterances] == [1, 1, 1, 1, 1]

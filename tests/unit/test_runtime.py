@@ -748,3 +748,23 @@ async def test_frames_without_codes_have_none():
         async for chunk in engine.speak(runner.utterance(Part(frames=5))):
             assert chunk.codes is None
     assert runner.violations == []
+
+
+async def test_codes_wait_for_their_sound() -> None:
+    """Of a codec that looks ahead: a reader never gets a chunk without samples, but every code."""
+    outbox = Outbox(1000, 1.0, on_room=lambda: None)
+    nothing, sound = np.zeros(0, np.float32), np.ones(10, np.float32)
+    for number in range(3):
+        outbox.put(nothing, np.full((2, 1), number, np.int16))
+    outbox.put(sound, np.full((2, 1), 3, np.int16))
+    outbox.put(nothing, np.full((2, 1), 4, np.int16))
+    outbox.finish()
+    first, last = await outbox.get(), await outbox.get()
+    assert first is not None
+    assert last is not None
+    assert first.codes is not None
+    assert last.codes is not None
+    assert first.codes[0].tolist() == [0, 1, 2, 3]
+    assert len(first.samples) == 10
+    assert (last.codes[0].tolist(), len(last.samples), last.start) == ([4], 0, 10)
+    assert await outbox.get() is None

@@ -85,6 +85,8 @@ def test_unknown_fields_are_ignored():
         ({"cache": True}, {}),
         ({"normalize": False}, {"normalize": False}),
         ({"normalize": True}, {}),
+        ({"enhance": False}, {"enhance": False}),
+        ({"enhance": True}, {"enhance": True}),
         ({"stream_format": "sse"}, {}),
         ({"conversation_id": "c1"}, {}),
     ],
@@ -136,6 +138,8 @@ WRONG: list[tuple[str, list[Any]]] = [
     ("conversation_id", [5, True]),
     ("cache", ["false", 0, 1]),
     ("normalize", ["false", 0, 1]),
+    ("enhance", ["false", 0, 1]),
+    ("progress", ["false", 0, 1]),
 ]
 
 
@@ -362,6 +366,8 @@ CHANGES: dict[str, list[Any]] = {
     "language": [None, "de"],
     "max_audio_ms": [None, 5_001],
     "normalize": [False],
+    "enhance": [True, False],
+    "conversation": ["one", "two"],
     "context": [
         (),
         (TURN, TURN),

@@ -167,6 +167,7 @@ def test_a_look_that_finds_nothing_new_reads_nothing(tmp_path, monkeypatch):
     old = time.time() - 60
     os.utime(tmp_path / "cloned_voices", (old, old))
     os.utime(tmp_path / "voice_references", (old, old))
+    os.utime(tmp_path / "cloned_voices" / ".drafts", (old, old))
     store.refresh()
     monkeypatch.setattr(Path, "iterdir", lambda _: pytest.fail("the folder was listed"))
     store.refresh()

@@ -1,0 +1,235 @@
+"""From settings to a Dia engine: which files, which device, in which form the weights lie in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from app.audio.guard import Rule
+from app.engines.batched import BatchedEngine
+from app.engines.dia import MAX_REFERENCE_S, DiaRunner, Guards
+from app.errors import EngineUnavailable, WeightsUnavailable
+from app.models import hub
+from app.models.dac.config import read_dac_config
+from app.models.dac.layout import load_codec as load_dac
+from app.models.dac.model import DacDecoder, DacEncoder
+from app.models.dia.config import DiaConfig, read_config
+from app.models.dia.layout import weights_of
+from app.models.dia.model import DiaModel
+from app.models.layers import Block, Dense, Int8Dense, PackedDense, replace_dense
+from app.models.load_cache import LoadCache
+from app.models.weights import open_checkpoints
+from app.runtime.device import choose_device, choose_dtype, cpu_threads
+from app.runtime.pages import use_large_pages
+from app.settings import Settings
+from app.text.dialogue import MAX_SPEAKERS, SOUNDS
+from app.types import EngineInfo
+
+if TYPE_CHECKING:
+    from app.engines.registry import BuildContext
+
+Quantize = Literal["none", "int8"]
+
+ROWS_CPU, ROWS_GPU = 4, 16  # a row's keys and values take up to 226 MiB in bfloat16, its script's up to 144 MiB
+MAX_TEXT_CHARS = 200  # of one line: about 13 s of speech; beyond 20 s Dia hurries
+MAX_PASSAGE_CHARS = 240  # of several lines of a dialogue in one go
+CODEC_FOLDER = "dac"  # beside local weights
+
+
+def load_model(
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    source: str = "",
+    cache: LoadCache | None = None,
+) -> DiaModel:
+    """The model in `folder`, of either release and in either layout. Raises WeightsUnavailable.
+
+    source: what was asked for, a hub id or a folder. cache: where the model is kept, ready to be read, if that saves
+    work: if float32 weights are to be bfloat16.
+    """
+    config = read_config(folder)
+    weights = weights_of(open_checkpoints(folder), config, source)
+    model = DiaModel(config, device=device, dtype=dtype)
+    entry = None
+    if cache is not None and dtype == torch.bfloat16 and weights.width() >= 3:
+        entry = cache.entry(folder, config, dtype)
+    if entry is None or not entry.fill(model):
+        model.load(weights)
+        if entry is not None:
+            entry.keep(model)
+    return model.eval()
+
+
+def adapt(model: DiaModel, quantize: Quantize = "none") -> None:
+    """Bring the loaded weights into the form that is fastest on the model's device. Raises EngineUnavailable.
+
+    int8: the decoder's MLPs only, 72 % of what a step reads. Attention's scores are not divided by anything here, so
+    that queries and keys of 8 bits would be too coarse.
+    """
+    if quantize == "int8":
+        if model.device.type != "cpu":
+            raise EngineUnavailable("int8 weights are for the CPU only.", remedy="Set TTS_QUANTIZE=none.")
+        if not Int8Dense.fits():
+            raise EngineUnavailable("int8 weights are for x86 CPUs only.", remedy="Set TTS_QUANTIZE=none.")
+        for block in model.decoder.blocks:
+            assert isinstance(block, Block)  # noqa: S101 - a Stack holds nothing else
+            for name in ("gate_up", "down"):
+                dense = getattr(block, name)
+                assert isinstance(dense, Dense)  # noqa: S101 - as loaded
+                setattr(block, name, Int8Dense(dense))
+    replace_dense(model, lambda dense: PackedDense(dense) if PackedDense.fits(dense) else None)
+    if model.device.type == "cpu":
+        use_large_pages()
+
+
+def load_codec(
+    config: DiaConfig, folder: Path, *, device: torch.device, max_rows: int
+) -> tuple[DacEncoder, DacDecoder]:
+    """The DAC codec in `folder`, in either published layout. Raises WeightsUnavailable."""
+    shape = read_dac_config(folder)
+    if shape.codebooks < config.channels or shape.codebook_size < config.codebook_size:
+        raise WeightsUnavailable(
+            f"The codec has {shape.codebooks} codebooks of {shape.codebook_size}, the model needs {config.channels} of "
+            f"{config.codebook_size}.",
+            remedy="Set DIA_CODEC to a DAC codec for 44.1 kHz (descript/dac_44khz).",
+        )
+    weights = load_dac(folder, shape)
+    decoder = DacDecoder(shape, rows=max_rows, codebooks=config.channels, device=device)
+    decoder.load(weights)
+    with device:
+        encoder = DacEncoder(shape)
+    encoder.load(weights)
+    return encoder.eval(), decoder.eval()
+
+
+def load_runner(
+    model_dir: Path,
+    codec_dir: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    max_rows: int,
+    quantize: Quantize = "none",
+    guards: Guards | None,
+    exact: bool = False,
+    on_guard: Callable[[Rule], None] = lambda _: None,
+    reference_noise: bool = False,
+    piece: int | None = None,
+    source: str = "",
+    cache: LoadCache | None = None,
+) -> DiaRunner:
+    """Dia from a folder and its codec from another. Raises WeightsUnavailable, saying what is missing or does not fit,
+    and EngineUnavailable."""
+    model = load_model(model_dir, device=device, dtype=dtype, source=source, cache=cache)
+    encoder, decoder = load_codec(model.config, codec_dir, device=device, max_rows=max_rows)
+    fingerprint = f"dia {_digest_of(model, decoder, of=(model.config, model.dtype, decoder.config))} {quantize}"
+    adapt(model, quantize)
+    return DiaRunner(
+        model,
+        encoder,
+        decoder,
+        max_rows=max_rows,
+        guards=guards,
+        exact=exact,
+        on_guard=on_guard,
+        reference_noise=reference_noise,
+        quantized=quantize != "none",
+        fingerprint=fingerprint,
+        codec_fingerprint=f"{_digest_of(encoder, of=encoder.config)} {model.config.channels}",
+        piece=piece,
+    )
+
+
+def _digest_of(*modules: nn.Module, of: object) -> str:
+    """Changes with the weights: a digest of what they are of, and a few thousand numbers from all over the modules."""
+    hashed = hashlib.sha256(str(of).encode())
+    for tensor in (tensor for module in modules for tensor in (*module.parameters(), *module.buffers())):
+        flat = tensor.detach().flatten()
+        hashed.update(flat[:: max(1, flat.numel() // 16)][:16].float().cpu().numpy().tobytes())
+    return hashed.hexdigest()[:16]
+
+
+def load_from(
+    settings: Settings,
+    context: BuildContext,
+    *,
+    guards: Guards | None,
+    exact: bool = False,
+    reference_noise: bool = False,
+) -> DiaRunner:
+    """The runner that the settings ask for, its weights downloaded if need be. Raises EngineUnavailable."""
+    models = settings.folder("models")
+
+    def fetch(model: str, source: str) -> Path:
+        return hub.fetch(
+            hub.files_for(model, source),
+            models,
+            token=settings.token,
+            on_progress=context.on_progress,
+            cancelled=context.cancelled,
+        )
+
+    folder = fetch("dia", settings.dia_model)
+    codec = fetch("dac", codec_source(settings, folder))
+    source = settings.dia_model if folder.is_relative_to(models) else str(folder.resolve())
+    device = choose_device(settings.device)
+    if device.type == "cpu":
+        torch.set_num_threads(cpu_threads())
+    return load_runner(
+        folder,
+        codec,
+        device=device,
+        dtype=choose_dtype(settings.dtype),
+        max_rows=settings.rows(ROWS_CPU if device.type == "cpu" else ROWS_GPU),
+        quantize=settings.quantize,
+        guards=guards,
+        exact=exact,
+        on_guard=context.on_guard,
+        reference_noise=reference_noise,
+        source=source,
+        cache=LoadCache(models / "cache", source),
+    )
+
+
+def codec_source(settings: Settings, model_folder: Path) -> str:
+    """DIA_CODEC; unset, the folder `dac` beside the weights where there is one."""
+    beside = model_folder / CODEC_FOLDER
+    unset = settings.dia_codec == Settings.model_fields["dia_codec"].default
+    return str(beside) if unset and beside.is_dir() else settings.dia_codec
+
+
+def engine_of(runner: DiaRunner, settings: Settings) -> BatchedEngine:
+    model = runner.model
+    info = EngineInfo(
+        id="dia",
+        name="Dia-1.6B",
+        rate_hz=runner.rate_hz,
+        frame_s=1 / runner.codec.frame_hz,
+        continues=False,
+        extras=frozenset({"temperature", "top_k", "top_p", "cfg_scale"}),
+        languages=("en",),
+        fingerprint=runner.fingerprint,
+        device=str(model.device),
+        dtype="int8" if settings.quantize == "int8" else str(model.dtype).removeprefix("torch."),
+        max_speakers=MAX_SPEAKERS,
+        max_text_chars=MAX_TEXT_CHARS,
+        max_prompt_s=MAX_REFERENCE_S,
+        max_passage_chars=MAX_PASSAGE_CHARS,
+        apart=True,
+        sounds=SOUNDS,
+        codec="dac",
+        codec_fingerprint=runner.codec_fingerprint,
+    )
+    return BatchedEngine(info, runner, max_queue=settings.max_queue, outbox_s=settings.outbox_s, encode=runner.encode)
+
+
+def build(settings: Settings, context: BuildContext) -> BatchedEngine:
+    """Dia-1.6B, ready to speak. Raises EngineUnavailable."""
+    return engine_of(load_from(settings, context, guards=Guards()), settings)

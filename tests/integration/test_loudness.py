@@ -1,0 +1,69 @@
+"""One loudness for every voice, request and sentence, over HTTP."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import openai
+import pytest
+
+from app.engines.espeak import TIMBRES
+from app.voices.enhancement import CEILING_DBTP, TARGET_LUFS
+from tests.ears import decode, loudness_lufs, true_peak_dbtp
+from tests.live import serving
+
+pytestmark = pytest.mark.integration
+
+TEXT = "Well, I don't know. Perhaps we should ask her first, before anything else happens? The soup needs more salt."
+
+
+def speak(client: openai.OpenAI, **fields: object) -> bytes:
+    voice, fields["response_format"] = str(fields.pop("voice", "onyx")), fields.get("response_format", "pcm")
+    return client.audio.speech.create(model="tts-1", voice=voice, input=TEXT, extra_body=fields).content
+
+
+@pytest.mark.parametrize("voice", ["alloy", "cedar", "fable", "onyx", "sage", "verse"])
+def test_voices_are_equally_loud(client: openai.OpenAI, voice: str) -> None:
+    heard = decode(speak(client, voice=voice), "pcm")
+    assert loudness_lufs(heard.samples, 24_000) == pytest.approx(TARGET_LUFS, abs=1.0)
+    assert true_peak_dbtp(heard.samples, 24_000) < CEILING_DBTP + 0.3
+
+
+@pytest.mark.parametrize(
+    "fields", [{"speed": 0.7}, {"speed": 1.6}, {"sample_rate": 48_000}, {"response_format": "mp3"}]
+)
+def test_however_it_is_asked_for(client: openai.OpenAI, fields: dict[str, object]) -> None:
+    heard = decode(
+        speak(client, **fields), str(fields.get("response_format", "pcm")), int(str(fields.get("sample_rate", 24_000)))
+    )
+    assert loudness_lufs(heard.samples, heard.rate_hz) == pytest.approx(TARGET_LUFS, abs=1.0)
+
+
+def test_a_dialogue_is_equally_loud_throughout(client: openai.OpenAI, server: str) -> None:
+    turns = [
+        {"voice": voice, "text": "We walked along the river after dinner."} for voice in ("onyx", "marin", "fable")
+    ]
+    heard = decode(
+        client.post("/audio/dialogue", body={"turns": turns, "response_format": "pcm"}, cast_to=bytes), "pcm"
+    )
+    assert loudness_lufs(heard.samples, 24_000) == pytest.approx(TARGET_LUFS, abs=1.0)
+
+
+def test_a_voice_that_comes_too_soft_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TIMBRES, "onyx", replace(TIMBRES["onyx"], gain_db=-10.0))
+    with serving(tmp_path) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client:
+        evened, plain = (decode(speak(client, enhance=on), "pcm").samples for on in (True, False))
+    assert loudness_lufs(plain, 24_000) < TARGET_LUFS - 8
+    assert loudness_lufs(evened, 24_000) == pytest.approx(TARGET_LUFS, abs=1.0)
+
+
+def test_it_can_be_turned_off(client: openai.OpenAI, tmp_path: Path) -> None:
+    """By whether one answer is another's from the cache: eSpeak NG itself is never quite the same."""
+    evened, plain = speak(client), speak(client, enhance=False)
+    assert evened != plain
+    assert speak(client, enhance=True) == evened
+    with serving(tmp_path, TTS_ENHANCE="off") as url, openai.OpenAI(base_url=f"{url}/v1", api_key="any") as other:
+        plain = speak(other)
+        assert speak(other, enhance=False) == plain
+        assert speak(other, enhance=True) != plain

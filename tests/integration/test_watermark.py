@@ -1,0 +1,119 @@
+"""The mark over HTTP: who carries it, who finds it, and what is said where it can't be had."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from app.audio import watermark
+from tests.ears import decode, loudness_lufs
+from tests.live import ROOT, environment, serving
+
+pytestmark = pytest.mark.integration
+
+TEXT = "We walked along the river after dinner, and the library closes at eight this evening."
+
+
+@pytest.fixture(scope="module")
+def marking(tmp_path_factory: pytest.TempPathFactory) -> str:
+    with serving(tmp_path_factory.mktemp("marking"), TTS_WATERMARK="all") as url:
+        yield url
+
+
+def speak(url: str, **fields: object) -> bytes:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+        voice = fields.pop("voice", "onyx")
+        return client.audio.speech.create(model="tts-1", voice=voice, input=TEXT, extra_body=fields).content
+
+
+def detect(url: str, data: bytes, prefix: str = "/v1") -> dict[str, object]:
+    answer = httpx.post(f"{url}{prefix}/audio/watermark/detect", files={"file": ("x", data)}, timeout=30)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": "mp3"},
+        {"response_format": "opus", "sample_rate": 48_000},
+        {"response_format": "aac"},
+        {"response_format": "wav", "sample_rate": 8_000},
+        {"response_format": "mp3", "speed": 1.1},
+        {"response_format": "flac", "speed": 2.0},
+        {"response_format": "mp3", "max_audio_length_ms": 2500},
+    ],
+)
+def test_what_is_spoken_here_is_recognised(marking: str, server: str, fields: dict[str, object]) -> None:
+    found = detect(marking, speak(marking, **fields))
+    assert found["watermarked"] is True
+    assert float(str(found["score"])) > 0.8
+    unmarked = detect(marking, speak(server, **fields))
+    assert unmarked["watermarked"] is False
+    assert float(str(unmarked["score"])) < 0.3
+
+
+def test_standard_voices_are_not_marked_by_default(server: str) -> None:
+    assert httpx.get(f"{server}/health").json()["watermark"] == {"marked": "cloned", "reason": None}
+    assert detect(server, speak(server), "/api/v1")["watermarked"] is False
+
+
+def test_marked_answers_stream_as_they_are_kept(marking: str) -> None:
+    first, again = speak(marking), speak(marking)
+    assert first == again
+    assert detect(marking, again)["watermarked"] is True
+
+
+def test_marking_changes_neither_length_nor_loudness(marking: str, server: str) -> None:
+    """eSpeak NG is a few samples longer one time than another."""
+    marked, plain = (decode(speak(url, response_format="pcm"), "pcm") for url in (marking, server))
+    assert marked.seconds == pytest.approx(plain.seconds, abs=0.02)
+    change = loudness_lufs(marked.samples, 24_000) - loudness_lufs(plain.samples, 24_000)
+    assert abs(change) < 0.3
+
+
+def test_what_is_no_sound_is_a_400(server: str) -> None:
+    answer = httpx.post(f"{server}/v1/audio/watermark/detect", files={"file": ("x.wav", b"not a sound")})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "bad_reference"
+    assert answer.json()["error"]["param"] == "file"
+    answer = httpx.post(f"{server}/v1/audio/watermark/detect", data={"x": "y"})
+    assert answer.status_code == 400
+
+
+@pytest.fixture
+def without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watermark, "_package", lambda: None)
+    watermark.load.cache_clear()
+
+
+@pytest.mark.usefixtures("without_the_extra")
+def test_without_the_extra_it_speaks_and_says_so(tmp_path: Path) -> None:
+    with serving(tmp_path) as url:
+        told = httpx.get(f"{url}/health").json()["watermark"]
+        assert told["marked"] == "nobody"
+        assert "pip install" in told["reason"]
+        assert len(speak(url)) > 1000
+        answer = httpx.post(f"{url}/v1/audio/watermark/detect", files={"file": ("x.mp3", speak(url))})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "not_supported")
+
+
+def test_all_without_the_extra_does_not_start(tmp_path: Path) -> None:
+    code = "from app.audio import watermark; watermark._package = lambda: None; import app.main; app.main.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment(tmp_path, TTS_WATERMARK="all", PORT="0"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "TTS_WATERMARK=all" in done.stderr
+    assert "pip install 'tts-server[watermark]'" in done.stderr

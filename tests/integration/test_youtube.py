@@ -1,0 +1,125 @@
+"""Cloning from an address, over HTTP: the real yt-dlp, and this machine in place of YouTube by the test's rules."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import soxr
+
+from app import assemble
+from app.engines.espeak import Library
+from app.voices.youtube import FetchLimits, YouTube
+from tests.live import serving, wait_until
+from tests.unit.test_youtube import TEST_RULES, Site, mp3
+
+pytestmark = pytest.mark.integration
+
+WORDS = "We walked along the river after dinner, and the library closes at eight this evening. Please call me back."
+PATH = "/v1/voice-cloning/clone-from-youtube"
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    made = Site()
+    library = Library()
+    made.sound = mp3(soxr.resample(library.synthesize(WORDS, "gmw/en-US+announcer", 50), library.rate_hz, 24_000))
+    thread = threading.Thread(target=made.serve_forever, daemon=True)
+    thread.start()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+@pytest.fixture(scope="module")
+def cloning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assemble, "YouTube", lambda: YouTube(rules=TEST_RULES, limits=FetchLimits(wall_s=20.0)))
+        with serving(tmp_path_factory.mktemp("youtube")) as url:
+            yield url
+
+
+def body(site: Site, **fields: Any) -> dict[str, Any]:
+    return {"youtube_url": f"{site.url}/sound.mp3", "voice_name": "Ann", "transcript": WORDS, **fields}
+
+
+def test_a_voice_from_an_address(cloning: str, site: Site) -> None:
+    answer = httpx.post(cloning + PATH, json=body(site, duration="0:30", consent="She said yes."), timeout=60)
+    assert answer.status_code == 200, answer.text
+    voice = answer.json()["voice"]
+    assert (voice["name"], voice["transcript"], voice["origin"]) == ("Ann", WORDS, "youtube")
+    assert voice["consent"]["text"] == "She said yes."
+    listed = httpx.get(f"{cloning}/v1/audio/voices").json()["voices"]
+    assert voice["id"] in [one["id"] for one in listed]
+
+
+@pytest.mark.parametrize("how", [{"params": {"stream": "true"}}, {"headers": {"Accept": "text/event-stream"}}])
+def test_progress_as_events(cloning: str, site: Site, how: dict[str, Any]) -> None:
+    path = "/api/v1/audio/speech/voice-cloning/youtube"
+    answer = httpx.post(cloning + path, json=body(site, voice_name="Bea"), timeout=60, **how)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    events = [json.loads(line) for line in lines[:-1]]
+    assert [event["type"] for event in events] == ["progress"] * (len(events) - 1) + ["done"]
+    assert [event["stage"] for event in events[:-1] if event["stage"] != "fetching"] == [
+        "looking",
+        "decoding",
+        "cloning",
+    ]
+    assert events[-1]["voice"]["name"].startswith("Bea")
+
+
+def test_faults(cloning: str, site: Site) -> None:
+    stream = {"params": {"stream": "true"}}
+    gone = body(site, youtube_url=f"{site.url}/gone")
+    plain = httpx.post(cloning + PATH, json=gone, timeout=60)
+    assert (plain.status_code, plain.json()["error"]["code"]) == (400, "youtube_failed")
+    told = httpx.post(cloning + PATH, json=gone, timeout=60, **stream)
+    assert told.status_code == 200
+    last = json.loads(told.text.split("\n\n")[-3].removeprefix("data: "))
+    assert last["error"]["code"] == "youtube_failed"
+    for wrong in (
+        {"duration": 0.5},
+        {"start_time": -1},
+        {"start_time": "soon"},
+        {"voice_name": None},
+        {"duration": "9:9:9"},
+    ):
+        for how in ({}, stream):
+            answer = httpx.post(cloning + PATH, json=body(site, **wrong), timeout=60, **how)
+            assert answer.status_code == 400, wrong
+    answer = httpx.post(cloning + PATH, json=body(site, voice_name="x" * 10_000), timeout=60, **stream)
+    assert answer.status_code == 400  # before anything is fetched, so no event comes before it
+
+
+def test_a_caller_who_leaves_leaves_nothing(cloning: str, site: Site) -> None:
+    slow = body(site, youtube_url=f"{site.url}/slow.mp3")
+    with (
+        httpx.Client(timeout=60) as client,
+        client.stream("POST", cloning + PATH, json=slow, params={"stream": "true"}) as answer,
+    ):
+        for line in answer.iter_lines():
+            if "fetching" in line:
+                break
+    wait_until(lambda: not list(Path(tempfile.gettempdir()).glob("tts-youtube-*/sound.*")), 10)
+
+
+def test_the_real_rules_take_youtube_only(server: str) -> None:
+    assert httpx.get(f"{server}/health").json()["youtube"] == {"on": True, "reason": None}
+    for url in ("http://127.0.0.1:1/x.mp3", "https://example.com/watch?v=dQw4w9WgXcQ", "file:///etc/passwd"):
+        answer = httpx.post(server + PATH, json={"youtube_url": url, "voice_name": "A"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "youtube_url_invalid")
+
+
+def test_turned_off_it_is_not_there(tmp_path: Path) -> None:
+    with serving(tmp_path, TTS_YOUTUBE="off") as url:
+        answer = httpx.post(url + PATH, json={"youtube_url": "https://youtu.be/dQw4w9WgXcQ", "voice_name": "A"})
+        assert answer.status_code in (404, 405)
+        assert httpx.get(f"{url}/health").json()["youtube"]["on"] is False

@@ -1,0 +1,288 @@
+"""Dia's model against transformers, token for token in float32, by a plain loop without rows or scheduling."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from app.engines.dia import DEFAULTS, Guided, pick
+from app.models.dia.config import DiaConfig, read_config
+from app.models.dia.layout import weights_of
+from app.models.dia.model import DiaModel
+from app.models.dia.prompt import text_ids
+from app.models.dia.tracks import Tracks
+from app.models.weights import open_checkpoints
+from app.runtime.sampling import Knobs, ReferenceNoise
+from tests.parity import dia_oracle as oracle
+
+pytestmark = pytest.mark.unit
+
+CPU = torch.device("cpu")
+FRAMES = 40
+TEXT = "[S1] Hello there, how are you? [S2] Fine. (laughs)"
+GREEDY = Guided(Knobs(temperature=0.0, top_k=45, top_p=1.0), 3.0)
+
+
+def load(folder: Path) -> DiaModel:
+    config = read_config(folder)
+    model = DiaModel(config, device=CPU, dtype=torch.float32)
+    model.load(weights_of(open_checkpoints(folder), config))
+    return model.eval()
+
+
+@torch.inference_mode()
+def generate(
+    model: DiaModel, text: str, frames: int, how: Guided = GREEDY, *, prompt: Any = None, seed: int | None = None
+) -> torch.Tensor:
+    """Frames (T, C) of one text."""
+    c = model.config
+    cache, tracks = model.cache(1), Tracks(c, 1, CPU)
+    for _ in model.listen(torch.tensor(text_ids(text, c.max_text)), cache, 0):
+        pass
+    prompt = torch.zeros(0, c.channels, dtype=torch.long) if prompt is None else prompt
+    tracks.begin(0, prompt, frames)
+    model.read(tracks.heard(0, 0, len(prompt)), cache, 0, 0)
+    noise = None if seed is None else ReferenceNoise(seed)
+    position, said = len(prompt), []
+    row = torch.zeros(1, dtype=torch.long)
+    while True:
+        logits = model.advance(tracks.at(row, torch.tensor([position])), cache, [0], [position])
+        drawn = noise.draw(c.channels * c.audio_vocab).view(c.channels, -1) if noise else None
+        codes, _ = pick(c, logits, [how], drawn)
+        position += 1
+        found, count = tracks.put(row, torch.tensor([position]), codes)
+        index = position - tracks.first_frame(len(prompt))
+        if 0 <= index < int(count):
+            said.append(found[0])
+        if index + 1 >= int(count):
+            return torch.stack(said) if said else torch.zeros(0, c.channels, dtype=torch.long)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    return oracle.model(seed=1)
+
+
+@pytest.fixture(scope="module")
+def folder(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return oracle.save(reference, tmp_path_factory.mktemp("dia"))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> DiaModel:
+    return load(folder)
+
+
+def as_bytes(text: str) -> bytes:
+    return bytes(text_ids(text, 1024))
+
+
+@pytest.mark.parametrize("text", [TEXT, "[S1] x", "Grüße — 早上好 😀 \n[S3] what?"])
+def test_greedy(model: DiaModel, reference: Any, text: str) -> None:
+    [expected] = oracle.generate(reference, [as_bytes(text)], FRAMES)
+    assert len(expected) == FRAMES
+    assert torch.equal(generate(model, text, FRAMES), expected)
+    assert len(expected.unique()) > 60  # no model that says one thing
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.5, 8.0])
+def test_guidance(model: DiaModel, reference: Any, scale: float) -> None:
+    how = Guided(GREEDY.knobs, scale)
+    [expected] = oracle.generate(reference, [as_bytes(TEXT)], FRAMES, guidance_scale=scale or None)
+    assert torch.equal(generate(model, TEXT, FRAMES, how), expected)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("knobs", [Knobs(1.8, 45, 0.9), Knobs(1.2, 30, 0.95), Knobs(1.0, 5, 1.0)])
+def test_seeded(model: DiaModel, reference: Any, seed: int, knobs: Knobs) -> None:
+    given = {"temperature": knobs.temperature, "top_k": knobs.top_k, "top_p": knobs.top_p}
+    [expected] = oracle.generate(reference, [as_bytes(TEXT)], FRAMES, seed=seed, **given)
+    assert torch.equal(generate(model, TEXT, FRAMES, Guided(knobs, 3.0), seed=seed), expected)
+
+
+@pytest.mark.parametrize("length", [1, 7, 30])
+def test_audio_prompt(model: DiaModel, reference: Any, length: int) -> None:
+    prompt = torch.randint(0, 1024, (length, 9), generator=torch.Generator().manual_seed(length))
+    [expected] = oracle.generate(reference, [as_bytes(TEXT)], FRAMES, prompts=[prompt])
+    assert torch.equal(generate(model, TEXT, FRAMES, prompt=prompt), expected)
+
+
+def test_natural_end(tmp_path: Path) -> None:
+    """A model whose EOS is as likely as a code that it says now and then."""
+    plain = oracle.model(seed=3)
+    codes = oracle.generate(plain, [as_bytes(TEXT)], 120)[0][:, 0]
+    values, counts = codes[30:].unique(return_counts=True)
+    ending = oracle.model(seed=3, ending=int(values[counts.argmax()]))
+    [expected] = oracle.generate(ending, [as_bytes(TEXT)], 120)
+    assert 5 < len(expected) < 120
+    assert torch.equal(generate(load(oracle.save(ending, tmp_path)), TEXT, 120), expected)
+
+
+@pytest.mark.parametrize("file", ["dia-v1.pth", "model.safetensors"])
+def test_both_layouts_are_one_model(model: DiaModel, folder: Path, tmp_path: Path, file: str) -> None:
+    other = load(oracle.as_nari(folder, tmp_path, file=file))
+    names = [name for name, _ in model.named_parameters()]
+    assert names == [name for name, _ in other.named_parameters()]
+    for name in names:
+        assert torch.equal(model.get_parameter(name), other.get_parameter(name)), name
+
+
+def test_sharded(reference: Any, model: DiaModel, tmp_path: Path) -> None:
+    other = load(oracle.save(reference, tmp_path, max_shard_size="1MB"))
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert torch.equal(generate(other, TEXT, 20), generate(model, TEXT, 20))
+
+
+def test_config_spellings(folder: Path, tmp_path: Path) -> None:
+    """Ids at the top and rope_theta, as transformers 4 and nari wrote them, or below and in rope_parameters."""
+    raw = json.loads((folder / "config.json").read_text())
+    assert "rope_parameters" in raw["decoder_config"]
+    old = dict(raw, eos_token_id=1024, pad_token_id=1025, bos_token_id=1026, norm_eps=1e-5)
+    for part in ("encoder_config", "decoder_config"):
+        inner = dict(old[part])
+        del inner["rope_parameters"]
+        for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+            inner.pop(name, None)
+        old[part] = inner | {"rope_theta": 10000.0, "rope_scaling": None}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert read_config(tmp_path) == read_config(folder)
+
+
+def test_the_blind_half_is_a_constant(reference: Any, model: DiaModel) -> None:
+    """transformers' encoder of zeros: one vector, whatever the length; through a layer's cross-attention, ours."""
+    with torch.no_grad():
+        zeros = torch.zeros(1, 50, dtype=torch.long)
+        hidden = reference.model.encoder(zeros, attention_mask=torch.ones_like(zeros)).last_hidden_state
+        for layer, block in enumerate(reference.model.decoder.layers):
+            across = block.cross_attention
+            expected = across.o_proj(across.v_proj(hidden))[0]
+            assert (expected - model.blind[layer]).abs().max() < 1e-5
+
+
+# ---- v0.1: transformers has no such model; what differs is written out here
+
+
+class First:
+    """v0.1 by transformers' modules without a cache: RoPE put into cross-attention, and nari's sampler of then."""
+
+    def __init__(self, reference: Any) -> None:
+        self.model = reference.model
+        self.head = reference.logits_dense
+
+    def _turned(self, x: torch.Tensor) -> torch.Tensor:
+        """nari-labs/dia at 2811af1, layers.py: RotaryEmbedding over (T, heads, d)."""
+        half = x.shape[-1] // 2
+        timescale = 10_000 ** (2.0 * torch.arange(half) / x.shape[-1])
+        angles = torch.arange(len(x))[:, None, None] / timescale
+        first, second = x[..., :half], x[..., half:]
+        return torch.cat(
+            (first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()), -1
+        )
+
+    def logits(self, text: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """(C, V) after ids (T, C)."""
+        decoder = self.model.decoder
+        heard = self.model.encoder(text[None]).last_hidden_state
+        x = decoder.embeddings(ids[None])
+        count = len(ids)
+        turns = decoder.rotary_emb(x, position_ids=torch.arange(count)[None])
+        causal = torch.full((count, count), -torch.inf).triu(1)[None, None]
+        for block in decoder.layers:
+            x = x + block.self_attention(block.pre_sa_norm(x), turns, causal)[0]
+            across = block.cross_attention
+            size = across.head_dim
+            q = self._turned(across.q_proj(block.pre_ca_norm(x))[0].view(count, -1, size))
+            k = self._turned(across.k_proj(heard)[0].view(len(text), -1, size))
+            v = across.v_proj(heard)[0].view(len(text), -1, size)
+            weights = torch.einsum("thd,shd->hts", q, k).softmax(-1)
+            seen = torch.einsum("hts,shd->thd", weights, v).reshape(1, count, -1)
+            x = x + across.o_proj(seen)
+            x = x + block.mlp(block.pre_mlp_norm(x))
+        return self.head(decoder.norm(x)[0, -1]).view(9, -1)
+
+    @torch.no_grad()
+    def generate(self, text: bytes, frames: int, how: Guided, prompt: torch.Tensor, seed: int | None) -> torch.Tensor:
+        given = torch.tensor(list(text))
+        pattern = oracle.inputs([text], [prompt])["decoder_input_ids"][0]
+        lead = 1 + len(prompt)
+        ids = pattern[:lead]
+        end = lead + frames
+        torch.manual_seed(seed or 0)
+        for position in range(lead, 10_000):
+            seeing, blind = self.logits(given, ids), self.logits(torch.zeros_like(given), ids)
+            mixed = seeing + how.cfg_scale * (seeing - blind)
+            mixed[:, 1025:] = -torch.inf
+            mixed[1:, 1024:] = -torch.inf
+            mixed[0, 1024] *= 0.8
+            drawn = self._draw(mixed, how.knobs, sample=seed is not None)
+            if drawn[0] == oracle.EOS:
+                end = min(end, position)
+            for channel, delay in enumerate(oracle.DELAYS):
+                if position >= end + delay:
+                    drawn[channel] = oracle.EOS if position == end + delay else oracle.PAD
+                if position < len(pattern) and pattern[position, channel] != oracle.PAD:
+                    drawn[channel] = pattern[position, channel]
+            ids = torch.cat((ids, drawn[None]))
+            if position >= end + max(oracle.DELAYS):
+                break
+        return torch.stack([ids[lead + d : end + d, c] for c, d in enumerate(oracle.DELAYS)], dim=1)
+
+    @staticmethod
+    def _draw(logits: torch.Tensor, knobs: Knobs, *, sample: bool) -> torch.Tensor:
+        """_sample_next_token of that commit."""
+        if not sample:
+            return logits.argmax(-1)
+        logits = logits / knobs.temperature
+        best = logits.argmax(-1)
+        logits[best != oracle.EOS, oracle.EOS] = -torch.inf
+        order = logits.topk(knobs.top_k, dim=-1).indices
+        logits = logits.masked_fill(torch.ones_like(logits, dtype=torch.bool).scatter(-1, order, False), -torch.inf)
+        if knobs.top_p < 1:
+            chances, order = logits.softmax(-1).sort(dim=-1, descending=True)
+            drop = (chances.cumsum(-1) > knobs.top_p).roll(1, -1)
+            drop[:, 0] = False
+            logits = logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), -torch.inf)
+        return torch.multinomial(logits.softmax(-1), 1)[:, 0]
+
+
+@pytest.fixture(scope="module")
+def first(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> DiaModel:
+    return load(oracle.as_first(folder, tmp_path_factory.mktemp("first")))
+
+
+@pytest.mark.parametrize("length", [0, 5])
+@pytest.mark.parametrize("seed", [None, 4])
+def test_first_release(first: DiaModel, reference: Any, model: DiaModel, length: int, seed: int | None) -> None:
+    assert first.config.release == "v0.1"
+    knobs = DEFAULTS["v0.1"].knobs if seed is not None else GREEDY.knobs
+    how = Guided(knobs, 3.0)
+    prompt = torch.randint(0, 1024, (length, 9), generator=torch.Generator().manual_seed(2))
+    expected = First(reference).generate(as_bytes(TEXT), 20, how, prompt, seed)
+    found = generate(first, TEXT, 20, how, prompt=prompt, seed=seed)
+    assert torch.equal(found, expected)
+    assert not torch.equal(generate(model, TEXT, 20, how, prompt=prompt, seed=seed), expected)
+
+
+def test_first_release_ends(reference: Any, tmp_path: Path) -> None:
+    plain = First(oracle.model(seed=3))
+    how, prompt = GREEDY, torch.zeros(0, 9, dtype=torch.long)
+    codes = plain.generate(as_bytes(TEXT), 40, how, prompt, None)[:, 0]
+    ending = oracle.model(seed=3, ending=int(codes[25]))
+    with torch.no_grad():
+        ending.logits_dense.weight[oracle.EOS] *= 1.3  # 0.8 of it must be enough
+    expected = First(ending).generate(as_bytes(TEXT), 40, how, prompt, None)
+    assert 0 < len(expected) < 40
+    folder = oracle.as_first(oracle.save(ending, tmp_path / "a"), tmp_path / "b")
+    assert torch.equal(generate(load(folder), TEXT, 40), expected)
+
+
+def test_configs_name_their_release(folder: Path, first: DiaModel) -> None:
+    found: DiaConfig = read_config(folder)
+    assert found.release == "0626"
+    assert found.decoder.cross is not None
+    assert not found.decoder.cross.rotated
+    assert found.max_frames == first.config.max_frames == 3056

@@ -1,0 +1,376 @@
+"""Rows of Dia: whoever else speaks, however the script was read, whatever was cancelled, a request's codes are its
+own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from app.engines.dia import CHUNK_FRAMES, FIRST_FRAMES, DiaRunner, Guards
+from app.engines.dia_load import load_runner
+from app.errors import BadReference, EmptyText, TextTooLong, TooManySpeakers
+from app.models.layers import CrossCache
+from app.types import Reference, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
+from bench.random_dia import fabricate_dia
+
+pytestmark = pytest.mark.unit
+
+CPU = torch.device("cpu")
+VOICE, OTHER = Voice("v", "v", "cloned"), Voice("w", "w", "cloned")
+FRAME_S = 512 / 44_100
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fabricate_dia(tmp_path_factory.mktemp("dia"))
+
+
+def make(folder: Path, **options: object) -> DiaRunner:
+    values = {"device": CPU, "dtype": torch.float32, "max_rows": 6, "guards": None, "piece": 16} | options
+    return load_runner(folder, folder / "dac", **values)
+
+
+@pytest.fixture(scope="module")
+def runner(folder: Path) -> DiaRunner:
+    return make(folder)
+
+
+def prompt(frames: int = 20, seed: int = 1, text: str = "What the voice once said.") -> VoicePrompt:
+    codes = np.random.default_rng(seed).integers(0, 1024, (9, frames)).astype(np.int16)
+    return VoicePrompt(f"voice{seed}", "dac", codes, text)
+
+
+def speech(text: str, seed: int = 1, frames: int = 12, **options: object) -> Utterance:
+    voice = options.pop("prompt", None)
+    sampling = options.pop("sampling", Sampling())
+    return Utterance((SpokenLine(text, 0, VOICE, voice),), sampling, seed, frames * FRAME_S)
+
+
+class Driver:
+    """Plays the loop: a turn is a piece of script for each row that reads, and a step of those that speak."""
+
+    def __init__(self, runner: DiaRunner) -> None:
+        self.runner = runner
+        self.reading: list[int] = []
+        self.speaking: list[int] = []
+        self.codes: dict[int, list[np.ndarray]] = {}
+        self.sounds: dict[int, list[np.ndarray]] = {}
+        self.pieces = 0
+
+    def start(self, row: int, utterance: Utterance) -> None:
+        self.runner.admit(row, utterance)
+        self.reading.append(row)
+        self.codes[row], self.sounds[row] = [], []
+
+    def stop(self, row: int) -> None:
+        for rows in (self.reading, self.speaking):
+            if row in rows:
+                rows.remove(row)
+        self.runner.release(row)
+
+    def turn(self, paused: frozenset[int] = frozenset()) -> None:
+        for row in list(self.reading):
+            self.pieces += 1
+            if self.runner.prefill(row):
+                self.reading.remove(row)
+                self.speaking.append(row)
+        rows = [row for row in self.speaking if row not in paused]
+        if not rows:
+            return
+        result = self.runner.step(rows)
+        assert result.silent is not None
+        live = [i for i in range(len(rows)) if not (result.ended[i] or result.silent[i])]
+        if live:
+            made = self.runner.sound([rows[i] for i in live], result.codes[live])
+            for i, sound in zip(live, made, strict=True):
+                self.codes[rows[i]].append(result.codes[i])
+                self.sounds[rows[i]].append(sound)
+        for i, over in enumerate(result.ended):
+            if over:
+                self.stop(rows[i])
+
+    def finish(self) -> None:
+        while self.reading or self.speaking:
+            self.turn()
+
+    def said(self, row: int) -> np.ndarray:
+        return np.stack(self.codes[row]) if self.codes[row] else np.zeros((0, 9), np.int16)
+
+    def sound(self, row: int) -> np.ndarray:
+        return np.concatenate(self.sounds[row])
+
+
+def alone(runner: DiaRunner, utterance: Utterance, row: int = 0) -> np.ndarray:
+    driver = Driver(runner)
+    driver.start(row, utterance)
+    driver.finish()
+    return driver.said(row)
+
+
+REQUESTS = [
+    speech("One.", 1, 30),
+    speech("Two, with a voice.", 2, 22, prompt=prompt()),
+    speech("Three is greedy.", 3, 26, sampling=Sampling(temperature=0.0)),
+    speech("Four is hot and free of guidance.", 4, 19, sampling=Sampling(temperature=2.0, top_k=0, cfg_scale=0.0)),
+    speech("Five is narrow.", 5, 25, sampling=Sampling(top_k=3, top_p=0.5)),
+    speech("Six is long. " * 20, 6, 21, prompt=prompt(70, 2)),
+]
+
+
+def test_a_row_is_as_good_as_another(runner: DiaRunner) -> None:
+    first = alone(runner, REQUESTS[0], row=0)
+    assert first.shape == (30, 9)
+    assert first.min() >= 0
+    assert first.max() < 1024
+    assert np.array_equal(alone(runner, REQUESTS[0], row=5), first)
+    assert not np.array_equal(alone(runner, speech("One.", 2, 30)), first)
+
+
+def test_company_changes_nothing(runner: DiaRunner) -> None:
+    """Requests with settings of their own, that come at different times, in any row, pause and are cancelled."""
+    lone = Driver(runner)
+    codes, sounds = [], []
+    for request in REQUESTS:
+        lone.start(0, request)
+        lone.finish()
+        codes.append(lone.said(0))
+        sounds.append(lone.sound(0))
+    driver = Driver(runner)
+    rows = [5, 2, 0, 3, 1, 4]
+    random = np.random.default_rng(0)
+    for turn, (row, request) in enumerate(zip(rows, REQUESTS, strict=True)):
+        driver.start(row, request)
+        for _ in range(4):
+            driver.turn(frozenset(random.choice(6, 2).tolist()))
+        if turn == 4:
+            driver.stop(5)  # its reader is gone; the row goes to somebody else
+            driver.start(5, REQUESTS[0])
+    driver.finish()
+    for row, expected, sound in zip(rows, codes, sounds, strict=True):
+        assert np.array_equal(driver.said(row), expected), row
+        assert np.abs(driver.sound(row) - sound).max() < 1e-5
+
+
+@pytest.mark.parametrize("piece", [1, 7, 500])
+def test_pieces_of_a_script(folder: Path, runner: DiaRunner, piece: int) -> None:
+    assert np.array_equal(alone(make(folder, piece=piece), REQUESTS[5]), alone(runner, REQUESTS[5]))
+
+
+def test_a_long_script_is_read_in_bounded_pieces(folder: Path) -> None:
+    driver = Driver(make(folder, piece=16))
+    driver.start(0, REQUESTS[5])
+    while driver.reading:
+        driver.turn()
+    assert driver.pieces > 5
+
+
+def test_sound_comes_in_its_schedule(runner: DiaRunner) -> None:
+    driver = Driver(runner)
+    frames = FIRST_FRAMES + 2 * CHUNK_FRAMES + 3
+    driver.start(0, speech("A schedule.", frames=frames))
+    driver.finish()
+    sizes = [len(sound) for sound in driver.sounds[0]]
+    assert sum(sizes) == frames * 512
+    assert [i + 1 for i, size in enumerate(sizes) if size] == [
+        FIRST_FRAMES,
+        FIRST_FRAMES + 8,
+        FIRST_FRAMES + 16,
+        frames,
+    ]
+    one = Driver(runner)
+    one.start(0, speech("Short.", frames=2))
+    one.finish()
+    assert [len(sound) for sound in one.sounds[0]] == [0, 1024]
+
+
+def test_two_voices_in_one_go(runner: DiaRunner) -> None:
+    """Their recordings lie one after the other in the order of their transcripts."""
+    a, b = prompt(10, 1, "I am a."), prompt(7, 2, "I am b.")
+    lines = (SpokenLine("First.", 0, VOICE, a), SpokenLine("Second.", 0, OTHER, b), SpokenLine("Third.", 0, VOICE, a))
+    runner.admit(0, Utterance(lines, Sampling(), 1, 1.0))
+    state = runner._rows[0]
+    text = "[S1] I am a. [S2] I am b. [S1] First. [S2] Second. [S1] Third. [S2]"
+    assert bytes(state.ids) == text.replace("[S1]", "\1").replace("[S2]", "\2").encode()
+    assert np.array_equal(state.prompt.numpy(), np.concatenate([a.codes, b.codes], axis=1).T)
+    only_second = (SpokenLine("First.", 0, VOICE), SpokenLine("Second.", 1, OTHER, b))
+    runner.admit(1, Utterance(only_second, Sampling(), 1, 1.0))
+    assert bytes(runner._rows[1].ids) == b"\1 I am b. \2 First. \1 Second. \2"
+    three = (*lines, SpokenLine("Fourth.", 2, VOICE, a))
+    with pytest.raises(TooManySpeakers):
+        runner.admit(2, Utterance(three, Sampling(), 1, 1.0))
+
+
+def test_exact_is_exact(folder: Path) -> None:
+    exact = make(folder, exact=True)
+    for text in ("no tag (at all) — <pad>", "[S2] x [S2]", "  "):
+        exact.admit(0, speech(text))
+        assert bytes(exact._rows[0].ids) == text.replace("[S2]", "\2").encode()
+    with pytest.raises(EmptyText):
+        exact.admit(0, speech(""))
+
+
+def ending_at(runner: DiaRunner, at: set[int]) -> None:
+    """Make the model want EOS, and nothing else in channel 0, at these steps of its only row."""
+    advance, steps = runner.model.advance, {"n": 0}
+
+    def forced(*given: object) -> tuple[torch.Tensor, torch.Tensor]:
+        seeing, blind = advance(*given)  # type: ignore[arg-type]
+        if steps["n"] in at:
+            seeing[:, 0, 1024] = blind[:, 0, 1024] = 1e4
+        steps["n"] += 1
+        return seeing, blind
+
+    runner.model.advance = forced  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("end", [0, 1, 7, 20])
+def test_eos_counts_down(folder: Path, end: int) -> None:
+    runner = make(folder)
+    free = alone(runner, speech("Ends.", frames=40))
+    ending_at(runner, {end})
+    driver = Driver(runner)
+    driver.start(0, speech("Ends.", frames=40))
+    driver.finish()
+    found = driver.said(0)
+    assert len(found) == end
+    assert found.max(initial=0) < 1024
+    # Up to there nothing is different: channel 0 has no delay, channel 8 had 15 steps more.
+    assert np.array_equal(found[:, 0], free[:end, 0])
+    assert sum(map(len, driver.sounds[0])) == end * 512
+
+
+def test_guards(folder: Path) -> None:
+    told: list[str] = []
+    runner = make(folder, guards=Guards(min_s=0.1, pace=1.0, slack_s=0.2), on_guard=told.append)
+    limit = round((0.2 + len(" Never ends.") / 15) / FRAME_S)
+    assert len(alone(runner, speech("Never ends.", frames=999))) == limit
+    assert told == ["frame_cap"]
+    told.clear()
+    ending_at(runner, set(range(1000)))
+    assert len(alone(runner, speech("Never ends.", frames=999))) == round(0.1 / FRAME_S)
+    assert told == ["early_end"] * round(0.1 / FRAME_S)
+
+
+def test_a_stuck_model_is_ended(folder: Path) -> None:
+    told: list[str] = []
+    runner = make(folder, guards=Guards(slack_s=60.0), on_guard=told.append)
+    runner.model.head = Monotone()
+    driver = Driver(runner)
+    driver.start(0, speech("Stuck.", frames=3000, sampling=Sampling(temperature=0.0)))
+    driver.finish()
+    assert told == ["repeat"]
+    assert 1.0 <= len(driver.said(0)) * FRAME_S < 1.1
+    assert len(driver.sound(0)) == len(driver.said(0)) * 512
+
+
+class Monotone(torch.nn.Module):
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(len(h), 9, 1028)
+        logits[:, :, 5] = 1.0
+        return logits.flatten(1)
+
+
+def test_too_long(folder: Path, runner: DiaRunner) -> None:
+    with pytest.raises(TextTooLong, match="1024"):
+        runner.admit(0, speech("word " * 250))
+    guarded = make(folder, guards=Guards())
+    with pytest.raises(TextTooLong, match="35 s at most"):
+        guarded.admit(0, speech("word " * 150, frames=9999))
+    with pytest.raises(BadReference, match="shorter recordings"):
+        guarded.admit(0, speech("word " * 40, frames=9999, prompt=prompt(2700)))
+    with pytest.raises(BadReference, match="shorter recordings"):
+        runner.admit(0, speech("Hi.", prompt=prompt(3056)))
+    runner.admit(0, speech("Hi.", frames=9999, prompt=prompt(3050)))
+    assert runner._rows[0].frames == 6
+
+
+def test_to_the_last_position(runner: DiaRunner) -> None:
+    assert alone(runner, speech("Hi.", frames=99, prompt=prompt(3046))).shape == (10, 9)
+
+
+def test_bad_prompts(runner: DiaRunner) -> None:
+    good = prompt()
+    for changes in (
+        {"codes": good.codes[:5]},
+        {"codes": np.full_like(good.codes, 1024)},
+        {"codes": -good.codes - 1},
+        {"codec": "mimi"},
+        {"transcript": " "},
+    ):
+        with pytest.raises(BadReference):
+            runner.admit(0, speech("Hi.", prompt=dataclasses.replace(good, **changes)))
+
+
+def test_references(runner: DiaRunner) -> None:
+    samples = np.zeros(44_100, np.float32)
+    codes = runner.encode(Reference(samples, 44_100, "silence"))
+    assert codes.shape == (9, 87)  # 86.1 frames, filled up
+    assert codes.dtype == np.int16
+    for bad, rate in (
+        (samples[:100], 44_100),
+        (samples, 24_000),
+        (samples * np.nan, 44_100),
+        (np.tile(samples, 21), 44_100),
+    ):
+        with pytest.raises(BadReference):
+            runner.encode(Reference(bad, rate, ""))
+
+
+def test_any_seed(runner: DiaRunner) -> None:
+    for seed in (0, -1, 2**63, 2**64 + 5, 10**30):
+        assert len(alone(runner, speech("Hi.", seed=seed, frames=2))) == 2
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_half_and_quarter_width_keep_company_out(folder: Path, quantize: str) -> None:
+    runner = make(folder, dtype=torch.bfloat16, quantize=quantize)
+    expected = [alone(runner, request) for request in REQUESTS[:4]]
+    driver = Driver(runner)
+    for row, request in zip((3, 0, 5, 1), REQUESTS, strict=False):
+        driver.start(row, request)
+        driver.turn()
+    driver.finish()
+    for row, codes in zip((3, 0, 5, 1), expected, strict=True):
+        assert np.array_equal(driver.said(row), codes)
+
+
+def test_rows_together_as_on_a_gpu(folder: Path, runner: DiaRunner) -> None:
+    """The masked products of a GPU: near enough on a CPU that greedy codes are the same."""
+    other = make(folder)
+    other._one_by_one = False
+    other._cache.said._together = True
+    other._cache.said.k.zero_()
+    other._cache.said.v.zero_()
+    shape = {"positions": 1024, "device": CPU, "dtype": torch.float32}
+    text = CrossCache(other.config.decoder, rows=6, together=True, **shape)
+    other._cache = dataclasses.replace(other._cache, text=text)
+    requests = [dataclasses.replace(r, sampling=Sampling(temperature=0.0)) for r in REQUESTS[:4]]
+    expected = [alone(runner, request) for request in requests]
+    driver = Driver(other)
+    for row, request in enumerate(requests):
+        driver.start(row, request)
+    driver.finish()
+    for row, codes in enumerate(expected):
+        assert np.array_equal(driver.said(row), codes)
+
+
+def test_the_first_release_has_its_own_defaults(tmp_path: Path) -> None:
+    runner = make(fabricate_dia(tmp_path, layout_name="nari", release="v0.1"))
+    assert runner.config.release == "v0.1"
+    runner.admit(0, speech("Hi.", sampling=Sampling(top_p=0.8)))
+    how = runner._rows[0].how
+    assert (how.knobs.temperature, how.knobs.top_k, how.knobs.top_p, how.cfg_scale) == (1.3, 35, 0.8, 3.0)
+    assert alone(runner, REQUESTS[1]).shape == (22, 9)

@@ -1,0 +1,236 @@
+"""Loudness: measured by FFmpeg's meter, on the offline voices and on made-up speech, at every level."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import soxr
+
+from app.audio.shape import Gain
+from app.engines.espeak import TIMBRES, Library
+from app.voices.enhancement import CEILING_DBTP, TARGET_LUFS, Loudness, k_weighting
+from tests.ears import loudness_lufs, true_peak_dbtp
+
+pytestmark = pytest.mark.unit
+
+RATE_HZ = 24_000
+SENTENCES = (
+    "We walked along the river after dinner, and the library closes at eight this evening.",
+    "Hello there, how are you today?",
+    "Well, I don't know; perhaps we should ask her first, before anything else happens?",
+    "Please call me back tomorrow morning.",
+)
+
+
+@pytest.fixture(scope="module")
+def library() -> Library:
+    return Library()
+
+
+def said(library: Library, voice: str, text: str) -> np.ndarray:
+    """(N,) at RATE_HZ, as the offline voice says it."""
+    timbre = TIMBRES[voice]
+    samples = library.synthesize(text, f"{timbre.accent}+{timbre.variant}", timbre.pitch)
+    return soxr.resample(Gain(timbre.gain_db).push(samples), library.rate_hz, RATE_HZ).astype(np.float32)
+
+
+def speechlike(seconds: float, seed: int, rate_hz: int = RATE_HZ) -> np.ndarray:
+    """Harmonics under two formants, in syllables of differing loudness, with pauses; at about -20 dBFS."""
+    dice = np.random.default_rng(seed)
+    count = round(seconds * rate_hz)
+    pitch_hz = dice.uniform(90, 220) * (1 + 0.05 * np.sin(2 * np.pi * 0.7 * np.arange(count) / rate_hz))
+    phase = 2 * np.pi * np.cumsum(pitch_hz) / rate_hz
+    harmonics = range(1, int(0.4 * rate_hz / pitch_hz.max()))
+    weight = [np.exp(-0.5 * ((h * pitch_hz.mean() - 550) / 300) ** 2) + 0.2 / h for h in harmonics]
+    voiced = sum(w * np.sin(h * phase) for h, w in zip(harmonics, weight, strict=True))
+    envelope = np.zeros(count)
+    at = 0
+    while at < count:
+        syllable = round(dice.uniform(0.12, 0.28) * rate_hz)
+        stop = min(count, at + syllable)
+        envelope[at:stop] = (np.hanning(syllable) * 10 ** (dice.normal(0, 3) / 20))[: stop - at]
+        at += syllable + (round(dice.uniform(0.2, 0.5) * rate_hz) if dice.random() < 0.15 else 0)
+    sound = voiced * envelope + 0.002 * dice.standard_normal(count)
+    return (sound * 0.1 / np.sqrt(np.mean(sound**2))).astype(np.float32)
+
+
+def evened(samples: np.ndarray, expected_lufs: float = TARGET_LUFS, chunk: int = 1920) -> np.ndarray:
+    stage = Loudness(RATE_HZ)
+    stage.expect(expected_lufs)
+    parts = [stage.push(samples[at : at + chunk]) for at in range(0, len(samples), chunk)]
+    return np.concatenate([*parts, stage.flush()])
+
+
+def at_level(samples: np.ndarray, lufs: float) -> np.ndarray:
+    return samples * np.float32(10 ** ((lufs - loudness_lufs(samples, RATE_HZ)) / 20))
+
+
+@pytest.mark.parametrize("voice", TIMBRES)
+def test_every_offline_voice_is_as_loud_as_the_next(library, voice):
+    loud = loudness_lufs(evened(said(library, voice, " ".join(SENTENCES))), RATE_HZ)
+    assert loud == pytest.approx(TARGET_LUFS, abs=0.5)
+
+
+@pytest.mark.parametrize("voice", ["onyx", "fable", "marin", "verse"])
+def test_one_sentence_is_enough(library, voice):
+    for text in SENTENCES:
+        assert loudness_lufs(evened(said(library, voice, text)), RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.0), text
+
+
+@pytest.mark.parametrize("lufs", [-35.0, -28.0, -12.0, -6.0])
+@pytest.mark.parametrize("voice", ["onyx", "nova", "fable"])
+def test_a_voice_at_quite_another_level_than_expected(library, voice, lufs):
+    given = at_level(said(library, voice, " ".join(SENTENCES)), lufs)
+    assert loudness_lufs(evened(given), RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.0)
+
+
+@pytest.mark.parametrize("lufs", [-35.0, -27.0, -20.0, -13.0, -6.0])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_made_up_speech_of_any_level(lufs, seed):
+    given = at_level(speechlike(10.0, seed), lufs)
+    assert loudness_lufs(evened(given), RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.0)
+
+
+@pytest.mark.parametrize("lufs", [-30.0, -20.0, -12.0])
+@pytest.mark.parametrize("seed", [4, 5])
+def test_two_seconds_at_a_known_level(lufs, seed):
+    given = at_level(speechlike(2.0, seed), lufs)
+    assert loudness_lufs(evened(given, lufs), RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.0)
+
+
+@pytest.mark.parametrize("text", ["Yes.", "Okay!", "No, thank you."])
+def test_very_short_answers_come_nearer_and_never_shout(library, text):
+    """The meter's 400 ms are longer than the word; the silence in them counts, up to 3 LU."""
+    for voice in ("onyx", "nova", "ash"):
+        for lufs in (-30.0, -20.0, -10.0):
+            given = at_level(said(library, voice, text), lufs)
+            error = loudness_lufs(evened(given, lufs), RATE_HZ) - TARGET_LUFS
+            assert -1.0 < error < 1.0, (voice, lufs)
+            off = loudness_lufs(evened(given), RATE_HZ) - TARGET_LUFS
+            assert abs(off) < max(1.0, 0.5 * abs(lufs - TARGET_LUFS)), (voice, lufs)
+
+
+def test_sentences_of_differing_level_are_brought_together(library):
+    steps_db = (0, -8, 6, -6)
+    for voice in ("onyx", "nova"):
+        stage = Loudness(RATE_HZ)
+        parts, ends = [], [0]
+        for text, step_db in zip(SENTENCES, steps_db, strict=True):
+            sentence = at_level(said(library, voice, text), TARGET_LUFS + step_db)
+            stage.expect(TARGET_LUFS)
+            parts += [stage.push(np.zeros(RATE_HZ // 10, np.float32)), stage.push(sentence)]
+            ends.append(ends[-1] + RATE_HZ // 10 + len(sentence))
+        whole = np.concatenate([*parts, stage.flush()])
+        assert loudness_lufs(whole, RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.0)
+        for start, end in itertools.pairwise(ends):
+            assert loudness_lufs(whole[start:end], RATE_HZ) == pytest.approx(TARGET_LUFS, abs=3.0)  # 1.5 to 2 s each
+
+
+def test_another_voice_starts_from_its_own_level():
+    loud, soft = at_level(speechlike(4.0, 6), -14.0), at_level(speechlike(4.0, 7), -27.0)
+    stage = Loudness(RATE_HZ)
+    stage.expect(-14.0)
+    parts = [stage.push(loud), stage.push(np.zeros(RATE_HZ // 4, np.float32))]
+    stage.expect(-27.0)
+    whole = np.concatenate([*parts, stage.push(soft), stage.flush()])
+    second = len(loud) + RATE_HZ // 4
+    half_a_second = RATE_HZ // 2
+    for start in (0, second):
+        assert loudness_lufs(whole[start : start + 4 * RATE_HZ], RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.0)
+    given, got = soft[:half_a_second], whole[second : second + half_a_second]
+    assert 20 * np.log10(np.sqrt(np.mean(got**2) / np.mean(given**2))) == pytest.approx(7.0, abs=1.5)
+
+
+@pytest.mark.parametrize("lufs", [-30.0, -20.0, -10.0])
+def test_no_colour_from_60_hz_to_045_of_the_rate(lufs):
+    """The transfer function (cross-spectrum over power spectrum), in third octaves, of noise in syllables."""
+    dice = np.random.default_rng(8)
+    count = 60 * RATE_HZ
+    syllables = 0.05 + np.abs(np.sin(2 * np.pi * 1.7 * np.arange(count) / RATE_HZ))
+    given = at_level((dice.standard_normal(count) * syllables * 0.05).astype(np.float32), lufs)
+    got = evened(given)
+    size = 4096
+    window = np.hanning(size)
+    x, y = (
+        np.fft.rfft(np.lib.stride_tricks.sliding_window_view(part, size)[:: size // 2] * window)
+        for part in (given, got)
+    )
+    cross, power = (y * x.conj()).sum(axis=0), np.square(np.abs(x)).sum(axis=0)
+    frequencies_hz = np.fft.rfftfreq(size, 1 / RATE_HZ)
+    edges_hz = [60 * 2 ** (third / 3) for third in range(40)]
+    edges_hz = [edge for edge in edges_hz if edge < 0.45 * RATE_HZ] + [0.45 * RATE_HZ]
+    response_db = []
+    for low_hz, high_hz in itertools.pairwise(edges_hz):
+        band = (frequencies_hz >= low_hz) & (frequencies_hz <= high_hz)
+        response_db.append(20 * np.log10(np.abs(cross[band].sum()) / power[band].sum()))
+    assert len(response_db) > 20
+    assert np.ptp(response_db) < 0.5
+
+
+def test_true_peaks_stay_below_the_ceiling():
+    dice = np.random.default_rng(9)
+    for rate_hz in (24_000, 44_100):
+        spiky = at_level(speechlike(4.0, 10), -20.0)
+        spiky[dice.integers(0, len(spiky), 200)] = 1.4
+        between = 0.9 * np.sin(
+            2 * np.pi * rate_hz / 4 * np.arange(rate_hz) / rate_hz + np.pi / 4
+        )  # peaks between samples
+        for given in (spiky, between.astype(np.float32) * np.float32(1.5)):
+            stage = Loudness(rate_hz)
+            stage.expect(-20.0)
+            got = np.concatenate((stage.push(given), stage.flush()))
+            assert true_peak_dbtp(got[: 2 * rate_hz], rate_hz) < CEILING_DBTP + 0.3
+
+
+def test_what_needs_no_limit_is_the_input_times_a_smooth_gain():
+    given = at_level(speechlike(6.0, 11), -32.0)
+    got = evened(given)
+    loud = np.abs(given) > 0.003
+    gain_db = 20 * np.log10(got[loud] / given[loud])
+    apart_s = np.diff(np.flatnonzero(loud)) / RATE_HZ
+    assert (np.abs(np.diff(gain_db)) <= 600 * apart_s + 0.01).all()  # never a step
+    later = np.flatnonzero(loud)[1:] > RATE_HZ
+    assert (np.abs(np.diff(gain_db))[later] <= 150 * apart_s[later] + 0.01).all()
+
+
+def test_however_it_is_cut_the_same_samples_come_out():
+    given = at_level(speechlike(3.0, 12), -14.0)
+    given[20_000] = 1.3  # for the limiter
+    whole = evened(given, chunk=len(given))
+    assert len(whole) == len(given)
+    for chunk in (119, 480, 1920, 30_720):
+        np.testing.assert_array_equal(evened(given, chunk=chunk), whole)
+
+
+@pytest.mark.parametrize("count", [0, 1, 50, 119, 120, 121, 500, 2000])
+def test_no_sample_is_lost(count):
+    assert len(evened(np.full(count, 0.1, np.float32))) == count
+
+
+def test_the_first_sound_is_10_ms_late():
+    stage = Loudness(RATE_HZ)
+    stage.expect(-20.0)
+    assert len(stage.push(speechlike(0.08, 13))) >= 0.07 * RATE_HZ - 1
+
+
+def test_silence_and_what_is_no_number():
+    assert not evened(np.zeros(RATE_HZ, np.float32)).any()
+    given = at_level(speechlike(3.0, 14), -20.0)
+    given[30_000:30_010] = np.nan
+    got = evened(given)
+    assert np.isfinite(got).all()
+    assert loudness_lufs(got, RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.0)
+
+
+def test_the_weighting_is_that_of_the_standard():
+    """Against the coefficients that BS.1770-4 prints for 48 kHz."""
+    frequencies_hz = np.geomspace(20, 12_000, 200)
+    z = np.exp(-2j * np.pi * frequencies_hz / 48_000)
+    shelf = (1.53512485958697 - 2.69169618940638 * z + 1.19839281085285 * z**2) / (
+        1 - 1.69065929318241 * z + 0.73248077421585 * z**2
+    )
+    low_cut = (1 - 2 * z + z**2) / (1 - 1.99004745483398 * z + 0.99007225036621 * z**2)
+    printed_db = 20 * np.log10(np.abs(shelf * low_cut))
+    np.testing.assert_allclose(10 * np.log10(k_weighting(frequencies_hz)), printed_db, atol=0.1)
