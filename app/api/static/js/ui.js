@@ -151,7 +151,7 @@ export function notify(text, action, act) {
   const later = () => (timer = setTimeout(gone, 8000));
   const stay = () => clearTimeout(timer);
   let timer = 0;
-  const own = h("div", { class: "toast", onpointerenter: stay, onpointerleave: later, onfocusin: stay, onfocusout: later },
+  const own = h("section", { class: "toast", "aria-label": t("notice"), onpointerenter: stay, onpointerleave: later, onfocusin: stay, onfocusout: later },
     h("span", {}, text),
     action && button(action, () => { gone(); act(); }, { look: "quiet" }),
   );

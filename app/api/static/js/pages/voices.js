@@ -30,7 +30,7 @@ export async function mount(main, { go }) {
   let closed = false;
 
   const search = h("input", { type: "search", placeholder: t("voices.search"), "aria-label": t("voices.search"), oninput: () => fill() });
-  const file = h("input", { type: "file", accept: ".zip,application/zip", class: "unseen", tabindex: -1, "aria-label": t("voices.import"), onchange: () => file.files[0] && take(file.files[0]) });
+  const file = h("input", { type: "file", accept: ".zip,application/zip", hidden: true, onchange: () => file.files[0] && take(file.files[0]) });
   const bring = button(t("voices.import"), () => file.click());
   bring.prepend(icon("import"));
   const fresh = h("a", { class: "button primary", href: `${ROOT}/voice-cloning#new`, data: { route: "/voice-cloning" } }, icon("add"), t("voices.new"));
@@ -166,7 +166,7 @@ export async function mount(main, { go }) {
       known?.quality?.checks && h("details", { class: "fold" }, h("summary", {}, t("voices.quality")), qualityList(known.quality)),
       h("details", { class: "fold" }, h("summary", {}, t("voices.usage")), code),
       known && h("div", { class: "row wrap voice-foot" },
-        button(t("voices.edit"), () => edit(voice)),
+        button(t("voices.edit"), () => edit(voice), { data: { act: "edit" } }),
         button(t("voices.export"), () => save(voice)),
         button(t("voices.delete"), () => remove(voice), { look: "danger" })),
     );
@@ -205,6 +205,7 @@ export async function mount(main, { go }) {
         close();
         await load();
         show(shown);
+        detail.querySelector("[data-act=edit]")?.focus();
         announce(t("voices.changed"));
       } },
       h("div", { class: "field" }, h("label", { for: "edit-name" }, t("voice.name")), name),

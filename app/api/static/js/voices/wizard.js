@@ -84,17 +84,18 @@ export function wizard({ saved, given_up }) {
 
   /** The first thing that is missing gets the focus and is told. */
   function tell(text, control) {
-    for (const old of form.querySelectorAll("[aria-invalid]")) {
+    for (const old of form.querySelectorAll("[aria-describedby~=wizard-fault]")) {
       old.removeAttribute("aria-invalid");
-      old.removeAttribute("aria-errormessage");
+      old.setAttribute("aria-describedby", old.getAttribute("aria-describedby").replace(/ ?wizard-fault/, ""));
     }
     fault.textContent = text;
     fault.hidden = !text;
     if (!text) return;
     alarm(text);
-    control?.setAttribute("aria-invalid", "true");
-    control?.setAttribute("aria-errormessage", "wizard-fault");
-    control?.focus();
+    if (!control) return;
+    if (control.matches("input, textarea")) control.setAttribute("aria-invalid", "true");
+    control.setAttribute("aria-describedby", `${control.getAttribute("aria-describedby") ?? ""} wizard-fault`.trim());
+    control.focus();
   }
 
   async function forward() {
@@ -335,7 +336,7 @@ export function wizard({ saved, given_up }) {
 
   function uploadPanel() {
     const told = h("div", { class: "stack" });
-    const file = h("input", { type: "file", accept: ACCEPT, class: "unseen", tabindex: -1, "aria-label": t("upload.choose"), onchange: () => file.files[0] && open(file.files[0]) });
+    const file = h("input", { type: "file", accept: ACCEPT, hidden: true, onchange: () => file.files[0] && open(file.files[0]) });
     const choose = button(t("upload.choose"), () => file.click());
     const zone = h("div", { class: "drop" }, icon("import"), h("p", {}, t("upload.drop")), choose, h("p", { class: "hint" }, t("upload.hint")), file);
     zone.addEventListener("dragover", (event) => {
@@ -361,7 +362,7 @@ export function wizard({ saved, given_up }) {
       if (turn !== w.turn) return;
       take({ sound, file: chosen, whole: sound === null, source: "upload" });
       showFile();
-      announce(told.textContent);
+      announce([chosen.name, sound ? seconds(sound.samples.length / sound.rate) : t("upload.unread")].join(", "));
     }
 
     function showFile() {
