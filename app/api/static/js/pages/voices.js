@@ -288,7 +288,7 @@ export async function mount(main, { go }) {
 
   async function make() {
     const { wizard } = await import("../voices/wizard.js");
-    if (closed || location.hash !== "#new") return;
+    if (closed || making || location.hash !== "#new") return;
     shown = "new";
     trouble.replaceChildren();
     room.hidden = tools.hidden = true;
