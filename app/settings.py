@@ -5,6 +5,7 @@ Read once, at start, by `main.py` and `cli.py`; every other room is handed what 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -61,15 +62,15 @@ class Settings(BaseSettings):
     devices: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         alias="TTS_DEVICES",
-        description="Comma-separated devices over which `CSM_DEVICE_MAP` splits CSM, e.g. `cuda:0,cuda:1`; the first "
-        "holds all but layers too. Takes the place of `TTS_DEVICE`. Empty = no split.",
+        description="Comma-separated devices, e.g. `cuda:0,cuda:1`, or `auto` = all GPUs: one engine on each, least "
+        "load first. With `CSM_DEVICE_MAP` they share one model instead; the first then holds all but layers too. "
+        "Takes the place of `TTS_DEVICE`. Empty = `TTS_DEVICE` alone.",
     )
     csm_device_map: Literal["auto", "balanced", "sequential"] | None = Field(
         None,
         alias="CSM_DEVICE_MAP",
         description="How CSM is laid on `TTS_DEVICES`: `balanced` = equal bytes on each; `sequential` = one device is "
-        "filled before the next; `auto` = the first device alone if it has room, else `balanced`. Unset = the first "
-        "device alone.",
+        "filled before the next; `auto` = the first device alone if it has room, else `balanced`. Unset = not split.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -125,7 +126,8 @@ class Settings(BaseSettings):
         64,
         alias="TTS_MAX_QUEUE",
         ge=0,
-        description="How many requests may wait for a row; one more is a 429 with Retry-After.",
+        description="How many requests may wait for a row, on all devices together; one more is a 429 with "
+        "Retry-After.",
     )
     casting: Literal["auto", "off"] = Field(
         "auto",
@@ -176,6 +178,11 @@ class Settings(BaseSettings):
         description="How long answers that are being spoken may go on after SIGTERM, in seconds.",
     )
 
+    replicas: str = Field(
+        "1",
+        alias="TTS_REPLICAS",
+        description="With `--ray` only: how many copies of the server, e.g. `2`, or `1-8` = as many as the load wants.",
+    )
     enhance: bool = Field(
         True,
         alias="TTS_ENHANCE",
@@ -231,6 +238,14 @@ class Settings(BaseSettings):
             raise ValueError("must be `auto` or 1 to 1024")
         return value
 
+    @field_validator("replicas", mode="after")
+    @classmethod
+    def _sane_replicas(cls, value: str) -> str:
+        found = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", value)
+        if not found or not 1 <= int(found[1]) <= int(found[2] or found[1]):
+            raise ValueError("must be a number from 1, or two like `1-8`, the smaller first")
+        return value
+
     @field_validator("engine", "fallback_engine", mode="after")
     @classmethod
     def _lower(cls, value: str) -> str:
@@ -254,6 +269,12 @@ class Settings(BaseSettings):
     def rows(self, auto: int) -> int:
         """TTS_MAX_ROWS, or `auto`, what the engine thinks best."""
         return auto if self.max_rows == "auto" else self.max_rows
+
+    @property
+    def replica_range(self) -> tuple[int, int]:
+        """The least and the most of TTS_REPLICAS."""
+        least, _, most = self.replicas.partition("-")
+        return int(least), int(most or least)
 
     @property
     def token(self) -> str:

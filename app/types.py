@@ -254,3 +254,12 @@ class Load:
     max_rows: int
     queued: int
     max_queue: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """One of the devices that speech is made on. out: why it is no longer used; "" = it is."""
+
+    device: str
+    out: str
+    load: Load

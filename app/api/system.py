@@ -99,6 +99,15 @@ def _health(host: EngineHost, casting: Casting, marks: Watermark, youtube: YouTu
         "remedy": status.remedy,
         "device": engine.info.device if engine else None,
         "dtype": engine.info.dtype if engine else None,
+        "devices": [
+            {
+                "device": each.device,
+                "status": "unhealthy" if each.out else "ok",
+                "reason": each.out,
+                "rows": {"active": each.load.active_rows, "limit": each.load.max_rows},
+            }
+            for each in host.devices()
+        ],
         "rows": {"active": load.active_rows, "limit": load.max_rows} if load else None,
         "queue": {"waiting": load.queued, "limit": load.max_queue} if load else None,
         "watermark": {"marked": "nobody" if marks.missing else marks.scope, "reason": marks.missing},

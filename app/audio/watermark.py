@@ -1,6 +1,6 @@
 """An inaudible mark that says "made by a machine", put into sound as it streams, and found again in a file.
 
-The network is Perth (Resemble AI, MIT licence): a residual on the log magnitudes below 2 kHz, ten times a second ten.
+The network is Perth (Resemble AI, MIT licence): a residual on the log magnitudes below 2 kHz, a hundred a second.
 Only its weights are used, from the `watermark` extra; its own code needs packages that no longer install together. What
 runs here is ours: the weights in NumPy, which is faster at these sizes than torch, and a transform whose windows and
 hops are as long in time at every rate as Perth's at 32 kHz, so that nothing is resampled to be marked.
@@ -176,7 +176,7 @@ def load() -> Perth:
 class StreamMarker:
     """A `Stage` that marks sound. As many samples come out as went in; above 2 kHz they are the same.
 
-    The first output comes after 102 ms of input, and output is 94 to 134 ms behind input: half a window before and
+    The first output comes after 132 ms of input, and output is at most 163 ms behind input: half a window before and
     after each frame, LOOKAHEAD and BLOCK.
     """
 

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
+from app.engines import pool
 from app.engines.registry import BuildContext, EngineSpec
 from app.errors import EngineUnavailable, NotReady, WeightsUnavailable
 from app.runtime.memory import memory_of
+from app.types import DeviceState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,6 +115,15 @@ class EngineHost:
     def load(self) -> Load | None:
         return self._engine.load if self._engine is not None else None
 
+    def devices(self) -> tuple[DeviceState, ...]:
+        """The devices that speech is made on; () while there is no engine."""
+        if self._engine is None:
+            return ()
+        if isinstance(self._engine, pool.EnginePool):
+            return self._engine.devices
+        out = "" if self._engine.healthy else "Its engine has stopped."
+        return (DeviceState(self._engine.info.device, out, self._engine.load),)
+
     def memory(self) -> tuple[Memory, ...]:
         """Of the devices that the engine runs on."""
         return memory_of(self._engine.info.device) if self._engine is not None else ()
@@ -127,7 +138,11 @@ class EngineHost:
         if not self._engine.healthy:
             state, reason, remedy = "unhealthy", "The engine has stopped.", "Restart the server."
         else:
-            state = "degraded" if self._problem else "ok"
+            lost = [each for each in self.devices() if each.out]
+            state = "degraded" if self._problem or lost else "ok"
+            if lost:
+                reason = " ".join([*filter(None, [reason]), *(f"{each.device}: {each.out}" for each in lost)])
+                remedy = remedy or "The other devices go on. Restart the server; its log says why."
         return Status(state, self._requested, self._running, reason, remedy, missing_weights=missing)
 
     # ---- its life
@@ -170,7 +185,7 @@ class EngineHost:
     async def _run(self, spec: EngineSpec) -> None:
         context = BuildContext(on_progress=self._note, cancelled=self._giving_up.is_set, on_guard=self._on_guard)
         try:
-            engine = await asyncio.to_thread(lambda: spec.builder()(self._settings, context))
+            engine = await asyncio.to_thread(pool.build, spec, self._settings, context)
             self._engine = await self._stack.enter_async_context(engine)
         except EngineUnavailable:
             raise

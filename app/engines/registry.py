@@ -34,11 +34,16 @@ Builder = Callable[["Settings", BuildContext], "Engine"]
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """name: value of TTS_ENGINE. model_id: what the API calls it. target: `module:function`, imported when needed."""
+    """name: value of TTS_ENGINE. model_id: what the API calls it. target: `module:function`, imported when needed.
+
+    on_devices: it runs on TTS_DEVICE, so there can be one for each of several devices. splits: CSM_DEVICE_MAP is its.
+    """
 
     name: str
     model_id: str
     target: str
+    on_devices: bool = False
+    splits: bool = False
 
     def builder(self) -> Builder:
         """Imports the engine's module. Raises EngineUnavailable where this version has none."""
@@ -55,8 +60,8 @@ class EngineSpec:
 
 
 BUILT_IN = (
-    EngineSpec("csm", "csm-1b", "app.engines.csm:build"),
-    EngineSpec("dia", "dia-1.6b", "app.engines.dia_load:build"),
+    EngineSpec("csm", "csm-1b", "app.engines.csm:build", on_devices=True, splits=True),
+    EngineSpec("dia", "dia-1.6b", "app.engines.dia_load:build", on_devices=True),
     EngineSpec("espeak", "espeak", "app.engines.espeak:build"),
 )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,14 +13,23 @@ import torch
 
 from app.errors import EngineUnavailable
 
+log = logging.getLogger(__name__)
+
 _DEVICES = "Use cpu, cuda, cuda:N or mps."
+# The oldest Linux driver that runs a CUDA release (docs.nvidia.com, "CUDA Compatibility", minor version compatibility).
+_DRIVERS = {11: "450", 12: "525", 13: "580"}
+_DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def choose_device(name: str = "auto") -> torch.device:
     """`auto` = the first CUDA device, else the CPU. Raises EngineUnavailable for a device that is not there."""
     if name == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        if torch.cuda.is_available():
+            return _usable(torch.device("cuda", 0))
+        if _DRIVER_FILE.exists():
+            log.warning("there is an NVIDIA driver, but the CPU is used: %s %s", *_why_no_cuda())
+        return torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -29,12 +40,13 @@ def choose_device(name: str = "auto") -> torch.device:
         case "cuda":
             index, count = device.index or 0, torch.cuda.device_count() if torch.cuda.is_available() else 0
             if not count:
-                raise EngineUnavailable("There is no CUDA device that PyTorch can use.", remedy="Use auto or cpu.")
+                reason, remedy = _why_no_cuda()
+                raise EngineUnavailable(reason, remedy=remedy)
             if index >= count:
                 raise EngineUnavailable(
                     f"There is no {name}: the CUDA devices here are cuda:0 to cuda:{count - 1}.", remedy=_DEVICES
                 )
-            return torch.device("cuda", index)
+            return _usable(torch.device("cuda", index))
         case "mps":
             if not torch.backends.mps.is_available():
                 raise EngineUnavailable("There is no MPS device that PyTorch can use.", remedy="Use auto or cpu.")
@@ -43,10 +55,87 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_devices(names: Sequence[str]) -> tuple[torch.device, ...]:
-    """The devices of a list; one may stand in it twice. Raises EngineUnavailable for any that is not there."""
+    """The devices of a list; one may stand in it twice. `auto` alone = every CUDA device, else what `auto` is for one.
+
+    Raises EngineUnavailable for any that is not there.
+    """
+    if tuple(names) == ("auto",):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        names = [f"cuda:{index}" for index in range(count)]
+        return tuple(choose_device(name) for name in names) or (choose_device("auto"),)
     if "auto" in names:
-        raise EngineUnavailable("'auto' is not a device.", remedy="Name each device of TTS_DEVICES.")
+        raise EngineUnavailable(
+            "TTS_DEVICES names devices and 'auto'.", remedy="Name every device, or write auto alone for all GPUs."
+        )
     return tuple(choose_device(name) for name in names)
+
+
+def share_threads(engines: int) -> None:
+    """Cut this process's threads for engines that run on the CPU side by side."""
+    torch.set_num_threads(max(1, cpu_threads() // engines))
+
+
+def _why_no_cuda() -> tuple[str, str]:
+    """(reason, remedy) for PyTorch finding no CUDA device: CPU build, no driver, driver too old, no GPU let in."""
+    built = torch.version.cuda
+    if built is None:
+        return (
+            "There is no CUDA device that PyTorch can use: this PyTorch was built without CUDA.",
+            "Install the build with CUDA (pip install torch, or the default image), or use auto or cpu.",
+        )
+    needed = f"PyTorch {torch.__version__} is built with CUDA {built} and needs NVIDIA driver {_driver_for(built)}"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        said = str(error)
+    else:
+        said = ""
+    found = _driver_version()
+    if "too old" in said:
+        what = f"The NVIDIA driver{f' {found}' if found else ''} is too old for this PyTorch."
+        return what, f"{needed}: update the driver, or use cpu."
+    if found is None:
+        return (
+            "There is no CUDA device that PyTorch can use: no NVIDIA driver is loaded.",
+            f"{needed}; a container also needs the NVIDIA Container Toolkit and a GPU reservation. Or use auto or cpu.",
+        )
+    return (
+        f"There is no CUDA device that PyTorch can use, though driver {found} is loaded"
+        + (f": {said.splitlines()[0]}" if said else "."),
+        f"{needed}. Look at `nvidia-smi` and CUDA_VISIBLE_DEVICES, or use auto or cpu.",
+    )
+
+
+def _driver_for(cuda: str) -> str:
+    oldest = _DRIVERS.get(int(cuda.partition(".")[0]))
+    return f"{oldest} or newer" if oldest else f"of CUDA {cuda} or newer"
+
+
+def _driver_version() -> str | None:
+    """The version of the NVIDIA kernel module, None without one."""
+    try:
+        found = re.search(r"\b\d{3,}(?:\.\d+)+", _DRIVER_FILE.read_text("ascii", "replace"))
+    except OSError:
+        return None
+    return found[0] if found else "of unknown version"
+
+
+def _usable(device: torch.device) -> torch.device:
+    """Raises EngineUnavailable for a GPU that this PyTorch has no code for."""
+    built = [name.removeprefix("sm_") for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
+    if not built:
+        return device
+    numbers = [int(re.sub(r"\D", "", name)) for name in built]
+    major, minor = torch.cuda.get_device_capability(device)
+    # Code for x.y runs on every x.z with z >= y; PTX of the newest is translated for later ones.
+    fits = any(number // 10 == major and number % 10 <= minor for number in numbers)
+    if not fits and major * 10 + minor < max(numbers):
+        raise EngineUnavailable(
+            f"{torch.cuda.get_device_name(device)} ({device}, compute capability {major}.{minor}) is not among the "
+            f"GPUs that PyTorch {torch.__version__} was built for: {', '.join(built)}.",
+            remedy="Use another GPU, or cpu.",
+        )
+    return device
 
 
 def free_bytes(device: torch.device) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from app.errors import EngineError, SpeechError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 IDLE_CHECK_S = 1.0
+STALLED_S = 120.0  # a turn takes milliseconds, a first one with kernels to compile perhaps a minute
 
 
 class Loop:
@@ -28,13 +30,17 @@ class Loop:
         self._runner = runner
         self._scheduler = scheduler
         self._stopping = threading.Event()
+        self._failed = False
+        self._turned_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        """False once the thread is gone, or hangs inside the model. False before anyone hears of the failure."""
+        return self._thread.is_alive() and not self._failed and time.monotonic() - self._turned_s < STALLED_S
 
     def start(self) -> None:
+        self._turned_s = time.monotonic()
         self._thread.start()
 
     def stop(self, timeout_s: float = 10.0) -> None:
@@ -46,10 +52,12 @@ class Loop:
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
+                self._turned_s = time.monotonic()
                 if not self.turn():
                     self._scheduler.check()
                     self._scheduler.wait(IDLE_CHECK_S)
         except BaseException as error:
+            self._failed = True
             log.critical("the engine thread died", exc_info=error)
             self._scheduler.close(EngineError("The engine has failed. Restart the server; its log says why."))
             raise

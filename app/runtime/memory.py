@@ -20,7 +20,7 @@ class Memory:
 
 def memory_of(devices: str) -> tuple[Memory, ...]:
     """devices: names with commas between, as EngineInfo has them. Those that can't be asked are left out."""
-    found = (_of(name.strip()) for name in devices.split(","))
+    found = (_of(name) for name in dict.fromkeys(name.strip() for name in devices.split(",")))
     return tuple(memory for memory in found if memory is not None)
 
 

@@ -47,8 +47,9 @@ window.loudest = () => Math.max(0, ...taps.map((tap) => {
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Not for the whole session: Playwright's loop runs in this thread, where other files' async tests want theirs."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (group `browser`)")
     if CHROMIUM is None:
         pytest.skip("there is no Chromium here: apt-get install chromium")

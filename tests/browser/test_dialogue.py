@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.browser.studio import newest_take, until, wait_heard, wait_state, wait_takes
+from tests.live import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,12 +43,12 @@ def test_a_dialogue_is_one_answer_whose_lines_light_up(server: str, visit: Visit
     seen: list[str] = []
 
     def all_lit() -> bool:
-        lit = page.locator(".line[data-lit] textarea")
-        if lit.count() and (text := lit.first.input_value()) not in seen:
-            seen.append(text)
+        for text in page.evaluate(
+            "[...document.querySelectorAll('.line[data-lit] textarea')].map((each) => each.value)"
+        ):
+            if text not in seen:
+                seen.append(text)
         return page.get_attribute("#dock", "data-playing") == "false"
-
-    from tests.live import wait_until
 
     wait_until(all_lit, 30)
     assert seen == texts(page)

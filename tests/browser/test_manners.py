@@ -125,12 +125,14 @@ def test_the_way_with_the_tab_key(server: str, visit: Visit) -> None:
     write(page, SHORT)
     page.get_by_role("textbox").first.focus()
     way = ["Insert a pause", "voice", "Hear this voice", "model", "speed", "Sampling, seed, format", "Speak"]
+    name_of = r"""() => {
+      const at = document.activeElement;
+      return at.getAttribute("aria-label") || at.id || at.innerText.split("\n")[0];
+    }"""
     found = []
     for _ in way:
         page.keyboard.press("Tab")
-        found.append(
-            page.evaluate("(() => { const e = document.activeElement; return e.getAttribute('aria-label') || e.id || e.innerText.split('\\n')[0]; })()")
-        )
+        found.append(page.evaluate(name_of))
     assert [each.replace("Ctrl+Enter", "").strip() for each in found] == way
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineWidth")
     assert outline == "2px"
@@ -184,7 +186,14 @@ HOSTILE = '<img src=x onerror="window.owned = true">'
 
 
 def test_a_hostile_name_is_just_a_name(server: str, visit: Visit) -> None:
-    voice = {"id": HOSTILE, "name": HOSTILE, "object": "audio.voice", "type": "cloned", "language": "en", "description": HOSTILE}
+    voice = {
+        "id": HOSTILE,
+        "name": HOSTILE,
+        "object": "audio.voice",
+        "type": "cloned",
+        "language": "en",
+        "description": HOSTILE,
+    }
 
     def plant(page: Page) -> None:
         page.route("**/v1/audio/voices", lambda route: route.fulfill(json={"voices": [voice], "data": [voice]}))
@@ -211,9 +220,10 @@ def pseudo(words: dict[str, str]) -> dict[str, str]:
         slots = re.sub(r"\{\w+\}", "", text)
         return text + "·" + "ēxtra "[: max(1, round(0.4 * len(slots)) % 6 + 1)] * max(1, round(0.4 * len(slots)) // 6)
 
-    return {key: text if key in ("dir",) or key.startswith("sample.") else longer(text) for key, text in words.items()}
+    return {key: text if key == "dir" or key.startswith("sample.") else longer(text) for key, text in words.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_longer_words_fit(server: str, visit: Visit, viewport: dict[str, int]) -> None:
     words = pseudo(json.loads((STATIC / "i18n" / "en.json").read_text()))
@@ -244,9 +254,12 @@ def test_languages_change_at_once_and_stay(server: str, visit: Visit, language: 
     settle(page)
     assert not re.search(r"\b[a-z]+\.[a-z_]+\b(?!\.)", page.locator("nav").inner_text())
     raw = page.evaluate(
-        """() => { const found = []; const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-        while (walk.nextNode()) if (/^[a-z]+(\\.[a-z_0-9]+)+$/.test(walk.currentNode.data)) found.push(walk.currentNode.data);
-        return found; }"""
+        r"""() => {
+          const found = [];
+          const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+          while (walk.nextNode()) found.push(walk.currentNode.data);
+          return found.filter((text) => /^[a-z]+(\.[a-z_0-9]+)+$/.test(text));
+        }"""
     )
     assert raw == []
 
@@ -282,6 +295,7 @@ def test_the_server_page_tells_what_is(server: str, visit: Visit) -> None:
     assert "0 of 32" in speaking.inner_text()
 
 
+@pytest.mark.slow
 def test_a_server_page_without_a_server_keeps_its_last_values(visit: Visit, tmp_path: Path) -> None:
     from tests.live import serving
 

@@ -16,7 +16,7 @@ from tests.live import ROOT
 pytestmark = pytest.mark.integration
 
 README = (ROOT / "README.md").read_text()
-PAGES = ("architecture", "api", "models", "benchmarks")
+PAGES = ("architecture", "api", "studio", "voices", "watermark", "models", "scaling", "benchmarks")
 BASE = "http://localhost:8000"
 
 

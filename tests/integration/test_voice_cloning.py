@@ -23,8 +23,10 @@ import soxr
 
 from app.audio import pcm
 from app.engines.csm import CsmRunner
+from app.engines.dia import DiaRunner
 from app.types import Reference
 from app.voices.store import read_wav
+from bench.random_dia import fabricate_dia
 from tests import samples
 from tests.ears import decode
 from tests.integration.test_api_routes import problem
@@ -629,3 +631,53 @@ def test_cloned_by_curl_it_reaches_the_model_exactly(
         spoken = http.post(f"/voice-cloning/voices/{draft.json()['draft_id']}/preview", json=short)
         assert spoken.status_code == 200
         assert np.array_equal(heard.utterances[-1].lines[0].prompt.codes, wanted)  # type: ignore[union-attr]
+
+
+def test_on_dia_two_clones_speak_one_script(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, sample: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fabricate_dia(tmp_path_factory.mktemp("dia") / "model")
+    admitted: list[Utterance] = []
+    runners: list[DiaRunner] = []
+    admit = DiaRunner.admit
+
+    def listening(runner: DiaRunner, row: int, utterance: Utterance) -> None:
+        runners.append(runner)
+        admitted.append(utterance)
+        admit(runner, row, utterance)
+
+    monkeypatch.setattr(DiaRunner, "admit", listening)
+    dia = {"TTS_ENGINE": "dia", "DIA_MODEL": str(model), "TTS_DTYPE": "float32", "TTS_FALLBACK_ENGINE": ""}
+    short = {"max_audio_length_ms": 400, "response_format": "pcm", "cache": False}
+    words = "The birds sang in the morning."
+    with (
+        serving(tmp_path, **dia, TTS_OUTBOX_S=2) as url,
+        httpx.Client(base_url=f"{url}/v1", timeout=60) as http,
+    ):
+        anna = clone(http, sample).json()["voice"]
+        bert = clone(http, samples.file(samples.said(words * 3), "wav"), "Bert", transcript=words * 3).json()["voice"]
+        script = {"input": "[S1] Are you there? [S2] I am (laughs). [S1] Good.", "voice": "Anna+Bert"}
+        turns = [{"voice": "Bert", "text": "Are you there?"}, {"voice": "Anna", "text": "I am."}]
+        for path, body in (
+            ("/audio/speech", {"input": "Hello there.", "voice": "Anna"}),
+            ("/audio/speech", script),
+            ("/audio/dialogue", {"turns": turns}),
+        ):
+            answer = http.post(path, json={**body, **short})
+            assert answer.status_code == 200, answer.text
+            assert len(answer.content) > 10_000
+
+    assert [[line.voice.id for line in utterance.lines] for utterance in admitted] == [
+        [anna["id"]],
+        [anna["id"], bert["id"], anna["id"]],
+        [bert["id"], anna["id"]],
+    ]
+    assert "(laughs)" in admitted[1].lines[1].text
+    for voice, said in ((anna, samples.TEXT), (bert, words * 3)):
+        window, rate_hz = read_wav((tmp_path / "cloned_voices" / voice["id"] / "reference.wav").read_bytes())
+        wanted = runners[0].encode(Reference(soxr.resample(window, rate_hz, 44_100), 44_100, ""))
+        own = [line for utterance in admitted for line in utterance.lines if line.voice.id == voice["id"]]
+        for line in own:
+            assert line.prompt is not None
+            assert (line.prompt.codec, line.prompt.transcript) == ("dac", said)
+            assert np.array_equal(line.prompt.codes, wanted)

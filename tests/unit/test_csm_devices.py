@@ -128,8 +128,12 @@ def test_places_of_one_name_share_its_memory() -> None:
 def test_devices_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_devices(()) == ()
     assert choose_devices(("cpu", "cpu:1")) == (CPU, CPU)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_devices(("auto",)) == (CPU,)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", list)
+    assert choose_devices(("auto",)) == (CUDA, torch.device("cuda", 1))
     assert choose_devices(("cuda", "cuda:1", "cpu")) == (CUDA, torch.device("cuda", 1), CPU)
     assert choose_device("auto") == CUDA
 
@@ -142,12 +146,13 @@ def test_devices_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
         ("mps", 0, "no MPS device"),
         ("gpu", 1, "'gpu' is not a device"),
         ("meta", 1, "'meta' is not a device"),
-        ("auto", 1, "'auto' is not a device"),
+        ("auto", 1, "TTS_DEVICES names devices and 'auto'"),
     ],
 )
 def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, name: str, count: int, said: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", list)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(EngineUnavailable) as caught:
         choose_devices(("cpu", name))

@@ -35,6 +35,7 @@ NEIGHBOURS = {
     ("studio", "prompts"),
     ("studio", "casting"),
     ("main", "assemble"),
+    ("main", "scale"),  # `--ray`; lazily, and the one exception to "nothing imports it"
     ("cli", "assemble"),
     ("cli", "main"),
 }

@@ -54,7 +54,7 @@ class Speech extends EventTarget {
 
   /** Speaks. facts: what the take is to remember. A preview leaves no take. Never raises: see `state` and `error`. */
   async start({ source, path, body, facts, preview = false }) {
-    if (this.busy) await this.stop();
+    if (this.busy) this.stop(); // what there was is kept while the new one is already asked for
     const leave = new AbortController();
     const track = new Track();
     this.#leave = leave;

@@ -143,6 +143,7 @@ export async function mount(main) {
   let gone = false;
   let list = null;
   const looked = async () => {
+    if (health.last && !gone) show(list); // at once; the rest may take its time
     try {
       if (health.reachable) {
         const text = await (await fetch(`${ROOT}/metrics`)).text();

@@ -380,7 +380,7 @@ export async function mount(main) {
     if (model && model.status !== "ready") {
       const other = modelList.find((each) => each.status === "ready");
       const box = errorBox(new Error(t(`error.${model.status}`, { engine: model.id })), other ? [button(t("banner.use", { engine: other.id }), () => use(other.id))] : []);
-      if (model.detail) box.append(h("p", {}, quoted(model.detail)));
+      if (model.detail) box.firstChild.after(h("p", {}, quoted(model.detail)));
       trouble.replaceChildren(box);
       return;
     }

@@ -1,0 +1,79 @@
+# syntax=docker/dockerfile:1
+# The server as an image.
+#
+#   docker build -t tts-server .                     CUDA: torch from PyPI brings its own CUDA libraries; driver on the host
+#   docker build -t tts-server:cpu --target cpu .    no CUDA: 3 GB less
+#   docker build -t tts-server:csm --target with-weights --secret id=hf_token,env=HF_TOKEN .
+#
+# Weights are downloaded at run time into the volume /app/models; only `with-weights` brings its own. The token is a
+# BuildKit secret there and a run-time variable elsewhere, so no layer holds one.
+ARG PYTHON_VERSION=3.12
+ARG DEBIAN=slim-bookworm
+
+FROM python:${PYTHON_VERSION}-${DEBIAN} AS base
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends tini \
+    && rm -rf /var/lib/apt/lists/*
+
+# ---- libraries, in a virtual environment of their own: the last stages copy it and nothing of how it was made
+
+FROM base AS lock
+WORKDIR /src
+ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+RUN python -m venv /opt/venv
+COPY pyproject.toml constraints.txt README.md ./
+
+FROM lock AS libraries-cuda
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m pip install --constraint constraints.txt ".[espeak,watermark]"
+
+FROM lock AS libraries-cpu
+# The lock names torch without a build; this index has the build without CUDA, under the same version.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m pip install --constraint constraints.txt --index-url "${TORCH_INDEX}" --no-deps torch \
+    && python -m pip install --constraint constraints.txt ".[espeak,watermark]"
+
+# ---- the server, but for its libraries and its code
+
+FROM base AS server
+WORKDIR /app
+# The folders exist in the image and are the user's, so that new named volumes on them are, too.
+RUN groupadd --gid 10001 tts \
+    && useradd --uid 10001 --gid tts --no-create-home --home-dir /app tts \
+    && mkdir models cloned_voices voice_references audio_cache logs \
+    && chown tts:tts . models cloned_voices voice_references audio_cache logs
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONPATH=/app \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    TTS_DATA_DIR=/app \
+    HOST=0.0.0.0 \
+    PORT=8000
+EXPOSE 8000
+# Liveness only: 503 once no engine can answer any more. Balancers and orchestrators ask /ready.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ['PORT']}/health\", timeout=4)"]
+USER 10001:10001
+ENTRYPOINT ["/usr/bin/tini", "--"]
+CMD ["python", "-m", "app.main"]
+
+# ---- targets
+
+FROM server AS cpu
+COPY --from=libraries-cpu /opt/venv /opt/venv
+COPY app app
+
+FROM server AS cuda
+COPY --from=libraries-cuda /opt/venv /opt/venv
+COPY app app
+
+FROM cuda AS with-weights
+ARG TTS_ENGINE=csm
+ENV TTS_ENGINE=${TTS_ENGINE}
+RUN --mount=type=secret,id=hf_token,uid=10001 \
+    HF_TOKEN="$(cat /run/secrets/hf_token 2>/dev/null || true)" python -m app.cli download "${TTS_ENGINE}"
+
+# The default target is the last one.
+FROM cuda

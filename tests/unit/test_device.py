@@ -1,0 +1,95 @@
+"""A GPU that was asked for and can't be used: what is the matter, which driver it takes. The texts of `torch.cuda` here
+are those of PyTorch 2.13 (torch/csrc/cuda, c10/cuda); there is no GPU to hear them from.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.errors import EngineUnavailable
+from app.runtime import device
+from app.runtime.device import choose_device
+
+pytestmark = pytest.mark.unit
+
+TOO_OLD = (
+    "The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver by downloading "
+    "and installing a new version from the URL: http://www.nvidia.com/Download/index.aspx"
+)
+NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver"
+NO_GPUS = "No CUDA GPUs are available"
+VERSION = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024\nGCC version:"
+
+
+def no_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, *, cuda: str | None, driver: str) -> str:
+    """What `cuda` is answered with."""
+    file = tmp_path / "version"
+    if driver:
+        file.write_text(driver)
+
+    def init() -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(device, "_DRIVER_FILE", file)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    with pytest.raises(EngineUnavailable) as caught:
+        choose_device("cuda")
+    return f"{caught.value.reason} {caught.value.remedy}"
+
+
+@pytest.mark.parametrize(
+    ("said", "cuda", "driver", "words"),
+    [
+        (TOO_OLD, "13.0", VERSION, ["driver 535.183.01 is too old", "CUDA 13.0", "driver 580 or newer", "update"]),
+        (TOO_OLD, "12.8", VERSION, ["too old", "driver 525 or newer"]),
+        (TOO_OLD, "14.1", VERSION, ["too old", "driver of CUDA 14.1 or newer"]),
+        (NO_DRIVER, "13.0", "", ["no NVIDIA driver is loaded", "580 or newer", "Container Toolkit"]),
+        (NO_GPUS, "13.0", VERSION, ["driver 535.183.01 is loaded", NO_GPUS, "CUDA_VISIBLE_DEVICES"]),
+        ("", None, VERSION, ["built without CUDA", "pip install torch"]),
+    ],
+)
+def test_why_there_is_no_gpu(  # noqa: PLR0917 - fixtures
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, cuda: str | None, driver: str, words: list[str]
+) -> None:
+    told = no_cuda(monkeypatch, tmp_path, said, cuda=cuda, driver=driver)
+    for word in words:
+        assert word in told
+
+
+def test_auto_says_when_it_passes_a_gpu_by(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    no_cuda(monkeypatch, tmp_path, TOO_OLD, cuda="13.0", driver=VERSION)
+    assert choose_device("auto").type == "cpu"
+    assert "driver 580 or newer" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "fits"),
+    [
+        ((9, 0), ["sm_75", "sm_80", "sm_90", "compute_120"], True),
+        ((8, 9), ["sm_75", "sm_80", "sm_90"], True),
+        ((12, 1), ["sm_80", "sm_90"], True),  # translated from the newest
+        ((7, 0), ["sm_75", "sm_80", "sm_90a"], False),
+        ((6, 1), ["sm_75"], False),
+        ((6, 1), [], True),
+    ],
+)
+def test_a_gpu_without_code_is_named(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], built: list[str], fits: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some GPU")
+    if fits:
+        assert choose_device("cuda:0") == torch.device("cuda", 0)
+    else:
+        with pytest.raises(EngineUnavailable, match="Some GPU"):
+            choose_device("cuda:0")

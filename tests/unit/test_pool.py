@@ -1,0 +1,380 @@
+"""One engine per device: who speaks, who waits, and what happens to whom when a device fails.
+
+The engines are real ones over CSM with random weights, each with a thread and rows of its own on the one CPU there is.
+A device fails as devices do: its thread is ended from outside, or its model raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from app.engines import pool
+from app.engines.batched import BatchedEngine
+from app.engines.pool import EnginePool
+from app.engines.registry import BuildContext, EngineSpec, specs
+from app.errors import Busy, EngineError, EngineStopped, EngineUnavailable, OutOfMemory
+from app.settings import Settings
+from app.types import Sampling, SpokenLine, Utterance, Voice, VoicePrompt
+from bench.fabricate import fabricate_csm
+
+pytestmark = [pytest.mark.unit, pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")]
+
+VOICE = Voice("alloy", "Alloy", "preset")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fabricate_csm(tmp_path_factory.mktemp("csm"))
+
+
+def settings(folder: Path, tmp_path: Path, **given: Any) -> Settings:
+    fixed = {
+        "CSM_MODEL": str(folder),
+        "TTS_DATA_DIR": str(tmp_path),
+        "TTS_DTYPE": "float32",
+        "TTS_DEVICES": "cpu,cpu",
+        "TTS_MAX_ROWS": 2,
+        "TTS_MAX_QUEUE": 2,
+        "TTS_OUTBOX_S": 0.5,
+    }
+    return Settings(_env_file=None, **(fixed | given))
+
+
+CONTEXT = BuildContext(lambda _: None, lambda: False)
+
+
+@pytest.fixture
+async def engine(folder: Path, tmp_path: Path) -> AsyncIterator[EnginePool]:
+    made = pool.build(specs()["csm"], settings(folder, tmp_path), CONTEXT)
+    assert isinstance(made, EnginePool)
+    async with made:
+        yield made
+
+
+def say(text: str = "Hello there.", *, seconds: float = 0.4, seed: int = 1, **more: Any) -> Utterance:
+    line = SpokenLine(text, 0, VOICE, more.pop("prompt", None))
+    return Utterance((line,), Sampling(), seed, seconds, **more)
+
+
+def prompt(name: str) -> VoicePrompt:
+    return VoicePrompt(name, "mimi", np.zeros((32, 4), np.int16), "So.")
+
+
+async def whole(engine: Any, utterance: Utterance) -> np.ndarray:
+    async with contextlib.aclosing(engine.speak(utterance)) as stream:
+        return np.concatenate([chunk.samples async for chunk in stream])
+
+
+def engines(made: EnginePool) -> list[BatchedEngine]:
+    return [member.engine for member in made._members]
+
+
+def rows(made: EnginePool) -> list[int]:
+    return [each.load.active_rows for each in engines(made)]
+
+
+@contextlib.asynccontextmanager
+async def held(made: EnginePool, count: int, **more: Any) -> AsyncIterator[list[Any]]:
+    """So many long answers whose readers have heard the first sound and then read nothing."""
+    async with contextlib.AsyncExitStack() as stack:
+        streams = []
+        for seed in range(count):
+            utterance = say("word " * 60, seconds=60, seed=seed, **more)
+            stream = await stack.enter_async_context(contextlib.aclosing(made.speak(utterance)))
+            await anext(stream)
+            streams.append(stream)
+        yield streams
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not true():  # noqa: ASYNC110 - threads do not set asyncio's events
+            await asyncio.sleep(0.01)
+
+
+def kill(engine: BatchedEngine) -> None:
+    """End the engine's thread from outside, wherever it is."""
+    thread = engine._loop._thread
+    assert thread.is_alive()
+    assert thread.ident is not None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def fail(engine: BatchedEngine, error: Exception) -> None:
+    """Every step of this engine's model raises, as after an illegal access on a GPU."""
+
+    def step(_: object) -> None:
+        raise error
+
+    engine._runner.step = step  # type: ignore[assignment, method-assign]
+
+
+async def test_it_is_an_engine_of_all_its_devices(engine: EnginePool) -> None:
+    assert engine.info.device == "cpu,cpu"
+    assert (engine.load.max_rows, engine.load.max_queue) == (4, 2)
+    assert engine.healthy
+    assert sum(thread.name == "engine-csm" for thread in threading.enumerate()) == 2
+
+
+async def test_all_devices_say_the_same(engine: EnginePool) -> None:
+    first, second = engines(engine)
+    expected = await whole(first, say())
+    assert np.array_equal(await whole(second, say()), expected)
+    assert np.array_equal(await whole(engine, say()), expected)
+
+
+async def test_the_least_busy_device_speaks(engine: EnginePool) -> None:
+    async with held(engine, 1):
+        assert rows(engine) == [1, 0]
+        async with held(engine, 3):
+            assert rows(engine) == [2, 2]
+    await until(lambda: rows(engine) == [0, 0])
+
+
+async def test_a_voice_returns_to_where_it_is_known(engine: EnginePool) -> None:
+    async with held(engine, 1):  # so that this voice comes to the second device
+        await whole(engine, say(prompt=prompt("a")))
+    await until(lambda: rows(engine) == [0, 0])
+    async with held(engine, 1, prompt=prompt("a")):
+        assert rows(engine) == [0, 1]
+        async with held(engine, 1, prompt=prompt("a")):  # but not at any price
+            assert rows(engine) == [1, 1]
+
+
+async def test_a_full_pool_lets_some_wait_and_refuses_the_rest(engine: EnginePool) -> None:
+    async with held(engine, 4) as streams:
+        waiting = [asyncio.create_task(whole(engine, say(seed=seed))) for seed in range(2)]
+        await until(lambda: engine.load.queued == 2)
+        with pytest.raises(Busy):
+            await whole(engine, say())
+        await streams[0].aclose()
+        for done in await asyncio.gather(*waiting):
+            assert len(done)
+    assert engine.load.queued == 0
+
+
+async def test_an_answer_that_sounds_is_never_refused(engine: EnginePool) -> None:
+    async with held(engine, 4) as streams:
+        waiting = [asyncio.create_task(whole(engine, say(seed=seed))) for seed in range(2)]
+        await until(lambda: engine.load.queued == 2)
+        going_on = asyncio.create_task(whole(engine, say(follows=True)))
+        await until(lambda: engine.load.queued >= 2)
+        await streams[1].aclose()
+        assert len(await going_on)
+        await asyncio.gather(*waiting)
+
+
+async def test_who_waits_and_leaves_takes_nobodys_turn(engine: EnginePool) -> None:
+    async with held(engine, 4) as streams:
+        leaver = asyncio.create_task(whole(engine, say()))
+        await until(lambda: engine.load.queued == 1)
+        stayer = asyncio.create_task(whole(engine, say(seed=2)))
+        await until(lambda: engine.load.queued == 2)
+        leaver.cancel()
+        await asyncio.wait([leaver])
+        assert engine.load.queued == 1
+        await streams[0].aclose()
+        assert len(await stayer)
+
+
+async def test_who_is_called_and_leaves_hands_the_call_on(engine: EnginePool) -> None:
+    async with held(engine, 4) as streams:
+        leaver = asyncio.create_task(whole(engine, say()))
+        await until(lambda: engine.load.queued == 1)
+        stayer = asyncio.create_task(whole(engine, say(seed=2)))
+        await until(lambda: engine.load.queued == 2)
+        await streams[0].aclose()  # calls the leaver, who has not run yet
+        leaver.cancel()
+        assert len(await asyncio.wait_for(stayer, 20))
+
+
+async def test_many_at_once_are_all_spoken(engine: EnginePool) -> None:
+    engine._max_queue = 100
+    alone = [await whole(engines(engine)[0], say(seed=seed)) for seed in range(5)]
+    many = await asyncio.gather(*(whole(engine, say(seed=seed % 5)) for seed in range(12)))
+    for index, sound in enumerate(many):
+        assert np.allclose(sound, alone[index % 5], atol=1e-4)  # the codec shares a batch
+    assert rows(engine) == [0, 0]
+
+
+async def test_a_device_that_dies_is_taken_out_and_the_other_goes_on(
+    engine: EnginePool, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = engines(engine)
+    async with held(engine, 2) as streams:
+        assert rows(engine) == [1, 1]
+        kill(first)
+        with pytest.raises(EngineError):  # it had sounded: the reader is told, and nobody goes on in another voice
+            async for _ in streams[0]:
+                pass
+        gone, left = (each.out for each in engine.devices)
+        assert "stopped" in gone
+        assert not left
+        assert engine.healthy
+        assert engine.load.max_rows == 2
+        assert len(await whole(engine, say()))
+        heard = 0.0
+        async for chunk in streams[1]:  # the other device's answer is whole
+            heard += chunk.seconds
+            if heard > 3:
+                break
+    assert "1 of 2 devices go on" in caplog.text
+    kill(second)
+    assert not engine.healthy
+    with pytest.raises(EngineStopped, match="every device"):
+        await whole(engine, say())
+
+
+async def test_what_has_not_sounded_moves_to_another_device(engine: EnginePool) -> None:
+    first, second = engines(engine)
+    expected = await whole(second, say("A text of some length."))
+    reading, go_on = threading.Event(), threading.Event()
+    prefill = first._runner.prefill
+
+    def slow(row: int) -> bool:
+        reading.set()
+        go_on.wait(20)
+        return prefill(row)
+
+    first._runner.prefill = slow  # type: ignore[method-assign]
+    speaking = [asyncio.create_task(whole(engine, say("A text of some length."))) for _ in range(2)]
+    await asyncio.to_thread(reading.wait, 20)
+    ended = threading.Thread(target=kill, args=(first,))
+    ended.start()
+    go_on.set()
+    for sound in await asyncio.gather(*speaking):
+        assert np.allclose(sound, expected, atol=1e-4)
+    await asyncio.to_thread(ended.join)
+    assert engine.devices[0].out
+    assert rows(engine)[1] == 0
+
+
+async def test_those_who_wait_go_to_the_devices_that_are_left(engine: EnginePool) -> None:
+    first, _ = engines(engine)
+    async with held(engine, 4) as streams:
+        waiting = [asyncio.create_task(whole(engine, say(seed=seed))) for seed in range(2)]
+        await until(lambda: engine.load.queued == 2)
+        kill(first)
+        await streams[1].aclose()
+        await asyncio.wait_for(asyncio.gather(*waiting), 20)
+
+
+async def test_a_device_that_fails_at_everything_is_taken_out(engine: EnginePool) -> None:
+    first, _ = engines(engine)
+    fail(first, RuntimeError("CUDA error: an illegal memory access was encountered"))
+    for attempt in range(pool.STRIKES):
+        assert not engine.devices[0].out
+        assert len(await whole(engine, say(seed=attempt)))
+    assert "in a row" in engine.devices[0].out
+    assert first.healthy  # its thread lives on, and is sent nothing
+
+
+async def test_a_text_that_fails_everywhere_blames_no_device(engine: EnginePool) -> None:
+    for each in engines(engine):
+        fail(each, RuntimeError("this text"))
+    for _ in range(pool.STRIKES + 1):
+        with pytest.raises(EngineError):
+            await whole(engine, say())
+    assert not any(each.out for each in engine.devices)
+
+
+async def test_too_much_for_one_device_is_too_much_for_all(engine: EnginePool) -> None:
+    first, _ = engines(engine)
+    fail(first, OutOfMemory("No room."))
+    with pytest.raises(OutOfMemory):
+        await whole(engine, say())
+
+
+async def test_a_device_that_hangs_is_left(engine: EnginePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.runtime import loop
+
+    first, second = engines(engine)
+    expected = await whole(second, say())
+    monkeypatch.setattr(pool, "LOOK_S", 0.05)
+    monkeypatch.setattr(loop, "STALLED_S", 3.0)  # an idle engine turns once a second
+    stuck = threading.Event()
+    step = first._runner.step
+    first._runner.step = lambda rows: (stuck.wait(30), step(rows))[1]  # type: ignore[method-assign]
+    assert np.array_equal(await whole(engine, say()), expected)
+    assert "stopped" in engine.devices[0].out
+    stuck.set()
+
+
+async def test_recordings_are_read_where_they_can_be(engine: EnginePool) -> None:
+    from app.types import Reference
+
+    first, second = engines(engine)
+    reference = Reference(np.zeros(24_000, np.float32), 24_000, "Nothing.")
+    expected = await second.enroll(reference)
+
+    def broken(_: object) -> Any:
+        raise RuntimeError("CUDA error")
+
+    first._encode = broken
+    found = await engine.enroll(reference)
+    assert np.array_equal(found.codes, expected.codes)
+    second._encode = broken
+    with pytest.raises(RuntimeError):
+        await engine.enroll(reference)
+
+
+# ---- what the settings make of it
+
+
+def test_a_split_model_is_one_engine(folder: Path, tmp_path: Path) -> None:
+    made = pool.build(specs()["csm"], settings(folder, tmp_path, CSM_DEVICE_MAP="balanced"), CONTEXT)
+    assert isinstance(made, BatchedEngine)
+    assert made.info.device == "cpu,cpu"
+
+
+@pytest.mark.parametrize("devices", ["", "cpu", "auto"])
+def test_one_device_is_one_engine(folder: Path, tmp_path: Path, devices: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    made = pool.build(specs()["csm"], settings(folder, tmp_path, TTS_DEVICES=devices), CONTEXT)
+    assert isinstance(made, BatchedEngine)
+    assert made.info.device == "cpu"
+
+
+def test_a_device_that_is_not_there_is_an_error(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineUnavailable, match="no CUDA device"):
+        pool.build(specs()["csm"], settings(folder, tmp_path, TTS_DEVICES="cpu,cuda:0"), CONTEXT)
+
+
+def test_what_fails_to_load_names_its_device(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineUnavailable, match=r"On cpu: "):
+        pool.build(specs()["csm"], settings(tmp_path / "nowhere", tmp_path), CONTEXT)
+
+
+def test_an_engine_without_devices_is_one(tmp_path: Path) -> None:
+    built = []
+    spec = EngineSpec("espeak", "espeak", "app.engines.espeak:build")
+    built.append(pool.build(spec, settings(tmp_path, tmp_path, TTS_DEVICES="cuda:0,cuda:1"), CONTEXT))
+    assert isinstance(built[0], BatchedEngine)
+
+
+def test_different_weights_are_not_pooled(folder: Path, tmp_path: Path) -> None:
+    one = pool.build(specs()["csm"], settings(folder, tmp_path, TTS_DEVICES=""), CONTEXT)
+    other = fabricate_csm(tmp_path / "other", seed=9)
+    two = pool.build(specs()["csm"], settings(other, tmp_path, TTS_DEVICES=""), CONTEXT)
+    with pytest.raises(EngineUnavailable, match="same model"):
+        EnginePool([one, two], max_queue=1)
