@@ -196,6 +196,7 @@ def test_a_voice_from_a_file_speaks_at_once(learning: str, sample: bytes, visit:
     assert voice["consent"]["text"] == "It is my own voice."
     assert voice["quality"]["level"] == "good"
 
+    assert httpx.get(f"{learning}/v1/models/reading-1").json()["clones"] is True
     told(page, "can use it")
     page.get_by_role("button", name="Use as default").click()
     page.get_by_role("navigation").get_by_role("link", name="Speak").click()
@@ -207,6 +208,39 @@ def test_a_voice_from_a_file_speaks_at_once(learning: str, sample: bytes, visit:
     speak(page, "The same words as ever.")
     wait_heard(page)
     wait_state(page, "done")
+
+
+class Listener:
+    """In place of a speech recogniser's weights: it knows what is said here."""
+
+    def missing(self) -> str:
+        return ""
+
+    def transcribe(self, _: Any, __: int, ___: str) -> str:
+        return samples.TEXT
+
+
+def test_words_are_recognised_and_may_be_mended(
+    tmp_path: Path, sample: bytes, visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assemble, "transcriber_of", lambda _: Listener())
+    with serving(tmp_path) as url:
+        watched = visit(f"{url}/voice-cloning")
+        page = watched.page
+        upload(page, sample)
+        onward(page)
+        trimmed(page)
+        onward(page)
+        told(page, "Recognised by the server")
+        field = page.get_by_label("Words", exact=True)
+        assert field.input_value() == samples.TEXT
+        mended = samples.TEXT.replace("weather", "whether")
+        words(page, mended)
+        agree(page)
+        name_and_save(page, "Ann")
+        (voice,) = own(url)
+        assert voice["transcript"] == mended
+        watched.check()
 
 
 def test_a_voice_from_the_microphone(offline: str, visit: Visit) -> None:
