@@ -41,8 +41,8 @@ export async function trim(sound, span, changed) {
   const wave = h("div", { class: "trim-wave" }, screen, before, after, head, handles.from, handles.to);
   const field = (edge) => h("input", { id: `trim-${edge}`, inputmode: "decimal", autocomplete: "off", size: 7, onchange: (event) => {
     const value = readTime(event.target.value);
-    if (!Number.isNaN(value)) move(edge, value);
-    tell();
+    if (!Number.isNaN(value)) move(edge, value, { tellIt: false });
+    tell(edge);
   } });
   const fields = { from: field("from"), to: field("to") };
   const length = h("output", { class: "badge", for: "trim-from trim-to" });
@@ -108,14 +108,15 @@ export async function trim(sound, span, changed) {
     if (tellIt) tell();
   }
 
-  function tell() {
+  function tell(committed = "") {
     for (const [edge, value] of [["from", from_s], ["to", to_s]]) {
       handles[edge].style.insetInlineStart = `${x_of(value)}%`;
       handles[edge].setAttribute("aria-valuemin", 0);
       handles[edge].setAttribute("aria-valuemax", number_(total_s));
       handles[edge].setAttribute("aria-valuenow", number_(value));
       handles[edge].setAttribute("aria-valuetext", seconds(value));
-      if (document.activeElement !== fields[edge] || readTime(fields[edge].value) !== value) fields[edge].value = showTime(value);
+      // What is being typed stays until it is committed.
+      if (document.activeElement !== fields[edge] || edge === committed) fields[edge].value = showTime(value);
     }
     before.style.insetInlineStart = 0;
     before.style.inlineSize = `${x_of(from_s)}%`;
