@@ -135,7 +135,7 @@ def name_and_save(page: Page, name: str) -> None:
     step(page, "try")
     page.get_by_label("Name", exact=True).fill(name)
     page.get_by_role("button", name="Save the voice").click()
-    page.get_by_role("heading", name=name, level=2).wait_for()
+    page.get_by_role("heading", name=name, level=2, exact=True).wait_for()
 
 
 def told(page: Page, text: str) -> None:
