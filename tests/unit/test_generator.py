@@ -181,7 +181,7 @@ def over(tmp_path: Path) -> Callable[..., contextlib.AbstractAsyncContextManager
 
     def make(engine: ScriptedEngine, *, fallback: bool = False) -> contextlib.AbstractAsyncContextManager[Room]:
         known: dict[str, EngineSpec] = {
-            "scripted": Given("scripted", "scripted-1b", "", engine),
+            "scripted": Given("scripted", "scripted-1b", "", engine=engine),
             "lost": Given("lost", "lost-1b", ""),
         }
         return room(tmp_path, known, "lost" if fallback else "scripted", "scripted" if fallback else "")
