@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -46,12 +47,11 @@ out = Console()
 err = Console(stderr=True)
 
 NO_VOICE = "none"
-# The engines that --voice none shows: frames a second, and how many if nobody says.
+# The engines that --voice none shows, and how many frames they say if nobody says how many.
 BARE = {
-    "csm": (12.5, 1125),  # 90 s, as long as Sesame's own generator goes by default
-    "dia": (44_100 / 512, 3056),  # all its positions
+    "csm": 1125,  # 90 s, as long as Sesame's own generator goes by default
+    "dia": 3056,  # all its positions
 }
-CODEBOOKS = {"csm": 32, "dia": 9}  # of a file without frames
 CAST_RATE_HZ, MAX_CAST_S = 24_000, 30.0
 SETTINGS_PAGE = Path("docs/settings.md")
 
@@ -109,12 +109,11 @@ def say(
         settings = _settings(TTS_ENGINE=engine, TTS_MAX_ROWS=1, **weights)
         if settings.engine not in BARE:
             _fail(f"--voice none is for the engines {' and '.join(BARE)}.")
-        frame_hz, most = BARE[settings.engine]
         words = Normalizer().normalize(said) if normalize else said
         line = SpokenLine(words, speaker or 0, Voice(NO_VOICE, NO_VOICE, "offline"))
-        seconds = (max_frames or most) / frame_hz
-        utterance = Utterance((line,), sampling, seed or 0, seconds)
-        asyncio.run(_say_bare(settings, utterance, output, chosen, codes, reference_noise=reference_noise))
+        utterance = Utterance((line,), sampling, seed or 0, 0.0)  # how long is known once the codec's frames are
+        most = max_frames or BARE[settings.engine]
+        asyncio.run(_say_bare(settings, utterance, most, output, chosen, codes, reference_noise=reference_noise))
         return
     if speaker is not None or max_frames or codes or reference_noise:
         _fail("--speaker, --max-frames, --codes and --reference-noise go with --voice none.")
@@ -172,6 +171,7 @@ async def _say(settings: Settings, request: SpeechRequest, output: Path, extras:
 async def _say_bare(
     settings: Settings,
     utterance: Utterance,
+    max_frames: int,
     output: Path,
     audio_format: AudioFormat,
     codes: Path | None,
@@ -182,7 +182,8 @@ async def _say_bare(
     samples, frames = [], []
     try:
         with err.status("loading the model ..."):
-            bare = await asyncio.to_thread(_bare_engine, settings, context, reference_noise=reference_noise)
+            bare, books = await asyncio.to_thread(_bare_engine, settings, context, reference_noise=reference_noise)
+        utterance = replace(utterance, max_seconds=max_frames * bare.info.frame_s)
         async with bare as engine:
             with err.status(f"{settings.engine} speaks ...") as status:
                 async for chunk in engine.speak(utterance):
@@ -191,7 +192,7 @@ async def _say_bare(
                         frames.append(chunk.codes)
                     status.update(f"{settings.engine} speaks ... {sum(part.shape[1] for part in frames)} frames")
             if codes is not None:
-                empty = np.zeros((CODEBOOKS[settings.engine], 0), np.int16)
+                empty = np.zeros((books, 0), np.int16)
                 np.save(codes, np.concatenate(frames or [empty], axis=1))
         encoder = open_encoder(audio_format, engine.info.rate_hz)
         data = b"".join([*(encoder.encode(part) for part in samples), encoder.flush()])
@@ -207,17 +208,18 @@ async def _say_bare(
     err.print(f"{settings.engine}: {count} frames -> {output}", highlight=False)
 
 
-def _bare_engine(settings: Settings, context: BuildContext, *, reference_noise: bool) -> BatchedEngine:
-    """The engine without text rules and guards. Blocks while it loads. Raises EngineUnavailable."""
+def _bare_engine(settings: Settings, context: BuildContext, *, reference_noise: bool) -> tuple[BatchedEngine, int]:
+    """The engine without text rules and guards, and how many codebooks it speaks in. Blocks while it loads. Raises
+    EngineUnavailable."""
     if settings.engine == "dia":
         from app.engines import dia_load  # noqa: PLC0415 - torch, which only this needs
 
-        return dia_load.engine_of(
-            dia_load.load_from(settings, context, guards=None, exact=True, reference_noise=reference_noise), settings
-        )
+        dia = dia_load.load_from(settings, context, guards=None, exact=True, reference_noise=reference_noise)
+        return dia_load.engine_of(dia, settings), dia.config.channels
     from app.engines import csm  # noqa: PLC0415 - as above
 
-    return csm.engine_of(csm.load_from(settings, context, guards=None, reference_noise=reference_noise), settings)
+    runner = csm.load_from(settings, context, guards=None, reference_noise=reference_noise)
+    return csm.engine_of(runner, settings), runner.config.codebooks
 
 
 async def _wait_for_engine(host: EngineHost) -> None:

@@ -182,9 +182,12 @@ class _Passage:
         lines = (*self.lines, line)
         if one_voice and line.voice != self.lines[0].voice:
             return False
-        prompts = {each.voice.id: each.prompt.codes.shape[1] for each in lines if each.prompt is not None}
+        # An engine hears a voice once for each speaker that has it.
+        prompts = {
+            (each.speaker, each.voice.id): each.prompt.codes.shape[1] for each in lines if each.prompt is not None
+        }
         return (
-            (info.continues or sum(len(each.text) + 1 for each in lines) <= info.max_passage_chars)
+            (info.continues or sum(_size(each.text, info) + 1 for each in lines) <= info.max_passage_chars)
             and len({(each.speaker, each.voice.id) for each in lines}) <= info.max_speakers
             and (info.max_prompt_s is None or sum(prompts.values()) * info.frame_s <= info.max_prompt_s)
         )
@@ -203,6 +206,7 @@ class _Take:
     progress: Progress
     marked: bool = False
     context: tuple[ContextTurn, ...] = ()
+    remembered: int = 0  # how many of the context's first turns are the conversation's own
     prompts: tuple[VoicePrompt | None, ...] = ()  # one per line
 
     @property
@@ -426,10 +430,11 @@ class Studio:
     # ---- speaking
 
     async def _speak(self, take: _Take, answer: Answer) -> AsyncGenerator[bytes]:
-        context = await self._context(take)
+        context, remembered = await self._context(take)
         request = replace(take.request, context=())  # a minute of samples is 6 MB: what was heard is not needed again
         prompts = {voice.id: await self._prompts.of(voice, take.engine) for voice in dict.fromkeys(take.voices)}
-        take = replace(take, request=request, context=context, prompts=tuple(prompts[v.id] for v in take.voices))
+        shown = tuple(prompts[voice.id] for voice in take.voices)
+        take = replace(take, request=request, context=context, remembered=remembered, prompts=shown)
         marker = await _marker(take)
         encoder = open_encoder(request.format, request.sample_rate_hz)
         finish = _Finish(encoder, take.info.rate_hz, request, marker)
@@ -483,8 +488,9 @@ class Studio:
             if entry is not None:
                 entry.abandon()
 
-    async def _context(self, take: _Take) -> tuple[ContextTurn, ...]:
-        """The turns as the engine hears them: those remembered, then those the caller sent. Raises BadReference."""
+    async def _context(self, take: _Take) -> tuple[tuple[ContextTurn, ...], int]:
+        """The turns as the engine hears them, and how many of them are remembered: these come first, then those the
+        caller sent. Raises BadReference."""
         heard: list[ContextTurn] = []
         request = take.request
         if request.conversation is not None and self._memory is not None:
@@ -495,6 +501,7 @@ class Studio:
             room = round((take.info.max_context_s or 0.0) * MEMORY_SHARE / take.info.frame_s)
             recall = self._memory.recall
             heard += await asyncio.to_thread(recall, request.conversation, take.info.fingerprint, speakers, room)
+        remembered = len(heard)
         for index, turn in enumerate(take.request.context):
             key = (take.info.fingerprint, turn.digest, turn.text)
             codes = self._codes.get(key)
@@ -509,7 +516,7 @@ class Studio:
                     self._codes.popitem(last=False)
             self._codes.move_to_end(key)
             heard.append(ContextTurn(turn.speaker, turn.text, codes))
-        return tuple(heard)
+        return tuple(heard), remembered
 
     def _usage(self, take: _Take, audio_s: float) -> Usage:
         text_bytes = sum(len(line.text.encode("utf-8", "ignore")) for line in take.request.lines)
@@ -591,6 +598,7 @@ class Studio:
             language=request.language,
             context=take.context,
             follows=index > 0,
+            remembered=take.remembered,
         )
         return _Started(take.engine.speak(utterance))
 
@@ -652,7 +660,8 @@ class Studio:
 
         def cut() -> list[str]:
             words = self._normalizer.normalize(text, english=english) if take.request.normalize else text
-            return split(words, take.info.max_text_chars)
+            size = _size(words, take.info)
+            return split(words, max(1, take.info.max_text_chars * len(words) // size) if size else 1)
 
         return await asyncio.to_thread(cut) if len(text) > OFF_LOOP_CHARS else cut()
 
@@ -735,6 +744,12 @@ class _Ahead:
         for stream in self._started:
             await stream.aclose()
         await self._script.aclose()
+
+
+def _size(text: str, info: EngineInfo) -> int:
+    """How much of `max_text_chars` and `max_passage_chars` a text takes. Models read bytes, or tokens made of them:
+    their limits are in characters of English."""
+    return len(text) if info.codec == "none" else len(text.encode("utf-8", "replace"))
 
 
 def _rows_to_use(take: _Take) -> int:

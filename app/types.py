@@ -180,6 +180,7 @@ class ContextTurn:
 class Utterance:
     """One job for an engine. follows: a later part of an answer that is already sounding; it is never refused.
     background: nobody waits for it; it advances only while nobody else does, and gives its row up when that is wanted.
+    remembered: so many of the context's turns, the first ones, may be left out, oldest first, where room is short.
     """
 
     lines: tuple[SpokenLine, ...]
@@ -190,6 +191,7 @@ class Utterance:
     context: tuple[ContextTurn, ...] = ()
     follows: bool = False
     background: bool = False
+    remembered: int = 0
 
 
 @dataclass(frozen=True, slots=True)

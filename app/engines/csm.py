@@ -172,7 +172,8 @@ class CsmRunner:
     # ---- the Runner protocol
 
     def admit(self, row: int, utterance: Utterance) -> None:
-        """Raises TextTooLong, BadReference: nothing of a prompt is ever cut off."""
+        """Raises TextTooLong, BadReference: nothing of a prompt is cut off but turns that were remembered, oldest
+        first."""
         voices = self._voices(utterance)
         said = [self._segment(turn.speaker, turn.text, turn.codes) for turn in utterance.context]
         lines = [tuple(self._text(line.speaker, line.text)) for line in utterance.lines]
@@ -186,6 +187,10 @@ class CsmRunner:
             max_frames=max(1, round(utterance.max_seconds * self.codec.frame_hz)),
             reference=ReferenceNoise(_int64(utterance.seed)) if self._reference_noise else None,
         )
+        spare = utterance.remembered
+        while spare and state.base + self._longest(state) > self.config.max_positions:
+            del state.segments[len(voices)]
+            spare -= 1
         self._check_room(state, sum(segment.length for segment in voices))
         self._watch(state)
         self._rows[row] = state
@@ -285,6 +290,10 @@ class CsmRunner:
         if self._guards is None:
             return state.max_frames
         return min(state.max_frames, self._guards.limit(len(state.lines[line])))
+
+    def _longest(self, state: _Row) -> int:
+        """Positions that the longest line may take, frames included."""
+        return max(len(ids) + self._limit(state, line) for line, ids in enumerate(state.lines))
 
     def _check_room(self, state: _Row, voice_positions: int) -> None:
         """Every line must fit behind what is read before the first, frames included."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from app.audio.guard import Rule
 from app.engines.batched import BatchedEngine
-from app.engines.dia import MAX_REFERENCE_S, DiaRunner, Guards
+from app.engines.dia import MIN_REFERENCE_S, DiaRunner, Guards
 from app.errors import EngineUnavailable, WeightsUnavailable
 from app.models import hub
 from app.models.dac.config import read_dac_config
@@ -27,7 +27,7 @@ from app.models.weights import open_checkpoints
 from app.runtime.device import choose_device, choose_dtype, cpu_threads
 from app.runtime.pages import use_large_pages
 from app.settings import Settings
-from app.text.dialogue import MAX_SPEAKERS, SOUNDS
+from app.text.dialogue import BYTES_PER_S, MAX_SPEAKERS, SOUNDS
 from app.types import EngineInfo
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ Quantize = Literal["none", "int8"]
 ROWS_CPU, ROWS_GPU = 4, 16  # a row's keys and values take up to 226 MiB in bfloat16, its script's up to 144 MiB
 MAX_TEXT_CHARS = 200  # of one line: about 13 s of speech; beyond 20 s Dia hurries
 MAX_PASSAGE_CHARS = 240  # of several lines of a dialogue in one go
+PASSAGE_SLACK_S = 1.0  # a script may grow a little: a dash becomes three characters
 CODEC_FOLDER = "dac"  # beside local weights
 
 
@@ -220,7 +221,7 @@ def engine_of(runner: DiaRunner, settings: Settings) -> BatchedEngine:
         dtype="int8" if settings.quantize == "int8" else str(model.dtype).removeprefix("torch."),
         max_speakers=MAX_SPEAKERS,
         max_text_chars=MAX_TEXT_CHARS,
-        max_prompt_s=MAX_REFERENCE_S,
+        max_prompt_s=max(MIN_REFERENCE_S, runner.most_s - MAX_PASSAGE_CHARS / BYTES_PER_S - PASSAGE_SLACK_S),
         max_passage_chars=MAX_PASSAGE_CHARS,
         apart=True,
         sounds=SOUNDS,

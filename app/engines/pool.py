@@ -117,6 +117,11 @@ class EnginePool:
     # ---- speaking
 
     async def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
+        if utterance.background:
+            async with contextlib.aclosing(self._behind(utterance)) as aside:
+                async for part in aside:
+                    yield part
+            return
         tried: list[_Member] = []
         voices = tuple(dict.fromkeys(line.prompt.voice_digest for line in utterance.lines if line.prompt is not None))
         failure: EngineError | None = None
@@ -145,6 +150,25 @@ class EnginePool:
             finally:
                 member.speaking -= 1
                 self._next()
+
+    async def _behind(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
+        """What nobody waits for: it stands in no queue and counts for no row here, so that the device's own scheduler
+        sees who comes and takes its row back. Raises Busy then, and where its device stops but others go on."""
+        usable = [member for member in self._members if member.usable]
+        if not usable:
+            raise EngineStopped("The engine has stopped on every device. Restart the server.")
+        member = min(usable, key=lambda member: member.weight(()))
+        try:
+            async with contextlib.aclosing(member.engine.speak(utterance)) as stream:
+                chunk = await self._first(member, stream)
+                while chunk is not None:
+                    yield chunk
+                    chunk = await anext(stream, None)
+        except EngineError as error:
+            self._look(member)
+            if not member.out or not self.healthy:
+                raise
+            raise Busy(f"{member.device} has stopped; another device can do this.", retry_after_s=1) from error
 
     async def _place(
         self, utterance: Utterance, voices: Sequence[str], tried: Sequence[_Member], failure: EngineError | None

@@ -12,6 +12,7 @@ Every process that shares the folders sees what another made within `REFRESH_S` 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -210,17 +211,25 @@ class VoiceStore:
 
         Blocks while it reads.
         """
-        stored = self._known.stored.get(voice.id) or self._known.drafts.get(voice.id)
-        if stored is None or stored.voice.digest != voice.digest:
-            raise UnknownVoice(f"The voice {voice.name!r} was removed or replaced just now. Ask again.", param="voice")
+        stored = self._present(voice)
         path = self._shelf(voice).folder / voice.id / stored.file
         try:
             samples, rate_hz = read_wav(path.read_bytes())
         except (OSError, ValueError) as error:
+            with self._lock, contextlib.suppress(OSError):
+                self._look_again()
+            self._present(voice)  # another process may have changed or removed it since the last look
             raise _damaged(stored) from error
         if hashlib.sha256(pcm.to_bytes(samples)).hexdigest() != stored.sha256 or rate_hz != stored.rate_hz:
             raise _damaged(stored)
         return Reference(samples, rate_hz, stored.transcript)
+
+    def _present(self, voice: Voice) -> StoredVoice:
+        """Raises UnknownVoice where it is another one now."""
+        stored = self._known.stored.get(voice.id) or self._known.drafts.get(voice.id)
+        if stored is None or stored.voice.digest != voice.digest:
+            raise UnknownVoice(f"The voice {voice.name!r} was removed or replaced just now. Ask again.", param="voice")
+        return stored
 
     def marker(self, voice_id: str) -> bytes:
         """A cloned voice's voice.json, its recording under the plain name. Raises NotFound."""

@@ -884,3 +884,31 @@ async def test_voices_that_do_not_fit_together_speak_one_after_another(over):
         prompts["echo"] = VoicePrompt("echo", "dac", np.zeros((9, 90), np.int16), "Words.")
         await read(await room.studio.answer(asked(lines=TALK, format="wav")))
         assert [len(utterance.lines) for utterance in engine.utterances] == [1, 1, 1, 1, 1]
+
+
+async def test_one_voice_of_two_speakers_takes_the_room_of_two(over):
+    frames = {"nova": 70}
+    engine = ScriptedEngine(max_passage_chars=500, max_speakers=2, max_prompt_s=10.0, frame_s=0.08)
+    lines = (Line("How are you today?", "nova", 0), Line("Very well, thanks.", "nova", 1))
+    async with over(engine) as room:
+
+        async def of(voice: Voice, _: Any) -> VoicePrompt:
+            return VoicePrompt(voice.id, "dac", np.zeros((9, frames[voice.id]), np.int16), "Words.")
+
+        room.studio._prompts.of = of
+        await read(await room.studio.answer(asked(lines=lines)))
+        assert [len(utterance.lines) for utterance in engine.utterances] == [1, 1]
+        engine.utterances.clear()
+        frames["nova"] = 60
+        await read(await room.studio.answer(asked(lines=lines, format="wav")))
+        assert [len(utterance.lines) for utterance in engine.utterances] == [2]
+
+
+@pytest.mark.parametrize(("codec", "most"), [("dac", 50), ("none", 100)])
+async def test_models_take_as_much_of_any_script_as_of_english(over, codec, most):
+    engine = ScriptedEngine(max_text_chars=100, codec=codec)
+    async with over(engine) as room:
+        await read(await room.studio.answer(asked("Это длинное предложение на русском языке, " * 9, max_audio_ms=None)))
+        sizes = [len(text) for text in engine.texts]
+        assert most // 2 < max(sizes) <= most
+        assert "".join("".join(engine.texts).split()) == ("Этодлинноепредложениенарусскомязыке," * 9)

@@ -378,3 +378,27 @@ def test_different_weights_are_not_pooled(folder: Path, tmp_path: Path) -> None:
     two = pool.build(specs()["csm"], settings(other, tmp_path, TTS_DEVICES=""), CONTEXT)
     with pytest.raises(EngineUnavailable, match="same model"):
         EnginePool([one, two], max_queue=1)
+
+
+async def to_its_end(stream: AsyncIterator[Any]) -> None:
+    async for _ in stream:
+        pass
+
+
+async def test_work_in_the_background_takes_no_row_from_those_who_wait(folder: Path, tmp_path: Path) -> None:
+    made = pool.build(specs()["csm"], settings(folder, tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=0), CONTEXT)
+    async with made, held(made, 1), held(made, 1, background=True) as [casting]:
+        async with asyncio.timeout(20):
+            assert len(await whole(made, say()))
+        with pytest.raises(Busy):
+            await to_its_end(casting)
+
+
+async def test_background_work_moves_on_when_its_device_stops(engine: EnginePool) -> None:
+    async with held(engine, 1, background=True) as [casting]:
+        [its] = [each for each in engines(engine) if any(slot.background for slot in each._scheduler._slots.live)]
+        kill(its)
+        with pytest.raises(Busy):
+            await to_its_end(casting)
+        async with asyncio.timeout(20):
+            assert len(await whole(engine, say(background=True)))
