@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 OPS    := .ops/bin
 RAY    := .ray/bin/python
 
-.PHONY: install run dev oracle browser test test-all slow fleet ray containers lint format types docs lock clean
+.PHONY: install run dev oracle browser test test-all slow gpu fleet ray containers lint format types docs lock clean
 
 install: $(STAMP)
 
@@ -42,6 +42,12 @@ slow: install
 
 test-all: install
 	$(PY) -m pytest -m "not gpu and not ray"
+
+# On a machine with a GPU: everything that needs one, and the figures.
+gpu: install
+	$(PY) -m pytest -m gpu
+	for model in csm dia; do for rows in 1 8; do \
+	    $(PY) -m bench.step --model $$model --size full --device cuda --rows $$rows --frames 64 || exit 1; done; done
 
 # Two servers behind HAProxy, which has to be installed (apt install haproxy).
 fleet: install

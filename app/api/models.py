@@ -51,6 +51,7 @@ def router(host: EngineHost, voices: VoiceStore) -> APIRouter:
             "detail": "" if ready else detail,
             "parameters": sorted(info.extras) if info else None,
             "max_speakers": info.max_speakers if info else None,
+            "clones": info.codec != "none" if info else None,
         }
 
     def known() -> list[str]:

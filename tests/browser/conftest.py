@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests import samples
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -46,14 +48,18 @@ window.loudest = () => Math.max(0, ...taps.map((tap) => {
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """Not for the whole session: Playwright's loop runs in this thread, where other files' async tests want theirs."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (group `browser`)")
     if CHROMIUM is None:
         pytest.skip("there is no Chromium here: apt-get install chromium")
+    heard = tmp_path_factory.mktemp("microphone") / "heard.wav"
+    heard.write_bytes(samples.file(0.7 * samples.speech(), "wav"))
     with playwright.sync_playwright() as driver:
         arguments = [
             "--no-sandbox",
+            "--use-fake-device-for-media-stream",  # speaks for ever; whether a page may listen, its context says
+            f"--use-file-for-fake-audio-capture={heard}",
             "--autoplay-policy=no-user-gesture-required",
             f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1",
         ]

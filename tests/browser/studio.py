@@ -59,6 +59,11 @@ def wait_heard(page: Page) -> None:
     until(page, "() => loudest() > 0.05")
 
 
+def wait_worth_keeping(page: Page) -> None:
+    """Until enough has come that stopping keeps it as a take."""
+    until(page, "async () => (await import('/static/js/player.js')).player.track?.seconds > 0.6")
+
+
 def newest_take(page: Page) -> dict[str, Any]:
     take: dict[str, Any] = page.evaluate(TAKE)
     take["pcm"] = base64.b64decode(take["pcm"])

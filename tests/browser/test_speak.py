@@ -28,6 +28,7 @@ from tests.browser.studio import (
     wait_heard,
     wait_state,
     wait_takes,
+    wait_worth_keeping,
     write,
 )
 from tests.integration.test_streaming import stuck_reader
@@ -82,6 +83,7 @@ def test_sound_begins_before_the_answer_ends_and_stop_frees_the_row(server: str,
     page.wait_for_selector('[data-badge="made"]')
     page.wait_for_selector(".caption:visible")
     assert re.match(r"Sentence \d+ of 240", page.locator(".caption").inner_text())
+    wait_worth_keeping(page)
     page.get_by_role("button", name="Stop", exact=True).click()
     wait_state(page, "partial")
     wait_until(lambda: rows(server) == 0, 2)
@@ -103,6 +105,7 @@ def test_a_second_click_at_once_does_not_stop_and_escape_does(server: str, visit
     page.get_by_role("button", name="Speak", exact=True).dblclick()
     wait_heard(page)
     assert page.get_attribute(".speak", "data-state") == "streaming"
+    wait_worth_keeping(page)
     page.keyboard.press("Escape")
     wait_state(page, "partial")
     assert page.locator("#status").inner_text() == "Stopped"
@@ -133,6 +136,7 @@ def test_ctrl_enter_begins_anew(server: str, visit: Visit) -> None:
     write(page, LONG)
     page.keyboard.press("Control+Enter")
     wait_heard(page)
+    wait_worth_keeping(page)
     write(page, SHORT)
     page.keyboard.press("Control+Enter")
     wait_state(page, "done")

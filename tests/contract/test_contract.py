@@ -95,7 +95,8 @@ def test_the_same_words_have_the_same_seed(served: Fleet) -> None:
 
 def test_the_beginning_comes_before_the_end(served: Fleet) -> None:
     with httpx.stream("POST", served.speech, json={"input": LONG, "cache": False}, timeout=60) as answer:
-        assert next(answer.iter_raw())
+        pieces = answer.iter_raw()  # kept: the stream closes when it is collected
+        assert next(pieces)
         wait_until(lambda: served.active() >= 1)
     wait_until(served.quiet)
 

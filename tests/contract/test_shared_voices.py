@@ -48,13 +48,13 @@ def test_a_clone_made_on_one_copy_speaks_on_all(mode: str, server: str, tmp_path
         body = {"input": "Hello.", "voice": "Anna", "max_audio_length_ms": 400, "response_format": "pcm"}
         for url in others:
             while True:
+                asked_s = time.monotonic() - made_s  # how long it then speaks is another matter
                 answer = httpx.post(f"{url}/v1/audio/speech", json=body, timeout=60)
-                took_s = time.monotonic() - made_s
-                if answer.status_code == 200 or took_s > WITHIN_S:
+                if answer.status_code == 200 or asked_s > WITHIN_S:
                     break
                 assert answer.json()["error"]["code"] == "voice_not_found"
                 time.sleep(0.05)
             assert answer.status_code == 200, answer.text
-            print(f"{mode}: spoken by another copy {took_s:.2f} s after it was cloned")
+            print(f"{mode}: another copy spoke when asked {asked_s:.2f} s after the cloning")
         for _ in range(6):
             assert httpx.post(served.speech, json={**body, "cache": False}, timeout=60).status_code == 200

@@ -76,6 +76,7 @@ def test_audio_models_and_model_details(http: httpx.Client) -> None:
     assert model["status"] == "ready"
     assert model["sample_rate"] == 24_000
     assert model["voices"][0] == {"name": "alloy", "language": "en"}
+    assert model["clones"] is False
 
 
 @pytest.mark.parametrize("path", ["/v1/models/org%2Fmodel", "/v1/models/org/model", "/v1/models/none"])

@@ -27,8 +27,8 @@ pytestmark = pytest.mark.integration
 
 STATIC = ROOT / "app" / "api" / "static"
 LANGUAGES = {path.stem: json.loads(path.read_text()) for path in sorted((STATIC / "i18n").glob("*.json"))}
-CODE = "".join(path.read_text() for path in [*STATIC.rglob("*.js"), STATIC / "shell.html"])
-CSS = (STATIC / "studio.css").read_text()
+CODE = "".join(path.read_text() for path in [*(STATIC / "js").rglob("*.js"), STATIC / "shell.html"])
+CSS = "".join(path.read_text() for path in sorted(STATIC.glob("*.css")))
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -38,6 +38,7 @@ WANTED = {
     "InvalidValue": 400,
     "NotFound": 404,
     "VoiceNotSupported": 400,
+    "Unfetchable": 400,
     "VoiceNotReady": 503,
     "NotStored": 507,
     "DamagedVoice": 500,

@@ -93,8 +93,7 @@ async function errorOf(answer) {
 }
 
 /** An error as a box: headline, the API's words, what to do, the request's id. actions: buttons. */
-export function errorBox(error, actions = []) {
-  const headline = error instanceof ApiError ? error.headline : String(error.message ?? error);
+export function errorBox(error, actions = [], headline = error instanceof ApiError ? error.headline : String(error.message ?? error)) {
   alarm(`${headline} ${error.message ?? ""}`);
   return h("div", { class: "error" },
     h("p", { class: "headline" }, headline),

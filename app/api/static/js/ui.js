@@ -33,6 +33,10 @@ const ICONS = {
   down: "M8 3v10M3.5 8.5 8 13l4.5-4.5",
   close: "M3.5 3.5l9 9M12.5 3.5l-9 9",
   add: "M8 2.5v11M2.5 8h11",
+  back: "M9.5 3 4.5 8l5 5",
+  check: "M3 8.5 6.5 12 13 4.5",
+  import: "M8 10.5V2M4.5 5.5 8 2l3.5 3.5M2.5 13.5h11",
+  record: "M8 3.5a4.5 4.5 0 1 1 0 9 4.5 4.5 0 0 1 0-9z",
   volume: "M2 6v4h3l4 3V3L5 6zM11.5 5.5a3.5 3.5 0 0 1 0 5",
 };
 
@@ -147,7 +151,7 @@ export function notify(text, action, act) {
   const later = () => (timer = setTimeout(gone, 8000));
   const stay = () => clearTimeout(timer);
   let timer = 0;
-  const own = h("div", { class: "toast", onpointerenter: stay, onpointerleave: later, onfocusin: stay, onfocusout: later },
+  const own = h("section", { class: "toast", "aria-label": t("notice"), onpointerenter: stay, onpointerleave: later, onfocusin: stay, onfocusout: later },
     h("span", {}, text),
     action && button(action, () => { gone(); act(); }, { look: "quiet" }),
   );

@@ -203,7 +203,7 @@ function refill(list, rows) {
 
 export async function mount(main) {
   const kept = store.get("speak", {});
-  const settings = { voice: "alloy", model: "", format: "mp3", speed: 1, language: "", seed: null, lock: false, sampling: {}, ...kept };
+  const settings = { voice: store.get("voice", "alloy"), model: "", format: "mp3", speed: 1, language: "", seed: null, lock: false, sampling: {}, ...kept };
   const keep = () => store.set("speak", settings);
   let voiceList = [];
   let modelList = [];

@@ -1,27 +1,371 @@
-// The voices of this server, each with a preview.
+// Voices: those of this server, each with what is known of it; and the way to one's own (voices/wizard.js).
 
-import { errorBox, voices } from "../api.js";
+import { call, errorBox, getJson, models, voices } from "../api.js";
+import { Track, player } from "../player.js";
 import { preview, speech } from "../speech.js";
-import { button, h, t } from "../ui.js";
+import { ROOT, announce, button, dialog, download, h, icon, language, notify, number, quoted, seconds, store, t } from "../ui.js";
+import { levelBadge, qualityList } from "../voices/quality.js";
+import { forPlayer, read } from "../voices/sound.js";
+import { snippetTabs } from "./speak.js";
 
-export async function mount(main) {
-  const list = h("div", { class: "voices" });
+const PATH = "/v1/voice-cloning/voices";
+const DEFAULT_VOICE = "alloy";
+
+/** This page's own styles, there before anything of it is. */
+function dressed() {
+  const href = `${ROOT}/static/voices.css`;
+  if (document.querySelector(`link[href="${href}"]`)) return null;
+  return new Promise((resolve) => {
+    document.head.append(h("link", { rel: "stylesheet", href, onload: resolve, onerror: resolve }));
+  });
+}
+
+export async function mount(main, { go }) {
+  const dressing = dressed();
+  let all = []; // all voices, as /v1/audio/voices lists them; cloned ones with `known`
+  let modelList = [];
+  let problems = {};
+  let shown = ""; // what is in the right half: "", an id, "new"
+  let making = null; // the wizard
+  let closed = false;
+
+  const search = h("input", { type: "search", placeholder: t("voices.search"), "aria-label": t("voices.search"), oninput: () => fill() });
+  const file = h("input", { type: "file", accept: ".zip,application/zip", hidden: true, onchange: () => file.files[0] && take(file.files[0]) });
+  const bring = button(t("voices.import"), () => file.click());
+  bring.prepend(icon("import"));
+  const fresh = h("a", { class: "button primary", href: `${ROOT}/voice-cloning#new`, data: { route: "/voice-cloning" } }, icon("add"), t("voices.new"));
   const trouble = h("div");
-  main.append(trouble, list);
-  try {
-    for (const voice of await voices(true)) {
-      list.append(h("article", { class: "card voice" },
-        button(t("voice.preview_of", { name: voice.name }), () => preview(voice), { name: "play", look: "round" }),
-        h("div", { class: "grow" }, h("h2", {}, voice.name), h("p", { class: "hint" }, voice.description || t(`voice.kind.${voice.type}`))),
-      ));
+  const list = h("div", { class: "voice-list" });
+  const side = h("section", { class: "stack voice-side", "aria-label": t("voices.list") }, h("div", { class: "row" }, search), list);
+  const detail = h("div", { class: "voice-detail" });
+  const room = h("div", { class: "library", data: { view: "list" } }, side, detail);
+  const tools = h("div", { class: "row wrap voices-tools" }, fresh, bring, file);
+
+  const find = (id) => all.find((voice) => voice.id === id);
+  const isDefault = (voice) => store.get("voice", DEFAULT_VOICE) === voice.id;
+  const link = (voice) => `${ROOT}/voice-cloning#${voice.id}`;
+
+  // ---- what there is
+
+  async function load() {
+    try {
+      const [some, own, engines] = await Promise.all([voices(true), getJson(PATH), models()]);
+      const known = new Map(own.voices.map((voice) => [voice.id, voice]));
+      all = some.map((voice) => ({ ...voice, known: known.get(voice.id) ?? null }));
+      problems = own.problems ?? {};
+      modelList = engines;
+      trouble.replaceChildren();
+    } catch (error) {
+      trouble.replaceChildren(errorBox(error, [button(t("again"), () => load().then(() => show(shown)))]));
     }
-  } catch (error) {
-    trouble.append(errorBox(error));
+    fill();
   }
+
+  function row(voice) {
+    const { known } = voice;
+    const about = known ? [seconds(known.audio_duration), known.language] : [voice.description || t(`voice.kind.${voice.type}`)];
+    return h("li", { class: "voice", data: { voice: voice.id } },
+      button(t(known ? "voices.sample_of" : "voice.preview_of", { name: voice.name }), () => (known ? hearSample(voice) : say(voice)), { name: "play", look: "quiet round" }),
+      h("a", { href: link(voice), data: { route: "/voice-cloning" }, "aria-current": shown === voice.id ? "true" : null },
+        h("b", {}, voice.name),
+        h("span", { class: "hint" }, about.filter(Boolean).join(" · "))),
+      isDefault(voice) && h("span", { class: "badge ok" }, t("voices.default")),
+    );
+  }
+
+  function fill() {
+    const wanted = search.value.trim().toLocaleLowerCase();
+    const matching = all.filter((voice) => `${voice.name} ${voice.description ?? ""} ${voice.id} ${voice.language}`.toLocaleLowerCase().includes(wanted));
+    const groups = [["cloned", matching.filter((voice) => voice.known)], ["preset", matching.filter((voice) => !voice.known)]];
+    const held = document.activeElement?.closest?.("[data-voice]")?.dataset.voice;
+    const onButton = document.activeElement?.tagName === "BUTTON";
+    const ownNone = !wanted && all.length > 0 && !groups[0][1].length;
+    const bad = Object.entries(problems);
+    list.replaceChildren(...[
+      ownNone && h("div", { class: "empty" }, h("p", {}, t("voices.none")), h("a", { class: "button", href: `${ROOT}/voice-cloning#new`, data: { route: "/voice-cloning" } }, t("voices.make"))),
+      ...groups.filter(([, members]) => members.length).map(([kind, members]) => h("section", { "aria-label": t(`voice.kind.${kind}`) }, h("h2", {}, t(`voice.kind.${kind}`)), h("ul", {}, members.map(row)))),
+      wanted && !matching.length && h("p", { class: "hint" }, t("history.none")),
+      bad.length > 0 && h("details", { class: "fold" }, h("summary", {}, t("voices.problems", { n: bad.length })), h("ul", {}, bad.map(([where, why]) => h("li", { class: "hint" }, h("code", {}, where), " ", quoted(why))))),
+    ].filter(Boolean));
+    if (held) list.querySelector(`[data-voice="${CSS.escape(held)}"] ${onButton ? "button" : "a"}`)?.focus();
+  }
+
+  // ---- hearing
+
+  const say = (voice) => preview(voice);
+
+  const samples = new Map();
+
+  async function hearSample(voice) {
+    player.prepare();
+    if (player.track && player.track === samples.get(voice.id)) return player.toggle();
+    try {
+      if (!samples.has(voice.id)) {
+        const answer = await call(`${PATH}/${voice.id}/reference`);
+        const sound = await read(await answer.blob());
+        samples.set(voice.id, Track.of(await forPlayer(sound), { about: { voice: voice.name, text: t("voices.sample") } }));
+      }
+      player.load(samples.get(voice.id));
+    } catch (error) {
+      trouble.replaceChildren(errorBox(error));
+    }
+  }
+
+  // ---- one voice
+
+  function engines(voice) {
+    const rows = modelList.filter((model) => !/^(tts-1|gpt-)/.test(model.id)).map((model) => {
+      const can = !voice.known || model.clones === true;
+      const state = model.status !== "ready" ? ["warn", voice.known && model.clones === false ? "voices.cannot" : `model.${model.status}`] : can ? ["ok", "voices.can"] : ["bad", "voices.cannot"];
+      return h("li", {}, h("b", {}, model.id), h("span", { class: `badge ${state[0]}` }, t(state[1])), model.detail && h("p", { class: "hint" }, quoted(model.detail)));
+    });
+    return h("ul", { class: "engine-list" }, rows);
+  }
+
+  function facts(voice) {
+    const { known } = voice;
+    const names = new Intl.DisplayNames([language], { type: "language" });
+    const named = (tag) => {
+      try {
+        return names.of(tag);
+      } catch {
+        return tag;
+      }
+    };
+    const agreed = known?.consent ? known.consent.text || t("voices.consent_recorded") : t("voices.consent_none");
+    const pairs = known ? [
+      ["voices.language", named(known.language)],
+      ["voices.length", seconds(known.audio_duration)],
+      ["voices.made", new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "short" }).format(1000 * known.created_at)],
+      ["voices.consent", agreed],
+      ["voices.id", h("code", {}, voice.id)],
+    ] : [["voices.language", named(voice.language)], ["voices.id", h("code", {}, voice.id)]];
+    return h("dl", { class: "facts-list" }, pairs.map(([key, value]) => [h("dt", {}, t(key)), h("dd", { class: "quoted" }, value)]));
+  }
+
+  function card(voice) {
+    const { known } = voice;
+    const [code, showCode] = snippetTabs();
+    showCode("/v1/audio/speech", { voice: voice.id, input: t("sample.1"), response_format: "mp3" });
+    const standard = isDefault(voice);
+    const title = h("h2", { tabindex: -1, id: "voice-title" }, voice.name);
+    const heard = button(t("voices.hear"), () => hearSample(voice));
+    heard.prepend(icon("play"));
+    const spoken = button(t("voices.speak"), () => say(voice), { look: known ? "" : "primary" });
+    spoken.prepend(icon("volume"));
+    return h("article", { class: "card stack", "aria-labelledby": "voice-title", data: { shown: voice.id } },
+      h("div", { class: "phone-only" }, h("a", { class: "button quiet", href: `${ROOT}/voice-cloning`, data: { route: "/voice-cloning" } }, icon("back"), t("voices.back"))),
+      h("div", { class: "head" }, title, known?.quality?.level && levelBadge(known.quality.level)),
+      voice.description && h("p", { class: "quoted" }, voice.description),
+      h("div", { class: "row wrap" },
+        known && heard, spoken,
+        button(t(standard ? "voices.is_default" : "voices.make_default"), () => makeDefault(voice), { "aria-pressed": String(standard), data: { act: "default" } })),
+      facts(voice),
+      known && h("div", { class: "stack" }, h("h3", {}, t("voices.words")), h("p", { class: "script", lang: known.language }, known.transcript)),
+      h("div", { class: "stack" }, h("h3", {}, t("voices.engines")), engines(voice)),
+      known?.quality?.checks && h("details", { class: "fold" }, h("summary", {}, t("voices.quality")), qualityList(known.quality)),
+      h("details", { class: "fold" }, h("summary", {}, t("voices.usage")), code),
+      known && h("div", { class: "row wrap voice-foot" },
+        button(t("voices.edit"), () => edit(voice), { data: { act: "edit" } }),
+        button(t("voices.export"), () => save(voice)),
+        button(t("voices.delete"), () => remove(voice), { look: "danger" })),
+    );
+  }
+
+  function makeDefault(voice) {
+    const chosen = isDefault(voice) ? DEFAULT_VOICE : voice.id;
+    store.set("voice", chosen);
+    store.set("speak", { ...store.get("speak", {}), voice: chosen });
+    notify(t("voices.default_set", { name: find(chosen)?.name ?? chosen }));
+    fill();
+    show(shown);
+    detail.querySelector("[data-act=default]")?.focus();
+  }
+
+  function edit(voice) {
+    const { known } = voice;
+    return dialog(t("voices.edit_title"), (close) => {
+      const name = h("input", { id: "edit-name", value: voice.name, maxlength: 100, autocomplete: "off", autofocus: true });
+      const description = h("input", { id: "edit-description", value: known.description, maxlength: 500, autocomplete: "off" });
+      const words = h("textarea", { id: "edit-words", rows: 5, value: known.transcript, lang: known.language });
+      const wrong = h("div");
+      return h("form", { class: "stack", onsubmit: async (event) => {
+        event.preventDefault();
+        const changes = {};
+        if (name.value.trim() !== voice.name) changes.name = name.value;
+        if (description.value !== known.description) changes.description = description.value;
+        if (words.value.trim() !== known.transcript) changes.transcript = words.value;
+        try {
+          if (Object.keys(changes).length) await getJson(`${PATH}/${voice.id}`, { json: changes, method: "PATCH" });
+        } catch (error) {
+          wrong.replaceChildren(errorBox(error, [], t("voices.edit_failed")));
+          (error.param === "transcript" ? words : error.param === "description" ? description : name).focus();
+          return;
+        }
+        close();
+        await load();
+        show(shown);
+        detail.querySelector("[data-act=edit]")?.focus();
+        announce(t("voices.changed"));
+      } },
+      h("div", { class: "field" }, h("label", { for: "edit-name" }, t("voice.name")), name),
+      h("div", { class: "field" }, h("label", { for: "edit-description" }, t("voice.description")), description),
+      h("div", { class: "field" }, h("label", { for: "edit-words" }, t("voices.words")), words, h("span", { class: "hint" }, t("words.hint"))),
+      wrong,
+      h("div", { class: "row end" }, button(t("cancel"), () => close()), h("button", { class: "primary" }, t("voices.keep"))));
+    });
+  }
+
+  async function save(voice) {
+    try {
+      const answer = await call(`${PATH}/${voice.id}/export`);
+      const name = voice.name.toLowerCase().match(/[\p{L}\p{N}]+/gu)?.join("-").slice(0, 60);
+      download(await answer.blob(), `${name || voice.id}.zip`);
+    } catch (error) {
+      trouble.replaceChildren(errorBox(error));
+    }
+  }
+
+  async function take(chosen) {
+    const form = new FormData();
+    form.append("file", chosen);
+    file.value = "";
+    try {
+      const told = await (await call("/v1/voice-cloning/import", { method: "POST", body: form })).json();
+      await load();
+      notify(told.message);
+      go(`/voice-cloning#${told.voice.id}`);
+    } catch (error) {
+      trouble.replaceChildren(errorBox(error, [], t("voices.import_failed")));
+    }
+  }
+
+  async function remove(voice) {
+    const rows = [...list.querySelectorAll("[data-voice]")].map((each) => each.dataset.voice);
+    const at = rows.indexOf(voice.id);
+    const nextId = rows[at + 1] ?? rows[at - 1];
+    const gone = await dialog(t("voices.delete_title", { name: voice.name }), (close) => {
+      const wrong = h("div");
+      const deed = button(t("voices.delete"), async () => {
+        deed.disabled = true;
+        try {
+          await call(`${PATH}/${voice.id}`, { method: "DELETE" });
+          close(true);
+        } catch (error) {
+          deed.disabled = false;
+          wrong.replaceChildren(errorBox(error, [], t("voices.delete_failed")));
+        }
+      }, { look: "danger" });
+      return h("div", { class: "stack" }, h("p", {}, t("voices.delete_text")), wrong, h("div", { class: "row end" }, button(t("cancel"), () => close(false), { autofocus: true }), deed));
+    });
+    if (!gone) return;
+    player.unload(samples.get(voice.id));
+    samples.delete(voice.id);
+    if (isDefault(voice)) store.set("voice", DEFAULT_VOICE);
+    if (store.get("speak", {}).voice === voice.id) store.set("speak", { ...store.get("speak", {}), voice: store.get("voice", DEFAULT_VOICE) });
+    await load();
+    history.replaceState({}, "", `${ROOT}/voice-cloning`);
+    show("");
+    notify(t("voices.deleted", { name: voice.name }));
+    (list.querySelector(`[data-voice="${CSS.escape(nextId ?? "")}"] a`) ?? document.querySelector("main h1"))?.focus();
+  }
+
+  // ---- which part is shown
+
+  function show(id, { focus = false } = {}) {
+    shown = id;
+    const voice = find(id);
+    room.dataset.view = voice ? "detail" : "list";
+    room.hidden = false;
+    tools.hidden = false;
+    fill();
+    if (voice) detail.replaceChildren(card(voice));
+    else if (id && all.length) detail.replaceChildren(h("div", { class: "empty" }, h("p", {}, t("voices.gone"))));
+    else detail.replaceChildren(h("div", { class: "empty" }, h("p", {}, t("voices.choose"))));
+    if (focus) (detail.querySelector("#voice-title") ?? document.querySelector("main h1")).focus({ preventScroll: true });
+    if (focus) scrollTo(0, 0);
+  }
+
+  async function make() {
+    const { wizard } = await import("../voices/wizard.js");
+    if (closed || making || location.hash !== "#new") return;
+    shown = "new";
+    trouble.replaceChildren();
+    room.hidden = tools.hidden = true;
+    making = wizard({
+      async saved(voice, message) {
+        endWizard();
+        await load();
+        history.replaceState({}, "", link(voice));
+        show(voice.id, { focus: true });
+        notify(message);
+      },
+      async given_up() {
+        if (!(await making.leave())) return;
+        endWizard();
+        history.replaceState({}, "", `${ROOT}/voice-cloning`);
+        show("", { focus: true });
+        load();
+      },
+    });
+    main.append(making.element);
+    making.focus();
+    scrollTo(0, 0);
+  }
+
+  function endWizard() {
+    making?.close();
+    making?.element.remove();
+    making = null;
+  }
+
+  async function hash(text) {
+    if (making) {
+      if (text === "new") return;
+      const wanted = location.href;
+      if (making.unsaved()) history.pushState({}, "", `${ROOT}/voice-cloning#new`);
+      if (!(await making.leave())) return;
+      endWizard();
+      history.replaceState({}, "", wanted);
+      await load();
+    }
+    if (text === "new") return make();
+    show(decodeURIComponent(text), { focus: true });
+  }
+
+  // ---- a voice that can't be heard says why, here
+
+  const lacking = (error) => error.code === "voice_not_supported_by_engine";
   const told = () => {
-    if (speech.source === "preview" && speech.error) trouble.replaceChildren(errorBox(speech.error));
-    else trouble.replaceChildren();
+    if (speech.source !== "preview" || making) return;
+    if (speech.error) trouble.replaceChildren(errorBox(speech.error, [], lacking(speech.error) ? t("try.lacks") : undefined));
+    else if (speech.busy) trouble.replaceChildren();
+  };
+  const playing = () => {
+    for (const each of list.querySelectorAll("[data-voice]")) {
+      const now = player.playing && player.track !== null && player.track === samples.get(each.dataset.voice);
+      const look = now ? "pause" : "play";
+      const press = each.querySelector("button");
+      if (!press.firstChild.classList.contains(`i-${look}`)) press.replaceChildren(icon(look));
+    }
   };
   speech.addEventListener("change", told);
-  return { unmount: () => speech.removeEventListener("change", told) };
+  player.addEventListener("change", playing);
+  const loading = load();
+  await dressing;
+  main.append(tools, trouble, room);
+  await loading;
+  show("");
+  return {
+    hash,
+    unsaved: () => making?.unsaved() ?? false,
+    keys: (event) => making?.keys(event) ?? false,
+    leave: () => making?.leave() ?? true,
+    unmount() {
+      closed = true;
+      endWizard();
+      speech.removeEventListener("change", told);
+      player.removeEventListener("change", playing);
+    },
+  };
 }

@@ -1,0 +1,35 @@
+// What the server measured of a recording, in words and colours.
+
+import { h, number, quoted, t } from "../ui.js";
+
+// Of each measure: how its number is written. What is not listed is told in the server's own words.
+const UNITS = {
+  speech_seconds: (value) => `${number(value, 1)} s`,
+  snr_db: (value) => `${number(value, 0)} dB`,
+  clipping_percent: (value) => `${number(value, value < 1 ? 2 : 0)} %`,
+  bandwidth_hz: (value) => `${number(value / 1000, 1)} kHz`,
+  loudness_lufs: (value) => `${number(value, 0)} LUFS`,
+  music: (_, level) => t(level === "good" ? "quality.music.none" : "quality.music.some"),
+  speakers: (_, level) => t(level === "good" ? "quality.speakers.none" : "quality.speakers.some"),
+  transcript_letters_per_s: (value) => t("quality.pace", { n: Math.round(value) }),
+};
+const LOOK = { good: "ok", warning: "warn", bad: "bad" };
+
+export const levelBadge = (level) => h("span", { class: `badge ${LOOK[level] ?? ""}`, data: { level } }, t(`quality.${level}`));
+
+/** A list of the checks; those with something to do about them first. */
+export function qualityList({ checks = [] }) {
+  const order = ["bad", "warning", "good"];
+  const sorted = [...checks].sort((a, b) => order.indexOf(a.level) - order.indexOf(b.level));
+  return h("ul", { class: "checks" }, sorted.map((check) => {
+    const known = check.id in UNITS;
+    const value = known && (check.value !== null || check.id === "music") ? UNITS[check.id](check.value, check.level) : "";
+    return h("li", { data: { check: check.id, level: check.level } },
+      levelBadge(check.level),
+      h("span", { class: "what" }, known ? t(`quality.${check.id}`) : quoted(check.id)),
+      value && h("strong", {}, value),
+      known && check.level !== "good" && h("p", {}, t(`quality.${check.id}.fix`)),
+      !known && h("p", {}, quoted(check.message)),
+    );
+  }));
+}

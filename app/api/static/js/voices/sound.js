@@ -1,0 +1,169 @@
+// Recordings as numbers: reading files, levels, where speech is quiet, WAV. Mono float samples at their own rate.
+
+import { RATE } from "../player.js";
+
+const FRAME_S = 0.02;
+const MAX_READ_BYTES = 200 * 2 ** 20; // larger files are not decoded here
+
+export const MIN_S = 3;
+export const MAX_S = 30;
+const GOOD_S = [8, 20];
+const TAIL_S = 0.4; // of silence after the last word
+const LEAD_S = 0.15;
+const BORDER_S = 0.3; // a pause this long is the end of a phrase
+
+/** { samples (N,) float32, rate }. Raises where the browser can't read the file. */
+export async function read(file) {
+  if (file.size > MAX_READ_BYTES) throw new Error("too large to be read here");
+  const bytes = await file.arrayBuffer();
+  const decoder = new OfflineAudioContext(1, 1, rateOf(bytes));
+  const buffer = await decoder.decodeAudioData(bytes);
+  const samples = new Float32Array(buffer.length);
+  for (let channel = 0; channel < buffer.numberOfChannels; channel++) {
+    const part = buffer.getChannelData(channel);
+    for (let at = 0; at < samples.length; at++) samples[at] += part[at] / buffer.numberOfChannels;
+  }
+  return { samples, rate: buffer.sampleRate };
+}
+
+/** A WAV file's own rate, so that nothing is resampled before the server measures it; else CD's. */
+function rateOf(bytes) {
+  const view = new DataView(bytes);
+  if (bytes.byteLength < 32 || view.getUint32(0) !== 0x52494646 || view.getUint32(12) !== 0x666d7420) return 44_100;
+  const rate = view.getUint32(24, true);
+  return rate >= 8000 && rate <= 96_000 ? rate : 44_100;
+}
+
+/** Int16 at the player's rate. */
+export async function forPlayer({ samples, rate }) {
+  let heard = samples;
+  if (rate !== RATE && samples.length) {
+    const context = new OfflineAudioContext(1, Math.max(1, Math.round((samples.length * RATE) / rate)), RATE);
+    const buffer = context.createBuffer(1, samples.length, rate);
+    buffer.copyToChannel(samples, 0);
+    const source = context.createBufferSource();
+    source.buffer = buffer;
+    source.connect(context.destination);
+    source.start();
+    heard = (await context.startRendering()).getChannelData(0);
+  }
+  return Int16Array.from(heard, toInt);
+}
+
+const toInt = (value) => Math.max(-32_768, Math.min(32_767, Math.round(value * 32_768)));
+
+export const cut = ({ samples, rate }, from_s, to_s) => ({ samples: samples.slice(Math.round(from_s * rate), Math.round(to_s * rate)), rate });
+
+/** A WAV file, mono, 16 bit, at the sound's own rate. */
+export function wavOf({ samples, rate }) {
+  const file = new DataView(new ArrayBuffer(44 + 2 * samples.length));
+  const put = (at, text) => [...text].forEach((letter, n) => file.setUint8(at + n, letter.charCodeAt(0)));
+  put(0, "RIFF");
+  file.setUint32(4, 36 + 2 * samples.length, true);
+  put(8, "WAVEfmt ");
+  file.setUint32(16, 16, true);
+  file.setUint16(20, 1, true);
+  file.setUint16(22, 1, true);
+  file.setUint32(24, rate, true);
+  file.setUint32(28, 2 * rate, true);
+  file.setUint16(32, 2, true);
+  file.setUint16(34, 16, true);
+  put(36, "data");
+  file.setUint32(40, 2 * samples.length, true);
+  for (let at = 0; at < samples.length; at++) file.setInt16(44 + 2 * at, toInt(samples[at]), true);
+  return new Blob([file], { type: "audio/wav" });
+}
+
+/** Level of each 20 ms in dB of full scale, -100 at least. */
+export function levels({ samples, rate }) {
+  const size = Math.max(1, Math.round(FRAME_S * rate));
+  return Float32Array.from({ length: Math.ceil(samples.length / size) }, (_, frame) => {
+    let sum = 0;
+    const end = Math.min(samples.length, (frame + 1) * size);
+    for (let at = frame * size; at < end; at++) sum += samples[at] * samples[at];
+    return Math.max(-100, 10 * Math.log10(sum / (end - frame * size) + 1e-10));
+  });
+}
+
+const rank = (values, share) => Float32Array.from(values).sort()[Math.min(values.length - 1, Math.floor(share * values.length))] ?? -100;
+
+/** Phrases: [[from_s, to_s], ...], parted by pauses of BORDER_S and more. */
+export function phrases(heard) {
+  const floor = rank(heard, 0.1);
+  const top = rank(heard, 0.95);
+  if (top < -60) return [];
+  const least = Math.max(floor + 0.3 * (top - floor), top - 35);
+  const found = [];
+  for (let frame = 0; frame < heard.length; frame++) {
+    if (heard[frame] < least) continue;
+    const last = found.at(-1);
+    const from_s = frame * FRAME_S;
+    if (last && from_s - last[1] < BORDER_S) last[1] = from_s + FRAME_S;
+    else found.push([from_s, from_s + FRAME_S]);
+  }
+  return found.filter(([from_s, to_s]) => to_s - from_s > 0.1);
+}
+
+/** The stretch to begin with: whole phrases, 8 to 20 s where there are as many, clean and dense, then a bit of silence. */
+export function cleanest(sound) {
+  const total_s = sound.samples.length / sound.rate;
+  const heard = levels(sound);
+  const parts = phrases(heard);
+  if (!parts.length) return { from_s: 0, to_s: Math.min(total_s, MAX_S) };
+  let best = null;
+  for (let first = 0; first < parts.length; first++) {
+    let spoken_s = 0;
+    for (let last = first; last < parts.length; last++) {
+      spoken_s += parts[last][1] - parts[last][0];
+      const length_s = parts[last][1] - parts[first][0];
+      if (length_s > GOOD_S[1] && last > first) break;
+      const frames = heard.subarray(Math.floor(parts[first][0] / FRAME_S), Math.ceil(parts[last][1] / FRAME_S));
+      const contrast = Math.min(50, rank(frames, 0.8) - rank(frames, 0.05)) / 50;
+      const short_s = Math.max(0, GOOD_S[0] - length_s);
+      const score = spoken_s / length_s + 0.5 * contrast + Math.min(length_s, 12) / 24 - short_s;
+      if (!best || score > best.score) best = { score, first, last };
+    }
+  }
+  const before = best.first ? parts[best.first - 1][1] : 0;
+  const after = parts[best.last + 1]?.[0] ?? total_s;
+  const [start_s, end_s] = [parts[best.first][0], parts[best.last][1]];
+  let from_s = Math.max(start_s - LEAD_S, best.first ? (before + start_s) / 2 : 0, 0);
+  let to_s = Math.min(end_s + TAIL_S, best.last + 1 < parts.length ? (end_s + after) / 2 : total_s);
+  if (to_s - from_s > MAX_S) to_s = from_s + MAX_S;
+  if (to_s - from_s < MIN_S) {
+    to_s = Math.min(total_s, from_s + MIN_S);
+    from_s = Math.max(0, to_s - MIN_S);
+  }
+  return { from_s, to_s };
+}
+
+/** The quietest moment within `around_s` of a second. */
+export function quietNear(heard, at_s, around_s) {
+  const first = Math.max(0, Math.ceil((at_s - around_s) / FRAME_S));
+  const last = Math.min(heard.length - 1, Math.floor((at_s + around_s) / FRAME_S) - 1);
+  let best = -1;
+  for (let frame = first; frame <= last; frame++) {
+    const nearer = best >= 0 && Math.abs((frame + 0.5) * FRAME_S - at_s) < Math.abs((best + 0.5) * FRAME_S - at_s);
+    if (best < 0 || heard[frame] < heard[best] - 1 || (heard[frame] <= heard[best] && nearer)) best = frame;
+  }
+  return best < 0 ? at_s : (best + 0.5) * FRAME_S;
+}
+
+/** [highest, lowest] of each of `count` equal pieces between two seconds. */
+export function extremes({ samples, rate }, from_s, to_s, count) {
+  const highs = new Float32Array(count);
+  const lows = new Float32Array(count);
+  const first = from_s * rate;
+  const step = ((to_s - from_s) * rate) / count;
+  for (let n = 0; n < count; n++) {
+    let low = 0;
+    let high = 0;
+    for (let at = Math.max(0, Math.floor(first + n * step)); at < Math.min(samples.length, first + (n + 1) * step); at++) {
+      if (samples[at] < low) low = samples[at];
+      if (samples[at] > high) high = samples[at];
+    }
+    highs[n] = high;
+    lows[n] = low;
+  }
+  return [highs, lows];
+}

@@ -1,0 +1,226 @@
+// The stretch of a recording that is used: two handles on its waveform, two fields, keys.
+
+import { Track, player } from "../player.js";
+import { button, h, number, seconds, t } from "../ui.js";
+import WaveSurfer from "../../vendor/wavesurfer/wavesurfer.esm.js";
+import { MAX_S, MIN_S, cleanest, extremes, forPlayer, levels, quietNear } from "./sound.js";
+
+const SNAP_S = 0.15;
+const STEP_S = { ArrowLeft: -0.05, ArrowDown: -0.05, ArrowRight: 0.05, ArrowUp: 0.05, PageUp: 1, PageDown: -1 };
+const CROWDED_S = 45; // longer than this, the handles lie too near to each other: zooming is offered
+const COLUMNS = 1200;
+
+/** 83.4 of "1:23.4", "83,4" or "83.4 s"; NaN of what is no time. */
+export function readTime(text) {
+  const parts = text.trim().replace(/\s*s$/, "").replace(",", ".").split(":");
+  if (parts.length > 3 || !parts.every((part) => /^\d+(\.\d+)?$/.test(part.trim()))) return Number.NaN;
+  return parts.reduce((sum, part) => 60 * sum + Number(part), 0);
+}
+
+export function showTime(value) {
+  const minutes = Math.floor(value / 60);
+  const rest = number(value - 60 * minutes, 2);
+  return minutes ? `${minutes}:${value - 60 * minutes < 10 ? "0" : ""}${rest}` : rest;
+}
+
+/** { element, span() -> { from_s, to_s }, keys(event), close() }. changed(span) is told each change. */
+export async function trim(sound, span, changed) {
+  const total_s = sound.samples.length / sound.rate;
+  const heard = levels(sound);
+  const track = Track.of(await forPlayer(sound), { about: { text: t("trim.title") } });
+  let { from_s, to_s } = span ?? cleanest(sound);
+  let view = { from_s: 0, to_s: total_s };
+  let playing = false;
+
+  const screen = h("div", { class: "trim-screen", "aria-hidden": "true" });
+  const before = h("div", { class: "trim-shade" });
+  const after = h("div", { class: "trim-shade" });
+  const head = h("div", { class: "trim-head" });
+  const handle = (edge) => h("div", { class: `trim-handle ${edge}`, role: "slider", tabindex: 0, "aria-label": t(`trim.${edge}`), "aria-describedby": "trim-keys", data: { edge } });
+  const handles = { from: handle("from"), to: handle("to") };
+  const wave = h("div", { class: "trim-wave" }, screen, before, after, head, handles.from, handles.to);
+  const field = (edge) => h("input", { id: `trim-${edge}`, inputmode: "decimal", autocomplete: "off", size: 7, onchange: (event) => {
+    const value = readTime(event.target.value);
+    if (!Number.isNaN(value)) move(edge, value, { tellIt: false });
+    tell(edge);
+  } });
+  const fields = { from: field("from"), to: field("to") };
+  const length = h("output", { class: "badge", for: "trim-from trim-to" });
+  const listen = button(t("trim.play"), () => toggle());
+  const zoom = button(t("trim.zoom"), () => {
+    const whole = view.to_s - view.from_s >= total_s - 0.01;
+    view = whole ? around() : { from_s: 0, to_s: total_s };
+    zoom.setAttribute("aria-pressed", String(whole));
+    draw();
+    tell();
+  }, { "aria-pressed": "false", hidden: total_s < CROWDED_S });
+  const element = h("div", { class: "stack trim" },
+    wave,
+    h("div", { class: "trim-tools" },
+      listen,
+      h("div", { class: "field" }, h("label", { for: "trim-from" }, t("trim.from")), fields.from),
+      h("div", { class: "field" }, h("label", { for: "trim-to" }, t("trim.to")), fields.to),
+      length,
+      h("div", { class: "row" },
+        button(t("trim.cleanest"), () => { ({ from_s, to_s } = cleanest(sound)); if (zoom.getAttribute("aria-pressed") === "true") { view = around(); draw(); } tell(); }, { look: "quiet" }),
+        zoom),
+    ),
+    h("p", { class: "hint", id: "trim-keys" }, t("trim.keys")),
+  );
+
+  const css = getComputedStyle(document.documentElement);
+  const colours = () => ({ waveColor: css.getPropertyValue("--accent").trim(), progressColor: css.getPropertyValue("--accent").trim() });
+  let surfer = null;
+
+  function draw() {
+    const peaks = extremes(sound, view.from_s, view.to_s, COLUMNS);
+    const peak = Math.max(0.05, ...peaks[0], ...peaks[1].map((low) => -low));
+    surfer.setOptions({ barHeight: 0.95 / peak, ...colours() });
+    surfer.load("", peaks, view.to_s - view.from_s);
+  }
+
+  function around() {
+    const margin_s = Math.max(2, 0.4 * (to_s - from_s));
+    return { from_s: Math.max(0, from_s - margin_s), to_s: Math.min(total_s, to_s + margin_s) };
+  }
+
+  const x_of = (at_s) => Math.max(0, Math.min(100, (100 * (at_s - view.from_s)) / (view.to_s - view.from_s)));
+  const s_of = (event) => {
+    const box = wave.getBoundingClientRect();
+    return view.from_s + ((event.clientX - box.left) / box.width) * (view.to_s - view.from_s);
+  };
+
+  /** Moves an edge; where the stretch would get too long or too short, the other one goes along. */
+  function move(edge, to, { tellIt = true } = {}) {
+    const least_s = Math.min(MIN_S, total_s);
+    const at = Math.max(0, Math.min(total_s, to));
+    if (edge === "from") {
+      from_s = Math.min(at, total_s - least_s);
+      to_s = Math.min(Math.max(to_s, from_s + least_s), from_s + MAX_S);
+    } else {
+      to_s = Math.max(at, least_s);
+      from_s = Math.max(Math.min(from_s, to_s - least_s), to_s - MAX_S);
+    }
+    if (from_s < view.from_s || to_s > view.to_s) {
+      view = around();
+      draw();
+    }
+    if (tellIt) tell();
+  }
+
+  function tell(committed = "") {
+    for (const [edge, value] of [["from", from_s], ["to", to_s]]) {
+      handles[edge].style.insetInlineStart = `${x_of(value)}%`;
+      handles[edge].setAttribute("aria-valuemin", 0);
+      handles[edge].setAttribute("aria-valuemax", number_(total_s));
+      handles[edge].setAttribute("aria-valuenow", number_(value));
+      handles[edge].setAttribute("aria-valuetext", seconds(value));
+      // What is being typed stays until it is committed.
+      if (document.activeElement !== fields[edge] || edge === committed) fields[edge].value = showTime(value);
+    }
+    before.style.insetInlineStart = 0;
+    before.style.inlineSize = `${x_of(from_s)}%`;
+    after.style.insetInlineStart = `${x_of(to_s)}%`;
+    after.style.inlineSize = `${100 - x_of(to_s)}%`;
+    const length_s = to_s - from_s;
+    length.textContent = t(length_s >= 8 && length_s <= 20 ? "trim.length_good" : "trim.length", { s: number(length_s, 1) });
+    length.className = length_s >= 8 && length_s <= 20 ? "badge ok" : "badge warn";
+    changed({ from_s, to_s });
+  }
+
+  const number_ = (value) => Math.round(100 * value) / 100;
+
+  // -- hearing it
+
+  function toggle() {
+    if (playing) return player.pause();
+    const within = player.track === track && player.at_s > from_s && player.at_s < to_s - 0.05;
+    player.load(track, { at_s: within ? player.at_s : from_s });
+  }
+
+  function sounded() {
+    const mine = player.track === track;
+    playing = mine && player.playing;
+    listen.textContent = t(playing ? "trim.pause" : "trim.play");
+    head.hidden = !mine || player.at_s < view.from_s || player.at_s > view.to_s;
+    head.style.insetInlineStart = `${x_of(player.at_s)}%`;
+    if (playing && player.at_s >= to_s) {
+      player.pause();
+      player.seek(to_s);
+    }
+  }
+
+  // -- the pointer
+
+  let held = null;
+  wave.addEventListener("pointerdown", (event) => {
+    if (event.button) return;
+    const edge = event.target.dataset?.edge;
+    if (!edge) {
+      player.load(track, { at_s: Math.max(0, Math.min(total_s, s_of(event))), play: playing });
+      return;
+    }
+    held = { edge, from: event.clientX };
+    wave.setPointerCapture(event.pointerId);
+    handles[edge].focus();
+    event.preventDefault();
+  });
+  wave.addEventListener("pointermove", (event) => held && move(held.edge, Math.max(view.from_s, Math.min(view.to_s, s_of(event)))));
+  const drop = (event) => {
+    if (!held) return;
+    const { edge, from } = held;
+    held = null;
+    if (event.clientX !== from && !event.altKey) move(edge, quietNear(heard, edge === "from" ? from_s : to_s, SNAP_S));
+  };
+  wave.addEventListener("pointerup", drop);
+  wave.addEventListener("pointercancel", drop);
+
+  // -- keys: on a handle its own; [ ] and Space anywhere but in a text field
+
+  function keys(event) {
+    if (event.ctrlKey || event.metaKey) return false;
+    const edge = event.target.dataset?.edge;
+    if (edge && event.key in STEP_S) {
+      const step = STEP_S[event.key] * (event.shiftKey && event.key.startsWith("Arrow") ? 10 : 1);
+      move(edge, (edge === "from" ? from_s : to_s) + step);
+      return true;
+    }
+    if (edge && (event.key === "Home" || event.key === "End")) {
+      move(edge, event.key === "Home" ? 0 : total_s);
+      return true;
+    }
+    if (event.key === "[" || event.key === "]") {
+      if (player.track === track) move(event.key === "[" ? "from" : "to", player.at_s);
+      return true;
+    }
+    if (event.key === " ") {
+      toggle();
+      return true;
+    }
+    return false;
+  }
+  wave.addEventListener("keydown", (event) => {
+    if (!keys(event)) return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+
+  player.addEventListener("change", sounded);
+  return {
+    element,
+    span: () => ({ from_s, to_s }),
+    keys,
+    shown() {
+      surfer = WaveSurfer.create({ container: screen, height: 120, cspNonce: document.querySelector("link[nonce]")?.nonce, interact: false, cursorWidth: 0, hideScrollbar: true, ...colours() });
+      if (total_s >= CROWDED_S) zoom.click();
+      else draw();
+      tell();
+      sounded();
+    },
+    close() {
+      player.removeEventListener("change", sounded);
+      player.unload(track);
+      surfer?.destroy();
+    },
+  };
+}

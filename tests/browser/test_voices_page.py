@@ -1,0 +1,749 @@
+"""Voices: made from a file, a microphone and an address; kept, renamed, taken elsewhere, deleted; told why not."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from app import assemble
+from app.engines.registry import EngineSpec, specs
+from app.voices.youtube import FetchLimits, YouTube
+from tests import samples
+from tests.browser.studio import speak, until, wait_heard, wait_state
+from tests.browser.test_manners import DESKTOP, PHONE, offences, sideways
+from tests.ears import decode
+from tests.live import serving, wait_until
+from tests.unit.test_youtube import TEST_RULES, Site
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from playwright.sync_api import Locator, Page
+
+    from tests.browser.conftest import Watched
+
+    Visit = Callable[..., Watched]
+
+pytestmark = [pytest.mark.integration, pytest.mark.browser]
+
+HOSTILE = '<img src=x onerror="window.owned = true">'
+CLONING = "/v1/voice-cloning"
+RECORDED_S = 3.5
+
+
+@pytest.fixture(scope="module")
+def sample() -> bytes:
+    return samples.file(samples.speech(), "mp3")
+
+
+@pytest.fixture(scope="module")
+def learning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server whose engine speaks with recordings."""
+    spec = EngineSpec("reading", "reading-1", "tests.integration.reading_engine:build")
+    known = {**specs(), "reading": spec}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assemble.registry, "specs", lambda: known)
+        folder = tmp_path_factory.mktemp("learning")
+        with serving(folder, TTS_ENGINE="reading", TTS_FALLBACK_ENGINE="") as url:
+            yield url
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server with the offline voice, which stores recordings and can't speak with them."""
+    with serving(tmp_path_factory.mktemp("offline")) as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def _no_voices_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    for name in {"learning", "offline"} & set(request.fixturenames):
+        url = request.getfixturevalue(name)
+        for voice in own(url):
+            httpx.delete(f"{url}{CLONING}/voices/{voice['id']}").raise_for_status()
+
+
+def own(url: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = httpx.get(f"{url}{CLONING}/voices").json()["voices"]
+    return found
+
+
+def clone(url: str, sample: bytes, name: str = "Ann", **fields: str) -> dict[str, Any]:
+    data = {"name": name, "transcript": samples.TEXT, **fields}
+    answer = httpx.post(f"{url}{CLONING}/clone", data=data, files={"audio_file": ("a.mp3", sample)}, timeout=60)
+    voice: dict[str, Any] = answer.raise_for_status().json()["voice"]
+    return voice
+
+
+# ---- the wizard's steps, in words
+
+
+def step(page: Page, name: str) -> None:
+    page.wait_for_selector(f'.wizard[data-step="{name}"]')
+
+
+def onward(page: Page) -> None:
+    page.locator(".wizard-foot button.primary").click()
+
+
+def begin(page: Page, way: str) -> None:
+    page.get_by_role("link", name="New voice").click()
+    step(page, "sample")
+    page.get_by_role("tab", name=way).click()
+
+
+def upload(page: Page, data: bytes, name: str = "ann.mp3") -> None:
+    begin(page, "Upload")
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Choose a file").click()
+    chooser.value.set_files({"name": name, "mimeType": "audio/mpeg", "buffer": data})
+    page.locator("strong", has_text=name).wait_for()
+
+
+def trimmed(page: Page) -> None:
+    step(page, "trim")
+    page.wait_for_selector(".trim-handle.from[aria-valuenow]")
+
+
+def words(page: Page, text: str = samples.TEXT) -> None:
+    step(page, "words")
+    page.get_by_label("Words", exact=True).fill(text)
+    onward(page)
+    step(page, "check")
+    judged(page)
+    onward(page)
+
+
+def judged(page: Page) -> None:
+    """Measuring takes seconds where the machine is busy."""
+    page.wait_for_selector(".verdict", timeout=60_000)
+
+
+def agree(page: Page) -> None:
+    step(page, "consent")
+    page.get_by_label("It is my own voice.").check()
+    onward(page)
+
+
+def name_and_save(page: Page, name: str) -> None:
+    step(page, "try")
+    page.get_by_label("Name", exact=True).fill(name)
+    page.get_by_role("button", name="Save the voice").click()
+    page.get_by_role("heading", name=name, level=2, exact=True).wait_for()
+
+
+def told(page: Page, text: str) -> None:
+    """It can be read on the page (what is announced beside it is not looked at)."""
+    page.locator("main, .toast").get_by_text(text).first.wait_for()
+
+
+def focused(page: Page, locator: Locator) -> bool:
+    return bool(locator.evaluate("element => element === document.activeElement"))
+
+
+# ---- making a voice
+
+
+def test_a_voice_from_a_file_speaks_at_once(learning: str, sample: bytes, visit: Visit) -> None:
+    watched = visit(f"{learning}/voice-cloning")
+    watched.expected.add("400")  # asked to recognise the words, the server says that it can't
+    page = watched.page
+    upload(page, sample)
+    onward(page)
+    trimmed(page)
+    start_s, end_s = (
+        float(str(page.get_attribute(f".trim-handle.{edge}", "aria-valuenow"))) for edge in ("from", "to")
+    )
+    assert 0 <= start_s < 0.3  # the samples begin with 0.25 s of silence
+    assert 8 <= end_s - start_s <= 20
+    canvas = page.locator(".trim-screen canvas").first
+    assert canvas.bounding_box()["width"] > 300  # type: ignore[index]
+    onward(page)
+    step(page, "words")
+    told(page, "Type them.")  # no recogniser here: the server says so
+    told(page, "`transcript` is missing")
+    onward(page)
+    told(page, "Write what is said in the recording.")
+    assert focused(page, page.get_by_label("Words", exact=True))
+    page.get_by_label("Words", exact=True).fill(samples.TEXT)
+    onward(page)
+    judged(page)
+    assert page.get_attribute(".verdict", "data-level") == "good"
+    assert page.locator('[data-check="snr_db"]').inner_text().split("\n")[0] == "Good"
+    onward(page)
+    step(page, "consent")
+    onward(page)
+    told(page, "Say whose voice it is.")
+    assert focused(page, page.get_by_label("It is my own voice."))
+    agree(page)
+    step(page, "try")
+    page.get_by_role("button", name="Speak", exact=True).click()
+    wait_heard(page)
+    page.get_by_role("button", name="Compare with the sample").click()
+    page.wait_for_selector("#dock .ab:not([hidden])")
+    page.get_by_role("button", name="B", exact=True).click()
+    wait_heard(page)
+    name_and_save(page, "Ann")
+    assert page.evaluate("location.hash").startswith("#voice_")
+    (voice,) = own(learning)
+    assert (voice["name"], voice["transcript"], voice["language"]) == ("Ann", samples.TEXT, "en")
+    assert voice["consent"]["text"] == "It is my own voice."
+    assert voice["quality"]["level"] == "good"
+
+    assert httpx.get(f"{learning}/v1/models/reading-1").json()["clones"] is True
+    told(page, "can use it")
+    page.get_by_role("button", name="Use as default").click()
+    page.get_by_role("navigation").get_by_role("link", name="Speak").click()
+    page.wait_for_selector("#voice optgroup", state="attached")
+    assert page.get_by_label("Voice", exact=True).input_value() == voice["id"]
+    page.reload()
+    page.wait_for_selector("#voice optgroup", state="attached")
+    assert page.get_by_label("Voice", exact=True).input_value() == voice["id"]
+    speak(page, "The same words as ever.")
+    wait_heard(page)
+    wait_state(page, "done")
+
+
+class Listener:
+    """In place of a speech recogniser's weights: it knows what is said here."""
+
+    def missing(self) -> str:
+        return ""
+
+    def transcribe(self, _: Any, __: int, ___: str) -> str:
+        return samples.TEXT
+
+
+def test_words_are_recognised_and_may_be_mended(
+    tmp_path: Path, sample: bytes, visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assemble, "transcriber_of", lambda _: Listener())
+    with serving(tmp_path) as url:
+        watched = visit(f"{url}/voice-cloning")
+        page = watched.page
+        upload(page, sample)
+        onward(page)
+        trimmed(page)
+        onward(page)
+        told(page, "Recognised by the server")
+        field = page.get_by_label("Words", exact=True)
+        assert field.input_value() == samples.TEXT
+        mended = samples.TEXT.replace("weather", "whether")
+        words(page, mended)
+        agree(page)
+        name_and_save(page, "Ann")
+        (voice,) = own(url)
+        assert voice["transcript"] == mended
+        watched.check()
+
+
+def test_a_voice_from_the_microphone(offline: str, visit: Visit) -> None:
+    watched = visit(f"{offline}/voice-cloning#new", permissions=["microphone"])
+    watched.expected.add("400")  # the offline voice refuses to speak with it
+    page = watched.page
+    step(page, "sample")
+    script = page.locator("blockquote.script").inner_text()
+    assert len(script.split()) > 25
+    onward(page)
+    told(page, "Nothing is recorded yet.")
+    page.get_by_role("button", name="Check the microphone").click()
+    until(page, "() => Number(document.querySelector('[role=meter]')?.getAttribute('aria-valuenow') ?? -60) > -45")
+    page.get_by_role("button", name="End the check").click()
+    page.locator("button.record").click()
+    page.wait_for_selector('[data-recorder="counting"]')
+    page.wait_for_selector('[data-recorder="recording"]')
+    until(page, f"() => document.querySelector('.wizard progress')?.value > {RECORDED_S}")
+    page.locator("button.record").click()
+    told(page, "s recorded")
+    page.get_by_role("button", name="Listen").click()
+    wait_heard(page)
+    onward(page)
+    trimmed(page)
+    onward(page)
+    step(page, "words")
+    assert page.get_by_label("Words", exact=True).input_value() == script
+    told(page, "From the script")
+    words(page, "So they walked along the river and talked about it.")
+    agree(page)
+    step(page, "try")
+    page.get_by_role("button", name="Speak", exact=True).click()
+    box = page.locator(".error")
+    box.get_by_text("can't learn from recordings").wait_for()
+    box.get_by_text("Save the voice all the same").wait_for()
+    name_and_save(page, "Me")
+    (voice,) = own(offline)
+    heard = decode(httpx.get(f"{offline}{CLONING}/voices/{voice['id']}/reference").content, "wav")
+    assert heard.seconds > 2
+    assert abs(heard.samples).max() > 0.1
+    told(page, "can't use recordings")
+
+
+def test_a_spoken_statement_is_kept_with_the_voice(offline: str, sample: bytes, visit: Visit) -> None:
+    watched = visit(f"{offline}/voice-cloning", permissions=["microphone"])
+    watched.expected.add("400")
+    page = watched.page
+    upload(page, sample)
+    onward(page)
+    trimmed(page)
+    onward(page)
+    words(page)
+    step(page, "consent")
+    page.get_by_label("The speaker agreed").check()
+    page.get_by_text("Add a spoken statement").click()
+    page.get_by_role("button", name="Record", exact=True).click()
+    until(page, "() => Number(document.querySelector('[role=meter]').getAttribute('aria-valuenow')) > -45")
+    page.get_by_role("button", name="Stop", exact=True).click()
+    told(page, "s recorded")
+    onward(page)
+    name_and_save(page, "Ann")
+    (voice,) = own(offline)
+    assert voice["consent"]["id"].startswith("cons_")
+    listed = httpx.get(f"{offline}/v1/audio/voice_consents").json()["data"]
+    assert voice["consent"]["id"] in [each["id"] for each in listed]
+
+
+def tab_to(page: Page, name: str) -> None:
+    """Tab until what has the focus is called so."""
+    called = """() => { const e = document.activeElement;
+        return (e.getAttribute('aria-label') || e.labels?.[0]?.innerText || e.innerText || '').trim(); }"""
+    seen = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate(called))
+        if seen[-1].startswith(name):
+            return
+    raise AssertionError(f"{name!r} is not among {seen}")
+
+
+def edges(page: Page) -> tuple[float, float]:
+    start_s, end_s = (
+        float(str(page.get_attribute(f".trim-handle.{edge}", "aria-valuenow"))) for edge in ("from", "to")
+    )
+    return start_s, end_s
+
+
+def test_with_the_keyboard_alone(offline: str, sample: bytes, visit: Visit, tmp_path: Path) -> None:
+    path = tmp_path / "ann.mp3"
+    path.write_bytes(sample)
+    watched = visit(f"{offline}/voice-cloning")
+    watched.expected.add("400")
+    page = watched.page
+    page.locator("h1").focus()
+    tab_to(page, "New voice")
+    page.keyboard.press("Enter")
+    step(page, "sample")
+    assert focused(page, page.locator(".wizard h2"))
+    tab_to(page, "Record")
+    page.keyboard.press("ArrowRight")
+    with page.expect_file_chooser() as chooser:  # the browser is told to hand it over while the keys are pressed
+        tab_to(page, "Choose a file")
+        page.keyboard.press("Enter")
+    chooser.value.set_files(path)
+    page.locator("strong", has_text="ann.mp3").wait_for()
+    tab_to(page, "Next")
+    page.keyboard.press("Enter")
+    trimmed(page)
+    assert focused(page, page.locator(".wizard h2"))
+    tab_to(page, "Start")
+    start_s, end_s = edges(page)
+    for key, moved_s in (("ArrowRight", 0.05), ("Shift+ArrowRight", 0.5), ("ArrowLeft", -0.05), ("PageUp", 1.0)):
+        page.keyboard.press(key)
+        assert edges(page) == (pytest.approx(start_s + moved_s, abs=0.011), end_s)
+        start_s += moved_s
+    page.keyboard.press("Home")
+    assert edges(page) == (0.0, end_s)
+    page.keyboard.press("End")  # as far as 3 s are left
+    total_s = float(str(page.get_attribute(".trim-handle.to", "aria-valuemax")))
+    assert edges(page) == (pytest.approx(total_s - 3, abs=0.02), pytest.approx(total_s, abs=0.02))
+    page.keyboard.press("Home")
+    page.keyboard.press(" ")
+    wait_heard(page)
+    until(page, "async () => (await import('/static/js/player.js')).player.at_s > 0.5")
+    page.keyboard.press(" ")
+    page.wait_for_selector('#dock[data-playing="false"]')
+    page.keyboard.press("[")
+    assert 0.4 < edges(page)[0] < 3
+    tab_to(page, "Start")
+    page.keyboard.press("Control+a")
+    page.keyboard.type("0:00.1")
+    page.keyboard.press("Enter")  # commits, and goes on
+    step(page, "words")
+    tab_to(page, "Words")
+    page.keyboard.insert_text(samples.TEXT)
+    tab_to(page, "Next")
+    page.keyboard.press("Enter")
+    judged(page)
+    tab_to(page, "Next")
+    page.keyboard.press("Enter")
+    step(page, "consent")
+    tab_to(page, "It is my own voice.")
+    page.keyboard.press(" ")
+    page.keyboard.press("Enter")
+    step(page, "try")
+    tab_to(page, "Name")
+    page.keyboard.press("Control+a")
+    page.keyboard.type("Keys")
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Keys", level=2).wait_for()
+    assert focused(page, page.locator("#voice-title"))
+    (voice,) = own(offline)
+    assert voice["name"] == "Keys"
+
+
+def test_the_handles_are_dragged_and_stay_within_limits(offline: str, visit: Visit) -> None:
+    long = samples.file(samples.speech(samples.WORDS * 2), "wav")
+    page = visit(f"{offline}/voice-cloning").page
+    upload(page, long, "long.wav")
+    onward(page)
+    trimmed(page)
+    start_s, _ = edges(page)
+    box = page.locator(".trim-handle.from").bounding_box()
+    assert box
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2 + 120, box["y"] + 5, steps=5)
+    page.mouse.up()
+    assert edges(page)[0] > start_s + 1
+    for field, text in (("End", "500"), ("Start", "0")):
+        page.get_by_label(field, exact=True).nth(1).fill(text)
+        page.get_by_label(field, exact=True).nth(1).press("Tab")
+    wait_until(lambda: edges(page) == (0.0, 30.0))
+
+
+def test_a_file_that_is_no_sound_is_refused_in_the_servers_words(offline: str, visit: Visit) -> None:
+    watched = visit(f"{offline}/voice-cloning")
+    watched.expected.add("400")
+    page = watched.page
+    upload(page, b"This is not sound. " * 100, "letter.mp3")
+    told(page, "This browser can't read it as sound.")
+    onward(page)
+    step(page, "words")  # nothing to trim
+    page.get_by_label("Words", exact=True).fill("Whatever it says.")
+    onward(page)
+    told(page, "This recording can't be used.")
+    said = httpx.post(
+        f"{offline}{CLONING}/check",
+        files={"audio_file": ("letter.mp3", b"This is not sound. " * 100)},
+        data={"transcript": "Whatever it says."},
+    ).json()["error"]["message"]
+    assert said in page.locator(".error").inner_text()
+    onward(page)
+    told(page, "The recording has not passed the check.")
+    page.get_by_role("button", name="Another sample").click()
+    step(page, "sample")
+    assert own(offline) == []
+
+
+def test_a_draft_that_is_gone_is_made_anew(offline: str, sample: bytes, visit: Visit) -> None:
+    watched = visit(f"{offline}/voice-cloning")
+    watched.expected.add("400")
+    page = watched.page
+    upload(page, sample)
+    onward(page)
+    trimmed(page)
+    onward(page)
+    step(page, "words")
+    page.get_by_label("Words", exact=True).fill(samples.TEXT)
+    with page.expect_response(lambda answer: answer.url.endswith("/check") and answer.ok, timeout=60_000) as checked:
+        onward(page)
+    draft = checked.value.json()["draft_id"]
+    judged(page)
+    onward(page)
+    agree(page)
+    taken = httpx.post(f"{offline}{CLONING}/clone", data={"name": "Other", "draft_id": draft})
+    taken.raise_for_status()  # and with that the draft is no more, as after half an hour
+    name_and_save(page, "Ann")
+    assert sorted(voice["name"] for voice in own(offline)) == ["Ann", "Other"]
+
+
+def test_leaving_asks(offline: str, sample: bytes, visit: Visit) -> None:
+    page = visit(f"{offline}/voice-cloning").page
+    upload(page, sample)
+    page.get_by_role("navigation").get_by_role("link", name="Speak").click()
+    box = page.get_by_role("dialog")
+    assert focused(page, box.get_by_role("button", name="Cancel"))
+    box.get_by_role("button", name="Cancel").click()
+    step(page, "sample")
+    page.go_back()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    step(page, "sample")
+    assert page.evaluate("location.hash") == "#new"
+    page.get_by_role("navigation").get_by_role("link", name="Speak").click()
+    page.get_by_role("dialog").get_by_role("button", name="Give up").click()
+    page.wait_for_selector('main[data-page="/"]')
+
+
+# ---- the microphone that can't be had
+
+
+def test_a_denied_microphone_is_explained(offline: str, visit: Visit) -> None:
+    page = visit(f"{offline}/voice-cloning#new").page  # nobody grants it
+    step(page, "sample")
+    page.locator("button.record").click()
+    told(page, "Allow the microphone in the address bar, or upload a file.")
+    page.get_by_role("button", name="Upload a file instead").click()
+    page.get_by_role("button", name="Choose a file").wait_for()
+
+
+def test_plain_http_is_explained(offline: str, sample: bytes, visit: Visit) -> None:
+    page = visit(offline.replace("127.0.0.1", "studio.test") + "/voice-cloning#new").page
+    step(page, "sample")
+    told(page, "Recording needs https or localhost.")
+    assert page.locator("button.record").count() == 0
+    page.get_by_role("button", name="Upload a file instead").click()
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Choose a file").click()
+    chooser.value.set_files({"name": "ann.mp3", "mimeType": "audio/mpeg", "buffer": sample})
+    page.get_by_role("button", name="Listen").click()
+    wait_heard(page)
+    onward(page)
+    trimmed(page)
+
+
+# ---- from an address
+
+
+@pytest.fixture(scope="module")
+def site(sample: bytes) -> Iterator[Site]:
+    made = Site()
+    made.sound = sample
+    thread = threading.Thread(target=made.serve_forever, daemon=True)
+    thread.start()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+@pytest.fixture(scope="module")
+def fetching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The real yt-dlp, and this machine in place of YouTube by the test's rules."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assemble, "YouTube", lambda: YouTube(rules=TEST_RULES, limits=FetchLimits(wall_s=20.0)))
+        with serving(tmp_path_factory.mktemp("fetching")) as url:
+            yield url
+
+
+def address(page: Page, url: str) -> None:
+    begin(page, "YouTube")
+    page.get_by_label("Address of the video").fill(url)
+    page.get_by_label("What is said").fill(samples.TEXT)
+    onward(page)
+    agree(page)
+
+
+def test_a_voice_from_an_address(fetching: str, site: Site, visit: Visit) -> None:
+    page = visit(f"{fetching}/voice-cloning").page
+    begin(page, "YouTube")
+    onward(page)
+    told(page, "Paste the address of the video.")
+    page.get_by_label("Address of the video").fill(f"{site.url}/sound.mp3")
+    page.get_by_label("What is said").fill(samples.TEXT)
+    onward(page)
+    agree(page)
+    step(page, "words")
+    assert page.get_by_label("Words", exact=True).input_value() == samples.TEXT
+    page.get_by_role("button", name="Hear the sample").click()
+    wait_heard(page)
+    onward(page)
+    judged(page)
+    onward(page)
+    name_and_save(page, "From afar")
+    (voice,) = own(fetching)
+    assert (voice["name"], voice["origin"], voice["consent"]["text"]) == ("From afar", "youtube", "It is my own voice.")
+    httpx.delete(f"{fetching}{CLONING}/voices/{voice['id']}")
+
+
+def test_an_address_that_is_refused_and_one_that_is_given_up(fetching: str, site: Site, visit: Visit) -> None:
+    watched = visit(f"{fetching}/voice-cloning")
+    watched.expected.add("400")
+    page = watched.page
+    address(page, f"{site.url}/gone")
+    told(page, "The video could not be used.")
+    asked = {"youtube_url": f"{site.url}/gone", "voice_name": "A", "transcript": samples.TEXT}
+    said = httpx.post(f"{fetching}{CLONING}/clone-from-youtube", json=asked, timeout=60).json()["error"]["message"]
+    assert said in page.locator(".error").inner_text()
+    page.get_by_role("button", name="Change the request").click()
+    step(page, "sample")
+    page.get_by_label("Address of the video").fill(f"{site.url}/slow.mp3")
+    onward(page)
+    step(page, "consent")
+    onward(page)
+    page.locator("#fetch-stage", has_text="Fetching").wait_for()
+    page.get_by_role("button", name="Stop fetching").click()
+    step(page, "sample")
+    wait_until(lambda: own(fetching) == [])
+    # One that was fetched and is then given up is deleted again.
+    page.get_by_label("Address of the video").fill(f"{site.url}/sound.mp3")
+    onward(page)
+    step(page, "consent")
+    onward(page)
+    step(page, "words")
+    assert len(own(fetching)) == 1
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("dialog").get_by_role("button", name="Give up").click()
+    page.wait_for_selector(".voice-list")
+    wait_until(lambda: own(fetching) == [])
+
+
+# ---- the library
+
+
+def test_renamed_described_and_found(offline: str, sample: bytes, visit: Visit) -> None:
+    voice = clone(offline, sample)
+    watched = visit(f"{offline}/voice-cloning#{voice['id']}")
+    watched.expected.add("400")
+    page = watched.page
+    page.get_by_role("button", name="Edit").click()
+    box = page.get_by_role("dialog")
+    box.get_by_label("Name").fill("x" * 40 + " ")
+    box.get_by_label("Words of the recording").fill(" ")
+    box.get_by_role("button", name="Keep").click()
+    box.get_by_text("`transcript` is empty").wait_for()  # and stays open
+    assert focused(page, box.get_by_label("Words of the recording"))
+    box.get_by_label("Name").fill(HOSTILE)
+    box.get_by_label("Description").fill(HOSTILE)
+    box.get_by_label("Words of the recording").fill(samples.TEXT + " Yes.")
+    box.get_by_role("button", name="Keep").click()
+    page.get_by_role("heading", name=HOSTILE, level=2).wait_for()
+    assert focused(page, page.get_by_role("button", name="Edit"))
+    (kept,) = own(offline)
+    assert (kept["name"], kept["description"], kept["transcript"]) == (HOSTILE, HOSTILE, samples.TEXT + " Yes.")
+    page.get_by_label("Search the voices").fill("onerror")
+    assert page.locator(".voice-list li.voice").count() == 1
+    page.get_by_label("Search the voices").fill("nobody has this name")
+    told(page, "Nothing found.")
+    page.get_by_label("Search the voices").fill("")
+    page.get_by_role("button", name="Hear the recording", exact=True).click()
+    wait_heard(page)
+    page.get_by_text("Use it in code").click()
+    assert voice["id"] in page.locator(".code code").first.inner_text()
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog", name=HOSTILE).wait_for()
+    page.keyboard.press("Escape")
+    assert page.locator("main img, dialog img, #dock img").count() == 0
+    assert page.evaluate("window.owned") is None
+
+
+def test_exported_and_imported(offline: str, sample: bytes, visit: Visit, tmp_path: Path) -> None:
+    voice = clone(offline, sample, HOSTILE, consent="She agrees.")
+    watched = visit(f"{offline}/voice-cloning#{voice['id']}")
+    watched.expected.add("400")
+    page = watched.page
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export").click()
+    path = tmp_path / "voice.zip"
+    download.value.save_as(path)
+    assert download.value.suggested_filename.endswith(".zip")
+    page.set_input_files(".voices-tools input", path)
+    told(page, "The voice was imported")
+    first, second = own(offline)
+    assert second["name"].startswith(HOSTILE[:10])
+    assert second["name"] != first["name"]
+    assert (second["transcript"], second["consent"]["text"]) == (samples.TEXT, "She agrees.")
+    page.wait_for_selector(f'[data-shown="{second["id"]}"]')
+    broken = tmp_path / "broken.zip"
+    broken.write_bytes(b"no zip at all")
+    page.set_input_files(".voices-tools input", broken)
+    told(page, "This file could not be imported.")
+    assert page.locator("main img, dialog img").count() == 0
+    assert page.evaluate("window.owned") is None
+
+
+def test_deleted_and_what_went_wrong_stays_in_the_dialog(offline: str, sample: bytes, visit: Visit) -> None:
+    first, second = clone(offline, sample, "Ann"), clone(offline, sample, "Bea")
+    watched = visit(f"{offline}/voice-cloning#{first['id']}")
+    watched.expected.add("500")
+    page = watched.page
+    refusal = {"error": {"message": "The disk is read-only.", "type": "server_error", "param": None, "code": None}}
+    page.route(
+        "**/voices/voice_*",
+        lambda route: (
+            route.fulfill(status=500, body=json.dumps(refusal))
+            if route.request.method == "DELETE"
+            else route.continue_()
+        ),
+    )
+    page.get_by_role("button", name="Delete").click()
+    box = page.get_by_role("dialog", name="Delete Ann?")
+    assert focused(page, box.get_by_role("button", name="Cancel"))
+    box.get_by_role("button", name="Delete").click()
+    box.get_by_text("The disk is read-only.").wait_for()
+    assert len(own(offline)) == 2
+    page.unroute("**/voices/voice_*")
+    box.get_by_role("button", name="Delete").click()
+    told(page, "Ann was deleted.")
+    assert [voice["id"] for voice in own(offline)] == [second["id"]]
+    assert focused(page, page.locator(f'[data-voice="{second["id"]}"] a'))
+    assert page.locator(f'[data-voice="{first["id"]}"]').count() == 0
+
+
+def test_a_phone_shows_one_thing_at_a_time(offline: str, sample: bytes, visit: Visit) -> None:
+    voice = clone(offline, sample)
+    page = visit(f"{offline}/voice-cloning", viewport=PHONE).page
+    page.locator(f'[data-voice="{voice["id"]}"] a').click()
+    page.get_by_role("heading", name="Ann", level=2).wait_for()
+    assert not page.locator(".voice-list").is_visible()
+    page.get_by_role("link", name="All voices").click()
+    page.wait_for_selector(".voice-list")
+    assert not page.locator(".voice-detail").is_visible()
+
+
+@pytest.mark.parametrize(("scheme", "viewport"), [("light", PHONE), ("dark", DESKTOP)], ids=["phone", "desktop"])
+def test_axe_finds_nothing_in_any_step(
+    offline: str, sample: bytes, visit: Visit, scheme: str, viewport: dict[str, int]
+) -> None:
+    watched = visit(f"{offline}/voice-cloning", viewport=viewport, color_scheme=scheme, permissions=["microphone"])
+    watched.expected.add("400")
+    page = watched.page
+    page.wait_for_selector(".voice-list li")
+
+    def look() -> None:
+        assert offences(page) == []
+        assert not sideways(page)
+
+    look()
+    begin(page, "Record")
+    look()
+    page.get_by_role("button", name="Check the microphone").click()
+    page.get_by_role("meter").wait_for()
+    onward(page)
+    look()
+    page.get_by_role("tab", name="YouTube").click()
+    look()
+    page.get_by_role("tab", name="Upload").click()
+    page.set_input_files(".drop input", {"name": "ann.mp3", "mimeType": "audio/mpeg", "buffer": sample})
+    page.locator("strong", has_text="ann.mp3").wait_for()
+    look()
+    onward(page)
+    trimmed(page)
+    look()
+    onward(page)
+    step(page, "words")
+    page.get_by_label("Words", exact=True).fill(samples.TEXT)
+    look()
+    onward(page)
+    judged(page)
+    look()
+    onward(page)
+    page.get_by_text("Add a spoken statement").click()
+    look()
+    agree(page)
+    step(page, "try")
+    page.get_by_role("button", name="Speak", exact=True).click()
+    page.wait_for_selector(".error")
+    look()
+    name_and_save(page, "Ann")
+    for fold in page.locator(".voice-detail summary").all():
+        fold.click()
+    look()
+    page.get_by_role("button", name="Edit").click()
+    look()
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Delete").click()
+    look()
