@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from app.engines.dia import CHUNK_FRAMES, FIRST_FRAMES, DiaRunner, Guards
-from app.engines.dia_load import load_runner
+from app.engines.dia_load import engine_of, load_runner
 from app.errors import BadReference, EmptyText, TextTooLong, TooManySpeakers
 from app.models.layers import CrossCache
+from app.settings import Settings
 from app.types import Reference, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
 from bench.random_dia import fabricate_dia
 
@@ -295,6 +296,17 @@ def test_too_long(folder: Path, runner: DiaRunner) -> None:
         runner.admit(0, speech("Hi.", prompt=prompt(3056)))
     runner.admit(0, speech("Hi.", frames=9999, prompt=prompt(3050)))
     assert runner._rows[0].frames == 6
+
+
+def test_whatever_the_studio_puts_into_one_passage_fits(folder: Path, tmp_path: Path) -> None:
+    """Two voices as long, and two lines as long, as `EngineInfo` allows; a dash becomes three characters."""
+    guarded = make(folder, guards=Guards())
+    info = engine_of(guarded, Settings(_env_file=None, TTS_DATA_DIR=tmp_path)).info
+    frames = int((info.max_prompt_s or 0) / info.frame_s) // 2
+    text = ("so it is - " * 20)[: info.max_passage_chars // 2 - 2] + "\u2014"
+    lines = (SpokenLine(text, 0, VOICE, prompt(frames, 1)), SpokenLine(text, 1, OTHER, prompt(frames, 2)))
+    guarded.admit(0, Utterance(lines, Sampling(), 1, 250.0))
+    assert guarded._rows[0].frames > 0
 
 
 def test_to_the_last_position(runner: DiaRunner) -> None:
