@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ABANDONED_S = 60.0  # a half-written file this old is nobody's; a younger one may be another replica's
 MAX_TURNS = 32  # of one conversation
 _CHARS_PER_TOKEN = 3  # of English, on the safe side: a Llama 3 token has about four
 _FRAMING_TOKENS = 6  # who speaks, begin, end, the frame that ends the sound
@@ -170,7 +171,8 @@ class Memory:
         assert self._folder is not None  # noqa: S101 - asked only where there is one
         for path in self._folder.glob("*.n*"):
             with contextlib.suppress(OSError):
-                if path.suffix == ".new" or time.time() - path.stat().st_mtime > self._ttl_s:
+                age_s = time.time() - path.stat().st_mtime
+                if age_s > (ABANDONED_S if path.suffix == ".new" else self._ttl_s):
                     path.unlink()
 
 

@@ -169,12 +169,17 @@ def pitches(samples: Samples, rate_hz: int) -> np.ndarray:
 # ---- the checks
 
 
+LONG_S = 18.0  # of speech: with its pauses a recording of 20 s, the most that every model takes
+
+
 def _speech(seconds: float) -> Check:
     told = f"{seconds:.1f} s of speech"
     if seconds < 1.0:
         return Check("speech_seconds", "bad", round(seconds, 2), f"There is only {told}; at least 1 s is needed.")
     if seconds < 5.0:
         return Check("speech_seconds", "warning", round(seconds, 2), f"{told}: 6 to 12 s would be better.")
+    if seconds > LONG_S:
+        return Check("speech_seconds", "warning", round(seconds, 2), f"{told}: Dia takes 20 s at most, 6 to 12 do.")
     return Check("speech_seconds", "good", round(seconds, 2), f"{told}.")
 
 
