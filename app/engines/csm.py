@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from app.audio.guard import LineGuard, Rule
 from app.engines.batched import BatchedEngine
+from app.engines.references import checked
 from app.errors import BadReference, EngineUnavailable, TextTooLong, WeightsUnavailable
 from app.models import hub
 from app.models.csm.config import CsmConfig, read_config
@@ -41,7 +42,7 @@ from app.runtime.device import choose_device, choose_devices, choose_dtype, cpu_
 from app.runtime.pages import use_large_pages
 from app.runtime.prefix import PrefixCache
 from app.runtime.runner import StepResult
-from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise
+from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise, int64_of
 from app.types import EngineInfo
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ class CsmRunner:
             knobs=_knobs(utterance.sampling),
             seed=utterance.seed,
             max_frames=max(1, round(utterance.max_seconds * self.codec.frame_hz)),
-            reference=ReferenceNoise(_int64(utterance.seed)) if self._reference_noise else None,
+            reference=ReferenceNoise(int64_of(utterance.seed)) if self._reference_noise else None,
         )
         spare = utterance.remembered
         while spare and state.base + self._longest(state) > self.config.max_positions:
@@ -247,16 +248,7 @@ class CsmRunner:
 
         Raises BadReference.
         """
-        if reference.rate_hz != self.rate_hz:
-            raise BadReference(f"The recording has {reference.rate_hz} Hz; the codec needs {self.rate_hz} Hz.")
-        samples = np.asarray(reference.samples, np.float32)
-        seconds = len(samples) / self.rate_hz
-        if not MIN_REFERENCE_S <= seconds <= MAX_REFERENCE_S:
-            raise BadReference(
-                f"The recording is {seconds:.1f} s long; it must be {MIN_REFERENCE_S:g} to {MAX_REFERENCE_S:g} s."
-            )
-        if not np.isfinite(samples).all():
-            raise BadReference("The recording holds samples that are no numbers.")
+        samples = checked(reference, self.rate_hz, least_s=MIN_REFERENCE_S, most_s=MAX_REFERENCE_S)
         samples = np.pad(samples, (0, -len(samples) % self.codec.frame_samples))
         with torch.inference_mode():
             codes = self._encoder(torch.from_numpy(samples).to(self.model.device))
@@ -450,7 +442,7 @@ class CsmRunner:
                 return torch.cat(drawn)[:, : c.codebook_size].to(device)
 
             return draw
-        seeds = torch.tensor([_int64(state.seed) for state in states], device=device)
+        seeds = torch.tensor([int64_of(state.seed) for state in states], device=device)
         draws = torch.tensor([state.draws for state in states], device=device)
         noise = exponential_noise(seeds, draws, c.codebooks, c.codebook_size)
         return lambda codebook: noise[:, codebook]
@@ -489,11 +481,6 @@ def _knobs(sampling: Sampling) -> Knobs:
         top_k=DEFAULTS.top_k if sampling.top_k is None else sampling.top_k,
         top_p=DEFAULTS.top_p if sampling.top_p is None else sampling.top_p,
     )
-
-
-def _int64(seed: int) -> int:
-    """Any integer as the int64 with the same low 64 bits."""
-    return (seed + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def load_model(

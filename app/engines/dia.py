@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from app.audio.guard import LineGuard, Rule
+from app.engines.references import checked
 from app.errors import BadReference, EmptyText, TextTooLong
 from app.models.dac.model import DacDecoder, DacEncoder
 from app.models.dia.config import DiaConfig
@@ -30,7 +31,7 @@ from app.models.dia.model import DiaModel
 from app.models.dia.prompt import text_ids
 from app.models.dia.tracks import Tracks
 from app.runtime.runner import StepResult
-from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise
+from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise, int64_of
 from app.text.dialogue import BYTES_PER_S, spoken_bytes, write
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ class DiaRunner:
             frames=frames,
             capped=frames < asked,
             guard=LineGuard(spoken_bytes(said), 1 / self.codec.frame_hz) if self._guards else None,
-            reference=ReferenceNoise(_int64(utterance.seed)) if self._reference_noise else None,
+            reference=ReferenceNoise(int64_of(utterance.seed)) if self._reference_noise else None,
         )
 
     @torch.inference_mode()
@@ -259,17 +260,9 @@ class DiaRunner:
 
         Raises BadReference.
         """
-        if reference.rate_hz != self.rate_hz:
-            raise BadReference(f"The recording has {reference.rate_hz} Hz; the codec needs {self.rate_hz} Hz.")
-        samples = np.asarray(reference.samples, np.float32)
-        seconds = len(samples) / self.rate_hz
-        if not MIN_REFERENCE_S <= seconds <= MAX_REFERENCE_S:
-            raise BadReference(
-                f"The recording is {seconds:.1f} s long; Dia takes {MIN_REFERENCE_S:g} to {MAX_REFERENCE_S:g} s, and "
-                "5 to 10 s are best."
-            )
-        if not np.isfinite(samples).all():
-            raise BadReference("The recording holds samples that are no numbers.")
+        samples = checked(
+            reference, self.rate_hz, least_s=MIN_REFERENCE_S, most_s=MAX_REFERENCE_S, best=", and 5 to 10 s are best"
+        )
         with torch.inference_mode():
             codes = self._encoder(torch.from_numpy(samples).to(self.model.device))
         found: Codes = codes[: self.config.channels].cpu().numpy().astype(np.int16)
@@ -385,7 +378,7 @@ class DiaRunner:
         if self._reference_noise:
             drawn = [s.reference.draw(c.channels * c.audio_vocab) for s in states if s.reference is not None]
             return torch.cat(drawn).view(-1, c.audio_vocab).to(device)
-        seeds = torch.tensor([_int64(state.seed) for state in states], device=device)
+        seeds = torch.tensor([int64_of(state.seed) for state in states], device=device)
         draws = torch.tensor([state.draws for state in states], device=device)
         return exponential_noise(seeds, draws, c.channels, c.audio_vocab).view(-1, c.audio_vocab)
 
@@ -414,8 +407,3 @@ class DiaRunner:
 def _speaker(line: SpokenLine) -> tuple[int, str]:
     """Who speaks a line: two voices are two speakers, whatever their numbers."""
     return line.speaker, line.voice.id
-
-
-def _int64(seed: int) -> int:
-    """Any integer as the int64 with the same low 64 bits."""
-    return (seed + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -22,6 +22,11 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
+def int64_of(seed: int) -> int:
+    """Any integer as the int64 with the same low 64 bits."""
+    return _signed(seed)
+
+
 def _shift(x: Tensor, bits: int) -> Tensor:
     """Logical right shift of int64."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
