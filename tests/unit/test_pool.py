@@ -27,7 +27,11 @@ from app.settings import Settings
 from app.types import Sampling, SpokenLine, Utterance, Voice, VoicePrompt
 from bench.fabricate import fabricate_csm
 
-pytestmark = [pytest.mark.unit, pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")]
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # see `kill`
+]
 
 VOICE = Voice("alloy", "Alloy", "preset")
 
@@ -115,8 +119,11 @@ def kill(engine: BatchedEngine) -> None:
     thread = engine._loop._thread
     assert thread.is_alive()
     assert thread.ident is not None
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
-    thread.join(20)
+    for _ in range(40):  # one that is raised where Python ignores errors, as in a destructor, ends nothing
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+        thread.join(0.5)
+        if not thread.is_alive():
+            break
     assert not thread.is_alive()
 
 
