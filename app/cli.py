@@ -216,10 +216,10 @@ def _bare_engine(settings: Settings, context: BuildContext, *, reference_noise: 
 
         dia = dia_load.load_from(settings, context, guards=None, exact=True, reference_noise=reference_noise)
         return dia_load.engine_of(dia, settings), dia.config.channels
-    from app.engines import csm  # noqa: PLC0415 - as above
+    from app.engines import csm_load  # noqa: PLC0415 - as above
 
-    runner = csm.load_from(settings, context, guards=None, reference_noise=reference_noise)
-    return csm.engine_of(runner, settings), runner.config.codebooks
+    runner = csm_load.load_from(settings, context, guards=None, reference_noise=reference_noise)
+    return csm_load.engine_of(runner, settings), runner.config.codebooks
 
 
 async def _wait_for_engine(host: EngineHost) -> None:

@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads tha
 
 import torch
 
-from app.engines.csm import adapt
+from app.engines.csm_load import adapt
 from app.models.csm.config import parse_config
 from app.models.csm.model import CsmModel
 from app.models.mimi.config import read_mimi_config

@@ -14,56 +14,38 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from app.audio.guard import LineGuard, Rule
-from app.engines.batched import BatchedEngine
 from app.engines.references import checked
-from app.errors import BadReference, EngineUnavailable, TextTooLong, WeightsUnavailable
-from app.models import hub
-from app.models.csm.config import CsmConfig, read_config
-from app.models.csm.layout import language_model
+from app.errors import BadReference, TextTooLong
+from app.models.csm.config import CsmConfig
 from app.models.csm.model import CsmModel, is_last, is_silent_end
-from app.models.csm.placement import DeviceMap, Room, Sizes, loads, plan
 from app.models.csm.prompt import Segment, TextEncoder
-from app.models.layers import Dense, Int8Dense, PackedDense, RowCache, Stage, replace_dense
-from app.models.load_cache import LoadCache
-from app.models.mimi import layout as mimi_layout
-from app.models.mimi.config import MimiConfig, read_mimi_config_file
+from app.models.mimi.config import MimiConfig
 from app.models.mimi.model import MimiDecoder, MimiEncoder
-from app.models.weights import Checkpoint, open_checkpoints
-from app.runtime.device import choose_device, choose_devices, choose_dtype, cpu_threads, free_bytes
-from app.runtime.pages import use_large_pages
 from app.runtime.prefix import PrefixCache
 from app.runtime.runner import StepResult
 from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise, int64_of
-from app.types import EngineInfo
 
 if TYPE_CHECKING:
-    from app.engines.registry import BuildContext
-    from app.settings import Settings
-    from app.types import Codes, Reference, Samples, Sampling, Utterance, VoicePrompt
+    from app.types import Codes, Reference, Samples, Utterance, VoicePrompt
 
 log = logging.getLogger(__name__)
 
-Quantize = Literal["none", "int8"]
 
 DEFAULTS = Knobs(temperature=0.9, top_k=50, top_p=1.0)  # Sesame's generator.py and the published generation_config.json
 PREFIX_BYTES = 512 << 20  # voices kept as keys and values: about thirty of 30 s in bfloat16
 PIECE_CPU, PIECE_GPU = 64, 512  # tokens read in one go: what other rows wait for
-ROWS_CPU, ROWS_GPU = 8, 32  # a row's keys and values take 64 MiB in bfloat16, once it is used
-MAX_SPEAKERS = 10
 MAX_TEXT_CHARS = 300  # of one line: about 20 s of speech, after which a sentence should have ended
 VOICE_SHARE = 0.3  # of the context is left to the voice prompt and what was said before
-PROMPT_SHARE = 0.4  # of the context may be voices' recordings: their text, a line and its frames are the rest
 SAMPLE_TEXT = "The weather was fine, so they walked along the river and talked about what they would do in the spring."
-CONTEXT_SHARE = 0.75  # of the context may be recordings; the rest is their text and what is to be said
 MIN_REFERENCE_S, MAX_REFERENCE_S = 0.1, 60.0
 
 
@@ -126,6 +108,7 @@ class CsmRunner:
         reference_noise: bool = False,
         quantized: bool = False,
         fingerprint: str = "",
+        codec_fingerprint: str = "",
         piece: int | None = None,
         prefix_bytes: int = PREFIX_BYTES,
         examples: Path | None = None,
@@ -137,9 +120,8 @@ class CsmRunner:
         self.model = model
         self.config: CsmConfig = model.config
         self.codec: MimiConfig = decoder.config
-        self.fingerprint = fingerprint
+        self.fingerprint, self.codec_fingerprint = fingerprint, codec_fingerprint
         self.examples = examples
-        self.codec_fingerprint = f"{_digest_of(encoder, encoder.config)} {self.config.codebooks}"
         self._text = text
         self._encoder = encoder
         self._decoder = decoder
@@ -183,7 +165,7 @@ class CsmRunner:
             characters=[len(line.text) for line in utterance.lines],
             segments=[*voices, *said],
             voices=len(voices),
-            knobs=_knobs(utterance.sampling),
+            knobs=DEFAULTS.asked(utterance.sampling),
             seed=utterance.seed,
             max_frames=max(1, round(utterance.max_seconds * self.codec.frame_hz)),
             reference=ReferenceNoise(int64_of(utterance.seed)) if self._reference_noise else None,
@@ -473,265 +455,3 @@ class CsmRunner:
         if done:
             self._go_on(row, state, [frame] if sounded else [])
         return not sounded, False
-
-
-def _knobs(sampling: Sampling) -> Knobs:
-    return Knobs(
-        temperature=DEFAULTS.temperature if sampling.temperature is None else sampling.temperature,
-        top_k=DEFAULTS.top_k if sampling.top_k is None else sampling.top_k,
-        top_p=DEFAULTS.top_p if sampling.top_p is None else sampling.top_p,
-    )
-
-
-def load_model(
-    folder: Path,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    other_codec: MimiConfig | None = None,
-    stages: Sequence[Stage] = (),
-    cache: LoadCache | None = None,
-) -> tuple[CsmModel, Checkpoint | None]:
-    """The language model in `folder`, and its codec's tensors where it brings its own. Raises WeightsUnavailable.
-
-    other_codec: the one that will be used where it brings none.
-    stages: where the backbone's layers lie, the first ones on `device`; () = all there.
-    cache: where the model is kept, ready to be read, if that saves work: if float32 weights are to be bfloat16.
-    """
-    config = read_config(folder)
-    weights, codec = language_model(open_checkpoints(folder, config.weights_index), config)
-    if codec is None and other_codec is not None:
-        size = min(config.audio_vocab, config.depth_vocab, other_codec.codebook_size)
-        config = replace(config, codebook_size=size)
-    model = CsmModel(config, device=device, dtype=dtype, stages=stages)
-    entry = None
-    if cache is not None and dtype == torch.bfloat16 and weights.width() >= 3:
-        entry = cache.entry(folder, config, dtype)
-    if entry is None or not entry.fill(model):
-        model.load(weights)
-        if entry is not None:
-            entry.keep(model)
-    return model.eval(), codec
-
-
-def adapt(model: CsmModel, quantize: Quantize = "none") -> None:
-    """Bring the loaded weights into the form that is fastest on the model's device. Raises EngineUnavailable."""
-    if quantize == "int8":
-        if any(device.type != "cpu" for device in model.devices):
-            raise EngineUnavailable("int8 weights are for the CPU only.", remedy="Set TTS_QUANTIZE=none.")
-        if not Int8Dense.fits():
-            raise EngineUnavailable("int8 weights are for x86 CPUs only.", remedy="Set TTS_QUANTIZE=none.")
-        replace_dense(model, Int8Dense)
-        model.widen()  # the kernel takes and gives float32: going through bfloat16 in between would only cost
-    else:
-        replace_dense(model, lambda dense: PackedDense(dense) if PackedDense.fits(dense) else None)
-    if model.device.type == "cpu":
-        use_large_pages()
-
-
-def load_codec(
-    config: CsmConfig, own: Checkpoint | None, folder: Path | None, *, device: torch.device, max_rows: int
-) -> tuple[MimiEncoder, MimiDecoder]:
-    """The codec: the checkpoint's own, else the one in `folder`. Raises WeightsUnavailable."""
-    if own is not None:
-        shape = config.codec or MimiConfig()
-        weights = mimi_layout.codec([own], shape)
-    elif folder is not None:
-        shape = read_mimi_config_file(folder)
-        weights = mimi_layout.codec(open_checkpoints(folder), shape)
-    else:
-        raise WeightsUnavailable(
-            "These CSM weights bring no codec.", remedy="Give a folder with the Mimi codec (kyutai/mimi)."
-        )
-    if shape.codebooks < config.codebooks or shape.codebook_size < config.codebook_size:
-        raise WeightsUnavailable(
-            f"The codec has {shape.codebooks} codebooks of {shape.codebook_size}, the model needs "
-            f"{config.codebooks} of {config.codebook_size}."
-        )
-    decoder = MimiDecoder(shape, rows=max_rows, codebooks=config.codebooks, device=device)
-    decoder.load(weights)
-    with device:
-        encoder = MimiEncoder(shape)
-    encoder.load(weights)
-    return encoder.eval(), decoder.eval()
-
-
-def load_runner(
-    model_dir: Path,
-    codec_dir: Path | None,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    max_rows: int,
-    quantize: Quantize = "none",
-    guards: Guards | None = Guards(),
-    on_guard: Callable[[Rule], None] = lambda _: None,
-    reference_noise: bool = False,
-    piece: int | None = None,
-    prefix_bytes: int = PREFIX_BYTES,
-    stages: Sequence[Stage] = (),
-    cache: LoadCache | None = None,
-) -> CsmRunner:
-    """CSM from a folder in either published layout, with the codec inside it or in `codec_dir`.
-
-    quantize int8: 8-bit weights and activations, for CPUs. Raises WeightsUnavailable, saying what is missing or does
-    not fit, and EngineUnavailable.
-    """
-    other = read_mimi_config_file(codec_dir) if codec_dir is not None else None
-    model, own = load_model(model_dir, device=device, dtype=dtype, other_codec=other, stages=stages, cache=cache)
-    encoder, decoder = load_codec(model.config, own, codec_dir, device=device, max_rows=max_rows)
-    fingerprint = f"{_fingerprint(model, decoder)} {quantize}"
-    adapt(model, quantize)
-    return CsmRunner(
-        model,
-        TextEncoder(model_dir, model.config),
-        encoder,
-        decoder,
-        max_rows=max_rows,
-        guards=guards,
-        on_guard=on_guard,
-        reference_noise=reference_noise,
-        quantized=quantize != "none",
-        fingerprint=fingerprint,
-        piece=piece,
-        prefix_bytes=prefix_bytes,
-        examples=model_dir / "prompts",
-    )
-
-
-def _fingerprint(model: CsmModel, decoder: MimiDecoder) -> str:
-    """Changes with the weights: a digest of config, dtype and a few thousand numbers from all over the model."""
-    hashed = hashlib.sha256(f"{model.config} {model.dtype} {decoder.config}".encode())
-    for tensor in (*model.parameters(), *decoder.parameters()):
-        hashed.update(_numbers_of(tensor))
-    return f"csm {hashed.hexdigest()[:16]}"
-
-
-def _digest_of(codec: nn.Module, config: MimiConfig) -> str:
-    """Changes when the same recording would have other codes: with the encoder's weights, learnt or gathered."""
-    hashed = hashlib.sha256(str(config).encode())
-    for tensor in (*codec.parameters(), *codec.buffers()):
-        hashed.update(_numbers_of(tensor))
-    return hashed.hexdigest()[:16]
-
-
-def _numbers_of(tensor: Tensor) -> bytes:
-    flat = tensor.detach().flatten()
-    return flat[:: max(1, flat.numel() // 16)][:16].float().cpu().numpy().tobytes()
-
-
-def load_from(
-    settings: Settings, context: BuildContext, *, guards: Guards | None, reference_noise: bool = False
-) -> CsmRunner:
-    """The runner that the settings ask for, its weights downloaded if need be. Raises EngineUnavailable."""
-
-    def fetch(model: str, source: str) -> Path:
-        files = hub.files_for(model, source)
-        return hub.fetch(
-            files,
-            settings.folder("models"),
-            token=settings.token,
-            on_progress=context.on_progress,
-            cancelled=context.cancelled,
-        )
-
-    folder = fetch("csm", settings.csm_model)
-    codec = None if hub.has_tensor(folder, "codec_model.") else fetch("mimi", settings.csm_codec)
-    models = settings.folder("models")
-    # A model of the hub is known by its name, whatever its newest version's folder is called.
-    source = settings.csm_model if folder.is_relative_to(models) else str(folder.resolve())
-    devices = choose_devices(settings.devices) or (choose_device(settings.device),)
-    device, dtype = devices[0], choose_dtype(settings.dtype)
-    rows = settings.rows(ROWS_CPU if device.type == "cpu" else ROWS_GPU)
-    stages: tuple[Stage, ...] = ()
-    if settings.csm_device_map is not None and len(devices) > 1:
-        config = read_config(folder)
-        shape = read_mimi_config_file(codec) if codec else config.codec or MimiConfig()
-        sizes = measure(config, shape, dtype=dtype, max_rows=rows, quantize=settings.quantize)
-        stages = spread(settings.csm_device_map, sizes, devices)
-    if any(used.type == "cpu" for used in devices):
-        torch.set_num_threads(cpu_threads())
-    return load_runner(
-        folder,
-        codec,
-        device=device,
-        dtype=dtype,
-        max_rows=rows,
-        quantize=settings.quantize,
-        guards=guards,
-        on_guard=context.on_guard,
-        reference_noise=reference_noise,
-        stages=stages,
-        cache=LoadCache(models / "cache", source),
-    )
-
-
-def measure(
-    config: CsmConfig, codec: MimiConfig, *, dtype: torch.dtype, max_rows: int, quantize: Quantize = "none"
-) -> Sizes:
-    """What the model will take, by building it of tensors without memory."""
-    nowhere = torch.device("meta")
-    model = CsmModel(config, device=nowhere, dtype=dtype)
-    decoder = MimiDecoder(codec, rows=max_rows, codebooks=config.codebooks, device=nowhere)
-    with nowhere:
-        encoder = MimiEncoder(codec)
-    # Keys and values are of the dtype that is computed in.
-    cache = RowCache(
-        config.backbone,
-        rows=max_rows,
-        positions=config.max_positions,
-        device=nowhere,
-        dtype=torch.float32 if quantize == "int8" else dtype,
-    )
-    kept = (cache.k.nbytes + cache.v.nbytes) // config.backbone.layers
-    layers = tuple(_bytes_of(block, quantize) + kept for block in model.backbone.blocks)
-    whole = _bytes_of(model, quantize) + _bytes_of(decoder) + decoder.state_bytes + _bytes_of(encoder)
-    return Sizes(whole - sum(layers) + kept * len(layers), layers)
-
-
-def _bytes_of(module: nn.Module, quantize: Quantize = "none") -> int:
-    total = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-    if quantize == "int8":  # a byte per weight, and per output a scale, a zero point and a sum
-        weights = [part.weight for part in module.modules() if isinstance(part, Dense)]
-        total -= sum(weight.nbytes - weight.numel() - 20 * len(weight) for weight in weights)
-    return total
-
-
-def spread(how: DeviceMap, sizes: Sizes, devices: Sequence[torch.device]) -> tuple[Stage, ...]:
-    """The backbone's layers over the devices, by what is free there; () = all on the first. Raises EngineUnavailable
-    where that is too little."""
-    counts = plan(how, sizes, [Room(str(device), free_bytes(device)) for device in devices])
-    for device, count, load in zip(devices, counts, loads(sizes, counts), strict=True):
-        log.info("CSM_DEVICE_MAP=%s: %s takes %d layers, %.2f GB in all", how, device, count, load / 1e9)
-    used = [Stage(devices[0], counts[0])]
-    used += [Stage(device, count) for device, count in zip(devices[1:], counts[1:], strict=True) if count]
-    return tuple(used) if len(used) > 1 else ()
-
-
-def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
-    model = runner.model
-    info = EngineInfo(
-        id="csm",
-        name="CSM-1B",
-        rate_hz=runner.rate_hz,
-        frame_s=1 / runner.codec.frame_hz,
-        continues=True,
-        extras=frozenset({"temperature", "top_k", "top_p", "context"}),
-        languages=("en",),
-        fingerprint=runner.fingerprint,
-        device=",".join(map(str, model.devices)),
-        dtype="int8" if settings.quantize == "int8" else str(model.dtype).removeprefix("torch."),
-        max_speakers=MAX_SPEAKERS,
-        max_text_chars=runner.line_chars,
-        max_prompt_s=PROMPT_SHARE * runner.config.max_positions / runner.codec.frame_hz,
-        examples=str(runner.examples or ""),
-        max_context_s=CONTEXT_SHARE * runner.config.max_positions / runner.codec.frame_hz,
-        codec="mimi",
-        codec_fingerprint=runner.codec_fingerprint,
-    )
-    return BatchedEngine(info, runner, max_queue=settings.max_queue, outbox_s=settings.outbox_s, encode=runner.encode)
-
-
-def build(settings: Settings, context: BuildContext) -> BatchedEngine:
-    """CSM-1B, ready to speak. Raises EngineUnavailable."""
-    return engine_of(load_from(settings, context, guards=Guards()), settings)

@@ -313,13 +313,8 @@ class DiaRunner:
 
     def _how(self, sampling: Sampling) -> Guided:
         default = DEFAULTS[self.config.release]
-        knobs = default.knobs
         return Guided(
-            Knobs(
-                temperature=knobs.temperature if sampling.temperature is None else sampling.temperature,
-                top_k=knobs.top_k if sampling.top_k is None else sampling.top_k,
-                top_p=knobs.top_p if sampling.top_p is None else sampling.top_p,
-            ),
+            default.knobs.asked(sampling),
             default.cfg_scale if sampling.cfg_scale is None else sampling.cfg_scale,
         )
 

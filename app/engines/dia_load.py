@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import nn
 
 from app.audio.guard import Rule
 from app.engines.batched import BatchedEngine
 from app.engines.dia import MIN_REFERENCE_S, DiaRunner, Guards
+from app.engines.loading import fetch
 from app.errors import EngineUnavailable, WeightsUnavailable
-from app.models import hub
 from app.models.dac.config import read_dac_config
 from app.models.dac.layout import load_codec as load_dac
 from app.models.dac.model import DacDecoder, DacEncoder
@@ -23,7 +21,7 @@ from app.models.dia.layout import weights_of
 from app.models.dia.model import DiaModel
 from app.models.layers import Block, Dense, Int8Dense, PackedDense, replace_dense
 from app.models.load_cache import LoadCache
-from app.models.weights import open_checkpoints
+from app.models.weights import digest_of, open_checkpoints
 from app.runtime.device import choose_device, choose_dtype, cpu_threads
 from app.runtime.pages import use_large_pages
 from app.settings import Settings
@@ -130,7 +128,9 @@ def load_runner(
     and EngineUnavailable."""
     model = load_model(model_dir, device=device, dtype=dtype, source=source, cache=cache)
     encoder, decoder = load_codec(model.config, codec_dir, device=device, max_rows=max_rows)
-    fingerprint = f"dia {_digest_of(model, decoder, of=(model.config, model.dtype, decoder.config))} {quantize}"
+    weights = (*model.parameters(), *model.buffers(), *decoder.parameters(), *decoder.buffers())
+    digest = digest_of(weights, str((model.config, model.dtype, decoder.config)))
+    codec = digest_of((*encoder.parameters(), *encoder.buffers()), str(encoder.config))
     adapt(model, quantize)
     return DiaRunner(
         model,
@@ -142,19 +142,10 @@ def load_runner(
         on_guard=on_guard,
         reference_noise=reference_noise,
         quantized=quantize != "none",
-        fingerprint=fingerprint,
-        codec_fingerprint=f"{_digest_of(encoder, of=encoder.config)} {model.config.channels}",
+        fingerprint=f"dia {digest} {quantize}",
+        codec_fingerprint=f"{codec} {model.config.channels}",
         piece=piece,
     )
-
-
-def _digest_of(*modules: nn.Module, of: object) -> str:
-    """Changes with the weights: a digest of what they are of, and a few thousand numbers from all over the modules."""
-    hashed = hashlib.sha256(str(of).encode())
-    for tensor in (tensor for module in modules for tensor in (*module.parameters(), *module.buffers())):
-        flat = tensor.detach().flatten()
-        hashed.update(flat[:: max(1, flat.numel() // 16)][:16].float().cpu().numpy().tobytes())
-    return hashed.hexdigest()[:16]
 
 
 def load_from(
@@ -166,20 +157,8 @@ def load_from(
     reference_noise: bool = False,
 ) -> DiaRunner:
     """The runner that the settings ask for, its weights downloaded if need be. Raises EngineUnavailable."""
-    models = settings.folder("models")
-
-    def fetch(model: str, source: str) -> Path:
-        return hub.fetch(
-            hub.files_for(model, source),
-            models,
-            token=settings.token,
-            on_progress=context.on_progress,
-            cancelled=context.cancelled,
-        )
-
-    folder = fetch("dia", settings.dia_model)
-    codec = fetch("dac", codec_source(settings, folder))
-    source = settings.dia_model if folder.is_relative_to(models) else str(folder.resolve())
+    folder, source = fetch(settings, context, "dia", settings.dia_model)
+    codec, _ = fetch(settings, context, "dac", codec_source(settings, folder))
     device = choose_device(settings.device)
     if device.type == "cpu":
         torch.set_num_threads(cpu_threads())
@@ -195,7 +174,7 @@ def load_from(
         on_guard=context.on_guard,
         reference_noise=reference_noise,
         source=source,
-        cache=LoadCache(models / "cache", source),
+        cache=LoadCache(settings.folder("models") / "cache", source),
     )
 
 

@@ -60,7 +60,7 @@ class EngineSpec:
 
 
 BUILT_IN = (
-    EngineSpec("csm", "csm-1b", "app.engines.csm:build", on_devices=True, splits=True),
+    EngineSpec("csm", "csm-1b", "app.engines.csm_load:build", on_devices=True, splits=True),
     EngineSpec("dia", "dia-1.6b", "app.engines.dia_load:build", on_devices=True),
     EngineSpec("espeak", "espeak", "app.engines.espeak:build"),
 )

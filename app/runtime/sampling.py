@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from app.types import Sampling
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -56,6 +60,14 @@ class Knobs:
     temperature: float = 0.9
     top_k: int = 50
     top_p: float = 1.0
+
+    def asked(self, sampling: Sampling) -> Knobs:
+        """These, but for what a request asks for."""
+        return Knobs(
+            temperature=self.temperature if sampling.temperature is None else sampling.temperature,
+            top_k=self.top_k if sampling.top_k is None else sampling.top_k,
+            top_p=self.top_p if sampling.top_p is None else sampling.top_p,
+        )
 
 
 class Sampler:

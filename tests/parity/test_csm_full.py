@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.engines.csm import adapt, load_model
+from app.engines.csm_load import adapt, load_model
 from app.runtime.sampling import Knobs
 from bench.fabricate import fabricate_csm
 from tests.parity import oracle

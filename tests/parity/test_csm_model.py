@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from app.engines.csm import load_model
+from app.engines.csm_load import load_model
 from app.models.csm.model import CsmModel
 from app.runtime.sampling import Knobs
 from tests.parity import oracle

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.engines.csm import load_model
+from app.engines.csm_load import load_model
 from app.runtime.sampling import Knobs
 from bench.fabricate import csm_config, fabricate_csm
 from tests.parity.generation import generate

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from app.engines.csm import CsmRunner, load_runner
+from app.engines.csm import CsmRunner
+from app.engines.csm_load import load_runner
 from app.types import ContextTurn, Reference, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
 from bench.fabricate import fabricate_csm
 from tests.parity import oracle

@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.engines import csm
-from app.engines.csm import load_from, load_model
+from app.engines import csm_load
+from app.engines.csm_load import load_from, load_model
 from app.engines.registry import BuildContext
 from app.models import load_cache
 from app.models.csm.model import CsmModel
@@ -256,7 +256,7 @@ def test_a_server_keeps_its_model_beside_the_downloads(
     source: Path, tmp_path: Path, loads: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(csm, "LoadCache", partial(LoadCache, min_bytes=0))
+    monkeypatch.setattr(csm_load, "LoadCache", partial(LoadCache, min_bytes=0))
     settings = Settings(CSM_MODEL=str(source), TTS_DATA_DIR=str(tmp_path), TTS_MAX_ROWS=1, _env_file=None)
     threads = torch.get_num_threads()
     prints = []

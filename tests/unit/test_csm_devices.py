@@ -19,8 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from app.engines import csm
-from app.engines.csm import CsmRunner, engine_of, load_from, load_runner, measure
+from app.engines import csm_load
+from app.engines.csm import CsmRunner
+from app.engines.csm_load import engine_of, load_from, load_runner, measure
 from app.engines.registry import BuildContext
 from app.errors import EngineUnavailable
 from app.models.csm.config import parse_config, read_config
@@ -278,7 +279,7 @@ def test_what_is_measured_is_what_it_takes(folder: Path, dtype: torch.dtype) -> 
     runner = make(folder, dtype=dtype)
     config = read_config(folder)
     sizes = measure(config, runner.codec, dtype=dtype, max_rows=3)
-    model, _ = csm.load_model(folder, device=CPU, dtype=dtype)  # before it is packed for the CPU
+    model, _ = csm_load.load_model(folder, device=CPU, dtype=dtype)  # before it is packed for the CPU
     kept = (*model.parameters(), *model.buffers(), runner._cache.k, runner._cache.v)
     coded = [t for part in (runner._encoder, runner._decoder) for t in (*part.parameters(), *part.buffers())]
     taken = sum(tensor.nbytes for tensor in (*kept, *coded)) + runner._decoder.state_bytes
@@ -353,10 +354,10 @@ def test_auto_splits_what_does_not_fit(folder: Path, tmp_path: Path, monkeypatch
     assert config.codec is not None
     total = measure(config, config.codec, dtype=torch.float32, max_rows=2).total_bytes
     apart = itertools.count()  # as if the two were not one and the same CPU
-    monkeypatch.setattr(csm, "Room", lambda name, free: Room(f"{name} {next(apart)}", free))
-    monkeypatch.setattr(csm, "free_bytes", lambda _: total)  # less than a tenth more
+    monkeypatch.setattr(csm_load, "Room", lambda name, free: Room(f"{name} {next(apart)}", free))
+    monkeypatch.setattr(csm_load, "free_bytes", lambda _: total)  # less than a tenth more
     assert engine_of(runner_for(settings), settings).info.device == "cpu,cpu"
-    monkeypatch.setattr(csm, "free_bytes", lambda _: total // 3)
+    monkeypatch.setattr(csm_load, "free_bytes", lambda _: total // 3)
     with pytest.raises(EngineUnavailable, match="does not fit"):
         runner_for(settings)
 

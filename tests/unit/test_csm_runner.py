@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from app.engines.csm import CsmRunner, Guards, load_runner
+from app.engines.csm import CsmRunner, Guards
+from app.engines.csm_load import load_runner
 from app.errors import BadReference, TextTooLong
 from app.types import ContextTurn, Reference, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
 from bench.fabricate import fabricate_csm

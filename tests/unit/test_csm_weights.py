@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.engines.csm import load_codec, load_model, load_runner
+from app.engines.csm_load import load_codec, load_model, load_runner
 from app.errors import WeightsUnavailable
 from app.models.csm.config import parse_config, read_config
 from app.models.csm.layout import _half_split

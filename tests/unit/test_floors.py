@@ -39,7 +39,8 @@ NEIGHBOURS = {
     ("cli", "assemble"),
     ("cli", "main"),
 }
-TORCH_ROOMS = ("app/engines/csm.py", "app/engines/dia.py", "app/engines/dia_load.py", "app/models/", "app/runtime/")
+TORCH_ENGINES = ("csm", "csm_load", "dia", "dia_load")
+TORCH_ROOMS = (*(f"app/engines/{name}.py" for name in TORCH_ENGINES), "app/models/", "app/runtime/")
 LAZY_TORCH = ("app/audio/watermark.py", "app/voices/vad.py", "app/voices/transcribe.py")
 PLAIN_RUNTIME = ("__init__", "scheduler", "slots", "outbox", "loop", "runner")  # tested, and offline, without torch
 

@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.assemble import assemble
-from app.engines import csm, espeak
+from app.engines import csm_load, espeak
 from app.scale import ray
 from app.settings import Settings
 from tests.live import ROOT, environment, settings
@@ -28,7 +28,7 @@ def given(**values: Any) -> Settings:
 
 
 def test_the_rows_that_ray_reckons_with_are_the_engines():
-    assert (ray.ROWS_CPU, ray.ROWS_GPU) == (csm.ROWS_CPU, csm.ROWS_GPU)
+    assert (ray.ROWS_CPU, ray.ROWS_GPU) == (csm_load.ROWS_CPU, csm_load.ROWS_GPU)
     assert espeak.AUTO_ROWS == ray.ROWS_GPU
 
 
