@@ -16,10 +16,17 @@ import pytest
 import torch
 
 from app.engines.csm import CsmRunner, Guards
+from app.engines.csm_frames import CsmFrames
+from app.models.csm.config import parse_config
+from app.models.csm.model import CsmModel
+from app.models.layers import RowCache
+from app.models.mimi.config import read_mimi_config
+from app.models.mimi.model import MimiDecoder
 from app.runtime.graphs import Recorder
 from app.types import Sampling, Utterance
-from bench.fabricate import fabricate_csm
+from bench.fabricate import csm_config, fabricate_csm
 from tests.driver import Driver
+from tests.recordable import META, operations
 from tests.unit.test_csm_runner import FRAME_S, AlwaysEos, alone, lines, make, prompt, speech, stubborn
 
 pytestmark = pytest.mark.unit
@@ -183,3 +190,27 @@ def test_a_released_row_says_no_more(runner: CsmRunner, plain: CsmRunner) -> Non
     driver.start(0, REQUESTS[1])
     driver.finish()
     assert np.array_equal(driver.said(0), alone(plain, REQUESTS[1]))
+
+
+def on_meta(size: str, rows: int) -> CsmFrames:
+    raw = csm_config(size)
+    model = CsmModel(parse_config(raw), device=META, dtype=torch.bfloat16)
+    decoder = MimiDecoder(read_mimi_config(raw["codec_config"]), rows=rows, device=META)
+    cache = model.row_cache(rows, together=True, spare=1)
+    assert isinstance(cache, RowCache)
+    return CsmFrames(model, decoder, cache, model.frame_cache(rows), rows=rows)
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_nothing_is_asked_of_the_host(few: bool) -> None:
+    frames = on_meta("tiny", 8)
+    with torch.inference_mode():
+        for rows in (1, 4, 8):
+            assert operations(lambda n=rows: frames._frame(n, 512, few=few)) > 1000  # type: ignore[misc]
+
+
+def test_the_check_would_see_it() -> None:
+    with torch.inference_mode(), pytest.raises(AssertionError, match="waits for the device"):
+        operations(lambda: print(bool(torch.ones(3, device=META).sum() > 1)))
+    with torch.inference_mode(), pytest.raises(AssertionError, match="host"):
+        operations(lambda: print(torch.zeros(4, device=META)[torch.tensor([1, 2])]))
