@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.models.kernels.choice import TORCH, Kernels
 from app.runtime.graphs import Mirror, Recorder, at_least, doublings, upload
 from app.runtime.sampling import draw, exponential_noise
 
@@ -73,11 +74,13 @@ class CsmFrames:
         depth_cache: FrameCache,
         *,
         rows: int,
+        kernels: Kernels = TORCH,
         sizes: Sequence[int] | None = None,
     ) -> None:
         """sizes: how many rows a call may cover, ascending; None = doublings up to `rows`."""
         c, device = model.config, model.device
         self.rows = rows
+        self._kernels = kernels
         self._model, self._decoder, self._cache, self._depth_cache = model, decoder, cache, depth_cache
         self._sizes = tuple(sizes or doublings(1, rows))
         self._lengths = doublings(min(FIRST_LENGTH, c.max_positions), c.max_positions)
@@ -177,27 +180,39 @@ class CsmFrames:
         return frames
 
     def _frame(self, count: int, length: int, *, few: bool) -> None:
-        c, model = self._model.config, self._model
+        c, model, kernels = self._model.config, self._model, self._kernels
         numbers, knobs = self._numbers[:count], self._knobs[:count]
         position, left, young = numbers[:, _POSITION], numbers[:, _LEFT], numbers[:, _YOUNG]
         x = self._next[:count]
         going = self._asked[:count] & (left > 0)
         # Who does not go on may be reading: its keys are written to the place behind the last.
         at = torch.where(going, position, c.max_positions)
-        h = model.backbone(x, at.clamp(max=c.max_positions - 1), self._cache.standing(at, length))
-        noise = exponential_noise(numbers[:, _SEED], numbers[:, _DRAWS], c.codebooks, c.codebook_size)
+        see = self._cache.standing(at, length, kernels)
+        h = model.backbone.step(x, at.clamp(max=c.max_positions - 1), see, kernels)
+        temperature, top_p, top_k = knobs[:, 0], knobs[:, 1], numbers[:, _TOP_K]
+        seeds, draws = numbers[:, _SEED], numbers[:, _DRAWS]
+        temperature, top_p, top_k, seeds, draws = (t.contiguous() for t in (temperature, top_p, top_k, seeds, draws))
+        free = torch.full_like(seeds, -1)
+        noise = exponential_noise(seeds, draws, c.codebooks, c.codebook_size) if kernels.name == "torch" else None
         early, finite = torch.zeros_like(going), going
 
         def pick(codebook: int, logits: Tensor) -> Tensor:
             nonlocal early, finite
             if codebook + 1 == c.codebooks:  # what went wrong before is in the depth decoder's keys, and so in these
                 finite = logits.isfinite().all(dim=1)
+            banned = free
             if codebook == 0 and c.eos_code < c.codebook_size:
                 early = (young > 0) & (logits.argmax(dim=-1) == c.eos_code)
+                banned = torch.where(young > 0, c.eos_code, free)
+            if noise is None:
+                return kernels.sample(
+                    logits, temperature, top_k, top_p, seeds, draws, codebook, c.codebooks, banned, few=few
+                )
+            if banned is not free:
                 logits[:, c.eos_code].masked_fill_(young > 0, -torch.inf)
-            return draw(logits, knobs[:, 0], numbers[:, _TOP_K], knobs[:, 1], noise[:, codebook], few=few)
+            return draw(logits[:, None], temperature, top_k, top_p, noise[:, codebook, None], few=few)[:, 0]
 
-        codes = model.frame(h, self._depth_cache, pick)
+        codes = model.spell(h, self._depth_cache, pick, kernels)
         last = (codes[:, :-1] == c.eos_code).all(dim=1)
         empty = last & (codes[:, -1] == c.eos_code)
         wrong = going & ~finite

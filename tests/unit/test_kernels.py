@@ -121,7 +121,8 @@ def test_noise_is_the_samplers(seeds: list[int], frame: int, codes: int, codeboo
     frames = torch.arange(frame, frame + len(seeds))
     whole = exponential_noise(torch.tensor(seeds), frames, 8, codes)
     assert torch.equal(
-        twins.exponential_noise(torch.tensor(seeds), frames, codebook, 3, codes), whole[:, codebook:][:, :3]
+        exponential_noise(torch.tensor(seeds), frames, 3, codes, first=codebook)[:, : 8 - codebook],
+        whole[:, codebook:][:, :3],
     )
 
 

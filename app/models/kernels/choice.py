@@ -27,6 +27,8 @@ class Sample(Protocol):
         codebook: int,
         codebooks: int,
         banned: Tensor,
+        *,
+        few: bool = False,
     ) -> Tensor: ...
 
 
