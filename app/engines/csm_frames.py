@@ -74,13 +74,15 @@ class CsmFrames:
         depth_cache: FrameCache,
         *,
         rows: int,
-        kernels: Kernels = TORCH,
+        kernels: Sequence[Kernels] = (TORCH,),
         sizes: Sequence[int] | None = None,
     ) -> None:
-        """sizes: how many rows a call may cover, ascending; None = doublings up to `rows`."""
+        """kernels: the sets that may be taken; `record` takes the fastest. sizes: how many rows a call may cover,
+        ascending; None = doublings up to `rows`."""
         c, device = model.config, model.device
         self.rows = rows
-        self._kernels = kernels
+        self._kernels, self._sets = kernels[0], tuple(kernels)
+        self.timed: dict[str, float] = {}  # seconds of one row's frame, by the name of the set
         self._model, self._decoder, self._cache, self._depth_cache = model, decoder, cache, depth_cache
         self._sizes = tuple(sizes or doublings(1, rows))
         self._lengths = doublings(min(FIRST_LENGTH, c.max_positions), c.max_positions)
@@ -106,6 +108,7 @@ class CsmFrames:
         Where memory does not suffice for a size, `rows` becomes the next smaller one. Raises torch.OutOfMemoryError
         where it does not suffice for one row.
         """
+        self._choose()
         for size in sorted(self._sizes, reverse=True):
             try:
                 for length in reversed(self._lengths):
@@ -119,6 +122,23 @@ class CsmFrames:
         self.rows = min(self.rows, self._sizes[-1])
         for row in range(self.rows):  # recording has run on zeros
             self._decoder.reset(row)
+
+    def _choose(self) -> None:
+        """Take the set of kernels with which a frame of one row is made fastest."""
+        if len(self._sets) == 1:
+            return
+        trial = Recorder(self._model.device)
+        for kernels in self._sets:
+            self._kernels = kernels
+            self.timed[kernels.name] = trial.seconds(trial.record(self._body(1, self._lengths[0], few=True)))
+        self._kernels = min(self._sets, key=lambda kernels: self.timed[kernels.name])
+        told = ", ".join(f"{name} {seconds * 1e3:.2f} ms" for name, seconds in self.timed.items())
+        log.info("kernels: %s (%s a frame)", self._kernels.name, told)
+
+    @property
+    def kernels(self) -> str:
+        """The name of the set that was taken."""
+        return self._kernels.name
 
     def _forget(self, size: int) -> None:
         for length in self._lengths:

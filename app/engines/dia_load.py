@@ -166,7 +166,7 @@ def load_from(
         folder,
         codec,
         device=device,
-        dtype=choose_dtype(settings.dtype),
+        dtype=choose_dtype(settings.dtype, device),
         max_rows=settings.rows(ROWS_CPU if device.type == "cpu" else ROWS_GPU),
         quantize=settings.quantize,
         guards=guards,

@@ -382,7 +382,7 @@ class Stack(nn.Module):
     def step(
         self, x: Tensor, positions: Tensor | slice, see: See, kernels: Kernels, look: Look | None = None
     ) -> Tensor:
-        """As `forward` for one token of each row, x (M, D), in few and fixed calls, on one device: -> (M, D), normed."""
+        """As `forward` for one token of each row, x (M, D), in fixed calls and on one device: -> (M, D), normed."""
         c = self.config
         [entry] = self.entries
         x, cos, sin = entry(x, positions)

@@ -63,15 +63,14 @@ class Recorder:
         return Cost(self.graphs, round(self._seconds, 3), self._bytes)
 
     def record(self, body: Callable[[], None]) -> Callable[[], None]:
-        """The body as something to be replayed. It has been called by then: what it wrote is to be written anew.
+        """The body as something to be replayed. On a CUDA device it has been called by then: what it wrote is to be
+        written anew.
 
         Raises torch.OutOfMemoryError; then nothing of it is left in the way of another recording.
         """
         began = time.monotonic()
         self.graphs += 1
         if not self._on_cuda:
-            body()
-            self._seconds += time.monotonic() - began
             return body
         free = torch.cuda.mem_get_info(self._device)[0]
         here = torch.cuda.current_stream(self._device)
@@ -97,6 +96,20 @@ class Recorder:
             self._seconds += time.monotonic() - began
             self._bytes += max(0, free - torch.cuda.mem_get_info(self._device)[0])
         return graph.replay
+
+    def seconds(self, replay: Callable[[], None], times: int = 20) -> float:
+        """How long what was recorded takes, in the mean."""
+        replay()
+        self._wait()
+        began = time.perf_counter()
+        for _ in range(times):
+            replay()
+        self._wait()
+        return (time.perf_counter() - began) / times
+
+    def _wait(self) -> None:
+        if self._on_cuda:
+            torch.cuda.synchronize(self._device)
 
 
 class Mirror:
