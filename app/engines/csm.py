@@ -33,7 +33,7 @@ from app.models.kernels.choice import TORCH, Kernels
 from app.models.layers import RowCache
 from app.models.mimi.config import MimiConfig
 from app.models.mimi.model import MimiDecoder, MimiEncoder
-from app.runtime.graphs import Recorder
+from app.runtime.graphs import Recorder, setup_of
 from app.runtime.prefix import PrefixCache
 from app.runtime.runner import StepResult
 from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise, few, int64_of
@@ -169,21 +169,7 @@ class CsmRunner:
             self._frames.record(recorder)
             self.max_rows = self._frames.rows
             self._warm_up()
-        self.setup = self._setup(recorder)
-
-    def _setup(self, recorder: Recorder | None) -> tuple[tuple[str, str | int | float | bool | None], ...]:
-        """What /health says of how it runs."""
-        if recorder is None or self._frames is None:
-            return (("recorded", False),)
-        cost = recorder.cost
-        return (
-            ("recorded", True),
-            ("graphs", cost.graphs),
-            ("recorded_rows", self._frames.rows),
-            ("recording_s", cost.seconds),
-            ("recording_bytes", cost.bytes),
-            ("kernels", self._frames.kernels),
-        )
+        self.setup = setup_of(recorder, self.max_rows, self._frames.kernels if self._frames else "")
 
     def _warm_up(self) -> None:
         """Say something that nobody hears, through all that a request goes through."""

@@ -440,6 +440,10 @@ class RowCache:
     def positions(self) -> int:
         return self.k.shape[3]
 
+    @property
+    def nbytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes
+
     def reading(self, row: int, start: int, count: int) -> Attend:
         """`count` new tokens of one row at positions start..start+count-1, causal."""
         end = start + count
@@ -650,7 +654,8 @@ class FrameCache:
 class CrossCache:
     """Keys and values of the other sequences that rows attend to, each of its own length S: (layers, G, S, d) each.
 
-    Rows that are stepped together lie in one static tensor, the others each in one of its own size.
+    Rows that are stepped together lie in one static tensor (layers, rows, G, S, d), the others each in one of its own
+    size.
     """
 
     def __init__(
@@ -673,10 +678,10 @@ class CrossCache:
         self._shape = (config.layers, cross.kv_heads, positions, cross.head_dim)
         self._place = {"device": device, "dtype": dtype}
         layers, groups, _, size = self._shape
-        static = (rows, layers, groups, positions if self._together else 0, size)
+        static = (layers, rows, groups, positions if self._together else 0, size)
         self._k = torch.zeros(static, device=device, dtype=dtype)
         self._v = torch.zeros(static, device=device, dtype=dtype)
-        self._rows = [(self._k[row], self._v[row]) for row in range(rows)]
+        self._rows = [(self._k[:, row], self._v[:, row]) for row in range(rows)]
         self._lengths = [0] * rows
 
     def begin(self, row: int, length: int) -> None:
@@ -696,7 +701,31 @@ class CrossCache:
         """The row needs nothing any more."""
         self._lengths[row] = 0
         if not self._together:
-            self._rows[row] = (self._k[row], self._v[row])
+            self._rows[row] = (self._k[:, row], self._v[:, row])
+
+    def length(self, row: int) -> int:
+        return self._lengths[row]
+
+    def wipe(self, row: int) -> None:
+        """As of a RowCache."""
+        for kept in self._rows[row]:
+            kept.zero_()
+
+    @property
+    def nbytes(self) -> int:
+        """Of what all rows share."""
+        return self._k.nbytes + self._v.nbytes
+
+    def standing(self, lengths: Tensor, length: int, kernels: Kernels) -> Callable[[int, Tensor], Tensor]:
+        """One token of each of the first n rows, whose sequences have lengths (n,) on the device, from 1, and of which
+        the first `length` are looked at: (layer, q (n, H, d)) -> (n, H * d). It may be recorded."""
+        count, last = len(lengths), lengths - 1
+        scale = self._shape[-1] ** -0.5 if self._scale is None else self._scale
+
+        def attend(layer: int, q: Tensor) -> Tensor:
+            return kernels.decode_attention(q, self._k[layer, :count], self._v[layer, :count], last, length, scale)
+
+        return attend
 
     def looking(self, rows: Sequence[int]) -> Callable[[int, Tensor], Tensor]:
         """One token of each of these rows: (layer, q (n, H, d)) -> (n, H * d)."""
@@ -712,7 +741,7 @@ class CrossCache:
         def attend(layer: int, q: Tensor) -> Tensor:
             count, heads, size = q.shape
             queries = q.view(count, self._groups, heads // self._groups, size)  # (n, G, R, d)
-            keys, values = self._k[:, layer, :, :longest][where], self._v[:, layer, :, :longest][where]
+            keys, values = self._k[layer, :, :, :longest][where], self._v[layer, :, :, :longest][where]
             return _grouped(queries, keys, values, mask, self._scale).reshape(count, heads * size)
 
         return attend

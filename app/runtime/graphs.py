@@ -10,6 +10,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +113,24 @@ class Recorder:
             torch.cuda.synchronize(self._device)
 
 
+Setup = tuple[tuple[str, str | int | float | bool | None], ...]
+
+
+def setup_of(recorder: Recorder | None, rows: int, kernels: str) -> Setup:
+    """What /health says of how an engine's steps are made."""
+    if recorder is None:
+        return (("recorded", False),)
+    cost = recorder.cost
+    return (
+        ("recorded", True),
+        ("recorded_rows", rows),
+        ("graphs", cost.graphs),
+        ("recording_s", cost.seconds),
+        ("recording_bytes", cost.bytes),
+        ("kernels", kernels),
+    )
+
+
 class Mirror:
     """A device tensor's contents for the host, two launches deep: one may be read while the next is made."""
 
@@ -147,3 +166,12 @@ def upload(values: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
+
+
+def aside(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """A stream of its own on a CUDA device, for work that need not wait for what the engine has sent off; elsewhere
+    nothing. The memory it uses must be its own."""
+    if device.type != "cuda":
+        return nullcontext
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return lambda: torch.cuda.stream(stream)

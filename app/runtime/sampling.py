@@ -138,7 +138,8 @@ def draw(
     limited = (top_k > 0) & (top_k < size)
     if few:
         most = min(TOP_K_FEW, size)
-        at = (torch.where(limited, top_k, most) - 1)[:, None, None].expand(-1, scores.shape[1], 1)
+        # A row that is computed along and does not go on may want any number.
+        at = (torch.where(limited, top_k.clamp(max=most), most) - 1)[:, None, None].expand(-1, scores.shape[1], 1)
         floor = scores.topk(most, dim=-1).values.gather(-1, at)
         floor = floor.masked_fill(~limited[:, None, None], -torch.inf)
     else:
