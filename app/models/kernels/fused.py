@@ -26,11 +26,11 @@ def _processors(device: torch.device) -> int:
 
 def splits_of(programs_each: int, length: int, block: int, processors: int) -> tuple[int, int]:
     """How `length` positions are split where `programs_each` programs would read all of them -> (splits, positions of
-    each). As many splits as give every processor two programs; no split has less than two blocks."""
+    each). As many splits as make two programs a processor; no split has less than two blocks."""
     blocks = -(-length // block)
     if length <= _UNSPLIT:
         return 1, blocks * block
-    wanted = max(1, -(-2 * processors // programs_each))
+    wanted = max(1, 2 * processors // programs_each)
     span = max(2, -(-blocks // wanted)) * block
     return -(-length // span), span
 
@@ -80,6 +80,7 @@ def _attend(
         part_top,
         part_mass,
         scale,
+        span,
         heads.stride(0),
         heads.stride(1),
         k.stride(0),
@@ -93,9 +94,8 @@ def _attend(
         SHARE=share,
         PADDED=max(_LEAST_ROWS, triton.next_power_of_2(share)),
         SIZE=size,
-        SPAN=span,
         BLOCK=block,
-        SPLITS=splits,
+        WHOLE=splits == 1,
         FRESH=cos is not None,
         num_warps=4,
         num_stages=2,
@@ -107,8 +107,8 @@ def _attend(
             part_top,
             part_mass,
             out,
+            splits,
             SIZE=size,
-            SPLITS=splits,
             PADDED=triton.next_power_of_2(splits),
             num_warps=4,
         )
