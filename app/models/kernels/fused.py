@@ -58,9 +58,11 @@ def _attend(
 ) -> Tensor:
     rows, _, size = heads.shape
     groups = k.shape[1]
-    if size & (size - 1) or not k.stride(3) == v.stride(3) == heads.stride(2) == 1:
-        raise ValueError(f"heads of {size} numbers, strides {k.stride()}, {v.stride()}, {heads.stride()}")
-    block = 32 if length <= 32 else 64
+    if size < 16 or size & (size - 1) or not k.stride(3) == v.stride(3) == heads.stride(2) == 1:
+        raise ValueError(
+            f"no program takes heads of {size} numbers in strides {heads.stride()}, {k.stride()}, {v.stride()}"
+        )
+    block = 32 if length <= 32 or size * k.element_size() > 256 else 64  # more than 256 bytes a head spill at 64
     splits, span = splits_of(rows * groups, length, block, _processors(heads.device))
     out = torch.empty(rows, count * size, device=heads.device, dtype=heads.dtype)
     part = part_top = part_mass = out

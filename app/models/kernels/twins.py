@@ -101,28 +101,34 @@ def sample(
     -> codes (n,) or (n, C) int64. Where scores are equal at the edge of top-k or top-p all of them stay.
     Raises ValueError for a codebook that is not there.
     """
-    count, size = logits.shape[0], logits.shape[-1]
     channels = logits.shape[1] if logits.dim() == 3 else 1
     if not 0 <= codebook <= codebooks - channels:
         raise ValueError(f"codebooks {codebook}..{codebook + channels - 1} of {codebooks}")
+    noise = exponential_noise(seeds, frames, codebook, channels, logits.shape[-1]).view(logits.shape)
+    return pick(logits, temperature, top_k, top_p, noise, banned)
+
+
+def pick(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, noise: Tensor, banned: Tensor
+) -> Tensor:
+    """`sample` with noise of the logits' shape that is already there: a frame's can be made for all codebooks at once."""
+    count, size = logits.shape[0], logits.shape[-1]
+    shape = (count, -1, size)  # (n, C, V)
     codes = torch.arange(size, device=logits.device)
-    scores = logits.reshape(count, channels, size).masked_fill(
-        codes == banned.reshape(count, channels, 1), -math.inf
-    )  # (n, C, V)
-    greedy = (temperature <= 0)[:, None]
+    scores = logits.reshape(shape).masked_fill(codes == banned.reshape(count, -1, 1), -math.inf)
+    greedy = temperature <= 0
     best = scores.argmax(dim=-1)
-    scores = scores / torch.where(greedy, 1.0, temperature[:, None])[:, None]
+    scores = scores / temperature.masked_fill(greedy, 1.0)[:, None, None]
     ordered = scores.sort(dim=-1).values  # rising
-    limits = torch.where((top_k > 0) & (top_k < size), top_k, size)
-    floor = ordered.gather(-1, (size - limits)[:, None, None].expand(-1, channels, 1))  # (n, C, 1)
+    limits = top_k.masked_fill((top_k <= 0) | (top_k > size), size)
+    floor = ordered.gather(-1, (size - limits)[:, None, None].expand(-1, scores.shape[1], 1))  # (n, C, 1)
     scores = scores.masked_fill(scores < floor, -math.inf)
     mass = ordered.masked_fill(ordered < floor, -math.inf).softmax(dim=-1).cumsum(dim=-1)
     dropped = (mass <= (1 - top_p)[:, None, None]).sum(dim=-1, keepdim=True).clamp(max=size - 1)
     edge = ordered.gather(-1, dropped).masked_fill((top_p >= 1)[:, None, None], -math.inf)
     scores = scores.masked_fill(scores < edge, -math.inf)
-    noise = exponential_noise(seeds, frames, codebook, channels, size)
-    drawn = (torch.softmax(scores, dim=-1) / noise).argmax(dim=-1)
-    return torch.where(greedy, best, drawn).view(logits.shape[:-1])
+    drawn = (torch.softmax(scores, dim=-1) / noise.reshape(shape)).argmax(dim=-1)
+    return torch.where(greedy[:, None], best, drawn).view(logits.shape[:-1])
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
