@@ -217,12 +217,17 @@ def mend_interpreter() -> None:
     interpreter.InterpreterBuilder.create_dot = widened
 
 
+def _events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    return begun, ended
+
+
 def _graph_us(case: Case, kernels: Kernels, device: torch.device) -> float:
     """Microseconds of one call: the median of some replays of a graph of many."""
     generator = torch.Generator(device).manual_seed(1)
     sets = max(1, min(_CALLS, math.ceil(_CACHE_BYTES / max(1, case.bytes))))
     inputs = [case.make(generator, device) for _ in range(sets)]
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for some in inputs[:2]:
@@ -234,13 +239,13 @@ def _graph_us(case: Case, kernels: Kernels, device: torch.device) -> float:
             case.run(kernels, inputs[call % sets])
     times = []
     for replay in range(_REPLAYS + 3):
-        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun, ended = _events()
         begun.record()
         graph.replay()
         ended.record()
         torch.cuda.synchronize(device)
         if replay >= 3:
-            times.append(begun.elapsed_time(ended) * 1000 / _CALLS)
+            times.append(float(begun.elapsed_time(ended)) * 1000 / _CALLS)
     return statistics.median(times)
 
 
@@ -250,12 +255,12 @@ def _bandwidth(device: torch.device) -> float:
     target = torch.empty_like(source)
     best = 0.0
     for _ in range(6):
-        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun, ended = _events()
         begun.record()
         target.copy_(source)
         ended.record()
         torch.cuda.synchronize(device)
-        best = max(best, 2 * source.numel() / (begun.elapsed_time(ended) / 1000))
+        best = max(best, 2 * source.numel() / (float(begun.elapsed_time(ended)) / 1000))
     return best
 
 

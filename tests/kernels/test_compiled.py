@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-triton = pytest.importorskip("triton", reason="Triton is not installed here: make kernels")
+pytest.importorskip("triton", reason="Triton is not installed here: make kernels")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton is asked to interpret, not to compile", allow_module_level=True)
 
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -27,6 +28,8 @@ from triton.runtime.jit import JITFunction
 from app.models.kernels import fused
 from app.models.kernels.choice import fused_kernels
 from bench.kernels import Case, cases
+
+pytestmark = pytest.mark.unit
 
 CPU = torch.device("cpu")
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"

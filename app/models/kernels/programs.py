@@ -117,9 +117,7 @@ def combine(part, part_top, part_mass, out, splits, SIZE: tl.constexpr, PADDED: 
     saw = mass > 0
     top = tl.load(part_top + place * splits + split, mask=saw, other=float("-inf"))
     weight = tl.exp2(top - tl.max(top, axis=0))
-    totals = tl.load(
-        part + (place * splits + split)[:, None] * SIZE + lane[None, :], mask=saw[:, None], other=0.0
-    )
+    totals = tl.load(part + (place * splits + split)[:, None] * SIZE + lane[None, :], mask=saw[:, None], other=0.0)
     whole = tl.sum(totals * weight[:, None], axis=0) / tl.sum(mass * weight, axis=0)
     tl.store(out + place * SIZE + lane, whole.to(out.dtype.element_ty))
 
@@ -148,10 +146,7 @@ def gated(both, out, both_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SILU: t
     there = lane < WIDTH
     first = tl.load(both + token * both_row + lane, mask=there, other=0.0).to(tl.float32)
     up = tl.load(both + token * both_row + WIDTH + lane, mask=there, other=0.0).to(tl.float32)
-    if SILU:
-        active = first / (1.0 + tl.exp(-first))
-    else:
-        active = 0.5 * first * (1.0 + tl.erf(first * 0.7071067811865476))
+    active = first / (1.0 + tl.exp(-first)) if SILU else 0.5 * first * (1.0 + tl.erf(first * 0.7071067811865476))
     active = active.to(out.dtype.element_ty).to(tl.float32)
     tl.store(out + token * WIDTH + lane, (active * up).to(out.dtype.element_ty), mask=there)
 

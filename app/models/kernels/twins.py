@@ -1,8 +1,8 @@
 """The kernels in torch: what every device without Triton runs, and what fused.py is tested against.
 
 All of them can be captured in a CUDA graph: no shape, branch or copy to the host depends on what a tensor holds.
-Shapes: B rows, H query heads that share G key heads in order (head h is of group h // (H / G)), d head size, S positions
-of a static cache, V codes.
+Shapes: B rows, H query heads that share G key heads in order (head h is of group h // (H / G)), d head size, S
+positions of a static cache, V codes.
 """
 
 from __future__ import annotations
@@ -108,10 +108,8 @@ def sample(
     return pick(logits, temperature, top_k, top_p, noise, banned)
 
 
-def pick(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, noise: Tensor, banned: Tensor
-) -> Tensor:
-    """`sample` with noise of the logits' shape that is already there: a frame's can be made for all codebooks at once."""
+def pick(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, noise: Tensor, banned: Tensor) -> Tensor:
+    """`sample` with noise of the logits' shape that is there already: a frame's can be made for all its codebooks."""
     count, size = logits.shape[0], logits.shape[-1]
     shape = (count, -1, size)  # (n, C, V)
     codes = torch.arange(size, device=logits.device)
