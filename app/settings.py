@@ -165,6 +165,14 @@ class Settings(BaseSettings):
         gt=0.1,
         description="Seconds of sound made ahead of a reader; past it, a slow reader's own row pauses.",
     )
+    reader_timeout_s: float = Field(
+        60.0,
+        alias="TTS_READER_TIMEOUT_S",
+        ge=0.1,
+        le=86_400,
+        description="How long a caller may take nothing of an answer, in seconds; then the connection is cut and the "
+        "row is free.",
+    )
     cache_bytes: int = Field(
         1 << 30,
         alias="TTS_CACHE_BYTES",
