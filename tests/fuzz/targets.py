@@ -46,6 +46,11 @@ def _normalizer() -> Normalizer:
     return Normalizer()
 
 
+def warm() -> None:
+    """Load what is loaded once, so that no input is blamed for it."""
+    _normalizer().warm()
+
+
 def text_of(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
