@@ -249,7 +249,7 @@ class Settings(BaseSettings):
     @field_validator("replicas", mode="after")
     @classmethod
     def _sane_replicas(cls, value: str) -> str:
-        found = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", value)
+        found = re.fullmatch(r"(\d{1,4})(?:\s*-\s*(\d{1,4}))?", value.strip())
         if not found or not 1 <= int(found[1]) <= int(found[2] or found[1]):
             raise ValueError("must be a number from 1, or two like `1-8`, the smaller first")
         return value
