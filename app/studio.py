@@ -87,8 +87,10 @@ MEMORY_SHARE = 0.5  # of the context that is for recordings may be remembered tu
 KNOWN_TURNS = 256  # of earlier turns whose codes are kept: each request of a conversation brings them all again
 MAX_DETECT_S = 300.0  # of a file that is looked through for a mark: 3 s of work
 OFF_LOOP_CHARS = 2_000  # a longer text is normalised in a thread: about 0.05 ms a character at worst
-OFF_LOOP_S = 0.2  # a longer stretch of sound is encoded in a thread: mp3 costs about 8 ms a second of sound
-ENOUGH_AHEAD_S = 0.5  # a listener with this much sound left can wait for others' first
+OFF_LOOP_S = 0.2  # a longer stretch of sound is encoded in a thread: mp3 costs about 10 ms a second of sound,
+OFF_LOOP_PLAIN_S = 1.0  # pcm and wav 2, which a thread's own cost would double
+ENOUGH_AHEAD_S = 0.5  # a listener with this much sound left can wait for others' first,
+LIGHT_AHEAD_S = 0.05  # or this much where what comes next is quickly encoded
 LONGEST_YIELD_S = 0.25  # but no longer than this for a stretch of up to 1 s: answers still go at 4 times speech
 OTHER_SPEAKERS = ("echo", "nova", "onyx", "shimmer", "fable", "sage", "ash", "coral", "ballad")  # unlike each other
 MAX_AHEAD = 4  # utterances of one answer in other rows, where the engine speaks them apart
@@ -438,6 +440,7 @@ class Studio:
         marker = await _marker(take)
         encoder = open_encoder(request.format, request.sample_rate_hz)
         finish = _Finish(encoder, take.info.rate_hz, request, marker)
+        on_loop_s = 0.0 if take.marked else OFF_LOOP_PLAIN_S if request.format in ("pcm", "wav") else OFF_LOOP_S
         entry: Entry | None = None
         clock = _Clock()
         sounded = False
@@ -450,10 +453,11 @@ class Studio:
             ):
                 async for samples in heard:
                     take.progress.samples += len(samples)
-                    if take.marked or len(samples) > OFF_LOOP_S * take.info.rate_hz:
+                    if len(samples) > on_loop_s * take.info.rate_hz:
                         async with self._turns.heavy(clock.ahead_s):
                             data = await _in_thread(finish.push, samples)
                     else:
+                        await self._turns.light(clock.ahead_s)
                         data = finish.push(samples)
                     clock.made(finish.audio_s)
                     if data:
@@ -828,13 +832,19 @@ class _Turns:
     @contextlib.asynccontextmanager
     async def heavy(self, ahead_s: float) -> AsyncGenerator[None]:
         """A thread to encode in; before it, a short wait for others' first sounds, if this listener has enough."""
-        spare_s = min(ahead_s - ENOUGH_AHEAD_S, LONGEST_YIELD_S)
-        if spare_s > 0 and not self._calm.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(spare_s):
-                    await self._calm.wait()
+        await self._let_pass(ahead_s - ENOUGH_AHEAD_S)
         async with self._threads:
             yield
+
+    async def light(self, ahead_s: float) -> None:
+        """The same wait before what is encoded on the event loop."""
+        await self._let_pass(ahead_s - LIGHT_AHEAD_S)
+
+    async def _let_pass(self, spare_s: float) -> None:
+        if spare_s > 0 and not self._calm.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(spare_s, LONGEST_YIELD_S)):
+                    await self._calm.wait()
 
 
 @dataclass(slots=True)
