@@ -44,7 +44,7 @@ from app.text.marks import has_words, names
 from app.text.script import SPEAKER_TAG, Pause, parse, turns
 from app.text.scripts import script_language
 from app.text.sentences import split
-from app.types import ContextTurn, Line, Reference, SpokenLine, Turn, Utterance
+from app.types import ContextTurn, Line, Playback, Reference, SpokenLine, Turn, Utterance
 from app.voices import enhancement
 from app.voices.enhancement import Loudness
 from app.voices.memory import Remembered
@@ -210,6 +210,7 @@ class _Take:
     context: tuple[ContextTurn, ...] = ()
     remembered: int = 0  # how many of the context's first turns are the conversation's own
     prompts: tuple[VoicePrompt | None, ...] = ()  # one per line
+    playback: Playback = field(default_factory=Playback)
 
     @property
     def info(self) -> EngineInfo:
@@ -326,7 +327,8 @@ class Studio:
             facts.stream = _pieces(cached.data)
             return facts
         self._metrics.cache("miss" if request.use_cache else "off")
-        take = _Take(request, engine, engine_id, voices, seed, digest, facts.progress, marked)
+        playback = Playback(tempo=request.speed)
+        take = _Take(request, engine, engine_id, voices, seed, digest, facts.progress, marked, playback=playback)
         facts.stream = self._speak(take, facts)
         return facts
 
@@ -404,6 +406,9 @@ class Studio:
         if request.instructions and "instructions" not in info.extras:
             ignored.append("instructions")
             request = replace(request, instructions=None)
+        if request.parallel and "parallel" not in info.extras:
+            ignored.append("parallel")
+            request = replace(request, parallel=False)
         for name in sorted(extras - info.extras):
             if name == "conversation_id" and "context" in info.extras:
                 continue
@@ -453,6 +458,7 @@ class Studio:
             ):
                 async for samples in heard:
                     take.progress.samples += len(samples)
+                    take.playback.hand(len(samples) / take.info.rate_hz, time.monotonic())
                     if len(samples) > on_loop_s * take.info.rate_hz:
                         async with self._turns.heavy(clock.ahead_s):
                             data = await _in_thread(finish.push, samples)
@@ -549,6 +555,7 @@ class Studio:
                     continue
                 began = True
                 current, index = ahead.take()
+                take.playback.present = index
                 level_lufs = part.lines[0].voice.level_lufs
                 expect(take.info.level_lufs if level_lufs is None else level_lufs)
                 told = False
@@ -603,6 +610,8 @@ class Studio:
             context=take.context,
             follows=index > 0,
             remembered=take.remembered,
+            number=index,
+            playback=take.playback,
         )
         return _Started(take.engine.speak(utterance))
 
@@ -612,7 +621,9 @@ class Studio:
         apart = take.request.conversation is not None  # each turn is remembered with its own codes
         async for part in self._script(take):
             if passage is not None and (
-                isinstance(part, Pause) or not passage.has_room(part, take.info, one_voice=apart)
+                isinstance(part, Pause)
+                or take.request.parallel
+                or not passage.has_room(part, take.info, one_voice=apart)
             ):
                 yield passage
                 passage = None
@@ -626,7 +637,7 @@ class Studio:
     async def _script(self, take: _Take) -> AsyncGenerator[SpokenLine | Pause]:
         """What is to be said, piece by piece, in order."""
         request = take.request
-        joins = take.info.continues or take.info.max_passage_chars > 0
+        joins = not request.parallel and (take.info.continues or take.info.max_passage_chars > 0)
         said = worded = False
         parts_of = [parse(line.text) for line in request.lines]
         uncut = sum(not isinstance(part, Pause) for parts in parts_of for part in parts)
@@ -758,7 +769,7 @@ def _size(text: str, info: EngineInfo) -> int:
 
 def _rows_to_use(take: _Take) -> int:
     """How many utterances of an answer may be on their way behind the one that is heard."""
-    if not take.info.apart:
+    if not (take.info.apart or take.request.parallel):
         return 1
     load = take.engine.load
     return max(1, min(MAX_AHEAD, load.max_rows - load.active_rows - load.queued))

@@ -43,6 +43,16 @@ class Outbox:
     def full(self) -> bool:
         return self._waiting_samples >= self._capacity_samples
 
+    @property
+    def sounded(self) -> bool:
+        """Whether there has been any sound yet."""
+        return self._waiting_samples > 0 or self._taken_samples > 0
+
+    @property
+    def waiting_s(self) -> float:
+        """Seconds of sound that nobody has taken yet."""
+        return self._waiting_samples / self._rate_hz
+
     def put(self, samples: Samples, codes: Codes | None = None) -> None:
         """Add samples (N,) and the codes (K, T) they came from. Never blocks, whatever is waiting.
 
