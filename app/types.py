@@ -58,7 +58,7 @@ class SpeechRequest:
     speed 0.25-4 (pitch kept), sample_rate_hz 8000-48000 of the encoded answer, seed None = derived from the content,
     max_audio_ms = hard limit on the answer's length, language = BCP 47 or None for the voice's own, enhance = whether
     its loudness is evened out, None = as the server is set, context = what was said before, oldest first, conversation
-    = the key of one that is remembered, parallel = sentences apart, side by side, where the engine could go on in place.
+    = the key of one that is remembered, parallel = sentences side by side where the engine could go on in place.
     """
 
     model: str
@@ -87,7 +87,17 @@ class SpeechRequest:
 
     def content_seed(self, *context: str) -> int:
         """A seed (31 bits), the same for the same words, voices and sampling, in whatever format they are sent."""
-        told = ("model", "use_cache", "format", "speed", "sample_rate_hz", "max_audio_ms", "seed", "enhance", "parallel")
+        told = (
+            "model",
+            "use_cache",
+            "format",
+            "speed",
+            "sample_rate_hz",
+            "max_audio_ms",
+            "seed",
+            "enhance",
+            "parallel",
+        )
         return int(self._hash(told, context)[:8], 16) >> 1
 
     def _hash(self, leave_out: tuple[str, ...], context: tuple[str, ...]) -> str:
@@ -185,7 +195,7 @@ class ContextTurn:
 class Playback:
     """How far an answer is ahead of a listener who began with its first sound and plays at normal speed.
 
-    Written by who hands the sound on, read by the engine's thread, which may be one chunk behind: plain numbers, no lock.
+    Written by who hands the sound on, read by the engine's thread, which may be a chunk behind: plain numbers, no lock.
     tempo: seconds of the engine's sound that are played in a second. present: the number of the utterance that is
     being handed on. Times are of time.monotonic().
     """
@@ -211,6 +221,10 @@ class Playback:
     def late(self) -> bool:
         """Whether the listener has run dry: this answer can't be made as fast as it is played."""
         return self.gaps_s > LATE_S
+
+    def left_s(self, now_s: float) -> float:
+        """How long the listener can do without more: `ahead_s` as it is played."""
+        return self.ahead_s(now_s) / self.tempo
 
     def ahead_s(self, now_s: float) -> float:
         """Seconds of the engine's sound that the listener has and has not heard; below 0 they wait for more."""

@@ -46,6 +46,16 @@ class Server:
     def open_files(self) -> int:
         return len(os.listdir(f"/proc/{self.pid}/fd"))  # noqa: PTH208 - names are enough
 
+    @property
+    def waited_s(self) -> float:
+        """Seconds that threads which are alive were ready to run and had no core."""
+        tasks = Path(f"/proc/{self.pid}/task")
+        waited_ns = 0
+        for task in tasks.iterdir():
+            with contextlib.suppress(OSError):  # it has ended since
+                waited_ns += int((task / "schedstat").read_text().split()[1])
+        return waited_ns / 1e9
+
     def _status(self, name: str) -> int:
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
             if line.startswith(f"{name}:"):

@@ -297,12 +297,13 @@ async def test_parallel_sentences_are_submitted_apart_and_heard_in_order(over):
     gate = asyncio.Event()
     engine = ScriptedEngine(Part(gate=gate), continues=True, extras=frozenset({"parallel"}))
     async with over(engine) as room:
-        reading = asyncio.create_task(room.pcm(THREE, parallel=True, seed=70))
+        answer = await room.studio.answer(asked(THREE, parallel=True, seed=70))
+        reading = asyncio.create_task(read(answer))
         for _ in range(50):
             await asyncio.sleep(0)
         assert engine.events == ["begin 0", "begin 1", "begin 2"]
         gate.set()
-        assert_is(await reading, (0.1, SPOKEN), (0.0, GAP), (0.2, SPOKEN), (0.0, GAP), (0.3, SPOKEN))
+        assert_is(pcm.from_bytes(await reading), (0.1, SPOKEN), (0.0, GAP), (0.2, SPOKEN), (0.0, GAP), (0.3, SPOKEN))
         assert engine.texts == SENTENCES
         assert [utterance.number for utterance in engine.utterances] == [0, 1, 2]
         assert [utterance.seed for utterance in engine.utterances] == [70, 71, 72]

@@ -554,6 +554,54 @@ async def test_everybody_hears_their_own_and_all_of_it():
     assert desk.scheduler.load().active_rows == 0
 
 
+async def test_a_reader_whose_listener_has_enough_is_given_more_at_once():
+    left_s = 0.0
+    outbox = Outbox(RATE_HZ, 10.0, on_room=lambda: None, left_s=lambda: left_s)
+    frame = np.ones(FRAME_SAMPLES, np.float32)
+
+    async def soon(chunk: asyncio.Task[AudioChunk | None]) -> bool:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return chunk.done()
+
+    outbox.put(frame)
+    assert (await outbox.get()) is not None  # the first at once
+    left_s = 0.2  # too little to wait
+    outbox.put(frame)
+    assert (await outbox.get()) is not None
+    left_s = 100.0
+    chunk = asyncio.create_task(outbox.get())
+    for _ in range(9):
+        outbox.put(frame)
+        assert not await soon(chunk)
+    outbox.put(frame)  # 0.4 s
+    assert await soon(chunk)
+    assert len((await chunk).samples) == 10 * FRAME_SAMPLES
+    outbox.put(frame)
+    chunk = asyncio.create_task(outbox.get())
+    assert not await soon(chunk)
+    outbox.finish()  # nothing more is waited for
+    assert len((await chunk).samples) == FRAME_SAMPLES
+    assert await outbox.get() is None
+
+
+async def test_a_reader_is_given_what_there_is_before_the_listener_runs_dry():
+    outbox = Outbox(RATE_HZ, 10.0, on_room=lambda: None, left_s=lambda: 0.27)
+    frame = np.ones(FRAME_SAMPLES, np.float32)
+    outbox.put(frame)
+    await outbox.get()
+    outbox.put(frame[:1])  # and no more: the engine has stalled
+    chunk = await asyncio.wait_for(outbox.get(), 5)
+    assert chunk is not None
+    assert len(chunk.samples) == 1
+    chunk_task = asyncio.create_task(outbox.get())
+    await asyncio.sleep(0.02)  # past the wait: the next sound, however little, is taken at once
+    outbox.put(frame[:1])
+    chunk = await asyncio.wait_for(chunk_task, 5)
+    assert chunk is not None
+    assert len(chunk.samples) == 1
+
+
 async def test_a_full_outbox_pauses_its_own_row_only():
     desk = Desk.of(2, 0)
     slow = desk.submit(Part(frames=40), outbox_s=10 * FRAME_S)
