@@ -117,9 +117,7 @@ def combine(part, part_top, part_mass, out, SIZE: tl.constexpr, SPLITS: tl.const
     saw = mass > 0
     top = tl.load(part_top + place * SPLITS + split, mask=saw, other=float("-inf"))
     weight = tl.exp2(top - tl.max(top, axis=0))
-    totals = tl.load(
-        part + (place * SPLITS + split)[:, None] * SIZE + lane[None, :], mask=saw[:, None], other=0.0
-    )
+    totals = tl.load(part + (place * SPLITS + split)[:, None] * SIZE + lane[None, :], mask=saw[:, None], other=0.0)
     whole = tl.sum(totals * weight[:, None], axis=0) / tl.sum(mass * weight, axis=0)
     tl.store(out + place * SIZE + lane, whole.to(out.dtype.element_ty))
 
