@@ -90,7 +90,7 @@ OFF_LOOP_CHARS = 2_000  # a longer text is normalised in a thread: about 0.05 ms
 OFF_LOOP_S = 0.2  # a longer stretch of sound is encoded in a thread: mp3 costs about 10 ms a second of sound,
 OFF_LOOP_PLAIN_S = 1.0  # pcm and wav 2, which a thread's own cost would double
 ENOUGH_AHEAD_S = 0.5  # a listener with this much sound left can wait for others' first,
-LIGHT_AHEAD_S = 0.05  # or this much where what comes next is quickly encoded
+LIGHT_AHEAD_S, LIGHT_YIELD_S = 0.1, 0.03  # or this much, and only so long, where what comes next is quickly encoded
 LONGEST_YIELD_S = 0.25  # but no longer than this for a stretch of up to 1 s: answers still go at 4 times speech
 OTHER_SPEAKERS = ("echo", "nova", "onyx", "shimmer", "fable", "sage", "ash", "coral", "ballad")  # unlike each other
 MAX_AHEAD = 4  # utterances of one answer in other rows, where the engine speaks them apart
@@ -843,18 +843,18 @@ class _Turns:
     @contextlib.asynccontextmanager
     async def heavy(self, ahead_s: float) -> AsyncGenerator[None]:
         """A thread to encode in; before it, a short wait for others' first sounds, if this listener has enough."""
-        await self._let_pass(ahead_s - ENOUGH_AHEAD_S)
+        await self._let_pass(min(ahead_s - ENOUGH_AHEAD_S, LONGEST_YIELD_S))
         async with self._threads:
             yield
 
     async def light(self, ahead_s: float) -> None:
-        """The same wait before what is encoded on the event loop."""
-        await self._let_pass(ahead_s - LIGHT_AHEAD_S)
+        """A shorter wait before what is encoded on the event loop."""
+        await self._let_pass(min(ahead_s - LIGHT_AHEAD_S, LIGHT_YIELD_S))
 
-    async def _let_pass(self, spare_s: float) -> None:
-        if spare_s > 0 and not self._calm.is_set():
+    async def _let_pass(self, most_s: float) -> None:
+        if most_s > 0 and not self._calm.is_set():
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(spare_s, LONGEST_YIELD_S)):
+                async with asyncio.timeout(most_s):
                     await self._calm.wait()
 
 

@@ -963,3 +963,22 @@ async def test_models_take_as_much_of_any_script_as_of_english(over, codec, most
         sizes = [len(text) for text in engine.texts]
         assert most // 2 < max(sizes) <= most
         assert "".join("".join(engine.texts).split()) == ("Этодлинноепредложениенарусскомязыке," * 9)
+
+
+async def test_who_is_ahead_lets_first_sounds_pass_for_a_moment():
+    turns = module._Turns()
+    await turns.light(10.0)  # nobody else is there
+    turns.began()
+    waiting = asyncio.create_task(turns.light(10.0))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    turns.sounded()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert waiting.done()
+    turns.began()
+    hurried = asyncio.create_task(turns.light(module.LIGHT_AHEAD_S))  # its own listener has too little left
+    await asyncio.sleep(0)
+    assert hurried.done()
+    await asyncio.wait_for(turns.light(10.0), 5)  # the first sound does not come: nobody waits for ever
