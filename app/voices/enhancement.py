@@ -45,7 +45,7 @@ _MOMENT_S = 0.1
 
 _STEP_DB = 0.5
 _LEVELS = np.arange(-60.0, _STEP_DB / 2, _STEP_DB)  # LUFS that are believed possible
-_LOWEST, _HIGHEST = float(_LEVELS[0]), float(_LEVELS[-1])
+_LOWEST, _LAST = float(_LEVELS[0]), len(_LEVELS) - 1
 _QUIETEST = -65.0  # LUFS of a look that says anything at all
 _EXPECT_SPREAD_DB = 3.0  # how far a line commonly is from what was expected
 _SURPRISE = 0.2  # how likely it is anywhere else
@@ -140,17 +140,22 @@ class Loudness:
         blocks = samples.reshape(-1, self._block_samples)
         belief, gain_db = self._belief, self._gain_db
         points = []
-        for index, look in enumerate(self._meter.look(blocks)):
+        for index, look in enumerate(self._meter.look(blocks)):  # 200 times a second
             while self._expected and self._expected[0][0] < at + (index + 1) * self._block_samples:
                 belief.expect(self._expected.pop(0)[1])
             if look is not None:
                 belief.hear(look)
-            wanted_db = min(MAX_GAIN_DB, max(MIN_GAIN_DB, TARGET_LUFS - belief.lufs))
+            wanted_db = TARGET_LUFS - belief.lufs
+            if not MIN_GAIN_DB <= wanted_db <= MAX_GAIN_DB:
+                wanted_db = MIN_GAIN_DB if wanted_db < 0 else MAX_GAIN_DB
             if gain_db is None:
                 gain_db = wanted_db
             points.append(gain_db)
             rise_db, fall_db = (_RISE_DB, _FALL_DB) if belief.spoken else (_HUSH_DB, _HUSH_DB)
-            gain_db += min(rise_db, max(-fall_db, wanted_db - gain_db))
+            step_db = wanted_db - gain_db
+            if not -fall_db <= step_db <= rise_db:
+                step_db = rise_db if step_db > 0 else -fall_db
+            gain_db += step_db
         self._gain_db = gain_db
         ends = np.array([*points, gain_db])
         gains_db = ends[:-1, None] + np.diff(ends)[:, None] * self._ramp
@@ -210,7 +215,9 @@ class _Belief:
         if level < _QUIETEST:
             return
         probable = self._probable
-        probable *= _likely(level)
+        over = int((level - _LOWEST) / _STEP_DB + 0.5) if level > _LOWEST else 0
+        first = max(0, _LAST - over)
+        probable *= _LIKELY[first : first + _LAST + 1]
         probable /= np.add.reduce(probable)
         if level > self.lufs - _GAP_DB:
             self.spoken = True
@@ -254,16 +261,9 @@ def _drift(probable: Array) -> None:
     probable += 1e-9
 
 
-def _likely(level: float) -> Array:
-    """How likely speech of each of _LEVELS is to have a look at `level` in it, up to a constant."""
-    over = round((min(level, _HIGHEST) - _LOWEST) / _STEP_DB)
-    first = len(_LEVELS) - 1 - max(0, over)
-    found: Array = _LIKELY[first : first + len(_LEVELS)]
-    return found
-
-
 def _table() -> Array:
-    """(2 L - 1,) likelihood of a look over the speech's loudness, from all levels above it to all below.
+    """(2 L - 1,) likelihood of a look over the speech's loudness, from all levels above it to all below, up to a
+    constant. From L - 1 - n on it is that of a look at _LEVELS[n], for speech of each of _LEVELS.
 
     Fitted to 13 synthetic voices: most likely 2 dB over, e times less for each 11 dB below that, and 8 dB over is rare.
     What is far below is a gap, which may be as low as it likes.
