@@ -8,7 +8,7 @@ OPS    := .ops/bin
 RAY    := .ray/bin/python
 TRITON := .triton/bin/python
 
-.PHONY: install run dev oracle browser test test-all slow gpu fleet ray kernels containers lint format types docs lock clean
+.PHONY: install run dev oracle browser test test-all slow soak gpu fleet ray kernels fuzz containers lint format types docs lock clean
 
 install: $(STAMP)
 
@@ -40,6 +40,10 @@ test: install
 
 slow: install
 	$(PY) -m pytest -m "slow and not gpu and not fleet and not ray"
+
+# A minute of everything at once; `python -m bench.soak --minutes 30` is the long one (docs/reliability.md).
+soak: install
+	$(PY) -m bench.soak --minutes 1
 
 test-all: install
 	$(PY) -m pytest -m "not gpu and not ray"
