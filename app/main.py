@@ -7,12 +7,13 @@ import argparse
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from pydantic import ValidationError
 
 from app import __version__, logs
+from app.api import wire
 from app.assemble import assemble
 from app.settings import Settings
 
@@ -25,7 +26,6 @@ log = logging.getLogger(__name__)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 SWITCH_INTERVAL_S = 0.0005  # a first sound waits at most this long for the engine's thread to let go of Python (5 ms)
-KEEP_ALIVE_S = 75  # above the idle time of clients' connection pools; uvicorn's 5 s showed as connection errors
 
 
 def read_settings(**given: object) -> Settings:
@@ -66,12 +66,21 @@ def serve(settings: Settings) -> None:
         port=settings.port,
         reload=settings.dev_mode,
         reload_dirs=["app"] if settings.dev_mode else None,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.shutdown_grace_s,
+        **connections(settings),
     )
+
+
+def connections(settings: Settings) -> dict[str, Any]:
+    """What uvicorn is told of connections and of what it says about itself."""
+    return {
+        "http": wire.protocol(settings.read_timeout_s),
+        "ws": "none",  # there are no WebSockets here
+        "timeout_keep_alive": settings.keep_alive_s,
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+    }
 
 
 def main() -> None:

@@ -100,7 +100,8 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         alias="TTS_CORS_ORIGINS",
-        description="Comma-separated origins whose web pages may call the server; `*` = any. Empty = none.",
+        description="Comma-separated origins whose web pages may call the server, such as `https://studio.example`; "
+        "`*` = any. Empty = none.",
     )
 
     max_input_chars: int = Field(
@@ -118,6 +119,21 @@ class Settings(BaseSettings):
         ge=1024,
         description="Largest body of a request that brings recordings (conversations, cloning, consents, imports); "
         "larger is a 413.",
+    )
+    read_timeout_s: float = Field(
+        30.0,
+        alias="TTS_READ_TIMEOUT_S",
+        gt=0,
+        le=3600,
+        description="Seconds within which the head of a request must be here, and its body's first part; then the body "
+        "must come with 1 kB/s or more. Slower is a 408.",
+    )
+    keep_alive_s: int = Field(
+        75,
+        alias="TTS_KEEP_ALIVE_S",
+        ge=1,
+        description="Seconds a connection may idle between two requests; below the idle time of clients' pools it "
+        "shows there as connection errors.",
     )
     max_rows: Literal["auto"] | int = Field(
         "auto",
@@ -267,6 +283,17 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("cors_origins", mode="after")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s*]+", origin):
+                raise ValueError(
+                    f"{origin!r} is no origin: write scheme and host as browsers send them, "
+                    "`https://studio.example` or `http://localhost:3000`, without a path or a slash at the end"
+                )
+        return value
 
     @field_validator("api_keys", mode="before")
     @classmethod

@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import cloning, conversation, errors, models, pages, speech, system, voices, watermark, youtube
-from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, Limit
+from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, LastResort, Limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,6 +91,7 @@ def create(
     log_texts: bool,
     max_body_bytes: int,
     max_upload_bytes: int,
+    read_timeout_s: float,
     cors_origins: tuple[str, ...],
 ) -> FastAPI:
     app = FastAPI(
@@ -168,7 +169,9 @@ def create(
             for prefix in PREFIXES
             for path in (conversation.CONVERSATION_PATH, watermark.DETECT_PATH, *cloning.UPLOAD_PATHS)
         },
+        timeout_s=read_timeout_s,
     )
+    app.add_middleware(LastResort)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -177,7 +180,7 @@ def create(
             allow_headers=["*"],
             expose_headers=list(EXPOSED_HEADERS),
         )
-    app.add_middleware(Access, metrics=rooms.metrics)
+    app.add_middleware(Access, metrics=rooms.metrics, foreign=bool(cors_origins))
     return app
 
 

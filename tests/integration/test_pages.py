@@ -37,6 +37,10 @@ def test_pages_come_under_a_strict_policy(server: str, path: str) -> None:
     assert first.status_code == 200
     assert first.headers["content-type"] == "text/html; charset=utf-8"
     assert first.headers["cache-control"] == "no-store"
+    assert first.headers["x-frame-options"] == "DENY"
+    assert first.headers["x-content-type-options"] == "nosniff"
+    assert first.headers["referrer-policy"] == "no-referrer"
+    assert first.headers["permissions-policy"] == "microphone=(self), camera=(), geolocation=()"
     policy = dict(part.split(" ", 1) for part in first.headers["content-security-policy"].split("; "))
     for directive in ("default-src", "base-uri", "frame-ancestors"):
         assert policy[directive] == "'none'"
