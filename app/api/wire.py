@@ -8,6 +8,7 @@ that was early. How fast a body must come, `access.BodyLimit` decides. Knows no 
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -23,14 +24,14 @@ _PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fie
 
 def protocol(head_timeout_s: float) -> type[asyncio.Protocol]:
     """For uvicorn's `http`. head_timeout_s: within which the head of a request must be here."""
-    return cast("type[asyncio.Protocol]", type("Wire", (_Wire,), {"head_timeout_s": head_timeout_s}))
+    # Not a class made here: with DEV_MODE it goes to another process, by its name.
+    return cast("type[asyncio.Protocol]", partial(_Wire, head_timeout_s=head_timeout_s))
 
 
 class _Wire(HttpToolsProtocol):
-    head_timeout_s = 30.0
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, head_timeout_s: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._head_timeout_s = head_timeout_s
         self._held_bytes = 0  # read since the parser last had something whole: a head, a piece of a body, an end
         self._in_head = True
         self._refused = False
@@ -85,7 +86,7 @@ class _Wire(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _set_timer(self) -> None:
-        self._timer = self.loop.call_later(self.head_timeout_s, self._late)
+        self._timer = self.loop.call_later(self._head_timeout_s, self._late)
 
     def _unset_timer(self) -> None:
         if self._timer is not None:
@@ -99,7 +100,9 @@ class _Wire(HttpToolsProtocol):
         if not self._answered:  # the next request of a caller who still listens to the answer before it
             self._set_timer()
         elif self._in_head and self._held_bytes:
-            self._refuse(408, f"The head of the request took longer than {self.head_timeout_s:g} s.", "request_timeout")
+            self._refuse(
+                408, f"The head of the request took longer than {self._head_timeout_s:g} s.", "request_timeout"
+            )
         else:
             self.transport.close()
 
