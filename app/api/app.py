@@ -100,6 +100,8 @@ def create(
         summary="OpenAI-compatible text to speech on your own machine.",
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,  # FastAPI's own loads Swagger UI from another host; pages.py has ours
+        redoc_url=None,
     )
     errors.install(app)
     inner = (rooms.studio, rooms.host, rooms.metrics, rooms.gate)
@@ -157,6 +159,7 @@ def create(
         app.include_router(inside, prefix=prefix, responses=_KEY_ERRORS, include_in_schema=not prefix)
 
     app.include_router(pages.router())
+    app.mount("/static/swagger", pages.swagger())
     app.mount("/static", pages.files())
 
     _describe_only_what_happens(app, rooms.gate)

@@ -100,9 +100,8 @@ class _Wire(HttpToolsProtocol):
         if not self._answered:  # the next request of a caller who still listens to the answer before it
             self._set_timer()
         elif self._in_head and self._held_bytes:
-            self._refuse(
-                408, f"The head of the request took longer than {self._head_timeout_s:g} s.", "request_timeout"
-            )
+            message = f"The head of the request took longer than {self._head_timeout_s:g} s (TTS_READ_TIMEOUT_S)."
+            self._refuse(408, message, "request_timeout")
         else:
             self.transport.close()
 
