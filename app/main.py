@@ -43,7 +43,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or read_settings()
     try:
         logs.set_up(
-            "DEBUG" if settings.dev_mode else settings.log_level, settings.folder("logs"), colors=sys.stderr.isatty()
+            "DEBUG" if settings.dev_mode else settings.log_level,
+            settings.folder("logs"),
+            colors=sys.stderr.isatty(),
+            texts=settings.log_texts,
         )
         app = assemble(settings)
     except OSError as error:

@@ -238,7 +238,10 @@ class Settings(BaseSettings):
 
     log_level: LogLevel = Field("INFO", alias="LOG_LEVEL", description="DEBUG, INFO, WARNING or ERROR.")
     log_texts: bool = Field(
-        False, alias="TTS_LOG_TEXTS", description="Write the texts of requests to the log. Off, only their length is."
+        False,
+        alias="TTS_LOG_TEXTS",
+        description="Write the texts of requests to the log, and the messages of exceptions, which may quote them. "
+        "Off, their length is written, and what failed where.",
     )
     dev_mode: bool = Field(
         False, alias="DEV_MODE", description="Restart on code changes; log DEBUG to the console in colour."

@@ -45,6 +45,23 @@ EXPOSED_HEADERS = (
 LEAST_BYTES_S = 1000  # as slow as a body may come
 CLIENT_LEFT = 499  # nginx's number for a caller who left before there was a status
 _QUIET = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds by machines
+# Of paths that are not there: what shows in a log how an address was mistaken.
+_KNOWN_PARTS = frozenset(
+    (
+        "",
+        "v1",
+        "api",
+        "audio",
+        "speech",
+        "stream",
+        "voices",
+        "models",
+        "static",
+        "chat",
+        "completions",
+        "transcriptions",
+    )
+)
 _FILES = "/static/"  # a dozen with every page
 
 
@@ -109,12 +126,23 @@ class Access:
                 tell(
                     "request",
                     method=scope["method"],
-                    path=scope["path"],
+                    path=_shown(scope),
                     status=status or CLIENT_LEFT,
                     ms=round((time.monotonic() - started_s) * 1000, 1),
                     whole=finished,
                 )
                 structlog.contextvars.unbind_contextvars("key")
+
+
+def _shown(scope: Scope) -> str:
+    """The path without what its caller chose: by mistake that may be anything, a key or a text."""
+    path: str = scope["path"]
+    if "route" not in scope:
+        return "/".join(part if part in _KNOWN_PARTS else "*" for part in path.split("/"))
+    for name, value in scope.get("path_params", {}).items():
+        before, found, after = path.rpartition(str(value))
+        path = f"{before}{{{name}}}{after}" if found else path
+    return path
 
 
 def _limits(admitted: Pass | None) -> list[tuple[bytes, bytes]]:
@@ -144,7 +172,7 @@ class LastResort:
         try:
             await self._app(scope, receive, noted)
         except Exception:
-            log.exception("the request failed", path=scope["path"])
+            log.exception("the request failed", path=_shown(scope))
             if not started:
                 await unexpected()(scope, receive, noted)
 

@@ -58,7 +58,6 @@ def router() -> APIRouter:
         headers = {
             "Content-Security-Policy": policy(nonce),
             "Cache-Control": "no-store",
-            "Cross-Origin-Opener-Policy": "same-origin",
             "Permissions-Policy": f"microphone={microphone}, camera=(), geolocation=()",
         }
         return HTMLResponse(html, headers=headers)

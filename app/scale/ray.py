@@ -64,7 +64,7 @@ class Replica:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._settings = settings
         # To the console only, which Ray keeps per replica: one file can't be rotated by several processes.
-        logs.set_up(settings.log_level, None, colors=False)
+        logs.set_up(settings.log_level, None, colors=False, texts=settings.log_texts)
         self._app: FastAPI = assemble(settings)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -42,7 +42,6 @@ def test_pages_come_under_a_strict_policy(server: str, path: str) -> None:
     assert first.headers["referrer-policy"] == "no-referrer"
     microphone = "()" if path == DOCS_PATH else "(self)"
     assert first.headers["permissions-policy"] == f"microphone={microphone}, camera=(), geolocation=()"
-    assert first.headers["cross-origin-opener-policy"] == "same-origin"
     policy = dict(part.split(" ", 1) for part in first.headers["content-security-policy"].split("; "))
     for directive in ("default-src", "base-uri", "frame-ancestors"):
         assert policy[directive] == "'none'"
