@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-import pickle
+import pickle  # nosec B403 - its error's name only: torch.load is told weights_only
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
