@@ -81,7 +81,7 @@ class Settings(BaseSettings):
         "none", alias="TTS_QUANTIZE", description="`int8`: 8-bit weights and activations on a CPU: faster, less exact."
     )
 
-    host: str = Field("0.0.0.0", alias="HOST", description="Address to listen on.")  # noqa: S104 # nosec B104 - a server for a LAN
+    host: str = Field("0.0.0.0", alias="HOST", description="Address to listen on.")  # noqa: S104 - a server for a LAN # nosec B104
     port: int = Field(8000, alias="PORT", ge=0, le=65535, description="Port to listen on; 0 = any free one.")
     data_dir: Path = Field(
         Path("data"),

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import resource
-import subprocess  # nosec B404 - to decode where it can be killed
+import subprocess  # nosec B404
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ def decode_apart(
     # bounds what it can write.
     with tempfile.TemporaryFile() as heard, tempfile.TemporaryFile() as complaints, _opened(source) as file:
         command = [sys.executable, "-m", "app.audio.apart", json.dumps(order)]
-        child = subprocess.Popen(  # noqa: S603 # nosec B603 - our own module, and nothing of the upload in its arguments
+        child = subprocess.Popen(  # noqa: S603 - our own module, nothing of the upload in its arguments # nosec B603
             command, stdin=file, stdout=heard, stderr=complaints, cwd=_ROOT, env=_environment()
         )
         try:
