@@ -452,7 +452,7 @@ def test_what_a_key_may_not_do_is_told_in_words(tmp_path: Path, visit: Visit) ->
         dialog.get_by_label("Key", exact=True).fill(cloner)
         page.keyboard.press("Enter")
         page.get_by_role("button", name="Try again", exact=True).click()
-        page.get_by_text("This key may not do that.").first.wait_for(state="detached")
+        page.locator(".error").wait_for(state="detached")
         page.goto(url)
         speak(page, SHORT)
         page.get_by_text("'cloner' lacks the scope `speak`").first.wait_for()
