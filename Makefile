@@ -8,7 +8,8 @@ OPS    := .ops/bin
 RAY    := .ray/bin/python
 TRITON := .triton/bin/python
 
-.PHONY: install run dev oracle browser test test-all slow soak gpu fleet ray kernels fuzz containers lint format types docs lock clean
+.PHONY: install run dev oracle browser test test-all slow soak gpu fleet ray kernels fuzz containers security lint format \
+    types docs lock clean
 
 install: $(STAMP)
 
@@ -91,6 +92,12 @@ containers:
 	if command -v kubectl >/dev/null; then for at in deploy/k8s deploy/keda; do \
 	    kubectl kustomize $$at > .ops/$$(basename $$at).yaml && $(OPS)/kubernetes-validate --strict --quiet \
 	        .ops/$$(basename $$at).yaml || exit 1; done; fi
+
+# Beside the environment, as it is of no use to the server. Configured in pyproject.toml; every exception says why.
+security:
+	test -x $(OPS)/python || $(PYTHON) -m venv .ops
+	$(OPS)/python -m pip install --quiet "bandit[toml]==1.9.4"
+	$(OPS)/bandit --quiet --configfile pyproject.toml --recursive app
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -12,12 +12,12 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import cloning, conversation, errors, models, pages, speech, system, voices, watermark, youtube
-from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, Limit, ReaderTimeout
+from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, LastResort, Limit, ReaderTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from app.api.auth import Keys
+    from app.api.auth import Gate
     from app.audio.watermark import Watermark
     from app.casting import Casting
     from app.engines.host import EngineHost
@@ -47,14 +47,21 @@ class ErrorEnvelope(BaseModel):
 _SPEECH_ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorEnvelope, "description": "The request can't be answered as it is; the message says why."},
     401: {"model": ErrorEnvelope, "description": "A key is needed, or is wrong."},
+    403: {"model": ErrorEnvelope, "description": "The key lacks the scope that the message names."},
     404: {"model": ErrorEnvelope, "description": "No such model, voice or consent here."},
     413: {"model": ErrorEnvelope, "description": "The body is too large."},
-    429: {"model": ErrorEnvelope, "description": "The queue is full; Retry-After says when to come back."},
+    429: {
+        "model": ErrorEnvelope,
+        "description": "The queue is full, or the key has used what it may; Retry-After says when to come back.",
+    },
     500: {"model": ErrorEnvelope, "description": "The engine failed."},
     503: {"model": ErrorEnvelope, "description": "The engine is starting or can't be had; Retry-After."},
 }
-_UPLOAD_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401, 413)}
+_UPLOAD_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: _SPEECH_ERRORS[status] for status in (400, 401, 403, 413, 429)
+}
 _LIST_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401)}
+_DEBUG_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (401, 403, 429)}
 _KEY_ERRORS: dict[int | str, dict[str, Any]] = {401: _SPEECH_ERRORS[401]}
 _LOOKUP_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401, 404)}
 
@@ -69,7 +76,7 @@ class Rooms:
     cloner: Cloner
     consents: ConsentStore
     metrics: Metrics
-    keys: Keys
+    gate: Gate
     casting: Casting
     marks: Watermark
     youtube: YouTube | None  # None: it is not offered at all
@@ -84,6 +91,7 @@ def create(
     log_texts: bool,
     max_body_bytes: int,
     max_upload_bytes: int,
+    read_timeout_s: float,
     cors_origins: tuple[str, ...],
     reader_timeout_s: float,
 ) -> FastAPI:
@@ -93,17 +101,18 @@ def create(
         summary="OpenAI-compatible text to speech on your own machine.",
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,  # FastAPI's own loads Swagger UI from another host; pages.py has ours
+        redoc_url=None,
     )
     errors.install(app)
+    inner = (rooms.studio, rooms.host, rooms.metrics, rooms.gate)
     spoken = [
-        routes(rooms.studio, rooms.host, rooms.metrics, max_input_chars=max_input_chars, log_texts=log_texts)
+        routes(*inner, max_input_chars=max_input_chars, log_texts=log_texts)
         for routes in (speech.router, conversation.router)
     ]
     spoken.append(
         cloning.router(
-            rooms.studio,
-            rooms.host,
-            rooms.metrics,
+            *inner,
             voices=rooms.voices,
             cloner=rooms.cloner,
             consents=rooms.consents,
@@ -113,16 +122,19 @@ def create(
     if rooms.youtube is not None:
         spoken.append(
             youtube.router(
-                rooms.youtube, rooms.metrics, voices=rooms.voices, cloner=rooms.cloner, consents=rooms.consents
+                rooms.youtube,
+                rooms.metrics,
+                rooms.gate,
+                voices=rooms.voices,
+                cloner=rooms.cloner,
+                consents=rooms.consents,
             )
         )
     for prefix in PREFIXES:
         shown = prefix == PREFIXES[0]
-        needs_key, open_to_all = [Depends(rooms.keys.require)], [Depends(rooms.keys.allow)]
+        open_to_all = [Depends(rooms.gate.allow)]
         for speaking in spoken:
-            app.include_router(
-                speaking, prefix=prefix, dependencies=needs_key, responses=_SPEECH_ERRORS, include_in_schema=shown
-            )
+            app.include_router(speaking, prefix=prefix, responses=_SPEECH_ERRORS, include_in_schema=shown)
         for lists, wrong in (
             (speech.lists(), _LIST_ERRORS),
             (voices.router(rooms.voices), _LIST_ERRORS),
@@ -131,29 +143,27 @@ def create(
         ):
             app.include_router(lists, prefix=prefix, dependencies=open_to_all, responses=wrong, include_in_schema=shown)
         app.include_router(
-            watermark.router(rooms.studio),
-            prefix=prefix,
-            dependencies=needs_key,
-            responses=_UPLOAD_ERRORS,
-            include_in_schema=shown,
+            watermark.router(rooms.studio, rooms.gate), prefix=prefix, responses=_UPLOAD_ERRORS, include_in_schema=shown
         )
     inside = system.router(
         rooms.host,
         rooms.metrics,
-        rooms.keys,
+        rooms.gate,
         rooms.casting,
         marks=rooms.marks,
         youtube=rooms.youtube,
         settings_shown=settings_shown,
         max_input_chars=max_input_chars,
+        debug_errors=_DEBUG_ERRORS,
     )
     for prefix in ("", *PREFIXES):
         app.include_router(inside, prefix=prefix, responses=_KEY_ERRORS, include_in_schema=not prefix)
 
     app.include_router(pages.router())
+    app.mount("/static/swagger", pages.swagger())
     app.mount("/static", pages.files())
 
-    _describe_only_what_happens(app)
+    _describe_only_what_happens(app, rooms.gate)
     uploads = Limit(max_upload_bytes, "TTS_MAX_UPLOAD_BYTES")
     app.add_middleware(
         BodyLimit,
@@ -163,7 +173,9 @@ def create(
             for prefix in PREFIXES
             for path in (conversation.CONVERSATION_PATH, watermark.DETECT_PATH, *cloning.UPLOAD_PATHS)
         },
+        timeout_s=read_timeout_s,
     )
+    app.add_middleware(LastResort)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -172,13 +184,14 @@ def create(
             allow_headers=["*"],
             expose_headers=list(EXPOSED_HEADERS),
         )
-    app.add_middleware(Access, metrics=rooms.metrics)
+    app.add_middleware(Access, metrics=rooms.metrics, foreign=bool(cors_origins))
     app.add_middleware(ReaderTimeout, timeout_s=reader_timeout_s)
     return app
 
 
-def _describe_only_what_happens(app: FastAPI) -> None:
-    """Take FastAPI's 422 out of /openapi.json: a body that does not fit is a 400 here, as OpenAI's clients expect."""
+def _describe_only_what_happens(app: FastAPI, gate: Gate) -> None:
+    """Take FastAPI's 422 out of /openapi.json: a body that does not fit is a 400 here, as OpenAI's clients expect. And
+    say what needs a key, where there are keys."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -189,6 +202,15 @@ def _describe_only_what_happens(app: FastAPI) -> None:
                     operation["responses"].pop("422", None)
             for name in ("HTTPValidationError", "ValidationError"):
                 schema["components"]["schemas"].pop(name, None)
-        return generate()
+        schema = generate()
+        if not gate.needed:
+            return schema
+        paths = {path: {method: _keyed(each) for method, each in ops.items()} for path, ops in schema["paths"].items()}
+        schemes = {"key": {"type": "http", "scheme": "bearer"}}
+        return {**schema, "paths": paths, "components": {**schema["components"], "securitySchemes": schemes}}
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _keyed(operation: dict[str, Any]) -> dict[str, Any]:
+    return {**operation, "security": [{"key": []}]} if "403" in operation["responses"] else operation
