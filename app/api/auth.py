@@ -37,7 +37,9 @@ class Keys:
         # Every key is compared, in constant time each: how long it takes tells nothing.
         matches = [secrets.compare_digest(given.encode("utf-8", "replace"), key) for key in self._keys]
         if not any(matches):
-            shown = "No API key was given" if not given else "The API key is not one of this server's"
+            # OpenAI's first words for a wrong key: LiteLLM knows by them that this is not the request's fault.
+            wrong = "Incorrect API key provided: it is not one of this server's"
+            shown = wrong if given else "No API key was given"
             raise Unauthorized(f"{shown}. Send `Authorization: Bearer <key>` with a key from TTS_API_KEYS.")
 
 

@@ -102,16 +102,15 @@ async def test_an_async_reader_who_leaves_frees_the_row(guarded: str) -> None:
             await asyncio.to_thread(wait_until, lambda: not httpx.get(f"{guarded}/health").json()["rows"]["active"], 5)
 
 
-def test_a_wrong_key_and_no_key(guarded: str) -> None:
-    for key, words in (("sk-wrong", "not one of"), (" ", "No API key")):
-        with (
-            openai.OpenAI(base_url=f"{guarded}/v1", api_key=key, max_retries=0) as client,
-            pytest.raises(openai.AuthenticationError, match=words) as caught,
-        ):
-            client.audio.speech.create(model="tts-1", voice="alloy", input="Hello.")
-        assert caught.value.code == "invalid_api_key"
-        assert caught.value.type == "invalid_request_error"
-        assert caught.value.request_id
+def test_a_wrong_key(guarded: str) -> None:
+    with (
+        openai.OpenAI(base_url=f"{guarded}/v1", api_key="sk-wrong", max_retries=0) as client,
+        pytest.raises(openai.AuthenticationError, match="not one of") as caught,
+    ):
+        client.audio.speech.create(model="tts-1", voice="alloy", input="Hello.")
+    assert caught.value.code == "invalid_api_key"
+    assert caught.value.type == "invalid_request_error"
+    assert caught.value.request_id
 
 
 async def test_the_async_client_comes_back_after_a_429(guarded: str) -> None:
