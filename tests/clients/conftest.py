@@ -30,7 +30,12 @@ class Client:
         self.log = log
         self._stderr = log.open("wb")
         self._child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, env=_environment(), text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env=driver_environment(),
+            text=True,
         )
 
     def ask(self, do: str, url: str, *, key: str = "any", **job: Any) -> dict[str, Any]:
@@ -55,7 +60,7 @@ class Client:
             self._stderr.close()
 
 
-def _environment() -> dict[str, str]:
+def driver_environment() -> dict[str, str]:
     """Nothing that could lead a client anywhere but to the server under test, or to a real account."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "TTS_", "LITELLM_"))}
     clean = {name: value for name, value in clean.items() if not name.lower().endswith("_proxy")}
