@@ -29,6 +29,7 @@ from app.models.mimi.config import MimiConfig, read_mimi_config_file
 from app.models.mimi.model import MimiDecoder, MimiEncoder
 from app.models.weights import Checkpoint, digest_of, open_checkpoints
 from app.runtime.device import choose_device, choose_devices, choose_dtype, cpu_threads, free_bytes
+from app.runtime.graphs import Recorder
 from app.runtime.pages import use_large_pages
 from app.types import EngineInfo
 
@@ -135,6 +136,7 @@ def load_runner(
     prefix_bytes: int = PREFIX_BYTES,
     stages: Sequence[Stage] = (),
     cache: LoadCache | None = None,
+    recorder: Recorder | None = None,
 ) -> CsmRunner:
     """CSM from a folder in either published layout, with the codec inside it or in `codec_dir`.
 
@@ -164,6 +166,7 @@ def load_runner(
         piece=piece,
         prefix_bytes=prefix_bytes,
         examples=model_dir / "prompts",
+        recorder=recorder,
     )
 
 

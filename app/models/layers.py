@@ -458,6 +458,32 @@ class RowCache:
 
         return attend if self._together else attend_apart
 
+    def standing(self, positions: Tensor, length: int) -> Attend:
+        """One new token for each of the first n rows, at positions (n,) on the device, and it sees what lies before it,
+        below `length`.
+
+        Of fixed shape, and nothing is asked of the host: it may be recorded. Keys are read where they lie.
+        """
+        count = len(positions)
+        rows = torch.arange(count, device=self.k.device)
+        mask = (torch.arange(length, device=self.k.device) <= positions[:, None])[:, None, None]  # (n, 1, 1, L)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self.k[layer, rows, :, positions] = k
+            self.v[layer, rows, :, positions] = v
+            heads, size = q.shape[1:]
+            queries = q.view(count, self._groups, heads // self._groups, size)  # (n, G, R, d)
+            keys, values = self.k[layer, :count, :, :length], self.v[layer, :count, :, :length]
+            return _grouped(queries, keys, values, mask, self._scale).reshape(count, heads * size)
+
+        return attend
+
+    def wipe(self, row: int) -> None:
+        """Put zeros where a row's numbers went wrong: what is masked is multiplied by nothing, and nothing times NaN
+        is NaN."""
+        self.k[:, row] = 0
+        self.v[:, row] = 0
+
     def cut(self, row: int, count: int) -> tuple[Tensor, ...]:
         """A copy of the row's first `count` positions: k, v (layers, G, count, d)."""
         return self.k[:, row, :, :count].clone(), self.v[:, row, :, :count].clone()
@@ -488,6 +514,10 @@ class SplitRowCache:
 
     def stepping(self, rows: Sequence[int], positions: Sequence[int]) -> Attend:
         return self._joined([part.stepping(rows, positions) for part in self.parts])
+
+    def wipe(self, row: int) -> None:
+        for part in self.parts:
+            part.wipe(row)
 
     def _joined(self, attends: Sequence[Attend]) -> Attend:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

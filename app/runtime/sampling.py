@@ -118,6 +118,42 @@ class Sampler:
         return scores
 
 
+TOP_K_FEW = 64  # up to so many, the k-th largest is found without sorting all
+
+
+def draw(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, noise: Tensor, *, few: bool = False
+) -> Tensor:
+    """As Sampler.pick, with the knobs (n,) on the device: of fixed shape, and nothing is asked of the host.
+
+    logits (n, C) float32, noise (n, C) exponential -> codes (n,) int64. few: no row has a top_p below 1, nor a top_k
+    above TOP_K_FEW other than "all"; saves the sort. Where codes of one probability stand at the edge of top_p, all of
+    them stay.
+    """
+    size = logits.shape[-1]
+    greedy = temperature <= 0
+    scores = logits / torch.where(greedy, 1.0, temperature)[:, None]
+    limited = (top_k > 0) & (top_k < size)
+    most = min(TOP_K_FEW, size) if few else size
+    ordered = scores.topk(most, dim=-1).values if few else scores.sort(dim=-1, descending=True).values
+    floor = ordered.gather(1, (torch.where(limited, top_k, most) - 1)[:, None])
+    floor = floor.masked_fill(~limited[:, None], -torch.inf)
+    if not few:
+        mass = ordered.masked_fill(ordered < floor, -torch.inf).softmax(dim=-1)
+        above = mass.cumsum(dim=-1) - mass  # of all that are more probable
+        outside = (above >= top_p[:, None]) & (top_p < 1)[:, None]
+        outside[:, 0] = False
+        floor = torch.maximum(floor, ordered.masked_fill(outside, torch.inf).amin(dim=-1, keepdim=True))
+    kept = scores.masked_fill(scores < floor, -torch.inf)
+    drawn = (torch.softmax(kept, dim=-1) / noise).argmax(dim=-1)
+    return torch.where(greedy, logits.argmax(dim=-1), drawn)
+
+
+def few(knobs: Sequence[Knobs], size: int) -> bool:
+    """Whether `draw` may be told so of rows with these knobs over so many codes."""
+    return all(k.top_p >= 1 and (k.top_k <= TOP_K_FEW or k.top_k >= size) for k in knobs)
+
+
 class ReferenceNoise:
     """The noise that PyTorch's own multinomial would draw from a generator with this seed: for comparing with other
     implementations at batch 1, on a CPU."""

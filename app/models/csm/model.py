@@ -84,11 +84,19 @@ class CsmModel(nn.Module):
         stages = self.backbone.stages
         return (self.device, *(stage.device for stage in stages[1:]))
 
-    def row_cache(self, rows: int) -> RowCache | SplitRowCache:
+    def row_cache(self, rows: int, *, together: bool | None = None, spare: int = 0) -> RowCache | SplitRowCache:
+        """spare: positions behind the last, for what is not to be kept (see RowCache.standing)."""
         c, stages = self.config, self.backbone.stages
         if len(stages) > 1:
             return SplitRowCache(c.backbone, stages, rows=rows, positions=c.max_positions, dtype=self.dtype)
-        return RowCache(c.backbone, rows=rows, positions=c.max_positions, device=self.device, dtype=self.dtype)
+        return RowCache(
+            c.backbone,
+            rows=rows,
+            positions=c.max_positions + spare,
+            device=self.device,
+            dtype=self.dtype,
+            together=together,
+        )
 
     def frame_cache(self, rows: int) -> FrameCache:
         c = self.config
