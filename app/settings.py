@@ -86,14 +86,16 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         Path("data"),
         alias="TTS_DATA_DIR",
-        description="Folder of all that is kept: `models`, `cloned_voices`, `voice_references`, `audio_cache`, `logs`.",
+        description="Folder of all that is kept: `models`, `cloned_voices`, `voice_references`, `audio_cache`, "
+        "`keys`, `logs`.",
     )
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
         alias="TTS_API_KEYS",
-        description="Comma-separated keys. Empty = open to all. With keys, speech and /debug need one "
-        "(`Authorization: Bearer`, or `api-key`); lists, health and metrics stay open.",
+        description="Comma-separated keys that may do everything, of 16 characters or more. Keys with names, scopes "
+        "and limits: `python -m app.cli keys add`. Neither = open to all. With keys, speech, cloning and /debug need "
+        "one (`Authorization: Bearer`, or `api-key`); lists, health and metrics stay open.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -265,6 +267,13 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _not_only_commas(cls, value: object) -> object:
+        if isinstance(value, str) and value.strip() and not value.strip(" ,"):
+            raise ValueError("has commas but no key; leave it empty to be open to all")
+        return value
 
     def rows(self, auto: int) -> int:
         """TTS_MAX_ROWS, or `auto`, what the engine thinks best."""

@@ -15,12 +15,13 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
-from app.api.errors import response_to, unexpected
+from app.api.errors import limit_headers, response_to, unexpected
 from app.errors import BodyTooLarge
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from app.keys import Pass
     from app.metrics import Metrics
 
 log: Any = structlog.get_logger("app.access")
@@ -34,6 +35,11 @@ EXPOSED_HEADERS = (
     "X-Voice-State",
     "X-Cache",
     "Retry-After",
+    "X-Should-Retry",
+    "X-RateLimit-Limit-Requests",
+    "X-RateLimit-Remaining-Requests",
+    "X-RateLimit-Reset-Requests",
+    "OpenAI-Processing-Ms",
 )
 CLIENT_LEFT = 499  # nginx's number for a caller who left before there was a status
 _QUIET = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds by machines
@@ -57,6 +63,7 @@ class Access:
         started_s = time.monotonic()
         status = 0
         finished = False
+        state = scope.setdefault("state", {})  # where `Gate` leaves whose request it is
 
         async def stamped(message: Message) -> None:
             nonlocal status, finished
@@ -67,6 +74,7 @@ class Access:
                     (REQUEST_ID.encode(), request_id.encode()),
                     (b"openai-version", b"2020-10-01"),
                     (b"x-content-type-options", b"nosniff"),
+                    *_limits(state.get("admitted")),
                 ]
             elif message["type"] == "http.response.body":
                 finished = not message.get("more_body", False)
@@ -82,6 +90,10 @@ class Access:
             finally:
                 route = getattr(scope.get("route"), "path", "other")
                 self._metrics.request(route, status or CLIENT_LEFT)
+                if (admitted := state.get("admitted")) is not None:
+                    admitted.close()
+                if (key := state.get("key")) is not None:
+                    self._metrics.key_request(key, status or CLIENT_LEFT)
                 quiet = scope["path"] in _QUIET or scope["path"].startswith(_FILES)
                 tell = log.debug if quiet else log.info
                 tell(
@@ -92,6 +104,14 @@ class Access:
                     ms=round((time.monotonic() - started_s) * 1000, 1),
                     whole=finished,
                 )
+                structlog.contextvars.unbind_contextvars("key")
+
+
+def _limits(admitted: Pass | None) -> list[tuple[bytes, bytes]]:
+    if admitted is None or admitted.key.per_minute is None:
+        return []
+    told = limit_headers(admitted.key.per_minute, admitted.remaining, admitted.reset_s)
+    return [(name.encode(), value.encode()) for name, value in told.items()]
 
 
 @dataclass(frozen=True, slots=True)

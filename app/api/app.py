@@ -17,7 +17,7 @@ from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, Limit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from app.api.auth import Keys
+    from app.api.auth import Gate
     from app.audio.watermark import Watermark
     from app.casting import Casting
     from app.engines.host import EngineHost
@@ -47,14 +47,21 @@ class ErrorEnvelope(BaseModel):
 _SPEECH_ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorEnvelope, "description": "The request can't be answered as it is; the message says why."},
     401: {"model": ErrorEnvelope, "description": "A key is needed, or is wrong."},
+    403: {"model": ErrorEnvelope, "description": "The key lacks the scope that the message names."},
     404: {"model": ErrorEnvelope, "description": "No such model, voice or consent here."},
     413: {"model": ErrorEnvelope, "description": "The body is too large."},
-    429: {"model": ErrorEnvelope, "description": "The queue is full; Retry-After says when to come back."},
+    429: {
+        "model": ErrorEnvelope,
+        "description": "The queue is full, or the key has used what it may; Retry-After says when to come back.",
+    },
     500: {"model": ErrorEnvelope, "description": "The engine failed."},
     503: {"model": ErrorEnvelope, "description": "The engine is starting or can't be had; Retry-After."},
 }
-_UPLOAD_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401, 413)}
+_UPLOAD_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: _SPEECH_ERRORS[status] for status in (400, 401, 403, 413, 429)
+}
 _LIST_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401)}
+_DEBUG_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (401, 403, 429)}
 _KEY_ERRORS: dict[int | str, dict[str, Any]] = {401: _SPEECH_ERRORS[401]}
 _LOOKUP_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401, 404)}
 
@@ -69,7 +76,7 @@ class Rooms:
     cloner: Cloner
     consents: ConsentStore
     metrics: Metrics
-    keys: Keys
+    gate: Gate
     casting: Casting
     marks: Watermark
     youtube: YouTube | None  # None: it is not offered at all
@@ -94,15 +101,14 @@ def create(
         redirect_slashes=False,
     )
     errors.install(app)
+    inner = (rooms.studio, rooms.host, rooms.metrics, rooms.gate)
     spoken = [
-        routes(rooms.studio, rooms.host, rooms.metrics, max_input_chars=max_input_chars, log_texts=log_texts)
+        routes(*inner, max_input_chars=max_input_chars, log_texts=log_texts)
         for routes in (speech.router, conversation.router)
     ]
     spoken.append(
         cloning.router(
-            rooms.studio,
-            rooms.host,
-            rooms.metrics,
+            *inner,
             voices=rooms.voices,
             cloner=rooms.cloner,
             consents=rooms.consents,
@@ -112,16 +118,19 @@ def create(
     if rooms.youtube is not None:
         spoken.append(
             youtube.router(
-                rooms.youtube, rooms.metrics, voices=rooms.voices, cloner=rooms.cloner, consents=rooms.consents
+                rooms.youtube,
+                rooms.metrics,
+                rooms.gate,
+                voices=rooms.voices,
+                cloner=rooms.cloner,
+                consents=rooms.consents,
             )
         )
     for prefix in PREFIXES:
         shown = prefix == PREFIXES[0]
-        needs_key, open_to_all = [Depends(rooms.keys.require)], [Depends(rooms.keys.allow)]
+        open_to_all = [Depends(rooms.gate.allow)]
         for speaking in spoken:
-            app.include_router(
-                speaking, prefix=prefix, dependencies=needs_key, responses=_SPEECH_ERRORS, include_in_schema=shown
-            )
+            app.include_router(speaking, prefix=prefix, responses=_SPEECH_ERRORS, include_in_schema=shown)
         for lists, wrong in (
             (speech.lists(), _LIST_ERRORS),
             (voices.router(rooms.voices), _LIST_ERRORS),
@@ -130,21 +139,18 @@ def create(
         ):
             app.include_router(lists, prefix=prefix, dependencies=open_to_all, responses=wrong, include_in_schema=shown)
         app.include_router(
-            watermark.router(rooms.studio),
-            prefix=prefix,
-            dependencies=needs_key,
-            responses=_UPLOAD_ERRORS,
-            include_in_schema=shown,
+            watermark.router(rooms.studio, rooms.gate), prefix=prefix, responses=_UPLOAD_ERRORS, include_in_schema=shown
         )
     inside = system.router(
         rooms.host,
         rooms.metrics,
-        rooms.keys,
+        rooms.gate,
         rooms.casting,
         marks=rooms.marks,
         youtube=rooms.youtube,
         settings_shown=settings_shown,
         max_input_chars=max_input_chars,
+        debug_errors=_DEBUG_ERRORS,
     )
     for prefix in ("", *PREFIXES):
         app.include_router(inside, prefix=prefix, responses=_KEY_ERRORS, include_in_schema=not prefix)
@@ -152,7 +158,7 @@ def create(
     app.include_router(pages.router())
     app.mount("/static", pages.files())
 
-    _describe_only_what_happens(app)
+    _describe_only_what_happens(app, rooms.gate)
     uploads = Limit(max_upload_bytes, "TTS_MAX_UPLOAD_BYTES")
     app.add_middleware(
         BodyLimit,
@@ -175,8 +181,9 @@ def create(
     return app
 
 
-def _describe_only_what_happens(app: FastAPI) -> None:
-    """Take FastAPI's 422 out of /openapi.json: a body that does not fit is a 400 here, as OpenAI's clients expect."""
+def _describe_only_what_happens(app: FastAPI, gate: Gate) -> None:
+    """Take FastAPI's 422 out of /openapi.json: a body that does not fit is a 400 here, as OpenAI's clients expect. And
+    say what needs a key, where there are keys."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -187,6 +194,15 @@ def _describe_only_what_happens(app: FastAPI) -> None:
                     operation["responses"].pop("422", None)
             for name in ("HTTPValidationError", "ValidationError"):
                 schema["components"]["schemas"].pop(name, None)
-        return generate()
+        schema = generate()
+        if not gate.needed:
+            return schema
+        paths = {path: {method: _keyed(each) for method, each in ops.items()} for path, ops in schema["paths"].items()}
+        schemes = {"key": {"type": "http", "scheme": "bearer"}}
+        return {**schema, "paths": paths, "components": {**schema["components"], "securitySchemes": schemes}}
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _keyed(operation: dict[str, Any]) -> dict[str, Any]:
+    return {**operation, "security": [{"key": []}]} if "403" in operation["responses"] else operation

@@ -27,6 +27,7 @@ from app.voices.cloning import Sample, consent_recording
 from app.voices.store import Consent, wav
 
 if TYPE_CHECKING:
+    from app.api.auth import Gate
     from app.engines.host import EngineHost
     from app.metrics import Metrics
     from app.studio import Answer, Studio
@@ -77,13 +78,15 @@ def router(
     studio: Studio,
     host: EngineHost,
     metrics: Metrics,
+    gate: Gate,
     *,
     voices: VoiceStore,
     cloner: Cloner,
     consents: ConsentStore,
     max_input_chars: int,
 ) -> APIRouter:
-    routes = APIRouter(tags=["voices"])
+    routes = APIRouter(tags=["voices"], route_class=gate.route("clone"))
+    speaking = APIRouter(tags=["voices"], route_class=gate.route("speak"))
 
     async def prepared(
         files: list[UploadFile] | None, transcripts: list[str] | None, language: str, *, denoise: bool
@@ -221,7 +224,7 @@ def router(
         )
         return told("The voice was imported", voice.voice.name, stored)
 
-    @routes.post("/voice-cloning/generate", operation_id="generate_with_voice", responses=AUDIO_RESPONSE)
+    @speaking.post("/voice-cloning/generate", operation_id="generate_with_voice", responses=AUDIO_RESPONSE)
     async def generate(body: GenerateBody) -> Response:
         """As `/audio/speech`, with the voice as `voice_id`."""
 
@@ -231,7 +234,7 @@ def router(
 
         return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse")
 
-    @routes.post("/voice-cloning/voices/{voice_id}/preview", operation_id="preview_voice", responses=AUDIO_RESPONSE)
+    @speaking.post("/voice-cloning/voices/{voice_id}/preview", operation_id="preview_voice", responses=AUDIO_RESPONSE)
     async def preview(voice_id: str, body: PreviewBody | None = None) -> Response:
         """A sentence in this voice, or in that of a draft."""
 
@@ -320,6 +323,7 @@ def router(
         await asyncio.to_thread(consents.delete, consent_id)
         return {"id": consent_id, "object": "audio.voice_consent", "deleted": True}
 
+    routes.include_router(speaking)
     return routes
 
 

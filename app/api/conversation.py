@@ -16,6 +16,7 @@ from app.api.speech import AUDIO_RESPONSE
 from app.types import conversation_key
 
 if TYPE_CHECKING:
+    from app.api.auth import Gate
     from app.engines.host import EngineHost
     from app.metrics import Metrics
     from app.studio import Answer, Studio
@@ -25,8 +26,10 @@ log: Any = structlog.get_logger(__name__)
 CONVERSATION_PATH = "/audio/conversation"
 
 
-def router(studio: Studio, host: EngineHost, metrics: Metrics, *, max_input_chars: int, log_texts: bool) -> APIRouter:
-    routes = APIRouter(tags=["speech"])
+def router(
+    studio: Studio, host: EngineHost, metrics: Metrics, gate: Gate, *, max_input_chars: int, log_texts: bool
+) -> APIRouter:
+    routes = APIRouter(tags=["speech"], route_class=gate.route("speak"))
 
     @routes.post(
         CONVERSATION_PATH, name="create_conversation", operation_id="create_conversation", responses=AUDIO_RESPONSE

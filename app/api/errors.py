@@ -23,6 +23,7 @@ RETRY_STOPPED_S = 10  # a restart takes seconds
 # First match wins; SpeechError is the tree's root.
 STATUS: tuple[tuple[type[errors.SpeechError], int], ...] = (
     (errors.Unauthorized, 401),
+    (errors.Forbidden, 403),
     (errors.UnknownModel, 404),
     (errors.NotFound, 404),
     (errors.BodyTooLarge, 413),
@@ -53,6 +54,8 @@ def response_to(error: errors.SpeechError) -> JSONResponse:
     headers = {}
     if isinstance(error, errors.Busy | errors.NotReady):
         headers["Retry-After"] = str(max(1, error.retry_after_s))
+    if isinstance(error, errors.RateLimited) and error.limit is not None:
+        headers.update(limit_headers(error.limit, 0, error.reset_s))
     if isinstance(error, errors.EngineStopped):
         headers["Retry-After"] = str(RETRY_STOPPED_S)
     if isinstance(error, errors.OutOfMemory | errors.NotStored | errors.DamagedVoice):
@@ -60,6 +63,18 @@ def response_to(error: errors.SpeechError) -> JSONResponse:
     if isinstance(error, errors.Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     return _json(status_of(error), body_of(error), headers)
+
+
+def limit_headers(limit: int, remaining: int, reset_s: float) -> dict[str, str]:
+    """OpenAI's headers of a limit on requests; `reset_s` as it writes times there: 340ms, 7.5s, 1m12s."""
+    ms = round(reset_s * 1000)
+    minutes, seconds = divmod(ms / 1000, 60)
+    reset = f"{ms}ms" if ms < 1000 else f"{seconds:g}s" if not minutes else f"{minutes:.0f}m{seconds:.0f}s"
+    return {
+        "x-ratelimit-limit-requests": str(limit),
+        "x-ratelimit-remaining-requests": str(remaining),
+        "x-ratelimit-reset-requests": reset,
+    }
 
 
 def unexpected() -> JSONResponse:

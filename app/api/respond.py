@@ -79,6 +79,8 @@ class AnswerResponse(Response):
                 async for data in _events(body, answer, self._progress) if self._sse else body:
                     await _body(send, data, more=True)
             await _body(send, b"", more=False)
+            if (key := scope["state"].get("key")) is not None and (usage := answer.usage) is not None:
+                self._metrics.key_tokens(key, usage.input_tokens, usage.output_tokens)
         except SpeechError as error:
             if not self._sent_headers:
                 if status_of(error) == 500:

@@ -14,6 +14,7 @@ from app.api.schemas import SpeechBody
 from app.types import AUDIO_FORMATS
 
 if TYPE_CHECKING:
+    from app.api.auth import Gate
     from app.engines.host import EngineHost
     from app.metrics import Metrics
     from app.studio import Answer, Studio
@@ -39,8 +40,10 @@ AUDIO_RESPONSE: dict[int | str, dict[str, Any]] = {
 }
 
 
-def router(studio: Studio, host: EngineHost, metrics: Metrics, *, max_input_chars: int, log_texts: bool) -> APIRouter:
-    routes = APIRouter(tags=["speech"])
+def router(
+    studio: Studio, host: EngineHost, metrics: Metrics, gate: Gate, *, max_input_chars: int, log_texts: bool
+) -> APIRouter:
+    routes = APIRouter(tags=["speech"], route_class=gate.route("speak"))
 
     async def speech(body: SpeechBody, caller: Request) -> Response:
         """Turn text into speech. Takes everything OpenAI's endpoint takes, and more."""

@@ -8,6 +8,7 @@ from fastapi import APIRouter, File, UploadFile
 from pydantic import BaseModel, Field
 
 if TYPE_CHECKING:
+    from app.api.auth import Gate
     from app.studio import Studio
 
 DETECT_PATH = "/audio/watermark/detect"
@@ -19,8 +20,8 @@ class DetectionBody(BaseModel):
     seconds: Annotated[float, Field(description="How much of the file was looked through: at most the first 300 s.")]
 
 
-def router(studio: Studio) -> APIRouter:
-    routes = APIRouter(tags=["watermark"])
+def router(studio: Studio, gate: Gate) -> APIRouter:
+    routes = APIRouter(tags=["watermark"], route_class=gate.route("speak"))
 
     @routes.post(DETECT_PATH, operation_id="detect_watermark")
     async def detect(

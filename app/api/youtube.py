@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
+    from app.api.auth import Gate
     from app.metrics import Metrics
     from app.voices.cloning import Cloner
     from app.voices.consents import ConsentStore
@@ -87,9 +88,9 @@ class YouTubeBody(BaseModel):
 
 
 def router(
-    youtube: YouTube, metrics: Metrics, *, voices: VoiceStore, cloner: Cloner, consents: ConsentStore
+    youtube: YouTube, metrics: Metrics, gate: Gate, *, voices: VoiceStore, cloner: Cloner, consents: ConsentStore
 ) -> APIRouter:
-    routes = APIRouter(tags=["voices"])
+    routes = APIRouter(tags=["voices"], route_class=gate.route("clone"))
 
     async def from_youtube(
         body: YouTubeBody,

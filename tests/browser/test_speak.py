@@ -434,7 +434,7 @@ def test_a_line_that_dies_leaves_what_came(server: str, visit: Visit) -> None:
 
 
 def test_a_key_is_asked_for_and_used(tmp_path: Path, visit: Visit) -> None:
-    with serving(tmp_path, TTS_API_KEYS="open-sesame") as url:
+    with serving(tmp_path, TTS_API_KEYS="open-sesame-0123") as url:
         watched = visit(url)
         watched.expected.add("401")
         page = watched.page
@@ -442,12 +442,12 @@ def test_a_key_is_asked_for_and_used(tmp_path: Path, visit: Visit) -> None:
         page.get_by_role("dialog").get_by_label("Key", exact=True).fill("wrong")
         page.keyboard.press("Enter")
         page.get_by_role("dialog").get_by_text("not one of this server's").wait_for()
-        page.get_by_role("dialog").get_by_label("Key", exact=True).fill("open-sesame")
+        page.get_by_role("dialog").get_by_label("Key", exact=True).fill("open-sesame-0123")
         page.keyboard.press("Enter")
         wait_state(page, "done")
         page.get_by_role("tab", name="Code").click()
         assert "$API_KEY" in (page.locator("pre code").first.text_content() or "")
-        assert "open-sesame" not in page.content()
+        assert "open-sesame-0123" not in page.content()
 
 
 def test_without_weights_the_page_says_so_and_speaks(tmp_path: Path, visit: Visit) -> None:

@@ -253,23 +253,26 @@ def test_pauses_last_as_long_as_asked(http: httpx.Client) -> None:
 
 
 def test_keys(tmp_path: Any) -> None:
-    with serving(tmp_path, TTS_API_KEYS="first-key, second-key") as url, httpx.Client(base_url=url) as http:
+    with (
+        serving(tmp_path, TTS_API_KEYS="first-key-0123456, second-key-0123456") as url,
+        httpx.Client(base_url=url) as http,
+    ):
         speech = {"json": {"input": "Hello."}}
         for headers in ({}, {"Authorization": "Bearer"}, {"Authorization": "Bearer wrong"}, {"api-key": "first"}):
             answer = http.post("/v1/audio/speech", headers=headers, **speech)  # type: ignore[arg-type]
             assert answer.status_code == 401
             assert problem(answer)["code"] == "invalid_api_key"
             assert answer.headers["www-authenticate"] == "Bearer"
-        for headers in ({"Authorization": "Bearer second-key"}, {"api-key": "first-key"}):
+        for headers in ({"Authorization": "Bearer second-key-0123456"}, {"api-key": "first-key-0123456"}):
             assert http.post("/v1/audio/speech", headers=headers, **speech).status_code == 200  # type: ignore[arg-type]
         for path in ("/health", "/ready", "/version", "/metrics", "/v1/models", "/v1/audio/voices", "/v1/audio/models"):
             assert http.get(path).status_code == 200
         assert http.get("/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
         assert http.get("/debug").status_code == 401
-        shown = http.get("/debug", headers={"Authorization": "Bearer first-key"})
+        shown = http.get("/debug", headers={"Authorization": "Bearer first-key-0123456"})
         assert shown.status_code == 200
-        assert "first-key" not in shown.text
-        assert "second-key" not in shown.text
+        assert "first-key-0123456" not in shown.text
+        assert "second-key-0123456" not in shown.text
 
 
 def test_limits_come_from_settings(tmp_path: Any) -> None:

@@ -152,7 +152,7 @@ def test_health_tells_what_the_pages_need(server: str) -> None:
 
 
 def test_a_server_with_keys_says_so(tmp_path: Path) -> None:
-    with serving(tmp_path, TTS_API_KEYS="one") as url:
+    with serving(tmp_path, TTS_API_KEYS="one-key-to-enter-with") as url:
         assert httpx.get(f"{url}/health").json()["key_needed"] is True
         assert httpx.get(url).status_code == 200  # the page itself is open, or nobody could enter a key
 

@@ -68,7 +68,7 @@ def test_variables_win_over_the_file_and_the_file_over_defaults(monkeypatch, tmp
 
 @pytest.mark.parametrize(
     ("given", "keys"),
-    [("", ()), (" , ,", ()), ("a", ("a",)), ("a,b", ("a", "b")), (" a , b,,c ", ("a", "b", "c"))],
+    [("", ()), ("  ", ()), ("a", ("a",)), ("a,b", ("a", "b")), (" a , b,,c ", ("a", "b", "c"))],
 )
 def test_lists_are_split_at_commas(monkeypatch, given, keys):
     monkeypatch.setenv("TTS_API_KEYS", given)
@@ -76,6 +76,12 @@ def test_lists_are_split_at_commas(monkeypatch, given, keys):
     settings = Settings()
     assert tuple(key.get_secret_value() for key in settings.api_keys) == keys
     assert settings.cors_origins == keys
+
+
+def test_commas_alone_do_not_open_the_server(monkeypatch):
+    monkeypatch.setenv("TTS_API_KEYS", " , ,")
+    with pytest.raises(ValidationError, match="no key"):
+        Settings()
 
 
 def test_secrets_are_never_shown(monkeypatch):
