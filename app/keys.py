@@ -259,8 +259,8 @@ class KeyRing:
         if not found:
             raise Unauthorized(
                 # OpenAI's first words: LiteLLM knows by them that it is the key, not the request, that is wrong.
-                "Incorrect API key provided: it is not one of this server's. Send `Authorization: Bearer <key>` with a key from "
-                "`python -m app.cli keys add` or TTS_API_KEYS."
+                "Incorrect API key provided: it is not one of this server's. Send `Authorization: Bearer <key>` with a "
+                "key from `python -m app.cli keys add` or TTS_API_KEYS."
             )
         return found[0]
 

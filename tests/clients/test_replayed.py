@@ -78,7 +78,7 @@ def test_open_webui_shows_the_message(guarded: str) -> None:
     body = {"input": "Hello.", "voice": "alloy", "model": "tts-1"}
     status, _, data = posted(guarded, body)
     assert status == 401
-    assert "TTS_API_KEYS" in json.loads(data)["error"]["message"]
+    assert "No API key" in json.loads(data)["error"]["message"]
     status, _, data = posted(guarded, body | {"voice": "af_heart"}, f"Bearer {KEY}")
     assert status == 400
     assert "af_heart" in json.loads(data)["error"]["message"]
