@@ -114,12 +114,14 @@ def install(app: FastAPI) -> None:
 
 def _methods_at(request: Request) -> list[str]:
     """What the path of this request takes, by all the routes that have it."""
-    found: set[str] = set()
-    for route in request.app.routes:
-        match, _ = route.matches(request.scope)
-        if match is not Match.NONE:
-            found |= getattr(route, "methods", None) or set()
-    return sorted(found | ({"HEAD"} if "GET" in found else set()))
+
+    def taken(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [
+        method for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT") if taken(method.replace("HEAD", "GET"))
+    ]
 
 
 def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
