@@ -1,6 +1,7 @@
 """What the server is made of: the lock with hashes, everybody's licence, a bill of materials, known vulnerabilities.
 
     python -m tools.supply lock       constraints.txt -> locks/*.txt, every file's hash
+    python -m tools.supply clients-lock   tests/clients/*.in -> *.txt
     python -m tools.supply licenses   constraints.txt -> docs/licenses.md; fails at a licence nobody has agreed to
     python -m tools.supply sbom       locks/*.txt -> dist/sbom.cdx.json (CycloneDX)
     python -m tools.supply audit      locks/*.txt against OSV; says so and goes on where OSV can't be reached
@@ -12,13 +13,16 @@ Each runs kept tools (uv, pip-licenses, cyclonedx-py, pip-audit, build) from an 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
+import tempfile
 import venv
+from importlib.metadata import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,12 +54,15 @@ AGREED = {
     "MIT-CMU",
     "MPL-2.0",
     "PSF-2.0",
+    "Public-Domain",
     "Unlicense",
     "Zlib",
 }
 # What packages call them that do not use SPDX's names.
 _NAMES = {
     "3-Clause BSD License": "BSD-3-Clause",
+    "Apache 2.0": "Apache-2.0",
+    "Apache 2.0 License": "Apache-2.0",
     "Apache License 2.0": "Apache-2.0",
     "Apache Software License": "Apache-2.0",
     "Apache Software License 2.0": "Apache-2.0",
@@ -63,10 +70,13 @@ _NAMES = {
     "BSD": "BSD-3-Clause",
     "BSD License": "BSD-3-Clause",
     "BSD-3-Clause License": "BSD-3-Clause",
+    "BSD-3-Clause and Public-Domain": "BSD-3-Clause AND Public-Domain",
+    "DFSG approved": "MIT",  # pytest-timeout, beside MIT
     "ISC License (ISCL)": "ISC",
     "MIT License": "MIT",
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
     "Python Software Foundation License": "PSF-2.0",
+    "Public Domain": "Public-Domain",
     "The Unlicense (Unlicense)": "Unlicense",
 }
 # Agreed to one by one, with the reason; the rest of the page is made from the packages' own words.
@@ -142,12 +152,22 @@ def lock() -> None:
     heads = {
         SERVER: "# All that the server imports but torch, with the hash of every file: `make lock`.\n"
         "# pip install --require-hashes --no-deps -r locks/server.txt\n",
-        TORCH: "# torch as PyPI has it (CUDA on Linux), and what comes with it: `make lock`. The build without CUDA is\n"
-        "# in PyTorch's index, which names the hashes of its files itself; CONTRIBUTING.md says how to install it.\n",
+        TORCH: "# torch as PyPI has it (CUDA on Linux), and what comes with it: `make lock`. The build without CUDA\n"
+        "# is in PyTorch's index, which names the hashes of its files itself; CONTRIBUTING.md says how to have it.\n",
     }
     for path, found in parts.items():
         path.write_text(heads[path] + "\n".join(found) + "\n", "utf-8")
         print(f"{path.relative_to(ROOT)}: {len(found)} packages")
+
+
+def clients_lock() -> None:
+    """The test clients' environments, from their .in files: exact versions of everything, for all systems."""
+    for source in sorted((ROOT / "tests" / "clients").glob("*.in")):
+        run(
+            tool("uv"),
+            *("pip", "compile", str(source), "--universal", "--python-version", PYTHON, "--upgrade", "--quiet"),
+            *("--no-header", "--no-annotate", "--no-emit-index-url", "-o", str(source.with_suffix(".txt"))),
+        )
 
 
 # ---- licences
@@ -173,11 +193,23 @@ def disagreed(package: str, licence: str) -> list[str]:
     return [name for name in names if name not in AGREED]
 
 
+# What yt-dlp's recommended parts are, by its own word, without versions.
+_YOUTUBE_EXTRA = """
+import re
+from importlib.metadata import requires
+for line in requires("yt-dlp"):
+    if re.search(r"extra == .(default|deno).", line):
+        print(re.match(r"[A-Za-z0-9._-]+", line).group())
+"""
+
+
 def licenses() -> None:
     """Everything the lock names, and what the extra `youtube` brings, into an environment without anybody's
     dependencies, whose metadata is read."""
     place = ROOT / ".ops" / "licenses"
     wanted = [line for line in CONSTRAINTS.read_text().splitlines() if not line.startswith("torch==")]
+    here = pinned(CONSTRAINTS)
+    wanted += [f"{name}=={version}" for name, version in pinned(SERVER).items() if name not in here]  # other systems'
     wanted_at = ROOT / ".ops" / "licenses.txt"
     wanted_at.parent.mkdir(exist_ok=True)
     wanted_at.write_text("\n".join(wanted) + "\n")
@@ -185,12 +217,12 @@ def licenses() -> None:
     run(uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(place))
     python = str(place / "bin" / "python")
     run(uv, *("pip", "install", "--quiet", "--python", python, "--no-deps", "-r", str(wanted_at)))
-    yt_dlp = f"yt-dlp[default,deno]=={pinned(CONSTRAINTS)['yt-dlp']}"
-    run(uv, *("pip", "install", "--quiet", "--python", python, "-c", str(wanted_at), yt_dlp))
+    extra = run(python, "-c", _YOUTUBE_EXTRA).split()
+    run(uv, *("pip", "install", "--quiet", "--python", python, "--no-deps", *extra))
     table = json.loads(run(tool("pip-licenses"), "--python", python, "--from=mixed", "--format=json", "--with-system"))
     told = {normal(row["Name"]): (row["Version"], row["License"]) for row in table}
     torch_version = pinned(CONSTRAINTS)["torch"]
-    told["torch"] = (torch_version, "BSD-3-Clause")
+    told["torch"] = (torch_version, metadata("torch")["License-Expression"])
     told.update({name: (version, "") for name, version in pinned(TORCH).items() if name != "torch"})
     server, locked = pinned(SERVER), pinned(CONSTRAINTS)
     sections = {
@@ -204,9 +236,9 @@ def licenses() -> None:
     lines = [
         "# Licences",
         "",
-        "Of all that is installed with the server or used to test it, in the versions of the lock. `make licenses` makes",
-        "this page, and fails when a licence comes in that nobody has agreed to; `tools/supply.py` says which are. What a",
-        "package says of itself, without what it may have bundled, unless that is explained here.",
+        "Of all that is installed with the server or used to test it, in the versions of the lock: what each package",
+        "says of itself, without what it may have bundled, unless that is explained here. `make licenses` makes this",
+        "page, and fails when a licence comes in that nobody has agreed to; `tools/supply.py` lists those.",
         "",
         "## Explained",
         "",
@@ -259,16 +291,35 @@ def audit() -> None:
 
 
 def dist(out: Path) -> None:
-    """Wheel and source archive of the commit, dated as it is: `SOURCE_DATE_EPOCH`, where it is set, else git's."""
+    """Wheel and source archive of the commit, dated as it is (`SOURCE_DATE_EPOCH`, where it is set, else git's). Built
+    twice, in two places, and kept only when both are the same bytes."""
     when = os.environ.get("SOURCE_DATE_EPOCH") or run("git", "log", "-1", "--format=%ct").strip()
-    run(tool("pyproject-build"), "--outdir", str(out), SOURCE_DATE_EPOCH=when, PIP_CONSTRAINT=str(REQUIREMENTS))
-    for path in sorted(out.glob("tts_server-*")):
-        print(path)
+    builder = tool("pyproject-build")
+    built: list[dict[str, bytes]] = []
+    for _ in range(2):
+        with tempfile.TemporaryDirectory() as place:
+            source = Path(place, "source")
+            run("git", "worktree", "add", "--quiet", "--detach", str(source), "HEAD")
+            try:
+                run(
+                    *(builder, str(source), "--outdir", str(Path(place, "dist"))),
+                    SOURCE_DATE_EPOCH=when,
+                    PIP_CONSTRAINT=str(REQUIREMENTS),
+                )
+            finally:
+                run("git", "worktree", "remove", "--force", str(source))
+            built.append({path.name: path.read_bytes() for path in Path(place, "dist").iterdir()})
+    if built[0] != built[1]:
+        sys.exit("Two builds of one commit are not the same bytes.")
+    out.mkdir(parents=True, exist_ok=True)
+    for name, data in sorted(built[0].items()):
+        (out / name).write_bytes(data)
+        print(f"{hashlib.sha256(data).hexdigest()}  {name}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    commands = {"lock": lock, "licenses": licenses, "sbom": sbom, "audit": audit}
+    commands = {"lock": lock, "clients-lock": clients_lock, "licenses": licenses, "sbom": sbom, "audit": audit}
     parser.add_argument("command", choices=[*commands, "dist"])
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="where `dist` puts what it builds")
     given = parser.parse_args()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import subprocess
 import threading
 from contextlib import contextmanager
@@ -71,6 +72,8 @@ def driver_environment() -> dict[str, str]:
 def driver(name: str, environment: str, folder: Path) -> Iterator[Client]:
     """`environment`: "voice" or "litellm" for a script of drivers/, "node" for one of node/."""
     if environment == "node":
+        if shutil.which("node") is None:
+            pytest.skip("node is not installed")
         there, command = HERE / "node" / "node_modules", ["node", str(HERE / "node" / f"{name}.mjs")]
     else:
         python = ROOT / ".clients" / environment / "bin" / "python"
