@@ -90,7 +90,7 @@ clients: install
 openapi: install
 	test -x $(APART)/schemathesis/bin/python || $(PYTHON) -m venv $(APART)/schemathesis
 	$(APART)/schemathesis/bin/python -m pip install --quiet --requirement tests/openapi/requirements.txt
-	$(PY) -m pytest tests/openapi -n 2
+	$(PY) -m pytest tests/openapi -m openapi -n 2
 
 # What can be said of the container files without an engine: linter, schemas; what they do is in tests/deploy.
 containers:
