@@ -11,6 +11,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from app.errors import EngineError, SpeechError
 
 if TYPE_CHECKING:
@@ -21,6 +23,11 @@ log = logging.getLogger(__name__)
 
 IDLE_CHECK_S = 1.0
 STALLED_S = 120.0  # a turn takes milliseconds, a first one with kernels to compile perhaps a minute
+
+_NOT_FINITE = (
+    "The model's numbers went out of range while speaking this. Try again; where it happens often, TTS_DTYPE=bfloat16 "
+    "or float32 has more room."
+)
 
 
 class Loop:
@@ -93,7 +100,8 @@ class Loop:
 
     def _step(self, rows: tuple[int, ...]) -> None:
         result = self._runner.step(rows)
-        quiet = result.ended if result.silent is None else result.ended | result.silent
+        rows = rows if result.rows is None else tuple(result.rows)
+        quiet = np.logical_or.reduce([part for part in (result.ended, result.silent, result.wrong) if part is not None])
         speaking = [i for i, nothing in enumerate(quiet) if not nothing]
         if speaking:
             live = [rows[i] for i in speaking]
@@ -101,6 +109,10 @@ class Loop:
             for i, (row, samples) in enumerate(zip(live, self._runner.sound(live, codes), strict=True)):
                 self._scheduler.job(row).outbox.put(samples, codes[i][:, None] if codes.shape[1] else None)
         self._end(rows, tuple(rows[i] for i, over in enumerate(result.ended) if over), None)
+        if result.wrong is not None and result.wrong.any():
+            lost = tuple(rows[i] for i in np.flatnonzero(result.wrong))
+            log.error("numbers in row(s) %s are not finite any more", lost)
+            self._fail(lost, EngineError(_NOT_FINITE))
 
     def _fail(self, rows: tuple[int, ...], error: Exception) -> None:
         if not isinstance(error, SpeechError):

@@ -23,11 +23,15 @@ class StepResult:
 
     codes (n, K) int16; ended (n,) bool: the row had said everything before this step, its codes are no sound.
     silent (n,) bool, None = no row: the row goes on but made no frame this time (it reads its next line).
+    wrong (n,) bool, None = no row: the row's numbers are not finite any more, it can't go on.
+    rows: whose these are, where the runner is a step ahead of what it tells; None = the rows that were asked for.
     """
 
     codes: Codes
     ended: NDArray[np.bool_]
     silent: NDArray[np.bool_] | None = None
+    wrong: NDArray[np.bool_] | None = None
+    rows: Sequence[int] | None = None
 
 
 class Runner(Protocol):
@@ -46,7 +50,8 @@ class Runner(Protocol):
         """Do one bounded piece of reading the prompt; True once the row can step."""
 
     def step(self, rows: Sequence[int]) -> StepResult:
-        """Advance these rows, and no others, by one frame."""
+        """Advance these rows, and no others, by one frame. May tell what an earlier call made, while the device works
+        at this one; of rows that have not been released since."""
 
     def sound(self, rows: Sequence[int], codes: Codes) -> Sequence[Samples]:
         """Turn one frame of codes (n, K) into samples, one array (N,) float32 per row."""

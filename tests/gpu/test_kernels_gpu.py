@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from app.models.kernels.choice import TORCH, Kernels, choose
+from app.models.kernels.choice import TORCH, Kernels, differs, fused_kernels
 from bench.kernels import Case, cases, check
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -28,7 +28,12 @@ def _exact() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def triton() -> Kernels:
     pytest.importorskip("triton")
-    return choose("triton", CUDA)
+    return fused_kernels()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_the_server_asks_of_them_at_its_start(dtype: torch.dtype, triton: Kernels) -> None:
+    assert not differs(triton, CUDA, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

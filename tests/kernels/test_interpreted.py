@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -20,12 +19,10 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("Triton is not asked to interpret: make kernels", allow_module_level=True)
 
 from app.models.kernels import fused, twins
-from app.models.kernels.choice import fused_kernels
+from app.models.kernels.choice import differs, fused_kernels
+from app.runtime.sampling import Knobs, exponential_noise
 from bench.kernels import Case, cases, check, mend_interpreter
 from tests.unit.test_kernels import asked, draws
-
-if TYPE_CHECKING:
-    from app.runtime.sampling import Knobs
 
 mend_interpreter()
 
@@ -43,6 +40,10 @@ DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", list(cases(2, torch.bfloat16)), ids=lambda case: case.name)
 def test_the_models_shapes(case: Case) -> None:
     check(case, fused_kernels(), CPU)
+
+
+def test_what_the_server_asks_of_them_at_its_start() -> None:
+    assert not differs(fused_kernels(), CPU, torch.bfloat16)
 
 
 @st.composite
@@ -154,7 +155,8 @@ def test_gate(tokens: int, width: int, dtype: torch.dtype, activation: twins.Act
     both = (4 * torch.randn(tokens, 2 * width, generator=torch.Generator().manual_seed(seed))).to(dtype)
     expected, made = twins.gate(both, activation), fused.gate(both, activation)
     torch.testing.assert_close(made, expected)
-    assert dtype == torch.float32 or differing(made, expected) < 0.01  # as many roundings, in the same places
+    # As many roundings, in the same places; gelu's error function is torch's own approximation.
+    assert dtype == torch.float32 or differing(made, expected) < (0.01 if activation == "silu" else 0.1)
 
 
 def chances(logits: Tensor, knob: Knobs, noise: Tensor, top_p: float) -> Tensor:
@@ -186,7 +188,7 @@ def test_sample(case: tuple[list[Knobs], Tensor, list[int], int], codebook: int)
     seeds, frames = torch.arange(seed, seed + rows), torch.arange(rows)
     request = (logits, *asked(knobs), seeds, frames, codebook, 4, torch.tensor(banned))
     expected, made = twins.sample(*request), fused.sample(*request)
-    noise = twins.exponential_noise(seeds, frames, codebook, 1, logits.shape[1])[:, 0]
+    noise = exponential_noise(seeds, frames, 4, logits.shape[1])[:, codebook]
     for row, knob in enumerate(knobs):
         allowed = logits[row].clone()
         if banned[row] >= 0:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from torch.nn import functional
 
 from app.errors import EngineUnavailable
 from app.models.kernels import twins
-from app.models.kernels.choice import TORCH, choose
+from app.models.kernels.choice import TORCH, candidates, differs
 from app.models.layers import Block, Rope, RowCache, StackConfig, _grouped, rotate, turns
 from app.runtime.sampling import Knobs, Sampler, exponential_noise
 
@@ -121,7 +124,8 @@ def test_noise_is_the_samplers(seeds: list[int], frame: int, codes: int, codeboo
     frames = torch.arange(frame, frame + len(seeds))
     whole = exponential_noise(torch.tensor(seeds), frames, 8, codes)
     assert torch.equal(
-        twins.exponential_noise(torch.tensor(seeds), frames, codebook, 3, codes), whole[:, codebook:][:, :3]
+        exponential_noise(torch.tensor(seeds), frames, 3, codes, first=codebook)[:, : 8 - codebook],
+        whole[:, codebook:][:, :3],
     )
 
 
@@ -228,14 +232,44 @@ def test_nothing_depends_on_what_a_tensor_holds() -> None:
         whole[0, 0].item()
 
 
-def test_auto_is_torch_and_triton_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose("auto", CPU) is TORCH
-    assert choose("torch", torch.device("cuda")) is TORCH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_kernel_that_computes_something_else_is_found(dtype: torch.dtype) -> None:
+    assert not differs(TORCH, CPU, dtype)
+    for name in ("step_attention", "decode_attention", "gate", "sample"):
+        right = getattr(TORCH, name)
+        wrong: Any = dataclasses.replace(TORCH, **{name: partial(off, right)})
+        assert differs(wrong, CPU, dtype) == name
+    norm = dataclasses.replace(TORCH, add_rms_norm=lambda x, residual, weight, eps: (x, residual))
+    assert differs(norm, CPU, dtype) == "add_rms_norm"
+
+
+def off(right: Callable[..., Tensor], *args: Any) -> Tensor:
+    made = right(*args)
+    return made + made // 2 + 1
+
+
+def test_triton_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, dtype = torch.device("cuda"), torch.float32
+    assert candidates("auto", CPU, dtype) == [TORCH]
+    assert candidates("torch", gpu, dtype) == [TORCH]
     with pytest.raises(EngineUnavailable, match="CUDA device, and this one is cpu") as refused:
-        choose("triton", CPU)
+        candidates("triton", CPU, dtype)
     assert "TTS_KERNELS=torch" in refused.value.remedy
     monkeypatch.setitem(sys.modules, "triton", None)  # as where it is not installed
     monkeypatch.delitem(sys.modules, "app.models.kernels.fused", raising=False)
     with pytest.raises(EngineUnavailable, match="Triton can't be imported") as missing:
-        choose("triton", torch.device("cuda"))
+        candidates("triton", gpu, dtype)
     assert "Install" in missing.value.remedy
+    assert candidates("auto", gpu, dtype) == [TORCH]  # and it speaks all the same
+
+
+def test_a_set_that_computes_something_else_is_found_out() -> None:
+    """What is done on a CUDA device before Triton's kernels are let in."""
+    cpu = torch.device("cpu")
+    assert not differs(TORCH, cpu, torch.float32)
+    for name in ("step_attention", "decode_attention", "gate", "sample"):
+        real = getattr(TORCH, name)
+        broken = dataclasses.replace(TORCH, **{name: lambda *rest, real=real, **more: real(*rest, **more) + 1})
+        assert differs(broken, cpu, torch.float32) == name
+    unnormed = dataclasses.replace(TORCH, add_rms_norm=lambda x, residual, *rest: (x + residual, x + residual))
+    assert differs(unnormed, cpu, torch.float32) == "add_rms_norm"

@@ -14,12 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Activation = Literal["silu", "gelu"]
+from app.runtime.sampling import draw, exponential_noise
 
-# splitmix64's step and the factors of its finaliser (Steele, Lea, Flood 2014), as int64.
-_STEP = 0x9E3779B97F4A7C15 - (1 << 64)
-_FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
-_SECOND = 0x94D049BB133111EB - (1 << 64)
+Activation = Literal["silu", "gelu"]
 
 
 def decode_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, length: int, scale: float) -> Tensor:
@@ -72,16 +69,6 @@ def gate(gate_up: Tensor, activation: Activation) -> Tensor:
     return (functional.silu(first) if activation == "silu" else functional.gelu(first)) * up
 
 
-def exponential_noise(seeds: Tensor, frames: Tensor, codebook: int, codebooks: int, codes: int) -> Tensor:
-    """What `exponential_noise` of runtime/sampling.py gives for `codebooks` codebooks from `codebook` on, bit for bit,
-    without the other ones: seeds, frames (n,) int64 -> (n, codebooks, codes) float32."""
-    row = _mix(_mix(seeds * _STEP + 1) + frames * _STEP)
-    begin = codebook * codes + 1
-    count = torch.arange(begin, begin + codebooks * codes, device=seeds.device, dtype=torch.int64)
-    bits = _shift(_mix(row[:, None] + count * _STEP), 40)  # 24 of them
-    return -torch.log((bits.to(torch.float32) + 0.5) * 2.0**-24).view(-1, codebooks, codes)
-
-
 def sample(
     logits: Tensor,
     temperature: Tensor,
@@ -92,49 +79,23 @@ def sample(
     codebook: int,
     codebooks: int,
     banned: Tensor,
+    *,
+    few: bool = False,
 ) -> Tensor:
     """A code for each row, as `Sampler.pick` of runtime/sampling.py draws it, with knobs on the device.
 
     logits (n, V) float32, of `codebook` out of `codebooks`; or (n, C, V), of C codebooks from `codebook` on.
     temperature (n,) float32, 0 = greedy; top_k (n,) int64, 0 = off; top_p (n,) float32, 1 = off; seeds, frames (n,)
     int64 name the noise. banned: a code that may not be drawn, -1 = none; int64 of the shape of what is returned.
-    -> codes (n,) or (n, C) int64. Where scores are equal at the edge of top-k or top-p all of them stay.
+    few: as `draw` may be told. -> codes (n,) or (n, C) int64. Where scores are equal at the edge of top-k or top-p all
+    of them stay.
     Raises ValueError for a codebook that is not there.
     """
+    count, size = logits.shape[0], logits.shape[-1]
     channels = logits.shape[1] if logits.dim() == 3 else 1
     if not 0 <= codebook <= codebooks - channels:
         raise ValueError(f"codebooks {codebook}..{codebook + channels - 1} of {codebooks}")
-    noise = exponential_noise(seeds, frames, codebook, channels, logits.shape[-1]).view(logits.shape)
-    return pick(logits, temperature, top_k, top_p, noise, banned)
-
-
-def pick(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, noise: Tensor, banned: Tensor) -> Tensor:
-    """`sample` with noise of the logits' shape that is there already: a frame's can be made for all its codebooks."""
-    count, size = logits.shape[0], logits.shape[-1]
-    shape = (count, -1, size)  # (n, C, V)
     codes = torch.arange(size, device=logits.device)
-    scores = logits.reshape(shape).masked_fill(codes == banned.reshape(count, -1, 1), -math.inf)
-    greedy = temperature <= 0
-    best = scores.argmax(dim=-1)
-    scores = scores / temperature.masked_fill(greedy, 1.0)[:, None, None]
-    ordered = scores.sort(dim=-1).values  # rising
-    limits = top_k.masked_fill((top_k <= 0) | (top_k > size), size)
-    floor = ordered.gather(-1, (size - limits)[:, None, None].expand(-1, scores.shape[1], 1))  # (n, C, 1)
-    scores = scores.masked_fill(scores < floor, -math.inf)
-    mass = ordered.masked_fill(ordered < floor, -math.inf).softmax(dim=-1).cumsum(dim=-1)
-    dropped = (mass <= (1 - top_p)[:, None, None]).sum(dim=-1, keepdim=True).clamp(max=size - 1)
-    edge = ordered.gather(-1, dropped).masked_fill((top_p >= 1)[:, None, None], -math.inf)
-    scores = scores.masked_fill(scores < edge, -math.inf)
-    drawn = (torch.softmax(scores, dim=-1) / noise.reshape(shape)).argmax(dim=-1)
-    return torch.where(greedy[:, None], best, drawn).view(logits.shape[:-1])
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * _FIRST
-    x = (x ^ _shift(x, 27)) * _SECOND
-    return x ^ _shift(x, 31)
+    scores = logits.reshape(count, channels, size).masked_fill(codes == banned.reshape(count, channels, 1), -math.inf)
+    noise = exponential_noise(seeds, frames, channels, size, first=codebook)
+    return draw(scores, temperature, top_k, top_p, noise, few=few).view(logits.shape[:-1])
