@@ -22,9 +22,9 @@ Activation = Literal["silu", "gelu"]
 def decode_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, length: int, scale: float) -> Tensor:
     """One query token of each row over what its row has kept.
 
-    q (B, H, d); k, v (B, G, S, d) views of a cache, d contiguous; positions (B,) int64 on the device, each below
-    `length`: row b sees cache positions 0..positions[b]. Of the cache positions 0..length-1 are read, so they must hold
-    numbers. -> (B, H * d) in q's dtype; scores, softmax in float32.
+    q (B, H, d); k, v (B, G, S, d) views of a cache, d contiguous; positions (B,) int64 on the device: row b sees
+    cache positions 0..positions[b], those below `length`. All below `length` may be read, so they must hold numbers.
+    -> (B, H * d) in q's dtype; scores, softmax in float32.
     """
     rows, heads, size = q.shape
     groups = k.shape[1]
