@@ -58,6 +58,11 @@ class BatchedEngine:
     def healthy(self) -> bool:
         return self._loop.alive
 
+    @property
+    def restarts(self) -> int:
+        """How often its loop has failed and gone on."""
+        return self._loop.restarts
+
     async def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
         outbox = Outbox(self._runner.rate_hz, self._outbox_s, on_room=self._scheduler.wake)
         job = Job(utterance, outbox)
