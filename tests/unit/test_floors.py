@@ -19,7 +19,7 @@ pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
 FLOORS = (
-    ("app", "types", "errors", "settings", "metrics", "logs"),  # "app" is app/__init__.py: the version
+    ("app", "types", "errors", "settings", "metrics", "logs", "keys"),  # "app" is app/__init__.py: the version
     ("text", "audio", "voices", "models", "runtime"),
     ("engines",),
     ("studio", "prompts", "cache", "casting"),
@@ -51,7 +51,7 @@ PLAIN_RUNTIME = (
     "loop",
     "runner",
     "faults",
-)  # tested, and offline, without torch
+)  # offline, without torch
 
 
 @dataclass(frozen=True)
