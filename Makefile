@@ -6,8 +6,10 @@ STAMP  := $(VENV)/.installed
 
 OPS    := .ops/bin
 RAY    := .ray/bin/python
+FUZZ   := .fuzz/bin/python
+FUZZ_SECONDS ?= 20
 
-.PHONY: install run dev oracle browser test test-all slow gpu fleet ray containers lint format types docs lock clean
+.PHONY: install run dev oracle browser test test-all slow gpu fleet ray fuzz containers lint format types docs lock clean
 
 install: $(STAMP)
 
@@ -64,6 +66,15 @@ ray: install
 	    unshare --net sh -c "ip link set lo up && exec $(RAY) -m pytest tests/contract -m ray"; \
 	else $(RAY) -m pytest tests/contract -m ray; fi
 
+# Coverage-guided fuzzing, FUZZ_SECONDS of each target; `python -m tests.fuzz.run --help` for longer. atheris stands beside
+# the environment, not in it: .fuzz sees what .venv has.
+fuzz: install
+	test -x $(FUZZ) || $(PY) -m venv .fuzz
+	$(PY) -c "import pathlib, sysconfig; site = sysconfig.get_path('purelib'); \
+	    [(p / 'beside.pth').write_text(site) for p in pathlib.Path('.fuzz/lib').glob('python*/site-packages')]"
+	$(FUZZ) -m pip install --quiet atheris==3.0.0
+	$(FUZZ) -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
+
 # What can be said of the container files without an engine: linter, schemas; what they do is in tests/deploy.
 containers:
 	test -x $(OPS)/python || $(PYTHON) -m venv .ops
@@ -100,4 +111,4 @@ lock:
 	rm -rf $(VENV)/lock
 
 clean:
-	rm -rf $(VENV) .oracle .ops .ray .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
+	rm -rf $(VENV) .oracle .ops .ray .fuzz .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
