@@ -196,8 +196,8 @@ def test_no_field_is_an_address_that_is_fetched(server: str) -> None:
             ("/v1/audio/speech", {"input": "a", "voice": address, "model": address, "instructions": address}),
             ("/v1/audio/speech", {"input": f'<audio src="{address}"/> ![x]({address}) <lexicon uri="{address}"/>'}),
             ("/v1/audio/conversation", {"text": "a", "context": [{"speaker": 0, "text": "b", "audio": address}]}),
-            ("/v1/voice-cloning/youtube", {"youtube_url": address, "name": "x", "url": address}),
-            ("/v1/voice-cloning/clone-youtube", {"youtube_url": address, "voice_name": "x", "url": address}),
+            ("/v1/voice-cloning/clone-from-youtube", {"youtube_url": address, "name": "x", "url": address}),
+            ("/v1/audio/speech/voice-cloning/youtube", {"youtube_url": address, "voice_name": "x"}),
         ):
             answer = httpx.post(f"{server}{path}", json=body, timeout=30)
             assert answer.status_code < 500

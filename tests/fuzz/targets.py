@@ -119,7 +119,8 @@ def parser(data: bytes) -> None:
     cleaned = cleaning.clean(text)
     plain = markup.plain_paragraphs(markup.strip_tags(cleaned))
     assert len(plain) <= 12 * len(cleaned) + 100
-    if not re.search(r"[<>&\[\]`\\$*_~|#]", cleaned):  # without marks of any markup every word stays
+    # Without marks of any markup every word stays; a line that begins with "o" and a gap is an item of a list.
+    if not re.search(r"[<>&\[\]`\\$*_~|#]|^\s*o\s\s", cleaned, re.MULTILINE):
         assert letters(plain) == letters(cleaned), (ascii(plain), ascii(cleaned))
 
 
