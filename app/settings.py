@@ -72,33 +72,75 @@ class Settings(BaseSettings):
         description="How CSM is laid on `TTS_DEVICES`: `balanced` = equal bytes on each; `sequential` = one device is "
         "filled before the next; `auto` = the first device alone if it has room, else `balanced`. Unset = not split.",
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         alias="TTS_DTYPE",
-        description="A model's number format; `auto` = bfloat16. Codecs are float32 always.",
+        description="A model's number format; `auto` = bfloat16 where the device computes in it, else float16 on a GPU "
+        "and float32 on a CPU. Codecs are float32 always.",
     )
     quantize: Literal["none", "int8"] = Field(
         "none", alias="TTS_QUANTIZE", description="`int8`: 8-bit weights and activations on a CPU: faster, less exact."
     )
+    cuda_graphs: bool = Field(
+        True,
+        alias="TTS_CUDA_GRAPHS",
+        description="On a CUDA device, record each step once and replay it. `0` = no recording: a quicker start and "
+        "slower speech.",
+    )
+    kernels: Literal["auto", "torch", "triton"] = Field(
+        "auto",
+        alias="TTS_KERNELS",
+        description="Who computes what lies between matrix products in a recorded step: PyTorch, or kernels of our own "
+        "in Triton. `auto`: both are timed on the device at the start, and checked against each other.",
+    )
+    compile: bool = Field(
+        False,
+        alias="TTS_COMPILE",
+        description="Let torch.compile write those kernels instead: a start of minutes.",
+    )
+    tf32: bool = Field(
+        False,
+        alias="TTS_TF32",
+        description="Float32 products (the codecs', and the model's with TTS_DTYPE=float32) in TensorFloat-32 on a "
+        "GPU: faster, with 10 bits of mantissa.",
+    )
+    gpu_memory_fraction: float = Field(
+        0.9,
+        alias="TTS_GPU_MEMORY_FRACTION",
+        gt=0.0,
+        le=1.0,
+        description="How much of a GPU's free memory may be used: sets the rows where TTS_MAX_ROWS is `auto`.",
+    )
+    steps_per_check: int = Field(
+        8,
+        alias="TTS_STEPS_PER_CHECK",
+        ge=1,
+        le=32,
+        description="Recorded steps of Dia (11.6 ms of speech each) that are sent to a GPU before the host looks at "
+        "what they made. More = less overhead, later ends.",
+    )
 
-    host: str = Field("0.0.0.0", alias="HOST", description="Address to listen on.")  # noqa: S104 - a server for a LAN
+    host: str = Field("0.0.0.0", alias="HOST", description="Address to listen on.")  # noqa: S104 - a server for a LAN # nosec B104
     port: int = Field(8000, alias="PORT", ge=0, le=65535, description="Port to listen on; 0 = any free one.")
     data_dir: Path = Field(
         Path("data"),
         alias="TTS_DATA_DIR",
-        description="Folder of all that is kept: `models`, `cloned_voices`, `voice_references`, `audio_cache`, `logs`.",
+        description="Folder of all that is kept: `models`, `cloned_voices`, `voice_references`, `audio_cache`, "
+        "`keys`, `logs`.",
     )
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
         alias="TTS_API_KEYS",
-        description="Comma-separated keys. Empty = open to all. With keys, speech and /debug need one "
-        "(`Authorization: Bearer`, or `api-key`); lists, health and metrics stay open.",
+        description="Comma-separated keys that may do everything, of 16 characters or more. Keys with names, scopes "
+        "and limits: `python -m app.cli keys add`. Neither = open to all. With keys, speech, cloning and /debug need "
+        "one (`Authorization: Bearer`, or `api-key`); lists, health and metrics stay open.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         alias="TTS_CORS_ORIGINS",
-        description="Comma-separated origins whose web pages may call the server; `*` = any. Empty = none.",
+        description="Comma-separated origins whose web pages may call the server, such as `https://studio.example`; "
+        "`*` = any. Empty = none.",
     )
 
     max_input_chars: int = Field(
@@ -116,6 +158,21 @@ class Settings(BaseSettings):
         ge=1024,
         description="Largest body of a request that brings recordings (conversations, cloning, consents, imports); "
         "larger is a 413.",
+    )
+    read_timeout_s: float = Field(
+        30.0,
+        alias="TTS_READ_TIMEOUT_S",
+        gt=0,
+        le=3600,
+        description="Seconds within which the head of a request must be here, and its body's first part; then the body "
+        "must come with 1 kB/s or more. Slower is a 408.",
+    )
+    keep_alive_s: int = Field(
+        75,
+        alias="TTS_KEEP_ALIVE_S",
+        ge=1,
+        description="Seconds a connection may idle between two requests; below the idle time of clients' pools it "
+        "shows there as connection errors.",
     )
     max_rows: Literal["auto"] | int = Field(
         "auto",
@@ -228,7 +285,10 @@ class Settings(BaseSettings):
 
     log_level: LogLevel = Field("INFO", alias="LOG_LEVEL", description="DEBUG, INFO, WARNING or ERROR.")
     log_texts: bool = Field(
-        False, alias="TTS_LOG_TEXTS", description="Write the texts of requests to the log. Off, only their length is."
+        False,
+        alias="TTS_LOG_TEXTS",
+        description="Write the texts of requests to the log, and the messages of exceptions, which may quote them. "
+        "Off, their length is written, and what failed where.",
     )
     dev_mode: bool = Field(
         False, alias="DEV_MODE", description="Restart on code changes; log DEBUG to the console in colour."
@@ -273,6 +333,24 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("cors_origins", mode="after")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s*]+", origin):
+                raise ValueError(
+                    f"{origin!r} is no origin: write scheme and host as browsers send them, "
+                    "`https://studio.example` or `http://localhost:3000`, without a path or a slash at the end"
+                )
+        return value
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _not_only_commas(cls, value: object) -> object:
+        if isinstance(value, str) and value.strip() and not value.strip(" ,"):
+            raise ValueError("has commas but no key; leave it empty to be open to all")
+        return value
 
     def rows(self, auto: int) -> int:
         """TTS_MAX_ROWS, or `auto`, what the engine thinks best."""

@@ -23,19 +23,25 @@ import torch
 from torch import Tensor
 
 from app.audio.guard import LineGuard, Rule
+from app.engines.csm_frames import CsmFrames, Frames
 from app.engines.references import checked
 from app.errors import BadReference, TextTooLong
 from app.models.csm.config import CsmConfig
 from app.models.csm.model import CsmModel, is_last, is_silent_end
 from app.models.csm.prompt import Segment, TextEncoder
+from app.models.kernels.choice import TORCH, Kernels
+from app.models.layers import RowCache
 from app.models.mimi.config import MimiConfig
 from app.models.mimi.model import MimiDecoder, MimiEncoder
+from app.runtime.faults import BROKEN
+from app.runtime.graphs import Recorder, setup_of
 from app.runtime.prefix import PrefixCache
-from app.runtime.runner import StepResult
-from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise, int64_of
+from app.runtime.runner import StepResult, Told, tell
+from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise, few, int64_of
+from app.types import Sampling, SpokenLine, Utterance, Voice
 
 if TYPE_CHECKING:
-    from app.types import Codes, Reference, Samples, Utterance, VoicePrompt
+    from app.types import Codes, Reference, Samples, VoicePrompt
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +52,7 @@ PIECE_CPU, PIECE_GPU = 64, 512  # tokens read in one go: what other rows wait fo
 MAX_TEXT_CHARS = 300  # of one line: about 20 s of speech, after which a sentence should have ended
 VOICE_SHARE = 0.3  # of the context is left to the voice prompt and what was said before
 SAMPLE_TEXT = "The weather was fine, so they walked along the river and talked about what they would do in the spring."
+WARM_UP_FRAMES = 4
 MIN_REFERENCE_S, MAX_REFERENCE_S = 0.1, 60.0
 
 
@@ -83,6 +90,7 @@ class _Row:
     said: list[Tensor] = field(default_factory=list)  # frames (K,) of the present line
     unread: Tensor | None = None  # (S, D) still to be read; its last token is read by the first step
     over: bool = False
+    laps: int = 0  # times it was stopped: frames that were on their way then are nobody's
     guard: LineGuard | None = None  # of the present line
     reference: ReferenceNoise | None = None
 
@@ -90,6 +98,14 @@ class _Row:
     def base(self) -> int:
         """Positions read before the first line."""
         return sum(segment.length for segment in self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """Rows that were sent off with a recorded frame, each with its lap then, and what they will have made."""
+
+    rows: list[tuple[int, _Row, int]]
+    frames: Callable[[], Frames]
 
 
 class CsmRunner:
@@ -112,10 +128,13 @@ class CsmRunner:
         piece: int | None = None,
         prefix_bytes: int = PREFIX_BYTES,
         examples: Path | None = None,
+        recorder: Recorder | None = None,
+        kernels: Sequence[Kernels] = (TORCH,),
     ) -> None:
         """guards None = none, as the reference implementations; reference_noise = draws as PyTorch's multinomial after
         `manual_seed` would, for comparing with them; piece = tokens read per `prefill`; examples = the folder of the
-        recordings that came with the model."""
+        recordings that came with the model; recorder = frames are recorded with it and replayed from then on, with the
+        fastest of `kernels`."""
         self.max_rows = max_rows
         self.model = model
         self.config: CsmConfig = model.config
@@ -133,11 +152,36 @@ class CsmRunner:
         # Packed bfloat16 and int8 rows do not depend on each other.
         self._one_by_one = model.device.type == "cpu" and not quantized and model.dtype == torch.float32
         self._piece = piece or (PIECE_CPU if model.device.type == "cpu" else PIECE_GPU)
-        self._cache = model.row_cache(max_rows)
+        if recorder is None:
+            self._cache = model.row_cache(max_rows)
+        else:
+            self._cache = model.row_cache(max_rows, together=True, spare=1)
         self._depth_cache = model.frame_cache(max_rows)
         self._next = torch.zeros(max_rows, self.config.backbone.width, device=model.device, dtype=model.dtype)
         self._prefixes = PrefixCache(prefix_bytes)
         self._rows: dict[int, _Row] = {}
+        self._frames: CsmFrames | None = None
+        self._flight: _Flight | None = None
+        self._heard: dict[int, Samples] = {}
+        if recorder is not None:
+            if not isinstance(self._cache, RowCache) or reference_noise:
+                raise ValueError("frames are recorded for one device and with our own noise")
+            self._frames = CsmFrames(model, decoder, self._cache, self._depth_cache, rows=max_rows, kernels=kernels)
+            self._frames.record(recorder)
+            self.max_rows = self._frames.rows
+            self._warm_up()
+        self.setup = setup_of(recorder, self.max_rows, self._frames.kernels if self._frames else "")
+
+    def _warm_up(self) -> None:
+        """Say something that nobody hears, through all that a request goes through."""
+        line = SpokenLine(SAMPLE_TEXT, 0, Voice("warm-up", "warm-up", "none"))
+        self.admit(0, Utterance((line,), Sampling(), 0, WARM_UP_FRAMES / self.codec.frame_hz))
+        while not self.prefill(0):
+            pass
+        for _ in range(WARM_UP_FRAMES):
+            self.step([0])
+            self._heard.clear()
+        self.release(0)
 
     @property
     def rate_hz(self) -> int:
@@ -187,6 +231,8 @@ class CsmRunner:
 
     @torch.inference_mode()
     def step(self, rows: Sequence[int]) -> StepResult:
+        if self._frames is not None:
+            return self._step_ahead(rows, self._frames)
         codes = np.zeros((len(rows), self.config.codebooks), np.int16)
         ended = np.zeros(len(rows), np.bool_)
         silent = np.zeros(len(rows), np.bool_)
@@ -204,24 +250,85 @@ class CsmRunner:
                     reading = True
                     self._read_piece(row, state)
         if speaking:
-            frames = self._speak([rows[i] for i in speaking])
-            host = frames.cpu()
-            for i, frame in zip(speaking, host, strict=True):
+            frames, finite = self._speak([rows[i] for i in speaking])
+            for i, frame, fine in zip(speaking, frames.cpu(), finite.tolist(), strict=True):
+                if not fine:
+                    self._wipe(rows[i])
+                    codes[i] = BROKEN
+                    continue
                 codes[i] = frame.numpy()
                 silent[i], ended[i] = self._settle(rows[i], frame)
         return StepResult(codes, ended, silent)
 
+    def _step_ahead(self, rows: Sequence[int], frames: CsmFrames) -> StepResult:
+        """`step` with recorded frames: sends these rows off and tells what the rows sent off before have made."""
+        told: list[Told] = []
+        speaking: list[int] = []
+        reading = False
+        for row in rows:
+            state = self._rows[row]
+            if state.over:
+                told.append(Told(row, ended=True))
+            elif state.unread is None:
+                speaking.append(row)
+            elif not reading:
+                reading = True
+                self._read_piece(row, state)
+        landing, self._flight = self._flight, self._send_off(speaking, frames) if speaking else None
+        made = landing.frames() if landing is not None else None
+        for row, state, lap in landing.rows if landing is not None else ():
+            assert made is not None  # noqa: S101 - as above
+            if self._rows.get(row) is not state or state.laps != lap or not made.went[row]:
+                continue
+            if made.wrong[row]:
+                self._wipe(row)
+                told.append(Told(row, BROKEN))
+                continue
+            state.position += 1
+            state.draws += 1
+            if made.early[row]:
+                self._on_guard("early_end")
+            frame = torch.from_numpy(made.codes[row].astype(np.int64))
+            if made.sounded[row]:
+                self._heard[row] = made.samples[row].copy()
+            silent, ended = self._settle(row, frame)
+            told.append(Told(row, made.codes[row], ended, silent))
+        return tell(told, self.config.codebooks)
+
+    def _send_off(self, rows: list[int], frames: CsmFrames) -> _Flight:
+        states = [self._rows[row] for row in rows]
+        # A frame of theirs may be on its way that is not counted yet.
+        longest = min(max(state.position for state in states) + 2, self.config.max_positions)
+        common = few([state.knobs for state in states], self.config.codebook_size)
+        flying = [(row, state, state.laps) for row, state in zip(rows, states, strict=True)]
+        return _Flight(flying, frames.launch(rows, longest, few=common))
+
+    def _wipe(self, row: int) -> None:
+        """A row's numbers are not finite any more: leave nothing of them to who comes next."""
+        if self._frames is not None:
+            self._frames.wipe(row)
+        else:
+            self._next[row] = 0
+            self._cache.wipe(row)
+            self._decoder.wipe(row)
+
     @torch.inference_mode()
-    def sound(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
-        frames = torch.from_numpy(codes.astype(np.int64))[:, :, None].to(self.model.device)
-        samples = self._decoder.decode(rows, frames).cpu().numpy()
+    def sound(self, rows: Sequence[int], codes: Codes) -> Sequence[Samples]:
+        if self._frames is not None:
+            samples: Sequence[Samples] = [self._heard.pop(row) for row in rows]
+        else:
+            frames = torch.from_numpy(codes.astype(np.int64))[:, :, None].to(self.model.device)
+            samples = list(self._decoder.decode(rows, frames).cpu().numpy())
         for row, heard in zip(rows, samples, strict=True):
             if (guard := self._rows[row].guard) is not None:
                 guard.hear(heard)
-        return list(samples)
+        return samples
 
     def release(self, row: int) -> None:
         self._rows.pop(row, None)
+        self._heard.pop(row, None)
+        if self._frames is not None:
+            self._frames.halt(row)
 
     # ---- references
 
@@ -346,9 +453,26 @@ class CsmRunner:
         state.unread = unread
         if len(unread) > 1:
             return False
-        self._next[row] = unread[0]
         state.unread = None
+        if self._frames is None:
+            self._next[row] = unread[0]
+            return True
+        self._frames.place(
+            row,
+            unread[0],
+            state.knobs,
+            position=state.position,
+            draws=state.draws,
+            seed=int64_of(state.seed),
+            left=self._left(state),
+            young=self._guards.min_frames if self._guards is not None else 0,
+        )
         return True
+
+    def _left(self, state: _Row) -> int:
+        """Frames that the present line may still have."""
+        line = self._limit(state, state.line) - len(state.said)
+        return max(0, min(line, state.max_frames - state.frames, self.config.max_positions - state.position))
 
     def _go_on(self, row: int, state: _Row, unsaid: list[Tensor]) -> None:
         """Turn to the next line. `unsaid`: frames of the present one that are not in the cache yet."""
@@ -382,10 +506,12 @@ class CsmRunner:
 
     # ---- speaking
 
-    def _speak(self, rows: list[int]) -> Tensor:
-        """One frame (n, K) for these rows, all of which have their next input in `_next`."""
+    def _speak(self, rows: list[int]) -> tuple[Tensor, Tensor]:
+        """One frame (n, K) for these rows, all of which have their next input in `_next`, and whose numbers are finite
+        (n,)."""
         if self._one_by_one and len(rows) > 1:
-            return torch.cat([self._speak([row]) for row in rows])
+            apart = [self._speak([row]) for row in rows]
+            return torch.cat([frame for frame, _ in apart]), torch.cat([fine for _, fine in apart])
         c, device = self.config, self.model.device
         states = [self._rows[row] for row in rows]
         where = torch.tensor(rows, device=device)
@@ -397,7 +523,12 @@ class CsmRunner:
             young = [len(state.said) < self._guards.min_frames for state in states]
             early = torch.tensor(young, device=device) if any(young) else None
 
+        finite = torch.ones(len(rows), dtype=torch.bool, device=device)
+
         def pick(codebook: int, logits: Tensor) -> Tensor:
+            nonlocal finite
+            if codebook + 1 == c.codebooks:  # what went wrong before is in the depth decoder's keys, and so in these
+                finite = logits.isfinite().all(dim=1)
             if early is not None and codebook == 0 and c.eos_code < c.codebook_size:
                 for _ in range(int(((logits.argmax(dim=-1) == c.eos_code) & early).sum())):
                     self._on_guard("early_end")
@@ -409,7 +540,7 @@ class CsmRunner:
         for state in states:
             state.position += 1
             state.draws += 1
-        return frames
+        return frames, finite
 
     def _noise(self, states: list[_Row]) -> Callable[[int], Tensor | None]:
         """Codebook -> noise (n, C) for this frame of each row."""
@@ -449,6 +580,10 @@ class CsmRunner:
             or len(state.said) >= self._limit(state, state.line)
             or state.position >= self.config.max_positions
         )
+        if done or state.frames >= state.max_frames:
+            state.laps += 1
+            if self._frames is not None:
+                self._frames.halt(row)
         if state.frames >= state.max_frames or (done and state.line + 1 == len(state.lines)):
             state.over = True
             return not sounded, not sounded

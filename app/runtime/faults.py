@@ -1,8 +1,7 @@
 """Faults in what a model computed, told per row: numbers that are none, memory that is not there.
 
-A NaN or infinity in a row's logits spreads through all that the row computes later. The device marks such a row's codes
-(`marked`), at the price of one reduction and without waiting for the host; the host sees the mark where codes arrive
-anyway (`broken`).
+A NaN or infinity in a row's logits spreads through all that the row computes later. A runner gives such a row codes of
+BROKEN, where codes reach the host anyway; the loop sees them (`broken`) and the row fails alone.
 """
 
 from __future__ import annotations
@@ -14,21 +13,9 @@ import numpy as np
 from app.errors import EngineError, OutOfMemory, SpeechError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from app.types import Codes, Samples
 
 BROKEN = -1  # no codec has such a code
-
-
-def marked(codes: Tensor, computed: Tensor) -> Tensor:
-    """codes (n, K), BROKEN in the rows where `computed` (n, ...), logits or hidden states, is not finite.
-
-    Only for codes that leave the device: an embedding can't look BROKEN up. Masked logits (-inf) have to be put in
-    before they are masked.
-    """
-    total = computed.flatten(1).float().abs().amax(dim=1, keepdim=True)  # NaN and infinity both survive it
-    return codes.masked_fill(~total.isfinite(), BROKEN)
 
 
 def broken(codes: Codes) -> list[int]:

@@ -125,6 +125,7 @@ class Loop:
 
     def _step(self, rows: tuple[int, ...]) -> None:
         result = self._runner.step(rows)
+        rows = rows if result.rows is None else tuple(result.rows)
         quiet = result.ended if result.silent is None else result.ended | result.silent
         speaking = [i for i, nothing in enumerate(quiet) if not nothing]
         lost = {rows[i] for i in faults.broken(result.codes)}

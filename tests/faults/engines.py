@@ -70,9 +70,7 @@ class FailingRunner:
         time_s = np.arange(FRAME_SAMPLES) / RATE_HZ
         hum = (0.2 * np.sin(2 * np.pi * 220 * time_s)).astype(np.float32)
         broken = np.full_like(hum, np.nan)
-        return [
-            broken if "noise" in self._texts[row] and self._made[row] == FAILS_AT else hum for row in rows
-        ]
+        return [broken if "noise" in self._texts[row] and self._made[row] == FAILS_AT else hum for row in rows]
 
     def release(self, row: int) -> None:
         self._texts.pop(row, None)

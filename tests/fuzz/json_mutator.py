@@ -12,11 +12,38 @@ if TYPE_CHECKING:
 NAMES = (
     *("model", "input", "text", "voice", "voice_id", "id", "instructions", "response_format", "speed", "stream_format"),
     *("progress", "temperature", "top_k", "topk", "top_p", "cfg_scale", "seed", "max_audio_length_ms", "sample_rate"),
-    *("language", "conversation_id", "cache", "normalize", "enhance", "speaker_id", "speaker", "context", "turns", "audio"),
+    *(
+        "language",
+        "conversation_id",
+        "cache",
+        "normalize",
+        "enhance",
+        "speaker_id",
+        "speaker",
+        "context",
+        "turns",
+        "audio",
+    ),
 )
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2**63, -(2**63), 10**30, 0.0, -0.0, 0.25, 4, 1e308, float("nan"), float("inf")),
-    *("", " ", "alloy", "nova", "mp3", "wav", "opus", "pcm", "sse", "audio", "random", "csm-1b", "en-US", "\ud800", "\0"),
+    *(
+        "",
+        " ",
+        "alloy",
+        "nova",
+        "mp3",
+        "wav",
+        "opus",
+        "pcm",
+        "sse",
+        "audio",
+        "random",
+        "csm-1b",
+        "en-US",
+        "\ud800",
+        "\0",
+    ),
     *("data:audio/wav;base64,UklGRg==", "data:,", "UklG\r\nRg", "====", "é", "x" * 5000, {}, [], {"id": "a"}, [[]]),
     {"speaker": 0, "text": "a", "audio": ""},
     {"speaker": "b", "text": "hi", "voice": {"id": "alloy"}},
@@ -61,7 +88,9 @@ def _changed(content: Any, chance: random.Random, depth: int) -> Any:
                 return [*content[:at], _changed(content[at], chance, depth + 1), *content[at + 1 :]]
     if isinstance(content, str) and chance.random() < 0.5:
         at = chance.randrange(len(content) + 1)
-        return content[:at] + chance.choice(("", " ", "a", "\u2028", "=", "-", "\ud800", "[S1]", "9")) + content[at + 1 :]
+        return (
+            content[:at] + chance.choice(("", " ", "a", "\u2028", "=", "-", "\ud800", "[S1]", "9")) + content[at + 1 :]
+        )
     if isinstance(content, int | float) and chance.random() < 0.5:
         return content + chance.choice((1, -1, 0.5, 10**6))
     return chance.choice(VALUES)

@@ -13,7 +13,8 @@ from app.engines.csm import CsmRunner
 from app.models.layers import Stage
 from app.types import Sampling, Utterance
 from bench.fabricate import fabricate_csm
-from tests.unit.test_csm_runner import Driver, alone, make, prompt, speech
+from tests.driver import Driver
+from tests.unit.test_csm_runner import alone, make, prompt, speech
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

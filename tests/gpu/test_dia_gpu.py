@@ -12,7 +12,8 @@ import torch
 from app.engines.dia import DiaRunner
 from app.types import Sampling, Utterance
 from bench.random_dia import fabricate_dia
-from tests.unit.test_dia_runner import Driver, make, prompt, speech
+from tests.driver import Driver
+from tests.unit.test_dia_runner import make, prompt, speech
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

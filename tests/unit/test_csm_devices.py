@@ -34,7 +34,8 @@ from app.runtime.device import choose_device, choose_devices, free_bytes
 from app.settings import Settings
 from app.types import Sampling
 from bench.fabricate import csm_config, fabricate_csm
-from tests.unit.test_csm_runner import Driver, alone, prompt, speech
+from tests.driver import Driver
+from tests.unit.test_csm_runner import alone, prompt, speech
 
 pytestmark = pytest.mark.unit
 

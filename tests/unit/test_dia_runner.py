@@ -18,6 +18,7 @@ from app.models.layers import CrossCache
 from app.settings import Settings
 from app.types import Reference, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
 from bench.random_dia import fabricate_dia
+from tests.driver import Driver
 
 pytestmark = pytest.mark.unit
 
@@ -58,60 +59,6 @@ def speech(text: str, seed: int = 1, frames: int = 12, **options: object) -> Utt
     voice = options.pop("prompt", None)
     sampling = options.pop("sampling", Sampling())
     return Utterance((SpokenLine(text, 0, VOICE, voice),), sampling, seed, frames * FRAME_S)
-
-
-class Driver:
-    """Plays the loop: a turn is a piece of script for each row that reads, and a step of those that speak."""
-
-    def __init__(self, runner: DiaRunner) -> None:
-        self.runner = runner
-        self.reading: list[int] = []
-        self.speaking: list[int] = []
-        self.codes: dict[int, list[np.ndarray]] = {}
-        self.sounds: dict[int, list[np.ndarray]] = {}
-        self.pieces = 0
-
-    def start(self, row: int, utterance: Utterance) -> None:
-        self.runner.admit(row, utterance)
-        self.reading.append(row)
-        self.codes[row], self.sounds[row] = [], []
-
-    def stop(self, row: int) -> None:
-        for rows in (self.reading, self.speaking):
-            if row in rows:
-                rows.remove(row)
-        self.runner.release(row)
-
-    def turn(self, paused: frozenset[int] = frozenset()) -> None:
-        for row in list(self.reading):
-            self.pieces += 1
-            if self.runner.prefill(row):
-                self.reading.remove(row)
-                self.speaking.append(row)
-        rows = [row for row in self.speaking if row not in paused]
-        if not rows:
-            return
-        result = self.runner.step(rows)
-        assert result.silent is not None
-        live = [i for i in range(len(rows)) if not (result.ended[i] or result.silent[i])]
-        if live:
-            made = self.runner.sound([rows[i] for i in live], result.codes[live])
-            for i, sound in zip(live, made, strict=True):
-                self.codes[rows[i]].append(result.codes[i])
-                self.sounds[rows[i]].append(sound)
-        for i, over in enumerate(result.ended):
-            if over:
-                self.stop(rows[i])
-
-    def finish(self) -> None:
-        while self.reading or self.speaking:
-            self.turn()
-
-    def said(self, row: int) -> np.ndarray:
-        return np.stack(self.codes[row]) if self.codes[row] else np.zeros((0, 9), np.int16)
-
-    def sound(self, row: int) -> np.ndarray:
-        return np.concatenate(self.sounds[row])
 
 
 def alone(runner: DiaRunner, utterance: Utterance, row: int = 0) -> np.ndarray:

@@ -10,6 +10,7 @@ float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -27,6 +28,24 @@ _MIN_USAGE = 1e-5  # floor for codebook entries that were never used
 _WINDOW_FLOATS = 1 << 24
 
 Step = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The rows that go on. where: they in a state; index (n, 1) their numbers; begun (n,) latents they have been
+    through; used: how much of the ring is. going (n,) bool: the others stay as they are; None = all go on."""
+
+    where: Tensor | slice
+    index: Tensor
+    begun: Tensor
+    used: int
+    going: Tensor | None = None
+
+    def keep(self, state: Tensor, new: Tensor) -> None:
+        """Write what these rows remember from now on."""
+        if self.going is not None:
+            new = torch.where(self.going.view(-1, *[1] * (new.ndim - 1)), new, state[self.where])
+        state[self.where] = new
 
 
 def _weight(*shape: int) -> nn.Parameter:
@@ -335,6 +354,7 @@ class MimiDecoder(nn.Module):
         self._keys = torch.zeros(c.layers, rows, c.kv_heads, self._ring, c.head_dim, device=device)
         self._values = torch.zeros_like(self._keys)
         self._latents = [0] * rows  # how many each row has been through
+        self._begun = torch.zeros(rows, dtype=torch.int64, device=device)  # the same, for `frame`
         self._states = RowStates(rows, device)
         self._slots: dict[nn.Module, int] = {}
         for module in self.modules():
@@ -352,71 +372,97 @@ class MimiDecoder(nn.Module):
         """Begin the row anew. Its old keys stay where they are: no position of the new stream reaches them."""
         self._states.reset(row)
         self._latents[row] = 0
+        self._begun[row] = 0
+
+    def wipe(self, row: int) -> None:
+        """Put zeros in place of keys and values that are no numbers any more (see RowCache.wipe)."""
+        self._keys[:, row] = 0
+        self._values[:, row] = 0
 
     def decode(self, rows: Sequence[int], codes: Tensor) -> Tensor:
         """Go on with these rows: codes (n, K, T) int64 -> samples (n, T * frame_samples) float32."""
-        pieces = [self._piece(rows, piece) for piece in torch.split(codes, PIECE_FRAMES, dim=2)]
+        pieces = [self._decode(rows, piece) for piece in torch.split(codes, PIECE_FRAMES, dim=2)]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
 
-    def _piece(self, rows: Sequence[int], codes: Tensor) -> Tensor:
+    def _decode(self, rows: Sequence[int], codes: Tensor) -> Tensor:
         first, count = rows[0], len(rows)
+        index = torch.tensor(rows, device=self._device)
+        where: Tensor | slice = index
         if list(rows) == list(range(first, first + count)):
-            where: Tensor | slice = slice(first, first + count)  # a view: nothing is copied
-        else:
-            where = torch.tensor(rows, device=self._device)
+            where = slice(first, first + count)  # a view: nothing is copied
+        begun = [self._latents[row] for row in rows]
+        length = codes.shape[2] * self.config.latent_stride
+        used = min(self._ring, max(begun) + length)
+        sound = self._piece(_Rows(where, index[:, None], torch.tensor(begun, device=self._device), used), codes)
+        for row in rows:
+            self._latents[row] += length
+        return sound
+
+    def frame(self, codes: Tensor, going: Tensor) -> Tensor:
+        """One frame of the first n rows, those that are `going` (n,) bool: codes (n, K) int64 -> (n, frame_samples)
+        float32, of any number for the others.
+
+        Of fixed shape, and nothing is asked of the host: it may be recorded. How far rows are is counted on the device
+        then, so a row goes on by this or by `decode`, not by both, from one reset to the next.
+        """
+        count = len(codes)
+        index = torch.arange(count, device=self._device)[:, None]
+        begun = self._begun[:count]
+        sound = self._piece(_Rows(slice(0, count), index, begun, self._ring, going), codes[:, :, None])
+        begun += going * self.config.latent_stride
+        return sound
+
+    def _piece(self, rows: _Rows, codes: Tensor) -> Tensor:
         index = (codes + self._offsets[:, None]).transpose(1, 2)  # (n, T, K)
         x = functional.embedding(index, self.table.flatten(0, 1)).sum(dim=2)  # (n, T, C)
-        x = self._up(self.upsample, x, where)
-        x = self._transform(rows, where, x)
-        x = self._conv(self.first, x, where)
+        x = self._up(self.upsample, x, rows)
+        x = self._transform(rows, x)
+        x = self._conv(self.first, x, rows)
         for up, residuals in zip(self.ups, self.residuals, strict=True):
-            x = self._up(cast(Upsample, up), functional.elu(x), where)
+            x = self._up(cast(Upsample, up), functional.elu(x), rows)
             for module in cast(nn.ModuleList, residuals):
                 residual = cast(Residual, module)
-                x = residual(x, lambda y, conv=residual.first: self._conv(conv, y, where))
-        return self._conv(self.last, functional.elu(x), where)[..., 0]
+                x = residual(x, lambda y, conv=residual.first: self._conv(conv, y, rows))
+        return self._conv(self.last, functional.elu(x), rows)[..., 0]
 
-    def _conv(self, conv: Conv, x: Tensor, where: Tensor | slice) -> Tensor:
+    def _conv(self, conv: Conv, x: Tensor, rows: _Rows) -> Tensor:
         if conv.reach == 0:
             return conv(x)  # type: ignore[no-any-return]
         past = self._states.tensors[self._slots[conv]]
-        x = torch.cat((past[where], x), dim=1)
-        past[where] = x[:, -conv.reach :]
+        x = torch.cat((past[rows.where], x), dim=1)
+        rows.keep(past, x[:, -conv.reach :])
         return conv(x)  # type: ignore[no-any-return]
 
-    def _up(self, up: Upsample, x: Tensor, where: Tensor | slice) -> Tensor:
+    def _up(self, up: Upsample, x: Tensor, rows: _Rows) -> Tensor:
         owed = self._states.tensors[self._slots[up]]
-        x, later = up(x, owed[where])
-        owed[where] = later
+        x, later = up(x, owed[rows.where])
+        rows.keep(owed, later)
         return x
 
-    def _transform(self, rows: Sequence[int], where: Tensor | slice, x: Tensor) -> Tensor:
+    def _transform(self, rows: _Rows, x: Tensor) -> Tensor:
         c, ring = self.config, self._ring
         count, length, width = x.shape
-        begun = torch.tensor([self._latents[row] for row in rows], device=self._device)
-        at = begun[:, None] + torch.arange(length, device=self._device)  # (n, T) positions
-        used = min(ring, max(self._latents[row] for row in rows) + length)
+        at = rows.begun[:, None] + torch.arange(length, device=self._device)  # (n, T) positions
         last = at[:, -1:]
         # The position whose key lies in each place of the ring, once this piece is written; negative = none yet.
-        held = last - (last - torch.arange(used, device=self._device)) % ring  # (n, L)
+        held = last - (last - torch.arange(rows.used, device=self._device)) % ring  # (n, L)
         held = held[:, None, :]
         mask = ((held >= 0) & (held <= at[..., None]) & (held > at[..., None] - c.window))[:, None]  # (n, 1, T, L)
         cos, sin = turns(self._frequencies, at.flatten())
-        row_index = torch.tensor(rows, device=self._device)[:, None]
         places = at % ring
 
         def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            self._keys[index].transpose(1, 2)[row_index, places] = k.view(count, length, c.kv_heads, c.head_dim)
-            self._values[index].transpose(1, 2)[row_index, places] = v.view(count, length, c.kv_heads, c.head_dim)
+            # A row that does not go on is written to as well, where it will write next itself.
+            self._keys[index].transpose(1, 2)[rows.index, places] = k.view(count, length, c.kv_heads, c.head_dim)
+            self._values[index].transpose(1, 2)[rows.index, places] = v.view(count, length, c.kv_heads, c.head_dim)
             queries = q.view(count, length, c.heads, c.head_dim)
-            keys, values = self._keys[index][where][:, :, :used], self._values[index][where][:, :, :used]
+            keys = self._keys[index][rows.where][:, :, : rows.used]
+            values = self._values[index][rows.where][:, :, : rows.used]
             return _attention(c, queries, keys, values, mask)
 
         x = x.reshape(count * length, width)
         for index, layer in enumerate(self.layers):
             x = layer(x, index, cos, sin, attend)
-        for row in rows:
-            self._latents[row] += length
         return x.view(count, length, width)
 
     @torch.no_grad()

@@ -1,0 +1,177 @@
+"""Work of fixed shape, recorded once and replayed: a CUDA graph on a CUDA device, elsewhere the same function again.
+
+What is recorded reads and writes tensors that stay where they are and asks the host for nothing; so thousands of small
+kernels cost one launch. Knows no model.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+WARM_UPS = 2  # calls before the recording: libraries set themselves up in the first
+
+
+def at_least(wanted: int, sizes: Sequence[int]) -> int:
+    """The smallest of `sizes` (ascending) that holds `wanted`. Raises ValueError where none does."""
+    for size in sizes:
+        if size >= wanted:
+            return size
+    raise ValueError(f"{wanted} is more than {sizes[-1]}")
+
+
+def doublings(first: int, last: int) -> tuple[int, ...]:
+    """first, 2 first, 4 first ... below last, and last."""
+    sizes = []
+    while first < last:
+        sizes.append(first)
+        first *= 2
+    return (*sizes, last)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What recording took: graphs, seconds, bytes of device memory."""
+
+    graphs: int
+    seconds: float
+    bytes: int
+
+
+class Recorder:
+    """Records bodies for one device. All graphs share one pool of memory, as no two of them run at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._on_cuda = device.type == "cuda"
+        self._pool: Any = torch.cuda.graph_pool_handle() if self._on_cuda else None
+        self.graphs = 0
+        self._seconds = 0.0
+        self._bytes = 0
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(self.graphs, round(self._seconds, 3), self._bytes)
+
+    def record(self, body: Callable[[], None]) -> Callable[[], None]:
+        """The body as something to be replayed. On a CUDA device it has been called by then: what it wrote is to be
+        written anew.
+
+        Raises torch.OutOfMemoryError; then nothing of it is left in the way of another recording.
+        """
+        began = time.monotonic()
+        self.graphs += 1
+        if not self._on_cuda:
+            return body
+        free = torch.cuda.mem_get_info(self._device)[0]
+        here = torch.cuda.current_stream(self._device)
+        aside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        graph = torch.cuda.CUDAGraph()
+        try:
+            aside.wait_stream(here)
+            with torch.cuda.stream(aside):
+                for _ in range(WARM_UPS):
+                    body()
+            here.wait_stream(aside)
+            torch.cuda.synchronize(self._device)
+            # Other threads may use the device meanwhile (a voice is learned): only this one is being recorded.
+            with torch.cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode="thread_local"):
+                body()
+        except torch.OutOfMemoryError:
+            self.graphs -= 1
+            del graph
+            gc.collect()
+            torch.cuda.empty_cache()
+            raise
+        finally:
+            self._seconds += time.monotonic() - began
+            self._bytes += max(0, free - torch.cuda.mem_get_info(self._device)[0])
+        return graph.replay
+
+    def seconds(self, replay: Callable[[], None], times: int = 20) -> float:
+        """How long what was recorded takes, in the mean."""
+        replay()
+        self._wait()
+        began = time.perf_counter()
+        for _ in range(times):
+            replay()
+        self._wait()
+        return (time.perf_counter() - began) / times
+
+    def _wait(self) -> None:
+        if self._on_cuda:
+            torch.cuda.synchronize(self._device)
+
+
+Setup = tuple[tuple[str, str | int | float | bool | None], ...]
+
+
+def setup_of(recorder: Recorder | None, rows: int, kernels: str) -> Setup:
+    """What /health says of how an engine's steps are made."""
+    if recorder is None:
+        return (("recorded", False),)
+    cost = recorder.cost
+    return (
+        ("recorded", True),
+        ("recorded_rows", rows),
+        ("graphs", cost.graphs),
+        ("recording_s", cost.seconds),
+        ("recording_bytes", cost.bytes),
+        ("kernels", kernels),
+    )
+
+
+class Mirror:
+    """A device tensor's contents for the host, two launches deep: one may be read while the next is made."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._tensors = tensors
+        self._on_cuda = tensors[0].device.type == "cuda"
+        self._sides = [
+            [torch.empty(t.shape, dtype=t.dtype, pin_memory=self._on_cuda) for t in tensors] for _ in range(2)
+        ]
+        self._turn = 0
+
+    def copy(self) -> Callable[[], list[Tensor]]:
+        """Begin to copy what the tensors hold after all work that is queued; the result waits for it and gives the
+        host's tensors, which are good until the next but one `copy`."""
+        side = self._sides[self._turn]
+        self._turn = 1 - self._turn
+        for host, tensor in zip(side, self._tensors, strict=True):
+            host.copy_(tensor, non_blocking=self._on_cuda)
+        if not self._on_cuda:
+            return lambda: side
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()
+
+        def wait() -> list[Tensor]:
+            done.synchronize()
+            return side
+
+        return wait
+
+
+def upload(values: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on the device, without waiting for what the device is doing."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def aside(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """A stream of its own on a CUDA device, for work that need not wait for what the engine has sent off; elsewhere
+    nothing. The memory it uses must be its own."""
+    if device.type != "cuda":
+        return nullcontext
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return lambda: torch.cuda.stream(stream)
