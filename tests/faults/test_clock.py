@@ -42,7 +42,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_a_server_whose_clock_jumps_to_and_fro(tmp_path: Path, clock: Clock) -> None:
-    with serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=0, TTS_OUTBOX_S=0.5) as url, httpx.Client(base_url=url) as http:
+    with (
+        serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=0, TTS_OUTBOX_S=0.5) as url,
+        httpx.Client(base_url=url) as http,
+    ):
         body = {"input": "The clock strikes."}
         assert http.post("/v1/audio/speech", json=body).status_code == 200
         for ahead_s in (3650 * DAY_S, -3650 * DAY_S, -3600.0, 0.0):

@@ -165,7 +165,19 @@ def test_paths_made_to_lead_elsewhere(server: str, path: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../../../../tmp/x", "a\0b", "\u202egpj.exe", "x" * 10_000, "con", ".", "..", "a/b\\c", "\ud7ff\uffff", "'\";--", ""],
+    [
+        "../../../../tmp/x",
+        "a\0b",
+        "\u202egpj.exe",
+        "x" * 10_000,
+        "con",
+        ".",
+        "..",
+        "a/b\\c",
+        "\ud7ff\uffff",
+        "'\";--",
+        "",
+    ],
     ids=ascii,
 )
 def test_names_of_uploads_and_voices(server: str, name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -227,7 +239,9 @@ def bomb(container: str, codec: str, hours: float) -> bytes:
 def lying_wav() -> bytes:
     """Says that it is 4 GB long, at 384 kHz with 8 channels."""
     head = struct.pack("<HHIIHH", 1, 8, 384_000, 384_000 * 16, 16, 16)
-    return b"RIFF\xff\xff\xff\xffWAVEfmt " + struct.pack("<I", len(head)) + head + b"data\xff\xff\xff\xff" + bytes(5_000)
+    return (
+        b"RIFF\xff\xff\xff\xffWAVEfmt " + struct.pack("<I", len(head)) + head + b"data\xff\xff\xff\xff" + bytes(5_000)
+    )
 
 
 @pytest.mark.parametrize(

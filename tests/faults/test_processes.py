@@ -30,7 +30,9 @@ def test_sigterm_while_sixteen_speak(tmp_path: Path) -> None:
         process.wait()
         speech = f"{process.url}/v1/audio/speech"
         sentence = "A sentence that takes a while to say. "
-        whole_s = decode(httpx.post(speech, json={"input": sentence * 3, "response_format": "wav"}).content, "wav").seconds
+        whole_s = decode(
+            httpx.post(speech, json={"input": sentence * 3, "response_format": "wav"}).content, "wav"
+        ).seconds
         begun = threading.Barrier(STREAMS + 1)
 
         def listen(index: int) -> tuple[bool, bytes]:
@@ -90,7 +92,9 @@ def _killed_again_and_again(tmp_path: Path, rounds: int) -> None:
                 while not stop.is_set():
                     try:
                         form = {"name": f"voice {count} {made}", "transcript": samples.TEXT}
-                        answer = http.post("/v1/voice-cloning/clone", data=form, files={"audio_file": ("a.mp3", sample)})
+                        answer = http.post(
+                            "/v1/voice-cloning/clone", data=form, files={"audio_file": ("a.mp3", sample)}
+                        )
                         voice = answer.json()["voice"]["id"]
                         heard = http.get(f"/v1/voice-cloning/voices/{voice}/reference")
                         assert heard.status_code == 200
