@@ -7,6 +7,8 @@ STAMP  := $(VENV)/.installed
 OPS    := .ops/bin
 APART  := .clients
 RAY    := .ray/bin/python
+FUZZ   := .fuzz/bin/python
+FUZZ_SECONDS ?= 20
 TRITON := .triton/bin/python
 
 .PHONY: install install-locked run dev oracle browser test test-all slow soak gpu fleet ray kernels fuzz clients openapi \
@@ -79,6 +81,15 @@ ray: install
 	if unshare --net true 2>/dev/null; then \
 	    unshare --net sh -c "ip link set lo up && exec $(RAY) -m pytest tests/contract -m ray"; \
 	else $(RAY) -m pytest tests/contract -m ray; fi
+
+# Coverage-guided fuzzing, FUZZ_SECONDS of each target; `python -m tests.fuzz.run --help` for longer. atheris stands beside
+# the environment, not in it: .fuzz sees what .venv has.
+fuzz: install
+	test -x $(FUZZ) || $(PY) -m venv .fuzz
+	$(PY) -c "import pathlib, sysconfig; site = sysconfig.get_path('purelib'); \
+	    [(p / 'beside.pth').write_text(site) for p in pathlib.Path('.fuzz/lib').glob('python*/site-packages')]"
+	$(FUZZ) -m pip install --quiet atheris==3.0.0
+	$(FUZZ) -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
 
 # Triton beside the environment too (700 MB), in the version that torch's CUDA build asks for: the kernels under its
 # interpreter against their twins, then compiled for GPUs that need not be there.
