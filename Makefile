@@ -6,8 +6,10 @@ STAMP  := $(VENV)/.installed
 
 OPS    := .ops/bin
 RAY    := .ray/bin/python
+TRITON := .triton/bin/python
 
-.PHONY: install run dev oracle browser test test-all slow soak gpu fleet ray containers lint format types docs lock clean
+.PHONY: install run dev oracle browser test test-all slow soak gpu fleet ray kernels containers lint format types docs \
+    lock clean
 
 install: $(STAMP)
 
@@ -50,6 +52,7 @@ test-all: install
 # On a machine with a GPU: everything that needs one, and the figures.
 gpu: install
 	$(PY) -m pytest -m gpu
+	$(PY) -m bench.kernels
 	for model in csm dia; do for rows in 1 8; do \
 	    $(PY) -m bench.step --model $$model --size full --device cuda --rows $$rows --frames 64 || exit 1; done; done
 
@@ -67,6 +70,16 @@ ray: install
 	if unshare --net true 2>/dev/null; then \
 	    unshare --net sh -c "ip link set lo up && exec $(RAY) -m pytest tests/contract -m ray"; \
 	else $(RAY) -m pytest tests/contract -m ray; fi
+
+# Triton beside the environment too (700 MB), in the version that torch's CUDA build asks for: the kernels under its
+# interpreter against their twins, then compiled for GPUs that need not be there.
+kernels: install
+	test -x $(TRITON) || $(PY) -m venv .triton
+	$(PY) -c "import pathlib, sysconfig; site = sysconfig.get_path('purelib'); \
+	    [(p / 'beside.pth').write_text(site) for p in pathlib.Path('.triton/lib').glob('python*/site-packages')]"
+	$(TRITON) -m pip install --quiet --no-deps "triton==3.7.1"
+	TRITON_INTERPRET=1 $(TRITON) -m pytest tests/kernels
+	$(TRITON) -m pytest tests/kernels
 
 # What can be said of the container files without an engine: linter, schemas; what they do is in tests/deploy.
 containers:
@@ -104,4 +117,4 @@ lock:
 	rm -rf $(VENV)/lock
 
 clean:
-	rm -rf $(VENV) .oracle .ops .ray .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
+	rm -rf $(VENV) .oracle .ops .ray .triton .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage

@@ -143,4 +143,5 @@ def assemble(settings: Settings) -> FastAPI:
         max_body_bytes=settings.max_body_bytes,
         max_upload_bytes=settings.max_upload_bytes,
         cors_origins=settings.cors_origins,
+        reader_timeout_s=settings.reader_timeout_s,
     )

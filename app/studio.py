@@ -22,7 +22,8 @@ import numpy as np
 
 from app import __version__
 from app.audio import pcm, watermark
-from app.audio.decode import TIME_LIMIT_S, decode
+from app.audio.apart import decode_turn
+from app.audio.decode import TIME_LIMIT_S
 from app.audio.encoders import MEDIA_TYPES, Encoder, check_rate, open_encoder
 from app.audio.resample import StreamResampler
 from app.audio.shape import Cut, EdgeTrimmer, Fader
@@ -904,7 +905,8 @@ def _check_extra(name: str, info: EngineInfo) -> None:
 
 def _heard(said: Said, rate_hz: int, where: str, left_s: float) -> Turn:
     """Blocks while it decodes, at most left_s. Raises BadReference."""
-    decoded = decode(said.audio, rate_hz, max_seconds=MAX_TURN_S, what=where, time_limit_s=min(left_s, TIME_LIMIT_S))
+    limit_s = min(left_s, TIME_LIMIT_S)
+    decoded = decode_turn(said.audio, rate_hz, max_seconds=MAX_TURN_S, what=where, time_limit_s=limit_s)
     if decoded.truncated:
         raise BadReference(f"`{where}` is longer than {MAX_TURN_S:g} s. Send a shorter recording.", param=where)
     digest = hashlib.sha256(decoded.samples.tobytes()).hexdigest()
@@ -913,7 +915,9 @@ def _heard(said: Said, rate_hz: int, where: str, left_s: float) -> Turn:
 
 def _detected(recording: bytes) -> Detection:
     """Blocks while it decodes and looks. Raises BadReference, WatermarkMissing."""
-    decoded = decode(recording, watermark.DETECT_RATE_HZ, max_seconds=MAX_DETECT_S, what="file")
+    decoded = decode_turn(
+        recording, watermark.DETECT_RATE_HZ, max_seconds=MAX_DETECT_S, what="file", time_limit_s=TIME_LIMIT_S
+    )
     score = watermark.detect(decoded.samples)
     return Detection(score >= watermark.FOUND, score, decoded.seconds)
 

@@ -1,10 +1,11 @@
-"""Around every request: an id, OpenAI's standing headers, one log line, one count, a limit on the body.
+"""Around every request: an id, OpenAI's standing headers, one log line, one count, limits on the body and on readers.
 
 Pure ASGI, so streams pass untouched.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Mapping
@@ -38,6 +39,38 @@ EXPOSED_HEADERS = (
 CLIENT_LEFT = 499  # nginx's number for a caller who left before there was a status
 _QUIET = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds by machines
 _FILES = "/static/"  # a dozen with every page
+
+
+class ReaderStuck(ConnectionError):
+    """The caller takes nothing of the answer."""
+
+
+class ReaderTimeout:
+    """Cuts off whoever takes nothing for timeout_s: else its row would be paused for as long as it likes.
+
+    The time runs only while what was sent before still fills the connection's buffers.
+    """
+
+    def __init__(self, app: ASGIApp, timeout_s: float) -> None:
+        self._app = app
+        self._timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def timed(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    await send(message)
+            except TimeoutError:
+                raise ReaderStuck from None
+
+        try:
+            await self._app(scope, receive, timed)
+        except ReaderStuck:  # the server closes the connection of an answer that has not ended
+            log.warning("the reader took nothing", path=scope["path"], for_s=self._timeout_s)
 
 
 class Access:
@@ -75,6 +108,8 @@ class Access:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, stamped)
+            except ReaderStuck:
+                raise
             except Exception:
                 log.exception("the request failed", path=scope["path"])
                 if status == 0:

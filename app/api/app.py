@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import cloning, conversation, errors, models, pages, speech, system, voices, watermark, youtube
-from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, Limit
+from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, Limit, ReaderTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,6 +85,7 @@ def create(
     max_body_bytes: int,
     max_upload_bytes: int,
     cors_origins: tuple[str, ...],
+    reader_timeout_s: float,
 ) -> FastAPI:
     app = FastAPI(
         title="tts-server",
@@ -172,6 +173,7 @@ def create(
             expose_headers=list(EXPOSED_HEADERS),
         )
     app.add_middleware(Access, metrics=rooms.metrics)
+    app.add_middleware(ReaderTimeout, timeout_s=reader_timeout_s)
     return app
 
 

@@ -59,6 +59,11 @@ class BatchedEngine:
     def healthy(self) -> bool:
         return self._loop.alive
 
+    @property
+    def restarts(self) -> int:
+        """How often its loop has failed and gone on."""
+        return self._loop.restarts
+
     async def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
         playback = utterance.playback
 

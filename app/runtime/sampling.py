@@ -132,9 +132,9 @@ def draw(
     other than "all"; saves the sort. Where scores are equal at the edge of top-k or top-p all of them stay.
     """
     size = scores.shape[-1]
-    greedy = (temperature <= 0)[:, None]
+    greedy = temperature <= 0
     best = scores.argmax(dim=-1)
-    scores = scores / torch.where(greedy, 1.0, temperature[:, None])[:, None]
+    scores = scores / temperature.masked_fill(greedy, 1.0)[:, None, None]
     limited = (top_k > 0) & (top_k < size)
     if few:
         most = min(TOP_K_FEW, size)
@@ -152,7 +152,7 @@ def draw(
         floor = torch.maximum(floor, edge)
     kept = scores.masked_fill(scores < floor, -torch.inf)
     drawn = (torch.softmax(kept, dim=-1) / noise).argmax(dim=-1)
-    return torch.where(greedy, best, drawn)
+    return torch.where(greedy[:, None], best, drawn)
 
 
 def few(knobs: Sequence[Knobs], size: int) -> bool:

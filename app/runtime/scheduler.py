@@ -179,6 +179,15 @@ class Scheduler:
             for row in ended:
                 self._slots.free(row)
 
+    def clear(self) -> list[Job]:
+        """Free every row; the jobs that were in them, which nobody has told yet."""
+        with self._changed:
+            jobs = [slot.job for slot in self._slots.live if slot.job is not None]
+            for slot in self._slots:
+                slot.job, slot.phase, slot.frames = None, Phase.FREE, 0
+            self._wake()
+            return jobs
+
     def wait(self, timeout_s: float) -> None:
         """Sleep until something changes."""
         with self._changed:

@@ -209,6 +209,26 @@ def test_several_codebooks_are_drawn_as_each_would_be() -> None:
         twins.sample(logits, *knobs, seeds, frames, 4, 12, banned)
 
 
+def test_nothing_depends_on_what_a_tensor_holds() -> None:
+    """On the meta device tensors have shapes and no numbers: whoever reads one, or sizes anything by one, fails. That
+    is what a CUDA graph asks for."""
+    with torch.device("meta"):
+        whole, positions = torch.empty(3, 24), torch.empty(3).long()
+        cache = torch.empty(2, 5, 4, 64, 16)
+        token, turn = torch.empty(3, 24, 16), torch.empty(3, 1, 16)
+        knobs = torch.empty(3), torch.empty(3).long(), torch.empty(3), torch.empty(3).long(), torch.empty(3).long()
+        logits, banned = torch.empty(3, 9, 40), torch.empty(3, 9).long()
+    seen = TORCH.step_attention(token, turn, turn, cache[0, :3], cache[1, :3], positions, 32, 0.25)
+    assert seen.shape == (3, 16 * 16)
+    seen = TORCH.decode_attention(token[:, :8], cache[0, :3], cache[1, :3], positions, 32, 0.25)
+    assert seen.shape == (3, 8 * 16)
+    assert TORCH.add_rms_norm(whole, whole, whole[0], 1e-5)[0].shape == (3, 24)
+    assert TORCH.gate(whole, "silu").shape == (3, 12)
+    assert TORCH.sample(logits, *knobs, 0, 9, banned).shape == (3, 9)
+    with pytest.raises(RuntimeError, match="meta"):  # so the device would tell
+        whole[0, 0].item()
+
+
 def test_triton_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, dtype = torch.device("cuda"), torch.float32
     assert candidates("auto", CPU, dtype) == [TORCH]

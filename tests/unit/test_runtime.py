@@ -893,16 +893,46 @@ async def test_one_after_another_is_never_refused():
             assert await spoken(engine, utterance) == runner.expected(utterance)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_when_the_thread_dies_nobody_waits_for_ever():
-    class Death(BaseException):
-        pass
+class Death(BaseException):
+    """What no loop catches."""
 
+
+DEATH = Part(frames=9, fails="step", at=2, error=Death())
+
+
+async def test_a_loop_that_fails_goes_on_once():
+    async with running(rows=2, queue=5) as (engine, runner):
+        parts = [Part(frames=9), DEATH, Part(frames=9), Part(frames=9)]
+        utterances = [runner.utterance(part) for part in parts]
+        jobs = [asyncio.create_task(spoken(engine, utterance)) for utterance in utterances]
+        for job in jobs[:2]:  # who was being spoken for
+            with pytest.raises(EngineStopped, match="started again"):
+                await asyncio.wait_for(job, 5)
+        for job, utterance in zip(jobs[2:], utterances[2:], strict=True):  # who waited
+            assert await asyncio.wait_for(job, 5) == runner.expected(utterance)
+        assert engine.healthy
+        assert engine.restarts == 1
+        assert (engine.load.active_rows, engine.load.queued) == (0, 0)
+        assert runner.rows == {}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_loop_that_can_not_be_cleared_is_dead():
     async with running(rows=1, queue=5) as (engine, runner):
         jobs = [
             asyncio.create_task(spoken(engine, runner.utterance(part)))
-            for part in (Part(frames=9, fails="step", at=2, error=Death()), Part(frames=9))
+            for part in (Part(frames=0, fails="release", error=Death()), Part(frames=0, fails="release", error=Death()))
         ]
+        for job in jobs:
+            with pytest.raises(EngineError):
+                await asyncio.wait_for(job, 5)
+        await until(lambda: not engine.healthy)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_when_the_thread_dies_nobody_waits_for_ever():
+    async with running(rows=1, queue=5) as (engine, runner):
+        jobs = [asyncio.create_task(spoken(engine, runner.utterance(part))) for part in (DEATH, DEATH, Part(frames=9))]
         for job in jobs:
             with pytest.raises(EngineError):
                 await asyncio.wait_for(job, 5)

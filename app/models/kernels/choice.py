@@ -102,7 +102,7 @@ def differs(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> str:
     if not close(*found):
         return "step_attention"
     q = random(rows, 8, size)
-    if not close(*(some.decode_attention(q, *cache, at, length, size**-0.5) for some in (TORCH, kernels))):
+    if not close(*(some.decode_attention(q, cache[0], cache[1], at, length, size**-0.5) for some in (TORCH, kernels))):
         return "decode_attention"
     x, residual, weight = random(rows, 256), random(rows, 256), random(256)
     if not close(*(torch.cat(some.add_rms_norm(x, residual, weight, 1e-5)) for some in (TORCH, kernels))):
@@ -111,10 +111,12 @@ def differs(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> str:
     if not close(*(some.gate(both, "silu") for some in (TORCH, kernels))):
         return "gate"
     logits = random(64, 2051, kind=torch.float32) * 3
-    knobs = torch.linspace(0, 2, 64, device=device), torch.arange(64, device=device) * 3
-    top_p = torch.linspace(0.5, 1.0, 64, device=device)
     number = torch.arange(64, device=device)
-    drawn = [some.sample(logits, *knobs, top_p, number, number, 3, 32, number - 1) for some in (TORCH, kernels)]
+    temperature, top_p = torch.linspace(0, 2, 64, device=device), torch.linspace(0.5, 1.0, 64, device=device)
+    drawn = [
+        some.sample(logits, temperature, number * 3, top_p, number, number, 3, 32, number - 1)
+        for some in (TORCH, kernels)
+    ]
     # A logarithm may be rounded in two ways, and now and then two codes are as good as each other.
     return "" if (drawn[0] == drawn[1]).float().mean() > 0.95 else "sample"
 

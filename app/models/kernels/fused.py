@@ -26,11 +26,11 @@ def _processors(device: torch.device) -> int:
 
 def splits_of(programs_each: int, length: int, block: int, processors: int) -> tuple[int, int]:
     """How `length` positions are split where `programs_each` programs would read all of them -> (splits, positions of
-    each). As many splits as give every processor two programs; no split has less than two blocks."""
+    each). As many splits as make two programs a processor; no split has less than two blocks."""
     blocks = -(-length // block)
     if length <= _UNSPLIT:
         return 1, blocks * block
-    wanted = max(1, -(-2 * processors // programs_each))
+    wanted = max(1, 2 * processors // programs_each)
     span = max(2, -(-blocks // wanted)) * block
     return -(-length // span), span
 
@@ -58,9 +58,11 @@ def _attend(
 ) -> Tensor:
     rows, _, size = heads.shape
     groups = k.shape[1]
-    if size & (size - 1) or not k.stride(3) == v.stride(3) == heads.stride(2) == 1:
-        raise ValueError(f"heads of {size} numbers, strides {k.stride()}, {v.stride()}, {heads.stride()}")
-    block = 32 if length <= 32 else 64
+    if size < 16 or size & (size - 1) or not k.stride(3) == v.stride(3) == heads.stride(2) == 1:
+        raise ValueError(
+            f"no program takes heads of {size} numbers in strides {heads.stride()}, {k.stride()}, {v.stride()}"
+        )
+    block = 32 if length <= 32 or size * k.element_size() > 256 else 64  # more than 256 bytes a head spill at 64
     splits, span = splits_of(rows * groups, length, block, _processors(heads.device))
     out = torch.empty(rows, count * size, device=heads.device, dtype=heads.dtype)
     part = part_top = part_mass = out
@@ -80,6 +82,7 @@ def _attend(
         part_top,
         part_mass,
         scale,
+        span,
         heads.stride(0),
         heads.stride(1),
         k.stride(0),
@@ -93,9 +96,8 @@ def _attend(
         SHARE=share,
         PADDED=max(_LEAST_ROWS, triton.next_power_of_2(share)),
         SIZE=size,
-        SPAN=span,
         BLOCK=block,
-        SPLITS=splits,
+        WHOLE=splits == 1,
         FRESH=cos is not None,
         num_warps=4,
         num_stages=2,
@@ -107,8 +109,8 @@ def _attend(
             part_top,
             part_mass,
             out,
+            splits,
             SIZE=size,
-            SPLITS=splits,
             PADDED=triton.next_power_of_2(splits),
             num_warps=4,
         )

@@ -17,11 +17,12 @@ def attend(
     cos,
     sin,
     positions,
-    out,  # (B, H, d), or None where there are partial results
-    part,  # (B, H, SPLITS, d) float32: unnormalised sums of values
-    part_top,  # (B, H, SPLITS) float32: the largest score, in powers of two
-    part_mass,  # (B, H, SPLITS) float32: sum of the weights; 0 where the split saw nothing
+    out,  # (B, H, d); untouched where there are several splits, which leave what follows
+    part,  # (B, H, splits, d) float32: unnormalised sums of values
+    part_top,  # (B, H, splits) float32: the largest score, in powers of two
+    part_mass,  # (B, H, splits) float32: sum of the weights; 0 where the split saw nothing
     scale,
+    span,  # positions of one split
     heads_row,
     heads_head,
     k_row,
@@ -35,9 +36,8 @@ def attend(
     SHARE: tl.constexpr,  # R queries to a group
     PADDED: tl.constexpr,  # R rounded up to what a matrix instruction takes
     SIZE: tl.constexpr,
-    SPAN: tl.constexpr,  # positions of one split
     BLOCK: tl.constexpr,
-    SPLITS: tl.constexpr,
+    WHOLE: tl.constexpr,  # whether there is one split only
     FRESH: tl.constexpr,  # whether the token's own key and value are yet to be turned and written
 ):
     """The R queries of one group of one row over one split of the row's positions, by online softmax (Milakov and
@@ -45,7 +45,7 @@ def attend(
     split = tl.program_id(0)
     group = tl.program_id(1)
     row = tl.program_id(2).to(tl.int64)
-    position = tl.load(positions + row)
+    position = tl.load(positions + row).to(tl.int32)
     share = tl.arange(0, PADDED)
     lane = tl.arange(0, SIZE)
     there = share < SHARE
@@ -68,9 +68,9 @@ def attend(
     mass = tl.zeros((PADDED,), tl.float32)
     total = tl.zeros((PADDED, SIZE), tl.float32)
     power = scale * _LOG2_E
-    end = tl.minimum((split + 1) * SPAN, position + 1)
+    end = tl.minimum((split + 1) * span, position + 1)
     if FRESH:
-        end = tl.minimum((split + 1) * SPAN, position)  # its own position is in registers
+        end = tl.minimum((split + 1) * span, position)  # its own position is in registers
         if split == 0:
             mine = heads + (GROUPS * SHARE + group) * heads_head
             key = tl.load(mine + lane).to(tl.float32) * cosine + tl.load(mine + other_half).to(tl.float32) * sine
@@ -82,7 +82,7 @@ def attend(
             mass += 1.0
             total += value.to(tl.float32)[None, :]
 
-    for start in range(split * SPAN, end, BLOCK):
+    for start in range(split * span, end, BLOCK):
         seen = start + tl.arange(0, BLOCK)
         valid = seen < end
         keys = tl.load(k + seen[:, None] * k_position + lane[None, :], mask=valid[:, None], other=0.0)
@@ -97,27 +97,27 @@ def attend(
         top = higher
 
     place = row * GROUPS * SHARE + head
-    if SPLITS == 1:
+    if WHOLE:
         whole = total / mass[:, None]
         tl.store(out + place[:, None] * SIZE + lane[None, :], whole.to(out.dtype.element_ty), mask=there[:, None])
     else:
-        place = place * SPLITS + split
+        place = place * tl.num_programs(0) + split
         tl.store(part_top + place, top, mask=there)
         tl.store(part_mass + place, mass, mask=there)
         tl.store(part + place[:, None] * SIZE + lane[None, :], total, mask=there[:, None])
 
 
 @triton.jit
-def combine(part, part_top, part_mass, out, SIZE: tl.constexpr, SPLITS: tl.constexpr, PADDED: tl.constexpr):
+def combine(part, part_top, part_mass, out, splits, SIZE: tl.constexpr, PADDED: tl.constexpr):
     """One head of one row: the splits' results as one."""
     place = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, PADDED)
     lane = tl.arange(0, SIZE)
-    mass = tl.load(part_mass + place * SPLITS + split, mask=split < SPLITS, other=0.0)
+    mass = tl.load(part_mass + place * splits + split, mask=split < splits, other=0.0)
     saw = mass > 0
-    top = tl.load(part_top + place * SPLITS + split, mask=saw, other=float("-inf"))
+    top = tl.load(part_top + place * splits + split, mask=saw, other=float("-inf"))
     weight = tl.exp2(top - tl.max(top, axis=0))
-    totals = tl.load(part + (place * SPLITS + split)[:, None] * SIZE + lane[None, :], mask=saw[:, None], other=0.0)
+    totals = tl.load(part + (place * splits + split)[:, None] * SIZE + lane[None, :], mask=saw[:, None], other=0.0)
     whole = tl.sum(totals * weight[:, None], axis=0) / tl.sum(mass * weight, axis=0)
     tl.store(out + place * SIZE + lane, whole.to(out.dtype.element_ty))
 
@@ -146,10 +146,7 @@ def gated(both, out, both_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SILU: t
     there = lane < WIDTH
     first = tl.load(both + token * both_row + lane, mask=there, other=0.0).to(tl.float32)
     up = tl.load(both + token * both_row + WIDTH + lane, mask=there, other=0.0).to(tl.float32)
-    if SILU:
-        active = first / (1.0 + tl.exp(-first))
-    else:
-        active = 0.5 * first * (1.0 + tl.erf(first * 0.7071067811865476))
+    active = first / (1.0 + tl.exp(-first)) if SILU else 0.5 * first * (1.0 + tl.erf(first * 0.7071067811865476))
     active = active.to(out.dtype.element_ty).to(tl.float32)
     tl.store(out + token * WIDTH + lane, (active * up).to(out.dtype.element_ty), mask=there)
 

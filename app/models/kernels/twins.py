@@ -1,8 +1,8 @@
 """The kernels in torch: what every device without Triton runs, and what fused.py is tested against.
 
 All of them can be captured in a CUDA graph: no shape, branch or copy to the host depends on what a tensor holds.
-Shapes: B rows, H query heads that share G key heads in order (head h is of group h // (H / G)), d head size, S positions
-of a static cache, V codes.
+Shapes: B rows, H query heads that share G key heads in order (head h is of group h // (H / G)), d head size, S
+positions of a static cache, V codes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ Activation = Literal["silu", "gelu"]
 def decode_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, length: int, scale: float) -> Tensor:
     """One query token of each row over what its row has kept.
 
-    q (B, H, d); k, v (B, G, S, d) views of a cache, d contiguous; positions (B,) int64 on the device, each below
-    `length`: row b sees cache positions 0..positions[b]. Of the cache positions 0..length-1 are read, so they must hold
-    numbers. -> (B, H * d) in q's dtype; scores, softmax in float32.
+    q (B, H, d); k, v (B, G, S, d) views of a cache, d contiguous; positions (B,) int64 on the device: row b sees cache
+    positions 0..positions[b], which are below `length`; what comes of a row that stands further back is nothing to rely
+    on. Of the cache positions 0..length-1 are read, so they must hold numbers. -> (B, H * d) in q's dtype; scores,
+    softmax in float32.
     """
     rows, heads, size = q.shape
     groups = k.shape[1]
@@ -91,10 +92,10 @@ def sample(
     of them stay.
     Raises ValueError for a codebook that is not there.
     """
-    count, size = logits.shape[0], logits.shape[-1]
     channels = logits.shape[1] if logits.dim() == 3 else 1
     if not 0 <= codebook <= codebooks - channels:
         raise ValueError(f"codebooks {codebook}..{codebook + channels - 1} of {codebooks}")
+    count, size = logits.shape[0], logits.shape[-1]
     codes = torch.arange(size, device=logits.device)
     scores = logits.reshape(count, channels, size).masked_fill(codes == banned.reshape(count, channels, 1), -math.inf)
     noise = exponential_noise(seeds, frames, channels, size, first=codebook)
