@@ -876,9 +876,8 @@ class _Clock:
             self.waited_s += now_s - before_s
             if samples is None:
                 return
-            if self._began_s is None:
-                self._began_s = now_s
-            elif now_s > self._began_s + self._audio_s and now_s - before_s > UNDERRUN_WAIT_S:
+            dry = self._began_s is not None and now_s > self._began_s + self._audio_s
+            if dry and now_s - before_s > UNDERRUN_WAIT_S:
                 self.underruns += 1
                 self._began_s = now_s - self._audio_s  # the listener starts again from here
             yield samples
@@ -889,6 +888,9 @@ class _Clock:
         return 0.0 if self._began_s is None else self._began_s + self._audio_s - time.monotonic()
 
     def made(self, audio_s: float) -> None:
+        """So much there is to hear now; what slows or speeds sound up holds the first of it back."""
+        if self._began_s is None and audio_s > 0:
+            self._began_s = time.monotonic()
         self._audio_s = audio_s
 
 

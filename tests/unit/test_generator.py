@@ -982,3 +982,18 @@ async def test_who_is_ahead_lets_first_sounds_pass_for_a_moment():
     await asyncio.sleep(0)
     assert hurried.done()
     await asyncio.wait_for(turns.light(10.0), 5)  # the first sound does not come: nobody waits for ever
+
+
+async def test_a_listener_can_run_dry_only_of_what_there_was_to_hear():
+    async def sound() -> AsyncGenerator[np.ndarray]:
+        for _ in range(3):
+            await asyncio.sleep(0.005)
+            yield np.zeros(CHUNK, np.float32)
+
+    held_back, heard = module._Clock(), module._Clock()
+    async for _ in held_back.listening(sound()):
+        held_back.made(0.0)  # the stretcher has given nothing yet
+    assert held_back.underruns == 0
+    async for _ in heard.listening(sound()):
+        heard.made(0.001)  # and never more
+    assert heard.underruns == 2
