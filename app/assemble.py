@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.api.app import Rooms, create
-from app.api.auth import Keys
+from app.api.auth import Gate
 from app.audio.apart import Limits
 from app.audio.watermark import Watermark, WatermarkMissing
 from app.cache import AnswerCache
 from app.casting import Casting
 from app.engines import registry
 from app.engines.host import EngineHost
+from app.keys import KeyFile, KeyRing
 from app.metrics import Metrics
 from app.settings import public_values
 from app.studio import Studio
@@ -121,7 +122,7 @@ def assemble(settings: Settings) -> FastAPI:
             yield
         await asyncio.gather(warming, taking)
 
-    keys = Keys(tuple(key.get_secret_value() for key in settings.api_keys))
+    ring = KeyRing([key.get_secret_value() for key in settings.api_keys], KeyFile(settings.data_dir))
     consents = ConsentStore(settings.folder("cloned_voices") / ".consents")
     return create(
         Rooms(
@@ -131,7 +132,7 @@ def assemble(settings: Settings) -> FastAPI:
             cloner,
             consents,
             rooms.metrics,
-            keys,
+            Gate(ring, rooms.metrics),
             rooms.casting,
             rooms.marks,
             None if settings.youtube == "off" else YouTube(),
@@ -142,6 +143,7 @@ def assemble(settings: Settings) -> FastAPI:
         log_texts=settings.log_texts,
         max_body_bytes=settings.max_body_bytes,
         max_upload_bytes=settings.max_upload_bytes,
+        read_timeout_s=settings.read_timeout_s,
         cors_origins=settings.cors_origins,
         reader_timeout_s=settings.reader_timeout_s,
     )

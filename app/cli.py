@@ -1,4 +1,4 @@
-"""`python -m app.cli`: serve, say, voices, models, download, docs. The same studio as the server, without HTTP."""
+"""`python -m app.cli`: serve, say, voices, keys, models, download, docs. The server's studio without HTTP."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -29,6 +30,7 @@ from app.audio.decode import decode
 from app.audio.encoders import open_encoder
 from app.engines.registry import BuildContext, specs
 from app.errors import EngineUnavailable, SpeechError
+from app.keys import SCOPES, BadKeys, KeyFile, KeyRing
 from app.models import hub
 from app.settings import Settings, as_markdown
 from app.text.normalizer import Normalizer
@@ -312,6 +314,68 @@ async def _cast(rooms: assemble.Below, names: list[str], transcriber: Transcribe
             err.print(f"{name}: {casting.describe(chosen)}", highlight=False)
         if missing:
             _fail(f"Not cast: {', '.join(missing)}.")
+
+
+keys = typer.Typer(help="Make, list and remove the server's keys; it sees a change within a second.")
+app.add_typer(keys, name="keys", no_args_is_help=True)
+
+
+@keys.command()
+def add(
+    name: Annotated[str, typer.Argument(help="Whose it is: letters, digits, `.`, `_`, `-`. Log and metrics say it.")],
+    scope: Annotated[
+        list[str] | None, typer.Option(help="speak, clone or admin; may be repeated. Default: speak.")
+    ] = None,
+    per_minute: Annotated[int | None, typer.Option(min=1, help="Requests a minute. Default: no limit.")] = None,
+    concurrent: Annotated[int | None, typer.Option(min=1, help="Requests at once. Default: no limit.")] = None,
+) -> None:
+    """Make a key and print it. It is shown only now: the server keeps its hash.
+
+    The first key closes the server to all who have none.
+    """
+    if unknown := [each for each in scope or () if each not in SCOPES]:
+        _fail(f"{unknown[0]!r} is no scope. They are: {', '.join(SCOPES)}.")
+    file = KeyFile(_settings().data_dir)
+    scopes = [each for each in SCOPES if each in (scope or ["speak"])]
+    try:
+        first = file.signature() is None
+        given = file.add(name, scopes, per_minute=per_minute, concurrent=concurrent)
+    except (BadKeys, OSError) as error:
+        _fail(f"{name!r} was not added. {error}")
+    print(given)
+    err.print(f"{name} may {', '.join(scopes)}. This is shown only now; {file.path} has the hash.", highlight=False)
+    if first and not _settings().api_keys:
+        err.print("From now on only those with a key may ask for speech.", style="yellow")
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """Who has a key, and what each may do."""
+    settings = _settings()
+    try:
+        ring = KeyRing([key.get_secret_value() for key in settings.api_keys], KeyFile(settings.data_dir))
+    except (BadKeys, OSError) as error:
+        _fail(str(error))
+    table = Table("name", "scopes", "per minute", "at once", "made", box=None)
+    for key in ring.keys:
+        made = datetime.fromtimestamp(key.created_at, UTC).strftime("%Y-%m-%d") if key.created_at else "-"
+        table.add_row(key.name, " ".join(key.scopes), str(key.per_minute or "-"), str(key.concurrent or "-"), made)
+    out.print(table)
+    if not ring.needed:
+        err.print("There are no keys: everybody who reaches the server may ask for speech.", style="yellow")
+
+
+@keys.command()
+def remove(name: Annotated[str, typer.Argument(help="As `keys list` shows it.")]) -> None:
+    """Take a key away. Answers that it has begun are still finished."""
+    file = KeyFile(_settings().data_dir)
+    try:
+        left = file.remove(name)
+    except (BadKeys, OSError) as error:
+        _fail(str(error))
+    err.print(f"{name} was removed.", highlight=False)
+    if not left:
+        err.print(f"No key is left. The server stays closed until {file.path} is deleted and it starts anew.")
 
 
 @app.command()

@@ -8,9 +8,11 @@ SpeechError
 │   ├── TooManySpeakers          ├── NotSupported (this engine or this version has no such thing)
 │   ├── UnknownModel             ├── BodyTooLarge
 │   ├── NotFound                 ├── InvalidValue
-│   ├── Unauthorized             ├── Unfetchable (what an address leads to can't be had; `code` says why)
+│   ├── Unauthorized             ├── Forbidden (the key is right, but may not do this)
+│   ├── Unfetchable (what an address leads to can't be had; `code` says why)
 │   └── VoiceNotSupported (this engine can't speak with a recorded voice)
 ├── Busy                         the queue is full; come back in retry_after_s
+│   └── RateLimited              there is room, but not for this key
 ├── NotReady                     the engine is still starting, or there is none; reason in words
 │   └── VoiceNotReady            an engine stands in that can't speak with a recorded voice
 ├── NotStored                    the disk is full, or read-only
@@ -107,6 +109,10 @@ class Unauthorized(RequestError):
     code = "invalid_api_key"
 
 
+class Forbidden(RequestError):
+    code = "missing_scope"
+
+
 class Busy(SpeechError):
     """The queue is full. Raised before the first sound or not at all."""
 
@@ -115,6 +121,25 @@ class Busy(SpeechError):
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(Busy):
+    """A key has used what it may. reason: `rate` or `concurrency`; limit: requests a minute, all of which are there
+    again after reset_s."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: int = 1,
+        reason: str = "rate",
+        limit: int | None = None,
+        reset_s: float = 0,
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.reason = reason
+        self.limit = limit
+        self.reset_s = reset_s
 
 
 class NotReady(SpeechError):

@@ -15,6 +15,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from app import __version__, logs
+from app.api import wire
 from app.assemble import assemble
 from app.settings import Settings
 
@@ -28,7 +29,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 SWITCH_INTERVAL_S = 0.0005  # a first sound waits at most this long for the engine's thread to let go of Python (5 ms)
 STARTUP_FAILED = 3  # uvicorn's own
-KEEP_ALIVE_S = 75  # above the idle time of clients' connection pools; uvicorn's 5 s showed as connection errors
 
 
 def read_settings(**given: object) -> Settings:
@@ -46,7 +46,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or read_settings()
     try:
         logs.set_up(
-            "DEBUG" if settings.dev_mode else settings.log_level, settings.folder("logs"), colors=sys.stderr.isatty()
+            "DEBUG" if settings.dev_mode else settings.log_level,
+            settings.folder("logs"),
+            colors=sys.stderr.isatty(),
+            texts=settings.log_texts,
         )
         app = assemble(settings)
     except OSError as error:
@@ -65,11 +68,8 @@ def serve(settings: Settings) -> None:
     options: dict[str, Any] = {
         "host": settings.host,
         "port": settings.port,
-        "log_config": None,
-        "access_log": False,
-        "server_header": False,
-        "timeout_keep_alive": KEEP_ALIVE_S,
         "timeout_graceful_shutdown": settings.shutdown_grace_s,
+        **connections(settings),
     }
     if settings.dev_mode:
         uvicorn.run("app.main:create_app", factory=True, reload=True, reload_dirs=["app"], **options)
@@ -84,10 +84,22 @@ def serve(settings: Settings) -> None:
 
 
 def _cut_dead_readers(listener: socket.socket, timeout_s: float) -> None:
-    """What was written to a caller who takes nothing is thrown away by the kernel after timeout_s, where it can: closing
-    such a connection would wait for them, and so would a shutdown. Connections inherit it."""
+    """What was written to a caller who takes nothing is thrown away by the kernel after timeout_s, where it can:
+    closing such a connection would wait for them, and so would a shutdown. Connections inherit it."""
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(timeout_s * 1000))
+
+
+def connections(settings: Settings) -> dict[str, Any]:
+    """What uvicorn is told of connections and of what it says about itself."""
+    return {
+        "http": wire.protocol(settings.read_timeout_s),
+        "ws": "none",  # there are no WebSockets here
+        "timeout_keep_alive": settings.keep_alive_s,
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+    }
 
 
 def main() -> None:

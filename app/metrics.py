@@ -24,6 +24,22 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
+        self.keys_registry = CollectorRegistry(auto_describe=True)  # apart: who the callers are is not for everybody
+        self._key_requests = Counter(
+            "tts_key_requests", "Requests by the name of their key", ["key", "status"], registry=self.keys_registry
+        )
+        self._key_refused = Counter(
+            "tts_key_refused",
+            "Requests that a key's scopes or limits did not allow: scope, rate, concurrency",
+            ["key", "reason"],
+            registry=self.keys_registry,
+        )
+        self._key_tokens = Counter(
+            "tts_key_tokens",
+            "Tokens of complete answers by the name of their key, as `usage` counts them",
+            ["key", "kind"],
+            registry=self.keys_registry,
+        )
         self._requests = Counter(
             "tts_requests", "HTTP requests by route and status", ["route", "status"], registry=self.registry
         )
@@ -60,6 +76,17 @@ class Metrics:
     def request(self, route: str, status: int) -> None:
         self._requests.labels(route, str(status)).inc()
 
+    def key_request(self, key: str, status: int) -> None:
+        """key: a key's name, of which there are as many as keys were made; never what a caller sent."""
+        self._key_requests.labels(key, str(status)).inc()
+
+    def key_refused(self, key: str, reason: str) -> None:
+        self._key_refused.labels(key, reason).inc()
+
+    def key_tokens(self, key: str, given: int, spoken: int) -> None:
+        self._key_tokens.labels(key, "input").inc(given)
+        self._key_tokens.labels(key, "output").inc(spoken)
+
     def first_audio(self, engine: str, seconds: float, *, hit: bool) -> None:
         self._first_audio.labels(engine, "hit" if hit else "miss").observe(seconds)
 
@@ -93,8 +120,9 @@ class Metrics:
         """Which devices are in use is read at each scrape."""
         self.registry.register(_DeviceCollector(devices))
 
-    def text(self) -> bytes:
-        return generate_latest(self.registry)
+    def text(self, *, keys: bool = False) -> bytes:
+        """keys: with what is counted by key."""
+        return generate_latest(self.registry) + (generate_latest(self.keys_registry) if keys else b"")
 
 
 class _LoadCollector(Collector):

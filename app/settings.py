@@ -120,24 +120,27 @@ class Settings(BaseSettings):
         "what they made. More = less overhead, later ends.",
     )
 
-    host: str = Field("0.0.0.0", alias="HOST", description="Address to listen on.")  # noqa: S104 - a server for a LAN
+    host: str = Field("0.0.0.0", alias="HOST", description="Address to listen on.")  # noqa: S104 - a server for a LAN # nosec B104
     port: int = Field(8000, alias="PORT", ge=0, le=65535, description="Port to listen on; 0 = any free one.")
     data_dir: Path = Field(
         Path("data"),
         alias="TTS_DATA_DIR",
-        description="Folder of all that is kept: `models`, `cloned_voices`, `voice_references`, `audio_cache`, `logs`.",
+        description="Folder of all that is kept: `models`, `cloned_voices`, `voice_references`, `audio_cache`, "
+        "`keys`, `logs`.",
     )
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
         alias="TTS_API_KEYS",
-        description="Comma-separated keys. Empty = open to all. With keys, speech and /debug need one "
-        "(`Authorization: Bearer`, or `api-key`); lists, health and metrics stay open.",
+        description="Comma-separated keys that may do everything, of 16 characters or more. Keys with names, scopes "
+        "and limits: `python -m app.cli keys add`. Neither = open to all. With keys, speech, cloning and /debug need "
+        "one (`Authorization: Bearer`, or `api-key`); lists, health and metrics stay open.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         alias="TTS_CORS_ORIGINS",
-        description="Comma-separated origins whose web pages may call the server; `*` = any. Empty = none.",
+        description="Comma-separated origins whose web pages may call the server, such as `https://studio.example`; "
+        "`*` = any. Empty = none.",
     )
 
     max_input_chars: int = Field(
@@ -155,6 +158,21 @@ class Settings(BaseSettings):
         ge=1024,
         description="Largest body of a request that brings recordings (conversations, cloning, consents, imports); "
         "larger is a 413.",
+    )
+    read_timeout_s: float = Field(
+        30.0,
+        alias="TTS_READ_TIMEOUT_S",
+        gt=0,
+        le=3600,
+        description="Seconds within which the head of a request must be here, and its body's first part; then the body "
+        "must come with 1 kB/s or more. Slower is a 408.",
+    )
+    keep_alive_s: int = Field(
+        75,
+        alias="TTS_KEEP_ALIVE_S",
+        ge=1,
+        description="Seconds a connection may idle between two requests; below the idle time of clients' pools it "
+        "shows there as connection errors.",
     )
     max_rows: Literal["auto"] | int = Field(
         "auto",
@@ -267,7 +285,10 @@ class Settings(BaseSettings):
 
     log_level: LogLevel = Field("INFO", alias="LOG_LEVEL", description="DEBUG, INFO, WARNING or ERROR.")
     log_texts: bool = Field(
-        False, alias="TTS_LOG_TEXTS", description="Write the texts of requests to the log. Off, only their length is."
+        False,
+        alias="TTS_LOG_TEXTS",
+        description="Write the texts of requests to the log, and the messages of exceptions, which may quote them. "
+        "Off, their length is written, and what failed where.",
     )
     dev_mode: bool = Field(
         False, alias="DEV_MODE", description="Restart on code changes; log DEBUG to the console in colour."
@@ -312,6 +333,24 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("cors_origins", mode="after")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s*]+", origin):
+                raise ValueError(
+                    f"{origin!r} is no origin: write scheme and host as browsers send them, "
+                    "`https://studio.example` or `http://localhost:3000`, without a path or a slash at the end"
+                )
+        return value
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _not_only_commas(cls, value: object) -> object:
+        if isinstance(value, str) and value.strip() and not value.strip(" ,"):
+            raise ValueError("has commas but no key; leave it empty to be open to all")
+        return value
 
     def rows(self, auto: int) -> int:
         """TTS_MAX_ROWS, or `auto`, what the engine thinks best."""

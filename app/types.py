@@ -118,7 +118,7 @@ def _named(record: SpeechRequest | Line | Sampling) -> dict[str, object]:
 
 
 def conversation_key(owner: str, conversation_id: str) -> str:
-    """The key (hex) of an owner's conversation. owner: their API key, empty where there are none."""
+    """The key (hex) of an owner's conversation. owner: what tells callers apart, empty where all are one."""
     return hashlib.sha256(f"{len(owner)} {owner} {conversation_id}".encode("utf-8", "replace")).hexdigest()
 
 

@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Depends, FastAPI
-from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import cloning, conversation, errors, models, pages, speech, system, voices, watermark, youtube
-from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, Limit, ReaderTimeout
+from app.api import cloning, conversation, errors, models, openapi, pages, speech, system, voices, watermark, youtube
+from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, LastResort, Limit, ReaderTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from app.api.auth import Keys
+    from app.api.auth import Gate
     from app.audio.watermark import Watermark
     from app.casting import Casting
     from app.engines.host import EngineHost
@@ -31,32 +30,9 @@ if TYPE_CHECKING:
 PREFIXES = ("/v1", "/api/v1")
 
 
-class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorEnvelope(BaseModel):
-    """OpenAI's error body."""
-
-    error: ErrorDetail
-
-
-_SPEECH_ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorEnvelope, "description": "The request can't be answered as it is; the message says why."},
-    401: {"model": ErrorEnvelope, "description": "A key is needed, or is wrong."},
-    404: {"model": ErrorEnvelope, "description": "No such model, voice or consent here."},
-    413: {"model": ErrorEnvelope, "description": "The body is too large."},
-    429: {"model": ErrorEnvelope, "description": "The queue is full; Retry-After says when to come back."},
-    500: {"model": ErrorEnvelope, "description": "The engine failed."},
-    503: {"model": ErrorEnvelope, "description": "The engine is starting or can't be had; Retry-After."},
-}
-_UPLOAD_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401, 413)}
-_LIST_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401)}
-_KEY_ERRORS: dict[int | str, dict[str, Any]] = {401: _SPEECH_ERRORS[401]}
-_LOOKUP_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401, 404)}
+# Who is told what of keys; app/api/openapi.py says all else.
+_KEYED: dict[int | str, dict[str, Any]] = {401: {}, 403: {}}
+_OPEN: dict[int | str, dict[str, Any]] = {401: {}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +45,7 @@ class Rooms:
     cloner: Cloner
     consents: ConsentStore
     metrics: Metrics
-    keys: Keys
+    gate: Gate
     casting: Casting
     marks: Watermark
     youtube: YouTube | None  # None: it is not offered at all
@@ -84,6 +60,7 @@ def create(
     log_texts: bool,
     max_body_bytes: int,
     max_upload_bytes: int,
+    read_timeout_s: float,
     cors_origins: tuple[str, ...],
     reader_timeout_s: float,
 ) -> FastAPI:
@@ -93,17 +70,19 @@ def create(
         summary="OpenAI-compatible text to speech on your own machine.",
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,  # FastAPI's own loads Swagger UI from another host; pages.py has ours
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
     )
     errors.install(app)
+    inner = (rooms.studio, rooms.host, rooms.metrics, rooms.gate)
     spoken = [
-        routes(rooms.studio, rooms.host, rooms.metrics, max_input_chars=max_input_chars, log_texts=log_texts)
+        routes(*inner, max_input_chars=max_input_chars, log_texts=log_texts)
         for routes in (speech.router, conversation.router)
     ]
     spoken.append(
         cloning.router(
-            rooms.studio,
-            rooms.host,
-            rooms.metrics,
+            *inner,
             voices=rooms.voices,
             cloner=rooms.cloner,
             consents=rooms.consents,
@@ -113,47 +92,48 @@ def create(
     if rooms.youtube is not None:
         spoken.append(
             youtube.router(
-                rooms.youtube, rooms.metrics, voices=rooms.voices, cloner=rooms.cloner, consents=rooms.consents
+                rooms.youtube,
+                rooms.metrics,
+                rooms.gate,
+                voices=rooms.voices,
+                cloner=rooms.cloner,
+                consents=rooms.consents,
             )
         )
     for prefix in PREFIXES:
         shown = prefix == PREFIXES[0]
-        needs_key, open_to_all = [Depends(rooms.keys.require)], [Depends(rooms.keys.allow)]
+        open_to_all = [Depends(rooms.gate.allow)]
         for speaking in spoken:
-            app.include_router(
-                speaking, prefix=prefix, dependencies=needs_key, responses=_SPEECH_ERRORS, include_in_schema=shown
-            )
-        for lists, wrong in (
-            (speech.lists(), _LIST_ERRORS),
-            (voices.router(rooms.voices), _LIST_ERRORS),
-            (cloning.lists(rooms.voices), _LIST_ERRORS),
-            (models.router(rooms.host, rooms.voices), _LOOKUP_ERRORS),
+            app.include_router(speaking, prefix=prefix, responses=_KEYED, include_in_schema=shown)
+        for lists in (
+            speech.lists(),
+            voices.router(rooms.voices),
+            cloning.lists(rooms.voices),
+            models.router(rooms.host, rooms.voices),
         ):
-            app.include_router(lists, prefix=prefix, dependencies=open_to_all, responses=wrong, include_in_schema=shown)
+            app.include_router(lists, prefix=prefix, dependencies=open_to_all, responses=_OPEN, include_in_schema=shown)
         app.include_router(
-            watermark.router(rooms.studio),
-            prefix=prefix,
-            dependencies=needs_key,
-            responses=_UPLOAD_ERRORS,
-            include_in_schema=shown,
+            watermark.router(rooms.studio, rooms.gate), prefix=prefix, responses=_KEYED, include_in_schema=shown
         )
     inside = system.router(
         rooms.host,
         rooms.metrics,
-        rooms.keys,
+        rooms.gate,
         rooms.casting,
         marks=rooms.marks,
         youtube=rooms.youtube,
         settings_shown=settings_shown,
         max_input_chars=max_input_chars,
+        debug_errors=_KEYED,
     )
     for prefix in ("", *PREFIXES):
-        app.include_router(inside, prefix=prefix, responses=_KEY_ERRORS, include_in_schema=not prefix)
+        app.include_router(inside, prefix=prefix, include_in_schema=not prefix)
 
     app.include_router(pages.router())
+    app.mount("/static/swagger", pages.swagger())
     app.mount("/static", pages.files())
 
-    _describe_only_what_happens(app)
+    openapi.install(app, rooms.gate, max_input_chars=max_input_chars)
     uploads = Limit(max_upload_bytes, "TTS_MAX_UPLOAD_BYTES")
     app.add_middleware(
         BodyLimit,
@@ -163,7 +143,9 @@ def create(
             for prefix in PREFIXES
             for path in (conversation.CONVERSATION_PATH, watermark.DETECT_PATH, *cloning.UPLOAD_PATHS)
         },
+        timeout_s=read_timeout_s,
     )
+    app.add_middleware(LastResort)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -172,23 +154,6 @@ def create(
             allow_headers=["*"],
             expose_headers=list(EXPOSED_HEADERS),
         )
-    app.add_middleware(Access, metrics=rooms.metrics)
+    app.add_middleware(Access, metrics=rooms.metrics, foreign=bool(cors_origins))
     app.add_middleware(ReaderTimeout, timeout_s=reader_timeout_s)
     return app
-
-
-def _describe_only_what_happens(app: FastAPI) -> None:
-    """Take FastAPI's 422 out of /openapi.json: a body that does not fit is a 400 here, as OpenAI's clients expect."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = generate()
-            for operations in schema["paths"].values():
-                for operation in operations.values():
-                    operation["responses"].pop("422", None)
-            for name in ("HTTPValidationError", "ValidationError"):
-                schema["components"]["schemas"].pop(name, None)
-        return generate()
-
-    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,44 +1,87 @@
-"""API keys: who may ask for speech. Lists, health and metrics stay open, as clients read them without a key."""
+"""Who may come in: the key of a request, read before its body is. Lists, health and metrics stay open, as clients read
+them without a key."""
 
 from __future__ import annotations
 
-import secrets
+from typing import TYPE_CHECKING
 
+import structlog
 from fastapi import Request
+from fastapi.routing import APIRoute
 
-from app.errors import Unauthorized
+from app.errors import Forbidden, RateLimited
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+    from starlette.responses import Response
+
+    from app.keys import Key, KeyRing, Scope
+    from app.metrics import Metrics
 
 
-class Keys:
-    """The keys of this server; with none, everybody may."""
+class Gate:
+    """The keys as routes use them. What it finds it leaves in `request.state`: `owner`, which tells callers apart
+    ("" where there are no keys), `key`, the key's name, and `admitted`, the Pass, which `Access` closes."""
 
-    def __init__(self, keys: tuple[str, ...]) -> None:
-        self._keys = [key.encode() for key in keys]
+    def __init__(self, ring: KeyRing, metrics: Metrics) -> None:
+        self._ring = ring
+        self._metrics = metrics
 
     @property
     def needed(self) -> bool:
         """Whether speech is for those with a key."""
-        return bool(self._keys)
+        return self._ring.needed
 
-    def require(self, request: Request) -> None:
-        """A dependency of routes that need a key; `request.state.owner` is then the key. Raises Unauthorized."""
+    def route(self, scope: Scope) -> type[APIRoute]:
+        """A router's `route_class`: its routes need a key with this scope, where there are keys. FastAPI reads a body
+        before it asks any dependency; here a caller without a key uploads nothing."""
+        gate = self
+
+        class KeyedRoute(APIRoute):
+            def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+                handle = super().get_route_handler()
+
+                async def keyed(request: Request) -> Response:
+                    gate.enter(request, scope)
+                    return await handle(request)
+
+                return keyed
+
+        return KeyedRoute
+
+    def enter(self, request: Request, scope: Scope) -> None:
+        """Raises Unauthorized, Forbidden, RateLimited."""
         request.state.owner = ""
-        if self._keys:
-            request.state.owner = _given(request)
-            self._check(request.state.owner)
+        if not self._ring.needed:
+            return
+        key = self._known(request, _given(request))
+        try:
+            request.state.admitted = self._ring.admit(key, scope)
+        except Forbidden:
+            self._metrics.key_refused(key.name, "scope")
+            raise
+        except RateLimited as error:
+            self._metrics.key_refused(key.name, error.reason)
+            raise
+        request.state.owner = key.sha256
 
-    def allow(self, request: Request) -> None:
-        """A dependency of open routes: no key is fine, a wrong one is told, so that clients can test theirs."""
+    async def allow(self, request: Request) -> None:
+        """A dependency of open routes: no key is fine, a wrong one is told, so that clients can test theirs. Raises
+        Unauthorized."""
+        self.whose(request)
+
+    def whose(self, request: Request) -> Key | None:
+        """The key of a request that needs none; None where it brings none. Raises Unauthorized."""
         given = _given(request)
-        if self._keys and given:
-            self._check(given)
+        return self._known(request, given) if given and self._ring.needed else None
 
-    def _check(self, given: str) -> None:
-        # Every key is compared, in constant time each: how long it takes tells nothing.
-        matches = [secrets.compare_digest(given.encode("utf-8", "replace"), key) for key in self._keys]
-        if not any(matches):
-            shown = "No API key was given" if not given else "The API key is not one of this server's"
-            raise Unauthorized(f"{shown}. Send `Authorization: Bearer <key>` with a key from TTS_API_KEYS.")
+    def _known(self, request: Request, given: str) -> Key:
+        key = self._ring.find(given)
+        request.state.key = key.name
+        structlog.contextvars.bind_contextvars(key=key.name)  # on every line of this request
+        return key
 
 
 def _given(request: Request) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from app import errors
 
@@ -23,6 +24,7 @@ RETRY_STOPPED_S = 10  # a restart takes seconds
 # First match wins; SpeechError is the tree's root.
 STATUS: tuple[tuple[type[errors.SpeechError], int], ...] = (
     (errors.Unauthorized, 401),
+    (errors.Forbidden, 403),
     (errors.UnknownModel, 404),
     (errors.NotFound, 404),
     (errors.BodyTooLarge, 413),
@@ -53,6 +55,8 @@ def response_to(error: errors.SpeechError) -> JSONResponse:
     headers = {}
     if isinstance(error, errors.Busy | errors.NotReady):
         headers["Retry-After"] = str(max(1, error.retry_after_s))
+    if isinstance(error, errors.RateLimited) and error.limit is not None:
+        headers.update(limit_headers(error.limit, 0, error.reset_s))
     if isinstance(error, errors.EngineStopped):
         headers["Retry-After"] = str(RETRY_STOPPED_S)
     if isinstance(error, errors.OutOfMemory | errors.NotStored | errors.DamagedVoice):
@@ -60,6 +64,18 @@ def response_to(error: errors.SpeechError) -> JSONResponse:
     if isinstance(error, errors.Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     return _json(status_of(error), body_of(error), headers)
+
+
+def limit_headers(limit: int, remaining: int, reset_s: float) -> dict[str, str]:
+    """OpenAI's headers of a limit on requests; `reset_s` as it writes times there: 340ms, 7.5s, 1m12s."""
+    ms = round(reset_s * 1000)
+    minutes, seconds = divmod(ms / 1000, 60)
+    reset = f"{ms}ms" if ms < 1000 else f"{seconds:g}s" if not minutes else f"{minutes:.0f}m{seconds:.0f}s"
+    return {
+        "x-ratelimit-limit-requests": str(limit),
+        "x-ratelimit-remaining-requests": str(remaining),
+        "x-ratelimit-reset-requests": reset,
+    }
 
 
 def unexpected() -> JSONResponse:
@@ -85,13 +101,27 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)  # noqa: S101
         return _invalid(request, error)
 
-    async def http_error(_: Request, error: Exception) -> JSONResponse:
+    async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)  # noqa: S101
+        if error.status_code == 405:  # Starlette names the methods of the first route at this path only
+            error.headers = {"Allow": ", ".join(_methods_at(request))}
         return _http_error(error)
 
     app.add_exception_handler(errors.SpeechError, speech_error)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http_error)
+
+
+def _methods_at(request: Request) -> list[str]:
+    """What the path of this request takes, by all the routes that have it."""
+
+    def taken(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [
+        method for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT") if taken(method.replace("HEAD", "GET"))
+    ]
 
 
 def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -130,6 +160,8 @@ def _http_error(error: HTTPException) -> JSONResponse:
         message, code = "There is nothing at this URL; see /docs for what there is.", "not_found"
     elif status == 405:
         message, code = "This URL does not take that method; see /docs.", "method_not_allowed"
+    elif status == 408:
+        message, code = str(error.detail), "request_timeout"
     elif status == 413:
         message, code = str(error.detail), errors.BodyTooLarge.code
     else:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from app import __version__
@@ -22,7 +22,7 @@ from app.metrics import CONTENT_TYPE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from app.api.auth import Keys
+    from app.api.auth import Gate
     from app.audio.watermark import Watermark
     from app.casting import Casting
     from app.engines.host import EngineHost
@@ -35,24 +35,26 @@ _PACKAGES = ("torch", "numpy", "av", "fastapi", "uvicorn", "wetext", "sentencex"
 def router(
     host: EngineHost,
     metrics: Metrics,
-    keys: Keys,
+    gate: Gate,
     casting: Casting,
     *,
     marks: Watermark,
     youtube: YouTube | None,
     settings_shown: Callable[[], dict[str, object]],
     max_input_chars: int,
+    debug_errors: dict[int | str, dict[str, Any]],
 ) -> APIRouter:
     routes = APIRouter(tags=["system"])
+    inside = APIRouter(tags=["system"], route_class=gate.route("admin"))
     limits = {"input_chars": max_input_chars, "dialogue_turns": MAX_DIALOGUE_TURNS}
 
-    @routes.get("/health", responses={503: {"description": "Unhealthy: no engine can answer, and why."}})
+    @routes.get("/health")
     async def health() -> JSONResponse:
         """200 `starting`, `ok` or `degraded`; 503 `unhealthy`. Reasons in words."""
-        body = {**_health(host, casting, marks, youtube), "limits": limits, "key_needed": keys.needed}
+        body = {**_health(host, casting, marks, youtube), "limits": limits, "key_needed": gate.needed}
         return JSONResponse(body, 503 if body["status"] == "unhealthy" else 200, headers={"Cache-Control": "no-store"})
 
-    @routes.get("/ready", responses={503: {"description": "A speech request would not be answered now."}})
+    @routes.get("/ready")
     async def ready() -> Response:
         """200 whenever a speech request would be answered."""
         try:
@@ -65,11 +67,13 @@ def router(
     async def versions() -> dict[str, Any]:
         return {"name": "tts-server", "version": __version__, "python": platform.python_version()}
 
-    @routes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-    async def prometheus() -> Response:
-        return Response(metrics.text(), media_type=CONTENT_TYPE)
+    @routes.get("/metrics", response_class=Response, responses={401: {}})
+    async def prometheus(request: Request) -> Response:
+        """A key with the scope `admin` is told what each key has used, too."""
+        key = gate.whose(request)
+        return Response(metrics.text(keys=key is not None and "admin" in key.scopes), media_type=CONTENT_TYPE)
 
-    @routes.get("/debug", dependencies=[Depends(keys.require)])
+    @inside.get("/debug", responses=debug_errors)
     async def debug() -> dict[str, Any]:
         """All that helps to find a fault, and no secret."""
         engine = host.current
@@ -84,6 +88,7 @@ def router(
             "threads": sorted(thread.name for thread in threading.enumerate()),
         }
 
+    routes.include_router(inside)
     return routes
 
 

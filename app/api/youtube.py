@@ -6,18 +6,17 @@ The response owns its work: when the caller leaves, the fetching is cancelled an
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import structlog
 from fastapi import APIRouter, Query, Request
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 from starlette.responses import JSONResponse, Response
 
-from app.api.cloning import agreed, told
+from app.api.cloning import DESCRIPTION, NAME, WORDS, agreed, told
 from app.api.errors import body_of, response_to, unexpected
-from app.api.respond import SSE_MEDIA_TYPE, disconnected
+from app.api.respond import SSE_END, SSE_MEDIA_TYPE, STREAM_HEADERS, begin, disconnected, event, send_body
 from app.errors import SpeechError
 from app.voices.cloning import Sample
 from app.voices.youtube import DEFAULT_SECTION_S, MAX_SECTION_S, MIN_SECTION_S, Progress
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
+    from app.api.auth import Gate
     from app.metrics import Metrics
     from app.voices.cloning import Cloner
     from app.voices.consents import ConsentStore
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 log: Any = structlog.get_logger(__name__)
 
+_HEADERS = (("content-type", SSE_MEDIA_TYPE), *STREAM_HEADERS)
 PATHS = ("/voice-cloning/clone-from-youtube", "/audio/speech/voice-cloning/youtube")
 
 
@@ -51,6 +52,11 @@ def _seconds(value: object) -> object:
     return seconds
 
 
+def _time_schema(as_text: str, **bounds: float) -> WithJsonSchema:
+    clock = {"type": "string", "pattern": as_text, "examples": ["1:23"]}
+    return WithJsonSchema({"anyOf": [{"type": "number", **bounds}, clock]})
+
+
 Time = Annotated[float, BeforeValidator(_seconds)]
 
 
@@ -65,31 +71,40 @@ class YouTubeBody(BaseModel):
         Field(
             validation_alias=AliasChoices("voice_name", "name"),
             description="Free text, up to 100 characters; a taken one gets a number.",
+            json_schema_extra=NAME,
         ),
     ]
     start_time: Annotated[
-        Time | None, Field(ge=0, allow_inf_nan=False, description="Where the stretch begins: seconds, or 1:23.")
+        Annotated[Time, Field(ge=0, allow_inf_nan=False), _time_schema(r"^[0-9]{1,2}(:[0-5][0-9]){1,2}$", minimum=0)]
+        | None,
+        Field(description="Where the stretch begins: seconds, or 1:23."),
     ] = None
     duration: Annotated[
-        Time | None,
+        Annotated[
+            Time,
+            Field(ge=MIN_SECTION_S, le=MAX_SECTION_S, allow_inf_nan=False),
+            _time_schema(  # 0:01 to 10:00
+                r"^(0?[1-9]:[0-5][0-9]|0?0:(0[1-9]|[1-5][0-9])|10:00)$", minimum=MIN_SECTION_S, maximum=MAX_SECTION_S
+            ),
+        ]
+        | None,
         Field(
-            ge=MIN_SECTION_S,
-            le=MAX_SECTION_S,
-            allow_inf_nan=False,
             description=f"Seconds to look through for the best ones. Left out: {DEFAULT_SECTION_S:g}.",
         ),
     ] = None
-    description: str | None = None
+    description: Annotated[str, WithJsonSchema({"type": "string", **DESCRIPTION})] | None = None
     transcript: Annotated[str | None, Field(description="Exactly what is said in the stretch.")] = None
-    consent: Annotated[str | None, Field(description="The speaker's agreement in words, or a consent's id.")] = None
+    consent: Annotated[
+        str | None, Field(description="The speaker's agreement in words, or a consent's id.", json_schema_extra=WORDS)
+    ] = None
     language: Annotated[str | None, Field(max_length=35, description="BCP 47. Left out: en.")] = None
     denoise: bool | None = None
 
 
 def router(
-    youtube: YouTube, metrics: Metrics, *, voices: VoiceStore, cloner: Cloner, consents: ConsentStore
+    youtube: YouTube, metrics: Metrics, gate: Gate, *, voices: VoiceStore, cloner: Cloner, consents: ConsentStore
 ) -> APIRouter:
-    routes = APIRouter(tags=["voices"])
+    routes = APIRouter(tags=["voices"], route_class=gate.route("clone"))
 
     async def from_youtube(
         body: YouTubeBody,
@@ -153,12 +168,6 @@ def router(
             methods=["POST"],
             operation_id=name,
             name=name,
-            responses={
-                200: {
-                    "description": "The voice, as `/voice-cloning/clone` tells it; or events.",
-                    "content": {"application/json": {}, "text/event-stream": {"schema": {"type": "string"}}},
-                }
-            },
         )
     return routes
 
@@ -212,39 +221,28 @@ class WorkResponse(Response):
                 if self._sse:
                     if not begun:
                         begun = True
-                        await _begin(send)
-                    await _event(send, step)
+                        await begin(send, _HEADERS)
+                    await send_body(send, event(step), more=True)
             done = await task
         except SpeechError as error:
             if not begun:
                 await response_to(error)(scope, receive, send)
                 return
-            await _event(send, body_of(error))
+            await send_body(send, event(body_of(error)), more=True)
         except Exception:
             log.exception("the request failed")
             if not begun:
                 await unexpected()(scope, receive, send)
                 return
-            await _event(send, body_of(SpeechError("The server failed; its log says why.")))
+            await send_body(send, event(body_of(SpeechError("The server failed; its log says why."))), more=True)
         else:
             if not self._sse:
                 await JSONResponse(done)(scope, receive, send)
                 return
             if not begun:
-                await _begin(send)
-            await _event(send, {"type": "done", **done})
+                await begin(send, _HEADERS)
+            await send_body(send, event({"type": "done", **done}), more=True)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
-
-
-async def _begin(send: Send) -> None:
-    headers = [("content-type", SSE_MEDIA_TYPE), ("cache-control", "no-store"), ("x-accel-buffering", "no")]
-    raw = [(name.encode(), value.encode()) for name, value in headers]
-    await send({"type": "http.response.start", "status": 200, "headers": raw})
-
-
-async def _event(send: Send, content: dict[str, Any]) -> None:
-    data = b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
-    await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send_body(send, SSE_END, more=False)

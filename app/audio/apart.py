@@ -19,7 +19,7 @@ import json
 import logging
 import os
 import socket
-import subprocess
+import subprocess  # nosec B404
 import sys
 import tempfile
 import threading
@@ -148,7 +148,7 @@ class _Helper:
         self._end()
         orders, its = socket.socketpair()
         with its:
-            self._process = subprocess.Popen(  # noqa: S603 - our own module
+            self._process = subprocess.Popen(  # noqa: S603 - our own module # nosec B603
                 [sys.executable, "-m", "app.audio.decoder_process", str(its.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

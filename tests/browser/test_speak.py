@@ -17,6 +17,7 @@ import pytest
 
 from app import assemble
 from app.engines.registry import EngineSpec, specs
+from app.keys import KeyFile
 from tests.browser.studio import (
     LONG,
     SHORT,
@@ -31,8 +32,7 @@ from tests.browser.studio import (
     wait_worth_keeping,
     write,
 )
-from tests.integration.test_streaming import stuck_reader
-from tests.live import Process, serving, wait_until
+from tests.live import Process, serving, stuck_reader, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -434,8 +434,31 @@ def test_a_line_that_dies_leaves_what_came(server: str, visit: Visit) -> None:
         assert np.sqrt(np.mean(np.square(heard))) > 0.02
 
 
+def test_what_a_key_may_not_do_is_told_in_words(tmp_path: Path, visit: Visit) -> None:
+    file = KeyFile(tmp_path)
+    reader, cloner = file.add("reader", ["speak"]), file.add("cloner", ["clone"])
+    with serving(tmp_path) as url:
+        watched = visit(f"{url}/voice-cloning")
+        watched.expected |= {"401", "403"}
+        page = watched.page
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_label("Key", exact=True).fill(reader)
+        page.keyboard.press("Enter")
+        page.get_by_text("This key may not do that.").first.wait_for()
+        page.get_by_text("'reader' lacks the scope `clone`").first.wait_for()
+        page.get_by_role("button", name="Use another key").click()
+        dialog.get_by_text("'reader' lacks the scope `clone`").wait_for()
+        dialog.get_by_label("Key", exact=True).fill(cloner)
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Try again", exact=True).click()
+        page.locator(".error").wait_for(state="detached")
+        page.goto(url)
+        speak(page, SHORT)
+        page.get_by_text("'cloner' lacks the scope `speak`").first.wait_for()
+
+
 def test_a_key_is_asked_for_and_used(tmp_path: Path, visit: Visit) -> None:
-    with serving(tmp_path, TTS_API_KEYS="open-sesame") as url:
+    with serving(tmp_path, TTS_API_KEYS="open-sesame-0123") as url:
         watched = visit(url)
         watched.expected.add("401")
         page = watched.page
@@ -443,12 +466,12 @@ def test_a_key_is_asked_for_and_used(tmp_path: Path, visit: Visit) -> None:
         page.get_by_role("dialog").get_by_label("Key", exact=True).fill("wrong")
         page.keyboard.press("Enter")
         page.get_by_role("dialog").get_by_text("not one of this server's").wait_for()
-        page.get_by_role("dialog").get_by_label("Key", exact=True).fill("open-sesame")
+        page.get_by_role("dialog").get_by_label("Key", exact=True).fill("open-sesame-0123")
         page.keyboard.press("Enter")
         wait_state(page, "done")
         page.get_by_role("tab", name="Code").click()
         assert "$API_KEY" in (page.locator("pre code").first.text_content() or "")
-        assert "open-sesame" not in page.content()
+        assert "open-sesame-0123" not in page.content()
 
 
 def test_without_weights_the_page_says_so_and_speaks(tmp_path: Path, visit: Visit) -> None:

@@ -253,23 +253,26 @@ def test_pauses_last_as_long_as_asked(http: httpx.Client) -> None:
 
 
 def test_keys(tmp_path: Any) -> None:
-    with serving(tmp_path, TTS_API_KEYS="first-key, second-key") as url, httpx.Client(base_url=url) as http:
+    with (
+        serving(tmp_path, TTS_API_KEYS="first-key-0123456, second-key-0123456") as url,
+        httpx.Client(base_url=url) as http,
+    ):
         speech = {"json": {"input": "Hello."}}
         for headers in ({}, {"Authorization": "Bearer"}, {"Authorization": "Bearer wrong"}, {"api-key": "first"}):
             answer = http.post("/v1/audio/speech", headers=headers, **speech)  # type: ignore[arg-type]
             assert answer.status_code == 401
             assert problem(answer)["code"] == "invalid_api_key"
             assert answer.headers["www-authenticate"] == "Bearer"
-        for headers in ({"Authorization": "Bearer second-key"}, {"api-key": "first-key"}):
+        for headers in ({"Authorization": "Bearer second-key-0123456"}, {"api-key": "first-key-0123456"}):
             assert http.post("/v1/audio/speech", headers=headers, **speech).status_code == 200  # type: ignore[arg-type]
         for path in ("/health", "/ready", "/version", "/metrics", "/v1/models", "/v1/audio/voices", "/v1/audio/models"):
             assert http.get(path).status_code == 200
         assert http.get("/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
         assert http.get("/debug").status_code == 401
-        shown = http.get("/debug", headers={"Authorization": "Bearer first-key"})
+        shown = http.get("/debug", headers={"Authorization": "Bearer first-key-0123456"})
         assert shown.status_code == 200
-        assert "first-key" not in shown.text
-        assert "second-key" not in shown.text
+        assert "first-key-0123456" not in shown.text
+        assert "second-key-0123456" not in shown.text
 
 
 def test_limits_come_from_settings(tmp_path: Any) -> None:
@@ -303,11 +306,42 @@ def test_cors(tmp_path: Any, http: httpx.Client) -> None:
         )
 
 
-def test_openapi_lists_each_path_once(http: httpx.Client) -> None:
-    paths = http.get("/openapi.json").json()["paths"]
-    assert "/v1/audio/speech" in paths
-    assert not [path for path in paths if path.startswith("/api/")]
-    assert "422" not in json.dumps(paths)
+def test_a_page_of_another_origin_can_read_errors_and_limits(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin = {"Origin": "https://studio.example"}
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("inside")
+
+    monkeypatch.setattr("app.api.voices.fresh", broken)
+    with serving(tmp_path, TTS_CORS_ORIGINS="https://studio.example", TTS_API_KEYS="a-key-for-cross-origins") as url:
+        for path, status in (("/v1/audio/voices", 500), ("/v1/nothing", 404), ("/debug", 401)):
+            answer = httpx.get(url + path, headers=origin, timeout=60)  # without logs.set_up tracebacks take seconds
+            assert answer.status_code == status
+            assert answer.headers["access-control-allow-origin"] == "https://studio.example"
+            assert answer.headers["vary"] == "Origin"
+            assert "access-control-allow-credentials" not in answer.headers  # keys are sent in a header, not as cookies
+            exposed = {name.strip().lower() for name in answer.headers["access-control-expose-headers"].split(",")}
+            assert {"retry-after", "x-request-id", "x-should-retry", "x-ratelimit-reset-requests"} <= exposed
+            assert answer.headers["cross-origin-resource-policy"] == "cross-origin"
+        asked = {**origin, "Access-Control-Request-Method": "DELETE", "Access-Control-Request-Headers": "api-key"}
+        preflight = httpx.options(f"{url}/v1/audio/voices/voice_1", headers=asked)
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-headers"] == "api-key"
+        assert "DELETE" in preflight.headers["access-control-allow-methods"]
+        evil = httpx.options(f"{url}/v1/audio/voices/voice_1", headers={**asked, "Origin": "https://evil.example"})
+        assert evil.status_code == 400
+        assert "access-control-allow-origin" not in evil.headers
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/nothing", "/v1/audio/voices", "/metrics", "/openapi.json", "/debug"])
+def test_what_is_data_is_nothing_else(http: httpx.Client, path: str) -> None:
+    for answer in (http.get(path), http.post("/v1/audio/speech", json={"input": "Hello."})):
+        assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+        assert "server" not in answer.headers
 
 
 def test_a_raw_keep_alive_connection_survives_errors(server: str) -> None:

@@ -171,10 +171,10 @@ def test_bad_bodies(http: httpx.Client, body: dict[str, Any], param: str) -> Non
 
 
 def test_it_needs_a_key_where_there_are_keys(tmp_path: Path) -> None:
-    with serving(tmp_path, TTS_API_KEYS="key") as url, httpx.Client(base_url=url) as http:
+    with serving(tmp_path, TTS_API_KEYS="key-for-dialogues") as url, httpx.Client(base_url=url) as http:
         for path, body in ((PATH, {"turns": [{"text": "Hi."}]}), ("/v1/audio/conversation", {"text": "Hi."})):
             assert http.post(path, json=body).status_code == 401
-            assert http.post(path, json=body, headers={"Authorization": "Bearer key"}).status_code == 200
+            assert http.post(path, json=body, headers={"Authorization": "Bearer key-for-dialogues"}).status_code == 200
 
 
 def test_speakers_named_in_the_text(http: httpx.Client, recogniser: Recogniser) -> None:

@@ -65,9 +65,9 @@ def tiny(tmp_path: Path, heard: list[Utterance]) -> Iterator[httpx.Client]:
             TTS_DEVICE="cpu",
             TTS_DTYPE="float32",
             TTS_MEMORY_TOKENS=BUDGET,
-            TTS_API_KEYS="first,second",
+            TTS_API_KEYS="the-first-key-01,the-second-key-02",
         ) as url,
-        httpx.Client(base_url=url, timeout=60, headers={"Authorization": "Bearer first"}) as http,
+        httpx.Client(base_url=url, timeout=60, headers={"Authorization": "Bearer the-first-key-01"}) as http,
     ):
         yield http
 
@@ -140,7 +140,7 @@ def test_conversations_and_keys_are_apart(tiny: httpx.Client, heard: list[Uttera
     tiny.post(
         SPEECH,
         json={"input": "Four.", "conversation_id": "a", "response_format": "pcm"},
-        headers={"Authorization": "Bearer second"},
+        headers={"Authorization": "Bearer the-second-key-02"},
     )
     say(tiny, "Five.")
     assert [len(utterance.context) for utterance in heard] == [0, 0, 1, 0, 0]

@@ -213,7 +213,10 @@ def test_another_server_on_the_same_folder_sees_it_within_two_seconds(
 
 
 def test_keys_are_asked_for_where_voices_are_made(tmp_path: Path, sample: bytes) -> None:
-    with serving(tmp_path, TTS_API_KEYS="secret") as url, httpx.Client(base_url=f"{url}/v1", timeout=60) as http:
+    with (
+        serving(tmp_path, TTS_API_KEYS="a-secret-of-voices") as url,
+        httpx.Client(base_url=f"{url}/v1", timeout=60) as http,
+    ):
         for answer in (
             clone(http, sample),
             http.get("/voice-cloning/voices"),
@@ -223,7 +226,7 @@ def test_keys_are_asked_for_where_voices_are_made(tmp_path: Path, sample: bytes)
         ):
             assert answer.status_code == 401
         assert http.get("/voice-cloning/openai-compatible-voices").status_code == 200
-        http.headers["authorization"] = "Bearer secret"
+        http.headers["authorization"] = "Bearer a-secret-of-voices"
         assert clone(http, sample).status_code == 200
 
 

@@ -31,8 +31,10 @@ WANTED = {
     "NotSupported": 400,
     "UnknownModel": 404,
     "Unauthorized": 401,
+    "Forbidden": 403,
     "BodyTooLarge": 413,
     "Busy": 429,
+    "RateLimited": 429,
     "NotReady": 503,
     "EngineError": 500,
     "InvalidValue": 400,
@@ -69,7 +71,7 @@ def test_each_has_its_status_and_the_four_keys(kind):
     assert json.loads(response.body) == body
     assert response.headers["content-type"] == "application/json"
     assert ("retry-after" in response.headers) == (
-        kind in (errors.Busy, errors.NotReady, errors.VoiceNotReady, errors.EngineStopped)
+        kind in (errors.Busy, errors.RateLimited, errors.NotReady, errors.VoiceNotReady, errors.EngineStopped)
     )
     assert ("x-should-retry" in response.headers) == (
         kind in (errors.OutOfMemory, errors.NotStored, errors.DamagedVoice)
@@ -80,8 +82,12 @@ def test_each_has_its_status_and_the_four_keys(kind):
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.__name__ not in ("SpeechError", "RequestError")])
 def test_each_has_a_code_of_its_own(kind):
     assert kind.code
-    same = {errors.VoiceNotReady, errors.VoiceNotSupported}  # one fact; which status it has depends on who is to blame
-    assert kind.code not in {other.code for other in KINDS if other is not kind and not {kind, other} <= same}
+    same = (
+        {errors.VoiceNotReady, errors.VoiceNotSupported},  # one fact; which status it has depends on who is to blame
+        {errors.Busy, errors.RateLimited},  # OpenAI has one code
+    )
+    others = [other for other in KINDS if other is not kind and not any({kind, other} <= pair for pair in same)]
+    assert kind.code not in {other.code for other in others}
 
 
 def test_every_row_of_the_table_is_reached():
@@ -94,6 +100,17 @@ def test_every_row_of_the_table_is_reached():
 def test_retry_after_is_whole_seconds_and_at_least_one(given_s, told):
     for kind in (errors.Busy, errors.NotReady):
         assert response_to(kind("later", retry_after_s=given_s)).headers["retry-after"] == told
+
+
+@pytest.mark.parametrize(
+    ("reset_s", "told"), [(0, "0ms"), (0.34, "340ms"), (1, "1s"), (7.5, "7.5s"), (59.9, "59.9s"), (72, "1m12s")]
+)
+def test_a_limit_is_told_as_openai_tells_it(reset_s, told):
+    headers = response_to(errors.RateLimited("too many", limit=60, reset_s=reset_s, retry_after_s=3)).headers
+    assert headers["retry-after"] == "3"
+    assert headers["x-ratelimit-limit-requests"] == "60"
+    assert headers["x-ratelimit-remaining-requests"] == "0"
+    assert headers["x-ratelimit-reset-requests"] == told
 
 
 def test_what_repeating_will_not_help_says_so():
