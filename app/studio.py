@@ -91,7 +91,8 @@ OFF_LOOP_CHARS = 2_000  # a longer text is normalised in a thread: about 0.05 ms
 OFF_LOOP_S = 0.2  # a longer stretch of sound is encoded in a thread: mp3 costs about 10 ms a second of sound,
 OFF_LOOP_PLAIN_S = 1.0  # pcm and wav 2, which a thread's own cost would double
 ENOUGH_AHEAD_S = 0.5  # a listener with this much sound left can wait for others' first,
-LIGHT_AHEAD_S, LIGHT_YIELD_S = 0.1, 0.03  # or this much, and only so long, where what comes next is quickly encoded
+LIGHT_AHEAD_S = 0.05  # or this much where what comes next is quickly encoded
+FRESH_S = 0.25  # whose first sound takes longer waits for a row or a model: nobody lets them pass where it is encoded
 LONGEST_YIELD_S = 0.25  # but no longer than this for a stretch of up to 1 s: answers still go at 4 times speech
 OTHER_SPEAKERS = ("echo", "nova", "onyx", "shimmer", "fable", "sage", "ash", "coral", "ballad")  # unlike each other
 MAX_AHEAD = 4  # utterances of one answer in other rows, where the engine speaks them apart
@@ -449,9 +450,8 @@ class Studio:
         on_loop_s = 0.0 if take.marked else OFF_LOOP_PLAIN_S if request.format in ("pcm", "wav") else OFF_LOOP_S
         entry: Entry | None = None
         clock = _Clock()
-        sounded = False
         said: list[Remembered] | None = None if request.conversation is None else []
-        self._turns.began()
+        first = self._turns.began()
         try:
             async with (
                 contextlib.aclosing(self._sound(take, finish.expect, said)) as sound,
@@ -468,9 +468,7 @@ class Studio:
                         data = finish.push(samples)
                     clock.made(finish.audio_s)
                     if data:
-                        if not sounded:
-                            sounded = True
-                            self._turns.sounded()
+                        first.over()
                         if entry is None and request.use_cache:
                             entry = self._cache.begin(take.digest)
                         if entry is not None:
@@ -493,8 +491,7 @@ class Studio:
             if data:
                 yield data
         finally:
-            if not sounded:
-                self._turns.sounded()
+            first.over()
             encoder.close()
             if entry is not None:
                 entry.abandon()
@@ -821,23 +818,37 @@ class _Finish:
         return self._encoder.encode(samples)
 
 
+class _FirstSound:
+    """One that is waited for, FRESH_S at most. `over` may be called more than once."""
+
+    def __init__(self, on_over: Callable[[_FirstSound], None]) -> None:
+        self._on_over = on_over
+        self._timer = asyncio.get_running_loop().call_later(FRESH_S, self.over)
+
+    def over(self) -> None:
+        self._timer.cancel()
+        self._on_over(self)
+
+
 class _Turns:
     """Who encodes next: answers that have not sounded yet go before those that are ahead of their listeners."""
 
     def __init__(self) -> None:
-        self._unsounded = 0
+        self._unsounded: set[_FirstSound] = set()
         self._calm = asyncio.Event()
         self._calm.set()
         # One core is left to the event loop, where first sounds are made.
         self._threads = asyncio.Semaphore(max(1, (os.cpu_count() or 1) - 1))
 
-    def began(self) -> None:
-        """An answer waits for its first sound; `sounded` must follow, once."""
-        self._unsounded += 1
+    def began(self) -> _FirstSound:
+        """An answer waits for its first sound, until that is `over`."""
         self._calm.clear()
+        first = _FirstSound(self._over)
+        self._unsounded.add(first)
+        return first
 
-    def sounded(self) -> None:
-        self._unsounded -= 1
+    def _over(self, first: _FirstSound) -> None:
+        self._unsounded.discard(first)
         if not self._unsounded:
             self._calm.set()
 
@@ -849,8 +860,8 @@ class _Turns:
             yield
 
     async def light(self, ahead_s: float) -> None:
-        """A shorter wait before what is encoded on the event loop."""
-        await self._let_pass(min(ahead_s - LIGHT_AHEAD_S, LIGHT_YIELD_S))
+        """The same wait before what is encoded on the event loop."""
+        await self._let_pass(min(ahead_s - LIGHT_AHEAD_S, LONGEST_YIELD_S))
 
     async def _let_pass(self, most_s: float) -> None:
         if most_s > 0 and not self._calm.is_set():
@@ -876,9 +887,8 @@ class _Clock:
             self.waited_s += now_s - before_s
             if samples is None:
                 return
-            if self._began_s is None:
-                self._began_s = now_s
-            elif now_s > self._began_s + self._audio_s and now_s - before_s > UNDERRUN_WAIT_S:
+            dry = self._began_s is not None and now_s > self._began_s + self._audio_s
+            if dry and now_s - before_s > UNDERRUN_WAIT_S:
                 self.underruns += 1
                 self._began_s = now_s - self._audio_s  # the listener starts again from here
             yield samples
@@ -889,6 +899,9 @@ class _Clock:
         return 0.0 if self._began_s is None else self._began_s + self._audio_s - time.monotonic()
 
     def made(self, audio_s: float) -> None:
+        """So much there is to hear now; what slows or speeds sound up holds the first of it back."""
+        if self._began_s is None and audio_s > 0:
+            self._began_s = time.monotonic()
         self._audio_s = audio_s
 
 

@@ -259,6 +259,8 @@ class Soak:
             self.books.counts["left slowly"] += 1
         elif heard.whole and heard.status == 200:
             self.books.counts["whole, slowly"] += 1
+        elif heard.status == 429:
+            self.books.counts["429"] += 1
         else:
             self.books.wrong.append(f"a slow reader got {heard.status}, whole: {heard.whole}")
 

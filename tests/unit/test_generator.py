@@ -965,20 +965,42 @@ async def test_models_take_as_much_of_any_script_as_of_english(over, codec, most
         assert "".join("".join(engine.texts).split()) == ("Этодлинноепредложениенарусскомязыке," * 9)
 
 
-async def test_who_is_ahead_lets_first_sounds_pass_for_a_moment():
+async def test_who_is_ahead_lets_first_sounds_pass_for_a_moment(monkeypatch):
+    async def a_little() -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+
     turns = module._Turns()
     await turns.light(10.0)  # nobody else is there
-    turns.began()
+    first, second = turns.began(), turns.began()
     waiting = asyncio.create_task(turns.light(10.0))
-    for _ in range(5):
-        await asyncio.sleep(0)
+    first.over()
+    first.over()
+    await a_little()
     assert not waiting.done()
-    turns.sounded()
-    for _ in range(5):
-        await asyncio.sleep(0)
+    second.over()
+    await a_little()
     assert waiting.done()
     turns.began()
     hurried = asyncio.create_task(turns.light(module.LIGHT_AHEAD_S))  # its own listener has too little left
-    await asyncio.sleep(0)
+    await a_little()
     assert hurried.done()
     await asyncio.wait_for(turns.light(10.0), 5)  # the first sound does not come: nobody waits for ever
+    monkeypatch.setattr(module, "LONGEST_YIELD_S", 60.0)
+    turns.began()  # and who is not fresh any more is not waited for
+    await asyncio.wait_for(turns.light(10.0), 5)
+
+
+async def test_a_listener_can_run_dry_only_of_what_there_was_to_hear():
+    async def sound() -> AsyncGenerator[np.ndarray]:
+        for _ in range(3):
+            await asyncio.sleep(0.005)
+            yield np.zeros(CHUNK, np.float32)
+
+    held_back, heard = module._Clock(), module._Clock()
+    async for _ in held_back.listening(sound()):
+        held_back.made(0.0)  # the stretcher has given nothing yet
+    assert held_back.underruns == 0
+    async for _ in heard.listening(sound()):
+        heard.made(0.001)  # and never more
+    assert heard.underruns == 2
