@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import cloning, conversation, errors, models, pages, speech, system, voices, watermark, youtube
-from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, LastResort, Limit
+from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, LastResort, Limit, OwnPages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,8 +47,9 @@ class ErrorEnvelope(BaseModel):
 _SPEECH_ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorEnvelope, "description": "The request can't be answered as it is; the message says why."},
     401: {"model": ErrorEnvelope, "description": "A key is needed, or is wrong."},
-    403: {"model": ErrorEnvelope, "description": "The key lacks the scope that the message names."},
+    403: {"model": ErrorEnvelope, "description": "The key lacks a scope, or a foreign web page asks."},
     404: {"model": ErrorEnvelope, "description": "No such model, voice or consent here."},
+    408: {"model": ErrorEnvelope, "description": "The body came too slowly."},
     413: {"model": ErrorEnvelope, "description": "The body is too large."},
     429: {
         "model": ErrorEnvelope,
@@ -58,7 +59,7 @@ _SPEECH_ERRORS: dict[int | str, dict[str, Any]] = {
     503: {"model": ErrorEnvelope, "description": "The engine is starting or can't be had; Retry-After."},
 }
 _UPLOAD_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: _SPEECH_ERRORS[status] for status in (400, 401, 403, 413, 429)
+    status: _SPEECH_ERRORS[status] for status in (400, 401, 403, 408, 413, 429)
 }
 _LIST_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401)}
 _DEBUG_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (401, 403, 429)}
@@ -175,6 +176,7 @@ def create(
         timeout_s=read_timeout_s,
     )
     app.add_middleware(LastResort)
+    app.add_middleware(OwnPages, origins=cors_origins)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,
