@@ -5,11 +5,12 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
 OPS    := .ops/bin
+APART  := .clients
 RAY    := .ray/bin/python
 TRITON := .triton/bin/python
 
-.PHONY: install run dev oracle browser test test-all slow gpu fleet ray kernels containers security lint format types docs lock \
-    clean
+.PHONY: install install-locked run dev oracle browser test test-all slow soak gpu fleet ray kernels fuzz clients openapi \
+    containers security lint format types docs lock hashes clients-lock licenses sbom audit dist clean
 
 install: $(STAMP)
 
@@ -20,6 +21,17 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --upgrade "pip>=25.1"
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[espeak,watermark]" --group dev
 	touch $(STAMP)
+
+# The same versions, each file checked against locks/. torch comes first: TORCH=cuda is PyPI's build (CUDA on Linux),
+# TORCH=cpu the one of PyTorch's index, which has hashes of its own.
+TORCH ?= cpu
+install-locked:
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade "pip>=25.1"
+	if [ $(TORCH) = cuda ]; then $(PY) -m pip install --quiet --require-hashes --no-deps -r locks/torch-cuda.txt; \
+	else $(PY) -m pip install --quiet --constraint constraints.txt --no-deps torch \
+	    --index-url https://download.pytorch.org/whl/cpu; fi
+	$(PY) -m pip install --quiet --require-hashes --no-deps -r locks/server.txt
 
 run: install
 	$(PY) -m app.main
@@ -37,13 +49,17 @@ browser: install
 	$(PY) -m pip install --quiet --constraint constraints.txt --group browser
 
 test: install
-	$(PY) -m pytest -n auto -m "not slow and not gpu and not fleet and not ray"
+	$(PY) -m pytest -n auto -m "not slow and not gpu and not fleet and not ray and not clients and not openapi"
 
 slow: install
-	$(PY) -m pytest -m "slow and not gpu and not fleet and not ray"
+	$(PY) -m pytest -m "slow and not gpu and not fleet and not ray and not clients and not openapi"
+
+# A minute of everything at once; `python -m bench.soak --minutes 30` is the long one (docs/reliability.md).
+soak: install
+	$(PY) -m bench.soak --minutes 1
 
 test-all: install
-	$(PY) -m pytest -m "not gpu and not ray"
+	$(PY) -m pytest -m "not gpu and not ray and not clients and not openapi"
 
 # On a machine with a GPU: everything that needs one, and the figures.
 gpu: install
@@ -76,6 +92,21 @@ kernels: install
 	$(TRITON) -m pip install --quiet --no-deps "triton==3.7.1"
 	TRITON_INTERPRET=1 $(TRITON) -m pytest tests/kernels
 	$(TRITON) -m pytest tests/kernels
+
+# Clients nobody here wrote, against a live server. Each in an environment of its own, as a user of it would have: LiteLLM
+# wants another openai-python than the voice frameworks. Those in node are skipped where there is no node.
+clients: install
+	for at in voice litellm; do \
+	    test -x $(APART)/$$at/bin/python || $(PYTHON) -m venv $(APART)/$$at; \
+	    $(APART)/$$at/bin/python -m pip install --quiet --requirement tests/clients/$$at.txt || exit 1; done
+	if command -v npm >/dev/null; then npm ci --silent --no-audit --no-fund --prefix tests/clients/node; fi
+	$(PY) -m pytest tests/clients -m clients
+
+# Property-based requests made of /openapi.json, and every answer held against it; the seed is fixed.
+openapi: install
+	test -x $(APART)/schemathesis/bin/python || $(PYTHON) -m venv $(APART)/schemathesis
+	$(APART)/schemathesis/bin/python -m pip install --quiet --requirement tests/openapi/requirements.txt
+	$(PY) -m pytest tests/openapi -m openapi -n 2
 
 # What can be said of the container files without an engine: linter, schemas; what they do is in tests/deploy.
 containers:
@@ -117,6 +148,32 @@ lock:
 	$(VENV)/lock/bin/python -m pip install --quiet --editable ".[espeak,watermark,ray]" --group dev --group browser
 	$(VENV)/lock/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > constraints.txt
 	rm -rf $(VENV)/lock
+	$(MAKE) hashes licenses
+
+# constraints.txt -> locks/: the same versions with the hash of every file, for all systems.
+hashes: install
+	$(PY) -m tools.supply lock
+
+# New versions of the clients: first in tests/clients/*.in and node/package.json.
+clients-lock: install
+	$(PY) -m tools.supply clients-lock
+	cd tests/clients/node && npm install --no-audit --no-fund --omit-lockfile-registry-resolved
+
+# docs/licenses.md; fails at a licence nobody has agreed to.
+licenses: install
+	$(PY) -m tools.supply licenses
+
+# dist/sbom.cdx.json (CycloneDX), from the locks.
+sbom: install
+	$(PY) -m tools.supply sbom
+
+# Known vulnerabilities in what the locks name; skipped, and says so, where OSV can't be reached.
+audit: install
+	$(PY) -m tools.supply audit
+
+# dist/*.whl and *.tar.gz of the commit, built twice and compared.
+dist: install
+	$(PY) -m tools.supply dist
 
 clean:
-	rm -rf $(VENV) .oracle .ops .ray .triton .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
+	rm -rf $(VENV) .oracle .ops .ray .triton .fuzz $(APART) dist tests/clients/node/node_modules .schemathesis .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage

@@ -145,4 +145,5 @@ def assemble(settings: Settings) -> FastAPI:
         max_upload_bytes=settings.max_upload_bytes,
         read_timeout_s=settings.read_timeout_s,
         cors_origins=settings.cors_origins,
+        reader_timeout_s=settings.reader_timeout_s,
     )

@@ -258,8 +258,9 @@ class KeyRing:
         found = [key for key in self._keys if secrets.compare_digest(sought, key.sha256)]
         if not found:
             raise Unauthorized(
-                "The API key is not one of this server's. Send `Authorization: Bearer <key>` with a key from "
-                "`python -m app.cli keys add` or TTS_API_KEYS."
+                # OpenAI's first words: LiteLLM knows by them that it is the key, not the request, that is wrong.
+                "Incorrect API key provided: it is not one of this server's. Send `Authorization: Bearer <key>` with a "
+                "key from `python -m app.cli keys add` or TTS_API_KEYS."
             )
         return found[0]
 

@@ -222,6 +222,14 @@ class Settings(BaseSettings):
         gt=0.1,
         description="Seconds of sound made ahead of a reader; past it, a slow reader's own row pauses.",
     )
+    reader_timeout_s: float = Field(
+        60.0,
+        alias="TTS_READER_TIMEOUT_S",
+        ge=0.1,
+        le=86_400,
+        description="How long a caller may take nothing of an answer, in seconds; then the connection is cut and the "
+        "row is free.",
+    )
     cache_bytes: int = Field(
         1 << 30,
         alias="TTS_CACHE_BYTES",
@@ -301,7 +309,7 @@ class Settings(BaseSettings):
     @field_validator("replicas", mode="after")
     @classmethod
     def _sane_replicas(cls, value: str) -> str:
-        found = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", value)
+        found = re.fullmatch(r"(\d{1,4})(?:\s*-\s*(\d{1,4}))?", value.strip())
         if not found or not 1 <= int(found[1]) <= int(found[2] or found[1]):
             raise ValueError("must be a number from 1, or two like `1-8`, the smaller first")
         return value

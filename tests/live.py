@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import httpx
 import uvicorn
@@ -19,11 +21,14 @@ import uvicorn
 from app.assemble import assemble
 from app.main import connections
 from app.settings import Settings
+from tests.ears import SENTENCES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
+
+LONG = " ".join(f"{sentence.capitalize()}." for sentence in SENTENCES) * 15  # about 15 minutes of speech
 
 
 def settings(data_dir: Path, **variables: Any) -> Settings:
@@ -55,6 +60,22 @@ def serving(data_dir: Path, *, wait: bool = True, **variables: Any) -> Iterator[
         thread.join(20)
         listener.close()
         assert not thread.is_alive(), "the server did not stop"
+
+
+@contextmanager
+def stuck_reader(url: str, text: str = LONG, key: str = "any") -> Iterator[socket.socket]:
+    """A caller that asks for a long answer, reads its beginning and then nothing more, on small socket buffers."""
+    where = urlsplit(url)
+    body = json.dumps({"input": text, "response_format": "pcm", "cache": False}).encode()
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+        raw.connect((where.hostname, where.port))
+        raw.sendall(
+            b"POST /v1/audio/speech HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+            b"Authorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s" % (key.encode(), len(body), body)
+        )
+        assert raw.recv(1024).startswith(b"HTTP/1.1 200")
+        yield raw
 
 
 def wait_until(ready: Any, timeout_s: float = 20.0) -> None:

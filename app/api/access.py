@@ -1,4 +1,4 @@
-"""Around every request: an id, OpenAI's standing headers, one log line, one count, a limit on the body.
+"""Around every request: an id, OpenAI's standing headers, one log line, one count, limits on the body and on readers.
 
 Pure ASGI, so streams pass untouched.
 """
@@ -64,6 +64,38 @@ _KNOWN_PARTS = frozenset(
 )
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _FILES = "/static/"  # a dozen with every page
+
+
+class ReaderStuck(ConnectionError):
+    """The caller takes nothing of the answer."""
+
+
+class ReaderTimeout:
+    """Cuts off whoever takes nothing for timeout_s: else its row would be paused for as long as it likes.
+
+    The time runs only while what was sent before still fills the connection's buffers.
+    """
+
+    def __init__(self, app: ASGIApp, timeout_s: float) -> None:
+        self._app = app
+        self._timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def timed(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    await send(message)
+            except TimeoutError:
+                raise ReaderStuck from None
+
+        try:
+            await self._app(scope, receive, timed)
+        except ReaderStuck:  # the server closes the connection of an answer that has not ended
+            log.warning("the reader took nothing", path=_shown(scope), for_s=self._timeout_s)
 
 
 # For what is data. Pages bring their own policies, and a route may say otherwise.
@@ -193,6 +225,8 @@ class LastResort:
 
         try:
             await self._app(scope, receive, noted)
+        except ReaderStuck:
+            raise
         except Exception:
             log.exception("the request failed", path=_shown(scope))
             if not started:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Depends, FastAPI
-from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import cloning, conversation, errors, models, pages, speech, system, voices, watermark, youtube
-from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, LastResort, Limit, OwnPages
+from app.api import cloning, conversation, errors, models, openapi, pages, speech, system, voices, watermark, youtube
+from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, LastResort, Limit, OwnPages, ReaderTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,40 +30,9 @@ if TYPE_CHECKING:
 PREFIXES = ("/v1", "/api/v1")
 
 
-class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorEnvelope(BaseModel):
-    """OpenAI's error body."""
-
-    error: ErrorDetail
-
-
-_SPEECH_ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorEnvelope, "description": "The request can't be answered as it is; the message says why."},
-    401: {"model": ErrorEnvelope, "description": "A key is needed, or is wrong."},
-    403: {"model": ErrorEnvelope, "description": "The key lacks a scope, or a foreign web page asks."},
-    404: {"model": ErrorEnvelope, "description": "No such model, voice or consent here."},
-    408: {"model": ErrorEnvelope, "description": "The body came too slowly."},
-    413: {"model": ErrorEnvelope, "description": "The body is too large."},
-    429: {
-        "model": ErrorEnvelope,
-        "description": "The queue is full, or the key has used what it may; Retry-After says when to come back.",
-    },
-    500: {"model": ErrorEnvelope, "description": "The engine failed."},
-    503: {"model": ErrorEnvelope, "description": "The engine is starting or can't be had; Retry-After."},
-}
-_UPLOAD_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: _SPEECH_ERRORS[status] for status in (400, 401, 403, 408, 413, 429)
-}
-_LIST_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401)}
-_DEBUG_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (401, 403, 429)}
-_KEY_ERRORS: dict[int | str, dict[str, Any]] = {401: _SPEECH_ERRORS[401]}
-_LOOKUP_ERRORS: dict[int | str, dict[str, Any]] = {status: _SPEECH_ERRORS[status] for status in (400, 401, 404)}
+# Who is told what of keys; app/api/openapi.py says all else.
+_KEYED: dict[int | str, dict[str, Any]] = {401: {}, 403: {}}
+_OPEN: dict[int | str, dict[str, Any]] = {401: {}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +62,7 @@ def create(
     max_upload_bytes: int,
     read_timeout_s: float,
     cors_origins: tuple[str, ...],
+    reader_timeout_s: float,
 ) -> FastAPI:
     app = FastAPI(
         title="tts-server",
@@ -103,6 +72,7 @@ def create(
         redirect_slashes=False,
         docs_url=None,  # FastAPI's own loads Swagger UI from another host; pages.py has ours
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
     )
     errors.install(app)
     inner = (rooms.studio, rooms.host, rooms.metrics, rooms.gate)
@@ -134,16 +104,16 @@ def create(
         shown = prefix == PREFIXES[0]
         open_to_all = [Depends(rooms.gate.allow)]
         for speaking in spoken:
-            app.include_router(speaking, prefix=prefix, responses=_SPEECH_ERRORS, include_in_schema=shown)
-        for lists, wrong in (
-            (speech.lists(), _LIST_ERRORS),
-            (voices.router(rooms.voices), _LIST_ERRORS),
-            (cloning.lists(rooms.voices), _LIST_ERRORS),
-            (models.router(rooms.host, rooms.voices), _LOOKUP_ERRORS),
+            app.include_router(speaking, prefix=prefix, responses=_KEYED, include_in_schema=shown)
+        for lists in (
+            speech.lists(),
+            voices.router(rooms.voices),
+            cloning.lists(rooms.voices),
+            models.router(rooms.host, rooms.voices),
         ):
-            app.include_router(lists, prefix=prefix, dependencies=open_to_all, responses=wrong, include_in_schema=shown)
+            app.include_router(lists, prefix=prefix, dependencies=open_to_all, responses=_OPEN, include_in_schema=shown)
         app.include_router(
-            watermark.router(rooms.studio, rooms.gate), prefix=prefix, responses=_UPLOAD_ERRORS, include_in_schema=shown
+            watermark.router(rooms.studio, rooms.gate), prefix=prefix, responses=_KEYED, include_in_schema=shown
         )
     inside = system.router(
         rooms.host,
@@ -154,16 +124,16 @@ def create(
         youtube=rooms.youtube,
         settings_shown=settings_shown,
         max_input_chars=max_input_chars,
-        debug_errors=_DEBUG_ERRORS,
+        debug_errors=_KEYED,
     )
     for prefix in ("", *PREFIXES):
-        app.include_router(inside, prefix=prefix, responses=_KEY_ERRORS, include_in_schema=not prefix)
+        app.include_router(inside, prefix=prefix, include_in_schema=not prefix)
 
     app.include_router(pages.router())
     app.mount("/static/swagger", pages.swagger())
     app.mount("/static", pages.files())
 
-    _describe_only_what_happens(app, rooms.gate)
+    openapi.install(app, rooms.gate, max_input_chars=max_input_chars)
     uploads = Limit(max_upload_bytes, "TTS_MAX_UPLOAD_BYTES")
     app.add_middleware(
         BodyLimit,
@@ -186,31 +156,5 @@ def create(
             expose_headers=list(EXPOSED_HEADERS),
         )
     app.add_middleware(Access, metrics=rooms.metrics, foreign=bool(cors_origins))
+    app.add_middleware(ReaderTimeout, timeout_s=reader_timeout_s)
     return app
-
-
-def _describe_only_what_happens(app: FastAPI, gate: Gate) -> None:
-    """Take FastAPI's 422 out of /openapi.json: a body that does not fit is a 400 here, as OpenAI's clients expect. And
-    say what needs a key, where there are keys."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = generate()
-            for operations in schema["paths"].values():
-                for operation in operations.values():
-                    operation["responses"].pop("422", None)
-            for name in ("HTTPValidationError", "ValidationError"):
-                schema["components"]["schemas"].pop(name, None)
-        schema = generate()
-        if not gate.needed:
-            return schema
-        paths = {path: {method: _keyed(each) for method, each in ops.items()} for path, ops in schema["paths"].items()}
-        schemes = {"key": {"type": "http", "scheme": "bearer"}}
-        return {**schema, "paths": paths, "components": {**schema["components"], "securitySchemes": schemes}}
-
-    app.openapi = openapi  # type: ignore[method-assign]
-
-
-def _keyed(operation: dict[str, Any]) -> dict[str, Any]:
-    return {**operation, "security": [{"key": []}]} if "403" in operation["responses"] else operation

@@ -13,18 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import structlog
 from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 from starlette.datastructures import UploadFile as Upload
 
 from app.api.respond import AnswerResponse
-from app.api.schemas import GenerateBody, PreviewBody
-from app.api.speech import AUDIO_RESPONSE
+from app.api.schemas import NOT_BLANK, GenerateBody, PreviewBody
 from app.api.voices import fresh
 from app.errors import BadReference, InvalidValue, NotFound, NotSupported, UnknownVoice
 from app.types import Line
 from app.voices import archive
 from app.voices.cloning import Sample, consent_recording
-from app.voices.store import Consent, wav
+from app.voices.store import LANGUAGE_TAG, MAX_CONSENT_CHARS, MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, Consent, wav
 
 if TYPE_CHECKING:
     from app.api.auth import Gate
@@ -54,24 +53,53 @@ Transcripts = Annotated[
     list[str] | None,
     Form(description="Exactly what is said, one for each recording. Left out: recognised, where this server can."),
 ]
-Language = Annotated[str, Form(description="BCP 47.", max_length=35)]
+Language = Annotated[
+    str, Form(description="BCP 47.", max_length=35, json_schema_extra={"pattern": LANGUAGE_TAG}, examples=["en-GB"])
+]
+NAME: dict[str, JsonValue] = {"minLength": 1, "maxLength": MAX_NAME_CHARS, "pattern": NOT_BLANK}  # for schemas
+DESCRIPTION: dict[str, JsonValue] = {"maxLength": MAX_DESCRIPTION_CHARS}
+WORDS: dict[str, JsonValue] = {"maxLength": MAX_CONSENT_CHARS}
 Denoise = Annotated[bool, Form(description="Take steady noise out; only for recordings that are really noisy.")]
 
 
 class VoicePatch(BaseModel):
     """What of a voice may be changed; what is left out stays."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(
+        extra="ignore", strict=True, json_schema_extra={"examples": [{"description": "Warm, unhurried."}]}
+    )
 
-    name: str | None = None
-    description: str | None = None
+    name: Annotated[str, WithJsonSchema({"type": "string", **NAME})] | None = None
+    description: Annotated[str, WithJsonSchema({"type": "string", **DESCRIPTION})] | None = None
     transcript: Annotated[str | None, Field(description="Exactly what is said in the stored recording.")] = None
 
 
 class ConsentPatch(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(extra="ignore", strict=True, json_schema_extra={"examples": [{"name": "Ada's consent"}]})
 
-    name: str
+    name: Annotated[str, Field(json_schema_extra=NAME)]
+
+
+_WORD: dict[str, Any] = {"type": "string"}
+_CUSTOM_VOICE: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["name", "consent", "audio_sample"],
+                "properties": {
+                    "name": {**_WORD, **NAME},
+                    "consent": {**_WORD, "pattern": "^cons_", "description": "The id of a recorded consent."},
+                    "audio_sample": {**_WORD, "format": "binary", "description": "The recording, as a file."},
+                    "type": {**_WORD, "enum": ["audio_sample"]},
+                    "transcript": {**_WORD, "description": "Exactly what is said. Left out: recognised."},
+                    "description": {**_WORD, **DESCRIPTION},
+                },
+            }
+        }
+    },
+}
 
 
 def router(
@@ -110,11 +138,21 @@ def router(
     @routes.post("/voice-cloning/clone", operation_id="clone_voice")
     async def clone(
         *,
-        name: Annotated[str, Form(description="Free text, up to 100 characters; a taken one gets a number.")],
+        name: Annotated[
+            str,
+            Form(
+                description="Free text, up to 100 characters; a taken one gets a number.",
+                json_schema_extra=NAME,
+                examples=["Ada"],
+            ),
+        ],
         audio_file: Samples = None,
         transcript: Transcripts = None,
-        description: Annotated[str, Form()] = "",
-        consent: Annotated[str | None, Form(description="The speaker's agreement in words, or a consent's id.")] = None,
+        description: Annotated[str, Form(json_schema_extra=DESCRIPTION)] = "",
+        consent: Annotated[
+            str | None,
+            Form(description="The speaker's agreement in words, or a consent's id.", json_schema_extra=WORDS),
+        ] = None,
         language: Language = "en",
         denoise: Denoise = False,
         draft_id: Annotated[str | None, Form(description="Of an earlier check, in place of `audio_file`.")] = None,
@@ -224,7 +262,7 @@ def router(
         )
         return told("The voice was imported", voice.voice.name, stored)
 
-    @speaking.post("/voice-cloning/generate", operation_id="generate_with_voice", responses=AUDIO_RESPONSE)
+    @speaking.post("/voice-cloning/generate", operation_id="generate_with_voice")
     async def generate(body: GenerateBody) -> Response:
         """As `/audio/speech`, with the voice as `voice_id`."""
 
@@ -234,7 +272,7 @@ def router(
 
         return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse")
 
-    @speaking.post("/voice-cloning/voices/{voice_id}/preview", operation_id="preview_voice", responses=AUDIO_RESPONSE)
+    @speaking.post("/voice-cloning/voices/{voice_id}/preview", operation_id="preview_voice")
     async def preview(voice_id: str, body: PreviewBody | None = None) -> Response:
         """A sentence in this voice, or in that of a draft."""
 
@@ -253,7 +291,7 @@ def router(
 
     # ---- OpenAI's custom voices
 
-    @routes.post("/audio/voices", operation_id="create_voice")
+    @routes.post("/audio/voices", operation_id="create_voice", openapi_extra={"requestBody": _CUSTOM_VOICE})
     async def create_voice(request: Request) -> dict[str, Any]:
         """OpenAI's custom voice: multipart `name`, `consent` (an id), `audio_sample`; ours: `transcript`."""
         if request.headers.get("content-type", "").split(";")[0].strip().lower() == "application/json":
@@ -295,7 +333,7 @@ def router(
 
     @routes.post("/audio/voice_consents", operation_id="create_voice_consent")
     async def create_consent(
-        name: Annotated[str, Form()], language: Annotated[str, Form()], recording: Annotated[UploadFile, File()]
+        name: Annotated[str, Form(json_schema_extra=NAME)], language: Language, recording: Annotated[UploadFile, File()]
     ) -> dict[str, Any]:
         """Keep the recording in which a speaker agrees to the making of a voice."""
         heard = await cloner.work(lambda: consent_recording(recording.file))

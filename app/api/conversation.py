@@ -12,7 +12,6 @@ from starlette.responses import Response
 
 from app.api.respond import AnswerResponse
 from app.api.schemas import ConversationBody, DialogueBody
-from app.api.speech import AUDIO_RESPONSE
 from app.types import conversation_key
 
 if TYPE_CHECKING:
@@ -31,9 +30,7 @@ def router(
 ) -> APIRouter:
     routes = APIRouter(tags=["speech"], route_class=gate.route("speak"))
 
-    @routes.post(
-        CONVERSATION_PATH, name="create_conversation", operation_id="create_conversation", responses=AUDIO_RESPONSE
-    )
+    @routes.post(CONVERSATION_PATH, name="create_conversation", operation_id="create_conversation")
     async def conversation(body: ConversationBody, caller: Request) -> Response:
         """Speak the next turn of a conversation as its earlier turns, with their recordings, suggest.
 
@@ -54,7 +51,7 @@ def router(
 
         return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse", progress=body.progress is True)
 
-    @routes.post("/audio/dialogue", name="create_dialogue", operation_id="create_dialogue", responses=AUDIO_RESPONSE)
+    @routes.post("/audio/dialogue", name="create_dialogue", operation_id="create_dialogue")
     async def dialogue(body: DialogueBody, caller: Request) -> Response:
         """Speak several turns, each by its voice, as one file without a seam. Takes all that `/audio/speech` takes."""
 

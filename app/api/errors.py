@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from app import errors
 
@@ -101,13 +102,27 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)  # noqa: S101
         return _invalid(request, error)
 
-    async def http_error(_: Request, error: Exception) -> JSONResponse:
+    async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)  # noqa: S101
+        if error.status_code == 405:  # Starlette names the methods of the first route at this path only
+            error.headers = {"Allow": ", ".join(_methods_at(request))}
         return _http_error(error)
 
     app.add_exception_handler(errors.SpeechError, speech_error)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http_error)
+
+
+def _methods_at(request: Request) -> list[str]:
+    """What the path of this request takes, by all the routes that have it."""
+
+    def taken(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [
+        method for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT") if taken(method.replace("HEAD", "GET"))
+    ]
 
 
 def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from starlette.responses import Response
 
+from app.api.access import ReaderStuck
 from app.api.errors import body_of, response_to, status_of, unexpected
 from app.errors import EngineStopped, SpeechError
 
@@ -94,6 +95,9 @@ class AnswerResponse(Response):
                 return
             log.error("the answer broke off", error=type(error).__name__, message=error.message)
             await self._break(error, send)
+        except ReaderStuck:
+            self._metrics.cancelled()
+            raise
         except Exception as error:
             log.exception("the request failed")
             if not self._sent_headers:

@@ -9,7 +9,17 @@ import binascii
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from app.errors import BadReference, EmptyText, TextTooLong, UnknownVoice
@@ -31,9 +41,20 @@ def _not_blank(value: str) -> str:
     return value
 
 
+NOT_BLANK = r"\S"  # for schemas; the code above says it in words
+
+
+def _whole(value: object) -> object:
+    """JSON has one kind of number: 24000.0 is as whole as 24000."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Text = Annotated[str, AfterValidator(_not_blank)]
-Speaker = Annotated[int, Field(ge=0, le=MAX_SPEAKER)]
+Text = Annotated[
+    str, AfterValidator(_not_blank), WithJsonSchema({"type": "string", "minLength": 1, "pattern": NOT_BLANK})
+]
+Speaker = Annotated[int, Field(ge=0, le=MAX_SPEAKER), WHOLE]
 
 
 class VoiceId(BaseModel):
@@ -62,20 +83,25 @@ class SpokenBody(BaseModel):
     ] = None
 
     temperature: Annotated[Finite | None, Field(ge=0.0, le=2.0, description="0 is greedy.")] = None
-    top_k: Annotated[int | None, Field(ge=1, le=2048, validation_alias=AliasChoices("top_k", "topk"))] = None
+    top_k: Annotated[
+        Annotated[int, Field(ge=1, le=2048), WHOLE] | None, Field(validation_alias=AliasChoices("top_k", "topk"))
+    ] = None
     top_p: Annotated[Finite | None, Field(gt=0.0, le=1.0)] = None
     cfg_scale: Annotated[Finite | None, Field(ge=1.0, le=10.0, description="Classifier-free guidance (Dia).")] = None
     seed: Annotated[
-        Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | Literal["random"] | None,
+        Annotated[int, Field(ge=-(2**63), le=2**63 - 1), WHOLE] | Literal["random"] | None,
         Field(description="Left out: derived from the request, so that it sounds the same each time."),
     ] = None
-    max_audio_length_ms: Annotated[int | None, Field(ge=100, le=7_200_000)] = None
-    sample_rate: Annotated[int | None, Field(ge=8_000, le=48_000)] = None
+    max_audio_length_ms: Annotated[int, Field(ge=100, le=7_200_000), WHOLE] | None = None
+    sample_rate: Annotated[int, Field(ge=8_000, le=48_000), WHOLE] | None = None
     language: Annotated[str | None, StringConstraints(min_length=2, max_length=35, pattern=r"^[A-Za-z0-9_-]+$")] = None
     conversation_id: Annotated[str | None, StringConstraints(min_length=1, max_length=200)] = None
     cache: bool | None = None
     normalize: bool | None = None
     enhance: Annotated[bool | None, Field(description="Even loudness. Left out: as TTS_ENHANCE is set.")] = None
+    parallel: Annotated[
+        bool | None, Field(description="Sentences side by side: a long text is done sooner, each begins afresh (CSM).")
+    ] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -107,6 +133,7 @@ class SpokenBody(BaseModel):
             normalize=self.normalize is not False,
             enhance=self.enhance,
             use_cache=self.cache is not False,
+            parallel=self.parallel is True,
         )
 
 
@@ -129,6 +156,8 @@ class SpeechBody(SpokenBody):
 class GenerateBody(SpokenBody):
     """`POST /v1/voice-cloning/generate`."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"voice_id": "alloy", "text": "Hello there."}]})
+
     text: Annotated[Text, Field(validation_alias=AliasChoices("text", "input"), description="The text to speak.")]
     voice_id: Annotated[str, Field(min_length=1, description="The voice's id or name.")]
 
@@ -141,6 +170,8 @@ class GenerateBody(SpokenBody):
 
 class PreviewBody(SpokenBody):
     """`POST /v1/voice-cloning/voices/{id}/preview`; the voice is that of the path."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"text": "Hello there.", "response_format": "wav"}]})
 
     text: Annotated[Text, Field(description="The sentence to hear.")] = PREVIEW_TEXT
 
@@ -173,11 +204,7 @@ class ConversationBody(SpokenBody):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {
-                    "text": "It was lovely, thank you.",
-                    "speaker_id": 0,
-                    "context": [{"speaker": 1, "text": "How was your day?", "audio": "UklGRiQA..."}],
-                }
+                {"text": "It was lovely, thank you.", "speaker_id": 0},  # a context would be kilobytes
             ]
         }
     )
@@ -225,7 +252,7 @@ class DialogueTurnBody(BaseModel):
 
     text: Annotated[Text, Field(description="What to say.")]
     speaker: Annotated[
-        int | Annotated[str, StringConstraints(min_length=1, max_length=200)] | None,
+        Annotated[int, WHOLE] | Annotated[str, StringConstraints(min_length=1, max_length=200)] | None,
         Field(description="A number or name that tells the speakers apart. Left out: each voice is a speaker."),
     ] = None
     voice: Annotated[

@@ -21,24 +21,6 @@ if TYPE_CHECKING:
 
 log: Any = structlog.get_logger(__name__)
 
-AUDIO_RESPONSE: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The audio, chunked from its first sound; or server-sent events with `stream_format: sse`.",
-        "content": {
-            f"audio/{'mpeg' if name == 'mp3' else name}": {"schema": {"type": "string", "format": "binary"}}
-            for name in AUDIO_FORMATS
-        }
-        | {"text/event-stream": {"schema": {"type": "string"}}},
-        "headers": {
-            "X-TTS-Engine": {"schema": {"type": "string"}, "description": "The engine that spoke."},
-            "X-TTS-Seed": {"schema": {"type": "string"}, "description": "Send it as `seed` to hear the same again."},
-            "X-Cache": {"schema": {"type": "string", "enum": ["hit", "miss"]}},
-            "X-Voice-State": {"schema": {"type": "string"}, "description": "`uncast`: the voice has no recording yet."},
-            "X-TTS-Ignored": {"schema": {"type": "string"}, "description": "Parameters the engine could not follow."},
-        },
-    }
-}
-
 
 def router(
     studio: Studio, host: EngineHost, metrics: Metrics, gate: Gate, *, max_input_chars: int, log_texts: bool
@@ -65,7 +47,7 @@ def router(
         ("/audio/speech/streaming", "create_speech_streaming"),
         ("/audio/speech/stream", "create_speech_stream"),
     ):
-        routes.add_api_route(path, speech, methods=["POST"], name=name, operation_id=name, responses=AUDIO_RESPONSE)
+        routes.add_api_route(path, speech, methods=["POST"], name=name, operation_id=name)
     return routes
 
 

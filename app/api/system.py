@@ -48,13 +48,13 @@ def router(
     inside = APIRouter(tags=["system"], route_class=gate.route("admin"))
     limits = {"input_chars": max_input_chars, "dialogue_turns": MAX_DIALOGUE_TURNS}
 
-    @routes.get("/health", responses={503: {"description": "Unhealthy: no engine can answer, and why."}})
+    @routes.get("/health")
     async def health() -> JSONResponse:
         """200 `starting`, `ok` or `degraded`; 503 `unhealthy`. Reasons in words."""
         body = {**_health(host, casting, marks, youtube), "limits": limits, "key_needed": gate.needed}
         return JSONResponse(body, 503 if body["status"] == "unhealthy" else 200, headers={"Cache-Control": "no-store"})
 
-    @routes.get("/ready", responses={503: {"description": "A speech request would not be answered now."}})
+    @routes.get("/ready")
     async def ready() -> Response:
         """200 whenever a speech request would be answered."""
         try:
@@ -67,7 +67,7 @@ def router(
     async def versions() -> dict[str, Any]:
         return {"name": "tts-server", "version": __version__, "python": platform.python_version()}
 
-    @routes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    @routes.get("/metrics", response_class=Response, responses={401: {}})
     async def prometheus(request: Request) -> Response:
         """A key with the scope `admin` is told what each key has used, too."""
         key = gate.whose(request)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import structlog
 from fastapi import APIRouter, Query, Request
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 from starlette.responses import JSONResponse, Response
 
-from app.api.cloning import agreed, told
+from app.api.cloning import DESCRIPTION, NAME, WORDS, agreed, told
 from app.api.errors import body_of, response_to, unexpected
 from app.api.respond import SSE_END, SSE_MEDIA_TYPE, STREAM_HEADERS, begin, disconnected, event, send_body
 from app.errors import SpeechError
@@ -52,6 +52,11 @@ def _seconds(value: object) -> object:
     return seconds
 
 
+def _time_schema(as_text: str, **bounds: float) -> WithJsonSchema:
+    clock = {"type": "string", "pattern": as_text, "examples": ["1:23"]}
+    return WithJsonSchema({"anyOf": [{"type": "number", **bounds}, clock]})
+
+
 Time = Annotated[float, BeforeValidator(_seconds)]
 
 
@@ -66,23 +71,32 @@ class YouTubeBody(BaseModel):
         Field(
             validation_alias=AliasChoices("voice_name", "name"),
             description="Free text, up to 100 characters; a taken one gets a number.",
+            json_schema_extra=NAME,
         ),
     ]
     start_time: Annotated[
-        Time | None, Field(ge=0, allow_inf_nan=False, description="Where the stretch begins: seconds, or 1:23.")
+        Annotated[Time, Field(ge=0, allow_inf_nan=False), _time_schema(r"^[0-9]{1,2}(:[0-5][0-9]){1,2}$", minimum=0)]
+        | None,
+        Field(description="Where the stretch begins: seconds, or 1:23."),
     ] = None
     duration: Annotated[
-        Time | None,
+        Annotated[
+            Time,
+            Field(ge=MIN_SECTION_S, le=MAX_SECTION_S, allow_inf_nan=False),
+            _time_schema(  # 0:01 to 10:00
+                r"^(0?[1-9]:[0-5][0-9]|0?0:(0[1-9]|[1-5][0-9])|10:00)$", minimum=MIN_SECTION_S, maximum=MAX_SECTION_S
+            ),
+        ]
+        | None,
         Field(
-            ge=MIN_SECTION_S,
-            le=MAX_SECTION_S,
-            allow_inf_nan=False,
             description=f"Seconds to look through for the best ones. Left out: {DEFAULT_SECTION_S:g}.",
         ),
     ] = None
-    description: str | None = None
+    description: Annotated[str, WithJsonSchema({"type": "string", **DESCRIPTION})] | None = None
     transcript: Annotated[str | None, Field(description="Exactly what is said in the stretch.")] = None
-    consent: Annotated[str | None, Field(description="The speaker's agreement in words, or a consent's id.")] = None
+    consent: Annotated[
+        str | None, Field(description="The speaker's agreement in words, or a consent's id.", json_schema_extra=WORDS)
+    ] = None
     language: Annotated[str | None, Field(max_length=35, description="BCP 47. Left out: en.")] = None
     denoise: bool | None = None
 
@@ -154,12 +168,6 @@ def router(
             methods=["POST"],
             operation_id=name,
             name=name,
-            responses={
-                200: {
-                    "description": "The voice, as `/voice-cloning/clone` tells it; or events.",
-                    "content": {"application/json": {}, "text/event-stream": {"schema": {"type": "string"}}},
-                }
-            },
         )
     return routes
 

@@ -61,7 +61,8 @@ _WAV_HEADER_BYTES = 44
 _LEGACY_MARKER = "info.json"
 _LEGACY_WORDS = "transcript.txt"
 DRAFT_PREFIX = "draft_"
-_LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,4}")
+LANGUAGE_TAG = r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,4}$"  # BCP 47, and with underscores
+_LANGUAGE = re.compile(LANGUAGE_TAG)
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 

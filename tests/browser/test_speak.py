@@ -32,8 +32,7 @@ from tests.browser.studio import (
     wait_worth_keeping,
     write,
 )
-from tests.integration.test_streaming import stuck_reader
-from tests.live import Process, serving, wait_until
+from tests.live import Process, serving, stuck_reader, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

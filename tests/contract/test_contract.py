@@ -14,8 +14,7 @@ import pytest
 from app.types import AUDIO_FORMATS
 from tests.contract.fleets import SENTENCE, Callers, Fleet, fleet
 from tests.ears import decode
-from tests.integration.test_streaming import stuck_reader
-from tests.live import wait_until
+from tests.live import stuck_reader, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

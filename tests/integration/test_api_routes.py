@@ -363,13 +363,6 @@ def test_what_is_data_is_nothing_else(http: httpx.Client, path: str) -> None:
         assert "server" not in answer.headers
 
 
-def test_openapi_lists_each_path_once(http: httpx.Client) -> None:
-    paths = http.get("/openapi.json").json()["paths"]
-    assert "/v1/audio/speech" in paths
-    assert not [path for path in paths if path.startswith("/api/")]
-    assert "422" not in json.dumps(paths)
-
-
 def test_a_raw_keep_alive_connection_survives_errors(server: str) -> None:
     """Three requests on one connection: an error, a hit, a stream. None may spoil the framing of the next."""
     with httpx.Client(base_url=server, limits=httpx.Limits(max_connections=1)) as http:

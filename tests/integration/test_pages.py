@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from app.api.pages import DOCS_PATH, PATHS
-from tests.integration.test_streaming import LONG
-from tests.live import ROOT, serving
+from tests.live import LONG, ROOT, serving
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -3,44 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import httpx
 import openai
 import pytest
 
-from tests.ears import SENTENCES, decode
-from tests.live import serving, wait_until
+from tests.ears import decode
+from tests.live import LONG, serving, stuck_reader, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.integration
-
-LONG = " ".join(f"{sentence.capitalize()}." for sentence in SENTENCES) * 15  # about 15 minutes of speech
-
-
-@contextlib.contextmanager
-def stuck_reader(url: str, text: str = LONG) -> Iterator[socket.socket]:
-    """A caller that asks for a long answer, reads its beginning and then nothing more, on small socket buffers."""
-    where = urlsplit(url)
-    body = json.dumps({"input": text, "response_format": "pcm", "cache": False}).encode()
-    with socket.socket() as raw:
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
-        raw.connect((where.hostname, where.port))
-        raw.sendall(
-            b"POST /v1/audio/speech HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
-        )
-        assert raw.recv(1024).startswith(b"HTTP/1.1 200")
-        yield raw
 
 
 def rows(url: str) -> dict[str, int]:

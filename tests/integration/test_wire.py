@@ -13,8 +13,7 @@ import httpx
 import pytest
 
 from app.api.wire import MAX_HEAD_BYTES
-from tests.integration.test_streaming import LONG
-from tests.live import serving, wait_until
+from tests.live import LONG, serving, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

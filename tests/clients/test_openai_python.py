@@ -1,7 +1,8 @@
-"""The official OpenAI client against the server: every way it can speak, and every error class it can raise."""
+"""openai-python of our own environment: every way it can speak, and every error class it can raise."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from openai import Stream
+from openai import AsyncStream, Stream
 
 from app.types import AUDIO_FORMATS
+from tests.clients.conftest import KEY, full
 from tests.ears import SENTENCES, Recogniser, decode
+from tests.live import LONG, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -71,6 +74,54 @@ def test_sse_through_the_official_stream(client: openai.OpenAI, recogniser: Reco
     heard = decode(data, audio_format)
     assert recogniser.hear(heard) == SENTENCE
     assert usage["output_tokens"] == pytest.approx(heard.seconds / 0.08, abs=2)
+
+
+async def test_sse_through_the_async_stream(server: str, recogniser: Recogniser) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{server}/v1", api_key="any") as client:
+        body = {"model": "tts-1", "voice": "nova", "input": SENTENCE, "stream_format": "sse", "response_format": "flac"}
+        events: list[Any] = [
+            event
+            async for event in await client.post(
+                "/audio/speech", body=body, cast_to=object, stream=True, stream_cls=AsyncStream[object]
+            )
+        ]
+    *deltas, done = events
+    assert done["type"] == "speech.audio.done"
+    assert done["usage"]["total_tokens"] > 0
+    data = b"".join(base64.b64decode(event["audio"]) for event in deltas)
+    assert recogniser.hear(decode(data, "flac")) == SENTENCE
+
+
+async def test_an_async_reader_who_leaves_frees_the_row(guarded: str) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{guarded}/v1", api_key=KEY, max_retries=0) as client:
+        for _ in range(3):  # there is one row: each of them must have left it
+            async with client.audio.speech.with_streaming_response.create(
+                model="tts-1", voice="alloy", input=LONG, response_format="pcm", extra_body={"cache": False}
+            ) as response:
+                assert await anext(response.iter_bytes(4096))
+            await asyncio.to_thread(wait_until, lambda: not httpx.get(f"{guarded}/health").json()["rows"]["active"], 5)
+
+
+def test_a_wrong_key(guarded: str) -> None:
+    with (
+        openai.OpenAI(base_url=f"{guarded}/v1", api_key="sk-wrong", max_retries=0) as client,
+        pytest.raises(openai.AuthenticationError, match="not one of") as caught,
+    ):
+        client.audio.speech.create(model="tts-1", voice="alloy", input="Hello.")
+    assert caught.value.code == "invalid_api_key"
+    assert caught.value.type == "invalid_request_error"
+    assert caught.value.request_id
+
+
+async def test_the_async_client_comes_back_after_a_429(guarded: str) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{guarded}/v1", api_key=KEY, max_retries=0) as client:
+        with full(guarded):
+            with pytest.raises(openai.RateLimitError) as caught:
+                await client.audio.speech.create(model="tts-1", voice="alloy", input="Let me in.")
+            assert int(caught.value.response.headers["retry-after"]) >= 1
+        with full(guarded, for_s=0.5):
+            patient = client.with_options(max_retries=4)
+            assert (await patient.audio.speech.create(model="tts-1", voice="alloy", input="Let me in.")).content
 
 
 def test_sse_on_the_wire(server: str) -> None:

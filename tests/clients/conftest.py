@@ -1,0 +1,115 @@
+"""Clients that nobody here wrote, each in the environment that `make clients` gave it, and servers to judge."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.ears import Heard, Recogniser, decode
+from tests.live import ROOT, serving, stuck_reader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = Path(__file__).parent
+KEY = "sk-the-right-one"
+
+
+class Client:
+    """A driver in a process of its own: see drivers/talk.py. Jobs go one after the other."""
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        self.log = log
+        self._stderr = log.open("wb")
+        self._child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env=driver_environment(),
+            text=True,
+        )
+
+    def ask(self, do: str, url: str, *, key: str = "any", **job: Any) -> dict[str, Any]:
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._child.stdin.write(json.dumps({"do": do, "base_url": f"{url}/v1", "api_key": key, **job}) + "\n")
+        self._child.stdin.flush()
+        line = self._child.stdout.readline()
+        assert line, f"the driver ended: {self.log.read_text()[-2000:]}"
+        return json.loads(line)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._child.stdin.close()
+        try:
+            self._child.wait(20)
+        finally:
+            self._child.kill()
+            self._child.wait()
+            self._child.stdout.close()
+            self._stderr.close()
+
+
+def driver_environment() -> dict[str, str]:
+    """Nothing that could lead a client anywhere but to the server under test, or to a real account."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "TTS_", "LITELLM_"))}
+    clean = {name: value for name, value in clean.items() if not name.lower().endswith("_proxy")}
+    return {**clean, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "HF_HUB_OFFLINE": "1"}
+
+
+@contextmanager
+def driver(name: str, environment: str, folder: Path) -> Iterator[Client]:
+    """`environment`: "voice" or "litellm" for a script of drivers/, "node" for one of node/."""
+    if environment == "node":
+        if shutil.which("node") is None:
+            pytest.skip("node is not installed")
+        there, command = HERE / "node" / "node_modules", ["node", str(HERE / "node" / f"{name}.mjs")]
+    else:
+        python = ROOT / ".clients" / environment / "bin" / "python"
+        there, command = python, [str(python), str(HERE / "drivers" / f"{name}.py")]
+    assert there.exists(), f"{there} is not there: `make clients` makes it"
+    client = Client(command, folder / f"{name}.log")
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+@pytest.fixture(scope="session")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that wants KEY, has one row and no queue: whoever comes while it speaks is sent away with a 429."""
+    data = tmp_path_factory.mktemp("guarded")
+    with serving(data, TTS_API_KEYS=KEY, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=0, TTS_OUTBOX_S=0.5) as url:
+        yield url
+
+
+@contextmanager
+def full(url: str, for_s: float | None = None) -> Iterator[None]:
+    """Within the block somebody else has the guarded server's only row; for `for_s` seconds, or until the end."""
+    with stuck_reader(url, key=KEY) as raw:
+        if for_s is not None:
+            threading.Timer(for_s, raw.close).start()
+        yield
+
+
+def heard(result: dict[str, Any], audio_format: str = "mp3") -> Heard:
+    """What a driver got, decoded. An error fails here, with its words."""
+    assert "error" not in result, result["error"]
+    return decode(base64.b64decode(result["audio"]), audio_format)
+
+
+def said(result: dict[str, Any], recogniser: Recogniser, audio_format: str = "mp3", *, several: bool = False) -> str:
+    sound = heard(result, audio_format)
+    assert sound.loudness_dbfs > -40
+    return recogniser.hear(sound, several=several)

@@ -1,0 +1,49 @@
+"""What schemathesis is told of this server, in its own environment: which names exist, and which 400s are no lie.
+
+A schema says which requests are well formed, not which voices there are or what the running engine can do. So valid
+data may be refused, but only for a reason of that kind, by its code; anything else is a schema that promises too much.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import schemathesis
+
+REASONS = {
+    "empty_input",  # characters that are written, but have no sound: joiners, marks, controls
+    "voice_not_found",
+    "voice_not_supported_by_engine",
+    "unsupported_parameter",  # of this engine
+    "unsupported_language",
+    "unsupported_format",  # a sample rate that the format has not
+    "invalid_value",  # consents that do not exist; names of unassigned characters
+    "bad_reference",  # random bytes are no recording
+    "youtube_url_invalid",
+    "not_supported",
+}
+UNDERSTOOD = {401, 403, 404, 429, 507}
+KNOWN = {name: os.environ[f"KNOWN_{name.upper()}"].split() for name in ("voice_id", "consent_id")}
+
+
+@schemathesis.check
+def valid_data_is_understood(_: Any, response: Any, case: Any) -> None:
+    """Takes the place of `positive_data_acceptance`."""
+    if case.meta is None or not case.meta.generation.mode.is_positive:
+        return
+    if response.status_code < 400 or response.status_code in UNDERSTOOD:
+        return
+    error = response.json()["error"]
+    assert response.status_code == 400, f"valid data was answered with {response.status_code}: {error['message']}"
+    assert error["code"] in REASONS, f"valid data was refused as {error['code']}: {error['message']}"
+
+
+@schemathesis.hook
+def map_path_parameters(_: Any, path_parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Every other name that is asked for is one that there is."""
+    for name, known in KNOWN.items():
+        given = str((path_parameters or {}).get(name, ""))
+        if path_parameters and known and sum(given.encode()) % 2 == 0:
+            path_parameters[name] = known[sum(given.encode()) // 2 % len(known)]
+    return path_parameters

@@ -1,0 +1,96 @@
+"""The lock, its hashes and its licences belong together, and nothing in them names where it was fetched from."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+
+import pytest
+
+from tests.live import ROOT
+from tools import supply
+
+pytestmark = pytest.mark.unit
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {supply.normal(re.split(r"[\[<>=;, ]", each, maxsplit=1)[0]) for each in requirements}
+
+
+def test_the_locks_have_what_the_server_imports_in_the_versions_of_the_constraints() -> None:
+    server, torch, here = supply.pinned(supply.SERVER), supply.pinned(supply.TORCH), supply.pinned(supply.CONSTRAINTS)
+    wanted = names(PROJECT["dependencies"])
+    for extra in supply.EXTRAS:
+        wanted |= names(PROJECT["optional-dependencies"][extra])
+    assert wanted <= server.keys() | torch.keys()
+    assert not server.keys() & torch.keys()
+    for name, version in {**server, **torch}.items():
+        assert here.get(name, version) == version, name
+
+
+@pytest.mark.parametrize("path", [supply.SERVER, supply.TORCH], ids=lambda path: path.name)
+def test_every_file_has_its_hash_and_no_address(path) -> None:
+    text = path.read_text()
+    assert "://" not in text
+    blocks = re.split(r"(?m)^(?=[a-zA-Z0-9])", re.sub(r"(?m)^#.*\n", "", text))[1:]
+    assert len(blocks) == len(supply.pinned(path))
+    for block in blocks:
+        first, *rest = block.rstrip("\n").split("\n")
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[^ ]+( ; [^\\]+)? \\", first), first
+        assert rest
+        assert all(re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", line) for line in rest)
+
+
+@pytest.mark.parametrize("name", ["voice", "litellm"])
+def test_the_clients_are_pinned(name) -> None:
+    text = (ROOT / "tests" / "clients" / f"{name}.txt").read_text()
+    assert "://" not in text
+    assert all(re.match(r"[A-Za-z0-9._-]+==\S+( ; .+)?$", line) for line in text.splitlines())
+
+
+def test_the_clients_in_node_are_locked_by_their_bytes() -> None:
+    here = ROOT / "tests" / "clients" / "node"
+    wanted = json.loads((here / "package.json").read_text())["dependencies"]
+    packages = json.loads((here / "package-lock.json").read_text())["packages"]
+    for name, version in wanted.items():
+        assert re.fullmatch(r"\d+\.\d+\.\d+", version)
+        assert packages[f"node_modules/{name}"]["version"] == version
+    for at, package in packages.items():
+        assert "resolved" not in package, at
+        assert not at or package["integrity"].startswith("sha512-")
+
+
+def test_the_page_of_licences_is_of_this_lock() -> None:
+    told = dict(re.findall(r"(?m)^\| ([a-z0-9-]+) \| (\d\S*) \|", supply.LICENSES.read_text()))
+    for path in (supply.CONSTRAINTS, supply.SERVER, supply.TORCH):
+        for name, version in supply.pinned(path).items():
+            assert told[name] == version, f"{name}: run `make licenses`"
+
+
+def test_every_licence_on_the_page_is_agreed_to() -> None:
+    rows = re.findall(r"(?m)^\| ([a-z0-9-]+) \| \d\S* \| (.+) \|$", supply.LICENSES.read_text())
+    assert len(rows) > 100
+    assert not [(name, licence) for name, licence in rows if supply.disagreed(name, licence)]
+
+
+@pytest.mark.parametrize(
+    ("told", "parts"),
+    [
+        ("AGPL-3.0-only", ["AGPL-3.0-only"]),
+        ("MIT AND GPL-3.0-or-later", ["GPL-3.0-or-later"]),
+        ("UNKNOWN", ["UNKNOWN"]),
+        ("", [""]),
+        ("Apache Software License; BSD License", []),
+        ("MIT OR Apache-2.0", []),
+    ],
+)
+def test_a_licence_nobody_has_agreed_to_is_found(told, parts) -> None:
+    assert supply.disagreed("newcomer", supply.licence_of("newcomer", told)) == parts
+
+
+def test_a_package_is_agreed_to_by_its_name_only_with_a_reason() -> None:
+    assert supply.disagreed("espeakng-loader", supply.licence_of("espeakng-loader", "")) == []
+    assert all(why for _, why in supply.EXPLAINED.values())
