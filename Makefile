@@ -7,9 +7,10 @@ STAMP  := $(VENV)/.installed
 OPS    := .ops/bin
 APART  := .clients
 RAY    := .ray/bin/python
+TRITON := .triton/bin/python
 
-.PHONY: install install-locked run dev oracle browser test test-all slow gpu fleet ray clients openapi containers lint \
-    format types docs lock hashes clients-lock licenses sbom audit dist clean
+.PHONY: install install-locked run dev oracle browser test test-all slow gpu fleet ray kernels clients openapi \
+    containers lint format types docs lock hashes clients-lock licenses sbom audit dist clean
 
 install: $(STAMP)
 
@@ -59,6 +60,7 @@ test-all: install
 # On a machine with a GPU: everything that needs one, and the figures.
 gpu: install
 	$(PY) -m pytest -m gpu
+	$(PY) -m bench.kernels
 	for model in csm dia; do for rows in 1 8; do \
 	    $(PY) -m bench.step --model $$model --size full --device cuda --rows $$rows --frames 64 || exit 1; done; done
 
@@ -91,6 +93,16 @@ openapi: install
 	test -x $(APART)/schemathesis/bin/python || $(PYTHON) -m venv $(APART)/schemathesis
 	$(APART)/schemathesis/bin/python -m pip install --quiet --requirement tests/openapi/requirements.txt
 	$(PY) -m pytest tests/openapi -m openapi -n 2
+
+# Triton beside the environment too (700 MB), in the version that torch's CUDA build asks for: the kernels under its
+# interpreter against their twins, then compiled for GPUs that need not be there.
+kernels: install
+	test -x $(TRITON) || $(PY) -m venv .triton
+	$(PY) -c "import pathlib, sysconfig; site = sysconfig.get_path('purelib'); \
+	    [(p / 'beside.pth').write_text(site) for p in pathlib.Path('.triton/lib').glob('python*/site-packages')]"
+	$(TRITON) -m pip install --quiet --no-deps "triton==3.7.1"
+	TRITON_INTERPRET=1 $(TRITON) -m pytest tests/kernels
+	$(TRITON) -m pytest tests/kernels
 
 # What can be said of the container files without an engine: linter, schemas; what they do is in tests/deploy.
 containers:
@@ -154,4 +166,5 @@ dist: install
 	$(PY) -m tools.supply dist
 
 clean:
-	rm -rf $(VENV) .oracle .ops .ray $(APART) dist tests/clients/node/node_modules .schemathesis .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
+	rm -rf $(VENV) .oracle .ops .ray .triton $(APART) dist tests/clients/node/node_modules .schemathesis \
+	    .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage

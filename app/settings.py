@@ -72,13 +72,52 @@ class Settings(BaseSettings):
         description="How CSM is laid on `TTS_DEVICES`: `balanced` = equal bytes on each; `sequential` = one device is "
         "filled before the next; `auto` = the first device alone if it has room, else `balanced`. Unset = not split.",
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         alias="TTS_DTYPE",
-        description="A model's number format; `auto` = bfloat16. Codecs are float32 always.",
+        description="A model's number format; `auto` = bfloat16 where the device computes in it, else float16 on a GPU "
+        "and float32 on a CPU. Codecs are float32 always.",
     )
     quantize: Literal["none", "int8"] = Field(
         "none", alias="TTS_QUANTIZE", description="`int8`: 8-bit weights and activations on a CPU: faster, less exact."
+    )
+    cuda_graphs: bool = Field(
+        True,
+        alias="TTS_CUDA_GRAPHS",
+        description="On a CUDA device, record each step once and replay it. `0` = no recording: a quicker start and "
+        "slower speech.",
+    )
+    kernels: Literal["auto", "torch", "triton"] = Field(
+        "auto",
+        alias="TTS_KERNELS",
+        description="Who computes what lies between matrix products in a recorded step: PyTorch, or kernels of our own "
+        "in Triton. `auto`: both are timed on the device at the start, and checked against each other.",
+    )
+    compile: bool = Field(
+        False,
+        alias="TTS_COMPILE",
+        description="Let torch.compile write those kernels instead: a start of minutes.",
+    )
+    tf32: bool = Field(
+        False,
+        alias="TTS_TF32",
+        description="Float32 products (the codecs', and the model's with TTS_DTYPE=float32) in TensorFloat-32 on a "
+        "GPU: faster, with 10 bits of mantissa.",
+    )
+    gpu_memory_fraction: float = Field(
+        0.9,
+        alias="TTS_GPU_MEMORY_FRACTION",
+        gt=0.0,
+        le=1.0,
+        description="How much of a GPU's free memory may be used: sets the rows where TTS_MAX_ROWS is `auto`.",
+    )
+    steps_per_check: int = Field(
+        8,
+        alias="TTS_STEPS_PER_CHECK",
+        ge=1,
+        le=32,
+        description="Recorded steps of Dia (11.6 ms of speech each) that are sent to a GPU before the host looks at "
+        "what they made. More = less overhead, later ends.",
     )
 
     host: str = Field("0.0.0.0", alias="HOST", description="Address to listen on.")  # noqa: S104 - a server for a LAN

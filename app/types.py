@@ -222,7 +222,8 @@ class EngineInfo:
     may be spoken at the same time, in rows that nobody else wants.
     codec: in whose codes it wants recordings of voices, "none" = it can't learn a voice. codec_fingerprint changes
     whenever the same recording would have other codes. examples: the folder of the recordings that came with a model.
-    sounds: what it does, rather than says, where a text has it in parentheses: "laughs".
+    sounds: what it does, rather than says, where a text has it in parentheses: "laughs". setup: how it runs on its
+    device, for /health: names and plain values.
     """
 
     id: str
@@ -246,6 +247,7 @@ class EngineInfo:
     codec_fingerprint: str = ""
     examples: str = ""
     sounds: frozenset[str] = frozenset()
+    setup: tuple[tuple[str, str | int | float | bool | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ class Driver:
             self.turn()
 
     def said(self, row: int) -> np.ndarray:
-        return np.stack(self.codes[row])
+        return np.stack(self.codes[row]) if self.codes[row] else np.zeros((0, 9), np.int16)
 
     def sound(self, row: int) -> np.ndarray:
         return np.concatenate(self.sounds[row])

@@ -104,6 +104,7 @@ def _health(host: EngineHost, casting: Casting, marks: Watermark, youtube: YouTu
         "remedy": status.remedy,
         "device": engine.info.device if engine else None,
         "dtype": engine.info.dtype if engine else None,
+        "setup": dict(engine.info.setup) if engine else None,
         "devices": [
             {
                 "device": each.device,

@@ -29,16 +29,18 @@ from app.errors import BadReference, TextTooLong
 from app.models.csm.config import CsmConfig
 from app.models.csm.model import CsmModel, is_last, is_silent_end
 from app.models.csm.prompt import Segment, TextEncoder
+from app.models.kernels.choice import TORCH, Kernels
 from app.models.layers import RowCache
 from app.models.mimi.config import MimiConfig
 from app.models.mimi.model import MimiDecoder, MimiEncoder
-from app.runtime.graphs import Recorder
+from app.runtime.graphs import Recorder, setup_of
 from app.runtime.prefix import PrefixCache
 from app.runtime.runner import StepResult
 from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise, few, int64_of
+from app.types import Sampling, SpokenLine, Utterance, Voice
 
 if TYPE_CHECKING:
-    from app.types import Codes, Reference, Samples, Utterance, VoicePrompt
+    from app.types import Codes, Reference, Samples, VoicePrompt
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ PIECE_CPU, PIECE_GPU = 64, 512  # tokens read in one go: what other rows wait fo
 MAX_TEXT_CHARS = 300  # of one line: about 20 s of speech, after which a sentence should have ended
 VOICE_SHARE = 0.3  # of the context is left to the voice prompt and what was said before
 SAMPLE_TEXT = "The weather was fine, so they walked along the river and talked about what they would do in the spring."
+WARM_UP_FRAMES = 4
 MIN_REFERENCE_S, MAX_REFERENCE_S = 0.1, 60.0
 
 
@@ -125,10 +128,12 @@ class CsmRunner:
         prefix_bytes: int = PREFIX_BYTES,
         examples: Path | None = None,
         recorder: Recorder | None = None,
+        kernels: Sequence[Kernels] = (TORCH,),
     ) -> None:
         """guards None = none, as the reference implementations; reference_noise = draws as PyTorch's multinomial after
         `manual_seed` would, for comparing with them; piece = tokens read per `prefill`; examples = the folder of the
-        recordings that came with the model; recorder = frames are recorded with it, and then only replayed."""
+        recordings that came with the model; recorder = frames are recorded with it and replayed from then on, with the
+        fastest of `kernels`."""
         self.max_rows = max_rows
         self.model = model
         self.config: CsmConfig = model.config
@@ -160,9 +165,22 @@ class CsmRunner:
         if recorder is not None:
             if not isinstance(self._cache, RowCache) or reference_noise:
                 raise ValueError("frames are recorded for one device and with our own noise")
-            self._frames = CsmFrames(model, decoder, self._cache, self._depth_cache, rows=max_rows)
+            self._frames = CsmFrames(model, decoder, self._cache, self._depth_cache, rows=max_rows, kernels=kernels)
             self._frames.record(recorder)
             self.max_rows = self._frames.rows
+            self._warm_up()
+        self.setup = setup_of(recorder, self.max_rows, self._frames.kernels if self._frames else "")
+
+    def _warm_up(self) -> None:
+        """Say something that nobody hears, through all that a request goes through."""
+        line = SpokenLine(SAMPLE_TEXT, 0, Voice("warm-up", "warm-up", "none"))
+        self.admit(0, Utterance((line,), Sampling(), 0, WARM_UP_FRAMES / self.codec.frame_hz))
+        while not self.prefill(0):
+            pass
+        for _ in range(WARM_UP_FRAMES):
+            self.step([0])
+            self._heard.clear()
+        self.release(0)
 
     @property
     def rate_hz(self) -> int:

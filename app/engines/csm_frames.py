@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.models.kernels.choice import TORCH, Kernels
 from app.runtime.graphs import Mirror, Recorder, at_least, doublings, upload
 from app.runtime.sampling import draw, exponential_noise
 
@@ -73,11 +74,15 @@ class CsmFrames:
         depth_cache: FrameCache,
         *,
         rows: int,
+        kernels: Sequence[Kernels] = (TORCH,),
         sizes: Sequence[int] | None = None,
     ) -> None:
-        """sizes: how many rows a call may cover, ascending; None = doublings up to `rows`."""
+        """kernels: the sets that may be taken; `record` takes the fastest. sizes: how many rows a call may cover,
+        ascending; None = doublings up to `rows`."""
         c, device = model.config, model.device
         self.rows = rows
+        self._kernels, self._sets = kernels[0], tuple(kernels)
+        self.timed: dict[str, float] = {}  # seconds of one row's frame, by the name of the set
         self._model, self._decoder, self._cache, self._depth_cache = model, decoder, cache, depth_cache
         self._sizes = tuple(sizes or doublings(1, rows))
         self._lengths = doublings(min(FIRST_LENGTH, c.max_positions), c.max_positions)
@@ -103,6 +108,7 @@ class CsmFrames:
         Where memory does not suffice for a size, `rows` becomes the next smaller one. Raises torch.OutOfMemoryError
         where it does not suffice for one row.
         """
+        self._choose()
         for size in sorted(self._sizes, reverse=True):
             try:
                 for length in reversed(self._lengths):
@@ -116,6 +122,23 @@ class CsmFrames:
         self.rows = min(self.rows, self._sizes[-1])
         for row in range(self.rows):  # recording has run on zeros
             self._decoder.reset(row)
+
+    def _choose(self) -> None:
+        """Take the set of kernels with which a frame of one row is made fastest."""
+        if len(self._sets) == 1:
+            return
+        trial = Recorder(self._model.device)
+        for kernels in self._sets:
+            self._kernels = kernels
+            self.timed[kernels.name] = trial.seconds(trial.record(self._body(1, self._lengths[0], few=True)))
+        self._kernels = min(self._sets, key=lambda kernels: self.timed[kernels.name])
+        told = ", ".join(f"{name} {seconds * 1e3:.2f} ms" for name, seconds in self.timed.items())
+        log.info("kernels: %s (%s a frame)", self._kernels.name, told)
+
+    @property
+    def kernels(self) -> str:
+        """The name of the set that was taken."""
+        return self._kernels.name
 
     def _forget(self, size: int) -> None:
         for length in self._lengths:
@@ -177,27 +200,39 @@ class CsmFrames:
         return frames
 
     def _frame(self, count: int, length: int, *, few: bool) -> None:
-        c, model = self._model.config, self._model
+        c, model, kernels = self._model.config, self._model, self._kernels
         numbers, knobs = self._numbers[:count], self._knobs[:count]
         position, left, young = numbers[:, _POSITION], numbers[:, _LEFT], numbers[:, _YOUNG]
         x = self._next[:count]
         going = self._asked[:count] & (left > 0)
         # Who does not go on may be reading: its keys are written to the place behind the last.
         at = torch.where(going, position, c.max_positions)
-        h = model.backbone(x, at.clamp(max=c.max_positions - 1), self._cache.standing(at, length))
-        noise = exponential_noise(numbers[:, _SEED], numbers[:, _DRAWS], c.codebooks, c.codebook_size)
+        see = self._cache.standing(at, length, kernels)
+        h = model.backbone.step(x, at.clamp(max=c.max_positions - 1), see, kernels)
+        temperature, top_p, top_k = knobs[:, 0], knobs[:, 1], numbers[:, _TOP_K]
+        seeds, draws = numbers[:, _SEED], numbers[:, _DRAWS]
+        temperature, top_p, top_k, seeds, draws = (t.contiguous() for t in (temperature, top_p, top_k, seeds, draws))
+        free = torch.full_like(seeds, -1)
+        noise = exponential_noise(seeds, draws, c.codebooks, c.codebook_size) if kernels.name == "torch" else None
         early, finite = torch.zeros_like(going), going
 
         def pick(codebook: int, logits: Tensor) -> Tensor:
             nonlocal early, finite
             if codebook + 1 == c.codebooks:  # what went wrong before is in the depth decoder's keys, and so in these
                 finite = logits.isfinite().all(dim=1)
+            banned = free
             if codebook == 0 and c.eos_code < c.codebook_size:
                 early = (young > 0) & (logits.argmax(dim=-1) == c.eos_code)
+                banned = torch.where(young > 0, c.eos_code, free)
+            if noise is None:
+                return kernels.sample(
+                    logits, temperature, top_k, top_p, seeds, draws, codebook, c.codebooks, banned, few=few
+                )
+            if banned is not free:
                 logits[:, c.eos_code].masked_fill_(young > 0, -torch.inf)
-            return draw(logits, knobs[:, 0], numbers[:, _TOP_K], knobs[:, 1], noise[:, codebook], few=few)
+            return draw(logits[:, None], temperature, top_k, top_p, noise[:, codebook, None], few=few)[:, 0]
 
-        codes = model.frame(h, self._depth_cache, pick)
+        codes = model.spell(h, self._depth_cache, pick, kernels)
         last = (codes[:, :-1] == c.eos_code).all(dim=1)
         empty = last & (codes[:, -1] == c.eos_code)
         wrong = going & ~finite

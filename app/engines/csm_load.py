@@ -22,13 +22,22 @@ from app.models.csm.layout import language_model
 from app.models.csm.model import CsmModel
 from app.models.csm.placement import DeviceMap, Room, Sizes, loads, plan
 from app.models.csm.prompt import TextEncoder
+from app.models.kernels.choice import TORCH, Kernels, candidates
 from app.models.layers import Dense, Int8Dense, PackedDense, RowCache, Stage, replace_dense
 from app.models.load_cache import LoadCache
 from app.models.mimi import layout as mimi_layout
 from app.models.mimi.config import MimiConfig, read_mimi_config_file
 from app.models.mimi.model import MimiDecoder, MimiEncoder
 from app.models.weights import Checkpoint, digest_of, open_checkpoints
-from app.runtime.device import choose_device, choose_devices, choose_dtype, cpu_threads, free_bytes
+from app.runtime.device import (
+    allow_tf32,
+    choose_device,
+    choose_devices,
+    choose_dtype,
+    cpu_threads,
+    free_bytes,
+    rows_that_fit,
+)
 from app.runtime.graphs import Recorder
 from app.runtime.pages import use_large_pages
 from app.types import EngineInfo
@@ -41,7 +50,7 @@ log = logging.getLogger(__name__)
 
 Quantize = Literal["none", "int8"]
 
-ROWS_CPU, ROWS_GPU = 8, 32  # a row's keys and values take 64 MiB in bfloat16, once it is used
+ROWS_CPU, ROWS_GPU = 8, 64  # a row's keys and values take 64 MiB in bfloat16, on a CPU once it is used
 MAX_SPEAKERS = 10
 PROMPT_SHARE = 0.4  # of the context may be voices' recordings: their text, a line and its frames are the rest
 PRODUCTION = Guards()
@@ -137,6 +146,7 @@ def load_runner(
     stages: Sequence[Stage] = (),
     cache: LoadCache | None = None,
     recorder: Recorder | None = None,
+    kernels: Sequence[Kernels] = (TORCH,),
 ) -> CsmRunner:
     """CSM from a folder in either published layout, with the codec inside it or in `codec_dir`.
 
@@ -167,6 +177,7 @@ def load_runner(
         prefix_bytes=prefix_bytes,
         examples=model_dir / "prompts",
         recorder=recorder,
+        kernels=kernels,
     )
 
 
@@ -179,14 +190,23 @@ def load_from(
     if not hub.has_tensor(folder, "codec_model."):
         codec, _ = fetch(settings, context, "mimi", settings.csm_codec)
     devices = choose_devices(settings.devices) or (choose_device(settings.device),)
-    device, dtype = devices[0], choose_dtype(settings.dtype)
-    rows = settings.rows(ROWS_CPU if device.type == "cpu" else ROWS_GPU)
+    device = devices[0]
+    dtype = choose_dtype(settings.dtype, device)
+    allow_tf32(settings.tf32)
+    config = read_config(folder)
+    shape = read_mimi_config_file(codec) if codec else config.codec or MimiConfig()
+
+    def sizes(rows: int) -> Sizes:
+        return measure(config, shape, dtype=dtype, max_rows=rows, quantize=settings.quantize)
+
+    rows = settings.rows(ROWS_CPU)
+    if device.type == "cuda" and settings.max_rows == "auto":
+        fixed, more = sizes(0).total_bytes + PREFIX_BYTES, sizes(1).total_bytes - sizes(0).total_bytes
+        rows = rows_that_fit(device, settings.gpu_memory_fraction, fixed=fixed, row=more, most=ROWS_GPU)
     stages: tuple[Stage, ...] = ()
     if settings.csm_device_map is not None and len(devices) > 1:
-        config = read_config(folder)
-        shape = read_mimi_config_file(codec) if codec else config.codec or MimiConfig()
-        sizes = measure(config, shape, dtype=dtype, max_rows=rows, quantize=settings.quantize)
-        stages = spread(settings.csm_device_map, sizes, devices)
+        stages = spread(settings.csm_device_map, sizes(rows), devices)
+    recorded = device.type == "cuda" and settings.cuda_graphs and not stages and not reference_noise
     if any(used.type == "cpu" for used in devices):
         torch.set_num_threads(cpu_threads())
     return load_runner(
@@ -201,6 +221,8 @@ def load_from(
         reference_noise=reference_noise,
         stages=stages,
         cache=LoadCache(settings.folder("models") / "cache", source),
+        recorder=Recorder(device) if recorded else None,
+        kernels=candidates(settings.kernels, device, dtype, compiled=settings.compile) if recorded else (),
     )
 
 
@@ -266,6 +288,7 @@ def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
         max_context_s=CONTEXT_SHARE * runner.config.max_positions / runner.codec.frame_hz,
         codec="mimi",
         codec_fingerprint=runner.codec_fingerprint,
+        setup=runner.setup,
     )
     return BatchedEngine(info, runner, max_queue=settings.max_queue, outbox_s=settings.outbox_s, encode=runner.encode)
 

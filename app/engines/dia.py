@@ -13,6 +13,7 @@ what production adds.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from app.audio.guard import LineGuard, Rule
+from app.engines.dia_frames import DiaFrames, Step, common
 from app.engines.references import checked
 from app.errors import BadReference, EmptyText, TextTooLong
 from app.models.dac.model import DacDecoder, DacEncoder
@@ -30,17 +32,21 @@ from app.models.dia.guidance import candidates
 from app.models.dia.model import DiaModel
 from app.models.dia.prompt import text_ids
 from app.models.dia.tracks import Tracks
+from app.models.kernels.choice import TORCH, Kernels
+from app.runtime.graphs import Recorder, aside, setup_of
 from app.runtime.runner import StepResult
 from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise, int64_of
 from app.text.dialogue import BYTES_PER_S, spoken_bytes, write
+from app.types import Sampling, SpokenLine, Utterance, Voice
 
 if TYPE_CHECKING:
-    from app.types import Codes, Reference, Samples, Sampling, SpokenLine, Utterance, VoicePrompt
+    from app.types import Codes, Reference, Samples, VoicePrompt
 
 PIECE_CPU, PIECE_GPU = 32, 256  # positions read in one go, each two tokens: what other rows wait for
 ENCODER_SHARE = 16  # a layer of the encoder or of keys takes about this part of what a decoder's pass takes
 FIRST_FRAMES, CHUNK_FRAMES = 16, 8  # the first chunk gives 70 ms of sound; smaller chunks cost up to twice as much
 MIN_REFERENCE_S, MAX_REFERENCE_S = 0.5, 20.0
+WARM_UP_TEXT = "The weather was fine."
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +76,14 @@ def pick(
 
     noise (n * C, V), None where all rows are greedy. young (n,): rows that may not end yet.
     """
-    c, count = config, len(rows)
-    scales, top_k = [row.cfg_scale for row in rows], [row.knobs.top_k for row in rows]
-    left = candidates(c, *logits, scales=scales, top_k=top_k)
+    c, count, device = config, len(rows), logits[0].device
+    scales = torch.tensor([row.cfg_scale for row in rows], device=device, dtype=torch.float32)
+    top_k = torch.tensor([row.knobs.top_k for row in rows], device=device)
+    most = max(row.knobs.top_k for row in rows)
+    left = candidates(c, *logits, scales=scales, top_k=top_k, most=most)
     ending = left[:, 0, c.eos].isfinite()
     if young is not None and bool((ending & young).any()):
-        left = candidates(c, *logits, scales=scales, top_k=top_k, young=young)
+        left = candidates(c, *logits, scales=scales, top_k=top_k, most=most, young=young)
     # The top k of 0626 has been taken by then.
     own = [replace(row.knobs, top_k=0) if c.release == "0626" else row.knobs for row in rows]
     sampler = Sampler([knobs for knobs in own for _ in range(c.channels)], left.device)
@@ -118,6 +126,14 @@ class _Row:
     reference: ReferenceNoise | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """Rows that were sent off with a burst of recorded steps, and what they will have made."""
+
+    rows: list[tuple[int, _Row]]
+    steps: Callable[[], list[Step]]
+
+
 class DiaRunner:
     """The model, the codec and their rows. All calls from one thread, `encode` from any."""
 
@@ -136,9 +152,14 @@ class DiaRunner:
         fingerprint: str = "",
         codec_fingerprint: str = "",
         piece: int | None = None,
+        recorder: Recorder | None = None,
+        kernels: Sequence[Kernels] = (TORCH,),
+        burst: int = 1,
     ) -> None:
         """guards None = none, as the reference implementations; exact: no text rules either. reference_noise = draws as
-        PyTorch's multinomial after `manual_seed` would, for comparing with them; piece = positions read per `prefill`.
+        PyTorch's multinomial after `manual_seed` would, for comparing with them; piece = positions read per `prefill`;
+        recorder = steps are recorded with it and replayed from then on, `burst` at a time, with the fastest of
+        `kernels`.
         """
         self.max_rows = max_rows
         self.model = model
@@ -154,9 +175,37 @@ class DiaRunner:
         # As of CSM: a CPU's float32 products of many rows differ in the last bits from those of few.
         self._one_by_one = model.device.type == "cpu" and not quantized and model.dtype == torch.float32
         self._piece = piece or (PIECE_CPU if model.device.type == "cpu" else PIECE_GPU)
-        self._cache = model.cache(max_rows)
+        if recorder is None:
+            self._cache = model.cache(max_rows)
+        else:
+            self._cache = model.cache(max_rows, together=True, spare=1)
         self._tracks = Tracks(model.config, max_rows, model.device)
         self._rows: dict[int, _Row] = {}
+        self._frames: DiaFrames | None = None
+        self._flight: _Flight | None = None
+        self._landed: deque[tuple[list[tuple[int, _Row]], Step]] = deque()
+        self._aside = aside(model.device)  # the codec need not wait for a burst
+        if recorder is not None:
+            if reference_noise:
+                raise ValueError("steps are recorded with our own noise")
+            self._frames = DiaFrames(model, self._cache, self._tracks, rows=max_rows, burst=burst, kernels=kernels)
+            self._frames.record(recorder)
+            self.max_rows = self._frames.rows
+            self._warm_up()
+        self.setup = setup_of(recorder, self.max_rows, self._frames.kernels if self._frames else "")
+
+    def _warm_up(self) -> None:
+        """Say something that nobody hears."""
+        line = SpokenLine(WARM_UP_TEXT, 0, Voice("warm-up", "warm-up", "none"))
+        self.admit(0, Utterance((line,), Sampling(), 0, 1.0))
+        while not self.prefill(0):
+            pass
+        assert self._frames is not None  # noqa: S101 - who warms up has recorded
+        for _ in range(FIRST_FRAMES + 2 * self._frames.burst):
+            result = self.step([0])
+            if result.silent is not None and not (result.ended | result.silent).all():
+                self.sound([0], result.codes)
+        self.release(0)
 
     @property
     def rate_hz(self) -> int:
@@ -202,30 +251,101 @@ class DiaRunner:
     def prefill(self, row: int) -> bool:
         state = self._rows[row]
         if state.reading is None:
-            self._decoder.reset(row)
+            with self._aside():
+                self._decoder.reset(row)
             self._tracks.begin(row, state.prompt, state.frames)
             state.reading = self._read(row, state)
         for _ in state.reading:
             return False
+        if self._frames is not None:
+            self._frames.place(
+                row,
+                state.how.knobs,
+                state.how.cfg_scale,
+                position=state.position,
+                seed=int64_of(state.seed),
+                young=round(self._guards.min_s * self.codec.frame_hz) if self._guards is not None else 0,
+                length=len(state.ids),
+                whole=self._tracks.first_frame(len(state.prompt)),
+            )
         return True
 
     @torch.inference_mode()
     def step(self, rows: Sequence[int]) -> StepResult:
+        if self._frames is not None:
+            return self._step_ahead(rows, self._frames)
         codes = np.zeros((len(rows), self.config.channels), np.int16)
         ended = np.array([self._rows[row].over for row in rows], np.bool_)
         silent = np.zeros(len(rows), np.bool_)
+        wrong = np.zeros(len(rows), np.bool_)
         speaking = [i for i, over in enumerate(ended) if not over]
         if speaking:
-            frames, counts = self._speak([rows[i] for i in speaking])
-            host = torch.cat((frames, counts[:, None]), dim=1).cpu().numpy()
-            for i, (*frame, count) in zip(speaking, host, strict=True):
+            host = self._speak([rows[i] for i in speaking]).cpu().numpy()
+            for i, (*frame, count, finite) in zip(speaking, host, strict=True):
+                if not finite:
+                    self._wipe(rows[i])
+                    wrong[i] = True
+                    continue
                 codes[i] = frame
                 silent[i], ended[i] = self._settle(rows[i], codes[i], int(count))
-        return StepResult(codes, ended, silent)
+        return StepResult(codes, ended, silent, wrong)
+
+    def _wipe(self, row: int) -> None:
+        """A row's numbers are not finite any more: leave nothing of them to who comes next."""
+        self._rows[row].over = True
+        self._cache.said.wipe(2 * row)
+        self._cache.said.wipe(2 * row + 1)
+        self._cache.text.wipe(row)
+
+    def _step_ahead(self, rows: Sequence[int], frames: DiaFrames) -> StepResult:
+        """`step` with recorded steps: one of those that have landed, and where there are none left, the next burst is
+        sent off before the last one is looked at."""
+        told: list[tuple[int, Codes, bool, bool, bool]] = []  # row, frame, ended, silent, wrong
+        nothing = np.zeros(self.config.channels, np.int16)
+        told += [(row, nothing, True, False, False) for row in rows if self._rows[row].over]
+        if not self._landed:
+            speaking = [row for row in rows if not self._rows[row].over]
+            landing, self._flight = self._flight, self._send_off(speaking, frames) if speaking else None
+            if landing is not None:
+                self._landed.extend((landing.rows, step) for step in landing.steps())
+        went = False
+        while self._landed and not went:
+            flying, step = self._landed.popleft()
+            for row, state in flying:
+                if self._rows.get(row) is not state or state.over or not step.went[row]:
+                    continue
+                went = True
+                if step.wrong[row]:
+                    self._wipe(row)
+                    told.append((row, nothing, False, False, True))
+                    continue
+                if step.early[row]:
+                    self._on_guard("early_end")
+                state.position += 1
+                state.draws += 1
+                frame = step.frames[row].copy()
+                silent, ended = self._settle(row, frame, int(step.counts[row]))
+                told.append((row, frame, ended, silent, False))
+        codes = np.stack([frame for _, frame, *_ in told]) if told else np.zeros((0, self.config.channels), np.int16)
+        over, quiet, lost = (np.array([entry[field] for entry in told], np.bool_) for field in (2, 3, 4))
+        return StepResult(codes, over, quiet, lost, [row for row, *_ in told])
+
+    def _send_off(self, rows: list[int], frames: DiaFrames) -> _Flight:
+        states = [self._rows[row] for row in rows]
+        # This burst, and one that may be on its way.
+        longest = min(max(state.position for state in states) + 2 * frames.burst + 1, self.config.max_positions)
+        text = max(len(state.ids) for state in states)
+        few = common([state.how.knobs for state in states])
+        steps = frames.launch(rows, longest=longest, text=text, few=few)
+        return _Flight(list(zip(rows, states, strict=True)), steps)
 
     @torch.inference_mode()
     def sound(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
         """Nothing for most frames; a row's last frame brings all that is left of its sound."""
+        with self._aside():
+            return self._sound(rows, codes)
+
+    def _sound(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
         due: dict[int, list[int]] = {}  # by frames to decode: the rows' places
         for i, (row, frame) in enumerate(zip(rows, codes, strict=True)):
             state = self._rows[row]
@@ -252,6 +372,8 @@ class DiaRunner:
     def release(self, row: int) -> None:
         if self._rows.pop(row, None) is not None:
             self._cache.text.end(row)
+            if self._frames is not None:
+                self._frames.halt(row)
 
     # ---- references
 
@@ -336,16 +458,17 @@ class DiaRunner:
 
     # ---- speaking
 
-    def _speak(self, rows: list[int]) -> tuple[Tensor, Tensor]:
-        """The frames (n, C) that are whole after one step of these rows, and how many each will have said (n,)."""
+    def _speak(self, rows: list[int]) -> Tensor:
+        """The frames that are whole after one step of these rows, how many each will have said, and whether its
+        numbers are finite: (n, C + 2) int64."""
         if self._one_by_one and len(rows) > 1:
-            apart = [self._speak([row]) for row in rows]
-            return torch.cat([frames for frames, _ in apart]), torch.cat([counts for _, counts in apart])
+            return torch.cat([self._speak([row]) for row in rows])
         c, device = self.config, self.model.device
         states = [self._rows[row] for row in rows]
         positions = [state.position for state in states]
         where, at = torch.tensor(rows, device=device), torch.tensor(positions, device=device)
         logits = self.model.advance(self._tracks.at(where, at), self._cache, rows, positions)
+        finite = torch.stack(logits).isfinite().all(dim=3).all(dim=2).all(dim=0)
         young = self._young(states)
         drawn, ending = pick(c, logits, [state.how for state in states], self._noise(states), young)
         if young is not None:
@@ -355,7 +478,7 @@ class DiaRunner:
         for state in states:
             state.position += 1
             state.draws += 1
-        return frames, counts
+        return torch.cat((frames, counts[:, None], finite[:, None]), dim=1)
 
     def _young(self, states: list[_Row]) -> Tensor | None:
         """(n,) bool: rows that would end before they have said anything; None = no row."""

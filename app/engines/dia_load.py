@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,16 +13,18 @@ from app.engines.batched import BatchedEngine
 from app.engines.dia import MIN_REFERENCE_S, DiaRunner, Guards
 from app.engines.loading import fetch
 from app.errors import EngineUnavailable, WeightsUnavailable
-from app.models.dac.config import read_dac_config
+from app.models.dac.config import DacConfig, read_dac_config
 from app.models.dac.layout import load_codec as load_dac
 from app.models.dac.model import DacDecoder, DacEncoder
 from app.models.dia.config import DiaConfig, read_config
 from app.models.dia.layout import weights_of
 from app.models.dia.model import DiaModel
+from app.models.kernels.choice import TORCH, Kernels, candidates
 from app.models.layers import Block, Dense, Int8Dense, PackedDense, replace_dense
 from app.models.load_cache import LoadCache
 from app.models.weights import digest_of, open_checkpoints
-from app.runtime.device import choose_device, choose_dtype, cpu_threads
+from app.runtime.device import allow_tf32, choose_device, choose_dtype, cpu_threads, rows_that_fit
+from app.runtime.graphs import Recorder
 from app.runtime.pages import use_large_pages
 from app.settings import Settings
 from app.text.dialogue import BYTES_PER_S, MAX_SPEAKERS, SOUNDS
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 Quantize = Literal["none", "int8"]
 
-ROWS_CPU, ROWS_GPU = 4, 16  # a row's keys and values take up to 226 MiB in bfloat16, its script's up to 144 MiB
+ROWS_CPU, ROWS_GPU = 4, 64  # a row's keys and values take up to 226 MiB in bfloat16, its script's up to 144 MiB
 MAX_TEXT_CHARS = 200  # of one line: about 13 s of speech; beyond 20 s Dia hurries
 MAX_PASSAGE_CHARS = 240  # of several lines of a dialogue in one go
 PASSAGE_SLACK_S = 1.0  # a script may grow a little: a dash becomes three characters
@@ -123,6 +125,9 @@ def load_runner(
     piece: int | None = None,
     source: str = "",
     cache: LoadCache | None = None,
+    recorder: Recorder | None = None,
+    kernels: Sequence[Kernels] = (TORCH,),
+    burst: int = 1,
 ) -> DiaRunner:
     """Dia from a folder and its codec from another. Raises WeightsUnavailable, saying what is missing or does not fit,
     and EngineUnavailable."""
@@ -145,6 +150,9 @@ def load_runner(
         fingerprint=f"dia {digest} {quantize}",
         codec_fingerprint=f"{codec} {model.config.channels}",
         piece=piece,
+        recorder=recorder,
+        kernels=kernels,
+        burst=burst,
     )
 
 
@@ -160,14 +168,23 @@ def load_from(
     folder, source = fetch(settings, context, "dia", settings.dia_model)
     codec, _ = fetch(settings, context, "dac", codec_source(settings, folder))
     device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    allow_tf32(settings.tf32)
     if device.type == "cpu":
         torch.set_num_threads(cpu_threads())
+    rows = settings.rows(ROWS_CPU)
+    if device.type == "cuda" and settings.max_rows == "auto":
+        config, shape = read_config(folder), read_dac_config(codec)
+        fixed = measure(config, shape, dtype=dtype, max_rows=0)
+        more = measure(config, shape, dtype=dtype, max_rows=1) - fixed
+        rows = rows_that_fit(device, settings.gpu_memory_fraction, fixed=fixed, row=more, most=ROWS_GPU)
+    recorded = device.type == "cuda" and settings.cuda_graphs and not reference_noise
     return load_runner(
         folder,
         codec,
         device=device,
-        dtype=choose_dtype(settings.dtype),
-        max_rows=settings.rows(ROWS_CPU if device.type == "cpu" else ROWS_GPU),
+        dtype=dtype,
+        max_rows=rows,
         quantize=settings.quantize,
         guards=guards,
         exact=exact,
@@ -175,7 +192,23 @@ def load_from(
         reference_noise=reference_noise,
         source=source,
         cache=LoadCache(settings.folder("models") / "cache", source),
+        recorder=Recorder(device) if recorded else None,
+        kernels=candidates(settings.kernels, device, dtype, compiled=settings.compile) if recorded else (),
+        burst=settings.steps_per_check,
     )
+
+
+def measure(config: DiaConfig, codec: DacConfig, *, dtype: torch.dtype, max_rows: int) -> int:
+    """Bytes that the model, its codec and so many rows will take, by building them of tensors without memory."""
+    nowhere = torch.device("meta")
+    model = DiaModel(config, device=nowhere, dtype=dtype)
+    cache = model.cache(max_rows, together=True, spare=1)
+    decoder = DacDecoder(codec, rows=max_rows, codebooks=config.channels, device=nowhere)
+    with nowhere:
+        encoder = DacEncoder(codec)
+    modules = (model, decoder, encoder)
+    weights = sum(t.nbytes for module in modules for t in (*module.parameters(), *module.buffers()))
+    return weights + cache.nbytes + decoder.state_bytes
 
 
 def codec_source(settings: Settings, model_folder: Path) -> str:
@@ -206,6 +239,7 @@ def engine_of(runner: DiaRunner, settings: Settings) -> BatchedEngine:
         sounds=SOUNDS,
         codec="dac",
         codec_fingerprint=runner.codec_fingerprint,
+        setup=runner.setup,
     )
     return BatchedEngine(info, runner, max_queue=settings.max_queue, outbox_s=settings.outbox_s, encode=runner.encode)
 

@@ -16,8 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from app.models.kernels.choice import Kernels
+
 # (layer, q (M, H, d), k (M, G, d), v (M, G, d)) -> (M, H * d); H query heads share G key heads.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+# The same from what the product gives, (layer, heads (M, H + 2 G, d), cos, sin), one token of each row: see kernels/.
+See = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+# What a layer adds to its tokens from another sequence: (layer, block, normed (M, D), cos, sin) -> (M, D).
+Look = Callable[[int, "Block", Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +275,11 @@ class Block(nn.Module):
         gate = functional.silu(gate) if c.activation == "silu" else functional.gelu(gate)
         return x + self.down(gate * up).to(x.dtype)  # type: ignore[no-any-return]
 
+    def heads(self, normed: Tensor) -> Tensor:
+        """Queries, keys and values (M, H + 2 G, d) of normed tokens (M, D), not turned yet."""
+        c = self.config
+        return self.qkv(normed).view(len(normed), c.heads + 2 * c.kv_heads, c.head_dim)  # type: ignore[no-any-return]
+
     def _across(self, x: Tensor, layer: int, turn: tuple[Tensor, Tensor], across: Across) -> Tensor:
         c, other = self.config, self.config.cross
         assert other is not None  # noqa: S101 - who hands in an Across has such a stack
@@ -368,6 +379,26 @@ class Stack(nn.Module):
             x = block(x, layer, (cos, sin), attend, across)
             yield x
 
+    def step(
+        self, x: Tensor, positions: Tensor | slice, see: See, kernels: Kernels, look: Look | None = None
+    ) -> Tensor:
+        """As `forward` for one token of each row, x (M, D), in fixed calls and on one device: -> (M, D), normed."""
+        c = self.config
+        [entry] = self.entries
+        x, cos, sin = entry(x, positions)
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        after = [*(block.attention_norm for block in blocks[1:]), self.norm]
+        normed = functional.rms_norm(x, (c.width,), blocks[0].attention_norm, c.eps)
+        for layer, (block, following) in enumerate(zip(blocks, after, strict=True)):
+            seen = block.out(see(layer, block.heads(normed), cos, sin))
+            if look is not None:
+                normed, x = kernels.add_rms_norm(seen, x, block.cross_norm, c.eps)
+                seen = look(layer, block, normed, cos, sin)
+            normed, x = kernels.add_rms_norm(seen, x, block.mlp_norm, c.eps)
+            made = block.down(kernels.gate(block.gate_up(normed), c.activation))
+            normed, x = kernels.add_rms_norm(made, x, following, c.eps)
+        return normed
+
     def finish(self, x: Tensor) -> Tensor:
         return functional.rms_norm(x, (self.config.width,), self.norm, self.config.eps)
 
@@ -408,6 +439,10 @@ class RowCache:
     @property
     def positions(self) -> int:
         return self.k.shape[3]
+
+    @property
+    def nbytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes
 
     def reading(self, row: int, start: int, count: int) -> Attend:
         """`count` new tokens of one row at positions start..start+count-1, causal."""
@@ -458,25 +493,20 @@ class RowCache:
 
         return attend if self._together else attend_apart
 
-    def standing(self, positions: Tensor, length: int) -> Attend:
+    def standing(self, positions: Tensor, length: int, kernels: Kernels) -> See:
         """One new token for each of the first n rows, at positions (n,) on the device, and it sees what lies before it,
         below `length`.
 
         Of fixed shape, and nothing is asked of the host: it may be recorded. Keys are read where they lie.
         """
         count = len(positions)
-        rows = torch.arange(count, device=self.k.device)
-        mask = (torch.arange(length, device=self.k.device) <= positions[:, None])[:, None, None]  # (n, 1, 1, L)
+        scale = self.k.shape[-1] ** -0.5 if self._scale is None else self._scale
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            self.k[layer, rows, :, positions] = k
-            self.v[layer, rows, :, positions] = v
-            heads, size = q.shape[1:]
-            queries = q.view(count, self._groups, heads // self._groups, size)  # (n, G, R, d)
-            keys, values = self.k[layer, :count, :, :length], self.v[layer, :count, :, :length]
-            return _grouped(queries, keys, values, mask, self._scale).reshape(count, heads * size)
+        def see(layer: int, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            keys, values = self.k[layer, :count], self.v[layer, :count]
+            return kernels.step_attention(heads, cos, sin, keys, values, positions, length, scale)
 
-        return attend
+        return see
 
     def wipe(self, row: int) -> None:
         """Put zeros where a row's numbers went wrong: what is masked is multiplied by nothing, and nothing times NaN
@@ -547,6 +577,7 @@ class FrameCache:
         self._groups = config.kv_heads
         self._scale = config.scale
         self._views: dict[tuple[int, int, int], list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
+        self._places = torch.arange(positions, device=device)[:, None].repeat(1, rows)
 
     def _view(self, rows: int, start: int, count: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """For each layer where the new keys and values go (B, G, S, d), and all that are seen (B, G, L, d).
@@ -582,8 +613,27 @@ class FrameCache:
 
         return attend
 
-    def _stepping(self, rows: int, views: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> Attend:
-        fused = self.k.device.type == "cpu"  # half the time of two products and a softmax: it is all overhead
+    def standing(self, rows: int, position: int, kernels: Kernels) -> See:
+        """One new token at `position` for each of the first `rows` rows; it may be recorded."""
+        groups, scale = self._groups, self.k.shape[-1] ** -0.5 if self._scale is None else self._scale
+        attend = self._stepping(rows, self._view(rows, position, 1), fused=True)
+        at = self._places[position, :rows]
+
+        def see(layer: int, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            if kernels.name == "torch":  # all rows see alike, so one fused call needs no mask
+                turned = rotate(heads[:, :-groups], cos, sin)
+                return attend(layer, turned[:, :-groups], turned[:, -groups:], heads[:, -groups:])
+            cos, sin = cos.expand(rows, -1, -1), sin.expand(rows, -1, -1)
+            keys, values = self.k[layer, :rows], self.v[layer, :rows]
+            return kernels.step_attention(heads, cos, sin, keys, values, at, position + 1, scale)
+
+        return see
+
+    def _stepping(
+        self, rows: int, views: list[tuple[Tensor, Tensor, Tensor, Tensor]], *, fused: bool | None = None
+    ) -> Attend:
+        if fused is None:
+            fused = self.k.device.type == "cpu"  # half the time of two products and a softmax: it is all overhead
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             heads, size = q.shape[1:]
@@ -604,7 +654,8 @@ class FrameCache:
 class CrossCache:
     """Keys and values of the other sequences that rows attend to, each of its own length S: (layers, G, S, d) each.
 
-    Rows that are stepped together lie in one static tensor, the others each in one of its own size.
+    Rows that are stepped together lie in one static tensor (layers, rows, G, S, d), the others each in one of its own
+    size.
     """
 
     def __init__(
@@ -627,10 +678,10 @@ class CrossCache:
         self._shape = (config.layers, cross.kv_heads, positions, cross.head_dim)
         self._place = {"device": device, "dtype": dtype}
         layers, groups, _, size = self._shape
-        static = (rows, layers, groups, positions if self._together else 0, size)
+        static = (layers, rows, groups, positions if self._together else 0, size)
         self._k = torch.zeros(static, device=device, dtype=dtype)
         self._v = torch.zeros(static, device=device, dtype=dtype)
-        self._rows = [(self._k[row], self._v[row]) for row in range(rows)]
+        self._rows = [(self._k[:, row], self._v[:, row]) for row in range(rows)]
         self._lengths = [0] * rows
 
     def begin(self, row: int, length: int) -> None:
@@ -650,7 +701,31 @@ class CrossCache:
         """The row needs nothing any more."""
         self._lengths[row] = 0
         if not self._together:
-            self._rows[row] = (self._k[row], self._v[row])
+            self._rows[row] = (self._k[:, row], self._v[:, row])
+
+    def length(self, row: int) -> int:
+        return self._lengths[row]
+
+    def wipe(self, row: int) -> None:
+        """As of a RowCache."""
+        for kept in self._rows[row]:
+            kept.zero_()
+
+    @property
+    def nbytes(self) -> int:
+        """Of what all rows share."""
+        return self._k.nbytes + self._v.nbytes
+
+    def standing(self, lengths: Tensor, length: int, kernels: Kernels) -> Callable[[int, Tensor], Tensor]:
+        """One token of each of the first n rows, whose sequences have lengths (n,) on the device, from 1, and of which
+        the first `length` are looked at: (layer, q (n, H, d)) -> (n, H * d). It may be recorded."""
+        count, last = len(lengths), lengths - 1
+        scale = self._shape[-1] ** -0.5 if self._scale is None else self._scale
+
+        def attend(layer: int, q: Tensor) -> Tensor:
+            return kernels.decode_attention(q, self._k[layer, :count], self._v[layer, :count], last, length, scale)
+
+        return attend
 
     def looking(self, rows: Sequence[int]) -> Callable[[int, Tensor], Tensor]:
         """One token of each of these rows: (layer, q (n, H, d)) -> (n, H * d)."""
@@ -666,7 +741,7 @@ class CrossCache:
         def attend(layer: int, q: Tensor) -> Tensor:
             count, heads, size = q.shape
             queries = q.view(count, self._groups, heads // self._groups, size)  # (n, G, R, d)
-            keys, values = self._k[:, layer, :, :longest][where], self._v[:, layer, :, :longest][where]
+            keys, values = self._k[layer, :, :, :longest][where], self._v[layer, :, :, :longest][where]
             return _grouped(queries, keys, values, mask, self._scale).reshape(count, heads * size)
 
         return attend

@@ -19,7 +19,8 @@ _DEVICES = "Use cpu, cuda, cuda:N or mps."
 # The oldest Linux driver that runs a CUDA release (docs.nvidia.com, "CUDA Compatibility", minor version compatibility).
 _DRIVERS = {11: "450", 12: "525", 13: "580"}
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_AMPERE = (8, 0)  # the first compute capability with bfloat16
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -152,14 +153,55 @@ def free_bytes(device: torch.device) -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def choose_dtype(name: str) -> torch.dtype:
-    """`auto` = bfloat16: half the memory traffic, which is what a frame's time is made of on every device."""
+SCRATCH_BYTES = 1 << 30  # of a GPU for what a step computes with, recorded steps and the libraries' own
+
+
+def rows_that_fit(device: torch.device, fraction: float, *, fixed: int, row: int, most: int) -> int:
+    """How many rows of `row` bytes go into `fraction` of a GPU's free memory beside `fixed` bytes of weights: 1 to
+    `most`, a power of two.
+
+    Raises EngineUnavailable where not even one does.
+    """
+    free = free_bytes(device)
+    room = int(free * fraction) - fixed - SCRATCH_BYTES
+    if room < row:
+        raise EngineUnavailable(
+            f"{device} has {free / 1e9:.1f} GB free, and the model needs {(fixed + row + SCRATCH_BYTES) / 1e9:.1f} GB "
+            f"in {fraction:.0%} of it.",
+            remedy="Free memory on it, raise TTS_GPU_MEMORY_FRACTION, set TTS_MAX_ROWS=1, or use another device.",
+        )
+    rows = 1
+    while 2 * rows <= min(most, room // row):
+        rows *= 2
+    return rows
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` = half the width where the device computes in it: a frame's time is made of memory traffic everywhere.
+
+    bfloat16 before float16, whose range ends at 65504; without either a CPU computes in float32. Raises
+    EngineUnavailable for a format that is none.
+    """
     if name == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.get_device_capability(device) >= _AMPERE else torch.float16
+        if device.type == "cpu" and not cpu_has_bfloat16():
+            return torch.float32
         return torch.bfloat16
     try:
         return _DTYPES[name]
     except KeyError:
         raise EngineUnavailable(f"Unknown dtype {name!r}.", remedy=f"Use auto, {' or '.join(_DTYPES)}.") from None
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself (AVX512-BF16, AMX, Arm's BF16); others convert, and lose by it."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # type: ignore[no-untyped-call]
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Float32 products of this process on a GPU in TensorFloat-32, or exact."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
 
 
 def cpu_threads() -> int:

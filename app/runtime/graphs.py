@@ -10,6 +10,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,15 +64,14 @@ class Recorder:
         return Cost(self.graphs, round(self._seconds, 3), self._bytes)
 
     def record(self, body: Callable[[], None]) -> Callable[[], None]:
-        """The body as something to be replayed. It has been called by then: what it wrote is to be written anew.
+        """The body as something to be replayed. On a CUDA device it has been called by then: what it wrote is to be
+        written anew.
 
         Raises torch.OutOfMemoryError; then nothing of it is left in the way of another recording.
         """
         began = time.monotonic()
         self.graphs += 1
         if not self._on_cuda:
-            body()
-            self._seconds += time.monotonic() - began
             return body
         free = torch.cuda.mem_get_info(self._device)[0]
         here = torch.cuda.current_stream(self._device)
@@ -97,6 +97,38 @@ class Recorder:
             self._seconds += time.monotonic() - began
             self._bytes += max(0, free - torch.cuda.mem_get_info(self._device)[0])
         return graph.replay
+
+    def seconds(self, replay: Callable[[], None], times: int = 20) -> float:
+        """How long what was recorded takes, in the mean."""
+        replay()
+        self._wait()
+        began = time.perf_counter()
+        for _ in range(times):
+            replay()
+        self._wait()
+        return (time.perf_counter() - began) / times
+
+    def _wait(self) -> None:
+        if self._on_cuda:
+            torch.cuda.synchronize(self._device)
+
+
+Setup = tuple[tuple[str, str | int | float | bool | None], ...]
+
+
+def setup_of(recorder: Recorder | None, rows: int, kernels: str) -> Setup:
+    """What /health says of how an engine's steps are made."""
+    if recorder is None:
+        return (("recorded", False),)
+    cost = recorder.cost
+    return (
+        ("recorded", True),
+        ("recorded_rows", rows),
+        ("graphs", cost.graphs),
+        ("recording_s", cost.seconds),
+        ("recording_bytes", cost.bytes),
+        ("kernels", kernels),
+    )
 
 
 class Mirror:
@@ -134,3 +166,12 @@ def upload(values: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
+
+
+def aside(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """A stream of its own on a CUDA device, for work that need not wait for what the engine has sent off; elsewhere
+    nothing. The memory it uses must be its own."""
+    if device.type != "cuda":
+        return nullcontext
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return lambda: torch.cuda.stream(stream)

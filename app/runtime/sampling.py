@@ -44,10 +44,12 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def exponential_noise(seeds: Tensor, frames: Tensor, codebooks: int, codes: int) -> Tensor:
-    """Exponential(1) noise for one frame of each row: seeds, frames (n,) int64 -> (n, codebooks, codes) float32."""
+def exponential_noise(seeds: Tensor, frames: Tensor, codebooks: int, codes: int, *, first: int = 0) -> Tensor:
+    """Exponential(1) noise for one frame of each row: seeds, frames (n,) int64 -> (n, codebooks, codes) float32, of the
+    codebooks from `first` on."""
     row = _mix(_mix(seeds * _signed(_GOLDEN) + 1) + frames * _signed(_GOLDEN))  # (n,)
-    count = torch.arange(1, codebooks * codes + 1, device=seeds.device, dtype=torch.int64)
+    begin = first * codes + 1
+    count = torch.arange(begin, begin + codebooks * codes, device=seeds.device, dtype=torch.int64)
     bits = _shift(_mix(row[:, None] + count[None, :] * _signed(_GOLDEN)), 40)  # (n, K * C), 24 bits each
     uniform = (bits.to(torch.float32) + 0.5) * 2.0**-24
     return -torch.log(uniform).view(-1, codebooks, codes)
@@ -122,31 +124,35 @@ TOP_K_FEW = 64  # up to so many, the k-th largest is found without sorting all
 
 
 def draw(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, noise: Tensor, *, few: bool = False
+    scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, noise: Tensor, *, few: bool = False
 ) -> Tensor:
     """As Sampler.pick, with the knobs (n,) on the device: of fixed shape, and nothing is asked of the host.
 
-    logits (n, C) float32, noise (n, C) exponential -> codes (n,) int64. few: no row has a top_p below 1, nor a top_k
-    above TOP_K_FEW other than "all"; saves the sort. Where codes of one probability stand at the edge of top_p, all of
-    them stay.
+    scores, noise (n, C, V) float32 -> codes (n, C) int64. few: no row has a top_p below 1, nor a top_k above TOP_K_FEW
+    other than "all"; saves the sort. Where scores are equal at the edge of top-k or top-p all of them stay.
     """
-    size = logits.shape[-1]
+    size = scores.shape[-1]
     greedy = temperature <= 0
-    scores = logits / torch.where(greedy, 1.0, temperature)[:, None]
+    best = scores.argmax(dim=-1)
+    scores = scores / temperature.masked_fill(greedy, 1.0)[:, None, None]
     limited = (top_k > 0) & (top_k < size)
-    most = min(TOP_K_FEW, size) if few else size
-    ordered = scores.topk(most, dim=-1).values if few else scores.sort(dim=-1, descending=True).values
-    floor = ordered.gather(1, (torch.where(limited, top_k, most) - 1)[:, None])
-    floor = floor.masked_fill(~limited[:, None], -torch.inf)
-    if not few:
-        mass = ordered.masked_fill(ordered < floor, -torch.inf).softmax(dim=-1)
-        above = mass.cumsum(dim=-1) - mass  # of all that are more probable
-        outside = (above >= top_p[:, None]) & (top_p < 1)[:, None]
-        outside[:, 0] = False
-        floor = torch.maximum(floor, ordered.masked_fill(outside, torch.inf).amin(dim=-1, keepdim=True))
+    if few:
+        most = min(TOP_K_FEW, size)
+        # A row that is computed along and does not go on may want any number.
+        at = (torch.where(limited, top_k.clamp(max=most), most) - 1)[:, None, None].expand(-1, scores.shape[1], 1)
+        floor = scores.topk(most, dim=-1).values.gather(-1, at)
+        floor = floor.masked_fill(~limited[:, None, None], -torch.inf)
+    else:
+        rising = scores.sort(dim=-1).values
+        at = (size - torch.where(limited, top_k, size))[:, None, None].expand(-1, scores.shape[1], 1)
+        floor = rising.gather(-1, at)
+        mass = rising.masked_fill(rising < floor, -torch.inf).softmax(dim=-1).cumsum(dim=-1)
+        dropped = (mass <= (1 - top_p)[:, None, None]).sum(dim=-1, keepdim=True).clamp(max=size - 1)
+        edge = rising.gather(-1, dropped).masked_fill((top_p >= 1)[:, None, None], -torch.inf)
+        floor = torch.maximum(floor, edge)
     kept = scores.masked_fill(scores < floor, -torch.inf)
     drawn = (torch.softmax(kept, dim=-1) / noise).argmax(dim=-1)
-    return torch.where(greedy, logits.argmax(dim=-1), drawn)
+    return torch.where(greedy[:, None], best, drawn)
 
 
 def few(knobs: Sequence[Knobs], size: int) -> bool:

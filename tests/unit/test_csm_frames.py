@@ -7,19 +7,30 @@ asks for a number, or mixes devices, fails.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from app.engines.csm import CsmRunner, Guards
+from app.engines.csm_frames import CsmFrames
+from app.models.csm.config import parse_config
+from app.models.csm.model import CsmModel
+from app.models.kernels.choice import TORCH, compiled_kernels
+from app.models.layers import RowCache
+from app.models.mimi.config import read_mimi_config
+from app.models.mimi.model import MimiDecoder
 from app.runtime.graphs import Recorder
 from app.types import Sampling, Utterance
-from bench.fabricate import fabricate_csm
+from bench.fabricate import csm_config, fabricate_csm
 from tests.driver import Driver
+from tests.recordable import META, operations
 from tests.unit.test_csm_runner import FRAME_S, AlwaysEos, alone, lines, make, prompt, speech, stubborn
 
 pytestmark = pytest.mark.unit
@@ -183,3 +194,81 @@ def test_a_released_row_says_no_more(runner: CsmRunner, plain: CsmRunner) -> Non
     driver.start(0, REQUESTS[1])
     driver.finish()
     assert np.array_equal(driver.said(0), alone(plain, REQUESTS[1]))
+
+
+def on_meta(size: str, rows: int) -> CsmFrames:
+    raw = csm_config(size)
+    model = CsmModel(parse_config(raw), device=META, dtype=torch.bfloat16)
+    decoder = MimiDecoder(read_mimi_config(raw["codec_config"]), rows=rows, device=META)
+    cache = model.row_cache(rows, together=True, spare=1)
+    assert isinstance(cache, RowCache)
+    return CsmFrames(model, decoder, cache, model.frame_cache(rows), rows=rows)
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_nothing_is_asked_of_the_host(few: bool) -> None:
+    frames = on_meta("tiny", 8)
+    with torch.inference_mode():
+        for rows in (1, 4, 8):
+            assert operations(lambda n=rows: frames._frame(n, 512, few=few)) > 1000  # type: ignore[misc]
+
+
+def test_the_check_would_see_it() -> None:
+    with torch.inference_mode(), pytest.raises(AssertionError, match="waits for the device"):
+        operations(lambda: print(bool(torch.ones(3, device=META).sum() > 1)))
+    with torch.inference_mode(), pytest.raises(AssertionError, match="host"):
+        operations(lambda: print(torch.zeros(4, device=META)[torch.tensor([1, 2])]))
+
+
+def test_without_memory_for_many_rows_it_starts_with_fewer(folder: Path) -> None:
+    """An 8 GB card: what does not fit is not recorded, and the runner has so many rows less."""
+
+    class Small(Recorder):
+        def record(self, body: Callable[[], None]) -> Callable[[], None]:
+            if self.graphs < 9:  # eight rows do not fit, nor, after one length of it, do four
+                self.graphs += 5
+                raise torch.OutOfMemoryError
+            return super().record(body)
+
+    some = make(folder, recorder=Small(CPU))
+    assert some.max_rows == 2
+    assert np.array_equal(alone(some, REQUESTS[0], row=1), alone(make(folder), REQUESTS[0]))
+
+    class Nothing(Recorder):
+        def record(self, body: Callable[[], None]) -> Callable[[], None]:
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        make(folder, recorder=Nothing(CPU))
+
+
+def test_what_it_says_of_itself(runner: CsmRunner, plain: CsmRunner) -> None:
+    said = dict(runner.setup)
+    assert said["recorded"] is True
+    assert said["recorded_rows"] == runner.max_rows == 8
+    assert said["kernels"] == "torch"
+    assert said["graphs"] == 4 * 5  # 1, 2, 4, 8 rows; four lengths, and one for uncommon knobs
+    assert dict(plain.setup) == {"recorded": False}
+
+
+def test_the_faster_kernels_are_taken(folder: Path) -> None:
+    """Timed on the device, so what is faster there is taken, and says the same."""
+
+    def slow(*rest: Any) -> Any:
+        time.sleep(0.002)
+        return TORCH.gate(*rest)
+
+    sluggish = dataclasses.replace(TORCH, name="triton", gate=slow)
+    some = make(folder, recorder=Recorder(CPU), kernels=(sluggish, TORCH))
+    assert dict(some.setup)["kernels"] == "torch"
+    assert set(some._frames.timed) == {"torch", "triton"}  # type: ignore[union-attr]
+    assert np.array_equal(alone(some, REQUESTS[0]), alone(make(folder), REQUESTS[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_the_compiler_makes_of_them_says_the_same(folder: Path, plain: CsmRunner) -> None:
+    some = make(folder, recorder=Recorder(CPU), kernels=(compiled_kernels(),), max_rows=2)
+    assert dict(some.setup)["kernels"] == "compiled"
+    for request in REQUESTS[:5]:
+        assert np.array_equal(alone(some, request), alone(plain, request))

@@ -93,3 +93,35 @@ def test_a_gpu_without_code_is_named(
     else:
         with pytest.raises(EngineUnavailable, match="Some GPU"):
             choose_device("cuda:0")
+
+
+def test_rows_are_counted_from_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 GB and 141 GB cards; a share of it; none where not even one row fits."""
+    gpu = torch.device("cuda", 0)
+    weights, row = 4_200_000_000, 70_000_000
+    for free, fraction, rows in ((8e9, 0.9, 16), (8e9, 1.0, 32), (141e9, 0.9, 64), (6e9, 0.9, 1)):
+        monkeypatch.setattr(device, "free_bytes", lambda _, free=free: int(free))
+        assert device.rows_that_fit(gpu, fraction, fixed=weights, row=row, most=64) == rows
+    monkeypatch.setattr(device, "free_bytes", lambda _: int(5e9))
+    with pytest.raises(EngineUnavailable, match="TTS_GPU_MEMORY_FRACTION"):
+        device.rows_that_fit(gpu, 0.9, fixed=weights, row=row, most=64)
+
+
+def test_auto_is_the_widest_format_that_a_device_is_fast_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 0)
+    for capability, expected in (((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert device.choose_dtype("auto", gpu) == expected
+    for has, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(device, "cpu_has_bfloat16", lambda has=has: has)
+        assert device.choose_dtype("auto", torch.device("cpu")) == expected
+    assert device.choose_dtype("float16", gpu) == torch.float16
+
+
+def test_tf32_is_as_asked_for() -> None:
+    try:
+        device.allow_tf32(True)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        device.allow_tf32(False)
+    assert torch.get_float32_matmul_precision() == "highest"

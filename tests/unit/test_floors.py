@@ -31,6 +31,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Neighbours on one floor that may know each other, one way. Floor 0's types and errors are everybody's.
 NEIGHBOURS = {
     ("voices", "audio"),
+    ("models", "runtime"),  # kernels draw by the law of runtime/sampling.py; the runtime knows no model
     ("studio", "cache"),  # the studio is handed a cache; the cache knows nothing of it
     ("studio", "prompts"),
     ("studio", "casting"),
@@ -39,7 +40,7 @@ NEIGHBOURS = {
     ("cli", "assemble"),
     ("cli", "main"),
 }
-TORCH_ENGINES = ("csm", "csm_load", "dia", "dia_load")
+TORCH_ENGINES = ("csm", "csm_frames", "csm_load", "dia", "dia_frames", "dia_load")
 TORCH_ROOMS = (*(f"app/engines/{name}.py" for name in TORCH_ENGINES), "app/models/", "app/runtime/")
 LAZY_TORCH = ("app/audio/watermark.py", "app/voices/vad.py", "app/voices/transcribe.py")
 PLAIN_RUNTIME = ("__init__", "scheduler", "slots", "outbox", "loop", "runner")  # tested, and offline, without torch

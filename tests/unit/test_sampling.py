@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise
+from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, draw, exponential_noise, few
 
 pytestmark = pytest.mark.unit
 
@@ -90,3 +90,22 @@ def test_reference_noise_draws_as_multinomial() -> None:
     expected = [int(torch.multinomial(torch.softmax(logits, -1), 1)) for _ in range(20)]
     reference, sampler = ReferenceNoise(9), Sampler([Knobs(1.0, 0)], CPU)
     assert [int(sampler.pick(logits, reference.draw(67))[0]) for _ in range(20)] == expected
+
+
+@pytest.mark.parametrize("few_", [False, True])
+def test_knobs_on_the_device_draw_as_knobs_on_the_host(few_: bool) -> None:
+    """`draw` is what is recorded; a row that does not go on may have any knobs, and does no harm."""
+    knobs = [Knobs(0.9, 50), Knobs(0.0, 5), Knobs(1.4, 0), Knobs(0.7, 1), Knobs(1.0, 64)]
+    if not few_:
+        knobs += [Knobs(1.0, 300), Knobs(0.9, 0, 0.8), Knobs(1.2, 40, 0.3), Knobs(1.0, 400, 0.99)]
+    assert few(knobs, 1000) is few_
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(len(knobs), 1000, generator=generator) * 3
+    logits[:, 17] = logits[:, 19]  # ties
+    noise = exponential_noise(torch.arange(len(knobs)), torch.arange(len(knobs)), 1, 1000)
+    standing = Knobs(1.0, 700, 0.5)
+    every = [*knobs, standing]
+    told = [torch.tensor(values) for values in zip(*((k.temperature, k.top_k, k.top_p) for k in every), strict=True)]
+    padded, loud = torch.cat((logits, logits[:1]))[:, None], torch.cat((noise, noise[:1]))
+    drawn = draw(padded, *told, loud, few=few_)[:-1, 0]
+    assert torch.equal(drawn, Sampler(knobs, torch.device("cpu")).pick(logits, noise[:, 0]))

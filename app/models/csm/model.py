@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from app.models.csm import layout
 from app.models.csm.config import CsmConfig
+from app.models.kernels.choice import Kernels
 from app.models.layers import Block, Dense, FrameCache, RowCache, SplitRowCache, Stack, StackConfig, Stage
 from app.models.weights import Checkpoint
 
@@ -135,6 +136,19 @@ class CsmModel(nn.Module):
             if i + 1 < c.codebooks:
                 x = functional.embedding(code + i * c.depth_vocab, self.depth_table).to(self.dtype)
                 y = self.depth(x, slice(i + 1, i + 2), cache.at(count, i + 1, 1))
+        return torch.stack(codes, dim=1)
+
+    def spell(self, h: Tensor, cache: FrameCache, pick: Pick, kernels: Kernels) -> Tensor:
+        """As `frame`, one token of each row at a time: in fixed calls, which may be recorded."""
+        count, c = h.shape[0], self.config
+        code = pick(0, self.head(h).float())
+        codes = [code]
+        self.depth.step(self.projection(h), slice(0, 1), cache.standing(count, 0, kernels), kernels)
+        for i in range(1, c.codebooks):
+            x = functional.embedding(code + (i - 1) * c.depth_vocab, self.depth_table).to(self.dtype)
+            y = self.depth.step(x, slice(i, i + 1), cache.standing(count, i, kernels), kernels)
+            code = pick(i, self.heads[i - 1](y).float())
+            codes.append(code)
         return torch.stack(codes, dim=1)
 
     def widen(self) -> None:

@@ -12,8 +12,6 @@ s = 3 here, as in nari's code and in transformers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -27,21 +25,22 @@ def candidates(
     seeing: Tensor,
     blind: Tensor,
     *,
-    scales: Sequence[float],
-    top_k: Sequence[int],
+    scales: Tensor,
+    top_k: Tensor,
+    most: int | None,
     young: Tensor | None = None,
 ) -> Tensor:
     """Logits with and without the text, (n, C, V) float32 each -> what is drawn from, (n, C, V), -inf for the rest.
 
-    scales, top_k: of each row; 0 = no guidance, all codes. young (n,) bool: rows that may not end yet.
+    scales (n,) float32, top_k (n,) int64: of each row; 0 = no guidance, all codes. most: no top_k but "all" is larger;
+    None = it may be anything. young (n,) bool: rows that may not end yet. Nothing is asked of the host.
     """
     c = config
-    by_row = torch.tensor(scales, device=seeing.device, dtype=torch.float32)[:, None, None]
-    guided = seeing + by_row * (seeing - blind)
+    guided = seeing + scales[:, None, None] * (seeing - blind)
     if young is not None:
         guided[:, 0, c.eos].masked_fill_(young, -torch.inf)
     if c.release == "0626":
-        kept = _top(guided, top_k)
+        kept = _top(guided, top_k, most)
         logits = seeing.masked_fill(~kept, -torch.inf)
         if young is not None:
             logits[:, 0, c.eos].masked_fill_(young, -torch.inf)
@@ -57,11 +56,14 @@ def candidates(
     return logits
 
 
-def _top(scores: Tensor, limits: Sequence[int]) -> Tensor:
+def _top(scores: Tensor, top_k: Tensor, most: int | None) -> Tensor:
     """True for the k largest of (n, C, V), k of each row; 0 = all. Ties with the k-th stay, so that in bfloat16, where
     there are some, it does not matter what others' k is."""
     size = scores.shape[-1]
-    wanted = [k if 0 < k < size else size for k in limits]
-    best = scores.topk(max(wanted), dim=-1).values
-    at = torch.tensor(wanted, device=scores.device)[:, None, None] - 1  # (n, 1, 1)
-    return scores >= best.gather(-1, at.expand(-1, scores.shape[1], -1))
+    most = size if most is None else max(1, min(most, size))
+    limited = ((top_k > 0) & (top_k < size))[:, None, None]
+    best = scores.topk(most, dim=-1).values
+    # A row that is computed along and does not go on may want any number.
+    at = torch.where(limited, top_k[:, None, None].clamp(max=most), most) - 1  # (n, 1, 1)
+    floor = best.gather(-1, at.expand(-1, scores.shape[1], -1)).masked_fill(~limited, -torch.inf)
+    return scores >= floor

@@ -20,17 +20,34 @@ from torch.nn import functional
 
 from app.models.dia import layout
 from app.models.dia.config import DiaConfig
-from app.models.layers import Across, Attend, Block, CrossCache, Dense, Entry, RowCache, Stack, StackConfig, all_to_all
+from app.models.kernels.choice import Kernels
+from app.models.layers import (
+    Across,
+    Attend,
+    Block,
+    CrossCache,
+    Dense,
+    Entry,
+    RowCache,
+    Stack,
+    StackConfig,
+    all_to_all,
+    rotate,
+)
 from app.models.weights import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
 class DiaCache:
-    """What R rows have read and said: positions of row r that saw the text are row r of `said`, the others r + R."""
+    """What R rows have read and said: what row r said having seen the text is row 2 r of `said`, the other 2 r + 1."""
 
     said: RowCache
     text: CrossCache
     rows: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.said.nbytes + self.text.nbytes
 
 
 class DiaModel(nn.Module):
@@ -58,9 +75,10 @@ class DiaModel(nn.Module):
         self.offsets: Tensor
         self.register_buffer("offsets", torch.arange(c.channels, device=device) * c.audio_vocab, persistent=False)
 
-    def cache(self, rows: int) -> DiaCache:
-        c, place = self.config, {"device": self.device, "dtype": self.dtype}
-        said = RowCache(c.decoder, rows=2 * rows, positions=c.max_positions, **place)  # type: ignore[arg-type]
+    def cache(self, rows: int, *, together: bool | None = None, spare: int = 0) -> DiaCache:
+        """spare: positions behind the last, for what is not to be kept (see RowCache.standing)."""
+        c, place = self.config, {"device": self.device, "dtype": self.dtype, "together": together}
+        said = RowCache(c.decoder, rows=2 * rows, positions=c.max_positions + spare, **place)  # type: ignore[arg-type]
         text = CrossCache(c.decoder, rows=rows, positions=c.max_text, **place)  # type: ignore[arg-type]
         return DiaCache(said, text, rows)
 
@@ -86,7 +104,7 @@ class DiaModel(nn.Module):
     def read(self, codes: Tensor, cache: DiaCache, row: int, start: int) -> None:
         """Read codes (T, C) into a row whose text has been listened to, at positions start..start+T-1."""
         count = len(codes)
-        seeing, blind = (cache.said.reading(r, start, count) for r in (row, row + cache.rows))
+        seeing, blind = (cache.said.reading(r, start, count) for r in (2 * row, 2 * row + 1))
         positions = torch.arange(start, start + count, device=self.device).repeat(2)
         across = Across(count, cache.text.reading(row), self.blind)
         self.decoder(self.embed(codes).repeat(2, 1), positions, _side_by_side(seeing, blind, count), across)
@@ -96,13 +114,48 @@ class DiaModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Codes (n, C) of n rows, each at its own position -> logits (n, C, V) float32, with the text and without."""
         c, count = self.config, len(rows)
-        both = [*rows, *(row + cache.rows for row in rows)]
+        both = [*(2 * row for row in rows), *(2 * row + 1 for row in rows)]
         at = torch.tensor([*positions, *positions], device=self.device)
         attend = cache.said.stepping(both, [*positions, *positions])
         across = Across(count, cache.text.looking(rows), self.blind)
         h = self.decoder(self.embed(codes).repeat(2, 1), at, attend, across)
         logits = self.head(h).float().view(2, count, c.channels, c.audio_vocab)
         return logits[0], logits[1]
+
+    def stand(
+        self,
+        codes: Tensor,
+        cache: DiaCache,
+        positions: Tensor,
+        going: Tensor,
+        lengths: Tensor,
+        *,
+        seen: int,
+        heard: int,
+        kernels: Kernels,
+    ) -> tuple[Tensor, Tensor]:
+        """As `advance` for the first n rows, in fixed calls, which may be recorded. going (n,) bool: the others leave
+        the cache as it is. lengths (n,) of the rows' texts; of what they have said and of their texts the first `seen`
+        and `heard` are looked at."""
+        c, count = self.config, len(codes)
+        # Keys of who does not go on are written to the place behind the last.
+        at = torch.where(going, positions, c.max_positions).repeat_interleave(2)
+        text = cache.text.standing(lengths, heard, kernels)
+
+        def look(layer: int, block: Block, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            cross = block.config.cross
+            assert cross is not None  # noqa: S101 - a Dia decoder has it
+            q = block.cross_q(normed[::2]).view(count, cross.heads, cross.head_dim)
+            if cross.rotated:
+                q = rotate(q, cos[::2], sin[::2])
+            listened = block.cross_out(text(layer, q))
+            return torch.stack((listened, self.blind[layer].expand(count, -1)), dim=1).view(2 * count, -1)
+
+        x = self.embed(codes).repeat_interleave(2, dim=0)  # with the text, without, with ...
+        see = cache.said.standing(at, seen, kernels)
+        h = self.decoder.step(x, at.clamp(max=c.max_positions - 1), see, kernels, look)
+        logits = self.head(h).float().view(count, 2, c.channels, c.audio_vocab)
+        return logits[:, 0], logits[:, 1]
 
     @torch.no_grad()
     def load(self, weights: Checkpoint) -> None:

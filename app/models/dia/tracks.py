@@ -49,20 +49,25 @@ class Tracks:
         """What stands at each row's position: (n, C)."""
         return self._ids[rows, positions]
 
-    def put(self, rows: Tensor, positions: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """Put what was drawn (n, C) at these positions, where the pattern leaves it to be drawn.
+    def put(self, rows: Tensor, positions: Tensor, drawn: Tensor, going: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Put what was drawn (n, C) at these positions, where the pattern leaves it to be drawn; of rows that are
+        `going` (n,) bool, None = of all.
 
         -> the frames (n, C) that are whole now, of any number where there is none yet, and how many frames each row
         will have said (n,).
         """
         c, at = self._config, positions[:, None]
         drawn_end = drawn[:, 0] == c.eos
+        if going is not None:
+            drawn_end &= going
         ends = torch.where(drawn_end, torch.minimum(self._ends[rows], positions), self._ends[rows])
         self._ends[rows] = ends
         behind = at - ends[:, None]
         ids = drawn.masked_fill(behind == self._delays, c.eos).masked_fill(behind > self._delays, c.pad)
         prompts = self._prompts[rows]
         kept = at <= prompts[:, None] + self._delays
+        if going is not None:
+            kept |= ~going[:, None]
         ids = torch.where(kept, self._ids[rows, positions], ids)
         self._ids[rows, positions] = ids
         whole = (at - self._delay + self._delays).clamp_min(0)  # (n, C)

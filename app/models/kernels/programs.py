@@ -1,0 +1,246 @@
+"""The Triton programs behind fused.py: what one program of each launch does. Imported with Triton only.
+
+Loads are masked by what is really there, so a static cache may hold anything where nothing was written.
+"""
+
+import triton
+import triton.language as tl
+
+_LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def attend(
+    heads,
+    k,
+    v,
+    cos,
+    sin,
+    positions,
+    out,  # (B, H, d); untouched where there are several splits, which leave what follows
+    part,  # (B, H, splits, d) float32: unnormalised sums of values
+    part_top,  # (B, H, splits) float32: the largest score, in powers of two
+    part_mass,  # (B, H, splits) float32: sum of the weights; 0 where the split saw nothing
+    scale,
+    span,  # positions of one split
+    heads_row,
+    heads_head,
+    k_row,
+    k_group,
+    k_position,
+    v_row,
+    v_group,
+    v_position,
+    turn_row,
+    GROUPS: tl.constexpr,
+    SHARE: tl.constexpr,  # R queries to a group
+    PADDED: tl.constexpr,  # R rounded up to what a matrix instruction takes
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr,  # whether there is one split only
+    FRESH: tl.constexpr,  # whether the token's own key and value are yet to be turned and written
+):
+    """The R queries of one group of one row over one split of the row's positions, by online softmax (Milakov and
+    Gimelshein 2018; in splits as in flash-decoding)."""
+    split = tl.program_id(0)
+    group = tl.program_id(1)
+    row = tl.program_id(2).to(tl.int64)
+    position = tl.load(positions + row).to(tl.int32)
+    share = tl.arange(0, PADDED)
+    lane = tl.arange(0, SIZE)
+    there = share < SHARE
+    head = group * SHARE + share
+    heads += row * heads_row
+    k += row * k_row + group * k_group
+    v += row * v_row + group * v_group
+
+    query = tl.load(heads + head[:, None] * heads_head + lane[None, :], mask=there[:, None], other=0.0)
+    if FRESH:
+        other_half = (lane + SIZE // 2) % SIZE
+        cosine = tl.load(cos + row * turn_row + lane)
+        sine = tl.load(sin + row * turn_row + lane)
+        swapped = tl.load(heads + head[:, None] * heads_head + other_half[None, :], mask=there[:, None], other=0.0)
+        turned = query.to(tl.float32) * cosine[None, :] + swapped.to(tl.float32) * sine[None, :]
+        query = turned.to(heads.dtype.element_ty)
+    query = query.to(k.dtype.element_ty)
+
+    top = tl.full((PADDED,), float("-inf"), tl.float32)
+    mass = tl.zeros((PADDED,), tl.float32)
+    total = tl.zeros((PADDED, SIZE), tl.float32)
+    power = scale * _LOG2_E
+    end = tl.minimum((split + 1) * span, position + 1)
+    if FRESH:
+        end = tl.minimum((split + 1) * span, position)  # its own position is in registers
+        if split == 0:
+            mine = heads + (GROUPS * SHARE + group) * heads_head
+            key = tl.load(mine + lane).to(tl.float32) * cosine + tl.load(mine + other_half).to(tl.float32) * sine
+            key = key.to(heads.dtype.element_ty).to(k.dtype.element_ty)
+            value = tl.load(mine + GROUPS * heads_head + lane).to(v.dtype.element_ty)
+            tl.store(k + position * k_position + lane, key)
+            tl.store(v + position * v_position + lane, value)
+            top = tl.sum(query.to(tl.float32) * key.to(tl.float32)[None, :], axis=1) * power
+            mass += 1.0
+            total += value.to(tl.float32)[None, :]
+
+    for start in range(split * span, end, BLOCK):
+        seen = start + tl.arange(0, BLOCK)
+        valid = seen < end
+        keys = tl.load(k + seen[:, None] * k_position + lane[None, :], mask=valid[:, None], other=0.0)
+        scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * power
+        scores = tl.where(valid[None, :], scores, float("-inf"))
+        higher = tl.maximum(top, tl.max(scores, axis=1))
+        weights = tl.exp2(scores - higher[:, None])
+        shrink = tl.exp2(top - higher)
+        values = tl.load(v + seen[:, None] * v_position + lane[None, :], mask=valid[:, None], other=0.0)
+        mass = mass * shrink + tl.sum(weights, axis=1)
+        total = total * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
+        top = higher
+
+    place = row * GROUPS * SHARE + head
+    if WHOLE:
+        whole = total / mass[:, None]
+        tl.store(out + place[:, None] * SIZE + lane[None, :], whole.to(out.dtype.element_ty), mask=there[:, None])
+    else:
+        place = place * tl.num_programs(0) + split
+        tl.store(part_top + place, top, mask=there)
+        tl.store(part_mass + place, mass, mask=there)
+        tl.store(part + place[:, None] * SIZE + lane[None, :], total, mask=there[:, None])
+
+
+@triton.jit
+def combine(part, part_top, part_mass, out, splits, SIZE: tl.constexpr, PADDED: tl.constexpr):
+    """One head of one row: the splits' results as one."""
+    place = tl.program_id(0).to(tl.int64)
+    split = tl.arange(0, PADDED)
+    lane = tl.arange(0, SIZE)
+    mass = tl.load(part_mass + place * splits + split, mask=split < splits, other=0.0)
+    saw = mass > 0
+    top = tl.load(part_top + place * splits + split, mask=saw, other=float("-inf"))
+    weight = tl.exp2(top - tl.max(top, axis=0))
+    totals = tl.load(part + (place * splits + split)[:, None] * SIZE + lane[None, :], mask=saw[:, None], other=0.0)
+    whole = tl.sum(totals * weight[:, None], axis=0) / tl.sum(mass * weight, axis=0)
+    tl.store(out + place * SIZE + lane, whole.to(out.dtype.element_ty))
+
+
+@triton.jit
+def add_norm(x, residual, weight, normed, summed, x_row, residual_row, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """One token: the sum, and its RMSNorm."""
+    token = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, BLOCK)
+    there = lane < WIDTH
+    first = tl.load(x + token * x_row + lane, mask=there, other=0.0).to(tl.float32)
+    second = tl.load(residual + token * residual_row + lane, mask=there, other=0.0).to(tl.float32)
+    total = (first + second).to(summed.dtype.element_ty)
+    tl.store(summed + token * WIDTH + lane, total, mask=there)
+    wide = total.to(tl.float32)
+    inverse = 1.0 / tl.sqrt_rn(tl.sum(wide * wide, axis=0) / WIDTH + eps)
+    scaled = wide * inverse * tl.load(weight + lane, mask=there, other=0.0).to(tl.float32)
+    tl.store(normed + token * WIDTH + lane, scaled.to(normed.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def gated(both, out, both_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.constexpr):
+    """A block of one token's gate."""
+    token = tl.program_id(1).to(tl.int64)
+    lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    there = lane < WIDTH
+    first = tl.load(both + token * both_row + lane, mask=there, other=0.0).to(tl.float32)
+    up = tl.load(both + token * both_row + WIDTH + lane, mask=there, other=0.0).to(tl.float32)
+    active = first / (1.0 + tl.exp(-first)) if SILU else 0.5 * first * (1.0 + tl.erf(first * 0.7071067811865476))
+    active = active.to(out.dtype.element_ty).to(tl.float32)
+    tl.store(out + token * WIDTH + lane, (active * up).to(out.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _mix(x):
+    """splitmix64's finaliser on uint64."""
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+    return x ^ (x >> 31)
+
+
+@triton.jit
+def _ordered(score):
+    """float32 -> uint32 of the same order; -0 is below +0."""
+    bits = score.to(tl.uint32, bitcast=True)
+    return tl.where(bits >> 31 == 1, bits ^ 0xFFFFFFFF, bits | 0x80000000)
+
+
+@triton.jit
+def _score(key):
+    """The float32 behind a key of `_ordered`."""
+    return tl.where(key >> 31 == 1, key & 0x7FFFFFFF, key ^ 0xFFFFFFFF).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def draw(
+    logits,
+    temperatures,
+    top_ks,
+    top_ps,
+    seeds,
+    frames,
+    banned,
+    out,
+    codebook,
+    logits_row,
+    logits_channel,
+    CHANNELS: tl.constexpr,
+    CODES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One code of one row. The k-th score and the edge of the nucleus are found bit by bit, not by sorting."""
+    place = tl.program_id(0)
+    row = place // CHANNELS
+    channel = place % CHANNELS
+    lane = tl.arange(0, BLOCK)
+    there = lane < CODES
+    score = tl.load(
+        logits + row.to(tl.int64) * logits_row + channel * logits_channel + lane, mask=there, other=float("-inf")
+    )
+    score = tl.where(lane == tl.load(banned + place), float("-inf"), score)
+    temperature = tl.load(temperatures + row)
+    if temperature <= 0:
+        code = tl.argmax(score, axis=0)
+    else:
+        score = tl.div_rn(score, tl.zeros_like(score) + temperature)
+        key = tl.where(there, _ordered(score), 0)
+        limit = tl.load(top_ks + row)
+        if (limit > 0) & (limit < CODES):
+            kth = tl.cast(0, tl.uint32)
+            bit = tl.cast(1 << 30, tl.uint32)
+            for _ in range(16):
+                # Two bits at a time: how many keys reach each of three candidates, the three counts in one sum.
+                counts = (key >= kth + bit).to(tl.int64)
+                counts += (key >= kth + 2 * bit).to(tl.int64) << 20
+                counts += (key >= kth + 3 * bit).to(tl.int64) << 40
+                reached = tl.sum(counts, axis=0)
+                steps = (reached & 0xFFFFF) >= limit
+                steps = steps.to(tl.uint32) + (((reached >> 20) & 0xFFFFF) >= limit).to(tl.uint32)
+                steps += ((reached >> 40) >= limit).to(tl.uint32)
+                kth += steps * bit
+                bit >>= 2
+            score = tl.where(score < _score(kth), float("-inf"), score)
+        best = tl.max(score, axis=0)
+        weight = tl.exp(score - best)
+        share = tl.load(top_ps + row)
+        if share < 1:
+            allowed = (1 - share) * tl.sum(weight, axis=0)
+            edge = tl.cast(0, tl.uint32)
+            bit = tl.cast(1 << 31, tl.uint32)
+            for _ in range(32):
+                # The highest key below which there is no more than what may go.
+                candidate = edge + bit
+                below = tl.sum(tl.where(key < candidate, weight, 0.0), axis=0)
+                edge = tl.where(below <= allowed, candidate, edge)
+                bit >>= 1
+            edge = tl.minimum(edge, tl.max(key, axis=0))
+            weight = tl.where(score < _score(edge), 0.0, weight)
+        state = tl.load(seeds + row).to(tl.uint64, bitcast=True)
+        frame = tl.load(frames + row).to(tl.uint64, bitcast=True)
+        state = _mix(_mix(state * 0x9E3779B97F4A7C15 + 1) + frame * 0x9E3779B97F4A7C15)
+        count = ((codebook + channel).to(tl.int64) * CODES + 1 + lane).to(tl.uint64)
+        bits = (_mix(state + count * 0x9E3779B97F4A7C15) >> 40).to(tl.uint32)
+        noise = -tl.log((bits.to(tl.float32) + 0.5) * 5.9604644775390625e-8)
+        code = tl.argmax(tl.where(there, weight / noise, -1.0), axis=0)
+    tl.store(out + place, tl.minimum(code, CODES - 1).to(tl.int64))

@@ -1,0 +1,312 @@
+"""Triton's kernels against their torch twins: right on this device, then microseconds of each, in a CUDA graph.
+
+    python -m bench.kernels [--rows 1,8,64] [--dtype bfloat16] [--only attention,sample]
+    python -m bench.kernels --check          also without a GPU, under Triton's interpreter
+
+The shapes are those of CSM's backbone and depth decoder and of Dia's decoder (rows are doubled there: guidance). One
+graph holds many calls over several sets of inputs that together do not fit the GPU's cache, as a step's layers don't.
+`limit_us` is what the bytes that must be moved take at the card's bandwidth, measured by a copy in the same run. The
+last line is one JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.models.kernels.choice import TORCH, Kernels, fused_kernels
+
+INTERPRETED = "TRITON_INTERPRET"
+_CALLS = 48  # in one graph
+_REPLAYS = 20
+_CACHE_BYTES = 128 << 20  # more than any present card's L2
+_ATOL = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+
+Inputs = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call as a model makes it. make(generator, device) gives its tensors, run calls a set's kernel with them.
+
+    bytes: read and written at least.
+    """
+
+    name: str
+    kernel: str
+    rows: int
+    bytes: int
+    make: Callable[[torch.Generator, torch.device], Inputs]
+    run: Callable[[Kernels, Inputs], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Heads of a model's attention, and how many positions it sees at most."""
+
+    name: str
+    heads: int
+    groups: int
+    size: int
+    length: int
+    doubled: bool = False
+
+
+ATTENTIONS = (
+    Attention("csm backbone", 32, 8, 64, 512),
+    Attention("csm backbone", 32, 8, 64, 2048),
+    Attention("csm depth", 8, 2, 128, 32),
+    Attention("dia self", 16, 4, 128, 512, doubled=True),
+    Attention("dia self", 16, 4, 128, 3072, doubled=True),
+)
+CROSS = Attention("dia cross", 16, 16, 128, 512)
+WIDTHS = (("csm backbone", 2048, 8192), ("csm depth", 1024, 8192), ("dia", 2048, 8192))
+HEADS_OF_CODES = (("csm", 2051, 1, 32), ("dia", 1028, 9, 9))
+
+
+def _normal(generator: torch.Generator, device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(dtype)
+
+
+def _positions(rows: int, length: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """As many rows as there are at unequal positions, the first at the last one."""
+    positions = torch.randint(length // 2, length, (rows,), generator=generator, device=device)
+    positions[0] = length - 1
+    return positions
+
+
+def _cache(
+    shape: Attention, rows: int, dtype: torch.dtype, generator: torch.Generator, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Views of a cache that is longer and has more rows, as the models' are."""
+    whole = _normal(generator, device, dtype, 2, rows + 1, shape.groups, shape.length + 16, shape.size)
+    return whole[0, :rows], whole[1, :rows]
+
+
+def attention_case(shape: Attention, rows: int, dtype: torch.dtype, *, fresh: bool) -> Case:
+    scale = shape.size**-0.5
+    item = torch.finfo(dtype).bits // 8
+    seen = rows * shape.groups * shape.size * shape.length * 3 // 4  # `_positions` are at three quarters on average
+
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        k, v = _cache(shape, rows, dtype, generator, device)
+        positions = _positions(rows, shape.length, generator, device)
+        count = shape.heads + 2 * shape.groups if fresh else shape.heads
+        heads = _normal(generator, device, dtype, rows, count, shape.size)
+        turn = [_normal(generator, device, torch.float32, rows, 1, shape.size) for _ in range(2)]
+        return (heads, *turn, k, v, positions)
+
+    def run(kernels: Kernels, inputs: Inputs) -> Sequence[Tensor]:
+        heads, cos, sin, k, v, positions = inputs
+        if fresh:
+            return kernels.step_attention(heads, cos, sin, k, v, positions, shape.length, scale), k, v
+        return (kernels.decode_attention(heads, k, v, positions, shape.length, scale),)
+
+    kernel = "step_attention" if fresh else "decode_attention"
+    name = f"{kernel} {shape.name} {shape.heads}/{shape.groups}x{shape.size} of {shape.length}"
+    return Case(name, kernel, rows, 2 * seen * item, make, run)
+
+
+def norm_case(name: str, width: int, rows: int, dtype: torch.dtype) -> Case:
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        x, residual = (_normal(generator, device, dtype, rows, width) for _ in range(2))
+        return x, residual, _normal(generator, device, dtype, width)
+
+    def run(kernels: Kernels, inputs: Inputs) -> Sequence[Tensor]:
+        x, residual, weight = inputs
+        return kernels.add_rms_norm(x, residual, weight, 1e-5)
+
+    moved = (4 * rows + 1) * width * torch.finfo(dtype).bits // 8
+    return Case(f"add_rms_norm {name} {width}", "add_rms_norm", rows, moved, make, run)
+
+
+def gate_case(name: str, ffn: int, rows: int, dtype: torch.dtype) -> Case:
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        return (_normal(generator, device, dtype, rows, 2 * ffn),)
+
+    def run(kernels: Kernels, inputs: Inputs) -> Sequence[Tensor]:
+        return (kernels.gate(inputs[0], "silu"),)
+
+    return Case(f"gate {name} {ffn}", "gate", rows, 3 * rows * ffn * torch.finfo(dtype).bits // 8, make, run)
+
+
+def sample_case(name: str, codes: int, channels: int, codebooks: int, rows: int) -> Case:
+    def make(generator: torch.Generator, device: torch.device) -> Inputs:
+        logits = 2 * _normal(generator, device, torch.float32, rows, channels, codes)
+        knobs = torch.tensor([[0.9, 50, 1.0], [1.3, 45, 0.95], [0.0, 0, 1.0], [1.0, 0, 1.0]], device=device)
+        mine = knobs[torch.arange(rows, device=device) % len(knobs)]
+        seeds, frames = torch.randint(1 << 50, (2, rows), generator=generator, device=device)
+        banned = torch.full((rows, channels), -1, device=device)
+        banned[:, 0] = 0
+        return logits, mine[:, 0].contiguous(), mine[:, 1].long(), mine[:, 2].contiguous(), seeds, frames, banned
+
+    def run(kernels: Kernels, inputs: Inputs) -> Sequence[Tensor]:
+        logits, temperature, top_k, top_p, seeds, frames, banned = inputs
+        return (kernels.sample(logits, temperature, top_k, top_p, seeds, frames, 0, codebooks, banned),)
+
+    return Case(f"sample {name} {channels}x{codes}", "sample", rows, 4 * rows * channels * codes, make, run)
+
+
+def cases(rows: int, dtype: torch.dtype) -> Iterator[Case]:
+    """All calls of both models' steps with so many answers at once."""
+    for shape in ATTENTIONS:
+        yield attention_case(shape, rows * (1 + shape.doubled), dtype, fresh=True)
+    yield attention_case(CROSS, rows, dtype, fresh=False)
+    for name, width, ffn in WIDTHS:
+        count = rows * (1 + (name == "dia"))
+        yield norm_case(name, width, count, dtype)
+        yield gate_case(name, ffn, count, dtype)
+    for name, codes, channels, codebooks in HEADS_OF_CODES:
+        yield sample_case(name, codes, channels, codebooks, rows)
+
+
+def check(case: Case, kernels: Kernels, device: torch.device, seed: int = 0) -> float:
+    """The largest difference between a set's results and the twins'; for codes, the share that differs.
+
+    Raises AssertionError where it is more than rounding explains.
+    """
+    results = []
+    for some in (TORCH, kernels):
+        inputs = case.make(torch.Generator(device).manual_seed(seed), device)
+        results.append(case.run(some, inputs))
+    worst = 0.0
+    for expected, made in zip(*results, strict=True):
+        assert made.shape == expected.shape
+        assert made.dtype == expected.dtype
+        if made.dtype == torch.int64:
+            worst = max(worst, float((made != expected).float().mean()))
+            assert worst <= 0.02, f"{case.name}: {worst:.1%} of the codes differ"
+        else:
+            difference = float((made.double() - expected.double()).abs().max())
+            bound = _ATOL[made.dtype] * max(1.0, float(expected.abs().max()) / 4)
+            assert difference <= bound, f"{case.name}: off by {difference}"
+            worst = max(worst, difference)
+    return worst
+
+
+def mend_interpreter() -> None:
+    """Teach Triton's interpreter bfloat16: it (3.7.1) cuts off bits where hardware rounds to nearest even, and in
+    products takes the bits for integers."""
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    convert, dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
+
+    def rounded(numbers: Any, source: Any, target: Any, mode: Any) -> Any:
+        if source == tl.float32 and target == tl.bfloat16:
+            return torch.from_numpy(numbers.copy()).bfloat16().view(torch.uint16).numpy()
+        return convert(numbers, source, target, mode)
+
+    def widened(builder: Any, a: Any, b: Any, *others: Any) -> Any:
+        if a.dtype.scalar == b.dtype.scalar == tl.bfloat16:
+            a, b = builder.cast_impl(a, tl.float32), builder.cast_impl(b, tl.float32)
+        return dot(builder, a, b, *others)
+
+    interpreter._convert_float = rounded
+    interpreter.InterpreterBuilder.create_dot = widened
+
+
+def _events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    return begun, ended
+
+
+def _graph_us(case: Case, kernels: Kernels, device: torch.device) -> float:
+    """Microseconds of one call: the median of some replays of a graph of many."""
+    generator = torch.Generator(device).manual_seed(1)
+    sets = max(1, min(_CALLS, math.ceil(_CACHE_BYTES / max(1, case.bytes))))
+    inputs = [case.make(generator, device) for _ in range(sets)]
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for some in inputs[:2]:
+            case.run(kernels, some)  # Triton compiles here, torch allocates its workspaces
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in range(_CALLS):
+            case.run(kernels, inputs[call % sets])
+    times = []
+    for replay in range(_REPLAYS + 3):
+        begun, ended = _events()
+        begun.record()
+        graph.replay()
+        ended.record()
+        torch.cuda.synchronize(device)
+        if replay >= 3:
+            times.append(float(begun.elapsed_time(ended)) * 1000 / _CALLS)
+    return statistics.median(times)
+
+
+def _bandwidth(device: torch.device) -> float:
+    """Bytes per second that a large copy reads and writes."""
+    source = torch.empty(1 << 30, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    best = 0.0
+    for _ in range(6):
+        begun, ended = _events()
+        begun.record()
+        target.copy_(source)
+        ended.record()
+        torch.cuda.synchronize(device)
+        best = max(best, 2 * source.numel() / (float(begun.elapsed_time(ended)) / 1000))
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default="1,8,64", help="answers at once")
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    parser.add_argument("--only", default="", help="parts of kernels' names, by commas")
+    parser.add_argument("--check", action="store_true", help="compare only")
+    args = parser.parse_args()
+    gpu = torch.cuda.is_available()
+    if not gpu and not args.check:
+        sys.exit("There is no CUDA device, and only there these times mean anything; --check compares without one.")
+    if importlib.util.find_spec("triton") is None:
+        sys.exit("Triton is not installed: the CUDA build of torch brings it, `make kernels` installs it for a CPU.")
+    if not gpu:
+        os.environ[INTERPRETED] = "1"  # read when the kernels are imported
+        mend_interpreter()
+    device, dtype = torch.device("cuda" if gpu else "cpu"), getattr(torch, args.dtype)
+    kernels = fused_kernels()
+    parts = [part for part in args.only.split(",") if part]
+    copied = _bandwidth(device) if gpu and not args.check else 0.0
+    found: dict[str, dict[str, float | int]] = {}
+    for rows in map(int, args.rows.split(",")):
+        for case in cases(rows, dtype):
+            if parts and not any(part in case.kernel for part in parts):
+                continue
+            row: dict[str, float | int] = {"rows": case.rows, "difference": check(case, kernels, device)}
+            if not args.check:
+                times = {some.name: _graph_us(case, some, device) for some in (TORCH, kernels)}
+                row |= {f"{name}_us": round(us, 2) for name, us in times.items()}
+                row["limit_us"] = round(case.bytes / copied * 1e6, 2)
+                row["speedup"] = round(times["torch"] / times["triton"], 2)
+            found[f"{case.name}, {case.rows} rows"] = row
+            print(f"{case.name}, {case.rows} rows:", row, flush=True)
+    result = {
+        "device": torch.cuda.get_device_name(device) if gpu else "cpu, Triton's interpreter",
+        "dtype": args.dtype,
+        "torch": torch.__version__,
+        "copy_gb_per_s": round(copied / 1e9, 1),
+        "faster": sum(row.get("speedup", 0) > 1 for row in found.values()),
+        "of": len(found),
+        "kernels": found,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Whether work could be recorded as a CUDA graph, shown without a GPU: it is run on tensors of the "meta" device, which
+have shapes and no contents, and every operation is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+META = torch.device("meta")
+_ASKS_THE_HOST = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "is_nonzero", "equal.default")
+
+
+class OnlyOnTheDevice(TorchDispatchMode):
+    """Raises AssertionError for an operation that needs a number on the host, or a tensor that lies there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = str(func)
+        assert not any(part in name for part in _ASKS_THE_HOST), f"{name} waits for the device"
+        result = func(*args, **kwargs)
+        for leaf in [*tree_leaves((args, kwargs)), *tree_leaves(result)]:
+            if isinstance(leaf, torch.Tensor):
+                assert leaf.device.type == "meta" or leaf.ndim == 0, f"{name} touches a tensor of the host"
+        self.count += 1
+        return result
+
+
+def operations(work: Callable[[], None]) -> int:
+    """How many operations the work is. Raises AssertionError where it could not be recorded."""
+    with OnlyOnTheDevice() as seen:
+        work()
+    return seen.count

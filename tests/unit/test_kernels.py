@@ -1,0 +1,256 @@
+"""The torch kernels against the code they stand for: the model's attention, norms and gates, and the sampler."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from app.errors import EngineUnavailable
+from app.models.kernels import twins
+from app.models.kernels.choice import TORCH, candidates, differs
+from app.models.layers import Block, Rope, RowCache, StackConfig, _grouped, rotate, turns
+from app.runtime.sampling import Knobs, Sampler, exponential_noise
+
+pytestmark = pytest.mark.unit
+
+CPU = torch.device("cpu")
+SHAPES = {"csm": (32, 8, 64), "depth": (8, 2, 128), "dia": (16, 4, 128), "alone": (4, 4, 16)}  # H, G, d
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_decode_attention_is_the_models(shape: str, dtype: torch.dtype) -> None:
+    heads, groups, size = SHAPES[shape]
+    cache = random(2, 3, 5, groups, 40, size, dtype=dtype)  # (k | v, layers, rows, G, S, d)
+    k, v = cache[0, 1, :4], cache[1, 1, :4]
+    q = random(4, heads, size, dtype=dtype)
+    positions, length, scale = torch.tensor([0, 31, 7, 20]), 32, size**-0.5
+    seen = twins.decode_attention(q, k, v, positions, length, scale)
+    assert seen.dtype == dtype
+    for row, at in enumerate(positions.tolist()):
+        grouped = q[row].view(1, groups, heads // groups, size)
+        mine = _grouped(grouped, k[row : row + 1, :, : at + 1], v[row : row + 1, :, : at + 1], None).view(-1)
+        torch.testing.assert_close(seen[row], mine)
+        keys, values = (part[row, :, : at + 1].repeat_interleave(heads // groups, 0).double() for part in (k, v))
+        exact = functional.scaled_dot_product_attention(q[row, :, None].double(), keys, values).reshape(-1)
+        torch.testing.assert_close(seen[row].double(), exact, **tolerance(dtype))
+
+
+def tolerance(dtype: torch.dtype) -> dict[str, float]:
+    return {"rtol": 0, "atol": {torch.float32: 1e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]}
+
+
+def test_decode_attention_copies_no_cache() -> None:
+    """The two products read the cache where it lies: views of it, not contiguous, are handed to bmm as they are."""
+    cache = torch.zeros(2, 3, 8, 4, 1024, 64)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        twins.decode_attention(torch.zeros(4, 16, 64), cache[0, 1, :4], cache[1, 1, :4], torch.zeros(4).long(), 512, 1)
+    largest = max(event.cpu_memory_usage for event in profile.events())
+    assert largest < 4 * 4 * 512 * 64 * 4  # a copy of the keys that are read
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_step_attention_is_what_a_block_does_between_its_products(shape: str, dtype: torch.dtype) -> None:
+    heads, groups, size = SHAPES[shape]
+    config = StackConfig(2, 32, heads, groups, size, 64, 1e-5, Rope(10_000.0))
+    cache = RowCache(config, rows=5, positions=24, device=CPU, dtype=dtype, together=True)
+    cache.k.copy_(random(*cache.k.shape, dtype=dtype))
+    cache.v.copy_(random(*cache.v.shape, dtype=dtype, seed=1))
+    k, v = cache.k.clone(), cache.v.clone()
+    positions = [3, 17, 0]
+    token = random(3, heads + 2 * groups, size, dtype=dtype)
+    cos, sin = turns(config.rope.frequencies(size), torch.tensor(positions))
+    turned = rotate(token[:, : heads + groups], cos, sin)
+    attend = cache.stepping([0, 1, 2], positions)
+    expected = attend(1, turned[:, :heads], turned[:, heads:], token[:, heads + groups :])
+    seen = twins.step_attention(token, cos, sin, k[1, :3], v[1, :3], torch.tensor(positions), 24, size**-0.5)
+    torch.testing.assert_close(seen, expected)
+    assert torch.equal(k, cache.k)
+    assert torch.equal(v, cache.v)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_block_made_of_kernels_is_the_block(dtype: torch.dtype) -> None:
+    config = StackConfig(1, 48, 4, 2, 16, 80, 1e-5, Rope(10_000.0))
+    block = Block(config, device=CPU, dtype=dtype)
+    for number, parameter in enumerate(block.parameters()):
+        parameter.copy_(random(*parameter.shape, dtype=dtype, seed=number) * (0.2 if parameter.dim() > 1 else 1))
+    x = random(3, 48, dtype=dtype)
+    positions = torch.tensor([0, 4, 9])
+    turn = turns(config.rope.frequencies(16), positions)
+    cache = RowCache(config, rows=3, positions=16, device=CPU, dtype=dtype, together=True)
+    expected = block(x, 0, turn, cache.stepping([0, 1, 2], [0, 4, 9]))
+    k, v = torch.zeros_like(cache.k), torch.zeros_like(cache.v)
+    normed, before = twins.add_rms_norm(torch.zeros_like(x), x, block.attention_norm, config.eps)
+    token = block.qkv(normed).view(3, 8, 16)
+    seen = twins.step_attention(token, *turn, k[0], v[0], positions, 16, 16**-0.5)
+    normed, after = twins.add_rms_norm(block.out(seen), before, block.mlp_norm, config.eps)
+    made = after + block.down(twins.gate(block.gate_up(normed), "silu"))
+    torch.testing.assert_close(made, expected)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def test_the_gate_is_rounded_as_the_blocks(activation: twins.Activation) -> None:
+    both = random(3, 40, dtype=torch.bfloat16)
+    first, up = both.chunk(2, dim=-1)
+    kind = functional.silu if activation == "silu" else functional.gelu
+    assert torch.equal(twins.gate(both, activation), kind(first) * up)
+
+
+@given(
+    seeds=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=4),
+    frame=st.integers(0, 2**40),
+    codes=st.integers(1, 70),
+    codebook=st.integers(0, 5),
+)
+@settings(max_examples=100, deadline=None)
+def test_noise_is_the_samplers(seeds: list[int], frame: int, codes: int, codebook: int) -> None:
+    frames = torch.arange(frame, frame + len(seeds))
+    whole = exponential_noise(torch.tensor(seeds), frames, 8, codes)
+    assert torch.equal(
+        exponential_noise(torch.tensor(seeds), frames, 3, codes, first=codebook)[:, : 8 - codebook],
+        whole[:, codebook:][:, :3],
+    )
+
+
+KNOBS = st.builds(
+    Knobs,
+    temperature=st.sampled_from([0.0, 0.3, 0.9, 1.0, 2.5]),
+    top_k=st.sampled_from([0, 1, 2, 3, 7, 50, 999]),
+    top_p=st.sampled_from([1.0, 1.0, 0.05, 0.5, 0.9, 0.95]),
+)
+# Few values, so that many are equal, or many; some forbidden.
+LOGITS = st.one_of(
+    st.sampled_from([-math.inf, -1.0, -0.0, 0.0, 0.5, 2.0]), st.floats(-8, 8, width=32, allow_subnormal=False)
+)
+
+
+@st.composite
+def draws(draw: st.DrawFn, rows: int = 4, codes: int = 24) -> tuple[list[Knobs], Tensor, list[int], int]:
+    knobs = draw(st.lists(KNOBS, min_size=1, max_size=rows))
+    size = draw(st.integers(2, codes))
+    values = draw(st.lists(st.lists(LOGITS, min_size=size, max_size=size), min_size=len(knobs), max_size=len(knobs)))
+    logits = torch.tensor(values, dtype=torch.float32)
+    logits[:, 0] = logits[:, 0].clamp(min=-3.0)  # two codes at least may be drawn
+    logits[:, 1] = logits[:, 1].clamp(min=-3.0)
+    banned = draw(st.lists(st.integers(-1, size - 1), min_size=len(knobs), max_size=len(knobs)))
+    return knobs, logits, banned, draw(st.integers(0, 2**50))
+
+
+def asked(knobs: list[Knobs]) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.tensor([knob.temperature for knob in knobs]),
+        torch.tensor([knob.top_k for knob in knobs]),
+        torch.tensor([knob.top_p for knob in knobs]),
+    )
+
+
+@given(case=draws(), codebook=st.integers(0, 3))
+@settings(max_examples=400, deadline=None)
+def test_sample_is_the_sampler(case: tuple[list[Knobs], Tensor, list[int], int], codebook: int) -> None:
+    knobs, logits, banned, seed = case
+    seeds, frames = torch.arange(seed, seed + len(knobs)), torch.arange(len(knobs))
+    noise = exponential_noise(seeds, frames, 4, logits.shape[1])[:, codebook]
+    made = twins.sample(logits, *asked(knobs), seeds, frames, codebook, 4, torch.tensor(banned))
+    for row, knob in enumerate(knobs):
+        allowed = logits[row : row + 1].clone()
+        if banned[row] >= 0:
+            allowed[0, banned[row]] = -math.inf
+        assert allowed[0, made[row]] > -math.inf
+        if edge_is_tied(allowed[0], knob):
+            continue  # the sampler drops some of the equal ones, by the order of its sort
+        picked = Sampler([knob], CPU).pick(allowed, noise[row : row + 1])
+        assert int(picked[0]) == int(made[row])
+
+
+def edge_is_tied(logits: Tensor, knob: Knobs) -> bool:
+    """Whether the lowest score in top-p's nucleus is there twice."""
+    if knob.top_p >= 1 or knob.temperature <= 0:
+        return False
+    scores = Sampler([dataclasses.replace(knob, top_p=1.0)], CPU)._cut(logits[None] / knob.temperature)
+    kept = Sampler([knob], CPU)._cut(scores)[0]
+    edge = kept[kept > -math.inf].min()
+    return int((scores[0] == edge).sum()) > 1
+
+
+def test_all_codes_at_the_edge_of_the_nucleus_stay() -> None:
+    logits = torch.tensor([[2.0, 0.0, 0.0, 0.0, -4.0]])
+    knobs = asked([Knobs(1.0, 0, 0.8)] * 400)
+    rows = torch.arange(400)
+    none = torch.full((400,), -1)
+    codes = twins.sample(logits.expand(400, -1), *knobs, rows, rows, 0, 1, none)
+    assert set(codes.tolist()) == {0, 1, 2, 3}
+
+
+def test_several_codebooks_are_drawn_as_each_would_be() -> None:
+    logits = random(5, 9, 67)
+    knobs = asked([Knobs(0.0), Knobs(1.1, 7), Knobs(0.9, 0, 0.9), Knobs(0.9, 50, 0.8), Knobs(2.0, 0)])
+    seeds, frames = torch.arange(5), torch.arange(5) * 3
+    banned = (torch.arange(45) % 30 - 1).view(5, 9)
+    together = twins.sample(logits, *knobs, seeds, frames, 2, 12, banned)
+    assert together.shape == (5, 9)
+    for channel in range(9):
+        lone = twins.sample(logits[:, channel], *knobs, seeds, frames, 2 + channel, 12, banned[:, channel])
+        assert torch.equal(lone, together[:, channel])
+    with pytest.raises(ValueError, match=r"codebooks 4\.\.12 of 12"):
+        twins.sample(logits, *knobs, seeds, frames, 4, 12, banned)
+
+
+def test_nothing_depends_on_what_a_tensor_holds() -> None:
+    """On the meta device tensors have shapes and no numbers: whoever reads one, or sizes anything by one, fails. That
+    is what a CUDA graph asks for."""
+    with torch.device("meta"):
+        whole, positions = torch.empty(3, 24), torch.empty(3).long()
+        cache = torch.empty(2, 5, 4, 64, 16)
+        token, turn = torch.empty(3, 24, 16), torch.empty(3, 1, 16)
+        knobs = torch.empty(3), torch.empty(3).long(), torch.empty(3), torch.empty(3).long(), torch.empty(3).long()
+        logits, banned = torch.empty(3, 9, 40), torch.empty(3, 9).long()
+    seen = TORCH.step_attention(token, turn, turn, cache[0, :3], cache[1, :3], positions, 32, 0.25)
+    assert seen.shape == (3, 16 * 16)
+    seen = TORCH.decode_attention(token[:, :8], cache[0, :3], cache[1, :3], positions, 32, 0.25)
+    assert seen.shape == (3, 8 * 16)
+    assert TORCH.add_rms_norm(whole, whole, whole[0], 1e-5)[0].shape == (3, 24)
+    assert TORCH.gate(whole, "silu").shape == (3, 12)
+    assert TORCH.sample(logits, *knobs, 0, 9, banned).shape == (3, 9)
+    with pytest.raises(RuntimeError, match="meta"):  # so the device would tell
+        whole[0, 0].item()
+
+
+def test_triton_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, dtype = torch.device("cuda"), torch.float32
+    assert candidates("auto", CPU, dtype) == [TORCH]
+    assert candidates("torch", gpu, dtype) == [TORCH]
+    with pytest.raises(EngineUnavailable, match="CUDA device, and this one is cpu") as refused:
+        candidates("triton", CPU, dtype)
+    assert "TTS_KERNELS=torch" in refused.value.remedy
+    monkeypatch.setitem(sys.modules, "triton", None)  # as where it is not installed
+    monkeypatch.delitem(sys.modules, "app.models.kernels.fused", raising=False)
+    with pytest.raises(EngineUnavailable, match="Triton can't be imported") as missing:
+        candidates("triton", gpu, dtype)
+    assert "Install" in missing.value.remedy
+    assert candidates("auto", gpu, dtype) == [TORCH]  # and it speaks all the same
+
+
+def test_a_set_that_computes_something_else_is_found_out() -> None:
+    """What is done on a CUDA device before Triton's kernels are let in."""
+    cpu = torch.device("cpu")
+    assert not differs(TORCH, cpu, torch.float32)
+    for name in ("step_attention", "decode_attention", "gate", "sample"):
+        real = getattr(TORCH, name)
+        broken = dataclasses.replace(TORCH, **{name: lambda *rest, real=real, **more: real(*rest, **more) + 1})
+        assert differs(broken, cpu, torch.float32) == name
+    unnormed = dataclasses.replace(TORCH, add_rms_norm=lambda x, residual, *rest: (x + residual, x + residual))
+    assert differs(unnormed, cpu, torch.float32) == "add_rms_norm"
