@@ -9,8 +9,8 @@ APART  := .clients
 RAY    := .ray/bin/python
 TRITON := .triton/bin/python
 
-.PHONY: install install-locked run dev oracle browser test test-all slow gpu fleet ray kernels clients openapi \
-    containers lint format types docs lock hashes clients-lock licenses sbom audit dist clean
+.PHONY: install install-locked run dev oracle browser test test-all slow soak gpu fleet ray kernels fuzz clients openapi \
+    containers security lint format types docs lock hashes clients-lock licenses sbom audit dist clean
 
 install: $(STAMP)
 
@@ -54,6 +54,10 @@ test: install
 slow: install
 	$(PY) -m pytest -m "slow and not gpu and not fleet and not ray and not clients and not openapi"
 
+# A minute of everything at once; `python -m bench.soak --minutes 30` is the long one (docs/reliability.md).
+soak: install
+	$(PY) -m bench.soak --minutes 1
+
 test-all: install
 	$(PY) -m pytest -m "not gpu and not ray and not clients and not openapi"
 
@@ -79,6 +83,16 @@ ray: install
 	    unshare --net sh -c "ip link set lo up && exec $(RAY) -m pytest tests/contract -m ray"; \
 	else $(RAY) -m pytest tests/contract -m ray; fi
 
+# Triton beside the environment too (700 MB), in the version that torch's CUDA build asks for: the kernels under its
+# interpreter against their twins, then compiled for GPUs that need not be there.
+kernels: install
+	test -x $(TRITON) || $(PY) -m venv .triton
+	$(PY) -c "import pathlib, sysconfig; site = sysconfig.get_path('purelib'); \
+	    [(p / 'beside.pth').write_text(site) for p in pathlib.Path('.triton/lib').glob('python*/site-packages')]"
+	$(TRITON) -m pip install --quiet --no-deps "triton==3.7.1"
+	TRITON_INTERPRET=1 $(TRITON) -m pytest tests/kernels
+	$(TRITON) -m pytest tests/kernels
+
 # Clients nobody here wrote, against a live server. Each in an environment of its own, as a user of it would have: LiteLLM
 # wants another openai-python than the voice frameworks. Those in node are skipped where there is no node.
 clients: install
@@ -94,16 +108,6 @@ openapi: install
 	$(APART)/schemathesis/bin/python -m pip install --quiet --requirement tests/openapi/requirements.txt
 	$(PY) -m pytest tests/openapi -m openapi -n 2
 
-# Triton beside the environment too (700 MB), in the version that torch's CUDA build asks for: the kernels under its
-# interpreter against their twins, then compiled for GPUs that need not be there.
-kernels: install
-	test -x $(TRITON) || $(PY) -m venv .triton
-	$(PY) -c "import pathlib, sysconfig; site = sysconfig.get_path('purelib'); \
-	    [(p / 'beside.pth').write_text(site) for p in pathlib.Path('.triton/lib').glob('python*/site-packages')]"
-	$(TRITON) -m pip install --quiet --no-deps "triton==3.7.1"
-	TRITON_INTERPRET=1 $(TRITON) -m pytest tests/kernels
-	$(TRITON) -m pytest tests/kernels
-
 # What can be said of the container files without an engine: linter, schemas; what they do is in tests/deploy.
 containers:
 	test -x $(OPS)/python || $(PYTHON) -m venv .ops
@@ -115,6 +119,12 @@ containers:
 	if command -v kubectl >/dev/null; then for at in deploy/k8s deploy/keda; do \
 	    kubectl kustomize $$at > .ops/$$(basename $$at).yaml && $(OPS)/kubernetes-validate --strict --quiet \
 	        .ops/$$(basename $$at).yaml || exit 1; done; fi
+
+# Beside the environment, as it is of no use to the server. Configured in pyproject.toml; every exception says why.
+security:
+	test -x $(OPS)/python || $(PYTHON) -m venv .ops
+	$(OPS)/python -m pip install --quiet "bandit[toml]==1.9.4"
+	$(OPS)/bandit --quiet --configfile pyproject.toml --recursive app
 
 lint: install
 	$(VENV)/bin/ruff check .
@@ -166,5 +176,4 @@ dist: install
 	$(PY) -m tools.supply dist
 
 clean:
-	rm -rf $(VENV) .oracle .ops .ray .triton $(APART) dist tests/clients/node/node_modules .schemathesis \
-	    .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
+	rm -rf $(VENV) .oracle .ops .ray .triton .fuzz $(APART) dist tests/clients/node/node_modules .schemathesis .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage

@@ -143,5 +143,7 @@ def assemble(settings: Settings) -> FastAPI:
         log_texts=settings.log_texts,
         max_body_bytes=settings.max_body_bytes,
         max_upload_bytes=settings.max_upload_bytes,
+        read_timeout_s=settings.read_timeout_s,
         cors_origins=settings.cors_origins,
+        reader_timeout_s=settings.reader_timeout_s,
     )

@@ -1,12 +1,14 @@
 """Structured logs: one JSON object a line in `logs/server.log`, rotated, and readable lines on the console.
 
-Keys never get here: nothing logs headers, query strings or settings' secrets. Texts do only with TTS_LOG_TEXTS.
+Keys never get here: nothing logs headers, query strings or settings' secrets. Texts do only with TTS_LOG_TEXTS: without
+it, what fails while a request is answered is told by its kind and place, as an exception's message may quote anything.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from logging.handlers import RotatingFileHandler
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +21,17 @@ FILE_BYTES = 10 << 20
 FILES_KEPT = 5
 
 
-def set_up(level: str, folder: Path | None, *, colors: bool) -> None:
-    """Send everything (ours, uvicorn's, libraries') through one formatter. Raises OSError (folder not writable)."""
+def set_up(level: str, folder: Path | None, *, colors: bool, texts: bool = False) -> None:
+    """Send everything (ours, uvicorn's, libraries') through one formatter. Raises OSError (folder not writable).
+
+    texts: whether exceptions of requests are logged with their messages.
+    """
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
+        *(() if texts else (_without_messages,)),
         _without_color_message,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -89,3 +95,21 @@ def _without_color_message(_: object, __: str, event: dict[str, Any]) -> dict[st
     """uvicorn says its messages twice, the second time with escape codes."""
     event.pop("color_message", None)
     return event
+
+
+def _without_messages(_: object, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    given = event.get("exc_info")
+    if not given or "request_id" not in event:
+        return event
+    error = given if isinstance(given, BaseException) else (given if isinstance(given, tuple) else sys.exc_info())[1]
+    del event["exc_info"]
+    return event if error is None else {**event, "exception": outline(error)}
+
+
+def outline(error: BaseException) -> str:
+    """An exception and what it came from, as Python tells it, but for their messages."""
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    inside = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    stack = "".join(traceback.format_tb(error.__traceback__))
+    told = f"Traceback (most recent call last):\n{stack}{type(error).__qualname__} (message: see TTS_LOG_TEXTS)"
+    return "\n\n".join([*([outline(before), "Then:"] if before else []), told, *map(outline, inside)])

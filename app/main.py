@@ -4,15 +4,18 @@ the same app runs as replicas on a Ray cluster."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from pydantic import ValidationError
 
 from app import __version__, logs
+from app.api import wire
 from app.assemble import assemble
 from app.settings import Settings
 
@@ -25,7 +28,7 @@ log = logging.getLogger(__name__)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 SWITCH_INTERVAL_S = 0.0005  # a first sound waits at most this long for the engine's thread to let go of Python (5 ms)
-KEEP_ALIVE_S = 75  # above the idle time of clients' connection pools; uvicorn's 5 s showed as connection errors
+STARTUP_FAILED = 3  # uvicorn's own
 
 
 def read_settings(**given: object) -> Settings:
@@ -43,7 +46,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or read_settings()
     try:
         logs.set_up(
-            "DEBUG" if settings.dev_mode else settings.log_level, settings.folder("logs"), colors=sys.stderr.isatty()
+            "DEBUG" if settings.dev_mode else settings.log_level,
+            settings.folder("logs"),
+            colors=sys.stderr.isatty(),
+            texts=settings.log_texts,
         )
         app = assemble(settings)
     except OSError as error:
@@ -59,19 +65,41 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl+C; answers that are being spoken then finish, for up to TTS_SHUTDOWN_GRACE_S."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    uvicorn.run(
-        "app.main:create_app" if settings.dev_mode else create_app(settings),
-        factory=settings.dev_mode,
-        host=settings.host,
-        port=settings.port,
-        reload=settings.dev_mode,
-        reload_dirs=["app"] if settings.dev_mode else None,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=settings.shutdown_grace_s,
-    )
+    options: dict[str, Any] = {
+        "host": settings.host,
+        "port": settings.port,
+        "timeout_graceful_shutdown": settings.shutdown_grace_s,
+        **connections(settings),
+    }
+    if settings.dev_mode:
+        uvicorn.run("app.main:create_app", factory=True, reload=True, reload_dirs=["app"], **options)
+        return
+    config = uvicorn.Config(create_app(settings), **options)
+    server = uvicorn.Server(config)
+    with config.bind_socket() as listener, contextlib.suppress(KeyboardInterrupt):
+        _cut_dead_readers(listener, settings.reader_timeout_s)
+        server.run(sockets=[listener])
+    if not server.started:
+        sys.exit(STARTUP_FAILED)
+
+
+def _cut_dead_readers(listener: socket.socket, timeout_s: float) -> None:
+    """What was written to a caller who takes nothing is thrown away by the kernel after timeout_s, where it can:
+    closing such a connection would wait for them, and so would a shutdown. Connections inherit it."""
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(timeout_s * 1000))
+
+
+def connections(settings: Settings) -> dict[str, Any]:
+    """What uvicorn is told of connections and of what it says about itself."""
+    return {
+        "http": wire.protocol(settings.read_timeout_s),
+        "ws": "none",  # there are no WebSockets here
+        "timeout_keep_alive": settings.keep_alive_s,
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+    }
 
 
 def main() -> None:

@@ -120,7 +120,7 @@ class Settings(BaseSettings):
         "what they made. More = less overhead, later ends.",
     )
 
-    host: str = Field("0.0.0.0", alias="HOST", description="Address to listen on.")  # noqa: S104 - a server for a LAN
+    host: str = Field("0.0.0.0", alias="HOST", description="Address to listen on.")  # noqa: S104 - a server for a LAN # nosec B104
     port: int = Field(8000, alias="PORT", ge=0, le=65535, description="Port to listen on; 0 = any free one.")
     data_dir: Path = Field(
         Path("data"),
@@ -139,7 +139,8 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         alias="TTS_CORS_ORIGINS",
-        description="Comma-separated origins whose web pages may call the server; `*` = any. Empty = none.",
+        description="Comma-separated origins whose web pages may call the server, such as `https://studio.example`; "
+        "`*` = any. Empty = none.",
     )
 
     max_input_chars: int = Field(
@@ -157,6 +158,21 @@ class Settings(BaseSettings):
         ge=1024,
         description="Largest body of a request that brings recordings (conversations, cloning, consents, imports); "
         "larger is a 413.",
+    )
+    read_timeout_s: float = Field(
+        30.0,
+        alias="TTS_READ_TIMEOUT_S",
+        gt=0,
+        le=3600,
+        description="Seconds within which the head of a request must be here, and its body's first part; then the body "
+        "must come with 1 kB/s or more. Slower is a 408.",
+    )
+    keep_alive_s: int = Field(
+        75,
+        alias="TTS_KEEP_ALIVE_S",
+        ge=1,
+        description="Seconds a connection may idle between two requests; below the idle time of clients' pools it "
+        "shows there as connection errors.",
     )
     max_rows: Literal["auto"] | int = Field(
         "auto",
@@ -205,6 +221,14 @@ class Settings(BaseSettings):
         alias="TTS_OUTBOX_S",
         gt=0.1,
         description="Seconds of sound made ahead of a reader; past it, a slow reader's own row pauses.",
+    )
+    reader_timeout_s: float = Field(
+        60.0,
+        alias="TTS_READER_TIMEOUT_S",
+        ge=0.1,
+        le=86_400,
+        description="How long a caller may take nothing of an answer, in seconds; then the connection is cut and the "
+        "row is free.",
     )
     cache_bytes: int = Field(
         1 << 30,
@@ -261,7 +285,10 @@ class Settings(BaseSettings):
 
     log_level: LogLevel = Field("INFO", alias="LOG_LEVEL", description="DEBUG, INFO, WARNING or ERROR.")
     log_texts: bool = Field(
-        False, alias="TTS_LOG_TEXTS", description="Write the texts of requests to the log. Off, only their length is."
+        False,
+        alias="TTS_LOG_TEXTS",
+        description="Write the texts of requests to the log, and the messages of exceptions, which may quote them. "
+        "Off, their length is written, and what failed where.",
     )
     dev_mode: bool = Field(
         False, alias="DEV_MODE", description="Restart on code changes; log DEBUG to the console in colour."
@@ -282,7 +309,7 @@ class Settings(BaseSettings):
     @field_validator("replicas", mode="after")
     @classmethod
     def _sane_replicas(cls, value: str) -> str:
-        found = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", value)
+        found = re.fullmatch(r"(\d{1,4})(?:\s*-\s*(\d{1,4}))?", value.strip())
         if not found or not 1 <= int(found[1]) <= int(found[2] or found[1]):
             raise ValueError("must be a number from 1, or two like `1-8`, the smaller first")
         return value
@@ -306,6 +333,17 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("cors_origins", mode="after")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s*]+", origin):
+                raise ValueError(
+                    f"{origin!r} is no origin: write scheme and host as browsers send them, "
+                    "`https://studio.example` or `http://localhost:3000`, without a path or a slash at the end"
+                )
+        return value
 
     @field_validator("api_keys", mode="before")
     @classmethod

@@ -22,7 +22,8 @@ import numpy as np
 
 from app import __version__
 from app.audio import pcm, watermark
-from app.audio.decode import TIME_LIMIT_S, decode
+from app.audio.apart import decode_turn
+from app.audio.decode import TIME_LIMIT_S
 from app.audio.encoders import MEDIA_TYPES, Encoder, check_rate, open_encoder
 from app.audio.resample import StreamResampler
 from app.audio.shape import Cut, EdgeTrimmer, Fader
@@ -44,7 +45,7 @@ from app.text.marks import has_words, names
 from app.text.script import SPEAKER_TAG, Pause, parse, turns
 from app.text.scripts import script_language
 from app.text.sentences import split
-from app.types import ContextTurn, Line, Reference, SpokenLine, Turn, Utterance
+from app.types import ContextTurn, Line, Playback, Reference, SpokenLine, Turn, Utterance
 from app.voices import enhancement
 from app.voices.enhancement import Loudness
 from app.voices.memory import Remembered
@@ -87,8 +88,10 @@ MEMORY_SHARE = 0.5  # of the context that is for recordings may be remembered tu
 KNOWN_TURNS = 256  # of earlier turns whose codes are kept: each request of a conversation brings them all again
 MAX_DETECT_S = 300.0  # of a file that is looked through for a mark: 3 s of work
 OFF_LOOP_CHARS = 2_000  # a longer text is normalised in a thread: about 0.05 ms a character at worst
-OFF_LOOP_S = 0.2  # a longer stretch of sound is encoded in a thread: mp3 costs about 8 ms a second of sound
-ENOUGH_AHEAD_S = 0.5  # a listener with this much sound left can wait for others' first
+OFF_LOOP_S = 0.2  # a longer stretch of sound is encoded in a thread: mp3 costs about 10 ms a second of sound,
+OFF_LOOP_PLAIN_S = 1.0  # pcm and wav 2, which a thread's own cost would double
+ENOUGH_AHEAD_S = 0.5  # a listener with this much sound left can wait for others' first,
+LIGHT_AHEAD_S, LIGHT_YIELD_S = 0.1, 0.03  # or this much, and only so long, where what comes next is quickly encoded
 LONGEST_YIELD_S = 0.25  # but no longer than this for a stretch of up to 1 s: answers still go at 4 times speech
 OTHER_SPEAKERS = ("echo", "nova", "onyx", "shimmer", "fable", "sage", "ash", "coral", "ballad")  # unlike each other
 MAX_AHEAD = 4  # utterances of one answer in other rows, where the engine speaks them apart
@@ -208,6 +211,7 @@ class _Take:
     context: tuple[ContextTurn, ...] = ()
     remembered: int = 0  # how many of the context's first turns are the conversation's own
     prompts: tuple[VoicePrompt | None, ...] = ()  # one per line
+    playback: Playback = field(default_factory=Playback)
 
     @property
     def info(self) -> EngineInfo:
@@ -324,7 +328,8 @@ class Studio:
             facts.stream = _pieces(cached.data)
             return facts
         self._metrics.cache("miss" if request.use_cache else "off")
-        take = _Take(request, engine, engine_id, voices, seed, digest, facts.progress, marked)
+        playback = Playback(tempo=request.speed)
+        take = _Take(request, engine, engine_id, voices, seed, digest, facts.progress, marked, playback=playback)
         facts.stream = self._speak(take, facts)
         return facts
 
@@ -402,6 +407,9 @@ class Studio:
         if request.instructions and "instructions" not in info.extras:
             ignored.append("instructions")
             request = replace(request, instructions=None)
+        if request.parallel and "parallel" not in info.extras:
+            ignored.append("parallel")
+            request = replace(request, parallel=False)
         for name in sorted(extras - info.extras):
             if name == "conversation_id" and "context" in info.extras:
                 continue
@@ -438,6 +446,7 @@ class Studio:
         marker = await _marker(take)
         encoder = open_encoder(request.format, request.sample_rate_hz)
         finish = _Finish(encoder, take.info.rate_hz, request, marker)
+        on_loop_s = 0.0 if take.marked else OFF_LOOP_PLAIN_S if request.format in ("pcm", "wav") else OFF_LOOP_S
         entry: Entry | None = None
         clock = _Clock()
         sounded = False
@@ -450,10 +459,12 @@ class Studio:
             ):
                 async for samples in heard:
                     take.progress.samples += len(samples)
-                    if take.marked or len(samples) > OFF_LOOP_S * take.info.rate_hz:
+                    take.playback.hand(len(samples) / take.info.rate_hz, time.monotonic())
+                    if len(samples) > on_loop_s * take.info.rate_hz:
                         async with self._turns.heavy(clock.ahead_s):
                             data = await _in_thread(finish.push, samples)
                     else:
+                        await self._turns.light(clock.ahead_s)
                         data = finish.push(samples)
                     clock.made(finish.audio_s)
                     if data:
@@ -545,6 +556,7 @@ class Studio:
                     continue
                 began = True
                 current, index = ahead.take()
+                take.playback.present = index
                 level_lufs = part.lines[0].voice.level_lufs
                 expect(take.info.level_lufs if level_lufs is None else level_lufs)
                 told = False
@@ -599,6 +611,8 @@ class Studio:
             context=take.context,
             follows=index > 0,
             remembered=take.remembered,
+            number=index,
+            playback=take.playback,
         )
         return _Started(take.engine.speak(utterance))
 
@@ -608,7 +622,9 @@ class Studio:
         apart = take.request.conversation is not None  # each turn is remembered with its own codes
         async for part in self._script(take):
             if passage is not None and (
-                isinstance(part, Pause) or not passage.has_room(part, take.info, one_voice=apart)
+                isinstance(part, Pause)
+                or take.request.parallel
+                or not passage.has_room(part, take.info, one_voice=apart)
             ):
                 yield passage
                 passage = None
@@ -622,7 +638,7 @@ class Studio:
     async def _script(self, take: _Take) -> AsyncGenerator[SpokenLine | Pause]:
         """What is to be said, piece by piece, in order."""
         request = take.request
-        joins = take.info.continues or take.info.max_passage_chars > 0
+        joins = not request.parallel and (take.info.continues or take.info.max_passage_chars > 0)
         said = worded = False
         parts_of = [parse(line.text) for line in request.lines]
         uncut = sum(not isinstance(part, Pause) for parts in parts_of for part in parts)
@@ -754,7 +770,7 @@ def _size(text: str, info: EngineInfo) -> int:
 
 def _rows_to_use(take: _Take) -> int:
     """How many utterances of an answer may be on their way behind the one that is heard."""
-    if not take.info.apart:
+    if not (take.info.apart or take.request.parallel):
         return 1
     load = take.engine.load
     return max(1, min(MAX_AHEAD, load.max_rows - load.active_rows - load.queued))
@@ -828,13 +844,19 @@ class _Turns:
     @contextlib.asynccontextmanager
     async def heavy(self, ahead_s: float) -> AsyncGenerator[None]:
         """A thread to encode in; before it, a short wait for others' first sounds, if this listener has enough."""
-        spare_s = min(ahead_s - ENOUGH_AHEAD_S, LONGEST_YIELD_S)
-        if spare_s > 0 and not self._calm.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(spare_s):
-                    await self._calm.wait()
+        await self._let_pass(min(ahead_s - ENOUGH_AHEAD_S, LONGEST_YIELD_S))
         async with self._threads:
             yield
+
+    async def light(self, ahead_s: float) -> None:
+        """A shorter wait before what is encoded on the event loop."""
+        await self._let_pass(min(ahead_s - LIGHT_AHEAD_S, LIGHT_YIELD_S))
+
+    async def _let_pass(self, most_s: float) -> None:
+        if most_s > 0 and not self._calm.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(most_s):
+                    await self._calm.wait()
 
 
 @dataclass(slots=True)
@@ -883,7 +905,8 @@ def _check_extra(name: str, info: EngineInfo) -> None:
 
 def _heard(said: Said, rate_hz: int, where: str, left_s: float) -> Turn:
     """Blocks while it decodes, at most left_s. Raises BadReference."""
-    decoded = decode(said.audio, rate_hz, max_seconds=MAX_TURN_S, what=where, time_limit_s=min(left_s, TIME_LIMIT_S))
+    limit_s = min(left_s, TIME_LIMIT_S)
+    decoded = decode_turn(said.audio, rate_hz, max_seconds=MAX_TURN_S, what=where, time_limit_s=limit_s)
     if decoded.truncated:
         raise BadReference(f"`{where}` is longer than {MAX_TURN_S:g} s. Send a shorter recording.", param=where)
     digest = hashlib.sha256(decoded.samples.tobytes()).hexdigest()
@@ -892,7 +915,9 @@ def _heard(said: Said, rate_hz: int, where: str, left_s: float) -> Turn:
 
 def _detected(recording: bytes) -> Detection:
     """Blocks while it decodes and looks. Raises BadReference, WatermarkMissing."""
-    decoded = decode(recording, watermark.DETECT_RATE_HZ, max_seconds=MAX_DETECT_S, what="file")
+    decoded = decode_turn(
+        recording, watermark.DETECT_RATE_HZ, max_seconds=MAX_DETECT_S, what="file", time_limit_s=TIME_LIMIT_S
+    )
     score = watermark.detect(decoded.samples)
     return Detection(score >= watermark.FOUND, score, decoded.seconds)
 

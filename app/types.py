@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 AUDIO_FORMATS: tuple[AudioFormat, ...] = ("mp3", "opus", "aac", "flac", "wav", "pcm")
+
+LATE_S = 0.25  # of gaps: less can be the network's and the event loop's
 
 Codec = Literal["mimi", "dac", "none"]
 VoiceKind = Literal["preset", "cloned", "offline", "none"]
@@ -56,7 +58,7 @@ class SpeechRequest:
     speed 0.25-4 (pitch kept), sample_rate_hz 8000-48000 of the encoded answer, seed None = derived from the content,
     max_audio_ms = hard limit on the answer's length, language = BCP 47 or None for the voice's own, enhance = whether
     its loudness is evened out, None = as the server is set, context = what was said before, oldest first, conversation
-    = the key of one that is remembered.
+    = the key of one that is remembered, parallel = sentences side by side where the engine could go on in place.
     """
 
     model: str
@@ -74,6 +76,7 @@ class SpeechRequest:
     use_cache: bool = True
     context: tuple[Turn, ...] = ()
     conversation: str | None = None
+    parallel: bool = False
 
     def digest(self, *context: str) -> str:
         """sha256 (hex) of everything that changes the bytes, with `context` (engine fingerprint, voice digests).
@@ -84,15 +87,34 @@ class SpeechRequest:
 
     def content_seed(self, *context: str) -> int:
         """A seed (31 bits), the same for the same words, voices and sampling, in whatever format they are sent."""
-        told = ("model", "use_cache", "format", "speed", "sample_rate_hz", "max_audio_ms", "seed", "enhance")
+        told = (
+            "model",
+            "use_cache",
+            "format",
+            "speed",
+            "sample_rate_hz",
+            "max_audio_ms",
+            "seed",
+            "enhance",
+            "parallel",
+        )
         return int(self._hash(told, context)[:8], 16) >> 1
 
     def _hash(self, leave_out: tuple[str, ...], context: tuple[str, ...]) -> str:
-        whole = asdict(replace(self, context=()))  # asdict would copy every sample
+        whole = _named(self)  # asdict would copy every sample, and takes longer than all the rest
+        whole["lines"] = [_named(line) for line in self.lines]
+        whole["sampling"] = _named(self.sampling)
         whole["context"] = [(turn.speaker, turn.text, turn.digest) for turn in self.context]
-        fields = {name: value for name, value in whole.items() if name not in leave_out}
-        canonical = json.dumps([fields, context], sort_keys=True, ensure_ascii=True)
+        if not self.parallel:  # so that what was asked before there was this field is the same still
+            del whole["parallel"]
+        told = {name: value for name, value in whole.items() if name not in leave_out}
+        canonical = json.dumps([told, context], sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _named(record: SpeechRequest | Line | Sampling) -> dict[str, object]:
+    """A dataclass's fields by name, as they are."""
+    return {each.name: getattr(record, each.name) for each in fields(record)}
 
 
 def conversation_key(owner: str, conversation_id: str) -> str:
@@ -176,11 +198,52 @@ class ContextTurn:
     codes: Codes
 
 
+@dataclass(eq=False, slots=True)
+class Playback:
+    """How far an answer is ahead of a listener who began with its first sound and plays at normal speed.
+
+    Written by who hands the sound on, read by the engine's thread, which may be a chunk behind: plain numbers, no lock.
+    tempo: seconds of the engine's sound that are played in a second. present: the number of the utterance that is
+    being handed on. Times are of time.monotonic().
+    """
+
+    tempo: float = 1.0
+    present: int = 0
+    gaps_s: float = 0.0
+    _handed_s: float = 0.0
+    _began_s: float | None = None
+
+    def hand(self, seconds: float, now_s: float) -> None:
+        """So much more of the engine's sound has been handed on."""
+        if seconds <= 0:
+            return
+        if self._began_s is None:
+            self._began_s = now_s
+        elif (ahead_s := self.ahead_s(now_s)) < 0:
+            self.gaps_s -= ahead_s / self.tempo
+            self._began_s = now_s - self._handed_s / self.tempo  # the listener starts again from here
+        self._handed_s += seconds
+
+    @property
+    def late(self) -> bool:
+        """Whether the listener has run dry: this answer can't be made as fast as it is played."""
+        return self.gaps_s > LATE_S
+
+    def left_s(self, now_s: float) -> float:
+        """How long the listener can do without more: `ahead_s` as it is played."""
+        return self.ahead_s(now_s) / self.tempo
+
+    def ahead_s(self, now_s: float) -> float:
+        """Seconds of the engine's sound that the listener has and has not heard; below 0 they wait for more."""
+        return 0.0 if self._began_s is None else self._handed_s - self.tempo * (now_s - self._began_s)
+
+
 @dataclass(frozen=True, slots=True)
 class Utterance:
     """One job for an engine. follows: a later part of an answer that is already sounding; it is never refused.
     background: nobody waits for it; it advances only while nobody else does, and gives its row up when that is wanted.
     remembered: so many of the context's turns, the first ones, may be left out, oldest first, where room is short.
+    number: its place in its answer, counted from 0. playback: of that answer, None = nobody plays it while it is made.
     """
 
     lines: tuple[SpokenLine, ...]
@@ -192,6 +255,8 @@ class Utterance:
     follows: bool = False
     background: bool = False
     remembered: int = 0
+    number: int = 0
+    playback: Playback | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,14 +15,9 @@ import contextlib
 import json
 import os
 import platform
-import socket
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
@@ -33,8 +28,8 @@ from app.engines.registry import BuildContext
 from app.settings import Settings
 from app.types import Sampling, SpokenLine, Utterance
 from app.voices.presets import preset
+from bench.server import own_server
 
-ROOT = Path(__file__).resolve().parent.parent
 TEXT = "The quick brown fox jumps over the lazy dog, and number {n} follows it home."
 
 
@@ -108,47 +103,17 @@ def spread(seconds: list[float]) -> dict[str, float]:
 
 
 @contextlib.asynccontextmanager
-async def own_server() -> AsyncIterator[str]:
-    """A server with the offline voice, in a process of its own."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory() as data:
-        environment = os.environ | {
-            "TTS_ENGINE": "espeak",
-            "HOST": "127.0.0.1",
-            "PORT": str(port),
-            "TTS_DATA_DIR": data,
-            "LOG_LEVEL": "WARNING",
-            "PYTHONPATH": str(ROOT),
-        }
-        command = [sys.executable, "-m", "app.main"]
-        child = subprocess.Popen(command, env=environment, cwd=data)  # noqa: ASYNC220 - nothing else runs yet
-        try:
-            await until_ready(f"http://127.0.0.1:{port}")
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            child.terminate()
-            child.wait(30)
-
-
-async def until_ready(url: str, timeout_s: float = 60.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    async with httpx.AsyncClient() as http:
-        while time.monotonic() < deadline_s:
-            with contextlib.suppress(httpx.TransportError):
-                if (await http.get(f"{url}/ready")).status_code == 200:
-                    return
-            await asyncio.sleep(0.05)
-    raise TimeoutError(f"{url} was not ready within {timeout_s:.0f} s")
-
-
-@contextlib.asynccontextmanager
-async def given(url: str) -> AsyncGenerator[str]:
-    yield url
+async def given(url: str | None) -> AsyncGenerator[str]:
+    """The url, or that of a server of our own."""
+    if url:
+        yield url
+    else:
+        async with own_server() as server:
+            yield server.url
 
 
 async def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    async with given(arguments.url) if arguments.url else own_server() as url:
+    async with given(arguments.url) as url:
         return await measure(url, arguments)
 
 

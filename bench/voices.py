@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from app.audio.decode import decode
-from bench.latency import own_server
+from bench.server import own_server
 
 RATE_HZ = 16_000
 FFT, HOP, MELS = 400, 160, 40
@@ -168,7 +168,7 @@ async def run(url: str | None, voices: list[str]) -> dict[str, object]:
     if url is not None:
         return await measure(url, voices)
     async with contextlib.AsyncExitStack() as stack:
-        return await measure(await stack.enter_async_context(own_server()), voices)
+        return await measure((await stack.enter_async_context(own_server())).url, voices)
 
 
 def main() -> None:

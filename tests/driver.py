@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from app.runtime.faults import broken
 from app.runtime.runner import Runner
 from app.types import Utterance
 
@@ -42,8 +43,8 @@ class Driver:
             return
         result = self.runner.step(asked)
         rows = asked if result.rows is None else list(result.rows)
-        nothing = np.zeros(len(rows), np.bool_)
-        silent, wrong = (nothing if part is None else part for part in (result.silent, result.wrong))
+        silent = np.zeros(len(rows), np.bool_) if result.silent is None else result.silent
+        wrong = np.isin(np.arange(len(rows)), broken(result.codes))
         live = [i for i in range(len(rows)) if not (result.ended[i] or silent[i] or wrong[i])]
         if live:
             made = self.runner.sound([rows[i] for i in live], result.codes[live])

@@ -19,7 +19,7 @@ import httpx
 import uvicorn
 
 from app.assemble import assemble
-from app.main import KEEP_ALIVE_S
+from app.main import connections
 from app.settings import Settings
 from tests.ears import SENTENCES
 
@@ -41,15 +41,9 @@ def settings(data_dir: Path, **variables: Any) -> Settings:
 @contextmanager
 def serving(data_dir: Path, *, wait: bool = True, **variables: Any) -> Iterator[str]:
     """The base URL of a server running in a thread of this process until the end of the block."""
+    chosen = settings(data_dir, **variables)
     config = uvicorn.Config(
-        assemble(settings(data_dir, **variables)),
-        host="127.0.0.1",
-        port=0,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=2,
+        assemble(chosen), host="127.0.0.1", port=0, timeout_graceful_shutdown=2, **connections(chosen)
     )
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))

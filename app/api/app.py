@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import cloning, conversation, errors, models, openapi, pages, speech, system, voices, watermark, youtube
-from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, Limit
+from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, LastResort, Limit, ReaderTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +60,9 @@ def create(
     log_texts: bool,
     max_body_bytes: int,
     max_upload_bytes: int,
+    read_timeout_s: float,
     cors_origins: tuple[str, ...],
+    reader_timeout_s: float,
 ) -> FastAPI:
     app = FastAPI(
         title="tts-server",
@@ -68,6 +70,8 @@ def create(
         summary="OpenAI-compatible text to speech on your own machine.",
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,  # FastAPI's own loads Swagger UI from another host; pages.py has ours
+        redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )
     errors.install(app)
@@ -126,6 +130,7 @@ def create(
         app.include_router(inside, prefix=prefix, include_in_schema=not prefix)
 
     app.include_router(pages.router())
+    app.mount("/static/swagger", pages.swagger())
     app.mount("/static", pages.files())
 
     openapi.install(app, rooms.gate, max_input_chars=max_input_chars)
@@ -138,7 +143,9 @@ def create(
             for prefix in PREFIXES
             for path in (conversation.CONVERSATION_PATH, watermark.DETECT_PATH, *cloning.UPLOAD_PATHS)
         },
+        timeout_s=read_timeout_s,
     )
+    app.add_middleware(LastResort)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -147,5 +154,6 @@ def create(
             allow_headers=["*"],
             expose_headers=list(EXPOSED_HEADERS),
         )
-    app.add_middleware(Access, metrics=rooms.metrics)
+    app.add_middleware(Access, metrics=rooms.metrics, foreign=bool(cors_origins))
+    app.add_middleware(ReaderTimeout, timeout_s=reader_timeout_s)
     return app

@@ -160,6 +160,8 @@ def _http_error(error: HTTPException) -> JSONResponse:
         message, code = "There is nothing at this URL; see /docs for what there is.", "not_found"
     elif status == 405:
         message, code = "This URL does not take that method; see /docs.", "method_not_allowed"
+    elif status == 408:
+        message, code = str(error.detail), "request_timeout"
     elif status == 413:
         message, code = str(error.detail), errors.BodyTooLarge.code
     else:

@@ -11,13 +11,14 @@ import base64
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from starlette.responses import Response
 
+from app.api.access import ReaderStuck
 from app.api.errors import body_of, response_to, status_of, unexpected
 from app.errors import EngineStopped, SpeechError
 
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 log: Any = structlog.get_logger(__name__)
 
 SSE_MEDIA_TYPE = "text/event-stream; charset=utf-8"
+SSE_END = b"data: [DONE]\n\n"
+STREAM_HEADERS = (
+    ("cache-control", "no-store"),
+    ("x-accel-buffering", "no"),  # nginx would gather the stream otherwise
+)
 LAST_WORD_S = 0.1
 READ_S = 0.05  # a browser throws away what it has not read when the connection breaks
 DELTA_BYTES = 4096  # raw bytes in one SSE delta, as api.openai.com sends them
@@ -77,8 +83,8 @@ class AnswerResponse(Response):
                 await self._start(answer, send)
                 body = _joined(first, stream)
                 async for data in _events(body, answer, self._progress) if self._sse else body:
-                    await _body(send, data, more=True)
-            await _body(send, b"", more=False)
+                    await send_body(send, data, more=True)
+            await send_body(send, b"", more=False)
             if (key := scope["state"].get("key")) is not None and (usage := answer.usage) is not None:
                 self._metrics.key_tokens(key, usage.input_tokens, usage.output_tokens)
         except SpeechError as error:
@@ -89,6 +95,9 @@ class AnswerResponse(Response):
                 return
             log.error("the answer broke off", error=type(error).__name__, message=error.message)
             await self._break(error, send)
+        except ReaderStuck:
+            self._metrics.cancelled()
+            raise
         except Exception as error:
             log.exception("the request failed")
             if not self._sent_headers:
@@ -99,12 +108,11 @@ class AnswerResponse(Response):
     async def _start(self, answer: Answer, send: Send) -> None:
         headers = [
             ("content-type", SSE_MEDIA_TYPE if self._sse else answer.media_type),
-            ("cache-control", "no-store"),
+            *STREAM_HEADERS,
             ("x-tts-engine", answer.engine),
             ("x-tts-seed", str(answer.seed)),
             ("x-cache", "hit" if answer.hit else "miss"),
             ("openai-processing-ms", str(round((time.monotonic() - self._started_s) * 1000))),
-            ("x-accel-buffering", "no"),  # nginx would gather the stream otherwise
         ]
         if answer.ignored:
             headers.append(("x-tts-ignored", ", ".join(answer.ignored)))
@@ -112,9 +120,8 @@ class AnswerResponse(Response):
             headers.append(("x-voice-state", "uncast"))
         if answer.size_bytes is not None and not self._sse:
             headers.append(("content-length", str(answer.size_bytes)))
-        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]
         self._sent_headers = True
-        await send({"type": "http.response.start", "status": 200, "headers": raw})
+        await begin(send, headers)
 
     async def _stop(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The server ends before this answer does: say so where nothing was sent yet, else break off."""
@@ -131,7 +138,7 @@ class AnswerResponse(Response):
         """Tell an SSE reader, and end without ending: the server then closes the connection under the body."""
         self._metrics.failed(kind or type(error).__name__)
         if self._sse:
-            await _body(send, _event(body_of(error)), more=True)
+            await send_body(send, event(body_of(error)), more=True)
             await asyncio.sleep(READ_S)
 
 
@@ -148,10 +155,10 @@ async def _events(body: AsyncGenerator[bytes], answer: Answer, progress: bool) -
         if progress:
             for began in answer.progress.began[told:]:
                 told += 1
-                yield _event({"type": "speech.progress", **asdict(began), "start_s": round(began.start_s, 3)})
+                yield event({"type": "speech.progress", **asdict(began), "start_s": round(began.start_s, 3)})
         for start in range(0, len(data), DELTA_BYTES):
             audio = base64.b64encode(data[start : start + DELTA_BYTES]).decode()
-            yield _event({"type": "speech.audio.delta", "audio": audio})
+            yield event({"type": "speech.audio.delta", "audio": audio})
     usage = answer.usage
     assert usage is not None  # noqa: S101 - set by the studio before the stream ends
     counts = {
@@ -159,15 +166,22 @@ async def _events(body: AsyncGenerator[bytes], answer: Answer, progress: bool) -
         "output_tokens": usage.output_tokens,
         "total_tokens": usage.total_tokens,
     }
-    yield _event({"type": "speech.audio.done", "usage": counts})
-    yield b"data: [DONE]\n\n"
+    yield event({"type": "speech.audio.done", "usage": counts})
+    yield SSE_END
 
 
-def _event(content: dict[str, Any]) -> bytes:
+def event(content: dict[str, Any]) -> bytes:
+    """One server-sent event."""
     return b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
 
 
-async def _body(send: Send, data: bytes, *, more: bool) -> None:
+async def begin(send: Send, headers: Iterable[tuple[str, str]]) -> None:
+    """A 200, and its headers, whose values are latin-1."""
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]
+    await send({"type": "http.response.start", "status": 200, "headers": raw})
+
+
+async def send_body(send: Send, data: bytes, *, more: bool) -> None:
     await send({"type": "http.response.body", "body": data, "more_body": more})
 
 

@@ -99,6 +99,9 @@ class SpokenBody(BaseModel):
     cache: bool | None = None
     normalize: bool | None = None
     enhance: Annotated[bool | None, Field(description="Even loudness. Left out: as TTS_ENHANCE is set.")] = None
+    parallel: Annotated[
+        bool | None, Field(description="Sentences side by side: a long text is done sooner, each begins afresh (CSM).")
+    ] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -130,6 +133,7 @@ class SpokenBody(BaseModel):
             normalize=self.normalize is not False,
             enhance=self.enhance,
             use_cache=self.cache is not False,
+            parallel=self.parallel is True,
         )
 
 

@@ -6,7 +6,6 @@ The response owns its work: when the caller leaves, the fetching is cancelled an
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import structlog
@@ -17,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from app.api.cloning import DESCRIPTION, NAME, WORDS, agreed, told
 from app.api.errors import body_of, response_to, unexpected
-from app.api.respond import SSE_MEDIA_TYPE, disconnected
+from app.api.respond import SSE_END, SSE_MEDIA_TYPE, STREAM_HEADERS, begin, disconnected, event, send_body
 from app.errors import SpeechError
 from app.voices.cloning import Sample
 from app.voices.youtube import DEFAULT_SECTION_S, MAX_SECTION_S, MIN_SECTION_S, Progress
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 
 log: Any = structlog.get_logger(__name__)
 
+_HEADERS = (("content-type", SSE_MEDIA_TYPE), *STREAM_HEADERS)
 PATHS = ("/voice-cloning/clone-from-youtube", "/audio/speech/voice-cloning/youtube")
 
 
@@ -221,39 +221,28 @@ class WorkResponse(Response):
                 if self._sse:
                     if not begun:
                         begun = True
-                        await _begin(send)
-                    await _event(send, step)
+                        await begin(send, _HEADERS)
+                    await send_body(send, event(step), more=True)
             done = await task
         except SpeechError as error:
             if not begun:
                 await response_to(error)(scope, receive, send)
                 return
-            await _event(send, body_of(error))
+            await send_body(send, event(body_of(error)), more=True)
         except Exception:
             log.exception("the request failed")
             if not begun:
                 await unexpected()(scope, receive, send)
                 return
-            await _event(send, body_of(SpeechError("The server failed; its log says why.")))
+            await send_body(send, event(body_of(SpeechError("The server failed; its log says why."))), more=True)
         else:
             if not self._sse:
                 await JSONResponse(done)(scope, receive, send)
                 return
             if not begun:
-                await _begin(send)
-            await _event(send, {"type": "done", **done})
+                await begin(send, _HEADERS)
+            await send_body(send, event({"type": "done", **done}), more=True)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
-
-
-async def _begin(send: Send) -> None:
-    headers = [("content-type", SSE_MEDIA_TYPE), ("cache-control", "no-store"), ("x-accel-buffering", "no")]
-    raw = [(name.encode(), value.encode()) for name, value in headers]
-    await send({"type": "http.response.start", "status": 200, "headers": raw})
-
-
-async def _event(send: Send, content: dict[str, Any]) -> None:
-    data = b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
-    await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send_body(send, SSE_END, more=False)

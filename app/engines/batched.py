@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -58,8 +59,21 @@ class BatchedEngine:
     def healthy(self) -> bool:
         return self._loop.alive
 
+    @property
+    def restarts(self) -> int:
+        """How often its loop has failed and gone on."""
+        return self._loop.restarts
+
     async def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
-        outbox = Outbox(self._runner.rate_hz, self._outbox_s, on_room=self._scheduler.wake)
+        playback = utterance.playback
+
+        def left_s() -> float:
+            """Nobody hears a passage whose turn has not come: its first part is taken to have it ready."""
+            if playback is None or playback.present != utterance.number:
+                return 0.0
+            return playback.left_s(time.monotonic())
+
+        outbox = Outbox(self._runner.rate_hz, self._outbox_s, on_room=self._scheduler.wake, left_s=left_s)
         job = Job(utterance, outbox)
         self._scheduler.submit(job)
         try:

@@ -33,9 +33,10 @@ from app.models.kernels.choice import TORCH, Kernels
 from app.models.layers import RowCache
 from app.models.mimi.config import MimiConfig
 from app.models.mimi.model import MimiDecoder, MimiEncoder
+from app.runtime.faults import BROKEN
 from app.runtime.graphs import Recorder, setup_of
 from app.runtime.prefix import PrefixCache
-from app.runtime.runner import StepResult
+from app.runtime.runner import StepResult, Told, tell
 from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise, few, int64_of
 from app.types import Sampling, SpokenLine, Utterance, Voice
 
@@ -235,7 +236,6 @@ class CsmRunner:
         codes = np.zeros((len(rows), self.config.codebooks), np.int16)
         ended = np.zeros(len(rows), np.bool_)
         silent = np.zeros(len(rows), np.bool_)
-        wrong = np.zeros(len(rows), np.bool_)
         speaking: list[int] = []
         reading = False
         for i, row in enumerate(rows):
@@ -254,21 +254,21 @@ class CsmRunner:
             for i, frame, fine in zip(speaking, frames.cpu(), finite.tolist(), strict=True):
                 if not fine:
                     self._wipe(rows[i])
-                    wrong[i] = True
+                    codes[i] = BROKEN
                     continue
                 codes[i] = frame.numpy()
                 silent[i], ended[i] = self._settle(rows[i], frame)
-        return StepResult(codes, ended, silent, wrong)
+        return StepResult(codes, ended, silent)
 
     def _step_ahead(self, rows: Sequence[int], frames: CsmFrames) -> StepResult:
         """`step` with recorded frames: sends these rows off and tells what the rows sent off before have made."""
-        told: list[tuple[int, Tensor | None, bool, bool, bool]] = []  # row, frame, ended, silent, wrong
+        told: list[Told] = []
         speaking: list[int] = []
         reading = False
         for row in rows:
             state = self._rows[row]
             if state.over:
-                told.append((row, None, True, False, False))
+                told.append(Told(row, ended=True))
             elif state.unread is None:
                 speaking.append(row)
             elif not reading:
@@ -282,7 +282,7 @@ class CsmRunner:
                 continue
             if made.wrong[row]:
                 self._wipe(row)
-                told.append((row, None, False, False, True))
+                told.append(Told(row, BROKEN))
                 continue
             state.position += 1
             state.draws += 1
@@ -292,13 +292,8 @@ class CsmRunner:
             if made.sounded[row]:
                 self._heard[row] = made.samples[row].copy()
             silent, ended = self._settle(row, frame)
-            told.append((row, frame, ended, silent, False))
-        codes = np.zeros((len(told), self.config.codebooks), np.int16)
-        for i, (_, said, *_) in enumerate(told):
-            if said is not None:
-                codes[i] = said.numpy()
-        over, quiet, lost = (np.array([entry[field] for entry in told], np.bool_) for field in (2, 3, 4))
-        return StepResult(codes, over, quiet, lost, [entry[0] for entry in told])
+            told.append(Told(row, made.codes[row], ended, silent))
+        return tell(told, self.config.codebooks)
 
     def _send_off(self, rows: list[int], frames: CsmFrames) -> _Flight:
         states = [self._rows[row] for row in rows]

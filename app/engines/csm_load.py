@@ -276,7 +276,7 @@ def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
         rate_hz=runner.rate_hz,
         frame_s=1 / runner.codec.frame_hz,
         continues=True,
-        extras=frozenset({"temperature", "top_k", "top_p", "context"}),
+        extras=frozenset({"temperature", "top_k", "top_p", "context", "parallel"}),
         languages=("en",),
         fingerprint=runner.fingerprint,
         device=",".join(map(str, model.devices)),

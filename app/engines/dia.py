@@ -33,8 +33,9 @@ from app.models.dia.model import DiaModel
 from app.models.dia.prompt import text_ids
 from app.models.dia.tracks import Tracks
 from app.models.kernels.choice import TORCH, Kernels
+from app.runtime.faults import BROKEN
 from app.runtime.graphs import Recorder, aside, setup_of
-from app.runtime.runner import StepResult
+from app.runtime.runner import StepResult, Told, tell
 from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise, int64_of
 from app.text.dialogue import BYTES_PER_S, spoken_bytes, write
 from app.types import Sampling, SpokenLine, Utterance, Voice
@@ -277,18 +278,17 @@ class DiaRunner:
         codes = np.zeros((len(rows), self.config.channels), np.int16)
         ended = np.array([self._rows[row].over for row in rows], np.bool_)
         silent = np.zeros(len(rows), np.bool_)
-        wrong = np.zeros(len(rows), np.bool_)
         speaking = [i for i, over in enumerate(ended) if not over]
         if speaking:
             host = self._speak([rows[i] for i in speaking]).cpu().numpy()
             for i, (*frame, count, finite) in zip(speaking, host, strict=True):
                 if not finite:
                     self._wipe(rows[i])
-                    wrong[i] = True
+                    codes[i] = BROKEN
                     continue
                 codes[i] = frame
                 silent[i], ended[i] = self._settle(rows[i], codes[i], int(count))
-        return StepResult(codes, ended, silent, wrong)
+        return StepResult(codes, ended, silent)
 
     def _wipe(self, row: int) -> None:
         """A row's numbers are not finite any more: leave nothing of them to who comes next."""
@@ -300,9 +300,7 @@ class DiaRunner:
     def _step_ahead(self, rows: Sequence[int], frames: DiaFrames) -> StepResult:
         """`step` with recorded steps: one of those that have landed, and where there are none left, the next burst is
         sent off before the last one is looked at."""
-        told: list[tuple[int, Codes, bool, bool, bool]] = []  # row, frame, ended, silent, wrong
-        nothing = np.zeros(self.config.channels, np.int16)
-        told += [(row, nothing, True, False, False) for row in rows if self._rows[row].over]
+        told = [Told(row, ended=True) for row in rows if self._rows[row].over]
         if not self._landed:
             speaking = [row for row in rows if not self._rows[row].over]
             landing, self._flight = self._flight, self._send_off(speaking, frames) if speaking else None
@@ -317,7 +315,7 @@ class DiaRunner:
                 went = True
                 if step.wrong[row]:
                     self._wipe(row)
-                    told.append((row, nothing, False, False, True))
+                    told.append(Told(row, BROKEN))
                     continue
                 if step.early[row]:
                     self._on_guard("early_end")
@@ -325,10 +323,8 @@ class DiaRunner:
                 state.draws += 1
                 frame = step.frames[row].copy()
                 silent, ended = self._settle(row, frame, int(step.counts[row]))
-                told.append((row, frame, ended, silent, False))
-        codes = np.stack([frame for _, frame, *_ in told]) if told else np.zeros((0, self.config.channels), np.int16)
-        over, quiet, lost = (np.array([entry[field] for entry in told], np.bool_) for field in (2, 3, 4))
-        return StepResult(codes, over, quiet, lost, [row for row, *_ in told])
+                told.append(Told(row, frame, ended, silent))
+        return tell(told, self.config.channels)
 
     def _send_off(self, rows: list[int], frames: DiaFrames) -> _Flight:
         states = [self._rows[row] for row in rows]

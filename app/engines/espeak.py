@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from app.settings import Settings
     from app.types import Codes, Samples, Utterance
 
-FRAME_S = 0.08  # the first of an utterance: as long as a Mimi frame. Each next one doubles: the sound is there already,
-LONGEST_FRAME_S = 1.28  # and a step costs Python time that the event loop wants for other callers' first sounds
+FRAME_S = 0.08  # as long as a Mimi frame: what usage is counted in
+# What the first step of an utterance hands out, and how much more each next one: the sound is there already, and a step
+# costs Python time that the event loop wants for other callers' first sounds.
+FIRST_S, GROWTH, LONGEST_S = 0.16, 4, 1.28
 WORDS_PER_MINUTE = 165
 AUTO_ROWS = 32
 MAX_TEXT_CHARS = 400  # about 25 s of speech: one sentence is synthesised in one go, in 10-20 ms
@@ -206,7 +208,7 @@ class EspeakRunner:
         self._library = library
         self._utterances: dict[int, Utterance] = {}
         self._unsaid: dict[int, Samples] = {}  # what each speaking row has still to say
-        self._frame_s: dict[int, float] = {}  # how long its next frame is
+        self._next_s: dict[int, float] = {}  # how much the next step hands out
 
     def admit(self, row: int, utterance: Utterance) -> None:
         self._utterances[row] = utterance
@@ -215,7 +217,7 @@ class EspeakRunner:
         utterance = self._utterances[row]
         said = [self._say(line.text, line.voice.id, utterance.language) for line in utterance.lines]
         self._unsaid[row] = np.concatenate(said)[: int(utterance.max_seconds * self.rate_hz)]
-        self._frame_s[row] = FRAME_S
+        self._next_s[row] = FIRST_S
         return True
 
     def _say(self, text: str, voice_id: str, language: str | None) -> Samples:
@@ -234,10 +236,10 @@ class EspeakRunner:
     def sound(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
         frames = []
         for row in rows:
-            unsaid, frame_samples = self._unsaid[row], round(self._frame_s[row] * self.rate_hz)
-            frames.append(unsaid[:frame_samples])
-            self._unsaid[row] = unsaid[frame_samples:]
-            self._frame_s[row] = min(2 * self._frame_s[row], LONGEST_FRAME_S)
+            unsaid, next_samples = self._unsaid[row], round(self._next_s[row] * self.rate_hz)
+            frames.append(unsaid[:next_samples])
+            self._unsaid[row] = unsaid[next_samples:]
+            self._next_s[row] = min(GROWTH * self._next_s[row], LONGEST_S)
         return frames
 
     def release(self, row: int) -> None:

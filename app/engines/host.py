@@ -139,7 +139,11 @@ class EngineHost:
             state, reason, remedy = "unhealthy", "The engine has stopped.", "Restart the server."
         else:
             lost = [each for each in self.devices() if each.out]
-            state = "degraded" if self._problem or lost else "ok"
+            restarts = getattr(self._engine, "restarts", 0)  # a plug-in's engine may not count them
+            state = "degraded" if self._problem or lost or restarts else "ok"
+            if restarts:
+                reason = " ".join(filter(None, [reason, "The engine has failed once and was started again."]))
+                remedy = remedy or "It speaks, and its log says why it failed; the next time it stays down."
             if lost:
                 reason = " ".join([*filter(None, [reason]), *(f"{each.device}: {each.out}" for each in lost)])
                 remedy = remedy or "The other devices go on. Restart the server; its log says why."

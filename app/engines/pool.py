@@ -108,6 +108,11 @@ class EnginePool:
         return any(member.usable for member in self._members)
 
     @property
+    def restarts(self) -> int:
+        """How often the devices' engines have failed and gone on."""
+        return sum(getattr(member.engine, "restarts", 0) for member in self._members)
+
+    @property
     def devices(self) -> tuple[DeviceState, ...]:
         """How each device is; one that has just stopped is found out here at the latest."""
         for member in self._members:

@@ -205,7 +205,11 @@ def allow_tf32(allowed: bool) -> None:
 
 
 def cpu_threads() -> int:
-    """Cores this process may really use: its affinity, cut by a container's quota (cgroup 2)."""
+    """OMP_NUM_THREADS where it is set, else the cores this process may really use: its affinity, cut by a container's
+    quota (cgroup 2)."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked):
+        return int(asked)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split()

@@ -1,7 +1,8 @@
 """The engine's thread: plan, admit, prefill, step, sound, settle, for ever. Knows a Runner and a Scheduler only.
 
-A failure while one utterance is read fails that utterance; a failure of a step fails the rows that were in it. Either
-way the thread goes on with the others.
+A failure while one utterance is read fails that utterance; a failure of a step fails the rows that were in it; a row
+that computed no number fails alone. Either way the thread goes on with the others. Where the loop itself fails, who was
+being spoken for is told, all rows are cleared and it goes on once (RESTARTS); the next time the engine is dead.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from app.errors import EngineError, SpeechError
+from app.errors import EngineError, EngineStopped, SpeechError
+from app.runtime import faults
 
 if TYPE_CHECKING:
     from app.runtime.runner import Runner
@@ -22,12 +22,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 IDLE_CHECK_S = 1.0
+RESTARTS = 1
 STALLED_S = 120.0  # a turn takes milliseconds, a first one with kernels to compile perhaps a minute
-
-_NOT_FINITE = (
-    "The model's numbers went out of range while speaking this. Try again; where it happens often, TTS_DTYPE=bfloat16 "
-    "or float32 has more room."
-)
 
 
 class Loop:
@@ -38,6 +34,8 @@ class Loop:
         self._scheduler = scheduler
         self._stopping = threading.Event()
         self._failed = False
+        self._restarts = 0
+        self._held: set[int] = set()  # rows that the runner has been given and has not been asked to forget
         self._turned_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
 
@@ -45,6 +43,11 @@ class Loop:
     def alive(self) -> bool:
         """False once the thread is gone, or hangs inside the model. False before anyone hears of the failure."""
         return self._thread.is_alive() and not self._failed and time.monotonic() - self._turned_s < STALLED_S
+
+    @property
+    def restarts(self) -> int:
+        """How often the loop has failed and gone on."""
+        return self._restarts
 
     def start(self) -> None:
         self._turned_s = time.monotonic()
@@ -58,16 +61,37 @@ class Loop:
 
     def _run(self) -> None:
         try:
-            while not self._stopping.is_set():
-                self._turned_s = time.monotonic()
-                if not self.turn():
-                    self._scheduler.check()
-                    self._scheduler.wait(IDLE_CHECK_S)
+            while True:
+                try:
+                    self._turns()
+                except BaseException as error:
+                    if self._restarts >= RESTARTS:
+                        raise
+                    self._restarts += 1
+                    log.critical("the engine's loop failed; it starts again", exc_info=error)
+                    self._clear()
+                else:
+                    return
         except BaseException as error:
             self._failed = True
             log.critical("the engine thread died", exc_info=error)
             self._scheduler.close(EngineError("The engine has failed. Restart the server; its log says why."))
             raise
+
+    def _turns(self) -> None:
+        while not self._stopping.is_set():
+            self._turned_s = time.monotonic()
+            if not self.turn():
+                self._scheduler.check()
+                self._scheduler.wait(IDLE_CHECK_S)
+
+    def _clear(self) -> None:
+        """Every row empty, whoever was in one told; who waits for a row goes on waiting."""
+        jobs = self._scheduler.clear()
+        for row in sorted(self._held):
+            self._release(row)
+        for job in jobs:
+            job.outbox.finish(EngineStopped("The engine failed while speaking this and was started again. Try again."))
 
     def turn(self) -> bool:
         """One turn of the loop; False when there was nothing to do."""
@@ -75,9 +99,10 @@ class Loop:
         if plan.idle:
             return False
         for row in plan.release:
-            self._runner.release(row)
+            self._release(row)
         refused = set()
         for row, job in plan.admit:
+            self._held.add(row)
             try:
                 self._runner.admit(row, job.utterance)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this utterance's alone
@@ -101,30 +126,37 @@ class Loop:
     def _step(self, rows: tuple[int, ...]) -> None:
         result = self._runner.step(rows)
         rows = rows if result.rows is None else tuple(result.rows)
-        quiet = np.logical_or.reduce([part for part in (result.ended, result.silent, result.wrong) if part is not None])
+        quiet = result.ended if result.silent is None else result.ended | result.silent
         speaking = [i for i, nothing in enumerate(quiet) if not nothing]
+        lost = {rows[i] for i in faults.broken(result.codes)}
+        speaking = [i for i in speaking if rows[i] not in lost]
         if speaking:
             live = [rows[i] for i in speaking]
             codes = result.codes[speaking]  # (n, K)
             for i, (row, samples) in enumerate(zip(live, self._runner.sound(live, codes), strict=True)):
+                if not faults.audible(samples):
+                    lost.add(row)
+                    continue
                 self._scheduler.job(row).outbox.put(samples, codes[i][:, None] if codes.shape[1] else None)
-        self._end(rows, tuple(rows[i] for i, over in enumerate(result.ended) if over), None)
-        if result.wrong is not None and result.wrong.any():
-            lost = tuple(rows[i] for i in np.flatnonzero(result.wrong))
-            log.error("numbers in row(s) %s are not finite any more", lost)
-            self._fail(lost, EngineError(_NOT_FINITE))
+        if lost:
+            self._fail(tuple(sorted(lost)), faults.not_a_number())
+        over = tuple(row for row, ended in zip(rows, result.ended, strict=True) if ended and row not in lost)
+        self._end(tuple(row for row in rows if row not in lost), over, None)
+
+    def _release(self, row: int) -> None:
+        self._held.discard(row)
+        self._runner.release(row)
 
     def _fail(self, rows: tuple[int, ...], error: Exception) -> None:
         if not isinstance(error, SpeechError):
             log.error("the engine failed in row(s) %s", rows, exc_info=error)
-            error = EngineError("The engine failed while speaking this. Try again; the server's log says why.")
-        self._end((), rows, error)
+        self._end((), rows, faults.typed(error))
 
     def _end(self, stepped: tuple[int, ...], ended: tuple[int, ...], error: Exception | None) -> None:
         """Readers are told last: whoever hears the end finds the row free."""
         jobs = [self._scheduler.job(row) for row in ended]
         for row in ended:
-            self._runner.release(row)
+            self._release(row)
         self._scheduler.settle(stepped, ended)
         for job in jobs:
             job.outbox.finish(error)

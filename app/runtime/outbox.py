@@ -20,12 +20,23 @@ if TYPE_CHECKING:
     from app.types import Codes, Samples
 
 MAX_GET_S = 1.0  # one get() joins what has gathered up to here: fewer, larger encodes when the engine is far ahead
+# A reader whose listener has more than KEEP_S left waits, for at most half of what is beyond that, until MOST_S have
+# gathered: a part costs the event loop about as much by itself as 0.2 s of sound.
+KEEP_S, MOST_S = 0.25, 0.4
 
 
 class Outbox:
     """One utterance's sound in flight. `put`, `finish`: engine thread. `get`: one task on the loop that made it."""
 
-    def __init__(self, rate_hz: int, capacity_s: float, on_room: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        rate_hz: int,
+        capacity_s: float,
+        on_room: Callable[[], None],
+        left_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """on_room: called when a full outbox is so no more. left_s: how long the listener can do without more sound."""
+        self._left_s = left_s
         self._rate_hz = rate_hz
         self._capacity_samples = int(capacity_s * rate_hz)
         self._on_room = on_room
@@ -36,12 +47,23 @@ class Outbox:
         self._soundless: list[Codes] = []  # codes that are not sound yet
         self._waiting_samples = 0
         self._taken_samples = 0
+        self._wanted_samples = 1  # so many are worth waking the reader for
         self._finished = False
         self._error: Exception | None = None
 
     @property
     def full(self) -> bool:
         return self._waiting_samples >= self._capacity_samples
+
+    @property
+    def sounded(self) -> bool:
+        """Whether there has been any sound yet."""
+        return self._waiting_samples > 0 or self._taken_samples > 0
+
+    @property
+    def waiting_s(self) -> float:
+        """Seconds of sound that nobody has taken yet."""
+        return self._waiting_samples / self._rate_hz
 
     def put(self, samples: Samples, codes: Codes | None = None) -> None:
         """Add samples (N,) and the codes (K, T) they came from. Never blocks, whatever is waiting.
@@ -58,6 +80,8 @@ class Outbox:
                 self._soundless.clear()
             self._parts.append((samples, codes))
             self._waiting_samples += len(samples)
+            if self._waiting_samples < self._wanted_samples:
+                return
         self._notify()
 
     def finish(self, error: Exception | None = None) -> None:
@@ -77,11 +101,14 @@ class Outbox:
 
         The first is a single part, so that the first bytes wait for no more than they need; later ones are joined.
         """
+        spare_s = (self._left_s() - KEEP_S) / 2 if self._taken_samples else 0.0
+        self._wanted_samples = max(1, min(int(min(spare_s, MOST_S) * self._rate_hz), self._capacity_samples // 2))
         while True:
             self._ready.clear()
             with self._lock:
                 was_full = self.full
-                chunk = self._take() if self._parts else None
+                enough = self._finished or self._waiting_samples >= self._wanted_samples
+                chunk = self._take() if self._parts and enough else None
                 finished = self._finished
                 has_room = was_full and not self.full
             if has_room:  # outside our lock: the scheduler calls `finish` inside its own
@@ -92,7 +119,14 @@ class Outbox:
                 if self._error is not None:
                     raise self._error
                 return None
-            await self._ready.wait()
+            if self._wanted_samples > 1:
+                try:
+                    async with asyncio.timeout(spare_s):
+                        await self._ready.wait()
+                except TimeoutError:
+                    self._wanted_samples = 1
+            else:
+                await self._ready.wait()
 
     def _take(self) -> AudioChunk:
         limit = int(MAX_GET_S * self._rate_hz) if self._taken_samples else 0

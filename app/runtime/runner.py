@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from app.types import Codes, Samples, Utterance
@@ -23,15 +24,33 @@ class StepResult:
 
     codes (n, K) int16; ended (n,) bool: the row had said everything before this step, its codes are no sound.
     silent (n,) bool, None = no row: the row goes on but made no frame this time (it reads its next line).
-    wrong (n,) bool, None = no row: the row's numbers are not finite any more, it can't go on.
+    Codes of faults.BROKEN: the row's numbers are not finite any more, it can't go on.
     rows: whose these are, where the runner is a step ahead of what it tells; None = the rows that were asked for.
     """
 
     codes: Codes
     ended: NDArray[np.bool_]
     silent: NDArray[np.bool_] | None = None
-    wrong: NDArray[np.bool_] | None = None
     rows: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One row's part of a StepResult. codes (K,) int16, or one number for all."""
+
+    row: int
+    codes: Codes | int = 0
+    ended: bool = False
+    silent: bool = False
+
+
+def tell(rows: Sequence[Told], codebooks: int) -> StepResult:
+    """The result of a step whose rows are known one by one."""
+    codes = np.zeros((len(rows), codebooks), np.int16)
+    for i, told in enumerate(rows):
+        codes[i] = told.codes
+    ended, silent = (np.array([getattr(told, name) for told in rows], np.bool_) for name in ("ended", "silent"))
+    return StepResult(codes, ended, silent, [told.row for told in rows])
 
 
 class Runner(Protocol):

@@ -1,5 +1,10 @@
 """Who speaks next: a bounded queue in front of a fixed set of rows. Plain Python, so it is tested without a model.
 
+Every row that is spoken has a slack: how long its listener can do without more (`Slot.slack_s`). While somebody's is
+short, or waits for a first sound, only rows with less than AHEAD_S are read and stepped: the others yield. A step of
+fewer rows is shorter on a CPU; on a GPU, where it is not, a turn without a step is all the newcomer's. Nobody yields to
+those who wait for a row: a row becomes free by being finished.
+
 `submit` and `cancel` come from the event loop, everything else from the engine's thread; one lock guards both. The loop
 asks `plan`, does what it says, and reports with `settle` or `fail`.
 """
@@ -8,11 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.errors import Busy, EngineStopped
-from app.runtime.slots import Job, Phase, Slot, Slots
+from app.runtime.slots import AHEAD_S, SHORT_S, Job, Phase, Slot, Slots
 from app.types import Load
 
 
@@ -33,7 +40,8 @@ class Plan:
 class Scheduler:
     """Owns the queue and the rows. A full queue is an error at once, never a silent wait."""
 
-    def __init__(self, max_rows: int, max_queue: int) -> None:
+    def __init__(self, max_rows: int, max_queue: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._slots = Slots(max_rows)
         self._queue: deque[Job] = deque()  # has not begun; bounded
         self._following: deque[Job] = deque()  # goes on with an answer that sounds
@@ -129,6 +137,12 @@ class Scheduler:
             elif self._background and (slot := self._slots.take(self._background[0])) is not None:
                 admit.append((slot.row, self._background.popleft()))
             waiting = [slot for slot in self._slots if slot.phase is Phase.PREFILL and not (busy and slot.background)]
+            if busy:
+                now_s = self._clock()
+                slack_s = {slot.row: slot.slack_s(now_s) for slot in (*waiting, *(self._slots[row] for row in step))}
+                if min(slack_s.values()) < SHORT_S:
+                    step = [row for row in step if slack_s[row] < AHEAD_S]
+                    waiting = [slot for slot in waiting if slack_s[slot.row] < AHEAD_S]
             # One piece of prompt a turn, so that newcomers never stall those who speak: first for answers that go on,
             # then for the longest waiting.
             waiting.sort(key=_urgency)
@@ -165,6 +179,15 @@ class Scheduler:
             for row in ended:
                 self._slots.free(row)
 
+    def clear(self) -> list[Job]:
+        """Free every row; the jobs that were in them, which nobody has told yet."""
+        with self._changed:
+            jobs = [slot.job for slot in self._slots.live if slot.job is not None]
+            for slot in self._slots:
+                slot.job, slot.phase, slot.frames = None, Phase.FREE, 0
+            self._wake()
+            return jobs
+
     def wait(self, timeout_s: float) -> None:
         """Sleep until something changes."""
         with self._changed:
@@ -189,6 +212,12 @@ class Scheduler:
         self._changed.notify_all()
 
 
-def _urgency(slot: Slot) -> tuple[bool, float]:
+def _urgency(slot: Slot) -> tuple[int, float]:
+    """Answers that go on, then those that begin, then what is not heard for some time yet; each as they came."""
     job = slot.job
-    return (True, 0.0) if job is None else (not job.utterance.follows, job.submitted_s)
+    if job is None:
+        return 2, 0.0
+    playback, number = job.utterance.playback, job.utterance.number
+    if playback is not None and number > playback.present + 1:
+        return 2, job.submitted_s
+    return int(not job.utterance.follows), job.submitted_s

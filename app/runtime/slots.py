@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +12,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from app.runtime.outbox import Outbox
     from app.types import Utterance
+
+
+SHORT_S = 1.0  # a listener with less sound left than this is served first,
+AHEAD_S = 3.0  # and one with more than this lets them pass
+NEVER_PLAYED_S = 2.0  # neither: nobody plays it while it is made
 
 
 class Phase(Enum):
@@ -49,6 +55,24 @@ class Slot:
     def background(self) -> bool:
         """Whether who is in it gives way to everybody else."""
         return self.job is not None and self.job.background
+
+    def slack_s(self, now_s: float) -> float:
+        """Seconds until somebody waits for this row's sound: -inf = they wait for the first of an answer already.
+
+        A passage behind the one that is heard is wanted when that has been handed on, and not before: inf. An answer
+        whose listener has run dry once can't be heard without gaps anyhow: its passages are made side by side.
+        """
+        if self.job is None or self.background:
+            return math.inf
+        utterance, outbox = self.job.utterance, self.job.outbox
+        if utterance.number == 0 and not outbox.sounded:
+            return -math.inf
+        playback = utterance.playback
+        if playback is None:
+            return NEVER_PLAYED_S
+        if utterance.number > playback.present:
+            return NEVER_PLAYED_S if playback.late else math.inf
+        return playback.ahead_s(now_s) + outbox.waiting_s
 
 
 class Slots:

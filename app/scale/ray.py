@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from app import logs
 from app.assemble import assemble
-from app.main import KEEP_ALIVE_S, SWITCH_INTERVAL_S
+from app.main import SWITCH_INTERVAL_S
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -64,7 +64,7 @@ class Replica:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._settings = settings
         # To the console only, which Ray keeps per replica: one file can't be rotated by several processes.
-        logs.set_up(settings.log_level, None, colors=False)
+        logs.set_up(settings.log_level, None, colors=False, texts=settings.log_texts)
         self._app: FastAPI = assemble(settings)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -190,7 +190,7 @@ def serve(settings: Settings, address: str | None) -> None:
             http_options={
                 "host": settings.host,
                 "port": settings.port,
-                "keep_alive_timeout_s": KEEP_ALIVE_S,
+                "keep_alive_timeout_s": settings.keep_alive_s,
             },
         )
         deployment = ray_serve.deployment(ray_serve.ingress()(Replica)).options(**options_for(settings, gpus))

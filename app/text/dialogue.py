@@ -37,7 +37,7 @@ _SOUND = re.compile(
 )
 _TAG_BYTES = len("[S1]") - 1
 _TAGS = re.compile(r"\[S[12]\]")
-_ASIDE = re.compile(r"\s*([(\[{])([^()\[\]{}]*)([)\]}])\s*")
+_ASIDE = re.compile(r" ?([(\[{])([^()\[\]{}]*)([)\]}]) ?")
 _BRACKETS = re.compile(r"[()\[\]{}]")
 _PAD = "<pad>"
 _ASCII = str.maketrans(

@@ -31,9 +31,9 @@ _SHORT_FORM = re.compile(
     r"\b(?:[A-Za-z]{1,6}\.|[IVXL]{1,7}|Mr|Mrs|Ms|Dr|Prof|St|vs|Vs)(?=\W|$)|[:;=][)(DP]|[.,;:!?]{2}"
 )
 
-_DASH_PAUSE = re.compile(r"(?:(?<=\S)| +)(?:[—–]+|(?<=[ \w])-{2,}(?=[ \w])|(?<= )-(?= ))\s*")
+_DASH_PAUSE = re.compile(r"(?:(?<=\S)|(?<! ) +)(?:[—–]+|(?<=[ \w])-{2,}(?=[ \w])|(?<= )-(?= ))\s*")
 _JOINING_DASH = re.compile(r"(?<=[a-z])–(?=[A-Z])")  # the Paris–London train
-_DASH_END = re.compile(r" ?(?:[—–]+|-{2,})(?=[\"')\]]*\s*$|\")")
+_DASH_END = re.compile(r" ?(?:(?<![—–])[—–]+|(?<!-)-{2,})(?=[\"')\]]*\s*$|\")")
 _REPEATED = (
     (re.compile(r"\.{3,}|(?:\. ){2,}\.(?!\w)"), "..."),
     (re.compile(r"!{2,}"), "!"),
@@ -49,13 +49,13 @@ _SYMBOL = re.compile("|".join(re.escape(symbol) for symbol in lexicon.SYMBOLS))
 # What may reach a model: words in any script, marks it knows how to breathe at, and brackets (tags look like them).
 _UNSPOKEN = re.compile(r"[^\w\s.,;:!?'\"()\[\]\-%。，、！？；：「」『』（）…·\ue000-\uf8ff]|_")
 _TIDY = (
-    (re.compile(r"\(\s*[.,;:]?\s*\)|\[\s*\]"), " "),
+    (re.compile(r"\(\s*(?:[.,;:]\s*)?\)|\[\s*\]"), " "),
     (re.compile(r"[^\S\n]+"), " "),
     (re.compile(r" ?\n ?"), "\n"),
-    (re.compile(r" +(?=[.,;:!?)\]](?![\w.]))"), ""),
+    (re.compile(r"(?<! ) +(?=[.,;:!?)\]](?![\w.]))"), ""),
     (re.compile(r"([(\[]) +"), r"\1"),
-    (re.compile(r"(?<=[.!?;:,]),+(?=\s|$)"), ""),
-    (re.compile(r"[,;:]+(?=[.!?](?:\s|$))"), ""),
+    (re.compile(r"(?<=[.!?;:,])(?<!,,),+(?=\s|$)"), ""),
+    (re.compile(r"(?<![,;:])[,;:]+(?=[.!?](?:\s|$))"), ""),
     (re.compile(r"(?m)^[,;:.!?\-] ?(?=\w)"), ""),
     (re.compile(r"\n{3,}"), "\n\n"),
 )

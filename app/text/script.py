@@ -18,7 +18,7 @@ MAX_SILENCE_S = 60.0  # of pauses in a row, so that a text made of tags is not h
 _TAG = re.compile(r"\[\s{0,5}pause\b([^\[\]\n]{0,60})\]|</?break\b([^<>\n]{0,80})>", re.IGNORECASE)
 SPEAKER_TAG = re.compile(r"\[\s?S([1-9])\s?\]", re.IGNORECASE)
 _LENGTH = re.compile(
-    r"\s*[:=]?\s*([0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})\s*(ms|msecs?|milliseconds?|s|secs?|seconds?)?\s*",
+    r"\s*(?:[:=]\s*)?([0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})\s*(ms|msecs?|milliseconds?|s|secs?|seconds?)?\s*",
     re.IGNORECASE,
 )
 _TIME = re.compile(r"\btime\s{0,3}=\s{0,3}[\"']?([^\"'/]{1,30})", re.IGNORECASE)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from app.audio import pcm
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.floating]
 
-VERSION = "loudness.1"  # changes whenever the same sound would come out otherwise
+VERSION = "loudness.2"  # changes whenever the same sound would come out otherwise
 TARGET_LUFS = -20.0  # leaves speech 14 to 18 dB for its peaks: the limiter seldom works
 CEILING_DBTP = -1.0
 MAX_GAIN_DB = 20.0  # beyond this it is noise that would be lifted
@@ -44,6 +45,7 @@ _MOMENT_S = 0.1
 
 _STEP_DB = 0.5
 _LEVELS = np.arange(-60.0, _STEP_DB / 2, _STEP_DB)  # LUFS that are believed possible
+_LOWEST, _LAST = float(_LEVELS[0]), len(_LEVELS) - 1
 _QUIETEST = -65.0  # LUFS of a look that says anything at all
 _EXPECT_SPREAD_DB = 3.0  # how far a line commonly is from what was expected
 _SURPRISE = 0.2  # how likely it is anywhere else
@@ -104,6 +106,7 @@ class Loudness:
     def __init__(self, rate_hz: int) -> None:
         self._block_samples = max(1, round(_BLOCK_S * rate_hz))
         self._partial: Samples = np.zeros(0, np.float32)  # shorter than a block
+        self._ramp = (np.arange(self._block_samples) + 0.5) / self._block_samples
         self._meter = _Meter(rate_hz, self._block_samples)
         self._belief = _Belief()
         self._limiter = _Limiter(rate_hz)
@@ -118,7 +121,9 @@ class Loudness:
     def push(self, samples: Samples) -> Samples:
         before = self._taken_samples - len(self._partial)
         self._taken_samples += len(samples)
-        samples = np.concatenate((self._partial, np.nan_to_num(samples, nan=0.0)))
+        if not np.isfinite(samples).all():
+            samples = np.nan_to_num(samples, nan=0.0)
+        samples = np.concatenate((self._partial, samples))
         whole = len(samples) - len(samples) % self._block_samples
         self._partial = samples[whole:].copy()
         return self._limiter.push(self._ride(samples[:whole], before))
@@ -133,22 +138,27 @@ class Loudness:
         if not len(samples):
             return samples
         blocks = samples.reshape(-1, self._block_samples)
-        looks = self._meter.look(blocks)
-        points = np.empty(len(blocks) + 1)
-        for index, look in enumerate(looks):
+        belief, gain_db = self._belief, self._gain_db
+        points = []
+        for index, look in enumerate(self._meter.look(blocks)):  # 200 times a second
             while self._expected and self._expected[0][0] < at + (index + 1) * self._block_samples:
-                self._belief.expect(self._expected.pop(0)[1])
+                belief.expect(self._expected.pop(0)[1])
             if look is not None:
-                self._belief.hear(look)
-            wanted_db = min(MAX_GAIN_DB, max(MIN_GAIN_DB, TARGET_LUFS - self._belief.lufs))
-            if self._gain_db is None:
-                self._gain_db = wanted_db
-            points[index] = self._gain_db
-            rise_db, fall_db = (_RISE_DB, _FALL_DB) if self._belief.spoken else (_HUSH_DB, _HUSH_DB)
-            self._gain_db += min(rise_db, max(-fall_db, wanted_db - self._gain_db))
-            points[index + 1] = self._gain_db
-        ramp = (np.arange(self._block_samples) + 0.5) / self._block_samples
-        gains_db = points[:-1, None] + np.diff(points)[:, None] * ramp
+                belief.hear(look)
+            wanted_db = TARGET_LUFS - belief.lufs
+            if not MIN_GAIN_DB <= wanted_db <= MAX_GAIN_DB:
+                wanted_db = MIN_GAIN_DB if wanted_db < 0 else MAX_GAIN_DB
+            if gain_db is None:
+                gain_db = wanted_db
+            points.append(gain_db)
+            rise_db, fall_db = (_RISE_DB, _FALL_DB) if belief.spoken else (_HUSH_DB, _HUSH_DB)
+            step_db = wanted_db - gain_db
+            if not -fall_db <= step_db <= rise_db:
+                step_db = rise_db if step_db > 0 else -fall_db
+            gain_db += step_db
+        self._gain_db = gain_db
+        ends = np.array([*points, gain_db])
+        gains_db = ends[:-1, None] + np.diff(ends)[:, None] * self._ramp
         return (samples * (10.0 ** (gains_db.reshape(-1) / 20))).astype(np.float32)
 
 
@@ -164,14 +174,15 @@ class _Meter:
         """(B, block) -> per block the power of the window that ends with it, or None between looks."""
         whole = np.concatenate((self._past, blocks))
         self._past = whole[len(blocks) :].copy()
-        ends = [i for i in range(len(blocks)) if (self._blocks + i + 1) % _LOOK_BLOCKS == 0]
+        first = -(self._blocks + 1) % _LOOK_BLOCKS
         self._blocks += len(blocks)
         looks: list[float | None] = [None] * len(blocks)
-        if ends:
-            windows = np.stack([whole[end : end + _WINDOW_BLOCKS].reshape(-1) for end in ends])
+        if first < len(blocks):
+            count = _WINDOW_BLOCKS * blocks.shape[1]
+            every = _LOOK_BLOCKS * blocks.shape[1]
+            windows = sliding_window_view(whole[first:].reshape(-1), count)[::every]
             spectra = np.square(np.abs(np.fft.rfft(windows * self._weighting.window, axis=1)))
-            for end, power in zip(ends, (spectra * self._weighting.power).sum(axis=1), strict=True):
-                looks[end] = float(power)
+            looks[first::_LOOK_BLOCKS] = (spectra * self._weighting.power).sum(axis=1).tolist()
         return looks
 
 
@@ -179,7 +190,7 @@ class _Belief:
     """How loud the speech is that is being heard, from an expectation and looks at it."""
 
     def __init__(self) -> None:
-        self._probable = _prior(TARGET_LUFS)  # of each of _LEVELS
+        self._probable = _prior(TARGET_LUFS).copy()  # of each of _LEVELS
         self._expected: float | None = None
         self._moment = np.zeros(_MOMENT_LOOKS)  # powers of the last 400 ms, a ring
         self._looks = 0
@@ -203,14 +214,17 @@ class _Belief:
         level = _lufs(power)
         if level < _QUIETEST:
             return
-        likely = self._probable * _likely(level)
-        self._probable = likely / likely.sum()
+        probable = self._probable
+        over = int((level - _LOWEST) / _STEP_DB + 0.5) if level > _LOWEST else 0
+        first = max(0, _LAST - over)
+        probable *= _LIKELY[first : first + _LAST + 1]
+        probable /= np.add.reduce(probable)
         if level > self.lufs - _GAP_DB:
             self.spoken = True
-            self._probable = _drifted(self._probable)
+            _drift(probable)
         if self._looks % _MOMENT_EVERY == 0:
             self._measure()
-        believed = float(self._probable @ _LEVELS)
+        believed = float(probable @ _LEVELS)
         if self._heard_s:
             fine = _lufs(self._heard_power / self._heard_s) - believed
             believed += self._heard_s / (self._heard_s + 1.0) * min(_FINE_DB, max(-_FINE_DB, fine))
@@ -230,30 +244,26 @@ def _lufs(power: float) -> float:
     return -0.691 + 10 * math.log10(power) if power > 0 else -200.0
 
 
+@functools.lru_cache(maxsize=64)
 def _prior(lufs: float) -> Array:
+    """How likely each of _LEVELS is before anything is heard; not to be written to."""
     near = np.exp(-0.5 * np.square((_LEVELS - lufs) / _EXPECT_SPREAD_DB))
     prior: Array = (1 - _SURPRISE) * near / near.sum() + _SURPRISE / len(_LEVELS)
     return prior
 
 
-def _drifted(probable: Array) -> Array:
-    """After one look at speech: a little wider, and nothing quite impossible."""
-    wider = (1 - 2 * _DRIFT_SHARE) * probable
-    wider[1:] += _DRIFT_SHARE * probable[:-1]
-    wider[:-1] += _DRIFT_SHARE * probable[1:]
-    return wider + 1e-9
-
-
-def _likely(level: float) -> Array:
-    """How likely speech of each of _LEVELS is to have a look at `level` in it, up to a constant."""
-    over = round((min(level, float(_LEVELS[-1])) - float(_LEVELS[0])) / _STEP_DB)
-    first = len(_LEVELS) - 1 - max(0, over)
-    found: Array = _LIKELY[first : first + len(_LEVELS)]
-    return found
+def _drift(probable: Array) -> None:
+    """After one look at speech: a little wider, and nothing quite impossible. In place: it runs 100 times a second."""
+    moved = probable * _DRIFT_SHARE
+    probable *= 1 - 2 * _DRIFT_SHARE
+    probable[1:] += moved[:-1]
+    probable[:-1] += moved[1:]
+    probable += 1e-9
 
 
 def _table() -> Array:
-    """(2 L - 1,) likelihood of a look over the speech's loudness, from all levels above it to all below.
+    """(2 L - 1,) likelihood of a look over the speech's loudness, from all levels above it to all below, up to a
+    constant. From L - 1 - n on it is that of a look at _LEVELS[n], for speech of each of _LEVELS.
 
     Fitted to 13 synthetic voices: most likely 2 dB over, e times less for each 11 dB below that, and 8 dB over is rare.
     What is far below is a gap, which may be as low as it likes.
@@ -293,19 +303,21 @@ class _Limiter:
     def _limited(self, held: Samples, ready: int) -> Samples:
         """The `ready` samples after the first `_reach` of held."""
         middle = held[self._reach : self._reach + ready]
-        if not ready or np.abs(held).max() < _SURELY_BELOW * self._ceiling:
-            return middle
         peaks = np.abs(held)
+        if not ready or peaks.max() < _SURELY_BELOW * self._ceiling:
+            return middle
         side = _TAPS // 2
-        for phase in _PHASES:
-            between = np.abs(np.convolve(held, phase, "valid"))  # between held[i + side - 1] and held[i + side]
-            for neighbour in (side - 1, side):
-                at = peaks[neighbour : neighbour + len(between)]
-                np.maximum(at, between, out=at)
+        # Only beside a sample that is loud enough can sound rise above the ceiling.
+        loud = peaks[side - 1 : len(held) - side + 1] >= _SURELY_BELOW * self._ceiling
+        at = np.flatnonzero(loud[:-1] | loud[1:])  # between held[at + side - 1] and held[at + side]
+        windows = sliding_window_view(held, _TAPS)[at]  # (n, taps)
+        between = np.abs(np.einsum("nt,pt->pn", windows, _PHASES)).max(axis=0)
+        for neighbour in (side - 1, side):
+            peaks[at + neighbour] = np.maximum(peaks[at + neighbour], between)
         if peaks.max() <= self._ceiling:
             return middle
         allowed = np.minimum(np.float32(1.0), self._ceiling / np.maximum(peaks, self._ceiling))
-        lowest = np.lib.stride_tricks.sliding_window_view(allowed, 2 * self._half + 1).min(axis=1)
+        lowest = sliding_window_view(allowed, 2 * self._half + 1).min(axis=1)
         gains = np.convolve(lowest, self._kernel, "valid")  # gains[i] is that of held[i + 2 * half]
         first = self._reach - 2 * self._half
         return (middle * np.minimum(gains[first : first + ready], np.float32(1.0))).astype(np.float32)
@@ -315,9 +327,9 @@ def _between(share: float) -> Samples:
     """Taps that give the value at `share` of the way from one sample to the next: a sinc under a Kaiser window."""
     at = np.arange(_TAPS) - (_TAPS // 2 - 1) - share
     taps = np.sinc(at) * np.i0(5.0 * np.sqrt(np.maximum(0.0, 1 - np.square(at / (_TAPS / 2))))) / np.i0(5.0)
-    reversed_for_convolve: Samples = (taps / taps.sum())[::-1].astype(np.float32)
-    return reversed_for_convolve
+    scaled: Samples = (taps / taps.sum()).astype(np.float32)
+    return scaled
 
 
-_PHASES = tuple(_between(share) for share in (0.25, 0.5, 0.75))
+_PHASES = np.stack([_between(share) for share in (0.25, 0.5, 0.75)])  # (3, taps)
 _LIKELY = _table()

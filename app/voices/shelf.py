@@ -242,14 +242,15 @@ def _is_abandoned(path: Path) -> bool:
     """Of a process of this machine that is gone, or so old that nobody writes it any more."""
     _, machine, process, run, _ = [*path.name.rsplit("-", 4), *[""] * 5][:5]
     if machine == _author().split("-")[0] and process.isdecimal():
-        return run != _THIS_RUN if int(process) == os.getpid() else not _is_alive(int(process))
+        return run != _THIS_RUN if int(process) == os.getpid() else not is_alive(int(process))
     try:
         return time.time() - path.stat().st_mtime > ABANDONED_S
     except FileNotFoundError:
         return False
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether there is a process of this number on this machine, whoever's it is."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

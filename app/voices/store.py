@@ -393,34 +393,21 @@ class VoiceStore:
         shelf = self._references
         if shelf is None:
             raise NotFound("This server keeps no recordings of standard voices.")
-        samples = _checked(reference)
-        words = clean_text(reference.transcript, "transcript", MAX_TRANSCRIPT_CHARS)
-        sha256 = hashlib.sha256(pcm.to_bytes(samples)).hexdigest()
-        voice = replace(preset(preset_id), digest=_digest(sha256, words), recorded=True)
-        stored = StoredVoice(
-            voice=voice,
-            transcript=words,
-            rate_hz=reference.rate_hz,
-            samples=len(samples),
-            created_at=time.time(),
-            origin=origin,
-            sample_count=sample_count,
-            quality=dict(quality or {}),
-            sha256=sha256,
-        )
+        stored, recording = _recorded(preset(preset_id), reference)
+        stored = replace(stored, origin=origin, sample_count=sample_count, quality=dict(quality or {}))
         with self._lock, shelf.exclusively():
             self._look_again()
             folder = shelf.folder / preset_id
             if not folder.exists():
-                shelf.put(preset_id, {REFERENCE_FILE: wav(samples, reference.rate_hz), MARKER: _as_json(stored)})
+                shelf.put(preset_id, {REFERENCE_FILE: recording, MARKER: _as_json(stored)})
             else:  # the new recording beside the old one, then one rename decides
-                stored = replace(stored, file=f"reference-{sha256[:12]}.wav")
-                shelf.replace_quietly(preset_id, stored.file, wav(samples, reference.rate_hz))
+                stored = replace(stored, file=f"reference-{stored.sha256[:12]}.wav")
+                shelf.replace_quietly(preset_id, stored.file, recording)
                 shelf.replace(preset_id, MARKER, _as_json(stored))
                 for path in folder.glob("reference*.wav"):
                     if path.name != stored.file:
                         path.unlink(missing_ok=True)
-                self._clear_old_codes(folder, voice.digest)
+                self._clear_old_codes(folder, stored.voice.digest)
             self._known = self._told()
             return self._known.stored[preset_id]
 
@@ -567,29 +554,33 @@ def _new(
     reference: Reference, description: str, language: str, consent: Consent
 ) -> tuple[StoredVoice, dict[str, bytes]]:
     """A voice that has neither id nor name yet, and its files but the first. Raises BadReference, InvalidValue."""
-    samples = _checked(reference)
-    words = clean_text(reference.transcript, "transcript", MAX_TRANSCRIPT_CHARS)
     description = clean_text(description, "description", MAX_DESCRIPTION_CHARS)
     _check_language(language)
-    files = {REFERENCE_FILE: wav(samples, reference.rate_hz)}
+    stored, recording = _recorded(Voice("", "", "cloned", language, description), reference)
+    files = {REFERENCE_FILE: recording}
     kept: dict[str, Any] | None = None
     if consent:
         kept = {"text": clean_text(consent.text, "consent", MAX_CONSENT_CHARS), "id": consent.consent_id}
         if consent.recording is not None:
             kept["file"] = CONSENT_FILE
             files[CONSENT_FILE] = wav(consent.recording.samples, consent.recording.rate_hz)
+    return replace(stored, consent=kept), files
+
+
+def _recorded(voice: Voice, reference: Reference) -> tuple[StoredVoice, bytes]:
+    """The voice with this recording, made now, and the recording as a file. Raises BadReference, InvalidValue."""
+    samples = _checked(reference)
+    words = clean_text(reference.transcript, "transcript", MAX_TRANSCRIPT_CHARS)
     sha256 = hashlib.sha256(pcm.to_bytes(samples)).hexdigest()
-    voice = Voice("", "", "cloned", language, description, _digest(sha256, words), recorded=True)
     stored = StoredVoice(
-        voice=voice,
+        voice=replace(voice, digest=_digest(sha256, words), recorded=True),
         transcript=words,
         rate_hz=reference.rate_hz,
         samples=len(samples),
         created_at=time.time(),
-        consent=kept,
         sha256=sha256,
     )
-    return stored, files
+    return stored, wav(samples, reference.rate_hz)
 
 
 def _check_language(tag: str) -> None:

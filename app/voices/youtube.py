@@ -27,6 +27,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from app.audio.apart import Limits, decode_apart
 from app.errors import BadReference, Busy, InvalidValue, NotSupported, Unfetchable
+from app.voices.shelf import is_alive
 from app.voices.store import wav
 
 log = logging.getLogger(__name__)
@@ -447,18 +448,8 @@ def _sweep() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*-*"):
         owner = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
         with contextlib.suppress(OSError):
-            if not owner.isdecimal() or (int(owner) != os.getpid() and _alive(int(owner))):
+            if not owner.isdecimal() or (int(owner) != os.getpid() and is_alive(int(owner))):
                 continue
             if int(owner) == os.getpid() and folder.stat().st_mtime > _BEGAN:
                 continue  # ours; an older one is of a container's earlier life, with the same number
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True

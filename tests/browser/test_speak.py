@@ -17,6 +17,7 @@ import pytest
 
 from app import assemble
 from app.engines.registry import EngineSpec, specs
+from app.keys import KeyFile
 from tests.browser.studio import (
     LONG,
     SHORT,
@@ -431,6 +432,29 @@ def test_a_line_that_dies_leaves_what_came(server: str, visit: Visit) -> None:
         heard = samples(take["pcm"])
         assert len(heard) >= 12_000  # half a second is kept; how much of the rest was read, the browser decides
         assert np.sqrt(np.mean(np.square(heard))) > 0.02
+
+
+def test_what_a_key_may_not_do_is_told_in_words(tmp_path: Path, visit: Visit) -> None:
+    file = KeyFile(tmp_path)
+    reader, cloner = file.add("reader", ["speak"]), file.add("cloner", ["clone"])
+    with serving(tmp_path) as url:
+        watched = visit(f"{url}/voice-cloning")
+        watched.expected |= {"401", "403"}
+        page = watched.page
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_label("Key", exact=True).fill(reader)
+        page.keyboard.press("Enter")
+        page.get_by_text("This key may not do that.").first.wait_for()
+        page.get_by_text("'reader' lacks the scope `clone`").first.wait_for()
+        page.get_by_role("button", name="Use another key").click()
+        dialog.get_by_text("'reader' lacks the scope `clone`").wait_for()
+        dialog.get_by_label("Key", exact=True).fill(cloner)
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Try again", exact=True).click()
+        page.locator(".error").wait_for(state="detached")
+        page.goto(url)
+        speak(page, SHORT)
+        page.get_by_text("'cloner' lacks the scope `speak`").first.wait_for()
 
 
 def test_a_key_is_asked_for_and_used(tmp_path: Path, visit: Visit) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +11,12 @@ import pytest
 
 from app import assemble
 from app.engines.registry import EngineSpec, specs
-from app.voices.youtube import FetchLimits, YouTube
-from tests import samples
+from tests import samples, tube
 from tests.browser.studio import speak, until, wait_heard, wait_state
 from tests.browser.test_manners import DESKTOP, PHONE, offences, sideways
 from tests.ears import decode
 from tests.live import serving, wait_until
-from tests.unit.test_youtube import TEST_RULES, Site
+from tests.unit.test_youtube import Site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -511,22 +509,14 @@ def test_plain_http_is_explained(offline: str, sample: bytes, visit: Visit) -> N
 
 @pytest.fixture(scope="module")
 def site(sample: bytes) -> Iterator[Site]:
-    made = Site()
-    made.sound = sample
-    thread = threading.Thread(target=made.serve_forever, daemon=True)
-    thread.start()
-    yield made
-    made.shutdown()
-    made.server_close()
+    with tube.showing(sample) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def fetching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The real yt-dlp, and this machine in place of YouTube by the test's rules."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assemble, "YouTube", lambda: YouTube(rules=TEST_RULES, limits=FetchLimits(wall_s=20.0)))
-        with serving(tmp_path_factory.mktemp("fetching")) as url:
-            yield url
+    with tube.fetching(tmp_path_factory.mktemp("fetching")) as url:
+        yield url
 
 
 def address(page: Page, url: str) -> None:

@@ -306,6 +306,44 @@ def test_cors(tmp_path: Any, http: httpx.Client) -> None:
         )
 
 
+def test_a_page_of_another_origin_can_read_errors_and_limits(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin = {"Origin": "https://studio.example"}
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("inside")
+
+    monkeypatch.setattr("app.api.voices.fresh", broken)
+    with serving(tmp_path, TTS_CORS_ORIGINS="https://studio.example", TTS_API_KEYS="a-key-for-cross-origins") as url:
+        for path, status in (("/v1/audio/voices", 500), ("/v1/nothing", 404), ("/debug", 401)):
+            answer = httpx.get(url + path, headers=origin, timeout=60)  # without logs.set_up tracebacks take seconds
+            assert answer.status_code == status
+            assert answer.headers["access-control-allow-origin"] == "https://studio.example"
+            assert answer.headers["vary"] == "Origin"
+            assert "access-control-allow-credentials" not in answer.headers  # keys are sent in a header, not as cookies
+            exposed = {name.strip().lower() for name in answer.headers["access-control-expose-headers"].split(",")}
+            assert {"retry-after", "x-request-id", "x-should-retry", "x-ratelimit-reset-requests"} <= exposed
+            assert answer.headers["cross-origin-resource-policy"] == "cross-origin"
+        asked = {**origin, "Access-Control-Request-Method": "DELETE", "Access-Control-Request-Headers": "api-key"}
+        preflight = httpx.options(f"{url}/v1/audio/voices/voice_1", headers=asked)
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-headers"] == "api-key"
+        assert "DELETE" in preflight.headers["access-control-allow-methods"]
+        evil = httpx.options(f"{url}/v1/audio/voices/voice_1", headers={**asked, "Origin": "https://evil.example"})
+        assert evil.status_code == 400
+        assert "access-control-allow-origin" not in evil.headers
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/nothing", "/v1/audio/voices", "/metrics", "/openapi.json", "/debug"])
+def test_what_is_data_is_nothing_else(http: httpx.Client, path: str) -> None:
+    for answer in (http.get(path), http.post("/v1/audio/speech", json={"input": "Hello."})):
+        assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+        assert "server" not in answer.headers
+
+
 def test_a_raw_keep_alive_connection_survives_errors(server: str) -> None:
     """Three requests on one connection: an error, a hit, a stream. None may spoil the framing of the next."""
     with httpx.Client(base_url=server, limits=httpx.Limits(max_connections=1)) as http:

@@ -126,6 +126,31 @@ def test_sentences_go_on_in_one_row_and_pauses_stay(url: str) -> None:
     assert max(np.diff(edges)[::2]) / 24_000 >= 0.98
 
 
+def test_parallel_sentences_take_rows_and_keep_their_order(url: str) -> None:
+    sentences = ["Go on now.", "I am up."]
+    body = {"input": " ".join(sentences), "seed": 3, "max_audio_length_ms": None, "enhance": False, "parallel": True}
+    active = 0
+    with httpx.stream("POST", f"{url}/v1/audio/speech", json={**SHORT, **body}, timeout=60) as answer:
+        assert "x-tts-ignored" not in answer.headers
+        streamed = bytearray()
+        for piece in answer.iter_raw():
+            streamed += piece
+            if active < 2:
+                active = httpx.get(f"{url}/health").json()["rows"]["active"]
+    assert active == 2
+    alone = [
+        decode(speak(url, **(body | {"input": text, "seed": 3 + index})).content, "pcm").samples
+        for index, text in enumerate(sentences)
+    ]
+    heard = decode(bytes(streamed), "pcm").samples
+    gap = round(0.1 * 24_000)
+    assert len(heard) == sum(map(len, alone)) + gap
+    at = 0
+    for sound in alone:  # each as if it had been asked for by itself, in the text's order
+        assert np.abs(heard[at : at + len(sound)] - sound).max() <= 1 / 32768
+        at += len(sound) + gap
+
+
 def test_the_original_layout_needs_its_codec(tmp_path: Path) -> None:
     folder = fabricate(tmp_path / "original", "original")
     codec = next(path.parent for path in folder.rglob("config.json") if path.parent != folder)

@@ -18,8 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.keys import SCOPES, KeyFile
 from tests import samples
 from tests.integration.test_api_routes import problem
-from tests.integration.test_streaming import LONG
-from tests.live import Process, environment, serving, wait_until
+from tests.live import LONG, Process, environment, serving, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

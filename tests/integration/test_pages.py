@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.api.pages import PATHS
+from app.api.pages import DOCS_PATH, PATHS
 from tests.live import LONG, ROOT, serving
 
 if TYPE_CHECKING:
@@ -26,16 +26,21 @@ pytestmark = pytest.mark.integration
 
 STATIC = ROOT / "app" / "api" / "static"
 LANGUAGES = {path.stem: json.loads(path.read_text()) for path in sorted((STATIC / "i18n").glob("*.json"))}
-CODE = "".join(path.read_text() for path in [*(STATIC / "js").rglob("*.js"), STATIC / "shell.html"])
+CODE = "".join(path.read_text() for path in [*(STATIC / "js").rglob("*.js"), *STATIC.glob("*.html")])
 CSS = "".join(path.read_text() for path in sorted(STATIC.glob("*.css")))
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", [*PATHS, DOCS_PATH])
 def test_pages_come_under_a_strict_policy(server: str, path: str) -> None:
     first, second = httpx.get(server + path), httpx.get(server + path)
     assert first.status_code == 200
     assert first.headers["content-type"] == "text/html; charset=utf-8"
     assert first.headers["cache-control"] == "no-store"
+    assert first.headers["x-frame-options"] == "DENY"
+    assert first.headers["x-content-type-options"] == "nosniff"
+    assert first.headers["referrer-policy"] == "no-referrer"
+    microphone = "()" if path == DOCS_PATH else "(self)"
+    assert first.headers["permissions-policy"] == f"microphone={microphone}, camera=(), geolocation=()"
     policy = dict(part.split(" ", 1) for part in first.headers["content-security-policy"].split("; "))
     for directive in ("default-src", "base-uri", "frame-ancestors"):
         assert policy[directive] == "'none'"
@@ -73,11 +78,22 @@ def test_behind_a_proxy_with_a_path_everything_is_asked_for_there(tmp_path: Path
     outer = FastAPI()
     outer.mount("/tts", assemble(settings(tmp_path)))
     with TestClient(outer) as client:
-        shell = client.get("/tts/").text
-        assert 'data-root="/tts"' in shell
-        for address in re.findall(r'(?:src|href)="(/[^"]*)"', shell):
-            assert address.startswith("/tts/")
-            assert client.get(address).status_code == 200, address
+        for page in ("/tts/", "/tts/docs"):
+            shell = client.get(page).text
+            assert 'data-root="/tts"' in shell
+            for address in re.findall(r'(?:src|href)="(/[^"]*)"', shell):
+                assert address.startswith("/tts/")
+                assert client.get(address).status_code == 200, address
+
+
+def test_the_documentation_is_all_here(server: str) -> None:
+    page = httpx.get(f"{server}/docs").text
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert all(address.startswith(("/", "data:")) for address in addresses)
+    script = httpx.get(f"{server}/static/swagger/swagger-ui-bundle.js")
+    assert script.headers["content-encoding"] == "gzip"
+    assert "SwaggerUIBundle" in script.text
+    assert httpx.get(f"{server}/redoc").status_code == 404  # it would load from elsewhere
 
 
 def test_every_language_has_the_same_keys_and_slots() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ import httpx
 import pytest
 import soxr
 
-from app import assemble
 from app.engines.espeak import Library
-from app.voices.youtube import FetchLimits, YouTube
+from tests import tube
 from tests.live import serving, wait_until
-from tests.unit.test_youtube import TEST_RULES, Site, mp3
+from tests.unit.test_youtube import Site, mp3
 
 pytestmark = pytest.mark.integration
 
@@ -27,22 +25,16 @@ PATH = "/v1/voice-cloning/clone-from-youtube"
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    made = Site()
     library = Library()
-    made.sound = mp3(soxr.resample(library.synthesize(WORDS, "gmw/en-US+announcer", 50), library.rate_hz, 24_000))
-    thread = threading.Thread(target=made.serve_forever, daemon=True)
-    thread.start()
-    yield made
-    made.shutdown()
-    made.server_close()
+    said = soxr.resample(library.synthesize(WORDS, "gmw/en-US+announcer", 50), library.rate_hz, 24_000)
+    with tube.showing(mp3(said)) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def cloning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assemble, "YouTube", lambda: YouTube(rules=TEST_RULES, limits=FetchLimits(wall_s=20.0)))
-        with serving(tmp_path_factory.mktemp("youtube")) as url:
-            yield url
+    with tube.fetching(tmp_path_factory.mktemp("youtube")) as url:
+        yield url
 
 
 def body(site: Site, **fields: Any) -> dict[str, Any]:

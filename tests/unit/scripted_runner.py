@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from app.runtime.faults import BROKEN
 from app.runtime.runner import StepResult
 from app.types import EngineInfo, Sampling, SpokenLine, Utterance, Voice
 
@@ -28,7 +29,8 @@ VOICE = Voice("alloy", "Alloy", "preset")
 class Part:
     """What one utterance does: how many frames, after how many pieces of prompt, and where it raises.
 
-    fails: "admit", "prefill", "step" or "sound"; at: in which piece or frame, counted from 0.
+    fails: "admit", "prefill", "step", "sound" or "release", or it computes no number: "nan codes", "nan sound".
+    at: in which piece or frame, counted from 0.
     """
 
     frames: int
@@ -110,7 +112,8 @@ class ScriptedRunner:
             if ended[i]:
                 self._ended.add(row)
             elif self.codebooks:
-                codes[i] = (number, frame, row)
+                broken = part.fails == "nan codes" and part.at == frame
+                codes[i] = BROKEN if broken else (number, frame, row)
             self._made[row] += 1
         return StepResult(codes, ended)
 
@@ -123,14 +126,18 @@ class ScriptedRunner:
             self._must(not self.codebooks or tuple(code) == (number, frame, row), f"row {row} got the codes {code}")
             self._maybe_fail(row, "sound", frame)
             self.said.append((number, frame))
-            out.append(np.array([row, number, frame, 0], np.float32))
+            part = self._parts[number]
+            broken = part.fails == "nan sound" and part.at == frame
+            out.append(np.array([row, number, frame, np.nan if broken else 0], np.float32))
         return out
 
     def release(self, row: int) -> None:
         self.calls.append(("release", row))
         self._must(row in self._numbers, f"release of row {row}, which is free")
-        self._numbers.pop(row, None)
+        number = self._numbers.pop(row, None)
         self._ended.discard(row)
+        if number is not None and self._parts[number].fails == "release":
+            raise self._parts[number].error or RuntimeError("scripted failure in release")
 
     def _maybe_fail(self, row: int, call: str, at: int) -> None:
         part = self._parts[self._numbers[row]]

@@ -4,6 +4,7 @@ are those of PyTorch 2.13 (torch/csrc/cuda, c10/cuda); there is no GPU to hear t
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from app.errors import EngineUnavailable
 from app.runtime import device
-from app.runtime.device import choose_device
+from app.runtime.device import choose_device, cpu_threads
 
 pytestmark = pytest.mark.unit
 
@@ -125,3 +126,14 @@ def test_tf32_is_as_asked_for() -> None:
     finally:
         device.allow_tf32(False)
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_threads_are_as_many_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    own = cpu_threads()
+    assert 1 <= own <= len(os.sched_getaffinity(0))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert cpu_threads() == 3
+    for nothing in ("", "0", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", nothing)
+        assert cpu_threads() == own

@@ -43,7 +43,15 @@ NEIGHBOURS = {
 TORCH_ENGINES = ("csm", "csm_frames", "csm_load", "dia", "dia_frames", "dia_load")
 TORCH_ROOMS = (*(f"app/engines/{name}.py" for name in TORCH_ENGINES), "app/models/", "app/runtime/")
 LAZY_TORCH = ("app/audio/watermark.py", "app/voices/vad.py", "app/voices/transcribe.py")
-PLAIN_RUNTIME = ("__init__", "scheduler", "slots", "outbox", "loop", "runner")  # tested, and offline, without torch
+PLAIN_RUNTIME = (
+    "__init__",
+    "scheduler",
+    "slots",
+    "outbox",
+    "loop",
+    "runner",
+    "faults",
+)  # offline, without torch
 
 
 @dataclass(frozen=True)

@@ -293,6 +293,57 @@ async def test_an_engine_that_goes_on_gets_all_up_to_a_pause_at_once(over):
         assert [utterance.follows for utterance in engine.utterances] == [False, True]
 
 
+async def test_parallel_sentences_are_submitted_apart_and_heard_in_order(over):
+    gate = asyncio.Event()
+    engine = ScriptedEngine(Part(gate=gate), continues=True, extras=frozenset({"parallel"}))
+    async with over(engine) as room:
+        answer = await room.studio.answer(asked(THREE, parallel=True, seed=70))
+        reading = asyncio.create_task(read(answer))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert engine.events == ["begin 0", "begin 1", "begin 2"]
+        gate.set()
+        assert_is(pcm.from_bytes(await reading), (0.1, SPOKEN), (0.0, GAP), (0.2, SPOKEN), (0.0, GAP), (0.3, SPOKEN))
+        assert engine.texts == SENTENCES
+        assert [utterance.number for utterance in engine.utterances] == [0, 1, 2]
+        assert [utterance.seed for utterance in engine.utterances] == [70, 71, 72]
+        (playback,) = {utterance.playback for utterance in engine.utterances}
+        assert playback is not None
+        assert playback.present == 2
+        await nothing_left(engine)
+
+
+async def test_parallel_is_part_of_the_answers_key_and_off_unless_asked(over):
+    engine = ScriptedEngine(continues=True, extras=frozenset({"parallel"}))
+    async with over(engine) as room:
+        assert not (await room.studio.answer(asked(THREE))).hit
+        await room.pcm(THREE)
+        await room.pcm(THREE, parallel=True)
+        assert [len(utterance.lines) for utterance in engine.utterances] == [3, 1, 1, 1]
+        assert (await room.studio.answer(asked(THREE))).hit
+        assert (await room.studio.answer(asked(THREE, parallel=True))).hit
+
+
+async def test_an_engine_without_rows_for_it_says_that_parallel_is_ignored(over):
+    engine = ScriptedEngine()
+    async with over(engine) as room:
+        first = await room.studio.answer(asked(THREE, parallel=True))
+        assert first.ignored == ("parallel",)
+        await read(first)
+        assert (await room.studio.answer(asked(THREE))).hit  # it is the same answer
+
+
+async def test_the_engine_is_told_how_far_the_listener_is(over):
+    engine = ScriptedEngine()
+    async with over(engine) as room:
+        await room.pcm(THREE, speed=2.0)
+        playback = engine.utterances[0].playback
+        assert playback is not None
+        assert playback.tempo == 2.0
+        told_s = playback.ahead_s(module.time.monotonic())
+        assert 0 < told_s <= (3 * SPOKEN + 2 * 2 * GAP) / RATE_HZ  # gaps are as long at any speed
+
+
 # ---- pauses
 
 
@@ -912,3 +963,22 @@ async def test_models_take_as_much_of_any_script_as_of_english(over, codec, most
         sizes = [len(text) for text in engine.texts]
         assert most // 2 < max(sizes) <= most
         assert "".join("".join(engine.texts).split()) == ("Этодлинноепредложениенарусскомязыке," * 9)
+
+
+async def test_who_is_ahead_lets_first_sounds_pass_for_a_moment():
+    turns = module._Turns()
+    await turns.light(10.0)  # nobody else is there
+    turns.began()
+    waiting = asyncio.create_task(turns.light(10.0))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    turns.sounded()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert waiting.done()
+    turns.began()
+    hurried = asyncio.create_task(turns.light(module.LIGHT_AHEAD_S))  # its own listener has too little left
+    await asyncio.sleep(0)
+    assert hurried.done()
+    await asyncio.wait_for(turns.light(10.0), 5)  # the first sound does not come: nobody waits for ever

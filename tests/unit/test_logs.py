@@ -150,3 +150,49 @@ def test_a_message_is_said_once_and_without_escape_codes(tmp_path):
     logging.getLogger("uvicorn.error").info("Started", extra={"color_message": "\x1b[36mStarted\x1b[0m"})
     (line,) = lines(tmp_path)
     assert "color_message" not in line
+
+
+PRIVATE = " ".join(["my", "dear", "diary"])  # not as a source line shows it
+
+
+def failing(text: str) -> None:
+    try:
+        int(text)
+    except ValueError as error:
+        raise RuntimeError(f"could not speak {text!r}") from error
+
+
+@pytest.mark.parametrize("texts", [False, True])
+def test_an_exception_of_a_request_may_quote_it_and_is_told_without_its_message(tmp_path, capsys, texts):
+    logs.set_up("INFO", tmp_path, colors=False, texts=texts)
+    with structlog.contextvars.bound_contextvars(request_id="req_1"):
+        for log in (structlog.get_logger("app.access"), logging.getLogger("some.library")):
+            try:
+                failing(PRIVATE)
+            except RuntimeError as error:
+                log.exception("the request failed")
+                log.error("again", exc_info=error)
+    for line in lines(tmp_path):
+        assert (PRIVATE in line["exception"]) is texts
+        for word in ("RuntimeError", "ValueError", "in failing"):
+            assert word in line["exception"]
+    assert len(lines(tmp_path)) == 4
+    console = capsys.readouterr().err
+    assert (PRIVATE in console) is texts
+    assert console.count("RuntimeError") >= 4
+
+
+def test_what_fails_without_a_request_is_told_with_its_message(tmp_path):
+    logs.set_up("INFO", tmp_path, colors=False)
+    try:
+        failing("the weights")
+    except RuntimeError:
+        logging.getLogger("app.engines.host").exception("the engine failed to start")
+    assert "the weights" in lines(tmp_path)[0]["exception"]
+
+
+def test_groups_are_told_whole():
+    group = ExceptionGroup("all of these", [ValueError("1ne"), ExceptionGroup("some", [KeyError("2wo")])])
+    told = logs.outline(group)
+    assert [name in told for name in ("ExceptionGroup", "ValueError", "KeyError")] == [True] * 3
+    assert not [word for word in ("all of these", "1ne", "2wo") if word in told]

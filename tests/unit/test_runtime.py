@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -20,7 +21,7 @@ from app.runtime.loop import Loop
 from app.runtime.outbox import Outbox
 from app.runtime.scheduler import Scheduler
 from app.runtime.slots import Job
-from app.types import AudioChunk, Load, Reference, Utterance
+from app.types import AudioChunk, Load, Playback, Reference, Utterance
 from tests.unit.scripted_runner import FRAME_S, FRAME_SAMPLES, RATE_HZ, Part, ScriptedRunner, frames_in, info
 
 pytestmark = pytest.mark.unit
@@ -73,6 +74,44 @@ async def heard(job: Job) -> list[tuple[int, int]]:
         assert [(number, frame) for number, frame, _ in chunk.codes.T.tolist()] == got
         frames += got
     return frames
+
+
+class Clock:
+    """A time that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class Played:
+    """An answer whose listener plays it: what `Desk.play` submits, and how much has been handed on."""
+
+    desk: Desk
+    clock: Clock
+    playback: Playback
+
+    def submit(self, frames: int, *, number: int = 0, pieces: int = 1) -> Job:
+        utterance = self.desk.runner.utterance(Part(frames=frames, pieces=pieces), follows=number > 0)
+        utterance = dataclasses.replace(utterance, number=number, playback=self.playback)
+        job = Job(utterance, Outbox(RATE_HZ, 60.0, on_room=self.desk.scheduler.wake), submitted_s=self.clock())
+        self.desk.scheduler.submit(job)
+        return job
+
+    def hand(self, seconds: float, *, present: int = 0) -> None:
+        self.playback.present = present
+        self.playback.hand(seconds, self.clock())
+
+
+def stage(rows: int) -> tuple[Desk, Clock, Callable[[], Played]]:
+    """A desk whose time is moved by hand, and a way to get an answer with a listener."""
+    runner, clock = ScriptedRunner(rows), Clock()
+    scheduler = Scheduler(rows, 9, clock=clock)
+    desk = Desk(runner, scheduler, Loop(runner, scheduler, "test"))
+    return desk, clock, lambda: Played(desk, clock, Playback())
 
 
 # ---- Scheduler
@@ -163,6 +202,125 @@ async def test_background_work_goes_on_while_a_slow_reader_has_enough():
     desk.submit(Part(frames=2), background=True)
     desk.finish()
     assert [number for number, _ in desk.runner.said] == [0, 0, 1, 1]
+
+
+async def test_who_is_far_ahead_of_the_listener_lets_first_sounds_pass():
+    desk, clock, answer = stage(rows=2)
+    far = answer()
+    far.submit(frames=500)
+    desk.turn(2)
+    far.hand(10.0)
+    desk.submit(Part(frames=3, pieces=4))
+    steps = len(desk.runner.named("step"))
+    desk.turn(4)  # all four are the newcomer's prompt: nobody waits for a step
+    assert len(desk.runner.named("step")) == steps
+    desk.turn()
+    assert desk.runner.named("step")[-1] == (1,)  # its first sound comes alone
+    desk.turn()
+    assert desk.runner.named("step")[-1] == (0, 1)  # nobody plays the newcomer: that one does not hurry any more
+    clock.now_s += 7.5  # the listener has 2.5 s left, and the rest of what is made
+    desk.submit(Part(frames=3))
+    desk.turn()
+    assert desk.runner.named("step")[-1] == (0, 1)
+
+
+async def test_who_is_far_ahead_lets_those_catch_up_who_are_short():
+    desk, clock, answer = stage(rows=3)
+    answers = [answer() for _ in range(3)]
+    for each in answers:
+        each.submit(frames=1000)
+    desk.turn(4)  # a prompt each, and a first frame
+    for each, seconds in zip(answers, (10.0, 2.0, 0.5), strict=True):
+        each.hand(seconds)
+    desk.turn()
+    assert desk.runner.named("step")[-1] == (1, 2)
+    answers[2].hand(1.0)
+    desk.turn()
+    assert desk.runner.named("step")[-1] == (0, 1, 2)  # nobody is short
+    clock.now_s += 1.5
+    desk.turn()
+    assert desk.runner.named("step")[-1] == (1, 2)
+    clock.now_s += 6.0  # the first has less than 3 s itself
+    desk.turn()
+    assert desk.runner.named("step")[-1] == (0, 1, 2)
+
+
+async def test_nobody_yields_to_those_who_wait_for_a_row():
+    """It becomes free by being finished."""
+    desk, _, answer = stage(rows=1)
+    far = answer()
+    far.submit(frames=5)
+    desk.turn(2)
+    far.hand(10.0)
+    desk.submit(Part(frames=1))
+    desk.finish()
+    assert desk.runner.said == [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (1, 0)]
+
+
+async def test_the_passage_that_is_heard_goes_before_later_ones_of_its_answer():
+    desk, clock, answer = stage(rows=3)
+    talk = answer()
+    talk.submit(frames=900)
+    desk.turn(2)
+    talk.hand(0.5)
+    talk.submit(frames=900, number=1)
+    talk.submit(frames=900, number=2)
+    desk.turn(3)
+    assert set(desk.runner.named("step")) == {(0,)}
+    assert desk.runner.named("prefill") == [0]
+    talk.hand(1.5)  # enough for a while
+    desk.turn(3)
+    assert desk.runner.named("prefill") == [0, 1, 2]
+    assert desk.runner.named("step")[-1] == (0, 1, 2)
+    clock.now_s += 1.5
+    desk.turn()
+    assert desk.runner.named("step")[-1] == (0,)
+    talk.hand(0.0, present=1)  # the first has been handed on: the second is waited for now
+    desk.turn()
+    assert desk.runner.named("step")[-1] == (0, 1)
+
+
+async def test_an_answer_that_can_not_be_heard_without_gaps_is_made_side_by_side():
+    desk, clock, answer = stage(rows=2)
+    talk = answer()
+    talk.submit(frames=900)
+    desk.turn(2)
+    talk.hand(0.1)
+    talk.submit(frames=900, number=1)
+    clock.now_s += 1.0  # it has run dry 0.9 s ago
+    talk.hand(0.1)
+    assert talk.playback.late
+    desk.turn(2)
+    assert desk.runner.named("step")[-1] == (0, 1)
+
+
+async def test_prompts_are_read_for_those_who_go_on_then_for_newcomers_then_for_what_is_not_heard_yet():
+    desk, clock, answer = stage(rows=4)
+    talk = answer()
+    talk.submit(frames=900)
+    desk.turn(2)
+    talk.hand(2.0)
+    talk.submit(frames=9, number=2)
+    talk.submit(frames=9, number=1)
+    clock.now_s += 0.1
+    desk.submit(Part(frames=9))
+    desk.turn(2)
+    assert desk.runner.rows == {0: 0, 1: 1, 2: 2, 3: 3}
+    assert desk.runner.named("prefill") == [0, 3]  # a first sound is waited for
+    desk.turn(2)
+    assert desk.runner.named("prefill") == [0, 3, 2, 1]
+
+
+def test_a_listener_who_runs_dry_begins_again():
+    playback = Playback(tempo=2.0)
+    assert playback.ahead_s(5.0) == 0
+    playback.hand(0.0, 5.0)  # no sound yet: nothing plays
+    playback.hand(1.0, 10.0)
+    assert playback.ahead_s(10.25) == 0.5
+    assert playback.ahead_s(11.0) == -1.0
+    playback.hand(1.0, 11.0)
+    assert playback.gaps_s == 0.5
+    assert playback.ahead_s(11.0) == 1.0
 
 
 async def test_a_cancelled_job_leaves_the_queue_at_once():
@@ -394,6 +552,54 @@ async def test_everybody_hears_their_own_and_all_of_it():
         assert await heard(job) == desk.runner.expected(job.utterance)
     assert desk.runner.rows == {}
     assert desk.scheduler.load().active_rows == 0
+
+
+async def test_a_reader_whose_listener_has_enough_is_given_more_at_once():
+    left_s = 0.0
+    outbox = Outbox(RATE_HZ, 10.0, on_room=lambda: None, left_s=lambda: left_s)
+    frame = np.ones(FRAME_SAMPLES, np.float32)
+
+    async def soon(chunk: asyncio.Task[AudioChunk | None]) -> bool:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return chunk.done()
+
+    outbox.put(frame)
+    assert (await outbox.get()) is not None  # the first at once
+    left_s = 0.2  # too little to wait
+    outbox.put(frame)
+    assert (await outbox.get()) is not None
+    left_s = 100.0
+    chunk = asyncio.create_task(outbox.get())
+    for _ in range(9):
+        outbox.put(frame)
+        assert not await soon(chunk)
+    outbox.put(frame)  # 0.4 s
+    assert await soon(chunk)
+    assert len((await chunk).samples) == 10 * FRAME_SAMPLES
+    outbox.put(frame)
+    chunk = asyncio.create_task(outbox.get())
+    assert not await soon(chunk)
+    outbox.finish()  # nothing more is waited for
+    assert len((await chunk).samples) == FRAME_SAMPLES
+    assert await outbox.get() is None
+
+
+async def test_a_reader_is_given_what_there_is_before_the_listener_runs_dry():
+    outbox = Outbox(RATE_HZ, 10.0, on_room=lambda: None, left_s=lambda: 0.27)
+    frame = np.ones(FRAME_SAMPLES, np.float32)
+    outbox.put(frame)
+    await outbox.get()
+    outbox.put(frame[:1])  # and no more: the engine has stalled
+    chunk = await asyncio.wait_for(outbox.get(), 5)
+    assert chunk is not None
+    assert len(chunk.samples) == 1
+    chunk_task = asyncio.create_task(outbox.get())
+    await asyncio.sleep(0.02)  # past the wait: the next sound, however little, is taken at once
+    outbox.put(frame[:1])
+    chunk = await asyncio.wait_for(chunk_task, 5)
+    assert chunk is not None
+    assert len(chunk.samples) == 1
 
 
 async def test_a_full_outbox_pauses_its_own_row_only():
@@ -687,16 +893,46 @@ async def test_one_after_another_is_never_refused():
             assert await spoken(engine, utterance) == runner.expected(utterance)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_when_the_thread_dies_nobody_waits_for_ever():
-    class Death(BaseException):
-        pass
+class Death(BaseException):
+    """What no loop catches."""
 
+
+DEATH = Part(frames=9, fails="step", at=2, error=Death())
+
+
+async def test_a_loop_that_fails_goes_on_once():
+    async with running(rows=2, queue=5) as (engine, runner):
+        parts = [Part(frames=9), DEATH, Part(frames=9), Part(frames=9)]
+        utterances = [runner.utterance(part) for part in parts]
+        jobs = [asyncio.create_task(spoken(engine, utterance)) for utterance in utterances]
+        for job in jobs[:2]:  # who was being spoken for
+            with pytest.raises(EngineStopped, match="started again"):
+                await asyncio.wait_for(job, 5)
+        for job, utterance in zip(jobs[2:], utterances[2:], strict=True):  # who waited
+            assert await asyncio.wait_for(job, 5) == runner.expected(utterance)
+        assert engine.healthy
+        assert engine.restarts == 1
+        assert (engine.load.active_rows, engine.load.queued) == (0, 0)
+        assert runner.rows == {}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_loop_that_can_not_be_cleared_is_dead():
     async with running(rows=1, queue=5) as (engine, runner):
         jobs = [
             asyncio.create_task(spoken(engine, runner.utterance(part)))
-            for part in (Part(frames=9, fails="step", at=2, error=Death()), Part(frames=9))
+            for part in (Part(frames=0, fails="release", error=Death()), Part(frames=0, fails="release", error=Death()))
         ]
+        for job in jobs:
+            with pytest.raises(EngineError):
+                await asyncio.wait_for(job, 5)
+        await until(lambda: not engine.healthy)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_when_the_thread_dies_nobody_waits_for_ever():
+    async with running(rows=1, queue=5) as (engine, runner):
+        jobs = [asyncio.create_task(spoken(engine, runner.utterance(part))) for part in (DEATH, DEATH, Part(frames=9))]
         for job in jobs:
             with pytest.raises(EngineError):
                 await asyncio.wait_for(job, 5)

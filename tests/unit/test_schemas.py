@@ -87,6 +87,8 @@ def test_unknown_fields_are_ignored():
         ({"normalize": True}, {}),
         ({"enhance": False}, {"enhance": False}),
         ({"enhance": True}, {"enhance": True}),
+        ({"parallel": True}, {"parallel": True}),
+        ({"parallel": False}, {}),
         ({"stream_format": "sse"}, {}),
         ({"conversation_id": "c1"}, {}),
     ],
@@ -140,6 +142,7 @@ WRONG: list[tuple[str, list[Any]]] = [
     ("normalize", ["false", 0, 1]),
     ("enhance", ["false", 0, 1]),
     ("progress", ["false", 0, 1]),
+    ("parallel", ["false", 0, 1]),
 ]
 
 
@@ -368,6 +371,7 @@ CHANGES: dict[str, list[Any]] = {
     "normalize": [False],
     "enhance": [True, False],
     "conversation": ["one", "two"],
+    "parallel": [True],
     "context": [
         (),
         (TURN, TURN),

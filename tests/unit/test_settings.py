@@ -72,10 +72,24 @@ def test_variables_win_over_the_file_and_the_file_over_defaults(monkeypatch, tmp
 )
 def test_lists_are_split_at_commas(monkeypatch, given, keys):
     monkeypatch.setenv("TTS_API_KEYS", given)
-    monkeypatch.setenv("TTS_CORS_ORIGINS", given)
     settings = Settings()
     assert tuple(key.get_secret_value() for key in settings.api_keys) == keys
-    assert settings.cors_origins == keys
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://studio.example", "http://localhost:3000", "*", "http://[::1]:8080", "chrome-extension://abc"]
+)
+def test_origins(origin):
+    assert Settings(TTS_CORS_ORIGINS=f"{origin}, https://other.example").cors_origins[0] == origin
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://studio.example/", "studio.example", "null", "https://*.example", "https://a@b", "HTTPS://a", "https://"],
+)
+def test_what_no_browser_sends_as_an_origin_is_refused(origin):
+    with pytest.raises(ValidationError, match="is no origin"):
+        Settings(TTS_CORS_ORIGINS=origin)
 
 
 def test_commas_alone_do_not_open_the_server(monkeypatch):

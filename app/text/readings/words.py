@@ -39,7 +39,7 @@ DOLLAR_NAME = re.compile(r"\$(?=[A-Za-z_])")
 SUPERSCRIPT = re.compile(r"(?<=[A-Za-z0-9)])([⁰¹⁴-⁹²³]{1,6})")
 SUBSCRIPT = re.compile(r"[₀-₉]")
 ENUMERATOR = re.compile(r"(?<![\w.,])([0-9]{1,2})\) (?=[A-Za-z])")
-CITATION = re.compile(r" ?(?:\[[0-9]{1,3}(?:[,–-] ?[0-9]{1,3}){0,5}\])+(?=[\s.,;:!?)]|$)")
+CITATION = re.compile(r" ?(?:\[[0-9]{1,3}(?:[,–-] ?[0-9]{1,3}){0,5}\]){1,20}(?=[\s.,;:!?)]|$)")
 
 
 def read_title(found: Match) -> str:

@@ -63,6 +63,7 @@ export class ApiError extends Error {
   get headline() {
     if (this.status === 0) return t("error.offline");
     if (this.status === 401) return t("error.key");
+    if (this.code === "missing_scope") return t("error.scope");
     if (this.code === "voice_not_found" || /voice$/.test(this.param ?? "")) return t("error.voice");
     if (this.code === "string_too_long") return t("error.long");
     if (this.code === "too_many_speakers") return t("error.speakers");
@@ -94,6 +95,7 @@ async function errorOf(answer) {
 
 /** An error as a box: headline, the API's words, what to do, the request's id. actions: buttons. */
 export function errorBox(error, actions = [], headline = error instanceof ApiError ? error.headline : String(error.message ?? error)) {
+  if (error.code === "missing_scope") actions = [...actions, button(t("key.other"), () => askKey(error.message), { look: "quiet" })];
   alarm(`${headline} ${error.message ?? ""}`);
   return h("div", { class: "error" },
     h("p", { class: "headline" }, headline),

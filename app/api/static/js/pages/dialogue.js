@@ -3,8 +3,8 @@
 import { errorBox, health, models, voices } from "../api.js";
 import { player } from "../player.js";
 import { drawSeed, speech } from "../speech.js";
-import { announce, button, debounce, dialog, h, newId, notify, number, seconds, store, t } from "../ui.js";
-import { banner, modelSelect, modelToUse, snippetTabs, voiceSelect } from "./speak.js";
+import { announce, button, debounce, dialog, h, newId, notify, number, store, t } from "../ui.js";
+import { banner, ignoredBadges, modelSelect, modelToUse, partialBadges, snippetTabs, timeBadges, voiceSelect } from "./speak.js";
 
 const OTHER_VOICES = ["alloy", "onyx", "nova", "echo", "shimmer", "fable"]; // told apart easily
 const ACCIDENT_MS = 400;
@@ -266,18 +266,7 @@ export async function mount(main) {
     label.textContent = t(busy ? "stop" : "dialogue.all");
     go.lastChild.textContent = busy ? "Esc" : "Ctrl+Enter";
     go.classList.toggle("stop", busy);
-    const badge = (key, value, look = "") => h("span", { class: `badge ${look}`, data: { badge: key } }, `${t(`badge.${key}`)} `, h("strong", {}, value));
-    const rows = [];
-    if (mine()) {
-      const waited_s = (performance.now() - speech.pressed_ms) / 1000;
-      if (speech.again_s) rows.push(badge("busy", t("badge.again", { s: speech.again_s }), "warn"));
-      else if (state === "waiting" && waited_s > 0.3) rows.push(badge("waiting", seconds(waited_s)));
-      if (speech.first_s !== null) rows.push(badge("first", `${number(speech.first_s, 2)} s`));
-      if (speech.factor !== null) rows.push(badge("factor", `${number(speech.factor, 1)}×`));
-      if (speech.ignored) rows.push(badge("ignored", speech.ignored, "warn"));
-      if (state === "partial") rows.push(badge("partial", seconds(speech.track.seconds), "warn"));
-    }
-    badges.replaceChildren(...rows);
+    badges.replaceChildren(...(mine() ? [...timeBadges(speech), ...ignoredBadges(speech), ...partialBadges(speech)] : []));
     if (mine() && speech.error && speech.error !== lastError) {
       lastError = speech.error;
       const box = errorBox(speech.error, [button(t("again"), speakAll)]);

@@ -65,6 +65,24 @@ export function banner(list, chosen, use) {
   );
 }
 
+// ---- how an answer goes, as badges
+
+const badge = (key, value, look = "") => h("span", { class: `badge ${look}`, data: { badge: key } }, `${t(`badge.${key}`)} `, h("strong", {}, value));
+
+/** How long it takes, and whether it has to wait. */
+export function timeBadges({ state, again_s, pressed_ms, first_s, factor }) {
+  const waited_s = (performance.now() - pressed_ms) / 1000;
+  return [
+    again_s ? badge("busy", t("badge.again", { s: again_s }), "warn") : state === "waiting" && waited_s > 0.3 && badge("waiting", seconds(waited_s)),
+    first_s !== null && badge("first", `${number(first_s, 2)} s`),
+    factor !== null && badge("factor", `${number(factor, 1)}×`),
+  ].filter(Boolean);
+}
+
+export const ignoredBadges = ({ ignored }) => (ignored ? [badge("ignored", ignored, "warn")] : []);
+
+export const partialBadges = ({ state, track }) => (state === "partial" ? [badge("partial", seconds(track.seconds), "warn")] : []);
+
 // ---- the request as code
 
 const inShell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
@@ -410,8 +428,6 @@ export async function mount(main) {
     }
   });
 
-  const badge = (key, value, look = "") => h("span", { class: `badge ${look}`, data: { badge: key } }, `${t(`badge.${key}`)} `, h("strong", {}, value));
-
   let ticking = 0;
   function told() {
     const busy = speech.busy && mine();
@@ -422,21 +438,17 @@ export async function mount(main) {
     go.classList.toggle("stop", busy);
     const rows = [];
     if (mine()) {
-      const waited_s = (performance.now() - speech.pressed_ms) / 1000;
-      if (speech.again_s) rows.push(badge("busy", t("badge.again", { s: speech.again_s }), "warn"));
-      else if (state === "waiting" && waited_s > 0.3) rows.push(badge("waiting", seconds(waited_s)));
-      if (speech.first_s !== null) rows.push(badge("first", `${number(speech.first_s, 2)} s`));
-      if (speech.factor !== null) rows.push(badge("factor", `${number(speech.factor, 1)}×`));
+      rows.push(...timeBadges(speech));
       const parts = speech.track?.parts ?? [];
       if (state === "streaming" && parts.length) {
         const { sentence, sentences } = parts.at(-1);
         rows.push(badge("made", sentences ? t("badge.of", { count: sentence + 1, of: sentences }) : number(sentence + 1)));
       }
       if (speech.hit) rows.push(badge("cache", t("badge.hit")));
-      if (speech.ignored) rows.push(badge("ignored", speech.ignored, "warn"));
+      rows.push(...ignoredBadges(speech));
       const engine = modelList.find((model) => model.id === settings.model);
       if (speech.engine && engine && speech.take && speech.take.model === settings.model && !settings.model.startsWith(speech.engine) && !isAlias(engine)) rows.push(badge("engine", speech.engine, "warn"));
-      if (state === "partial") rows.push(badge("partial", seconds(speech.track.seconds), "warn"));
+      rows.push(...partialBadges(speech));
     }
     badges.replaceChildren(...rows);
     saveNow.hidden = !(mine() && (state === "done" || state === "partial") && player.track);

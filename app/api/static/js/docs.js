@@ -1,0 +1,13 @@
+// The API to read and to try. Nothing here asks another host: no validator, no fonts, no proxy.
+
+"use strict";
+
+SwaggerUIBundle({
+  url: `${document.documentElement.dataset.root}/openapi.json`,
+  dom_id: "#swagger",
+  deepLinking: true,
+  displayRequestDuration: true,
+  docExpansion: "list",
+  defaultModelsExpandDepth: 0,
+  validatorUrl: null,
+});

@@ -1,0 +1,276 @@
+"""Under load: requests that arrive when they like, and what their listeners hear.
+
+    python -m bench.load                                  # the offline voice, at shares of what it can do
+    python -m bench.load --engine csm                     # a tiny CSM with random weights
+    python -m bench.load --engine csm --streams 32        # so many long answers at once: does each keep real time?
+    python -m bench.load --url http://gpu:8000/v1 --rates 2,4,8
+
+Arrivals are open-loop and Poisson: nobody waits for an answer before asking again, and a request's time counts from
+when it was due. What the server can do is measured first, by clients that do wait. Texts differ; nothing is cached.
+
+audible_ms: until the first sample above -50 dBFS has been received. An underrun: a listener who begins with the first
+bytes runs dry for more than 20 ms, which is what a player's own buffer holds. at_real_time: the share of answers that
+came whole and without an underrun. The client shares the machine; what it costs is told too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.server import ROOT, Server, own_server
+from bench.wire import Client, Heard
+
+RATE_HZ = 24_000
+BYTES_PER_S = 2 * RATE_HZ
+AUDIBLE = 10 ** (-50 / 20)
+TOLERANCE_S = 0.02
+WORDS = """
+amber anchor autumn basket beacon bottle bridge candle canyon castle cedar circle cotton desert dragon eagle
+ember falcon feather forest garden golden harbor hollow island ivory jacket jungle kettle lantern lemon marble
+meadow mirror monkey mountain needle ocean orange paper pencil pepper pillow planet pocket rabbit ribbon river
+rocket saddle sailor shadow silver spider summer sunset table temple thunder ticket timber tunnel velvet village
+violet walnut weather window winter wonder yellow
+""".split()  # noqa: SIM905 - read as words
+
+
+@dataclass(frozen=True, slots=True)
+class Listened:
+    """What one listener had of an answer. Seconds; first_s and audible_s from when it was due, inf where none came."""
+
+    status: int
+    whole: bool
+    first_s: float
+    audible_s: float
+    audio_s: float
+    underruns: int
+    gap_s: float
+
+    @property
+    def at_real_time(self) -> bool:
+        return self.status == 200 and self.whole and not self.underruns
+
+
+def listen(heard: Heard, due_s: float) -> Listened:
+    """heard: an answer in pcm at RATE_HZ."""
+    if heard.status != 200 or not heard.pieces:
+        return Listened(heard.status, heard.whole, np.inf, np.inf, 0.0, 0, 0.0)
+    samples = np.frombuffer(bytes(heard.body[: len(heard.body) // 2 * 2]), "<i2")
+    loud = np.flatnonzero(np.abs(samples.astype(np.int32)) > AUDIBLE * 32768)
+    audible_s = np.inf
+    if len(loud):
+        byte = 2 * (int(loud[0]) + 1)
+        audible_s = next(when_s for when_s, received in heard.pieces if received >= byte) - due_s
+    first_s = heard.pieces[0][0]
+    underruns, gap_s, had_s = 0, 0.0, heard.pieces[0][1] / BYTES_PER_S
+    for when_s, received in heard.pieces[1:]:
+        dry_s = (when_s - first_s - gap_s) - had_s
+        if dry_s > TOLERANCE_S:
+            underruns += 1
+            gap_s += dry_s
+        had_s = received / BYTES_PER_S
+    return Listened(heard.status, heard.whole, first_s - due_s, audible_s, had_s, underruns, gap_s)
+
+
+class Asker:
+    """Asks for short texts that nobody has asked for before."""
+
+    def __init__(self, client: Client, dice: random.Random, *, voice: str, words: int, fields: dict[str, Any]) -> None:
+        self._client = client
+        self._dice = dice
+        self._words = words
+        self._fields = {"voice": voice, "response_format": "pcm", "cache": False, **fields}
+
+    def text(self) -> str:
+        return " ".join(self._dice.choices(WORDS, k=self._words)).capitalize() + "."
+
+    async def ask(self, due_s: float, text: str = "") -> Listened:
+        body = json.dumps({"input": text or self.text(), **self._fields}).encode()
+        return listen(await self._client.ask("/audio/speech", body), due_s)
+
+
+async def closed_loop(asker: Asker, clients: int, seconds: float) -> tuple[float, list[Listened]]:
+    """Requests answered in a second by clients that each wait for their answer."""
+    began_s = time.perf_counter()
+    answers: list[Listened] = []
+
+    async def one() -> None:
+        while (now_s := time.perf_counter()) < began_s + seconds:
+            answers.append(await asker.ask(now_s))
+
+    await asyncio.gather(*(one() for _ in range(clients)))
+    return len(answers) / (time.perf_counter() - began_s), answers
+
+
+async def open_loop(asker: Asker, rate_hz: float, seconds: float, dice: random.Random) -> list[Listened]:
+    """Poisson arrivals for so many seconds; all that were begun are heard to their end."""
+    began_s = due_s = time.perf_counter()
+    going: list[asyncio.Task[Listened]] = []
+    while (due_s := due_s + dice.expovariate(rate_hz)) < began_s + seconds:
+        await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+        going.append(asyncio.create_task(asker.ask(due_s)))
+    return list(await asyncio.gather(*going))
+
+
+async def at_once(asker: Asker, streams: int, text: str) -> list[Listened]:
+    """So many answers begun within a second, evenly."""
+
+    async def one(index: int) -> Listened:
+        await asyncio.sleep(index / streams)
+        return await asker.ask(time.perf_counter(), f"{asker.text()} {text}")
+
+    return list(await asyncio.gather(*(one(index) for index in range(streams))))
+
+
+def spread_ms(seconds: Iterable[float]) -> dict[str, float | None]:
+    ordered = sorted(seconds)
+
+    def at(share: float) -> float | None:
+        if not ordered:
+            return None
+        found = ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+        return round(1000 * found, 1) if np.isfinite(found) else None
+
+    return {"p50": at(0.5), "p95": at(0.95), "p99": at(0.99), "max": at(1)}
+
+
+def summary(answers: Sequence[Listened]) -> dict[str, Any]:
+    spoken = [each for each in answers if each.status == 200]
+    return {
+        "requests": len(answers),
+        "answered": len(spoken),
+        "refused_429": sum(each.status == 429 for each in answers),
+        "failed": sum(each.status not in (200, 429) or not each.whole for each in answers),
+        "audible_ms": spread_ms(each.audible_s for each in spoken),
+        "first_bytes_ms": spread_ms(each.first_s for each in spoken),
+        "audio_s": round(sum(each.audio_s for each in spoken), 1),
+        "underruns": sum(each.underruns for each in spoken),
+        "gaps_s": round(sum(each.gap_s for each in spoken), 3),
+        "at_real_time": round(sum(each.at_real_time for each in answers) / max(1, len(answers)), 4),
+    }
+
+
+class Meter:
+    """CPU of the server and of this process between `__enter__` and `per_request_ms`."""
+
+    def __init__(self, server: Server | None) -> None:
+        self._server = server
+
+    def __enter__(self) -> Meter:
+        self._wall_s = time.perf_counter()
+        self._own_s = time.process_time()
+        self._server_s = self._server.cpu_s if self._server else 0.0
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wall_s = time.perf_counter() - self._wall_s
+        self.own_s = time.process_time() - self._own_s
+        self.server_s = self._server.cpu_s - self._server_s if self._server else 0.0
+
+    def told(self, requests: int) -> dict[str, Any]:
+        told = {"client_cpu_ms_per_request": round(1000 * self.own_s / max(1, requests), 2)}
+        if self._server is not None:
+            told["server_cpu_ms_per_request"] = round(1000 * self.server_s / max(1, requests), 2)
+            told["server_cores"] = round(self.server_s / self.wall_s, 2)
+        return told
+
+
+async def measure(url: str, server: Server | None, options: argparse.Namespace) -> dict[str, Any]:
+    dice = random.Random(options.seed)
+    client = Client(url)
+    fields: dict[str, Any] = {"max_audio_length_ms": int(1000 * options.audio_s)} if options.audio_s else {}
+    asker = Asker(client, dice, voice=options.voice, words=options.words, fields=fields)
+    result: dict[str, Any] = {"bench": "load", "engine": options.engine if server else options.url}
+    result |= {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "load_average": os.getloadavg()[0]}
+    await closed_loop(asker, 4, options.warm_s)
+    if options.streams:
+        text = "".join(f"{asker.text()} " for _ in range(options.sentences))
+        with Meter(server) as meter:
+            answers = await at_once(asker, options.streams, text)
+        heard_s = sum(each.audio_s for each in answers)
+        result["streams"] = options.streams
+        result["run"] = {**summary(answers), **meter.told(len(answers)), "times_real_time": heard_s / meter.wall_s}
+        result["run"]["times_real_time"] = round(result["run"]["times_real_time"], 1)
+        return result
+    rates = [float(rate) for rate in options.rates.split(",") if rate]
+    if not rates:
+        with Meter(server) as meter:
+            capacity, answers = await closed_loop(asker, options.clients, options.seconds / 2)
+        result["capacity_per_s"] = round(capacity, 1)
+        result["capacity"] = {"clients": options.clients, **summary(answers), **meter.told(len(answers))}
+        rates = [float(share) * capacity for share in options.shares.split(",")]
+    result["rates"] = []
+    for rate in rates:
+        with Meter(server) as meter:
+            answers = await open_loop(asker, rate, options.seconds, dice)
+        told = {"rate_per_s": round(rate, 1), **summary(answers), **meter.told(len(answers))}
+        if "capacity_per_s" in result:
+            told["share_of_capacity"] = round(rate / result["capacity_per_s"], 2)
+        result["rates"].append(told)
+        print(json.dumps(told), file=sys.stderr)
+    client.close()
+    return result
+
+
+@contextlib.asynccontextmanager
+async def serving(options: argparse.Namespace) -> AsyncIterator[tuple[str, Server | None]]:
+    if options.url:
+        yield options.url, None
+        return
+    variables = {"TTS_MAX_ROWS": str(options.rows)} if options.rows else {}
+    with tempfile.TemporaryDirectory() as folder:
+        if options.engine == "csm":
+            model = Path(folder) / "csm"
+            command = [sys.executable, "-m", "bench.fabricate", "csm", "--size", "tiny", str(model)]
+            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)  # noqa: ASYNC221 - nothing runs yet
+            variables |= {"TTS_ENGINE": "csm", "CSM_MODEL": str(model), "TTS_FALLBACK_ENGINE": ""}
+            variables |= {"TTS_CASTING": "off", "TTS_DTYPE": "bfloat16"}
+        async with own_server(**variables) as server:
+            yield server.url, server
+
+
+async def run(options: argparse.Namespace) -> dict[str, Any]:
+    async with serving(options) as (url, server):
+        return await measure(url, server, options)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", help="of a running server, with /v1; default: start one")
+    parser.add_argument("--engine", choices=["espeak", "csm"], default="espeak", help="of the server that is started")
+    parser.add_argument("--rows", type=int, default=0, help="TTS_MAX_ROWS of that server; 0 = as it likes")
+    parser.add_argument("--rates", default="", help="requests a second, with commas; default: shares of the capacity")
+    parser.add_argument("--shares", default="0.5,0.7,0.8,0.9", help="of the capacity, with commas")
+    parser.add_argument("--clients", type=int, default=16, help="of the measurement of the capacity")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of arrivals at each rate")
+    parser.add_argument("--warm-s", type=float, default=2.0)
+    parser.add_argument("--words", type=int, default=2, help="of a request's text; two are about a second of speech")
+    parser.add_argument("--audio-s", type=float, default=0.0, help="longest answer; 0 = as long as the text is")
+    parser.add_argument("--streams", type=int, default=0, help="instead of rates: so many long answers at once")
+    parser.add_argument("--sentences", type=int, default=8, help="of each of those")
+    parser.add_argument("--voice", default="alloy")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    if options.engine == "csm" and not options.url:
+        options.rows = options.rows or options.streams or 8
+        options.audio_s = options.audio_s or (20.0 if options.streams else 2.0)
+    print(json.dumps(asyncio.run(run(options))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""A server of our own to measure: `python -m app.main` in a process, a folder and an environment of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).resolve().parent.parent
+_TICKS_HZ = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """url: with /v1. The rest is read from /proc."""
+
+    url: str
+    pid: int
+    log: Path
+
+    @property
+    def cpu_s(self) -> float:
+        """Seconds of CPU so far, all threads."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS_HZ
+
+    @property
+    def rss_bytes(self) -> int:
+        return self._status("VmRSS") * 1024
+
+    @property
+    def threads(self) -> int:
+        return self._status("Threads")
+
+    @property
+    def open_files(self) -> int:
+        return len(os.listdir(f"/proc/{self.pid}/fd"))  # noqa: PTH208 - names are enough
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds that threads which are alive were ready to run and had no core."""
+        tasks = Path(f"/proc/{self.pid}/task")
+        waited_ns = 0
+        for task in tasks.iterdir():
+            with contextlib.suppress(OSError):  # it has ended since
+                waited_ns += int((task / "schedstat").read_text().split()[1])
+        return waited_ns / 1e9
+
+    def _status(self, name: str) -> int:
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1])
+        raise LookupError(name)
+
+
+@contextlib.asynccontextmanager
+async def own_server(**variables: str) -> AsyncIterator[Server]:
+    """A server with the offline voice, or as `variables` (environment) say, until the end of the block."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as data:
+        environment = os.environ | {
+            "TTS_ENGINE": "espeak",
+            "HOST": "127.0.0.1",
+            "PORT": str(port),
+            "TTS_DATA_DIR": data,
+            "LOG_LEVEL": "WARNING",
+            "PYTHONPATH": str(ROOT),
+        }
+        log = Path(data) / "console.log"
+        command = [sys.executable, "-m", "app.main"]
+        with log.open("wb") as console:
+            child = subprocess.Popen(  # noqa: ASYNC220 - nothing else runs yet
+                command, env=environment | variables, cwd=data, stderr=console
+            )
+        try:
+            await until_ready(f"http://127.0.0.1:{port}", child)
+            yield Server(f"http://127.0.0.1:{port}/v1", child.pid, log)
+        finally:
+            child.terminate()
+            try:
+                child.wait(30)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+async def until_ready(url: str, child: subprocess.Popen[bytes] | None = None, timeout_s: float = 120.0) -> None:
+    """Raises TimeoutError, and ChildProcessError where the server has ended."""
+    deadline_s = time.monotonic() + timeout_s
+    async with httpx.AsyncClient() as http:
+        while time.monotonic() < deadline_s:
+            if child is not None and child.poll() is not None:
+                raise ChildProcessError(f"the server ended with {child.returncode} before it was ready")
+            with contextlib.suppress(httpx.TransportError):
+                if (await http.get(f"{url}/ready")).status_code == 200:
+                    return
+            await asyncio.sleep(0.05)
+    raise TimeoutError(f"{url} was not ready within {timeout_s:.0f} s")

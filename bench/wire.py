@@ -1,0 +1,168 @@
+"""A small HTTP client for measuring: when each byte of an answer's body came, at a tenth of an HTTP library's cost.
+
+The client shares the machine with the server it measures, so what it costs is taken from what it measures. One
+connection carries one request at a time and is kept for the next. HTTP is parsed by httptools, which uvicorn brings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import httptools
+
+
+@dataclass(slots=True)
+class Heard:
+    """One answer: status, headers (lower case), its body and when it came. Times are time.perf_counter seconds.
+
+    pieces: (when, how many bytes of body there were by then). whole: the body came to its end.
+    """
+
+    begun_s: float
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytearray = field(default_factory=bytearray)
+    pieces: list[tuple[float, int]] = field(default_factory=list)
+    ended_s: float = 0.0
+    whole: bool = False
+
+
+class Connection(asyncio.Protocol):
+    """One connection. `ask` sends a request and waits for the whole answer; made by `Client`."""
+
+    def __init__(self, *, keep_body: bool) -> None:
+        self._keep_body = keep_body
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._heard: Heard | None = None
+        self._done: asyncio.Future[None] | None = None
+        self._received = 0
+        self.usable = True
+
+    async def ask(self, request: bytes, heard: Heard) -> None:
+        """Fills `heard`. Raises ConnectionError when the answer was broken off; what came is in `heard`."""
+        if self._transport is None:
+            raise ConnectionError("not connected")
+        self._heard, self._received = heard, 0
+        self._done = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        try:
+            await self._done
+        finally:
+            heard.ended_s = time.perf_counter()
+            if not heard.whole:
+                self.close()
+
+    def pause(self) -> None:
+        """Read nothing more until `resume`: a slow reader."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def close(self) -> None:
+        self.usable = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    # ---- asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self.connection_lost(ConnectionError(str(error)))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.usable = False
+        if self._done is not None and not self._done.done():
+            self._done.set_exception(error or ConnectionError("the answer was broken off"))
+
+    # ---- httptools
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        assert self._heard is not None
+        self._heard.headers[name.decode().lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        assert self._heard is not None
+        self._heard.status = self._parser.get_status_code()
+
+    def on_body(self, body: bytes) -> None:
+        heard = self._heard
+        assert heard is not None
+        self._received += len(body)
+        if self._keep_body:
+            heard.body += body
+        heard.pieces.append((time.perf_counter(), self._received))
+
+    def on_message_complete(self) -> None:
+        assert self._heard is not None
+        assert self._done is not None
+        self._heard.whole = True
+        if not self._parser.should_keep_alive():
+            self.close()
+        if not self._done.done():
+            self._done.set_result(None)
+
+
+class Client:
+    """Connections to one server, opened as they are needed and kept. One event loop."""
+
+    def __init__(self, url: str, *, keep_body: bool = True, headers: dict[str, str] | None = None) -> None:
+        """url: http://host:port with or without a path, which goes before every path asked for."""
+        parts = urlsplit(url)
+        if parts.scheme != "http" or parts.hostname is None:
+            raise ValueError(f"{url!r} is not an http:// address")
+        self._host, self._port = parts.hostname, parts.port or 80
+        self._prefix = parts.path.rstrip("/")
+        self._extra = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+        self._keep_body = keep_body
+        self._free: list[Connection] = []
+
+    async def connection(self) -> Connection:
+        while self._free:
+            kept = self._free.pop()
+            if kept.usable:
+                return kept
+        loop = asyncio.get_running_loop()
+        _, made = await loop.create_connection(lambda: Connection(keep_body=self._keep_body), self._host, self._port)
+        return made
+
+    def give_back(self, connection: Connection) -> None:
+        if connection.usable:
+            self._free.append(connection)
+
+    def request(self, path: str, body: bytes | None = None) -> bytes:
+        """The bytes of a GET, or with a JSON body of a POST."""
+        head = (
+            f"{'GET' if body is None else 'POST'} {self._prefix}{path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n"
+        )
+        if body is not None:
+            head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        return f"{head}{self._extra}\r\n".encode() + (body or b"")
+
+    async def ask(self, path: str, body: bytes | None = None) -> Heard:
+        """One whole answer; the time begins before a connection is looked for. A broken one has `whole` False."""
+        heard = Heard(time.perf_counter())
+        connection = await self.connection()
+        try:
+            await connection.ask(self.request(path, body), heard)
+        except ConnectionError:
+            heard.whole = False
+        self.give_back(connection)
+        return heard
+
+    def close(self) -> None:
+        for connection in self._free:
+            connection.close()
+        self._free.clear()

@@ -1,0 +1,49 @@
+"""/docs in a browser: Swagger UI from our own files, under the policy of the other pages, with and without a key."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from app.keys import KeyFile
+from tests.live import serving
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.browser.conftest import Watched
+
+    Visit = Callable[..., Watched]
+
+pytestmark = [pytest.mark.integration, pytest.mark.browser]
+
+
+def test_the_api_can_be_tried_there(tmp_path: Path, visit: Visit) -> None:
+    """That no other host is asked and no policy broken, `visit` sees."""
+    key = KeyFile(tmp_path).add("reader", ["speak"])
+    with serving(tmp_path) as url:
+        watched = visit(f"{url}/docs")
+        watched.expected |= {"401", "405"}  # Swagger UI offers the sound as a file, and asks for it by GET to play it
+        page = watched.page
+        speech = page.locator("#operations-speech-create_speech")
+        speech.locator(".opblock-summary-control").click()
+        speech.get_by_role("button", name="Try it out").click()
+        text = speech.locator("textarea").first
+        text.fill('{"input": "Tried in the documentation.", "response_format": "wav"}')
+        speech.get_by_role("button", name="Execute").click()
+        answer = speech.locator(".live-responses-table .response").first
+        answer.get_by_text("No API key was given").first.wait_for()
+
+        page.get_by_role("button", name="Authorize").first.click()
+        dialog = page.locator(".dialog-ux")
+        dialog.locator("input").fill(key)
+        dialog.get_by_role("button", name="Apply credentials").click()
+        dialog.get_by_role("button", name="Close").click()
+        speech.get_by_role("button", name="Execute").click()
+        answer.locator("audio").wait_for()
+        status = answer.locator(".response-col_status").text_content() or ""
+        assert re.match(r"\s*200", status)
+        assert len(watched.requests) > 4

@@ -1,0 +1,84 @@
+"""An engine over the real batch loop whose model fails as a text tells it to; else it hums."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from app.engines.batched import BatchedEngine
+from app.runtime.faults import BROKEN
+from app.runtime.runner import StepResult
+from app.types import EngineInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from app.engines.registry import BuildContext
+    from app.settings import Settings
+    from app.types import Codes, Samples, Utterance
+
+RATE_HZ, FRAME_SAMPLES = 24_000, 1_920
+FRAMES = 40  # of 80 ms
+FAILS_AT = 20
+
+
+class Death(BaseException):
+    """What the loop does not catch."""
+
+
+class FailingRunner:
+    """Words in a text: "memory" (while admitted), "exception" and "death" (in a step), "number" (NaN codes), "noise"
+    (NaN sound), "pause" (waits a little with each frame)."""
+
+    rate_hz = RATE_HZ
+
+    def __init__(self, rows: int) -> None:
+        self.max_rows = rows
+        self._texts: dict[int, str] = {}
+        self._made: dict[int, int] = {}
+        self._slow = threading.Event()
+
+    def admit(self, row: int, utterance: Utterance) -> None:
+        text = " ".join(line.text for line in utterance.lines).lower()
+        if "memory" in text:
+            raise MemoryError
+        self._texts[row], self._made[row] = text, 0
+
+    def prefill(self, row: int) -> bool:
+        return True
+
+    def step(self, rows: Sequence[int]) -> StepResult:
+        if any("pause" in self._texts[row] for row in rows):
+            self._slow.wait(0.01)
+        codes, ended = np.zeros((len(rows), 1), np.int16), np.zeros(len(rows), np.bool_)
+        for i, row in enumerate(rows):
+            text, frame = self._texts[row], self._made[row]
+            if frame == FAILS_AT:
+                if "exception" in text:
+                    raise ZeroDivisionError("inside")
+                if "death" in text:
+                    raise Death
+                if "number" in text:
+                    codes[i] = BROKEN
+            ended[i] = frame == FRAMES
+            self._made[row] += 1
+        return StepResult(codes, ended)
+
+    def sound(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
+        time_s = np.arange(FRAME_SAMPLES) / RATE_HZ
+        hum = (0.2 * np.sin(2 * np.pi * 220 * time_s)).astype(np.float32)
+        broken = np.full_like(hum, np.nan)
+        return [broken if "noise" in self._texts[row] and self._made[row] == FAILS_AT else hum for row in rows]
+
+    def release(self, row: int) -> None:
+        self._texts.pop(row, None)
+        self._made.pop(row, None)
+
+
+def build(settings: Settings, _: BuildContext) -> BatchedEngine:
+    info = EngineInfo("failing", "Failing", RATE_HZ, 0.08, False, frozenset(), ("en",), "1")
+    return BatchedEngine(
+        info, FailingRunner(settings.rows(4)), max_queue=settings.max_queue, outbox_s=settings.outbox_s
+    )

@@ -1,0 +1,125 @@
+"""What callers see when the model fails in the batch loop, and what those beside them see: nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from app import assemble
+from app.engines.registry import EngineSpec
+from tests.ears import decode
+from tests.live import serving, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+]
+
+WHOLE_S = 3.2
+
+
+@contextlib.contextmanager
+def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **variables: object) -> Iterator[httpx.Client]:
+    spec = EngineSpec("failing", "failing-1", "tests.faults.engines:build")
+    monkeypatch.setattr(assemble.registry, "specs", lambda: {"failing": spec})
+    given = {"TTS_ENGINE": "failing", "TTS_FALLBACK_ENGINE": "", "TTS_ENHANCE": False, **variables}
+    with serving(tmp_path, **given) as url, httpx.Client(base_url=url, timeout=30) as http:
+        yield http
+
+
+@pytest.fixture
+def http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
+    with failing(tmp_path, monkeypatch) as made:
+        yield made
+
+
+def speak(http: httpx.Client, text: str, **more: object) -> httpx.Response:
+    body = {"input": text, "response_format": "wav", "cache": False, **more}
+    return http.post("/v1/audio/speech", json=body)
+
+
+def broken_off(http: httpx.Client, text: str, **more: object) -> bytes:
+    """What came of an answer that must not end cleanly."""
+    received = []
+    body = {"input": text, "response_format": "wav", **more}
+    with http.stream("POST", "/v1/audio/speech", json=body) as answer:
+        assert answer.status_code == 200
+        with pytest.raises(httpx.RemoteProtocolError):
+            received.extend(answer.iter_raw())
+    return b"".join(received)
+
+
+@pytest.mark.parametrize("audio_format", ["mp3", "opus", "aac", "flac", "wav", "pcm"])
+def test_an_exception_in_the_middle_breaks_every_format(http: httpx.Client, audio_format: str) -> None:
+    for _ in range(2):  # the second shows that nothing was kept
+        assert broken_off(http, "An exception comes.", response_format=audio_format)
+    assert speak(http, "All is well.", response_format=audio_format).status_code == 200
+
+
+@pytest.mark.parametrize("word", ["exception", "number", "noise"])
+def test_with_sse_the_error_is_told(http: httpx.Client, word: str) -> None:
+    data = broken_off(http, f"A wrong {word}.", stream_format="sse").decode()
+    events = [json.loads(line.removeprefix("data: ")) for line in data.split("\n\n") if line]
+    assert events[-1]["error"]["type"] == "server_error"
+    assert {event.get("type") for event in events[:-1]} == {"speech.audio.delta"}
+    assert "[DONE]" not in data
+
+
+@pytest.mark.parametrize("word", ["number", "noise", "memory"])
+def test_those_beside_a_failing_row_hear_all_of_theirs(http: httpx.Client, word: str) -> None:
+    def one(index: int) -> float | None:
+        if index == 1:
+            if word == "memory":
+                assert speak(http, "Much memory, and a pause.").status_code == 500
+            else:
+                broken_off(http, f"A wrong {word}, and a pause.")
+            return None
+        return decode(speak(http, f"Pause {index}.").content, "wav").seconds
+
+    with ThreadPoolExecutor(4) as threads:
+        heard = list(threads.map(one, range(4)))
+    assert [seconds for seconds in heard if seconds is not None] == pytest.approx([WHOLE_S] * 3, abs=0.2)
+    assert http.get("/health").json()["status"] == "ok"
+    wait_until(lambda: http.get("/health").json()["rows"]["active"] == 0, 5)
+
+
+def test_memory_that_is_not_there_is_not_asked_for_again(http: httpx.Client) -> None:
+    answer = speak(http, "Much memory.")
+    assert answer.status_code == 500
+    assert answer.headers["x-should-retry"] == "false"
+    assert answer.json()["error"]["code"] == "out_of_memory"
+    assert speak(http, "All is well.").status_code == 200
+
+
+def test_a_dead_loop_starts_again_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with failing(tmp_path, monkeypatch) as http, ThreadPoolExecutor(2) as threads:
+        beside = threads.submit(broken_off, http, "A long pause beside it.")
+        wait_until(lambda: http.get("/health").json()["rows"]["active"] == 1)
+        broken_off(http, "Then comes death, after a pause.")
+        assert beside.result(10)
+        # The next ones are served; how it is, is said.
+        for _ in range(3):
+            assert decode(speak(http, "All is well.").content, "wav").seconds == pytest.approx(WHOLE_S, abs=0.2)
+        health = http.get("/health")
+        assert health.status_code == 200
+        assert health.json()["status"] == "degraded"
+        assert "started again" in health.json()["reason"]
+        assert http.get("/ready").status_code == 200
+
+        broken_off(http, "Death again.")
+        answer = speak(http, "Is anybody there?")
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"]
+        health = http.get("/health")
+        assert (health.status_code, health.json()["status"]) == (503, "unhealthy")
+        assert "Restart the server" in health.json()["remedy"]
+        assert http.get("/ready").status_code == 503

@@ -1,0 +1,56 @@
+"""A row that computes no number fails alone; memory that is not there is told as such."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from app.errors import BadReference, EngineError, OutOfMemory
+from app.runtime import faults
+from tests.unit.scripted_runner import Part
+from tests.unit.test_runtime import Desk, heard
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize("fails", ["nan codes", "nan sound"])
+async def test_a_row_without_numbers_fails_and_its_neighbours_go_on(fails: str) -> None:
+    desk = Desk.of(4, 9)
+    neighbours = [desk.submit(Part(frames=6)), desk.submit(Part(frames=3))]
+    failing = desk.submit(Part(frames=6, fails=fails, at=2))
+    desk.finish()
+    with pytest.raises(EngineError, match="computed no number"):
+        await heard(failing)
+    for neighbour in neighbours:
+        assert await heard(neighbour) == desk.runner.expected(neighbour.utterance)
+    later = desk.submit(Part(frames=6))
+    desk.finish()
+    assert await heard(later) == desk.runner.expected(later.utterance)
+    assert desk.runner.rows == {}
+    assert desk.runner.violations == []
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+@pytest.mark.parametrize("call", ["admit", "prefill"])
+async def test_memory_that_is_not_there_is_one_utterances_affair(call: str, error: Exception) -> None:
+    desk = Desk.of(4, 9)
+    neighbour = desk.submit(Part(frames=6))
+    desk.turn(3)
+    failing = desk.submit(Part(frames=6, fails=call, error=error))
+    desk.finish()
+    with pytest.raises(OutOfMemory, match="Send a shorter text"):
+        await heard(failing)
+    assert await heard(neighbour) == desk.runner.expected(neighbour.utterance)
+
+
+def test_what_callers_are_told() -> None:
+    typed = BadReference("in words")
+    assert faults.typed(typed) is typed
+    assert type(faults.typed(ZeroDivisionError("inside"))) is EngineError
+    assert "inside" not in faults.typed(ZeroDivisionError("inside")).message
+
+
+def test_rows_without_codes_are_whole() -> None:
+    assert faults.broken(np.zeros((3, 0), np.int16)) == []
+    assert faults.broken(np.zeros((0, 4), np.int16)) == []
