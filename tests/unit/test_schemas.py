@@ -138,7 +138,7 @@ WRONG: list[tuple[str, list[Any]]] = [
     ("cfg_scale", ["3", True, float("nan"), float("inf")]),
     ("seed", ["1", "Random", "", True, 1.5, [1]]),
     ("max_audio_length_ms", ["1000", True, 1000.5]),
-    ("sample_rate", ["24000", True, 24000.0]),
+    ("sample_rate", ["24000", True, 24000.5]),
     ("language", [5, True, "en US", "en/../x", "日本語"]),
     ("conversation_id", [5, True]),
     ("cache", ["false", 0, 1]),
