@@ -46,7 +46,9 @@ def raw(server: str, data: bytes, timeout_s: float = 10.0) -> bytes:
                 line.shutdown(socket.SHUT_WR)
             while part := line.recv(65_536):
                 received += part
-        except (ConnectionResetError, BrokenPipeError):
+        except TimeoutError:
+            raise
+        except OSError:  # it has hung up
             pass
         return received
 
