@@ -7,6 +7,8 @@ STAMP  := $(VENV)/.installed
 OPS    := .ops/bin
 APART  := .clients
 RAY    := .ray/bin/python
+FUZZ   := .fuzz/bin/python
+FUZZ_SECONDS ?= 20
 TRITON := .triton/bin/python
 
 .PHONY: install install-locked run dev oracle browser test test-all slow soak gpu fleet ray kernels fuzz clients openapi \
@@ -61,12 +63,9 @@ soak: install
 test-all: install
 	$(PY) -m pytest -m "not gpu and not ray and not clients and not openapi"
 
-# On a machine with a GPU: everything that needs one, and the figures.
+# On a machine with a GPU: the tests that need one, and the figures, in less than ten minutes.
 gpu: install
-	$(PY) -m pytest -m gpu
-	$(PY) -m bench.kernels
-	for model in csm dia; do for rows in 1 8; do \
-	    $(PY) -m bench.step --model $$model --size full --device cuda --rows $$rows --frames 64 || exit 1; done; done
+	$(PY) -m bench.gpu
 
 # Two servers behind HAProxy, which has to be installed (apt install haproxy).
 fleet: install
@@ -82,6 +81,15 @@ ray: install
 	if unshare --net true 2>/dev/null; then \
 	    unshare --net sh -c "ip link set lo up && exec $(RAY) -m pytest tests/contract -m ray"; \
 	else $(RAY) -m pytest tests/contract -m ray; fi
+
+# Coverage-guided fuzzing, FUZZ_SECONDS of each target; `python -m tests.fuzz.run --help` for longer. atheris stands beside
+# the environment, not in it: .fuzz sees what .venv has.
+fuzz: install
+	test -x $(FUZZ) || $(PY) -m venv .fuzz
+	$(PY) -c "import pathlib, sysconfig; site = sysconfig.get_path('purelib'); \
+	    [(p / 'beside.pth').write_text(site) for p in pathlib.Path('.fuzz/lib').glob('python*/site-packages')]"
+	$(FUZZ) -m pip install --quiet atheris==3.0.0
+	$(FUZZ) -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
 
 # Triton beside the environment too (700 MB), in the version that torch's CUDA build asks for: the kernels under its
 # interpreter against their twins, then compiled for GPUs that need not be there.

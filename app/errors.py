@@ -10,6 +10,7 @@ SpeechError
 │   ├── NotFound                 ├── InvalidValue
 │   ├── Unauthorized             ├── Forbidden (the key is right, but may not do this)
 │   ├── Unfetchable (what an address leads to can't be had; `code` says why)
+│   ├── ForeignPage (a web page of another origin may not ask for this)
 │   └── VoiceNotSupported (this engine can't speak with a recorded voice)
 ├── Busy                         the queue is full; come back in retry_after_s
 │   └── RateLimited              there is room, but not for this key
@@ -111,6 +112,10 @@ class Unauthorized(RequestError):
 
 class Forbidden(RequestError):
     code = "missing_scope"
+
+
+class ForeignPage(RequestError):
+    code = "cross_origin"
 
 
 class Busy(SpeechError):

@@ -234,7 +234,7 @@ class KeyRing:
         self._closed = bool(self._fixed)
         self._looked_s = clock()
         self._seen: _Signature | None = None  # the file as it was taken
-        self._refused: _Signature | None = None  # and as it could not be
+        self._told = ""  # why it could not be, the last time
         if file is not None and (seen := file.signature()) is not None:
             self._take(file.read(), seen)
 
@@ -306,15 +306,14 @@ class KeyRing:
         if self._file is None or now_s - self._looked_s < LOOK_S:
             return
         self._looked_s = now_s
-        seen: _Signature | None = None
         try:
             seen = self._file.signature()
             if seen == self._seen:
                 return
             self._take(() if seen is None else self._file.read(), seen)
         except (BadKeys, OSError) as error:
-            if seen != self._refused:
-                self._refused = seen
+            if str(error) != self._told:
+                self._told = str(error)
                 log.error("The keys stay as they were: %s", error)
             return
         log.info("%s: there are %d keys now", self._file.path, len(self._keys))
@@ -322,6 +321,6 @@ class KeyRing:
     def _take(self, keys: tuple[Key, ...], seen: _Signature | None) -> None:
         self._keys = (*self._fixed, *keys)
         self._closed = True
-        self._seen, self._refused = seen, None
+        self._seen, self._told = seen, ""
         known = {key.sha256 for key in self._keys}
         self._meters = {which: meter for which, meter in self._meters.items() if which in known or meter.active}

@@ -237,7 +237,7 @@ def fabricate_csm(
         write_file(mimi / "model.safetensors", codec_shapes, make_codec, torch.float32)
         write_json(mimi / "config.json", raw["codec_config"])
     write_json(out / "config.json", raw)
-    _write_tokenizer(out, raw)
+    write_tokenizer(out, raw)
     sampling = {"do_sample": True, "temperature": 0.9, "top_k": 50}
     depth_frames = config.codebooks - 1
     write_json(
@@ -253,7 +253,7 @@ def fabricate_csm(
     return out
 
 
-def _write_tokenizer(out: Path, raw: dict[str, Any]) -> None:
+def write_tokenizer(out: Path, raw: dict[str, Any]) -> None:
     """A byte-level BPE tokenizer of a few merges, split like Llama 3's, its special tokens at the config's ids."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(pattern=Regex(_LLAMA3_SPLIT), behavior="isolated")

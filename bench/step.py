@@ -11,40 +11,31 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import resource
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin slow each other down on few cores
 
 import torch
 
-from app.engines.csm_load import adapt
-from app.models.csm.config import parse_config
-from app.models.csm.model import CsmModel
+from app.engines.csm import CsmRunner
+from app.models.kernels.choice import TORCH, candidates
+from app.models.layers import Int8Dense, PackedDense
 from app.models.mimi.config import read_mimi_config
 from app.models.mimi.model import MimiDecoder
+from app.runtime.device import allow_tf32
 from app.runtime.sampling import Knobs, Sampler, exponential_noise
+from app.types import Sampling, SpokenLine, Utterance, Voice
 from bench.fabricate import csm_config
+from bench.runners import csm_runner, fill
 
 WARM_UP_FRAMES = 2
-
-
-def fill(module: torch.nn.Module) -> None:
-    """Random numbers scaled by fan-in, from one block: what they are does not matter, that they are ordinary does."""
-    block = torch.empty(1 << 22).normal_(generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for tensor in module.parameters():
-            flat = tensor.data.view(-1)
-            scale = 1 / math.sqrt(max(1, tensor[0].numel())) if tensor.ndim > 1 else 1.0
-            scaled = (block * scale).to(tensor.dtype)
-            for start in range(0, len(flat), len(scaled)):
-                part = flat[start : start + len(scaled)]
-                part.copy_(scaled[: len(part)])
+START = 30  # where the parts' rows stand
 
 
 def clock(device: torch.device) -> Callable[[], float]:
@@ -63,44 +54,136 @@ def spread(values: list[float]) -> dict[str, float]:
 
 @torch.inference_mode()
 def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    raw = csm_config(args.size)
-    config = parse_config(raw)
-    model = CsmModel(config, device=device, dtype=dtype)
-    fill(model)
-    decoder = MimiDecoder(read_mimi_config(raw["codec_config"]), rows=args.rows, device=device)
-    fill(decoder)
-    adapt(model, args.quantize)
-    cache, depth = model.row_cache(args.rows), model.frame_cache(args.rows)
-    sampler = Sampler([Knobs()] * args.rows, device)
-    rows = list(range(args.rows))
-    seeds = torch.arange(args.rows, device=device)
-    now = clock(device)
-
-    ids = torch.randint(0, config.text_vocab, (args.prompt,), device=device)
+    """A frame through the runner, as the engine's loop asks for it; and, where frames are not recorded, the model's
+    parts alone in turns with it: what the runner adds is the rest."""
+    record = device.type == "cuda" and not args.plain
+    sets = candidates(args.kernels, device, dtype, compiled=args.compile) if record else (TORCH,)
+    runner, recorder = csm_runner(
+        args.size, device, dtype, rows=args.rows, quantize=args.quantize, record=record, kernels=sets
+    )
+    now, rows = clock(device), list(range(args.rows))
+    line = SpokenLine(said(args.prompt), 0, Voice("none", "none", "none"))
     began = now()
     for row in rows:
-        model.read(model.embed_text(ids), cache, row, 0)
+        runner.admit(row, Utterance((line,), Sampling(), row, (args.frames + 16) / runner.codec.frame_hz))
+        while not runner.prefill(row):
+            pass
     prefill_s = (now() - began) / args.rows
-    x = model.embed_text(ids[:1]).repeat(args.rows, 1)
-    parts: dict[str, list[float]] = {"backbone": [], "depth": [], "codec": [], "frame": []}
+    parts = None if record else _Parts(runner, args.rows)
+    frames: list[float] = []
+    wall = time.perf_counter if record else now  # a recorded step does not wait for its own frame
     for index in range(args.frames + WARM_UP_FRAMES):
-        start = now()
-        h = model.advance(x, cache, rows, [args.prompt + index] * args.rows)
-        read = now()
-        noise = exponential_noise(seeds, torch.full_like(seeds, index), config.codebooks, config.codebook_size)
-        codes = model.frame(h, depth, lambda codebook, logits, noise=noise: sampler.pick(logits, noise[:, codebook]))
-        x = model.embed_frames(codes)
-        drawn = now()
-        decoder.decode(rows, codes[:, :, None])
-        end = now()
+        start = wall()
+        result = runner.step(rows)
+        sounding = list(rows if result.rows is None else result.rows)
+        if sounding:
+            runner.sound(sounding, result.codes)
         if index >= WARM_UP_FRAMES:
-            for name, value in zip(parts, (read - start, drawn - read, end - drawn, end - start), strict=True):
-                parts[name].append(value)
-    return {
-        **{f"{name}_s": spread(values) for name, values in parts.items()},
-        "prefill_s": round(prefill_s, 4),
-        "rtf": round(statistics.median(parts["frame"]) * config_frame_hz(raw), 3),
+            frames.append(wall() - start)
+        if parts is not None:
+            parts.measure(now, index)
+    found: dict[str, Any] = {"frame_s": spread(frames), "prefill_s": round(prefill_s, 4)}
+    if parts is not None:
+        found |= {f"{name}_s": spread(times) for name, times in parts.times.items()}
+        whole = sum(statistics.median(times) for times in parts.times.values())
+        found["runner_overhead"] = round(statistics.median(frames) / whole - 1, 4)
+    if recorder is not None:
+        found["setup"] = dict(runner.setup) | {"recording": asdict(recorder.cost)}
+        assert runner._frames is not None
+        found["kernels_s"] = runner._frames.timed
+    per_s = bandwidth(device)
+    found["limit"] = {
+        "bytes": frame_bytes(runner),
+        "bytes_per_s": round(per_s),
+        "s": round(frame_bytes(runner) / per_s, 5),
     }
+    found["rtf"] = round(found["frame_s"]["median"] * runner.codec.frame_hz, 4)
+    found["times_real_time"] = round(args.rows / found["rtf"], 2)
+    return found
+
+
+class _Parts:
+    """Backbone, depth decoder and codec by themselves, on caches of their own."""
+
+    def __init__(self, runner: CsmRunner, rows: int) -> None:
+        self.times: dict[str, list[float]] = {"backbone": [], "depth": [], "codec": []}
+        self._model, c = runner.model, runner.model.config
+        device = self._model.device
+        self._rows = list(range(rows))
+        self._cache, self._depth = self._model.row_cache(rows), self._model.frame_cache(rows)
+        self._decoder = MimiDecoder(runner.codec, rows=rows, codebooks=c.codebooks, device=device)
+        fill(self._decoder)
+        self._sampler = Sampler([Knobs()] * rows, device)
+        self._seeds = torch.arange(rows, device=device)
+        self._x = self._model.embed_text(torch.zeros(rows, dtype=torch.int64, device=device))
+        self._model.read(self._x[:1].repeat(START, 1), self._cache, 0, 0)
+
+    def measure(self, now: Callable[[], float], index: int) -> None:
+        c, rows = self._model.config, self._rows
+        start = now()
+        h = self._model.advance(self._x, self._cache, rows, [START + index] * len(rows))
+        read = now()
+        noise = exponential_noise(self._seeds, torch.full_like(self._seeds, index), c.codebooks, c.codebook_size)
+        codes = self._model.frame(
+            h, self._depth, lambda codebook, logits: self._sampler.pick(logits, noise[:, codebook])
+        )
+        self._x = self._model.embed_frames(codes)
+        drawn = now()
+        self._decoder.decode(rows, codes[:, :, None])
+        if index >= WARM_UP_FRAMES:
+            for name, value in zip(self.times, (read - start, drawn - read, now() - drawn), strict=True):
+                self.times[name].append(value)
+
+
+def said(tokens: int) -> str:
+    """A text of about so many tokens."""
+    return ("The weather was fine, so they walked along the river. " * tokens)[: 2 * tokens]
+
+
+def weight_bytes(module: torch.nn.Module) -> int:
+    """Of its matrices in the form in which they are read: packed 8-bit ones are a byte a number."""
+    total = 0
+    for part in module.modules():
+        if isinstance(part, Int8Dense | PackedDense):
+            total += part.numbers * (1 if isinstance(part, Int8Dense) else 2)
+        else:
+            total += sum(tensor.nbytes for tensor in part.parameters(recurse=False) if tensor.ndim > 1)
+    return total
+
+
+def frame_bytes(runner: CsmRunner) -> int:
+    """What a frame must read of the weights: the depth decoder's for each codebook but the first; of tables nothing."""
+    model, c = runner.model, runner.config
+    once = sum(weight_bytes(part) for part in (model.backbone, model.head, model.heads, model.projection))
+    codec = weight_bytes(runner._decoder) - runner._decoder.table.nbytes
+    return once + (c.codebooks - 1) * weight_bytes(model.depth) + codec
+
+
+def limit(bytes_read: int, device: torch.device) -> dict[str, float]:
+    """How long it takes to read so many bytes on this device, and so the least that a step of few rows can take."""
+    per_s = bandwidth(device)
+    return {"bytes": bytes_read, "bytes_per_s": round(per_s), "s": round(bytes_read / per_s, 5)}
+
+
+def bandwidth(device: torch.device) -> float:
+    """Bytes a second that this device reads, as one thread's sum of a large tensor, or as a copy on a GPU."""
+    if device.type == "cuda":
+        source = torch.empty(1 << 30, dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        now = clock(device)
+        times = []
+        for _ in range(10):
+            start = now()
+            target.copy_(source)
+            times.append(now() - start)
+        return 2 * source.nbytes / min(times)
+    numbers = torch.zeros(1 << 26)  # 256 MB, more than any cache
+    times = []
+    for _ in range(5):
+        start = time.thread_time()
+        numbers.sum()
+        times.append(time.thread_time() - start)
+    return numbers.nbytes / min(times)
 
 
 def config_frame_hz(raw: dict[str, Any]) -> float:
@@ -174,9 +257,14 @@ def main() -> None:
     parser.add_argument("--model", choices=["csm", "dia"], default="csm")
     parser.add_argument("--size", choices=["tiny", "full"], default="full")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
     parser.add_argument("--quantize", choices=["none", "int8"], default="none", help="ours only")
     parser.add_argument("--against", choices=["transformers"])
+    parser.add_argument("--plain", action="store_true", help="on a GPU: without recorded steps")
+    parser.add_argument("--kernels", choices=["auto", "torch", "triton"], default="auto", help="of recorded steps")
+    parser.add_argument("--compile", action="store_true", help="of recorded steps, by torch.compile")
+    parser.add_argument("--tf32", action="store_true", help="float32 products on a GPU")
+    parser.add_argument("--burst", type=int, default=8, help="recorded steps of Dia sent off at a time")
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--prompt", type=int, help="tokens read before the first frame: 30 of CSM, 60 bytes of Dia")
@@ -189,6 +277,7 @@ def main() -> None:
 
         measure_ours, measure_theirs = step_dia.ours, step_dia.theirs
     torch.set_num_threads(args.threads)
+    allow_tf32(args.tf32)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     result: dict[str, Any] = {
         **{name: getattr(args, name) for name in ("model", "size", "device", "dtype", "quantize", "rows", "threads")},

@@ -9,20 +9,20 @@ from __future__ import annotations
 import argparse
 import gc
 import statistics
-from pathlib import Path
+import time
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from app.engines.dia import CHUNK_FRAMES, FIRST_FRAMES, DiaRunner
-from app.engines.dia_load import adapt
-from app.models.dac.config import parse_dac_config
-from app.models.dac.model import DacDecoder, DacEncoder
-from app.models.dia.config import parse_config
-from app.models.dia.model import DiaModel
+from app.models.kernels.choice import TORCH, candidates
+from app.models.layers import Block
 from app.types import Sampling, SpokenLine, Utterance, Voice
 from bench.random_dia import SHAPES, dac_config, dia_config
-from bench.step import clock, fill, spread
+from bench.runners import dia_runner, fill, resident_bytes
+from bench.step import clock, limit, spread, weight_bytes
 
 WARM_UP_STEPS = 4
 SOUND_FRAMES = FIRST_FRAMES + 4 * CHUNK_FRAMES
@@ -34,30 +34,21 @@ def text_of(size: int) -> str:
     return ("[S1] " + _SAID * (size // len(_SAID) + 1))[: size + 3]
 
 
-def resident_bytes() -> int:
-    """What the process holds now; 0 where the system does not say."""
-    try:
-        lines = Path("/proc/self/status").read_text("ascii").splitlines()
-    except OSError:
-        return 0
-    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS:"))) << 10
-
-
 @torch.inference_mode()
 def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    config = parse_config(dia_config(SHAPES[args.size]))
-    codec = parse_dac_config(dac_config(args.size))
-    model = DiaModel(config, device=device, dtype=dtype)
-    fill(model)
-    model.get_parameter("head.weight")[config.eos] = 0  # never the best of channel 0: nobody ends while it is measured
-    model.settle()
-    adapt(model, args.quantize)
-    decoder = DacDecoder(codec, rows=args.rows, codebooks=config.channels, device=device)
-    fill(decoder)
-    with device:
-        encoder = DacEncoder(codec)
-    fill(encoder)
-    runner = DiaRunner(model, encoder, decoder, max_rows=args.rows, exact=True, quantized=args.quantize != "none")
+    record = device.type == "cuda" and not args.plain
+    sets = candidates(args.kernels, device, dtype, compiled=args.compile) if record else (TORCH,)
+    runner, recorder = dia_runner(
+        args.size,
+        device,
+        dtype,
+        rows=args.rows,
+        quantize=args.quantize,
+        record=record,
+        kernels=sets,
+        burst=args.burst,
+    )
+    config, codec = runner.config, runner.codec
     now = clock(device)
     rows = list(range(args.rows))
     line = SpokenLine(text_of(args.prompt), 0, Voice("none", "none", "none"))
@@ -67,17 +58,7 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
         while not runner.prefill(row):
             pass
     prefill_s = (now() - began) / args.rows
-    steps: list[float] = []
-    lone: list[float] = []  # of one row, in between, so that both see the same machine
-    for index in range(args.frames + WARM_UP_STEPS):
-        start = now()
-        runner.step(rows)
-        done = now()
-        if args.rows > 1:
-            runner.step([index % args.rows])
-        if index >= WARM_UP_STEPS:
-            steps.append(done - start)
-            lone.append(now() - done)
+    steps, lone = _recorded(runner, args) if record else _plain(runner, args, now)
     codes = torch.randint(0, config.codebook_size, (SOUND_FRAMES, args.rows, config.channels)).short().numpy()
     sounds: list[float] = []
     for frame in codes:
@@ -94,8 +75,52 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
         **({"one_row_s": spread(lone), "over_one_row": _ratio(steps, lone)} if args.rows > 1 else {}),
         "prefill_s": round(prefill_s, 4),
         "rtf": round(frame_s * codec.frame_hz, 3),
+        "times_real_time": round(args.rows / (frame_s * codec.frame_hz), 2),
         "resident_bytes": resident_bytes(),
+        "limit": _limit(runner, device),
+        **({} if recorder is None else {"setup": dict(runner.setup), "recording": asdict(recorder.cost)}),
     }
+
+
+def _plain(runner: DiaRunner, args: argparse.Namespace, now: Callable[[], float]) -> tuple[list[float], list[float]]:
+    """Seconds of steps of all rows, and of one row in between, so that both see the same machine."""
+    steps: list[float] = []
+    lone: list[float] = []
+    rows = list(range(args.rows))
+    for index in range(args.frames + WARM_UP_STEPS):
+        start = now()
+        runner.step(rows)
+        done = now()
+        if args.rows > 1:
+            runner.step([index % args.rows])
+        if index >= WARM_UP_STEPS:
+            steps.append(done - start)
+            lone.append(now() - done)
+    return steps, lone
+
+
+def _recorded(runner: DiaRunner, args: argparse.Namespace) -> tuple[list[float], list[float]]:
+    """Seconds of a step, in the mean of each burst: of all rows, then of one."""
+    found = []
+    for rows in (list(range(args.rows)), [0]):
+        for _ in range(2 * args.burst):
+            runner.step(rows)
+        bursts = []
+        for _ in range(max(2, args.frames // args.burst)):
+            start = time.perf_counter()
+            for _ in range(args.burst):
+                runner.step(rows)
+            bursts.append((time.perf_counter() - start) / args.burst)
+        found.append(bursts)
+    return found[0], found[1]
+
+
+def _limit(runner: DiaRunner, device: torch.device) -> dict[str, float]:
+    """What a step must read of the weights, without its keys: decoder but for the text's keys and values, and head."""
+    model = runner.model
+    bytes_read = weight_bytes(model.decoder) + weight_bytes(model.head)
+    bytes_read -= sum(weight_bytes(block.cross_kv) for block in model.decoder.blocks if isinstance(block, Block))
+    return limit(bytes_read, device)
 
 
 def _ratio(steps: list[float], lone: list[float]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from app.api.errors import limit_headers, response_to, unexpected
-from app.errors import BodyTooLarge
+from app.errors import BodyTooLarge, ForeignPage
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -62,6 +62,7 @@ _KNOWN_PARTS = frozenset(
         "transcriptions",
     )
 )
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _FILES = "/static/"  # a dozen with every page
 
 
@@ -182,6 +183,27 @@ def _limits(admitted: Pass | None) -> list[tuple[bytes, bytes]]:
         return []
     told = limit_headers(admitted.key.per_minute, admitted.remaining, admitted.reset_s)
     return [(name.encode(), value.encode()) for name, value in told.items()]
+
+
+class OwnPages:
+    """Refuses what a web page of another origin sends without having to ask first: forms, and so recordings. Browsers
+    say where a request comes from (Sec-Fetch-Site), to https and localhost; all else passes. origins: those that may.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
+        self._app = app
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] not in _READING:
+            headers = Headers(scope=scope)
+            if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not (
+                "*" in self._origins or headers.get("origin") in self._origins
+            ):
+                message = "Web pages of other origins may not ask for this: TTS_CORS_ORIGINS names those that may."
+                await response_to(ForeignPage(message))(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class LastResort:

@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import cloning, conversation, errors, models, openapi, pages, speech, system, voices, watermark, youtube
-from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, LastResort, Limit, ReaderTimeout
+from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, LastResort, Limit, OwnPages, ReaderTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,6 +146,7 @@ def create(
         timeout_s=read_timeout_s,
     )
     app.add_middleware(LastResort)
+    app.add_middleware(OwnPages, origins=cors_origins)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -25,6 +25,7 @@ RETRY_STOPPED_S = 10  # a restart takes seconds
 STATUS: tuple[tuple[type[errors.SpeechError], int], ...] = (
     (errors.Unauthorized, 401),
     (errors.Forbidden, 403),
+    (errors.ForeignPage, 403),
     (errors.UnknownModel, 404),
     (errors.NotFound, 404),
     (errors.BodyTooLarge, 413),

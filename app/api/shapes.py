@@ -282,6 +282,12 @@ class Limits(Shape):
     dialogue_turns: int
 
 
+class MemoryUse(Shape):
+    device: str
+    used_bytes: int
+    total_bytes: int
+
+
 class Health(Shape):
     """How the server is, and why."""
 
@@ -300,7 +306,8 @@ class Health(Shape):
     queue: Queue | None
     watermark: Marking
     youtube: YouTubeState
-    memory: list[dict[str, Any]]
+    memory: list[MemoryUse]
+    setup: Annotated[dict[str, str | int | float | bool | None] | None, Field(description="How the engine runs here.")]
     download: Download | None
     casting: Casting
     version: str

@@ -157,9 +157,11 @@ def _input(order: dict[str, Any]) -> bytes:
     size = os.fstat(0).st_size
     if size > most:
         raise BadReference(f"`{order['what']}` is larger than {most} bytes.")
-    parts = []
-    while part := os.pread(0, 1 << 20, sum(map(len, parts))):
+    parts: list[bytes] = []
+    read = 0
+    while part := os.pread(0, 1 << 20, read):
         parts.append(part)
+        read += len(part)
     return b"".join(parts)
 
 

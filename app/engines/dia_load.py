@@ -26,12 +26,12 @@ from app.models.weights import digest_of, open_checkpoints
 from app.runtime.device import allow_tf32, choose_device, choose_dtype, cpu_threads, rows_that_fit
 from app.runtime.graphs import Recorder
 from app.runtime.pages import use_large_pages
-from app.settings import Settings
 from app.text.dialogue import BYTES_PER_S, MAX_SPEAKERS, SOUNDS
 from app.types import EngineInfo
 
 if TYPE_CHECKING:
     from app.engines.registry import BuildContext
+    from app.settings import Settings
 
 Quantize = Literal["none", "int8"]
 
@@ -214,7 +214,7 @@ def measure(config: DiaConfig, codec: DacConfig, *, dtype: torch.dtype, max_rows
 def codec_source(settings: Settings, model_folder: Path) -> str:
     """DIA_CODEC; unset, the folder `dac` beside the weights where there is one."""
     beside = model_folder / CODEC_FOLDER
-    unset = settings.dia_codec == Settings.model_fields["dia_codec"].default
+    unset = settings.dia_codec == type(settings).model_fields["dia_codec"].default
     return str(beside) if unset and beside.is_dir() else settings.dia_codec
 
 

@@ -121,6 +121,7 @@ class PackedDense(nn.Module):
 
     def __init__(self, dense: Dense) -> None:
         super().__init__()
+        self.numbers = dense.weight.numel()
         self._packed = torch.ops.mkldnn._reorder_linear_weight(dense.weight.data, 1)
         self._bias = dense.bias.data if dense.bias is not None else None
 
@@ -154,6 +155,7 @@ class Int8Dense(nn.Module):
         super().__init__()
         if dense.weight.shape[1] % 8:
             raise ValueError("8 numbers are rounded at a time; what is left over would be rounded otherwise")
+        self.numbers = dense.weight.numel()
         weight = dense.weight.data.float()
         scales = weight.abs().amax(dim=1).clamp_min(1e-12) / 127
         numbers = torch.round(weight / scales[:, None]).to(torch.int8)

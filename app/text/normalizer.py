@@ -162,6 +162,9 @@ class Normalizer:
     def _last_resort(self, text: str) -> str:
         """For a text whose words were all markup, or that is emoji only: say what is there, plainly."""
         plain = re.sub(r"[^\w\s]|_", " ", cleaning.clean(text))
-        plain = re.sub(r"[0-9]+", lambda found: f" {spelling.integer(found[0])} ", plain)
-        words = " ".join(plain.split())
-        return words if _WORD.search(words) else cleaning.name_emoji(text)
+        words = _digits_said(plain)
+        return words if _WORD.search(words) else _digits_said(cleaning.name_emoji(text))
+
+
+def _digits_said(text: str) -> str:
+    return " ".join(re.sub(r"[0-9]+", lambda found: f" {spelling.integer(found[0])} ", text).split())

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,7 +55,7 @@ class Remembered:
 class _Conversation:
     maker: str  # fingerprint of the engine whose codes these are
     turns: tuple[Remembered, ...] = ()
-    touched_s: float = field(default_factory=time.time)
+    touched_s: float = 0.0
 
 
 class Memory:
@@ -95,7 +95,7 @@ class Memory:
         with self._lock:
             found = self._find(key)
             before = found.turns if found is not None and found.maker == maker else ()
-            kept = _Conversation(maker, _newest((*before, *turns), self._tokens))
+            kept = _Conversation(maker, _newest((*before, *turns), self._tokens), time.time())
             self._known[key] = kept
             self._known.move_to_end(key)
             while len(self._known) > self._max:
@@ -115,7 +115,7 @@ class Memory:
         found = self._known.get(key) or self._read(key)
         if found is None:
             return None
-        if time.time() - found.touched_s > self._ttl_s:
+        if abs(time.time() - found.touched_s) > self._ttl_s:  # the clock may be set back
             self._drop(key)
             return None
         self._known[key] = found

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import BinaryIO, Generic, TypeVar
 
 from app.errors import Busy, NotStored
 
@@ -178,8 +178,8 @@ class Shelf(Generic[R]):
     @contextlib.contextmanager
     def exclusively(self) -> Iterator[None]:
         """Hold back other threads and processes that would also name a record; where the file system has no locks,
-        only threads. Raises Busy."""
-        with self._lock, (self.folder / ".lock").open("ab") as file:
+        only threads. Raises Busy, NotStored."""
+        with self._lock, self._lock_file() as file:
             deadline_s = time.monotonic() + LOCK_WAIT_S
             while True:
                 try:
@@ -193,6 +193,12 @@ class Shelf(Generic[R]):
                     log.warning("%s can't be locked (%s): voices made at the same time may get one name", file, error)
                     break
             yield
+
+    def _lock_file(self) -> BinaryIO:
+        try:
+            return (self.folder / ".lock").open("ab")
+        except OSError as error:
+            raise NotStored(f"It could not be stored: {error.strerror or error}.") from error
 
     def _entries(self) -> list[str]:
         try:

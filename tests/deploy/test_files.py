@@ -27,7 +27,7 @@ from tests.live import ROOT
 pytestmark = pytest.mark.unit
 
 COMPOSE = ["compose.yaml", "compose.cpu.yaml", "compose.replicas.yaml"]
-FOLDERS = {"models", "cloned_voices", "voice_references", "audio_cache", "logs"}
+FOLDERS = {"models", "cloned_voices", "voice_references", "audio_cache", "keys", "logs"}
 VARIABLES = {str(field.alias) for field in Settings.model_fields.values()}
 
 

@@ -1,4 +1,4 @@
-"""Changes to a JSON text that leave it JSON: libFuzzer's own rarely do, and then nothing behind the parser is reached."""
+"""Changes to a JSON text that leave it JSON: libFuzzer's own rarely do, and nothing behind the parser is reached."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """`python -m tests.fuzz.run`: every target, or those named, under atheris for a while; fails where one fails.
 
 Starts from the corpus beside this file and keeps what it finds in `.fuzz/work`, so that the next run goes on there.
-Needs atheris only in the Python that runs it (`make fuzz` makes one). The last line of its output is one JSON: per target
-executions, CPU seconds, and new corpus entries.
+Needs atheris only in the Python that runs it (`make fuzz` makes one). The last line of its output is one JSON: per
+target executions, CPU seconds, and new corpus entries. All runs are counted in `.fuzz/work/runs.jsonl`.
 """
 
 from __future__ import annotations

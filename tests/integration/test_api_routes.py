@@ -333,6 +333,25 @@ def test_a_page_of_another_origin_can_read_errors_and_limits(tmp_path: Any, monk
         assert "access-control-allow-origin" not in evil.headers
 
 
+def test_forms_of_foreign_pages_are_refused(tmp_path: Any, http: httpx.Client) -> None:
+    """A page needs no leave to send a form; what it may read of the answer is another matter."""
+    form: dict[str, Any] = {"data": {"name": "Eve"}, "files": {"audio_file": b"x"}}
+    path = "/v1/voice-cloning/clone"
+    foreign = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
+    for headers in (foreign, {**foreign, "Sec-Fetch-Site": "same-site"}, {"Sec-Fetch-Site": "cross-site"}):
+        answer = http.post(path, headers=headers, **form)
+        assert answer.status_code == 403
+        assert problem(answer)["code"] == "cross_origin"
+    for headers in ({}, {"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}, {"Origin": "app://obsidian.md"}):
+        assert http.post(path, headers=headers, **form).status_code == 400  # it is no recording
+    assert http.get("/health", headers=foreign).status_code == 200
+    for allowed in ("*", "https://evil.example"):
+        with serving(tmp_path / allowed[:1], TTS_CORS_ORIGINS=allowed) as url:
+            answer = httpx.post(url + path, headers=foreign, **form)
+            assert answer.status_code == 400
+            assert answer.headers["access-control-allow-origin"] == allowed
+
+
 @pytest.mark.parametrize("path", ["/health", "/v1/nothing", "/v1/audio/voices", "/metrics", "/openapi.json", "/debug"])
 def test_what_is_data_is_nothing_else(http: httpx.Client, path: str) -> None:
     for answer in (http.get(path), http.post("/v1/audio/speech", json={"input": "Hello."})):

@@ -16,7 +16,18 @@ from tests.live import ROOT
 pytestmark = pytest.mark.integration
 
 README = (ROOT / "README.md").read_text()
-PAGES = ("architecture", "api", "studio", "voices", "watermark", "models", "scaling", "benchmarks")
+PAGES = (
+    "architecture",
+    "api",
+    "studio",
+    "voices",
+    "watermark",
+    "models",
+    "scaling",
+    "benchmarks",
+    "reliability",
+    "licenses",
+)
 BASE = "http://localhost:8000"
 
 
@@ -53,7 +64,7 @@ def test_the_first_screen_says_both_commands() -> None:
     assert "make test" in first_screen
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in PAGES)])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in PAGES)])
 def test_links_and_paths_exist(page: str) -> None:
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):

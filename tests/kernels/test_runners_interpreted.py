@@ -28,8 +28,9 @@ pytestmark = [pytest.mark.unit, pytest.mark.timeout(500)]  # every program is pl
 CPU = torch.device("cpu")
 
 
-def test_what_lets_them_in_lets_them_in() -> None:
-    assert not differs(fused_kernels(), CPU, torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_lets_them_in_lets_them_in(dtype: torch.dtype) -> None:
+    assert not differs(fused_kernels(), CPU, dtype)
 
 
 def test_csm(tmp_path: Path) -> None:

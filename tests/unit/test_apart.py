@@ -158,5 +158,5 @@ def test_without_the_server_there_is_no_helper() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="without root a network of its own is up to the kernel's settings")
 def test_its_network_is_its_own() -> None:
-    mine, its = (os.readlink(f"/proc/{process}/ns/net") for process in ("self", helper()))
+    mine, its = (Path(f"/proc/{process}/ns/net").readlink() for process in ("self", helper()))
     assert mine != its

@@ -32,6 +32,7 @@ WANTED = {
     "UnknownModel": 404,
     "Unauthorized": 401,
     "Forbidden": 403,
+    "ForeignPage": 403,
     "BodyTooLarge": 413,
     "Busy": 429,
     "RateLimited": 429,

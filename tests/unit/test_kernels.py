@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -227,6 +230,22 @@ def test_nothing_depends_on_what_a_tensor_holds() -> None:
     assert TORCH.sample(logits, *knobs, 0, 9, banned).shape == (3, 9)
     with pytest.raises(RuntimeError, match="meta"):  # so the device would tell
         whole[0, 0].item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_kernel_that_computes_something_else_is_found(dtype: torch.dtype) -> None:
+    assert not differs(TORCH, CPU, dtype)
+    for name in ("step_attention", "decode_attention", "gate", "sample"):
+        right = getattr(TORCH, name)
+        wrong: Any = dataclasses.replace(TORCH, **{name: partial(off, right)})
+        assert differs(wrong, CPU, dtype) == name
+    norm = dataclasses.replace(TORCH, add_rms_norm=lambda x, residual, weight, eps: (x, residual))
+    assert differs(norm, CPU, dtype) == "add_rms_norm"
+
+
+def off(right: Callable[..., Tensor], *args: Any) -> Tensor:
+    made = right(*args)
+    return made + made // 2 + 1
 
 
 def test_triton_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:

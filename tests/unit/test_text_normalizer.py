@@ -104,6 +104,7 @@ TORN = st.lists(
 @example("![](image.png)")
 @example("[1]")
 @example("ㅤ")
+@example("\U0001f08d")  # "domino tile vertical 06 00"
 def test_never_raises_never_silent_always_the_same(text: str) -> None:
     spoken = NORMALIZER.normalize(text)
     assert spoken == NORMALIZER.normalize(text)
@@ -240,3 +241,12 @@ def test_letters_that_are_no_numeral(letters: str) -> None:
 
 def test_surrogate_halves_of_one_character_are_joined() -> None:
     assert cleaning.clean("a\ud83d\ude00b\ud800c") == "a😀bc"
+
+
+def test_numbers_in_the_names_of_symbols_are_said() -> None:
+    assert NORMALIZER.normalize("\U0001f08d") == "domino tile vertical zero six zero zero"
+
+
+def test_a_capital_o_is_a_word_whatever_stands_behind_it() -> None:
+    assert NORMALIZER.normalize("O  Romeo, Romeo") == "O Romeo, Romeo"
+    assert NORMALIZER.normalize("o  one\no  two") == "one. two."

@@ -82,6 +82,7 @@ def _attend(
         part_top,
         part_mass,
         scale,
+        length,
         span,
         heads.stride(0),
         heads.stride(1),

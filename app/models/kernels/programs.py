@@ -22,7 +22,8 @@ def attend(
     part_top,  # (B, H, splits) float32: the largest score, in powers of two
     part_mass,  # (B, H, splits) float32: sum of the weights; 0 where the split saw nothing
     scale,
-    span,  # positions of one split
+    length,  # positions that are looked at, whatever a row's position is
+    span,  # of them, in one split
     heads_row,
     heads_head,
     k_row,
@@ -68,9 +69,9 @@ def attend(
     mass = tl.zeros((PADDED,), tl.float32)
     total = tl.zeros((PADDED, SIZE), tl.float32)
     power = scale * _LOG2_E
-    end = tl.minimum((split + 1) * span, position + 1)
+    end = tl.minimum(tl.minimum((split + 1) * span, length), position + 1)
     if FRESH:
-        end = tl.minimum((split + 1) * span, position)  # its own position is in registers
+        end = tl.minimum(end, position)  # its own position is in registers
         if split == 0:
             mine = heads + (GROUPS * SHARE + group) * heads_head
             key = tl.load(mine + lane).to(tl.float32) * cosine + tl.load(mine + other_half).to(tl.float32) * sine

@@ -1,0 +1,106 @@
+"""First sound at the engine, without HTTP: CSM or Dia with random weights under the batch loop, and a voice to go by.
+
+    python -m bench.first --model csm --size full --device cuda [--others 8]
+
+For each request the time from `speak` to its first sound, with a voice the engine has met before and, for CSM, with one
+it has not. --others: rows that speak meanwhile. The last line of stdout is one JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import statistics
+import time
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+
+from app.engines.batched import BatchedEngine
+from app.models.kernels.choice import TORCH, candidates
+from app.types import EngineInfo, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
+from bench.runners import csm_runner, dia_runner
+
+TEXT = "The weather was fine, so they walked along the river."
+PROMPT_S = 8.0
+SPOKEN_S = 1.0
+RATES = {"csm": (12.5, 32, "mimi"), "dia": (86.1328125, 9, "dac")}  # frames a second, codebooks, codec
+
+
+def voice(model: str, number: int) -> VoicePrompt:
+    frame_hz, codebooks, codec = RATES[model]
+    codes = np.random.default_rng(number).integers(1, 60, (codebooks, round(PROMPT_S * frame_hz))).astype(np.int16)
+    return VoicePrompt(f"voice {number}", codec, codes, "What this voice once said.")  # type: ignore[arg-type]
+
+
+def utterance(prompt: VoicePrompt, seed: int, seconds: float) -> Utterance:
+    return Utterance((SpokenLine(TEXT, 0, Voice("bench", "bench", "cloned"), prompt),), Sampling(), seed, seconds)
+
+
+async def first_s(engine: BatchedEngine, said: Utterance) -> float:
+    began = time.perf_counter()
+    found = 0.0
+    async with contextlib.aclosing(engine.speak(said)) as chunks:
+        async for chunk in chunks:
+            if not found and len(chunk.samples):
+                found = time.perf_counter() - began
+    return found
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    return {
+        "p50_ms": round(1e3 * statistics.median(ordered), 2),
+        "p95_ms": round(1e3 * ordered[min(len(ordered) - 1, round(0.95 * len(ordered)))], 2),
+    }
+
+
+async def measure(args: argparse.Namespace, engine: BatchedEngine) -> dict[str, Any]:
+    async with engine:
+        known = voice(args.model, 0)
+        await first_s(engine, utterance(known, 0, SPOKEN_S))
+        found: dict[str, Any] = {}
+        for others in sorted({0, args.others}):
+            company = [asyncio.create_task(first_s(engine, utterance(known, 100 + i, 3600.0))) for i in range(others)]
+            await asyncio.sleep(1.0 if others else 0.0)
+            met = [await first_s(engine, utterance(known, i, SPOKEN_S)) for i in range(args.requests)]
+            strangers = [voice(args.model, 1 + i + 1000 * others) for i in range(args.requests)]
+            new = [await first_s(engine, utterance(prompt, i, SPOKEN_S)) for i, prompt in enumerate(strangers)]
+            for task in company:
+                task.cancel()
+            await asyncio.gather(*company, return_exceptions=True)
+            found[f"beside_{others}"] = {"known_voice": spread(met), "new_voice": spread(new)}
+        return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=["csm", "dia"], default="csm")
+    parser.add_argument("--size", choices=["tiny", "full"], default="full")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--others", type=int, default=8)
+    parser.add_argument("--requests", type=int, default=20)
+    args = parser.parse_args()
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    record = device.type == "cuda"
+    sets = candidates("auto", device, dtype) if record else [TORCH]
+    make: Any = csm_runner if args.model == "csm" else dia_runner
+    runner, _ = make(args.size, device, dtype, rows=args.rows, record=record, kernels=sets)
+    frame_hz = RATES[args.model][0]
+    info = EngineInfo(
+        args.model, args.model, runner.rate_hz, 1 / frame_hz, False, frozenset(), ("en",), "bench", device=args.device
+    )
+    engine = BatchedEngine(info, runner, max_queue=64, outbox_s=3600.0)
+    print(json.dumps({"bench": "first", **vars(args), **asyncio.run(measure(args, engine))}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Both models' runners with random numbers for weights, made in memory: no checkpoint is read or written."""
+
+from __future__ import annotations
+
+import math
+import platform
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from app.engines import csm_load, dia_load
+from app.engines.csm import CsmRunner
+from app.engines.dia import DiaRunner
+from app.models.csm.config import parse_config as parse_csm_config
+from app.models.csm.model import CsmModel
+from app.models.csm.prompt import TextEncoder
+from app.models.dac.config import parse_dac_config
+from app.models.dac.model import DacDecoder, DacEncoder
+from app.models.dia.config import parse_config as parse_dia_config
+from app.models.dia.model import DiaModel
+from app.models.kernels.choice import TORCH, Kernels
+from app.models.mimi.config import read_mimi_config
+from app.models.mimi.model import MimiDecoder, MimiEncoder
+from app.runtime.graphs import Recorder
+from bench.fabricate import csm_config, write_tokenizer
+from bench.random_dia import SHAPES, dac_config, dia_config
+
+Quantize = Literal["none", "int8"]
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "a CPU")
+
+
+def resident_bytes() -> int:
+    """What the process holds now; 0 where the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    except OSError:
+        return 0
+    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS:"))) << 10
+
+
+def fill(module: torch.nn.Module) -> None:
+    """Random numbers scaled by fan-in, from one block: what they are does not matter, that they are ordinary does."""
+    block = torch.empty(1 << 22).normal_(generator=torch.Generator().manual_seed(0))
+    on_device: dict[tuple[torch.device, torch.dtype, float], torch.Tensor] = {}
+    with torch.no_grad():
+        for tensor in module.parameters():
+            flat = tensor.data.view(-1)
+            scale = 1 / math.sqrt(max(1, tensor[0].numel())) if tensor.ndim > 1 else 1.0
+            key = (tensor.device, tensor.dtype, scale)
+            if key not in on_device:
+                on_device[key] = (block * scale).to(tensor.device, tensor.dtype)
+            scaled = on_device[key]
+            for start in range(0, len(flat), len(scaled)):
+                part = flat[start : start + len(scaled)]
+                part.copy_(scaled[: len(part)])
+
+
+def csm_runner(
+    size: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    rows: int,
+    quantize: Quantize = "none",
+    record: bool = False,
+    kernels: Sequence[Kernels] = (TORCH,),
+) -> tuple[CsmRunner, Recorder | None]:
+    """CSM that never ends a line by itself; and who recorded its frames, if they are recorded."""
+    raw = csm_config(size)
+    config = parse_csm_config(raw)
+    model = CsmModel(config, device=device, dtype=dtype)
+    fill(model)
+    csm_load.adapt(model, quantize)
+    codec = read_mimi_config(raw["codec_config"])
+    decoder = MimiDecoder(codec, rows=rows, codebooks=config.codebooks, device=device)
+    with device:
+        encoder = MimiEncoder(codec)
+    fill(decoder)
+    fill(encoder)
+    recorder = Recorder(device) if record else None
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder), raw)
+        text = TextEncoder(Path(folder), config)
+    runner = CsmRunner(
+        model, text, encoder, decoder, max_rows=rows, quantized=quantize != "none", recorder=recorder, kernels=kernels
+    )
+    return runner, recorder
+
+
+def dia_runner(
+    size: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    rows: int,
+    quantize: Quantize = "none",
+    record: bool = False,
+    kernels: Sequence[Kernels] = (TORCH,),
+    burst: int = 8,
+) -> tuple[DiaRunner, Recorder | None]:
+    """Dia that never ends by itself, as the bare model; and who recorded its steps."""
+    config = parse_dia_config(dia_config(SHAPES[size]))
+    model = DiaModel(config, device=device, dtype=dtype)
+    fill(model)
+    model.get_parameter("head.weight")[config.eos] = 0  # never the best of channel 0: nobody ends while it is measured
+    model.settle()
+    dia_load.adapt(model, quantize)
+    codec = parse_dac_config(dac_config(size))
+    decoder = DacDecoder(codec, rows=rows, codebooks=config.channels, device=device)
+    with device:
+        encoder = DacEncoder(codec)
+    fill(decoder)
+    fill(encoder)
+    recorder = Recorder(device) if record else None
+    runner = DiaRunner(
+        model,
+        encoder,
+        decoder,
+        max_rows=rows,
+        exact=True,
+        quantized=quantize != "none",
+        recorder=recorder,
+        kernels=kernels,
+        burst=burst,
+    )
+    return runner, recorder

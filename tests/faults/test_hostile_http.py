@@ -1,0 +1,269 @@
+"""What no client sends: headers, lengths, numbers, names and files made to hurt. Each is refused in words or cut off,
+and the server goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import struct
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import av
+import httpx
+import numpy as np
+import pytest
+
+from tests import samples
+from tests.live import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.integration
+
+GET = b"GET /health HTTP/1.1\r\nHost: x\r\n"
+POST = b"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+BODY = b'{"input": "Hello."}'
+
+
+@pytest.fixture(autouse=True)
+def _goes_on(server: str) -> Iterator[None]:
+    yield
+    assert httpx.post(f"{server}/v1/audio/speech", json={"input": "Still here."}, timeout=30).status_code == 200
+    wait_until(lambda: httpx.get(f"{server}/health").json()["rows"]["active"] == 0, 10)
+
+
+def raw(server: str, data: bytes, timeout_s: float = 10.0) -> bytes:
+    """All that comes back until the server closes, or falls silent behind a whole answer."""
+    where = urlsplit(server)
+    with socket.create_connection((where.hostname, where.port), timeout=timeout_s) as line:
+        received = b""
+        try:
+            line.sendall(data)
+            if b"Connection: close" not in data:  # a caller who shuts his side is taken for one who has left
+                line.shutdown(socket.SHUT_WR)
+            while part := line.recv(65_536):
+                received += part
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+        return received
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        GET + b"X-Long: " + b"a" * 1_000_000 + b"\r\n\r\n",
+        GET + b"".join(b"X-%d: a\r\n" % index for index in range(20_000)) + b"\r\n",
+        b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\0" * 4096,
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\xff" * 300,  # a TLS client
+        b"GET / HTTP/9.9\r\n\r\n",
+        POST + b"Content-Length: -1\r\n\r\n" + BODY,
+        POST + b"Content-Length: " + b"9" * 10_000 + b"\r\n\r\n" + BODY,
+        POST + b"Content-Length: 19\r\nContent-Length: 5\r\n\r\n" + BODY,
+        POST + b"Transfer-Encoding: chunked\r\n\r\nZZZ\r\n" + BODY,
+        POST + b"Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n" + BODY,
+        POST + b"Transfer-Encoding: chunked\r\nContent-Length: 19\r\n\r\n" + BODY,
+    ],
+    ids=lambda data: ascii(data[-24:]),
+)
+def test_no_http_at_all(server: str, data: bytes) -> None:
+    """A 4xx, or the connection is closed; never a 200 of what nobody can have meant, never a 5xx."""
+    answer = raw(server, data)
+    status = int(answer[9:12]) if answer.startswith(b"HTTP/1.1 ") else 400
+    assert 400 <= status < 500 or (status == 200 and data.startswith(GET)), answer[:200]
+
+
+def test_a_body_shorter_than_it_says_is_not_spoken(server: str) -> None:
+    answer = raw(server, POST + b"Content-Length: 500\r\n\r\n" + BODY)
+    assert b" 200 " not in answer[:20]
+
+
+def test_what_follows_a_body_is_no_second_request(server: str) -> None:
+    """Garbage behind a body is a 400 or closes the connection: it is not mixed into the request before it."""
+    answer = raw(server, POST + b"Content-Length: 19\r\n\r\n" + BODY + b"GARBAGE\r\n\r\nConnection: close")
+    assert answer.count(b"HTTP/1.1 200") <= 1
+    assert b"HTTP/1.1 5" not in answer
+
+
+@pytest.mark.parametrize("header", ["Content-Type", "Authorization", "X-Request-ID", "Host"])
+def test_headers_that_come_twice(server: str, header: str) -> None:
+    line = header.encode() + b": application/json\r\n"
+    assert int(raw(server, GET + line + line + b"Connection: close\r\n\r\n")[9:12]) < 500
+
+
+NUMBER = "9" * 10_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f'{{"input": "a", "speed": {NUMBER}}}',
+        f'{{"input": "a", "seed": {NUMBER}}}',
+        f'{{"input": "a", "seed": -{NUMBER}}}',
+        f'{{"input": "a", "speed": 1e{NUMBER}}}',
+        f'{{"input": "a", "speed": 0.{"0" * 10_000}1}}',
+        f'{{"input": "a", "top_k": 0x{NUMBER}}}',
+        '{"input": "a", "speed": NaN}',
+        '{"input": "a", "speed": -Infinity}',
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        '{"input": "a", "voice": ' + "[" * 900 + "]" * 900 + "}",
+        '{"input": "a", ' + ", ".join(f'"x{index}": 1' for index in range(30_000)) + ', "speed": "fast"}',
+        '{"input": "a", "voice": "' + "x" * 500_000 + '"}',
+        '{"input": "a", "voice": "../../../etc/passwd"}',
+        '{"input": "a", "voice": "\\u0000"}',
+        '{"input": "a", "voice": "\\ud800"}',
+        '{"input": "a", "model": "' + "/" * 10_000 + '"}',
+        '{"input": "a", "language": "../.."}',
+        '{"input": "a", "conversation_id": "' + "../" * 60 + '", "voice": 5}',
+    ],
+    ids=lambda content: content[:40],
+)
+def test_numbers_and_names_made_to_hurt(server: str, content: str) -> None:
+    answer = httpx.post(
+        f"{server}/v1/audio/speech", content=content, headers={"Content-Type": "application/json"}, timeout=30
+    )
+    assert answer.status_code in (400, 404), answer.text[:300]
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert len(answer.content) < 20_000, "the answer gives back what was sent"
+
+
+def test_ten_thousand_digits_are_announced_not_read(server: str) -> None:
+    body = {"input": f"The number {NUMBER} is large.", "response_format": "wav"}
+    answer = httpx.post(f"{server}/v1/audio/speech", json=body, timeout=30)
+    assert answer.status_code == 200
+    assert len(answer.content) < 30 * 48_000
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/audio/voices/..%2f..%2fetc%2fpasswd",
+        "/v1/voice-cloning/voices/%00",
+        "/v1/voice-cloning/voices/%2e%2e/reference",
+        "/v1/voice-cloning/voices/..%5c..%5cx/reference",
+        "/v1/voice-cloning/voices/" + "a" * 5000,
+        "/v1/voice-cloning/voices/%ff%fe/export",
+        "/v1/models/..%2f..%2fx",
+        "/static/..%2f..%2fsettings.py",
+        "/static/%2e%2e/%2e%2e/schemas.py",
+        "/static//etc/passwd",
+        "/static/%00",
+    ],
+)
+def test_paths_made_to_lead_elsewhere(server: str, path: str) -> None:
+    answer = raw(server, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    assert int(answer[9:12]) in (400, 404, 405), answer[:200]
+    assert b"root:" not in answer
+    assert b"import" not in answer
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../../../tmp/x",
+        "a\0b",
+        "\u202egpj.exe",
+        "x" * 10_000,
+        "con",
+        ".",
+        "..",
+        "a/b\\c",
+        "\ud7ff\uffff",
+        "'\";--",
+        "",
+    ],
+    ids=ascii,
+)
+def test_names_of_uploads_and_voices(server: str, name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A voice gets a name that is a name, or is refused; the file's own name means nothing."""
+    sample = samples.file(samples.speech(), "mp3")
+    form = {"name": name, "transcript": samples.TEXT}
+    disposition = name.encode("utf-8", "replace").decode("latin-1").replace('"', "'").replace("\0", "%00")
+    answer = httpx.post(
+        f"{server}/v1/voice-cloning/clone", data=form, files={"audio_file": (disposition or "x", sample)}, timeout=60
+    )
+    assert answer.status_code in (200, 400), answer.text[:300]
+    if answer.status_code == 200:
+        voice = answer.json()["voice"]
+        assert len(voice["name"]) <= 200
+        assert not set("/\\\0") & set(voice["id"])
+        assert httpx.delete(f"{server}/v1/voice-cloning/voices/{voice['id']}").status_code == 200
+    else:
+        assert answer.json()["error"]["message"]
+
+
+def test_no_field_is_an_address_that_is_fetched(server: str) -> None:
+    """Only a YouTube import takes an address, and reads no more of it than the video's id (tests/unit/test_youtube.py:
+    redirects, other names for this machine, names that come to lead to it)."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.3)
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/x.wav"
+        for path, body in (
+            ("/v1/audio/speech", {"input": "a", "voice": address, "model": address, "instructions": address}),
+            ("/v1/audio/speech", {"input": f'<audio src="{address}"/> ![x]({address}) <lexicon uri="{address}"/>'}),
+            ("/v1/audio/conversation", {"text": "a", "context": [{"speaker": 0, "text": "b", "audio": address}]}),
+            ("/v1/voice-cloning/clone-from-youtube", {"youtube_url": address, "name": "x", "url": address}),
+            ("/v1/audio/speech/voice-cloning/youtube", {"youtube_url": address, "voice_name": "x"}),
+        ):
+            answer = httpx.post(f"{server}{path}", json=body, timeout=30)
+            assert answer.status_code < 500
+        for form in ({"name": address, "transcript": "x"}, {"name": "x", "transcript": "x", "audio_file": address}):
+            assert httpx.post(f"{server}/v1/voice-cloning/clone", data=form, timeout=30).status_code == 400
+        with pytest.raises(TimeoutError):
+            listener.accept()
+
+
+def bomb(container: str, codec: str, hours: float) -> bytes:
+    """Hours of silence in a few kilobytes."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as out:
+        stream = out.add_stream(codec, rate=8_000 if codec == "flac" else 48_000, layout="mono")
+        rate_hz = stream.codec_context.sample_rate
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, rate_hz), np.int16), format="s16", layout="mono")
+        frame.sample_rate = rate_hz
+        for second in range(round(hours * 3600)):
+            frame.pts = second * rate_hz
+            for packet in stream.encode(frame):
+                out.mux(packet)
+        for packet in stream.encode(None):
+            out.mux(packet)
+    return file.getvalue()
+
+
+def lying_wav() -> bytes:
+    """Says that it is 4 GB long, at 384 kHz with 8 channels."""
+    head = struct.pack("<HHIIHH", 1, 8, 384_000, 384_000 * 16, 16, 16)
+    return (
+        b"RIFF\xff\xff\xff\xffWAVEfmt " + struct.pack("<I", len(head)) + head + b"data\xff\xff\xff\xff" + bytes(5_000)
+    )
+
+
+@pytest.mark.parametrize(
+    "upload",
+    [
+        # tests/unit/test_decode.py has hours of these.
+        pytest.param(lambda: bomb("flac", "flac", 0.25), id="a quarter of an hour of FLAC"),
+        pytest.param(lambda: bomb("ogg", "libopus", 0.1), id="six minutes of Opus"),
+        pytest.param(lying_wav, id="a WAV of 4 GB in 5 kB"),
+        pytest.param(lambda: b"PK\x03\x04" + bytes(5_000), id="a zip"),
+        pytest.param(lambda: b"#EXTM3U\nhttp://127.0.0.1:9/x.mp3\n", id="a playlist"),
+        pytest.param(lambda: b"ffconcat version 1.0\nfile /etc/passwd\n", id="a concat script"),
+    ],
+)
+def test_files_made_to_hurt(server: str, upload: object) -> None:
+    data = upload()  # type: ignore[operator]
+    assert len(data) < 700_000
+    for path, field, form in (
+        ("/v1/voice-cloning/clone", "audio_file", {"name": "Bomb", "transcript": "Nothing."}),
+        ("/v1/audio/watermark/detect", "file", {}),
+    ):
+        answer = httpx.post(f"{server}{path}", data=form, files={field: ("a.flac", data)}, timeout=60)
+        assert answer.status_code in (200, 400, 404), (path, answer.text[:300])
+        if path.endswith("clone"):
+            assert answer.status_code == 400
+            assert json.loads(answer.content)["error"]["message"]

@@ -1,0 +1,57 @@
+"""Callers who stop reading: their rows are not theirs for ever."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import httpx
+
+from tests.integration.test_streaming import LONG, rows, stuck_reader
+from tests.live import Process, serving, wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.integration
+
+
+def test_who_takes_nothing_loses_the_row_and_others_get_it(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=4, TTS_OUTBOX_S=0.5, TTS_READER_TIMEOUT_S=1.5) as url,
+        stuck_reader(url) as raw,
+    ):
+        assert rows(url)["active"] == 1
+        # It waits behind the stuck one, and is served when that one's time is over, though its socket is still open.
+        assert httpx.post(f"{url}/v1/audio/speech", json={"input": "My turn?"}, timeout=30).status_code == 200
+        wait_until(lambda: rows(url)["active"] == 0, 5)
+        raw.settimeout(10)
+        received = b""
+        while part := raw.recv(65_536):
+            received += part
+        assert not received.endswith(b"0\r\n\r\n")  # cut, not ended
+        assert "tts_cancelled_total 1.0" in httpx.get(f"{url}/metrics").text
+
+
+def test_who_reads_slowly_keeps_it(tmp_path: Path) -> None:
+    with serving(tmp_path, TTS_OUTBOX_S=0.5, TTS_READER_TIMEOUT_S=1.5) as url, stuck_reader(url) as raw:
+        raw.settimeout(10)
+        began_s = time.monotonic()
+        while time.monotonic() - began_s < 4:
+            for _ in range(40):
+                assert raw.recv(16_384)
+            time.sleep(0.5)
+        assert rows(url)["active"] >= 1
+
+
+def test_a_stuck_reader_does_not_hold_the_shutdown_up(tmp_path: Path) -> None:
+    """Closing such a connection would wait for its reader: the kernel throws away what is left."""
+    with Process(tmp_path, TTS_READER_TIMEOUT_S="1.5", TTS_OUTBOX_S="0.5", TTS_SHUTDOWN_GRACE_S="60") as process:
+        process.wait()
+        with stuck_reader(process.url, LONG):
+            wait_until(lambda: rows(process.url)["active"] == 0, 20)
+            process.child.terminate()
+            assert process.child.wait(20) in (0, -signal.SIGTERM)
