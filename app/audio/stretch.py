@@ -83,6 +83,7 @@ class _Tempo:
         self._rate_hz = rate_hz
         self._position_samples = 0
         self._graph = Graph()
+        self._graph.threads = 1  # atempo has no use for more, and each answer's graph would start its own
         self._source = self._graph.add_abuffer(
             sample_rate=rate_hz, format="flt", layout="mono", time_base=Fraction(1, rate_hz)
         )

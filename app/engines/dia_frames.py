@@ -72,7 +72,7 @@ class DiaFrames:
         self.timed: dict[str, float] = {}  # seconds of one row's step, by the name of the set
         self._sizes = doublings(1, rows)
         self._seen = doublings(min(FIRST_SEEN, c.max_positions), c.max_positions)
-        self._heard = doublings(min(FIRST_HEARD, c.max_text), c.max_text)
+        self._heard = tuple(sorted({min(FIRST_HEARD, c.max_text), c.max_text}))
         self._numbers = torch.zeros(rows, 7, dtype=torch.int64, device=device)
         self._numbers[:, _LENGTH] = 1
         self._knobs = torch.ones(rows, 3, device=device)  # temperature, top_p, scale of guidance
@@ -208,7 +208,7 @@ class DiaFrames:
         told = torch.cat((frames, counts[:, None]), dim=1).to(torch.int16)
         self._told[:, :count].index_copy_(0, self._step, told[None])
         self._flags[:, :count].index_copy_(0, self._step, torch.stack((going, early, wrong), dim=1)[None])
-        self._step += 1
+        self._step.add_(1).remainder_(self.burst)
         numbers[:, _POSITION] += going
         numbers[:, _DRAWS] += going
         numbers[:, _YOUNG] -= going.long()

@@ -87,12 +87,14 @@ class Recorder:
             # Other threads may use the device meanwhile (a voice is learned): only this one is being recorded.
             with torch.cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode="thread_local"):
                 body()
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not _for_lack_of_memory(error):
+                raise
             self.graphs -= 1
             del graph
             gc.collect()
             torch.cuda.empty_cache()
-            raise
+            raise torch.OutOfMemoryError(str(error)) from error
         finally:
             self._seconds += time.monotonic() - began
             self._bytes += max(0, free - torch.cuda.mem_get_info(self._device)[0])
@@ -111,6 +113,15 @@ class Recorder:
     def _wait(self) -> None:
         if self._on_cuda:
             torch.cuda.synchronize(self._device)
+
+
+def _for_lack_of_memory(error: BaseException | None) -> bool:
+    """A recording that is cut short says so in an error of its own, with the reason behind it."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 Setup = tuple[tuple[str, str | int | float | bool | None], ...]
@@ -152,7 +163,7 @@ class Mirror:
         if not self._on_cuda:
             return lambda: side
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record()
+        done.record(torch.cuda.current_stream(self._tensors[0].device))
 
         def wait() -> list[Tensor]:
             done.synchronize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -42,7 +43,8 @@ def main() -> None:
 
     more = {"custom_mutator": mutated} if sys.argv[1] == "schemas" else {}
     warm()
-    atheris.Setup([sys.argv[0], *sys.argv[2:], f"-timeout={HUNG_S}"], check, **more)
+    itself = os.environ.get("FUZZ_ITSELF", sys.argv[0])  # what libFuzzer starts again when it merges
+    atheris.Setup([itself, *sys.argv[2:], f"-timeout={HUNG_S}"], check, **more)
     atheris.Fuzz()
 
 

@@ -72,12 +72,19 @@ def keep(target: str, most_bytes: int) -> None:
     merged.mkdir(parents=True, exist_ok=True)
     for old in merged.iterdir():
         old.unlink()
-    command = [sys.executable, "-m", "tests.fuzz.one", target, *arguments(target), "-merge=1", merged, seeds]
-    subprocess.run([*command, WORK / target], check=True, cwd=ROOT, env=_environment(), capture_output=True)
-    for old in seeds.glob("*"):
+    itself = WORK / f"{target}.sh"
+    itself.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tests.fuzz.one {target} "$@"\n')
+    itself.chmod(0o755)
+    command = [itself, *arguments(target), "-merge=1", merged, seeds, WORK / target]
+    environment = {**_environment(), "FUZZ_ITSELF": str(itself)}
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
+    for old in seeds.glob("[0-9a-f]" * 40):  # what has another name was put there by hand
         old.unlink()
     size = 0
+    by_hand = {path.read_bytes() for path in seeds.iterdir()}
     for new in sorted(merged.iterdir(), key=lambda path: path.stat().st_size):
+        if new.read_bytes() in by_hand:
+            continue
         size += new.stat().st_size
         if size > most_bytes:
             break

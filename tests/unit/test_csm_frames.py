@@ -26,7 +26,7 @@ from app.models.kernels.choice import TORCH, compiled_kernels
 from app.models.layers import RowCache
 from app.models.mimi.config import read_mimi_config
 from app.models.mimi.model import MimiDecoder
-from app.runtime.graphs import Recorder
+from app.runtime.graphs import WARM_UPS, Recorder, _for_lack_of_memory
 from app.types import Sampling, Utterance
 from bench.fabricate import csm_config, fabricate_csm
 from tests.driver import Driver
@@ -51,13 +51,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fabricate_csm(tmp_path_factory.mktemp("csm"))
 
 
+class AsOnAGpu(Recorder):
+    """Calls what it records, as often as a CUDA device would be made to: it may leave nothing behind."""
+
+    def record(self, body: Callable[[], None]) -> Callable[[], None]:
+        for _ in range(WARM_UPS):
+            body()
+        return super().record(body)
+
+
 def recorded(folder: Path, **options: object) -> CsmRunner:
-    return make(folder, recorder=Recorder(CPU), **options)
+    return make(folder, **{"recorder": Recorder(CPU), **options})
 
 
 @pytest.fixture(scope="module")
 def runner(folder: Path) -> CsmRunner:
-    return recorded(folder)
+    return recorded(folder, recorder=AsOnAGpu(CPU))
 
 
 @pytest.fixture(scope="module")
@@ -272,3 +281,16 @@ def test_what_the_compiler_makes_of_them_says_the_same(folder: Path, plain: CsmR
     assert dict(some.setup)["kernels"] == "compiled"
     for request in REQUESTS[:5]:
         assert np.array_equal(alone(some, request), alone(plain, request))
+
+
+def test_lack_of_memory_is_known_behind_another_error() -> None:
+    def cut_short() -> None:
+        try:
+            raise torch.OutOfMemoryError("no room")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    with pytest.raises(RuntimeError, match="capture") as caught:
+        cut_short()
+    assert _for_lack_of_memory(caught.value)
+    assert not _for_lack_of_memory(RuntimeError("an illegal address"))

@@ -20,6 +20,7 @@ from app.types import Sampling
 from bench.random_dia import SHAPES, dia_config, dia_config_v01, fabricate_dia
 from tests.driver import Driver
 from tests.recordable import META, operations
+from tests.unit.test_csm_frames import AsOnAGpu
 from tests.unit.test_dia_runner import REQUESTS, alone, make, speech
 
 pytestmark = pytest.mark.unit
@@ -47,7 +48,7 @@ def recorded(folder: Path, **options: object) -> DiaRunner:
 
 @pytest.fixture(scope="module")
 def runner(folder: Path) -> DiaRunner:
-    return recorded(folder)
+    return recorded(folder, recorder=AsOnAGpu(CPU))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_the_same_codes_and_sound(runner: DiaRunner, plain: DiaRunner, index: in
 
 @pytest.mark.parametrize("burst", [1, 3])
 def test_a_burst_is_nobodys_business(folder: Path, plain: DiaRunner, burst: int) -> None:
-    some = recorded(folder, burst=burst)
+    some = recorded(folder, burst=burst, recorder=AsOnAGpu(CPU), max_rows=2)
     for request in MORE[:3]:
         assert np.array_equal(alone(some, request), alone(plain, request))
 

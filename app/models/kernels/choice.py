@@ -70,7 +70,9 @@ def candidates(name: KernelSet, device: torch.device, dtype: torch.dtype, *, com
         return [fused_kernels()]
     try:
         fused = fused_kernels()
-        if wrong := differs(fused, device, dtype):
+        with torch.cuda.device(device):  # Triton launches on the present one
+            wrong = differs(fused, device, dtype)
+        if wrong:
             log.warning("Triton's kernels are not used: %s does not compute what torch's does on %s", wrong, device)
             return [TORCH]
     except Exception as error:  # noqa: BLE001 - a driver, a compiler, a cache folder: whatever it is, torch's are there
