@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 APP = "tts"
 # Rows of `TTS_MAX_ROWS=auto` as far as Ray is concerned, which must know before an engine is built.
-ROWS_CPU, ROWS_GPU = 8, 32
+ROWS_CPU, ROWS_GPU, ROWS_OFFLINE = 8, 64, 32
 # Beyond rows and queue the server itself answers 429, in OpenAI's words, and lists and /health pass even when it is
 # full. Only past this many more does Ray refuse in its own.
 SPARE_REQUESTS = 32
@@ -139,7 +139,7 @@ def gpus_for(settings: Settings, in_cluster: float) -> int:
 
 def options_for(settings: Settings, gpus: int) -> dict[str, Any]:
     """The deployment's numbers, from the settings."""
-    rows = settings.rows(ROWS_GPU if gpus or settings.engine == "espeak" else ROWS_CPU)
+    rows = settings.rows(ROWS_OFFLINE if settings.engine == "espeak" else ROWS_GPU if gpus else ROWS_CPU)
     least, most = settings.replica_range
     return {
         "ray_actor_options": {"num_cpus": 1, "num_gpus": gpus},

@@ -29,7 +29,7 @@ def given(**values: Any) -> Settings:
 
 def test_the_rows_that_ray_reckons_with_are_the_engines():
     assert (ray.ROWS_CPU, ray.ROWS_GPU) == (csm_load.ROWS_CPU, csm_load.ROWS_GPU)
-    assert espeak.AUTO_ROWS == ray.ROWS_GPU
+    assert espeak.AUTO_ROWS == ray.ROWS_OFFLINE
 
 
 def test_the_server_refuses_before_ray_does():
