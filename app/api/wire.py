@@ -8,6 +8,7 @@ that was early. How fast a body must come, `access.BodyLimit` decides. Knows no 
 from __future__ import annotations
 
 import json
+import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +19,9 @@ from app.api.errors import envelope
 if TYPE_CHECKING:
     import asyncio
 
+# What the kernel holds of an answer. Left alone it grows to megabytes, minutes of sound: a listener who reads as fast as it
+# plays would seem to take nothing for as long (TTS_READER_TIMEOUT_S), and much would be made that nobody may hear.
+SEND_BUFFER_BYTES = 128 << 10
 MAX_HEAD_BYTES = 64 << 10  # as in uvicorn's other protocol, h11, where it has this limit
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
@@ -39,6 +43,9 @@ class _Wire(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        listening = transport.get_extra_info("socket")
+        if listening is not None and listening.family in (socket.AF_INET, socket.AF_INET6):
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         self._set_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -104,8 +104,9 @@ def test_rows_are_counted_from_free_memory(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(device, "free_bytes", lambda _, free=free: int(free))
         assert device.rows_that_fit(gpu, fraction, fixed=weights, row=row, most=64) == rows
     monkeypatch.setattr(device, "free_bytes", lambda _: int(5e9))
-    with pytest.raises(EngineUnavailable, match="TTS_GPU_MEMORY_FRACTION"):
+    with pytest.raises(EngineUnavailable, match=r"5\.0 GB free") as caught:
         device.rows_that_fit(gpu, 0.9, fixed=weights, row=row, most=64)
+    assert "TTS_GPU_MEMORY_FRACTION" in caught.value.remedy
 
 
 def test_auto_is_the_widest_format_that_a_device_is_fast_in(monkeypatch: pytest.MonkeyPatch) -> None:
