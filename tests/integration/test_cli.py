@@ -78,7 +78,11 @@ def test_mistakes_are_told_in_words(tmp_path: Path, arguments: tuple[str, ...], 
 def test_ctrl_c_leaves_no_half_file(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "app.cli", "say", "-", "-o", str(tmp_path / "long.mp3")]
     with subprocess.Popen(
-        command, env=environment(tmp_path / "data"), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+        command,
+        env=environment(tmp_path / "data"),
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     ) as child:
         assert child.stdin is not None
         child.stdin.write(b"A sentence that is said many times. " * 5_000)
