@@ -82,7 +82,8 @@ def test_ctrl_c_leaves_no_half_file(tmp_path: Path) -> None:
         env=environment(tmp_path / "data"),
         stdin=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        # A shell's background jobs ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as child:
         assert child.stdin is not None
         child.stdin.write(b"A sentence that is said many times. " * 5_000)
