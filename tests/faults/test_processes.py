@@ -23,6 +23,7 @@ pytestmark = pytest.mark.integration
 STREAMS = 16
 
 
+@pytest.mark.slow
 def test_sigterm_while_sixteen_speak(tmp_path: Path) -> None:
     """Short answers finish within the grace, endless ones are broken off; none looks whole and is not."""
     grace_s = 3
