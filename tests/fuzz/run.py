@@ -98,13 +98,15 @@ def _environment() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("targets", nargs="*", default=[*TARGETS], choices=[*TARGETS, []], metavar="target")
+    parser.add_argument("targets", nargs="*", metavar="target", help=f"of {', '.join(TARGETS)}; all without")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each target, by the clock")
     parser.add_argument("--cpu-minutes", type=float, default=0.0, help="go on until each target has had so much")
     parser.add_argument(
         "--keep-bytes", type=int, default=0, help="write the corpus anew, of at most so many bytes each"
     )
     given = parser.parse_args()
+    if unknown := {*given.targets} - {*TARGETS}:
+        parser.error(f"there is no target {', '.join(sorted(unknown))}")
     told: dict[str, dict[str, float | int]] = {}
     for target in given.targets or [*TARGETS]:
         if given.keep_bytes:
