@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -103,8 +103,11 @@ def transcriber_of(settings: Settings) -> Transcriber:
     )
 
 
-def assemble(settings: Settings) -> FastAPI:
-    """Settings -> the FastAPI app; its lifespan starts and stops the engine. Raises ValueError, OSError."""
+def assemble(settings: Settings, on_settled: Callable[[], None] = lambda: None) -> FastAPI:
+    """Settings -> the FastAPI app; its lifespan starts and stops the engine. Raises ValueError, OSError.
+
+    on_settled: called once, when the engine runs or has been given up and what else is loaded at the start is there.
+    """
     for name in ("models", "cloned_voices", "voice_references", "audio_cache", "logs"):
         settings.folder(name)
     normalizer = Normalizer()
@@ -118,8 +121,16 @@ def assemble(settings: Settings) -> FastAPI:
         warming = asyncio.create_task(asyncio.to_thread(normalizer.warm), name="normalizer-warm")
         references = settings.folder("voice_references")
         taking = asyncio.create_task(asyncio.to_thread(take_files, rooms.voices, references, cloner), name="take-files")
+
+        async def settle() -> None:
+            await rooms.host.settled()
+            await asyncio.wait([warming, taking])
+            on_settled()
+
         async with rooms.host, rooms.casting:
+            settling = asyncio.create_task(settle(), name="settle")
             yield
+            settling.cancel()
         await asyncio.gather(warming, taking)
 
     ring = KeyRing([key.get_secret_value() for key in settings.api_keys], KeyFile(settings.data_dir))

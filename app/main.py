@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from app import __version__, logs
 from app.api import wire
 from app.assemble import assemble
+from app.runtime import pauses
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ log = logging.getLogger(__name__)
 # Before anything loads OpenMP: threads that spin while they wait slow each other and the event loop down.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-SWITCH_INTERVAL_S = 0.0005  # a first sound waits at most this long for the engine's thread to let go of Python (5 ms)
 STARTUP_FAILED = 3  # uvicorn's own
 
 
@@ -51,7 +51,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             colors=sys.stderr.isatty(),
             texts=settings.log_texts,
         )
-        app = assemble(settings)
+        app = assemble(settings, on_settled=pauses.spare_what_stays)
     except OSError as error:
         print(f"TTS_DATA_DIR={settings.data_dir} can't be used: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
@@ -64,7 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl+C; answers that are being spoken then finish, for up to TTS_SHUTDOWN_GRACE_S."""
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    pauses.switch_quickly()
     options: dict[str, Any] = {
         "host": settings.host,
         "port": settings.port,

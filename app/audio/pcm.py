@@ -20,7 +20,9 @@ _FULL_SCALE = 32768.0
 
 def clip(samples: Samples) -> Samples:
     """samples (N,) within [-1, 1]; NaN becomes 0, because FFmpeg's AAC encoder ends the stream on the first NaN."""
-    return np.clip(np.nan_to_num(samples, nan=0.0), -1.0, 1.0).astype(np.float32, copy=False)
+    if not np.isfinite(samples).all():
+        samples = np.nan_to_num(samples, nan=0.0)
+    return np.clip(samples, -1.0, 1.0).astype(np.float32, copy=False)
 
 
 def to_int16(samples: Samples) -> NDArray[np.int16]:

@@ -13,6 +13,7 @@ import importlib.util
 import os
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
     from app.types import Codes, Samples, Utterance
 
 FRAME_S = 0.08  # as long as a Mimi frame: what usage is counted in
-# What the first step of an utterance hands out, and how much more each next one: the sound is there already, and a step
-# costs Python time that the event loop wants for other callers' first sounds.
-FIRST_S, GROWTH, LONGEST_S = 0.16, 4, 1.28
+# What the first step of an utterance hands out, and each next one: the sound is there already, and a step costs Python
+# time that the event loop wants for other callers' first sounds.
+FIRST_S, NEXT_S = 0.16, 1.0
 WORDS_PER_MINUTE = 165
 AUTO_ROWS = 32
 MAX_TEXT_CHARS = 400  # about 25 s of speech: one sentence is synthesised in one go, in 10-20 ms
@@ -207,8 +208,7 @@ class EspeakRunner:
         self.rate_hz = library.rate_hz
         self._library = library
         self._utterances: dict[int, Utterance] = {}
-        self._unsaid: dict[int, Samples] = {}  # what each speaking row has still to say
-        self._next_s: dict[int, float] = {}  # how much the next step hands out
+        self._unsaid: dict[int, deque[Samples]] = {}  # what each speaking row has still to say, a part for each step
 
     def admit(self, row: int, utterance: Utterance) -> None:
         self._utterances[row] = utterance
@@ -216,8 +216,9 @@ class EspeakRunner:
     def prefill(self, row: int) -> bool:
         utterance = self._utterances[row]
         said = [self._say(line.text, line.voice.id, utterance.language) for line in utterance.lines]
-        self._unsaid[row] = np.concatenate(said)[: int(utterance.max_seconds * self.rate_hz)]
-        self._next_s[row] = FIRST_S
+        sound = np.concatenate(said)[: int(utterance.max_seconds * self.rate_hz)]
+        first, each = round(FIRST_S * self.rate_hz), round(NEXT_S * self.rate_hz)
+        self._unsaid[row] = deque(np.split(sound, range(first, len(sound), each)))
         return True
 
     def _say(self, text: str, voice_id: str, language: str | None) -> Samples:
@@ -230,17 +231,11 @@ class EspeakRunner:
         return Gain(timbre.gain_db).push(samples)
 
     def step(self, rows: Sequence[int]) -> StepResult:
-        ended = np.array([len(self._unsaid[row]) == 0 for row in rows])
+        ended = np.array([not self._unsaid[row] for row in rows])
         return StepResult(np.zeros((len(rows), 0), np.int16), ended)
 
     def sound(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
-        frames = []
-        for row in rows:
-            unsaid, next_samples = self._unsaid[row], round(self._next_s[row] * self.rate_hz)
-            frames.append(unsaid[:next_samples])
-            self._unsaid[row] = unsaid[next_samples:]
-            self._next_s[row] = min(GROWTH * self._next_s[row], LONGEST_S)
-        return frames
+        return [self._unsaid[row].popleft() for row in rows]
 
     def release(self, row: int) -> None:
         self._utterances.pop(row, None)

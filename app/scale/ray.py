@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from app import logs
 from app.assemble import assemble
-from app.main import SWITCH_INTERVAL_S
+from app.runtime import pauses
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -61,11 +61,11 @@ class Replica:
     """One copy of the server, as Ray wants it: made from settings, asked for its health."""
 
     def __init__(self, settings: Settings) -> None:
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        pauses.switch_quickly()
         self._settings = settings
         # To the console only, which Ray keeps per replica: one file can't be rotated by several processes.
         logs.set_up(settings.log_level, None, colors=False, texts=settings.log_texts)
-        self._app: FastAPI = assemble(settings)
+        self._app: FastAPI = assemble(settings, on_settled=pauses.spare_what_stays)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return started_when_settled(self._app)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.floating]
 
-VERSION = "loudness.2"  # changes whenever the same sound would come out otherwise
+VERSION = "loudness.3"  # changes whenever the same sound would come out otherwise
 TARGET_LUFS = -20.0  # leaves speech 14 to 18 dB for its peaks: the limiter seldom works
 CEILING_DBTP = -1.0
 MAX_GAIN_DB = 20.0  # beyond this it is noise that would be lifted
@@ -51,6 +51,8 @@ _EXPECT_SPREAD_DB = 3.0  # how far a line commonly is from what was expected
 _SURPRISE = 0.2  # how likely it is anywhere else
 _DRIFT_DB = 1.2  # in a second of speech
 _DRIFT_SHARE = 0.5 * (_DRIFT_DB / _STEP_DB) ** 2 * _LOOK_BLOCKS * _BLOCK_S  # to either neighbour, with each look
+_NEVER_NOTHING = 1e-9  # of the whole, to every level
+_TINY = 1e-60  # of a sum that becomes less with every look
 _GAP_DB = 20.0  # a look so far below speech's most likely one says nothing
 _SAME_LOOKS = 3.0  # neighbouring looks hear the same syllable: so many count as one
 _MEMORY_S = 4.0  # of the measured loudness
@@ -58,6 +60,7 @@ _FINE_DB = 2.0  # the measured loudness corrects the belief by at most this
 _RISE_DB, _FALL_DB = 0.4, 0.75  # the most that the gain moves in a block: 80 and 150 dB a second
 _HUSH_DB = 3.0  # and before a line has begun to sound
 
+_NEPERS_PER_DB = math.log(10) / 20
 _TAPS = 12
 _SURELY_BELOW = 0.5  # between two samples sound can rise above both; speech never by 6 dB
 
@@ -79,7 +82,8 @@ class _Weighting:
         if count % 2 == 0:
             both_sides[-1] = 1.0
         scale = both_sides / (count * np.square(window).sum())  # Parseval, the window's own power taken out
-        return _Weighting(window, scale * k_weighting(frequencies_hz))
+        power = scale * k_weighting(frequencies_hz)
+        return _Weighting(window.astype(np.float32), power.astype(np.float32))
 
 
 def k_weighting(frequencies_hz: Array) -> Array:
@@ -106,7 +110,7 @@ class Loudness:
     def __init__(self, rate_hz: int) -> None:
         self._block_samples = max(1, round(_BLOCK_S * rate_hz))
         self._partial: Samples = np.zeros(0, np.float32)  # shorter than a block
-        self._ramp = (np.arange(self._block_samples) + 0.5) / self._block_samples
+        self._ramp = ((np.arange(self._block_samples) + 0.5) / self._block_samples).astype(np.float32)
         self._meter = _Meter(rate_hz, self._block_samples)
         self._belief = _Belief()
         self._limiter = _Limiter(rate_hz)
@@ -157,9 +161,9 @@ class Loudness:
                 step_db = rise_db if step_db > 0 else -fall_db
             gain_db += step_db
         self._gain_db = gain_db
-        ends = np.array([*points, gain_db])
-        gains_db = ends[:-1, None] + np.diff(ends)[:, None] * self._ramp
-        return (samples * (10.0 ** (gains_db.reshape(-1) / 20))).astype(np.float32)
+        ends = (np.array([*points, gain_db]) * _NEPERS_PER_DB).astype(np.float32)
+        gains = np.exp(ends[:-1, None] + np.diff(ends)[:, None] * self._ramp)
+        return samples * gains.reshape(-1)
 
 
 class _Meter:
@@ -178,11 +182,11 @@ class _Meter:
         self._blocks += len(blocks)
         looks: list[float | None] = [None] * len(blocks)
         if first < len(blocks):
-            count = _WINDOW_BLOCKS * blocks.shape[1]
-            every = _LOOK_BLOCKS * blocks.shape[1]
-            windows = sliding_window_view(whole[first:].reshape(-1), count)[::every]
-            spectra = np.square(np.abs(np.fft.rfft(windows * self._weighting.window, axis=1)))
-            looks[first::_LOOK_BLOCKS] = (spectra * self._weighting.power).sum(axis=1).tolist()
+            count = len(range(first, len(blocks), _LOOK_BLOCKS))
+            steps = whole[first:][: _LOOK_BLOCKS * (count + 1)].reshape(count + 1, -1)  # a window is two of them
+            spectra = np.fft.rfft(np.concatenate((steps[:-1], steps[1:]), axis=1) * self._weighting.window)
+            powers = (np.square(spectra.real) + np.square(spectra.imag)) * self._weighting.power
+            looks[first::_LOOK_BLOCKS] = powers.sum(axis=1).tolist()
         return looks
 
 
@@ -190,7 +194,9 @@ class _Belief:
     """How loud the speech is that is being heard, from an expectation and looks at it."""
 
     def __init__(self) -> None:
-        self._probable = _prior(TARGET_LUFS).copy()  # of each of _LEVELS
+        self._after = np.concatenate((_prior(TARGET_LUFS), (1.0, TARGET_LUFS)))  # what a matrix of _after gave
+        self._probable = self._after[:-2]  # of each of _LEVELS, up to a common factor
+        self._seen = np.empty(len(_LEVELS))
         self._expected: float | None = None
         self._moment = np.zeros(_MOMENT_LOOKS)  # powers of the last 400 ms, a ring
         self._looks = 0
@@ -206,7 +212,9 @@ class _Belief:
         keep = 0.3 if self.spoken else 0.0
         self._heard_power *= keep
         self._heard_s *= keep
-        self._probable = 0.2 * keep * self._probable + (1 - 0.2 * keep) * _prior(self.lufs)
+        self._probable /= self._probable.sum()
+        self._probable *= 0.2 * keep
+        self._probable += (1 - 0.2 * keep) * _prior(self.lufs)
 
     def hear(self, power: float) -> None:
         self._moment[self._looks % _MOMENT_LOOKS] = power
@@ -214,17 +222,17 @@ class _Belief:
         level = _lufs(power)
         if level < _QUIETEST:
             return
-        probable = self._probable
-        over = int((level - _LOWEST) / _STEP_DB + 0.5) if level > _LOWEST else 0
-        first = max(0, _LAST - over)
-        probable *= _LIKELY[first : first + _LAST + 1]
-        probable /= np.add.reduce(probable)
-        if level > self.lufs - _GAP_DB:
-            self.spoken = True
-            _drift(probable)
+        over = min(_LAST, int((level - _LOWEST) / _STEP_DB + 0.5)) if level > _LOWEST else 0
+        np.multiply(self._probable, _LIKELY[over], out=self._seen)
+        of_speech = level > self.lufs - _GAP_DB
+        self.spoken |= of_speech
+        np.dot(_DRIFTED if of_speech else _KEPT, self._seen, out=self._after)
+        total = self._after.item(-2)
+        believed = self._after.item(-1) / total
+        if total < _TINY:
+            self._probable /= total
         if self._looks % _MOMENT_EVERY == 0:
             self._measure()
-        believed = float(probable @ _LEVELS)
         if self._heard_s:
             fine = _lufs(self._heard_power / self._heard_s) - believed
             believed += self._heard_s / (self._heard_s + 1.0) * min(_FINE_DB, max(-_FINE_DB, fine))
@@ -252,28 +260,27 @@ def _prior(lufs: float) -> Array:
     return prior
 
 
-def _drift(probable: Array) -> None:
-    """After one look at speech: a little wider, and nothing quite impossible. In place: it runs 100 times a second."""
-    moved = probable * _DRIFT_SHARE
-    probable *= 1 - 2 * _DRIFT_SHARE
-    probable[1:] += moved[:-1]
-    probable[:-1] += moved[1:]
-    probable += 1e-9
+def _and_sums(change: Array) -> Array:
+    """(L, L) -> (L + 2, L): what else is asked of the levels after it, their sum and their first moment."""
+    return np.concatenate((change, change.sum(axis=0)[None], (_LEVELS @ change)[None]))
 
 
-def _table() -> Array:
-    """(2 L - 1,) likelihood of a look over the speech's loudness, from all levels above it to all below, up to a
-    constant. From L - 1 - n on it is that of a look at _LEVELS[n], for speech of each of _LEVELS.
+def _drift() -> Array:
+    """(L, L): what one look at speech does to the levels; a little wider, and nothing quite impossible."""
+    count = len(_LEVELS)
+    stays = (1 - 2 * _DRIFT_SHARE) * np.eye(count)
+    return stays + _DRIFT_SHARE * (np.eye(count, k=1) + np.eye(count, k=-1)) + _NEVER_NOTHING
+
+
+def _table() -> list[Array]:
+    """Per level of a look, the likelihood (L,) of that look for speech of each of _LEVELS, up to a constant.
 
     Fitted to 13 synthetic voices: most likely 2 dB over, e times less for each 11 dB below that, and 8 dB over is rare.
     What is far below is a gap, which may be as low as it likes.
     """
-    over_db = _STEP_DB * np.arange(len(_LEVELS) - 1, -len(_LEVELS), -1)
-    above = over_db - 2.0
-    table: Array = np.exp(
-        np.where(above > 0, -0.5 * np.square(above / 3.2), np.maximum(above / 11.0, -_GAP_DB / 11.0)) / _SAME_LOOKS
-    )
-    return table
+    above = _LEVELS[:, None] - _LEVELS - 2.0
+    likely = np.where(above > 0, -0.5 * np.square(above / 3.2), np.maximum(above / 11.0, -_GAP_DB / 11.0))
+    return list(np.exp(likely / _SAME_LOOKS))
 
 
 class _Limiter:
@@ -333,3 +340,4 @@ def _between(share: float) -> Samples:
 
 _PHASES = np.stack([_between(share) for share in (0.25, 0.5, 0.75)])  # (3, taps)
 _LIKELY = _table()
+_DRIFTED, _KEPT = _and_sums(_drift()), _and_sums(np.eye(len(_LEVELS)))
