@@ -11,7 +11,18 @@ FUZZ   := .fuzz/bin/python
 FUZZ_SECONDS ?= 20
 TRITON := .triton/bin/python
 
-.PHONY: install install-locked run dev oracle browser test test-all slow soak gpu fleet ray kernels fuzz clients openapi \
+# Tests with targets of their own, which need more than the environment holds.
+ELSEWHERE := gpu or fleet or ray or clients or openapi
+AT_ONCE   := not (slow or $(ELSEWHERE))
+
+# An environment of its own that sees what .venv has.
+define beside
+test -x $(1)/bin/python || $(PY) -m venv $(1)
+$(PY) -c "import pathlib, sysconfig; site = sysconfig.get_path('purelib'); \
+    [(p / 'beside.pth').write_text(site) for p in pathlib.Path('$(1)/lib').glob('python*/site-packages')]"
+endef
+
+.PHONY: install install-locked run dev oracle browser test again test-all slow soak gpu fleet ray kernels fuzz clients openapi \
     containers security lint format types docs lock hashes clients-lock licenses sbom audit dist clean
 
 install: $(STAMP)
@@ -51,17 +62,21 @@ browser: install
 	$(PY) -m pip install --quiet --constraint constraints.txt --group browser
 
 test: install
-	$(PY) -m pytest -n auto -m "not slow and not gpu and not fleet and not ray and not clients and not openapi"
+	$(PY) -m pytest -n auto -m "$(AT_ONCE)"
+
+# Those of them that failed, once more and one at a time: real servers and browsers, on a machine that may be busy.
+again: install
+	$(PY) -m pytest --last-failed --last-failed-no-failures none -m "$(AT_ONCE)"
 
 slow: install
-	$(PY) -m pytest -m "slow and not gpu and not fleet and not ray and not clients and not openapi"
+	$(PY) -m pytest -m "slow and not ($(ELSEWHERE))"
 
 # A minute of everything at once; `python -m bench.soak --minutes 30` is the long one (docs/reliability.md).
 soak: install
 	$(PY) -m bench.soak --minutes 1
 
 test-all: install
-	$(PY) -m pytest -m "not gpu and not ray and not clients and not openapi"
+	$(PY) -m pytest -m "fleet or not ($(ELSEWHERE))"
 
 # On a machine with a GPU: the tests that need one, and the figures, in less than ten minutes.
 gpu: install
@@ -74,9 +89,7 @@ fleet: install
 # Ray beside the environment, not in it (350 MB): .ray sees what .venv has. Ray listens on every interface, so the tests run
 # in a network namespace where that is allowed.
 ray: install
-	test -x $(RAY) || $(PY) -m venv .ray
-	$(PY) -c "import pathlib, sysconfig; site = sysconfig.get_path('purelib'); \
-	    [(p / 'beside.pth').write_text(site) for p in pathlib.Path('.ray/lib').glob('python*/site-packages')]"
+	$(call beside,.ray)
 	$(RAY) -m pip install --quiet --constraint constraints.txt "ray[serve]==2.60.0"
 	if unshare --net true 2>/dev/null; then \
 	    unshare --net sh -c "ip link set lo up && exec $(RAY) -m pytest tests/contract -m ray"; \
@@ -85,18 +98,14 @@ ray: install
 # Coverage-guided fuzzing, FUZZ_SECONDS of each target; `python -m tests.fuzz.run --help` for longer. atheris stands beside
 # the environment, not in it: .fuzz sees what .venv has.
 fuzz: install
-	test -x $(FUZZ) || $(PY) -m venv .fuzz
-	$(PY) -c "import pathlib, sysconfig; site = sysconfig.get_path('purelib'); \
-	    [(p / 'beside.pth').write_text(site) for p in pathlib.Path('.fuzz/lib').glob('python*/site-packages')]"
+	$(call beside,.fuzz)
 	$(FUZZ) -m pip install --quiet atheris==3.0.0
 	$(FUZZ) -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
 
 # Triton beside the environment too (700 MB), in the version that torch's CUDA build asks for: the kernels under its
 # interpreter against their twins, then compiled for GPUs that need not be there.
 kernels: install
-	test -x $(TRITON) || $(PY) -m venv .triton
-	$(PY) -c "import pathlib, sysconfig; site = sysconfig.get_path('purelib'); \
-	    [(p / 'beside.pth').write_text(site) for p in pathlib.Path('.triton/lib').glob('python*/site-packages')]"
+	$(call beside,.triton)
 	$(TRITON) -m pip install --quiet --no-deps "triton==3.7.1"
 	TRITON_INTERPRET=1 $(TRITON) -m pytest tests/kernels
 	$(TRITON) -m pytest tests/kernels

@@ -30,3 +30,14 @@ def client(server: str) -> Iterator[openai.OpenAI]:
 @pytest.fixture(scope="session")
 def recogniser() -> Recogniser:
     return Recogniser()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny models: a second thread only costs."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

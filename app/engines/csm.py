@@ -166,7 +166,7 @@ class CsmRunner:
         if recorder is not None:
             if not isinstance(self._cache, RowCache) or reference_noise:
                 raise ValueError("frames are recorded for one device and with our own noise")
-            self._frames = CsmFrames(model, decoder, self._cache, self._depth_cache, rows=max_rows, kernels=kernels)
+            self._frames = CsmFrames(model, decoder, self._cache, self._depth_cache, self._next, kernels=kernels)
             self._frames.record(recorder)
             self.max_rows = self._frames.rows
             self._warm_up()
@@ -275,9 +275,15 @@ class CsmRunner:
                 reading = True
                 self._read_piece(row, state)
         landing, self._flight = self._flight, self._send_off(speaking, frames) if speaking else None
-        made = landing.frames() if landing is not None else None
-        for row, state, lap in landing.rows if landing is not None else ():
-            assert made is not None  # noqa: S101 - as above
+        if landing is not None:
+            told += self._land(landing)
+        return tell(told, self.config.codebooks)
+
+    def _land(self, flight: _Flight) -> list[Told]:
+        """What its rows have made, once it is there; of those that were let go or stopped since, nothing."""
+        told: list[Told] = []
+        made = flight.frames()
+        for row, state, lap in flight.rows:
             if self._rows.get(row) is not state or state.laps != lap or not made.went[row]:
                 continue
             if made.wrong[row]:
@@ -293,7 +299,7 @@ class CsmRunner:
                 self._heard[row] = made.samples[row].copy()
             silent, ended = self._settle(row, frame)
             told.append(Told(row, made.codes[row], ended, silent))
-        return tell(told, self.config.codebooks)
+        return told
 
     def _send_off(self, rows: list[int], frames: CsmFrames) -> _Flight:
         states = [self._rows[row] for row in rows]
@@ -305,12 +311,9 @@ class CsmRunner:
 
     def _wipe(self, row: int) -> None:
         """A row's numbers are not finite any more: leave nothing of them to who comes next."""
-        if self._frames is not None:
-            self._frames.wipe(row)
-        else:
-            self._next[row] = 0
-            self._cache.wipe(row)
-            self._decoder.wipe(row)
+        self._next[row] = 0
+        self._cache.wipe(row)
+        self._decoder.wipe(row)
 
     @torch.inference_mode()
     def sound(self, rows: Sequence[int], codes: Codes) -> Sequence[Samples]:
@@ -454,19 +457,17 @@ class CsmRunner:
         if len(unread) > 1:
             return False
         state.unread = None
-        if self._frames is None:
-            self._next[row] = unread[0]
-            return True
-        self._frames.place(
-            row,
-            unread[0],
-            state.knobs,
-            position=state.position,
-            draws=state.draws,
-            seed=int64_of(state.seed),
-            left=self._left(state),
-            young=self._guards.min_frames if self._guards is not None else 0,
-        )
+        self._next[row] = unread[0]
+        if self._frames is not None:
+            self._frames.place(
+                row,
+                state.knobs,
+                position=state.position,
+                draws=state.draws,
+                seed=int64_of(state.seed),
+                left=self._left(state),
+                young=self._guards.min_frames if self._guards is not None else 0,
+            )
         return True
 
     def _left(self, state: _Row) -> int:

@@ -9,9 +9,8 @@ Calls are recorded by how many rows they cover and how far back they look; a bat
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from app.models.kernels.choice import TORCH, Kernels
-from app.runtime.graphs import Mirror, Recorder, at_least, doublings, upload
+from app.runtime.graphs import Calls, Mirror, at_least, doublings, fastest, upload
 from app.runtime.sampling import draw, exponential_noise
 
 if TYPE_CHECKING:
@@ -28,10 +27,9 @@ if TYPE_CHECKING:
     from app.models.csm.model import CsmModel
     from app.models.layers import FrameCache, RowCache
     from app.models.mimi.model import MimiDecoder
+    from app.runtime.graphs import Body, Recorder
     from app.runtime.sampling import Knobs
     from app.types import Codes
-
-log = logging.getLogger(__name__)
 
 FIRST_LENGTH = 256  # positions that the shortest recorded call looks back over
 
@@ -55,12 +53,12 @@ class Frames:
     wrong: NDArray[np.bool_]
 
 
-@dataclass(slots=True)
-class _Calls:
-    """Recorded calls: few[n, length] for common knobs, any[n] for all others at the full length."""
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How far back a call looks, and whether it is for common knobs only; that for all looks all the way."""
 
-    few: dict[tuple[int, int], Callable[[], None]] = field(default_factory=dict)
-    any: dict[int, Callable[[], None]] = field(default_factory=dict)
+    length: int
+    few: bool
 
 
 class CsmFrames:
@@ -72,21 +70,22 @@ class CsmFrames:
         decoder: MimiDecoder,
         cache: RowCache,
         depth_cache: FrameCache,
+        inputs: Tensor,
         *,
-        rows: int,
         kernels: Sequence[Kernels] = (TORCH,),
-        sizes: Sequence[int] | None = None,
     ) -> None:
-        """kernels: the sets that may be taken; `record` takes the fastest. sizes: how many rows a call may cover,
-        ascending; None = doublings up to `rows`."""
-        c, device = model.config, model.device
-        self.rows = rows
-        self._kernels, self._sets = kernels[0], tuple(kernels)
+        """inputs (rows, D): what each row reads next. kernels: the sets that may be taken; `record` takes the
+        fastest."""
+        c, device, rows = model.config, model.device, len(inputs)
+        self._next = inputs
+        self._kernels = kernels[0]
+        self._sets: dict[str, Kernels] = {some.name: some for some in kernels}
         self.timed: dict[str, float] = {}  # seconds of one row's frame, by the name of the set
         self._model, self._decoder, self._cache, self._depth_cache = model, decoder, cache, depth_cache
-        self._sizes = tuple(sizes or doublings(1, rows))
         self._lengths = doublings(min(FIRST_LENGTH, c.max_positions), c.max_positions)
-        self._next = torch.zeros(rows, c.backbone.width, device=device, dtype=model.dtype)
+        self._anyhow = _Form(self._lengths[-1], few=False)
+        forms = (*(_Form(length, few=True) for length in reversed(self._lengths)), self._anyhow)
+        self._calls = Calls(lambda count, form: self._body(count, form, self._kernels), rows, forms)
         self._numbers = torch.zeros(rows, 6, dtype=torch.int64, device=device)
         self._knobs = torch.ones(rows, 2, device=device)  # temperature, top_p
         self._asked = torch.zeros(rows, dtype=torch.bool, device=device)  # rows that the present call is to advance
@@ -94,80 +93,44 @@ class CsmFrames:
         self._samples = torch.zeros(rows, decoder.config.frame_samples, device=device)
         self._flags = torch.zeros(rows, 4, dtype=torch.bool, device=device)
         self._mirror = Mirror(self._codes, self._samples, self._flags)
-        self._calls = _Calls()
 
     @property
-    def state_bytes(self) -> int:
-        return sum(t.nbytes for t in (self._next, self._numbers, self._knobs, self._codes, self._samples))
-
-    # ---- recording
-
-    def record(self, recorder: Recorder) -> None:
-        """Record all calls, largest first: what they compute with is then laid out for the largest once.
-
-        Where memory does not suffice for a size, `rows` becomes the next smaller one. Raises torch.OutOfMemoryError
-        where it does not suffice for one row.
-        """
-        self._choose()
-        for size in sorted(self._sizes, reverse=True):
-            try:
-                for length in reversed(self._lengths):
-                    self._calls.few[size, length] = recorder.record(self._body(size, length, few=True))
-                self._calls.any[size] = recorder.record(self._body(size, self._lengths[-1], few=False))
-            except torch.OutOfMemoryError:
-                self._forget(size)
-                if size == self._sizes[0]:
-                    raise
-                log.warning("no memory for %d rows in one graph: %d rows at most", size, self._smaller(size))
-        self.rows = min(self.rows, self._sizes[-1])
-        for row in range(self.rows):  # recording has run on zeros
-            self._decoder.reset(row)
-
-    def _choose(self) -> None:
-        """Take the set of kernels with which a frame of one row is made fastest."""
-        if len(self._sets) == 1:
-            return
-        trial = Recorder(self._model.device)
-        for kernels in self._sets:
-            self._kernels = kernels
-            self.timed[kernels.name] = trial.seconds(trial.record(self._body(1, self._lengths[0], few=True)))
-        self._kernels = min(self._sets, key=lambda kernels: self.timed[kernels.name])
-        told = ", ".join(f"{name} {seconds * 1e3:.2f} ms" for name, seconds in self.timed.items())
-        log.info("kernels: %s (%s a frame)", self._kernels.name, told)
+    def rows(self) -> int:
+        """As many as are advanced together at most."""
+        return self._calls.rows
 
     @property
     def kernels(self) -> str:
         """The name of the set that was taken."""
         return self._kernels.name
 
-    def _forget(self, size: int) -> None:
-        for length in self._lengths:
-            self._calls.few.pop((size, length), None)
-        self._calls.any.pop(size, None)
-        self._sizes = tuple(other for other in self._sizes if other < size) or self._sizes
+    # ---- recording
 
-    def _smaller(self, size: int) -> int:
-        return max(other for other in self._sizes if other < size)
+    def record(self, recorder: Recorder) -> None:
+        """Take the set of kernels that makes one row's frame fastest, and record all calls; `rows` is what memory
+        suffices for. Raises torch.OutOfMemoryError where that is not one."""
+        shortest = _Form(self._lengths[0], few=True)
+        self._kernels, self.timed = fastest(self._sets, lambda some: self._body(1, shortest, some), self._model.device)
+        self._calls.record(recorder)
+        for row in range(self.rows):  # recording has run on zeros
+            self._decoder.reset(row)
 
-    def _body(self, count: int, length: int, *, few: bool) -> Callable[[], None]:
+    def _body(self, count: int, form: _Form, kernels: Kernels) -> Body:
         @torch.inference_mode()
         def body() -> None:
-            self._frame(count, length, few=few)
+            self._frame(count, form, kernels)
 
         return body
 
     # ---- the rows
 
-    def place(
-        self, row: int, x: Tensor, knobs: Knobs, *, position: int, draws: int, seed: int, left: int, young: int
-    ) -> None:
-        """What the row does next: read x (D,) at `position`, say up to `left` frames, not end in the first `young`.
+    def place(self, row: int, knobs: Knobs, *, position: int, draws: int, seed: int, left: int, young: int) -> None:
+        """What the row does next: read its input at `position`, say up to `left` frames, not end in the first `young`.
 
         draws: its noise counter; seed: an int64.
         """
         numbers = torch.tensor([position, draws, seed, left, young, max(0, knobs.top_k)], dtype=torch.int64)
         wanted = torch.tensor([max(0.0, knobs.temperature), knobs.top_p], dtype=torch.float32)
-        self._next[row] = x
         self._numbers[row] = upload(numbers, self._numbers.device)
         self._knobs[row] = upload(wanted, self._knobs.device)
 
@@ -175,21 +138,14 @@ class CsmFrames:
         """The row goes on no more, from the next call."""
         self._numbers[row, _LEFT] = 0
 
-    def wipe(self, row: int) -> None:
-        """Leave nothing of numbers that went wrong."""
-        self._next[row] = 0
-        self._cache.wipe(row)
-        self._decoder.wipe(row)
-
     def launch(self, rows: Sequence[int], longest: int, *, few: bool) -> Callable[[], Frames]:
         """Advance these rows by a frame, none of which stands at `longest` or beyond; what comes of it, once it is
         there, good until the next but one launch."""
         asked = torch.zeros(self.rows, dtype=torch.bool)
         asked[list(rows)] = True
         self._asked[: self.rows] = upload(asked, self._asked.device)
-        size = at_least(max(rows) + 1, self._sizes)
-        call = self._calls.few[size, at_least(longest, self._lengths)] if few else self._calls.any[size]
-        call()
+        form = _Form(at_least(longest, self._lengths), few=True) if few else self._anyhow
+        self._calls.of(max(rows) + 1, form)()
         wait = self._mirror.copy()
 
         def frames() -> Frames:
@@ -199,15 +155,15 @@ class CsmFrames:
 
         return frames
 
-    def _frame(self, count: int, length: int, *, few: bool) -> None:
-        c, model, kernels = self._model.config, self._model, self._kernels
+    def _frame(self, count: int, form: _Form, kernels: Kernels) -> None:
+        c, model = self._model.config, self._model
         numbers, knobs = self._numbers[:count], self._knobs[:count]
         position, left, young = numbers[:, _POSITION], numbers[:, _LEFT], numbers[:, _YOUNG]
         x = self._next[:count]
         going = self._asked[:count] & (left > 0)
         # Who does not go on may be reading: its keys are written to the place behind the last.
         at = torch.where(going, position, c.max_positions)
-        see = self._cache.standing(at, length, kernels)
+        see = self._cache.standing(at, form.length, kernels)
         h = model.backbone.step(x, at.clamp(max=c.max_positions - 1), see, kernels)
         temperature, top_p, top_k = knobs[:, 0], knobs[:, 1], numbers[:, _TOP_K]
         seeds, draws = numbers[:, _SEED], numbers[:, _DRAWS]
@@ -226,11 +182,11 @@ class CsmFrames:
                 banned = torch.where(young > 0, c.eos_code, free)
             if noise is None:
                 return kernels.sample(
-                    logits, temperature, top_k, top_p, seeds, draws, codebook, c.codebooks, banned, few=few
+                    logits, temperature, top_k, top_p, seeds, draws, codebook, c.codebooks, banned, few=form.few
                 )
             if banned is not free:
                 logits[:, c.eos_code].masked_fill_(young > 0, -torch.inf)
-            return draw(logits[:, None], temperature, top_k, top_p, noise[:, codebook, None], few=few)[:, 0]
+            return draw(logits[:, None], temperature, top_k, top_p, noise[:, codebook, None], few=form.few)[:, 0]
 
         codes = model.spell(h, self._depth_cache, pick, kernels)
         last = (codes[:, :-1] == c.eos_code).all(dim=1)

@@ -190,6 +190,8 @@ def load_from(
     if not hub.has_tensor(folder, "codec_model."):
         codec, _ = fetch(settings, context, "mimi", settings.csm_codec)
     devices = choose_devices(settings.devices) or (choose_device(settings.device),)
+    if settings.csm_device_map is None:
+        devices = devices[:1]
     device = devices[0]
     dtype = choose_dtype(settings.dtype, device)
     allow_tf32(settings.tf32)
@@ -201,8 +203,11 @@ def load_from(
 
     rows = settings.rows(ROWS_CPU)
     if device.type == "cuda" and settings.max_rows == "auto":
-        fixed, more = sizes(0).total_bytes + PREFIX_BYTES, sizes(1).total_bytes - sizes(0).total_bytes
-        rows = rows_that_fit(device, settings.gpu_memory_fraction, fixed=fixed, row=more, most=ROWS_GPU)
+
+        def bytes_of(rows: int) -> int:
+            return sizes(rows).total_bytes + PREFIX_BYTES
+
+        rows = rows_that_fit(devices, settings.gpu_memory_fraction, bytes_of, most=ROWS_GPU)
     stages: tuple[Stage, ...] = ()
     if settings.csm_device_map is not None and len(devices) > 1:
         stages = spread(settings.csm_device_map, sizes(rows), devices)

@@ -10,7 +10,6 @@ change nothing, and calls are recorded by how many rows they cover and how far b
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ import torch
 
 from app.models.dia.guidance import candidates
 from app.models.kernels.choice import TORCH, Kernels
-from app.runtime.graphs import Mirror, Recorder, at_least, doublings, upload
+from app.runtime.graphs import Calls, Mirror, at_least, doublings, fastest, upload
 from app.runtime.sampling import TOP_K_FEW, draw, exponential_noise
 
 if TYPE_CHECKING:
@@ -28,10 +27,9 @@ if TYPE_CHECKING:
 
     from app.models.dia.model import DiaCache, DiaModel
     from app.models.dia.tracks import Tracks
+    from app.runtime.graphs import Body, Recorder
     from app.runtime.sampling import Knobs
     from app.types import Codes
-
-log = logging.getLogger(__name__)
 
 FIRST_SEEN, FIRST_HEARD = 512, 256  # positions said, and bytes of text, that the shortest recorded call looks at
 
@@ -51,6 +49,16 @@ class Step:
     wrong: NDArray[np.bool_]
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How far back a call looks, into what was said and into the text, and whether it is for common knobs only; that
+    for all looks all the way."""
+
+    seen: int
+    heard: int
+    few: bool
+
+
 class DiaFrames:
     """What stands for each row on the device, and the calls that advance it. One thread."""
 
@@ -66,13 +74,16 @@ class DiaFrames:
     ) -> None:
         """burst: steps that are sent off at a time. kernels: the sets that may be taken; `record` takes the fastest."""
         c, device = model.config, model.device
-        self.rows, self.burst = rows, burst
+        self.burst = burst
         self._model, self._cache, self._tracks = model, cache, tracks
-        self._kernels, self._sets = kernels[0], tuple(kernels)
+        self._kernels = kernels[0]
+        self._sets: dict[str, Kernels] = {some.name: some for some in kernels}
         self.timed: dict[str, float] = {}  # seconds of one row's step, by the name of the set
-        self._sizes = doublings(1, rows)
         self._seen = doublings(min(FIRST_SEEN, c.max_positions), c.max_positions)
         self._heard = tuple(sorted({min(FIRST_HEARD, c.max_text), c.max_text}))
+        self._anyhow = _Form(self._seen[-1], self._heard[-1], few=False)
+        forms = [_Form(seen, heard, few=True) for seen in reversed(self._seen) for heard in reversed(self._heard)]
+        self._calls = Calls(lambda count, form: self._body(count, form, self._kernels), rows, (*forms, self._anyhow))
         self._numbers = torch.zeros(rows, 7, dtype=torch.int64, device=device)
         self._numbers[:, _LENGTH] = 1
         self._knobs = torch.ones(rows, 3, device=device)  # temperature, top_p, scale of guidance
@@ -82,8 +93,11 @@ class DiaFrames:
         self._told = torch.zeros(burst, rows, c.channels + 1, dtype=torch.int16, device=device)
         self._flags = torch.zeros(burst, rows, 3, dtype=torch.bool, device=device)
         self._mirror = Mirror(self._told, self._flags)
-        self._few: dict[tuple[int, int, int], Callable[[], None]] = {}
-        self._any: dict[int, Callable[[], None]] = {}
+
+    @property
+    def rows(self) -> int:
+        """As many as are advanced together at most."""
+        return self._calls.rows
 
     @property
     def kernels(self) -> str:
@@ -93,41 +107,15 @@ class DiaFrames:
     # ---- recording
 
     def record(self, recorder: Recorder) -> None:
-        """As CsmFrames.record: largest first; `rows` is what memory suffices for. Raises torch.OutOfMemoryError."""
-        self._choose()
-        for size in sorted(self._sizes, reverse=True):
-            try:
-                for seen in reversed(self._seen):
-                    for heard in reversed(self._heard):
-                        self._few[size, seen, heard] = recorder.record(self._body(size, seen, heard, few=True))
-                self._any[size] = recorder.record(self._body(size, self._seen[-1], self._heard[-1], few=False))
-            except torch.OutOfMemoryError:
-                for seen in self._seen:
-                    for heard in self._heard:
-                        self._few.pop((size, seen, heard), None)
-                if size == self._sizes[0]:
-                    raise
-                self._sizes = tuple(other for other in self._sizes if other < size)
-                log.warning("no memory for %d rows in one graph: %d rows at most", size, self._sizes[-1])
-        self.rows = self._sizes[-1]
+        """As CsmFrames.record. Raises torch.OutOfMemoryError."""
+        shortest = _Form(self._seen[0], self._heard[0], few=True)
+        self._kernels, self.timed = fastest(self._sets, lambda some: self._body(1, shortest, some), self._model.device)
+        self._calls.record(recorder)
 
-    def _choose(self) -> None:
-        """Take the set of kernels with which a step of one row is made fastest."""
-        if len(self._sets) == 1:
-            return
-        trial = Recorder(self._model.device)
-        for kernels in self._sets:
-            self._kernels = kernels
-            body = self._body(1, self._seen[0], self._heard[0], few=True)
-            self.timed[kernels.name] = trial.seconds(trial.record(body))
-        self._kernels = min(self._sets, key=lambda kernels: self.timed[kernels.name])
-        told = ", ".join(f"{name} {seconds * 1e3:.2f} ms" for name, seconds in self.timed.items())
-        log.info("kernels: %s (%s a step)", self._kernels.name, told)
-
-    def _body(self, count: int, seen: int, heard: int, *, few: bool) -> Callable[[], None]:
+    def _body(self, count: int, form: _Form, kernels: Kernels) -> Body:
         @torch.inference_mode()
         def body() -> None:
-            self._advance(count, seen, heard, few=few)
+            self._advance(count, form, kernels)
 
         return body
 
@@ -155,10 +143,8 @@ class DiaFrames:
         asked[list(rows)] = True
         self._asked[: self.rows] = upload(asked, self._asked.device)
         self._step.zero_()
-        size = at_least(max(rows) + 1, self._sizes)
-        call = self._any[size]
-        if few:
-            call = self._few[size, at_least(longest, self._seen), at_least(text, self._heard)]
+        form = _Form(at_least(longest, self._seen), at_least(text, self._heard), few=True) if few else self._anyhow
+        call = self._calls.of(max(rows) + 1, form)
         for _ in range(self.burst):
             call()
         wait = self._mirror.copy()
@@ -172,8 +158,8 @@ class DiaFrames:
 
         return steps
 
-    def _advance(self, count: int, seen: int, heard: int, *, few: bool) -> None:
-        c, model, kernels = self._model.config, self._model, self._kernels
+    def _advance(self, count: int, form: _Form, kernels: Kernels) -> None:
+        c, model = self._model.config, self._model
         numbers = self._numbers[:count]
         position, draws, seeds, young, top_k, lengths, whole = (part.contiguous() for part in numbers.unbind(1))
         temperature, top_p, scales = (part.contiguous() for part in self._knobs[:count].unbind(1))
@@ -186,12 +172,12 @@ class DiaFrames:
             at,
             going,
             lengths,
-            seen=seen,
-            heard=heard,
+            seen=form.seen,
+            heard=form.heard,
             kernels=kernels,
         )
         wrong = going & ~(seeing.isfinite().all(dim=2).all(dim=1) & blind.isfinite().all(dim=2).all(dim=1))
-        most = TOP_K_FEW if few else None
+        most = TOP_K_FEW if form.few else None
         is_young = young > 0
         # What would be drawn from if it might end: of channel 0, where the end is decided.
         free = candidates(c, seeing[:, :1], blind[:, :1], scales=scales, top_k=top_k, most=most)

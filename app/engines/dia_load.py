@@ -175,9 +175,11 @@ def load_from(
     rows = settings.rows(ROWS_CPU)
     if device.type == "cuda" and settings.max_rows == "auto":
         config, shape = read_config(folder), read_dac_config(codec)
-        fixed = measure(config, shape, dtype=dtype, max_rows=0)
-        more = measure(config, shape, dtype=dtype, max_rows=1) - fixed
-        rows = rows_that_fit(device, settings.gpu_memory_fraction, fixed=fixed, row=more, most=ROWS_GPU)
+
+        def bytes_of(rows: int) -> int:
+            return measure(config, shape, dtype=dtype, max_rows=rows)
+
+        rows = rows_that_fit([device], settings.gpu_memory_fraction, bytes_of, most=ROWS_GPU)
     recorded = device.type == "cuda" and settings.cuda_graphs and not reference_noise
     return load_runner(
         folder,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from app.models.kernels.choice import Kernels
+from app.models.kernels.twins import gate, grouped_attention, rotate
 
 # (layer, q (M, H, d), k (M, G, d), v (M, G, d)) -> (M, H * d); H query heads share G key heads.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -85,13 +86,6 @@ def turns(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     angles = positions[:, None].to(torch.float32) * frequencies  # (M, d/2)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), dim=-1)[:, None], torch.cat((-sin, sin), dim=-1)[:, None]
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE on (M, H, d) in the half-split order: pairs are (i, i + d/2). In float32 whatever x is."""
-    wide = x.float()
-    swapped = wide.roll(x.shape[-1] // 2, -1)  # one call, half the time of a negation and a cat
-    return (wide * cos + swapped * sin).to(x.dtype)
 
 
 class Dense(nn.Module):
@@ -223,6 +217,10 @@ class StackConfig:
     scale: float | None = None
     cross: CrossConfig | None = None
 
+    @property
+    def score_scale(self) -> float:
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
 
 @dataclass(frozen=True, slots=True)
 class Across:
@@ -273,9 +271,8 @@ class Block(nn.Module):
         if across is not None:
             x = x + self._across(x, layer, turn, across)
         normed = functional.rms_norm(x, (c.width,), self.mlp_norm, c.eps)
-        gate, up = self.gate_up(normed).chunk(2, dim=-1)
-        gate = functional.silu(gate) if c.activation == "silu" else functional.gelu(gate)
-        return x + self.down(gate * up).to(x.dtype)  # type: ignore[no-any-return]
+        made = self.down(gate(self.gate_up(normed), c.activation))
+        return x + made.to(x.dtype)  # type: ignore[no-any-return]
 
     def heads(self, normed: Tensor) -> Tensor:
         """Queries, keys and values (M, H + 2 G, d) of normed tokens (M, D), not turned yet."""
@@ -405,15 +402,6 @@ class Stack(nn.Module):
         return functional.rms_norm(x, (self.config.width,), self.norm, self.config.eps)
 
 
-def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None = None) -> Tensor:
-    """Attention with q (..., G, R, d) over k, v (..., G, L, d): R queries share a key head. mask (..., R, L), True =
-    see."""
-    scores = torch.matmul(q, k.transpose(-1, -2)).float() * (q.shape[-1] ** -0.5 if scale is None else scale)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf)
-    return torch.matmul(torch.softmax(scores, dim=-1).to(v.dtype), v)
-
-
 class RowCache:
     """Keys and values of rows that are at unequal positions: static, (layers, rows, G, S, d) each."""
 
@@ -436,7 +424,7 @@ class RowCache:
         self.k = make(shape, device=device, dtype=dtype)
         self.v = make(shape, device=device, dtype=dtype)
         self._groups = config.kv_heads
-        self._scale = config.scale
+        self._scale = config.score_scale
 
     @property
     def positions(self) -> int:
@@ -469,7 +457,7 @@ class RowCache:
         device = self.k.device
         where, when = torch.tensor(rows, device=device), torch.tensor(positions, device=device)
         longest = max(positions) + 1
-        mask = (torch.arange(longest, device=device)[None, :] <= when[:, None])[:, None, None]  # (n, 1, 1, L)
+        hidden = (torch.arange(longest, device=device)[None, :] > when[:, None])[:, None, None]  # (n, 1, 1, L)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             self.k[layer, where, :, when] = k
@@ -477,7 +465,7 @@ class RowCache:
             count, heads, size = q.shape
             queries = q.view(count, self._groups, heads // self._groups, size)  # (n, G, R, d)
             keys, values = self.k[layer, :, :, :longest][where], self.v[layer, :, :, :longest][where]
-            return _grouped(queries, keys, values, mask, self._scale).reshape(count, heads * size)
+            return grouped_attention(queries, keys, values, hidden, self._scale).reshape(count, heads * size)
 
         def attend_apart(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             # On a CPU each row reads its own keys where they lie: no copy, no padding, and no row depends on another.
@@ -502,11 +490,10 @@ class RowCache:
         Of fixed shape, and nothing is asked of the host: it may be recorded. Keys are read where they lie.
         """
         count = len(positions)
-        scale = self.k.shape[-1] ** -0.5 if self._scale is None else self._scale
 
         def see(layer: int, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             keys, values = self.k[layer, :count], self.v[layer, :count]
-            return kernels.step_attention(heads, cos, sin, keys, values, positions, length, scale)
+            return kernels.step_attention(heads, cos, sin, keys, values, positions, length, self._scale)
 
         return see
 
@@ -577,7 +564,7 @@ class FrameCache:
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self._groups = config.kv_heads
-        self._scale = config.scale
+        self._scale = config.score_scale
         self._views: dict[tuple[int, int, int], list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
         self._places = torch.arange(positions, device=device)[:, None].repeat(1, rows)
 
@@ -601,7 +588,7 @@ class FrameCache:
         views = self._view(rows, start, count)
         if count == 1:
             return self._stepping(rows, views)
-        mask = torch.ones(count, start + count, dtype=torch.bool, device=self.k.device).tril(start)
+        hidden = torch.ones(count, start + count, dtype=torch.bool, device=self.k.device).triu(start + 1)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             heads, size = q.shape[1:]
@@ -610,14 +597,14 @@ class FrameCache:
             new_values.copy_(v.view(rows, count, self._groups, size).transpose(1, 2))
             wide = q.to(keys.dtype).view(rows, count, self._groups, heads // self._groups, size)
             queries = wide.permute(0, 2, 3, 1, 4)  # (B, G, R, S, d)
-            seen = _grouped(queries, keys[:, :, None], values[:, :, None], mask, self._scale)
+            seen = grouped_attention(queries, keys[:, :, None], values[:, :, None], hidden, self._scale)
             return seen.permute(0, 3, 1, 2, 4).reshape(rows * count, heads * size).to(q.dtype)
 
         return attend
 
     def standing(self, rows: int, position: int, kernels: Kernels) -> See:
         """One new token at `position` for each of the first `rows` rows; it may be recorded."""
-        groups, scale = self._groups, self.k.shape[-1] ** -0.5 if self._scale is None else self._scale
+        groups = self._groups
         attend = self._stepping(rows, self._view(rows, position, 1), fused=True)
         at = self._places[position, :rows]
 
@@ -627,7 +614,7 @@ class FrameCache:
                 return attend(layer, turned[:, :-groups], turned[:, -groups:], heads[:, -groups:])
             cos, sin = cos.expand(rows, -1, -1), sin.expand(rows, -1, -1)
             keys, values = self.k[layer, :rows], self.v[layer, :rows]
-            return kernels.step_attention(heads, cos, sin, keys, values, at, position + 1, scale)
+            return kernels.step_attention(heads, cos, sin, keys, values, at, position + 1, self._scale)
 
         return see
 
@@ -646,7 +633,7 @@ class FrameCache:
             seen = (
                 functional.scaled_dot_product_attention(queries, keys, values, scale=self._scale)
                 if fused
-                else _grouped(queries, keys, values, None, self._scale)
+                else grouped_attention(queries, keys, values, None, self._scale)
             )
             return seen.reshape(rows, heads * size).to(q.dtype)
 
@@ -676,7 +663,7 @@ class CrossCache:
             raise ValueError("a stack without cross-attention has nothing to keep")
         self._together = device.type != "cpu" if together is None else together
         self._groups = cross.kv_heads
-        self._scale = config.scale
+        self._scale = cross.head_dim**-0.5 if config.scale is None else config.scale
         self._shape = (config.layers, cross.kv_heads, positions, cross.head_dim)
         self._place = {"device": device, "dtype": dtype}
         layers, groups, _, size = self._shape
@@ -722,10 +709,10 @@ class CrossCache:
         """One token of each of the first n rows, whose sequences have lengths (n,) on the device, from 1, and of which
         the first `length` are looked at: (layer, q (n, H, d)) -> (n, H * d). It may be recorded."""
         count, last = len(lengths), lengths - 1
-        scale = self._shape[-1] ** -0.5 if self._scale is None else self._scale
 
         def attend(layer: int, q: Tensor) -> Tensor:
-            return kernels.decode_attention(q, self._k[layer, :count], self._v[layer, :count], last, length, scale)
+            k, v = self._k[layer, :count], self._v[layer, :count]
+            return kernels.decode_attention(q, k, v, last, length, self._scale)
 
         return attend
 
@@ -738,13 +725,13 @@ class CrossCache:
         where = torch.tensor(rows, device=device)
         lengths = torch.tensor([self._lengths[row] for row in rows], device=device)
         longest = max(self._lengths[row] for row in rows)
-        mask = (torch.arange(longest, device=device) < lengths[:, None])[:, None, None]  # (n, 1, 1, L)
+        hidden = (torch.arange(longest, device=device) >= lengths[:, None])[:, None, None]  # (n, 1, 1, L)
 
         def attend(layer: int, q: Tensor) -> Tensor:
             count, heads, size = q.shape
             queries = q.view(count, self._groups, heads // self._groups, size)  # (n, G, R, d)
             keys, values = self._k[layer, :, :, :longest][where], self._v[layer, :, :, :longest][where]
-            return _grouped(queries, keys, values, mask, self._scale).reshape(count, heads * size)
+            return grouped_attention(queries, keys, values, hidden, self._scale).reshape(count, heads * size)
 
         return attend
 
@@ -756,7 +743,7 @@ class CrossCache:
             _, heads, size = q.shape
             queries = q.float().view(-1, self._groups, heads // self._groups, size)  # (n, G, R, d)
             seen = [
-                _grouped(query, k[layer].float(), v[layer].float(), None, self._scale)
+                grouped_attention(query, k[layer].float(), v[layer].float(), None, self._scale)
                 for query, (k, v) in zip(queries, kept, strict=True)
             ]
             return torch.stack(seen).view(-1, heads * size).to(q.dtype)

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -156,19 +156,25 @@ def free_bytes(device: torch.device) -> int:
 SCRATCH_BYTES = 1 << 30  # of a GPU for what a step computes with, recorded steps and the libraries' own
 
 
-def rows_that_fit(device: torch.device, fraction: float, *, fixed: int, row: int, most: int) -> int:
-    """How many rows of `row` bytes go into `fraction` of a GPU's free memory beside `fixed` bytes of weights: 1 to
-    `most`, a power of two.
+def rows_that_fit(
+    devices: Sequence[torch.device], fraction: float, bytes_of: Callable[[int], int], *, most: int
+) -> int:
+    """For how many rows `fraction` of the GPUs' free memory suffices: 1 to `most`, a power of two.
 
-    Raises EngineUnavailable where not even one does.
+    devices: what a model lies on, which takes bytes_of(n) there with n rows. Raises EngineUnavailable where they do not
+    suffice for one.
     """
-    free = free_bytes(device)
-    room = int(free * fraction) - fixed - SCRATCH_BYTES
+    devices = tuple(dict.fromkeys(devices))
+    free, scratch = sum(map(free_bytes, devices)), SCRATCH_BYTES * len(devices)
+    fixed = bytes_of(0)
+    row = bytes_of(1) - fixed
+    room = int(free * fraction) - fixed - scratch
     if room < row:
+        verb = "has" if len(devices) == 1 else "together have"
         raise EngineUnavailable(
-            f"{device} has {free / 1e9:.1f} GB free, and the model needs {(fixed + row + SCRATCH_BYTES) / 1e9:.1f} GB "
-            f"in {fraction:.0%} of it.",
-            remedy="Free memory on it, raise TTS_GPU_MEMORY_FRACTION, set TTS_MAX_ROWS=1, or use another device.",
+            f"{' and '.join(map(str, devices))} {verb} {free / 1e9:.1f} GB free, and the model needs "
+            f"{(fixed + row + scratch) / 1e9:.1f} GB in {fraction:.0%} of it.",
+            remedy="Free memory there, raise TTS_GPU_MEMORY_FRACTION, set TTS_MAX_ROWS=1, or use another device.",
         )
     rows = 1
     while 2 * rows <= min(most, room // row):

@@ -9,15 +9,18 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 log = logging.getLogger(__name__)
+
+Form = TypeVar("Form")
+Body = Callable[[], None]
 
 WARM_UPS = 2  # calls before the recording: libraries set themselves up in the first
 
@@ -113,6 +116,59 @@ class Recorder:
     def _wait(self) -> None:
         if self._on_cuda:
             torch.cuda.synchronize(self._device)
+
+
+class Calls(Generic[Form]):
+    """One piece of work, recorded for the first n rows, n by doublings, in each of its forms."""
+
+    def __init__(self, body: Callable[[int, Form], Body], rows: int, forms: Sequence[Form]) -> None:
+        """body: what is to be recorded for so many rows in that form. forms: all there are, the largest first."""
+        self._body = body
+        self._forms = tuple(forms)
+        self._sizes = doublings(1, rows)
+        self._recorded: dict[tuple[int, Form], Body] = {}
+
+    @property
+    def rows(self) -> int:
+        """As many as one call covers at most."""
+        return self._sizes[-1]
+
+    def record(self, recorder: Recorder) -> None:
+        """Record all, largest first: what they compute with is then laid out for the largest once.
+
+        Where memory does not suffice for a size, the next smaller one is the largest. Raises torch.OutOfMemoryError
+        where it does not suffice for one row.
+        """
+        for size in reversed(self._sizes):
+            try:
+                for form in self._forms:
+                    self._recorded[size, form] = recorder.record(self._body(size, form))
+            except torch.OutOfMemoryError:
+                self._recorded.clear()
+                if size == 1:
+                    raise
+                self._sizes = tuple(smaller for smaller in self._sizes if smaller < size)
+                log.warning("no memory for %d rows in one graph: %d rows at most", size, self.rows)
+
+    def of(self, rows: int, form: Form) -> Body:
+        """The smallest that covers so many rows, in that form."""
+        return self._recorded[at_least(rows, self._sizes), form]
+
+
+Choice = TypeVar("Choice")
+
+
+def fastest(
+    choices: Mapping[str, Choice], body: Callable[[Choice], Body], device: torch.device
+) -> tuple[Choice, dict[str, float]]:
+    """The choice whose body, recorded, runs in the least time, and the seconds of each; of one alone none is taken."""
+    if len(choices) == 1:
+        return next(iter(choices.values())), {}
+    trial = Recorder(device)
+    seconds = {name: trial.seconds(trial.record(body(choice))) for name, choice in choices.items()}
+    best = min(seconds, key=seconds.__getitem__)
+    log.info("%s is taken of %s", best, ", ".join(f"{name} ({s * 1e3:.2f} ms)" for name, s in seconds.items()))
+    return choices[best], seconds
 
 
 def _for_lack_of_memory(error: BaseException | None) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +36,13 @@ from bench.fabricate import csm_config, fabricate_csm
 from tests.driver import Driver
 from tests.unit.test_csm_runner import alone, prompt, speech
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("one_thread")]
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 CUDA = torch.device("cuda", 0)
 LAYERS = 5
 GREEDY = Sampling(temperature=0.0)
 PLENTY = 10**15
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # ---- the plan

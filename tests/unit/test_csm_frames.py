@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 
 from app.engines.csm import CsmRunner, Guards
 from app.engines.csm_frames import CsmFrames
+from app.engines.csm_frames import _Form as Form
 from app.models.csm.config import parse_config
 from app.models.csm.model import CsmModel
 from app.models.kernels.choice import TORCH, compiled_kernels
@@ -33,17 +34,9 @@ from tests.driver import Driver
 from tests.recordable import META, operations
 from tests.unit.test_csm_runner import FRAME_S, AlwaysEos, alone, lines, make, prompt, speech, stubborn
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("one_thread")]
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +204,8 @@ def on_meta(size: str, rows: int) -> CsmFrames:
     decoder = MimiDecoder(read_mimi_config(raw["codec_config"]), rows=rows, device=META)
     cache = model.row_cache(rows, together=True, spare=1)
     assert isinstance(cache, RowCache)
-    return CsmFrames(model, decoder, cache, model.frame_cache(rows), rows=rows)
+    inputs = torch.zeros(rows, model.config.backbone.width, device=META, dtype=model.dtype)
+    return CsmFrames(model, decoder, cache, model.frame_cache(rows), inputs)
 
 
 @pytest.mark.parametrize("few", [False, True])
@@ -219,7 +213,7 @@ def test_nothing_is_asked_of_the_host(few: bool) -> None:
     frames = on_meta("tiny", 8)
     with torch.inference_mode():
         for rows in (1, 4, 8):
-            assert operations(lambda n=rows: frames._frame(n, 512, few=few)) > 1000  # type: ignore[misc]
+            assert operations(lambda n=rows: frames._frame(n, Form(512, few=few), TORCH)) > 1000  # type: ignore[misc]
 
 
 def test_the_check_would_see_it() -> None:

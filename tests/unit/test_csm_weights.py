@@ -14,7 +14,8 @@ from app.engines.csm_load import load_codec, load_model, load_runner
 from app.errors import WeightsUnavailable
 from app.models.csm.config import parse_config, read_config
 from app.models.csm.layout import _half_split
-from app.models.layers import Rope, rotate, turns
+from app.models.kernels.twins import rotate
+from app.models.layers import Rope, turns
 from app.models.weights import Derived
 from bench.fabricate import csm_config, fabricate_csm
 

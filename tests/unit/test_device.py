@@ -100,13 +100,23 @@ def test_rows_are_counted_from_free_memory(monkeypatch: pytest.MonkeyPatch) -> N
     """8 GB and 141 GB cards; a share of it; none where not even one row fits."""
     gpu = torch.device("cuda", 0)
     weights, row = 4_200_000_000, 70_000_000
+    two = [gpu, torch.device("cuda", 1)]
+
+    def bytes_of(rows: int) -> int:
+        return weights + rows * row
+
     for free, fraction, rows in ((8e9, 0.9, 16), (8e9, 1.0, 32), (141e9, 0.9, 64), (6e9, 0.9, 1)):
         monkeypatch.setattr(device, "free_bytes", lambda _, free=free: int(free))
-        assert device.rows_that_fit(gpu, fraction, fixed=weights, row=row, most=64) == rows
+        assert device.rows_that_fit([gpu], fraction, bytes_of, most=64) == rows
     monkeypatch.setattr(device, "free_bytes", lambda _: int(5e9))
-    with pytest.raises(EngineUnavailable, match=r"5\.0 GB free") as caught:
-        device.rows_that_fit(gpu, 0.9, fixed=weights, row=row, most=64)
+    with pytest.raises(EngineUnavailable, match=r"cuda:0 has 5\.0 GB free") as caught:
+        device.rows_that_fit([gpu], 0.9, bytes_of, most=64)
     assert "TTS_GPU_MEMORY_FRACTION" in caught.value.remedy
+    assert device.rows_that_fit(two, 0.9, bytes_of, most=64) == 32  # where one is too small, two of them are enough
+    assert device.rows_that_fit([*two, gpu], 0.9, bytes_of, most=64) == 32
+    monkeypatch.setattr(device, "free_bytes", lambda _: int(3e9))
+    with pytest.raises(EngineUnavailable, match=r"cuda:0 and cuda:1 together have 6\.0 GB free"):
+        device.rows_that_fit(two, 0.9, bytes_of, most=64)
 
 
 def test_auto_is_the_widest_format_that_a_device_is_fast_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,11 @@ import torch
 
 from app.engines.dia import DiaRunner, Guards
 from app.engines.dia_frames import DiaFrames
+from app.engines.dia_frames import _Form as Form
 from app.models.dia.config import parse_config
 from app.models.dia.model import DiaModel
 from app.models.dia.tracks import Tracks
+from app.models.kernels.choice import TORCH
 from app.runtime.graphs import Recorder
 from app.types import Sampling
 from bench.random_dia import SHAPES, dia_config, dia_config_v01, fabricate_dia
@@ -23,18 +25,10 @@ from tests.recordable import META, operations
 from tests.unit.test_csm_frames import AsOnAGpu
 from tests.unit.test_dia_runner import REQUESTS, alone, make, speech
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("one_thread")]
 
 CPU = torch.device("cpu")
 BURST = 4
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +132,7 @@ def test_nothing_is_asked_of_the_host(few: bool, release: str) -> None:
     frames = DiaFrames(model, cache, Tracks(config, 8, META), rows=8, burst=2)
     with torch.inference_mode():
         for rows in (1, 4, 8):
-            assert operations(lambda n=rows: frames._advance(n, 64, 64, few=few)) > 100  # type: ignore[misc]
+            assert operations(lambda n=rows: frames._advance(n, Form(64, 64, few), TORCH)) > 100  # type: ignore[misc]
 
 
 def test_without_memory_for_many_rows_it_starts_with_fewer(folder: Path, plain: DiaRunner) -> None:

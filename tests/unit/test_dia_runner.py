@@ -4,7 +4,6 @@ own."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +19,11 @@ from app.types import Reference, Sampling, SpokenLine, Utterance, Voice, VoicePr
 from bench.random_dia import fabricate_dia
 from tests.driver import Driver
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("one_thread")]
 
 CPU = torch.device("cpu")
 VOICE, OTHER = Voice("v", "v", "cloned"), Voice("w", "w", "cloned")
 FRAME_S = 512 / 44_100
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

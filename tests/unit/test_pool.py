@@ -28,20 +28,13 @@ from app.types import Sampling, SpokenLine, Utterance, Voice, VoicePrompt
 from bench.fabricate import fabricate_csm
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.unit,
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # see `kill`
 ]
 
 VOICE = Voice("alloy", "Alloy", "preset")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from torch.nn import functional
 from app.models.dia import layout
 from app.models.dia.config import DiaConfig
 from app.models.kernels.choice import Kernels
+from app.models.kernels.twins import rotate
 from app.models.layers import (
     Across,
     Attend,
@@ -32,7 +33,6 @@ from app.models.layers import (
     Stack,
     StackConfig,
     all_to_all,
-    rotate,
 )
 from app.models.weights import Checkpoint
 

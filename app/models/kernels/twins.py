@@ -19,6 +19,23 @@ from app.runtime.sampling import draw, exponential_noise
 Activation = Literal["silu", "gelu"]
 
 
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE on (M, H, d) in the half-split order: pairs are (i, i + d/2). In float32 whatever x is; cos, sin (M, 1, d)
+    as `turns` in layers.py makes them."""
+    wide = x.float()
+    swapped = wide.roll(x.shape[-1] // 2, -1)  # one call, half the time of a negation and a cat
+    return (wide * cos + swapped * sin).to(x.dtype)
+
+
+def grouped_attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
+    """q (..., G, R, d) over k, v (..., G, L, d): R queries share a key head. hidden (..., R, L): what may not be seen.
+    Scores, softmax in float32."""
+    scores = torch.matmul(q, k.transpose(-1, -2)).float() * scale
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, -math.inf)
+    return torch.matmul(torch.softmax(scores, dim=-1).to(v.dtype), v)
+
+
 def decode_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, length: int, scale: float) -> Tensor:
     """One query token of each row over what its row has kept.
 
@@ -31,10 +48,8 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, length:
     groups = k.shape[1]
     keys, values = k[:, :, :length], v[:, :, :length]
     queries = q.to(k.dtype).reshape(rows, groups, heads // groups, size)  # (B, G, R, d)
-    scores = torch.matmul(queries, keys.transpose(-1, -2)).float() * scale  # (B, G, R, L)
     hidden = torch.arange(length, device=q.device) > positions[:, None]  # (B, L)
-    scores = scores.masked_fill(hidden[:, None, None], -math.inf)
-    seen = torch.matmul(torch.softmax(scores, dim=-1).to(v.dtype), values)
+    seen = grouped_attention(queries, keys, values, hidden[:, None, None], scale)
     return seen.reshape(rows, heads * size).to(q.dtype)
 
 
@@ -44,13 +59,12 @@ def step_attention(
     """All that lies between a layer's qkv product and its output product, for one new token of each row.
 
     heads (B, H + 2 G, d): the token's queries, keys and values as the product gives them. Queries and keys are turned
-    by RoPE with cos, sin (B, 1, d) float32 as `turns` in layers.py makes them; keys and values are written into the
-    cache k, v (B, G, S, d) at positions (B,); then as `decode_attention`. -> (B, H * d) in heads' dtype.
+    as by `rotate`; keys and values are written into the cache k, v (B, G, S, d) at positions (B,); then as
+    `decode_attention`. -> (B, H * d) in heads' dtype.
     """
-    groups, size = k.shape[1], heads.shape[2]
+    groups = k.shape[1]
     count = heads.shape[1] - 2 * groups
-    wide = heads[:, : count + groups].float()
-    turned = (wide * cos + wide.roll(size // 2, -1) * sin).to(heads.dtype)
+    turned = rotate(heads[:, : count + groups], cos, sin)
     rows = torch.arange(len(heads), device=heads.device)
     k[rows, :, positions] = turned[:, count:].to(k.dtype)
     v[rows, :, positions] = heads[:, count + groups :].to(v.dtype)
@@ -64,8 +78,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 
 def gate(gate_up: Tensor, activation: Activation) -> Tensor:
-    """gate_up (M, 2 F): the gate's half, then the other -> activation(gate) * up (M, F); rounded after both, as there
-    are two operations in `Block`."""
+    """gate_up (M, 2 F): the gate's half, then the other -> activation(gate) * up (M, F); rounded after both."""
     first, up = gate_up.chunk(2, dim=-1)
     return (functional.silu(first) if activation == "silu" else functional.gelu(first)) * up
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from app.models.layers import Attend, rotate, turns
+from app.models.kernels.twins import rotate
+from app.models.layers import Attend, turns
 from app.models.mimi import layout
 from app.models.mimi.config import MimiConfig
 from app.models.weights import Checkpoint

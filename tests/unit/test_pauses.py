@@ -1,0 +1,69 @@
+"""Python's own pauses: what makes them short is done, when all is there."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from app.assemble import assemble
+from app.runtime import pauses
+from tests.live import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def _as_it_was() -> Iterator[None]:
+    interval_s = sys.getswitchinterval()
+    yield
+    gc.unfreeze()
+    sys.setswitchinterval(interval_s)
+
+
+@pytest.mark.usefixtures("_as_it_was")
+def test_what_is_loaded_is_not_looked_through_again() -> None:
+    gc.collect()
+    before = len(gc.get_objects())
+    pauses.spare_what_stays()
+    assert gc.get_freeze_count() > 0.9 * before
+    assert len(gc.get_objects()) < 0.1 * before
+    loop: list[object] = []
+    loop.append(loop)
+    del loop
+    assert gc.collect() > 0  # what comes later is still looked through
+
+
+@pytest.mark.usefixtures("_as_it_was")
+def test_threads_take_turns_quickly() -> None:
+    pauses.switch_quickly()
+    assert sys.getswitchinterval() < 0.001
+
+
+async def test_a_server_says_once_that_all_is_there(tmp_path: Path) -> None:
+    settled = asyncio.Event()
+    times = 0
+
+    def count() -> None:
+        nonlocal times
+        times += 1
+        settled.set()
+
+    app = assemble(settings(tmp_path), on_settled=count)
+    async with app.router.lifespan_context(app):
+        await asyncio.wait_for(settled.wait(), 30)
+        await asyncio.sleep(0.05)
+    assert times == 1
+
+
+async def test_a_server_that_stops_first_does_not_say_so(tmp_path: Path) -> None:
+    app = assemble(settings(tmp_path), on_settled=lambda: pytest.fail("it has not settled"))
+    async with app.router.lifespan_context(app):
+        pass
