@@ -45,7 +45,7 @@ _MOMENT_S = 0.1
 
 _STEP_DB = 0.5
 _LEVELS = np.arange(-60.0, _STEP_DB / 2, _STEP_DB)  # LUFS that are believed possible
-_LOWEST, _LAST = float(_LEVELS[0]), len(_LEVELS) - 1
+_LOWEST, _HIGHEST = float(_LEVELS[0]), float(_LEVELS[-1])
 _QUIETEST = -65.0  # LUFS of a look that says anything at all
 _EXPECT_SPREAD_DB = 3.0  # how far a line commonly is from what was expected
 _SURPRISE = 0.2  # how likely it is anywhere else
@@ -61,6 +61,7 @@ _RISE_DB, _FALL_DB = 0.4, 0.75  # the most that the gain moves in a block: 80 an
 _HUSH_DB = 3.0  # and before a line has begun to sound
 
 _NEPERS_PER_DB = math.log(10) / 20
+_LOUDEST = 1e6  # of a sample: what is beyond is no sound, and its square may be no float32
 _TAPS = 12
 _SURELY_BELOW = 0.5  # between two samples sound can rise above both; speech never by 6 dB
 
@@ -125,8 +126,8 @@ class Loudness:
     def push(self, samples: Samples) -> Samples:
         before = self._taken_samples - len(self._partial)
         self._taken_samples += len(samples)
-        if not np.isfinite(samples).all():
-            samples = np.nan_to_num(samples, nan=0.0)
+        if not np.abs(samples).max(initial=0.0) <= _LOUDEST:
+            samples = np.clip(np.nan_to_num(samples, nan=0.0), -_LOUDEST, _LOUDEST)
         samples = np.concatenate((self._partial, samples))
         whole = len(samples) - len(samples) % self._block_samples
         self._partial = samples[whole:].copy()
@@ -222,7 +223,7 @@ class _Belief:
         level = _lufs(power)
         if level < _QUIETEST:
             return
-        over = min(_LAST, int((level - _LOWEST) / _STEP_DB + 0.5)) if level > _LOWEST else 0
+        over = int((min(level, _HIGHEST) - _LOWEST) / _STEP_DB + 0.5) if level > _LOWEST else 0
         np.multiply(self._probable, _LIKELY[over], out=self._seen)
         of_speech = level > self.lufs - _GAP_DB
         self.spoken |= of_speech

@@ -224,6 +224,16 @@ def test_silence_and_what_is_no_number():
     assert loudness_lufs(got, RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.0)
 
 
+@pytest.mark.filterwarnings("error")
+def test_numbers_beyond_all_sound_do_no_harm():
+    given = at_level(speechlike(3.0, 14), -20.0)
+    given[30_000:30_010] = 3e38
+    given[32_000] = -np.inf
+    got = evened(given)
+    assert np.isfinite(got).all()
+    assert np.abs(got).max() < 1.0
+
+
 def test_the_weighting_is_that_of_the_standard():
     """Against the coefficients that BS.1770-4 prints for 48 kHz."""
     frequencies_hz = np.geomspace(20, 12_000, 200)
