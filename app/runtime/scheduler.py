@@ -65,8 +65,8 @@ class Scheduler:
             elif job.utterance.follows:
                 self._following.append(job)
             else:
-                free = len(self._slots) - self._speaking
-                if len(self._queue) >= free + self._max_queue:
+                free = len(self._slots) - self._speaking - len(self._following)  # who goes on takes a row first
+                if len(self._queue) >= max(0, free) + self._max_queue:
                     raise Busy(
                         f"The server is speaking for {len(self._slots)} requests and {self._max_queue} are waiting. "
                         "Try again in a moment.",

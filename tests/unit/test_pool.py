@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -31,7 +30,6 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.unit,
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # see `kill`
 ]
 
 VOICE = Voice("alloy", "Alloy", "preset")
@@ -108,16 +106,15 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 def kill(engine: BatchedEngine) -> None:
-    """End the engine's thread from outside, wherever it is."""
-    thread = engine._loop._thread
-    assert thread.is_alive()
-    assert thread.ident is not None
-    for _ in range(40):  # one that is raised where Python ignores errors, as in a destructor, ends nothing
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
-        thread.join(0.5)
-        if not thread.is_alive():
-            break
-    assert not thread.is_alive()
+    """End the engine's thread, which goes on once after anything else."""
+
+    def plan() -> None:
+        raise SystemExit
+
+    engine._scheduler.plan = plan  # type: ignore[assignment, method-assign]
+    engine._scheduler.wake()
+    engine._loop._thread.join(20)
+    assert not engine._loop._thread.is_alive()
 
 
 def fail(engine: BatchedEngine, error: Exception) -> None:
