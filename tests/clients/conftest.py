@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from tests.ears import Heard, Recogniser, decode
-from tests.live import ROOT, serving, stuck_reader
+from tests.live import ROOT, serving, stuck_reader, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,6 +98,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @contextmanager
 def full(url: str, for_s: float | None = None) -> Iterator[None]:
     """Within the block somebody else has the guarded server's only row; for `for_s` seconds, or until the end."""
+    wait_until(lambda: not httpx.get(f"{url}/health").json()["rows"]["active"])  # whoever had it has just left
     with stuck_reader(url, key=KEY) as raw:
         if for_s is not None:
             threading.Timer(for_s, raw.close).start()
