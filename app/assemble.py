@@ -129,8 +129,10 @@ def assemble(settings: Settings, on_settled: Callable[[], None] = lambda: None) 
 
         async with rooms.host, rooms.casting:
             settling = asyncio.create_task(settle(), name="settle")
-            yield
-            settling.cancel()
+            try:
+                yield
+            finally:
+                settling.cancel()
         await asyncio.gather(warming, taking)
 
     ring = KeyRing([key.get_secret_value() for key in settings.api_keys], KeyFile(settings.data_dir))

@@ -49,7 +49,7 @@ def figure(time_name: str, panels: Sequence[Panel]) -> str:
 
 def _panel(panel: Panel, top: float, latest: float) -> list[str]:
     values = [value for each in panel.series for _, value in each.points] or [0.0]
-    highest = max(*values, 0.0, 1e-9) * 1.08
+    highest = max(*values, 0.0) * 1.08 or 1.0
     wide = WIDTH - LEFT - RIGHT
 
     def place(at: float, value: float) -> tuple[float, float]:

@@ -84,7 +84,7 @@ class CsmFrames:
         self._model, self._decoder, self._cache, self._depth_cache = model, decoder, cache, depth_cache
         self._lengths = doublings(min(FIRST_LENGTH, c.max_positions), c.max_positions)
         self._anyhow = _Form(self._lengths[-1], few=False)
-        forms = (*(_Form(length, few=True) for length in reversed(self._lengths)), self._anyhow)
+        forms = (self._anyhow, *(_Form(length, few=True) for length in reversed(self._lengths)))
         self._calls = Calls(lambda count, form: self._body(count, form, self._kernels), rows, forms)
         self._numbers = torch.zeros(rows, 6, dtype=torch.int64, device=device)
         self._knobs = torch.ones(rows, 2, device=device)  # temperature, top_p

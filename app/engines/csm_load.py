@@ -20,7 +20,7 @@ from app.models import hub
 from app.models.csm.config import CsmConfig, read_config
 from app.models.csm.layout import language_model
 from app.models.csm.model import CsmModel
-from app.models.csm.placement import DeviceMap, Room, Sizes, loads, plan
+from app.models.csm.placement import MARGIN, DeviceMap, Room, Sizes, loads, plan
 from app.models.csm.prompt import TextEncoder
 from app.models.kernels.choice import TORCH, Kernels, candidates
 from app.models.layers import Dense, Int8Dense, PackedDense, RowCache, Stage, replace_dense
@@ -35,8 +35,8 @@ from app.runtime.device import (
     choose_devices,
     choose_dtype,
     cpu_threads,
-    free_bytes,
     rows_that_fit,
+    usable_bytes,
 )
 from app.runtime.graphs import Recorder
 from app.runtime.pages import use_large_pages
@@ -201,16 +201,25 @@ def load_from(
     def sizes(rows: int) -> Sizes:
         return measure(config, shape, dtype=dtype, max_rows=rows, quantize=settings.quantize)
 
-    rows = settings.rows(ROWS_CPU)
-    if device.type == "cuda" and settings.max_rows == "auto":
+    rows, fraction = settings.rows(ROWS_CPU), settings.gpu_memory_fraction
+    counted = device.type == "cuda" and settings.max_rows == "auto"
+    split = settings.csm_device_map if len(devices) > 1 else None
+    if counted:
 
         def bytes_of(rows: int) -> int:
-            return sizes(rows).total_bytes + PREFIX_BYTES
+            taken = sizes(rows).total_bytes + PREFIX_BYTES
+            return int(taken * MARGIN) if split else taken
 
-        rows = rows_that_fit(devices, settings.gpu_memory_fraction, bytes_of, most=ROWS_GPU)
+        rows = _rows_on(devices, split, fraction, bytes_of)
     stages: tuple[Stage, ...] = ()
-    if settings.csm_device_map is not None and len(devices) > 1:
-        stages = spread(settings.csm_device_map, sizes(rows), devices)
+    while split is not None:
+        try:
+            stages = spread(split, sizes(rows), devices, fraction)
+            break
+        except EngineUnavailable:  # it may fit as a whole, but not as it can be cut
+            if not counted or rows == 1:
+                raise
+            rows //= 2
     recorded = device.type == "cuda" and settings.cuda_graphs and not stages and not reference_noise
     if any(used.type == "cpu" for used in devices):
         torch.set_num_threads(cpu_threads())
@@ -262,10 +271,22 @@ def _bytes_of(module: nn.Module, quantize: Quantize = "none") -> int:
     return total
 
 
-def spread(how: DeviceMap, sizes: Sizes, devices: Sequence[torch.device]) -> tuple[Stage, ...]:
-    """The backbone's layers over the devices, by what is free there; () = all on the first. Raises EngineUnavailable
-    where that is too little."""
-    counts = plan(how, sizes, [Room(str(device), free_bytes(device)) for device in devices])
+def _rows_on(
+    devices: Sequence[torch.device], split: DeviceMap | None, fraction: float, bytes_of: Callable[[int], int]
+) -> int:
+    """For how many rows there is memory; `auto` splits only what does not fit on the first device."""
+    if split == "auto":
+        try:
+            return rows_that_fit(devices[:1], fraction, bytes_of, most=ROWS_GPU)
+        except EngineUnavailable:
+            pass
+    return rows_that_fit(devices, fraction, bytes_of, most=ROWS_GPU)
+
+
+def spread(how: DeviceMap, sizes: Sizes, devices: Sequence[torch.device], fraction: float = 1.0) -> tuple[Stage, ...]:
+    """The backbone's layers over the devices, by what may be taken there; () = all on the first. Raises
+    EngineUnavailable where that is too little."""
+    counts = plan(how, sizes, [Room(str(device), usable_bytes(device, fraction)) for device in devices])
     for device, count, load in zip(devices, counts, loads(sizes, counts), strict=True):
         log.info("CSM_DEVICE_MAP=%s: %s takes %d layers, %.2f GB in all", how, device, count, load / 1e9)
     used = [Stage(devices[0], counts[0])]

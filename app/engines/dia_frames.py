@@ -83,7 +83,7 @@ class DiaFrames:
         self._heard = tuple(sorted({min(FIRST_HEARD, c.max_text), c.max_text}))
         self._anyhow = _Form(self._seen[-1], self._heard[-1], few=False)
         forms = [_Form(seen, heard, few=True) for seen in reversed(self._seen) for heard in reversed(self._heard)]
-        self._calls = Calls(lambda count, form: self._body(count, form, self._kernels), rows, (*forms, self._anyhow))
+        self._calls = Calls(lambda count, form: self._body(count, form, self._kernels), rows, (self._anyhow, *forms))
         self._numbers = torch.zeros(rows, 7, dtype=torch.int64, device=device)
         self._numbers[:, _LENGTH] = 1
         self._knobs = torch.ones(rows, 3, device=device)  # temperature, top_p, scale of guidance

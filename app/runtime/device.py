@@ -156,6 +156,12 @@ def free_bytes(device: torch.device) -> int:
 SCRATCH_BYTES = 1 << 30  # of a GPU for what a step computes with, recorded steps and the libraries' own
 
 
+def usable_bytes(device: torch.device, fraction: float) -> int:
+    """What an engine may take of the memory there: of a GPU's `fraction`, less what steps compute with."""
+    free = free_bytes(device)
+    return int(free * fraction) - SCRATCH_BYTES if device.type == "cuda" else free
+
+
 def rows_that_fit(
     devices: Sequence[torch.device], fraction: float, bytes_of: Callable[[int], int], *, most: int
 ) -> int:
@@ -165,19 +171,17 @@ def rows_that_fit(
     suffice for one.
     """
     devices = tuple(dict.fromkeys(devices))
-    free, scratch = sum(map(free_bytes, devices)), SCRATCH_BYTES * len(devices)
-    fixed = bytes_of(0)
-    row = bytes_of(1) - fixed
-    room = int(free * fraction) - fixed - scratch
-    if room < row:
+    room = sum(usable_bytes(device, fraction) for device in devices)
+    if room < bytes_of(1):
+        free, scratch = sum(map(free_bytes, devices)), SCRATCH_BYTES * len(devices)
         verb = "has" if len(devices) == 1 else "together have"
         raise EngineUnavailable(
             f"{' and '.join(map(str, devices))} {verb} {free / 1e9:.1f} GB free, and the model needs "
-            f"{(fixed + row + scratch) / 1e9:.1f} GB in {fraction:.0%} of it.",
+            f"{(bytes_of(1) + scratch) / 1e9:.1f} GB in {fraction:.0%} of it.",
             remedy="Free memory there, raise TTS_GPU_MEMORY_FRACTION, set TTS_MAX_ROWS=1, or use another device.",
         )
     rows = 1
-    while 2 * rows <= min(most, room // row):
+    while 2 * rows <= most and bytes_of(2 * rows) <= room:
         rows *= 2
     return rows
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -52,11 +53,17 @@ class Cost:
 
 
 class Recorder:
-    """Records bodies for one device. All graphs share one pool of memory, as no two of them run at a time."""
+    """Records bodies for one device. All graphs share one pool of memory, as no two of them run at a time; blocks of it
+    belong to a stream, so that they are all recorded on the same."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._on_cuda = device.type == "cuda"
+        self._stream: Any = torch.cuda.Stream(device) if self._on_cuda else None  # type: ignore[no-untyped-call]
+        self.forget()
+
+    def forget(self) -> None:
+        """What was recorded is gone: count anew, and take memory for what comes from a new pool."""
         self._pool: Any = torch.cuda.graph_pool_handle() if self._on_cuda else None
         self.graphs = 0
         self._seconds = 0.0
@@ -66,7 +73,7 @@ class Recorder:
     def cost(self) -> Cost:
         return Cost(self.graphs, round(self._seconds, 3), self._bytes)
 
-    def record(self, body: Callable[[], None]) -> Callable[[], None]:
+    def record(self, body: Body) -> Body:
         """The body as something to be replayed. On a CUDA device it has been called by then: what it wrote is to be
         written anew.
 
@@ -77,30 +84,37 @@ class Recorder:
         if not self._on_cuda:
             return body
         free = torch.cuda.mem_get_info(self._device)[0]
-        here = torch.cuda.current_stream(self._device)
-        aside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        graph = torch.cuda.CUDAGraph()
         try:
-            aside.wait_stream(here)
-            with torch.cuda.stream(aside):
-                for _ in range(WARM_UPS):
-                    body()
-            here.wait_stream(aside)
-            torch.cuda.synchronize(self._device)
-            # Other threads may use the device meanwhile (a voice is learned): only this one is being recorded.
-            with torch.cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode="thread_local"):
-                body()
+            return self._capture(body)
         except RuntimeError as error:
             if not _for_lack_of_memory(error):
                 raise
-            self.graphs -= 1
-            del graph
-            gc.collect()
-            torch.cuda.empty_cache()
-            raise torch.OutOfMemoryError(str(error)) from error
+            lack = torch.OutOfMemoryError(str(error))  # not from it: its frames hold what the body has made
+            _let_go(error)
         finally:
             self._seconds += time.monotonic() - began
             self._bytes += max(0, free - torch.cuda.mem_get_info(self._device)[0])
+        self.graphs -= 1
+        gc.collect()
+        torch.cuda.empty_cache()
+        raise lack
+
+    def _capture(self, body: Body) -> Body:
+        here = torch.cuda.current_stream(self._device)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            self._stream.wait_stream(here)
+            with torch.cuda.stream(self._stream):
+                for _ in range(WARM_UPS):
+                    body()
+            here.wait_stream(self._stream)
+            torch.cuda.synchronize(self._device)
+            # Other threads may use the device meanwhile (a voice is learned): only this one is being recorded.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                body()
+        finally:
+            if torch.cuda.current_stream(self._device) != here:  # left behind by a recording that was cut short
+                torch.cuda.set_stream(here)
         return graph.replay
 
     def seconds(self, replay: Callable[[], None], times: int = 20) -> float:
@@ -145,6 +159,7 @@ class Calls(Generic[Form]):
                     self._recorded[size, form] = recorder.record(self._body(size, form))
             except torch.OutOfMemoryError:
                 self._recorded.clear()
+                recorder.forget()
                 if size == 1:
                     raise
                 self._sizes = tuple(smaller for smaller in self._sizes if smaller < size)
@@ -164,11 +179,21 @@ def fastest(
     """The choice whose body, recorded, runs in the least time, and the seconds of each; of one alone none is taken."""
     if len(choices) == 1:
         return next(iter(choices.values())), {}
-    trial = Recorder(device)
-    seconds = {name: trial.seconds(trial.record(body(choice))) for name, choice in choices.items()}
+    seconds = {}
+    for name, choice in choices.items():
+        trial = Recorder(device)
+        seconds[name] = trial.seconds(trial.record(body(choice)))
     best = min(seconds, key=seconds.__getitem__)
     log.info("%s is taken of %s", best, ", ".join(f"{name} ({s * 1e3:.2f} ms)" for name, s in seconds.items()))
     return choices[best], seconds
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Of the tensors that the frames of an error and of those behind it hold."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def _for_lack_of_memory(error: BaseException | None) -> bool:

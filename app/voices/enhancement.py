@@ -126,6 +126,7 @@ class Loudness:
     def push(self, samples: Samples) -> Samples:
         before = self._taken_samples - len(self._partial)
         self._taken_samples += len(samples)
+        samples = samples.astype(np.float32, copy=False)
         if not np.abs(samples).max(initial=0.0) <= _LOUDEST:
             samples = np.clip(np.nan_to_num(samples, nan=0.0), -_LOUDEST, _LOUDEST)
         samples = np.concatenate((self._partial, samples))
@@ -195,7 +196,7 @@ class _Belief:
     """How loud the speech is that is being heard, from an expectation and looks at it."""
 
     def __init__(self) -> None:
-        self._after = np.concatenate((_prior(TARGET_LUFS), (1.0, TARGET_LUFS)))  # what a matrix of _after gave
+        self._after = np.concatenate((_prior(TARGET_LUFS), (1.0, TARGET_LUFS)))  # as `_and_sums` has it
         self._probable = self._after[:-2]  # of each of _LEVELS, up to a common factor
         self._seen = np.empty(len(_LEVELS))
         self._expected: float | None = None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ import torch
 
 from app.engines.csm import CsmRunner
 from app.models.layers import Stage
+from app.runtime.graphs import Recorder
 from app.types import Sampling, Utterance
 from bench.fabricate import fabricate_csm
 from tests.driver import Driver
-from tests.unit.test_csm_runner import alone, make, prompt, speech
+from tests.unit.test_csm_runner import FRAME_S, alone, make, prompt, speech
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -40,6 +42,12 @@ def on_cpu(folder: Path) -> CsmRunner:
     return make(folder)
 
 
+@pytest.fixture(params=["plain", "recorded"])
+def how(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Options of a runner: each step launched anew, or recorded once and replayed."""
+    return {"device": CUDA, "recorder": Recorder(CUDA) if request.param == "recorded" else None}
+
+
 def heard(runner: CsmRunner, utterance: Utterance) -> tuple[np.ndarray, np.ndarray]:
     """codes (T, K) and samples (N,)."""
     driver = Driver(runner)
@@ -48,17 +56,23 @@ def heard(runner: CsmRunner, utterance: Utterance) -> tuple[np.ndarray, np.ndarr
     return driver.said(0), np.concatenate(driver.sounds[0])
 
 
-def test_the_tokens_and_the_sound_of_a_cpu(folder: Path, on_cpu: CsmRunner) -> None:
-    runner = make(folder, device=CUDA)
-    utterance = speech("The same words on another device.", sampling=GREEDY, frames=40, prompt=prompt(on_cpu))
+@pytest.mark.parametrize(
+    ("sampling", "frames"),
+    [(GREEDY, 300), (Sampling(), 40), (Sampling(top_k=0, top_p=0.9), 40)],  # 300: beyond the shortest recorded length
+)
+def test_the_tokens_and_the_sound_of_a_cpu(
+    folder: Path, on_cpu: CsmRunner, how: dict[str, Any], sampling: Sampling, frames: int
+) -> None:
+    runner = make(folder, **how)
+    utterance = speech("The same words on another device.", sampling=sampling, frames=frames, prompt=prompt(on_cpu))
     expected, sound_there = heard(on_cpu, utterance)
     codes, sound = heard(runner, utterance)
     assert np.array_equal(codes, expected)
     assert np.abs(sound - sound_there).max() < 1e-3 * np.abs(sound_there).max()
 
 
-def test_a_seeded_request_does_not_depend_on_its_company(folder: Path) -> None:
-    runner = make(folder, device=CUDA)
+def test_a_seeded_request_does_not_depend_on_its_company(folder: Path, how: dict[str, Any]) -> None:
+    runner = make(folder, **how)
     mine = speech("What I say, whoever else is speaking.", seed=5, frames=20)
     expected = alone(runner, mine)
     driver = Driver(runner)
@@ -71,8 +85,8 @@ def test_a_seeded_request_does_not_depend_on_its_company(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_speaks(folder: Path, dtype: torch.dtype) -> None:
-    codes, sound = heard(make(folder, device=CUDA, dtype=dtype), speech("In half the bytes.", frames=20))
+def test_half_precision_speaks(folder: Path, how: dict[str, Any], dtype: torch.dtype) -> None:
+    codes, sound = heard(make(folder, dtype=dtype, **how), speech("In half the bytes.", frames=20))
     assert len(codes) == 20
     assert np.isfinite(sound).all()
     assert sound.std() > 0
@@ -83,3 +97,41 @@ def test_split_over_two_devices(folder: Path, on_cpu: CsmRunner) -> None:
     stages = (Stage(CUDA, 1), Stage(torch.device("cuda", 1), 1))
     utterance = speech("Half of me is elsewhere.", sampling=GREEDY, frames=30)
     assert np.array_equal(alone(make(folder, device=CUDA, stages=stages), utterance), alone(on_cpu, utterance))
+
+
+def test_several_lines_and_who_comes_after_them(folder: Path, on_cpu: CsmRunner) -> None:
+    """A row that ends, is stopped and begun anew while other rows are on their way."""
+    runner = make(folder, device=CUDA, recorder=Recorder(CUDA))
+    lines = Utterance(speech("One.").lines + speech("And two.").lines, GREEDY, 1, 40 * FRAME_S)
+    driver = Driver(runner)
+    driver.start(0, speech("Somebody who is stopped.", frames=200))
+    driver.start(1, lines)
+    for _ in range(5):
+        driver.turn()
+    driver.stop(0)
+    driver.start(0, lines)
+    driver.finish()
+    expected = alone(on_cpu, lines)
+    assert np.array_equal(driver.said(0), expected)
+    assert np.array_equal(driver.said(1), expected)
+
+
+class Small(Recorder):
+    """Has no memory for its first recording, after the body has been called."""
+
+    failed = False
+
+    def _capture(self, body: Callable[[], None]) -> Callable[[], None]:
+        if not self.failed:
+            self.failed = True
+            body()
+            raise torch.OutOfMemoryError("no room")
+        return super()._capture(body)
+
+
+def test_without_memory_for_all_rows_it_speaks_with_fewer(folder: Path, on_cpu: CsmRunner) -> None:
+    runner = make(folder, device=CUDA, recorder=Small(CUDA))
+    assert runner.max_rows == 4
+    assert torch.cuda.current_stream(CUDA) == torch.cuda.default_stream(CUDA)
+    utterance = speech("As ever.", sampling=GREEDY, frames=20)
+    assert np.array_equal(alone(runner, utterance, row=3), alone(on_cpu, utterance))

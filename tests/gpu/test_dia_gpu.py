@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from app.engines.dia import DiaRunner
+from app.runtime.graphs import Recorder
 from app.types import Sampling, Utterance
 from bench.random_dia import fabricate_dia
 from tests.driver import Driver
@@ -35,6 +37,14 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return fabricate_dia(tmp_path_factory.mktemp("dia"), release=request.param, layout_name=layout)
 
 
+@pytest.fixture(params=["plain", "recorded", "in bursts"])
+def how(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Options of a runner: each step launched anew, or recorded once and replayed, one or several at a time."""
+    if request.param == "plain":
+        return {"device": CUDA}
+    return {"device": CUDA, "recorder": Recorder(CUDA), "burst": 8 if request.param == "in bursts" else 1}
+
+
 def heard(runner: DiaRunner, utterance: Utterance, row: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """codes (T, C) and samples (N,)."""
     driver = Driver(runner)
@@ -43,16 +53,17 @@ def heard(runner: DiaRunner, utterance: Utterance, row: int = 0) -> tuple[np.nda
     return driver.said(row), np.concatenate(driver.sounds[row])
 
 
-def test_the_tokens_and_the_sound_of_a_cpu(folder: Path) -> None:
-    utterance = speech("The same words on another device.", sampling=GREEDY, frames=60, prompt=prompt())
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling()])
+def test_the_tokens_and_the_sound_of_a_cpu(folder: Path, how: dict[str, Any], sampling: Sampling) -> None:
+    utterance = speech("The same words on another device.", sampling=sampling, frames=60, prompt=prompt())
     expected, sound_there = heard(make(folder), utterance)
-    codes, sound = heard(make(folder, device=CUDA), utterance)
+    codes, sound = heard(make(folder, **how), utterance)
     assert np.array_equal(codes, expected)
     assert np.abs(sound - sound_there).max() < 1e-3 * max(1e-3, np.abs(sound_there).max())
 
 
-def test_a_seeded_request_does_not_depend_on_its_company(folder: Path) -> None:
-    runner = make(folder, device=CUDA)
+def test_a_seeded_request_does_not_depend_on_its_company(folder: Path, how: dict[str, Any]) -> None:
+    runner = make(folder, **how)
     mine = speech("What I say, whoever else is speaking.", seed=5, frames=40)
     expected, _ = heard(runner, mine, row=5)
     driver = Driver(runner)
@@ -65,8 +76,8 @@ def test_a_seeded_request_does_not_depend_on_its_company(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_speaks(folder: Path, dtype: torch.dtype) -> None:
-    codes, sound = heard(make(folder, device=CUDA, dtype=dtype), speech("In half the bytes.", frames=60))
+def test_half_precision_speaks(folder: Path, how: dict[str, Any], dtype: torch.dtype) -> None:
+    codes, sound = heard(make(folder, dtype=dtype, **how), speech("In half the bytes.", frames=60))
     assert len(codes)
     assert np.isfinite(sound).all()
     assert sound.std() > 0

@@ -6,6 +6,7 @@ without memory ("meta"), which do not mix with others.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 from pathlib import Path
@@ -28,6 +29,7 @@ from app.models.csm.model import CsmModel
 from app.models.csm.placement import Room, Sizes, loads, plan
 from app.models.layers import Stage
 from app.models.load_cache import LoadCache
+from app.models.mimi.config import MimiConfig
 from app.runtime import device as devices
 from app.runtime.device import choose_device, choose_devices, free_bytes
 from app.settings import Settings
@@ -347,11 +349,46 @@ def test_auto_splits_what_does_not_fit(folder: Path, tmp_path: Path, monkeypatch
     total = measure(config, config.codec, dtype=torch.float32, max_rows=2).total_bytes
     apart = itertools.count()  # as if the two were not one and the same CPU
     monkeypatch.setattr(csm_load, "Room", lambda name, free: Room(f"{name} {next(apart)}", free))
-    monkeypatch.setattr(csm_load, "free_bytes", lambda _: total)  # less than a tenth more
+    monkeypatch.setattr(csm_load, "usable_bytes", lambda *_: total)  # less than a tenth more
     assert engine_of(runner_for(settings), settings).info.device == "cpu,cpu"
-    monkeypatch.setattr(csm_load, "free_bytes", lambda _: total // 3)
+    monkeypatch.setattr(csm_load, "usable_bytes", lambda *_: total // 3)
     with pytest.raises(EngineUnavailable, match="does not fit"):
         runner_for(settings)
+
+
+@pytest.mark.parametrize(
+    ("how", "free", "expected"),
+    [
+        ("auto", (8, 4), (16, ())),  # as on one card
+        ("auto", (3.6, 3.6), (1, (1, 15))),  # neither has room for all
+        ("balanced", (8, 4), (16, (3, 13))),  # 32 would fit both together, but not as they can be cut
+        ("auto", (1.0, 1.0), None),
+    ],
+)
+def test_rows_of_a_model_over_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, free: tuple[float, float], expected: Any
+) -> None:
+    """Full size, on cards that are not there: nothing is read, it is only said what would lie where."""
+    raw = csm_config("full")
+    config = parse_config(raw)
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(csm_load, "fetch", lambda *_: (tmp_path, "csm"))
+    monkeypatch.setattr(csm_load.hub, "has_tensor", lambda *_: True)
+    monkeypatch.setattr(csm_load, "read_config", lambda _: dataclasses.replace(config, codec=MimiConfig()))
+    monkeypatch.setattr(csm_load, "choose_devices", lambda _: (CUDA, torch.device("cuda", 1)))
+    monkeypatch.setattr(csm_load, "candidates", lambda *_, **__: ())
+    monkeypatch.setattr(csm_load, "Recorder", lambda _: None)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: int(free[device.index or 0] * (1 << 30)))
+    monkeypatch.setattr(csm_load, "load_runner", lambda *_, **options: given.update(options))
+    settings = settings_for(
+        tmp_path, tmp_path, TTS_DEVICES="cuda:0,cuda:1", CSM_DEVICE_MAP=how, TTS_MAX_ROWS="auto", TTS_DTYPE="bfloat16"
+    )
+    if expected is None:
+        with pytest.raises(EngineUnavailable, match="together have"):
+            load_from(settings, BuildContext(lambda _: None, lambda: False), guards=None)
+        return
+    load_from(settings, BuildContext(lambda _: None, lambda: False), guards=None)
+    assert (given["max_rows"], tuple(stage.layers for stage in given["stages"])) == expected
 
 
 def test_unknown_values_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -227,14 +227,17 @@ def test_without_memory_for_many_rows_it_starts_with_fewer(folder: Path) -> None
     """An 8 GB card: what does not fit is not recorded, and the runner has so many rows less."""
 
     class Small(Recorder):
+        asked = 0
+
         def record(self, body: Callable[[], None]) -> Callable[[], None]:
-            if self.graphs < 9:  # eight rows do not fit, nor, after one length of it, do four
-                self.graphs += 5
+            self.asked += 1
+            if self.asked in (1, 4):  # eight rows do not fit, nor, after two forms of it, do four
                 raise torch.OutOfMemoryError
             return super().record(body)
 
     some = make(folder, recorder=Small(CPU))
     assert some.max_rows == 2
+    assert dict(some.setup)["graphs"] == 2 * 5
     assert np.array_equal(alone(some, REQUESTS[0], row=1), alone(make(folder), REQUESTS[0]))
 
     class Nothing(Recorder):
