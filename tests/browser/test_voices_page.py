@@ -241,6 +241,7 @@ def test_words_are_recognised_and_may_be_mended(
         watched.check()
 
 
+@pytest.mark.slow
 def test_a_voice_from_the_microphone(offline: str, visit: Visit) -> None:
     watched = visit(f"{offline}/voice-cloning#new", permissions=["microphone"])
     watched.expected.add("400")  # the offline voice refuses to speak with it
@@ -684,7 +685,10 @@ def test_a_phone_shows_one_thing_at_a_time(offline: str, sample: bytes, visit: V
     assert not page.locator(".voice-detail").is_visible()
 
 
-@pytest.mark.parametrize(("scheme", "viewport"), [("light", PHONE), ("dark", DESKTOP)], ids=["phone", "desktop"])
+@pytest.mark.parametrize(
+    ("scheme", "viewport"),
+    [pytest.param("light", PHONE, id="phone", marks=pytest.mark.slow), pytest.param("dark", DESKTOP, id="desktop")],
+)
 def test_axe_finds_nothing_in_any_step(
     offline: str, sample: bytes, visit: Visit, scheme: str, viewport: dict[str, int]
 ) -> None:

@@ -52,7 +52,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", list(SHAPES))
-@pytest.mark.parametrize("seed", [None, 7])
+@pytest.mark.parametrize("seed", [None, pytest.param(7, marks=pytest.mark.slow)])
 def test_same_tokens_as_the_original_blocks(name: str, seed: int | None, tmp_path: Path) -> None:
     checkpoint = fabricate_csm(tmp_path / "csm", layout_name="original", seed=len(name), changes=SHAPES[name])
     ids = torch.randint(4, 300, (23,), generator=torch.Generator().manual_seed(len(name)))
