@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -85,7 +86,7 @@ class CsmFrames:
         self._lengths = doublings(min(FIRST_LENGTH, c.max_positions), c.max_positions)
         self._anyhow = _Form(self._lengths[-1], few=False)
         forms = (self._anyhow, *(_Form(length, few=True) for length in reversed(self._lengths)))
-        self._calls = Calls(lambda count, form: self._body(count, form, self._kernels), rows, forms)
+        self._calls = Calls(rows, forms)
         self._numbers = torch.zeros(rows, 6, dtype=torch.int64, device=device)
         self._knobs = torch.ones(rows, 2, device=device)  # temperature, top_p
         self._asked = torch.zeros(rows, dtype=torch.bool, device=device)  # rows that the present call is to advance
@@ -110,8 +111,8 @@ class CsmFrames:
         """Take the set of kernels that makes one row's frame fastest, and record all calls; `rows` is what memory
         suffices for. Raises torch.OutOfMemoryError where that is not one."""
         shortest = _Form(self._lengths[0], few=True)
-        self._kernels, self.timed = fastest(self._sets, lambda some: self._body(1, shortest, some), self._model.device)
-        self._calls.record(recorder)
+        self._kernels, self.timed = fastest(self._sets, partial(self._body, 1, shortest), self._model.device)
+        self._calls.record(recorder, partial(self._body, kernels=self._kernels))
         for row in range(self.rows):  # recording has run on zeros
             self._decoder.reset(row)
 

@@ -190,7 +190,8 @@ def load_from(
     if not hub.has_tensor(folder, "codec_model."):
         codec, _ = fetch(settings, context, "mimi", settings.csm_codec)
     devices = choose_devices(settings.devices) or (choose_device(settings.device),)
-    if settings.csm_device_map is None:
+    split = settings.csm_device_map if len(devices) > 1 else None
+    if split is None:
         devices = devices[:1]
     device = devices[0]
     dtype = choose_dtype(settings.dtype, device)
@@ -203,7 +204,6 @@ def load_from(
 
     rows, fraction = settings.rows(ROWS_CPU), settings.gpu_memory_fraction
     counted = device.type == "cuda" and settings.max_rows == "auto"
-    split = settings.csm_device_map if len(devices) > 1 else None
     if counted:
 
         def bytes_of(rows: int) -> int:

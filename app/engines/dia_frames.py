@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -83,7 +84,7 @@ class DiaFrames:
         self._heard = tuple(sorted({min(FIRST_HEARD, c.max_text), c.max_text}))
         self._anyhow = _Form(self._seen[-1], self._heard[-1], few=False)
         forms = [_Form(seen, heard, few=True) for seen in reversed(self._seen) for heard in reversed(self._heard)]
-        self._calls = Calls(lambda count, form: self._body(count, form, self._kernels), rows, (self._anyhow, *forms))
+        self._calls = Calls(rows, (self._anyhow, *forms))
         self._numbers = torch.zeros(rows, 7, dtype=torch.int64, device=device)
         self._numbers[:, _LENGTH] = 1
         self._knobs = torch.ones(rows, 3, device=device)  # temperature, top_p, scale of guidance
@@ -109,8 +110,8 @@ class DiaFrames:
     def record(self, recorder: Recorder) -> None:
         """As CsmFrames.record. Raises torch.OutOfMemoryError."""
         shortest = _Form(self._seen[0], self._heard[0], few=True)
-        self._kernels, self.timed = fastest(self._sets, lambda some: self._body(1, shortest, some), self._model.device)
-        self._calls.record(recorder)
+        self._kernels, self.timed = fastest(self._sets, partial(self._body, 1, shortest), self._model.device)
+        self._calls.record(recorder, partial(self._body, kernels=self._kernels))
 
     def _body(self, count: int, form: _Form, kernels: Kernels) -> Body:
         @torch.inference_mode()

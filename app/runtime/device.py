@@ -171,17 +171,18 @@ def rows_that_fit(
     suffice for one.
     """
     devices = tuple(dict.fromkeys(devices))
+    fixed, one = bytes_of(0), bytes_of(1)
     room = sum(usable_bytes(device, fraction) for device in devices)
-    if room < bytes_of(1):
+    if room < one:
         free, scratch = sum(map(free_bytes, devices)), SCRATCH_BYTES * len(devices)
         verb = "has" if len(devices) == 1 else "together have"
         raise EngineUnavailable(
             f"{' and '.join(map(str, devices))} {verb} {free / 1e9:.1f} GB free, and the model needs "
-            f"{(bytes_of(1) + scratch) / 1e9:.1f} GB in {fraction:.0%} of it.",
+            f"{(one + scratch) / 1e9:.1f} GB in {fraction:.0%} of it.",
             remedy="Free memory there, raise TTS_GPU_MEMORY_FRACTION, set TTS_MAX_ROWS=1, or use another device.",
         )
     rows = 1
-    while 2 * rows <= most and bytes_of(2 * rows) <= room:
+    while 2 * rows <= min(most, (room - fixed) // (one - fixed)):
         rows *= 2
     return rows
 

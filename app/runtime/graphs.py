@@ -79,11 +79,13 @@ class Recorder:
 
         Raises torch.OutOfMemoryError; then nothing of it is left in the way of another recording.
         """
-        began = time.monotonic()
+        replay = self._captured(body) if self._on_cuda else body
         self.graphs += 1
-        if not self._on_cuda:
-            return body
-        free = torch.cuda.mem_get_info(self._device)[0]
+        return replay
+
+    def _captured(self, body: Body) -> Body:
+        """`_capture`, its cost, and what is left to do where memory lacks."""
+        began, free = time.monotonic(), torch.cuda.mem_get_info(self._device)[0]
         try:
             return self._capture(body)
         except RuntimeError as error:
@@ -94,7 +96,6 @@ class Recorder:
         finally:
             self._seconds += time.monotonic() - began
             self._bytes += max(0, free - torch.cuda.mem_get_info(self._device)[0])
-        self.graphs -= 1
         gc.collect()
         torch.cuda.empty_cache()
         raise lack
@@ -135,9 +136,8 @@ class Recorder:
 class Calls(Generic[Form]):
     """One piece of work, recorded for the first n rows, n by doublings, in each of its forms."""
 
-    def __init__(self, body: Callable[[int, Form], Body], rows: int, forms: Sequence[Form]) -> None:
-        """body: what is to be recorded for so many rows in that form. forms: all there are, the largest first."""
-        self._body = body
+    def __init__(self, rows: int, forms: Sequence[Form]) -> None:
+        """forms: all there are, the largest first."""
         self._forms = tuple(forms)
         self._sizes = doublings(1, rows)
         self._recorded: dict[tuple[int, Form], Body] = {}
@@ -147,8 +147,9 @@ class Calls(Generic[Form]):
         """As many as one call covers at most."""
         return self._sizes[-1]
 
-    def record(self, recorder: Recorder) -> None:
-        """Record all, largest first: what they compute with is then laid out for the largest once.
+    def record(self, recorder: Recorder, body: Callable[[int, Form], Body]) -> None:
+        """Record all, largest first: what they compute with is then laid out for the largest once. body: what is to be
+        recorded for so many rows in that form.
 
         Where memory does not suffice for a size, the next smaller one is the largest. Raises torch.OutOfMemoryError
         where it does not suffice for one row.
@@ -156,7 +157,7 @@ class Calls(Generic[Form]):
         for size in reversed(self._sizes):
             try:
                 for form in self._forms:
-                    self._recorded[size, form] = recorder.record(self._body(size, form))
+                    self._recorded[size, form] = recorder.record(body(size, form))
             except torch.OutOfMemoryError:
                 self._recorded.clear()
                 recorder.forget()

@@ -135,7 +135,7 @@ def _killed_again_and_again(tmp_path: Path, rounds: int) -> None:
 
 
 def test_killed_and_started_again(tmp_path: Path) -> None:
-    _killed_again_and_again(tmp_path, 1)
+    _killed_again_and_again(tmp_path, 2)
 
 
 @pytest.mark.slow

@@ -32,19 +32,20 @@ class Failing(Recorder):
         return super().record(body)
 
 
-def calls(rows: int) -> tuple[Calls[str], list[tuple[int, str]]]:
-    """Calls in two forms, and what has been called."""
+def calls(rows: int, recorder: Recorder) -> tuple[Calls[str], list[tuple[int, str]]]:
+    """Calls in two forms, recorded, and what has been called."""
     called: list[tuple[int, str]] = []
 
     def body(count: int, form: str) -> Callable[[], None]:
         return lambda: called.append((count, form))
 
-    return Calls(body, rows, ("long", "short")), called
+    some = Calls(rows, ("long", "short"))
+    some.record(recorder, body)
+    return some, called
 
 
 def test_the_smallest_call_that_covers_the_rows_is_taken() -> None:
-    some, called = calls(6)
-    some.record(Failing())
+    some, called = calls(6, Failing())
     for rows in (1, 2, 3, 4, 5, 6):
         some.of(rows, "short")()
     assert called == [(1, "short"), (2, "short"), (4, "short"), (4, "short"), (6, "short"), (6, "short")]
@@ -63,9 +64,8 @@ def test_the_smallest_call_that_covers_the_rows_is_taken() -> None:
     ],
 )
 def test_what_there_is_no_memory_for_is_left_out(failing: tuple[int, ...], rows: int, graphs: int) -> None:
-    some, called = calls(8)
     recorder = Failing(*failing)
-    some.record(recorder)
+    some, called = calls(8, recorder)
     assert some.rows == rows
     assert recorder.cost.graphs == graphs
     some.of(rows, "long")()
@@ -75,9 +75,8 @@ def test_what_there_is_no_memory_for_is_left_out(failing: tuple[int, ...], rows:
 
 
 def test_without_memory_for_one_row_there_is_nothing() -> None:
-    some, _ = calls(2)
     with pytest.raises(torch.OutOfMemoryError):
-        some.record(Failing(1, 2))
+        calls(2, Failing(1, 2))
 
 
 def test_the_fastest_is_taken() -> None:

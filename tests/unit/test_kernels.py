@@ -43,6 +43,11 @@ def test_decode_attention(shape: str, dtype: torch.dtype) -> None:
     seen = twins.decode_attention(q, k, v, positions, length, scale)
     assert seen.dtype == dtype
     for row, at in enumerate(positions.tolist()):
+        grouped = q[row].view(1, groups, heads // groups, size)
+        mine = twins.grouped_attention(
+            grouped, k[row : row + 1, :, : at + 1], v[row : row + 1, :, : at + 1], None, scale
+        )
+        torch.testing.assert_close(seen[row], mine.view(-1))
         keys, values = (part[row, :, : at + 1].repeat_interleave(heads // groups, 0).double() for part in (k, v))
         exact = functional.scaled_dot_product_attention(q[row, :, None].double(), keys, values).reshape(-1)
         torch.testing.assert_close(seen[row].double(), exact, **tolerance(dtype))

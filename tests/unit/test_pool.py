@@ -106,7 +106,7 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 def kill(engine: BatchedEngine) -> None:
-    """End the engine's thread, which goes on once after anything else."""
+    """End the engine's thread, whose loop goes on once after a failure: every turn fails."""
 
     def plan() -> None:
         raise SystemExit

@@ -778,7 +778,8 @@ async def _whatever_happens(operations, rows, queue, outbox_frames):
         if operation == "submit":
             count, pieces, follows, failure, behind = arguments
             load = desk.scheduler.load()
-            room = load.max_rows - load.active_rows + load.max_queue - load.queued
+            free = load.max_rows - load.active_rows - len(desk.scheduler._following)
+            room = max(0, free) + load.max_queue - load.queued
             try:
                 job = desk.submit(
                     Part(count, pieces, *failure),
@@ -789,7 +790,7 @@ async def _whatever_happens(operations, rows, queue, outbox_frames):
             except Busy:
                 assert not follows
                 assert not behind
-                assert room <= len(desk.scheduler._following)
+                assert room <= 0
                 continue
             assert follows or behind or room > 0
             jobs.append(job)
