@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
-ONE_UTTERANCE = SENTENCE * 3  # 17 s of speech: 2 s of an engine's row
+ONE_UTTERANCE = SENTENCE.replace(". ", "; ") * 3  # one sentence: no second row while it is spoken, 17 s in 2 s
 LONG = SENTENCE * 100
 
 

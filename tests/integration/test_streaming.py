@@ -88,7 +88,7 @@ def test_a_disconnect_frees_the_row(tmp_path: Path, after_bytes: int) -> None:
             pieces = answer.iter_raw()
             while received < after_bytes:
                 received += len(next(pieces))
-            assert rows(url)["active"] >= 1
+            wait_until(lambda: rows(url)["active"] >= 1, 5)
         begun_s = time.monotonic()
         wait_until(lambda: rows(url)["active"] == 0, 5)
         assert time.monotonic() - begun_s < 1
