@@ -51,6 +51,9 @@ class Driver:
             for i, sound in zip(live, made, strict=True):
                 self.codes[rows[i]].append(result.codes[i])
                 self.sounds[rows[i]].append(sound)
+        for i in np.flatnonzero(result.ended | silent):
+            if len(rest := self.runner.rest(rows[i])):
+                self.sounds[rows[i]].append(rest)
         for i, over in enumerate(result.ended | wrong):
             if over:
                 self.stop(rows[i])

@@ -365,6 +365,9 @@ class DiaRunner:
                         state.guard.hear(sounds[i][start : start + size])
         return sounds
 
+    def rest(self, row: int) -> Samples:
+        return np.zeros(0, np.float32)  # a row's last frame has brought it
+
     def release(self, row: int) -> None:
         if self._rows.pop(row, None) is not None:
             self._cache.text.end(row)

@@ -237,6 +237,9 @@ class EspeakRunner:
     def sound(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
         return [self._unsaid[row].popleft() for row in rows]
 
+    def rest(self, row: int) -> Samples:
+        return np.zeros(0, np.float32)  # a row's last frame has brought it
+
     def release(self, row: int) -> None:
         self._utterances.pop(row, None)
         self._unsaid.pop(row, None)

@@ -138,6 +138,11 @@ class Loop:
                     lost.add(row)
                     continue
                 self._scheduler.job(row).outbox.put(samples, codes[i][:, None] if codes.shape[1] else None)
+        for row in (rows[i] for i, nothing in enumerate(quiet) if nothing):
+            if not faults.audible(samples := self._runner.rest(row)):
+                lost.add(row)
+            else:
+                self._scheduler.job(row).outbox.put(samples)
         if lost:
             self._fail(tuple(sorted(lost)), faults.not_a_number())
         over = tuple(row for row, ended in zip(rows, result.ended, strict=True) if ended and row not in lost)

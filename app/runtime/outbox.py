@@ -68,15 +68,15 @@ class Outbox:
     def put(self, samples: Samples, codes: Codes | None = None) -> None:
         """Add samples (N,) and the codes (K, T) they came from. Never blocks, whatever is waiting.
 
-        Codes without samples, of a codec that looks ahead, go along with the next that have some.
+        Codes without samples, of a codec that looks ahead or waits for more, go along with the next samples.
         """
         with self._lock:
             if not len(samples):
                 if codes is not None:
                     self._soundless.append(codes)
                 return
-            if self._soundless and codes is not None:
-                codes = np.concatenate([*self._soundless, codes], axis=1)
+            if self._soundless:
+                codes = np.concatenate(self._soundless if codes is None else [*self._soundless, codes], axis=1)
                 self._soundless.clear()
             self._parts.append((samples, codes))
             self._waiting_samples += len(samples)
@@ -91,7 +91,7 @@ class Outbox:
                 return
             self._finished = True
             self._error = error
-            if self._soundless:
+            if self._soundless and error is None:
                 self._parts.append((np.zeros(0, np.float32), np.concatenate(self._soundless, axis=1)))
                 self._soundless.clear()
         self._notify()

@@ -73,7 +73,12 @@ class Runner(Protocol):
         at this one; of rows that have not been released since."""
 
     def sound(self, rows: Sequence[int], codes: Codes) -> Sequence[Samples]:
-        """Turn one frame of codes (n, K) into samples, one array (N,) float32 per row."""
+        """Turn one frame of codes (n, K) into samples, one array (N,) float32 per row; empty where the row's frames are
+        decoded together, at a later one's turn."""
+
+    def rest(self, row: int) -> Samples:
+        """What of the row's sound no further frame will bring soon, (N,) float32: asked of a row that was stepped and
+        made no frame."""
 
     def release(self, row: int) -> None:
         """Forget the row's utterance, ended or not."""

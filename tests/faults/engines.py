@@ -72,6 +72,9 @@ class FailingRunner:
         broken = np.full_like(hum, np.nan)
         return [broken if "noise" in self._texts[row] and self._made[row] == FAILS_AT else hum for row in rows]
 
+    def rest(self, row: int) -> Samples:
+        return np.zeros(0, np.float32)
+
     def release(self, row: int) -> None:
         self._texts.pop(row, None)
         self._made.pop(row, None)

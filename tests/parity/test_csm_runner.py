@@ -66,12 +66,14 @@ def speak(runner: CsmRunner, utterance: Utterance, row: int = 0) -> tuple[np.nda
     codes, sound = [], []
     while True:
         result = runner.step([row])
-        if result.ended[0]:
-            break
         assert result.silent is not None
-        if not result.silent[0]:
+        if result.ended[0] or result.silent[0]:
+            sound.append(runner.rest(row))
+        else:
             codes.append(result.codes[0])
             sound.append(runner.sound([row], result.codes)[0])
+        if result.ended[0]:
+            break
     runner.release(row)
     return np.stack(codes), np.concatenate(sound)
 

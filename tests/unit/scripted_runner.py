@@ -30,7 +30,7 @@ class Part:
     """What one utterance does: how many frames, after how many pieces of prompt, and where it raises.
 
     fails: "admit", "prefill", "step", "sound" or "release", or it computes no number: "nan codes", "nan sound".
-    at: in which piece or frame, counted from 0.
+    at: in which piece or frame, counted from 0. together: so many frames become sound in one go.
     """
 
     frames: int
@@ -38,6 +38,7 @@ class Part:
     fails: str = ""
     at: int = 0
     error: BaseException | None = None
+    together: int = 1
 
 
 class ScriptedRunner:
@@ -56,6 +57,7 @@ class ScriptedRunner:
         self._read: Counter[int] = Counter()  # row -> pieces of prompt
         self._made: Counter[int] = Counter()  # row -> frames
         self._ended: set[int] = set()
+        self._held: dict[int, list[Samples]] = {}  # row -> frames that are not sound yet
 
     def utterance(self, part: Part, *, follows: bool = False, background: bool = False) -> Utterance:
         number = len(self._parts)
@@ -83,6 +85,7 @@ class ScriptedRunner:
         self._must(0 <= row < self.max_rows, f"there is no row {row}")
         self._numbers[row] = utterance.seed
         self._read[row] = self._made[row] = 0
+        self._held[row] = []
         self._maybe_fail(row, "admit", 0)
 
     def prefill(self, row: int) -> bool:
@@ -128,8 +131,17 @@ class ScriptedRunner:
             self.said.append((number, frame))
             part = self._parts[number]
             broken = part.fails == "nan sound" and part.at == frame
-            out.append(np.array([row, number, frame, np.nan if broken else 0], np.float32))
+            self._held[row].append(np.array([row, number, frame, np.nan if broken else 0], np.float32))
+            out.append(self._release_held(row) if len(self._held[row]) >= part.together else np.zeros(0, np.float32))
         return out
+
+    def rest(self, row: int) -> Samples:
+        self._must(row in self._numbers, f"rest of row {row}, which is free")
+        return self._release_held(row)
+
+    def _release_held(self, row: int) -> Samples:
+        held, self._held[row] = self._held[row], []
+        return np.concatenate([np.zeros(0, np.float32), *held])
 
     def release(self, row: int) -> None:
         self.calls.append(("release", row))

@@ -98,7 +98,7 @@ def test_company_changes_nothing(runner: CsmRunner) -> None:
 
 
 def test_company_changes_no_sound(runner: CsmRunner) -> None:
-    requests = [speech(text, seed, 12) for seed, text in enumerate(("One.", "Two two.", "Three three three."))]
+    requests = [speech(text, seed, 35) for seed, text in enumerate(("One.", "Two two.", "Three three three."))]
     driver = Driver(runner)
     lone = []
     for request in requests:
@@ -111,6 +111,31 @@ def test_company_changes_no_sound(runner: CsmRunner) -> None:
     driver.finish()
     for row, sound in zip((4, 1, 2), lone, strict=True):
         assert np.abs(driver.sound(row) - sound).max() < 1e-5
+
+
+def test_sound_comes_in_growing_parts(runner: CsmRunner) -> None:
+    driver = Driver(runner)
+    driver.start(0, speech("It grows.", frames=42))
+    driver.finish()
+    parts = [len(sound) // runner.codec.frame_samples for sound in driver.sounds[0] if len(sound)]
+    assert parts == [1] * 9 + [2] * 5 + [3] * 3 + [4] * 3 + [2]
+    # Who speaks a tenth faster than a listener listens keeps nobody waiting for a part to be full.
+    came = 0.9 * np.cumsum(parts)
+    assert (came[1:] <= came[0] + np.cumsum(parts)[:-1]).all()
+
+
+def test_a_line_that_ends_is_sounded_to_its_end(folder: Path) -> None:
+    runner = make(folder)
+    stubborn(runner, {12})  # drawn when the twelfth frame waits for a thirteenth
+    driver = Driver(runner)
+    driver.start(0, Utterance(lines("First line.", "Second line."), Sampling(), 1, 20 * FRAME_S))
+    while len(driver.codes[0]) < 12:
+        driver.turn()
+    assert len(driver.sound(0)) == 11 * runner.codec.frame_samples
+    driver.turn()
+    assert len(driver.sound(0)) == 12 * runner.codec.frame_samples
+    driver.finish()
+    assert len(driver.sound(0)) == 20 * runner.codec.frame_samples
 
 
 def test_a_kept_voice_is_the_voice_read_anew(folder: Path) -> None:

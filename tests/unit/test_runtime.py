@@ -677,6 +677,26 @@ async def test_sound_made_before_a_failure_is_still_heard():
         await job.outbox.get()
 
 
+@pytest.mark.parametrize("frames", [1, 3, 4, 8])
+async def test_frames_that_become_sound_together_are_all_heard(frames):
+    """The last of them too, which no further frame brings."""
+    desk = Desk.of(2, 0)
+    job = desk.submit(Part(frames=frames, together=4))
+    beside = desk.submit(Part(frames=7, together=3))
+    desk.finish()
+    assert await heard(job) == desk.runner.expected(job.utterance)
+    assert await heard(beside) == desk.runner.expected(beside.utterance)
+
+
+async def test_what_is_left_may_be_no_number():
+    desk = Desk.of(1, 0)
+    job = desk.submit(Part(frames=3, together=4, fails="nan sound", at=2))
+    desk.finish()
+    with pytest.raises(EngineError):
+        await heard(job)
+    assert desk.runner.rows == {}
+
+
 async def test_who_hears_the_end_finds_the_row_free(monkeypatch):
     """Else a client that speaks one request after another is refused now and then where there is no queue."""
     desk = Desk.of(1, 0)
@@ -729,6 +749,7 @@ OPERATIONS = st.lists(
                 + [("admit", 0), ("prefill", 0), ("prefill", 1), ("step", 0), ("step", 3), ("sound", 0), ("sound", 2)]
             ),
             st.sampled_from([False, False, True]),
+            st.integers(1, 3),
         ),
         st.tuples(st.just("cancel"), st.integers(0, 30)),
         st.tuples(st.just("read"), st.integers(0, 30)),
@@ -776,13 +797,13 @@ async def _whatever_happens(operations, rows, queue, outbox_frames):
 
     for operation, *arguments in operations:
         if operation == "submit":
-            count, pieces, follows, failure, behind = arguments
+            count, pieces, follows, failure, behind, together = arguments
             load = desk.scheduler.load()
             free = load.max_rows - load.active_rows - len(desk.scheduler._following)
             room = max(0, free) + load.max_queue - load.queued
             try:
                 job = desk.submit(
-                    Part(count, pieces, *failure),
+                    Part(count, pieces, *failure, together=together),
                     follows=follows,
                     background=behind,
                     outbox_s=outbox_frames * FRAME_S,
