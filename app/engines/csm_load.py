@@ -23,7 +23,7 @@ from app.models.csm.model import CsmModel
 from app.models.csm.placement import MARGIN, DeviceMap, Room, Sizes, loads, plan
 from app.models.csm.prompt import TextEncoder
 from app.models.kernels.choice import TORCH, Kernels, candidates
-from app.models.layers import Dense, Int8Dense, PackedDense, RowCache, Stage, replace_dense
+from app.models.layers import Block, Dense, Int8Dense, PackedDense, RowCache, Stage, replace_dense
 from app.models.load_cache import LoadCache
 from app.models.mimi import layout as mimi_layout
 from app.models.mimi.config import MimiConfig, read_mimi_config_file
@@ -95,6 +95,10 @@ def adapt(model: CsmModel, quantize: Quantize = "none") -> None:
             raise EngineUnavailable("int8 weights are for the CPU only.", remedy="Set TTS_QUANTIZE=none.")
         if not Int8Dense.fits():
             raise EngineUnavailable("int8 weights are for x86 CPUs only.", remedy="Set TTS_QUANTIZE=none.")
+        for stack in (model.backbone, model.depth):
+            for block in stack.blocks:
+                assert isinstance(block, Block)  # noqa: S101 - a Stack holds nothing else
+                block.quantize()
         replace_dense(model, Int8Dense)
         model.widen()  # the kernel takes and gives float32: going through bfloat16 in between would only cost
     else:

@@ -20,7 +20,7 @@ from app.models.dia.config import DiaConfig, read_config
 from app.models.dia.layout import weights_of
 from app.models.dia.model import DiaModel
 from app.models.kernels.choice import TORCH, Kernels, candidates
-from app.models.layers import Block, Dense, Int8Dense, PackedDense, replace_dense
+from app.models.layers import Block, Int8Dense, PackedDense, replace_dense
 from app.models.load_cache import LoadCache
 from app.models.weights import digest_of, open_checkpoints
 from app.runtime.device import allow_tf32, choose_device, choose_dtype, cpu_threads, rows_that_fit
@@ -81,10 +81,7 @@ def adapt(model: DiaModel, quantize: Quantize = "none") -> None:
             raise EngineUnavailable("int8 weights are for x86 CPUs only.", remedy="Set TTS_QUANTIZE=none.")
         for block in model.decoder.blocks:
             assert isinstance(block, Block)  # noqa: S101 - a Stack holds nothing else
-            for name in ("gate_up", "down"):
-                dense = getattr(block, name)
-                assert isinstance(dense, Dense)  # noqa: S101 - as loaded
-                setattr(block, name, Int8Dense(dense))
+            block.quantize(attention=False)
     replace_dense(model, lambda dense: PackedDense(dense) if PackedDense.fits(dense) else None)
     if model.device.type == "cpu":
         use_large_pages()

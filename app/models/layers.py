@@ -138,14 +138,14 @@ class PackedDense(nn.Module):
 
 class Int8Dense(nn.Module):
     """A Dense with 8-bit weights (a scale per output) and 8-bit activations (a scale per token), on an x86 CPU;
-    float32 out.
+    float32 out. With `norm` and `eps`, of the RMSNorm before it, it takes tokens that are not normed yet.
 
     The kernel takes one scale for a whole batch. So every token is brought to -1..1 here, by its own largest number,
     and the kernel's scale is a constant: no token's result depends on another's. Exact integer sums, 7 bits wide where
     the CPU has no VNNI and 8 bits would overflow the kernel's 16-bit sums.
     """
 
-    def __init__(self, dense: Dense) -> None:
+    def __init__(self, dense: Dense, norm: Tensor | None = None, eps: float = 0.0) -> None:
         super().__init__()
         if dense.weight.shape[1] % 8:
             raise ValueError("8 numbers are rounded at a time; what is left over would be rounded otherwise")
@@ -164,17 +164,33 @@ class Int8Dense(nn.Module):
             self._packed = torch.ops.quantized.linear_prepack(quantized, None)
         self._bias = bias
         self._multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+        # x / sqrt(mean(x^2) + eps) * norm = x * (norm * sqrt(D)) / hypot(|x|, sqrt(D * eps))
+        self._norm = norm.data.float() * math.sqrt(len(norm)) if norm is not None else None
+        self._least = torch.full((1, 1), math.sqrt(len(norm) * eps)) if norm is not None else None
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
-        largest = wide.abs().amax(dim=1, keepdim=True).clamp_min(1e-12)
-        y = self._multiply(wide / largest, self._step, self._zero, self._packed).mul_(largest)
-        return y if self._bias is None else y.add_(self._bias)  # type: ignore[no-any-return]
+        scaled = wide if self._norm is None else wide * self._norm
+        largest = scaled.abs().amax(dim=1, keepdim=True)
+        # A token of zeros is 0 / 0 here: whatever whole number that becomes, it is multiplied by 0.
+        y: Tensor = self._multiply(scaled / largest, self._step, self._zero, self._packed)
+        if self._least is not None:
+            # The norm's division goes along with the scale: of numbers so few, a pass over them is all overhead.
+            largest.div_(torch.linalg.vector_norm(wide, dim=1, keepdim=True).hypot_(self._least))
+        y.mul_(largest)
+        return y if self._bias is None else y.add_(self._bias)
 
     @staticmethod
     def fits() -> bool:
         """Whether this machine has the kernel: it is FBGEMM's."""
         return torch.backends.quantized.engine in ("x86", "fbgemm")
+
+
+def as_dense(module: nn.Module) -> Dense:
+    """Raises TypeError where it is one no more."""
+    if not isinstance(module, Dense):
+        raise TypeError(f"{type(module).__name__} is no Dense: weights are loaded, then quantised, once")
+    return module
 
 
 def replace_dense(module: nn.Module, make: Callable[[Dense], nn.Module | None]) -> None:
@@ -264,15 +280,28 @@ class Block(nn.Module):
         c = self.config
         cos, sin = turn
         tokens = x.shape[0]
-        normed = functional.rms_norm(x, (c.width,), self.attention_norm, c.eps)
-        heads = self.qkv(normed).view(tokens, c.heads + 2 * c.kv_heads, c.head_dim)
+        heads = self._normed(x, self.attention_norm, self.qkv).view(tokens, c.heads + 2 * c.kv_heads, c.head_dim)
         turned = rotate(heads[:, : c.heads + c.kv_heads], cos, sin)
         x = x + self.out(attend(layer, turned[:, : c.heads], turned[:, c.heads :], heads[:, c.heads + c.kv_heads :]))
         if across is not None:
             x = x + self._across(x, layer, turn, across)
-        normed = functional.rms_norm(x, (c.width,), self.mlp_norm, c.eps)
-        made = self.down(gate(self.gate_up(normed), c.activation))
+        made = self.down(gate(self._normed(x, self.mlp_norm, self.gate_up), c.activation))
         return x + made.to(x.dtype)  # type: ignore[no-any-return]
+
+    def quantize(self, *, attention: bool = True) -> None:
+        """8-bit weights for the MLP, and for self-attention unless that is to stay as it is."""
+        eps = self.config.eps
+        if attention:
+            self.qkv = Int8Dense(as_dense(self.qkv), self.attention_norm, eps)
+            self.out = Int8Dense(as_dense(self.out))
+        self.gate_up = Int8Dense(as_dense(self.gate_up), self.mlp_norm, eps)
+        self.down = Int8Dense(as_dense(self.down))
+
+    def _normed(self, x: Tensor, norm: Tensor, dense: nn.Module) -> Tensor:
+        """dense(rms_norm(x))."""
+        if not isinstance(dense, Int8Dense):
+            x = functional.rms_norm(x, (self.config.width,), norm, self.config.eps)
+        return dense(x)  # type: ignore[no-any-return]
 
     def heads(self, normed: Tensor) -> Tensor:
         """Queries, keys and values (M, H + 2 G, d) of normed tokens (M, D), not turned yet."""

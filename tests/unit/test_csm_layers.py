@@ -76,3 +76,17 @@ def test_int8(bias: bool, dtype: torch.dtype) -> None:
     assert torch.equal(torch.cat([small(x[i : i + 1]) for i in range(7)]), y)  # nobody's scale is another's
     error = (y.float() - exact.float()).norm(dim=1) / exact.float().norm(dim=1).clamp_min(1e-6)
     assert float(error.max()) < 0.03
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_int8_behind_a_norm(bias: bool) -> None:
+    plain = dense(torch.float32, bias=bias)
+    norm = torch.randn(64, generator=torch.Generator().manual_seed(3)) + 1
+    small = Int8Dense(plain, norm, 1e-5)
+    x = torch.randn(6, 64, generator=torch.Generator().manual_seed(2))
+    x *= torch.tensor([1, 100, 0.01, 1e-4, 0, 3])[:, None]  # the fourth is small beside eps
+    y, normed = small(x), torch.nn.functional.rms_norm(x, (64,), norm, 1e-5)
+    assert torch.equal(torch.cat([small(part) for part in x.split(1)]), y)
+    for wanted, tolerance in ((plain(normed), 0.03), (Int8Dense(plain)(normed), 0.005)):
+        error = (y - wanted).norm(dim=1) / wanted.norm(dim=1).clamp_min(1e-6)
+        assert float(error.max()) < tolerance

@@ -22,7 +22,17 @@ from torch.nn import functional
 from app.models.csm import layout
 from app.models.csm.config import CsmConfig
 from app.models.kernels.choice import Kernels
-from app.models.layers import Block, Dense, FrameCache, RowCache, SplitRowCache, Stack, StackConfig, Stage
+from app.models.layers import (
+    Block,
+    Dense,
+    FrameCache,
+    RowCache,
+    SplitRowCache,
+    Stack,
+    StackConfig,
+    Stage,
+    as_dense,
+)
 from app.models.weights import Checkpoint
 
 
@@ -164,10 +174,10 @@ class CsmModel(nn.Module):
         c = self.config
         weights.copy_to(self.text_table, layout.TEXT_TABLE)
         weights.copy_to(self.audio_table, layout.AUDIO_TABLE)
-        weights.copy_to(_weight(self.projection), layout.PROJECTION)
-        _weight(self.head).copy_(weights.read(layout.HEAD)[: c.codebook_size])
+        weights.copy_to(as_dense(self.projection).weight, layout.PROJECTION)
+        as_dense(self.head).weight.copy_(weights.read(layout.HEAD)[: c.codebook_size])
         for i, block in weights.blocks(layout.HEADS, rows=1):
-            _weight(self.heads[i]).copy_(block[0, :, : c.codebook_size].t())
+            as_dense(self.heads[i]).weight.copy_(block[0, :, : c.codebook_size].t())
         load_stack(self.backbone, weights, layout.BACKBONE)
         load_stack(self.depth, weights, layout.DEPTH)
         # The fold is computed in float32 from what is stored and rounded once.
@@ -182,12 +192,6 @@ class CsmModel(nn.Module):
 
 def _table(rows: int, width: int, device: torch.device, dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(torch.empty(rows, width, device=device, dtype=dtype), requires_grad=False)
-
-
-def _weight(module: nn.Module) -> Tensor:
-    if not isinstance(module, Dense):
-        raise TypeError("weights are loaded before they are quantised")
-    return module.weight
 
 
 def load_stack(stack: Stack, weights: Checkpoint, prefix: str) -> None:
@@ -206,8 +210,7 @@ def load_stack(stack: Stack, weights: Checkpoint, prefix: str) -> None:
             (block.gate_up, (("mlp.gate_proj", c.ffn), ("mlp.up_proj", c.ffn))),
             (block.down, (("mlp.down_proj", c.width),)),
         ):
-            dense = module
-            assert isinstance(dense, Dense)  # noqa: S101 - as made
+            dense = as_dense(module)
             start = 0
             for name, outputs in parts:
                 weights.copy_to(dense.weight[start : start + outputs], f"{at}{name}.weight")

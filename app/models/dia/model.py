@@ -33,6 +33,7 @@ from app.models.layers import (
     Stack,
     StackConfig,
     all_to_all,
+    as_dense,
 )
 from app.models.weights import Checkpoint
 
@@ -162,8 +163,7 @@ class DiaModel(nn.Module):
         """Copy a checked checkpoint (names of `layout`) in, tensor by tensor."""
         weights.copy_to(self.text_table, layout.TEXT_TABLE)
         weights.copy_to(self.audio_table, layout.AUDIO_TABLE)
-        assert isinstance(self.head, Dense)  # noqa: S101 - weights are loaded before they are packed
-        weights.copy_to(self.head.weight, layout.HEAD)
+        weights.copy_to(as_dense(self.head).weight, layout.HEAD)
         _load_stack(self.encoder, weights, layout.ENCODER)
         _load_stack(self.decoder, weights, layout.DECODER)
         self.settle()
@@ -204,8 +204,7 @@ def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _linear(module: nn.Module, x: Tensor) -> Tensor:
-    assert isinstance(module, Dense)  # noqa: S101 - weights are loaded before they are packed
-    return functional.linear(x, module.weight.float())
+    return functional.linear(x, as_dense(module).weight.float())
 
 
 def _own_value(block: Block, normed: Tensor) -> Tensor:
@@ -238,8 +237,8 @@ def _load_stack(stack: Stack, weights: Checkpoint, prefix: str) -> None:
                 (block.cross_kv, ["cross_attention.k_proj", "cross_attention.v_proj"]),
                 (block.cross_out, ["cross_attention.o_proj"]),
             ]
-        for dense, names in joined:
-            assert isinstance(dense, Dense)  # noqa: S101 - as made
+        for module, names in joined:
+            dense = as_dense(module)
             start = 0
             for name in names:
                 outputs = weights.tensors[f"{at}{name}.weight"].shape[0]
