@@ -3,9 +3,10 @@
     python -m bench.step --model csm --size full --device cpu [--against transformers] [--dtype float32] [--rows 4]
     python -m bench.step --model dia --size full --device cpu --against transformers [--quantize int8]
 
-On a CPU the time is that of the thread, so that a busy machine does not count. The first frames are warm-up: on a CPU
-as many as it takes until the codec decodes as many in one go as it ever does. Its time is spread over the frames, ours
-and theirs. The last line of stdout is one JSON.
+On a CPU the time is that of the thread, so that a busy machine does not count, and ours and theirs take turns, a few
+frames each, so that both meet the same machine. The first frames are warm-up: on a CPU as many as it takes until the
+codec decodes as many in one go as it ever does. Its time is spread over the frames, ours and theirs. The last line of
+stdout is one JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import asdict
 from typing import Any
 
@@ -35,6 +36,7 @@ from bench.fabricate import csm_config
 from bench.runners import csm_runner, fill
 
 WARM_UP_FRAMES = 2
+TURN_FRAMES = 4
 START = 30  # where the parts' rows stand
 
 
@@ -48,14 +50,55 @@ def clock(device: torch.device) -> Callable[[], float]:
     return now
 
 
+class Turns:
+    """Work that is done a turn at a call, and what comes of it."""
+
+    def __init__(self, work: Generator[None, None, dict[str, Any]]) -> None:
+        self._work = work
+        self._result: dict[str, Any] | None = None
+
+    def __call__(self) -> None:
+        if self._result is None:
+            try:
+                next(self._work)
+            except StopIteration as over:
+                self._result = over.value
+
+    def finish(self) -> dict[str, Any]:
+        while self._result is None:
+            self()
+        return self._result
+
+
+def watch(now: Callable[[], float], between: Callable[[], None]) -> Any:
+    """A streamer for transformers' generate: `times` of its steps, the prompt's first, and `between` now and then."""
+    from transformers.generation.streamers import BaseStreamer
+
+    class Watch(BaseStreamer):  # type: ignore[misc, unused-ignore]
+        def __init__(self) -> None:
+            self.times: list[float] = []
+            self._start = now()
+
+        def put(self, value: torch.Tensor) -> None:
+            self.times.append(now() - self._start)
+            if len(self.times) % TURN_FRAMES == 0:
+                between()
+            self._start = now()
+
+        def end(self) -> None:
+            pass
+
+    return Watch()
+
+
 def spread(values: list[float]) -> dict[str, float]:
     return {"median": round(statistics.median(values), 4), "min": round(min(values), 4)}
 
 
 @torch.inference_mode()
-def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """A frame through the runner, as the engine's loop asks for it; and, where frames are not recorded, the language
-    model's parts alone in turns with it: what the runner adds is the rest."""
+def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Generator[None, None, dict[str, Any]]:
+    """Frames through the runner, as the engine's loop asks for them; and, where frames are not recorded, the
+    language model's parts alone in turns with it: what the runner adds is the rest."""
     record = device.type == "cuda" and not args.plain
     sets = candidates(args.kernels, device, dtype, compiled=args.compile) if record else (TORCH,)
     runner, recorder = csm_runner(
@@ -75,6 +118,8 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
     wall = time.perf_counter if record else now  # a recorded step does not wait for its own frame
     warm_up = WARM_UP_FRAMES if record else FRAMES_AHEAD * MOST_AT_ONCE
     for index in range(warm_up + -(-args.frames // MOST_AT_ONCE) * MOST_AT_ONCE):
+        if index >= warm_up and (index - warm_up) % TURN_FRAMES == 0:
+            yield
         start = wall()
         result = runner.step(rows)
         drawn = wall()
@@ -194,9 +239,10 @@ def config_frame_hz(raw: dict[str, Any]) -> float:
     return read_mimi_config(raw["codec_config"]).frame_hz
 
 
-def theirs(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def theirs(
+    args: argparse.Namespace, device: torch.device, dtype: torch.dtype, between: Callable[[], None]
+) -> dict[str, Any]:
     from transformers import CsmConfig, CsmForConditionalGeneration
-    from transformers.generation.streamers import BaseStreamer
 
     raw = csm_config(args.size)
     del raw["torch_dtype"]  # or its parts would be made in that one
@@ -218,17 +264,7 @@ def theirs(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -
     model.to(device)
     now = clock(device)
 
-    class Watch(BaseStreamer):  # type: ignore[misc, unused-ignore]
-        def __init__(self) -> None:
-            self.times: list[float] = []
-
-        def put(self, value: torch.Tensor) -> None:
-            self.times.append(now())
-
-        def end(self) -> None:
-            pass
-
-    watch = Watch()
+    watched = watch(now, between)
     ids = torch.randint(0, raw["text_vocab_size"], (args.rows, args.prompt), device=device)
     size = read_mimi_config(raw["codec_config"]).codebook_size
     masked = list(range(size, raw["vocab_size"]))
@@ -238,15 +274,14 @@ def theirs(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=args.frames + WARM_UP_FRAMES + 1,
-            streamer=watch,
+            streamer=watched,
             **sampling,
             **{f"depth_decoder_{name}": value for name, value in sampling.items()},
         )
         start = now()
         model.codec_model.decode(codes.transpose(1, 2))
         codec_s = (now() - start) / codes.shape[1]
-    # The first put is the prompt, the second the first frame.
-    frames = [after - before for before, after in zip(watch.times[1:], watch.times[2:], strict=False)][WARM_UP_FRAMES:]
+    frames = watched.times[2 + WARM_UP_FRAMES :]
     frame_s = statistics.median(frames) + codec_s
     return {
         "language_model_s": spread(frames),
@@ -286,13 +321,18 @@ def main() -> None:
     result: dict[str, Any] = {
         **{name: getattr(args, name) for name in ("model", "size", "device", "dtype", "quantize", "rows", "threads")},
         "torch": torch.__version__,
-        "ours": measure_ours(args, device, dtype),
     }
-    result["ours"]["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    turns = Turns(measure_ours(args, device, dtype))
+    turns()
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device.type != "cpu":
+        turns.finish()
+    if args.against:
+        result[args.against] = measure_theirs(args, device, dtype, turns)
+        print(f"{args.against:12}", result[args.against])
+    result["ours"] = turns.finish() | {"peak_bytes": peak_bytes}
     print("ours        ", result["ours"])
     if args.against:
-        result[args.against] = measure_theirs(args, device, dtype)
-        print(f"{args.against:12}", result[args.against])
         for name, part in {"speedup": "frame_s", "speedup_language_model": "language_model_s"}.items():
             if part in result["ours"]:
                 result[name] = round(result[args.against][part]["median"] / result["ours"][part]["median"], 2)

@@ -10,7 +10,7 @@ import argparse
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import asdict
 from typing import Any
 
@@ -22,7 +22,7 @@ from app.models.layers import Block
 from app.types import Sampling, SpokenLine, Utterance, Voice
 from bench.random_dia import SHAPES, dac_config, dia_config
 from bench.runners import dia_runner, fill, resident_bytes
-from bench.step import clock, limit, spread, weight_bytes
+from bench.step import TURN_FRAMES, clock, limit, spread, watch, weight_bytes
 
 WARM_UP_STEPS = 4
 SOUND_FRAMES = FIRST_FRAMES + 4 * CHUNK_FRAMES
@@ -35,7 +35,7 @@ def text_of(size: int) -> str:
 
 
 @torch.inference_mode()
-def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Generator[None, None, dict[str, Any]]:
     record = device.type == "cuda" and not args.plain
     sets = candidates(args.kernels, device, dtype, compiled=args.compile) if record else (TORCH,)
     runner, recorder = dia_runner(
@@ -58,7 +58,7 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
         while not runner.prefill(row):
             pass
     prefill_s = (now() - began) / args.rows
-    steps, lone = _recorded(runner, args) if record else _plain(runner, args, now)
+    steps, lone = _recorded(runner, args) if record else (yield from _plain(runner, args, now))
     codes = torch.randint(0, config.codebook_size, (SOUND_FRAMES, args.rows, config.channels)).short().numpy()
     sounds: list[float] = []
     for frame in codes:
@@ -82,12 +82,16 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
     }
 
 
-def _plain(runner: DiaRunner, args: argparse.Namespace, now: Callable[[], float]) -> tuple[list[float], list[float]]:
+def _plain(
+    runner: DiaRunner, args: argparse.Namespace, now: Callable[[], float]
+) -> Generator[None, None, tuple[list[float], list[float]]]:
     """Seconds of steps of all rows, and of one row in between, so that both see the same machine."""
     steps: list[float] = []
     lone: list[float] = []
     rows = list(range(args.rows))
     for index in range(args.frames + WARM_UP_STEPS):
+        if index >= WARM_UP_STEPS and (index - WARM_UP_STEPS) % TURN_FRAMES == 0:
+            yield
         start = now()
         runner.step(rows)
         done = now()
@@ -130,9 +134,10 @@ def _ratio(steps: list[float], lone: list[float]) -> dict[str, float]:
     }
 
 
-def theirs(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def theirs(
+    args: argparse.Namespace, device: torch.device, dtype: torch.dtype, between: Callable[[], None]
+) -> dict[str, Any]:
     from transformers import DacConfig, DacModel, DiaConfig, DiaForConditionalGeneration
-    from transformers.generation.streamers import BaseStreamer
 
     raw = dia_config(SHAPES[args.size], "new")
     del raw["torch_dtype"]
@@ -159,17 +164,7 @@ def theirs(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -
     codec.eval().to(device)
     now = clock(device)
 
-    class Watch(BaseStreamer):  # type: ignore[misc, unused-ignore]
-        def __init__(self) -> None:
-            self.times: list[float] = []
-
-        def put(self, value: torch.Tensor) -> None:
-            self.times.append(now())
-
-        def end(self) -> None:
-            pass
-
-    watch = Watch()
+    watched = watch(now, between)
     text = text_of(args.prompt).encode().replace(b"[S1]", b"\x01")
     ids = torch.tensor([list(text)] * args.rows, device=device)
     delays = raw["delay_pattern"]
@@ -183,7 +178,7 @@ def theirs(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -
             decoder_input_ids=pattern,
             decoder_attention_mask=torch.ones(args.rows, 1 + max(delays), dtype=torch.long, device=device),
             max_new_tokens=args.frames + WARM_UP_STEPS + 2,
-            streamer=watch,
+            streamer=watched,
             do_sample=True,
             guidance_scale=3.0,
             temperature=1.8,
@@ -194,8 +189,7 @@ def theirs(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -
         start = now()
         codec.decode(audio_codes=codes)
         codec_s = (now() - start) / SOUND_FRAMES
-    # The first put is the prompt, the second the first step.
-    steps = [after - before for before, after in zip(watch.times[1:], watch.times[2:], strict=False)][WARM_UP_STEPS:]
+    steps = watched.times[2 + WARM_UP_STEPS :]
     frame_s = statistics.median(steps) + codec_s
     return {
         "language_model_s": spread(steps),
