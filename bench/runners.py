@@ -83,13 +83,13 @@ def csm_runner(
     config = parse_csm_config(raw)
     model = CsmModel(config, device=device, dtype=dtype)
     fill(model)
-    csm_load.adapt(model, quantize)
     codec = read_mimi_config(raw["codec_config"])
     decoder = MimiDecoder(codec, rows=rows, codebooks=config.codebooks, device=device)
     with device:
         encoder = MimiEncoder(codec)
     fill(decoder)
     fill(encoder)
+    csm_load.adapt(model, quantize)
     recorder = Recorder(device) if record else None
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder), raw)
@@ -117,13 +117,13 @@ def dia_runner(
     fill(model)
     model.get_parameter("head.weight")[config.eos] = 0  # never the best of channel 0: nobody ends while it is measured
     model.settle()
-    dia_load.adapt(model, quantize)
     codec = parse_dac_config(dac_config(size))
     decoder = DacDecoder(codec, rows=rows, codebooks=config.channels, device=device)
     with device:
         encoder = DacEncoder(codec)
     fill(decoder)
     fill(encoder)
+    dia_load.adapt(model, quantize)
     recorder = Recorder(device) if record else None
     runner = DiaRunner(
         model,

@@ -31,7 +31,8 @@ def use_large_pages() -> None:
             continue
         start, end = (int(part, 16) for part in span.split("-"))
         start, end = -(-start // _PAGE_BYTES) * _PAGE_BYTES, end // _PAGE_BYTES * _PAGE_BYTES
-        if end - start >= _PAGE_BYTES:
-            where, size = ctypes.c_void_p(start), ctypes.c_size_t(end - start)
-            if libc.madvise(where, size, _MADV_HUGEPAGE) == 0:
-                libc.madvise(where, size, _MADV_COLLAPSE)
+        if start >= end or libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_HUGEPAGE):
+            continue
+        # One by one: asked for all at once the system stops at the first hole, and leaves what lies behind it.
+        for page in range(start, end, _PAGE_BYTES):
+            libc.madvise(ctypes.c_void_p(page), ctypes.c_size_t(_PAGE_BYTES), _MADV_COLLAPSE)
