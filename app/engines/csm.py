@@ -338,25 +338,28 @@ class CsmRunner:
             line_over = state.over or state.unread is not None
             if line_over or len(state.waiting) >= min(MOST_AT_ONCE, 1 + state.decoded // FRAMES_AHEAD):
                 due.setdefault(len(state.waiting), []).append(row)
-        sounds = {row: samples for together in due.values() for row, samples in self._decode(together)}
+        sounds: dict[int, Samples] = {}
+        for together in due.values():
+            sounds |= zip(together, self._decode(together), strict=True)
         return [sounds.get(row, _NOTHING) for row in rows]
 
     @torch.inference_mode()
     def rest(self, row: int) -> Samples:
-        return self._decode([row])[0][1] if self._rows[row].waiting else _NOTHING
+        return self._decode([row])[0] if self._rows[row].waiting else _NOTHING
 
-    def _decode(self, rows: list[int]) -> list[tuple[int, Samples]]:
+    def _decode(self, rows: list[int]) -> list[Samples]:
         """The sound of these rows' waiting frames, of which all have as many."""
         states = [self._rows[row] for row in rows]
+        # (n, K, T)
         frames = torch.stack([torch.stack([frame for frame, _ in state.waiting], dim=1) for state in states])
-        made = self._decoder.decode(rows, frames.to(self.model.device)).cpu().numpy()  # of (n, K, T)
+        made = list(self._decoder.decode(rows, frames.to(self.model.device)).cpu().numpy())
         for state, samples in zip(states, made, strict=True):
             for (_, guard), heard in zip(state.waiting, np.split(samples, len(state.waiting)), strict=True):
                 if guard is not None:
                     guard.hear(heard)
             state.decoded += len(state.waiting)
             state.waiting.clear()
-        return list(zip(rows, made, strict=True))
+        return made
 
     def release(self, row: int) -> None:
         self._rows.pop(row, None)

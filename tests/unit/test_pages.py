@@ -1,4 +1,4 @@
-"""Large pages: given where memory has holes as well."""
+"""Large pages change where numbers lie, not what they are, and are given behind holes as well."""
 
 from __future__ import annotations
 
@@ -9,12 +9,22 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from app.runtime.pages import use_large_pages
+
+pytestmark = pytest.mark.unit
 
 PAGE_BYTES = 2 << 20
 LINUX = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
 MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def test_numbers_stay() -> None:
+    numbers = torch.arange(4 << 20, dtype=torch.int64)  # 32 MiB
+    use_large_pages()
+    use_large_pages()
+    assert torch.equal(numbers, torch.arange(4 << 20, dtype=torch.int64))
 
 
 def large_bytes(address: int) -> int:
