@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+_MAX_UNIFORM = 1 - 2.0**-24  # the largest float32 below 1
+_MIN_NOISE = torch.finfo(torch.float32).tiny
 
 
 def _signed(value: int) -> int:
@@ -46,13 +48,22 @@ def _mix(x: Tensor) -> Tensor:
 
 def exponential_noise(seeds: Tensor, frames: Tensor, codebooks: int, codes: int, *, first: int = 0) -> Tensor:
     """Exponential(1) noise for one frame of each row: seeds, frames (n,) int64 -> (n, codebooks, codes) float32, of the
-    codebooks from `first` on."""
+    codebooks from `first` on. Every value is above 0."""
     row = _mix(_mix(seeds * _signed(_GOLDEN) + 1) + frames * _signed(_GOLDEN))  # (n,)
     begin = first * codes + 1
     count = torch.arange(begin, begin + codebooks * codes, device=seeds.device, dtype=torch.int64)
     bits = _shift(_mix(row[:, None] + count[None, :] * _signed(_GOLDEN)), 40)  # (n, K * C), 24 bits each
-    uniform = (bits.to(torch.float32) + 0.5) * 2.0**-24
+    # Without the limit, bits that are all ones round to 1.0, and -log(1) is -0.0.
+    uniform = ((bits.to(torch.float32) + 0.5) * 2.0**-24).clamp_(max=_MAX_UNIFORM)
     return -torch.log(uniform).view(-1, codebooks, codes)
+
+
+def _race(kept: Tensor, noise: Tensor) -> Tensor:
+    """Draw a code from each row of scores (..., V) by the exponential race: argmax(p / noise).
+
+    A removed code has the score -inf, so p = 0. It loses even with noise 0: 0 / 0 is NaN, which wins an argmax.
+    """
+    return (torch.softmax(kept, dim=-1) / noise.clamp(min=_MIN_NOISE)).argmax(dim=-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +103,7 @@ class Sampler:
         if noise is None:
             raise ValueError("a row that samples needs noise")
         kept = self._cut(logits / self._temperature[:, None])
-        drawn = (torch.softmax(kept, dim=-1) / noise).argmax(dim=-1)
+        drawn = _race(kept, noise)
         return drawn if best is None else torch.where(self._greedy, best, drawn)
 
     def _cut(self, scores: Tensor) -> Tensor:
@@ -151,7 +162,7 @@ def draw(
         edge = rising.gather(-1, dropped).masked_fill((top_p >= 1)[:, None, None], -torch.inf)
         floor = torch.maximum(floor, edge)
     kept = scores.masked_fill(scores < floor, -torch.inf)
-    drawn = (torch.softmax(kept, dim=-1) / noise).argmax(dim=-1)
+    drawn = _race(kept, noise)
     return torch.where(greedy[:, None], best, drawn)
 
 
@@ -168,5 +179,8 @@ class ReferenceNoise:
         self._generator = torch.Generator().manual_seed(seed)
 
     def draw(self, codes: int) -> Tensor:
-        """The next (1, codes) of exponential noise; `codes` is the whole vocabulary, masked codes too."""
+        """The next (1, codes) of exponential noise; `codes` is the whole vocabulary, masked codes too.
+
+        PyTorch returns 0 with a chance of 2^-53 per value.
+        """
         return torch.empty(1, codes).exponential_(1, generator=self._generator)

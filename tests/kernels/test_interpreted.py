@@ -22,7 +22,8 @@ from app.models.kernels import fused, twins
 from app.models.kernels.choice import fused_kernels
 from app.runtime.sampling import Knobs, exponential_noise
 from bench.kernels import Case, cases, check, mend_interpreter
-from tests.unit.test_kernels import asked, draws
+from tests.unit.test_kernels import asked, draws, sample_each_removal
+from tests.unit.test_sampling import FULL_BITS, Place
 
 mend_interpreter()
 
@@ -239,6 +240,17 @@ def test_noise_is_the_twins(seeds: list[int], frame: int) -> None:
     request = (logits, *knobs, torch.tensor(seeds), torch.arange(frame, frame + rows))
     none = torch.full((rows, 4), -1)
     assert torch.equal(fused.sample(*request, 3, 9, none), twins.sample(*request, 3, 9, none))
+
+
+@pytest.mark.parametrize("place", FULL_BITS[::3])  # two of CSM, one of Dia
+def test_noise_of_full_bits(place: Place) -> None:
+    """A removed code is not drawn with it; a kept one is."""
+    made = sample_each_removal(fused.sample, place)
+    assert place.code not in made
+    assert made == sample_each_removal(twins.sample, place)
+    knobs = torch.ones(1), torch.zeros(1).long(), torch.ones(1), torch.tensor([place.seed]), torch.tensor([place.frame])
+    level = torch.zeros(1, place.codes)
+    assert int(fused.sample(level, *knobs, place.codebook, place.codebooks, torch.tensor([-1]))[0]) == place.code
 
 
 def test_ties_with_the_kth_stay_and_zeros_of_both_signs_are_equal() -> None:

@@ -21,6 +21,7 @@ from app.models.kernels import twins
 from app.models.kernels.choice import TORCH, candidates, differs
 from app.models.layers import Block, Rope, RowCache, StackConfig, turns
 from app.runtime.sampling import Knobs, Sampler, exponential_noise
+from tests.unit.test_sampling import FULL_BITS, Place, removals
 
 pytestmark = pytest.mark.unit
 
@@ -275,3 +276,24 @@ def test_a_set_that_computes_something_else_is_found_out() -> None:
         assert differs(broken, cpu, torch.float32) == name
     unnormed = dataclasses.replace(TORCH, add_rms_norm=lambda x, residual, *rest: (x + residual, x + residual))
     assert differs(unnormed, cpu, torch.float32) == "add_rms_norm"
+
+
+def sample_each_removal(sample: Callable[..., Tensor], place: Place) -> list[int]:
+    """What `sample` draws at a place whose code is removed: by each of `removals` and by `banned`, for the one codebook
+    and for the whole frame."""
+    drawn = []
+    named = torch.tensor([place.seed]), torch.tensor([place.frame])
+    none = torch.full((1, place.codebooks), -1)
+    banned = none.clone()
+    banned[0, place.codebook] = place.code
+    free = torch.zeros(place.codebooks, place.codes), Knobs(0.9, 0)
+    for logits, knobs, ban in [*((*removal, none) for removal in removals(place)), (*free, banned)]:
+        lone = logits[None, place.codebook], *asked([knobs]), *named, place.codebook
+        drawn.append(int(sample(*lone, place.codebooks, ban[:, place.codebook])[0]))
+        drawn.append(int(sample(logits[None], *asked([knobs]), *named, 0, place.codebooks, ban)[0, place.codebook]))
+    return drawn
+
+
+@pytest.mark.parametrize("place", FULL_BITS)
+def test_sample_draws_no_removed_code_with_noise_of_full_bits(place: Place) -> None:
+    assert place.code not in sample_each_removal(twins.sample, place)

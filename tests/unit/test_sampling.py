@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +15,37 @@ from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, draw, exponenti
 pytestmark = pytest.mark.unit
 
 CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A value of the noise of one frame, of `codebooks` codebooks with `codes` codes each."""
+
+    codebooks: int
+    codes: int
+    seed: int
+    frame: int
+    codebook: int
+    code: int
+
+    def noise(self) -> torch.Tensor:
+        return exponential_noise(torch.tensor([self.seed]), torch.tensor([self.frame]), self.codebooks, self.codes)
+
+
+# Found by search: the 24 bits of these values are all ones. In float32 they round to the uniform 1.0.
+CSM_FULL_BITS = [
+    Place(32, 2048, 0, 456, 6, 102),
+    Place(32, 2048, 0, 527, 31, 1697),
+    Place(32, 2048, 0, 782, 15, 1418),
+    Place(32, 2048, 0, 2035, 1, 148),
+]
+# The codes from 1024 on are EOS, PAD and BOS: Dia masks them in all channels but the first.
+DIA_FULL_BITS = [
+    Place(9, 1028, 0, 447_212, 7, 1024),
+    Place(9, 1028, 0, 1_657_061, 8, 1025),
+    Place(9, 1028, 0, 419_617, 3, 1026),
+]
+FULL_BITS = CSM_FULL_BITS + DIA_FULL_BITS
 
 
 def noise(seeds: list[int], frames: list[int], codebooks: int = 4, codes: int = 500) -> torch.Tensor:
@@ -109,3 +145,106 @@ def test_knobs_on_the_device_draw_as_knobs_on_the_host(few_: bool) -> None:
     padded, loud = torch.cat((logits, logits[:1]))[:, None], torch.cat((noise, noise[:1]))
     drawn = draw(padded, *told, loud, few=few_)[:-1, 0]
     assert torch.equal(drawn, Sampler(knobs, torch.device("cpu")).pick(logits, noise[:, 0]))
+
+
+@pytest.mark.parametrize("place", FULL_BITS)
+def test_noise_of_full_bits_is_small_and_above_zero(place: Place) -> None:
+    noise = place.noise()[0]
+    assert float(noise[place.codebook, place.code]) == pytest.approx(2**-24, rel=1e-3)
+    assert int((noise == noise.min()).sum()) == 1
+
+
+def plain_noise(
+    seeds: Sequence[int], frames: Sequence[int], codebooks: int, codes: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The noise in NumPy's unsigned integers with no limit on the uniform, and where its 24 bits are all ones."""
+    golden = np.uint64(0x9E3779B97F4A7C15)
+
+    def mix(x: np.ndarray) -> np.ndarray:
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+    state = mix(mix(np.array(seeds, np.uint64) * golden + np.uint64(1)) + np.array(frames, np.uint64) * golden)
+    count = np.arange(1, codebooks * codes + 1, dtype=np.uint64)
+    bits = torch.from_numpy((mix(state[:, None] + count * golden) >> np.uint64(40)).astype(np.int64))
+    noise = -torch.log((bits.to(torch.float32) + 0.5) * 2.0**-24)
+    return noise.view(-1, codebooks, codes), (bits == 2**24 - 1).view(-1, codebooks, codes)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "frames", "codebooks", "codes", "full_bits"),
+    [
+        (range(64), range(64), 32, 2048, []),
+        (range(1000, 1100), range(100), 9, 1028, []),
+        ([0] * 80, range(450, 530), 32, 2048, [[6, 6, 102], [77, 31, 1697]]),
+    ],
+)
+def test_only_the_noise_of_full_bits_is_limited(
+    seeds: Sequence[int], frames: Sequence[int], codebooks: int, codes: int, full_bits: list[list[int]]
+) -> None:
+    made = exponential_noise(torch.tensor(seeds), torch.tensor(frames), codebooks, codes)
+    plain, full = plain_noise(seeds, frames, codebooks, codes)
+    assert full.nonzero().tolist() == full_bits
+    assert torch.equal(made.view(torch.int32)[~full], plain.view(torch.int32)[~full])
+    assert bool((plain[full] == 0).all())
+    assert bool((made[full] > 0).all())
+
+
+DRAWS = ["pick", "draw", "draw few"]
+
+
+def drawn_by(how: str, logits: torch.Tensor, knobs: Knobs, noise: torch.Tensor) -> list[int]:
+    """The codes of one frame: logits, noise (C, V)."""
+    if how == "pick":
+        return Sampler([knobs] * len(logits), CPU).pick(logits, noise).tolist()
+    told = torch.tensor([knobs.temperature]), torch.tensor([knobs.top_k]), torch.tensor([knobs.top_p])
+    return draw(logits[None], *told, noise[None], few=how == "draw few")[0].tolist()
+
+
+def removals(place: Place) -> list[tuple[torch.Tensor, Knobs]]:
+    """Logits of a frame and knobs that remove the code of this place: by top-k, by a mask, by top-p."""
+    logits = torch.randn(place.codebooks, place.codes, generator=torch.Generator().manual_seed(place.frame))
+    low, masked = logits.clone(), logits.clone()
+    low[place.codebook, place.code] = -9.0
+    masked[place.codebook, place.code] = -math.inf
+    return [(low, Knobs(0.9, 50)), (masked, Knobs(0.9, 0)), (low, Knobs(0.9, 0, 0.9))]
+
+
+@pytest.mark.parametrize("how", DRAWS)
+@pytest.mark.parametrize("place", FULL_BITS)
+def test_a_removed_code_with_noise_of_full_bits_is_not_drawn(place: Place, how: str) -> None:
+    for logits, knobs in removals(place):
+        if how == "draw few" and not few([knobs], place.codes):
+            continue
+        assert drawn_by(how, logits, knobs, place.noise()[0])[place.codebook] != place.code
+
+
+@pytest.mark.parametrize("how", DRAWS)
+@pytest.mark.parametrize("place", FULL_BITS)
+def test_a_kept_code_with_noise_of_full_bits_is_drawn(place: Place, how: str) -> None:
+    logits = torch.zeros(place.codebooks, place.codes)
+    assert drawn_by(how, logits, Knobs(0.9, 0), place.noise()[0])[place.codebook] == place.code
+
+
+@pytest.mark.parametrize("how", DRAWS)
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_a_removed_code_loses_even_with_zero_noise(how: str, zero: float) -> None:
+    """PyTorch's own exponential noise may be 0."""
+    logits = torch.tensor([[0.0, 3.0, 2.0, -math.inf]])
+    noise = torch.tensor([[zero, 1.0, 1.0, zero]])
+    assert drawn_by(how, logits, Knobs(1.0, 2), noise) == [1]
+    assert drawn_by(how, logits, Knobs(1.0, 3), noise) == [0]
+
+
+@pytest.mark.slow
+def test_no_draw_of_many_frames_is_outside_top_k() -> None:
+    """2,560 frames of CSM: 10 of their draws have noise of full bits at a removed code."""
+    count, at_once = 2560, 16
+    logits = torch.randn(32, 2048, generator=torch.Generator().manual_seed(0)).mul(2).expand(at_once, -1, -1)
+    kept = logits >= logits.topk(50, dim=-1).values[..., -1:]
+    told = torch.ones(at_once), torch.full((at_once,), 50), torch.ones(at_once)
+    for begin in range(0, count, at_once):
+        noise = exponential_noise(torch.zeros(at_once).long(), torch.arange(begin, begin + at_once), 32, 2048)
+        drawn = draw(logits, *told, noise, few=True)
+        assert bool(kept.gather(-1, drawn[..., None]).all())

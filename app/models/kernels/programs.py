@@ -242,6 +242,9 @@ def draw(
         state = _mix(_mix(state * 0x9E3779B97F4A7C15 + 1) + frame * 0x9E3779B97F4A7C15)
         count = ((codebook + channel).to(tl.int64) * CODES + 1 + lane).to(tl.uint64)
         bits = (_mix(state + count * 0x9E3779B97F4A7C15) >> 40).to(tl.uint32)
-        noise = -tl.log((bits.to(tl.float32) + 0.5) * 5.9604644775390625e-8)
-        code = tl.argmax(tl.where(there, weight / noise, -1.0), axis=0)
+        # At most 1 - 2^-24: bits that are all ones round to 1.0, and -log(1) is -0.0.
+        uniform = tl.minimum((bits.to(tl.float32) + 0.5) * 5.9604644775390625e-8, 0.999999940395355224609375)
+        noise = -tl.log(uniform)
+        # A removed code has the weight 0 and loses with any noise.
+        code = tl.argmax(tl.where(there & (weight > 0), weight / noise, -1.0), axis=0)
     tl.store(out + place, tl.minimum(code, CODES - 1).to(tl.int64))
