@@ -402,7 +402,8 @@ class Studio:
     ) -> tuple[SpeechRequest, tuple[str, ...]]:
         """The request as this engine can follow it, and the names of what it can't follow.
 
-        An extra that the engine lacks is an error, except under a fallback: nobody chose that engine.
+        An extra that the engine lacks is an error, except under a fallback: nobody chose that engine. `speaker_id` only
+        tells an engine whose earlier turns to continue, so it is never an error.
         """
         ignored = []
         if request.instructions and "instructions" not in info.extras:
@@ -412,9 +413,9 @@ class Studio:
             ignored.append("parallel")
             request = replace(request, parallel=False)
         for name in sorted(extras - info.extras):
-            if name == "conversation_id" and "context" in info.extras:
+            if name in ("conversation_id", "speaker_id") and "context" in info.extras:
                 continue
-            if not self._host.is_fallback:
+            if not self._host.is_fallback and name != "speaker_id":
                 _check_extra(name, info)
             ignored.append(name)
         if ignored:
@@ -424,6 +425,8 @@ class Studio:
                 request = replace(request, language=None)
             if "conversation_id" in ignored:
                 request = replace(request, conversation=None)
+            if "speaker_id" in ignored:
+                request = replace(request, lines=tuple(replace(line, speaker=0) for line in request.lines))
             if "context" in ignored:
                 lines = (replace(x, voice=DEFAULT_VOICE) if x.voice == NO_VOICE.id else x for x in request.lines)
                 request = replace(request, context=(), lines=tuple(lines))

@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app import __version__
 from app.api import cloning, conversation, errors, models, openapi, pages, speech, system, voices, watermark, youtube
 from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, LastResort, Limit, OwnPages, ReaderTimeout
+from app.api.speaking import Speaking
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,20 +76,12 @@ def create(
         generate_unique_id_function=lambda route: route.name,
     )
     errors.install(app)
-    inner = (rooms.studio, rooms.host, rooms.metrics, rooms.gate)
+    speaking = Speaking(rooms.studio, rooms.host, rooms.metrics, max_input_chars=max_input_chars, log_texts=log_texts)
     spoken = [
-        routes(*inner, max_input_chars=max_input_chars, log_texts=log_texts)
-        for routes in (speech.router, conversation.router)
+        speech.router(speaking, rooms.gate),
+        conversation.router(speaking, rooms.gate),
+        cloning.router(speaking, rooms.gate, voices=rooms.voices, cloner=rooms.cloner, consents=rooms.consents),
     ]
-    spoken.append(
-        cloning.router(
-            *inner,
-            voices=rooms.voices,
-            cloner=rooms.cloner,
-            consents=rooms.consents,
-            max_input_chars=max_input_chars,
-        )
-    )
     if rooms.youtube is not None:
         spoken.append(
             youtube.router(
@@ -103,8 +96,8 @@ def create(
     for prefix in PREFIXES:
         shown = prefix == PREFIXES[0]
         open_to_all = [Depends(rooms.gate.allow)]
-        for speaking in spoken:
-            app.include_router(speaking, prefix=prefix, responses=_KEYED, include_in_schema=shown)
+        for routes in spoken:
+            app.include_router(routes, prefix=prefix, responses=_KEYED, include_in_schema=shown)
         for lists in (
             speech.lists(),
             voices.router(rooms.voices),

@@ -16,20 +16,16 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 from starlette.datastructures import UploadFile as Upload
 
-from app.api.respond import AnswerResponse
 from app.api.schemas import NOT_BLANK, GenerateBody, PreviewBody
 from app.api.voices import fresh
 from app.errors import BadReference, InvalidValue, NotFound, NotSupported, UnknownVoice
-from app.types import Line
 from app.voices import archive
 from app.voices.cloning import Sample, consent_recording
 from app.voices.store import LANGUAGE_TAG, MAX_CONSENT_CHARS, MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, Consent, wav
 
 if TYPE_CHECKING:
     from app.api.auth import Gate
-    from app.engines.host import EngineHost
-    from app.metrics import Metrics
-    from app.studio import Answer, Studio
+    from app.api.speaking import Speaking
     from app.voices.cloning import Cloner, Prepared
     from app.voices.consents import ConsentStore, StoredConsent
     from app.voices.store import StoredVoice, VoiceStore
@@ -102,19 +98,9 @@ _CUSTOM_VOICE: dict[str, Any] = {
 }
 
 
-def router(
-    studio: Studio,
-    host: EngineHost,
-    metrics: Metrics,
-    gate: Gate,
-    *,
-    voices: VoiceStore,
-    cloner: Cloner,
-    consents: ConsentStore,
-    max_input_chars: int,
-) -> APIRouter:
+def router(speaking: Speaking, gate: Gate, *, voices: VoiceStore, cloner: Cloner, consents: ConsentStore) -> APIRouter:
     routes = APIRouter(tags=["voices"], route_class=gate.route("clone"))
-    speaking = APIRouter(tags=["voices"], route_class=gate.route("speak"))
+    spoken = APIRouter(tags=["voices"], route_class=gate.route("speak"))
 
     async def prepared(
         files: list[UploadFile] | None, transcripts: list[str] | None, language: str, *, denoise: bool
@@ -262,32 +248,20 @@ def router(
         )
         return told("The voice was imported", voice.voice.name, stored)
 
-    @speaking.post("/voice-cloning/generate", operation_id="generate_with_voice")
-    async def generate(body: GenerateBody) -> Response:
+    @spoken.post("/voice-cloning/generate", operation_id="generate_with_voice")
+    async def generate(body: GenerateBody, caller: Request) -> Response:
         """As `/audio/speech`, with the voice as `voice_id`."""
+        return speaking.respond(body, caller)
 
-        async def prepare() -> Answer:
-            request = body.to_request(default_model=host.requested.model_id, max_input_chars=max_input_chars)
-            return await studio.answer(request, extras=body.extras, random_seed=body.seed == "random")
-
-        return AnswerResponse(prepare, metrics, sse=body.stream_format == "sse")
-
-    @speaking.post("/voice-cloning/voices/{voice_id}/preview", operation_id="preview_voice")
-    async def preview(voice_id: str, body: PreviewBody | None = None) -> Response:
-        """A sentence in this voice, or in that of a draft."""
-
-        async def prepare() -> Answer:
-            await fresh(voices)
-            try:
-                voices.get(voice_id)
-            except UnknownVoice as error:
-                raise NotFound(error.message, param="id") from error
-            said = body or PreviewBody()
-            request = said.to_request(default_model=host.requested.model_id, max_input_chars=max_input_chars)
-            line = Line(request.lines[0].text, voice_id)
-            return await studio.answer(replace(request, lines=(line,)), extras=said.extras)
-
-        return AnswerResponse(prepare, metrics, sse=False)
+    @spoken.post("/voice-cloning/voices/{voice_id}/preview", operation_id="preview_voice")
+    async def preview(voice_id: str, caller: Request, body: PreviewBody | None = None) -> Response:
+        """A sentence in this voice, or in that of a draft. Takes all that `/audio/speech` takes."""
+        await fresh(voices)
+        try:
+            voices.get(voice_id)
+        except UnknownVoice as error:
+            raise NotFound(error.message, param="id") from error
+        return speaking.respond(body or PreviewBody(), caller, voice=voice_id)
 
     # ---- OpenAI's custom voices
 
@@ -361,7 +335,7 @@ def router(
         await asyncio.to_thread(consents.delete, consent_id)
         return {"id": consent_id, "object": "audio.voice_consent", "deleted": True}
 
-    routes.include_router(speaking)
+    routes.include_router(spoken)
     return routes
 
 

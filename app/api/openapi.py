@@ -56,7 +56,7 @@ _AUDIO_HEADERS: Mapping[str, Schema] = {
     "X-TTS-Seed": _text("Send it as `seed` to hear the same again.", pattern="^-?[0-9]+$"),
     "X-Cache": _text("Whether the answer was kept from an earlier request.", enum=["hit", "miss"]),
     "X-Voice-State": _text("`uncast`: the voice has no recording yet.", enum=["uncast"]),
-    "X-TTS-Ignored": _text("Parameters that the engine could not follow."),
+    "X-TTS-Ignored": _text("Parameters that this engine or this route could not follow."),
 }
 _LIMIT_HEADERS: Mapping[str, Schema] = {
     "x-ratelimit-limit-requests": _whole("Requests a minute that this key may make."),

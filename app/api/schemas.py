@@ -1,13 +1,14 @@
 """Request bodies as the API takes them, parsed once into the inside's own types.
 
-Unknown fields are ignored, null is unset.
+Null is unset. Unknown fields are ignored; `ignored` names the fields that only other routes use.
 """
 
 from __future__ import annotations
 
 import binascii
+from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -16,6 +17,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
     StringConstraints,
     WithJsonSchema,
     model_validator,
@@ -66,9 +69,12 @@ class VoiceId(BaseModel):
 
 
 class SpokenBody(BaseModel):
-    """What every request for speech takes, whatever is to be said: OpenAI's fields, then ours."""
+    """The fields of every route that speaks: OpenAI's, then ours. A subclass adds what is said and who says it."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
+
+    UNUSED: ClassVar[frozenset[str]] = frozenset()  # inherited fields that have no effect on this route
+    _foreign: tuple[str, ...] = PrivateAttr(())  # names in the request that only other routes use, and UNUSED ones
 
     model: Annotated[str | None, Field(description="A model id or OpenAI alias. Left out: the running engine.")] = None
     voice: Annotated[str | VoiceId | None, Field(description="A voice's id, or {'id': ...}. Left out: alloy.")] = None
@@ -103,11 +109,37 @@ class SpokenBody(BaseModel):
         bool | None, Field(description="Sentences side by side: a long text is done sooner, each begins afresh (CSM).")
     ] = None
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _null_is_unset(cls, data: object) -> object:
-        """Else a null under one name of a field would hide what stands under its other."""
-        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
+    def _read(cls, data: object, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """Drop nulls, as one under a field's first name would hide the value under its second. Note foreign names."""
+        if not isinstance(data, dict):
+            return validate(data)
+        given = {name: value for name, value in data.items() if value is not None}
+        body = validate(given)
+        body._foreign = tuple(sorted(given.keys() & (SPEECH_FIELDS - cls.names())))
+        return body
+
+    @classmethod
+    def names(cls) -> frozenset[str]:
+        """The JSON keys that have an effect on this route, aliases included."""
+        return frozenset(
+            name
+            for field, info in cls.model_fields.items()
+            if field not in cls.UNUSED
+            for name in (info.validation_alias.choices if isinstance(info.validation_alias, AliasChoices) else (field,))
+            if isinstance(name, str)
+        )
+
+    @property
+    def sse(self) -> bool:
+        """Whether the answer is sent as server-sent events."""
+        return self.stream_format == "sse"
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The fields that the caller set and that have no effect on this route with any engine."""
+        return (*self._foreign, "progress") if self.progress and not self.sse else self._foreign
 
     @property
     def extras(self) -> frozenset[str]:
@@ -117,6 +149,10 @@ class SpokenBody(BaseModel):
     def conversation(self, owner: str) -> str | None:
         """The key of the caller's conversation, if there is one."""
         return None if self.conversation_id is None else conversation_key(owner, self.conversation_id)
+
+    @abstractmethod
+    def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
+        """The request without its context and its conversation's key. Raises TextTooLong, UnknownVoice."""
 
     def _request(self, lines: Iterable[Line], default_model: str) -> SpeechRequest:
         return SpeechRequest(
@@ -158,6 +194,9 @@ class GenerateBody(SpokenBody):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"voice_id": "alloy", "text": "Hello there."}]})
 
+    UNUSED: ClassVar[frozenset[str]] = frozenset({"voice"})
+
+    voice: Annotated[str | VoiceId | None, Field(description="Has no effect: `voice_id` names the voice.")] = None
     text: Annotated[Text, Field(validation_alias=AliasChoices("text", "input"), description="The text to speak.")]
     voice_id: Annotated[str, Field(min_length=1, description="The voice's id or name.")]
 
@@ -173,7 +212,12 @@ class PreviewBody(SpokenBody):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"text": "Hello there.", "response_format": "wav"}]})
 
-    text: Annotated[Text, Field(description="The sentence to hear.")] = PREVIEW_TEXT
+    UNUSED: ClassVar[frozenset[str]] = frozenset({"voice"})
+
+    voice: Annotated[str | VoiceId | None, Field(description="Has no effect: the path names the voice.")] = None
+    text: Annotated[
+        Text, Field(validation_alias=AliasChoices("text", "input"), description="The sentence to hear.")
+    ] = PREVIEW_TEXT
 
     def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
         """Raises TextTooLong."""
@@ -220,6 +264,10 @@ class ConversationBody(SpokenBody):
     context: Annotated[
         list[ContextTurnBody] | None, Field(max_length=MAX_CONTEXT_TURNS, description="What was said, oldest first.")
     ] = None
+
+    @property
+    def extras(self) -> frozenset[str]:
+        return super().extras | (frozenset() if self.speaker_id is None else {"speaker_id"})
 
     def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
         """All but the context, which has to be decoded: see `said`. Raises TextTooLong, UnknownVoice.
@@ -305,6 +353,10 @@ class DialogueBody(SpokenBody):
                 voices[label] = voice
             lines.append(Line(turn.text, voice, numbers.setdefault((label, voice), len(numbers))))
         return self._request(lines, default_model)
+
+
+SPEAKING_BODIES: tuple[type[SpokenBody], ...] = (SpeechBody, ConversationBody, DialogueBody, GenerateBody, PreviewBody)
+SPEECH_FIELDS = frozenset(name for body in SPEAKING_BODIES for name in body.names())  # of any route that speaks
 
 
 def _voice_id(voice: str | VoiceId | None, param: str = "voice") -> str | None:

@@ -1,0 +1,85 @@
+"""From a validated body to speech: one preparation for every route that speaks.
+
+A route names its body and, where the path has it, the voice. Everything else is decided here: the request, the owner of
+its conversation, the seed, the recordings of earlier turns, the ignored fields, the form of the response, the log line.
+This module knows no route and no engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from app.api.respond import AnswerResponse
+from app.api.schemas import ConversationBody
+
+if TYPE_CHECKING:
+    from fastapi import Request
+
+    from app.api.schemas import SpokenBody
+    from app.engines.host import EngineHost
+    from app.metrics import Metrics
+    from app.studio import Answer, Studio
+    from app.types import SpeechRequest
+
+log: Any = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Speaking:
+    """Prepares requests and answers them. Used from one event loop."""
+
+    studio: Studio
+    host: EngineHost
+    metrics: Metrics
+    max_input_chars: int
+    log_texts: bool
+
+    async def prepare(self, body: SpokenBody, owner: str, *, voice: str | None = None) -> SpeechRequest:
+        """The body as an engine-independent request. Its recordings are decoded.
+
+        owner: the API key's hash that conversations belong to, "" without keys. voice: replaces the body's voice.
+        Raises RequestError, NotReady.
+        """
+        request = body.to_request(default_model=self.host.requested.model_id, max_input_chars=self.max_input_chars)
+        request = replace(request, conversation=body.conversation(owner))
+        if voice is not None:
+            request = replace(request, lines=tuple(replace(line, voice=voice) for line in request.lines))
+        if isinstance(body, ConversationBody) and body.context:
+            said = await asyncio.to_thread(body.said)
+            request = replace(request, context=await self.studio.hear(said))
+        return request
+
+    async def answer(self, body: SpokenBody, owner: str, *, voice: str | None = None) -> Answer:
+        """Find or begin the answer to a body. Parameters and errors: as `prepare` and `Studio.answer`."""
+        request = await self.prepare(body, owner, voice=voice)
+        answer = await self.studio.answer(request, extras=body.extras, random_seed=body.seed == "random")
+        answer.ignored += body.ignored
+        self._log(request)
+        return answer
+
+    def respond(self, body: SpokenBody, caller: Request, *, voice: str | None = None) -> AnswerResponse:
+        """The streaming response to a body: plain audio, or server-sent events with or without progress."""
+        owner: str = caller.state.owner
+        return AnswerResponse(
+            lambda: self.answer(body, owner, voice=voice),
+            self.metrics,
+            sse=body.sse,
+            progress=body.progress is True,
+        )
+
+    def _log(self, request: SpeechRequest) -> None:
+        """Call it only once the voices are known to exist: a caller can send a whole text as an unknown voice."""
+        texts = [line.text for line in request.lines]
+        log.info(
+            "speak",
+            voices=list(dict.fromkeys(line.voice for line in request.lines)),
+            lines=len(texts),
+            context_turns=len(request.context),
+            format=request.format,
+            speed=request.speed,
+            **({"texts": texts} if self.log_texts else {"characters": sum(map(len, texts))}),
+        )
