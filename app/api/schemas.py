@@ -74,6 +74,7 @@ class SpokenBody(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     UNUSED: ClassVar[frozenset[str]] = frozenset()  # inherited fields that have no effect on this route
+    VOICE: ClassVar[str] = "voice"  # what an error about the voice names as its `param`
     _foreign: tuple[str, ...] = PrivateAttr(())  # names in the request that only other routes use, and UNUSED ones
 
     model: Annotated[str | None, Field(description="A model id or OpenAI alias. Left out: the running engine.")] = None
@@ -195,6 +196,7 @@ class GenerateBody(SpokenBody):
     model_config = ConfigDict(json_schema_extra={"examples": [{"voice_id": "alloy", "text": "Hello there."}]})
 
     UNUSED: ClassVar[frozenset[str]] = frozenset({"voice"})
+    VOICE: ClassVar[str] = "voice_id"
 
     voice: Annotated[str | VoiceId | None, Field(description="Has no effect: `voice_id` names the voice.")] = None
     text: Annotated[Text, Field(validation_alias=AliasChoices("text", "input"), description="The text to speak.")]

@@ -15,6 +15,7 @@ import structlog
 
 from app.api.respond import AnswerResponse
 from app.api.schemas import ConversationBody
+from app.errors import SpeechError
 
 if TYPE_CHECKING:
     from fastapi import Request
@@ -56,7 +57,12 @@ class Speaking:
     async def answer(self, body: SpokenBody, owner: str, *, voice: str | None = None) -> Answer:
         """Find or begin the answer to a body. Parameters and errors: as `prepare` and `Studio.answer`."""
         request = await self.prepare(body, owner, voice=voice)
-        answer = await self.studio.answer(request, extras=body.extras, random_seed=body.seed == "random")
+        try:
+            answer = await self.studio.answer(request, extras=body.extras, random_seed=body.seed == "random")
+        except SpeechError as error:
+            if error.param == "voice":
+                error.param = body.VOICE
+            raise
         answer.ignored += body.ignored
         self._log(request)
         return answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -72,3 +73,28 @@ def unavailable(_: Settings, __: BuildContext) -> ListeningEngine:
     from app.errors import EngineUnavailable
 
     raise EngineUnavailable("The weights are missing.", remedy="Download them.")
+
+
+class AbleEngine(ListeningEngine):
+    """Takes every engine parameter, and several sentences and speakers at once. Each seed sounds different."""
+
+    info = dataclasses.replace(
+        ListeningEngine.info,
+        id="able",
+        continues=True,
+        extras=frozenset({"context", "temperature", "top_k", "top_p", "cfg_scale", "language", "parallel"}),
+        max_speakers=4,
+    )
+
+    async def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
+        spoken.append(utterance)
+        frames = 10 * len(utterance.lines)
+        noise = np.random.default_rng(utterance.seed).normal(0, 0.03, frames * FRAME_SAMPLES).astype(np.float32)
+        for start in range(0, len(noise), FRAME_SAMPLES):
+            part = noise[start : start + FRAME_SAMPLES]
+            yield AudioChunk(part, RATE_HZ, start, codes_of(part))
+            await asyncio.sleep(0)
+
+
+def build_able(_: Settings, __: BuildContext) -> AbleEngine:
+    return AbleEngine()

@@ -1,0 +1,484 @@
+"""Every field of a request for speech on every route that speaks: it acts, or X-TTS-Ignored names it, or it is a 400.
+
+Fields and routes are read from the app. A new field or route without a row here fails.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import httpx
+import pytest
+from pydantic import BaseModel
+
+from app import assemble
+from app.api.schemas import PREVIEW_TEXT, SPEAKING_BODIES, SpokenBody
+from app.engines.registry import BUILT_IN, EngineSpec
+from tests.integration import listening_engine as engine
+from tests.live import serving
+from tests.unit.test_decode import Kind, made
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from app.types import Utterance
+
+pytestmark = pytest.mark.integration
+
+KEYS = ("the-first-key-01", "the-second-key-02")
+TEXT = "I have 5 apples. You have none."
+SOUND = base64.b64encode(made(Kind("wav", "pcm_s16le", 24_000), 1.0)).decode()
+
+SPEECH, STREAMING, STREAM = "/v1/audio/speech", "/v1/audio/speech/streaming", "/v1/audio/speech/stream"
+CONVERSATION, DIALOGUE = "/v1/audio/conversation", "/v1/audio/dialogue"
+GENERATE, PREVIEW = "/v1/voice-cloning/generate", "/v1/voice-cloning/voices/{voice_id}/preview"
+
+# The smallest body of each route that says TEXT.
+BODIES: dict[str, dict[str, Any]] = {
+    SPEECH: {"input": TEXT},
+    STREAMING: {"input": TEXT},
+    STREAM: {"input": TEXT},
+    CONVERSATION: {"text": TEXT},
+    DIALOGUE: {"turns": [{"text": "I have 5 apples."}, {"text": "You have none."}]},
+    GENERATE: {"text": TEXT, "voice_id": "nova"},
+    PREVIEW: {"text": TEXT},
+}
+ROUTES = frozenset(BODIES)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One answer, and the utterances that the engine got for it."""
+
+    response: httpx.Response
+    utterances: tuple[Utterance, ...]
+
+    @property
+    def ignored(self) -> list[str]:
+        return [name for name in self.response.headers.get("x-tts-ignored", "").split(", ") if name]
+
+    @property
+    def seconds(self) -> float:
+        """Of an answer in PCM at the default rate."""
+        return len(self.response.content) / 2 / 24_000
+
+    @property
+    def error(self) -> tuple[int, str | None]:
+        return self.response.status_code, self.response.json()["error"]["param"]
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        lines = [line.removeprefix("data: ") for line in self.response.text.splitlines() if line]
+        assert lines.pop() == "[DONE]"
+        return [json.loads(line) for line in lines]
+
+    @property
+    def spoken(self) -> str:
+        return " ".join(line.text for utterance in self.utterances for line in utterance.lines)
+
+    @property
+    def voices(self) -> set[str]:
+        return {line.voice.id for utterance in self.utterances for line in utterance.lines}
+
+    @property
+    def speakers(self) -> set[int]:
+        return {line.speaker for utterance in self.utterances for line in utterance.lines}
+
+
+@dataclass(frozen=True)
+class Server:
+    http: httpx.Client
+
+    def ask(self, route: str, *, key: str = KEYS[0], body: dict[str, Any] | None = None, **fields: Any) -> Heard:
+        """The route's smallest body with these fields set. Nothing comes from the cache unless a test asks for it."""
+        engine.spoken.clear()
+        whole = {"response_format": "pcm", "cache": False, **(BODIES[route] if body is None else body), **fields}
+        answer = self.http.post(route.format(voice_id="nova"), json=whole, headers={"Authorization": f"Bearer {key}"})
+        return Heard(answer, tuple(engine.spoken))
+
+    def speak(self, route: str, **fields: Any) -> Heard:
+        heard = self.ask(route, **fields)
+        assert heard.response.status_code == 200, heard.response.text
+        return heard
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a field does with an engine that has everything, and without it."""
+
+    acts: Callable[[Server, str], None] | None  # asserts that the field acts on one of `routes`
+    routes: frozenset[str] = ROUTES
+    ignored: Any = None  # a value that every other route names in X-TTS-Ignored
+    lacking: Literal["refused", "named"] | None = (
+        None  # by an engine without this parameter; None = every engine has it
+    )
+    param: str | None = None  # what errors call it, where that is not its own name
+    value: Any = None  # one for the engine that lacks it
+
+
+# ---- how each field acts
+
+
+def model(server: Server, route: str) -> None:
+    assert server.ask(route, model="gpt-5").error == (404, "model")
+    assert server.speak(route, model="tts-1").response.headers["x-tts-engine"] == "able"
+
+
+def voice(server: Server, route: str) -> None:
+    assert server.speak(route).voices == {"alloy"}
+    assert server.speak(route, voice="echo").voices == {"echo"}
+    assert server.ask(route, voice="nobody").error[0] == 400
+
+
+def voice_by_id(server: Server, route: str) -> None:
+    assert server.speak(route, voice={"id": "echo"}).voices == {"echo"}
+
+
+def response_format(server: Server, route: str) -> None:
+    types = {"mp3": "audio/mpeg", "wav": "audio/wav", "flac": "audio/flac", "pcm": "audio/pcm"}
+    for name, media_type in types.items():
+        assert server.speak(route, response_format=name).response.headers["content-type"].startswith(media_type)
+    assert server.speak(route, response_format="wav").response.content.startswith(b"RIFF")
+
+
+def speed(server: Server, route: str) -> None:
+    plain = server.speak(route).seconds
+    assert server.speak(route, speed=2.0).seconds == pytest.approx(plain / 2, rel=0.2)
+
+
+def stream_format(server: Server, route: str) -> None:
+    plain = server.speak(route)
+    told = server.speak(route, stream_format="sse")
+    assert told.response.headers["content-type"].startswith("text/event-stream")
+    sound = b"".join(base64.b64decode(event["audio"]) for event in told.events if "audio" in event)
+    assert sound == plain.response.content
+    assert told.events[-1]["type"] == "speech.audio.done"
+
+
+def progress(server: Server, route: str) -> None:
+    def kinds(**fields: Any) -> set[str]:
+        heard = server.speak(route, stream_format="sse", **fields)
+        assert "progress" not in heard.ignored
+        return {event["type"] for event in heard.events}
+
+    assert "speech.progress" in kinds(progress=True)
+    assert "speech.progress" not in kinds(progress=False)
+    assert server.speak(route, progress=True).ignored == ["progress"]  # there are no events without sse
+    assert server.speak(route, progress=False).ignored == []
+
+
+def sampling(name: str, value: float, param: str | None = None) -> Callable[[Server, str], None]:
+    def check(server: Server, route: str) -> None:
+        for given in (None, value):
+            heard = server.speak(route, **{name: given})
+            assert {getattr(each.sampling, param or name) for each in heard.utterances} == {given}
+
+    return check
+
+
+def seed(server: Server, route: str) -> None:
+    plain, again = server.speak(route), server.speak(route)
+    assert plain.response.headers["x-tts-seed"] == again.response.headers["x-tts-seed"]
+    assert plain.response.content == again.response.content
+    given = server.speak(route, seed=7)
+    assert given.response.headers["x-tts-seed"] == "7"
+    assert given.utterances[0].seed == 7
+    drawn = [server.speak(route, seed="random", cache=True) for _ in range(2)]
+    assert {each.response.headers["x-cache"] for each in drawn} == {"miss"}
+    seeds = {each.response.headers["x-tts-seed"] for each in (plain, *drawn)}
+    assert len(seeds) == 3
+    assert {str(each.utterances[0].seed) for each in drawn} < seeds
+
+
+def max_audio_length_ms(server: Server, route: str) -> None:
+    assert server.speak(route).seconds > 0.5
+    assert server.speak(route, max_audio_length_ms=200).seconds == pytest.approx(0.2, abs=0.01)
+
+
+def sample_rate(server: Server, route: str) -> None:
+    plain = len(server.speak(route).response.content)
+    assert len(server.speak(route, sample_rate=8000).response.content) == pytest.approx(plain / 3, rel=0.01)
+    assert server.ask(route, sample_rate=9000, response_format="mp3").error == (400, "sample_rate")
+
+
+def language(server: Server, route: str) -> None:
+    assert {each.language for each in server.speak(route, language="de").utterances} == {"de"}
+
+
+def conversation_id(server: Server, route: str) -> None:
+    name = f"of {route}"
+    first, second = (server.speak(route, conversation_id=name, cache=True) for _ in range(2))
+    assert first.utterances[0].context == ()
+    assert " ".join(turn.text for turn in second.utterances[0].context) == first.spoken
+    assert server.speak(route, conversation_id=name, key=KEYS[1]).utterances[0].context == ()  # another owner's
+    assert server.speak(route).utterances[0].context == ()
+
+
+def cache(server: Server, route: str) -> None:
+    seed = 1_000 + sorted(ROUTES).index(route)  # no other test's answer
+    states = [
+        server.speak(route, cache=given, seed=seed).response.headers["x-cache"] for given in (None, None, False, True)
+    ]
+    assert states == ["miss", "hit", "miss", "hit"]
+
+
+def normalize(server: Server, route: str) -> None:
+    assert "five" in server.speak(route).spoken
+    assert "5" in server.speak(route, normalize=False).spoken
+
+
+def enhance(server: Server, route: str) -> None:
+    plain, off, on = (server.speak(route, enhance=given).response.content for given in (None, False, True))
+    assert plain == on != off
+
+
+def parallel(server: Server, route: str) -> None:
+    assert len(server.speak(route).utterances) == 1
+    assert len(server.speak(route, parallel=True).utterances) == 2
+
+
+def words(name: str) -> Callable[[Server, str], None]:
+    def check(server: Server, route: str) -> None:
+        rest = {key: value for key, value in BODIES[route].items() if key not in ("input", "text")}
+        assert server.speak(route, body={**rest, name: "Hello there."}).spoken == "Hello there."
+
+    return check
+
+
+def voice_id(server: Server, route: str) -> None:
+    assert server.speak(route, voice_id="echo").voices == {"echo"}
+    assert server.ask(route, voice_id="nobody").error == (400, "voice_id")
+
+
+def speaker_id(server: Server, route: str) -> None:
+    assert server.speak(route).speakers == {0}
+    assert server.speak(route, speaker_id=7).speakers == {7}
+
+
+def said(**changes: Any) -> list[dict[str, Any]]:
+    return [{"speaker": 1, "text": "How are you?", "audio": SOUND, **changes}]
+
+
+def context(server: Server, route: str) -> None:
+    heard = server.speak(route, context=said())
+    assert [(turn.speaker, turn.text) for turn in heard.utterances[0].context] == [(1, "How are you?")]
+    assert heard.voices == {"none"}  # the recordings show how the speaker sounds
+
+
+def context_speaker(server: Server, route: str) -> None:
+    assert [turn.speaker for turn in server.speak(route, context=said(speaker=5)).utterances[0].context] == [5]
+
+
+def context_text(server: Server, route: str) -> None:
+    assert [turn.text for turn in server.speak(route, context=said(text="And you?")).utterances[0].context] == [
+        "And you?"
+    ]
+
+
+def context_audio(server: Server, route: str) -> None:
+    frames = server.speak(route, context=said()).utterances[0].context[0].codes.shape[1]
+    assert frames == int(1.0 / engine.ListeningEngine.info.frame_s)
+    assert server.ask(route, context=said(audio="AAAA")).error == (400, "context.0.audio")
+
+
+def turns(server: Server, route: str) -> None:
+    heard = server.speak(route, turns=[{"text": "One."}, {"text": "Two."}, {"text": "Three."}])
+    assert heard.spoken == "One. Two. Three."
+
+
+def turns_text(server: Server, route: str) -> None:
+    assert server.speak(route, turns=[{"text": "Well."}]).spoken == "Well."
+
+
+def turns_voice(server: Server, route: str) -> None:
+    asked = [{"text": "One.", "voice": "echo"}, {"text": "Two."}, {"text": "Three.", "voice": {"id": "sage"}}]
+    assert server.speak(route, turns=asked).voices == {"echo", "alloy", "sage"}
+    assert server.ask(route, turns=[{"text": "One."}, {"text": "Two.", "voice": "nobody"}]).error == (
+        400,
+        "turns.1.voice",
+    )
+
+
+def turns_speaker(server: Server, route: str) -> None:
+    """A speaker keeps its voice."""
+    asked = [{"text": "One.", "speaker": "Ann", "voice": "echo"}, {"text": "Two.", "speaker": "Ann"}]
+    assert server.speak(route, turns=asked).voices == {"echo"}
+
+
+# ---- the table: a row for every field, `list[].field` inside lists
+
+SAID = frozenset({CONVERSATION})
+TURNS = frozenset({DIALOGUE})
+SPEECHES = frozenset({SPEECH, STREAMING, STREAM})
+CHOOSING = ROUTES - {GENERATE, PREVIEW}  # the routes whose voice is neither in the path nor in voice_id
+
+ROWS: dict[str, Row] = {
+    "model": Row(model),
+    "voice": Row(voice, CHOOSING, ignored="echo"),
+    "voice.id": Row(voice_by_id, CHOOSING, ignored={"id": "echo"}),
+    "instructions": Row(None, frozenset(), ignored="Whisper."),
+    "response_format": Row(response_format),
+    "speed": Row(speed),
+    "stream_format": Row(stream_format),
+    "progress": Row(progress),
+    "temperature": Row(sampling("temperature", 0.5), lacking="refused", value=0.5),
+    "top_k": Row(sampling("top_k", 7), lacking="refused", value=7),
+    "topk": Row(sampling("topk", 7, "top_k"), lacking="refused", value=7, param="top_k"),
+    "top_p": Row(sampling("top_p", 0.5), lacking="refused", value=0.5),
+    "cfg_scale": Row(sampling("cfg_scale", 2.0), lacking="refused", value=2.0),
+    "seed": Row(seed),
+    "max_audio_length_ms": Row(max_audio_length_ms),
+    "sample_rate": Row(sample_rate),
+    "language": Row(language),
+    "conversation_id": Row(conversation_id, lacking="refused", value="of the test"),
+    "cache": Row(cache),
+    "normalize": Row(normalize),
+    "enhance": Row(enhance),
+    "parallel": Row(parallel, lacking="named", value=True),
+    "input": Row(words("input"), ROUTES - {DIALOGUE}, ignored="Not this."),
+    "text": Row(words("text"), ROUTES - {DIALOGUE} - SPEECHES, ignored="Not this."),
+    "voice_id": Row(voice_id, frozenset({GENERATE}), ignored="echo"),
+    "speaker_id": Row(speaker_id, SAID, ignored=7, lacking="named", value=7),
+    "context": Row(context, SAID, ignored=said(), lacking="refused", value=said()),
+    "context[].speaker": Row(context_speaker, SAID, ignored=said()),
+    "context[].text": Row(context_text, SAID, ignored=said()),
+    "context[].audio": Row(context_audio, SAID, ignored=said()),
+    "turns": Row(turns, TURNS, ignored=[{"text": "Not this."}]),
+    "turns[].text": Row(turns_text, TURNS, ignored=[{"text": "Not this."}]),
+    "turns[].speaker": Row(turns_speaker, TURNS, ignored=[{"text": "Not this.", "speaker": 1}]),
+    "turns[].voice": Row(turns_voice, TURNS, ignored=[{"text": "Not this.", "voice": "echo"}]),
+    "turns[].voice.id": Row(turns_voice, TURNS, ignored=[{"text": "Not this.", "voice": {"id": "echo"}}]),
+}
+
+PAIRS = [pytest.param(name, route, id=f"{name}-{route}") for name in ROWS for route in BODIES]
+
+
+@pytest.fixture(scope="module")
+def able(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose engine has every parameter."""
+    spec = EngineSpec("able", "able-1", "tests.integration.listening_engine:build_able")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assemble.registry, "specs", lambda: {"able": spec, **{spec.name: spec for spec in BUILT_IN}})
+        variables = {"TTS_ENGINE": "able", "TTS_FALLBACK_ENGINE": "", "TTS_API_KEYS": ",".join(KEYS)}
+        with (
+            serving(tmp_path_factory.mktemp("able"), **variables) as url,
+            httpx.Client(base_url=url, timeout=30) as http,
+        ):
+            yield Server(http)
+
+
+@pytest.fixture(scope="module")
+def bare(server: str) -> Iterator[Server]:
+    """A server with the offline voice, which lacks most parameters."""
+    with httpx.Client(base_url=server, timeout=30) as http:
+        yield Server(http)
+
+
+@pytest.fixture(scope="module")
+def models(able: Server) -> dict[str, type[SpokenBody]]:
+    return models_of(able.http.get("/openapi.json").json())
+
+
+# ---- the table is whole
+
+
+def models_of(schema: dict[str, Any]) -> dict[str, type[SpokenBody]]:
+    """The body's model of each route that answers with audio, by path."""
+    models = {body.__name__: body for body in SPEAKING_BODIES}
+    found = {}
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            if "audio/mpeg" in operation["responses"]["200"]["content"]:
+                body = operation["requestBody"]["content"]["application/json"]["schema"]
+                references = [each["$ref"] for each in [body, *body.get("anyOf", [])] if "$ref" in each]
+                (found[path],) = (models[reference.rpartition("/")[2]] for reference in references)
+    return found
+
+
+def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every JSON key that a model takes, those of models inside it included: `turns[].voice.id`."""
+    for name, info in model.model_fields.items():
+        choices = getattr(info.validation_alias, "choices", [info.validation_alias or name])
+        for key in choices:
+            yield prefix + key
+            yield from inner_fields(info.annotation, prefix + key)
+
+
+def inner_fields(annotation: Any, path: str) -> Iterator[str]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield from fields_of(annotation, f"{path}.")
+    for inner in get_args(annotation):
+        yield from inner_fields(inner, f"{path}[]" if getattr(annotation, "__origin__", None) is list else path)
+
+
+def test_every_route_that_speaks_is_in_the_table(models: dict[str, type[SpokenBody]]) -> None:
+    assert models.keys() == ROUTES
+    assert set(models.values()) == set(SPEAKING_BODIES)
+
+
+def test_every_field_is_in_the_table() -> None:
+    fields = {name for body in SPEAKING_BODIES for name in fields_of(body)}
+    assert fields == ROWS.keys()
+    for body in SPEAKING_BODIES:
+        assert body.model_fields.keys() >= SpokenBody.model_fields.keys()
+
+
+def test_a_row_says_what_happens_on_every_route() -> None:
+    for name, row in ROWS.items():
+        assert row.routes <= ROUTES, name
+        assert (row.acts is not None) == bool(row.routes), name
+        assert (row.ignored is not None) == (row.routes != ROUTES), name
+        assert (row.value is not None) == (row.lacking is not None), name
+
+
+# ---- each field on each route
+
+
+@pytest.mark.parametrize(("name", "route"), PAIRS)
+def test_it_acts_or_is_named(able: Server, name: str, route: str) -> None:
+    row = ROWS[name]
+    if route in row.routes:
+        assert row.acts is not None
+        row.acts(able, route)
+        return
+    top = name.partition(".")[0].removesuffix("[]")
+    plain, given = able.speak(route), able.speak(route, **{top: row.ignored})
+    assert given.ignored == [top]
+    assert plain.ignored == []
+    assert given.response.content == plain.response.content
+    assert given.utterances == plain.utterances
+    assert able.speak(route, **{top: None}).ignored == []  # null is unset
+
+
+@pytest.mark.parametrize(("name", "route"), [pair for pair in PAIRS if ROWS[str(pair.values[0])].lacking is not None])
+def test_an_engine_without_it_refuses_or_it_is_named(bare: Server, name: str, route: str) -> None:
+    row = ROWS[name]
+    if row.lacking == "refused" and route in row.routes:
+        assert bare.ask(route, **{name: row.value}).error == (400, row.param or name)
+        return
+    plain, given = bare.speak(route, cache=True), bare.speak(route, cache=True, **{name: row.value})
+    assert given.ignored == [name]
+    assert given.response.headers["x-tts-seed"] == plain.response.headers["x-tts-seed"]
+    assert given.response.headers["x-cache"] == "hit"  # the same request
+    assert given.response.content == plain.response.content
+
+
+@pytest.mark.parametrize("route", BODIES)
+def test_a_value_of_another_kind_is_a_400(able: Server, models: dict[str, type[SpokenBody]], route: str) -> None:
+    names = [name for name in fields_of(models[route]) if name.isidentifier()]
+    assert len(names) > 20
+    for name in names:
+        rest = {key: value for key, value in BODIES[route].items() if key not in ("input", "text")}
+        status, param = able.ask(route, body={**rest, name: {"no": "such"}}).error
+        assert (status, param) in {(400, name), (400, ROWS[name].param)}, name
+
+
+def test_preview_without_a_body(able: Server) -> None:
+    engine.spoken.clear()
+    answer = able.http.post(PREVIEW.format(voice_id="nova"), headers={"Authorization": f"Bearer {KEYS[0]}"})
+    assert answer.status_code == 200
+    heard = Heard(answer, tuple(engine.spoken))
+    assert (heard.spoken, heard.voices, heard.ignored) == (PREVIEW_TEXT, {"nova"}, [])
