@@ -215,6 +215,7 @@ class PreviewBody(SpokenBody):
     model_config = ConfigDict(json_schema_extra={"examples": [{"text": "Hello there.", "response_format": "wav"}]})
 
     UNUSED: ClassVar[frozenset[str]] = frozenset({"voice"})
+    VOICE: ClassVar[str] = "id"
 
     voice: Annotated[str | VoiceId | None, Field(description="Has no effect: the path names the voice.")] = None
     text: Annotated[

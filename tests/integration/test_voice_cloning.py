@@ -243,6 +243,7 @@ def test_a_checked_recording_becomes_a_voice(http: httpx.Client, sample: bytes, 
     assert len(http.get("/audio/voices").json()["voices"]) == 13
     preview = http.post(f"/voice-cloning/voices/{body['draft_id']}/preview")
     assert problem(preview)["code"] == "voice_not_supported_by_engine"
+    assert problem(preview)["param"] == "id"
     data = {"name": "Anna", "draft_id": body["draft_id"], "transcript": "Mended words."}
     voice = http.post("/voice-cloning/clone", data=data).json()["voice"]
     assert (voice["name"], voice["transcript"]) == ("Anna", "Mended words.")
