@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import functools
 import io
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from app.audio.resample import StreamResampler
 from app.errors import BadReference
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from av import AudioFrame
     from av.audio.stream import AudioStream
@@ -46,6 +47,7 @@ MIN_SECONDS = 0.1
 PADDING_S = 0.1  # so much more than max_seconds is no length: MP3 and AAC pad their ends by 20 to 70 ms
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000  # outside of these nothing is a recording, and soxr's filters grow with it
 MAX_ALLOCATION_BYTES = 64 << 20  # a frame is below 4 MB, an hour's index of an M4A too, a cover picture below 20 MB
+_DEFAULT_ALLOCATION_BYTES = 2**31 - 1  # FFmpeg's own limit
 FULL_SCALE = 0.998  # a sample this large is taken for one that was cut off there
 TIME_LIMIT_S = 10.0  # an honest hour decodes in 1 to 7 s
 
@@ -104,12 +106,11 @@ def decode(
     """
     if not data:
         raise BadReference(f"`{what}` is empty.", param=what)
-    _bound_memory()
     reading = _Reading(rate_hz, max_seconds, what, time.monotonic() + time_limit_s, start_s)
     guard = {"format_whitelist": formats, **_GUARD}
     try:
         # metadata_errors: tags in any encoding are no reason to refuse a sound.
-        with av.open(io.BytesIO(data), "r", metadata_errors="ignore", options=guard) as container:
+        with _MEMORY_BOUND, av.open(io.BytesIO(data), "r", metadata_errors="ignore", options=guard) as container:
             reading.read(container)
     except (av.FFmpegError, ValueError, MemoryError) as error:
         # ValueError is PyAV's own, of a header with numbers that can't be; MemoryError, of sizes that can't be had.
@@ -117,18 +118,48 @@ def decode(
     return reading.decoded()
 
 
-@functools.cache
-def _bound_memory() -> None:
-    """No allocation of FFmpeg's in this process beyond MAX_ALLOCATION_BYTES (its own default is 2 GiB).
+class _MemoryBound:
+    """Refuses every single allocation of FFmpeg beyond MAX_ALLOCATION_BYTES while at least one thread is inside.
 
-    A WAV of 200 bytes whose comment says it is a gigabyte long took 1.2 GB and 0.9 s before it was refused. PyAV does
-    not offer this, so it is called in the library that PyAV's module is linked with; where that can't be done,
-    everything else still holds.
+    A WAV of 200 bytes whose comment claims a length of one gigabyte took 1.2 GB and 0.9 s before it was refused.
+    FFmpeg keeps this limit per process, so the last thread to leave restores the default: encoders and filters in the
+    same process keep their room. PyAV does not offer the limit, so this class calls the library that PyAV links to.
+    Where the library has no such function, the other protections still hold.
     """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            _limit_allocations(MAX_ALLOCATION_BYTES)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                _limit_allocations(_DEFAULT_ALLOCATION_BYTES)
+
+
+def _limit_allocations(size_bytes: int) -> None:
+    limit = _av_max_alloc()
+    if limit is not None:
+        limit(size_bytes)
+
+
+@functools.cache
+def _av_max_alloc() -> Callable[[int], None] | None:
+    """FFmpeg's `av_max_alloc`. Cached because the process that decodes uploads can't open a library later."""
     with contextlib.suppress(AttributeError, OSError):
-        limit = ctypes.CDLL(core.__file__).av_max_alloc
-        limit.argtypes, limit.restype = [ctypes.c_size_t], None
-        limit(MAX_ALLOCATION_BYTES)
+        function = ctypes.CDLL(core.__file__).av_max_alloc
+        function.argtypes, function.restype = [ctypes.c_size_t], None
+        return function  # type: ignore[no-any-return]
+    return None
+
+
+_MEMORY_BOUND = _MemoryBound()
 
 
 class _Reading:

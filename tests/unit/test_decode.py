@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.audio.decode import MIN_SECONDS, Decoded, decode
+from app.audio.decode import _MEMORY_BOUND, MAX_ALLOCATION_BYTES, MIN_SECONDS, Decoded, decode
 from app.errors import BadReference
 
 pytestmark = pytest.mark.unit
@@ -387,6 +387,32 @@ def test_a_chunk_that_says_it_is_a_gigabyte_takes_none() -> None:
     before_mb = memory_mb()
     refused(data)
     assert memory_mb() - before_mb < 100
+
+
+def has_room(size_bytes: int = 2 * MAX_ALLOCATION_BYTES) -> bool:
+    """Whether FFmpeg makes a frame of this size in this process."""
+    try:
+        av.AudioFrame(format="flt", layout="mono", samples=size_bytes // 4)
+    except MemoryError:
+        return False
+    return True
+
+
+def test_the_limit_on_allocations_ends_with_the_decoding() -> None:
+    """FFmpeg keeps the limit per process: encoders and filters in the same process must not inherit it."""
+    decode(made(Kind("wav", "pcm_s16le", 44_100)), RATE_HZ, max_seconds=60.0)
+    assert has_room()
+    refused(b"no sound")
+    assert has_room()
+
+
+def test_the_limit_on_allocations_holds_until_the_last_decoding_ends() -> None:
+    with _MEMORY_BOUND:
+        with _MEMORY_BOUND:
+            assert not has_room()
+        assert not has_room()
+        assert has_room(MAX_ALLOCATION_BYTES // 2)
+    assert has_room()
 
 
 @pytest.mark.parametrize("count", [2_000_000, 100_000_000, 2_000_000_000])
