@@ -1,0 +1,41 @@
+"""How the cost of a computation grows with the size of its input. No test judges how fast the machine is.
+
+`order` is the exponent of the growth: 1 for linear, 2 for quadratic. It compares CPU times of one thread, so other
+threads and processes do not count, and it takes the least of several runs, because interruptions only add time.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROUNDS = 6  # a growth above the limit is measured again, so that one noisy moment decides nothing
+
+
+def cpu_s(work: Callable[[], object], runs: int = 1) -> float:
+    """The least CPU time of this thread over some runs."""
+    least = math.inf
+    for _ in range(runs):
+        began_s = time.thread_time()
+        work()
+        least = min(least, time.thread_time() - began_s)
+    return max(least, 1e-9)
+
+
+def order(small: Callable[[], object], large: Callable[[], object], ratio: float, limit: float) -> float:
+    """The exponent of the growth from `small` to `large`, whose input is `ratio` times as long.
+
+    Above `limit` it measures again, at most ROUNDS times in all, and keeps the least time of each size.
+    """
+    small_s = large_s = found = math.inf
+    for _ in range(ROUNDS):
+        # Twice, because the first run of all also fills caches.
+        small_s, large_s = min(small_s, cpu_s(small, 2)), min(large_s, cpu_s(large))
+        found = math.log(large_s / small_s) / math.log(ratio)
+        if found <= limit:
+            break
+    return found
