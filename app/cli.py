@@ -24,22 +24,23 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from app import assemble, casting
 from app import main as server
+from app import wiring
 from app.audio.decode import decode
 from app.audio.encoders import open_encoder
 from app.engines.registry import BuildContext, specs
 from app.errors import EngineUnavailable, SpeechError
+from app.generator import preset_voices
 from app.keys import SCOPES, BadKeys, KeyFile, KeyRing
-from app.models import hub
 from app.settings import Settings, as_markdown
 from app.text.normalizer import Normalizer
 from app.types import AUDIO_FORMATS, Line, Reference, Sampling, SpeechRequest, SpokenLine, Utterance, Voice
 from app.voices.presets import DEFAULT_VOICE, PROFILES
+from app.weights import hub
 
 if TYPE_CHECKING:
     from app.engines.batched import BatchedEngine
-    from app.engines.host import EngineHost
+    from app.engines.manager import EngineHost
     from app.types import AudioFormat
     from app.voices.store import VoiceStore
     from app.voices.transcribe import Transcriber
@@ -214,14 +215,14 @@ def _bare_engine(settings: Settings, context: BuildContext, *, reference_noise: 
     """The engine without text rules and guards, and how many codebooks it speaks in. Blocks while it loads. Raises
     EngineUnavailable."""
     if settings.engine == "dia":
-        from app.engines import dia_load  # noqa: PLC0415 - torch, which only this needs
+        from app.engines.dia import loading as dia_loading  # noqa: PLC0415 - torch, which only this needs
 
-        dia = dia_load.load_from(settings, context, guards=None, exact=True, reference_noise=reference_noise)
-        return dia_load.engine_of(dia, settings), dia.config.channels
-    from app.engines import csm_load  # noqa: PLC0415 - as above
+        dia = dia_loading.load_from(settings, context, guards=None, exact=True, reference_noise=reference_noise)
+        return dia_loading.engine_of(dia, settings), dia.config.channels
+    from app.engines.csm import loading as csm_loading  # noqa: PLC0415 - as above
 
-    runner = csm_load.load_from(settings, context, guards=None, reference_noise=reference_noise)
-    return csm_load.engine_of(runner, settings), runner.config.codebooks
+    runner = csm_loading.load_from(settings, context, guards=None, reference_noise=reference_noise)
+    return csm_loading.engine_of(runner, settings), runner.config.codebooks
 
 
 async def _wait_for_engine(host: EngineHost) -> None:
@@ -276,7 +277,7 @@ def cast(
         _cast_from(store, (voice or [""])[0], file, transcript)
         return
     names = voice or [name for name in PROFILES if store.recording_of(name) is None]
-    asyncio.run(_cast(_below(settings), names, assemble.transcriber_of(settings)))
+    asyncio.run(_cast(_below(settings), names, wiring.transcriber_of(settings)))
 
 
 def _cast_from(store: VoiceStore, name: str, file: Path, transcript: str) -> None:
@@ -292,26 +293,26 @@ def _cast_from(store: VoiceStore, name: str, file: Path, transcript: str) -> Non
     err.print(f"{name}: {file}, {len(decoded.samples) / CAST_RATE_HZ:.1f} s", highlight=False)
 
 
-async def _cast(rooms: assemble.Below, names: list[str], transcriber: Transcriber) -> None:
+async def _cast(rooms: wiring.Below, names: list[str], transcriber: Transcriber) -> None:
     async with rooms.host:
         await _wait_for_engine(rooms.host)
         engine = rooms.host.engine()
         if engine.info.codec == "none":
             _fail(f"The {engine.info.id} engine has voices of its own and can't be cast.")
-        examples = await asyncio.to_thread(casting.assign, engine.info, transcriber)
+        examples = await asyncio.to_thread(preset_voices.assign, engine.info, transcriber)
         missing = []
         for name in names:
             before = rooms.voices.recording_of(name)
             take = 0 if before is None else int(before.quality.get("take", 0)) + 1
             try:
                 with err.status(f"casting {name} ..."):
-                    chosen = await casting.audition(engine, name, None if take else examples.get(name), take=take)
-                    await asyncio.to_thread(casting.keep, rooms.voices, name, chosen, take=take)
-            except (casting.Miscast, SpeechError) as problem:
+                    chosen = await preset_voices.audition(engine, name, None if take else examples.get(name), take=take)
+                    await asyncio.to_thread(preset_voices.keep, rooms.voices, name, chosen, take=take)
+            except (preset_voices.Miscast, SpeechError) as problem:
                 err.print(f"{name}: {problem}", style="red", highlight=False)
                 missing.append(name)
                 continue
-            err.print(f"{name}: {casting.describe(chosen)}", highlight=False)
+            err.print(f"{name}: {preset_voices.describe(chosen)}", highlight=False)
         if missing:
             _fail(f"Not cast: {', '.join(missing)}.")
 
@@ -431,10 +432,10 @@ def docs() -> None:
     out.print(f"{SETTINGS_PAGE} written")
 
 
-def _below(settings: Settings) -> assemble.Below:
+def _below(settings: Settings) -> wiring.Below:
     """As the server has it; ends the command with words where that can't be."""
     try:
-        return assemble.below(settings)
+        return wiring.below(settings)
     except ValueError as error:
         _fail(str(error))
     except OSError as error:

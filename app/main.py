@@ -15,10 +15,10 @@ import uvicorn
 from pydantic import ValidationError
 
 from app import __version__, logs
-from app.api import wire
-from app.assemble import assemble
+from app.api import http_protocol
 from app.runtime import pauses
 from app.settings import Settings
+from app.wiring import assemble
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -93,7 +93,7 @@ def _cut_dead_readers(listener: socket.socket, timeout_s: float) -> None:
 def connections(settings: Settings) -> dict[str, Any]:
     """What uvicorn is told of connections and of what it says about itself."""
     return {
-        "http": wire.protocol(settings.read_timeout_s),
+        "http": http_protocol.protocol(settings.read_timeout_s),
         "ws": "none",  # there are no WebSockets here
         "timeout_keep_alive": settings.keep_alive_s,
         "log_config": None,

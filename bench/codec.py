@@ -15,8 +15,8 @@ from functools import partial
 
 import torch
 
-from app.models.dac.config import DacConfig
-from app.models.dac.model import DacDecoder
+from app.nn.dac.config import DacConfig
+from app.nn.dac.model import DacDecoder
 
 _LOADS = ((1, 1), (1, 4), (1, 8), (1, 22), (4, 1), (4, 4), (4, 8), (4, 22))  # rows, frames per piece
 

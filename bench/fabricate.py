@@ -5,7 +5,7 @@
 
 A tensor's numbers depend on its name and the seed only, so all layouts of one size hold the same model. Numbers are
 scaled by fan-in, so that logits have peaks and sound stays in range at any width. The codec of CSM's `original` lies in
-OUT/mimi, that of Dia in OUT/dac. What Dia's numbers are is said in bench/random_dia.py.
+OUT/mimi, that of Dia in OUT/dac. What Dia's numbers are is said in tests/support/random_dia.py.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from app.models.csm import layout
-from app.models.csm.config import CsmConfig, parse_config
-from app.models.mimi import layout as mimi_layout
-from app.models.mimi.config import read_mimi_config
-from app.models.weights import Shape
-from bench.random_dia import fabricate_dia
+from app.engines.csm import checkpoint
+from app.engines.csm.config import CsmConfig, parse_config
+from app.nn.mimi import checkpoint as mimi_layout
+from app.nn.mimi.config import read_mimi_config
+from app.weights.tensors import Shape
 from bench.writing import Draw, halves, shards, write_file, write_json, write_shards
+from tests.support.random_dia import fabricate_dia
 
 _SPECIALS = ("<|begin_of_text|>", "<|end_of_text|>", "<|AUDIO|>", "<|audio_eos|>")
 _LLAMA3_SPLIT = "|".join(
@@ -132,7 +132,7 @@ class _Numbers(Draw):
             return torch.ones(shape)
         if name.endswith("cluster_usage"):
             return numbers.abs_().clamp_(0.2, 3)
-        if name.endswith("embed_sum") or name in (layout.TEXT_TABLE, layout.AUDIO_TABLE):
+        if name.endswith("embed_sum") or name in (checkpoint.TEXT_TABLE, checkpoint.AUDIO_TABLE):
             return numbers
         if name.endswith("_layer_scale.scale"):
             return numbers.mul_(0.03).add_(0.3)
@@ -140,7 +140,7 @@ class _Numbers(Draw):
             return numbers.mul_(0.1) if last == "bias" else numbers.mul_(0.1).add_(1)
         if last == "bias":
             return numbers.mul_(0.02)
-        if name in (layout.HEAD, layout.HEADS):
+        if name in (checkpoint.HEAD, checkpoint.HEADS):
             fan_in = shape[1]
             return numbers.mul_(3 / math.sqrt(fan_in))  # logits with peaks
         return numbers.mul_(1 / math.sqrt(math.prod(shape[1:])))
@@ -149,11 +149,11 @@ class _Numbers(Draw):
 def _original_names(config: CsmConfig) -> dict[str, str]:
     """The original layout: its name of a tensor -> ours."""
     names = {
-        "text_embeddings.weight": layout.TEXT_TABLE,
-        "audio_embeddings.weight": layout.AUDIO_TABLE,
-        "projection.weight": layout.PROJECTION,
-        "codebook0_head.weight": layout.HEAD,
-        "audio_head": layout.HEADS,
+        "text_embeddings.weight": checkpoint.TEXT_TABLE,
+        "audio_embeddings.weight": checkpoint.AUDIO_TABLE,
+        "projection.weight": checkpoint.PROJECTION,
+        "codebook0_head.weight": checkpoint.HEAD,
+        "audio_head": checkpoint.HEADS,
     }
     inner = {
         "attn.q_proj.weight": "self_attn.q_proj.weight",
@@ -167,8 +167,8 @@ def _original_names(config: CsmConfig) -> dict[str, str]:
         "mlp_norm.scale": "post_attention_layernorm.weight",
     }
     for theirs, ours, stack in (
-        ("backbone", layout.BACKBONE, config.backbone),
-        ("decoder", layout.DEPTH, config.depth),
+        ("backbone", checkpoint.BACKBONE, config.backbone),
+        ("decoder", checkpoint.DEPTH, config.depth),
     ):
         names[f"{theirs}.norm.scale"] = f"{ours}norm.weight"
         for layer in range(stack.layers):
@@ -192,7 +192,7 @@ def fabricate_csm(
     config = parse_config(raw)
     codec = read_mimi_config(raw["codec_config"])
     numbers = _Numbers(seed)
-    shapes = layout.expected_shapes(config)
+    shapes = checkpoint.expected_shapes(config)
     codec_shapes = dict(mimi_layout.expected_shapes(codec))
     codec_shapes |= {
         name.replace("cluster_usage", "initialized"): (1,) for name in codec_shapes if name.endswith("cluster_usage")
@@ -203,16 +203,16 @@ def fabricate_csm(
     )
 
     def make_codec(name: str, shape: Shape) -> torch.Tensor:
-        tensor = numbers.make(layout.CODEC + name, shape)
+        tensor = numbers.make(checkpoint.CODEC + name, shape)
         return tensor.mul_(0.1) if name == last_conv else tensor  # speech is some tenths of full scale
 
     def make(name: str, shape: Shape) -> torch.Tensor:
-        if name.startswith(layout.CODEC):
-            return make_codec(name.removeprefix(layout.CODEC), shape)
-        return numbers.make(layout.AUDIO_TABLE if name == layout.DEPTH_TABLE and config.tied else name, shape)
+        if name.startswith(checkpoint.CODEC):
+            return make_codec(name.removeprefix(checkpoint.CODEC), shape)
+        return numbers.make(checkpoint.AUDIO_TABLE if name == checkpoint.DEPTH_TABLE and config.tied else name, shape)
 
     if layout_name == "transformers":
-        every = shapes | {layout.CODEC + name: shape for name, shape in codec_shapes.items()}
+        every = shapes | {checkpoint.CODEC + name: shape for name, shape in codec_shapes.items()}
         if sharded if sharded is not None else size == "full":
             parts = halves(every) if size == "tiny" else list(shards(every, dtype.itemsize))
             raw["transformers_weights"] = write_shards(out, "transformers", parts, make, dtype)

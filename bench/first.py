@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from app.engines.batched import BatchedEngine
-from app.models.kernels.choice import TORCH, candidates
+from app.nn.kernels.choice import TORCH, candidates
 from app.types import EngineInfo, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
 from bench.runners import csm_runner, dia_runner
 

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.models.kernels.choice import TORCH, Kernels, fused_kernels
+from app.nn.kernels.choice import TORCH, Kernels, fused_kernels
 
 INTERPRETED = "TRITON_INTERPRET"
 _CALLS = 48  # in one graph

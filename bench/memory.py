@@ -20,16 +20,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from app.engines import csm_load, dia_load
-from app.models.csm.config import parse_config as parse_csm_config
-from app.models.dac.config import parse_dac_config
-from app.models.dia.config import parse_config as parse_dia_config
-from app.models.kernels.choice import TORCH, candidates
-from app.models.mimi.config import read_mimi_config
+from app.engines.csm import loading as csm_loading
+from app.engines.csm.config import parse_config as parse_csm_config
+from app.engines.dia import loading as dia_loading
+from app.engines.dia.config import parse_config as parse_dia_config
+from app.nn.dac.config import parse_dac_config
+from app.nn.kernels.choice import TORCH, candidates
+from app.nn.mimi.config import read_mimi_config
 from app.types import Sampling, SpokenLine, Utterance, Voice
 from bench.fabricate import csm_config
-from bench.random_dia import SHAPES, dac_config, dia_config
 from bench.runners import csm_runner, dia_runner, resident_bytes
+from tests.support.random_dia import SHAPES, dac_config, dia_config
 
 TEXT = "The weather was fine, so they walked along the river."
 
@@ -48,9 +49,9 @@ def foreseen(model: str, size: str, dtype: torch.dtype, rows: int) -> int:
     if model == "csm":
         raw = csm_config(size)
         codec = read_mimi_config(raw["codec_config"])
-        return csm_load.measure(parse_csm_config(raw), codec, dtype=dtype, max_rows=rows).total_bytes
+        return csm_loading.measure(parse_csm_config(raw), codec, dtype=dtype, max_rows=rows).total_bytes
     config, shape = parse_dia_config(dia_config(SHAPES[size])), parse_dac_config(dac_config(size))
-    return dia_load.measure(config, shape, dtype=dtype, max_rows=rows)
+    return dia_loading.measure(config, shape, dtype=dtype, max_rows=rows)
 
 
 def measure(args: argparse.Namespace, model: str, rows: int) -> dict[str, Any]:

@@ -11,22 +11,23 @@ from typing import Literal
 
 import torch
 
-from app.engines import csm_load, dia_load
-from app.engines.csm import CsmRunner
-from app.engines.dia import DiaRunner
-from app.models.csm.config import parse_config as parse_csm_config
-from app.models.csm.model import CsmModel
-from app.models.csm.prompt import TextEncoder
-from app.models.dac.config import parse_dac_config
-from app.models.dac.model import DacDecoder, DacEncoder
-from app.models.dia.config import parse_config as parse_dia_config
-from app.models.dia.model import DiaModel
-from app.models.kernels.choice import TORCH, Kernels
-from app.models.mimi.config import read_mimi_config
-from app.models.mimi.model import MimiDecoder, MimiEncoder
-from app.runtime.graphs import Recorder
+from app.engines.csm import loading as csm_loading
+from app.engines.csm.config import parse_config as parse_csm_config
+from app.engines.csm.model import CsmModel
+from app.engines.csm.prompt import TextEncoder
+from app.engines.csm.runner import CsmRunner
+from app.engines.dia import loading as dia_loading
+from app.engines.dia.config import parse_config as parse_dia_config
+from app.engines.dia.model import DiaModel
+from app.engines.dia.runner import DiaRunner
+from app.nn.dac.config import parse_dac_config
+from app.nn.dac.model import DacDecoder, DacEncoder
+from app.nn.kernels.choice import TORCH, Kernels
+from app.nn.mimi.config import read_mimi_config
+from app.nn.mimi.model import MimiDecoder, MimiEncoder
+from app.runtime.cuda_graphs import Recorder
 from bench.fabricate import csm_config, write_tokenizer
-from bench.random_dia import SHAPES, dac_config, dia_config
+from tests.support.random_dia import SHAPES, dac_config, dia_config
 
 Quantize = Literal["none", "int8"]
 
@@ -89,7 +90,7 @@ def csm_runner(
         encoder = MimiEncoder(codec)
     fill(decoder)
     fill(encoder)
-    csm_load.adapt(model, quantize)
+    csm_loading.adapt(model, quantize)
     recorder = Recorder(device) if record else None
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder), raw)
@@ -123,7 +124,7 @@ def dia_runner(
         encoder = DacEncoder(codec)
     fill(decoder)
     fill(encoder)
-    dia_load.adapt(model, quantize)
+    dia_loading.adapt(model, quantize)
     recorder = Recorder(device) if record else None
     runner = DiaRunner(
         model,

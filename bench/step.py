@@ -25,10 +25,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads tha
 
 import torch
 
-from app.engines.csm import FRAMES_AHEAD, MOST_AT_ONCE, CsmRunner
-from app.models.kernels.choice import TORCH, candidates
-from app.models.layers import Int8Dense, PackedDense
-from app.models.mimi.config import read_mimi_config
+from app.engines.csm.runner import FRAMES_AHEAD, MOST_AT_ONCE, CsmRunner
+from app.nn.kernels.choice import TORCH, candidates
+from app.nn.layers import Int8Dense, PackedDense
+from app.nn.mimi.config import read_mimi_config
 from app.runtime.device import allow_tf32
 from app.runtime.sampling import Knobs, Sampler, exponential_noise
 from app.types import Sampling, SpokenLine, Utterance, Voice

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from app.engines.dia import CHUNK_FRAMES, FIRST_FRAMES, DiaRunner
-from app.models.kernels.choice import TORCH, candidates
-from app.models.layers import Block
+from app.engines.dia.runner import CHUNK_FRAMES, FIRST_FRAMES, DiaRunner
+from app.nn.kernels.choice import TORCH, candidates
+from app.nn.layers import Block
 from app.types import Sampling, SpokenLine, Utterance, Voice
-from bench.random_dia import SHAPES, dac_config, dia_config
 from bench.runners import dia_runner, fill, resident_bytes
 from bench.step import TURN_FRAMES, clock, limit, spread, watch, weight_bytes
+from tests.support.random_dia import SHAPES, dac_config, dia_config
 
 WARM_UP_STEPS = 4
 SOUND_FRAMES = FIRST_FRAMES + 4 * CHUNK_FRAMES

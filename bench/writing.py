@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from app.models.weights import Shape
+from app.weights.tensors import Shape
 
 # Numbers are drawn once and repeated from a place of each tensor's own: 1.6 billion draws would take minutes.
 _BLOCK = 1 << 22

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import openai
 import pytest
 
-from tests.ears import Recogniser
-from tests.live import serving
+from tests.support.ears import Recogniser
+from tests.support.live import serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

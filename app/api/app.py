@@ -10,8 +10,9 @@ from fastapi import Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import cloning, conversation, errors, models, openapi, pages, speech, system, voices, watermark, youtube
-from app.api.access import EXPOSED_HEADERS, Access, BodyLimit, LastResort, Limit, OwnPages, ReaderTimeout
+from app.api import errors, openapi
+from app.api.middleware import EXPOSED_HEADERS, Access, BodyLimit, LastResort, Limit, OwnPages, ReaderTimeout
+from app.api.routes import conversation, models, pages, speech, system, voice_cloning, voices, watermark, youtube
 from app.api.speaking import Speaking
 
 if TYPE_CHECKING:
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 
     from app.api.auth import Gate
     from app.audio.watermark import Watermark
-    from app.casting import Casting
-    from app.engines.host import EngineHost
+    from app.engines.manager import EngineHost
+    from app.generator.preset_voices import Casting
+    from app.generator.speech import Studio
     from app.metrics import Metrics
-    from app.studio import Studio
     from app.voices.cloning import Cloner
     from app.voices.consents import ConsentStore
     from app.voices.store import VoiceStore
@@ -80,7 +81,7 @@ def create(
     spoken = [
         speech.router(speaking, rooms.gate),
         conversation.router(speaking, rooms.gate),
-        cloning.router(speaking, rooms.gate, voices=rooms.voices, cloner=rooms.cloner, consents=rooms.consents),
+        voice_cloning.router(speaking, rooms.gate, voices=rooms.voices, cloner=rooms.cloner, consents=rooms.consents),
     ]
     if rooms.youtube is not None:
         spoken.append(
@@ -101,7 +102,7 @@ def create(
         for lists in (
             speech.lists(),
             voices.router(rooms.voices),
-            cloning.lists(rooms.voices),
+            voice_cloning.lists(rooms.voices),
             models.router(rooms.host, rooms.voices),
         ):
             app.include_router(lists, prefix=prefix, dependencies=open_to_all, responses=_OPEN, include_in_schema=shown)
@@ -134,7 +135,7 @@ def create(
         by_path={
             prefix + path: uploads
             for prefix in PREFIXES
-            for path in (conversation.CONVERSATION_PATH, watermark.DETECT_PATH, *cloning.UPLOAD_PATHS)
+            for path in (conversation.CONVERSATION_PATH, watermark.DETECT_PATH, *voice_cloning.UPLOAD_PATHS)
         },
         timeout_s=read_timeout_s,
     )

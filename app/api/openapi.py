@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic.json_schema import models_json_schema
 
-from app.api import shapes
+from app.api import responses
 from app.types import AUDIO_FORMATS
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _object(kind: str | None = None, **properties: Schema) -> Schema:
 
 
 _COUNT: Schema = {"type": "integer", "minimum": 0}
-_ERROR_DATA: Schema = {"$ref": _REF.format(model=shapes.ErrorEnvelope.__name__)}
+_ERROR_DATA: Schema = {"$ref": _REF.format(model=responses.ErrorEnvelope.__name__)}
 _SPEECH_EVENTS = _events(
     _object("speech.audio.delta", audio={"type": "string", "contentEncoding": "base64"}),
     _object("speech.audio.done", usage=_object(input_tokens=_COUNT, output_tokens=_COUNT, total_tokens=_COUNT)),
@@ -100,7 +100,7 @@ _SPEECH_EVENTS = _events(
 )
 _CLONING_EVENTS = _events(
     _object("progress", stage={"type": "string"}, bytes=_COUNT, total={"type": ["integer", "null"], "minimum": 0}),
-    _object("done", voice={"$ref": _REF.format(model=shapes.ClonedVoice.__name__)}),
+    _object("done", voice={"$ref": _REF.format(model=responses.ClonedVoice.__name__)}),
     _ERROR_DATA,
 )
 
@@ -121,53 +121,53 @@ ANSWERS: Mapping[str, Answer] = {
     "POST /v1/audio/dialogue": _SPEECH,
     "POST /v1/voice-cloning/generate": _SPEECH,
     "POST /v1/voice-cloning/voices/{voice_id}/preview": _SPEECH,
-    "DELETE /v1/audio/conversations/{conversation_id}": Answer((), shapes.ForgottenConversation),
-    "GET /v1/audio/speech/response-formats": Answer((), shapes.ResponseFormats),
-    "GET /v1/audio/speech/stream-formats": Answer((), shapes.StreamFormats),
-    "GET /v1/audio/voices": Answer((400,), shapes.VoiceList),
-    "GET /v1/voice-cloning/openai-compatible-voices": Answer((), shapes.CompatibleVoices),
-    "GET /v1/models": Answer((), shapes.ModelList),
-    "GET /v1/models/{model_id}": Answer((404,), shapes.Model),
-    "GET /v1/audio/models": Answer((), shapes.AudioModelList),
-    "POST /v1/voice-cloning/clone": Answer((*_UPLOAD, 404, 500), shapes.Cloned),
-    "POST /v1/voice-cloning/check": Answer(_UPLOAD, shapes.Draft),
-    "GET /v1/voice-cloning/voices": Answer((), shapes.ClonedVoices),
-    "GET /v1/voice-cloning/voices/{voice_id}": Answer((404,), shapes.ClonedVoice),
-    "PATCH /v1/voice-cloning/voices/{voice_id}": Answer((400, 404, 408, 413, 429, 507), shapes.ClonedVoice),
-    "DELETE /v1/voice-cloning/voices/{voice_id}": Answer((404, 429, 507), shapes.DeletedClone),
+    "DELETE /v1/audio/conversations/{conversation_id}": Answer((), responses.ForgottenConversation),
+    "GET /v1/audio/speech/response-formats": Answer((), responses.ResponseFormats),
+    "GET /v1/audio/speech/stream-formats": Answer((), responses.StreamFormats),
+    "GET /v1/audio/voices": Answer((400,), responses.VoiceList),
+    "GET /v1/voice-cloning/openai-compatible-voices": Answer((), responses.CompatibleVoices),
+    "GET /v1/models": Answer((), responses.ModelList),
+    "GET /v1/models/{model_id}": Answer((404,), responses.Model),
+    "GET /v1/audio/models": Answer((), responses.AudioModelList),
+    "POST /v1/voice-cloning/clone": Answer((*_UPLOAD, 404, 500), responses.Cloned),
+    "POST /v1/voice-cloning/check": Answer(_UPLOAD, responses.Draft),
+    "GET /v1/voice-cloning/voices": Answer((), responses.ClonedVoices),
+    "GET /v1/voice-cloning/voices/{voice_id}": Answer((404,), responses.ClonedVoice),
+    "PATCH /v1/voice-cloning/voices/{voice_id}": Answer((400, 404, 408, 413, 429, 507), responses.ClonedVoice),
+    "DELETE /v1/voice-cloning/voices/{voice_id}": Answer((404, 429, 507), responses.DeletedClone),
     "GET /v1/voice-cloning/voices/{voice_id}/reference": Answer((404, 500), content={"audio/wav": _BINARY}),
     "GET /v1/voice-cloning/voices/{voice_id}/export": Answer(
         (404, 500),
         content={"application/zip": _BINARY},
         headers={"Content-Disposition": _text("A name for the file.")},
     ),
-    "POST /v1/voice-cloning/import": Answer(_UPLOAD, shapes.Cloned),
-    "POST /v1/audio/voices": Answer(_UPLOAD, shapes.CustomVoice),
-    "DELETE /v1/audio/voices/{voice_id}": Answer((404, 429, 507), shapes.DeletedVoice),
-    "POST /v1/audio/voice_consents": Answer(_UPLOAD, shapes.Consent),
-    "GET /v1/audio/voice_consents": Answer((400, 404), shapes.ConsentPage),
-    "GET /v1/audio/voice_consents/{consent_id}": Answer((404,), shapes.Consent),
-    "POST /v1/audio/voice_consents/{consent_id}": Answer((400, 404, 408, 413, 429, 507), shapes.Consent),
-    "DELETE /v1/audio/voice_consents/{consent_id}": Answer((404, 429, 507), shapes.DeletedConsent),
-    "POST /v1/audio/watermark/detect": Answer((400, 408, 413, 429), shapes.Detection),
+    "POST /v1/voice-cloning/import": Answer(_UPLOAD, responses.Cloned),
+    "POST /v1/audio/voices": Answer(_UPLOAD, responses.CustomVoice),
+    "DELETE /v1/audio/voices/{voice_id}": Answer((404, 429, 507), responses.DeletedVoice),
+    "POST /v1/audio/voice_consents": Answer(_UPLOAD, responses.Consent),
+    "GET /v1/audio/voice_consents": Answer((400, 404), responses.ConsentPage),
+    "GET /v1/audio/voice_consents/{consent_id}": Answer((404,), responses.Consent),
+    "POST /v1/audio/voice_consents/{consent_id}": Answer((400, 404, 408, 413, 429, 507), responses.Consent),
+    "DELETE /v1/audio/voice_consents/{consent_id}": Answer((404, 429, 507), responses.DeletedConsent),
+    "POST /v1/audio/watermark/detect": Answer((400, 408, 413, 429), responses.Detection),
     **dict.fromkeys(
         ("POST /v1/voice-cloning/clone-from-youtube", "POST /v1/audio/speech/voice-cloning/youtube"),
         Answer(
             _UPLOAD,
             content={
-                "application/json": {"schema": {"$ref": _REF.format(model=shapes.Cloned.__name__)}},
+                "application/json": {"schema": {"$ref": _REF.format(model=responses.Cloned.__name__)}},
                 "text/event-stream": _CLONING_EVENTS,
             },
             description="The voice, as `/voice-cloning/clone` tells it; or events.",
         ),
     ),
-    "GET /health": Answer((), shapes.Health, also=(503,), description="`starting`, `ok` or `degraded`."),
-    "GET /ready": Answer((503,), shapes.Ready, description="A speech request would be answered."),
-    "GET /version": Answer((), shapes.Version),
+    "GET /health": Answer((), responses.Health, also=(503,), description="`starting`, `ok` or `degraded`."),
+    "GET /ready": Answer((503,), responses.Ready, description="A speech request would be answered."),
+    "GET /version": Answer((), responses.Version),
     "GET /metrics": Answer(
         (), content={"text/plain": {"schema": {"type": "string"}}}, description="Prometheus' text format."
     ),
-    "GET /debug": Answer((), shapes.Debug),
+    "GET /debug": Answer((), responses.Debug),
 }
 
 # Status: what it means, and an example of (message, param, code).
@@ -236,7 +236,7 @@ def _described(schema: Schema, *, keys: bool, max_input_chars: int) -> Schema:
     for name in ("HTTPValidationError", "ValidationError"):
         components.pop(name, None)
     kinds = {answer.shape for answer in ANSWERS.values() if answer.shape is not None}
-    kinds |= {shapes.ErrorEnvelope, shapes.Cloned, shapes.ClonedVoice}
+    kinds |= {responses.ErrorEnvelope, responses.Cloned, responses.ClonedVoice}
     ordered = sorted(kinds, key=lambda kind: kind.__name__)
     _, made = models_json_schema([(kind, "serialization") for kind in ordered], ref_template=_REF)
     components.update(made["$defs"])

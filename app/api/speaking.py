@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from app.api.respond import AnswerResponse
-from app.api.schemas import ConversationBody
+from app.api.requests import ConversationBody
+from app.api.streaming import AnswerResponse
 from app.errors import SpeechError
 
 if TYPE_CHECKING:
     from fastapi import Request
 
-    from app.api.schemas import SpokenBody
-    from app.engines.host import EngineHost
+    from app.api.requests import SpokenBody
+    from app.engines.manager import EngineHost
+    from app.generator.speech import Answer, Studio
     from app.metrics import Metrics
-    from app.studio import Answer, Studio
     from app.types import SpeechRequest
 
 log: Any = structlog.get_logger(__name__)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Self
 
 from app.audio import pcm
 from app.errors import NotSupported
+from app.runtime.audio_queue import Outbox
 from app.runtime.loop import Loop
-from app.runtime.outbox import Outbox
 from app.runtime.scheduler import Scheduler
 from app.runtime.slots import Job
 from app.types import VoicePrompt

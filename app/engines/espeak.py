@@ -26,7 +26,7 @@ from app.audio.shape import Gain
 from app.engines.batched import BatchedEngine
 from app.errors import EngineError, EngineUnavailable, UnsupportedParameter
 from app.runtime.runner import StepResult
-from app.text.scripts import script_language
+from app.text.writing_systems import script_language
 from app.types import EngineInfo
 
 if TYPE_CHECKING:

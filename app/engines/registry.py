@@ -13,8 +13,8 @@ from app.errors import EngineUnavailable
 if TYPE_CHECKING:
     from app.audio.guard import Rule
     from app.engines.protocol import Engine
-    from app.models.hub import Progress
     from app.settings import Settings
+    from app.weights.hub import Progress
 
 ENTRY_POINT_GROUP = "tts_server.engines"
 
@@ -60,8 +60,8 @@ class EngineSpec:
 
 
 BUILT_IN = (
-    EngineSpec("csm", "csm-1b", "app.engines.csm_load:build", on_devices=True, splits=True),
-    EngineSpec("dia", "dia-1.6b", "app.engines.dia_load:build", on_devices=True),
+    EngineSpec("csm", "csm-1b", "app.engines.csm.loading:build", on_devices=True, splits=True),
+    EngineSpec("dia", "dia-1.6b", "app.engines.dia.loading:build", on_devices=True),
     EngineSpec("espeak", "espeak", "app.engines.espeak:build"),
 )
 

@@ -10,7 +10,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from app.runtime.outbox import Outbox
+    from app.runtime.audio_queue import Outbox
     from app.types import Utterance
 
 

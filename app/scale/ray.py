@@ -18,8 +18,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from app import logs
-from app.assemble import assemble
 from app.runtime import pauses
+from app.wiring import assemble
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -15,7 +15,7 @@ import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from app.text import cleaning, lexicon, markup, readings, spelling
+from app.text import cleaning, markup, number_words, rules, tables
 
 if TYPE_CHECKING:
     from wetext import Normalizer as WetextNormalizer
@@ -45,7 +45,7 @@ _REPEATED = (
     (re.compile(r"(?<!\.)\.\.(?!\.)"), "."),
 )
 _LEFTOVER_NUMBER = re.compile(r"[0-9]{1,40}")
-_SYMBOL = re.compile("|".join(re.escape(symbol) for symbol in lexicon.SYMBOLS))
+_SYMBOL = re.compile("|".join(re.escape(symbol) for symbol in tables.SYMBOLS))
 # What may reach a model: words in any script, marks it knows how to breathe at, and brackets (tags look like them).
 _UNSPOKEN = re.compile(r"[^\w\s.,;:!?'\"()\[\]\-%。，、！？；：「」『』（）…·\ue000-\uf8ff]|_")
 _TIDY = (
@@ -146,13 +146,13 @@ class Normalizer:
         return "\n\n".join(filter(None, (" ".join(paragraph.split()) for paragraph in paragraphs)))
 
     def _paragraph(self, text: str) -> str:
-        text = readings.read(_SPACES.sub(" ", text), self._grammar.unit)
+        text = rules.read(_SPACES.sub(" ", text), self._grammar.unit)
         text = _DASH_END.sub("...", text)
         text = _JOINING_DASH.sub("-", text)
         text = _DASH_PAUSE.sub(", ", text)
-        text = _SYMBOL.sub(lambda found: lexicon.SYMBOLS[found[0]], text)
+        text = _SYMBOL.sub(lambda found: tables.SYMBOLS[found[0]], text)
         text = _UNSPOKEN.sub(" ", text)
-        text = _LEFTOVER_NUMBER.sub(lambda found: f" {spelling.integer(found[0])} ", text)
+        text = _LEFTOVER_NUMBER.sub(lambda found: f" {number_words.integer(found[0])} ", text)
         for pattern, replacement in _REPEATED:
             text = pattern.sub(replacement, text)
         for pattern, replacement in _TIDY:
@@ -167,4 +167,4 @@ class Normalizer:
 
 
 def _digits_said(text: str) -> str:
-    return " ".join(re.sub(r"[0-9]+", lambda found: f" {spelling.integer(found[0])} ", text).split())
+    return " ".join(re.sub(r"[0-9]+", lambda found: f" {number_words.integer(found[0])} ", text).split())

@@ -13,11 +13,11 @@ import zlib
 from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING
 
-from app.audio.apart import Limits, decode_apart
+from app.audio.sandbox import Limits, decode_apart
 from app.errors import BadReference, InvalidValue
 from app.types import Reference
 from app.voices.cloning import consent_recording
-from app.voices.shelf import Damaged
+from app.voices.folder_store import Damaged
 from app.voices.store import (
     CONSENT_FILE,
     MARKER,

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from app.audio import pcm
-from app.audio.apart import Limits, Source, decode_apart
 from app.audio.loudness import denoised, integrated_lufs
+from app.audio.sandbox import Limits, Source, decode_apart
 from app.errors import BadReference, Busy, InvalidValue, SpeechError
 from app.types import Reference
 from app.voices import quality, window

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.errors import InvalidValue, NotFound
 from app.types import Reference
-from app.voices.shelf import Damaged, Shelf
+from app.voices.folder_store import Damaged, Shelf
 from app.voices.store import VoiceStore, clean_name, read_wav, wav
 
 if TYPE_CHECKING:

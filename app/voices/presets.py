@@ -10,8 +10,8 @@ from app.types import Voice
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What a name promises: in words, and as a recording measures (`voices/character.py`): median pitch, and energy
-    above 2 kHz against below."""
+    """What a preset voice should sound like: in words, and as `voices/voice_features.py` measures a recording: its
+    median pitch, and its energy above 2 kHz against the energy below."""
 
     description: str
     pitch_hz: float

@@ -36,8 +36,8 @@ from app.audio import pcm
 from app.audio.decode import decode
 from app.errors import BadReference, DamagedVoice, InvalidValue, NotFound, UnknownVoice
 from app.types import Reference, Voice
+from app.voices.folder_store import Damaged, Shelf
 from app.voices.presets import NO_VOICE, PROFILES, preset
-from app.voices.shelf import Damaged, Shelf
 
 if TYPE_CHECKING:
     from app.types import Codec, Codes, Samples

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from app.audio.apart import Limits, decode_apart
+from app.audio.sandbox import Limits, decode_apart
 from app.errors import BadReference, Busy, InvalidValue, NotSupported, Unfetchable
-from app.voices.shelf import is_alive
+from app.voices.folder_store import is_alive
 from app.voices.store import wav
 
 log = logging.getLogger(__name__)

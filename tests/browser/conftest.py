@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests import samples
+from tests.support import samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

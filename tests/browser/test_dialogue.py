@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests.browser.studio import newest_take, until, wait_heard, wait_state, wait_takes
-from tests.live import wait_until
+from tests.support.live import wait_until
+from tests.support.studio import newest_take, until, wait_heard, wait_state, wait_takes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

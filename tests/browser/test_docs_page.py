@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from app.keys import KeyFile
-from tests.live import serving
+from tests.support.live import serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.browser.studio import SHORT, speak, until, wait_heard, wait_state, wait_takes, write
-from tests.live import ROOT
+from tests.support.live import ROOT
+from tests.support.studio import SHORT, speak, until, wait_heard, wait_state, wait_takes, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -297,7 +297,7 @@ def test_the_server_page_tells_what_is(server: str, visit: Visit) -> None:
 
 @pytest.mark.slow
 def test_a_server_page_without_a_server_keeps_its_last_values(visit: Visit, tmp_path: Path) -> None:
-    from tests.live import serving
+    from tests.support.live import serving
 
     with serving(tmp_path) as url:
         watched = visit(f"{url}/server")

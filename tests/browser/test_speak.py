@@ -15,10 +15,11 @@ import httpx
 import numpy as np
 import pytest
 
-from app import assemble
+from app import wiring
 from app.engines.registry import EngineSpec, specs
 from app.keys import KeyFile
-from tests.browser.studio import (
+from tests.support.live import Process, serving, stuck_reader, wait_until
+from tests.support.studio import (
     LONG,
     SHORT,
     at_s,
@@ -32,7 +33,6 @@ from tests.browser.studio import (
     wait_worth_keeping,
     write,
 )
-from tests.live import Process, serving, stuck_reader, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -346,8 +346,8 @@ def test_stop_ends_the_countdown(tmp_path: Path, visit: Visit) -> None:
 def test_an_engine_that_breaks_is_told_in_its_words(
     tmp_path: Path, visit: Visit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = EngineSpec("broken", "broken-1b", "tests.integration.broken_engine:build")
-    monkeypatch.setattr(assemble.registry, "specs", lambda: {"broken": broken, **specs()})
+    broken = EngineSpec("broken", "broken-1b", "tests.support.broken_engine:build")
+    monkeypatch.setattr(wiring.registry, "specs", lambda: {"broken": broken, **specs()})
     with serving(tmp_path, TTS_ENGINE="broken") as url:
         watched = visit(url)
         watched.expected |= {"500", "net::ERR_INCOMPLETE"}

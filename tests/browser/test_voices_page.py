@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from app import assemble
+from app import wiring
 from app.engines.registry import EngineSpec, specs
-from tests import samples, tube
-from tests.browser.studio import speak, until, wait_heard, wait_state
 from tests.browser.test_manners import DESKTOP, PHONE, offences, sideways
-from tests.ears import decode
-from tests.live import serving, wait_until
+from tests.support import samples, tube
+from tests.support.ears import decode
+from tests.support.live import serving, wait_until
+from tests.support.studio import speak, until, wait_heard, wait_state
 from tests.unit.test_youtube import Site
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ def sample() -> bytes:
 @pytest.fixture(scope="module")
 def learning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server whose engine speaks with recordings."""
-    spec = EngineSpec("reading", "reading-1", "tests.integration.reading_engine:build")
+    spec = EngineSpec("reading", "reading-1", "tests.support.reading_engine:build")
     known = {**specs(), "reading": spec}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assemble.registry, "specs", lambda: known)
+        patch.setattr(wiring.registry, "specs", lambda: known)
         folder = tmp_path_factory.mktemp("learning")
         with serving(folder, TTS_ENGINE="reading", TTS_FALLBACK_ENGINE="") as url:
             yield url
@@ -221,7 +221,7 @@ class Listener:
 def test_words_are_recognised_and_may_be_mended(
     tmp_path: Path, sample: bytes, visit: Visit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(assemble, "transcriber_of", lambda _: Listener())
+    monkeypatch.setattr(wiring, "transcriber_of", lambda _: Listener())
     with serving(tmp_path) as url:
         watched = visit(f"{url}/voice-cloning")
         page = watched.page

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from tests.ears import Heard, Recogniser, decode
-from tests.live import ROOT, serving, stuck_reader, wait_until
+from tests.support.ears import Heard, Recogniser, decode
+from tests.support.live import ROOT, serving, stuck_reader, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

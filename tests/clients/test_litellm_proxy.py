@@ -10,8 +10,8 @@ import openai
 import pytest
 
 from tests.clients.conftest import KEY, driver_environment, full
-from tests.ears import SENTENCES, Recogniser, decode
-from tests.live import ROOT, free_port, wait_until
+from tests.support.ears import SENTENCES, Recogniser, decode
+from tests.support.live import ROOT, free_port, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

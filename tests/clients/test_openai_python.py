@@ -14,8 +14,8 @@ from openai import AsyncStream, Stream
 
 from app.types import AUDIO_FORMATS
 from tests.clients.conftest import KEY, full
-from tests.ears import SENTENCES, Recogniser, decode
-from tests.live import LONG, wait_until
+from tests.support.ears import SENTENCES, Recogniser, decode
+from tests.support.live import LONG, wait_until
 
 pytestmark = pytest.mark.integration
 

@@ -22,7 +22,7 @@ import openai
 import pytest
 
 from tests.clients.conftest import KEY, full
-from tests.ears import PCM_RATE_HZ, SENTENCES, Recogniser, decode
+from tests.support.ears import PCM_RATE_HZ, SENTENCES, Recogniser, decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

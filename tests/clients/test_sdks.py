@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from tests.clients.conftest import KEY, Client, driver, full, heard, said
-from tests.ears import SENTENCES, Recogniser
-from tests.live import LONG, wait_until
+from tests.support.ears import SENTENCES, Recogniser
+from tests.support.live import LONG, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

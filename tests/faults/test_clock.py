@@ -11,7 +11,7 @@ import pytest
 
 from app.voices.memory import Memory, Remembered
 from tests.integration.test_streaming import stuck_reader
-from tests.live import serving
+from tests.support.live import serving
 
 if TYPE_CHECKING:
     from pathlib import Path

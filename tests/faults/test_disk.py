@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests import samples
-from tests.ears import decode
-from tests.live import Process, serving
+from tests.support import samples
+from tests.support.ears import decode
+from tests.support.live import Process, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from app import assemble
+from app import wiring
 from app.engines.registry import EngineSpec
-from tests.ears import decode
-from tests.live import serving, wait_until
+from tests.support.ears import decode
+from tests.support.live import serving, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,8 +29,8 @@ WHOLE_S = 3.2
 
 @contextlib.contextmanager
 def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **variables: object) -> Iterator[httpx.Client]:
-    spec = EngineSpec("failing", "failing-1", "tests.faults.engines:build")
-    monkeypatch.setattr(assemble.registry, "specs", lambda: {"failing": spec})
+    spec = EngineSpec("failing", "failing-1", "tests.support.faulty_engines:build")
+    monkeypatch.setattr(wiring.registry, "specs", lambda: {"failing": spec})
     given = {"TTS_ENGINE": "failing", "TTS_FALLBACK_ENGINE": "", "TTS_ENHANCE": False, **variables}
     with serving(tmp_path, **given) as url, httpx.Client(base_url=url, timeout=30) as http:
         yield http

@@ -15,8 +15,8 @@ import httpx
 import numpy as np
 import pytest
 
-from tests import samples
-from tests.live import wait_until
+from tests.support import samples
+from tests.support.live import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests import samples
-from tests.ears import decode
-from tests.live import Process, wait_until
+from tests.support import samples
+from tests.support.ears import decode
+from tests.support.live import Process, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from tests.integration.test_streaming import LONG, rows, stuck_reader
-from tests.live import Process, serving, wait_until
+from tests.support.live import Process, serving, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path

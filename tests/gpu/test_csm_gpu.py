@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from app.engines.csm import CsmRunner
-from app.models.layers import Stage
-from app.runtime.graphs import Recorder
+from app.engines.csm.runner import CsmRunner
+from app.nn.layers import Stage
+from app.runtime.cuda_graphs import Recorder
 from app.types import Sampling, Utterance
 from bench.fabricate import fabricate_csm
-from tests.driver import Driver
+from tests.support.driver import Driver
 from tests.unit.test_csm_runner import FRAME_S, alone, make, prompt, speech
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from app.engines.dia import DiaRunner
-from app.runtime.graphs import Recorder
+from app.engines.dia.runner import DiaRunner
+from app.runtime.cuda_graphs import Recorder
 from app.types import Sampling, Utterance
-from bench.random_dia import fabricate_dia
-from tests.driver import Driver
+from tests.support.driver import Driver
+from tests.support.random_dia import fabricate_dia
 from tests.unit.test_dia_runner import make, prompt, speech
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from app.types import AUDIO_FORMATS
-from tests.ears import SENTENCES, Recogniser, decode
-from tests.fake_hub import FakeHub
-from tests.live import Process, environment, free_port, wait_until
+from tests.support.ears import SENTENCES, Recogniser, decode
+from tests.support.fake_hub import FakeHub
+from tests.support.live import Process, environment, free_port, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path

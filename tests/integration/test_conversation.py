@@ -10,18 +10,19 @@ import httpx
 import numpy as np
 import pytest
 
-from app import assemble, studio
+from app import wiring
 from app.engines.registry import BUILT_IN, EngineSpec
-from tests.ears import decode
-from tests.integration import listening_engine as engine
-from tests.live import serving
+from app.generator import speech
+from tests.support import listening_engine as engine
+from tests.support.ears import decode
+from tests.support.live import serving
 from tests.unit.test_decode import Kind, made
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.ears import Recogniser
+    from tests.support.ears import Recogniser
 
 pytestmark = pytest.mark.integration
 
@@ -40,8 +41,8 @@ def turn(speaker: int, text: str, seconds: float = 1.0, kind: Kind = WAV) -> dic
 @pytest.fixture
 def listening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
     """A server whose engine takes context; what it got is in `engine.spoken` and `engine.enrolled`."""
-    spec = EngineSpec("listening", "listening-1", "tests.integration.listening_engine:build")
-    monkeypatch.setattr(assemble.registry, "specs", lambda: {"listening": spec})
+    spec = EngineSpec("listening", "listening-1", "tests.support.listening_engine:build")
+    monkeypatch.setattr(wiring.registry, "specs", lambda: {"listening": spec})
     engine.spoken.clear()
     engine.enrolled.clear()
     limits = {"TTS_MAX_UPLOAD_BYTES": 16_000_000, "TTS_MAX_INPUT_CHARS": 1000}
@@ -243,7 +244,7 @@ def test_more_than_the_engine_can_hear_is_refused_before_it_is_heard(listening: 
 def test_all_turns_together_have_a_time_to_be_decoded_in(
     listening: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(studio, "HEARING_LIMIT_S", 0.0)
+    monkeypatch.setattr(speech, "HEARING_LIMIT_S", 0.0)
     error = refusal(listening.post(PATH, json={"text": "Hello.", "context": [turn(0, "One.")]}), "context.0.audio")
     assert "too long to decode" in error["message"]
 
@@ -299,9 +300,9 @@ def test_a_stand_in_speaks_without_the_context_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recogniser: Recogniser
 ) -> None:
     sentence = "the train leaves from platform nine"
-    missing = EngineSpec("listening", "listening-1", "tests.integration.listening_engine:unavailable")
+    missing = EngineSpec("listening", "listening-1", "tests.support.listening_engine:unavailable")
     specs = {"listening": missing, **{spec.name: spec for spec in BUILT_IN}}
-    monkeypatch.setattr(assemble.registry, "specs", lambda: specs)
+    monkeypatch.setattr(wiring.registry, "specs", lambda: specs)
     with serving(tmp_path, TTS_ENGINE="listening") as url, httpx.Client(base_url=url) as http:
         body = {"text": sentence, "context": [turn(0, "One.")], "response_format": "wav"}
         answer = http.post(PATH, json=body)

@@ -15,8 +15,8 @@ import pytest
 
 from app.audio.encoders import open_encoder
 from app.types import AUDIO_FORMATS
-from tests.ears import decode
-from tests.live import ROOT, environment, serving, wait_until
+from tests.support.ears import decode
+from tests.support.live import ROOT, environment, serving, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from app.engines import pool
-from tests.live import serving, wait_until
+from tests.support.live import serving, wait_until
 from tests.unit.test_pool import kill
 
 if TYPE_CHECKING:

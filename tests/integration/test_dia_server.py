@@ -12,9 +12,9 @@ import numpy as np
 import openai
 import pytest
 
-from bench.random_dia import fabricate_dia
-from tests.ears import decode
-from tests.live import environment, serving, wait_until
+from tests.support.ears import decode
+from tests.support.live import environment, serving, wait_until
+from tests.support.random_dia import fabricate_dia
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,7 +129,7 @@ def test_a_converted_first_release_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["[S1] Hello there. [S2] Hi (laughs)", "no tags at all <b>"])
 def test_codes_from_the_command_line(tmp_path: Path, checkpoint: Path, text: str) -> None:
     """Exactly transformers' greedy codes for exactly these bytes."""
-    from tests.parity import dia_oracle as oracle
+    from tests.support import dia_oracle as oracle
 
     arguments = (
         f"say --engine dia --model {checkpoint} --voice none --no-normalize --temperature 0 --max-frames 30 "

@@ -11,16 +11,16 @@ import httpx
 import numpy as np
 import pytest
 
-from app.studio import TURN_GAP_S
-from tests.ears import SENTENCES, Heard, decode
+from app.generator.speech import TURN_GAP_S
 from tests.integration.test_recognised import pitch_hz
-from tests.live import serving
+from tests.support.ears import SENTENCES, Heard, decode
+from tests.support.live import serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.ears import Recogniser
+    from tests.support.ears import Recogniser
 
 pytestmark = pytest.mark.integration
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app import __version__
-from tests.live import ROOT
+from tests.support.live import ROOT
 
 pytestmark = pytest.mark.integration
 

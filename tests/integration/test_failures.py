@@ -9,9 +9,9 @@ import openai
 import pytest
 from openai import Stream
 
-from app import assemble
+from app import wiring
 from app.engines.registry import EngineSpec
-from tests.live import serving
+from tests.support.live import serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture
 def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    spec = EngineSpec("broken", "broken-1", "tests.integration.broken_engine:build")
-    monkeypatch.setattr(assemble.registry, "specs", lambda: {"broken": spec})
+    spec = EngineSpec("broken", "broken-1", "tests.support.broken_engine:build")
+    monkeypatch.setattr(wiring.registry, "specs", lambda: {"broken": spec})
     with serving(tmp_path, TTS_ENGINE="broken", TTS_FALLBACK_ENGINE="") as served:
         yield served
 

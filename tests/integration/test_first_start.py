@@ -12,10 +12,10 @@ import httpx
 import openai
 import pytest
 
-from app import assemble
+from app import wiring
 from app.engines.registry import EngineSpec, specs
-from tests.fake_hub import FakeHub
-from tests.live import Process, serving
+from tests.support.fake_hub import FakeHub
+from tests.support.live import Process, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,8 +78,8 @@ def test_without_a_stand_in_the_answer_is_503_with_the_reason(tmp_path: Path) ->
 
 
 def test_an_engine_that_fails_is_not_said_to_miss_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    crashing = EngineSpec("crashing", "crashing-1b", "tests.unit.engine_targets:crashing")
-    monkeypatch.setattr(assemble.registry, "specs", lambda: {"crashing": crashing, **specs()})
+    crashing = EngineSpec("crashing", "crashing-1b", "tests.support.engine_targets:crashing")
+    monkeypatch.setattr(wiring.registry, "specs", lambda: {"crashing": crashing, **specs()})
     with serving(tmp_path, TTS_ENGINE="crashing") as url:
         states = {model["id"]: model["status"] for model in httpx.get(f"{url}/v1/models").json()["data"]}
     assert states["crashing-1b"] == "failed"
@@ -88,7 +88,7 @@ def test_an_engine_that_fails_is_not_said_to_miss_its_weights(tmp_path: Path, mo
 
 def test_the_grammar_is_loaded_before_a_request_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warmed = threading.Event()
-    monkeypatch.setattr(assemble.Normalizer, "warm", lambda _: warmed.set())
+    monkeypatch.setattr(wiring.Normalizer, "warm", lambda _: warmed.set())
     with serving(tmp_path):
         assert warmed.wait(5)
 

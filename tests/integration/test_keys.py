@@ -16,9 +16,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.keys import SCOPES, KeyFile
-from tests import samples
 from tests.integration.test_api_routes import problem
-from tests.live import LONG, Process, environment, serving, wait_until
+from tests.support import samples
+from tests.support.live import LONG, Process, environment, serving, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,8 +10,8 @@ import pytest
 
 from app.engines.espeak import TIMBRES
 from app.voices.enhancement import CEILING_DBTP, TARGET_LUFS
-from tests.ears import decode, loudness_lufs, true_peak_dbtp
-from tests.live import serving
+from tests.support.ears import decode, loudness_lufs, true_peak_dbtp
+from tests.support.live import serving
 
 pytestmark = pytest.mark.integration
 

@@ -10,16 +10,16 @@ import httpx
 import numpy as np
 import pytest
 
-from app import assemble
+from app import wiring
 from app.audio import pcm
-from app.engines import csm
+from app.engines.csm.runner import runner as csm_runner
 from app.engines.registry import EngineSpec
 from app.types import Reference
-from app.voices.character import measure
 from app.voices.store import VoiceStore
+from app.voices.voice_features import measure
 from bench.fabricate import fabricate_csm
-from tests.integration import reading_engine
-from tests.live import serving
+from tests.support import reading_engine
+from tests.support.live import serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,14 +39,14 @@ FRAMES = 6  # of a line: a model with random weights never ends by itself
 def heard(monkeypatch: pytest.MonkeyPatch) -> list[Utterance]:
     """What reaches the runner."""
     taken: list[Utterance] = []
-    admit = csm.CsmRunner.admit
+    admit = csm_runner.CsmRunner.admit
 
-    def note(self: csm.CsmRunner, row: int, utterance: Utterance) -> None:
+    def note(self: csm_runner.CsmRunner, row: int, utterance: Utterance) -> None:
         taken.append(utterance)
         admit(self, row, utterance)
 
-    monkeypatch.setattr(csm.CsmRunner, "admit", note)
-    monkeypatch.setattr(csm.Guards, "limit", lambda *_: FRAMES)
+    monkeypatch.setattr(csm_runner.CsmRunner, "admit", note)
+    monkeypatch.setattr(csm_runner.Guards, "limit", lambda *_: FRAMES)
     return taken
 
 
@@ -104,8 +104,8 @@ def test_fifty_turns_follow_the_same_recording_within_a_budget(tiny: httpx.Clien
 
 def test_the_voice_does_not_drift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over an engine that does speak: pitch and brightness of the fiftieth turn are those of the first."""
-    spec = EngineSpec("reading", "reading-1", "tests.integration.reading_engine:build")
-    monkeypatch.setattr(assemble.registry, "specs", lambda: {"reading": spec})
+    spec = EngineSpec("reading", "reading-1", "tests.support.reading_engine:build")
+    monkeypatch.setattr(wiring.registry, "specs", lambda: {"reading": spec})
     info = dataclasses.replace(reading_engine.ReadingEngine.info, extras=frozenset({"context"}), max_context_s=100.0)
     monkeypatch.setattr(reading_engine.ReadingEngine, "info", info)
     library = reading_engine.Library()

@@ -14,8 +14,8 @@ import httpx
 import numpy as np
 import pytest
 
-from app.api.pages import DOCS_PATH, PATHS
-from tests.live import LONG, ROOT, serving
+from app.api.routes.pages import DOCS_PATH, PATHS
+from tests.support.live import LONG, ROOT, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,8 +72,8 @@ def test_behind_a_proxy_with_a_path_everything_is_asked_for_there(tmp_path: Path
     from fastapi import FastAPI
     from fastapi.testclient import TestClient
 
-    from app.assemble import assemble
-    from tests.live import settings
+    from app.wiring import assemble
+    from tests.support.live import settings
 
     outer = FastAPI()
     outer.mount("/tts", assemble(settings(tmp_path)))

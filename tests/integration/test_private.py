@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from app.keys import KeyFile
-from tests import samples
-from tests.live import ROOT, Process
+from tests.support import samples
+from tests.support.live import ROOT, Process
 
 pytestmark = pytest.mark.integration
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests.ears import SENTENCES, Recogniser, decode
-from tests.live import ROOT, Process, wait_until
+from tests.support.ears import SENTENCES, Recogniser, decode
+from tests.support.live import ROOT, Process, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -176,7 +176,7 @@ def test_the_offline_voice_needs_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"
-        "from tests.live import serving\n"
+        "from tests.support.live import serving\n"
         "import httpx\n"
         f"with serving(Path({str(tmp_path)!r})) as url:\n"
         "    assert httpx.post(url + '/v1/audio/speech', json={'input': 'No torch here.'}).status_code == 200\n"

@@ -12,10 +12,10 @@ import pytest
 
 from app.types import AUDIO_FORMATS
 from app.voices.presets import PROFILES
-from tests.ears import SENTENCES, decode
+from tests.support.ears import SENTENCES, decode
 
 if TYPE_CHECKING:
-    from tests.ears import Recogniser
+    from tests.support.ears import Recogniser
 
 pytestmark = pytest.mark.integration
 

@@ -14,11 +14,11 @@ import httpx
 import pytest
 from pydantic import BaseModel
 
-from app import assemble
-from app.api.schemas import PREVIEW_TEXT, SPEAKING_BODIES, SpokenBody
+from app import wiring
+from app.api.requests import PREVIEW_TEXT, SPEAKING_BODIES, SpokenBody
 from app.engines.registry import BUILT_IN, EngineSpec
-from tests.integration import listening_engine as engine
-from tests.live import serving
+from tests.support import listening_engine as engine
+from tests.support.live import serving
 from tests.unit.test_decode import Kind, made
 
 if TYPE_CHECKING:
@@ -359,9 +359,9 @@ PAIRS = [pytest.param(name, route, id=f"{name}-{route}") for name in ROWS for ro
 @pytest.fixture(scope="module")
 def able(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose engine has every parameter."""
-    spec = EngineSpec("able", "able-1", "tests.integration.listening_engine:build_able")
+    spec = EngineSpec("able", "able-1", "tests.support.listening_engine:build_able")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assemble.registry, "specs", lambda: {"able": spec, **{spec.name: spec for spec in BUILT_IN}})
+        patch.setattr(wiring.registry, "specs", lambda: {"able": spec, **{spec.name: spec for spec in BUILT_IN}})
         variables = {"TTS_ENGINE": "able", "TTS_FALLBACK_ENGINE": "", "TTS_API_KEYS": ",".join(KEYS)}
         with (
             serving(tmp_path_factory.mktemp("able"), **variables) as url,

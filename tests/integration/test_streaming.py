@@ -11,8 +11,8 @@ import httpx
 import openai
 import pytest
 
-from tests.ears import decode
-from tests.live import LONG, serving, stuck_reader, wait_until
+from tests.support.ears import decode
+from tests.support.live import LONG, serving, stuck_reader, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,16 +22,16 @@ import pytest
 import soxr
 
 from app.audio import pcm
-from app.engines.csm import CsmRunner
-from app.engines.dia import DiaRunner
+from app.engines.csm.runner import CsmRunner
+from app.engines.dia.runner import DiaRunner
 from app.types import Reference
 from app.voices.store import read_wav
-from bench.random_dia import fabricate_dia
-from tests import samples
-from tests.ears import decode
 from tests.integration.test_api_routes import problem
 from tests.integration.test_csm_server import fabricate
-from tests.live import serving, wait_until
+from tests.support import samples
+from tests.support.ears import decode
+from tests.support.live import serving, wait_until
+from tests.support.random_dia import fabricate_dia
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,8 @@ import openai
 import pytest
 
 from app.audio import watermark
-from tests.ears import decode, loudness_lufs
-from tests.live import ROOT, environment, serving
+from tests.support.ears import decode, loudness_lufs
+from tests.support.live import ROOT, environment, serving
 
 pytestmark = pytest.mark.integration
 

@@ -14,8 +14,8 @@ import pytest
 import soxr
 
 from app.engines.espeak import Library
-from tests import tube
-from tests.live import serving, wait_until
+from tests.support import tube
+from tests.support.live import serving, wait_until
 from tests.unit.test_youtube import Site, mp3
 
 pytestmark = pytest.mark.integration

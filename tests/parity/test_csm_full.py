@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.engines.csm_load import adapt, load_model
+from app.engines.csm.loading import adapt, load_model
 from app.runtime.sampling import Knobs
 from bench.fabricate import fabricate_csm
-from tests.parity import oracle
-from tests.parity.generation import generate
+from tests.support import csm_oracle
+from tests.support.generation import generate
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -39,9 +39,9 @@ def expected(folders: dict[str, Path]) -> dict[int | None, torch.Tensor]:
     """Greedy (None) and seeded codes of transformers. Its model is gone before ours are made."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        reference = oracle.CsmForConditionalGeneration.from_pretrained(folders["transformers"], dtype=torch.float32)
+        reference = csm_oracle.CsmForConditionalGeneration.from_pretrained(folders["transformers"], dtype=torch.float32)
     inputs = {"input_ids": IDS[None], "attention_mask": torch.ones_like(IDS[None])}
-    found = {seed: oracle.generate(reference.eval(), inputs, FRAMES, seed=seed) for seed in (None, SEED)}
+    found = {seed: csm_oracle.generate(reference.eval(), inputs, FRAMES, seed=seed) for seed in (None, SEED)}
     del reference
     gc.collect()
     return found

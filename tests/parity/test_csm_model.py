@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from app.engines.csm_load import load_model
-from app.models.csm.model import CsmModel
+from app.engines.csm.loading import load_model
+from app.engines.csm.model import CsmModel
 from app.runtime.sampling import Knobs
-from tests.parity import oracle
-from tests.parity.generation import generate
+from tests.support import csm_oracle
+from tests.support.generation import generate
 
 pytestmark = pytest.mark.unit
 
@@ -85,15 +85,15 @@ def as_inputs(ids: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module", params=list(SHAPES))
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, CsmModel]:
-    reference = oracle.csm(oracle.csm_config(**SHAPES[request.param]), seed=3)
-    folder = oracle.save(reference, tmp_path_factory.mktemp("csm"))
+    reference = csm_oracle.csm(csm_oracle.csm_config(**SHAPES[request.param]), seed=3)
+    folder = csm_oracle.save(reference, tmp_path_factory.mktemp("csm"))
     return reference, load(folder)
 
 
 def test_greedy(pair: tuple[Any, CsmModel]) -> None:
     reference, model = pair
     ids = torch.randint(4, 300, (19,), generator=torch.Generator().manual_seed(1))
-    expected = oracle.generate(reference, as_inputs(ids), FRAMES)
+    expected = csm_oracle.generate(reference, as_inputs(ids), FRAMES)
     assert len(expected) == FRAMES
     assert torch.equal(ours(model, ids), expected)
 
@@ -102,14 +102,14 @@ def test_greedy(pair: tuple[Any, CsmModel]) -> None:
 def test_seeded(pair: tuple[Any, CsmModel], seed: int) -> None:
     reference, model = pair
     ids = torch.randint(4, 300, (9,), generator=torch.Generator().manual_seed(2))
-    expected = oracle.generate(reference, as_inputs(ids), FRAMES, seed=seed)
+    expected = csm_oracle.generate(reference, as_inputs(ids), FRAMES, seed=seed)
     assert torch.equal(ours(model, ids, seed), expected)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, CsmModel]:
-    reference = oracle.csm(oracle.csm_config(), seed=5)
-    return reference, load(oracle.save(reference, tmp_path_factory.mktemp("base")))
+    reference = csm_oracle.csm(csm_oracle.csm_config(), seed=5)
+    return reference, load(csm_oracle.save(reference, tmp_path_factory.mktemp("base")))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, CsmModel]:
 def test_knobs(base: tuple[Any, CsmModel], knobs: dict[str, Any]) -> None:
     reference, model = base
     ids = torch.arange(5, 25)
-    expected = oracle.generate(reference, as_inputs(ids), 20, seed=4, **knobs)
+    expected = csm_oracle.generate(reference, as_inputs(ids), 20, seed=4, **knobs)
     assert torch.equal(ours(model, ids, 4, knobs=Knobs(**knobs), max_frames=20), expected)
 
 
@@ -144,10 +144,10 @@ def test_codes_beyond_the_codec_are_never_drawn(base: tuple[Any, CsmModel]) -> N
 
 def test_speech_ends_where_the_reference_ends(tmp_path: Path) -> None:
     shape = {"num_codebooks": 2, "depth": {"num_codebooks": 2}, "codec": {"num_quantizers": 2}}
-    reference = oracle.csm(oracle.csm_config(**shape), seed=8)
+    reference = csm_oracle.csm(csm_oracle.csm_config(**shape), seed=8)
     ids = torch.arange(5, 25)
     reference.config.codebook_eos_token_id = 66  # never drawn
-    free = oracle.generate(reference, as_inputs(ids), 30, seed=2)
+    free = csm_oracle.generate(reference, as_inputs(ids), 30, seed=2)
     seen: set[int] = set()
     lengths = []
     for frame in free.tolist():
@@ -155,8 +155,8 @@ def test_speech_ends_where_the_reference_ends(tmp_path: Path) -> None:
             continue
         seen.add(frame[0])
         reference.config.codebook_eos_token_id = frame[0]  # with two codebooks the first alone decides
-        model = load(oracle.save(reference, tmp_path / str(frame[0])))
-        expected = oracle.generate(reference, as_inputs(ids), 30, seed=2)
+        model = load(csm_oracle.save(reference, tmp_path / str(frame[0])))
+        expected = csm_oracle.generate(reference, as_inputs(ids), 30, seed=2)
         lengths.append(len(expected))
         assert torch.equal(ours(model, ids, 2, max_frames=30), expected)
         if len(seen) == 4:

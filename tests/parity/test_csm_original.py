@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from app.engines.csm_load import load_model
+from app.engines.csm.loading import load_model
 from app.runtime.sampling import Knobs
 from bench.fabricate import csm_config, fabricate_csm
-from tests.parity.generation import generate
+from tests.support.generation import generate
 
 ROOT = Path(__file__).parents[2]
 TORCHTUNE = ROOT / ".oracle"
@@ -60,7 +60,7 @@ def test_same_tokens_as_the_original_blocks(name: str, seed: int | None, tmp_pat
     told = "greedy" if seed is None else str(seed)
     subprocess.run(
         [
-            sys.executable, "-W", "ignore", str(ROOT / "tests/parity/torchtune_csm.py"), str(TORCHTUNE),
+            sys.executable, "-W", "ignore", str(ROOT / "tests/support/torchtune_csm.py"), str(TORCHTUNE),
             str(checkpoint), str(tmp_path / "ids.npy"), told, str(FRAMES), str(tmp_path / "codes.npy"),
         ],
         check=True,

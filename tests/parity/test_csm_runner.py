@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from app.engines.csm import CsmRunner
-from app.engines.csm_load import load_runner
+from app.engines.csm.loading import load_runner
+from app.engines.csm.runner import CsmRunner
 from app.types import ContextTurn, Reference, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
 from bench.fabricate import fabricate_csm
-from tests.parity import oracle
+from tests.support import csm_oracle
 
 pytestmark = pytest.mark.unit
 
@@ -39,7 +39,7 @@ def runner(folder: Path) -> CsmRunner:
 def reference(folder: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model, info = oracle.CsmForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+        model, info = csm_oracle.CsmForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     return model.eval()
@@ -104,7 +104,7 @@ def inputs(processor: Any, turns: list[tuple[int, str, np.ndarray | None]]) -> d
 def test_seeded(folder: Path, reference: Any, processor: Any, seed: int) -> None:
     """With the reference noise a row's draws are those of `torch.manual_seed(seed)`, whoever else is there."""
     runner = load_runner(folder, None, device=CPU, dtype=torch.float32, max_rows=2, guards=None, reference_noise=True)
-    expected = oracle.generate(reference, inputs(processor, [(0, "Any seed.", None)]), FRAMES, seed=seed)
+    expected = csm_oracle.generate(reference, inputs(processor, [(0, "Any seed.", None)]), FRAMES, seed=seed)
     spoken = Utterance((SpokenLine("Any seed.", 0, VOICE),), Sampling(), seed, seconds(runner, FRAMES))
     runner.admit(0, Utterance((SpokenLine("Somebody else.", 1, VOICE),), Sampling(), 9, 60.0))
     runner.admit(1, spoken)
@@ -116,7 +116,7 @@ def test_seeded(folder: Path, reference: Any, processor: Any, seed: int) -> None
 
 @pytest.mark.parametrize("text", ["Hello there, 1234!", "Müßig — 早上好 \U0001f600\nnext  line", "it's"])
 def test_text(runner: CsmRunner, reference: Any, processor: Any, text: str) -> None:
-    expected = oracle.generate(reference, inputs(processor, [(3, text, None)]), FRAMES)
+    expected = csm_oracle.generate(reference, inputs(processor, [(3, text, None)]), FRAMES)
     spoken = Utterance((SpokenLine(text, 3, VOICE),), GREEDY, 0, seconds(runner, FRAMES))
     assert np.array_equal(speak(runner, spoken)[0], expected.numpy())
 
@@ -138,7 +138,7 @@ def test_what_was_said_before(runner: CsmRunner, reference: Any, processor: Any)
         (1, "And this is mine.", recording(2, 7 * frame)),
         (0, "I answered that.", recording(3, 12 * frame)),
     ]
-    expected = oracle.generate(reference, inputs(processor, [*said, (0, "Now the new one.", None)]), FRAMES)
+    expected = csm_oracle.generate(reference, inputs(processor, [*said, (0, "Now the new one.", None)]), FRAMES)
     codes = [runner.encode(Reference(audio, runner.rate_hz, "")) for _, _, audio in said]
     prompt = VoicePrompt("digest", "mimi", codes[0], said[0][1])
     spoken = Utterance(

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.errors import WeightsUnavailable
-from app.models.dac.config import DacConfig, read_dac_config
-from app.models.dac.layout import load_codec
-from app.models.dac.model import DacDecoder, DacEncoder
-from app.models.weights import Checkpoint
-from bench.random_dia import fabricate_dac
-from tests.parity import oracle
+from app.nn.dac.checkpoint import load_codec
+from app.nn.dac.config import DacConfig, read_dac_config
+from app.nn.dac.model import DacDecoder, DacEncoder
+from app.weights.tensors import Checkpoint
+from tests.support import csm_oracle
+from tests.support.random_dia import fabricate_dac
 
 pytestmark = pytest.mark.unit
 
@@ -54,7 +54,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def opened(folder: Path) -> tuple[Any, DacConfig, Checkpoint]:
     config = read_dac_config(folder)
-    return oracle.dac(folder), config, load_codec(folder, config)
+    return csm_oracle.dac(folder), config, load_codec(folder, config)
 
 
 def decoder(config: DacConfig, weights: Checkpoint, rows: int, **changes: Any) -> DacDecoder:

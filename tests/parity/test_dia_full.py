@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from app.engines.dia_load import load_runner
+from app.engines.dia.loading import load_runner
 from app.types import Sampling, SpokenLine, Utterance, Voice
-from bench.random_dia import fabricate_dia
-from tests.ears import decode
-from tests.live import serving, wait_until
-from tests.parity import dia_oracle as oracle
+from tests.support import dia_oracle as oracle
+from tests.support.ears import decode
+from tests.support.live import serving, wait_until
+from tests.support.random_dia import fabricate_dia
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

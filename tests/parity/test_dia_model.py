@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from app.engines.dia import DEFAULTS, Guided, pick
-from app.models.dia.config import DiaConfig, read_config
-from app.models.dia.layout import weights_of
-from app.models.dia.model import DiaModel
-from app.models.dia.prompt import text_ids
-from app.models.dia.tracks import Tracks
-from app.models.weights import open_checkpoints
+from app.engines.dia.checkpoint import weights_of
+from app.engines.dia.config import DiaConfig, read_config
+from app.engines.dia.delay import Tracks
+from app.engines.dia.model import DiaModel
+from app.engines.dia.prompt import text_ids
+from app.engines.dia.runner import DEFAULTS, Guided, pick
 from app.runtime.sampling import Knobs, ReferenceNoise
-from tests.parity import dia_oracle as oracle
+from app.weights.tensors import open_checkpoints
+from tests.support import dia_oracle as oracle
 
 pytestmark = pytest.mark.unit
 

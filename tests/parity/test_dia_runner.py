@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from app.engines.dia import DiaRunner
-from app.engines.dia_load import load_runner
+from app.engines.dia.loading import load_runner
+from app.engines.dia.runner import DiaRunner
 from app.types import Reference, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
-from bench.random_dia import fabricate_dia
-from tests.parity import dia_oracle as oracle
+from tests.support import dia_oracle as oracle
+from tests.support.random_dia import fabricate_dia
 
 pytestmark = pytest.mark.unit
 

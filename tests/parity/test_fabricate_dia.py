@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.models.dac.config import read_dac_config
-from app.models.dac.layout import load_codec
-from bench.random_dia import DiaShape, dia_shapes, fabricate_dia
-from tests.parity import oracle
+from app.nn.dac.checkpoint import load_codec
+from app.nn.dac.config import read_dac_config
+from tests.support import csm_oracle
+from tests.support.random_dia import DiaShape, dia_shapes, fabricate_dia
 
 pytestmark = pytest.mark.unit
 
@@ -50,7 +50,7 @@ def test_transformers_loads_it(published: Path, tmp_path: Path, spelling: Any) -
     """Nothing missing, nothing left over, one file or several, both spellings of config.json: the same model."""
     folder = fabricate_dia(tmp_path, spelling=spelling, sharded=True)
     assert len(list(folder.glob("model-0000*-of-00002.safetensors"))) == 2
-    model = oracle.dia(folder)
+    model = csm_oracle.dia(folder)
     assert model.config.decoder_config.eos_token_id == 1024
     assert model.config.decoder_config.rope_parameters["rope_theta"] == 10_000
     assert model.generation_config.guidance_scale == 3.0
@@ -63,7 +63,7 @@ def test_transformers_loads_it(published: Path, tmp_path: Path, spelling: Any) -
 @pytest.mark.parametrize("seed", range(3))
 def test_any_shape(tmp_path: Path, seed: int) -> None:
     folder = fabricate_dia(tmp_path, shape=drawn(seed), seed=seed)
-    model = oracle.dia(folder)
+    model = csm_oracle.dia(folder)
     assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == dia_shapes(
         DiaShape(**drawn(seed))
     )
@@ -164,7 +164,7 @@ def test_transformers_speaks_with_it_and_ends(tmp_path: Path) -> None:
     """Text and a prompt in, sound out: the processor finds tokenizer, feature extractor and codec. With `eos` each
     generation ends by itself, later than at once and far before the limit."""
     folder = fabricate_dia(tmp_path, eos=True)
-    model, processor = oracle.dia(folder), oracle.dia_processor(folder)
+    model, processor = csm_oracle.dia(folder), csm_oracle.dia_processor(folder)
     prompt = torch.randn(44_100, generator=torch.Generator().manual_seed(0)).numpy() * 0.2
     inputs = processor(text=["[S1] A voice. [S1] The quick fox."], audio=prompt, return_tensors="pt", padding=True)
     begun = processor.get_audio_prompt_len(inputs["decoder_attention_mask"])
@@ -186,5 +186,5 @@ def test_full_size(tmp_path: Path) -> None:
     shapes = dia_shapes(DiaShape(12, 1024, 16, 128, 4096, 18, 2048, 16, 4, 128, 8192, 16, 128))
     assert index["weight_map"].keys() == shapes.keys()
     assert index["metadata"]["total_size"] == 2 * 1_611_160_576
-    model = oracle.dia(folder, dtype=torch.bfloat16)
+    model = csm_oracle.dia(folder, dtype=torch.bfloat16)
     assert sum(parameter.numel() for parameter in model.parameters()) == 1_611_160_576

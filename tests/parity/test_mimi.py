@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from app.models.mimi.config import MimiConfig, read_mimi_config_file
-from app.models.mimi.layout import codec
-from app.models.mimi.model import MimiDecoder, MimiEncoder
-from app.models.weights import Checkpoint, open_checkpoints
-from tests.parity import oracle
+from app.nn.mimi.checkpoint import codec
+from app.nn.mimi.config import MimiConfig, read_mimi_config_file
+from app.nn.mimi.model import MimiDecoder, MimiEncoder
+from app.weights.tensors import Checkpoint, open_checkpoints
+from tests.support import csm_oracle
 
 pytestmark = pytest.mark.unit
 
@@ -48,8 +48,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Any, MimiConfig, Checkpoint]:
-    reference = oracle.mimi(oracle.mimi_config(**SHAPES[request.param]), seed=2)
-    folder = oracle.save(reference, tmp_path_factory.mktemp("mimi"))
+    reference = csm_oracle.mimi(csm_oracle.mimi_config(**SHAPES[request.param]), seed=2)
+    folder = csm_oracle.save(reference, tmp_path_factory.mktemp("mimi"))
     config = read_mimi_config_file(folder)
     return reference, config, codec(open_checkpoints(folder), config)
 

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from app.cli import app
 from bench.fabricate import csm_config, fabricate_csm
-from bench.random_dia import fabricate_dia
-from tests.parity import dia_oracle, oracle
+from tests.support import csm_oracle, dia_oracle
+from tests.support.random_dia import fabricate_dia
 
 pytestmark = pytest.mark.unit
 
@@ -40,10 +40,10 @@ def test_csm_with_a_codec_of_another_rate(tmp_path: Path) -> None:
     folder = fabricate_csm(tmp_path / "model", changes=raw, seed=4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = oracle.CsmForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        model = csm_oracle.CsmForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     text = "Hello there, it's 5 o'clock!"
     ids = torch.tensor([oracle_ids(folder, f"[0]{text}")])
-    expected = oracle.generate(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, FRAMES)
+    expected = csm_oracle.generate(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, FRAMES)
     assert np.array_equal(said("csm", folder, tmp_path, text), expected.numpy().T)
 
 
@@ -58,5 +58,5 @@ def oracle_ids(folder: Path, text: str) -> list[int]:
 def test_dia_with_a_codec_of_another_rate(tmp_path: Path, text: str) -> None:
     folder = fabricate_dia(tmp_path / "model", codec={"downsampling_ratios": [2, 4, 4, 8]}, seed=4)
     read = text.encode().replace(b"[S1]", b"\x01").replace(b"[S2]", b"\x02")
-    [expected] = dia_oracle.generate(oracle.dia(folder), [read], FRAMES)
+    [expected] = dia_oracle.generate(csm_oracle.dia(folder), [read], FRAMES)
     assert np.array_equal(said("dia", folder, tmp_path, text), expected.numpy().T)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from app import cache as module
-from app.cache import AnswerCache
+from app.generator import cache as module
+from app.generator.cache import AnswerCache
 
 pytestmark = pytest.mark.unit
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.audio.apart import Limits, decode_apart
 from app.audio.loudness import denoised, integrated_lufs
+from app.audio.sandbox import Limits, decode_apart
 from app.errors import BadReference, InvalidValue
 from app.voices import cloning, quality, vad, window
 from app.voices.cloning import RATE_HZ, Cloner, Sample, cleaned, take_files, without_rumble
 from app.voices.store import VoiceStore
 from app.voices.transcribe import NoTranscriber, WhisperTranscriber, cut_to
 from app.voices.vad import Span, SpeechFinder, by_energy
-from tests import samples
+from tests.support import samples
 
 pytestmark = pytest.mark.unit
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from app.engines.batched import BatchedEngine
-from app.engines.csm import CsmRunner
-from app.engines.csm_load import load_runner
+from app.engines.csm.loading import load_runner
+from app.engines.csm.runner import CsmRunner
 from app.errors import TextTooLong
 from app.types import AudioChunk, EngineInfo, Sampling, SpokenLine, Utterance, Voice
 from bench.fabricate import fabricate_csm

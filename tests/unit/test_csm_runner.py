@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from app.engines.csm import CsmRunner, Guards
-from app.engines.csm_load import load_runner
+from app.engines.csm.loading import load_runner
+from app.engines.csm.runner import CsmRunner, Guards
 from app.errors import BadReference, TextTooLong
 from app.types import ContextTurn, Reference, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
 from bench.fabricate import fabricate_csm
-from tests.driver import Driver
+from tests.support.driver import Driver
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("one_thread")]
 

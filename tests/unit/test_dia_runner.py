@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from app.engines.dia import CHUNK_FRAMES, FIRST_FRAMES, DiaRunner, Guards
-from app.engines.dia_load import engine_of, load_runner
+from app.engines.dia.loading import engine_of, load_runner
+from app.engines.dia.runner import CHUNK_FRAMES, FIRST_FRAMES, DiaRunner, Guards
 from app.errors import BadReference, EmptyText, TextTooLong, TooManySpeakers
-from app.models.layers import CrossCache
+from app.nn.layers import CrossCache
 from app.settings import Settings
 from app.types import Reference, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
-from bench.random_dia import fabricate_dia
-from tests.driver import Driver
+from tests.support.driver import Driver
+from tests.support.random_dia import fabricate_dia
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("one_thread")]
 

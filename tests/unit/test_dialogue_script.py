@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.engines.dia.prompt import text_bytes
 from app.errors import TooManySpeakers
-from app.models.dia.prompt import text_bytes
 from app.text.dialogue import SOUNDS, passage_bytes, size_bytes, spoken_bytes, tidy, write
 
 pytestmark = pytest.mark.unit

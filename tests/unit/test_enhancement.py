@@ -11,7 +11,7 @@ import soxr
 from app.audio.shape import Gain
 from app.engines.espeak import TIMBRES, Library
 from app.voices.enhancement import CEILING_DBTP, TARGET_LUFS, Loudness, k_weighting
-from tests.ears import loudness_lufs, true_peak_dbtp
+from tests.support.ears import loudness_lufs, true_peak_dbtp
 
 pytestmark = pytest.mark.unit
 

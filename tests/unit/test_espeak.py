@@ -21,8 +21,8 @@ from app.engines.espeak import TIMBRES, Library, resolve_language
 from app.engines.registry import BuildContext
 from app.errors import EngineError, EngineUnavailable, UnsupportedParameter
 from app.settings import Settings
-from app.text import scripts
-from app.text.scripts import script_language
+from app.text import writing_systems
+from app.text.writing_systems import script_language
 from app.types import Sampling, SpokenLine, Utterance
 from app.voices.presets import PROFILES, preset
 
@@ -217,7 +217,7 @@ def test_the_script_tells_the_language(text, language):
 
 
 def test_every_script_has_a_language_that_is_there(library):
-    known = scripts._SCRIPT_LANGUAGES
+    known = writing_systems._SCRIPT_LANGUAGES
     missing = [tag for tag in known.values() if not _resolves(tag, library.languages)]
     assert missing == []
 

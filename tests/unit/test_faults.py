@@ -8,7 +8,7 @@ import torch
 
 from app.errors import BadReference, EngineError, OutOfMemory
 from app.runtime import faults
-from tests.unit.scripted_runner import Part
+from tests.support.scripted_runner import Part
 from tests.unit.test_runtime import Desk, heard
 
 pytestmark = pytest.mark.unit

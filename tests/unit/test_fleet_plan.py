@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from bench.fleet import FRAME_S, Fleet, Times, copies_for, read_points
-from tests.live import ROOT
+from tests.support.live import ROOT
 
 pytestmark = pytest.mark.unit
 

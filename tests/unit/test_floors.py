@@ -20,34 +20,31 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[2]
 FLOORS = (
     ("app", "types", "errors", "settings", "metrics", "logs", "keys"),  # "app" is app/__init__.py: the version
-    ("text", "audio", "voices", "models", "runtime"),
+    ("text", "audio", "voices", "nn", "weights", "runtime"),
     ("engines",),
-    ("studio", "prompts", "cache", "casting"),
+    ("generator",),
     ("api",),
-    ("main", "cli", "assemble"),
-    ("scale",),  # beside the house: wraps assemble, nothing imports it
+    ("main", "cli", "wiring"),
+    ("scale",),  # beside the house: wraps wiring, nothing imports it
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Neighbours on one floor that may know each other, one way. Floor 0's types and errors are everybody's.
 NEIGHBOURS = {
     ("voices", "audio"),
-    ("models", "runtime"),  # kernels draw by the law of runtime/sampling.py; the runtime knows no model
-    ("studio", "cache"),  # the studio is handed a cache; the cache knows nothing of it
-    ("studio", "prompts"),
-    ("studio", "casting"),
-    ("main", "assemble"),
+    ("nn", "runtime"),  # kernels draw by the law of runtime/sampling.py; the runtime knows no model
+    ("nn", "weights"),  # a codec reads its own checkpoint
+    ("main", "wiring"),
     ("main", "scale"),  # `--ray`; lazily, and the one exception to "nothing imports it"
-    ("cli", "assemble"),
+    ("cli", "wiring"),
     ("cli", "main"),
 }
-TORCH_ENGINES = ("csm", "csm_frames", "csm_load", "dia", "dia_frames", "dia_load")
-TORCH_ROOMS = (*(f"app/engines/{name}.py" for name in TORCH_ENGINES), "app/models/", "app/runtime/")
+TORCH_ROOMS = ("app/engines/csm/", "app/engines/dia/", "app/engines/shared/", "app/nn/", "app/weights/", "app/runtime/")
 LAZY_TORCH = ("app/audio/watermark.py", "app/voices/vad.py", "app/voices/transcribe.py")
 PLAIN_RUNTIME = (
     "__init__",
     "scheduler",
     "slots",
-    "outbox",
+    "audio_queue",
     "loop",
     "runner",
     "faults",
@@ -70,7 +67,7 @@ class Import:
 
 
 def room_of(module: str) -> str:
-    """app.api.app -> api; app.studio -> studio; app -> app."""
+    """app.api.app -> api; app.generator.speech -> studio; app -> app."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "app"
 
@@ -129,17 +126,17 @@ def test_imports_go_down_only():
 @pytest.mark.parametrize(
     ("here", "there", "allowed"),
     [
-        ("app.studio", "app.api.app", False),
+        ("app.generator.speech", "app.api.app", False),
         ("app.text.script", "app.audio.pcm", False),
         ("app.voices.store", "app.audio.pcm", True),
         ("app.audio.pcm", "app.voices.store", False),
-        ("app.runtime.loop", "app.models.hub", False),
+        ("app.runtime.loop", "app.weights.hub", False),
         ("app.runtime.loop", "app.types", True),
-        ("app.cache", "app.studio", False),
+        ("app.generator.cache", "app.generator.speech", False),
         ("app.metrics", "app.types", True),
         ("app.types", "app.settings", False),
-        ("app.api.app", "app.assemble", False),
-        ("app.assemble", "app.scale.ray", False),
+        ("app.api.app", "app.wiring", False),
+        ("app.wiring", "app.scale.ray", False),
     ],
 )
 def test_the_rule_itself(here, there, allowed):
@@ -197,7 +194,7 @@ OFFLINE = """
 
     sys.meta_path.insert(0, NoTorch())
     import app.api.app
-    import app.assemble
+    import app.wiring
     assert "torch" not in sys.modules
     from app.engines.registry import BuildContext, specs
     from app.settings import Settings

@@ -16,11 +16,9 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
-from app import studio as module
 from app.audio import pcm
 from app.audio.watermark import Watermark
-from app.cache import AnswerCache
-from app.engines.host import EngineHost
+from app.engines.manager import EngineHost
 from app.engines.registry import BUILT_IN, Builder, EngineSpec
 from app.errors import (
     Busy,
@@ -34,9 +32,11 @@ from app.errors import (
     UnknownVoice,
     UnsupportedParameter,
 )
+from app.generator import speech as module
+from app.generator.cache import AnswerCache
+from app.generator.speech import SENTENCE_GAP_S, Answer, Studio
 from app.metrics import Metrics
 from app.settings import Settings
-from app.studio import SENTENCE_GAP_S, Answer, Studio
 from app.text.normalizer import Normalizer
 from app.types import (
     AudioChunk,
@@ -51,7 +51,7 @@ from app.types import (
     VoicePrompt,
 )
 from app.voices.store import VoiceStore
-from tests.unit.scripted_runner import info
+from tests.support.scripted_runner import info
 
 pytestmark = pytest.mark.unit
 

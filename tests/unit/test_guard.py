@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from app.audio.guard import LATE_SILENCE_S, LONG_SILENCE_S, REPEATED_S, SLOW_CHARS_PER_S, LineGuard, Rule
-from app.engines.csm import CsmRunner, Guards
-from app.engines.csm_load import load_runner
+from app.engines.csm.loading import load_runner
+from app.engines.csm.runner import CsmRunner, Guards
 from app.types import Sampling, SpokenLine, Utterance, Voice
 from bench.fabricate import fabricate_csm
 

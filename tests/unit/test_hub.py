@@ -21,9 +21,9 @@ import pytest
 from huggingface_hub import constants
 
 from app.errors import WeightsUnavailable
-from app.models import hub
-from app.models.hub import Cancelled, ModelFiles, Patience, Progress, choose_files, fetch, files_for, find, has_tensor
-from tests.fake_hub import FakeHub
+from app.weights import hub
+from app.weights.hub import Cancelled, ModelFiles, Patience, Progress, choose_files, fetch, files_for, find, has_tensor
+from tests.support.fake_hub import FakeHub
 
 pytestmark = pytest.mark.unit
 
@@ -313,7 +313,7 @@ def test_names_that_lead_out_of_the_folder_are_not_taken(server: FakeHub, tmp_pa
 RESUMED = """
 import sys
 from pathlib import Path
-from app.models.hub import fetch, files_for
+from app.weights.hub import fetch, files_for
 fetch(files_for("csm"), Path(sys.argv[1]), on_progress=lambda p: print(p.done_bytes, flush=True))
 """
 
@@ -607,7 +607,7 @@ def test_too_little_room_is_told_before_anything_is_downloaded(
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")  # noqa: PTH110
 def test_a_disk_that_fills_up(server: FakeHub, tmp_path: Path) -> None:
-    from tests.fake_hub import etag
+    from tests.support.fake_hub import etag
 
     name = "transformers-00002-of-00002.safetensors"
     part = tmp_path / "hub" / "models--sesame--csm-1b" / "blobs" / f"{etag(name, CSM[name])}.incomplete"
@@ -630,5 +630,5 @@ def test_a_folder_that_can_not_be_written(server: FakeHub, tmp_path: Path) -> No
 
 
 def test_importing_the_room_imports_neither_the_library_nor_torch() -> None:
-    code = "import sys, app.models.hub; print([m for m in ('huggingface_hub', 'httpx2', 'torch') if m in sys.modules])"
+    code = "import sys, app.weights.hub; print([m for m in ('huggingface_hub', 'httpx2', 'torch') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

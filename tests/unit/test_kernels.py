@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from app.errors import EngineUnavailable
-from app.models.kernels import twins
-from app.models.kernels.choice import TORCH, candidates, differs
-from app.models.layers import Block, Rope, RowCache, StackConfig, turns
+from app.nn.kernels import torch_kernels
+from app.nn.kernels.choice import TORCH, candidates, differs
+from app.nn.layers import Block, Rope, RowCache, StackConfig, turns
 from app.runtime.sampling import Knobs, Sampler, exponential_noise
 from tests.unit.test_sampling import FULL_BITS, Place, removals
 
@@ -41,11 +41,11 @@ def test_decode_attention(shape: str, dtype: torch.dtype) -> None:
     k, v = cache[0, 1, :4], cache[1, 1, :4]
     q = random(4, heads, size, dtype=dtype)
     positions, length, scale = torch.tensor([0, 31, 7, 20]), 32, size**-0.5
-    seen = twins.decode_attention(q, k, v, positions, length, scale)
+    seen = torch_kernels.decode_attention(q, k, v, positions, length, scale)
     assert seen.dtype == dtype
     for row, at in enumerate(positions.tolist()):
         grouped = q[row].view(1, groups, heads // groups, size)
-        mine = twins.grouped_attention(
+        mine = torch_kernels.grouped_attention(
             grouped, k[row : row + 1, :, : at + 1], v[row : row + 1, :, : at + 1], None, scale
         )
         torch.testing.assert_close(seen[row], mine.view(-1))
@@ -62,7 +62,9 @@ def test_decode_attention_copies_no_cache() -> None:
     """The two products read the cache where it lies: views of it, not contiguous, are handed to bmm as they are."""
     cache = torch.zeros(2, 3, 8, 4, 1024, 64)
     with torch.profiler.profile(profile_memory=True) as profile:
-        twins.decode_attention(torch.zeros(4, 16, 64), cache[0, 1, :4], cache[1, 1, :4], torch.zeros(4).long(), 512, 1)
+        torch_kernels.decode_attention(
+            torch.zeros(4, 16, 64), cache[0, 1, :4], cache[1, 1, :4], torch.zeros(4).long(), 512, 1
+        )
     largest = max(event.cpu_memory_usage for event in profile.events())
     assert largest < 4 * 4 * 512 * 64 * 4  # a copy of the keys that are read
 
@@ -79,10 +81,10 @@ def test_step_attention_is_what_a_block_does_between_its_products(shape: str, dt
     positions = [3, 17, 0]
     token = random(3, heads + 2 * groups, size, dtype=dtype)
     cos, sin = turns(config.rope.frequencies(size), torch.tensor(positions))
-    turned = twins.rotate(token[:, : heads + groups], cos, sin)
+    turned = torch_kernels.rotate(token[:, : heads + groups], cos, sin)
     attend = cache.stepping([0, 1, 2], positions)
     expected = attend(1, turned[:, :heads], turned[:, heads:], token[:, heads + groups :])
-    seen = twins.step_attention(token, cos, sin, k[1, :3], v[1, :3], torch.tensor(positions), 24, size**-0.5)
+    seen = torch_kernels.step_attention(token, cos, sin, k[1, :3], v[1, :3], torch.tensor(positions), 24, size**-0.5)
     torch.testing.assert_close(seen, expected)
     assert torch.equal(k, cache.k)
     assert torch.equal(v, cache.v)
@@ -100,20 +102,20 @@ def test_a_block_made_of_kernels_is_the_block(dtype: torch.dtype) -> None:
     cache = RowCache(config, rows=3, positions=16, device=CPU, dtype=dtype, together=True)
     expected = block(x, 0, turn, cache.stepping([0, 1, 2], [0, 4, 9]))
     k, v = torch.zeros_like(cache.k), torch.zeros_like(cache.v)
-    normed, before = twins.add_rms_norm(torch.zeros_like(x), x, block.attention_norm, config.eps)
+    normed, before = torch_kernels.add_rms_norm(torch.zeros_like(x), x, block.attention_norm, config.eps)
     token = block.qkv(normed).view(3, 8, 16)
-    seen = twins.step_attention(token, *turn, k[0], v[0], positions, 16, 16**-0.5)
-    normed, after = twins.add_rms_norm(block.out(seen), before, block.mlp_norm, config.eps)
-    made = after + block.down(twins.gate(block.gate_up(normed), "silu"))
+    seen = torch_kernels.step_attention(token, *turn, k[0], v[0], positions, 16, 16**-0.5)
+    normed, after = torch_kernels.add_rms_norm(block.out(seen), before, block.mlp_norm, config.eps)
+    made = after + block.down(torch_kernels.gate(block.gate_up(normed), "silu"))
     torch.testing.assert_close(made, expected)
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu"])
-def test_the_gate_is_rounded_after_both(activation: twins.Activation) -> None:
+def test_the_gate_is_rounded_after_both(activation: torch_kernels.Activation) -> None:
     both = random(3, 40, dtype=torch.bfloat16)
     first, up = both.chunk(2, dim=-1)
     kind = functional.silu if activation == "silu" else functional.gelu
-    assert torch.equal(twins.gate(both, activation), kind(first) * up)
+    assert torch.equal(torch_kernels.gate(both, activation), kind(first) * up)
 
 
 @given(
@@ -170,7 +172,7 @@ def test_sample_is_the_sampler(case: tuple[list[Knobs], Tensor, list[int], int],
     knobs, logits, banned, seed = case
     seeds, frames = torch.arange(seed, seed + len(knobs)), torch.arange(len(knobs))
     noise = exponential_noise(seeds, frames, 4, logits.shape[1])[:, codebook]
-    made = twins.sample(logits, *asked(knobs), seeds, frames, codebook, 4, torch.tensor(banned))
+    made = torch_kernels.sample(logits, *asked(knobs), seeds, frames, codebook, 4, torch.tensor(banned))
     for row, knob in enumerate(knobs):
         allowed = logits[row : row + 1].clone()
         if banned[row] >= 0:
@@ -197,7 +199,7 @@ def test_all_codes_at_the_edge_of_the_nucleus_stay() -> None:
     knobs = asked([Knobs(1.0, 0, 0.8)] * 400)
     rows = torch.arange(400)
     none = torch.full((400,), -1)
-    codes = twins.sample(logits.expand(400, -1), *knobs, rows, rows, 0, 1, none)
+    codes = torch_kernels.sample(logits.expand(400, -1), *knobs, rows, rows, 0, 1, none)
     assert set(codes.tolist()) == {0, 1, 2, 3}
 
 
@@ -206,13 +208,13 @@ def test_several_codebooks_are_drawn_as_each_would_be() -> None:
     knobs = asked([Knobs(0.0), Knobs(1.1, 7), Knobs(0.9, 0, 0.9), Knobs(0.9, 50, 0.8), Knobs(2.0, 0)])
     seeds, frames = torch.arange(5), torch.arange(5) * 3
     banned = (torch.arange(45) % 30 - 1).view(5, 9)
-    together = twins.sample(logits, *knobs, seeds, frames, 2, 12, banned)
+    together = torch_kernels.sample(logits, *knobs, seeds, frames, 2, 12, banned)
     assert together.shape == (5, 9)
     for channel in range(9):
-        lone = twins.sample(logits[:, channel], *knobs, seeds, frames, 2 + channel, 12, banned[:, channel])
+        lone = torch_kernels.sample(logits[:, channel], *knobs, seeds, frames, 2 + channel, 12, banned[:, channel])
         assert torch.equal(lone, together[:, channel])
     with pytest.raises(ValueError, match=r"codebooks 4\.\.12 of 12"):
-        twins.sample(logits, *knobs, seeds, frames, 4, 12, banned)
+        torch_kernels.sample(logits, *knobs, seeds, frames, 4, 12, banned)
 
 
 def test_nothing_depends_on_what_a_tensor_holds() -> None:
@@ -259,7 +261,7 @@ def test_triton_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -
         candidates("triton", CPU, dtype)
     assert "TTS_KERNELS=torch" in refused.value.remedy
     monkeypatch.setitem(sys.modules, "triton", None)  # as where it is not installed
-    monkeypatch.delitem(sys.modules, "app.models.kernels.fused", raising=False)
+    monkeypatch.delitem(sys.modules, "app.nn.kernels.triton_launch", raising=False)
     with pytest.raises(EngineUnavailable, match="Triton can't be imported") as missing:
         candidates("triton", gpu, dtype)
     assert "Install" in missing.value.remedy
@@ -296,4 +298,4 @@ def sample_each_removal(sample: Callable[..., Tensor], place: Place) -> list[int
 
 @pytest.mark.parametrize("place", FULL_BITS)
 def test_sample_draws_no_removed_code_with_noise_of_full_bits(place: Place) -> None:
-    assert place.code not in sample_each_removal(twins.sample, place)
+    assert place.code not in sample_each_removal(torch_kernels.sample, place)

@@ -64,9 +64,9 @@ def test_each_line_is_an_object_that_says_when_who_and_how_bad(tmp_path):
 def test_what_is_bound_to_the_request_is_on_every_line(tmp_path):
     logs.set_up("INFO", tmp_path, colors=False)
     with structlog.contextvars.bound_contextvars(request_id="req_1"):
-        logging.getLogger("app.studio").info("one")
+        logging.getLogger("app.generator.speech").info("one")
         structlog.get_logger("x").info("two")
-    logging.getLogger("app.studio").info("three")
+    logging.getLogger("app.generator.speech").info("three")
     assert [line.get("request_id") for line in lines(tmp_path)] == ["req_1", "req_1", None]
 
 
@@ -187,7 +187,7 @@ def test_what_fails_without_a_request_is_told_with_its_message(tmp_path):
     try:
         failing("the weights")
     except RuntimeError:
-        logging.getLogger("app.engines.host").exception("the engine failed to start")
+        logging.getLogger("app.engines.manager").exception("the engine failed to start")
     assert "the weights" in lines(tmp_path)[0]["exception"]
 
 

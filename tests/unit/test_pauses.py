@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from app.assemble import assemble
 from app.runtime import pauses
-from tests.live import settings
+from app.wiring import assemble
+from tests.support.live import settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

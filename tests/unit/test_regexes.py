@@ -25,8 +25,8 @@ import app
 from app.text import dialogue, script
 from app.text.normalizer import Normalizer
 from app.text.sentences import split
-from tests.live import ROOT
 from tests.support.growth import cpu_s, order
+from tests.support.live import ROOT
 
 pytestmark = pytest.mark.unit
 
@@ -64,7 +64,7 @@ BOUNDED = {
 
 def modules() -> dict[str, ModuleType]:
     """By name. Left out: the modules that need Ray or Triton. They have no pattern."""
-    skipped = ("app.scale.ray", "app.models.kernels.fused", "app.models.kernels.programs")
+    skipped = ("app.scale.ray", "app.nn.kernels.triton_launch", "app.nn.kernels.triton_kernels")
     names = (info.name for info in pkgutil.walk_packages(app.__path__, "app."))
     return {name: importlib.import_module(name) for name in names if name not in skipped}
 
@@ -277,9 +277,9 @@ def test_what_is_said_to_be_bounded_is_still_there() -> None:
         ("app.text.markup._EMPHASIS[0]", {"sub"}),
         ("app.text.dialogue._ASIDE[0]", {"finditer"}),
         ("app.text.sentences._CUTS[3]", {"finditer"}),
-        ("app.text.readings.measures.UNKNOWN_UNIT[0]", {"sub"}),
-        ("app.studio.SPEAKER_TAG[0]", {"search", "split", "sub"}),
-        ("app.models.hub._SHARD[0]", {"fullmatch"}),
+        ("app.text.rules.measures.UNKNOWN_UNIT[0]", {"sub"}),
+        ("app.generator.speech.SPEAKER_TAG[0]", {"search", "split", "sub"}),
+        ("app.weights.hub._SHARD[0]", {"fullmatch"}),
     ],
 )
 def test_the_methods_are_those_that_the_app_calls(where: str, called: set[str]) -> None:

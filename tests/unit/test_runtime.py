@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from app.engines.batched import BatchedEngine
 from app.errors import BadReference, Busy, EngineError, EngineStopped, NotSupported, OutOfMemory
+from app.runtime.audio_queue import Outbox
 from app.runtime.loop import Loop
-from app.runtime.outbox import Outbox
 from app.runtime.scheduler import Scheduler
 from app.runtime.slots import Job
 from app.types import AudioChunk, Load, Playback, Reference, Utterance
-from tests.unit.scripted_runner import FRAME_S, FRAME_SAMPLES, RATE_HZ, Part, ScriptedRunner, frames_in, info
+from tests.support.scripted_runner import FRAME_S, FRAME_SAMPLES, RATE_HZ, Part, ScriptedRunner, frames_in, info
 
 pytestmark = pytest.mark.unit
 

@@ -1,4 +1,7 @@
-"""What can be said of the Ray deployment without Ray: its numbers, its start, its health. The rest: tests/contract."""
+"""The Ray deployment as far as it can be tested without Ray: its numbers, its start, its health.
+
+The rest is in tests/integration/contract.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import ValidationError
 
-from app.assemble import assemble
-from app.engines import csm_load, espeak
+from app.engines import espeak
+from app.engines.csm import loading as csm_loading
 from app.scale import ray
 from app.settings import Settings
-from tests.live import ROOT, environment, settings
+from app.wiring import assemble
+from tests.support.live import ROOT, environment, settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +32,7 @@ def given(**values: Any) -> Settings:
 
 
 def test_the_rows_that_ray_reckons_with_are_the_engines():
-    assert (ray.ROWS_CPU, ray.ROWS_GPU) == (csm_load.ROWS_CPU, csm_load.ROWS_GPU)
+    assert (ray.ROWS_CPU, ray.ROWS_GPU) == (csm_loading.ROWS_CPU, csm_loading.ROWS_GPU)
     assert espeak.AUTO_ROWS == ray.ROWS_OFFLINE
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from app.api.schemas import ENGINE_EXTRAS, ConversationBody, DialogueBody, SpeechBody, SpokenBody, VoiceId
+from app.api.requests import ENGINE_EXTRAS, ConversationBody, DialogueBody, SpeechBody, SpokenBody, VoiceId
 from app.errors import BadReference, TextTooLong, UnknownVoice
 from app.types import AUDIO_FORMATS, Line, Reference, Said, Sampling, SpeechRequest, Turn
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE

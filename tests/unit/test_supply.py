@@ -8,7 +8,7 @@ import tomllib
 
 import pytest
 
-from tests.live import ROOT
+from tests.support.live import ROOT
 from tools import supply
 
 pytestmark = pytest.mark.unit

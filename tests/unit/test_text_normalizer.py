@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.text import cleaning, spelling
+from app.text import cleaning, number_words
 from app.text.normalizer import Grammar, Normalizer
 
 pytestmark = pytest.mark.unit
@@ -218,7 +218,7 @@ def test_a_typical_sentence_takes_less_than_five_milliseconds() -> None:
     ],
 )  # fmt: skip
 def test_cardinals(value: int, words: str) -> None:
-    assert spelling.cardinal(value) == words
+    assert number_words.cardinal(value) == words
 
 
 @pytest.mark.parametrize(
@@ -226,17 +226,17 @@ def test_cardinals(value: int, words: str) -> None:
     [(1, "first"), (5, "fifth"), (12, "twelfth"), (20, "twentieth"), (21, "twenty first"), (100, "one hundredth")],
 )
 def test_ordinals(value: int, words: str) -> None:
-    assert spelling.ordinal(value) == words
+    assert number_words.ordinal(value) == words
 
 
 @given(st.integers(1, 89))
 def test_roman_numerals_go_both_ways(value: int) -> None:
-    assert spelling.roman(spelling.to_roman(value)) == value
+    assert number_words.roman(number_words.to_roman(value)) == value
 
 
 @pytest.mark.parametrize("letters", ["", "IIII", "VX", "IC", "ABC", "LXXXX", "i"])
 def test_letters_that_are_no_numeral(letters: str) -> None:
-    assert spelling.roman(letters) is None
+    assert number_words.roman(letters) is None
 
 
 def test_surrogate_halves_of_one_character_are_joined() -> None:

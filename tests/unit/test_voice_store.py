@@ -27,7 +27,7 @@ from app.types import Reference
 from app.voices import store as store_module
 from app.voices.presets import PROFILES
 from app.voices.store import MAX_NAME_CHARS, Consent, VoiceStore, clean_name, digest_of, name_key, read_wav, wav
-from tests.live import ROOT, environment
+from tests.support.live import ROOT, environment
 
 pytestmark = pytest.mark.unit
 
@@ -438,7 +438,7 @@ def churn(folder: Path, wanted: int, kills: int, *, seed: int) -> None:
     events = killed = 0
     while events < wanted or killed < kills:
         child = subprocess.Popen(
-            [sys.executable, "-m", "tests.unit.voice_churn", str(folder), str(dice.randrange(10**9))],
+            [sys.executable, "-m", "tests.support.voice_churn", str(folder), str(dice.randrange(10**9))],
             cwd=ROOT,
             env=environment(folder),
             stdout=subprocess.PIPE,

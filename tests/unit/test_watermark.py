@@ -21,7 +21,7 @@ from app.engines.espeak import TIMBRES, Library
 from app.types import Voice
 from app.voices.presets import preset
 from bench.sound import mp3_64k
-from tests.ears import loudness_lufs
+from tests.support.ears import loudness_lufs
 
 pytestmark = pytest.mark.unit
 

@@ -27,7 +27,7 @@ from app.errors import Busy, InvalidValue, NotSupported, Unfetchable
 from app.voices import youtube
 from app.voices.store import read_wav
 from app.voices.youtube import FetchLimits, Progress, Rules, YouTube, problem, watch_url
-from tests.live import ROOT, wait_until
+from tests.support.live import ROOT, wait_until
 
 pytestmark = pytest.mark.unit
 

@@ -1,0 +1,29 @@
+"""`POST /audio/watermark/detect`: was this sound made here?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import APIRouter, File, UploadFile
+
+from app.api.responses import Detection
+
+if TYPE_CHECKING:
+    from app.api.auth import Gate
+    from app.generator.speech import Studio
+
+DETECT_PATH = "/audio/watermark/detect"
+
+
+def router(studio: Studio, gate: Gate) -> APIRouter:
+    routes = APIRouter(tags=["watermark"], route_class=gate.route("speak"))
+
+    @routes.post(DETECT_PATH, operation_id="detect_watermark")
+    async def detect(
+        file: Annotated[UploadFile, File(description="A sound file of any common format.")],
+    ) -> Detection:
+        """Look for the inaudible mark that generated speech can carry (TTS_WATERMARK)."""
+        found = await studio.detect(await file.read())
+        return Detection(watermarked=found.watermarked, score=round(found.score, 4), seconds=round(found.seconds, 3))
+
+    return routes

@@ -1,0 +1,149 @@
+"""The two published layouts of a CSM checkpoint, brought to one set of names. Knows names and shapes, no arithmetic.
+
+The names used inside are those of the transformers layout. The original one (SesameAILabs) has other names, no codec,
+one audio table, and q/k rows in the order of interleaved RoPE pairs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from torch import Tensor
+
+from app.engines.csm.config import CsmConfig
+from app.errors import WeightsUnavailable
+from app.nn.layers import StackConfig
+from app.weights.tensors import Checkpoint, Derived, Shape, Stored
+
+TEXT_TABLE = "embed_text_tokens.weight"
+AUDIO_TABLE = "backbone_model.embed_tokens.embed_audio_tokens.weight"
+DEPTH_TABLE = "depth_decoder.model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+PROJECTION = "depth_decoder.model.inputs_embeds_projector.weight"
+HEADS = "depth_decoder.codebooks_head.weight"
+BACKBONE = "backbone_model."
+DEPTH = "depth_decoder.model."
+CODEC = "codec_model."
+
+_ORIGINAL_NAMES = {
+    "text_embeddings.weight": TEXT_TABLE,
+    "audio_embeddings.weight": AUDIO_TABLE,
+    "projection.weight": PROJECTION,
+    "codebook0_head.weight": HEAD,
+    "audio_head": HEADS,
+    "backbone.norm.scale": BACKBONE + "norm.weight",
+    "decoder.norm.scale": DEPTH + "norm.weight",
+}
+_ORIGINAL_LAYER = {
+    "attn.q_proj": "self_attn.q_proj",
+    "attn.k_proj": "self_attn.k_proj",
+    "attn.v_proj": "self_attn.v_proj",
+    "attn.output_proj": "self_attn.o_proj",
+    "mlp.w1": "mlp.gate_proj",
+    "mlp.w2": "mlp.down_proj",
+    "mlp.w3": "mlp.up_proj",
+    "sa_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+}
+_LAYER = re.compile(r"^(backbone|decoder)\.layers\.(\d+)\.(.+)\.(weight|scale)$")
+
+
+def stack_shapes(config: StackConfig, prefix: str) -> dict[str, Shape]:
+    """The tensors of one transformer and their shapes."""
+    c = config
+    query, shared = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    shapes: dict[str, Shape] = {f"{prefix}norm.weight": (c.width,)}
+    for layer in range(c.layers):
+        at = f"{prefix}layers.{layer}."
+        linears = {
+            "self_attn.q_proj": (query, c.width, c.attention_bias),
+            "self_attn.k_proj": (shared, c.width, c.attention_bias),
+            "self_attn.v_proj": (shared, c.width, c.attention_bias),
+            "self_attn.o_proj": (c.width, query, c.attention_bias),
+            "mlp.gate_proj": (c.ffn, c.width, c.mlp_bias),
+            "mlp.up_proj": (c.ffn, c.width, c.mlp_bias),
+            "mlp.down_proj": (c.width, c.ffn, c.mlp_bias),
+        }
+        for name, (outputs, inputs, bias) in linears.items():
+            shapes[f"{at}{name}.weight"] = (outputs, inputs)
+            if bias:
+                shapes[f"{at}{name}.bias"] = (outputs,)
+        shapes[f"{at}input_layernorm.weight"] = (c.width,)
+        shapes[f"{at}post_attention_layernorm.weight"] = (c.width,)
+    return shapes
+
+
+def expected_shapes(config: CsmConfig) -> dict[str, Shape]:
+    """Every tensor of the language model in the transformers layout."""
+    c = config
+    return {
+        TEXT_TABLE: (c.text_vocab, c.backbone.width),
+        AUDIO_TABLE: (c.codebooks * c.audio_vocab, c.backbone.width),
+        DEPTH_TABLE: (c.codebooks * c.depth_vocab, c.backbone.width),
+        HEAD: (c.audio_vocab, c.backbone.width),
+        PROJECTION: (c.depth.width, c.backbone.width),
+        HEADS: (c.codebooks - 1, c.depth.width, c.depth_vocab),
+        **stack_shapes(c.backbone, BACKBONE),
+        **stack_shapes(c.depth, DEPTH),
+    }
+
+
+def language_model(candidates: list[Checkpoint], config: CsmConfig) -> tuple[Checkpoint, Checkpoint | None]:
+    """The language model under its one set of names, checked, and the codec where the checkpoint holds one.
+
+    Raises WeightsUnavailable.
+    """
+    for checkpoint in candidates:
+        codec = checkpoint.part(CODEC)
+        if TEXT_TABLE in checkpoint:
+            model = checkpoint.without(CODEC)
+        elif "text_embeddings.weight" in checkpoint:
+            model = _from_original(checkpoint.without(CODEC), config)
+        else:
+            continue
+        # A tied table is stored once or twice, under either name.
+        if config.tied and config.audio_vocab == config.depth_vocab:
+            for one, other in ((AUDIO_TABLE, DEPTH_TABLE), (DEPTH_TABLE, AUDIO_TABLE)):
+                if one not in model and other in model:
+                    model.tensors[one] = model.tensors[other]
+        model.check(expected_shapes(config), ignore=_derivable)
+        return model, codec if codec.tensors else None
+    raise WeightsUnavailable(
+        f"{candidates[0].origin} holds no CSM weights: neither {TEXT_TABLE} (transformers layout) nor "
+        "text_embeddings.weight (original layout) is in it."
+    )
+
+
+def _derivable(name: str) -> bool:
+    return name.endswith(("rotary_emb.inv_freq", "audio_tokens_offsets", "_causal_mask", "rope.theta", "rope.cache"))
+
+
+def _from_original(checkpoint: Checkpoint, config: CsmConfig) -> Checkpoint:
+    renamed: dict[str, Stored] = {}
+    for name, stored in checkpoint.tensors.items():
+        if name in _ORIGINAL_NAMES:
+            renamed[_ORIGINAL_NAMES[name]] = stored
+            continue
+        match = _LAYER.match(name)
+        if match is None or match[3] not in _ORIGINAL_LAYER:
+            renamed[name] = stored  # `check` will name it as unexpected
+            continue
+        prefix, stack = (BACKBONE, config.backbone) if match[1] == "backbone" else (DEPTH, config.depth)
+        if match[3] in ("attn.q_proj", "attn.k_proj"):
+            turned: Stored = Derived(stored.shape, _half_split(stored, stack.head_dim))
+        else:
+            turned = stored
+        renamed[f"{prefix}layers.{match[2]}.{_ORIGINAL_LAYER[match[3]]}.weight"] = turned
+    return Checkpoint(renamed, checkpoint.origin)
+
+
+def _half_split(stored: Stored, head_dim: int) -> Callable[[], Tensor]:
+    """Rows per head from (x0, y0, x1, y1, ...) to (x0, x1, ..., y0, y1, ...): interleaved to half-split RoPE."""
+
+    def make() -> Tensor:
+        outputs, inputs = stored.shape
+        whole = stored.rows(0, outputs)
+        return whole.view(outputs // head_dim, head_dim // 2, 2, inputs).transpose(1, 2).reshape(outputs, inputs)
+
+    return make

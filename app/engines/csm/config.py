@@ -1,0 +1,160 @@
+"""What a CSM checkpoint says about itself: config.json in every published spelling -> CsmConfig. No tensors here.
+
+Old files write `rope_theta` and `rope_scaling`, newer ones `rope_parameters`; the first release wrote nothing but the
+names of two sizes ("llama-1B", "llama-100M") and the vocabularies.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from app.errors import WeightsUnavailable
+from app.nn.layers import Rope, StackConfig, read_rope
+from app.nn.mimi.config import MimiConfig, read_mimi_config
+
+_DEFAULT_THETA = 500_000.0
+
+# The sizes that the first release calls by name (SesameAILabs/csm, models.py): layers, width, heads, kv heads, ffn.
+_FLAVOURS = {"llama-1B": (16, 2048, 32, 8, 8192), "llama-100M": (4, 1024, 8, 2, 8192)}
+_FLAVOUR_ROPE = Rope(_DEFAULT_THETA, "llama3", 32.0, 1.0, 4.0, 8192)
+_FLAVOUR_POSITIONS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class CsmConfig:
+    """The shape of a CSM model.
+
+    audio_vocab counts the rows per codebook of the audio table, depth_vocab those of the depth decoder's own table
+    where it has one (`tied` False); only codes below codebook_size, the codec's, mean sound. eos_code ends speech;
+    bos_id and eos_id frame a text (None: the tokenizer knows).
+    """
+
+    backbone: StackConfig
+    depth: StackConfig
+    codebooks: int
+    audio_vocab: int
+    depth_vocab: int
+    text_vocab: int
+    codebook_size: int
+    max_positions: int
+    eos_code: int
+    bos_id: int | None
+    eos_id: int | None
+    tied: bool
+    codec: MimiConfig | None
+    weights_index: str | None
+
+
+def read_config(folder: Path) -> CsmConfig:
+    """Read `folder`/config.json. Raises WeightsUnavailable, naming what is missing or unknown."""
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise WeightsUnavailable(f"{folder} holds no config.json, so it is no CSM model.") from None
+    except ValueError as error:
+        raise WeightsUnavailable(f"{path} is not valid JSON: {error}.") from error
+    try:
+        return parse_config(raw)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsUnavailable(f"{path} can't be read as a CSM config: {error!r}.") from error
+
+
+def parse_config(raw: Mapping[str, Any]) -> CsmConfig:
+    """config.json -> CsmConfig. Raises WeightsUnavailable, KeyError, TypeError or ValueError."""
+    if "hidden_size" not in raw:
+        if "backbone_flavor" in raw:
+            return _parse_flavours(raw)
+        raise WeightsUnavailable(
+            f"This config.json is not of a CSM model (model_type {raw.get('model_type')!r}, neither hidden_size nor "
+            "backbone_flavor in it)."
+        )
+    depth = raw["depth_decoder_config"]
+    codec = read_mimi_config(raw["codec_config"]) if raw.get("codec_config") else None
+    audio_vocab = int(raw.get("vocab_size") or raw.get("codebook_size") or 2051)
+    codebooks = int(raw.get("num_codebooks") or 32)
+    if int(depth.get("num_codebooks") or codebooks) != codebooks:
+        raise ValueError(f"the depth decoder has {depth['num_codebooks']} codebooks, the backbone {codebooks}")
+    depth_vocab = int(depth.get("vocab_size") or depth.get("codebook_size") or audio_vocab)
+    eos_code = raw.get("codebook_eos_token_id", 0)
+    return CsmConfig(
+        backbone=_stack(raw),
+        depth=_stack(depth),
+        codebooks=codebooks,
+        audio_vocab=audio_vocab,
+        depth_vocab=depth_vocab,
+        text_vocab=int(raw.get("text_vocab_size") or 128_256),
+        codebook_size=min(audio_vocab, depth_vocab, codec.codebook_size if codec else 2048),
+        max_positions=int(raw.get("max_position_embeddings") or 2048),
+        eos_code=int(_first(eos_code)) if eos_code is not None else 0,
+        bos_id=_first(raw.get("bos_token_id")),
+        eos_id=_first(raw.get("eos_token_id")),
+        tied=bool(raw.get("tie_codebooks_embeddings", True)),
+        codec=codec,
+        weights_index=raw.get("transformers_weights"),
+    )
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, list) else value
+
+
+def _parse_flavours(raw: Mapping[str, Any]) -> CsmConfig:
+    stacks = []
+    for name in (raw["backbone_flavor"], raw["decoder_flavor"]):
+        if name not in _FLAVOURS:
+            raise ValueError(f"unknown size {name!r}; known are {', '.join(_FLAVOURS)}")
+        layers, width, heads, kv_heads, ffn = _FLAVOURS[name]
+        stacks.append(StackConfig(layers, width, heads, kv_heads, width // heads, ffn, 1e-5, _FLAVOUR_ROPE))
+    audio_vocab = int(raw["audio_vocab_size"])
+    return CsmConfig(
+        backbone=stacks[0],
+        depth=stacks[1],
+        codebooks=int(raw["audio_num_codebooks"]),
+        audio_vocab=audio_vocab,
+        depth_vocab=audio_vocab,
+        text_vocab=int(raw["text_vocab_size"]),
+        codebook_size=min(audio_vocab, 2048),
+        max_positions=_FLAVOUR_POSITIONS,
+        eos_code=0,
+        bos_id=None,
+        eos_id=None,
+        tied=True,
+        codec=None,
+        weights_index=raw.get("transformers_weights"),
+    )
+
+
+def _stack(raw: Mapping[str, Any]) -> StackConfig:
+    heads = int(raw["num_attention_heads"])
+    width = int(raw["hidden_size"])
+    kv_heads = int(raw.get("num_key_value_heads") or heads)
+    if heads % kv_heads:
+        raise ValueError(f"{heads} heads can't share {kv_heads} key heads")
+    head_dim = int(raw.get("head_dim") or width // heads)
+    return StackConfig(
+        layers=int(raw["num_hidden_layers"]),
+        width=width,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        ffn=int(raw["intermediate_size"]),
+        eps=float(raw.get("rms_norm_eps", 1e-5)),
+        rope=read_rope(raw, _DEFAULT_THETA),
+        attention_bias=bool(raw.get("attention_bias", False)),
+        mlp_bias=bool(raw.get("mlp_bias", False)),
+        activation=_activation(raw.get("hidden_act", "silu")),
+    )
+
+
+def _activation(name: str) -> Literal["silu", "gelu"]:
+    match name:
+        case "silu" | "swish":
+            return "silu"
+        case "gelu":
+            return "gelu"
+    raise ValueError(f"unknown hidden_act {name!r}")

@@ -1,0 +1,328 @@
+"""From settings to a CSM engine: which files, which devices, in which form the weights lie in memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from app.audio.guard import Rule
+from app.engines.batched import BatchedEngine
+from app.engines.csm.checkpoint import language_model
+from app.engines.csm.config import CsmConfig, read_config
+from app.engines.csm.model import CsmModel
+from app.engines.csm.placement import MARGIN, DeviceMap, Room, Sizes, loads, plan
+from app.engines.csm.prompt import TextEncoder
+from app.engines.csm.runner import PREFIX_BYTES, CsmRunner, Guards
+from app.engines.shared.loading import fetch
+from app.errors import EngineUnavailable, WeightsUnavailable
+from app.nn.kernels.choice import TORCH, Kernels, candidates
+from app.nn.layers import Block, Dense, Int8Dense, PackedDense, RowCache, Stage, replace_dense
+from app.nn.mimi import checkpoint as mimi_layout
+from app.nn.mimi.config import MimiConfig, read_mimi_config_file
+from app.nn.mimi.model import MimiDecoder, MimiEncoder
+from app.runtime.cuda_graphs import Recorder
+from app.runtime.device import (
+    allow_tf32,
+    choose_device,
+    choose_devices,
+    choose_dtype,
+    cpu_threads,
+    rows_that_fit,
+    usable_bytes,
+)
+from app.runtime.pages import use_large_pages
+from app.types import EngineInfo
+from app.weights import hub
+from app.weights.load_cache import LoadCache
+from app.weights.tensors import Checkpoint, digest_of, open_checkpoints
+
+if TYPE_CHECKING:
+    from app.engines.registry import BuildContext
+    from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+Quantize = Literal["none", "int8"]
+
+ROWS_CPU, ROWS_GPU = 8, 64  # a row's keys and values take 64 MiB in bfloat16, on a CPU once it is used
+MAX_SPEAKERS = 10
+PROMPT_SHARE = 0.4  # of the context may be voices' recordings: their text, a line and its frames are the rest
+PRODUCTION = Guards()
+CONTEXT_SHARE = 0.75  # of the context may be recordings; the rest is their text and what is to be said
+
+
+def load_model(
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    other_codec: MimiConfig | None = None,
+    stages: Sequence[Stage] = (),
+    cache: LoadCache | None = None,
+) -> tuple[CsmModel, Checkpoint | None]:
+    """The language model in `folder`, and its codec's tensors where it brings its own. Raises WeightsUnavailable.
+
+    other_codec: the one that will be used where it brings none.
+    stages: where the backbone's layers lie, the first ones on `device`; () = all there.
+    cache: where the model is kept, ready to be read, if that saves work: if float32 weights are to be bfloat16.
+    """
+    config = read_config(folder)
+    weights, codec = language_model(open_checkpoints(folder, config.weights_index), config)
+    if codec is None and other_codec is not None:
+        size = min(config.audio_vocab, config.depth_vocab, other_codec.codebook_size)
+        config = replace(config, codebook_size=size)
+    model = CsmModel(config, device=device, dtype=dtype, stages=stages)
+    entry = None
+    if cache is not None and dtype == torch.bfloat16 and weights.width() >= 3:
+        entry = cache.entry(folder, config, dtype)
+    if entry is None or not entry.fill(model):
+        model.load(weights)
+        if entry is not None:
+            entry.keep(model)
+    return model.eval(), codec
+
+
+def adapt(model: CsmModel, quantize: Quantize = "none") -> None:
+    """Bring the loaded weights into the form that is fastest on the model's device. Raises EngineUnavailable."""
+    if quantize == "int8":
+        if any(device.type != "cpu" for device in model.devices):
+            raise EngineUnavailable("int8 weights are for the CPU only.", remedy="Set TTS_QUANTIZE=none.")
+        if not Int8Dense.fits():
+            raise EngineUnavailable("int8 weights are for x86 CPUs only.", remedy="Set TTS_QUANTIZE=none.")
+        for stack in (model.backbone, model.depth):
+            for block in stack.blocks:
+                assert isinstance(block, Block)  # noqa: S101 - a Stack holds nothing else
+                block.quantize()
+        replace_dense(model, Int8Dense)
+        model.widen()  # the kernel takes and gives float32: going through bfloat16 in between would only cost
+    else:
+        replace_dense(model, lambda dense: PackedDense(dense) if PackedDense.fits(dense) else None)
+    if model.device.type == "cpu":
+        use_large_pages()
+
+
+def load_codec(
+    config: CsmConfig, own: Checkpoint | None, folder: Path | None, *, device: torch.device, max_rows: int
+) -> tuple[MimiEncoder, MimiDecoder]:
+    """The codec: the checkpoint's own, else the one in `folder`. Raises WeightsUnavailable."""
+    if own is not None:
+        shape = config.codec or MimiConfig()
+        weights = mimi_layout.codec([own], shape)
+    elif folder is not None:
+        shape = read_mimi_config_file(folder)
+        weights = mimi_layout.codec(open_checkpoints(folder), shape)
+    else:
+        raise WeightsUnavailable(
+            "These CSM weights bring no codec.", remedy="Give a folder with the Mimi codec (kyutai/mimi)."
+        )
+    if shape.codebooks < config.codebooks or shape.codebook_size < config.codebook_size:
+        raise WeightsUnavailable(
+            f"The codec has {shape.codebooks} codebooks of {shape.codebook_size}, the model needs "
+            f"{config.codebooks} of {config.codebook_size}."
+        )
+    decoder = MimiDecoder(shape, rows=max_rows, codebooks=config.codebooks, device=device)
+    decoder.load(weights)
+    with device:
+        encoder = MimiEncoder(shape)
+    encoder.load(weights)
+    return encoder.eval(), decoder.eval()
+
+
+def load_runner(
+    model_dir: Path,
+    codec_dir: Path | None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    max_rows: int,
+    quantize: Quantize = "none",
+    guards: Guards | None = PRODUCTION,
+    on_guard: Callable[[Rule], None] = lambda _: None,
+    reference_noise: bool = False,
+    piece: int | None = None,
+    prefix_bytes: int = PREFIX_BYTES,
+    stages: Sequence[Stage] = (),
+    cache: LoadCache | None = None,
+    recorder: Recorder | None = None,
+    kernels: Sequence[Kernels] = (TORCH,),
+) -> CsmRunner:
+    """CSM from a folder in either published layout, with the codec inside it or in `codec_dir`.
+
+    quantize int8: 8-bit weights and activations, for CPUs. Raises WeightsUnavailable, saying what is missing or does
+    not fit, and EngineUnavailable.
+    """
+    other = read_mimi_config_file(codec_dir) if codec_dir is not None else None
+    model, own = load_model(model_dir, device=device, dtype=dtype, other_codec=other, stages=stages, cache=cache)
+    encoder, decoder = load_codec(model.config, own, codec_dir, device=device, max_rows=max_rows)
+    weights = (*model.parameters(), *decoder.parameters())
+    digest = digest_of(weights, f"{model.config} {model.dtype} {decoder.config}")
+    codec = digest_of((*encoder.parameters(), *encoder.buffers()), str(encoder.config))
+    fingerprint = f"csm {digest} {quantize}"
+    adapt(model, quantize)
+    return CsmRunner(
+        model,
+        TextEncoder(model_dir, model.config),
+        encoder,
+        decoder,
+        max_rows=max_rows,
+        guards=guards,
+        on_guard=on_guard,
+        reference_noise=reference_noise,
+        quantized=quantize != "none",
+        fingerprint=fingerprint,
+        codec_fingerprint=f"{codec} {model.config.codebooks}",
+        piece=piece,
+        prefix_bytes=prefix_bytes,
+        examples=model_dir / "prompts",
+        recorder=recorder,
+        kernels=kernels,
+    )
+
+
+def load_from(
+    settings: Settings, context: BuildContext, *, guards: Guards | None, reference_noise: bool = False
+) -> CsmRunner:
+    """The runner that the settings ask for, its weights downloaded if need be. Raises EngineUnavailable."""
+    folder, source = fetch(settings, context, "csm", settings.csm_model)
+    codec = None
+    if not hub.has_tensor(folder, "codec_model."):
+        codec, _ = fetch(settings, context, "mimi", settings.csm_codec)
+    devices = choose_devices(settings.devices) or (choose_device(settings.device),)
+    split = settings.csm_device_map if len(devices) > 1 else None
+    if split is None:
+        devices = devices[:1]
+    device = devices[0]
+    dtype = choose_dtype(settings.dtype, device)
+    allow_tf32(settings.tf32)
+    config = read_config(folder)
+    shape = read_mimi_config_file(codec) if codec else config.codec or MimiConfig()
+
+    def sizes(rows: int) -> Sizes:
+        return measure(config, shape, dtype=dtype, max_rows=rows, quantize=settings.quantize)
+
+    rows, fraction = settings.rows(ROWS_CPU), settings.gpu_memory_fraction
+    counted = device.type == "cuda" and settings.max_rows == "auto"
+    if counted:
+
+        def bytes_of(rows: int) -> int:
+            taken = sizes(rows).total_bytes + PREFIX_BYTES
+            return int(taken * MARGIN) if split else taken
+
+        rows = _rows_on(devices, split, fraction, bytes_of)
+    stages: tuple[Stage, ...] = ()
+    while split is not None:
+        try:
+            stages = spread(split, sizes(rows), devices, fraction)
+            break
+        except EngineUnavailable:  # it may fit as a whole, but not as it can be cut
+            if not counted or rows == 1:
+                raise
+            rows //= 2
+    recorded = device.type == "cuda" and settings.cuda_graphs and not stages and not reference_noise
+    if any(used.type == "cpu" for used in devices):
+        torch.set_num_threads(cpu_threads())
+    return load_runner(
+        folder,
+        codec,
+        device=device,
+        dtype=dtype,
+        max_rows=rows,
+        quantize=settings.quantize,
+        guards=guards,
+        on_guard=context.on_guard,
+        reference_noise=reference_noise,
+        stages=stages,
+        cache=LoadCache(settings.folder("models") / "cache", source),
+        recorder=Recorder(device) if recorded else None,
+        kernels=candidates(settings.kernels, device, dtype, compiled=settings.compile) if recorded else (),
+    )
+
+
+def measure(
+    config: CsmConfig, codec: MimiConfig, *, dtype: torch.dtype, max_rows: int, quantize: Quantize = "none"
+) -> Sizes:
+    """What the model will take, by building it of tensors without memory."""
+    nowhere = torch.device("meta")
+    model = CsmModel(config, device=nowhere, dtype=dtype)
+    decoder = MimiDecoder(codec, rows=max_rows, codebooks=config.codebooks, device=nowhere)
+    with nowhere:
+        encoder = MimiEncoder(codec)
+    # Keys and values are of the dtype that is computed in.
+    cache = RowCache(
+        config.backbone,
+        rows=max_rows,
+        positions=config.max_positions,
+        device=nowhere,
+        dtype=torch.float32 if quantize == "int8" else dtype,
+    )
+    kept = (cache.k.nbytes + cache.v.nbytes) // config.backbone.layers
+    layers = tuple(_bytes_of(block, quantize) + kept for block in model.backbone.blocks)
+    whole = _bytes_of(model, quantize) + _bytes_of(decoder) + decoder.state_bytes + _bytes_of(encoder)
+    return Sizes(whole - sum(layers) + kept * len(layers), layers)
+
+
+def _bytes_of(module: nn.Module, quantize: Quantize = "none") -> int:
+    total = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    if quantize == "int8":  # a byte per weight, and per output a scale, a zero point and a sum
+        weights = [part.weight for part in module.modules() if isinstance(part, Dense)]
+        total -= sum(weight.nbytes - weight.numel() - 20 * len(weight) for weight in weights)
+    return total
+
+
+def _rows_on(
+    devices: Sequence[torch.device], split: DeviceMap | None, fraction: float, bytes_of: Callable[[int], int]
+) -> int:
+    """For how many rows there is memory; `auto` splits only what does not fit on the first device."""
+    if split == "auto":
+        try:
+            return rows_that_fit(devices[:1], fraction, bytes_of, most=ROWS_GPU)
+        except EngineUnavailable:
+            pass
+    return rows_that_fit(devices, fraction, bytes_of, most=ROWS_GPU)
+
+
+def spread(how: DeviceMap, sizes: Sizes, devices: Sequence[torch.device], fraction: float = 1.0) -> tuple[Stage, ...]:
+    """The backbone's layers over the devices, by what may be taken there; () = all on the first. Raises
+    EngineUnavailable where that is too little."""
+    counts = plan(how, sizes, [Room(str(device), usable_bytes(device, fraction)) for device in devices])
+    for device, count, load in zip(devices, counts, loads(sizes, counts), strict=True):
+        log.info("CSM_DEVICE_MAP=%s: %s takes %d layers, %.2f GB in all", how, device, count, load / 1e9)
+    used = [Stage(devices[0], counts[0])]
+    used += [Stage(device, count) for device, count in zip(devices[1:], counts[1:], strict=True) if count]
+    return tuple(used) if len(used) > 1 else ()
+
+
+def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
+    model = runner.model
+    info = EngineInfo(
+        id="csm",
+        name="CSM-1B",
+        rate_hz=runner.rate_hz,
+        frame_s=1 / runner.codec.frame_hz,
+        continues=True,
+        extras=frozenset({"temperature", "top_k", "top_p", "context", "parallel"}),
+        languages=("en",),
+        fingerprint=runner.fingerprint,
+        device=",".join(map(str, model.devices)),
+        dtype="int8" if settings.quantize == "int8" else str(model.dtype).removeprefix("torch."),
+        max_speakers=MAX_SPEAKERS,
+        max_text_chars=runner.line_chars,
+        max_prompt_s=PROMPT_SHARE * runner.config.max_positions / runner.codec.frame_hz,
+        examples=str(runner.examples or ""),
+        max_context_s=CONTEXT_SHARE * runner.config.max_positions / runner.codec.frame_hz,
+        codec="mimi",
+        codec_fingerprint=runner.codec_fingerprint,
+        setup=runner.setup,
+    )
+    return BatchedEngine(info, runner, max_queue=settings.max_queue, outbox_s=settings.outbox_s, encode=runner.encode)
+
+
+def build(settings: Settings, context: BuildContext) -> BatchedEngine:
+    """CSM-1B, ready to speak. Raises EngineUnavailable."""
+    return engine_of(load_from(settings, context, guards=PRODUCTION), settings)

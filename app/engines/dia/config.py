@@ -1,0 +1,223 @@
+"""What a Dia checkpoint says about itself: config.json in every published spelling -> DiaConfig. No tensors here.
+
+There are two models by the name of Dia-1.6B. The first (April 2025, "v0.1") turns queries and keys of its
+cross-attention by RoPE as well, and draws from the guided logits; the second (June 2025, "0626") does neither. Their
+tensors have the same names and shapes, so config.json alone tells them apart: that of v0.1 has the keys `model` and
+`data`, that of 0626 `encoder_config` and `decoder_config` (written by nari's code and by transformers alike).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from app.errors import WeightsUnavailable
+from app.nn.layers import CrossConfig, Rope, StackConfig, read_rope
+
+Release = Literal["v0.1", "0626"]
+
+_THETA = 10_000.0
+_DELAYS = (0, 8, 9, 10, 11, 12, 13, 14, 15)
+
+
+@dataclass(frozen=True, slots=True)
+class DiaConfig:
+    """The shape of a Dia model.
+
+    audio_vocab counts each channel's ids: the codes below codebook_size, then EOS, PAD and BOS. Channel c of frame t
+    stands delays[c] positions after channel 0's. traces: what else config.json says of where the weights are from.
+    """
+
+    release: Release
+    encoder: StackConfig
+    decoder: StackConfig
+    text_vocab: int
+    audio_vocab: int
+    delays: tuple[int, ...]
+    eos: int
+    pad: int
+    bos: int
+    max_text: int
+    max_positions: int
+    traces: tuple[str, ...] = ()
+
+    @property
+    def channels(self) -> int:
+        return len(self.delays)
+
+    @property
+    def codebook_size(self) -> int:
+        return min(self.eos, self.pad, self.bos)
+
+    @property
+    def max_frames(self) -> int:
+        """Frames that prompt and speech may have together: BOS and the delay take positions too."""
+        return self.max_positions - 1 - max(self.delays)
+
+
+def read_config(folder: Path) -> DiaConfig:
+    """Read `folder`/config.json. Raises WeightsUnavailable, naming what is missing or unknown."""
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise WeightsUnavailable(f"{folder} holds no config.json, so it is no Dia model.") from None
+    except ValueError as error:
+        raise WeightsUnavailable(f"{path} is not valid JSON: {error}.") from error
+    try:
+        return parse_config(raw)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WeightsUnavailable(f"{path} can't be read as a Dia config: {error!r}.") from error
+
+
+def parse_config(raw: Mapping[str, Any]) -> DiaConfig:
+    """config.json -> DiaConfig. Raises WeightsUnavailable, KeyError, TypeError or ValueError."""
+    old, new = "model" in raw and "data" in raw, "encoder_config" in raw and "decoder_config" in raw
+    if old and new:
+        raise WeightsUnavailable(
+            "This config.json has the keys of both Dia-1.6B models: `model` and `data` are of v0.1, `encoder_config` "
+            "and `decoder_config` of 0626. The weights fit both and are right with one only.",
+            remedy="Download the model again.",
+        )
+    if not (old or new):
+        raise WeightsUnavailable(
+            f"This config.json is not of a Dia model (model_type {raw.get('model_type')!r}, neither encoder_config and "
+            "decoder_config nor model and data in it)."
+        )
+    config = _parse_first(raw) if old else _parse_second(raw)
+    c = config
+    if c.delays[0] != 0 or min(c.delays) < 0 or max(c.delays) >= c.max_positions:
+        raise ValueError(f"the delay pattern {list(c.delays)} does not begin with 0")
+    if sorted({c.eos, c.pad, c.bos}) != sorted((c.eos, c.pad, c.bos)) or max(c.eos, c.pad, c.bos) >= c.audio_vocab:
+        raise ValueError(f"EOS {c.eos}, PAD {c.pad} and BOS {c.bos} are not three ids below {c.audio_vocab}")
+    if c.eos != c.codebook_size:
+        raise ValueError(f"EOS ({c.eos}) is not the first id after the codes")
+    for stack in (c.encoder, c.decoder):
+        if stack.heads % stack.kv_heads or stack.head_dim % 2:
+            raise ValueError(f"{stack.heads} heads of {stack.head_dim} can't share {stack.kv_heads} key heads")
+    return config
+
+
+def _parse_second(raw: Mapping[str, Any]) -> DiaConfig:
+    encoder, decoder = raw["encoder_config"], raw["decoder_config"]
+    eps = float(raw.get("norm_eps") or 1e-5)
+    width = int(encoder.get("hidden_size", 1024))
+    cross_heads = int(decoder.get("cross_num_attention_heads", 16))
+    cross = CrossConfig(
+        width=int(decoder.get("cross_hidden_size", 1024)),
+        heads=cross_heads,
+        kv_heads=int(decoder.get("cross_num_key_value_heads") or cross_heads),
+        head_dim=int(decoder.get("cross_head_dim", 128)),
+    )
+    if cross.width != width:
+        raise ValueError(f"the decoder reads an encoder {cross.width} wide, the encoder is {width}")
+    if cross.heads % cross.kv_heads:
+        raise ValueError(f"{cross.heads} heads can't share {cross.kv_heads} key heads")
+    delays = tuple(int(delay) for delay in raw.get("delay_pattern") or _DELAYS)
+    if int(decoder.get("num_channels", len(delays))) != len(delays):
+        raise ValueError(f"{decoder['num_channels']} channels and {len(delays)} delays")
+
+    def special(name: str, default: int) -> int:
+        found = decoder.get(name) if decoder.get(name) is not None else raw.get(name)
+        if isinstance(found, list):
+            found = found[0]
+        return default if found is None else int(found)
+
+    traces = tuple(f"{key} {raw[key]}" for key in ("version", "_name_or_path", "name_or_path") if raw.get(key))
+    return DiaConfig(
+        release="0626",
+        encoder=_stack(encoder, (1024, 4096, 12, 16, 16), eps),
+        decoder=_stack(decoder, (2048, 8192, 18, 16, 4), eps, cross),
+        text_vocab=int(encoder.get("vocab_size", 256)),
+        audio_vocab=int(decoder.get("vocab_size", 1028)),
+        delays=delays,
+        eos=special("eos_token_id", 1024),
+        pad=special("pad_token_id", 1025),
+        bos=special("bos_token_id", 1026),
+        max_text=int(encoder.get("max_position_embeddings", 1024)),
+        max_positions=int(decoder.get("max_position_embeddings", 3072)),
+        traces=traces,
+    )
+
+
+def _stack(
+    raw: Mapping[str, Any], sizes: tuple[int, int, int, int, int], eps: float, cross: CrossConfig | None = None
+) -> StackConfig:
+    """`sizes`: of the published model, for what the file leaves out."""
+    width, ffn, layers, heads, kv_heads = sizes
+    activation = raw.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise ValueError(f"unknown hidden_act {activation!r}")
+    heads = int(raw.get("num_attention_heads", heads))
+    return StackConfig(
+        layers=int(raw.get("num_hidden_layers", layers)),
+        width=int(raw.get("hidden_size", width)),
+        heads=heads,
+        kv_heads=int(raw.get("num_key_value_heads") or min(kv_heads, heads)),
+        head_dim=int(raw.get("head_dim", 128)),
+        ffn=int(raw.get("intermediate_size", ffn)),
+        eps=float(raw.get("norm_eps") or eps),
+        rope=_rope(raw),
+        scale=1.0,
+        cross=cross,
+    )
+
+
+def _rope(raw: Mapping[str, Any]) -> Rope:
+    """nari's files may write a bare number as rope_scaling, which its code never reads."""
+    values = {key: value for key, value in raw.items() if key != "rope_scaling" or isinstance(value, Mapping)}
+    return read_rope(values, _THETA)
+
+
+def _parse_first(raw: Mapping[str, Any]) -> DiaConfig:
+    model, data = raw["model"], raw["data"]
+    encoder, decoder = model["encoder"], model["decoder"]
+    eps = float(model.get("normalization_layer_epsilon", 1e-5))
+    shortest = model.get("rope_min_timescale", 1)
+    if shortest != 1:
+        raise ValueError(f"rope_min_timescale {shortest} is not supported, only 1")
+    rope = Rope(float(model.get("rope_max_timescale", _THETA)))
+    heads, head_dim = int(decoder["cross_query_heads"]), int(decoder["cross_head_dim"])
+    if head_dim != int(decoder["gqa_head_dim"]):
+        raise ValueError("RoPE in cross-attention needs heads as wide as those of self-attention")
+    cross = CrossConfig(int(encoder["n_embd"]), heads, heads, head_dim, rotated=True)
+    delays = tuple(int(delay) for delay in data.get("delay_pattern") or _DELAYS)
+    if int(data.get("channels", len(delays))) != len(delays):
+        raise ValueError(f"{data['channels']} channels and {len(delays)} delays")
+    return DiaConfig(
+        release="v0.1",
+        encoder=StackConfig(
+            layers=int(encoder["n_layer"]),
+            width=int(encoder["n_embd"]),
+            heads=int(encoder["n_head"]),
+            kv_heads=int(encoder["n_head"]),
+            head_dim=int(encoder["head_dim"]),
+            ffn=int(encoder["n_hidden"]),
+            eps=eps,
+            rope=rope,
+            scale=1.0,
+        ),
+        decoder=StackConfig(
+            layers=int(decoder["n_layer"]),
+            width=int(decoder["n_embd"]),
+            heads=int(decoder["gqa_query_heads"]),
+            kv_heads=int(decoder["kv_heads"]),
+            head_dim=int(decoder["gqa_head_dim"]),
+            ffn=int(decoder["n_hidden"]),
+            eps=eps,
+            rope=rope,
+            scale=1.0,
+            cross=cross,
+        ),
+        text_vocab=int(model.get("src_vocab_size", 256)),
+        audio_vocab=int(model.get("tgt_vocab_size", 1028)),
+        delays=delays,
+        eos=int(data.get("audio_eos_value", 1024)),
+        pad=int(data.get("audio_pad_value", 1025)),
+        bos=int(data.get("audio_bos_value", 1026)),
+        max_text=int(data["text_length"]),
+        max_positions=int(data["audio_length"]),
+    )

@@ -1,0 +1,248 @@
+"""From settings to a Dia engine: which files, which device, in which form the weights lie in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from app.audio.guard import Rule
+from app.engines.batched import BatchedEngine
+from app.engines.dia.checkpoint import weights_of
+from app.engines.dia.config import DiaConfig, read_config
+from app.engines.dia.model import DiaModel
+from app.engines.dia.runner import MIN_REFERENCE_S, DiaRunner, Guards
+from app.engines.shared.loading import fetch
+from app.errors import EngineUnavailable, WeightsUnavailable
+from app.nn.dac.checkpoint import load_codec as load_dac
+from app.nn.dac.config import DacConfig, read_dac_config
+from app.nn.dac.model import DacDecoder, DacEncoder
+from app.nn.kernels.choice import TORCH, Kernels, candidates
+from app.nn.layers import Block, Int8Dense, PackedDense, replace_dense
+from app.runtime.cuda_graphs import Recorder
+from app.runtime.device import allow_tf32, choose_device, choose_dtype, cpu_threads, rows_that_fit
+from app.runtime.pages import use_large_pages
+from app.text.dialogue import BYTES_PER_S, MAX_SPEAKERS, SOUNDS
+from app.types import EngineInfo
+from app.weights.load_cache import LoadCache
+from app.weights.tensors import digest_of, open_checkpoints
+
+if TYPE_CHECKING:
+    from app.engines.registry import BuildContext
+    from app.settings import Settings
+
+Quantize = Literal["none", "int8"]
+
+ROWS_CPU, ROWS_GPU = 4, 64  # a row's keys and values take up to 226 MiB in bfloat16, its script's up to 144 MiB
+MAX_TEXT_CHARS = 200  # of one line: about 13 s of speech; beyond 20 s Dia hurries
+MAX_PASSAGE_CHARS = 240  # of several lines of a dialogue in one go
+PASSAGE_SLACK_S = 1.0  # a script may grow a little: a dash becomes three characters
+CODEC_FOLDER = "dac"  # beside local weights
+
+
+def load_model(
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    source: str = "",
+    cache: LoadCache | None = None,
+) -> DiaModel:
+    """The model in `folder`, of either release and in either layout. Raises WeightsUnavailable.
+
+    source: what was asked for, a hub id or a folder. cache: where the model is kept, ready to be read, if that saves
+    work: if float32 weights are to be bfloat16.
+    """
+    config = read_config(folder)
+    weights = weights_of(open_checkpoints(folder), config, source)
+    model = DiaModel(config, device=device, dtype=dtype)
+    entry = None
+    if cache is not None and dtype == torch.bfloat16 and weights.width() >= 3:
+        entry = cache.entry(folder, config, dtype)
+    if entry is None or not entry.fill(model):
+        model.load(weights)
+        if entry is not None:
+            entry.keep(model)
+    return model.eval()
+
+
+def adapt(model: DiaModel, quantize: Quantize = "none") -> None:
+    """Bring the loaded weights into the form that is fastest on the model's device. Raises EngineUnavailable.
+
+    int8: the decoder's MLPs only, 72 % of what a step reads. Attention's scores are not divided by anything here, so
+    that queries and keys of 8 bits would be too coarse.
+    """
+    if quantize == "int8":
+        if model.device.type != "cpu":
+            raise EngineUnavailable("int8 weights are for the CPU only.", remedy="Set TTS_QUANTIZE=none.")
+        if not Int8Dense.fits():
+            raise EngineUnavailable("int8 weights are for x86 CPUs only.", remedy="Set TTS_QUANTIZE=none.")
+        for block in model.decoder.blocks:
+            assert isinstance(block, Block)  # noqa: S101 - a Stack holds nothing else
+            block.quantize(attention=False)
+    replace_dense(model, lambda dense: PackedDense(dense) if PackedDense.fits(dense) else None)
+    if model.device.type == "cpu":
+        use_large_pages()
+
+
+def load_codec(
+    config: DiaConfig, folder: Path, *, device: torch.device, max_rows: int
+) -> tuple[DacEncoder, DacDecoder]:
+    """The DAC codec in `folder`, in either published layout. Raises WeightsUnavailable."""
+    shape = read_dac_config(folder)
+    if shape.codebooks < config.channels or shape.codebook_size < config.codebook_size:
+        raise WeightsUnavailable(
+            f"The codec has {shape.codebooks} codebooks of {shape.codebook_size}, the model needs {config.channels} of "
+            f"{config.codebook_size}.",
+            remedy="Set DIA_CODEC to a DAC codec for 44.1 kHz (descript/dac_44khz).",
+        )
+    weights = load_dac(folder, shape)
+    decoder = DacDecoder(shape, rows=max_rows, codebooks=config.channels, device=device)
+    decoder.load(weights)
+    with device:
+        encoder = DacEncoder(shape)
+    encoder.load(weights)
+    return encoder.eval(), decoder.eval()
+
+
+def load_runner(
+    model_dir: Path,
+    codec_dir: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    max_rows: int,
+    quantize: Quantize = "none",
+    guards: Guards | None,
+    exact: bool = False,
+    on_guard: Callable[[Rule], None] = lambda _: None,
+    reference_noise: bool = False,
+    piece: int | None = None,
+    source: str = "",
+    cache: LoadCache | None = None,
+    recorder: Recorder | None = None,
+    kernels: Sequence[Kernels] = (TORCH,),
+    burst: int = 1,
+) -> DiaRunner:
+    """Dia from a folder and its codec from another. Raises WeightsUnavailable, saying what is missing or does not fit,
+    and EngineUnavailable."""
+    model = load_model(model_dir, device=device, dtype=dtype, source=source, cache=cache)
+    encoder, decoder = load_codec(model.config, codec_dir, device=device, max_rows=max_rows)
+    weights = (*model.parameters(), *model.buffers(), *decoder.parameters(), *decoder.buffers())
+    digest = digest_of(weights, str((model.config, model.dtype, decoder.config)))
+    codec = digest_of((*encoder.parameters(), *encoder.buffers()), str(encoder.config))
+    adapt(model, quantize)
+    return DiaRunner(
+        model,
+        encoder,
+        decoder,
+        max_rows=max_rows,
+        guards=guards,
+        exact=exact,
+        on_guard=on_guard,
+        reference_noise=reference_noise,
+        quantized=quantize != "none",
+        fingerprint=f"dia {digest} {quantize}",
+        codec_fingerprint=f"{codec} {model.config.channels}",
+        piece=piece,
+        recorder=recorder,
+        kernels=kernels,
+        burst=burst,
+    )
+
+
+def load_from(
+    settings: Settings,
+    context: BuildContext,
+    *,
+    guards: Guards | None,
+    exact: bool = False,
+    reference_noise: bool = False,
+) -> DiaRunner:
+    """The runner that the settings ask for, its weights downloaded if need be. Raises EngineUnavailable."""
+    folder, source = fetch(settings, context, "dia", settings.dia_model)
+    codec, _ = fetch(settings, context, "dac", codec_source(settings, folder))
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    allow_tf32(settings.tf32)
+    if device.type == "cpu":
+        torch.set_num_threads(cpu_threads())
+    rows = settings.rows(ROWS_CPU)
+    if device.type == "cuda" and settings.max_rows == "auto":
+        config, shape = read_config(folder), read_dac_config(codec)
+
+        def bytes_of(rows: int) -> int:
+            return measure(config, shape, dtype=dtype, max_rows=rows)
+
+        rows = rows_that_fit([device], settings.gpu_memory_fraction, bytes_of, most=ROWS_GPU)
+    recorded = device.type == "cuda" and settings.cuda_graphs and not reference_noise
+    return load_runner(
+        folder,
+        codec,
+        device=device,
+        dtype=dtype,
+        max_rows=rows,
+        quantize=settings.quantize,
+        guards=guards,
+        exact=exact,
+        on_guard=context.on_guard,
+        reference_noise=reference_noise,
+        source=source,
+        cache=LoadCache(settings.folder("models") / "cache", source),
+        recorder=Recorder(device) if recorded else None,
+        kernels=candidates(settings.kernels, device, dtype, compiled=settings.compile) if recorded else (),
+        burst=settings.steps_per_check,
+    )
+
+
+def measure(config: DiaConfig, codec: DacConfig, *, dtype: torch.dtype, max_rows: int) -> int:
+    """Bytes that the model, its codec and so many rows will take, by building them of tensors without memory."""
+    nowhere = torch.device("meta")
+    model = DiaModel(config, device=nowhere, dtype=dtype)
+    cache = model.cache(max_rows, together=True, spare=1)
+    decoder = DacDecoder(codec, rows=max_rows, codebooks=config.channels, device=nowhere)
+    with nowhere:
+        encoder = DacEncoder(codec)
+    modules = (model, decoder, encoder)
+    weights = sum(t.nbytes for module in modules for t in (*module.parameters(), *module.buffers()))
+    return weights + cache.nbytes + decoder.state_bytes
+
+
+def codec_source(settings: Settings, model_folder: Path) -> str:
+    """DIA_CODEC; unset, the folder `dac` beside the weights where there is one."""
+    beside = model_folder / CODEC_FOLDER
+    unset = settings.dia_codec == type(settings).model_fields["dia_codec"].default
+    return str(beside) if unset and beside.is_dir() else settings.dia_codec
+
+
+def engine_of(runner: DiaRunner, settings: Settings) -> BatchedEngine:
+    model = runner.model
+    info = EngineInfo(
+        id="dia",
+        name="Dia-1.6B",
+        rate_hz=runner.rate_hz,
+        frame_s=1 / runner.codec.frame_hz,
+        continues=False,
+        extras=frozenset({"temperature", "top_k", "top_p", "cfg_scale"}),
+        languages=("en",),
+        fingerprint=runner.fingerprint,
+        device=str(model.device),
+        dtype="int8" if settings.quantize == "int8" else str(model.dtype).removeprefix("torch."),
+        max_speakers=MAX_SPEAKERS,
+        max_text_chars=MAX_TEXT_CHARS,
+        max_prompt_s=max(MIN_REFERENCE_S, runner.most_s - MAX_PASSAGE_CHARS / BYTES_PER_S - PASSAGE_SLACK_S),
+        max_passage_chars=MAX_PASSAGE_CHARS,
+        apart=True,
+        sounds=SOUNDS,
+        codec="dac",
+        codec_fingerprint=runner.codec_fingerprint,
+        setup=runner.setup,
+    )
+    return BatchedEngine(info, runner, max_queue=settings.max_queue, outbox_s=settings.outbox_s, encode=runner.encode)
+
+
+def build(settings: Settings, context: BuildContext) -> BatchedEngine:
+    """Dia-1.6B, ready to speak. Raises EngineUnavailable."""
+    return engine_of(load_from(settings, context, guards=Guards()), settings)

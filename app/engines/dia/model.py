@@ -1,0 +1,246 @@
+"""Dia: an encoder that reads bytes, a decoder that says nine codes at a time, with and without the text. No state but
+weights.
+
+A step of a request is two tokens, one that sees the text and one that does not (classifier-free guidance). The
+reference implementations give the second a text of zeros. To the encoder those are all the same byte, so attention,
+with or without RoPE, mixes equal values, and the encoder's output is one vector h0 at every position and for any
+length; so is what cross-attention adds in layer l: b_l = O_l V_l h0. It is computed once, in float32, and kept as
+`blind`: no encoder pass, no keys and no cross-attention for that half of the tokens. Numbers: nari-labs/dia,
+dia/layers.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from app.engines.dia import checkpoint
+from app.engines.dia.config import DiaConfig
+from app.nn.kernels.choice import Kernels
+from app.nn.kernels.torch_kernels import rotate
+from app.nn.layers import (
+    Across,
+    Attend,
+    Block,
+    CrossCache,
+    Dense,
+    Entry,
+    RowCache,
+    Stack,
+    StackConfig,
+    all_to_all,
+    as_dense,
+)
+from app.weights.tensors import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class DiaCache:
+    """What R rows have read and said: what row r said having seen the text is row 2 r of `said`, the other 2 r + 1."""
+
+    said: RowCache
+    text: CrossCache
+    rows: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.said.nbytes + self.text.nbytes
+
+
+class DiaModel(nn.Module):
+    """The weights and the arithmetic. `load` fills it; without, its numbers are undefined."""
+
+    def __init__(self, config: DiaConfig, *, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        c = config
+        self.config = config
+        self.device, self.dtype = device, dtype
+
+        def table(rows: int, width: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(rows, width, device=device, dtype=dtype), requires_grad=False)
+
+        self.text_table = table(c.text_vocab, c.encoder.width)
+        self.audio_table = table(c.channels * c.audio_vocab, c.decoder.width)
+        self.encoder = Stack(c.encoder, max_positions=c.max_text, device=device, dtype=dtype)
+        # Turned keys of a text longer than the sound would need the encoder's positions.
+        positions = max(c.max_positions, c.max_text)
+        self.decoder = Stack(c.decoder, max_positions=positions, device=device, dtype=dtype)
+        self.head: nn.Module = Dense(
+            c.decoder.width, c.channels * c.audio_vocab, bias=False, device=device, dtype=dtype
+        )
+        self.blind = table(c.decoder.layers, c.decoder.width)
+        self.offsets: Tensor
+        self.register_buffer("offsets", torch.arange(c.channels, device=device) * c.audio_vocab, persistent=False)
+
+    def cache(self, rows: int, *, together: bool | None = None, spare: int = 0) -> DiaCache:
+        """spare: positions behind the last, for what is not to be kept (see RowCache.standing)."""
+        c, place = self.config, {"device": self.device, "dtype": self.dtype, "together": together}
+        said = RowCache(c.decoder, rows=2 * rows, positions=c.max_positions + spare, **place)  # type: ignore[arg-type]
+        text = CrossCache(c.decoder, rows=rows, positions=c.max_text, **place)  # type: ignore[arg-type]
+        return DiaCache(said, text, rows)
+
+    def embed(self, codes: Tensor) -> Tensor:  # (n, C) int64 -> (n, D)
+        return functional.embedding(codes + self.offsets, self.audio_table).to(self.dtype).sum(dim=1)
+
+    def listen(self, text: Tensor, cache: DiaCache, row: int) -> Iterator[None]:
+        """Read a row's text (S,) int64, 1 <= S <= max_text, a layer at a time."""
+        x = functional.embedding(text, self.text_table).to(self.dtype)
+        for y in self.encoder.walk(x, slice(0, len(text)), all_to_all(self.config.encoder)):
+            x = y
+            yield
+        x = self.encoder.finish(x)
+        [entry] = self.decoder.entries
+        assert isinstance(entry, Entry)  # noqa: S101 - as made
+        cos, sin = entry.cos[: len(text)], entry.sin[: len(text)]
+        cache.text.begin(row, len(text))
+        for layer, block in enumerate(self.decoder.blocks):
+            assert isinstance(block, Block)  # noqa: S101 - a Stack holds nothing else
+            cache.text.put(layer, row, *block.cross_keys(x, cos, sin))
+            yield
+
+    def read(self, codes: Tensor, cache: DiaCache, row: int, start: int) -> None:
+        """Read codes (T, C) into a row whose text has been listened to, at positions start..start+T-1."""
+        count = len(codes)
+        seeing, blind = (cache.said.reading(r, start, count) for r in (2 * row, 2 * row + 1))
+        positions = torch.arange(start, start + count, device=self.device).repeat(2)
+        across = Across(count, cache.text.reading(row), self.blind)
+        self.decoder(self.embed(codes).repeat(2, 1), positions, _side_by_side(seeing, blind, count), across)
+
+    def advance(
+        self, codes: Tensor, cache: DiaCache, rows: Sequence[int], positions: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Codes (n, C) of n rows, each at its own position -> logits (n, C, V) float32, with the text and without."""
+        c, count = self.config, len(rows)
+        both = [*(2 * row for row in rows), *(2 * row + 1 for row in rows)]
+        at = torch.tensor([*positions, *positions], device=self.device)
+        attend = cache.said.stepping(both, [*positions, *positions])
+        across = Across(count, cache.text.looking(rows), self.blind)
+        h = self.decoder(self.embed(codes).repeat(2, 1), at, attend, across)
+        logits = self.head(h).float().view(2, count, c.channels, c.audio_vocab)
+        return logits[0], logits[1]
+
+    def stand(
+        self,
+        codes: Tensor,
+        cache: DiaCache,
+        positions: Tensor,
+        going: Tensor,
+        lengths: Tensor,
+        *,
+        seen: int,
+        heard: int,
+        kernels: Kernels,
+    ) -> tuple[Tensor, Tensor]:
+        """As `advance` for the first n rows, in fixed calls, which may be recorded. going (n,) bool: the others leave
+        the cache as it is. lengths (n,) of the rows' texts; of what they have said and of their texts the first `seen`
+        and `heard` are looked at."""
+        c, count = self.config, len(codes)
+        # Keys of who does not go on are written to the place behind the last.
+        at = torch.where(going, positions, c.max_positions).repeat_interleave(2)
+        text = cache.text.standing(lengths, heard, kernels)
+
+        def look(layer: int, block: Block, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            cross = block.config.cross
+            assert cross is not None  # noqa: S101 - a Dia decoder has it
+            q = block.cross_q(normed[::2]).view(count, cross.heads, cross.head_dim)
+            if cross.rotated:
+                q = rotate(q, cos[::2], sin[::2])
+            listened = block.cross_out(text(layer, q))
+            return torch.stack((listened, self.blind[layer].expand(count, -1)), dim=1).view(2 * count, -1)
+
+        x = self.embed(codes).repeat_interleave(2, dim=0)  # with the text, without, with ...
+        see = cache.said.standing(at, seen, kernels)
+        h = self.decoder.step(x, at.clamp(max=c.max_positions - 1), see, kernels, look)
+        logits = self.head(h).float().view(count, 2, c.channels, c.audio_vocab)
+        return logits[:, 0], logits[:, 1]
+
+    @torch.no_grad()
+    def load(self, weights: Checkpoint) -> None:
+        """Copy a checked checkpoint (names of `layout`) in, tensor by tensor."""
+        weights.copy_to(self.text_table, checkpoint.TEXT_TABLE)
+        weights.copy_to(self.audio_table, checkpoint.AUDIO_TABLE)
+        weights.copy_to(as_dense(self.head).weight, checkpoint.HEAD)
+        _load_stack(self.encoder, weights, checkpoint.ENCODER)
+        _load_stack(self.decoder, weights, checkpoint.DECODER)
+        self.settle()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Compute what is derived from the weights."""
+        c = self.config
+        h = self.text_table[:1].float()  # one zero byte sees but itself: its attention is its own value
+        for block in self.encoder.blocks:
+            assert isinstance(block, Block)  # noqa: S101 - as above
+            h = h + _linear(block.out, _own_value(block, _norm(h, block.attention_norm, c.encoder.eps)))
+            gate, up = _linear(block.gate_up, _norm(h, block.mlp_norm, c.encoder.eps)).chunk(2, dim=-1)
+            h = h + _linear(block.down, functional.silu(gate) * up)
+        h = _norm(h, self.encoder.norm, c.encoder.eps)
+        cross = c.decoder.cross
+        assert cross is not None  # noqa: S101 - a Dia decoder has it
+        for layer, block in enumerate(self.decoder.blocks):
+            assert isinstance(block, Block)  # noqa: S101 - as above
+            value = _linear(block.cross_kv, h).view(2, cross.kv_heads, cross.head_dim)[1]
+            heads = value.repeat_interleave(cross.heads // cross.kv_heads, dim=0)
+            self.blind[layer] = _linear(block.cross_out, heads.reshape(1, -1))[0]
+
+
+def _side_by_side(first: Attend, second: Attend, count: int) -> Attend:
+    """The first `count` tokens through one, the others through the other."""
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.cat(
+            (first(layer, q[:count], k[:count], v[:count]), second(layer, q[count:], k[count:], v[count:]))
+        )
+
+    return attend
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return functional.rms_norm(x, (x.shape[-1],), weight.float(), eps)
+
+
+def _linear(module: nn.Module, x: Tensor) -> Tensor:
+    return functional.linear(x, as_dense(module).weight.float())
+
+
+def _own_value(block: Block, normed: Tensor) -> Tensor:
+    """What attention gives a token that is alone: (1, H * d)."""
+    c = block.config
+    heads = _linear(block.qkv, normed).view(c.heads + 2 * c.kv_heads, c.head_dim)
+    return heads[c.heads + c.kv_heads :].repeat_interleave(c.heads // c.kv_heads, dim=0).reshape(1, -1)
+
+
+def _load_stack(stack: Stack, weights: Checkpoint, prefix: str) -> None:
+    """Fill encoder or decoder from the tensors below `prefix`."""
+    c: StackConfig = stack.config
+    weights.copy_to(stack.norm, f"{prefix}norm.weight")
+    for layer, block in enumerate(stack.blocks):
+        assert isinstance(block, Block)  # noqa: S101 - as above
+        at = f"{prefix}layers.{layer}."
+        weights.copy_to(block.attention_norm, f"{at}pre_sa_norm.weight")
+        after = "post_sa_norm" if c.cross is None else "pre_mlp_norm"
+        weights.copy_to(block.mlp_norm, f"{at}{after}.weight")
+        joined = [
+            (block.qkv, [f"self_attention.{part}_proj" for part in "qkv"]),
+            (block.out, ["self_attention.o_proj"]),
+            (block.gate_up, ["mlp.gate_up_proj"]),
+            (block.down, ["mlp.down_proj"]),
+        ]
+        if c.cross is not None:
+            weights.copy_to(block.cross_norm, f"{at}pre_ca_norm.weight")
+            joined += [
+                (block.cross_q, ["cross_attention.q_proj"]),
+                (block.cross_kv, ["cross_attention.k_proj", "cross_attention.v_proj"]),
+                (block.cross_out, ["cross_attention.o_proj"]),
+            ]
+        for module, names in joined:
+            dense = as_dense(module)
+            start = 0
+            for name in names:
+                outputs = weights.tensors[f"{at}{name}.weight"].shape[0]
+                weights.copy_to(dense.weight[start : start + outputs], f"{at}{name}.weight")
+                start += outputs

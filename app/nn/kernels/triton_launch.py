@@ -1,0 +1,188 @@
+"""The kernels as Triton launches: the same signatures and results as twins.py. Importing this imports Triton.
+
+Launch shapes are functions of the arguments' shapes alone, nothing is tuned while running, and what is allocated comes
+from torch's own pool: so every call can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+from torch import Tensor
+
+from app.nn.kernels import triton_kernels
+from app.nn.kernels.torch_kernels import Activation
+
+_LEAST_ROWS = 16  # of a matrix instruction
+_UNSPLIT = 256  # positions that one program reads sooner than a second launch begins
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+def splits_of(programs_each: int, length: int, block: int, processors: int) -> tuple[int, int]:
+    """How `length` positions are split where `programs_each` programs would read all of them -> (splits, positions of
+    each). As many splits as make two programs a processor; no split has less than two blocks."""
+    blocks = -(-length // block)
+    if length <= _UNSPLIT:
+        return 1, blocks * block
+    wanted = max(1, 2 * processors // programs_each)
+    span = max(2, -(-blocks // wanted)) * block
+    return -(-length // span), span
+
+
+def decode_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, length: int, scale: float) -> Tensor:
+    return _attend(q, q.shape[1], None, None, k, v, positions, length, scale)
+
+
+def step_attention(
+    heads: Tensor, cos: Tensor, sin: Tensor, k: Tensor, v: Tensor, positions: Tensor, length: int, scale: float
+) -> Tensor:
+    return _attend(heads, heads.shape[1] - 2 * k.shape[1], cos, sin, k, v, positions, length, scale)
+
+
+def _attend(
+    heads: Tensor,
+    count: int,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    length: int,
+    scale: float,
+) -> Tensor:
+    rows, _, size = heads.shape
+    groups = k.shape[1]
+    if size < 16 or size & (size - 1) or not k.stride(3) == v.stride(3) == heads.stride(2) == 1:
+        raise ValueError(
+            f"no program takes heads of {size} numbers in strides {heads.stride()}, {k.stride()}, {v.stride()}"
+        )
+    block = 32 if length <= 32 or size * k.element_size() > 256 else 64  # more than 256 bytes a head spill at 64
+    splits, span = splits_of(rows * groups, length, block, _processors(heads.device))
+    out = torch.empty(rows, count * size, device=heads.device, dtype=heads.dtype)
+    part = part_top = part_mass = out
+    if splits > 1:
+        part = torch.empty(rows, count, splits, size, device=heads.device, dtype=torch.float32)
+        part_top, part_mass = torch.empty(2, rows, count, splits, device=heads.device, dtype=torch.float32)
+    share = count // groups
+    triton_kernels.attend[splits, groups, rows](
+        heads,
+        k,
+        v,
+        positions if cos is None else cos,
+        positions if sin is None else sin,
+        positions,
+        out,
+        part,
+        part_top,
+        part_mass,
+        scale,
+        length,
+        span,
+        heads.stride(0),
+        heads.stride(1),
+        k.stride(0),
+        k.stride(1),
+        k.stride(2),
+        v.stride(0),
+        v.stride(1),
+        v.stride(2),
+        0 if cos is None else cos.stride(0),
+        GROUPS=groups,
+        SHARE=share,
+        PADDED=max(_LEAST_ROWS, triton.next_power_of_2(share)),
+        SIZE=size,
+        BLOCK=block,
+        WHOLE=splits == 1,
+        FRESH=cos is not None,
+        num_warps=4,
+        num_stages=2,
+        enable_fp_fusion=False,  # keys are turned to the same bits as by the twin
+    )
+    if splits > 1:
+        triton_kernels.combine[(rows * count,)](
+            part,
+            part_top,
+            part_mass,
+            out,
+            splits,
+            SIZE=size,
+            PADDED=triton.next_power_of_2(splits),
+            num_warps=4,
+        )
+    return out
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    tokens, width = x.shape
+    normed, summed = torch.empty(2, tokens, width, device=x.device, dtype=x.dtype)
+    block = triton.next_power_of_2(width)
+    triton_kernels.add_norm[(tokens,)](
+        x,
+        residual,
+        weight,
+        normed,
+        summed,
+        x.stride(0),
+        residual.stride(0),
+        eps,
+        WIDTH=width,
+        BLOCK=block,
+        num_warps=4 if block <= 1024 else 8,
+        enable_fp_fusion=False,
+    )
+    return normed, summed
+
+
+def gate(gate_up: Tensor, activation: Activation) -> Tensor:
+    tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
+    out = torch.empty(tokens, width, device=gate_up.device, dtype=gate_up.dtype)
+    block = min(1024, triton.next_power_of_2(width))
+    triton_kernels.gated[-(-width // block), tokens](
+        gate_up, out, gate_up.stride(0), WIDTH=width, BLOCK=block, SILU=activation == "silu", num_warps=4
+    )
+    return out
+
+
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    seeds: Tensor,
+    frames: Tensor,
+    codebook: int,
+    codebooks: int,
+    banned: Tensor,
+    *,
+    few: bool = False,
+) -> Tensor:
+    del few  # one program takes all knobs
+    count, size = logits.shape[0], logits.shape[-1]
+    channels = logits.shape[1] if logits.dim() == 3 else 1
+    if not 0 <= codebook <= codebooks - channels:
+        raise ValueError(f"codebooks {codebook}..{codebook + channels - 1} of {codebooks}")
+    out = torch.empty(logits.shape[:-1], device=logits.device, dtype=torch.int64)
+    triton_kernels.draw[(count * channels,)](
+        logits,
+        temperature,
+        top_k,
+        top_p,
+        seeds,
+        frames,
+        banned.contiguous(),
+        out,
+        codebook,
+        logits.stride(0),
+        logits.stride(1) if logits.dim() == 3 else 0,
+        CHANNELS=channels,
+        CODES=size,
+        BLOCK=triton.next_power_of_2(size),
+        num_warps=8,
+    )
+    return out

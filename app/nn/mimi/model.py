@@ -1,0 +1,494 @@
+"""Mimi, the codec: a streaming decoder whose rows begin and advance on their own, and an encoder for whole recordings.
+
+Everything is laid out (B, T, C) and every convolution is a matrix product over windows, which on short pieces is
+twice as fast as the convolution kernels. Streamed sound equals sound decoded in one go: each convolution keeps the
+inputs it will need again, each transposed convolution the overlap it still owes, the transformer a ring of keys
+longer than its window by one piece. Numbers: Kyutai, arXiv 2410.00037, and the config.json of kyutai/mimi. Always
+float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from app.nn.kernels.torch_kernels import rotate
+from app.nn.layers import Attend, turns
+from app.nn.mimi import checkpoint
+from app.nn.mimi.config import MimiConfig
+from app.weights.tensors import Checkpoint
+
+PIECE_FRAMES = 8  # longest piece decoded in one go; sets the length of the attention ring
+_MIN_USAGE = 1e-5  # floor for codebook entries that were never used
+
+_WINDOW_FLOATS = 1 << 24
+
+Step = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The rows that go on. where: they in a state; index (n, 1) their numbers; begun (n,) latents they have been
+    through; used: how much of the ring is. going (n,) bool: the others stay as they are; None = all go on."""
+
+    where: Tensor | slice
+    index: Tensor
+    begun: Tensor
+    used: int
+    going: Tensor | None = None
+
+    def keep(self, state: Tensor, new: Tensor) -> None:
+        """Write what these rows remember from now on."""
+        if self.going is not None:
+            new = torch.where(self.going.view(-1, *[1] * (new.ndim - 1)), new, state[self.where])
+        state[self.where] = new
+
+
+def _weight(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape), requires_grad=False)
+
+
+class Conv(nn.Module):
+    """A causal convolution as a linear over windows. It looks back over `reach` inputs."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, dilation: int = 1, bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.inputs, self.kernel, self.stride, self.dilation = inputs, kernel, stride, dilation
+        self.reach = (kernel - 1) * dilation + 1 - stride
+        self.weight = _weight(outputs, kernel * inputs)
+        self.bias = _weight(outputs) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, reach + T, C), the past first, T a multiple of the stride -> (B, T / stride, outputs)."""
+        if self.kernel == 1:
+            return functional.linear(x, self.weight, self.bias)
+        rows, length, channels = x.shape
+        count = (length - (self.kernel - 1) * self.dilation - 1) // self.stride + 1
+        windows = x.contiguous().as_strided(
+            (rows, count, self.kernel, channels),
+            (length * channels, self.stride * channels, self.dilation * channels, 1),
+        )
+        # A minute's windows at full rate would be gigabytes: in parts, then.
+        part = max(1, _WINDOW_FLOATS // (rows * self.kernel * channels))
+        if count <= part:
+            return functional.linear(windows.reshape(rows, count, -1), self.weight, self.bias)
+        return torch.cat(
+            [
+                functional.linear(some.reshape(rows, some.shape[1], -1), self.weight, self.bias)
+                for some in torch.split(windows, part, dim=1)
+            ],
+            dim=1,
+        )
+
+    def whole(self, x: Tensor, *, repeat_edges: bool = False) -> Tensor:
+        """A whole recording (B, T, C), with zeros (or its edge values) before it and up to a full stride after it."""
+        extra = -x.shape[1] % self.stride
+        if repeat_edges:
+            x = torch.cat((x[:, :1].expand(-1, self.reach, -1), x, x[:, -1:].expand(-1, extra, -1)), dim=1)
+        else:
+            x = functional.pad(x, (0, 0, self.reach, extra))
+        return self(x)  # type: ignore[no-any-return]
+
+    def fill(self, weights: Checkpoint, name: str) -> None:
+        self.weight.copy_(weights.read(f"{name}.weight").transpose(1, 2).reshape(self.weight.shape))
+        if self.bias is not None:
+            weights.copy_to(self.bias, f"{name}.bias")
+
+
+class Upsample(nn.Module):
+    """A causal transposed convolution of kernel 2 * stride: an input spreads over 2 * stride outputs, the later half of
+    which is owed to the next input's first half."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, *, groups: int = 1, bias: bool = True) -> None:
+        super().__init__()
+        self.outputs, self.stride, self.groups = outputs, stride, groups
+        self.weight = _weight(groups, inputs // groups, 2 * stride * (outputs // groups))
+        self.bias = _weight(outputs) if bias else None
+
+    def forward(self, x: Tensor, owed: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, T, C), owed (B, stride, outputs) -> (B, T * stride, outputs) and what is owed after it."""
+        rows, length, channels = x.shape
+        if self.groups == 1:
+            spread = x @ self.weight[0]
+        elif self.groups == channels:
+            spread = x[..., None] * self.weight[:, 0]
+        else:
+            spread = x.view(rows, length, self.groups, 1, -1) @ self.weight
+        spread = spread.view(rows, length, self.groups, 2 * self.stride, -1).transpose(2, 3)
+        spread = spread.reshape(rows, length, 2, self.stride, self.outputs)
+        later = torch.cat((owed[:, None], spread[:, :, 1]), dim=1)  # (B, T + 1, stride, outputs)
+        sound = (spread[:, :, 0] + later[:, :-1]).reshape(rows, length * self.stride, self.outputs)
+        return sound if self.bias is None else sound + self.bias, later[:, -1]
+
+    def fill(self, weights: Checkpoint, name: str) -> None:
+        stored = weights.read(f"{name}.weight")  # (inputs, outputs of a group, kernel)
+        grouped = stored.view(self.groups, -1, *stored.shape[1:]).transpose(2, 3)
+        self.weight.copy_(grouped.reshape(self.weight.shape))
+        if self.bias is not None:
+            weights.copy_to(self.bias, f"{name}.bias")
+
+
+class Residual(nn.Module):
+    """x + 1x1(elu(conv(elu(x))))."""
+
+    def __init__(self, config: MimiConfig, width: int, dilation: int) -> None:
+        super().__init__()
+        hidden = width // config.compress
+        self.first = Conv(width, hidden, config.residual_kernel, dilation=dilation)
+        self.second = Conv(hidden, width, 1)
+        self.shortcut = Conv(width, width, 1) if config.conv_shortcut else None
+
+    def forward(self, x: Tensor, first: Step) -> Tensor:
+        """`first` runs the first convolution with its past."""
+        y = self.second(functional.elu(first(functional.elu(x))))
+        return y + (x if self.shortcut is None else self.shortcut(x))  # type: ignore[no-any-return]
+
+    def fill(self, weights: Checkpoint, name: str) -> None:
+        self.first.fill(weights, f"{name}.block.1.conv")
+        self.second.fill(weights, f"{name}.block.3.conv")
+        if self.shortcut is not None:
+            self.shortcut.fill(weights, f"{name}.shortcut.conv")
+
+
+class Layer(nn.Module):
+    """LayerNorm, attention, LayerNorm, MLP; the layer scales are folded into the two output matrices."""
+
+    def __init__(self, config: MimiConfig) -> None:
+        super().__init__()
+        c = config
+        self.config = config
+        outputs = (c.heads + 2 * c.kv_heads) * c.head_dim
+        self.norm1, self.norm1_bias = _weight(c.width), _weight(c.width)
+        self.norm2, self.norm2_bias = _weight(c.width), _weight(c.width)
+        self.qkv, self.out = _weight(outputs, c.width), _weight(c.width, c.heads * c.head_dim)
+        self.qkv_bias = _weight(outputs) if c.attention_bias else None
+        self.out_bias = _weight(c.width) if c.attention_bias else None
+        self.up, self.down = _weight(c.ffn, c.width), _weight(c.width, c.ffn)
+
+    def forward(self, x: Tensor, index: int, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:  # (M, C) -> (M, C)
+        c = self.config
+        normed = functional.layer_norm(x, (c.width,), self.norm1, self.norm1_bias, c.eps)
+        heads = functional.linear(normed, self.qkv, self.qkv_bias).view(len(x), c.heads + 2 * c.kv_heads, c.head_dim)
+        turned = rotate(heads[:, : c.heads + c.kv_heads], cos, sin)
+        seen = attend(index, turned[:, : c.heads], turned[:, c.heads :], heads[:, c.heads + c.kv_heads :])
+        x = x + functional.linear(seen, self.out, self.out_bias)
+        normed = functional.layer_norm(x, (c.width,), self.norm2, self.norm2_bias, c.eps)
+        wide = getattr(functional, c.activation)(functional.linear(normed, self.up))
+        return x + functional.linear(wide, self.down)
+
+    def fill(self, weights: Checkpoint, name: str) -> None:
+        for norm, bias, stored in (
+            (self.norm1, self.norm1_bias, "input_layernorm"),
+            (self.norm2, self.norm2_bias, "post_attention_layernorm"),
+        ):
+            weights.copy_to(norm, f"{name}.{stored}.weight")
+            weights.copy_to(bias, f"{name}.{stored}.bias")
+        attention_scale = weights.read(f"{name}.self_attn_layer_scale.scale")
+        projections = [f"{name}.self_attn.{part}_proj" for part in "qkv"]
+        self.qkv.copy_(torch.cat([weights.read(f"{part}.weight") for part in projections]))
+        self.out.copy_(weights.read(f"{name}.self_attn.o_proj.weight") * attention_scale[:, None])
+        if self.qkv_bias is not None and self.out_bias is not None:
+            self.qkv_bias.copy_(torch.cat([weights.read(f"{part}.bias") for part in projections]))
+            self.out_bias.copy_(weights.read(f"{name}.self_attn.o_proj.bias") * attention_scale)
+        weights.copy_to(self.up, f"{name}.mlp.fc1.weight")
+        mlp_scale = weights.read(f"{name}.mlp_layer_scale.scale")
+        self.down.copy_(weights.read(f"{name}.mlp.fc2.weight") * mlp_scale[:, None])
+
+
+def _attention(config: MimiConfig, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """q (B, T, H, d), k, v (B, G, L, d), mask (B, 1, T, L) -> (B * T, H * d)."""
+    share = config.heads // config.kv_heads
+    if share > 1:
+        k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
+    seen = functional.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask)
+    return seen.transpose(1, 2).reshape(-1, config.heads * config.head_dim)
+
+
+class MimiEncoder(nn.Module):
+    """Recordings to codes, each in one go. Stateless: any thread may call it."""
+
+    def __init__(self, config: MimiConfig) -> None:
+        super().__init__()
+        c = config
+        self.config = config
+        self.first = Conv(1, c.filters, c.kernel)
+        self.residuals = nn.ModuleList()
+        self.downs = nn.ModuleList()
+        width = c.filters
+        for ratio in reversed(c.ratios):
+            self.residuals.append(
+                nn.ModuleList([Residual(c, width, c.dilation_growth**i) for i in range(c.residual_layers)])
+            )
+            self.downs.append(Conv(width, 2 * width, 2 * ratio, stride=ratio))
+            width *= 2
+        self.last = Conv(width, c.width, c.last_kernel)
+        self.layers = nn.ModuleList([Layer(c) for _ in range(c.layers)])
+        self.downsample = Conv(c.width, c.width, 2 * c.latent_stride, stride=c.latent_stride, bias=False)
+        projected = c.quantizer_dim != c.width
+        self.semantic_in = _weight(c.quantizer_dim, c.width) if projected else None
+        self.acoustic_in = _weight(c.quantizer_dim, c.width) if projected else None
+        self.codebooks = _weight(c.codebooks, c.codebook_size, c.codebook_dim)
+        self._frequencies = c.rope.frequencies(c.head_dim)
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """samples (N,) float32 at the codec's rate -> codes (K, T) int64; a part of a frame at the end counts as
+        one."""
+        c = self.config
+        x = self.first.whole(samples[None, :, None])
+        for residuals, down in zip(self.residuals, self.downs, strict=True):
+            for module in cast(nn.ModuleList, residuals):
+                residual = cast(Residual, module)
+                x = residual(x, residual.first.whole)
+            x = cast(Conv, down).whole(functional.elu(x))
+        x = self.last.whole(functional.elu(x))[0]  # (T, C) latents
+        at = torch.arange(len(x), device=x.device)
+        mask = (at[None, :] <= at[:, None]) & (at[None, :] > at[:, None] - c.window)
+        cos, sin = turns(self._frequencies.to(x.device), at)
+
+        def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            del index
+            return _attention(c, q[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None], mask[None, None])
+
+        for index, layer in enumerate(self.layers):
+            x = layer(x, index, cos, sin, attend)
+        return self._quantize(self.downsample.whole(x[None], repeat_edges=True)[0])
+
+    def _quantize(self, latents: Tensor) -> Tensor:  # (T, C) -> (K, T)
+        codes = []
+        residual = latents
+        for k, codebook in enumerate(self.codebooks):
+            if k in (0, self.config.semantic_codebooks):  # both quantisers begin at the latents themselves
+                projection = self.semantic_in if k == 0 else self.acoustic_in
+                residual = latents if projection is None else functional.linear(latents, projection)
+            code = torch.cdist(residual[None], codebook[None])[0].argmin(dim=-1)
+            residual = residual - codebook[code]
+            codes.append(code)
+        return torch.stack(codes)
+
+    @torch.no_grad()
+    def load(self, weights: Checkpoint) -> None:
+        """Copy a checked checkpoint (names of `layout`) in."""
+        c = self.config
+        self.first.fill(weights, "encoder.layers.0.conv")
+        index = 1
+        for residuals, down in zip(self.residuals, self.downs, strict=True):
+            for residual in cast(nn.ModuleList, residuals):
+                cast(Residual, residual).fill(weights, f"encoder.layers.{index}")
+                index += 1
+            cast(Conv, down).fill(weights, f"encoder.layers.{index + 1}.conv")
+            index += 2
+        self.last.fill(weights, f"encoder.layers.{index + 1}.conv")
+        for index, layer in enumerate(self.layers):
+            cast(Layer, layer).fill(weights, f"encoder_transformer.layers.{index}")
+        self.downsample.fill(weights, "downsample.conv")
+        if self.semantic_in is not None and self.acoustic_in is not None:
+            self.semantic_in.copy_(weights.read(f"{checkpoint.SEMANTIC}input_proj.weight")[..., 0])
+            self.acoustic_in.copy_(weights.read(f"{checkpoint.ACOUSTIC}input_proj.weight")[..., 0])
+        for k in range(c.codebooks):
+            self.codebooks[k].copy_(codebook(weights, c, k))
+
+
+def codebook(weights: Checkpoint, config: MimiConfig, index: int) -> Tensor:
+    """The vectors of codebook `index` (C, d): running sums over how often each was used."""
+    semantic = config.semantic_codebooks
+    at = (
+        f"{checkpoint.SEMANTIC}layers.{index}"
+        if index < semantic
+        else f"{checkpoint.ACOUSTIC}layers.{index - semantic}"
+    )
+    usage = weights.read(f"{at}.codebook.cluster_usage").float()
+    return weights.read(f"{at}.codebook.embed_sum").float() / usage.clamp(min=_MIN_USAGE)[:, None]
+
+
+class RowStates:
+    """What streaming modules remember, per row: tensors (rows, ...), each known by its number."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self._rows, self._device = rows, device
+        self.tensors: list[Tensor] = []
+
+    def add(self, *shape: int) -> int:
+        self.tensors.append(torch.zeros(self._rows, *shape, device=self._device))
+        return len(self.tensors) - 1
+
+    def reset(self, row: int) -> None:
+        for tensor in self.tensors:
+            tensor[row] = 0
+
+
+class MimiDecoder(nn.Module):
+    """Codes to sound, for rows that stream independently. Owns their state; one thread may call it.
+
+    Uses the first `codebooks` codebooks. `reset` begins a row anew; rows that are not named in a call stay as they are.
+    """
+
+    def __init__(self, config: MimiConfig, *, rows: int, codebooks: int | None = None, device: torch.device) -> None:
+        super().__init__()
+        c = config
+        self.config = config
+        self.codebooks = codebooks or c.codebooks
+        if self.codebooks > c.codebooks:
+            raise ValueError(f"the codec has {c.codebooks} codebooks, {self.codebooks} are wanted")
+        with device:
+            self.table = _weight(self.codebooks, c.codebook_size, c.width)  # codebooks, through the output projection
+            self.upsample = Upsample(c.width, c.width, c.latent_stride, groups=c.upsample_groups, bias=False)
+            self.layers = nn.ModuleList([Layer(c) for _ in range(c.layers)])
+            width = c.filters * 2 ** len(c.ratios)
+            self.first = Conv(c.width, width, c.kernel)
+            self.ups = nn.ModuleList()
+            self.residuals = nn.ModuleList()
+            for ratio in c.ratios:
+                self.ups.append(Upsample(width, width // 2, ratio))
+                width //= 2
+                self.residuals.append(
+                    nn.ModuleList([Residual(c, width, c.dilation_growth**i) for i in range(c.residual_layers)])
+                )
+            self.last = Conv(width, 1, c.last_kernel)
+        self._offsets = torch.arange(self.codebooks, device=device) * c.codebook_size
+        self._frequencies = c.rope.frequencies(c.head_dim).to(device)
+        self._device = device
+        # Keys stay for the whole window of the first of a piece's latents while the last of them is written.
+        self._ring = c.window + PIECE_FRAMES * c.latent_stride
+        self._keys = torch.zeros(c.layers, rows, c.kv_heads, self._ring, c.head_dim, device=device)
+        self._values = torch.zeros_like(self._keys)
+        self._latents = [0] * rows  # how many each row has been through
+        self._begun = torch.zeros(rows, dtype=torch.int64, device=device)  # the same, for `frame`
+        self._states = RowStates(rows, device)
+        self._slots: dict[nn.Module, int] = {}
+        for module in self.modules():
+            if isinstance(module, Conv) and module.reach > 0:
+                self._slots[module] = self._states.add(module.reach, module.inputs)
+            elif isinstance(module, Upsample):
+                self._slots[module] = self._states.add(module.stride, module.outputs)
+
+    @property
+    def state_bytes(self) -> int:
+        """What the rows take, beside the weights."""
+        return sum(tensor.nbytes for tensor in (self._keys, self._values, *self._states.tensors))
+
+    def reset(self, row: int) -> None:
+        """Begin the row anew. Its old keys stay where they are: no position of the new stream reaches them."""
+        self._states.reset(row)
+        self._latents[row] = 0
+        self._begun[row] = 0
+
+    def wipe(self, row: int) -> None:
+        """Put zeros in place of keys and values that are no numbers any more (see RowCache.wipe)."""
+        self._keys[:, row] = 0
+        self._values[:, row] = 0
+
+    def decode(self, rows: Sequence[int], codes: Tensor) -> Tensor:
+        """Go on with these rows: codes (n, K, T) int64 -> samples (n, T * frame_samples) float32."""
+        pieces = [self._decode(rows, piece) for piece in torch.split(codes, PIECE_FRAMES, dim=2)]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+
+    def _decode(self, rows: Sequence[int], codes: Tensor) -> Tensor:
+        first, count = rows[0], len(rows)
+        index = torch.tensor(rows, device=self._device)
+        where: Tensor | slice = index
+        if list(rows) == list(range(first, first + count)):
+            where = slice(first, first + count)  # a view: nothing is copied
+        begun = [self._latents[row] for row in rows]
+        length = codes.shape[2] * self.config.latent_stride
+        used = min(self._ring, max(begun) + length)
+        sound = self._piece(_Rows(where, index[:, None], torch.tensor(begun, device=self._device), used), codes)
+        for row in rows:
+            self._latents[row] += length
+        return sound
+
+    def frame(self, codes: Tensor, going: Tensor) -> Tensor:
+        """One frame of the first n rows, those that are `going` (n,) bool: codes (n, K) int64 -> (n, frame_samples)
+        float32, of any number for the others.
+
+        Of fixed shape, and nothing is asked of the host: it may be recorded. How far rows are is counted on the device
+        then, so a row goes on by this or by `decode`, not by both, from one reset to the next.
+        """
+        count = len(codes)
+        index = torch.arange(count, device=self._device)[:, None]
+        begun = self._begun[:count]
+        sound = self._piece(_Rows(slice(0, count), index, begun, self._ring, going), codes[:, :, None])
+        begun += going * self.config.latent_stride
+        return sound
+
+    def _piece(self, rows: _Rows, codes: Tensor) -> Tensor:
+        index = (codes + self._offsets[:, None]).transpose(1, 2)  # (n, T, K)
+        x = functional.embedding(index, self.table.flatten(0, 1)).sum(dim=2)  # (n, T, C)
+        x = self._up(self.upsample, x, rows)
+        x = self._transform(rows, x)
+        x = self._conv(self.first, x, rows)
+        for up, residuals in zip(self.ups, self.residuals, strict=True):
+            x = self._up(cast(Upsample, up), functional.elu(x), rows)
+            for module in cast(nn.ModuleList, residuals):
+                residual = cast(Residual, module)
+                x = residual(x, lambda y, conv=residual.first: self._conv(conv, y, rows))
+        return self._conv(self.last, functional.elu(x), rows)[..., 0]
+
+    def _conv(self, conv: Conv, x: Tensor, rows: _Rows) -> Tensor:
+        if conv.reach == 0:
+            return conv(x)  # type: ignore[no-any-return]
+        past = self._states.tensors[self._slots[conv]]
+        x = torch.cat((past[rows.where], x), dim=1)
+        rows.keep(past, x[:, -conv.reach :])
+        return conv(x)  # type: ignore[no-any-return]
+
+    def _up(self, up: Upsample, x: Tensor, rows: _Rows) -> Tensor:
+        owed = self._states.tensors[self._slots[up]]
+        x, later = up(x, owed[rows.where])
+        rows.keep(owed, later)
+        return x
+
+    def _transform(self, rows: _Rows, x: Tensor) -> Tensor:
+        c, ring = self.config, self._ring
+        count, length, width = x.shape
+        at = rows.begun[:, None] + torch.arange(length, device=self._device)  # (n, T) positions
+        last = at[:, -1:]
+        # The position whose key lies in each place of the ring, once this piece is written; negative = none yet.
+        held = last - (last - torch.arange(rows.used, device=self._device)) % ring  # (n, L)
+        held = held[:, None, :]
+        mask = ((held >= 0) & (held <= at[..., None]) & (held > at[..., None] - c.window))[:, None]  # (n, 1, T, L)
+        cos, sin = turns(self._frequencies, at.flatten())
+        places = at % ring
+
+        def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            # A row that does not go on is written to as well, where it will write next itself.
+            self._keys[index].transpose(1, 2)[rows.index, places] = k.view(count, length, c.kv_heads, c.head_dim)
+            self._values[index].transpose(1, 2)[rows.index, places] = v.view(count, length, c.kv_heads, c.head_dim)
+            queries = q.view(count, length, c.heads, c.head_dim)
+            keys = self._keys[index][rows.where][:, :, : rows.used]
+            values = self._values[index][rows.where][:, :, : rows.used]
+            return _attention(c, queries, keys, values, mask)
+
+        x = x.reshape(count * length, width)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, index, cos, sin, attend)
+        return x.view(count, length, width)
+
+    @torch.no_grad()
+    def load(self, weights: Checkpoint) -> None:
+        """Copy a checked checkpoint (names of `layout`) in."""
+        c = self.config
+        for k in range(self.codebooks):
+            vectors = codebook(weights, c, k)
+            if c.quantizer_dim != c.width:
+                prefix = checkpoint.SEMANTIC if k < c.semantic_codebooks else checkpoint.ACOUSTIC
+                vectors = functional.linear(vectors, weights.read(f"{prefix}output_proj.weight")[..., 0].float())
+            self.table[k].copy_(vectors)
+        self.upsample.fill(weights, "upsample.conv")
+        for index, layer in enumerate(self.layers):
+            cast(Layer, layer).fill(weights, f"decoder_transformer.layers.{index}")
+        self.first.fill(weights, "decoder.layers.0.conv")
+        index = 1
+        for up, residuals in zip(self.ups, self.residuals, strict=True):
+            cast(Upsample, up).fill(weights, f"decoder.layers.{index + 1}.conv")
+            index += 2
+            for residual in cast(nn.ModuleList, residuals):
+                cast(Residual, residual).fill(weights, f"decoder.layers.{index}")
+                index += 1
+        self.last.fill(weights, f"decoder.layers.{index + 1}.conv")

@@ -1,0 +1,94 @@
+"""Digits that are read one by one or in groups: telephones, cards, PINs, postal codes."""
+
+from __future__ import annotations
+
+import re
+
+from app.text import number_words, tables
+from app.text.rules.common import Match
+
+PHONE_PLUS = re.compile(r"(?<![\w+])\+([0-9]{1,3}(?:[ .-]?\(?[0-9]{1,5}\)?){2,6})(?![0-9])")
+PHONE_US = re.compile(r"(?<![\w-])(?:(1)[ .-])?(?:\(([0-9]{3})\) ?|([0-9]{3})[ .-])([0-9]{3})[ .-]([0-9]{4})(?![\w-])")
+PHONE_LETTERS = re.compile(r"(?<![\w-])(?:(1)-)?(8[0-9]{2})-([A-Z][A-Z-]{2,12}|[0-9]{3}-[A-Z]{4})(?![\w-])")
+PHONE_SHORT = re.compile(r"(?<![\w-])([2-9][0-9]{2})-([0-9]{4})(?![\w-])")
+EMERGENCY = re.compile(r"(?<![\w.,$€£-])(911|999|112|988|311|411|211|811)(?![\w%-]|[.,][0-9]|:)")
+GROUPS = re.compile(r"(?<![\w.-])([0-9]{1,10}(?:-[0-9]{1,10}){2,6})(?![\w-])")
+CARD = re.compile(r"(?<![\w.-])([0-9]{4}(?: [0-9]{4}){3})(?![\w-])")
+CODE_WORD = re.compile(
+    r"\b(zip(?: code)?|area code|post(?:al )?code|pin(?: code)?|passcode|password|code|extension|ext\.?|"
+    r"serial(?: number)?|"
+    r"confirmation(?: number)?|tracking(?: number)?|account(?: number)?|ISBN|SKU)((?: is|:| number)? #?)([0-9]{2,40})\b"
+    r"(?![.,:-][0-9])",
+    re.IGNORECASE,
+)
+STATE_ZIP = re.compile(rf"(?<=[ ,])({'|'.join(tables.STATES)})\.?,? ([0-9]{{5}})(?:-([0-9]{{4}}))?(?![\w-])")
+STATE = re.compile(rf"(?<=[a-z], )({'|'.join(tables.STATES)})(?=[,.;:)]|$)")
+
+
+def spoken_groups(*groups: str | None) -> str:
+    return ", ".join(number_words.digits(group) for group in groups if group)
+
+
+def read_phone_plus(found: Match) -> str:
+    groups = re.findall(r"[0-9]+", found[1])
+    if not 7 <= sum(map(len, groups)) <= 15:
+        return found[0]
+    return f"plus {spoken_groups(*groups)}"
+
+
+def _exchange(run: str) -> str:
+    return f"{number_words.cardinal(int(run[0]))} hundred" if run.endswith("00") else number_words.digits(run)
+
+
+def read_phone_us(found: Match) -> str:
+    area = found[2] or found[3]
+    head = [number_words.digits("1")] if found[1] else []
+    return (" " if found[1] and area.endswith("00") else ", ").join([*head, _exchange(area)]) + (
+        f", {spoken_groups(found[4], found[5])}"
+    )
+
+
+def read_phone_letters(found: Match) -> str:
+    tail = ", ".join(number_words.digits(part) if part.isdecimal() else part for part in found[3].split("-"))
+    return f"{'one ' if found[1] else ''}{_exchange(found[2])}, {tail}"
+
+
+def read_emergency(found: Match) -> str:
+    before = re.search(r"([A-Za-z]+) $", found.string[max(0, found.start() - 20) : found.start()])
+    after = re.match(r" ([a-z]+)", found.string[found.end() : found.end() + 20])
+    calls = before is not None and before[1].lower() in {
+        "call",
+        "dial",
+        "dialed",
+        "called",
+        "calling",
+        "text",
+        "ring",
+        "phone",
+    }
+    if calls or (found[1] == "911" and not (after and after[1] in tables.COUNTED) and not _is_label(before)):
+        return number_words.digits(found[1])
+    return found[0]
+
+
+def _is_label(before: Match | None) -> bool:
+    return before is not None and before[1].lower() in tables.LABELLED
+
+
+def read_groups(found: Match) -> str:
+    groups = found[1].split("-")
+    if max(map(len, groups)) <= 2:
+        return " ".join(number_words.integer(group) for group in groups)
+    return spoken_groups(*groups)
+
+
+def read_code_word(found: Match) -> str:
+    if found[1].lower() == "code" and len(found[3]) < 3:
+        return found[0]
+    joint = found[2].replace("#", "")
+    name = "extension" if found[1].lower().startswith("ext") else found[1]
+    return f"{name}{joint}{number_words.digits(found[3])}"
+
+
+def read_state_zip(found: Match) -> str:
+    return f"{tables.STATES[found[1]]} {spoken_groups(found[2], found[3])}"

@@ -1,0 +1,76 @@
+"""Amounts of money: signs before or after, scales, ranges, rates."""
+
+from __future__ import annotations
+
+import re
+
+from app.text import number_words, tables
+from app.text.rules.common import DASH, NUM, Match, alternatives, is_adjective, per_unit
+
+_CURRENCY = alternatives([sign for sign in tables.CURRENCIES if not sign.isalpha()])
+_CURRENCY_CODE = alternatives([sign for sign in tables.CURRENCIES if sign.isalpha()])
+_SCALE = (
+    r"(?: ?-?(thousand|million|billion|trillion|Thousand|Million|Billion|Trillion|grand)\b"
+    r"| ?(k|K|m|M|mn|MM|b|B|bn|Bn|t|T|tn|trn)(?![\w²³/]))?"
+)
+_PER = rf"(?: ?/ ?({alternatives(tables.PER)})\b)?"
+MONEY = re.compile(
+    rf"(?<![\w$£€])([-–−]?)({_CURRENCY}|\b(?:{_CURRENCY_CODE})) ?([-–−]?)({NUM}){_SCALE}"
+    rf"(?![0-9]|[.,][0-9])\+?{_PER}(?: USD\b)?"
+)
+MONEY_RANGE = re.compile(
+    rf"(?<![\w$£€])({_CURRENCY}) ?({NUM}){_SCALE}{DASH}(?:(\1) ?)?({NUM}){_SCALE}(?![0-9]|[.,][0-9]){_PER}"
+)
+MONEY_AFTER = re.compile(rf"(?<![\w.,$£€])({NUM}){_SCALE} ?([€£¥₹]|\b(?:{_CURRENCY_CODE}))(?![\w])")
+MONEY_EURO = re.compile(r"(?<![\w.,])(€ ?)?([0-9]{1,3}(?:\.[0-9]{3}){0,5}),([0-9]{2})(?:(?(1)| ?€))(?![\w,.][0-9])")
+CENTS = re.compile(rf"(?<![\w.,])({NUM}) ?(¢|ct\b)")
+
+
+def _scale(name: str | None, letter: str | None) -> str:
+    key = name or letter
+    return tables.SCALES[key] if key else ""
+
+
+def _amount(sign: str, number: str, scale: str, *, single: bool = False) -> str:
+    """An amount in words. `single`: used as an adjective, "a five dollar bill"."""
+    one, many, cent, cents = tables.CURRENCIES[sign]
+    whole, dot, fraction = number.replace(",", "").partition(".")
+    if single:
+        many = one
+    if scale:
+        return f"{number_words.number(number)} {scale} {many}"
+    if dot and len(fraction) == 2 and cent:
+        whole_words = f"{number_words.integer(whole)} {one if whole == '1' else many}" if int(whole or 0) else ""
+        part = int(fraction)
+        part_words = f"{number_words.cardinal(part)} {cent if part == 1 else cents}" if part else ""
+        return " and ".join(words for words in (whole_words, part_words) if words) or f"zero {many}"
+    return f"{number_words.number(number)} {one if number == '1' else many}"
+
+
+def read_money(found: Match) -> str:
+    minus = "minus " if found[1] or found[3] else ""
+    plus = " plus" if "+" in found[0] else ""
+    scale = _scale(found[5], found[6])
+    return f"{minus}{_amount(found[2], found[4], scale, single=is_adjective(found))}{plus}{per_unit(found[7])}"
+
+
+def read_money_range(found: Match) -> str:
+    sign, low, high = found[1], found[2], found[6]
+    low_scale, high_scale = _scale(found[3], found[4]), _scale(found[7], found[8])
+    last = _amount(sign, high, high_scale, single=is_adjective(found))
+    whole = "." not in low + high or bool(low_scale or high_scale)
+    shared = not (low_scale and found[5]) and whole and (low_scale == high_scale or not (low_scale or found[5]))
+    first = number_words.number(low) if shared else _amount(sign, low, low_scale)
+    return f"{first} to {last}{per_unit(found[9])}"
+
+
+def read_money_after(found: Match) -> str:
+    return _amount(found[4], found[1], _scale(found[2], found[3]), single=is_adjective(found))
+
+
+def read_money_euro(found: Match) -> str:
+    return _amount("€", f"{found[2].replace('.', '')}.{found[3]}", "")
+
+
+def read_cents(found: Match) -> str:
+    return f"{number_words.number(found[1])} {'cent' if found[1] == '1' else 'cents'}"

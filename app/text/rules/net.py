@@ -1,0 +1,181 @@
+"""Web and mail addresses, names of files, paths, versions, handles: what is typed for machines and read by people."""
+
+from __future__ import annotations
+
+import re
+
+from app.text import number_words, tables
+from app.text.rules.common import END, START, Match, capitalised_like
+from app.text.rules.dates import spoken_day
+
+URL = re.compile(r"\b(?:(?:https?|ftp|wss?)://|www\.)[^\s<>\"'\\^`{|}\[\]]{1,600}", re.IGNORECASE)
+EMAIL = re.compile(r"(?<![\w.+@-])(?:mailto:)?([\w.+-]{1,64})@((?:[A-Za-z0-9-]{1,63}\.){1,5}[A-Za-z]{2,24})(?![\w@])")
+DOMAIN = re.compile(
+    rf"(?<![\w@./-])((?:[A-Za-z0-9][A-Za-z0-9-]{{0,62}}\.){{1,5}}(?:{'|'.join(sorted(tables.TOP_LEVEL_DOMAINS))}))"
+    r"(:[0-9]{2,5})?(/[^\s<>\"']{0,300})?(?![\w@])"
+)
+PORT = re.compile(r"\b([Pp]orts?) ([0-9]{4,5})(?![\w]|[.,:][0-9])")
+LOCAL = re.compile(r"\b(localhost):([0-9]{2,5})(/[^\s<>\"']{0,300})?")
+IPV4 = re.compile(rf"{START}([0-9]{{1,3}}(?:\.[0-9]{{1,3}}){{3}})(?::([0-9]{{2,5}}))?(/[0-9]{{1,2}})?(?![\w.]\w)")
+FILE = re.compile(
+    r"(?<![\w@:.\\-])((?:~|\.{1,2})?/?(?:[\w-]{1,60}[./]){0,8}[\w-]{1,60})"
+    rf"\.({'|'.join(sorted(tables.FILE_ENDINGS, key=len, reverse=True))})\b(?!/)"
+)
+BARE_FILE = re.compile(rf"(?<![\w.])\.({'|'.join(sorted(tables.FILE_ENDINGS | {'gitignore', 'NET', 'net'}))})\b")
+PATH = re.compile(r"(?<![\w/<.)])((?:~|\.{1,2})?/(?:[\w.-]{1,60}/){0,10}[\w.-]{0,60}[\w-]/?)")
+WINDOWS_PATH = re.compile(r"\b([A-Z]):\\((?:[\w .-]{1,60}\\){0,10}[\w.-]{0,60})")
+HANDLE = re.compile(r"(?<![\w@.])@([A-Za-z_]\w{0,40})")
+HASHTAG = re.compile(r"(?<![\w#&])#([A-Za-z]\w{0,60})")
+COLOUR = re.compile(r"(?<![\w#&])#((?=[A-Fa-f]{0,5}[0-9])[0-9A-Fa-f]{6}|[0-9A-F]{3})\b")
+LONG_NUMBER_SIGN = re.compile(r"(?<![\w#&])# ?([0-9]{5,40})(?![\w,.][0-9]|\w)")
+NUMBER_SIGN = re.compile(r"(?<![\w#&])# ?(?=[0-9])")
+DOTTED = re.compile(rf"{START}([0-9]{{1,6}}(?:\.[0-9]{{1,6}}){{2,6}})(?![\w.]\w)")
+VERSION = re.compile(r"\b([vV])\.? ?([0-9]{1,6}(?:\.[0-9]{1,6}){0,6})(?![\w]|\.[0-9])")
+PRODUCT = re.compile(rf"\b([A-Za-z][A-Za-z+]{{1,20}}) ([0-9]{{1,3}})\.([0-9]{{1,3}}){END}(?!%|\w)")
+SHARP = re.compile(r"\b([CFGJA])#(?!\w)")
+PLUS_PLUS = re.compile(r"\b([A-Za-z]{1,12})\+\+(?!\w)")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[0-9])(?=[A-Za-z])")
+
+
+def _runs(text: str) -> str:
+    """Letters stay, runs of digits are read as labels: "route53" -> "route fifty three"."""
+    return " ".join(re.sub(r"[0-9]{1,40}", lambda run: f" {number_words.label(run[0])} ", text).split())
+
+
+def spoken_ending(name: str) -> str:
+    name = name.lower()
+    return tables.ENDINGS_SAID.get(name) or (name if name in tables.SAID_AS_WORDS else _runs(name.upper()))
+
+
+_NET_MARKS = {".": " dot ", "-": " dash ", "_": " underscore ", "/": " slash ", "~": " tilde ", "+": " plus ", ":": " "}
+
+
+def _spelled(text: str) -> str:
+    return _runs(
+        re.sub(r"[^A-Za-z0-9]", lambda mark: _NET_MARKS.get(mark[0], mark[0] if mark[0].isalpha() else " "), text)
+    )
+
+
+def _host(host: str) -> str:
+    labels = [label for label in host.split(".") if label]
+    if labels and labels[0].lower() == "www":
+        labels = labels[1:]
+    if all(label.isdecimal() for label in labels):
+        return " dot ".join(number_words.digits(label) for label in labels)
+    names = [_spelled(label) for label in labels]
+    if len(labels) > 1:
+        names[-1] = spoken_ending(labels[-1])
+        if len(labels) > 2 and labels[-2].lower() in {"ac", "gov", "org"}:
+            names[-2] = labels[-2] if labels[-2].lower() != "ac" else "AC"
+    return " dot ".join(name for name in names if name)
+
+
+def spoken_address(host: str, port: str | None, path: str | None) -> str:
+    words = _host(host)
+    if port:
+        words += f" port {spoken_port(port)}"
+    steps = [step for step in re.split(r"[?#]", path or "", maxsplit=1)[0].split("/") if step]
+    return "".join([words, *(f" slash {_file_name(step)}" for step in steps)])
+
+
+def spoken_port(run: str) -> str:
+    return (
+        number_words.label(run) if len(run) == 4 and run[1:] != "000" and run[2] != "0" else number_words.integer(run)
+    )
+
+
+def _trailing(text: str) -> tuple[str, str]:
+    """A web address and the punctuation after it that belongs to the sentence."""
+    bare = text.rstrip(".,;:!?*)…")
+    if "(" in bare and text[len(bare) : len(bare) + 1] == ")":
+        bare += ")"
+    return bare, text[len(bare) :]
+
+
+def read_url(found: Match) -> str:
+    url, rest = _trailing(found[0])
+    parts = re.match(
+        r"(?:[a-z]{2,5}://)?(?:[^/@\s]{1,60}@)?([^/:?#]{0,250})(?::([0-9]{2,5}))?(.{0,600})", url, re.IGNORECASE
+    )
+    spoken = spoken_address(parts[1], parts[2], parts[3]) if parts else ""
+    return (spoken or _spelled(url)) + rest
+
+
+def read_email(found: Match) -> str:
+    return f"{_spelled(found[1].strip('.'))} at {_host(found[2])}"
+
+
+def read_domain(found: Match) -> str:
+    path, rest = _trailing(found[3] or "")
+    return spoken_address(found[1], (found[2] or "")[1:], path) + rest
+
+
+def read_ipv4(found: Match) -> str:
+    groups = found[1].split(".")
+    if any(int(group) > 255 for group in groups):
+        return read_dotted(found)
+    words = " dot ".join(number_words.digits(group) for group in groups)
+    words += f" port {spoken_port(found[2])}" if found[2] else ""
+    return words + (f" slash {number_words.integer(found[3][1:])}" if found[3] else "")
+
+
+def read_dotted(found: Match) -> str:
+    groups = found[1].split(".")
+    day, month, year = (int(group) for group in groups[:3])
+    if len(groups) == 3 and 1 <= day <= 31 and 1 <= month <= 12 and 1900 <= year <= 2100:
+        return spoken_day(tables.MONTHS[month - 1], day, groups[2])
+    return " point ".join(number_words.integer(group) for group in groups)
+
+
+def read_version(found: Match) -> str:
+    words = " point ".join(number_words.integer(group) for group in found[2].split("."))
+    return capitalised_like(found[1], f"version {words}")
+
+
+def read_product(found: Match) -> str:
+    if found[1].lower() not in tables.VERSIONED:
+        return found[0]
+    minor = (
+        number_words.pair(int(found[3]))
+        if len(found[3]) == 2 and found[3][0] == "0"
+        else number_words.integer(found[3])
+    )
+    return f"{found[1]} {number_words.integer(found[2])} point {minor}"
+
+
+def _file_name(name: str) -> str:
+    stem, dot, end = name.rpartition(".")
+    return (
+        f"{_spelled(stem)} dot {spoken_ending(end)}" if dot and end.lower() in tables.FILE_ENDINGS else _spelled(name)
+    )
+
+
+def read_file(found: Match) -> str:
+    if not re.search(r"[A-Za-z]", found[1]):
+        return found[0]
+    head = found[1]
+    return f"{_spelled(head)} dot {spoken_ending(found[2])}"
+
+
+def read_path(found: Match) -> str:
+    *folders, name = found[1].rstrip("/").split("/")
+    return " slash ".join([*(_spelled(folder) for folder in folders), _file_name(name)]).strip()
+
+
+def read_windows_path(found: Match) -> str:
+    path, rest = _trailing(found[2])
+    steps = [_file_name(step) for step in path.split("\\") if step]
+    return " backslash ".join([f"{found[1]} colon", *steps]) + rest
+
+
+def read_handle(found: Match) -> str:
+    return f"at {_spelled(found[1].strip('_'))}" if found[1].strip("_") else "at"
+
+
+def read_hashtag(found: Match) -> str:
+    words = _CAMEL.sub(" ", found[1].replace("_", " "))
+    return f"hashtag {_runs(words)}"
+
+
+def read_colour(found: Match) -> str:
+    return "hash " + " ".join(number_words.digits(char) if char.isdecimal() else char.upper() for char in found[1])

@@ -1,0 +1,131 @@
+"""`python -m tests.faults.fuzz.run`: every target, or those named, under atheris for a while; fails where one fails.
+
+Starts from the corpus beside this file and keeps what it finds in `.fuzz/work`, so that the next run goes on there.
+Needs atheris only in the Python that runs it (`make fuzz` makes one). The last line of its output is one JSON: per
+target executions, CPU seconds, and new corpus entries. All runs are counted in `.fuzz/work/runs.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.faults.fuzz.targets import TARGETS
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+WORK = ROOT / ".fuzz" / "work"
+CORPUS = HERE / "corpus"
+MAX_INPUT_BYTES = {"upload": 16_384, "schemas": 2048}
+RSS_MB = 2048
+_EXECUTED = re.compile(rb"stat::number_of_executed_units:\s*(\d+)")
+
+
+def arguments(target: str) -> list[str]:
+    words = CORPUS / f"{target}.dict"
+    return [
+        f"-max_len={MAX_INPUT_BYTES.get(target, 600)}",
+        f"-rss_limit_mb={RSS_MB}",
+        "-print_final_stats=1",
+        f"-artifact_prefix={WORK}/{target}-",
+        *([f"-dict={words}"] if words.exists() else []),
+    ]
+
+
+def run(target: str, seconds: float) -> dict[str, float | int]:
+    """Raises SystemExit with the target's own words when it found something."""
+    found, seeds = WORK / target, CORPUS / target
+    found.mkdir(parents=True, exist_ok=True)
+    before = len(list(found.iterdir()))
+    command = [
+        sys.executable,
+        "-m",
+        "tests.faults.fuzz.one",
+        target,
+        *arguments(target),
+        f"-max_total_time={round(seconds)}",
+    ]
+    log = WORK / f"{target}.log"
+    began_s, used = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    with log.open("wb") as file:
+        status = subprocess.call([*command, found, seeds], stdout=file, stderr=file, cwd=ROOT, env=_environment())
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    said = log.read_bytes()
+    executed = _EXECUTED.search(said)
+    if status != 0 or executed is None:
+        print(said[-6_000:].decode("utf-8", "replace"), file=sys.stderr)
+        raise SystemExit(f"{target} failed with status {status}; the input that does it is in {WORK}")
+    done: dict[str, float | int] = {
+        "executions": int(executed[1]),
+        "cpu_s": round(after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime, 1),
+        "wall_s": round(time.monotonic() - began_s, 1),
+        "new": len(list(found.iterdir())) - before,
+    }
+    with (WORK / "runs.jsonl").open("a") as runs:
+        runs.write(json.dumps({"target": target, **done}) + "\n")
+    return done
+
+
+def keep(target: str, most_bytes: int) -> None:
+    """The corpus beside this file anew: the fewest inputs that reach all that was reached, the smallest of them."""
+    merged, seeds = WORK / f"{target}.merged", CORPUS / target
+    merged.mkdir(parents=True, exist_ok=True)
+    for old in merged.iterdir():
+        old.unlink()
+    itself = WORK / f"{target}.sh"
+    itself.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tests.faults.fuzz.one {target} "$@"\n')
+    itself.chmod(0o755)
+    command = [itself, *arguments(target), "-merge=1", merged, seeds, WORK / target]
+    environment = {**_environment(), "FUZZ_ITSELF": str(itself)}
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
+    for old in seeds.glob("[0-9a-f]" * 40):  # what has another name was put there by hand
+        old.unlink()
+    size = 0
+    by_hand = {path.read_bytes() for path in seeds.iterdir()}
+    for new in sorted(merged.iterdir(), key=lambda path: path.stat().st_size):
+        if new.read_bytes() in by_hand:
+            continue
+        size += new.stat().st_size
+        if size > most_bytes:
+            break
+        (seeds / new.name).write_bytes(new.read_bytes())
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TTS_", "HF_"))}
+    return {**kept, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("targets", nargs="*", metavar="target", help=f"of {', '.join(TARGETS)}; all without")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each target, by the clock")
+    parser.add_argument("--cpu-minutes", type=float, default=0.0, help="go on until each target has had so much")
+    parser.add_argument(
+        "--keep-bytes", type=int, default=0, help="write the corpus anew, of at most so many bytes each"
+    )
+    given = parser.parse_args()
+    if unknown := {*given.targets} - {*TARGETS}:
+        parser.error(f"there is no target {', '.join(sorted(unknown))}")
+    told: dict[str, dict[str, float | int]] = {}
+    for target in given.targets or [*TARGETS]:
+        if given.keep_bytes:
+            keep(target, given.keep_bytes)
+            continue
+        total = told[target] = run(target, given.seconds)
+        while total["cpu_s"] < given.cpu_minutes * 60:
+            for name, value in run(target, given.seconds).items():
+                total[name] = round(total[name] + value, 1)
+        print(target, total, file=sys.stderr)
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""What must hold for any bytes whatever. Each target takes bytes and raises AssertionError, or whatever went wrong.
+
+Plain Python, so that the corpus and past findings run in `make test` too; atheris drives the same functions (`run.py`).
+Texts come as UTF-8; bytes that are none become lone surrogates, which JSON can bring as well.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from functools import cache
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+from app.api.errors import body_of
+from app.api.requests import ConversationBody, DialogueBody, GenerateBody, PreviewBody, SpeechBody
+from app.audio.decode import decode
+from app.errors import BadReference, SpeechError, TooManySpeakers
+from app.text import cleaning, dialogue, markup, script
+from app.text.normalizer import Normalizer
+from app.text.punctuation import has_words
+from app.text.sentences import split
+from app.types import SpeechRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_INPUT_CHARS = 4096
+RATE_HZ = 24_000
+MAX_SECONDS = 2.0
+# One character can be a symbol's name ("less than or equal to"), a trillion's worth of words comes from 15 digits.
+SPOKEN_PER_CHAR, SPOKEN_SPARE = 40, 300
+
+_BODIES: tuple[type[BaseModel], ...] = (SpeechBody, GenerateBody, PreviewBody, ConversationBody, DialogueBody)
+_LANGUAGES = ("en", "de", "zh", "ja", "", "no-such", "é")
+_DIGIT = re.compile(r"[0-9]")
+_KEPT = re.compile(r"\[[sS][0-9]{1,2}\]|\[pause[^\]]*\]", re.IGNORECASE)
+
+
+@cache
+def _normalizer() -> Normalizer:
+    return Normalizer()
+
+
+def warm() -> None:
+    """Load what is loaded once, so that no input is blamed for it."""
+    _normalizer().warm()
+
+
+def text_of(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def bare(text: str) -> str:
+    return "".join(text.split())
+
+
+def normaliser(data: bytes) -> None:
+    """The first byte chooses English or not. Words come out of words, bounded, encodable, the same twice."""
+    english, text = data[:1] != b"\0", text_of(data[1:])
+    spoken = _normalizer().normalize(text, english=english)
+    spoken.encode("utf-8")
+    assert spoken == _normalizer().normalize(text, english=english)
+    assert len(spoken) <= SPOKEN_PER_CHAR * len(text) + SPOKEN_SPARE, (len(text), len(spoken))
+    assert not any(unicodedata.category(char) in ("Cc", "Cs", "Co") for char in spoken if char != "\n"), ascii(spoken)
+    # A modifier letter by itself, such as an apostrophe of some alphabets, is a mark; the studio names it.
+    if any(char.isalnum() and unicodedata.category(char) != "Lm" for char in text):
+        assert has_words(spoken), ascii(spoken)
+    if english:
+        assert not _DIGIT.search(_KEPT.sub("", spoken)), ascii(spoken)
+
+
+def splitter(data: bytes) -> None:
+    """The first two bytes are limit and language. Nothing is lost, added or moved; no piece is over the limit."""
+    head, text = data[:2].ljust(2, b"\1"), text_of(data[2:])
+    max_chars = 1 + head[0]
+    pieces = split(text, max_chars, _LANGUAGES[head[1] % len(_LANGUAGES)])
+    assert bare("".join(pieces)) == bare(text)
+    for piece in pieces:
+        assert piece, "a blank piece"
+        assert piece == piece.strip(), ascii(piece)
+        assert len(piece) <= max_chars
+
+
+def parser(data: bytes) -> None:
+    """Speakers' tags, pauses, Dia's scripts and markup: every word stays, in order; pauses and sizes are bounded."""
+    text = text_of(data)
+    turns = script.turns(text)
+    assert " ".join(words for _, words in turns).split() == script.SPEAKER_TAG.sub(" ", text).split()
+    assert all(before[0] != after[0] for before, after in pairwise(turns))
+
+    parts = script.parse(text)
+    words = " ".join(part.text for part in parts if isinstance(part, script.Words))
+    assert bare(words) == bare(script._TAG.sub(" ", text))
+    for part in parts:
+        if isinstance(part, script.Pause):
+            assert 0 < part.seconds <= script.MAX_SILENCE_S
+        else:
+            assert part.text.strip() == part.text != ""
+    assert not any(isinstance(a, script.Pause) and isinstance(b, script.Pause) for a, b in pairwise(parts))
+
+    tidied = dialogue.tidy(text)
+    assert letters(tidied).lower() == letters(text.translate(dialogue._ASCII).replace("<pad>", " ")).lower()
+    assert not re.search(r"[\[\]{}]", tidied)
+    lines = [(speaker, words) for speaker, words in turns]
+    try:
+        written = dialogue.write(lines[:8], {0: text[:40]})
+    except TooManySpeakers:
+        # Where tags stood inside each other, what is left of a lone turn is a script again.
+        again = [speaker for speaker, _ in dialogue.turns(lines[0][1])] if len(lines) == 1 else []
+        assert max(len({speaker for speaker, _ in turns[:8]}), len({*again})) > dialogue.MAX_SPEAKERS
+    else:
+        tags = re.findall(r"\[S([12])\]", written.text)
+        assert not tags or tags[0] == "1", ascii(written.text)
+        assert all(before != after for before, after in pairwise(tags)), ascii(written.text)
+        assert len(written.text) <= 4 * len(text) + 200
+
+    cleaned = cleaning.clean(text)
+    plain = markup.plain_paragraphs(markup.strip_tags(cleaned))
+    assert len(plain) <= 12 * len(cleaned) + 100
+    # Without marks of any markup every word stays; a line that begins with "o" and a gap is an item of a list.
+    if not re.search(r"[<>&\[\]`\\$*_~|#]|^\s*o\s\s", cleaned, re.MULTILINE):
+        assert letters(plain) == letters(cleaned), (ascii(plain), ascii(cleaned))
+
+
+def letters(text: str) -> str:
+    return "".join(char for char in text if char.isalpha())
+
+
+def upload(data: bytes) -> None:
+    """Any file: sound within its bounds, or BadReference."""
+    refused: BadReference | None = None
+    try:
+        decoded = decode(data, RATE_HZ, max_seconds=MAX_SECONDS)
+    except BadReference as error:
+        refused = error
+    if refused is not None:
+        assert refused.param == "audio"
+        assert len(refused.message) < 400
+        return
+    samples = decoded.samples
+    assert samples.dtype == np.float32
+    assert samples.ndim == 1
+    assert 0 < len(samples) <= MAX_SECONDS * RATE_HZ
+    assert np.isfinite(samples).all()
+    assert np.abs(samples).max() <= 1.0
+    assert 0.0 <= decoded.clipped <= 1.0
+
+
+def schemas(data: bytes) -> None:
+    """The first byte chooses the body, the rest is JSON as a route reads it: a request, or a typed error in words."""
+    kind = _BODIES[data[0] % len(_BODIES)] if data else SpeechBody
+    try:
+        content = json.loads(data[1:])
+    except (ValueError, RecursionError):  # the framework's own 400
+        return
+    try:
+        body = kind.model_validate(content)
+        request = body.to_request(default_model="csm-1b", max_input_chars=MAX_INPUT_CHARS)  # type: ignore[attr-defined]
+        if isinstance(body, ConversationBody):
+            for said in body.said():
+                assert isinstance(said.audio, bytes)
+    except ValidationError as error:
+        for problem in error.errors():
+            assert problem["loc"] or not isinstance(content, dict)
+            assert len(problem["msg"]) < 1000
+        return
+    except SpeechError as error:
+        json.dumps(body_of(error))
+        return
+    assert isinstance(request, SpeechRequest)
+    assert 0.25 <= request.speed <= 4.0
+    assert 8_000 <= request.sample_rate_hz <= 48_000
+    assert sum(len(line.text) for line in request.lines) <= MAX_INPUT_CHARS
+    assert all(line.text.strip() for line in request.lines)
+    assert len(request.digest("context")) == 64
+    assert 0 <= request.content_seed("context") < 2**31
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "normaliser": normaliser,
+    "splitter": splitter,
+    "parser": parser,
+    "upload": upload,
+    "schemas": schemas,
+}

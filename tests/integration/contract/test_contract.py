@@ -1,0 +1,169 @@
+"""The same twenty cases against every way to run the server: callers can't tell which one it is."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import httpx
+import openai
+import pytest
+
+from app.types import AUDIO_FORMATS
+from tests.integration.contract.fleets import SENTENCE, Callers, Fleet, fleet
+from tests.support.ears import decode
+from tests.support.live import stuck_reader, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+ONE_UTTERANCE = SENTENCE.replace(". ", "; ") * 3  # one sentence: no second row while it is spoken, 17 s in 2 s
+LONG = SENTENCE * 100
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "embedded",
+        pytest.param("replicas", marks=pytest.mark.fleet),
+        pytest.param("ray", marks=pytest.mark.ray),
+    ],
+)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    with fleet(request.param, tmp_path_factory.mktemp(request.param)) as made:
+        yield made
+
+
+@pytest.fixture
+def client(served: Fleet) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="any", max_retries=0) as made:
+        yield made
+
+
+@pytest.mark.parametrize("audio_format", AUDIO_FORMATS)
+def test_every_format(client: openai.OpenAI, audio_format: str) -> None:
+    answer = client.audio.speech.create(model="tts-1", voice="nova", input="Good day.", response_format=audio_format)
+    assert decode(answer.content, audio_format).seconds == pytest.approx(0.9, abs=0.5)
+
+
+def test_server_sent_events(client: openai.OpenAI) -> None:
+    with client.audio.speech.with_streaming_response.create(
+        model="tts-1", voice="nova", input="Good day.", stream_format="sse"
+    ) as answer:
+        lines = [line for line in answer.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    assert "speech.audio.done" in lines[-2]
+
+
+def test_lists(client: openai.OpenAI, served: Fleet) -> None:
+    assert "paced" in {model.id for model in client.models.list()}
+    assert httpx.get(f"{served.url}/v1/audio/voices").is_success
+
+
+def test_health_and_readiness(served: Fleet) -> None:
+    assert {health["status"] for health in served.healths()} == {"ok"}
+    assert httpx.get(f"{served.url}/ready").json() == {"ready": True, "engine": "espeak"}
+    assert "tts_rows_limit 4.0" in httpx.get(f"{served.url}/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b'{"input": "Hi.", "voice": "nobody"}', "voice_not_found"),
+        (b'{"input": ', "invalid_json"),
+        (b'{"input": "%s"}' % (b"x " * 20_000), "string_too_long"),
+    ],
+)
+def test_what_is_wrong_is_said(served: Fleet, content: bytes, code: str) -> None:
+    answer = httpx.post(served.speech, content=content, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
+
+
+def test_no_such_path(served: Fleet) -> None:
+    answer = httpx.get(f"{served.url}/v1/nothing")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+
+
+def test_the_same_words_have_the_same_seed(served: Fleet) -> None:
+    answers = [httpx.post(served.speech, json={"input": "Once more.", "cache": False}) for _ in range(6)]
+    assert len({answer.headers["x-tts-seed"] for answer in answers}) == 1
+
+
+def test_the_beginning_comes_before_the_end(served: Fleet) -> None:
+    with httpx.stream("POST", served.speech, json={"input": LONG, "cache": False}, timeout=60) as answer:
+        pieces = answer.iter_raw()  # kept: the stream closes when it is collected
+        assert next(pieces)
+        wait_until(lambda: served.active() >= 1)
+    wait_until(served.quiet)
+
+
+def test_who_leaves_before_the_first_sound_frees_the_row(served: Fleet) -> None:
+    host, port = served.url.removeprefix("http://").split(":")
+    body = b'{"input": "%s", "cache": false}' % LONG.encode()
+    with socket.create_connection((host, int(port))) as raw:
+        raw.sendall(
+            b"POST /v1/audio/speech HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+    time.sleep(0.2)
+    wait_until(served.quiet, 10)
+
+
+def test_who_leaves_in_the_middle_frees_the_row(served: Fleet) -> None:
+    with httpx.stream("POST", served.speech, json={"input": LONG, "cache": False}, timeout=60) as answer:
+        received = 0
+        for piece in answer.iter_raw():
+            received += len(piece)
+            if received > 20_000:
+                break
+        wait_until(lambda: served.active() >= 1)
+    wait_until(served.quiet, 10)
+
+
+def test_a_slow_reader_keeps_nobody_waiting(served: Fleet) -> None:
+    with stuck_reader(served.url, LONG):
+        for number in range(6):
+            answer = httpx.post(served.speech, json={"input": f"Number {number}.", "cache": False}, timeout=30)
+            assert answer.status_code == 200
+    wait_until(served.quiet, 10)
+
+
+def test_a_dialogue_is_one_file(served: Fleet) -> None:
+    turns = [{"text": "Who is there?", "voice": "alloy"}, {"text": "It is me.", "voice": "onyx"}]
+    answer = httpx.post(f"{served.url}/v1/audio/dialogue", json={"turns": turns, "response_format": "wav"}, timeout=30)
+    assert answer.status_code == 200, answer.text
+    assert decode(answer.content, "wav").seconds > 1
+
+
+def test_too_many_are_told_when_to_come_back(served: Fleet, client: openai.OpenAI) -> None:
+    """As many as there are rows and places in queues are answered, the rest refused at once, in OpenAI's words."""
+    callers = Callers(served, served.capacity + 4, ONE_UTTERANCE)
+    wait_until(lambda: sum(heard.status == 429 for heard in callers.heard) >= 2)
+    said: list[openai.RateLimitError] = []
+
+    def ask() -> None:
+        try:
+            client.audio.speech.create(model="tts-1", voice="alloy", input="Let me in.")
+        except openai.RateLimitError as error:
+            said.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    asking.join(60)
+    heard = callers.join()
+    statuses = sorted(each.status for each in heard)
+    assert set(statuses) == {200, 429}
+    spoken = statuses.count(200) + (not said)
+    # A balancer counts who is under way, not who was refused: one or two may meet the fuller copy.
+    assert served.capacity - (0 if served.copies == 1 else 2) <= spoken <= served.capacity
+    assert all(int(each.retry_after or 0) >= 1 for each in heard if each.status == 429)
+    assert not [each.error for each in heard if each.error]
+    sizes = [each.size for each in heard if each.status == 200]
+    assert min(sizes) == pytest.approx(max(sizes), rel=0.02)
+    for error in said:
+        assert error.code == "rate_limit_exceeded"
+    wait_until(served.quiet, 10)
+    assert client.audio.speech.create(model="tts-1", voice="alloy", input="Let me in.").content

@@ -1,0 +1,237 @@
+"""What the container files promise each other and the server: ports, folders, graces, variables, figures on graphs."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import json
+import os
+import re
+import shutil
+import socketserver
+import subprocess
+import tarfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from app.metrics import Metrics
+from app.settings import Settings
+from app.types import DeviceState, Load
+from tests.integration.deploy.image import context, read, words
+from tests.support.live import ROOT
+
+pytestmark = pytest.mark.unit
+
+COMPOSE = ["compose.yaml", "compose.cpu.yaml", "compose.replicas.yaml"]
+FOLDERS = {"models", "cloned_voices", "voice_references", "audio_cache", "keys", "logs"}
+VARIABLES = {str(field.alias) for field in Settings.model_fields.values()}
+
+
+def compose(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / name).read_text())
+    return loaded
+
+
+def servers(name: str) -> dict[str, dict[str, Any]]:
+    return {key: each for key, each in compose(name)["services"].items() if "build" in each}
+
+
+@pytest.mark.parametrize("name", COMPOSE)
+def test_the_server_comes_first_with_its_variables(name: str) -> None:
+    first = next(iter(compose(name)["services"].values()))
+    for variable in ("TTS_ENGINE", "HF_TOKEN", "CSM_DEVICE_MAP"):
+        assert first["environment"][variable].startswith(f"${{{variable}:-")
+    assert set(first["environment"]) <= VARIABLES
+
+
+@pytest.mark.parametrize("name", COMPOSE)
+def test_every_folder_is_a_named_volume(name: str) -> None:
+    named = set(compose(name)["volumes"])
+    for each in servers(name).values():
+        mounts = dict(mount.split(":")[::-1] for mount in each["volumes"])
+        assert set(mounts) == {f"/app/{folder}" for folder in FOLDERS}
+        assert set(mounts.values()) <= named
+
+
+def test_replicas_share_voices_and_nothing_they_write_at_once() -> None:
+    one, two = ({m.split(":")[1]: m.split(":")[0] for m in e["volumes"]} for e in servers(COMPOSE[2]).values())
+    assert {folder for folder in one if one[folder] != two[folder]} == {"/app/audio_cache", "/app/logs"}
+
+
+@pytest.mark.parametrize("name", COMPOSE)
+def test_answers_may_end_before_a_container_is_killed(name: str) -> None:
+    for each in servers(name).values():
+        grace_s = int(each["environment"]["TTS_SHUTDOWN_GRACE_S"])
+        assert int(each["stop_grace_period"].removesuffix("s")) > grace_s
+
+
+def test_the_same_grace_on_kubernetes() -> None:
+    documents = list(yaml.safe_load_all((ROOT / "deploy/k8s/server.yaml").read_text()))
+    pod = documents[0]["spec"]["template"]["spec"]
+    [server] = pod["containers"]
+    environment = {each["name"]: each.get("value") for each in server["env"]}
+    assert set(environment) <= VARIABLES
+    assert pod["terminationGracePeriodSeconds"] > int(environment["TTS_SHUTDOWN_GRACE_S"]) + 5
+    assert {mount["mountPath"] for mount in server["volumeMounts"]} == {f"/app/{folder}" for folder in FOLDERS}
+    assert server["readinessProbe"]["httpGet"]["path"] == "/ready"
+    assert f"USER {pod['securityContext']['runAsUser']}:" in (ROOT / "Dockerfile").read_text()
+
+
+def test_one_port_everywhere() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert "http://localhost:8000/v1" in readme
+    assert compose("compose.yaml")["services"]["tts"]["ports"] == ["${PORT:-8000}:8000"]
+    assert compose("compose.replicas.yaml")["services"]["balancer"]["ports"] == ["${PORT:-8000}:8000"]
+    assert Settings.model_fields["port"].default == 8000
+    assert "bind :8000" in (ROOT / "deploy/k8s/haproxy.cfg").read_text()
+
+
+def test_the_example_of_env_names_real_variables() -> None:
+    named = re.findall(r"(?m)^([A-Z_]+)=", (ROOT / ".env.example").read_text())
+    assert named
+    assert set(named) <= VARIABLES
+    assert "hf_" not in (ROOT / ".env.example").read_text()
+
+
+# ---- the image
+
+
+def test_targets_and_what_runs() -> None:
+    arguments, stages = read(ROOT / "Dockerfile")
+    assert arguments["PYTHON_VERSION"] == "3.12"
+    names = [stage.name for stage in stages]
+    assert {"cpu", "cuda", "with-weights"} <= set(names)
+    assert stages[-1].base == "cuda"  # the default target
+    [server] = [stage for stage in stages if stage.name == "server"]
+    steps = {step.word: step.rest for step in server.steps}
+    assert words(steps["ENTRYPOINT"])[0].endswith("tini")
+    assert "/health" in steps["HEALTHCHECK"]
+    assert steps["USER"] == "10001:10001"
+    assert words(steps["CMD"]) == ["python", "-m", "app.main"]
+
+
+def test_no_layer_holds_a_token() -> None:
+    _, stages = read(ROOT / "Dockerfile")
+    for stage in stages:
+        for step in stage.steps:
+            if step.word in ("ARG", "ENV", "COPY"):
+                assert "TOKEN" not in step.rest
+            elif "HF_TOKEN" in step.rest:
+                assert any(flag.startswith("--mount=type=secret,id=hf_token") for flag in step.flags)
+
+
+def decoys(root: Path) -> None:
+    """Files that a person may have lying about."""
+    for name in (
+        ".env",
+        ".env.local",
+        "app/.env",
+        "data/models/weights.safetensors",
+        "app/__pycache__/main.cpython-312.pyc",
+        "app/api/old.pyc",
+        ".git/config",
+        ".venv/bin/python",
+        "tests/test_x.py",
+        "hf_token",
+        "voices/me.wav",
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("secret")
+    for name in ("Dockerfile", ".dockerignore", "pyproject.toml", "constraints.txt", "README.md"):
+        shutil.copy(ROOT / name, root / name)
+    for name in ("app/main.py", "app/static/index.html"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("x")
+
+
+SENT = {"README.md", "app/static/index.html", "app/main.py", "constraints.txt", "pyproject.toml"}
+
+
+def test_what_goes_into_a_build(tmp_path: Path) -> None:
+    decoys(tmp_path)
+    assert set(context(tmp_path)) == SENT
+    ours = context(ROOT)
+    assert "app/main.py" in ours
+    assert not [name for name in ours if not re.match(r"app/|pyproject\.toml|constraints\.txt|README\.md", name)]
+
+
+@pytest.mark.skipif(shutil.which("docker") is None, reason="no Docker client")
+def test_what_dockers_own_client_sends(tmp_path: Path) -> None:
+    """The client reads .dockerignore and packs the files; what stands in for the engine here only unpacks them."""
+    decoys(tmp_path / "source")
+    sent: list[str] = []
+
+    class Engine(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            self._answer(b"OK" if "_ping" in self.path else b'{"ApiVersion": "1.44", "Os": "linux", "Arch": "amd64"}')
+
+        def do_POST(self) -> None:
+            body = b""
+            if self.headers.get("transfer-encoding") == "chunked":
+                while size := int(self.rfile.readline(), 16):
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+            with tarfile.open(fileobj=io.BytesIO(body), mode="r:*") as packed:
+                sent.extend(member.name for member in packed if member.isfile())
+            self._answer(json.dumps({"stream": "read"}).encode())
+
+        def _answer(self, body: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Api-Version", "1.44")
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def address_string(self) -> str:
+            return "client"
+
+    class Server(socketserver.ThreadingUnixStreamServer):
+        daemon_threads = True
+
+    socket = tmp_path / "engine.sock"
+    with Server(str(socket), Engine) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = {**os.environ, "DOCKER_HOST": f"unix://{socket}", "DOCKER_BUILDKIT": "0", "HOME": str(tmp_path)}
+        done = subprocess.run(
+            ["docker", "build", str(tmp_path / "source")],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        server.shutdown()
+    assert sent, done.stderr
+    assert set(sent) - {"Dockerfile", ".dockerignore"} == SENT  # those two always go, for the engine to read
+
+
+# ---- graphs
+
+
+def test_the_dashboard_shows_what_there_is() -> None:
+    metrics = Metrics()
+    metrics.watch_load(lambda: Load(0, 1, 0, 1))
+    metrics.watch_devices(lambda: [DeviceState("cpu", "", Load(0, 1, 0, 1))])
+    there = set(re.findall(r"# TYPE (\S+)", metrics.text().decode()))
+    dashboard = json.loads((ROOT / "deploy/grafana/dashboards/speech.json").read_text())
+    asked = {
+        name
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"\btts_\w+", target["expr"])
+    }
+    scaling = (ROOT / "deploy/keda/scaledobject.yaml").read_text()
+    asked |= set(re.findall(r"\btts_\w+", scaling))
+    assert len(asked) > 8
+    assert {name.removesuffix("_bucket") for name in asked} <= there

@@ -1,0 +1,219 @@
+"""What a socket may do: heads too large or too slow, bodies that trickle, connections that only sit there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from app.api.http_protocol import MAX_HEAD_BYTES
+from tests.support.live import LONG, serving, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.integration
+
+PATIENCE_S = 0.6
+BODY = json.dumps({"input": "Hello."}).encode()
+HEAD = b"POST /v1/audio/speech HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(
+        tmp_path_factory.mktemp("impatient"),
+        TTS_READ_TIMEOUT_S=PATIENCE_S,
+        TTS_KEEP_ALIVE_S=1,
+        TTS_API_KEYS="a-key-of-patience",
+    ) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def connected(url: str) -> Iterator[socket.socket]:
+    where = urlsplit(url)
+    with socket.create_connection((where.hostname, where.port), timeout=20) as raw:
+        yield raw
+
+
+def rest(raw: socket.socket) -> bytes:
+    """All that comes until the server closes."""
+    got = b""
+    with contextlib.suppress(ConnectionResetError):
+        while data := raw.recv(65_536):
+            got += data
+    return got
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+def code(answer: bytes) -> Any:
+    error = json.loads(answer.split(b"\r\n\r\n", 1)[1])["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error["code"]
+
+
+def trickle(raw: socket.socket, data: bytes, pause_s: float = 0.05, most: int = 200) -> None:
+    """Byte by byte, until the server has had enough."""
+    with contextlib.suppress(ConnectionError):
+        for _ in range(most):
+            raw.sendall(data)
+            time.sleep(pause_s)
+
+
+def test_a_head_that_never_ends_is_cut_off(server: str) -> None:
+    with connected(server) as raw:
+        raw.sendall(b"GET /health HTTP/1.1\r\nHost: here\r\nX-Long: ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1000):
+                raw.sendall(b"a" * 8192)
+        answer = rest(raw)
+    assert not answer or (status(answer), code(answer)) == (431, "head_too_large")  # a reset may swallow it
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"X-Long: " + b"a" * MAX_HEAD_BYTES + b"\r\n",
+        b"".join(b"X-%d: some value\r\n" % n for n in range(5000)),
+        b"Cookie: " + b"a=b; " * 14_000 + b"\r\n",
+    ],
+)
+def test_a_large_head_is_refused_in_words(server: str, head: bytes) -> None:
+    with connected(server) as raw:
+        raw.sendall(b"GET /health HTTP/1.1\r\nHost: here\r\n" + head + b"\r\n")
+        answer = rest(raw)
+    assert (status(answer), code(answer)) == (431, "head_too_large")
+    assert httpx.get(f"{server}/health").status_code == 200
+
+
+def test_a_long_address_is_refused_and_a_usual_head_is_not(server: str) -> None:
+    with connected(server) as raw:
+        raw.sendall(b"GET /health?" + b"a" * MAX_HEAD_BYTES + b" HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert status(rest(raw)) == 431
+    headers = {f"X-{n}": "v" * 1000 for n in range(50)}
+    assert httpx.get(f"{server}/health", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "sent", [b"\x16\x03\x01\x02\x00\x01", b"HELLO\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x00" * 50]
+)
+def test_what_is_not_http_is_told_so(server: str, sent: bytes) -> None:
+    with connected(server) as raw:
+        raw.sendall(sent)
+        answer = rest(raw)
+    assert (status(answer), code(answer)) == (400, "invalid_http")
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (b"", b""),  # says nothing at all
+        (b"\r\n", b"\r\n"),  # lines before a request are allowed
+        (b"GET /health HTTP/1.1\r\nHost: here\r\n", b"X: y\r\n"),
+    ],
+)
+def test_a_head_must_come_in_time(impatient: str, first: bytes, then: bytes) -> None:
+    with connected(impatient) as raw:
+        raw.sendall(first)
+        if then:
+            trickle(raw, then)
+        answer = rest(raw)  # it ends, or this test does not
+    assert not answer or (status(answer), code(answer)) == (408, "request_timeout")
+
+
+def test_the_second_request_of_a_connection_must_come_in_time_too(impatient: str) -> None:
+    with connected(impatient) as raw:
+        raw.sendall(b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert raw.recv(65_536).startswith(b"HTTP/1.1 200")
+        raw.sendall(b"GET /hea")
+        assert status(rest(raw)) == 408
+    with connected(impatient) as raw:
+        raw.sendall(b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert raw.recv(65_536).startswith(b"HTTP/1.1 200")
+        assert rest(raw) == b""  # TTS_KEEP_ALIVE_S
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: 5000\r\n", b"Transfer-Encoding: chunked\r\n"])
+def test_a_body_must_come_in_time(impatient: str, length: bytes) -> None:
+    piece = b"1\r\n \r\n" if b"chunked" in length else b" "
+    with connected(impatient) as raw:
+        raw.sendall(HEAD + b"Authorization: Bearer a-key-of-patience\r\n" + length + b"\r\n")
+        trickle(raw, piece)
+        answer = rest(raw)
+    assert (status(answer), code(answer)) == (408, "request_timeout")
+    assert b"connection: close" in answer.lower()
+
+
+def test_a_slow_body_that_is_fast_enough_is_read(impatient: str) -> None:
+    """Longer than the limit altogether, but never slower than 1 kB/s."""
+    body = json.dumps({"input": "Hello.", "user": "x" * 3000}).encode()
+    with connected(impatient) as raw:
+        raw.sendall(HEAD + b"Authorization: Bearer a-key-of-patience\r\nConnection: close\r\n")
+        raw.sendall(b"Content-Length: %d\r\n\r\n" % len(body))
+        for at in range(0, len(body), 600):
+            raw.sendall(body[at : at + 600])
+            time.sleep(0.25)
+        assert status(rest(raw)) == 200
+
+
+def test_who_goes_on_sending_after_the_answer_is_left(impatient: str) -> None:
+    """A 401 comes before the body; whoever trickles the rest of it does not keep the connection."""
+    with connected(impatient) as raw:
+        raw.sendall(HEAD + b"Content-Length: 50000\r\n\r\n")
+        assert raw.recv(65_536).startswith(b"HTTP/1.1 401")
+        trickle(raw, b" ")
+        assert rest(raw) == b""
+
+
+def test_a_long_answer_outlives_all_of_it(impatient: str) -> None:
+    """The limits are on what callers send; and the start of a next request does not end the answer before it."""
+    body = json.dumps({"input": LONG[:9000], "response_format": "pcm", "cache": False}).encode()
+    with connected(impatient) as raw:
+        raw.sendall(HEAD + b"Authorization: Bearer a-key-of-patience\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        got = raw.recv(1024)
+        raw.sendall(b"GET /hea")
+        time.sleep(3 * PATIENCE_S)
+        raw.sendall(b"lth HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
+        got += rest(raw)
+    assert got.count(b"HTTP/1.1 200") == 2
+    assert b"0\r\n\r\nHTTP/1.1 200" in got
+    assert b'"status":"ok"' in got
+
+
+def test_endless_trailers_and_chunk_extensions_are_cut_off(server: str) -> None:
+    for endless in (b"2\r\n{}\r\n0\r\nX: ", b"2;a="):
+        with connected(server) as raw:
+            raw.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + endless)
+            with contextlib.suppress(ConnectionError):
+                for _ in range(1000):
+                    raw.sendall(b"a" * 8192)
+                raise AssertionError("8 MB were taken")
+    assert httpx.get(f"{server}/health").status_code == 200
+
+
+def test_many_who_only_sit_there_are_gone_in_time(impatient: str) -> None:
+    with contextlib.ExitStack() as stack:
+        sitting = [stack.enter_context(connected(impatient)) for _ in range(200)]
+        for raw in sitting:
+            raw.sendall(b"GET / HTTP/1.1\r\n")
+        assert httpx.get(f"{impatient}/health", timeout=5).status_code == 200
+        wait_until(lambda: all(status(rest(raw)) == 408 for raw in sitting))
+
+
+def test_there_are_no_websockets(server: str) -> None:
+    with connected(server) as raw:
+        raw.sendall(
+            b"GET /health HTTP/1.1\r\nHost: here\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        assert status(raw.recv(65_536)) == 200  # an upgrade may be left alone

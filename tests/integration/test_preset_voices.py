@@ -1,0 +1,227 @@
+"""Standard voices get their recordings once: near to what their names promise, behind everybody's back, never again."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import wave
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from app import cli, wiring
+from app.audio.loudness import integrated_lufs
+from app.engines.registry import EngineSpec
+from app.generator import preset_voices
+from app.generator.preset_voices import SENTENCE, seed_of
+from app.voices.presets import PROFILES
+from app.voices.store import VoiceStore
+from app.voices.transcribe import NoTranscriber
+from app.voices.voice_features import measure
+from tests.support import reading_engine as engine
+from tests.support.live import serving, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.integration
+
+SPEECH = "/v1/audio/speech"
+TEXT = "The same words as ever."
+
+
+@pytest.fixture(autouse=True)
+def _reading(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    spec = EngineSpec("reading", "reading-1", "tests.support.reading_engine:build")
+    monkeypatch.setattr(wiring.registry, "specs", lambda: {"reading": spec})
+    engine.spoken.clear()
+    engine.trouble.clear()
+    yield
+    engine.spoken.clear()
+    engine.trouble.clear()
+
+
+def start(folder: Path, **variables: Any) -> Any:
+    return serving(folder, **{"TTS_ENGINE": "reading", "TTS_FALLBACK_ENGINE": "", "TTS_CASTING": "auto", **variables})
+
+
+def say(url: str, voice: str, **extra: Any) -> httpx.Response:
+    return httpx.post(
+        f"{url}{SPEECH}", json={"input": TEXT, "voice": voice, "response_format": "pcm", **extra}, timeout=30
+    )
+
+
+def state(url: str) -> dict[str, Any]:
+    told: dict[str, Any] = httpx.get(f"{url}/health").json()["casting"]
+    return told
+
+
+def finish(url: str) -> dict[str, Any]:
+    wait_until(lambda: state(url)["state"] == "done", 60)
+    return state(url)
+
+
+@pytest.fixture
+def two_candidates(monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(preset_voices, "CANDIDATES", 2)
+    return 2
+
+
+def references(folder: Path) -> VoiceStore:
+    return VoiceStore(folder / "cloned_voices", folder / "voice_references")
+
+
+def test_every_name_gets_a_voice_like_its_profile_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preset_voices, "CANDIDATES", 4)
+    with start(tmp_path) as url:
+        told = finish(url)
+        assert (told["cast"], told["failed"]) == (len(PROFILES), {})
+        assert all(utterance.background for utterance in engine.spoken)
+        first = say(url, "onyx")
+        assert "x-voice-state" not in first.headers
+        assert say(url, "onyx").headers["x-cache"] == "hit"
+    store = references(tmp_path)
+    pitches = {}
+    for name in PROFILES:
+        found = store.reference(store.get(name))
+        assert found.transcript == SENTENCE
+        measured = measure(found.samples, found.rate_hz)
+        pitches[name] = measured.pitch_hz
+        assert integrated_lufs(found.samples, found.rate_hz) == pytest.approx(-20, abs=0.7)
+        assert not found.samples[-int(0.35 * found.rate_hz) :].any()
+    assert pitches["onyx"] < 0.7 * pitches["shimmer"]
+    low = [name for name in PROFILES if PROFILES[name].pitch_hz < 135]
+    high = [name for name in PROFILES if PROFILES[name].pitch_hz > 180]
+    assert max(pitches[name] for name in low) < min(pitches[name] for name in high)
+
+    engine.spoken.clear()
+    with start(tmp_path) as url:
+        assert finish(url)["cast"] == len(PROFILES)
+        assert engine.spoken == []
+        assert say(url, "onyx").content == first.content
+
+
+def test_who_is_asked_for_comes_first_and_its_request_waits(tmp_path: Path) -> None:
+    with start(tmp_path) as url:
+        answer = say(url, "verse")
+        assert answer.status_code == 200
+        assert "x-voice-state" not in answer.headers
+        known = references(tmp_path)
+        cast = [name for name in PROFILES if known.recording_of(name) is not None]
+        assert "verse" in cast
+        assert len(cast) < 5
+
+
+def test_a_voice_that_takes_too_long_is_spoken_uncast_and_not_kept(tmp_path: Path, two_candidates: int) -> None:
+    engine.trouble += ["slow"] * 4
+    with start(tmp_path, TTS_CASTING_WAIT_S=0.2) as url:
+        began_s = time.monotonic()
+        answers = [say(url, "alloy") for _ in range(2)]
+        assert time.monotonic() - began_s < 5
+        for answer in answers:
+            assert answer.status_code == 200
+            assert answer.headers["x-voice-state"] == "uncast"
+            assert answer.headers["x-cache"] == "miss"
+            assert answer.headers["x-tts-seed"] == str(seed_of("alloy"))
+        engine.trouble.clear()
+        wait_until(lambda: references(tmp_path).recording_of("alloy") is not None)
+        later = say(url, "alloy")
+        assert "x-voice-state" not in later.headers
+
+
+def test_switched_off_it_costs_nothing_and_seeds_stay(tmp_path: Path) -> None:
+    with start(tmp_path, TTS_CASTING="off") as url:
+        assert state(url)["state"] == "off"
+        answer = say(url, "nova")
+        assert answer.headers["x-voice-state"] == "uncast"
+        assert answer.headers["x-tts-seed"] == str(seed_of("nova"))
+        assert say(url, "nova", seed=5).headers["x-tts-seed"] == "5"
+        assert [utterance.background for utterance in engine.spoken] == [False, False]
+
+
+@pytest.mark.parametrize(("kind", "said"), [("noise", "pitch"), ("silence", "takes 0.0 s"), ("error", "failed")])
+def test_a_voice_nobody_can_read_fails_once_and_for_all(
+    tmp_path: Path, two_candidates: int, kind: str, said: str
+) -> None:
+    engine.trouble += [kind] * two_candidates
+    with start(tmp_path) as url:
+        wait_until(lambda: state(url)["cast"] >= 2)
+        told = state(url)
+        assert list(told["failed"]) == ["alloy"]
+        assert said in told["failed"]["alloy"]
+        answer = say(url, "alloy")
+        assert (answer.status_code, answer.headers["x-voice-state"]) == (200, "uncast")
+        own = [utterance for utterance in engine.spoken if utterance.background and utterance.seed == seed_of("alloy")]
+        assert len(own) == 1
+
+
+def test_a_reading_that_gave_way_is_begun_again(
+    tmp_path: Path, two_candidates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preset_voices, "GAVE_WAY_S", 0.01)
+    engine.trouble += ["busy", "busy"]
+    with start(tmp_path) as url:
+        wait_until(lambda: state(url)["cast"] >= 1)
+        assert state(url)["failed"] == {}
+        assert len({utterance.seed for utterance in engine.spoken[:3]}) == 1
+
+
+def test_recordings_that_came_with_the_model_and_their_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = engine.Library()
+    prompts = tmp_path / "prompts"
+    prompts.mkdir()
+    words = "People who read aloud for a living drink a great deal of water, and so should you, my friend."
+    for name, timbre in (("deep", "onyx"), ("bright", "shimmer"), ("wordless", "nova")):
+        voice = engine.TIMBRES[timbre]
+        samples = library.synthesize(words, f"{voice.accent}+{voice.variant}", voice.pitch)
+        with wave.open(str(prompts / f"{name}.wav"), "wb") as file:
+            file.setparams((1, 2, engine.RATE_HZ, 0, "NONE", ""))
+            file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
+        if name != "wordless":
+            (prompts / f"{name}.txt").write_text(words + "\n")
+    info = dataclasses.replace(engine.ReadingEngine.info, examples=str(prompts))
+    given = preset_voices.assign(info, NoTranscriber())
+    assert sorted(candidate.source for candidate in given.values()) == ["bright.wav", "deep.wav"]
+    by_source = {candidate.source: name for name, candidate in given.items()}
+    assert PROFILES[by_source["deep.wav"]].pitch_hz < 120
+    assert PROFILES[by_source["bright.wav"]].pitch_hz > 180
+    assert all(candidate.reference.transcript == words for candidate in given.values())
+
+
+def test_casting_again_and_from_a_file(tmp_path: Path, two_candidates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (
+        ("TTS_ENGINE", "reading"),
+        ("TTS_FALLBACK_ENGINE", ""),
+        ("TTS_DATA_DIR", str(tmp_path)),
+    ):
+        monkeypatch.setenv(name, value)
+    run = CliRunner().invoke
+    done = run(cli.app, ["voices", "cast", "--voice", "onyx"])
+    assert done.exit_code == 0, done.output
+    first = references(tmp_path).recording_of("onyx")
+    assert first is not None
+    assert run(cli.app, ["voices", "cast", "--voice", "onyx"]).exit_code == 0
+    again = references(tmp_path).recording_of("onyx")
+    assert again is not None
+    assert (first.quality["take"], again.quality["take"]) == (0, 1)
+    assert first.quality["source"] != again.quality["source"]
+    assert run(cli.app, ["voices", "cast", "--voice", "nobody"]).exit_code == 1
+
+    path = tmp_path / "mine.wav"
+    tone = (0.3 * np.sin(np.arange(3 * 24_000) * 0.03)).astype(np.float32)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 24_000, 0, "NONE", ""))
+        file.writeframes((tone * 32767).astype("<i2").tobytes())
+    assert run(cli.app, ["voices", "cast", "--voice", "onyx", "--file", str(path)]).exit_code == 1
+    words = ["--transcript", "What I say."]
+    assert run(cli.app, ["voices", "cast", "--voice", "onyx", "--file", str(path), *words]).exit_code == 0
+    store = references(tmp_path)
+    own = store.reference(store.get("onyx"))
+    assert (own.transcript, own.seconds) == ("What I say.", pytest.approx(3.0))
+    listed = run(cli.app, ["voices"])
+    assert listed.exit_code == 0
+    assert "onyx" in listed.output

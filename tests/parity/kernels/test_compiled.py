@@ -1,0 +1,133 @@
+"""Triton's kernels, compiled for GPUs that are not here: what their compiler refuses the interpreter lets pass.
+
+`make kernels`. The launches are the real ones, with tensors of the models' shapes; they end at the finished program.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed here: make kernels")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("Triton is asked to interpret, not to compile", allow_module_level=True)
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from app.nn.kernels import triton_launch
+from app.nn.kernels.choice import fused_kernels
+from bench.kernels import Case, cases
+
+pytestmark = pytest.mark.unit
+
+CPU = torch.device("cpu")
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # bytes that one program may have
+
+
+@dataclass
+class Machine:
+    """Stands in for Triton's driver: names a GPU, and keeps what was compiled for it."""
+
+    arch: int
+    made: list[tuple[str, Any]] = field(default_factory=list)
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_current_device(self) -> int:
+        return self.arch  # so that one GPU's programs are not kept for another
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Machine]]:
+    run = JITFunction.run
+    before = driver._active
+
+    def begin(arch: int) -> Machine:
+        made = Machine(arch)
+        driver.set_active(made)
+
+        def compiled(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+            program = run(self, *args, grid=grid, warmup=True, **options)
+            made.made.append((self.fn.__name__, program))
+            return program
+
+        monkeypatch.setattr(JITFunction, "run", compiled)
+        return made
+
+    yield begin
+    driver._active = before
+
+
+def resources(program: Any, folder: Path) -> dict[str, int]:
+    """What the finished program takes: REG registers a thread, LOCAL and STACK bytes of spills."""
+    binary = folder / "program.cubin"
+    binary.write_bytes(program.asm["cubin"])
+    told = subprocess.run([TOOLS / "cuobjdump", "--dump-resource-usage", binary], check=True, capture_output=True)
+    return {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", told.stdout.decode())}
+
+
+def launch(case: Case) -> None:
+    case.run(fused_kernels(), case.make(torch.Generator().manual_seed(0), CPU))
+
+
+@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_all_kernels_compile_without_spills(
+    arch: int, dtype: torch.dtype, machine: Callable[[int], Machine], tmp_path: Path
+) -> None:
+    here = machine(arch)
+    for case in cases(1, dtype):
+        launch(case)
+    assert {name for name, _ in here.made} == {"attend", "combine", "add_norm", "gated", "draw"}
+    for name, program in here.made:
+        assert program.metadata.shared <= SHARED[arch], name
+        took = resources(program, tmp_path)
+        assert took["REG"] <= 255
+        assert took["LOCAL"] == took["STACK"] == 0, f"{name} spills: {took}"
+
+
+def test_half_precision_multiplies_on_tensor_cores(machine: Callable[[int], Machine]) -> None:
+    here = machine(90)
+    for dtype in (torch.bfloat16, torch.float16):
+        launch(next(iter(cases(1, dtype))))
+    attends = [program for name, program in here.made if name == "attend"]
+    assert len(attends) == 2
+    assert all("mma.sync" in program.asm["ptx"] for program in attends)
+
+
+def test_noise_is_an_accurate_logarithm(machine: Callable[[int], Machine]) -> None:
+    """The fast logarithm errs by 2e-7 near 1: as much as the noise there, which decides what is drawn."""
+    here = machine(90)
+    for case in cases(1, torch.float32):
+        if case.kernel == "sample":
+            launch(case)
+    assert len(here.made) == 2
+    for _, program in here.made:
+        assert "lg2.approx" not in program.asm["ptx"]
+
+
+def test_lengths_and_rows_share_their_programs(machine: Callable[[int], Machine]) -> None:
+    """A graph of each bucket is captured at the start; each would otherwise wait for a compiler."""
+    here = machine(90)
+    for rows in (1, 2, 4, 8):
+        for length in (512, 1024, 1536, 2048):
+            cache = torch.zeros(2, rows, 8, 2048, 64, dtype=torch.bfloat16)
+            token, turn = torch.zeros(rows, 48, 64, dtype=torch.bfloat16), torch.zeros(rows, 1, 64)
+            triton_launch.step_attention(token, turn, turn, *cache, torch.zeros(rows).long(), length, 0.125)
+    assert len({id(program) for name, program in here.made if name == "attend"}) == 1

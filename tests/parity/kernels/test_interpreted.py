@@ -1,0 +1,273 @@
+"""Triton's kernels against their torch twins, under Triton's interpreter: `make kernels`, or
+
+TRITON_INTERPRET=1 python -m pytest tests/parity/kernels/test_interpreted.py
+"""
+
+from __future__ import annotations
+
+import math
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+pytest.importorskip("triton", reason="Triton is not installed here: make kernels")
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("Triton is not asked to interpret: make kernels", allow_module_level=True)
+
+from app.nn.kernels import torch_kernels, triton_launch
+from app.nn.kernels.choice import fused_kernels
+from app.runtime.sampling import Knobs, exponential_noise
+from bench.kernels import Case, cases, check, mend_interpreter
+from tests.unit.test_kernels import asked, draws, sample_each_removal
+from tests.unit.test_sampling import FULL_BITS, Place
+
+mend_interpreter()
+
+pytestmark = pytest.mark.unit
+
+CPU = torch.device("cpu")
+# A failing case is not made smaller: interpreted, that takes minutes.
+SHORT = settings(
+    deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate), suppress_health_check=list(HealthCheck)
+)
+ROUNDING = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}  # of sums of values of about 1
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
+
+
+@pytest.mark.parametrize("case", list(cases(2, torch.bfloat16)), ids=lambda case: case.name)
+def test_the_models_shapes(case: Case) -> None:
+    check(case, fused_kernels(), CPU)
+
+
+@st.composite
+def attentions(draw: st.DrawFn) -> tuple[Tensor, ...]:
+    """heads (B, H + 2 G, d), k, v, positions; the cache holds nothing that could be read beyond a row's position."""
+    groups, share, size = draw(
+        st.sampled_from([(8, 4, 64), (2, 4, 128), (4, 4, 128), (1, 1, 16), (2, 3, 32), (2, 17, 16)])
+    )
+    rows = draw(st.integers(1, 4))
+    length = draw(st.one_of(st.integers(1, 70), st.integers(1, 700)))
+    dtype = draw(DTYPES)
+    random = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    cache = torch.randn(2, 2, rows + 1, groups, length + 3, size, generator=random)
+    positions = draw(st.lists(st.integers(0, length - 1), min_size=rows, max_size=rows))
+    heads = torch.randn(rows, groups * (share + 2), size, generator=random)
+    whole = cache.to(dtype)
+    return heads.to(dtype), whole[0, 1, :rows], whole[1, 1, :rows], torch.tensor(positions), torch.tensor(length)
+
+
+def blinded(cache: Tensor, positions: Tensor) -> Tensor:
+    """A copy, not a number where a row sees nothing, in the same strides."""
+    behind = torch.arange(cache.shape[2]) > positions[:, None]
+    made = torch.empty_strided(cache.shape, cache.stride(), dtype=cache.dtype)
+    return made.copy_(cache.masked_fill(behind[:, None, :, None], math.nan))
+
+
+@given(case=attentions())
+@settings(SHORT, max_examples=25)
+def test_decode_attention(case: tuple[Tensor, ...]) -> None:
+    heads, k, v, positions, length = case
+    q = heads[:, : heads.shape[1] - 2 * k.shape[1]]
+    expected = torch_kernels.decode_attention(q, k, v, positions, int(length), 0.2)
+    seen = triton_launch.decode_attention(q, blinded(k, positions), blinded(v, positions), positions, int(length), 0.2)
+    torch.testing.assert_close(seen, expected, rtol=0, atol=ROUNDING[q.dtype])
+
+
+@given(case=attentions())
+@settings(SHORT, max_examples=25)
+def test_step_attention(case: tuple[Tensor, ...]) -> None:
+    heads, k, v, positions, length = case
+    angles = torch.rand(len(heads), 1, heads.shape[2]) * 6
+    expected_k, expected_v = k.clone(), v.clone()
+    expected = torch_kernels.step_attention(
+        heads, angles.cos(), angles.sin(), expected_k, expected_v, positions, int(length), 0.2
+    )
+    made_k, made_v = (blinded(part, positions - 1) for part in (k, v))  # its own place is yet to be written
+    seen = triton_launch.step_attention(heads, angles.cos(), angles.sin(), made_k, made_v, positions, int(length), 0.2)
+    torch.testing.assert_close(seen, expected, rtol=0, atol=ROUNDING[heads.dtype])
+    assert torch.equal(made_k.nan_to_num(9), blinded(expected_k, positions).nan_to_num(9))
+    assert torch.equal(made_v.nan_to_num(9), blinded(expected_v, positions).nan_to_num(9))
+
+
+def test_scores_far_apart() -> None:
+    """Beyond what exp2 holds: the largest so far has to be kept from block to block."""
+    random = torch.Generator().manual_seed(0)
+    cache, q = torch.randn(2, 2, 4, 700, 64, generator=random), torch.randn(2, 8, 64, generator=random)
+    positions = torch.tensor([699, 130])
+    cache[0, :, :, 20] = 4 * q[:, ::2]
+    expected = torch_kernels.decode_attention(q, *cache, positions, 700, 2.0)
+    torch.testing.assert_close(
+        triton_launch.decode_attention(q, *cache, positions, 700, 2.0), expected, rtol=0, atol=1e-4
+    )
+
+
+def test_a_row_that_stands_further_back_sees_no_more_than_asked() -> None:
+    """Rows that do not go on stand behind the last position; they are computed along."""
+    random = torch.Generator().manual_seed(0)
+    cache, q = torch.randn(2, 2, 4, 700, 64, generator=random), torch.randn(2, 8, 64, generator=random)
+    for length in (70, 300):
+        cut = cache.clone()
+        cut[:, :, :, length:] = math.nan
+        seen = triton_launch.decode_attention(q, *cut, torch.tensor([699, length - 1]), length, 0.1)
+        expected = torch_kernels.decode_attention(q, *cache, torch.tensor([length - 1, length - 1]), length, 0.1)
+        torch.testing.assert_close(seen, expected, rtol=0, atol=1e-5)
+
+
+def test_long_rows_are_split_and_short_ones_are_not() -> None:
+    assert triton_launch.splits_of(8, 256, 64, 132) == (1, 256)
+    assert triton_launch.splits_of(8, 2048, 64, 132) == (16, 128)
+    assert triton_launch.splits_of(512, 2048, 64, 132) == (1, 2048)
+    for programs in (1, 8, 20, 64, 300):
+        for length in range(1, 3100, 7):
+            splits, span = triton_launch.splits_of(programs, length, 64, 132)
+            assert (splits - 1) * span < length <= splits * span
+            assert span % 64 == 0
+
+
+def test_heads_that_no_program_takes_are_refused() -> None:
+    cache = torch.zeros(1, 1, 4, 24)
+    with pytest.raises(ValueError, match="24"):
+        triton_launch.decode_attention(torch.zeros(1, 1, 24), cache, cache, torch.zeros(1).long(), 4, 1.0)
+    cache = torch.zeros(1, 1, 16, 4).transpose(2, 3)
+    with pytest.raises(ValueError, match="strides"):
+        triton_launch.decode_attention(torch.zeros(1, 1, 16), cache, cache, torch.zeros(1).long(), 4, 1.0)
+
+
+def differing(made: Tensor, expected: Tensor) -> float:
+    return float((made != expected).sum()) / max(200, made.numel())
+
+
+@given(tokens=st.integers(1, 4), width=st.integers(1, 3000), dtype=DTYPES, seed=st.integers(0, 2**32))
+@settings(SHORT, max_examples=25)
+def test_add_rms_norm(tokens: int, width: int, dtype: torch.dtype, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    x, residual = torch.randn(2, tokens, 2 * width, generator=random).to(dtype)[:, :, :width]
+    weight = torch.randn(width, generator=random).to(dtype)
+    expected_norm, expected_sum = torch_kernels.add_rms_norm(x, residual, weight, 1e-5)
+    normed, summed = triton_launch.add_rms_norm(x, residual, weight, 1e-5)
+    assert torch.equal(summed, expected_sum)
+    torch.testing.assert_close(normed, expected_norm)
+    assert dtype == torch.float32 or differing(normed, expected_norm) < 0.01
+
+
+@given(
+    tokens=st.integers(1, 3),
+    width=st.integers(1, 2500),
+    dtype=DTYPES,
+    activation=st.sampled_from(["silu", "gelu"]),
+    seed=st.integers(0, 2**32),
+)
+@settings(SHORT, max_examples=25)
+def test_gate(tokens: int, width: int, dtype: torch.dtype, activation: torch_kernels.Activation, seed: int) -> None:
+    both = (4 * torch.randn(tokens, 2 * width, generator=torch.Generator().manual_seed(seed))).to(dtype)
+    expected, made = torch_kernels.gate(both, activation), triton_launch.gate(both, activation)
+    torch.testing.assert_close(made, expected)
+    # As many roundings, in the same places; gelu's error function is torch's own approximation.
+    assert dtype == torch.float32 or differing(made, expected) < (0.01 if activation == "silu" else 0.1)
+
+
+def chances(logits: Tensor, knob: Knobs, noise: Tensor, top_p: float) -> Tensor:
+    """(V,) float64: how strongly each code is drawn, 0 where it may not be."""
+    scores = logits / knob.temperature
+    if 0 < knob.top_k < len(scores):
+        scores = scores.masked_fill(scores < scores.topk(knob.top_k).values[-1], -math.inf)
+    share = scores.double().softmax(0)
+    if top_p < 1:
+        below = torch.stack([share[scores <= score].sum() for score in scores])
+        share = share.masked_fill((below <= 1 - top_p) & (scores < scores.max()), 0)
+    return share / noise.double()
+
+
+def could_be(code: int, logits: Tensor, knob: Knobs, noise: Tensor) -> bool:
+    """Whether exact arithmetic draws the code, give or take a rounding of the shares or of the edge."""
+    if knob.temperature <= 0:
+        return code == int(logits.argmax())
+    nearby = (knob.top_p,) if knob.top_p >= 1 else (knob.top_p, knob.top_p - 1e-6, knob.top_p + 1e-6)
+    found = [chances(logits, knob, noise, top_p) for top_p in nearby]
+    return any(bool(drawn[code] >= drawn.max() * (1 - 1e-5)) for drawn in found)
+
+
+@given(case=draws(codes=70), codebook=st.integers(0, 3))
+@settings(SHORT, max_examples=100)
+def test_sample(case: tuple[list[Knobs], Tensor, list[int], int], codebook: int) -> None:
+    knobs, logits, banned, seed = case
+    rows = len(knobs)
+    seeds, frames = torch.arange(seed, seed + rows), torch.arange(rows)
+    request = (logits, *asked(knobs), seeds, frames, codebook, 4, torch.tensor(banned))
+    expected, made = torch_kernels.sample(*request), triton_launch.sample(*request)
+    noise = exponential_noise(seeds, frames, 4, logits.shape[1])[:, codebook]
+    for row, knob in enumerate(knobs):
+        allowed = logits[row].clone()
+        if banned[row] >= 0:
+            allowed[banned[row]] = -math.inf
+        assert could_be(int(made[row]), allowed, knob, noise[row])
+        if int(made[row]) != int(expected[row]):  # then both are within a rounding
+            assert could_be(int(expected[row]), allowed, knob, noise[row])
+
+
+@pytest.mark.parametrize(("size", "top_k", "top_p"), [(40, 7, 1.0), (2051, 50, 1.0), (40, 0, 0.8), (300, 45, 0.95)])
+def test_the_edges_of_top_k_and_of_the_nucleus(size: int, top_k: int, top_p: float) -> None:
+    """Of many draws those that would be others if the edge were a code further in or out."""
+    rows = 4000
+    logits = torch.randn(rows, size, generator=torch.Generator().manual_seed(size))
+    where, none = torch.arange(rows), torch.full((rows,), -1)
+
+    def drawn(top_k: int, top_p: float) -> Tensor:
+        knobs = torch.full((rows,), 1.7), torch.full((rows,), top_k), torch.full((rows,), top_p)
+        return torch_kernels.sample(logits, *knobs, where, where, 1, 2, none)
+
+    right = drawn(top_k, top_p)
+    nearby = [drawn(top_k + 1, 1.0), drawn(top_k - 1, 1.0)] if top_k and top_p == 1 else []
+    nearby += [drawn(top_k, top_p - 0.01), drawn(top_k, top_p + 0.01)] if top_p < 1 else []
+    for others in nearby:
+        told = (right != others).nonzero()[:12, 0]
+        assert len(told) >= 6
+        some = len(told)
+        knobs = torch.full((some,), 1.7), torch.full((some,), top_k), torch.full((some,), top_p)
+        made = triton_launch.sample(logits[told], *knobs, told, told, 1, 2, none[told])
+        assert torch.equal(made, right[told])
+
+
+@given(seeds=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=4), frame=st.integers(0, 2**40))
+@settings(SHORT, max_examples=20)
+def test_noise_is_the_twins(seeds: list[int], frame: int) -> None:
+    """2051 codes that are all as likely as not: which one is drawn depends on each one's noise."""
+    rows = len(seeds)
+    knobs = torch.ones(rows), torch.zeros(rows).long(), torch.ones(rows)
+    logits = torch.randn(rows, 4, 2051, generator=torch.Generator().manual_seed(0))
+    request = (logits, *knobs, torch.tensor(seeds), torch.arange(frame, frame + rows))
+    none = torch.full((rows, 4), -1)
+    assert torch.equal(triton_launch.sample(*request, 3, 9, none), torch_kernels.sample(*request, 3, 9, none))
+
+
+@pytest.mark.parametrize("place", FULL_BITS[::3])  # two of CSM, one of Dia
+def test_noise_of_full_bits(place: Place) -> None:
+    """A removed code is not drawn with it; a kept one is."""
+    made = sample_each_removal(triton_launch.sample, place)
+    assert place.code not in made
+    assert made == sample_each_removal(torch_kernels.sample, place)
+    knobs = torch.ones(1), torch.zeros(1).long(), torch.ones(1), torch.tensor([place.seed]), torch.tensor([place.frame])
+    level = torch.zeros(1, place.codes)
+    assert (
+        int(triton_launch.sample(level, *knobs, place.codebook, place.codebooks, torch.tensor([-1]))[0]) == place.code
+    )
+
+
+def test_ties_with_the_kth_stay_and_zeros_of_both_signs_are_equal() -> None:
+    logits = torch.tensor([[3.0, 0.0, -0.0, 0.0, -1.0]]).expand(80, -1)
+    rows, none = torch.arange(80), torch.full((80,), -1)
+    for top_k, top_p in ((2, 1.0), (0, 0.6)):
+        knobs = torch.full((80,), 5.0), torch.full((80,), top_k), torch.full((80,), top_p)
+        made = triton_launch.sample(logits, *knobs, rows, rows, 0, 1, none)
+        assert torch.equal(made, torch_kernels.sample(logits, *knobs, rows, rows, 0, 1, none))
+        assert set(made.tolist()) == {0, 1, 2, 3}
+
+
+def test_codebooks_that_are_not_there_are_refused() -> None:
+    knobs = torch.ones(1), torch.zeros(1).long(), torch.ones(1), torch.zeros(1).long(), torch.zeros(1).long()
+    with pytest.raises(ValueError, match=r"codebooks 4\.\.4 of 4"):
+        triton_launch.sample(torch.zeros(1, 5), *knobs, 4, 4, torch.tensor([-1]))

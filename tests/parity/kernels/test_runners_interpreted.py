@@ -1,0 +1,53 @@
+"""Both models' recorded steps through Triton's kernels, interpreted, say what the plain ones say."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed here: make kernels")
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("Triton is not asked to interpret: make kernels", allow_module_level=True)
+
+from app.nn.kernels.choice import differs, fused_kernels
+from app.runtime.cuda_graphs import Recorder
+from app.types import Sampling
+from bench.fabricate import csm_config, fabricate_csm
+from bench.kernels import mend_interpreter
+from tests.support.random_dia import fabricate_dia
+from tests.unit import test_csm_runner, test_dia_runner
+
+mend_interpreter()
+
+pytestmark = [pytest.mark.unit, pytest.mark.timeout(500)]  # every program is played through, number by number
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_lets_them_in_lets_them_in(dtype: torch.dtype) -> None:
+    assert not differs(fused_kernels(), CPU, dtype)
+
+
+def test_csm(tmp_path: Path) -> None:
+    depth = csm_config("tiny")["depth_decoder_config"]  # as wide a head as the kernels take
+    changes = {"head_dim": 16, "depth_decoder_config": depth | {"head_dim": 16}}
+    folder = fabricate_csm(tmp_path, changes=changes)
+    request = test_csm_runner.speech("Two frames.", 2, 2, sampling=Sampling(top_k=20, top_p=0.9))
+    options = {"recorder": Recorder(CPU), "kernels": (fused_kernels(),), "max_rows": 1}
+    theirs = test_csm_runner.alone(test_csm_runner.make(folder), request)
+    ours = test_csm_runner.alone(test_csm_runner.make(folder, **options), request)
+    assert np.array_equal(ours, theirs)
+
+
+def test_dia(tmp_path: Path) -> None:
+    folder = fabricate_dia(tmp_path)
+    request = test_dia_runner.speech("A few.", 2, 1)
+    options = {"recorder": Recorder(CPU), "kernels": (fused_kernels(),), "max_rows": 1}
+    theirs = test_dia_runner.alone(test_dia_runner.make(folder), request)
+    ours = test_dia_runner.alone(test_dia_runner.make(folder, **options), request)
+    assert np.array_equal(ours, theirs)

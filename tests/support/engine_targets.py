@@ -1,0 +1,72 @@
+"""Builders for `test_host.py`, found by `module:function` as real engines are. Each behaves as it is named."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Self
+
+from app.engines.batched import BatchedEngine
+from app.errors import EngineUnavailable, WeightsUnavailable
+from app.weights.hub import Progress
+from tests.support.scripted_runner import ScriptedRunner, info
+
+if TYPE_CHECKING:
+    from app.engines.registry import BuildContext
+    from app.settings import Settings
+
+go_on = threading.Event()  # lets `slow` end; a test clears it first
+
+
+def ok(settings: Settings, _: BuildContext) -> BatchedEngine:
+    return BatchedEngine(info("ok"), ScriptedRunner(settings.rows(8)), max_queue=settings.max_queue, outbox_s=1.0)
+
+
+def stand_in(settings: Settings, _: BuildContext) -> BatchedEngine:
+    return BatchedEngine(info("stand-in"), ScriptedRunner(1), max_queue=0, outbox_s=1.0)
+
+
+def slow(settings: Settings, context: BuildContext) -> BatchedEngine:
+    """Downloads until it is told to go on, or to give up."""
+    context.on_progress(Progress("org/model", "model.safetensors", 1_500_000_000, 6_000_000_000, 1e6, None))
+    while not go_on.wait(0.01):
+        if context.cancelled():
+            raise EngineUnavailable("The download was given up.")
+    return ok(settings, context)
+
+
+def broken_off(settings: Settings, context: BuildContext) -> BatchedEngine:
+    context.on_progress(Progress("org/model", "model.safetensors", 1, 2, 1e6, None))
+    raise EngineUnavailable("The download broke off.")
+
+
+def missing(settings: Settings, _: BuildContext) -> BatchedEngine:
+    time.sleep(0.01)
+    raise EngineUnavailable("The weights are missing.", remedy="Download them.")
+
+
+def missing_too(settings: Settings, _: BuildContext) -> BatchedEngine:
+    raise EngineUnavailable("The extra is missing.", remedy="Install it.")
+
+
+def weightless(settings: Settings, _: BuildContext) -> BatchedEngine:
+    raise WeightsUnavailable("The hub can't be reached", remedy="Check the network.")
+
+
+def crashing(settings: Settings, _: BuildContext) -> BatchedEngine:
+    raise ZeroDivisionError("secret insides")
+
+
+class Unstartable(BatchedEngine):
+    async def __aenter__(self) -> Self:
+        raise MemoryError("secret insides")
+
+
+def unstartable(settings: Settings, _: BuildContext) -> BatchedEngine:
+    return Unstartable(info("unstartable"), ScriptedRunner(1), max_queue=0, outbox_s=1.0)
+
+
+def imports_what_is_not_there(settings: Settings, _: BuildContext) -> BatchedEngine:
+    import a_library_that_nobody_has  # noqa: F401
+
+    raise AssertionError

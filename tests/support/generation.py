@@ -1,0 +1,62 @@
+"""One utterance, start to end, without rows or scheduling: what is compared with other implementations, and
+measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from app.engines.csm.model import CsmModel, is_last
+from app.nn.layers import FrameCache, RowCache
+from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise
+
+
+@torch.inference_mode()
+def generate(
+    model: CsmModel,
+    prompt: Tensor,
+    *,
+    max_frames: int,
+    knobs: Knobs,
+    seed: int = 0,
+    reference_noise: bool = False,
+    piece: int | None = None,
+) -> Iterator[Tensor]:
+    """Frames (K,) int64 for an embedded prompt (S, D), the ending one included, at most max_frames.
+
+    reference_noise draws as `torch.manual_seed(seed)` and multinomial would. piece: read the prompt in pieces of so
+    many.
+    """
+    c = model.config
+    cache: RowCache = model.row_cache(1)
+    depth: FrameCache = model.frame_cache(1)
+    sampler = Sampler([knobs], model.device)
+    reference = ReferenceNoise(seed) if reference_noise else None
+    seeds = torch.tensor([seed], device=model.device)
+
+    position, last = 0, prompt.shape[0] - 1
+    while position < last:
+        stop = min(last, position + (piece or last))
+        model.read(prompt[position:stop], cache, 0, position)
+        position = stop
+    x = prompt[last:]
+    for index in range(max_frames):
+        noise = None
+        if reference is None and knobs.temperature > 0:
+            noise = exponential_noise(seeds, torch.tensor([index], device=model.device), c.codebooks, c.codebook_size)
+
+        def pick(codebook: int, logits: Tensor, noise: Tensor | None = noise) -> Tensor:
+            if reference is not None:
+                vocabulary = c.depth_vocab if codebook else c.audio_vocab
+                return sampler.pick(logits, reference.draw(vocabulary)[:, : c.codebook_size].to(logits.device))
+            return sampler.pick(logits, None if noise is None else noise[:, codebook])
+
+        h = model.advance(x, cache, [0], [position])
+        codes = model.frame(h, depth, pick)
+        position += 1
+        yield codes[0]
+        if is_last(codes[0], c.eos_code) or position >= c.max_positions:
+            return
+        x = model.embed_frames(codes)

@@ -1,0 +1,140 @@
+"""A real server on a real socket: in this process (its lines count for coverage), or as `python -m app.main`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx
+import uvicorn
+
+from app.main import connections
+from app.settings import Settings
+from app.wiring import assemble
+from tests.support.ears import SENTENCES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[2]
+
+LONG = " ".join(f"{sentence.capitalize()}." for sentence in SENTENCES) * 15  # about 15 minutes of speech
+
+
+def settings(data_dir: Path, **variables: Any) -> Settings:
+    """Settings for a test server: the offline voice, no casting, nothing from the environment or a `.env` file."""
+    given = {"TTS_ENGINE": "espeak", "HOST": "127.0.0.1", "PORT": 0, "TTS_DATA_DIR": data_dir, "TTS_CASTING": "off"}
+    given |= variables
+    return Settings(_env_file=None, **given)  # type: ignore[call-arg]
+
+
+@contextmanager
+def serving(data_dir: Path, *, wait: bool = True, **variables: Any) -> Iterator[str]:
+    """The base URL of a server running in a thread of this process until the end of the block."""
+    chosen = settings(data_dir, **variables)
+    config = uvicorn.Config(
+        assemble(chosen), host="127.0.0.1", port=0, timeout_graceful_shutdown=2, **connections(chosen)
+    )
+    server = uvicorn.Server(config)
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="live-server")
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    try:
+        wait_until(lambda: server.started)
+        if wait:
+            wait_until(lambda: httpx.get(f"{url}/ready").status_code == 200)
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listener.close()
+        assert not thread.is_alive(), "the server did not stop"
+
+
+@contextmanager
+def stuck_reader(url: str, text: str = LONG, key: str = "any") -> Iterator[socket.socket]:
+    """A caller that asks for a long answer, reads its beginning and then nothing more, on small socket buffers."""
+    where = urlsplit(url)
+    body = json.dumps({"input": text, "response_format": "pcm", "cache": False}).encode()
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+        raw.connect((where.hostname, where.port))
+        raw.sendall(
+            b"POST /v1/audio/speech HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+            b"Authorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s" % (key.encode(), len(body), body)
+        )
+        assert raw.recv(1024).startswith(b"HTTP/1.1 200")
+        yield raw
+
+
+def wait_until(ready: Any, timeout_s: float = 20.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not ready():
+        if time.monotonic() > deadline_s:
+            raise TimeoutError("waited in vain")
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def environment(data_dir: Path, **variables: str) -> dict[str, str]:
+    """This process's environment without what would change a server, plus `variables`."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("TTS_", "HF_"))}
+    return {**clean, "PYTHONPATH": str(ROOT), "TTS_DATA_DIR": str(data_dir), "TTS_ENGINE": "espeak", **variables}
+
+
+class Process:
+    """`python -m app.main` (or another module) as a person starts it, in a folder and environment of its own."""
+
+    def __init__(self, data_dir: Path, *arguments: str, **variables: str) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = data_dir / "console.log"
+        data_dir.mkdir(parents=True, exist_ok=True)
+        self._console = self.log.open("wb")
+        command = [sys.executable, "-m", *(arguments or ("app.main",))]
+        self.started_s = time.monotonic()
+        self.child = subprocess.Popen(
+            command,
+            cwd=data_dir,
+            env=environment(data_dir, HOST="127.0.0.1", **{"PORT": str(port), **variables}),
+            stdout=self._console,
+            stderr=subprocess.STDOUT,
+        )
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.child.poll() is None:
+            self.child.send_signal(signal.SIGKILL)
+        self.child.wait(20)
+        self._console.close()
+
+    def answers(self, path: str = "/ready", status: int = 200) -> bool:
+        try:
+            return httpx.get(self.url + path, timeout=5).status_code == status
+        except httpx.TransportError:
+            return False
+
+    def wait(self, path: str = "/ready", status: int = 200, timeout_s: float = 20.0) -> float:
+        """Seconds from the start until `path` answered with `status`."""
+        wait_until(lambda: self.answers(path, status), timeout_s)
+        return time.monotonic() - self.started_s
+
+    def console(self) -> str:
+        return self.log.read_text(errors="replace")

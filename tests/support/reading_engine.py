@@ -1,0 +1,92 @@
+"""An engine that learns voices and reads: eSpeak NG with another voice for each seed. Its codes are its samples.
+
+What casting needs of CSM and Dia and their random weights have not: speech.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from app.engines.espeak import TIMBRES, Library
+from app.errors import Busy, EngineError
+from app.types import AudioChunk, EngineInfo, Load, VoicePrompt
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from app.engines.registry import BuildContext
+    from app.settings import Settings
+    from app.types import Reference, Utterance
+
+RATE_HZ = 22_050
+FRAME = 441
+_TIMBRES = list(TIMBRES.values())
+
+spoken: list[Utterance] = []
+trouble: list[str] = []  # of the next utterances: "busy", "noise", "silence", "error", "slow"
+
+
+class ReadingEngine:
+    info = EngineInfo(
+        *("reading", "Reading", RATE_HZ, FRAME / RATE_HZ, False, frozenset(), ("en",), "1"),
+        max_speakers=10,
+        codec="mimi",
+        codec_fingerprint="1",
+    )
+    load = Load(0, 4, 0, 0)
+    healthy = True
+
+    def __init__(self) -> None:
+        self._library = Library()
+
+    async def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
+        spoken.append(utterance)
+        kind = trouble.pop(0) if trouble else ""
+        if kind == "busy":
+            raise Busy("Somebody else needed the row.", retry_after_s=1)
+        timbre = _TIMBRES[utterance.seed % len(_TIMBRES)]
+        text = " ".join(line.text for line in utterance.lines)
+        prompt = utterance.lines[0].prompt
+        if prompt is not None:  # a voice that was learned
+            timbre = _TIMBRES[int(prompt.codes[0, 0])]
+        samples = self._library.synthesize(text, f"{timbre.accent}+{timbre.variant}", timbre.pitch)
+        if kind == "noise":
+            samples = np.random.default_rng(0).normal(0, 0.1, len(samples)).astype(np.float32)
+        for start in range(0, len(samples), 10 * FRAME):
+            if kind == "slow" and utterance.background:
+                await asyncio.sleep(0.3)
+            if kind == "silence":
+                return
+            if kind == "error" and start:
+                raise EngineError("The engine failed.")
+            part = samples[start : start + 10 * FRAME]
+            codes = (np.arange(len(part) // FRAME, dtype=np.int16) + start // FRAME)[None].astype(np.int16)
+            yield AudioChunk(part, RATE_HZ, start, codes)
+            await asyncio.sleep(0)
+
+    async def enroll(self, reference: Reference) -> VoicePrompt:
+        """The code is the number of the timbre whose pitch is nearest."""
+        from app.voices.voice_features import measure
+
+        pitch = measure(reference.samples, reference.rate_hz).pitch_hz
+        own = [
+            measure(
+                self._library.synthesize(reference.transcript, f"{t.accent}+{t.variant}", t.pitch), RATE_HZ
+            ).pitch_hz
+            for t in _TIMBRES
+        ]
+        nearest = int(np.argmin([abs(pitch - each) for each in own]))
+        return VoicePrompt("", "mimi", np.array([[nearest]], np.int16), reference.transcript)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
+def build(_: Settings, __: BuildContext) -> ReadingEngine:
+    return ReadingEngine()

@@ -1,0 +1,78 @@
+"""What tests do on the studio's pages, in its own words."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tests.support.live import wait_until
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from playwright.sync_api import Page
+
+SHORT = "Hello there. This is my own machine speaking."
+# Twenty minutes of speech: the offline voice takes several seconds to make them, so there is time to do things.
+LONG = " ".join(f"Sentence number {n} is about nothing at all, and it goes on for quite a while." for n in range(240))
+
+TAKE = """
+async () => {
+  const { takes } = await import("/static/js/takes.js");
+  const [take] = await takes.all();
+  if (!take) return null;
+  const samples = await takes.sound(take.id);
+  const bytes = new Uint8Array(samples.buffer, samples.byteOffset, samples.byteLength);
+  let binary = "";
+  for (let at = 0; at < bytes.length; at += 8192) binary += String.fromCharCode(...bytes.subarray(at, at + 8192));
+  return { ...take, pcm: btoa(binary) };
+}
+"""
+
+
+def write(page: Page, text: str) -> None:
+    page.get_by_role("textbox").first.fill(text)
+
+
+def speak(page: Page, text: str) -> None:
+    write(page, text)
+    page.get_by_role("button", name="Speak", exact=True).click()
+
+
+def wait_state(page: Page, *states: str) -> None:
+    selector = ", ".join(f'[data-state="{state}"]' for state in states)
+    page.wait_for_selector(selector)
+
+
+def until(page: Page, expression: str, timeout_s: float = 15.0) -> None:
+    """Until it is true in the page. Playwright's own wait_for_function needs eval, which the page's policy forbids."""
+    wait_until(lambda: page.evaluate(expression), timeout_s)
+
+
+def wait_takes(page: Page, count: int) -> None:
+    until(page, f"async () => (await (await import('/static/js/takes.js')).takes.all()).length === {count}")
+
+
+def wait_heard(page: Page) -> None:
+    """Until something that is not silence has reached the end of the audio graph."""
+    until(page, "() => loudest() > 0.05")
+
+
+def wait_worth_keeping(page: Page) -> None:
+    """Until enough has come that stopping keeps it as a take."""
+    until(page, "async () => (await import('/static/js/player.js')).player.track?.seconds > 0.6")
+
+
+def newest_take(page: Page) -> dict[str, Any]:
+    take: dict[str, Any] = page.evaluate(TAKE)
+    take["pcm"] = base64.b64decode(take["pcm"])
+    return take
+
+
+def samples(pcm: bytes) -> NDArray[np.float32]:
+    return np.frombuffer(pcm, "<i2").astype(np.float32) / 32_768
+
+
+def at_s(page: Page) -> float:
+    return float(page.evaluate("async () => (await import('/static/js/player.js')).player.at_s"))

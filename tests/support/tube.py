@@ -1,0 +1,43 @@
+"""Cloning from an address in servers of tests: the real yt-dlp, and this machine in place of YouTube by the test's
+rules."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from app import wiring
+from app.voices.youtube import FetchLimits, YouTube
+from tests.support.live import serving
+from tests.unit.test_youtube import TEST_RULES, Site
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@contextmanager
+def showing(sound: bytes | None = None) -> Iterator[Site]:
+    """A site whose `/sound.mp3` is this sound, or one of tones."""
+    site = Site()
+    if sound is not None:
+        site.sound = sound
+    threading.Thread(target=site.serve_forever, daemon=True).start()
+    try:
+        yield site
+    finally:
+        site.shutdown()
+        site.server_close()
+
+
+@contextmanager
+def fetching(data_dir: Path) -> Iterator[str]:
+    """The base URL of a server that takes addresses of this machine; servers that start later do not."""
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(wiring, "YouTube", lambda: YouTube(rules=TEST_RULES, limits=FetchLimits(wall_s=20.0)))
+            url = stack.enter_context(serving(data_dir))
+        yield url

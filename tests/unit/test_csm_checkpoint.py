@@ -1,0 +1,239 @@
+"""Checkpoints as they are published, and as they arrive broken."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from app.engines.csm.checkpoint import _half_split
+from app.engines.csm.config import parse_config, read_config
+from app.engines.csm.loading import load_codec, load_model, load_runner
+from app.errors import WeightsUnavailable
+from app.nn.kernels.torch_kernels import rotate
+from app.nn.layers import Rope, turns
+from app.weights.tensors import Derived
+from bench.fabricate import csm_config, fabricate_csm
+
+pytestmark = pytest.mark.unit
+
+CPU = torch.device("cpu")
+F32 = torch.float32
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """transformers layout, one file."""
+    return fabricate_csm(tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fabricate_csm(tmp_path_factory.mktemp("original"), layout_name="original")
+
+
+def numbers(folder: Path, dtype: torch.dtype = F32) -> dict[str, torch.Tensor]:
+    return dict(load_model(folder, device=CPU, dtype=dtype)[0].named_parameters())
+
+
+def copy(source: Path, target: Path) -> Path:
+    target.mkdir(exist_ok=True)
+    for path in source.iterdir():
+        if path.is_file():
+            (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def change(folder: Path, **changes: Any) -> None:
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | changes))
+
+
+def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_both_layouts_hold_the_same_model(published: Path, original: Path) -> None:
+    assert same(numbers(published), numbers(original))
+    first, second = (
+        load_codec(read_config(folder), own, codec, device=CPU, max_rows=1)
+        for folder, own, codec in (
+            (published, load_model(published, device=CPU, dtype=F32)[1], None),
+            (original, None, original / "mimi"),
+        )
+    )
+    for ours, theirs in zip(first, second, strict=True):
+        assert same(dict(ours.named_parameters()), dict(theirs.named_parameters()))
+
+
+def test_the_published_folder(published: Path, original: Path, tmp_path: Path) -> None:
+    """sesame/csm-1b: model.safetensors is the original layout, the shards named by config.json are transformers'."""
+    folder = fabricate_csm(tmp_path, sharded=True)
+    assert len(list(folder.glob("transformers-*.safetensors"))) == 2
+    (folder / "model.safetensors").write_bytes((original / "model.safetensors").read_bytes())
+    model, codec = load_model(folder, device=CPU, dtype=F32)
+    assert codec is not None
+    assert same(dict(model.named_parameters()), numbers(published))
+    next(folder.glob("transformers-00002*")).unlink()  # half of one layout is no reason to refuse the whole other
+    model, codec = load_model(folder, device=CPU, dtype=F32)
+    assert codec is None
+    assert same(dict(model.named_parameters()), numbers(published))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(WeightsUnavailable, match="transformers-00002-of-00002"):
+        load_model(folder, device=CPU, dtype=F32)
+
+
+def test_any_file_name(original: Path, tmp_path: Path) -> None:
+    folder = copy(original, tmp_path)
+    (folder / "model.safetensors").rename(folder / "whatever.safetensors")
+    assert same(numbers(folder), numbers(original))
+
+
+def test_a_pytorch_file(original: Path, tmp_path: Path) -> None:
+    """ckpt.pt of the first release."""
+    folder = copy(original, tmp_path)
+    torch.save(load_file(folder / "model.safetensors"), folder / "ckpt.pt")
+    (folder / "model.safetensors").unlink()
+    assert same(numbers(folder), numbers(original))
+    (folder / "ckpt.pt").write_bytes(b"nothing")
+    with pytest.raises(WeightsUnavailable, match="can't be read"):
+        numbers(folder)
+
+
+@pytest.mark.parametrize(
+    "kept", ["backbone_model.embed_tokens.embed_audio_tokens.weight", "depth_decoder.model.embed_tokens.weight"]
+)
+def test_a_tied_table_is_stored_once_or_twice(published: Path, tmp_path: Path, kept: str) -> None:
+    folder = copy(published, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    for name in list(tensors):
+        if name.endswith(("embed_audio_tokens.weight", "model.embed_tokens.weight")) and name != kept:
+            del tensors[name]
+    save_file(tensors, folder / "model.safetensors")
+    assert same(numbers(folder), numbers(published))
+    change(folder, tie_codebooks_embeddings=False)
+    with pytest.raises(WeightsUnavailable, match=r"1 missing: .*embed"):
+        numbers(folder)
+
+
+def test_what_is_wrong_is_named(published: Path, tmp_path: Path) -> None:
+    folder = copy(published, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["lm_head.weight"]
+    tensors["extra.weight"] = torch.zeros(2)
+    tensors["backbone_model.norm.weight"] = torch.zeros(3)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(WeightsUnavailable) as caught:
+        numbers(folder)
+    for part in ("missing: lm_head.weight", "unexpected: extra.weight", "backbone_model.norm.weight is [3], not [64]"):
+        assert part in caught.value.reason
+    assert caught.value.remedy
+
+
+def test_a_broken_codec_is_named(published: Path, tmp_path: Path) -> None:
+    folder = copy(published, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["codec_model.decoder.layers.0.conv.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(WeightsUnavailable, match=r"decoder\.layers\.0\.conv\.weight"):
+        load_runner(folder, None, device=CPU, dtype=F32, max_rows=1)
+
+
+def test_the_codec_beside_decides_what_has_sound(original: Path, tmp_path: Path) -> None:
+    """A config.json that says nothing of the codec: the folder of the codec does."""
+    folder = copy(original, tmp_path)
+    change(folder, codec_config=None)
+    assert read_config(folder).codebook_size == 67
+    runner = load_runner(folder, original / "mimi", device=CPU, dtype=F32, max_rows=1)
+    assert runner.config.codebook_size == 64
+
+
+def test_no_codec(original: Path) -> None:
+    with pytest.raises(WeightsUnavailable, match="no codec"):
+        load_runner(original, None, device=CPU, dtype=F32, max_rows=1)
+
+
+def test_no_model(tmp_path: Path, published: Path) -> None:
+    with pytest.raises(WeightsUnavailable, match=r"config\.json"):
+        numbers(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(WeightsUnavailable, match="not valid JSON"):
+        numbers(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(WeightsUnavailable, match="not of a CSM model"):
+        numbers(tmp_path)
+    (tmp_path / "config.json").write_bytes((published / "config.json").read_bytes())
+    with pytest.raises(WeightsUnavailable, match=r"no \.safetensors"):
+        numbers(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(WeightsUnavailable, match="not a safetensors file"):
+        numbers(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((published / "model.safetensors").read_bytes()[:500_000])
+    with pytest.raises(WeightsUnavailable, match="cut short"):
+        numbers(tmp_path)
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsUnavailable, match="no CSM weights"):
+        numbers(tmp_path)
+
+
+def test_half_precision(published: Path) -> None:
+    exact, half = numbers(published), numbers(published, torch.bfloat16)
+    for name, tensor in half.items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, exact[name].to(torch.bfloat16)), name  # rounded once, the folded table too
+
+
+def test_rope_in_both_spellings() -> None:
+    old = csm_config("full")
+    new = json.loads(json.dumps(old))
+    for part in (new, new["depth_decoder_config"]):
+        part["rope_parameters"] = {"rope_theta": part.pop("rope_theta"), **part.pop("rope_scaling")}
+    assert parse_config(old) == parse_config(new)
+    assert parse_config(old).backbone.rope == Rope(500_000.0, "llama3", 32.0, 0.125, 0.5, 1024)
+
+
+def test_the_first_release() -> None:
+    """Its config.json names sizes. Its RoPE (8192, 1, 4) turns just as the published later numbers (1024, 1/8, 1/2)."""
+    first = parse_config(
+        {
+            "backbone_flavor": "llama-1B",
+            "decoder_flavor": "llama-100M",
+            "text_vocab_size": 128_256,
+            "audio_vocab_size": 2051,
+            "audio_num_codebooks": 32,
+        }
+    )
+    later = parse_config(csm_config("full"))
+    for ours, theirs in ((first.backbone, later.backbone), (first.depth, later.depth)):
+        assert (ours.layers, ours.width, ours.heads, ours.kv_heads, ours.head_dim, ours.ffn) == (
+            (theirs.layers, theirs.width, theirs.heads, theirs.kv_heads, theirs.head_dim, theirs.ffn)
+        )
+        assert torch.equal(ours.rope.frequencies(ours.head_dim), theirs.rope.frequencies(theirs.head_dim))
+        plain = Rope(500_000.0).frequencies(ours.head_dim)
+        assert not torch.equal(ours.rope.frequencies(ours.head_dim), plain)
+    assert (first.codebook_size, first.max_positions, first.eos_code) == (2048, 2048, 0)
+
+
+def test_half_split_order_turns_as_interleaved_order() -> None:
+    """The original layout turns neighbours (2i, 2i + 1); ours (i, i + d/2). Scores must not know the difference."""
+    heads, size, width = 3, 8, 20
+    frequencies = Rope(100.0).frequencies(size)
+    q, k = torch.randn(2, heads * size, width, generator=torch.Generator().manual_seed(0))
+    x, y = torch.randn(2, width, generator=torch.Generator().manual_seed(1))
+
+    def interleaved(vector: torch.Tensor, position: int) -> torch.Tensor:
+        pairs = torch.view_as_complex(vector.view(heads, size // 2, 2))
+        return torch.view_as_real(pairs * torch.exp(1j * frequencies * position)).flatten(1)
+
+    def half_split(weight: torch.Tensor, vector: torch.Tensor, position: int) -> torch.Tensor:
+        stored = Derived(tuple(weight.shape), lambda: weight)
+        turned = _half_split(stored, size)() @ vector
+        return rotate(turned.view(1, heads, size), *turns(frequencies, torch.tensor([position])))[0]
+
+    theirs = (interleaved(q @ x, 7) * interleaved(k @ y, 3)).sum(-1)
+    ours = (half_split(q, x, 7) * half_split(k, y, 3)).sum(-1)
+    assert torch.allclose(ours, theirs, atol=1e-4)

@@ -1,0 +1,427 @@
+"""CSM on several devices: who gets what, and that nobody can tell by the codes.
+
+There is one CPU here, so stages are several places on it; that each stage keeps to its own device is shown with tensors
+without memory ("meta"), which do not mix with others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from app.engines.csm import loading as csm_loading
+from app.engines.csm.config import parse_config, read_config
+from app.engines.csm.loading import engine_of, load_from, load_runner, measure
+from app.engines.csm.model import CsmModel
+from app.engines.csm.placement import Room, Sizes, loads, plan
+from app.engines.csm.runner import CsmRunner
+from app.engines.registry import BuildContext
+from app.errors import EngineUnavailable
+from app.nn.layers import Stage
+from app.nn.mimi.config import MimiConfig
+from app.runtime import device as devices
+from app.runtime.device import choose_device, choose_devices, free_bytes
+from app.settings import Settings
+from app.types import Sampling
+from app.weights.load_cache import LoadCache
+from bench.fabricate import csm_config, fabricate_csm
+from tests.support.driver import Driver
+from tests.unit.test_csm_runner import alone, prompt, speech
+
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("one_thread")]
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+CUDA = torch.device("cuda", 0)
+LAYERS = 5
+GREEDY = Sampling(temperature=0.0)
+PLENTY = 10**15
+
+
+# ---- the plan
+
+
+def rooms(*free: int) -> list[Room]:
+    return [Room(f"cuda:{i}", size) for i, size in enumerate(free)]
+
+
+@pytest.mark.parametrize(
+    ("how", "home", "layers", "free", "counts"),
+    [
+        ("balanced", 0, [10] * 8, [PLENTY] * 2, (4, 4)),
+        ("balanced", 40, [10] * 8, [PLENTY] * 2, (2, 6)),
+        ("balanced", 35, [10] * 8, [PLENTY] * 2, (2, 6)),
+        ("balanced", 500, [10] * 8, [PLENTY] * 3, (0, 4, 4)),
+        ("balanced", 0, [50, 10, 10, 10, 10, 10], [PLENTY] * 2, (1, 5)),
+        ("balanced", 10, [10, 10], [PLENTY] * 4, (0, 1, 1, 0)),
+        ("balanced", 10, [10] * 5, [PLENTY], (5,)),
+        ("sequential", 40, [10] * 8, [77, 55, 100], (3, 5, 0)),
+        ("sequential", 40, [10] * 8, [44, 22, PLENTY], (0, 2, 6)),
+        ("sequential", 40, [10] * 8, [PLENTY, PLENTY], (8, 0)),
+        ("sequential", 0, [40, 20, 10, 10], [55, 55], (1, 3)),  # in order: the small ones do not go back to fill up
+        ("auto", 40, [10] * 8, [132, PLENTY], (8, 0)),  # a tenth more than 120
+        ("auto", 40, [10] * 8, [131, PLENTY], (2, 6)),
+        ("auto", 40, [10] * 8, [132], (8,)),
+    ],
+)
+def test_the_plan(how: Any, home: int, layers: list[int], free: list[int], counts: tuple[int, ...]) -> None:
+    assert plan(how, Sizes(home, tuple(layers)), rooms(*free)) == counts
+
+
+@given(st.integers(0, 200), st.lists(st.integers(1, 50), min_size=1, max_size=7), st.integers(1, 4))
+def test_no_contiguous_plan_is_more_equal(home: int, layers: list[int], count: int) -> None:
+    sizes = Sizes(home, tuple(layers))
+
+    def spread(counts: tuple[int, ...]) -> int:
+        found = loads(sizes, counts)
+        assert sum(found) == sizes.total_bytes
+        return sum(load**2 for load in found)
+
+    every = [c for c in itertools.product(range(len(layers) + 1), repeat=count) if sum(c) == len(layers)]
+    assert spread(plan("balanced", sizes, rooms(*[PLENTY] * count))) == min(map(spread, every))
+
+
+@pytest.mark.parametrize(
+    ("how", "free", "named"),
+    [
+        ("balanced", [PLENTY, 50], ["cuda:1 would need", "sequential"]),
+        ("auto", [60, 50], ["cuda:0", "cuda:1"]),
+        ("auto", [131], ["cuda:0"]),
+        ("sequential", [40, 80], ["cuda:0 would need"]),  # not even what is at home
+        ("sequential", [60, 60], ["cuda:1 would need"]),
+    ],
+)
+def test_too_little_room_is_said(how: Any, free: list[int], named: list[str]) -> None:
+    with pytest.raises(EngineUnavailable) as caught:
+        plan(how, Sizes(40, (10,) * 8), rooms(*free))
+    said = f"{caught.value.reason} {caught.value.remedy}"
+    for part in (*named, "GB free", "TTS_DEVICES", "TTS_MAX_ROWS"):
+        assert part in said
+
+
+def test_places_of_one_name_share_its_memory() -> None:
+    sizes = Sizes(40, (10,) * 8)
+    assert plan("balanced", sizes, [Room("cpu", 132)] * 2) == (2, 6)
+    with pytest.raises(EngineUnavailable, match="cpu would need"):
+        plan("balanced", sizes, [Room("cpu", 100)] * 2)
+    with pytest.raises(EngineUnavailable, match="cpu would need"):
+        plan("sequential", sizes, [Room("cpu", 100)] * 2)
+
+
+# ---- devices
+
+
+def test_devices_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_devices(()) == ()
+    assert choose_devices(("cpu", "cpu:1")) == (CPU, CPU)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_devices(("auto",)) == (CPU,)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", list)
+    assert choose_devices(("auto",)) == (CUDA, torch.device("cuda", 1))
+    assert choose_devices(("cuda", "cuda:1", "cpu")) == (CUDA, torch.device("cuda", 1), CPU)
+    assert choose_device("auto") == CUDA
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "said"),
+    [
+        ("cuda:2", 2, "There is no cuda:2: the CUDA devices here are cuda:0 to cuda:1"),
+        ("cuda:0", 0, "no CUDA device"),
+        ("mps", 0, "no MPS device"),
+        ("gpu", 1, "'gpu' is not a device"),
+        ("meta", 1, "'meta' is not a device"),
+        ("auto", 1, "TTS_DEVICES names devices and 'auto'"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, name: str, count: int, said: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", list)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(EngineUnavailable) as caught:
+        choose_devices(("cpu", name))
+    assert said in caught.value.reason
+    assert caught.value.remedy
+
+
+def test_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1 << 26 < free_bytes(CPU) < 1 << 46
+    monkeypatch.setattr(devices.Path, "read_text", lambda *_: "MemTotal: 9 kB\nMemAvailable:       7 kB\n")
+    assert free_bytes(CPU) == 7 << 10
+    monkeypatch.setattr(devices.Path, "read_text", lambda *_: "")  # a system that does not say
+    assert free_bytes(CPU) > 1 << 26
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 9) if device == CUDA else None)
+    assert free_bytes(CUDA) == 5
+
+
+# ---- the model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fabricate_csm(tmp_path_factory.mktemp("csm"), changes={"num_hidden_layers": LAYERS}, seed=2)
+
+
+def make(folder: Path, *counts: int, **options: Any) -> CsmRunner:
+    stages = tuple(Stage(CPU, count) for count in counts)
+    values: dict[str, Any] = {"device": CPU, "dtype": torch.float32, "max_rows": 3, "guards": None, "piece": 16}
+    return load_runner(folder, None, stages=stages, **(values | options))
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> CsmRunner:
+    return make(folder)
+
+
+@pytest.mark.parametrize("counts", [(2, 3), (0, 1, 4)])
+def test_the_same_codes(folder: Path, whole: CsmRunner, counts: tuple[int, ...]) -> None:
+    split = make(folder, *counts)
+    assert split.fingerprint == whole.fingerprint
+    for sampling in (GREEDY, Sampling()):
+        said = speech("It can't be heard.", seed=7, frames=5, sampling=sampling, prompt=prompt(whole))
+        expected = alone(whole, said)
+        assert len(expected) == 5
+        assert np.array_equal(alone(split, said), expected)
+        assert len(split._prefixes) == 1
+        assert np.array_equal(alone(split, said, row=2), expected)  # the voice pasted, each part on its device
+
+
+def test_the_same_codes_in_company(folder: Path, whole: CsmRunner) -> None:
+    split = make(folder, 1, 4)
+    requests = [speech("One.", 1, 6), speech("Two of them.", 2, 4, prompt=prompt(whole)), speech("Three.", 3, 5)]
+    driver = Driver(split)
+    for row, request in enumerate(requests):
+        driver.start(row, request)
+        driver.turn()
+    driver.finish()
+    for row, request in enumerate(requests):
+        assert np.array_equal(driver.said(row), alone(whole, request))
+
+
+@pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"dtype": torch.bfloat16, "quantize": "int8"}])
+def test_the_same_codes_in_narrow_numbers(folder: Path, options: dict[str, Any]) -> None:
+    said = speech("Narrow.", frames=6)
+    assert np.array_equal(alone(make(folder, 2, 3, **options), said), alone(make(folder, **options), said))
+
+
+def test_a_frame_enters_each_stage_once(folder: Path) -> None:
+    runner = make(folder, 1, 0, 2, 2)
+    entered: list[tuple[int, int]] = []  # stage, tokens
+    for index, entry in enumerate(runner.model.backbone.entries):
+        entry.register_forward_hook(lambda _, given, __, index=index: entered.append((index, len(given[0]))))
+    driver = Driver(runner)
+    for row in range(2):
+        driver.start(row, speech("Some words, so that there is something to read.", frames=3))
+    while driver.reading:
+        driver.turn()
+    entered.clear()
+    driver.turn()
+    assert entered == [(0, 1), (2, 1), (3, 1)] * 2  # float32 rows on a CPU go one by one
+
+
+def on_meta(config: Any, *stages: Stage) -> CsmModel:
+    model = CsmModel(config, device=CPU, dtype=torch.float32, stages=stages)
+    for tensor in model.parameters():
+        tensor.data.zero_()
+    return model
+
+
+def test_each_stage_keeps_to_its_device() -> None:
+    """Everything that the far stage's layers touch is there: only the way home fails, for want of numbers."""
+    config = parse_config(csm_config("tiny") | {"num_hidden_layers": 3})
+    model = on_meta(config, Stage(CPU, 1), Stage(META, 2))
+    assert model.devices == (CPU, META)
+    far = {name for name, tensor in model.named_parameters() if tensor.device == META}
+    assert {name.split(".")[2] for name in far} == {"1", "2"}
+    assert all(name.startswith("backbone.blocks.") for name in far)
+    cache = model.row_cache(4)
+    assert [part.k.device for part in cache.parts] == [CPU, META]
+    assert [part.k.shape[0] for part in cache.parts] == [1, 2]
+    done: list[torch.device] = []
+    for block in model.backbone.blocks:
+        block.register_forward_hook(lambda _, __, made: done.append(made.device))
+    x = torch.zeros(4, config.backbone.width)
+    for run in (lambda: model.read(x, cache, 0, 0), lambda: model.advance(x, cache, [0, 1, 2, 3], [4, 0, 9, 7])):
+        done.clear()
+        with torch.inference_mode(), pytest.raises(NotImplementedError, match="no data"):
+            run()
+        assert done == [CPU, META, META]
+
+
+def test_stages_that_do_not_fit_the_model() -> None:
+    config = parse_config(csm_config("tiny"))
+    for stages in ([Stage(CPU, 1)], [Stage(CPU, 1), Stage(CPU, 2)]):
+        with pytest.raises(ValueError, match="2 layers"):
+            CsmModel(config, device=META, dtype=torch.float32, stages=[Stage(META, 0), *stages[1:], stages[0]])
+    with pytest.raises(ValueError, match="not on cpu"):
+        CsmModel(config, device=CPU, dtype=torch.float32, stages=[Stage(META, 2)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_measured_is_what_it_takes(folder: Path, dtype: torch.dtype) -> None:
+    runner = make(folder, dtype=dtype)
+    config = read_config(folder)
+    sizes = measure(config, runner.codec, dtype=dtype, max_rows=3)
+    model, _ = csm_loading.load_model(folder, device=CPU, dtype=dtype)  # before it is packed for the CPU
+    kept = (*model.parameters(), *model.buffers(), runner._cache.k, runner._cache.v)
+    coded = [t for part in (runner._encoder, runner._decoder) for t in (*part.parameters(), *part.buffers())]
+    taken = sum(tensor.nbytes for tensor in (*kept, *coded)) + runner._decoder.state_bytes
+    assert sizes.total_bytes == taken
+    assert len(sizes.layers_bytes) == LAYERS
+    block = sum(tensor.nbytes for tensor in model.backbone.blocks[0].parameters())
+    assert sizes.layers_bytes[0] == block + (runner._cache.k.nbytes + runner._cache.v.nbytes) // LAYERS
+
+
+def test_int8_is_measured_as_such() -> None:
+    config = parse_config(csm_config("full"))
+    assert config.codec is not None
+    wide, narrow = (
+        measure(config, config.codec, dtype=torch.float32, max_rows=1, quantize=quantize)
+        for quantize in ("none", "int8")
+    )
+    kept = 2 * config.backbone.kv_heads * config.max_positions * config.backbone.head_dim * 4
+    ratio = (wide.layers_bytes[0] - kept) / (narrow.layers_bytes[0] - kept)
+    assert 3.9 < ratio < 4
+
+
+# ---- the settings
+
+
+def settings_for(folder: Path, tmp_path: Path, **values: Any) -> Settings:
+    fixed = {"CSM_MODEL": str(folder), "TTS_DATA_DIR": str(tmp_path), "TTS_MAX_ROWS": 2, "TTS_DTYPE": "float32"}
+    return Settings(_env_file=None, **(fixed | values))
+
+
+def runner_for(settings: Settings) -> CsmRunner:
+    threads = torch.get_num_threads()
+    try:
+        return load_from(settings, BuildContext(lambda _: None, lambda: False), guards=None)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ({"TTS_DEVICES": "cpu,cpu", "CSM_DEVICE_MAP": "balanced"}, "cpu,cpu"),
+        ({"TTS_DEVICES": "cpu, cpu ,cpu", "CSM_DEVICE_MAP": " Balanced "}, "cpu,cpu,cpu"),
+        ({"TTS_DEVICES": "cpu,cpu", "CSM_DEVICE_MAP": "auto"}, "cpu"),  # it fits into the first
+        ({"TTS_DEVICES": "cpu,cpu", "CSM_DEVICE_MAP": "sequential"}, "cpu"),
+        ({"TTS_DEVICES": "cpu,cpu"}, "cpu"),
+        ({"TTS_DEVICES": "cpu,cpu", "CSM_DEVICE_MAP": ""}, "cpu"),
+        ({"TTS_DEVICES": "cpu", "CSM_DEVICE_MAP": "balanced"}, "cpu"),
+        ({"TTS_DEVICES": "", "CSM_DEVICE_MAP": "balanced", "TTS_DEVICE": "cpu"}, "cpu"),
+    ],
+)
+def test_what_the_settings_say(  # noqa: PLR0917 - fixtures
+    folder: Path,
+    tmp_path: Path,
+    whole: CsmRunner,
+    caplog: pytest.LogCaptureFixture,
+    values: dict[str, str],
+    shown: str,
+) -> None:
+    caplog.set_level(logging.INFO)
+    settings = settings_for(folder, tmp_path, **values)
+    runner = runner_for(settings)
+    assert engine_of(runner, settings).info.device == shown
+    planned = "CSM_DEVICE_MAP" in values and "," in values["TTS_DEVICES"] and values["CSM_DEVICE_MAP"] != ""
+    assert ("layers" in caplog.text) is planned
+    if shown != "cpu":
+        assert np.array_equal(alone(runner, speech("As ever.", 4, 4)), alone(whole, speech("As ever.", 4, 4)))
+
+
+def test_auto_splits_what_does_not_fit(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_for(folder, tmp_path, TTS_DEVICES="cpu,cpu", CSM_DEVICE_MAP="auto")
+    config = read_config(folder)
+    assert config.codec is not None
+    total = measure(config, config.codec, dtype=torch.float32, max_rows=2).total_bytes
+    apart = itertools.count()  # as if the two were not one and the same CPU
+    monkeypatch.setattr(csm_loading, "Room", lambda name, free: Room(f"{name} {next(apart)}", free))
+    monkeypatch.setattr(csm_loading, "usable_bytes", lambda *_: total)  # less than a tenth more
+    assert engine_of(runner_for(settings), settings).info.device == "cpu,cpu"
+    monkeypatch.setattr(csm_loading, "usable_bytes", lambda *_: total // 3)
+    with pytest.raises(EngineUnavailable, match="does not fit"):
+        runner_for(settings)
+
+
+@pytest.mark.parametrize(
+    ("how", "free", "expected"),
+    [
+        ("auto", (8, 4), (16, ())),  # as on one card
+        ("auto", (3.6, 3.6), (1, (1, 15))),  # neither has room for all
+        ("balanced", (8, 4), (16, (3, 13))),  # 32 would fit both together, but not as they can be cut
+        ("auto", (1.0, 1.0), None),
+    ],
+)
+def test_rows_of_a_model_over_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, free: tuple[float, float], expected: Any
+) -> None:
+    """Full size, on cards that are not there: nothing is read, it is only said what would lie where."""
+    raw = csm_config("full")
+    config = parse_config(raw)
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(csm_loading, "fetch", lambda *_: (tmp_path, "csm"))
+    monkeypatch.setattr(csm_loading.hub, "has_tensor", lambda *_: True)
+    monkeypatch.setattr(csm_loading, "read_config", lambda _: dataclasses.replace(config, codec=MimiConfig()))
+    monkeypatch.setattr(csm_loading, "choose_devices", lambda _: (CUDA, torch.device("cuda", 1)))
+    monkeypatch.setattr(csm_loading, "candidates", lambda *_, **__: ())
+    monkeypatch.setattr(csm_loading, "Recorder", lambda _: None)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: int(free[device.index or 0] * (1 << 30)))
+    monkeypatch.setattr(csm_loading, "load_runner", lambda *_, **options: given.update(options))
+    settings = settings_for(
+        tmp_path, tmp_path, TTS_DEVICES="cuda:0,cuda:1", CSM_DEVICE_MAP=how, TTS_MAX_ROWS="auto", TTS_DTYPE="bfloat16"
+    )
+    if expected is None:
+        with pytest.raises(EngineUnavailable, match="together have"):
+            load_from(settings, BuildContext(lambda _: None, lambda: False), guards=None)
+        return
+    load_from(settings, BuildContext(lambda _: None, lambda: False), guards=None)
+    assert (given["max_rows"], tuple(stage.layers for stage in given["stages"])) == expected
+
+
+def test_unknown_values_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="'auto', 'balanced' or 'sequential'"):
+        settings_for(folder, tmp_path, CSM_DEVICE_MAP="everywhere")
+    with pytest.raises(EngineUnavailable, match="'nowhere' is not a device"):
+        runner_for(settings_for(folder, tmp_path, TTS_DEVICES="cpu,nowhere"))
+
+
+def test_a_split_model_reads_what_a_whole_one_kept(folder: Path, tmp_path: Path) -> None:
+    cache = LoadCache(tmp_path, "x", min_bytes=0)
+    said = speech("Kept.", frames=4)
+    first = alone(make(folder, dtype=torch.bfloat16, cache=cache), said)
+    [kept] = tmp_path.iterdir()
+    before = kept.stat().st_mtime_ns
+    assert np.array_equal(alone(make(folder, 2, 3, dtype=torch.bfloat16, cache=cache), said), first)
+    assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == [before]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("places", [("cuda:0", "cpu"), ("cpu", "cuda:0"), ("cuda:0", "cuda:0")])
+def test_a_real_boundary(folder: Path, whole: CsmRunner, places: tuple[str, str]) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    first, second = map(torch.device, places)
+    split = load_runner(
+        folder,
+        None,
+        device=first,
+        dtype=torch.float32,
+        max_rows=3,
+        guards=None,
+        stages=(Stage(first, 2), Stage(second, 3)),
+    )
+    for sampling in (GREEDY, Sampling()):
+        said = speech("Over there and back.", sampling=sampling, prompt=prompt(whole))
+        assert np.array_equal(alone(split, said), alone(whole, said))

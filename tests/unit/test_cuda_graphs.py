@@ -1,0 +1,123 @@
+"""What is recorded of a fixed piece of work, without a device that records."""
+
+from __future__ import annotations
+
+import gc
+import time
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from app.runtime.cuda_graphs import Calls, Recorder, _let_go, at_least, doublings, fastest
+
+pytestmark = pytest.mark.unit
+
+CPU = torch.device("cpu")
+
+
+class Failing(Recorder):
+    """Has no memory for the recordings of these numbers, counted from 1."""
+
+    def __init__(self, *failing: int) -> None:
+        super().__init__(CPU)
+        self._failing = failing
+        self.asked = 0
+
+    def record(self, body: Callable[[], None]) -> Callable[[], None]:
+        self.asked += 1
+        if self.asked in self._failing:
+            raise torch.OutOfMemoryError
+        return super().record(body)
+
+
+def calls(rows: int, recorder: Recorder) -> tuple[Calls[str], list[tuple[int, str]]]:
+    """Calls in two forms, recorded, and what has been called."""
+    called: list[tuple[int, str]] = []
+
+    def body(count: int, form: str) -> Callable[[], None]:
+        return lambda: called.append((count, form))
+
+    some = Calls(rows, ("long", "short"))
+    some.record(recorder, body)
+    return some, called
+
+
+def test_the_smallest_call_that_covers_the_rows_is_taken() -> None:
+    some, called = calls(6, Failing())
+    for rows in (1, 2, 3, 4, 5, 6):
+        some.of(rows, "short")()
+    assert called == [(1, "short"), (2, "short"), (4, "short"), (4, "short"), (6, "short"), (6, "short")]
+    with pytest.raises(ValueError, match="7 is more than 6"):
+        some.of(7, "long")
+
+
+@pytest.mark.parametrize(
+    ("failing", "rows", "graphs"),
+    [
+        ((), 8, 8),
+        ((1,), 4, 6),  # the largest of eight rows
+        ((2,), 4, 6),  # its other form: what there was of eight is let go
+        ((1, 3), 2, 4),  # of four as well, after one form of it
+        ((4,), 2, 4),  # of four, after eight had been recorded: those are let go too
+    ],
+)
+def test_what_there_is_no_memory_for_is_left_out(failing: tuple[int, ...], rows: int, graphs: int) -> None:
+    recorder = Failing(*failing)
+    some, called = calls(8, recorder)
+    assert some.rows == rows
+    assert recorder.cost.graphs == graphs
+    some.of(rows, "long")()
+    assert called == [(rows, "long")]
+    with pytest.raises(ValueError, match="more than"):
+        some.of(rows + 1, "long")
+
+
+def test_without_memory_for_one_row_there_is_nothing() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        calls(2, Failing(1, 2))
+
+
+def test_the_fastest_is_taken() -> None:
+    def body(seconds: float) -> Callable[[], None]:
+        return lambda: time.sleep(seconds)
+
+    best, told = fastest({"slow": 0.003, "fast": 0.0, "slower": 0.006}, body, CPU)
+    assert best == 0.0
+    assert told["fast"] < told["slow"] < told["slower"]
+    assert fastest({"only": 1.0}, body, CPU) == (1.0, {})  # it is not even tried
+
+
+def test_an_error_keeps_nothing_of_what_was_computed() -> None:
+    """Else there is no more memory after a recording that failed than before."""
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def deep() -> None:
+        tensor = torch.zeros(8)
+        made.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError("no room")
+
+    def outer() -> None:
+        other = torch.zeros(8)
+        made.append(weakref.ref(other))
+        try:
+            deep()
+        finally:
+            raise RuntimeError("the recording was cut short")
+
+    try:
+        outer()
+    except RuntimeError as error:
+        kept = error
+    gc.collect()
+    assert all(ref() is not None for ref in made)
+    _let_go(kept)
+    gc.collect()
+    assert all(ref() is None for ref in made)
+
+
+def test_sizes() -> None:
+    assert doublings(1, 6) == (1, 2, 4, 6)
+    assert doublings(256, 256) == (256,)
+    assert at_least(3, (1, 2, 4)) == 4

@@ -1,0 +1,162 @@
+"""The process that decodes uploads: what it may not do, and that whatever happens there happens to one upload."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.audio import sandbox
+from app.audio.sandbox import Limits, decode_apart
+from app.errors import BadReference
+from tests.support import samples
+from tests.support.live import ROOT, wait_until
+
+pytestmark = pytest.mark.unit
+
+RATE_HZ = 24_000
+
+
+def helper() -> int:
+    process = sandbox._helper()._process
+    assert process is not None
+    return process.pid
+
+
+def children(process: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@pytest.fixture(scope="module")
+def short() -> bytes:
+    return samples.file(samples.said(samples.WORDS[0]))
+
+
+@pytest.fixture(scope="module")
+def long() -> bytes:
+    """Some seconds of work."""
+    return samples.file(np.tile(samples.noise(44_100 * 60, 0.1), 10))
+
+
+@pytest.fixture(autouse=True)
+def _started(short: bytes) -> None:
+    decode_apart(short, RATE_HZ, max_seconds=60)
+
+
+CHILD = """
+import ctypes, os, socket
+from app.audio import decoder_process as child
+child._leave_the_network()
+child._warm()
+child._limit({"memory_bytes": 1 << 30, "cpu_s": 9, "output_bytes": 1 << 20})
+tries = {
+    "socket": lambda: socket.socket(),
+    "file": lambda: open("/etc/passwd"),
+    "process": lambda: os.fork(),
+    "lift": lambda: child.resource.setrlimit(child.resource.RLIMIT_NOFILE, (99, 99)),
+    "root": lambda: os.setuid(0) if os.getuid() else None,
+    "memory": lambda: bytearray(2 << 30),
+}
+for name, attempt in tries.items():
+    try:
+        attempt()
+        print(name, "worked")
+    except BaseException as error:
+        print(name, type(error).__name__)
+"""
+
+
+def test_it_can_open_nothing_start_nothing_and_lift_nothing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD], cwd=ROOT, env=sandbox._environment(), capture_output=True, text=True, check=True
+    )
+    told = dict(line.split() for line in done.stdout.splitlines())
+    assert told.pop("memory") == "MemoryError"
+    assert "worked" not in told.values(), told
+    assert set(told) == {"socket", "file", "process", "lift", "root"}
+
+
+def test_a_crash_of_the_decoder_is_one_uploads_affair(short: bytes, long: bytes) -> None:
+    """A signal as a fault in C code would send it; meanwhile and afterwards others are decoded."""
+    before = helper()
+    with ThreadPoolExecutor() as threads:
+        doomed = threads.submit(decode_apart, long, 44_100, max_seconds=600)
+        wait_until(lambda: children(before))
+        (victim,) = children(before)
+        other = threads.submit(decode_apart, short, RATE_HZ, max_seconds=60)
+        os.kill(victim, signal.SIGSEGV)
+        with pytest.raises(BadReference, match="limits of memory and time"):
+            doomed.result(30)
+        assert other.result(30).seconds > 1
+    assert decode_apart(short, RATE_HZ, max_seconds=60).seconds > 1
+    assert helper() == before
+
+
+def test_who_takes_too_long_is_killed(long: bytes) -> None:
+    with pytest.raises(BadReference, match="takes too long"):
+        decode_apart(long, 44_100, max_seconds=600, limits=Limits(wall_s=0.05))
+    wait_until(lambda: not children(helper()), 5)
+
+
+def test_a_decoder_that_eats_the_processor_is_stopped_by_the_system() -> None:
+    hour = samples.file(np.tile(samples.noise(44_100 * 60, 0.1), 30))
+    began_s = time.process_time()
+    with pytest.raises(BadReference):
+        decode_apart(hour, 384_000, max_seconds=1800, limits=Limits(input_bytes=1 << 30, cpu_s=1, memory_bytes=8 << 30))
+    assert time.process_time() - began_s < 5
+    wait_until(lambda: not children(helper()), 5)
+
+
+def test_a_helper_that_is_gone_is_started_again(short: bytes) -> None:
+    before = helper()
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: sandbox._helper()._process is None or sandbox._helper()._process.poll() is not None)
+    assert decode_apart(short, RATE_HZ, max_seconds=60).seconds > 1
+    assert helper() != before
+
+
+def test_many_at_once_leave_nothing_behind(short: bytes) -> None:
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()  # noqa: PTH208
+    with ThreadPoolExecutor(8) as threads:
+        decoded = list(threads.map(lambda _: decode_apart(short, RATE_HZ, max_seconds=60), range(24)))
+    assert len({each.samples.tobytes() for each in decoded}) == 1
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before  # noqa: PTH208
+    assert not children(helper())
+    open_there = os.listdir(f"/proc/{helper()}/fd")  # noqa: PTH208
+    assert len(open_there) < 10
+
+
+def test_without_the_server_there_is_no_helper() -> None:
+    """However the server ends."""
+    script = (
+        "import os, time\nfrom app.audio import apart\nfrom tests import samples\n"
+        "sandbox.decode_apart(samples.file(samples.noise(44_100, 0.1)), 24_000, max_seconds=60)\n"
+        "print(sandbox._helper()._process.pid, flush=True)\ntime.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        pid = int(server.stdout.readline())
+        os.kill(pid, 0)
+        server.kill()
+
+    def gone() -> bool:
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+        return True
+
+    wait_until(gone, 5)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="without root a network of its own is up to the kernel's settings")
+def test_its_network_is_its_own() -> None:
+    mine, its = (Path(f"/proc/{process}/ns/net").readlink() for process in ("self", helper()))
+    assert mine != its
