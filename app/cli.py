@@ -40,7 +40,7 @@ from app.weights import hub
 
 if TYPE_CHECKING:
     from app.engines.batched import BatchedEngine
-    from app.engines.manager import EngineHost
+    from app.engines.manager import EngineManager
     from app.types import AudioFormat
     from app.voices.store import VoiceStore
     from app.voices.transcribe import Transcriber
@@ -225,7 +225,7 @@ def _bare_engine(settings: Settings, context: BuildContext, *, reference_noise: 
     return csm_loading.engine_of(runner, settings), runner.config.codebooks
 
 
-async def _wait_for_engine(host: EngineHost) -> None:
+async def _wait_for_engine(host: EngineManager) -> None:
     """Show a download while there is one; tell when another engine answers."""
     settled = asyncio.create_task(host.settled())
     with _bar() as bar:
@@ -293,7 +293,7 @@ def _cast_from(store: VoiceStore, name: str, file: Path, transcript: str) -> Non
     err.print(f"{name}: {file}, {len(decoded.samples) / CAST_RATE_HZ:.1f} s", highlight=False)
 
 
-async def _cast(rooms: wiring.Below, names: list[str], transcriber: Transcriber) -> None:
+async def _cast(rooms: wiring.CoreServices, names: list[str], transcriber: Transcriber) -> None:
     async with rooms.host:
         await _wait_for_engine(rooms.host)
         engine = rooms.host.engine()
@@ -308,7 +308,7 @@ async def _cast(rooms: wiring.Below, names: list[str], transcriber: Transcriber)
                 with err.status(f"casting {name} ..."):
                     chosen = await preset_voices.audition(engine, name, None if take else examples.get(name), take=take)
                     await asyncio.to_thread(preset_voices.keep, rooms.voices, name, chosen, take=take)
-            except (preset_voices.Miscast, SpeechError) as problem:
+            except (preset_voices.RejectedRecording, SpeechError) as problem:
                 err.print(f"{name}: {problem}", style="red", highlight=False)
                 missing.append(name)
                 continue
@@ -432,7 +432,7 @@ def docs() -> None:
     out.print(f"{SETTINGS_PAGE} written")
 
 
-def _below(settings: Settings) -> wiring.Below:
+def _below(settings: Settings) -> wiring.CoreServices:
     """As the server has it; ends the command with words where that can't be."""
     try:
         return wiring.below(settings)

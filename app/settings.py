@@ -216,7 +216,7 @@ class Settings(BaseSettings):
         alias="TTS_MEMORY_KEEP",
         description="Keep conversations on disk (`TTS_DATA_DIR/conversations`), so that they survive a restart.",
     )
-    outbox_s: float = Field(
+    audio_queue_s: float = Field(
         10.0,
         alias="TTS_OUTBOX_S",
         gt=0.1,

@@ -9,15 +9,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from app.api.app import Rooms, create
+from app.api.app import AppServices, create
 from app.api.auth import Gate
 from app.audio.sandbox import Limits
 from app.audio.watermark import Watermark, WatermarkMissing
 from app.engines import registry
-from app.engines.manager import EngineHost
+from app.engines.manager import EngineManager
 from app.generator.cache import AnswerCache
-from app.generator.preset_voices import Casting
-from app.generator.speech import Studio
+from app.generator.preset_voices import PresetVoiceMaker
+from app.generator.speech import SpeechGenerator
 from app.keys import KeyFile, KeyRing
 from app.metrics import Metrics
 from app.settings import public_values
@@ -39,28 +39,28 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Below:
+class CoreServices:
     """Everything below HTTP, wired; nothing runs yet."""
 
-    studio: Studio
-    host: EngineHost
+    studio: SpeechGenerator
+    host: EngineManager
     voices: VoiceStore
     metrics: Metrics
-    casting: Casting
+    casting: PresetVoiceMaker
     marks: Watermark
 
 
-def below(settings: Settings, normalizer: Normalizer | None = None) -> Below:
+def below(settings: Settings, normalizer: Normalizer | None = None) -> CoreServices:
     """Raises ValueError for an unknown engine name, OSError."""
     metrics = Metrics()
-    host = EngineHost(settings, registry.specs(), metrics.guard)
+    host = EngineManager(settings, registry.specs(), metrics.guard)
     voices = VoiceStore(settings.folder("cloned_voices"), settings.folder("voice_references"))
     cache = AnswerCache(settings.folder("audio_cache"), settings.cache_bytes)
     cache.scan()
     metrics.watch_load(host.load)
     metrics.watch_devices(host.devices)
     metrics.watch_cache(lambda: cache.size_bytes)
-    casting = Casting(
+    casting = PresetVoiceMaker(
         host,
         voices,
         transcriber_of(settings),
@@ -73,7 +73,7 @@ def below(settings: Settings, normalizer: Normalizer | None = None) -> Below:
         folder=settings.folder("conversations") if settings.memory_keep else None,
     )
     marks = watermark_of(settings)
-    studio = Studio(
+    studio = SpeechGenerator(
         host,
         voices,
         cache,
@@ -84,7 +84,7 @@ def below(settings: Settings, normalizer: Normalizer | None = None) -> Below:
         marks=marks,
         enhance=settings.enhance,
     )
-    return Below(studio, host, voices, metrics, casting, marks)
+    return CoreServices(studio, host, voices, metrics, casting, marks)
 
 
 def watermark_of(settings: Settings) -> Watermark:
@@ -138,7 +138,7 @@ def assemble(settings: Settings, on_settled: Callable[[], None] = lambda: None) 
     ring = KeyRing([key.get_secret_value() for key in settings.api_keys], KeyFile(settings.data_dir))
     consents = ConsentStore(settings.folder("cloned_voices") / ".consents")
     return create(
-        Rooms(
+        AppServices(
             rooms.studio,
             rooms.host,
             rooms.voices,

@@ -98,7 +98,7 @@ def main() -> None:
     info = EngineInfo(
         args.model, args.model, runner.rate_hz, 1 / frame_hz, False, frozenset(), ("en",), "bench", device=args.device
     )
-    engine = BatchedEngine(info, runner, max_queue=64, outbox_s=3600.0)
+    engine = BatchedEngine(info, runner, max_queue=64, audio_queue_s=3600.0)
     print(json.dumps({"bench": "first", **vars(args), **asyncio.run(measure(args, engine))}))
 
 

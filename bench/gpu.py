@@ -32,27 +32,27 @@ class Part:
 def parts(device: str, size: str) -> list[Part]:
     where = ("--device", device, "--size", size)
     csm, dia = (("bench.step", "--model", model, *where) for model in ("csm", "dia"))
-    few, many = ("--frames", "48"), ("--frames", "96")
+    fast_path, many = ("--frames", "48"), ("--frames", "96")
     return [
         Part("tests", ("pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"), 150),
         Part("kernels", ("bench.kernels",), 80),
-        Part("csm 1", (*csm, *few, "--against", "transformers"), 120),
-        Part("csm 64", (*csm, *few, "--rows", "64"), 80),
+        Part("csm 1", (*csm, *fast_path, "--against", "transformers"), 120),
+        Part("csm 64", (*csm, *fast_path, "--rows", "64"), 80),
         Part("dia 1", (*dia, *many, "--against", "transformers"), 120),
         Part("dia 64", (*dia, *many, "--rows", "64"), 80),
         Part("csm first", ("bench.first", "--model", "csm", *where), 60),
         Part("dia first", ("bench.first", "--model", "dia", *where), 60),
-        Part("csm 8", (*csm, *few, "--rows", "8"), 60),
-        Part("csm 16", (*csm, *few, "--rows", "16"), 60),
+        Part("csm 8", (*csm, *fast_path, "--rows", "8"), 60),
+        Part("csm 16", (*csm, *fast_path, "--rows", "16"), 60),
         Part("dia 8", (*dia, *many, "--rows", "8"), 60),
-        Part("csm torch", (*csm, *few, "--kernels", "torch"), 60),
+        Part("csm torch", (*csm, *fast_path, "--kernels", "torch"), 60),
         Part("csm not recorded", (*csm, "--frames", "16", "--plain"), 60),
-        Part("csm float16", (*csm, *few, "--dtype", "float16"), 60),
-        Part("csm float32", (*csm, *few, "--dtype", "float32"), 60),
-        Part("csm float32 tf32", (*csm, *few, "--dtype", "float32", "--tf32"), 60),
+        Part("csm float16", (*csm, *fast_path, "--dtype", "float16"), 60),
+        Part("csm float32", (*csm, *fast_path, "--dtype", "float32"), 60),
+        Part("csm float32 tf32", (*csm, *fast_path, "--dtype", "float32", "--tf32"), 60),
         Part("dia burst 1", (*dia, *many, "--burst", "1"), 60),
         Part("memory", ("bench.memory", *where), 60),
-        Part("csm compiled", (*csm, *few, "--compile"), 120),
+        Part("csm compiled", (*csm, *fast_path, "--compile"), 120),
     ]
 
 

@@ -143,12 +143,12 @@ def gate_case(name: str, ffn: int, rows: int, dtype: torch.dtype) -> Case:
 
 def sample_case(name: str, codes: int, channels: int, codebooks: int, rows: int) -> Case:
     wanted = [[0.9, 50, 1.0], [0.0, 50, 1.0]] if name == "csm" else [[1.3, 45, 0.95], [1.0, 0, 1.0]]
-    few = name == "csm"  # what its runner tells the kernels of such rows
+    fast_path = name == "csm"  # what its runner tells the kernels of such rows
 
     def make(generator: torch.Generator, device: torch.device) -> Inputs:
         logits = 2 * _normal(generator, device, torch.float32, rows, channels, codes)
-        knobs = torch.tensor(wanted, device=device)
-        mine = knobs[torch.arange(rows, device=device) % len(knobs)]
+        params = torch.tensor(wanted, device=device)
+        mine = params[torch.arange(rows, device=device) % len(params)]
         seeds, frames = torch.randint(1 << 50, (2, rows), generator=generator, device=device)
         banned = torch.full((rows, channels), -1, device=device)
         banned[:, 0] = 0
@@ -156,7 +156,9 @@ def sample_case(name: str, codes: int, channels: int, codebooks: int, rows: int)
 
     def run(kernels: Kernels, inputs: Inputs) -> Sequence[Tensor]:
         logits, temperature, top_k, top_p, seeds, frames, banned = inputs
-        return (kernels.sample(logits, temperature, top_k, top_p, seeds, frames, 0, codebooks, banned, few=few),)
+        return (
+            kernels.sample(logits, temperature, top_k, top_p, seeds, frames, 0, codebooks, banned, fast_path=fast_path),
+        )
 
     return Case(f"sample {name} {channels}x{codes}", "sample", rows, 4 * rows * channels * codes, make, run)
 

@@ -73,7 +73,7 @@ def measure(args: argparse.Namespace, model: str, rows: int) -> dict[str, Any]:
         told = list(range(rows) if result.rows is None else result.rows)
         heard = [i for i in range(len(told)) if not (result.ended[i] or result.silent[i])]
         if heard:
-            runner.sound([told[i] for i in heard], result.codes[heard])
+            runner.decode([told[i] for i in heard], result.codes[heard])
     speaking = used(device) - before
     found = {"foreseen": foreseen(model, args.size, dtype, rows), "loaded": loaded, "speaking": speaking}
     if recorder is not None:

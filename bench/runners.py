@@ -25,7 +25,7 @@ from app.nn.dac.model import DacDecoder, DacEncoder
 from app.nn.kernels.choice import TORCH, Kernels
 from app.nn.mimi.config import read_mimi_config
 from app.nn.mimi.model import MimiDecoder, MimiEncoder
-from app.runtime.cuda_graphs import Recorder
+from app.runtime.cuda_graphs import GraphCapture
 from bench.fabricate import csm_config, write_tokenizer
 from tests.support.random_dia import SHAPES, dac_config, dia_config
 
@@ -78,7 +78,7 @@ def csm_runner(
     quantize: Quantize = "none",
     record: bool = False,
     kernels: Sequence[Kernels] = (TORCH,),
-) -> tuple[CsmRunner, Recorder | None]:
+) -> tuple[CsmRunner, GraphCapture | None]:
     """CSM that never ends a line by itself; and who recorded its frames, if they are recorded."""
     raw = csm_config(size)
     config = parse_csm_config(raw)
@@ -91,7 +91,7 @@ def csm_runner(
     fill(decoder)
     fill(encoder)
     csm_loading.adapt(model, quantize)
-    recorder = Recorder(device) if record else None
+    recorder = GraphCapture(device) if record else None
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder), raw)
         text = TextEncoder(Path(folder), config)
@@ -111,13 +111,13 @@ def dia_runner(
     record: bool = False,
     kernels: Sequence[Kernels] = (TORCH,),
     burst: int = 8,
-) -> tuple[DiaRunner, Recorder | None]:
+) -> tuple[DiaRunner, GraphCapture | None]:
     """Dia that never ends by itself, as the bare model; and who recorded its steps."""
     config = parse_dia_config(dia_config(SHAPES[size]))
     model = DiaModel(config, device=device, dtype=dtype)
     fill(model)
     model.get_parameter("head.weight")[config.eos] = 0  # never the best of channel 0: nobody ends while it is measured
-    model.settle()
+    model.commit()
     codec = parse_dac_config(dac_config(size))
     decoder = DacDecoder(codec, rows=rows, codebooks=config.channels, device=device)
     with device:
@@ -125,7 +125,7 @@ def dia_runner(
     fill(decoder)
     fill(encoder)
     dia_loading.adapt(model, quantize)
-    recorder = Recorder(device) if record else None
+    recorder = GraphCapture(device) if record else None
     runner = DiaRunner(
         model,
         encoder,

@@ -30,7 +30,7 @@ from app.nn.kernels.choice import TORCH, candidates
 from app.nn.layers import Int8Dense, PackedDense
 from app.nn.mimi.config import read_mimi_config
 from app.runtime.device import allow_tf32
-from app.runtime.sampling import Knobs, Sampler, exponential_noise
+from app.runtime.sampling import Sampler, SamplingParams, exponential_noise
 from app.types import Sampling, SpokenLine, Utterance, Voice
 from bench.fabricate import csm_config
 from bench.runners import csm_runner, fill
@@ -125,7 +125,7 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
         drawn = wall()
         sounding = list(rows if result.rows is None else result.rows)
         if sounding:
-            runner.sound(sounding, result.codes)
+            runner.decode(sounding, result.codes)
         if index >= warm_up:
             steps.append(drawn - start)
             sounds.append(wall() - drawn)
@@ -164,8 +164,8 @@ class _Parts:
         self._model = runner.model
         device = self._model.device
         self._rows = list(range(rows))
-        self._cache, self._depth = self._model.row_cache(rows), self._model.frame_cache(rows)
-        self._sampler = Sampler([Knobs()] * rows, device)
+        self._cache, self._depth = self._model.kv_cache(rows), self._model.depth_kv_cache(rows)
+        self._sampler = Sampler([SamplingParams()] * rows, device)
         self._seeds = torch.arange(rows, device=device)
         self._x = self._model.embed_text(torch.zeros(rows, dtype=torch.int64, device=device))
         self._model.read(self._x[:1].repeat(START, 1), self._cache, 0, 0)

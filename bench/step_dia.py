@@ -1,6 +1,6 @@
 """Seconds per frame of Dia with random weights, ours and transformers': see bench/step.py.
 
-Ours is the Runner's own `step` and `sound`, so guidance, the draw and the delay pattern are in it. A frame is 11.6 ms
+Ours is the Runner's own `step` and `decode`, so guidance, the draw and the delay pattern are in it. A frame is 11.6 ms
 of sound.
 """
 
@@ -63,7 +63,7 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
     sounds: list[float] = []
     for frame in codes:
         start = now()
-        runner.sound(rows, frame)
+        runner.decode(rows, frame)
         sounds.append(now() - start)
     codec_s = sum(sounds[FIRST_FRAMES:]) / (SOUND_FRAMES - FIRST_FRAMES)
     gc.collect()

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from app.api.auth import Gate
     from app.audio.watermark import Watermark
-    from app.engines.manager import EngineHost
-    from app.generator.preset_voices import Casting
-    from app.generator.speech import Studio
+    from app.engines.manager import EngineManager
+    from app.generator.preset_voices import PresetVoiceMaker
+    from app.generator.speech import SpeechGenerator
     from app.metrics import Metrics
     from app.voices.cloning import Cloner
     from app.voices.consents import ConsentStore
@@ -38,23 +38,23 @@ _OPEN: dict[int | str, dict[str, Any]] = {401: {}}
 
 
 @dataclass(frozen=True, slots=True)
-class Rooms:
+class AppServices:
     """What the routes are handed."""
 
-    studio: Studio
-    host: EngineHost
+    studio: SpeechGenerator
+    host: EngineManager
     voices: VoiceStore
     cloner: Cloner
     consents: ConsentStore
     metrics: Metrics
     gate: Gate
-    casting: Casting
+    casting: PresetVoiceMaker
     marks: Watermark
     youtube: YouTube | None  # None: it is not offered at all
 
 
 def create(
-    rooms: Rooms,
+    rooms: AppServices,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
     settings_shown: Callable[[], dict[str, object]],
     *,

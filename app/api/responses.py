@@ -259,7 +259,7 @@ class Download(Shape):
     eta_s: float | None
 
 
-class Casting(Shape):
+class PresetVoiceMaker(Shape):
     state: str
     cast: int
     voices: int
@@ -309,7 +309,7 @@ class Health(Shape):
     memory: list[MemoryUse]
     setup: Annotated[dict[str, str | int | float | bool | None] | None, Field(description="How the engine runs here.")]
     download: Download | None
-    casting: Casting
+    casting: PresetVoiceMaker
     version: str
     uptime_s: Seconds
     limits: Limits

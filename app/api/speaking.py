@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from fastapi import Request
 
     from app.api.requests import SpokenBody
-    from app.engines.manager import EngineHost
-    from app.generator.speech import Answer, Studio
+    from app.engines.manager import EngineManager
+    from app.generator.speech import Answer, SpeechGenerator
     from app.metrics import Metrics
     from app.types import SpeechRequest
 
@@ -33,8 +33,8 @@ log: Any = structlog.get_logger(__name__)
 class Speaking:
     """Prepares requests and answers them. Used from one event loop."""
 
-    studio: Studio
-    host: EngineHost
+    studio: SpeechGenerator
+    host: EngineManager
     metrics: Metrics
     max_input_chars: int
     log_texts: bool

@@ -155,7 +155,7 @@ def _av_max_alloc() -> Callable[[int], None] | None:
     with contextlib.suppress(AttributeError, OSError):
         function = ctypes.CDLL(core.__file__).av_max_alloc
         function.argtypes, function.restype = [ctypes.c_size_t], None
-        return function  # type: ignore[no-any-return]
+        return function
     return None
 
 

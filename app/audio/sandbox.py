@@ -53,7 +53,7 @@ class Limits:
     wall_s: float = 40.0
 
 
-def decode_apart(
+def decode_in_sandbox(
     source: Source,
     rate_hz: int,
     *,
@@ -101,7 +101,9 @@ def decode_apart(
 def decode_turn(data: bytes, rate_hz: int, *, max_seconds: float, what: str, time_limit_s: float) -> Decoded:
     """`decode` of a short recording, apart. Raises BadReference, NotReady."""
     limits = Limits(cpu_s=round(TIME_LIMIT_S), wall_s=time_limit_s + 2.0)
-    return decode_apart(data, rate_hz, max_seconds=max_seconds, what=what, limits=limits, time_limit_s=time_limit_s)
+    return decode_in_sandbox(
+        data, rate_hz, max_seconds=max_seconds, what=what, limits=limits, time_limit_s=time_limit_s
+    )
 
 
 class _Helper:

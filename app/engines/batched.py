@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from app.audio import pcm
 from app.errors import NotSupported
-from app.runtime.audio_queue import Outbox
+from app.runtime.audio_queue import AudioQueue
 from app.runtime.loop import Loop
 from app.runtime.scheduler import Scheduler
 from app.runtime.slots import Job
@@ -37,7 +37,7 @@ class BatchedEngine:
         runner: Runner,
         *,
         max_queue: int,
-        outbox_s: float,
+        audio_queue_s: float,
         encode: Encode | None = None,
     ) -> None:
         self._encode = encode
@@ -45,7 +45,7 @@ class BatchedEngine:
         self._runner = runner
         self._scheduler = Scheduler(runner.max_rows, max_queue)
         self._loop = Loop(runner, self._scheduler, info.id)
-        self._outbox_s = outbox_s
+        self._audio_queue_s = audio_queue_s
 
     @property
     def info(self) -> EngineInfo:
@@ -73,16 +73,16 @@ class BatchedEngine:
                 return 0.0
             return playback.left_s(time.monotonic())
 
-        outbox = Outbox(self._runner.rate_hz, self._outbox_s, on_room=self._scheduler.wake, left_s=left_s)
-        job = Job(utterance, outbox)
+        audio_queue = AudioQueue(self._runner.rate_hz, self._audio_queue_s, on_room=self._scheduler.wake, left_s=left_s)
+        job = Job(utterance, audio_queue)
         self._scheduler.submit(job)
         try:
-            while (chunk := await outbox.get()) is not None:
+            while (chunk := await audio_queue.get()) is not None:
                 yield chunk
         finally:
             self._scheduler.cancel(job)
 
-    async def enroll(self, reference: Reference) -> VoicePrompt:
+    async def encode_reference(self, reference: Reference) -> VoicePrompt:
         if self._encode is None:
             raise NotSupported(f"The {self._info.name} engine can't learn a voice from a recording.")
         codes = await asyncio.to_thread(self._encode, reference)

@@ -234,10 +234,10 @@ class EspeakRunner:
         ended = np.array([not self._unsaid[row] for row in rows])
         return StepResult(np.zeros((len(rows), 0), np.int16), ended)
 
-    def sound(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
+    def decode(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
         return [self._unsaid[row].popleft() for row in rows]
 
-    def rest(self, row: int) -> Samples:
+    def drain(self, row: int) -> Samples:
         return np.zeros(0, np.float32)  # a row's last frame has brought it
 
     def release(self, row: int) -> None:
@@ -260,4 +260,4 @@ def build(settings: Settings, _: BuildContext) -> BatchedEngine:
         max_text_chars=MAX_TEXT_CHARS,
     )
     runner = EspeakRunner(library, settings.rows(AUTO_ROWS))
-    return BatchedEngine(info, runner, max_queue=settings.max_queue, outbox_s=settings.outbox_s)
+    return BatchedEngine(info, runner, max_queue=settings.max_queue, audio_queue_s=settings.audio_queue_s)

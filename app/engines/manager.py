@@ -51,7 +51,7 @@ class Status:
     missing_weights: bool = False  # why `requested` does not run; else it is something else
 
 
-class EngineHost:
+class EngineManager:
     """Owns the engine's life. Used from one event loop; `async with` begins to build it and stops it at its end."""
 
     def __init__(

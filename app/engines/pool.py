@@ -123,8 +123,8 @@ class EnginePool:
 
     async def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
         if utterance.background:
-            async with contextlib.aclosing(self._behind(utterance)) as aside:
-                async for part in aside:
+            async with contextlib.aclosing(self._behind(utterance)) as side_stream:
+                async for part in side_stream:
                     yield part
             return
         tried: list[_Member] = []
@@ -254,12 +254,12 @@ class EnginePool:
 
     # ---- the rest of the protocol
 
-    async def enroll(self, reference: Reference) -> VoicePrompt:
+    async def encode_reference(self, reference: Reference) -> VoicePrompt:
         usable = sorted((m for m in self._members if m.usable), key=lambda member: member.speaking / member.rows)
         failure: Exception = EngineStopped("The engine has stopped on every device. Restart the server.")
         for member in usable:
             try:
-                return await member.engine.enroll(reference)
+                return await member.engine.encode_reference(reference)
             except (EngineError, RuntimeError) as error:  # RuntimeError: the device itself, as torch says it
                 log.warning("%s failed to read a recording", member.device, exc_info=error)
                 failure = error

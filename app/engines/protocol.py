@@ -29,7 +29,7 @@ class Engine(Protocol):
         Raises Busy before the first chunk or never; EngineError at any point.
         """
 
-    async def enroll(self, reference: Reference) -> VoicePrompt:
+    async def encode_reference(self, reference: Reference) -> VoicePrompt:
         """Turn a reference recording into this engine's prompt. Raises NotSupported, BadReference."""
 
     async def __aenter__(self) -> Self: ...

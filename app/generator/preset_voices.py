@@ -32,10 +32,10 @@ from app.errors import Busy, EngineStopped, NotReady, SpeechError
 from app.types import Reference, Sampling, SpokenLine, Utterance
 from app.voices.enhancement import TARGET_LUFS
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE, PROFILES, Profile
-from app.voices.voice_features import Character, measure
+from app.voices.voice_features import VoiceFeatures, measure
 
 if TYPE_CHECKING:
-    from app.engines.manager import EngineHost
+    from app.engines.manager import EngineManager
     from app.engines.protocol import Engine
     from app.types import AudioChunk, EngineInfo, Samples
     from app.voices.store import VoiceStore
@@ -61,12 +61,12 @@ class Candidate:
     """A recording that a voice might have, and how far it is from the voice's profile."""
 
     reference: Reference
-    character: Character
+    character: VoiceFeatures
     distance: float
     source: str
 
 
-class Miscast(Exception):
+class RejectedRecording(Exception):
     """No candidate will do; the message says why the last one did not."""
 
 
@@ -79,11 +79,11 @@ class Progress:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-class Casting:
+class PresetVoiceMaker:
     """Used from one event loop; `async with` casts in the background and stops at its end."""
 
     def __init__(
-        self, host: EngineHost, voices: VoiceStore, transcriber: Transcriber, *, enabled: bool, wait_s: float
+        self, host: EngineManager, voices: VoiceStore, transcriber: Transcriber, *, enabled: bool, wait_s: float
     ) -> None:
         """wait_s: how long a request waits for its voice. transcriber: for recordings that came with the model."""
         self._host = host
@@ -172,7 +172,7 @@ class Casting:
                 if self._voices.recording_of(name) is None:  # nor has a person given it one meanwhile
                     await asyncio.to_thread(keep, self._voices, name, best)
                     log.info("cast %s: %s, in %.0f s", name, describe(best), time.monotonic() - started_s)
-        except Miscast as problem:
+        except RejectedRecording as problem:
             self._progress.failed[name] = str(problem)
             log.warning("%s is not cast: %s", name, problem)
         except EngineStopped:
@@ -184,7 +184,10 @@ class Casting:
 
 
 async def audition(engine: Engine, name: str, example: Candidate | None = None, *, take: int = 0) -> Candidate:
-    """The best candidate for a standard voice. take: another number, other readings. Raises Miscast, EngineStopped."""
+    """The best candidate for a standard voice. take: another number, other readings.
+
+    Raises RejectedRecording, EngineStopped.
+    """
     profile = PROFILES[name]
     best = example
     fault = "the engine said nothing"
@@ -206,7 +209,7 @@ async def audition(engine: Engine, name: str, example: Candidate | None = None, 
         elif best is None or candidate.distance < best.distance:
             best = candidate
     if best is None:
-        raise Miscast(f"None of {CANDIDATES} readings will do; of the last one: {fault}.")
+        raise RejectedRecording(f"None of {CANDIDATES} readings will do; of the last one: {fault}.")
     return best
 
 
@@ -239,7 +242,7 @@ def judge(samples: Samples, rate_hz: int, transcript: str, profile: Profile, sou
     return Candidate(Reference(samples, rate_hz, transcript), character, distance(character, profile), source)
 
 
-def fault_of(character: Character, transcript: str) -> str | None:
+def fault_of(character: VoiceFeatures, transcript: str) -> str | None:
     """Why this is no clean reading of the words, or None."""
     c, expected_s = character, len(transcript) / CHARS_PER_S
     faults = (
@@ -257,7 +260,7 @@ def fault_of(character: Character, transcript: str) -> str | None:
     return next((words for wrong, words in faults if wrong), None)
 
 
-def distance(character: Character, profile: Profile) -> float:
+def distance(character: VoiceFeatures, profile: Profile) -> float:
     """How unlike a profile a voice is: 1 is four semitones of pitch, or six decibels of brightness."""
     semitones = abs(12 * np.log2(character.pitch_hz / profile.pitch_hz))
     return float(semitones / _SEMITONES + abs(character.brightness_db - profile.brightness_db) / _DECIBELS)

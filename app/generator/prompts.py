@@ -71,7 +71,7 @@ class Prompts:
         codes = await asyncio.to_thread(self._voices.codes, voice, info.codec, info.codec_fingerprint)
         if codes is None:
             heard = await asyncio.to_thread(at_rate, reference, info.rate_hz)
-            codes = (await engine.enroll(heard)).codes
+            codes = (await engine.encode_reference(heard)).codes
             await asyncio.to_thread(self._voices.keep_codes, voice, info.codec, info.codec_fingerprint, codes)
             log.info("%s is enrolled: %d frames of %s", voice.id, codes.shape[1], info.codec)
         return VoicePrompt(voice.digest, info.codec, codes, reference.transcript)

@@ -53,10 +53,10 @@ from app.voices.presets import DEFAULT_VOICE, NO_VOICE
 
 if TYPE_CHECKING:
     from app.audio.watermark import Watermark
-    from app.engines.manager import EngineHost
+    from app.engines.manager import EngineManager
     from app.engines.protocol import Engine
     from app.generator.cache import AnswerCache, Entry
-    from app.generator.preset_voices import Casting
+    from app.generator.preset_voices import PresetVoiceMaker
     from app.metrics import Metrics
     from app.text.normalizer import Normalizer
     from app.types import AudioChunk, Codes, EngineInfo, Said, Samples, SpeechRequest, Voice, VoicePrompt
@@ -219,12 +219,12 @@ class _Take:
         return self.engine.info
 
 
-class Studio:
+class SpeechGenerator:
     """Turns validated requests into answers. Used from one event loop."""
 
     def __init__(
         self,
-        host: EngineHost,
+        host: EngineManager,
         voices: VoiceStore,
         cache: AnswerCache,
         metrics: Metrics,
@@ -232,7 +232,7 @@ class Studio:
         *,
         marks: Watermark,
         enhance: bool,
-        casting: Casting | None = None,
+        casting: PresetVoiceMaker | None = None,
         memory: Memory | None = None,
     ) -> None:
         self._host = host
@@ -518,7 +518,7 @@ class Studio:
             codes = self._codes.get(key)
             if codes is None:
                 try:
-                    codes = (await take.engine.enroll(turn.reference)).codes
+                    codes = (await take.engine.encode_reference(turn.reference)).codes
                 except BadReference as error:
                     where = f"context.{index}.audio"
                     raise BadReference(f"`{where}`: {error.message}", param=where) from error

@@ -1,6 +1,6 @@
 """What transformers are made of here: RoPE, fused linears, pre-norm blocks, static KV. Knows no model by name.
 
-A block sees tokens only, flattened to (M, D); who may look at whom is an `Attend`, handed in with the call. So the same
+A block sees tokens only, flattened to (M, D); the call brings the attention function (`PrefillAttention`). So the same
 weights read a prompt (M = S tokens of one row), step a batch (M = one token of each row) and run a depth decoder.
 """
 
@@ -20,11 +20,11 @@ from app.nn.kernels.choice import Kernels
 from app.nn.kernels.torch_kernels import gate, grouped_attention, rotate
 
 # (layer, q (M, H, d), k (M, G, d), v (M, G, d)) -> (M, H * d); H query heads share G key heads.
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+PrefillAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 # The same from what the product gives, (layer, heads (M, H + 2 G, d), cos, sin), one token of each row: see kernels/.
-See = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+DecodeAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 # What a layer adds to its tokens from another sequence: (layer, block, normed (M, D), cos, sin) -> (M, D).
-Look = Callable[[int, "Block", Tensor, Tensor, Tensor], Tensor]
+CrossAttention = Callable[[int, "Block", Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +245,7 @@ class Across:
 
     looking: int
     attend: Callable[[int, Tensor], Tensor]
-    blind: Tensor | None = None
+    unconditional: Tensor | None = None
 
 
 class Block(nn.Module):
@@ -275,7 +275,7 @@ class Block(nn.Module):
             self.cross_out = dense(other.heads * other.head_dim, c.width, False)
 
     def forward(
-        self, x: Tensor, layer: int, turn: tuple[Tensor, Tensor], attend: Attend, across: Across | None = None
+        self, x: Tensor, layer: int, turn: tuple[Tensor, Tensor], attend: PrefillAttention, across: Across | None = None
     ) -> Tensor:  # (M, D) -> (M, D)
         c = self.config
         cos, sin = turn
@@ -312,16 +312,16 @@ class Block(nn.Module):
         c, other = self.config, self.config.cross
         assert other is not None  # noqa: S101 - who hands in an Across has such a stack
         count, looking = x.shape[0], across.looking
-        if not looking and across.blind is not None:
-            return across.blind[layer].expand(count, -1)
+        if not looking and across.unconditional is not None:
+            return across.unconditional[layer].expand(count, -1)
         normed = functional.rms_norm(x[:looking], (c.width,), self.cross_norm, c.eps)
         q = self.cross_q(normed).view(looking, other.heads, other.head_dim)
         if other.rotated:
             q = rotate(q, turn[0][:looking], turn[1][:looking])
         seen: Tensor = self.cross_out(across.attend(layer, q))
-        if across.blind is None:
+        if across.unconditional is None:
             return seen
-        return torch.cat((seen, across.blind[layer].expand(count - looking, -1)))
+        return torch.cat((seen, across.unconditional[layer].expand(count - looking, -1)))
 
     def cross_keys(self, other: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the other sequence (S, D'): each (S, G, d)."""
@@ -388,7 +388,9 @@ class Stack(nn.Module):
                 self._entry_before[first] = entry
             first += stage.layers
 
-    def forward(self, x: Tensor, positions: Tensor | slice, attend: Attend, across: Across | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, positions: Tensor | slice, attend: PrefillAttention, across: Across | None = None
+    ) -> Tensor:
         """x (M, D) at positions (M,) -> (M, D), normed."""
         home = x.device
         for y in self.walk(x, positions, attend, across):
@@ -396,7 +398,7 @@ class Stack(nn.Module):
         return self.finish(x.to(home))
 
     def walk(
-        self, x: Tensor, positions: Tensor | slice, attend: Attend, across: Across | None = None
+        self, x: Tensor, positions: Tensor | slice, attend: PrefillAttention, across: Across | None = None
     ) -> Iterator[Tensor]:
         """x after each layer, so that who wants to can pause in between; `finish` what the last one gives."""
         cos, sin = x, x  # the first layer has an entry
@@ -408,7 +410,12 @@ class Stack(nn.Module):
             yield x
 
     def step(
-        self, x: Tensor, positions: Tensor | slice, see: See, kernels: Kernels, look: Look | None = None
+        self,
+        x: Tensor,
+        positions: Tensor | slice,
+        see: DecodeAttention,
+        kernels: Kernels,
+        look: CrossAttention | None = None,
     ) -> Tensor:
         """As `forward` for one token of each row, x (M, D), in fixed calls and on one device: -> (M, D), normed."""
         c = self.config
@@ -431,7 +438,7 @@ class Stack(nn.Module):
         return functional.rms_norm(x, (self.config.width,), self.norm, self.config.eps)
 
 
-class RowCache:
+class KVCache:
     """Keys and values of rows that are at unequal positions: static, (layers, rows, G, S, d) each."""
 
     def __init__(
@@ -463,7 +470,7 @@ class RowCache:
     def nbytes(self) -> int:
         return self.k.nbytes + self.v.nbytes
 
-    def reading(self, row: int, start: int, count: int) -> Attend:
+    def reading(self, row: int, start: int, count: int) -> PrefillAttention:
         """`count` new tokens of one row at positions start..start+count-1, causal."""
         end = start + count
         mask = torch.ones(count, end, dtype=torch.bool, device=self.k.device).tril(start)
@@ -481,7 +488,7 @@ class RowCache:
 
         return attend
 
-    def stepping(self, rows: Sequence[int], positions: Sequence[int]) -> Attend:
+    def stepping(self, rows: Sequence[int], positions: Sequence[int]) -> PrefillAttention:
         """One new token for each of these rows, at its own position."""
         device = self.k.device
         where, when = torch.tensor(rows, device=device), torch.tensor(positions, device=device)
@@ -512,7 +519,7 @@ class RowCache:
 
         return attend if self._together else attend_apart
 
-    def standing(self, positions: Tensor, length: int, kernels: Kernels) -> See:
+    def standing(self, positions: Tensor, length: int, kernels: Kernels) -> DecodeAttention:
         """One new token for each of the first n rows, at positions (n,) on the device, and it sees what lies before it,
         below `length`.
 
@@ -543,31 +550,31 @@ class RowCache:
         self.v[:, row, :, :count] = v
 
 
-class SplitRowCache:
-    """A RowCache for each stage of a Stack, on the stage's device, used as one."""
+class SplitKVCache:
+    """A KVCache for each stage of a Stack, on the stage's device, used as one."""
 
     def __init__(
         self, config: StackConfig, stages: Sequence[Stage], *, rows: int, positions: int, dtype: torch.dtype
     ) -> None:
         self.parts = [
-            RowCache(
+            KVCache(
                 replace(config, layers=stage.layers), rows=rows, positions=positions, device=stage.device, dtype=dtype
             )
             for stage in stages
         ]
         self._places = [(part, layer) for part, stage in enumerate(stages) for layer in range(stage.layers)]
 
-    def reading(self, row: int, start: int, count: int) -> Attend:
+    def reading(self, row: int, start: int, count: int) -> PrefillAttention:
         return self._joined([part.reading(row, start, count) for part in self.parts])
 
-    def stepping(self, rows: Sequence[int], positions: Sequence[int]) -> Attend:
+    def stepping(self, rows: Sequence[int], positions: Sequence[int]) -> PrefillAttention:
         return self._joined([part.stepping(rows, positions) for part in self.parts])
 
     def wipe(self, row: int) -> None:
         for part in self.parts:
             part.wipe(row)
 
-    def _joined(self, attends: Sequence[Attend]) -> Attend:
+    def _joined(self, attends: Sequence[PrefillAttention]) -> PrefillAttention:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             part, inside = self._places[layer]
             return attends[part](inside, q, k, v)
@@ -575,7 +582,7 @@ class SplitRowCache:
         return attend
 
     def cut(self, row: int, count: int) -> tuple[Tensor, ...]:
-        """As of a RowCache, k and v of each part in turn."""
+        """As of a KVCache, k and v of each part in turn."""
         return tuple(tensor for part in self.parts for tensor in part.cut(row, count))
 
     def paste(self, row: int, prefix: tuple[Tensor, ...]) -> None:
@@ -583,7 +590,7 @@ class SplitRowCache:
             part.paste(row, prefix[2 * index : 2 * index + 2])
 
 
-class FrameCache:
+class DepthKVCache:
     """Keys and values of a decoder whose rows always stand at the same position: (layers, rows, G, S, d) each."""
 
     def __init__(
@@ -611,7 +618,7 @@ class FrameCache:
             self._views[rows, start, count] = found
         return found
 
-    def at(self, rows: int, start: int, count: int) -> Attend:
+    def at(self, rows: int, start: int, count: int) -> PrefillAttention:
         """`count` new tokens at start..start+count-1 for each of the first `rows` rows; tokens in order (row,
         position)."""
         views = self._view(rows, start, count)
@@ -631,7 +638,7 @@ class FrameCache:
 
         return attend
 
-    def standing(self, rows: int, position: int, kernels: Kernels) -> See:
+    def standing(self, rows: int, position: int, kernels: Kernels) -> DecodeAttention:
         """One new token at `position` for each of the first `rows` rows; it may be recorded."""
         groups = self._groups
         attend = self._stepping(rows, self._view(rows, position, 1), fused=True)
@@ -649,7 +656,7 @@ class FrameCache:
 
     def _stepping(
         self, rows: int, views: list[tuple[Tensor, Tensor, Tensor, Tensor]], *, fused: bool | None = None
-    ) -> Attend:
+    ) -> PrefillAttention:
         if fused is None:
             fused = self.k.device.type == "cpu"  # half the time of two products and a softmax: it is all overhead
 
@@ -669,7 +676,7 @@ class FrameCache:
         return attend
 
 
-class CrossCache:
+class CrossKVCache:
     """Keys and values of the other sequences that rows attend to, each of its own length S: (layers, G, S, d) each.
 
     Rows that are stepped together lie in one static tensor (layers, rows, G, S, d), the others each in one of its own
@@ -686,7 +693,7 @@ class CrossCache:
         dtype: torch.dtype,
         together: bool | None = None,
     ) -> None:
-        """together: as of a RowCache; None = as is best for the device."""
+        """together: as of a KVCache; None = as is best for the device."""
         cross = config.cross
         if cross is None:
             raise ValueError("a stack without cross-attention has nothing to keep")
@@ -725,7 +732,7 @@ class CrossCache:
         return self._lengths[row]
 
     def wipe(self, row: int) -> None:
-        """As of a RowCache."""
+        """As of a KVCache."""
         for kept in self._rows[row]:
             kept.zero_()
 
@@ -796,7 +803,7 @@ class CrossCache:
         return attend
 
 
-def all_to_all(config: StackConfig) -> Attend:
+def all_to_all(config: StackConfig) -> PrefillAttention:
     """All tokens of one sequence see each other: an encoder's attention, without a cache."""
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ MAX_GET_S = 1.0  # one get() joins what has gathered up to here: fewer, larger e
 KEEP_S, MOST_S = 0.25, 0.4
 
 
-class Outbox:
+class AudioQueue:
     """One utterance's sound in flight. `put`, `finish`: engine thread. `get`: one task on the loop that made it."""
 
     def __init__(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-Form = TypeVar("Form")
+BucketKey = TypeVar("BucketKey")
 Body = Callable[[], None]
 
 WARM_UPS = 2  # calls before the recording: libraries set themselves up in the first
@@ -52,7 +52,7 @@ class Cost:
     bytes: int
 
 
-class Recorder:
+class GraphCapture:
     """Records bodies for one device. All graphs share one pool of memory, as no two of them run at a time; blocks of it
     belong to a stream, so that they are all recorded on the same."""
 
@@ -133,21 +133,21 @@ class Recorder:
             torch.cuda.synchronize(self._device)
 
 
-class Calls(Generic[Form]):
+class GraphBuckets(Generic[BucketKey]):
     """One piece of work, recorded for the first n rows, n by doublings, in each of its forms."""
 
-    def __init__(self, rows: int, forms: Sequence[Form]) -> None:
+    def __init__(self, rows: int, keys: Sequence[BucketKey]) -> None:
         """forms: all there are, the largest first."""
-        self._forms = tuple(forms)
+        self._keys = tuple(keys)
         self._sizes = doublings(1, rows)
-        self._recorded: dict[tuple[int, Form], Body] = {}
+        self._recorded: dict[tuple[int, BucketKey], Body] = {}
 
     @property
     def rows(self) -> int:
         """As many as one call covers at most."""
         return self._sizes[-1]
 
-    def record(self, recorder: Recorder, body: Callable[[int, Form], Body]) -> None:
+    def record(self, recorder: GraphCapture, body: Callable[[int, BucketKey], Body]) -> None:
         """Record all, largest first: what they compute with is then laid out for the largest once. body: what is to be
         recorded for so many rows in that form.
 
@@ -156,8 +156,8 @@ class Calls(Generic[Form]):
         """
         for size in reversed(self._sizes):
             try:
-                for form in self._forms:
-                    self._recorded[size, form] = recorder.record(body(size, form))
+                for key in self._keys:
+                    self._recorded[size, key] = recorder.record(body(size, key))
             except torch.OutOfMemoryError:
                 self._recorded.clear()
                 recorder.forget()
@@ -166,9 +166,9 @@ class Calls(Generic[Form]):
                 self._sizes = tuple(smaller for smaller in self._sizes if smaller < size)
                 log.warning("no memory for %d rows in one graph: %d rows at most", size, self.rows)
 
-    def of(self, rows: int, form: Form) -> Body:
+    def of(self, rows: int, key: BucketKey) -> Body:
         """The smallest that covers so many rows, in that form."""
-        return self._recorded[at_least(rows, self._sizes), form]
+        return self._recorded[at_least(rows, self._sizes), key]
 
 
 Choice = TypeVar("Choice")
@@ -182,7 +182,7 @@ def fastest(
         return next(iter(choices.values())), {}
     seconds = {}
     for name, choice in choices.items():
-        trial = Recorder(device)
+        trial = GraphCapture(device)
         seconds[name] = trial.seconds(trial.record(body(choice)))
     best = min(seconds, key=seconds.__getitem__)
     log.info("%s is taken of %s", best, ", ".join(f"{name} ({s * 1e3:.2f} ms)" for name, s in seconds.items()))
@@ -209,7 +209,7 @@ def _for_lack_of_memory(error: BaseException | None) -> bool:
 Setup = tuple[tuple[str, str | int | float | bool | None], ...]
 
 
-def setup_of(recorder: Recorder | None, rows: int, kernels: str) -> Setup:
+def setup_of(recorder: GraphCapture | None, rows: int, kernels: str) -> Setup:
     """What /health says of how an engine's steps are made."""
     if recorder is None:
         return (("recorded", False),)
@@ -224,7 +224,7 @@ def setup_of(recorder: Recorder | None, rows: int, kernels: str) -> Setup:
     )
 
 
-class Mirror:
+class PinnedDoubleBuffer:
     """A device tensor's contents for the host, two launches deep: one may be read while the next is made."""
 
     def __init__(self, *tensors: Tensor) -> None:
@@ -261,7 +261,7 @@ def upload(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory().to(device, non_blocking=True)
 
 
-def aside(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+def side_stream(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
     """A stream of its own on a CUDA device, for work that need not wait for what the engine has sent off; elsewhere
     nothing. The memory it uses must be its own."""
     if device.type != "cuda":

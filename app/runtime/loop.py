@@ -91,7 +91,9 @@ class Loop:
         for row in sorted(self._held):
             self._release(row)
         for job in jobs:
-            job.outbox.finish(EngineStopped("The engine failed while speaking this and was started again. Try again."))
+            job.audio_queue.finish(
+                EngineStopped("The engine failed while speaking this and was started again. Try again.")
+            )
 
     def turn(self) -> bool:
         """One turn of the loop; False when there was nothing to do."""
@@ -133,16 +135,16 @@ class Loop:
         if speaking:
             live = [rows[i] for i in speaking]
             codes = result.codes[speaking]  # (n, K)
-            for i, (row, samples) in enumerate(zip(live, self._runner.sound(live, codes), strict=True)):
+            for i, (row, samples) in enumerate(zip(live, self._runner.decode(live, codes), strict=True)):
                 if not faults.audible(samples):
                     lost.add(row)
                     continue
-                self._scheduler.job(row).outbox.put(samples, codes[i][:, None] if codes.shape[1] else None)
+                self._scheduler.job(row).audio_queue.put(samples, codes[i][:, None] if codes.shape[1] else None)
         for row in (rows[i] for i, nothing in enumerate(quiet) if nothing):
-            if not faults.audible(samples := self._runner.rest(row)):
+            if not faults.audible(samples := self._runner.drain(row)):
                 lost.add(row)
             else:
-                self._scheduler.job(row).outbox.put(samples)
+                self._scheduler.job(row).audio_queue.put(samples)
         if lost:
             self._fail(tuple(sorted(lost)), faults.not_a_number())
         over = tuple(row for row, ended in zip(rows, result.ended, strict=True) if ended and row not in lost)
@@ -162,6 +164,6 @@ class Loop:
         jobs = [self._scheduler.job(row) for row in ended]
         for row in ended:
             self._release(row)
-        self._scheduler.settle(stepped, ended)
+        self._scheduler.commit(stepped, ended)
         for job in jobs:
-            job.outbox.finish(error)
+            job.audio_queue.finish(error)

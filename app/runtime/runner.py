@@ -35,7 +35,7 @@ class StepResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class RowResult:
     """One row's part of a StepResult. codes (K,) int16, or one number for all."""
 
     row: int
@@ -44,7 +44,7 @@ class Told:
     silent: bool = False
 
 
-def tell(rows: Sequence[Told], codebooks: int) -> StepResult:
+def to_result(rows: Sequence[RowResult], codebooks: int) -> StepResult:
     """The result of a step whose rows are known one by one."""
     codes = np.zeros((len(rows), codebooks), np.int16)
     for i, told in enumerate(rows):
@@ -72,11 +72,11 @@ class Runner(Protocol):
         """Advance these rows, and no others, by one frame. May tell what an earlier call made, while the device works
         at this one; of rows that have not been released since."""
 
-    def sound(self, rows: Sequence[int], codes: Codes) -> Sequence[Samples]:
+    def decode(self, rows: Sequence[int], codes: Codes) -> Sequence[Samples]:
         """Turn one frame of codes (n, K) into samples, one array (N,) float32 per row; empty where the row's frames are
         decoded together, at a later one's turn."""
 
-    def rest(self, row: int) -> Samples:
+    def drain(self, row: int) -> Samples:
         """What of the row's sound no further frame will bring soon, (N,) float32: asked of a row that was stepped and
         made no frame."""
 

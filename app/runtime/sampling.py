@@ -67,16 +67,16 @@ def _race(kept: Tensor, noise: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Knobs:
+class SamplingParams:
     """One row's sampling: temperature 0 = greedy, top_k 0 = no limit, top_p 1 = no limit."""
 
     temperature: float = 0.9
     top_k: int = 50
     top_p: float = 1.0
 
-    def asked(self, sampling: Sampling) -> Knobs:
+    def asked(self, sampling: Sampling) -> SamplingParams:
         """These, but for what a request asks for."""
-        return Knobs(
+        return SamplingParams(
             temperature=self.temperature if sampling.temperature is None else sampling.temperature,
             top_k=self.top_k if sampling.top_k is None else sampling.top_k,
             top_p=self.top_p if sampling.top_p is None else sampling.top_p,
@@ -86,14 +86,14 @@ class Knobs:
 class Sampler:
     """The knobs of n rows as tensors, made once for a step."""
 
-    def __init__(self, knobs: Sequence[Knobs], device: torch.device) -> None:
-        self._all_greedy = all(k.temperature <= 0 for k in knobs)
-        self._any_greedy = any(k.temperature <= 0 for k in knobs)
-        self._limits = [k.top_k for k in knobs]
-        self._any_top_p = any(k.top_p < 1 for k in knobs)
-        self._temperature = torch.tensor([k.temperature if k.temperature > 0 else 1.0 for k in knobs], device=device)
-        self._greedy = torch.tensor([k.temperature <= 0 for k in knobs], device=device)
-        self._top_p = torch.tensor([k.top_p for k in knobs], device=device, dtype=torch.float32)
+    def __init__(self, params: Sequence[SamplingParams], device: torch.device) -> None:
+        self._all_greedy = all(k.temperature <= 0 for k in params)
+        self._any_greedy = any(k.temperature <= 0 for k in params)
+        self._limits = [k.top_k for k in params]
+        self._any_top_p = any(k.top_p < 1 for k in params)
+        self._temperature = torch.tensor([k.temperature if k.temperature > 0 else 1.0 for k in params], device=device)
+        self._greedy = torch.tensor([k.temperature <= 0 for k in params], device=device)
+        self._top_p = torch.tensor([k.top_p for k in params], device=device, dtype=torch.float32)
 
     def pick(self, logits: Tensor, noise: Tensor | None) -> Tensor:
         """logits (n, C) float32, noise (n, C) exponential (None where all rows are greedy) -> codes (n,) int64."""
@@ -131,15 +131,15 @@ class Sampler:
         return scores
 
 
-TOP_K_FEW = 64  # up to so many, the k-th largest is found without sorting all
+TOP_K_FAST = 64  # up to so many, the k-th largest is found without sorting all
 
 
 def draw(
-    scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, noise: Tensor, *, few: bool = False
+    scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, noise: Tensor, *, fast_path: bool = False
 ) -> Tensor:
     """As Sampler.pick, with the knobs (n,) on the device: of fixed shape, and nothing is asked of the host.
 
-    scores, noise (n, C, V) float32 -> codes (n, C) int64. few: no row has a top_p below 1, nor a top_k above TOP_K_FEW
+    scores, noise (n, C, V) float32 -> codes (n, C) int64. few: no row has a top_p below 1, nor a top_k above TOP_K_FAST
     other than "all"; saves the sort. Where scores are equal at the edge of top-k or top-p all of them stay.
     """
     size = scores.shape[-1]
@@ -147,8 +147,8 @@ def draw(
     best = scores.argmax(dim=-1)
     scores = scores / temperature.masked_fill(greedy, 1.0)[:, None, None]
     limited = (top_k > 0) & (top_k < size)
-    if few:
-        most = min(TOP_K_FEW, size)
+    if fast_path:
+        most = min(TOP_K_FAST, size)
         # A row that is computed along and does not go on may want any number.
         at = (torch.where(limited, top_k.clamp(max=most), most) - 1)[:, None, None].expand(-1, scores.shape[1], 1)
         floor = scores.topk(most, dim=-1).values.gather(-1, at)
@@ -166,9 +166,9 @@ def draw(
     return torch.where(greedy[:, None], best, drawn)
 
 
-def few(knobs: Sequence[Knobs], size: int) -> bool:
+def fast_path(params: Sequence[SamplingParams], size: int) -> bool:
     """Whether `draw` may be told so of rows with these knobs over so many codes."""
-    return all(k.top_p >= 1 and (k.top_k <= TOP_K_FEW or k.top_k >= size) for k in knobs)
+    return all(k.top_p >= 1 and (k.top_k <= TOP_K_FAST or k.top_k >= size) for k in params)
 
 
 class ReferenceNoise:

@@ -105,7 +105,7 @@ class Scheduler:
             waiting = (*self._queue, *self._following, *self._background)
             for job in [*waiting, *(slot.job for slot in self._slots.live if slot.job)]:
                 job.cancelled = True
-                job.outbox.finish(self._closed)
+                job.audio_queue.finish(self._closed)
             self._queue.clear()
             self._following.clear()
             self._background.clear()
@@ -128,7 +128,7 @@ class Scheduler:
             for slot in self._slots:
                 if slot.phase in (Phase.SPEAK, Phase.PAUSED):
                     assert slot.job is not None  # noqa: S101 - a live row has a job; check() says the same
-                    slot.phase = Phase.PAUSED if slot.job.outbox.full else Phase.SPEAK
+                    slot.phase = Phase.PAUSED if slot.job.audio_queue.full else Phase.SPEAK
                     if slot.phase is Phase.SPEAK:
                         step.append(slot.row)
             busy = any(slot.phase in (Phase.SPEAK, Phase.PREFILL) and not slot.background for slot in self._slots)
@@ -157,7 +157,7 @@ class Scheduler:
             self._slots.free(row)
             if job is not None:
                 job.cancelled = True
-                job.outbox.finish(Busy("Somebody else needed the row. Try again.", retry_after_s=1))
+                job.audio_queue.finish(Busy("Somebody else needed the row. Try again.", retry_after_s=1))
         return rows
 
     def prefilled(self, row: int) -> None:
@@ -171,7 +171,7 @@ class Scheduler:
             raise LookupError(f"row {row} is free")
         return job
 
-    def settle(self, stepped: tuple[int, ...], ended: tuple[int, ...]) -> None:
+    def commit(self, stepped: tuple[int, ...], ended: tuple[int, ...]) -> None:
         """Count the frames of the rows that were stepped and free those that ended."""
         with self._changed:
             for row in stepped:

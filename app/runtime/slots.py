@@ -10,7 +10,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from app.runtime.audio_queue import Outbox
+    from app.runtime.audio_queue import AudioQueue
     from app.types import Utterance
 
 
@@ -33,7 +33,7 @@ class Job:
     """One utterance on its way through the engine."""
 
     utterance: Utterance
-    outbox: Outbox
+    audio_queue: AudioQueue
     submitted_s: float = field(default_factory=time.monotonic)
     cancelled: bool = False
 
@@ -64,15 +64,15 @@ class Slot:
         """
         if self.job is None or self.background:
             return math.inf
-        utterance, outbox = self.job.utterance, self.job.outbox
-        if utterance.number == 0 and not outbox.sounded:
+        utterance, audio_queue = self.job.utterance, self.job.audio_queue
+        if utterance.number == 0 and not audio_queue.sounded:
             return -math.inf
         playback = utterance.playback
         if playback is None:
             return NEVER_PLAYED_S
         if utterance.number > playback.present:
             return NEVER_PLAYED_S if playback.late else math.inf
-        return playback.ahead_s(now_s) + outbox.waiting_s
+        return playback.ahead_s(now_s) + audio_queue.waiting_s
 
 
 class Slots:

@@ -151,14 +151,14 @@ def tidy(text: str) -> str:
     text = " ".join(text.translate(_ASCII).split())
     parts: list[str] = []
     position = 0
-    for aside in _ASIDE.finditer(text):
-        before = _BRACKETS.sub(" ", text[position : aside.start()])
-        position = aside.end()
-        inside = " ".join(aside[2].split())
+    for side_stream in _ASIDE.finditer(text):
+        before = _BRACKETS.sub(" ", text[position : side_stream.start()])
+        position = side_stream.end()
+        inside = " ".join(side_stream[2].split())
         sound = inside.lower().strip(" .,!?;:*")
         after = text[position : position + 1]
         parts.append(before)
-        if sound in SOUNDS and aside[1] == "(":
+        if sound in SOUNDS and side_stream[1] == "(":
             parts.append(f" ({sound})" + ("" if after in {"", ",", ".", "!", "?", ";", ":"} else " "))
         elif inside:
             opening = ", " if before.strip() and before.rstrip()[-1] not in ",.!?;:-" else " "

@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING
 
-from app.audio.sandbox import Limits, decode_apart
+from app.audio.sandbox import Limits, decode_in_sandbox
 from app.errors import BadReference, InvalidValue
 from app.types import Reference
 from app.voices.cloning import consent_recording
@@ -75,7 +75,7 @@ def unpack(file: IO[bytes], *, limits: Limits | None = None, what: str = "file")
         voice = parse(marker, "imported")
     except Damaged as error:
         raise InvalidValue(f"`{what}`: {error}", param=what) from error
-    decoded = decode_apart(sound, voice.rate_hz, max_seconds=MAX_REFERENCE_S, what=what, limits=limits)
+    decoded = decode_in_sandbox(sound, voice.rate_hz, max_seconds=MAX_REFERENCE_S, what=what, limits=limits)
     if decoded.truncated:
         raise BadReference(f"`{what}`: {REFERENCE_FILE} is longer than {MAX_REFERENCE_S:g} s.", param=what)
     told = voice.consent or {}

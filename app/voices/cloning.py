@@ -18,7 +18,7 @@ import numpy as np
 
 from app.audio import pcm
 from app.audio.loudness import denoised, integrated_lufs
-from app.audio.sandbox import Limits, Source, decode_apart
+from app.audio.sandbox import Limits, Source, decode_in_sandbox
 from app.errors import BadReference, Busy, InvalidValue, SpeechError
 from app.types import Reference
 from app.voices import quality, window
@@ -129,7 +129,7 @@ class Cloner:
 
     def _one(self, sample: Sample, language: str, *, denoise: bool, most_s: float, what: str) -> _Made:
         given = clean_text(sample.transcript, "transcript", 10 * MAX_TRANSCRIPT_CHARS)
-        decoded = decode_apart(sample.audio, RATE_HZ, max_seconds=MAX_SAMPLE_S, what=what, limits=self._limits)
+        decoded = decode_in_sandbox(sample.audio, RATE_HZ, max_seconds=MAX_SAMPLE_S, what=what, limits=self._limits)
         if decoded.truncated:
             raise BadReference(
                 f"`{what}` is longer than {MAX_SAMPLE_S / 60:g} minutes. Send a part of it: 10 to 60 s of one speaker.",
@@ -274,7 +274,7 @@ def without_rumble(samples: Samples, rate_hz: int) -> Samples:
 
 def consent_recording(audio: Source, *, limits: Limits | None = None, what: str = "recording") -> Reference:
     """A spoken agreement as it is kept: mono, 24 kHz. Blocks. Raises BadReference."""
-    decoded = decode_apart(audio, CONSENT_RATE_HZ, max_seconds=CONSENT_MAX_S, what=what, limits=limits)
+    decoded = decode_in_sandbox(audio, CONSENT_RATE_HZ, max_seconds=CONSENT_MAX_S, what=what, limits=limits)
     if decoded.truncated:
         raise BadReference(f"`{what}` is longer than {CONSENT_MAX_S:g} s.", param=what)
     return Reference(decoded.samples, CONSENT_RATE_HZ, "")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.errors import InvalidValue, NotFound
 from app.types import Reference
-from app.voices.folder_store import Damaged, Shelf
+from app.voices.folder_store import Damaged, FolderStore
 from app.voices.store import VoiceStore, clean_name, read_wav, wav
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ConsentStore:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._shelf = Shelf(folder, _MARKER, _read)
+        self._shelf = FolderStore(folder, _MARKER, _read)
         self._shelf.sweep()
 
     def add(self, name: str, language: str, recording: Reference) -> StoredConsent:

@@ -40,7 +40,7 @@ class Damaged(Exception):
     """A folder is no record; the message says why."""
 
 
-class Shelf(Generic[R]):
+class FolderStore(Generic[R]):
     """The records below `folder`. Thread-safe; `records` may be read at any time without waiting.
 
     read: a record's folder -> the record. Raises Damaged, OSError. marker: the file that says what the record is; a

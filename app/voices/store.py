@@ -36,7 +36,7 @@ from app.audio import pcm
 from app.audio.decode import decode
 from app.errors import BadReference, DamagedVoice, InvalidValue, NotFound, UnknownVoice
 from app.types import Reference, Voice
-from app.voices.folder_store import Damaged, Shelf
+from app.voices.folder_store import Damaged, FolderStore
 from app.voices.presets import NO_VOICE, PROFILES, preset
 
 if TYPE_CHECKING:
@@ -123,9 +123,9 @@ class VoiceStore:
     def __init__(self, cloned: Path | None = None, references: Path | None = None) -> None:
         self._lock = threading.RLock()
         self._looked_s = time.monotonic()
-        self._cloned = None if cloned is None else Shelf(cloned, MARKER, _read_cloned)
-        self._references = None if references is None else Shelf(references, MARKER, _read, PROFILES.__contains__)
-        self._drafts = None if cloned is None else Shelf(cloned / ".drafts", MARKER, _read)
+        self._cloned = None if cloned is None else FolderStore(cloned, MARKER, _read_cloned)
+        self._references = None if references is None else FolderStore(references, MARKER, _read, PROFILES.__contains__)
+        self._drafts = None if cloned is None else FolderStore(cloned / ".drafts", MARKER, _read)
         for shelf in self._shelves:
             shelf.folder.mkdir(parents=True, exist_ok=True)
             shelf.sweep()
@@ -134,7 +134,7 @@ class VoiceStore:
         self._known = self._told()
 
     @property
-    def _shelves(self) -> list[Shelf[StoredVoice]]:
+    def _shelves(self) -> list[FolderStore[StoredVoice]]:
         return [shelf for shelf in (self._cloned, self._references, self._drafts) if shelf is not None]
 
     # ---- looking up
@@ -450,7 +450,7 @@ class VoiceStore:
             candidate = name[: MAX_NAME_CHARS - len(ending)].rstrip() + ending
         return candidate
 
-    def _shelf(self, voice: Voice) -> Shelf[StoredVoice]:
+    def _shelf(self, voice: Voice) -> FolderStore[StoredVoice]:
         shelf = self._references
         if voice.kind == "cloned":
             shelf = self._drafts if voice.id.startswith(DRAFT_PREFIX) else self._cloned
@@ -458,7 +458,7 @@ class VoiceStore:
             raise UnknownVoice(f"The voice {voice.name!r} has no recording here.", param="voice")
         return shelf
 
-    def _writable(self) -> Shelf[StoredVoice]:
+    def _writable(self) -> FolderStore[StoredVoice]:
         if self._cloned is None:
             raise NotFound("This server keeps no cloned voices.")
         return self._cloned
@@ -737,7 +737,7 @@ def migrate(folder: Path) -> None:
         file=f"reference-{sha256[:12]}.wav",
         sha256=sha256,
     )
-    shelf = Shelf(folder.parent, MARKER, _read)
+    shelf = FolderStore(folder.parent, MARKER, _read)
     shelf.replace_quietly(folder.name, stored.file, wav(samples, decoded.rate_hz))
     shelf.replace_quietly(folder.name, MARKER, _as_json(stored))
     log.info("%s was brought up to date", folder)

@@ -27,7 +27,7 @@ _QUIET_DB = 35.0  # below the loudest tenth of frames a frame is a pause
 
 
 @dataclass(frozen=True, slots=True)
-class Character:
+class VoiceFeatures:
     """Of a recording: median pitch (0 = none found) and its spread in semitones (half of the frames lie within), energy
     above 2 kHz against below in dB, level of what is said in dBFS, and shares of its time."""
 
@@ -42,19 +42,19 @@ class Character:
     clipped: float  # of the samples
 
 
-def measure(samples: Samples, rate_hz: int) -> Character:
+def measure(samples: Samples, rate_hz: int) -> VoiceFeatures:
     """samples (N,) float32 mono."""
     seconds = len(samples) / rate_hz
     clipped = float(np.mean(np.abs(samples) >= 0.999)) if len(samples) else 0.0
     at_rate = samples if rate_hz == _RATE_HZ else soxr.resample(samples, rate_hz, _RATE_HZ)
     if len(at_rate) < 4 * _FRAME:
-        return Character(seconds, 0.0, 0.0, 0.0, -120.0, 0.0, 0.0, seconds, clipped)
+        return VoiceFeatures(seconds, 0.0, 0.0, 0.0, -120.0, 0.0, 0.0, seconds, clipped)
     frames = np.lib.stride_tricks.sliding_window_view(at_rate, _FRAME)[::_HOP].astype(np.float64)  # (F, _FRAME)
     power = np.mean(np.square(frames), axis=1) + 1e-12
     levels = 10 * np.log10(power)
     loud = levels > max(np.quantile(levels, 0.9) - _QUIET_DB, -60.0)
     if not loud.any():
-        return Character(seconds, 0.0, 0.0, 0.0, -120.0, 0.0, 0.0, seconds, clipped)
+        return VoiceFeatures(seconds, 0.0, 0.0, 0.0, -120.0, 0.0, 0.0, seconds, clipped)
     spoken = frames[loud]
     pitches = _pitches(spoken)
     voiced = pitches[pitches > 0]
@@ -64,7 +64,7 @@ def measure(samples: Samples, rate_hz: int) -> Character:
     low = spectrum[(hertz >= _LOW_HZ) & (hertz < _SPLIT_HZ)].sum() + 1e-12
     median = float(np.median(voiced)) if len(voiced) else 0.0
     spread = float(np.median(np.abs(12 * np.log2(voiced / median)))) if median else 0.0
-    return Character(
+    return VoiceFeatures(
         seconds=seconds,
         pitch_hz=median,
         pitch_spread=spread,

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from app.audio.sandbox import Limits, decode_apart
+from app.audio.sandbox import Limits, decode_in_sandbox
 from app.errors import BadReference, Busy, InvalidValue, NotSupported, Unfetchable
 from app.voices.folder_store import is_alive
 from app.voices.store import wav
@@ -295,7 +295,7 @@ class YouTube:
         """Blocks. Raises OutsideVideo."""
         limits = Limits(input_bytes=self._limits.max_bytes + (1 << 20), cpu_s=60, wall_s=60.0)
         try:
-            heard = decode_apart(
+            heard = decode_in_sandbox(
                 path, RATE_HZ, max_seconds=duration_s, what="youtube_url", limits=limits, start_s=start_s
             )
         except BadReference as error:

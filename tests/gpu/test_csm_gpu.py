@@ -12,7 +12,7 @@ import torch
 
 from app.engines.csm.runner import CsmRunner
 from app.nn.layers import Stage
-from app.runtime.cuda_graphs import Recorder
+from app.runtime.cuda_graphs import GraphCapture
 from app.types import Sampling, Utterance
 from bench.fabricate import fabricate_csm
 from tests.support.driver import Driver
@@ -45,7 +45,7 @@ def on_cpu(folder: Path) -> CsmRunner:
 @pytest.fixture(params=["plain", "recorded"])
 def how(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Options of a runner: each step launched anew, or recorded once and replayed."""
-    return {"device": CUDA, "recorder": Recorder(CUDA) if request.param == "recorded" else None}
+    return {"device": CUDA, "recorder": GraphCapture(CUDA) if request.param == "recorded" else None}
 
 
 def heard(runner: CsmRunner, utterance: Utterance) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +101,7 @@ def test_split_over_two_devices(folder: Path, on_cpu: CsmRunner) -> None:
 
 def test_several_lines_and_who_comes_after_them(folder: Path, on_cpu: CsmRunner) -> None:
     """A row that ends, is stopped and begun anew while other rows are on their way."""
-    runner = make(folder, device=CUDA, recorder=Recorder(CUDA))
+    runner = make(folder, device=CUDA, recorder=GraphCapture(CUDA))
     lines = Utterance(speech("One.").lines + speech("And two.").lines, GREEDY, 1, 40 * FRAME_S)
     driver = Driver(runner)
     driver.start(0, speech("Somebody who is stopped.", frames=200))
@@ -116,7 +116,7 @@ def test_several_lines_and_who_comes_after_them(folder: Path, on_cpu: CsmRunner)
     assert np.array_equal(driver.said(1), expected)
 
 
-class Small(Recorder):
+class Small(GraphCapture):
     """Has no memory for its first recording, after the body has been called."""
 
     failed = False

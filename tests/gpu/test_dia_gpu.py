@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from app.engines.dia.runner import DiaRunner
-from app.runtime.cuda_graphs import Recorder
+from app.runtime.cuda_graphs import GraphCapture
 from app.types import Sampling, Utterance
 from tests.support.driver import Driver
 from tests.support.random_dia import fabricate_dia
@@ -42,7 +42,7 @@ def how(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Options of a runner: each step launched anew, or recorded once and replayed, one or several at a time."""
     if request.param == "plain":
         return {"device": CUDA}
-    return {"device": CUDA, "recorder": Recorder(CUDA), "burst": 8 if request.param == "in bursts" else 1}
+    return {"device": CUDA, "recorder": GraphCapture(CUDA), "burst": 8 if request.param == "in bursts" else 1}
 
 
 def heard(runner: DiaRunner, utterance: Utterance, row: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -156,8 +156,8 @@ def test_a_caller_without_a_key_uploads_nothing(keys: tuple[str, dict[str, str]]
 
 def test_limits_are_told_before_they_are_reached(tmp_path: Path) -> None:
     file = KeyFile(tmp_path)
-    few, free = file.add("few", ["speak"], per_minute=3), file.add("free", ["speak"])
-    with serving(tmp_path) as url, httpx.Client(base_url=url, headers=bearer(few)) as http:
+    fast_path, free = file.add("fast_path", ["speak"], per_minute=3), file.add("free", ["speak"])
+    with serving(tmp_path) as url, httpx.Client(base_url=url, headers=bearer(fast_path)) as http:
         left = []
         for _ in range(3):
             answer = http.post("/v1/audio/speech", json=SPEECH)

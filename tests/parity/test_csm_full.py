@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from app.engines.csm.loading import adapt, load_model
-from app.runtime.sampling import Knobs
+from app.runtime.sampling import SamplingParams
 from bench.fabricate import fabricate_csm
 from tests.support import csm_oracle
 from tests.support.generation import generate
@@ -52,9 +52,9 @@ def test_tokens(folders: dict[str, Path], expected: dict[int | None, torch.Tenso
     model, codec = load_model(folders[layout], device=CPU, dtype=torch.float32)
     assert (codec is not None) == (layout == "transformers")
     prompt = model.embed_text(IDS)
-    greedy = generate(model, prompt, max_frames=FRAMES, knobs=Knobs(0.0))
+    greedy = generate(model, prompt, max_frames=FRAMES, params=SamplingParams(0.0))
     assert torch.equal(torch.stack(list(greedy)), expected[None])
-    seeded = generate(model, prompt, max_frames=FRAMES, knobs=Knobs(0.9, 50), seed=SEED, reference_noise=True)
+    seeded = generate(model, prompt, max_frames=FRAMES, params=SamplingParams(0.9, 50), seed=SEED, reference_noise=True)
     assert torch.equal(torch.stack(list(seeded)), expected[SEED])
 
 
@@ -69,7 +69,7 @@ def test_narrow_numbers_choose_alike(
     """Fed the reference's codes, how often the best code is the same; random weights have many near ties."""
     model, _ = load_model(folders["original"], device=CPU, dtype=dtype)
     adapt(model, quantize)  # type: ignore[arg-type]
-    cache, depth = model.row_cache(1), model.frame_cache(1)
+    cache, depth = model.kv_cache(1), model.depth_kv_cache(1)
     agreed, asked = 0, 0
     with torch.inference_mode():
         model.read(model.embed_text(IDS[:-1]), cache, 0, 0)

@@ -11,7 +11,7 @@ import torch
 
 from app.engines.csm.loading import load_model
 from app.engines.csm.model import CsmModel
-from app.runtime.sampling import Knobs
+from app.runtime.sampling import SamplingParams
 from tests.support import csm_oracle
 from tests.support.generation import generate
 
@@ -65,13 +65,13 @@ def load(folder: Path) -> CsmModel:
 
 
 def ours(model: CsmModel, ids: torch.Tensor, seed: int | None = None, **options: Any) -> torch.Tensor:
-    knobs = options.pop("knobs", Knobs(0.0 if seed is None else 0.9))
+    params = options.pop("params", SamplingParams(0.0 if seed is None else 0.9))
     frames = options.pop("max_frames", FRAMES)
     made = generate(
         model,
         model.embed_text(ids),
         max_frames=frames,
-        knobs=knobs,
+        params=params,
         seed=seed or 0,
         reference_noise=seed is not None,
         **options,
@@ -113,7 +113,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, CsmModel]:
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "params",
     [
         {"temperature": 0.6, "top_k": 5},
         {"temperature": 1.3, "top_k": 0},
@@ -121,11 +121,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, CsmModel]:
         {"temperature": 1.0, "top_k": 1000, "top_p": 0.5},
     ],
 )
-def test_knobs(base: tuple[Any, CsmModel], knobs: dict[str, Any]) -> None:
+def test_knobs(base: tuple[Any, CsmModel], params: dict[str, Any]) -> None:
     reference, model = base
     ids = torch.arange(5, 25)
-    expected = csm_oracle.generate(reference, as_inputs(ids), 20, seed=4, **knobs)
-    assert torch.equal(ours(model, ids, 4, knobs=Knobs(**knobs), max_frames=20), expected)
+    expected = csm_oracle.generate(reference, as_inputs(ids), 20, seed=4, **params)
+    assert torch.equal(ours(model, ids, 4, params=SamplingParams(**params), max_frames=20), expected)
 
 
 @pytest.mark.parametrize("piece", [1, 7, 64])
@@ -138,7 +138,7 @@ def test_a_prompt_read_in_pieces(base: tuple[Any, CsmModel], piece: int) -> None
 def test_codes_beyond_the_codec_are_never_drawn(base: tuple[Any, CsmModel]) -> None:
     _, model = base
     assert model.config.audio_vocab > model.config.codebook_size
-    codes = ours(model, torch.arange(5, 25), 1, knobs=Knobs(50.0, 0), max_frames=60)  # next to uniform
+    codes = ours(model, torch.arange(5, 25), 1, params=SamplingParams(50.0, 0), max_frames=60)  # next to uniform
     assert int(codes.max()) == model.config.codebook_size - 1
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from app.engines.csm.loading import load_model
-from app.runtime.sampling import Knobs
+from app.runtime.sampling import SamplingParams
 from bench.fabricate import csm_config, fabricate_csm
 from tests.support.generation import generate
 
@@ -74,7 +74,7 @@ def test_same_tokens_as_the_original_blocks(name: str, seed: int | None, tmp_pat
         model,
         model.embed_text(ids),
         max_frames=FRAMES,
-        knobs=Knobs(0.0) if seed is None else Knobs(0.9, 50),
+        params=SamplingParams(0.0) if seed is None else SamplingParams(0.9, 50),
         seed=seed or 0,
         reference_noise=seed is not None,
     )

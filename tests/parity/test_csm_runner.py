@@ -68,10 +68,10 @@ def speak(runner: CsmRunner, utterance: Utterance, row: int = 0) -> tuple[np.nda
         result = runner.step([row])
         assert result.silent is not None
         if result.ended[0] or result.silent[0]:
-            sound.append(runner.rest(row))
+            sound.append(runner.drain(row))
         else:
             codes.append(result.codes[0])
-            sound.append(runner.sound([row], result.codes)[0])
+            sound.append(runner.decode([row], result.codes)[0])
         if result.ended[0]:
             break
     runner.release(row)

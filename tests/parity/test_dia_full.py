@@ -65,7 +65,7 @@ def test_tokens(folders: dict[str, Path], expected: dict[int | None, np.ndarray]
             assert result.silent is not None
             if not result.silent[0]:
                 said.append(result.codes[0])
-                runner.sound([0], result.codes)
+                runner.decode([0], result.codes)
         runner.release(0)
         assert np.array_equal(np.stack(said), wanted)
     del runner

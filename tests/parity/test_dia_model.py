@@ -11,11 +11,11 @@ import torch
 
 from app.engines.dia.checkpoint import weights_of
 from app.engines.dia.config import DiaConfig, read_config
-from app.engines.dia.delay import Tracks
+from app.engines.dia.delay import DelayPattern
 from app.engines.dia.model import DiaModel
 from app.engines.dia.prompt import text_ids
 from app.engines.dia.runner import DEFAULTS, Guided, pick
-from app.runtime.sampling import Knobs, ReferenceNoise
+from app.runtime.sampling import ReferenceNoise, SamplingParams
 from app.weights.tensors import open_checkpoints
 from tests.support import dia_oracle as oracle
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.unit
 CPU = torch.device("cpu")
 FRAMES = 40
 TEXT = "[S1] Hello there, how are you? [S2] Fine. (laughs)"
-GREEDY = Guided(Knobs(temperature=0.0, top_k=45, top_p=1.0), 3.0)
+GREEDY = Guided(SamplingParams(temperature=0.0, top_k=45, top_p=1.0), 3.0)
 
 
 def load(folder: Path) -> DiaModel:
@@ -40,8 +40,8 @@ def generate(
 ) -> torch.Tensor:
     """Frames (T, C) of one text."""
     c = model.config
-    cache, tracks = model.cache(1), Tracks(c, 1, CPU)
-    for _ in model.listen(torch.tensor(text_ids(text, c.max_text)), cache, 0):
+    cache, tracks = model.cache(1), DelayPattern(c, 1, CPU)
+    for _ in model.encode_text(torch.tensor(text_ids(text, c.max_text)), cache, 0):
         pass
     prompt = torch.zeros(0, c.channels, dtype=torch.long) if prompt is None else prompt
     tracks.begin(0, prompt, frames)
@@ -91,17 +91,19 @@ def test_greedy(model: DiaModel, reference: Any, text: str) -> None:
 
 @pytest.mark.parametrize("scale", [0.0, 1.5, 8.0])
 def test_guidance(model: DiaModel, reference: Any, scale: float) -> None:
-    how = Guided(GREEDY.knobs, scale)
+    how = Guided(GREEDY.params, scale)
     [expected] = oracle.generate(reference, [as_bytes(TEXT)], FRAMES, guidance_scale=scale or None)
     assert torch.equal(generate(model, TEXT, FRAMES, how), expected)
 
 
 @pytest.mark.parametrize("seed", [0, 7])
-@pytest.mark.parametrize("knobs", [Knobs(1.8, 45, 0.9), Knobs(1.2, 30, 0.95), Knobs(1.0, 5, 1.0)])
-def test_seeded(model: DiaModel, reference: Any, seed: int, knobs: Knobs) -> None:
-    given = {"temperature": knobs.temperature, "top_k": knobs.top_k, "top_p": knobs.top_p}
+@pytest.mark.parametrize(
+    "params", [SamplingParams(1.8, 45, 0.9), SamplingParams(1.2, 30, 0.95), SamplingParams(1.0, 5, 1.0)]
+)
+def test_seeded(model: DiaModel, reference: Any, seed: int, params: SamplingParams) -> None:
+    given = {"temperature": params.temperature, "top_k": params.top_k, "top_p": params.top_p}
     [expected] = oracle.generate(reference, [as_bytes(TEXT)], FRAMES, seed=seed, **given)
-    assert torch.equal(generate(model, TEXT, FRAMES, Guided(knobs, 3.0), seed=seed), expected)
+    assert torch.equal(generate(model, TEXT, FRAMES, Guided(params, 3.0), seed=seed), expected)
 
 
 @pytest.mark.parametrize("length", [1, 7, 30])
@@ -160,7 +162,7 @@ def test_the_blind_half_is_a_constant(reference: Any, model: DiaModel) -> None:
         for layer, block in enumerate(reference.model.decoder.layers):
             across = block.cross_attention
             expected = across.o_proj(across.v_proj(hidden))[0]
-            assert (expected - model.blind[layer]).abs().max() < 1e-5
+            assert (expected - model.unconditional[layer]).abs().max() < 1e-5
 
 
 # ---- v0.1: transformers has no such model; what differs is written out here
@@ -213,12 +215,12 @@ class First:
         end = lead + frames
         torch.manual_seed(seed or 0)
         for position in range(lead, 10_000):
-            seeing, blind = self.logits(given, ids), self.logits(torch.zeros_like(given), ids)
-            mixed = seeing + how.cfg_scale * (seeing - blind)
+            conditional, unconditional = self.logits(given, ids), self.logits(torch.zeros_like(given), ids)
+            mixed = conditional + how.cfg_scale * (conditional - unconditional)
             mixed[:, 1025:] = -torch.inf
             mixed[1:, 1024:] = -torch.inf
             mixed[0, 1024] *= 0.8
-            drawn = self._draw(mixed, how.knobs, sample=seed is not None)
+            drawn = self._draw(mixed, how.params, sample=seed is not None)
             if drawn[0] == oracle.EOS:
                 end = min(end, position)
             for channel, delay in enumerate(oracle.DELAYS):
@@ -232,18 +234,18 @@ class First:
         return torch.stack([ids[lead + d : end + d, c] for c, d in enumerate(oracle.DELAYS)], dim=1)
 
     @staticmethod
-    def _draw(logits: torch.Tensor, knobs: Knobs, *, sample: bool) -> torch.Tensor:
+    def _draw(logits: torch.Tensor, params: SamplingParams, *, sample: bool) -> torch.Tensor:
         """_sample_next_token of that commit."""
         if not sample:
             return logits.argmax(-1)
-        logits = logits / knobs.temperature
+        logits = logits / params.temperature
         best = logits.argmax(-1)
         logits[best != oracle.EOS, oracle.EOS] = -torch.inf
-        order = logits.topk(knobs.top_k, dim=-1).indices
+        order = logits.topk(params.top_k, dim=-1).indices
         logits = logits.masked_fill(torch.ones_like(logits, dtype=torch.bool).scatter(-1, order, False), -torch.inf)
-        if knobs.top_p < 1:
+        if params.top_p < 1:
             chances, order = logits.softmax(-1).sort(dim=-1, descending=True)
-            drop = (chances.cumsum(-1) > knobs.top_p).roll(1, -1)
+            drop = (chances.cumsum(-1) > params.top_p).roll(1, -1)
             drop[:, 0] = False
             logits = logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), -torch.inf)
         return torch.multinomial(logits.softmax(-1), 1)[:, 0]
@@ -258,8 +260,8 @@ def first(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> DiaModel:
 @pytest.mark.parametrize("seed", [None, 4])
 def test_first_release(first: DiaModel, reference: Any, model: DiaModel, length: int, seed: int | None) -> None:
     assert first.config.release == "v0.1"
-    knobs = DEFAULTS["v0.1"].knobs if seed is not None else GREEDY.knobs
-    how = Guided(knobs, 3.0)
+    params = DEFAULTS["v0.1"].params if seed is not None else GREEDY.params
+    how = Guided(params, 3.0)
     prompt = torch.randint(0, 1024, (length, 9), generator=torch.Generator().manual_seed(2))
     expected = First(reference).generate(as_bytes(TEXT), 20, how, prompt, seed)
     found = generate(first, TEXT, 20, how, prompt=prompt, seed=seed)

@@ -90,7 +90,7 @@ def speak(runner: DiaRunner, *utterances: Utterance) -> list[tuple[np.ndarray, n
                 runner.release(row)
             elif not result.silent[i]:
                 said[row].append(result.codes[i])
-                sound[row].append(runner.sound([row], result.codes[i : i + 1])[0])
+                sound[row].append(runner.decode([row], result.codes[i : i + 1])[0])
     return [(np.stack(c), np.concatenate(s)) for c, s in zip(said, sound, strict=True)]
 
 

@@ -149,15 +149,15 @@ def generate(
     frames: int,
     *,
     seed: int | None = None,
-    **knobs: Any,
+    **params: Any,
 ) -> torch.Tensor:
     """transformers' own generate at batch 1: codes (T, K). seed None = greedy."""
     masked = list(range(model.config.codec_config.codebook_size, model.config.vocab_size))
     sampling: dict[str, Any] = {"do_sample": False, "depth_decoder_do_sample": False}
     if seed is not None:
-        knobs = {"temperature": 0.9, "top_k": 50} | knobs
+        params = {"temperature": 0.9, "top_k": 50} | params
         sampling = {"do_sample": True, "depth_decoder_do_sample": True}
-        sampling |= knobs | {f"depth_decoder_{name}": value for name, value in knobs.items()}
+        sampling |= params | {f"depth_decoder_{name}": value for name, value in params.items()}
         torch.manual_seed(seed)
     return model.generate(
         **inputs,

@@ -154,7 +154,7 @@ def generate(
     *,
     prompts: list[torch.Tensor] | None = None,
     seed: int | None = None,
-    **knobs: Any,
+    **params: Any,
 ) -> list[torch.Tensor]:
     """transformers' own generate: the frames (T, C) of each text, at most so many. seed None = greedy."""
     given: dict[str, Any] = {"guidance_scale": 3.0, "top_k": 45, "do_sample": seed is not None}
@@ -162,7 +162,7 @@ def generate(
         given |= {"temperature": 1.8, "top_p": 0.9}
         torch.manual_seed(seed)
     made = inputs(texts, prompts)
-    said = reference.generate(**made, max_new_tokens=frames + 16, **(given | knobs))  # (B, S, C)
+    said = reference.generate(**made, max_new_tokens=frames + 16, **(given | params))  # (B, S, C)
     lead = 1 + max((len(prompt) for prompt in prompts or []), default=0)
     found = []
     for row in said:

@@ -18,7 +18,7 @@ class Driver:
         self.speaking: list[int] = []
         self.codes: dict[int, list[np.ndarray]] = {}
         self.sounds: dict[int, list[np.ndarray]] = {}
-        self.wrong: list[int] = []
+        self.non_finite: list[int] = []
         self.pieces = 0
 
     def start(self, row: int, utterance: Utterance) -> None:
@@ -44,20 +44,20 @@ class Driver:
         result = self.runner.step(asked)
         rows = asked if result.rows is None else list(result.rows)
         silent = np.zeros(len(rows), np.bool_) if result.silent is None else result.silent
-        wrong = np.isin(np.arange(len(rows)), broken(result.codes))
-        live = [i for i in range(len(rows)) if not (result.ended[i] or silent[i] or wrong[i])]
+        non_finite = np.isin(np.arange(len(rows)), broken(result.codes))
+        live = [i for i in range(len(rows)) if not (result.ended[i] or silent[i] or non_finite[i])]
         if live:
-            made = self.runner.sound([rows[i] for i in live], result.codes[live])
+            made = self.runner.decode([rows[i] for i in live], result.codes[live])
             for i, sound in zip(live, made, strict=True):
                 self.codes[rows[i]].append(result.codes[i])
                 self.sounds[rows[i]].append(sound)
         for i in np.flatnonzero(result.ended | silent):
-            if len(rest := self.runner.rest(rows[i])):
+            if len(rest := self.runner.drain(rows[i])):
                 self.sounds[rows[i]].append(rest)
-        for i, over in enumerate(result.ended | wrong):
+        for i, over in enumerate(result.ended | non_finite):
             if over:
                 self.stop(rows[i])
-        self.wrong += [rows[i] for i in np.flatnonzero(wrong)]
+        self.non_finite += [rows[i] for i in np.flatnonzero(non_finite)]
 
     def finish(self) -> None:
         while self.reading or self.speaking:
@@ -66,5 +66,5 @@ class Driver:
     def said(self, row: int) -> np.ndarray:
         return np.stack(self.codes[row]) if self.codes[row] else np.zeros((0, 9), np.int16)
 
-    def sound(self, row: int) -> np.ndarray:
+    def decode(self, row: int) -> np.ndarray:
         return np.concatenate(self.sounds[row])

@@ -19,11 +19,11 @@ go_on = threading.Event()  # lets `slow` end; a test clears it first
 
 
 def ok(settings: Settings, _: BuildContext) -> BatchedEngine:
-    return BatchedEngine(info("ok"), ScriptedRunner(settings.rows(8)), max_queue=settings.max_queue, outbox_s=1.0)
+    return BatchedEngine(info("ok"), ScriptedRunner(settings.rows(8)), max_queue=settings.max_queue, audio_queue_s=1.0)
 
 
 def stand_in(settings: Settings, _: BuildContext) -> BatchedEngine:
-    return BatchedEngine(info("stand-in"), ScriptedRunner(1), max_queue=0, outbox_s=1.0)
+    return BatchedEngine(info("stand-in"), ScriptedRunner(1), max_queue=0, audio_queue_s=1.0)
 
 
 def slow(settings: Settings, context: BuildContext) -> BatchedEngine:
@@ -63,7 +63,7 @@ class Unstartable(BatchedEngine):
 
 
 def unstartable(settings: Settings, _: BuildContext) -> BatchedEngine:
-    return Unstartable(info("unstartable"), ScriptedRunner(1), max_queue=0, outbox_s=1.0)
+    return Unstartable(info("unstartable"), ScriptedRunner(1), max_queue=0, audio_queue_s=1.0)
 
 
 def imports_what_is_not_there(settings: Settings, _: BuildContext) -> BatchedEngine:

@@ -66,13 +66,13 @@ class FailingRunner:
             self._made[row] += 1
         return StepResult(codes, ended)
 
-    def sound(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
+    def decode(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
         time_s = np.arange(FRAME_SAMPLES) / RATE_HZ
         hum = (0.2 * np.sin(2 * np.pi * 220 * time_s)).astype(np.float32)
         broken = np.full_like(hum, np.nan)
         return [broken if "noise" in self._texts[row] and self._made[row] == FAILS_AT else hum for row in rows]
 
-    def rest(self, row: int) -> Samples:
+    def drain(self, row: int) -> Samples:
         return np.zeros(0, np.float32)
 
     def release(self, row: int) -> None:
@@ -83,5 +83,5 @@ class FailingRunner:
 def build(settings: Settings, _: BuildContext) -> BatchedEngine:
     info = EngineInfo("failing", "Failing", RATE_HZ, 0.08, False, frozenset(), ("en",), "1")
     return BatchedEngine(
-        info, FailingRunner(settings.rows(4)), max_queue=settings.max_queue, outbox_s=settings.outbox_s
+        info, FailingRunner(settings.rows(4)), max_queue=settings.max_queue, audio_queue_s=settings.audio_queue_s
     )

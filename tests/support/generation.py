@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from app.engines.csm.model import CsmModel, is_last
-from app.nn.layers import FrameCache, RowCache
-from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise
+from app.nn.layers import DepthKVCache, KVCache
+from app.runtime.sampling import ReferenceNoise, Sampler, SamplingParams, exponential_noise
 
 
 @torch.inference_mode()
@@ -19,7 +19,7 @@ def generate(
     prompt: Tensor,
     *,
     max_frames: int,
-    knobs: Knobs,
+    params: SamplingParams,
     seed: int = 0,
     reference_noise: bool = False,
     piece: int | None = None,
@@ -30,9 +30,9 @@ def generate(
     many.
     """
     c = model.config
-    cache: RowCache = model.row_cache(1)
-    depth: FrameCache = model.frame_cache(1)
-    sampler = Sampler([knobs], model.device)
+    cache: KVCache = model.kv_cache(1)
+    depth: DepthKVCache = model.depth_kv_cache(1)
+    sampler = Sampler([params], model.device)
     reference = ReferenceNoise(seed) if reference_noise else None
     seeds = torch.tensor([seed], device=model.device)
 
@@ -44,7 +44,7 @@ def generate(
     x = prompt[last:]
     for index in range(max_frames):
         noise = None
-        if reference is None and knobs.temperature > 0:
+        if reference is None and params.temperature > 0:
             noise = exponential_noise(seeds, torch.tensor([index], device=model.device), c.codebooks, c.codebook_size)
 
         def pick(codebook: int, logits: Tensor, noise: Tensor | None = noise) -> Tensor:

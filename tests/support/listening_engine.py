@@ -45,7 +45,7 @@ class ListeningEngine:
             yield AudioChunk(noise[start : start + FRAME_SAMPLES].astype(np.float32), RATE_HZ, start)
             await asyncio.sleep(0)
 
-    async def enroll(self, reference: Reference) -> VoicePrompt:
+    async def encode_reference(self, reference: Reference) -> VoicePrompt:
         enrolled.append(reference)
         if reference.seconds < 0.5:
             raise BadReference(f"The recording is {reference.seconds:.1f} s long; it must be 0.5 s.")

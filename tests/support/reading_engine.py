@@ -67,7 +67,7 @@ class ReadingEngine:
             yield AudioChunk(part, RATE_HZ, start, codes)
             await asyncio.sleep(0)
 
-    async def enroll(self, reference: Reference) -> VoicePrompt:
+    async def encode_reference(self, reference: Reference) -> VoicePrompt:
         """The code is the number of the timbre whose pitch is nearest."""
         from app.voices.voice_features import measure
 

@@ -29,7 +29,7 @@ VOICE = Voice("alloy", "Alloy", "preset")
 class Part:
     """What one utterance does: how many frames, after how many pieces of prompt, and where it raises.
 
-    fails: "admit", "prefill", "step", "sound" or "release", or it computes no number: "nan codes", "nan sound".
+    fails: "admit", "prefill", "step", "decode" or "release", or it computes no number: "nan codes", "nan sound".
     at: in which piece or frame, counted from 0. together: so many frames become sound in one go.
     """
 
@@ -120,14 +120,14 @@ class ScriptedRunner:
             self._made[row] += 1
         return StepResult(codes, ended)
 
-    def sound(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
-        self.calls.append(("sound", tuple(rows)))
+    def decode(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
+        self.calls.append(("decode", tuple(rows)))
         self._must(codes.shape == (len(rows), self.codebooks), f"codes {codes.shape} for {len(rows)} rows")
         out = []
         for row, code in zip(rows, codes, strict=True):
             number, frame = self._numbers[row], self._made[row] - 1
             self._must(not self.codebooks or tuple(code) == (number, frame, row), f"row {row} got the codes {code}")
-            self._maybe_fail(row, "sound", frame)
+            self._maybe_fail(row, "decode", frame)
             self.said.append((number, frame))
             part = self._parts[number]
             broken = part.fails == "nan sound" and part.at == frame
@@ -135,7 +135,7 @@ class ScriptedRunner:
             out.append(self._release_held(row) if len(self._held[row]) >= part.together else np.zeros(0, np.float32))
         return out
 
-    def rest(self, row: int) -> Samples:
+    def drain(self, row: int) -> Samples:
         self._must(row in self._numbers, f"rest of row {row}, which is free")
         return self._release_held(row)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from app.audio.loudness import denoised, integrated_lufs
-from app.audio.sandbox import Limits, decode_apart
+from app.audio.sandbox import Limits, decode_in_sandbox
 from app.errors import BadReference, InvalidValue
 from app.voices import cloning, quality, vad, window
 from app.voices.cloning import RATE_HZ, Cloner, Sample, cleaned, take_files, without_rumble
@@ -52,7 +52,7 @@ def make(sound: np.ndarray, words: str = samples.TEXT, recogniser: object = None
 
 def test_decoding_apart_is_decoding():
     sound = samples.said(samples.WORDS[0])
-    decoded = decode_apart(samples.file(sound), RATE_HZ, max_seconds=60)
+    decoded = decode_in_sandbox(samples.file(sound), RATE_HZ, max_seconds=60)
     assert np.abs(decoded.samples - sound).max() < 1e-4
     assert (decoded.source_hz, decoded.channels, decoded.truncated) == (RATE_HZ, 1, False)
 
@@ -67,14 +67,14 @@ def test_decoding_apart_is_decoding():
 )
 def test_limits_of_the_process_hold(limits, told):
     with pytest.raises(BadReference, match=told) as error:
-        decode_apart(samples.file(samples.said(samples.WORDS[0])), RATE_HZ, max_seconds=60, limits=limits)
+        decode_in_sandbox(samples.file(samples.said(samples.WORDS[0])), RATE_HZ, max_seconds=60, limits=limits)
     assert error.value.param == "audio"
 
 
 def test_the_process_sees_no_secrets(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setenv("TTS_API_KEYS", "secret")
-    assert "secret" not in cloning.decode_apart.__globals__["_environment"]().values()
+    assert "secret" not in cloning.decode_in_sandbox.__globals__["_environment"]().values()
 
 
 def test_what_was_cut_off_is_measured_whatever_its_level():
@@ -83,7 +83,7 @@ def test_what_was_cut_off_is_measured_whatever_its_level():
     shares = []
     for gain, level in ((1.0, 1.0), (2.0, 1.0), (2.0, 0.3), (20.0, 0.3)):
         spoiled = level * np.clip(gain * sound, -1, 1)
-        shares.append(decode_apart(samples.file(spoiled), RATE_HZ, max_seconds=60).clipped)
+        shares.append(decode_in_sandbox(samples.file(spoiled), RATE_HZ, max_seconds=60).clipped)
     assert shares[0] < 0.001 < shares[1]
     assert shares[1] == pytest.approx(shares[2], rel=0.1)
     assert shares[3] > 0.1

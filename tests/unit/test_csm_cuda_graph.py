@@ -19,15 +19,15 @@ import pytest
 import torch
 
 from app.engines.csm.config import parse_config
-from app.engines.csm.cuda_graph import CsmFrames
-from app.engines.csm.cuda_graph import _Form as Form
+from app.engines.csm.cuda_graph import CsmCudaGraph
+from app.engines.csm.cuda_graph import _BucketKey as BucketKey
 from app.engines.csm.model import CsmModel
 from app.engines.csm.runner import CsmRunner, Guards
 from app.nn.kernels.choice import TORCH, compiled_kernels
-from app.nn.layers import RowCache
+from app.nn.layers import KVCache
 from app.nn.mimi.config import read_mimi_config
 from app.nn.mimi.model import MimiDecoder
-from app.runtime.cuda_graphs import WARM_UPS, Recorder, _for_lack_of_memory
+from app.runtime.cuda_graphs import WARM_UPS, GraphCapture, _for_lack_of_memory
 from app.types import Sampling, Utterance
 from bench.fabricate import csm_config, fabricate_csm
 from tests.support.driver import Driver
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fabricate_csm(tmp_path_factory.mktemp("csm"))
 
 
-class AsOnAGpu(Recorder):
+class AsOnAGpu(GraphCapture):
     """Calls what it records, as often as a CUDA device would be made to: it may leave nothing behind."""
 
     def record(self, body: Callable[[], None]) -> Callable[[], None]:
@@ -54,7 +54,7 @@ class AsOnAGpu(Recorder):
 
 
 def recorded(folder: Path, **options: object) -> CsmRunner:
-    return make(folder, **{"recorder": Recorder(CPU), **options})
+    return make(folder, **{"recorder": GraphCapture(CPU), **options})
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_the_same_codes_and_sound(runner: CsmRunner, plain: CsmRunner) -> None:
             driver.finish()
         ours, theirs = drivers
         assert np.array_equal(ours.said(2), theirs.said(2)), request.lines[0].text
-        assert np.abs(ours.sound(2) - theirs.sound(2)).max() < 1e-5
+        assert np.abs(ours.decode(2) - theirs.decode(2)).max() < 1e-5
 
 
 def test_company_changes_nothing(runner: CsmRunner, plain: CsmRunner) -> None:
@@ -104,12 +104,12 @@ def test_company_changes_nothing(runner: CsmRunner, plain: CsmRunner) -> None:
     driver.finish()
     for row, codes in zip(rows, expected, strict=True):
         assert np.array_equal(driver.said(row), codes), row
-    sounds = [driver.sound(row) for row in rows]
+    sounds = [driver.decode(row) for row in rows]
     for row, request in enumerate(REQUESTS):
         alone_in_it = Driver(runner)
         alone_in_it.start(row, request)
         alone_in_it.finish()
-        assert np.abs(alone_in_it.sound(row) - sounds[row]).max() < 1e-5
+        assert np.abs(alone_in_it.decode(row) - sounds[row]).max() < 1e-5
 
 
 def test_lines_follow_in_place(folder: Path) -> None:
@@ -177,13 +177,13 @@ def test_numbers_that_go_wrong_are_one_rows_affair(folder: Path, record: bool) -
     else:
         some._next[1] = math.nan
     driver.finish()
-    assert driver.wrong == [1]
+    assert driver.non_finite == [1]
     assert len(driver.codes[1]) < 10
     assert np.array_equal(driver.said(0), expected)
     driver.start(1, REQUESTS[0])
     driver.finish()
     assert np.array_equal(driver.said(1), expected)
-    assert np.isfinite(driver.sound(1)).all()
+    assert np.isfinite(driver.decode(1)).all()
 
 
 def test_a_released_row_says_no_more(runner: CsmRunner, plain: CsmRunner) -> None:
@@ -198,22 +198,22 @@ def test_a_released_row_says_no_more(runner: CsmRunner, plain: CsmRunner) -> Non
     assert np.array_equal(driver.said(0), alone(plain, REQUESTS[1]))
 
 
-def on_meta(size: str, rows: int) -> CsmFrames:
+def on_meta(size: str, rows: int) -> CsmCudaGraph:
     raw = csm_config(size)
     model = CsmModel(parse_config(raw), device=META, dtype=torch.bfloat16)
     decoder = MimiDecoder(read_mimi_config(raw["codec_config"]), rows=rows, device=META)
-    cache = model.row_cache(rows, together=True, spare=1)
-    assert isinstance(cache, RowCache)
+    cache = model.kv_cache(rows, together=True, spare=1)
+    assert isinstance(cache, KVCache)
     inputs = torch.zeros(rows, model.config.backbone.width, device=META, dtype=model.dtype)
-    return CsmFrames(model, decoder, cache, model.frame_cache(rows), inputs)
+    return CsmCudaGraph(model, decoder, cache, model.depth_kv_cache(rows), inputs)
 
 
-@pytest.mark.parametrize("few", [False, True])
-def test_nothing_is_asked_of_the_host(few: bool) -> None:
+@pytest.mark.parametrize("fast_path", [False, True])
+def test_nothing_is_asked_of_the_host(fast_path: bool) -> None:
     frames = on_meta("tiny", 8)
     with torch.inference_mode():
         for rows in (1, 4, 8):
-            assert operations(lambda n=rows: frames._frame(n, Form(512, few=few), TORCH)) > 1000  # type: ignore[misc]
+            assert operations(lambda n=rows: frames._frame(n, BucketKey(512, fast_path=fast_path), TORCH)) > 1000  # type: ignore[misc]
 
 
 def test_the_check_would_see_it() -> None:
@@ -226,7 +226,7 @@ def test_the_check_would_see_it() -> None:
 def test_without_memory_for_many_rows_it_starts_with_fewer(folder: Path) -> None:
     """An 8 GB card: what does not fit is not recorded, and the runner has so many rows less."""
 
-    class Small(Recorder):
+    class Small(GraphCapture):
         asked = 0
 
         def record(self, body: Callable[[], None]) -> Callable[[], None]:
@@ -240,7 +240,7 @@ def test_without_memory_for_many_rows_it_starts_with_fewer(folder: Path) -> None
     assert dict(some.setup)["graphs"] == 2 * 5
     assert np.array_equal(alone(some, REQUESTS[0], row=1), alone(make(folder), REQUESTS[0]))
 
-    class Nothing(Recorder):
+    class Nothing(GraphCapture):
         def record(self, body: Callable[[], None]) -> Callable[[], None]:
             raise torch.OutOfMemoryError
 
@@ -265,7 +265,7 @@ def test_the_faster_kernels_are_taken(folder: Path) -> None:
         return TORCH.gate(*rest)
 
     sluggish = dataclasses.replace(TORCH, name="triton", gate=slow)
-    some = make(folder, recorder=Recorder(CPU), kernels=(sluggish, TORCH))
+    some = make(folder, recorder=GraphCapture(CPU), kernels=(sluggish, TORCH))
     assert dict(some.setup)["kernels"] == "torch"
     assert set(some._frames.timed) == {"torch", "triton"}  # type: ignore[union-attr]
     assert np.array_equal(alone(some, REQUESTS[0]), alone(make(folder), REQUESTS[0]))
@@ -274,7 +274,7 @@ def test_the_faster_kernels_are_taken(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_what_the_compiler_makes_of_them_says_the_same(folder: Path, plain: CsmRunner) -> None:
-    some = make(folder, recorder=Recorder(CPU), kernels=(compiled_kernels(),), max_rows=2)
+    some = make(folder, recorder=GraphCapture(CPU), kernels=(compiled_kernels(),), max_rows=2)
     assert dict(some.setup)["kernels"] == "compiled"
     for request in REQUESTS[:5]:
         assert np.array_equal(alone(some, request), alone(plain, request))

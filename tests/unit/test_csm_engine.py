@@ -28,7 +28,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> CsmRunner:
 
 def engine(runner: CsmRunner) -> BatchedEngine:
     info = EngineInfo("csm", "CSM", runner.rate_hz, 0.08, True, frozenset(), ("en",), runner.fingerprint)
-    return BatchedEngine(info, runner, max_queue=8, outbox_s=30.0)
+    return BatchedEngine(info, runner, max_queue=8, audio_queue_s=30.0)
 
 
 def utterance(*texts: str, frames: int = 10, seed: int = 1) -> Utterance:

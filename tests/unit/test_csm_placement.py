@@ -245,7 +245,7 @@ def test_each_stage_keeps_to_its_device() -> None:
     far = {name for name, tensor in model.named_parameters() if tensor.device == META}
     assert {name.split(".")[2] for name in far} == {"1", "2"}
     assert all(name.startswith("backbone.blocks.") for name in far)
-    cache = model.row_cache(4)
+    cache = model.kv_cache(4)
     assert [part.k.device for part in cache.parts] == [CPU, META]
     assert [part.k.shape[0] for part in cache.parts] == [1, 2]
     done: list[torch.device] = []
@@ -377,7 +377,7 @@ def test_rows_of_a_model_over_gpus(
     monkeypatch.setattr(csm_loading, "read_config", lambda _: dataclasses.replace(config, codec=MimiConfig()))
     monkeypatch.setattr(csm_loading, "choose_devices", lambda _: (CUDA, torch.device("cuda", 1)))
     monkeypatch.setattr(csm_loading, "candidates", lambda *_, **__: ())
-    monkeypatch.setattr(csm_loading, "Recorder", lambda _: None)
+    monkeypatch.setattr(csm_loading, "GraphCapture", lambda _: None)
     monkeypatch.setattr(devices, "free_bytes", lambda device: int(free[device.index or 0] * (1 << 30)))
     monkeypatch.setattr(csm_loading, "load_runner", lambda *_, **options: given.update(options))
     settings = settings_for(

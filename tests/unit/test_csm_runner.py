@@ -104,13 +104,13 @@ def test_company_changes_no_sound(runner: CsmRunner) -> None:
     for request in requests:
         driver.start(0, request)
         driver.finish()
-        lone.append(driver.sound(0))
+        lone.append(driver.decode(0))
     for row, request in zip((4, 1, 2), requests, strict=True):
         driver.start(row, request)
         driver.turn()
     driver.finish()
     for row, sound in zip((4, 1, 2), lone, strict=True):
-        assert np.abs(driver.sound(row) - sound).max() < 1e-5
+        assert np.abs(driver.decode(row) - sound).max() < 1e-5
 
 
 def test_sound_comes_in_growing_parts(runner: CsmRunner) -> None:
@@ -131,11 +131,11 @@ def test_a_line_that_ends_is_sounded_to_its_end(folder: Path) -> None:
     driver.start(0, Utterance(lines("First line.", "Second line."), Sampling(), 1, 20 * FRAME_S))
     while len(driver.codes[0]) < 12:
         driver.turn()
-    assert len(driver.sound(0)) == 11 * runner.codec.frame_samples
+    assert len(driver.decode(0)) == 11 * runner.codec.frame_samples
     driver.turn()
-    assert len(driver.sound(0)) == 12 * runner.codec.frame_samples
+    assert len(driver.decode(0)) == 12 * runner.codec.frame_samples
     driver.finish()
-    assert len(driver.sound(0)) == 20 * runner.codec.frame_samples
+    assert len(driver.decode(0)) == 20 * runner.codec.frame_samples
 
 
 def test_a_kept_voice_is_the_voice_read_anew(folder: Path) -> None:
@@ -208,7 +208,7 @@ def test_speakers_take_turns(folder: Path) -> None:
     driver.start(2, Utterance(said, Sampling(), 3, 60.0))
     driver.finish()
     assert len(driver.said(2)) == 12
-    assert len(driver.sound(2)) == 12 * runner.codec.frame_samples
+    assert len(driver.decode(2)) == 12 * runner.codec.frame_samples
 
 
 def test_a_row_that_reads_on_does_not_stop_the_others(folder: Path) -> None:

@@ -10,14 +10,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from app.runtime.cuda_graphs import Calls, Recorder, _let_go, at_least, doublings, fastest
+from app.runtime.cuda_graphs import GraphBuckets, GraphCapture, _let_go, at_least, doublings, fastest
 
 pytestmark = pytest.mark.unit
 
 CPU = torch.device("cpu")
 
 
-class Failing(Recorder):
+class Failing(GraphCapture):
     """Has no memory for the recordings of these numbers, counted from 1."""
 
     def __init__(self, *failing: int) -> None:
@@ -32,14 +32,14 @@ class Failing(Recorder):
         return super().record(body)
 
 
-def calls(rows: int, recorder: Recorder) -> tuple[Calls[str], list[tuple[int, str]]]:
+def calls(rows: int, recorder: GraphCapture) -> tuple[GraphBuckets[str], list[tuple[int, str]]]:
     """Calls in two forms, recorded, and what has been called."""
     called: list[tuple[int, str]] = []
 
-    def body(count: int, form: str) -> Callable[[], None]:
-        return lambda: called.append((count, form))
+    def body(count: int, key: str) -> Callable[[], None]:
+        return lambda: called.append((count, key))
 
-    some = Calls(rows, ("long", "short"))
+    some = GraphBuckets(rows, ("long", "short"))
     some.record(recorder, body)
     return some, called
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from app.engines.dia.config import parse_config
-from app.engines.dia.cuda_graph import DiaFrames
-from app.engines.dia.cuda_graph import _Form as Form
-from app.engines.dia.delay import Tracks
+from app.engines.dia.cuda_graph import DiaCudaGraph
+from app.engines.dia.cuda_graph import _BucketKey as BucketKey
+from app.engines.dia.delay import DelayPattern
 from app.engines.dia.model import DiaModel
 from app.engines.dia.runner import DiaRunner, Guards
 from app.nn.kernels.choice import TORCH
-from app.runtime.cuda_graphs import Recorder
+from app.runtime.cuda_graphs import GraphCapture
 from app.types import Sampling
 from tests.support.driver import Driver
 from tests.support.random_dia import SHAPES, dia_config, dia_config_v01, fabricate_dia
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recorded(folder: Path, **options: object) -> DiaRunner:
-    return make(folder, **{"recorder": Recorder(CPU), "burst": BURST, **options})
+    return make(folder, **{"recorder": GraphCapture(CPU), "burst": BURST, **options})
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_the_same_codes_and_sound(runner: DiaRunner, plain: DiaRunner, index: in
     ours, theirs = drivers
     assert len(ours.said(1)) > 10
     assert np.array_equal(ours.said(1), theirs.said(1))
-    assert np.array_equal(ours.sound(1), theirs.sound(1))
+    assert np.array_equal(ours.decode(1), theirs.decode(1))
 
 
 @pytest.mark.parametrize("burst", [1, 3])
@@ -116,27 +116,27 @@ def test_numbers_that_go_wrong_are_one_rows_affair(folder: Path, record: bool) -
         driver.turn()
     some._cache.said.k[:, 2:4, :, :3] = math.nan
     driver.finish()
-    assert driver.wrong == [1]
+    assert driver.non_finite == [1]
     assert np.array_equal(driver.said(0), expected)
     driver.start(1, REQUESTS[0])
     driver.finish()
     assert np.array_equal(driver.said(1), expected)
 
 
-@pytest.mark.parametrize("few", [False, True])
+@pytest.mark.parametrize("fast_path", [False, True])
 @pytest.mark.parametrize("release", ["0626", "v0.1"])
-def test_nothing_is_asked_of_the_host(few: bool, release: str) -> None:
+def test_nothing_is_asked_of_the_host(fast_path: bool, release: str) -> None:
     config = parse_config(dia_config(SHAPES["tiny"]) if release == "0626" else dia_config_v01(SHAPES["tiny"]))
     model = DiaModel(config, device=META, dtype=torch.bfloat16)
     cache = model.cache(8, together=True, spare=1)
-    frames = DiaFrames(model, cache, Tracks(config, 8, META), rows=8, burst=2)
+    frames = DiaCudaGraph(model, cache, DelayPattern(config, 8, META), rows=8, burst=2)
     with torch.inference_mode():
         for rows in (1, 4, 8):
-            assert operations(lambda n=rows: frames._advance(n, Form(64, 64, few), TORCH)) > 100  # type: ignore[misc]
+            assert operations(lambda n=rows: frames._advance(n, BucketKey(64, 64, fast_path), TORCH)) > 100  # type: ignore[misc]
 
 
 def test_without_memory_for_many_rows_it_starts_with_fewer(folder: Path, plain: DiaRunner) -> None:
-    class Small(Recorder):
+    class Small(GraphCapture):
         asked = 0
 
         def record(self, body: Callable[[], None]) -> Callable[[], None]:

@@ -13,7 +13,7 @@ import torch
 from app.engines.dia.loading import engine_of, load_runner
 from app.engines.dia.runner import CHUNK_FRAMES, FIRST_FRAMES, DiaRunner, Guards
 from app.errors import BadReference, EmptyText, TextTooLong, TooManySpeakers
-from app.nn.layers import CrossCache
+from app.nn.layers import CrossKVCache
 from app.settings import Settings
 from app.types import Reference, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
 from tests.support.driver import Driver
@@ -86,7 +86,7 @@ def test_company_changes_nothing(runner: DiaRunner) -> None:
         lone.start(0, request)
         lone.finish()
         codes.append(lone.said(0))
-        sounds.append(lone.sound(0))
+        sounds.append(lone.decode(0))
     driver = Driver(runner)
     rows = [5, 2, 0, 3, 1, 4]
     random = np.random.default_rng(0)
@@ -100,7 +100,7 @@ def test_company_changes_nothing(runner: DiaRunner) -> None:
     driver.finish()
     for row, expected, sound in zip(rows, codes, sounds, strict=True):
         assert np.array_equal(driver.said(row), expected), row
-        assert np.abs(driver.sound(row) - sound).max() < 1e-5
+        assert np.abs(driver.decode(row) - sound).max() < 1e-5
 
 
 @pytest.mark.parametrize("piece", [1, 7, 500])
@@ -166,11 +166,11 @@ def ending_at(runner: DiaRunner, at: set[int]) -> None:
     advance, steps = runner.model.advance, {"n": 0}
 
     def forced(*given: object) -> tuple[torch.Tensor, torch.Tensor]:
-        seeing, blind = advance(*given)  # type: ignore[arg-type]
+        conditional, unconditional = advance(*given)  # type: ignore[arg-type]
         if steps["n"] in at:
-            seeing[:, 0, 1024] = blind[:, 0, 1024] = 1e4
+            conditional[:, 0, 1024] = unconditional[:, 0, 1024] = 1e4
         steps["n"] += 1
-        return seeing, blind
+        return conditional, unconditional
 
     runner.model.advance = forced  # type: ignore[method-assign]
 
@@ -212,7 +212,7 @@ def test_a_stuck_model_is_ended(folder: Path) -> None:
     driver.finish()
     assert told == ["repeat"]
     assert 1.0 <= len(driver.said(0)) * FRAME_S < 1.1
-    assert len(driver.sound(0)) == len(driver.said(0)) * 512
+    assert len(driver.decode(0)) == len(driver.said(0)) * 512
 
 
 class Monotone(torch.nn.Module):
@@ -305,7 +305,7 @@ def test_rows_together_as_on_a_gpu(folder: Path, runner: DiaRunner) -> None:
     other._cache.said.k.zero_()
     other._cache.said.v.zero_()
     shape = {"positions": 1024, "device": CPU, "dtype": torch.float32}
-    text = CrossCache(other.config.decoder, rows=6, together=True, **shape)
+    text = CrossKVCache(other.config.decoder, rows=6, together=True, **shape)
     other._cache = dataclasses.replace(other._cache, text=text)
     requests = [dataclasses.replace(r, sampling=Sampling(temperature=0.0)) for r in REQUESTS[:4]]
     expected = [alone(runner, request) for request in requests]
@@ -322,5 +322,5 @@ def test_the_first_release_has_its_own_defaults(tmp_path: Path) -> None:
     assert runner.config.release == "v0.1"
     runner.admit(0, speech("Hi.", sampling=Sampling(top_p=0.8)))
     how = runner._rows[0].how
-    assert (how.knobs.temperature, how.knobs.top_k, how.knobs.top_p, how.cfg_scale) == (1.3, 35, 0.8, 3.0)
+    assert (how.params.temperature, how.params.top_k, how.params.top_p, how.cfg_scale) == (1.3, 35, 0.8, 3.0)
     assert alone(runner, REQUESTS[1]).shape == (22, 9)

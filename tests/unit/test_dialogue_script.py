@@ -111,5 +111,5 @@ def test_whatever_comes(lines: list[tuple[int, str]], transcript: str) -> None:
     tags = re.findall(r"\[S[12]\]", script.text)
     assert tags[:1] in ([], ["[S1]"])
     assert all(a != b for a, b in itertools.pairwise(tags))
-    for aside in re.findall(r"\(([^()]*)\)", script.text):
-        assert aside in SOUNDS
+    for side_stream in re.findall(r"\(([^()]*)\)", script.text):
+        assert side_stream in SOUNDS

@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from app.engines import registry
-from app.engines.manager import EngineHost
+from app.engines.manager import EngineManager
 from app.engines.registry import BUILT_IN, BuildContext, EngineSpec, specs
 from app.errors import EngineUnavailable, NotReady
 from app.settings import Settings
@@ -42,8 +42,8 @@ def _fresh():
     engine_targets.go_on.set()
 
 
-def host_of(engine: str, fallback: str = "stand_in", **more: object) -> EngineHost:
-    return EngineHost(Settings(_env_file=None, TTS_ENGINE=engine, TTS_FALLBACK_ENGINE=fallback, **more), KNOWN)
+def host_of(engine: str, fallback: str = "stand_in", **more: object) -> EngineManager:
+    return EngineManager(Settings(_env_file=None, TTS_ENGINE=engine, TTS_FALLBACK_ENGINE=fallback, **more), KNOWN)
 
 
 async def test_the_engine_that_was_asked_for():
@@ -189,7 +189,7 @@ async def test_while_the_stand_in_is_built_it_is_still_starting():
 
 
 async def test_a_start_is_given_up_at_shutdown():
-    async def shut_down_early() -> EngineHost:
+    async def shut_down_early() -> EngineManager:
         async with host_of("slow") as host:
             for _ in range(200):
                 if host.status().progress is not None:
@@ -245,7 +245,7 @@ async def test_an_engine_can_be_plugged_in(monkeypatch):
     plugged(monkeypatch, ("mine", "tests.support.engine_targets:ok"))
     known = specs()
     assert known["mine"] == EngineSpec("mine", "mine", "tests.support.engine_targets:ok")
-    async with EngineHost(Settings(_env_file=None, TTS_ENGINE="mine"), known) as host:
+    async with EngineManager(Settings(_env_file=None, TTS_ENGINE="mine"), known) as host:
         assert (await host.settled()).state == "ok"
         assert host.model_ids == ("mine",)
 
@@ -253,7 +253,7 @@ async def test_an_engine_can_be_plugged_in(monkeypatch):
 def test_a_plug_in_is_chosen_whatever_its_capitals(monkeypatch):
     """TTS_ENGINE is read without regard to capitals."""
     plugged(monkeypatch, ("MyEngine", "tests.support.engine_targets:ok"))
-    assert EngineHost(Settings(_env_file=None, TTS_ENGINE="MyEngine"), specs()).requested.model_id == "MyEngine"
+    assert EngineManager(Settings(_env_file=None, TTS_ENGINE="MyEngine"), specs()).requested.model_id == "MyEngine"
 
 
 def test_a_plug_in_does_not_replace_a_built_in(monkeypatch):

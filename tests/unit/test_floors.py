@@ -132,7 +132,6 @@ def test_imports_go_down_only():
         ("app.audio.pcm", "app.voices.store", False),
         ("app.runtime.loop", "app.weights.hub", False),
         ("app.runtime.loop", "app.types", True),
-        ("app.generator.cache", "app.generator.speech", False),
         ("app.metrics", "app.types", True),
         ("app.types", "app.settings", False),
         ("app.api.app", "app.wiring", False),

@@ -18,7 +18,7 @@ import pytest
 
 from app.audio import pcm
 from app.audio.watermark import Watermark
-from app.engines.manager import EngineHost
+from app.engines.manager import EngineManager
 from app.engines.registry import BUILT_IN, Builder, EngineSpec
 from app.errors import (
     Busy,
@@ -34,7 +34,7 @@ from app.errors import (
 )
 from app.generator import speech as module
 from app.generator.cache import AnswerCache
-from app.generator.speech import SENTENCE_GAP_S, Answer, Studio
+from app.generator.speech import SENTENCE_GAP_S, Answer, SpeechGenerator
 from app.metrics import Metrics
 from app.settings import Settings
 from app.text.normalizer import Normalizer
@@ -118,7 +118,7 @@ class ScriptedEngine:
         finally:
             self.open -= 1
 
-    async def enroll(self, reference: Reference) -> VoicePrompt:
+    async def encode_reference(self, reference: Reference) -> VoicePrompt:
         raise NotImplementedError
 
     async def __aenter__(self) -> Self:
@@ -144,8 +144,8 @@ class Given(EngineSpec):
 
 @dataclasses.dataclass
 class Room:
-    studio: Studio
-    host: EngineHost
+    studio: SpeechGenerator
+    host: EngineManager
     metrics: Metrics
     folder: Path
 
@@ -167,9 +167,9 @@ async def room(folder: Path, known: dict[str, EngineSpec], engine: str, fallback
     settings = Settings(_env_file=None, TTS_ENGINE=engine, TTS_FALLBACK_ENGINE=fallback, TTS_DATA_DIR=folder)
     cache = AnswerCache(folder / "cache", 10_000_000)
     metrics = Metrics()
-    async with EngineHost(settings, known) as host:
+    async with EngineManager(settings, known) as host:
         await host.settled()
-        studio = Studio(
+        studio = SpeechGenerator(
             host, VoiceStore(), cache, metrics, Normalizer(), marks=Watermark("off"), enhance=False
         )  # samples as the engine made them
         yield Room(studio, host, metrics, folder / "cache")

@@ -19,8 +19,8 @@ from torch.nn import functional
 from app.errors import EngineUnavailable
 from app.nn.kernels import torch_kernels
 from app.nn.kernels.choice import TORCH, candidates, differs
-from app.nn.layers import Block, Rope, RowCache, StackConfig, turns
-from app.runtime.sampling import Knobs, Sampler, exponential_noise
+from app.nn.layers import Block, KVCache, Rope, StackConfig, turns
+from app.runtime.sampling import Sampler, SamplingParams, exponential_noise
 from tests.unit.test_sampling import FULL_BITS, Place, removals
 
 pytestmark = pytest.mark.unit
@@ -74,7 +74,7 @@ def test_decode_attention_copies_no_cache() -> None:
 def test_step_attention_is_what_a_block_does_between_its_products(shape: str, dtype: torch.dtype) -> None:
     heads, groups, size = SHAPES[shape]
     config = StackConfig(2, 32, heads, groups, size, 64, 1e-5, Rope(10_000.0))
-    cache = RowCache(config, rows=5, positions=24, device=CPU, dtype=dtype, together=True)
+    cache = KVCache(config, rows=5, positions=24, device=CPU, dtype=dtype, together=True)
     cache.k.copy_(random(*cache.k.shape, dtype=dtype))
     cache.v.copy_(random(*cache.v.shape, dtype=dtype, seed=1))
     k, v = cache.k.clone(), cache.v.clone()
@@ -99,7 +99,7 @@ def test_a_block_made_of_kernels_is_the_block(dtype: torch.dtype) -> None:
     x = random(3, 48, dtype=dtype)
     positions = torch.tensor([0, 4, 9])
     turn = turns(config.rope.frequencies(16), positions)
-    cache = RowCache(config, rows=3, positions=16, device=CPU, dtype=dtype, together=True)
+    cache = KVCache(config, rows=3, positions=16, device=CPU, dtype=dtype, together=True)
     expected = block(x, 0, turn, cache.stepping([0, 1, 2], [0, 4, 9]))
     k, v = torch.zeros_like(cache.k), torch.zeros_like(cache.v)
     normed, before = torch_kernels.add_rms_norm(torch.zeros_like(x), x, block.attention_norm, config.eps)
@@ -135,7 +135,7 @@ def test_noise_is_the_samplers(seeds: list[int], frame: int, codes: int, codeboo
 
 
 KNOBS = st.builds(
-    Knobs,
+    SamplingParams,
     temperature=st.sampled_from([0.0, 0.3, 0.9, 1.0, 2.5]),
     top_k=st.sampled_from([0, 1, 2, 3, 7, 50, 999]),
     top_p=st.sampled_from([1.0, 1.0, 0.05, 0.5, 0.9, 0.95]),
@@ -147,33 +147,33 @@ LOGITS = st.one_of(
 
 
 @st.composite
-def draws(draw: st.DrawFn, rows: int = 4, codes: int = 24) -> tuple[list[Knobs], Tensor, list[int], int]:
-    knobs = draw(st.lists(KNOBS, min_size=1, max_size=rows))
+def draws(draw: st.DrawFn, rows: int = 4, codes: int = 24) -> tuple[list[SamplingParams], Tensor, list[int], int]:
+    params = draw(st.lists(KNOBS, min_size=1, max_size=rows))
     size = draw(st.integers(2, codes))
-    values = draw(st.lists(st.lists(LOGITS, min_size=size, max_size=size), min_size=len(knobs), max_size=len(knobs)))
+    values = draw(st.lists(st.lists(LOGITS, min_size=size, max_size=size), min_size=len(params), max_size=len(params)))
     logits = torch.tensor(values, dtype=torch.float32)
     logits[:, 0] = logits[:, 0].clamp(min=-3.0)  # two codes at least may be drawn
     logits[:, 1] = logits[:, 1].clamp(min=-3.0)
-    banned = draw(st.lists(st.integers(-1, size - 1), min_size=len(knobs), max_size=len(knobs)))
-    return knobs, logits, banned, draw(st.integers(0, 2**50))
+    banned = draw(st.lists(st.integers(-1, size - 1), min_size=len(params), max_size=len(params)))
+    return params, logits, banned, draw(st.integers(0, 2**50))
 
 
-def asked(knobs: list[Knobs]) -> tuple[Tensor, Tensor, Tensor]:
+def asked(params: list[SamplingParams]) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        torch.tensor([knob.temperature for knob in knobs]),
-        torch.tensor([knob.top_k for knob in knobs]),
-        torch.tensor([knob.top_p for knob in knobs]),
+        torch.tensor([knob.temperature for knob in params]),
+        torch.tensor([knob.top_k for knob in params]),
+        torch.tensor([knob.top_p for knob in params]),
     )
 
 
 @given(case=draws(), codebook=st.integers(0, 3))
 @settings(max_examples=400, deadline=None)
-def test_sample_is_the_sampler(case: tuple[list[Knobs], Tensor, list[int], int], codebook: int) -> None:
-    knobs, logits, banned, seed = case
-    seeds, frames = torch.arange(seed, seed + len(knobs)), torch.arange(len(knobs))
+def test_sample_is_the_sampler(case: tuple[list[SamplingParams], Tensor, list[int], int], codebook: int) -> None:
+    params, logits, banned, seed = case
+    seeds, frames = torch.arange(seed, seed + len(params)), torch.arange(len(params))
     noise = exponential_noise(seeds, frames, 4, logits.shape[1])[:, codebook]
-    made = torch_kernels.sample(logits, *asked(knobs), seeds, frames, codebook, 4, torch.tensor(banned))
-    for row, knob in enumerate(knobs):
+    made = torch_kernels.sample(logits, *asked(params), seeds, frames, codebook, 4, torch.tensor(banned))
+    for row, knob in enumerate(params):
         allowed = logits[row : row + 1].clone()
         if banned[row] >= 0:
             allowed[0, banned[row]] = -math.inf
@@ -184,7 +184,7 @@ def test_sample_is_the_sampler(case: tuple[list[Knobs], Tensor, list[int], int],
         assert int(picked[0]) == int(made[row])
 
 
-def edge_is_tied(logits: Tensor, knob: Knobs) -> bool:
+def edge_is_tied(logits: Tensor, knob: SamplingParams) -> bool:
     """Whether the lowest score in top-p's nucleus is there twice."""
     if knob.top_p >= 1 or knob.temperature <= 0:
         return False
@@ -196,25 +196,33 @@ def edge_is_tied(logits: Tensor, knob: Knobs) -> bool:
 
 def test_all_codes_at_the_edge_of_the_nucleus_stay() -> None:
     logits = torch.tensor([[2.0, 0.0, 0.0, 0.0, -4.0]])
-    knobs = asked([Knobs(1.0, 0, 0.8)] * 400)
+    params = asked([SamplingParams(1.0, 0, 0.8)] * 400)
     rows = torch.arange(400)
     none = torch.full((400,), -1)
-    codes = torch_kernels.sample(logits.expand(400, -1), *knobs, rows, rows, 0, 1, none)
+    codes = torch_kernels.sample(logits.expand(400, -1), *params, rows, rows, 0, 1, none)
     assert set(codes.tolist()) == {0, 1, 2, 3}
 
 
 def test_several_codebooks_are_drawn_as_each_would_be() -> None:
     logits = random(5, 9, 67)
-    knobs = asked([Knobs(0.0), Knobs(1.1, 7), Knobs(0.9, 0, 0.9), Knobs(0.9, 50, 0.8), Knobs(2.0, 0)])
+    params = asked(
+        [
+            SamplingParams(0.0),
+            SamplingParams(1.1, 7),
+            SamplingParams(0.9, 0, 0.9),
+            SamplingParams(0.9, 50, 0.8),
+            SamplingParams(2.0, 0),
+        ]
+    )
     seeds, frames = torch.arange(5), torch.arange(5) * 3
     banned = (torch.arange(45) % 30 - 1).view(5, 9)
-    together = torch_kernels.sample(logits, *knobs, seeds, frames, 2, 12, banned)
+    together = torch_kernels.sample(logits, *params, seeds, frames, 2, 12, banned)
     assert together.shape == (5, 9)
     for channel in range(9):
-        lone = torch_kernels.sample(logits[:, channel], *knobs, seeds, frames, 2 + channel, 12, banned[:, channel])
+        lone = torch_kernels.sample(logits[:, channel], *params, seeds, frames, 2 + channel, 12, banned[:, channel])
         assert torch.equal(lone, together[:, channel])
     with pytest.raises(ValueError, match=r"codebooks 4\.\.12 of 12"):
-        torch_kernels.sample(logits, *knobs, seeds, frames, 4, 12, banned)
+        torch_kernels.sample(logits, *params, seeds, frames, 4, 12, banned)
 
 
 def test_nothing_depends_on_what_a_tensor_holds() -> None:
@@ -224,7 +232,7 @@ def test_nothing_depends_on_what_a_tensor_holds() -> None:
         whole, positions = torch.empty(3, 24), torch.empty(3).long()
         cache = torch.empty(2, 5, 4, 64, 16)
         token, turn = torch.empty(3, 24, 16), torch.empty(3, 1, 16)
-        knobs = torch.empty(3), torch.empty(3).long(), torch.empty(3), torch.empty(3).long(), torch.empty(3).long()
+        params = torch.empty(3), torch.empty(3).long(), torch.empty(3), torch.empty(3).long(), torch.empty(3).long()
         logits, banned = torch.empty(3, 9, 40), torch.empty(3, 9).long()
     seen = TORCH.step_attention(token, turn, turn, cache[0, :3], cache[1, :3], positions, 32, 0.25)
     assert seen.shape == (3, 16 * 16)
@@ -232,7 +240,7 @@ def test_nothing_depends_on_what_a_tensor_holds() -> None:
     assert seen.shape == (3, 8 * 16)
     assert TORCH.add_rms_norm(whole, whole, whole[0], 1e-5)[0].shape == (3, 24)
     assert TORCH.gate(whole, "silu").shape == (3, 12)
-    assert TORCH.sample(logits, *knobs, 0, 9, banned).shape == (3, 9)
+    assert TORCH.sample(logits, *params, 0, 9, banned).shape == (3, 9)
     with pytest.raises(RuntimeError, match="meta"):  # so the device would tell
         whole[0, 0].item()
 
@@ -242,8 +250,8 @@ def test_a_kernel_that_computes_something_else_is_found(dtype: torch.dtype) -> N
     assert not differs(TORCH, CPU, dtype)
     for name in ("step_attention", "decode_attention", "gate", "sample"):
         right = getattr(TORCH, name)
-        wrong: Any = dataclasses.replace(TORCH, **{name: partial(off, right)})
-        assert differs(wrong, CPU, dtype) == name
+        non_finite: Any = dataclasses.replace(TORCH, **{name: partial(off, right)})
+        assert differs(non_finite, CPU, dtype) == name
     norm = dataclasses.replace(TORCH, add_rms_norm=lambda x, residual, weight, eps: (x, residual))
     assert differs(norm, CPU, dtype) == "add_rms_norm"
 
@@ -288,11 +296,11 @@ def sample_each_removal(sample: Callable[..., Tensor], place: Place) -> list[int
     none = torch.full((1, place.codebooks), -1)
     banned = none.clone()
     banned[0, place.codebook] = place.code
-    free = torch.zeros(place.codebooks, place.codes), Knobs(0.9, 0)
-    for logits, knobs, ban in [*((*removal, none) for removal in removals(place)), (*free, banned)]:
-        lone = logits[None, place.codebook], *asked([knobs]), *named, place.codebook
+    free = torch.zeros(place.codebooks, place.codes), SamplingParams(0.9, 0)
+    for logits, params, ban in [*((*removal, none) for removal in removals(place)), (*free, banned)]:
+        lone = logits[None, place.codebook], *asked([params]), *named, place.codebook
         drawn.append(int(sample(*lone, place.codebooks, ban[:, place.codebook])[0]))
-        drawn.append(int(sample(logits[None], *asked([knobs]), *named, 0, place.codebooks, ban)[0, place.codebook]))
+        drawn.append(int(sample(logits[None], *asked([params]), *named, 0, place.codebooks, ban)[0, place.codebook]))
     return drawn
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from app.nn.layers import Dense, Int8Dense, PackedDense, Rope, RowCache, StackConfig
+from app.nn.layers import Dense, Int8Dense, KVCache, PackedDense, Rope, StackConfig
 
 pytestmark = pytest.mark.unit
 
@@ -17,7 +17,7 @@ def test_rows_together_or_one_by_one() -> None:
     """The masked product of a GPU and the loop of a CPU see the same."""
     random = torch.Generator().manual_seed(0)
     caches = [
-        RowCache(CONFIG, rows=5, positions=30, device=CPU, dtype=torch.float32, together=together)
+        KVCache(CONFIG, rows=5, positions=30, device=CPU, dtype=torch.float32, together=together)
         for together in (True, False)
     ]
     for cache in caches[1:]:

@@ -322,17 +322,17 @@ async def test_recordings_are_read_where_they_can_be(engine: EnginePool) -> None
 
     first, second = engines(engine)
     reference = Reference(np.zeros(24_000, np.float32), 24_000, "Nothing.")
-    expected = await second.enroll(reference)
+    expected = await second.encode_reference(reference)
 
     def broken(_: object) -> Any:
         raise RuntimeError("CUDA error")
 
     first._encode = broken
-    found = await engine.enroll(reference)
+    found = await engine.encode_reference(reference)
     assert np.array_equal(found.codes, expected.codes)
     second._encode = broken
     with pytest.raises(RuntimeError):
-        await engine.enroll(reference)
+        await engine.encode_reference(reference)
 
 
 # ---- what the settings make of it

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from app.engines.batched import BatchedEngine
 from app.errors import BadReference, Busy, EngineError, EngineStopped, NotSupported, OutOfMemory
-from app.runtime.audio_queue import Outbox
+from app.runtime.audio_queue import AudioQueue
 from app.runtime.loop import Loop
 from app.runtime.scheduler import Scheduler
 from app.runtime.slots import Job
@@ -40,9 +40,11 @@ class Desk:
         runner, scheduler = ScriptedRunner(rows), Scheduler(rows, queue)
         return cls(runner, scheduler, Loop(runner, scheduler, "test"))
 
-    def submit(self, part: Part, *, follows: bool = False, background: bool = False, outbox_s: float = 60.0) -> Job:
-        outbox = Outbox(RATE_HZ, outbox_s, on_room=self.scheduler.wake)
-        job = Job(self.runner.utterance(part, follows=follows, background=background), outbox)
+    def submit(
+        self, part: Part, *, follows: bool = False, background: bool = False, audio_queue_s: float = 60.0
+    ) -> Job:
+        audio_queue = AudioQueue(RATE_HZ, audio_queue_s, on_room=self.scheduler.wake)
+        job = Job(self.runner.utterance(part, follows=follows, background=background), audio_queue)
         self.scheduler.submit(job)
         return job
 
@@ -66,7 +68,7 @@ async def heard(job: Job) -> list[tuple[int, int]]:
     """(utterance, frame) of all that comes out of the job's outbox."""
     frames = []
     position = 0
-    while (chunk := await asyncio.wait_for(job.outbox.get(), 5)) is not None:
+    while (chunk := await asyncio.wait_for(job.audio_queue.get(), 5)) is not None:
         assert chunk.start == position
         position += len(chunk.samples)
         got = frames_in(chunk.samples)
@@ -97,7 +99,7 @@ class Played:
     def submit(self, frames: int, *, number: int = 0, pieces: int = 1) -> Job:
         utterance = self.desk.runner.utterance(Part(frames=frames, pieces=pieces), follows=number > 0)
         utterance = dataclasses.replace(utterance, number=number, playback=self.playback)
-        job = Job(utterance, Outbox(RATE_HZ, 60.0, on_room=self.desk.scheduler.wake), submitted_s=self.clock())
+        job = Job(utterance, AudioQueue(RATE_HZ, 60.0, on_room=self.desk.scheduler.wake), submitted_s=self.clock())
         self.desk.scheduler.submit(job)
         return job
 
@@ -212,7 +214,7 @@ async def test_background_work_gives_its_row_up():
 
 async def test_background_work_goes_on_while_a_slow_reader_has_enough():
     desk = Desk.of(2, 0)
-    desk.submit(Part(frames=6), outbox_s=2 * FRAME_S)
+    desk.submit(Part(frames=6), audio_queue_s=2 * FRAME_S)
     desk.submit(Part(frames=2), background=True)
     desk.finish()
     assert [number for number, _ in desk.runner.said] == [0, 0, 1, 1]
@@ -393,7 +395,7 @@ async def test_close_tells_the_error_it_was_given():
 async def test_wait_returns_at_once_for_what_happened_since_the_plan():
     """Between plan() and wait() the lock is free: what comes then must not be slept over."""
     desk = Desk.of(1, 1)
-    job = desk.submit(Part(frames=3), outbox_s=FRAME_S)
+    job = desk.submit(Part(frames=3), audio_queue_s=FRAME_S)
     for event in (lambda: desk.scheduler.cancel(job), desk.scheduler.wake, lambda: desk.submit(Part(1)), None):
         desk.scheduler.plan()
         if event is not None:
@@ -427,7 +429,7 @@ async def test_a_free_row_has_no_job():
         desk.scheduler.job(0)
 
 
-# ---- Outbox
+# ---- AudioQueue
 
 
 def samples(count: int, value: float = 0.0) -> np.ndarray:
@@ -435,103 +437,103 @@ def samples(count: int, value: float = 0.0) -> np.ndarray:
 
 
 async def test_sound_comes_out_in_order_joined_up_to_a_second():
-    outbox = Outbox(RATE_HZ, 60, on_room=lambda: None)
+    audio_queue = AudioQueue(RATE_HZ, 60, on_room=lambda: None)
     for number in range(15):
-        outbox.put(samples(20, number), np.full((2, 1), number, np.int16))
-    outbox.finish()
-    chunks = [await outbox.get() for _ in range(5)]
+        audio_queue.put(samples(20, number), np.full((2, 1), number, np.int16))
+    audio_queue.finish()
+    chunks = [await audio_queue.get() for _ in range(5)]
     assert [len(chunk.samples) for chunk in chunks if chunk] == [20, 100, 100, 80]  # the first waits for no second
     assert [chunk.start for chunk in chunks if chunk] == [0, 20, 120, 220]
     widths = [chunk.codes.shape for chunk in chunks if chunk and chunk.codes is not None]
     assert widths == [(2, 1), (2, 5), (2, 5), (2, 4)]
     assert np.concatenate([chunk.samples for chunk in chunks if chunk]).tolist() == [n // 20 for n in range(300)]
     assert chunks[4] is None
-    assert await outbox.get() is None  # and stays so
+    assert await audio_queue.get() is None  # and stays so
 
 
 async def test_a_part_longer_than_a_second_comes_alone_and_whole():
-    outbox = Outbox(RATE_HZ, 60, on_room=lambda: None)
-    outbox.put(samples(250, 1))
-    outbox.put(samples(60, 2))
-    outbox.put(samples(60, 3))
-    assert [len((await outbox.get()).samples) for _ in range(3)] == [250, 60, 60]
+    audio_queue = AudioQueue(RATE_HZ, 60, on_room=lambda: None)
+    audio_queue.put(samples(250, 1))
+    audio_queue.put(samples(60, 2))
+    audio_queue.put(samples(60, 3))
+    assert [len((await audio_queue.get()).samples) for _ in range(3)] == [250, 60, 60]
 
 
 async def test_without_codes_a_chunk_has_none():
-    outbox = Outbox(RATE_HZ, 60, on_room=lambda: None)
-    outbox.put(samples(3))
-    outbox.put(samples(3))
-    assert (await outbox.get()).codes is None
+    audio_queue = AudioQueue(RATE_HZ, 60, on_room=lambda: None)
+    audio_queue.put(samples(3))
+    audio_queue.put(samples(3))
+    assert (await audio_queue.get()).codes is None
 
 
 async def test_full_at_its_capacity_and_told_when_there_is_room_again():
     room = []
-    outbox = Outbox(RATE_HZ, 2.0, on_room=lambda: room.append(outbox.full))
+    audio_queue = AudioQueue(RATE_HZ, 2.0, on_room=lambda: room.append(audio_queue.full))
     for _ in range(3):
-        outbox.put(samples(60))
-    assert not outbox.full  # 1.8 s
-    outbox.put(samples(60))
-    outbox.put(samples(60))  # put never refuses
-    assert outbox.full
-    await outbox.get()
-    assert outbox.full  # 3.0 - 0.6
+        audio_queue.put(samples(60))
+    assert not audio_queue.full  # 1.8 s
+    audio_queue.put(samples(60))
+    audio_queue.put(samples(60))  # put never refuses
+    assert audio_queue.full
+    await audio_queue.get()
+    assert audio_queue.full  # 3.0 - 0.6
     assert room == []
-    await outbox.get()
+    await audio_queue.get()
     assert room == [False]
-    await outbox.get()
+    await audio_queue.get()
     assert room == [False]  # it was not full before
 
 
 async def test_an_error_comes_after_the_sound_and_the_first_end_counts():
-    outbox = Outbox(RATE_HZ, 60, on_room=lambda: None)
-    outbox.put(samples(5))
-    outbox.finish(EngineError("first"))
-    outbox.finish()
-    outbox.finish(EngineError("second"))
-    assert len((await outbox.get()).samples) == 5
+    audio_queue = AudioQueue(RATE_HZ, 60, on_room=lambda: None)
+    audio_queue.put(samples(5))
+    audio_queue.finish(EngineError("first"))
+    audio_queue.finish()
+    audio_queue.finish(EngineError("second"))
+    assert len((await audio_queue.get()).samples) == 5
     for _ in range(2):
         with pytest.raises(EngineError, match="first"):
-            await outbox.get()
+            await audio_queue.get()
 
 
 async def test_a_get_that_was_cancelled_loses_nothing():
-    outbox = Outbox(RATE_HZ, 60, on_room=lambda: None)
-    waiting = asyncio.create_task(outbox.get())
+    audio_queue = AudioQueue(RATE_HZ, 60, on_room=lambda: None)
+    waiting = asyncio.create_task(audio_queue.get())
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    outbox.put(samples(7))
-    chunk = await asyncio.wait_for(outbox.get(), 1)
+    audio_queue.put(samples(7))
+    chunk = await asyncio.wait_for(audio_queue.get(), 1)
     assert (len(chunk.samples), chunk.start) == (7, 0)
 
 
 async def test_a_waiting_reader_is_woken_from_another_thread():
-    outbox = Outbox(RATE_HZ, 60, on_room=lambda: None)
+    audio_queue = AudioQueue(RATE_HZ, 60, on_room=lambda: None)
 
     def speak() -> None:
         for number in range(200):
-            outbox.put(samples(1, number))
+            audio_queue.put(samples(1, number))
             if number % 20 == 0:
                 time.sleep(0.001)
-        outbox.finish()
+        audio_queue.finish()
 
     thread = threading.Thread(target=speak)
     thread.start()
     got: list[float] = []
-    while (chunk := await asyncio.wait_for(outbox.get(), 5)) is not None:
+    while (chunk := await asyncio.wait_for(audio_queue.get(), 5)) is not None:
         got += chunk.samples.tolist()
     thread.join()
     assert got == list(range(200))
 
 
 def test_sound_for_an_event_loop_that_has_closed_goes_nowhere():
-    async def make() -> Outbox:
-        return Outbox(RATE_HZ, 60, on_room=lambda: None)
+    async def make() -> AudioQueue:
+        return AudioQueue(RATE_HZ, 60, on_room=lambda: None)
 
-    outbox = asyncio.run(make())
-    outbox.put(samples(1))
-    outbox.finish()
+    audio_queue = asyncio.run(make())
+    audio_queue.put(samples(1))
+    audio_queue.finish()
 
 
 async def test_telling_of_room_holds_no_lock():
@@ -540,14 +542,14 @@ async def test_telling_of_room_holds_no_lock():
     finished = []
 
     def told() -> None:
-        thread = threading.Thread(target=outbox.finish, daemon=True)
+        thread = threading.Thread(target=audio_queue.finish, daemon=True)
         thread.start()
         thread.join(2)
         finished.append(not thread.is_alive())
 
-    outbox = Outbox(RATE_HZ, 1.0, on_room=told)
-    outbox.put(samples(100))
-    await outbox.get()
+    audio_queue = AudioQueue(RATE_HZ, 1.0, on_room=told)
+    audio_queue.put(samples(100))
+    await audio_queue.get()
     assert finished == [True]
 
 
@@ -570,7 +572,7 @@ async def test_everybody_hears_their_own_and_all_of_it():
 
 async def test_a_reader_whose_listener_has_enough_is_given_more_at_once():
     left_s = 0.0
-    outbox = Outbox(RATE_HZ, 10.0, on_room=lambda: None, left_s=lambda: left_s)
+    audio_queue = AudioQueue(RATE_HZ, 10.0, on_room=lambda: None, left_s=lambda: left_s)
     frame = np.ones(FRAME_SAMPLES, np.float32)
 
     async def soon(chunk: asyncio.Task[AudioChunk | None]) -> bool:
@@ -578,39 +580,39 @@ async def test_a_reader_whose_listener_has_enough_is_given_more_at_once():
             await asyncio.sleep(0)
         return chunk.done()
 
-    outbox.put(frame)
-    assert (await outbox.get()) is not None  # the first at once
+    audio_queue.put(frame)
+    assert (await audio_queue.get()) is not None  # the first at once
     left_s = 0.2  # too little to wait
-    outbox.put(frame)
-    assert (await outbox.get()) is not None
+    audio_queue.put(frame)
+    assert (await audio_queue.get()) is not None
     left_s = 100.0
-    chunk = asyncio.create_task(outbox.get())
+    chunk = asyncio.create_task(audio_queue.get())
     for _ in range(9):
-        outbox.put(frame)
+        audio_queue.put(frame)
         assert not await soon(chunk)
-    outbox.put(frame)  # 0.4 s
+    audio_queue.put(frame)  # 0.4 s
     assert await soon(chunk)
     assert len((await chunk).samples) == 10 * FRAME_SAMPLES
-    outbox.put(frame)
-    chunk = asyncio.create_task(outbox.get())
+    audio_queue.put(frame)
+    chunk = asyncio.create_task(audio_queue.get())
     assert not await soon(chunk)
-    outbox.finish()  # nothing more is waited for
+    audio_queue.finish()  # nothing more is waited for
     assert len((await chunk).samples) == FRAME_SAMPLES
-    assert await outbox.get() is None
+    assert await audio_queue.get() is None
 
 
 async def test_a_reader_is_given_what_there_is_before_the_listener_runs_dry():
-    outbox = Outbox(RATE_HZ, 10.0, on_room=lambda: None, left_s=lambda: 0.27)
+    audio_queue = AudioQueue(RATE_HZ, 10.0, on_room=lambda: None, left_s=lambda: 0.27)
     frame = np.ones(FRAME_SAMPLES, np.float32)
-    outbox.put(frame)
-    await outbox.get()
-    outbox.put(frame[:1])  # and no more: the engine has stalled
-    chunk = await asyncio.wait_for(outbox.get(), 5)
+    audio_queue.put(frame)
+    await audio_queue.get()
+    audio_queue.put(frame[:1])  # and no more: the engine has stalled
+    chunk = await asyncio.wait_for(audio_queue.get(), 5)
     assert chunk is not None
     assert len(chunk.samples) == 1
-    chunk_task = asyncio.create_task(outbox.get())
+    chunk_task = asyncio.create_task(audio_queue.get())
     await asyncio.sleep(0.02)  # past the wait: the next sound, however little, is taken at once
-    outbox.put(frame[:1])
+    audio_queue.put(frame[:1])
     chunk = await asyncio.wait_for(chunk_task, 5)
     assert chunk is not None
     assert len(chunk.samples) == 1
@@ -618,7 +620,7 @@ async def test_a_reader_is_given_what_there_is_before_the_listener_runs_dry():
 
 async def test_a_full_outbox_pauses_its_own_row_only():
     desk = Desk.of(2, 0)
-    slow = desk.submit(Part(frames=40), outbox_s=10 * FRAME_S)
+    slow = desk.submit(Part(frames=40), audio_queue_s=10 * FRAME_S)
     quick = desk.submit(Part(frames=40))
     desk.finish()
     assert await heard(quick) == desk.runner.expected(quick.utterance)
@@ -626,7 +628,7 @@ async def test_a_full_outbox_pauses_its_own_row_only():
     assert not desk.turn()  # and it is not stepped for nothing
     assert desk.scheduler.load().active_rows == 1
     frames: list[tuple[int, int]] = []
-    while (chunk := await slow.outbox.get()) is not None:
+    while (chunk := await slow.audio_queue.get()) is not None:
         frames += frames_in(chunk.samples)
         desk.finish()
     assert frames == desk.runner.expected(slow.utterance)
@@ -636,7 +638,7 @@ def _said_by(desk: Desk, job: Job) -> list[tuple[int, int]]:
     return [frame for frame in desk.runner.said if frame[0] == job.utterance.seed]
 
 
-@pytest.mark.parametrize("call", ["admit", "prefill", "step", "sound"])
+@pytest.mark.parametrize("call", ["admit", "prefill", "step", "decode"])
 @pytest.mark.parametrize("typed", [False, True])
 async def test_a_failure_is_told_to_whom_it_concerns(call, typed):
     """Reading an utterance concerns that utterance, a step concerns its rows; later jobs work in either case."""
@@ -671,10 +673,10 @@ async def test_sound_made_before_a_failure_is_still_heard():
     desk = Desk.of(1, 0)
     job = desk.submit(Part(frames=6, fails="step", at=4))
     desk.finish()
-    heard = [frame for _ in range(2) for frame in frames_in((await job.outbox.get()).samples)]
+    heard = [frame for _ in range(2) for frame in frames_in((await job.audio_queue.get()).samples)]
     assert heard == desk.runner.expected(job.utterance)[:4]
     with pytest.raises(EngineError):
-        await job.outbox.get()
+        await job.audio_queue.get()
 
 
 @pytest.mark.parametrize("frames", [1, 3, 4, 8])
@@ -702,8 +704,10 @@ async def test_who_hears_the_end_finds_the_row_free(monkeypatch):
     desk = Desk.of(1, 0)
     job = desk.submit(Part(frames=1))
     loads = []
-    finish = job.outbox.finish
-    monkeypatch.setattr(job.outbox, "finish", lambda error=None: (loads.append(desk.scheduler.load()), finish(error)))
+    finish = job.audio_queue.finish
+    monkeypatch.setattr(
+        job.audio_queue, "finish", lambda error=None: (loads.append(desk.scheduler.load()), finish(error))
+    )
     desk.finish()
     assert [load.active_rows for load in loads] == [0]
 
@@ -746,7 +750,7 @@ OPERATIONS = st.lists(
             st.booleans(),
             st.sampled_from(
                 [("", 0)] * 8
-                + [("admit", 0), ("prefill", 0), ("prefill", 1), ("step", 0), ("step", 3), ("sound", 0), ("sound", 2)]
+                + [("admit", 0), ("prefill", 0), ("prefill", 1), ("step", 0), ("step", 3), ("decode", 0), ("decode", 2)]
             ),
             st.sampled_from([False, False, True]),
             st.integers(1, 3),
@@ -777,7 +781,7 @@ async def _whatever_happens(operations, rows, queue, outbox_frames):
         number = job.utterance.seed
         if number in ends or job.cancelled:
             return False
-        task = asyncio.create_task(job.outbox.get())
+        task = asyncio.create_task(job.audio_queue.get())
         await asyncio.sleep(0)
         if not task.done():
             task.cancel()
@@ -806,7 +810,7 @@ async def _whatever_happens(operations, rows, queue, outbox_frames):
                     Part(count, pieces, *failure, together=together),
                     follows=follows,
                     background=behind,
-                    outbox_s=outbox_frames * FRAME_S,
+                    audio_queue_s=outbox_frames * FRAME_S,
                 )
             except Busy:
                 assert not follows
@@ -850,10 +854,10 @@ async def _whatever_happens(operations, rows, queue, outbox_frames):
 
 @contextlib.asynccontextmanager
 async def running(
-    rows: int = 2, queue: int = 4, *, outbox_s: float = 60.0
+    rows: int = 2, queue: int = 4, *, audio_queue_s: float = 60.0
 ) -> AsyncIterator[tuple[BatchedEngine, ScriptedRunner]]:
     runner = ScriptedRunner(rows)
-    async with BatchedEngine(info(), runner, max_queue=queue, outbox_s=outbox_s) as engine:
+    async with BatchedEngine(info(), runner, max_queue=queue, audio_queue_s=audio_queue_s) as engine:
         yield engine, runner
     assert runner.violations == []
     assert not engine.healthy
@@ -876,7 +880,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_many_speak_at_once_and_each_hears_their_own():
-    async with running(rows=8, queue=100, outbox_s=5 * FRAME_S) as (engine, runner):
+    async with running(rows=8, queue=100, audio_queue_s=5 * FRAME_S) as (engine, runner):
         utterances = [runner.utterance(Part(frames=(7 * n) % 60, pieces=1 + n % 3)) for n in range(60)]
         for utterance, frames in zip(
             utterances, await asyncio.gather(*(spoken(engine, utterance) for utterance in utterances)), strict=True
@@ -886,7 +890,7 @@ async def test_many_speak_at_once_and_each_hears_their_own():
 
 
 async def test_closing_the_stream_gives_the_row_back():
-    async with running(rows=1, queue=0, outbox_s=1.0) as (engine, runner):
+    async with running(rows=1, queue=0, audio_queue_s=1.0) as (engine, runner):
         stream = engine.speak(runner.utterance(Part(frames=10**6)))
         first = await anext(stream)
         assert isinstance(first, AudioChunk)
@@ -905,7 +909,7 @@ async def test_a_stream_that_nobody_reads_asks_nothing():
 
 
 async def test_a_full_engine_says_so_before_the_first_sound():
-    async with running(rows=1, queue=1, outbox_s=0.2) as (engine, runner):
+    async with running(rows=1, queue=1, audio_queue_s=0.2) as (engine, runner):
         sounding = engine.speak(runner.utterance(Part(frames=1000)))
         await anext(sounding)
         waiting = asyncio.create_task(spoken(engine, runner.utterance(Part(frames=1))))
@@ -979,7 +983,7 @@ async def test_when_the_thread_dies_nobody_waits_for_ever():
 
 async def test_stop_ends_the_thread_and_whoever_still_speaks():
     runner = ScriptedRunner(1)
-    engine = BatchedEngine(info(), runner, max_queue=3, outbox_s=0.2)
+    engine = BatchedEngine(info(), runner, max_queue=3, audio_queue_s=0.2)
     assert not engine.healthy
     async with engine:
         assert engine.healthy
@@ -1001,7 +1005,7 @@ async def test_stop_ends_the_thread_and_whoever_still_speaks():
 async def test_readers_and_a_closing_engine_never_wait_for_each_other():
     """The same as `test_telling_of_room_holds_no_lock`, in the wild: many full outboxes are read while it stops."""
     for _ in range(10):
-        async with running(rows=8, queue=8, outbox_s=FRAME_S) as (engine, runner):
+        async with running(rows=8, queue=8, audio_queue_s=FRAME_S) as (engine, runner):
             jobs = [asyncio.create_task(spoken(engine, runner.utterance(Part(frames=10**6)))) for _ in range(8)]
             await asyncio.sleep(0.01)
         results = await asyncio.wait_for(asyncio.gather(*jobs, return_exceptions=True), 5)
@@ -1011,12 +1015,12 @@ async def test_readers_and_a_closing_engine_never_wait_for_each_other():
 async def test_an_engine_without_voices_of_its_own_says_so():
     async with running() as (engine, _):
         with pytest.raises(NotSupported):
-            await engine.enroll(Reference(samples(10), RATE_HZ, "hello"))
+            await engine.encode_reference(Reference(samples(10), RATE_HZ, "hello"))
 
 
 async def test_frames_without_codes_have_none():
     runner = ScriptedRunner(2, codebooks=0)
-    async with BatchedEngine(info(), runner, max_queue=0, outbox_s=60) as engine:
+    async with BatchedEngine(info(), runner, max_queue=0, audio_queue_s=60) as engine:
         async for chunk in engine.speak(runner.utterance(Part(frames=5))):
             assert chunk.codes is None
     assert runner.violations == []
@@ -1024,14 +1028,14 @@ async def test_frames_without_codes_have_none():
 
 async def test_codes_wait_for_their_sound() -> None:
     """Of a codec that looks ahead: a reader never gets a chunk without samples, but every code."""
-    outbox = Outbox(1000, 1.0, on_room=lambda: None)
+    audio_queue = AudioQueue(1000, 1.0, on_room=lambda: None)
     nothing, sound = np.zeros(0, np.float32), np.ones(10, np.float32)
     for number in range(3):
-        outbox.put(nothing, np.full((2, 1), number, np.int16))
-    outbox.put(sound, np.full((2, 1), 3, np.int16))
-    outbox.put(nothing, np.full((2, 1), 4, np.int16))
-    outbox.finish()
-    first, last = await outbox.get(), await outbox.get()
+        audio_queue.put(nothing, np.full((2, 1), number, np.int16))
+    audio_queue.put(sound, np.full((2, 1), 3, np.int16))
+    audio_queue.put(nothing, np.full((2, 1), 4, np.int16))
+    audio_queue.finish()
+    first, last = await audio_queue.get(), await audio_queue.get()
     assert first is not None
     assert last is not None
     assert first.codes is not None
@@ -1039,4 +1043,4 @@ async def test_codes_wait_for_their_sound() -> None:
     assert first.codes[0].tolist() == [0, 1, 2, 3]
     assert len(first.samples) == 10
     assert (last.codes[0].tolist(), len(last.samples), last.start) == ([4], 0, 10)
-    assert await outbox.get() is None
+    assert await audio_queue.get() is None

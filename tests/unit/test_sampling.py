@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, draw, exponential_noise, few
+from app.runtime.sampling import ReferenceNoise, Sampler, SamplingParams, draw, exponential_noise, fast_path
 
 pytestmark = pytest.mark.unit
 
@@ -77,27 +77,27 @@ def test_draws_follow_the_probabilities() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0, 0.5]])
     count = 20_000
     drawn = noise(list(range(count)), [0] * count, 1, 5)[:, 0]
-    picked = Sampler([Knobs(0.7, 0)] * count, CPU).pick(logits.expand(count, -1), drawn)
+    picked = Sampler([SamplingParams(0.7, 0)] * count, CPU).pick(logits.expand(count, -1), drawn)
     shares = torch.bincount(picked, minlength=5) / count
     assert torch.allclose(shares, torch.softmax(logits[0] / 0.7, 0), atol=0.012)
 
 
 def test_each_row_has_its_own_knobs() -> None:
-    knobs = [
-        Knobs(0.0),
-        Knobs(1.0, 1),
-        Knobs(0.8, 3),
-        Knobs(5.0, 0),
-        Knobs(1.0, 0, 0.5),
-        Knobs(1.0, 9999),
-        Knobs(1.0, 5, 0.9),
+    params = [
+        SamplingParams(0.0),
+        SamplingParams(1.0, 1),
+        SamplingParams(0.8, 3),
+        SamplingParams(5.0, 0),
+        SamplingParams(1.0, 0, 0.5),
+        SamplingParams(1.0, 9999),
+        SamplingParams(1.0, 5, 0.9),
     ]
     random = torch.Generator().manual_seed(1)
     for frame in range(30):
-        logits = torch.randn(len(knobs), 40, generator=random) * 2
-        drawn = noise(list(range(len(knobs))), [frame] * len(knobs), 1, 40)[:, 0]
-        together = Sampler(knobs, CPU).pick(logits, drawn)
-        for row, knob in enumerate(knobs):
+        logits = torch.randn(len(params), 40, generator=random) * 2
+        drawn = noise(list(range(len(params))), [frame] * len(params), 1, 40)[:, 0]
+        together = Sampler(params, CPU).pick(logits, drawn)
+        for row, knob in enumerate(params):
             lone = Sampler([knob], CPU).pick(logits[row : row + 1], drawn[row : row + 1])
             assert int(lone[0]) == int(together[row])
         assert together[0] == logits[0].argmax()
@@ -110,41 +110,55 @@ def test_each_row_has_its_own_knobs() -> None:
 
 def test_ties_with_the_last_kept_score_stay() -> None:
     logits = torch.tensor([[3.0, 1.0, 1.0, 1.0, 0.0]])
-    picked = {int(Sampler([Knobs(5.0, 2)], CPU).pick(logits, noise([seed], [0], 1, 5)[:, 0])[0]) for seed in range(300)}
+    picked = {
+        int(Sampler([SamplingParams(5.0, 2)], CPU).pick(logits, noise([seed], [0], 1, 5)[:, 0])[0])
+        for seed in range(300)
+    }
     assert picked == {0, 1, 2, 3}
 
 
 def test_greedy_needs_no_noise() -> None:
-    assert Sampler([Knobs(0.0)], CPU).pick(torch.tensor([[0.0, 2.0]]), None).tolist() == [1]
+    assert Sampler([SamplingParams(0.0)], CPU).pick(torch.tensor([[0.0, 2.0]]), None).tolist() == [1]
     with pytest.raises(ValueError, match="noise"):
-        Sampler([Knobs(0.0), Knobs(1.0)], CPU).pick(torch.zeros(2, 2), None)
+        Sampler([SamplingParams(0.0), SamplingParams(1.0)], CPU).pick(torch.zeros(2, 2), None)
 
 
 def test_reference_noise_draws_as_multinomial() -> None:
     logits = torch.randn(1, 67, generator=torch.Generator().manual_seed(3))
     torch.manual_seed(9)
     expected = [int(torch.multinomial(torch.softmax(logits, -1), 1)) for _ in range(20)]
-    reference, sampler = ReferenceNoise(9), Sampler([Knobs(1.0, 0)], CPU)
+    reference, sampler = ReferenceNoise(9), Sampler([SamplingParams(1.0, 0)], CPU)
     assert [int(sampler.pick(logits, reference.draw(67))[0]) for _ in range(20)] == expected
 
 
 @pytest.mark.parametrize("few_", [False, True])
 def test_knobs_on_the_device_draw_as_knobs_on_the_host(few_: bool) -> None:
     """`draw` is what is recorded; a row that does not go on may have any knobs, and does no harm."""
-    knobs = [Knobs(0.9, 50), Knobs(0.0, 5), Knobs(1.4, 0), Knobs(0.7, 1), Knobs(1.0, 64)]
+    params = [
+        SamplingParams(0.9, 50),
+        SamplingParams(0.0, 5),
+        SamplingParams(1.4, 0),
+        SamplingParams(0.7, 1),
+        SamplingParams(1.0, 64),
+    ]
     if not few_:
-        knobs += [Knobs(1.0, 300), Knobs(0.9, 0, 0.8), Knobs(1.2, 40, 0.3), Knobs(1.0, 400, 0.99)]
-    assert few(knobs, 1000) is few_
+        params += [
+            SamplingParams(1.0, 300),
+            SamplingParams(0.9, 0, 0.8),
+            SamplingParams(1.2, 40, 0.3),
+            SamplingParams(1.0, 400, 0.99),
+        ]
+    assert fast_path(params, 1000) is few_
     generator = torch.Generator().manual_seed(1)
-    logits = torch.randn(len(knobs), 1000, generator=generator) * 3
+    logits = torch.randn(len(params), 1000, generator=generator) * 3
     logits[:, 17] = logits[:, 19]  # ties
-    noise = exponential_noise(torch.arange(len(knobs)), torch.arange(len(knobs)), 1, 1000)
-    standing = Knobs(1.0, 700, 0.5)
-    every = [*knobs, standing]
+    noise = exponential_noise(torch.arange(len(params)), torch.arange(len(params)), 1, 1000)
+    standing = SamplingParams(1.0, 700, 0.5)
+    every = [*params, standing]
     told = [torch.tensor(values) for values in zip(*((k.temperature, k.top_k, k.top_p) for k in every), strict=True)]
     padded, loud = torch.cat((logits, logits[:1]))[:, None], torch.cat((noise, noise[:1]))
-    drawn = draw(padded, *told, loud, few=few_)[:-1, 0]
-    assert torch.equal(drawn, Sampler(knobs, torch.device("cpu")).pick(logits, noise[:, 0]))
+    drawn = draw(padded, *told, loud, fast_path=few_)[:-1, 0]
+    assert torch.equal(drawn, Sampler(params, torch.device("cpu")).pick(logits, noise[:, 0]))
 
 
 @pytest.mark.parametrize("place", FULL_BITS)
@@ -194,37 +208,37 @@ def test_only_the_noise_of_full_bits_is_limited(
 DRAWS = ["pick", "draw", "draw few"]
 
 
-def drawn_by(how: str, logits: torch.Tensor, knobs: Knobs, noise: torch.Tensor) -> list[int]:
+def drawn_by(how: str, logits: torch.Tensor, params: SamplingParams, noise: torch.Tensor) -> list[int]:
     """The codes of one frame: logits, noise (C, V)."""
     if how == "pick":
-        return Sampler([knobs] * len(logits), CPU).pick(logits, noise).tolist()
-    told = torch.tensor([knobs.temperature]), torch.tensor([knobs.top_k]), torch.tensor([knobs.top_p])
-    return draw(logits[None], *told, noise[None], few=how == "draw few")[0].tolist()
+        return Sampler([params] * len(logits), CPU).pick(logits, noise).tolist()
+    told = torch.tensor([params.temperature]), torch.tensor([params.top_k]), torch.tensor([params.top_p])
+    return draw(logits[None], *told, noise[None], fast_path=how == "draw few")[0].tolist()
 
 
-def removals(place: Place) -> list[tuple[torch.Tensor, Knobs]]:
+def removals(place: Place) -> list[tuple[torch.Tensor, SamplingParams]]:
     """Logits of a frame and knobs that remove the code of this place: by top-k, by a mask, by top-p."""
     logits = torch.randn(place.codebooks, place.codes, generator=torch.Generator().manual_seed(place.frame))
     low, masked = logits.clone(), logits.clone()
     low[place.codebook, place.code] = -9.0
     masked[place.codebook, place.code] = -math.inf
-    return [(low, Knobs(0.9, 50)), (masked, Knobs(0.9, 0)), (low, Knobs(0.9, 0, 0.9))]
+    return [(low, SamplingParams(0.9, 50)), (masked, SamplingParams(0.9, 0)), (low, SamplingParams(0.9, 0, 0.9))]
 
 
 @pytest.mark.parametrize("how", DRAWS)
 @pytest.mark.parametrize("place", FULL_BITS)
 def test_a_removed_code_with_noise_of_full_bits_is_not_drawn(place: Place, how: str) -> None:
-    for logits, knobs in removals(place):
-        if how == "draw few" and not few([knobs], place.codes):
+    for logits, params in removals(place):
+        if how == "draw few" and not fast_path([params], place.codes):
             continue
-        assert drawn_by(how, logits, knobs, place.noise()[0])[place.codebook] != place.code
+        assert drawn_by(how, logits, params, place.noise()[0])[place.codebook] != place.code
 
 
 @pytest.mark.parametrize("how", DRAWS)
 @pytest.mark.parametrize("place", FULL_BITS)
 def test_a_kept_code_with_noise_of_full_bits_is_drawn(place: Place, how: str) -> None:
     logits = torch.zeros(place.codebooks, place.codes)
-    assert drawn_by(how, logits, Knobs(0.9, 0), place.noise()[0])[place.codebook] == place.code
+    assert drawn_by(how, logits, SamplingParams(0.9, 0), place.noise()[0])[place.codebook] == place.code
 
 
 @pytest.mark.parametrize("how", DRAWS)
@@ -233,8 +247,8 @@ def test_a_removed_code_loses_even_with_zero_noise(how: str, zero: float) -> Non
     """PyTorch's own exponential noise may be 0."""
     logits = torch.tensor([[0.0, 3.0, 2.0, -math.inf]])
     noise = torch.tensor([[zero, 1.0, 1.0, zero]])
-    assert drawn_by(how, logits, Knobs(1.0, 2), noise) == [1]
-    assert drawn_by(how, logits, Knobs(1.0, 3), noise) == [0]
+    assert drawn_by(how, logits, SamplingParams(1.0, 2), noise) == [1]
+    assert drawn_by(how, logits, SamplingParams(1.0, 3), noise) == [0]
 
 
 @pytest.mark.slow
@@ -246,5 +260,5 @@ def test_no_draw_of_many_frames_is_outside_top_k() -> None:
     told = torch.ones(at_once), torch.full((at_once,), 50), torch.ones(at_once)
     for begin in range(0, count, at_once):
         noise = exponential_noise(torch.zeros(at_once).long(), torch.arange(begin, begin + at_once), 32, 2048)
-        drawn = draw(logits, *told, noise, few=True)
+        drawn = draw(logits, *told, noise, fast_path=True)
         assert bool(kept.gather(-1, drawn[..., None]).all())

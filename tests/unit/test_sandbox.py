@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from app.audio import sandbox
-from app.audio.sandbox import Limits, decode_apart
+from app.audio.sandbox import Limits, decode_in_sandbox
 from app.errors import BadReference
 from tests.support import samples
 from tests.support.live import ROOT, wait_until
@@ -49,7 +49,7 @@ def long() -> bytes:
 
 @pytest.fixture(autouse=True)
 def _started(short: bytes) -> None:
-    decode_apart(short, RATE_HZ, max_seconds=60)
+    decode_in_sandbox(short, RATE_HZ, max_seconds=60)
 
 
 CHILD = """
@@ -89,21 +89,21 @@ def test_a_crash_of_the_decoder_is_one_uploads_affair(short: bytes, long: bytes)
     """A signal as a fault in C code would send it; meanwhile and afterwards others are decoded."""
     before = helper()
     with ThreadPoolExecutor() as threads:
-        doomed = threads.submit(decode_apart, long, 44_100, max_seconds=600)
+        doomed = threads.submit(decode_in_sandbox, long, 44_100, max_seconds=600)
         wait_until(lambda: children(before))
         (victim,) = children(before)
-        other = threads.submit(decode_apart, short, RATE_HZ, max_seconds=60)
+        other = threads.submit(decode_in_sandbox, short, RATE_HZ, max_seconds=60)
         os.kill(victim, signal.SIGSEGV)
         with pytest.raises(BadReference, match="limits of memory and time"):
             doomed.result(30)
         assert other.result(30).seconds > 1
-    assert decode_apart(short, RATE_HZ, max_seconds=60).seconds > 1
+    assert decode_in_sandbox(short, RATE_HZ, max_seconds=60).seconds > 1
     assert helper() == before
 
 
 def test_who_takes_too_long_is_killed(long: bytes) -> None:
     with pytest.raises(BadReference, match="takes too long"):
-        decode_apart(long, 44_100, max_seconds=600, limits=Limits(wall_s=0.05))
+        decode_in_sandbox(long, 44_100, max_seconds=600, limits=Limits(wall_s=0.05))
     wait_until(lambda: not children(helper()), 5)
 
 
@@ -111,7 +111,9 @@ def test_a_decoder_that_eats_the_processor_is_stopped_by_the_system() -> None:
     hour = samples.file(np.tile(samples.noise(44_100 * 60, 0.1), 30))
     began_s = time.process_time()
     with pytest.raises(BadReference):
-        decode_apart(hour, 384_000, max_seconds=1800, limits=Limits(input_bytes=1 << 30, cpu_s=1, memory_bytes=8 << 30))
+        decode_in_sandbox(
+            hour, 384_000, max_seconds=1800, limits=Limits(input_bytes=1 << 30, cpu_s=1, memory_bytes=8 << 30)
+        )
     assert time.process_time() - began_s < 5
     wait_until(lambda: not children(helper()), 5)
 
@@ -120,14 +122,14 @@ def test_a_helper_that_is_gone_is_started_again(short: bytes) -> None:
     before = helper()
     os.kill(before, signal.SIGKILL)
     wait_until(lambda: sandbox._helper()._process is None or sandbox._helper()._process.poll() is not None)
-    assert decode_apart(short, RATE_HZ, max_seconds=60).seconds > 1
+    assert decode_in_sandbox(short, RATE_HZ, max_seconds=60).seconds > 1
     assert helper() != before
 
 
 def test_many_at_once_leave_nothing_behind(short: bytes) -> None:
     before = len(os.listdir("/proc/self/fd")), threading.active_count()  # noqa: PTH208
     with ThreadPoolExecutor(8) as threads:
-        decoded = list(threads.map(lambda _: decode_apart(short, RATE_HZ, max_seconds=60), range(24)))
+        decoded = list(threads.map(lambda _: decode_in_sandbox(short, RATE_HZ, max_seconds=60), range(24)))
     assert len({each.samples.tobytes() for each in decoded}) == 1
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before  # noqa: PTH208
     assert not children(helper())
@@ -138,8 +140,8 @@ def test_many_at_once_leave_nothing_behind(short: bytes) -> None:
 def test_without_the_server_there_is_no_helper() -> None:
     """However the server ends."""
     script = (
-        "import os, time\nfrom app.audio import apart\nfrom tests import samples\n"
-        "sandbox.decode_apart(samples.file(samples.noise(44_100, 0.1)), 24_000, max_seconds=60)\n"
+        "import os, time\nfrom app.audio import sandbox\nfrom tests.support import samples\n"
+        "sandbox.decode_in_sandbox(samples.file(samples.noise(44_100, 0.1)), 24_000, max_seconds=60)\n"
         "print(sandbox._helper()._process.pid, flush=True)\ntime.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:

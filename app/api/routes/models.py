@@ -11,14 +11,14 @@ from app.errors import UnknownModel
 from app.generator.speech import MODEL_ALIASES
 
 if TYPE_CHECKING:
-    from app.engines.manager import EngineHost
+    from app.engines.manager import EngineManager
     from app.voices.store import VoiceStore
 
 CREATED = 1_742_000_000  # March 2025, when CSM-1B was published; clients only want a number
 OUTPUT_RATE_HZ = 24_000
 
 
-def router(host: EngineHost, voices: VoiceStore) -> APIRouter:
+def router(host: EngineManager, voices: VoiceStore) -> APIRouter:
     routes = APIRouter(tags=["models"])
 
     def entry(model_id: str) -> dict[str, Any]:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from app.api.auth import Gate
     from app.audio.watermark import Watermark
-    from app.engines.manager import EngineHost
-    from app.generator.preset_voices import Casting
+    from app.engines.manager import EngineManager
+    from app.generator.preset_voices import PresetVoiceMaker
     from app.metrics import Metrics
     from app.voices.youtube import YouTube
 
@@ -33,10 +33,10 @@ _PACKAGES = ("torch", "numpy", "av", "fastapi", "uvicorn", "wetext", "sentencex"
 
 
 def router(
-    host: EngineHost,
+    host: EngineManager,
     metrics: Metrics,
     gate: Gate,
-    casting: Casting,
+    casting: PresetVoiceMaker,
     *,
     marks: Watermark,
     youtube: YouTube | None,
@@ -92,7 +92,9 @@ def router(
     return routes
 
 
-def _health(host: EngineHost, casting: Casting, marks: Watermark, youtube: YouTube | None) -> dict[str, Any]:
+def _health(
+    host: EngineManager, casting: PresetVoiceMaker, marks: Watermark, youtube: YouTube | None
+) -> dict[str, Any]:
     status = host.status()
     engine, load = host.current, host.load()
     return {

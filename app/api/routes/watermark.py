@@ -10,12 +10,12 @@ from app.api.responses import Detection
 
 if TYPE_CHECKING:
     from app.api.auth import Gate
-    from app.generator.speech import Studio
+    from app.generator.speech import SpeechGenerator
 
 DETECT_PATH = "/audio/watermark/detect"
 
 
-def router(studio: Studio, gate: Gate) -> APIRouter:
+def router(studio: SpeechGenerator, gate: Gate) -> APIRouter:
     routes = APIRouter(tags=["watermark"], route_class=gate.route("speak"))
 
     @routes.post(DETECT_PATH, operation_id="detect_watermark")

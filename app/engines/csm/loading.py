@@ -22,11 +22,11 @@ from app.engines.csm.runner import PREFIX_BYTES, CsmRunner, Guards
 from app.engines.shared.loading import fetch
 from app.errors import EngineUnavailable, WeightsUnavailable
 from app.nn.kernels.choice import TORCH, Kernels, candidates
-from app.nn.layers import Block, Dense, Int8Dense, PackedDense, RowCache, Stage, replace_dense
+from app.nn.layers import Block, Dense, Int8Dense, KVCache, PackedDense, Stage, replace_dense
 from app.nn.mimi import checkpoint as mimi_layout
 from app.nn.mimi.config import MimiConfig, read_mimi_config_file
 from app.nn.mimi.model import MimiDecoder, MimiEncoder
-from app.runtime.cuda_graphs import Recorder
+from app.runtime.cuda_graphs import GraphCapture
 from app.runtime.device import (
     allow_tf32,
     choose_device,
@@ -149,7 +149,7 @@ def load_runner(
     prefix_bytes: int = PREFIX_BYTES,
     stages: Sequence[Stage] = (),
     cache: LoadCache | None = None,
-    recorder: Recorder | None = None,
+    recorder: GraphCapture | None = None,
     kernels: Sequence[Kernels] = (TORCH,),
 ) -> CsmRunner:
     """CSM from a folder in either published layout, with the codec inside it or in `codec_dir`.
@@ -239,7 +239,7 @@ def load_from(
         reference_noise=reference_noise,
         stages=stages,
         cache=LoadCache(settings.folder("models") / "cache", source),
-        recorder=Recorder(device) if recorded else None,
+        recorder=GraphCapture(device) if recorded else None,
         kernels=candidates(settings.kernels, device, dtype, compiled=settings.compile) if recorded else (),
     )
 
@@ -254,7 +254,7 @@ def measure(
     with nowhere:
         encoder = MimiEncoder(codec)
     # Keys and values are of the dtype that is computed in.
-    cache = RowCache(
+    cache = KVCache(
         config.backbone,
         rows=max_rows,
         positions=config.max_positions,
@@ -320,7 +320,9 @@ def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
         codec_fingerprint=runner.codec_fingerprint,
         setup=runner.setup,
     )
-    return BatchedEngine(info, runner, max_queue=settings.max_queue, outbox_s=settings.outbox_s, encode=runner.encode)
+    return BatchedEngine(
+        info, runner, max_queue=settings.max_queue, audio_queue_s=settings.audio_queue_s, encode=runner.encode
+    )
 
 
 def build(settings: Settings, context: BuildContext) -> BatchedEngine:

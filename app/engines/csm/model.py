@@ -25,9 +25,9 @@ from app.nn.kernels.choice import Kernels
 from app.nn.layers import (
     Block,
     Dense,
-    FrameCache,
-    RowCache,
-    SplitRowCache,
+    DepthKVCache,
+    KVCache,
+    SplitKVCache,
     Stack,
     StackConfig,
     Stage,
@@ -95,12 +95,12 @@ class CsmModel(nn.Module):
         stages = self.backbone.stages
         return (self.device, *(stage.device for stage in stages[1:]))
 
-    def row_cache(self, rows: int, *, together: bool | None = None, spare: int = 0) -> RowCache | SplitRowCache:
-        """spare: positions behind the last, for what is not to be kept (see RowCache.standing)."""
+    def kv_cache(self, rows: int, *, together: bool | None = None, spare: int = 0) -> KVCache | SplitKVCache:
+        """spare: positions behind the last, for what is not to be kept (see KVCache.standing)."""
         c, stages = self.config, self.backbone.stages
         if len(stages) > 1:
-            return SplitRowCache(c.backbone, stages, rows=rows, positions=c.max_positions, dtype=self.dtype)
-        return RowCache(
+            return SplitKVCache(c.backbone, stages, rows=rows, positions=c.max_positions, dtype=self.dtype)
+        return KVCache(
             c.backbone,
             rows=rows,
             positions=c.max_positions + spare,
@@ -109,11 +109,11 @@ class CsmModel(nn.Module):
             together=together,
         )
 
-    def frame_cache(self, rows: int) -> FrameCache:
+    def depth_kv_cache(self, rows: int) -> DepthKVCache:
         c = self.config
         # 32 positions weigh nothing, and a CPU's small float32 products begin ten times as fast as its bfloat16 ones.
         dtype = torch.float32 if self.device.type == "cpu" else self.dtype
-        return FrameCache(c.depth, rows=rows, positions=c.codebooks, device=self.device, dtype=dtype)
+        return DepthKVCache(c.depth, rows=rows, positions=c.codebooks, device=self.device, dtype=dtype)
 
     def embed_text(self, ids: Tensor) -> Tensor:  # (S,) int64 -> (S, D)
         return functional.embedding(ids, self.text_table).to(self.dtype)
@@ -121,17 +121,17 @@ class CsmModel(nn.Module):
     def embed_frames(self, codes: Tensor) -> Tensor:  # (T, K) int64 -> (T, D)
         return functional.embedding(codes + self.offsets, self.audio_table).to(self.dtype).sum(dim=1)
 
-    def read(self, x: Tensor, cache: RowCache | SplitRowCache, row: int, start: int) -> Tensor:
+    def read(self, x: Tensor, cache: KVCache | SplitKVCache, row: int, start: int) -> Tensor:
         """Read x (S, D) into the row at positions start..start+S-1; -> (S, D), normed."""
         count = x.shape[0]
         return self.backbone(x, slice(start, start + count), cache.reading(row, start, count))  # type: ignore[no-any-return]
 
-    def advance(self, x: Tensor, cache: RowCache | SplitRowCache, rows: list[int], positions: list[int]) -> Tensor:
+    def advance(self, x: Tensor, cache: KVCache | SplitKVCache, rows: list[int], positions: list[int]) -> Tensor:
         """One token x (n, D) for each of n rows, at its own position; -> (n, D), normed."""
         at = torch.tensor(positions, device=self.device)
         return self.backbone(x, at, cache.stepping(rows, positions))  # type: ignore[no-any-return]
 
-    def frame(self, h: Tensor, cache: FrameCache, pick: Pick) -> Tensor:
+    def frame(self, h: Tensor, cache: DepthKVCache, pick: Pick) -> Tensor:
         """Backbone outputs h (n, D) -> one frame of codes (n, K) int64."""
         count, c = h.shape[0], self.config
         code = pick(0, self.head(h).float())
@@ -148,7 +148,7 @@ class CsmModel(nn.Module):
                 y = self.depth(x, slice(i + 1, i + 2), cache.at(count, i + 1, 1))
         return torch.stack(codes, dim=1)
 
-    def spell(self, h: Tensor, cache: FrameCache, pick: Pick, kernels: Kernels) -> Tensor:
+    def depth_decode(self, h: Tensor, cache: DepthKVCache, pick: Pick, kernels: Kernels) -> Tensor:
         """As `frame`, one token of each row at a time: in fixed calls, which may be recorded."""
         count, c = h.shape[0], self.config
         code = pick(0, self.head(h).float())

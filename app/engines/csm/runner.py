@@ -24,20 +24,20 @@ from torch import Tensor
 
 from app.audio.guard import LineGuard, Rule
 from app.engines.csm.config import CsmConfig
-from app.engines.csm.cuda_graph import CsmFrames, Frames
+from app.engines.csm.cuda_graph import CsmCudaGraph, Frames
 from app.engines.csm.model import CsmModel, is_last, is_silent_end
 from app.engines.csm.prompt import Segment, TextEncoder
 from app.engines.shared.references import checked
 from app.errors import BadReference, TextTooLong
 from app.nn.kernels.choice import TORCH, Kernels
-from app.nn.layers import RowCache
+from app.nn.layers import KVCache
 from app.nn.mimi.config import MimiConfig
 from app.nn.mimi.model import MimiDecoder, MimiEncoder
-from app.runtime.cuda_graphs import Recorder, setup_of
+from app.runtime.cuda_graphs import GraphCapture, setup_of
 from app.runtime.faults import BROKEN
 from app.runtime.prefix_cache import PrefixCache
-from app.runtime.runner import StepResult, Told, tell
-from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise, few, int64_of
+from app.runtime.runner import RowResult, StepResult, to_result
+from app.runtime.sampling import ReferenceNoise, Sampler, SamplingParams, exponential_noise, fast_path, int64_of
 from app.types import Sampling, SpokenLine, Utterance, Voice
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ log = logging.getLogger(__name__)
 
 
 _NOTHING = np.zeros(0, np.float32)
-DEFAULTS = Knobs(temperature=0.9, top_k=50, top_p=1.0)  # Sesame's generator.py and the published generation_config.json
+DEFAULTS = SamplingParams(
+    temperature=0.9, top_k=50, top_p=1.0
+)  # Sesame's generator.py and the published generation_config.json
 PREFIX_BYTES = 512 << 20  # voices kept as keys and values: about thirty of 30 s in bfloat16
 PIECE_CPU, PIECE_GPU = 64, 512  # tokens read in one go: what other rows wait for
 MAX_TEXT_CHARS = 300  # of one line: about 20 s of speech, after which a sentence should have ended
@@ -84,7 +86,7 @@ class _Row:
     characters: list[int]  # of each line
     segments: list[Segment]  # voice prompts, then conversation
     voices: int  # how many of the segments are voice prompts
-    knobs: Knobs
+    params: SamplingParams
     seed: int
     max_frames: int
     line: int = 0
@@ -94,7 +96,7 @@ class _Row:
     said: list[Tensor] = field(default_factory=list)  # frames (K,) of the present line
     unread: Tensor | None = None  # (S, D) still to be read; its last token is read by the first step
     over: bool = False
-    laps: int = 0  # times it was stopped: frames that were on their way then are nobody's
+    generation: int = 0  # times it was stopped: frames that were on their way then are nobody's
     guard: LineGuard | None = None  # of the present line
     waiting: list[tuple[Tensor, LineGuard | None]] = field(default_factory=list)  # frames (K,) that are not sound yet
     decoded: int = 0  # frames that are
@@ -107,7 +109,7 @@ class _Row:
 
 
 @dataclass(frozen=True, slots=True)
-class _Flight:
+class _InFlightStep:
     """Rows that were sent off with a recorded frame, each with its lap then, and what they will have made."""
 
     rows: list[tuple[int, _Row, int]]
@@ -134,7 +136,7 @@ class CsmRunner:
         piece: int | None = None,
         prefix_bytes: int = PREFIX_BYTES,
         examples: Path | None = None,
-        recorder: Recorder | None = None,
+        recorder: GraphCapture | None = None,
         kernels: Sequence[Kernels] = (TORCH,),
     ) -> None:
         """guards None = none, as the reference implementations; reference_noise = draws as PyTorch's multinomial after
@@ -159,20 +161,20 @@ class CsmRunner:
         self._one_by_one = model.device.type == "cpu" and not quantized and model.dtype == torch.float32
         self._piece = piece or (PIECE_CPU if model.device.type == "cpu" else PIECE_GPU)
         if recorder is None:
-            self._cache = model.row_cache(max_rows)
+            self._cache = model.kv_cache(max_rows)
         else:
-            self._cache = model.row_cache(max_rows, together=True, spare=1)
-        self._depth_cache = model.frame_cache(max_rows)
+            self._cache = model.kv_cache(max_rows, together=True, spare=1)
+        self._depth_cache = model.depth_kv_cache(max_rows)
         self._next = torch.zeros(max_rows, self.config.backbone.width, device=model.device, dtype=model.dtype)
         self._prefixes = PrefixCache(prefix_bytes)
         self._rows: dict[int, _Row] = {}
-        self._frames: CsmFrames | None = None
-        self._flight: _Flight | None = None
+        self._frames: CsmCudaGraph | None = None
+        self._in_flight: _InFlightStep | None = None
         self._heard: dict[int, Samples] = {}
         if recorder is not None:
-            if not isinstance(self._cache, RowCache) or reference_noise:
+            if not isinstance(self._cache, KVCache) or reference_noise:
                 raise ValueError("frames are recorded for one device and with our own noise")
-            self._frames = CsmFrames(model, decoder, self._cache, self._depth_cache, self._next, kernels=kernels)
+            self._frames = CsmCudaGraph(model, decoder, self._cache, self._depth_cache, self._next, kernels=kernels)
             self._frames.record(recorder)
             self.max_rows = self._frames.rows
             self._warm_up()
@@ -215,7 +217,7 @@ class CsmRunner:
             characters=[len(line.text) for line in utterance.lines],
             segments=[*voices, *said],
             voices=len(voices),
-            knobs=DEFAULTS.asked(utterance.sampling),
+            params=DEFAULTS.asked(utterance.sampling),
             seed=utterance.seed,
             max_frames=max(1, round(utterance.max_seconds * self.codec.frame_hz)),
             reference=ReferenceNoise(int64_of(utterance.seed)) if self._reference_noise else None,
@@ -263,57 +265,57 @@ class CsmRunner:
                     codes[i] = BROKEN
                     continue
                 codes[i] = frame.numpy()
-                silent[i], ended[i] = self._settle(rows[i], frame)
+                silent[i], ended[i] = self._commit(rows[i], frame)
         return StepResult(codes, ended, silent)
 
-    def _step_ahead(self, rows: Sequence[int], frames: CsmFrames) -> StepResult:
+    def _step_ahead(self, rows: Sequence[int], frames: CsmCudaGraph) -> StepResult:
         """`step` with recorded frames: sends these rows off and tells what the rows sent off before have made."""
-        told: list[Told] = []
+        told: list[RowResult] = []
         speaking: list[int] = []
         reading = False
         for row in rows:
             state = self._rows[row]
             if state.over:
-                told.append(Told(row, ended=True))
+                told.append(RowResult(row, ended=True))
             elif state.unread is None:
                 speaking.append(row)
             elif not reading:
                 reading = True
                 self._read_piece(row, state)
-        landing, self._flight = self._flight, self._send_off(speaking, frames) if speaking else None
-        if landing is not None:
-            told += self._land(landing)
-        return tell(told, self.config.codebooks)
+        finished, self._in_flight = self._in_flight, self._launch(speaking, frames) if speaking else None
+        if finished is not None:
+            told += self._collect(finished)
+        return to_result(told, self.config.codebooks)
 
-    def _land(self, flight: _Flight) -> list[Told]:
+    def _collect(self, step: _InFlightStep) -> list[RowResult]:
         """What its rows have made, once it is there; of those that were let go or stopped since, nothing."""
-        told: list[Told] = []
-        made = flight.frames()
-        for row, state, lap in flight.rows:
-            if self._rows.get(row) is not state or state.laps != lap or not made.went[row]:
+        told: list[RowResult] = []
+        made = step.frames()
+        for row, state, lap in step.rows:
+            if self._rows.get(row) is not state or state.generation != lap or not made.active[row]:
                 continue
-            if made.wrong[row]:
+            if made.non_finite[row]:
                 self._wipe(row)
-                told.append(Told(row, BROKEN))
+                told.append(RowResult(row, BROKEN))
                 continue
             state.position += 1
             state.draws += 1
-            if made.early[row]:
+            if made.early_eos[row]:
                 self._on_guard("early_end")
             frame = torch.from_numpy(made.codes[row].astype(np.int64))
             if made.sounded[row]:
                 self._heard[row] = made.samples[row].copy()
-            silent, ended = self._settle(row, frame)
-            told.append(Told(row, made.codes[row], ended, silent))
+            silent, ended = self._commit(row, frame)
+            told.append(RowResult(row, made.codes[row], ended, silent))
         return told
 
-    def _send_off(self, rows: list[int], frames: CsmFrames) -> _Flight:
+    def _launch(self, rows: list[int], frames: CsmCudaGraph) -> _InFlightStep:
         states = [self._rows[row] for row in rows]
         # A frame of theirs may be on its way that is not counted yet.
         longest = min(max(state.position for state in states) + 2, self.config.max_positions)
-        common = few([state.knobs for state in states], self.config.codebook_size)
-        flying = [(row, state, state.laps) for row, state in zip(rows, states, strict=True)]
-        return _Flight(flying, frames.launch(rows, longest, few=common))
+        common = fast_path([state.params for state in states], self.config.codebook_size)
+        launched = [(row, state, state.generation) for row, state in zip(rows, states, strict=True)]
+        return _InFlightStep(launched, frames.launch(rows, longest, fast_path=common))
 
     def _wipe(self, row: int) -> None:
         """A row's numbers are not finite any more: leave nothing of them to who comes next."""
@@ -322,7 +324,7 @@ class CsmRunner:
         self._decoder.wipe(row)
 
     @torch.inference_mode()
-    def sound(self, rows: Sequence[int], codes: Codes) -> Sequence[Samples]:
+    def decode(self, rows: Sequence[int], codes: Codes) -> Sequence[Samples]:
         """The first frame's at once, then of more and more frames together: how many depends on the row's own frames,
         so that nothing of a row depends on its company."""
         if self._frames is not None:
@@ -344,7 +346,7 @@ class CsmRunner:
         return [sounds.get(row, _NOTHING) for row in rows]
 
     @torch.inference_mode()
-    def rest(self, row: int) -> Samples:
+    def drain(self, row: int) -> Samples:
         return self._decode([row])[0] if self._rows[row].waiting else _NOTHING
 
     def _decode(self, rows: list[int]) -> list[Samples]:
@@ -495,12 +497,12 @@ class CsmRunner:
         if self._frames is not None:
             self._frames.place(
                 row,
-                state.knobs,
+                state.params,
                 position=state.position,
                 draws=state.draws,
                 seed=int64_of(state.seed),
                 left=self._left(state),
-                young=self._guards.min_frames if self._guards is not None else 0,
+                min_frames_left=self._guards.min_frames if self._guards is not None else 0,
             )
         return True
 
@@ -551,12 +553,12 @@ class CsmRunner:
         states = [self._rows[row] for row in rows]
         where = torch.tensor(rows, device=device)
         h = self.model.advance(self._next[where], self._cache, rows, [state.position for state in states])
-        sampler = Sampler([state.knobs for state in states], device)
+        sampler = Sampler([state.params for state in states], device)
         noise = self._noise(states)
-        early = None
+        early_eos = None
         if self._guards is not None:
-            young = [len(state.said) < self._guards.min_frames for state in states]
-            early = torch.tensor(young, device=device) if any(young) else None
+            min_frames_left = [len(state.said) < self._guards.min_frames for state in states]
+            early_eos = torch.tensor(min_frames_left, device=device) if any(min_frames_left) else None
 
         finite = torch.ones(len(rows), dtype=torch.bool, device=device)
 
@@ -564,10 +566,10 @@ class CsmRunner:
             nonlocal finite
             if codebook + 1 == c.codebooks:  # what went wrong before is in the depth decoder's keys, and so in these
                 finite = logits.isfinite().all(dim=1)
-            if early is not None and codebook == 0 and c.eos_code < c.codebook_size:
-                for _ in range(int(((logits.argmax(dim=-1) == c.eos_code) & early).sum())):
+            if early_eos is not None and codebook == 0 and c.eos_code < c.codebook_size:
+                for _ in range(int(((logits.argmax(dim=-1) == c.eos_code) & early_eos).sum())):
                     self._on_guard("early_end")
-                logits[:, c.eos_code].masked_fill_(early, -torch.inf)
+                logits[:, c.eos_code].masked_fill_(early_eos, -torch.inf)
             return sampler.pick(logits, noise(codebook))
 
         frames = self.model.frame(h, self._depth_cache, pick)
@@ -580,7 +582,7 @@ class CsmRunner:
     def _noise(self, states: list[_Row]) -> Callable[[int], Tensor | None]:
         """Codebook -> noise (n, C) for this frame of each row."""
         c, device = self.config, self.model.device
-        if all(state.knobs.temperature <= 0 for state in states):
+        if all(state.params.temperature <= 0 for state in states):
             return lambda codebook: None
         if self._reference_noise:
 
@@ -595,7 +597,7 @@ class CsmRunner:
         noise = exponential_noise(seeds, draws, c.codebooks, c.codebook_size)
         return lambda codebook: noise[:, codebook]
 
-    def _settle(self, row: int, frame: Tensor) -> tuple[bool, bool]:
+    def _commit(self, row: int, frame: Tensor) -> tuple[bool, bool]:
         """What a new frame means for its row -> (silent, ended)."""
         state = self._rows[row]
         last = is_last(frame, self.config.eos_code)
@@ -616,7 +618,7 @@ class CsmRunner:
             or state.position >= self.config.max_positions
         )
         if done or state.frames >= state.max_frames:
-            state.laps += 1
+            state.generation += 1
             if self._frames is not None:
                 self._frames.halt(row)
         if state.frames >= state.max_frames or (done and state.line + 1 == len(state.lines)):

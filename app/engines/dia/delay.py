@@ -17,7 +17,7 @@ from torch import Tensor
 from app.engines.dia.config import DiaConfig
 
 
-class Tracks:
+class DelayPattern:
     """What stands at each position of R rows, on the device, so that a step need not wait for the host."""
 
     def __init__(self, config: DiaConfig, rows: int, device: torch.device) -> None:

@@ -22,13 +22,13 @@ _FIRST_EOS_SHARE = 0.8
 
 def candidates(
     config: DiaConfig,
-    seeing: Tensor,
-    blind: Tensor,
+    conditional: Tensor,
+    unconditional: Tensor,
     *,
     scales: Tensor,
     top_k: Tensor,
     most: int | None,
-    young: Tensor | None = None,
+    min_frames_left: Tensor | None = None,
 ) -> Tensor:
     """Logits with and without the text, (n, C, V) float32 each -> what is drawn from, (n, C, V), -inf for the rest.
 
@@ -36,14 +36,14 @@ def candidates(
     None = it may be anything. young (n,) bool: rows that may not end yet. Nothing is asked of the host.
     """
     c = config
-    guided = seeing + scales[:, None, None] * (seeing - blind)
-    if young is not None:
-        guided[:, 0, c.eos].masked_fill_(young, -torch.inf)
+    guided = conditional + scales[:, None, None] * (conditional - unconditional)
+    if min_frames_left is not None:
+        guided[:, 0, c.eos].masked_fill_(min_frames_left, -torch.inf)
     if c.release == "0626":
         kept = _top(guided, top_k, most)
-        logits = seeing.masked_fill(~kept, -torch.inf)
-        if young is not None:
-            logits[:, 0, c.eos].masked_fill_(young, -torch.inf)
+        logits = conditional.masked_fill(~kept, -torch.inf)
+        if min_frames_left is not None:
+            logits[:, 0, c.eos].masked_fill_(min_frames_left, -torch.inf)
     else:
         logits = guided
         logits[:, 0, c.eos] *= _FIRST_EOS_SHARE

@@ -21,7 +21,7 @@ from app.nn.dac.config import DacConfig, read_dac_config
 from app.nn.dac.model import DacDecoder, DacEncoder
 from app.nn.kernels.choice import TORCH, Kernels, candidates
 from app.nn.layers import Block, Int8Dense, PackedDense, replace_dense
-from app.runtime.cuda_graphs import Recorder
+from app.runtime.cuda_graphs import GraphCapture
 from app.runtime.device import allow_tf32, choose_device, choose_dtype, cpu_threads, rows_that_fit
 from app.runtime.pages import use_large_pages
 from app.text.dialogue import BYTES_PER_S, MAX_SPEAKERS, SOUNDS
@@ -122,7 +122,7 @@ def load_runner(
     piece: int | None = None,
     source: str = "",
     cache: LoadCache | None = None,
-    recorder: Recorder | None = None,
+    recorder: GraphCapture | None = None,
     kernels: Sequence[Kernels] = (TORCH,),
     burst: int = 1,
 ) -> DiaRunner:
@@ -191,7 +191,7 @@ def load_from(
         reference_noise=reference_noise,
         source=source,
         cache=LoadCache(settings.folder("models") / "cache", source),
-        recorder=Recorder(device) if recorded else None,
+        recorder=GraphCapture(device) if recorded else None,
         kernels=candidates(settings.kernels, device, dtype, compiled=settings.compile) if recorded else (),
         burst=settings.steps_per_check,
     )
@@ -240,7 +240,9 @@ def engine_of(runner: DiaRunner, settings: Settings) -> BatchedEngine:
         codec_fingerprint=runner.codec_fingerprint,
         setup=runner.setup,
     )
-    return BatchedEngine(info, runner, max_queue=settings.max_queue, outbox_s=settings.outbox_s, encode=runner.encode)
+    return BatchedEngine(
+        info, runner, max_queue=settings.max_queue, audio_queue_s=settings.audio_queue_s, encode=runner.encode
+    )
 
 
 def build(settings: Settings, context: BuildContext) -> BatchedEngine:

@@ -24,12 +24,12 @@ from app.nn.kernels.choice import Kernels
 from app.nn.kernels.torch_kernels import rotate
 from app.nn.layers import (
     Across,
-    Attend,
     Block,
-    CrossCache,
+    CrossKVCache,
     Dense,
     Entry,
-    RowCache,
+    KVCache,
+    PrefillAttention,
     Stack,
     StackConfig,
     all_to_all,
@@ -42,8 +42,8 @@ from app.weights.tensors import Checkpoint
 class DiaCache:
     """What R rows have read and said: what row r said having seen the text is row 2 r of `said`, the other 2 r + 1."""
 
-    said: RowCache
-    text: CrossCache
+    said: KVCache
+    text: CrossKVCache
     rows: int
 
     @property
@@ -72,21 +72,21 @@ class DiaModel(nn.Module):
         self.head: nn.Module = Dense(
             c.decoder.width, c.channels * c.audio_vocab, bias=False, device=device, dtype=dtype
         )
-        self.blind = table(c.decoder.layers, c.decoder.width)
+        self.unconditional = table(c.decoder.layers, c.decoder.width)
         self.offsets: Tensor
         self.register_buffer("offsets", torch.arange(c.channels, device=device) * c.audio_vocab, persistent=False)
 
     def cache(self, rows: int, *, together: bool | None = None, spare: int = 0) -> DiaCache:
-        """spare: positions behind the last, for what is not to be kept (see RowCache.standing)."""
+        """spare: positions behind the last, for what is not to be kept (see KVCache.standing)."""
         c, place = self.config, {"device": self.device, "dtype": self.dtype, "together": together}
-        said = RowCache(c.decoder, rows=2 * rows, positions=c.max_positions + spare, **place)  # type: ignore[arg-type]
-        text = CrossCache(c.decoder, rows=rows, positions=c.max_text, **place)  # type: ignore[arg-type]
+        said = KVCache(c.decoder, rows=2 * rows, positions=c.max_positions + spare, **place)  # type: ignore[arg-type]
+        text = CrossKVCache(c.decoder, rows=rows, positions=c.max_text, **place)  # type: ignore[arg-type]
         return DiaCache(said, text, rows)
 
     def embed(self, codes: Tensor) -> Tensor:  # (n, C) int64 -> (n, D)
         return functional.embedding(codes + self.offsets, self.audio_table).to(self.dtype).sum(dim=1)
 
-    def listen(self, text: Tensor, cache: DiaCache, row: int) -> Iterator[None]:
+    def encode_text(self, text: Tensor, cache: DiaCache, row: int) -> Iterator[None]:
         """Read a row's text (S,) int64, 1 <= S <= max_text, a layer at a time."""
         x = functional.embedding(text, self.text_table).to(self.dtype)
         for y in self.encoder.walk(x, slice(0, len(text)), all_to_all(self.config.encoder)):
@@ -105,10 +105,12 @@ class DiaModel(nn.Module):
     def read(self, codes: Tensor, cache: DiaCache, row: int, start: int) -> None:
         """Read codes (T, C) into a row whose text has been listened to, at positions start..start+T-1."""
         count = len(codes)
-        seeing, blind = (cache.said.reading(r, start, count) for r in (2 * row, 2 * row + 1))
+        conditional, unconditional = (cache.said.reading(r, start, count) for r in (2 * row, 2 * row + 1))
         positions = torch.arange(start, start + count, device=self.device).repeat(2)
-        across = Across(count, cache.text.reading(row), self.blind)
-        self.decoder(self.embed(codes).repeat(2, 1), positions, _side_by_side(seeing, blind, count), across)
+        across = Across(count, cache.text.reading(row), self.unconditional)
+        self.decoder(
+            self.embed(codes).repeat(2, 1), positions, _side_by_side(conditional, unconditional, count), across
+        )
 
     def advance(
         self, codes: Tensor, cache: DiaCache, rows: Sequence[int], positions: Sequence[int]
@@ -118,12 +120,12 @@ class DiaModel(nn.Module):
         both = [*(2 * row for row in rows), *(2 * row + 1 for row in rows)]
         at = torch.tensor([*positions, *positions], device=self.device)
         attend = cache.said.stepping(both, [*positions, *positions])
-        across = Across(count, cache.text.looking(rows), self.blind)
+        across = Across(count, cache.text.looking(rows), self.unconditional)
         h = self.decoder(self.embed(codes).repeat(2, 1), at, attend, across)
         logits = self.head(h).float().view(2, count, c.channels, c.audio_vocab)
         return logits[0], logits[1]
 
-    def stand(
+    def decode_static(
         self,
         codes: Tensor,
         cache: DiaCache,
@@ -150,7 +152,7 @@ class DiaModel(nn.Module):
             if cross.rotated:
                 q = rotate(q, cos[::2], sin[::2])
             listened = block.cross_out(text(layer, q))
-            return torch.stack((listened, self.blind[layer].expand(count, -1)), dim=1).view(2 * count, -1)
+            return torch.stack((listened, self.unconditional[layer].expand(count, -1)), dim=1).view(2 * count, -1)
 
         x = self.embed(codes).repeat_interleave(2, dim=0)  # with the text, without, with ...
         see = cache.said.standing(at, seen, kernels)
@@ -166,10 +168,10 @@ class DiaModel(nn.Module):
         weights.copy_to(as_dense(self.head).weight, checkpoint.HEAD)
         _load_stack(self.encoder, weights, checkpoint.ENCODER)
         _load_stack(self.decoder, weights, checkpoint.DECODER)
-        self.settle()
+        self.commit()
 
     @torch.no_grad()
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Compute what is derived from the weights."""
         c = self.config
         h = self.text_table[:1].float()  # one zero byte sees but itself: its attention is its own value
@@ -185,10 +187,10 @@ class DiaModel(nn.Module):
             assert isinstance(block, Block)  # noqa: S101 - as above
             value = _linear(block.cross_kv, h).view(2, cross.kv_heads, cross.head_dim)[1]
             heads = value.repeat_interleave(cross.heads // cross.kv_heads, dim=0)
-            self.blind[layer] = _linear(block.cross_out, heads.reshape(1, -1))[0]
+            self.unconditional[layer] = _linear(block.cross_out, heads.reshape(1, -1))[0]
 
 
-def _side_by_side(first: Attend, second: Attend, count: int) -> Attend:
+def _side_by_side(first: PrefillAttention, second: PrefillAttention, count: int) -> PrefillAttention:
     """The first `count` tokens through one, the others through the other."""
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from app.audio.guard import LineGuard, Rule
 from app.engines.dia.config import DiaConfig
-from app.engines.dia.cuda_graph import DiaFrames, Step, common
-from app.engines.dia.delay import Tracks
+from app.engines.dia.cuda_graph import DiaCudaGraph, Step, common
+from app.engines.dia.delay import DelayPattern
 from app.engines.dia.guidance import candidates
 from app.engines.dia.model import DiaModel
 from app.engines.dia.prompt import text_ids
@@ -33,10 +33,10 @@ from app.engines.shared.references import checked
 from app.errors import BadReference, EmptyText, TextTooLong
 from app.nn.dac.model import DacDecoder, DacEncoder
 from app.nn.kernels.choice import TORCH, Kernels
-from app.runtime.cuda_graphs import Recorder, aside, setup_of
+from app.runtime.cuda_graphs import GraphCapture, setup_of, side_stream
 from app.runtime.faults import BROKEN
-from app.runtime.runner import StepResult, Told, tell
-from app.runtime.sampling import Knobs, ReferenceNoise, Sampler, exponential_noise, int64_of
+from app.runtime.runner import RowResult, StepResult, to_result
+from app.runtime.sampling import ReferenceNoise, Sampler, SamplingParams, exponential_noise, int64_of
 from app.text.dialogue import BYTES_PER_S, spoken_bytes, write
 from app.types import Sampling, SpokenLine, Utterance, Voice
 
@@ -54,14 +54,14 @@ WARM_UP_TEXT = "The weather was fine."
 class Guided:
     """One row's sampling. cfg_scale 0 = no guidance."""
 
-    knobs: Knobs
+    params: SamplingParams
     cfg_scale: float
 
 
 # nari-labs/dia: README and hf.py of 0626; the first release's generate().
 DEFAULTS = {
-    "0626": Guided(Knobs(temperature=1.8, top_k=45, top_p=0.90), 3.0),
-    "v0.1": Guided(Knobs(temperature=1.3, top_k=35, top_p=0.95), 3.0),
+    "0626": Guided(SamplingParams(temperature=1.8, top_k=45, top_p=0.90), 3.0),
+    "v0.1": Guided(SamplingParams(temperature=1.3, top_k=35, top_p=0.95), 3.0),
 }
 
 
@@ -70,7 +70,7 @@ def pick(
     logits: tuple[Tensor, Tensor],
     rows: Sequence[Guided],
     noise: Tensor | None,
-    young: Tensor | None = None,
+    min_frames_left: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logits (n, C, V) with the text and without -> codes (n, C) int64, and whose best candidate of channel 0 is
     EOS (n,) bool.
@@ -79,15 +79,15 @@ def pick(
     """
     c, count, device = config, len(rows), logits[0].device
     scales = torch.tensor([row.cfg_scale for row in rows], device=device, dtype=torch.float32)
-    top_k = torch.tensor([row.knobs.top_k for row in rows], device=device)
-    most = max(row.knobs.top_k for row in rows)
+    top_k = torch.tensor([row.params.top_k for row in rows], device=device)
+    most = max(row.params.top_k for row in rows)
     left = candidates(c, *logits, scales=scales, top_k=top_k, most=most)
     ending = left[:, 0, c.eos].isfinite()
-    if young is not None and bool((ending & young).any()):
-        left = candidates(c, *logits, scales=scales, top_k=top_k, most=most, young=young)
+    if min_frames_left is not None and bool((ending & min_frames_left).any()):
+        left = candidates(c, *logits, scales=scales, top_k=top_k, most=most, min_frames_left=min_frames_left)
     # The top k of 0626 has been taken by then.
-    own = [replace(row.knobs, top_k=0) if c.release == "0626" else row.knobs for row in rows]
-    sampler = Sampler([knobs for knobs in own for _ in range(c.channels)], left.device)
+    own = [replace(row.params, top_k=0) if c.release == "0626" else row.params for row in rows]
+    sampler = Sampler([params for params in own for _ in range(c.channels)], left.device)
     return sampler.pick(left.view(count * c.channels, c.audio_vocab), noise).view(count, c.channels), ending
 
 
@@ -128,7 +128,7 @@ class _Row:
 
 
 @dataclass(frozen=True, slots=True)
-class _Flight:
+class _InFlightStep:
     """Rows that were sent off with a burst of recorded steps, and what they will have made."""
 
     rows: list[tuple[int, _Row]]
@@ -153,7 +153,7 @@ class DiaRunner:
         fingerprint: str = "",
         codec_fingerprint: str = "",
         piece: int | None = None,
-        recorder: Recorder | None = None,
+        recorder: GraphCapture | None = None,
         kernels: Sequence[Kernels] = (TORCH,),
         burst: int = 1,
     ) -> None:
@@ -180,16 +180,16 @@ class DiaRunner:
             self._cache = model.cache(max_rows)
         else:
             self._cache = model.cache(max_rows, together=True, spare=1)
-        self._tracks = Tracks(model.config, max_rows, model.device)
+        self._tracks = DelayPattern(model.config, max_rows, model.device)
         self._rows: dict[int, _Row] = {}
-        self._frames: DiaFrames | None = None
-        self._flight: _Flight | None = None
+        self._frames: DiaCudaGraph | None = None
+        self._in_flight: _InFlightStep | None = None
         self._landed: deque[tuple[list[tuple[int, _Row]], Step]] = deque()
-        self._aside = aside(model.device)  # the codec need not wait for a burst
+        self._aside = side_stream(model.device)  # the codec need not wait for a burst
         if recorder is not None:
             if reference_noise:
                 raise ValueError("steps are recorded with our own noise")
-            self._frames = DiaFrames(model, self._cache, self._tracks, rows=max_rows, burst=burst, kernels=kernels)
+            self._frames = DiaCudaGraph(model, self._cache, self._tracks, rows=max_rows, burst=burst, kernels=kernels)
             self._frames.record(recorder)
             self.max_rows = self._frames.rows
             self._warm_up()
@@ -205,7 +205,7 @@ class DiaRunner:
         for _ in range(FIRST_FRAMES + 2 * self._frames.burst):
             result = self.step([0])
             if result.silent is not None and not (result.ended | result.silent).all():
-                self.sound([0], result.codes)
+                self.decode([0], result.codes)
         self.release(0)
 
     @property
@@ -261,11 +261,11 @@ class DiaRunner:
         if self._frames is not None:
             self._frames.place(
                 row,
-                state.how.knobs,
+                state.how.params,
                 state.how.cfg_scale,
                 position=state.position,
                 seed=int64_of(state.seed),
-                young=round(self._guards.min_s * self.codec.frame_hz) if self._guards is not None else 0,
+                min_frames_left=round(self._guards.min_s * self.codec.frame_hz) if self._guards is not None else 0,
                 length=len(state.ids),
                 whole=self._tracks.first_frame(len(state.prompt)),
             )
@@ -287,7 +287,7 @@ class DiaRunner:
                     codes[i] = BROKEN
                     continue
                 codes[i] = frame
-                silent[i], ended[i] = self._settle(rows[i], codes[i], int(count))
+                silent[i], ended[i] = self._commit(rows[i], codes[i], int(count))
         return StepResult(codes, ended, silent)
 
     def _wipe(self, row: int) -> None:
@@ -297,46 +297,46 @@ class DiaRunner:
         self._cache.said.wipe(2 * row + 1)
         self._cache.text.wipe(row)
 
-    def _step_ahead(self, rows: Sequence[int], frames: DiaFrames) -> StepResult:
+    def _step_ahead(self, rows: Sequence[int], frames: DiaCudaGraph) -> StepResult:
         """`step` with recorded steps: one of those that have landed, and where there are none left, the next burst is
         sent off before the last one is looked at."""
-        told = [Told(row, ended=True) for row in rows if self._rows[row].over]
+        told = [RowResult(row, ended=True) for row in rows if self._rows[row].over]
         if not self._landed:
             speaking = [row for row in rows if not self._rows[row].over]
-            landing, self._flight = self._flight, self._send_off(speaking, frames) if speaking else None
-            if landing is not None:
-                self._landed.extend((landing.rows, step) for step in landing.steps())
-        went = False
-        while self._landed and not went:
-            flying, step = self._landed.popleft()
-            for row, state in flying:
-                if self._rows.get(row) is not state or state.over or not step.went[row]:
+            finished, self._in_flight = self._in_flight, self._launch(speaking, frames) if speaking else None
+            if finished is not None:
+                self._landed.extend((finished.rows, step) for step in finished.steps())
+        active = False
+        while self._landed and not active:
+            launched, step = self._landed.popleft()
+            for row, state in launched:
+                if self._rows.get(row) is not state or state.over or not step.active[row]:
                     continue
-                went = True
-                if step.wrong[row]:
+                active = True
+                if step.non_finite[row]:
                     self._wipe(row)
-                    told.append(Told(row, BROKEN))
+                    told.append(RowResult(row, BROKEN))
                     continue
-                if step.early[row]:
+                if step.early_eos[row]:
                     self._on_guard("early_end")
                 state.position += 1
                 state.draws += 1
                 frame = step.frames[row].copy()
-                silent, ended = self._settle(row, frame, int(step.counts[row]))
-                told.append(Told(row, frame, ended, silent))
-        return tell(told, self.config.channels)
+                silent, ended = self._commit(row, frame, int(step.counts[row]))
+                told.append(RowResult(row, frame, ended, silent))
+        return to_result(told, self.config.channels)
 
-    def _send_off(self, rows: list[int], frames: DiaFrames) -> _Flight:
+    def _launch(self, rows: list[int], frames: DiaCudaGraph) -> _InFlightStep:
         states = [self._rows[row] for row in rows]
         # This burst, and one that may be on its way.
         longest = min(max(state.position for state in states) + 2 * frames.burst + 1, self.config.max_positions)
         text = max(len(state.ids) for state in states)
-        few = common([state.how.knobs for state in states])
-        steps = frames.launch(rows, longest=longest, text=text, few=few)
-        return _Flight(list(zip(rows, states, strict=True)), steps)
+        fast_path = common([state.how.params for state in states])
+        steps = frames.launch(rows, longest=longest, text=text, fast_path=fast_path)
+        return _InFlightStep(list(zip(rows, states, strict=True)), steps)
 
     @torch.inference_mode()
-    def sound(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
+    def decode(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
         """Nothing for most frames; a row's last frame brings all that is left of its sound."""
         with self._aside():
             return self._sound(rows, codes)
@@ -365,7 +365,7 @@ class DiaRunner:
                         state.guard.hear(sounds[i][start : start + size])
         return sounds
 
-    def rest(self, row: int) -> Samples:
+    def drain(self, row: int) -> Samples:
         return np.zeros(0, np.float32)  # a row's last frame has brought it
 
     def release(self, row: int) -> None:
@@ -435,7 +435,7 @@ class DiaRunner:
     def _how(self, sampling: Sampling) -> Guided:
         default = DEFAULTS[self.config.release]
         return Guided(
-            default.knobs.asked(sampling),
+            default.params.asked(sampling),
             default.cfg_scale if sampling.cfg_scale is None else sampling.cfg_scale,
         )
 
@@ -445,7 +445,7 @@ class DiaRunner:
         """Script and recordings; pauses after each bounded piece. What stands last is left to the first step."""
         layers = max(1, self._piece * ENCODER_SHARE // len(state.ids))
         ids = torch.tensor(state.ids, device=self.model.device)
-        for done, _ in enumerate(self.model.listen(ids, self._cache, row), 1):
+        for done, _ in enumerate(self.model.encode_text(ids, self._cache, row), 1):
             if not done % layers:
                 yield
         while state.position < len(state.prompt):
@@ -468,10 +468,10 @@ class DiaRunner:
         where, at = torch.tensor(rows, device=device), torch.tensor(positions, device=device)
         logits = self.model.advance(self._tracks.at(where, at), self._cache, rows, positions)
         finite = torch.stack(logits).isfinite().all(dim=3).all(dim=2).all(dim=0)
-        young = self._young(states)
-        drawn, ending = pick(c, logits, [state.how for state in states], self._noise(states), young)
-        if young is not None:
-            for _ in range(int((ending & young).sum())):
+        min_frames_left = self._min_frames_left(states)
+        drawn, ending = pick(c, logits, [state.how for state in states], self._noise(states), min_frames_left)
+        if min_frames_left is not None:
+            for _ in range(int((ending & min_frames_left).sum())):
                 self._on_guard("early_end")
         frames, counts = self._tracks.put(where, at + 1, drawn)
         for state in states:
@@ -479,18 +479,18 @@ class DiaRunner:
             state.draws += 1
         return torch.cat((frames, counts[:, None], finite[:, None]), dim=1)
 
-    def _young(self, states: list[_Row]) -> Tensor | None:
+    def _min_frames_left(self, states: list[_Row]) -> Tensor | None:
         """(n,) bool: rows that would end before they have said anything; None = no row."""
         if self._guards is None:
             return None
         least = round(self._guards.min_s * self.codec.frame_hz)
-        young = [state.draws < least for state in states]
-        return torch.tensor(young, device=self.model.device) if any(young) else None
+        min_frames_left = [state.draws < least for state in states]
+        return torch.tensor(min_frames_left, device=self.model.device) if any(min_frames_left) else None
 
     def _noise(self, states: list[_Row]) -> Tensor | None:
         """(n * C, V), channel by channel of each row."""
         c, device = self.config, self.model.device
-        if all(state.how.knobs.temperature <= 0 for state in states):
+        if all(state.how.params.temperature <= 0 for state in states):
             return None
         if self._reference_noise:
             drawn = [s.reference.draw(c.channels * c.audio_vocab) for s in states if s.reference is not None]
@@ -499,7 +499,7 @@ class DiaRunner:
         draws = torch.tensor([state.draws for state in states], device=device)
         return exponential_noise(seeds, draws, c.channels, c.audio_vocab).view(-1, c.audio_vocab)
 
-    def _settle(self, row: int, frame: Codes, count: int) -> tuple[bool, bool]:
+    def _commit(self, row: int, frame: Codes, count: int) -> tuple[bool, bool]:
         """What a step means for its row, which will have said `count` frames -> (silent, ended)."""
         state = self._rows[row]
         index = state.position - self._tracks.first_frame(len(state.prompt))

@@ -31,7 +31,7 @@ class Sample(Protocol):
         codebooks: int,
         banned: Tensor,
         *,
-        few: bool = False,
+        fast_path: bool = False,
     ) -> Tensor: ...
 
 
@@ -78,9 +78,11 @@ def candidates(name: KernelSet, device: torch.device, dtype: torch.dtype, *, com
     try:
         fused = fused_kernels()
         with torch.cuda.device(device):  # Triton launches on the present one
-            wrong = differs(fused, device, dtype)
-        if wrong:
-            log.warning("Triton's kernels are not used: %s does not compute what torch's does on %s", wrong, device)
+            non_finite = differs(fused, device, dtype)
+        if non_finite:
+            log.warning(
+                "Triton's kernels are not used: %s does not compute what torch's does on %s", non_finite, device
+            )
             return [TORCH]
     except Exception as error:  # noqa: BLE001 - a driver, a compiler, a cache folder: whatever it is, torch's are there
         log.warning("Triton's kernels are not used: %s", error)

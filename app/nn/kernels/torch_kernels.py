@@ -94,7 +94,7 @@ def sample(
     codebooks: int,
     banned: Tensor,
     *,
-    few: bool = False,
+    fast_path: bool = False,
 ) -> Tensor:
     """A code for each row, as `Sampler.pick` of runtime/sampling.py draws it, with knobs on the device.
 
@@ -112,4 +112,4 @@ def sample(
     codes = torch.arange(size, device=logits.device)
     scores = logits.reshape(count, channels, size).masked_fill(codes == banned.reshape(count, channels, 1), -math.inf)
     noise = exponential_noise(seeds, frames, channels, size, first=codebook)
-    return draw(scores, temperature, top_k, top_p, noise, few=few).view(logits.shape[:-1])
+    return draw(scores, temperature, top_k, top_p, noise, fast_path=fast_path).view(logits.shape[:-1])

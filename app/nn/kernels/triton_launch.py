@@ -160,9 +160,9 @@ def sample(
     codebooks: int,
     banned: Tensor,
     *,
-    few: bool = False,
+    fast_path: bool = False,
 ) -> Tensor:
-    del few  # one program takes all knobs
+    del fast_path  # one program takes all knobs
     count, size = logits.shape[0], logits.shape[-1]
     channels = logits.shape[1] if logits.dim() == 3 else 1
     if not 0 <= codebook <= codebooks - channels:

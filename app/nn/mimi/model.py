@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from app.nn.kernels.torch_kernels import rotate
-from app.nn.layers import Attend, turns
+from app.nn.layers import PrefillAttention, turns
 from app.nn.mimi import checkpoint
 from app.nn.mimi.config import MimiConfig
 from app.weights.tensors import Checkpoint
@@ -172,7 +172,9 @@ class Layer(nn.Module):
         self.out_bias = _weight(c.width) if c.attention_bias else None
         self.up, self.down = _weight(c.ffn, c.width), _weight(c.width, c.ffn)
 
-    def forward(self, x: Tensor, index: int, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:  # (M, C) -> (M, C)
+    def forward(
+        self, x: Tensor, index: int, cos: Tensor, sin: Tensor, attend: PrefillAttention
+    ) -> Tensor:  # (M, C) -> (M, C)
         c = self.config
         normed = functional.layer_norm(x, (c.width,), self.norm1, self.norm1_bias, c.eps)
         heads = functional.linear(normed, self.qkv, self.qkv_bias).view(len(x), c.heads + 2 * c.kv_heads, c.head_dim)
@@ -380,7 +382,7 @@ class MimiDecoder(nn.Module):
         self._begun[row] = 0
 
     def wipe(self, row: int) -> None:
-        """Put zeros in place of keys and values that are no numbers any more (see RowCache.wipe)."""
+        """Put zeros in place of keys and values that are no numbers any more (see KVCache.wipe)."""
         self._keys[:, row] = 0
         self._values[:, row] = 0
 

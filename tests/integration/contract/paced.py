@@ -26,12 +26,12 @@ SPEED = 8.0
 def build(settings: Settings, context: BuildContext) -> BatchedEngine:
     engine = espeak.build(settings, context)
     runner: Runner = engine._runner
-    sound = runner.sound
+    decode = runner.decode
 
     def paced(rows: Sequence[int], codes: Codes) -> list[Samples]:
-        samples = sound(rows, codes)
+        samples = decode(rows, codes)
         time.sleep(max(map(len, samples), default=0) / runner.rate_hz / SPEED)
         return samples
 
-    runner.sound = paced  # type: ignore[method-assign]
+    runner.decode = paced  # type: ignore[method-assign]
     return engine

@@ -20,7 +20,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from app.nn.kernels import torch_kernels, triton_launch
 from app.nn.kernels.choice import fused_kernels
-from app.runtime.sampling import Knobs, exponential_noise
+from app.runtime.sampling import SamplingParams, exponential_noise
 from bench.kernels import Case, cases, check, mend_interpreter
 from tests.unit.test_kernels import asked, draws, sample_each_removal
 from tests.unit.test_sampling import FULL_BITS, Place
@@ -170,7 +170,7 @@ def test_gate(tokens: int, width: int, dtype: torch.dtype, activation: torch_ker
     assert dtype == torch.float32 or differing(made, expected) < (0.01 if activation == "silu" else 0.1)
 
 
-def chances(logits: Tensor, knob: Knobs, noise: Tensor, top_p: float) -> Tensor:
+def chances(logits: Tensor, knob: SamplingParams, noise: Tensor, top_p: float) -> Tensor:
     """(V,) float64: how strongly each code is drawn, 0 where it may not be."""
     scores = logits / knob.temperature
     if 0 < knob.top_k < len(scores):
@@ -182,7 +182,7 @@ def chances(logits: Tensor, knob: Knobs, noise: Tensor, top_p: float) -> Tensor:
     return share / noise.double()
 
 
-def could_be(code: int, logits: Tensor, knob: Knobs, noise: Tensor) -> bool:
+def could_be(code: int, logits: Tensor, knob: SamplingParams, noise: Tensor) -> bool:
     """Whether exact arithmetic draws the code, give or take a rounding of the shares or of the edge."""
     if knob.temperature <= 0:
         return code == int(logits.argmax())
@@ -193,14 +193,14 @@ def could_be(code: int, logits: Tensor, knob: Knobs, noise: Tensor) -> bool:
 
 @given(case=draws(codes=70), codebook=st.integers(0, 3))
 @settings(SHORT, max_examples=100)
-def test_sample(case: tuple[list[Knobs], Tensor, list[int], int], codebook: int) -> None:
-    knobs, logits, banned, seed = case
-    rows = len(knobs)
+def test_sample(case: tuple[list[SamplingParams], Tensor, list[int], int], codebook: int) -> None:
+    params, logits, banned, seed = case
+    rows = len(params)
     seeds, frames = torch.arange(seed, seed + rows), torch.arange(rows)
-    request = (logits, *asked(knobs), seeds, frames, codebook, 4, torch.tensor(banned))
+    request = (logits, *asked(params), seeds, frames, codebook, 4, torch.tensor(banned))
     expected, made = torch_kernels.sample(*request), triton_launch.sample(*request)
     noise = exponential_noise(seeds, frames, 4, logits.shape[1])[:, codebook]
-    for row, knob in enumerate(knobs):
+    for row, knob in enumerate(params):
         allowed = logits[row].clone()
         if banned[row] >= 0:
             allowed[banned[row]] = -math.inf
@@ -217,8 +217,8 @@ def test_the_edges_of_top_k_and_of_the_nucleus(size: int, top_k: int, top_p: flo
     where, none = torch.arange(rows), torch.full((rows,), -1)
 
     def drawn(top_k: int, top_p: float) -> Tensor:
-        knobs = torch.full((rows,), 1.7), torch.full((rows,), top_k), torch.full((rows,), top_p)
-        return torch_kernels.sample(logits, *knobs, where, where, 1, 2, none)
+        params = torch.full((rows,), 1.7), torch.full((rows,), top_k), torch.full((rows,), top_p)
+        return torch_kernels.sample(logits, *params, where, where, 1, 2, none)
 
     right = drawn(top_k, top_p)
     nearby = [drawn(top_k + 1, 1.0), drawn(top_k - 1, 1.0)] if top_k and top_p == 1 else []
@@ -227,8 +227,8 @@ def test_the_edges_of_top_k_and_of_the_nucleus(size: int, top_k: int, top_p: flo
         told = (right != others).nonzero()[:12, 0]
         assert len(told) >= 6
         some = len(told)
-        knobs = torch.full((some,), 1.7), torch.full((some,), top_k), torch.full((some,), top_p)
-        made = triton_launch.sample(logits[told], *knobs, told, told, 1, 2, none[told])
+        params = torch.full((some,), 1.7), torch.full((some,), top_k), torch.full((some,), top_p)
+        made = triton_launch.sample(logits[told], *params, told, told, 1, 2, none[told])
         assert torch.equal(made, right[told])
 
 
@@ -237,9 +237,9 @@ def test_the_edges_of_top_k_and_of_the_nucleus(size: int, top_k: int, top_p: flo
 def test_noise_is_the_twins(seeds: list[int], frame: int) -> None:
     """2051 codes that are all as likely as not: which one is drawn depends on each one's noise."""
     rows = len(seeds)
-    knobs = torch.ones(rows), torch.zeros(rows).long(), torch.ones(rows)
+    params = torch.ones(rows), torch.zeros(rows).long(), torch.ones(rows)
     logits = torch.randn(rows, 4, 2051, generator=torch.Generator().manual_seed(0))
-    request = (logits, *knobs, torch.tensor(seeds), torch.arange(frame, frame + rows))
+    request = (logits, *params, torch.tensor(seeds), torch.arange(frame, frame + rows))
     none = torch.full((rows, 4), -1)
     assert torch.equal(triton_launch.sample(*request, 3, 9, none), torch_kernels.sample(*request, 3, 9, none))
 
@@ -250,10 +250,16 @@ def test_noise_of_full_bits(place: Place) -> None:
     made = sample_each_removal(triton_launch.sample, place)
     assert place.code not in made
     assert made == sample_each_removal(torch_kernels.sample, place)
-    knobs = torch.ones(1), torch.zeros(1).long(), torch.ones(1), torch.tensor([place.seed]), torch.tensor([place.frame])
+    params = (
+        torch.ones(1),
+        torch.zeros(1).long(),
+        torch.ones(1),
+        torch.tensor([place.seed]),
+        torch.tensor([place.frame]),
+    )
     level = torch.zeros(1, place.codes)
     assert (
-        int(triton_launch.sample(level, *knobs, place.codebook, place.codebooks, torch.tensor([-1]))[0]) == place.code
+        int(triton_launch.sample(level, *params, place.codebook, place.codebooks, torch.tensor([-1]))[0]) == place.code
     )
 
 
@@ -261,13 +267,13 @@ def test_ties_with_the_kth_stay_and_zeros_of_both_signs_are_equal() -> None:
     logits = torch.tensor([[3.0, 0.0, -0.0, 0.0, -1.0]]).expand(80, -1)
     rows, none = torch.arange(80), torch.full((80,), -1)
     for top_k, top_p in ((2, 1.0), (0, 0.6)):
-        knobs = torch.full((80,), 5.0), torch.full((80,), top_k), torch.full((80,), top_p)
-        made = triton_launch.sample(logits, *knobs, rows, rows, 0, 1, none)
-        assert torch.equal(made, torch_kernels.sample(logits, *knobs, rows, rows, 0, 1, none))
+        params = torch.full((80,), 5.0), torch.full((80,), top_k), torch.full((80,), top_p)
+        made = triton_launch.sample(logits, *params, rows, rows, 0, 1, none)
+        assert torch.equal(made, torch_kernels.sample(logits, *params, rows, rows, 0, 1, none))
         assert set(made.tolist()) == {0, 1, 2, 3}
 
 
 def test_codebooks_that_are_not_there_are_refused() -> None:
-    knobs = torch.ones(1), torch.zeros(1).long(), torch.ones(1), torch.zeros(1).long(), torch.zeros(1).long()
+    params = torch.ones(1), torch.zeros(1).long(), torch.ones(1), torch.zeros(1).long(), torch.zeros(1).long()
     with pytest.raises(ValueError, match=r"codebooks 4\.\.4 of 4"):
-        triton_launch.sample(torch.zeros(1, 5), *knobs, 4, 4, torch.tensor([-1]))
+        triton_launch.sample(torch.zeros(1, 5), *params, 4, 4, torch.tensor([-1]))
