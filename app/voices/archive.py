@@ -1,7 +1,7 @@
-"""A voice as one zip, to take it to another server: voice.json, reference.wav, and consent.wav if there is one.
+"""Export and import of a voice as one zip file: voice.json, reference.wav, and consent.wav if there is one.
 
-What comes in is trusted in nothing: known names only, sizes counted while they are read, numbers and texts checked as
-in the store, the sound decoded anew in a process of its own. An import has an id of its own.
+An import trusts nothing in the file: only known names are read, sizes are counted during reading, numbers and texts are
+checked as in the store, and the audio is decoded again in the sandbox. An imported voice gets a new id.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from app.errors import BadReference, InvalidValue
 from app.types import Reference
 from app.voices.cloning import consent_recording
 from app.voices.folder_store import Damaged
-from app.voices.store import (
+from app.voices.voice_file import (
     CONSENT_FILE,
     MARKER,
     MAX_REFERENCE_S,
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from app.voices.store import VoiceStore
 
 MAX_MARKER_BYTES = 256 << 10
-MAX_SOUND_BYTES = 16 << 20
+MAX_WAV_BYTES = 16 << 20
 MAX_ENTRIES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """What a zip holds, checked."""
+    """The checked content of a zip file."""
 
     voice: StoredVoice
     reference: Reference
@@ -47,7 +47,7 @@ class Unpacked:
 
 
 def pack(store: VoiceStore, voice_id: str) -> bytes:
-    """Blocks. Raises NotFound, DamagedVoice, OSError."""
+    """Export a cloned voice as a zip file. Blocks. Raises NotFound, DamagedVoice, OSError."""
     stored = store.find(voice_id)
     reference = store.reference(stored.voice)
     consent = store.consent_recording(voice_id)
@@ -61,48 +61,50 @@ def pack(store: VoiceStore, voice_id: str) -> bytes:
 
 
 def unpack(file: IO[bytes], *, limits: Limits | None = None, what: str = "file") -> Unpacked:
-    """Blocks. Raises BadReference, InvalidValue: this is no exported voice, and why."""
+    """Read and check an exported voice. Blocks. Raises BadReference, InvalidValue with the reason."""
     try:
-        marker, sound, consent = _members(file, what)
+        marker, recording, consent_wav = _members(file, what)
     except (
         *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError),
         *(ValueError, struct.error, KeyError, MemoryError, IndexError, OverflowError),
     ) as error:
         raise BadReference(
-            f"`{what}` is no zip file that can be read. Send what an export gave.", param=what
+            f"`{what}` can't be read as a zip file. Send a file that the export returned.", param=what
         ) from error
     try:
         voice = parse(marker, "imported")
     except Damaged as error:
         raise InvalidValue(f"`{what}`: {error}", param=what) from error
-    decoded = decode_in_sandbox(sound, voice.rate_hz, max_seconds=MAX_REFERENCE_S, what=what, limits=limits)
+    decoded = decode_in_sandbox(recording, voice.rate_hz, max_seconds=MAX_REFERENCE_S, what=what, limits=limits)
     if decoded.truncated:
         raise BadReference(f"`{what}`: {REFERENCE_FILE} is longer than {MAX_REFERENCE_S:g} s.", param=what)
-    told = voice.consent or {}
-    agreed = Consent(str(told.get("text", "")), str(told.get("id", ""))[:80])
-    if consent is not None:
-        agreed = replace(agreed, recording=consent_recording(consent, limits=limits, what=what))
-    return Unpacked(voice, Reference(decoded.samples, voice.rate_hz, voice.transcript), agreed)
+    consent_json = voice.consent or {}
+    consent = Consent(str(consent_json.get("text", "")), str(consent_json.get("id", ""))[:80])
+    if consent_wav is not None:
+        consent = replace(consent, recording=consent_recording(consent_wav, limits=limits, what=what))
+    return Unpacked(voice, Reference(decoded.samples, voice.rate_hz, voice.transcript), consent)
 
 
 def _members(file: IO[bytes], what: str) -> tuple[bytes, bytes, bytes | None]:
-    """voice.json, reference.wav, and consent.wav if it is there."""
+    """The bytes of voice.json, reference.wav, and of consent.wav or None."""
     with zipfile.ZipFile(file) as archive:
         count, names = len(archive.infolist()), set(archive.namelist())
         if count > MAX_ENTRIES:
-            raise BadReference(f"`{what}` has {count} files in it; a voice has 2 or 3.", param=what)
+            raise BadReference(f"`{what}` contains {count} files; an exported voice contains 2 or 3.", param=what)
         if not {MARKER, REFERENCE_FILE} <= names:
-            raise BadReference(f"`{what}` is no exported voice: {MARKER} or {REFERENCE_FILE} is missing.", param=what)
+            raise BadReference(
+                f"`{what}` is not an exported voice: {MARKER} or {REFERENCE_FILE} is missing.", param=what
+            )
         marker = _member(archive, MARKER, MAX_MARKER_BYTES, what)
-        sound = _member(archive, REFERENCE_FILE, MAX_SOUND_BYTES, what)
-        consent = _member(archive, CONSENT_FILE, MAX_SOUND_BYTES, what) if CONSENT_FILE in names else None
-    return marker, sound, consent
+        recording = _member(archive, REFERENCE_FILE, MAX_WAV_BYTES, what)
+        consent_wav = _member(archive, CONSENT_FILE, MAX_WAV_BYTES, what) if CONSENT_FILE in names else None
+    return marker, recording, consent_wav
 
 
-def _member(archive: zipfile.ZipFile, name: str, most_bytes: int, what: str) -> bytes:
-    """What it unpacks to is counted, whatever the archive says of its size."""
+def _member(archive: zipfile.ZipFile, name: str, max_bytes: int, what: str) -> bytes:
+    """Read one file. The unpacked bytes are counted; the size in the archive's header is not trusted."""
     with archive.open(name) as member:
-        data = member.read(most_bytes + 1)
-    if len(data) > most_bytes:
-        raise BadReference(f"`{what}`: {name} is larger than {most_bytes} bytes.", param=what)
+        data = member.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise BadReference(f"`{what}`: {name} is larger than {max_bytes} bytes.", param=what)
     return data

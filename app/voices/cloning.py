@@ -24,9 +24,9 @@ from app.types import Reference
 from app.voices import quality, window
 from app.voices.presets import PROFILES
 from app.voices.quality import Report
-from app.voices.store import MAX_TRANSCRIPT_CHARS, clean_text
 from app.voices.transcribe import cut_to
 from app.voices.vad import Span, SpeechFinder
+from app.voices.voice_file import MAX_TRANSCRIPT_CHARS, clean_text
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,4 +1,4 @@
-"""Recorded agreements of speakers, which voices refer to: kept until they are deleted, one folder each."""
+"""Recorded consents of speakers: one folder each, stored until they are deleted. Voices refer to them by id."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from app.errors import InvalidValue, NotFound
 from app.types import Reference
 from app.voices.folder_store import Damaged, FolderStore
-from app.voices.store import VoiceStore, clean_name, read_wav, wav
+from app.voices.voice_file import check_language, clean_name, read_wav, wav
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,50 +23,54 @@ _MARKER, _RECORDING = "consent.json", "recording.wav"
 
 @dataclass(frozen=True, slots=True)
 class StoredConsent:
-    """created_at: seconds of Unix time. language: BCP 47."""
+    """A consent as it is listed, without its recording."""
 
     id: str
     name: str
-    language: str
-    created_at: float
+    language: str  # BCP 47
+    created_at: float  # Unix time in seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
+    """One page of the list of consents."""
+
     consents: tuple[StoredConsent, ...]
     has_more: bool
 
 
 class ConsentStore:
-    """All agreements. Any thread; every call blocks. Raises OSError where the folder can't be had."""
+    """All consents. Thread-safe; every call blocks. Raises OSError if the folder can't be created."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._shelf = FolderStore(folder, _MARKER, _read)
-        self._shelf.sweep()
+        self._folders = FolderStore(folder, _MARKER, _read)
+        self._folders.remove_leftovers()
 
     def add(self, name: str, language: str, recording: Reference) -> StoredConsent:
-        """Raises InvalidValue, NotStored."""
-        VoiceStore.check(name, language=language)
-        consent = StoredConsent(f"cons_{secrets.token_hex(12)}", clean_name(name), language, time.time())
-        self._shelf.put(consent.id, {_RECORDING: wav(recording.samples, recording.rate_hz), _MARKER: _as_json(consent)})
+        """Store a consent under a new id. Raises InvalidValue, NotStored."""
+        name = clean_name(name)
+        check_language(language)
+        consent = StoredConsent(f"cons_{secrets.token_hex(12)}", name, language, time.time())
+        files = {_RECORDING: wav(recording.samples, recording.rate_hz), _MARKER: _as_json(consent)}
+        self._folders.create(consent.id, files)
         return consent
 
     def find(self, consent_id: str) -> StoredConsent:
-        """Raises NotFound."""
+        """Find a consent by its id. Raises NotFound."""
         found = self._all().get(consent_id)
         if found is None:
-            raise NotFound(f"There is no voice consent {consent_id[:80]!r}.", param="consent")
+            raise _no_consent(consent_id)
         return found
 
     def recording(self, consent_id: str) -> Reference:
-        """What was said. Raises NotFound, OSError, ValueError."""
+        """The recording of a consent. Raises NotFound, OSError, ValueError."""
         consent = self.find(consent_id)
-        samples, rate_hz = read_wav((self._shelf.folder / consent.id / _RECORDING).read_bytes())
+        samples, rate_hz = read_wav((self._folders.folder / consent.id / _RECORDING).read_bytes())
         return Reference(samples, rate_hz, "")
 
     def page(self, after: str | None, limit: int) -> Page:
-        """The newest first; `after`: those that follow this one. Raises NotFound."""
+        """List consents, newest first, starting after the id `after`. Raises NotFound."""
         ordered = sorted(self._all().values(), key=lambda consent: (consent.created_at, consent.id), reverse=True)
         start = 0
         if after is not None:
@@ -75,22 +79,26 @@ class ConsentStore:
         return Page(tuple(ordered[start : start + limit]), len(ordered) > start + limit)
 
     def rename(self, consent_id: str, name: str) -> StoredConsent:
-        """Raises NotFound, InvalidValue, NotStored."""
+        """Change the name of a consent. Raises NotFound, InvalidValue, NotStored."""
         changed = replace(self.find(consent_id), name=clean_name(name))
         try:
-            self._shelf.replace(consent_id, _MARKER, _as_json(changed))
+            self._folders.replace_file(consent_id, _MARKER, _as_json(changed))
         except FileNotFoundError as error:
-            raise NotFound(f"There is no voice consent {consent_id[:80]!r}.", param="consent") from error
+            raise _no_consent(consent_id) from error
         return changed
 
     def delete(self, consent_id: str) -> None:
-        """Voices made with it keep their copy of it. Raises NotFound, NotStored."""
+        """Delete a consent. Voices that were cloned with it keep their own copy. Raises NotFound, NotStored."""
         self.find(consent_id)
-        self._shelf.drop(consent_id)
+        self._folders.remove(consent_id)
 
     def _all(self) -> Mapping[str, StoredConsent]:
-        self._shelf.refresh()
-        return self._shelf.records
+        self._folders.refresh()
+        return self._folders.records
+
+
+def _no_consent(consent_id: str) -> NotFound:
+    return NotFound(f"There is no voice consent {consent_id[:80]!r}.", param="consent")
 
 
 def _as_json(consent: StoredConsent) -> bytes:
@@ -105,8 +113,8 @@ def _as_json(consent: StoredConsent) -> bytes:
 
 def _read(folder: Path) -> StoredConsent:
     try:
-        said: Any = json.loads((folder / _MARKER).read_bytes())
-        moment = datetime.fromisoformat(said["created_at"]).timestamp()
-        return StoredConsent(folder.name, clean_name(said["name"]), str(said["language"]), moment)
+        data: Any = json.loads((folder / _MARKER).read_bytes())
+        created_at = datetime.fromisoformat(data["created_at"]).timestamp()
+        return StoredConsent(folder.name, clean_name(data["name"]), str(data["language"]), created_at)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidValue) as error:
         raise Damaged(f"{_MARKER} can't be read ({type(error).__name__}).") from error

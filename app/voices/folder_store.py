@@ -1,10 +1,10 @@
-"""Folders as records, safe at any moment: one folder each, whole or not there, seen by every process that shares them.
+"""Crash-safe records on disk: one folder per record, complete or absent, shared by any number of processes.
 
-A record is written under a temporary name in the same file system, synced, and renamed; it is removed by renaming it
-away first. One of its files is replaced the same way. So a process may be killed between any two of its calls and
-others may look at any time: they find a record as it was or as it is. Names that begin with a dot are never records.
+A record is written under a temporary name, synced and renamed. It is deleted by a rename to a temporary name first. A
+single file in a record is replaced in the same way. So a process may be killed at any point, and readers always see
+either the old or the new state. Names that begin with a dot are never records.
 
-Knows files; what a record means is told by the `read` function it is given.
+The `read` function that the caller passes decides what a record means.
 """
 
 from __future__ import annotations
@@ -28,23 +28,24 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-SETTLED_NS = 2_000_000_000  # a folder that changed more recently may change again within its clock's tick
-ABANDONED_S = 3600.0  # a temporary name of another machine that is this old is nobody's any more
+SETTLED_NS = 2_000_000_000  # younger changes are not trusted: the folder may change again within one tick of its clock
+ABANDONED_S = 3600.0  # temporary files of another machine count as abandoned after this time
 LOCK_WAIT_S = 10.0
-_NEW, _GONE = ".new-", ".gone-"
-_THIS_RUN = secrets.token_hex(4)  # tells this process from an earlier one of the same number, as containers have
+_NEW, _REMOVED = ".new-", ".gone-"
+_THIS_RUN = secrets.token_hex(4)  # distinguishes this process from an earlier one with the same pid (containers)
 _Signature = tuple[int, int, int]
 
 
 class Damaged(Exception):
-    """A folder is no record; the message says why."""
+    """A folder can't be read as a record. The message gives the reason."""
 
 
 class FolderStore(Generic[R]):
-    """The records below `folder`. Thread-safe; `records` may be read at any time without waiting.
+    """The records below `folder`. Thread-safe; reading `records` never blocks.
 
-    read: a record's folder -> the record. Raises Damaged, OSError. marker: the file that says what the record is; a
-    record is read again when it changes. keep: which names are records at all.
+    marker: the file that describes the record. The record is read again when this file changes.
+    read: record's folder -> record. Raises Damaged, OSError.
+    keep: folder name -> whether it is a record.
     """
 
     def __init__(
@@ -61,57 +62,57 @@ class FolderStore(Generic[R]):
         self._lock = threading.RLock()
         self._records: Mapping[str, R] = {}
         self._problems: Mapping[str, str] = {}
-        self._seen: dict[str, _Signature] = {}  # of each record's marker when it was read
-        self._changed_ns = -1  # the folder's own time at the last look
+        self._signatures: dict[str, _Signature] = {}  # of each record's marker when it was read
+        self._changed_ns = -1  # the folder's modification time at the last scan
 
     @property
     def records(self) -> Mapping[str, R]:
-        """By folder name, as of the last look."""
+        """Folder name -> record, as of the last scan."""
         return self._records
 
     @property
     def problems(self) -> Mapping[str, str]:
-        """Folders that are no records, and why."""
+        """Folder name -> reason, for folders that can't be read as records."""
         return self._problems
 
-    def refresh(self, *, whole: bool = False) -> bool:
-        """Look whether anything changed; blocks for one stat if nothing did. Returns whether something had.
+    def refresh(self, *, full: bool = False) -> bool:
+        """Scan the folder and return whether anything changed. Costs one stat if the folder's time is unchanged.
 
-        whole: do not trust the folder's time. Raises OSError where the folder can't be read.
+        full: scan even if the folder's time is unchanged. Raises OSError if the folder can't be read.
         """
         with self._lock:
             changed_ns = self.folder.stat().st_mtime_ns
-            if changed_ns == self._changed_ns and not whole and not self._problems:
+            if changed_ns == self._changed_ns and not full and not self._problems:
                 return False
             settled = abs(time.time_ns() - changed_ns) > SETTLED_NS
-            records, problems, seen = dict(self._records), dict[str, str](), dict[str, _Signature]()
+            records, problems, signatures = dict(self._records), dict[str, str](), dict[str, _Signature]()
             for name in self._names():
                 try:
                     signature = _signature(self.folder / name / self._marker)
-                    if signature != self._seen.get(name) or name not in records:
+                    if signature != self._signatures.get(name) or name not in records:
                         records[name] = self._read(self.folder / name)
-                        signature = _signature(self.folder / name / self._marker)  # reading may have made it
+                        signature = _signature(self.folder / name / self._marker)  # `read` may have created it
                     if signature is not None:
-                        seen[name] = signature
-                except FileNotFoundError:  # removed while we looked, or never whole
+                        signatures[name] = signature
+                except FileNotFoundError:  # removed during the scan, or incomplete
                     if (self.folder / name).is_dir():
-                        problems[name] = f"A file of it is missing ({self._marker} or what it names)."
+                        problems[name] = f"A file is missing: {self._marker}, or a file that it names."
                 except (Damaged, OSError) as problem:
                     problems[name] = str(problem)
-            for name, why in problems.items():
-                if self._problems.get(name) != why:
-                    log.warning("%s is left out: %s", self.folder / name, why)
-            found = {name: records[name] for name in records if name in seen and name not in problems}
-            differs = found != self._records or problems != self._problems
-            self._records, self._problems, self._seen = found, problems, seen
+            for name, reason in problems.items():
+                if self._problems.get(name) != reason:
+                    log.warning("Skipped %s: %s", self.folder / name, reason)
+            found = {name: records[name] for name in records if name in signatures and name not in problems}
+            changed = found != self._records or problems != self._problems
+            self._records, self._problems, self._signatures = found, problems, signatures
             self._changed_ns = changed_ns if settled else -1
-            return differs
+            return changed
 
-    def put(self, name: str, files: Mapping[str, bytes]) -> None:
-        """A new record. Raises NotStored; FileExistsError where there is one of that name."""
+    def create(self, name: str, files: Mapping[str, bytes]) -> None:
+        """Store a new record. Raises NotStored; FileExistsError if the name is taken."""
         if (self.folder / name).exists():
             raise FileExistsError(name)
-        temporary = self.folder / f"{_NEW}{_author()}-{secrets.token_hex(8)}"
+        temporary = self.folder / f"{_NEW}{_writer()}-{secrets.token_hex(8)}"
         try:
             temporary.mkdir(parents=True)
             for file, data in files.items():
@@ -120,22 +121,22 @@ class FolderStore(Generic[R]):
             temporary.rename(self.folder / name)
             _sync(self.folder)
         except OSError as error:
-            raise NotStored(f"It could not be stored: {error.strerror or error}.") from error
+            raise _not_stored(error) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        self.refresh(whole=True)
+        self.refresh(full=True)
 
-    def replace(self, name: str, file: str, data: bytes) -> None:
-        """One file of a record, at once for all who look. Raises NotStored, FileNotFoundError."""
-        self.replace_quietly(name, file, data)
+    def replace_file(self, name: str, file: str, data: bytes) -> None:
+        """Replace one file of a record atomically. Raises NotStored; FileNotFoundError if the record is gone."""
+        self.replace_file_silently(name, file, data)
         with contextlib.suppress(OSError):
-            os.utime(self.folder)  # so that other processes look
-        self.refresh(whole=True)
+            os.utime(self.folder)  # makes other processes scan the folder
+        self.refresh(full=True)
 
-    def replace_quietly(self, name: str, file: str, data: bytes) -> None:
-        """As `replace`, for a file that does not change what the record says. Raises NotStored, FileNotFoundError."""
+    def replace_file_silently(self, name: str, file: str, data: bytes) -> None:
+        """As `replace_file`, without a new scan: for files that do not change the record itself."""
         path = self.folder / name / file
-        temporary = path.with_name(f"{_NEW}{_author()}-{secrets.token_hex(8)}")
+        temporary = path.with_name(f"{_NEW}{_writer()}-{secrets.token_hex(8)}")
         try:
             _write(temporary, data)
             temporary.replace(path)
@@ -143,42 +144,44 @@ class FolderStore(Generic[R]):
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise NotStored(f"It could not be stored: {error.strerror or error}.") from error
+            raise _not_stored(error) from error
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
-    def drop(self, name: str) -> bool:
-        """Remove a record; False if there was none. Raises NotStored."""
-        gone = self.folder / f"{_GONE}{_author()}-{secrets.token_hex(8)}"
+    def remove(self, name: str) -> bool:
+        """Remove a record; False if it does not exist. Raises NotStored."""
+        removed = self.folder / f"{_REMOVED}{_writer()}-{secrets.token_hex(8)}"
         try:
-            (self.folder / name).rename(gone)
+            (self.folder / name).rename(removed)
             _sync(self.folder)
         except FileNotFoundError:
-            self.refresh(whole=True)
+            self.refresh(full=True)
             return False
         except OSError as error:
-            raise NotStored(f"It could not be removed: {error.strerror or error}.") from error
-        shutil.rmtree(gone, ignore_errors=True)
-        self.refresh(whole=True)
+            raise NotStored(f"It could not be deleted from this server's disk: {error.strerror or error}.") from error
+        shutil.rmtree(removed, ignore_errors=True)
+        self.refresh(full=True)
         return True
 
-    def sweep(self) -> None:
-        """At start: remove what processes that are no more left half-written or half-removed."""
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files and folders that killed processes left. Called at start."""
         for name in self._entries():
             path = self.folder / name
-            if name.startswith(_GONE) or (name.startswith(_NEW) and _is_abandoned(path)):
+            if name.startswith(_REMOVED) or (name.startswith(_NEW) and _is_abandoned(path)):
                 shutil.rmtree(path, ignore_errors=True)
-                log.info("swept %s", path)
+                log.info("Removed the leftover folder %s.", path)
             elif self._keep(name) and path.is_dir() and not path.is_symlink():
                 for left in path.glob(f"{_NEW}*"):
                     if _is_abandoned(left):
                         left.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def exclusively(self) -> Iterator[None]:
-        """Hold back other threads and processes that would also name a record; where the file system has no locks,
-        only threads. Raises Busy, NotStored."""
+    def locked(self) -> Iterator[None]:
+        """Exclude other threads and processes, so that names stay unique. Raises Busy, NotStored.
+
+        On a file system without locks it excludes only threads.
+        """
         with self._lock, self._lock_file() as file:
             deadline_s = time.monotonic() + LOCK_WAIT_S
             while True:
@@ -187,10 +190,10 @@ class FolderStore(Generic[R]):
                     break
                 except BlockingIOError as error:
                     if time.monotonic() > deadline_s:
-                        raise Busy("Another process is storing voices. Try again.") from error
+                        raise Busy("Another server process is storing voices. Try again.") from error
                     time.sleep(0.005)
                 except OSError as error:
-                    log.warning("%s can't be locked (%s): voices made at the same time may get one name", file, error)
+                    log.warning("Can't lock %s (%s): parallel requests may store two voices of one name.", file, error)
                     break
             yield
 
@@ -198,7 +201,7 @@ class FolderStore(Generic[R]):
         try:
             return (self.folder / ".lock").open("ab")
         except OSError as error:
-            raise NotStored(f"It could not be stored: {error.strerror or error}.") from error
+            raise _not_stored(error) from error
 
     def _entries(self) -> list[str]:
         try:
@@ -211,6 +214,10 @@ class FolderStore(Generic[R]):
             path = self.folder / name
             if self._keep(name) and path.is_dir() and not path.is_symlink():
                 yield name
+
+
+def _not_stored(error: OSError) -> NotStored:
+    return NotStored(f"It could not be stored on this server's disk: {error.strerror or error}.")
 
 
 def _signature(path: Path) -> _Signature | None:
@@ -229,7 +236,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """A rename is on disk only once its folder is; some network file systems refuse to sync folders."""
+    """Sync a folder, which makes renames in it durable. Some network file systems refuse it; then it does nothing."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -238,16 +245,16 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _author() -> str:
-    """Who writes: machine, process and run, as far as they can be part of a name."""
+def _writer() -> str:
+    """Identifies the writing process in file names: machine, pid and run."""
     machine = socket.gethostname().replace("-", "_").replace("/", "_")
     return f"{machine}-{os.getpid()}-{_THIS_RUN}"
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Of a process of this machine that is gone, or so old that nobody writes it any more."""
+    """Whether the writer has ended (this machine), or the path is older than ABANDONED_S (other machines)."""
     _, machine, process, run, _ = [*path.name.rsplit("-", 4), *[""] * 5][:5]
-    if machine == _author().split("-")[0] and process.isdecimal():
+    if machine == _writer().split("-")[0] and process.isdecimal():
         return run != _THIS_RUN if int(process) == os.getpid() else not is_alive(int(process))
     try:
         return time.time() - path.stat().st_mtime > ABANDONED_S
@@ -256,7 +263,7 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def is_alive(process: int) -> bool:
-    """Whether there is a process of this number on this machine, whoever's it is."""
+    """Whether a process with this pid exists on this machine, under any user."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -28,7 +28,7 @@ from urllib.parse import parse_qs, urlsplit
 from app.audio.sandbox import Limits, decode_in_sandbox
 from app.errors import BadReference, Busy, InvalidValue, NotSupported, Unfetchable
 from app.voices.folder_store import is_alive
-from app.voices.store import wav
+from app.voices.voice_file import wav
 
 log = logging.getLogger(__name__)
 

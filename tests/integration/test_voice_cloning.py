@@ -25,7 +25,7 @@ from app.audio import pcm
 from app.engines.csm.runner import CsmRunner
 from app.engines.dia.runner import DiaRunner
 from app.types import Reference
-from app.voices.store import read_wav
+from app.voices.voice_file import read_wav
 from tests.integration.test_api_routes import problem
 from tests.integration.test_csm_server import fabricate
 from tests.support import samples

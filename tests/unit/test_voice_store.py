@@ -24,9 +24,18 @@ from hypothesis import strategies as st
 from app.audio import pcm
 from app.errors import BadReference, DamagedVoice, InvalidValue, NotFound, NotStored, UnknownVoice
 from app.types import Reference
-from app.voices import store as store_module
 from app.voices.presets import PROFILES
-from app.voices.store import MAX_NAME_CHARS, Consent, VoiceStore, clean_name, digest_of, name_key, read_wav, wav
+from app.voices.store import VoiceStore
+from app.voices.voice_file import (
+    MAX_NAME_CHARS,
+    Consent,
+    clean_name,
+    name_key,
+    read_wav,
+    samples_digest,
+    voice_digest,
+    wav,
+)
 from tests.support.live import ROOT, environment
 
 pytestmark = pytest.mark.unit
@@ -62,7 +71,7 @@ def test_a_voice_is_found_by_id_and_by_name_here_and_after_a_restart(tmp_path):
         reference = known.reference(voice.voice)
         assert np.array_equal(pcm.to_int16(reference.samples), pcm.to_int16(sound().samples))
         assert reference.transcript == "These are the words."
-        assert voice.voice.digest == digest_of(reference.samples, reference.transcript)
+        assert voice.voice.digest == voice_digest(samples_digest(reference.samples), reference.transcript)
         assert known.all()[-1].id == made.id
     with wave.open(str(tmp_path / "cloned_voices" / made.id / "reference.wav")) as file:
         assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, RATE_HZ)
@@ -320,7 +329,7 @@ def test_what_crashes_left_is_swept_and_what_others_write_is_not(tmp_path):
     store = opened(tmp_path)
     made = store.add("Anna", sound())
     folder = tmp_path / "cloned_voices"
-    here = store_module.__name__ and os.uname().nodename.replace("-", "_")
+    here = os.uname().nodename.replace("-", "_")
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     left = [f".new-{here}-{gone.pid}-0a0a0a0a-x", f".new-{here}-{os.getpid()}-0a0a0a0a-x", ".gone-other-1-a-x"]
@@ -477,7 +486,7 @@ def churn(folder: Path, wanted: int, kills: int, *, seed: int) -> None:
         assert len(extra) <= 1 + (doubtful is not None)
         for voice in there.values():
             reference = store.reference(voice.voice)
-            assert voice.voice.digest == digest_of(reference.samples, reference.transcript)
+            assert voice.voice.digest == voice_digest(samples_digest(reference.samples), reference.transcript)
             if (said := alive.get(voice.id)) is not None:
                 assert reference.transcript == said
         if (preset := store.recording_of("onyx")) is not None:

@@ -25,7 +25,7 @@ import pytest
 from app.audio.encoders import open_encoder
 from app.errors import Busy, InvalidValue, NotSupported, Unfetchable
 from app.voices import youtube
-from app.voices.store import read_wav
+from app.voices.voice_file import read_wav
 from app.voices.youtube import FetchLimits, Progress, Rules, YouTube, problem, watch_url
 from tests.support.live import ROOT, wait_until
 

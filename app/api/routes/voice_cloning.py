@@ -21,14 +21,15 @@ from app.api.routes.voices import fresh
 from app.errors import BadReference, InvalidValue, NotFound, NotSupported, UnknownVoice
 from app.voices import archive
 from app.voices.cloning import Sample, consent_recording
-from app.voices.store import LANGUAGE_TAG, MAX_CONSENT_CHARS, MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, Consent, wav
+from app.voices.voice_file import LANGUAGE_TAG, MAX_CONSENT_CHARS, MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, Consent, wav
 
 if TYPE_CHECKING:
     from app.api.auth import Gate
     from app.api.speaking import Speaking
     from app.voices.cloning import Cloner, Prepared
     from app.voices.consents import ConsentStore, StoredConsent
-    from app.voices.store import StoredVoice, VoiceStore
+    from app.voices.store import VoiceStore
+    from app.voices.voice_file import StoredVoice
 
 log: Any = structlog.get_logger(__name__)
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from app.metrics import Metrics
     from app.voices.cloning import Cloner
     from app.voices.consents import ConsentStore
-    from app.voices.store import StoredVoice, VoiceStore
+    from app.voices.store import VoiceStore
+    from app.voices.voice_file import StoredVoice
     from app.voices.youtube import YouTube
 
 log: Any = structlog.get_logger(__name__)

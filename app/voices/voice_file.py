@@ -1,0 +1,291 @@
+"""The file format of one voice: voice.json, the recording as WAV, digests, and the checks of names and texts.
+
+Reads and writes bytes and single folders. Does not know which voices exist; `store.py` does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import time
+import unicodedata
+import wave
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from app.audio import pcm
+from app.errors import BadReference, InvalidValue
+from app.types import Reference, Voice
+from app.voices.folder_store import Damaged
+from app.voices.presets import PROFILES, preset
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from app.types import Codec, Samples
+
+MAX_NAME_CHARS = 100
+MAX_DESCRIPTION_CHARS = 1_000
+MAX_TRANSCRIPT_CHARS = 2_000  # a recording has at most 60 s, and fast speech has 25 characters a second
+MAX_CONSENT_CHARS = 2_000
+MIN_RATE_HZ, MAX_RATE_HZ = 8_000, 48_000
+MAX_REFERENCE_S = 60.0
+MARKER = "voice.json"
+REFERENCE_FILE = "reference.wav"
+CONSENT_FILE = "consent.wav"
+LANGUAGE_TAG = r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,4}$"  # BCP 47; underscores are accepted too
+_FORMAT = 1
+_WAV_HEADER_BYTES = 44
+_LANGUAGE = re.compile(LANGUAGE_TAG)
+_SHOWN_CHARS = 40  # of a wrong value in an error message
+
+
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """The speaker's consent: as text, as a recording, or as the id of a stored consent."""
+
+    text: str = ""
+    consent_id: str = ""
+    recording: Reference | None = field(default=None, compare=False, repr=False)
+
+    def __bool__(self) -> bool:
+        return bool(self.text or self.consent_id or self.recording)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVoice:
+    """A voice with a recording: everything that voice.json holds."""
+
+    voice: Voice
+    transcript: str
+    rate_hz: int
+    samples: int
+    created_at: float  # Unix time in seconds
+    origin: str = "upload"  # upload, import, migrated, draft, cast, or "file <digest>"
+    sample_count: int = 1  # recordings that were joined
+    quality: Mapping[str, Any] = field(default_factory=dict)  # the quality report as JSON
+    consent: Mapping[str, Any] | None = None
+    file: str = REFERENCE_FILE
+    sha256: str = ""  # of the samples as 16-bit bytes
+
+    @property
+    def id(self) -> str:
+        return self.voice.id
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / self.rate_hz
+
+
+# ---- names and texts
+
+
+def clean_name(name: str) -> str:
+    """Normalise a name: NFC, one line, single spaces. Raises InvalidValue."""
+    cleaned = " ".join(unicodedata.normalize("NFC", name).split())
+    if not cleaned:
+        raise InvalidValue("`name` is empty. Give the voice a name.", param="name")
+    if len(cleaned) > MAX_NAME_CHARS:
+        raise InvalidValue(
+            f"`name` has {len(cleaned)} characters. Use at most {MAX_NAME_CHARS}.",
+            param="name",
+        )
+    if any(unicodedata.category(letter) in ("Cc", "Cs", "Co", "Cn") for letter in cleaned):
+        raise InvalidValue("`name` contains control characters. Use plain text.", param="name")
+    return cleaned
+
+
+def clean_text(text: str, param: str, max_chars: int) -> str:
+    """Normalise free text: NFC, one line, single spaces. Raises InvalidValue."""
+    cleaned = " ".join(
+        unicodedata.normalize("NFC", text).encode("utf-8", "replace").decode().replace("\0", " ").split()
+    )
+    if len(cleaned) > max_chars:
+        raise InvalidValue(f"`{param}` has {len(cleaned)} characters. Use at most {max_chars}.", param=param)
+    return cleaned
+
+
+def name_key(name: str) -> str:
+    """The key under which two names count as the same name: case and compatibility forms do not matter."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def check_language(tag: str) -> None:
+    """Raises InvalidValue unless `tag` looks like a BCP 47 language tag."""
+    if not _LANGUAGE.fullmatch(tag):
+        raise InvalidValue("`language` must be a BCP 47 tag, for example `en` or `en-GB`.", param="language")
+
+
+# ---- recordings
+
+
+def wav(samples: Samples, rate_hz: int) -> bytes:
+    """A mono 16-bit WAV file with a header of 44 bytes."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(rate_hz)
+        writer.writeframes(pcm.to_bytes(samples))
+    return file.getvalue()
+
+
+def read_wav(data: bytes) -> tuple[Samples, int]:
+    """Read a WAV file that `wav` wrote -> samples (N,) float32, rate in Hz. Raises ValueError."""
+    try:
+        with wave.open(io.BytesIO(data), "rb") as reader:
+            if (reader.getnchannels(), reader.getsampwidth()) != (1, 2):
+                raise ValueError("the WAV file is not mono with 16 bits")
+            return pcm.from_bytes(reader.readframes(reader.getnframes())), reader.getframerate()
+    except (wave.Error, EOFError) as error:
+        raise ValueError(str(error)) from error
+
+
+def samples_digest(samples: Samples) -> str:
+    """sha256 (hex) of the samples as 16-bit bytes."""
+    return hashlib.sha256(pcm.to_bytes(samples)).hexdigest()
+
+
+def voice_digest(sha256: str, transcript: str) -> str:
+    """The key of everything derived from a voice: sha256 (hex) over the samples' digest and the transcript."""
+    return hashlib.sha256(f"{sha256} {transcript}".encode()).hexdigest()
+
+
+def codes_file(voice: Voice, codec: Codec, fingerprint: str) -> str:
+    """The file name of a voice's codes. It depends on the codec, the encoder's weights and the voice's digest."""
+    encoder = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
+    return f"codes-{codec}-{encoder}-{voice.digest[:16]}.npy"
+
+
+def with_recording(voice: Voice, reference: Reference) -> tuple[StoredVoice, bytes]:
+    """The voice with this recording, created now, and the WAV file. Raises BadReference, InvalidValue."""
+    if not MIN_RATE_HZ <= reference.rate_hz <= MAX_RATE_HZ:
+        raise BadReference(
+            f"The recording has a sample rate of {reference.rate_hz} Hz. "
+            f"Use a rate from {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz."
+        )
+    if not 0 < reference.seconds <= MAX_REFERENCE_S:
+        raise BadReference(
+            f"The recording has {reference.seconds:.1f} s. Use a recording of at most {MAX_REFERENCE_S:g} s."
+        )
+    samples = pcm.from_bytes(pcm.to_bytes(reference.samples))  # as 16 bits keep them
+    transcript = clean_text(reference.transcript, "transcript", MAX_TRANSCRIPT_CHARS)
+    sha256 = samples_digest(samples)
+    stored = StoredVoice(
+        voice=replace(voice, digest=voice_digest(sha256, transcript), recorded=True),
+        transcript=transcript,
+        rate_hz=reference.rate_hz,
+        samples=len(samples),
+        created_at=time.time(),
+        sha256=sha256,
+    )
+    return stored, wav(samples, reference.rate_hz)
+
+
+def new_voice(
+    reference: Reference, description: str, language: str, consent: Consent
+) -> tuple[StoredVoice, dict[str, bytes]]:
+    """A cloned voice without id and name, and its files except voice.json. Raises BadReference, InvalidValue."""
+    description = clean_text(description, "description", MAX_DESCRIPTION_CHARS)
+    check_language(language)
+    stored, recording = with_recording(Voice("", "", "cloned", language, description), reference)
+    files = {REFERENCE_FILE: recording}
+    consent_json: dict[str, Any] | None = None
+    if consent:
+        consent_json = {"text": clean_text(consent.text, "consent", MAX_CONSENT_CHARS), "id": consent.consent_id}
+        if consent.recording is not None:
+            consent_json["file"] = CONSENT_FILE
+            files[CONSENT_FILE] = wav(consent.recording.samples, consent.recording.rate_hz)
+    return replace(stored, consent=consent_json), files
+
+
+# ---- voice.json
+
+
+def to_json(stored: StoredVoice) -> bytes:
+    """The content of voice.json."""
+    voice = stored.voice
+    content = {
+        "format": _FORMAT,
+        "id": voice.id,
+        "name": voice.name,
+        "description": voice.description,
+        "language": voice.language,
+        "speaker_id": voice.speaker,
+        "created_at": datetime.fromtimestamp(stored.created_at, UTC).isoformat(),
+        "origin": stored.origin,
+        "sample_count": stored.sample_count,
+        "transcript": stored.transcript,
+        "reference": {
+            "file": stored.file,
+            "rate_hz": stored.rate_hz,
+            "samples": stored.samples,
+            "sha256": stored.sha256,
+        },
+        "quality": dict(stored.quality),
+        "consent": None if stored.consent is None else dict(stored.consent),
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False).encode()
+
+
+def parse(content: bytes, voice_id: str) -> StoredVoice:
+    """Parse voice.json. The id is the folder's name; the id in the file is ignored. Raises Damaged."""
+    try:
+        data = json.loads(content)
+        if data["format"] != _FORMAT:
+            raise Damaged(f"{MARKER} has format {data['format']!r}; this version reads format {_FORMAT}.")
+        reference = data["reference"]
+        transcript, sha256 = _string(data["transcript"]), _string(reference["sha256"])
+        file = _string(reference["file"])
+        rate_hz, samples = int(reference["rate_hz"]), int(reference["samples"])
+        if not re.fullmatch(r"reference(-[0-9a-f]{12})?\.wav", file):
+            raise Damaged(f"{MARKER} names the recording {file[:_SHOWN_CHARS]!r}, which is not an allowed file name.")
+        if not re.fullmatch(r"[0-9a-f]{64}", sha256) or not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ or samples <= 0:
+            raise Damaged(f"{MARKER} has an invalid sha256, sample rate or length of the recording.")
+        standard = voice_id in PROFILES
+        voice = replace(
+            preset(voice_id) if standard else Voice(voice_id, _string(data["name"]), "cloned"), recorded=True
+        )
+        if not standard:
+            voice = replace(
+                voice,
+                name=clean_name(voice.name),
+                description=_string(data["description"]),
+                language=_string(data["language"]),
+                speaker=int(data["speaker_id"]),
+            )
+        return StoredVoice(
+            voice=replace(voice, digest=voice_digest(sha256, transcript)),
+            transcript=transcript,
+            rate_hz=rate_hz,
+            samples=samples,
+            created_at=datetime.fromisoformat(data["created_at"]).timestamp(),
+            origin=_string(data["origin"]),
+            sample_count=int(data["sample_count"]),
+            quality=dict(data["quality"]),
+            consent=None if data["consent"] is None else dict(data["consent"]),
+            file=file,
+            sha256=sha256,
+        )
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError, InvalidValue) as error:
+        raise Damaged(f"{MARKER} can't be read ({type(error).__name__}: {error}).") from error
+
+
+def _string(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is not a string")
+    return value
+
+
+def read_voice(folder: Path) -> StoredVoice:
+    """Read a voice's folder; the recording is checked by its size only. Raises Damaged, OSError."""
+    stored = parse((folder / MARKER).read_bytes(), folder.name)
+    size_bytes = (folder / stored.file).stat().st_size
+    expected_bytes = _WAV_HEADER_BYTES + 2 * stored.samples
+    if size_bytes != expected_bytes:
+        raise Damaged(f"{stored.file} has {size_bytes} bytes instead of {expected_bytes}.")
+    return stored
