@@ -12,7 +12,7 @@ import pytest
 
 from app import wiring
 from app.audio import pcm
-from app.engines.csm.runner import runner as csm_runner
+from app.engines.csm import runner as csm_runner
 from app.engines.registry import EngineSpec
 from app.types import Reference
 from app.voices.store import VoiceStore

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz import json_mutator
-from tests.fuzz.targets import TARGETS
+from tests.faults.fuzz import json_mutator
+from tests.faults.fuzz.targets import TARGETS
 
 pytestmark = pytest.mark.unit
 
