@@ -27,7 +27,7 @@ import torch
 
 from app.engines.csm.runner import FRAMES_AHEAD, MOST_AT_ONCE, CsmRunner
 from app.nn.kernels.choice import TORCH, candidates
-from app.nn.layers import Int8Dense, PackedDense
+from app.nn.linear import Int8Linear, PackedLinear
 from app.nn.mimi.config import read_mimi_config
 from app.runtime.device import allow_tf32
 from app.runtime.sampling import Sampler, SamplingParams, exponential_noise
@@ -193,8 +193,8 @@ def weight_bytes(module: torch.nn.Module) -> int:
     """Of its matrices in the form in which they are read: packed 8-bit ones are a byte a number."""
     total = 0
     for part in module.modules():
-        if isinstance(part, Int8Dense | PackedDense):
-            total += part.numbers * (1 if isinstance(part, Int8Dense) else 2)
+        if isinstance(part, Int8Linear | PackedLinear):
+            total += part.weight_count * (1 if isinstance(part, Int8Linear) else 2)
         else:
             total += sum(tensor.nbytes for tensor in part.parameters(recurse=False) if tensor.ndim > 1)
     return total

@@ -18,7 +18,7 @@ import torch
 
 from app.engines.dia.runner import CHUNK_FRAMES, FIRST_FRAMES, DiaRunner
 from app.nn.kernels.choice import TORCH, candidates
-from app.nn.layers import Block
+from app.nn.transformer import Block
 from app.types import Sampling, SpokenLine, Utterance, Voice
 from bench.runners import dia_runner, fill, resident_bytes
 from bench.step import TURN_FRAMES, clock, limit, spread, watch, weight_bytes

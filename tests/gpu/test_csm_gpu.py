@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from app.engines.csm.runner import CsmRunner
-from app.nn.layers import Stage
+from app.nn.transformer import Stage
 from app.runtime.cuda_graphs import GraphCapture
 from app.types import Sampling, Utterance
 from bench.fabricate import fabricate_csm

@@ -14,6 +14,7 @@ with warnings.catch_warnings():
     from transformers import DiaConfig, DiaForConditionalGeneration
     from transformers.utils import logging
 
+from app.engines.dia import checkpoint
 from app.engines.dia import config as ours
 from app.weights.tensors import open_checkpoints
 
@@ -65,11 +66,11 @@ def as_nari(folder: Path, out: Path, *, file: str = "dia-v1.pth") -> Path:
     """The checkpoint in `folder` (transformers layout) in nari's layout, under the same config.json."""
     out.mkdir(parents=True, exist_ok=True)
     read = ours.read_config(folder)
-    [checkpoint] = open_checkpoints(folder)
+    [stored] = open_checkpoints(folder)
     shapes = checkpoint.nari_shapes(read)
     state: dict[str, torch.Tensor] = {}
     for name in checkpoint.expected_shapes(read):
-        tensor = checkpoint.read(name)
+        tensor = stored.read(name)
         if name == checkpoint.AUDIO_TABLE:
             for channel, part in enumerate(tensor.split(read.audio_vocab)):
                 state[f"decoder.embeddings.{channel}.weight"] = part.clone()

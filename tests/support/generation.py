@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from app.engines.csm.model import CsmModel, is_last
-from app.nn.layers import DepthKVCache, KVCache
+from app.nn.kv_cache import DepthKVCache, KVCache
 from app.runtime.sampling import ReferenceNoise, Sampler, SamplingParams, exponential_noise
 
 

@@ -14,8 +14,7 @@ from app.engines.csm.checkpoint import _half_split
 from app.engines.csm.config import parse_config, read_config
 from app.engines.csm.loading import load_codec, load_model, load_runner
 from app.errors import WeightsUnavailable
-from app.nn.kernels.torch_kernels import rotate
-from app.nn.layers import Rope, turns
+from app.nn.rope import Rope, apply_rotary, rotary
 from app.weights.tensors import Derived
 from bench.fabricate import csm_config, fabricate_csm
 
@@ -197,7 +196,7 @@ def test_rope_in_both_spellings() -> None:
 
 
 def test_the_first_release() -> None:
-    """Its config.json names sizes. Its RoPE (8192, 1, 4) turns just as the published later numbers (1024, 1/8, 1/2)."""
+    """Its config.json names sizes. Its RoPE numbers (8192, 1, 4) equal the later ones (1024, 1/8, 1/2)."""
     first = parse_config(
         {
             "backbone_flavor": "llama-1B",
@@ -219,7 +218,7 @@ def test_the_first_release() -> None:
 
 
 def test_half_split_order_turns_as_interleaved_order() -> None:
-    """The original layout turns neighbours (2i, 2i + 1); ours (i, i + d/2). Scores must not know the difference."""
+    """The original layout pairs elements (2i, 2i + 1), ours pairs (i, i + d/2). Attention scores must be equal."""
     heads, size, width = 3, 8, 20
     frequencies = Rope(100.0).frequencies(size)
     q, k = torch.randn(2, heads * size, width, generator=torch.Generator().manual_seed(0))
@@ -232,7 +231,7 @@ def test_half_split_order_turns_as_interleaved_order() -> None:
     def half_split(weight: torch.Tensor, vector: torch.Tensor, position: int) -> torch.Tensor:
         stored = Derived(tuple(weight.shape), lambda: weight)
         turned = _half_split(stored, size)() @ vector
-        return rotate(turned.view(1, heads, size), *turns(frequencies, torch.tensor([position])))[0]
+        return apply_rotary(turned.view(1, heads, size), *rotary(frequencies, torch.tensor([position])))[0]
 
     theirs = (interleaved(q @ x, 7) * interleaved(k @ y, 3)).sum(-1)
     ours = (half_split(q, x, 7) * half_split(k, y, 3)).sum(-1)

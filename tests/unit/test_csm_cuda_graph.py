@@ -24,7 +24,7 @@ from app.engines.csm.cuda_graph import _BucketKey as BucketKey
 from app.engines.csm.model import CsmModel
 from app.engines.csm.runner import CsmRunner, Guards
 from app.nn.kernels.choice import TORCH, compiled_kernels
-from app.nn.layers import KVCache
+from app.nn.kv_cache import KVCache
 from app.nn.mimi.config import read_mimi_config
 from app.nn.mimi.model import MimiDecoder
 from app.runtime.cuda_graphs import WARM_UPS, GraphCapture, _for_lack_of_memory
@@ -202,7 +202,7 @@ def on_meta(size: str, rows: int) -> CsmCudaGraph:
     raw = csm_config(size)
     model = CsmModel(parse_config(raw), device=META, dtype=torch.bfloat16)
     decoder = MimiDecoder(read_mimi_config(raw["codec_config"]), rows=rows, device=META)
-    cache = model.kv_cache(rows, together=True, spare=1)
+    cache = model.kv_cache(rows, batched=True, scratch=1)
     assert isinstance(cache, KVCache)
     inputs = torch.zeros(rows, model.config.backbone.width, device=META, dtype=model.dtype)
     return CsmCudaGraph(model, decoder, cache, model.depth_kv_cache(rows), inputs)

@@ -27,8 +27,8 @@ from app.engines.csm.placement import Room, Sizes, loads, plan
 from app.engines.csm.runner import CsmRunner
 from app.engines.registry import BuildContext
 from app.errors import EngineUnavailable
-from app.nn.layers import Stage
 from app.nn.mimi.config import MimiConfig
+from app.nn.transformer import Stage
 from app.runtime import device as devices
 from app.runtime.device import choose_device, choose_devices, free_bytes
 from app.settings import Settings

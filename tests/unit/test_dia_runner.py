@@ -13,7 +13,7 @@ import torch
 from app.engines.dia.loading import engine_of, load_runner
 from app.engines.dia.runner import CHUNK_FRAMES, FIRST_FRAMES, DiaRunner, Guards
 from app.errors import BadReference, EmptyText, TextTooLong, TooManySpeakers
-from app.nn.layers import CrossKVCache
+from app.nn.kv_cache import CrossKVCache
 from app.settings import Settings
 from app.types import Reference, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
 from tests.support.driver import Driver
@@ -301,11 +301,11 @@ def test_rows_together_as_on_a_gpu(folder: Path, runner: DiaRunner) -> None:
     """The masked products of a GPU: near enough on a CPU that greedy codes are the same."""
     other = make(folder)
     other._one_by_one = False
-    other._cache.said._together = True
+    other._cache.said._batched = True
     other._cache.said.k.zero_()
     other._cache.said.v.zero_()
     shape = {"positions": 1024, "device": CPU, "dtype": torch.float32}
-    text = CrossKVCache(other.config.decoder, rows=6, together=True, **shape)
+    text = CrossKVCache(other.config.decoder, rows=6, batched=True, **shape)
     other._cache = dataclasses.replace(other._cache, text=text)
     requests = [dataclasses.replace(r, sampling=Sampling(temperature=0.0)) for r in REQUESTS[:4]]
     expected = [alone(runner, request) for request in requests]

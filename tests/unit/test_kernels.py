@@ -17,9 +17,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from app.errors import EngineUnavailable
+from app.nn.attention import grouped_attention
 from app.nn.kernels import torch_kernels
 from app.nn.kernels.choice import TORCH, candidates, differs
-from app.nn.layers import Block, KVCache, Rope, StackConfig, turns
+from app.nn.kv_cache import KVCache
+from app.nn.rope import Rope, apply_rotary, rotary
+from app.nn.transformer import Block, StackConfig
 from app.runtime.sampling import Sampler, SamplingParams, exponential_noise
 from tests.unit.test_sampling import FULL_BITS, Place, removals
 
@@ -45,9 +48,7 @@ def test_decode_attention(shape: str, dtype: torch.dtype) -> None:
     assert seen.dtype == dtype
     for row, at in enumerate(positions.tolist()):
         grouped = q[row].view(1, groups, heads // groups, size)
-        mine = torch_kernels.grouped_attention(
-            grouped, k[row : row + 1, :, : at + 1], v[row : row + 1, :, : at + 1], None, scale
-        )
+        mine = grouped_attention(grouped, k[row : row + 1, :, : at + 1], v[row : row + 1, :, : at + 1], None, scale)
         torch.testing.assert_close(seen[row], mine.view(-1))
         keys, values = (part[row, :, : at + 1].repeat_interleave(heads // groups, 0).double() for part in (k, v))
         exact = functional.scaled_dot_product_attention(q[row, :, None].double(), keys, values).reshape(-1)
@@ -74,15 +75,15 @@ def test_decode_attention_copies_no_cache() -> None:
 def test_step_attention_is_what_a_block_does_between_its_products(shape: str, dtype: torch.dtype) -> None:
     heads, groups, size = SHAPES[shape]
     config = StackConfig(2, 32, heads, groups, size, 64, 1e-5, Rope(10_000.0))
-    cache = KVCache(config, rows=5, positions=24, device=CPU, dtype=dtype, together=True)
+    cache = KVCache(config, rows=5, positions=24, device=CPU, dtype=dtype, batched=True)
     cache.k.copy_(random(*cache.k.shape, dtype=dtype))
     cache.v.copy_(random(*cache.v.shape, dtype=dtype, seed=1))
     k, v = cache.k.clone(), cache.v.clone()
     positions = [3, 17, 0]
     token = random(3, heads + 2 * groups, size, dtype=dtype)
-    cos, sin = turns(config.rope.frequencies(size), torch.tensor(positions))
-    turned = torch_kernels.rotate(token[:, : heads + groups], cos, sin)
-    attend = cache.stepping([0, 1, 2], positions)
+    cos, sin = rotary(config.rope.frequencies(size), torch.tensor(positions))
+    turned = apply_rotary(token[:, : heads + groups], cos, sin)
+    attend = cache.decode_attention([0, 1, 2], positions)
     expected = attend(1, turned[:, :heads], turned[:, heads:], token[:, heads + groups :])
     seen = torch_kernels.step_attention(token, cos, sin, k[1, :3], v[1, :3], torch.tensor(positions), 24, size**-0.5)
     torch.testing.assert_close(seen, expected)
@@ -98,9 +99,9 @@ def test_a_block_made_of_kernels_is_the_block(dtype: torch.dtype) -> None:
         parameter.copy_(random(*parameter.shape, dtype=dtype, seed=number) * (0.2 if parameter.dim() > 1 else 1))
     x = random(3, 48, dtype=dtype)
     positions = torch.tensor([0, 4, 9])
-    turn = turns(config.rope.frequencies(16), positions)
-    cache = KVCache(config, rows=3, positions=16, device=CPU, dtype=dtype, together=True)
-    expected = block(x, 0, turn, cache.stepping([0, 1, 2], [0, 4, 9]))
+    turn = rotary(config.rope.frequencies(16), positions)
+    cache = KVCache(config, rows=3, positions=16, device=CPU, dtype=dtype, batched=True)
+    expected = block(x, 0, turn, cache.decode_attention([0, 1, 2], [0, 4, 9]))
     k, v = torch.zeros_like(cache.k), torch.zeros_like(cache.v)
     normed, before = torch_kernels.add_rms_norm(torch.zeros_like(x), x, block.attention_norm, config.eps)
     token = block.qkv(normed).view(3, 8, 16)

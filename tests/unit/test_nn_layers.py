@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from app.nn.layers import Dense, Int8Dense, KVCache, PackedDense, Rope, StackConfig
+from app.nn.kv_cache import KVCache
+from app.nn.linear import Int8Linear, Linear, PackedLinear
+from app.nn.rope import Rope
+from app.nn.transformer import StackConfig
 
 pytestmark = pytest.mark.unit
 
@@ -17,23 +20,23 @@ def test_rows_together_or_one_by_one() -> None:
     """The masked product of a GPU and the loop of a CPU see the same."""
     random = torch.Generator().manual_seed(0)
     caches = [
-        KVCache(CONFIG, rows=5, positions=30, device=CPU, dtype=torch.float32, together=together)
-        for together in (True, False)
+        KVCache(CONFIG, rows=5, positions=30, device=CPU, dtype=torch.float32, batched=batched)
+        for batched in (True, False)
     ]
     for cache in caches[1:]:
         cache.k.copy_(caches[0].k.normal_(generator=random))
         cache.v.copy_(caches[0].v.normal_(generator=random))
     q = torch.randn(3, 6, 8, generator=random)
     k, v = torch.randn(2, 3, 2, 8, generator=random)
-    seen = [cache.stepping([4, 0, 2], [29, 0, 11])(1, q, k, v) for cache in caches]
+    seen = [cache.decode_attention([4, 0, 2], [29, 0, 11])(1, q, k, v) for cache in caches]
     assert torch.allclose(*seen, atol=1e-6)
     assert torch.equal(caches[0].k, caches[1].k)
     assert torch.equal(caches[0].v[1, 4, :, 29], v[0])
     assert torch.allclose(seen[0][1], v[1].repeat_interleave(3, 0).flatten())  # it sees but itself
 
 
-def dense(dtype: torch.dtype, *, bias: bool) -> Dense:
-    made = Dense(64, 33, bias=bias, device=CPU, dtype=dtype)
+def dense(dtype: torch.dtype, *, bias: bool) -> Linear:
+    made = Linear(64, 33, bias=bias, device=CPU, dtype=dtype)
     random = torch.Generator().manual_seed(1)
     for tensor in made.parameters():
         tensor.data.normal_(0, 0.2, generator=random)
@@ -43,22 +46,22 @@ def dense(dtype: torch.dtype, *, bias: bool) -> Dense:
 @pytest.mark.parametrize("bias", [False, True])
 def test_packed(bias: bool) -> None:
     plain = dense(torch.bfloat16, bias=bias)
-    if not PackedDense.fits(plain):
+    if not PackedLinear.supports(plain):
         pytest.skip("no bfloat16 products in oneDNN here")
-    packed = PackedDense(plain)
+    packed = PackedLinear(plain)
     x = torch.randn(7, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
     assert torch.allclose(packed(x).float(), plain(x).float(), atol=0.05)
     assert torch.equal(torch.cat([packed(x[i : i + 1]) for i in range(7)]), packed(x))
-    assert not PackedDense.fits(dense(torch.float32, bias=bias))
+    assert not PackedLinear.supports(dense(torch.float32, bias=bias))
 
 
 def test_packed_rows_are_the_same_in_any_company() -> None:
     """At a real width, where one row alone would get another kernel."""
-    plain = Dense(2048, 2048, bias=False, device=CPU, dtype=torch.bfloat16)
+    plain = Linear(2048, 2048, bias=False, device=CPU, dtype=torch.bfloat16)
     plain.weight.data.normal_(0, 0.02, generator=torch.Generator().manual_seed(1))
-    if not PackedDense.fits(plain):
+    if not PackedLinear.supports(plain):
         pytest.skip("no bfloat16 products in oneDNN here")
-    packed = PackedDense(plain)
+    packed = PackedLinear(plain)
     x = torch.randn(8, 2048, generator=torch.Generator().manual_seed(2)).bfloat16()
     for count in (1, 2, 3, 5):
         assert torch.equal(torch.cat([packed(part) for part in x.split(count)]), packed(x)), count
@@ -68,7 +71,7 @@ def test_packed_rows_are_the_same_in_any_company() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_int8(bias: bool, dtype: torch.dtype) -> None:
     plain = dense(dtype, bias=bias)
-    small = Int8Dense(plain)
+    small = Int8Linear(plain)
     x = torch.randn(7, 64, generator=torch.Generator().manual_seed(2)).to(dtype)
     x *= torch.tensor([1, 100, 0.01, 1, 1, 0, 3])[:, None]  # rows of very unequal size
     y, exact = small(x), plain(x)
@@ -82,11 +85,11 @@ def test_int8(bias: bool, dtype: torch.dtype) -> None:
 def test_int8_behind_a_norm(bias: bool) -> None:
     plain = dense(torch.float32, bias=bias)
     norm = torch.randn(64, generator=torch.Generator().manual_seed(3)) + 1
-    small = Int8Dense(plain, norm, 1e-5)
+    small = Int8Linear(plain, norm, 1e-5)
     x = torch.randn(6, 64, generator=torch.Generator().manual_seed(2))
     x *= torch.tensor([1, 100, 0.01, 1e-4, 0, 3])[:, None]  # the fourth is small beside eps
     y, normed = small(x), torch.nn.functional.rms_norm(x, (64,), norm, 1e-5)
     assert torch.equal(torch.cat([small(part) for part in x.split(1)]), y)
-    for wanted, tolerance in ((plain(normed), 0.03), (Int8Dense(plain)(normed), 0.005)):
+    for wanted, tolerance in ((plain(normed), 0.03), (Int8Linear(plain)(normed), 0.005)):
         error = (y - wanted).norm(dim=1) / wanted.norm(dim=1).clamp_min(1e-6)
         assert float(error.max()) < tolerance

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from app.engines.csm.config import CsmConfig
 from app.errors import WeightsUnavailable
-from app.nn.layers import StackConfig
+from app.nn.transformer import StackConfig
 from app.weights.tensors import Checkpoint, Derived, Shape, Stored
 
 TEXT_TABLE = "embed_text_tokens.weight"

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from app.errors import WeightsUnavailable
-from app.nn.layers import Rope, StackConfig, read_rope
 from app.nn.mimi.config import MimiConfig, read_mimi_config
+from app.nn.rope import Rope, read_rope
+from app.nn.transformer import StackConfig
 
 _DEFAULT_THETA = 500_000.0
 

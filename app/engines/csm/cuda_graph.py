@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from app.engines.csm.model import CsmModel
-    from app.nn.layers import DepthKVCache, KVCache
+    from app.nn.kv_cache import DepthKVCache, KVCache
     from app.nn.mimi.model import MimiDecoder
     from app.runtime.cuda_graphs import Body, GraphCapture
     from app.runtime.sampling import SamplingParams
@@ -166,8 +166,8 @@ class CsmCudaGraph:
         going = self._asked[:count] & (left > 0)
         # Who does not go on may be reading: its keys are written to the place behind the last.
         at = torch.where(going, position, c.max_positions)
-        see = self._cache.standing(at, key.length, kernels)
-        h = model.backbone.step(x, at.clamp(max=c.max_positions - 1), see, kernels)
+        see = self._cache.static_decode_attention(at, key.length, kernels)
+        h = model.backbone.decode_static(x, at.clamp(max=c.max_positions - 1), see, kernels)
         temperature, top_p, top_k = params[:, 0], params[:, 1], numbers[:, _TOP_K]
         seeds, draws = numbers[:, _SEED], numbers[:, _DRAWS]
         temperature, top_p, top_k, seeds, draws = (t.contiguous() for t in (temperature, top_p, top_k, seeds, draws))

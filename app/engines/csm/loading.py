@@ -22,10 +22,12 @@ from app.engines.csm.runner import PREFIX_BYTES, CsmRunner, Guards
 from app.engines.shared.loading import fetch
 from app.errors import EngineUnavailable, WeightsUnavailable
 from app.nn.kernels.choice import TORCH, Kernels, candidates
-from app.nn.layers import Block, Dense, Int8Dense, KVCache, PackedDense, Stage, replace_dense
+from app.nn.kv_cache import KVCache
+from app.nn.linear import Int8Linear, Linear, PackedLinear, replace_linears
 from app.nn.mimi import checkpoint as mimi_layout
 from app.nn.mimi.config import MimiConfig, read_mimi_config_file
 from app.nn.mimi.model import MimiDecoder, MimiEncoder
+from app.nn.transformer import Block, Stage
 from app.runtime.cuda_graphs import GraphCapture
 from app.runtime.device import (
     allow_tf32,
@@ -93,16 +95,16 @@ def adapt(model: CsmModel, quantize: Quantize = "none") -> None:
     if quantize == "int8":
         if any(device.type != "cpu" for device in model.devices):
             raise EngineUnavailable("int8 weights are for the CPU only.", remedy="Set TTS_QUANTIZE=none.")
-        if not Int8Dense.fits():
+        if not Int8Linear.supported():
             raise EngineUnavailable("int8 weights are for x86 CPUs only.", remedy="Set TTS_QUANTIZE=none.")
         for stack in (model.backbone, model.depth):
             for block in stack.blocks:
                 assert isinstance(block, Block)  # noqa: S101 - a Stack holds nothing else
                 block.quantize()
-        replace_dense(model, Int8Dense)
+        replace_linears(model, Int8Linear)
         model.widen()  # the kernel takes and gives float32: going through bfloat16 in between would only cost
     else:
-        replace_dense(model, lambda dense: PackedDense(dense) if PackedDense.fits(dense) else None)
+        replace_linears(model, lambda linear: PackedLinear(linear) if PackedLinear.supports(linear) else None)
     if model.device.type == "cpu":
         use_large_pages()
 
@@ -270,7 +272,7 @@ def measure(
 def _bytes_of(module: nn.Module, quantize: Quantize = "none") -> int:
     total = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
     if quantize == "int8":  # a byte per weight, and per output a scale, a zero point and a sum
-        weights = [part.weight for part in module.modules() if isinstance(part, Dense)]
+        weights = [part.weight for part in module.modules() if isinstance(part, Linear)]
         total -= sum(weight.nbytes - weight.numel() - 20 * len(weight) for weight in weights)
     return total
 

@@ -22,17 +22,9 @@ from torch.nn import functional
 from app.engines.csm import checkpoint
 from app.engines.csm.config import CsmConfig
 from app.nn.kernels.choice import Kernels
-from app.nn.layers import (
-    Block,
-    Dense,
-    DepthKVCache,
-    KVCache,
-    SplitKVCache,
-    Stack,
-    StackConfig,
-    Stage,
-    as_dense,
-)
+from app.nn.kv_cache import DepthKVCache, KVCache, SplitKVCache
+from app.nn.linear import Linear, as_linear
+from app.nn.transformer import Block, Stack, StackConfig, Stage
 from app.weights.tensors import Checkpoint
 
 
@@ -78,11 +70,11 @@ class CsmModel(nn.Module):
         self.depth_table = _table((c.codebooks - 1) * c.depth_vocab, c.depth.width, device, dtype)
         self.backbone = Stack(c.backbone, max_positions=c.max_positions, device=device, dtype=dtype, stages=stages)
         self.depth = Stack(c.depth, max_positions=c.codebooks + 1, device=device, dtype=dtype)
-        self.projection: nn.Module = Dense(c.backbone.width, c.depth.width, bias=False, device=device, dtype=dtype)
-        self.head: nn.Module = Dense(c.backbone.width, c.codebook_size, bias=False, device=device, dtype=dtype)
+        self.projection: nn.Module = Linear(c.backbone.width, c.depth.width, bias=False, device=device, dtype=dtype)
+        self.head: nn.Module = Linear(c.backbone.width, c.codebook_size, bias=False, device=device, dtype=dtype)
         self.heads = nn.ModuleList(
             [
-                Dense(c.depth.width, c.codebook_size, bias=False, device=device, dtype=dtype)
+                Linear(c.depth.width, c.codebook_size, bias=False, device=device, dtype=dtype)
                 for _ in range(c.codebooks - 1)
             ]
         )
@@ -95,18 +87,18 @@ class CsmModel(nn.Module):
         stages = self.backbone.stages
         return (self.device, *(stage.device for stage in stages[1:]))
 
-    def kv_cache(self, rows: int, *, together: bool | None = None, spare: int = 0) -> KVCache | SplitKVCache:
-        """spare: positions behind the last, for what is not to be kept (see KVCache.standing)."""
+    def kv_cache(self, rows: int, *, batched: bool | None = None, scratch: int = 0) -> KVCache | SplitKVCache:
+        """scratch: extra positions behind the last, for the writes of inactive rows in a CUDA graph."""
         c, stages = self.config, self.backbone.stages
         if len(stages) > 1:
             return SplitKVCache(c.backbone, stages, rows=rows, positions=c.max_positions, dtype=self.dtype)
         return KVCache(
             c.backbone,
             rows=rows,
-            positions=c.max_positions + spare,
+            positions=c.max_positions + scratch,
             device=self.device,
             dtype=self.dtype,
-            together=together,
+            batched=batched,
         )
 
     def depth_kv_cache(self, rows: int) -> DepthKVCache:
@@ -124,12 +116,12 @@ class CsmModel(nn.Module):
     def read(self, x: Tensor, cache: KVCache | SplitKVCache, row: int, start: int) -> Tensor:
         """Read x (S, D) into the row at positions start..start+S-1; -> (S, D), normed."""
         count = x.shape[0]
-        return self.backbone(x, slice(start, start + count), cache.reading(row, start, count))  # type: ignore[no-any-return]
+        return self.backbone(x, slice(start, start + count), cache.prefill_attention(row, start, count))  # type: ignore[no-any-return]
 
     def advance(self, x: Tensor, cache: KVCache | SplitKVCache, rows: list[int], positions: list[int]) -> Tensor:
         """One token x (n, D) for each of n rows, at its own position; -> (n, D), normed."""
         at = torch.tensor(positions, device=self.device)
-        return self.backbone(x, at, cache.stepping(rows, positions))  # type: ignore[no-any-return]
+        return self.backbone(x, at, cache.decode_attention(rows, positions))  # type: ignore[no-any-return]
 
     def frame(self, h: Tensor, cache: DepthKVCache, pick: Pick) -> Tensor:
         """Backbone outputs h (n, D) -> one frame of codes (n, K) int64."""
@@ -139,13 +131,13 @@ class CsmModel(nn.Module):
         first = functional.embedding(code, self.depth_table).to(self.dtype)
         x = torch.stack((self.projection(h), first), dim=1).view(2 * count, c.depth.width)  # (row, position) in order
         positions = torch.arange(2, device=self.device).repeat(count)
-        y = self.depth(x, positions, cache.at(count, 0, 2)).view(count, 2, c.depth.width)[:, 1]
+        y = self.depth(x, positions, cache.attention(count, 0, 2)).view(count, 2, c.depth.width)[:, 1]
         for i in range(1, c.codebooks):
             code = pick(i, self.heads[i - 1](y).float())
             codes.append(code)
             if i + 1 < c.codebooks:
                 x = functional.embedding(code + i * c.depth_vocab, self.depth_table).to(self.dtype)
-                y = self.depth(x, slice(i + 1, i + 2), cache.at(count, i + 1, 1))
+                y = self.depth(x, slice(i + 1, i + 2), cache.attention(count, i + 1, 1))
         return torch.stack(codes, dim=1)
 
     def depth_decode(self, h: Tensor, cache: DepthKVCache, pick: Pick, kernels: Kernels) -> Tensor:
@@ -153,10 +145,12 @@ class CsmModel(nn.Module):
         count, c = h.shape[0], self.config
         code = pick(0, self.head(h).float())
         codes = [code]
-        self.depth.step(self.projection(h), slice(0, 1), cache.standing(count, 0, kernels), kernels)
+        self.depth.decode_static(
+            self.projection(h), slice(0, 1), cache.static_decode_attention(count, 0, kernels), kernels
+        )
         for i in range(1, c.codebooks):
             x = functional.embedding(code + (i - 1) * c.depth_vocab, self.depth_table).to(self.dtype)
-            y = self.depth.step(x, slice(i, i + 1), cache.standing(count, i, kernels), kernels)
+            y = self.depth.decode_static(x, slice(i, i + 1), cache.static_decode_attention(count, i, kernels), kernels)
             code = pick(i, self.heads[i - 1](y).float())
             codes.append(code)
         return torch.stack(codes, dim=1)
@@ -174,10 +168,10 @@ class CsmModel(nn.Module):
         c = self.config
         weights.copy_to(self.text_table, checkpoint.TEXT_TABLE)
         weights.copy_to(self.audio_table, checkpoint.AUDIO_TABLE)
-        weights.copy_to(as_dense(self.projection).weight, checkpoint.PROJECTION)
-        as_dense(self.head).weight.copy_(weights.read(checkpoint.HEAD)[: c.codebook_size])
+        weights.copy_to(as_linear(self.projection).weight, checkpoint.PROJECTION)
+        as_linear(self.head).weight.copy_(weights.read(checkpoint.HEAD)[: c.codebook_size])
         for i, block in weights.blocks(checkpoint.HEADS, rows=1):
-            as_dense(self.heads[i]).weight.copy_(block[0, :, : c.codebook_size].t())
+            as_linear(self.heads[i]).weight.copy_(block[0, :, : c.codebook_size].t())
         load_stack(self.backbone, weights, checkpoint.BACKBONE)
         load_stack(self.depth, weights, checkpoint.DEPTH)
         # The fold is computed in float32 from what is stored and rounded once.
@@ -210,10 +204,10 @@ def load_stack(stack: Stack, weights: Checkpoint, prefix: str) -> None:
             (block.gate_up, (("mlp.gate_proj", c.ffn), ("mlp.up_proj", c.ffn))),
             (block.down, (("mlp.down_proj", c.width),)),
         ):
-            dense = as_dense(module)
+            linear = as_linear(module)
             start = 0
             for name, outputs in parts:
-                weights.copy_to(dense.weight[start : start + outputs], f"{at}{name}.weight")
-                if dense.bias is not None:
-                    weights.copy_to(dense.bias[start : start + outputs], f"{at}{name}.bias")
+                weights.copy_to(linear.weight[start : start + outputs], f"{at}{name}.weight")
+                if linear.bias is not None:
+                    weights.copy_to(linear.bias[start : start + outputs], f"{at}{name}.bias")
                 start += outputs

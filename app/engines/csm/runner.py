@@ -30,7 +30,7 @@ from app.engines.csm.prompt import Segment, TextEncoder
 from app.engines.shared.references import checked
 from app.errors import BadReference, TextTooLong
 from app.nn.kernels.choice import TORCH, Kernels
-from app.nn.layers import KVCache
+from app.nn.kv_cache import KVCache
 from app.nn.mimi.config import MimiConfig
 from app.nn.mimi.model import MimiDecoder, MimiEncoder
 from app.runtime.cuda_graphs import GraphCapture, setup_of
@@ -163,7 +163,7 @@ class CsmRunner:
         if recorder is None:
             self._cache = model.kv_cache(max_rows)
         else:
-            self._cache = model.kv_cache(max_rows, together=True, spare=1)
+            self._cache = model.kv_cache(max_rows, batched=True, scratch=1)
         self._depth_cache = model.depth_kv_cache(max_rows)
         self._next = torch.zeros(max_rows, self.config.backbone.width, device=model.device, dtype=model.dtype)
         self._prefixes = PrefixCache(prefix_bytes)
@@ -320,8 +320,8 @@ class CsmRunner:
     def _wipe(self, row: int) -> None:
         """A row's numbers are not finite any more: leave nothing of them to who comes next."""
         self._next[row] = 0
-        self._cache.wipe(row)
-        self._decoder.wipe(row)
+        self._cache.zero_row(row)
+        self._decoder.zero_row(row)
 
     @torch.inference_mode()
     def decode(self, rows: Sequence[int], codes: Codes) -> Sequence[Samples]:
@@ -469,7 +469,7 @@ class CsmRunner:
         known = self._prefixes.get(self._key(voices)) if voices else None
         left = state.segments
         if known is not None:
-            self._cache.paste(row, known)
+            self._cache.import_prefix(row, known)
             state.position = known[0].shape[2]
             left = state.segments[state.voices :]
         state.unread = self._embed([*self._parts(left), state.lines[0]])
@@ -488,7 +488,7 @@ class CsmRunner:
             before, state.position = state.position, state.position + count
             unread = unread[count:]
             if voices and before < length <= state.position:
-                self._prefixes.put(self._key(voices), self._cache.cut(row, length))
+                self._prefixes.put(self._key(voices), self._cache.export_prefix(row, length))
         state.unread = unread
         if len(unread) > 1:
             return False

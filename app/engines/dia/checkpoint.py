@@ -22,7 +22,7 @@ from torch import Tensor
 
 from app.engines.dia.config import DiaConfig
 from app.errors import WeightsUnavailable
-from app.nn.layers import StackConfig
+from app.nn.transformer import StackConfig
 from app.weights.tensors import Checkpoint, Derived, Shape, Stored
 
 TEXT_TABLE = "model.encoder.embedding.weight"

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from app.errors import WeightsUnavailable
-from app.nn.layers import CrossConfig, Rope, StackConfig, read_rope
+from app.nn.rope import Rope, read_rope
+from app.nn.transformer import CrossConfig, StackConfig
 
 Release = Literal["v0.1", "0626"]
 

@@ -20,7 +20,8 @@ from app.nn.dac.checkpoint import load_codec as load_dac
 from app.nn.dac.config import DacConfig, read_dac_config
 from app.nn.dac.model import DacDecoder, DacEncoder
 from app.nn.kernels.choice import TORCH, Kernels, candidates
-from app.nn.layers import Block, Int8Dense, PackedDense, replace_dense
+from app.nn.linear import Int8Linear, PackedLinear, replace_linears
+from app.nn.transformer import Block
 from app.runtime.cuda_graphs import GraphCapture
 from app.runtime.device import allow_tf32, choose_device, choose_dtype, cpu_threads, rows_that_fit
 from app.runtime.pages import use_large_pages
@@ -77,12 +78,12 @@ def adapt(model: DiaModel, quantize: Quantize = "none") -> None:
     if quantize == "int8":
         if model.device.type != "cpu":
             raise EngineUnavailable("int8 weights are for the CPU only.", remedy="Set TTS_QUANTIZE=none.")
-        if not Int8Dense.fits():
+        if not Int8Linear.supported():
             raise EngineUnavailable("int8 weights are for x86 CPUs only.", remedy="Set TTS_QUANTIZE=none.")
         for block in model.decoder.blocks:
             assert isinstance(block, Block)  # noqa: S101 - a Stack holds nothing else
             block.quantize(attention=False)
-    replace_dense(model, lambda dense: PackedDense(dense) if PackedDense.fits(dense) else None)
+    replace_linears(model, lambda linear: PackedLinear(linear) if PackedLinear.supports(linear) else None)
     if model.device.type == "cpu":
         use_large_pages()
 
@@ -201,7 +202,7 @@ def measure(config: DiaConfig, codec: DacConfig, *, dtype: torch.dtype, max_rows
     """Bytes that the model, its codec and so many rows will take, by building them of tensors without memory."""
     nowhere = torch.device("meta")
     model = DiaModel(config, device=nowhere, dtype=dtype)
-    cache = model.cache(max_rows, together=True, spare=1)
+    cache = model.cache(max_rows, batched=True, scratch=1)
     decoder = DacDecoder(codec, rows=max_rows, codebooks=config.channels, device=nowhere)
     with nowhere:
         encoder = DacEncoder(codec)

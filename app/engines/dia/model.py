@@ -20,21 +20,12 @@ from torch.nn import functional
 
 from app.engines.dia import checkpoint
 from app.engines.dia.config import DiaConfig
+from app.nn.attention import PrefillAttention, bidirectional_attention
 from app.nn.kernels.choice import Kernels
-from app.nn.kernels.torch_kernels import rotate
-from app.nn.layers import (
-    Across,
-    Block,
-    CrossKVCache,
-    Dense,
-    Entry,
-    KVCache,
-    PrefillAttention,
-    Stack,
-    StackConfig,
-    all_to_all,
-    as_dense,
-)
+from app.nn.kv_cache import CrossKVCache, KVCache
+from app.nn.linear import Linear, as_linear
+from app.nn.rope import apply_rotary
+from app.nn.transformer import Block, CrossInput, Stack, StackConfig, StageEntry
 from app.weights.tensors import Checkpoint
 
 
@@ -69,17 +60,17 @@ class DiaModel(nn.Module):
         # Turned keys of a text longer than the sound would need the encoder's positions.
         positions = max(c.max_positions, c.max_text)
         self.decoder = Stack(c.decoder, max_positions=positions, device=device, dtype=dtype)
-        self.head: nn.Module = Dense(
+        self.head: nn.Module = Linear(
             c.decoder.width, c.channels * c.audio_vocab, bias=False, device=device, dtype=dtype
         )
         self.unconditional = table(c.decoder.layers, c.decoder.width)
         self.offsets: Tensor
         self.register_buffer("offsets", torch.arange(c.channels, device=device) * c.audio_vocab, persistent=False)
 
-    def cache(self, rows: int, *, together: bool | None = None, spare: int = 0) -> DiaCache:
-        """spare: positions behind the last, for what is not to be kept (see KVCache.standing)."""
-        c, place = self.config, {"device": self.device, "dtype": self.dtype, "together": together}
-        said = KVCache(c.decoder, rows=2 * rows, positions=c.max_positions + spare, **place)  # type: ignore[arg-type]
+    def cache(self, rows: int, *, batched: bool | None = None, scratch: int = 0) -> DiaCache:
+        """scratch: extra positions behind the last, for the writes of inactive rows in a CUDA graph."""
+        c, place = self.config, {"device": self.device, "dtype": self.dtype, "batched": batched}
+        said = KVCache(c.decoder, rows=2 * rows, positions=c.max_positions + scratch, **place)  # type: ignore[arg-type]
         text = CrossKVCache(c.decoder, rows=rows, positions=c.max_text, **place)  # type: ignore[arg-type]
         return DiaCache(said, text, rows)
 
@@ -89,28 +80,28 @@ class DiaModel(nn.Module):
     def encode_text(self, text: Tensor, cache: DiaCache, row: int) -> Iterator[None]:
         """Read a row's text (S,) int64, 1 <= S <= max_text, a layer at a time."""
         x = functional.embedding(text, self.text_table).to(self.dtype)
-        for y in self.encoder.walk(x, slice(0, len(text)), all_to_all(self.config.encoder)):
+        for y in self.encoder.layer_outputs(
+            x, slice(0, len(text)), bidirectional_attention(self.config.encoder.kv_heads, self.config.encoder.scale)
+        ):
             x = y
             yield
-        x = self.encoder.finish(x)
+        x = self.encoder.final_norm(x)
         [entry] = self.decoder.entries
-        assert isinstance(entry, Entry)  # noqa: S101 - as made
+        assert isinstance(entry, StageEntry)  # noqa: S101 - as made
         cos, sin = entry.cos[: len(text)], entry.sin[: len(text)]
-        cache.text.begin(row, len(text))
+        cache.text.begin_row(row, len(text))
         for layer, block in enumerate(self.decoder.blocks):
             assert isinstance(block, Block)  # noqa: S101 - a Stack holds nothing else
-            cache.text.put(layer, row, *block.cross_keys(x, cos, sin))
+            cache.text.write(layer, row, *block.cross_kv_heads(x, cos, sin))
             yield
 
     def read(self, codes: Tensor, cache: DiaCache, row: int, start: int) -> None:
         """Read codes (T, C) into a row whose text has been listened to, at positions start..start+T-1."""
         count = len(codes)
-        conditional, unconditional = (cache.said.reading(r, start, count) for r in (2 * row, 2 * row + 1))
+        conditional, unconditional = (cache.said.prefill_attention(r, start, count) for r in (2 * row, 2 * row + 1))
         positions = torch.arange(start, start + count, device=self.device).repeat(2)
-        across = Across(count, cache.text.reading(row), self.unconditional)
-        self.decoder(
-            self.embed(codes).repeat(2, 1), positions, _side_by_side(conditional, unconditional, count), across
-        )
+        cross = CrossInput(count, cache.text.prefill_attention(row), self.unconditional)
+        self.decoder(self.embed(codes).repeat(2, 1), positions, _side_by_side(conditional, unconditional, count), cross)
 
     def advance(
         self, codes: Tensor, cache: DiaCache, rows: Sequence[int], positions: Sequence[int]
@@ -119,9 +110,9 @@ class DiaModel(nn.Module):
         c, count = self.config, len(rows)
         both = [*(2 * row for row in rows), *(2 * row + 1 for row in rows)]
         at = torch.tensor([*positions, *positions], device=self.device)
-        attend = cache.said.stepping(both, [*positions, *positions])
-        across = Across(count, cache.text.looking(rows), self.unconditional)
-        h = self.decoder(self.embed(codes).repeat(2, 1), at, attend, across)
+        attend = cache.said.decode_attention(both, [*positions, *positions])
+        cross = CrossInput(count, cache.text.decode_attention(rows), self.unconditional)
+        h = self.decoder(self.embed(codes).repeat(2, 1), at, attend, cross)
         logits = self.head(h).float().view(2, count, c.channels, c.audio_vocab)
         return logits[0], logits[1]
 
@@ -143,20 +134,20 @@ class DiaModel(nn.Module):
         c, count = self.config, len(codes)
         # Keys of who does not go on are written to the place behind the last.
         at = torch.where(going, positions, c.max_positions).repeat_interleave(2)
-        text = cache.text.standing(lengths, heard, kernels)
+        text = cache.text.static_decode_attention(lengths, heard, kernels)
 
         def look(layer: int, block: Block, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             cross = block.config.cross
             assert cross is not None  # noqa: S101 - a Dia decoder has it
             q = block.cross_q(normed[::2]).view(count, cross.heads, cross.head_dim)
             if cross.rotated:
-                q = rotate(q, cos[::2], sin[::2])
+                q = apply_rotary(q, cos[::2], sin[::2])
             listened = block.cross_out(text(layer, q))
             return torch.stack((listened, self.unconditional[layer].expand(count, -1)), dim=1).view(2 * count, -1)
 
         x = self.embed(codes).repeat_interleave(2, dim=0)  # with the text, without, with ...
-        see = cache.said.standing(at, seen, kernels)
-        h = self.decoder.step(x, at.clamp(max=c.max_positions - 1), see, kernels, look)
+        see = cache.said.static_decode_attention(at, seen, kernels)
+        h = self.decoder.decode_static(x, at.clamp(max=c.max_positions - 1), see, kernels, look)
         logits = self.head(h).float().view(count, 2, c.channels, c.audio_vocab)
         return logits[:, 0], logits[:, 1]
 
@@ -165,7 +156,7 @@ class DiaModel(nn.Module):
         """Copy a checked checkpoint (names of `layout`) in, tensor by tensor."""
         weights.copy_to(self.text_table, checkpoint.TEXT_TABLE)
         weights.copy_to(self.audio_table, checkpoint.AUDIO_TABLE)
-        weights.copy_to(as_dense(self.head).weight, checkpoint.HEAD)
+        weights.copy_to(as_linear(self.head).weight, checkpoint.HEAD)
         _load_stack(self.encoder, weights, checkpoint.ENCODER)
         _load_stack(self.decoder, weights, checkpoint.DECODER)
         self.commit()
@@ -206,7 +197,7 @@ def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _linear(module: nn.Module, x: Tensor) -> Tensor:
-    return functional.linear(x, as_dense(module).weight.float())
+    return functional.linear(x, as_linear(module).weight.float())
 
 
 def _own_value(block: Block, normed: Tensor) -> Tensor:
@@ -240,9 +231,9 @@ def _load_stack(stack: Stack, weights: Checkpoint, prefix: str) -> None:
                 (block.cross_out, ["cross_attention.o_proj"]),
             ]
         for module, names in joined:
-            dense = as_dense(module)
+            linear = as_linear(module)
             start = 0
             for name in names:
                 outputs = weights.tensors[f"{at}{name}.weight"].shape[0]
-                weights.copy_to(dense.weight[start : start + outputs], f"{at}{name}.weight")
+                weights.copy_to(linear.weight[start : start + outputs], f"{at}{name}.weight")
                 start += outputs

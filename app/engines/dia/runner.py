@@ -179,7 +179,7 @@ class DiaRunner:
         if recorder is None:
             self._cache = model.cache(max_rows)
         else:
-            self._cache = model.cache(max_rows, together=True, spare=1)
+            self._cache = model.cache(max_rows, batched=True, scratch=1)
         self._tracks = DelayPattern(model.config, max_rows, model.device)
         self._rows: dict[int, _Row] = {}
         self._frames: DiaCudaGraph | None = None
@@ -293,9 +293,9 @@ class DiaRunner:
     def _wipe(self, row: int) -> None:
         """A row's numbers are not finite any more: leave nothing of them to who comes next."""
         self._rows[row].over = True
-        self._cache.said.wipe(2 * row)
-        self._cache.said.wipe(2 * row + 1)
-        self._cache.text.wipe(row)
+        self._cache.said.zero_row(2 * row)
+        self._cache.said.zero_row(2 * row + 1)
+        self._cache.text.zero_row(row)
 
     def _step_ahead(self, rows: Sequence[int], frames: DiaCudaGraph) -> StepResult:
         """`step` with recorded steps: one of those that have landed, and where there are none left, the next burst is
@@ -370,7 +370,7 @@ class DiaRunner:
 
     def release(self, row: int) -> None:
         if self._rows.pop(row, None) is not None:
-            self._cache.text.end(row)
+            self._cache.text.release_row(row)
             if self._frames is not None:
                 self._frames.halt(row)
 

@@ -14,26 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from app.nn.attention import grouped_attention
+from app.nn.rope import apply_rotary
 from app.runtime.sampling import draw, exponential_noise
 
 Activation = Literal["silu", "gelu"]
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE on (M, H, d) in the half-split order: pairs are (i, i + d/2). In float32 whatever x is; cos, sin (M, 1, d)
-    as `turns` in layers.py makes them."""
-    wide = x.float()
-    swapped = wide.roll(x.shape[-1] // 2, -1)  # one call, half the time of a negation and a cat
-    return (wide * cos).add_(swapped.mul_(sin)).to(x.dtype)
-
-
-def grouped_attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
-    """q (..., G, R, d) over k, v (..., G, L, d): R queries share a key head. hidden (..., R, L): what may not be seen.
-    Scores, softmax in float32."""
-    scores = torch.matmul(q, k.transpose(-1, -2)).float() * scale
-    if hidden is not None:
-        scores = scores.masked_fill(hidden, -math.inf)
-    return torch.matmul(torch.softmax(scores, dim=-1).to(v.dtype), v)
 
 
 def decode_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, length: int, scale: float) -> Tensor:
@@ -59,12 +44,12 @@ def step_attention(
     """All that lies between a layer's qkv product and its output product, for one new token of each row.
 
     heads (B, H + 2 G, d): the token's queries, keys and values as the product gives them. Queries and keys are turned
-    as by `rotate`; keys and values are written into the cache k, v (B, G, S, d) at positions (B,); then as
+    as by `apply_rotary`; keys and values are written into the cache k, v (B, G, S, d) at positions (B,); then as
     `decode_attention`. -> (B, H * d) in heads' dtype.
     """
     groups = k.shape[1]
     count = heads.shape[1] - 2 * groups
-    turned = rotate(heads[:, : count + groups], cos, sin)
+    turned = apply_rotary(heads[:, : count + groups], cos, sin)
     rows = torch.arange(len(heads), device=heads.device)
     k[rows, :, positions] = turned[:, count:].to(k.dtype)
     v[rows, :, positions] = heads[:, count + groups :].to(v.dtype)

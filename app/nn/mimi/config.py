@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import WeightsUnavailable
-from app.nn.layers import Rope, read_rope
+from app.nn.rope import Rope, read_rope
 
 _ROPE = Rope(10_000.0)
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from app.nn.kernels.torch_kernels import rotate
-from app.nn.layers import PrefillAttention, turns
+from app.nn.attention import PrefillAttention
 from app.nn.mimi import checkpoint
 from app.nn.mimi.config import MimiConfig
+from app.nn.rope import apply_rotary, rotary
 from app.weights.tensors import Checkpoint
 
 PIECE_FRAMES = 8  # longest piece decoded in one go; sets the length of the attention ring
@@ -178,7 +178,7 @@ class Layer(nn.Module):
         c = self.config
         normed = functional.layer_norm(x, (c.width,), self.norm1, self.norm1_bias, c.eps)
         heads = functional.linear(normed, self.qkv, self.qkv_bias).view(len(x), c.heads + 2 * c.kv_heads, c.head_dim)
-        turned = rotate(heads[:, : c.heads + c.kv_heads], cos, sin)
+        turned = apply_rotary(heads[:, : c.heads + c.kv_heads], cos, sin)
         seen = attend(index, turned[:, : c.heads], turned[:, c.heads :], heads[:, c.heads + c.kv_heads :])
         x = x + functional.linear(seen, self.out, self.out_bias)
         normed = functional.layer_norm(x, (c.width,), self.norm2, self.norm2_bias, c.eps)
@@ -252,7 +252,7 @@ class MimiEncoder(nn.Module):
         x = self.last.whole(functional.elu(x))[0]  # (T, C) latents
         at = torch.arange(len(x), device=x.device)
         mask = (at[None, :] <= at[:, None]) & (at[None, :] > at[:, None] - c.window)
-        cos, sin = turns(self._frequencies.to(x.device), at)
+        cos, sin = rotary(self._frequencies.to(x.device), at)
 
         def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             del index
@@ -381,8 +381,8 @@ class MimiDecoder(nn.Module):
         self._latents[row] = 0
         self._begun[row] = 0
 
-    def wipe(self, row: int) -> None:
-        """Put zeros in place of keys and values that are no numbers any more (see KVCache.wipe)."""
+    def zero_row(self, row: int) -> None:
+        """Zero a row whose keys and values are NaN or Inf, as KVCache.zero_row does."""
         self._keys[:, row] = 0
         self._values[:, row] = 0
 
@@ -455,7 +455,7 @@ class MimiDecoder(nn.Module):
         held = last - (last - torch.arange(rows.used, device=self._device)) % ring  # (n, L)
         held = held[:, None, :]
         mask = ((held >= 0) & (held <= at[..., None]) & (held > at[..., None] - c.window))[:, None]  # (n, 1, T, L)
-        cos, sin = turns(self._frequencies, at.flatten())
+        cos, sin = rotary(self._frequencies, at.flatten())
         places = at % ring
 
         def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

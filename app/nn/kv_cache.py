@@ -1,0 +1,398 @@
+"""Static KV caches: keys and values of all rows, at fixed addresses. Does not depend on any model.
+
+Each method returns an attention function for one call of a Stack (types in attention.py). It writes the keys and values
+of the new tokens and attends to what the cache holds. Letters in shapes: n or B rows, G key heads that R query heads
+share each, S positions of the cache or new tokens, L positions that are attended to, d head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from app.nn.attention import CachedAttention, DecodeAttention, PrefillAttention, grouped_attention
+from app.nn.kernels.choice import Kernels
+from app.nn.rope import apply_rotary
+from app.nn.transformer import StackConfig, Stage
+
+
+class KVCache:
+    """Self-attention's keys and values of rows at unequal positions: (layers, rows, G, S, d) each."""
+
+    def __init__(
+        self,
+        config: StackConfig,
+        *,
+        rows: int,
+        positions: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        batched: bool | None = None,
+    ) -> None:
+        """batched: decode all rows in one masked product (True) or one by one (False); None = as the device needs."""
+        shape = (config.layers, rows, config.kv_heads, positions, config.head_dim)
+        self._batched = device.type != "cpu" if batched is None else batched
+        # A masked product reads every position, so all must hold finite numbers. One by one, rows read only positions
+        # that were written, and memory that was never written takes no space: 64 MiB for each unused row.
+        allocate = torch.zeros if self._batched else torch.empty
+        self.k = allocate(shape, device=device, dtype=dtype)
+        self.v = allocate(shape, device=device, dtype=dtype)
+        self._groups = config.kv_heads
+        self._scale = config.score_scale
+
+    @property
+    def positions(self) -> int:
+        return self.k.shape[3]
+
+    @property
+    def nbytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes
+
+    def prefill_attention(self, row: int, start: int, count: int) -> PrefillAttention:
+        """Causal attention of `count` new tokens of one row, at positions start..start+count-1."""
+        end = start + count
+        mask = torch.ones(count, end, dtype=torch.bool, device=self.k.device).tril(start)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self.k[layer, row, :, start:end] = k.transpose(0, 1)
+            self.v[layer, row, :, start:end] = v.transpose(0, 1)
+            heads, size = q.shape[1:]
+            share = heads // self._groups
+            keys = self.k[layer, row, :, None, :end].expand(-1, share, -1, -1)  # (G, R, L, d)
+            values = self.v[layer, row, :, None, :end].expand(-1, share, -1, -1)
+            queries = q.view(count, self._groups, share, size).permute(1, 2, 0, 3)  # (G, R, S, d)
+            attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=self._scale)
+            return attended.permute(2, 0, 1, 3).reshape(count, heads * size)
+
+        return attend
+
+    def decode_attention(self, rows: Sequence[int], positions: Sequence[int]) -> PrefillAttention:
+        """Attention of one new token for each of `rows`, each at its own position."""
+        return self._batched_decode(rows, positions) if self._batched else self._row_by_row_decode(rows, positions)
+
+    def _batched_decode(self, rows: Sequence[int], positions: Sequence[int]) -> PrefillAttention:
+        device = self.k.device
+        row_index, at = torch.tensor(rows, device=device), torch.tensor(positions, device=device)
+        longest = max(positions) + 1
+        hidden = (torch.arange(longest, device=device)[None, :] > at[:, None])[:, None, None]  # (n, 1, 1, L)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self.k[layer, row_index, :, at] = k
+            self.v[layer, row_index, :, at] = v
+            count, heads, size = q.shape
+            queries = q.view(count, self._groups, heads // self._groups, size)  # (n, G, R, d)
+            keys, values = self.k[layer, :, :, :longest][row_index], self.v[layer, :, :, :longest][row_index]
+            return grouped_attention(queries, keys, values, hidden, self._scale).reshape(count, heads * size)
+
+        return attend
+
+    def _row_by_row_decode(self, rows: Sequence[int], positions: Sequence[int]) -> PrefillAttention:
+        """For a CPU: each row reads its keys in place, without a copy or padding, and no row depends on another."""
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            _, heads, size = q.shape
+            queries = q.view(-1, 1, self._groups, heads // self._groups, size)  # (n, 1, G, R, d)
+            attended = []
+            for i, (row, at) in enumerate(zip(rows, positions, strict=True)):
+                keys, values = self.k[layer, row, :, : at + 1], self.v[layer, row, :, : at + 1]  # (G, L, d)
+                keys[:, at] = k[i]
+                values[:, at] = v[i]
+                attended.append(
+                    functional.scaled_dot_product_attention(queries[i], keys[None], values[None], scale=self._scale)
+                )
+            return (torch.cat(attended) if len(attended) > 1 else attended[0]).reshape(-1, heads * size)
+
+        return attend
+
+    def static_decode_attention(self, positions: Tensor, length: int, kernels: Kernels) -> DecodeAttention:
+        """Attention of one new token for each of the first n rows, at positions (n,) on the device, all below `length`.
+
+        Shapes are fixed and nothing is copied to the host, so a CUDA graph can capture it. Keys are read in place.
+        """
+        count = len(positions)
+
+        def attend(layer: int, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            keys, values = self.k[layer, :count], self.v[layer, :count]
+            return kernels.step_attention(heads, cos, sin, keys, values, positions, length, self._scale)
+
+        return attend
+
+    def zero_row(self, row: int) -> None:
+        """Zero a row that holds NaN or Inf. Masked values are multiplied by zero, and zero times NaN is NaN."""
+        self.k[:, row] = 0
+        self.v[:, row] = 0
+
+    def export_prefix(self, row: int, count: int) -> tuple[Tensor, ...]:
+        """Copy the row's first `count` positions: k, v (layers, G, count, d)."""
+        return self.k[:, row, :, :count].clone(), self.v[:, row, :, :count].clone()
+
+    def import_prefix(self, row: int, prefix: tuple[Tensor, ...]) -> None:
+        """Write a prefix from `export_prefix` to the row's first positions."""
+        k, v = prefix
+        count = k.shape[2]
+        self.k[:, row, :, :count] = k
+        self.v[:, row, :, :count] = v
+
+
+class SplitKVCache:
+    """One KVCache per stage of a Stack, on the stage's device, with the interface of a single one."""
+
+    def __init__(
+        self, config: StackConfig, stages: Sequence[Stage], *, rows: int, positions: int, dtype: torch.dtype
+    ) -> None:
+        self.parts = [
+            KVCache(
+                replace(config, layers=stage.layers), rows=rows, positions=positions, device=stage.device, dtype=dtype
+            )
+            for stage in stages
+        ]
+        # (part, layer inside the part) of each layer
+        self._layers = [(part, layer) for part, stage in enumerate(stages) for layer in range(stage.layers)]
+
+    def prefill_attention(self, row: int, start: int, count: int) -> PrefillAttention:
+        return self._by_layer([part.prefill_attention(row, start, count) for part in self.parts])
+
+    def decode_attention(self, rows: Sequence[int], positions: Sequence[int]) -> PrefillAttention:
+        return self._by_layer([part.decode_attention(rows, positions) for part in self.parts])
+
+    def zero_row(self, row: int) -> None:
+        for part in self.parts:
+            part.zero_row(row)
+
+    def _by_layer(self, attends: Sequence[PrefillAttention]) -> PrefillAttention:
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            part, inner_layer = self._layers[layer]
+            return attends[part](inner_layer, q, k, v)
+
+        return attend
+
+    def export_prefix(self, row: int, count: int) -> tuple[Tensor, ...]:
+        """As of a KVCache: k and v of the first part, then of the second, and so on."""
+        return tuple(tensor for part in self.parts for tensor in part.export_prefix(row, count))
+
+    def import_prefix(self, row: int, prefix: tuple[Tensor, ...]) -> None:
+        for index, part in enumerate(self.parts):
+            part.import_prefix(row, prefix[2 * index : 2 * index + 2])
+
+
+class DepthKVCache:
+    """Keys and values of a depth decoder, whose rows are always at the same position: (layers, rows, G, S, d) each."""
+
+    def __init__(
+        self, config: StackConfig, *, rows: int, positions: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = (config.layers, rows, config.kv_heads, positions, config.head_dim)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self._groups = config.kv_heads
+        self._scale = config.score_scale
+        self._views: dict[tuple[int, int, int], list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
+        self._positions = torch.arange(positions, device=device)[:, None].repeat(1, rows)  # (S, rows)
+
+    def _view(self, rows: int, start: int, count: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """For each layer: views of the new keys and values (B, G, S, d), then of all that are read (B, G, L, d).
+
+        Views are kept, since every frame needs the same ones and making them costs as much as the attention itself.
+        """
+        found = self._views.get((rows, start, count))
+        if found is None:
+            end = start + count
+            found = [
+                (k[:rows, :, start:end], v[:rows, :, start:end], k[:rows, :, :end], v[:rows, :, :end])
+                for k, v in zip(self.k, self.v, strict=True)
+            ]
+            self._views[rows, start, count] = found
+        return found
+
+    def attention(self, rows: int, start: int, count: int) -> PrefillAttention:
+        """Causal attention of `count` new tokens at start..start+count-1 for each of the first `rows` rows.
+
+        Tokens are in the order (row, position).
+        """
+        views = self._view(rows, start, count)
+        if count == 1:
+            return self._decode_attention(rows, views)
+        hidden = torch.ones(count, start + count, dtype=torch.bool, device=self.k.device).triu(start + 1)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            heads, size = q.shape[1:]
+            new_keys, new_values, keys, values = views[layer]
+            new_keys.copy_(k.view(rows, count, self._groups, size).transpose(1, 2))
+            new_values.copy_(v.view(rows, count, self._groups, size).transpose(1, 2))
+            converted = q.to(keys.dtype).view(rows, count, self._groups, heads // self._groups, size)
+            queries = converted.permute(0, 2, 3, 1, 4)  # (B, G, R, S, d)
+            attended = grouped_attention(queries, keys[:, :, None], values[:, :, None], hidden, self._scale)
+            return attended.permute(0, 3, 1, 2, 4).reshape(rows * count, heads * size).to(q.dtype)
+
+        return attend
+
+    def static_decode_attention(self, rows: int, position: int, kernels: Kernels) -> DecodeAttention:
+        """Attention of one new token at `position` for each of the first `rows` rows; a CUDA graph can capture it."""
+        groups = self._groups
+        fused = self._decode_attention(rows, self._view(rows, position, 1), fused=True)
+        positions = self._positions[position, :rows]
+
+        def attend(layer: int, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            if kernels.name == "torch":  # all rows attend to the same positions, so one fused call needs no mask
+                rotated = apply_rotary(heads[:, :-groups], cos, sin)
+                return fused(layer, rotated[:, :-groups], rotated[:, -groups:], heads[:, -groups:])
+            cos, sin = cos.expand(rows, -1, -1), sin.expand(rows, -1, -1)
+            keys, values = self.k[layer, :rows], self.v[layer, :rows]
+            return kernels.step_attention(heads, cos, sin, keys, values, positions, position + 1, self._scale)
+
+        return attend
+
+    def _decode_attention(
+        self, rows: int, views: list[tuple[Tensor, Tensor, Tensor, Tensor]], *, fused: bool | None = None
+    ) -> PrefillAttention:
+        """fused: use torch's fused attention; None = on a CPU only."""
+        if fused is None:
+            fused = self.k.device.type == "cpu"  # half the time of two products and a softmax, which are all overhead
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            heads, size = q.shape[1:]
+            new_keys, new_values, keys, values = views[layer]
+            new_keys.copy_(k[:, :, None])
+            new_values.copy_(v[:, :, None])
+            queries = q.to(keys.dtype).view(rows, self._groups, heads // self._groups, size)  # (B, G, R, d)
+            attended = (
+                functional.scaled_dot_product_attention(queries, keys, values, scale=self._scale)
+                if fused
+                else grouped_attention(queries, keys, values, None, self._scale)
+            )
+            return attended.reshape(rows, heads * size).to(q.dtype)
+
+        return attend
+
+
+class CrossKVCache:
+    """Cross-attention's keys and values: each row has another sequence, of its own length S: (layers, G, S, d) each.
+
+    Batched, all rows lie in one static tensor (layers, rows, G, S, d). Otherwise each row has tensors of its own size.
+    """
+
+    def __init__(
+        self,
+        config: StackConfig,
+        *,
+        rows: int,
+        positions: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        batched: bool | None = None,
+    ) -> None:
+        """batched: as of a KVCache; None = as the device needs."""
+        cross = config.cross
+        if cross is None:
+            raise ValueError("a stack without cross-attention needs no CrossKVCache")
+        self._batched = device.type != "cpu" if batched is None else batched
+        self._groups = cross.kv_heads
+        self._scale = cross.head_dim**-0.5 if config.scale is None else config.scale
+        self._shape = (config.layers, cross.kv_heads, positions, cross.head_dim)
+        self._placement = {"device": device, "dtype": dtype}
+        layers, groups, _, size = self._shape
+        static = (layers, rows, groups, positions if self._batched else 0, size)
+        self._k = torch.zeros(static, device=device, dtype=dtype)
+        self._v = torch.zeros(static, device=device, dtype=dtype)
+        self._rows = [(self._k[:, row], self._v[:, row]) for row in range(rows)]
+        self._lengths = [0] * rows
+
+    def begin_row(self, row: int, length: int) -> None:
+        """Prepare a row for a sequence of `length` tokens; `write` then fills each layer."""
+        self._lengths[row] = length
+        if not self._batched:
+            layers, groups, _, size = self._shape
+            k, v = torch.empty(2, layers, groups, length, size, **self._placement)  # type: ignore[call-overload]
+            self._rows[row] = (k, v)
+
+    def write(self, layer: int, row: int, k: Tensor, v: Tensor) -> None:
+        """Write one layer's k, v (S, G, d)."""
+        for cached, new in zip(self._rows[row], (k, v), strict=True):
+            cached[layer, :, : len(new)] = new.transpose(0, 1)
+
+    def release_row(self, row: int) -> None:
+        """Forget the row's sequence and free its memory, where it has its own."""
+        self._lengths[row] = 0
+        if not self._batched:
+            self._rows[row] = (self._k[:, row], self._v[:, row])
+
+    def length(self, row: int) -> int:
+        return self._lengths[row]
+
+    def zero_row(self, row: int) -> None:
+        """As of a KVCache."""
+        for cached in self._rows[row]:
+            cached.zero_()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the static tensors, which all rows share."""
+        return self._k.nbytes + self._v.nbytes
+
+    def static_decode_attention(self, lengths: Tensor, length: int, kernels: Kernels) -> CachedAttention:
+        """Attention of one token of each of the first n rows; a CUDA graph can capture it.
+
+        lengths (n,) on the device, from 1: how long the rows' sequences are. length: how many positions are read.
+        """
+        count, last = len(lengths), lengths - 1
+
+        def attend(layer: int, q: Tensor) -> Tensor:
+            k, v = self._k[layer, :count], self._v[layer, :count]
+            return kernels.decode_attention(q, k, v, last, length, self._scale)
+
+        return attend
+
+    def decode_attention(self, rows: Sequence[int]) -> CachedAttention:
+        """Attention of one token for each of `rows`."""
+        return self._batched_decode(rows) if self._batched else self._row_by_row_decode(rows)
+
+    def _batched_decode(self, rows: Sequence[int]) -> CachedAttention:
+        device = self._k.device
+        row_index = torch.tensor(rows, device=device)
+        lengths = torch.tensor([self._lengths[row] for row in rows], device=device)
+        longest = max(self._lengths[row] for row in rows)
+        hidden = (torch.arange(longest, device=device) >= lengths[:, None])[:, None, None]  # (n, 1, 1, L)
+
+        def attend(layer: int, q: Tensor) -> Tensor:
+            count, heads, size = q.shape
+            queries = q.view(count, self._groups, heads // self._groups, size)  # (n, G, R, d)
+            keys, values = self._k[layer, :, :, :longest][row_index], self._v[layer, :, :, :longest][row_index]
+            return grouped_attention(queries, keys, values, hidden, self._scale).reshape(count, heads * size)
+
+        return attend
+
+    def _row_by_row_decode(self, rows: Sequence[int]) -> CachedAttention:
+        cached = [self._rows[row] for row in rows]
+
+        def attend(layer: int, q: Tensor) -> Tensor:
+            # In float32 for every cache dtype: for one query per head, torch's fused attention in bfloat16 takes three
+            # times as long.
+            _, heads, size = q.shape
+            queries = q.float().view(-1, self._groups, heads // self._groups, size)  # (n, G, R, d)
+            attended = [
+                grouped_attention(query, k[layer].float(), v[layer].float(), None, self._scale)
+                for query, (k, v) in zip(queries, cached, strict=True)
+            ]
+            return torch.stack(attended).view(-1, heads * size).to(q.dtype)
+
+        return attend
+
+    def prefill_attention(self, row: int) -> CachedAttention:
+        """Attention of any number of tokens of one row."""
+        length = self._lengths[row]
+        k, v = self._rows[row]
+
+        def attend(layer: int, q: Tensor) -> Tensor:
+            count, heads, size = q.shape
+            share = heads // self._groups
+            keys = k[layer, :, None, :length].expand(-1, share, -1, -1)  # (G, R, L, d)
+            values = v[layer, :, None, :length].expand(-1, share, -1, -1)
+            queries = q.view(count, self._groups, share, size).permute(1, 2, 0, 3)  # (G, R, M, d)
+            attended = functional.scaled_dot_product_attention(queries, keys, values, scale=self._scale)
+            return attended.permute(2, 0, 1, 3).reshape(count, heads * size)
+
+        return attend

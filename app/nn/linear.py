@@ -1,0 +1,131 @@
+"""Linear layers: plain, packed for bfloat16 on a CPU, and int8 on an x86 CPU. Does not depend on any model."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Linear(nn.Module):
+    """y = x W^T + b. The weight is allocated, not initialised: a checkpoint fills it."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, device=device, dtype=dtype), requires_grad=False)
+        self.bias = (
+            nn.Parameter(torch.empty(outputs, device=device, dtype=dtype), requires_grad=False) if bias else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight, self.bias)
+
+
+_MIN_TOKENS = 3  # of a product with a packed weight
+
+
+class PackedLinear(nn.Module):
+    """A bfloat16 Linear on a CPU, with its weight in oneDNN's blocked order.
+
+    One token takes 1 / 1.6 of the time of a Linear, and a token's result has the same bits in a batch of any size.
+    That holds from two tokens on, since oneDNN has another kernel for one token. Up to six tokens, a larger batch takes
+    less time as a whole (one 3.9, two 4.6, three 3.2 ms at 2048 x 16384 on a Zen 5). So one and two tokens are padded
+    to three.
+    """
+
+    def __init__(self, linear: Linear) -> None:
+        super().__init__()
+        self.weight_count = linear.weight.numel()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.data, 1)
+        self._bias = linear.bias.data if linear.bias is not None else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = x.shape[0]
+        if count < _MIN_TOKENS:
+            x = functional.pad(x, (0, 0, 0, _MIN_TOKENS - count))
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), self._packed, self._bias, "none", [], "")
+        return y[:count]
+
+    @staticmethod
+    def supports(linear: Linear) -> bool:
+        """Whether this machine can pack `linear`: a bfloat16 weight on a CPU with bfloat16 products in oneDNN."""
+        return (
+            linear.weight.device.type == "cpu"
+            and linear.weight.dtype == torch.bfloat16
+            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+            and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        )
+
+
+class Int8Linear(nn.Module):
+    """A Linear with int8 weights (one scale per output) and 8-bit activations (one scale per token), on an x86 CPU.
+
+    Returns float32. With `norm` and `eps` it includes the RMSNorm before it and takes tokens before the norm.
+
+    The kernel takes one activation scale for the whole batch. So each token is divided by its own largest magnitude
+    here, and the kernel's scale is a constant: no token's result depends on another token. Sums are exact integers.
+    Activations have 7 bits where the CPU has no VNNI, since 8 bits would overflow the kernel's 16-bit sums.
+    """
+
+    def __init__(self, linear: Linear, norm: Tensor | None = None, eps: float = 0.0) -> None:
+        super().__init__()
+        if linear.weight.shape[1] % 8:
+            # The kernel rounds 8 activations at a time, and rounds a remainder in another way.
+            raise ValueError(f"An int8 linear takes a multiple of 8 inputs, and this one has {linear.weight.shape[1]}")
+        self.weight_count = linear.weight.numel()
+        weight = linear.weight.data.float()
+        scales = weight.abs().amax(dim=1).clamp_min(1e-12) / 127
+        rounded = torch.round(weight / scales[:, None]).to(torch.int8)
+        zeros = torch.zeros(len(weight), dtype=torch.int64)
+        limit = 127 if torch.cpu._is_vnni_supported() else 63
+        self._scale, self._zero_point = 1 / limit, limit + 1
+        with warnings.catch_warnings():
+            # Quantized tensors are deprecated in favour of a package that is slower here. The kernel is not deprecated.
+            warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
+            quantized = torch._make_per_channel_quantized_tensor(rounded, scales.double(), zeros, 0)
+            bias = linear.bias.data.float() if linear.bias is not None else None
+            self._packed = torch.ops.quantized.linear_prepack(quantized, None)
+        self._bias = bias
+        self._multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+        # x / sqrt(mean(x^2) + eps) * norm = x * (norm * sqrt(D)) / hypot(|x|, sqrt(D * eps))
+        self._norm = norm.data.float() * math.sqrt(len(norm)) if norm is not None else None
+        self._norm_floor = torch.full((1, 1), math.sqrt(len(norm) * eps)) if norm is not None else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        scaled = x32 if self._norm is None else x32 * self._norm
+        largest = scaled.abs().amax(dim=1, keepdim=True)
+        # For a token of zeros this is 0 / 0. Whatever integer NaN becomes, the result is multiplied by 0.
+        y: Tensor = self._multiply(scaled / largest, self._scale, self._zero_point, self._packed)
+        if self._norm_floor is not None:
+            # Divide the scale by the norm, not each value: a separate pass over so few values is all overhead.
+            largest.div_(torch.linalg.vector_norm(x32, dim=1, keepdim=True).hypot_(self._norm_floor))
+        y.mul_(largest)
+        return y if self._bias is None else y.add_(self._bias)
+
+    @staticmethod
+    def supported() -> bool:
+        """Whether this machine has the kernel, which is part of FBGEMM."""
+        return torch.backends.quantized.engine in ("x86", "fbgemm")
+
+
+def as_linear(module: nn.Module) -> Linear:
+    """Return `module` as a Linear. Raises TypeError if it has been packed or quantized."""
+    if not isinstance(module, Linear):
+        raise TypeError(f"{type(module).__name__} is not a Linear: load the weights before packing or quantizing")
+    return module
+
+
+def replace_linears(module: nn.Module, make: Callable[[Linear], nn.Module | None]) -> None:
+    """Replace every Linear below `module` with `make(linear)`. Where `make` returns None, the Linear stays."""
+    for name, child in module.named_children():
+        if isinstance(child, Linear):
+            replacement = make(child)
+            if replacement is not None:
+                setattr(module, name, replacement)
+        else:
+            replace_linears(child, make)

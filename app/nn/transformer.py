@@ -1,0 +1,271 @@
+"""A pre-norm transformer stack in the manner of Llama. Does not depend on any model.
+
+A block takes tokens flattened to (M, D), and the caller passes the attention function. So the same weights prefill a
+prompt (M = S tokens of one row), decode a batch (M = one token of each row) and run a depth decoder or an encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from app.nn.attention import CachedAttention, DecodeAttention, PrefillAttention
+from app.nn.kernels.choice import Kernels
+from app.nn.kernels.torch_kernels import gate
+from app.nn.linear import Int8Linear, Linear, as_linear
+from app.nn.rope import Rope, apply_rotary, rotary
+
+# Cross-attention of one layer: (layer, block, normed (M, D), cos, sin) -> (M, D).
+CrossAttention = Callable[[int, "Block", Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class CrossConfig:
+    """The shape of cross-attention to a sequence of `width`. rotated: RoPE applies to queries and keys."""
+
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StackConfig:
+    """The shape of a Llama-like transformer. scale: factor of all attention scores; None = head_dim ** -0.5."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    eps: float
+    rope: Rope
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    activation: Literal["silu", "gelu"] = "silu"
+    scale: float | None = None
+    cross: CrossConfig | None = None
+
+    @property
+    def score_scale(self) -> float:
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
+
+@dataclass(frozen=True, slots=True)
+class CrossInput:
+    """What cross-attention adds to the tokens of one call.
+
+    The first `conditional` tokens attend to the other sequence through `attend`. The others are unconditional: each
+    layer adds its row of `unconditional` (layers, D) to them. None: there are no others.
+    """
+
+    conditional: int
+    attend: CachedAttention
+    unconditional: Tensor | None = None
+
+
+class Block(nn.Module):
+    """RMSNorm, self-attention, RMSNorm, gated MLP. One linear computes q, k and v, and another gate and up.
+
+    With `config.cross`, a norm and cross-attention come between the two. One linear computes its k and v.
+    """
+
+    def __init__(self, config: StackConfig, *, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        c = config
+        self.config = c
+
+        def linear(inputs: int, outputs: int, bias: bool) -> nn.Module:
+            return Linear(inputs, outputs, bias=bias, device=device, dtype=dtype)
+
+        self.attention_norm = nn.Parameter(torch.empty(c.width, device=device, dtype=dtype), requires_grad=False)
+        self.mlp_norm = nn.Parameter(torch.empty(c.width, device=device, dtype=dtype), requires_grad=False)
+        self.qkv = linear(c.width, (c.heads + 2 * c.kv_heads) * c.head_dim, c.attention_bias)
+        self.out = linear(c.heads * c.head_dim, c.width, c.attention_bias)
+        self.gate_up = linear(c.width, 2 * c.ffn, c.mlp_bias)
+        self.down = linear(c.ffn, c.width, c.mlp_bias)
+        if (cross := c.cross) is not None:
+            self.cross_norm = nn.Parameter(torch.empty(c.width, device=device, dtype=dtype), requires_grad=False)
+            self.cross_q = linear(c.width, cross.heads * cross.head_dim, False)
+            self.cross_kv = linear(cross.width, 2 * cross.kv_heads * cross.head_dim, False)
+            self.cross_out = linear(cross.heads * cross.head_dim, c.width, False)
+
+    def forward(
+        self,
+        x: Tensor,
+        layer: int,
+        position: tuple[Tensor, Tensor],
+        attend: PrefillAttention,
+        cross: CrossInput | None = None,
+    ) -> Tensor:
+        """x (M, D) -> (M, D). position: cos and sin of the tokens' positions, from `rotary`."""
+        c = self.config
+        cos, sin = position
+        tokens = x.shape[0]
+        heads = self._norm_linear(x, self.attention_norm, self.qkv).view(tokens, c.heads + 2 * c.kv_heads, c.head_dim)
+        rotated = apply_rotary(heads[:, : c.heads + c.kv_heads], cos, sin)
+        x = x + self.out(attend(layer, rotated[:, : c.heads], rotated[:, c.heads :], heads[:, c.heads + c.kv_heads :]))
+        if cross is not None:
+            x = x + self._cross_attention(x, layer, position, cross)
+        mlp = self.down(gate(self._norm_linear(x, self.mlp_norm, self.gate_up), c.activation))
+        return x + mlp.to(x.dtype)  # type: ignore[no-any-return]
+
+    def quantize(self, *, attention: bool = True) -> None:
+        """Use int8 weights for the MLP and, unless `attention` is false, for self-attention."""
+        eps = self.config.eps
+        if attention:
+            self.qkv = Int8Linear(as_linear(self.qkv), self.attention_norm, eps)
+            self.out = Int8Linear(as_linear(self.out))
+        self.gate_up = Int8Linear(as_linear(self.gate_up), self.mlp_norm, eps)
+        self.down = Int8Linear(as_linear(self.down))
+
+    def _norm_linear(self, x: Tensor, norm: Tensor, linear: nn.Module) -> Tensor:
+        """linear(rms_norm(x)). An Int8Linear includes the norm."""
+        if not isinstance(linear, Int8Linear):
+            x = functional.rms_norm(x, (self.config.width,), norm, self.config.eps)
+        return linear(x)  # type: ignore[no-any-return]
+
+    def qkv_heads(self, normed: Tensor) -> Tensor:
+        """Queries, keys and values (M, H + 2 G, d) of normed tokens (M, D), before RoPE."""
+        c = self.config
+        return self.qkv(normed).view(len(normed), c.heads + 2 * c.kv_heads, c.head_dim)  # type: ignore[no-any-return]
+
+    def _cross_attention(self, x: Tensor, layer: int, position: tuple[Tensor, Tensor], cross: CrossInput) -> Tensor:
+        c, shape = self.config, self.config.cross
+        assert shape is not None  # noqa: S101 - only a stack with cross-attention receives a CrossInput
+        count, conditional = x.shape[0], cross.conditional
+        if not conditional and cross.unconditional is not None:
+            return cross.unconditional[layer].expand(count, -1)
+        normed = functional.rms_norm(x[:conditional], (c.width,), self.cross_norm, c.eps)
+        q = self.cross_q(normed).view(conditional, shape.heads, shape.head_dim)
+        if shape.rotated:
+            q = apply_rotary(q, position[0][:conditional], position[1][:conditional])
+        attended: Tensor = self.cross_out(cross.attend(layer, q))
+        if cross.unconditional is None:
+            return attended
+        return torch.cat((attended, cross.unconditional[layer].expand(count - conditional, -1)))
+
+    def cross_kv_heads(self, other: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-attention's keys and values of the other sequence (S, D'): each (S, G, d)."""
+        cross = self.config.cross
+        assert cross is not None  # noqa: S101 - as above
+        heads = self.cross_kv(other).view(len(other), 2 * cross.kv_heads, cross.head_dim)
+        k, v = heads[:, : cross.kv_heads], heads[:, cross.kv_heads :]
+        return (apply_rotary(k, cos, sin) if cross.rotated else k), v
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Consecutive layers on one device, as in pipeline parallelism."""
+
+    device: torch.device
+    layers: int
+
+
+class StageEntry(nn.Module):
+    """Moves x to the device of a stage and looks up cos and sin of its positions there."""
+
+    def __init__(self, device: torch.device, cos: Tensor, sin: Tensor) -> None:
+        super().__init__()
+        self.device = device
+        self.cos: Tensor
+        self.sin: Tensor
+        self.register_buffer("cos", cos.to(device), persistent=False)  # (S, 1, d) float32
+        self.register_buffer("sin", sin.to(device), persistent=False)
+
+    def forward(self, x: Tensor, positions: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
+        at = positions.to(self.device) if isinstance(positions, Tensor) else positions
+        return x.to(self.device), self.cos[at], self.sin[at]
+
+
+class Stack(nn.Module):
+    """Blocks and a final norm. Keeps no state: keys and values are in the cache behind `attend`.
+
+    `stages` spread the blocks over several devices, in order. The final norm stays on `device`, where x comes from and
+    where the result returns to.
+    """
+
+    def __init__(
+        self,
+        config: StackConfig,
+        *,
+        max_positions: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        stages: Sequence[Stage] = (),
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.stages = tuple(stages) or (Stage(device, config.layers),)
+        if sum(stage.layers for stage in self.stages) != config.layers:
+            raise ValueError(f"the stages {self.stages} do not hold {config.layers} layers in all")
+        devices = [stage.device for stage in self.stages for _ in range(stage.layers)]
+        self.blocks = nn.ModuleList([Block(config, device=each, dtype=dtype) for each in devices])
+        self.norm = nn.Parameter(torch.empty(config.width, device=device, dtype=dtype), requires_grad=False)
+        cos, sin = rotary(config.rope.frequencies(config.head_dim), torch.arange(max_positions))
+        self.entries = nn.ModuleList([StageEntry(stage.device, cos, sin) for stage in self.stages])
+        self._entry_before: dict[int, nn.Module] = {}  # by the stage's first layer
+        first = 0
+        for stage, entry in zip(self.stages, self.entries, strict=True):
+            if stage.layers:
+                self._entry_before[first] = entry
+            first += stage.layers
+
+    def forward(
+        self, x: Tensor, positions: Tensor | slice, attend: PrefillAttention, cross: CrossInput | None = None
+    ) -> Tensor:
+        """x (M, D) at positions (M,) -> (M, D), normed."""
+        device = x.device
+        for y in self.layer_outputs(x, positions, attend, cross):
+            x = y
+        return self.final_norm(x.to(device))
+
+    def layer_outputs(
+        self, x: Tensor, positions: Tensor | slice, attend: PrefillAttention, cross: CrossInput | None = None
+    ) -> Iterator[Tensor]:
+        """Yield x after each layer, so that a caller can pause in between. Pass the last one to `final_norm`."""
+        cos, sin = x, x  # the first layer has an entry, which replaces both
+        for layer, block in enumerate(self.blocks):
+            entry = self._entry_before.get(layer)
+            if entry is not None:
+                x, cos, sin = entry(x, positions)
+            x = block(x, layer, (cos, sin), attend, cross)
+            yield x
+
+    def decode_static(
+        self,
+        x: Tensor,
+        positions: Tensor | slice,
+        attend: DecodeAttention,
+        kernels: Kernels,
+        cross: CrossAttention | None = None,
+    ) -> Tensor:
+        """`forward` for one token of each row, x (M, D) -> (M, D), normed, in operations that a CUDA graph can capture.
+
+        Works on one device only.
+        """
+        c = self.config
+        [entry] = self.entries
+        x, cos, sin = entry(x, positions)
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        next_norms = [*(block.attention_norm for block in blocks[1:]), self.norm]
+        normed = functional.rms_norm(x, (c.width,), blocks[0].attention_norm, c.eps)
+        for layer, (block, next_norm) in enumerate(zip(blocks, next_norms, strict=True)):
+            update = block.out(attend(layer, block.qkv_heads(normed), cos, sin))
+            if cross is not None:
+                normed, x = kernels.add_rms_norm(update, x, block.cross_norm, c.eps)
+                update = cross(layer, block, normed, cos, sin)
+            normed, x = kernels.add_rms_norm(update, x, block.mlp_norm, c.eps)
+            update = block.down(kernels.gate(block.gate_up(normed), c.activation))
+            normed, x = kernels.add_rms_norm(update, x, next_norm, c.eps)
+        return normed
+
+    def final_norm(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x, (self.config.width,), self.norm, self.config.eps)
