@@ -28,13 +28,14 @@ from app import main as server
 from app import wiring
 from app.audio.decode import decode
 from app.audio.encoders import open_encoder
+from app.audio.formats import AUDIO_FORMATS
 from app.engines.registry import BuildContext, specs
 from app.errors import EngineUnavailable, SpeechError
 from app.generator import preset_voices
 from app.keys import SCOPES, BadKeys, KeyFile, KeyRing
 from app.settings import Settings, as_markdown
 from app.text.normalizer import Normalizer
-from app.types import AUDIO_FORMATS, Line, Reference, Sampling, SpeechRequest, SpokenLine, Utterance, Voice
+from app.types import Line, Reference, Sampling, SpeechRequest, SpokenLine, Utterance, Voice
 from app.voices.presets import DEFAULT_VOICE, PROFILES
 from app.weights import hub
 

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     Samples = NDArray[np.float32]  # (N,) mono, nominally in [-1, 1]
     Codes = NDArray[np.int16]  # (K, T) codec tokens, one column per frame
 
-AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
-AUDIO_FORMATS: tuple[AudioFormat, ...] = ("mp3", "opus", "aac", "flac", "wav", "pcm")
+AudioFormat = str  # a key of app.audio.formats.FORMATS
 
 LATE_S = 0.25  # of gaps: less can be the network's and the event loop's
 

@@ -42,8 +42,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from app.audio.decode import decode
+from app.audio.formats import AUDIO_FORMATS
 from app.engines.espeak import TIMBRES
-from app.types import AUDIO_FORMATS
 from bench.load import TOLERANCE_S, WORDS, spread_ms
 from bench.plot import Panel, Series, figure
 from bench.server import Server, own_server
@@ -133,7 +133,7 @@ def words(dice: random.Random, count: int) -> str:
 
 
 def wish_for(dice: random.Random) -> dict[str, Any]:
-    audio_format = dice.choice(AUDIO_FORMATS)
+    audio_format = dice.choice(list(AUDIO_FORMATS))
     rate = dice.choice([16_000, 24_000, 48_000]) if audio_format in ("pcm", "wav", "flac", "opus") else 24_000
     return {
         "input": " ".join(words(dice, dice.randint(3, 7)) for _ in range(dice.choice([1, 1, 1, 2, 3]))),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic.json_schema import models_json_schema
 
 from app.api import responses
-from app.types import AUDIO_FORMATS
+from app.audio.formats import AUDIO_FORMATS
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -104,7 +104,7 @@ _CLONING_EVENTS = _events(
     _ERROR_DATA,
 )
 
-_AUDIO_TYPES = tuple(f"audio/{'mpeg' if name == 'mp3' else name}" for name in AUDIO_FORMATS)
+_AUDIO_TYPES = tuple(row.media_type for row in AUDIO_FORMATS.values())
 _SPEECH = Answer(
     (400, 404, 408, 413, 429, 500, 503),
     content={**dict.fromkeys(_AUDIO_TYPES, _BINARY), "text/event-stream": _SPEECH_EVENTS},

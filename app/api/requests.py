@@ -8,7 +8,7 @@ from __future__ import annotations
 import binascii
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -17,16 +17,19 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
     PrivateAttr,
     StringConstraints,
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, core_schema
 
+from app.audio.formats import AUDIO_FORMATS
 from app.errors import BadReference, EmptyText, TextTooLong, UnknownVoice
-from app.types import AudioFormat, Line, Said, Sampling, SpeechRequest, conversation_key
+from app.types import Line, Said, Sampling, SpeechRequest, conversation_key
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE
 
 # Ours, beyond OpenAI's, that an engine may lack: set on an engine without them, they are an error, never ignored.
@@ -50,6 +53,29 @@ NOT_BLANK = r"\S"  # for schemas; the code above says it in words
 def _whole(value: object) -> object:
     """JSON has one kind of number: 24000.0 is as whole as 24000."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _known_format(value: object) -> str:
+    if isinstance(value, str) and value in AUDIO_FORMATS:
+        return value
+    names = [repr(name) for name in AUDIO_FORMATS]
+    raise PydanticCustomError("literal_error", "Input should be {formats}", {"formats": _either(names)})
+
+
+def _either(names: list[str]) -> str:
+    return " or ".join(([", ".join(names[:-1])] if names[:-1] else []) + names[-1:])
+
+
+class _FormatName:
+    """A key of AUDIO_FORMATS. The table is read at each use, so that a plug-in can add a row."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _: object, __: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(_known_format)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _: object, __: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"enum": list(AUDIO_FORMATS), "type": "string"}
 
 
 WHOLE = BeforeValidator(_whole)
@@ -82,7 +108,7 @@ class SpokenBody(BaseModel):
     instructions: Annotated[
         str | None, Field(description="How to speak; never spoken. X-TTS-Ignored tells if unused.")
     ] = None
-    response_format: AudioFormat | None = None
+    response_format: Annotated[str, _FormatName] | None = None
     speed: Annotated[Finite | None, Field(ge=0.25, le=4.0, description="Tempo; the pitch stays.")] = None
     stream_format: Literal["audio", "sse"] | None = None
     progress: Annotated[

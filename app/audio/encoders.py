@@ -1,4 +1,4 @@
-"""Streaming encoders: float32 samples in, the bytes of one container out, in the six formats of the OpenAI API.
+"""Streaming encoders: float32 samples in, the bytes of one container out, in any format of formats.py.
 
 One encoder per answer, from its first sample to its last, so that the sum of all outputs is one gapless file; joining
 separately encoded sentences would put codec padding between them. The bytes are shaped as api.openai.com shapes them:
@@ -10,45 +10,23 @@ Knows samples, rates and codecs. Knows no HTTP, no engine and no text.
 
 from __future__ import annotations
 
-import struct
-from dataclasses import dataclass, field
 from fractions import Fraction
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol, assert_never, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import av
 import numpy as np
 
 from app.audio import pcm
+from app.audio.formats import AUDIO_FORMATS, MAX_RATE_HZ, MIN_RATE_HZ, CodecRecipe, PcmRecipe
 from app.audio.resample import StreamResampler
 from app.errors import UnsupportedParameter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from av import AudioCodecContext
     from av.container import OutputContainer
     from numpy.typing import NDArray
 
     from app.types import AudioFormat, Samples
-
-MEDIA_TYPES: Mapping[AudioFormat, str] = MappingProxyType(
-    {
-        "mp3": "audio/mpeg",
-        "opus": "audio/opus",
-        "aac": "audio/aac",
-        "flac": "audio/flac",
-        "wav": "audio/wav",
-        "pcm": "audio/pcm",
-    }
-)
-
-MIN_RATE_HZ = 8_000
-MAX_RATE_HZ = 48_000
-
-# The sampling frequencies an MPEG audio header can name; ADTS knows 64-96 kHz too, which are above our range.
-_MPEG_RATES_HZ = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
-_OPUS_RATES_HZ = (8_000, 12_000, 16_000, 24_000, 48_000)
 
 
 class Encoder(Protocol):
@@ -72,12 +50,12 @@ class Encoder(Protocol):
 
 def check_rate(audio_format: AudioFormat, rate_hz: int) -> None:
     """UnsupportedParameter when the format can't carry the rate; the message names the rates it can."""
-    if audio_format in {"mp3", "aac"}:
-        if rate_hz not in _MPEG_RATES_HZ:
-            rates = ", ".join(str(rate) for rate in _MPEG_RATES_HZ)
-            message = f"{audio_format} can't have a sample rate of {rate_hz} Hz; it can have {rates}."
-            raise UnsupportedParameter(message, param="sample_rate")
-    elif not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+    rates_hz = AUDIO_FORMATS[audio_format].rates_hz
+    if rates_hz and rate_hz not in rates_hz:
+        rates = ", ".join(map(str, rates_hz))
+        message = f"{audio_format} can't have a sample rate of {rate_hz} Hz; it can have {rates}."
+        raise UnsupportedParameter(message, param="sample_rate")
+    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
         message = f"{audio_format} can have a sample rate of {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz, not {rate_hz}."
         raise UnsupportedParameter(message, param="sample_rate")
 
@@ -85,36 +63,8 @@ def check_rate(audio_format: AudioFormat, rate_hz: int) -> None:
 def open_encoder(audio_format: AudioFormat, rate_hz: int) -> Encoder:
     """An encoder for samples at rate_hz. Takes 0.5-2 ms for mp3, opus, aac and flac. Raises as `check_rate` does."""
     check_rate(audio_format, rate_hz)
-    match audio_format:
-        case "pcm":
-            return _PcmEncoder(b"")
-        case "wav":
-            return _PcmEncoder(wav_header(rate_hz))
-        case "mp3":
-            return _CodecEncoder(_MP3, rate_hz, _mp3_bit_rate(rate_hz))
-        case "aac":
-            # 64 kbit/s, and at 8 and 11 kHz what a frame can hold: AAC-LC allows 6 bits per sample and channel.
-            return _CodecEncoder(_AAC, rate_hz, min(64_000, 4 * rate_hz))
-        case "opus":
-            return _CodecEncoder(_OPUS, next(rate for rate in _OPUS_RATES_HZ if rate >= rate_hz), 40_000, rate_hz)
-        case "flac":
-            return _CodecEncoder(_FLAC, rate_hz, None)
-        case _:
-            assert_never(audio_format)
-
-
-def wav_header(rate_hz: int) -> bytes:
-    """44 bytes for 16-bit mono of unknown length: both sizes are 0xFFFFFFFF, as api.openai.com streams it.
-
-    Python's `wave`, FFmpeg and browsers read that; a size of 0, the other custom, `wave` refuses.
-    """
-    unknown = 0xFFFFFFFF
-    return struct.pack(
-        "<4sI4s4sIHHIIHH4sI",
-        *(b"RIFF", unknown, b"WAVE"),
-        *(b"fmt ", 16, 1, 1, rate_hz, 2 * rate_hz, 2, 16),  # tag 1 = PCM, 1 channel, bytes/s, bytes/frame, bits
-        *(b"data", unknown),
-    )
+    recipe = AUDIO_FORMATS[audio_format].recipe
+    return _PcmEncoder(recipe.header(rate_hz)) if isinstance(recipe, PcmRecipe) else _CodecEncoder(recipe, rate_hz)
 
 
 class _PcmEncoder:
@@ -143,59 +93,6 @@ class _PcmEncoder:
         return header
 
 
-@dataclass(frozen=True, slots=True)
-class _Recipe:
-    """How FFmpeg makes one format. lead_in_samples of silence go in front of the sound."""
-
-    container: str
-    codec: str
-    sample_format: str
-    container_options: Mapping[str, str] = field(default_factory=dict)
-    codec_options: Mapping[str, str] = field(default_factory=dict)
-    lead_in_samples: int = 0
-
-
-# CPU and size below: 22.9 s of speech at 24 kHz on one core, best of four runs.
-# reservoir=0: frames stand alone, so that streams can be joined and cut. compression_level=7 (LAME's -q 7):
-# 6.1 ms of CPU per second of sound against 9.3 at the default, SNR 26.0 dB against 25.9 at 128 kbit/s.
-_MP3 = _Recipe(
-    "mp3",
-    "libmp3lame",
-    "fltp",
-    {"write_xing": "0", "id3v2_version": "0"},
-    {"reservoir": "0", "compression_level": "7"},
-)
-# FFmpeg's default is a page per second: the first sound would come a second late. With 20 ms pages the first 80 ms of
-# input give 53 ms of sound at once (40 ms pages: 33 ms), for 11 kbit/s of page headers: 61 kbit/s in all, where
-# api.openai.com sends about 56. At that size application=audio, compression_level=5 beats voip, which also filters the
-# lowest tones away: SNR 17.8 dB against 11.2, log-spectral distance 4.5 dB against 4.8, 4.8 ms/s against 9.5.
-_OPUS = _Recipe(
-    "ogg",
-    "libopus",
-    "flt",
-    {"page_duration": "20000"},
-    {"frame_duration": "20", "application": "audio", "compression_level": "5"},
-)
-# aac_coder=fast: 3.0 ms/s and SNR 28.9 dB, against 8.9 ms/s and 23.3 dB for the default two-loop search.
-# A frame is 1024 samples and leaves the codec once the next one is full, 85 ms at 24 kHz: 5 ms more than CSM's first
-# frame of 80 ms. 128 samples of lead-in bring the first bytes one engine frame (80 ms) forward.
-_AAC = _Recipe("adts", "aac", "fltp", {}, {"aac_coder": "fast"}, lead_in_samples=128)
-# compression_level=2 for its 27 ms blocks (the default's 105 ms would delay the first bytes), with the default's linear
-# prediction: 1.0 ms/s and 233 kbit/s, as small as the default. No padding block: it is 8 kB before the first sound.
-_FLAC = _Recipe(
-    "flac",
-    "flac",
-    "s16",
-    {"metadata_header_padding": "0"},
-    {"compression_level": "2", "lpc_type": "levinson", "max_prediction_order": "8"},
-)
-
-
-def _mp3_bit_rate(rate_hz: int) -> int:
-    # MPEG-2.5 (below 16 kHz) has no bit rate above 64 kbit/s that all its rates can use.
-    return 128_000 if rate_hz >= 16_000 else 64_000
-
-
 class _Sink:
     """The file FFmpeg writes to: not seekable, so no header is ever rewritten."""
 
@@ -215,11 +112,12 @@ class _Sink:
 class _CodecEncoder:
     """A container with one mono stream, fed in whole codec frames so that the caller's cuts never show in the bytes."""
 
-    def __init__(self, recipe: _Recipe, codec_rate_hz: int, bit_rate: int | None, rate_hz: int | None = None) -> None:
+    def __init__(self, recipe: CodecRecipe, rate_hz: int) -> None:
         self._container: OutputContainer | None = None  # first, for __del__ when what follows raises
+        codec_rate_hz = recipe.codec_rate_hz(rate_hz)
         self._recipe = recipe
         self._rate_hz = codec_rate_hz
-        self._resampler = StreamResampler(rate_hz or codec_rate_hz, codec_rate_hz)
+        self._resampler = StreamResampler(rate_hz, codec_rate_hz)
         self._sink = _Sink()
         # bitexact: no version strings and no random Ogg serial number. flush_packets: nothing waits in FFmpeg's buffer.
         self._container = av.open(
@@ -237,7 +135,7 @@ class _CodecEncoder:
         self._codec = cast("AudioCodecContext", stream.codec_context)
         self._codec.format = recipe.sample_format
         self._codec.time_base = self._time_base = Fraction(1, codec_rate_hz)
-        if bit_rate is not None:
+        if (bit_rate := recipe.bit_rate(codec_rate_hz)) is not None:
             self._codec.bit_rate = bit_rate
         self._container.start_encoding()
         self._frame_samples = self._codec.frame_size

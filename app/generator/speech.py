@@ -23,7 +23,8 @@ import numpy as np
 from app import __version__
 from app.audio import pcm, watermark
 from app.audio.decode import TIME_LIMIT_S
-from app.audio.encoders import MEDIA_TYPES, Encoder, check_rate, open_encoder
+from app.audio.encoders import Encoder, check_rate, open_encoder
+from app.audio.formats import AUDIO_FORMATS
 from app.audio.resample import StreamResampler
 from app.audio.sandbox import decode_turn
 from app.audio.shape import Cut, EdgeTrimmer, Fader
@@ -319,7 +320,7 @@ class SpeechGenerator:
         digest = request.digest(*context, *finish)
         seed = request.seed if request.seed is not None else request.content_seed(*context)
         engine_id = engine.info.id
-        facts = Answer(engine_id, MEDIA_TYPES[request.format], seed, False, ignored, None, _pieces(b""))
+        facts = Answer(engine_id, AUDIO_FORMATS[request.format].media_type, seed, False, ignored, None, _pieces(b""))
         facts.uncast = bool(uncast) and engine.info.codec != "none"
 
         if request.use_cache and (cached := await self._cache.find(digest)) is not None:

@@ -12,7 +12,7 @@ import openai
 import pytest
 from openai import AsyncStream, Stream
 
-from app.types import AUDIO_FORMATS
+from app.audio.formats import AUDIO_FORMATS
 from tests.clients.conftest import KEY, full
 from tests.support.ears import SENTENCES, Recogniser, decode
 from tests.support.live import LONG, wait_until

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from app.types import AUDIO_FORMATS
+from app.audio.formats import AUDIO_FORMATS
 from tests.support.ears import SENTENCES, Recogniser, decode
 from tests.support.fake_hub import FakeHub
 from tests.support.live import Process, environment, free_port, wait_until

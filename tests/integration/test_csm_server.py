@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from app.audio.encoders import open_encoder
-from app.types import AUDIO_FORMATS
+from app.audio.formats import AUDIO_FORMATS
 from tests.support.ears import decode
 from tests.support.live import ROOT, environment, serving, wait_until
 

@@ -10,7 +10,7 @@ import numpy as np
 import openai
 import pytest
 
-from app.types import AUDIO_FORMATS
+from app.audio.formats import AUDIO_FORMATS
 from app.voices.presets import PROFILES
 from tests.support.ears import SENTENCES, decode
 
@@ -70,7 +70,7 @@ async def test_sixteen_at_once_are_nobody_elses(server: str, recogniser: Recogni
                 model="tts-1",
                 voice="alloy",
                 input=SENTENCES[index % len(SENTENCES)],
-                response_format=AUDIO_FORMATS[index % len(AUDIO_FORMATS)],
+                response_format=list(AUDIO_FORMATS)[index % len(AUDIO_FORMATS)],
                 extra_body={"cache": False},
             ) as response:
                 async for piece in response.iter_bytes():
@@ -81,7 +81,7 @@ async def test_sixteen_at_once_are_nobody_elses(server: str, recogniser: Recogni
         answers = await asyncio.gather(*(speak(index) for index in range(16)))
     for index, (first_s, data) in enumerate(answers):
         assert first_s > 0
-        heard = decode(data, AUDIO_FORMATS[index % len(AUDIO_FORMATS)])
+        heard = decode(data, list(AUDIO_FORMATS)[index % len(AUDIO_FORMATS)])
         assert recogniser.hear(heard) == SENTENCES[index], index
 
 

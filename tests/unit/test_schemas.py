@@ -15,8 +15,9 @@ import pytest
 from pydantic import ValidationError
 
 from app.api.requests import ENGINE_EXTRAS, ConversationBody, DialogueBody, SpeechBody, SpokenBody, VoiceId
+from app.audio.formats import AUDIO_FORMATS
 from app.errors import BadReference, TextTooLong, UnknownVoice
-from app.types import AUDIO_FORMATS, Line, Reference, Said, Sampling, SpeechRequest, Turn
+from app.types import Line, Reference, Said, Sampling, SpeechRequest, Turn
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE
 
 pytestmark = pytest.mark.unit

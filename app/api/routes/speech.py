@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.requests import SpeechBody
-from app.types import AUDIO_FORMATS
+from app.audio.formats import AUDIO_FORMATS
 
 if TYPE_CHECKING:
     from app.api.auth import Gate

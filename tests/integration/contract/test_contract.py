@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from app.types import AUDIO_FORMATS
+from app.audio.formats import AUDIO_FORMATS
 from tests.integration.contract.fleets import SENTENCE, Callers, Fleet, fleet
 from tests.support.ears import decode
 from tests.support.live import stuck_reader, wait_until
