@@ -41,9 +41,9 @@ from app.errors import (
 )
 from app.generator.preset_voices import seed_of
 from app.generator.prompts import Prompts, check_speakable
-from app.text.dialogue import without_sounds
-from app.text.punctuation import has_words, names
-from app.text.script import SPEAKER_TAG, Pause, parse, turns
+from app.text.nonverbal import remove_unsupported_sounds
+from app.text.punctuation import has_words, punctuation_names
+from app.text.script import SPEAKER_TAG, Pause, parse, split_speakers
 from app.text.sentences import split
 from app.text.writing_systems import script_language
 from app.types import ContextTurn, Line, Playback, Reference, SpokenLine, Turn, Utterance
@@ -291,7 +291,7 @@ class SpeechGenerator:
         voices = await self._cast_voices(request)
         # A voice asked for by name and by id is one voice: the same seed, the same cached answer.
         lines = tuple(
-            replace(line, voice=voice.id, text=without_sounds(line.text, engine.info.sounds))
+            replace(line, voice=voice.id, text=remove_unsupported_sounds(line.text, engine.info.sounds))
             for line, voice in zip(request.lines, voices, strict=True)
         )
         request = replace(request, lines=lines)
@@ -359,7 +359,7 @@ class SpeechGenerator:
             if not SPEAKER_TAG.search(line.text):
                 lines.append(line)
                 continue
-            said = turns(line.text)
+            said = split_speakers(line.text)
             if line.speaker is not None or line.voice == NO_VOICE.id:
                 lines.append(replace(line, text=" ".join(text for _, text in said)))
                 continue
@@ -663,7 +663,7 @@ class SpeechGenerator:
                     yield SpokenLine(piece, speaker, voice, prompt)
         if not worded:
             texts = [part.text for parts in parts_of for part in parts if not isinstance(part, Pause)]
-            marks = names(" ".join(texts))
+            marks = punctuation_names(" ".join(texts))
             if not marks:
                 raise EmptyText("`input` has nothing in it that could be spoken.", param="input")
             voice, first = take.voices[0], request.lines[0]

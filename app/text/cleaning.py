@@ -1,7 +1,7 @@
-"""Characters before words: what no voice can say is removed, what has several spellings gets one. Knows no language.
+"""Clean the characters of a text: remove those without a sound, and give equal characters one form.
 
-After `clean` a text holds no control, format, surrogate or private-use characters, only ASCII digits, straight quotes,
-and one kind of line break. That is what lets every later rule be short.
+After `clean` a text has no control, format, surrogate or private-use characters, only ASCII digits, straight quotes and
+one kind of line break. So the later rules can be short. Does not depend on the language.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import html
 import re
 import unicodedata
 
-# Bounded on purpose: html.unescape reads a numeric reference with int(), which refuses more than 4300 digits.
+# Bounded, because html.unescape calls int() on a numeric reference, and int() raises above 4300 digits.
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
-_SAME = str.maketrans(
+_REPLACEMENTS = str.maketrans(
     {
         **dict.fromkeys("“”„‟«»″❝❞", '"'),
         **dict.fromkeys("‘’‚‛´′ʼ", "'"),
@@ -37,9 +37,11 @@ _SAME = str.maketrans(
     }
 )
 
-# Compatibility forms are folded only in these blocks: full-width letters, ligatures, mathematical alphabets, letters in
-# circles, Roman numerals as one character. Folding everything would turn "²" into "2", "™" into "TM", "½" into "1⁄2".
-_FOLDED = re.compile("[\uff01-\uffee\ufb00-\ufb06\U0001d400-\U0001d7ff\u2160-\u217f\u2460-\u24ff\u2100-\u2121\u3000]")
+# NFKC is applied only in these blocks: full-width letters, ligatures, mathematical alphabets, letters in circles, Roman
+# numerals as one character. Elsewhere it would turn "²" into "2", "™" into "TM" and "½" into "1⁄2".
+_COMPATIBILITY_FORM = re.compile(
+    "[\uff01-\uffee\ufb00-\ufb06\U0001d400-\U0001d7ff\u2160-\u217f\u2460-\u24ff\u2100-\u2121\u3000]"
+)
 
 _FRACTIONS = str.maketrans(
     {char: f" {unicodedata.normalize('NFKC', char).replace(chr(0x2044), '/')} " for char in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"}
@@ -51,17 +53,17 @@ _EMOJI = re.compile(
     "[\U0001f000-\U0001f0ff\U0001f10d-\U0001f1ff\U0001f200-\U0001faff\u2600-\u27bf\u2b05-\u2b07\u2b1b\u2b1c\u2b50\u2b55"
     "\u231a\u231b\u23e9-\u23fa\u25aa-\u25fe\u3030\u303d\u3297\u3299\ufe0f\u20e3\u200d]"
 )
-_UNNAMED = frozenset("\ufe0f\u20e3\u200d")
+_NAMELESS = frozenset("\ufe0f\u20e3\u200d")
 
 
 def clean(text: str) -> str:
-    """`text` with one spelling per character and nothing unspeakable in it. Entities are resolved. Never raises."""
+    """Remove characters without a sound and replace variants by one form. Never raises."""
     text = text.replace("\r\n", "\n")
     if _ASCII_TEXT.fullmatch(text):
         return text
-    # A pair of surrogates is one character that was written down in two halves; a lone one is nothing.
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore").translate(_SAME)
-    text = _FOLDED.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
+    # A pair of surrogates becomes its one character; a lone surrogate is removed.
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore").translate(_REPLACEMENTS)
+    text = _COMPATIBILITY_FORM.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
     if _FRACTION.search(text):
         text = text.translate(_FRACTIONS)
     if text.isascii() and text.isprintable():
@@ -70,7 +72,7 @@ def clean(text: str) -> str:
 
 
 def _speakable(char: str) -> str:
-    """The character itself, "" for what makes no sound, a plain space or digit for the rarer ones."""
+    """The character itself, "" if it has no sound, a plain space for any space, an ASCII digit for any digit."""
     if char < "\x7f":
         return char if char >= " " or char == "\n" else ""
     category = unicodedata.category(char)
@@ -78,23 +80,23 @@ def _speakable(char: str) -> str:
         return str(unicodedata.decimal(char))
     if category == "Zs":
         return " "
-    # U+200D joins emoji and, like U+200C, shapes some scripts; emoji are gone before it matters to English.
+    # U+200D stays: it joins emoji and shapes some scripts.
     if category in {"Cc", "Cf", "Cs", "Co", "Cn"} and char != "\u200d":
         return ""
     return char
 
 
 def resolve_entities(text: str) -> str:
-    """Named and numeric references as characters, "&amp;" -> "&". Unknown names stay as they are."""
-    return _ENTITY.sub(lambda found: html.unescape(found[0]), text) if "&" in text else text
+    """Replace HTML references by their characters: "&amp;" -> "&". Unknown names stay."""
+    return _ENTITY.sub(lambda match: html.unescape(match[0]), text) if "&" in text else text
 
 
 def drop_emoji(text: str) -> str:
-    """Without emoji and dingbats; a space stays where one stood between words."""
+    """Replace each emoji and dingbat by a space."""
     return text if text.isascii() else _EMOJI.sub(" ", text)
 
 
 def name_emoji(text: str) -> str:
-    """The Unicode names of the emoji in `text`, at most twenty, for a text that has nothing else to say."""
-    names = [unicodedata.name(char, "").lower() for char in _EMOJI.findall(text) if char not in _UNNAMED]
+    """The Unicode names of the first twenty emoji, for a text that has no words."""
+    names = [unicodedata.name(char, "").lower() for char in _EMOJI.findall(text) if char not in _NAMELESS]
     return ", ".join([name.replace("-", " ") for name in names if name and "modifier" not in name][:20])

@@ -1,7 +1,7 @@
-"""Markdown, HTML and SSML out of a text: what was layout becomes stops and paragraphs, what was code becomes words.
+"""Remove Markdown, HTML and SSML from a text. Layout becomes full stops and paragraphs, code becomes words.
 
-Knows nothing of numbers or abbreviations: those are for the readings that follow. In and out is text; paragraphs come
-out separated by an empty line, list items and table rows as sentences. Every pattern is bounded, so time is linear.
+Input and output are text. An empty line separates paragraphs; list items and table rows become sentences. Numbers and
+abbreviations stay for `rules`. Every pattern is bounded, so the time is linear.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TAG_NAMES = (
 )
 _ATTRIBUTES = r"""(?:\s{1,20}[\w:.-]{1,40}\s?=\s?(?:"[^"<>]{0,300}"|'[^'<>]{0,300}'|[^\s"'<>=]{1,200})){0,12}"""
 _KNOWN_TAG = re.compile(rf"</?({'|'.join(_TAG_NAMES.split(' '))}){_ATTRIBUTES}\s{{0,5}}/?>", re.IGNORECASE)
-# Any other word in angle brackets is a tag too, unless it stands right after a word: List<String> is not HTML.
+# Any other word in angle brackets is a tag too, except directly after a word: List<String> is not HTML.
 _OTHER_TAG = re.compile(rf"(?<![\w<])</?[A-Za-z][\w:-]{{0,40}}{_ATTRIBUTES}\s{{0,5}}/?>")
 _AUTOLINK = re.compile(r"<((?:https?://|mailto:)[^\s<>]{1,500}|[\w.+-]{1,64}@[\w.-]{1,120})>")
 _BLOCK_NAMES = (
@@ -65,8 +65,8 @@ _VERBATIM_CODE = re.compile(
     r"https?://\S+|[\w./~\\-]{1,200}\.[A-Za-z][A-Za-z0-9]{0,5}|v?\d[\d.]*|[A-Za-z]+\d*|/[\w./-]+"
 )
 _CODE_RULES = tuple(
-    (re.compile(pattern), spoken)
-    for pattern, spoken in (
+    (re.compile(pattern), words)
+    for pattern, words in (
         (r"(?:(?<=\s)|^)(?://|#)\s?", " "),
         (r"===?", " equals "),
         (r"!==?", " is not equal to "),
@@ -97,7 +97,7 @@ _SENTENCE_ENDS = frozenset(".!?:;,。！？：；，…")
 
 
 def strip_tags(text: str) -> str:
-    """Without HTML and SSML tags, comments, scripts and styles; block tags leave a paragraph, cells a comma."""
+    """Remove HTML and SSML tags, comments, scripts and styles. A block tag leaves a paragraph, a cell a comma."""
     if "<" not in text:
         return text
     for opening, closing in (("<!--", "-->"), ("<script", "</script>"), ("<style", "</style>")):
@@ -108,7 +108,7 @@ def strip_tags(text: str) -> str:
 
 
 def _cut(text: str, opening: str, closing: str) -> str:
-    """Everything between `opening` and `closing` removed; an opening that never closes is left to later rules."""
+    """Remove everything from `opening` to `closing`. An opening without a closing stays."""
     kept, position = [], 0
     while (start := text.find(opening, position)) >= 0 and (end := text.find(closing, start)) >= 0:
         kept += [text[position:start], " "]
@@ -116,19 +116,19 @@ def _cut(text: str, opening: str, closing: str) -> str:
     return "".join([*kept, text[position:]]) if kept else text
 
 
-def _without_tag(found: re.Match[str]) -> str:
-    name = found[1].lower()
+def _without_tag(match: re.Match[str]) -> str:
+    name = match[1].lower()
     if name in _BLOCK_TAGS:
         return "\n\n"
     if name == "br":
         return "\n"
     if name in {"td", "th"}:
-        return ", " if found[0].startswith("</") else ""
+        return ", " if match[0].startswith("</") else ""
     return " " if name == "break" else ""
 
 
 def plain_paragraphs(text: str) -> str:
-    """Markdown as running text: paragraphs apart by an empty line, items, headings and rows ended by a stop."""
+    """Markdown as plain paragraphs with an empty line between; items, headings and rows end with a full stop."""
     paragraphs: list[str] = []
     current: list[str] = []  # the lines of the paragraph being collected
     in_code = False
@@ -145,9 +145,9 @@ def plain_paragraphs(text: str) -> str:
             in_code = not in_code
             continue
         if in_code:
-            words = code_words(line)
+            words = verbalize_code(line)
             if words:
-                current.append(_stopped(words))
+                current.append(_with_full_stop(words))
             continue
         if not line.strip() or _RULE.fullmatch(line) or _REFERENCE.fullmatch(line):
             close()
@@ -159,39 +159,39 @@ def plain_paragraphs(text: str) -> str:
         if in_table:
             if not _TABLE_RULE.fullmatch(line):
                 cells = [cell.strip() for cell in _inline(line).strip().strip("|").split("|")]
-                current.append(_stopped(", ".join(cell for cell in cells if cell)))
+                current.append(_with_full_stop(", ".join(cell for cell in cells if cell)))
             continue
         if quote := _QUOTE.match(line):
             line = line[quote.end() :]  # noqa: PLW2901 - a quoted line may be a heading or an item itself
         if heading := _HEADING.fullmatch(line):
             close()
-            paragraphs.append(_stopped(_inline(heading[1].rstrip("# "))))
+            paragraphs.append(_with_full_stop(_inline(heading[1].rstrip("# "))))
         elif bullet := _BULLET.match(line):
-            _stop_last(current)
-            current.append(_stopped(_inline(line[bullet.end() :])))
+            _end_last_line(current)
+            current.append(_with_full_stop(_inline(line[bullet.end() :])))
         elif numbered := _NUMBERED.match(line):
-            _stop_last(current)
-            current.append(f"{numbered[1]}. {_stopped(_inline(line[numbered.end() :]))}")
+            _end_last_line(current)
+            current.append(f"{numbered[1]}. {_with_full_stop(_inline(line[numbered.end() :]))}")
         elif line.strip():
             current.append(_inline(line.strip()))
     close()
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
 
 
-def _stop_last(lines: list[str]) -> None:
+def _end_last_line(lines: list[str]) -> None:
     if lines:
-        lines[-1] = _stopped(lines[-1])
+        lines[-1] = _with_full_stop(lines[-1])
 
 
-def _stopped(line: str) -> str:
-    """`line` with a full stop, unless it already ends like a clause or is empty."""
+def _with_full_stop(line: str) -> str:
+    """`line` with a full stop, unless it is empty or ends with punctuation."""
     line = line.strip()
     bare = line.rstrip("\"')]}*_ ")
     return line if not bare or bare[-1] in _SENTENCE_ENDS else f"{line}."
 
 
 def _join(lines: list[str]) -> str:
-    """Lines of a paragraph on one line, with a comma between two short ones that stand alone (verse, an address)."""
+    """Join the lines of a paragraph. Two short lines (verse, an address) get a comma between them."""
     joined = [lines[0].strip()]
     for before, line in pairwise(lines):
         after = line.strip()
@@ -202,18 +202,18 @@ def _join(lines: list[str]) -> str:
 
 
 def _inline(line: str) -> str:
-    """One line without links, code marks, emphasis, TeX and the prompt of a shell."""
+    """Remove links, code marks, emphasis, TeX and a shell prompt from one line."""
     if prompt := _PROMPT.match(line):
         line = line[prompt.end() :]
     if "[" in line:
-        line = _LINK.sub(r"\1", _LINK.sub(r"\1", line))  # twice: a badge is a picture inside a link
+        line = _LINK.sub(r"\1", _LINK.sub(r"\1", line))  # twice: a badge is an image inside a link
         line = _FOOTNOTE.sub("", line)
     if "`" in line:
-        line = _CODE_SPAN.sub(lambda found: code_words(found[1]), line).replace("`", "")
+        line = _CODE_SPAN.sub(lambda match: verbalize_code(match[1]), line).replace("`", "")
     if "\\" in line or "$" in line:
         line = _TEX_TWO.sub(r"\1 over \2", line)
-        line = _TEX_ONE.sub(lambda found: f"{'square root of ' if found[1] == 'sqrt' else ''}{found[2]}", line)
-        line = _TEX_NAME.sub(lambda found: _TEX_NAMES.get(found[1], found[1]), line)
+        line = _TEX_ONE.sub(lambda match: f"{'square root of ' if match[1] == 'sqrt' else ''}{match[2]}", line)
+        line = _TEX_NAME.sub(lambda match: _TEX_NAMES.get(match[1], match[1]), line)
         line = _TEX_FENCE.sub(" ", line)
         line = _ESCAPE.sub(r"\1", line)
     if "*" in line or "_" in line or "~~" in line:
@@ -221,11 +221,11 @@ def _inline(line: str) -> str:
     return line
 
 
-def code_words(code: str) -> str:
-    """A line of code as a programmer says it: "user_id == 3" -> "user id equals 3". Names and paths are for later."""
+def verbalize_code(code: str) -> str:
+    """A line of code as a programmer reads it aloud: "user_id == 3" -> "user id equals 3". Paths stay for `rules`."""
     code = code.strip().removeprefix("$ ")
     if _VERBATIM_CODE.fullmatch(code):
         return code
-    for pattern, spoken in _CODE_RULES:
-        code = pattern.sub(spoken, code)
+    for pattern, words in _CODE_RULES:
+        code = pattern.sub(words, code)
     return " ".join(code.split()).strip(" ,:").replace(" ,", ",")

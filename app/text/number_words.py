@@ -1,7 +1,7 @@
-"""Numbers as English words: 1234 -> "one thousand two hundred thirty four". Knows nothing of text around a number.
+"""Numbers as English words: 1234 -> "one thousand two hundred thirty four".
 
-American reading throughout: no "and" inside a whole number, no hyphens ("thirty four"), "point" for the decimal mark.
-Everything takes and gives text or ints, works on ASCII digits only and never raises on what its signature allows.
+The words are American: no "and" inside a whole number, no hyphens ("thirty four"), "point" for the decimal mark. The
+functions work on ASCII digits only. Apart from that no function raises.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _IRREGULAR_ORDINALS = {
 }
 _ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000}
 
-# Above this a number's name helps nobody: its digits are read one by one.
+# From this value on, digits are read one by one, because the name of the number is no longer understood.
 MAX_NAMED = 10**15
-# A longer run of digits is announced by its first digits and its length, so that the answer stays bounded.
+# Of a longer run only the first digits and the length are read, so that the speech stays short.
 MAX_DIGITS_READ = 40
 
 
 def cardinal(value: int) -> str:
-    """1234 -> "one thousand two hundred thirty four"; negative numbers begin with "minus"."""
+    """1234 -> "one thousand two hundred thirty four". A negative number begins with "minus"."""
     if value < 0:
         return f"minus {cardinal(-value)}"
     if value >= MAX_NAMED:
@@ -68,14 +68,14 @@ def ordinal(value: int) -> str:
 
 
 def digits(run: str) -> str:
-    """Read one by one: "404" -> "four zero four". Beyond MAX_DIGITS_READ: the first eight and how many there are."""
+    """Each digit as a word: "404" -> "four zero four". Above MAX_DIGITS_READ: the first eight and the length."""
     if len(run) > MAX_DIGITS_READ:
         return f"{digits(run[:8])}, and so on, {cardinal(len(run))} digits in all"
     return " ".join(_ONES[int(digit)] for digit in run)
 
 
 def integer(run: str) -> str:
-    """A run of digits of any length: named while that helps, digit by digit with leading zeros or beyond trillions."""
+    """A whole number of any length. With a leading zero or above trillions it is read digit by digit."""
     if len(run) > 15 or (len(run) > 1 and run[0] == "0"):
         return digits(run)
     return cardinal(int(run))
@@ -95,7 +95,7 @@ def number(text: str) -> str:
 
 
 def year(value: int) -> str:
-    """1999 -> "nineteen ninety nine", 2008 -> "two thousand eight", 1905 -> "nineteen oh five"; 3 digits work too."""
+    """1999 -> "nineteen ninety nine", 2008 -> "two thousand eight", 1905 -> "nineteen oh five", 476 works too."""
     century, rest = divmod(value, 100)
     if value < 100 or value > 9999:
         return cardinal(value)
@@ -103,16 +103,16 @@ def year(value: int) -> str:
         return cardinal(value) if century % 10 == 0 else f"{cardinal(century)} hundred"
     if century % 10 == 0 and rest < 10:
         return cardinal(value)
-    return f"{cardinal(century)} {pair(rest)}"
+    return f"{cardinal(century)} {two_digits(rest)}"
 
 
-def pair(value: int) -> str:
+def two_digits(value: int) -> str:
     """The second half of a year or a time: 5 -> "oh five", 30 -> "thirty"."""
     return f"oh {_ONES[value]}" if value < 10 else cardinal(value)
 
 
 def label(run: str) -> str:
-    """Digits that name a thing rather than count: "747" -> "seven forty seven", "404" -> "four oh four"."""
+    """Digits that name a thing and count nothing: "747" -> "seven forty seven", "404" -> "four oh four"."""
     if len(run) > 4 or (len(run) > 1 and run[0] == "0"):
         return digits(run)
     return year(int(run))
@@ -125,7 +125,7 @@ def decade(value: int) -> str:
 
 
 def roman(numeral: str) -> int | None:
-    """The value of a numeral, "XIV" -> 14; None when the letters are not a canonical numeral below 90."""
+    """The value of a Roman numeral: "XIV" -> 14. None unless the letters are a canonical numeral below 90."""
     total = 0
     for here, after in zip(numeral, f"{numeral[1:]} ", strict=False):
         value = _ROMAN_VALUES.get(here, 0)

@@ -1,4 +1,4 @@
-"""Texts without a word in them, such as "." or "?!": what to say for those, since silence is no answer."""
+"""Names of punctuation marks, which are spoken for a text without words such as "." or "?!"."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ MAX_NAMED = 5
 
 
 def has_words(text: str) -> bool:
-    """Whether a voice has something to say: a letter, a digit, or a symbol with a reading (currency, emoji, maths)."""
+    """Whether the text has something to speak: a letter, a digit, or a symbol with a name (currency, emoji, maths)."""
     return any(char.isalnum() or unicodedata.category(char) in ("So", "Sc", "Sm") for char in text)
 
 
-def names(text: str) -> str:
-    """The names of the first few different marks in a text, as words: "?!" -> "question mark, exclamation mark"."""
-    marks = dict.fromkeys(char for char in text if unicodedata.category(char)[0] not in "CZ")  # nothing to be seen
-    known = [unicodedata.name(char, "").lower() for char in marks]
-    return ", ".join([name for name in known if name][:MAX_NAMED])
+def punctuation_names(text: str) -> str:
+    """The names of the first MAX_NAMED different marks: "?!" -> "question mark, exclamation mark"."""
+    characters = dict.fromkeys(char for char in text if unicodedata.category(char)[0] not in "CZ")  # C, Z: invisible
+    names = [unicodedata.name(char, "").lower() for char in characters]
+    return ", ".join([name for name in names if name][:MAX_NAMED])

@@ -1,9 +1,9 @@
-"""The parts of a text: who speaks, words and silences. Knows the tags for these, nothing of numbers or sentences.
+"""Read speaker tags and pause tags in a text.
 
-`[S1]` to `[S9]` say who speaks what follows, as Dia's scripts do; what stands before the first is the first speaker's.
+`[S1]` to `[S9]` name the speaker of the text after the tag. Text before the first tag belongs to the first speaker.
 
-`[pause]` is half a second; `[pause:0.5s]`, `[pause: 500 ms]`, `[pause 1s]` and SSML's `<break time="1s"/>` say how
-long. A pause tag nobody can understand (`[pause:abc]`) is dropped: a listener should never hear "pause colon a b c".
+`[pause]` is a silence of half a second. `[pause:0.5s]`, `[pause: 500 ms]`, `[pause 1s]` and SSML's `<break time="1s"/>`
+set its length. A malformed pause tag (`[pause:abc]`) is dropped, so that no voice reads it aloud.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import re
 from dataclasses import dataclass
 
 DEFAULT_PAUSE_S = 0.5
-MAX_PAUSE_S = 10.0  # of one tag
-MAX_SILENCE_S = 60.0  # of pauses in a row, so that a text made of tags is not hours of nothing
+MAX_PAUSE_S = 10.0  # the longest pause of one tag
+MAX_SILENCE_S = 60.0  # the longest silence of consecutive pauses
 
 _TAG = re.compile(r"\[\s{0,5}pause\b([^\[\]\n]{0,60})\]|</?break\b([^<>\n]{0,80})>", re.IGNORECASE)
 SPEAKER_TAG = re.compile(r"\[\s?S([1-9])\s?\]", re.IGNORECASE)
@@ -28,41 +28,42 @@ _STRENGTHS_S = {"none": 0.0, "x-weak": 0.1, "weak": 0.25, "medium": 0.5, "strong
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """Text to speak: never blank, no space at its ends, no pause tag inside."""
+    """Text to speak. It is never blank, has no space at either end and contains no pause tag."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Silence, longer than 0 and at most MAX_SILENCE_S."""
+    """Silence: longer than 0, at most MAX_SILENCE_S."""
 
     seconds: float
 
 
-def turns(text: str) -> list[tuple[int, str]]:
-    """The text by speaker, numbered from 0, in order: tags out, blanks out, a speaker's turns in a row as one.
+def split_speakers(text: str) -> list[tuple[int, str]]:
+    """The text as (speaker, words) lines in order, without tags. Speakers are numbered from 0.
 
-    A text without tags is the first speaker's. Pure, never raises; a blank text has no turns.
+    Consecutive lines of one speaker become one line. A text without tags is one line of speaker 0, a blank text has no
+    lines. Never raises.
     """
-    found: list[tuple[int, str]] = []
+    lines: list[tuple[int, str]] = []
     pieces = ["1", *SPEAKER_TAG.split(text)]
     for number, piece in zip(pieces[::2], pieces[1::2], strict=True):
         speaker, words = int(number) - 1, piece.strip()
-        if found and found[-1][0] == speaker:
-            words = f"{found.pop()[1]} {words}".strip()
+        if lines and lines[-1][0] == speaker:
+            words = f"{lines.pop()[1]} {words}".strip()
         if words:
-            found.append((speaker, words))
-    return found
+            lines.append((speaker, words))
+    return lines
 
 
 def parse(text: str) -> list[Words | Pause]:
-    """The parts of `text` in order; pauses in a row are one. Pure, never raises; a blank text has no parts."""
+    """The words and pauses of `text` in order. Consecutive pauses become one. A blank text has none. Never raises."""
     parts: list[Words | Pause] = []
     words: list[str] = []
     silence_s, position = 0.0, 0
 
-    def say() -> None:
+    def flush_words() -> None:
         nonlocal silence_s
         spoken = " ".join(stripped for piece in words if (stripped := piece.strip()))
         words.clear()
@@ -77,17 +78,17 @@ def parse(text: str) -> list[Words | Pause]:
         words.append(text[position : tag.start()])
         position = tag.end()
         if seconds := _seconds(tag):
-            say()
+            flush_words()
             silence_s += seconds
     words.append(text[position:])
-    say()
+    flush_words()
     if silence_s:
         parts.append(Pause(min(silence_s, MAX_SILENCE_S)))
     return parts
 
 
 def _seconds(tag: re.Match[str]) -> float:
-    """How long a tag is silent; 0 for one that is malformed, closing or says so."""
+    """The length of a pause tag. 0 for a malformed tag, a closing tag, or an explicit 0."""
     if tag[1] is not None:
         return _length_s(tag[1]) if tag[1].strip(" :=") else DEFAULT_PAUSE_S
     if tag[0].startswith("</"):

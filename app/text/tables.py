@@ -1,17 +1,16 @@
-"""Read-only tables of English: units, currencies, abbreviations, months, names that take a Roman numeral. No "
-"logic."""
+"""Read-only tables of English: units, currencies, abbreviations, months, names with a Roman numeral."""
 
 from __future__ import annotations
 
 
 def _table(rows: str) -> dict[str, str]:
-    """One `key = value` per line, or several on a line apart by ` ; `."""
+    """Parse `key = value` entries, separated by line breaks or semicolons."""
     pairs = (entry.split("=", 1) for entry in rows.replace("\n", ";").split(";") if entry.strip())
     return {key.strip(): value.strip() for key, value in pairs}
 
 
 def _forms(rows: str) -> dict[str, tuple[str, str]]:
-    """`key = singular plural` with `_` for a space inside a form; a plural left out is the singular with an s."""
+    """Parse `key = singular plural`. `_` is a space inside a form. The default plural is the singular with an s."""
     forms = {}
     for key, value in _table(rows).items():
         singular, _, plural = value.partition(" ")
@@ -23,7 +22,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Units as written after a number: (after "one", after anything else).
+# Units after a number: symbol -> (singular, plural).
 UNITS = _forms(
     """
     km = kilometer; m = meter; cm = centimeter; mm = millimeter; μm = micrometer; um = micrometer; nm = nanometer
@@ -165,7 +164,7 @@ WEEKDAYS = _table(
     """
 )
 
-# Titles and the like: spoken before a capitalised name only.
+# Titles. They are expanded only before a capitalised name.
 TITLES = _table(
     """
     Mr = Mister; Mrs = Missus; Ms = Miz; Prof = Professor; Rev = Reverend; Hon = Honorable; Gen = General
@@ -175,7 +174,7 @@ TITLES = _table(
     Mt = Mount; Ft = Fort; Fr = Father; Det = Detective; Insp = Inspector; Atty = Attorney; Drs = Doctors
     """
 )
-# Street words: spoken after a capitalised name.
+# Streets. They are expanded only after a capitalised name.
 STREETS = _table(
     """
     St = Street; Ave = Avenue; Av = Avenue; Blvd = Boulevard; Rd = Road; Ln = Lane; Ct = Court; Pl = Place
@@ -185,7 +184,7 @@ STREETS = _table(
     """
 )
 _OPENING = ("e.g.", "i.e.", "etc.", "approx.", "est.", "cf.", "vs.", "incl.")
-# Anywhere, with their stop.
+# Expanded anywhere. The stop is part of the abbreviation.
 ABBREVIATIONS = _table(
     """
     e.g. = for example; i.e. = that is; eg. = for example; ie. = that is; etc. = et cetera; vs. = versus
@@ -207,7 +206,7 @@ ABBREVIATIONS = _table(
     """
 )
 ABBREVIATIONS |= {key.capitalize(): words.capitalize() for key, words in ABBREVIATIONS.items() if key in _OPENING}
-# Spoken before a number: No. 5, pp. 10-15.
+# Expanded only before a number: No. 5, pp. 10-15.
 BEFORE_NUMBER = _table(
     """
     No = number; Nos = numbers; nos = numbers; pop = population; Vol = volume; vol = volume; Vols = volumes
@@ -235,7 +234,7 @@ STATES = _table(
     """
 )
 
-# A Roman numeral after these counts (Chapter four); after a ruler's name it ranks (Henry the eighth).
+# A Roman numeral after these is a cardinal (Chapter four); after a ruler's name it is an ordinal (Henry the eighth).
 NUMBERED_THINGS = _words(
     "War Chapter Part Act Scene Volume Book Section Phase Type Stage Title Article Appendix Figure Table Bowl Grade "
     "Class "
@@ -253,7 +252,7 @@ RULERS = _words(
     "Anne Victoria Umberto Emmanuel Albert Baudouin Mehmed Murad Selim Suleiman Harold Stephen John Rama"
 )
 
-# A bare 1100-2099 before one of these is a count, not a year.
+# A number from 1100 to 2099 before one of these is a count and not a year.
 COUNTED = _words(
     "people persons men women children kids users customers clients members employees workers students teachers "
     "soldiers "
@@ -270,18 +269,18 @@ COUNTED = _words(
     "milliseconds attendees participants players games questions answers examples books songs movies stars reviews "
     "attempts"
 )
-# A label such as "seven forty seven", not a count, after one of these.
+# A number after one of these is a label ("seven forty seven") and not a count.
 LABELLED = _words(
     "boeing airbus porsche highway route interstate room flight apartment suite http error status interstate us i "
     "gate "
     "channel bus train hwy rt bldg building hall locker peugeot chinook rtx gtx rx xbox office"
 )
-# After these 4B is a letter, not billions.
+# After one of these "4B" is a number and a letter, not four billion.
 LETTERED = _words(
     "apartment apt suite ste unit room gate seat row section terminal platform block exhibit class grade level flat "
     "bus exit"
 )
-# Things measured by what stands before them, in the singular: a 65W charger, 16GB RAM.
+# Nouns with a measure in the singular before them: a 65W charger, 16GB RAM.
 MEASURED = _words(
     "charger ram ssd hdd drive laptop monitor screen display cable adapter bulb battery cpu gpu memory card file "
     "disk motor "
@@ -290,7 +289,7 @@ MEASURED = _words(
     "tablet pill steak burger processor router connection download model lens camera gun caliber sprint dash "
     "marathon relay record tv"
 )
-# What software is numbered by: "three point eleven", where a plain decimal is "three point one one".
+# After one of these "3.11" is a version, "three point eleven"; elsewhere it is "three point one one".
 VERSIONED = _words(
     "python java node ios ipados android ubuntu debian fedora macos php ruby go rust kotlin swift perl version "
     "release cuda "
@@ -298,7 +297,7 @@ VERSIONED = _words(
     "llvm "
     "clang windows firefox chrome safari typescript kubernetes docker chapter section figure table rfc watchos"
 )
-# Small words after which "a $5" is not followed by the thing it buys.
+# If one of these follows a measure, the measure is not an adjective.
 FUNCTION_WORDS = _words(
     "a an the of in on at by for to from with and or but nor as is are was were be been has have had will would "
     "could "
@@ -309,7 +308,7 @@ FUNCTION_WORDS = _words(
     "what "
     "where how why all only just also too very his her their our your my"
 )
-# Words that begin a sentence so often that "7 p.m. The" is two sentences.
+# Words that usually begin a sentence, so that "7 p.m. The" is two sentences.
 STARTERS = _words(
     "The He She It We They I You This That These Those There Then But And So If In At On My Our His Her Their Its "
     "Your A An "
@@ -323,8 +322,8 @@ STARTERS = _words(
 TOP_LEVEL_DOMAINS = _words(
     "com org net edu gov io ai dev app uk de fr tv info xyz co eu ca gg nl se ch jp au biz mil int tech blog"
 )
-# Said as words; the other endings are spelled: "dot UK", "dot JS".
-SAID_AS_WORDS = _words(
+# Endings that are pronounced as words. The others are spelled: "dot UK", "dot JS".
+PRONOUNCED_ENDINGS = _words(
     "com org net gov info dev app co blog tech biz mil int py json yaml toml bat zip doc ini log bin lock env conf "
     "proto vue"
 )
@@ -335,12 +334,12 @@ FILE_ENDINGS = _words(
     "mp3 mp4 "
     "wav flac ogg avi mov mkv bin iso apk dmg ipynb proto vue swift kt lua"
 )
-ENDINGS_SAID = {"yml": "yaml", "jpg": "jpeg", "mp3": "MP three", "mp4": "MP four", "ps1": "PS one", "txt": "text"}
+SPOKEN_ENDINGS = {"yml": "yaml", "jpg": "jpeg", "mp3": "MP three", "mp4": "MP four", "ps1": "PS one", "txt": "text"}
 
-# Before "80s" these make it a decade; elsewhere "30s" may be seconds.
+# After one of these "80s" is a decade. Elsewhere "30s" may be seconds.
 BEFORE_DECADES = _words("the his her their my our your early mid late mid- early- late- roaring these those")
-# Capitalised words after which "St." is a saint and "Dr." a doctor, not a road.
-NOT_A_ROAD = _words(
+# Capitalised words after which "St." is a saint and "Dr." is a doctor, not a street.
+NOT_A_STREET_NAME = _words(
     "Port Mount Mt. Fort Ft. Old Ask Call Visit See Meet Dear Hello Hi Hey Thanks Thank Saint Sir Near Today "
     "Yesterday "
     "Tomorrow Yes No Well Okay Ok Oh Is Was Did Does Has With By Of To For And Good Morning Afternoon Evening San "

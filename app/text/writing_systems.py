@@ -1,11 +1,11 @@
-"""Which language a text is in, as far as its letters tell. Knows scripts, no words."""
+"""Guess the language of a text from its writing system. Words are not looked at."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections import Counter
 
-# The language of a text that names none, by the script most of its letters are in (first word of the Unicode name).
+# Script (first word of a letter's Unicode name) -> the language that is assumed for it.
 _SCRIPT_LANGUAGES = {
     "ARABIC": "ar",
     "ARMENIAN": "hy",
@@ -25,7 +25,7 @@ _SCRIPT_LANGUAGES = {
 
 
 def script_language(text: str) -> str | None:
-    """The language to read a text in when most of its letters are of another script than Latin, else None."""
+    """The language of a text whose letters are mostly of another script than Latin, else None."""
     scripts = Counter(unicodedata.name(char, "").split(" ")[0] for char in text if char.isalpha())
     if not scripts:
         return None

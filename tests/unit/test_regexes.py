@@ -1,7 +1,7 @@
-"""The time of every regular expression in app/ grows in step with the text, even with a text made against it.
+"""The time of every regular expression in app/ grows linearly with the text, even if the text attacks the expression.
 
-An attack comes from the pattern itself: what stands before a repetition once, then what the repetition takes many
-times, then something that cannot follow. Each pattern runs by the methods that the app calls.
+An attack is built from the pattern: the text before a repetition once, then the repeated text many times, then an
+ending that cannot match. Each pattern runs with the methods that the app calls on it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Any
 import pytest
 
 import app
-from app.text import dialogue, script
+from app.engines.dia.script import clean_line
+from app.text import script
 from app.text.normalizer import Normalizer
 from app.text.sentences import split
 from tests.support.growth import cpu_s, order
@@ -45,9 +46,9 @@ METHODS = {
     "sub": lambda pattern, text: pattern.sub("", text),
 }
 ENDINGS = ("", "\0", " x")
-MANY = 12  # a repetition of fewer is bounded
+MANY = 12  # a repetition of fewer is too short to attack
 
-# By how they begin: never given longer texts than these.
+# By the start of the pattern: the longest text that the app passes to it.
 BOUNDED = {
     r"\s*(?:[:=]\s*)?([0-9]{1,12}": (60, "what stands in a pause tag"),
     r"(?:.*\s)?[\"'(\[]?(": (12, "the end of a sentence"),
@@ -63,14 +64,14 @@ BOUNDED = {
 
 
 def modules() -> dict[str, ModuleType]:
-    """By name. Left out: the modules that need Ray or Triton. They have no pattern."""
+    """All modules by name, except those that need Ray or Triton; these have no pattern."""
     skipped = ("app.scale.ray", "app.nn.kernels.triton_launch", "app.nn.kernels.triton_kernels")
     names = (info.name for info in pkgutil.walk_packages(app.__path__, "app."))
     return {name: importlib.import_module(name) for name in names if name not in skipped}
 
 
 def patterns() -> dict[str, re.Pattern[str]]:
-    """All that modules hold, and all that is written in calls; by where it was found."""
+    """All patterns in module variables and in calls, by their place in the code."""
     found: dict[str, re.Pattern[str]] = {}
     for module in modules().values():
         for name, value in vars(module).items():
@@ -84,9 +85,9 @@ def patterns() -> dict[str, re.Pattern[str]]:
 
 
 def methods() -> dict[str, set[str]]:
-    """For each pattern's text the names of the methods that the app calls on it.
+    """The methods that the app calls on each pattern, by the text of the pattern.
 
-    A pattern that a loop takes from a table has no call of its own. The tables are for `sub`.
+    A pattern in a table that a loop goes through has no call. Such tables are for `sub`.
     """
     found: dict[str, set[str]] = defaultdict(set)
     known = {Path(module.__file__ or ""): module for module in modules().values()}
@@ -121,7 +122,7 @@ def _written(call: ast.Call) -> re.Pattern[str] | None:
 
 
 def _receiver(call: ast.Call, module: ModuleType) -> Any:
-    """What stands before the dot: a name of the module, a name of a module in it, or an item of such a name."""
+    """The value before the dot: a name of the module, a name of an imported module, or an item of such a name."""
     assert isinstance(call.func, ast.Attribute)
     node = call.func.value
     if isinstance(node, ast.Subscript):
@@ -149,7 +150,7 @@ def _inside(value: Any, depth: int) -> Iterator[re.Pattern[str]]:
 
 
 def _any_of(node: Any) -> str:
-    """A text that a set takes: one of its members, or something outside of what it does not take."""
+    """A character that the set matches."""
     negated, members = False, []
     for kind, value in node:
         if kind is constants.NEGATE:
@@ -171,7 +172,7 @@ def _category(kind: Any) -> str:
 
 
 def _text(nodes: Iterable[tuple[Any, Any]]) -> str:
-    """One text that these nodes take."""
+    """One text that these nodes match."""
     out = ""
     for kind, value in nodes:
         if kind is constants.LITERAL:
@@ -194,7 +195,7 @@ def _text(nodes: Iterable[tuple[Any, Any]]) -> str:
 
 
 def _pumps(nodes: Iterable[tuple[Any, Any]], before: str) -> Iterator[tuple[str, str]]:
-    """(what stands before, what is repeated), of every repetition with room for many."""
+    """(text before, repeated text) of every repetition of MANY or more."""
     for kind, value in nodes:
         if kind in (constants.MAX_REPEAT, constants.MIN_REPEAT, constants.POSSESSIVE_REPEAT):
             if value[1] >= MANY:
@@ -221,10 +222,10 @@ def attacks(pattern: re.Pattern[str]) -> set[tuple[str, str]]:
 
 
 def too_slow(run: Callable[[str], object], attacked: Iterable[tuple[str, str]], longest: int = SIZE) -> str:
-    """What is wrong with the first attack that costs too much; empty if no attack does.
+    """Describe the first attack that costs too much, or return an empty string.
 
-    Short texts come first, so that an exponential pattern is found before it runs for ever. Below SIZE, `longest` is
-    the length of the longest text that the pattern sees, and only an exponential growth up to there is wrong.
+    Short texts come first, so that the check of an exponential pattern ends. If `longest`, the length of the longest
+    text that the app passes to the pattern, is below SIZE, only exponential growth up to that length is reported.
     """
     steps = [(14, 20, SHORT_ORDER), (SIZE // 10, SIZE // 10 * 4, CUBIC_ORDER), (SIZE, 4 * SIZE, ORDER)]
     if longest < SIZE:
@@ -246,7 +247,7 @@ def too_slow(run: Callable[[str], object], attacked: Iterable[tuple[str, str]], 
 
 @functools.cache
 def quadratic_s() -> float:
-    """CPU time of a quadratic pattern for SIZE characters. Nothing that takes longer is fast, however it grows."""
+    """CPU time of a quadratic pattern for SIZE characters. No pattern may take longer, whatever its growth."""
     text = " " * SIZE
     return cpu_s(lambda: re.sub(r"\s+$x", "", text), 10)
 
@@ -256,7 +257,7 @@ CALLED = methods()
 
 
 @pytest.mark.parametrize("where", FOUND)
-def test_no_text_makes_it_slow(where: str) -> None:
+def test_no_attack_makes_a_pattern_slow(where: str) -> None:
     pattern = FOUND[where]
     bound = next((size for head, (size, _) in BOUNDED.items() if pattern.pattern.startswith(head)), SIZE)
     for method in CALLED.get(pattern.pattern, {"sub"}):
@@ -264,7 +265,7 @@ def test_no_text_makes_it_slow(where: str) -> None:
         assert not wrong, f"{where}.{method}, {pattern.pattern[:200]!r}: {wrong}"
 
 
-def test_what_is_said_to_be_bounded_is_still_there() -> None:
+def test_each_bounded_pattern_still_exists() -> None:
     for head in BOUNDED:
         assert any(pattern.pattern.startswith(head) for pattern in FOUND.values()), head
 
@@ -275,19 +276,19 @@ def test_what_is_said_to_be_bounded_is_still_there() -> None:
         ("app.text.markup._TABLE_RULE[0]", {"fullmatch"}),
         ("app.text.markup._BULLET[0]", {"match"}),
         ("app.text.markup._EMPHASIS[0]", {"sub"}),
-        ("app.text.dialogue._ASIDE[0]", {"finditer"}),
+        ("app.engines.dia.script._BRACKETED[0]", {"finditer"}),
         ("app.text.sentences._CUTS[3]", {"finditer"}),
         ("app.text.rules.measures.UNKNOWN_UNIT[0]", {"sub"}),
-        ("app.generator.speech.SPEAKER_TAG[0]", {"search", "split", "sub"}),
+        ("app.engines.dia.script.SPEAKER_TAG[0]", {"search", "split", "sub"}),
         ("app.weights.hub._SHARD[0]", {"fullmatch"}),
     ],
 )
-def test_the_methods_are_those_that_the_app_calls(where: str, called: set[str]) -> None:
+def test_the_methods_of_a_pattern_are_found_in_the_code(where: str, called: set[str]) -> None:
     assert CALLED[FOUND[where].pattern] == called
 
 
 @pytest.mark.parametrize("slow", [r"(a+)+$", r"(a|aa)+$", r"(\w+\s?)*!", r"(x+x+)+y", r"a*b?a*$", r"(?:\s*,?)*\s*x"])
-def test_the_check_finds_what_is_slow_from_one_place(slow: str) -> None:
+def test_the_check_finds_a_pattern_that_is_slow_from_one_position(slow: str) -> None:
     pattern = re.compile(slow)
     assert "to the power of" in too_slow(pattern.match, attacks(pattern))
 
@@ -299,30 +300,30 @@ def test_the_check_finds_what_is_slow_from_one_place(slow: str) -> None:
         *((slow, "sub") for slow in (r"[a-z]+://", r" *\n", r"a*b?a*$")),
     ],
 )
-def test_the_check_finds_what_is_slow_from_every_place(slow: str, method: str) -> None:
+def test_the_check_finds_a_pattern_that_is_slow_from_every_position(slow: str, method: str) -> None:
     pattern = re.compile(slow)
     assert "to the power of" in too_slow(functools.partial(METHODS[method], pattern), attacks(pattern))
 
 
 @pytest.mark.parametrize("slow", [r"\s+$x", r"a+b", r"[a-z]+://", r" *\n"])
-def test_the_check_judges_the_method(slow: str) -> None:
-    """From one place these patterns are linear."""
+def test_the_check_depends_on_the_method(slow: str) -> None:
+    """From one position these patterns are linear."""
     pattern = re.compile(slow)
     assert not too_slow(pattern.fullmatch, attacks(pattern))
 
 
-def test_the_check_finds_what_explodes_within_a_bound() -> None:
+def test_the_check_finds_exponential_growth_within_a_bound() -> None:
     pattern = re.compile(r"(a+)+$")
     assert "to the power of" in too_slow(pattern.search, attacks(pattern), 20)
 
 
-def test_the_check_finds_a_huge_constant() -> None:
-    """Linear, but with some thousand steps for each character."""
+def test_the_check_finds_a_large_constant_factor() -> None:
+    """Linear, but with thousands of steps for each character."""
     pattern = re.compile(r"(?=(?:a?b?){0,500}c)")
     assert "longer than a quadratic pattern" in too_slow(functools.partial(METHODS["sub"], pattern), [("", "a")])
 
 
-# ---- and all of them together, on the longest text that a request may have
+# ---- all steps of the text package, with the longest text of a request
 
 
 @pytest.mark.parametrize(
@@ -346,17 +347,17 @@ def test_the_check_finds_a_huge_constant() -> None:
     ],
     ids=ascii,
 )
-def test_the_longest_texts_take_time_in_step_with_their_length(pump: str, ending: str) -> None:
+def test_the_time_of_the_longest_texts_grows_linearly(pump: str, ending: str) -> None:
     small, large = (pump * (size // len(pump)) + ending for size in (LONGEST // 4, LONGEST))
     assert order(lambda: read(small), lambda: read(large), 4, ORDER) <= ORDER
     assert len(read(large)) < 30 * LONGEST
 
 
 def read(text: str) -> str:
-    """The words of a text, which passes all steps of the reading."""
+    """The words of a text after all steps of the text package."""
     words = Normalizer().normalize(text)
     split(words, 300)
     script.parse(text)
-    dialogue.tidy(text)
-    script.turns(text)
+    clean_line(text)
+    script.split_speakers(text)
     return words

@@ -1,4 +1,4 @@
-"""`[S1]` and `[S2]` in a text: who says what, in order, without a word lost."""
+"""Speaker tags split a text into lines, in order and without losing a word."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.text.script import SPEAKER_TAG, turns
+from app.text.script import SPEAKER_TAG, split_speakers
 
 pytestmark = pytest.mark.unit
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "lines"),
     [
         ("No tags at all.", [(0, "No tags at all.")]),
         ("[S1] Hello. [S2] Hi there!", [(0, "Hello."), (1, "Hi there!")]),
@@ -28,12 +28,12 @@ pytestmark = pytest.mark.unit
         ("", []),
     ],
 )
-def test_turns(text: str, said: list[tuple[int, str]]) -> None:
-    assert turns(text) == said
+def test_a_text_is_split_into_lines_by_speaker(text: str, lines: list[tuple[int, str]]) -> None:
+    assert split_speakers(text) == lines
 
 
 @given(st.lists(st.sampled_from(["[S1]", "[s2]", "[S3]", "word", "two words", " ", "\n", "[pause]", "[S", "]", "é"])))
-def test_words_are_kept_and_neighbours_differ(pieces: list[str]) -> None:
-    said = turns(" ".join(pieces))
-    assert " ".join(text for _, text in said).split() == SPEAKER_TAG.sub(" ", " ".join(pieces)).split()
-    assert all(before[0] != after[0] for before, after in pairwise(said))
+def test_no_word_is_lost_and_consecutive_lines_have_different_speakers(pieces: list[str]) -> None:
+    lines = split_speakers(" ".join(pieces))
+    assert " ".join(text for _, text in lines).split() == SPEAKER_TAG.sub(" ", " ".join(pieces)).split()
+    assert all(before[0] != after[0] for before, after in pairwise(lines))

@@ -14,6 +14,7 @@ from app.engines.dia.checkpoint import weights_of
 from app.engines.dia.config import DiaConfig, read_config
 from app.engines.dia.model import DiaModel
 from app.engines.dia.runner import MIN_REFERENCE_S, DiaRunner, Guards
+from app.engines.dia.script import BYTES_PER_S, MAX_SPEAKERS
 from app.engines.shared.loading import fetch
 from app.errors import EngineUnavailable, WeightsUnavailable
 from app.nn.dac.checkpoint import load_codec as load_dac
@@ -25,7 +26,7 @@ from app.nn.transformer import Block
 from app.runtime.cuda_graphs import GraphCapture
 from app.runtime.device import allow_tf32, choose_device, choose_dtype, cpu_threads, rows_that_fit
 from app.runtime.pages import use_large_pages
-from app.text.dialogue import BYTES_PER_S, MAX_SPEAKERS, SOUNDS
+from app.text.nonverbal import NON_VERBAL_SOUNDS
 from app.types import EngineInfo
 from app.weights.load_cache import LoadCache
 from app.weights.tensors import digest_of, open_checkpoints
@@ -236,7 +237,7 @@ def engine_of(runner: DiaRunner, settings: Settings) -> BatchedEngine:
         max_prompt_s=max(MIN_REFERENCE_S, runner.most_s - MAX_PASSAGE_CHARS / BYTES_PER_S - PASSAGE_SLACK_S),
         max_passage_chars=MAX_PASSAGE_CHARS,
         apart=True,
-        sounds=SOUNDS,
+        sounds=NON_VERBAL_SOUNDS,
         codec="dac",
         codec_fingerprint=runner.codec_fingerprint,
         setup=runner.setup,

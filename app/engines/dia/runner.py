@@ -1,6 +1,6 @@
 """Dia-1.6B as a Runner: rows that read a script, speak it and end, each at its own place. No HTTP, no voice store.
 
-A row reads the script (`text/dialogue.py`) through the encoder, its voices' recordings as frames already said, and
+A row reads the script (`script.py`) through the encoder, its voices' recordings as frames already said, and
 goes on from there. Every step is a pair of tokens, with and without the text (`engines/dia/model.py`), and gives codes
 of nine frames at once, one per channel, so a frame is whole 15 steps after its first code (`engines/dia/delay.py`).
 
@@ -29,6 +29,7 @@ from app.engines.dia.delay import DelayPattern
 from app.engines.dia.guidance import candidates
 from app.engines.dia.model import DiaModel
 from app.engines.dia.prompt import text_ids
+from app.engines.dia.script import BYTES_PER_S, format_script, spoken_bytes
 from app.engines.shared.references import checked
 from app.errors import BadReference, EmptyText, TextTooLong
 from app.nn.dac.model import DacDecoder, DacEncoder
@@ -37,7 +38,6 @@ from app.runtime.cuda_graphs import GraphCapture, setup_of, side_stream
 from app.runtime.faults import BROKEN
 from app.runtime.runner import RowResult, StepResult, to_result
 from app.runtime.sampling import ReferenceNoise, Sampler, SamplingParams, exponential_noise, int64_of
-from app.text.dialogue import BYTES_PER_S, spoken_bytes, write
 from app.types import Sampling, SpokenLine, Utterance, Voice
 
 if TYPE_CHECKING:
@@ -227,8 +227,8 @@ class DiaRunner:
             voices = list(prompts.values())
         else:
             lines = [(_speaker(line), line.text) for line in utterance.lines]
-            script = write(lines, {speaker: prompt.transcript for speaker, prompt in prompts.items()})
-            text, said = script.text, script.said
+            script = format_script(lines, {speaker: prompt.transcript for speaker, prompt in prompts.items()})
+            text, said = script.text, script.spoken_text
             voices = [prompts[speaker] for speaker in script.speakers if speaker in prompts]
         ids = text_ids(text, self.config.max_text)
         if not ids:

@@ -1,4 +1,4 @@
-"""Digits that are read one by one or in groups: telephones, cards, PINs, postal codes."""
+"""Rules for numbers whose digits are read one by one or in groups: telephone, card, PIN, postal code."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ def spoken_groups(*groups: str | None) -> str:
     return ", ".join(number_words.digits(group) for group in groups if group)
 
 
-def read_phone_plus(found: Match) -> str:
-    groups = re.findall(r"[0-9]+", found[1])
+def verbalize_phone_plus(match: Match) -> str:
+    groups = re.findall(r"[0-9]+", match[1])
     if not 7 <= sum(map(len, groups)) <= 15:
-        return found[0]
+        return match[0]
     return f"plus {spoken_groups(*groups)}"
 
 
-def _exchange(run: str) -> str:
+def _area_code(run: str) -> str:
     return f"{number_words.cardinal(int(run[0]))} hundred" if run.endswith("00") else number_words.digits(run)
 
 
-def read_phone_us(found: Match) -> str:
-    area = found[2] or found[3]
-    head = [number_words.digits("1")] if found[1] else []
-    return (" " if found[1] and area.endswith("00") else ", ").join([*head, _exchange(area)]) + (
-        f", {spoken_groups(found[4], found[5])}"
+def verbalize_phone_us(match: Match) -> str:
+    area = match[2] or match[3]
+    head = [number_words.digits("1")] if match[1] else []
+    return (" " if match[1] and area.endswith("00") else ", ").join([*head, _area_code(area)]) + (
+        f", {spoken_groups(match[4], match[5])}"
     )
 
 
-def read_phone_letters(found: Match) -> str:
-    tail = ", ".join(number_words.digits(part) if part.isdecimal() else part for part in found[3].split("-"))
-    return f"{'one ' if found[1] else ''}{_exchange(found[2])}, {tail}"
+def verbalize_phone_letters(match: Match) -> str:
+    tail = ", ".join(number_words.digits(part) if part.isdecimal() else part for part in match[3].split("-"))
+    return f"{'one ' if match[1] else ''}{_area_code(match[2])}, {tail}"
 
 
-def read_emergency(found: Match) -> str:
-    before = re.search(r"([A-Za-z]+) $", found.string[max(0, found.start() - 20) : found.start()])
-    after = re.match(r" ([a-z]+)", found.string[found.end() : found.end() + 20])
+def verbalize_emergency(match: Match) -> str:
+    before = re.search(r"([A-Za-z]+) $", match.string[max(0, match.start() - 20) : match.start()])
+    after = re.match(r" ([a-z]+)", match.string[match.end() : match.end() + 20])
     calls = before is not None and before[1].lower() in {
         "call",
         "dial",
@@ -66,29 +66,29 @@ def read_emergency(found: Match) -> str:
         "ring",
         "phone",
     }
-    if calls or (found[1] == "911" and not (after and after[1] in tables.COUNTED) and not _is_label(before)):
-        return number_words.digits(found[1])
-    return found[0]
+    if calls or (match[1] == "911" and not (after and after[1] in tables.COUNTED) and not _is_label(before)):
+        return number_words.digits(match[1])
+    return match[0]
 
 
 def _is_label(before: Match | None) -> bool:
     return before is not None and before[1].lower() in tables.LABELLED
 
 
-def read_groups(found: Match) -> str:
-    groups = found[1].split("-")
+def verbalize_groups(match: Match) -> str:
+    groups = match[1].split("-")
     if max(map(len, groups)) <= 2:
         return " ".join(number_words.integer(group) for group in groups)
     return spoken_groups(*groups)
 
 
-def read_code_word(found: Match) -> str:
-    if found[1].lower() == "code" and len(found[3]) < 3:
-        return found[0]
-    joint = found[2].replace("#", "")
-    name = "extension" if found[1].lower().startswith("ext") else found[1]
-    return f"{name}{joint}{number_words.digits(found[3])}"
+def verbalize_code_word(match: Match) -> str:
+    if match[1].lower() == "code" and len(match[3]) < 3:
+        return match[0]
+    joint = match[2].replace("#", "")
+    name = "extension" if match[1].lower().startswith("ext") else match[1]
+    return f"{name}{joint}{number_words.digits(match[3])}"
 
 
-def read_state_zip(found: Match) -> str:
-    return f"{tables.STATES[found[1]]} {spoken_groups(found[2], found[3])}"
+def verbalize_state_zip(match: Match) -> str:
+    return f"{tables.STATES[match[1]]} {spoken_groups(match[2], match[3])}"

@@ -1,4 +1,4 @@
-"""What the readings share: how numbers look in a pattern, where a sentence ends, when a measure is an adjective."""
+"""Helpers that the rules share: patterns of numbers, the end of a sentence, measures used as adjectives."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from collections.abc import Callable, Iterable
 from app.text import tables
 
 Match = re.Match[str]
-Unit = Callable[[str, bool], str | None]  # (symbol, plural) -> its name, or None
+UnitNamer = Callable[[str, bool], str | None]  # (symbol, plural) -> name, or None for an unknown unit
 
 INT = r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,8}(?![0-9])|[0-9]{1,40})"
 NUM = rf"(?:{INT}(?:\.[0-9]{{1,40}})?|\.[0-9]{{1,40}})"
-START = r"(?<![\w.,'])"  # not inside a word or a number
-END = r"(?![0-9])(?![.,][0-9])"
+NUMBER_START = r"(?<![\w.,'])"  # the match starts outside words and numbers
+NUMBER_END = r"(?![0-9])(?![.,][0-9])"
 DASH = r" ?[-–—~] ?"
 
 
 SUPERSCRIPT_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹₀₁₂₃₄₅₆₇₈₉", "01234567890123456789")
-BEGIN = "\uf8ff"  # marks where a sentence began with figures; cleaning lets no such character in
+SENTENCE_START = "\uf8ff"  # marks a sentence that began with digits; `cleaning.clean` removes this character from input
 
 
 def alternatives(keys: Iterable[str]) -> str:
-    """Literal strings as a pattern that prefers the longest."""
+    """A pattern that matches any of these strings, the longest first."""
     return "|".join(sorted(map(re.escape, keys), key=len, reverse=True))
 
 
-def sentence_stop(found: Match) -> str:
-    """A full stop when the abbreviation's own one also ended its sentence, else nothing."""
-    rest = found.string[found.end() : found.end() + 40]
+def sentence_stop(match: Match) -> str:
+    """A full stop if the abbreviation's stop also ends the sentence, else an empty string."""
+    rest = match.string[match.end() : match.end() + 40]
     after = re.match(r"[\"')\]]{0,2}(?:\s{1,3}[\"'(]?([A-Za-z']{1,20})|\s*$)", rest)
     if after is None or rest[:1] in {",", ";", ":"}:
         return ""
@@ -36,9 +36,9 @@ def sentence_stop(found: Match) -> str:
         return "."
     if after[1] not in tables.STARTERS:
         return ""
-    # "At 3 a.m. I woke" is one sentence still.
-    before = re.split(r"[.!?]\s|\n", found.string[max(0, found.start() - 80) : found.start()])[-1]
-    opening = before.strip().strip(BEGIN).lower() in {"at", "by", "around", "before", "after", "until", "from"}
+    # "At 3 a.m. I woke" is one sentence.
+    before = re.split(r"[.!?]\s|\n", match.string[max(0, match.start() - 80) : match.start()])[-1]
+    opening = before.strip().strip(SENTENCE_START).lower() in {"at", "by", "around", "before", "after", "until", "from"}
     return "" if opening else "."
 
 
@@ -46,13 +46,13 @@ def capitalised_like(sample: str, words: str) -> str:
     return words[:1].upper() + words[1:] if sample[:1].isupper() else words
 
 
-def is_adjective(found: Match) -> bool:
-    """Whether a measure stands before what it measures, "a five dollar bill": an article before, a thing after."""
-    before = found.string[max(0, found.start() - 5) : found.start()]
-    after = re.match(r"[ -]([A-Za-z]{1,20})", found.string[found.end() : found.end() + 24])
+def is_adjective(match: Match) -> bool:
+    """Whether the measure describes a noun after it, as in "a five dollar bill": an article before, a noun after."""
+    before = match.string[max(0, match.start() - 5) : match.start()]
+    after = re.match(r"[ -]([A-Za-z]{1,20})", match.string[match.end() : match.end() + 24])
     if after and after[1].lower() in tables.MEASURED:
         return True
-    if found.string[found.end() : found.end() + 1] == "-" and after:
+    if match.string[match.end() : match.end() + 1] == "-" and after:
         return True
     if after is None or after[1] in tables.FUNCTION_WORDS:
         return False

@@ -1,4 +1,4 @@
-"""Dates, times of day, ratios with a colon, years, decades and eras."""
+"""Rules for dates, times of day, ratios with a colon, years, decades and eras."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from app.text import number_words, tables
 from app.text.rules.common import DASH, Match, sentence_stop
 
-_LOOSE = r"(?<![A-Za-z0-9_])(?<![0-9][.,:/])"  # the same, but ".5" after a stop and "('80" are fine
+_LOOSE_START = r"(?<![A-Za-z0-9_])(?<![0-9][.,:/])"  # like NUMBER_START, but also after a stop or an apostrophe
 _MONTH = (
     r"(Jan(?:uary|\.)?|Feb(?:ruary|\.)?|Mar(?:ch|\.)?|Apr(?:il|\.)?|May|June?\.?|July?\.?|Aug(?:ust|\.)?|"
     r"Sept?(?:ember|\.)?|Oct(?:ober|\.)?|Nov(?:ember|\.)?|Dec(?:ember|\.)?)"
@@ -34,15 +34,15 @@ DAY_MONTH = re.compile(
 )
 MONTH_YEAR = re.compile(rf"\b{_MONTH},? (?:'([0-9]{{2}})|([12][0-9]{{3}}))(?![\w,]\w|[\w%])")
 TIME_RANGE = re.compile(
-    rf"{_LOOSE}([0-2]?[0-9])(?::([0-5][0-9]))?{_MERIDIEM}?{DASH}([0-2]?[0-9])(?::([0-5][0-9]))?{_MERIDIEM}(?!\w)"
+    rf"{_LOOSE_START}([0-2]?[0-9])(?::([0-5][0-9]))?{_MERIDIEM}?{DASH}([0-2]?[0-9])(?::([0-5][0-9]))?{_MERIDIEM}(?!\w)"
 )
-CLOCK_RANGE = re.compile(rf"{_LOOSE}([0-2]?[0-9]):([0-5][0-9]){DASH}([0-2]?[0-9]):([0-5][0-9])(?![\w:])")
-VERSES = re.compile(rf"{_LOOSE}([0-9]{{1,3}}):([0-9]{{1,3}})[-–]([0-9]{{1,3}})(?![\w:]|\.[0-9])")
+CLOCK_RANGE = re.compile(rf"{_LOOSE_START}([0-2]?[0-9]):([0-5][0-9]){DASH}([0-2]?[0-9]):([0-5][0-9])(?![\w:])")
+VERSES = re.compile(rf"{_LOOSE_START}([0-9]{{1,3}}):([0-9]{{1,3}})[-–]([0-9]{{1,3}})(?![\w:]|\.[0-9])")
 FROM_NOON = re.compile(r"\b([Nn]oon|[Mm]idnight) ?[-–] ?(?=[0-9])")
-TIME = re.compile(rf"{_LOOSE}([0-2]?[0-9]):([0-5][0-9])(?::([0-5][0-9]))?(?:{_MERIDIEM}(?!\w)|(?![\w:]|\.[0-9]))")
-HOUR = re.compile(rf"{_LOOSE}([01]?[0-9]){_MERIDIEM}(?!\w)")
-DURATION = re.compile(rf"{_LOOSE}([0-9]{{1,3}})h ?([0-5]?[0-9])(?:m|min)?(?!\w|\.[0-9])")
-RATIO = re.compile(rf"{_LOOSE}([0-9]{{1,5}}) ?: ?([0-9]{{1,5}})(?![\w:]|\.[0-9])")
+TIME = re.compile(rf"{_LOOSE_START}([0-2]?[0-9]):([0-5][0-9])(?::([0-5][0-9]))?(?:{_MERIDIEM}(?!\w)|(?![\w:]|\.[0-9]))")
+HOUR = re.compile(rf"{_LOOSE_START}([01]?[0-9]){_MERIDIEM}(?!\w)")
+DURATION = re.compile(rf"{_LOOSE_START}([0-9]{{1,3}})h ?([0-5]?[0-9])(?:m|min)?(?!\w|\.[0-9])")
+RATIO = re.compile(rf"{_LOOSE_START}([0-9]{{1,5}}) ?: ?([0-9]{{1,5}})(?![\w:]|\.[0-9])")
 DECADE = re.compile(r"(?<![\w$£€.,])('?)([12][0-9]{2}0|[1-9]0)('?)s\b")
 SHORT_YEARS = re.compile(r"(?<![\w'])'([0-9]{2})[-–]'([0-9]{2})(?![\w'])")
 SHORT_YEAR = re.compile(r"(?<![\w'])(?:(?<=[0-9])|)'([0-9]{2})(?![\w'\"]|[.,][0-9])")
@@ -58,9 +58,9 @@ def month_name(name: str) -> str:
     return tables.MONTH_BY_PREFIX[name[:3]]
 
 
-def month_stop(found: Match) -> str:
-    """The stop of "Mar." when it also ends the sentence."""
-    return sentence_stop(found) if found[0].endswith(".") else ""
+def month_stop(match: Match) -> str:
+    """A full stop if the stop of "Mar." also ends the sentence, else an empty string."""
+    return sentence_stop(match) if match[0].endswith(".") else ""
 
 
 def spoken_day(month: str, day: int, year: str | None) -> str:
@@ -78,50 +78,50 @@ def _date(year: str, month: int, day: int) -> str | None:
     return spoken_day(tables.MONTHS[month - 1], day, year) if 1 <= month <= 12 and 1 <= day <= 31 else None
 
 
-def read_iso_date(found: Match) -> str:
-    date = _date(found[1], int(found[2]), int(found[3]))
+def verbalize_iso_date(match: Match) -> str:
+    date = _date(match[1], int(match[2]), int(match[3]))
     if date is None:
-        return found[0]
-    if found[4]:
-        date += f" at {_clock(int(found[4]), int(found[5]))}" + (" UTC" if found[6] else "")
+        return match[0]
+    if match[4]:
+        date += f" at {_clock(int(match[4]), int(match[5]))}" + (" UTC" if match[6] else "")
     return date
 
 
-def read_slash_date(found: Match) -> str:
-    if found[2] == "-" and len(found[4]) == 2:
-        return found[0]
-    first, second = int(found[1]), int(found[3])
-    return _date(found[4], first, second) or _date(found[4], second, first) or found[0]
+def verbalize_slash_date(match: Match) -> str:
+    if match[2] == "-" and len(match[4]) == 2:
+        return match[0]
+    first, second = int(match[1]), int(match[3])
+    return _date(match[4], first, second) or _date(match[4], second, first) or match[0]
 
 
-def read_slash_day(found: Match) -> str:
-    month, day = int(found[2]), int(found[3])
+def verbalize_slash_day(match: Match) -> str:
+    month, day = int(match[2]), int(match[3])
     if not (1 <= month <= 12 and 1 <= day <= 31):
-        return found[0]
-    return f"{found[1]} {spoken_day(tables.MONTHS[month - 1], day, None)}"
+        return match[0]
+    return f"{match[1]} {spoken_day(tables.MONTHS[month - 1], day, None)}"
 
 
-def read_month_day(found: Match) -> str:
-    first, last, year = int(found[2]), int(found[3] or 1), found[5]
+def verbalize_month_day(match: Match) -> str:
+    first, last, year = int(match[2]), int(match[3] or 1), match[5]
     if not (1 <= first <= 31 and 1 <= last <= 31):
-        return found[0]
-    words = f"{month_name(found[1])} {number_words.ordinal(first)}"
-    words += f" to {number_words.ordinal(last)}" if found[3] else ""
+        return match[0]
+    words = f"{month_name(match[1])} {number_words.ordinal(first)}"
+    words += f" to {number_words.ordinal(last)}" if match[3] else ""
     return words + (f", {_year(year)}" if year else "")
 
 
-def read_day_month(found: Match) -> str:
-    day = int(found[2])
+def verbalize_day_month(match: Match) -> str:
+    day = int(match[2])
     if not 1 <= day <= 31:
-        return found[0]
-    sentence_start = found.start() == 0 or found.string[max(0, found.start() - 2) : found.start()] in {". ", "! ", "? "}
-    article = found[1] or ("The " if sentence_start else "the ")
-    words = f"{article}{number_words.ordinal(day)} of {month_name(found[4])}"
-    return words + (f", {_year(found[6])}" if found[6] else month_stop(found))
+        return match[0]
+    sentence_start = match.start() == 0 or match.string[max(0, match.start() - 2) : match.start()] in {". ", "! ", "? "}
+    article = match[1] or ("The " if sentence_start else "the ")
+    words = f"{article}{number_words.ordinal(day)} of {month_name(match[4])}"
+    return words + (f", {_year(match[6])}" if match[6] else month_stop(match))
 
 
-def read_month_year(found: Match) -> str:
-    return f"{month_name(found[1])} {_year(found[2] or found[3])}"
+def verbalize_month_year(match: Match) -> str:
+    return f"{month_name(match[1])} {_year(match[2] or match[3])}"
 
 
 def _meridiem(letter: str | None) -> str:
@@ -130,68 +130,70 @@ def _meridiem(letter: str | None) -> str:
 
 def _clock(hour: int, minute: int, letter: str | None = None) -> str:
     if letter:
-        return number_words.cardinal(hour) + (f" {number_words.pair(minute)}" if minute else "") + _meridiem(letter)
+        return (
+            number_words.cardinal(hour) + (f" {number_words.two_digits(minute)}" if minute else "") + _meridiem(letter)
+        )
     if minute:
-        return f"{number_words.cardinal(hour)} {number_words.pair(minute)}"
+        return f"{number_words.cardinal(hour)} {number_words.two_digits(minute)}"
     if hour == 0:
         return "midnight"
     return f"{number_words.cardinal(hour)} o'clock" if hour <= 12 else f"{number_words.cardinal(hour)} hundred"
 
 
-def _after_meridiem(found: Match, words: str) -> str:
-    return words + (sentence_stop(found) if found[0].endswith(".") else "")
+def _after_meridiem(match: Match, words: str) -> str:
+    return words + (sentence_stop(match) if match[0].endswith(".") else "")
 
 
-def read_time_range(found: Match) -> str:
-    if int(found[1]) > 12 or int(found[4]) > 12:
-        return found[0]
-    first = number_words.cardinal(int(found[1])) + (
-        f" {number_words.pair(int(found[2]))}" if found[2] and found[2] != "00" else ""
+def verbalize_time_range(match: Match) -> str:
+    if int(match[1]) > 12 or int(match[4]) > 12:
+        return match[0]
+    first = number_words.cardinal(int(match[1])) + (
+        f" {number_words.two_digits(int(match[2]))}" if match[2] and match[2] != "00" else ""
     )
     return _after_meridiem(
-        found, f"{first}{_meridiem(found[3])} to {_clock(int(found[4]), int(found[5] or 0), found[6])}"
+        match, f"{first}{_meridiem(match[3])} to {_clock(int(match[4]), int(match[5] or 0), match[6])}"
     )
 
 
-def read_clock_range(found: Match) -> str:
-    if int(found[1]) > 24 or int(found[3]) > 24:
-        return found[0]
-    return f"{_clock(int(found[1]), int(found[2]))} to {_clock(int(found[3]), int(found[4]))}"
+def verbalize_clock_range(match: Match) -> str:
+    if int(match[1]) > 24 or int(match[3]) > 24:
+        return match[0]
+    return f"{_clock(int(match[1]), int(match[2]))} to {_clock(int(match[3]), int(match[4]))}"
 
 
-def read_time(found: Match) -> str:
-    hour, minute = int(found[1]), int(found[2])
-    if hour > 24 or (found[4] and hour > 12):
-        return found[0]
-    if found[3]:
-        seconds = number_words.cardinal(int(found[3]))
-        words = f"{number_words.cardinal(hour)} {number_words.pair(minute)} and {seconds} seconds"
-        words += _meridiem(found[4])
-    elif _is_ratio(found):
-        return found[0]
+def verbalize_time(match: Match) -> str:
+    hour, minute = int(match[1]), int(match[2])
+    if hour > 24 or (match[4] and hour > 12):
+        return match[0]
+    if match[3]:
+        seconds = number_words.cardinal(int(match[3]))
+        words = f"{number_words.cardinal(hour)} {number_words.two_digits(minute)} and {seconds} seconds"
+        words += _meridiem(match[4])
+    elif _is_ratio(match):
+        return match[0]
     else:
-        words = _clock(hour, minute, found[4])
-    return _after_meridiem(found, words)
+        words = _clock(hour, minute, match[4])
+    return _after_meridiem(match, words)
 
 
 _RATIO_AFTER = re.compile(r" (?:ratio|odds|scale|mix|aspect|split|dilution)\b")
 
 
-def _is_ratio(found: Match) -> bool:
-    before = found.string[max(0, found.start() - 30) : found.start()].lower()
-    return not found[4] and (
-        _RATIO_AFTER.match(found.string, found.end()) is not None
+def _is_ratio(match: Match) -> bool:
+    before = match.string[max(0, match.start() - 30) : match.start()].lower()
+    return not match[4] and (
+        _RATIO_AFTER.match(match.string, match.end()) is not None
         or re.search(r"\b(?:ratio|odds|scale)\b[^.]{0,20}$", before) is not None
-        or f"{found[1]}:{found[2]}" == "16:10"
+        or f"{match[1]}:{match[2]}" == "16:10"
     )
 
 
-def read_hour(found: Match) -> str:
-    return _after_meridiem(found, f"{number_words.integer(found[1].lstrip('0') or '0')}{_meridiem(found[2])}")
+def verbalize_hour(match: Match) -> str:
+    return _after_meridiem(match, f"{number_words.integer(match[1].lstrip('0') or '0')}{_meridiem(match[2])}")
 
 
-def read_duration(found: Match) -> str:
-    hours, minutes = int(found[1]), int(found[2])
+def verbalize_duration(match: Match) -> str:
+    hours, minutes = int(match[1]), int(match[2])
     return f"{_counted(hours, 'hour')} {_counted(minutes, 'minute')}"
 
 
@@ -199,23 +201,27 @@ def _counted(value: int, noun: str) -> str:
     return f"{number_words.cardinal(value)} {noun}{'' if value == 1 else 's'}"
 
 
-def read_ratio(found: Match) -> str:
-    return f"{number_words.integer(found[1])} to {number_words.integer(found[2])}"
+def verbalize_ratio(match: Match) -> str:
+    return f"{number_words.integer(match[1])} to {number_words.integer(match[2])}"
 
 
-def read_decade(found: Match) -> str:
-    value = int(found[2])
-    before = re.search(r"([A-Za-z]+-?) ?$", found.string[max(0, found.start() - 16) : found.start()])
-    if value < 100 and not found[1] and not found[3] and not (before and before[1].lower() in tables.BEFORE_DECADES):
-        return found[0]
+def verbalize_decade(match: Match) -> str:
+    value = int(match[2])
+    before = re.search(r"([A-Za-z]+-?) ?$", match.string[max(0, match.start() - 16) : match.start()])
+    if value < 100 and not match[1] and not match[3] and not (before and before[1].lower() in tables.BEFORE_DECADES):
+        return match[0]
     return number_words.decade(value)
 
 
-def read_short_year(found: Match) -> str:
+def verbalize_short_years(match: Match) -> str:
+    return f"{number_words.two_digits(int(match[1]))} to {number_words.two_digits(int(match[2]))}"
+
+
+def verbalize_short_year(match: Match) -> str:
     return (
-        f" {number_words.pair(int(found[1]))}"
-        if found.start() and found.string[found.start() - 1].isalnum()
-        else number_words.pair(int(found[1]))
+        f" {number_words.two_digits(int(match[1]))}"
+        if match.start() and match.string[match.start() - 1].isalnum()
+        else number_words.two_digits(int(match[1]))
     )
 
 
@@ -224,21 +230,21 @@ def _era_year(run: str) -> str:
     return number_words.cardinal(value) if value % 100 == 0 and value < 1100 else number_words.year(value)
 
 
-def read_era(found: Match) -> str:
-    words = _era_year(found[1]) + (f" to {_era_year(found[3])}" if found[3] else "")
-    return f"{words} {found[4].replace('.', '')}" + (sentence_stop(found) if found[4].endswith(".") else "")
+def verbalize_era(match: Match) -> str:
+    words = _era_year(match[1]) + (f" to {_era_year(match[3])}" if match[3] else "")
+    return f"{words} {match[4].replace('.', '')}" + (sentence_stop(match) if match[4].endswith(".") else "")
 
 
-def read_ad(found: Match) -> str:
-    return f"AD {_era_year(found[2])}"
+def verbalize_ad(match: Match) -> str:
+    return f"AD {_era_year(match[2])}"
 
 
-def read_year_range(found: Match) -> str:
-    first, last = found[1], found[2]
+def verbalize_year_range(match: Match) -> str:
+    first, last = match[1], match[2]
     if len(last) == 4 and int(last) < int(first):
-        return found[0]
+        return match[0]
     if len(last) == 2:
         if int(last) <= int(first[2:]):
-            return found[0]
-        return f"{_year(first)} to {number_words.pair(int(last))}"
+            return match[0]
+        return f"{_year(first)} to {number_words.two_digits(int(last))}"
     return f"{_year(first)} to {_year(last)}"

@@ -1,4 +1,4 @@
-"""Numbers themselves and what they measure: units, fractions, ranges, percentages, powers, labels, sizes."""
+"""Rules for numbers and measures: units, fractions, ranges, percentages, powers, labels, sizes."""
 
 from __future__ import annotations
 
@@ -102,200 +102,203 @@ def _fraction(top: int, bottom: int, *, mixed: bool = False) -> str:
     return f"{number_words.cardinal(top)} over {number_words.cardinal(bottom)}"
 
 
-def _sign(mark: str) -> str:
-    return "minus " if mark in {"-", "−", "–"} else "plus " if mark == "+" else ""
+def _sign(sign: str) -> str:
+    return "minus " if sign in {"-", "−", "–"} else "plus " if sign == "+" else ""
 
 
-def read_measure(found: Match) -> str:
-    sign, value, joint, sign2, value2, gap, unit = found.groups()[:7]
-    if _reads_as_word(found, unit, gap):
-        return found[0]
+def verbalize_measure(match: Match) -> str:
+    sign, value, joint, sign2, value2, gap, unit = match.groups()[:7]
+    if _reads_as_word(match, unit, gap):
+        return match[0]
     one, many = tables.UNITS[unit]
     last = value2 or value
     plural = last != "1" and not ("/" in last and " " not in last)
-    attributive = gap == "-" or is_adjective(found)
+    attributive = gap == "-" or is_adjective(match)
     noun = one if attributive or not plural else many
     words = _sign(sign) + _value_words(value)
     if value2:
         words += (" by " if joint == " x " else " to ") + _sign(sign2 or "") + number_words.number(value2)
-    words += f" {noun}" + per_unit((found[9] or "") or None)
-    return words + (sentence_stop(found) if unit.endswith(".") and not found[8] else "")
+    words += f" {noun}" + per_unit((match[9] or "") or None)
+    return words + (sentence_stop(match) if unit.endswith(".") and not match[8] else "")
 
 
-def _reads_as_word(found: Match, unit: str, gap: str) -> bool:
-    """Units that are also words or letters stand for units only in clear company."""
-    rest = found.string[found.end() : found.end() + 20]
+def _reads_as_word(match: Match, unit: str, gap: str) -> bool:
+    """Whether a unit that is also a word or a letter is a word here."""
+    rest = match.string[match.end() : match.end() + 20]
     if unit == "in":  # "5in", "5 in wide", "5 in)", but "5 in the morning"
         return bool(gap) and re.match(r"[;,)]| (?:wide|tall|long|deep|thick|high|by)\b", rest) is None
     if gap == " " and unit in {"us", "cal", "mo"}:
         return True
-    if not gap and unit == "s" and "/" in found[2]:  # cut into 1/3s
+    if not gap and unit == "s" and "/" in match[2]:  # cut into 1/3s
         return True
     if gap == " " and unit in {"m", "g", "s", "h", "l", "L", "V", "W", "J", "C", "F"}:
         return rest.startswith("'") or re.match(r"\.[A-Za-z]", rest) is not None
     return False
 
 
-def read_bit_scale(found: Match) -> str:
-    before = re.search(r"([A-Za-z]+) $", found.string[max(0, found.start() - 20) : found.start()])
+def verbalize_bit_scale(match: Match) -> str:
+    before = re.search(r"([A-Za-z]+) $", match.string[max(0, match.start() - 20) : match.start()])
     if before and before[1].lower() in tables.LETTERED:  # apartment 4B
-        return found[0]
-    first = f"{number_words.number(found[1])} to " if found[2] else ""
-    plus = " plus" if found[0].endswith("+") else ""
-    return f"{first}{number_words.number(found[2] or found[1])} {tables.SCALES[found[3]]}{plus}"
+        return match[0]
+    first = f"{number_words.number(match[1])} to " if match[2] else ""
+    plus = " plus" if match[0].endswith("+") else ""
+    return f"{first}{number_words.number(match[2] or match[1])} {tables.SCALES[match[3]]}{plus}"
 
 
-def read_thousands(found: Match) -> str:
-    if found[1] in {"401", "403"}:
-        return f"{number_words.label(found[1])} K"
-    first = f"{number_words.number(found[1])} to " if found[2] else ""
-    return f"{first}{number_words.number(found[2] or found[1])} K"
+def verbalize_thousands(match: Match) -> str:
+    if match[1] in {"401", "403"}:
+        return f"{number_words.label(match[1])} K"
+    first = f"{number_words.number(match[1])} to " if match[2] else ""
+    return f"{first}{number_words.number(match[2] or match[1])} K"
 
 
-_TIMES_WHAT = frozenset(
+_MULTIPLIED = frozenset(
     {"as", "zoom", "growth", "speedup", "daily", "weekly", "monthly", "yearly", "annually", "slowdown"}
 )
 
 
-def read_times(found: Match) -> str:
-    after = found[3]
-    first = f"{number_words.number(found[1])} to " if found[2] else ""
-    times = not after or after in tables.FUNCTION_WORDS or after.endswith("er") or after in _TIMES_WHAT
+def verbalize_times(match: Match) -> str:
+    after = match[3]
+    first = f"{number_words.number(match[1])} to " if match[2] else ""
+    times = not after or after in tables.FUNCTION_WORDS or after.endswith("er") or after in _MULTIPLIED
     times = times and after not in {"engineer", "engineers", "developer"}
-    before = found.string[max(0, found.start() - 2) : found.start()].strip()
-    if re.match(r" ?[-+=*/^<>²³]", found.string[found.end() : found.end() + 2]) or before in {"=", "+", "-", "<", ">"}:
+    before = match.string[max(0, match.start() - 2) : match.start()].strip()
+    if re.match(r" ?[-+=*/^<>²³]", match.string[match.end() : match.end() + 2]) or before in {"=", "+", "-", "<", ">"}:
         times = False  # a sum: 3x + 2
-    value = found[2] or found[1]
+    value = match[2] or match[1]
     return f"{first}{number_words.number(value)} {('time' if value == '1' else 'times') if times else 'x'}"
 
 
-def read_by(found: Match) -> str:
-    word = "times" if found[4] or "*" in found[0] else "by"
-    sides = [_side(side) for side in found.groups()[:3] if side]
-    return f" {word} ".join(sides) + (found[4] or "")
+def verbalize_by(match: Match) -> str:
+    word = "times" if match[4] or "*" in match[0] else "by"
+    sides = [_side(side) for side in match.groups()[:3] if side]
+    return f" {word} ".join(sides) + (match[4] or "")
 
 
 def _side(run: str) -> str:
-    """One side of a size: 1920 is "nineteen twenty", as on a screen."""
+    """One side of a size. A four-digit side is read like a year: 1920 -> "nineteen twenty"."""
     return (
         number_words.year(int(run)) if len(run) == 4 and run.isdecimal() and run[0] != "0" else number_words.number(run)
     )
 
 
-def read_percent(found: Match) -> str:
-    if found[4]:
-        middle = " percent" if found[3] else ""
-        return f"{_sign(found[1])}{number_words.number(found[2])}{middle} to {number_words.number(found[4])} percent"
-    return f"{_sign(found[1])}{number_words.number(found[2])} percent"
+def verbalize_percent(match: Match) -> str:
+    if match[4]:
+        middle = " percent" if match[3] else ""
+        return f"{_sign(match[1])}{number_words.number(match[2])}{middle} to {number_words.number(match[4])} percent"
+    return f"{_sign(match[1])}{number_words.number(match[2])} percent"
 
 
-def read_feet_inches(found: Match) -> str:
-    feet, inches = int(found[1]), int(found[2])
-    if inches > 11 or (not found[0].endswith(("″", "''")) and not 3 <= feet <= 8):
-        return found[0]
+def verbalize_feet_inches(match: Match) -> str:
+    feet, inches = int(match[1]), int(match[2])
+    if inches > 11 or (not match[0].endswith(("″", "''")) and not 3 <= feet <= 8):
+        return match[0]
     words = f"{number_words.cardinal(feet)} foot {number_words.cardinal(inches)}"
-    return words + (f" point {number_words.digits(found[3])}" if found[3] else "")
+    return words + (f" point {number_words.digits(match[3])}" if match[3] else "")
 
 
 def mark_inches(text: str) -> str:
-    """The same text with a double prime for each quotation mark after a digit that closes no quotation."""
+    """Replace each quotation mark that means inches with a double prime.
+
+    Such a mark follows a digit and closes no quotation.
+    """
     is_open = False
 
-    def mark(found: Match) -> str:
+    def mark(match: Match) -> str:
         nonlocal is_open
-        if found[1] and not is_open:
-            return f"{found[1]}″"
+        if match[1] and not is_open:
+            return f"{match[1]}″"
         is_open = not is_open
-        return found[0]
+        return match[0]
 
     return _QUOTE.sub(mark, text) if '"' in text else text
 
 
-def read_feet(found: Match) -> str:
-    value = found[1] or found[2]
+def verbalize_feet(match: Match) -> str:
+    value = match[1] or match[2]
     return f"{number_words.number(value)} {'foot' if value == '1' else 'feet'}"
 
 
-def read_inches(found: Match) -> str:
+def verbalize_inches(match: Match) -> str:
     singular = (
-        found[1] == "1"
-        or re.fullmatch(r"[0-9]+/[0-9]+", found[1])
-        or (found[2] and found[2] not in tables.FUNCTION_WORDS | {"tall", "wide", "long", "deep", "thick"})
+        match[1] == "1"
+        or re.fullmatch(r"[0-9]+/[0-9]+", match[1])
+        or (match[2] and match[2] not in tables.FUNCTION_WORDS | {"tall", "wide", "long", "deep", "thick"})
     )
-    return f"{_value_words(found[1])} {'inch' if singular else 'inches'}"
+    return f"{_value_words(match[1])} {'inch' if singular else 'inches'}"
 
 
-def read_mixed(found: Match) -> str:
-    top, bottom = int(found[2]), int(found[3])
+def verbalize_mixed(match: Match) -> str:
+    top, bottom = int(match[2]), int(match[3])
     if not 0 < top < bottom or bottom not in tables.FRACTION_NAMES:
-        return found[0]
-    return f"{number_words.cardinal(int(found[1]))} and {_fraction(top, bottom, mixed=True)}"
+        return match[0]
+    return f"{number_words.cardinal(int(match[1]))} and {_fraction(top, bottom, mixed=True)}"
 
 
-def read_slash(found: Match) -> str:
-    top, bottom = int(found[1]), int(found[2])
+def verbalize_slash(match: Match) -> str:
+    top, bottom = int(match[1]), int(match[2])
     known = bottom in tables.FRACTION_NAMES
-    if known and found[3] == "s" and top == 1:
+    if known and match[3] == "s" and top == 1:
         return tables.FRACTION_NAMES[bottom][1]
     if known and (top < bottom or bottom < 10) and not (bottom == 10 and top > 1) and top:
         return _fraction(top, bottom)
-    if found[3]:
+    if match[3]:
         return f"{number_words.cardinal(top)} {number_words.ordinal(bottom)}s"
     if top > bottom or 1900 <= bottom <= 2100:
-        return f"{_short(found[1])} over {_short(found[2])}"
+        return f"{_short_label(match[1])} over {_short_label(match[2])}"
     return f"{number_words.cardinal(top)} out of {number_words.cardinal(bottom)}"
 
 
-def _short(run: str) -> str:
+def _short_label(run: str) -> str:
     return number_words.label(run) if len(run) == 3 and run[1:] != "00" else number_words.integer(run)
 
 
-def read_scientific(found: Match) -> str:
-    power = (found[3] or found[4] or found[5].replace("⁻", "-").translate(SUPERSCRIPT_DIGITS)).replace("−", "-")
-    return f"{_sign(found[1])}{number_words.number(found[2])} times ten to the power of {number_words.number(power)}"
+def verbalize_scientific(match: Match) -> str:
+    power = (match[3] or match[4] or match[5].replace("⁻", "-").translate(SUPERSCRIPT_DIGITS)).replace("−", "-")
+    return f"{_sign(match[1])}{number_words.number(match[2])} times ten to the power of {number_words.number(power)}"
 
 
-def read_power(found: Match) -> str:
-    power = found[1] or found[2] or found[3]
+def verbalize_power(match: Match) -> str:
+    power = match[1] or match[2] or match[3]
     known = {"2": " squared", "3": " cubed"}.get(power)
     return known or f" to the power of {power if power.isalpha() else number_words.number(power)}"
 
 
-def read_ordinal(found: Match) -> str:
-    run = found[1].replace(",", "")
+def verbalize_ordinal(match: Match) -> str:
+    run = match[1].replace(",", "")
     return number_words.ordinal(int(run)) if len(run) <= 15 else f"{number_words.digits(run)}th"
 
 
-def read_range(found: Match) -> str:
-    return f"{_sign(found[1])}{_bare(found[2])} to {_bare(found[4])}"
+def verbalize_range(match: Match) -> str:
+    return f"{_sign(match[1])}{_plain_number(match[2])} to {_plain_number(match[4])}"
 
 
-def _bare(run: str) -> str:
-    """A number nothing is known about: years where four digits look like one."""
+def _plain_number(run: str) -> str:
+    """A number without context. Four digits that look like a year are read as a year."""
     if len(run) == 4 and run.isdecimal() and 1100 <= int(run) <= 2099:
         return number_words.year(int(run))
     return number_words.number(run)
 
 
-def read_house(found: Match) -> str:
-    return number_words.label(found[1]) + (f" {found[2]}" if found[2] else "")
+def verbalize_house(match: Match) -> str:
+    return number_words.label(match[1]) + (f" {match[2]}" if match[2] else "")
 
 
-def read_labelled(found: Match) -> str:
-    name = found[1]
-    words = number_words.label(found[3]) if not found[3].endswith("000") else number_words.integer(found[3])
-    if found[3][1:] == "00":
-        words = number_words.cardinal(int(found[3]))
-    return f"{name} {words}" + (f" {found[4]}" if found[4] else "")
+def verbalize_labelled(match: Match) -> str:
+    name = match[1]
+    words = number_words.label(match[3]) if not match[3].endswith("000") else number_words.integer(match[3])
+    if match[3][1:] == "00":
+        words = number_words.cardinal(int(match[3]))
+    return f"{name} {words}" + (f" {match[4]}" if match[4] else "")
 
 
-def read_named_pair(found: Match) -> str:
-    return " ".join(number_words.integer(part) for part in re.split("[/-]", found[1]))
+def verbalize_named_pair(match: Match) -> str:
+    return " ".join(number_words.integer(part) for part in re.split("[/-]", match[1]))
 
 
-def read_alnum(found: Match) -> str:
-    """Letters and digits mixed: letters stay, digits are a label; "_" is a gap."""
-    parts = re.findall(r"[0-9]+|[A-Za-z]+", found[1])
+def verbalize_alnum(match: Match) -> str:
+    """Letters stay, digits become labels, "_" becomes a space."""
+    parts = re.findall(r"[0-9]+|[A-Za-z]+", match[1])
     words = []
     for index, part in enumerate(parts):
         if part.isdecimal():
@@ -308,33 +311,33 @@ def read_alnum(found: Match) -> str:
     return " ".join(words)
 
 
-def read_number(found: Match) -> str:
-    text = found[1]
-    words = _number_words(found, text)
-    before = found.string[found.start() - 1 : found.start()]
-    after = found.string[found.end() : found.end() + 1]
+def verbalize_number(match: Match) -> str:
+    text = match[1]
+    words = _number_words(match, text)
+    before = match.string[match.start() - 1 : match.start()]
+    after = match.string[match.end() : match.end() + 1]
     return (" " if before.isalpha() else "") + words + (" " if after.isalpha() else "")
 
 
-def _number_words(found: Match, text: str) -> str:
+def _number_words(match: Match, text: str) -> str:
     if not text.isdecimal():
         return number_words.number(text)
-    if len(text) == 4 and 1100 <= int(text) <= 2099 and not _counts(found):
+    if len(text) == 4 and 1100 <= int(text) <= 2099 and not _is_count(match):
         return number_words.year(int(text))
     if len(text) >= 10 and not text.endswith("00000"):
         return number_words.digits(text)
     return number_words.integer(text)
 
 
-def _counts(found: Match) -> bool:
-    """Whether a bare four-digit number counts something or stands in a sum, and so is not a year."""
-    after = re.match(r" (?:[a-z]+ )?([a-z]+)", found.string[found.end() : found.end() + 40])
-    near = re.match(r" ([a-z]+)", found.string[found.end() : found.end() + 30])
+def _is_count(match: Match) -> bool:
+    """Whether a four-digit number counts things or is part of a sum, so that it is not a year."""
+    after = re.match(r" (?:[a-z]+ )?([a-z]+)", match.string[match.end() : match.end() + 40])
+    near = re.match(r" ([a-z]+)", match.string[match.end() : match.end() + 30])
     if (near and near[1] in tables.COUNTED) or (
         after and near and after[1] in tables.COUNTED and near[1] not in tables.FUNCTION_WORDS
     ):
         return True
-    before = found.string[max(0, found.start() - 16) : found.start()]
+    before = match.string[max(0, match.start() - 16) : match.start()]
     return re.search(r"(?:[=+×*÷]|equals|plus|times|by|minus|than|least|most|about|only)\s?$", before) is not None or (
-        re.match(r" ?[=+×*÷]", found.string[found.end() : found.end() + 3]) is not None
+        re.match(r" ?[=+×*÷]", match.string[match.end() : match.end() + 3]) is not None
     )

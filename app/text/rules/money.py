@@ -1,4 +1,4 @@
-"""Amounts of money: signs before or after, scales, ranges, rates."""
+"""Rules for amounts of money: sign before or after, scale, range, rate."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _scale(name: str | None, letter: str | None) -> str:
 
 
 def _amount(sign: str, number: str, scale: str, *, single: bool = False) -> str:
-    """An amount in words. `single`: used as an adjective, "a five dollar bill"."""
+    """An amount in words. single: it is an adjective, as in "a five dollar bill"."""
     one, many, cent, cents = tables.CURRENCIES[sign]
     whole, dot, fraction = number.replace(",", "").partition(".")
     if single:
@@ -47,30 +47,30 @@ def _amount(sign: str, number: str, scale: str, *, single: bool = False) -> str:
     return f"{number_words.number(number)} {one if number == '1' else many}"
 
 
-def read_money(found: Match) -> str:
-    minus = "minus " if found[1] or found[3] else ""
-    plus = " plus" if "+" in found[0] else ""
-    scale = _scale(found[5], found[6])
-    return f"{minus}{_amount(found[2], found[4], scale, single=is_adjective(found))}{plus}{per_unit(found[7])}"
+def verbalize_money(match: Match) -> str:
+    minus = "minus " if match[1] or match[3] else ""
+    plus = " plus" if "+" in match[0] else ""
+    scale = _scale(match[5], match[6])
+    return f"{minus}{_amount(match[2], match[4], scale, single=is_adjective(match))}{plus}{per_unit(match[7])}"
 
 
-def read_money_range(found: Match) -> str:
-    sign, low, high = found[1], found[2], found[6]
-    low_scale, high_scale = _scale(found[3], found[4]), _scale(found[7], found[8])
-    last = _amount(sign, high, high_scale, single=is_adjective(found))
+def verbalize_money_range(match: Match) -> str:
+    sign, low, high = match[1], match[2], match[6]
+    low_scale, high_scale = _scale(match[3], match[4]), _scale(match[7], match[8])
+    last = _amount(sign, high, high_scale, single=is_adjective(match))
     whole = "." not in low + high or bool(low_scale or high_scale)
-    shared = not (low_scale and found[5]) and whole and (low_scale == high_scale or not (low_scale or found[5]))
+    shared = not (low_scale and match[5]) and whole and (low_scale == high_scale or not (low_scale or match[5]))
     first = number_words.number(low) if shared else _amount(sign, low, low_scale)
-    return f"{first} to {last}{per_unit(found[9])}"
+    return f"{first} to {last}{per_unit(match[9])}"
 
 
-def read_money_after(found: Match) -> str:
-    return _amount(found[4], found[1], _scale(found[2], found[3]), single=is_adjective(found))
+def verbalize_money_after(match: Match) -> str:
+    return _amount(match[4], match[1], _scale(match[2], match[3]), single=is_adjective(match))
 
 
-def read_money_euro(found: Match) -> str:
-    return _amount("€", f"{found[2].replace('.', '')}.{found[3]}", "")
+def verbalize_money_euro(match: Match) -> str:
+    return _amount("€", f"{match[2].replace('.', '')}.{match[3]}", "")
 
 
-def read_cents(found: Match) -> str:
-    return f"{number_words.number(found[1])} {'cent' if found[1] == '1' else 'cents'}"
+def verbalize_cents(match: Match) -> str:
+    return f"{number_words.number(match[1])} {'cent' if match[1] == '1' else 'cents'}"

@@ -1,11 +1,11 @@
-"""Web and mail addresses, names of files, paths, versions, handles: what is typed for machines and read by people."""
+"""Rules for web and mail addresses, file names, paths, versions and handles."""
 
 from __future__ import annotations
 
 import re
 
 from app.text import number_words, tables
-from app.text.rules.common import END, START, Match, capitalised_like
+from app.text.rules.common import NUMBER_END, NUMBER_START, Match, capitalised_like
 from app.text.rules.dates import spoken_day
 
 URL = re.compile(r"\b(?:(?:https?|ftp|wss?)://|www\.)[^\s<>\"'\\^`{|}\[\]]{1,600}", re.IGNORECASE)
@@ -16,7 +16,9 @@ DOMAIN = re.compile(
 )
 PORT = re.compile(r"\b([Pp]orts?) ([0-9]{4,5})(?![\w]|[.,:][0-9])")
 LOCAL = re.compile(r"\b(localhost):([0-9]{2,5})(/[^\s<>\"']{0,300})?")
-IPV4 = re.compile(rf"{START}([0-9]{{1,3}}(?:\.[0-9]{{1,3}}){{3}})(?::([0-9]{{2,5}}))?(/[0-9]{{1,2}})?(?![\w.]\w)")
+IPV4 = re.compile(
+    rf"{NUMBER_START}([0-9]{{1,3}}(?:\.[0-9]{{1,3}}){{3}})(?::([0-9]{{2,5}}))?(/[0-9]{{1,2}})?(?![\w.]\w)"
+)
 FILE = re.compile(
     r"(?<![\w@:.\\-])((?:~|\.{1,2})?/?(?:[\w-]{1,60}[./]){0,8}[\w-]{1,60})"
     rf"\.({'|'.join(sorted(tables.FILE_ENDINGS, key=len, reverse=True))})\b(?!/)"
@@ -29,30 +31,38 @@ HASHTAG = re.compile(r"(?<![\w#&])#([A-Za-z]\w{0,60})")
 COLOUR = re.compile(r"(?<![\w#&])#((?=[A-Fa-f]{0,5}[0-9])[0-9A-Fa-f]{6}|[0-9A-F]{3})\b")
 LONG_NUMBER_SIGN = re.compile(r"(?<![\w#&])# ?([0-9]{5,40})(?![\w,.][0-9]|\w)")
 NUMBER_SIGN = re.compile(r"(?<![\w#&])# ?(?=[0-9])")
-DOTTED = re.compile(rf"{START}([0-9]{{1,6}}(?:\.[0-9]{{1,6}}){{2,6}})(?![\w.]\w)")
+DOTTED = re.compile(rf"{NUMBER_START}([0-9]{{1,6}}(?:\.[0-9]{{1,6}}){{2,6}})(?![\w.]\w)")
 VERSION = re.compile(r"\b([vV])\.? ?([0-9]{1,6}(?:\.[0-9]{1,6}){0,6})(?![\w]|\.[0-9])")
-PRODUCT = re.compile(rf"\b([A-Za-z][A-Za-z+]{{1,20}}) ([0-9]{{1,3}})\.([0-9]{{1,3}}){END}(?!%|\w)")
+PRODUCT = re.compile(rf"\b([A-Za-z][A-Za-z+]{{1,20}}) ([0-9]{{1,3}})\.([0-9]{{1,3}}){NUMBER_END}(?!%|\w)")
 SHARP = re.compile(r"\b([CFGJA])#(?!\w)")
 PLUS_PLUS = re.compile(r"\b([A-Za-z]{1,12})\+\+(?!\w)")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[0-9])(?=[A-Za-z])")
 
 
 def _runs(text: str) -> str:
-    """Letters stay, runs of digits are read as labels: "route53" -> "route fifty three"."""
+    """Letters stay, runs of digits become labels: "route53" -> "route fifty three"."""
     return " ".join(re.sub(r"[0-9]{1,40}", lambda run: f" {number_words.label(run[0])} ", text).split())
 
 
 def spoken_ending(name: str) -> str:
     name = name.lower()
-    return tables.ENDINGS_SAID.get(name) or (name if name in tables.SAID_AS_WORDS else _runs(name.upper()))
+    return tables.SPOKEN_ENDINGS.get(name) or (name if name in tables.PRONOUNCED_ENDINGS else _runs(name.upper()))
 
 
-_NET_MARKS = {".": " dot ", "-": " dash ", "_": " underscore ", "/": " slash ", "~": " tilde ", "+": " plus ", ":": " "}
+_SYMBOL_NAMES = {
+    ".": " dot ",
+    "-": " dash ",
+    "_": " underscore ",
+    "/": " slash ",
+    "~": " tilde ",
+    "+": " plus ",
+    ":": " ",
+}
 
 
 def _spelled(text: str) -> str:
     return _runs(
-        re.sub(r"[^A-Za-z0-9]", lambda mark: _NET_MARKS.get(mark[0], mark[0] if mark[0].isalpha() else " "), text)
+        re.sub(r"[^A-Za-z0-9]", lambda char: _SYMBOL_NAMES.get(char[0], char[0] if char[0].isalpha() else " "), text)
     )
 
 
@@ -85,15 +95,15 @@ def spoken_port(run: str) -> str:
 
 
 def _trailing(text: str) -> tuple[str, str]:
-    """A web address and the punctuation after it that belongs to the sentence."""
+    """Split the punctuation of the sentence from the end of a web address: (address, punctuation)."""
     bare = text.rstrip(".,;:!?*)…")
     if "(" in bare and text[len(bare) : len(bare) + 1] == ")":
         bare += ")"
     return bare, text[len(bare) :]
 
 
-def read_url(found: Match) -> str:
-    url, rest = _trailing(found[0])
+def verbalize_url(match: Match) -> str:
+    url, rest = _trailing(match[0])
     parts = re.match(
         r"(?:[a-z]{2,5}://)?(?:[^/@\s]{1,60}@)?([^/:?#]{0,250})(?::([0-9]{2,5}))?(.{0,600})", url, re.IGNORECASE
     )
@@ -101,46 +111,46 @@ def read_url(found: Match) -> str:
     return (spoken or _spelled(url)) + rest
 
 
-def read_email(found: Match) -> str:
-    return f"{_spelled(found[1].strip('.'))} at {_host(found[2])}"
+def verbalize_email(match: Match) -> str:
+    return f"{_spelled(match[1].strip('.'))} at {_host(match[2])}"
 
 
-def read_domain(found: Match) -> str:
-    path, rest = _trailing(found[3] or "")
-    return spoken_address(found[1], (found[2] or "")[1:], path) + rest
+def verbalize_domain(match: Match) -> str:
+    path, rest = _trailing(match[3] or "")
+    return spoken_address(match[1], (match[2] or "")[1:], path) + rest
 
 
-def read_ipv4(found: Match) -> str:
-    groups = found[1].split(".")
+def verbalize_ipv4(match: Match) -> str:
+    groups = match[1].split(".")
     if any(int(group) > 255 for group in groups):
-        return read_dotted(found)
+        return verbalize_dotted(match)
     words = " dot ".join(number_words.digits(group) for group in groups)
-    words += f" port {spoken_port(found[2])}" if found[2] else ""
-    return words + (f" slash {number_words.integer(found[3][1:])}" if found[3] else "")
+    words += f" port {spoken_port(match[2])}" if match[2] else ""
+    return words + (f" slash {number_words.integer(match[3][1:])}" if match[3] else "")
 
 
-def read_dotted(found: Match) -> str:
-    groups = found[1].split(".")
+def verbalize_dotted(match: Match) -> str:
+    groups = match[1].split(".")
     day, month, year = (int(group) for group in groups[:3])
     if len(groups) == 3 and 1 <= day <= 31 and 1 <= month <= 12 and 1900 <= year <= 2100:
         return spoken_day(tables.MONTHS[month - 1], day, groups[2])
     return " point ".join(number_words.integer(group) for group in groups)
 
 
-def read_version(found: Match) -> str:
-    words = " point ".join(number_words.integer(group) for group in found[2].split("."))
-    return capitalised_like(found[1], f"version {words}")
+def verbalize_version(match: Match) -> str:
+    words = " point ".join(number_words.integer(group) for group in match[2].split("."))
+    return capitalised_like(match[1], f"version {words}")
 
 
-def read_product(found: Match) -> str:
-    if found[1].lower() not in tables.VERSIONED:
-        return found[0]
+def verbalize_product(match: Match) -> str:
+    if match[1].lower() not in tables.VERSIONED:
+        return match[0]
     minor = (
-        number_words.pair(int(found[3]))
-        if len(found[3]) == 2 and found[3][0] == "0"
-        else number_words.integer(found[3])
+        number_words.two_digits(int(match[3]))
+        if len(match[3]) == 2 and match[3][0] == "0"
+        else number_words.integer(match[3])
     )
-    return f"{found[1]} {number_words.integer(found[2])} point {minor}"
+    return f"{match[1]} {number_words.integer(match[2])} point {minor}"
 
 
 def _file_name(name: str) -> str:
@@ -150,32 +160,32 @@ def _file_name(name: str) -> str:
     )
 
 
-def read_file(found: Match) -> str:
-    if not re.search(r"[A-Za-z]", found[1]):
-        return found[0]
-    head = found[1]
-    return f"{_spelled(head)} dot {spoken_ending(found[2])}"
+def verbalize_file(match: Match) -> str:
+    if not re.search(r"[A-Za-z]", match[1]):
+        return match[0]
+    head = match[1]
+    return f"{_spelled(head)} dot {spoken_ending(match[2])}"
 
 
-def read_path(found: Match) -> str:
-    *folders, name = found[1].rstrip("/").split("/")
+def verbalize_path(match: Match) -> str:
+    *folders, name = match[1].rstrip("/").split("/")
     return " slash ".join([*(_spelled(folder) for folder in folders), _file_name(name)]).strip()
 
 
-def read_windows_path(found: Match) -> str:
-    path, rest = _trailing(found[2])
+def verbalize_windows_path(match: Match) -> str:
+    path, rest = _trailing(match[2])
     steps = [_file_name(step) for step in path.split("\\") if step]
-    return " backslash ".join([f"{found[1]} colon", *steps]) + rest
+    return " backslash ".join([f"{match[1]} colon", *steps]) + rest
 
 
-def read_handle(found: Match) -> str:
-    return f"at {_spelled(found[1].strip('_'))}" if found[1].strip("_") else "at"
+def verbalize_handle(match: Match) -> str:
+    return f"at {_spelled(match[1].strip('_'))}" if match[1].strip("_") else "at"
 
 
-def read_hashtag(found: Match) -> str:
-    words = _CAMEL.sub(" ", found[1].replace("_", " "))
+def verbalize_hashtag(match: Match) -> str:
+    words = _CAMEL.sub(" ", match[1].replace("_", " "))
     return f"hashtag {_runs(words)}"
 
 
-def read_colour(found: Match) -> str:
-    return "hash " + " ".join(number_words.digits(char) if char.isdecimal() else char.upper() for char in found[1])
+def verbalize_colour(match: Match) -> str:
+    return "hash " + " ".join(number_words.digits(char) if char.isdecimal() else char.upper() for char in match[1])

@@ -1,14 +1,21 @@
-"""Short forms, titles, streets, Roman numerals, and marks that stand for words."""
+"""Rules for abbreviations, titles, streets, Roman numerals and symbols that are read as words."""
 
 from __future__ import annotations
 
 import re
 
 from app.text import number_words, tables
-from app.text.rules.common import BEGIN, SUPERSCRIPT_DIGITS, Match, alternatives, capitalised_like, sentence_stop
+from app.text.rules.common import (
+    SENTENCE_START,
+    SUPERSCRIPT_DIGITS,
+    Match,
+    alternatives,
+    capitalised_like,
+    sentence_stop,
+)
 
 TITLE = re.compile(rf"\b(?:({'|'.join(tables.TITLES)})\.|(Mr|Mrs|Ms|Prof))(?= [A-Z]| & | and )")
-STOPPED = re.compile(rf"(?<![\w.@])({alternatives(tables.ABBREVIATIONS)})(?!\w)")
+ABBREVIATION = re.compile(rf"(?<![\w.@])({alternatives(tables.ABBREVIATIONS)})(?!\w)")
 BEFORE_NUMBER = re.compile(rf"(?<![\w.])({alternatives(tables.BEFORE_NUMBER)})\. ?(?=[0-9])|\b(pp?|Apt|Ste) (?=[0-9])")
 SAINT_OR_STREET = re.compile(r"\b(St|Dr)(?:\.|(?= [A-Z])|(?=[,;:!?)]|$))(?!\w)")
 _TWO_WORDS_BEFORE = re.compile(r"(?:([\w'.-]{1,30}),? )?([\w'.-]{1,30}) $")
@@ -20,7 +27,7 @@ _COMPASS = {"NW": "Northwest", "NE": "Northeast", "SW": "Southwest", "SE": "Sout
 ROMAN_AFTER = re.compile(r"\b([A-Z][A-Za-z]{1,20}) ([IVXL]{1,7})\b(?!['-]\w)(?!\.[A-Za-z])")
 # "He has no. 5 on his back", but "I said no. 5 people left".
 SMALL_NUMBER = re.compile(
-    rf"\b(the|has|had|at|as|a|from|to|in|of|ranked|world|room|seed|his|her|wears|wore) no\. ?{BEGIN}?(?=[0-9])"
+    rf"\b(the|has|had|at|as|a|from|to|in|of|ranked|world|room|seed|his|her|wears|wore) no\. ?{SENTENCE_START}?(?=[0-9])"
 )
 CIRCA = re.compile(r"(?<!\w)(?:c|ca)\. ?(?=[0-9]{3,4}\b)")
 WITH = re.compile(r"(?<![\w/])([Ww])/(o)?(?= ?[A-Za-z0-9])(?! ?[/])")
@@ -42,39 +49,39 @@ ENUMERATOR = re.compile(r"(?<![\w.,])([0-9]{1,2})\) (?=[A-Za-z])")
 CITATION = re.compile(r" ?(?:\[[0-9]{1,3}(?:[,–-] ?[0-9]{1,3}){0,5}\]){1,20}(?=[\s.,;:!?)]|$)")
 
 
-def read_title(found: Match) -> str:
-    return tables.TITLES[found[1] or found[2]]
+def verbalize_title(match: Match) -> str:
+    return tables.TITLES[match[1] or match[2]]
 
 
-def read_stopped(found: Match) -> str:
-    words = tables.ABBREVIATIONS[found[1]]
-    if found[1] == "v." and not re.match(r" [A-Z]", found.string[found.end() : found.end() + 2]):
-        return found[0]
-    if found[1] == "est." and not re.match(r" (?:in )?[12][0-9]{3}\b", found.string[found.end() : found.end() + 9]):
+def verbalize_abbreviation(match: Match) -> str:
+    words = tables.ABBREVIATIONS[match[1]]
+    if match[1] == "v." and not re.match(r" [A-Z]", match.string[match.end() : match.end() + 2]):
+        return match[0]
+    if match[1] == "est." and not re.match(r" (?:in )?[12][0-9]{3}\b", match.string[match.end() : match.end() + 9]):
         words = "estimated"
-    at_start = found.start() == 0 or found.string[max(0, found.start() - 2) : found.start()] in {". ", "! ", "? "}
-    return (capitalised_like("A", words) if at_start else words) + sentence_stop(found)
+    at_start = match.start() == 0 or match.string[max(0, match.start() - 2) : match.start()] in {". ", "! ", "? "}
+    return (capitalised_like("A", words) if at_start else words) + sentence_stop(match)
 
 
-def read_before_number(found: Match) -> str:
-    key = found[1] or found[2]
+def verbalize_before_number(match: Match) -> str:
+    key = match[1] or match[2]
     return capitalised_like(key, f"{tables.BEFORE_NUMBER[key]} ")
 
 
-def read_saint_or_street(found: Match) -> str:
-    """St. and Dr.: a title before a name, a road after one. The two words before decide, then the one after."""
-    short = found[1]
-    words = _TWO_WORDS_BEFORE.search(found.string[max(0, found.start() - 62) : found.start()])
+def verbalize_saint_or_street(match: Match) -> str:
+    """St. and Dr. are titles before a name and streets after one. The two words before decide, then the word after."""
+    short = match[1]
+    words = _TWO_WORDS_BEFORE.search(match.string[max(0, match.start() - 62) : match.start()])
     earlier, before = (words[1], words[2]) if words else (None, None)
-    after = found.string[found.end() : found.end() + 30]
+    after = match.string[match.end() : match.end() + 30]
     name_follows = re.match(r" [A-Z]", after) is not None
     named = (
         before is not None
         and before[:1].isupper()
         and before not in tables.STARTERS
-        and before not in tables.NOT_A_ROAD
+        and before not in tables.NOT_A_STREET_NAME
     )
-    road = named and (
+    is_street = named and (
         not name_follows
         or (before or "").endswith("'s")
         or bool(
@@ -84,12 +91,12 @@ def read_saint_or_street(found: Match) -> str:
         or (_stop_follows(after) and short == "St")
     )
     numbered = bool(before) and re.fullmatch(r"[0-9]{1,3}(?:st|nd|rd|th)", before or "") is not None
-    if road or numbered:
-        stop = sentence_stop(found) if found[0].endswith(".") else ""
+    if is_street or numbered:
+        stop = sentence_stop(match) if match[0].endswith(".") else ""
         return f"{tables.STREETS[short]}{stop}"
     if name_follows:
         return "Saint" if short == "St" else "Doctor"
-    return found[0] if short == "St" or not found[0].endswith(".") else f"doctor{sentence_stop(found)}"
+    return match[0] if short == "St" or not match[0].endswith(".") else f"doctor{sentence_stop(match)}"
 
 
 def _stop_follows(after: str) -> bool:
@@ -97,57 +104,57 @@ def _stop_follows(after: str) -> bool:
     return word is not None and word[1] in tables.STARTERS
 
 
-def read_street(found: Match) -> str:
-    before = re.search(r"([\w'.-]+) $", found.string[max(0, found.start() - 30) : found.start()])
+def verbalize_street(match: Match) -> str:
+    before = re.search(r"([\w'.-]+) $", match.string[max(0, match.start() - 30) : match.start()])
     if before is None or not (before[1][:1].isupper() or before[1][:1].isdecimal()):
-        return found[0]
-    if found[2]:
-        return f"{tables.STREETS[found[1]]} {_COMPASS[found[2]]}"
-    return tables.STREETS[found[1]] + (sentence_stop(found) if found[0].endswith(".") else "")
+        return match[0]
+    if match[2]:
+        return f"{tables.STREETS[match[1]]} {_COMPASS[match[2]]}"
+    return tables.STREETS[match[1]] + (sentence_stop(match) if match[0].endswith(".") else "")
 
 
-def read_roman(found: Match) -> str:
-    name, numeral = found[1], found[2]
+def verbalize_roman(match: Match) -> str:
+    name, numeral = match[1], match[2]
     value = number_words.roman(numeral)
     if value is None:
-        return found[0]
-    after = found.string[found.end() : found.end() + 12]
+        return match[0]
+    after = match.string[match.end() : match.end() + 12]
     clear = (
         len(numeral) > 1
         or re.match(r"[,.:;)!?]|$| (?:of|and|was|is|had|in|at|to|by|ended|began|the)\b", after) is not None
     )
     if name in tables.RULERS:
-        return f"{name} the {number_words.ordinal(value)}" if clear or numeral in {"V", "X"} else found[0]
+        return f"{name} the {number_words.ordinal(value)}" if clear or numeral in {"V", "X"} else match[0]
     if name in tables.NUMBERED_THINGS and clear:
         return f"{name} {number_words.cardinal(value)}"
     if (
         numeral in {"II", "III", "IV", "VI", "VII", "VIII", "IX", "XI", "XII", "XIII", "XIV", "XV", "XVI"}
-        and name not in _IV_FLUIDS
+        and name not in _BEFORE_INTRAVENOUS
     ):
-        return f"{name} {number_words.cardinal(value)}" if numeral != "IV" or name not in tables.STARTERS else found[0]
-    return found[0]
+        return f"{name} {number_words.cardinal(value)}" if numeral != "IV" or name not in tables.STARTERS else match[0]
+    return match[0]
 
 
-_IV_FLUIDS = frozenset({"An", "The", "Start", "Via", "Through", "By", "And"})
+_BEFORE_INTRAVENOUS = frozenset({"An", "The", "Start", "Via", "Through", "By", "And"})
 
 
-def read_with(found: Match) -> str:
-    rest = found.string[found.end() : found.end() + 1]
-    return capitalised_like(found[1], "without" if found[2] else "with") + ("" if rest == " " else " ")
+def verbalize_with(match: Match) -> str:
+    rest = match.string[match.end() : match.end() + 1]
+    return capitalised_like(match[1], "without" if match[2] else "with") + ("" if rest == " " else " ")
 
 
-def read_word_slash(found: Match) -> str:
-    words = [word for word in found.groups() if word]
+def verbalize_word_slash(match: Match) -> str:
+    words = [word for word in match.groups() if word]
     if "/".join(words).lower() in tables.EITHER_OR:
         return " or ".join(words)
     return " ".join(words)
 
 
-def read_compare(found: Match) -> str:
+def verbalize_compare(match: Match) -> str:
     names = {"<=": "less than or equal to", ">=": "greater than or equal to", "!=": "not equal to", "==": "equals"}
-    return f" {names.get(found[1]) or tables.SYMBOLS[found[1]].strip()} "
+    return f" {names.get(match[1]) or tables.SYMBOLS[match[1]].strip()} "
 
 
-def read_superscript(found: Match) -> str:
-    power = found[1].translate(SUPERSCRIPT_DIGITS)
+def verbalize_superscript(match: Match) -> str:
+    power = match[1].translate(SUPERSCRIPT_DIGITS)
     return {"2": " squared", "3": " cubed"}.get(power, f" to the power of {number_words.integer(power)}")

@@ -19,8 +19,9 @@ from pydantic import BaseModel, ValidationError
 from app.api.errors import body_of
 from app.api.requests import ConversationBody, DialogueBody, GenerateBody, PreviewBody, SpeechBody
 from app.audio.decode import decode
+from app.engines.dia import script as dia_script
 from app.errors import BadReference, SpeechError, TooManySpeakers
-from app.text import cleaning, dialogue, markup, script
+from app.text import cleaning, markup, script
 from app.text.normalizer import Normalizer
 from app.text.punctuation import has_words
 from app.text.sentences import split
@@ -87,11 +88,11 @@ def splitter(data: bytes) -> None:
 
 
 def parser(data: bytes) -> None:
-    """Speakers' tags, pauses, Dia's scripts and markup: every word stays, in order; pauses and sizes are bounded."""
+    """Speaker tags, pauses, Dia's scripts and markup keep every word in order, and pauses are bounded."""
     text = text_of(data)
-    turns = script.turns(text)
-    assert " ".join(words for _, words in turns).split() == script.SPEAKER_TAG.sub(" ", text).split()
-    assert all(before[0] != after[0] for before, after in pairwise(turns))
+    lines = script.split_speakers(text)
+    assert " ".join(words for _, words in lines).split() == script.SPEAKER_TAG.sub(" ", text).split()
+    assert all(before[0] != after[0] for before, after in pairwise(lines))
 
     parts = script.parse(text)
     words = " ".join(part.text for part in parts if isinstance(part, script.Words))
@@ -103,21 +104,20 @@ def parser(data: bytes) -> None:
             assert part.text.strip() == part.text != ""
     assert not any(isinstance(a, script.Pause) and isinstance(b, script.Pause) for a, b in pairwise(parts))
 
-    tidied = dialogue.tidy(text)
-    assert letters(tidied).lower() == letters(text.translate(dialogue._ASCII).replace("<pad>", " ")).lower()
-    assert not re.search(r"[\[\]{}]", tidied)
-    lines = [(speaker, words) for speaker, words in turns]
+    cleaned = dia_script.clean_line(text)
+    assert letters(cleaned).lower() == letters(text.translate(dia_script._ASCII).replace("<pad>", " ")).lower()
+    assert not re.search(r"[\[\]{}]", cleaned)
     try:
-        written = dialogue.write(lines[:8], {0: text[:40]})
+        formatted = dia_script.format_script(lines[:8], {0: text[:40]})
     except TooManySpeakers:
-        # Where tags stood inside each other, what is left of a lone turn is a script again.
-        again = [speaker for speaker, _ in dialogue.turns(lines[0][1])] if len(lines) == 1 else []
-        assert max(len({speaker for speaker, _ in turns[:8]}), len({*again})) > dialogue.MAX_SPEAKERS
+        # A single line can contain tags again, if tags were nested.
+        nested = [speaker for speaker, _ in script.split_speakers(lines[0][1])] if len(lines) == 1 else []
+        assert max(len({speaker for speaker, _ in lines[:8]}), len({*nested})) > dia_script.MAX_SPEAKERS
     else:
-        tags = re.findall(r"\[S([12])\]", written.text)
-        assert not tags or tags[0] == "1", ascii(written.text)
-        assert all(before != after for before, after in pairwise(tags)), ascii(written.text)
-        assert len(written.text) <= 4 * len(text) + 200
+        tags = re.findall(r"\[S([12])\]", formatted.text)
+        assert not tags or tags[0] == "1", ascii(formatted.text)
+        assert all(before != after for before, after in pairwise(tags)), ascii(formatted.text)
+        assert len(formatted.text) <= 4 * len(text) + 200
 
     cleaned = cleaning.clean(text)
     plain = markup.plain_paragraphs(markup.strip_tags(cleaned))
