@@ -298,7 +298,7 @@ async def _cast(rooms: wiring.CoreServices, names: list[str], transcriber: Trans
     async with rooms.host:
         await _wait_for_engine(rooms.host)
         engine = rooms.host.engine()
-        if engine.info.codec == "none":
+        if not engine.info.can_clone:
             _fail(f"The {engine.info.id} engine has voices of its own and can't be cast.")
         examples = await asyncio.to_thread(preset_voices.assign, engine.info, transcriber)
         missing = []

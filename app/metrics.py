@@ -155,6 +155,6 @@ class _DeviceCollector(Collector):
         rows = GaugeMetricFamily("tts_device_rows_active", "Utterances being spoken there", labels=["device"])
         for index, each in enumerate(self._devices()):
             name = f"{index}:{each.device}"  # one device may stand in TTS_DEVICES twice
-            up.add_metric([name], float(not each.out))
+            up.add_metric([name], float(not each.failure))
             rows.add_metric([name], each.load.active_rows)
         yield from (up, rows)

@@ -36,7 +36,7 @@ RATES = {"csm": (12.5, 32, "mimi"), "dia": (86.1328125, 9, "dac")}  # frames a s
 def voice(model: str, number: int) -> VoicePrompt:
     frame_hz, codebooks, codec = RATES[model]
     codes = np.random.default_rng(number).integers(1, 60, (codebooks, round(PROMPT_S * frame_hz))).astype(np.int16)
-    return VoicePrompt(f"voice {number}", codec, codes, "What this voice once said.")  # type: ignore[arg-type]
+    return VoicePrompt(f"voice {number}", codec, codes, "What this voice once said.")
 
 
 def utterance(prompt: VoicePrompt, seed: int, seconds: float) -> Utterance:
@@ -96,7 +96,12 @@ def main() -> None:
     runner, _ = make(args.size, device, dtype, rows=args.rows, record=record, kernels=sets)
     frame_hz = RATES[args.model][0]
     info = EngineInfo(
-        args.model, args.model, runner.rate_hz, 1 / frame_hz, False, frozenset(), ("en",), "bench", device=args.device
+        id=args.model,
+        name=args.model,
+        fingerprint="bench",
+        rate_hz=runner.rate_hz,
+        frame_s=1 / frame_hz,
+        device=args.device,
     )
     engine = BatchedEngine(info, runner, max_queue=64, audio_queue_s=3600.0)
     print(json.dumps({"bench": "first", **vars(args), **asyncio.run(measure(args, engine))}))

@@ -29,7 +29,7 @@ from pydantic_core import PydanticCustomError, core_schema
 
 from app.audio.formats import AUDIO_FORMATS
 from app.errors import BadReference, EmptyText, TextTooLong, UnknownVoice
-from app.types import Line, Said, Sampling, SpeechRequest, conversation_key
+from app.types import Line, Sampling, SpeechRequest, UploadedTurn, conversation_key
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE
 
 # Ours, beyond OpenAI's, that an engine may lack: set on an engine without them, they are an error, never ignored.
@@ -311,13 +311,13 @@ class ConversationBody(SpokenBody):
             voice = NO_VOICE.id if self.context else DEFAULT_VOICE
         return self._request([Line(self.text, voice, self.speaker_id or 0)], default_model)
 
-    def said(self) -> list[Said]:
+    def said(self) -> list[UploadedTurn]:
         """The context's sound files as bytes. Blocks for as long as base64 takes: 0.4 s for 64 MiB.
 
         Raises BadReference.
         """
         return [
-            Said(turn.speaker, turn.text, _sound_file(turn.audio, f"context.{index}.audio"))
+            UploadedTurn(turn.speaker, turn.text, _sound_file(turn.audio, f"context.{index}.audio"))
             for index, turn in enumerate(self.context or [])
         ]
 

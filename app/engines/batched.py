@@ -28,7 +28,7 @@ Encode = Callable[["Reference"], "Codes"]
 class BatchedEngine:
     """Owns a Runner's thread. outbox_s: how many seconds of sound may wait for a reader before its row is paused.
 
-    encode: how a recording becomes codes of `info.codec`, where the model has one.
+    encode: how a recording becomes codes of `info.prompts.codec`, where the model has one.
     """
 
     def __init__(
@@ -65,13 +65,14 @@ class BatchedEngine:
         return self._loop.restarts
 
     async def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
-        playback = utterance.playback
+        scheduling = utterance.scheduling
+        playback = scheduling.playback
 
         def left_s() -> float:
             """Nobody hears a passage whose turn has not come: its first part is taken to have it ready."""
-            if playback is None or playback.present != utterance.number:
+            if playback is None or playback.current_index != scheduling.index:
                 return 0.0
-            return playback.left_s(time.monotonic())
+            return playback.time_left_s(time.monotonic())
 
         audio_queue = AudioQueue(self._runner.rate_hz, self._audio_queue_s, on_room=self._scheduler.wake, left_s=left_s)
         job = Job(utterance, audio_queue)
@@ -87,7 +88,7 @@ class BatchedEngine:
             raise NotSupported(f"The {self._info.name} engine can't learn a voice from a recording.")
         codes = await asyncio.to_thread(self._encode, reference)
         sound = hashlib.sha256(pcm.to_bytes(reference.samples) + reference.transcript.encode("utf-8", "replace"))
-        return VoicePrompt(sound.hexdigest(), self._info.codec, codes, reference.transcript)
+        return VoicePrompt(sound.hexdigest(), self._info.prompts.codec, codes, reference.transcript)
 
     async def __aenter__(self) -> Self:
         self._loop.start()

@@ -27,7 +27,7 @@ from app.engines.batched import BatchedEngine
 from app.errors import EngineError, EngineUnavailable, UnsupportedParameter
 from app.runtime.runner import StepResult
 from app.text.writing_systems import script_language
-from app.types import EngineInfo
+from app.types import Capabilities, EngineInfo, TextPacking
 
 if TYPE_CHECKING:
     from app.engines.registry import BuildContext
@@ -253,11 +253,10 @@ def build(settings: Settings, _: BuildContext) -> BatchedEngine:
         name="eSpeak NG",
         rate_hz=library.rate_hz,
         frame_s=FRAME_S,
-        continues=False,
-        extras=frozenset({"language"}),
+        capabilities=Capabilities(language=True),
         languages=tuple(sorted(library.languages)),
         fingerprint=f"espeak-ng-1.52 {WORDS_PER_MINUTE} {sorted(TIMBRES.items())}",
-        max_text_chars=MAX_TEXT_CHARS,
+        text=TextPacking(max_chars=MAX_TEXT_CHARS),
     )
     runner = EspeakRunner(library, settings.rows(AUTO_ROWS))
     return BatchedEngine(info, runner, max_queue=settings.max_queue, audio_queue_s=settings.audio_queue_s)

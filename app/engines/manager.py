@@ -138,14 +138,14 @@ class EngineManager:
         if not self._engine.healthy:
             state, reason, remedy = "unhealthy", "The engine has stopped.", "Restart the server."
         else:
-            lost = [each for each in self.devices() if each.out]
+            lost = [each for each in self.devices() if each.failure]
             restarts = getattr(self._engine, "restarts", 0)  # a plug-in's engine may not count them
             state = "degraded" if self._problem or lost or restarts else "ok"
             if restarts:
                 reason = " ".join(filter(None, [reason, "The engine has failed once and was started again."]))
                 remedy = remedy or "It speaks, and its log says why it failed; the next time it stays down."
             if lost:
-                reason = " ".join([*filter(None, [reason]), *(f"{each.device}: {each.out}" for each in lost)])
+                reason = " ".join([*filter(None, [reason]), *(f"{each.device}: {each.failure}" for each in lost)])
                 remedy = remedy or "The other devices go on. Restart the server; its log says why."
         return Status(state, self._requested, self._running, reason, remedy, missing_weights=missing)
 

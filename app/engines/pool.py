@@ -88,7 +88,7 @@ class EnginePool:
         self._info = replace(
             infos[0],
             device=",".join(info.device for info in infos),
-            max_text_chars=min(info.max_text_chars for info in infos),
+            text=replace(infos[0].text, max_chars=min(info.text.max_chars for info in infos)),
         )
 
     @property
@@ -122,7 +122,7 @@ class EnginePool:
     # ---- speaking
 
     async def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
-        if utterance.background:
+        if utterance.scheduling.background:
             async with contextlib.aclosing(self._behind(utterance)) as side_stream:
                 async for part in side_stream:
                     yield part
@@ -187,7 +187,7 @@ class EnginePool:
             free = [member for member in usable if member.speaking < member.rows]
             # A later part of an answer, and what a failed device gave back, is never refused; nor is a turn given away
             # to a newcomer.
-            if utterance.follows or failure is not None or (free and (waited or not self._waiting)):
+            if utterance.scheduling.continuation or failure is not None or (free and (waited or not self._waiting)):
                 return min(free or usable, key=lambda member: member.weight(voices))
             if not waited and len(self._waiting) >= self._max_queue + self._coming:
                 rows = sum(member.rows for member in usable)

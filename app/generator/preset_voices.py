@@ -29,7 +29,7 @@ from app.audio.loudness import integrated_lufs
 from app.audio.shape import EdgeTrimmer, Gain
 from app.audio.stages import joined
 from app.errors import Busy, EngineStopped, NotReady, SpeechError
-from app.types import Reference, Sampling, SpokenLine, Utterance
+from app.types import Reference, Sampling, Scheduling, SpokenLine, Utterance
 from app.voices.enhancement import TARGET_LUFS
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE, PROFILES, Profile
 from app.voices.voice_features import VoiceFeatures, measure
@@ -140,7 +140,7 @@ class PresetVoiceMaker:
         except NotReady:
             self._progress.state = "not needed"
             return
-        if engine.info.codec == "none":
+        if not engine.info.can_clone:
             self._progress.state = "not needed"
             return
         try:
@@ -215,9 +215,9 @@ async def audition(engine: Engine, name: str, example: Candidate | None = None, 
 
 async def _read(engine: Engine, name: str, seed: int) -> tuple[Samples, np.ndarray | None]:
     """One reading: samples (N,), codes (K, T) if the engine has them. Raises SpeechError."""
-    line = SpokenLine(SENTENCE, list(PROFILES).index(name) % max(1, engine.info.max_speakers), NO_VOICE)
+    line = SpokenLine(SENTENCE, list(PROFILES).index(name) % max(1, engine.info.text.max_speakers), NO_VOICE)
     longest_s = 3 * len(SENTENCE) / CHARS_PER_S
-    utterance = Utterance((line,), Sampling(), seed, longest_s, language="en", background=True)
+    utterance = Utterance((line,), Sampling(), seed, longest_s, language="en", scheduling=Scheduling(background=True))
     while True:
         chunks: list[AudioChunk] = []
         try:
@@ -270,7 +270,7 @@ def assign(info: EngineInfo, transcriber: Transcriber) -> dict[str, Candidate]:
     """The recordings that came with the model, each for the voice it suits, the best match first. Only those whose
     words are known: from a text file beside them, or from the recogniser. Blocks."""
     matches: list[tuple[float, str, str, Candidate]] = []
-    folder = Path(info.examples) if info.examples else None
+    folder = Path(info.prompts.examples) if info.prompts.examples else None
     for path in sorted(folder.glob("*.wav")) if folder is not None and folder.is_dir() else []:
         words = path.with_suffix(".txt")
         try:

@@ -40,9 +40,9 @@ class Prompts:
         Raises what the store and `enroll` do: UnknownVoice, DamagedVoice, BadReference.
         """
         info = engine.info
-        if not voice.recorded or info.codec == "none":
+        if not voice.recorded or not info.can_clone:
             return None
-        key = (voice.digest, info.codec, info.codec_fingerprint)
+        key = (voice.digest, info.prompts.codec, info.prompts.codec_fingerprint)
         prompt = self._kept.get(key)
         if prompt is None:
             task = self._making.get(key)
@@ -68,13 +68,15 @@ class Prompts:
     async def _make(self, voice: Voice, engine: Engine) -> VoicePrompt:
         info = engine.info
         reference = await asyncio.to_thread(self._voices.reference, voice)
-        codes = await asyncio.to_thread(self._voices.codes, voice, info.codec, info.codec_fingerprint)
+        codes = await asyncio.to_thread(self._voices.codes, voice, info.prompts.codec, info.prompts.codec_fingerprint)
         if codes is None:
             heard = await asyncio.to_thread(at_rate, reference, info.rate_hz)
             codes = (await engine.encode_reference(heard)).codes
-            await asyncio.to_thread(self._voices.keep_codes, voice, info.codec, info.codec_fingerprint, codes)
-            log.info("%s is enrolled: %d frames of %s", voice.id, codes.shape[1], info.codec)
-        return VoicePrompt(voice.digest, info.codec, codes, reference.transcript)
+            await asyncio.to_thread(
+                self._voices.keep_codes, voice, info.prompts.codec, info.prompts.codec_fingerprint, codes
+            )
+            log.info("%s is enrolled: %d frames of %s", voice.id, codes.shape[1], info.prompts.codec)
+        return VoicePrompt(voice.digest, info.prompts.codec, codes, reference.transcript)
 
 
 def at_rate(reference: Reference, rate_hz: int) -> Reference:
@@ -87,7 +89,7 @@ def at_rate(reference: Reference, rate_hz: int) -> Reference:
 
 def check_speakable(voice: Voice, info: EngineInfo, *, stands_in: bool) -> None:
     """A cloned voice needs an engine that learns from recordings. Raises VoiceNotSupported, VoiceNotReady."""
-    if voice.kind != "cloned" or info.codec != "none":
+    if voice.kind != "cloned" or info.can_clone:
         return
     told = f"The voice {voice.name!r} is a recording, and the {info.id} engine can't learn from recordings."
     if stands_in:

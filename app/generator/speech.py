@@ -41,12 +41,13 @@ from app.errors import (
 )
 from app.generator.preset_voices import seed_of
 from app.generator.prompts import Prompts, check_speakable
+from app.runtime.playback import Playback
 from app.text.nonverbal import remove_unsupported_sounds
 from app.text.punctuation import has_words, punctuation_names
 from app.text.script import SPEAKER_TAG, Pause, parse, split_speakers
 from app.text.sentences import split
 from app.text.writing_systems import script_language
-from app.types import ContextTurn, Line, Playback, Reference, SpokenLine, Turn, Utterance
+from app.types import ContextTurn, Line, Reference, Scheduling, SpokenLine, Turn, Utterance
 from app.voices import enhancement
 from app.voices.enhancement import Loudness
 from app.voices.memory import Remembered
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
     from app.generator.preset_voices import PresetVoiceMaker
     from app.metrics import Metrics
     from app.text.normalizer import Normalizer
-    from app.types import AudioChunk, Codes, EngineInfo, Said, Samples, SpeechRequest, Voice, VoicePrompt
+    from app.types import AudioChunk, Codes, EngineInfo, Samples, SpeechRequest, UploadedTurn, Voice, VoicePrompt
     from app.voices.memory import Memory
     from app.voices.store import VoiceStore
 
@@ -192,9 +193,9 @@ class _Passage:
             (each.speaker, each.voice.id): each.prompt.codes.shape[1] for each in lines if each.prompt is not None
         }
         return (
-            (info.continues or sum(_size(each.text, info) + 1 for each in lines) <= info.max_passage_chars)
-            and len({(each.speaker, each.voice.id) for each in lines}) <= info.max_speakers
-            and (info.max_prompt_s is None or sum(prompts.values()) * info.frame_s <= info.max_prompt_s)
+            (info.text.continues or sum(_size(each.text, info) + 1 for each in lines) <= info.text.max_passage_chars)
+            and len({(each.speaker, each.voice.id) for each in lines}) <= info.text.max_speakers
+            and (info.prompts.max_prompt_s is None or sum(prompts.values()) * info.frame_s <= info.prompts.max_prompt_s)
         )
 
 
@@ -251,7 +252,7 @@ class SpeechGenerator:
         self._ears = asyncio.Semaphore(max(1, (os.cpu_count() or 1) - 1))  # uploads decoded at the same time
         self._codes: OrderedDict[tuple[str, str, str], Codes] = OrderedDict()  # of earlier turns, oldest use first
 
-    async def hear(self, said: Sequence[Said]) -> tuple[Turn, ...]:
+    async def hear(self, said: Sequence[UploadedTurn]) -> tuple[Turn, ...]:
         """What was said before, decoded for the running engine; a stand-in's callers learn of bad recordings too.
 
         Raises NotReady, UnsupportedParameter; BadReference, whose `param` is `context.N.audio`.
@@ -291,7 +292,7 @@ class SpeechGenerator:
         voices = await self._cast_voices(request)
         # A voice asked for by name and by id is one voice: the same seed, the same cached answer.
         lines = tuple(
-            replace(line, voice=voice.id, text=remove_unsupported_sounds(line.text, engine.info.sounds))
+            replace(line, voice=voice.id, text=remove_unsupported_sounds(line.text, engine.info.text.sounds))
             for line, voice in zip(request.lines, voices, strict=True)
         )
         request = replace(request, lines=lines)
@@ -313,7 +314,7 @@ class SpeechGenerator:
             request = replace(request, use_cache=False)  # the same words are another turn
         context = (__version__, engine.info.fingerprint, *(voice.digest for voice in voices))
         uncast = [voice for voice in voices if voice.kind == "preset" and not voice.recorded]
-        if uncast and engine.info.codec != "none":
+        if uncast and engine.info.can_clone:
             seed = seed_of(uncast[0].id)
             request = replace(request, use_cache=False, seed=seed if request.seed is None else request.seed)
         finish = (enhancement.VERSION if request.enhance else "", watermark.VERSION if marked else "")
@@ -321,7 +322,7 @@ class SpeechGenerator:
         seed = request.seed if request.seed is not None else request.content_seed(*context)
         engine_id = engine.info.id
         facts = Answer(engine_id, AUDIO_FORMATS[request.format].media_type, seed, False, ignored, None, _pieces(b""))
-        facts.uncast = bool(uncast) and engine.info.codec != "none"
+        facts.uncast = bool(uncast) and engine.info.can_clone
 
         if request.use_cache and (cached := await self._cache.find(digest)) is not None:
             self._metrics.cache("hit")
@@ -407,15 +408,13 @@ class SpeechGenerator:
         tells an engine whose earlier turns to continue, so it is never an error.
         """
         ignored = []
-        if request.instructions and "instructions" not in info.extras:
+        if request.instructions and not info.capabilities.instructions:
             ignored.append("instructions")
             request = replace(request, instructions=None)
-        if request.parallel and "parallel" not in info.extras:
+        if request.parallel and not info.capabilities.parallel:
             ignored.append("parallel")
             request = replace(request, parallel=False)
-        for name in sorted(extras - info.extras):
-            if name in ("conversation_id", "speaker_id") and "context" in info.extras:
-                continue
+        for name in sorted(name for name in extras if not info.capabilities.supports(name)):
             if not self._host.is_fallback and name != "speaker_id":
                 _check_extra(name, info)
             ignored.append(name)
@@ -432,10 +431,10 @@ class SpeechGenerator:
                 lines = (replace(x, voice=DEFAULT_VOICE) if x.voice == NO_VOICE.id else x for x in request.lines)
                 request = replace(request, context=(), lines=tuple(lines))
         context_s = sum(turn.reference.seconds for turn in request.context)
-        if info.max_context_s is not None and context_s > info.max_context_s:
+        if info.prompts.max_context_s is not None and context_s > info.prompts.max_context_s:
             raise BadReference(
                 f"The recordings in `context` are {context_s:.0f} s long together; the {info.id} engine can hear "
-                f"{info.max_context_s:.0f} s. Leave out the oldest turns.",
+                f"{info.prompts.max_context_s:.0f} s. Leave out the oldest turns.",
                 param="context",
             )
         return request, tuple(ignored)
@@ -463,7 +462,7 @@ class SpeechGenerator:
             ):
                 async for samples in heard:
                     take.progress.samples += len(samples)
-                    take.playback.hand(len(samples) / take.info.rate_hz, time.monotonic())
+                    take.playback.add(len(samples) / take.info.rate_hz, time.monotonic())
                     if len(samples) > on_loop_s * take.info.rate_hz:
                         async with self._turns.heavy(clock.ahead_s):
                             data = await _in_thread(finish.push, samples)
@@ -510,7 +509,7 @@ class SpeechGenerator:
                 voice.id: voice.speaker if line.speaker is None else line.speaker
                 for line, voice in zip(request.lines, take.voices, strict=True)
             }
-            room = round((take.info.max_context_s or 0.0) * MEMORY_SHARE / take.info.frame_s)
+            room = round((take.info.prompts.max_context_s or 0.0) * MEMORY_SHARE / take.info.frame_s)
             recall = self._memory.recall
             heard += await asyncio.to_thread(recall, request.conversation, take.info.fingerprint, speakers, room)
         remembered = len(heard)
@@ -557,7 +556,7 @@ class SpeechGenerator:
                     continue
                 began = True
                 current, index = ahead.take()
-                take.playback.present = index
+                take.playback.current_index = index
                 level_lufs = part.lines[0].voice.level_lufs
                 expect(take.info.level_lufs if level_lufs is None else level_lufs)
                 told = False
@@ -610,10 +609,8 @@ class SpeechGenerator:
             max_seconds=10.0 + len(part.text),  # far above any speech; engines know better bounds for their runaways
             language=request.language,
             context=take.context,
-            follows=index > 0,
-            remembered=take.remembered,
-            number=index,
-            playback=take.playback,
+            optional_turns=take.remembered,
+            scheduling=Scheduling(continuation=index > 0, index=index, playback=take.playback),
         )
         return _Started(take.engine.speak(utterance))
 
@@ -639,7 +636,7 @@ class SpeechGenerator:
     async def _script(self, take: _Take) -> AsyncGenerator[SpokenLine | Pause]:
         """What is to be said, piece by piece, in order."""
         request = take.request
-        joins = not request.parallel and (take.info.continues or take.info.max_passage_chars > 0)
+        joins = not request.parallel and (take.info.text.continues or take.info.text.max_passage_chars > 0)
         said = worded = False
         parts_of = [parse(line.text) for line in request.lines]
         uncut = sum(not isinstance(part, Pause) for parts in parts_of for part in parts)
@@ -678,7 +675,7 @@ class SpeechGenerator:
         def cut() -> list[str]:
             words = self._normalizer.normalize(text, english=english) if take.request.normalize else text
             size = _size(words, take.info)
-            return split(words, max(1, take.info.max_text_chars * len(words) // size) if size else 1)
+            return split(words, max(1, take.info.text.max_chars * len(words) // size) if size else 1)
 
         return await asyncio.to_thread(cut) if len(text) > OFF_LOOP_CHARS else cut()
 
@@ -764,14 +761,13 @@ class _Ahead:
 
 
 def _size(text: str, info: EngineInfo) -> int:
-    """How much of `max_text_chars` and `max_passage_chars` a text takes. Models read bytes, or tokens made of them:
-    their limits are in characters of English."""
-    return len(text) if info.codec == "none" else len(text.encode("utf-8", "replace"))
+    """How much of the engine's length limits a text takes."""
+    return len(text.encode("utf-8", "replace")) if info.text.utf8_bytes else len(text)
 
 
 def _rows_to_use(take: _Take) -> int:
     """How many utterances of an answer may be on their way behind the one that is heard."""
-    if not (take.info.apart or take.request.parallel):
+    if not (take.info.text.independent or take.request.parallel):
         return 1
     load = take.engine.load
     return max(1, min(MAX_AHEAD, load.max_rows - load.active_rows - load.queued))
@@ -911,8 +907,8 @@ class _Clock:
 
 def _check_extra(name: str, info: EngineInfo) -> None:
     """Raises UnsupportedParameter where the engine lacks this one of our own fields."""
-    if name not in info.extras:
-        able = ", ".join(sorted(info.extras)) or "none"
+    if not info.capabilities.supports(name):
+        able = ", ".join(info.capabilities.names) or "none"
         raise UnsupportedParameter(
             f"The {info.id} engine has no `{name}`. Leave it out, or run an engine that has it. "
             f"Engine parameters that work here: {able}.",
@@ -920,7 +916,7 @@ def _check_extra(name: str, info: EngineInfo) -> None:
         )
 
 
-def _heard(said: Said, rate_hz: int, where: str, left_s: float) -> Turn:
+def _heard(said: UploadedTurn, rate_hz: int, where: str, left_s: float) -> Turn:
     """Blocks while it decodes, at most left_s. Raises BadReference."""
     limit_s = min(left_s, TIME_LIMIT_S)
     decoded = decode_turn(said.audio, rate_hz, max_seconds=MAX_TURN_S, what=where, time_limit_s=limit_s)

@@ -62,7 +62,7 @@ class Scheduler:
                 raise self._closed
             if job.background:
                 self._background.append(job)
-            elif job.utterance.follows:
+            elif job.utterance.scheduling.continuation:
                 self._following.append(job)
             else:
                 free = len(self._slots) - self._speaking - len(self._following)  # who goes on takes a row first
@@ -217,7 +217,8 @@ def _urgency(slot: Slot) -> tuple[int, float]:
     job = slot.job
     if job is None:
         return 2, 0.0
-    playback, number = job.utterance.playback, job.utterance.number
-    if playback is not None and number > playback.present + 1:
+    scheduling = job.utterance.scheduling
+    playback = scheduling.playback
+    if playback is not None and scheduling.index > playback.current_index + 1:
         return 2, job.submitted_s
-    return int(not job.utterance.follows), job.submitted_s
+    return int(not scheduling.continuation), job.submitted_s

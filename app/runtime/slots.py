@@ -39,7 +39,7 @@ class Job:
 
     @property
     def background(self) -> bool:
-        return self.utterance.background
+        return self.utterance.scheduling.background
 
 
 @dataclass(slots=True)
@@ -64,15 +64,15 @@ class Slot:
         """
         if self.job is None or self.background:
             return math.inf
-        utterance, audio_queue = self.job.utterance, self.job.audio_queue
-        if utterance.number == 0 and not audio_queue.sounded:
+        scheduling, audio_queue = self.job.utterance.scheduling, self.job.audio_queue
+        if scheduling.index == 0 and not audio_queue.sounded:
             return -math.inf
-        playback = utterance.playback
+        playback = scheduling.playback
         if playback is None:
             return NEVER_PLAYED_S
-        if utterance.number > playback.present:
-            return NEVER_PLAYED_S if playback.late else math.inf
-        return playback.ahead_s(now_s) + audio_queue.waiting_s
+        if scheduling.index > playback.current_index:
+            return NEVER_PLAYED_S if playback.underrun else math.inf
+        return playback.buffered_s(now_s) + audio_queue.waiting_s
 
 
 class Slots:

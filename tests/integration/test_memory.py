@@ -14,7 +14,7 @@ from app import wiring
 from app.audio import pcm
 from app.engines.csm import runner as csm_runner
 from app.engines.registry import EngineSpec
-from app.types import Reference
+from app.types import Capabilities, PromptLimits, Reference
 from app.voices.store import VoiceStore
 from app.voices.voice_features import measure
 from bench.fabricate import fabricate_csm
@@ -106,7 +106,11 @@ def test_the_voice_does_not_drift(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Over an engine that does speak: pitch and brightness of the fiftieth turn are those of the first."""
     spec = EngineSpec("reading", "reading-1", "tests.support.reading_engine:build")
     monkeypatch.setattr(wiring.registry, "specs", lambda: {"reading": spec})
-    info = dataclasses.replace(reading_engine.ReadingEngine.info, extras=frozenset({"context"}), max_context_s=100.0)
+    info = dataclasses.replace(
+        reading_engine.ReadingEngine.info,
+        capabilities=Capabilities(context=True),
+        prompts=PromptLimits(codec="mimi", codec_fingerprint="1", max_context_s=100.0),
+    )
     monkeypatch.setattr(reading_engine.ReadingEngine, "info", info)
     library = reading_engine.Library()
     timbre = reading_engine.TIMBRES["echo"]

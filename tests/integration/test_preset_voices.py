@@ -80,7 +80,7 @@ def test_every_name_gets_a_voice_like_its_profile_once(tmp_path: Path, monkeypat
     with start(tmp_path) as url:
         told = finish(url)
         assert (told["cast"], told["failed"]) == (len(PROFILES), {})
-        assert all(utterance.background for utterance in engine.spoken)
+        assert all(utterance.scheduling.background for utterance in engine.spoken)
         first = say(url, "onyx")
         assert "x-voice-state" not in first.headers
         assert say(url, "onyx").headers["x-cache"] == "hit"
@@ -140,7 +140,7 @@ def test_switched_off_it_costs_nothing_and_seeds_stay(tmp_path: Path) -> None:
         assert answer.headers["x-voice-state"] == "uncast"
         assert answer.headers["x-tts-seed"] == str(seed_of("nova"))
         assert say(url, "nova", seed=5).headers["x-tts-seed"] == "5"
-        assert [utterance.background for utterance in engine.spoken] == [False, False]
+        assert [utterance.scheduling.background for utterance in engine.spoken] == [False, False]
 
 
 @pytest.mark.parametrize(("kind", "said"), [("noise", "pitch"), ("silence", "takes 0.0 s"), ("error", "failed")])
@@ -155,7 +155,7 @@ def test_a_voice_nobody_can_read_fails_once_and_for_all(
         assert said in told["failed"]["alloy"]
         answer = say(url, "alloy")
         assert (answer.status_code, answer.headers["x-voice-state"]) == (200, "uncast")
-        own = [utterance for utterance in engine.spoken if utterance.background and utterance.seed == seed_of("alloy")]
+        own = [each for each in engine.spoken if each.scheduling.background and each.seed == seed_of("alloy")]
         assert len(own) == 1
 
 

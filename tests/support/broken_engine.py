@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class BrokenEngine:
     """Speaks 80 ms frames of noise; fails before, between or after them, in its own words or by a crash."""
 
-    info = EngineInfo("broken", "Broken", 24_000, 0.08, False, frozenset(), ("en",), "1")
+    info = EngineInfo(id="broken", name="Broken", fingerprint="1", rate_hz=24_000, frame_s=0.08)
     load = Load(0, 1, 0, 0)
     healthy = True
 

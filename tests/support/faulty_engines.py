@@ -81,7 +81,7 @@ class FailingRunner:
 
 
 def build(settings: Settings, _: BuildContext) -> BatchedEngine:
-    info = EngineInfo("failing", "Failing", RATE_HZ, 0.08, False, frozenset(), ("en",), "1")
+    info = EngineInfo(id="failing", name="Failing", fingerprint="1", rate_hz=RATE_HZ, frame_s=0.08)
     return BatchedEngine(
         info, FailingRunner(settings.rows(4)), max_queue=settings.max_queue, audio_queue_s=settings.audio_queue_s
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from app.errors import BadReference
-from app.types import AudioChunk, EngineInfo, Load, VoicePrompt
+from app.types import AudioChunk, Capabilities, EngineInfo, Load, PromptLimits, TextPacking, VoicePrompt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -30,10 +30,13 @@ class ListeningEngine:
     """Its codes (2, T) are the loudness of each frame, in thousandths, and the number of the frame."""
 
     info = EngineInfo(
-        *("listening", "Listening", RATE_HZ, FRAME_SAMPLES / RATE_HZ, False),
-        frozenset({"context", "temperature"}),
-        *(("en",), "1"),
-        max_context_s=MAX_CONTEXT_S,
+        id="listening",
+        name="Listening",
+        fingerprint="1",
+        rate_hz=RATE_HZ,
+        frame_s=FRAME_SAMPLES / RATE_HZ,
+        capabilities=Capabilities(context=True, temperature=True),
+        prompts=PromptLimits(max_context_s=MAX_CONTEXT_S),
     )
     load = Load(0, 1, 0, 0)
     healthy = True
@@ -81,9 +84,10 @@ class AbleEngine(ListeningEngine):
     info = dataclasses.replace(
         ListeningEngine.info,
         id="able",
-        continues=True,
-        extras=frozenset({"context", "temperature", "top_k", "top_p", "cfg_scale", "language", "parallel"}),
-        max_speakers=4,
+        capabilities=Capabilities(
+            temperature=True, top_k=True, top_p=True, cfg_scale=True, language=True, context=True, parallel=True
+        ),
+        text=TextPacking(continues=True, max_speakers=4),
     )
 
     async def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:

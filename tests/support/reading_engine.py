@@ -12,7 +12,7 @@ import numpy as np
 
 from app.engines.espeak import TIMBRES, Library
 from app.errors import Busy, EngineError
-from app.types import AudioChunk, EngineInfo, Load, VoicePrompt
+from app.types import AudioChunk, EngineInfo, Load, PromptLimits, TextPacking, VoicePrompt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -31,10 +31,13 @@ trouble: list[str] = []  # of the next utterances: "busy", "noise", "silence", "
 
 class ReadingEngine:
     info = EngineInfo(
-        *("reading", "Reading", RATE_HZ, FRAME / RATE_HZ, False, frozenset(), ("en",), "1"),
-        max_speakers=10,
-        codec="mimi",
-        codec_fingerprint="1",
+        id="reading",
+        name="Reading",
+        fingerprint="1",
+        rate_hz=RATE_HZ,
+        frame_s=FRAME / RATE_HZ,
+        text=TextPacking(max_speakers=10, utf8_bytes=True),
+        prompts=PromptLimits(codec="mimi", codec_fingerprint="1"),
     )
     load = Load(0, 4, 0, 0)
     healthy = True
@@ -56,7 +59,7 @@ class ReadingEngine:
         if kind == "noise":
             samples = np.random.default_rng(0).normal(0, 0.1, len(samples)).astype(np.float32)
         for start in range(0, len(samples), 10 * FRAME):
-            if kind == "slow" and utterance.background:
+            if kind == "slow" and utterance.scheduling.background:
                 await asyncio.sleep(0.3)
             if kind == "silence":
                 return

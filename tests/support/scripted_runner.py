@@ -14,7 +14,7 @@ import numpy as np
 
 from app.runtime.faults import BROKEN
 from app.runtime.runner import StepResult
-from app.types import EngineInfo, Sampling, SpokenLine, Utterance, Voice
+from app.types import EngineInfo, Sampling, Scheduling, SpokenLine, Utterance, Voice
 
 if TYPE_CHECKING:
     from app.types import Codes, Samples
@@ -63,7 +63,8 @@ class ScriptedRunner:
         number = len(self._parts)
         self._parts[number] = part
         line = SpokenLine(f"utterance {number}", 0, VOICE)
-        return Utterance((line,), Sampling(), seed=number, max_seconds=60.0, follows=follows, background=background)
+        scheduling = Scheduling(continuation=follows, background=background)
+        return Utterance((line,), Sampling(), seed=number, max_seconds=60.0, scheduling=scheduling)
 
     def expected(self, utterance: Utterance) -> list[tuple[int, int]]:
         """(utterance, frame) of each frame."""
@@ -167,8 +168,6 @@ def info(name: str = "scripted", **changes: object) -> EngineInfo:
         "name": name.capitalize(),
         "rate_hz": RATE_HZ,
         "frame_s": FRAME_S,
-        "continues": False,
-        "extras": frozenset(),
         "languages": ("en",),
         "fingerprint": f"{name} 1",
     }

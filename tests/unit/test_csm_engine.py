@@ -27,7 +27,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> CsmRunner:
 
 
 def engine(runner: CsmRunner) -> BatchedEngine:
-    info = EngineInfo("csm", "CSM", runner.rate_hz, 0.08, True, frozenset(), ("en",), runner.fingerprint)
+    info = EngineInfo(id="csm", name="CSM", fingerprint=runner.fingerprint, rate_hz=runner.rate_hz, frame_s=0.08)
     return BatchedEngine(info, runner, max_queue=8, audio_queue_s=30.0)
 
 

@@ -282,10 +282,10 @@ def test_what_was_remembered_gives_way_to_what_is_said(runner: CsmRunner) -> Non
     """The oldest turns go, no more than needed; what the caller sent stays."""
     turns = tuple(ContextTurn(0, "Said.", codes_of(runner, 700, i)) for i in range(3))
     kept = alone(runner, speech("Hi.", frames=3, context=turns[1:]))
-    assert np.array_equal(alone(runner, speech("Hi.", frames=3, context=turns, remembered=2)), kept)
-    assert np.array_equal(alone(runner, speech("Hi.", frames=3, context=turns[1:], remembered=2)), kept)
+    assert np.array_equal(alone(runner, speech("Hi.", frames=3, context=turns, optional_turns=2)), kept)
+    assert np.array_equal(alone(runner, speech("Hi.", frames=3, context=turns[1:], optional_turns=2)), kept)
     with pytest.raises(TextTooLong, match="conversation"):
-        runner.admit(0, speech("Hi.", frames=3, context=(*turns, turns[0]), remembered=1))
+        runner.admit(0, speech("Hi.", frames=3, context=(*turns, turns[0]), optional_turns=1))
 
 
 def test_bad_prompts(runner: CsmRunner) -> None:

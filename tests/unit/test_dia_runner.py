@@ -240,8 +240,8 @@ def test_whatever_the_studio_puts_into_one_passage_fits(folder: Path, tmp_path: 
     """Two voices as long, and two lines as long, as `EngineInfo` allows; a dash becomes three characters."""
     guarded = make(folder, guards=Guards())
     info = engine_of(guarded, Settings(_env_file=None, TTS_DATA_DIR=tmp_path)).info
-    frames = int((info.max_prompt_s or 0) / info.frame_s) // 2
-    text = ("so it is - " * 20)[: info.max_passage_chars // 2 - 2] + "\u2014"
+    frames = int((info.prompts.max_prompt_s or 0) / info.frame_s) // 2
+    text = ("so it is - " * 20)[: info.text.max_passage_chars // 2 - 2] + "\u2014"
     lines = (SpokenLine(text, 0, VOICE, prompt(frames, 1)), SpokenLine(text, 1, OTHER, prompt(frames, 2)))
     guarded.admit(0, Utterance(lines, Sampling(), 1, 250.0))
     assert guarded._rows[0].frames > 0

@@ -146,7 +146,7 @@ def test_a_voice_that_is_none_is_an_error(library):
 async def test_languages_are_many_and_told(engine, library):
     assert {"en-us", "en", "zh", "de", "fr", "es", "cmn", "ja", "ru", "ar", "hi"} <= library.languages.keys()
     assert engine.info.languages == tuple(sorted(library.languages))
-    assert "language" in engine.info.extras
+    assert engine.info.capabilities.language
 
 
 @pytest.mark.parametrize(

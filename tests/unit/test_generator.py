@@ -40,12 +40,15 @@ from app.settings import Settings
 from app.text.normalizer import Normalizer
 from app.types import (
     AudioChunk,
+    Capabilities,
     EngineInfo,
     Line,
     Load,
+    PromptLimits,
     Reference,
     Sampling,
     SpeechRequest,
+    TextPacking,
     Utterance,
     Voice,
     VoicePrompt,
@@ -242,7 +245,7 @@ async def test_every_utterance_but_the_first_follows(over):
     engine = ScriptedEngine()
     async with over(engine) as room:
         await room.pcm(THREE, seed=70)
-        assert [utterance.follows for utterance in engine.utterances] == [False, True, True]
+        assert [utterance.scheduling.continuation for utterance in engine.utterances] == [False, True, True]
         assert len({utterance.seed for utterance in engine.utterances}) == 3
         assert engine.utterances[0].seed == 70
         assert all(utterance.max_seconds > 10 for utterance in engine.utterances)
@@ -284,18 +287,18 @@ async def test_lines_are_spoken_by_their_voices(over):
 
 
 async def test_an_engine_that_goes_on_gets_all_up_to_a_pause_at_once(over):
-    engine = ScriptedEngine(continues=True)
+    engine = ScriptedEngine(text=TextPacking(continues=True))
     async with over(engine) as room:
         await room.pcm(f"{THREE} [pause:1s] And the last comes after it.")
         *before, last = engine.utterances
         assert [len(utterance.lines) for utterance in before] == [3]
         assert [line.text for line in last.lines] == ["And the last comes after it."]
-        assert [utterance.follows for utterance in engine.utterances] == [False, True]
+        assert [utterance.scheduling.continuation for utterance in engine.utterances] == [False, True]
 
 
 async def test_parallel_sentences_are_submitted_apart_and_heard_in_order(over):
     gate = asyncio.Event()
-    engine = ScriptedEngine(Part(gate=gate), continues=True, extras=frozenset({"parallel"}))
+    engine = ScriptedEngine(Part(gate=gate), text=TextPacking(continues=True), capabilities=Capabilities(parallel=True))
     async with over(engine) as room:
         answer = await room.studio.answer(asked(THREE, parallel=True, seed=70))
         reading = asyncio.create_task(read(answer))
@@ -305,16 +308,16 @@ async def test_parallel_sentences_are_submitted_apart_and_heard_in_order(over):
         gate.set()
         assert_is(pcm.from_bytes(await reading), (0.1, SPOKEN), (0.0, GAP), (0.2, SPOKEN), (0.0, GAP), (0.3, SPOKEN))
         assert engine.texts == SENTENCES
-        assert [utterance.number for utterance in engine.utterances] == [0, 1, 2]
+        assert [utterance.scheduling.index for utterance in engine.utterances] == [0, 1, 2]
         assert [utterance.seed for utterance in engine.utterances] == [70, 71, 72]
-        (playback,) = {utterance.playback for utterance in engine.utterances}
+        (playback,) = {utterance.scheduling.playback for utterance in engine.utterances}
         assert playback is not None
-        assert playback.present == 2
+        assert playback.current_index == 2
         await nothing_left(engine)
 
 
 async def test_parallel_is_part_of_the_answers_key_and_off_unless_asked(over):
-    engine = ScriptedEngine(continues=True, extras=frozenset({"parallel"}))
+    engine = ScriptedEngine(text=TextPacking(continues=True), capabilities=Capabilities(parallel=True))
     async with over(engine) as room:
         assert not (await room.studio.answer(asked(THREE))).hit
         await room.pcm(THREE)
@@ -337,10 +340,10 @@ async def test_the_engine_is_told_how_far_the_listener_is(over):
     engine = ScriptedEngine()
     async with over(engine) as room:
         await room.pcm(THREE, speed=2.0)
-        playback = engine.utterances[0].playback
+        playback = engine.utterances[0].scheduling.playback
         assert playback is not None
         assert playback.tempo == 2.0
-        told_s = playback.ahead_s(module.time.monotonic())
+        told_s = playback.buffered_s(module.time.monotonic())
         assert 0 < told_s <= (3 * SPOKEN + 2 * 2 * GAP) / RATE_HZ  # gaps are as long at any speed
 
 
@@ -440,17 +443,17 @@ async def test_instructions_are_never_spoken(over):
 
 @pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "cfg_scale", "language", "conversation_id"])
 async def test_an_extra_that_the_engine_lacks_is_refused(over, name):
-    engine = ScriptedEngine(extras=frozenset({"something_else"}))
+    engine = ScriptedEngine(capabilities=Capabilities(parallel=True))
     async with over(engine) as room:
         with pytest.raises(UnsupportedParameter) as error:
             await room.studio.answer(asked(), extras=frozenset({name}))
         assert error.value.param == name
-        assert "something_else" in error.value.message
+        assert "work here: parallel." in error.value.message
         assert engine.events == []
 
 
 async def test_an_extra_that_the_engine_has_reaches_it(over):
-    engine = ScriptedEngine(extras=frozenset({"temperature", "top_k", "language"}))
+    engine = ScriptedEngine(capabilities=Capabilities(temperature=True, top_k=True, language=True))
     async with over(engine) as room:
         request = asked("Eins.", sampling=Sampling(temperature=0.0, top_k=4), language="de")
         answer = await room.studio.answer(request, extras=frozenset({"temperature", "top_k", "language"}))
@@ -462,7 +465,7 @@ async def test_an_extra_that_the_engine_has_reaches_it(over):
 
 async def test_a_stand_in_ignores_what_it_lacks_and_says_so(over):
     """Nobody chose that engine, so what they ask of their own must not fail."""
-    engine = ScriptedEngine(extras=frozenset({"top_k"}))
+    engine = ScriptedEngine(capabilities=Capabilities(top_k=True))
     async with over(engine, fallback=True) as room:
         assert room.host.is_fallback
         request = asked(
@@ -562,7 +565,7 @@ async def test_a_cache_that_fails_at_first_keeps_no_half_answer(over, monkeypatc
     ],
 )
 async def test_only_english_is_read_as_english_but_markup_goes_everywhere(over, text, language, spoken):
-    engine = ScriptedEngine(extras=frozenset({"language"}))
+    engine = ScriptedEngine(capabilities=Capabilities(language=True))
     async with over(engine) as room:
         await room.pcm(text, language=language)
         assert " ".join(engine.texts) == spoken
@@ -860,7 +863,7 @@ TALK = (
 
 
 async def test_a_passage_holds_what_the_engine_takes_at_once(over):
-    engine = ScriptedEngine(max_passage_chars=60, max_speakers=2)
+    engine = ScriptedEngine(text=TextPacking(max_passage_chars=60, max_speakers=2))
     async with over(engine) as room:
         await read(await room.studio.answer(asked(lines=TALK)))
         said = [[(line.voice.id, line.text) for line in utterance.lines] for utterance in engine.utterances]
@@ -871,7 +874,7 @@ async def test_a_passage_holds_what_the_engine_takes_at_once(over):
 
 async def test_what_follows_is_spoken_in_rows_that_are_free(over):
     gate = asyncio.Event()
-    engine = ScriptedEngine(Part(gate=gate), apart=True)
+    engine = ScriptedEngine(Part(gate=gate), text=TextPacking(independent=True))
     async with over(engine) as room:
         text = " ".join(f"This is sentence number {word}." for word in ("one", "two", "three", "four", "five", "six"))
         answer = await room.studio.answer(asked(text))
@@ -887,7 +890,7 @@ async def test_what_follows_is_spoken_in_rows_that_are_free(over):
 
 
 async def test_no_row_is_taken_that_others_wait_for(over, monkeypatch):
-    engine = ScriptedEngine(Part(gate=asyncio.Event()), apart=True)
+    engine = ScriptedEngine(Part(gate=asyncio.Event()), text=TextPacking(independent=True))
     monkeypatch.setattr(ScriptedEngine, "load", property(lambda self: Load(self.open, 4, 3, 64)))
     async with over(engine) as room:
         answer = await room.studio.answer(asked(THREE + THREE))
@@ -902,7 +905,7 @@ async def test_no_row_is_taken_that_others_wait_for(over, monkeypatch):
 async def test_sounds_that_an_engine_can_not_make_are_not_read_out(over):
     text = "Well (laughs), I (CLEARS  throat) never (said he) thought so. (applause)"
     for able, left in ((frozenset(), "said he"), (frozenset({"laughs"}), "laughs")):
-        engine = ScriptedEngine(sounds=able)
+        engine = ScriptedEngine(text=TextPacking(sounds=able))
         async with over(engine) as room:
             await room.pcm(text, normalize=False)
             said = " ".join(engine.texts)
@@ -919,7 +922,9 @@ async def test_voices_that_do_not_fit_together_speak_one_after_another(over):
         name: VoicePrompt(name, "dac", np.zeros((9, frames), np.int16), "Words.")
         for name, frames in (("nova", 60), ("echo", 50), ("onyx", 70))
     }
-    engine = ScriptedEngine(max_passage_chars=500, max_speakers=2, max_prompt_s=10.0, frame_s=0.08)
+    engine = ScriptedEngine(
+        text=TextPacking(max_passage_chars=500, max_speakers=2), prompts=PromptLimits(max_prompt_s=10.0), frame_s=0.08
+    )
     async with over(engine) as room:
 
         async def of(voice: Voice, _: Any) -> VoicePrompt:
@@ -939,7 +944,9 @@ async def test_voices_that_do_not_fit_together_speak_one_after_another(over):
 
 async def test_one_voice_of_two_speakers_takes_the_room_of_two(over):
     frames = {"nova": 70}
-    engine = ScriptedEngine(max_passage_chars=500, max_speakers=2, max_prompt_s=10.0, frame_s=0.08)
+    engine = ScriptedEngine(
+        text=TextPacking(max_passage_chars=500, max_speakers=2), prompts=PromptLimits(max_prompt_s=10.0), frame_s=0.08
+    )
     lines = (Line("How are you today?", "nova", 0), Line("Very well, thanks.", "nova", 1))
     async with over(engine) as room:
 
@@ -955,9 +962,9 @@ async def test_one_voice_of_two_speakers_takes_the_room_of_two(over):
         assert [len(utterance.lines) for utterance in engine.utterances] == [2]
 
 
-@pytest.mark.parametrize(("codec", "most"), [("dac", 50), ("none", 100)])
-async def test_models_take_as_much_of_any_script_as_of_english(over, codec, most):
-    engine = ScriptedEngine(max_text_chars=100, codec=codec)
+@pytest.mark.parametrize(("utf8_bytes", "most"), [(True, 50), (False, 100)])
+async def test_models_take_as_much_of_any_script_as_of_english(over, utf8_bytes, most):
+    engine = ScriptedEngine(text=TextPacking(max_chars=100, utf8_bytes=utf8_bytes))
     async with over(engine) as room:
         await read(await room.studio.answer(asked("Это длинное предложение на русском языке, " * 9, max_audio_ms=None)))
         sizes = [len(text) for text in engine.texts]

@@ -23,7 +23,7 @@ from app.engines.pool import EnginePool
 from app.engines.registry import BuildContext, EngineSpec, specs
 from app.errors import Busy, EngineError, EngineStopped, EngineUnavailable, OutOfMemory
 from app.settings import Settings
-from app.types import Sampling, SpokenLine, Utterance, Voice, VoicePrompt
+from app.types import Sampling, Scheduling, SpokenLine, Utterance, Voice, VoicePrompt
 from bench.fabricate import fabricate_csm
 
 pytestmark = [
@@ -66,7 +66,7 @@ async def engine(folder: Path, tmp_path: Path) -> AsyncIterator[EnginePool]:
 
 def say(text: str = "Hello there.", *, seconds: float = 0.4, seed: int = 1, **more: Any) -> Utterance:
     line = SpokenLine(text, 0, VOICE, more.pop("prompt", None))
-    return Utterance((line,), Sampling(), seed, seconds, **more)
+    return Utterance((line,), Sampling(), seed, seconds, scheduling=Scheduling(**more))
 
 
 def prompt(name: str) -> VoicePrompt:
@@ -174,7 +174,7 @@ async def test_an_answer_that_sounds_is_never_refused(engine: EnginePool) -> Non
     async with held(engine, 4) as streams:
         waiting = [asyncio.create_task(whole(engine, say(seed=seed))) for seed in range(2)]
         await until(lambda: engine.load.queued == 2)
-        going_on = asyncio.create_task(whole(engine, say(follows=True)))
+        going_on = asyncio.create_task(whole(engine, say(continuation=True)))
         await until(lambda: engine.load.queued >= 2)
         await streams[1].aclose()
         assert len(await going_on)
@@ -224,7 +224,7 @@ async def test_a_device_that_dies_is_taken_out_and_the_other_goes_on(
         with pytest.raises(EngineError):  # it had sounded: the reader is told, and nobody goes on in another voice
             async for _ in streams[0]:
                 pass
-        gone, left = (each.out for each in engine.devices)
+        gone, left = (each.failure for each in engine.devices)
         assert "stopped" in gone
         assert not left
         assert engine.healthy
@@ -262,7 +262,7 @@ async def test_what_has_not_sounded_moves_to_another_device(engine: EnginePool) 
     for sound in await asyncio.gather(*speaking):
         assert np.allclose(sound, expected, atol=1e-4)
     await asyncio.to_thread(ended.join)
-    assert engine.devices[0].out
+    assert engine.devices[0].failure
     assert rows(engine)[1] == 0
 
 
@@ -280,9 +280,9 @@ async def test_a_device_that_fails_at_everything_is_taken_out(engine: EnginePool
     first, _ = engines(engine)
     fail(first, RuntimeError("CUDA error: an illegal memory access was encountered"))
     for attempt in range(pool.STRIKES):
-        assert not engine.devices[0].out
+        assert not engine.devices[0].failure
         assert len(await whole(engine, say(seed=attempt)))
-    assert "in a row" in engine.devices[0].out
+    assert "in a row" in engine.devices[0].failure
     assert first.healthy  # its thread lives on, and is sent nothing
 
 
@@ -292,7 +292,7 @@ async def test_a_text_that_fails_everywhere_blames_no_device(engine: EnginePool)
     for _ in range(pool.STRIKES + 1):
         with pytest.raises(EngineError):
             await whole(engine, say())
-    assert not any(each.out for each in engine.devices)
+    assert not any(each.failure for each in engine.devices)
 
 
 async def test_too_much_for_one_device_is_too_much_for_all(engine: EnginePool) -> None:
@@ -313,7 +313,7 @@ async def test_a_device_that_hangs_is_left(engine: EnginePool, monkeypatch: pyte
     step = first._runner.step
     first._runner.step = lambda rows: (stuck.wait(30), step(rows))[1]  # type: ignore[method-assign]
     assert np.array_equal(await whole(engine, say()), expected)
-    assert "stopped" in engine.devices[0].out
+    assert "stopped" in engine.devices[0].failure
     stuck.set()
 
 

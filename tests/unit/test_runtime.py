@@ -19,9 +19,10 @@ from app.engines.batched import BatchedEngine
 from app.errors import BadReference, Busy, EngineError, EngineStopped, NotSupported, OutOfMemory
 from app.runtime.audio_queue import AudioQueue
 from app.runtime.loop import Loop
+from app.runtime.playback import Playback
 from app.runtime.scheduler import Scheduler
 from app.runtime.slots import Job
-from app.types import AudioChunk, Load, Playback, Reference, Utterance
+from app.types import AudioChunk, Load, Reference, Utterance
 from tests.support.scripted_runner import FRAME_S, FRAME_SAMPLES, RATE_HZ, Part, ScriptedRunner, frames_in, info
 
 pytestmark = pytest.mark.unit
@@ -98,14 +99,15 @@ class Played:
 
     def submit(self, frames: int, *, number: int = 0, pieces: int = 1) -> Job:
         utterance = self.desk.runner.utterance(Part(frames=frames, pieces=pieces), follows=number > 0)
-        utterance = dataclasses.replace(utterance, number=number, playback=self.playback)
+        scheduling = dataclasses.replace(utterance.scheduling, index=number, playback=self.playback)
+        utterance = dataclasses.replace(utterance, scheduling=scheduling)
         job = Job(utterance, AudioQueue(RATE_HZ, 60.0, on_room=self.desk.scheduler.wake), submitted_s=self.clock())
         self.desk.scheduler.submit(job)
         return job
 
     def hand(self, seconds: float, *, present: int = 0) -> None:
-        self.playback.present = present
-        self.playback.hand(seconds, self.clock())
+        self.playback.current_index = present
+        self.playback.add(seconds, self.clock())
 
 
 def stage(rows: int) -> tuple[Desk, Clock, Callable[[], Played]]:
@@ -305,7 +307,7 @@ async def test_an_answer_that_can_not_be_heard_without_gaps_is_made_side_by_side
     talk.submit(frames=900, number=1)
     clock.now_s += 1.0  # it has run dry 0.9 s ago
     talk.hand(0.1)
-    assert talk.playback.late
+    assert talk.playback.underrun
     desk.turn(2)
     assert desk.runner.named("step")[-1] == (0, 1)
 
@@ -329,14 +331,14 @@ async def test_prompts_are_read_for_those_who_go_on_then_for_newcomers_then_for_
 
 def test_a_listener_who_runs_dry_begins_again():
     playback = Playback(tempo=2.0)
-    assert playback.ahead_s(5.0) == 0
-    playback.hand(0.0, 5.0)  # no sound yet: nothing plays
-    playback.hand(1.0, 10.0)
-    assert playback.ahead_s(10.25) == 0.5
-    assert playback.ahead_s(11.0) == -1.0
-    playback.hand(1.0, 11.0)
-    assert playback.gaps_s == 0.5
-    assert playback.ahead_s(11.0) == 1.0
+    assert playback.buffered_s(5.0) == 0
+    playback.add(0.0, 5.0)  # no sound yet: nothing plays
+    playback.add(1.0, 10.0)
+    assert playback.buffered_s(10.25) == 0.5
+    assert playback.buffered_s(11.0) == -1.0
+    playback.add(1.0, 11.0)
+    assert playback.underrun_s == 0.5
+    assert playback.buffered_s(11.0) == 1.0
 
 
 async def test_a_cancelled_job_leaves_the_queue_at_once():

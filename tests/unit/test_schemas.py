@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from app.api.requests import ENGINE_EXTRAS, ConversationBody, DialogueBody, SpeechBody, SpokenBody, VoiceId
 from app.audio.formats import AUDIO_FORMATS
 from app.errors import BadReference, TextTooLong, UnknownVoice
-from app.types import Line, Reference, Said, Sampling, SpeechRequest, Turn
+from app.types import Line, Reference, Sampling, SpeechRequest, Turn, UploadedTurn
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE
 
 pytestmark = pytest.mark.unit
@@ -267,7 +267,7 @@ def test_each_text_of_a_conversation_is_limited(fields, param):
     ],
 )
 def test_base64_as_people_have_it(encoded):
-    assert conversation(context=[{**SAID, "audio": encoded}]).said() == [Said(1, "How are you?", SOUND)]
+    assert conversation(context=[{**SAID, "audio": encoded}]).said() == [UploadedTurn(1, "How are you?", SOUND)]
 
 
 @pytest.mark.parametrize(

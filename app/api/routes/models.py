@@ -49,9 +49,9 @@ def router(host: EngineManager, voices: VoiceStore) -> APIRouter:
             "voices": [{"name": voice.id, "language": voice.language} for voice in voices.all()],
             "status": state,
             "detail": "" if ready else detail,
-            "parameters": sorted(info.extras) if info else None,
-            "max_speakers": info.max_speakers if info else None,
-            "clones": info.codec != "none" if info else None,
+            "parameters": list(info.capabilities.names) if info else None,
+            "max_speakers": info.text.max_speakers if info else None,
+            "clones": info.can_clone if info else None,
         }
 
     def known() -> list[str]:

@@ -110,8 +110,8 @@ def _health(
         "devices": [
             {
                 "device": each.device,
-                "status": "unhealthy" if each.out else "ok",
-                "reason": each.out,
+                "status": "unhealthy" if each.failure else "ok",
+                "reason": each.failure,
                 "rows": {"active": each.load.active_rows, "limit": each.load.max_rows},
             }
             for each in host.devices()

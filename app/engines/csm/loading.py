@@ -39,7 +39,7 @@ from app.runtime.device import (
     usable_bytes,
 )
 from app.runtime.pages import use_large_pages
-from app.types import EngineInfo
+from app.types import Capabilities, EngineInfo, PromptLimits, TextPacking
 from app.weights import hub
 from app.weights.load_cache import LoadCache
 from app.weights.tensors import Checkpoint, digest_of, open_checkpoints
@@ -307,19 +307,19 @@ def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
         name="CSM-1B",
         rate_hz=runner.rate_hz,
         frame_s=1 / runner.codec.frame_hz,
-        continues=True,
-        extras=frozenset({"temperature", "top_k", "top_p", "context", "parallel"}),
+        capabilities=Capabilities(temperature=True, top_k=True, top_p=True, context=True, parallel=True),
+        text=TextPacking(max_chars=runner.line_chars, continues=True, max_speakers=MAX_SPEAKERS, utf8_bytes=True),
+        prompts=PromptLimits(
+            codec="mimi",
+            codec_fingerprint=runner.codec_fingerprint,
+            max_prompt_s=PROMPT_SHARE * runner.config.max_positions / runner.codec.frame_hz,
+            max_context_s=CONTEXT_SHARE * runner.config.max_positions / runner.codec.frame_hz,
+            examples=str(runner.examples or ""),
+        ),
         languages=("en",),
         fingerprint=runner.fingerprint,
         device=",".join(map(str, model.devices)),
         dtype="int8" if settings.quantize == "int8" else str(model.dtype).removeprefix("torch."),
-        max_speakers=MAX_SPEAKERS,
-        max_text_chars=runner.line_chars,
-        max_prompt_s=PROMPT_SHARE * runner.config.max_positions / runner.codec.frame_hz,
-        examples=str(runner.examples or ""),
-        max_context_s=CONTEXT_SHARE * runner.config.max_positions / runner.codec.frame_hz,
-        codec="mimi",
-        codec_fingerprint=runner.codec_fingerprint,
         setup=runner.setup,
     )
     return BatchedEngine(

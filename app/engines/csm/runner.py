@@ -222,7 +222,7 @@ class CsmRunner:
             max_frames=max(1, round(utterance.max_seconds * self.codec.frame_hz)),
             reference=ReferenceNoise(int64_of(utterance.seed)) if self._reference_noise else None,
         )
-        spare = utterance.remembered
+        spare = utterance.optional_turns
         while spare and state.base + self._longest(state) > self.config.max_positions:
             del state.segments[len(voices)]
             spare -= 1

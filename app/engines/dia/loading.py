@@ -27,7 +27,7 @@ from app.runtime.cuda_graphs import GraphCapture
 from app.runtime.device import allow_tf32, choose_device, choose_dtype, cpu_threads, rows_that_fit
 from app.runtime.pages import use_large_pages
 from app.text.nonverbal import NON_VERBAL_SOUNDS
-from app.types import EngineInfo
+from app.types import Capabilities, EngineInfo, PromptLimits, TextPacking
 from app.weights.load_cache import LoadCache
 from app.weights.tensors import digest_of, open_checkpoints
 
@@ -226,20 +226,24 @@ def engine_of(runner: DiaRunner, settings: Settings) -> BatchedEngine:
         name="Dia-1.6B",
         rate_hz=runner.rate_hz,
         frame_s=1 / runner.codec.frame_hz,
-        continues=False,
-        extras=frozenset({"temperature", "top_k", "top_p", "cfg_scale"}),
+        capabilities=Capabilities(temperature=True, top_k=True, top_p=True, cfg_scale=True),
+        text=TextPacking(
+            max_chars=MAX_TEXT_CHARS,
+            max_passage_chars=MAX_PASSAGE_CHARS,
+            independent=True,
+            max_speakers=MAX_SPEAKERS,
+            utf8_bytes=True,
+            sounds=NON_VERBAL_SOUNDS,
+        ),
+        prompts=PromptLimits(
+            codec="dac",
+            codec_fingerprint=runner.codec_fingerprint,
+            max_prompt_s=max(MIN_REFERENCE_S, runner.most_s - MAX_PASSAGE_CHARS / BYTES_PER_S - PASSAGE_SLACK_S),
+        ),
         languages=("en",),
         fingerprint=runner.fingerprint,
         device=str(model.device),
         dtype="int8" if settings.quantize == "int8" else str(model.dtype).removeprefix("torch."),
-        max_speakers=MAX_SPEAKERS,
-        max_text_chars=MAX_TEXT_CHARS,
-        max_prompt_s=max(MIN_REFERENCE_S, runner.most_s - MAX_PASSAGE_CHARS / BYTES_PER_S - PASSAGE_SLACK_S),
-        max_passage_chars=MAX_PASSAGE_CHARS,
-        apart=True,
-        sounds=NON_VERBAL_SOUNDS,
-        codec="dac",
-        codec_fingerprint=runner.codec_fingerprint,
         setup=runner.setup,
     )
     return BatchedEngine(
