@@ -144,14 +144,14 @@ def say(
 
 
 async def _say(settings: Settings, request: SpeechRequest, output: Path, extras: frozenset[str]) -> None:
-    rooms = _below(settings)
-    studio, host = rooms.studio, rooms.host
-    async with host:
-        await _wait_for_engine(host)
+    services = _services(settings)
+    generator, manager = services.generator, services.manager
+    async with manager:
+        await _wait_for_engine(manager)
         sink = sys.stdout.buffer if str(output) == "-" else None
         partial = output.with_name(output.name + ".part")
         try:
-            answer = await studio.answer(request, extras=extras)
+            answer = await generator.answer(request, extras=extras)
             size = 0
             with err.status(f"{answer.engine} speaks ...") as status:
                 file = sink or partial.open("wb")
@@ -226,14 +226,14 @@ def _bare_engine(settings: Settings, context: BuildContext, *, reference_noise: 
     return csm_loading.engine_of(runner, settings), runner.config.codebooks
 
 
-async def _wait_for_engine(host: EngineManager) -> None:
+async def _wait_for_engine(manager: EngineManager) -> None:
     """Show a download while there is one; tell when another engine answers."""
-    settled = asyncio.create_task(host.settled())
+    settled = asyncio.create_task(manager.settled())
     with _bar() as bar:
         task = None
         while not settled.done():
             await asyncio.wait([settled], timeout=0.2)
-            if (progress := host.status().progress) is not None:
+            if (progress := manager.status().progress) is not None:
                 task = bar.add_task(progress.source) if task is None else task
                 bar.update(task, description=progress.source, completed=progress.done_bytes, total=progress.total_bytes)
     status = settled.result()
@@ -253,7 +253,7 @@ app.add_typer(voices, name="voices")
 def list_voices(context: typer.Context) -> None:
     if context.invoked_subcommand is not None:
         return
-    store = _below(_settings()).voices
+    store = _services(_settings()).voices
     table = Table("id", "name", "kind", "recording", "description", box=None)
     for voice in store.all():
         table.add_row(voice.id, voice.name, voice.kind, "yes" if voice.recorded else "no", voice.description)
@@ -269,7 +269,7 @@ def cast(
 ) -> None:
     """Give standard voices their recordings: read anew by the engine, or from a file. It replaces the present one."""
     settings = _settings(TTS_ENGINE=engine)
-    store = _below(settings).voices
+    store = _services(settings).voices
     if unknown := [name for name in voice or () if name not in PROFILES]:
         _fail(f"{unknown[0]!r} is no standard voice. They are: {', '.join(PROFILES)}.")
     if file is not None:
@@ -278,7 +278,7 @@ def cast(
         _cast_from(store, (voice or [""])[0], file, transcript)
         return
     names = voice or [name for name in PROFILES if store.recording_of(name) is None]
-    asyncio.run(_cast(_below(settings), names, wiring.transcriber_of(settings)))
+    asyncio.run(_cast(_services(settings), names, wiring.transcriber_of(settings)))
 
 
 def _cast_from(store: VoiceStore, name: str, file: Path, transcript: str) -> None:
@@ -294,21 +294,21 @@ def _cast_from(store: VoiceStore, name: str, file: Path, transcript: str) -> Non
     err.print(f"{name}: {file}, {len(decoded.samples) / CAST_RATE_HZ:.1f} s", highlight=False)
 
 
-async def _cast(rooms: wiring.CoreServices, names: list[str], transcriber: Transcriber) -> None:
-    async with rooms.host:
-        await _wait_for_engine(rooms.host)
-        engine = rooms.host.engine()
+async def _cast(services: wiring.CoreServices, names: list[str], transcriber: Transcriber) -> None:
+    async with services.manager:
+        await _wait_for_engine(services.manager)
+        engine = services.manager.engine()
         if not engine.info.can_clone:
             _fail(f"The {engine.info.id} engine has voices of its own and can't be cast.")
         examples = await asyncio.to_thread(preset_voices.assign, engine.info, transcriber)
         missing = []
         for name in names:
-            before = rooms.voices.recording_of(name)
+            before = services.voices.recording_of(name)
             take = 0 if before is None else int(before.quality.get("take", 0)) + 1
             try:
                 with err.status(f"casting {name} ..."):
                     chosen = await preset_voices.audition(engine, name, None if take else examples.get(name), take=take)
-                    await asyncio.to_thread(preset_voices.keep, rooms.voices, name, chosen, take=take)
+                    await asyncio.to_thread(preset_voices.keep, services.voices, name, chosen, take=take)
             except (preset_voices.RejectedRecording, SpeechError) as problem:
                 err.print(f"{name}: {problem}", style="red", highlight=False)
                 missing.append(name)
@@ -433,10 +433,10 @@ def docs() -> None:
     out.print(f"{SETTINGS_PAGE} written")
 
 
-def _below(settings: Settings) -> wiring.CoreServices:
+def _services(settings: Settings) -> wiring.CoreServices:
     """As the server has it; ends the command with words where that can't be."""
     try:
-        return wiring.below(settings)
+        return wiring.core_services(settings)
     except ValueError as error:
         _fail(str(error))
     except OSError as error:

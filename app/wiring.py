@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from app.api.app import AppServices, create
 from app.api.auth import Gate
+from app.audio.detection import WatermarkDetector
 from app.audio.sandbox import Limits
+from app.audio.threads import ThreadLimit
 from app.audio.watermark import Watermark, WatermarkMissing
 from app.engines import registry
 from app.engines.manager import EngineManager
@@ -42,26 +44,27 @@ log = logging.getLogger(__name__)
 class CoreServices:
     """Everything below HTTP, wired; nothing runs yet."""
 
-    studio: SpeechGenerator
-    host: EngineManager
+    generator: SpeechGenerator
+    manager: EngineManager
     voices: VoiceStore
     metrics: Metrics
-    casting: PresetVoiceMaker
-    marks: Watermark
+    preset_voices: PresetVoiceMaker
+    watermark: Watermark
+    detector: WatermarkDetector
 
 
-def below(settings: Settings, normalizer: Normalizer | None = None) -> CoreServices:
+def core_services(settings: Settings, normalizer: Normalizer | None = None) -> CoreServices:
     """Raises ValueError for an unknown engine name, OSError."""
     metrics = Metrics()
-    host = EngineManager(settings, registry.specs(), metrics.guard)
+    manager = EngineManager(settings, registry.specs(), metrics.guard)
     voices = VoiceStore(settings.folder("cloned_voices"), settings.folder("voice_references"))
     cache = AnswerCache(settings.folder("audio_cache"), settings.cache_bytes)
     cache.scan()
-    metrics.watch_load(host.load)
-    metrics.watch_devices(host.devices)
+    metrics.watch_load(manager.load)
+    metrics.watch_devices(manager.devices)
     metrics.watch_cache(lambda: cache.size_bytes)
-    casting = PresetVoiceMaker(
-        host,
+    preset_voices = PresetVoiceMaker(
+        manager,
         voices,
         transcriber_of(settings),
         enabled=settings.casting == "auto",
@@ -72,19 +75,21 @@ def below(settings: Settings, normalizer: Normalizer | None = None) -> CoreServi
         ttl_s=settings.memory_ttl_s,
         folder=settings.folder("conversations") if settings.memory_keep else None,
     )
-    marks = watermark_of(settings)
-    studio = SpeechGenerator(
-        host,
+    uploads = ThreadLimit()
+    watermark = watermark_of(settings)
+    generator = SpeechGenerator(
+        manager,
         voices,
         cache,
         metrics,
         normalizer or Normalizer(),
-        casting=casting,
+        preset_voices=preset_voices,
         memory=memory,
-        marks=marks,
+        watermark=watermark,
+        uploads=uploads,
         enhance=settings.enhance,
     )
-    return CoreServices(studio, host, voices, metrics, casting, marks)
+    return CoreServices(generator, manager, voices, metrics, preset_voices, watermark, WatermarkDetector(uploads))
 
 
 def watermark_of(settings: Settings) -> Watermark:
@@ -111,7 +116,7 @@ def assemble(settings: Settings, on_settled: Callable[[], None] = lambda: None) 
     for name in ("models", "cloned_voices", "voice_references", "audio_cache", "logs"):
         settings.folder(name)
     normalizer = Normalizer()
-    rooms = below(settings, normalizer)
+    services = core_services(settings, normalizer)
 
     cloner = Cloner(transcriber_of(settings), limits=Limits(input_bytes=settings.max_upload_bytes))
 
@@ -120,14 +125,16 @@ def assemble(settings: Settings, on_settled: Callable[[], None] = lambda: None) 
         # 0.3 s that would else be taken from the event loop, and so from every stream, by the first rare unit.
         warming = asyncio.create_task(asyncio.to_thread(normalizer.warm), name="normalizer-warm")
         references = settings.folder("voice_references")
-        taking = asyncio.create_task(asyncio.to_thread(take_files, rooms.voices, references, cloner), name="take-files")
+        taking = asyncio.create_task(
+            asyncio.to_thread(take_files, services.voices, references, cloner), name="take-files"
+        )
 
         async def settle() -> None:
-            await rooms.host.settled()
+            await services.manager.settled()
             await asyncio.wait([warming, taking])
             on_settled()
 
-        async with rooms.host, rooms.casting:
+        async with services.manager, services.preset_voices:
             settling = asyncio.create_task(settle(), name="settle")
             try:
                 yield
@@ -139,15 +146,16 @@ def assemble(settings: Settings, on_settled: Callable[[], None] = lambda: None) 
     consents = ConsentStore(settings.folder("cloned_voices") / ".consents")
     return create(
         AppServices(
-            rooms.studio,
-            rooms.host,
-            rooms.voices,
+            services.generator,
+            services.manager,
+            services.voices,
             cloner,
             consents,
-            rooms.metrics,
-            Gate(ring, rooms.metrics),
-            rooms.casting,
-            rooms.marks,
+            services.metrics,
+            Gate(ring, services.metrics),
+            services.preset_voices,
+            services.watermark,
+            services.detector,
             None if settings.youtube == "off" else YouTube(),
         ),
         lifespan,

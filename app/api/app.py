@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from app.api.auth import Gate
+    from app.audio.detection import WatermarkDetector
     from app.audio.watermark import Watermark
     from app.engines.manager import EngineManager
     from app.generator.preset_voices import PresetVoiceMaker
@@ -41,20 +42,21 @@ _OPEN: dict[int | str, dict[str, Any]] = {401: {}}
 class AppServices:
     """What the routes are handed."""
 
-    studio: SpeechGenerator
-    host: EngineManager
+    generator: SpeechGenerator
+    manager: EngineManager
     voices: VoiceStore
     cloner: Cloner
     consents: ConsentStore
     metrics: Metrics
     gate: Gate
-    casting: PresetVoiceMaker
-    marks: Watermark
+    preset_voices: PresetVoiceMaker
+    watermark: Watermark
+    detector: WatermarkDetector
     youtube: YouTube | None  # None: it is not offered at all
 
 
 def create(
-    rooms: AppServices,
+    services: AppServices,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
     settings_shown: Callable[[], dict[str, object]],
     *,
@@ -77,45 +79,49 @@ def create(
         generate_unique_id_function=lambda route: route.name,
     )
     errors.install(app)
-    speaking = Speaking(rooms.studio, rooms.host, rooms.metrics, max_input_chars=max_input_chars, log_texts=log_texts)
+    speaking = Speaking(
+        services.generator, services.manager, services.metrics, max_input_chars=max_input_chars, log_texts=log_texts
+    )
     spoken = [
-        speech.router(speaking, rooms.gate),
-        conversation.router(speaking, rooms.gate),
-        voice_cloning.router(speaking, rooms.gate, voices=rooms.voices, cloner=rooms.cloner, consents=rooms.consents),
+        speech.router(speaking, services.gate),
+        conversation.router(speaking, services.gate),
+        voice_cloning.router(
+            speaking, services.gate, voices=services.voices, cloner=services.cloner, consents=services.consents
+        ),
     ]
-    if rooms.youtube is not None:
+    if services.youtube is not None:
         spoken.append(
             youtube.router(
-                rooms.youtube,
-                rooms.metrics,
-                rooms.gate,
-                voices=rooms.voices,
-                cloner=rooms.cloner,
-                consents=rooms.consents,
+                services.youtube,
+                services.metrics,
+                services.gate,
+                voices=services.voices,
+                cloner=services.cloner,
+                consents=services.consents,
             )
         )
     for prefix in PREFIXES:
         shown = prefix == PREFIXES[0]
-        open_to_all = [Depends(rooms.gate.allow)]
+        open_to_all = [Depends(services.gate.allow)]
         for routes in spoken:
             app.include_router(routes, prefix=prefix, responses=_KEYED, include_in_schema=shown)
         for lists in (
             speech.lists(),
-            voices.router(rooms.voices),
-            voice_cloning.lists(rooms.voices),
-            models.router(rooms.host, rooms.voices),
+            voices.router(services.voices),
+            voice_cloning.lists(services.voices),
+            models.router(services.manager, services.voices),
         ):
             app.include_router(lists, prefix=prefix, dependencies=open_to_all, responses=_OPEN, include_in_schema=shown)
         app.include_router(
-            watermark.router(rooms.studio, rooms.gate), prefix=prefix, responses=_KEYED, include_in_schema=shown
+            watermark.router(services.detector, services.gate), prefix=prefix, responses=_KEYED, include_in_schema=shown
         )
     inside = system.router(
-        rooms.host,
-        rooms.metrics,
-        rooms.gate,
-        rooms.casting,
-        marks=rooms.marks,
-        youtube=rooms.youtube,
+        services.manager,
+        services.metrics,
+        services.gate,
+        services.preset_voices,
+        marks=services.watermark,
+        youtube=services.youtube,
         settings_shown=settings_shown,
         max_input_chars=max_input_chars,
         debug_errors=_KEYED,
@@ -127,7 +133,7 @@ def create(
     app.mount("/static/swagger", pages.swagger())
     app.mount("/static", pages.files())
 
-    openapi.install(app, rooms.gate, max_input_chars=max_input_chars)
+    openapi.install(app, services.gate, max_input_chars=max_input_chars)
     uploads = Limit(max_upload_bytes, "TTS_MAX_UPLOAD_BYTES")
     app.add_middleware(
         BodyLimit,
@@ -149,6 +155,6 @@ def create(
             allow_headers=["*"],
             expose_headers=list(EXPOSED_HEADERS),
         )
-    app.add_middleware(Access, metrics=rooms.metrics, foreign=bool(cors_origins))
+    app.add_middleware(Access, metrics=services.metrics, foreign=bool(cors_origins))
     app.add_middleware(ReaderTimeout, timeout_s=reader_timeout_s)
     return app

@@ -33,8 +33,8 @@ log: Any = structlog.get_logger(__name__)
 class Speaking:
     """Prepares requests and answers them. Used from one event loop."""
 
-    studio: SpeechGenerator
-    host: EngineManager
+    generator: SpeechGenerator
+    manager: EngineManager
     metrics: Metrics
     max_input_chars: int
     log_texts: bool
@@ -45,20 +45,20 @@ class Speaking:
         owner: the API key's hash that conversations belong to, "" without keys. voice: replaces the body's voice.
         Raises RequestError, NotReady.
         """
-        request = body.to_request(default_model=self.host.requested.model_id, max_input_chars=self.max_input_chars)
+        request = body.to_request(default_model=self.manager.requested.model_id, max_input_chars=self.max_input_chars)
         request = replace(request, conversation=body.conversation(owner))
         if voice is not None:
             request = replace(request, lines=tuple(replace(line, voice=voice) for line in request.lines))
         if isinstance(body, ConversationBody) and body.context:
             said = await asyncio.to_thread(body.said)
-            request = replace(request, context=await self.studio.hear(said))
+            request = replace(request, context=await self.generator.decode_context(said))
         return request
 
     async def answer(self, body: SpokenBody, owner: str, *, voice: str | None = None) -> Answer:
-        """Find or begin the answer to a body. Parameters and errors: as `prepare` and `Studio.answer`."""
+        """Find or begin the answer to a body. Parameters and errors: as `prepare` and `SpeechGenerator.answer`."""
         request = await self.prepare(body, owner, voice=voice)
         try:
-            answer = await self.studio.answer(request, extras=body.extras, random_seed=body.seed == "random")
+            answer = await self.generator.answer(request, extras=body.extras, random_seed=body.seed == "random")
         except SpeechError as error:
             if error.param == "voice":
                 error.param = body.VOICE

@@ -116,7 +116,7 @@ class AnswerResponse(Response):
         ]
         if answer.ignored:
             headers.append(("x-tts-ignored", ", ".join(answer.ignored)))
-        if answer.uncast:
+        if answer.voice_not_ready:
             headers.append(("x-voice-state", "uncast"))
         if answer.size_bytes is not None and not self._sse:
             headers.append(("content-length", str(answer.size_bytes)))
@@ -153,14 +153,14 @@ async def _events(body: AsyncGenerator[bytes], answer: Answer, progress: bool) -
     told = 0
     async for data in body:
         if progress:
-            for began in answer.progress.began[told:]:
+            for began in answer.progress.utterances[told:]:
                 told += 1
                 yield event({"type": "speech.progress", **asdict(began), "start_s": round(began.start_s, 3)})
         for start in range(0, len(data), DELTA_BYTES):
             audio = base64.b64encode(data[start : start + DELTA_BYTES]).decode()
             yield event({"type": "speech.audio.delta", "audio": audio})
     usage = answer.usage
-    assert usage is not None  # noqa: S101 - set by the studio before the stream ends
+    assert usage is not None  # noqa: S101 - set by the generator before the stream ends
     counts = {
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,

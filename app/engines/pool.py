@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from app.errors import Busy, EngineError, EngineStopped, EngineUnavailable, NothingSpoken, OutOfMemory
+from app.lru import LRU
 from app.types import DeviceState, Load
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class _Member:
     speaking: int = 0
     strikes: int = 0
     out: str = ""  # why it was taken out
-    voices: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    voices: LRU[str, bool] = field(default_factory=lambda: LRU(KNOWN_VOICES))
 
     @property
     def device(self) -> str:
@@ -65,10 +66,7 @@ class _Member:
 
     def heard(self, voices: Sequence[str]) -> None:
         for voice in voices:
-            self.voices[voice] = None
-            self.voices.move_to_end(voice)
-        while len(self.voices) > KNOWN_VOICES:
-            self.voices.popitem(last=False)
+            self.voices.put(voice, True)
 
 
 class EnginePool:

@@ -1,8 +1,8 @@
-"""Finished answers on disk, by content: the same request gives the same bytes without an engine.
+"""Finished answers on disk, keyed by content: the same request gets the same bytes without an engine.
 
-One file an answer: the bytes as they were sent, then a JSON trailer (usage, length, checksum) and a fixed footer.
-Written to a temporary name while it streams and renamed when whole, so a crash leaves nothing that could be served.
-Knows no HTTP and no audio.
+Each answer is one file: the bytes as they were sent, a JSON trailer (usage, length, checksum) and a fixed footer. The
+file has a temporary name while the answer streams and is renamed when complete, so a crash leaves nothing that could be
+served. Does not depend on HTTP or audio.
 """
 
 from __future__ import annotations
@@ -15,42 +15,45 @@ import os
 import struct
 import time
 import zlib
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+from app.lru import LRU
 
 log = logging.getLogger(__name__)
 
 _MAGIC = b"TTSA"
 _FOOTER = struct.Struct("<4sI")  # magic, length of the trailer
-_ABANDONED_S = 3600  # a temporary file this old is nobody's any more
-MAX_ENTRY_BYTES = 64 << 20  # a hit is held in memory while it is sent
+_ABANDONED_S = 3600  # no process still writes a temporary file this old
+MAX_ENTRY_BYTES = 64 << 20  # a cached answer is in memory while it is sent
 
 
 @dataclass(frozen=True, slots=True)
 class CachedAnswer:
-    """An answer as it was first sent, with what was told of it then."""
+    """An answer as it was first sent."""
 
     data: bytes
-    facts: dict[str, float]
+    facts: dict[str, float]  # its usage
 
 
 class AnswerCache:
-    """The least recently used answers go when `budget_bytes` is passed. Used from one event loop; 0 = keeps nothing."""
+    """Keeps answers up to `budget_bytes` and removes the least recently used. Used from one event loop."""
 
     def __init__(self, folder: Path, budget_bytes: int) -> None:
+        """budget_bytes: 0 = keep nothing."""
         self._folder = folder
         self._budget_bytes = budget_bytes
-        self._sizes: OrderedDict[str, int] = OrderedDict()  # least recently used first
-        self._total_bytes = 0
+        self._sizes: LRU[str, int] = LRU(
+            budget_bytes, size=lambda size: size, on_evict=lambda digest: _remove(self.path_of(digest))
+        )
 
     @property
     def size_bytes(self) -> int:
-        return self._total_bytes
+        return self._sizes.total
 
     def scan(self) -> None:
-        """Take stock of what an earlier run left, and remove what it left half-written."""
+        """Read what an earlier run left, and remove its unfinished files."""
         if not self._budget_bytes:
             return
         found: list[tuple[float, str, int]] = []
@@ -65,100 +68,97 @@ class AnswerCache:
                 continue
             found.append((stat.st_mtime, path.name, stat.st_size))
         for _, name, size in sorted(found):
-            self._keep(name, size)
+            self._sizes.put(name, size)
 
     async def find(self, digest: str) -> CachedAnswer | None:
-        """The whole answer, checked, or None. One that does not add up is removed."""
+        """The complete answer, or None. A file whose length or checksum is wrong is removed."""
         if not self._budget_bytes:
             return None
-        path = self._path(digest)
+        path = self.path_of(digest)
         try:
             answer, size = await asyncio.to_thread(_read, path)
         except FileNotFoundError:
-            self._forget(digest)
+            self._sizes.pop(digest)
             return None
         except OSError as error:
             log.warning("the answer cache can't be read: %s", error)
             return None
         if answer is None:
-            log.warning("a damaged answer was removed from the cache", extra={"digest": digest})
+            log.warning("removed a damaged answer from the cache", extra={"digest": digest})
             _remove(path)
-            self._forget(digest)
+            self._sizes.pop(digest)
             return None
-        self._keep(digest, size)
+        self._sizes.put(digest, size)
         return answer
 
-    def begin(self, digest: str) -> Entry:
-        """A place to write an answer as it is sent; where it can't be kept, writing to it does nothing."""
-        path = self._path(digest)
+    def begin(self, digest: str, *, keep: bool = True) -> Entry:
+        """A place to write an answer to while it is sent. keep: False = writing to it does nothing."""
+        path = self.path_of(digest)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
-        file: BinaryIO | None = None
-        if self._budget_bytes:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                file = temporary.open("wb")
-            except OSError as error:
-                log.warning("the answer cache can't be written: %s", error)
-        return Entry(self, digest, temporary, file)
+        return Entry(self, digest, temporary, keep=keep and self._budget_bytes > 0)
 
-    def _path(self, digest: str) -> Path:
+    @property
+    def max_entry_bytes(self) -> int:
+        """A larger answer is not kept: it would evict most of the others."""
+        return min(MAX_ENTRY_BYTES, self._budget_bytes // 2)
+
+    def added(self, digest: str, size: int) -> None:
+        """A complete answer now lies at `path_of(digest)`."""
+        self._sizes.put(digest, size)
+
+    def path_of(self, digest: str) -> Path:
         return self._folder / digest[:2] / digest
-
-    def _keep(self, digest: str, size: int) -> None:
-        self._forget(digest)
-        self._sizes[digest] = size
-        self._total_bytes += size
-        while self._total_bytes > self._budget_bytes:
-            oldest = next(iter(self._sizes))
-            self._forget(oldest)
-            _remove(self._path(oldest))
-
-    def _forget(self, digest: str) -> None:
-        self._total_bytes -= self._sizes.pop(digest, 0)
 
 
 class Entry:
-    """An answer being written. `commit` keeps it; `abandon` (always called at the end) removes what was not kept."""
+    """An answer that is being written. `commit` keeps it; a final `abandon` removes what was not committed.
 
-    def __init__(self, cache: AnswerCache, digest: str, path: Path, file: BinaryIO | None) -> None:
+    No method raises: an answer that can't be kept is sent all the same.
+    """
+
+    def __init__(self, cache: AnswerCache, digest: str, path: Path, *, keep: bool) -> None:
         self._cache = cache
         self._digest = digest
         self._path = path
-        self._file = file
+        self._keep = keep
+        self._file: BinaryIO | None = None  # opened by the first write, so a refused request touches no file
         self._size = 0
         self._checksum = 0
 
     def write(self, data: bytes) -> None:
-        """Never raises: an answer that can't be kept is still spoken."""
-        if self._file is None:
+        if not self._keep:
             return
         self._size += len(data)
         self._checksum = zlib.crc32(data, self._checksum)
-        if self._size > min(MAX_ENTRY_BYTES, self._cache._budget_bytes // 2):
+        if self._size > self._cache.max_entry_bytes:
             self.abandon()
             return
         try:
-            self._file.write(data)
+            self._opened().write(data)
         except OSError as error:
-            log.warning("the answer is not cached: %s", error)
+            log.warning("the answer can't be written to the cache: %s", error)
             self.abandon()
 
     def commit(self, facts: dict[str, float]) -> None:
-        if self._file is None:
+        """The answer is complete."""
+        if not self._keep:
             return
         trailer = json.dumps({"size": self._size, "crc32": self._checksum, "facts": facts}).encode()
         try:
-            self._file.write(trailer + _FOOTER.pack(_MAGIC, len(trailer)))
-            self._file.close()
-            self._path.replace(self._cache._path(self._digest))
+            file = self._opened()
+            file.write(trailer + _FOOTER.pack(_MAGIC, len(trailer)))
+            file.close()
+            self._path.replace(self._cache.path_of(self._digest))
         except OSError as error:
-            log.warning("the answer is not cached: %s", error)
+            log.warning("the answer can't be written to the cache: %s", error)
             self.abandon()
             return
+        self._keep = False
         self._file = None
-        self._cache._keep(self._digest, self._size + len(trailer) + _FOOTER.size)
+        self._cache.added(self._digest, self._size + len(trailer) + _FOOTER.size)
 
     def abandon(self) -> None:
+        self._keep = False
         if self._file is None:
             return
         file, self._file = self._file, None
@@ -168,9 +168,15 @@ class Entry:
             log.debug("closing an abandoned cache entry: %s", error)
         _remove(self._path)
 
+    def _opened(self) -> BinaryIO:
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("wb")
+        return self._file
+
 
 def _remove(path: Path) -> None:
-    """A file that can't be removed must not fail the request that came across it."""
+    """Never raises: a file that can't be removed must not fail the request that found it."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

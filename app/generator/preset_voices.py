@@ -83,10 +83,10 @@ class PresetVoiceMaker:
     """Used from one event loop; `async with` casts in the background and stops at its end."""
 
     def __init__(
-        self, host: EngineManager, voices: VoiceStore, transcriber: Transcriber, *, enabled: bool, wait_s: float
+        self, manager: EngineManager, voices: VoiceStore, transcriber: Transcriber, *, enabled: bool, wait_s: float
     ) -> None:
         """wait_s: how long a request waits for its voice. transcriber: for recordings that came with the model."""
-        self._host = host
+        self._manager = manager
         self._transcriber = transcriber
         self._voices = voices
         self._enabled = enabled
@@ -135,8 +135,8 @@ class PresetVoiceMaker:
 
     async def _run(self) -> None:
         try:
-            await self._host.settled()
-            engine = self._host.engine()
+            await self._manager.settled()
+            engine = self._manager.engine()
         except NotReady:
             self._progress.state = "not needed"
             return

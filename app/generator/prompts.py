@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import soxr
 
 from app.errors import VoiceNotReady, VoiceNotSupported
+from app.lru import LRU
 from app.types import Reference, VoicePrompt
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Prompts:
 
     def __init__(self, voices: VoiceStore) -> None:
         self._voices = voices
-        self._kept: OrderedDict[_Key, VoicePrompt] = OrderedDict()  # oldest use first
+        self._kept: LRU[_Key, VoicePrompt] = LRU(KEPT)
         self._making: dict[_Key, asyncio.Task[VoicePrompt]] = {}
 
     async def of(self, voice: Voice, engine: Engine) -> VoicePrompt | None:
@@ -50,20 +50,14 @@ class Prompts:
                 task = asyncio.create_task(self._make(voice, engine), name=f"enroll {voice.id}")
                 self._making[key] = task
                 task.add_done_callback(lambda done: self._made(key, done))
-            prompt = await asyncio.shield(task)  # who leaves does not stop it for the others
-        self._keep(key, prompt)
+            prompt = await asyncio.shield(task)  # a cancelled request does not stop it for the others
+            self._kept.put(key, prompt)
         return prompt
 
     def _made(self, key: _Key, done: asyncio.Task[VoicePrompt]) -> None:
         self._making.pop(key, None)
         if not done.cancelled() and (error := done.exception()) is not None:  # also where nobody waits any more
             log.info("no prompt was made: %s", error)
-
-    def _keep(self, key: _Key, prompt: VoicePrompt) -> None:
-        self._kept[key] = prompt
-        self._kept.move_to_end(key)
-        if len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
 
     async def _make(self, voice: Voice, engine: Engine) -> VoicePrompt:
         info = engine.info

@@ -5,9 +5,9 @@ The key is a digest of all that the keys and values depend on: the model, and ea
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from torch import Tensor
+
+from app.lru import LRU
 
 Prefix = tuple[Tensor, ...]  # k, v (layers, G, P, d); of each part, where the layers are split over devices
 
@@ -17,28 +17,18 @@ class PrefixCache:
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
-        self._bytes = 0
-        self._kept: OrderedDict[bytes, Prefix] = OrderedDict()
+        self._kept: LRU[bytes, Prefix] = LRU(limit_bytes, size=_bytes)
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def get(self, key: bytes) -> Prefix | None:
-        prefix = self._kept.get(key)
-        if prefix is not None:
-            self._kept.move_to_end(key)
-        return prefix
+        return self._kept.get(key)
 
     def put(self, key: bytes, prefix: Prefix) -> None:
         """Keep it; the least recently used go. One that is larger than the whole limit is not kept."""
-        size = _bytes(prefix)
-        if key in self._kept or size > self._limit_bytes:
-            return
-        self._kept[key] = prefix
-        self._bytes += size
-        while self._bytes > self._limit_bytes:
-            _, oldest = self._kept.popitem(last=False)
-            self._bytes -= _bytes(oldest)
+        if key not in self._kept and _bytes(prefix) <= self._limit_bytes:
+            self._kept.put(key, prefix)
 
 
 def _bytes(prefix: Prefix) -> int:

@@ -15,13 +15,13 @@ import logging
 import os
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from app.lru import LRU
 from app.types import ContextTurn
 
 if TYPE_CHECKING:
@@ -66,10 +66,9 @@ class Memory:
     ) -> None:
         self._tokens = tokens
         self._ttl_s = ttl_s
-        self._max = max_conversations
         self._folder = folder
         self._lock = threading.Lock()
-        self._known: OrderedDict[str, _Conversation] = OrderedDict()  # oldest use first
+        self._known: LRU[str, _Conversation] = LRU(max_conversations, on_evict=self._remove_file)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self._sweep()
@@ -96,10 +95,7 @@ class Memory:
             found = self._find(key)
             before = found.turns if found is not None and found.maker == maker else ()
             kept = _Conversation(maker, _newest((*before, *turns), self._tokens), time.time())
-            self._known[key] = kept
-            self._known.move_to_end(key)
-            while len(self._known) > self._max:
-                self._drop(next(iter(self._known)))
+            self._known.put(key, kept)
             self._write(key, kept)
 
     def forget(self, key: str) -> bool:
@@ -118,12 +114,14 @@ class Memory:
         if abs(time.time() - found.touched_s) > self._ttl_s:  # the clock may be set back
             self._drop(key)
             return None
-        self._known[key] = found
-        self._known.move_to_end(key)
+        self._known.put(key, found)
         return found
 
     def _drop(self, key: str) -> None:
-        self._known.pop(key, None)
+        self._known.pop(key)
+        self._remove_file(key)
+
+    def _remove_file(self, key: str) -> None:
         if self._folder is not None:
             with contextlib.suppress(OSError):
                 self._path(key).unlink(missing_ok=True)

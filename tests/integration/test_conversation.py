@@ -12,7 +12,7 @@ import pytest
 
 from app import wiring
 from app.engines.registry import BUILT_IN, EngineSpec
-from app.generator import speech
+from app.generator import context
 from tests.support import listening_engine as engine
 from tests.support.ears import decode
 from tests.support.live import serving
@@ -244,7 +244,7 @@ def test_more_than_the_engine_can_hear_is_refused_before_it_is_heard(listening: 
 def test_all_turns_together_have_a_time_to_be_decoded_in(
     listening: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speech, "HEARING_LIMIT_S", 0.0)
+    monkeypatch.setattr(context, "DECODE_LIMIT_S", 0.0)
     error = refusal(listening.post(PATH, json={"text": "Hello.", "context": [turn(0, "One.")]}), "context.0.audio")
     assert "too long to decode" in error["message"]
 

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.generator.speech import TURN_GAP_S
+from app.generator.planning import TURN_GAP_S
 from tests.integration.test_recognised import pitch_hz
 from tests.support.ears import SENTENCES, Heard, decode
 from tests.support.live import serving

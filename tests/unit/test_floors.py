@@ -19,7 +19,7 @@ pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
 FLOORS = (
-    ("app", "types", "errors", "settings", "metrics", "logs", "keys"),  # "app" is app/__init__.py: the version
+    ("app", "types", "errors", "settings", "metrics", "logs", "keys", "lru"),  # "app" is app/__init__.py: the version
     ("text", "audio", "voices", "nn", "weights", "runtime"),
     ("engines",),
     ("generator",),

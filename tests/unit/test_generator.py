@@ -1,4 +1,4 @@
-"""The studio: one request to bytes, over an engine that plays a script, and over the real offline voice.
+"""SpeechGenerator: one request to bytes, over an engine that plays a script, and over the real offline voice.
 
 A scripted utterance is a flat level without a silent sample, so that every length and every pause can be counted.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from app.audio import pcm
+from app.audio.threads import ThreadLimit
 from app.audio.watermark import Watermark
 from app.engines.manager import EngineManager
 from app.engines.registry import BUILT_IN, Builder, EngineSpec
@@ -32,7 +34,7 @@ from app.errors import (
     UnknownVoice,
     UnsupportedParameter,
 )
-from app.generator import speech as module
+from app.generator import lookahead, output, pacing
 from app.generator.cache import AnswerCache
 from app.generator.speech import SENTENCE_GAP_S, Answer, SpeechGenerator
 from app.metrics import Metrics
@@ -146,9 +148,9 @@ class Given(EngineSpec):
 
 
 @dataclasses.dataclass
-class Room:
-    studio: SpeechGenerator
-    host: EngineManager
+class Setup:
+    generator: SpeechGenerator
+    manager: EngineManager
     metrics: Metrics
     folder: Path
 
@@ -158,7 +160,7 @@ class Room:
 
     async def pcm(self, text: str, **changes: Any) -> np.ndarray:
         """(N,) float32 of the whole answer."""
-        return pcm.from_bytes(await read(await self.studio.answer(asked(text, **changes))))
+        return pcm.from_bytes(await read(await self.generator.answer(asked(text, **changes))))
 
     def counted(self, name: str) -> float:
         lines = [line for line in self.metrics.text().decode().splitlines() if line.startswith(name)]
@@ -166,35 +168,42 @@ class Room:
 
 
 @contextlib.asynccontextmanager
-async def room(folder: Path, known: dict[str, EngineSpec], engine: str, fallback: str = "") -> AsyncIterator[Room]:
+async def set_up(folder: Path, known: dict[str, EngineSpec], engine: str, fallback: str = "") -> AsyncIterator[Setup]:
     settings = Settings(_env_file=None, TTS_ENGINE=engine, TTS_FALLBACK_ENGINE=fallback, TTS_DATA_DIR=folder)
     cache = AnswerCache(folder / "cache", 10_000_000)
     metrics = Metrics()
-    async with EngineManager(settings, known) as host:
-        await host.settled()
-        studio = SpeechGenerator(
-            host, VoiceStore(), cache, metrics, Normalizer(), marks=Watermark("off"), enhance=False
+    async with EngineManager(settings, known) as manager:
+        await manager.settled()
+        generator = SpeechGenerator(
+            manager,
+            VoiceStore(),
+            cache,
+            metrics,
+            Normalizer(),
+            watermark=Watermark("off"),
+            uploads=ThreadLimit(1),
+            enhance=False,
         )  # samples as the engine made them
-        yield Room(studio, host, metrics, folder / "cache")
+        yield Setup(generator, manager, metrics, folder / "cache")
 
 
 @pytest.fixture
-def over(tmp_path: Path) -> Callable[..., contextlib.AbstractAsyncContextManager[Room]]:
-    """over(engine): a studio over it; with fallback=True the engine stands in for one whose weights are missing."""
+def over(tmp_path: Path) -> Callable[..., contextlib.AbstractAsyncContextManager[Setup]]:
+    """over(engine): a generator over it; with fallback=True the engine stands in for one whose weights are missing."""
 
-    def make(engine: ScriptedEngine, *, fallback: bool = False) -> contextlib.AbstractAsyncContextManager[Room]:
+    def make(engine: ScriptedEngine, *, fallback: bool = False) -> contextlib.AbstractAsyncContextManager[Setup]:
         known: dict[str, EngineSpec] = {
             "scripted": Given("scripted", "scripted-1b", "", engine=engine),
             "lost": Given("lost", "lost-1b", ""),
         }
-        return room(tmp_path, known, "lost" if fallback else "scripted", "scripted" if fallback else "")
+        return set_up(tmp_path, known, "lost" if fallback else "scripted", "scripted" if fallback else "")
 
     return make
 
 
 @pytest.fixture
-async def offline(tmp_path: Path) -> AsyncIterator[Room]:
-    async with room(tmp_path, {spec.name: spec for spec in BUILT_IN}, "espeak") as made:
+async def offline(tmp_path: Path) -> AsyncIterator[Setup]:
+    async with set_up(tmp_path, {spec.name: spec for spec in BUILT_IN}, "espeak") as made:
         yield made
 
 
@@ -234,8 +243,8 @@ def assert_is(samples: np.ndarray, *wanted: tuple[float, int]) -> None:
 
 async def test_sentences_come_in_order_with_a_gap_between(over):
     engine = ScriptedEngine()
-    async with over(engine) as room:
-        samples = await room.pcm(THREE)
+    async with over(engine) as setup:
+        samples = await setup.pcm(THREE)
         assert_is(samples, (0.1, SPOKEN), (0.0, GAP), (0.2, SPOKEN), (0.0, GAP), (0.3, SPOKEN))
         assert engine.texts == SENTENCES
         await nothing_left(engine)
@@ -243,8 +252,8 @@ async def test_sentences_come_in_order_with_a_gap_between(over):
 
 async def test_every_utterance_but_the_first_follows(over):
     engine = ScriptedEngine()
-    async with over(engine) as room:
-        await room.pcm(THREE, seed=70)
+    async with over(engine) as setup:
+        await setup.pcm(THREE, seed=70)
         assert [utterance.scheduling.continuation for utterance in engine.utterances] == [False, True, True]
         assert len({utterance.seed for utterance in engine.utterances}) == 3
         assert engine.utterances[0].seed == 70
@@ -254,8 +263,8 @@ async def test_every_utterance_but_the_first_follows(over):
 async def test_the_next_utterance_is_submitted_while_one_speaks(over):
     gate = asyncio.Event()
     engine = ScriptedEngine(Part(gate=gate))
-    async with over(engine) as room:
-        answer = await room.studio.answer(asked(THREE))
+    async with over(engine) as setup:
+        answer = await setup.generator.answer(asked(THREE))
         assert engine.events == []  # nothing is asked before the bytes are
         reading = asyncio.create_task(read(answer))
         for _ in range(50):
@@ -268,8 +277,8 @@ async def test_the_next_utterance_is_submitted_while_one_speaks(over):
 
 async def test_the_first_bytes_come_before_the_utterance_is_over(over):
     engine = ScriptedEngine(Part(gate=asyncio.Event()))
-    async with over(engine) as room:
-        answer = await room.studio.answer(asked(THREE))
+    async with over(engine) as setup:
+        answer = await setup.generator.answer(asked(THREE))
         assert len(await asyncio.wait_for(anext(answer.stream), 5)) > 0
         assert "end 0" not in engine.events
         await answer.stream.aclose()
@@ -278,9 +287,9 @@ async def test_the_first_bytes_come_before_the_utterance_is_over(over):
 
 async def test_lines_are_spoken_by_their_voices(over):
     engine = ScriptedEngine()
-    async with over(engine) as room:
+    async with over(engine) as setup:
         lines = (Line("How are you?", "nova"), Line("Very well, thanks.", "echo"), Line("Good to hear.", "nova"))
-        await read(await room.studio.answer(asked(lines=lines)))
+        await read(await setup.generator.answer(asked(lines=lines)))
         spoken = [line for utterance in engine.utterances for line in utterance.lines]
         assert [line.voice.id for line in spoken] == ["nova", "echo", "nova"]
         assert spoken[0].speaker == spoken[2].speaker != spoken[1].speaker
@@ -288,8 +297,8 @@ async def test_lines_are_spoken_by_their_voices(over):
 
 async def test_an_engine_that_goes_on_gets_all_up_to_a_pause_at_once(over):
     engine = ScriptedEngine(text=TextPacking(continues=True))
-    async with over(engine) as room:
-        await room.pcm(f"{THREE} [pause:1s] And the last comes after it.")
+    async with over(engine) as setup:
+        await setup.pcm(f"{THREE} [pause:1s] And the last comes after it.")
         *before, last = engine.utterances
         assert [len(utterance.lines) for utterance in before] == [3]
         assert [line.text for line in last.lines] == ["And the last comes after it."]
@@ -299,8 +308,8 @@ async def test_an_engine_that_goes_on_gets_all_up_to_a_pause_at_once(over):
 async def test_parallel_sentences_are_submitted_apart_and_heard_in_order(over):
     gate = asyncio.Event()
     engine = ScriptedEngine(Part(gate=gate), text=TextPacking(continues=True), capabilities=Capabilities(parallel=True))
-    async with over(engine) as room:
-        answer = await room.studio.answer(asked(THREE, parallel=True, seed=70))
+    async with over(engine) as setup:
+        answer = await setup.generator.answer(asked(THREE, parallel=True, seed=70))
         reading = asyncio.create_task(read(answer))
         for _ in range(50):
             await asyncio.sleep(0)
@@ -318,32 +327,32 @@ async def test_parallel_sentences_are_submitted_apart_and_heard_in_order(over):
 
 async def test_parallel_is_part_of_the_answers_key_and_off_unless_asked(over):
     engine = ScriptedEngine(text=TextPacking(continues=True), capabilities=Capabilities(parallel=True))
-    async with over(engine) as room:
-        assert not (await room.studio.answer(asked(THREE))).hit
-        await room.pcm(THREE)
-        await room.pcm(THREE, parallel=True)
+    async with over(engine) as setup:
+        assert not (await setup.generator.answer(asked(THREE))).hit
+        await setup.pcm(THREE)
+        await setup.pcm(THREE, parallel=True)
         assert [len(utterance.lines) for utterance in engine.utterances] == [3, 1, 1, 1]
-        assert (await room.studio.answer(asked(THREE))).hit
-        assert (await room.studio.answer(asked(THREE, parallel=True))).hit
+        assert (await setup.generator.answer(asked(THREE))).hit
+        assert (await setup.generator.answer(asked(THREE, parallel=True))).hit
 
 
 async def test_an_engine_without_rows_for_it_says_that_parallel_is_ignored(over):
     engine = ScriptedEngine()
-    async with over(engine) as room:
-        first = await room.studio.answer(asked(THREE, parallel=True))
+    async with over(engine) as setup:
+        first = await setup.generator.answer(asked(THREE, parallel=True))
         assert first.ignored == ("parallel",)
         await read(first)
-        assert (await room.studio.answer(asked(THREE))).hit  # it is the same answer
+        assert (await setup.generator.answer(asked(THREE))).hit  # it is the same answer
 
 
 async def test_the_engine_is_told_how_far_the_listener_is(over):
     engine = ScriptedEngine()
-    async with over(engine) as room:
-        await room.pcm(THREE, speed=2.0)
+    async with over(engine) as setup:
+        await setup.pcm(THREE, speed=2.0)
         playback = engine.utterances[0].scheduling.playback
         assert playback is not None
         assert playback.tempo == 2.0
-        told_s = playback.buffered_s(module.time.monotonic())
+        told_s = playback.buffered_s(time.monotonic())
         assert 0 < told_s <= (3 * SPOKEN + 2 * 2 * GAP) / RATE_HZ  # gaps are as long at any speed
 
 
@@ -352,10 +361,10 @@ async def test_the_engine_is_told_how_far_the_listener_is(over):
 
 async def test_pauses_are_as_long_as_asked(over):
     engine = ScriptedEngine()
-    async with over(engine) as room:
+    async with over(engine) as setup:
         text = "[pause:0.5s] One is the first. [pause: 250 ms] Two is the second. [pause 1s]"
         assert_is(
-            await room.pcm(text),
+            await setup.pcm(text),
             (0.0, RATE_HZ // 2),
             (0.1, SPOKEN),
             (0.0, RATE_HZ // 4),
@@ -367,9 +376,9 @@ async def test_pauses_are_as_long_as_asked(over):
 
 async def test_pauses_of_several_lines_before_the_first_word_add_up(over):
     engine = ScriptedEngine()
-    async with over(engine) as room:
+    async with over(engine) as setup:
         lines = (Line("[pause:1s]", "nova"), Line("[pause:0.5s] One is the first.", "echo"))
-        samples = pcm.from_bytes(await read(await room.studio.answer(asked(lines=lines))))
+        samples = pcm.from_bytes(await read(await setup.generator.answer(asked(lines=lines))))
         assert_is(samples, (0.0, RATE_HZ * 3 // 2), (0.1, SPOKEN))
 
 
@@ -377,11 +386,11 @@ async def test_pauses_of_several_lines_before_the_first_word_add_up(over):
 async def test_a_pause_at_the_start_waits_for_the_engine(over, audio_format):
     """So that a full queue is still an error, and no answer that begins with silence and then breaks."""
     engine = ScriptedEngine(Part(error=Busy("full")))
-    async with over(engine) as room:
-        answer = await room.studio.answer(asked("[pause:2s] " + THREE, format=audio_format))
+    async with over(engine) as setup:
+        answer = await setup.generator.answer(asked("[pause:2s] " + THREE, format=audio_format))
         with pytest.raises(Busy):
             await anext(answer.stream)
-        assert room.kept == []
+        assert setup.kept == []
         await nothing_left(engine)
 
 
@@ -391,8 +400,8 @@ async def test_a_pause_at_the_start_waits_for_the_engine(over, audio_format):
 @pytest.mark.parametrize("limit_ms", [100, 250, 333, 401, 1_200])
 async def test_the_limit_is_exact_and_faded(over, limit_ms):
     engine = ScriptedEngine(Part(level=0.5), Part(level=0.5), Part(level=0.5))
-    async with over(engine) as room:
-        samples = await room.pcm("One is the first.[pause:0]" + THREE, max_audio_ms=limit_ms)
+    async with over(engine) as setup:
+        samples = await setup.pcm("One is the first.[pause:0]" + THREE, max_audio_ms=limit_ms)
         assert len(samples) == limit_ms * RATE_HZ // 1000
         fade = round(0.01 * RATE_HZ)
         if limit_ms != 401:  # that one ends in a gap
@@ -405,8 +414,8 @@ async def test_the_limit_is_exact_and_faded(over, limit_ms):
 
 async def test_an_answer_within_the_limit_is_whole(over):
     engine = ScriptedEngine()
-    async with over(engine) as room:
-        assert len(await room.pcm("One is the first.", max_audio_ms=60_000)) == SPOKEN
+    async with over(engine) as setup:
+        assert len(await setup.pcm("One is the first.", max_audio_ms=60_000)) == SPOKEN
 
 
 @pytest.mark.parametrize(
@@ -414,15 +423,15 @@ async def test_an_answer_within_the_limit_is_whole(over):
 )
 async def test_tempo_and_rate_change_the_number_of_samples(over, speed, rate_hz):
     engine = ScriptedEngine()
-    async with over(engine) as room:
-        samples = await room.pcm(THREE, speed=speed, sample_rate_hz=rate_hz)
+    async with over(engine) as setup:
+        samples = await setup.pcm(THREE, speed=speed, sample_rate_hz=rate_hz)
         assert len(samples) == pytest.approx((3 * SPOKEN + 2 * GAP) / speed * rate_hz / RATE_HZ, abs=2)
 
 
 async def test_an_engine_of_another_rate_is_resampled(over):
     engine = ScriptedEngine(rate_hz=22_050)
-    async with over(engine) as room:
-        samples = await room.pcm("One is the first.")
+    async with over(engine) as setup:
+        samples = await setup.pcm("One is the first.")
         assert len(samples) == pytest.approx(SPOKEN * 24_000 / 22_050, abs=2)
 
 
@@ -431,12 +440,12 @@ async def test_an_engine_of_another_rate_is_resampled(over):
 
 async def test_instructions_are_never_spoken(over):
     engine = ScriptedEngine()
-    async with over(engine) as room:
-        answer = await room.studio.answer(asked("One is the first.", instructions="Whisper this secretly."))
+    async with over(engine) as setup:
+        answer = await setup.generator.answer(asked("One is the first.", instructions="Whisper this secretly."))
         assert answer.ignored == ("instructions",)
         await read(answer)
         assert engine.texts == ["One is the first."]
-        same = await room.studio.answer(asked("One is the first."))
+        same = await setup.generator.answer(asked("One is the first."))
         assert same.hit  # what is ignored does not change the sound
         assert same.ignored == ()
 
@@ -444,9 +453,9 @@ async def test_instructions_are_never_spoken(over):
 @pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "cfg_scale", "language", "conversation_id"])
 async def test_an_extra_that_the_engine_lacks_is_refused(over, name):
     engine = ScriptedEngine(capabilities=Capabilities(parallel=True))
-    async with over(engine) as room:
+    async with over(engine) as setup:
         with pytest.raises(UnsupportedParameter) as error:
-            await room.studio.answer(asked(), extras=frozenset({name}))
+            await setup.generator.answer(asked(), extras=frozenset({name}))
         assert error.value.param == name
         assert "work here: parallel." in error.value.message
         assert engine.events == []
@@ -454,9 +463,9 @@ async def test_an_extra_that_the_engine_lacks_is_refused(over, name):
 
 async def test_an_extra_that_the_engine_has_reaches_it(over):
     engine = ScriptedEngine(capabilities=Capabilities(temperature=True, top_k=True, language=True))
-    async with over(engine) as room:
+    async with over(engine) as setup:
         request = asked("Eins.", sampling=Sampling(temperature=0.0, top_k=4), language="de")
-        answer = await room.studio.answer(request, extras=frozenset({"temperature", "top_k", "language"}))
+        answer = await setup.generator.answer(request, extras=frozenset({"temperature", "top_k", "language"}))
         assert answer.ignored == ()
         await read(answer)
         assert engine.utterances[0].sampling == Sampling(temperature=0.0, top_k=4)
@@ -466,13 +475,13 @@ async def test_an_extra_that_the_engine_has_reaches_it(over):
 async def test_a_stand_in_ignores_what_it_lacks_and_says_so(over):
     """Nobody chose that engine, so what they ask of their own must not fail."""
     engine = ScriptedEngine(capabilities=Capabilities(top_k=True))
-    async with over(engine, fallback=True) as room:
-        assert room.host.is_fallback
+    async with over(engine, fallback=True) as setup:
+        assert setup.manager.is_fallback
         request = asked(
             THREE, sampling=Sampling(0.5, 4, 0.9, 2.0), language="en-GB", instructions="Shout.", model="lost-1b"
         )
         extras = frozenset({"temperature", "top_k", "top_p", "cfg_scale", "language", "conversation_id"})
-        answer = await room.studio.answer(request, extras=extras)
+        answer = await setup.generator.answer(request, extras=extras)
         assert set(answer.ignored) == (extras | {"instructions"}) - {"top_k"}
         await read(answer)
         assert engine.utterances[0].sampling == Sampling(top_k=4)
@@ -486,11 +495,11 @@ async def test_a_stand_in_ignores_what_it_lacks_and_says_so(over):
 @pytest.mark.parametrize("text", ["One is the first.", THREE])
 async def test_the_same_request_is_the_same_bytes_without_the_engine(over, audio_format, text):
     engine = ScriptedEngine(Part(frames=1))  # of which some formats give nothing before the end
-    async with over(engine) as room:
-        first = await room.studio.answer(asked(text, format=audio_format))
+    async with over(engine) as setup:
+        first = await setup.generator.answer(asked(text, format=audio_format))
         data = await read(first)
         begun = len(engine.events)
-        second = await room.studio.answer(asked(text, format=audio_format))
+        second = await setup.generator.answer(asked(text, format=audio_format))
         assert (first.hit, second.hit) == (False, True)
         assert second.size_bytes == len(data)
         assert await read(second) == data
@@ -498,47 +507,47 @@ async def test_the_same_request_is_the_same_bytes_without_the_engine(over, audio
         assert second.seed == first.seed
         assert second.media_type == first.media_type
         assert len(engine.events) == begun
-        assert room.counted('tts_cache_total{result="hit"}') == 1
+        assert setup.counted('tts_cache_total{result="hit"}') == 1
 
 
 async def test_a_random_seed_is_new_each_time_and_never_kept(over):
     engine = ScriptedEngine()
-    async with over(engine) as room:
-        answers = [await room.studio.answer(asked("One is the first."), random_seed=True) for _ in range(3)]
+    async with over(engine) as setup:
+        answers = [await setup.generator.answer(asked("One is the first."), random_seed=True) for _ in range(3)]
         for answer in answers:
             await read(answer)
             assert not answer.hit
         assert len({answer.seed for answer in answers}) == 3
         assert [spoken.seed for spoken in engine.utterances] == [answer.seed for answer in answers]
         assert all(0 <= answer.seed < 2**31 for answer in answers)
-        assert room.kept == []
+        assert setup.kept == []
 
 
 async def test_a_told_seed_is_the_one_that_is_used(over):
     engine = ScriptedEngine()
-    async with over(engine) as room:
-        drawn = await room.studio.answer(asked("One is the first."))
+    async with over(engine) as setup:
+        drawn = await setup.generator.answer(asked("One is the first."))
         await read(drawn)
-        again = await room.studio.answer(asked("One is the first.", seed=drawn.seed))
+        again = await setup.generator.answer(asked("One is the first.", seed=drawn.seed))
         await read(again)
         assert drawn.seed == again.seed == engine.utterances[0].seed == engine.utterances[1].seed
-        assert (await room.studio.answer(asked("One is the first.", seed=0, use_cache=False))).seed == 0
+        assert (await setup.generator.answer(asked("One is the first.", seed=0, use_cache=False))).seed == 0
 
 
 async def test_without_the_cache_nothing_is_read_or_kept(over):
     engine = ScriptedEngine()
-    async with over(engine) as room:
+    async with over(engine) as setup:
         for _ in range(2):
-            answer = await room.studio.answer(asked("One is the first.", use_cache=False))
+            answer = await setup.generator.answer(asked("One is the first.", use_cache=False))
             await read(answer)
             assert not answer.hit
         assert len(engine.utterances) == 2
-        assert room.kept == []
+        assert setup.kept == []
 
 
 async def test_a_cache_that_fails_at_first_keeps_no_half_answer(over, monkeypatch):
     engine = ScriptedEngine()
-    async with over(engine) as room:
+    async with over(engine) as setup:
         mkdir = Path.mkdir
         failures = [OSError(28, "No space left on device")]
 
@@ -548,8 +557,8 @@ async def test_a_cache_that_fails_at_first_keeps_no_half_answer(over, monkeypatc
             mkdir(path, *arguments, **named)
 
         monkeypatch.setattr(Path, "mkdir", fails_once)
-        whole = await room.pcm(THREE)
-        answer = await room.studio.answer(asked(THREE))
+        whole = await setup.pcm(THREE)
+        answer = await setup.generator.answer(asked(THREE))
         assert len(pcm.from_bytes(await read(answer))) == len(whole)
         assert not answer.hit
 
@@ -566,15 +575,15 @@ async def test_a_cache_that_fails_at_first_keeps_no_half_answer(over, monkeypatc
 )
 async def test_only_english_is_read_as_english_but_markup_goes_everywhere(over, text, language, spoken):
     engine = ScriptedEngine(capabilities=Capabilities(language=True))
-    async with over(engine) as room:
-        await room.pcm(text, language=language)
+    async with over(engine) as setup:
+        await setup.pcm(text, language=language)
         assert " ".join(engine.texts) == spoken
 
 
 async def test_a_text_of_endless_pauses_is_refused(over):
-    async with over(ScriptedEngine()) as room:
+    async with over(ScriptedEngine()) as setup:
         with pytest.raises(TextTooLong, match="pauses"):
-            await room.pcm("One. " + "[pause:10s] and. " * 61)
+            await setup.pcm("One. " + "[pause:10s] and. " * 61)
 
 
 # ---- what can't be spoken
@@ -584,33 +593,33 @@ async def test_a_text_of_endless_pauses_is_refused(over):
 @pytest.mark.parametrize("audio_format", ["pcm", "wav", "mp3"])
 async def test_words_without_a_sound_are_an_error(over, part, audio_format):
     engine = ScriptedEngine(part, part)
-    async with over(engine) as room:
-        answer = await room.studio.answer(asked("One is the first.", format=audio_format))
+    async with over(engine) as setup:
+        answer = await setup.generator.answer(asked("One is the first.", format=audio_format))
         with pytest.raises(NothingSpoken):
             await read(answer)
-        assert room.kept == []
+        assert setup.kept == []
         await nothing_left(engine)
 
 
 @pytest.mark.parametrize("part", [Part(level=0.0), Part(frames=0)])
 async def test_what_came_out_silent_is_tried_once_more_with_another_seed(over, part):
     engine = ScriptedEngine(Part(), part, Part(), Part())
-    async with over(engine) as room:
-        sound = await room.pcm("One is the first. Two is the second. Three is the third.")
+    async with over(engine) as setup:
+        sound = await setup.pcm("One is the first. Two is the second. Three is the third.")
         assert engine.texts.count("Two is the second.") == 2
         first, again = (u for u in engine.utterances if u.lines[0].text == "Two is the second.")
         assert first.seed != again.seed
         assert len(sound) > 0
-        assert room.counted('tts_guard_total{rule="retry"}') == 1
+        assert setup.counted('tts_guard_total{rule="retry"}') == 1
         await nothing_left(engine)
 
 
 @pytest.mark.parametrize("text", ["", "  ", "[pause:1s]", " [pause] <break/> "])
 async def test_a_text_of_nothing_is_refused(over, text):
     engine = ScriptedEngine()
-    async with over(engine) as room:
+    async with over(engine) as setup:
         with pytest.raises(EmptyText) as error:
-            await read(await room.studio.answer(asked(text)))
+            await read(await setup.generator.answer(asked(text)))
         assert error.value.param == "input"
         assert engine.events == []
 
@@ -618,9 +627,9 @@ async def test_a_text_of_nothing_is_refused(over, text):
 @pytest.mark.parametrize("text", ["\x00", "\ud83d", "[pause] \x07"])
 async def test_a_text_of_characters_without_a_name_is_refused(over, text):
     engine = ScriptedEngine(Part(level=0.0), Part(level=0.0))
-    async with over(engine) as room:
+    async with over(engine) as setup:
         with pytest.raises(EmptyText):
-            await read(await room.studio.answer(asked(text)))
+            await read(await setup.generator.answer(asked(text)))
         await nothing_left(engine)
 
 
@@ -635,16 +644,16 @@ async def test_a_text_of_characters_without_a_name_is_refused(over, text):
 )
 async def test_marks_alone_are_named(over, text, said):
     engine = ScriptedEngine(*[Part(level=0.0)] * 9)
-    async with over(engine) as room:
+    async with over(engine) as setup:
         with contextlib.suppress(NothingSpoken):
-            await room.pcm(text)
+            await setup.pcm(text)
         assert engine.texts[-1] == said
 
 
 async def test_marks_between_sentences_are_no_failure(over):
     engine = ScriptedEngine(Part(), Part(level=0.0), Part())
-    async with over(engine) as room:
-        samples = await room.pcm("One is the first.\n\n* * *\n\nTwo is the second.", normalize=False)
+    async with over(engine) as setup:
+        samples = await setup.pcm("One is the first.\n\n* * *\n\nTwo is the second.", normalize=False)
         assert engine.texts == ["One is the first.", "* * *", "Two is the second."]
         assert_is(samples, (0.1, SPOKEN), (0.0, 2 * GAP), (0.3, SPOKEN))
 
@@ -660,19 +669,19 @@ async def test_marks_between_sentences_are_no_failure(over):
 )
 async def test_what_is_wrong_is_said_before_the_engine_is_asked(over, changes, error, param):
     engine = ScriptedEngine()
-    async with over(engine) as room:
+    async with over(engine) as setup:
         with pytest.raises(error) as raised:
-            await room.studio.answer(asked(**changes))
+            await setup.generator.answer(asked(**changes))
         assert raised.value.param == param
         assert engine.events == []
 
 
 async def test_no_engine_no_answer(over):
     engine = ScriptedEngine()
-    async with over(engine) as room:
+    async with over(engine) as setup:
         engine.healthy = False
         with pytest.raises(NotReady):
-            await room.studio.answer(asked())
+            await setup.generator.answer(asked())
 
 
 # ---- what goes wrong on the way, and callers who leave
@@ -682,50 +691,50 @@ async def test_no_engine_no_answer(over):
 async def test_an_error_in_a_later_utterance_breaks_the_stream(over, at):
     """After sound went out there is only one way to tell: an answer with a hole is no answer."""
     engine = ScriptedEngine(Part(), Part(error=EngineError("broken"), at=at), Part())
-    async with over(engine) as room:
-        answer = await room.studio.answer(asked(THREE))
+    async with over(engine) as setup:
+        answer = await setup.generator.answer(asked(THREE))
         got = [await anext(answer.stream)]
         with pytest.raises(EngineError, match="broken"):
             got += [data async for data in answer.stream]
         assert len(got[0]) > CHUNK
         assert answer.usage is None
-        assert room.kept == []
+        assert setup.kept == []
         assert "begin 3" not in engine.events
         await nothing_left(engine)
-        assert not (await room.studio.answer(asked(THREE))).hit
+        assert not (await setup.generator.answer(asked(THREE))).hit
 
 
 async def test_closing_the_stream_ends_all_that_was_begun(over):
     for reads in range(6):
         engine = ScriptedEngine(Part(gate=asyncio.Event()) if reads < 2 else Part())
-        async with over(engine) as room:
-            answer = await room.studio.answer(asked(THREE))
+        async with over(engine) as setup:
+            answer = await setup.generator.answer(asked(THREE))
             for _ in range(min(reads, 1) if reads < 2 else reads):
                 await anext(answer.stream)
             await answer.stream.aclose()
             await nothing_left(engine)
-            assert room.kept == []
+            assert setup.kept == []
 
 
 async def test_a_reader_who_is_cancelled_while_waiting_leaves_nothing(over):
     for turns in range(12):
         engine = ScriptedEngine(Part(gate=asyncio.Event()))
-        async with over(engine) as room:
-            reading = asyncio.create_task(read(await room.studio.answer(asked(THREE))))
+        async with over(engine) as setup:
+            reading = asyncio.create_task(read(await setup.generator.answer(asked(THREE))))
             for _ in range(turns):
                 await asyncio.sleep(0)
             reading.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await reading
             await nothing_left(engine)
-            assert room.kept == []
+            assert setup.kept == []
 
 
 async def test_an_encoder_is_not_closed_while_a_thread_is_in_it(over, monkeypatch):
     """FFmpeg's memory would be freed under the running encoder."""
     inside, closed_inside = asyncio.Event(), []
     loop = asyncio.get_running_loop()
-    open_encoder = module.open_encoder
+    open_encoder = output.open_encoder
 
     class Slow:
         def __init__(self, *arguments: Any) -> None:
@@ -733,8 +742,6 @@ async def test_an_encoder_is_not_closed_while_a_thread_is_in_it(over, monkeypatc
             self.busy = False
 
         def encode(self, samples: np.ndarray) -> bytes:
-            import time
-
             self.busy = True
             loop.call_soon_threadsafe(inside.set)
             time.sleep(0.1)
@@ -749,10 +756,10 @@ async def test_an_encoder_is_not_closed_while_a_thread_is_in_it(over, monkeypatc
             closed_inside.append(self.busy)
             self._encoder.close()
 
-    monkeypatch.setattr(module, "open_encoder", Slow)
+    monkeypatch.setattr(output, "open_encoder", Slow)
     engine = ScriptedEngine(Part(chunk=RATE_HZ))  # a second at once: encoded in a thread
-    async with over(engine) as room:
-        reading = asyncio.create_task(read(await room.studio.answer(asked(THREE, format="mp3"))))
+    async with over(engine) as setup:
+        reading = asyncio.create_task(read(await setup.generator.answer(asked(THREE, format="mp3"))))
         await asyncio.wait_for(inside.wait(), 5)
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -766,19 +773,19 @@ async def test_an_encoder_is_not_closed_while_a_thread_is_in_it(over, monkeypatc
 
 async def test_usage_counts_text_and_sound(over):
     engine = ScriptedEngine()
-    async with over(engine) as room:
-        answer = await room.studio.answer(asked(THREE))
+    async with over(engine) as setup:
+        answer = await setup.generator.answer(asked(THREE))
         assert answer.usage is None
         await read(answer)
         seconds = (3 * SPOKEN + 2 * GAP) / RATE_HZ
         assert answer.usage.output_tokens == round(seconds / 0.08)
         assert answer.usage.input_tokens == -(-len(THREE) // 4)
         assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
-        assert room.counted("tts_audio_seconds_total") == pytest.approx(seconds)
-        hit = await room.studio.answer(asked(THREE))
+        assert setup.counted("tts_audio_seconds_total") == pytest.approx(seconds)
+        hit = await setup.generator.answer(asked(THREE))
         assert hit.usage == answer.usage
         await read(hit)
-        assert room.counted("tts_audio_seconds_total") == pytest.approx(seconds)  # made once
+        assert setup.counted("tts_audio_seconds_total") == pytest.approx(seconds)  # made once
 
 
 # ---- over the real offline voice
@@ -791,7 +798,7 @@ async def test_the_offline_voice_speaks_a_text(offline):
     assert len(whole) > 2 * len(short)
     assert 0.05 < float(np.sqrt(np.mean(whole**2))) < 0.3
     await asyncio.sleep(0.05)
-    assert offline.host.load().active_rows == 0
+    assert offline.manager.load().active_rows == 0
 
 
 @pytest.mark.parametrize("text", [".", "?!", "\U0001f600", "123", "Привет", "…"])
@@ -807,21 +814,21 @@ async def test_the_offline_voice_reads_numbers_unless_told_not_to(offline):
 
 
 async def test_the_offline_voice_refuses_a_language_it_does_not_know_with_the_first_bytes(offline):
-    answer = await offline.studio.answer(asked(language="tlh"), extras=frozenset({"language"}))
+    answer = await offline.generator.answer(asked(language="tlh"), extras=frozenset({"language"}))
     with pytest.raises(UnsupportedParameter):
         await anext(answer.stream)
     assert offline.kept == []
 
 
 async def test_leaving_early_frees_the_offline_voice(offline):
-    answer = await offline.studio.answer(asked(THREE * 20))
+    answer = await offline.generator.answer(asked(THREE * 20))
     await anext(answer.stream)
     await answer.stream.aclose()
     for _ in range(100):
-        if offline.host.load() == Load(0, 32, 0, 64):
+        if offline.manager.load() == Load(0, 32, 0, 64):
             break
         await asyncio.sleep(0.01)
-    assert offline.host.load() == Load(0, 32, 0, 64)
+    assert offline.manager.load() == Load(0, 32, 0, 64)
     await nothing_left()
 
 
@@ -830,9 +837,9 @@ async def test_leaving_early_frees_the_offline_voice(offline):
 
 async def test_tags_in_a_text_name_its_speakers(over):
     engine = ScriptedEngine()
-    async with over(engine) as room:
-        await room.pcm("[S1] How are you? [S2] Very well, thanks. [S1] Good to hear.", voice="nova")
-        await room.pcm("[S1] How are you? [S2] Very well, thanks.", voice="onyx+shimmer")
+    async with over(engine) as setup:
+        await setup.pcm("[S1] How are you? [S2] Very well, thanks. [S1] Good to hear.", voice="nova")
+        await setup.pcm("[S1] How are you? [S2] Very well, thanks.", voice="onyx+shimmer")
         voices = [line.voice.id for utterance in engine.utterances for line in utterance.lines]
         assert voices == ["nova", "echo", "nova", "onyx", "shimmer"]
         assert engine.texts == [
@@ -841,15 +848,15 @@ async def test_tags_in_a_text_name_its_speakers(over):
         ]
         for voice in ("onyx+nobody", "nobody", "onyx+"):
             with pytest.raises(UnknownVoice) as caught:
-                await room.studio.answer(asked("[S1] How are you? [S2] Fine.", voice=voice))
+                await setup.generator.answer(asked("[S1] How are you? [S2] Fine.", voice=voice))
             assert caught.value.param == "voice"
 
 
 async def test_tags_inside_a_turn_are_not_spoken(over):
     engine = ScriptedEngine()
-    async with over(engine) as room:
+    async with over(engine) as setup:
         lines = (Line("[S2] How are you?", "nova", 0), Line("Very [S1] well, thanks.", "echo", 1))
-        await read(await room.studio.answer(asked(lines=lines)))
+        await read(await setup.generator.answer(asked(lines=lines)))
         assert engine.texts == ["How are you?", "Very well, thanks."]
 
 
@@ -864,8 +871,8 @@ TALK = (
 
 async def test_a_passage_holds_what_the_engine_takes_at_once(over):
     engine = ScriptedEngine(text=TextPacking(max_passage_chars=60, max_speakers=2))
-    async with over(engine) as room:
-        await read(await room.studio.answer(asked(lines=TALK)))
+    async with over(engine) as setup:
+        await read(await setup.generator.answer(asked(lines=TALK)))
         said = [[(line.voice.id, line.text) for line in utterance.lines] for utterance in engine.utterances]
         assert [[voice for voice, _ in lines] for lines in said] == [["nova", "echo", "nova"], ["onyx", "echo"]]
         assert [text for lines in said for _, text in lines] == [line.text for line in TALK]
@@ -875,13 +882,13 @@ async def test_a_passage_holds_what_the_engine_takes_at_once(over):
 async def test_what_follows_is_spoken_in_rows_that_are_free(over):
     gate = asyncio.Event()
     engine = ScriptedEngine(Part(gate=gate), text=TextPacking(independent=True))
-    async with over(engine) as room:
+    async with over(engine) as setup:
         text = " ".join(f"This is sentence number {word}." for word in ("one", "two", "three", "four", "five", "six"))
-        answer = await room.studio.answer(asked(text))
+        answer = await setup.generator.answer(asked(text))
         reading = asyncio.create_task(read(answer))
         for _ in range(50):
             await asyncio.sleep(0)
-        assert len(engine.utterances) == 1 + module.MAX_AHEAD
+        assert len(engine.utterances) == 1 + lookahead.MAX_AHEAD
         gate.set()
         samples = pcm.from_bytes(await reading)
         levels = [(0.1 * number, SPOKEN) for number in range(1, 7)]
@@ -892,8 +899,8 @@ async def test_what_follows_is_spoken_in_rows_that_are_free(over):
 async def test_no_row_is_taken_that_others_wait_for(over, monkeypatch):
     engine = ScriptedEngine(Part(gate=asyncio.Event()), text=TextPacking(independent=True))
     monkeypatch.setattr(ScriptedEngine, "load", property(lambda self: Load(self.open, 4, 3, 64)))
-    async with over(engine) as room:
-        answer = await room.studio.answer(asked(THREE + THREE))
+    async with over(engine) as setup:
+        answer = await setup.generator.answer(asked(THREE + THREE))
         await anext(answer.stream)
         for _ in range(20):
             await asyncio.sleep(0)
@@ -906,15 +913,15 @@ async def test_sounds_that_an_engine_can_not_make_are_not_read_out(over):
     text = "Well (laughs), I (CLEARS  throat) never (said he) thought so. (applause)"
     for able, left in ((frozenset(), "said he"), (frozenset({"laughs"}), "laughs")):
         engine = ScriptedEngine(text=TextPacking(sounds=able))
-        async with over(engine) as room:
-            await room.pcm(text, normalize=False)
+        async with over(engine) as setup:
+            await setup.pcm(text, normalize=False)
             said = " ".join(engine.texts)
             assert left in said
             assert "throat" not in said
             assert "applause" not in said
             assert ("laughs" in said) is bool(able)
             with pytest.raises(EmptyText):
-                await room.studio.answer(asked("(applause)"))
+                await setup.generator.answer(asked("(applause)"))
 
 
 async def test_voices_that_do_not_fit_together_speak_one_after_another(over):
@@ -925,20 +932,20 @@ async def test_voices_that_do_not_fit_together_speak_one_after_another(over):
     engine = ScriptedEngine(
         text=TextPacking(max_passage_chars=500, max_speakers=2), prompts=PromptLimits(max_prompt_s=10.0), frame_s=0.08
     )
-    async with over(engine) as room:
+    async with over(engine) as setup:
 
         async def of(voice: Voice, _: Any) -> VoicePrompt:
             return prompts[voice.id]
 
-        room.studio._prompts.of = of  # what a store with recordings would give
-        await read(await room.studio.answer(asked(lines=TALK)))
+        setup.generator._prompts.of = of  # what a store with recordings would give
+        await read(await setup.generator.answer(asked(lines=TALK)))
         assert [[line.voice.id for line in utterance.lines] for utterance in engine.utterances] == [
             ["nova", "echo", "nova"],
             ["onyx", "echo"],
         ]
         engine.utterances.clear()
         prompts["echo"] = VoicePrompt("echo", "dac", np.zeros((9, 90), np.int16), "Words.")
-        await read(await room.studio.answer(asked(lines=TALK, format="wav")))
+        await read(await setup.generator.answer(asked(lines=TALK, format="wav")))
         assert [len(utterance.lines) for utterance in engine.utterances] == [1, 1, 1, 1, 1]
 
 
@@ -948,25 +955,27 @@ async def test_one_voice_of_two_speakers_takes_the_room_of_two(over):
         text=TextPacking(max_passage_chars=500, max_speakers=2), prompts=PromptLimits(max_prompt_s=10.0), frame_s=0.08
     )
     lines = (Line("How are you today?", "nova", 0), Line("Very well, thanks.", "nova", 1))
-    async with over(engine) as room:
+    async with over(engine) as setup:
 
         async def of(voice: Voice, _: Any) -> VoicePrompt:
             return VoicePrompt(voice.id, "dac", np.zeros((9, frames[voice.id]), np.int16), "Words.")
 
-        room.studio._prompts.of = of
-        await read(await room.studio.answer(asked(lines=lines)))
+        setup.generator._prompts.of = of
+        await read(await setup.generator.answer(asked(lines=lines)))
         assert [len(utterance.lines) for utterance in engine.utterances] == [1, 1]
         engine.utterances.clear()
         frames["nova"] = 60
-        await read(await room.studio.answer(asked(lines=lines, format="wav")))
+        await read(await setup.generator.answer(asked(lines=lines, format="wav")))
         assert [len(utterance.lines) for utterance in engine.utterances] == [2]
 
 
 @pytest.mark.parametrize(("utf8_bytes", "most"), [(True, 50), (False, 100)])
 async def test_models_take_as_much_of_any_script_as_of_english(over, utf8_bytes, most):
     engine = ScriptedEngine(text=TextPacking(max_chars=100, utf8_bytes=utf8_bytes))
-    async with over(engine) as room:
-        await read(await room.studio.answer(asked("Это длинное предложение на русском языке, " * 9, max_audio_ms=None)))
+    async with over(engine) as setup:
+        await read(
+            await setup.generator.answer(asked("Это длинное предложение на русском языке, " * 9, max_audio_ms=None))
+        )
         sizes = [len(text) for text in engine.texts]
         assert most // 2 < max(sizes) <= most
         assert "".join("".join(engine.texts).split()) == ("Этодлинноепредложениенарусскомязыке," * 9)
@@ -977,25 +986,25 @@ async def test_who_is_ahead_lets_first_sounds_pass_for_a_moment(monkeypatch):
         for _ in range(5):
             await asyncio.sleep(0)
 
-    turns = module._Turns()
-    await turns.light(10.0)  # nobody else is there
-    first, second = turns.began(), turns.began()
-    waiting = asyncio.create_task(turns.light(10.0))
-    first.over()
-    first.over()
+    order = pacing.EncodeOrder()
+    await order.on_loop(10.0)  # nobody else is there
+    first, second = order.begin(), order.begin()
+    waiting = asyncio.create_task(order.on_loop(10.0))
+    first.done()
+    first.done()
     await a_little()
     assert not waiting.done()
-    second.over()
+    second.done()
     await a_little()
     assert waiting.done()
-    turns.began()
-    hurried = asyncio.create_task(turns.light(module.LIGHT_AHEAD_S))  # its own listener has too little left
+    order.begin()
+    hurried = asyncio.create_task(order.on_loop(pacing.ON_LOOP_AHEAD_S))  # its own listener has too little left
     await a_little()
     assert hurried.done()
-    await asyncio.wait_for(turns.light(10.0), 5)  # the first sound does not come: nobody waits for ever
-    monkeypatch.setattr(module, "LONGEST_YIELD_S", 60.0)
-    turns.began()  # and who is not fresh any more is not waited for
-    await asyncio.wait_for(turns.light(10.0), 5)
+    await asyncio.wait_for(order.on_loop(10.0), 5)  # the first sound does not come: nobody waits for ever
+    monkeypatch.setattr(pacing, "MAX_YIELD_S", 60.0)
+    order.begin()  # and who is not fresh any more is not waited for
+    await asyncio.wait_for(order.on_loop(10.0), 5)
 
 
 async def test_a_listener_can_run_dry_only_of_what_there_was_to_hear():
@@ -1004,10 +1013,10 @@ async def test_a_listener_can_run_dry_only_of_what_there_was_to_hear():
             await asyncio.sleep(0.005)
             yield np.zeros(CHUNK, np.float32)
 
-    held_back, heard = module._Clock(), module._Clock()
-    async for _ in held_back.listening(sound()):
-        held_back.made(0.0)  # the stretcher has given nothing yet
+    held_back, heard = pacing.ListenerClock(), pacing.ListenerClock()
+    async for _ in held_back.timed(sound()):
+        held_back.encoded(0.0)  # the stretcher has given nothing yet
     assert held_back.underruns == 0
-    async for _ in heard.listening(sound()):
-        heard.made(0.001)  # and never more
+    async for _ in heard.timed(sound()):
+        heard.encoded(0.001)  # and never more
     assert heard.underruns == 2

@@ -36,7 +36,7 @@ def router(speaking: Speaking, gate: Gate) -> APIRouter:
     @routes.delete("/audio/conversations/{conversation_id}", name="forget_conversation")
     async def forget(conversation_id: str, caller: Request) -> dict[str, object]:
         """Forget what was said under this `conversation_id`."""
-        known = await speaking.studio.forget(conversation_key(caller.state.owner, conversation_id))
+        known = await speaking.generator.forget(conversation_key(caller.state.owner, conversation_id))
         return {"id": conversation_id, "object": "audio.conversation", "deleted": known}
 
     return routes

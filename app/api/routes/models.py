@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from app.api.routes.voices import fresh
 from app.errors import UnknownModel
-from app.generator.speech import MODEL_ALIASES
+from app.generator.resolving import MODEL_ALIASES
 
 if TYPE_CHECKING:
     from app.engines.manager import EngineManager

@@ -10,12 +10,12 @@ from app.api.responses import Detection
 
 if TYPE_CHECKING:
     from app.api.auth import Gate
-    from app.generator.speech import SpeechGenerator
+    from app.audio.detection import WatermarkDetector
 
 DETECT_PATH = "/audio/watermark/detect"
 
 
-def router(studio: SpeechGenerator, gate: Gate) -> APIRouter:
+def router(detector: WatermarkDetector, gate: Gate) -> APIRouter:
     routes = APIRouter(tags=["watermark"], route_class=gate.route("speak"))
 
     @routes.post(DETECT_PATH, operation_id="detect_watermark")
@@ -23,7 +23,7 @@ def router(studio: SpeechGenerator, gate: Gate) -> APIRouter:
         file: Annotated[UploadFile, File(description="A sound file of any common format.")],
     ) -> Detection:
         """Look for the inaudible mark that generated speech can carry (TTS_WATERMARK)."""
-        found = await studio.detect(await file.read())
+        found = await detector.detect(await file.read())
         return Detection(watermarked=found.watermarked, score=round(found.score, 4), seconds=round(found.seconds, 3))
 
     return routes

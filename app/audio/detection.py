@@ -1,0 +1,43 @@
+"""Looks for the watermark in a sound file. Does not depend on HTTP, engines or voices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from app.audio import watermark
+from app.audio.decode import TIME_LIMIT_S
+from app.audio.sandbox import decode_turn
+
+if TYPE_CHECKING:
+    from app.audio.threads import ThreadLimit
+
+MAX_DETECT_S = 300.0  # of a file: detection takes about 3 s for it
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """The result for the first `seconds` of a file. score: 0 to 1; watermarked: the score reaches watermark.FOUND."""
+
+    watermarked: bool
+    score: float
+    seconds: float
+
+
+class WatermarkDetector:
+    """Decodes files in the sandbox and scores them, in threads that `threads` limits. Used from one event loop."""
+
+    def __init__(self, threads: ThreadLimit) -> None:
+        self._threads = threads
+
+    async def detect(self, recording: bytes) -> Detection:
+        """Raises BadReference for a file that can't be decoded, WatermarkMissing without the `watermark` extra."""
+        return await self._threads.run(_detect, recording)
+
+
+def _detect(recording: bytes) -> Detection:
+    decoded = decode_turn(
+        recording, watermark.DETECT_RATE_HZ, max_seconds=MAX_DETECT_S, what="file", time_limit_s=TIME_LIMIT_S
+    )
+    score = watermark.detect(decoded.samples)
+    return Detection(score >= watermark.FOUND, score, decoded.seconds)

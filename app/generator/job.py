@@ -1,0 +1,46 @@
+"""SpeechJob: one request with everything that was looked up for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from app.generator.progress import Progress
+from app.runtime.playback import Playback
+
+if TYPE_CHECKING:
+    from app.engines.protocol import Engine
+    from app.text.script import Pause, Words
+    from app.types import ContextTurn, EngineInfo, SpeechRequest, Voice, VoicePrompt
+
+    ParsedLine = tuple[Words | Pause, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechJob:
+    """A resolved request. The last three fields are filled in only when it is spoken, not when it is cached."""
+
+    request: SpeechRequest  # as the running engine can follow it
+    engine: Engine
+    voices: tuple[Voice, ...]  # one per line
+    parsed_lines: tuple[ParsedLine, ...]  # the lines' texts as words and pauses
+    seed: int
+    cache_key: str
+    ignored: tuple[str, ...] = ()  # names of the request fields that this engine can't follow
+    marked: bool = False  # the audio gets the watermark
+    voice_not_ready: bool = False  # a preset voice has no recording yet and is spoken with a fixed seed
+    progress: Progress = field(default_factory=Progress)
+    playback: Playback = field(default_factory=Playback)
+
+    context: tuple[ContextTurn, ...] = ()  # remembered turns, then those that the caller sent
+    remembered: int = 0  # how many of the context's turns are remembered ones
+    prompts: tuple[VoicePrompt | None, ...] = ()  # one per line
+
+    @property
+    def info(self) -> EngineInfo:
+        return self.engine.info
+
+    def speaker_of(self, line: int) -> int:
+        """The number by which the engine tells this line's speaker from others."""
+        speaker = self.request.lines[line].speaker
+        return self.voices[line].speaker if speaker is None else speaker

@@ -1,0 +1,150 @@
+"""Plans how a request is spoken: text -> words and pauses -> sentences -> utterances that the engine takes.
+
+Each text is parsed once, by `parse_lines`. Normalising and cutting happen while the answer is spoken, so a long text
+does not delay the first audio. Does not depend on HTTP, audio or a particular engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from app.errors import EmptyText, TextTooLong
+from app.text.punctuation import has_words, punctuation_names
+from app.text.script import Pause, parse
+from app.text.sentences import split
+from app.text.writing_systems import script_language
+from app.types import SpokenLine
+
+if TYPE_CHECKING:
+    from app.generator.job import ParsedLine, SpeechJob
+    from app.text.normalizer import Normalizer
+    from app.types import EngineInfo, Line, Voice
+
+# Between the lines of a dialogue, on top of up to 0.2 s of their own silence. People leave about 0.2 s between turns
+# (Stivers et al., PNAS 2009, ten languages): the audible gap is 0.3 to 0.45 s, calm, and longer than between sentences.
+TURN_GAP_S = 0.25
+MAX_PAUSES_S = 600  # of one answer, so that a text of pause tags can't become hours of silence
+IN_THREAD_CHARS = 2_000  # a longer text is normalised in a thread: it takes up to about 0.05 ms a character
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedUtterance:
+    """Lines that go to the engine as one utterance."""
+
+    lines: tuple[SpokenLine, ...]
+
+    @property
+    def text(self) -> str:
+        return " ".join(line.text for line in self.lines)
+
+    def fits(self, line: SpokenLine, info: EngineInfo, *, one_voice: bool) -> bool:
+        """Whether the engine takes this line in the same utterance too. one_voice: allow lines of one voice only."""
+        lines = (*self.lines, line)
+        if one_voice and line.voice != self.lines[0].voice:
+            return False
+        # The engine reads a voice's prompt once for each speaker that has the voice.
+        prompts = {
+            (each.speaker, each.voice.id): each.prompt.codes.shape[1] for each in lines if each.prompt is not None
+        }
+        return (
+            (info.text.continues or sum(_size(each.text, info) + 1 for each in lines) <= info.text.max_passage_chars)
+            and len({(each.speaker, each.voice.id) for each in lines}) <= info.text.max_speakers
+            and (info.prompts.max_prompt_s is None or sum(prompts.values()) * info.frame_s <= info.prompts.max_prompt_s)
+        )
+
+
+def parse_lines(lines: Sequence[Line]) -> tuple[ParsedLine, ...]:
+    """The words and pauses of each line. Raises EmptyText, TextTooLong."""
+    parsed = tuple(tuple(parse(line.text)) for line in lines)
+    parts = [part for line in parsed for part in line]
+    if all(isinstance(part, Pause) for part in parts):
+        raise _nothing_to_speak()
+    if sum(part.seconds for part in parts if isinstance(part, Pause)) > MAX_PAUSES_S:
+        raise TextTooLong(
+            f"The pauses in `input` add up to more than {MAX_PAUSES_S} seconds. Shorten or remove some.", param="input"
+        )
+    return parsed
+
+
+class Planner:
+    """Plans one job: `utterances` yields what the engine speaks, in order."""
+
+    def __init__(self, job: SpeechJob, normalizer: Normalizer) -> None:
+        self._job = job
+        self._normalizer = normalizer
+
+    async def utterances(self) -> AsyncGenerator[PlannedUtterance | Pause]:
+        """The utterances and the pauses between them; an utterance holds as many lines as the engine takes."""
+        job = self._job
+        one_voice = job.request.conversation is not None  # each remembered turn has codes of its own
+        utterance: PlannedUtterance | None = None
+        async for part in self._lines():
+            if utterance is not None and (
+                isinstance(part, Pause)
+                or job.request.parallel
+                or not utterance.fits(part, job.info, one_voice=one_voice)
+            ):
+                yield utterance
+                utterance = None
+            if isinstance(part, Pause):
+                yield part
+            else:
+                utterance = PlannedUtterance((*(utterance.lines if utterance else ()), part))
+        if utterance is not None:
+            yield utterance
+
+    async def _lines(self) -> AsyncGenerator[SpokenLine | Pause]:
+        """The sentences and pauses of all lines, with a gap between lines for engines that speak them apart."""
+        job, progress = self._job, self._job.progress
+        adds_gaps = job.request.parallel or not (job.info.text.continues or job.info.text.max_passage_chars > 0)
+        texts_left = sum(not isinstance(part, Pause) for parts in job.parsed_lines for part in parts)
+        any_spoken = any_words = False
+        for number, parts in enumerate(job.parsed_lines):
+            voice, speaker, prompt = job.voices[number], job.speaker_of(number), job.prompts[number]
+            line_begun = False
+            for part in parts:
+                if isinstance(part, Pause):
+                    yield part
+                    continue
+                sentences = await self._sentences(part.text, voice)
+                texts_left -= 1
+                progress.line_of_sentence += [number] * len(sentences)
+                progress.all_planned = not texts_left
+                for sentence in sentences:
+                    if adds_gaps and any_spoken and not line_begun:
+                        yield Pause(TURN_GAP_S)
+                    any_spoken = line_begun = True
+                    any_words = any_words or has_words(sentence)
+                    yield SpokenLine(sentence, speaker, voice, prompt)
+        if not any_words:  # a text like "?!": speak the names of its marks
+            texts = [part.text for parts in job.parsed_lines for part in parts if not isinstance(part, Pause)]
+            marks = punctuation_names(" ".join(texts))
+            if not marks:
+                raise _nothing_to_speak()
+            progress.line_of_sentence.append(0)
+            yield SpokenLine(marks, job.speaker_of(0), job.voices[0], job.prompts[0])
+
+    async def _sentences(self, text: str, voice: Voice) -> list[str]:
+        """The text normalised and cut into pieces that the engine takes."""
+        info, request = self._job.info, self._job.request
+        language = request.language or script_language(text) or voice.language
+        english = language.lower().startswith("en")
+
+        def cut() -> list[str]:
+            words = self._normalizer.normalize(text, english=english) if request.normalize else text
+            size = _size(words, info)
+            return split(words, max(1, info.text.max_chars * len(words) // size) if size else 1)
+
+        return await asyncio.to_thread(cut) if len(text) > IN_THREAD_CHARS else cut()
+
+
+def _size(text: str, info: EngineInfo) -> int:
+    """How much of the engine's length limits a text takes."""
+    return len(text.encode("utf-8", "replace")) if info.text.utf8_bytes else len(text)
+
+
+def _nothing_to_speak() -> EmptyText:
+    return EmptyText("`input` contains nothing that can be spoken. Send a text with words.", param="input")

@@ -1,0 +1,240 @@
+"""Resolves a request for the running engine: model, voices, parameters, seed and cache key. Speaks nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from app import __version__
+from app.audio import watermark
+from app.audio.encoders import check_rate
+from app.errors import BadReference, UnknownModel, UnknownVoice, UnsupportedParameter
+from app.generator.job import SpeechJob
+from app.generator.planning import parse_lines
+from app.generator.preset_voices import seed_of
+from app.generator.prompts import check_speakable
+from app.runtime.playback import Playback
+from app.text.nonverbal import remove_unsupported_sounds
+from app.text.script import SPEAKER_TAG, split_speakers
+from app.types import Line
+from app.voices import enhancement
+from app.voices.presets import DEFAULT_VOICE, NO_VOICE
+
+if TYPE_CHECKING:
+    from app.audio.watermark import Watermark
+    from app.engines.manager import EngineManager
+    from app.generator.preset_voices import PresetVoiceMaker
+    from app.types import EngineInfo, SpeechRequest, Voice
+    from app.voices.store import VoiceStore
+
+MODEL_ALIASES = (
+    "tts-1",
+    "tts-1-1106",
+    "tts-1-hd",
+    "tts-1-hd-1106",
+    "gpt-4o-mini-tts",
+    "gpt-4o-mini-tts-2025-03-20",
+    "gpt-4o-mini-tts-2025-12-15",
+)
+# Voices for speakers of a script that the caller named no voice for; each is unlike the one before it.
+OTHER_SPEAKERS = ("echo", "nova", "onyx", "shimmer", "fable", "sage", "ash", "coral", "ballad")
+
+
+class RequestResolver:
+    """Turns a validated request into a SpeechJob. Used from one event loop."""
+
+    def __init__(
+        self,
+        manager: EngineManager,
+        voices: VoiceStore,
+        watermark_scope: Watermark,
+        *,
+        enhance: bool,
+        preset_voices: PresetVoiceMaker | None,
+    ) -> None:
+        """enhance: for requests that do not set it. preset_voices: makes recordings that are missing."""
+        self._manager = manager
+        self._voices = voices
+        self._watermark = watermark_scope
+        self._enhance = enhance
+        self._preset_voices = preset_voices
+        self._random = random.SystemRandom()
+
+    async def resolve(self, request: SpeechRequest, extras: frozenset[str], *, random_seed: bool) -> SpeechJob:
+        """Everything that the request means on the running engine. Raises RequestError, NotReady.
+
+        extras: the names of the fields beyond OpenAI's that the caller set. random_seed: draw a new seed.
+        """
+        self._check_model(request.model)
+        if self._voices.stale:
+            await asyncio.to_thread(self._voices.refresh)
+        request = self._split_by_speaker(request)
+        self._voices_of(request)  # an unknown voice is an error even while the engine starts
+        engine = self._manager.engine()
+        info = engine.info
+        request, ignored = self._supported(request, info, extras | ({"context"} if request.context else set()))
+        voices = await self._ready_voices(request)
+        for voice in voices:
+            check_speakable(voice, info, stands_in=self._manager.is_fallback)
+        # A voice's name and its id mean one voice: the same seed and the same cache key.
+        lines = tuple(
+            replace(line, voice=voice.id, text=remove_unsupported_sounds(line.text, info.text.sounds))
+            for line, voice in zip(request.lines, voices, strict=True)
+        )
+        request = replace(request, lines=lines)
+        check_rate(request.format, request.sample_rate_hz)
+        parsed_lines = parse_lines(request.lines)
+
+        if random_seed:
+            request = replace(request, seed=self._random.getrandbits(31), use_cache=False)
+        if request.enhance is None:
+            request = replace(request, enhance=self._enhance)
+        if request.conversation is not None:
+            request = replace(request, use_cache=False)  # the same words again are another turn
+        not_ready = [voice for voice in voices if voice.kind == "preset" and not voice.recorded]
+        voice_not_ready = bool(not_ready) and info.can_clone
+        if voice_not_ready:
+            seed = seed_of(not_ready[0].id) if request.seed is None else request.seed
+            request = replace(request, use_cache=False, seed=seed)
+        marked = self._watermark.marks(voices)
+        # What else the samples depend on, and what else the bytes depend on.
+        samples_key = (__version__, info.fingerprint, *(voice.digest for voice in voices))
+        finish_key = (enhancement.VERSION if request.enhance else "", watermark.VERSION if marked else "")
+        return SpeechJob(
+            request,
+            engine,
+            voices,
+            parsed_lines,
+            seed=request.content_seed(*samples_key) if request.seed is None else request.seed,
+            cache_key=request.digest(*samples_key, *finish_key),
+            ignored=ignored,
+            marked=marked,
+            voice_not_ready=voice_not_ready,
+            playback=Playback(tempo=request.speed),
+        )
+
+    def _check_model(self, model: str) -> None:
+        if model not in MODEL_ALIASES and model not in self._manager.model_ids:
+            raise UnknownModel(
+                f"The model `{model[:80]}` does not exist or is not running here. This server runs "
+                f"`{self._manager.model_ids[-1]}`; see GET /v1/models.",
+                param="model",
+            )
+
+    # ---- voices
+
+    def _split_by_speaker(self, request: SpeechRequest) -> SpeechRequest:
+        """The request with a line for each speaker's turn where a text has speaker tags ([S1], [S2]).
+
+        Speakers get the voices that `voice` joins by "+", then others that are easy to tell apart. A line that has a
+        speaker number or no voice of its own keeps one speaker and loses its tags. Raises UnknownVoice.
+        """
+        lines: list[Line] = []
+        for line in request.lines:
+            if not SPEAKER_TAG.search(line.text):
+                lines.append(line)
+                continue
+            spoken = split_speakers(line.text)
+            if line.speaker is not None or line.voice == NO_VOICE.id:
+                lines.append(replace(line, text=" ".join(text for _, text in spoken)))
+                continue
+            voices = self._voices_for_speakers(line.voice, max((speaker for speaker, _ in spoken), default=0) + 1)
+            lines += [Line(text, voices[speaker], speaker) for speaker, text in spoken] or [Line("", voices[0])]
+        return replace(request, lines=tuple(lines))
+
+    def _voices_for_speakers(self, requested: str, speakers: int) -> list[str]:
+        """A voice for each speaker of a script. Raises UnknownVoice."""
+        named = [requested]
+        if "+" in requested:
+            try:
+                self._voices.get(requested)
+            except UnknownVoice:
+                named = requested.split("+")
+        for name in named:
+            self._voices.get(name)
+        others = [name for name in OTHER_SPEAKERS if name not in named]
+        return [*named, *others, *named][:speakers]
+
+    async def _ready_voices(self, request: SpeechRequest) -> tuple[Voice, ...]:
+        """The voices, after a wait for preset voices whose recordings are being made."""
+        if self._preset_voices is not None:
+            await self._preset_voices.wait_for([voice.id for voice in self._voices_of(request) if not voice.recorded])
+        return self._voices_of(request)
+
+    def _voices_of(self, request: SpeechRequest) -> tuple[Voice, ...]:
+        """One voice per line. Raises UnknownVoice."""
+        voices = []
+        for index, line in enumerate(request.lines):
+            try:
+                voices.append(NO_VOICE if line.voice == NO_VOICE.id else self._voices.get(line.voice))
+            except UnknownVoice as error:
+                if len(request.lines) > 1:
+                    error.param = f"turns.{index}.voice"
+                raise
+        return tuple(voices)
+
+    # ---- parameters
+
+    def _supported(
+        self, request: SpeechRequest, info: EngineInfo, extras: frozenset[str]
+    ) -> tuple[SpeechRequest, tuple[str, ...]]:
+        """The request without the fields that this engine can't follow, and the names of these fields.
+
+        An unsupported extra is an error if the operator chose this engine; a fallback engine ignores it. `speaker_id`
+        only says whose earlier turns the engine continues, so it is never an error.
+        """
+        ignored = []
+        if request.instructions and not info.capabilities.instructions:
+            ignored.append("instructions")
+            request = replace(request, instructions=None)
+        if request.parallel and not info.capabilities.parallel:
+            ignored.append("parallel")
+            request = replace(request, parallel=False)
+        for name in sorted(name for name in extras if not info.capabilities.supports(name)):
+            if not self._manager.is_fallback and name != "speaker_id":
+                check_extra(name, info)
+            ignored.append(name)
+        request = _without(request, ignored)
+        _check_context_length(request, info)
+        return request, tuple(ignored)
+
+
+def check_extra(name: str, info: EngineInfo) -> None:
+    """Raises UnsupportedParameter if the engine can't follow this field."""
+    if not info.capabilities.supports(name):
+        supported = ", ".join(info.capabilities.names) or "none"
+        raise UnsupportedParameter(
+            f"The {info.id} engine does not support `{name}`. Leave it out, or run an engine that supports it. "
+            f"Engine parameters that work here: {supported}.",
+            param=name,
+        )
+
+
+def _without(request: SpeechRequest, ignored: list[str]) -> SpeechRequest:
+    """The request as if the caller had not set these fields."""
+    cleared = {name: None for name in ("temperature", "top_k", "top_p", "cfg_scale") if name in ignored}
+    if cleared:
+        request = replace(request, sampling=replace(request.sampling, **cleared))
+    if "language" in ignored:
+        request = replace(request, language=None)
+    if "conversation_id" in ignored:
+        request = replace(request, conversation=None)
+    if "speaker_id" in ignored:
+        request = replace(request, lines=tuple(replace(line, speaker=0) for line in request.lines))
+    if "context" in ignored:  # no recording shows a voice: the default voice speaks
+        lines = (replace(x, voice=DEFAULT_VOICE) if x.voice == NO_VOICE.id else x for x in request.lines)
+        request = replace(request, context=(), lines=tuple(lines))
+    return request
+
+
+def _check_context_length(request: SpeechRequest, info: EngineInfo) -> None:
+    """Raises BadReference."""
+    context_s = sum(turn.reference.seconds for turn in request.context)
+    if info.prompts.max_context_s is not None and context_s > info.prompts.max_context_s:
+        raise BadReference(
+            f"The recordings in `context` are {context_s:.0f} s long together; the {info.id} engine takes at most "
+            f"{info.prompts.max_context_s:.0f} s. Leave out the oldest turns.",
+            param="context",
+        )
