@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from app.engines.dia.runner import CHUNK_FRAMES, FIRST_FRAMES, DiaRunner
+from app.engines.dia.decoding import CHUNK_FRAMES, FIRST_FRAMES
+from app.engines.dia.runner import DiaRunner
 from app.nn.kernels.choice import TORCH, candidates
 from app.nn.transformer import Block
 from app.types import Sampling, SpokenLine, Utterance, Voice

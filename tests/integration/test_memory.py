@@ -13,6 +13,7 @@ import pytest
 from app import wiring
 from app.audio import pcm
 from app.engines.csm import runner as csm_runner
+from app.engines.csm.limits import Guards
 from app.engines.registry import EngineSpec
 from app.types import Capabilities, PromptLimits, Reference
 from app.voices.store import VoiceStore
@@ -46,7 +47,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[Utterance]:
         admit(self, row, utterance)
 
     monkeypatch.setattr(csm_runner.CsmRunner, "admit", note)
-    monkeypatch.setattr(csm_runner.Guards, "limit", lambda *_: FRAMES)
+    monkeypatch.setattr(Guards, "limit", lambda *_: FRAMES)
     return taken
 
 

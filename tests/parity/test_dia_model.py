@@ -12,9 +12,9 @@ import torch
 from app.engines.dia.checkpoint import weights_of
 from app.engines.dia.config import DiaConfig, read_config
 from app.engines.dia.delay import DelayPattern
+from app.engines.dia.guidance import DEFAULTS, Guided, pick
 from app.engines.dia.model import DiaModel
 from app.engines.dia.prompt import text_ids
-from app.engines.dia.runner import DEFAULTS, Guided, pick
 from app.runtime.sampling import ReferenceNoise, SamplingParams
 from app.weights.tensors import open_checkpoints
 from tests.support import dia_oracle as oracle

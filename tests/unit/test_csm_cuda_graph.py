@@ -19,10 +19,10 @@ import pytest
 import torch
 
 from app.engines.csm.config import parse_config
-from app.engines.csm.cuda_graph import CsmCudaGraph
-from app.engines.csm.cuda_graph import _BucketKey as BucketKey
+from app.engines.csm.cuda_graph import BucketKey, CsmCudaGraph
+from app.engines.csm.limits import Guards
 from app.engines.csm.model import CsmModel
-from app.engines.csm.runner import CsmRunner, Guards
+from app.engines.csm.runner import CsmRunner
 from app.nn.kernels.choice import TORCH, compiled_kernels
 from app.nn.kv_cache import KVCache
 from app.nn.mimi.config import read_mimi_config
@@ -172,10 +172,7 @@ def test_numbers_that_go_wrong_are_one_rows_affair(folder: Path, record: bool) -
     driver.start(1, speech("This one breaks.", 3, 30))
     for _ in range(4):
         driver.turn()
-    if some._frames is not None:
-        some._frames._next[1] = math.nan
-    else:
-        some._next[1] = math.nan
+    some._next[1] = math.nan
     driver.finish()
     assert driver.non_finite == [1]
     assert len(driver.codes[1]) < 10
@@ -213,7 +210,7 @@ def test_nothing_is_asked_of_the_host(fast_path: bool) -> None:
     frames = on_meta("tiny", 8)
     with torch.inference_mode():
         for rows in (1, 4, 8):
-            assert operations(lambda n=rows: frames._frame(n, BucketKey(512, fast_path=fast_path), TORCH)) > 1000  # type: ignore[misc]
+            assert operations(lambda n=rows: frames.advance(n, BucketKey(512, fast_path=fast_path), TORCH)) > 1000  # type: ignore[misc]
 
 
 def test_the_check_would_see_it() -> None:
@@ -267,7 +264,7 @@ def test_the_faster_kernels_are_taken(folder: Path) -> None:
     sluggish = dataclasses.replace(TORCH, name="triton", gate=slow)
     some = make(folder, recorder=GraphCapture(CPU), kernels=(sluggish, TORCH))
     assert dict(some.setup)["kernels"] == "torch"
-    assert set(some._frames.timed) == {"torch", "triton"}  # type: ignore[union-attr]
+    assert set(some._graph.steps.kernel_seconds) == {"torch", "triton"}  # type: ignore[union-attr]
     assert np.array_equal(alone(some, REQUESTS[0]), alone(make(folder), REQUESTS[0]))
 
 

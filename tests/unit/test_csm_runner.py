@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from app.engines.csm.limits import Guards
 from app.engines.csm.loading import load_runner
-from app.engines.csm.runner import CsmRunner, Guards
+from app.engines.csm.runner import CsmRunner
 from app.errors import BadReference, TextTooLong
 from app.types import ContextTurn, Reference, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
 from bench.fabricate import fabricate_csm
@@ -144,7 +145,7 @@ def test_a_kept_voice_is_the_voice_read_anew(folder: Path) -> None:
         "Said with a voice.", prompt=prompt(runner), context=(ContextTurn(1, "Well?", codes_of(runner, 5, 9)),)
     )
     first = alone(runner, request)
-    assert len(runner._prefixes) == 1
+    assert len(runner._prefill.prefixes) == 1
     read: list[int] = []
     model_read = runner.model.read
     runner.model.read = lambda x, *rest: (read.append(len(x)), model_read(x, *rest))[1]  # type: ignore[method-assign]
@@ -154,7 +155,7 @@ def test_a_kept_voice_is_the_voice_read_anew(folder: Path) -> None:
     assert np.array_equal(alone(nobody, request), first)
     other = dataclasses.replace(request, lines=(dataclasses.replace(request.lines[0], prompt=prompt(runner, seed=2)),))
     assert not np.array_equal(alone(runner, other), first)
-    assert len(runner._prefixes) == 2
+    assert len(runner._prefill.prefixes) == 2
 
 
 @pytest.mark.parametrize("piece", [1, 5, 500])
@@ -242,7 +243,7 @@ def test_the_context_begins_anew_before_it_ends(tmp_path: Path) -> None:
     assert max(positions) <= runner.config.max_positions
     assert min(positions) >= state.base
     assert sum(after < before for before, after in itertools.pairwise(positions)) >= 2
-    assert spoken == sum(runner._limit(state, line) for line in range(6))
+    assert spoken == sum(runner._limits.line_limit(state, line) for line in range(6))
 
 
 def test_ends_at_max_seconds(runner: CsmRunner) -> None:

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from app.engines.dia.config import parse_config
-from app.engines.dia.cuda_graph import DiaCudaGraph
-from app.engines.dia.cuda_graph import _BucketKey as BucketKey
+from app.engines.dia.cuda_graph import BucketKey, DiaCudaGraph
 from app.engines.dia.delay import DelayPattern
+from app.engines.dia.limits import Guards
 from app.engines.dia.model import DiaModel
-from app.engines.dia.runner import DiaRunner, Guards
+from app.engines.dia.runner import DiaRunner
 from app.nn.kernels.choice import TORCH
 from app.runtime.cuda_graphs import GraphCapture
 from app.types import Sampling
@@ -128,11 +128,11 @@ def test_numbers_that_go_wrong_are_one_rows_affair(folder: Path, record: bool) -
 def test_nothing_is_asked_of_the_host(fast_path: bool, release: str) -> None:
     config = parse_config(dia_config(SHAPES["tiny"]) if release == "0626" else dia_config_v01(SHAPES["tiny"]))
     model = DiaModel(config, device=META, dtype=torch.bfloat16)
-    cache = model.cache(8, together=True, spare=1)
+    cache = model.cache(8, batched=True, scratch=1)
     frames = DiaCudaGraph(model, cache, DelayPattern(config, 8, META), rows=8, burst=2)
     with torch.inference_mode():
         for rows in (1, 4, 8):
-            assert operations(lambda n=rows: frames._advance(n, BucketKey(64, 64, fast_path), TORCH)) > 100  # type: ignore[misc]
+            assert operations(lambda n=rows: frames.advance(n, BucketKey(64, 64, fast_path), TORCH)) > 100  # type: ignore[misc]
 
 
 def test_without_memory_for_many_rows_it_starts_with_fewer(folder: Path, plain: DiaRunner) -> None:

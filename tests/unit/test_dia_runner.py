@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from app.engines.dia.decoding import CHUNK_FRAMES, FIRST_FRAMES
+from app.engines.dia.limits import Guards
 from app.engines.dia.loading import engine_of, load_runner
-from app.engines.dia.runner import CHUNK_FRAMES, FIRST_FRAMES, DiaRunner, Guards
+from app.engines.dia.runner import DiaRunner
 from app.errors import BadReference, EmptyText, TextTooLong, TooManySpeakers
 from app.nn.kv_cache import CrossKVCache
 from app.settings import Settings
@@ -233,7 +235,7 @@ def test_too_long(folder: Path, runner: DiaRunner) -> None:
     with pytest.raises(BadReference, match="shorter recordings"):
         runner.admit(0, speech("Hi.", prompt=prompt(3056)))
     runner.admit(0, speech("Hi.", frames=9999, prompt=prompt(3050)))
-    assert runner._rows[0].frames == 6
+    assert runner._rows[0].max_frames == 6
 
 
 def test_whatever_the_studio_puts_into_one_passage_fits(folder: Path, tmp_path: Path) -> None:
@@ -244,7 +246,7 @@ def test_whatever_the_studio_puts_into_one_passage_fits(folder: Path, tmp_path: 
     text = ("so it is - " * 20)[: info.text.max_passage_chars // 2 - 2] + "\u2014"
     lines = (SpokenLine(text, 0, VOICE, prompt(frames, 1)), SpokenLine(text, 1, OTHER, prompt(frames, 2)))
     guarded.admit(0, Utterance(lines, Sampling(), 1, 250.0))
-    assert guarded._rows[0].frames > 0
+    assert guarded._rows[0].max_frames > 0
 
 
 def test_to_the_last_position(runner: DiaRunner) -> None:
@@ -321,6 +323,11 @@ def test_the_first_release_has_its_own_defaults(tmp_path: Path) -> None:
     runner = make(fabricate_dia(tmp_path, layout_name="nari", release="v0.1"))
     assert runner.config.release == "v0.1"
     runner.admit(0, speech("Hi.", sampling=Sampling(top_p=0.8)))
-    how = runner._rows[0].how
-    assert (how.params.temperature, how.params.top_k, how.params.top_p, how.cfg_scale) == (1.3, 35, 0.8, 3.0)
+    guided = runner._rows[0].guided
+    assert (guided.params.temperature, guided.params.top_k, guided.params.top_p, guided.cfg_scale) == (
+        1.3,
+        35,
+        0.8,
+        3.0,
+    )
     assert alone(runner, REQUESTS[1]).shape == (22, 9)

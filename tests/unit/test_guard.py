@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from app.audio.guard import LATE_SILENCE_S, LONG_SILENCE_S, REPEATED_S, SLOW_CHARS_PER_S, LineGuard, Rule
+from app.engines.csm.limits import Guards
 from app.engines.csm.loading import load_runner
-from app.engines.csm.runner import CsmRunner, Guards
+from app.engines.csm.runner import CsmRunner
 from app.types import Sampling, SpokenLine, Utterance, Voice
 from bench.fabricate import fabricate_csm
 
@@ -82,7 +83,7 @@ def speak(runner: CsmRunner, *texts: str, most: int = 400, temperature: float = 
         if result.ended[0]:
             break
         if result.silent is None or not result.silent[0]:
-            runner.sound([0], result.codes)
+            runner.decode([0], result.codes)
             frames.append(result.codes[0])
     runner.release(0)
     return frames

@@ -1,25 +1,25 @@
-"""CSM's frame as one fixed piece of work for the first n rows, so that it can be recorded and replayed.
+"""CSM's frame as one CUDA graph: one fixed piece of work for the first n rows, captured once and replayed.
 
-One call is: the rows' next inputs, backbone, first code, depth decoder, EOS rules, what is read next, a frame of sound.
-All inputs lie on the device (`CsmCudaGraph`), so neither side waits: the host reads the results of one call while the
-next one runs. A row that is not active is computed with the others, and its state does not change.
+One launch computes, for each row: its next input, the backbone, the first code, the depth decoder, the EOS rules, the
+input of the next frame, and one frame of Mimi samples. All inputs are on the device, so the host reads the results of
+one launch while the next one runs. A row that is not active is computed with the others, and its state does not change.
 
-Calls are recorded by how many rows they cover and how far back they look; a batch takes the smallest that holds it.
+Steps are captured by how many rows they cover and how far back attention looks. A batch uses the smallest that fits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from app.engines.shared.step_graph import StepGraph
 from app.nn.kernels.choice import TORCH, Kernels
-from app.runtime.cuda_graphs import GraphBuckets, PinnedDoubleBuffer, at_least, doublings, fastest, upload
+from app.runtime.cuda_graphs import PinnedDoubleBuffer, at_least, doublings
 from app.runtime.sampling import draw, exponential_noise
 
 if TYPE_CHECKING:
@@ -28,42 +28,39 @@ if TYPE_CHECKING:
     from app.engines.csm.model import CsmModel
     from app.nn.kv_cache import DepthKVCache, KVCache
     from app.nn.mimi.model import MimiDecoder
-    from app.runtime.cuda_graphs import Body, GraphCapture
+    from app.runtime.cuda_graphs import GraphCapture
     from app.runtime.sampling import SamplingParams
     from app.types import Codes
 
-FIRST_LENGTH = 256  # positions that the shortest recorded call looks back over
+FIRST_LENGTH = 256  # positions that the shortest captured step looks back over
 
-_POSITION, _DRAWS, _SEED, _LEFT, _MIN_FRAMES_LEFT, _TOP_K = range(6)
-_ACTIVE, _SOUNDED, _EARLY_EOS, _NON_FINITE = range(4)
+# Columns of a row's integers, and of its flags.
+_POSITION, _DRAWS, _SEED, _FRAMES_LEFT, _MIN_FRAMES_LEFT, _TOP_K = range(6)
+_ACTIVE, _AUDIBLE, _EARLY_EOS, _NON_FINITE = range(4)
 
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """What one call gave, for the rows it covered, each (n, ...) on the host.
-
-    went: the row was one of those that went on; sounded: it made sound (codes and samples hold it); early: its line
-    would have ended before it had begun; wrong: its numbers are not finite any more.
-    """
+    """Results of one launch for the rows it covered, each (n, ...) on the host."""
 
     codes: Codes
     samples: NDArray[np.float32]
-    active: NDArray[np.bool_]
-    sounded: NDArray[np.bool_]
-    early_eos: NDArray[np.bool_]
-    non_finite: NDArray[np.bool_]
+    active: NDArray[np.bool_]  # the launch advanced the row
+    audible: NDArray[np.bool_]  # the frame is speech: codes and samples are to be used
+    early_eos: NDArray[np.bool_]  # the guard suppressed an EOS in the line's first frames
+    non_finite: NDArray[np.bool_]  # the row's logits are NaN or infinite
 
 
 @dataclass(frozen=True, slots=True)
-class _BucketKey:
-    """How far back a call looks, and whether it is for common knobs only; that for all looks all the way."""
+class BucketKey:
+    """How far back attention looks, and whether all rows sample on the fast path (see runtime/sampling.py)."""
 
     length: int
     fast_path: bool
 
 
 class CsmCudaGraph:
-    """What stands for each row on the device, and the calls that advance it. One thread."""
+    """Per-row state on the device, and the captured steps that advance it. One thread."""
 
     def __init__(
         self,
@@ -75,114 +72,98 @@ class CsmCudaGraph:
         *,
         kernels: Sequence[Kernels] = (TORCH,),
     ) -> None:
-        """inputs (rows, D): what each row reads next. kernels: the sets that may be taken; `record` takes the
-        fastest."""
+        """inputs (rows, D): each row's next input. kernels: the candidates; `capture` selects the fastest."""
         c, device, rows = model.config, model.device, len(inputs)
         self._next = inputs
-        self._kernels = kernels[0]
-        self._sets: dict[str, Kernels] = {some.name: some for some in kernels}
-        self.timed: dict[str, float] = {}  # seconds of one row's frame, by the name of the set
         self._model, self._decoder, self._cache, self._depth_cache = model, decoder, cache, depth_cache
         self._lengths = doublings(min(FIRST_LENGTH, c.max_positions), c.max_positions)
-        self._anyhow = _BucketKey(self._lengths[-1], fast_path=False)
-        keys = (self._anyhow, *(_BucketKey(length, fast_path=True) for length in reversed(self._lengths)))
-        self._calls = GraphBuckets(rows, keys)
-        self._numbers = torch.zeros(rows, 6, dtype=torch.int64, device=device)
-        self._params = torch.ones(rows, 2, device=device)  # temperature, top_p
-        self._asked = torch.zeros(rows, dtype=torch.bool, device=device)  # rows that the present call is to advance
+        self._full_key = BucketKey(self._lengths[-1], fast_path=False)  # fits every batch
+        keys = (self._full_key, *(BucketKey(length, fast_path=True) for length in reversed(self._lengths)))
+        # Floats of a row: temperature, top_p.
+        self.steps = StepGraph[BucketKey](rows, keys, integers=6, floats=2, kernels=kernels, device=device)
         self._codes = torch.zeros(rows, c.codebooks, dtype=torch.int16, device=device)
         self._samples = torch.zeros(rows, decoder.config.frame_samples, device=device)
         self._flags = torch.zeros(rows, 4, dtype=torch.bool, device=device)
-        self._mirror = PinnedDoubleBuffer(self._codes, self._samples, self._flags)
+        self._on_host = PinnedDoubleBuffer(self._codes, self._samples, self._flags)
 
-    @property
-    def rows(self) -> int:
-        """As many as are advanced together at most."""
-        return self._calls.rows
+    def capture(self, recorder: GraphCapture) -> None:
+        """Select the fastest kernels and capture all steps; `steps.rows` is what fits into memory.
 
-    @property
-    def kernels(self) -> str:
-        """The name of the set that was taken."""
-        return self._kernels.name
-
-    # ---- recording
-
-    def record(self, recorder: GraphCapture) -> None:
-        """Take the set of kernels that makes one row's frame fastest, and record all calls; `rows` is what memory
-        suffices for. Raises torch.OutOfMemoryError where that is not one."""
-        shortest = _BucketKey(self._lengths[0], fast_path=True)
-        self._kernels, self.timed = fastest(self._sets, partial(self._body, 1, shortest), self._model.device)
-        self._calls.record(recorder, partial(self._body, kernels=self._kernels))
-        for row in range(self.rows):  # recording has run on zeros
+        Raises torch.OutOfMemoryError where not even one row fits.
+        """
+        self.steps.capture(recorder, self.advance, BucketKey(self._lengths[0], fast_path=True))
+        for row in range(self.steps.rows):  # capturing has run on zeros
             self._decoder.reset(row)
 
-    def _body(self, count: int, key: _BucketKey, kernels: Kernels) -> Body:
-        @torch.inference_mode()
-        def body() -> None:
-            self._frame(count, key, kernels)
-
-        return body
-
-    # ---- the rows
-
-    def place(
-        self, row: int, params: SamplingParams, *, position: int, draws: int, seed: int, left: int, min_frames_left: int
+    def start(
+        self,
+        row: int,
+        params: SamplingParams,
+        *,
+        position: int,
+        draws: int,
+        seed: int,
+        frames_left: int,
+        min_frames_left: int,
     ) -> None:
-        """What the row does next: read its input at `position`, say up to `left` frames, not end in the first `young`.
+        """Let the row read its next input at `position` and speak up to `frames_left` frames.
 
-        draws: its noise counter; seed: an int64.
+        draws: its noise counter. seed: an int64. min_frames_left: EOS is suppressed in that many frames.
         """
-        numbers = torch.tensor([position, draws, seed, left, min_frames_left, max(0, params.top_k)], dtype=torch.int64)
-        wanted = torch.tensor([max(0.0, params.temperature), params.top_p], dtype=torch.float32)
-        self._numbers[row] = upload(numbers, self._numbers.device)
-        self._params[row] = upload(wanted, self._params.device)
+        integers = (position, draws, seed, frames_left, min_frames_left, max(0, params.top_k))
+        self.steps.set_row(row, integers, (max(0.0, params.temperature), params.top_p))
 
-    def halt(self, row: int) -> None:
-        """The row goes on no more, from the next call."""
-        self._numbers[row, _LEFT] = 0
+    def stop(self, row: int) -> None:
+        """Do not advance the row any more, from the next launch on."""
+        self.steps.integers[row, _FRAMES_LEFT] = 0
 
     def launch(self, rows: Sequence[int], longest: int, *, fast_path: bool) -> Callable[[], Frames]:
-        """Advance these rows by a frame, none of which stands at `longest` or beyond; what comes of it, once it is
-        there, good until the next but one launch."""
-        asked = torch.zeros(self.rows, dtype=torch.bool)
-        asked[list(rows)] = True
-        self._asked[: self.rows] = upload(asked, self._asked.device)
-        key = _BucketKey(at_least(longest, self._lengths), fast_path=True) if fast_path else self._anyhow
-        self._calls.of(max(rows) + 1, key)()
-        wait = self._mirror.copy()
+        """Launch one frame of these rows, all at positions below `longest`. Returns a function that waits for it.
+
+        Its result is valid until the next but one launch.
+        """
+        self.steps.select(rows)
+        key = BucketKey(at_least(longest, self._lengths), fast_path=True) if fast_path else self._full_key
+        self.steps.launch(rows, key)
+        wait = self._on_host.copy()
 
         def frames() -> Frames:
             codes, samples, flags = (tensor.numpy() for tensor in wait())
-            active, sounded, early_eos, non_finite = flags.T
-            return Frames(codes, samples, active, sounded, early_eos, non_finite)
+            active, audible, early_eos, non_finite = flags.T
+            return Frames(codes, samples, active, audible, early_eos, non_finite)
 
         return frames
 
-    def _frame(self, count: int, key: _BucketKey, kernels: Kernels) -> None:
+    def advance(self, count: int, key: BucketKey, kernels: Kernels) -> None:
+        """One frame of the first `count` rows: the work that is captured."""
         c, model = self._model.config, self._model
-        numbers, params = self._numbers[:count], self._params[:count]
-        position, left, min_frames_left = numbers[:, _POSITION], numbers[:, _LEFT], numbers[:, _MIN_FRAMES_LEFT]
+        integers, floats = self.steps.integers[:count], self.steps.floats[:count]
+        position, left, min_frames_left = (
+            integers[:, _POSITION],
+            integers[:, _FRAMES_LEFT],
+            integers[:, _MIN_FRAMES_LEFT],
+        )
         x = self._next[:count]
-        going = self._asked[:count] & (left > 0)
-        # Who does not go on may be reading: its keys are written to the place behind the last.
-        at = torch.where(going, position, c.max_positions)
-        see = self._cache.static_decode_attention(at, key.length, kernels)
-        h = model.backbone.decode_static(x, at.clamp(max=c.max_positions - 1), see, kernels)
-        temperature, top_p, top_k = params[:, 0], params[:, 1], numbers[:, _TOP_K]
-        seeds, draws = numbers[:, _SEED], numbers[:, _DRAWS]
+        active = self.steps.selected[:count] & (left > 0)
+        # An inactive row may be in its prefill: its keys are written to the spare position behind the last.
+        at = torch.where(active, position, c.max_positions)
+        attend = self._cache.static_decode_attention(at, key.length, kernels)
+        h = model.backbone.decode_static(x, at.clamp(max=c.max_positions - 1), attend, kernels)
+        temperature, top_p, top_k = floats[:, 0], floats[:, 1], integers[:, _TOP_K]
+        seeds, draws = integers[:, _SEED], integers[:, _DRAWS]
         temperature, top_p, top_k, seeds, draws = (t.contiguous() for t in (temperature, top_p, top_k, seeds, draws))
-        free = torch.full_like(seeds, -1)
+        unbanned = torch.full_like(seeds, -1)
         noise = exponential_noise(seeds, draws, c.codebooks, c.codebook_size) if kernels.name == "torch" else None
-        early_eos, finite = torch.zeros_like(going), going
+        early_eos, finite = torch.zeros_like(active), active
 
         def pick(codebook: int, logits: Tensor) -> Tensor:
             nonlocal early_eos, finite
-            if codebook + 1 == c.codebooks:  # what went wrong before is in the depth decoder's keys, and so in these
+            if codebook + 1 == c.codebooks:  # earlier NaN are in the depth decoder's keys and reach these logits
                 finite = logits.isfinite().all(dim=1)
-            banned = free
+            banned = unbanned
             if codebook == 0 and c.eos_code < c.codebook_size:
                 early_eos = (min_frames_left > 0) & (logits.argmax(dim=-1) == c.eos_code)
-                banned = torch.where(min_frames_left > 0, c.eos_code, free)
+                banned = torch.where(min_frames_left > 0, c.eos_code, unbanned)
             if noise is None:
                 return kernels.sample(
                     logits,
@@ -196,7 +177,7 @@ class CsmCudaGraph:
                     banned,
                     fast_path=key.fast_path,
                 )
-            if banned is not free:
+            if banned is not unbanned:
                 logits[:, c.eos_code].masked_fill_(min_frames_left > 0, -torch.inf)
             return draw(logits[:, None], temperature, top_k, top_p, noise[:, codebook, None], fast_path=key.fast_path)[
                 :, 0
@@ -204,21 +185,21 @@ class CsmCudaGraph:
 
         codes = model.depth_decode(h, self._depth_cache, pick, kernels)
         last = (codes[:, :-1] == c.eos_code).all(dim=1)
-        empty = last & (codes[:, -1] == c.eos_code)
-        non_finite = going & ~finite
-        sounded = going & ~empty & ~non_finite
-        self._samples[:count] = self._decoder.frame(codes, sounded)
+        silent_end = last & (codes[:, -1] == c.eos_code)
+        non_finite = active & ~finite
+        audible = active & ~silent_end & ~non_finite
+        self._samples[:count] = self._decoder.frame(codes, audible)
         self._codes[:count] = codes
         for flag, values in (
-            (_ACTIVE, going),
-            (_SOUNDED, sounded),
-            (_EARLY_EOS, early_eos & going),
+            (_ACTIVE, active),
+            (_AUDIBLE, audible),
+            (_EARLY_EOS, early_eos & active),
             (_NON_FINITE, non_finite),
         ):
             self._flags[:count, flag] = values
-        self._next[:count] = torch.where(going[:, None], model.embed_frames(codes), x)
-        step = going.long()
-        numbers[:, _POSITION] += step
-        numbers[:, _DRAWS] += step
-        numbers[:, _MIN_FRAMES_LEFT] -= step
-        left.copy_(torch.where(going & (last | non_finite), 0, left - step))
+        self._next[:count] = torch.where(active[:, None], model.embed_frames(codes), x)
+        advanced = active.long()
+        integers[:, _POSITION] += advanced
+        integers[:, _DRAWS] += advanced
+        integers[:, _MIN_FRAMES_LEFT] -= advanced
+        left.copy_(torch.where(active & (last | non_finite), 0, left - advanced))

@@ -15,10 +15,11 @@ from app.audio.guard import Rule
 from app.engines.batched import BatchedEngine
 from app.engines.csm.checkpoint import language_model
 from app.engines.csm.config import CsmConfig, read_config
+from app.engines.csm.limits import Guards
 from app.engines.csm.model import CsmModel
 from app.engines.csm.placement import MARGIN, DeviceMap, Room, Sizes, loads, plan
 from app.engines.csm.prompt import TextEncoder
-from app.engines.csm.runner import PREFIX_BYTES, CsmRunner, Guards
+from app.engines.csm.runner import PREFIX_BYTES, CsmRunner
 from app.engines.shared.loading import fetch
 from app.errors import EngineUnavailable, WeightsUnavailable
 from app.nn.kernels.choice import TORCH, Kernels, candidates

@@ -1,25 +1,26 @@
-"""Dia's step as one fixed piece of work for the first n rows, so that it can be recorded and replayed.
+"""Dia's step as one CUDA graph: one fixed piece of work for the first n rows, captured once and replayed.
 
-One call is: what stands at each row's position, the pair of tokens through the decoder, guidance, the draw, the delay
-pattern. A step is a seventh of CSM's in work and in sound, so several are sent off at a time (a burst) and the host
-looks at them together, while the next burst runs. The codec is not in it: it works on frames the host has seen.
+One launch computes, for each row: the codes at its position, the pair of tokens through the decoder, guidance, the draw
+and the delay pattern. A step has a seventh of the work and of the audio of CSM's. Therefore several steps are launched
+together (a burst), and the host reads their results while the next burst runs. The codec is not part of the graph: it
+decodes frames that are on the host.
 
-As of CSM (csm_frames.py), all that a call needs to know lies on the device, rows that do not go on are computed and
-change nothing, and calls are recorded by how many rows they cover and how far back they look.
+As in engines/csm/cuda_graph.py, all inputs of a step are on the device, inactive rows are computed and do not change,
+and steps are captured by how many rows they cover and how far back attention looks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from app.engines.dia.guidance import candidates
+from app.engines.shared.step_graph import StepGraph
 from app.nn.kernels.choice import TORCH, Kernels
-from app.runtime.cuda_graphs import GraphBuckets, PinnedDoubleBuffer, at_least, doublings, fastest, upload
+from app.runtime.cuda_graphs import PinnedDoubleBuffer, at_least, doublings
 from app.runtime.sampling import TOP_K_FAST, draw, exponential_noise
 
 if TYPE_CHECKING:
@@ -28,103 +29,79 @@ if TYPE_CHECKING:
 
     from app.engines.dia.delay import DelayPattern
     from app.engines.dia.model import DiaCache, DiaModel
-    from app.runtime.cuda_graphs import Body, GraphCapture
+    from app.runtime.cuda_graphs import GraphCapture
     from app.runtime.sampling import SamplingParams
     from app.types import Codes
 
-FIRST_SEEN, FIRST_HEARD = 512, 256  # positions said, and bytes of text, that the shortest recorded call looks at
+FIRST_AUDIO_LENGTH, FIRST_TEXT_LENGTH = 512, 256  # positions, and text bytes, of the shortest captured step
 
-_POSITION, _DRAWS, _SEED, _MIN_FRAMES_LEFT, _TOP_K, _LENGTH, _WHOLE = range(7)
+# Columns of a row's integers, and of its flags. FIRST_FRAME: the position with which the first frame is complete.
+_POSITION, _DRAWS, _SEED, _MIN_FRAMES_LEFT, _TOP_K, _TEXT_LENGTH, _FIRST_FRAME = range(7)
 _ACTIVE, _EARLY_EOS, _NON_FINITE = range(3)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step of a burst made of each row, on the host: frames (R, C) that are whole now, how many frames each
-    will have said (R,), whether it went on, would have ended at once, has numbers that are not finite (R,)."""
+    """Results of one step of a burst for R rows, on the host."""
 
-    frames: Codes
-    counts: NDArray[np.int64]
-    active: NDArray[np.bool_]
-    early_eos: NDArray[np.bool_]
-    non_finite: NDArray[np.bool_]
+    frames: Codes  # (R, C) the frames that this step completes
+    counts: NDArray[np.int64]  # (R,) how many frames the row will have in all
+    active: NDArray[np.bool_]  # (R,) the step advanced the row
+    early_eos: NDArray[np.bool_]  # (R,) the guard suppressed an EOS in the row's first steps
+    non_finite: NDArray[np.bool_]  # (R,) the row's logits are NaN or infinite
 
 
 @dataclass(frozen=True, slots=True)
-class _BucketKey:
-    """How far back a call looks, into what was said and into the text, and whether it is for common knobs only; that
-    for all looks all the way."""
+class BucketKey:
+    """How far self-attention and cross-attention look, and whether all rows sample on the fast path."""
 
-    seen: int
-    heard: int
+    audio_length: int
+    text_length: int
     fast_path: bool
 
 
 class DiaCudaGraph:
-    """What stands for each row on the device, and the calls that advance it. One thread."""
+    """Per-row state on the device, and the captured steps that advance it. One thread."""
 
     def __init__(
         self,
         model: DiaModel,
         cache: DiaCache,
-        tracks: DelayPattern,
+        delay_pattern: DelayPattern,
         *,
         rows: int,
         burst: int,
         kernels: Sequence[Kernels] = (TORCH,),
     ) -> None:
-        """burst: steps that are sent off at a time. kernels: the sets that may be taken; `record` takes the fastest."""
+        """burst: steps that are launched together. kernels: the candidates; `capture` selects the fastest."""
         c, device = model.config, model.device
         self.burst = burst
-        self._model, self._cache, self._tracks = model, cache, tracks
-        self._kernels = kernels[0]
-        self._sets: dict[str, Kernels] = {some.name: some for some in kernels}
-        self.timed: dict[str, float] = {}  # seconds of one row's step, by the name of the set
-        self._seen = doublings(min(FIRST_SEEN, c.max_positions), c.max_positions)
-        self._heard = tuple(sorted({min(FIRST_HEARD, c.max_text), c.max_text}))
-        self._anyhow = _BucketKey(self._seen[-1], self._heard[-1], fast_path=False)
+        self._model, self._cache, self._delay_pattern = model, cache, delay_pattern
+        self._audio_lengths = doublings(min(FIRST_AUDIO_LENGTH, c.max_positions), c.max_positions)
+        self._text_lengths = tuple(sorted({min(FIRST_TEXT_LENGTH, c.max_text), c.max_text}))
+        self._full_key = BucketKey(self._audio_lengths[-1], self._text_lengths[-1], fast_path=False)  # fits every batch
         keys = [
-            _BucketKey(seen, heard, fast_path=True) for seen in reversed(self._seen) for heard in reversed(self._heard)
+            BucketKey(audio, text, fast_path=True)
+            for audio in reversed(self._audio_lengths)
+            for text in reversed(self._text_lengths)
         ]
-        self._calls = GraphBuckets(rows, (self._anyhow, *keys))
-        self._numbers = torch.zeros(rows, 7, dtype=torch.int64, device=device)
-        self._numbers[:, _LENGTH] = 1
-        self._params = torch.ones(rows, 3, device=device)  # temperature, top_p, scale of guidance
-        self._live = torch.zeros(rows, dtype=torch.bool, device=device)
-        self._asked = torch.zeros(rows, dtype=torch.bool, device=device)
-        self._step = torch.zeros(1, dtype=torch.int64, device=device)  # of the burst
-        self._told = torch.zeros(burst, rows, c.channels + 1, dtype=torch.int16, device=device)
+        # Floats of a row: temperature, top_p, guidance scale.
+        self.steps = StepGraph[BucketKey](
+            rows, (self._full_key, *keys), integers=7, floats=3, kernels=kernels, device=device
+        )
+        self.steps.integers[:, _TEXT_LENGTH] = 1
+        self._speaking = torch.zeros(rows, dtype=torch.bool, device=device)
+        self._burst_step = torch.zeros(1, dtype=torch.int64, device=device)  # index within the burst
+        self._frames = torch.zeros(burst, rows, c.channels + 1, dtype=torch.int16, device=device)  # and the count
         self._flags = torch.zeros(burst, rows, 3, dtype=torch.bool, device=device)
-        self._mirror = PinnedDoubleBuffer(self._told, self._flags)
+        self._on_host = PinnedDoubleBuffer(self._frames, self._flags)
 
-    @property
-    def rows(self) -> int:
-        """As many as are advanced together at most."""
-        return self._calls.rows
+    def capture(self, recorder: GraphCapture) -> None:
+        """Select the fastest kernels and capture all steps. Raises torch.OutOfMemoryError."""
+        shortest = BucketKey(self._audio_lengths[0], self._text_lengths[0], fast_path=True)
+        self.steps.capture(recorder, self.advance, shortest)
 
-    @property
-    def kernels(self) -> str:
-        """The name of the set that was taken."""
-        return self._kernels.name
-
-    # ---- recording
-
-    def record(self, recorder: GraphCapture) -> None:
-        """As CsmCudaGraph.record. Raises torch.OutOfMemoryError."""
-        shortest = _BucketKey(self._seen[0], self._heard[0], fast_path=True)
-        self._kernels, self.timed = fastest(self._sets, partial(self._body, 1, shortest), self._model.device)
-        self._calls.record(recorder, partial(self._body, kernels=self._kernels))
-
-    def _body(self, count: int, key: _BucketKey, kernels: Kernels) -> Body:
-        @torch.inference_mode()
-        def body() -> None:
-            self._advance(count, key, kernels)
-
-        return body
-
-    # ---- the rows
-
-    def place(
+    def start(
         self,
         row: int,
         params: SamplingParams,
@@ -133,42 +110,41 @@ class DiaCudaGraph:
         position: int,
         seed: int,
         min_frames_left: int,
-        length: int,
-        whole: int,
+        text_length: int,
+        first_frame: int,
     ) -> None:
-        """The row begins at `position`, with a text of `length` bytes; may not end in its first `young` steps; its
-        first frame is whole with position `whole`."""
-        numbers = torch.tensor(
-            [position, 0, seed, min_frames_left, max(0, params.top_k), length, whole], dtype=torch.int64
-        )
-        wanted = torch.tensor([max(0.0, params.temperature), params.top_p, scale], dtype=torch.float32)
-        self._numbers[row] = upload(numbers, self._numbers.device)
-        self._params[row] = upload(wanted, self._params.device)
-        self._live[row] = True
+        """Let the row speak from `position` on.
 
-    def halt(self, row: int) -> None:
-        """The row goes on no more, from the next step that is sent off."""
-        self._live[row] = False
+        min_frames_left: EOS is suppressed in that many steps. first_frame: the position that completes its first frame.
+        """
+        integers = (position, 0, seed, min_frames_left, max(0, params.top_k), text_length, first_frame)
+        self.steps.set_row(row, integers, (max(0.0, params.temperature), params.top_p, scale))
+        self._speaking[row] = True
 
-    def launch(self, rows: Sequence[int], *, longest: int, text: int, fast_path: bool) -> Callable[[], list[Step]]:
-        """Send off a burst for these rows, none of which will stand beyond `longest` in it, with texts of `text` bytes
-        at most; what comes of it, good until the next but one launch."""
-        asked = torch.zeros(self.rows, dtype=torch.bool)
-        asked[list(rows)] = True
-        self._asked[: self.rows] = upload(asked, self._asked.device)
-        self._step.zero_()
-        key = (
-            _BucketKey(at_least(longest, self._seen), at_least(text, self._heard), fast_path=True)
-            if fast_path
-            else self._anyhow
-        )
-        call = self._calls.of(max(rows) + 1, key)
+    def stop(self, row: int) -> None:
+        """Do not advance the row any more, from the next launch on."""
+        self._speaking[row] = False
+
+    def launch(
+        self, rows: Sequence[int], *, longest: int, text_length: int, fast_path: bool
+    ) -> Callable[[], list[Step]]:
+        """Launch a burst of these rows. Returns a function that waits for its steps.
+
+        longest: no row gets beyond this position in the burst. text_length: no row has a longer text. The result is
+        valid until the next but one launch.
+        """
+        self.steps.select(rows)
+        self._burst_step.zero_()
+        key = self._full_key
+        if fast_path:
+            audio, text = at_least(longest, self._audio_lengths), at_least(text_length, self._text_lengths)
+            key = BucketKey(audio, text, fast_path=True)
         for _ in range(self.burst):
-            call()
-        wait = self._mirror.copy()
+            self.steps.launch(rows, key)
+        wait = self._on_host.copy()
 
         def steps() -> list[Step]:
-            told, flags = (tensor.numpy() for tensor in wait())
+            frames, flags = (tensor.numpy() for tensor in wait())
             return [
                 Step(
                     frame[:, :-1],
@@ -177,61 +153,62 @@ class DiaCudaGraph:
                     flag[:, _EARLY_EOS],
                     flag[:, _NON_FINITE],
                 )
-                for frame, flag in zip(told, flags, strict=True)
+                for frame, flag in zip(frames, flags, strict=True)
             ]
 
         return steps
 
-    def _advance(self, count: int, key: _BucketKey, kernels: Kernels) -> None:
+    def advance(self, count: int, key: BucketKey, kernels: Kernels) -> None:
+        """One step of the first `count` rows: the work that is captured."""
         c, model = self._model.config, self._model
-        numbers = self._numbers[:count]
-        position, draws, seeds, min_frames_left, top_k, lengths, whole = (
-            part.contiguous() for part in numbers.unbind(1)
+        integers = self.steps.integers[:count]
+        position, draws, seeds, min_frames_left, top_k, text_lengths, first_frame = (
+            part.contiguous() for part in integers.unbind(1)
         )
-        temperature, top_p, scales = (part.contiguous() for part in self._params[:count].unbind(1))
-        going = self._asked[:count] & self._live[:count]
+        temperature, top_p, scales = (part.contiguous() for part in self.steps.floats[:count].unbind(1))
+        active = self.steps.selected[:count] & self._speaking[:count]
         rows = torch.arange(count, device=model.device)
         at = position.clamp(max=c.max_positions - 1)
         conditional, unconditional = model.decode_static(
-            self._tracks.at(rows, at),
+            self._delay_pattern.at(rows, at),
             self._cache,
             at,
-            going,
-            lengths,
-            seen=key.seen,
-            heard=key.heard,
+            active,
+            text_lengths,
+            audio_length=key.audio_length,
+            text_length=key.text_length,
             kernels=kernels,
         )
-        non_finite = going & ~(
+        non_finite = active & ~(
             conditional.isfinite().all(dim=2).all(dim=1) & unconditional.isfinite().all(dim=2).all(dim=1)
         )
         most = TOP_K_FAST if key.fast_path else None
-        is_young = min_frames_left > 0
-        # What would be drawn from if it might end: of channel 0, where the end is decided.
-        free = candidates(c, conditional[:, :1], unconditional[:, :1], scales=scales, top_k=top_k, most=most)
-        early_eos = going & is_young & free[:, 0, c.eos].isfinite()
-        left = candidates(
-            c, conditional, unconditional, scales=scales, top_k=top_k, most=most, min_frames_left=is_young
-        )
-        limits = torch.zeros_like(top_k) if c.release == "0626" else top_k  # 0626's have been taken by then
+        suppressed = min_frames_left > 0
+        # The candidates without suppression, of channel 0, which decides the end.
+        unsuppressed = candidates(c, conditional[:, :1], unconditional[:, :1], scales=scales, top_k=top_k, most=most)
+        early_eos = active & suppressed & unsuppressed[:, 0, c.eos].isfinite()
+        scores = candidates(c, conditional, unconditional, scales=scales, top_k=top_k, most=most, suppressed=suppressed)
+        limits = torch.zeros_like(top_k) if c.release == "0626" else top_k  # `candidates` has applied 0626's top_k
         if kernels.name == "torch":
             noise = exponential_noise(seeds, draws, c.channels, c.audio_vocab)
-            drawn = draw(left, temperature, limits, top_p, noise)
+            drawn = draw(scores, temperature, limits, top_p, noise)
         else:
-            nothing = torch.full((count, c.channels), -1, dtype=torch.int64, device=model.device)
-            drawn = kernels.sample(left, temperature, limits, top_p, seeds, draws, 0, c.channels, nothing)
-        frames, counts = self._tracks.put(rows, at + 1, drawn, going)
-        told = torch.cat((frames, counts[:, None]), dim=1).to(torch.int16)
-        self._told[:, :count].index_copy_(0, self._step, told[None])
-        self._flags[:, :count].index_copy_(0, self._step, torch.stack((going, early_eos, non_finite), dim=1)[None])
-        self._step.add_(1).remainder_(self.burst)
-        numbers[:, _POSITION] += going
-        numbers[:, _DRAWS] += going
-        numbers[:, _MIN_FRAMES_LEFT] -= going.long()
-        over = (counts <= 0) | (at + 2 - whole >= counts) | non_finite
-        self._live[:count] &= ~(going & over)
+            unbanned = torch.full((count, c.channels), -1, dtype=torch.int64, device=model.device)
+            drawn = kernels.sample(scores, temperature, limits, top_p, seeds, draws, 0, c.channels, unbanned)
+        frames, counts = self._delay_pattern.put(rows, at + 1, drawn, active)
+        result = torch.cat((frames, counts[:, None]), dim=1).to(torch.int16)
+        self._frames[:, :count].index_copy_(0, self._burst_step, result[None])
+        self._flags[:, :count].index_copy_(
+            0, self._burst_step, torch.stack((active, early_eos, non_finite), dim=1)[None]
+        )
+        self._burst_step.add_(1).remainder_(self.burst)
+        integers[:, _POSITION] += active
+        integers[:, _DRAWS] += active
+        integers[:, _MIN_FRAMES_LEFT] -= active.long()
+        ended = (counts <= 0) | (at + 2 - first_frame >= counts) | non_finite
+        self._speaking[:count] &= ~(active & ended)
 
 
-def common(params: Sequence[SamplingParams]) -> bool:
-    """Whether `few` calls suffice for rows with these knobs."""
+def uses_fast_path(params: Sequence[SamplingParams]) -> bool:
+    """Whether rows with these parameters can use steps of the fast path."""
     return all(k.top_k <= TOP_K_FAST for k in params)

@@ -1,7 +1,7 @@
-"""From the two sets of logits to the ones that are drawn from: guidance and the rules of EOS. Knows no weights.
+"""Guidance, the rules of EOS, and the draw: from two sets of logits to codes. Does not depend on weights.
 
-guided = c + s (c - u), with c the logits that saw the text and u those that did not. What many write as a scale of 4 is
-s = 3 here, as in nari's code and in transformers.
+guided = c + s (c - u), with c the conditional logits (with the text) and u the unconditional ones. A scale of 4 in many
+other implementations is s = 3 here, as in nari's code and in transformers.
 
 - 0626: the top k of the guided logits are the candidates, their weights are those of c. EOS only if it is the best
   candidate of channel 0, and then it alone (transformers: DiaClassifierFreeGuidanceLogitsProcessor,
@@ -12,10 +12,14 @@ s = 3 here, as in nari's code and in transformers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
 from app.engines.dia.config import DiaConfig
+from app.runtime.sampling import Sampler, SamplingParams
 
 _FIRST_EOS_SHARE = 0.8
 
@@ -28,22 +32,23 @@ def candidates(
     scales: Tensor,
     top_k: Tensor,
     most: int | None,
-    min_frames_left: Tensor | None = None,
+    suppressed: Tensor | None = None,
 ) -> Tensor:
-    """Logits with and without the text, (n, C, V) float32 each -> what is drawn from, (n, C, V), -inf for the rest.
+    """Logits with and without the text, (n, C, V) float32 each -> scores to draw from (n, C, V), -inf = removed.
 
-    scales (n,) float32, top_k (n,) int64: of each row; 0 = no guidance, all codes. most: no top_k but "all" is larger;
-    None = it may be anything. young (n,) bool: rows that may not end yet. Nothing is asked of the host.
+    scales (n,) float32: 0 = no guidance. top_k (n,) int64: 0 = all codes. most: an upper bound of every top_k that is
+    not "all"; None = no bound. suppressed (n,) bool: rows in which EOS is suppressed.
+    Never waits for the device.
     """
     c = config
     guided = conditional + scales[:, None, None] * (conditional - unconditional)
-    if min_frames_left is not None:
-        guided[:, 0, c.eos].masked_fill_(min_frames_left, -torch.inf)
+    if suppressed is not None:
+        guided[:, 0, c.eos].masked_fill_(suppressed, -torch.inf)
     if c.release == "0626":
         kept = _top(guided, top_k, most)
         logits = conditional.masked_fill(~kept, -torch.inf)
-        if min_frames_left is not None:
-            logits[:, 0, c.eos].masked_fill_(min_frames_left, -torch.inf)
+        if suppressed is not None:
+            logits[:, 0, c.eos].masked_fill_(suppressed, -torch.inf)
     else:
         logits = guided
         logits[:, 0, c.eos] *= _FIRST_EOS_SHARE
@@ -63,7 +68,48 @@ def _top(scores: Tensor, top_k: Tensor, most: int | None) -> Tensor:
     most = size if most is None else max(1, min(most, size))
     limited = ((top_k > 0) & (top_k < size))[:, None, None]
     best = scores.topk(most, dim=-1).values
-    # A row that is computed along and does not go on may want any number.
+    # An inactive row may have any top_k.
     at = torch.where(limited, top_k[:, None, None].clamp(max=most), most) - 1  # (n, 1, 1)
     floor = best.gather(-1, at.expand(-1, scores.shape[1], -1)).masked_fill(~limited, -torch.inf)
     return scores >= floor
+
+
+@dataclass(frozen=True, slots=True)
+class Guided:
+    """One row's sampling and guidance."""
+
+    params: SamplingParams
+    cfg_scale: float  # 0 = no guidance
+
+
+# nari-labs/dia: README and hf.py of 0626; the first release's generate().
+DEFAULTS = {
+    "0626": Guided(SamplingParams(temperature=1.8, top_k=45, top_p=0.90), 3.0),
+    "v0.1": Guided(SamplingParams(temperature=1.3, top_k=35, top_p=0.95), 3.0),
+}
+
+
+def pick(
+    config: DiaConfig,
+    logits: tuple[Tensor, Tensor],
+    rows: Sequence[Guided],
+    noise: Tensor | None,
+    suppressed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Draw codes (n, C) int64 from the logits (n, C, V) with and without the text.
+
+    Also returns whether EOS is the best candidate of channel 0, (n,) bool. noise (n * C, V): None where all rows are
+    greedy. suppressed (n,) bool: rows in which EOS is suppressed.
+    """
+    c, count, device = config, len(rows), logits[0].device
+    scales = torch.tensor([row.cfg_scale for row in rows], device=device, dtype=torch.float32)
+    top_k = torch.tensor([row.params.top_k for row in rows], device=device)
+    most = max(row.params.top_k for row in rows)
+    left = candidates(c, *logits, scales=scales, top_k=top_k, most=most)
+    ending = left[:, 0, c.eos].isfinite()
+    if suppressed is not None and bool((ending & suppressed).any()):
+        left = candidates(c, *logits, scales=scales, top_k=top_k, most=most, suppressed=suppressed)
+    # `candidates` has applied the top_k of 0626.
+    own = [replace(row.params, top_k=0) if c.release == "0626" else row.params for row in rows]
+    sampler = Sampler([params for params in own for _ in range(c.channels)], left.device)
+    return sampler.pick(left.view(count * c.channels, c.audio_vocab), noise).view(count, c.channels), ending

@@ -12,8 +12,9 @@ from app.audio.guard import Rule
 from app.engines.batched import BatchedEngine
 from app.engines.dia.checkpoint import weights_of
 from app.engines.dia.config import DiaConfig, read_config
+from app.engines.dia.limits import Guards
 from app.engines.dia.model import DiaModel
-from app.engines.dia.runner import MIN_REFERENCE_S, DiaRunner, Guards
+from app.engines.dia.runner import MIN_REFERENCE_S, DiaRunner
 from app.engines.dia.script import BYTES_PER_S, MAX_SPEAKERS
 from app.engines.shared.loading import fetch
 from app.errors import EngineUnavailable, WeightsUnavailable

@@ -121,20 +121,22 @@ class DiaModel(nn.Module):
         codes: Tensor,
         cache: DiaCache,
         positions: Tensor,
-        going: Tensor,
-        lengths: Tensor,
+        active: Tensor,
+        text_lengths: Tensor,
         *,
-        seen: int,
-        heard: int,
+        audio_length: int,
+        text_length: int,
         kernels: Kernels,
     ) -> tuple[Tensor, Tensor]:
-        """As `advance` for the first n rows, in fixed calls, which may be recorded. going (n,) bool: the others leave
-        the cache as it is. lengths (n,) of the rows' texts; of what they have said and of their texts the first `seen`
-        and `heard` are looked at."""
+        """As `advance` for the first n rows, with fixed shapes, so that a CUDA graph can capture it.
+
+        active (n,) bool: the other rows do not change the cache. text_lengths (n,): the rows' texts. Self-attention
+        looks at the first `audio_length` positions, cross-attention at the first `text_length`.
+        """
         c, count = self.config, len(codes)
-        # Keys of who does not go on are written to the place behind the last.
-        at = torch.where(going, positions, c.max_positions).repeat_interleave(2)
-        text = cache.text.static_decode_attention(lengths, heard, kernels)
+        # The keys of inactive rows are written to the scratch position behind the last.
+        at = torch.where(active, positions, c.max_positions).repeat_interleave(2)
+        text = cache.text.static_decode_attention(text_lengths, text_length, kernels)
 
         def look(layer: int, block: Block, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             cross = block.config.cross
@@ -146,7 +148,7 @@ class DiaModel(nn.Module):
             return torch.stack((listened, self.unconditional[layer].expand(count, -1)), dim=1).view(2 * count, -1)
 
         x = self.embed(codes).repeat_interleave(2, dim=0)  # with the text, without, with ...
-        see = cache.said.static_decode_attention(at, seen, kernels)
+        see = cache.said.static_decode_attention(at, audio_length, kernels)
         h = self.decoder.decode_static(x, at.clamp(max=c.max_positions - 1), see, kernels, look)
         logits = self.head(h).float().view(count, 2, c.channels, c.audio_vocab)
         return logits[:, 0], logits[:, 1]

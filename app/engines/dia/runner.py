@@ -1,21 +1,17 @@
-"""Dia-1.6B as a Runner: rows that read a script, speak it and end, each at its own place. No HTTP, no voice store.
+"""Dia-1.6B as a Runner: rows that read a script, speak it and end, each at its own position.
 
-A row reads the script (`script.py`) through the encoder, its voices' recordings as frames already said, and
-goes on from there. Every step is a pair of tokens, with and without the text (`engines/dia/model.py`), and gives codes
-of nine frames at once, one per channel, so a frame is whole 15 steps after its first code (`engines/dia/delay.py`).
+A row reads the script (`script.py`) through the encoder, and its voices' recordings as frames already spoken.
+Every step is a pair of tokens, with and without the text (`engines/dia/model.py`). It produces codes of nine frames,
+one per channel, so a frame is complete 15 steps after its first code (`engines/dia/delay.py`).
 
-The codec looks ten frames ahead. Frames are gathered and decoded FIRST_FRAMES, then CHUNK_FRAMES at a time, counted by
-the row's own frames: what a row sounds like depends neither on who listens how fast nor on its company.
-
-`exact` is the bare model: the text's bytes as they are, and nothing that ends or changes what it says. `Guards` are
-what production adds.
+`exact` is the bare model: it reads the text's bytes unchanged, and nothing ends or changes its speech. `Guards`
+(limits.py) are additional rules for production. Does not depend on HTTP or the voice store.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,120 +19,38 @@ import torch
 from torch import Tensor
 
 from app.audio.guard import LineGuard, Rule
-from app.engines.dia.config import DiaConfig
-from app.engines.dia.cuda_graph import DiaCudaGraph, Step, common
+from app.engines.dia.cuda_graph import DiaCudaGraph, Step, uses_fast_path
+from app.engines.dia.decoding import FIRST_FRAMES, ChunkedDecoding
 from app.engines.dia.delay import DelayPattern
-from app.engines.dia.guidance import candidates
+from app.engines.dia.guidance import DEFAULTS, Guided, pick
+from app.engines.dia.limits import Guards, Limits
 from app.engines.dia.model import DiaModel
 from app.engines.dia.prompt import text_ids
-from app.engines.dia.script import BYTES_PER_S, format_script, spoken_bytes
-from app.engines.shared.references import checked
-from app.errors import BadReference, EmptyText, TextTooLong
+from app.engines.dia.rows import DiaRow
+from app.engines.dia.script import format_script, spoken_bytes
+from app.engines.shared.references import checked_codes, checked_samples, encode_samples
+from app.engines.shared.rows import begin_warm_up, must_step_one_by_one, reference_noise_of, step_noise
+from app.engines.shared.step_graph import InFlightStep
+from app.errors import BadReference, EmptyText
 from app.nn.dac.model import DacDecoder, DacEncoder
 from app.nn.kernels.choice import TORCH, Kernels
 from app.runtime.cuda_graphs import GraphCapture, setup_of, side_stream
 from app.runtime.faults import BROKEN
 from app.runtime.runner import RowResult, StepResult, to_result
-from app.runtime.sampling import ReferenceNoise, Sampler, SamplingParams, exponential_noise, int64_of
-from app.types import Sampling, SpokenLine, Utterance, Voice
+from app.runtime.sampling import int64_of
+from app.types import Sampling, SpokenLine, Utterance
 
 if TYPE_CHECKING:
     from app.types import Codes, Reference, Samples, VoicePrompt
 
-PIECE_CPU, PIECE_GPU = 32, 256  # positions read in one go, each two tokens: what other rows wait for
-ENCODER_SHARE = 16  # a layer of the encoder or of keys takes about this part of what a decoder's pass takes
-FIRST_FRAMES, CHUNK_FRAMES = 16, 8  # the first chunk gives 70 ms of sound; smaller chunks cost up to twice as much
+CHUNK_CPU, CHUNK_GPU = 32, 256  # positions per prefill chunk, each two tokens: other rows wait for one chunk
+ENCODER_SHARE = 16  # one layer of the encoder or of cross-attention keys costs 1/16 of a pass through the decoder
 MIN_REFERENCE_S, MAX_REFERENCE_S = 0.5, 20.0
 WARM_UP_TEXT = "The weather was fine."
 
 
-@dataclass(frozen=True, slots=True)
-class Guided:
-    """One row's sampling. cfg_scale 0 = no guidance."""
-
-    params: SamplingParams
-    cfg_scale: float
-
-
-# nari-labs/dia: README and hf.py of 0626; the first release's generate().
-DEFAULTS = {
-    "0626": Guided(SamplingParams(temperature=1.8, top_k=45, top_p=0.90), 3.0),
-    "v0.1": Guided(SamplingParams(temperature=1.3, top_k=35, top_p=0.95), 3.0),
-}
-
-
-def pick(
-    config: DiaConfig,
-    logits: tuple[Tensor, Tensor],
-    rows: Sequence[Guided],
-    noise: Tensor | None,
-    min_frames_left: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Logits (n, C, V) with the text and without -> codes (n, C) int64, and whose best candidate of channel 0 is
-    EOS (n,) bool.
-
-    noise (n * C, V), None where all rows are greedy. young (n,): rows that may not end yet.
-    """
-    c, count, device = config, len(rows), logits[0].device
-    scales = torch.tensor([row.cfg_scale for row in rows], device=device, dtype=torch.float32)
-    top_k = torch.tensor([row.params.top_k for row in rows], device=device)
-    most = max(row.params.top_k for row in rows)
-    left = candidates(c, *logits, scales=scales, top_k=top_k, most=most)
-    ending = left[:, 0, c.eos].isfinite()
-    if min_frames_left is not None and bool((ending & min_frames_left).any()):
-        left = candidates(c, *logits, scales=scales, top_k=top_k, most=most, min_frames_left=min_frames_left)
-    # The top k of 0626 has been taken by then.
-    own = [replace(row.params, top_k=0) if c.release == "0626" else row.params for row in rows]
-    sampler = Sampler([params for params in own for _ in range(c.channels)], left.device)
-    return sampler.pick(left.view(count * c.channels, c.audio_vocab), noise).view(count, c.channels), ending
-
-
-@dataclass(frozen=True, slots=True)
-class Guards:
-    """Against a model that does not stop, or stops at once (see `audio/guard.py`).
-
-    A script is ended after slack_s + pace * the time it should take; in its first min_s it can't end.
-    """
-
-    min_s: float = 0.3
-    pace: float = 2.0
-    slack_s: float = 4.0
-
-    def limit_s(self, said_s: float) -> float:
-        return self.slack_s + self.pace * said_s
-
-
-@dataclass(eq=False, slots=True)
-class _Row:
-    """One utterance on its way: what it reads, what it has said."""
-
-    ids: list[int]  # of the script
-    prompt: Tensor  # (P, C) int64
-    how: Guided
-    seed: int
-    frames: int  # it may say
-    capped: bool  # by the guards
-    position: int = 0  # positions in the cache
-    draws: int = 0  # the noise counter
-    said: int = 0  # frames
-    reading: Iterator[None] | None = None
-    over: bool = False
-    waiting: list[Tensor] = field(default_factory=list)  # frames (C,) that are not sound yet
-    decoded: int = 0  # frames given to the codec
-    guard: LineGuard | None = None
-    reference: ReferenceNoise | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _InFlightStep:
-    """Rows that were sent off with a burst of recorded steps, and what they will have made."""
-
-    rows: list[tuple[int, _Row]]
-    steps: Callable[[], list[Step]]
-
-
 class DiaRunner:
-    """The model, the codec and their rows. All calls from one thread, `encode` from any."""
+    """The model, the codec and their rows. All calls come from one thread, except `encode`, which any may call."""
 
     def __init__(
         self,
@@ -157,10 +71,11 @@ class DiaRunner:
         kernels: Sequence[Kernels] = (TORCH,),
         burst: int = 1,
     ) -> None:
-        """guards None = none, as the reference implementations; exact: no text rules either. reference_noise = draws as
-        PyTorch's multinomial after `manual_seed` would, for comparing with them; piece = positions read per `prefill`;
-        recorder = steps are recorded with it and replayed from then on, `burst` at a time, with the fastest of
-        `kernels`.
+        """guards: None = no guards, as in the reference implementations. exact: no text rules either.
+
+        reference_noise: draw as PyTorch's multinomial does after `manual_seed`, to compare with other implementations.
+        piece: positions per `prefill`. recorder: capture steps as CUDA graphs and replay them, `burst` at a time, with
+        the fastest of `kernels`.
         """
         self.max_rows = max_rows
         self.model = model
@@ -169,40 +84,38 @@ class DiaRunner:
         self.fingerprint, self.codec_fingerprint = fingerprint, codec_fingerprint
         self._encoder = encoder
         self._decoder = decoder
-        self._guards = guards
+        self._limits = Limits(guards, self.config.max_frames, self.codec.frame_hz)
         self._exact = exact
         self._on_guard = on_guard
         self._reference_noise = reference_noise
-        # As of CSM: a CPU's float32 products of many rows differ in the last bits from those of few.
-        self._one_by_one = model.device.type == "cpu" and not quantized and model.dtype == torch.float32
-        self._piece = piece or (PIECE_CPU if model.device.type == "cpu" else PIECE_GPU)
+        self._one_by_one = must_step_one_by_one(model.device, model.dtype, quantized=quantized)
+        self._chunk = piece or (CHUNK_CPU if model.device.type == "cpu" else CHUNK_GPU)
         if recorder is None:
             self._cache = model.cache(max_rows)
         else:
             self._cache = model.cache(max_rows, batched=True, scratch=1)
-        self._tracks = DelayPattern(model.config, max_rows, model.device)
-        self._rows: dict[int, _Row] = {}
-        self._frames: DiaCudaGraph | None = None
-        self._in_flight: _InFlightStep | None = None
-        self._landed: deque[tuple[list[tuple[int, _Row]], Step]] = deque()
-        self._aside = side_stream(model.device)  # the codec need not wait for a burst
+        self._delay_pattern = DelayPattern(model.config, max_rows, model.device)
+        self._side_stream = side_stream(model.device)  # so that the codec does not wait for a burst
+        self._chunks = ChunkedDecoding(decoder, model.device)
+        self._rows: dict[int, DiaRow] = {}
+        self._graph: DiaCudaGraph | None = None
+        self._in_flight: InFlightStep[DiaRow, list[Step]] | None = None
+        self._finished: deque[tuple[InFlightStep[DiaRow, list[Step]], Step]] = deque()  # not returned yet
         if recorder is not None:
             if reference_noise:
-                raise ValueError("steps are recorded with our own noise")
-            self._frames = DiaCudaGraph(model, self._cache, self._tracks, rows=max_rows, burst=burst, kernels=kernels)
-            self._frames.record(recorder)
-            self.max_rows = self._frames.rows
-            self._warm_up()
-        self.setup = setup_of(recorder, self.max_rows, self._frames.kernels if self._frames else "")
+                raise ValueError("CUDA graphs can't use the reference noise")
+            self._graph = DiaCudaGraph(
+                model, self._cache, self._delay_pattern, rows=max_rows, burst=burst, kernels=kernels
+            )
+            self._graph.capture(recorder)
+            self.max_rows = self._graph.steps.rows
+            self._warm_up(burst)
+        self.setup = setup_of(recorder, self.max_rows, self._graph.steps.kernels.name if self._graph else "")
 
-    def _warm_up(self) -> None:
-        """Say something that nobody hears."""
-        line = SpokenLine(WARM_UP_TEXT, 0, Voice("warm-up", "warm-up", "none"))
-        self.admit(0, Utterance((line,), Sampling(), 0, 1.0))
-        while not self.prefill(0):
-            pass
-        assert self._frames is not None  # noqa: S101 - who warms up has recorded
-        for _ in range(FIRST_FRAMES + 2 * self._frames.burst):
+    def _warm_up(self, burst: int) -> None:
+        """Run one utterance through all that a request goes through, and discard it."""
+        begin_warm_up(self, WARM_UP_TEXT, 1.0)
+        for _ in range(FIRST_FRAMES + 2 * burst):
             result = self.step([0])
             if result.silent is not None and not (result.ended | result.silent).all():
                 self.decode([0], result.codes)
@@ -214,73 +127,73 @@ class DiaRunner:
 
     @property
     def most_s(self) -> float:
-        """How long a prompt and what is said after it may be together."""
+        """The largest duration of a prompt together with the speech after it."""
         return self.config.max_frames / self.codec.frame_hz
 
     # ---- the Runner protocol
 
     def admit(self, row: int, utterance: Utterance) -> None:
-        """Raises TextTooLong, BadReference, TooManySpeakers, EmptyText: nothing of a script is ever cut off."""
+        """Raises TextTooLong, BadReference, TooManySpeakers, EmptyText. A script is never cut off."""
         prompts = self._prompts(utterance)
         if self._exact:
-            text = said = " ".join(line.text for line in utterance.lines)
+            text = spoken = " ".join(line.text for line in utterance.lines)
             voices = list(prompts.values())
         else:
             lines = [(_speaker(line), line.text) for line in utterance.lines]
             script = format_script(lines, {speaker: prompt.transcript for speaker, prompt in prompts.items()})
-            text, said = script.text, script.spoken_text
+            text, spoken = script.text, script.spoken_text
             voices = [prompts[speaker] for speaker in script.speakers if speaker in prompts]
         ids = text_ids(text, self.config.max_text)
         if not ids:
             raise EmptyText("There is nothing to say in this text.", param="input")
-        codes = [torch.from_numpy(self._codes(prompt).T.astype(np.int64)) for prompt in voices]
+        codes = [torch.from_numpy(self._checked(prompt).T.astype(np.int64)) for prompt in voices]
         prompt = torch.cat([torch.zeros(0, self.config.channels, dtype=torch.int64), *codes])
-        asked = max(1, round(utterance.max_seconds * self.codec.frame_hz))
-        frames = self._room(asked, len(prompt), said)
-        self._rows[row] = _Row(
+        requested = max(1, round(utterance.max_seconds * self.codec.frame_hz))
+        frames = self._limits.frames(requested, len(prompt), spoken)
+        self._rows[row] = DiaRow(
             ids=ids,
             prompt=prompt.to(self.model.device),
-            how=self._how(utterance.sampling),
+            guided=self._guided(utterance.sampling),
             seed=utterance.seed,
-            frames=frames,
-            capped=frames < asked,
-            guard=LineGuard(spoken_bytes(said), 1 / self.codec.frame_hz) if self._guards else None,
-            reference=ReferenceNoise(int64_of(utterance.seed)) if self._reference_noise else None,
+            max_frames=frames,
+            capped=frames < requested,
+            guard=LineGuard(spoken_bytes(spoken), 1 / self.codec.frame_hz) if self._limits.guards else None,
+            reference=reference_noise_of(utterance.seed, enabled=self._reference_noise),
         )
 
     @torch.inference_mode()
     def prefill(self, row: int) -> bool:
         state = self._rows[row]
-        if state.reading is None:
-            with self._aside():
+        if state.prefill is None:
+            with self._side_stream():
                 self._decoder.reset(row)
-            self._tracks.begin(row, state.prompt, state.frames)
-            state.reading = self._read(row, state)
-        for _ in state.reading:
+            self._delay_pattern.begin(row, state.prompt, state.max_frames)
+            state.prefill = self._read(row, state)
+        for _ in state.prefill:
             return False
-        if self._frames is not None:
-            self._frames.place(
+        if self._graph is not None:
+            self._graph.start(
                 row,
-                state.how.params,
-                state.how.cfg_scale,
+                state.guided.params,
+                state.guided.cfg_scale,
                 position=state.position,
                 seed=int64_of(state.seed),
-                min_frames_left=round(self._guards.min_s * self.codec.frame_hz) if self._guards is not None else 0,
-                length=len(state.ids),
-                whole=self._tracks.first_frame(len(state.prompt)),
+                min_frames_left=self._limits.min_frames,
+                text_length=len(state.ids),
+                first_frame=self._delay_pattern.first_frame(len(state.prompt)),
             )
         return True
 
     @torch.inference_mode()
     def step(self, rows: Sequence[int]) -> StepResult:
-        if self._frames is not None:
-            return self._step_ahead(rows, self._frames)
+        if self._graph is not None:
+            return self._step_with_graph(rows, self._graph)
         codes = np.zeros((len(rows), self.config.channels), np.int16)
         ended = np.array([self._rows[row].over for row in rows], np.bool_)
         silent = np.zeros(len(rows), np.bool_)
         speaking = [i for i, over in enumerate(ended) if not over]
         if speaking:
-            host = self._speak([rows[i] for i in speaking]).cpu().numpy()
+            host = self._eager_step([rows[i] for i in speaking]).cpu().numpy()
             for i, (*frame, count, finite) in zip(speaking, host, strict=True):
                 if not finite:
                     self._wipe(rows[i])
@@ -291,31 +204,30 @@ class DiaRunner:
         return StepResult(codes, ended, silent)
 
     def _wipe(self, row: int) -> None:
-        """A row's numbers are not finite any more: leave nothing of them to who comes next."""
-        self._rows[row].over = True
+        """End the row, and remove NaN and infinite values from its state before its next utterance."""
+        self._end(self._rows[row])
         self._cache.said.zero_row(2 * row)
         self._cache.said.zero_row(2 * row + 1)
         self._cache.text.zero_row(row)
 
-    def _step_ahead(self, rows: Sequence[int], frames: DiaCudaGraph) -> StepResult:
-        """`step` with recorded steps: one of those that have landed, and where there are none left, the next burst is
-        sent off before the last one is looked at."""
-        told = [RowResult(row, ended=True) for row in rows if self._rows[row].over]
-        if not self._landed:
-            speaking = [row for row in rows if not self._rows[row].over]
-            finished, self._in_flight = self._in_flight, self._launch(speaking, frames) if speaking else None
+    def _step_with_graph(self, rows: Sequence[int], graph: DiaCudaGraph) -> StepResult:
+        """Return the results of one finished step. Where none is left, first launch the next burst."""
+        results = [RowResult(row, ended=True) for row in rows if self._rows[row].over]
+        if not self._finished:
+            speaking = {row: self._rows[row] for row in rows if not self._rows[row].over}
+            finished, self._in_flight = self._in_flight, self._launch(speaking, graph) if speaking else None
             if finished is not None:
-                self._landed.extend((finished.rows, step) for step in finished.steps())
+                self._finished.extend((finished, step) for step in finished.wait())
         active = False
-        while self._landed and not active:
-            launched, step = self._landed.popleft()
-            for row, state in launched:
-                if self._rows.get(row) is not state or state.over or not step.active[row]:
+        while self._finished and not active:
+            burst, step = self._finished.popleft()
+            for row, state in burst.current(self._rows):
+                if not step.active[row]:
                     continue
                 active = True
                 if step.non_finite[row]:
                     self._wipe(row)
-                    told.append(RowResult(row, BROKEN))
+                    results.append(RowResult(row, BROKEN))
                     continue
                 if step.early_eos[row]:
                     self._on_guard("early_end")
@@ -323,116 +235,65 @@ class DiaRunner:
                 state.draws += 1
                 frame = step.frames[row].copy()
                 silent, ended = self._commit(row, frame, int(step.counts[row]))
-                told.append(RowResult(row, frame, ended, silent))
-        return to_result(told, self.config.channels)
+                results.append(RowResult(row, frame, ended, silent))
+        return to_result(results, self.config.channels)
 
-    def _launch(self, rows: list[int], frames: DiaCudaGraph) -> _InFlightStep:
-        states = [self._rows[row] for row in rows]
-        # This burst, and one that may be on its way.
-        longest = min(max(state.position for state in states) + 2 * frames.burst + 1, self.config.max_positions)
-        text = max(len(state.ids) for state in states)
-        fast_path = common([state.how.params for state in states])
-        steps = frames.launch(rows, longest=longest, text=text, fast_path=fast_path)
-        return _InFlightStep(list(zip(rows, states, strict=True)), steps)
+    def _launch(self, rows: dict[int, DiaRow], graph: DiaCudaGraph) -> InFlightStep[DiaRow, list[Step]]:
+        # `position` may lack one burst that is in flight; this burst comes after it.
+        longest = min(max(state.position for state in rows.values()) + 2 * graph.burst + 1, self.config.max_positions)
+        text_length = max(len(state.ids) for state in rows.values())
+        fast_path = uses_fast_path([state.guided.params for state in rows.values()])
+        return InFlightStep.of(
+            rows, graph.launch(list(rows), longest=longest, text_length=text_length, fast_path=fast_path)
+        )
 
     @torch.inference_mode()
     def decode(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
-        """Nothing for most frames; a row's last frame brings all that is left of its sound."""
-        with self._aside():
-            return self._sound(rows, codes)
-
-    def _sound(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
-        due: dict[int, list[int]] = {}  # by frames to decode: the rows' places
-        for i, (row, frame) in enumerate(zip(rows, codes, strict=True)):
-            state = self._rows[row]
-            state.waiting.append(torch.from_numpy(frame.astype(np.int64)))
-            if state.over or len(state.waiting) == (CHUNK_FRAMES if state.decoded else FIRST_FRAMES):
-                due.setdefault(len(state.waiting), []).append(i)
-        sounds: list[Samples] = [np.zeros(0, np.float32)] * len(rows)
-        for places in due.values():
-            states = [self._rows[rows[i]] for i in places]
-            frames = torch.stack([torch.stack(state.waiting, dim=1) for state in states])  # (n, C, T)
-            made = self._decoder.decode([rows[i] for i in places], frames.to(self.model.device))
-            for i, state, samples in zip(places, states, made, strict=True):
-                state.decoded += len(state.waiting)
-                state.waiting.clear()
-                if state.over:
-                    samples = torch.cat((samples, self._decoder.flush(rows[i])))  # noqa: PLW2901
-                sounds[i] = samples.float().cpu().numpy()
-                if state.guard is not None:
-                    size = self.codec.frame_samples
-                    for start in range(0, len(sounds[i]), size):
-                        state.guard.hear(sounds[i][start : start + size])
-        return sounds
+        """Empty samples for most frames; a row's last frame brings all samples that are left."""
+        with self._side_stream():
+            return self._chunks.decode(self._rows, rows, codes)
 
     def drain(self, row: int) -> Samples:
-        return np.zeros(0, np.float32)  # a row's last frame has brought it
+        return np.zeros(0, np.float32)  # `decode` of a row's last frame returns all that is left
 
     def release(self, row: int) -> None:
         if self._rows.pop(row, None) is not None:
             self._cache.text.release_row(row)
-            if self._frames is not None:
-                self._frames.halt(row)
+            if self._graph is not None:
+                self._graph.stop(row)
 
     # ---- references
 
     def encode(self, reference: Reference) -> Codes:
-        """The codes (K, T) int16 of a recording at `rate_hz`, filled up with silence to a whole frame.
+        """Encode a recording at `rate_hz` to codes (K, T) int16, padded with silence to a whole frame.
 
         Raises BadReference.
         """
-        samples = checked(
-            reference, self.rate_hz, least_s=MIN_REFERENCE_S, most_s=MAX_REFERENCE_S, best=", and 5 to 10 s are best"
+        samples = checked_samples(
+            reference, self.rate_hz, min_s=MIN_REFERENCE_S, max_s=MAX_REFERENCE_S, advice=", and 5 to 10 s are best"
         )
-        with torch.inference_mode():
-            codes = self._encoder(torch.from_numpy(samples).to(self.model.device))
-        found: Codes = codes[: self.config.channels].cpu().numpy().astype(np.int16)
-        return found
+        return encode_samples(samples, self._encoder, codebooks=self.config.channels, device=self.model.device)
+
+    # ---- prompts
 
     def _prompts(self, utterance: Utterance) -> dict[tuple[int, str], VoicePrompt]:
-        """Of each speaker that has one."""
+        """The voice prompt of each speaker that has one. Raises BadReference."""
         prompts: dict[tuple[int, str], VoicePrompt] = {}
         for line in utterance.lines:
             if line.prompt is None:
                 continue
             if line.prompt.codec != "dac":
-                raise BadReference(f"A voice prompt made for the codec {line.prompt.codec!r} means nothing to Dia.")
+                raise BadReference(f"The voice prompt has codes of the codec {line.prompt.codec!r}; Dia needs 'dac'.")
             if not self._exact and not line.prompt.transcript.strip():
-                raise BadReference("Dia needs the exact words of a voice's recording; this voice has no transcript.")
+                raise BadReference("Dia needs the transcript of a voice's recording; this voice has none. Add one.")
             prompts.setdefault(_speaker(line), line.prompt)
         return prompts
 
-    def _codes(self, prompt: VoicePrompt) -> Codes:
-        c, codes = self.config, prompt.codes
-        if codes.ndim != 2 or codes.shape[0] < c.channels:
-            raise BadReference(f"Codes of shape {list(codes.shape)} do not fit {c.channels} codebooks.")
-        codes = codes[: c.channels]
-        if codes.size and (codes.min() < 0 or codes.max() >= c.codebook_size):
-            raise BadReference(f"Codes must lie in 0..{c.codebook_size - 1}.")
-        return codes
+    def _checked(self, prompt: VoicePrompt) -> Codes:
+        c = self.config
+        return checked_codes(prompt.codes, codebooks=c.channels, codebook_size=c.codebook_size)
 
-    def _room(self, asked: int, prompt: int, said: str) -> int:
-        """How many frames may be said behind a prompt of so many. Raises BadReference, TextTooLong."""
-        hz, most = self.codec.frame_hz, self.config.max_frames
-        room = most - prompt
-        said_s = spoken_bytes(said) / BYTES_PER_S
-        needed = 1 if self._guards is None else min(asked, round(said_s * hz))
-        if needed > most:
-            raise TextTooLong(
-                f"The text is too long to be spoken in one piece: about {said_s:.0f} s, and Dia speaks {most / hz:.0f} "
-                "s at most. Use shorter pieces.",
-                param="input",
-            )
-        if needed > room:
-            raise BadReference(
-                f"The voices' recordings take {prompt / hz:.0f} of {most / hz:.0f} s, and the text, about {said_s:.0f} "
-                "s, does not fit behind them. Use shorter recordings or a shorter text."
-            )
-        if self._guards is None:
-            return min(asked, room)
-        return min(asked, room, max(1, round(self._guards.limit_s(said_s) * hz)))
-
-    def _how(self, sampling: Sampling) -> Guided:
+    def _guided(self, sampling: Sampling) -> Guided:
         default = DEFAULTS[self.config.release]
         return Guided(
             default.params.asked(sampling),
@@ -441,86 +302,90 @@ class DiaRunner:
 
     # ---- reading
 
-    def _read(self, row: int, state: _Row) -> Iterator[None]:
-        """Script and recordings; pauses after each bounded piece. What stands last is left to the first step."""
-        layers = max(1, self._piece * ENCODER_SHARE // len(state.ids))
+    def _read(self, row: int, state: DiaRow) -> Iterator[None]:
+        """Read the script, then the recordings; yields after each bounded chunk.
+
+        The last position is not read here: the first step reads it.
+        """
+        layers = max(1, self._chunk * ENCODER_SHARE // len(state.ids))
         ids = torch.tensor(state.ids, device=self.model.device)
         for done, _ in enumerate(self.model.encode_text(ids, self._cache, row), 1):
             if not done % layers:
                 yield
         while state.position < len(state.prompt):
-            stop = min(len(state.prompt), state.position + self._piece)
-            self.model.read(self._tracks.heard(row, state.position, stop), self._cache, row, state.position)
+            stop = min(len(state.prompt), state.position + self._chunk)
+            self.model.read(
+                self._delay_pattern.prompt_codes(row, state.position, stop), self._cache, row, state.position
+            )
             state.position = stop
             if stop < len(state.prompt):
                 yield
 
     # ---- speaking
 
-    def _speak(self, rows: list[int]) -> Tensor:
-        """The frames that are whole after one step of these rows, how many each will have said, and whether its
-        numbers are finite: (n, C + 2) int64."""
+    def _eager_step(self, rows: list[int]) -> Tensor:
+        """Compute one step of these rows without a CUDA graph -> (n, C + 2) int64.
+
+        Columns: the frame that is complete now, the number of frames the row will have in all, and whether its logits
+        are finite.
+        """
         if self._one_by_one and len(rows) > 1:
-            return torch.cat([self._speak([row]) for row in rows])
+            return torch.cat([self._eager_step([row]) for row in rows])
         c, device = self.config, self.model.device
         states = [self._rows[row] for row in rows]
         positions = [state.position for state in states]
         where, at = torch.tensor(rows, device=device), torch.tensor(positions, device=device)
-        logits = self.model.advance(self._tracks.at(where, at), self._cache, rows, positions)
+        logits = self.model.advance(self._delay_pattern.at(where, at), self._cache, rows, positions)
         finite = torch.stack(logits).isfinite().all(dim=3).all(dim=2).all(dim=0)
-        min_frames_left = self._min_frames_left(states)
-        drawn, ending = pick(c, logits, [state.how for state in states], self._noise(states), min_frames_left)
-        if min_frames_left is not None:
-            for _ in range(int((ending & min_frames_left).sum())):
+        early = [state.draws < self._limits.min_frames for state in states]
+        suppressed = torch.tensor(early, device=device) if any(early) else None
+        drawn, ending = pick(c, logits, [state.guided for state in states], self._noise(states), suppressed)
+        if suppressed is not None:
+            for _ in range(int((ending & suppressed).sum())):
                 self._on_guard("early_end")
-        frames, counts = self._tracks.put(where, at + 1, drawn)
+        frames, counts = self._delay_pattern.put(where, at + 1, drawn)
         for state in states:
             state.position += 1
             state.draws += 1
         return torch.cat((frames, counts[:, None], finite[:, None]), dim=1)
 
-    def _min_frames_left(self, states: list[_Row]) -> Tensor | None:
-        """(n,) bool: rows that would end before they have said anything; None = no row."""
-        if self._guards is None:
-            return None
-        least = round(self._guards.min_s * self.codec.frame_hz)
-        min_frames_left = [state.draws < least for state in states]
-        return torch.tensor(min_frames_left, device=self.model.device) if any(min_frames_left) else None
-
-    def _noise(self, states: list[_Row]) -> Tensor | None:
-        """(n * C, V), channel by channel of each row."""
+    def _noise(self, states: list[DiaRow]) -> Tensor | None:
+        """Noise (n * C, V) for one step, channel by channel of each row; None where all rows are greedy."""
         c, device = self.config, self.model.device
-        if all(state.how.params.temperature <= 0 for state in states):
+        if all(state.guided.params.temperature <= 0 for state in states):
             return None
         if self._reference_noise:
             drawn = [s.reference.draw(c.channels * c.audio_vocab) for s in states if s.reference is not None]
             return torch.cat(drawn).view(-1, c.audio_vocab).to(device)
-        seeds = torch.tensor([int64_of(state.seed) for state in states], device=device)
-        draws = torch.tensor([state.draws for state in states], device=device)
-        return exponential_noise(seeds, draws, c.channels, c.audio_vocab).view(-1, c.audio_vocab)
+        noise = step_noise(states, codebooks=c.channels, codes=c.audio_vocab, device=device)
+        return noise.view(-1, c.audio_vocab)
 
     def _commit(self, row: int, frame: Codes, count: int) -> tuple[bool, bool]:
-        """What a step means for its row, which will have said `count` frames -> (silent, ended)."""
+        """Add a step's frame to its row, which will have `count` frames in all -> (silent, ended)."""
         state = self._rows[row]
-        index = state.position - self._tracks.first_frame(len(state.prompt))
+        index = state.position - self._delay_pattern.first_frame(len(state.prompt))
         if count <= 0:
-            state.over = True
+            self._end(state)
             return True, True
         if index < 0:
             return True, False
-        state.said += 1
         rule: Rule | None = None
         if index + 1 == count:
-            rule = "frame_cap" if state.capped and count == state.frames else None
-            state.over = True
-        elif state.guard is not None:
-            rule = state.guard.see(frame)
-            state.over = rule is not None
-        if rule is not None and self._guards is not None:
+            rule = "frame_cap" if state.capped and count == state.max_frames else None
+            self._end(state)
+        elif state.guard is not None and (rule := state.guard.see(frame)) is not None:
+            self._end(state)
+        if rule is not None and self._limits.guards is not None:
             self._on_guard(rule)
         return False, False
 
+    @staticmethod
+    def _end(state: DiaRow) -> None:
+        """End the row's speech, and drop its results that are in flight."""
+        state.over = True
+        state.generation += 1
+
 
 def _speaker(line: SpokenLine) -> tuple[int, str]:
-    """Who speaks a line: two voices are two speakers, whatever their numbers."""
+    """Identify the speaker of a line. Two voices are two speakers, even with one number."""
     return line.speaker, line.voice.id

@@ -1,21 +1,43 @@
-"""Where an engine's files are: what every engine with weights asks of the hub. No torch."""
+"""Loading steps that all models with weights share: files, weights, int8, codec, digests, CUDA graphs, engine."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Literal
 
+import torch
+from torch import nn
+
+from app.engines.batched import BatchedEngine
+from app.errors import EngineUnavailable, WeightsUnavailable
+from app.nn.kernels.choice import candidates
+from app.nn.linear import Int8Linear, PackedLinear, replace_linears
+from app.nn.transformer import Block, Stack
+from app.runtime.cuda_graphs import GraphCapture
+from app.runtime.pages import use_large_pages
 from app.weights import hub
+from app.weights.tensors import digest_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from app.engines.registry import BuildContext
+    from app.nn.kernels.choice import Kernels
+    from app.runtime.runner import Runner
     from app.settings import Settings
+    from app.types import Codes, EngineInfo, Reference
+    from app.weights.load_cache import LoadCache
+    from app.weights.tensors import Checkpoint
+
+Quantize = Literal["none", "int8"]
 
 
 def fetch(settings: Settings, context: BuildContext, model: str, source: str) -> tuple[Path, str]:
-    """The folder of a model's files, downloaded if need be, and what to know them by: the hub's id, whatever its newest
-    version's folder is called, or the folder. Raises EngineUnavailable."""
+    """Return the folder of a model's files, downloaded if necessary, and a stable name of their source.
+
+    The name is the hub id, which does not change with the version, or the path of a local folder.
+    Raises EngineUnavailable.
+    """
     models = settings.folder("models")
     folder = hub.fetch(
         hub.files_for(model, source),
@@ -25,3 +47,94 @@ def fetch(settings: Settings, context: BuildContext, model: str, source: str) ->
         cancelled=context.cancelled,
     )
     return folder, source if folder.is_relative_to(models) else str(folder.resolve())
+
+
+def load_weights(
+    model: nn.Module,
+    load: Callable[[Checkpoint], None],
+    weights: Checkpoint,
+    *,
+    folder: Path,
+    config: object,
+    dtype: torch.dtype,
+    cache: LoadCache | None,
+) -> None:
+    """Fill the parameters of `model` from the load cache, or from `weights` with the model's own `load`.
+
+    cache: used only where it saves work, which is for float32 weights in a bfloat16 model.
+    """
+    entry = None
+    if cache is not None and dtype == torch.bfloat16 and weights.width() >= 3:
+        entry = cache.entry(folder, config, dtype)
+    if entry is None or not entry.fill(model):
+        load(weights)
+        if entry is not None:
+            entry.keep(model)
+
+
+def check_int8(devices: Iterable[torch.device]) -> None:
+    """Raises EngineUnavailable where int8 weights can't run."""
+    if any(device.type != "cpu" for device in devices):
+        raise EngineUnavailable("int8 weights are for the CPU only.", remedy="Set TTS_QUANTIZE=none.")
+    if not Int8Linear.supported():
+        raise EngineUnavailable("int8 weights are for x86 CPUs only.", remedy="Set TTS_QUANTIZE=none.")
+
+
+def quantize_stack(stack: Stack, *, attention: bool) -> None:
+    """Give every block of the stack 8-bit MLP weights, and 8-bit attention weights if `attention`."""
+    for block in stack.blocks:
+        assert isinstance(block, Block)  # noqa: S101 - a Stack contains nothing else
+        block.quantize(attention=attention)
+
+
+def pack_bfloat16(model: nn.Module) -> None:
+    """Pack the bfloat16 weights for the CPU, where the CPU supports it."""
+    replace_linears(model, lambda linear: PackedLinear(linear) if PackedLinear.supports(linear) else None)
+
+
+def place_weights(device: torch.device) -> None:
+    """Move the weights in this process to huge pages, on a CPU."""
+    if device.type == "cpu":
+        use_large_pages()
+
+
+def check_codec_size(found: tuple[int, int], needed: tuple[int, int], *, remedy: str = "") -> None:
+    """Raises WeightsUnavailable for too few codebooks or codes. Both arguments: (codebooks, codes in each)."""
+    if found[0] < needed[0] or found[1] < needed[1]:
+        raise WeightsUnavailable(
+            f"The codec has {found[0]} codebooks of {found[1]} codes; the model needs {needed[0]} of {needed[1]}.",
+            remedy=remedy,
+        )
+
+
+def codec_fingerprint(encoder: nn.Module, config: object, codebooks: int) -> str:
+    """Identify the codes that this encoder produces: codes of another fingerprint are encoded again."""
+    return f"{digest_of((*encoder.parameters(), *encoder.buffers()), str(config))} {codebooks}"
+
+
+def bytes_of(*modules: nn.Module) -> int:
+    """Memory of all parameters and buffers."""
+    return sum(tensor.nbytes for module in modules for tensor in (*module.parameters(), *module.buffers()))
+
+
+def graph_capture(
+    settings: Settings, device: torch.device, dtype: torch.dtype, *, possible: bool
+) -> tuple[GraphCapture | None, Sequence[Kernels]]:
+    """Return what captures the steps, and the candidate kernels; (None, ()) where steps are launched eagerly."""
+    if device.type != "cuda" or not settings.cuda_graphs or not possible:
+        return None, ()
+    return GraphCapture(device), candidates(settings.kernels, device, dtype, compiled=settings.compile)
+
+
+def dtype_name(settings: Settings, dtype: torch.dtype) -> str:
+    """The weights' type as /health shows it."""
+    return "int8" if settings.quantize == "int8" else str(dtype).removeprefix("torch.")
+
+
+def batched_engine(
+    info: EngineInfo, runner: Runner, settings: Settings, encode: Callable[[Reference], Codes]
+) -> BatchedEngine:
+    """Put the runner behind the batch loop, with the queue limits of the settings."""
+    return BatchedEngine(
+        info, runner, max_queue=settings.max_queue, audio_queue_s=settings.audio_queue_s, encode=encode
+    )

@@ -1,25 +1,53 @@
-"""A recording on its way to a model's codec: what every model asks of it."""
+"""Checks of reference recordings and of codes before they reach a model, and the encoding of recordings."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from app.errors import BadReference
 
 if TYPE_CHECKING:
-    from app.types import Reference, Samples
+    from app.types import Codes, Reference, Samples
 
 
-def checked(reference: Reference, rate_hz: int, *, least_s: float, most_s: float, best: str = "") -> Samples:
-    """The samples (N,) float32. best: what to say of good lengths. Raises BadReference."""
+def checked_samples(reference: Reference, rate_hz: int, *, min_s: float, max_s: float, advice: str = "") -> Samples:
+    """Return the recording's samples (N,) float32. Raises BadReference.
+
+    advice: text about good lengths, added to the error about a wrong length.
+    """
     if reference.rate_hz != rate_hz:
-        raise BadReference(f"The recording has {reference.rate_hz} Hz; the codec needs {rate_hz} Hz.")
+        raise BadReference(
+            f"The recording has a sample rate of {reference.rate_hz} Hz; the codec needs {rate_hz} Hz. Resample it."
+        )
     samples: Samples = np.asarray(reference.samples, np.float32)
     seconds = len(samples) / rate_hz
-    if not least_s <= seconds <= most_s:
-        raise BadReference(f"The recording is {seconds:.1f} s long; it must be {least_s:g} to {most_s:g} s{best}.")
+    if not min_s <= seconds <= max_s:
+        raise BadReference(f"The recording is {seconds:.1f} s long; it must be {min_s:g} to {max_s:g} s{advice}.")
     if not np.isfinite(samples).all():
-        raise BadReference("The recording holds samples that are no numbers.")
+        raise BadReference("The recording contains NaN or infinite samples.")
     return samples
+
+
+def encode_samples(
+    samples: Samples, encoder: Callable[[Tensor], Tensor], *, codebooks: int, device: torch.device
+) -> Codes:
+    """Encode samples (N,) at the codec's rate and keep the first codebooks: codes (K, T) int16 on the host."""
+    with torch.inference_mode():
+        codes = encoder(torch.from_numpy(samples).to(device))
+    found: Codes = codes[:codebooks].cpu().numpy().astype(np.int16)
+    return found
+
+
+def checked_codes(codes: Codes, *, codebooks: int, codebook_size: int) -> Codes:
+    """Return the first `codebooks` rows of codes (K, T). Raises BadReference for a wrong shape or a wrong code."""
+    if codes.ndim != 2 or codes.shape[0] < codebooks:
+        raise BadReference(f"Codes of shape {list(codes.shape)} do not fit a model with {codebooks} codebooks.")
+    codes = codes[:codebooks]
+    if codes.size and (codes.min() < 0 or codes.max() >= codebook_size):
+        raise BadReference(f"Every code must be between 0 and {codebook_size - 1}.")
+    return codes

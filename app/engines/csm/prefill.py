@@ -1,0 +1,117 @@
+"""Prefill of CSM's rows: prompts and lines enter the KV cache in bounded chunks; voices come from the prefix cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.engines.csm.prompt import Segment
+from app.runtime.prefix_cache import PrefixCache
+
+if TYPE_CHECKING:
+    from app.engines.csm.limits import Limits
+    from app.engines.csm.model import CsmModel
+    from app.engines.csm.rows import CsmRow
+    from app.nn.kv_cache import KVCache, SplitKVCache
+
+# Token ids of a text, or frames (T, K).
+Part = tuple[int, ...] | np.ndarray | Tensor
+
+
+class Prefill:
+    """Chunked prefill into the rows' KV cache. Owns the prefix cache."""
+
+    def __init__(
+        self,
+        model: CsmModel,
+        cache: KVCache | SplitKVCache,
+        inputs: Tensor,
+        limits: Limits,
+        *,
+        fingerprint: str,
+        chunk: int,
+        prefix_bytes: int,
+    ) -> None:
+        """inputs (rows, D): where the input of each row's next step goes. chunk: tokens per call of `read_chunk`."""
+        self._model, self._cache, self._next, self._limits = model, cache, inputs, limits
+        self._fingerprint = fingerprint
+        self._chunk = chunk
+        self.prefixes = PrefixCache(prefix_bytes)
+
+    def begin(self, row: int, state: CsmRow) -> None:
+        """Set what the row has to read before its first frame."""
+        voices = state.voice_segments
+        known = self.prefixes.get(self._key(voices)) if voices else None
+        segments = state.segments
+        if known is not None:
+            self._cache.import_prefix(row, known)
+            state.position = known[0].shape[2]
+            segments = state.segments[state.voices :]
+        state.unread = self._embed([*self._parts(segments), state.lines[0]])
+
+    def read_chunk(self, row: int, state: CsmRow) -> bool:
+        """Read one chunk; True once only the input of the first step is left."""
+        unread = state.unread
+        assert unread is not None  # noqa: S101 - the callers check it
+        length = state.voice_positions
+        count = min(self._chunk, len(unread) - 1)
+        if state.position < length:  # a chunk ends with the voices: the rest is then read as after a cached prefix
+            count = min(count, length - state.position)
+        if count:
+            self._model.read(unread[:count], self._cache, row, state.position)
+            before, state.position = state.position, state.position + count
+            unread = unread[count:]
+            if before < length <= state.position:
+                self.prefixes.put(self._key(state.voice_segments), self._cache.export_prefix(row, length))
+        state.unread = unread
+        if len(unread) > 1:
+            return False
+        state.unread = None
+        self._next[row] = unread[0]
+        return True
+
+    def begin_next_line(self, state: CsmRow, unread_frames: list[Tensor]) -> None:
+        """Set what the row reads before its next line. unread_frames: of the ended line, not in the cache yet."""
+        ended = state.lines[state.line]
+        state.line += 1
+        following = state.lines[state.line]
+        limit = self._limits.line_limit(state, state.line)
+        most = self._limits.max_positions
+        parts: list[Part] = [*(frame[None] for frame in unread_frames), self._eos(), following]
+        if state.position + len(unread_frames) + 1 + len(following) + limit > most:
+            # The context is full: go back to where the first line began, with the ended line if it fits.
+            state.position = state.base
+            parts = [following]
+            if state.line_frames:
+                segment = Segment(ended, torch.stack(state.line_frames).T.numpy().astype(np.int16))
+                if state.base + segment.length + len(following) + limit <= most:
+                    parts = [*self._parts([segment]), following]
+        state.line_frames = []
+        state.unread = self._embed(parts)
+
+    def _embed(self, parts: Sequence[Part]) -> Tensor:
+        """Embed the parts one after another -> (S, D)."""
+        device = self._model.device
+        return torch.cat(
+            [
+                self._model.embed_text(torch.tensor(part, device=device))
+                if isinstance(part, tuple)
+                else self._model.embed_frames(torch.as_tensor(part, device=device).long())
+                for part in parts
+            ]
+        )
+
+    def _parts(self, segments: Sequence[Segment]) -> list[Part]:
+        return [part for segment in segments for part in (segment.ids, segment.codes.T.astype(np.int64), self._eos())]
+
+    def _eos(self) -> np.ndarray:
+        c = self._model.config
+        return np.full((1, c.codebooks), c.eos_code, np.int64)
+
+    def _key(self, segments: Sequence[Segment]) -> bytes:
+        return hashlib.sha256(self._fingerprint.encode() + b"".join(s.digest for s in segments)).digest()

@@ -1,0 +1,51 @@
+"""The state of one row of CSM: its prompt, its present line, its counters. Does not depend on weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from app.audio.guard import LineGuard
+    from app.engines.csm.prompt import Segment
+    from app.runtime.sampling import ReferenceNoise, SamplingParams
+
+
+@dataclass(eq=False, slots=True)
+class CsmRow:
+    """One utterance in its row, from `admit` to `release`."""
+
+    lines: list[tuple[int, ...]]  # token ids of each line
+    characters: list[int]  # of each line
+    segments: list[Segment]  # voice prompts, then conversation
+    voices: int  # how many of the segments are voice prompts
+    params: SamplingParams
+    seed: int
+    max_frames: int  # of the utterance
+    line: int = 0  # index of the present line
+    position: int = 0  # tokens in the KV cache
+    frames: int = 0  # frames of speech so far
+    draws: int = 0  # frames drawn so far, EOS frames included: the noise counter
+    line_frames: list[Tensor] = field(default_factory=list)  # frames of speech (K,) of the present line
+    unread: Tensor | None = None  # (S, D) input still to be prefilled; the first step reads its last token
+    over: bool = False
+    generation: int = 0  # grows at the end of a line: results of frames that are in flight are dropped
+    guard: LineGuard | None = None  # of the present line
+    undecoded: list[tuple[Tensor, LineGuard | None]] = field(default_factory=list)  # frames (K,), each with its guard
+    decoded: int = 0  # frames that the codec has decoded
+    reference: ReferenceNoise | None = None
+
+    @property
+    def base(self) -> int:
+        """Positions before the first line."""
+        return sum(segment.length for segment in self.segments)
+
+    @property
+    def voice_segments(self) -> list[Segment]:
+        return self.segments[: self.voices]
+
+    @property
+    def voice_positions(self) -> int:
+        return sum(segment.length for segment in self.voice_segments)

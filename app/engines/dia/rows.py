@@ -1,0 +1,35 @@
+"""The state of one row of Dia: its script, its prompt, its counters. Does not depend on weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from app.audio.guard import LineGuard
+    from app.engines.dia.guidance import Guided
+    from app.runtime.sampling import ReferenceNoise
+
+
+@dataclass(eq=False, slots=True)
+class DiaRow:
+    """One utterance in its row, from `admit` to `release`."""
+
+    ids: list[int]  # of the script
+    prompt: Tensor  # (P, C) int64: codes of the voices' recordings
+    guided: Guided
+    seed: int
+    max_frames: int  # of speech
+    capped: bool  # the guards have lowered max_frames
+    position: int = 0  # positions in the KV cache
+    draws: int = 0  # steps drawn so far: the noise counter
+    prefill: Iterator[None] | None = None  # yields after each chunk
+    over: bool = False
+    generation: int = 0  # grows at the end: results of steps that are in flight are dropped
+    undecoded: list[Tensor] = field(default_factory=list)  # frames (C,)
+    decoded: int = 0  # frames that the codec has decoded
+    guard: LineGuard | None = None
+    reference: ReferenceNoise | None = None

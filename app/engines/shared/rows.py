@@ -1,0 +1,56 @@
+"""What the runners of all models do with their rows: noise for a step, batching on the CPU, the warm-up utterance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from app.runtime.sampling import ReferenceNoise, exponential_noise, int64_of
+from app.types import Sampling, SpokenLine, Utterance, Voice
+
+if TYPE_CHECKING:
+    from app.runtime.runner import Runner
+
+
+class DrawState(Protocol):
+    """What the noise of one row depends on."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def draws(self) -> int:
+        """Steps drawn so far: the noise counter."""
+
+
+def step_noise(rows: Sequence[DrawState], *, codebooks: int, codes: int, device: torch.device) -> Tensor:
+    """Noise for one step of n rows: (n, codebooks, codes) float32."""
+    seeds = torch.tensor([int64_of(row.seed) for row in rows], device=device)
+    draws = torch.tensor([row.draws for row in rows], device=device)
+    return exponential_noise(seeds, draws, codebooks, codes)
+
+
+def reference_noise_of(seed: int, *, enabled: bool) -> ReferenceNoise | None:
+    """The noise of the reference implementations, where it is enabled."""
+    return ReferenceNoise(int64_of(seed)) if enabled else None
+
+
+def must_step_one_by_one(device: torch.device, dtype: torch.dtype, *, quantized: bool) -> bool:
+    """Whether each row needs a product of its own, so that its codes do not depend on the other rows in the batch.
+
+    On a CPU, a float32 product of eight rows differs from a product of one row in the last bits, which now and then
+    changes a code. Exact results are the purpose of float32, and small products gain little from batching (1.5 times at
+    4 rows). Rows of packed bfloat16 and of int8 products do not depend on each other.
+    """
+    return device.type == "cpu" and not quantized and dtype == torch.float32
+
+
+def begin_warm_up(runner: Runner, text: str, max_seconds: float) -> None:
+    """Admit an utterance into row 0 and prefill it. The caller steps the row and releases it."""
+    line = SpokenLine(text, 0, Voice("warm-up", "warm-up", "none"))
+    runner.admit(0, Utterance((line,), Sampling(), 0, max_seconds))
+    while not runner.prefill(0):
+        pass
