@@ -193,7 +193,7 @@ def test_the_same_codes(folder: Path, whole: CsmRunner, counts: tuple[int, ...])
         expected = alone(whole, said)
         assert len(expected) == 5
         assert np.array_equal(alone(split, said), expected)
-        assert len(split._prefixes) == 1
+        assert len(split._prefill.prefixes) == 1
         assert np.array_equal(alone(split, said, row=2), expected)  # the voice pasted, each part on its device
 
 
@@ -376,8 +376,7 @@ def test_rows_of_a_model_over_gpus(
     monkeypatch.setattr(csm_loading.hub, "has_tensor", lambda *_: True)
     monkeypatch.setattr(csm_loading, "read_config", lambda _: dataclasses.replace(config, codec=MimiConfig()))
     monkeypatch.setattr(csm_loading, "choose_devices", lambda _: (CUDA, torch.device("cuda", 1)))
-    monkeypatch.setattr(csm_loading, "candidates", lambda *_, **__: ())
-    monkeypatch.setattr(csm_loading, "GraphCapture", lambda _: None)
+    monkeypatch.setattr(csm_loading, "graph_capture", lambda *_, **__: (None, ()))
     monkeypatch.setattr(devices, "free_bytes", lambda device: int(free[device.index or 0] * (1 << 30)))
     monkeypatch.setattr(csm_loading, "load_runner", lambda *_, **options: given.update(options))
     settings = settings_for(

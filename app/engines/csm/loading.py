@@ -1,4 +1,4 @@
-"""From settings to a CSM engine: which files, which devices, in which form the weights lie in memory."""
+"""Build a CSM engine from the settings: choose files, devices and dtype, load and pack the weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -20,15 +20,28 @@ from app.engines.csm.model import CsmModel
 from app.engines.csm.placement import MARGIN, DeviceMap, Room, Sizes, loads, plan
 from app.engines.csm.prompt import TextEncoder
 from app.engines.csm.runner import PREFIX_BYTES, CsmRunner
-from app.engines.shared.loading import fetch
+from app.engines.shared.loading import (
+    Quantize,
+    batched_engine,
+    check_codec_size,
+    check_int8,
+    codec_fingerprint,
+    dtype_name,
+    fetch,
+    graph_capture,
+    load_weights,
+    pack_bfloat16,
+    place_weights,
+    quantize_stack,
+)
 from app.errors import EngineUnavailable, WeightsUnavailable
-from app.nn.kernels.choice import TORCH, Kernels, candidates
+from app.nn.kernels.choice import TORCH, Kernels
 from app.nn.kv_cache import KVCache
-from app.nn.linear import Int8Linear, Linear, PackedLinear, replace_linears
+from app.nn.linear import Int8Linear, Linear, replace_linears
 from app.nn.mimi import checkpoint as mimi_layout
 from app.nn.mimi.config import MimiConfig, read_mimi_config_file
 from app.nn.mimi.model import MimiDecoder, MimiEncoder
-from app.nn.transformer import Block, Stage
+from app.nn.transformer import Stage
 from app.runtime.cuda_graphs import GraphCapture
 from app.runtime.device import (
     allow_tf32,
@@ -39,7 +52,6 @@ from app.runtime.device import (
     rows_that_fit,
     usable_bytes,
 )
-from app.runtime.pages import use_large_pages
 from app.types import Capabilities, EngineInfo, PromptLimits, TextPacking
 from app.weights import hub
 from app.weights.load_cache import LoadCache
@@ -51,13 +63,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Quantize = Literal["none", "int8"]
-
-ROWS_CPU, ROWS_GPU = 8, 64  # a row's keys and values take 64 MiB in bfloat16, on a CPU once it is used
+ROWS_CPU, ROWS_GPU = 8, 64  # the KV cache of a row takes 64 MiB in bfloat16; on a CPU only once it is used
 MAX_SPEAKERS = 10
-PROMPT_SHARE = 0.4  # of the context may be voices' recordings: their text, a line and its frames are the rest
+PROMPT_SHARE = 0.4  # of the context may be voice recordings; their text, a line and its frames need the rest
 PRODUCTION = Guards()
-CONTEXT_SHARE = 0.75  # of the context may be recordings; the rest is their text and what is to be said
+CONTEXT_SHARE = 0.75  # of the context may be recordings; their text and the line need the rest
 
 
 def load_model(
@@ -69,11 +79,11 @@ def load_model(
     stages: Sequence[Stage] = (),
     cache: LoadCache | None = None,
 ) -> tuple[CsmModel, Checkpoint | None]:
-    """The language model in `folder`, and its codec's tensors where it brings its own. Raises WeightsUnavailable.
+    """Load the language model in `folder`. Also returns its codec's tensors, if it contains any.
 
-    other_codec: the one that will be used where it brings none.
-    stages: where the backbone's layers lie, the first ones on `device`; () = all there.
-    cache: where the model is kept, ready to be read, if that saves work: if float32 weights are to be bfloat16.
+    other_codec: the codec that will be used if the checkpoint contains none.
+    stages: the devices of the backbone's layers, the first ones on `device`; () = all layers there.
+    cache: see `load_weights`. Raises WeightsUnavailable.
     """
     config = read_config(folder)
     weights, codec = language_model(open_checkpoints(folder, config.weights_index), config)
@@ -81,39 +91,27 @@ def load_model(
         size = min(config.audio_vocab, config.depth_vocab, other_codec.codebook_size)
         config = replace(config, codebook_size=size)
     model = CsmModel(config, device=device, dtype=dtype, stages=stages)
-    entry = None
-    if cache is not None and dtype == torch.bfloat16 and weights.width() >= 3:
-        entry = cache.entry(folder, config, dtype)
-    if entry is None or not entry.fill(model):
-        model.load(weights)
-        if entry is not None:
-            entry.keep(model)
+    load_weights(model, model.load, weights, folder=folder, config=config, dtype=dtype, cache=cache)
     return model.eval(), codec
 
 
 def adapt(model: CsmModel, quantize: Quantize = "none") -> None:
-    """Bring the loaded weights into the form that is fastest on the model's device. Raises EngineUnavailable."""
+    """Convert the loaded weights to the fastest form for the model's device. Raises EngineUnavailable."""
     if quantize == "int8":
-        if any(device.type != "cpu" for device in model.devices):
-            raise EngineUnavailable("int8 weights are for the CPU only.", remedy="Set TTS_QUANTIZE=none.")
-        if not Int8Linear.supported():
-            raise EngineUnavailable("int8 weights are for x86 CPUs only.", remedy="Set TTS_QUANTIZE=none.")
+        check_int8(model.devices)
         for stack in (model.backbone, model.depth):
-            for block in stack.blocks:
-                assert isinstance(block, Block)  # noqa: S101 - a Stack holds nothing else
-                block.quantize()
+            quantize_stack(stack, attention=True)
         replace_linears(model, Int8Linear)
-        model.widen()  # the kernel takes and gives float32: going through bfloat16 in between would only cost
+        model.widen()  # the int8 kernel reads and returns float32: a detour through bfloat16 would only cost time
     else:
-        replace_linears(model, lambda linear: PackedLinear(linear) if PackedLinear.supports(linear) else None)
-    if model.device.type == "cpu":
-        use_large_pages()
+        pack_bfloat16(model)
+    place_weights(model.device)
 
 
 def load_codec(
     config: CsmConfig, own: Checkpoint | None, folder: Path | None, *, device: torch.device, max_rows: int
 ) -> tuple[MimiEncoder, MimiDecoder]:
-    """The codec: the checkpoint's own, else the one in `folder`. Raises WeightsUnavailable."""
+    """Load the checkpoint's own codec, or else the one in `folder`. Raises WeightsUnavailable."""
     if own is not None:
         shape = config.codec or MimiConfig()
         weights = mimi_layout.codec([own], shape)
@@ -122,13 +120,12 @@ def load_codec(
         weights = mimi_layout.codec(open_checkpoints(folder), shape)
     else:
         raise WeightsUnavailable(
-            "These CSM weights bring no codec.", remedy="Give a folder with the Mimi codec (kyutai/mimi)."
+            "These CSM weights contain no codec.", remedy="Give a folder with the Mimi codec (kyutai/mimi)."
         )
-    if shape.codebooks < config.codebooks or shape.codebook_size < config.codebook_size:
-        raise WeightsUnavailable(
-            f"The codec has {shape.codebooks} codebooks of {shape.codebook_size}, the model needs "
-            f"{config.codebooks} of {config.codebook_size}."
-        )
+    check_codec_size(
+        (shape.codebooks, shape.codebook_size),
+        (config.codebooks, config.codebook_size),
+    )
     decoder = MimiDecoder(shape, rows=max_rows, codebooks=config.codebooks, device=device)
     decoder.load(weights)
     with device:
@@ -165,7 +162,6 @@ def load_runner(
     encoder, decoder = load_codec(model.config, own, codec_dir, device=device, max_rows=max_rows)
     weights = (*model.parameters(), *decoder.parameters())
     digest = digest_of(weights, f"{model.config} {model.dtype} {decoder.config}")
-    codec = digest_of((*encoder.parameters(), *encoder.buffers()), str(encoder.config))
     fingerprint = f"csm {digest} {quantize}"
     adapt(model, quantize)
     return CsmRunner(
@@ -179,7 +175,7 @@ def load_runner(
         reference_noise=reference_noise,
         quantized=quantize != "none",
         fingerprint=fingerprint,
-        codec_fingerprint=f"{codec} {model.config.codebooks}",
+        codec_fingerprint=codec_fingerprint(encoder, encoder.config, model.config.codebooks),
         piece=piece,
         prefix_bytes=prefix_bytes,
         examples=model_dir / "prompts",
@@ -191,7 +187,7 @@ def load_runner(
 def load_from(
     settings: Settings, context: BuildContext, *, guards: Guards | None, reference_noise: bool = False
 ) -> CsmRunner:
-    """The runner that the settings ask for, its weights downloaded if need be. Raises EngineUnavailable."""
+    """Load the runner for these settings; download its weights if necessary. Raises EngineUnavailable."""
     folder, source = fetch(settings, context, "csm", settings.csm_model)
     codec = None
     if not hub.has_tensor(folder, "codec_model."):
@@ -223,11 +219,11 @@ def load_from(
         try:
             stages = spread(split, sizes(rows), devices, fraction)
             break
-        except EngineUnavailable:  # it may fit as a whole, but not as it can be cut
+        except EngineUnavailable:  # the layers may fit in sum, but not at any cut between them
             if not counted or rows == 1:
                 raise
             rows //= 2
-    recorded = device.type == "cuda" and settings.cuda_graphs and not stages and not reference_noise
+    recorder, kernels = graph_capture(settings, device, dtype, possible=not stages and not reference_noise)
     if any(used.type == "cpu" for used in devices):
         torch.set_num_threads(cpu_threads())
     return load_runner(
@@ -242,21 +238,21 @@ def load_from(
         reference_noise=reference_noise,
         stages=stages,
         cache=LoadCache(settings.folder("models") / "cache", source),
-        recorder=GraphCapture(device) if recorded else None,
-        kernels=candidates(settings.kernels, device, dtype, compiled=settings.compile) if recorded else (),
+        recorder=recorder,
+        kernels=kernels,
     )
 
 
 def measure(
     config: CsmConfig, codec: MimiConfig, *, dtype: torch.dtype, max_rows: int, quantize: Quantize = "none"
 ) -> Sizes:
-    """What the model will take, by building it of tensors without memory."""
+    """Compute how much memory the model will take, by building it on the meta device."""
     nowhere = torch.device("meta")
     model = CsmModel(config, device=nowhere, dtype=dtype)
     decoder = MimiDecoder(codec, rows=max_rows, codebooks=config.codebooks, device=nowhere)
     with nowhere:
         encoder = MimiEncoder(codec)
-    # Keys and values are of the dtype that is computed in.
+    # Keys and values have the dtype of the computation.
     cache = KVCache(
         config.backbone,
         rows=max_rows,
@@ -281,7 +277,7 @@ def _bytes_of(module: nn.Module, quantize: Quantize = "none") -> int:
 def _rows_on(
     devices: Sequence[torch.device], split: DeviceMap | None, fraction: float, bytes_of: Callable[[int], int]
 ) -> int:
-    """For how many rows there is memory; `auto` splits only what does not fit on the first device."""
+    """How many rows fit into memory. `auto` splits the model only if it does not fit on the first device."""
     if split == "auto":
         try:
             return rows_that_fit(devices[:1], fraction, bytes_of, most=ROWS_GPU)
@@ -291,8 +287,10 @@ def _rows_on(
 
 
 def spread(how: DeviceMap, sizes: Sizes, devices: Sequence[torch.device], fraction: float = 1.0) -> tuple[Stage, ...]:
-    """The backbone's layers over the devices, by what may be taken there; () = all on the first. Raises
-    EngineUnavailable where that is too little."""
+    """Divide the backbone's layers among the devices by their free memory; () = all layers on the first.
+
+    Raises EngineUnavailable where memory is too short.
+    """
     counts = plan(how, sizes, [Room(str(device), usable_bytes(device, fraction)) for device in devices])
     for device, count, load in zip(devices, counts, loads(sizes, counts), strict=True):
         log.info("CSM_DEVICE_MAP=%s: %s takes %d layers, %.2f GB in all", how, device, count, load / 1e9)
@@ -320,12 +318,10 @@ def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
         languages=("en",),
         fingerprint=runner.fingerprint,
         device=",".join(map(str, model.devices)),
-        dtype="int8" if settings.quantize == "int8" else str(model.dtype).removeprefix("torch."),
+        dtype=dtype_name(settings, model.dtype),
         setup=runner.setup,
     )
-    return BatchedEngine(
-        info, runner, max_queue=settings.max_queue, audio_queue_s=settings.audio_queue_s, encode=runner.encode
-    )
+    return batched_engine(info, runner, settings, runner.encode)
 
 
 def build(settings: Settings, context: BuildContext) -> BatchedEngine:

@@ -1,10 +1,10 @@
-"""From settings to a Dia engine: which files, which device, in which form the weights lie in memory."""
+"""Build a Dia engine from the settings: choose files, device and dtype, load and pack the weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,17 +16,27 @@ from app.engines.dia.limits import Guards
 from app.engines.dia.model import DiaModel
 from app.engines.dia.runner import MIN_REFERENCE_S, DiaRunner
 from app.engines.dia.script import BYTES_PER_S, MAX_SPEAKERS
-from app.engines.shared.loading import fetch
-from app.errors import EngineUnavailable, WeightsUnavailable
+from app.engines.shared.loading import (
+    Quantize,
+    batched_engine,
+    bytes_of,
+    check_codec_size,
+    check_int8,
+    codec_fingerprint,
+    dtype_name,
+    fetch,
+    graph_capture,
+    load_weights,
+    pack_bfloat16,
+    place_weights,
+    quantize_stack,
+)
 from app.nn.dac.checkpoint import load_codec as load_dac
 from app.nn.dac.config import DacConfig, read_dac_config
 from app.nn.dac.model import DacDecoder, DacEncoder
-from app.nn.kernels.choice import TORCH, Kernels, candidates
-from app.nn.linear import Int8Linear, PackedLinear, replace_linears
-from app.nn.transformer import Block
+from app.nn.kernels.choice import TORCH, Kernels
 from app.runtime.cuda_graphs import GraphCapture
 from app.runtime.device import allow_tf32, choose_device, choose_dtype, cpu_threads, rows_that_fit
-from app.runtime.pages import use_large_pages
 from app.text.nonverbal import NON_VERBAL_SOUNDS
 from app.types import Capabilities, EngineInfo, PromptLimits, TextPacking
 from app.weights.load_cache import LoadCache
@@ -35,8 +45,6 @@ from app.weights.tensors import digest_of, open_checkpoints
 if TYPE_CHECKING:
     from app.engines.registry import BuildContext
     from app.settings import Settings
-
-Quantize = Literal["none", "int8"]
 
 ROWS_CPU, ROWS_GPU = 4, 64  # a row's keys and values take up to 226 MiB in bfloat16, its script's up to 144 MiB
 MAX_TEXT_CHARS = 200  # of one line: about 13 s of speech; beyond 20 s Dia hurries
@@ -53,54 +61,40 @@ def load_model(
     source: str = "",
     cache: LoadCache | None = None,
 ) -> DiaModel:
-    """The model in `folder`, of either release and in either layout. Raises WeightsUnavailable.
+    """Load the model in `folder`, of either release and in either layout. Raises WeightsUnavailable.
 
-    source: what was asked for, a hub id or a folder. cache: where the model is kept, ready to be read, if that saves
-    work: if float32 weights are to be bfloat16.
+    source: the hub id or folder in the settings. cache: see `load_weights`.
     """
     config = read_config(folder)
     weights = weights_of(open_checkpoints(folder), config, source)
     model = DiaModel(config, device=device, dtype=dtype)
-    entry = None
-    if cache is not None and dtype == torch.bfloat16 and weights.width() >= 3:
-        entry = cache.entry(folder, config, dtype)
-    if entry is None or not entry.fill(model):
-        model.load(weights)
-        if entry is not None:
-            entry.keep(model)
+    load_weights(model, model.load, weights, folder=folder, config=config, dtype=dtype, cache=cache)
     return model.eval()
 
 
 def adapt(model: DiaModel, quantize: Quantize = "none") -> None:
-    """Bring the loaded weights into the form that is fastest on the model's device. Raises EngineUnavailable.
+    """Convert the loaded weights to the fastest form for the model's device. Raises EngineUnavailable.
 
-    int8: the decoder's MLPs only, 72 % of what a step reads. Attention's scores are not divided by anything here, so
-    that queries and keys of 8 bits would be too coarse.
+    int8 covers the decoder's MLPs only, which are 72 % of the bytes that a step reads. Dia does not scale its attention
+    scores, so 8-bit queries and keys would be too coarse.
     """
     if quantize == "int8":
-        if model.device.type != "cpu":
-            raise EngineUnavailable("int8 weights are for the CPU only.", remedy="Set TTS_QUANTIZE=none.")
-        if not Int8Linear.supported():
-            raise EngineUnavailable("int8 weights are for x86 CPUs only.", remedy="Set TTS_QUANTIZE=none.")
-        for block in model.decoder.blocks:
-            assert isinstance(block, Block)  # noqa: S101 - a Stack holds nothing else
-            block.quantize(attention=False)
-    replace_linears(model, lambda linear: PackedLinear(linear) if PackedLinear.supports(linear) else None)
-    if model.device.type == "cpu":
-        use_large_pages()
+        check_int8((model.device,))
+        quantize_stack(model.decoder, attention=False)
+    pack_bfloat16(model)
+    place_weights(model.device)
 
 
 def load_codec(
     config: DiaConfig, folder: Path, *, device: torch.device, max_rows: int
 ) -> tuple[DacEncoder, DacDecoder]:
-    """The DAC codec in `folder`, in either published layout. Raises WeightsUnavailable."""
+    """Load the DAC codec in `folder`, in either published layout. Raises WeightsUnavailable."""
     shape = read_dac_config(folder)
-    if shape.codebooks < config.channels or shape.codebook_size < config.codebook_size:
-        raise WeightsUnavailable(
-            f"The codec has {shape.codebooks} codebooks of {shape.codebook_size}, the model needs {config.channels} of "
-            f"{config.codebook_size}.",
-            remedy="Set DIA_CODEC to a DAC codec for 44.1 kHz (descript/dac_44khz).",
-        )
+    check_codec_size(
+        (shape.codebooks, shape.codebook_size),
+        (config.channels, config.codebook_size),
+        remedy="Set DIA_CODEC to a DAC codec for 44.1 kHz (descript/dac_44khz).",
+    )
     weights = load_dac(folder, shape)
     decoder = DacDecoder(shape, rows=max_rows, codebooks=config.channels, device=device)
     decoder.load(weights)
@@ -135,7 +129,6 @@ def load_runner(
     encoder, decoder = load_codec(model.config, codec_dir, device=device, max_rows=max_rows)
     weights = (*model.parameters(), *model.buffers(), *decoder.parameters(), *decoder.buffers())
     digest = digest_of(weights, str((model.config, model.dtype, decoder.config)))
-    codec = digest_of((*encoder.parameters(), *encoder.buffers()), str(encoder.config))
     adapt(model, quantize)
     return DiaRunner(
         model,
@@ -148,7 +141,7 @@ def load_runner(
         reference_noise=reference_noise,
         quantized=quantize != "none",
         fingerprint=f"dia {digest} {quantize}",
-        codec_fingerprint=f"{codec} {model.config.channels}",
+        codec_fingerprint=codec_fingerprint(encoder, encoder.config, model.config.channels),
         piece=piece,
         recorder=recorder,
         kernels=kernels,
@@ -164,7 +157,7 @@ def load_from(
     exact: bool = False,
     reference_noise: bool = False,
 ) -> DiaRunner:
-    """The runner that the settings ask for, its weights downloaded if need be. Raises EngineUnavailable."""
+    """Load the runner for these settings; download its weights if necessary. Raises EngineUnavailable."""
     folder, source = fetch(settings, context, "dia", settings.dia_model)
     codec, _ = fetch(settings, context, "dac", codec_source(settings, folder))
     device = choose_device(settings.device)
@@ -180,7 +173,7 @@ def load_from(
             return measure(config, shape, dtype=dtype, max_rows=rows)
 
         rows = rows_that_fit([device], settings.gpu_memory_fraction, bytes_of, most=ROWS_GPU)
-    recorded = device.type == "cuda" and settings.cuda_graphs and not reference_noise
+    recorder, kernels = graph_capture(settings, device, dtype, possible=not reference_noise)
     return load_runner(
         folder,
         codec,
@@ -194,27 +187,25 @@ def load_from(
         reference_noise=reference_noise,
         source=source,
         cache=LoadCache(settings.folder("models") / "cache", source),
-        recorder=GraphCapture(device) if recorded else None,
-        kernels=candidates(settings.kernels, device, dtype, compiled=settings.compile) if recorded else (),
+        recorder=recorder,
+        kernels=kernels,
         burst=settings.steps_per_check,
     )
 
 
 def measure(config: DiaConfig, codec: DacConfig, *, dtype: torch.dtype, max_rows: int) -> int:
-    """Bytes that the model, its codec and so many rows will take, by building them of tensors without memory."""
+    """Compute how many bytes model, codec and rows will take, by building them on the meta device."""
     nowhere = torch.device("meta")
     model = DiaModel(config, device=nowhere, dtype=dtype)
     cache = model.cache(max_rows, batched=True, scratch=1)
     decoder = DacDecoder(codec, rows=max_rows, codebooks=config.channels, device=nowhere)
     with nowhere:
         encoder = DacEncoder(codec)
-    modules = (model, decoder, encoder)
-    weights = sum(t.nbytes for module in modules for t in (*module.parameters(), *module.buffers()))
-    return weights + cache.nbytes + decoder.state_bytes
+    return bytes_of(model, decoder, encoder) + cache.nbytes + decoder.state_bytes
 
 
 def codec_source(settings: Settings, model_folder: Path) -> str:
-    """DIA_CODEC; unset, the folder `dac` beside the weights where there is one."""
+    """DIA_CODEC; if it is not set, the folder `dac` beside the weights, if it exists."""
     beside = model_folder / CODEC_FOLDER
     unset = settings.dia_codec == type(settings).model_fields["dia_codec"].default
     return str(beside) if unset and beside.is_dir() else settings.dia_codec
@@ -244,12 +235,10 @@ def engine_of(runner: DiaRunner, settings: Settings) -> BatchedEngine:
         languages=("en",),
         fingerprint=runner.fingerprint,
         device=str(model.device),
-        dtype="int8" if settings.quantize == "int8" else str(model.dtype).removeprefix("torch."),
+        dtype=dtype_name(settings, model.dtype),
         setup=runner.setup,
     )
-    return BatchedEngine(
-        info, runner, max_queue=settings.max_queue, audio_queue_s=settings.audio_queue_s, encode=runner.encode
-    )
+    return batched_engine(info, runner, settings, runner.encode)
 
 
 def build(settings: Settings, context: BuildContext) -> BatchedEngine:
