@@ -1,4 +1,4 @@
-"""The FastAPI app: its layers, its routes under /v1 and their twins under /api/v1."""
+"""The FastAPI app: its routes under /v1 and again under /api/v1, its /openapi.json and its middleware."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import errors, openapi
+from app.api import errors
 from app.api.middleware import EXPOSED_HEADERS, Access, BodyLimit, LastResort, Limit, OwnPages, ReaderTimeout
-from app.api.routes import conversation, models, pages, speech, system, voice_cloning, voices, watermark, youtube
+from app.api.responses import REQUEST_ID_HEADER, Schema
+from app.api.routes import conversation, custom_voices, models, pages, speech, system, voice_cloning, watermark, youtube
+from app.api.routes import voices as voices_routes
 from app.api.speaking import Speaking
+from app.api.voice_creation import VoiceCreation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from fastapi import APIRouter
 
     from app.api.auth import Gate
     from app.audio.detection import WatermarkDetector
@@ -31,16 +36,17 @@ if TYPE_CHECKING:
     from app.voices.youtube import YouTube
 
 PREFIXES = ("/v1", "/api/v1")
-
-
-# Who is told what of keys; app/api/openapi.py says all else.
-_KEYED: dict[int | str, dict[str, Any]] = {401: {}, 403: {}}
-_OPEN: dict[int | str, dict[str, Any]] = {401: {}}
+_UPLOAD_PATHS = (
+    conversation.CONVERSATION_PATH,
+    watermark.DETECT_PATH,
+    *voice_cloning.UPLOAD_PATHS,
+    *custom_voices.UPLOAD_PATHS,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class AppServices:
-    """What the routes are handed."""
+    """The services that the routes use."""
 
     generator: SpeechGenerator
     manager: EngineManager
@@ -52,7 +58,75 @@ class AppServices:
     preset_voices: PresetVoiceMaker
     watermark: Watermark
     detector: WatermarkDetector
-    youtube: YouTube | None  # None: it is not offered at all
+    youtube: YouTube | None  # None: the routes do not exist
+
+
+class Api(FastAPI):
+    """FastAPI, whose /openapi.json also has what holds for every route: the request id, keys, limits of this server."""
+
+    def __init__(self, gate: Gate, max_input_chars: int, **options: Any) -> None:
+        self._gate = gate
+        self._max_input_chars = max_input_chars
+        self._documents: dict[bool, Schema] = {}  # by whether keys are needed, which can change while the server runs
+        super().__init__(**options)
+
+    def openapi(self) -> Schema:
+        needed = self._gate.needed
+        if needed not in self._documents:
+            self.openapi_schema = None
+            self._documents[needed] = self._complete(super().openapi())
+            self.openapi_schema = None
+        return self._documents[needed]
+
+    def _complete(self, document: Schema) -> Schema:
+        """Complete FastAPI's document in place."""
+        schemas = document["components"]["schemas"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)  # an invalid body is a 400, as OpenAI's clients expect
+                for status, response in operation["responses"].items():
+                    if "example" in response.get("content", {}).get("application/json", {}):
+                        response.update(errors.problem(int(status)))  # FastAPI has dropped the nulls of the example
+        self._gate.describe(document)
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                for response in operation["responses"].values():
+                    headers = response.setdefault("headers", {})
+                    response["headers"] = {"X-Request-ID": REQUEST_ID_HEADER, **headers}
+        for name, schema in schemas.items():
+            if name.startswith("Body_"):  # a form can leave a field out, but can't send null
+                for field in schema["properties"].values():
+                    kinds = [kind for kind in field.pop("anyOf", []) if kind != {"type": "null"}]
+                    field.update(kinds[0] if kinds else {})
+        for body, field in (("SpeechBody", "input"), *((name, "text") for name in _TEXT_BODIES)):
+            schemas[body]["properties"][field]["maxLength"] = self._max_input_chars
+        _correct_numbers_and_files(schemas)
+        return document
+
+
+_TEXT_BODIES = ("ConversationBody", "GenerateBody", "PreviewBody")
+_INT64 = 2**63
+
+
+def _correct_numbers_and_files(node: Any) -> None:
+    """Turn the bounds of integers from floats into integers, and mark files as OpenAPI 3.0 does too; in place.
+
+    FastAPI passes bounds through a model that has floats, which are exact up to 2**53 only.
+    """
+    if isinstance(node, dict):
+        if node.get("contentMediaType") == "application/octet-stream":
+            node["format"] = "binary"
+        if node.get("type") == "integer":
+            for bound in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
+                if isinstance(node.get(bound), float):
+                    node[bound] = min(int(node[bound]), _INT64 - 1)
+        for value in node.values():
+            _correct_numbers_and_files(value)
+    elif isinstance(node, list):
+        for value in node:
+            _correct_numbers_and_files(value)
 
 
 def create(
@@ -68,13 +142,15 @@ def create(
     cors_origins: tuple[str, ...],
     reader_timeout_s: float,
 ) -> FastAPI:
-    app = FastAPI(
+    app = Api(
+        services.gate,
+        max_input_chars,
         title="tts-server",
         version=__version__,
         summary="OpenAI-compatible text to speech on your own machine.",
         lifespan=lifespan,
         redirect_slashes=False,
-        docs_url=None,  # FastAPI's own loads Swagger UI from another host; pages.py has ours
+        docs_url=None,  # FastAPI's own pages load their scripts from another host; pages.py has offline ones
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )
@@ -82,67 +158,72 @@ def create(
     speaking = Speaking(
         services.generator, services.manager, services.metrics, max_input_chars=max_input_chars, log_texts=log_texts
     )
-    spoken = [
-        speech.router(speaking, services.gate),
-        conversation.router(speaking, services.gate),
-        voice_cloning.router(
-            speaking, services.gate, voices=services.voices, cloner=services.cloner, consents=services.consents
-        ),
-    ]
-    if services.youtube is not None:
-        spoken.append(
-            youtube.router(
-                services.youtube,
-                services.metrics,
-                services.gate,
-                voices=services.voices,
-                cloner=services.cloner,
-                consents=services.consents,
-            )
-        )
     for prefix in PREFIXES:
-        shown = prefix == PREFIXES[0]
-        open_to_all = [Depends(services.gate.allow)]
-        for routes in spoken:
-            app.include_router(routes, prefix=prefix, responses=_KEYED, include_in_schema=shown)
-        for lists in (
-            speech.lists(),
-            voices.router(services.voices),
-            voice_cloning.lists(services.voices),
-            models.router(services.manager, services.voices),
-        ):
-            app.include_router(lists, prefix=prefix, dependencies=open_to_all, responses=_OPEN, include_in_schema=shown)
-        app.include_router(
-            watermark.router(services.detector, services.gate), prefix=prefix, responses=_KEYED, include_in_schema=shown
-        )
-    inside = system.router(
+        for routes in _v1_routers(services, speaking):
+            app.include_router(routes, prefix=prefix, include_in_schema=prefix == PREFIXES[0])
+    state = system.ServerState(
         services.manager,
-        services.metrics,
-        services.gate,
         services.preset_voices,
-        marks=services.watermark,
-        youtube=services.youtube,
-        settings_shown=settings_shown,
-        max_input_chars=max_input_chars,
-        debug_errors=_KEYED,
+        services.watermark,
+        services.youtube,
+        settings_shown,
+        system.limits(max_input_chars),
     )
+    system_routes = system.router(state, services.metrics, services.gate)
     for prefix in ("", *PREFIXES):
-        app.include_router(inside, prefix=prefix, include_in_schema=not prefix)
-
+        app.include_router(system_routes, prefix=prefix, include_in_schema=not prefix)
     app.include_router(pages.router())
     app.mount("/static/swagger", pages.swagger())
     app.mount("/static", pages.files())
+    _add_middleware(
+        app,
+        services.metrics,
+        max_body_bytes=max_body_bytes,
+        max_upload_bytes=max_upload_bytes,
+        read_timeout_s=read_timeout_s,
+        cors_origins=cors_origins,
+        reader_timeout_s=reader_timeout_s,
+    )
+    return app
 
-    openapi.install(app, services.gate, max_input_chars=max_input_chars)
+
+def _v1_routers(services: AppServices, speaking: Speaking) -> list[APIRouter]:
+    gate, voices = services.gate, services.voices
+    creation = VoiceCreation(voices, services.cloner, services.consents)
+    routers = [
+        speech.router(speaking, gate),
+        conversation.router(speaking, gate),
+        voice_cloning.router(speaking, gate, creation),
+        custom_voices.router(creation, gate),
+    ]
+    if services.youtube is not None:
+        routers.append(youtube.router(services.youtube, creation, services.metrics, gate))
+    return [
+        *routers,
+        speech.formats_router(gate),
+        voices_routes.router(voices, gate),
+        voice_cloning.lists_router(voices, gate),
+        models.router(services.manager, voices, gate),
+        watermark.router(services.detector, gate),
+    ]
+
+
+def _add_middleware(
+    app: FastAPI,
+    metrics: Metrics,
+    *,
+    max_body_bytes: int,
+    max_upload_bytes: int,
+    read_timeout_s: float,
+    cors_origins: tuple[str, ...],
+    reader_timeout_s: float,
+) -> None:
+    """The layers around the routes; a later one is further out."""
     uploads = Limit(max_upload_bytes, "TTS_MAX_UPLOAD_BYTES")
     app.add_middleware(
         BodyLimit,
         limit=Limit(max_body_bytes, "TTS_MAX_BODY_BYTES"),
-        by_path={
-            prefix + path: uploads
-            for prefix in PREFIXES
-            for path in (conversation.CONVERSATION_PATH, watermark.DETECT_PATH, *voice_cloning.UPLOAD_PATHS)
-        },
+        by_path={prefix + path: uploads for prefix in PREFIXES for path in _UPLOAD_PATHS},
         timeout_s=read_timeout_s,
     )
     app.add_middleware(LastResort)
@@ -155,6 +236,5 @@ def create(
             allow_headers=["*"],
             expose_headers=list(EXPOSED_HEADERS),
         )
-    app.add_middleware(Access, metrics=services.metrics, foreign=bool(cors_origins))
+    app.add_middleware(Access, metrics=metrics, foreign=bool(cors_origins))
     app.add_middleware(ReaderTimeout, timeout_s=reader_timeout_s)
-    return app

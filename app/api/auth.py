@@ -1,29 +1,49 @@
-"""Who may come in: the key of a request, read before its body is. Lists, health and metrics stay open, as clients read
-them without a key."""
+"""API keys at the door: a request's key is checked before its body is read.
+
+Lists, health and metrics need no key, because clients read them without one.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from fastapi import Request
 from fastapi.routing import APIRoute
 
+from app.api.errors import problem
+from app.api.responses import RATE_LIMIT_HEADERS
 from app.errors import Forbidden, RateLimited
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from typing import Any
 
     from starlette.responses import Response
 
+    from app.api.responses import Schema
     from app.keys import Key, KeyRing, Scope
     from app.metrics import Metrics
 
+_SCHEMES: Schema = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "The API key as OpenAI's clients send it."},
+    "api-key": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "api-key",
+        "description": "The API key as Azure's clients send it.",
+    },
+}
+_REQUIRED: list[Schema] = [{"bearer": []}, {"api-key": []}]
+KEY_REQUIRED: Schema = {"security": _REQUIRED}  # a route's `openapi_extra`
+KEY_OPTIONAL: Schema = {"security": [*_REQUIRED, {}]}
+
 
 class Gate:
-    """The keys as routes use them. What it finds it leaves in `request.state`: `owner`, which tells callers apart
-    ("" where there are no keys), `key`, the key's name, and `admitted`, the Pass, which `Access` closes."""
+    """Checks the API keys of requests.
+
+    It leaves in `request.state`: `owner`, the key's hash that tells callers apart ("" without keys); `key`, the key's
+    name; and `admitted`, the Pass that `Access` closes.
+    """
 
     def __init__(self, ring: KeyRing, metrics: Metrics) -> None:
         self._ring = ring
@@ -31,20 +51,32 @@ class Gate:
 
     @property
     def needed(self) -> bool:
-        """Whether speech is for those with a key."""
+        """Whether speech needs a key."""
         return self._ring.needed
 
-    def route(self, scope: Scope) -> type[APIRoute]:
-        """A router's `route_class`: its routes need a key with this scope, where there are keys. FastAPI reads a body
-        before it asks any dependency; here a caller without a key uploads nothing."""
+    def route(self, scope: Scope | None) -> type[APIRoute]:
+        """A router's `route_class`, whose routes need a key with this scope if the server has keys.
+
+        scope None: a key is optional, but a wrong one is a 401, so that clients can test theirs. The check is in the
+        route's class because FastAPI reads a body before it runs dependencies: here a caller without a key uploads
+        nothing.
+        """
         gate = self
 
         class KeyedRoute(APIRoute):
+            def __init__(self, *args: Any, **options: Any) -> None:
+                security = KEY_OPTIONAL if scope is None else KEY_REQUIRED
+                options["openapi_extra"] = {**(options.get("openapi_extra") or {}), **security}
+                super().__init__(*args, **options)
+
             def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
                 handle = super().get_route_handler()
 
                 async def keyed(request: Request) -> Response:
-                    gate.enter(request, scope)
+                    if scope is None:
+                        gate.key_of(request)
+                    else:
+                        gate.enter(request, scope)
                     return await handle(request)
 
                 return keyed
@@ -56,7 +88,7 @@ class Gate:
         request.state.owner = ""
         if not self._ring.needed:
             return
-        key = self._known(request, _given(request))
+        key = self._find(request, _sent_key(request))
         try:
             request.state.admitted = self._ring.admit(key, scope)
         except Forbidden:
@@ -67,24 +99,41 @@ class Gate:
             raise
         request.state.owner = key.sha256
 
-    async def allow(self, request: Request) -> None:
-        """A dependency of open routes: no key is fine, a wrong one is told, so that clients can test theirs. Raises
-        Unauthorized."""
-        self.whose(request)
+    def key_of(self, request: Request) -> Key | None:
+        """The key of a request that needs none; None if it has none. Raises Unauthorized for a wrong key."""
+        sent = _sent_key(request)
+        return self._find(request, sent) if sent and self._ring.needed else None
 
-    def whose(self, request: Request) -> Key | None:
-        """The key of a request that needs none; None where it brings none. Raises Unauthorized."""
-        given = _given(request)
-        return self._known(request, given) if given and self._ring.needed else None
+    def describe(self, schema: Schema) -> None:
+        """Complete /openapi.json in place: with keys the security schemes and their errors, without keys neither."""
+        needed = self.needed
+        if needed:
+            schema["components"]["securitySchemes"] = _SCHEMES
+        for operations in schema["paths"].values():
+            for operation in operations.values():
+                security = operation.get("security")
+                if security is None:
+                    continue
+                if not needed:
+                    del operation["security"]
+                    continue
+                answers = operation["responses"]
+                answers["401"] = problem(401)
+                if {} not in security:
+                    answers["403"] = problem(403)
+                    answers.setdefault("429", problem(429))
+                    for status in ("200", "429"):
+                        answers[status].setdefault("headers", {}).update(RATE_LIMIT_HEADERS)
+                operation["responses"] = dict(sorted(answers.items()))
 
-    def _known(self, request: Request, given: str) -> Key:
-        key = self._ring.find(given)
+    def _find(self, request: Request, sent: str) -> Key:
+        key = self._ring.find(sent)
         request.state.key = key.name
-        structlog.contextvars.bind_contextvars(key=key.name)  # on every line of this request
+        structlog.contextvars.bind_contextvars(key=key.name)  # on every log line of this request
         return key
 
 
-def _given(request: Request) -> str:
+def _sent_key(request: Request) -> str:
     """The key as OpenAI's clients send it (Bearer), or Azure's (`api-key`)."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():

@@ -1,4 +1,8 @@
-"""The one table from our errors to HTTP, in OpenAI's envelope, so that the official SDKs raise the right class."""
+"""Map every error to an HTTP status and OpenAI's error body, so that the official SDKs raise the right exception.
+
+`STATUS` maps the classes of app/errors.py to statuses. `PROBLEMS` describes each status for /openapi.json; a route
+declares the statuses that it can answer with: `responses=problems(400, 404)`.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from app import errors
+from app.api.responses import ErrorEnvelope, Schema, integer_header, text_header
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -21,7 +26,7 @@ log = logging.getLogger(__name__)
 
 RETRY_STOPPED_S = 10  # a restart takes seconds
 
-# First match wins; SpeechError is the tree's root.
+# The first matching row counts; SpeechError is the root of all.
 STATUS: tuple[tuple[type[errors.SpeechError], int], ...] = (
     (errors.Unauthorized, 401),
     (errors.Forbidden, 403),
@@ -36,6 +41,73 @@ STATUS: tuple[tuple[type[errors.SpeechError], int], ...] = (
     (errors.NotStored, 507),
     (errors.SpeechError, 500),
 )
+
+
+# Status: what it means, and an example of (message, param, code).
+PROBLEMS: Mapping[int, tuple[str, tuple[str, str | None, str | None]]] = {
+    400: (
+        "The request is not valid; the message says why.",
+        ("`speed`: Input should be less than or equal to 4", "speed", "less_than_equal"),
+    ),
+    401: (
+        "The API key is missing or wrong.",
+        ("No API key was given. Send `Authorization: Bearer <key>`.", None, "invalid_api_key"),
+    ),
+    403: (
+        "The API key lacks the scope that the message names.",
+        ("The API key 'kiosk' lacks the scope `clone`, which this needs; it has: speak.", None, "missing_scope"),
+    ),
+    404: (
+        "There is no such model, voice or consent.",
+        ("The model `gpt-5` does not exist or you do not have access to it.", "model", "model_not_found"),
+    ),
+    408: (
+        "The body arrived too slowly.",
+        ("The request came too slowly. Send it again.", None, "request_timeout"),
+    ),
+    413: (
+        "The body is too large.",
+        ("The request body is larger than 1048576 bytes (TTS_MAX_BODY_BYTES).", None, "request_too_large"),
+    ),
+    429: (
+        "The queue is full, or the API key has reached its rate limit. Retry-After says when to try again.",
+        ("All 8 rows and 64 places in the queue are taken. Try again.", None, "rate_limit_exceeded"),
+    ),
+    500: (
+        "The engine failed, or a voice's files are damaged.",
+        ("The engine failed.", None, "engine_error"),
+    ),
+    503: (
+        "The engine is starting or not available. Retry-After says when to try again.",
+        ("The engine csm is starting. Try again.", None, "engine_not_ready"),
+    ),
+    507: (
+        "The server could not store it: the disk is full or read-only.",
+        ("It could not be stored: No space left on device.", None, "storage_error"),
+    ),
+}
+
+
+def problem(status: int) -> Schema:
+    """The error answer with this status, as OpenAPI describes a response."""
+    description, (message, param, code) = PROBLEMS[status]
+    headers: Schema = {}
+    if status in (429, 503):
+        headers["Retry-After"] = {**integer_header("Seconds to wait before the next try."), "required": True}
+    if status == 401:
+        headers["WWW-Authenticate"] = {**text_header("`Bearer`."), "required": True}
+    if status >= 500:
+        headers["x-should-retry"] = text_header("`false`: the same request will fail again.", enum=["false"])
+    content = {
+        "schema": {"$ref": f"#/components/schemas/{ErrorEnvelope.__name__}"},
+        "example": envelope(message, status=status, param=param, code=code),
+    }
+    return {"description": description, "headers": headers, "content": {"application/json": content}}
+
+
+def problems(*statuses: int) -> dict[int | str, Schema]:
+    """The `responses` of a route that can answer with these error statuses."""
+    return {status: {**problem(status), "model": ErrorEnvelope} for status in statuses}
 
 
 def status_of(error: errors.SpeechError) -> int:
@@ -80,8 +152,10 @@ def limit_headers(limit: int, remaining: int, reset_s: float) -> dict[str, str]:
 
 
 def unexpected() -> JSONResponse:
-    """The answer of last resort: our fault, said without its details, which are in the log."""
-    return _json(500, envelope("The server failed at this request; its log says why.", status=500), {})
+    """The answer to an error that no handler expects. Its details are in the log only."""
+    return _json(
+        500, envelope("The server failed to answer this request. The server's log has the reason.", status=500), {}
+    )
 
 
 def _json(status: int, body: dict[str, Any], headers: Mapping[str, str] | None) -> JSONResponse:
@@ -92,7 +166,7 @@ def _json(status: int, body: dict[str, Any], headers: Mapping[str, str] | None) 
 
 
 def install(app: FastAPI) -> None:
-    """Every error that leaves a route goes through here."""
+    """Register the handlers for every error that leaves a route."""
 
     async def speech_error(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, errors.SpeechError)  # noqa: S101 - starlette types handlers by Exception
@@ -114,7 +188,7 @@ def install(app: FastAPI) -> None:
 
 
 def _methods_at(request: Request) -> list[str]:
-    """What the path of this request takes, by all the routes that have it."""
+    """The methods that the path of this request takes, over all routes with this path."""
 
     def taken(method: str) -> bool:
         scope = {**request.scope, "method": method}
@@ -158,9 +232,12 @@ def _field_at(location: Sequence[str | int]) -> str:
 def _http_error(error: HTTPException) -> JSONResponse:
     status = error.status_code
     if status == 404:
-        message, code = "There is nothing at this URL; see /docs for what there is.", "not_found"
+        message, code = "There is nothing at this URL. See /docs for the URLs of this server.", "not_found"
     elif status == 405:
-        message, code = "This URL does not take that method; see /docs.", "method_not_allowed"
+        message, code = (
+            "This URL does not take this method. The header Allow lists its methods; see /docs.",
+            "method_not_allowed",
+        )
     elif status == 408:
         message, code = str(error.detail), "request_timeout"
     elif status == 413:

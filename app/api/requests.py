@@ -79,6 +79,7 @@ class _FormatName:
 
 
 WHOLE = BeforeValidator(_whole)
+StreamFormat = Literal["audio", "sse"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[
     str, AfterValidator(_not_blank), WithJsonSchema({"type": "string", "minLength": 1, "pattern": NOT_BLANK})
@@ -110,7 +111,7 @@ class SpokenBody(BaseModel):
     ] = None
     response_format: Annotated[str, _FormatName] | None = None
     speed: Annotated[Finite | None, Field(ge=0.25, le=4.0, description="Tempo; the pitch stays.")] = None
-    stream_format: Literal["audio", "sse"] | None = None
+    stream_format: StreamFormat | None = None
     progress: Annotated[
         bool | None, Field(description="With `stream_format: sse`: `speech.progress` events say what begins when.")
     ] = None

@@ -1,31 +1,44 @@
-"""The bodies of answers that are JSON, as /openapi.json describes them; tests hold what the routes send against them.
+"""The JSON that routes answer with, as pydantic models, and OpenAPI descriptions of answers that are not JSON.
 
-Nothing here runs while a request is answered: a voice's folder from elsewhere may hold more than is said here, and must
-not turn a list into an error.
+Routes construct these models; FastAPI reads their schema from the routes' return annotations.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, WithJsonSchema
+from pydantic_core import CoreSchema
+
+from app.audio.formats import AUDIO_FORMATS
+from app.types import VoiceKind
+
+if TYPE_CHECKING:
+    from app.types import Voice
+    from app.voices.consents import StoredConsent
+    from app.voices.voice_file import StoredVoice
+
+Schema = dict[str, Any]  # a part of an OpenAPI document
 
 UnixTime = Annotated[int, Field(description="Seconds since 1970.", examples=[1_742_000_000])]
 Seconds = Annotated[float, Field(ge=0)]
 
 
-class Shape(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class ResponseModel(BaseModel):
+    """The base of all response bodies."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
-class ErrorDetail(Shape):
+class ErrorDetail(ResponseModel):
     message: Annotated[str, Field(description="What is wrong and what to do, for people.")]
     type: Literal["invalid_request_error", "requests", "server_error"]
     param: Annotated[str | None, Field(description="The field at fault, inside lists as `turns.3.text`.")]
     code: Annotated[str | None, Field(description="What is wrong, for programs.")]
 
 
-class ErrorEnvelope(Shape):
+class ErrorEnvelope(ResponseModel):
     """OpenAI's error body."""
 
     error: ErrorDetail
@@ -34,54 +47,65 @@ class ErrorEnvelope(Shape):
 # ---- models, voices, formats
 
 
-class ModelVoice(Shape):
+class ModelVoice(ResponseModel):
     name: str
     language: str
 
 
-class Model(Shape):
-    """OpenAI's model, and what a speaker of it wants to know."""
+class Model(ResponseModel):
+    """OpenAI's model object, with fields of ours about speech."""
 
     id: str
     object: Literal["model"]
     created: UnixTime
     owned_by: str
     task: Literal["text-to-speech"]
-    sample_rate: Annotated[int, Field(description="Hz, where a request does not say another.")]
+    sample_rate: Annotated[int, Field(description="Hz, unless the request has `sample_rate`.")]
     voices: list[ModelVoice]
     status: Literal["ready", "loading", "missing_weights", "failed"]
     detail: Annotated[str, Field(description="Why it is not ready.")]
-    parameters: Annotated[list[str] | None, Field(description="Which of our fields it takes; null: not ready.")]
-    max_speakers: Annotated[int | None, Field(description="How many speakers it speaks in one go.")]
-    clones: Annotated[bool | None, Field(description="Whether it speaks with recorded voices.")]
+    parameters: Annotated[list[str] | None, Field(description="Our request fields that it honours; null: not ready.")]
+    max_speakers: Annotated[int | None, Field(description="How many speakers it can speak in one utterance.")]
+    clones: Annotated[bool | None, Field(description="Whether it can speak with cloned voices.")]
 
 
-class ModelList(Shape):
+class ModelList(ResponseModel):
     object: Literal["list"]
     data: list[Model]
 
 
-class NamedModel(Shape):
+class NamedModel(ResponseModel):
     id: str
     name: str
 
 
-class AudioModelList(Shape):
+class AudioModelList(ResponseModel):
     object: Literal["list"]
     models: list[NamedModel]
     data: list[Model]
 
 
-class ListedVoice(Shape):
+class ListedVoice(ResponseModel):
     id: str
     name: str
     object: Literal["audio.voice"]
-    type: Literal["preset", "cloned", "offline"]
+    type: Annotated[VoiceKind, WithJsonSchema({"enum": ["preset", "cloned", "offline"], "type": "string"})]
     language: str
     description: str
 
+    @classmethod
+    def of(cls, voice: Voice) -> Self:
+        return cls(
+            id=voice.id,
+            name=voice.name,
+            object="audio.voice",
+            type=voice.kind,
+            language=voice.language,
+            description=voice.description,
+        )
 
-class VoiceList(Shape):
+
+class VoiceList(ResponseModel):
     """One list under both names that clients read; with `legacy=true` plain ids."""
 
     object: Literal["list"]
@@ -89,7 +113,7 @@ class VoiceList(Shape):
     data: list[ListedVoice] | list[str]
 
 
-class CompatibleVoice(Shape):
+class CompatibleVoice(ResponseModel):
     voice_id: str
     name: str
     preview_url: str | None
@@ -98,41 +122,52 @@ class CompatibleVoice(Shape):
     cloned: bool
 
 
-class CompatibleVoices(Shape):
+class CompatibleVoices(ResponseModel):
     voices: list[CompatibleVoice]
 
 
-class ResponseFormats(Shape):
+class ResponseFormats(ResponseModel):
     response_formats: list[str]
 
 
-class StreamFormats(Shape):
+class StreamFormats(ResponseModel):
     stream_formats: list[str]
 
 
-# ---- voices of one's own
+# ---- cloned voices, custom voices, consents
 
 
-class QualityCheck(Shape):
+class QualityCheck(ResponseModel):
     id: str
     level: Literal["good", "warning", "bad"]
     value: float | None
     message: str
 
 
-class Quality(Shape):
-    """How good a recording is; empty for voices that were never measured."""
+class Quality(ResponseModel):
+    """How good a recording is; empty for voices without a measurement."""
 
     level: Literal["good", "warning", "bad"] | None = None
     checks: list[QualityCheck] = []
 
 
-class VoiceConsent(Shape):
+class _QualitySchema:
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _: CoreSchema, handler: GetJsonSchemaHandler) -> Schema:
+        return handler(Quality.__pydantic_core_schema__)
+
+
+# Described as Quality but not checked: a voice's folder may come from elsewhere and hold more than Quality has. That
+# must not turn a list of voices into an error.
+StoredQuality = Annotated[dict[str, Any], _QualitySchema]
+
+
+class VoiceConsent(ResponseModel):
     text: str
     id: str
 
 
-class ClonedVoice(Shape):
+class ClonedVoice(ResponseModel):
     id: str
     name: str
     object: Literal["audio.voice"]
@@ -143,34 +178,63 @@ class ClonedVoice(Shape):
     audio_duration: Seconds
     sample_count: int
     transcript: str
-    quality: Quality
+    quality: StoredQuality
     consent: VoiceConsent | None
     origin: str
 
+    @classmethod
+    def of(cls, stored: StoredVoice) -> Self:
+        voice, consent = stored.voice, stored.consent
+        agreed = None if consent is None else VoiceConsent(text=consent.get("text", ""), id=consent.get("id", ""))
+        return cls(
+            id=voice.id,
+            name=voice.name,
+            object="audio.voice",
+            created_at=int(stored.created_at),
+            speaker_id=voice.speaker,
+            description=voice.description,
+            language=voice.language,
+            audio_duration=round(stored.seconds, 3),
+            sample_count=stored.sample_count,
+            transcript=stored.transcript,
+            quality=dict(stored.quality),
+            consent=agreed,
+            origin=stored.origin,
+        )
 
-class Cloned(Shape):
+
+class Cloned(ResponseModel):
     status: Literal["success"]
     message: str
     voice: ClonedVoice
 
+    @classmethod
+    def of(cls, action: str, requested_name: str, stored: StoredVoice) -> Self:
+        """The answer to a request that created a voice. action: "The voice was cloned"."""
+        name, requested = stored.voice.name, " ".join(requested_name.split())
+        message = f"{action}; it is called {name!r}."
+        if name.casefold() != requested.casefold():
+            message = f"{action}; since {requested!r} was taken, it is called {name!r}."
+        return cls(status="success", message=message, voice=ClonedVoice.of(stored))
 
-class ClonedVoices(Shape):
+
+class ClonedVoices(ResponseModel):
     voices: list[ClonedVoice]
     problems: Annotated[dict[str, str], Field(description="Folders that should be voices but are not, and why.")]
 
 
-class DeletedClone(Shape):
+class DeletedClone(ResponseModel):
     status: Literal["success"]
     message: str
     id: str
 
 
-class Window(Shape):
+class Window(ResponseModel):
     start: Seconds
     end: Seconds
 
 
-class Draft(Shape):
+class Draft(ResponseModel):
     draft_id: str
     transcript: str
     audio_duration: Seconds
@@ -178,7 +242,7 @@ class Draft(Shape):
     quality: Quality
 
 
-class CustomVoice(Shape):
+class CustomVoice(ResponseModel):
     """OpenAI's custom voice."""
 
     object: Literal["audio.voice"]
@@ -188,13 +252,13 @@ class CustomVoice(Shape):
     type: Literal["audio_sample"]
 
 
-class DeletedVoice(Shape):
+class DeletedVoice(ResponseModel):
     object: Literal["audio.voice.deleted"]
     id: str
     deleted: bool
 
 
-class Consent(Shape):
+class Consent(ResponseModel):
     """OpenAI's voice consent."""
 
     object: Literal["audio.voice_consent"]
@@ -203,8 +267,18 @@ class Consent(Shape):
     language: str
     created_at: UnixTime
 
+    @classmethod
+    def of(cls, consent: StoredConsent) -> Self:
+        return cls(
+            object="audio.voice_consent",
+            id=consent.id,
+            name=consent.name,
+            language=consent.language,
+            created_at=int(consent.created_at),
+        )
 
-class ConsentPage(Shape):
+
+class ConsentPage(ResponseModel):
     object: Literal["list"]
     data: list[Consent]
     first_id: str | None
@@ -212,45 +286,45 @@ class ConsentPage(Shape):
     has_more: bool
 
 
-class DeletedConsent(Shape):
+class DeletedConsent(ResponseModel):
     id: str
     object: Literal["audio.voice_consent"]
     deleted: bool
 
 
-class ForgottenConversation(Shape):
+class ForgottenConversation(ResponseModel):
     id: str
     object: Literal["audio.conversation"]
-    deleted: Annotated[bool, Field(description="Whether there was anything to forget.")]
+    deleted: Annotated[bool, Field(description="Whether there was such a conversation.")]
 
 
-class Detection(Shape):
-    watermarked: Annotated[bool, Field(description="Whether the file carries the mark.")]
-    score: Annotated[float, Field(description="How sure that is, 0 to 1; 0.5 and more is a mark.")]
-    seconds: Annotated[float, Field(description="How much of the file was looked through: at most the first 300 s.")]
+class Detection(ResponseModel):
+    watermarked: Annotated[bool, Field(description="Whether the file carries the watermark.")]
+    score: Annotated[float, Field(description="The detector's confidence, 0 to 1; 0.5 or more means a watermark.")]
+    seconds: Annotated[float, Field(description="How much of the file was searched: at most the first 300 s.")]
 
 
 # ---- the server
 
 
-class Count(Shape):
+class Count(ResponseModel):
     active: int
     limit: int
 
 
-class Queue(Shape):
+class Queue(ResponseModel):
     waiting: int
     limit: int
 
 
-class Device(Shape):
+class Device(ResponseModel):
     device: str
     status: Literal["ok", "unhealthy"]
     reason: str
     rows: Count
 
 
-class Download(Shape):
+class Download(ResponseModel):
     source: str
     file: str
     done_bytes: int
@@ -259,7 +333,7 @@ class Download(Shape):
     eta_s: float | None
 
 
-class PresetVoiceMaker(Shape):
+class PresetVoiceState(ResponseModel):
     state: str
     cast: int
     voices: int
@@ -267,31 +341,29 @@ class PresetVoiceMaker(Shape):
     failed: dict[str, str]
 
 
-class Marking(Shape):
+class Marking(ResponseModel):
     marked: str
     reason: str | None
 
 
-class YouTubeState(Shape):
+class YouTubeState(ResponseModel):
     on: bool
     reason: str | None
 
 
-class Limits(Shape):
+class Limits(ResponseModel):
     input_chars: int
     dialogue_turns: int
 
 
-class MemoryUse(Shape):
+class MemoryUse(ResponseModel):
     device: str
     used_bytes: int
     total_bytes: int
 
 
-class Health(Shape):
-    """How the server is, and why."""
-
-    model_config = ConfigDict(extra="allow")
+class EngineState(ResponseModel):
+    """What /health and /debug both show."""
 
     status: Literal["starting", "ok", "degraded", "unhealthy"]
     engine: str | None
@@ -301,34 +373,41 @@ class Health(Shape):
     remedy: str
     device: str | None
     dtype: str | None
+    setup: Annotated[dict[str, str | int | float | bool | None] | None, Field(description="How the engine runs here.")]
     devices: list[Device]
     rows: Count | None
     queue: Queue | None
     watermark: Marking
     youtube: YouTubeState
     memory: list[MemoryUse]
-    setup: Annotated[dict[str, str | int | float | bool | None] | None, Field(description="How the engine runs here.")]
     download: Download | None
-    casting: PresetVoiceMaker
+    casting: PresetVoiceState
     version: str
     uptime_s: Seconds
+
+
+class Health(EngineState):
+    """The state of the server, with reasons."""
+
+    model_config = ConfigDict(extra="allow")
+
     limits: Limits
     key_needed: bool
 
 
-class Ready(Shape):
+class Ready(ResponseModel):
     ready: Literal[True]
     engine: str
 
 
-class Version(Shape):
+class Version(ResponseModel):
     name: Literal["tts-server"]
     version: str
     python: str
 
 
-class Debug(Shape):
-    """All that helps to find a fault, and no secret."""
+class Debug(ResponseModel):
+    """Everything that helps to find a fault, without secrets."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -340,3 +419,85 @@ class Debug(Shape):
     engine: dict[str, Any] | None
     settings: dict[str, Any]
     threads: list[str]
+
+
+# ---- answers that are not JSON
+
+
+def text_header(description: str, **schema: Any) -> Schema:
+    return {"description": description, "schema": {"type": "string", **schema}}
+
+
+def integer_header(description: str) -> Schema:
+    return {"description": description, "schema": {"type": "integer", "minimum": 0}}
+
+
+BINARY: Schema = {"schema": {"type": "string", "format": "binary"}}
+REQUEST_ID_HEADER: Schema = {
+    **text_header("Names this request in the server's log.", pattern="^req_[0-9a-f]{32}$"),
+    "required": True,
+}
+RATE_LIMIT_HEADERS: Mapping[str, Schema] = {
+    "x-ratelimit-limit-requests": integer_header("Requests a minute that this key may make."),
+    "x-ratelimit-remaining-requests": integer_header("How many of them are left."),
+    "x-ratelimit-reset-requests": text_header("Time until all of them are available again, as `7.5s`."),
+}
+_SPEECH_HEADERS: Mapping[str, Schema] = {
+    "X-TTS-Engine": text_header("The engine that produced the audio."),
+    "X-TTS-Seed": text_header("Send it as `seed` to get the same audio again.", pattern="^-?[0-9]+$"),
+    "X-Cache": text_header("Whether the audio comes from the cache.", enum=["hit", "miss"]),
+    "X-Voice-State": text_header("`uncast`: the voice has no recording yet.", enum=["uncast"]),
+    "X-TTS-Ignored": text_header("Request fields that this engine or this route does not use."),
+}
+
+
+def _events(*data: Schema) -> Schema:
+    """Server-sent events as OpenAPI 3.2 and FastAPI describe them. The data of the last event is `[DONE]`."""
+    kinds = [
+        {"contentMediaType": "application/json", "contentSchema": {"oneOf": [*data, _ref(ErrorEnvelope)]}},
+        {"const": "[DONE]"},
+    ]
+    properties = {"data": {"type": "string", "anyOf": kinds}}
+    return {"itemSchema": {"type": "object", "properties": properties, "required": ["data"]}}
+
+
+def _event(kind: str, **properties: Schema) -> Schema:
+    return _object(type={"const": kind}, **properties)
+
+
+def _object(**properties: Schema) -> Schema:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _ref(model: type[BaseModel]) -> Schema:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+_COUNT_OR_NULL: Schema = {"type": ["integer", "null"], "minimum": 0}
+_SPEECH_EVENTS = _events(
+    _event("speech.audio.delta", audio={"type": "string", "contentEncoding": "base64"}),
+    _event("speech.audio.done", usage=_object(input_tokens=_COUNT, output_tokens=_COUNT, total_tokens=_COUNT)),
+    _event(
+        "speech.progress",
+        text={"type": "string"},
+        start_s={"type": "number", "minimum": 0},
+        sentence=_COUNT,
+        sentences=_COUNT_OR_NULL,
+        turn=_COUNT,
+    ),
+)
+CLONING_EVENTS = _events(
+    _event("progress", stage={"type": "string"}, bytes=_COUNT, total=_COUNT_OR_NULL),
+    _event("done", voice=_ref(ClonedVoice)),
+)
+
+
+def speech_response() -> Schema:
+    """The 200 of a route that speaks. The audio formats are those of AUDIO_FORMATS."""
+    content = {row.media_type: BINARY for row in AUDIO_FORMATS.values()}
+    return {
+        "description": "The audio as a stream, or server-sent events with `stream_format: sse`.",
+        "headers": dict(_SPEECH_HEADERS),
+        "content": {**content, "text/event-stream": _SPEECH_EVENTS},
+    }

@@ -2,25 +2,29 @@
 
 A route names its body and, where the path has it, the voice. Everything else is decided here: the request, the owner of
 its conversation, the seed, the recordings of earlier turns, the ignored fields, the form of the response, the log line.
-This module knows no route and no engine.
+This module does not depend on routes or engines.
 """
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from app.api.requests import ConversationBody
-from app.api.streaming import AnswerResponse
+from app.api.streaming import StreamingAnswer, speech_stream
 from app.errors import SpeechError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from fastapi import Request
 
     from app.api.requests import SpokenBody
+    from app.api.streaming import Stream
     from app.engines.manager import EngineManager
     from app.generator.speech import Answer, SpeechGenerator
     from app.metrics import Metrics
@@ -31,7 +35,7 @@ log: Any = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Speaking:
-    """Prepares requests and answers them. Used from one event loop."""
+    """Prepares and answers the requests of every route that speaks. Use it from one event loop."""
 
     generator: SpeechGenerator
     manager: EngineManager
@@ -55,7 +59,10 @@ class Speaking:
         return request
 
     async def answer(self, body: SpokenBody, owner: str, *, voice: str | None = None) -> Answer:
-        """Find or begin the answer to a body. Parameters and errors: as `prepare` and `SpeechGenerator.answer`."""
+        """Find the answer to a body in the cache, or start it.
+
+        Parameters and errors: as `prepare` and `SpeechGenerator.answer`.
+        """
         request = await self.prepare(body, owner, voice=voice)
         try:
             answer = await self.generator.answer(request, extras=body.extras, random_seed=body.seed == "random")
@@ -67,18 +74,18 @@ class Speaking:
         self._log(request)
         return answer
 
-    def respond(self, body: SpokenBody, caller: Request, *, voice: str | None = None) -> AnswerResponse:
+    def respond(self, body: SpokenBody, caller: Request, *, voice: str | None = None) -> StreamingAnswer:
         """The streaming response to a body: plain audio, or server-sent events with or without progress."""
         owner: str = caller.state.owner
-        return AnswerResponse(
-            lambda: self.answer(body, owner, voice=voice),
-            self.metrics,
-            sse=body.sse,
-            progress=body.progress is True,
-        )
+
+        def open_stream() -> AbstractAsyncContextManager[Stream]:
+            answer = partial(self.answer, body, owner, voice=voice)
+            return speech_stream(answer, self.metrics, sse=body.sse, progress=body.progress is True)
+
+        return StreamingAnswer(open_stream, self.metrics, sse=body.sse)
 
     def _log(self, request: SpeechRequest) -> None:
-        """Call it only once the voices are known to exist: a caller can send a whole text as an unknown voice."""
+        """Call it only after the voices were found: an unknown voice may be any text, which must stay out of logs."""
         texts = [line.text for line in request.lines]
         log.info(
             "speak",

@@ -1,7 +1,8 @@
-"""The response that owns its stream: from its first await it listens for the caller leaving, and cancels at once.
+"""The response that owns its stream: it listens for the caller's disconnect from its first await and cancels at once.
 
-The first bytes are awaited before any header is sent, so a full queue or a dead engine is a clean 429 or 503. After the
-headers an error can only break the stream: the chunked body is left without its end, so nobody takes it for whole.
+A stream is opened, with its first bytes, before any header is sent, so a full queue or a dead engine is a clean 429 or
+503. After the headers an error can only break the stream: the chunked body gets no end, so no client takes it for
+complete.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ import base64
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from dataclasses import asdict
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from app.api.errors import body_of, response_to, status_of, unexpected
 from app.api.middleware import ReaderStuck
 from app.errors import EngineStopped, SpeechError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from starlette.types import Receive, Scope, Send
 
     from app.generator.speech import Answer
@@ -30,63 +33,73 @@ if TYPE_CHECKING:
 
 log: Any = structlog.get_logger(__name__)
 
+Headers = Sequence[tuple[str, str]]
+
 SSE_MEDIA_TYPE = "text/event-stream; charset=utf-8"
 SSE_END = b"data: [DONE]\n\n"
-STREAM_HEADERS = (
+STREAM_HEADERS: Headers = (
     ("cache-control", "no-store"),
-    ("x-accel-buffering", "no"),  # nginx would gather the stream otherwise
+    ("x-accel-buffering", "no"),  # otherwise nginx would buffer the stream
 )
-LAST_WORD_S = 0.1
-READ_S = 0.05  # a browser throws away what it has not read when the connection breaks
+SSE_HEADERS: Headers = (("content-type", SSE_MEDIA_TYPE), *STREAM_HEADERS)
+SHUTDOWN_SEND_S = 0.1  # how long a last event may take when the server stops
+READ_S = 0.05  # a browser drops unread data when the connection breaks
 DELTA_BYTES = 4096  # raw bytes in one SSE delta, as api.openai.com sends them
 
 
-class AnswerResponse(Response):
-    """Speaks one answer. `prepare` finds or begins it; it runs, and is cancelled, inside this response."""
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """An opened answer. completed: called with the request's state once all of it has been sent."""
+
+    headers: Headers
+    body: AsyncGenerator[bytes]
+    completed: Callable[[dict[str, Any]], None] | None = None
+
+
+class StreamingAnswer(Response):
+    """Sends one stream. It is opened, runs and is cancelled inside this response.
+
+    sse: an error after the headers is sent as an event before the connection breaks.
+    """
 
     def __init__(
-        self, prepare: Callable[[], Awaitable[Answer]], metrics: Metrics, *, sse: bool, progress: bool = False
+        self, open_stream: Callable[[], AbstractAsyncContextManager[Stream]], metrics: Metrics, *, sse: bool
     ) -> None:
-        self._prepare = prepare
+        self._open_stream = open_stream
         self._metrics = metrics
         self._sse = sse
-        self._progress = progress
         self._started_s = time.monotonic()
         self._sent_headers = False
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        speaking = asyncio.create_task(self._speak(scope, receive, send))
-        leaving = asyncio.create_task(disconnected(receive))
+        sending = asyncio.create_task(self._send(scope, receive, send))
+        disconnect = asyncio.create_task(_disconnected(receive))
         try:
-            await asyncio.wait([speaking, leaving], return_when=asyncio.FIRST_COMPLETED)
-            if not speaking.done():
+            await asyncio.wait([sending, disconnect], return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
                 self._metrics.cancelled()
                 log.info("the caller left", after_s=round(time.monotonic() - self._started_s, 3))
-        except asyncio.CancelledError:  # by the server only, when its grace at shutdown is over
-            if not speaking.done():
-                speaking.cancel()
+        except asyncio.CancelledError:  # only by the server, at the end of its graceful shutdown
+            if not sending.done():
+                sending.cancel()
                 await self._stop(scope, receive, send)  # at once: the process ends within milliseconds
         finally:
-            for task in (speaking, leaving):
+            for task in (sending, disconnect):
                 task.cancel()
-            await asyncio.gather(speaking, leaving, return_exceptions=True)
-        if not speaking.cancelled():
-            speaking.result()
+            await asyncio.gather(sending, disconnect, return_exceptions=True)
+        if not sending.cancelled():
+            sending.result()
 
-    async def _speak(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            answer = await self._prepare()
-            async with contextlib.aclosing(answer.stream) as stream:
-                first = await anext(stream, b"")
-                self._metrics.first_audio(answer.engine, time.monotonic() - self._started_s, hit=answer.hit)
-                await self._start(answer, send)
-                body = _joined(first, stream)
-                async for data in _events(body, answer, self._progress) if self._sse else body:
-                    await send_body(send, data, more=True)
-            await send_body(send, b"", more=False)
-            if (key := scope["state"].get("key")) is not None and (usage := answer.usage) is not None:
-                self._metrics.key_tokens(key, usage.input_tokens, usage.output_tokens)
+            async with self._open_stream() as stream, contextlib.aclosing(stream.body) as body:
+                await self._send_headers(stream.headers, send)
+                async for data in body:
+                    await _send_body(send, data, more=True)
+            await _send_body(send, b"", more=False)
+            if stream.completed is not None:
+                stream.completed(scope["state"])
         except SpeechError as error:
             if not self._sent_headers:
                 if status_of(error) == 500:
@@ -103,43 +116,63 @@ class AnswerResponse(Response):
             if not self._sent_headers:
                 await unexpected()(scope, receive, send)
                 return
-            await self._break(SpeechError("The server failed; its log says why."), send, type(error).__name__)
+            await self._break(_unexpected_error(), send, type(error).__name__)
 
-    async def _start(self, answer: Answer, send: Send) -> None:
-        headers = [
-            ("content-type", SSE_MEDIA_TYPE if self._sse else answer.media_type),
-            *STREAM_HEADERS,
-            ("x-tts-engine", answer.engine),
-            ("x-tts-seed", str(answer.seed)),
-            ("x-cache", "hit" if answer.hit else "miss"),
-            ("openai-processing-ms", str(round((time.monotonic() - self._started_s) * 1000))),
-        ]
-        if answer.ignored:
-            headers.append(("x-tts-ignored", ", ".join(answer.ignored)))
-        if answer.voice_not_ready:
-            headers.append(("x-voice-state", "uncast"))
-        if answer.size_bytes is not None and not self._sse:
-            headers.append(("content-length", str(answer.size_bytes)))
+    async def _send_headers(self, headers: Headers, send: Send) -> None:
         self._sent_headers = True
-        await begin(send, headers)
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]
+        await send({"type": "http.response.start", "status": 200, "headers": raw})
 
     async def _stop(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The server ends before this answer does: say so where nothing was sent yet, else break off."""
+        """Say that the server stops: as a 503 if nothing was sent yet, otherwise by breaking the stream."""
         error = EngineStopped("The server is stopping. Try again when it is back.")
         if not self._sent_headers:
             await response_to(error)(scope, receive, send)
             return
         log.warning("the answer broke off", error=type(error).__name__, message=error.message)
-        with contextlib.suppress(TimeoutError):  # a reader who takes nothing is not waited for
-            async with asyncio.timeout(LAST_WORD_S):
+        with contextlib.suppress(TimeoutError):  # do not wait for a client that reads nothing
+            async with asyncio.timeout(SHUTDOWN_SEND_S):
                 await self._break(error, send)
 
     async def _break(self, error: SpeechError, send: Send, kind: str = "") -> None:
-        """Tell an SSE reader, and end without ending: the server then closes the connection under the body."""
+        """Send an SSE client the error, and leave the body without an end: the server then closes the connection."""
         self._metrics.failed(kind or type(error).__name__)
         if self._sse:
-            await send_body(send, event(body_of(error)), more=True)
+            await _send_body(send, event(body_of(error)), more=True)
             await asyncio.sleep(READ_S)
+
+
+@contextlib.asynccontextmanager
+async def speech_stream(
+    prepare: Callable[[], Awaitable[Answer]], metrics: Metrics, *, sse: bool, progress: bool
+) -> AsyncIterator[Stream]:
+    """An answer of the generator as audio, or as OpenAI's speech.audio.* events."""
+    started_s = time.monotonic()
+    answer = await prepare()
+    async with contextlib.aclosing(answer.stream) as audio:
+        first = await anext(audio, b"")
+        metrics.first_audio(answer.engine, time.monotonic() - started_s, hit=answer.hit)
+        headers = [
+            ("content-type", SSE_MEDIA_TYPE if sse else answer.media_type),
+            *STREAM_HEADERS,
+            ("x-tts-engine", answer.engine),
+            ("x-tts-seed", str(answer.seed)),
+            ("x-cache", "hit" if answer.hit else "miss"),
+            ("openai-processing-ms", str(round((time.monotonic() - started_s) * 1000))),
+        ]
+        if answer.ignored:
+            headers.append(("x-tts-ignored", ", ".join(answer.ignored)))
+        if answer.voice_not_ready:
+            headers.append(("x-voice-state", "uncast"))
+        if answer.size_bytes is not None and not sse:
+            headers.append(("content-length", str(answer.size_bytes)))
+
+        def completed(state: dict[str, Any]) -> None:
+            if (key := state.get("key")) is not None and (usage := answer.usage) is not None:
+                metrics.key_tokens(key, usage.input_tokens, usage.output_tokens)
+
+        body = _joined(first, audio)
+        yield Stream(headers, _speech_events(body, answer, progress) if sse else body, completed)
 
 
 async def _joined(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
@@ -148,19 +181,19 @@ async def _joined(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[b
         yield data
 
 
-async def _events(body: AsyncGenerator[bytes], answer: Answer, progress: bool) -> AsyncGenerator[bytes]:
-    """The answer as OpenAI's speech.audio.* events; with `progress` an event of ours before the sound it tells of."""
-    told = 0
+async def _speech_events(body: AsyncGenerator[bytes], answer: Answer, progress: bool) -> AsyncGenerator[bytes]:
+    """OpenAI's speech.audio.* events; with `progress` a speech.progress event before the audio that it announces."""
+    announced = 0
     async for data in body:
         if progress:
-            for began in answer.progress.utterances[told:]:
-                told += 1
+            for began in answer.progress.utterances[announced:]:
+                announced += 1
                 yield event({"type": "speech.progress", **asdict(began), "start_s": round(began.start_s, 3)})
         for start in range(0, len(data), DELTA_BYTES):
             audio = base64.b64encode(data[start : start + DELTA_BYTES]).decode()
             yield event({"type": "speech.audio.delta", "audio": audio})
     usage = answer.usage
-    assert usage is not None  # noqa: S101 - set by the generator before the stream ends
+    assert usage is not None  # noqa: S101 - the generator sets it before the stream ends
     counts = {
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
@@ -170,22 +203,78 @@ async def _events(body: AsyncGenerator[bytes], answer: Answer, progress: bool) -
     yield SSE_END
 
 
+Report = Callable[[dict[str, Any]], None]  # takes one progress event
+
+
+@contextlib.asynccontextmanager
+async def work_stream(work: Callable[[Report], Awaitable[BaseModel]], *, sse: bool) -> AsyncIterator[Stream]:
+    """Long work as its JSON result, or as progress events and then the result as the event `done`.
+
+    The headers wait for the first progress event, so an invalid request is a plain error.
+    """
+    steps: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()  # None: the work has ended
+
+    async def run() -> dict[str, Any]:
+        try:
+            return (await work(steps.put_nowait)).model_dump()
+        finally:
+            steps.put_nowait(None)
+
+    task = asyncio.create_task(run())
+    try:
+        first = await steps.get() if sse else None
+        if first is not None:
+            yield Stream(SSE_HEADERS, _work_events(first, steps, task))
+            return
+        result = await task
+        if sse:
+            yield Stream(SSE_HEADERS, _once(event({"type": "done", **result}) + SSE_END))
+            return
+        response = JSONResponse(result)
+        headers = [(name.decode(), value.decode()) for name, value in response.raw_headers]
+        yield Stream(headers, _once(bytes(response.body)))
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _once(data: bytes) -> AsyncGenerator[bytes]:
+    yield data
+
+
+async def _work_events(
+    first: dict[str, Any], steps: asyncio.Queue[dict[str, Any] | None], task: asyncio.Task[dict[str, Any]]
+) -> AsyncGenerator[bytes]:
+    step: dict[str, Any] | None = first
+    while step is not None:
+        yield event(step)
+        step = await steps.get()
+    try:
+        result = await task
+    except SpeechError as error:
+        yield event(body_of(error))
+    except Exception:
+        log.exception("the request failed")
+        yield event(body_of(_unexpected_error()))
+    else:
+        yield event({"type": "done", **result})
+    yield SSE_END
+
+
+def _unexpected_error() -> SpeechError:
+    return SpeechError("The server failed. The server's log has the reason.")
+
+
 def event(content: dict[str, Any]) -> bytes:
     """One server-sent event."""
     return b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
 
 
-async def begin(send: Send, headers: Iterable[tuple[str, str]]) -> None:
-    """A 200, and its headers, whose values are latin-1."""
-    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]
-    await send({"type": "http.response.start", "status": 200, "headers": raw})
-
-
-async def send_body(send: Send, data: bytes, *, more: bool) -> None:
+async def _send_body(send: Send, data: bytes, *, more: bool) -> None:
     await send({"type": "http.response.body", "body": data, "more_body": more})
 
 
-async def disconnected(receive: Receive) -> None:
-    """Returns when the caller has left."""
+async def _disconnected(receive: Receive) -> None:
+    """Return when the caller has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -312,7 +312,7 @@ def test_a_page_of_another_origin_can_read_errors_and_limits(tmp_path: Any, monk
     def broken(*_: object) -> None:
         raise RuntimeError("inside")
 
-    monkeypatch.setattr("app.api.routes.voices.fresh", broken)
+    monkeypatch.setattr("app.api.routes.voices.refresh", broken)
     with serving(tmp_path, TTS_CORS_ORIGINS="https://studio.example", TTS_API_KEYS="a-key-for-cross-origins") as url:
         for path, status in (("/v1/audio/voices", 500), ("/v1/nothing", 404), ("/debug", 401)):
             answer = httpx.get(url + path, headers=origin, timeout=60)  # without logs.set_up tracebacks take seconds

@@ -156,8 +156,8 @@ def test_a_caller_without_a_key_uploads_nothing(keys: tuple[str, dict[str, str]]
 
 def test_limits_are_told_before_they_are_reached(tmp_path: Path) -> None:
     file = KeyFile(tmp_path)
-    fast_path, free = file.add("fast_path", ["speak"], per_minute=3), file.add("free", ["speak"])
-    with serving(tmp_path) as url, httpx.Client(base_url=url, headers=bearer(fast_path)) as http:
+    limited, free = file.add("limited", ["speak"], per_minute=3), file.add("free", ["speak"])
+    with serving(tmp_path) as url, httpx.Client(base_url=url, headers=bearer(limited)) as http:
         left = []
         for _ in range(3):
             answer = http.post("/v1/audio/speech", json=SPEECH)
@@ -169,7 +169,7 @@ def test_limits_are_told_before_they_are_reached(tmp_path: Path) -> None:
         assert refused.status_code == 429
         error = problem(refused)
         assert (error["type"], error["code"]) == ("requests", "rate_limit_exceeded")
-        assert "'few' may make 3 requests a minute" in error["message"]
+        assert "'limited' may make 3 requests a minute" in error["message"]
         assert 1 <= int(refused.headers["retry-after"]) <= 20
         assert refused.headers["x-ratelimit-remaining-requests"] == "0"
         assert refused.headers["x-ratelimit-reset-requests"]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.integration
 
-STATIC = ROOT / "app" / "api" / "static"
+STATIC = ROOT / "app" / "static"
 LANGUAGES = {path.stem: json.loads(path.read_text()) for path in sorted((STATIC / "i18n").glob("*.json"))}
 CODE = "".join(path.read_text() for path in [*(STATIC / "js").rglob("*.js"), *STATIC.glob("*.html")])
 CSS = "".join(path.read_text() for path in sorted(STATIC.glob("*.css")))

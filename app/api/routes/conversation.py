@@ -1,4 +1,4 @@
-"""`/audio/conversation` and `/audio/dialogue`: speech in the light of what was said before, and by several voices."""
+"""`/audio/conversation`: speech that continues a conversation. `/audio/dialogue`: speech by several voices."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.requests import ConversationBody, DialogueBody
+from app.api.responses import ForgottenConversation
+from app.api.routes.speech import answers
 from app.types import conversation_key
 
 if TYPE_CHECKING:
@@ -20,23 +22,35 @@ CONVERSATION_PATH = "/audio/conversation"
 def router(speaking: Speaking, gate: Gate) -> APIRouter:
     routes = APIRouter(tags=["speech"], route_class=gate.route("speak"))
 
-    @routes.post(CONVERSATION_PATH, name="create_conversation", operation_id="create_conversation")
+    @routes.post(
+        CONVERSATION_PATH,
+        name="create_conversation",
+        operation_id="create_conversation",
+        response_class=Response,
+        responses=answers(),
+    )
     async def conversation(body: ConversationBody, caller: Request) -> Response:
-        """Speak the next turn of a conversation as its earlier turns, with their recordings, suggest.
+        """Speak the next turn of a conversation, in the manner of the recordings of its earlier turns.
 
-        Without `voice` the recordings show how `speaker_id` sounds. Takes all that `/audio/speech` takes.
+        Without `voice` the recordings define the voice of `speaker_id`. Takes every field of `/audio/speech`.
         """
         return speaking.respond(body, caller)
 
-    @routes.post("/audio/dialogue", name="create_dialogue", operation_id="create_dialogue")
+    @routes.post(
+        "/audio/dialogue",
+        name="create_dialogue",
+        operation_id="create_dialogue",
+        response_class=Response,
+        responses=answers(),
+    )
     async def dialogue(body: DialogueBody, caller: Request) -> Response:
-        """Speak several turns, each by its voice, as one file without a seam. Takes all that `/audio/speech` takes."""
+        """Speak several turns, each in its own voice, as one file. Takes every field of `/audio/speech`."""
         return speaking.respond(body, caller)
 
     @routes.delete("/audio/conversations/{conversation_id}", name="forget_conversation")
-    async def forget(conversation_id: str, caller: Request) -> dict[str, object]:
-        """Forget what was said under this `conversation_id`."""
+    async def forget(conversation_id: str, caller: Request) -> ForgottenConversation:
+        """Forget the earlier turns of this `conversation_id`."""
         known = await speaking.generator.forget(conversation_key(caller.state.owner, conversation_id))
-        return {"id": conversation_id, "object": "audio.conversation", "deleted": known}
+        return ForgottenConversation(id=conversation_id, object="audio.conversation", deleted=known)
 
     return routes

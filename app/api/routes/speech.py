@@ -1,25 +1,34 @@
-"""`/audio/speech` and its streaming names: one handler, since every answer streams."""
+"""`/audio/speech` and its streaming names, which share one handler because every answer streams."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.api.requests import SpeechBody
+from app.api.errors import problems
+from app.api.requests import SpeechBody, StreamFormat
+from app.api.responses import ResponseFormats, StreamFormats, speech_response
 from app.audio.formats import AUDIO_FORMATS
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from app.api.auth import Gate
     from app.api.speaking import Speaking
+
+
+def answers() -> dict[int | str, dict[str, Any]]:
+    """The `responses` of every route that speaks."""
+    return {200: speech_response(), **problems(400, 404, 408, 413, 429, 500, 503)}
 
 
 def router(speaking: Speaking, gate: Gate) -> APIRouter:
     routes = APIRouter(tags=["speech"], route_class=gate.route("speak"))
 
     async def speech(body: SpeechBody, caller: Request) -> Response:
-        """Turn text into speech. Takes everything OpenAI's endpoint takes, and more."""
+        """Turn text into speech. Takes everything that OpenAI's endpoint takes, and more."""
         return speaking.respond(body, caller)
 
     for path, name in (
@@ -27,20 +36,28 @@ def router(speaking: Speaking, gate: Gate) -> APIRouter:
         ("/audio/speech/streaming", "create_speech_streaming"),
         ("/audio/speech/stream", "create_speech_stream"),
     ):
-        routes.add_api_route(path, speech, methods=["POST"], name=name, operation_id=name)
+        routes.add_api_route(
+            path,
+            speech,
+            methods=["POST"],
+            name=name,
+            operation_id=name,
+            response_class=Response,
+            responses=answers(),
+        )
     return routes
 
 
-def lists() -> APIRouter:
-    """What a request may ask for; open to all."""
-    routes = APIRouter(tags=["speech"])
+def formats_router(gate: Gate) -> APIRouter:
+    """The values of `response_format` and `stream_format`, without a key."""
+    routes = APIRouter(tags=["speech"], route_class=gate.route(None))
 
     @routes.get("/audio/speech/response-formats")
-    async def response_formats() -> dict[str, list[str]]:
-        return {"response_formats": list(AUDIO_FORMATS)}
+    async def response_formats() -> ResponseFormats:
+        return ResponseFormats(response_formats=list(AUDIO_FORMATS))
 
     @routes.get("/audio/speech/stream-formats")
-    async def stream_formats() -> dict[str, list[str]]:
-        return {"stream_formats": ["audio", "sse"]}
+    async def stream_formats() -> StreamFormats:
+        return StreamFormats(stream_formats=list(get_args(StreamFormat)))
 
     return routes

@@ -1,4 +1,4 @@
-"""How the server is: /health for people and containers, /ready for balancers, /metrics, /version, /debug."""
+"""The state of the server: /health, /ready for load balancers, /metrics, /version and /debug."""
 
 from __future__ import annotations
 
@@ -6,22 +6,37 @@ import platform
 import sys
 import threading
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from app import __version__
-from app.api.errors import response_to
+from app.api.auth import KEY_OPTIONAL
+from app.api.errors import problems
 from app.api.requests import MAX_DIALOGUE_TURNS
-from app.errors import NotReady
+from app.api.responses import (
+    Count,
+    Debug,
+    Device,
+    Download,
+    EngineState,
+    Health,
+    Limits,
+    Marking,
+    MemoryUse,
+    PresetVoiceState,
+    Queue,
+    Ready,
+    Version,
+    YouTubeState,
+)
 from app.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from app.api.auth import Gate
     from app.audio.watermark import Watermark
     from app.engines.manager import EngineManager
@@ -32,100 +47,120 @@ if TYPE_CHECKING:
 _PACKAGES = ("torch", "numpy", "av", "fastapi", "uvicorn", "wetext", "sentencex", "espeakng-loader", "huggingface-hub")
 
 
-def router(
-    host: EngineManager,
-    metrics: Metrics,
-    gate: Gate,
-    casting: PresetVoiceMaker,
-    *,
-    marks: Watermark,
-    youtube: YouTube | None,
-    settings_shown: Callable[[], dict[str, object]],
-    max_input_chars: int,
-    debug_errors: dict[int | str, dict[str, Any]],
-) -> APIRouter:
-    routes = APIRouter(tags=["system"])
-    inside = APIRouter(tags=["system"], route_class=gate.route("admin"))
-    limits = {"input_chars": max_input_chars, "dialogue_turns": MAX_DIALOGUE_TURNS}
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """Collects what /health and /debug show."""
 
-    @routes.get("/health")
-    async def health() -> JSONResponse:
-        """200 `starting`, `ok` or `degraded`; 503 `unhealthy`. Reasons in words."""
-        body = {**_health(host, casting, marks, youtube), "limits": limits, "key_needed": gate.needed}
-        return JSONResponse(body, 503 if body["status"] == "unhealthy" else 200, headers={"Cache-Control": "no-store"})
+    manager: EngineManager
+    preset_voices: PresetVoiceMaker
+    watermark: Watermark
+    youtube: YouTube | None
+    settings_shown: Callable[[], dict[str, object]]
+    limits: Limits
 
-    @routes.get("/ready")
-    async def ready() -> Response:
-        """200 whenever a speech request would be answered."""
-        try:
-            engine = host.engine()
-        except NotReady as error:
-            return response_to(error)
-        return JSONResponse({"ready": True, "engine": engine.info.id})
+    def health(self, *, key_needed: bool) -> Health:
+        return Health(**self._state(), limits=self.limits, key_needed=key_needed)
 
-    @routes.get("/version")
-    async def versions() -> dict[str, Any]:
-        return {"name": "tts-server", "version": __version__, "python": platform.python_version()}
+    def debug(self) -> Debug:
+        engine = self.manager.current
+        return Debug(
+            version=__version__,
+            python=sys.version,
+            platform=platform.platform(),
+            packages={name: _version_of(name) for name in _PACKAGES},
+            health=EngineState(**self._state()).model_dump(),
+            engine=None if engine is None else _plain(asdict(engine.info)),
+            settings=self.settings_shown(),
+            threads=sorted(thread.name for thread in threading.enumerate()),
+        )
 
-    @routes.get("/metrics", response_class=Response, responses={401: {}})
-    async def prometheus(request: Request) -> Response:
-        """A key with the scope `admin` is told what each key has used, too."""
-        key = gate.whose(request)
-        return Response(metrics.text(keys=key is not None and "admin" in key.scopes), media_type=CONTENT_TYPE)
-
-    @inside.get("/debug", responses=debug_errors)
-    async def debug() -> dict[str, Any]:
-        """All that helps to find a fault, and no secret."""
-        engine = host.current
+    def _state(self) -> dict[str, Any]:
+        """The fields of EngineState."""
+        status = self.manager.status()
+        engine, load = self.manager.current, self.manager.load()
+        youtube, watermark = self.youtube, self.watermark
         return {
+            "status": status.state,
+            "engine": status.running.name if status.running else None,
+            "model": status.running.model_id if status.running else None,
+            "requested_engine": status.requested.name,
+            "reason": status.reason,
+            "remedy": status.remedy,
+            "device": engine.info.device if engine else None,
+            "dtype": engine.info.dtype if engine else None,
+            "setup": dict(engine.info.setup) if engine else None,
+            "devices": [
+                Device(
+                    device=each.device,
+                    status="unhealthy" if each.failure else "ok",
+                    reason=each.failure,
+                    rows=Count(active=each.load.active_rows, limit=each.load.max_rows),
+                )
+                for each in self.manager.devices()
+            ],
+            "rows": Count(active=load.active_rows, limit=load.max_rows) if load else None,
+            "queue": Queue(waiting=load.queued, limit=load.max_queue) if load else None,
+            "watermark": Marking(marked="nobody" if watermark.missing else watermark.scope, reason=watermark.missing),
+            "youtube": YouTubeState(
+                on=youtube is not None and youtube.off is None, reason=youtube.off if youtube else None
+            ),
+            "memory": [MemoryUse(**asdict(each)) for each in self.manager.memory()],
+            "download": Download(**asdict(status.progress)) if status.progress else None,
+            "casting": PresetVoiceState(**self.preset_voices.status()),
             "version": __version__,
-            "python": sys.version,
-            "platform": platform.platform(),
-            "packages": {name: _version_of(name) for name in _PACKAGES},
-            "health": _health(host, casting, marks, youtube),
-            "engine": None if engine is None else _plain(asdict(engine.info)),
-            "settings": settings_shown(),
-            "threads": sorted(thread.name for thread in threading.enumerate()),
+            "uptime_s": round(time.monotonic() - self.manager.started_s, 1),
         }
 
-    routes.include_router(inside)
+
+def limits(max_input_chars: int) -> Limits:
+    return Limits(input_chars=max_input_chars, dialogue_turns=MAX_DIALOGUE_TURNS)
+
+
+def router(state: ServerState, metrics: Metrics, gate: Gate) -> APIRouter:
+    routes = APIRouter(tags=["system"])
+    admin = APIRouter(tags=["system"], route_class=gate.route("admin"))
+
+    @routes.get(
+        "/health",
+        response_description="`starting`, `ok` or `degraded`.",
+        responses={503: {"model": Health, "description": "`unhealthy`, with the reason."}},
+    )
+    async def health(response: Response) -> Health:
+        """200 `starting`, `ok` or `degraded`; 503 `unhealthy`. Reasons in words."""
+        body = state.health(key_needed=gate.needed)
+        response.headers["Cache-Control"] = "no-store"
+        if body.status == "unhealthy":
+            response.status_code = 503
+        return body
+
+    @routes.get("/ready", response_description="The server can answer a speech request.", responses=problems(503))
+    async def ready() -> Ready:
+        """200 when the server can answer a speech request."""
+        return Ready(ready=True, engine=state.manager.engine().info.id)
+
+    @routes.get("/version")
+    async def versions() -> Version:
+        return Version(name="tts-server", version=__version__, python=platform.python_version())
+
+    @routes.get(
+        "/metrics",
+        response_class=Response,
+        response_description="Prometheus' text format.",
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        openapi_extra=KEY_OPTIONAL,
+    )
+    async def prometheus(request: Request) -> Response:
+        """Prometheus metrics. A key with the scope `admin` also gets the usage of each key."""
+        key = gate.key_of(request)
+        return Response(metrics.text(keys=key is not None and "admin" in key.scopes), media_type=CONTENT_TYPE)
+
+    @admin.get("/debug")
+    async def debug() -> Debug:
+        """Everything that helps to find a fault, without secrets."""
+        return state.debug()
+
+    routes.include_router(admin)
     return routes
-
-
-def _health(
-    host: EngineManager, casting: PresetVoiceMaker, marks: Watermark, youtube: YouTube | None
-) -> dict[str, Any]:
-    status = host.status()
-    engine, load = host.current, host.load()
-    return {
-        "status": status.state,
-        "engine": status.running.name if status.running else None,
-        "model": status.running.model_id if status.running else None,
-        "requested_engine": status.requested.name,
-        "reason": status.reason,
-        "remedy": status.remedy,
-        "device": engine.info.device if engine else None,
-        "dtype": engine.info.dtype if engine else None,
-        "setup": dict(engine.info.setup) if engine else None,
-        "devices": [
-            {
-                "device": each.device,
-                "status": "unhealthy" if each.failure else "ok",
-                "reason": each.failure,
-                "rows": {"active": each.load.active_rows, "limit": each.load.max_rows},
-            }
-            for each in host.devices()
-        ],
-        "rows": {"active": load.active_rows, "limit": load.max_rows} if load else None,
-        "queue": {"waiting": load.queued, "limit": load.max_queue} if load else None,
-        "watermark": {"marked": "nobody" if marks.missing else marks.scope, "reason": marks.missing},
-        "youtube": {"on": youtube is not None and youtube.off is None, "reason": youtube.off if youtube else None},
-        "memory": [asdict(each) for each in host.memory()],
-        "download": asdict(status.progress) if status.progress else None,
-        "casting": casting.status(),
-        "version": __version__,
-        "uptime_s": round(time.monotonic() - host.started_s, 1),
-    }
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

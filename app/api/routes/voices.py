@@ -1,43 +1,37 @@
-"""`GET /audio/voices`: the union of the shapes that clients read."""
+"""`GET /audio/voices`: every voice, in the union of the shapes that clients read."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
 
+from app.api.errors import problems
+from app.api.responses import ListedVoice, VoiceList
+
 if TYPE_CHECKING:
+    from app.api.auth import Gate
     from app.voices.store import VoiceStore
 
 
-async def fresh(voices: VoiceStore) -> None:
-    """What other processes made is seen too, from here on."""
+async def refresh(voices: VoiceStore) -> None:
+    """Read the voice store again if another process has changed it."""
     if voices.stale:
         await asyncio.to_thread(voices.refresh)
 
 
-def router(voices: VoiceStore) -> APIRouter:
-    routes = APIRouter(tags=["voices"])
+def router(voices: VoiceStore, gate: Gate) -> APIRouter:
+    routes = APIRouter(tags=["voices"], route_class=gate.route(None))
 
-    @routes.get("/audio/voices")
-    async def list_voices(legacy: bool = False) -> dict[str, Any]:
-        """All voices; `legacy=true` lists plain strings, as older clients want."""
-        await fresh(voices)
+    @routes.get("/audio/voices", responses=problems(400))
+    async def list_voices(legacy: bool = False) -> VoiceList:
+        """All voices; with `legacy=true` their ids only, as older clients expect."""
+        await refresh(voices)
         if legacy:
             names = [voice.id for voice in voices.all()]
-            return {"object": "list", "voices": names, "data": names}
-        items = [
-            {
-                "id": voice.id,
-                "name": voice.name,
-                "object": "audio.voice",
-                "type": voice.kind,
-                "language": voice.language,
-                "description": voice.description,
-            }
-            for voice in voices.all()
-        ]
-        return {"object": "list", "voices": items, "data": items}
+            return VoiceList(object="list", voices=names, data=names)
+        items = [ListedVoice.of(voice) for voice in voices.all()]
+        return VoiceList(object="list", voices=items, data=items)
 
     return routes

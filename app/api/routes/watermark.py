@@ -1,4 +1,4 @@
-"""`POST /audio/watermark/detect`: was this sound made here?"""
+"""`POST /audio/watermark/detect`: find the watermark of generated speech in a file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, File, UploadFile
 
+from app.api.errors import problems
 from app.api.responses import Detection
 
 if TYPE_CHECKING:
@@ -18,11 +19,11 @@ DETECT_PATH = "/audio/watermark/detect"
 def router(detector: WatermarkDetector, gate: Gate) -> APIRouter:
     routes = APIRouter(tags=["watermark"], route_class=gate.route("speak"))
 
-    @routes.post(DETECT_PATH, operation_id="detect_watermark")
+    @routes.post(DETECT_PATH, operation_id="detect_watermark", responses=problems(400, 408, 413, 429))
     async def detect(
-        file: Annotated[UploadFile, File(description="A sound file of any common format.")],
+        file: Annotated[UploadFile, File(description="An audio file of any common format.")],
     ) -> Detection:
-        """Look for the inaudible mark that generated speech can carry (TTS_WATERMARK)."""
+        """Look for the inaudible watermark that generated speech can carry (TTS_WATERMARK)."""
         found = await detector.detect(await file.read())
         return Detection(watermarked=found.watermarked, score=round(found.score, 4), seconds=round(found.seconds, 3))
 

@@ -1,0 +1,141 @@
+"""Voices from recordings, for every route that creates one: check the recording, clean it, store the voice.
+
+The form fields that these routes share are here too. Uploads are passed on as open files; app/voices decodes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import File, Form, UploadFile
+from pydantic import JsonValue
+
+from app.api.requests import NOT_BLANK
+from app.errors import BadReference, InvalidValue, NotFound
+from app.voices.cloning import Sample
+from app.voices.voice_file import LANGUAGE_TAG, MAX_CONSENT_CHARS, MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, Consent
+
+if TYPE_CHECKING:
+    from app.voices.cloning import Cloner, Prepared
+    from app.voices.consents import ConsentStore
+    from app.voices.store import VoiceStore
+    from app.voices.voice_file import StoredVoice
+
+CONSENT_ID_PREFIX = "cons_"
+
+# For schemas: VoiceStore.check enforces these limits, with messages of its own.
+NAME_SCHEMA: dict[str, JsonValue] = {"minLength": 1, "maxLength": MAX_NAME_CHARS, "pattern": NOT_BLANK}
+DESCRIPTION_SCHEMA: dict[str, JsonValue] = {"maxLength": MAX_DESCRIPTION_CHARS}
+CONSENT_SCHEMA: dict[str, JsonValue] = {"maxLength": MAX_CONSENT_CHARS}
+NAME_HELP = "Free text, up to 100 characters; a taken one gets a number."
+CONSENT_HELP = "The speaker's agreement in words, or a consent's id."
+
+Recordings = Annotated[
+    list[UploadFile] | None,
+    File(description="Recordings of one speaker in any common audio or video format; 6 to 12 s are enough."),
+]
+Transcripts = Annotated[
+    list[str] | None,
+    Form(description="The exact words, one transcript for each recording. Left out: recognised, if this server can."),
+]
+Language = Annotated[
+    str, Form(description="BCP 47.", max_length=35, json_schema_extra={"pattern": LANGUAGE_TAG}, examples=["en-GB"])
+]
+Denoise = Annotated[bool, Form(description="Remove steady noise. Use it only for really noisy recordings.")]
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceCreation:
+    """Creates voices. Use it from one event loop; slow work runs in threads and child processes."""
+
+    voices: VoiceStore
+    cloner: Cloner
+    consents: ConsentStore
+
+    async def prepare(
+        self, files: list[UploadFile] | None, transcripts: list[str] | None, language: str, *, denoise: bool
+    ) -> Prepared:
+        """Decode, measure and clean uploaded recordings. Raises BadReference, InvalidValue."""
+        return await self.cloner.prepare(_samples(files, transcripts), language=language, denoise=denoise)
+
+    async def store(
+        self,
+        name: str,
+        prepared: Prepared,
+        *,
+        description: str,
+        language: str,
+        consent: Consent,
+        origin: str = "upload",
+    ) -> StoredVoice:
+        """Raises NotStored."""
+
+        def add() -> StoredVoice:
+            return self.voices.add(
+                name,
+                prepared.reference,
+                description=description,
+                language=language,
+                sample_count=prepared.sample_count,
+                quality=prepared.report.as_json(),
+                consent=consent,
+                origin=origin,
+            )
+
+        return await asyncio.to_thread(add)
+
+    async def adopt_draft(
+        self, draft_id: str, *, name: str, description: str, transcript: str | None, consent: Consent
+    ) -> StoredVoice:
+        """Turn a draft into a voice. transcript None: the draft's. Raises NotFound, NotStored."""
+
+        def adopt() -> StoredVoice:
+            draft = self.voices.draft(draft_id)
+            reference = self.voices.reference(draft.voice)
+            if transcript is not None:
+                reference = replace(reference, transcript=transcript)
+            stored = self.voices.add(
+                name,
+                reference,
+                description=description,
+                language=draft.voice.language,
+                sample_count=draft.sample_count,
+                quality=draft.quality,
+                consent=consent,
+            )
+            self.voices.drop_draft(draft_id)
+            return stored
+
+        return await asyncio.to_thread(adopt)
+
+    async def consent(self, text: str | None) -> Consent:
+        """The speaker's agreement: `text` is words, or the id of a recorded consent. Raises InvalidValue."""
+        if not text or not text.strip():
+            return Consent()
+        if not text.startswith(CONSENT_ID_PREFIX):
+            return Consent(text)
+        try:
+            recording = await asyncio.to_thread(self.consents.recording, text)
+        except NotFound as error:
+            raise InvalidValue(error.message, param="consent") from error
+        return Consent("", text, recording)
+
+
+def _samples(files: list[UploadFile] | None, transcripts: list[str] | None) -> list[Sample]:
+    """Raises BadReference, InvalidValue."""
+    files = files or []
+    texts = [text for text in transcripts or [] if text.strip()]
+    if not files:
+        raise BadReference(
+            "`audio_file` is missing: send a recording of the voice as a file (multipart/form-data).",
+            param="audio_file",
+        )
+    if texts and len(texts) != len(files):
+        raise InvalidValue(
+            f"There are {len(files)} recordings and {len(texts)} transcripts; send one transcript for each, in order.",
+            param="transcript",
+        )
+    texts = texts or [""] * len(files)
+    return [Sample(file.file, text) for file, text in zip(files, texts, strict=True)]
