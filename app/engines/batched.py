@@ -1,4 +1,4 @@
-"""An Engine over a Runner: one thread, one scheduler, one outbox per utterance. The same for every model."""
+"""An Engine over a Runner: one thread, one scheduler, one audio queue per utterance. The same for every model."""
 
 from __future__ import annotations
 

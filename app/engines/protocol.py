@@ -1,4 +1,4 @@
-"""The Engine protocol: five names between everything above (studio, API) and everything that makes sound."""
+"""The Engine protocol: the interface between the generator and the API on one side and all engines on the other."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Engine(Protocol):
 
     @property
     def healthy(self) -> bool:
-        """False once it can't speak any more without a restart."""
+        """False once it cannot speak without a restart of the server."""
 
     def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
-        """Sound for one utterance as it is made. `aclose()` cancels it within a frame.
+        """Audio of one utterance while it is generated. `aclose()` cancels it within one frame.
 
         Raises Busy before the first chunk or never; EngineError at any point.
         """

@@ -1,4 +1,4 @@
-"""Engine names and how to build them. Built-ins and plug-ins (entry points, below) enter by one door."""
+"""Engine names and how to build them. Plug-ins register through the entry point group ENTRY_POINT_GROUP."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The batch runtime: many answers, one model, one step at a time. Knows rows and frames, no HTTP and no voices."""
+"""The batch runtime: continuous batching of utterances on one model. Does not depend on HTTP or voices."""

@@ -1,7 +1,7 @@
 """Audio on its way from the engine's thread to the event loop: bounded in seconds, never blocking the engine.
 
-A full outbox does not stop `put`: it makes the scheduler leave the row out of the next plan, so a slow reader pauses
-its own row and nobody else's. Knows no rows and no HTTP.
+Backpressure: a full queue does not block `put`. The scheduler leaves its row out of the next plan, so a slow reader
+pauses only its own row.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Faults in what a model computed, told per row: numbers that are none, memory that is not there.
+"""Faults of a model, per row: NaN or infinite numbers, and too little memory.
 
-A NaN or infinity in a row's logits spreads through all that the row computes later. A runner gives such a row codes of
-BROKEN, where codes reach the host anyway; the loop sees them (`broken`) and the row fails alone.
+A NaN or infinity in a row's logits spreads to everything that the row computes later. A runner marks such a row with
+BROKEN codes, which reach the host without an extra transfer. The loop finds the mark and fails only that row.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ BROKEN = -1  # no codec has such a code
 
 
 def broken(codes: Codes) -> list[int]:
-    """Which of the n rows of codes (n, K) carry the mark."""
+    """The indices of the rows of codes (n, K) with BROKEN codes."""
     return np.flatnonzero((codes < 0).any(axis=1)).tolist() if codes.size else []
 
 
 def audible(samples: Samples) -> bool:
-    """False where sound (N,) holds what is no number."""
+    """Whether all samples (N,) are finite."""
     return bool(np.isfinite(samples).all())
 
 
 def not_a_number() -> EngineError:
-    return EngineError("The model computed no number while speaking this. Try again, with another `seed` if need be.")
+    return EngineError("The model produced NaN or Inf for this request. Try again, or with another `seed`.")
 
 
 def typed(error: Exception) -> SpeechError:
-    """What a caller is told of whatever the engine raised."""
+    """The SpeechError that the caller gets for any error of the engine."""
     if isinstance(error, SpeechError):
         return error
     # torch.OutOfMemoryError by its name, since what runs without torch comes here too.

@@ -1,8 +1,8 @@
-"""The engine's thread: plan, admit, prefill, step, sound, settle, for ever. Knows a Runner and a Scheduler only.
+"""The engine's thread: plan, admit, prefill, step, decode and commit, until it is stopped.
 
-A failure while one utterance is read fails that utterance; a failure of a step fails the rows that were in it; a row
-that computed no number fails alone. Either way the thread goes on with the others. Where the loop itself fails, who was
-being spoken for is told, all rows are cleared and it goes on once (RESTARTS); the next time the engine is dead.
+A failure in admit or prefill fails one utterance. A failure in a step fails the rows of that step. A row with NaN or
+infinite numbers fails alone. The thread continues with the other rows. If the loop itself fails, all active jobs fail,
+the rows are cleared and the loop restarts, RESTARTS times at most. After that the engine is dead.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Loop:
         self._thread.start()
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        """End the thread after its present turn; jobs that are left are failed by the scheduler's `close`."""
+        """End the thread after the current iteration (graceful shutdown). `Scheduler.close` fails the remaining jobs."""
         self._stopping.set()
         self._scheduler.close()
         self._thread.join(timeout_s)
@@ -86,7 +86,7 @@ class Loop:
                 self._scheduler.wait(IDLE_CHECK_S)
 
     def _clear(self) -> None:
-        """Every row empty, whoever was in one told; who waits for a row goes on waiting."""
+        """Free all rows and fail their jobs. Queued jobs keep their places."""
         jobs = self._scheduler.clear()
         for row in sorted(self._held):
             self._release(row)
@@ -96,7 +96,7 @@ class Loop:
             )
 
     def turn(self) -> bool:
-        """One turn of the loop; False when there was nothing to do."""
+        """One iteration of the loop; False when there was nothing to do."""
         plan = self._scheduler.plan()
         if plan.idle:
             return False
@@ -160,7 +160,7 @@ class Loop:
         self._end((), rows, faults.typed(error))
 
     def _end(self, stepped: tuple[int, ...], ended: tuple[int, ...], error: Exception | None) -> None:
-        """Readers are told last: whoever hears the end finds the row free."""
+        """Commit and free the rows first, then finish the audio queues: a reader that sees the end finds the row free."""
         jobs = [self._scheduler.job(row) for row in ended]
         for row in ended:
             self._release(row)

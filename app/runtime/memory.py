@@ -1,4 +1,4 @@
-"""How full the memory is that an engine lives in. Imports torch only where a GPU is asked about."""
+"""Memory use of the devices that an engine runs on. Imports torch for GPUs only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Python's own pauses, kept short: every stream of a process waits while one of its threads holds the interpreter."""
+"""Garbage collection and switch interval: keep the pauses of the Python interpreter short for all streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys and values of voice prompts, kept so that a voice is read once and then only copied. Knows no model.
+"""The prefix cache: keys and values (KV cache) of voice prompts, so that a prompt is prefilled only once.
 
 The key is a digest of all that the keys and values depend on: the model, and each segment's speaker, text and codes.
 """

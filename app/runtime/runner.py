@@ -1,7 +1,7 @@
-"""The Runner protocol: what a model gives the batch loop, and all that the loop asks of a model.
+"""The Runner protocol: a model in batch form, as the batch loop uses it.
 
-A model with rows that live for ever (static shapes) fulfils this; the loop decides who is in which row and who
-advances. Every call comes from the loop's one thread.
+A model has a fixed number of rows (static shapes). The loop assigns utterances to rows and decides which rows advance.
+All calls come from the loop's thread.
 """
 
 from __future__ import annotations
@@ -20,18 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One frame for each of the n rows that were stepped.
+    """One frame for each of n rows."""
 
-    codes (n, K) int16; ended (n,) bool: the row had said everything before this step, its codes are no sound.
-    silent (n,) bool, None = no row: the row goes on but made no frame this time (it reads its next line).
-    Codes of faults.BROKEN: the row's numbers are not finite any more, it can't go on.
-    rows: whose these are, where the runner is a step ahead of what it tells; None = the rows that were asked for.
-    """
-
-    codes: Codes
-    ended: NDArray[np.bool_]
-    silent: NDArray[np.bool_] | None = None
-    rows: Sequence[int] | None = None
+    codes: Codes  # (n, K) int16; faults.BROKEN = the row's numbers are NaN or infinite, so the row fails
+    ended: NDArray[np.bool_]  # (n,): the row had finished before this step; its codes are ignored
+    silent: NDArray[np.bool_] | None = None  # (n,): the row continues but has no frame in this step; None = no row
+    rows: Sequence[int] | None = (
+        None  # the rows of these results, if they are from an earlier step; None = as requested
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +41,12 @@ class RowResult:
 
 
 def to_result(rows: Sequence[RowResult], codebooks: int) -> StepResult:
-    """The result of a step whose rows are known one by one."""
+    """Join the results of single rows into a StepResult."""
     codes = np.zeros((len(rows), codebooks), np.int16)
-    for i, told in enumerate(rows):
-        codes[i] = told.codes
-    ended, silent = (np.array([getattr(told, name) for told in rows], np.bool_) for name in ("ended", "silent"))
-    return StepResult(codes, ended, silent, [told.row for told in rows])
+    for i, row in enumerate(rows):
+        codes[i] = row.codes
+    ended, silent = (np.array([getattr(row, name) for row in rows], np.bool_) for name in ("ended", "silent"))
+    return StepResult(codes, ended, silent, [row.row for row in rows])
 
 
 class Runner(Protocol):
@@ -63,22 +59,21 @@ class Runner(Protocol):
     def rate_hz(self) -> int: ...
 
     def admit(self, row: int, utterance: Utterance) -> None:
-        """Take the row for this utterance. Cheap: the work is in prefill. Raises SpeechError: this utterance only."""
+        """Assign the row to this utterance. Cheap. A SpeechError fails this utterance only."""
 
     def prefill(self, row: int) -> bool:
-        """Do one bounded piece of reading the prompt; True once the row can step."""
+        """Read one bounded piece of the prompt (chunked prefill). True once the row can step."""
 
     def step(self, rows: Sequence[int]) -> StepResult:
-        """Advance these rows, and no others, by one frame. May tell what an earlier call made, while the device works
-        at this one; of rows that have not been released since."""
+        """Advance exactly these rows by one frame. May return the results of an earlier call while the device computes
+        this one, for rows that were not released since."""
 
     def decode(self, rows: Sequence[int], codes: Codes) -> Sequence[Samples]:
-        """Turn one frame of codes (n, K) into samples, one array (N,) float32 per row; empty where the row's frames are
-        decoded together, at a later one's turn."""
+        """Turn one frame of codes (n, K) into samples, one array (N,) float32 per row. An array is empty if the row's
+        frame is decoded together with a later one."""
 
     def drain(self, row: int) -> Samples:
-        """What of the row's sound no further frame will bring soon, (N,) float32: asked of a row that was stepped and
-        made no frame."""
+        """Return the samples (N,) float32 that the decoder still holds, for a row whose step had no frame."""
 
     def release(self, row: int) -> None:
-        """Forget the row's utterance, ended or not."""
+        """Forget the row's utterance, whether it ended or was cancelled."""

@@ -1,12 +1,12 @@
-"""Who speaks next: a bounded queue in front of a fixed set of rows. Plain Python, so it is tested without a model.
+"""The scheduler of continuous batching: a bounded queue in front of a fixed set of rows. Plain Python, no model.
 
-Every row that is spoken has a slack: how long its listener can do without more (`Slot.slack_s`). While somebody's is
-short, or waits for a first sound, only rows with less than AHEAD_S are read and stepped: the others yield. A step of
-fewer rows is shorter on a CPU; on a GPU, where it is not, a turn without a step is all the newcomer's. Nobody yields to
-those who wait for a row: a row becomes free by being finished.
+Each row has a slack: how long its listener can play without more audio (`Slot.slack_s`). While a row has a short slack
+or waits for its first audio, only rows with less slack than AHEAD_S are prefilled and stepped. This lowers the time to
+first audio: a step with fewer rows is shorter on a CPU, and on a GPU an iteration without a step leaves the device to
+the new prompt. Foreground rows are never preempted: a row becomes free when its utterance ends.
 
-`submit` and `cancel` come from the event loop, everything else from the engine's thread; one lock guards both. The loop
-asks `plan`, does what it says, and reports with `settle` or `fail`.
+The event loop calls `submit` and `cancel`, the engine's thread calls the rest. One lock guards both. The engine's loop
+gets a `Plan`, carries it out, and reports with `commit`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from app.types import Load
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One turn of the loop: rows to give back first, then to fill, to read a piece of prompt for, and to advance."""
+    """One iteration of the loop: rows to release, then to admit, to prefill by one piece, and to step."""
 
     release: tuple[int, ...] = ()
     admit: tuple[tuple[int, Job], ...] = ()
@@ -38,7 +38,7 @@ class Plan:
 
 
 class Scheduler:
-    """Owns the queue and the rows. A full queue is an error at once, never a silent wait."""
+    """Owns the queue and the rows. A full queue is an error at once (backpressure), never a silent wait."""
 
     def __init__(self, max_rows: int, max_queue: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -76,7 +76,7 @@ class Scheduler:
             self._wake()
 
     def cancel(self, job: Job) -> None:
-        """The reader is gone: the job leaves the queue now, or its row with the next plan."""
+        """Remove a job: from the queue at once, from its row with the next plan."""
         with self._changed:
             job.cancelled = True
             for queue in (self._queue, self._following, self._background):
@@ -85,7 +85,7 @@ class Scheduler:
             self._wake()
 
     def wake(self) -> None:
-        """Something outside changed (an outbox has room again): plan anew."""
+        """Plan again, because something outside changed: an audio queue has space again."""
         with self._changed:
             self._wake()
 
@@ -95,7 +95,7 @@ class Scheduler:
 
     @property
     def _speaking(self) -> int:
-        """Rows that somebody listens to."""
+        """The number of foreground rows."""
         return sum(not slot.background for slot in self._slots.live)
 
     def close(self, error: Exception | None = None) -> None:
@@ -149,7 +149,7 @@ class Scheduler:
             return Plan(tuple(release), tuple(admit), tuple(slot.row for slot in waiting[:1]), tuple(step))
 
     def _given_up(self) -> list[int]:
-        """Rows of background jobs that those who wait need, freed."""
+        """Preempt background jobs whose rows are needed by waiting requests; return the rows."""
         wanted = len(self._queue) + len(self._following) - (len(self._slots) - len(self._slots.live))
         rows = [slot.row for slot in self._slots.live if slot.background][: max(0, wanted)]
         for row in rows:
@@ -157,7 +157,7 @@ class Scheduler:
             self._slots.free(row)
             if job is not None:
                 job.cancelled = True
-                job.audio_queue.finish(Busy("Somebody else needed the row. Try again.", retry_after_s=1))
+                job.audio_queue.finish(Busy("Preempted by a foreground request. Try again.", retry_after_s=1))
         return rows
 
     def prefilled(self, row: int) -> None:
@@ -180,7 +180,7 @@ class Scheduler:
                 self._slots.free(row)
 
     def clear(self) -> list[Job]:
-        """Free every row; the jobs that were in them, which nobody has told yet."""
+        """Free every row and return its jobs, whose audio queues the caller must finish."""
         with self._changed:
             jobs = [slot.job for slot in self._slots.live if slot.job is not None]
             for slot in self._slots:
@@ -195,7 +195,7 @@ class Scheduler:
                 self._changed.wait(timeout_s)
 
     def check(self) -> None:
-        """Raise AssertionError when the books do not add up. Run by tests after every turn, by the loop when idle."""
+        """Raise AssertionError when the books do not add up. Tests run it after each iteration, the loop when idle."""
         with self._changed:
             seen: set[int] = set()
             for slot in self._slots:
