@@ -54,7 +54,7 @@ class Loop:
         self._thread.start()
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        """End the thread after the current iteration (graceful shutdown). `Scheduler.close` fails the remaining jobs."""
+        """End the thread after the current iteration (graceful shutdown) and fail the remaining jobs."""
         self._stopping.set()
         self._scheduler.close()
         self._thread.join(timeout_s)
@@ -160,7 +160,7 @@ class Loop:
         self._end((), rows, faults.typed(error))
 
     def _end(self, stepped: tuple[int, ...], ended: tuple[int, ...], error: Exception | None) -> None:
-        """Commit and free the rows first, then finish the audio queues: a reader that sees the end finds the row free."""
+        """Free the rows first, then finish the audio queues: a reader that sees the end finds its row free."""
         jobs = [self._scheduler.job(row) for row in ended]
         for row in ended:
             self._release(row)
