@@ -1,0 +1,36 @@
+"""A new row in the table of audio formats reaches the API, its lists, /openapi.json and the encoders."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from app.audio.formats import AUDIO_FORMATS
+from tests.support.live import serving
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.integration
+
+
+def test_one_row_adds_a_format_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(AUDIO_FORMATS, "wave", replace(AUDIO_FORMATS["wav"], media_type="audio/x-wave"))
+    with serving(tmp_path) as url, httpx.Client(base_url=url) as http:
+        assert "wave" in http.get("/v1/audio/speech/response-formats").json()["response_formats"]
+        document = http.get("/openapi.json").json()
+        content = document["paths"]["/v1/audio/speech"]["post"]["responses"]["200"]["content"]
+        assert "audio/x-wave" in content
+        field = document["components"]["schemas"]["SpeechBody"]["properties"]["response_format"]
+        assert "wave" in field["anyOf"][0]["enum"]
+        body = {"input": "Hello.", "cache": False}
+        answer = http.post("/v1/audio/speech", json={**body, "response_format": "wave"})
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == "audio/x-wave"
+        assert answer.content == http.post("/v1/audio/speech", json={**body, "response_format": "wav"}).content
+        refused = http.post("/v1/audio/speech", json={**body, "response_format": "wma"}).json()["error"]
+        assert (refused["param"], refused["code"]) == ("response_format", "literal_error")
+        assert "'wave'" in refused["message"]
