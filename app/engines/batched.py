@@ -26,9 +26,9 @@ Encode = Callable[["Reference"], "Codes"]
 
 
 class BatchedEngine:
-    """Owns a Runner's thread. outbox_s: how many seconds of sound may wait for a reader before its row is paused.
+    """Owns a Runner's thread. audio_queue_s: seconds of audio that may wait for a reader before its row is paused.
 
-    encode: how a recording becomes codes of `info.prompts.codec`, where the model has one.
+    encode: turns a recording into codes of `info.prompts.codec`; None = the engine cannot clone.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class BatchedEngine:
 
     @property
     def restarts(self) -> int:
-        """How often its loop has failed and gone on."""
+        """How often its loop has failed and restarted."""
         return self._loop.restarts
 
     async def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
@@ -69,7 +69,7 @@ class BatchedEngine:
         playback = scheduling.playback
 
         def left_s() -> float:
-            """Nobody hears a passage whose turn has not come: its first part is taken to have it ready."""
+            """Seconds until the listener needs more audio; 0 for an utterance that is not being sent yet."""
             if playback is None or playback.current_index != scheduling.index:
                 return 0.0
             return playback.time_left_s(time.monotonic())
