@@ -45,7 +45,7 @@ def generate(
         pass
     prompt = torch.zeros(0, c.channels, dtype=torch.long) if prompt is None else prompt
     tracks.begin(0, prompt, frames)
-    model.read(tracks.heard(0, 0, len(prompt)), cache, 0, 0)
+    model.read(tracks.prompt_codes(0, 0, len(prompt)), cache, 0, 0)
     noise = None if seed is None else ReferenceNoise(seed)
     position, said = len(prompt), []
     row = torch.zeros(1, dtype=torch.long)

@@ -114,7 +114,7 @@ def test_numbers_that_go_wrong_are_one_rows_affair(folder: Path, record: bool) -
     driver.start(1, speech("This one breaks.", 3, 60))
     for _ in range(20):
         driver.turn()
-    some._cache.said.k[:, 2:4, :, :3] = math.nan
+    some._cache.audio.k[:, 2:4, :, :3] = math.nan
     driver.finish()
     assert driver.non_finite == [1]
     assert np.array_equal(driver.said(0), expected)

@@ -303,9 +303,9 @@ def test_rows_together_as_on_a_gpu(folder: Path, runner: DiaRunner) -> None:
     """The masked products of a GPU: near enough on a CPU that greedy codes are the same."""
     other = make(folder)
     other._one_by_one = False
-    other._cache.said._batched = True
-    other._cache.said.k.zero_()
-    other._cache.said.v.zero_()
+    other._cache.audio._batched = True
+    other._cache.audio.k.zero_()
+    other._cache.audio.v.zero_()
     shape = {"positions": 1024, "device": CPU, "dtype": torch.float32}
     text = CrossKVCache(other.config.decoder, rows=6, batched=True, **shape)
     other._cache = dataclasses.replace(other._cache, text=text)

@@ -1,4 +1,4 @@
-"""CSM: a backbone that reads text and frames, a depth decoder that spells each frame out. No state but weights.
+"""CSM: a backbone reads text and frames; a depth decoder computes the codes of each frame. No state but the weights.
 
 One frame (codes c0..c[K-1]) for a row whose next input is x:
   h  = backbone(x)                       its last position, after the final norm
@@ -36,21 +36,21 @@ class Pick(Protocol):
 
 
 def is_last(frame: Tensor, eos_code: int) -> bool:
-    """True for a frame (K,) after which there is nothing: all codes but the last are EOS.
+    """True for the last frame (K,) of a line: all codes except the last one are EOS.
 
-    The rule of transformers' generate. Sesame's own generator wants the last code to be EOS as well and so would go on
-    after a frame 0..0,x; here such a frame is still sounded, as there, and then speech ends.
+    This is the rule of transformers' generate. Sesame's own generator also requires the last code to be EOS, so it
+    continues after a frame 0..0,x. Here such a frame is audible, and then the line ends.
     """
     return bool((frame[:-1] == eos_code).all())
 
 
 def is_silent_end(frame: Tensor, eos_code: int) -> bool:
-    """True for a frame (K,) that is nothing but EOS: it is not decoded."""
+    """True for a frame (K,) of EOS codes only: it is not decoded."""
     return bool((frame == eos_code).all())
 
 
 class CsmModel(nn.Module):
-    """The weights and the arithmetic. `load` fills it; without, its numbers are undefined.
+    """The weights and the arithmetic. The weights are undefined until `load`.
 
     `stages` lay the backbone's layers on several devices. All else stays together on `device`, depth decoder and heads
     above all: they are 31 steps a frame, so a frame costs one small tensor (n, D) per boundary and one on its way back.
@@ -141,7 +141,7 @@ class CsmModel(nn.Module):
         return torch.stack(codes, dim=1)
 
     def depth_decode(self, h: Tensor, cache: DepthKVCache, pick: Pick, kernels: Kernels) -> Tensor:
-        """As `frame`, one token of each row at a time: in fixed calls, which may be recorded."""
+        """As `frame`, with fixed shapes and one token per row and call, so that a CUDA graph can capture it."""
         count, c = h.shape[0], self.config
         code = pick(0, self.head(h).float())
         codes = [code]

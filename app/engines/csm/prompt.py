@@ -79,7 +79,7 @@ def _named_specials(folder: Path) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Something said: ids of its text, and the codes (K, T) of its sound."""
+    """Speech in a prompt: the ids of its text, and the codes (K, T) of its audio."""
 
     ids: tuple[int, ...]
     codes: Codes

@@ -165,9 +165,9 @@ def _refuse_another_release(checkpoint: Checkpoint, config: DiaConfig, source: s
     first = _FIRST_FILE.search(file) or any(map(_is_first, config.traces)) or _FIRST_REPO.search(source)
     second = _SECOND_FILE.search(file)
     if (config.release == "0626" and first) or (config.release == "v0.1" and second):
-        told = "v0.1" if config.release == "0626" else "0626"
+        other = "v0.1" if config.release == "0626" else "0626"
         raise WeightsUnavailable(
-            f"{checkpoint.origin} holds weights of Dia-1.6B {told}, but its config.json is that of {config.release}: "
+            f"{checkpoint.origin} holds weights of Dia-1.6B {other}, but its config.json is that of {config.release}: "
             "they would load and speak wrongly.",
             remedy="Use the config.json that was published with these weights.",
         )

@@ -31,15 +31,15 @@ from app.weights.tensors import Checkpoint
 
 @dataclass(frozen=True, slots=True)
 class DiaCache:
-    """What R rows have read and said: what row r said having seen the text is row 2 r of `said`, the other 2 r + 1."""
+    """KV caches of R rows. Row 2 r of `audio` is the conditional half of row r, row 2 r + 1 the unconditional half."""
 
-    said: KVCache
+    audio: KVCache
     text: CrossKVCache
     rows: int
 
     @property
     def nbytes(self) -> int:
-        return self.said.nbytes + self.text.nbytes
+        return self.audio.nbytes + self.text.nbytes
 
 
 class DiaModel(nn.Module):
@@ -70,9 +70,9 @@ class DiaModel(nn.Module):
     def cache(self, rows: int, *, batched: bool | None = None, scratch: int = 0) -> DiaCache:
         """scratch: extra positions behind the last, for the writes of inactive rows in a CUDA graph."""
         c, place = self.config, {"device": self.device, "dtype": self.dtype, "batched": batched}
-        said = KVCache(c.decoder, rows=2 * rows, positions=c.max_positions + scratch, **place)  # type: ignore[arg-type]
+        audio = KVCache(c.decoder, rows=2 * rows, positions=c.max_positions + scratch, **place)  # type: ignore[arg-type]
         text = CrossKVCache(c.decoder, rows=rows, positions=c.max_text, **place)  # type: ignore[arg-type]
-        return DiaCache(said, text, rows)
+        return DiaCache(audio, text, rows)
 
     def embed(self, codes: Tensor) -> Tensor:  # (n, C) int64 -> (n, D)
         return functional.embedding(codes + self.offsets, self.audio_table).to(self.dtype).sum(dim=1)
@@ -98,7 +98,7 @@ class DiaModel(nn.Module):
     def read(self, codes: Tensor, cache: DiaCache, row: int, start: int) -> None:
         """Read codes (T, C) into a row whose text has been listened to, at positions start..start+T-1."""
         count = len(codes)
-        conditional, unconditional = (cache.said.prefill_attention(r, start, count) for r in (2 * row, 2 * row + 1))
+        conditional, unconditional = (cache.audio.prefill_attention(r, start, count) for r in (2 * row, 2 * row + 1))
         positions = torch.arange(start, start + count, device=self.device).repeat(2)
         cross = CrossInput(count, cache.text.prefill_attention(row), self.unconditional)
         self.decoder(self.embed(codes).repeat(2, 1), positions, _side_by_side(conditional, unconditional, count), cross)
@@ -110,7 +110,7 @@ class DiaModel(nn.Module):
         c, count = self.config, len(rows)
         both = [*(2 * row for row in rows), *(2 * row + 1 for row in rows)]
         at = torch.tensor([*positions, *positions], device=self.device)
-        attend = cache.said.decode_attention(both, [*positions, *positions])
+        attend = cache.audio.decode_attention(both, [*positions, *positions])
         cross = CrossInput(count, cache.text.decode_attention(rows), self.unconditional)
         h = self.decoder(self.embed(codes).repeat(2, 1), at, attend, cross)
         logits = self.head(h).float().view(2, count, c.channels, c.audio_vocab)
@@ -148,7 +148,7 @@ class DiaModel(nn.Module):
             return torch.stack((listened, self.unconditional[layer].expand(count, -1)), dim=1).view(2 * count, -1)
 
         x = self.embed(codes).repeat_interleave(2, dim=0)  # with the text, without, with ...
-        see = cache.said.static_decode_attention(at, audio_length, kernels)
+        see = cache.audio.static_decode_attention(at, audio_length, kernels)
         h = self.decoder.decode_static(x, at.clamp(max=c.max_positions - 1), see, kernels, look)
         logits = self.head(h).float().view(count, 2, c.channels, c.audio_vocab)
         return logits[:, 0], logits[:, 1]

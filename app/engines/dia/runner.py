@@ -206,8 +206,8 @@ class DiaRunner:
     def _wipe(self, row: int) -> None:
         """End the row, and remove NaN and infinite values from its state before its next utterance."""
         self._end(self._rows[row])
-        self._cache.said.zero_row(2 * row)
-        self._cache.said.zero_row(2 * row + 1)
+        self._cache.audio.zero_row(2 * row)
+        self._cache.audio.zero_row(2 * row + 1)
         self._cache.text.zero_row(row)
 
     def _step_with_graph(self, rows: Sequence[int], graph: DiaCudaGraph) -> StepResult:

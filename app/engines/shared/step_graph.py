@@ -113,7 +113,7 @@ class InFlightStep(Generic[State, Result]):
         return cls([(row, state, state.generation) for row, state in rows.items()], wait)
 
     def current(self, rows: Mapping[int, State]) -> Iterator[tuple[int, State]]:
-        """The rows of this step that nobody has released or stopped since the launch."""
+        """The rows of this step that have not been released or stopped since the launch."""
         for row, state, generation in self.rows:
             if rows.get(row) is state and state.generation == generation:
                 yield row, state
