@@ -24,8 +24,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from app import __version__, wiring
 from app import main as server
-from app import wiring
 from app.audio.decode import decode
 from app.audio.encoders import open_encoder
 from app.audio.formats import AUDIO_FORMATS
@@ -58,6 +58,21 @@ BARE = {
 }
 CAST_RATE_HZ, MAX_CAST_S = 24_000, 30.0
 SETTINGS_PAGE = Path("docs/settings.md")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"tts-server {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Text to speech on your own machine."""
 
 
 @app.command()

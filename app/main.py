@@ -104,6 +104,7 @@ def connections(settings: Settings) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m app.main", description="The server. Settings: docs/settings.md.")
+    parser.add_argument("--version", action="version", version=f"tts-server {__version__}")
     parser.add_argument(
         "--ray",
         nargs="?",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from app import __version__
 from app.audio.formats import AUDIO_FORMATS
 from tests.support.ears import SENTENCES, Recogniser, decode
 from tests.support.fake_hub import FakeHub
@@ -41,6 +42,12 @@ def test_say_writes_the_format_of_the_file_name(tmp_path: Path, recogniser: Reco
     assert done.returncode == 0, done.stderr
     heard = decode((tmp_path / f"out.{audio_format}").read_bytes(), audio_format)
     assert recogniser.hear(heard) == SENTENCES[0]
+
+
+@pytest.mark.parametrize("module", ["app.cli", "app.main"])
+def test_version_is_shown(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"tts-server {__version__}\n"
 
 
 def test_say_in_a_pipe(tmp_path: Path, recogniser: Recogniser) -> None:
