@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING
 
 import openai
 import pytest
+from _pytest.scope import Scope
 
 from tests.support.ears import Recogniser
 from tests.support.live import serving
@@ -41,3 +43,51 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--shuffle",
+        metavar="SEED",
+        help="Run the test files, and the tests within each file, in an order drawn from SEED. A test must not depend "
+        "on the tests before it.",
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Shuffle whole files and the tests within each. A fixture of a module or session is still built once per file.
+
+    With a parametrized fixture of a module, pytest has grouped the tests by parameter. The groups stay together.
+    """
+    seed = config.getoption("--shuffle")
+    if seed is None:
+        return
+    draw = random.Random(seed)
+    files: dict[object, dict[object, list[pytest.Item]]] = {}
+    for item in items:
+        files.setdefault(item.path, {}).setdefault(_group(item), []).append(item)
+    shuffled_files = list(files.values())
+    draw.shuffle(shuffled_files)
+    items.clear()
+    for groups in shuffled_files:
+        shuffled_groups = list(groups.values())
+        draw.shuffle(shuffled_groups)
+        for group in shuffled_groups:
+            draw.shuffle(group)
+            items.extend(group)
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    seed = config.getoption("--shuffle")
+    return None if seed is None else f"shuffled: --shuffle {seed}"
+
+
+def _group(item: pytest.Item) -> tuple[tuple[str, int], ...]:
+    """The parameters of fixtures that live longer than a test. Each change of one builds the fixture anew."""
+    call = getattr(item, "callspec", None)
+    if call is None:
+        return ()
+    return tuple(
+        (name, index) for name, index in sorted(call.indices.items()) if call._arg2scope[name] is not Scope.Function
+    )
