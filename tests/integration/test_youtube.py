@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_a_caller_who_leaves_leaves_nothing(cloning: str, site: Site) -> None:
         for line in answer.iter_lines():
             if "fetching" in line:
                 break
-    left = str(Path(tempfile.gettempdir()) / "tts-youtube-*" / "sound.*")
+    left = str(Path(tempfile.gettempdir()) / f"tts-youtube-{os.getpid()}-*" / "sound.*")
     wait_until(lambda: not glob.glob(left), 10)  # noqa: PTH207 - Path.glob trips over a folder that goes meanwhile
 
 

@@ -7,12 +7,14 @@ threads and processes do not count, and it takes the least of several runs, beca
 from __future__ import annotations
 
 import math
+import sys
 import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+LINEAR = 1.6  # the largest exponent that passes as linear, with room for noise; a quadratic growth shows 2.0
 ROUNDS = 6  # a growth above the limit is measured again, so that one noisy moment decides nothing
 
 
@@ -24,6 +26,23 @@ def cpu_s(work: Callable[[], object], runs: int = 1) -> float:
         work()
         least = min(least, time.thread_time() - began_s)
     return max(least, 1e-9)
+
+
+def calls(work: Callable[[], object]) -> int:
+    """How many functions of Python and C this thread calls: a cost that does not depend on the machine."""
+    count = 0
+
+    def called(_: object, event: str, __: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(called)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return count
 
 
 def order(small: Callable[[], object], large: Callable[[], object], ratio: float, limit: float) -> float:

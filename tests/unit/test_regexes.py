@@ -26,14 +26,13 @@ from app.engines.dia.script import clean_line
 from app.text import script
 from app.text.normalizer import Normalizer
 from app.text.sentences import split
-from tests.support.growth import cpu_s, order
 from tests.support.live import ROOT
+from tests.support.growth import LINEAR, cpu_s, order
 
 pytestmark = pytest.mark.unit
 
 LONGEST = 20_000  # TTS_MAX_INPUT_CHARS
 SIZE = 2_000  # the growth is measured from this length to four times this length
-ORDER = 1.6  # of the growth of a linear pattern, with room for noise; a quadratic pattern shows 2.0
 CUBIC_ORDER = 2.5  # between medium texts, so that a cubic pattern is found before it takes minutes
 SHORT_ORDER = 3.5  # between short texts, where only an exponential pattern grows faster
 METHODS = {
@@ -227,7 +226,7 @@ def too_slow(run: Callable[[str], object], attacked: Iterable[tuple[str, str]], 
     Short texts come first, so that the check of an exponential pattern ends. If `longest`, the length of the longest
     text that the app passes to the pattern, is below SIZE, only exponential growth up to that length is reported.
     """
-    steps = [(14, 20, SHORT_ORDER), (SIZE // 10, SIZE // 10 * 4, CUBIC_ORDER), (SIZE, 4 * SIZE, ORDER)]
+    steps = [(14, 20, SHORT_ORDER), (SIZE // 10, SIZE // 10 * 4, CUBIC_ORDER), (SIZE, 4 * SIZE, LINEAR)]
     if longest < SIZE:
         steps = [(longest // 2, longest, SHORT_ORDER)]
     for before, pump in sorted(attacked):
@@ -349,7 +348,7 @@ def test_the_check_finds_a_large_constant_factor() -> None:
 )
 def test_the_time_of_the_longest_texts_grows_linearly(pump: str, ending: str) -> None:
     small, large = (pump * (size // len(pump)) + ending for size in (LONGEST // 4, LONGEST))
-    assert order(lambda: read(small), lambda: read(large), 4, ORDER) <= ORDER
+    assert order(lambda: read(small), lambda: read(large), 4, LINEAR) <= LINEAR
     assert len(read(large)) < 30 * LONGEST
 
 
