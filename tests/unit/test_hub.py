@@ -30,6 +30,7 @@ pytestmark = pytest.mark.unit
 TOKEN = "hf_veryverysecret"
 HURRIED = Patience(answer_s=1.5, stall_s=0.6, retries=2, backoff_s=0.05)
 MB = 1_000_000
+PROMPT_S = 30  # far below what it would wait without its limits: minutes, or an hour
 
 
 def header(*names: str) -> bytes:
@@ -397,7 +398,7 @@ def test_a_stall_is_retried_and_then_told(server: FakeHub, tmp_path: Path) -> No
     assert "broke off at prompts/conversational_a.wav" in reason
     assert "kept" in remedy
     assert len(server.downloads("conversational_a.wav")) == 1 + HURRIED.retries
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < PROMPT_S
     server.stall_after_bytes = None
     assert names_in(fetch(files_for("csm"), tmp_path, patience=HURRIED)) == WANTED
 
@@ -414,8 +415,8 @@ def test_cancelling_returns_promptly(server: FakeHub, tmp_path: Path, when: str)
     timer.start()
     started = time.monotonic()
     with pytest.raises(Cancelled):
-        fetch(files_for("csm"), tmp_path, cancelled=over.is_set, patience=Patience(stall_s=3, answer_s=3))
-    assert time.monotonic() - started < 1.2
+        fetch(files_for("csm"), tmp_path, cancelled=over.is_set, patience=Patience(stall_s=90, answer_s=90))
+    assert time.monotonic() - started < PROMPT_S
     timer.cancel()
     if when == "before":
         assert not server.requests
@@ -532,7 +533,7 @@ def test_a_name_server_that_never_answers(server: FakeHub, tmp_path: Path, monke
     over = threading.Event()
 
     def slow(*_: object, **__: object) -> None:
-        over.wait(20)
+        over.wait(120)
         raise socket.gaierror(-3, "Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
@@ -541,7 +542,7 @@ def test_a_name_server_that_never_answers(server: FakeHub, tmp_path: Path, monke
         assert "no answer within 1.5 s" in refusal(files_for("csm"), tmp_path)[0]
     finally:
         over.set()
-    assert time.monotonic() - started < 2.5
+    assert time.monotonic() - started < PROMPT_S
 
 
 def test_connection_refused(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -550,15 +551,16 @@ def test_connection_refused(server: FakeHub, tmp_path: Path, monkeypatch: pytest
         address = f"127.0.0.1:{free.getsockname()[1]}"
     monkeypatch.setenv("HF_ENDPOINT", f"http://user:{TOKEN}@{address}")
     started = time.monotonic()
-    assert f"cannot reach http://{address}" in refusal(files_for("csm"), tmp_path)[0]
-    assert time.monotonic() - started < 1
+    patient = Patience(answer_s=90, stall_s=90)
+    assert f"cannot reach http://{address}" in refusal(files_for("csm"), tmp_path, patience=patient)[0]
+    assert time.monotonic() - started < PROMPT_S
 
 
 def test_a_black_hole(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, black_hole: str) -> None:
     monkeypatch.setenv("HF_ENDPOINT", black_hole)
     started = time.monotonic()
     assert f"cannot reach {black_hole}" in refusal(files_for("csm"), tmp_path)[0]
-    assert time.monotonic() - started < 2.5
+    assert time.monotonic() - started < PROMPT_S
 
 
 @pytest.mark.parametrize("how", ["hang", "500", "login"])
@@ -569,7 +571,7 @@ def test_a_hub_that_is_none(server: FakeHub, tmp_path: Path, how: str) -> None:
     reason, _ = refusal(files_for("csm"), tmp_path)
     assert f"cannot reach {server.url}" in reason
     assert {"hang": "", "500": "it answers 500", "login": "no Hugging Face hub"}[how] in reason
-    assert time.monotonic() - started < 2.5
+    assert time.monotonic() - started < PROMPT_S
 
 
 def test_the_wait_for_an_answer_is_below_15_seconds() -> None:
