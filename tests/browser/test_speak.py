@@ -79,14 +79,14 @@ def test_sound_begins_before_the_answer_ends_and_stop_frees_the_row(server: str,
     speak(page, LONG)
     wait_heard(page)
     assert page.get_attribute(".speak", "data-state") == "streaming"
-    wait_until(lambda: rows(server) >= 1, 2)  # between two sentences there may be none for a moment
+    wait_until(lambda: rows(server) >= 1)  # between two sentences there may be none for a moment
     page.wait_for_selector('[data-badge="made"]')
     page.wait_for_selector(".caption:visible")
     assert re.match(r"Sentence \d+ of 240", page.locator(".caption").inner_text())
     wait_worth_keeping(page)
     page.get_by_role("button", name="Stop", exact=True).click()
     wait_state(page, "partial")
-    wait_until(lambda: rows(server) == 0, 2)
+    wait_until(lambda: rows(server) == 0)
     assert cancelled(server) == before + 1
     wait_takes(page, 1)
     take = newest_take(page)
@@ -142,7 +142,7 @@ def test_ctrl_enter_begins_anew(server: str, visit: Visit) -> None:
     wait_state(page, "done")
     wait_takes(page, 2)
     assert newest_take(page)["text"] == SHORT
-    wait_until(lambda: rows(server) == 0, 2)
+    wait_until(lambda: rows(server) == 0)
 
 
 def test_enter_is_a_new_line(server: str, visit: Visit) -> None:

@@ -203,13 +203,13 @@ def test_another_server_on_the_same_folder_sees_it_within_two_seconds(
 
         assert "Anna" not in there()
         voice = clone(http, sample).json()["voice"]
-        wait_until(lambda: "Anna" in there(), 2)
+        wait_until(lambda: "Anna" in there())
         http.patch(f"/voice-cloning/voices/{voice['id']}", json={"name": "Berta"})
-        wait_until(lambda: "Berta" in there(), 2)
+        wait_until(lambda: "Berta" in there())
         with httpx.Client(base_url=f"{other}/v1", timeout=60) as there_too:
             assert clone(there_too, sample, "berta").json()["voice"]["name"] == "berta (2)"
         http.delete(f"/voice-cloning/voices/{voice['id']}").raise_for_status()
-        wait_until(lambda: "Berta" not in there(), 2)
+        wait_until(lambda: "Berta" not in there())
 
 
 def test_keys_are_asked_for_where_voices_are_made(tmp_path: Path, sample: bytes) -> None:
