@@ -155,7 +155,8 @@ def generate(
     masked = list(range(model.config.codec_config.codebook_size, model.config.vocab_size))
     sampling: dict[str, Any] = {"do_sample": False, "depth_decoder_do_sample": False}
     if seed is not None:
-        params = {"temperature": 0.9, "top_k": 50} | params
+        # All of them: the depth decoder keeps what one call sets for the calls after it.
+        knobs = {"temperature": 0.9, "top_k": 50, "top_p": 1.0} | knobs
         sampling = {"do_sample": True, "depth_decoder_do_sample": True}
         sampling |= params | {f"depth_decoder_{name}": value for name, value in params.items()}
         torch.manual_seed(seed)
