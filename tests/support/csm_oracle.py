@@ -156,7 +156,7 @@ def generate(
     sampling: dict[str, Any] = {"do_sample": False, "depth_decoder_do_sample": False}
     if seed is not None:
         # All of them: the depth decoder keeps what one call sets for the calls after it.
-        knobs = {"temperature": 0.9, "top_k": 50, "top_p": 1.0} | knobs
+        params = {"temperature": 0.9, "top_k": 50, "top_p": 1.0} | params
         sampling = {"do_sample": True, "depth_decoder_do_sample": True}
         sampling |= params | {f"depth_decoder_{name}": value for name, value in params.items()}
         torch.manual_seed(seed)

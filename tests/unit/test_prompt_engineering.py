@@ -13,8 +13,6 @@ from tests.support.growth import LINEAR, order
 
 pytestmark = pytest.mark.unit
 
-LINEAR = 1.6  # order of the growth of a linear function, with a margin for noise; quadratic is 2.0
-
 
 @pytest.mark.parametrize(
     ("tag", "seconds"),

@@ -26,8 +26,8 @@ from app.engines.dia.script import clean_line
 from app.text import script
 from app.text.normalizer import Normalizer
 from app.text.sentences import split
-from tests.support.live import ROOT
 from tests.support.growth import LINEAR, cpu_s, order
+from tests.support.live import ROOT
 
 pytestmark = pytest.mark.unit
 

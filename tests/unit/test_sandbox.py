@@ -110,7 +110,9 @@ def test_a_decoder_that_eats_the_processor_is_stopped_by_the_system() -> None:
     hour = samples.file(np.tile(samples.noise(44_100 * 60, 0.1), 30))
     limits = Limits(input_bytes=1 << 30, cpu_s=1, wall_s=300, memory_bytes=8 << 30)
     with pytest.raises(BadReference, match="limits of memory and time"):
-        decode_in_sandbox(hour, 384_000, max_seconds=1800, limits=limits, time_limit_s=300)  # no other limit comes first
+        decode_in_sandbox(
+            hour, 384_000, max_seconds=1800, limits=limits, time_limit_s=300
+        )  # no other limit comes first
     wait_until(lambda: not children(helper()), 5)
 
 

@@ -17,7 +17,6 @@ from tests.support.growth import LINEAR, calls, order
 
 pytestmark = pytest.mark.unit
 
-LINEAR = 1.6  # order of the growth of a linear function, with a margin for noise; quadratic is 2.0
 
 TABLE = Path(__file__).with_name("normalizer_readings.txt")
 NORMALIZER = Normalizer()
