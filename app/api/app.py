@@ -167,7 +167,7 @@ def create(
         services.watermark,
         services.youtube,
         settings_shown,
-        system.limits(max_input_chars),
+        system.limits(max_input_chars, services.cloner.sample_range_s),
     )
     system_routes = system.router(state, services.metrics, services.gate)
     for prefix in ("", *PREFIXES):

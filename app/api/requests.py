@@ -27,6 +27,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, core_schema
 
+from app.api.responses import Range
 from app.audio.formats import AUDIO_FORMATS
 from app.errors import BadReference, EmptyText, TextTooLong, UnknownVoice
 from app.types import Line, Sampling, SpeechRequest, UploadedTurn, conversation_key
@@ -403,6 +404,19 @@ def _voice_id(voice: str | VoiceId | None, param: str = "voice") -> str | None:
 def _check_length(text: str, param: str, max_input_chars: int) -> None:
     if len(text) > max_input_chars:
         raise _too_long(f"`{param}` has", len(text), max_input_chars, param)
+
+
+_BOUNDS: tuple[Literal["minimum", "exclusiveMinimum", "maximum"], ...] = ("minimum", "exclusiveMinimum", "maximum")
+
+
+def number_ranges() -> dict[str, Range]:
+    """The bounds of a speech request's numbers, named as JSON Schema names them, by field."""
+    ranges: dict[str, Range] = {}
+    for name, field in SpokenBody.model_json_schema()["properties"].items():
+        for kind in field.get("anyOf", []):
+            if kind.get("maximum", 2**53) < 2**53:  # JSON readers round larger numbers
+                ranges[name] = {key: kind[key] for key in _BOUNDS if key in kind}
+    return ranges
 
 
 def _too_long(what_has: str, characters: int, max_input_chars: int, param: str) -> TextTooLong:

@@ -67,6 +67,9 @@ class Model(ResponseModel):
     parameters: Annotated[list[str] | None, Field(description="Our request fields that it honours; null: not ready.")]
     max_speakers: Annotated[int | None, Field(description="How many speakers it can speak in one utterance.")]
     clones: Annotated[bool | None, Field(description="Whether it can speak with cloned voices.")]
+    sounds: Annotated[list[str] | None, Field(description="Non-verbal sounds that it performs: `(laughs)`.")]
+    languages: Annotated[list[str] | None, Field(description="Language tags that it speaks.")]
+    alias: Annotated[bool, Field(description="Whether the id is an OpenAI name for the running model.")]
 
 
 class ModelList(ResponseModel):
@@ -351,9 +354,14 @@ class YouTubeState(ResponseModel):
     reason: str | None
 
 
+Range = dict[Literal["minimum", "exclusiveMinimum", "maximum"], float]  # bounds, named as in JSON Schema
+
+
 class Limits(ResponseModel):
     input_chars: int
     dialogue_turns: int
+    sample_s: Annotated[Range, Field(description="Seconds of a voice's recording that can be used whole.")]
+    fields: Annotated[dict[str, Range], Field(description="Bounds of the numbers in a speech request, by field.")]
 
 
 class MemoryUse(ResponseModel):

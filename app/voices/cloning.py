@@ -76,6 +76,8 @@ class Prepared:
 class Cloner:
     """Prepares recordings, a few at the same time. Used from one event loop; `make` blocks and is for any thread."""
 
+    sample_range_s = (MIN_SAMPLE_S, window.WHOLE_MAX_S)  # a recording of this length can be used as it is
+
     def __init__(self, transcriber: Transcriber, *, limits: Limits | None = None) -> None:
         self._transcriber = transcriber
         self._limits = limits or Limits()

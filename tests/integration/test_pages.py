@@ -155,9 +155,17 @@ def test_colours_can_be_told_from_every_ground() -> None:
         assert ratio(theme["--surface"], theme["--danger"]) >= 4.5  # Stop
 
 
-def test_health_tells_what_the_pages_need(server: str) -> None:
+def test_the_api_has_what_the_pages_need(server: str) -> None:
     health = httpx.get(f"{server}/health").json()
-    assert health["limits"] == {"input_chars": 20_000, "dialogue_turns": 200}
+    fields = health["limits"].pop("fields")
+    assert health["limits"] == {
+        "input_chars": 20_000,
+        "dialogue_turns": 200,
+        "sample_s": {"minimum": 1.0, "maximum": 30.0},
+    }
+    assert fields["speed"] == {"minimum": 0.25, "maximum": 4.0}
+    assert fields["top_p"] == {"exclusiveMinimum": 0.0, "maximum": 1.0}
+    assert fields.keys() >= {"temperature", "top_k", "cfg_scale"}
     assert health["key_needed"] is False
     memory = health["memory"]
     assert [each["device"] for each in memory] == ["cpu"]
@@ -165,6 +173,9 @@ def test_health_tells_what_the_pages_need(server: str) -> None:
     model = httpx.get(f"{server}/v1/models/espeak").json()
     assert model["parameters"] == ["language"]
     assert model["max_speakers"] == 1
+    assert (model["sounds"], model["alias"]) == ([], False)
+    assert {"en", "de"} <= {tag.split("-")[0] for tag in model["languages"]}
+    assert httpx.get(f"{server}/v1/models/tts-1").json()["alias"] is True
 
 
 def test_a_server_with_keys_says_so(tmp_path: Path) -> None:

@@ -81,4 +81,7 @@ def _model(model_id: str, manager: EngineManager, voices: VoiceStore) -> Model:
         parameters=list(info.capabilities.names) if info else None,
         max_speakers=info.text.max_speakers if info else None,
         clones=info.can_clone if info else None,
+        sounds=sorted(info.text.sounds) if info else None,
+        languages=list(info.languages) if info else None,
+        alias=model_id in MODEL_ALIASES,
     )

@@ -17,7 +17,7 @@ from fastapi.responses import Response
 from app import __version__
 from app.api.auth import KEY_OPTIONAL
 from app.api.errors import problems
-from app.api.requests import MAX_DIALOGUE_TURNS
+from app.api.requests import MAX_DIALOGUE_TURNS, number_ranges
 from app.api.responses import (
     Count,
     Debug,
@@ -112,8 +112,15 @@ class ServerState:
         }
 
 
-def limits(max_input_chars: int) -> Limits:
-    return Limits(input_chars=max_input_chars, dialogue_turns=MAX_DIALOGUE_TURNS)
+def limits(max_input_chars: int, sample_range_s: tuple[float, float]) -> Limits:
+    """The limits of requests. Callers such as the web pages read them from `GET /health`."""
+    shortest_s, longest_s = sample_range_s
+    return Limits(
+        input_chars=max_input_chars,
+        dialogue_turns=MAX_DIALOGUE_TURNS,
+        sample_s={"minimum": shortest_s, "maximum": longest_s},
+        fields=number_ranges(),
+    )
 
 
 def router(state: ServerState, metrics: Metrics, gate: Gate) -> APIRouter:
