@@ -28,7 +28,7 @@ PAGES = ("/", "/voice-cloning", "/dialogue", "/server")
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
 AXE = (Path(__file__).parent / "vendor" / "axe-4.14.1.min.js").read_text()
-STATIC = ROOT / "app" / "api" / "static"
+STATIC = ROOT / "app" / "static"
 
 
 def settle(page: Page) -> None:
