@@ -1,4 +1,4 @@
-"""`python -m app.cli`: serve, say, voices, keys, models, download, docs. The server's studio without HTTP."""
+"""The command line, `python -m app.cli`: the server's services without HTTP."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from app import main as server
 from app.audio.decode import decode
 from app.audio.encoders import open_encoder
 from app.audio.formats import AUDIO_FORMATS
-from app.engines.registry import BuildContext, specs
+from app.engines.registry import BUILT_IN, BuildContext, EngineSpec, specs
 from app.errors import EngineUnavailable, SpeechError
 from app.generator import preset_voices
 from app.keys import SCOPES, BadKeys, KeyFile, KeyRing
@@ -40,7 +40,6 @@ from app.voices.presets import DEFAULT_VOICE, PROFILES
 from app.weights import hub
 
 if TYPE_CHECKING:
-    from app.engines.batched import BatchedEngine
     from app.engines.manager import EngineManager
     from app.types import AudioFormat
     from app.voices.store import VoiceStore
@@ -51,17 +50,13 @@ out = Console()
 err = Console(stderr=True)
 
 NO_VOICE = "none"
-# The engines that --voice none shows, and how many frames they say if nobody says how many.
-BARE = {
-    "csm": 1125,  # 90 s, as long as Sesame's own generator goes by default
-    "dia": 3056,  # all its positions
-}
-CAST_RATE_HZ, MAX_CAST_S = 24_000, 30.0
+MODEL_SETTINGS = ", ".join(spec.model_setting for spec in BUILT_IN if spec.model_setting)
+RECORDING_RATE_HZ, MAX_RECORDING_S = 24_000, 30.0
 SETTINGS_PAGE = Path("docs/settings.md")
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(value: bool) -> None:
+    if value:
         print(f"tts-server {__version__}")
         raise typer.Exit
 
@@ -79,7 +74,7 @@ def options(
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (HOST).")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on (PORT).")] = None,
-    engine: Annotated[str | None, typer.Option(help="Engine that speaks (TTS_ENGINE).")] = None,
+    engine: Annotated[str | None, typer.Option(help="Engine to use (TTS_ENGINE).")] = None,
 ) -> None:
     """Start the server."""
     server.serve(_settings(HOST=host, PORT=port, TTS_ENGINE=engine))
@@ -87,27 +82,29 @@ def serve(
 
 @app.command()
 def say(
-    text: Annotated[str, typer.Argument(help="What to say; '-' reads it from standard input.")],
+    text: Annotated[str, typer.Argument(help="Text to speak; '-' reads it from standard input.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write; '-' = standard output.")] = Path(
         "speech.mp3"
     ),
-    voice: Annotated[str, typer.Option(help="A voice's id; see `voices`.")] = DEFAULT_VOICE,
-    audio_format: Annotated[str | None, typer.Option("--format", help="Default: from the file's name, or mp3.")] = None,
+    voice: Annotated[str, typer.Option(help="Id of a voice; see `voices`.")] = DEFAULT_VOICE,
+    audio_format: Annotated[str | None, typer.Option("--format", help="Default: from the file name, or mp3.")] = None,
     speed: Annotated[float, typer.Option(min=0.25, max=4.0)] = 1.0,
     sample_rate: Annotated[int, typer.Option(min=8_000, max=48_000)] = 24_000,
-    engine: Annotated[str | None, typer.Option(help="Engine that speaks (TTS_ENGINE).")] = None,
-    language: Annotated[str | None, typer.Option(help="BCP 47 tag, where the engine takes one.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Engine to use (TTS_ENGINE).")] = None,
+    language: Annotated[str | None, typer.Option(help="BCP 47 tag, for engines with several languages.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, max=2.0)] = None,
     top_k: Annotated[int | None, typer.Option(min=1)] = None,
     top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
     seed: Annotated[int | None, typer.Option(help="Default: derived from the text.")] = None,
     normalize: Annotated[bool, typer.Option(help="Turn numbers, dates, symbols into words.")] = True,
-    cfg_scale: Annotated[float | None, typer.Option(min=0.0, help="Guidance, where the engine has it (Dia).")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="The engine's weights: a folder or hub id (CSM_MODEL, DIA_MODEL).")
+    cfg_scale: Annotated[
+        float | None, typer.Option(min=0.0, help="Classifier-free guidance, for engines that have it.")
     ] = None,
-    speaker: Annotated[int | None, typer.Option(min=0, help="With --voice none: the speaker's number.")] = None,
-    max_frames: Annotated[int | None, typer.Option(min=1, help="With --voice none: stop after so many.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help=f"The engine's weights: a folder or hub id ({MODEL_SETTINGS}).")
+    ] = None,
+    speaker: Annotated[int | None, typer.Option(min=0, help="With --voice none: number of the speaker.")] = None,
+    max_frames: Annotated[int | None, typer.Option(min=1, help="With --voice none: largest number of frames.")] = None,
     codes: Annotated[Path | None, typer.Option(help="With --voice none: a .npy file for the codes (K, T).")] = None,
     reference_noise: Annotated[
         bool, typer.Option(help="With --voice none: draw as torch.multinomial does after torch.manual_seed.")
@@ -115,31 +112,39 @@ def say(
 ) -> None:
     """Speak a text into a file.
 
-    `--voice none` shows the bare model, for comparing it with other implementations: the prompt is exactly
-    `[speaker]text` (CSM) or the text's bytes (Dia), in one piece, and nothing guards or trims what comes out.
+    `--voice none` runs the bare model, for comparisons with other implementations: the whole text becomes one prompt
+    in the form that the model's authors use, and the output is neither checked nor trimmed.
     """
     chosen = (audio_format or output.suffix.lstrip(".") or "mp3").lower()
     if chosen not in AUDIO_FORMATS:
-        _fail(f"{chosen!r} is no audio format here. Formats are: {', '.join(AUDIO_FORMATS)}.")
-    said = sys.stdin.read() if text == "-" else text
+        _fail(f"{chosen!r} is not a supported audio format. Formats are: {', '.join(AUDIO_FORMATS)}.")
+    input_text = sys.stdin.read() if text == "-" else text
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale)
-    weights = {"DIA_MODEL" if (engine or _settings().engine) == "dia" else "CSM_MODEL": model}
+    weights: dict[str, object] = {}
+    if model is not None:
+        spec = specs().get(engine or _settings().engine)
+        if spec is None or not spec.model_setting:
+            _fail(f"--model is not supported by the {engine or _settings().engine} engine.")
+        weights[spec.model_setting] = model
     if voice == NO_VOICE:
         settings = _settings(TTS_ENGINE=engine, TTS_MAX_ROWS=1, **weights)
-        if settings.engine not in BARE:
-            _fail(f"--voice none is for the engines {' and '.join(BARE)}.")
-        words = Normalizer().normalize(said) if normalize else said
-        line = SpokenLine(words, speaker or 0, Voice(NO_VOICE, NO_VOICE, "offline"))
-        utterance = Utterance((line,), sampling, seed or 0, 0.0)  # how long is known once the codec's frames are
-        most = max_frames or BARE[settings.engine]
-        asyncio.run(_say_bare(settings, utterance, most, output, chosen, codes, reference_noise=reference_noise))
+        bare = [spec for spec in specs().values() if spec.bare]
+        spec = next((spec for spec in bare if spec.name == settings.engine), None)
+        if spec is None:
+            _fail(f"--voice none is supported by these engines only: {', '.join(spec.name for spec in bare)}.")
+        spoken_text = Normalizer().normalize(input_text) if normalize else input_text
+        line = SpokenLine(spoken_text, speaker or 0, Voice(NO_VOICE, NO_VOICE, "offline"))
+        utterance = Utterance((line,), sampling, seed or 0, 0.0)  # _say_bare sets max_seconds
+        asyncio.run(
+            _say_bare(spec, settings, utterance, max_frames, output, chosen, codes, reference_noise=reference_noise)
+        )
         return
     if speaker is not None or max_frames or codes or reference_noise:
-        _fail("--speaker, --max-frames, --codes and --reference-noise go with --voice none.")
+        _fail("--speaker, --max-frames, --codes and --reference-noise require --voice none.")
     settings = _settings(TTS_ENGINE=engine, **weights)
     request = SpeechRequest(
         model="tts-1",
-        lines=(Line(said, voice),),
+        lines=(Line(input_text, voice),),
         format=chosen,
         speed=speed,
         sample_rate_hz=sample_rate,
@@ -183,14 +188,15 @@ async def _say(settings: Settings, request: SpeechRequest, output: Path, extras:
         except OSError as error:
             _fail(f"{output} can't be written: {error.strerror}.")
         finally:
-            with contextlib.suppress(OSError):  # Ctrl+C and a full disk leave no half file either
+            with contextlib.suppress(OSError):  # no partial file stays after Ctrl+C or with a full disk
                 partial.unlink(missing_ok=True)
 
 
 async def _say_bare(
+    spec: EngineSpec,
     settings: Settings,
     utterance: Utterance,
-    max_frames: int,
+    max_frames: int | None,
     output: Path,
     audio_format: AudioFormat,
     codes: Path | None,
@@ -201,9 +207,10 @@ async def _say_bare(
     samples, frames = [], []
     try:
         with err.status("loading the model ..."):
-            bare, books = await asyncio.to_thread(_bare_engine, settings, context, reference_noise=reference_noise)
-        utterance = replace(utterance, max_seconds=max_frames * bare.info.frame_s)
-        async with bare as engine:
+            bare = await asyncio.to_thread(spec.build_bare, settings, context, reference_noise=reference_noise)
+        max_seconds = (max_frames or bare.default_frames) * bare.engine.info.frame_s
+        utterance = replace(utterance, max_seconds=max_seconds)
+        async with bare.engine as engine:
             with err.status(f"{settings.engine} speaks ...") as status:
                 async for chunk in engine.speak(utterance):
                     samples.append(chunk.samples)
@@ -211,7 +218,7 @@ async def _say_bare(
                         frames.append(chunk.codes)
                     status.update(f"{settings.engine} speaks ... {sum(part.shape[1] for part in frames)} frames")
             if codes is not None:
-                empty = np.zeros((books, 0), np.int16)
+                empty = np.zeros((bare.codebooks, 0), np.int16)
                 np.save(codes, np.concatenate(frames or [empty], axis=1))
         encoder = open_encoder(audio_format, engine.info.rate_hz)
         data = b"".join([*(encoder.encode(part) for part in samples), encoder.flush()])
@@ -227,22 +234,8 @@ async def _say_bare(
     err.print(f"{settings.engine}: {count} frames -> {output}", highlight=False)
 
 
-def _bare_engine(settings: Settings, context: BuildContext, *, reference_noise: bool) -> tuple[BatchedEngine, int]:
-    """The engine without text rules and guards, and how many codebooks it speaks in. Blocks while it loads. Raises
-    EngineUnavailable."""
-    if settings.engine == "dia":
-        from app.engines.dia import loading as dia_loading  # noqa: PLC0415 - torch, which only this needs
-
-        dia = dia_loading.load_from(settings, context, guards=None, exact=True, reference_noise=reference_noise)
-        return dia_loading.engine_of(dia, settings), dia.config.channels
-    from app.engines.csm import loading as csm_loading  # noqa: PLC0415 - as above
-
-    runner = csm_loading.load_from(settings, context, guards=None, reference_noise=reference_noise)
-    return csm_loading.engine_of(runner, settings), runner.config.codebooks
-
-
 async def _wait_for_engine(manager: EngineManager) -> None:
-    """Show a download while there is one; tell when another engine answers."""
+    """Wait until an engine runs. Shows the progress of a download; says so if the fallback engine runs instead."""
     settled = asyncio.create_task(manager.settled())
     with _bar() as bar:
         task = None
@@ -260,7 +253,7 @@ async def _wait_for_engine(manager: EngineManager) -> None:
         )
 
 
-voices = typer.Typer(help="List the voices, or give the standard ones their recordings.", invoke_without_command=True)
+voices = typer.Typer(help="List the voices, or create recordings for the preset voices.", invoke_without_command=True)
 app.add_typer(voices, name="voices")
 
 
@@ -275,99 +268,106 @@ def list_voices(context: typer.Context) -> None:
     out.print(table)
 
 
-@voices.command()
-def cast(
-    voice: Annotated[list[str] | None, typer.Option(help="Which; may be repeated. Default: all without one.")] = None,
-    file: Annotated[Path | None, typer.Option(help="Your own recording instead: any sound file up to 30 s.")] = None,
+@voices.command("cast")
+def create_recordings(
+    voice: Annotated[
+        list[str] | None, typer.Option(help="A preset voice; may be repeated. Default: all without a recording.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Use this recording instead of the engine: any audio file up to 30 s.")
+    ] = None,
     transcript: Annotated[str | None, typer.Option(help="The exact words of --file.")] = None,
-    engine: Annotated[str | None, typer.Option(help="Engine that reads (TTS_ENGINE).")] = None,
+    engine: Annotated[str | None, typer.Option(help="Engine to use (TTS_ENGINE).")] = None,
 ) -> None:
-    """Give standard voices their recordings: read anew by the engine, or from a file. It replaces the present one."""
+    """Create the recordings of preset voices, with the engine or from a file. They replace existing recordings."""
     settings = _settings(TTS_ENGINE=engine)
     store = _services(settings).voices
     if unknown := [name for name in voice or () if name not in PROFILES]:
-        _fail(f"{unknown[0]!r} is no standard voice. They are: {', '.join(PROFILES)}.")
+        _fail(f"{unknown[0]!r} is not a preset voice. Preset voices are: {', '.join(PROFILES)}.")
     if file is not None:
         if not transcript or len(voice or ()) != 1:
-            _fail("--file needs one --voice and --transcript, the exact words of the recording.")
-        _cast_from(store, (voice or [""])[0], file, transcript)
+            _fail("--file requires exactly one --voice, and --transcript with the exact words of the recording.")
+        _store_file(store, (voice or [""])[0], file, transcript)
         return
     names = voice or [name for name in PROFILES if store.recording_of(name) is None]
-    asyncio.run(_cast(_services(settings), names, wiring.transcriber_of(settings)))
+    asyncio.run(_create_recordings(_services(settings), names, wiring.transcriber_of(settings)))
 
 
-def _cast_from(store: VoiceStore, name: str, file: Path, transcript: str) -> None:
+def _store_file(store: VoiceStore, name: str, file: Path, transcript: str) -> None:
     try:
-        decoded = decode(file.read_bytes(), CAST_RATE_HZ, max_seconds=MAX_CAST_S, what=file.name)
+        decoded = decode(file.read_bytes(), RECORDING_RATE_HZ, max_seconds=MAX_RECORDING_S, what=file.name)
         if decoded.truncated:
-            _fail(f"{file} is longer than {MAX_CAST_S:g} s.")
-        store.set_reference(name, Reference(decoded.samples, CAST_RATE_HZ, transcript), origin="file")
+            _fail(f"{file} is longer than {MAX_RECORDING_S:g} s.")
+        store.set_reference(name, Reference(decoded.samples, RECORDING_RATE_HZ, transcript), origin="file")
     except SpeechError as error:
         _fail(error.message)
     except OSError as error:
         _fail(f"{file} can't be read: {error.strerror}.")
-    err.print(f"{name}: {file}, {len(decoded.samples) / CAST_RATE_HZ:.1f} s", highlight=False)
+    err.print(f"{name}: {file}, {len(decoded.samples) / RECORDING_RATE_HZ:.1f} s", highlight=False)
 
 
-async def _cast(services: wiring.CoreServices, names: list[str], transcriber: Transcriber) -> None:
+async def _create_recordings(services: wiring.CoreServices, names: list[str], transcriber: Transcriber) -> None:
     async with services.manager:
         await _wait_for_engine(services.manager)
         engine = services.manager.engine()
         if not engine.info.can_clone:
-            _fail(f"The {engine.info.id} engine has voices of its own and can't be cast.")
+            _fail(f"The {engine.info.id} engine has built-in voices and uses no recordings.")
         examples = await asyncio.to_thread(preset_voices.assign, engine.info, transcriber)
-        missing = []
+        rejected = []
         for name in names:
             before = services.voices.recording_of(name)
             take = 0 if before is None else int(before.quality.get("take", 0)) + 1
             try:
-                with err.status(f"casting {name} ..."):
+                with err.status(f"creating a recording for {name} ..."):
                     chosen = await preset_voices.audition(engine, name, None if take else examples.get(name), take=take)
                     await asyncio.to_thread(preset_voices.keep, services.voices, name, chosen, take=take)
             except (preset_voices.RejectedRecording, SpeechError) as problem:
                 err.print(f"{name}: {problem}", style="red", highlight=False)
-                missing.append(name)
+                rejected.append(name)
                 continue
             err.print(f"{name}: {preset_voices.describe(chosen)}", highlight=False)
-        if missing:
-            _fail(f"Not cast: {', '.join(missing)}.")
+        if rejected:
+            _fail(f"No recording was created for: {', '.join(rejected)}.")
 
 
-keys = typer.Typer(help="Make, list and remove the server's keys; it sees a change within a second.")
+keys = typer.Typer(help="Create, list and remove API keys. A running server applies a change within a second.")
 app.add_typer(keys, name="keys", no_args_is_help=True)
 
 
 @keys.command()
 def add(
-    name: Annotated[str, typer.Argument(help="Whose it is: letters, digits, `.`, `_`, `-`. Log and metrics say it.")],
+    name: Annotated[str, typer.Argument(help="Name of the key, for log and metrics: letters, digits, `.`, `_`, `-`.")],
     scope: Annotated[
         list[str] | None, typer.Option(help="speak, clone or admin; may be repeated. Default: speak.")
     ] = None,
     per_minute: Annotated[int | None, typer.Option(min=1, help="Requests a minute. Default: no limit.")] = None,
     concurrent: Annotated[int | None, typer.Option(min=1, help="Requests at once. Default: no limit.")] = None,
 ) -> None:
-    """Make a key and print it. It is shown only now: the server keeps its hash.
+    """Create an API key and print it. It is shown only once: the server stores a hash of it.
 
-    The first key closes the server to all who have none.
+    From the first key on, requests for speech need a key.
     """
     if unknown := [each for each in scope or () if each not in SCOPES]:
-        _fail(f"{unknown[0]!r} is no scope. They are: {', '.join(SCOPES)}.")
+        _fail(f"{unknown[0]!r} is not a scope. Scopes are: {', '.join(SCOPES)}.")
     file = KeyFile(_settings().data_dir)
     scopes = [each for each in SCOPES if each in (scope or ["speak"])]
     try:
         first = file.signature() is None
-        given = file.add(name, scopes, per_minute=per_minute, concurrent=concurrent)
+        key = file.add(name, scopes, per_minute=per_minute, concurrent=concurrent)
     except (BadKeys, OSError) as error:
         _fail(f"{name!r} was not added. {error}")
-    print(given)
-    err.print(f"{name} may {', '.join(scopes)}. This is shown only now; {file.path} has the hash.", highlight=False)
+    print(key)
+    err.print(
+        f"{name} has these scopes: {', '.join(scopes)}. The key is shown only once; {file.path} has its hash.",
+        highlight=False,
+    )
     if first and not _settings().api_keys:
-        err.print("From now on only those with a key may ask for speech.", style="yellow")
+        err.print("From now on, requests for speech need a key.", style="yellow")
 
 
 @keys.command("list")
 def list_keys() -> None:
-    """Who has a key, and what each may do."""
+    """List the API keys with their scopes and limits."""
     settings = _settings()
     try:
         ring = KeyRing([key.get_secret_value() for key in settings.api_keys], KeyFile(settings.data_dir))
@@ -379,12 +379,12 @@ def list_keys() -> None:
         table.add_row(key.name, " ".join(key.scopes), str(key.per_minute or "-"), str(key.concurrent or "-"), made)
     out.print(table)
     if not ring.needed:
-        err.print("There are no keys: everybody who reaches the server may ask for speech.", style="yellow")
+        err.print("There are no keys: the server accepts requests from everybody who can reach it.", style="yellow")
 
 
 @keys.command()
-def remove(name: Annotated[str, typer.Argument(help="As `keys list` shows it.")]) -> None:
-    """Take a key away. Answers that it has begun are still finished."""
+def remove(name: Annotated[str, typer.Argument(help="Name of the key; see `keys list`.")]) -> None:
+    """Remove an API key. Running answers of this key still finish."""
     file = KeyFile(_settings().data_dir)
     try:
         left = file.remove(name)
@@ -392,16 +392,18 @@ def remove(name: Annotated[str, typer.Argument(help="As `keys list` shows it.")]
         _fail(str(error))
     err.print(f"{name} was removed.", highlight=False)
     if not left:
-        err.print(f"No key is left. The server stays closed until {file.path} is deleted and it starts anew.")
+        err.print(
+            f"No key is left, and requests still need one. To open the server, delete {file.path} and restart it."
+        )
 
 
 @app.command()
 def models() -> None:
-    """List the engines, where their weights come from, and whether they are on disk."""
+    """List the engines, the sources of their weights, and whether the weights are on disk."""
     settings = _settings()
     table = Table("engine", "model id", "weights", "state", box=None)
     for spec in specs().values():
-        sources = _sources(settings, spec.name)
+        sources = spec.files(settings)
         states = []
         for files in sources:
             try:
@@ -417,16 +419,20 @@ def models() -> None:
 
 @app.command()
 def download(
-    engine: Annotated[str | None, typer.Argument(help="csm or dia; default: TTS_ENGINE.")] = None,
+    engine: Annotated[str | None, typer.Argument(help="Name of the engine; see `models`. Default: TTS_ENGINE.")] = None,
 ) -> None:
-    """Download an engine's weights into the models folder, or go on with a download that was cut off."""
+    """Download an engine's weights into the models folder, or resume an interrupted download."""
     settings = _settings()
     name = engine or settings.engine
-    sources = _sources(settings, name)
-    if not sources:
-        _fail(f"The {name} engine needs no weights." if name in specs() else f"{name!r} is no engine.")
+    spec = specs().get(name)
+    if spec is None:
+        _fail(f"{name!r} is no engine. Engines are: {', '.join(sorted(specs()))}.")
+    if not spec.files(settings):
+        _fail(f"The {name} engine needs no weights.")
+    fetched: set[str] = set()
     with _bar() as bar:
-        for files in sources:
+        # The list is read again after each download, because a downloaded model may need another one (a codec).
+        while files := next((each for each in spec.files(settings) if each.source not in fetched), None):
             task = bar.add_task(files.source, total=None)
 
             def show(progress: hub.Progress, task: object = task) -> None:
@@ -437,37 +443,24 @@ def download(
             except EngineUnavailable as error:
                 _fail(f"{error.reason}\n{error.remedy}")
             bar.console.print(f"{files.source} -> {folder}", highlight=False)
-            if name == "csm" and files is sources[0] and not hub.has_tensor(folder, "codec_model."):
-                sources.append(hub.files_for("mimi", settings.csm_codec))  # this checkpoint brings no codec
+            fetched.add(files.source)
 
 
 @app.command(hidden=True)
 def docs() -> None:
-    """Write docs/settings.md from the settings themselves."""
+    """Write docs/settings.md from the fields of Settings."""
     SETTINGS_PAGE.write_text(as_markdown(), encoding="utf-8")
     out.print(f"{SETTINGS_PAGE} written")
 
 
 def _services(settings: Settings) -> wiring.CoreServices:
-    """As the server has it; ends the command with words where that can't be."""
+    """The services that the server uses. Ends the command with a message if they can't be created."""
     try:
         return wiring.core_services(settings)
     except ValueError as error:
         _fail(str(error))
     except OSError as error:
         _fail(f"TTS_DATA_DIR={settings.data_dir} can't be used: {error.strerror}.")
-
-
-def _sources(settings: Settings, engine: str) -> list[hub.ModelFiles]:
-    if engine == "csm":
-        return [hub.files_for("csm", settings.csm_model)]
-    if engine == "dia":
-        codec = settings.dia_codec
-        beside = Path(settings.dia_model).expanduser() / "dac"
-        if codec == Settings.model_fields["dia_codec"].default and beside.is_dir():
-            codec = str(beside)  # as the engine has it
-        return [hub.files_for("dia", settings.dia_model), hub.files_for("dac", codec)]
-    return []
 
 
 def _bar() -> Progress:
@@ -483,8 +476,8 @@ def _bar() -> Progress:
     )
 
 
-def _settings(**given: object) -> Settings:
-    return server.read_settings(**{name: value for name, value in given.items() if value is not None})
+def _settings(**options: object) -> Settings:
+    return server.read_settings(**{name: value for name, value in options.items() if value is not None})
 
 
 def _fail(message: str) -> NoReturn:

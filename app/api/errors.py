@@ -79,7 +79,7 @@ PROBLEMS: Mapping[int, tuple[str, tuple[str, str | None, str | None]]] = {
     ),
     503: (
         "The engine is starting or not available. Retry-After says when to try again.",
-        ("The engine csm is starting. Try again.", None, "engine_not_ready"),
+        ("The engine is starting. Try again.", None, "engine_not_ready"),
     ),
     507: (
         "The server could not store it: the disk is full or read-only.",

@@ -122,7 +122,9 @@ class SpokenBody(BaseModel):
         Annotated[int, Field(ge=1, le=2048), WHOLE] | None, Field(validation_alias=AliasChoices("top_k", "topk"))
     ] = None
     top_p: Annotated[Finite | None, Field(gt=0.0, le=1.0)] = None
-    cfg_scale: Annotated[Finite | None, Field(ge=1.0, le=10.0, description="Classifier-free guidance (Dia).")] = None
+    cfg_scale: Annotated[
+        Finite | None, Field(ge=1.0, le=10.0, description="Classifier-free guidance, for engines that have it.")
+    ] = None
     seed: Annotated[
         Annotated[int, Field(ge=-(2**63), le=2**63 - 1), WHOLE] | Literal["random"] | None,
         Field(description="Left out: derived from the request, so that it sounds the same each time."),
@@ -135,7 +137,8 @@ class SpokenBody(BaseModel):
     normalize: bool | None = None
     enhance: Annotated[bool | None, Field(description="Even loudness. Left out: as TTS_ENHANCE is set.")] = None
     parallel: Annotated[
-        bool | None, Field(description="Sentences side by side: a long text is done sooner, each begins afresh (CSM).")
+        bool | None,
+        Field(description="Speak sentences in parallel: faster, but a sentence does not continue the previous one."),
     ] = None
 
     @model_validator(mode="wrap")

@@ -1,4 +1,7 @@
-"""Engine names and how to build them. Plug-ins register through the entry point group ENTRY_POINT_GROUP."""
+"""Engine names and what the server must know about an engine before it is built.
+
+Plug-ins register through the entry point group ENTRY_POINT_GROUP.
+"""
 
 from __future__ import annotations
 
@@ -12,64 +15,118 @@ from app.errors import EngineUnavailable
 
 if TYPE_CHECKING:
     from app.audio.guard import Rule
+    from app.engines.batched import BatchedEngine
     from app.engines.protocol import Engine
     from app.settings import Settings
-    from app.weights.hub import Progress
+    from app.weights.hub import ModelFiles, Progress
 
 ENTRY_POINT_GROUP = "tts_server.engines"
 
 
 @dataclass(frozen=True, slots=True)
 class BuildContext:
-    """What a builder may use: where to report a download, when to give up, where to count the output guard."""
+    """Callbacks and flags for the code that builds an engine."""
 
-    on_progress: Callable[[Progress], None]
-    cancelled: Callable[[], bool]
-    on_guard: Callable[[Rule], None] = lambda _: None  # the output guard stepped in, by this rule; from any thread
+    on_progress: Callable[[Progress], None]  # reports a download
+    cancelled: Callable[[], bool]  # True: stop building
+    on_guard: Callable[[Rule], None] = lambda _: None  # counts an intervention of the output guard; from any thread
+
+
+@dataclass(frozen=True, slots=True)
+class BareEngine:
+    """An engine without text rules and output guards, for comparisons with other implementations of the model."""
+
+    engine: BatchedEngine
+    codebooks: int
+    default_frames: int  # the limit if the caller sets none
 
 
 # Blocking; raises EngineUnavailable with a reason and a remedy.
 Builder = Callable[["Settings", BuildContext], "Engine"]
+# As Builder. The last argument: draw noise as torch.multinomial does after torch.manual_seed.
+BareBuilder = Callable[["Settings", BuildContext, bool], BareEngine]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """name: value of TTS_ENGINE. model_id: what the API calls it. target: `module:function`, imported when needed.
+    """What is known about an engine before it is built. `target`, `bare` and `model_files` are `module:function`.
 
-    on_devices: it runs on TTS_DEVICE, so there can be one for each of several devices. splits: CSM_DEVICE_MAP is its.
+    Their modules are imported when they are needed.
     """
 
-    name: str
-    model_id: str
-    target: str
-    on_devices: bool = False
-    splits: bool = False
+    name: str  # value of TTS_ENGINE
+    model_id: str  # its id in the API
+    target: str  # a Builder
+    on_devices: bool = False  # runs on TTS_DEVICE; with TTS_DEVICES, one engine on each device
+    splits: bool = False  # CSM_DEVICE_MAP can split its model among devices
+    uses_gpu: bool = True  # a replica takes a GPU if the cluster has one
+    rows_cpu: int = 8  # TTS_MAX_ROWS=auto on a CPU
+    rows_gpu: int = 64  # TTS_MAX_ROWS=auto on a GPU; at most, since the memory decides
+    bare: str = ""  # a BareBuilder; empty = not supported
+    model_setting: str = ""  # the environment variable that names its weights; empty = none
+    model_files: str = ""  # (Settings) -> list[ModelFiles], without torch; empty = needs no files
 
     def builder(self) -> Builder:
-        """Imports the engine's module. Raises EngineUnavailable where this version has none."""
-        name, _, function = self.target.partition(":")
+        """Import the engine's module. Raises EngineUnavailable if this version of the server does not contain it."""
+        name = self.target.partition(":")[0]
         try:
-            module = import_module(name)
+            return cast("Builder", _imported(self.target))
         except ModuleNotFoundError as error:
             if error.name != name:
                 raise
             raise EngineUnavailable(
                 f"This version of the server has no {self.name} engine.", remedy="Set TTS_ENGINE to another engine."
             ) from error
-        return cast("Builder", getattr(module, function))
+
+    def build_bare(self, settings: Settings, context: BuildContext, *, reference_noise: bool) -> BareEngine:
+        """Build the engine without text rules and guards; only if `bare` is set. Raises EngineUnavailable."""
+        return cast("BareBuilder", _imported(self.bare))(settings, context, reference_noise)
+
+    def files(self, settings: Settings) -> list[ModelFiles]:
+        """The model files that these settings need, as far as the files on disk show it.
+
+        The list can grow after a download: a downloaded model may turn out to contain no codec.
+        """
+        if not self.model_files:
+            return []
+        return cast("Callable[[Settings], list[ModelFiles]]", _imported(self.model_files))(settings)
+
+
+def _imported(target: str) -> object:
+    """The function at `module:function`."""
+    module, _, function = target.partition(":")
+    return getattr(import_module(module), function)
 
 
 BUILT_IN = (
-    EngineSpec("csm", "csm-1b", "app.engines.csm.loading:build", on_devices=True, splits=True),
-    EngineSpec("dia", "dia-1.6b", "app.engines.dia.loading:build", on_devices=True),
-    EngineSpec("espeak", "espeak", "app.engines.espeak:build"),
+    EngineSpec(
+        "csm",
+        "csm-1b",
+        "app.engines.csm.loading:build",
+        on_devices=True,
+        splits=True,
+        bare="app.engines.csm.loading:build_bare",
+        model_setting="CSM_MODEL",
+        model_files="app.engines.csm.files:sources",
+    ),
+    EngineSpec(
+        "dia",
+        "dia-1.6b",
+        "app.engines.dia.loading:build",
+        on_devices=True,
+        rows_cpu=4,
+        bare="app.engines.dia.loading:build_bare",
+        model_setting="DIA_MODEL",
+        model_files="app.engines.dia.files:sources",
+    ),
+    EngineSpec("espeak", "espeak", "app.engines.espeak:build", uses_gpu=False, rows_cpu=32, rows_gpu=32),
 )
 
 
 def specs() -> dict[str, EngineSpec]:
-    """Every engine that can be named, by name. A plug-in is named by its entry point, which is also its model id."""
+    """Every engine, by name. The entry point of a plug-in gives its name, which is also its model id."""
     found = {spec.name: spec for spec in BUILT_IN}
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        name = point.name.lower()  # as settings read TTS_ENGINE
+        name = point.name.lower()  # settings convert TTS_ENGINE to lower case
         found.setdefault(name, EngineSpec(name, point.name, point.value))
     return found

@@ -1,8 +1,8 @@
 """`python -m app.main --ray [address]`: the whole app, once per Ray Serve replica, behind Ray's HAProxy.
 
-Nothing of the server changes in there: each replica assembles it anew from the settings, refuses by itself what it has
-no room for, and says by itself whether it is well. Ray places replicas, replaces dead ones, adds and takes away with
-the load. Needs the extra `[ray]`; written for the version that it pins (HAProxy ingress and late-bound apps are new).
+Each replica builds the unchanged server from the settings, applies its own limits and has its own health check. Ray
+places the replicas, replaces dead ones, and adds or removes some as the load changes. Needs the extra `[ray]`; written
+for the version that the extra pins, because HAProxy ingress and late-bound apps are new in Ray.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from app import logs
+from app.engines.registry import EngineSpec, specs
 from app.runtime import pauses
 from app.wiring import assemble
 
@@ -30,40 +31,38 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 APP = "tts"
-# Rows of `TTS_MAX_ROWS=auto` as far as Ray is concerned, which must know before an engine is built.
-ROWS_CPU, ROWS_GPU, ROWS_OFFLINE = 8, 64, 32
-# Beyond rows and queue the server itself answers 429, in OpenAI's words, and lists and /health pass even when it is
-# full. Only past this many more does Ray refuse in its own.
+# Requests beyond rows and queue that Ray still passes on: the server answers 429 in OpenAI's format itself, and lists
+# and /health work even when all rows are taken. Beyond these, Ray answers 429 in its own format.
 SPARE_REQUESTS = 32
-TARGET_SHARE = 0.7  # of the rows: with more in use on average, a replica is added
+TARGET_SHARE = 0.7  # of the rows: if more are in use on average, Ray adds a replica
 HEALTH_PERIOD_S = 5.0
 HEALTH_TIMEOUT_S = 10.0
-SETTLE_LOOK_S = 0.2
+STARTUP_POLL_S = 0.2
 LONGEST_STREAM_S = 3600
 
 
 def environment(grace_s: int) -> dict[str, str]:
-    """What Ray reads when it is imported, and every process of its own with it."""
+    """The environment variables that Ray and its processes read at import."""
     return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",  # 0.5 ms to the first byte instead of 6 with the Python proxy
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",  # adds 0.5 ms to the first byte; the Python proxy adds 6 ms
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_worker_niceness": "0",  # 15 by default: replicas starve beside anything else
+        "RAY_worker_niceness": "0",  # the default, 15, starves replicas beside any other process
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a dead proxy is replaced after three of these
-        # A replica that died before its first byte, or is stopping: the caller need not know.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a dead proxy is replaced after three failed checks
+        # Retry on another replica if one died before its first byte, or is stopping.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response 503",
-        # Every change of replicas loads HAProxy anew; the old one ends when its streams have, or after this long.
+        # Every change of replicas reloads HAProxy; the old process ends with its last stream, or after this time.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(max(grace_s, LONGEST_STREAM_S)),
     }
 
 
 class Replica:
-    """One copy of the server, as Ray wants it: made from settings, asked for its health."""
+    """One copy of the server with the methods that Ray calls."""
 
     def __init__(self, settings: Settings) -> None:
         pauses.switch_quickly()
         self._settings = settings
-        # To the console only, which Ray keeps per replica: one file can't be rotated by several processes.
+        # Console only, which Ray stores per replica: several processes can't rotate one log file.
         logs.set_up(settings.log_level, None, colors=False, texts=settings.log_texts)
         self._app: FastAPI = assemble(settings, on_settled=pauses.spare_what_stays)
 
@@ -71,23 +70,23 @@ class Replica:
         return started_when_settled(self._app)
 
     async def check_health(self) -> None:
-        """Raises where the engine's loop has ended or hangs: Ray then replaces this replica."""
+        """Raises RuntimeError if the engine's loop has ended or hangs; Ray then replaces this replica."""
         status, body = await get(self._app, "/health")
         if status != 200:
             raise RuntimeError(f"unhealthy: {body.get('reason')}")
 
 
 def started_when_settled(app: ASGIApp) -> ASGIApp:
-    """The app, whose start is over only when it is decided which engine speaks: no request comes before."""
+    """The app with a delayed start: the start is complete, and requests come, once an engine runs or has failed."""
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
-        async def later(message: Message) -> None:
+        async def send_when_settled(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
-                while (await get(app, "/health"))[1]["status"] == "starting":  # noqa: ASYNC110 - seen from outside only
-                    await asyncio.sleep(SETTLE_LOOK_S)
+                while (await get(app, "/health"))[1]["status"] == "starting":  # noqa: ASYNC110 - no event to wait for
+                    await asyncio.sleep(STARTUP_POLL_S)
             await send(message)
 
-        await app(scope, receive, later if scope["type"] == "lifespan" else send)
+        await app(scope, receive, send_when_settled if scope["type"] == "lifespan" else send)
 
     return wrapped
 
@@ -125,21 +124,30 @@ async def get(app: ASGIApp, path: str) -> tuple[int, dict[str, Any]]:
 
 
 def gpus_for(settings: Settings, in_cluster: float) -> int:
-    """How many GPUs one replica takes. Raises ValueError for devices that it is not ours to choose."""
+    """The number of GPUs of one replica. Raises ValueError if the settings name GPUs by number, which Ray chooses."""
     named = settings.devices or (settings.device,)
     if any(name.startswith("cuda:") for name in named):
         raise ValueError(
-            "Under --ray, Ray says which GPUs a replica sees: write TTS_DEVICE=cuda, and TTS_REPLICAS for how many. "
-            "To split one model, TTS_DEVICES=cuda,cuda with CSM_DEVICE_MAP is not possible there: use one process."
+            "Under --ray, Ray chooses the GPUs of each replica: set TTS_DEVICE=cuda, and TTS_REPLICAS to the number "
+            "of replicas. One model can't be split over several GPUs under --ray: start the server without --ray."
         )
-    if settings.engine == "espeak" or set(named) <= {"cpu", "mps"}:
+    if not _spec(settings).uses_gpu or set(named) <= {"cpu", "mps"}:
         return 0
     return 1 if "cuda" in named or in_cluster >= 1 else 0
 
 
+def _spec(settings: Settings) -> EngineSpec:
+    """The spec of TTS_ENGINE. Raises ValueError for an unknown engine."""
+    known = specs()
+    if settings.engine not in known:
+        raise ValueError(f"TTS_ENGINE={settings.engine!r} is no engine. Engines are: {', '.join(sorted(known))}.")
+    return known[settings.engine]
+
+
 def options_for(settings: Settings, gpus: int) -> dict[str, Any]:
-    """The deployment's numbers, from the settings."""
-    rows = settings.rows(ROWS_OFFLINE if settings.engine == "espeak" else ROWS_GPU if gpus else ROWS_CPU)
+    """The options of the Ray deployment."""
+    spec = _spec(settings)
+    rows = settings.rows(spec.rows_gpu if gpus else spec.rows_cpu)
     least, most = settings.replica_range
     return {
         "ray_actor_options": {"num_cpus": 1, "num_gpus": gpus},
@@ -162,26 +170,26 @@ def options_for(settings: Settings, gpus: int) -> dict[str, Any]:
 
 
 def serve(settings: Settings, address: str | None) -> None:
-    """Serve until SIGTERM or Ctrl+C; answers that are being spoken then finish, for up to TTS_SHUTDOWN_GRACE_S.
+    """Serve until SIGTERM or Ctrl+C. Running answers may then finish, for up to TTS_SHUTDOWN_GRACE_S.
 
-    address: of a cluster that runs already, or None = one of its own on this machine. Raises ValueError.
+    address: of a running cluster; None = start a cluster on this machine. Raises ValueError.
     """
-    wanted = environment(settings.shutdown_grace_s)
-    for name, value in wanted.items():
+    variables = environment(settings.shutdown_grace_s)
+    for name, value in variables.items():
         os.environ.setdefault(name, value)
     try:
-        import ray  # noqa: PLC0415 - only here, and only after its environment is set
+        import ray  # noqa: PLC0415 - after its environment variables are set
         from ray import serve as ray_serve  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ValueError("--ray needs Ray: pip install -c constraints.txt '.[ray]'") from error
     if settings.port == 0:
-        raise ValueError("Under --ray, PORT must be a number of its own: Ray's proxies can't say which one they got.")
+        raise ValueError("Under --ray, PORT can't be 0: Ray's proxies do not report the port that they get. Set PORT.")
 
     logs.set_up(settings.log_level, None, colors=sys.stderr.isatty())
-    own = {"include_dashboard": False} if address is None else {"runtime_env": {"env_vars": wanted}}
-    ray.init(address=address or "local", log_to_driver=True, **own)
+    options = {"include_dashboard": False} if address is None else {"runtime_env": {"env_vars": variables}}
+    ray.init(address=address or "local", log_to_driver=True, **options)
     stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has put its own, which end the process at once
+    for number in (signal.SIGTERM, signal.SIGINT):  # replaces Ray's handlers, which end the process at once
         signal.signal(number, lambda *_: stopping.set())
     try:
         gpus = gpus_for(settings, ray.cluster_resources().get("GPU", 0))
@@ -205,8 +213,8 @@ def serve(settings: Settings, address: str | None) -> None:
 
 
 def drain(ray_serve: Any, grace_s: float) -> None:
-    """Take the app away: new requests are refused, answers that sound may end."""
-    log.info("stopping: answers may end, for up to %.0f s", grace_s)
+    """Graceful shutdown: refuse new requests and let running answers finish."""
+    log.info("stopping: running answers may finish, for up to %.0f s", grace_s)
     ray_serve.delete(APP, _blocking=False)
     until_s = time.monotonic() + grace_s + 5
     while APP in ray_serve.status().applications and time.monotonic() < until_s:

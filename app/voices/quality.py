@@ -179,7 +179,12 @@ def _speech(seconds: float) -> Check:
     if seconds < 5.0:
         return Check("speech_seconds", "warning", round(seconds, 2), f"{told}: 6 to 12 s would be better.")
     if seconds > LONG_S:
-        return Check("speech_seconds", "warning", round(seconds, 2), f"{told}: Dia takes 20 s at most, 6 to 12 do.")
+        return Check(
+            "speech_seconds",
+            "warning",
+            round(seconds, 2),
+            f"{told}: some models take 20 s at most; 6 to 12 s are enough.",
+        )
     return Check("speech_seconds", "good", round(seconds, 2), f"{told}.")
 
 

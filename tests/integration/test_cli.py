@@ -1,4 +1,4 @@
-"""The command line as a person uses it."""
+"""The commands of app.cli, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.integration
 
 
 def cli(folder: Path, *arguments: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[bytes]:
-    """Run one command to its end, in a folder and data folder of its own."""
+    """Run one command to its end, with its own working folder and data folder."""
     folder.mkdir(exist_ok=True)
     return subprocess.run(
         [sys.executable, "-m", "app.cli", *arguments],
@@ -40,8 +40,8 @@ def cli(folder: Path, *arguments: str, stdin: str = "", **variables: str) -> sub
 def test_say_writes_the_format_of_the_file_name(tmp_path: Path, recogniser: Recogniser, audio_format: str) -> None:
     done = cli(tmp_path, "say", SENTENCES[0], "-o", f"out.{audio_format}")
     assert done.returncode == 0, done.stderr
-    heard = decode((tmp_path / f"out.{audio_format}").read_bytes(), audio_format)
-    assert recogniser.hear(heard) == SENTENCES[0]
+    samples = decode((tmp_path / f"out.{audio_format}").read_bytes(), audio_format)
+    assert recogniser.hear(samples) == SENTENCES[0]
 
 
 @pytest.mark.parametrize("module", ["app.cli", "app.main"])
@@ -50,7 +50,7 @@ def test_version_is_shown(module: str) -> None:
     assert done.stdout == f"tts-server {__version__}\n"
 
 
-def test_say_in_a_pipe(tmp_path: Path, recogniser: Recogniser) -> None:
+def test_say_reads_standard_input_and_writes_standard_output(tmp_path: Path, recogniser: Recogniser) -> None:
     done = cli(tmp_path, "say", "-", "-o", "-", "--format", "wav", "--voice", "nova", stdin=SENTENCES[1])
     assert done.returncode == 0
     assert recogniser.hear(decode(done.stdout, "wav")) == SENTENCES[1]
@@ -68,28 +68,31 @@ def test_say_in_a_pipe(tmp_path: Path, recogniser: Recogniser) -> None:
         (("download", "espeak"), "needs no weights"),
         (("download", "nonsense"), "no engine"),
         (("say", "Hello.", "--engine", "nonsense"), "TTS_ENGINE"),
+        (("say", "Hello.", "--engine", "espeak", "--model", "some/model"), "--model is not supported"),
+        (("say", "Hello.", "--engine", "espeak", "--voice", "none"), "csm, dia"),
+        (("say", "Hello.", "--speaker", "1"), "--voice none"),
         (("say", "Hello.", "TTS_DATA_DIR=/dev/null/data"), "TTS_DATA_DIR"),
         (("voices", "TTS_DATA_DIR=/dev/null/data"), "TTS_DATA_DIR"),
     ],
 )
-def test_mistakes_are_told_in_words(tmp_path: Path, arguments: tuple[str, ...], word: str) -> None:
+def test_invalid_commands_end_with_a_message(tmp_path: Path, arguments: tuple[str, ...], word: str) -> None:
     variables = dict(argument.split("=") for argument in arguments if "=" in argument)
-    given = [argument for argument in arguments if "=" not in argument]
-    done = cli(tmp_path, *given, COLUMNS="200", **variables)
+    options = [argument for argument in arguments if "=" not in argument]
+    done = cli(tmp_path, *options, COLUMNS="200", **variables)
     assert done.returncode != 0
     assert word in done.stderr.decode()
     assert b"Traceback" not in done.stderr
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_ctrl_c_leaves_no_half_file(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_no_partial_file(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "app.cli", "say", "-", "-o", str(tmp_path / "long.mp3")]
     with subprocess.Popen(
         command,
         env=environment(tmp_path / "data"),
         stdin=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        # A shell's background jobs ignore it.
+        # Background jobs of a shell ignore SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as child:
         assert child.stdin is not None
@@ -101,30 +104,32 @@ def test_ctrl_c_leaves_no_half_file(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("long.mp3*"))
 
 
-def test_voices_and_models(tmp_path: Path) -> None:
+def test_voices_and_models_are_listed(tmp_path: Path) -> None:
     assert b"shimmer" in cli(tmp_path, "voices").stdout
     listed = cli(tmp_path, "models", COLUMNS="200").stdout.decode()
     assert "csm-1b" in listed
     assert "not downloaded" in listed
 
 
-def test_download_fetches_once(tmp_path: Path) -> None:
+def test_download_fetches_the_model_and_its_codec_once(tmp_path: Path) -> None:
     files = {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b"x" * 50_000}
     codec = {"config.json": b"{}", "model.safetensors": b"y" * 20_000}
     with FakeHub({"sesame/csm-1b": files, "kyutai/mimi": codec}) as hub:
         done = cli(tmp_path, "download", "csm", HF_ENDPOINT=hub.url)
         assert done.returncode == 0, done.stderr
-        asked = len(hub.requests)
+        requests = len(hub.requests)
         assert cli(tmp_path, "download", "csm", HF_ENDPOINT=hub.url).returncode == 0
-        assert len(hub.requests) == asked
-        assert b"on disk" in cli(tmp_path, "models", COLUMNS="200").stdout
+        assert len(hub.requests) == requests
+        listed = cli(tmp_path, "models", COLUMNS="200").stdout.decode()
+        assert "sesame/csm-1b, kyutai/mimi" in listed
+        assert "on disk, on disk" in listed
         hub.gated = {"sesame/csm-1b"}
         refused = cli(tmp_path / "other", "download", "csm", HF_ENDPOINT=hub.url, COLUMNS="200")
         assert refused.returncode == 1
         assert b"HF_TOKEN" in refused.stderr
 
 
-def test_serve_takes_its_port(tmp_path: Path) -> None:
+def test_serve_listens_on_the_port_of_the_option(tmp_path: Path) -> None:
     port = free_port()
     with Process(tmp_path, "app.cli", "serve", "--port", str(port), "--engine", "espeak", TTS_ENGINE="csm") as process:
         process.url = f"http://127.0.0.1:{port}"

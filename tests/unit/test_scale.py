@@ -1,6 +1,6 @@
-"""The Ray deployment as far as it can be tested without Ray: its numbers, its start, its health.
+"""The Ray deployment without Ray: its options, its start and its health check.
 
-The rest is in tests/integration/contract.
+Tests with Ray are in tests/integration/contract.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pydantic import ValidationError
 
 from app.engines import espeak
 from app.engines.csm import loading as csm_loading
+from app.engines.dia import loading as dia_loading
+from app.engines.registry import specs
 from app.scale import ray
 from app.settings import Settings
 from app.wiring import assemble
@@ -27,43 +29,55 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.unit
 
 
-def given(**values: Any) -> Settings:
+def configured(**values: Any) -> Settings:
     return Settings(_env_file=None, **values)
 
 
-def test_the_rows_that_ray_reckons_with_are_the_engines():
-    assert (ray.ROWS_CPU, ray.ROWS_GPU) == (csm_loading.ROWS_CPU, csm_loading.ROWS_GPU)
-    assert espeak.AUTO_ROWS == ray.ROWS_OFFLINE
+def test_ray_counts_with_the_rows_of_the_engines():
+    rows = {name: (spec.rows_cpu, spec.rows_gpu) for name, spec in specs().items()}
+    assert rows["csm"] == (csm_loading.ROWS_CPU, csm_loading.ROWS_GPU)
+    assert rows["dia"] == (dia_loading.ROWS_CPU, dia_loading.ROWS_GPU)
+    assert rows["espeak"] == (espeak.AUTO_ROWS, espeak.AUTO_ROWS)
+    for name in ("csm", "dia", "espeak"):
+        for gpus, auto in enumerate(rows[name]):
+            chosen = configured(TTS_ENGINE=name, TTS_MAX_QUEUE=10)
+            options = ray.options_for(chosen, gpus=gpus)
+            assert options["max_ongoing_requests"] == auto + 10 + ray.SPARE_REQUESTS
 
 
-def test_the_server_refuses_before_ray_does():
+def test_an_unknown_engine_is_an_error_under_ray():
+    with pytest.raises(ValueError, match="TTS_ENGINE='none'"):
+        ray.options_for(configured(TTS_ENGINE="none"), gpus=0)
+
+
+def test_the_server_answers_429_before_ray_does():
     for values in ({}, {"TTS_MAX_ROWS": 4, "TTS_MAX_QUEUE": 0}, {"TTS_ENGINE": "espeak"}):
-        chosen = given(**values)
+        chosen = configured(**values)
         options = ray.options_for(chosen, gpus=1)
         assert options["max_ongoing_requests"] > chosen.rows(32) + chosen.max_queue
         assert options["backpressure_config"] == {"status_code": 429, "retry_after_s": 1}
 
 
-def test_answers_that_sound_may_end():
-    options = ray.options_for(given(TTS_SHUTDOWN_GRACE_S=77, TTS_REPLICAS="2-6", TTS_MAX_ROWS=10), gpus=0)
+def test_running_answers_have_the_shutdown_grace_to_finish():
+    options = ray.options_for(configured(TTS_SHUTDOWN_GRACE_S=77, TTS_REPLICAS="2-6", TTS_MAX_ROWS=10), gpus=0)
     assert options["graceful_shutdown_timeout_s"] == 77
     scaling = options["autoscaling_config"]
     assert (scaling["min_replicas"], scaling["max_replicas"]) == (2, 6)
     assert scaling["target_ongoing_requests"] == pytest.approx(7)
-    wanted = ray.environment(7200)
-    assert wanted["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"] == "7200"
-    assert (wanted["RAY_USAGE_STATS_ENABLED"], wanted["RAY_worker_niceness"]) == ("0", "0")
+    variables = ray.environment(7200)
+    assert variables["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"] == "7200"
+    assert (variables["RAY_USAGE_STATS_ENABLED"], variables["RAY_worker_niceness"]) == ("0", "0")
 
 
 @pytest.mark.parametrize(("written", "found"), [("1", (1, 1)), ("3", (3, 3)), ("1-8", (1, 8)), (" 2 - 4 ", (2, 4))])
-def test_how_many_replicas(written: str, found: tuple[int, int]):
-    assert given(TTS_REPLICAS=written).replica_range == found
+def test_replica_range_is_read(written: str, found: tuple[int, int]):
+    assert configured(TTS_REPLICAS=written).replica_range == found
 
 
 @pytest.mark.parametrize("written", ["0", "", "-1", "8-1", "many", "1-2-3"])
-def test_no_such_number_of_replicas(written: str):
+def test_invalid_replica_range_is_rejected(written: str):
     with pytest.raises(ValidationError, match="must be a number"):
-        given(TTS_REPLICAS=written)
+        configured(TTS_REPLICAS=written)
 
 
 @pytest.mark.parametrize(
@@ -77,33 +91,33 @@ def test_no_such_number_of_replicas(written: str):
         ({"TTS_DEVICES": "cpu,cpu"}, 4, 0),
     ],
 )
-def test_how_many_gpus_a_replica_takes(values: dict[str, str], in_cluster: int, gpus: int):
-    assert ray.gpus_for(given(**values), in_cluster) == gpus
+def test_gpus_of_one_replica(values: dict[str, str], in_cluster: int, gpus: int):
+    assert ray.gpus_for(configured(**values), in_cluster) == gpus
 
 
-def test_ray_gives_out_the_gpus():
+def test_numbered_gpus_are_rejected_under_ray():
     with pytest.raises(ValueError, match="TTS_DEVICE=cuda"):
-        ray.gpus_for(given(TTS_DEVICE="cuda:1"), 4)
+        ray.gpus_for(configured(TTS_DEVICE="cuda:1"), 4)
 
 
-async def test_a_replica_has_started_when_its_engine_has(tmp_path: Path):
+async def test_start_is_complete_when_the_engine_runs(tmp_path: Path):
     app = assemble(settings(tmp_path))
-    said: list[str] = []
-    heard = iter(["lifespan.startup", "lifespan.shutdown"])
+    sent: list[str] = []
+    received = iter(["lifespan.startup", "lifespan.shutdown"])
 
     async def receive() -> Any:
-        return {"type": next(heard)}
+        return {"type": next(received)}
 
     async def send(message: Any) -> None:
         if message["type"] == "lifespan.startup.complete":
             assert (await ray.get(app, "/health"))[1]["status"] == "ok"
-        said.append(message["type"])
+        sent.append(message["type"])
 
     await ray.started_when_settled(app)({"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send)
-    assert said == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
-async def test_an_unhealthy_replica_says_so(tmp_path: Path):
+async def test_stopped_engine_fails_the_health_check(tmp_path: Path):
     replica = ray.Replica.__new__(ray.Replica)
     replica._app = assemble(settings(tmp_path))
     async with replica._app.router.lifespan_context(replica._app):
@@ -118,8 +132,8 @@ async def test_an_unhealthy_replica_says_so(tmp_path: Path):
     ("variables", "words"),
     [({"TTS_REPLICAS": "no"}, "TTS_REPLICAS"), ({"PORT": "0"}, "--ray needs Ray")],
 )
-def test_what_is_missing_is_said(tmp_path: Path, variables: dict[str, str], words: str):
-    if find_spec("ray") is not None:  # in its environment, the next thing is missing
+def test_invalid_configuration_ends_the_start_with_a_message(tmp_path: Path, variables: dict[str, str], words: str):
+    if find_spec("ray") is not None:  # with Ray installed, the next check fails
         words = {"--ray needs Ray": "PORT"}.get(words, words)
     done = subprocess.run(
         [sys.executable, "-m", "app.main", "--ray"],

@@ -20,6 +20,7 @@ from app.engines.csm.model import CsmModel
 from app.engines.csm.placement import MARGIN, DeviceMap, Room, Sizes, loads, plan
 from app.engines.csm.prompt import TextEncoder
 from app.engines.csm.runner import PREFIX_BYTES, CsmRunner
+from app.engines.registry import BareEngine
 from app.engines.shared.loading import (
     Quantize,
     batched_engine,
@@ -65,6 +66,7 @@ log = logging.getLogger(__name__)
 
 ROWS_CPU, ROWS_GPU = 8, 64  # the KV cache of a row takes 64 MiB in bfloat16; on a CPU only once it is used
 MAX_SPEAKERS = 10
+BARE_FRAMES = 1125  # 90 s, the default limit of Sesame's own generator
 PROMPT_SHARE = 0.4  # of the context may be voice recordings; their text, a line and its frames need the rest
 PRODUCTION = Guards()
 CONTEXT_SHARE = 0.75  # of the context may be recordings; their text and the line need the rest
@@ -327,3 +329,9 @@ def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
 def build(settings: Settings, context: BuildContext) -> BatchedEngine:
     """CSM-1B, ready to speak. Raises EngineUnavailable."""
     return engine_of(load_from(settings, context, guards=PRODUCTION), settings)
+
+
+def build_bare(settings: Settings, context: BuildContext, reference_noise: bool) -> BareEngine:
+    """CSM-1B without text rules and output guards. Raises EngineUnavailable."""
+    runner = load_from(settings, context, guards=None, reference_noise=reference_noise)
+    return BareEngine(engine_of(runner, settings), runner.config.codebooks, BARE_FRAMES)

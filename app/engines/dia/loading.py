@@ -12,10 +12,12 @@ from app.audio.guard import Rule
 from app.engines.batched import BatchedEngine
 from app.engines.dia.checkpoint import weights_of
 from app.engines.dia.config import DiaConfig, read_config
+from app.engines.dia.files import codec_source
 from app.engines.dia.limits import Guards
 from app.engines.dia.model import DiaModel
 from app.engines.dia.runner import MIN_REFERENCE_S, DiaRunner
 from app.engines.dia.script import BYTES_PER_S, MAX_SPEAKERS
+from app.engines.registry import BareEngine
 from app.engines.shared.loading import (
     Quantize,
     batched_engine,
@@ -50,7 +52,7 @@ ROWS_CPU, ROWS_GPU = 4, 64  # a row's keys and values take up to 226 MiB in bflo
 MAX_TEXT_CHARS = 200  # of one line: about 13 s of speech; beyond 20 s Dia hurries
 MAX_PASSAGE_CHARS = 240  # of several lines of a dialogue in one go
 PASSAGE_SLACK_S = 1.0  # a script may grow a little: a dash becomes three characters
-CODEC_FOLDER = "dac"  # beside local weights
+BARE_FRAMES = 3056  # all positions of the decoder
 
 
 def load_model(
@@ -204,13 +206,6 @@ def measure(config: DiaConfig, codec: DacConfig, *, dtype: torch.dtype, max_rows
     return bytes_of(model, decoder, encoder) + cache.nbytes + decoder.state_bytes
 
 
-def codec_source(settings: Settings, model_folder: Path) -> str:
-    """DIA_CODEC; if it is not set, the folder `dac` beside the weights, if it exists."""
-    beside = model_folder / CODEC_FOLDER
-    unset = settings.dia_codec == type(settings).model_fields["dia_codec"].default
-    return str(beside) if unset and beside.is_dir() else settings.dia_codec
-
-
 def engine_of(runner: DiaRunner, settings: Settings) -> BatchedEngine:
     model = runner.model
     info = EngineInfo(
@@ -244,3 +239,9 @@ def engine_of(runner: DiaRunner, settings: Settings) -> BatchedEngine:
 def build(settings: Settings, context: BuildContext) -> BatchedEngine:
     """Dia-1.6B, ready to speak. Raises EngineUnavailable."""
     return engine_of(load_from(settings, context, guards=Guards()), settings)
+
+
+def build_bare(settings: Settings, context: BuildContext, reference_noise: bool) -> BareEngine:
+    """Dia-1.6B without text rules and output guards. Raises EngineUnavailable."""
+    runner = load_from(settings, context, guards=None, exact=True, reference_noise=reference_noise)
+    return BareEngine(engine_of(runner, settings), runner.config.channels, BARE_FRAMES)

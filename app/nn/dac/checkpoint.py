@@ -124,7 +124,7 @@ def codec(candidates: list[Checkpoint], config: DacConfig) -> Checkpoint:
     raise WeightsUnavailable(
         f"{candidates[0].origin} holds no DAC codec: neither decoder.conv1.weight (transformers) nor "
         "decoder.model.0.weight_v (descript) is in it.",
-        remedy="Set DIA_CODEC to descript/dac_44khz or to a folder with it.",
+        remedy="Use descript/dac_44khz, or a folder with its files, as the codec.",
     )
 
 
