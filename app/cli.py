@@ -38,6 +38,8 @@ from app.text.normalizer import Normalizer
 from app.types import Line, Reference, Sampling, SpeechRequest, SpokenLine, Utterance, Voice
 from app.voices.presets import DEFAULT_VOICE, PROFILES
 from app.weights import hub
+from app.weights.download import Progress as DownloadProgress
+from app.weights.download import fetch
 
 if TYPE_CHECKING:
     from app.engines.manager import EngineManager
@@ -435,11 +437,11 @@ def download(
         while files := next((each for each in spec.files(settings) if each.source not in fetched), None):
             task = bar.add_task(files.source, total=None)
 
-            def show(progress: hub.Progress, task: object = task) -> None:
+            def show(progress: DownloadProgress, task: object = task) -> None:
                 bar.update(task, completed=progress.done_bytes, total=progress.total_bytes)  # type: ignore[arg-type]
 
             try:
-                folder = hub.fetch(files, settings.folder("models"), token=settings.token, on_progress=show)
+                folder = fetch(files, settings.folder("models"), token=settings.token, on_progress=show)
             except EngineUnavailable as error:
                 _fail(f"{error.reason}\n{error.remedy}")
             bar.console.print(f"{files.source} -> {folder}", highlight=False)

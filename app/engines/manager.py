@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from app.runtime.memory import Memory
     from app.settings import Settings
     from app.types import Load
-    from app.weights.hub import Progress
+    from app.weights.download import Progress
 
 log = logging.getLogger(__name__)
 

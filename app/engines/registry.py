@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from app.engines.batched import BatchedEngine
     from app.engines.protocol import Engine
     from app.settings import Settings
-    from app.weights.hub import ModelFiles, Progress
+    from app.weights.download import Progress
+    from app.weights.hub import ModelFiles
 
 ENTRY_POINT_GROUP = "tts_server.engines"
 

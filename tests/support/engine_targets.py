@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from app.engines.batched import BatchedEngine
 from app.errors import EngineUnavailable, WeightsUnavailable
-from app.weights.hub import Progress
+from app.weights.download import Progress
 from tests.support.scripted_runner import ScriptedRunner, info
 
 if TYPE_CHECKING:

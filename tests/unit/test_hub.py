@@ -21,8 +21,9 @@ import pytest
 from huggingface_hub import constants
 
 from app.errors import WeightsUnavailable
-from app.weights import hub
-from app.weights.hub import Cancelled, ModelFiles, Patience, Progress, choose_files, fetch, files_for, find, has_tensor
+from app.weights import download, hub
+from app.weights.download import Cancelled, Patience, Progress, fetch
+from app.weights.hub import ModelFiles, choose_files, files_for, find, has_tensor
 from tests.support.fake_hub import FakeHub
 
 pytestmark = pytest.mark.unit
@@ -314,7 +315,8 @@ def test_names_that_lead_out_of_the_folder_are_not_taken(server: FakeHub, tmp_pa
 RESUMED = """
 import sys
 from pathlib import Path
-from app.weights.hub import fetch, files_for
+from app.weights.download import fetch
+from app.weights.hub import files_for
 fetch(files_for("csm"), Path(sys.argv[1]), on_progress=lambda p: print(p.done_bytes, flush=True))
 """
 
@@ -494,8 +496,8 @@ def test_a_token_that_is_none(server: FakeHub, tmp_path: Path) -> None:
 def test_the_token_is_in_no_repr_and_no_log(server: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     fetch(files_for("csm"), tmp_path, token=TOKEN, patience=HURRIED)
-    download = hub._Download(files_for("csm"), hub._Source(), tmp_path, server.url, TOKEN, HURRIED)
-    assert TOKEN not in repr(download)
+    fetching = download._Download(files_for("csm"), hub.Source(), tmp_path, server.url, TOKEN, HURRIED)
+    assert TOKEN not in repr(fetching)
     assert TOKEN not in caplog.text
 
 
@@ -632,5 +634,6 @@ def test_a_folder_that_can_not_be_written(server: FakeHub, tmp_path: Path) -> No
 
 
 def test_importing_the_room_imports_neither_the_library_nor_torch() -> None:
-    code = "import sys, app.weights.hub; print([m for m in ('huggingface_hub', 'httpx2', 'torch') if m in sys.modules])"
+    heavy = ("huggingface_hub", "httpx2", "torch")
+    code = f"import sys, app.weights.download; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

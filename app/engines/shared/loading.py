@@ -15,7 +15,7 @@ from app.nn.linear import Int8Linear, PackedLinear, replace_linears
 from app.nn.transformer import Block, Stack
 from app.runtime.cuda_graphs import GraphCapture
 from app.runtime.pages import use_large_pages
-from app.weights import hub
+from app.weights import download, hub
 from app.weights.tensors import digest_of
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def fetch(settings: Settings, context: BuildContext, model: str, source: str) ->
     Raises EngineUnavailable.
     """
     models = settings.folder("models")
-    folder = hub.fetch(
+    folder = download.fetch(
         hub.files_for(model, source),
         models,
         token=settings.token,

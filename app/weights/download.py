@@ -1,0 +1,594 @@
+"""Downloads model files from the Hugging Face hub: resumable, verified, with progress, and cancellable.
+
+hub.py decides which files a model needs. What huggingface_hub (read at 2.4) does, and what this module does:
+- The library gives the file list, URLs, headers, the HTTP session, locks and typed errors.
+- This module fetches the bytes. `hf_hub_download` writes to a file with a random name and deletes it on failure, so a
+  killed download starts from zero. It reports progress every 10 MiB and can't be cancelled in between, and its xet path
+  can't resume. A plain GET with Range into blobs/<etag>.incomplete does all of this. /resolve/ also answers a plain GET
+  for xet files, with a redirect, so xet needs no setting.
+- HF_ENDPOINT and HF_HUB_OFFLINE are read at each call. The library reads them only once, at its import.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
+
+from app.errors import WeightsUnavailable
+from app.weights.hub import COMMIT, HUB_URL, ModelFiles, Source, choose_files, find, missing_error, missing_files
+
+if TYPE_CHECKING:
+    from httpx2 import Response
+    from huggingface_hub.errors import HfHubHTTPError
+
+T = TypeVar("T")
+
+_TICK_S = 0.22  # between two calls of on_progress and cancelled: at most 5 a second, and at least one every 0.5 s
+_RATE_WINDOW_S = 5.0
+_BLOCK_BYTES = 1 << 20
+_HEADROOM = 1.05  # times the missing bytes: for the file system's blocks and for other processes' logs
+
+
+class Cancelled(Exception):
+    """The caller cancelled the download. Downloaded bytes are kept, and the next download continues with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Progress of a download. Bytes that were on disk before count as done, but not in the rate."""
+
+    source: str
+    file: str
+    done_bytes: int
+    total_bytes: int
+    rate_bytes_s: float
+    eta_s: float | None  # None: no rate yet
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Timeouts and retries of a download."""
+
+    answer_s: float = 14.0  # for the file list, or to find out that there is no network, all attempts included
+    stall_s: float = 60.0  # for the next byte
+    retries: int = 4  # attempts in a row that bring less than a block each
+    backoff_s: float = 1.0  # before the first retry, and twice as long before each further one
+
+
+_PATIENCE = Patience()
+
+
+def fetch(
+    files: ModelFiles,
+    models_dir: Path,
+    *,
+    token: str = "",
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    cancelled: Callable[[], bool] = lambda: False,
+    patience: Patience = _PATIENCE,
+) -> Path:
+    """Return the folder with the model's files, and download them if any is missing. Blocks: call it in a thread.
+
+    Calls on_progress and cancelled in the calling thread. Sends only `token`, never a token stored on this machine.
+    Raises WeightsUnavailable with a reason and a remedy, and Cancelled.
+    """
+    if (folder := find(files, models_dir)) is not None:
+        return folder
+    _refuse_offline(files, models_dir)
+    token = token.strip()
+    if not re.fullmatch(r"[!-~]*", token):  # the HTTP library's error would quote the token
+        raise WeightsUnavailable("HF_TOKEN contains characters that no token has", remedy="Correct HF_TOKEN.")
+    endpoint = (os.environ.get("HF_ENDPOINT") or HUB_URL).rstrip("/")
+    download = _Download(files, Source.parse(files), models_dir, endpoint, token, patience)
+
+    def check_cancelled() -> None:
+        if cancelled():
+            raise Cancelled(f"the download of {files.source} was cancelled")
+
+    def report() -> None:
+        check_cancelled()
+        on_progress(download.progress())
+
+    try:
+        check_cancelled()
+        download.plan = _in_background(download.list_files, check_cancelled, limit_s=patience.answer_s)
+        download.prepare()
+        report()
+        _in_background(download.run, report)
+    except _TimedOut:
+        raise download.unreachable(f"no answer within {patience.answer_s:g} s") from None
+    finally:
+        download.stop.set()
+    on_progress(download.progress())
+    if missing := missing_files(download.snapshot, files):  # the index names a shard that the repository lacks
+        raise missing_error(files, missing)
+    return download.snapshot
+
+
+def _refuse_offline(files: ModelFiles, models_dir: Path) -> None:
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}:  # the library's own list
+            raise WeightsUnavailable(
+                f"offline mode is set ({name}={os.environ[name]}) and {files.source} is not complete in {models_dir}",
+                remedy=f"Unset {name}, or set {files.setting} to a local folder.",
+            )
+
+
+def _in_background(work: Callable[[], T], tick: Callable[[], None], *, limit_s: float | None = None) -> T:
+    """Run `work` in its own thread and call `tick` in this one meanwhile. An exception from `tick` ends the wait.
+
+    Python can interrupt neither a name look-up nor a blocked read, hence the thread. It is a daemon, so a stuck one
+    does not keep the process from ending. Raises _TimedOut after limit_s.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - the caller's thread raises it
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="model-download", daemon=True).start()
+    deadline_s = time.monotonic() + limit_s if limit_s is not None else float("inf")
+    while not wait([future], timeout=min(_TICK_S, max(0.0, deadline_s - time.monotonic()))).done:
+        tick()
+        if time.monotonic() >= deadline_s:
+            raise _TimedOut
+    return future.result()
+
+
+@dataclass(frozen=True, slots=True)
+class _RemoteFile:
+    """A file as the hub describes it. etag names its blob: sha256 of large files, git's sha1 of small ones."""
+
+    name: str
+    size_bytes: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    commit: str
+    files: tuple[_RemoteFile, ...]
+
+
+class _TransferFailed(Exception):
+    """A transfer failed in a way that another attempt may mend."""
+
+
+class _TimedOut(Exception):
+    """The hub did not send the file list in time."""
+
+
+class _Stopped(Exception):
+    """The caller has left, so the background thread ends."""
+
+
+@dataclass(slots=True)
+class _Download:
+    """One model's download. `list_files` and `run` run in the background thread, all else in the caller's thread.
+
+    The background thread writes `local_bytes`, `current` and `fetched_bytes`, and the caller's thread reads them. The
+    caller's thread sets `stop`.
+    """
+
+    files: ModelFiles
+    source: Source
+    models_dir: Path
+    endpoint: str
+    token: str = field(repr=False)
+    patience: Patience = field(default_factory=Patience)
+    plan: _Plan = _Plan("", ())
+    local_bytes: dict[str, int] = field(default_factory=dict)  # file -> bytes on disk
+    current: str = ""
+    fetched_bytes: int = 0  # over the network, in this run
+    stop: threading.Event = field(default_factory=threading.Event)
+    samples: deque[tuple[float, int]] = field(default_factory=deque)  # (time, fetched_bytes), the last _RATE_WINDOW_S
+
+    @property
+    def cache(self) -> Path:
+        return self.source.cache(self.models_dir)
+
+    @property
+    def snapshot(self) -> Path:
+        return self.cache / "snapshots" / self.plan.commit
+
+    def part(self, file: _RemoteFile) -> Path:
+        return self.cache / "blobs" / f"{file.etag}.incomplete"
+
+    def is_complete(self, file: _RemoteFile) -> bool:
+        """Either name appears only when all bytes are there; without symlinks only the second one appears."""
+        return (self.cache / "blobs" / file.etag).exists() or (self.snapshot / file.name).is_file()
+
+    # ---- the caller's thread
+
+    def prepare(self) -> None:
+        """Create the folders, count the bytes on disk, and raise WeightsUnavailable if the rest does not fit."""
+        try:
+            for folder in (self.cache / "blobs", self.snapshot):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._explain_disk(error) from error
+        for file in self.plan.files:
+            self.local_bytes[file.name] = (
+                file.size_bytes if self.is_complete(file) else min(_size(self.part(file)), file.size_bytes)
+            )
+        needed = int((sum(file.size_bytes for file in self.plan.files) - sum(self.local_bytes.values())) * _HEADROOM)
+        free = shutil.disk_usage(self.cache).free
+        if needed > free:
+            raise WeightsUnavailable(
+                f"{self.files.source} needs {_gigabytes(needed)} of free disk in {self.models_dir}, "
+                f"and there are {_gigabytes(free)}",
+                remedy="Free some space there, put the models on a larger volume, "
+                f"or set {self.files.setting} to a local folder.",
+            )
+
+    def progress(self) -> Progress:
+        now = time.monotonic()
+        self.samples.append((now, self.fetched_bytes))
+        while now - self.samples[0][0] > _RATE_WINDOW_S:
+            self.samples.popleft()
+        then, before_bytes = self.samples[0]
+        rate = (self.fetched_bytes - before_bytes) / (now - then) if now > then else 0.0
+        done = sum(self.local_bytes.values())
+        total = sum(file.size_bytes for file in self.plan.files)
+        return Progress(
+            source=self.files.source,
+            file=self.current,
+            done_bytes=done,
+            total_bytes=total,
+            rate_bytes_s=rate,
+            eta_s=(total - done) / rate if rate > 0 else None,
+        )
+
+    def unreachable(self, why: str) -> WeightsUnavailable:
+        shown = re.sub(r"//[^/]*@", "//", self.endpoint)  # no proxy password in the message
+        what = f"cannot reach {shown} for {self.files.source}"
+        if self.current:
+            what = f"the download of {self.files.source} from {shown} broke off at {self.current}"
+        return WeightsUnavailable(
+            f"{what}: {why}",
+            remedy=f"Check the network and HF_ENDPOINT, or set {self.files.setting} to a local folder. "
+            "What has been downloaded is kept.",
+        )
+
+    # ---- the background thread
+
+    def list_files(self) -> _Plan:
+        """Request the commit and the files to take. Retries twice, since a 503 at start-up may be temporary."""
+        from httpx2 import ConnectError  # noqa: PLC0415
+
+        attempt = 0
+        while True:
+            try:
+                return self._request_plan()
+            except Exception as error:
+                attempt += 1
+                # Report a failed connection at once: without a network the server should say so, not wait.
+                if attempt > 2 or not _is_retryable(error) or isinstance(error, ConnectError):
+                    if (explained := self._explain(error)) is None:
+                        raise
+                    raise explained from error
+            if self.stop.wait(self.patience.backoff_s * attempt):
+                raise _Stopped
+
+    def _request_plan(self) -> _Plan:
+        from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url  # noqa: PLC0415 - slow to import, and not needed without models
+
+        api = HfApi(endpoint=self.endpoint, token=self.token or False)
+        info = api.model_info(
+            self.source.repo, revision=self.source.revision, files_metadata=True, timeout=self.patience.answer_s
+        )
+        siblings = {sibling.rfilename: sibling for sibling in info.siblings or () if _is_safe_name(sibling.rfilename)}
+        chosen = []
+        for name in choose_files(self.files, {name: sibling.size or 0 for name, sibling in siblings.items()}):
+            sibling = siblings[name]
+            etag = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
+            size = sibling.size
+            if size is None or not etag:  # this mirror lists names only: request each file's metadata
+                url = hf_hub_url(self.source.repo, name, revision=info.sha, endpoint=self.endpoint)
+                head = get_hf_file_metadata(
+                    url, token=self.token or False, timeout=self.patience.answer_s, endpoint=self.endpoint
+                )
+                size, etag = head.size, head.etag
+            if size is None or not etag or not re.fullmatch(r"[\w.-]+", etag):
+                raise ValueError(f"no size or no ETag for {name}")
+            chosen.append(_RemoteFile(name, size, etag))
+        if not info.sha or not COMMIT.fullmatch(info.sha):
+            raise ValueError("no commit in the answer")
+        return _Plan(info.sha, tuple(sorted(chosen, key=lambda file: (file.size_bytes, file.name))))
+
+    def run(self) -> None:
+        """Download all files: weights last, and then the reference, so that half a model never looks complete."""
+        try:
+            self._download_all()
+        except Exception as error:
+            if (explained := self._explain(error)) is None:
+                raise
+            raise explained from error
+
+    def _download_all(self) -> None:
+        for file in self.plan.files:
+            self.current = file.name
+            blob = self.cache / "blobs" / file.etag
+            if not self.is_complete(file):
+                with self._lock(file):
+                    if not self.is_complete(file):  # another process may have fetched it during the wait
+                        self._download(file, blob)
+            self.local_bytes[file.name] = file.size_bytes
+            _link(self.snapshot / file.name, blob)
+        if self.source.revision != self.plan.commit:
+            _write_ref(self.cache / "refs" / self.source.revision, self.plan.commit)
+
+    @contextmanager
+    def _lock(self, file: _RemoteFile) -> Iterator[None]:
+        """Hold the library's lock of this blob. `tts download` often runs beside a starting server."""
+        from filelock import Timeout  # noqa: PLC0415
+        from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # noqa: PLC0415
+
+        path = self.models_dir / "hub" / ".locks" / self.cache.name / f"{file.etag}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as holding:
+            while True:
+                try:
+                    holding.enter_context(WeakFileLock(path, timeout=0.5))
+                    break
+                except Timeout:
+                    self.local_bytes[file.name] = min(_size(self.part(file)), file.size_bytes)
+                if self.stop.is_set():
+                    raise _Stopped
+            yield
+
+    def _download(self, file: _RemoteFile, blob: Path) -> None:
+        """Download one file. Each connection continues where the last one ended."""
+        failures = 0
+        with _PartialFile(self.part(file), file, self.stop) as part:
+            part.hash_existing()
+            while True:
+                before = part.size_bytes
+                try:
+                    self._transfer(file, part)
+                    break
+                except Exception as error:
+                    failures = 1 if part.size_bytes - before >= _BLOCK_BYTES else failures + 1
+                    if failures > self.patience.retries or not _is_retryable(error):
+                        raise
+                if self.stop.wait(min(self.patience.backoff_s * 2 ** (failures - 1), 30.0)):
+                    raise _Stopped
+            part.sync()
+        self.part(file).replace(blob)
+
+    def _transfer(self, file: _RemoteFile, part: _PartialFile) -> None:
+        from httpx2 import Timeout  # noqa: PLC0415
+        from huggingface_hub import hf_hub_url  # noqa: PLC0415
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]  # noqa: PLC0415
+            build_hf_headers,
+            get_session,
+            hf_raise_for_status,
+        )
+
+        self.local_bytes[file.name] = part.size_bytes
+        if part.size_bytes < file.size_bytes:
+            url = hf_hub_url(self.source.repo, file.name, revision=self.plan.commit, endpoint=self.endpoint)
+            headers = build_hf_headers(token=self.token or False)
+            headers["Accept-Encoding"] = "identity"  # some CDNs ignore Range for a compressed response
+            if part.size_bytes:
+                headers["Range"] = f"bytes={part.size_bytes}-"
+            timeout = Timeout(self.patience.stall_s, connect=min(self.patience.answer_s, self.patience.stall_s))
+            # The session follows redirects, and drops the token when a redirect leads to another host (the CDN).
+            with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
+                if response.status_code == 416:
+                    part.restart()
+                    raise _TransferFailed("the server refused to resume a partial file")
+                hf_raise_for_status(response)
+                if part.size_bytes and not _continues_at(response, part.size_bytes):
+                    part.restart()
+                    if response.status_code == 206:
+                        raise _TransferFailed("the server sent another range than the requested one")
+                for chunk in response.iter_bytes():
+                    part.append(chunk)
+                    self.local_bytes[file.name] = min(part.size_bytes, file.size_bytes)
+                    self.fetched_bytes += len(chunk)
+        if part.size_bytes < file.size_bytes:
+            raise _TransferFailed("the connection ended early")
+        if not part.is_valid():
+            part.restart()
+            self.local_bytes[file.name] = 0
+            raise _TransferFailed("the bytes do not match the checksum")
+
+    # ---- error messages
+
+    def _explain(self, error: Exception) -> WeightsUnavailable | None:
+        """Return `error` as WeightsUnavailable, or None for an unknown kind of error."""
+        from httpx2 import HTTPError, InvalidURL  # noqa: PLC0415
+        from huggingface_hub import errors  # noqa: PLC0415
+
+        source, setting = self.files.source, self.files.setting
+        match error:
+            case errors.OfflineModeIsEnabled():
+                return WeightsUnavailable(
+                    f"offline mode is set and {source} is not complete in {self.models_dir}",
+                    remedy=f"Unset HF_HUB_OFFLINE, or set {setting} to a local folder.",
+                )
+            case errors.RevisionNotFoundError():
+                return WeightsUnavailable(
+                    f"{self.source.repo} has no revision {self.source.revision}", remedy=f"Correct {setting}."
+                )
+            case errors.HfHubHTTPError():
+                return self._explain_http(error)
+            case HTTPError() | InvalidURL():
+                return self.unreachable(str(error) or type(error).__name__)
+            case errors.HFValidationError():
+                return WeightsUnavailable(f"{source} is no hub id", remedy=f"Correct {setting}.")
+            case _TransferFailed():
+                return self.unreachable(str(error))
+            case OSError():
+                return self._explain_disk(error)
+            case ValueError() | TypeError() | KeyError():
+                return self.unreachable("what answers there is no Hugging Face hub (a login page?)")
+        return None
+
+    def _explain_http(self, error: HfHubHTTPError) -> WeightsUnavailable:
+        from huggingface_hub.errors import GatedRepoError  # noqa: PLC0415
+
+        source, setting, status = self.files.source, self.files.setting, error.response.status_code
+        if status == 404 and self.current:
+            return WeightsUnavailable(f"{source} has no {self.current} any more", remedy="Start again.")
+        if status in (401, 403, 404):
+            if isinstance(error, GatedRepoError):
+                what = "is gated"
+            elif status == 404:
+                what = "does not exist"
+            else:
+                what = "is private, gated or does not exist"
+            key = "the given HF_TOKEN has no access" if self.token else "no HF_TOKEN is set"
+            mirrors = [mirror for mirror in self.files.mirrors if mirror != source]
+            copy = f" Or use a copy without a gate: {setting}={mirrors[0]}" if mirrors else ""
+            return WeightsUnavailable(
+                f"{source} {what}, and {key}",
+                remedy=f"Accept the licence at {self.files.licence_url} and set HF_TOKEN to a token of that account."
+                + copy,
+            )
+        return self.unreachable(f"it answers {status}")
+
+    def _explain_disk(self, error: OSError) -> WeightsUnavailable:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            source, left = (
+                self.files.source,
+                sum(f.size_bytes for f in self.plan.files) - sum(self.local_bytes.values()),
+            )
+            return WeightsUnavailable(
+                f"the disk with {self.models_dir} is full: {_gigabytes(left)} of {source} are still missing",
+                remedy="Free some space and start again (what has been downloaded is kept), "
+                f"or set {self.files.setting} to a local folder.",
+            )
+        return WeightsUnavailable(
+            f"cannot write to {self.models_dir}: {error.strerror or error}",
+            remedy="Give the server's user the right to write there, or mount another volume.",
+        )
+
+
+class _PartialFile:
+    """A partly downloaded file and its running checksum. Used in the background thread only."""
+
+    def __init__(self, path: Path, file: _RemoteFile, stop: threading.Event) -> None:
+        self._path, self._file, self._stop = path, file, stop
+        self._out: BinaryIO = path.open("ab")
+        self.size_bytes = 0
+        self._digest = _digest(file)
+
+    def hash_existing(self) -> None:
+        """Read the bytes of an earlier run, so that the checksum covers them too."""
+        left = _size(self._path)
+        if left > self._file.size_bytes:
+            self.restart()
+            return
+        with self._path.open("rb") as present:
+            while left and (block := present.read(min(left, _BLOCK_BYTES))):
+                self._check()
+                self._digest.update(block)
+                self.size_bytes += len(block)
+                left -= len(block)
+
+    def __enter__(self) -> _PartialFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._out.close()
+
+    def append(self, chunk: bytes) -> None:
+        self._check()
+        if self.size_bytes + len(chunk) > self._file.size_bytes:
+            self.restart()
+            raise _TransferFailed("more bytes than announced")
+        self._out.write(chunk)
+        self._digest.update(chunk)
+        self.size_bytes += len(chunk)
+
+    def restart(self) -> None:
+        self._out.truncate(0)
+        self.size_bytes = 0
+        self._digest = _digest(self._file)
+
+    def is_valid(self) -> bool:
+        """Whether size and checksum match the hub's. Without a checksum in the ETag, only the size counts."""
+        if len(self._file.etag) != self._digest.digest_size * 2:
+            return self.size_bytes == self._file.size_bytes
+        return self._digest.hexdigest() == self._file.etag
+
+    def sync(self) -> None:
+        self._out.flush()
+        os.fsync(self._out.fileno())  # a blob is never checked again under its final name: it must survive a power cut
+
+    def _check(self) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+
+
+def _digest(file: _RemoteFile) -> hashlib._Hash:
+    """Start the kind of checksum that the ETag is: git's blob id for small files, sha256 for files in LFS or xet."""
+    if len(file.etag) == 40:
+        return hashlib.sha1(b"blob %d\0" % file.size_bytes, usedforsecurity=False)
+    return hashlib.sha256()
+
+
+def _is_retryable(error: Exception) -> bool:
+    """Whether another attempt may succeed."""
+    from httpx2 import TransportError  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
+
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in (408, 429) or error.response.status_code >= 500
+    return isinstance(error, (_TransferFailed, TransportError))
+
+
+def _continues_at(response: Response, start: int) -> bool:
+    return response.status_code == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+
+
+def _is_safe_name(name: str) -> bool:
+    """Whether a file name from the network stays inside its folder."""
+    return "\\" not in name and not name.startswith("/") and not {"", ".", ".."} & set(name.split("/"))
+
+
+def _link(pointer: Path, blob: Path) -> None:
+    """Make snapshots/<commit>/<name> a relative symlink to the blob. Without symlinks, move the blob there."""
+    if pointer.is_file():
+        return
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+    pointer.unlink(missing_ok=True)
+    try:
+        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+    except OSError:
+        blob.replace(pointer)
+
+
+def _write_ref(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft.write_text(text)
+    draft.replace(path)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _gigabytes(count: int) -> str:
+    """Format bytes with decimal units: 1 GB = 10^9 bytes."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
