@@ -68,7 +68,9 @@ class Model(ResponseModel):
     max_speakers: Annotated[int | None, Field(description="How many speakers it can speak in one utterance.")]
     clones: Annotated[bool | None, Field(description="Whether it can speak with cloned voices.")]
     sounds: Annotated[list[str] | None, Field(description="Non-verbal sounds that it performs: `(laughs)`.")]
-    languages: Annotated[list[str] | None, Field(description="Language tags that it speaks.")]
+    languages: Annotated[
+        list[str] | None, Field(description="Language tags that it speaks; null: not ready, or an alias.")
+    ]
     alias: Annotated[bool, Field(description="Whether the id is an OpenAI name for the running model.")]
 
 
@@ -360,6 +362,7 @@ Range = dict[Literal["minimum", "exclusiveMinimum", "maximum"], float]  # bounds
 class Limits(ResponseModel):
     input_chars: int
     dialogue_turns: int
+    response_formats: Annotated[list[str], Field(description="Values of `response_format`.")]
     sample_s: Annotated[Range, Field(description="Seconds of a voice's recording that can be used whole.")]
     fields: Annotated[dict[str, Range], Field(description="Bounds of the numbers in a speech request, by field.")]
 

@@ -195,6 +195,31 @@ def test_settings_reach_the_request(server: str, visit: Visit) -> None:
     }
 
 
+def test_ranges_formats_and_sounds_come_from_the_api(server: str, visit: Visit) -> None:
+    health = httpx.get(f"{server}/health").json()
+    health["limits"]["fields"] |= {
+        "speed": {"minimum": 0.5, "maximum": 3},
+        "top_p": {"exclusiveMinimum": 0, "maximum": 0.7},
+    }
+    health["limits"] |= {"input_chars": 7, "response_formats": ["mp3", "wav", "xyz"]}
+    models = httpx.get(f"{server}/v1/models").json()
+    models["data"][0]["sounds"] = ["yodels"]
+
+    def answer(page: Any) -> None:
+        page.route("**/health", lambda route: route.fulfill(json=health))
+        page.route("**/v1/models", lambda route: route.fulfill(json=models))
+
+    page = visit(server, prepare=answer).page
+    page.get_by_role("button", name="(yodels)").click()
+    assert page.get_by_role("textbox").first.input_value() == "(yodels) "
+    assert page.locator("#count").inner_text() == "9 / 7"
+    speed, top_p = page.get_by_label("Speed", exact=True), page.locator("#set-top_p")
+    assert (speed.get_attribute("min"), speed.get_attribute("max")) == ("0.5", "3")
+    assert (top_p.get_attribute("min"), top_p.get_attribute("max")) == ("0.01", "0.7")
+    assert page.locator("#set-format option").all_text_contents() == ["MP3", "WAV", "XYZ"]
+    assert page.locator("#model > option").count() == len([each for each in models["data"] if not each["alias"]])
+
+
 def test_inserting_and_samples(server: str, visit: Visit) -> None:
     page = visit(server).page
     page.get_by_role("button", name="A story").click()

@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 
 from app.api.routes.pages import DOCS_PATH, PATHS
+from app.audio.formats import AUDIO_FORMATS
+from app.generator.resolving import MODEL_ALIASES
+from app.text.nonverbal import NON_VERBAL_SOUNDS
 from tests.support.live import LONG, ROOT, serving
 
 if TYPE_CHECKING:
@@ -126,6 +129,37 @@ def test_no_text_is_put_in_as_html() -> None:
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", CODE)
 
 
+# What a page may name: it writes WAV and PCM itself, and the first snippet and the first visit use the API's default.
+PAGE_FORMATS = {"wav", "pcm", "mp3"}
+
+
+def copies(code: str) -> set[str]:
+    """Formats, non-verbal sounds, model aliases and standard limits that a page's code names itself."""
+    quoted = set(re.findall(r"""["'`(]([\w -]+)["'`)]""", code))
+    found = quoted & (AUDIO_FORMATS.keys() - PAGE_FORMATS | NON_VERBAL_SOUNDS)
+    found |= {alias for alias in MODEL_ALIASES if alias in code}
+    return found | set(re.findall(r"\btts-1|\bgpt-|\b20_?000\b|\b(?:limits|limitOf)\b[^\n;]*\?\? *\[?[\d\"]", code))
+
+
+def test_the_code_holds_no_copy_of_what_the_api_lists() -> None:
+    assert copies(CODE) == set()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'const FORMATS = ["mp3", "flac"];',
+        'const SOUNDS = ["(laughs)"];',
+        'const SOUNDS = ["clears throat"];',
+        "/^(tts-1|gpt-)/.test(model.id)",
+        "health.last?.limits?.dialogue_turns ?? 200",
+        "const limit = 20_000;",
+    ],
+)
+def test_a_copy_of_what_the_api_lists_is_found(code: str) -> None:
+    assert copies(code)
+
+
 def luminance(colour: str) -> float:
     """WCAG 2.2, relative luminance."""
     digits = colour.lstrip("#")
@@ -161,6 +195,7 @@ def test_the_api_has_what_the_pages_need(server: str) -> None:
     assert health["limits"] == {
         "input_chars": 20_000,
         "dialogue_turns": 200,
+        "response_formats": ["mp3", "opus", "aac", "flac", "wav", "pcm"],
         "sample_s": {"minimum": 1.0, "maximum": 30.0},
     }
     assert fields["speed"] == {"minimum": 0.25, "maximum": 4.0}
@@ -175,7 +210,9 @@ def test_the_api_has_what_the_pages_need(server: str) -> None:
     assert model["max_speakers"] == 1
     assert (model["sounds"], model["alias"]) == ([], False)
     assert {"en", "de"} <= {tag.split("-")[0] for tag in model["languages"]}
-    assert httpx.get(f"{server}/v1/models/tts-1").json()["alias"] is True
+    alias = httpx.get(f"{server}/v1/models/tts-1").json()
+    assert alias["alias"] is True
+    assert alias["languages"] is None  # a long list, which stands once in /v1/models
 
 
 def test_a_server_with_keys_says_so(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def _model(model_id: str, manager: EngineManager, voices: VoiceStore) -> Model:
     detail = "" if state == "ready" else status.reason
     if replaced and status.running is not None:
         detail = f"{status.running.model_id} answers in its place. {status.reason}"
+    alias = model_id in MODEL_ALIASES
     info = manager.current.info if state == "ready" and manager.current is not None else None
     return Model(
         id=model_id,
@@ -82,6 +83,6 @@ def _model(model_id: str, manager: EngineManager, voices: VoiceStore) -> Model:
         max_speakers=info.text.max_speakers if info else None,
         clones=info.can_clone if info else None,
         sounds=sorted(info.text.sounds) if info else None,
-        languages=list(info.languages) if info else None,
-        alias=model_id in MODEL_ALIASES,
+        languages=list(info.languages) if info and not alias else None,
+        alias=alias,
     )

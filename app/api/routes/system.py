@@ -34,6 +34,7 @@ from app.api.responses import (
     Version,
     YouTubeState,
 )
+from app.audio.formats import AUDIO_FORMATS
 from app.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def limits(max_input_chars: int, sample_range_s: tuple[float, float]) -> Limits:
     return Limits(
         input_chars=max_input_chars,
         dialogue_turns=MAX_DIALOGUE_TURNS,
+        response_formats=list(AUDIO_FORMATS),
         sample_s={"minimum": shortest_s, "maximum": longest_s},
         fields=number_ranges(),
     )

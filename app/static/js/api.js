@@ -197,7 +197,7 @@ function listOf(path, pick) {
 export const voices = listOf("/v1/audio/voices", (answer) => answer.voices);
 export const models = listOf("/v1/models", (answer) => answer.data);
 
-/** How the server is; also watched by the pill. `health` tells listeners. */
+/** The last answer of /health. Dispatches "look" after each request and "changed" when the engine changed. */
 export const health = Object.assign(new EventTarget(), {
   last: null,
   at: 0,
@@ -220,3 +220,11 @@ export const health = Object.assign(new EventTarget(), {
   },
 });
 
+/** A limit of requests, named as in /health. Undefined until /health has answered: the server then checks alone. */
+export const limitOf = (name) => health.last?.limits?.[name];
+
+/** The attributes of a field for a number of a speech request. An exclusive minimum becomes the next step above it. */
+export function rangeOf(field, step) {
+  const { minimum, exclusiveMinimum, maximum } = limitOf("fields")?.[field] ?? {};
+  return { min: minimum ?? (exclusiveMinimum === undefined ? undefined : exclusiveMinimum + step), max: maximum, step };
+}

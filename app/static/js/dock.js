@@ -1,10 +1,10 @@
 // The player at the bottom of every page: play, the wave as a slider, A/B, volume, save.
 
-import { ApiError, call } from "./api.js";
+import { ApiError, call, limitOf } from "./api.js";
 import { player, wav } from "./player.js";
 import { button, clock, debounce, dialog, download, h, icon, notify, number, t } from "./ui.js";
 
-const FORMATS = ["wav", "mp3", "opus", "flac", "aac", "pcm"];
+const FIRST_FORMAT = "wav"; // the page writes it without the server
 const LEAST_SPAN_S = 10;
 
 /** Draws a track on a canvas; the span grows by half when it is full. marks: [from_s, to_s] that are lit. */
@@ -95,8 +95,9 @@ export function nameOf(track) {
 }
 
 export function saveMenu(track) {
+  const formats = [...new Set([FIRST_FORMAT, ...(limitOf("response_formats") ?? [])])];
   return dialog(t("save.title"), (close) => h("div", { class: "stack" },
-    h("div", { class: "row wrap" }, FORMATS.map((format, n) => button(format.toUpperCase(), () => { close(); save(track, format, nameOf(track)); }, { look: n ? "" : "primary", data: { format } }))),
+    h("div", { class: "row wrap" }, formats.map((format, n) => button(format.toUpperCase(), () => { close(); save(track, format, nameOf(track)); }, { look: n ? "" : "primary", data: { format } }))),
     h("p", { class: "hint" }, t("save.hint")),
   ));
 }

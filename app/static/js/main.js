@@ -174,5 +174,5 @@ const looking = health.look();
 await loadLanguage();
 pill();
 await furnish();
+await looking; // the pages read the limits of requests from it
 await show({ focus: false });
-await looking;

@@ -134,6 +134,15 @@ export function clock(value) {
   return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
 }
 
+/** A language tag's name in the page's language; the tag itself where the browser knows no name. */
+export function languageName(tag) {
+  try {
+    return new Intl.DisplayNames([language], { type: "language" }).of(tag);
+  } catch {
+    return tag;
+  }
+}
+
 /** In the API's own words, which are English whatever the page speaks. */
 export const quoted = (text) => h("span", { lang: "en", class: "quoted" }, text);
 

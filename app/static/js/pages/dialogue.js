@@ -1,6 +1,6 @@
 // Dialogue: who says what, in order; one line alone, or all as one answer.
 
-import { errorBox, health, models, voices } from "../api.js";
+import { errorBox, health, limitOf, models, voices } from "../api.js";
 import { player } from "../player.js";
 import { drawSeed, speech } from "../speech.js";
 import { announce, button, debounce, dialog, h, newId, notify, number, store, t } from "../ui.js";
@@ -219,8 +219,8 @@ export async function mount(main) {
   function speakAll() {
     player.prepare();
     trouble.replaceChildren();
-    const turns = health.last?.limits?.dialogue_turns ?? 200;
-    const chars = health.last?.limits?.input_chars ?? 20_000;
+    const turns = limitOf("dialogue_turns");
+    const chars = limitOf("input_chars");
     const length = spoken().reduce((sum, line) => sum + [...line.text].length, 0);
     if (!spoken().length) return refuse(t("dialogue.empty"));
     if (spoken().length > turns) return refuse(t("dialogue.too_many_lines", { limit: turns, n: spoken().length }));

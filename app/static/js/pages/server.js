@@ -118,7 +118,7 @@ export async function mount(main) {
           seen.download && h("progress", { max: seen.download.total_bytes, value: seen.download.done_bytes, "aria-label": t("banner.starting") }),
           seen.remedy && h("div", { class: "code" }, remedy, button(t("copy"), () => copy(remedy), { name: "copy", look: "quiet" }))].filter(Boolean));
     }
-    if (list) rows.replaceChildren(...list.filter((model) => !/^(tts-1|gpt-)/.test(model.id)).map((model) => row(model, seen)));
+    if (list) rows.replaceChildren(...list.filter((model) => !model.alias).map((model) => row(model, seen)));
     const last = (values) => values.findLast((value) => value !== null);
     const memory = seen.memory ?? [];
     const total = memory.reduce((sum, each) => sum + each.total_bytes, 0) / 1e9;

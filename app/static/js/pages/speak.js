@@ -1,24 +1,17 @@
 // Speak: a text, a voice, one button; then its takes, the history and the request as code.
 
-import { errorBox, hasKey, health, models, voices } from "../api.js";
+import { errorBox, hasKey, health, limitOf, models, rangeOf, voices } from "../api.js";
 import { nameOf, save, saveMenu } from "../dock.js";
 import { player } from "../player.js";
 import { drawSeed, preview, speech, trackOf } from "../speech.js";
 import { takes } from "../takes.js";
 import { ROOT, announce, button, copy, debounce, h, icon, notify, number, quoted, seconds, store, t, tabs } from "../ui.js";
 
-const FORMATS = ["mp3", "wav", "opus", "flac", "aac", "pcm"];
 const ACCIDENT_MS = 400; // a second click this soon after Speak is not meant as Stop
 const SHOWN = 30; // of the history, at first
-const SOUNDS = ["(laughs)", "(sighs)", "(coughs)", "(gasps)", "(clears throat)", "(whistles)", "(humming)", "(applause)"]; // Dia's
-const SAMPLING = [
-  ["temperature", { min: 0, max: 2, step: 0.05 }],
-  ["top_k", { min: 1, max: 2048, step: 1 }],
-  ["top_p", { min: 0.01, max: 1, step: 0.01 }],
-  ["cfg_scale", { min: 1, max: 10, step: 0.1 }],
-];
-
-const isAlias = (model) => /^(tts-1|gpt-)/.test(model.id);
+const SPEED_STEP = 0.05;
+const SAMPLING_STEPS = { temperature: 0.05, top_k: 1, top_p: 0.01, cfg_scale: 0.1 };
+const SAMPLING = Object.keys(SAMPLING_STEPS);
 
 /** A select of voices in groups: those made here first. */
 export function voiceSelect(list, chosen, props) {
@@ -36,7 +29,7 @@ export function voiceSelect(list, chosen, props) {
 export function modelSelect(list, chosen, props) {
   const option = (model) => h("option", { value: model.id, selected: model.id === chosen, "aria-disabled": model.status === "ready" ? null : "true", title: model.detail || null },
     model.status === "ready" ? model.id : `${model.id} (${t(`model.${model.status}`)})`);
-  return h("select", props, list.filter((model) => !isAlias(model)).map(option), h("optgroup", { label: t("model.aliases") }, list.filter(isAlias).map(option)));
+  return h("select", props, list.filter((model) => !model.alias).map(option), h("optgroup", { label: t("model.aliases") }, list.filter((model) => model.alias).map(option)));
 }
 
 /** The model to begin with: the one used last if it is listed, else the first that is ready. */
@@ -56,7 +49,7 @@ export function banner(list, chosen, use) {
       download && h("progress", { max: download.total_bytes, value: download.done_bytes, "aria-label": t("banner.starting") }));
   }
   const remedy = h("pre", { tabindex: 0, lang: "en" }, last.remedy);
-  const other = list.find((model) => model.status === "ready" && !isAlias(model));
+  const other = list.find((model) => model.status === "ready" && !model.alias);
   return h("div", { class: "banner" },
     h("p", { class: "headline" }, t(last.model ? "banner.stand_in" : "banner.none", { wanted: list[0]?.id ?? last.requested_engine, engine: last.model ?? "" })),
     last.reason && h("p", {}, quoted(last.reason)),
@@ -225,7 +218,6 @@ export async function mount(main) {
   const keep = () => store.set("speak", settings);
   let voiceList = [];
   let modelList = [];
-  let limit = health.last?.limits?.input_chars ?? 20_000;
   let shown = SHOWN;
   let pressed_ms = 0;
 
@@ -249,18 +241,18 @@ export async function mount(main) {
   const voiceSlot = h("div", { class: "row" });
   const modelSlot = h("div", { class: "field" });
   const speedShown = h("output", { for: "speed" });
-  const speed = h("input", { id: "speed", type: "range", min: 0.25, max: 4, step: 0.05, value: settings.speed, oninput: () => {
+  const speed = h("input", { id: "speed", type: "range", ...rangeOf("speed", SPEED_STEP), value: settings.speed, oninput: () => {
     settings.speed = Number(speed.value);
     changed();
   } });
-  const number_ = (name, range) => h("input", { id: `set-${name}`, type: "number", inputmode: "decimal", ...range, value: settings.sampling[name] ?? "", placeholder: t("sampling.default"), onchange: (event) => {
+  const samplingField = (name) => h("input", { id: `set-${name}`, type: "number", inputmode: "decimal", ...rangeOf(name, SAMPLING_STEPS[name]), value: settings.sampling[name] ?? "", placeholder: t("sampling.default"), onchange: (event) => {
     const value = event.target.value === "" ? undefined : Number(event.target.value);
     if (value === undefined || !event.target.checkValidity()) delete settings.sampling[name];
     else settings.sampling[name] = value;
     if (!event.target.checkValidity()) event.target.reportValidity();
     changed();
   } });
-  const samplingFields = Object.fromEntries(SAMPLING.map(([name, range]) => [name, number_(name, range)]));
+  const samplingFields = Object.fromEntries(SAMPLING.map((name) => [name, samplingField(name)]));
   const samplingHint = h("p", { class: "hint", id: "sampling-hint" });
   const seed = h("input", { id: "set-seed", type: "number", min: 0, step: 1, value: settings.seed ?? "", onchange: () => {
     settings.seed = seed.value === "" ? null : Math.abs(Math.trunc(Number(seed.value)));
@@ -279,7 +271,7 @@ export async function mount(main) {
   const format = h("select", { id: "set-format", onchange: () => {
     settings.format = format.value;
     changed();
-  } }, FORMATS.map((name) => h("option", { value: name, selected: name === settings.format }, name.toUpperCase())));
+  } });
   const field = (id, label, control, hint) => h("div", { class: "field" }, h("label", { for: id }, label), control, hint && h("span", { class: "hint" }, hint));
 
   // -- speak
@@ -308,7 +300,7 @@ export async function mount(main) {
         h("div", { class: "stack" },
           h("div", { class: "pair" }, field("set-seed", t("seed"), seed), field("set-format", t("format"), format)),
           h("label", { class: "check" }, lock, t("seed.lock")),
-          h("div", { class: "pair" }, SAMPLING.map(([name]) => field(`set-${name}`, t(`sampling.${name}`), samplingFields[name]))),
+          h("div", { class: "pair" }, SAMPLING.map((name) => field(`set-${name}`, t(`sampling.${name}`), samplingFields[name]))),
           samplingHint,
           field("set-language", t("language"), language),
         ),
@@ -337,7 +329,8 @@ export async function mount(main) {
 
   // -- what follows what
   const mine = () => speech.source === "speak";
-  const able = () => modelList.find((model) => model.id === settings.model)?.parameters;
+  const model = () => modelList.find((each) => each.id === settings.model);
+  const able = () => model()?.parameters;
 
   /** The request as it would go out now. seeded: with the seed that the page draws. */
   function body(seeded) {
@@ -356,13 +349,12 @@ export async function mount(main) {
     speed.setAttribute("aria-valuetext", `${number(settings.speed, 2)}×`);
     saveNow.textContent = t("save.as", { format: settings.format.toUpperCase() });
     const parameters = able();
-    for (const [name] of SAMPLING) samplingFields[name].disabled = Boolean(parameters && !parameters.includes(name));
+    for (const name of SAMPLING) samplingFields[name].disabled = Boolean(parameters && !parameters.includes(name));
     language.disabled = Boolean(parameters && !parameters.includes("language"));
-    const lacking = SAMPLING.filter(([name]) => samplingFields[name].disabled).map(([name]) => t(`sampling.${name}`));
+    const lacking = SAMPLING.filter((name) => samplingFields[name].disabled).map((name) => t(`sampling.${name}`));
     samplingHint.textContent = lacking.length ? t("sampling.lacking", { engine: settings.model, names: lacking.join(", ") }) : "";
     samplingHint.hidden = !lacking.length;
-    const dia = settings.model.startsWith("dia") || (health.last?.model?.startsWith("dia") && settings.model !== "csm-1b" && settings.model !== "espeak");
-    sounds.replaceChildren(...(dia ? SOUNDS.map((tag) => button(tag, () => insert(tag), { lang: "en" })) : []));
+    sounds.replaceChildren(...(model()?.sounds ?? []).map((name) => button(`(${name})`, () => insert(`(${name})`), { lang: "en" })));
     showCode("/v1/audio/speech", { ...body(false), response_format: settings.format });
     fillTakes();
   }
@@ -371,10 +363,25 @@ export async function mount(main) {
   const saveDraft = debounce(keepDraft, 200);
   const settle = debounce(() => changed(), 200);
 
-  function typed() {
+  function showCount() {
     const length = [...text.value].length;
-    count.textContent = t("speak.count", { count: length, limit });
+    const limit = limitOf("input_chars");
+    count.textContent = limit === undefined ? number(length) : t("speak.count", { count: length, limit });
     count.classList.toggle("bad", length > limit);
+  }
+
+  /** Shows the limits that the server states; a server that starts again may have others. */
+  function showLimits() {
+    const limit = (input, name, step) => Object.entries(rangeOf(name, step)).forEach(([key, value]) => value === undefined || input.setAttribute(key, value));
+    limit(speed, "speed", SPEED_STEP);
+    for (const name of SAMPLING) limit(samplingFields[name], name, SAMPLING_STEPS[name]);
+    const formats = limitOf("response_formats") ?? [settings.format];
+    if (formats.length !== format.options.length) format.replaceChildren(...formats.map((name) => h("option", { value: name, selected: name === settings.format }, name.toUpperCase())));
+    showCount();
+  }
+
+  function typed() {
+    showCount();
     samples.hidden = text.value !== "";
     saveDraft();
     settle();
@@ -383,22 +390,22 @@ export async function mount(main) {
   function speak() {
     player.prepare();
     trouble.replaceChildren();
-    const length = [...text.value].length;
+    const excess = [...text.value].length - limitOf("input_chars");
     if (!text.value.trim()) {
       text.focus();
       trouble.replaceChildren(errorBox(new Error(t("error.empty"))));
       return;
     }
-    if (length > limit) {
+    if (excess > 0) {
       text.focus();
-      trouble.replaceChildren(errorBox(new Error(t("error.too_many", { n: length - limit }))));
+      trouble.replaceChildren(errorBox(new Error(t("error.too_many", { n: excess }))));
       return;
     }
-    const model = modelList.find((each) => each.id === settings.model);
-    if (model && model.status !== "ready") {
+    const chosen = model();
+    if (chosen && chosen.status !== "ready") {
       const other = modelList.find((each) => each.status === "ready");
-      const box = errorBox(new Error(t(`error.${model.status}`, { engine: model.id })), other ? [button(t("banner.use", { engine: other.id }), () => use(other.id))] : []);
-      if (model.detail) box.firstChild.after(h("p", {}, quoted(model.detail)));
+      const box = errorBox(new Error(t(`error.${chosen.status}`, { engine: chosen.id })), other ? [button(t("banner.use", { engine: other.id }), () => use(other.id))] : []);
+      if (chosen.detail) box.firstChild.after(h("p", {}, quoted(chosen.detail)));
       trouble.replaceChildren(box);
       return;
     }
@@ -413,8 +420,8 @@ export async function mount(main) {
     if (performance.now() - pressed_ms >= ACCIDENT_MS) speech.stop();
   }
 
-  function use(model) {
-    settings.model = model;
+  function use(id) {
+    settings.model = id;
     trouble.replaceChildren();
     fillModels();
     changed();
@@ -446,8 +453,8 @@ export async function mount(main) {
       }
       if (speech.hit) rows.push(badge("cache", t("badge.hit")));
       rows.push(...ignoredBadges(speech));
-      const engine = modelList.find((model) => model.id === settings.model);
-      if (speech.engine && engine && speech.take && speech.take.model === settings.model && !settings.model.startsWith(speech.engine) && !isAlias(engine)) rows.push(badge("engine", speech.engine, "warn"));
+      const engine = model();
+      if (speech.engine && engine && speech.take && speech.take.model === settings.model && !settings.model.startsWith(speech.engine) && !engine.alias) rows.push(badge("engine", speech.engine, "warn"));
       rows.push(...partialBadges(speech));
     }
     badges.replaceChildren(...rows);
@@ -522,12 +529,12 @@ export async function mount(main) {
   function again(take) {
     text.value = take.text;
     Object.assign(settings, { voice: take.voice, model: take.model || settings.model, speed: take.body.speed ?? 1, language: take.body.language ?? "", seed: Number(take.seed), lock: true });
-    settings.sampling = Object.fromEntries(SAMPLING.map(([name]) => [name, take.body[name]]).filter(([, value]) => value !== undefined));
+    settings.sampling = Object.fromEntries(SAMPLING.map((name) => [name, take.body[name]]).filter(([, value]) => value !== undefined));
     seed.value = settings.seed;
     lock.checked = true;
     speed.value = settings.speed;
     language.value = settings.language;
-    for (const [name] of SAMPLING) samplingFields[name].value = settings.sampling[name] ?? "";
+    for (const name of SAMPLING) samplingFields[name].value = settings.sampling[name] ?? "";
     fillVoices();
     fillModels();
     typed();
@@ -580,13 +587,14 @@ export async function mount(main) {
   }
 
   const looked = () => {
-    limit = health.last?.limits?.input_chars ?? limit;
+    showLimits();
     showBanner();
   };
   const listeners = [[speech, "change", told], [player, "change", heard], [takes, "change", refillAll], [health, "look", looked], [health, "changed", () => lists(true)], [window, "pagehide", keepDraft]];
   for (const [target, kind, listener] of listeners) target.addEventListener(kind, listener);
   fillVoices();
   fillModels();
+  showLimits();
   typed();
   told();
   changed();

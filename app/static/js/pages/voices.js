@@ -1,9 +1,9 @@
 // Voices: those of this server, each with what is known of it; and the way to one's own (voices/wizard.js).
 
-import { call, errorBox, getJson, models, voices } from "../api.js";
+import { call, errorBox, getJson, health, models, voices } from "../api.js";
 import { Track, player } from "../player.js";
 import { preview, speech } from "../speech.js";
-import { ROOT, announce, button, dialog, download, h, icon, language, notify, number, quoted, seconds, store, t } from "../ui.js";
+import { ROOT, announce, button, dialog, download, h, icon, language, languageName, notify, number, quoted, seconds, store, t } from "../ui.js";
 import { levelBadge, qualityList } from "../voices/quality.js";
 import { forPlayer, read } from "../voices/sound.js";
 import { snippetTabs } from "./speak.js";
@@ -114,7 +114,7 @@ export async function mount(main, { go }) {
   // ---- one voice
 
   function engines(voice) {
-    const rows = modelList.filter((model) => !/^(tts-1|gpt-)/.test(model.id)).map((model) => {
+    const rows = modelList.filter((model) => !model.alias).map((model) => {
       const can = !voice.known || model.clones === true;
       const state = model.status !== "ready" ? ["warn", voice.known && model.clones === false ? "voices.cannot" : `model.${model.status}`] : can ? ["ok", "voices.can"] : ["bad", "voices.cannot"];
       return h("li", {}, h("b", {}, model.id), h("span", { class: `badge ${state[0]}` }, t(state[1])), model.detail && h("p", { class: "hint" }, quoted(model.detail)));
@@ -124,22 +124,14 @@ export async function mount(main, { go }) {
 
   function facts(voice) {
     const { known } = voice;
-    const names = new Intl.DisplayNames([language], { type: "language" });
-    const named = (tag) => {
-      try {
-        return names.of(tag);
-      } catch {
-        return tag;
-      }
-    };
     const agreed = known?.consent ? known.consent.text || t("voices.consent_recorded") : t("voices.consent_none");
     const pairs = known ? [
-      ["voices.language", named(known.language)],
+      ["voices.language", languageName(known.language)],
       ["voices.length", seconds(known.audio_duration)],
       ["voices.made", new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "short" }).format(1000 * known.created_at)],
       ["voices.consent", agreed],
       ["voices.id", h("code", {}, voice.id)],
-    ] : [["voices.language", named(voice.language)], ["voices.id", h("code", {}, voice.id)]];
+    ] : [["voices.language", languageName(voice.language)], ["voices.id", h("code", {}, voice.id)]];
     return h("dl", { class: "facts-list" }, pairs.map(([key, value]) => [h("dt", {}, t(key)), h("dd", { class: "quoted" }, value)]));
   }
 
@@ -287,12 +279,13 @@ export async function mount(main, { go }) {
   }
 
   async function make() {
-    const { wizard } = await import("../voices/wizard.js");
+    const [{ wizard }, list] = await Promise.all([import("../voices/wizard.js"), models().catch(() => []), health.last ?? health.look()]);
     if (closed || making || location.hash !== "#new") return;
     shown = "new";
     trouble.replaceChildren();
     room.hidden = tools.hidden = true;
     making = wizard({
+      languages: list.flatMap((model) => model.languages ?? []),
       async saved(voice, message) {
         endWizard();
         await load();

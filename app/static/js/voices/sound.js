@@ -1,12 +1,14 @@
 // Recordings as numbers: reading files, levels, where speech is quiet, WAV. Mono float samples at their own rate.
 
+import { limitOf } from "../api.js";
 import { RATE } from "../player.js";
 
 const FRAME_S = 0.02;
 const MAX_READ_BYTES = 200 * 2 ** 20; // larger files are not decoded here
 
-export const MIN_S = 3;
-export const MAX_S = 30;
+/** The lengths in seconds of a recording that the server uses whole. */
+export const lengthRange = () => limitOf("sample_s") ?? { minimum: 0, maximum: Infinity };
+
 const GOOD_S = [8, 20];
 const TAIL_S = 0.4; // of silence after the last word
 const LEAD_S = 0.15;
@@ -107,9 +109,10 @@ export function phrases(heard) {
 /** The stretch to begin with: whole phrases, 8 to 20 s where there are as many, clean and dense, then a bit of silence. */
 export function cleanest(sound) {
   const total_s = sound.samples.length / sound.rate;
+  const range = lengthRange();
   const heard = levels(sound);
   const parts = phrases(heard);
-  if (!parts.length) return { from_s: 0, to_s: Math.min(total_s, MAX_S) };
+  if (!parts.length) return { from_s: 0, to_s: Math.min(total_s, range.maximum) };
   let best = null;
   for (let first = 0; first < parts.length; first++) {
     let spoken_s = 0;
@@ -129,10 +132,10 @@ export function cleanest(sound) {
   const [start_s, end_s] = [parts[best.first][0], parts[best.last][1]];
   let from_s = Math.max(start_s - LEAD_S, best.first ? (before + start_s) / 2 : 0, 0);
   let to_s = Math.min(end_s + TAIL_S, best.last + 1 < parts.length ? (end_s + after) / 2 : total_s);
-  if (to_s - from_s > MAX_S) to_s = from_s + MAX_S;
-  if (to_s - from_s < MIN_S) {
-    to_s = Math.min(total_s, from_s + MIN_S);
-    from_s = Math.max(0, to_s - MIN_S);
+  if (to_s - from_s > range.maximum) to_s = from_s + range.maximum;
+  if (to_s - from_s < range.minimum) {
+    to_s = Math.min(total_s, from_s + range.minimum);
+    from_s = Math.max(0, to_s - range.minimum);
   }
   return { from_s, to_s };
 }

@@ -3,7 +3,7 @@
 import { Track, player } from "../player.js";
 import { button, h, number, seconds, t } from "../ui.js";
 import WaveSurfer from "../../vendor/wavesurfer/wavesurfer.esm.js";
-import { MAX_S, MIN_S, cleanest, extremes, forPlayer, levels, quietNear } from "./sound.js";
+import { cleanest, extremes, forPlayer, lengthRange, levels, quietNear } from "./sound.js";
 
 const SNAP_S = 0.15;
 const STEP_S = { ArrowLeft: -0.05, ArrowDown: -0.05, ArrowRight: 0.05, ArrowUp: 0.05, PageUp: 1, PageDown: -1 };
@@ -28,6 +28,7 @@ export async function trim(sound, span, changed) {
   const total_s = sound.samples.length / sound.rate;
   const heard = levels(sound);
   const track = Track.of(await forPlayer(sound), { about: { text: t("trim.title") } });
+  const range = lengthRange();
   let { from_s, to_s } = span ?? cleanest(sound);
   let view = { from_s: 0, to_s: total_s };
   let playing = false;
@@ -92,14 +93,14 @@ export async function trim(sound, span, changed) {
 
   /** Moves an edge; where the stretch would get too long or too short, the other one goes along. */
   function move(edge, to, { tellIt = true } = {}) {
-    const least_s = Math.min(MIN_S, total_s);
+    const least_s = Math.min(range.minimum, total_s);
     const at = Math.max(0, Math.min(total_s, to));
     if (edge === "from") {
       from_s = Math.min(at, total_s - least_s);
-      to_s = Math.min(Math.max(to_s, from_s + least_s), from_s + MAX_S);
+      to_s = Math.min(Math.max(to_s, from_s + least_s), from_s + range.maximum);
     } else {
       to_s = Math.max(at, least_s);
-      from_s = Math.max(Math.min(from_s, to_s - least_s), to_s - MAX_S);
+      from_s = Math.max(Math.min(from_s, to_s - least_s), to_s - range.maximum);
     }
     if (from_s < view.from_s || to_s > view.to_s) {
       view = around();

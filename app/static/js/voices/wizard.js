@@ -4,21 +4,22 @@
 import { ApiError, call, errorBox, getJson, health, voices } from "../api.js";
 import { player, Track } from "../player.js";
 import { speech } from "../speech.js";
-import { announce, alarm, button, clock, confirm, h, icon, language as pageLanguage, newId, number, quoted, seconds, t, tabs } from "../ui.js";
+import { announce, alarm, button, clock, confirm, h, icon, LANGUAGES as PAGE_LANGUAGES, language as pageLanguage, languageName, newId, number, quoted, seconds, t, tabs } from "../ui.js";
 import { meter } from "./meter.js";
 import { qualityList } from "./quality.js";
 import { Recorder, possible } from "./recorder.js";
 import { script } from "./scripts.js";
-import { MAX_S, MIN_S, cut, forPlayer, read, wavOf } from "./sound.js";
+import { cut, forPlayer, lengthRange, read, wavOf } from "./sound.js";
 
 const STEPS = ["sample", "trim", "words", "check", "consent", "try"];
 const WHOLE_STEPS = ["sample", "words", "check", "consent", "try"]; // this browser can't read the file
 const YOUTUBE_STEPS = ["sample", "consent", "fetch", "words", "check", "try"];
-const LANGUAGES = ["en", "de", "fr", "es", "it", "pt", "nl", "pl", "sv", "da", "fi", "cs", "el", "tr", "ru", "uk", "ar", "hi", "zh", "ja", "ko"];
 const ACCEPT = "audio/*,video/*,.wav,.mp3,.m4a,.ogg,.opus,.flac,.webm,.mp4";
 
-/** { element, focus(), leave(), unsaved(), keys(event), close() }. saved(voice) is told at the end, given_up() by Cancel. */
-export function wizard({ saved, given_up }) {
+/** { element, focus(), leave(), unsaved(), keys(event), close() }. languages: tags that the
+ * engines speak. saved(voice) is called at the end, given_up() by Cancel. */
+export function wizard({ languages, saved, given_up }) {
+  const range = lengthRange();
   const w = {
     step: "sample", source: "record", language: pageLanguage, turn: 0,
     sound: null, file: null, from: "", made: "", span: null, whole: false,
@@ -152,9 +153,16 @@ export function wizard({ saved, given_up }) {
   // ---- 1 sample
 
   function sample() {
-    const names = new Intl.DisplayNames([pageLanguage], { type: "language" });
-    const codes = LANGUAGES.includes(w.language) ? LANGUAGES : [w.language, ...LANGUAGES];
-    const spoken = h("select", { id: "wizard-language", onchange: () => { w.language = spoken.value; recorded.script(); } }, codes.map((code) => h("option", { value: code, selected: code === w.language }, names.of(code))));
+    const tags = [...new Set([w.language, ...Object.keys(PAGE_LANGUAGES), ...languages.map((tag) => tag.split("-")[0])])];
+    const named = tags.map((tag) => [tag, languageName(tag)]).sort(([, one], [, other]) => one.localeCompare(other, pageLanguage));
+    const choose = () => {
+      tag.hidden = spoken.value !== "";
+      w.language = spoken.value || tag.value.trim() || w.language;
+      recorded.script();
+    };
+    const spoken = h("select", { id: "wizard-language", onchange: choose },
+      named.map(([code, name]) => h("option", { value: code, selected: code === w.language }, name)), h("option", { value: "" }, t("sample.language_other")));
+    const tag = h("input", { "aria-label": t("language"), placeholder: t("language"), autocomplete: "off", hidden: true, onchange: choose });
     const recorded = recordPanel();
     const uploaded = uploadPanel();
     const fetched = youtubePanel();
@@ -166,9 +174,10 @@ export function wizard({ saved, given_up }) {
       if (chosen() !== "record") recorded.close();
     });
     return {
-      content: [h("div", { class: "field narrow" }, h("label", { for: "wizard-language" }, t("sample.language")), spoken), h("div", {}, tablist, ...panels)],
+      content: [h("div", { class: "field narrow" }, h("label", { for: "wizard-language" }, t("sample.language")), spoken, tag), h("div", {}, tablist, ...panels)],
       close: recorded.close,
       valid() {
+        if (!spoken.value && !tag.value.trim()) return [t("sample.language_missing"), tag];
         const kind = chosen();
         if (kind === "youtube") {
           const found = fetched.valid();
@@ -178,7 +187,7 @@ export function wizard({ saved, given_up }) {
         const { control, missing } = { record: recorded, upload: uploaded }[kind];
         if (w.from !== kind) return [missing, control];
         w.source = kind;
-        if (w.sound && w.sound.samples.length / w.sound.rate < MIN_S) return [t("sample.short", { s: MIN_S }), control];
+        if (w.sound && w.sound.samples.length / w.sound.rate < range.minimum) return [t("sample.short", { s: range.minimum }), control];
         return null;
       },
     };
@@ -206,7 +215,7 @@ export function wizard({ saved, given_up }) {
     const mic = button(t("record.check"), () => (state === "closed" ? open() : stopListening()));
     const time = h("span", { class: "time", hidden: true });
     const count = h("div", { class: "count-down", "aria-hidden": "true", hidden: true });
-    const bar = h("progress", { max: MAX_S, value: 0, hidden: true, "aria-label": t("record.time") });
+    const bar = h("progress", { max: range.maximum, value: 0, hidden: true, "aria-label": t("record.time") });
     const result = h("div", { class: "row wrap", hidden: true });
     const element = h("div", { class: "stack" });
 
@@ -309,9 +318,9 @@ export function wizard({ saved, given_up }) {
     recorder.addEventListener("piece", ({ detail }) => {
       level.hear(detail, recorder.rate);
       if (state !== "recording") return;
-      time.textContent = `${clock(recorder.seconds)} / ${clock(MAX_S)}`;
+      time.textContent = `${clock(recorder.seconds)} / ${clock(range.maximum)}`;
       bar.value = recorder.seconds;
-      if (recorder.seconds >= MAX_S) finish();
+      if (recorder.seconds >= range.maximum) finish();
     });
     recorder.addEventListener("lost", () => (state === "recording" ? finish() : stopListening()));
 
@@ -580,7 +589,7 @@ export function wizard({ saved, given_up }) {
     }
     recorder.addEventListener("piece", ({ detail }) => {
       level.hear(detail, recorder.rate);
-      if (recorder.seconds >= MAX_S) finish();
+      if (recorder.seconds >= range.maximum) finish();
     });
     showResult();
     return { element: h("div", { class: "stack" }, h("p", { class: "hint" }, t("consent.read")), h("blockquote", { class: "script" }, t("consent.statement")), h("div", { class: "row wrap" }, press, result), level.element, trouble), close: () => recorder.isOpen && finish() };
