@@ -314,15 +314,17 @@ async def _create_recordings(services: wiring.CoreServices, names: list[str], tr
         engine = services.manager.engine()
         if not engine.info.can_clone:
             _fail(f"The {engine.info.id} engine has built-in voices and uses no recordings.")
-        examples = await asyncio.to_thread(preset_voices.assign, engine.info, transcriber)
+        examples = await asyncio.to_thread(preset_voices.match_examples, engine.info, transcriber)
         rejected = []
         for name in names:
             before = services.voices.recording_of(name)
             take = 0 if before is None else int(before.quality.get("take", 0)) + 1
             try:
                 with err.status(f"creating a recording for {name} ..."):
-                    chosen = await preset_voices.audition(engine, name, None if take else examples.get(name), take=take)
-                    await asyncio.to_thread(preset_voices.keep, services.voices, name, chosen, take=take)
+                    chosen = await preset_voices.choose_recording(
+                        engine, name, None if take else examples.get(name), take=take
+                    )
+                    await asyncio.to_thread(preset_voices.store_recording, services.voices, name, chosen, take=take)
             except (preset_voices.RejectedRecording, SpeechError) as problem:
                 err.print(f"{name}: {problem}", style="red", highlight=False)
                 rejected.append(name)

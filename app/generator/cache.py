@@ -1,8 +1,8 @@
-"""Finished answers on disk, keyed by content: the same request gets the same bytes without an engine.
+"""Finished answers on disk, keyed by content: a repeated request gets the same bytes without an engine.
 
-Each answer is one file: the bytes as they were sent, a JSON trailer (usage, length, checksum) and a fixed footer. The
-file has a temporary name while the answer streams and is renamed when complete, so a crash leaves nothing that could be
-served. Does not depend on HTTP or audio.
+Each answer is one file: the bytes as sent, a JSON trailer (usage, length, checksum) and a fixed footer. The file has a
+temporary name while the answer streams and is renamed when complete, so a crash leaves no partial answer. Does not
+depend on HTTP or audio.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ MAX_ENTRY_BYTES = 64 << 20  # a cached answer is in memory while it is sent
 
 @dataclass(frozen=True, slots=True)
 class CachedAnswer:
-    """An answer as it was first sent."""
+    """A cached answer: the bytes as first sent."""
 
     data: bytes
-    facts: dict[str, float]  # its usage
+    facts: dict[str, float]  # the usage
 
 
 class AnswerCache:
@@ -53,7 +53,7 @@ class AnswerCache:
         return self._sizes.total
 
     def scan(self) -> None:
-        """Read what an earlier run left, and remove its unfinished files."""
+        """Read the entries of earlier runs, and remove their unfinished files."""
         if not self._budget_bytes:
             return
         found: list[tuple[float, str, int]] = []
@@ -92,18 +92,18 @@ class AnswerCache:
         return answer
 
     def begin(self, digest: str, *, keep: bool = True) -> Entry:
-        """A place to write an answer to while it is sent. keep: False = writing to it does nothing."""
+        """Open an entry to write an answer to while it is sent. keep: False = nothing is stored."""
         path = self.path_of(digest)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
         return Entry(self, digest, temporary, keep=keep and self._budget_bytes > 0)
 
     @property
     def max_entry_bytes(self) -> int:
-        """A larger answer is not kept: it would evict most of the others."""
+        """A larger answer is not stored: it would evict most of the others."""
         return min(MAX_ENTRY_BYTES, self._budget_bytes // 2)
 
     def added(self, digest: str, size: int) -> None:
-        """A complete answer now lies at `path_of(digest)`."""
+        """Count a complete answer at `path_of(digest)`."""
         self._sizes.put(digest, size)
 
     def path_of(self, digest: str) -> Path:
@@ -111,9 +111,9 @@ class AnswerCache:
 
 
 class Entry:
-    """An answer that is being written. `commit` keeps it; a final `abandon` removes what was not committed.
+    """An answer that is being written. `commit` stores it; a final `abandon` removes an uncommitted file.
 
-    No method raises: an answer that can't be kept is sent all the same.
+    No method raises: an answer that can't be stored is still sent.
     """
 
     def __init__(self, cache: AnswerCache, digest: str, path: Path, *, keep: bool) -> None:
@@ -140,7 +140,7 @@ class Entry:
             self.abandon()
 
     def commit(self, facts: dict[str, float]) -> None:
-        """The answer is complete."""
+        """Store the complete answer."""
         if not self._keep:
             return
         trailer = json.dumps({"size": self._size, "crc32": self._checksum, "facts": facts}).encode()
@@ -176,19 +176,19 @@ class Entry:
 
 
 def _remove(path: Path) -> None:
-    """Never raises: a file that can't be removed must not fail the request that found it."""
+    """Remove a file. Never raises: the request must not fail if this fails."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        log.warning("the answer cache can't be cleaned: %s", error)
+        log.warning("a file of the answer cache can't be removed: %s", error)
 
 
 def _read(path: Path) -> tuple[CachedAnswer | None, int]:
     content = path.read_bytes()
     answer = _unpack(content)
     if answer is not None:
-        with contextlib.suppress(OSError):  # a read-only folder still serves
-            os.utime(path)  # the order of use survives a restart
+        with contextlib.suppress(OSError):  # the folder may be read-only
+            os.utime(path)  # stores the order of use for the next start
     return answer, len(content)
 
 

@@ -21,39 +21,39 @@ if TYPE_CHECKING:
     from app.types import Codes, UploadedTurn
     from app.voices.memory import Memory, Remembered
 
-MAX_TURN_S = 60.0  # of one turn's recording: codecs of voice models take this much in one go
-DECODE_LIMIT_S = 20.0  # for all recordings of one request: half an hour of honest recordings takes 1 to 5 s
-MEMORY_SHARE = 0.5  # of the engine's context may be remembered turns; the voices' own recordings need the rest
-KEPT_CODES = 256  # turns whose codes are kept in memory: each request of a conversation sends the same turns again
+MAX_TURN_S = 60.0  # of one turn's recording: the codecs encode this much at once
+DECODE_LIMIT_S = 20.0  # for all recordings of one request: half an hour of ordinary recordings takes 1 to 5 s
+MEMORY_SHARE = 0.5  # of the engine's context may be remembered turns; the voices' recordings need the rest
+CACHED_TURNS = 256  # encoded turns in memory: each request of a conversation sends the same turns again
 
 
 class ConversationContext:
-    """Used from one event loop."""
+    """Prepares the earlier turns of a job. Used from one event loop."""
 
     def __init__(self, memory: Memory | None, uploads: ThreadLimit) -> None:
-        """memory: where conversations are remembered; None = nowhere. uploads: decodes recordings."""
+        """memory: stores conversations; None = no memory. uploads: limits the threads that decode recordings."""
         self._memory = memory
         self._uploads = uploads
-        self._codes: LRU[tuple[str, str, str], Codes] = LRU(KEPT_CODES)  # by engine, samples and text
+        self._codes: LRU[tuple[str, str, str], Codes] = LRU(CACHED_TURNS)  # by engine, samples and text
 
-    async def decode(self, said: Sequence[UploadedTurn], rate_hz: int) -> tuple[Turn, ...]:
-        """The caller's recordings as samples. Raises BadReference, whose `param` is `context.N.audio`."""
+    async def decode(self, uploaded: Sequence[UploadedTurn], rate_hz: int) -> tuple[Turn, ...]:
+        """Decode the caller's recordings to samples. Raises BadReference, whose `param` is `context.N.audio`."""
         turns = []
         left_s = DECODE_LIMIT_S
-        for index, recording in enumerate(said):
+        for index, recording in enumerate(uploaded):
             turn, took_s = await self._uploads.run(_decode, recording, rate_hz, f"context.{index}.audio", left_s)
             turns.append(turn)
             left_s -= took_s
         return tuple(turns)
 
     async def encode(self, job: SpeechJob) -> tuple[tuple[ContextTurn, ...], int]:
-        """The job's earlier turns as codes, and how many of them, at the front, are remembered ones.
+        """The job's earlier turns as codes: remembered turns, then uploaded ones; and the number of remembered turns.
 
         Raises BadReference.
         """
         remembered = await self._recall(job)
-        sent = [await self._encode(turn, index, job) for index, turn in enumerate(job.request.context)]
-        return (*remembered, *sent), len(remembered)
+        uploaded = [await self._encode(turn, index, job) for index, turn in enumerate(job.request.context)]
+        return (*remembered, *uploaded), len(remembered)
 
     async def _recall(self, job: SpeechJob) -> tuple[ContextTurn, ...]:
         conversation = job.request.conversation
@@ -77,7 +77,7 @@ class ConversationContext:
         return ContextTurn(turn.speaker, turn.text, codes)
 
     async def remember(self, job: SpeechJob, spoken: Sequence[Remembered]) -> None:
-        """Keep what a job has spoken for the next request of its conversation."""
+        """Store the speech of a job for the next request of its conversation."""
         conversation = job.request.conversation
         if spoken and conversation is not None and self._memory is not None:
             await asyncio.to_thread(self._memory.remember, conversation, job.info.fingerprint, spoken)
@@ -87,13 +87,13 @@ class ConversationContext:
         return self._memory is not None and await asyncio.to_thread(self._memory.forget, conversation)
 
 
-def _decode(said: UploadedTurn, rate_hz: int, param: str, limit_s: float) -> tuple[Turn, float]:
-    """A turn, and how long decoding took, in seconds; at most limit_s. Blocks. Raises BadReference."""
+def _decode(uploaded: UploadedTurn, rate_hz: int, param: str, limit_s: float) -> tuple[Turn, float]:
+    """Decode a turn; also returns how many seconds it took, at most limit_s. Blocks. Raises BadReference."""
     started_s = time.monotonic()
     limit_s = min(limit_s, TIME_LIMIT_S)
-    decoded = decode_turn(said.audio, rate_hz, max_seconds=MAX_TURN_S, what=param, time_limit_s=limit_s)
+    decoded = decode_turn(uploaded.audio, rate_hz, max_seconds=MAX_TURN_S, what=param, time_limit_s=limit_s)
     if decoded.truncated:
         raise BadReference(f"`{param}` is longer than {MAX_TURN_S:g} s. Send a shorter recording.", param=param)
     digest = hashlib.sha256(decoded.samples.tobytes()).hexdigest()
-    turn = Turn(said.speaker, said.text, digest, Reference(decoded.samples, rate_hz, said.text))
+    turn = Turn(uploaded.speaker, uploaded.text, digest, Reference(decoded.samples, rate_hz, uploaded.text))
     return turn, time.monotonic() - started_s

@@ -1,4 +1,4 @@
-"""SpeechJob: one request with everything that was looked up for it."""
+"""SpeechJob: one request with the voices, seed, cache key and prompts that were looked up for it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SpeechJob:
-    """A resolved request. The last three fields are filled in only when it is spoken, not when it is cached."""
+    """A resolved request. The last three fields are set only when it is spoken, not when it is cached."""
 
-    request: SpeechRequest  # as the running engine can follow it
+    request: SpeechRequest  # without the fields that the engine ignores
     engine: Engine
     voices: tuple[Voice, ...]  # one per line
     parsed_lines: tuple[ParsedLine, ...]  # the lines' texts as words and pauses
@@ -32,7 +32,7 @@ class SpeechJob:
     progress: Progress = field(default_factory=Progress)
     playback: Playback = field(default_factory=Playback)
 
-    context: tuple[ContextTurn, ...] = ()  # remembered turns, then those that the caller sent
+    context: tuple[ContextTurn, ...] = ()  # remembered turns, then uploaded turns
     remembered: int = 0  # how many of the context's turns are remembered ones
     prompts: tuple[VoicePrompt | None, ...] = ()  # one per line
 
@@ -41,6 +41,6 @@ class SpeechJob:
         return self.engine.info
 
     def speaker_of(self, line: int) -> int:
-        """The number by which the engine tells this line's speaker from others."""
+        """The engine's number for the speaker of this line."""
         speaker = self.request.lines[line].speaker
         return self.voices[line].speaker if speaker is None else speaker

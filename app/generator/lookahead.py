@@ -1,4 +1,4 @@
-"""Submits utterances to the engine before they are needed, so that no gap opens between them."""
+"""Submits utterances to the engine early, so that there is no gap between them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from app.generator.job import SpeechJob
     from app.types import AudioChunk
 
-MAX_AHEAD = 4  # utterances of one answer in further rows, where the engine speaks them side by side
+MAX_AHEAD = 4  # further utterances of one answer that an engine speaks in parallel
 
 
 def rows_ahead(job: SpeechJob) -> int:
-    """How many utterances of an answer may be submitted behind the one that is played: free rows only, at least 1."""
+    """How many further utterances of an answer may be submitted: as many as there are free rows, at least 1."""
     if not (job.info.text.independent or job.request.parallel):
         return 1
     load = job.engine.load
@@ -26,7 +26,7 @@ def rows_ahead(job: SpeechJob) -> int:
 
 
 class SubmittedUtterance:
-    """An utterance's audio, requested from the engine at once and read later."""
+    """The audio of an utterance, requested from the engine immediately and read later."""
 
     def __init__(self, stream: AsyncGenerator[AudioChunk]) -> None:
         self._stream = stream
@@ -42,7 +42,7 @@ class SubmittedUtterance:
             chunk = await anext(self._stream, None)
 
     async def aclose(self) -> None:
-        """Cancel what the engine has not spoken yet."""
+        """Cancel the rest of the utterance."""
         if not self._first.done():
             self._first.cancel()
         await asyncio.gather(self._first, return_exceptions=True)
@@ -50,14 +50,14 @@ class SubmittedUtterance:
 
 
 class Lookahead:
-    """The planned parts in order, some of their utterances already submitted. `aclose` cancels these."""
+    """The planned parts in order. Some of the utterances are submitted already; `aclose` cancels these."""
 
     def __init__(
         self,
         planned: AsyncGenerator[PlannedUtterance | Pause],
         submit: Callable[[PlannedUtterance, int], SubmittedUtterance],
     ) -> None:
-        """submit: gives the engine an utterance and its number in the answer, counted from 0."""
+        """submit: gives the engine an utterance. Its second argument is the number in the answer, from 0."""
         self._planned = planned
         self._submit = submit
         self._parts: deque[PlannedUtterance | Pause] = deque()  # planned, not yet returned by `next`
@@ -78,7 +78,7 @@ class Lookahead:
         return self._parts[0] if self._parts else await self._plan()
 
     def take(self) -> tuple[SubmittedUtterance, int]:
-        """The present part, submitted, and its number. The caller closes it."""
+        """Submit the present part if necessary; returns it and its number. The caller closes it."""
         if self._present is None:
             raise LookupError("the present part is a pause")
         number = self._taken

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from app.generator.pacing import EncodeOrder
     from app.types import Samples, SpeechRequest
 
-# A longer stretch of audio is encoded in a thread. mp3 costs about 10 ms for a second of audio; pcm and wav cost 2 ms,
-# which a thread would double. Marking costs 25 ms, so marked audio always goes to a thread.
+# Longer audio is encoded in a thread. A second of audio takes about 10 ms in mp3, and 2 ms in pcm and wav, which a
+# thread would double. The watermark takes 25 ms, so audio with a watermark is always encoded in a thread.
 ON_LOOP_S = 0.2
 ON_LOOP_PLAIN_S = 1.0
 
 
 class Output:
-    """One answer's audio pipeline. The watermark comes last, so that nothing stretches or cuts it. `close` it."""
+    """The audio pipeline of one answer. The watermark comes last, so that nothing changes it. Must be closed."""
 
     def __init__(self, encoder: Encoder, rate_hz: int, request: SpeechRequest, marker: Stage | None) -> None:
         """marker: adds the watermark; None = no watermark."""
@@ -55,12 +55,12 @@ class Output:
         return self._cut.full
 
     def expect(self, lufs: float) -> None:
-        """The samples that follow are another utterance, which probably has this loudness."""
+        """Announce the probable loudness of the utterance that follows."""
         if self._loudness is not None:
             self._loudness.expect(lufs)
 
     async def push_in_order(self, samples: Samples, order: EncodeOrder, ahead_s: float) -> bytes:
-        """`push` when it is this answer's turn, in a thread if it takes long. ahead_s: audio the listener has left."""
+        """Wait for permission, then `push`, in a thread if it takes long. ahead_s: audio that the listener has left."""
         if len(samples) > self._on_loop_samples:
             async with order.thread(ahead_s):
                 return await in_thread(self.push, samples)
@@ -68,7 +68,7 @@ class Output:
         return self.push(samples)
 
     def push(self, samples: Samples) -> bytes:
-        """Samples in, the bytes that they complete out."""
+        """Add samples; returns the bytes that are complete."""
         return self._encode(self._marker.push(self._cut.push(self._stage.push(samples))))
 
     def flush(self) -> bytes:
@@ -89,6 +89,6 @@ async def open_output(job: SpeechJob) -> Output:
     request = job.request
     marker: Stage | None = None
     if job.marked:
-        perth = await in_thread(watermark.load)  # reads a file the first time
+        perth = await in_thread(watermark.load)  # reads a file on the first call
         marker = watermark.StreamMarker(request.sample_rate_hz, perth)
     return Output(open_encoder(request.format, request.sample_rate_hz), job.info.rate_hz, request, marker)

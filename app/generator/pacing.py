@@ -1,6 +1,6 @@
-"""Who may encode next, and how far an answer is ahead of its listener.
+"""The order in which answers encode audio, and how far an answer is ahead of its listener.
 
-Answers that have not sent any audio yet go first; answers whose listeners have enough audio wait for them briefly.
+Answers without audio encode first; answers whose listeners have enough audio wait for them briefly.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 THREAD_AHEAD_S = 0.5  # a listener with more audio than this waits before its audio is encoded in a thread
 ON_LOOP_AHEAD_S = 0.05  # the same before audio is encoded on the event loop, which is quick
-MAX_YIELD_S = 0.25  # the longest wait for a stretch of up to 1 s of audio: answers still run at 4 times real time
-# An answer whose first audio takes longer than this waits for a row or for the model: encoding does not wait for it.
+MAX_YIELD_S = 0.25  # the longest wait before up to 1 s of audio is encoded: answers still run 4 times real time
+# If the first audio takes longer, the answer waits for a row or for the model: other answers stop waiting for it.
 MAX_PENDING_S = 0.25
-UNDERRUN_WAIT_S = 0.001  # a shorter wait is the event loop's, not the engine's
+UNDERRUN_WAIT_S = 0.001  # a shorter wait comes from the event loop, not from the engine
 
 
 class PendingFirstAudio:
-    """An answer that has not sent audio yet. It counts for MAX_PENDING_S at most."""
+    """An answer without audio yet. Other answers wait for it, for MAX_PENDING_S at most."""
 
     def __init__(self, on_done: Callable[[PendingFirstAudio], None]) -> None:
         self._on_done = on_done
@@ -87,7 +87,7 @@ class ListenerClock:
     _audio_s: float = field(default=0.0)
 
     async def timed(self, audio: AsyncGenerator[Samples]) -> AsyncGenerator[Samples]:
-        """The same samples; the waits for them are counted."""
+        """Pass the samples on and measure the waits for them."""
         while True:
             before_s = time.monotonic()
             samples = await anext(audio, None)
@@ -107,8 +107,10 @@ class ListenerClock:
         return 0.0 if self._began_s is None else self._began_s + self._audio_s - time.monotonic()
 
     def encoded(self, audio_s: float) -> None:
-        """The answer now has audio_s seconds in all. The listener starts with the first audio that leaves the tempo
-        filter, not with the first that enters it."""
+        """Record that audio_s seconds of the answer are encoded.
+
+        The listener starts with the first audio that leaves the tempo filter.
+        """
         if self._began_s is None and audio_s > 0:
             self._began_s = time.monotonic()
         self._audio_s = audio_s

@@ -1,4 +1,4 @@
-"""Plans how a request is spoken: text -> words and pauses -> sentences -> utterances that the engine takes.
+"""Plans how a request is spoken: text -> words and pauses -> sentences -> utterances.
 
 Each text is parsed once, by `parse_lines`. Normalising and cutting happen while the answer is spoken, so a long text
 does not delay the first audio. Does not depend on HTTP, audio or a particular engine.
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from app.text.normalizer import Normalizer
     from app.types import EngineInfo, Line, Voice
 
-# Between the lines of a dialogue, on top of up to 0.2 s of their own silence. People leave about 0.2 s between turns
-# (Stivers et al., PNAS 2009, ten languages): the audible gap is 0.3 to 0.45 s, calm, and longer than between sentences.
+# Silence between the lines of a dialogue; the lines add up to 0.2 s. People leave about 0.2 s between turns (Stivers et
+# al., PNAS 2009, ten languages). The gap of 0.3 to 0.45 s is calm, and longer than a gap between sentences.
 TURN_GAP_S = 0.25
-MAX_PAUSES_S = 600  # of one answer, so that a text of pause tags can't become hours of silence
+MAX_PAUSES_S = 600  # in one answer, since a text of pause tags could give hours of silence
 IN_THREAD_CHARS = 2_000  # a longer text is normalised in a thread: it takes up to about 0.05 ms a character
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedUtterance:
-    """Lines that go to the engine as one utterance."""
+    """Lines that the engine gets as one utterance."""
 
     lines: tuple[SpokenLine, ...]
 
@@ -41,7 +41,7 @@ class PlannedUtterance:
         return " ".join(line.text for line in self.lines)
 
     def fits(self, line: SpokenLine, info: EngineInfo, *, one_voice: bool) -> bool:
-        """Whether the engine takes this line in the same utterance too. one_voice: allow lines of one voice only."""
+        """Whether the engine can speak this line in the same utterance. one_voice: allow lines of one voice only."""
         lines = (*self.lines, line)
         if one_voice and line.voice != self.lines[0].voice:
             return False
@@ -77,9 +77,9 @@ class Planner:
         self._normalizer = normalizer
 
     async def utterances(self) -> AsyncGenerator[PlannedUtterance | Pause]:
-        """The utterances and the pauses between them; an utterance holds as many lines as the engine takes."""
+        """The utterances and the pauses between them. An utterance has as many lines as the engine can take."""
         job = self._job
-        one_voice = job.request.conversation is not None  # each remembered turn has codes of its own
+        one_voice = job.request.conversation is not None  # each remembered turn has its own codes
         utterance: PlannedUtterance | None = None
         async for part in self._lines():
             if utterance is not None and (
@@ -97,7 +97,7 @@ class Planner:
             yield utterance
 
     async def _lines(self) -> AsyncGenerator[SpokenLine | Pause]:
-        """The sentences and pauses of all lines, with a gap between lines for engines that speak them apart."""
+        """The sentences and pauses of all lines. Adds a gap between lines if the engine speaks them separately."""
         job, progress = self._job, self._job.progress
         adds_gaps = job.request.parallel or not (job.info.text.continues or job.info.text.max_passage_chars > 0)
         texts_left = sum(not isinstance(part, Pause) for parts in job.parsed_lines for part in parts)
@@ -128,7 +128,7 @@ class Planner:
             yield SpokenLine(marks, job.speaker_of(0), job.voices[0], job.prompts[0])
 
     async def _sentences(self, text: str, voice: Voice) -> list[str]:
-        """The text normalised and cut into pieces that the engine takes."""
+        """Normalise the text and cut it into pieces that are short enough for the engine."""
         info, request = self._job.info, self._job.request
         language = request.language or script_language(text) or voice.language
         english = language.lower().startswith("en")
@@ -142,7 +142,7 @@ class Planner:
 
 
 def _size(text: str, info: EngineInfo) -> int:
-    """How much of the engine's length limits a text takes."""
+    """The length of a text, in the unit of the engine's length limits."""
     return len(text.encode("utf-8", "replace")) if info.text.utf8_bytes else len(text)
 
 

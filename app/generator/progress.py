@@ -1,4 +1,4 @@
-"""Which sentence begins at which time of an answer's audio, for callers that want progress events."""
+"""The times at which sentences begin in an answer's audio, for progress events."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 class UtteranceStart:
     """An utterance that has begun in the answer's audio. A progress event sends these fields under these names."""
 
-    text: str  # its normalised words
-    start_s: float  # in the answer's own time
+    text: str  # normalised
+    start_s: float  # seconds from the start of the answer
     sentence: int  # number of its first sentence, from 0
     sentences: int | None  # of the whole answer; None: not known yet
     turn: int  # number of its first line, from 0
@@ -18,7 +18,7 @@ class UtteranceStart:
 
 @dataclass(slots=True)
 class Progress:
-    """What one answer has spoken so far. A cached answer has no progress."""
+    """The progress of one answer. A cached answer has no progress."""
 
     utterances: list[UtteranceStart] = field(default_factory=list)  # in order
     line_of_sentence: list[int] = field(default_factory=list)  # the line's number for each sentence planned so far
@@ -27,7 +27,7 @@ class Progress:
     sentences: int = 0  # begun so far
 
     def begin(self, text: str, sentences: int, samples_per_s: float) -> None:
-        """Record that an utterance of so many sentences begins at the present position."""
+        """Record that an utterance begins at the present position. sentences: how many it has."""
         self.utterances.append(
             UtteranceStart(
                 text,

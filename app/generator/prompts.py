@@ -1,6 +1,7 @@
-"""A voice's recording in the running engine's codes: made once, kept beside the voice, asked for by many at once.
+"""The prompt of a voice: its recording as codes of the running engine.
 
-Knows the store and the Engine protocol; no HTTP, no engine by name.
+A recording is encoded once; the codes are stored beside the voice and cached in memory. Does not depend on HTTP or on a
+particular engine.
 """
 
 from __future__ import annotations
@@ -22,59 +23,59 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KEPT = 256  # prompts in memory: up to 50 kB each
+CACHED_PROMPTS = 256  # in memory: up to 50 kB each
 _Key = tuple[str, str, str]  # voice digest, codec, codec's fingerprint
 
 
 class Prompts:
-    """Used from one event loop."""
+    """Encodes and caches the prompts of voices. Used from one event loop."""
 
     def __init__(self, voices: VoiceStore) -> None:
         self._voices = voices
-        self._kept: LRU[_Key, VoicePrompt] = LRU(KEPT)
-        self._making: dict[_Key, asyncio.Task[VoicePrompt]] = {}
+        self._cached: LRU[_Key, VoicePrompt] = LRU(CACHED_PROMPTS)
+        self._encoding: dict[_Key, asyncio.Task[VoicePrompt]] = {}  # shared by the requests that wait for it
 
     async def of(self, voice: Voice, engine: Engine) -> VoicePrompt | None:
-        """What shows the engine this voice; None where there is no recording, or the engine has no ear for one.
+        """The prompt of a voice; None if the voice has no recording or the engine can't clone.
 
-        Raises what the store and `enroll` do: UnknownVoice, DamagedVoice, BadReference.
+        Raises UnknownVoice, DamagedVoice, BadReference.
         """
         info = engine.info
         if not voice.recorded or not info.can_clone:
             return None
         key = (voice.digest, info.prompts.codec, info.prompts.codec_fingerprint)
-        prompt = self._kept.get(key)
+        prompt = self._cached.get(key)
         if prompt is None:
-            task = self._making.get(key)
+            task = self._encoding.get(key)
             if task is None:
-                task = asyncio.create_task(self._make(voice, engine), name=f"enroll {voice.id}")
-                self._making[key] = task
-                task.add_done_callback(lambda done: self._made(key, done))
-            prompt = await asyncio.shield(task)  # a cancelled request does not stop it for the others
-            self._kept.put(key, prompt)
+                task = asyncio.create_task(self._encode(voice, engine), name=f"encode {voice.id}")
+                self._encoding[key] = task
+                task.add_done_callback(lambda done: self._encoded(key, done))
+            prompt = await asyncio.shield(task)  # a cancelled request does not cancel it for other requests
+            self._cached.put(key, prompt)
         return prompt
 
-    def _made(self, key: _Key, done: asyncio.Task[VoicePrompt]) -> None:
-        self._making.pop(key, None)
-        if not done.cancelled() and (error := done.exception()) is not None:  # also where nobody waits any more
-            log.info("no prompt was made: %s", error)
+    def _encoded(self, key: _Key, done: asyncio.Task[VoicePrompt]) -> None:
+        self._encoding.pop(key, None)
+        if not done.cancelled() and (error := done.exception()) is not None:  # even if no request waits any more
+            log.info("a voice could not be encoded: %s", error)
 
-    async def _make(self, voice: Voice, engine: Engine) -> VoicePrompt:
+    async def _encode(self, voice: Voice, engine: Engine) -> VoicePrompt:
         info = engine.info
         reference = await asyncio.to_thread(self._voices.reference, voice)
         codes = await asyncio.to_thread(self._voices.codes, voice, info.prompts.codec, info.prompts.codec_fingerprint)
         if codes is None:
-            heard = await asyncio.to_thread(at_rate, reference, info.rate_hz)
-            codes = (await engine.encode_reference(heard)).codes
+            resampled = await asyncio.to_thread(at_rate, reference, info.rate_hz)
+            codes = (await engine.encode_reference(resampled)).codes
             await asyncio.to_thread(
                 self._voices.keep_codes, voice, info.prompts.codec, info.prompts.codec_fingerprint, codes
             )
-            log.info("%s is enrolled: %d frames of %s", voice.id, codes.shape[1], info.prompts.codec)
+            log.info("encoded voice %s: %d frames of %s", voice.id, codes.shape[1], info.prompts.codec)
         return VoicePrompt(voice.digest, info.prompts.codec, codes, reference.transcript)
 
 
 def at_rate(reference: Reference, rate_hz: int) -> Reference:
-    """The recording as an engine of that rate hears it."""
+    """The recording, resampled to `rate_hz`."""
     if reference.rate_hz == rate_hz:
         return reference
     samples = soxr.resample(reference.samples, reference.rate_hz, rate_hz, quality="HQ")
@@ -82,14 +83,17 @@ def at_rate(reference: Reference, rate_hz: int) -> Reference:
 
 
 def check_speakable(voice: Voice, info: EngineInfo, *, stands_in: bool) -> None:
-    """A cloned voice needs an engine that learns from recordings. Raises VoiceNotSupported, VoiceNotReady."""
+    """Check that the engine can speak with the voice. Raises VoiceNotSupported, VoiceNotReady.
+
+    stands_in: the engine is the fallback for an engine that can't run.
+    """
     if voice.kind != "cloned" or info.can_clone:
         return
-    told = f"The voice {voice.name!r} is a recording, and the {info.id} engine can't learn from recordings."
+    problem = f"The voice {voice.name!r} is cloned from a recording, and the {info.id} engine can't clone voices."
     if stands_in:
         raise VoiceNotReady(
-            f"{told} It stands in for an engine that can; GET /health says why that one does not run.",
+            f"{problem} It is the fallback for an engine that can; GET /health says why that engine does not run.",
             param="voice",
             retry_after_s=30,
         )
-    raise VoiceNotSupported(f"{told} Use a standard voice, or run an engine that can.", param="voice")
+    raise VoiceNotSupported(f"{problem} Use a preset voice, or run an engine that can clone.", param="voice")

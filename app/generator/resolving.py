@@ -1,4 +1,4 @@
-"""Resolves a request for the running engine: model, voices, parameters, seed and cache key. Speaks nothing."""
+"""Resolves a request for the running engine: model, voices, parameters, seed and cache key."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MODEL_ALIASES = (
     "gpt-4o-mini-tts-2025-03-20",
     "gpt-4o-mini-tts-2025-12-15",
 )
-# Voices for speakers of a script that the caller named no voice for; each is unlike the one before it.
+# Voices for further speakers of a script, if the caller names too few; neighbours in this list differ clearly.
 OTHER_SPEAKERS = ("echo", "nova", "onyx", "shimmer", "fable", "sage", "ash", "coral", "ballad")
 
 
@@ -54,7 +54,7 @@ class RequestResolver:
         enhance: bool,
         preset_voices: PresetVoiceMaker | None,
     ) -> None:
-        """enhance: for requests that do not set it. preset_voices: makes recordings that are missing."""
+        """enhance: for requests that do not set it. preset_voices: creates missing recordings of preset voices."""
         self._manager = manager
         self._voices = voices
         self._watermark = watermark_scope
@@ -63,7 +63,7 @@ class RequestResolver:
         self._random = random.SystemRandom()
 
     async def resolve(self, request: SpeechRequest, extras: frozenset[str], *, random_seed: bool) -> SpeechJob:
-        """Everything that the request means on the running engine. Raises RequestError, NotReady.
+        """Look up everything that the request needs on the running engine. Raises RequestError, NotReady.
 
         extras: the names of the fields beyond OpenAI's that the caller set. random_seed: draw a new seed.
         """
@@ -78,7 +78,7 @@ class RequestResolver:
         voices = await self._ready_voices(request)
         for voice in voices:
             check_speakable(voice, info, stands_in=self._manager.is_fallback)
-        # A voice's name and its id mean one voice: the same seed and the same cache key.
+        # The name and the id of a voice give the same seed and the same cache key.
         lines = tuple(
             replace(line, voice=voice.id, text=remove_unsupported_sounds(line.text, info.text.sounds))
             for line, voice in zip(request.lines, voices, strict=True)
@@ -92,14 +92,14 @@ class RequestResolver:
         if request.enhance is None:
             request = replace(request, enhance=self._enhance)
         if request.conversation is not None:
-            request = replace(request, use_cache=False)  # the same words again are another turn
+            request = replace(request, use_cache=False)  # a repeated text is a new turn
         not_ready = [voice for voice in voices if voice.kind == "preset" and not voice.recorded]
         voice_not_ready = bool(not_ready) and info.can_clone
         if voice_not_ready:
             seed = seed_of(not_ready[0].id) if request.seed is None else request.seed
             request = replace(request, use_cache=False, seed=seed)
         marked = self._watermark.marks(voices)
-        # What else the samples depend on, and what else the bytes depend on.
+        # Besides the request, the samples depend on samples_key, and the bytes on finish_key too.
         samples_key = (__version__, info.fingerprint, *(voice.digest for voice in voices))
         finish_key = (enhancement.VERSION if request.enhance else "", watermark.VERSION if marked else "")
         return SpeechJob(
@@ -126,10 +126,10 @@ class RequestResolver:
     # ---- voices
 
     def _split_by_speaker(self, request: SpeechRequest) -> SpeechRequest:
-        """The request with a line for each speaker's turn where a text has speaker tags ([S1], [S2]).
+        """Split lines with speaker tags ([S1], [S2]) into one line for each change of speaker.
 
-        Speakers get the voices that `voice` joins by "+", then others that are easy to tell apart. A line that has a
-        speaker number or no voice of its own keeps one speaker and loses its tags. Raises UnknownVoice.
+        Speakers get the voices in `voice` ("nova+echo"), then voices of OTHER_SPEAKERS. If a line has a speaker number
+        or no voice, only its tags are removed. Raises UnknownVoice.
         """
         lines: list[Line] = []
         for line in request.lines:
@@ -158,7 +158,7 @@ class RequestResolver:
         return [*named, *others, *named][:speakers]
 
     async def _ready_voices(self, request: SpeechRequest) -> tuple[Voice, ...]:
-        """The voices, after a wait for preset voices whose recordings are being made."""
+        """One voice per line, after a limited wait for preset voices without a recording."""
         if self._preset_voices is not None:
             await self._preset_voices.wait_for([voice.id for voice in self._voices_of(request) if not voice.recorded])
         return self._voices_of(request)
@@ -183,7 +183,7 @@ class RequestResolver:
         """The request without the fields that this engine can't follow, and the names of these fields.
 
         An unsupported extra is an error if the operator chose this engine; a fallback engine ignores it. `speaker_id`
-        only says whose earlier turns the engine continues, so it is never an error.
+        is never an error, because it only selects the earlier turns that the engine continues.
         """
         ignored = []
         if request.instructions and not info.capabilities.instructions:
@@ -223,14 +223,14 @@ def _without(request: SpeechRequest, ignored: list[str]) -> SpeechRequest:
         request = replace(request, conversation=None)
     if "speaker_id" in ignored:
         request = replace(request, lines=tuple(replace(line, speaker=0) for line in request.lines))
-    if "context" in ignored:  # no recording shows a voice: the default voice speaks
+    if "context" in ignored:  # no turn is left to take the voice from: use the default voice
         lines = (replace(x, voice=DEFAULT_VOICE) if x.voice == NO_VOICE.id else x for x in request.lines)
         request = replace(request, context=(), lines=tuple(lines))
     return request
 
 
 def _check_context_length(request: SpeechRequest, info: EngineInfo) -> None:
-    """Raises BadReference."""
+    """Raises BadReference if the recordings in `context` are too long for the engine."""
     context_s = sum(turn.reference.seconds for turn in request.context)
     if info.prompts.max_context_s is not None and context_s > info.prompts.max_context_s:
         raise BadReference(

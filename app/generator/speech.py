@@ -47,16 +47,16 @@ if TYPE_CHECKING:
     from app.voices.store import VoiceStore
 
 SENTENCE_GAP_S = 0.1  # between separate utterances; each keeps up to 0.2 s of its own silence
-ATTEMPTS = 2  # at an utterance that came out silent; the second uses another seed
+ATTEMPTS = 2  # if an utterance is silent; the second attempt uses another seed
 RETRY_SEED_STEP = 1_000_003
 MAX_SEED = 2**63 - 1
 CACHED_CHUNK_BYTES = 1 << 16
-_TOKEN_BYTES = 4  # UTF-8 bytes in a text token, by the usual rule of thumb: not every engine has a tokeniser
+_TOKEN_BYTES = 4  # UTF-8 bytes in a text token, a common estimate: not every engine has a tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as OpenAI counts them: of the text, and of the audio in codec frames."""
+    """Tokens as OpenAI counts them: text tokens are estimated, audio tokens are codec frames."""
 
     input_tokens: int
     output_tokens: int
@@ -68,7 +68,7 @@ class Usage:
 
 @dataclass(slots=True)
 class Answer:
-    """The facts that are known before the first byte, and the stream of bytes."""
+    """The stream of bytes, and what is known before the first byte."""
 
     engine: str
     media_type: str
@@ -99,8 +99,11 @@ class SpeechGenerator:
         preset_voices: PresetVoiceMaker | None = None,
         memory: Memory | None = None,
     ) -> None:
-        """watermark: whose speech is marked. uploads: the threads that decode callers' recordings. enhance: for
-        requests that do not set it. memory: remembers conversations; None = they are not remembered."""
+        """Connect the services.
+
+        watermark: which speech gets the watermark. uploads: limits the threads that decode callers' recordings.
+        enhance: for requests that do not set it. memory: remembers conversations; None = no memory.
+        """
         self._manager = manager
         self._cache = cache
         self._metrics = metrics
@@ -110,16 +113,16 @@ class SpeechGenerator:
         self._context = ConversationContext(memory, uploads)
         self._order = EncodeOrder()
 
-    async def decode_context(self, said: Sequence[UploadedTurn]) -> tuple[Turn, ...]:
-        """The recordings of earlier turns, decoded for the running engine.
+    async def decode_context(self, turns: Sequence[UploadedTurn]) -> tuple[Turn, ...]:
+        """Decode the recordings of earlier turns for the running engine.
 
-        Under a fallback engine they are decoded too, so that a bad recording is an error there as well.
+        A fallback engine decodes them too, although it ignores them, so that a bad recording is always an error.
         Raises NotReady, UnsupportedParameter; BadReference, whose `param` is `context.N.audio`.
         """
         info = self._manager.engine().info
-        if said and not self._manager.is_fallback:
+        if turns and not self._manager.is_fallback:
             check_extra("context", info)
-        return await self._context.decode(said, info.rate_hz)
+        return await self._context.decode(turns, info.rate_hz)
 
     async def forget(self, conversation: str) -> bool:
         """Forget a conversation. False: nothing was remembered."""
@@ -198,7 +201,7 @@ class SpeechGenerator:
             entry.abandon()
 
     async def _with_prompts(self, job: SpeechJob) -> SpeechJob:
-        """The job with what the engine reads before the text: earlier turns and the voices' recordings, as codes."""
+        """The job with the engine's prompts: earlier turns and the voices' recordings, as codes."""
         context, remembered = await self._context.encode(job)
         request = replace(job.request, context=())  # frees the decoded samples: 6 MB a minute
         prompts = {voice.id: await self._prompts.of(voice, job.engine) for voice in dict.fromkeys(job.voices)}
@@ -213,7 +216,7 @@ class SpeechGenerator:
     async def _samples(
         self, job: SpeechJob, expect_level: Callable[[float], None], spoken: list[Remembered]
     ) -> AsyncGenerator[Samples]:
-        """All of the answer's audio at the engine's rate: utterances, and the silence between them.
+        """The answer's audio at the engine's rate: the utterances and the silence between them.
 
         expect_level: called before each utterance with the probable loudness of its voice, in LUFS.
         spoken: collects what a conversation remembers.
@@ -248,9 +251,9 @@ class SpeechGenerator:
     async def _utterance(
         self, job: SpeechJob, planned: PlannedUtterance, ahead: Lookahead, spoken: list[Remembered]
     ) -> AsyncGenerator[Samples]:
-        """One utterance with its edges trimmed and faded; a silent one is repeated with another seed.
+        """Speak one utterance, with trimmed and faded edges. A silent result is repeated with another seed.
 
-        While it is spoken, the next utterances are submitted. Raises NothingSpoken, and what the engine raises.
+        Submits the next utterances meanwhile. Raises NothingSpoken and the errors of the engine.
         """
         rate_hz = job.info.rate_hz
         samples_per_s = rate_hz * job.request.speed
@@ -298,7 +301,7 @@ class SpeechGenerator:
             lines=planned.lines,
             sampling=job.request.sampling,
             seed=(job.seed + number + attempt * RETRY_SEED_STEP) & MAX_SEED,
-            max_seconds=10.0 + len(planned.text),  # far above any speech; engines have tighter limits of their own
+            max_seconds=10.0 + len(planned.text),  # far more than any speech needs; engines have tighter limits
             language=job.request.language,
             context=job.context,
             optional_turns=job.remembered,

@@ -273,7 +273,7 @@ def test_a_voice_from_the_microphone(offline: str, visit: Visit) -> None:
     step(page, "try")
     page.get_by_role("button", name="Speak", exact=True).click()
     box = page.locator(".error")
-    box.get_by_text("can't learn from recordings").wait_for()
+    box.get_by_text("can't clone voices").wait_for()
     box.get_by_text("Save the voice all the same").wait_for()
     name_and_save(page, "Me")
     (voice,) = own(offline)

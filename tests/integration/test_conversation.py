@@ -1,4 +1,4 @@
-"""POST /v1/audio/conversation: what an engine hears of the turns before, and what callers see when it can't be."""
+"""POST /v1/audio/conversation: the engine gets the earlier turns; invalid turns are errors."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def turn(speaker: int, text: str, seconds: float = 1.0, kind: Kind = WAV) -> dic
 
 @pytest.fixture
 def listening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
-    """A server whose engine takes context; what it got is in `engine.spoken` and `engine.enrolled`."""
+    """A server whose engine supports context. `engine.spoken` and `engine.encoded` record what the engine gets."""
     spec = EngineSpec("listening", "listening-1", "tests.support.listening_engine:build")
     monkeypatch.setattr(wiring.registry, "specs", lambda: {"listening": spec})
     engine.spoken.clear()
-    engine.enrolled.clear()
+    engine.encoded.clear()
     limits = {"TTS_MAX_UPLOAD_BYTES": 16_000_000, "TTS_MAX_INPUT_CHARS": 1000}
     with (
         serving(tmp_path, TTS_ENGINE="listening", TTS_FALLBACK_ENGINE="", **limits) as url,
@@ -66,10 +66,10 @@ def refusal(answer: httpx.Response, param: str | None = None, status: int = 400)
     return error
 
 
-# ---- what the engine hears
+# ---- what the engine gets
 
 
-def test_the_engine_hears_every_turn_in_order(listening: httpx.Client) -> None:
+def test_engine_gets_every_turn_in_order(listening: httpx.Client) -> None:
     context = [
         turn(1, "How was your day?", 1.0, WAV),
         turn(0, "It was 5 km of fun.", 2.0, OGG),
@@ -80,51 +80,53 @@ def test_the_engine_hears_every_turn_in_order(listening: httpx.Client) -> None:
     assert answer.headers["content-type"] == "audio/mpeg"
     assert "x-tts-ignored" not in answer.headers
     (utterance,) = engine.spoken
-    assert [(said.speaker, said.text) for said in utterance.context] == [
+    assert [(turn.speaker, turn.text) for turn in utterance.context] == [
         (1, "How was your day?"),
-        (0, "It was 5 km of fun."),  # as it was said: what is not to be spoken is not rewritten
+        (0, "It was 5 km of fun."),  # not normalised, since it is not spoken
         (1, "And then?"),
     ]
-    assert [reference.rate_hz for reference in engine.enrolled] == [engine.RATE_HZ] * 3
-    seconds = [reference.seconds for reference in engine.enrolled]
+    assert [reference.rate_hz for reference in engine.encoded] == [engine.RATE_HZ] * 3
+    seconds = [reference.seconds for reference in engine.encoded]
     assert seconds == pytest.approx([1.0, 2.0, 1.5], abs=0.03)
-    for said, reference in zip(utterance.context, engine.enrolled, strict=True):
-        assert (said.codes == engine.codes_of(reference.samples)).all()
-        assert 150 < np.median(said.codes[0]) < 300  # a tone of 0.4 is there, and 283 thousandths loud
+    for context_turn, reference in zip(utterance.context, engine.encoded, strict=True):
+        assert (context_turn.codes == engine.codes_of(reference.samples)).all()
+        assert (
+            150 < np.median(context_turn.codes[0]) < 300
+        )  # the codes are loudness in thousandths: 283 for a tone of amplitude 0.4
     (line,) = utterance.lines
     assert (line.text, line.speaker, line.voice.id, line.prompt) == ("Then I came home.", 0, "none", None)
 
 
-def test_the_speaker_and_a_voice(listening: httpx.Client) -> None:
+def test_speaker_and_voice_reach_the_engine(listening: httpx.Client) -> None:
     body = {"text": "Then I came home. It was late.", "speaker_id": 7, "context": [turn(7, "Well.")], "voice": "nova"}
     assert listening.post("/api" + PATH, json=body).status_code == 200
     lines = [line for utterance in engine.spoken for line in utterance.lines]
     assert {(line.speaker, line.voice.id) for line in lines} == {(7, "nova")}
-    assert all(len(utterance.context) == 1 for utterance in engine.spoken)  # every part of the answer knows it
+    assert all(len(utterance.context) == 1 for utterance in engine.spoken)  # every utterance has the context
 
 
-def test_without_context_it_is_speech(listening: httpx.Client) -> None:
+def test_request_without_context_is_plain_speech(listening: httpx.Client) -> None:
     for body in ({"text": "Hello."}, {"input": "Hello.", "context": []}, {"text": "Hello.", "context": None}):
         assert listening.post(PATH, json={**body, "cache": False, "speaker_id": 3}).status_code == 200
     assert [(x.lines[0].voice.id, x.lines[0].speaker, x.context) for x in engine.spoken] == [("alloy", 3, ())] * 3
 
 
-def test_turns_of_earlier_requests_are_not_heard_twice(listening: httpx.Client) -> None:
+def test_turns_of_earlier_requests_are_not_encoded_again(listening: httpx.Client) -> None:
     context = [turn(0, "One.", 1.0), turn(1, "Two.", 1.5)]
     listening.post(PATH, json={"text": "Three.", "context": context})
     listening.post(PATH, json={"text": "Five.", "context": [*context, turn(0, "Three.", 2.0)]})
-    assert [reference.transcript for reference in engine.enrolled] == ["One.", "Two.", "Three."]
-    assert [said.text for said in engine.spoken[-1].context] == ["One.", "Two.", "Three."]
+    assert [reference.transcript for reference in engine.encoded] == ["One.", "Two.", "Three."]
+    assert [turn.text for turn in engine.spoken[-1].context] == ["One.", "Two.", "Three."]
     assert (engine.spoken[0].context[1].codes == engine.spoken[1].context[1].codes).all()
 
 
-def test_the_cache_knows_the_context(listening: httpx.Client) -> None:
+def test_context_is_part_of_the_cache_key(listening: httpx.Client) -> None:
     def state(**changes: Any) -> str:
         body = {"text": "Hello.", "context": [turn(0, "One.")], **changes}
         return listening.post(PATH, json=body).headers["x-cache"]
 
     assert [state(), state()] == ["miss", "hit"]
-    # The same sound in another file is the same conversation.
+    # The same samples in another file format are the same context.
     wide = b64(made(Kind("wav", "pcm_f32le", 24_000), samples=as_16_bit(made(WAV, 1.0))))
     assert state(context=[{**turn(0, "One."), "audio": wide}]) == "hit"
     for changes in (
@@ -144,13 +146,13 @@ def as_16_bit(wav: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("audio_format", ["mp3", "opus", "aac", "flac", "wav", "pcm"])
-def test_every_format(listening: httpx.Client, audio_format: str) -> None:
+def test_every_format_is_supported(listening: httpx.Client, audio_format: str) -> None:
     body = {"text": "Hello.", "context": [turn(0, "One.")], "response_format": audio_format}
-    heard = decode(listening.post(PATH, json=body).content, audio_format)
-    assert heard.seconds == pytest.approx(0.4, abs=0.15)
+    audio = decode(listening.post(PATH, json=body).content, audio_format)
+    assert audio.seconds == pytest.approx(0.4, abs=0.15)
 
 
-def test_events(listening: httpx.Client) -> None:
+def test_event_stream_has_the_same_bytes(listening: httpx.Client) -> None:
     body = {"text": "Hello.", "context": [turn(0, "One.")], "response_format": "wav", "stream_format": "sse"}
     answer = listening.post(PATH, json=body)
     assert answer.headers["content-type"].startswith("text/event-stream")
@@ -160,16 +162,16 @@ def test_events(listening: httpx.Client) -> None:
     assert events[-1]["type"] == "speech.audio.done"
 
 
-def test_every_form_of_base64(listening: httpx.Client) -> None:
+def test_every_form_of_base64_is_accepted(listening: httpx.Client) -> None:
     plain = turn(0, "One.")["audio"]
     lines = "\n".join(plain[start : start + 76] for start in range(0, len(plain), 76))
     for audio in (f"data:audio/wav;base64,{plain}", lines, plain.replace("+", "-").replace("/", "_").rstrip("=")):
         body = {"text": "Hello.", "context": [{"speaker": 0, "text": "One.", "audio": audio}], "cache": False}
         assert listening.post(PATH, json=body).status_code == 200
-    assert len(engine.enrolled) == 1  # it was the same sound each time
+    assert len(engine.encoded) == 1  # the same samples each time
 
 
-# ---- what can't be
+# ---- invalid requests
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,7 @@ def test_every_form_of_base64(listening: httpx.Client) -> None:
         ({"audio": b64(b"no sound at all")}, "context.1.audio"),
         ({"audio": b64(b"#EXTM3U\n#EXTINF:10,\nfile:///etc/hostname\n")}, "context.1.audio"),
         ({"audio": b64(made(WAV, 0.05))}, "context.1.audio"),
-        ({"audio": b64(made(WAV, 0.3))}, "context.1.audio"),  # long enough for us, too short for this engine
+        ({"audio": b64(made(WAV, 0.3))}, "context.1.audio"),  # long enough for the server, too short for this engine
         ({"audio": b64(made(OGG, 61.0))}, "context.1.audio"),
         ({"audio": 5}, "context.1.audio"),
         ({"audio": None}, "context.1.audio"),
@@ -192,14 +194,14 @@ def test_every_form_of_base64(listening: httpx.Client) -> None:
         ({"speaker": None}, "context.1.speaker"),
     ],
 )
-def test_a_bad_turn_is_named(listening: httpx.Client, changes: dict[str, Any], param: str) -> None:
+def test_error_names_the_invalid_turn(listening: httpx.Client, changes: dict[str, Any], param: str) -> None:
     context = [turn(0, "One."), {**turn(1, "Two."), **changes}]
     error = refusal(listening.post(PATH, json={"text": "Hello.", "context": context}), param)
     assert param in error["message"]
     assert not engine.spoken
 
 
-def test_a_turn_that_is_too_long_is_told_so(listening: httpx.Client) -> None:
+def test_too_long_turn_is_an_error(listening: httpx.Client) -> None:
     def post(seconds: float) -> httpx.Response:
         return listening.post(PATH, json={"text": "Hello.", "context": [turn(0, "One.", seconds, OGG)]})
 
@@ -227,38 +229,36 @@ def test_a_turn_that_is_too_long_is_told_so(listening: httpx.Client) -> None:
         ({"text": "Hello.", "top_p": 0.5}, "top_p"),
     ],
 )
-def test_bad_bodies(listening: httpx.Client, body: dict[str, Any], param: str) -> None:
+def test_invalid_bodies_are_errors(listening: httpx.Client, body: dict[str, Any], param: str) -> None:
     refusal(listening.post(PATH, json=body), param)
     assert not engine.spoken
 
 
-def test_more_than_the_engine_can_hear_is_refused_before_it_is_heard(listening: httpx.Client) -> None:
+def test_context_that_is_too_long_is_rejected_before_it_is_encoded(listening: httpx.Client) -> None:
     context = [turn(index, f"Turn {index}.", 50.0, OGG) for index in range(3)]
     error = refusal(listening.post(PATH, json={"text": "Hello.", "context": context}), "context")
     assert "150 s" in error["message"]
     assert "130 s" in error["message"]
-    assert not engine.enrolled
+    assert not engine.encoded
     assert listening.post(PATH, json={"text": "Hello.", "context": context[1:]}).status_code == 200
 
 
-def test_all_turns_together_have_a_time_to_be_decoded_in(
-    listening: httpx.Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_decoding_of_all_turns_has_a_time_limit(listening: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(context, "DECODE_LIMIT_S", 0.0)
     error = refusal(listening.post(PATH, json={"text": "Hello.", "context": [turn(0, "One.")]}), "context.0.audio")
     assert "too long to decode" in error["message"]
 
 
-def test_thirty_two_turns(listening: httpx.Client) -> None:
+def test_thirty_two_turns_are_accepted(listening: httpx.Client) -> None:
     context = [turn(index % 2, f"Turn {index}.", 1.0 + index / 100) for index in range(32)]
     assert listening.post(PATH, json={"text": "Hello.", "context": context}).status_code == 200
-    assert [said.text for said in engine.spoken[0].context] == [f"Turn {index}." for index in range(32)]
+    assert [turn.text for turn in engine.spoken[0].context] == [f"Turn {index}." for index in range(32)]
 
 
-def test_bodies_may_be_larger_than_elsewhere_but_not_endless(listening: httpx.Client) -> None:
-    sound = b64(made(Kind("wav", "pcm_f32le", 48_000, "stereo"), 20.0))
-    assert len(sound) > 5_000_000
-    body = {"text": "Hello.", "context": [{"speaker": 0, "text": "One.", "audio": sound}]}
+def test_body_limit_is_the_upload_limit(listening: httpx.Client) -> None:
+    recording = b64(made(Kind("wav", "pcm_f32le", 48_000, "stereo"), 20.0))
+    assert len(recording) > 5_000_000
+    body = {"text": "Hello.", "context": [{"speaker": 0, "text": "One.", "audio": recording}]}
     for prefix in ("/v1", "/api/v1"):
         assert listening.post(f"{prefix}/audio/conversation", json=body).status_code == 200
     too_large = {"text": "Hello.", "context": [{"speaker": 0, "text": "One.", "audio": "A" * 16_000_000}]}
@@ -269,7 +269,7 @@ def test_bodies_may_be_larger_than_elsewhere_but_not_endless(listening: httpx.Cl
     assert "TTS_MAX_BODY_BYTES" in error["message"]
 
 
-def test_an_endless_body_is_cut_off(listening: httpx.Client) -> None:
+def test_endless_body_is_rejected(listening: httpx.Client) -> None:
     def endless() -> Iterator[bytes]:
         yield b'{"text": "'
         for _ in range(300):
@@ -279,24 +279,24 @@ def test_an_endless_body_is_cut_off(listening: httpx.Client) -> None:
     assert refusal(answer, status=413)["code"] == "request_too_large"
 
 
-# ---- engines that take none
+# ---- engines without context
 
 
-def test_the_offline_voice_answers_without_context(offline: httpx.Client, recogniser: Recogniser) -> None:
+def test_offline_voice_answers_without_context(offline: httpx.Client, recogniser: Recogniser) -> None:
     sentence = "the train leaves from platform nine"
     answer = offline.post(PATH, json={"text": sentence, "speaker_id": 1, "response_format": "wav"})
     assert answer.headers["x-tts-engine"] == "espeak"
     assert recogniser.hear(decode(answer.content, "wav")) == sentence
 
 
-def test_the_offline_voice_refuses_context(offline: httpx.Client) -> None:
+def test_offline_voice_rejects_context(offline: httpx.Client) -> None:
     answer = offline.post(PATH, json={"text": "Hello.", "context": [turn(0, "One.")]})
     error = refusal(answer, "context")
     assert error["code"] == "unsupported_parameter"
     assert "espeak" in error["message"]
 
 
-def test_a_stand_in_speaks_without_the_context_and_says_so(
+def test_fallback_engine_ignores_the_context_and_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recogniser: Recogniser
 ) -> None:
     sentence = "the train leaves from platform nine"
@@ -310,7 +310,7 @@ def test_a_stand_in_speaks_without_the_context_and_says_so(
         assert answer.headers["x-tts-engine"] == "espeak"
         assert answer.headers["x-tts-ignored"] == "context"
         assert recogniser.hear(decode(answer.content, "wav")) == sentence
-        # As if there had been no context: the default voice.
+        # The default voice speaks, as in a request without context.
         plain = http.post(PATH, json={"text": sentence, "response_format": "wav"})
         assert "x-tts-ignored" not in plain.headers
         assert plain.headers["x-cache"] == "hit"  # the same request
@@ -319,10 +319,10 @@ def test_a_stand_in_speaks_without_the_context_and_says_so(
         refusal(http.post(PATH, json=body), "context.0.audio")
 
 
-# ---- described
+# ---- OpenAPI
 
 
-def test_openapi_describes_both(offline: httpx.Client) -> None:
+def test_openapi_describes_conversation_and_dialogue(offline: httpx.Client) -> None:
     document = offline.get("/openapi.json").json()
     for name in ("conversation", "dialogue"):
         operation = document["paths"][f"/v1/audio/{name}"]["post"]

@@ -1,4 +1,4 @@
-"""POST /v1/audio/dialogue: every turn whole, in order, by its own voice, in one file without a seam."""
+"""POST /v1/audio/dialogue: every turn is complete, in order and in its voice, all in one file."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 PATH = "/v1/audio/dialogue"
-LOW, HIGH = "onyx", "nova"  # 80 and 190 Hz, about
+LOW, HIGH = "onyx", "nova"  # about 80 and 190 Hz
 
 
 @pytest.fixture
 def http(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server, timeout=30) as made:
-        yield made
+    with httpx.Client(base_url=server, timeout=30) as client:
+        yield client
 
 
 def turns_of(sentences: list[str], voices: list[str]) -> list[dict[str, Any]]:
@@ -41,28 +41,28 @@ def turns_of(sentences: list[str], voices: list[str]) -> list[dict[str, Any]]:
     ]
 
 
-def turns_in(heard: Heard, count: int) -> list[Heard]:
-    """The sound cut in its longest silences, of which a dialogue's are between its turns."""
-    window = heard.rate_hz // 100
-    whole = heard.samples[: len(heard.samples) // window * window].reshape(-1, window)
+def turns_in(audio: Heard, count: int) -> list[Heard]:
+    """Cut the audio in its longest silences, which are between the turns of a dialogue."""
+    window = audio.rate_hz // 100
+    whole = audio.samples[: len(audio.samples) // window * window].reshape(-1, window)
     quiet = np.sqrt(np.mean(np.square(whole), axis=1)) < 10 ** (-45 / 20)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], quiet, [False]]).astype(int)))
     silences = sorted(zip(edges[::2], edges[1::2], strict=True), key=lambda span: span[0] - span[1])
     inner = [span for span in silences if span[0] > 0 and span[1] < len(quiet)][: count - 1]
-    cuts = [0, *sorted((int(start) + int(end)) // 2 * window for start, end in inner), len(heard.samples)]
-    return [Heard(heard.samples[start:end], heard.rate_hz) for start, end in itertools.pairwise(cuts)]
+    cuts = [0, *sorted((int(start) + int(end)) // 2 * window for start, end in inner), len(audio.samples)]
+    return [Heard(audio.samples[start:end], audio.rate_hz) for start, end in itertools.pairwise(cuts)]
 
 
-def test_every_turn_is_said_in_order_by_its_voice(http: httpx.Client, recogniser: Recogniser) -> None:
+def test_every_turn_is_spoken_in_order_by_its_voice(http: httpx.Client, recogniser: Recogniser) -> None:
     sentences = [SENTENCES[index] for index in (3, 10, 0, 19, 5)]
     voices = [LOW, HIGH, LOW, HIGH, LOW]
     body = {"turns": turns_of(sentences, voices), "response_format": "wav"}
     answer = http.post(PATH, json=body)
     assert answer.status_code == 200
-    heard = decode(answer.content, "wav")
-    assert heard.streams == 1
-    assert recogniser.hear(heard, several=True) == " ".join(sentences)
-    parts = turns_in(heard, len(sentences))
+    audio = decode(answer.content, "wav")
+    assert audio.streams == 1
+    assert recogniser.hear(audio, several=True) == " ".join(sentences)
+    parts = turns_in(audio, len(sentences))
     assert [recogniser.hear(part) for part in parts] == sentences
     pitches = [pitch_hz(part.samples, part.rate_hz) for part in parts]
     low, high = pitches[::2], pitches[1::2]
@@ -71,22 +71,22 @@ def test_every_turn_is_said_in_order_by_its_voice(http: httpx.Client, recogniser
     assert max(high) / min(high) < 1.2
 
 
-def test_turns_are_close_but_apart(http: httpx.Client) -> None:
+def test_gap_between_turns_has_the_planned_length(http: httpx.Client) -> None:
     body = {"turns": turns_of(list(SENTENCES[:4]), [LOW, HIGH, LOW, HIGH]), "response_format": "pcm"}
-    heard = decode(http.post(PATH, json=body).content, "pcm")
-    assert TURN_GAP_S <= heard.longest_silence_s() < TURN_GAP_S + 0.3
+    audio = decode(http.post(PATH, json=body).content, "pcm")
+    assert TURN_GAP_S <= audio.longest_silence_s() < TURN_GAP_S + 0.3
 
 
 @pytest.mark.parametrize("audio_format", ["mp3", "opus", "aac", "flac", "wav", "pcm"])
-def test_every_format_is_one_file(http: httpx.Client, recogniser: Recogniser, audio_format: str) -> None:
+def test_every_format_gives_one_file(http: httpx.Client, recogniser: Recogniser, audio_format: str) -> None:
     sentences = [SENTENCES[7], SENTENCES[12]]
     body = {"turns": turns_of(sentences, [HIGH, LOW]), "response_format": audio_format}
-    heard = decode(http.post("/api" + PATH, json=body).content, audio_format)
-    assert heard.streams == 1
-    assert [recogniser.hear(part) for part in turns_in(heard, 2)] == sentences
+    audio = decode(http.post("/api" + PATH, json=body).content, audio_format)
+    assert audio.streams == 1
+    assert [recogniser.hear(part) for part in turns_in(audio, 2)] == sentences
 
 
-def test_events_and_the_cache(http: httpx.Client) -> None:
+def test_event_stream_and_cache(http: httpx.Client) -> None:
     body = {"turns": turns_of([SENTENCES[1], SENTENCES[2]], [HIGH, LOW]), "response_format": "mp3"}
     first, second = (http.post(PATH, json=body) for _ in range(2))
     assert (first.headers["x-cache"], second.headers["x-cache"]) == ("miss", "hit")
@@ -107,7 +107,7 @@ def test_events_and_the_cache(http: httpx.Client) -> None:
     assert http.post(PATH, json={**body, "turns": body["turns"][:1]}).headers["x-cache"] == "miss"
 
 
-def test_it_takes_what_speech_takes(http: httpx.Client) -> None:
+def test_fields_of_speech_work_for_a_dialogue(http: httpx.Client) -> None:
     body = {"turns": turns_of([SENTENCES[1], SENTENCES[2]], [HIGH, LOW]), "response_format": "wav"}
     usual = decode(http.post(PATH, json=body).content, "wav")
     slow = decode(http.post(PATH, json={**body, "speed": 0.5}).content, "wav")
@@ -119,7 +119,7 @@ def test_it_takes_what_speech_takes(http: httpx.Client) -> None:
     assert http.post(PATH, json={**body, "temperature": 0.5}).json()["error"]["param"] == "temperature"
 
 
-def test_pauses_inside_turns_are_kept(http: httpx.Client) -> None:
+def test_pauses_inside_turns_are_spoken(http: httpx.Client) -> None:
     def seconds(*texts: str) -> float:
         body = {"turns": [{"text": text} for text in texts], "response_format": "pcm"}
         return decode(http.post(PATH, json=body).content, "pcm").seconds
@@ -130,7 +130,7 @@ def test_pauses_inside_turns_are_kept(http: httpx.Client) -> None:
     assert seconds("[pause:1s]", "One.", "Two.") == pytest.approx(plain + 1.0, abs=0.05)
 
 
-def test_two_hundred_turns(http: httpx.Client) -> None:
+def test_two_hundred_turns_are_accepted(http: httpx.Client) -> None:
     voices = ["alloy", "echo", "nova", "onyx"]
     turns = [{"speaker": f"speaker {index % 4}", "voice": voices[index % 4], "text": "Yes."} for index in range(200)]
     answer = http.post(PATH, json={"turns": turns, "response_format": "pcm"})
@@ -161,7 +161,7 @@ def test_two_hundred_turns(http: httpx.Client) -> None:
         ({"turns": [{"text": "Hi."}], "response_format": "ogg"}, "response_format"),
     ],
 )
-def test_bad_bodies(http: httpx.Client, body: dict[str, Any], param: str) -> None:
+def test_invalid_bodies_are_errors(http: httpx.Client, body: dict[str, Any], param: str) -> None:
     answer = http.post(PATH, json=body)
     assert answer.status_code == 400
     error = answer.json()["error"]
@@ -170,18 +170,18 @@ def test_bad_bodies(http: httpx.Client, body: dict[str, Any], param: str) -> Non
     assert http.post(PATH, json={"turns": [{"text": "Still here."}]}).status_code == 200
 
 
-def test_it_needs_a_key_where_there_are_keys(tmp_path: Path) -> None:
+def test_dialogue_and_conversation_need_a_key_if_keys_are_set(tmp_path: Path) -> None:
     with serving(tmp_path, TTS_API_KEYS="key-for-dialogues") as url, httpx.Client(base_url=url) as http:
         for path, body in ((PATH, {"turns": [{"text": "Hi."}]}), ("/v1/audio/conversation", {"text": "Hi."})):
             assert http.post(path, json=body).status_code == 401
             assert http.post(path, json=body, headers={"Authorization": "Bearer key-for-dialogues"}).status_code == 200
 
 
-def test_speakers_named_in_the_text(http: httpx.Client, recogniser: Recogniser) -> None:
+def test_speaker_tags_in_the_text_select_the_voices(http: httpx.Client, recogniser: Recogniser) -> None:
     first, second = SENTENCES[3].capitalize(), SENTENCES[10].capitalize()
     body = {"voice": f"{LOW}+{HIGH}", "input": f"[S1] {first}. [S2] {second}.", "response_format": "wav"}
-    heard = decode(http.post("/v1/audio/speech", json=body).content, "wav")
-    parts = turns_in(heard, 2)
+    audio = decode(http.post("/v1/audio/speech", json=body).content, "wav")
+    parts = turns_in(audio, 2)
     assert [recogniser.hear(part) for part in parts] == [SENTENCES[3], SENTENCES[10]]
     low, high = (pitch_hz(part.samples, part.rate_hz) for part in parts)
     assert low * 1.4 < high

@@ -1,4 +1,4 @@
-"""`conversation_id`: what was said before follows the voice's own recording, in codes, and never mixes."""
+"""`conversation_id`: the engine gets the voice's recording, then the codes of earlier turns of this conversation."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ pytestmark = pytest.mark.integration
 SPEECH = "/v1/audio/speech"
 TURNS = 50
 BUDGET = 60
-FRAMES = 6  # of a line: a model with random weights never ends by itself
+FRAMES = 6  # of a line, since a model with random weights never predicts an end
 
 
 @pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch) -> list[Utterance]:
-    """What reaches the runner."""
-    taken: list[Utterance] = []
+def admitted(monkeypatch: pytest.MonkeyPatch) -> list[Utterance]:
+    """The utterances that reach the runner."""
+    admitted: list[Utterance] = []
     admit = csm_runner.CsmRunner.admit
 
-    def note(self: csm_runner.CsmRunner, row: int, utterance: Utterance) -> None:
-        taken.append(utterance)
+    def record(self: csm_runner.CsmRunner, row: int, utterance: Utterance) -> None:
+        admitted.append(utterance)
         admit(self, row, utterance)
 
-    monkeypatch.setattr(csm_runner.CsmRunner, "admit", note)
+    monkeypatch.setattr(csm_runner.CsmRunner, "admit", record)
     monkeypatch.setattr(Guards, "limit", lambda *_: FRAMES)
-    return taken
+    return admitted
 
 
 @pytest.fixture
-def tiny(tmp_path: Path, heard: list[Utterance]) -> Iterator[httpx.Client]:
+def tiny(tmp_path: Path, admitted: list[Utterance]) -> Iterator[httpx.Client]:
     fabricate_csm(tmp_path / "csm")
     store = VoiceStore(tmp_path / "data/cloned_voices", tmp_path / "data/voice_references")
     tone = (0.1 * np.sin(np.cumsum(np.random.default_rng(0).uniform(0.01, 0.2, 48_000)))).astype(np.float32)
@@ -77,34 +77,34 @@ def say(http: httpx.Client, text: str, **extra: object) -> httpx.Response:
     return http.post(SPEECH, json={"input": text, "response_format": "pcm", **extra})
 
 
-def test_fifty_turns_follow_the_same_recording_within_a_budget(tiny: httpx.Client, heard: list[Utterance]) -> None:
+def test_fifty_turns_keep_the_voice_prompt_and_the_token_budget(tiny: httpx.Client, admitted: list[Utterance]) -> None:
     for number in range(TURNS):
         answer = say(tiny, f"Number {number}.", conversation_id="talk")
         assert answer.status_code == 200
         assert answer.headers["x-cache"] == "miss"
-    spoken = [" ".join(line.text for line in utterance.lines) for utterance in heard]
+    spoken = [" ".join(line.text for line in utterance.lines) for utterance in admitted]
     assert len(spoken) == TURNS
-    anchor = heard[0].lines[0].prompt
+    anchor = admitted[0].lines[0].prompt
     assert anchor is not None
     assert anchor.transcript == "Words of the recording."
-    for number, utterance in enumerate(heard):
-        said = [turn.text for turn in utterance.context]
-        assert said == spoken[number - len(said) : number]
-        assert sum(turn.codes.shape[1] for turn in utterance.context) == FRAMES * len(said)
-        assert min(number, 2) <= len(said) <= BUDGET // FRAMES
+    for number, utterance in enumerate(admitted):
+        context = [turn.text for turn in utterance.context]
+        assert context == spoken[number - len(context) : number]
+        assert sum(turn.codes.shape[1] for turn in utterance.context) == FRAMES * len(context)
+        assert min(number, 2) <= len(context) <= BUDGET // FRAMES
         prompt = utterance.lines[0].prompt
         assert prompt is not None
         assert np.array_equal(prompt.codes, anchor.codes)
-    # What is remembered is what was made, not what an encoder makes of its sound.
+    # Remembered codes are the generated ones, not codes that an encoder computes from the audio.
     assert all(
         np.array_equal(before.codes, after.codes)
-        for first, second in pairwise(heard[10:40])
+        for first, second in pairwise(admitted[10:40])
         for before, after in zip(first.context[1:], second.context[-1 - len(first.context[1:]) : -1], strict=True)
     )
 
 
-def test_the_voice_does_not_drift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over an engine that does speak: pitch and brightness of the fiftieth turn are those of the first."""
+def test_voice_does_not_drift_over_fifty_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an engine that produces speech: pitch and brightness stay the same from the first turn to the last."""
     spec = EngineSpec("reading", "reading-1", "tests.support.reading_engine:build")
     monkeypatch.setattr(wiring.registry, "specs", lambda: {"reading": spec})
     info = dataclasses.replace(
@@ -138,7 +138,7 @@ def test_the_voice_does_not_drift(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert np.ptp([each.brightness_db for each in measured]) < 0.5
 
 
-def test_conversations_and_keys_are_apart(tiny: httpx.Client, heard: list[Utterance]) -> None:
+def test_conversations_and_keys_do_not_share_turns(tiny: httpx.Client, admitted: list[Utterance]) -> None:
     say(tiny, "One.", conversation_id="a")
     say(tiny, "Two.", conversation_id="b")
     say(tiny, "Three.", conversation_id="a")
@@ -148,14 +148,14 @@ def test_conversations_and_keys_are_apart(tiny: httpx.Client, heard: list[Uttera
         headers={"Authorization": "Bearer the-second-key-02"},
     )
     say(tiny, "Five.")
-    assert [len(utterance.context) for utterance in heard] == [0, 0, 1, 0, 0]
+    assert [len(utterance.context) for utterance in admitted] == [0, 0, 1, 0, 0]
     assert tiny.delete("/v1/audio/conversations/a").json()["deleted"] is True
     assert tiny.delete("/v1/audio/conversations/a").json()["deleted"] is False
     say(tiny, "Six.", conversation_id="a")
-    assert heard[-1].context == ()
+    assert admitted[-1].context == ()
 
 
-def test_an_engine_without_context_says_so(server: str) -> None:
+def test_conversation_is_an_error_for_an_engine_without_context(server: str) -> None:
     answer = httpx.post(f"{server}{SPEECH}", json={"input": "Hello.", "conversation_id": "a"})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "conversation_id"

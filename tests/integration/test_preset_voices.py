@@ -1,4 +1,4 @@
-"""Standard voices get their recordings once: near to what their names promise, behind everybody's back, never again."""
+"""Preset voices get their recordings once, in the background, and near to their profiles."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def say(url: str, voice: str, **extra: Any) -> httpx.Response:
 
 
 def state(url: str) -> dict[str, Any]:
-    told: dict[str, Any] = httpx.get(f"{url}/health").json()["casting"]
-    return told
+    progress: dict[str, Any] = httpx.get(f"{url}/health").json()["casting"]
+    return progress
 
 
 def finish(url: str) -> dict[str, Any]:
@@ -74,11 +74,13 @@ def references(folder: Path) -> VoiceStore:
     return VoiceStore(folder / "cloned_voices", folder / "voice_references")
 
 
-def test_every_name_gets_a_voice_like_its_profile_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_preset_voice_gets_one_recording_near_its_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(preset_voices, "CANDIDATES", 4)
     with start(tmp_path) as url:
-        told = finish(url)
-        assert (told["cast"], told["failed"]) == (len(PROFILES), {})
+        progress = finish(url)
+        assert (progress["cast"], progress["failed"]) == (len(PROFILES), {})
         assert all(utterance.scheduling.background for utterance in engine.spoken)
         first = say(url, "onyx")
         assert "x-voice-state" not in first.headers
@@ -104,24 +106,26 @@ def test_every_name_gets_a_voice_like_its_profile_once(tmp_path: Path, monkeypat
         assert say(url, "onyx").content == first.content
 
 
-def test_who_is_asked_for_comes_first_and_its_request_waits(tmp_path: Path) -> None:
-    with start(tmp_path) as url:
+def test_requested_voice_is_created_first_and_its_request_waits(tmp_path: Path) -> None:
+    with start(tmp_path, TTS_CASTING_WAIT_S=120) as url:
         answer = say(url, "verse")
         assert answer.status_code == 200
         assert "x-voice-state" not in answer.headers
         known = references(tmp_path)
-        cast = [name for name in PROFILES if known.recording_of(name) is not None]
-        assert "verse" in cast
-        assert len(cast) < 5
+        ready = [name for name in PROFILES if known.recording_of(name) is not None]
+        assert "verse" in ready
+        assert len(ready) < 5
 
 
-def test_a_voice_that_takes_too_long_is_spoken_uncast_and_not_kept(tmp_path: Path, two_candidates: int) -> None:
+def test_voice_that_is_not_ready_in_time_is_spoken_with_its_seed_and_not_cached(
+    tmp_path: Path, two_candidates: int
+) -> None:
     engine.trouble += ["slow"] * 4
     with start(tmp_path, TTS_CASTING_WAIT_S=0.2) as url:
         answers = [say(url, "alloy") for _ in range(2)]
         for answer in answers:
             assert answer.status_code == 200
-            assert answer.headers["x-voice-state"] == "uncast"  # it did not wait for the casting
+            assert answer.headers["x-voice-state"] == "uncast"  # it did not wait for the recording
             assert answer.headers["x-cache"] == "miss"
             assert answer.headers["x-tts-seed"] == str(seed_of("alloy"))
         engine.trouble.clear()
@@ -130,7 +134,7 @@ def test_a_voice_that_takes_too_long_is_spoken_uncast_and_not_kept(tmp_path: Pat
         assert "x-voice-state" not in later.headers
 
 
-def test_switched_off_it_costs_nothing_and_seeds_stay(tmp_path: Path) -> None:
+def test_switched_off_creates_nothing_and_keeps_the_seeds(tmp_path: Path) -> None:
     with start(tmp_path, TTS_CASTING="off") as url:
         assert state(url)["state"] == "off"
         answer = say(url, "nova")
@@ -140,26 +144,26 @@ def test_switched_off_it_costs_nothing_and_seeds_stay(tmp_path: Path) -> None:
         assert [utterance.scheduling.background for utterance in engine.spoken] == [False, False]
 
 
-@pytest.mark.parametrize(("kind", "said"), [("noise", "pitch"), ("silence", "takes 0.0 s"), ("error", "failed")])
-def test_a_voice_nobody_can_read_fails_once_and_for_all(
-    tmp_path: Path, two_candidates: int, kind: str, said: str
+@pytest.mark.parametrize(("kind", "reason"), [("noise", "pitch"), ("silence", "takes 0.0 s"), ("error", "failed")])
+def test_voice_whose_candidates_are_all_rejected_fails_once(
+    tmp_path: Path, two_candidates: int, kind: str, reason: str
 ) -> None:
     engine.trouble += [kind] * two_candidates
     with start(tmp_path) as url:
         wait_until(lambda: state(url)["cast"] >= 2)
-        told = state(url)
-        assert list(told["failed"]) == ["alloy"]
-        assert said in told["failed"]["alloy"]
+        progress = state(url)
+        assert list(progress["failed"]) == ["alloy"]
+        assert reason in progress["failed"]["alloy"]
         answer = say(url, "alloy")
         assert (answer.status_code, answer.headers["x-voice-state"]) == (200, "uncast")
         own = [each for each in engine.spoken if each.scheduling.background and each.seed == seed_of("alloy")]
         assert len(own) == 1
 
 
-def test_a_reading_that_gave_way_is_begun_again(
+def test_preempted_candidate_is_repeated_with_its_seed(
     tmp_path: Path, two_candidates: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preset_voices, "GAVE_WAY_S", 0.01)
+    monkeypatch.setattr(preset_voices, "RETRY_AFTER_PREEMPTION_S", 0.01)
     engine.trouble += ["busy", "busy"]
     with start(tmp_path) as url:
         wait_until(lambda: state(url)["cast"] >= 1)
@@ -167,7 +171,7 @@ def test_a_reading_that_gave_way_is_begun_again(
         assert len({utterance.seed for utterance in engine.spoken[:3]}) == 1
 
 
-def test_recordings_that_came_with_the_model_and_their_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recordings_of_the_model_with_known_words_are_assigned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = engine.Library()
     prompts = tmp_path / "prompts"
     prompts.mkdir()
@@ -180,16 +184,19 @@ def test_recordings_that_came_with_the_model_and_their_words(tmp_path: Path, mon
             file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
         if name != "wordless":
             (prompts / f"{name}.txt").write_text(words + "\n")
-    info = dataclasses.replace(engine.ReadingEngine.info, examples=str(prompts))
-    given = preset_voices.assign(info, NoTranscriber())
-    assert sorted(candidate.source for candidate in given.values()) == ["bright.wav", "deep.wav"]
-    by_source = {candidate.source: name for name, candidate in given.items()}
+    info = engine.ReadingEngine.info
+    info = dataclasses.replace(info, prompts=dataclasses.replace(info.prompts, examples=str(prompts)))
+    assigned = preset_voices.match_examples(info, NoTranscriber())
+    assert sorted(candidate.source for candidate in assigned.values()) == ["bright.wav", "deep.wav"]
+    by_source = {candidate.source: name for name, candidate in assigned.items()}
     assert PROFILES[by_source["deep.wav"]].pitch_hz < 120
     assert PROFILES[by_source["bright.wav"]].pitch_hz > 180
-    assert all(candidate.reference.transcript == words for candidate in given.values())
+    assert all(candidate.reference.transcript == words for candidate in assigned.values())
 
 
-def test_casting_again_and_from_a_file(tmp_path: Path, two_candidates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recording_is_replaced_by_the_engine_or_by_a_file(
+    tmp_path: Path, two_candidates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in (
         ("TTS_ENGINE", "reading"),
         ("TTS_FALLBACK_ENGINE", ""),

@@ -1,4 +1,4 @@
-"""An engine that takes context and writes down what it got, so that a test can say what a model would have heard."""
+"""An engine that supports context and records the utterances and recordings that it gets."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from app.settings import Settings
     from app.types import Reference, Utterance
 
-RATE_HZ = 16_000  # not what anything here is by default
+RATE_HZ = 16_000  # not a default rate of the server
 FRAME_SAMPLES = 1280
 MAX_CONTEXT_S = 130.0
 
-enrolled: list[Reference] = []
+encoded: list[Reference] = []
 spoken: list[Utterance] = []
 
 
@@ -49,7 +49,7 @@ class ListeningEngine:
             await asyncio.sleep(0)
 
     async def encode_reference(self, reference: Reference) -> VoicePrompt:
-        enrolled.append(reference)
+        encoded.append(reference)
         if reference.seconds < 0.5:
             raise BadReference(f"The recording is {reference.seconds:.1f} s long; it must be 0.5 s.")
         return VoicePrompt("", "mimi", codes_of(reference.samples), reference.transcript)

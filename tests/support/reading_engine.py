@@ -1,6 +1,6 @@
 """An engine that learns voices and reads: eSpeak NG with another voice for each seed. Its codes are its samples.
 
-What casting needs of CSM and Dia and their random weights have not: speech.
+Preset voice creation needs speech, which CSM and Dia with random weights do not produce.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Finished answers on disk: the same bytes back or nothing, within the budget, whatever the disk does."""
+"""The answer cache returns the stored bytes or nothing, keeps its budget, and survives disk errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def put(cache: AnswerCache, name: str, data: bytes) -> None:
     for start in range(0, len(data), 1000):
         entry.write(data[start : start + 1000])
     entry.commit(FACTS)
-    entry.abandon()  # as the studio does, in any case
+    entry.abandon()  # the generator always calls it at the end
 
 
 async def get(cache: AnswerCache, name: str) -> bytes | None:
@@ -56,7 +56,7 @@ def on_disk(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"TTSA" * 5000, bytes(range(256)) * 700])
-async def test_the_same_bytes_come_back(tmp_path, data):
+async def test_stored_bytes_are_returned(tmp_path, data):
     cache = make(tmp_path)
     put(cache, "a", data)
     found = await cache.find(digest("a"))
@@ -66,12 +66,12 @@ async def test_the_same_bytes_come_back(tmp_path, data):
     assert cache.size_bytes == on_disk(tmp_path)
 
 
-async def test_what_was_never_kept_is_not_found(tmp_path):
+async def test_unknown_answer_is_not_found(tmp_path):
     assert await get(make(tmp_path), "a") is None
     assert await get(make(tmp_path / "missing"), "a") is None
 
 
-async def test_the_least_recently_used_goes_first(tmp_path):
+async def test_least_recently_used_answer_is_evicted_first(tmp_path):
     cache = make(tmp_path, 3 * 10_000 + 4 * OVERHEAD_BYTES)
     for name in ("a", "b", "c"):
         put(cache, name, name.encode() * 10_000)
@@ -83,7 +83,7 @@ async def test_the_least_recently_used_goes_first(tmp_path):
     assert cache.size_bytes == on_disk(tmp_path)
 
 
-async def test_the_budget_is_kept_whatever_comes(tmp_path):
+async def test_budget_is_never_exceeded(tmp_path):
     budget_bytes = 50_000
     cache = make(tmp_path, budget_bytes)
     for number in range(60):
@@ -92,10 +92,10 @@ async def test_the_budget_is_kept_whatever_comes(tmp_path):
     assert len(files(tmp_path)) > 1
 
 
-async def test_an_answer_too_large_for_the_budget_is_not_kept(tmp_path, monkeypatch):
+async def test_too_large_answer_is_not_stored(tmp_path, monkeypatch):
     cache = make(tmp_path, 20_000)
     put(cache, "a", b"a" * 9_000)
-    put(cache, "b", b"b" * 10_001)  # more than half would push out all others
+    put(cache, "b", b"b" * 10_001)  # more than half of the budget
     assert await get(cache, "b") is None
     assert await get(cache, "a") is not None
     assert files(tmp_path) == [digest("a")]
@@ -104,7 +104,7 @@ async def test_an_answer_too_large_for_the_budget_is_not_kept(tmp_path, monkeypa
     assert await get(cache, "c") is None
 
 
-async def test_without_a_budget_nothing_is_kept_or_read(tmp_path):
+async def test_without_a_budget_nothing_is_stored_or_read(tmp_path):
     put(make(tmp_path), "a", b"a" * 100)
     cache = make(tmp_path, 0)
     put(cache, "b", b"b" * 100)
@@ -126,7 +126,7 @@ async def test_the_order_of_use_survives_a_restart(tmp_path):
     assert [await get(cache, name) is not None for name in "abcd"] == [True, False, True, True]
 
 
-async def test_a_smaller_budget_is_kept_from_the_start(tmp_path):
+async def test_smaller_budget_is_enforced_at_the_start(tmp_path):
     cache = make(tmp_path)
     for at, name in enumerate(("a", "b", "c")):
         put(cache, name, name.encode() * 10_000)
@@ -136,17 +136,17 @@ async def test_a_smaller_budget_is_kept_from_the_start(tmp_path):
     assert make(tmp_path, 5_000).size_bytes == on_disk(tmp_path) == 0
 
 
-async def test_a_crash_before_the_end_leaves_nothing_to_serve(tmp_path):
+async def test_crash_while_writing_leaves_no_answer(tmp_path):
     entry = make(tmp_path).begin(digest("a"))
     entry.write(b"half of it")
-    entry._file.flush()  # and here the process dies
+    entry._file.flush()  # the process ends here
     cache = make(tmp_path)
     assert await get(cache, "a") is None
     assert cache.size_bytes == 0
     (left,) = tmp_path.rglob("*.tmp")
     put(cache, "a", b"whole")
     assert await get(cache, "a") == b"whole"
-    assert left.exists()  # it might belong to a process that is still writing
+    assert left.exists()  # another process may still write to it
     os.utime(left, (0, 0))
     make(tmp_path)
     assert files(tmp_path) == [digest("a")]
@@ -154,7 +154,7 @@ async def test_a_crash_before_the_end_leaves_nothing_to_serve(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 1, 7, 8, 500, 999, 1000, 1001, -1])
-async def test_a_truncated_answer_is_removed_and_missed(tmp_path, keep, caplog):
+async def test_truncated_answer_is_removed(tmp_path, keep, caplog):
     cache = make(tmp_path)
     put(cache, "a", bytes(range(250)) * 4)
     path = path_of(tmp_path, "a")
@@ -165,43 +165,43 @@ async def test_a_truncated_answer_is_removed_and_missed(tmp_path, keep, caplog):
     assert "damaged" in caplog.text
 
 
-async def test_any_flipped_bit_is_noticed(tmp_path):
+async def test_any_flipped_bit_is_detected(tmp_path):
     cache = make(tmp_path)
-    put(cache, "a", b"some sound")
+    put(cache, "a", b"some audio")
     path = path_of(tmp_path, "a")
     good = path.read_bytes()
-    facts = good.index(b'"facts"')  # the facts are told by no checksum: a wrong count of tokens harms nobody
+    facts = good.index(b'"facts"')  # no checksum covers the facts: a wrong token count is harmless
     footer = len(good) - 8
     for position in [*range(facts), *range(footer, len(good))]:
         bad = bytearray(good)
         bad[position] ^= 1 << (position % 8)
         path.write_bytes(bad)
         found = await get(cache, "a")
-        assert found in (None, b"some sound"), position
+        assert found in (None, b"some audio"), position
         if position < 10:
             assert found is None
         path.write_bytes(good)
 
 
 class FullDisk(io.RawIOBase):
-    """A file that takes room_bytes, then nothing more."""
+    """A file that fails once more than free_bytes are written."""
 
-    def __init__(self, room_bytes: int) -> None:
-        self._room_bytes = room_bytes
+    def __init__(self, free_bytes: int) -> None:
+        self._free_bytes = free_bytes
 
     def writable(self) -> bool:
         return True
 
     def write(self, data) -> int:
-        if len(data) > self._room_bytes:
+        if len(data) > self._free_bytes:
             raise OSError(errno.ENOSPC, "No space left on device")
-        self._room_bytes -= len(data)
+        self._free_bytes -= len(data)
         return len(data)
 
 
-@pytest.mark.parametrize("room_bytes", [0, 1500, 3000, 3050])  # in write, or in commit's trailer
-@pytest.mark.parametrize("buffered", [False, True])  # or when it is closed
-async def test_a_full_disk_costs_the_entry_and_nothing_else(tmp_path, monkeypatch, room_bytes, buffered):
+@pytest.mark.parametrize("free_bytes", [0, 1500, 3000, 3050])  # fails in write, or in commit
+@pytest.mark.parametrize("buffered", [False, True])  # True: fails when the file is closed
+async def test_full_disk_loses_only_the_new_entry(tmp_path, monkeypatch, free_bytes, buffered):
     cache = make(tmp_path)
     put(cache, "b", b"before")
     plain = Path.open
@@ -210,7 +210,7 @@ async def test_a_full_disk_costs_the_entry_and_nothing_else(tmp_path, monkeypatc
         if "w" not in mode:
             return plain(path, mode, *arguments, **named)
         path.touch()
-        disk = FullDisk(room_bytes)
+        disk = FullDisk(free_bytes)
         return io.BufferedWriter(disk) if buffered else disk
 
     monkeypatch.setattr(Path, "open", full)
@@ -221,7 +221,7 @@ async def test_a_full_disk_costs_the_entry_and_nothing_else(tmp_path, monkeypatc
     assert cache.size_bytes == on_disk(tmp_path)
 
 
-async def test_a_rename_that_fails_leaves_nothing(tmp_path, monkeypatch):
+async def test_failed_rename_leaves_no_file(tmp_path, monkeypatch):
     cache = make(tmp_path)
 
     def fail(path, target):
@@ -233,16 +233,16 @@ async def test_a_rename_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert cache.size_bytes == 0
 
 
-async def test_a_folder_that_takes_nothing_is_no_cache(tmp_path, caplog):
-    (tmp_path / "file").write_text("in the way")  # root may write anywhere, so no chmod here
+async def test_unwritable_folder_stores_nothing_and_logs_a_warning(tmp_path, caplog):
+    (tmp_path / "file").write_text("not a folder")  # chmod does not stop root
     cache = make(tmp_path / "file")
     put(cache, "a", b"a")
     assert await get(cache, "a") is None
     assert "can't be written" in caplog.text
 
 
-async def test_a_place_that_could_not_be_had_stays_without(tmp_path, monkeypatch):
-    """Were it opened again at the next write, the answer would be kept without its beginning."""
+async def test_entry_whose_first_write_fails_is_never_stored(tmp_path, monkeypatch):
+    """If the next write opened the file again, the stored answer would lack its beginning."""
     cache = make(tmp_path / "cache")
     mkdir = Path.mkdir
 
@@ -258,8 +258,8 @@ async def test_a_place_that_could_not_be_had_stays_without(tmp_path, monkeypatch
     assert await get(cache, "a") is None
 
 
-async def test_a_folder_that_can_only_be_read_still_serves(tmp_path, monkeypatch):
-    """Neither a damaged answer nor one too many may fail the request that came across it."""
+async def test_read_only_folder_still_returns_answers(tmp_path, monkeypatch):
+    """A request does not fail if a damaged or evicted file can't be removed."""
     cache = make(tmp_path)
     for at, name in enumerate("abc"):
         put(cache, name, name.encode() * 10_000)
@@ -280,7 +280,7 @@ async def test_a_folder_that_can_only_be_read_still_serves(tmp_path, monkeypatch
     entry.abandon()
 
 
-async def test_two_writers_of_one_answer(tmp_path):
+async def test_two_writers_of_one_answer_store_it_once(tmp_path):
     cache = make(tmp_path)
     first, second = cache.begin(digest("a")), cache.begin(digest("a"))
     for part in (b"one ", b"two ", b"three"):
@@ -294,7 +294,7 @@ async def test_two_writers_of_one_answer(tmp_path):
     assert cache.size_bytes == on_disk(tmp_path)
 
 
-async def test_an_abandoned_entry_leaves_nothing(tmp_path):
+async def test_abandoned_entry_leaves_no_file(tmp_path):
     cache = make(tmp_path)
     entry = cache.begin(digest("a"))
     entry.write(b"some")
@@ -306,7 +306,7 @@ async def test_an_abandoned_entry_leaves_nothing(tmp_path):
     assert await get(cache, "a") is None
 
 
-async def test_files_of_others_in_the_folder_do_no_harm(tmp_path):
+async def test_unrelated_files_in_the_folder_are_ignored(tmp_path):
     (tmp_path / "README").write_text("mine")
     (tmp_path / "00").mkdir()
     (tmp_path / "00" / "folder").mkdir()
@@ -317,7 +317,7 @@ async def test_files_of_others_in_the_folder_do_no_harm(tmp_path):
     assert (tmp_path / "README").exists()
 
 
-async def test_many_at_once(tmp_path):
+async def test_many_concurrent_reads(tmp_path):
     cache = make(tmp_path)
     for number in range(20):
         put(cache, f"{number:02}", b"%d" % number)

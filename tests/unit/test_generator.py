@@ -1,6 +1,7 @@
-"""SpeechGenerator: one request to bytes, over an engine that plays a script, and over the real offline voice.
+"""SpeechGenerator with a scripted engine, and with the real offline voice.
 
-A scripted utterance is a flat level without a silent sample, so that every length and every pause can be counted.
+The audio of a scripted utterance has a constant level and no silent sample, so the tests can measure every length and
+every pause.
 """
 
 from __future__ import annotations
@@ -71,18 +72,18 @@ SENTENCES = ["One is the first.", "Two is the second.", "Three is the third."]
 
 @dataclasses.dataclass
 class Part:
-    """How the engine speaks one utterance: its chunks' level, what it raises before which chunk, what it waits for."""
+    """How the scripted engine speaks one utterance."""
 
     frames: int = FRAMES
     level: float | None = None  # default: 0.1 for the first utterance, 0.2 for the second ...
-    error: Exception | None = None
+    error: Exception | None = None  # raised before chunk `at`
     at: int = 0
-    gate: asyncio.Event | None = None  # waited for before chunk 1
+    gate: asyncio.Event | None = None  # the engine waits for it before chunk 1
     chunk: int = CHUNK
 
 
 class ScriptedEngine:
-    """Fulfils `app.engines.protocol.Engine`. Parts are spoken in turn; `events` tells what happened when."""
+    """Implements `app.engines.protocol.Engine`. Speaks the parts in order; `events` records beginnings and ends."""
 
     def __init__(self, *parts: Part, **about: Any) -> None:
         self._info = info("scripted", **({"rate_hz": RATE_HZ, "frame_s": 0.08} | about))
@@ -136,8 +137,8 @@ class ScriptedEngine:
 
 
 @dataclasses.dataclass(frozen=True)
-class Given(EngineSpec):
-    """An engine that is there already. None = its weights are missing."""
+class ReadySpec(EngineSpec):
+    """The spec of an existing engine. None = its weights are missing."""
 
     engine: ScriptedEngine | None = None
 
@@ -155,12 +156,12 @@ class Setup:
     folder: Path
 
     @property
-    def kept(self) -> list[Path]:
+    def stored(self) -> list[Path]:
         return [path for path in self.folder.rglob("*") if path.is_file()]
 
     async def pcm(self, text: str, **changes: Any) -> np.ndarray:
         """(N,) float32 of the whole answer."""
-        return pcm.from_bytes(await read(await self.generator.answer(asked(text, **changes))))
+        return pcm.from_bytes(await read(await self.generator.answer(speech_request(text, **changes))))
 
     def counted(self, name: str) -> float:
         lines = [line for line in self.metrics.text().decode().splitlines() if line.startswith(name)]
@@ -183,18 +184,18 @@ async def set_up(folder: Path, known: dict[str, EngineSpec], engine: str, fallba
             watermark=Watermark("off"),
             uploads=ThreadLimit(1),
             enhance=False,
-        )  # samples as the engine made them
+        )  # enhance=False: the samples of the engine are unchanged
         yield Setup(generator, manager, metrics, folder / "cache")
 
 
 @pytest.fixture
 def over(tmp_path: Path) -> Callable[..., contextlib.AbstractAsyncContextManager[Setup]]:
-    """over(engine): a generator over it; with fallback=True the engine stands in for one whose weights are missing."""
+    """over(engine): a generator with this engine. fallback=True: as the fallback of an engine without weights."""
 
     def make(engine: ScriptedEngine, *, fallback: bool = False) -> contextlib.AbstractAsyncContextManager[Setup]:
         known: dict[str, EngineSpec] = {
-            "scripted": Given("scripted", "scripted-1b", "", engine=engine),
-            "lost": Given("lost", "lost-1b", ""),
+            "scripted": ReadySpec("scripted", "scripted-1b", "", engine=engine),
+            "lost": ReadySpec("lost", "lost-1b", ""),
         }
         return set_up(tmp_path, known, "lost" if fallback else "scripted", "scripted" if fallback else "")
 
@@ -203,11 +204,11 @@ def over(tmp_path: Path) -> Callable[..., contextlib.AbstractAsyncContextManager
 
 @pytest.fixture
 async def offline(tmp_path: Path) -> AsyncIterator[Setup]:
-    async with set_up(tmp_path, {spec.name: spec for spec in BUILT_IN}, "espeak") as made:
-        yield made
+    async with set_up(tmp_path, {spec.name: spec for spec in BUILT_IN}, "espeak") as setup:
+        yield setup
 
 
-def asked(text: str = THREE, *, voice: str = "alloy", **changes: Any) -> SpeechRequest:
+def speech_request(text: str = THREE, *, voice: str = "alloy", **changes: Any) -> SpeechRequest:
     return SpeechRequest(**({"model": "tts-1", "lines": (Line(text, voice),), "format": "pcm"} | changes))
 
 
@@ -217,18 +218,21 @@ async def read(answer: Answer) -> bytes:
 
 
 async def nothing_left(engine: ScriptedEngine | None = None) -> None:
-    """No stream of the engine is open, and no task is left but this test's own."""
+    """Assert that no stream of the engine is open and no task of the generator runs."""
     for _ in range(5):
         await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
     assert engine is None or engine.open == 0
 
 
-def assert_is(samples: np.ndarray, *wanted: tuple[float, int]) -> None:
-    """samples are exactly these stretches: (level, samples); level 0.0 is silence. A fade may be 0 at its very ends."""
-    assert len(samples) == sum(count for _, count in wanted)
+def assert_is(samples: np.ndarray, *expected: tuple[float, int]) -> None:
+    """Assert that `samples` are exactly these parts: (level, number of samples); level 0.0 is silence.
+
+    The first and last samples of a fade may be 0.
+    """
+    assert len(samples) == sum(count for _, count in expected)
     at = 0
-    for level, count in wanted:
+    for level, count in expected:
         part = samples[at : at + count]
         at += count
         if level:
@@ -241,7 +245,7 @@ def assert_is(samples: np.ndarray, *wanted: tuple[float, int]) -> None:
 # ---- order and timing of utterances
 
 
-async def test_sentences_come_in_order_with_a_gap_between(over):
+async def test_sentences_are_spoken_in_order_with_a_gap_between(over):
     engine = ScriptedEngine()
     async with over(engine) as setup:
         samples = await setup.pcm(THREE)
@@ -250,7 +254,7 @@ async def test_sentences_come_in_order_with_a_gap_between(over):
         await nothing_left(engine)
 
 
-async def test_every_utterance_but_the_first_follows(over):
+async def test_every_utterance_except_the_first_is_a_continuation(over):
     engine = ScriptedEngine()
     async with over(engine) as setup:
         await setup.pcm(THREE, seed=70)
@@ -264,21 +268,21 @@ async def test_the_next_utterance_is_submitted_while_one_speaks(over):
     gate = asyncio.Event()
     engine = ScriptedEngine(Part(gate=gate))
     async with over(engine) as setup:
-        answer = await setup.generator.answer(asked(THREE))
-        assert engine.events == []  # nothing is asked before the bytes are
+        answer = await setup.generator.answer(speech_request(THREE))
+        assert engine.events == []  # the engine gets no request before the bytes are read
         reading = asyncio.create_task(read(answer))
         for _ in range(50):
             await asyncio.sleep(0)
-        assert engine.events == ["begin 0", "begin 1"]  # and not the third: one ahead is enough
+        assert engine.events == ["begin 0", "begin 1"]  # not the third: only one is submitted ahead
         gate.set()
         await reading
         assert engine.events == ["begin 0", "begin 1", "end 0", "begin 2", "end 1", "end 2"]
 
 
-async def test_the_first_bytes_come_before_the_utterance_is_over(over):
+async def test_first_bytes_are_sent_before_the_utterance_ends(over):
     engine = ScriptedEngine(Part(gate=asyncio.Event()))
     async with over(engine) as setup:
-        answer = await setup.generator.answer(asked(THREE))
+        answer = await setup.generator.answer(speech_request(THREE))
         assert len(await asyncio.wait_for(anext(answer.stream), 5)) > 0
         assert "end 0" not in engine.events
         await answer.stream.aclose()
@@ -289,13 +293,13 @@ async def test_lines_are_spoken_by_their_voices(over):
     engine = ScriptedEngine()
     async with over(engine) as setup:
         lines = (Line("How are you?", "nova"), Line("Very well, thanks.", "echo"), Line("Good to hear.", "nova"))
-        await read(await setup.generator.answer(asked(lines=lines)))
+        await read(await setup.generator.answer(speech_request(lines=lines)))
         spoken = [line for utterance in engine.utterances for line in utterance.lines]
         assert [line.voice.id for line in spoken] == ["nova", "echo", "nova"]
         assert spoken[0].speaker == spoken[2].speaker != spoken[1].speaker
 
 
-async def test_an_engine_that_goes_on_gets_all_up_to_a_pause_at_once(over):
+async def test_continuing_engine_gets_all_sentences_up_to_a_pause_in_one_utterance(over):
     engine = ScriptedEngine(text=TextPacking(continues=True))
     async with over(engine) as setup:
         await setup.pcm(f"{THREE} [pause:1s] And the last comes after it.")
@@ -305,11 +309,11 @@ async def test_an_engine_that_goes_on_gets_all_up_to_a_pause_at_once(over):
         assert [utterance.scheduling.continuation for utterance in engine.utterances] == [False, True]
 
 
-async def test_parallel_sentences_are_submitted_apart_and_heard_in_order(over):
+async def test_parallel_sentences_are_submitted_separately_and_sent_in_order(over):
     gate = asyncio.Event()
     engine = ScriptedEngine(Part(gate=gate), text=TextPacking(continues=True), capabilities=Capabilities(parallel=True))
     async with over(engine) as setup:
-        answer = await setup.generator.answer(asked(THREE, parallel=True, seed=70))
+        answer = await setup.generator.answer(speech_request(THREE, parallel=True, seed=70))
         reading = asyncio.create_task(read(answer))
         for _ in range(50):
             await asyncio.sleep(0)
@@ -325,41 +329,41 @@ async def test_parallel_sentences_are_submitted_apart_and_heard_in_order(over):
         await nothing_left(engine)
 
 
-async def test_parallel_is_part_of_the_answers_key_and_off_unless_asked(over):
+async def test_parallel_is_part_of_the_cache_key_and_off_by_default(over):
     engine = ScriptedEngine(text=TextPacking(continues=True), capabilities=Capabilities(parallel=True))
     async with over(engine) as setup:
-        assert not (await setup.generator.answer(asked(THREE))).hit
+        assert not (await setup.generator.answer(speech_request(THREE))).hit
         await setup.pcm(THREE)
         await setup.pcm(THREE, parallel=True)
         assert [len(utterance.lines) for utterance in engine.utterances] == [3, 1, 1, 1]
-        assert (await setup.generator.answer(asked(THREE))).hit
-        assert (await setup.generator.answer(asked(THREE, parallel=True))).hit
+        assert (await setup.generator.answer(speech_request(THREE))).hit
+        assert (await setup.generator.answer(speech_request(THREE, parallel=True))).hit
 
 
-async def test_an_engine_without_rows_for_it_says_that_parallel_is_ignored(over):
+async def test_parallel_is_named_as_ignored_if_the_engine_does_not_support_it(over):
     engine = ScriptedEngine()
     async with over(engine) as setup:
-        first = await setup.generator.answer(asked(THREE, parallel=True))
+        first = await setup.generator.answer(speech_request(THREE, parallel=True))
         assert first.ignored == ("parallel",)
         await read(first)
-        assert (await setup.generator.answer(asked(THREE))).hit  # it is the same answer
+        assert (await setup.generator.answer(speech_request(THREE))).hit  # the same answer
 
 
-async def test_the_engine_is_told_how_far_the_listener_is(over):
+async def test_engine_gets_the_playback_position_of_the_listener(over):
     engine = ScriptedEngine()
     async with over(engine) as setup:
         await setup.pcm(THREE, speed=2.0)
         playback = engine.utterances[0].scheduling.playback
         assert playback is not None
         assert playback.tempo == 2.0
-        told_s = playback.buffered_s(time.monotonic())
-        assert 0 < told_s <= (3 * SPOKEN + 2 * 2 * GAP) / RATE_HZ  # gaps are as long at any speed
+        buffered_s = playback.buffered_s(time.monotonic())
+        assert 0 < buffered_s <= (3 * SPOKEN + 2 * 2 * GAP) / RATE_HZ  # gaps have the same length at any speed
 
 
 # ---- pauses
 
 
-async def test_pauses_are_as_long_as_asked(over):
+async def test_pauses_have_the_requested_length(over):
     engine = ScriptedEngine()
     async with over(engine) as setup:
         text = "[pause:0.5s] One is the first. [pause: 250 ms] Two is the second. [pause 1s]"
@@ -374,23 +378,23 @@ async def test_pauses_are_as_long_as_asked(over):
         assert engine.texts == SENTENCES[:2]
 
 
-async def test_pauses_of_several_lines_before_the_first_word_add_up(over):
+async def test_leading_pauses_of_several_lines_add_up(over):
     engine = ScriptedEngine()
     async with over(engine) as setup:
         lines = (Line("[pause:1s]", "nova"), Line("[pause:0.5s] One is the first.", "echo"))
-        samples = pcm.from_bytes(await read(await setup.generator.answer(asked(lines=lines))))
+        samples = pcm.from_bytes(await read(await setup.generator.answer(speech_request(lines=lines))))
         assert_is(samples, (0.0, RATE_HZ * 3 // 2), (0.1, SPOKEN))
 
 
 @pytest.mark.parametrize("audio_format", ["pcm", "wav", "mp3"])
-async def test_a_pause_at_the_start_waits_for_the_engine(over, audio_format):
-    """So that a full queue is still an error, and no answer that begins with silence and then breaks."""
+async def test_leading_pause_is_sent_after_the_engine_has_accepted_the_request(over, audio_format):
+    """A full queue is then an error, not an answer that begins with silence and breaks off."""
     engine = ScriptedEngine(Part(error=Busy("full")))
     async with over(engine) as setup:
-        answer = await setup.generator.answer(asked("[pause:2s] " + THREE, format=audio_format))
+        answer = await setup.generator.answer(speech_request("[pause:2s] " + THREE, format=audio_format))
         with pytest.raises(Busy):
             await anext(answer.stream)
-        assert setup.kept == []
+        assert setup.stored == []
         await nothing_left(engine)
 
 
@@ -398,21 +402,21 @@ async def test_a_pause_at_the_start_waits_for_the_engine(over, audio_format):
 
 
 @pytest.mark.parametrize("limit_ms", [100, 250, 333, 401, 1_200])
-async def test_the_limit_is_exact_and_faded(over, limit_ms):
+async def test_length_limit_is_exact_and_ends_in_a_fade(over, limit_ms):
     engine = ScriptedEngine(Part(level=0.5), Part(level=0.5), Part(level=0.5))
     async with over(engine) as setup:
         samples = await setup.pcm("One is the first.[pause:0]" + THREE, max_audio_ms=limit_ms)
         assert len(samples) == limit_ms * RATE_HZ // 1000
         fade = round(0.01 * RATE_HZ)
-        if limit_ms != 401:  # that one ends in a gap
+        if limit_ms != 401:  # 401 ms ends in a gap
             assert abs(samples[-1]) < 0.002
             assert samples[-fade // 2] == pytest.approx(0.25, abs=0.02)
             assert samples[-fade - 1] == pytest.approx(0.5, abs=0.001)
-        assert f"end {limit_ms // 500}" not in engine.events or limit_ms == 401  # no sound is made for nothing
+        assert f"end {limit_ms // 500}" not in engine.events or limit_ms == 401  # no audio is generated after the limit
         await nothing_left(engine)
 
 
-async def test_an_answer_within_the_limit_is_whole(over):
+async def test_answer_within_the_length_limit_is_complete(over):
     engine = ScriptedEngine()
     async with over(engine) as setup:
         assert len(await setup.pcm("One is the first.", max_audio_ms=60_000)) == SPOKEN
@@ -428,43 +432,45 @@ async def test_tempo_and_rate_change_the_number_of_samples(over, speed, rate_hz)
         assert len(samples) == pytest.approx((3 * SPOKEN + 2 * GAP) / speed * rate_hz / RATE_HZ, abs=2)
 
 
-async def test_an_engine_of_another_rate_is_resampled(over):
+async def test_audio_of_an_engine_with_another_rate_is_resampled(over):
     engine = ScriptedEngine(rate_hz=22_050)
     async with over(engine) as setup:
         samples = await setup.pcm("One is the first.")
         assert len(samples) == pytest.approx(SPOKEN * 24_000 / 22_050, abs=2)
 
 
-# ---- what the engine can't follow
+# ---- unsupported fields
 
 
 async def test_instructions_are_never_spoken(over):
     engine = ScriptedEngine()
     async with over(engine) as setup:
-        answer = await setup.generator.answer(asked("One is the first.", instructions="Whisper this secretly."))
+        answer = await setup.generator.answer(
+            speech_request("One is the first.", instructions="Whisper this secretly.")
+        )
         assert answer.ignored == ("instructions",)
         await read(answer)
         assert engine.texts == ["One is the first."]
-        same = await setup.generator.answer(asked("One is the first."))
-        assert same.hit  # what is ignored does not change the sound
+        same = await setup.generator.answer(speech_request("One is the first."))
+        assert same.hit  # an ignored field does not change the audio
         assert same.ignored == ()
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "cfg_scale", "language", "conversation_id"])
-async def test_an_extra_that_the_engine_lacks_is_refused(over, name):
+async def test_unsupported_extra_is_an_error(over, name):
     engine = ScriptedEngine(capabilities=Capabilities(parallel=True))
     async with over(engine) as setup:
         with pytest.raises(UnsupportedParameter) as error:
-            await setup.generator.answer(asked(), extras=frozenset({name}))
+            await setup.generator.answer(speech_request(), extras=frozenset({name}))
         assert error.value.param == name
         assert "work here: parallel." in error.value.message
         assert engine.events == []
 
 
-async def test_an_extra_that_the_engine_has_reaches_it(over):
+async def test_supported_extras_reach_the_engine(over):
     engine = ScriptedEngine(capabilities=Capabilities(temperature=True, top_k=True, language=True))
     async with over(engine) as setup:
-        request = asked("Eins.", sampling=Sampling(temperature=0.0, top_k=4), language="de")
+        request = speech_request("Eins.", sampling=Sampling(temperature=0.0, top_k=4), language="de")
         answer = await setup.generator.answer(request, extras=frozenset({"temperature", "top_k", "language"}))
         assert answer.ignored == ()
         await read(answer)
@@ -472,12 +478,12 @@ async def test_an_extra_that_the_engine_has_reaches_it(over):
         assert engine.utterances[0].language == "de"
 
 
-async def test_a_stand_in_ignores_what_it_lacks_and_says_so(over):
-    """Nobody chose that engine, so what they ask of their own must not fail."""
+async def test_fallback_engine_ignores_unsupported_fields_and_names_them(over):
+    """The operator did not choose the fallback engine, so an unsupported field is no error."""
     engine = ScriptedEngine(capabilities=Capabilities(top_k=True))
     async with over(engine, fallback=True) as setup:
         assert setup.manager.is_fallback
-        request = asked(
+        request = speech_request(
             THREE, sampling=Sampling(0.5, 4, 0.9, 2.0), language="en-GB", instructions="Shout.", model="lost-1b"
         )
         extras = frozenset({"temperature", "top_k", "top_p", "cfg_scale", "language", "conversation_id"})
@@ -493,13 +499,13 @@ async def test_a_stand_in_ignores_what_it_lacks_and_says_so(over):
 
 @pytest.mark.parametrize("audio_format", ["pcm", "wav", "mp3", "opus", "aac", "flac"])
 @pytest.mark.parametrize("text", ["One is the first.", THREE])
-async def test_the_same_request_is_the_same_bytes_without_the_engine(over, audio_format, text):
-    engine = ScriptedEngine(Part(frames=1))  # of which some formats give nothing before the end
+async def test_repeated_request_gets_the_same_bytes_without_the_engine(over, audio_format, text):
+    engine = ScriptedEngine(Part(frames=1))  # so short that some formats send all bytes at the end
     async with over(engine) as setup:
-        first = await setup.generator.answer(asked(text, format=audio_format))
+        first = await setup.generator.answer(speech_request(text, format=audio_format))
         data = await read(first)
         begun = len(engine.events)
-        second = await setup.generator.answer(asked(text, format=audio_format))
+        second = await setup.generator.answer(speech_request(text, format=audio_format))
         assert (first.hit, second.hit) == (False, True)
         assert second.size_bytes == len(data)
         assert await read(second) == data
@@ -510,42 +516,44 @@ async def test_the_same_request_is_the_same_bytes_without_the_engine(over, audio
         assert setup.counted('tts_cache_total{result="hit"}') == 1
 
 
-async def test_a_random_seed_is_new_each_time_and_never_kept(over):
+async def test_random_seed_is_new_each_time_and_never_cached(over):
     engine = ScriptedEngine()
     async with over(engine) as setup:
-        answers = [await setup.generator.answer(asked("One is the first."), random_seed=True) for _ in range(3)]
+        answers = [
+            await setup.generator.answer(speech_request("One is the first."), random_seed=True) for _ in range(3)
+        ]
         for answer in answers:
             await read(answer)
             assert not answer.hit
         assert len({answer.seed for answer in answers}) == 3
         assert [spoken.seed for spoken in engine.utterances] == [answer.seed for answer in answers]
         assert all(0 <= answer.seed < 2**31 for answer in answers)
-        assert setup.kept == []
+        assert setup.stored == []
 
 
-async def test_a_told_seed_is_the_one_that_is_used(over):
+async def test_reported_seed_is_the_seed_that_was_used(over):
     engine = ScriptedEngine()
     async with over(engine) as setup:
-        drawn = await setup.generator.answer(asked("One is the first."))
+        drawn = await setup.generator.answer(speech_request("One is the first."))
         await read(drawn)
-        again = await setup.generator.answer(asked("One is the first.", seed=drawn.seed))
+        again = await setup.generator.answer(speech_request("One is the first.", seed=drawn.seed))
         await read(again)
         assert drawn.seed == again.seed == engine.utterances[0].seed == engine.utterances[1].seed
-        assert (await setup.generator.answer(asked("One is the first.", seed=0, use_cache=False))).seed == 0
+        assert (await setup.generator.answer(speech_request("One is the first.", seed=0, use_cache=False))).seed == 0
 
 
-async def test_without_the_cache_nothing_is_read_or_kept(over):
+async def test_request_without_cache_neither_reads_nor_stores(over):
     engine = ScriptedEngine()
     async with over(engine) as setup:
         for _ in range(2):
-            answer = await setup.generator.answer(asked("One is the first.", use_cache=False))
+            answer = await setup.generator.answer(speech_request("One is the first.", use_cache=False))
             await read(answer)
             assert not answer.hit
         assert len(engine.utterances) == 2
-        assert setup.kept == []
+        assert setup.stored == []
 
 
-async def test_a_cache_that_fails_at_first_keeps_no_half_answer(over, monkeypatch):
+async def test_cache_that_fails_at_first_stores_no_partial_answer(over, monkeypatch):
     engine = ScriptedEngine()
     async with over(engine) as setup:
         mkdir = Path.mkdir
@@ -558,7 +566,7 @@ async def test_a_cache_that_fails_at_first_keeps_no_half_answer(over, monkeypatc
 
         monkeypatch.setattr(Path, "mkdir", fails_once)
         whole = await setup.pcm(THREE)
-        answer = await setup.generator.answer(asked(THREE))
+        answer = await setup.generator.answer(speech_request(THREE))
         assert len(pcm.from_bytes(await read(answer))) == len(whole)
         assert not answer.hit
 
@@ -573,68 +581,68 @@ async def test_a_cache_that_fails_at_first_keeps_no_half_answer(over, monkeypatc
         ("I have 3 apples.", "en-GB", "I have three apples."),
     ],
 )
-async def test_only_english_is_read_as_english_but_markup_goes_everywhere(over, text, language, spoken):
+async def test_only_english_is_normalised_and_markup_is_removed_in_all_languages(over, text, language, spoken):
     engine = ScriptedEngine(capabilities=Capabilities(language=True))
     async with over(engine) as setup:
         await setup.pcm(text, language=language)
         assert " ".join(engine.texts) == spoken
 
 
-async def test_a_text_of_endless_pauses_is_refused(over):
+async def test_text_with_too_long_pauses_is_rejected(over):
     async with over(ScriptedEngine()) as setup:
         with pytest.raises(TextTooLong, match="pauses"):
             await setup.pcm("One. " + "[pause:10s] and. " * 61)
 
 
-# ---- what can't be spoken
+# ---- texts that can't be spoken, and invalid requests
 
 
 @pytest.mark.parametrize("part", [Part(level=0.0), Part(frames=0)])
 @pytest.mark.parametrize("audio_format", ["pcm", "wav", "mp3"])
-async def test_words_without_a_sound_are_an_error(over, part, audio_format):
+async def test_silent_speech_is_an_error(over, part, audio_format):
     engine = ScriptedEngine(part, part)
     async with over(engine) as setup:
-        answer = await setup.generator.answer(asked("One is the first.", format=audio_format))
+        answer = await setup.generator.answer(speech_request("One is the first.", format=audio_format))
         with pytest.raises(NothingSpoken):
             await read(answer)
-        assert setup.kept == []
+        assert setup.stored == []
         await nothing_left(engine)
 
 
 @pytest.mark.parametrize("part", [Part(level=0.0), Part(frames=0)])
-async def test_what_came_out_silent_is_tried_once_more_with_another_seed(over, part):
+async def test_silent_utterance_is_repeated_once_with_another_seed(over, part):
     engine = ScriptedEngine(Part(), part, Part(), Part())
     async with over(engine) as setup:
-        sound = await setup.pcm("One is the first. Two is the second. Three is the third.")
+        samples = await setup.pcm("One is the first. Two is the second. Three is the third.")
         assert engine.texts.count("Two is the second.") == 2
         first, again = (u for u in engine.utterances if u.lines[0].text == "Two is the second.")
         assert first.seed != again.seed
-        assert len(sound) > 0
+        assert len(samples) > 0
         assert setup.counted('tts_guard_total{rule="retry"}') == 1
         await nothing_left(engine)
 
 
 @pytest.mark.parametrize("text", ["", "  ", "[pause:1s]", " [pause] <break/> "])
-async def test_a_text_of_nothing_is_refused(over, text):
+async def test_text_without_words_is_rejected(over, text):
     engine = ScriptedEngine()
     async with over(engine) as setup:
         with pytest.raises(EmptyText) as error:
-            await read(await setup.generator.answer(asked(text)))
+            await read(await setup.generator.answer(speech_request(text)))
         assert error.value.param == "input"
         assert engine.events == []
 
 
 @pytest.mark.parametrize("text", ["\x00", "\ud83d", "[pause] \x07"])
-async def test_a_text_of_characters_without_a_name_is_refused(over, text):
+async def test_text_of_unpronounceable_characters_is_rejected(over, text):
     engine = ScriptedEngine(Part(level=0.0), Part(level=0.0))
     async with over(engine) as setup:
         with pytest.raises(EmptyText):
-            await read(await setup.generator.answer(asked(text)))
+            await read(await setup.generator.answer(speech_request(text)))
         await nothing_left(engine)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "spoken"),
     [
         (".", "full stop"),
         ("?!", "question mark, exclamation mark"),
@@ -642,15 +650,15 @@ async def test_a_text_of_characters_without_a_name_is_refused(over, text):
         ("... <break time='1s'/> ...", "full stop"),
     ],
 )
-async def test_marks_alone_are_named(over, text, said):
+async def test_punctuation_alone_is_spoken_by_name(over, text, spoken):
     engine = ScriptedEngine(*[Part(level=0.0)] * 9)
     async with over(engine) as setup:
         with contextlib.suppress(NothingSpoken):
             await setup.pcm(text)
-        assert engine.texts[-1] == said
+        assert engine.texts[-1] == spoken
 
 
-async def test_marks_between_sentences_are_no_failure(over):
+async def test_silent_punctuation_between_sentences_is_no_error(over):
     engine = ScriptedEngine(Part(), Part(level=0.0), Part())
     async with over(engine) as setup:
         samples = await setup.pcm("One is the first.\n\n* * *\n\nTwo is the second.", normalize=False)
@@ -667,71 +675,71 @@ async def test_marks_between_sentences_are_no_failure(over):
         ({"format": "mp3", "sample_rate_hz": 10_000}, UnsupportedParameter, "sample_rate"),
     ],
 )
-async def test_what_is_wrong_is_said_before_the_engine_is_asked(over, changes, error, param):
+async def test_invalid_request_is_an_error_before_the_engine_gets_it(over, changes, error, param):
     engine = ScriptedEngine()
     async with over(engine) as setup:
         with pytest.raises(error) as raised:
-            await setup.generator.answer(asked(**changes))
+            await setup.generator.answer(speech_request(**changes))
         assert raised.value.param == param
         assert engine.events == []
 
 
-async def test_no_engine_no_answer(over):
+async def test_answer_without_a_healthy_engine_is_an_error(over):
     engine = ScriptedEngine()
     async with over(engine) as setup:
         engine.healthy = False
         with pytest.raises(NotReady):
-            await setup.generator.answer(asked())
+            await setup.generator.answer(speech_request())
 
 
-# ---- what goes wrong on the way, and callers who leave
+# ---- errors in the stream, and cancelled requests
 
 
 @pytest.mark.parametrize("at", [0, 3])
 async def test_an_error_in_a_later_utterance_breaks_the_stream(over, at):
-    """After sound went out there is only one way to tell: an answer with a hole is no answer."""
+    """After audio was sent, the error can only break the stream: an answer with a hole would be wrong."""
     engine = ScriptedEngine(Part(), Part(error=EngineError("broken"), at=at), Part())
     async with over(engine) as setup:
-        answer = await setup.generator.answer(asked(THREE))
-        got = [await anext(answer.stream)]
+        answer = await setup.generator.answer(speech_request(THREE))
+        received = [await anext(answer.stream)]
         with pytest.raises(EngineError, match="broken"):
-            got += [data async for data in answer.stream]
-        assert len(got[0]) > CHUNK
+            received += [data async for data in answer.stream]
+        assert len(received[0]) > CHUNK
         assert answer.usage is None
-        assert setup.kept == []
+        assert setup.stored == []
         assert "begin 3" not in engine.events
         await nothing_left(engine)
-        assert not (await setup.generator.answer(asked(THREE))).hit
+        assert not (await setup.generator.answer(speech_request(THREE))).hit
 
 
-async def test_closing_the_stream_ends_all_that_was_begun(over):
+async def test_closing_the_stream_cancels_all_utterances(over):
     for reads in range(6):
         engine = ScriptedEngine(Part(gate=asyncio.Event()) if reads < 2 else Part())
         async with over(engine) as setup:
-            answer = await setup.generator.answer(asked(THREE))
+            answer = await setup.generator.answer(speech_request(THREE))
             for _ in range(min(reads, 1) if reads < 2 else reads):
                 await anext(answer.stream)
             await answer.stream.aclose()
             await nothing_left(engine)
-            assert setup.kept == []
+            assert setup.stored == []
 
 
-async def test_a_reader_who_is_cancelled_while_waiting_leaves_nothing(over):
+async def test_cancelled_reader_leaves_no_stream_and_no_task(over):
     for turns in range(12):
         engine = ScriptedEngine(Part(gate=asyncio.Event()))
         async with over(engine) as setup:
-            reading = asyncio.create_task(read(await setup.generator.answer(asked(THREE))))
+            reading = asyncio.create_task(read(await setup.generator.answer(speech_request(THREE))))
             for _ in range(turns):
                 await asyncio.sleep(0)
             reading.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await reading
             await nothing_left(engine)
-            assert setup.kept == []
+            assert setup.stored == []
 
 
-async def test_an_encoder_is_not_closed_while_a_thread_is_in_it(over, monkeypatch):
-    """FFmpeg's memory would be freed under the running encoder."""
+async def test_encoder_is_not_closed_while_a_thread_uses_it(over, monkeypatch):
+    """Otherwise FFmpeg frees the memory that the running encoder uses."""
     inside, closed_inside = asyncio.Event(), []
     loop = asyncio.get_running_loop()
     open_encoder = output.open_encoder
@@ -757,9 +765,9 @@ async def test_an_encoder_is_not_closed_while_a_thread_is_in_it(over, monkeypatc
             self._encoder.close()
 
     monkeypatch.setattr(output, "open_encoder", Slow)
-    engine = ScriptedEngine(Part(chunk=RATE_HZ))  # a second at once: encoded in a thread
+    engine = ScriptedEngine(Part(chunk=RATE_HZ))  # one second in one chunk: encoded in a thread
     async with over(engine) as setup:
-        reading = asyncio.create_task(read(await setup.generator.answer(asked(THREE, format="mp3"))))
+        reading = asyncio.create_task(read(await setup.generator.answer(speech_request(THREE, format="mp3"))))
         await asyncio.wait_for(inside.wait(), 5)
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -768,13 +776,13 @@ async def test_an_encoder_is_not_closed_while_a_thread_is_in_it(over, monkeypatc
         await nothing_left(engine)
 
 
-# ---- what is counted
+# ---- usage and metrics
 
 
-async def test_usage_counts_text_and_sound(over):
+async def test_usage_counts_text_and_audio(over):
     engine = ScriptedEngine()
     async with over(engine) as setup:
-        answer = await setup.generator.answer(asked(THREE))
+        answer = await setup.generator.answer(speech_request(THREE))
         assert answer.usage is None
         await read(answer)
         seconds = (3 * SPOKEN + 2 * GAP) / RATE_HZ
@@ -782,13 +790,13 @@ async def test_usage_counts_text_and_sound(over):
         assert answer.usage.input_tokens == -(-len(THREE) // 4)
         assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
         assert setup.counted("tts_audio_seconds_total") == pytest.approx(seconds)
-        hit = await setup.generator.answer(asked(THREE))
+        hit = await setup.generator.answer(speech_request(THREE))
         assert hit.usage == answer.usage
         await read(hit)
-        assert setup.counted("tts_audio_seconds_total") == pytest.approx(seconds)  # made once
+        assert setup.counted("tts_audio_seconds_total") == pytest.approx(seconds)  # generated once
 
 
-# ---- over the real offline voice
+# ---- with the real offline voice
 
 
 async def test_the_offline_voice_speaks_a_text(offline):
@@ -802,26 +810,26 @@ async def test_the_offline_voice_speaks_a_text(offline):
 
 
 @pytest.mark.parametrize("text", [".", "?!", "\U0001f600", "123", "Привет", "…"])
-async def test_the_offline_voice_says_something_for_anything(offline, text):
+async def test_the_offline_voice_produces_audio_for_any_text(offline, text):
     samples = await offline.pcm(text)
     assert len(samples) > RATE_HZ / 5
     assert np.abs(samples).max() > 0.02
 
 
-async def test_the_offline_voice_reads_numbers_unless_told_not_to(offline):
+async def test_the_offline_voice_reads_numbers_unless_normalize_is_off(offline):
     assert len(await offline.pcm("$3.50")) > len(await offline.pcm("3.50"))
     assert not np.array_equal(await offline.pcm("Dr. 5 kg", normalize=False), await offline.pcm("Dr. 5 kg"))
 
 
-async def test_the_offline_voice_refuses_a_language_it_does_not_know_with_the_first_bytes(offline):
-    answer = await offline.generator.answer(asked(language="tlh"), extras=frozenset({"language"}))
+async def test_unknown_language_of_the_offline_voice_is_an_error_with_the_first_bytes(offline):
+    answer = await offline.generator.answer(speech_request(language="tlh"), extras=frozenset({"language"}))
     with pytest.raises(UnsupportedParameter):
         await anext(answer.stream)
-    assert offline.kept == []
+    assert offline.stored == []
 
 
-async def test_leaving_early_frees_the_offline_voice(offline):
-    answer = await offline.generator.answer(asked(THREE * 20))
+async def test_closing_the_stream_early_frees_the_row_of_the_offline_voice(offline):
+    answer = await offline.generator.answer(speech_request(THREE * 20))
     await anext(answer.stream)
     await answer.stream.aclose()
     for _ in range(100):
@@ -832,10 +840,10 @@ async def test_leaving_early_frees_the_offline_voice(offline):
     await nothing_left()
 
 
-# ---- scripts and passages
+# ---- speaker tags, several lines in one utterance, encode order
 
 
-async def test_tags_in_a_text_name_its_speakers(over):
+async def test_speaker_tags_split_a_text_among_voices(over):
     engine = ScriptedEngine()
     async with over(engine) as setup:
         await setup.pcm("[S1] How are you? [S2] Very well, thanks. [S1] Good to hear.", voice="nova")
@@ -848,15 +856,15 @@ async def test_tags_in_a_text_name_its_speakers(over):
         ]
         for voice in ("onyx+nobody", "nobody", "onyx+"):
             with pytest.raises(UnknownVoice) as caught:
-                await setup.generator.answer(asked("[S1] How are you? [S2] Fine.", voice=voice))
+                await setup.generator.answer(speech_request("[S1] How are you? [S2] Fine.", voice=voice))
             assert caught.value.param == "voice"
 
 
-async def test_tags_inside_a_turn_are_not_spoken(over):
+async def test_speaker_tags_inside_a_line_are_not_spoken(over):
     engine = ScriptedEngine()
     async with over(engine) as setup:
         lines = (Line("[S2] How are you?", "nova", 0), Line("Very [S1] well, thanks.", "echo", 1))
-        await read(await setup.generator.answer(asked(lines=lines)))
+        await read(await setup.generator.answer(speech_request(lines=lines)))
         assert engine.texts == ["How are you?", "Very well, thanks."]
 
 
@@ -869,22 +877,22 @@ TALK = (
 )
 
 
-async def test_a_passage_holds_what_the_engine_takes_at_once(over):
+async def test_utterance_has_as_many_lines_as_the_engine_can_take(over):
     engine = ScriptedEngine(text=TextPacking(max_passage_chars=60, max_speakers=2))
     async with over(engine) as setup:
-        await read(await setup.generator.answer(asked(lines=TALK)))
-        said = [[(line.voice.id, line.text) for line in utterance.lines] for utterance in engine.utterances]
-        assert [[voice for voice, _ in lines] for lines in said] == [["nova", "echo", "nova"], ["onyx", "echo"]]
-        assert [text for lines in said for _, text in lines] == [line.text for line in TALK]
-        assert all(sum(len(text) for _, text in lines) <= 60 for lines in said)
+        await read(await setup.generator.answer(speech_request(lines=TALK)))
+        spoken = [[(line.voice.id, line.text) for line in utterance.lines] for utterance in engine.utterances]
+        assert [[voice for voice, _ in lines] for lines in spoken] == [["nova", "echo", "nova"], ["onyx", "echo"]]
+        assert [text for lines in spoken for _, text in lines] == [line.text for line in TALK]
+        assert all(sum(len(text) for _, text in lines) <= 60 for lines in spoken)
 
 
-async def test_what_follows_is_spoken_in_rows_that_are_free(over):
+async def test_independent_sentences_are_submitted_to_free_rows(over):
     gate = asyncio.Event()
     engine = ScriptedEngine(Part(gate=gate), text=TextPacking(independent=True))
     async with over(engine) as setup:
         text = " ".join(f"This is sentence number {word}." for word in ("one", "two", "three", "four", "five", "six"))
-        answer = await setup.generator.answer(asked(text))
+        answer = await setup.generator.answer(speech_request(text))
         reading = asyncio.create_task(read(answer))
         for _ in range(50):
             await asyncio.sleep(0)
@@ -896,11 +904,11 @@ async def test_what_follows_is_spoken_in_rows_that_are_free(over):
         await nothing_left(engine)
 
 
-async def test_no_row_is_taken_that_others_wait_for(over, monkeypatch):
+async def test_only_one_utterance_is_ahead_while_other_requests_wait_for_rows(over, monkeypatch):
     engine = ScriptedEngine(Part(gate=asyncio.Event()), text=TextPacking(independent=True))
     monkeypatch.setattr(ScriptedEngine, "load", property(lambda self: Load(self.open, 4, 3, 64)))
     async with over(engine) as setup:
-        answer = await setup.generator.answer(asked(THREE + THREE))
+        answer = await setup.generator.answer(speech_request(THREE + THREE))
         await anext(answer.stream)
         for _ in range(20):
             await asyncio.sleep(0)
@@ -909,22 +917,22 @@ async def test_no_row_is_taken_that_others_wait_for(over, monkeypatch):
         await nothing_left(engine)
 
 
-async def test_sounds_that_an_engine_can_not_make_are_not_read_out(over):
+async def test_unsupported_non_verbal_sounds_are_not_read_aloud(over):
     text = "Well (laughs), I (CLEARS  throat) never (said he) thought so. (applause)"
     for able, left in ((frozenset(), "said he"), (frozenset({"laughs"}), "laughs")):
         engine = ScriptedEngine(text=TextPacking(sounds=able))
         async with over(engine) as setup:
             await setup.pcm(text, normalize=False)
-            said = " ".join(engine.texts)
-            assert left in said
-            assert "throat" not in said
-            assert "applause" not in said
-            assert ("laughs" in said) is bool(able)
+            spoken = " ".join(engine.texts)
+            assert left in spoken
+            assert "throat" not in spoken
+            assert "applause" not in spoken
+            assert ("laughs" in spoken) is bool(able)
             with pytest.raises(EmptyText):
-                await setup.generator.answer(asked("(applause)"))
+                await setup.generator.answer(speech_request("(applause)"))
 
 
-async def test_voices_that_do_not_fit_together_speak_one_after_another(over):
+async def test_voices_whose_prompts_do_not_fit_together_get_separate_utterances(over):
     prompts = {
         name: VoicePrompt(name, "dac", np.zeros((9, frames), np.int16), "Words.")
         for name, frames in (("nova", 60), ("echo", 50), ("onyx", 70))
@@ -937,19 +945,19 @@ async def test_voices_that_do_not_fit_together_speak_one_after_another(over):
         async def of(voice: Voice, _: Any) -> VoicePrompt:
             return prompts[voice.id]
 
-        setup.generator._prompts.of = of  # what a store with recordings would give
-        await read(await setup.generator.answer(asked(lines=TALK)))
+        setup.generator._prompts.of = of  # as from a voice store with recordings
+        await read(await setup.generator.answer(speech_request(lines=TALK)))
         assert [[line.voice.id for line in utterance.lines] for utterance in engine.utterances] == [
             ["nova", "echo", "nova"],
             ["onyx", "echo"],
         ]
         engine.utterances.clear()
         prompts["echo"] = VoicePrompt("echo", "dac", np.zeros((9, 90), np.int16), "Words.")
-        await read(await setup.generator.answer(asked(lines=TALK, format="wav")))
+        await read(await setup.generator.answer(speech_request(lines=TALK, format="wav")))
         assert [len(utterance.lines) for utterance in engine.utterances] == [1, 1, 1, 1, 1]
 
 
-async def test_one_voice_of_two_speakers_takes_the_room_of_two(over):
+async def test_prompt_of_a_voice_counts_once_for_each_speaker(over):
     frames = {"nova": 70}
     engine = ScriptedEngine(
         text=TextPacking(max_passage_chars=500, max_speakers=2), prompts=PromptLimits(max_prompt_s=10.0), frame_s=0.08
@@ -961,33 +969,35 @@ async def test_one_voice_of_two_speakers_takes_the_room_of_two(over):
             return VoicePrompt(voice.id, "dac", np.zeros((9, frames[voice.id]), np.int16), "Words.")
 
         setup.generator._prompts.of = of
-        await read(await setup.generator.answer(asked(lines=lines)))
+        await read(await setup.generator.answer(speech_request(lines=lines)))
         assert [len(utterance.lines) for utterance in engine.utterances] == [1, 1]
         engine.utterances.clear()
         frames["nova"] = 60
-        await read(await setup.generator.answer(asked(lines=lines, format="wav")))
+        await read(await setup.generator.answer(speech_request(lines=lines, format="wav")))
         assert [len(utterance.lines) for utterance in engine.utterances] == [2]
 
 
 @pytest.mark.parametrize(("utf8_bytes", "most"), [(True, 50), (False, 100)])
-async def test_models_take_as_much_of_any_script_as_of_english(over, utf8_bytes, most):
+async def test_length_limit_counts_bytes_or_characters_as_the_engine_does(over, utf8_bytes, most):
     engine = ScriptedEngine(text=TextPacking(max_chars=100, utf8_bytes=utf8_bytes))
     async with over(engine) as setup:
         await read(
-            await setup.generator.answer(asked("Это длинное предложение на русском языке, " * 9, max_audio_ms=None))
+            await setup.generator.answer(
+                speech_request("Это длинное предложение на русском языке, " * 9, max_audio_ms=None)
+            )
         )
         sizes = [len(text) for text in engine.texts]
         assert most // 2 < max(sizes) <= most
         assert "".join("".join(engine.texts).split()) == ("Этодлинноепредложениенарусскомязыке," * 9)
 
 
-async def test_who_is_ahead_lets_first_sounds_pass_for_a_moment(monkeypatch):
+async def test_answers_ahead_of_their_listeners_wait_briefly_for_first_audio(monkeypatch):
     async def a_little() -> None:
         for _ in range(5):
             await asyncio.sleep(0)
 
     order = pacing.EncodeOrder()
-    await order.on_loop(10.0)  # nobody else is there
+    await order.on_loop(10.0)  # no other answer is pending
     first, second = order.begin(), order.begin()
     waiting = asyncio.create_task(order.on_loop(10.0))
     first.done()
@@ -998,25 +1008,25 @@ async def test_who_is_ahead_lets_first_sounds_pass_for_a_moment(monkeypatch):
     await a_little()
     assert waiting.done()
     order.begin()
-    hurried = asyncio.create_task(order.on_loop(pacing.ON_LOOP_AHEAD_S))  # its own listener has too little left
+    hurried = asyncio.create_task(order.on_loop(pacing.ON_LOOP_AHEAD_S))  # its listener has too little audio left
     await a_little()
     assert hurried.done()
-    await asyncio.wait_for(order.on_loop(10.0), 5)  # the first sound does not come: nobody waits for ever
+    await asyncio.wait_for(order.on_loop(10.0), 5)  # the first audio does not come: the wait has a limit
     monkeypatch.setattr(pacing, "MAX_YIELD_S", 60.0)
-    order.begin()  # and who is not fresh any more is not waited for
+    order.begin()  # not waited for after MAX_PENDING_S
     await asyncio.wait_for(order.on_loop(10.0), 5)
 
 
-async def test_a_listener_can_run_dry_only_of_what_there_was_to_hear():
-    async def sound() -> AsyncGenerator[np.ndarray]:
+async def test_underruns_count_only_after_the_first_audio():
+    async def audio() -> AsyncGenerator[np.ndarray]:
         for _ in range(3):
             await asyncio.sleep(0.005)
             yield np.zeros(CHUNK, np.float32)
 
-    held_back, heard = pacing.ListenerClock(), pacing.ListenerClock()
-    async for _ in held_back.timed(sound()):
-        held_back.encoded(0.0)  # the stretcher has given nothing yet
+    held_back, playing = pacing.ListenerClock(), pacing.ListenerClock()
+    async for _ in held_back.timed(audio()):
+        held_back.encoded(0.0)  # the tempo filter has returned nothing yet
     assert held_back.underruns == 0
-    async for _ in heard.timed(sound()):
-        heard.encoded(0.001)  # and never more
-    assert heard.underruns == 2
+    async for _ in playing.timed(audio()):
+        playing.encoded(0.001)  # too little audio, and no more of it
+    assert playing.underruns == 2
