@@ -7,6 +7,7 @@ import functools
 import io
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.audio.decode import _MEMORY_BOUND, MAX_ALLOCATION_BYTES, MIN_SECONDS, Decoded, decode
+from app.audio import decode as decoding
+from app.audio.decode import (
+    _CODECS,
+    _GUARD,
+    _MEMORY_BOUND,
+    MAX_ALLOCATION_BYTES,
+    MIN_SECONDS,
+    MORE_FORMATS,
+    PLAIN_FORMATS,
+    Decoded,
+    decode,
+)
 from app.errors import BadReference
 from tests.support.growth import cpu_s, order
 
@@ -292,7 +304,42 @@ def test_a_damaged_packet_is_left_out() -> None:
     assert 3.0 < decoded.seconds <= 4.0
 
 
+def test_damage_after_less_than_a_tenth_of_a_second_is_called_damage() -> None:
+    """The first packet decodes and holds 0.096 s. The file is not "too short": its sender should know that it broke."""
+    data = bytearray(made(Kind("matroska", "flac", 48_000), 0.4))
+    with av.open(io.BytesIO(bytes(data))) as container:
+        packets = [bytes(packet) for packet in container.demux(container.streams.audio[0]) if packet.size]
+    for packet in packets[1:]:
+        at = data.index(packet)
+        data[at : at + len(packet)] = b"\xff" * len(packet)
+    assert "is damaged" in refused(bytes(data)).message
+
+
+def test_file_without_samples_is_called_damaged() -> None:
+    assert "is damaged" in refused(wav(np.zeros(0, np.float32), RATE_HZ)).message
+
+
 # ---- attacks
+
+
+def test_only_these_codecs_formats_and_limits_reach_ffmpeg() -> None:
+    """Each entry widens what strangers can run, so the list stands here a second time."""
+    lossy = "aac aac_latm ac3 amrnb amrwb eac3 gsm gsm_ms libopus mp1float mp2float mp3 mp3float opus vorbis"
+    lossy += " wmapro wmav1 wmav2"
+    lossless = "adpcm_ima_qt adpcm_ima_wav adpcm_ms alac flac pcm_alaw pcm_f32be pcm_f32le pcm_f64be pcm_f64le"
+    lossless += " pcm_mulaw pcm_s16be pcm_s16le pcm_s24be pcm_s24le pcm_s32be pcm_s32le pcm_s8 pcm_u8 wavpack"
+    assert sorted(_CODECS) == sorted([*lossy.split(), *lossless.split()])
+    options = dict(_GUARD)
+    assert options.pop("codec_whitelist").split(",") == list(_CODECS)
+    assert options == {
+        "protocol_whitelist": "none",
+        "max_streams": "16",
+        "probesize": "5000000",
+        "analyzeduration": "10000000",
+    }
+    plain = ["wav", "w64", "mp3", "ogg", "flac", "mov", "matroska", "aac", "aiff", "amr", "asf", "caf", "ac3"]
+    assert PLAIN_FORMATS.split(",") == plain
+    assert MORE_FORMATS.split(",") == [*plain, "avi", "mpegts", "mpeg", "flv", "au", "wv", "eac3"]
 
 
 SDP = (
@@ -434,6 +481,38 @@ def test_the_limit_on_allocations_holds_until_the_last_decoding_ends() -> None:
             assert not has_room()
         assert not has_room()
         assert has_room(MAX_ALLOCATION_BYTES // 2)
+    assert has_room()
+
+
+def test_limit_on_allocations_holds_for_a_thread_that_enters_while_the_last_one_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a lock the leaving thread would lift the limit that the entering thread has just set."""
+    set_limit, leaving, entered, checked = decoding._limit_allocations, *(threading.Event() for _ in range(3))
+    room: list[bool] = []
+
+    def slow_limit(size_bytes: int) -> None:
+        if size_bytes > MAX_ALLOCATION_BYTES and not leaving.is_set():
+            leaving.set()
+            entered.wait(0.3)  # times out when the lock keeps the other thread outside
+        set_limit(size_bytes)
+
+    def enter() -> None:
+        leaving.wait()
+        with _MEMORY_BOUND:
+            entered.set()
+            checked.wait()
+            room.append(has_room())
+
+    monkeypatch.setattr(decoding, "_limit_allocations", slow_limit)
+    other = threading.Thread(target=enter)
+    other.start()
+    with _MEMORY_BOUND:
+        pass
+    entered.wait()
+    checked.set()
+    other.join()
+    assert room == [False]
     assert has_room()
 
 

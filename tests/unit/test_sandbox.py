@@ -19,6 +19,7 @@ from app.audio.sandbox import Limits, decode_in_sandbox
 from app.errors import BadReference
 from tests.support import samples
 from tests.support.live import ROOT, wait_until
+from tests.support.overlap import Overlap, in_threads
 
 pytestmark = pytest.mark.unit
 
@@ -122,6 +123,34 @@ def test_a_helper_that_is_gone_is_started_again(short: bytes) -> None:
     wait_until(lambda: sandbox._helper()._process is None or sandbox._helper()._process.poll() is not None)
     assert decode_in_sandbox(short, RATE_HZ, max_seconds=60).seconds > 1
     assert helper() != before
+
+
+def test_threads_that_come_first_together_start_one_helper(short: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    helper = sandbox._Helper()
+    overlap = Overlap(subprocess.Popen)
+    monkeypatch.setattr(sandbox, "_helper", lambda: helper)
+    monkeypatch.setattr(sandbox.subprocess, "Popen", overlap)
+    try:
+        decoded = in_threads(lambda: decode_in_sandbox(short, RATE_HZ, max_seconds=60))
+        assert len({each.samples.tobytes() for each in decoded}) == 1
+        assert overlap.calls == 1
+    finally:
+        helper.close()
+
+
+def test_closing_waits_for_an_order_that_is_being_sent(short: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    helper = sandbox._Helper()
+    monkeypatch.setattr(sandbox, "_helper", lambda: helper)
+    decode_in_sandbox(short, RATE_HZ, max_seconds=60)
+    orders = helper._orders
+    assert orders is not None
+    closing = threading.Thread(target=helper.close)
+    with helper._lock:
+        closing.start()
+        closing.join(0.2)
+        assert orders.fileno() >= 0
+    closing.join()
+    assert orders.fileno() == -1
 
 
 def test_many_at_once_leave_nothing_behind(short: bytes) -> None:

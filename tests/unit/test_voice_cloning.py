@@ -18,6 +18,7 @@ from app.voices.store import VoiceStore
 from app.voices.transcribe import NoTranscriber, WhisperTranscriber, cut_to
 from app.voices.vad import Span, SpeechFinder, by_energy
 from tests.support import samples
+from tests.support.overlap import Overlap, in_threads
 
 pytestmark = pytest.mark.unit
 
@@ -119,6 +120,18 @@ def test_the_finder_leaves_torchs_threads_alone():
     assert torch.get_num_threads() == before
 
 
+def test_speech_finder_runs_its_model_in_one_thread_at_a_time(monkeypatch):
+    import silero_vad
+
+    overlap = Overlap(silero_vad.get_speech_timestamps)
+    monkeypatch.setattr(silero_vad, "get_speech_timestamps", overlap)
+    finder, speech = SpeechFinder(), samples.speech()
+    found = in_threads(lambda: finder.find(speech, samples.RATE_HZ))
+    assert found == [found[0]] * 4
+    assert found[0]
+    assert (overlap.calls, overlap.most) == (4, 1)
+
+
 @pytest.mark.parametrize("sound", [np.zeros(44_100, np.float32), samples.noise(200_000, 0.1), np.zeros(0, np.float32)])
 def test_nothing_is_no_speech(finder, sound):
     assert finder.find(sound, samples.RATE_HZ) == []
@@ -144,6 +157,12 @@ def test_of_long_speech_a_stretch_between_long_pauses_is_taken():
     spans = [Span(0, 4.5), Span(5.4, 10.5), Span(12, 16), Span(16.4, 21.5), Span(23, 30), Span(30.4, 40)]
     chosen = window.best_window(spans, flat(spans, 41), 1000)
     assert chosen == Span(12, 21.5)
+
+
+def test_pause_longer_than_a_second_counts_as_one_second():
+    """The first window is best by its length; the others have pauses of 20 s on one side."""
+    spans = [Span(0, 10), Span(11.5, 18), Span(38, 47)]
+    assert window.best_window(spans, flat(spans, 48), 1000) == Span(0, 10)
 
 
 def test_a_noisy_stretch_is_not_taken():
@@ -242,6 +261,12 @@ def test_pitch_is_measured(pitch_hz, harmonics):
     t = np.arange(16_000) / 16_000
     tone = sum(np.sin(2 * np.pi * pitch_hz * n * t) / n for n in range(1, harmonics)).astype(np.float32)
     assert np.median(quality.pitches(tone, 16_000)) == pytest.approx(pitch_hz, rel=0.02)
+
+
+@pytest.mark.parametrize("rate_hz", [16_000, 44_100])
+def test_bandwidth_of_speech_too_short_for_a_spectrum_is_half_the_rate(rate_hz):
+    speech = samples.noise(2047, 0.1)
+    assert quality.bandwidth_of(speech, speech, rate_hz) == rate_hz / 2
 
 
 def test_one_voice_is_one_speaker_and_two_are_two():
@@ -371,6 +396,20 @@ def test_the_recogniser_reads_a_checkpoint_and_its_words_become_the_transcript(t
     made = make(samples.speech(), "", recogniser)
     assert made.reference.transcript
     assert made.reference.transcript.isprintable()
+
+
+@pytest.mark.slow
+def test_recogniser_transcribes_one_recording_at_a_time(tmp_path, monkeypatch):
+    """Each call loads the weights, so that two at the same time would need twice the memory."""
+    import transformers
+
+    small_whisper(tmp_path)
+    recogniser, speech = WhisperTranscriber(str(tmp_path), tmp_path), samples.speech()
+    overlap = Overlap(transformers.AutoProcessor.from_pretrained)
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", overlap)
+    texts = in_threads(lambda: recogniser.transcribe(speech, RATE_HZ, "en"), 3)
+    assert texts == [texts[0]] * 3
+    assert (overlap.calls, overlap.most) == (3, 1)
 
 
 @pytest.mark.parametrize("count", [0, 9])

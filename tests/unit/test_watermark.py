@@ -240,3 +240,17 @@ def test_a_damaged_file_of_weights(monkeypatch, tmp_path):
     watermark.load.cache_clear()
     with pytest.raises(WatermarkMissing, match="can't be read"):
         Watermark("all")
+
+
+def test_frames_of_audio_over_ten_seconds_come_once_and_in_order() -> None:
+    grid = watermark._Grid.of(DETECT_RATE_HZ)
+    samples = np.random.default_rng(3).normal(0, 0.1, 25 * DETECT_RATE_HZ).astype(np.float32)
+    batches = watermark._spectra(samples, grid)
+    assert [len(levels) for levels, _ in batches] == [1000, 1000, 501]
+    assert [len(spectra) for _, spectra in batches] == [1000, 1000, 501]
+    padded = np.pad(samples, grid.window_samples // 2)
+    for frame in (0, 999, 1000, 1999, 2000, 2500):
+        start = frame * grid.hop_samples
+        ((level, spectrum),) = watermark._spectra(padded[start : start + grid.window_samples], grid, whole=False)
+        np.testing.assert_array_equal(batches[frame // 1000][0][frame % 1000], level[0])
+        np.testing.assert_array_equal(batches[frame // 1000][1][frame % 1000], spectrum[0])

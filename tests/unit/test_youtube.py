@@ -334,6 +334,36 @@ def test_addresses_of_one_video(url):
 
 
 @pytest.mark.parametrize(
+    "host",
+    [
+        *("youtube.com", "www.youtube.com", "m.youtube.com"),
+        *("youtube-nocookie.com", "www.youtube-nocookie.com", "m.youtube-nocookie.com"),
+        *("music.youtube.com", "www.music.youtube.com", "m.music.youtube.com"),
+    ],
+)
+def test_each_host_of_youtube_is_accepted(host):
+    assert watch_url(f"https://{host}/watch?v=dQw4w9WgXcQ") == "https://www.youtube.com/watch?v=dQw4w9WgXcQ"
+
+
+@pytest.mark.parametrize("host", ["youtu.be", "www.youtu.be"])
+def test_each_host_of_short_addresses_is_accepted(host):
+    assert watch_url(f"https://{host}/dQw4w9WgXcQ") == "https://www.youtube.com/watch?v=dQw4w9WgXcQ"
+
+
+def test_only_these_hosts_are_accepted_and_reached():
+    assert len(youtube._HOSTS) == 11
+    assert Rules() == Rules(
+        extractors=("youtube",),
+        reach=(
+            *("youtube.com", "youtu.be", "youtube-nocookie.com", "googlevideo.com", "googleapis.com", "google.com"),
+            *("ytimg.com", "ggpht.com"),
+        ),
+        addresses=(),
+        canonical=True,
+    )
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "",
@@ -391,6 +421,29 @@ async def test_stretches_that_can_not_be(start_s, duration_s):
 )
 def test_what_youtube_says_is_told_as_what_it_is(words, code):
     assert problem("other", words, [], FetchLimits()).code == code
+
+
+@pytest.mark.parametrize(
+    ("sign", "code"),
+    [
+        *((sign, "youtube_private") for sign in ("private video", "members-only", "members only")),
+        *((sign, "youtube_private") for sign in ("join this channel", "video is private")),
+        *((sign, "youtube_age_restricted") for sign in ("confirm your age", "age-restricted", "age restricted")),
+        ("inappropriate for some users", "youtube_age_restricted"),
+        *((sign, "youtube_blocked") for sign in ("not a bot", "rate-limited", "too many requests", "captcha")),
+        *((sign, "youtube_blocked") for sign in ("http error 429", "http error 403")),
+        *((sign, "youtube_live") for sign in ("live event", "premieres in", "will begin")),
+        ("live stream recording is not available", "youtube_live"),
+        *((sign, "youtube_country") for sign in ("in your country", "geo restrict")),
+        *((sign, "youtube_timeout") for sign in ("timed out", "timeout")),
+        *((sign, "youtube_failed") for sign in ("requested format is not available", "no video formats found")),
+        ("only images are available", "youtube_failed"),
+        *((sign, "youtube_removed") for sign in ("removed", "unavailable", "not available", "no longer")),
+        *((sign, "youtube_removed") for sign in ("terminated", "does not exist", "incomplete")),
+    ],
+)
+def test_each_phrase_of_youtube_has_its_error_code(sign, code):
+    assert problem("other", f"[youtube] abc: {sign.capitalize()} xyz", [], FetchLimits()).code == code
 
 
 def test_a_missing_runtime_is_told():
@@ -467,3 +520,50 @@ def test_the_childs_options_are_known_to_yt_dlp(child):
         assert list(made._ies) == ["Youtube"]
     known = set(re.findall(r"\w+", documented)) | {"file_access_retries", "fragment_retries"}  # of its downloaders
     assert set(child.Fetch(order).options()) <= known
+
+
+def test_the_childs_options_are_these(child):
+    """yt-dlp gets nothing that could read a local file, use a proxy, start a program, log in or write elsewhere."""
+    order = {"extractors": ["youtube"], "folder": "/nowhere", "socket_timeout_s": 7, "chunk_bytes": 9}
+    fetch = child.Fetch(order)
+    options = fetch.options()
+    assert options.pop("match_filter") == fetch._check
+    assert options.pop("progress_hooks") == [fetch._progress]
+    assert options.pop("logger") is fetch.listener
+    assert options == {
+        "allowed_extractors": ["youtube"],
+        "noplaylist": True,
+        "playlist_items": "1",
+        "format": "bestaudio[protocol^=http]/bestaudio/best[protocol^=http]/best",
+        "outtmpl": "/nowhere/sound.%(ext)s",
+        "paths": {"temp": "/nowhere"},
+        "socket_timeout": 7,
+        "retries": 1,
+        "extractor_retries": 1,
+        "fragment_retries": 1,
+        "file_access_retries": 0,
+        "concurrent_fragment_downloads": 1,
+        "http_chunk_size": 9,
+        "hls_prefer_native": True,
+        "external_downloader": {"default": "native"},
+        "ffmpeg_location": "/nonexistent",
+        "fixup": "never",
+        "postprocessors": [],
+        "cachedir": False,
+        "nopart": True,
+        "continuedl": False,
+        "updatetime": False,
+        "overwrites": True,
+        "proxy": "",
+        "enable_file_urls": False,
+        "quiet": True,
+        "noprogress": True,
+        "no_color": True,
+        "usenetrc": False,
+        "allow_playlist_files": False,
+        "writethumbnail": False,
+    }
+
+
+def test_only_these_containers_are_fetched_in_part(child):
+    assert {"webm_dash", "m4a_dash", "mp3", "ogg", "opus", "aac", "webm"} == child._STREAMS
