@@ -18,6 +18,8 @@ pytestmark = pytest.mark.integration
 README = (ROOT / "README.md").read_text()
 PAGES = (
     "architecture",
+    "glossary",
+    "engines",
     "api",
     "studio",
     "voices",
@@ -73,9 +75,12 @@ def test_links_and_paths_exist(page: str) -> None:
 
 
 def test_the_architecture_names_real_files() -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text()
-    for path in re.findall(r"`([a-z]+/[a-z_]+\.py)`", text):
-        assert (ROOT / "app" / path).exists() or (ROOT / path).exists(), path
+    for page in ("architecture", "glossary"):
+        text = (ROOT / "docs" / f"{page}.md").read_text()
+        paths = re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.[a-z]+)?)`", text)
+        assert len(paths) > 15
+        for path in paths:
+            assert (ROOT / "app" / path).exists() or (ROOT / path).exists(), (page, path)
 
 
 def test_the_changelog_knows_this_version() -> None:
