@@ -46,7 +46,7 @@ ember falcon feather forest garden golden harbor hollow island ivory jacket jung
 meadow mirror monkey mountain needle ocean orange paper pencil pepper pillow planet pocket rabbit ribbon river
 rocket saddle sailor shadow silver spider summer sunset table temple thunder ticket timber tunnel velvet village
 violet walnut weather window winter wonder yellow
-""".split()  # noqa: SIM905 - read as words
+""".split()
 
 
 @dataclass(frozen=True, slots=True)

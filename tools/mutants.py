@@ -1,0 +1,213 @@
+"""Mutation test: change app/ in 150 places, one at a time, and count the changes that no test notices.
+
+    make mutants                                     # about an hour on two cores
+    python -m tools.mutants --only app/voices        # the sample of one package
+    python -m tools.mutants --seed 2 --count 40
+
+cosmic-ray finds the places and makes the changes; the Makefile installs it in .mutants. The sample is drawn with a
+fixed seed, one mutant a line. First, one run under coverage records which tests execute which line. Then each mutant
+runs against the tests that execute its line, in a copy of the tree. A mutant is killed when a test fails or takes too
+long. Mutants that do not change behaviour are listed in tests/support/equivalent_mutants.txt with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+
+import coverage
+from cosmic_ray.commands.init import _all_work_items
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / ".mutants" / "work"
+DATA = WORK / "coverage"
+EQUIVALENT = ROOT / "tests" / "support" / "equivalent_mutants.txt"
+PYTHON = str(ROOT / ".venv" / "bin" / "python")
+# Code that the fast tests cannot execute: kernels for a GPU, Ray, a child process, entry points of other interpreters.
+LEFT_OUT = ("app/nn/kernels/triton", "app/scale/", "app/audio/decoder_process.py", "app/voices/youtube_child.py")
+# Operators whose mutants say little: unions of types, identity instead of equality, and the rarest arithmetic.
+SKIPPED = (
+    "_BitOr_",
+    "BitOr",
+    "_Is",
+    "Is_",
+    "BitAnd",
+    "BitXor",
+    "Shift",
+    "Invert",
+    "Pow",
+    "VariableReplacer",
+    "VariableInserter",
+)
+MOST_TESTS = 60  # of one mutant; a line that more tests execute is judged by this many, drawn by the seed
+LIMIT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Mutant:
+    path: str
+    operator: str
+    occurrence: int
+    line: int
+    source: str
+
+    @property
+    def package(self) -> str:
+        parts = self.path.split("/")
+        return parts[1] if len(parts) > 2 else "app"
+
+    @property
+    def key(self) -> str:
+        return f"{self.path} | {self.operator.removeprefix('core/')} | {self.source}"
+
+
+def places(only: str) -> Iterator[Mutant]:
+    """Every place that an operator of cosmic-ray could change."""
+    files = [
+        path
+        for path in sorted((ROOT / "app").rglob("*.py"))
+        if path.relative_to(ROOT).as_posix().startswith(only)
+        and not path.relative_to(ROOT).as_posix().startswith(LEFT_OUT)
+    ]
+    for item in _all_work_items(files, {}):
+        (change,) = item.mutations
+        if any(part in change.operator_name for part in SKIPPED):
+            continue
+        line = change.start_pos[0]
+        source = change.module_path.read_text().splitlines()[line - 1].strip()
+        at = change.module_path.relative_to(ROOT).as_posix()
+        yield Mutant(at, change.operator_name, change.occurrence, line, source)
+
+
+def sample(only: str, count: int, seed: int, executed: dict[str, dict[int, list[str]]]) -> list[Mutant]:
+    """`count` lines that a test executes, drawn by the seed, and one mutant of each."""
+    by_line: dict[tuple[str, int], list[Mutant]] = defaultdict(list)
+    for mutant in places(only):
+        if mutant.line in executed.get(mutant.path, {}):
+            by_line[mutant.path, mutant.line].append(mutant)
+    draw = random.Random(seed)
+    lines = draw.sample(sorted(by_line), min(count, len(by_line)))
+    return [draw.choice(by_line[line]) for line in lines]
+
+
+def measure() -> None:
+    """Run the fast tests once under coverage, with the test as the context of each line."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    marks = "not (slow or gpu or fleet or ray or clients or openapi or browser)"
+    command = [
+        PYTHON,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "auto",
+        "-m",
+        marks,
+        "--cov=app",
+        "--cov-context=test",
+        "--cov-report=",
+    ]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"COVERAGE_FILE": str(DATA)}, check=False)
+
+
+def tests_by_line() -> dict[str, dict[int, list[str]]]:
+    """File -> line -> the tests that execute it; [] for a line that only an import executes."""
+    data = coverage.CoverageData(basename=str(DATA))
+    data.read()
+    found: dict[str, dict[int, list[str]]] = {}
+    for file in data.measured_files():
+        lines = data.contexts_by_lineno(file)
+        found[Path(file).relative_to(ROOT).as_posix()] = {
+            line: sorted({context.partition("|")[0] for context in contexts} - {""}) for line, contexts in lines.items()
+        }
+    return found
+
+
+def copy_tree(into: Path) -> None:
+    shutil.rmtree(into, ignore_errors=True)
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    for name in filter(None, names):
+        (into / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, into / name)
+    (into / ".venv").symlink_to(ROOT / ".venv")
+
+
+def survives(mutant: Mutant, tests: Sequence[str], tree: Path) -> bool:
+    """Whether all the tests pass with this change in `tree`."""
+    source = (ROOT / mutant.path).read_text()
+    changed = mutate_code(source, get_operator(mutant.operator)(), mutant.occurrence)
+    (tree / mutant.path).write_text(changed or source)
+    command = [PYTHON, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=60", *tests]
+    try:
+        done = subprocess.run(command, cwd=tree, capture_output=True, timeout=LIMIT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        (tree / mutant.path).write_text(source)
+    return done.returncode == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--count", type=int, default=150)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", default="app/", help="files whose path begins with this")
+    parser.add_argument("--measured", action="store_true", help="use the coverage of the last run")
+    options = parser.parse_args()
+    if not options.measured or not DATA.exists():
+        measure()
+    executed = tests_by_line()
+    equivalent = (
+        {line.partition("  # ")[0] for line in EQUIVALENT.read_text().splitlines()} if EQUIVALENT.exists() else set()
+    )
+    mutants = sample(options.only, options.count, options.seed, executed)
+    trees: Queue[Path] = Queue()
+    for number in range(os.cpu_count() or 1):
+        copy_tree(WORK / f"tree{number}")
+        trees.put(WORK / f"tree{number}")
+
+    def judge(mutant: Mutant) -> str:
+        if mutant.key in equivalent:
+            return "equivalent"
+        lines = executed[mutant.path]
+        tests = lines[mutant.line] or sorted({test for each in lines.values() for test in each})
+        if len(tests) > MOST_TESTS:
+            tests = random.Random(options.seed).sample(tests, MOST_TESTS)
+        tree = trees.get()
+        try:
+            return "survived" if not tests or survives(mutant, tests, tree) else "killed"
+        finally:
+            trees.put(tree)
+
+    found: dict[str, list[str]] = defaultdict(list)
+    with ThreadPoolExecutor(trees.qsize()) as pool:
+        for mutant, outcome in zip(mutants, pool.map(judge, mutants), strict=True):
+            found[mutant.package].append(outcome)
+            print(
+                f"{outcome:10}  {mutant.path}:{mutant.line}  {mutant.operator.removeprefix('core/')}  {mutant.source}",
+                flush=True,
+            )
+    rows = {name: (results.count("killed"), results.count("survived")) for name, results in sorted(found.items())}
+    for name, (killed, survived) in rows.items():
+        print(f"{name:12} {killed}/{killed + survived}")
+    killed, survived = (sum(column) for column in zip(*rows.values(), strict=True))
+    print(json.dumps({"mutants": len(mutants), "killed": killed, "survived": survived, "seed": options.seed}))
+    weak = any(k < 0.8 * (k + s) for k, s in rows.values() if k + s >= 5)
+    sys.exit(1 if killed < 0.9 * (killed + survived) or weak else 0)
+
+
+if __name__ == "__main__":
+    main()
