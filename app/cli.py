@@ -433,10 +433,10 @@ def download(
         _fail(f"{name!r} is no engine. Engines are: {', '.join(sorted(specs()))}.")
     if not spec.files(settings):
         _fail(f"The {name} engine needs no weights.")
-    fetched: set[str] = set()
+    fetched: set[hub.ModelFiles] = set()
     with _bar() as bar:
         # The list is read again after each download, because a downloaded model may need another one (a codec).
-        while files := next((each for each in spec.files(settings) if each.source not in fetched), None):
+        while files := next((each for each in spec.files(settings) if each not in fetched), None):
             task = bar.add_task(files.source, total=None)
 
             def show(progress: DownloadProgress, task: object = task) -> None:
@@ -447,7 +447,7 @@ def download(
             except EngineUnavailable as error:
                 _fail(f"{error.reason}\n{error.remedy}")
             bar.console.print(f"{files.source} -> {folder}", highlight=False)
-            fetched.add(files.source)
+            fetched.add(files)
 
 
 @app.command(hidden=True)

@@ -212,7 +212,9 @@ async def choose_recording(engine: Engine, name: str, example: Candidate | None 
         elif best is None or candidate.distance < best.distance:
             best = candidate
     if best is None:
-        raise RejectedRecording(f"All {CANDIDATES} candidates were rejected; the last one because {defect}.")
+        raise RejectedRecording(
+            f"All {CANDIDATES} candidates were rejected. Reason for the last one: {defect.removesuffix('.')}."
+        )
     return best
 
 

@@ -78,6 +78,11 @@ def test_python_code_names_no_engine_outside_engines_and_settings() -> None:
     assert not found, "\n".join(f"{file}:{line}: {text!r}" for file, line, text in found)
 
 
+def test_pages_name_no_engine() -> None:
+    found = names_in(".js")
+    assert not found, "\n".join(f"{file}:{line}: {text!r}" for file, line, text in found)
+
+
 def test_every_exception_is_needed() -> None:
     assert {(file, text) for file, _, text in names_in(".py")} == EXCEPTIONS.keys()
 
