@@ -1,4 +1,4 @@
-"""Chromium as Debian packages it, driven by Playwright; every page is watched for what must never happen on it."""
+"""Debian's Chromium with Playwright. `visit` fails on console errors, policy violations and foreign requests."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-# A name that is not this machine's own, so that the browser takes plain http for insecure, as it does a LAN address.
+# A host name other than localhost: for the browser, plain http is then insecure, as with an address in a LAN.
 ELSEWHERE = "studio.test"
 
 WATCH = """
-window.seen = { violations: [], shift: 0 };
-document.addEventListener("securitypolicyviolation", (event) => seen.violations.push(`${event.violatedDirective} ${event.blockedURI}`));
-new PerformanceObserver((list) => { for (const each of list.getEntries()) if (!each.hadRecentInput) seen.shift += each.value; })
+window.observed = { violations: [], shift: 0 };
+document.addEventListener("securitypolicyviolation", (event) => observed.violations.push(`${event.violatedDirective} ${event.blockedURI}`));
+new PerformanceObserver((list) => { for (const each of list.getEntries()) if (!each.hadRecentInput) observed.shift += each.value; })
   .observe({ type: "layout-shift", buffered: true });
 """  # noqa: E501
-# What leaves for the loudspeaker, measured at the context's own end.
+# Measures the audio that is played, at the destination of the audio context.
 LISTEN = """
 const connect = AudioNode.prototype.connect;
 window.taps = [];
@@ -49,17 +49,17 @@ window.loudest = () => Math.max(0, ...taps.map((tap) => {
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """Not for the whole session: Playwright's loop runs in this thread, where other files' async tests want theirs."""
+    """A browser per test file: Playwright's event loop blocks this thread for the async tests of other files."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (group `browser`)")
     if CHROMIUM is None:
-        pytest.skip("there is no Chromium here: apt-get install chromium")
-    heard = tmp_path_factory.mktemp("microphone") / "heard.wav"
-    heard.write_bytes(samples.file(0.7 * samples.speech(), "wav"))
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    recording = tmp_path_factory.mktemp("microphone") / "recording.wav"
+    recording.write_bytes(samples.file(0.7 * samples.speech(), "wav"))
     with playwright.sync_playwright() as driver:
         arguments = [
             "--no-sandbox",
-            "--use-fake-device-for-media-stream",  # speaks for ever; whether a page may listen, its context says
-            f"--use-file-for-fake-audio-capture={heard}",
+            "--use-fake-device-for-media-stream",  # plays in a loop; the context of a page grants the microphone
+            f"--use-file-for-fake-audio-capture={recording}",
             "--autoplay-policy=no-user-gesture-required",
             f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1",
         ]
@@ -70,11 +70,11 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @dataclass
 class Watched:
-    """A page, and all that went wrong on it."""
+    """A page with its console errors and its requests."""
 
     page: Page
     base: str
-    expected: set[str] = field(default_factory=set)  # parts of console errors that the test itself provokes
+    expected: set[str] = field(default_factory=set)  # parts of console errors that the test causes on purpose
     errors: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
@@ -83,12 +83,12 @@ class Watched:
         assert not foreign
         unexpected = [text for text in self.errors if not any(part in text for part in self.expected)]
         assert not unexpected
-        assert self.page.evaluate("seen.violations") == []
+        assert self.page.evaluate("observed.violations") == []
 
 
 @pytest.fixture
 def visit(chromium: Browser) -> Iterator[Callable[..., Watched]]:
-    """Opens an address in a context of its own; at the end nothing may have gone wrong there."""
+    """Open an address in a new browser context. At the end, check that nothing went wrong there."""
     contexts: list[BrowserContext] = []
     opened: list[Watched] = []
 
@@ -103,7 +103,7 @@ def visit(chromium: Browser) -> Iterator[Callable[..., Watched]]:
         parts = urlsplit(url)
         watched = Watched(page, f"{parts.scheme}://{parts.netloc}")
         opened.append(watched)
-        page.on("console", lambda said: watched.errors.append(said.text) if said.type == "error" else None)
+        page.on("console", lambda message: watched.errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: watched.errors.append(str(error)))
         page.on("request", lambda request: watched.requests.append(request.url))
         if prepare:

@@ -1,4 +1,4 @@
-"""Dialogue: its keys, one request for all, lines that light up as the server says."""
+"""The Dialogue page: keys, one request for all lines, and the highlighted line during playback."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.support.live import wait_until
-from tests.support.studio import newest_take, until, wait_heard, wait_state, wait_takes
+from tests.support.studio import newest_take, until, wait_audible, wait_state, wait_takes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,25 +33,25 @@ def texts(page: Page) -> list[str]:
     return [text for _, _, text in lines(page)]
 
 
-def test_a_dialogue_is_one_answer_whose_lines_light_up(server: str, visit: Visit) -> None:
+def test_a_dialogue_is_one_request_and_highlights_the_line_that_plays(server: str, visit: Visit) -> None:
     watched = visit(f"{server}/dialogue")
     page = watched.page
     page.get_by_role("button", name="Fill in a sample").click()
     assert [(name, voice) for name, voice, _ in lines(page)] == [("Ann", "alloy"), ("Ben", "onyx")] * 2
     page.get_by_role("button", name="Speak all").click()
-    wait_heard(page)
-    seen: list[str] = []
+    wait_audible(page)
+    highlighted: list[str] = []
 
-    def all_lit() -> bool:
+    def played() -> bool:
         for text in page.evaluate(
             "[...document.querySelectorAll('.line[data-lit] textarea')].map((each) => each.value)"
         ):
-            if text not in seen:
-                seen.append(text)
+            if text not in highlighted:
+                highlighted.append(text)
         return page.get_attribute("#dock", "data-playing") == "false"
 
-    wait_until(all_lit, 30)
-    assert seen == texts(page)
+    wait_until(played, 30)
+    assert highlighted == texts(page)
     wait_takes(page, 1)
     take = newest_take(page)
     assert take["kind"] == "dialogue"
@@ -62,7 +62,7 @@ def test_a_dialogue_is_one_answer_whose_lines_light_up(server: str, visit: Visit
     assert len([url for url in watched.requests if url.endswith("/v1/audio/dialogue")]) == 1
 
 
-def test_the_keys_of_a_script(server: str, visit: Visit) -> None:
+def test_keys_add_move_and_join_lines(server: str, visit: Visit) -> None:
     page = visit(f"{server}/dialogue").page
     page.wait_for_selector("#dialogue-model option", state="attached")
     page.get_by_role("button", name="Add a line").click()
@@ -83,23 +83,23 @@ def test_the_keys_of_a_script(server: str, visit: Visit) -> None:
     assert len(lines(page)) == 4
     page.keyboard.press("Backspace")
     assert texts(page) == ["Hello.", "Hi.\nYou.", "Bye."]
-    page.keyboard.type("!")  # the focus is where the line before ends
+    page.keyboard.type("!")  # the cursor is at the end of the line before
     assert texts(page)[-1] == "Bye.!"
     page.keyboard.press("Control+Enter")
-    wait_heard(page)
+    wait_audible(page)
     wait_state(page, "done")
     page.reload()
     page.wait_for_selector(".line")
     assert texts(page) == ["Hello.", "Hi.\nYou.", "Bye.!"]
 
 
-def test_a_line_alone_moving_removing_and_undo(server: str, visit: Visit) -> None:
+def test_a_line_plays_alone_moves_is_removed_and_comes_back(server: str, visit: Visit) -> None:
     watched = visit(f"{server}/dialogue")
     page = watched.page
     page.get_by_role("button", name="Fill in a sample").click()
     before = texts(page)
-    page.get_by_role("button", name="Hear line 2 alone, without context").click()
-    wait_heard(page)
+    page.get_by_role("button", name="Play line 2 alone, without context").click()
+    wait_audible(page)
     assert [url for url in watched.requests if url.endswith("/v1/audio/speech")]
     page.get_by_role("button", name="Move line 2 up").click()
     assert texts(page)[:2] == [before[1], before[0]]
@@ -110,7 +110,7 @@ def test_a_line_alone_moving_removing_and_undo(server: str, visit: Visit) -> Non
     page.get_by_role("button", name="Remove all lines").click()
     assert page.get_by_role("button", name="Fill in a sample").is_visible()
     page.get_by_role("button", name="Speak all").click()
-    page.locator(".error").get_by_text("There is no line to speak yet.").wait_for()
+    page.locator(".error").get_by_text("There are no lines yet.").wait_for()
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_line_alone_moving_removing_and_undo(server: str, visit: Visit) -> Non
         ("Nobody says this.", [("Speaker 1", "Nobody says this.")]),
     ],
 )
-def test_a_pasted_script(server: str, visit: Visit, script: str, found: list[tuple[str, str]]) -> None:
+def test_a_pasted_script_becomes_lines(server: str, visit: Visit, script: str, found: list[tuple[str, str]]) -> None:
     page = visit(f"{server}/dialogue").page
     page.wait_for_selector("#dialogue-model option", state="attached")
     page.get_by_role("button", name="Paste a script").click()

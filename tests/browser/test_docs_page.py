@@ -1,4 +1,4 @@
-"""/docs in a browser: Swagger UI from our own files, under the policy of the other pages, with and without a key."""
+"""/docs in a browser: Swagger UI from this server's files, under the policy of the pages, with and without a key."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.integration, pytest.mark.browser]
 
 
-def test_the_api_can_be_tried_there(tmp_path: Path, visit: Visit) -> None:
-    """That no other host is asked and no policy broken, `visit` sees."""
+def test_a_request_can_be_sent_from_the_documentation(tmp_path: Path, visit: Visit) -> None:
+    """`visit` also checks that the page contacts no other host and breaks no policy."""
     key = KeyFile(tmp_path).add("reader", ["speak"])
     with serving(tmp_path) as url:
         watched = visit(f"{url}/docs")
-        watched.expected |= {"401", "405"}  # Swagger UI offers the sound as a file, and asks for it by GET to play it
+        watched.expected |= {"401", "405"}  # Swagger UI requests the audio again by GET to play it
         page = watched.page
         speech = page.locator("#operations-speech-create_speech")
         speech.locator(".opblock-summary-control").click()
@@ -39,7 +39,7 @@ def test_the_api_can_be_tried_there(tmp_path: Path, visit: Visit) -> None:
 
         page.get_by_role("button", name="Authorize").first.click()
         dialog = page.locator(".dialog-ux")
-        bearer = dialog.locator(".auth-container", has_text="bearer").first  # a key may be sent in two ways
+        bearer = dialog.locator(".auth-container", has_text="bearer").first  # there are two ways to send a key
         bearer.locator("input").fill(key)
         bearer.get_by_role("button", name="Apply credentials").click()
         dialog.get_by_role("button", name="Close").first.click()

@@ -1,4 +1,4 @@
-"""What holds on every page: reachable by keyboard, readable, in every language and size, and nothing from elsewhere."""
+"""All pages: accessibility, keyboard, size of the first load, languages, themes, and hostile names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.live import ROOT
-from tests.support.studio import SHORT, speak, until, wait_heard, wait_state, wait_takes, write
+from tests.support.studio import SHORT, speak, until, wait_audible, wait_state, wait_takes, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,7 @@ def settle(page: Page) -> None:
 
 
 def fill(page: Page, path: str) -> None:
-    """The page as it looks when it is used."""
+    """Use the page, so that it shows its contents."""
     settle(page)
     if path == "/":
         speak(page, f"{SHORT} {SHORT}")
@@ -48,11 +48,11 @@ def fill(page: Page, path: str) -> None:
         page.wait_for_selector(".engines td")
 
 
-def sideways(page: Page) -> bool:
+def scrolls_sideways(page: Page) -> bool:
     return bool(page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"))
 
 
-def offences(page: Page) -> list[str]:
+def axe_violations(page: Page) -> list[str]:
     page.evaluate(AXE)
     found = page.evaluate("axe.run(document, { resultTypes: ['violations'], preload: false })")
     return [
@@ -65,11 +65,11 @@ def offences(page: Page) -> list[str]:
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("path", PAGES)
-def test_axe_finds_nothing(server: str, visit: Visit, path: str, scheme: str, viewport: dict[str, int]) -> None:
+def test_axe_finds_no_violation(server: str, visit: Visit, path: str, scheme: str, viewport: dict[str, int]) -> None:
     page = visit(server + path, viewport=viewport, color_scheme=scheme).page
     fill(page, path)
-    assert offences(page) == []
-    assert not sideways(page)
+    assert axe_violations(page) == []
+    assert not scrolls_sideways(page)
 
 
 def test_dialogs_pass_axe_and_give_the_focus_back(server: str, visit: Visit) -> None:
@@ -77,16 +77,16 @@ def test_dialogs_pass_axe_and_give_the_focus_back(server: str, visit: Visit) -> 
     settle(page)
     menu = page.get_by_role("button", name="Menu")
     menu.click()
-    assert offences(page) == []
+    assert axe_violations(page) == []
     page.keyboard.press("Escape")
     assert menu.evaluate("menu => menu === document.activeElement")
     menu.click()
     page.get_by_role("button", name="API key").click()
-    assert offences(page) == []
+    assert axe_violations(page) == []
     page.keyboard.press("Escape")
 
 
-def test_buttons_are_large_enough_for_thumbs(server: str, visit: Visit) -> None:
+def test_buttons_on_a_phone_are_at_least_44_pixels_high(server: str, visit: Visit) -> None:
     page = visit(server, viewport=PHONE).page
     fill(page, "/")
     small = page.evaluate(
@@ -98,7 +98,7 @@ def test_buttons_are_large_enough_for_thumbs(server: str, visit: Visit) -> None:
     assert small == []
 
 
-def test_the_first_load_is_small_and_still(server: str, visit: Visit) -> None:
+def test_the_first_load_is_small_and_does_not_shift(server: str, visit: Visit) -> None:
     sizes: list[int] = []
 
     def weigh(page: Page) -> None:
@@ -106,25 +106,33 @@ def test_the_first_load_is_small_and_still(server: str, visit: Visit) -> None:
 
     watched = visit(server, prepare=weigh)
     settle(watched.page)
-    asked = [url for url in watched.requests if not url.startswith("data:")]
-    assert len(asked) <= 15, asked
+    requests = [url for url in watched.requests if not url.startswith("data:")]
+    assert len(requests) <= 15, requests
     assert sum(sizes) <= 60_000
-    assert watched.page.evaluate("seen.shift") < 0.02
-    print("first load:", len(asked), "requests,", sum(sizes), "bytes")
+    assert watched.page.evaluate("observed.shift") < 0.02
+    print("first load:", len(requests), "requests,", sum(sizes), "bytes")
 
 
-def test_the_whole_studio_is_small() -> None:
+def test_all_files_together_are_small() -> None:
     assert sum(path.stat().st_size for path in STATIC.rglob("*") if path.is_file()) <= 400_000
     code = b"".join(path.read_bytes() for path in STATIC.rglob("*.js"))
     assert len(gzip.compress(code)) < 100_000
 
 
-def test_the_way_with_the_tab_key(server: str, visit: Visit) -> None:
+def test_the_tab_key_visits_the_controls_in_order(server: str, visit: Visit) -> None:
     page = visit(server).page
     settle(page)
     write(page, SHORT)
     page.get_by_role("textbox").first.focus()
-    way = ["Insert a pause", "voice", "Hear this voice", "model", "speed", "Sampling, seed, format", "Speak"]
+    way = [
+        "Insert a pause",
+        "voice",
+        "Play a sentence with this voice",
+        "model",
+        "speed",
+        "Sampling, seed, format",
+        "Speak",
+    ]
     name_of = r"""() => {
       const at = document.activeElement;
       return at.getAttribute("aria-label") || at.id || at.innerText.split("\n")[0];
@@ -137,13 +145,13 @@ def test_the_way_with_the_tab_key(server: str, visit: Visit) -> None:
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineWidth")
     assert outline == "2px"
     page.keyboard.press("Enter")
-    wait_heard(page)
+    wait_audible(page)
 
 
 def test_single_keys_work_outside_fields_and_can_be_turned_off(server: str, visit: Visit) -> None:
     page = visit(server).page
     speak(page, f"{SHORT} {SHORT}")
-    wait_heard(page)
+    wait_audible(page)
     page.locator("h1").focus()
     page.keyboard.press(" ")
     page.wait_for_selector('#dock[data-playing="false"]')
@@ -163,11 +171,11 @@ def test_single_keys_work_outside_fields_and_can_be_turned_off(server: str, visi
     assert page.get_by_role("dialog").count() == 0
 
 
-def test_going_about_keeps_the_sound_and_focuses_the_heading(server: str, visit: Visit) -> None:
+def test_changing_the_page_continues_playback_and_focuses_the_heading(server: str, visit: Visit) -> None:
     watched = visit(server)
     page = watched.page
     speak(page, " ".join([SHORT] * 6))
-    wait_heard(page)
+    wait_audible(page)
     loads = len([url for url in watched.requests if url.endswith("/js/main.js")])
     for name, path in (("Voices", "/voice-cloning"), ("Dialogue", "/dialogue"), ("Server", "/server")):
         page.get_by_role("navigation").get_by_role("link", name=name).click()
@@ -185,7 +193,7 @@ def test_going_about_keeps_the_sound_and_focuses_the_heading(server: str, visit:
 HOSTILE = '<img src=x onerror="window.owned = true">'
 
 
-def test_a_hostile_name_is_just_a_name(server: str, visit: Visit) -> None:
+def test_html_in_a_voice_name_is_shown_as_text(server: str, visit: Visit) -> None:
     voice = {
         "id": HOSTILE,
         "name": HOSTILE,
@@ -214,7 +222,7 @@ def test_a_hostile_name_is_just_a_name(server: str, visit: Visit) -> None:
 
 
 def pseudo(words: dict[str, str]) -> dict[str, str]:
-    """The page's words 40 % longer, as other languages are; slots stay."""
+    """The captions made 40 % longer, as they are in other languages. Slots stay."""
 
     def longer(text: str) -> str:
         slots = re.sub(r"\{\w+\}", "", text)
@@ -235,11 +243,13 @@ def test_longer_words_fit(server: str, visit: Visit, viewport: dict[str, int]) -
         page = visit(server + path, prepare=lengthen, viewport=viewport).page
         settle(page)
         assert page.locator("h1").inner_text().endswith(("ē", "ēx", "ēxt", "ēxtr", "ēxtra"))
-        assert not sideways(page)
+        assert not scrolls_sideways(page)
 
 
 @pytest.mark.parametrize(("language", "heading"), [("de", "Sprechen"), ("fr", "Parler")])
-def test_languages_change_at_once_and_stay(server: str, visit: Visit, language: str, heading: str) -> None:
+def test_the_chosen_language_applies_at_once_and_after_a_reload(
+    server: str, visit: Visit, language: str, heading: str
+) -> None:
     page = visit(server).page
     write(page, SHORT)
     page.get_by_role("button", name="Menu").click()
@@ -264,13 +274,13 @@ def test_languages_change_at_once_and_stay(server: str, visit: Visit, language: 
     assert raw == []
 
 
-def test_the_browsers_language_is_taken(server: str, visit: Visit) -> None:
+def test_the_language_of_the_browser_is_the_default(server: str, visit: Visit) -> None:
     page = visit(server, locale="de-AT").page
     page.get_by_role("heading", name="Sprechen", level=1).wait_for()
     assert page.get_attribute("html", "lang") == "de"
 
 
-def test_the_theme_is_kept(server: str, visit: Visit) -> None:
+def test_the_theme_stays_after_a_reload(server: str, visit: Visit) -> None:
     page = visit(server, color_scheme="light").page
     ground = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(ground)
@@ -282,10 +292,10 @@ def test_the_theme_is_kept(server: str, visit: Visit) -> None:
     assert page.evaluate(ground) != light
 
 
-def test_the_server_page_tells_what_is(server: str, visit: Visit) -> None:
+def test_the_server_page_shows_engines_and_load(server: str, visit: Visit) -> None:
     page = visit(f"{server}/server").page
     page.wait_for_selector(".engines td")
-    page.get_by_text("All is well.").wait_for()
+    page.get_by_text("The server is ready.").wait_for()
     row = page.locator(".engines tbody tr").first
     assert row.locator("th").inner_text() == "espeak"
     assert "ready" in row.inner_text()
@@ -296,12 +306,12 @@ def test_the_server_page_tells_what_is(server: str, visit: Visit) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_page_without_a_server_keeps_its_last_values(visit: Visit, tmp_path: Path) -> None:
+def test_the_server_page_shows_the_last_values_of_a_stopped_server(visit: Visit, tmp_path: Path) -> None:
     from tests.support.live import serving
 
     with serving(tmp_path) as url:
         watched = visit(f"{url}/server")
         watched.expected.add("net::ERR")
         watched.page.wait_for_selector(".engines td")
-    watched.page.get_by_text("These are its last values").wait_for()
+    watched.page.get_by_text("These values are").wait_for()
     assert watched.page.locator(".engines tbody tr").first.locator("th").inner_text() == "espeak"

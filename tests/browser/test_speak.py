@@ -1,4 +1,4 @@
-"""Speak: hear it while it is made, stop it, keep it, compare it, and what is said when it does not work."""
+"""The Speak page: streaming playback, stop, takes, comparison, saving, and error messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.studio import (
     samples,
     speak,
     until,
-    wait_heard,
+    wait_audible,
     wait_state,
     wait_takes,
     wait_worth_keeping,
@@ -49,37 +49,37 @@ def rows(url: str) -> int:
     return int(httpx.get(f"{url}/health").json()["rows"]["active"])
 
 
-# ---- hearing
+# ---- playback
 
 
-def test_what_is_heard_and_kept_is_what_the_api_answers(server: str, visit: Visit) -> None:
+def test_the_played_and_kept_audio_is_that_of_the_api(server: str, visit: Visit) -> None:
     page = visit(server).page
     speak(page, SHORT)
-    wait_heard(page)
+    wait_audible(page)
     wait_state(page, "done")
     wait_takes(page, 1)
     take = newest_take(page)
-    heard = samples(take["pcm"])
-    assert np.sqrt(np.mean(np.square(heard))) > 0.02
+    audio = samples(take["pcm"])
+    assert np.sqrt(np.mean(np.square(audio))) > 0.02
     body = {**take["body"], "response_format": "pcm"}
     assert body["input"] == SHORT
     assert isinstance(body["seed"], int)
     assert take["pcm"] == httpx.post(f"{server}/v1/audio/speech", json=body).content
     page.wait_for_selector('#dock[data-playing="false"]')
-    assert at_s(page) == pytest.approx(len(heard) / 24_000, abs=1e-3)
+    assert at_s(page) == pytest.approx(len(audio) / 24_000, abs=1e-3)
     assert page.get_attribute("#dock", "data-underruns") == "0"
     assert page.get_attribute("#dock", "data-sink") == "worklet"
     assert page.locator('[data-badge="first"]').is_visible()
     assert page.locator('[data-badge="factor"]').is_visible()
 
 
-def test_sound_begins_before_the_answer_ends_and_stop_frees_the_row(server: str, visit: Visit) -> None:
+def test_playback_starts_during_the_stream_and_stop_frees_the_row(server: str, visit: Visit) -> None:
     page = visit(server).page
     before = cancelled(server)
     speak(page, LONG)
-    wait_heard(page)
+    wait_audible(page)
     assert page.get_attribute(".speak", "data-state") == "streaming"
-    wait_until(lambda: rows(server) >= 1)  # between two sentences there may be none for a moment
+    wait_until(lambda: rows(server) >= 1)  # between two sentences the row can be free for a moment
     page.wait_for_selector('[data-badge="made"]')
     page.wait_for_selector(".caption:visible")
     assert re.match(r"Sentence \d+ of 240", page.locator(".caption").inner_text())
@@ -103,7 +103,7 @@ def test_a_second_click_at_once_does_not_stop_and_escape_does(server: str, visit
     page = visit(server).page
     write(page, LONG)
     page.get_by_role("button", name="Speak", exact=True).dblclick()
-    wait_heard(page)
+    wait_audible(page)
     assert page.get_attribute(".speak", "data-state") == "streaming"
     wait_worth_keeping(page)
     page.keyboard.press("Escape")
@@ -111,12 +111,12 @@ def test_a_second_click_at_once_does_not_stop_and_escape_does(server: str, visit
     assert page.locator("#status").inner_text() == "Stopped"
 
 
-def test_pause_is_of_the_sound_only(server: str, visit: Visit) -> None:
+def test_pause_does_not_stop_the_stream(server: str, visit: Visit) -> None:
     page = visit(server).page
     speak(page, " ".join([SHORT] * 4))
-    wait_heard(page)
+    wait_audible(page)
     page.get_by_role("button", name="Pause", exact=True).click()
-    wait_state(page, "done")  # it was made to its end all the same
+    wait_state(page, "done")  # the stream continues to its end
     stopped_s = at_s(page)
     page.wait_for_timeout(300)
     assert at_s(page) == pytest.approx(stopped_s, abs=0.06)
@@ -131,11 +131,11 @@ def test_pause_is_of_the_sound_only(server: str, visit: Visit) -> None:
     )
 
 
-def test_ctrl_enter_begins_anew(server: str, visit: Visit) -> None:
+def test_ctrl_enter_stops_the_old_request_and_starts_a_new_one(server: str, visit: Visit) -> None:
     page = visit(server).page
     write(page, LONG)
     page.keyboard.press("Control+Enter")
-    wait_heard(page)
+    wait_audible(page)
     wait_worth_keeping(page)
     write(page, SHORT)
     page.keyboard.press("Control+Enter")
@@ -154,11 +154,11 @@ def test_enter_is_a_new_line(server: str, visit: Visit) -> None:
     assert page.get_attribute(".speak", "data-state") == "idle"
 
 
-def test_without_a_secure_context_the_other_player_plays(server: str, visit: Visit) -> None:
+def test_playback_works_without_a_secure_context(server: str, visit: Visit) -> None:
     page = visit(server.replace("127.0.0.1", "studio.test")).page
     assert page.evaluate("isSecureContext") is False
     speak(page, SHORT)
-    wait_heard(page)
+    wait_audible(page)
     wait_state(page, "done")
     assert page.get_attribute("#dock", "data-sink") == "nodes"
     page.wait_for_selector('#dock[data-playing="false"]')
@@ -167,7 +167,7 @@ def test_without_a_secure_context_the_other_player_plays(server: str, visit: Vis
     assert at_s(page) == pytest.approx(newest_take(page)["seconds"], abs=0.01)
     page.get_by_role("tab", name="Code").click()
     page.get_by_role("button", name="Copy").first.click()
-    assert "curl " in page.evaluate("getSelection().toString()")  # the clipboard is not for plain http
+    assert "curl " in page.evaluate("getSelection().toString()")  # browsers block the clipboard on plain http
 
 
 def test_settings_reach_the_request(server: str, visit: Visit) -> None:
@@ -180,7 +180,7 @@ def test_settings_reach_the_request(server: str, visit: Visit) -> None:
     page.get_by_label("Seed", exact=True).press("Enter")
     page.get_by_label("Language tag").fill("de")
     page.get_by_label("Language tag").press("Tab")
-    assert page.get_by_label("Temperature").is_disabled()  # the offline voice has none, and the page says so
+    assert page.get_by_label("Temperature").is_disabled()  # the offline voice has no temperature
     assert "Temperature" in page.locator("#sampling-hint").inner_text()
     speak(page, "Guten Tag.")
     wait_takes(page, 1)
@@ -220,7 +220,7 @@ def test_ranges_formats_and_sounds_come_from_the_api(server: str, visit: Visit) 
     assert page.locator("#model > option").count() == len([each for each in models["data"] if not each["alias"]])
 
 
-def test_inserting_and_samples(server: str, visit: Visit) -> None:
+def test_a_sample_text_and_a_pause_are_inserted(server: str, visit: Visit) -> None:
     page = visit(server).page
     page.get_by_role("button", name="A story").click()
     text = page.get_by_role("textbox").first
@@ -231,7 +231,7 @@ def test_inserting_and_samples(server: str, visit: Visit) -> None:
     assert text.input_value().startswith("[pause:0.5s] The lighthouse")
 
 
-# ---- what is kept
+# ---- takes and history
 
 
 def test_history_takes_and_the_draft_survive_a_reload(server: str, visit: Visit) -> None:
@@ -244,7 +244,7 @@ def test_history_takes_and_the_draft_survive_a_reload(server: str, visit: Visit)
     assert page.get_by_role("textbox").first.input_value() == SHORT
     assert newest_take(page)["pcm"] == before["pcm"]
     page.get_by_role("button", name="Play Take 1").click()
-    wait_heard(page)
+    wait_audible(page)
     page.get_by_role("searchbox").fill("nothing like it")
     assert page.locator("main").get_by_text("Nothing found.").is_visible()
     page.get_by_role("searchbox").fill("own machine")
@@ -260,7 +260,7 @@ def test_history_takes_and_the_draft_survive_a_reload(server: str, visit: Visit)
     assert page.get_by_role("textbox").first.input_value() == SHORT
 
 
-def test_where_nothing_can_be_stored_takes_live_in_memory(server: str, visit: Visit) -> None:
+def test_takes_are_kept_in_memory_when_storage_is_blocked(server: str, visit: Visit) -> None:
     def forbid(page: Any) -> None:
         page.add_init_script("Object.defineProperty(window, 'indexedDB', { get() { throw new Error('forbidden'); } })")
 
@@ -269,7 +269,7 @@ def test_where_nothing_can_be_stored_takes_live_in_memory(server: str, visit: Vi
     wait_takes(page, 1)
     assert page.locator("main").get_by_text("does not let the page store anything").is_visible()
     page.get_by_role("button", name="Play Take 1").click()
-    wait_heard(page)
+    wait_audible(page)
 
 
 def test_two_takes_are_compared_at_the_same_second(server: str, visit: Visit) -> None:
@@ -297,17 +297,17 @@ def test_two_takes_are_compared_at_the_same_second(server: str, visit: Visit) ->
         == "true"
     )
     page.keyboard.press(" ")
-    wait_heard(page)
+    wait_audible(page)
     page.get_by_label("Blind", exact=True).check()
     page.get_by_role("button", name="Compare A and B").click()
     group = page.get_by_role("group", name="Compare A and B")
-    wait_until(lambda: page.locator(".take[data-now]").count() == 0)  # nothing tells which one sounds
+    wait_until(lambda: page.locator(".take[data-now]").count() == 0)  # the page does not show which take plays
     group.get_by_role("button", name="Pick this one").click()
     page.wait_for_selector(".starred")
     assert group.get_by_role("button", name="A").is_visible()
 
 
-def test_saving_here_and_by_the_server(server: str, visit: Visit) -> None:
+def test_files_are_saved_by_the_page_and_by_the_server(server: str, visit: Visit) -> None:
     page = visit(server).page
     speak(page, SHORT)
     wait_takes(page, 1)
@@ -339,10 +339,10 @@ def test_the_snippets_run(server: str, visit: Visit, tmp_path: Path) -> None:
         sound.unlink()
 
 
-# ---- when it does not work
+# ---- errors
 
 
-def test_a_busy_server_is_asked_again(tmp_path: Path, visit: Visit) -> None:
+def test_a_busy_server_gets_the_request_again(tmp_path: Path, visit: Visit) -> None:
     with serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=0, TTS_OUTBOX_S=0.5) as url:
         watched = visit(url)
         watched.expected.add("429")
@@ -353,7 +353,7 @@ def test_a_busy_server_is_asked_again(tmp_path: Path, visit: Visit) -> None:
             assert re.search(r"Again in \d+ s", page.locator('[data-badge="busy"]').inner_text())
         wait_state(page, "done")
         speak(page, SHORT)
-        wait_heard(page)
+        wait_audible(page)
 
 
 def test_stop_ends_the_countdown(tmp_path: Path, visit: Visit) -> None:
@@ -368,9 +368,7 @@ def test_stop_ends_the_countdown(tmp_path: Path, visit: Visit) -> None:
             wait_state(watched.page, "idle")
 
 
-def test_an_engine_that_breaks_is_told_in_its_words(
-    tmp_path: Path, visit: Visit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_error_of_an_engine_is_shown(tmp_path: Path, visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = EngineSpec("broken", "broken-1b", "tests.support.broken_engine:build")
     monkeypatch.setattr(wiring.registry, "specs", lambda: {"broken": broken, **specs()})
     with serving(tmp_path, TTS_ENGINE="broken") as url:
@@ -381,7 +379,9 @@ def test_an_engine_that_breaks_is_told_in_its_words(
         wait_state(page, "partial")
         page.locator("main").get_by_text("The engine broke in the middle.").wait_for()
         assert (
-            page.locator("main").get_by_text(re.compile(r"Broke off after 1\.\d s; what came is kept\.")).is_visible()
+            page.locator("main")
+            .get_by_text(re.compile(r"The speech broke off after 1\.\d s\. This part is kept\."))
+            .is_visible()
         )
         wait_takes(page, 1)
         speak(page, "No memory.")
@@ -392,8 +392,8 @@ def test_an_engine_that_breaks_is_told_in_its_words(
 
 
 @contextmanager
-def cut_line(url: str, after_bytes: int) -> Iterator[str]:
-    """The server through a line that dies after so many bytes of one answer."""
+def breaking_connection(url: str, after_bytes: int) -> Iterator[str]:
+    """A proxy to the server that closes the connection after `after_bytes` of one response."""
     port = int(url.rsplit(":", 1)[1])
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(0.2)
@@ -411,7 +411,7 @@ def cut_line(url: str, after_bytes: int) -> Iterator[str]:
                         upstream.shutdown(socket.SHUT_RDWR)
                         return
                     client.sendall(data)
-                    time.sleep(0.002)  # 2 MB/s, so that the page can read what came before it is lost with the line
+                    time.sleep(0.002)  # 2 MB/s, so that the page can read the data before the connection breaks
 
             answering = threading.Thread(target=quietly, args=(back,), daemon=True)
             answering.start()
@@ -443,8 +443,8 @@ def cut_line(url: str, after_bytes: int) -> Iterator[str]:
         listener.close()
 
 
-def test_a_line_that_dies_leaves_what_came(server: str, visit: Visit) -> None:
-    with cut_line(server, 400_000) as url:
+def test_audio_is_kept_when_the_connection_breaks(server: str, visit: Visit) -> None:
+    with breaking_connection(server, 400_000) as url:
         watched = visit(url)
         watched.expected.add("net::ERR")
         page = watched.page
@@ -454,12 +454,12 @@ def test_a_line_that_dies_leaves_what_came(server: str, visit: Visit) -> None:
         wait_takes(page, 1)
         take = newest_take(page)
         assert take["partial"]
-        heard = samples(take["pcm"])
-        assert len(heard) >= 12_000  # half a second is kept; how much of the rest was read, the browser decides
-        assert np.sqrt(np.mean(np.square(heard))) > 0.02
+        audio = samples(take["pcm"])
+        assert len(audio) >= 12_000  # half a second at least; how much more arrives depends on the browser
+        assert np.sqrt(np.mean(np.square(audio))) > 0.02
 
 
-def test_what_a_key_may_not_do_is_told_in_words(tmp_path: Path, visit: Visit) -> None:
+def test_a_missing_scope_is_explained(tmp_path: Path, visit: Visit) -> None:
     file = KeyFile(tmp_path)
     reader, cloner = file.add("reader", ["speak"]), file.add("cloner", ["clone"])
     with serving(tmp_path) as url:
@@ -469,7 +469,7 @@ def test_what_a_key_may_not_do_is_told_in_words(tmp_path: Path, visit: Visit) ->
         dialog = page.get_by_role("dialog")
         dialog.get_by_label("Key", exact=True).fill(reader)
         page.keyboard.press("Enter")
-        page.get_by_text("This key may not do that.").first.wait_for()
+        page.get_by_text("This key does not allow that.").first.wait_for()
         page.get_by_text("'reader' lacks the scope `clone`").first.wait_for()
         page.get_by_role("button", name="Use another key").click()
         dialog.get_by_text("'reader' lacks the scope `clone`").wait_for()
@@ -482,7 +482,7 @@ def test_what_a_key_may_not_do_is_told_in_words(tmp_path: Path, visit: Visit) ->
         page.get_by_text("'cloner' lacks the scope `speak`").first.wait_for()
 
 
-def test_a_key_is_asked_for_and_used(tmp_path: Path, visit: Visit) -> None:
+def test_the_page_asks_for_a_key_and_uses_it(tmp_path: Path, visit: Visit) -> None:
     with serving(tmp_path, TTS_API_KEYS="open-sesame-0123") as url:
         watched = visit(url)
         watched.expected.add("401")
@@ -499,7 +499,7 @@ def test_a_key_is_asked_for_and_used(tmp_path: Path, visit: Visit) -> None:
         assert "open-sesame-0123" not in page.content()
 
 
-def test_without_weights_the_page_says_so_and_speaks(tmp_path: Path, visit: Visit) -> None:
+def test_missing_weights_are_explained_and_the_fallback_speaks(tmp_path: Path, visit: Visit) -> None:
     with Process(tmp_path, TTS_ENGINE="csm", HF_ENDPOINT="http://127.0.0.1:9") as process:
         process.wait("/ready", timeout_s=30)
         page = visit(process.url).page
@@ -509,20 +509,20 @@ def test_without_weights_the_page_says_so_and_speaks(tmp_path: Path, visit: Visi
         option = page.locator('#model option[value="csm-1b"]')
         assert option.get_attribute("aria-disabled") == "true"
         speak(page, SHORT)
-        wait_heard(page)
+        wait_audible(page)
         page.get_by_label("Engine", exact=True).focus()
-        page.keyboard.type("csm")  # it can be chosen, to read why it does not speak
+        page.keyboard.type("csm")  # a model that is not ready can be chosen
         page.get_by_role("button", name="Speak", exact=True).click()
         assert page.locator("main").get_by_text("csm-1b has no weights yet.").is_visible()
         page.locator(".error").get_by_role("button", name="Use espeak").click()
         assert page.get_by_label("Engine", exact=True).input_value() == "espeak"
 
 
-def test_too_long_and_empty_texts_are_told_before_sending(server: str, visit: Visit) -> None:
+def test_too_long_and_empty_texts_are_not_sent(server: str, visit: Visit) -> None:
     watched = visit(server)
     page = watched.page
     page.get_by_role("button", name="Speak", exact=True).click()
-    assert page.locator("main").get_by_text("There is no text yet.").is_visible()
+    assert page.locator("main").get_by_text("The text is empty.").is_visible()
     write(page, "a" * 20_003)
     assert page.locator("#count").inner_text() == "20,003 / 20,000"
     page.get_by_role("button", name="Speak", exact=True).click()
@@ -530,7 +530,7 @@ def test_too_long_and_empty_texts_are_told_before_sending(server: str, visit: Vi
     assert not [url for url in watched.requests if "/v1/audio/speech" in url]
 
 
-def test_a_server_that_is_gone_is_told(tmp_path: Path, visit: Visit) -> None:
+def test_a_stopped_server_is_reported(tmp_path: Path, visit: Visit) -> None:
     with serving(tmp_path) as url:
         watched = visit(url)
         watched.expected |= {"net::ERR", "worklet's module"}
@@ -542,8 +542,8 @@ def test_a_server_that_is_gone_is_told(tmp_path: Path, visit: Visit) -> None:
 
 
 @pytest.mark.slow
-def test_first_sound_is_soon(server: str, visit: Visit) -> None:
-    """A figure for people, not a limit: printed with -s."""
+def test_the_time_to_first_audio_is_measured(server: str, visit: Visit) -> None:
+    """Prints the times (pytest -s). The test has no limit for them."""
     page = visit(server).page
     page.wait_for_selector("#voice option", state="attached")
     found = []

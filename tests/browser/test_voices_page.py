@@ -1,4 +1,4 @@
-"""Voices: made from a file, a microphone and an address; kept, renamed, taken elsewhere, deleted; told why not."""
+"""The Voices page: new voices from a file, the microphone and YouTube; edit, export, import, delete; error messages."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 
 from app import wiring
 from app.engines.registry import EngineSpec, specs
-from tests.browser.test_manners import DESKTOP, PHONE, offences, sideways
+from tests.browser.test_manners import DESKTOP, PHONE, axe_violations, scrolls_sideways
 from tests.support import samples, tube
 from tests.support.ears import decode
 from tests.support.live import serving, wait_until
-from tests.support.studio import speak, until, wait_heard, wait_state
+from tests.support.studio import speak, until, wait_audible, wait_state
 from tests.unit.test_youtube import Site
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def sample() -> bytes:
 
 @pytest.fixture(scope="module")
 def learning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server whose engine speaks with recordings."""
+    """A server with an engine that supports cloned voices."""
     spec = EngineSpec("reading", "reading-1", "tests.support.reading_engine:build")
     known = {**specs(), "reading": spec}
     with pytest.MonkeyPatch.context() as patch:
@@ -53,7 +53,7 @@ def learning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server with the offline voice, which stores recordings and can't speak with them."""
+    """A server with the offline voice. It stores recordings, but cannot speak with them."""
     with serving(tmp_path_factory.mktemp("offline")) as url:
         yield url
 
@@ -79,7 +79,7 @@ def clone(url: str, sample: bytes, name: str = "Ann", **fields: str) -> dict[str
     return voice
 
 
-# ---- the wizard's steps, in words
+# ---- actions in the wizard
 
 
 def step(page: Page, name: str) -> None:
@@ -119,7 +119,7 @@ def words(page: Page, text: str = samples.TEXT) -> None:
 
 
 def judged(page: Page) -> None:
-    """Measuring takes seconds where the machine is busy."""
+    """Wait for the result of the check. It takes seconds on a busy machine."""
     page.wait_for_selector(".verdict", timeout=60_000)
 
 
@@ -136,8 +136,8 @@ def name_and_save(page: Page, name: str) -> None:
     page.get_by_role("heading", name=name, level=2, exact=True).wait_for()
 
 
-def told(page: Page, text: str) -> None:
-    """It can be read on the page (what is announced beside it is not looked at)."""
+def shows(page: Page, text: str) -> None:
+    """Wait until the page shows the text. Announcements for screen readers do not count."""
     page.locator("main, .toast").get_by_text(text).first.wait_for()
 
 
@@ -148,9 +148,9 @@ def focused(page: Page, locator: Locator) -> bool:
 # ---- making a voice
 
 
-def test_a_voice_from_a_file_speaks_at_once(learning: str, sample: bytes, visit: Visit) -> None:
+def test_a_voice_made_from_a_file_can_speak(learning: str, sample: bytes, visit: Visit) -> None:
     watched = visit(f"{learning}/voice-cloning")
-    watched.expected.add("400")  # asked to recognise the words, the server says that it can't
+    watched.expected.add("400")  # the server cannot recognise the words
     page = watched.page
     upload(page, sample)
     onward(page)
@@ -158,16 +158,16 @@ def test_a_voice_from_a_file_speaks_at_once(learning: str, sample: bytes, visit:
     start_s, end_s = (
         float(str(page.get_attribute(f".trim-handle.{edge}", "aria-valuenow"))) for edge in ("from", "to")
     )
-    assert 0 <= start_s < 0.3  # the samples begin with 0.25 s of silence
+    assert 0 <= start_s < 0.3  # the sample starts with 0.25 s of silence
     assert 8 <= end_s - start_s <= 20
     canvas = page.locator(".trim-screen canvas").first
     assert canvas.bounding_box()["width"] > 300  # type: ignore[index]
     onward(page)
     step(page, "words")
-    told(page, "Type them.")  # no recogniser here: the server says so
-    told(page, "`transcript` is missing")
+    shows(page, "Type them.")  # the server has no recogniser
+    shows(page, "`transcript` is missing")
     onward(page)
-    told(page, "Write what is said in the recording.")
+    shows(page, "Write what is said in the recording.")
     assert focused(page, page.get_by_label("Words", exact=True))
     page.get_by_label("Words", exact=True).fill(samples.TEXT)
     onward(page)
@@ -177,16 +177,16 @@ def test_a_voice_from_a_file_speaks_at_once(learning: str, sample: bytes, visit:
     onward(page)
     step(page, "consent")
     onward(page)
-    told(page, "Say whose voice it is.")
+    shows(page, "Say whose voice it is.")
     assert focused(page, page.get_by_label("It is my own voice."))
     agree(page)
     step(page, "try")
     page.get_by_role("button", name="Speak", exact=True).click()
-    wait_heard(page)
+    wait_audible(page)
     page.get_by_role("button", name="Compare with the sample").click()
     page.wait_for_selector("#dock .ab:not([hidden])")
     page.get_by_role("button", name="B", exact=True).click()
-    wait_heard(page)
+    wait_audible(page)
     name_and_save(page, "Ann")
     assert page.evaluate("location.hash").startswith("#voice_")
     (voice,) = own(learning)
@@ -195,7 +195,7 @@ def test_a_voice_from_a_file_speaks_at_once(learning: str, sample: bytes, visit:
     assert voice["quality"]["level"] == "good"
 
     assert httpx.get(f"{learning}/v1/models/reading-1").json()["clones"] is True
-    told(page, "can use it")
+    shows(page, "can use it")
     page.get_by_role("button", name="Use as default").click()
     page.get_by_role("navigation").get_by_role("link", name="Speak").click()
     page.wait_for_selector("#voice optgroup", state="attached")
@@ -204,12 +204,12 @@ def test_a_voice_from_a_file_speaks_at_once(learning: str, sample: bytes, visit:
     page.wait_for_selector("#voice optgroup", state="attached")
     assert page.get_by_label("Voice", exact=True).input_value() == voice["id"]
     speak(page, "The same words as ever.")
-    wait_heard(page)
+    wait_audible(page)
     wait_state(page, "done")
 
 
 class Listener:
-    """In place of a speech recogniser's weights: it knows what is said here."""
+    """A speech recogniser without weights that always returns the sample's words."""
 
     def missing(self) -> str:
         return ""
@@ -218,7 +218,7 @@ class Listener:
         return samples.TEXT
 
 
-def test_words_are_recognised_and_may_be_mended(
+def test_recognised_words_can_be_corrected(
     tmp_path: Path, sample: bytes, visit: Visit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wiring, "transcriber_of", lambda _: Listener())
@@ -229,28 +229,28 @@ def test_words_are_recognised_and_may_be_mended(
         onward(page)
         trimmed(page)
         onward(page)
-        told(page, "Recognised by the server")
+        shows(page, "Recognised by the server")
         field = page.get_by_label("Words", exact=True)
         assert field.input_value() == samples.TEXT
-        mended = samples.TEXT.replace("weather", "whether")
-        words(page, mended)
+        corrected = samples.TEXT.replace("weather", "whether")
+        words(page, corrected)
         agree(page)
         name_and_save(page, "Ann")
         (voice,) = own(url)
-        assert voice["transcript"] == mended
+        assert voice["transcript"] == corrected
         watched.check()
 
 
 @pytest.mark.slow
-def test_a_voice_from_the_microphone(offline: str, visit: Visit) -> None:
+def test_a_voice_is_made_from_the_microphone(offline: str, visit: Visit) -> None:
     watched = visit(f"{offline}/voice-cloning#new", permissions=["microphone"])
-    watched.expected.add("400")  # the offline voice refuses to speak with it
+    watched.expected.add("400")  # the offline voice cannot speak with recordings
     page = watched.page
     step(page, "sample")
     script = page.locator("blockquote.script").inner_text()
     assert len(script.split()) > 25
     onward(page)
-    told(page, "Nothing is recorded yet.")
+    shows(page, "Record something first.")
     page.get_by_role("button", name="Check the microphone").click()
     until(page, "() => Number(document.querySelector('[role=meter]')?.getAttribute('aria-valuenow') ?? -60) > -45")
     page.get_by_role("button", name="End the check").click()
@@ -259,31 +259,31 @@ def test_a_voice_from_the_microphone(offline: str, visit: Visit) -> None:
     page.wait_for_selector('[data-recorder="recording"]')
     until(page, f"() => document.querySelector('.wizard progress')?.value > {RECORDED_S}")
     page.locator("button.record").click()
-    told(page, "s recorded")
+    shows(page, "s recorded")
     page.get_by_role("button", name="Listen").click()
-    wait_heard(page)
+    wait_audible(page)
     onward(page)
     trimmed(page)
     onward(page)
     step(page, "words")
     assert page.get_by_label("Words", exact=True).input_value() == script
-    told(page, "From the script")
+    shows(page, "From the text you read")
     words(page, "So they walked along the river and talked about it.")
     agree(page)
     step(page, "try")
     page.get_by_role("button", name="Speak", exact=True).click()
     box = page.locator(".error")
     box.get_by_text("can't clone voices").wait_for()
-    box.get_by_text("Save the voice all the same").wait_for()
+    box.get_by_text("You can save the voice.").wait_for()
     name_and_save(page, "Me")
     (voice,) = own(offline)
-    heard = decode(httpx.get(f"{offline}{CLONING}/voices/{voice['id']}/reference").content, "wav")
-    assert heard.seconds > 2
-    assert abs(heard.samples).max() > 0.1
-    told(page, "can't use recordings")
+    recording = decode(httpx.get(f"{offline}{CLONING}/voices/{voice['id']}/reference").content, "wav")
+    assert recording.seconds > 2
+    assert abs(recording.samples).max() > 0.1
+    shows(page, "can't use recordings")
 
 
-def test_a_spoken_statement_is_kept_with_the_voice(offline: str, sample: bytes, visit: Visit) -> None:
+def test_a_recorded_consent_is_stored_with_the_voice(offline: str, sample: bytes, visit: Visit) -> None:
     watched = visit(f"{offline}/voice-cloning", permissions=["microphone"])
     watched.expected.add("400")
     page = watched.page
@@ -298,7 +298,7 @@ def test_a_spoken_statement_is_kept_with_the_voice(offline: str, sample: bytes, 
     page.get_by_role("button", name="Record", exact=True).click()
     until(page, "() => Number(document.querySelector('[role=meter]').getAttribute('aria-valuenow')) > -45")
     page.get_by_role("button", name="Stop", exact=True).click()
-    told(page, "s recorded")
+    shows(page, "s recorded")
     onward(page)
     name_and_save(page, "Ann")
     (voice,) = own(offline)
@@ -308,16 +308,16 @@ def test_a_spoken_statement_is_kept_with_the_voice(offline: str, sample: bytes, 
 
 
 def tab_to(page: Page, name: str) -> None:
-    """Tab until what has the focus is called so."""
+    """Press Tab until the element of this name has the focus."""
     called = """() => { const e = document.activeElement;
         return (e.getAttribute('aria-label') || e.labels?.[0]?.innerText || e.innerText || '').trim(); }"""
-    seen = []
+    visited = []
     for _ in range(40):
         page.keyboard.press("Tab")
-        seen.append(page.evaluate(called))
-        if seen[-1].startswith(name):
+        visited.append(page.evaluate(called))
+        if visited[-1].startswith(name):
             return
-    raise AssertionError(f"{name!r} is not among {seen}")
+    raise AssertionError(f"{name!r} is not among {visited}")
 
 
 def edges(page: Page) -> tuple[float, float]:
@@ -327,7 +327,7 @@ def edges(page: Page) -> tuple[float, float]:
     return start_s, end_s
 
 
-def test_with_the_keyboard_alone(offline: str, sample: bytes, visit: Visit, tmp_path: Path) -> None:
+def test_a_voice_is_made_with_the_keyboard_alone(offline: str, sample: bytes, visit: Visit, tmp_path: Path) -> None:
     path = tmp_path / "ann.mp3"
     path.write_bytes(sample)
     watched = visit(f"{offline}/voice-cloning")
@@ -340,7 +340,7 @@ def test_with_the_keyboard_alone(offline: str, sample: bytes, visit: Visit, tmp_
     assert focused(page, page.locator(".wizard h2"))
     tab_to(page, "Record")
     page.keyboard.press("ArrowRight")
-    with page.expect_file_chooser() as chooser:  # the browser is told to hand it over while the keys are pressed
+    with page.expect_file_chooser() as chooser:  # the file dialog opens while the keys are pressed
         tab_to(page, "Choose a file")
         page.keyboard.press("Enter")
     chooser.value.set_files(path)
@@ -362,7 +362,7 @@ def test_with_the_keyboard_alone(offline: str, sample: bytes, visit: Visit, tmp_
     assert edges(page) == (pytest.approx(total_s - 1, abs=0.02), pytest.approx(total_s, abs=0.02))
     page.keyboard.press("Home")
     page.keyboard.press(" ")
-    wait_heard(page)
+    wait_audible(page)
     until(page, "async () => (await import('/static/js/player.js')).player.at_s > 0.5")
     page.keyboard.press(" ")
     page.wait_for_selector('#dock[data-playing="false"]')
@@ -371,7 +371,7 @@ def test_with_the_keyboard_alone(offline: str, sample: bytes, visit: Visit, tmp_
     tab_to(page, "Start")
     page.keyboard.press("Control+a")
     page.keyboard.type("0:00.1")
-    page.keyboard.press("Enter")  # commits, and goes on
+    page.keyboard.press("Enter")  # confirms the field and opens the next step
     step(page, "words")
     tab_to(page, "Words")
     page.keyboard.insert_text(samples.TEXT)
@@ -395,7 +395,7 @@ def test_with_the_keyboard_alone(offline: str, sample: bytes, visit: Visit, tmp_
     assert voice["name"] == "Keys"
 
 
-def test_the_handles_are_dragged_and_stay_within_limits(offline: str, visit: Visit) -> None:
+def test_the_handles_can_be_dragged_within_limits(offline: str, visit: Visit) -> None:
     long = samples.file(samples.speech(samples.WORDS * 2), "wav")
     page = visit(f"{offline}/voice-cloning").page
     upload(page, long, "long.wav")
@@ -415,31 +415,31 @@ def test_the_handles_are_dragged_and_stay_within_limits(offline: str, visit: Vis
     wait_until(lambda: edges(page) == (0.0, 30.0))
 
 
-def test_a_file_that_is_no_sound_is_refused_in_the_servers_words(offline: str, visit: Visit) -> None:
+def test_a_file_without_audio_is_refused_with_the_error_of_the_api(offline: str, visit: Visit) -> None:
     watched = visit(f"{offline}/voice-cloning")
     watched.expected.add("400")
     page = watched.page
     upload(page, b"This is not sound. " * 100, "letter.mp3")
-    told(page, "This browser can't read it as sound.")
+    shows(page, "This browser cannot decode this file.")
     onward(page)
     step(page, "words")  # nothing to trim
     page.get_by_label("Words", exact=True).fill("Whatever it says.")
     onward(page)
-    told(page, "This recording can't be used.")
-    said = httpx.post(
+    shows(page, "This recording cannot be used.")
+    message = httpx.post(
         f"{offline}{CLONING}/check",
         files={"audio_file": ("letter.mp3", b"This is not sound. " * 100)},
         data={"transcript": "Whatever it says."},
     ).json()["error"]["message"]
-    assert said in page.locator(".error").inner_text()
+    assert message in page.locator(".error").inner_text()
     onward(page)
-    told(page, "The recording has not passed the check.")
+    shows(page, "The recording has not passed the check.")
     page.get_by_role("button", name="Another sample").click()
     step(page, "sample")
     assert own(offline) == []
 
 
-def test_a_draft_that_is_gone_is_made_anew(offline: str, sample: bytes, visit: Visit) -> None:
+def test_an_expired_draft_is_sent_again(offline: str, sample: bytes, visit: Visit) -> None:
     watched = visit(f"{offline}/voice-cloning")
     watched.expected.add("400")
     page = watched.page
@@ -456,7 +456,7 @@ def test_a_draft_that_is_gone_is_made_anew(offline: str, sample: bytes, visit: V
     onward(page)
     agree(page)
     taken = httpx.post(f"{offline}{CLONING}/clone", data={"name": "Other", "draft_id": draft})
-    taken.raise_for_status()  # and with that the draft is no more, as after half an hour
+    taken.raise_for_status()  # this uses up the draft, as half an hour does
     name_and_save(page, "Ann")
     assert sorted(voice["name"] for voice in own(offline)) == ["Ann", "Other"]
 
@@ -470,7 +470,7 @@ def test_any_language_tag_can_be_given(offline: str, sample: bytes, visit: Visit
     assert language.locator("option", has_text="Spanish").count() == 1  # as the running engine lists it
     language.select_option("Another language…")
     onward(page)
-    told(page, "Write the language tag, such as es.")
+    shows(page, "Write the language tag, such as es.")
     page.get_by_label("Language tag").fill("tlh")
     onward(page)
     trimmed(page)
@@ -482,7 +482,7 @@ def test_any_language_tag_can_be_given(offline: str, sample: bytes, visit: Visit
     assert voice["language"] == "tlh"
 
 
-def test_leaving_asks(offline: str, sample: bytes, visit: Visit) -> None:
+def test_leaving_the_wizard_asks_first(offline: str, sample: bytes, visit: Visit) -> None:
     page = visit(f"{offline}/voice-cloning").page
     upload(page, sample)
     page.get_by_role("navigation").get_by_role("link", name="Speak").click()
@@ -495,38 +495,38 @@ def test_leaving_asks(offline: str, sample: bytes, visit: Visit) -> None:
     step(page, "sample")
     assert page.evaluate("location.hash") == "#new"
     page.get_by_role("navigation").get_by_role("link", name="Speak").click()
-    page.get_by_role("dialog").get_by_role("button", name="Give up").click()
+    page.get_by_role("dialog").get_by_role("button", name="Discard").click()
     page.wait_for_selector('main[data-page="/"]')
 
 
-# ---- the microphone that can't be had
+# ---- without a microphone
 
 
 def test_a_denied_microphone_is_explained(offline: str, visit: Visit) -> None:
-    page = visit(f"{offline}/voice-cloning#new").page  # nobody grants it
+    page = visit(f"{offline}/voice-cloning#new").page  # no permission is granted
     step(page, "sample")
     page.locator("button.record").click()
-    told(page, "Allow the microphone in the address bar, or upload a file.")
+    shows(page, "Allow the microphone in the address bar, or upload a file.")
     page.get_by_role("button", name="Upload a file instead").click()
     page.get_by_role("button", name="Choose a file").wait_for()
 
 
-def test_plain_http_is_explained(offline: str, sample: bytes, visit: Visit) -> None:
+def test_plain_http_is_explained_and_uploads_work(offline: str, sample: bytes, visit: Visit) -> None:
     page = visit(offline.replace("127.0.0.1", "studio.test") + "/voice-cloning#new").page
     step(page, "sample")
-    told(page, "Recording needs https or localhost.")
+    shows(page, "Recording needs https or localhost.")
     assert page.locator("button.record").count() == 0
     page.get_by_role("button", name="Upload a file instead").click()
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Choose a file").click()
     chooser.value.set_files({"name": "ann.mp3", "mimeType": "audio/mpeg", "buffer": sample})
     page.get_by_role("button", name="Listen").click()
-    wait_heard(page)
+    wait_audible(page)
     onward(page)
     trimmed(page)
 
 
-# ---- from an address
+# ---- from YouTube
 
 
 @pytest.fixture(scope="module")
@@ -549,11 +549,11 @@ def address(page: Page, url: str) -> None:
     agree(page)
 
 
-def test_a_voice_from_an_address(fetching: str, site: Site, visit: Visit) -> None:
+def test_a_voice_is_made_from_a_video(fetching: str, site: Site, visit: Visit) -> None:
     page = visit(f"{fetching}/voice-cloning").page
     begin(page, "YouTube")
     onward(page)
-    told(page, "Paste the address of the video.")
+    shows(page, "Paste the address of the video.")
     page.get_by_label("Address of the video").fill(f"{site.url}/sound.mp3")
     page.get_by_label("What is said").fill(samples.TEXT)
     onward(page)
@@ -561,7 +561,7 @@ def test_a_voice_from_an_address(fetching: str, site: Site, visit: Visit) -> Non
     step(page, "words")
     assert page.get_by_label("Words", exact=True).input_value() == samples.TEXT
     page.get_by_role("button", name="Hear the sample").click()
-    wait_heard(page)
+    wait_audible(page)
     onward(page)
     judged(page)
     onward(page)
@@ -571,15 +571,15 @@ def test_a_voice_from_an_address(fetching: str, site: Site, visit: Visit) -> Non
     httpx.delete(f"{fetching}{CLONING}/voices/{voice['id']}")
 
 
-def test_an_address_that_is_refused_and_one_that_is_given_up(fetching: str, site: Site, visit: Visit) -> None:
+def test_a_refused_video_is_explained_and_a_cancelled_one_is_deleted(fetching: str, site: Site, visit: Visit) -> None:
     watched = visit(f"{fetching}/voice-cloning")
     watched.expected.add("400")
     page = watched.page
     address(page, f"{site.url}/gone")
-    told(page, "The video could not be used.")
-    asked = {"youtube_url": f"{site.url}/gone", "voice_name": "A", "transcript": samples.TEXT}
-    said = httpx.post(f"{fetching}{CLONING}/clone-from-youtube", json=asked, timeout=60).json()["error"]["message"]
-    assert said in page.locator(".error").inner_text()
+    shows(page, "The video cannot be used.")
+    request = {"youtube_url": f"{site.url}/gone", "voice_name": "A", "transcript": samples.TEXT}
+    message = httpx.post(f"{fetching}{CLONING}/clone-from-youtube", json=request, timeout=60).json()["error"]["message"]
+    assert message in page.locator(".error").inner_text()
     page.get_by_role("button", name="Change the request").click()
     step(page, "sample")
     page.get_by_label("Address of the video").fill(f"{site.url}/slow.mp3")
@@ -590,7 +590,7 @@ def test_an_address_that_is_refused_and_one_that_is_given_up(fetching: str, site
     page.get_by_role("button", name="Stop fetching").click()
     step(page, "sample")
     wait_until(lambda: own(fetching) == [])
-    # One that was fetched and is then given up is deleted again.
+    # Cancel deletes a voice that was fetched.
     page.get_by_label("Address of the video").fill(f"{site.url}/sound.mp3")
     onward(page)
     step(page, "consent")
@@ -598,7 +598,7 @@ def test_an_address_that_is_refused_and_one_that_is_given_up(fetching: str, site
     step(page, "words")
     assert len(own(fetching)) == 1
     page.get_by_role("button", name="Cancel").click()
-    page.get_by_role("dialog").get_by_role("button", name="Give up").click()
+    page.get_by_role("dialog").get_by_role("button", name="Discard").click()
     page.wait_for_selector(".voice-list")
     wait_until(lambda: own(fetching) == [])
 
@@ -606,7 +606,7 @@ def test_an_address_that_is_refused_and_one_that_is_given_up(fetching: str, site
 # ---- the library
 
 
-def test_renamed_described_and_found(offline: str, sample: bytes, visit: Visit) -> None:
+def test_a_voice_is_edited_and_found(offline: str, sample: bytes, visit: Visit) -> None:
     voice = clone(offline, sample)
     watched = visit(f"{offline}/voice-cloning#{voice['id']}")
     watched.expected.add("400")
@@ -615,13 +615,13 @@ def test_renamed_described_and_found(offline: str, sample: bytes, visit: Visit) 
     box = page.get_by_role("dialog")
     box.get_by_label("Name").fill("x" * 40 + " ")
     box.get_by_label("Words of the recording").fill(" ")
-    box.get_by_role("button", name="Keep").click()
-    box.get_by_text("`transcript` is empty").wait_for()  # and stays open
+    box.get_by_role("button", name="Save").click()
+    box.get_by_text("`transcript` is empty").wait_for()  # the dialog stays open
     assert focused(page, box.get_by_label("Words of the recording"))
     box.get_by_label("Name").fill(HOSTILE)
     box.get_by_label("Description").fill(HOSTILE)
     box.get_by_label("Words of the recording").fill(samples.TEXT + " Yes.")
-    box.get_by_role("button", name="Keep").click()
+    box.get_by_role("button", name="Save").click()
     page.get_by_role("heading", name=HOSTILE, level=2).wait_for()
     assert focused(page, page.get_by_role("button", name="Edit"))
     (kept,) = own(offline)
@@ -629,10 +629,10 @@ def test_renamed_described_and_found(offline: str, sample: bytes, visit: Visit) 
     page.get_by_label("Search the voices").fill("onerror")
     assert page.locator(".voice-list li.voice").count() == 1
     page.get_by_label("Search the voices").fill("nobody has this name")
-    told(page, "Nothing found.")
+    shows(page, "Nothing found.")
     page.get_by_label("Search the voices").fill("")
-    page.get_by_role("button", name="Hear the recording", exact=True).click()
-    wait_heard(page)
+    page.get_by_role("button", name="Play the recording", exact=True).click()
+    wait_audible(page)
     page.get_by_text("Use it in code").click()
     assert voice["id"] in page.locator(".code code").first.inner_text()
     page.get_by_role("button", name="Delete").click()
@@ -642,7 +642,7 @@ def test_renamed_described_and_found(offline: str, sample: bytes, visit: Visit) 
     assert page.evaluate("window.owned") is None
 
 
-def test_exported_and_imported(offline: str, sample: bytes, visit: Visit, tmp_path: Path) -> None:
+def test_a_voice_is_exported_and_imported(offline: str, sample: bytes, visit: Visit, tmp_path: Path) -> None:
     voice = clone(offline, sample, HOSTILE, consent="She agrees.")
     watched = visit(f"{offline}/voice-cloning#{voice['id']}")
     watched.expected.add("400")
@@ -653,7 +653,7 @@ def test_exported_and_imported(offline: str, sample: bytes, visit: Visit, tmp_pa
     download.value.save_as(path)
     assert download.value.suggested_filename.endswith(".zip")
     page.set_input_files(".voices-tools input", path)
-    told(page, "The voice was imported")
+    shows(page, "The voice was imported")
     first, second = own(offline)
     assert second["name"].startswith(HOSTILE[:10])
     assert second["name"] != first["name"]
@@ -662,12 +662,12 @@ def test_exported_and_imported(offline: str, sample: bytes, visit: Visit, tmp_pa
     broken = tmp_path / "broken.zip"
     broken.write_bytes(b"no zip at all")
     page.set_input_files(".voices-tools input", broken)
-    told(page, "This file could not be imported.")
+    shows(page, "This file could not be imported.")
     assert page.locator("main img, dialog img").count() == 0
     assert page.evaluate("window.owned") is None
 
 
-def test_deleted_and_what_went_wrong_stays_in_the_dialog(offline: str, sample: bytes, visit: Visit) -> None:
+def test_a_voice_is_deleted_and_an_error_stays_in_the_dialog(offline: str, sample: bytes, visit: Visit) -> None:
     first, second = clone(offline, sample, "Ann"), clone(offline, sample, "Bea")
     watched = visit(f"{offline}/voice-cloning#{first['id']}")
     watched.expected.add("500")
@@ -689,13 +689,13 @@ def test_deleted_and_what_went_wrong_stays_in_the_dialog(offline: str, sample: b
     assert len(own(offline)) == 2
     page.unroute("**/voices/voice_*")
     box.get_by_role("button", name="Delete").click()
-    told(page, "Ann was deleted.")
+    shows(page, "Ann was deleted.")
     assert [voice["id"] for voice in own(offline)] == [second["id"]]
     assert focused(page, page.locator(f'[data-voice="{second["id"]}"] a'))
     assert page.locator(f'[data-voice="{first["id"]}"]').count() == 0
 
 
-def test_a_phone_shows_one_thing_at_a_time(offline: str, sample: bytes, visit: Visit) -> None:
+def test_a_phone_shows_the_list_or_the_details(offline: str, sample: bytes, visit: Visit) -> None:
     voice = clone(offline, sample)
     page = visit(f"{offline}/voice-cloning", viewport=PHONE).page
     page.locator(f'[data-voice="{voice["id"]}"] a').click()
@@ -710,7 +710,7 @@ def test_a_phone_shows_one_thing_at_a_time(offline: str, sample: bytes, visit: V
     ("scheme", "viewport"),
     [pytest.param("light", PHONE, id="phone", marks=pytest.mark.slow), pytest.param("dark", DESKTOP, id="desktop")],
 )
-def test_axe_finds_nothing_in_any_step(
+def test_axe_finds_no_violation_in_any_step(
     offline: str, sample: bytes, visit: Visit, scheme: str, viewport: dict[str, int]
 ) -> None:
     watched = visit(f"{offline}/voice-cloning", viewport=viewport, color_scheme=scheme, permissions=["microphone"])
@@ -719,8 +719,8 @@ def test_axe_finds_nothing_in_any_step(
     page.wait_for_selector(".voice-list li")
 
     def look() -> None:
-        assert offences(page) == []
-        assert not sideways(page)
+        assert axe_violations(page) == []
+        assert not scrolls_sideways(page)
 
     look()
     begin(page, "Record")

@@ -1,4 +1,4 @@
-"""The studio's files as the server hands them out, and what can be read off them without a browser."""
+"""The files of the studio: how the server sends them, and checks of their text that need no browser."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CSS = "".join(path.read_text() for path in sorted(STATIC.glob("*.css")))
 
 
 @pytest.mark.parametrize("path", [*PATHS, DOCS_PATH])
-def test_pages_come_under_a_strict_policy(server: str, path: str) -> None:
+def test_pages_have_a_strict_security_policy(server: str, path: str) -> None:
     first, second = httpx.get(server + path), httpx.get(server + path)
     assert first.status_code == 200
     assert first.headers["content-type"] == "text/html; charset=utf-8"
@@ -57,7 +57,7 @@ def test_pages_come_under_a_strict_policy(server: str, path: str) -> None:
     assert not re.search(r"\sstyle=|\son\w+=", first.text)
 
 
-def test_files_are_compressed_and_asked_for_by_their_etag(server: str) -> None:
+def test_files_are_compressed_and_have_an_etag(server: str) -> None:
     url = f"{server}/static/js/player.js"
     whole = httpx.get(url)
     assert whole.headers["content-encoding"] == "gzip"
@@ -71,7 +71,7 @@ def test_files_are_compressed_and_asked_for_by_their_etag(server: str) -> None:
     assert httpx.get(f"{server}/static/%2e%2e/app.py").status_code == 404
 
 
-def test_behind_a_proxy_with_a_path_everything_is_asked_for_there(tmp_path: Path) -> None:
+def test_all_addresses_have_the_path_prefix_of_a_proxy(tmp_path: Path) -> None:
     from fastapi import FastAPI
     from fastapi.testclient import TestClient
 
@@ -89,14 +89,14 @@ def test_behind_a_proxy_with_a_path_everything_is_asked_for_there(tmp_path: Path
                 assert client.get(address).status_code == 200, address
 
 
-def test_the_documentation_is_all_here(server: str) -> None:
+def test_the_documentation_needs_no_other_host(server: str) -> None:
     page = httpx.get(f"{server}/docs").text
     addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert all(address.startswith(("/", "data:")) for address in addresses)
     script = httpx.get(f"{server}/static/swagger/swagger-ui-bundle.js")
     assert script.headers["content-encoding"] == "gzip"
     assert "SwaggerUIBundle" in script.text
-    assert httpx.get(f"{server}/redoc").status_code == 404  # it would load from elsewhere
+    assert httpx.get(f"{server}/redoc").status_code == 404  # it would load files from another host
 
 
 def test_every_language_has_the_same_keys_and_slots() -> None:
@@ -112,20 +112,20 @@ def test_every_language_has_the_same_keys_and_slots() -> None:
     assert set(re.findall(r"(\w+):", listed[1])) == LANGUAGES.keys()
 
 
-def test_every_key_that_is_asked_for_exists() -> None:
+def test_every_caption_in_the_code_exists() -> None:
     words = LANGUAGES["en"]
-    asked = set(re.findall(r'\bt\(\s*"([\w.]+)"', CODE)) | set(re.findall(r'data-t(?:-label)?="([\w.]+)"', CODE))
-    asked |= set(re.findall(r'"((?:server|nav|take|error|keys|history|voice)\.[\w.]+)"', CODE))
-    assert len(asked) > 150
-    assert not [key for key in asked if key not in words and f"{key}.other" not in words]
+    used = set(re.findall(r'\bt\(\s*"([\w.]+)"', CODE)) | set(re.findall(r'data-t(?:-label)?="([\w.]+)"', CODE))
+    used |= set(re.findall(r'"((?:server|nav|take|error|keys|history|voice)\.[\w.]+)"', CODE))
+    assert len(used) > 150
+    assert not [key for key in used if key not in words and f"{key}.other" not in words]
 
 
 def test_nothing_names_another_host() -> None:
     named = set(re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]{2,}", CODE + CSS))
-    assert named <= {"http://www.w3.org", "//www.w3.org"}  # the SVG name space, which nobody fetches
+    assert named <= {"http://www.w3.org", "//www.w3.org"}  # the SVG name space, which is not fetched
 
 
-def test_no_text_is_put_in_as_html() -> None:
+def test_no_text_is_inserted_as_html() -> None:
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", CODE)
 
 
@@ -174,7 +174,7 @@ def ratio(one: str, other: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_colours_can_be_told_from_every_ground() -> None:
+def test_colours_have_enough_contrast() -> None:
     blocks = re.findall(r":root[^{]*\{([^}]*--bg:[^}]*)\}", CSS)
     assert len(blocks) == 3  # light, dark by choice, dark by the system
     themes = [dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{3,6});", block)) for block in blocks]
@@ -215,10 +215,10 @@ def test_the_api_has_what_the_pages_need(server: str) -> None:
     assert alias["languages"] is None  # a long list, which stands once in /v1/models
 
 
-def test_a_server_with_keys_says_so(tmp_path: Path) -> None:
+def test_health_says_whether_a_key_is_needed(tmp_path: Path) -> None:
     with serving(tmp_path, TTS_API_KEYS="one-key-to-enter-with") as url:
         assert httpx.get(f"{url}/health").json()["key_needed"] is True
-        assert httpx.get(url).status_code == 200  # the page itself is open, or nobody could enter a key
+        assert httpx.get(url).status_code == 200  # the page is open, so that a person can enter a key
 
 
 def events(url: str, path: str, **body: object) -> list[dict[str, Any]]:
@@ -227,8 +227,8 @@ def events(url: str, path: str, **body: object) -> list[dict[str, Any]]:
     return [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
 
 
-def heard(told: list[dict[str, Any]]) -> NDArray[np.float32]:
-    data = b"".join(base64.b64decode(event["audio"]) for event in told if event["type"] == "speech.audio.delta")
+def audio_of(received: list[dict[str, Any]]) -> NDArray[np.float32]:
+    data = b"".join(base64.b64decode(event["audio"]) for event in received if event["type"] == "speech.audio.delta")
     return np.frombuffer(data, "<i2").astype(np.float32) / 32_768
 
 
@@ -236,36 +236,36 @@ def is_quiet(sound: NDArray[np.float32], from_s: float, to_s: float) -> bool:
     return bool(np.abs(sound[int(24_000 * from_s) : int(24_000 * to_s)]).max() < 0.02)
 
 
-def test_progress_says_what_begins_when(server: str) -> None:
+def test_progress_events_have_text_and_start_of_each_sentence(server: str) -> None:
     text = "The train leaves at 9:41 in the morning. We walked along the river after dinner. [pause:2s] The end."
-    told = events(server, "/v1/audio/speech", input=text, progress=True, cache=False)
-    parts = [event for event in told if event["type"] == "speech.progress"]
-    assert told[0] is parts[0]
+    received = events(server, "/v1/audio/speech", input=text, progress=True, cache=False)
+    parts = [event for event in received if event["type"] == "speech.progress"]
+    assert received[0] is parts[0]
     assert parts[0]["text"] == "The train leaves at nine forty one in the morning."
     assert parts[0]["start_s"] == 0
     assert parts[-1]["text"] == "The end."
     assert [part["sentence"] for part in parts] == [0, 1, 2]
     assert [part["sentences"] for part in parts[1:]] == [3, 3]
-    sound, last_s = heard(told), parts[-1]["start_s"]
+    sound, last_s = audio_of(received), parts[-1]["start_s"]
     assert is_quiet(sound, last_s - 1.9, last_s - 0.01)
     assert not is_quiet(sound, last_s, last_s + 0.3)
 
 
 @pytest.mark.parametrize("speed", [1.0, 2.0])
-def test_progress_of_a_dialogue_names_its_turns(server: str, speed: float) -> None:
+def test_progress_events_of_a_dialogue_have_the_turn(server: str, speed: float) -> None:
     turns = [{"text": "Hello there, you."}, {"text": "Who, me? Yes.", "voice": "nova"}, {"text": "Fine."}]
-    told = events(server, "/v1/audio/dialogue", turns=turns, progress=True, cache=False, speed=speed)
-    parts = [event for event in told if event["type"] == "speech.progress"]
+    received = events(server, "/v1/audio/dialogue", turns=turns, progress=True, cache=False, speed=speed)
+    parts = [event for event in received if event["type"] == "speech.progress"]
     assert [part["turn"] for part in parts] == [0, 1, 2]
-    sound = heard(told)
+    sound = audio_of(received)
     for part in parts[1:]:
         assert is_quiet(sound, part["start_s"] - 0.15, part["start_s"] - 0.03)
         assert not is_quiet(sound, part["start_s"], part["start_s"] + 0.3)
 
 
-def test_without_asking_the_events_are_openais_own(server: str) -> None:
-    told = events(server, "/v1/audio/speech", input=LONG[:200])
-    assert {event["type"] for event in told} == {"speech.audio.delta", "speech.audio.done"}
+def test_without_progress_there_are_only_the_events_of_openai(server: str) -> None:
+    received = events(server, "/v1/audio/speech", input=LONG[:200])
+    assert {event["type"] for event in received} == {"speech.audio.delta", "speech.audio.done"}
 
 
 @pytest.mark.slow

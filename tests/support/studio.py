@@ -1,4 +1,4 @@
-"""What tests do on the studio's pages, in its own words."""
+"""Actions and waits of the browser tests on the pages of the studio."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 SHORT = "Hello there. This is my own machine speaking."
-# Twenty minutes of speech: the offline voice takes several seconds to make them, so there is time to do things.
+# Twenty minutes of speech: the offline voice needs several seconds for it, in which a test can act.
 LONG = " ".join(f"Sentence number {n} is about nothing at all, and it goes on for quite a while." for n in range(240))
 
 TAKE = """
@@ -46,7 +46,7 @@ def wait_state(page: Page, *states: str) -> None:
 
 
 def until(page: Page, expression: str, timeout_s: float = 15.0) -> None:
-    """Until it is true in the page. Playwright's own wait_for_function needs eval, which the page's policy forbids."""
+    """Wait until the expression is true. Playwright's wait_for_function needs eval, which the pages forbid."""
     wait_until(lambda: page.evaluate(expression), timeout_s)
 
 
@@ -54,13 +54,13 @@ def wait_takes(page: Page, count: int) -> None:
     until(page, f"async () => (await (await import('/static/js/takes.js')).takes.all()).length === {count}")
 
 
-def wait_heard(page: Page) -> None:
-    """Until something that is not silence has reached the end of the audio graph."""
+def wait_audible(page: Page) -> None:
+    """Wait until the audio graph plays something other than silence."""
     until(page, "() => loudest() > 0.05")
 
 
 def wait_worth_keeping(page: Page) -> None:
-    """Until enough has come that stopping keeps it as a take."""
+    """Wait until so much audio has arrived that Stop keeps it as a take."""
     until(page, "async () => (await import('/static/js/player.js')).player.track?.seconds > 0.6")
 
 

@@ -1,8 +1,8 @@
-// The server, as the pages see it: requests with the key, errors in words, speech as it arrives.
+// The API client of the pages: requests with the API key, errors for people, streamed speech, the state of the server.
 
 import { ROOT, alarm, button, dialog, h, quoted, t } from "./ui.js";
 
-// ---- the key: for this session, or remembered when asked to
+// ---- the API key: kept for this session, or in this browser if the person chooses so
 
 let key = (() => {
   try {
@@ -21,15 +21,15 @@ function keep(value, remembered) {
     if (remembered && value) localStorage.setItem("studio.key", value);
     else localStorage.removeItem("studio.key");
   } catch {
-    // Then it lives until the page is left.
+    // Storage is blocked: the key is kept until the page is closed.
   }
 }
 
-let asking = null;
+let keyDialog = null;
 
-/** Asks for the key; true when one was given. Several callers share one dialog. */
+/** Asks for the key. Resolves to true when the person entered one. Several callers share one dialog. */
 export function askKey(wrong = "") {
-  asking ??= dialog(t("key.title"), (close) => {
+  keyDialog ??= dialog(t("key.title"), (close) => {
     const field = h("input", { type: "password", autocomplete: "off", id: "key-field", value: key, autofocus: true, "aria-describedby": wrong ? "key-wrong" : null });
     const remember = h("input", { type: "checkbox", id: "key-remember" });
     return h("form", { class: "stack", onsubmit: (event) => {
@@ -47,13 +47,13 @@ export function askKey(wrong = "") {
         h("button", { class: "primary" }, t("key.use")),
       ),
     );
-  }).finally(() => (asking = null));
-  return asking;
+  }).finally(() => (keyDialog = null));
+  return keyDialog;
 }
 
 // ---- errors
 
-/** What went wrong, for people: `headline` in their language, `message` in the API's words. */
+/** An error of the API. `headline` is in the language of the page, `message` is the English text of the API. */
 export class ApiError extends Error {
   constructor({ status = 0, code = null, param = null, message = "", requestId = "", retryAfter_s = 0 }) {
     super(message);
@@ -77,23 +77,23 @@ export class ApiError extends Error {
 }
 
 async function errorOf(answer) {
-  let told = {};
+  let details = {};
   try {
-    told = (await answer.json()).error ?? {};
+    details = (await answer.json()).error ?? {};
   } catch {
-    // No envelope: something between us and the server answered.
+    // No JSON error: a proxy in front of the server answered.
   }
   return new ApiError({
     status: answer.status,
-    code: told.code ?? null,
-    param: told.param ?? null,
-    message: told.message ?? `${answer.status} ${answer.statusText}`.trim(),
+    code: details.code ?? null,
+    param: details.param ?? null,
+    message: details.message ?? `${answer.status} ${answer.statusText}`.trim(),
     requestId: answer.headers.get("x-request-id") ?? "",
     retryAfter_s: Number(answer.headers.get("retry-after")) || 0,
   });
 }
 
-/** An error as a box: headline, the API's words, what to do, the request's id. actions: buttons. */
+/** A box that shows an error: headline, the API's message, buttons (`actions`), request id. */
 export function errorBox(error, actions = [], headline = error instanceof ApiError ? error.headline : String(error.message ?? error)) {
   if (error.code === "missing_scope") actions = [...actions, button(t("key.other"), () => askKey(error.message), { look: "quiet" })];
   alarm(`${headline} ${error.message ?? ""}`);
@@ -107,7 +107,7 @@ export function errorBox(error, actions = [], headline = error instanceof ApiErr
 
 // ---- requests
 
-/** fetch with the key. A 401 asks for it and tries again. Raises ApiError; AbortError passes. */
+/** Fetches with the API key. On a 401 it asks for a key and tries again. Throws ApiError or AbortError. */
 export async function call(path, { json, ...options } = {}) {
   for (;;) {
     const headers = new Headers(options.headers);
@@ -129,14 +129,14 @@ export async function call(path, { json, ...options } = {}) {
 export const getJson = async (path, options) => (await call(path, options)).json();
 
 /**
- * Speech as it is made: calls `on.head(headers)` once, `on.audio(bytes)` for each piece, `on.progress(event)`.
- * Resolves with the usage at the end. An answer that breaks off raises ApiError, in the server's words if it had any.
+ * Streams speech. Calls `on.head(headers)` once, `on.audio(bytes)` for each chunk and `on.progress(event)`.
+ * Resolves to the usage. Throws ApiError when the stream breaks off, with the server's message if there is one.
  */
 export async function speakStream(path, body, on, signal) {
   const answer = await call(path, { json: { ...body, response_format: "pcm", stream_format: "sse", progress: true }, signal });
   on.head(answer.headers);
   const requestId = answer.headers.get("x-request-id") ?? "";
-  const reader = answer.body.getReader(); // not through a TextDecoderStream: that would lose its queue when the line dies
+  const reader = answer.body.getReader(); // a TextDecoderStream would lose its queue when the connection breaks
   const decoder = new TextDecoder();
   let rest = "";
   let usage = null;
@@ -178,17 +178,17 @@ function fromBase64(text) {
   return bytes;
 }
 
-// ---- what the server has; kept until asked for anew
+// ---- lists of the server; cached until `anew` is true or the engine changes
 
-const kept = new Map();
+const cached = new Map();
 
 function listOf(path, pick) {
   return async (anew = false) => {
-    if (anew || !kept.has(path)) kept.set(path, getJson(path).then(pick));
+    if (anew || !cached.has(path)) cached.set(path, getJson(path).then(pick));
     try {
-      return await kept.get(path);
+      return await cached.get(path);
     } catch (error) {
-      kept.delete(path);
+      cached.delete(path);
       throw error;
     }
   };
@@ -205,11 +205,11 @@ export const health = Object.assign(new EventTarget(), {
   async look() {
     try {
       const answer = await fetch(`${ROOT}/health`);
-      const seen = await answer.json();
-      const changed = this.last !== null && (seen.status !== this.last.status || seen.engine !== this.last.engine);
-      Object.assign(this, { last: seen, at: Date.now(), reachable: true });
+      const state = await answer.json();
+      const changed = this.last !== null && (state.status !== this.last.status || state.engine !== this.last.engine);
+      Object.assign(this, { last: state, at: Date.now(), reachable: true });
       if (changed) {
-        kept.clear();
+        cached.clear();
         this.dispatchEvent(new Event("changed"));
       }
     } catch {

@@ -1,4 +1,4 @@
-// The player at the bottom of every page: play, the wave as a slider, A/B, volume, save.
+// The player bar at the bottom of every page: play, position, A/B comparison, volume, save.
 
 import { ApiError, call, limitOf } from "./api.js";
 import { player, wav } from "./player.js";
@@ -7,11 +7,11 @@ import { button, clock, debounce, dialog, download, h, icon, notify, number, t }
 const FIRST_FORMAT = "wav"; // the page writes it without the server
 const LEAST_SPAN_S = 10;
 
-/** Draws a track on a canvas; the span grows by half when it is full. marks: [from_s, to_s] that are lit. */
+/** Draws the waveform of a track on a canvas. When a growing track fills the canvas, the time span grows by half. */
 export class Wave {
   #span_s = LEAST_SPAN_S;
   #track = null;
-  #asked = 0;
+  #frame = 0;
 
   constructor(canvas) {
     this.canvas = canvas;
@@ -38,8 +38,8 @@ export class Wave {
   }
 
   draw() {
-    this.#asked ||= requestAnimationFrame(() => {
-      this.#asked = 0;
+    this.#frame ||= requestAnimationFrame(() => {
+      this.#frame = 0;
       this.#paint();
     });
   }
@@ -59,7 +59,7 @@ export class Wave {
     const step = Math.max(2, Math.round(3 * ratio));
     const played_x = (this.at_s / this.#span_s) * width;
     const end_x = (track.seconds / this.#span_s) * width;
-    const scale = 0.48 / Math.max(0.2, track.peak); // quiet voices are drawn large, silence is not
+    const scale = 0.48 / Math.max(0.2, track.peak); // enlarges quiet speech, but not silence
     brush.fillStyle = colour("--rest");
     brush.globalAlpha = 0.5;
     brush.fillRect(0, Math.floor(height / 2), width, 1);
@@ -76,7 +76,7 @@ export class Wave {
   }
 }
 
-/** The format's file of this track: WAV from what is here, others asked for again with the same seed. */
+/** Saves a track as a file. The page writes WAV and PCM; the server makes other formats with the same seed. */
 export async function save(track, format, name) {
   if (format === "wav") return download(wav(track.samples()), `${name}.wav`);
   if (format === "pcm") return download(new Blob([track.samples()], { type: "audio/pcm" }), `${name}.pcm`);
@@ -143,31 +143,31 @@ export function mount(dock) {
     if (held) ab.querySelector(`[data-ab="${held}"]`)?.focus();
   };
 
-  let seen = null;
-  let seenPair = "";
-  let listening = null;
+  let shownIcon = null;
+  let shownPair = "";
+  let watched = null; // the track whose events are listened to
   const refresh = () => {
     const { track } = player;
     dock.hidden = !track;
     document.documentElement.classList.toggle("docked", Boolean(track));
     if (!track) return;
-    if (track !== listening) {
-      listening?.removeEventListener("grow", slow);
-      listening?.removeEventListener("end", refresh);
+    if (track !== watched) {
+      watched?.removeEventListener("grow", slow);
+      watched?.removeEventListener("end", refresh);
       track.addEventListener("grow", slow);
       track.addEventListener("end", refresh);
-      listening = track;
+      watched = track;
     }
     const look = player.playing ? "pause" : "play";
-    if (seen !== look) {
+    if (shownIcon !== look) {
       toggle.replaceChildren(icon(look));
       toggle.setAttribute("aria-label", t(`dock.${look}`));
       toggle.title = t(`dock.${look}`);
-      seen = look;
+      shownIcon = look;
     }
     const pairNow = player.pair ? `${player.pair.on}${Boolean(player.pair.blind)}${player.pair.tracks.map((each) => each.id)}` : "";
-    if (pairNow !== seenPair) {
-      seenPair = pairNow;
+    if (pairNow !== shownPair) {
+      shownPair = pairNow;
       abButtons();
     }
     const blind = player.pair?.blind;
@@ -186,7 +186,7 @@ export function mount(dock) {
   refresh();
   return () => {
     player.removeEventListener("change", refresh);
-    listening?.removeEventListener("grow", slow);
-    listening?.removeEventListener("end", refresh);
+    watched?.removeEventListener("grow", slow);
+    watched?.removeEventListener("end", refresh);
   };
 }

@@ -1,4 +1,4 @@
-// The API to read and to try. Nothing here asks another host: no validator, no fonts, no proxy.
+// Starts Swagger UI for /docs. It sends requests to no other host: no validator, no fonts, no proxy.
 
 "use strict";
 

@@ -1,4 +1,4 @@
-// The shell: which page is shown, the header, the keys that work everywhere.
+// The shell: routes, the header, and the keys that work on every page.
 
 import { askKey, health } from "./api.js";
 import * as dock from "./dock.js";
@@ -14,20 +14,21 @@ const ROUTES = {
 };
 
 // ---- routes. A page is a module with mount(main, { go, heading }) -> { unmount?, leave?, unsaved?, hash?, keys? }:
-// unmount(): takes its listeners away. leave(): false, or a promise of it, keeps the person there. unsaved(): true where
-// closing the tab should ask. hash(text): the part after #. keys(event): a key outside fields; true if it was used.
+// unmount() removes its listeners. leave() returns false, or a promise of false, to stay on the page. unsaved() returns
+// true when closing the tab should ask first. hash(text) gets the part after #. keys(event) gets a key that was pressed
+// outside of fields, and returns true when it used the key.
 
 let page = {};
 let shown = "";
-let turn = 0;
+let shows = 0; // counts calls of show: only the last one takes effect
 
 const pathNow = () => location.pathname.slice(ROOT.length) || "/";
 
 async function show({ focus = true } = {}) {
-  const own = ++turn;
+  const own = ++shows;
   const path = pathNow() in ROUTES ? pathNow() : "/";
   const module = await ROUTES[path].load();
-  if (own !== turn) return;
+  if (own !== shows) return;
   page.unmount?.();
   const main = document.getElementById("main");
   document.title = `${t(ROUTES[path].title)} · ${t("shell.name")}`;
@@ -41,13 +42,13 @@ async function show({ focus = true } = {}) {
   shown = path;
   page = {};
   const mounted = (await module.mount(main, { go, heading })) ?? {};
-  if (own !== turn) return mounted.unmount?.();
+  if (own !== shows) return mounted.unmount?.();
   page = mounted;
   if (focus) heading.focus({ preventScroll: true });
   if (location.hash) page.hash?.(location.hash.slice(1));
 }
 
-/** Goes to a page of the studio ("/dialogue", "/voice-cloning#new"). */
+/** Opens a page of the studio, such as "/dialogue" or "/voice-cloning#new". */
 export async function go(to, { push = true } = {}) {
   const [path, hash = ""] = to.split("#");
   if (path !== shown) {
@@ -97,7 +98,7 @@ function setTheme(theme) {
 async function setLanguage(language) {
   store.set("language", language);
   await loadLanguage(language);
-  await furnish();
+  await mountDock();
   pill();
   await show({ focus: false });
 }
@@ -153,14 +154,14 @@ document.addEventListener("keydown", (event) => {
   act();
 });
 
-// The audio is made ready by the first press or key, so that the first Speak need not wait for it.
+// The first press or key prepares the audio, so that the first Speak does not wait for it.
 for (const kind of ["pointerdown", "keydown"]) addEventListener(kind, () => player.prepare(), { once: true, capture: true });
 
 // ---- start
 
 let undock = () => {};
 
-async function furnish() {
+async function mountDock() {
   undock();
   undock = dock.mount(document.getElementById("dock"));
 }
@@ -170,9 +171,9 @@ health.addEventListener("look", pill);
 const watch = () => document.visibilityState === "visible" && health.look();
 setInterval(watch, 5000);
 document.addEventListener("visibilitychange", watch);
-const looking = health.look();
+const firstLook = health.look();
 await loadLanguage();
 pill();
-await furnish();
-await looking; // the pages read the limits of requests from it
+await mountDock();
+await firstLook; // the pages read the limits of requests from it
 await show({ focus: false });

@@ -1,23 +1,23 @@
-// One player for all sound of the studio. It plays what has arrived while the rest is still on its way, through an
-// AudioWorklet; where the browser has none (plain http on a LAN) through AudioBufferSourceNodes on the context's clock.
+// The player of the studio. It plays a track while the rest is still arriving. It uses an AudioWorklet. Browsers have none
+// on plain http from another machine: then it schedules AudioBufferSourceNodes on the clock of the audio context.
 
 import { ROOT, newId, store } from "./ui.js";
 
 export const RATE = 24_000;
 const PEAK_SAMPLES = RATE / 100; // one pair of extremes for 10 ms
-const START_S = 0.12; // queued before it starts; doubled by each underrun, up to 1 s
+const START_S = 0.12; // buffered before playback starts; each underrun doubles it, up to 1 s
 const FADE_S = 0.01;
 
-/** Sound that may still be growing: int16 at 24 kHz, and its extremes for drawing. Tells "grow" and "end". */
+/** Audio that may still grow: int16 at 24 kHz, and its extremes for drawing. Dispatches "grow" and "end". */
 export class Track extends EventTarget {
   id = newId();
   length = 0;
   ended = false;
   peak = 0;
-  parts = []; // { at, turns, text, start_s } as the server told
+  parts = []; // the server's progress events: { sentence, turn, text, start_s }
   #samples = new Int16Array(RATE * 8);
   #peaks = new Int16Array(800 * 2);
-  #odd = null; // a byte whose other half has not come
+  #odd = null; // the first byte of a sample whose second byte has not arrived
 
   /** A finished track of samples. */
   static of(samples, facts = {}) {
@@ -31,7 +31,7 @@ export class Track extends EventTarget {
     return this.length / RATE;
   }
 
-  /** Little-endian PCM bytes as they come off the wire. */
+  /** Appends little-endian PCM bytes. A chunk may end in the middle of a sample. */
   appendBytes(bytes) {
     let whole = bytes;
     if (this.#odd !== null || bytes.length % 2) {
@@ -90,7 +90,7 @@ export class Track extends EventTarget {
     return [low / 32_768, high / 32_768];
   }
 
-  /** Root mean square of what is not silence, to bring takes to one level. */
+  /** Root mean square without the silence; used to play two takes at one level. */
   get level() {
     let sum = 0;
     let count = 0;
@@ -107,14 +107,14 @@ export class Track extends EventTarget {
 
 class WorkletSink {
   #node;
-  #sent = new Map(); // track id -> samples the audio thread has
+  #sent = new Map(); // track id -> number of samples that the audio thread has
   #kept = [];
 
-  static async open(context, out, told) {
+  static async open(context, out, receive) {
     await context.audioWorklet.addModule(`${ROOT}/static/js/worklet.js`);
     const sink = new WorkletSink();
     sink.#node = new AudioWorkletNode(context, "studio-player", { numberOfInputs: 0, outputChannelCount: [1] });
-    sink.#node.port.onmessage = ({ data }) => told(data);
+    sink.#node.port.onmessage = ({ data }) => receive(data);
     sink.#node.connect(out);
     return sink;
   }
@@ -134,7 +134,7 @@ class WorkletSink {
     if (!this.#sent.has(track.id)) {
       this.#sent.set(track.id, 0);
       this.#kept.push(track.id);
-      if (this.#kept.length > 3) this.#drop(this.#kept.shift()); // the present one and an A/B pair
+      if (this.#kept.length > 3) this.#drop(this.#kept.shift()); // the current track and an A/B pair
     } else {
       this.#kept.push(this.#kept.splice(this.#kept.indexOf(track.id), 1)[0]);
     }
@@ -154,16 +154,16 @@ class WorkletSink {
 
 class NodeSink {
   #track = null;
-  #queued = 0; // samples of the track that lie on the clock
-  #next = 0; // where on the clock the following ones go
+  #queued = 0; // scheduled samples of the track
+  #next = 0; // start time of the next samples, on the clock of the context
   #waiting = true;
   #threshold_s = START_S;
   #gain = null;
   #timer = 0;
-  #sounds_at = null;
+  #starts_at = null;
 
-  constructor(context, out, told) {
-    Object.assign(this, { context, out, told });
+  constructor(context, out, receive) {
+    Object.assign(this, { context, out, receive });
   }
 
   grew(track) {
@@ -181,7 +181,7 @@ class NodeSink {
     this.#queued = at;
     this.#waiting = true;
     this.#threshold_s = threshold_s;
-    this.#sounds_at = null;
+    this.#starts_at = null;
     this.#timer = setInterval(() => this.#schedule(), 30);
     this.#schedule();
   }
@@ -211,15 +211,15 @@ class NodeSink {
       if (!track.ended && ahead_s < this.#threshold_s) return;
       this.#waiting = false;
       this.#next = now + 0.01;
-      this.#sounds_at ??= this.#next;
+      this.#starts_at ??= this.#next;
     } else if (this.#next <= now && this.#queued === track.length) {
       if (track.ended) {
         this.#leave(0.001);
-        this.told({ type: "ended", id: track.id, at: track.length });
+        this.receive({ type: "ended", id: track.id, at: track.length });
       } else {
         this.#waiting = true;
         this.#threshold_s = Math.min(2 * Math.max(this.#threshold_s, 0.06), 1);
-        this.told({ type: "underrun", id: track.id });
+        this.receive({ type: "underrun", id: track.id });
       }
       return;
     }
@@ -235,15 +235,15 @@ class NodeSink {
       this.#next += samples.length / RATE;
       this.#queued += samples.length;
     }
-    if (this.#sounds_at !== null && now >= this.#sounds_at) {
-      this.#sounds_at = Infinity;
-      this.told({ type: "sounded", id: track.id });
+    if (this.#starts_at !== null && now >= this.#starts_at) {
+      this.#starts_at = Infinity;
+      this.receive({ type: "started", id: track.id });
     }
-    this.told({ type: "at", id: track.id, at: Math.max(0, Math.round(this.#queued - Math.max(0, this.#next - now) * RATE)) });
+    this.receive({ type: "at", id: track.id, at: Math.max(0, Math.round(this.#queued - Math.max(0, this.#next - now) * RATE)) });
   }
 }
 
-/** Tells "change" (track, playing or at) and "sounded" (the first sample of a track went out). */
+/** Dispatches "change" (track, playing or position) and "started" (the first sample of a track is played). */
 class Player extends EventTarget {
   track = null;
   playing = false;
@@ -257,7 +257,7 @@ class Player extends EventTarget {
   #watched = new WeakSet();
   #volume = store.get("volume", 1);
 
-  /** Makes the audio ready; call it in a person's click or key, or browsers keep it silent. */
+  /** Prepares the audio. Call it in the handler of a click or key: browsers refuse to play otherwise. */
   prepare() {
     this.#opening ??= this.#open();
     if (this.#context.state === "suspended") this.#context.resume().catch(() => {});
@@ -269,15 +269,15 @@ class Player extends EventTarget {
     this.#out = this.#context.createGain();
     this.#out.gain.value = this.#volume;
     this.#out.connect(this.#context.destination);
-    const told = (message) => this.#told(message);
+    const receive = (message) => this.#receive(message);
     try {
-      this.#sink = await WorkletSink.open(this.#context, this.#out, told);
+      this.#sink = await WorkletSink.open(this.#context, this.#out, receive);
     } catch {
-      this.#sink = new NodeSink(this.#context, this.#out, told); // there is none, or its file did not come
+      this.#sink = new NodeSink(this.#context, this.#out, receive); // no AudioWorklet, or its file did not load
     }
   }
 
-  /** "worklet" or "nodes", once there is one. */
+  /** "worklet" or "nodes"; empty before the audio is prepared. */
   get kind() {
     return this.#sink === null ? "" : this.#sink instanceof WorkletSink ? "worklet" : "nodes";
   }
@@ -296,7 +296,7 @@ class Player extends EventTarget {
     if (this.#out) this.#out.gain.setTargetAtTime(value, this.#context.currentTime, 0.01);
   }
 
-  /** Takes this track; whatever sounded before ends. */
+  /** Loads a track. The track before it stops. */
   async load(track, { play = true, at_s = 0, pair = null } = {}) {
     if (this.track && this.track !== track) this.#sink?.halt(FADE_S);
     this.track = track;
@@ -308,7 +308,7 @@ class Player extends EventTarget {
       this.#watched.add(track);
       for (const kind of ["grow", "end"]) track.addEventListener(kind, () => this.#sink?.grew(track));
     }
-    this.#tell();
+    this.#changed();
     await this.prepare();
     if (this.track === track && this.playing) this.#start();
   }
@@ -325,16 +325,16 @@ class Player extends EventTarget {
     if (!this.track) return;
     this.playing = true;
     if (this.track.ended && this.#at >= this.track.length) this.#at = 0;
-    this.#tell();
+    this.#changed();
     await this.prepare();
     if (this.playing) this.#start();
   }
 
-  /** The sound only: what is being made goes on being made. */
+  /** Pauses playback only: the server continues to produce audio. */
   pause() {
     this.playing = false;
     this.#sink?.halt(FADE_S);
-    this.#tell();
+    this.#changed();
   }
 
   toggle() {
@@ -345,18 +345,18 @@ class Player extends EventTarget {
   stop() {
     this.playing = false;
     this.#sink?.halt(0.02);
-    this.#tell();
+    this.#changed();
   }
 
-  /** Within what has arrived. */
+  /** Moves the position, within the audio that has arrived. */
   seek(at_s) {
     if (!this.track) return;
     this.#at = Math.round(Math.max(0, Math.min(at_s, this.track.seconds)) * RATE);
     if (this.playing && this.#sink) this.#start();
-    this.#tell();
+    this.#changed();
   }
 
-  /** Two finished tracks to change between, at one level. */
+  /** Loads two finished tracks for an A/B comparison, at one level. */
   compare(a, b, { at_s = 0, on = 0 } = {}) {
     const levels = [a.level, b.level];
     const quiet = Math.min(...levels.filter((level) => level > 0), 1);
@@ -364,26 +364,26 @@ class Player extends EventTarget {
     return this.load([a, b][on], { pair: { tracks: [a, b], gains, on }, at_s });
   }
 
-  /** The other one of the pair, at the same second. */
+  /** Switches to the other track of the pair, at the same position. */
   swap() {
     if (!this.pair) return;
     this.pair.on = 1 - this.pair.on;
     this.track = this.pair.tracks[this.pair.on];
     this.#at = Math.min(this.#at, this.track.length);
     if (this.playing && this.#sink) this.#start();
-    this.#tell();
+    this.#changed();
   }
 
   unload(track) {
     if (this.track !== track && !this.pair?.tracks.includes(track)) return;
     this.stop();
     this.track = this.pair = null;
-    this.#tell();
+    this.#changed();
   }
 
-  #told({ type, id, at }) {
+  #receive({ type, id, at }) {
     if (id !== this.track?.id) return;
-    if (type === "sounded") this.dispatchEvent(new Event("sounded"));
+    if (type === "started") this.dispatchEvent(new Event("started"));
     if (!this.playing) return;
     if (type === "at") this.#at = at;
     if (type === "underrun") this.underruns++;
@@ -391,17 +391,17 @@ class Player extends EventTarget {
       this.#at = at;
       this.playing = false;
     }
-    this.#tell(type);
+    this.#changed(type);
   }
 
-  #tell(why = "set") {
+  #changed(why = "set") {
     this.dispatchEvent(Object.assign(new Event("change"), { why }));
   }
 }
 
 export const player = new Player();
 
-/** A WAV file of samples. */
+/** A WAV file of int16 samples at RATE. */
 export function wav(samples) {
   const head = new DataView(new ArrayBuffer(44));
   const put = (at, text) => [...text].forEach((letter, n) => head.setUint8(at + n, letter.charCodeAt(0)));

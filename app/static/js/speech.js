@@ -1,4 +1,4 @@
-// One answer being spoken at a time, whichever page asked: its states, its stop, its take. Outlives the page.
+// The current speech request: one at a time for all pages. It continues when the person opens another page.
 
 import { ApiError, speakStream } from "./api.js";
 import { Track, player } from "./player.js";
@@ -6,11 +6,11 @@ import { takes } from "./takes.js";
 import { announce, number, t } from "./ui.js";
 
 const WORTH_KEEPING_S = 0.5;
-const TRIES = 3; // at a busy server
+const TRIES = 3; // requests to a busy server
 
 export const drawSeed = () => crypto.getRandomValues(new Uint32Array(1))[0] >>> 1;
 
-/** Sixty-four heights from 0 to 1: how a take looks in a list. */
+/** The small waveform of a take in a list: 64 heights from 0 to 1. */
 export function shapeOf(track) {
   return Array.from({ length: 64 }, (_, n) => {
     const [low, high] = track.extremes((n / 64) * track.seconds, ((n + 1) / 64) * track.seconds);
@@ -19,31 +19,31 @@ export function shapeOf(track) {
 }
 
 /**
- * state: idle | waiting | streaming | done | partial | error. Tells "change".
- * first_s: from the press to the first sample that sounded. factor: seconds of sound made per second of waiting.
+ * state: idle | waiting | streaming | done | partial | error. Dispatches "change".
+ * first_s: seconds from the press to the first sample played. factor: seconds of audio produced per second.
  */
 class Speech extends EventTarget {
   state = "idle";
-  source = ""; // which page asked
+  source = ""; // the page that started it
   error = null;
   track = null;
   take = null;
   pressed_ms = 0;
   first_s = null;
   factor = null;
-  again_s = null; // seconds until a busy server is asked again
+  again_s = null; // seconds until the next request to a busy server
   ignored = "";
   engine = "";
-  hit = false;
-  #leave = null;
+  cached = false; // the answer came from the server's cache
+  #abort = null;
 
   constructor() {
     super();
-    player.addEventListener("sounded", () => {
+    player.addEventListener("started", () => {
       if (player.track === this.track && this.first_s === null) {
         this.first_s = (performance.now() - this.pressed_ms) / 1000;
         if (this.take) takes.change(this.take.id, { first_s: this.first_s });
-        this.#tell();
+        this.#changed();
       }
     });
   }
@@ -52,35 +52,35 @@ class Speech extends EventTarget {
     return this.state === "waiting" || this.state === "streaming";
   }
 
-  /** Speaks. facts: what the take is to remember. A preview leaves no take. Never raises: see `state` and `error`. */
+  /** Speaks. facts: fields of the take. A preview is not kept as a take. Never throws: see `state` and `error`. */
   async start({ source, path, body, facts, preview = false }) {
-    if (this.busy) this.stop(); // what there was is kept while the new one is already asked for
-    const leave = new AbortController();
+    if (this.busy) this.stop(); // the audio of the old request is kept as a take
+    const abort = new AbortController();
     const track = new Track();
-    this.#leave = leave;
-    Object.assign(this, { state: "waiting", source, error: null, track, take: null, pressed_ms: performance.now(), first_s: null, factor: null, again_s: null, ignored: "", engine: "", hit: false });
+    this.#abort = abort;
+    Object.assign(this, { state: "waiting", source, error: null, track, take: null, pressed_ms: performance.now(), first_s: null, factor: null, again_s: null, ignored: "", engine: "", cached: false });
     track.about = { ...facts, body, source, preview };
-    player.load(track); // in the press itself, or the browser keeps it silent
-    this.#tell();
+    player.load(track); // inside the handler of the press: browsers refuse to play otherwise
+    this.#changed();
     let failed = null;
     try {
-      await this.#ask(path, body, track, leave.signal);
+      await this.#ask(path, body, track, abort.signal);
     } catch (error) {
       failed = error;
     }
     track.end();
-    if (this.#leave !== leave) return; // stopped, and perhaps begun anew: `stop` kept what there was
-    this.#leave = null;
+    if (this.#abort !== abort) return; // `stop` was called, and it has kept the take
+    this.#abort = null;
     if (!failed) {
       this.factor = track.seconds / ((performance.now() - this.pressed_ms) / 1000);
       this.state = "done";
-      announce(t("told.finished", { s: number(track.seconds, 1) }));
+      announce(t("status.finished", { s: number(track.seconds, 1) }));
     } else {
       this.error = failed instanceof ApiError ? failed : new ApiError({ message: String(failed.message ?? failed) });
       this.state = track.seconds >= WORTH_KEEPING_S ? "partial" : "error";
       if (this.state === "error") player.unload(track);
     }
-    this.#tell();
+    this.#changed();
     if (this.state !== "error") await this.#keep(track, body, facts, preview, this.state === "partial");
   }
 
@@ -89,20 +89,20 @@ class Speech extends EventTarget {
       head: (headers) => {
         this.engine = headers.get("x-tts-engine") ?? "";
         this.ignored = headers.get("x-tts-ignored") ?? "";
-        this.hit = headers.get("x-cache") === "hit";
+        this.cached = headers.get("x-cache") === "hit";
         track.seed = headers.get("x-tts-seed");
       },
       audio: (bytes) => {
         track.appendBytes(bytes);
         if (this.state === "waiting") {
           this.state = "streaming";
-          announce(t("told.speaking"));
-          this.#tell();
+          announce(t("status.speaking"));
+          this.#changed();
         }
       },
       progress: (event) => {
         track.parts.push(event);
-        this.#tell();
+        this.#changed();
       },
     };
     for (let attempt = 1; ; attempt++) {
@@ -117,31 +117,31 @@ class Speech extends EventTarget {
 
   async #countDown(wait_s, signal) {
     for (this.again_s = wait_s; this.again_s > 0; this.again_s--) {
-      this.#tell();
+      this.#changed();
       await new Promise((resolve, reject) => {
         const timer = setTimeout(resolve, 1000);
         signal.addEventListener("abort", () => { clearTimeout(timer); reject(signal.reason); }, { once: true });
       });
     }
     this.again_s = null;
-    this.#tell();
+    this.#changed();
   }
 
-  /** Ends it here and on the server. Half a second and more is kept as a partial take. */
+  /** Stops playback and the request. Half a second of audio or more is kept as a partial take. */
   async stop() {
     if (!this.busy) return;
     const { track } = this;
     const about = track.about;
-    this.#leave.abort(new DOMException("stopped", "AbortError"));
-    this.#leave = null;
+    this.#abort.abort(new DOMException("stopped", "AbortError"));
+    this.#abort = null;
     player.stop();
     track.end();
     const kept = track.seconds >= WORTH_KEEPING_S;
     this.state = kept ? "partial" : "idle";
     this.again_s = null;
-    announce(t("told.stopped"));
+    announce(t("status.stopped"));
     if (!kept) player.unload(track);
-    this.#tell();
+    this.#changed();
     if (kept) await this.#keep(track, about.body, about, about.preview, true);
   }
 
@@ -154,26 +154,26 @@ class Speech extends EventTarget {
     if (this.track === track) {
       this.take = take;
       if (first_s === null && this.first_s !== null) takes.change(take.id, { first_s: this.first_s });
-      this.#tell();
+      this.#changed();
     }
   }
 
-  /** Back to nothing said, as after "Use another voice". */
+  /** Resets to idle. */
   clear() {
     if (this.busy) return;
     this.state = "idle";
     this.error = null;
-    this.#tell();
+    this.#changed();
   }
 
-  #tell() {
+  #changed() {
     this.dispatchEvent(new Event("change"));
   }
 }
 
 export const speech = new Speech();
 
-/** A kept take as a track to play. Null where its sound is gone. */
+/** A track of a take. Null when its audio is no longer stored. */
 export async function trackOf(take) {
   if (player.track?.take === take.id) return player.track;
   const samples = await takes.sound(take.id);
@@ -181,7 +181,7 @@ export async function trackOf(take) {
   return Track.of(samples, { take: take.id, seed: take.seed, parts: take.parts ?? [], about: { kind: take.kind, text: take.text, voice: take.voice, model: take.model, body: take.body } });
 }
 
-/** A voice says who it is; no take is kept. */
+/** A voice speaks a sample sentence. No take is kept. */
 export function preview(voice, model) {
   return speech.start({
     source: "preview",

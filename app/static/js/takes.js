@@ -1,5 +1,5 @@
-// Everything that was spoken here, kept in this browser only: IndexedDB, or memory where that is blocked.
-// Facts and sound lie apart, so that a list does not load hundreds of megabytes.
+// The takes: speech that this browser keeps in IndexedDB, or in memory when the browser blocks IndexedDB.
+// Facts and audio are stored apart, so that a list does not load hundreds of megabytes.
 
 import { newId } from "./ui.js";
 
@@ -20,10 +20,10 @@ async function open() {
   return done(request);
 }
 
-/** Tells "change". A take: { id, made, kind, text, body, voice, model, engine, seed, seconds, first_s, factor, partial,
+/** Dispatches "change". A take: { id, made, kind, text, body, voice, model, engine, seed, seconds, first_s, factor, partial,
  * star, shape (64 heights 0-1), parts, bytes }. */
 class Takes extends EventTarget {
-  lasting = true; // false: IndexedDB is blocked, this visit's takes live in memory
+  lasting = true; // false: IndexedDB is blocked, takes are kept in memory until the page is closed
   #database = null;
   #sounds = new Map();
   #all = null;
@@ -56,11 +56,11 @@ class Takes extends EventTarget {
         transaction.onerror = transaction.onabort = () => reject(transaction.error);
       });
     } catch {
-      this.lasting = false; // the disk is full: what is new lives in memory
+      this.lasting = false; // the disk is full: new takes are kept in memory
     }
   }
 
-  /** Keeps a take with its samples (Int16Array); the oldest without a star go where there are too many. */
+  /** Adds a take with its samples (Int16Array). When there are too many, the oldest without a star are removed. */
   async add(facts, samples) {
     const all = await this.all();
     const take = { id: newId(), made: Date.now(), star: false, ...facts, bytes: samples.byteLength };
@@ -78,7 +78,7 @@ class Takes extends EventTarget {
       bytes -= old.bytes;
       await this.remove(old.id);
     }
-    this.#tell();
+    this.#changed();
     return take;
   }
 
@@ -87,10 +87,10 @@ class Takes extends EventTarget {
     if (!take) return;
     Object.assign(take, facts);
     await this.#write((takes) => takes.put(take));
-    this.#tell();
+    this.#changed();
   }
 
-  /** The samples, or null where they are gone. */
+  /** The samples of a take, or null when they are no longer stored. */
   async sound(id) {
     await this.all();
     if (this.#sounds.has(id)) return this.#sounds.get(id);
@@ -98,7 +98,7 @@ class Takes extends EventTarget {
     return (await done(this.#database.transaction("sound").objectStore("sound").get(id))) ?? null;
   }
 
-  /** Removes a take; gives back what puts it in again. */
+  /** Removes a take. Returns a function that undoes it. */
   async remove(id) {
     const all = await this.all();
     const at = all.findIndex((each) => each.id === id);
@@ -110,7 +110,7 @@ class Takes extends EventTarget {
       takes.delete(id);
       sound.delete(id);
     });
-    this.#tell();
+    this.#changed();
     return async () => {
       all.push(take);
       all.sort((a, b) => b.made - a.made);
@@ -119,11 +119,11 @@ class Takes extends EventTarget {
         takes.put(take);
         if (samples) sound.put(samples, id);
       });
-      this.#tell();
+      this.#changed();
     };
   }
 
-  #tell() {
+  #changed() {
     this.dispatchEvent(new Event("change"));
   }
 }

@@ -1,4 +1,4 @@
-// Before the first paint: the theme and the language that were chosen, so that nothing flashes.
+// Sets the chosen theme and language before the first paint, so that nothing flashes.
 (() => {
   const root = document.documentElement;
   try {
@@ -7,6 +7,6 @@
     const language = localStorage.getItem("studio.language");
     if (language) root.lang = language;
   } catch {
-    // Storage may be blocked; the system's choice then holds.
+    // Storage is blocked: the settings of the system apply.
   }
 })();

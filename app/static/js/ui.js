@@ -1,4 +1,4 @@
-// What every page builds with: elements, languages, numbers, announcements, dialogs. Texts go in as text, never as HTML.
+// The toolkit of the pages: elements, storage, languages, numbers, announcements, dialogs. Text is never inserted as HTML.
 
 export const ROOT = document.documentElement.dataset.root ?? "";
 export const LANGUAGES = { en: "English", de: "Deutsch", fr: "Français" };
@@ -6,7 +6,7 @@ const SVG = "http://www.w3.org/2000/svg";
 
 // ---- elements
 
-/** An element. props: on* = listener, data = dataset, true = bare attribute, false/null = left out. */
+/** Creates an element. props: on* = listener, data = dataset, true = attribute without a value, false/null = no attribute. */
 export function h(tag, props = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(props ?? {})) {
@@ -51,7 +51,7 @@ export function icon(name) {
   return svg;
 }
 
-/** A button; with an icon and no text shown its label is read out, and shown on hovering. */
+/** Creates a button. With `name` it shows that icon, and the label becomes its accessible name and its tooltip. */
 export function button(label, onclick, { name, look = "", ...props } = {}) {
   if (!name) return h("button", { type: "button", class: look, onclick, ...props }, label);
   return h("button", { type: "button", class: `icon ${look}`, "aria-label": label, title: label, onclick, ...props }, icon(name));
@@ -59,16 +59,16 @@ export function button(label, onclick, { name, look = "", ...props } = {}) {
 
 export function debounce(run, wait_ms) {
   let timer = 0;
-  return (...given) => {
+  return (...values) => {
     clearTimeout(timer);
-    timer = setTimeout(run, wait_ms, ...given);
+    timer = setTimeout(run, wait_ms, ...values);
   };
 }
 
 /** A random id; crypto.randomUUID is missing on plain http. */
 export const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
-// ---- what is kept between visits; a browser that forbids storage still works, until it is reloaded
+// ---- storage between visits. When the browser blocks it, values are kept until the page is reloaded.
 
 const memory = new Map();
 
@@ -87,7 +87,7 @@ export const store = {
     try {
       localStorage.setItem(`studio.${name}`, typeof value === "string" ? value : JSON.stringify(value));
     } catch {
-      // Full or forbidden: memory holds it.
+      // Storage is full or blocked: `memory` has the value.
     }
   },
 };
@@ -98,9 +98,9 @@ let words = {};
 export let language = "en";
 let numbers = new Map();
 
-export async function loadLanguage(wanted) {
-  const asked = wanted ?? (store.get("language", "") || navigator.languages.map((tag) => tag.slice(0, 2)).find((tag) => tag in LANGUAGES) || "en");
-  const chosen = asked in LANGUAGES ? asked : "en";
+export async function loadLanguage(name) {
+  const preferred = name ?? (store.get("language", "") || navigator.languages.map((tag) => tag.slice(0, 2)).find((tag) => tag in LANGUAGES) || "en");
+  const chosen = preferred in LANGUAGES ? preferred : "en";
   const answer = await fetch(`${ROOT}/static/i18n/${chosen}.json`);
   words = await answer.json();
   language = chosen;
@@ -111,7 +111,7 @@ export async function loadLanguage(wanted) {
   for (const element of document.querySelectorAll("[data-t-label]")) element.setAttribute("aria-label", t(element.dataset.tLabel));
 }
 
-/** Words for a key, {slots} filled; `n` chooses between key.one and key.other; numbers are written as the language does. */
+/** The text of a key with its {slots} filled. `n` selects key.one or key.other. Numbers are formatted for the language. */
 export function t(key, slots = {}) {
   let found = words[key];
   if (typeof slots.n === "number") found = words[`${key}.${new Intl.PluralRules(language).select(slots.n)}`] ?? words[`${key}.other`] ?? found;
@@ -143,26 +143,26 @@ export function languageName(tag) {
   }
 }
 
-/** In the API's own words, which are English whatever the page speaks. */
+/** A text of the API. It is English in every language of the page. */
 export const quoted = (text) => h("span", { lang: "en", class: "quoted" }, text);
 
-// ---- telling
+// ---- announcements
 
 export const announce = (text) => (document.getElementById("status").textContent = text);
 export const alarm = (text) => (document.getElementById("alert").textContent = text);
 
 let toast = null;
 
-/** A line at the bottom, with one thing to do about it, for 8 s; it waits while it is pointed at or has the focus. */
+/** Shows a message with one button for 8 s. The time stops while it has the pointer or the focus. */
 export function notify(text, action, act) {
   toast?.remove();
-  const gone = () => own.remove();
-  const later = () => (timer = setTimeout(gone, 8000));
+  const remove = () => own.remove();
+  const later = () => (timer = setTimeout(remove, 8000));
   const stay = () => clearTimeout(timer);
   let timer = 0;
   const own = h("section", { class: "toast", "aria-label": t("notice"), onpointerenter: stay, onpointerleave: later, onfocusin: stay, onfocusout: later },
     h("span", {}, text),
-    action && button(action, () => { gone(); act(); }, { look: "quiet" }),
+    action && button(action, () => { remove(); act(); }, { look: "quiet" }),
   );
   toast = own;
   document.body.append(own);
@@ -170,9 +170,9 @@ export function notify(text, action, act) {
   later();
 }
 
-// ---- dialogs: native, so Esc and focus are the browser's; focus goes back to where it was
+// ---- dialogs. They are native: the browser handles Esc and keeps the focus inside. Afterwards the focus goes back.
 
-/** Opens a dialog of `build(close)`'s children; resolves with what `close` was given, or undefined. */
+/** Opens a dialog with the children that `build(close)` returns. Resolves to the argument of `close`, or undefined. */
 export function dialog(title, build, { look = "" } = {}) {
   return new Promise((resolve) => {
     const before = document.activeElement;
@@ -198,16 +198,16 @@ export function dialog(title, build, { look = "" } = {}) {
   });
 }
 
-/** Starts on Cancel. True where the deed was chosen. */
-export const confirm = (title, text, deed) => dialog(title, (close) => [
+/** Asks for a confirmation; Cancel has the focus. Resolves to true when the button `action` was pressed. */
+export const confirm = (title, text, action) => dialog(title, (close) => [
   h("p", {}, text),
   h("div", { class: "row end" },
     button(t("cancel"), () => close(false), { autofocus: true }),
-    button(deed, () => close(true), { look: "danger" }),
+    button(action, () => close(true), { look: "danger" }),
   ),
 ]);
 
-/** Copies, or where the browser does not allow it (plain http), selects so that Ctrl+C does. */
+/** Copies the text of an element. On plain http browsers forbid that: the selected text waits for Ctrl+C. */
 export async function copy(element) {
   const range = document.createRange();
   range.selectNodeContents(element);
@@ -222,7 +222,7 @@ export async function copy(element) {
   }
 }
 
-/** A file for the person to keep. */
+/** Offers a file for download. */
 export function download(blob, name) {
   const link = h("a", { href: URL.createObjectURL(blob), download: name, hidden: true });
   document.body.append(link);
@@ -231,7 +231,7 @@ export function download(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
-/** Tabs as ARIA has them: arrows move, one is in the tab order. entries: [id, label, panel]. */
+/** Creates ARIA tabs: arrow keys move between them. entries: [id, label, panel]. Returns the tab list and the panels. */
 export function tabs(label, entries, chosen = entries[0][0]) {
   const show = (id, focus) => {
     for (const [each, , panel] of entries) {

@@ -1,5 +1,5 @@
-// The player's end in the audio thread: plays PCM as it arrives, fades where it starts, stops or changes.
-// It holds all that arrived of a track, so that a busy page, seeking and A/B never make it wait for the page.
+// The part of the player that runs in the audio thread. It plays PCM as it arrives and fades at start, stop and change.
+// It keeps all samples of a track, so that seeking, A/B comparison and a busy page never interrupt playback.
 
 const BLOCK = 24_000; // samples in one piece of a track's memory
 const FADE_S = 0.01;
@@ -31,9 +31,9 @@ class StudioPlayer extends AudioWorkletProcessor {
   tapes = new Map();
   now = null; // { id, at, gain, level, aim, step }
   leaving = []; // fading out
-  waiting = false; // for enough to play on with
+  waiting = false; // until `threshold` samples are buffered
   threshold = 0;
-  told = 0;
+  reports = 0; // audio blocks since the last report
 
   constructor() {
     super();
@@ -57,7 +57,7 @@ class StudioPlayer extends AudioWorkletProcessor {
         break;
       case "play":
         this.leave(FADE_S);
-        // From its very start sound begins at once: the server faded it in.
+        // At the start of a track no fade is needed: the server fades it in.
         this.now = { id, at, gain, level: at === 0 ? 1 : 0, aim: 1, step: 1 / (FADE_S * sampleRate), fresh: true };
         this.threshold = threshold_s * sampleRate;
         this.waiting = true;
@@ -82,7 +82,7 @@ class StudioPlayer extends AudioWorkletProcessor {
       if (!this.waiting) {
         if (now.fresh && tape.length > now.at) {
           now.fresh = false;
-          this.port.postMessage({ type: "sounded", id: now.id });
+          this.port.postMessage({ type: "started", id: now.id });
         }
         this.mix(out, now, tape);
         if (now.at >= tape.length) {
@@ -103,7 +103,7 @@ class StudioPlayer extends AudioWorkletProcessor {
       else voice.level = 0;
     }
     if (this.leaving.length) this.leaving = this.leaving.filter((voice) => voice.level > 0);
-    if (this.now && ++this.told % REPORT_EVERY === 0) this.port.postMessage({ type: "at", id: this.now.id, at: this.now.at });
+    if (this.now && ++this.reports % REPORT_EVERY === 0) this.port.postMessage({ type: "at", id: this.now.id, at: this.now.at });
     return true;
   }
 

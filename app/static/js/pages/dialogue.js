@@ -1,4 +1,4 @@
-// Dialogue: who says what, in order; one line alone, or all as one answer.
+// The Dialogue page: a list of lines, each with a speaker, a voice and a text. All lines are one request.
 
 import { errorBox, health, limitOf, models, voices } from "../api.js";
 import { player } from "../player.js";
@@ -6,10 +6,10 @@ import { drawSeed, speech } from "../speech.js";
 import { announce, button, debounce, dialog, h, newId, notify, number, store, t } from "../ui.js";
 import { banner, ignoredBadges, modelSelect, modelToUse, partialBadges, snippetTabs, timeBadges, voiceSelect } from "./speak.js";
 
-const OTHER_VOICES = ["alloy", "onyx", "nova", "echo", "shimmer", "fable"]; // told apart easily
+const OTHER_VOICES = ["alloy", "onyx", "nova", "echo", "shimmer", "fable"]; // voices that sound different, as first choices for new speakers
 const ACCIDENT_MS = 400;
 
-/** A script as people have it: "Ann: Hello" or "[S1] Hello [S2] Hi" -> [{ name, text }]. Lines of nobody go on. */
+/** Parses "Ann: Hello" or "[S1] Hello [S2] Hi" to [{ name, text }]. A line without a name continues the one before. */
 export function readScript(script) {
   const found = [];
   for (const row of script.replace(/\[\s?S([1-9])\s?\]/gi, "\n\u0000$1\u0000").split("\n")) {
@@ -44,7 +44,7 @@ export async function mount(main) {
 
   const modelSlot = h("div", { class: "row" });
   const count = h("span", { class: "badge" });
-  const apart = h("p", { class: "hint", role: "status" });
+  const voiceHint = h("p", { class: "hint", role: "status" });
   const trouble = h("div");
   const bannerSlot = h("div");
   const list = h("ol", { class: "lines", "aria-label": t("dialogue.lines") });
@@ -52,12 +52,12 @@ export async function mount(main) {
   const go = h("button", { type: "button", class: "primary go", onclick: () => (speech.busy && mine() ? halt() : speakAll()) }, label, h("kbd", { "aria-hidden": "true" }, "Ctrl+Enter"));
   const badges = h("div", { class: "row wrap" });
   const empty = h("div", { class: "empty" }, h("p", {}, t("dialogue.empty")), button(t("dialogue.sample"), () => {
-    take([1, 2, 3, 4].map((n) => ({ name: n % 2 ? "Ann" : "Ben", text: t(`dialogue.sample.${n}`) })));
+    useScript([1, 2, 3, 4].map((n) => ({ name: n % 2 ? "Ann" : "Ben", text: t(`dialogue.sample.${n}`) })));
   }));
   const [codeTabs, showCode] = snippetTabs();
   const section = h("section", { class: "stack speak-all", "aria-label": t("nav.dialogue"), data: { state: "idle" } },
     h("div", { class: "head" }, h("div", { class: "row wrap" }, modelSlot, count), h("div", { class: "row wrap" }, button(t("dialogue.paste"), paste), button(t("dialogue.clear"), clear, { look: "quiet" }))),
-    apart, empty, list,
+    voiceHint, empty, list,
     h("div", { class: "row wrap" }, button(t("dialogue.add"), () => add(lines.length), {})),
     h("div", { class: "act row wrap" }, go, badges),
     h("p", { class: "hint" }, t("dialogue.hint")),
@@ -86,7 +86,7 @@ export async function mount(main) {
       draw(line.id, "input");
     } });
     const voice = voiceSelect(voiceList, line.voice, { "aria-label": `${t("dialogue.voice")}: ${t("dialogue.line", { n })}`, onchange: (event) => {
-      for (const other of lines) if (other.name === line.name) other.voice = event.target.value; // one person, one voice
+      for (const other of lines) if (other.name === line.name) other.voice = event.target.value; // all lines of one speaker have one voice
       draw(line.id, "select");
     } });
     return h("li", { class: "line", data: { line: line.id, speaker: colour(line) } },
@@ -101,7 +101,7 @@ export async function mount(main) {
     );
   }
 
-  /** Draws all lines; the focus goes to `part` of the line of that id. */
+  /** Draws all lines. The focus goes to the element `part` of the line `id`. */
   function draw(id, part = "textarea", at = null) {
     list.replaceChildren(...lines.map(row));
     const focus = id && list.querySelector(`[data-line="${id}"] ${part}`);
@@ -118,7 +118,7 @@ export async function mount(main) {
     count.hidden = !lines.length || most === null || most < 2;
     const many = most !== null && most > 1 && used() > most;
     count.classList.toggle("warn", many);
-    apart.textContent = many ? t("dialogue.too_many", { engine: model, limit: most, voices: used() }) : "";
+    voiceHint.textContent = many ? t("dialogue.too_many", { engine: model, limit: most, voices: used() }) : "";
     showCode("/v1/audio/dialogue", { ...body(false), response_format: "mp3" });
   }
 
@@ -180,7 +180,7 @@ export async function mount(main) {
     }
   }
 
-  function take(script) {
+  function useScript(script) {
     lines = [];
     const nameless = t("dialogue.name", { n: 1 });
     for (const { name, text } of script) {
@@ -197,7 +197,7 @@ export async function mount(main) {
         event.preventDefault();
         const script = readScript(field.value);
         close();
-        if (script.length) take(script);
+        if (script.length) useScript(script);
       } }, h("label", { for: "script" }, t("dialogue.paste_hint")), field, h("div", { class: "row end" }, h("button", { class: "primary" }, t("dialogue.paste_use"))));
     });
   }
@@ -207,9 +207,9 @@ export async function mount(main) {
   const mine = () => speech.source === "dialogue";
 
   function body(seeded) {
-    const asked = { model: model || undefined, turns: spoken().map((line) => ({ speaker: line.name, voice: line.voice, text: line.text })) };
-    if (seeded) asked.seed = drawSeed();
-    return asked;
+    const request = { model: model || undefined, turns: spoken().map((line) => ({ speaker: line.name, voice: line.voice, text: line.text })) };
+    if (seeded) request.seed = drawSeed();
+    return request;
   }
 
   function refuse(message) {
@@ -227,17 +227,17 @@ export async function mount(main) {
     if (length > chars) return refuse(t("error.too_many", { n: length - chars }));
     if (entry() && entry().status !== "ready") return refuse(t(`error.${entry().status}`, { engine: model }));
     pressed_ms = performance.now();
-    const said = spoken();
-    const voicesUsed = [...new Set(said.map((line) => line.voice))].join(", ");
-    lit = said.map((line) => line.id);
-    speech.start({ source: "dialogue", path: "/v1/audio/dialogue", body: body(true), facts: { kind: "dialogue", text: said.map((line) => `${line.name}: ${line.text}`).join("\n"), voice: voicesUsed, model } });
+    const sent = spoken();
+    const voicesUsed = [...new Set(sent.map((line) => line.voice))].join(", ");
+    lineIds = sent.map((line) => line.id);
+    speech.start({ source: "dialogue", path: "/v1/audio/dialogue", body: body(true), facts: { kind: "dialogue", text: sent.map((line) => `${line.name}: ${line.text}`).join("\n"), voice: voicesUsed, model } });
   }
 
   function speakOne(line) {
     if (!line.text.trim()) return;
     trouble.replaceChildren();
     pressed_ms = performance.now();
-    lit = [line.id];
+    lineIds = [line.id];
     speech.start({ source: "dialogue", path: "/v1/audio/speech", body: { model: model || undefined, input: line.text, voice: line.voice }, facts: { kind: "speech", text: line.text, voice: line.voice, model }, preview: true });
   }
 
@@ -245,12 +245,12 @@ export async function mount(main) {
     if (performance.now() - pressed_ms >= ACCIDENT_MS) speech.stop();
   }
 
-  let lit = []; // the ids of the lines of the present answer, by turn
-  function heard() {
+  let lineIds = []; // line ids of the current request, by turn
+  function showPlayed() {
     const { track } = player;
     const own = track && track === speech.track && mine();
     const now = own && player.playing ? track.parts.findLast((part) => part.start_s <= player.at_s + 0.02) : null;
-    const id = now ? lit[now.turn] : null;
+    const id = now ? lineIds[now.turn] : null;
     for (const item of list.children) {
       if (item.dataset.line === id) item.dataset.lit = "";
       else delete item.dataset.lit;
@@ -259,7 +259,7 @@ export async function mount(main) {
 
   let lastError = mine() ? speech.error : null;
   let ticking = 0;
-  function told() {
+  function showState() {
     const busy = speech.busy && mine();
     const state = mine() ? speech.state : "idle";
     section.dataset.state = state;
@@ -274,7 +274,7 @@ export async function mount(main) {
       trouble.replaceChildren(box);
     }
     clearTimeout(ticking);
-    if (state === "waiting" && busy) ticking = setTimeout(told, 100);
+    if (state === "waiting" && busy) ticking = setTimeout(showState, 100);
   }
 
   // -- lists
@@ -302,11 +302,11 @@ export async function mount(main) {
   }
 
   const reload = () => load(true);
-  const listeners = [[speech, "change", told], [player, "change", heard], [health, "changed", reload], [window, "pagehide", keepNow]];
+  const listeners = [[speech, "change", showState], [player, "change", showPlayed], [health, "changed", reload], [window, "pagehide", keepNow]];
   for (const [target, kind, listener] of listeners) target.addEventListener(kind, listener);
   fillModels();
   draw();
-  told();
+  showState();
   await load(false);
   return {
     unmount() {

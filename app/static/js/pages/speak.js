@@ -1,4 +1,4 @@
-// Speak: a text, a voice, one button; then its takes, the history and the request as code.
+// The Speak page: text, settings and one button; below them the takes, the history and the request as code.
 
 import { errorBox, hasKey, health, limitOf, models, rangeOf, voices } from "../api.js";
 import { nameOf, save, saveMenu } from "../dock.js";
@@ -7,13 +7,13 @@ import { drawSeed, preview, speech, trackOf } from "../speech.js";
 import { takes } from "../takes.js";
 import { ROOT, announce, button, copy, debounce, h, icon, notify, number, quoted, seconds, store, t, tabs } from "../ui.js";
 
-const ACCIDENT_MS = 400; // a second click this soon after Speak is not meant as Stop
-const SHOWN = 30; // of the history, at first
+const ACCIDENT_MS = 400; // a second click within this time is a double click, not Stop
+const SHOWN = 30; // entries of the history at first
 const SPEED_STEP = 0.05;
 const SAMPLING_STEPS = { temperature: 0.05, top_k: 1, top_p: 0.01, cfg_scale: 0.1 };
 const SAMPLING = Object.keys(SAMPLING_STEPS);
 
-/** A select of voices in groups: those made here first. */
+/** Creates a select of voices in groups, with cloned voices first. */
 export function voiceSelect(list, chosen, props) {
   const groups = [["cloned", list.filter((voice) => voice.type === "cloned")], ["preset", list.filter((voice) => voice.type !== "cloned")]];
   const known = list.some((voice) => voice.id === chosen);
@@ -25,19 +25,19 @@ export function voiceSelect(list, chosen, props) {
   );
 }
 
-/** A select of models; one that can't speak now stays readable, says why, and is never silently another. */
+/** Creates a select of models. A model that is not ready can be chosen, and shows its state. */
 export function modelSelect(list, chosen, props) {
   const option = (model) => h("option", { value: model.id, selected: model.id === chosen, "aria-disabled": model.status === "ready" ? null : "true", title: model.detail || null },
     model.status === "ready" ? model.id : `${model.id} (${t(`model.${model.status}`)})`);
   return h("select", props, list.filter((model) => !model.alias).map(option), h("optgroup", { label: t("model.aliases") }, list.filter((model) => model.alias).map(option)));
 }
 
-/** The model to begin with: the one used last if it is listed, else the first that is ready. */
+/** The id of the model used last if the server lists it, else of the first ready model. */
 export function modelToUse(list, kept) {
   return list.some((model) => model.id === kept) ? kept : (list.find((model) => model.status === "ready") ?? list[0])?.id ?? "";
 }
 
-/** Why the engine that was asked for does not speak, in the server's words, with what to do. Null where all is well. */
+/** A box that says why the requested engine does not run, and what to do. Null when the engine runs. */
 export function banner(list, chosen, use) {
   const { last } = health;
   if (!last || last.status === "ok") return null;
@@ -58,11 +58,11 @@ export function banner(list, chosen, use) {
   );
 }
 
-// ---- how an answer goes, as badges
+// ---- badges: the progress of a request
 
 const badge = (key, value, look = "") => h("span", { class: `badge ${look}`, data: { badge: key } }, `${t(`badge.${key}`)} `, h("strong", {}, value));
 
-/** How long it takes, and whether it has to wait. */
+/** Badges for the time to first audio, the speed of the engine and the wait for a busy server. */
 export function timeBadges({ state, again_s, pressed_ms, first_s, factor }) {
   const waited_s = (performance.now() - pressed_ms) / 1000;
   return [
@@ -101,7 +101,7 @@ export function snippets(path, body) {
   return { curl, python, js };
 }
 
-/** Tabs of snippets that follow the request: [elements, refresh(path, body)]. */
+/** Creates tabs that show a request as code. Returns [elements, refresh(path, body)]. */
 export function snippetTabs() {
   const blocks = Object.fromEntries(["curl", "python", "js"].map((kind) => [kind, h("code", { lang: "en" })]));
   const panel = (kind) => h("div", { class: "code" }, h("pre", { tabindex: 0 }, blocks[kind]), button(t("copy"), () => copy(blocks[kind]), { name: "copy", look: "quiet" }));
@@ -111,9 +111,9 @@ export function snippetTabs() {
   }];
 }
 
-// ---- takes in lists
+// ---- lists of takes
 
-const marks = { A: null, B: null }; // take ids to compare
+const marks = { A: null, B: null }; // ids of the takes to compare
 
 function shapeSvg(shape) {
   const ns = "http://www.w3.org/2000/svg";
@@ -128,7 +128,7 @@ function shapeSvg(shape) {
   return svg;
 }
 
-async function hear(take) {
+async function playTake(take) {
   const track = await trackOf(take);
   if (!track) return notify(t("take.gone"));
   if (player.track === track && !player.pair) return player.toggle();
@@ -169,7 +169,7 @@ async function removeTake(take, row) {
 function takeRow(take, { count, words, again }) {
   const label = words ? take.text.slice(0, 60) : t("take.name", { n: count });
   const row = h("li", { class: "take", data: { take: take.id } },
-    button(t("take.play", { name: label }), () => hear(take), { name: "play", look: "quiet" }),
+    button(t("take.play", { name: label }), () => playTake(take), { name: "play", look: "quiet" }),
     shapeSvg(take.shape),
     h("div", { class: "facts" },
       words && h("span", { class: "words" }, take.text),
@@ -201,7 +201,7 @@ function takeRow(take, { count, words, again }) {
   return row;
 }
 
-/** Puts rows in, and the focus back on the same button of the same take. */
+/** Replaces the rows of a list. The focus stays on the same button of the same take. */
 function refill(list, rows) {
   const held = list.contains(document.activeElement) && document.activeElement.closest("[data-take]");
   const buttons = held ? [...held.querySelectorAll("button")] : [];
@@ -327,20 +327,20 @@ export async function mount(main) {
   ]);
   main.append(bannerSlot, section, trouble, caption, takeSection, h("section", { "aria-label": t("speak.below") }, panels));
 
-  // -- what follows what
+  // -- state and request
   const mine = () => speech.source === "speak";
   const model = () => modelList.find((each) => each.id === settings.model);
-  const able = () => model()?.parameters;
+  const engineParameters = () => model()?.parameters;
 
-  /** The request as it would go out now. seeded: with the seed that the page draws. */
+  /** The body of the request. seeded: includes the seed that the page has drawn. */
   function body(seeded) {
-    const parameters = able();
-    const asked = { model: settings.model || undefined, voice: settings.voice, input: text.value };
-    if (settings.speed !== 1) asked.speed = settings.speed;
-    for (const [name, value] of Object.entries(settings.sampling)) if (!parameters || parameters.includes(name)) asked[name] = value;
-    if (settings.language && (!parameters || parameters.includes("language"))) asked.language = settings.language;
-    if (seeded || settings.lock) asked.seed = settings.seed;
-    return asked;
+    const parameters = engineParameters();
+    const request = { model: settings.model || undefined, voice: settings.voice, input: text.value };
+    if (settings.speed !== 1) request.speed = settings.speed;
+    for (const [name, value] of Object.entries(settings.sampling)) if (!parameters || parameters.includes(name)) request[name] = value;
+    if (settings.language && (!parameters || parameters.includes("language"))) request.language = settings.language;
+    if (seeded || settings.lock) request.seed = settings.seed;
+    return request;
   }
 
   function changed() {
@@ -348,7 +348,7 @@ export async function mount(main) {
     speedShown.textContent = `${number(settings.speed, 2)}×`;
     speed.setAttribute("aria-valuetext", `${number(settings.speed, 2)}×`);
     saveNow.textContent = t("save.as", { format: settings.format.toUpperCase() });
-    const parameters = able();
+    const parameters = engineParameters();
     for (const name of SAMPLING) samplingFields[name].disabled = Boolean(parameters && !parameters.includes(name));
     language.disabled = Boolean(parameters && !parameters.includes("language"));
     const lacking = SAMPLING.filter((name) => samplingFields[name].disabled).map((name) => t(`sampling.${name}`));
@@ -436,7 +436,7 @@ export async function mount(main) {
   });
 
   let ticking = 0;
-  function told() {
+  function showState() {
     const busy = speech.busy && mine();
     const state = mine() ? speech.state : "idle";
     section.dataset.state = state;
@@ -451,7 +451,7 @@ export async function mount(main) {
         const { sentence, sentences } = parts.at(-1);
         rows.push(badge("made", sentences ? t("badge.of", { count: sentence + 1, of: sentences }) : number(sentence + 1)));
       }
-      if (speech.hit) rows.push(badge("cache", t("badge.hit")));
+      if (speech.cached) rows.push(badge("cache", t("badge.hit")));
       rows.push(...ignoredBadges(speech));
       const engine = model();
       if (speech.engine && engine && speech.take && speech.take.model === settings.model && !settings.model.startsWith(speech.engine) && !engine.alias) rows.push(badge("engine", speech.engine, "warn"));
@@ -459,8 +459,8 @@ export async function mount(main) {
     }
     badges.replaceChildren(...rows);
     saveNow.hidden = !(mine() && (state === "done" || state === "partial") && player.track);
-    if (mine() && speech.error && (state === "error" || state === "partial") && told.last !== speech.error) {
-      told.last = speech.error;
+    if (mine() && speech.error && (state === "error" || state === "partial") && showState.lastError !== speech.error) {
+      showState.lastError = speech.error;
       const headline = state === "partial" ? h("p", {}, t("error.broke", { s: number(speech.track.seconds, 1) })) : null;
       const actions = [button(t("again"), speak)];
       if (speech.error.headline === t("error.voice")) actions.unshift(button(t("error.voice"), () => document.getElementById("voice").focus()));
@@ -471,11 +471,11 @@ export async function mount(main) {
       trouble.replaceChildren();
     }
     clearTimeout(ticking);
-    if (state === "waiting" && busy) ticking = setTimeout(told, 100);
+    if (state === "waiting" && busy) ticking = setTimeout(showState, 100);
   }
-  if (mine()) told.last = speech.error;
+  if (mine()) showState.lastError = speech.error;
 
-  function captioned() {
+  function showCaption() {
     const { track } = player;
     const parts = track?.parts ?? [];
     caption.hidden = parts.length < 2 || Boolean(player.pair?.blind);
@@ -488,7 +488,7 @@ export async function mount(main) {
     caption.replaceChildren(h("span", { class: "hint" }, `${where} `), now.text);
   }
 
-  function heard() {
+  function showPlayed() {
     const playing = player.track?.take;
     for (const row of main.querySelectorAll(".take")) {
       const now = row.dataset.take === playing && !player.pair?.blind;
@@ -500,7 +500,7 @@ export async function mount(main) {
       const look = now && player.playing ? "pause" : "play";
       if (!first.firstChild.classList.contains(`i-${look}`)) first.replaceChildren(icon(look));
     }
-    captioned();
+    showCaption();
     saveNow.hidden ||= !player.track;
   }
 
@@ -512,21 +512,21 @@ export async function mount(main) {
     takeSection.hidden = group.length === 0;
     compareRow.hidden = group.length < 2;
     compareNow.disabled = !(marks.A && marks.B);
-    heard();
+    showPlayed();
   }
 
   async function fillHistory() {
     const all = await takes.all();
-    const wanted = search.value.trim().toLowerCase();
-    const found = wanted ? all.filter((take) => `${take.text} ${take.voice} ${take.model}`.toLowerCase().includes(wanted)) : all;
-    refill(historyList, found.slice(0, shown).map((take) => takeRow(take, { words: true, again: take.kind === "speech" ? again : null })));
+    const query = search.value.trim().toLowerCase();
+    const found = query ? all.filter((take) => `${take.text} ${take.voice} ${take.model}`.toLowerCase().includes(query)) : all;
+    refill(historyList, found.slice(0, shown).map((take) => takeRow(take, { words: true, again: take.kind === "speech" ? reuse : null })));
     more.hidden = found.length <= shown;
     search.hidden = all.length === 0;
     historyHint.textContent = t(!takes.lasting ? "history.memory" : all.length === 0 ? "history.empty" : found.length === 0 ? "history.none" : "history.hint");
-    heard();
+    showPlayed();
   }
 
-  function again(take) {
+  function reuse(take) {
     text.value = take.text;
     Object.assign(settings, { voice: take.voice, model: take.model || settings.model, speed: take.body.speed ?? 1, language: take.body.language ?? "", seed: Number(take.seed), lock: true });
     settings.sampling = Object.fromEntries(SAMPLING.map((name) => [name, take.body[name]]).filter(([, value]) => value !== undefined));
@@ -586,17 +586,17 @@ export async function mount(main) {
     changed();
   }
 
-  const looked = () => {
+  const healthRead = () => {
     showLimits();
     showBanner();
   };
-  const listeners = [[speech, "change", told], [player, "change", heard], [takes, "change", refillAll], [health, "look", looked], [health, "changed", () => lists(true)], [window, "pagehide", keepDraft]];
+  const listeners = [[speech, "change", showState], [player, "change", showPlayed], [takes, "change", refillAll], [health, "look", healthRead], [health, "changed", () => lists(true)], [window, "pagehide", keepDraft]];
   for (const [target, kind, listener] of listeners) target.addEventListener(kind, listener);
   fillVoices();
   fillModels();
   showLimits();
   typed();
-  told();
+  showState();
   changed();
   await Promise.all([lists(false), fillHistory()]);
   return {

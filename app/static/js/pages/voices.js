@@ -1,4 +1,4 @@
-// Voices: those of this server, each with what is known of it; and the way to one's own (voices/wizard.js).
+// The Voices page: a list of voices, the details of one voice, and the wizard for a new voice (voices/wizard.js).
 
 import { call, errorBox, getJson, health, models, voices } from "../api.js";
 import { Track, player } from "../player.js";
@@ -11,8 +11,8 @@ import { snippetTabs } from "./speak.js";
 const PATH = "/v1/voice-cloning/voices";
 const DEFAULT_VOICE = "alloy";
 
-/** This page's own styles, there before anything of it is. */
-function dressed() {
+/** Loads the styles of this page before its elements are shown. */
+function loadStyles() {
   const href = `${ROOT}/static/voices.css`;
   if (document.querySelector(`link[href="${href}"]`)) return null;
   return new Promise((resolve) => {
@@ -21,16 +21,16 @@ function dressed() {
 }
 
 export async function mount(main, { go }) {
-  const dressing = dressed();
+  const styles = loadStyles();
   let all = []; // all voices, as /v1/audio/voices lists them; cloned ones with `known`
   let modelList = [];
   let problems = {};
-  let shown = ""; // what is in the right half: "", an id, "new"
-  let making = null; // the wizard
+  let shown = ""; // the details shown: "", the id of a voice, or "new"
+  let openWizard = null;
   let closed = false;
 
   const search = h("input", { type: "search", placeholder: t("voices.search"), "aria-label": t("voices.search"), oninput: () => fill() });
-  const file = h("input", { type: "file", accept: ".zip,application/zip", hidden: true, onchange: () => file.files[0] && take(file.files[0]) });
+  const file = h("input", { type: "file", accept: ".zip,application/zip", hidden: true, onchange: () => file.files[0] && importVoice(file.files[0]) });
   const bring = button(t("voices.import"), () => file.click());
   bring.prepend(icon("import"));
   const fresh = h("a", { class: "button primary", href: `${ROOT}/voice-cloning#new`, data: { route: "/voice-cloning" } }, icon("add"), t("voices.new"));
@@ -38,14 +38,14 @@ export async function mount(main, { go }) {
   const list = h("div", { class: "voice-list" });
   const side = h("section", { class: "stack voice-side", "aria-label": t("voices.list") }, h("div", { class: "row" }, search), list);
   const detail = h("div", { class: "voice-detail" });
-  const room = h("div", { class: "library", data: { view: "list" } }, side, detail);
+  const library = h("div", { class: "library", data: { view: "list" } }, side, detail);
   const tools = h("div", { class: "row wrap voices-tools" }, fresh, bring, file);
 
   const find = (id) => all.find((voice) => voice.id === id);
   const isDefault = (voice) => store.get("voice", DEFAULT_VOICE) === voice.id;
   const link = (voice) => `${ROOT}/voice-cloning#${voice.id}`;
 
-  // ---- what there is
+  // ---- the list
 
   async function load() {
     try {
@@ -65,7 +65,7 @@ export async function mount(main, { go }) {
     const { known } = voice;
     const about = known ? [seconds(known.audio_duration), known.language] : [voice.description || t(`voice.kind.${voice.type}`)];
     return h("li", { class: "voice", data: { voice: voice.id } },
-      button(t(known ? "voices.sample_of" : "voice.preview_of", { name: voice.name }), () => (known ? hearSample(voice) : say(voice)), { name: "play", look: "quiet round" }),
+      button(t(known ? "voices.sample_of" : "voice.preview_of", { name: voice.name }), () => (known ? playSample(voice) : speakSentence(voice)), { name: "play", look: "quiet round" }),
       h("a", { href: link(voice), data: { route: "/voice-cloning" }, "aria-current": shown === voice.id ? "true" : null },
         h("b", {}, voice.name),
         h("span", { class: "hint" }, about.filter(Boolean).join(" · "))),
@@ -74,29 +74,29 @@ export async function mount(main, { go }) {
   }
 
   function fill() {
-    const wanted = search.value.trim().toLocaleLowerCase();
-    const matching = all.filter((voice) => `${voice.name} ${voice.description ?? ""} ${voice.id} ${voice.language}`.toLocaleLowerCase().includes(wanted));
+    const query = search.value.trim().toLocaleLowerCase();
+    const matching = all.filter((voice) => `${voice.name} ${voice.description ?? ""} ${voice.id} ${voice.language}`.toLocaleLowerCase().includes(query));
     const groups = [["cloned", matching.filter((voice) => voice.known)], ["preset", matching.filter((voice) => !voice.known)]];
     const held = document.activeElement?.closest?.("[data-voice]")?.dataset.voice;
     const onButton = document.activeElement?.tagName === "BUTTON";
-    const ownNone = !wanted && all.length > 0 && !groups[0][1].length;
+    const ownNone = !query && all.length > 0 && !groups[0][1].length;
     const bad = Object.entries(problems);
     list.replaceChildren(...[
       ownNone && h("div", { class: "empty" }, h("p", {}, t("voices.none")), h("a", { class: "button", href: `${ROOT}/voice-cloning#new`, data: { route: "/voice-cloning" } }, t("voices.make"))),
       ...groups.filter(([, members]) => members.length).map(([kind, members]) => h("section", { "aria-label": t(`voice.kind.${kind}`) }, h("h2", {}, t(`voice.kind.${kind}`)), h("ul", {}, members.map(row)))),
-      wanted && !matching.length && h("p", { class: "hint" }, t("history.none")),
+      query && !matching.length && h("p", { class: "hint" }, t("history.none")),
       bad.length > 0 && h("details", { class: "fold" }, h("summary", {}, t("voices.problems", { n: bad.length })), h("ul", {}, bad.map(([where, why]) => h("li", { class: "hint" }, h("code", {}, where), " ", quoted(why))))),
     ].filter(Boolean));
     if (held) list.querySelector(`[data-voice="${CSS.escape(held)}"] ${onButton ? "button" : "a"}`)?.focus();
   }
 
-  // ---- hearing
+  // ---- listening
 
-  const say = (voice) => preview(voice);
+  const speakSentence = (voice) => preview(voice);
 
   const samples = new Map();
 
-  async function hearSample(voice) {
+  async function playSample(voice) {
     player.prepare();
     if (player.track && player.track === samples.get(voice.id)) return player.toggle();
     try {
@@ -141,16 +141,16 @@ export async function mount(main, { go }) {
     showCode("/v1/audio/speech", { voice: voice.id, input: t("sample.1"), response_format: "mp3" });
     const standard = isDefault(voice);
     const title = h("h2", { tabindex: -1, id: "voice-title" }, voice.name);
-    const heard = button(t("voices.hear"), () => hearSample(voice));
-    heard.prepend(icon("play"));
-    const spoken = button(t("voices.speak"), () => say(voice), { look: known ? "" : "primary" });
-    spoken.prepend(icon("volume"));
+    const playButton = button(t("voices.hear"), () => playSample(voice));
+    playButton.prepend(icon("play"));
+    const speakButton = button(t("voices.speak"), () => speakSentence(voice), { look: known ? "" : "primary" });
+    speakButton.prepend(icon("volume"));
     return h("article", { class: "card stack", "aria-labelledby": "voice-title", data: { shown: voice.id } },
       h("div", { class: "phone-only" }, h("a", { class: "button quiet", href: `${ROOT}/voice-cloning`, data: { route: "/voice-cloning" } }, icon("back"), t("voices.back"))),
       h("div", { class: "head" }, title, known?.quality?.level && levelBadge(known.quality.level)),
       voice.description && h("p", { class: "quoted" }, voice.description),
       h("div", { class: "row wrap" },
-        known && heard, spoken,
+        known && playButton, speakButton,
         button(t(standard ? "voices.is_default" : "voices.make_default"), () => makeDefault(voice), { "aria-pressed": String(standard), data: { act: "default" } })),
       facts(voice),
       known && h("div", { class: "stack" }, h("h3", {}, t("voices.words")), h("p", { class: "script", lang: known.language }, known.transcript)),
@@ -218,15 +218,15 @@ export async function mount(main, { go }) {
     }
   }
 
-  async function take(chosen) {
+  async function importVoice(chosen) {
     const form = new FormData();
     form.append("file", chosen);
     file.value = "";
     try {
-      const told = await (await call("/v1/voice-cloning/import", { method: "POST", body: form })).json();
+      const imported = await (await call("/v1/voice-cloning/import", { method: "POST", body: form })).json();
       await load();
-      notify(told.message);
-      go(`/voice-cloning#${told.voice.id}`);
+      notify(imported.message);
+      go(`/voice-cloning#${imported.voice.id}`);
     } catch (error) {
       trouble.replaceChildren(errorBox(error, [], t("voices.import_failed")));
     }
@@ -236,21 +236,21 @@ export async function mount(main, { go }) {
     const rows = [...list.querySelectorAll("[data-voice]")].map((each) => each.dataset.voice);
     const at = rows.indexOf(voice.id);
     const nextId = rows[at + 1] ?? rows[at - 1];
-    const gone = await dialog(t("voices.delete_title", { name: voice.name }), (close) => {
+    const deleted = await dialog(t("voices.delete_title", { name: voice.name }), (close) => {
       const wrong = h("div");
-      const deed = button(t("voices.delete"), async () => {
-        deed.disabled = true;
+      const deleteButton = button(t("voices.delete"), async () => {
+        deleteButton.disabled = true;
         try {
           await call(`${PATH}/${voice.id}`, { method: "DELETE" });
           close(true);
         } catch (error) {
-          deed.disabled = false;
+          deleteButton.disabled = false;
           wrong.replaceChildren(errorBox(error, [], t("voices.delete_failed")));
         }
       }, { look: "danger" });
-      return h("div", { class: "stack" }, h("p", {}, t("voices.delete_text")), wrong, h("div", { class: "row end" }, button(t("cancel"), () => close(false), { autofocus: true }), deed));
+      return h("div", { class: "stack" }, h("p", {}, t("voices.delete_text")), wrong, h("div", { class: "row end" }, button(t("cancel"), () => close(false), { autofocus: true }), deleteButton));
     });
-    if (!gone) return;
+    if (!deleted) return;
     player.unload(samples.get(voice.id));
     samples.delete(voice.id);
     if (isDefault(voice)) store.set("voice", DEFAULT_VOICE);
@@ -267,8 +267,8 @@ export async function mount(main, { go }) {
   function show(id, { focus = false } = {}) {
     shown = id;
     const voice = find(id);
-    room.dataset.view = voice ? "detail" : "list";
-    room.hidden = false;
+    library.dataset.view = voice ? "detail" : "list";
+    library.hidden = false;
     tools.hidden = false;
     fill();
     if (voice) detail.replaceChildren(card(voice));
@@ -280,11 +280,11 @@ export async function mount(main, { go }) {
 
   async function make() {
     const [{ wizard }, list] = await Promise.all([import("../voices/wizard.js"), models().catch(() => []), health.last ?? health.look()]);
-    if (closed || making || location.hash !== "#new") return;
+    if (closed || openWizard || location.hash !== "#new") return;
     shown = "new";
     trouble.replaceChildren();
-    room.hidden = tools.hidden = true;
-    making = wizard({
+    library.hidden = tools.hidden = true;
+    openWizard = wizard({
       languages: list.flatMap((model) => model.languages ?? []),
       async saved(voice, message) {
         endWizard();
@@ -293,48 +293,48 @@ export async function mount(main, { go }) {
         show(voice.id, { focus: true });
         notify(message);
       },
-      async given_up() {
-        if (!(await making.leave())) return;
+      async cancelled() {
+        if (!(await openWizard.leave())) return;
         endWizard();
         history.replaceState({}, "", `${ROOT}/voice-cloning`);
         show("", { focus: true });
         load();
       },
     });
-    main.append(making.element);
-    making.focus();
+    main.append(openWizard.element);
+    openWizard.focus();
     scrollTo(0, 0);
   }
 
   function endWizard() {
-    making?.close();
-    making?.element.remove();
-    making = null;
+    openWizard?.close();
+    openWizard?.element.remove();
+    openWizard = null;
   }
 
   async function hash(text) {
-    if (making) {
+    if (openWizard) {
       if (text === "new") return;
-      const wanted = location.href;
-      if (making.unsaved()) history.pushState({}, "", `${ROOT}/voice-cloning#new`);
-      if (!(await making.leave())) return;
+      const target = location.href;
+      if (openWizard.unsaved()) history.pushState({}, "", `${ROOT}/voice-cloning#new`);
+      if (!(await openWizard.leave())) return;
       endWizard();
-      history.replaceState({}, "", wanted);
+      history.replaceState({}, "", target);
       await load();
     }
     if (text === "new") return make();
     show(decodeURIComponent(text), { focus: true });
   }
 
-  // ---- a voice that can't be heard says why, here
+  // ---- errors of a preview
 
   const lacking = (error) => error.code === "voice_not_supported_by_engine";
-  const told = () => {
-    if (speech.source !== "preview" || making) return;
+  const showState = () => {
+    if (speech.source !== "preview" || openWizard) return;
     if (speech.error) trouble.replaceChildren(errorBox(speech.error, [], lacking(speech.error) ? t("try.lacks") : undefined));
     else if (speech.busy) trouble.replaceChildren();
   };
-  const playing = () => {
+  const showPlayed = () => {
     for (const each of list.querySelectorAll("[data-voice]")) {
       const now = player.playing && player.track !== null && player.track === samples.get(each.dataset.voice);
       const look = now ? "pause" : "play";
@@ -342,23 +342,23 @@ export async function mount(main, { go }) {
       if (!press.firstChild.classList.contains(`i-${look}`)) press.replaceChildren(icon(look));
     }
   };
-  speech.addEventListener("change", told);
-  player.addEventListener("change", playing);
+  speech.addEventListener("change", showState);
+  player.addEventListener("change", showPlayed);
   const loading = load();
-  await dressing;
-  main.append(tools, trouble, room);
+  await styles;
+  main.append(tools, trouble, library);
   await loading;
   show("");
   return {
     hash,
-    unsaved: () => making?.unsaved() ?? false,
-    keys: (event) => making?.keys(event) ?? false,
-    leave: () => making?.leave() ?? true,
+    unsaved: () => openWizard?.unsaved() ?? false,
+    keys: (event) => openWizard?.keys(event) ?? false,
+    leave: () => openWizard?.leave() ?? true,
     unmount() {
       closed = true;
       endWizard();
-      speech.removeEventListener("change", told);
-      player.removeEventListener("change", playing);
+      speech.removeEventListener("change", showState);
+      player.removeEventListener("change", showPlayed);
     },
   };
 }

@@ -1,4 +1,4 @@
-// The recorder's end in the audio thread: hands over what the microphone gives, untouched.
+// The part of the recorder that runs in the audio thread. It passes on the samples of the microphone, unchanged.
 
 const PIECE = 1024; // samples: 21 ms at 48 kHz
 
@@ -6,10 +6,10 @@ class StudioCapture extends AudioWorkletProcessor {
   piece = new Float32Array(PIECE);
   filled = 0;
 
-  process([[heard]]) {
-    if (!heard) return true;
-    for (let from = 0; from < heard.length; ) {
-      const part = heard.subarray(from, from + PIECE - this.filled);
+  process([[input]]) {
+    if (!input) return true;
+    for (let from = 0; from < input.length; ) {
+      const part = input.subarray(from, from + PIECE - this.filled);
       this.piece.set(part, this.filled);
       this.filled += part.length;
       from += part.length;

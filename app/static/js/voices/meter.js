@@ -1,4 +1,4 @@
-// How loud it comes in: RMS as a bar from -60 to 0 dBFS, the peak as a tick, a lamp that stays lit once it clipped.
+// The level meter: RMS as a bar from -60 to 0 dBFS, the peak as a mark, and a lamp that stays on after clipping.
 
 import { announce, button, h, number, t } from "../ui.js";
 
@@ -9,13 +9,13 @@ const CLIPPED = 0.999;
 const CLIP_RUN = 3; // samples in a row
 const PEAK_HOLD_MS = 1500;
 const WINDOW_S = 0.3;
-const JUDGED_MS = 1500; // people pause between words: the loudest of this long counts
-const SAY_MS = 3000;
+const JUDGED_MS = 1500; // the loudest level of this time counts, as people pause between words
+const ANNOUNCE_MS = 3000;
 
 const dB = (value) => Math.max(LOWEST_DB, 20 * Math.log10(value + 1e-9));
 const place = (db) => `${(100 * (db - LOWEST_DB)) / -LOWEST_DB}%`;
 
-/** { element, hear(samples, rate), reset(), clipped, verdict }. hear() draws at most 30 times a second, 5 where motion is not wanted. */
+/** { element, add(samples, rate), reset(), clipped, verdict }. add() draws at most 30 times a second, 5 with reduced motion. */
 export function meter() {
   const bar = h("div", { class: "meter-bar" });
   const tick = h("div", { class: "meter-peak" });
@@ -30,17 +30,17 @@ export function meter() {
   let peak_db = LOWEST_DB;
   let peak_ms = 0;
   let drawn_ms = 0;
-  let said_ms = 0;
+  let announced_ms = 0;
   let judged = []; // [ms, rms in dB]
   let verdict = "";
 
   function reset() {
     lamp.hidden = true;
     run = 0;
-    made.clipped = false;
+    self.clipped = false;
   }
 
-  function hear(samples, rate) {
+  function add(samples, rate) {
     let sum = 0;
     let peak = 0;
     for (const sample of samples) {
@@ -48,7 +48,7 @@ export function meter() {
       sum += sample * sample;
       if (high > peak) peak = high;
       run = high >= CLIPPED ? run + 1 : 0;
-      if (run >= CLIP_RUN) made.clipped = true;
+      if (run >= CLIP_RUN) self.clipped = true;
     }
     recent.push({ sum, count: samples.length });
     while (recent.length > 1 && recent.reduce((all, piece) => all + piece.count, 0) > WINDOW_S * rate) recent.shift();
@@ -62,23 +62,23 @@ export function meter() {
     const rms_db = dB(Math.sqrt(recent.reduce((all, piece) => all + piece.sum, 0) / recent.reduce((all, piece) => all + piece.count, 0)));
     judged = [...judged.filter(([ms]) => now - ms < JUDGED_MS), [now, rms_db]];
     const loudest_db = Math.max(...judged.map(([, db]) => db));
-    verdict = made.clipped || peak_db > LOUD_PEAK_DB ? "loud" : loudest_db < QUIET_DB ? "quiet" : "good";
+    verdict = self.clipped || peak_db > LOUD_PEAK_DB ? "loud" : loudest_db < QUIET_DB ? "quiet" : "good";
     bar.style.inlineSize = place(rms_db);
     tick.style.insetInlineStart = place(peak_db);
-    lamp.hidden = !made.clipped;
+    lamp.hidden = !self.clipped;
     element.dataset.level = verdict;
     const text = t(`meter.${verdict}`);
     scale.setAttribute("aria-valuenow", Math.round(rms_db));
     scale.setAttribute("aria-valuetext", `${number(rms_db, 0)} dB, ${text}`);
     if (word.textContent !== text) {
       word.textContent = text;
-      if (now - said_ms > SAY_MS) {
-        said_ms = now;
+      if (now - announced_ms > ANNOUNCE_MS) {
+        announced_ms = now;
         announce(text);
       }
     }
   }
 
-  const made = { element, hear, reset, clipped: false, get verdict() { return verdict; } };
-  return made;
+  const self = { element, add, reset, clipped: false, get verdict() { return verdict; } };
+  return self;
 }

@@ -1,8 +1,8 @@
-// What the server measured of a recording, in words and colours.
+// Shows the quality checks of a recording.
 
 import { h, number, quoted, t } from "../ui.js";
 
-// Of each measure: how its number is written. What is not listed is told in the server's own words.
+// How the value of a check is shown, by check id. For other checks the server's message is shown.
 const UNITS = {
   speech_seconds: (value) => `${number(value, 1)} s`,
   snr_db: (value) => `${number(value, 0)} dB`,
@@ -17,7 +17,7 @@ const LOOK = { good: "ok", warning: "warn", bad: "bad" };
 
 export const levelBadge = (level) => h("span", { class: `badge ${LOOK[level] ?? ""}`, data: { level } }, t(`quality.${level}`));
 
-/** A list of the checks; those with something to do about them first. */
+/** Creates a list of the checks, with the bad ones first. */
 export function qualityList({ checks = [] }) {
   const order = ["bad", "warning", "good"];
   const sorted = [...checks].sort((a, b) => order.indexOf(a.level) - order.indexOf(b.level));

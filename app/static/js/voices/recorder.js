@@ -1,22 +1,22 @@
-// The microphone as samples, with the browser's own treatment of speech switched off.
+// Records the microphone, without the echo and noise processing of the browser.
 
 import { ROOT } from "../ui.js";
 
-/** Whether this page may ask for a microphone at all: browsers forbid it on plain http, except to this machine itself. */
+/** Whether this page may use a microphone. Browsers forbid it on plain http, except on localhost. */
 export const possible = () => Boolean(isSecureContext && navigator.mediaDevices?.getUserMedia && window.AudioWorkletNode);
 
-/** Tells "piece" (detail: samples) while it is open, "lost" when the device went away. */
+/** Dispatches "piece" (detail: samples) while it is open, and "lost" when the device is disconnected. */
 export class Recorder extends EventTarget {
   #context = null;
   #stream = null;
-  #pieces = null; // null: only listening
+  #pieces = null; // null: open, but not recording
   #length = 0;
 
-  /** Asks the person. Raises the browser's NotAllowedError, NotFoundError, NotReadableError. */
+  /** Opens the microphone. Throws NotAllowedError, NotFoundError or NotReadableError of the browser. */
   async open(deviceId = "") {
-    const asked = { echoCancellation: false, noiseSuppression: false, autoGainControl: false, channelCount: 1 };
-    if (deviceId) asked.deviceId = { exact: deviceId };
-    const stream = await navigator.mediaDevices.getUserMedia({ audio: asked });
+    const constraints = { echoCancellation: false, noiseSuppression: false, autoGainControl: false, channelCount: 1 };
+    if (deviceId) constraints.deviceId = { exact: deviceId };
+    const stream = await navigator.mediaDevices.getUserMedia({ audio: constraints });
     const context = new AudioContext();
     try {
       await context.audioWorklet.addModule(`${ROOT}/static/js/voices/capture.js`);
@@ -56,7 +56,7 @@ export class Recorder extends EventTarget {
     return this.#stream?.getAudioTracks()[0].getSettings().deviceId ?? "";
   }
 
-  /** [{ id, name }], once the person has agreed. */
+  /** The microphones as [{ id, name }]. The names need an open microphone. */
   async devices() {
     const all = await navigator.mediaDevices.enumerateDevices();
     return all.filter((each) => each.kind === "audioinput" && each.deviceId).map((each) => ({ id: each.deviceId, name: each.label || each.deviceId.slice(0, 8) }));
@@ -67,7 +67,7 @@ export class Recorder extends EventTarget {
     this.#length = 0;
   }
 
-  /** What was recorded since `begin`: { samples, rate }. */
+  /** Ends the recording. Returns { samples, rate }. */
   end() {
     const samples = new Float32Array(this.#length);
     let at = 0;

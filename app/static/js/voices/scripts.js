@@ -1,4 +1,4 @@
-// What to read aloud: many different sounds in 12 to 15 seconds, by the language of the voice.
+// Texts to read aloud for a recording, by language. Each has many different speech sounds and takes 12 to 15 seconds.
 
 const SCRIPTS = {
   en: [
@@ -15,7 +15,7 @@ const SCRIPTS = {
   ],
 };
 
-/** The nth script in a language, or null where there is none. */
+/** The nth text in a language, or null when the language has none. */
 export function script(language, n) {
   const found = SCRIPTS[language.slice(0, 2).toLowerCase()];
   return found ? found[n % found.length] : null;

@@ -1,4 +1,4 @@
-// Recordings as numbers: reading files, levels, where speech is quiet, WAV. Mono float samples at their own rate.
+// Recordings: reading files, levels, phrases, WAV. A recording is { samples (N,) float32, rate }, mono, at its own rate.
 
 import { limitOf } from "../api.js";
 import { RATE } from "../player.js";
@@ -14,7 +14,7 @@ const TAIL_S = 0.4; // of silence after the last word
 const LEAD_S = 0.15;
 const BORDER_S = 0.3; // a pause this long is the end of a phrase
 
-/** { samples (N,) float32, rate }. Raises where the browser can't read the file. */
+/** Decodes a file to { samples, rate }. Throws when the browser cannot decode it. */
 export async function read(file) {
   if (file.size > MAX_READ_BYTES) throw new Error("too large to be read here");
   const bytes = await file.arrayBuffer();
@@ -28,7 +28,7 @@ export async function read(file) {
   return { samples, rate: buffer.sampleRate };
 }
 
-/** A WAV file's own rate, so that nothing is resampled before the server measures it; else CD's. */
+/** The rate of a WAV file, so that the browser does not resample what the server measures; 44.1 kHz for other files. */
 function rateOf(bytes) {
   const view = new DataView(bytes);
   if (bytes.byteLength < 32 || view.getUint32(0) !== 0x52494646 || view.getUint32(12) !== 0x666d7420) return 44_100;
@@ -36,9 +36,9 @@ function rateOf(bytes) {
   return rate >= 8000 && rate <= 96_000 ? rate : 44_100;
 }
 
-/** Int16 at the player's rate. */
+/** The recording as int16 samples at the rate of the player. */
 export async function forPlayer({ samples, rate }) {
-  let heard = samples;
+  let resampled = samples;
   if (rate !== RATE && samples.length) {
     const context = new OfflineAudioContext(1, Math.max(1, Math.round((samples.length * RATE) / rate)), RATE);
     const buffer = context.createBuffer(1, samples.length, rate);
@@ -47,16 +47,16 @@ export async function forPlayer({ samples, rate }) {
     source.buffer = buffer;
     source.connect(context.destination);
     source.start();
-    heard = (await context.startRendering()).getChannelData(0);
+    resampled = (await context.startRendering()).getChannelData(0);
   }
-  return Int16Array.from(heard, toInt);
+  return Int16Array.from(resampled, toInt);
 }
 
 const toInt = (value) => Math.max(-32_768, Math.min(32_767, Math.round(value * 32_768)));
 
 export const cut = ({ samples, rate }, from_s, to_s) => ({ samples: samples.slice(Math.round(from_s * rate), Math.round(to_s * rate)), rate });
 
-/** A WAV file, mono, 16 bit, at the sound's own rate. */
+/** The recording as a WAV file: mono, 16 bit, at its own rate. */
 export function wavOf({ samples, rate }) {
   const file = new DataView(new ArrayBuffer(44 + 2 * samples.length));
   const put = (at, text) => [...text].forEach((letter, n) => file.setUint8(at + n, letter.charCodeAt(0)));
@@ -76,7 +76,7 @@ export function wavOf({ samples, rate }) {
   return new Blob([file], { type: "audio/wav" });
 }
 
-/** Level of each 20 ms in dB of full scale, -100 at least. */
+/** The level of each 20 ms in dBFS, at least -100. */
 export function levels({ samples, rate }) {
   const size = Math.max(1, Math.round(FRAME_S * rate));
   return Float32Array.from({ length: Math.ceil(samples.length / size) }, (_, frame) => {
@@ -89,15 +89,15 @@ export function levels({ samples, rate }) {
 
 const rank = (values, share) => Float32Array.from(values).sort()[Math.min(values.length - 1, Math.floor(share * values.length))] ?? -100;
 
-/** Phrases: [[from_s, to_s], ...], parted by pauses of BORDER_S and more. */
-export function phrases(heard) {
-  const floor = rank(heard, 0.1);
-  const top = rank(heard, 0.95);
+/** The phrases as [[from_s, to_s], ...]. A pause of BORDER_S or more separates two phrases. */
+export function phrases(level) {
+  const floor = rank(level, 0.1);
+  const top = rank(level, 0.95);
   if (top < -60) return [];
   const least = Math.max(floor + 0.3 * (top - floor), top - 35);
   const found = [];
-  for (let frame = 0; frame < heard.length; frame++) {
-    if (heard[frame] < least) continue;
+  for (let frame = 0; frame < level.length; frame++) {
+    if (level[frame] < least) continue;
     const last = found.at(-1);
     const from_s = frame * FRAME_S;
     if (last && from_s - last[1] < BORDER_S) last[1] = from_s + FRAME_S;
@@ -106,12 +106,12 @@ export function phrases(heard) {
   return found.filter(([from_s, to_s]) => to_s - from_s > 0.1);
 }
 
-/** The stretch to begin with: whole phrases, 8 to 20 s where there are as many, clean and dense, then a bit of silence. */
+/** The best part of a recording: whole phrases of 8 to 20 s with little noise and short pauses, then a short silence. */
 export function cleanest(sound) {
   const total_s = sound.samples.length / sound.rate;
   const range = lengthRange();
-  const heard = levels(sound);
-  const parts = phrases(heard);
+  const level = levels(sound);
+  const parts = phrases(level);
   if (!parts.length) return { from_s: 0, to_s: Math.min(total_s, range.maximum) };
   let best = null;
   for (let first = 0; first < parts.length; first++) {
@@ -120,7 +120,7 @@ export function cleanest(sound) {
       spoken_s += parts[last][1] - parts[last][0];
       const length_s = parts[last][1] - parts[first][0];
       if (length_s > GOOD_S[1] && last > first) break;
-      const frames = heard.subarray(Math.floor(parts[first][0] / FRAME_S), Math.ceil(parts[last][1] / FRAME_S));
+      const frames = level.subarray(Math.floor(parts[first][0] / FRAME_S), Math.ceil(parts[last][1] / FRAME_S));
       const contrast = Math.min(50, rank(frames, 0.8) - rank(frames, 0.05)) / 50;
       const short_s = Math.max(0, GOOD_S[0] - length_s);
       const score = spoken_s / length_s + 0.5 * contrast + Math.min(length_s, 12) / 24 - short_s;
@@ -140,19 +140,19 @@ export function cleanest(sound) {
   return { from_s, to_s };
 }
 
-/** The quietest moment within `around_s` of a second. */
-export function quietNear(heard, at_s, around_s) {
+/** The time of the lowest level within `around_s` of `at_s`. */
+export function quietNear(level, at_s, around_s) {
   const first = Math.max(0, Math.ceil((at_s - around_s) / FRAME_S));
-  const last = Math.min(heard.length - 1, Math.floor((at_s + around_s) / FRAME_S) - 1);
+  const last = Math.min(level.length - 1, Math.floor((at_s + around_s) / FRAME_S) - 1);
   let best = -1;
   for (let frame = first; frame <= last; frame++) {
     const nearer = best >= 0 && Math.abs((frame + 0.5) * FRAME_S - at_s) < Math.abs((best + 0.5) * FRAME_S - at_s);
-    if (best < 0 || heard[frame] < heard[best] - 1 || (heard[frame] <= heard[best] && nearer)) best = frame;
+    if (best < 0 || level[frame] < level[best] - 1 || (level[frame] <= level[best] && nearer)) best = frame;
   }
   return best < 0 ? at_s : (best + 0.5) * FRAME_S;
 }
 
-/** [highest, lowest] of each of `count` equal pieces between two seconds. */
+/** [highest, lowest] values of `count` equal intervals between two times. */
 export function extremes({ samples, rate }, from_s, to_s, count) {
   const highs = new Float32Array(count);
   const lows = new Float32Array(count);

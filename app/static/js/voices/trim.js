@@ -1,4 +1,4 @@
-// The stretch of a recording that is used: two handles on its waveform, two fields, keys.
+// The Trim step: two handles on the waveform, two fields and keys select the part of a recording that is used.
 
 import { Track, player } from "../player.js";
 import { button, h, number, seconds, t } from "../ui.js";
@@ -7,10 +7,10 @@ import { cleanest, extremes, forPlayer, lengthRange, levels, quietNear } from ".
 
 const SNAP_S = 0.15;
 const STEP_S = { ArrowLeft: -0.05, ArrowDown: -0.05, ArrowRight: 0.05, ArrowUp: 0.05, PageUp: 1, PageDown: -1 };
-const CROWDED_S = 45; // longer than this, the handles lie too near to each other: zooming is offered
+const CROWDED_S = 45; // in longer recordings the handles are too close together: a zoom button is shown
 const COLUMNS = 1200;
 
-/** 83.4 of "1:23.4", "83,4" or "83.4 s"; NaN of what is no time. */
+/** Seconds of "1:23.4", "83,4" or "83.4 s"; NaN when the text is not a time. */
 export function readTime(text) {
   const parts = text.trim().replace(/\s*s$/, "").replace(",", ".").split(":");
   if (parts.length > 3 || !parts.every((part) => /^\d+(\.\d+)?$/.test(part.trim()))) return Number.NaN;
@@ -23,10 +23,10 @@ export function showTime(value) {
   return minutes ? `${minutes}:${value - 60 * minutes < 10 ? "0" : ""}${rest}` : rest;
 }
 
-/** { element, span() -> { from_s, to_s }, keys(event), close() }. changed(span) is told each change. */
+/** { element, span() -> { from_s, to_s }, keys(event), close() }. changed(span) is called on each change. */
 export async function trim(sound, span, changed) {
   const total_s = sound.samples.length / sound.rate;
-  const heard = levels(sound);
+  const level = levels(sound);
   const track = Track.of(await forPlayer(sound), { about: { text: t("trim.title") } });
   const range = lengthRange();
   let { from_s, to_s } = span ?? cleanest(sound);
@@ -42,8 +42,8 @@ export async function trim(sound, span, changed) {
   const wave = h("div", { class: "trim-wave" }, screen, before, after, head, handles.from, handles.to);
   const field = (edge) => h("input", { id: `trim-${edge}`, inputmode: "decimal", autocomplete: "off", size: 7, onchange: (event) => {
     const value = readTime(event.target.value);
-    if (!Number.isNaN(value)) move(edge, value, { tellIt: false });
-    tell(edge);
+    if (!Number.isNaN(value)) move(edge, value, { redraw: false });
+    show(edge);
   } });
   const fields = { from: field("from"), to: field("to") };
   const length = h("output", { class: "badge", for: "trim-from trim-to" });
@@ -53,7 +53,7 @@ export async function trim(sound, span, changed) {
     view = whole ? around() : { from_s: 0, to_s: total_s };
     zoom.setAttribute("aria-pressed", String(whole));
     draw();
-    tell();
+    show();
   }, { "aria-pressed": "false", hidden: total_s < CROWDED_S });
   const element = h("div", { class: "stack trim" },
     wave,
@@ -63,7 +63,7 @@ export async function trim(sound, span, changed) {
       h("div", { class: "field" }, h("label", { for: "trim-to" }, t("trim.to")), fields.to),
       length,
       h("div", { class: "row" },
-        button(t("trim.cleanest"), () => { ({ from_s, to_s } = cleanest(sound)); if (zoom.getAttribute("aria-pressed") === "true") { view = around(); draw(); } tell(); }, { look: "quiet" }),
+        button(t("trim.cleanest"), () => { ({ from_s, to_s } = cleanest(sound)); if (zoom.getAttribute("aria-pressed") === "true") { view = around(); draw(); } show(); }, { look: "quiet" }),
         zoom),
     ),
     h("p", { class: "hint", id: "trim-keys" }, t("trim.keys")),
@@ -91,8 +91,8 @@ export async function trim(sound, span, changed) {
     return view.from_s + ((event.clientX - box.left) / box.width) * (view.to_s - view.from_s);
   };
 
-  /** Moves an edge; where the stretch would get too long or too short, the other one goes along. */
-  function move(edge, to, { tellIt = true } = {}) {
+  /** Moves an edge. The other edge moves too when the part would become too long or too short. */
+  function move(edge, to, { redraw = true } = {}) {
     const least_s = Math.min(range.minimum, total_s);
     const at = Math.max(0, Math.min(total_s, to));
     if (edge === "from") {
@@ -106,17 +106,17 @@ export async function trim(sound, span, changed) {
       view = around();
       draw();
     }
-    if (tellIt) tell();
+    if (redraw) show();
   }
 
-  function tell(committed = "") {
+  function show(committed = "") {
     for (const [edge, value] of [["from", from_s], ["to", to_s]]) {
       handles[edge].style.insetInlineStart = `${x_of(value)}%`;
       handles[edge].setAttribute("aria-valuemin", 0);
-      handles[edge].setAttribute("aria-valuemax", number_(total_s));
-      handles[edge].setAttribute("aria-valuenow", number_(value));
+      handles[edge].setAttribute("aria-valuemax", hundredths(total_s));
+      handles[edge].setAttribute("aria-valuenow", hundredths(value));
       handles[edge].setAttribute("aria-valuetext", seconds(value));
-      // What is being typed stays until it is committed.
+      // A field that is being edited keeps its text.
       if (document.activeElement !== fields[edge] || edge === committed) fields[edge].value = showTime(value);
     }
     before.style.insetInlineStart = 0;
@@ -129,9 +129,9 @@ export async function trim(sound, span, changed) {
     changed({ from_s, to_s });
   }
 
-  const number_ = (value) => Math.round(100 * value) / 100;
+  const hundredths = (value) => Math.round(100 * value) / 100;
 
-  // -- hearing it
+  // -- listening
 
   function toggle() {
     if (playing) return player.pause();
@@ -139,7 +139,7 @@ export async function trim(sound, span, changed) {
     player.load(track, { at_s: within ? player.at_s : from_s });
   }
 
-  function sounded() {
+  function showPlayed() {
     const mine = player.track === track;
     playing = mine && player.playing;
     listen.textContent = t(playing ? "trim.pause" : "trim.play");
@@ -171,12 +171,12 @@ export async function trim(sound, span, changed) {
     if (!held) return;
     const { edge, from } = held;
     held = null;
-    if (event.clientX !== from && !event.altKey) move(edge, quietNear(heard, edge === "from" ? from_s : to_s, SNAP_S));
+    if (event.clientX !== from && !event.altKey) move(edge, quietNear(level, edge === "from" ? from_s : to_s, SNAP_S));
   };
   wave.addEventListener("pointerup", drop);
   wave.addEventListener("pointercancel", drop);
 
-  // -- keys: on a handle its own; [ ] and Space anywhere but in a text field
+  // -- keys: some act on the focused handle; [ ] and Space act everywhere except in text fields
 
   function keys(event) {
     if (event.ctrlKey || event.metaKey) return false;
@@ -206,7 +206,7 @@ export async function trim(sound, span, changed) {
     event.stopPropagation();
   });
 
-  player.addEventListener("change", sounded);
+  player.addEventListener("change", showPlayed);
   return {
     element,
     span: () => ({ from_s, to_s }),
@@ -215,11 +215,11 @@ export async function trim(sound, span, changed) {
       surfer = WaveSurfer.create({ container: screen, height: 120, cspNonce: document.querySelector("link[nonce]")?.nonce, interact: false, cursorWidth: 0, hideScrollbar: true, ...colours() });
       if (total_s >= CROWDED_S) zoom.click();
       else draw();
-      tell();
-      sounded();
+      show();
+      showPlayed();
     },
     close() {
-      player.removeEventListener("change", sounded);
+      player.removeEventListener("change", showPlayed);
       player.unload(track);
       surfer?.destroy();
     },

@@ -1,5 +1,5 @@
-// A voice of one's own, step by step. Record or upload: sample, trim, words, check, consent, try. From YouTube the server
-// fetches and keeps the voice first, so consent comes before it; it is deleted again where the person gives up.
+// The wizard for a new voice. Steps for a recording or a file: sample, trim, words, check, consent, try. For YouTube the
+// server stores the voice when it fetches the video, so consent comes first; Cancel deletes that voice again.
 
 import { ApiError, call, errorBox, getJson, health, voices } from "../api.js";
 import { player, Track } from "../player.js";
@@ -16,18 +16,20 @@ const WHOLE_STEPS = ["sample", "words", "check", "consent", "try"]; // this brow
 const YOUTUBE_STEPS = ["sample", "consent", "fetch", "words", "check", "try"];
 const ACCEPT = "audio/*,video/*,.wav,.mp3,.m4a,.ogg,.opus,.flac,.webm,.mp4";
 
-/** { element, focus(), leave(), unsaved(), keys(event), close() }. languages: tags that the
- * engines speak. saved(voice) is called at the end, given_up() by Cancel. */
-export function wizard({ languages, saved, given_up }) {
+/**
+ * { element, focus(), leave(), unsaved(), keys(event), close() }. languages: tags that the engines speak.
+ * saved(voice, message) is called at the end, cancelled() by Cancel.
+ */
+export function wizard({ languages, saved, cancelled }) {
   const range = lengthRange();
   const w = {
-    step: "sample", source: "record", language: pageLanguage, turn: 0,
+    step: "sample", source: "record", language: pageLanguage, visits: 0,
     sound: null, file: null, from: "", made: "", span: null, whole: false,
     words: "", wordsOf: "", consent: "", statement: null,
-    url: "", start: "", duration: "30", said: "",
+    url: "", start: "", duration: "30", transcript: "",
     check: null, checkKey: "", voice: null, voiceKey: "", spoken: null, name: "", description: "", sentence: t("try.sentence"), saved: false,
   };
-  let part = {}; // of the step shown: valid(), keys(event), close(), shown()
+  let part = {}; // the step shown: { content, valid(), keys(event), close(), shown() }
   let working = new AbortController();
 
   const list = h("ol", { class: "steps" });
@@ -37,14 +39,14 @@ export function wizard({ languages, saved, given_up }) {
   const back = button(t("wizard.back"), () => go(-1));
   const next = h("button", { class: "primary" }, t("wizard.next"));
   const form = h("form", { class: "stack", novalidate: true, onsubmit: (event) => { event.preventDefault(); forward(); } },
-    heading, body, fault, h("div", { class: "row wizard-foot" }, button(t("cancel"), given_up, { look: "quiet" }), h("span", { class: "grow" }), back, next));
-  for (const kind of ["input", "change"]) form.addEventListener(kind, () => fault.hidden || tell(""));
+    heading, body, fault, h("div", { class: "row wizard-foot" }, button(t("cancel"), cancelled, { look: "quiet" }), h("span", { class: "grow" }), back, next));
+  for (const kind of ["input", "change"]) form.addEventListener(kind, () => fault.hidden || showFault(""));
   const element = h("section", { class: "wizard card", "aria-label": t("wizard.title") }, list, form);
 
   const steps = () => (w.source === "youtube" ? YOUTUBE_STEPS : w.whole ? WHOLE_STEPS : STEPS);
   const dirty = () => !w.saved && Boolean(w.sound || w.file || w.url || w.voice);
 
-  // ---- moving
+  // ---- steps
 
   function showSteps() {
     const all = steps();
@@ -61,8 +63,8 @@ export function wizard({ languages, saved, given_up }) {
     working.abort();
     working = new AbortController();
     w.step = step;
-    w.turn++;
-    tell("");
+    w.visits++;
+    showFault("");
     showSteps();
     heading.textContent = t(`wizard.${step}.title`);
     back.hidden = step === "sample" || step === "fetch";
@@ -83,8 +85,8 @@ export function wizard({ languages, saved, given_up }) {
     show(all[at]);
   }
 
-  /** The first thing that is missing gets the focus and is told. */
-  function tell(text, control) {
+  /** Shows a message about a field and gives the field the focus. An empty text removes the message. */
+  function showFault(text, control) {
     for (const old of form.querySelectorAll("[aria-describedby~=wizard-fault]")) {
       old.removeAttribute("aria-invalid");
       old.setAttribute("aria-describedby", old.getAttribute("aria-describedby").replace(/ ?wizard-fault/, ""));
@@ -100,20 +102,20 @@ export function wizard({ languages, saved, given_up }) {
   }
 
   async function forward() {
-    const own = w.turn;
-    tell("");
+    const own = w.visits;
+    showFault("");
     const [text, control] = (await part.valid?.()) ?? [];
-    if (own !== w.turn) return;
-    if (text) return tell(text, control);
+    if (own !== w.visits) return;
+    if (text) return showFault(text, control);
     if (w.step === "try") return save();
     go(1);
   }
 
-  // ---- what is sent
+  // ---- requests
 
   const stretch = () => (w.whole ? w.file : wavOf(w.span ? cut(w.sound, w.span.from_s, w.span.to_s) : w.sound));
 
-  /** One line of what a check would be of: where it did not change, the old one holds. */
+  /** Identifies the input of a check. The last check stays valid while this does not change. */
   const keyOf = () => JSON.stringify([w.made, w.span, w.words.trim(), w.language]);
 
   function asForm() {
@@ -137,15 +139,15 @@ export function wizard({ languages, saved, given_up }) {
     return found;
   }
 
-  /** New sound: what was known of the old is void. */
-  function take({ sound, file = null, whole = false, source, words = "" }) {
+  /** Sets a new recording. Results of the old one are dropped. */
+  function setRecording({ sound, file = null, whole = false, source, words = "" }) {
     Object.assign(w, { sound, file, whole, source, from: source, span: null, made: newId(), words, wordsOf: words ? "script" : "", check: null, spoken: null });
-    tell("");
+    showFault("");
     if (!w.name && file) w.name = file.name.replace(/\.[^.]*$/, "").slice(0, 100);
     showSteps();
   }
 
-  async function hear(sound, text) {
+  async function playRecording(sound, text) {
     await player.prepare();
     player.load(Track.of(await forPlayer(sound), { about: { text } }));
   }
@@ -170,7 +172,7 @@ export function wizard({ languages, saved, given_up }) {
     recorded.instead(() => tablist.querySelector("[data-tab=upload]").click());
     const chosen = () => tablist.querySelector("[aria-selected=true]").dataset.tab;
     tablist.addEventListener("click", () => {
-      tell("");
+      showFault("");
       if (chosen() !== "record") recorded.close();
     });
     return {
@@ -230,7 +232,7 @@ export function wizard({ languages, saved, given_up }) {
       const mine = w.from === "record" && w.sound;
       result.hidden = !mine || state === "recording";
       if (!mine) return;
-      result.replaceChildren(h("span", { class: "badge ok" }, t("record.done", { s: number(w.sound.samples.length / w.sound.rate, 1) })), button(t("record.play"), () => hear(w.sound, t("record.own"))));
+      result.replaceChildren(h("span", { class: "badge ok" }, t("record.done", { s: number(w.sound.samples.length / w.sound.rate, 1) })), button(t("record.play"), () => playRecording(w.sound, t("record.own"))));
     }
 
     function look() {
@@ -310,13 +312,13 @@ export function wizard({ languages, saved, given_up }) {
       const sound = recorder.end();
       recorder.close();
       state = "closed";
-      if (sound.samples.length) take({ sound, source: "record", words: text.hidden ? "" : words.textContent });
+      if (sound.samples.length) setRecording({ sound, source: "record", words: text.hidden ? "" : words.textContent });
       announce(t("record.done", { s: number(sound.samples.length / sound.rate, 1) }));
       look();
     }
 
     recorder.addEventListener("piece", ({ detail }) => {
-      level.hear(detail, recorder.rate);
+      level.add(detail, recorder.rate);
       if (state !== "recording") return;
       time.textContent = `${clock(recorder.seconds)} / ${clock(range.maximum)}`;
       bar.value = recorder.seconds;
@@ -344,7 +346,7 @@ export function wizard({ languages, saved, given_up }) {
   }
 
   function uploadPanel() {
-    const told = h("div", { class: "stack" });
+    const result = h("div", { class: "stack" });
     const file = h("input", { type: "file", accept: ACCEPT, hidden: true, onchange: () => file.files[0] && open(file.files[0]) });
     const choose = button(t("upload.choose"), () => file.click());
     const zone = h("div", { class: "drop" }, icon("import"), h("p", {}, t("upload.drop")), choose, h("p", { class: "hint" }, t("upload.hint")), file);
@@ -359,17 +361,17 @@ export function wizard({ languages, saved, given_up }) {
     });
 
     async function open(chosen) {
-      tell("");
-      told.replaceChildren(h("p", { class: "hint" }, t("upload.reading")));
-      const turn = w.turn;
+      showFault("");
+      result.replaceChildren(h("p", { class: "hint" }, t("upload.reading")));
+      const visit = w.visits;
       let sound = null;
       try {
         sound = await read(chosen);
       } catch {
-        // Then the server reads it.
+        // This browser cannot decode it. The server will.
       }
-      if (turn !== w.turn) return;
-      take({ sound, file: chosen, whole: sound === null, source: "upload" });
+      if (visit !== w.visits) return;
+      setRecording({ sound, file: chosen, whole: sound === null, source: "upload" });
       showFile();
       announce([chosen.name, sound ? seconds(sound.samples.length / sound.rate) : t("upload.unread")].join(", "));
     }
@@ -379,11 +381,11 @@ export function wizard({ languages, saved, given_up }) {
       const row = h("div", { class: "row wrap" },
         h("strong", { class: "quoted" }, w.file.name),
         w.sound && h("span", { class: "badge ok" }, seconds(w.sound.samples.length / w.sound.rate)),
-        w.sound && button(t("record.play"), () => hear(w.sound, w.file.name)));
-      told.replaceChildren(row, ...(w.whole ? [h("p", { class: "hint" }, t("upload.unread"))] : []));
+        w.sound && button(t("record.play"), () => playRecording(w.sound, w.file.name)));
+      result.replaceChildren(row, ...(w.whole ? [h("p", { class: "hint" }, t("upload.unread"))] : []));
     }
     showFile();
-    return { element: h("div", { class: "stack" }, zone, told), control: choose, missing: t("sample.upload_missing") };
+    return { element: h("div", { class: "stack" }, zone, result), control: choose, missing: t("sample.upload_missing") };
   }
 
   function youtubePanel() {
@@ -392,13 +394,13 @@ export function wizard({ languages, saved, given_up }) {
     const url = input("url", { type: "url", inputmode: "url", placeholder: "youtube.com/watch?v=…" });
     const start = input("start", { placeholder: "0:00" });
     const duration = input("duration", { inputmode: "decimal" });
-    const said = h("textarea", { id: "youtube-said", rows: 3, value: w.said, oninput: () => (w.said = said.value) });
+    const transcript = h("textarea", { id: "youtube-transcript", rows: 3, value: w.transcript, oninput: () => (w.transcript = transcript.value) });
     const field = (control, label, hint) => h("div", { class: "field" }, h("label", { for: control.id }, t(label)), control, hint && h("span", { class: "hint" }, t(hint)));
     const element = h("div", { class: "stack" },
       off && h("div", { class: "banner" }, h("p", { class: "headline" }, t("youtube.off")), health.last.youtube.reason && h("p", {}, quoted(health.last.youtube.reason))),
       field(url, "youtube.url"),
       h("div", { class: "pair" }, field(start, "youtube.start", "youtube.start_hint"), field(duration, "youtube.duration", "youtube.duration_hint")),
-      field(said, "youtube.said", "youtube.said_hint"));
+      field(transcript, "youtube.transcript", "youtube.transcript_hint"));
     return {
       element,
       valid() {
@@ -417,10 +419,10 @@ export function wizard({ languages, saved, given_up }) {
     const slot = h("div", { class: "stack" }, h("p", { class: "hint" }, t("trim.loading")));
     let made = null;
     let left = false;
-    const turn = w.turn;
+    const visit = w.visits;
     Promise.all([import("./trim.js")]).then(async ([module]) => {
       made = await module.trim(w.sound, w.span, (span) => (w.span = span));
-      if (left || turn !== w.turn) return made.close();
+      if (left || visit !== w.visits) return made.close();
       slot.replaceChildren(made.element);
       made.shown();
     }).catch((error) => slot.replaceChildren(errorBox(error)));
@@ -468,7 +470,7 @@ export function wizard({ languages, saved, given_up }) {
       content: [
         h("p", {}, t("words.why")),
         h("div", { class: "field" }, h("div", { class: "head" }, h("label", { for: "wizard-words" }, t("words.label")), origin), text, h("span", { class: "hint", id: "words-hint" }, t("words.hint"))),
-        h("div", { class: "row" }, button(t("words.play"), hearSample)),
+        h("div", { class: "row" }, button(t("words.play"), playSample)),
         listen, trouble,
       ],
       shown: () => !w.words.trim() && w.source !== "youtube" && recognise(working.signal),
@@ -490,7 +492,7 @@ export function wizard({ languages, saved, given_up }) {
 
   let sampleTrack = null;
   let sampleKey = "";
-  /** The sample as the voice has it, for listening and comparing. Null where this browser can't read it. */
+  /** A track of the sample, for listening and comparing. Null when this browser cannot decode the file. */
   async function sampleOf() {
     const key = w.source === "youtube" ? w.voice?.id : JSON.stringify([w.made, w.span]);
     if (sampleKey !== key) {
@@ -503,10 +505,10 @@ export function wizard({ languages, saved, given_up }) {
     return sampleTrack;
   }
 
-  async function hearSample() {
+  async function playSample() {
     player.prepare();
     const track = await sampleOf();
-    if (!track) return tell(t("words.unheard"));
+    if (!track) return showFault(t("words.unheard"));
     if (player.track === track && player.playing) player.pause();
     else player.load(track);
   }
@@ -584,18 +586,18 @@ export function wizard({ languages, saved, given_up }) {
     function showResult() {
       result.replaceChildren(...(w.statement ? [
         h("span", { class: "badge ok" }, t("record.done", { s: number(w.statement.samples.length / w.statement.rate, 1) })),
-        button(t("record.play"), () => hear(w.statement, t("consent.spoken"))),
+        button(t("record.play"), () => playRecording(w.statement, t("consent.spoken"))),
         button(t("consent.remove"), () => { w.statement = null; showResult(); }, { look: "quiet" })] : []));
     }
     recorder.addEventListener("piece", ({ detail }) => {
-      level.hear(detail, recorder.rate);
+      level.add(detail, recorder.rate);
       if (recorder.seconds >= range.maximum) finish();
     });
     showResult();
     return { element: h("div", { class: "stack" }, h("p", { class: "hint" }, t("consent.read")), h("blockquote", { class: "script" }, t("consent.statement")), h("div", { class: "row wrap" }, press, result), level.element, trouble), close: () => recorder.isOpen && finish() };
   }
 
-  /** The agreement as the API takes it: words, or the id of what was recorded. */
+  /** The consent for the API: a text, or the id of a recorded statement. */
   async function agreed() {
     if (!w.statement) return t(`consent.${w.consent}`);
     if (!w.statement.id) {
@@ -608,15 +610,15 @@ export function wizard({ languages, saved, given_up }) {
     return w.statement.id;
   }
 
-  // ---- YouTube: the server fetches, and says how far it is
+  // ---- YouTube: the server fetches the video and reports its progress
 
-  const youtubeKey = () => JSON.stringify([w.url.trim(), w.start, w.duration, w.said.trim(), w.language, w.consent]);
+  const youtubeKey = () => JSON.stringify([w.url.trim(), w.start, w.duration, w.transcript.trim(), w.language, w.consent]);
 
   async function drop() {
-    const gone = w.voice;
+    const dropped = w.voice;
     w.voice = null;
     w.voiceKey = "";
-    if (gone) await call(`/v1/voice-cloning/voices/${gone.id}`, { method: "DELETE" }).catch(() => {});
+    if (dropped) await call(`/v1/voice-cloning/voices/${dropped.id}`, { method: "DELETE" }).catch(() => {});
   }
 
   function fetching() {
@@ -628,11 +630,11 @@ export function wizard({ languages, saved, given_up }) {
     async function run(signal) {
       await drop();
       const key = youtubeKey();
-      const asked = { youtube_url: w.url.trim(), voice_name: w.name.trim() || t("youtube.name"), start_time: w.start.trim() || null, duration: Number(w.duration), language: w.language, transcript: w.said.trim() || null };
+      const request = { youtube_url: w.url.trim(), voice_name: w.name.trim() || t("youtube.name"), start_time: w.start.trim() || null, duration: Number(w.duration), language: w.language, transcript: w.transcript.trim() || null };
       let made = null;
       try {
-        asked.consent = await agreed();
-        const answer = await call("/v1/voice-cloning/clone-from-youtube", { json: asked, headers: { Accept: "text/event-stream" }, signal });
+        request.consent = await agreed();
+        const answer = await call("/v1/voice-cloning/clone-from-youtube", { json: request, headers: { Accept: "text/event-stream" }, signal });
         for await (const event of events(answer)) {
           if (event.error) throw new ApiError({ status: 400, ...event.error, requestId: answer.headers.get("x-request-id") ?? "" });
           if (event.type === "done") made = event.voice;
@@ -645,7 +647,7 @@ export function wizard({ languages, saved, given_up }) {
         trouble.replaceChildren(errorBox(error, [button(t("again"), () => show("fetch")), button(t("fetch.change"), () => show("sample"), { look: "quiet" })], error.status >= 400 && error.status < 500 ? t("fetch.failed") : undefined));
         return;
       }
-      Object.assign(w, { voice: made, voiceKey: key, words: made.transcript, wordsOf: w.said.trim() ? "typed" : "recogniser", description: made.description ?? "", spoken: null });
+      Object.assign(w, { voice: made, voiceKey: key, words: made.transcript, wordsOf: w.transcript.trim() ? "typed" : "recogniser", description: made.description ?? "", spoken: null });
       voices(true).catch(() => {});
       show("words");
     }
@@ -668,8 +670,8 @@ export function wizard({ languages, saved, given_up }) {
   function trying() {
     const text = h("textarea", { id: "try-text", rows: 2, value: w.sentence, oninput: () => (w.sentence = text.value) });
     const label = h("span", {}, t("speak"));
-    const speak = h("button", { type: "button", onclick: () => (mine() && speech.busy ? speech.stop() : say()) }, icon("play"), label);
-    const sampleButton = button(t("try.hear_sample"), hearSample);
+    const speak = h("button", { type: "button", onclick: () => (mine() && speech.busy ? speech.stop() : speakSentence()) }, icon("play"), label);
+    const sampleButton = button(t("try.hear_sample"), playSample);
     const compare = button(t("try.compare"), async () => {
       const track = await sampleOf();
       if (track && w.spoken) player.compare(track, w.spoken);
@@ -680,31 +682,31 @@ export function wizard({ languages, saved, given_up }) {
     const id = () => (w.source === "youtube" ? w.voice.id : w.check.draft_id);
     const mine = () => speech.source === "wizard";
 
-    async function say() {
+    async function speakSentence() {
       player.prepare();
       trouble.replaceChildren();
-      if (!text.value.trim()) return tell(t("error.empty"), text);
-      tell("");
+      if (!text.value.trim()) return showFault(t("error.empty"), text);
+      showFault("");
       await speech.start({ source: "wizard", path: "/v1/voice-cloning/generate", body: { text: text.value, voice_id: id() }, facts: { kind: "speech", text: text.value, voice: w.name || t("try.new") }, preview: true });
     }
 
-    let seen = speech.error;
-    function told() {
+    let shownError = speech.error;
+    function showState() {
       const busy = mine() && speech.busy;
       label.textContent = t(busy ? "stop" : "speak");
       speak.firstChild.replaceWith(icon(busy ? "stop" : "play"));
       if (mine() && !busy && speech.track?.length && speech.track.ended && speech.state !== "error") w.spoken = speech.track;
       compare.hidden = !w.spoken || (w.whole && w.source !== "youtube");
-      if (!mine() || speech.error === seen) return;
-      seen = speech.error;
-      if (!seen) return;
-      const lacks = seen.code === "voice_not_supported_by_engine";
-      const box = errorBox(seen, [], lacks ? t("try.lacks") : undefined);
+      if (!mine() || speech.error === shownError) return;
+      shownError = speech.error;
+      if (!shownError) return;
+      const lacks = shownError.code === "voice_not_supported_by_engine";
+      const box = errorBox(shownError, [], lacks ? t("try.lacks") : undefined);
       if (lacks) box.append(h("p", {}, t("try.save_anyway")));
       trouble.replaceChildren(box);
     }
-    speech.addEventListener("change", told);
-    told();
+    speech.addEventListener("change", showState);
+    showState();
     return {
       content: [
         h("div", { class: "field" }, h("label", { for: "try-text" }, t("try.text")), text),
@@ -715,7 +717,7 @@ export function wizard({ languages, saved, given_up }) {
           h("div", { class: "field" }, h("label", { for: "voice-description" }, t("voice.description")), described)),
       ],
       close() {
-        speech.removeEventListener("change", told);
+        speech.removeEventListener("change", showState);
         if (mine()) speech.stop();
       },
       valid: () => (name.value.trim() ? null : [t("voice.name_missing"), name]),
@@ -739,7 +741,7 @@ export function wizard({ languages, saved, given_up }) {
       saved(voice, message);
     } catch (error) {
       next.disabled = false;
-      tell(`${error.headline ?? ""} ${error.message}`.trim(), error.param === "name" ? document.getElementById("voice-name") : next);
+      showFault(`${error.headline ?? ""} ${error.message}`.trim(), error.param === "name" ? document.getElementById("voice-name") : next);
     }
   }
 
@@ -755,7 +757,7 @@ export function wizard({ languages, saved, given_up }) {
       return await (await call("/v1/voice-cloning/clone", { method: "POST", body: form })).json();
     } catch (error) {
       if (error.param !== "draft_id" || !again) throw error;
-      w.check = null; // drafts are kept for half an hour
+      w.check = null; // the draft has expired: the server keeps drafts for half an hour
       await ask();
       return clone(false);
     }
@@ -782,7 +784,7 @@ export function wizard({ languages, saved, given_up }) {
   };
 }
 
-/** The events of a server-sent stream, as objects. */
+/** Parses a stream of server-sent events to objects. */
 async function* events(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
