@@ -18,6 +18,8 @@ import pytest
 from app import wiring
 from app.engines.registry import EngineSpec, specs
 from app.keys import KeyFile
+from app.text.nonverbal import NON_VERBAL_SOUNDS
+from tests.browser.test_manners import PHONE, scrolls_sideways
 from tests.support.live import Process, serving, stuck_reader, wait_until
 from tests.support.studio import (
     LONG,
@@ -203,7 +205,7 @@ def test_ranges_formats_and_sounds_come_from_the_api(server: str, visit: Visit) 
     }
     health["limits"] |= {"input_chars": 7, "response_formats": ["mp3", "wav", "xyz"]}
     models = httpx.get(f"{server}/v1/models").json()
-    models["data"][0]["sounds"] = ["yodels"]
+    models["data"][0]["sounds"] = ["yodels", *NON_VERBAL_SOUNDS]
 
     def answer(page: Any) -> None:
         page.route("**/health", lambda route: route.fulfill(json=health))
@@ -218,6 +220,8 @@ def test_ranges_formats_and_sounds_come_from_the_api(server: str, visit: Visit) 
     assert (top_p.get_attribute("min"), top_p.get_attribute("max")) == ("0.01", "0.7")
     assert page.locator("#set-format option").all_text_contents() == ["MP3", "WAV", "XYZ"]
     assert page.locator("#model > option").count() == len([each for each in models["data"] if not each["alias"]])
+    page.set_viewport_size(PHONE)
+    assert not scrolls_sideways(page)
 
 
 def test_a_sample_text_and_a_pause_are_inserted(server: str, visit: Visit) -> None:
