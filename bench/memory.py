@@ -28,8 +28,8 @@ from app.nn.dac.config import parse_dac_config
 from app.nn.kernels.choice import TORCH, candidates
 from app.nn.mimi.config import read_mimi_config
 from app.types import Sampling, SpokenLine, Utterance, Voice
-from bench.fabricate import csm_config
 from bench.runners import csm_runner, dia_runner, resident_bytes
+from tests.support.random_csm import csm_config
 from tests.support.random_dia import SHAPES, dac_config, dia_config
 
 TEXT = "The weather was fine, so they walked along the river."

@@ -26,7 +26,7 @@ from app.nn.kernels.choice import TORCH, Kernels
 from app.nn.mimi.config import read_mimi_config
 from app.nn.mimi.model import MimiDecoder, MimiEncoder
 from app.runtime.cuda_graphs import GraphCapture
-from bench.fabricate import csm_config, write_tokenizer
+from tests.support.random_csm import csm_config, write_tokenizer
 from tests.support.random_dia import SHAPES, dac_config, dia_config
 
 Quantize = Literal["none", "int8"]

@@ -33,8 +33,8 @@ from app.nn.mimi.config import read_mimi_config
 from app.runtime.device import allow_tf32
 from app.runtime.sampling import Sampler, SamplingParams, exponential_noise
 from app.types import Sampling, SpokenLine, Utterance, Voice
-from bench.fabricate import csm_config
 from bench.runners import csm_runner, fill
+from tests.support.random_csm import csm_config
 
 WARM_UP_FRAMES = 2
 TURN_FRAMES = 4

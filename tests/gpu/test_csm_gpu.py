@@ -14,8 +14,8 @@ from app.engines.csm.runner import CsmRunner
 from app.nn.transformer import Stage
 from app.runtime.cuda_graphs import GraphCapture
 from app.types import Sampling, Utterance
-from bench.fabricate import fabricate_csm
 from tests.support.driver import Driver
+from tests.support.random_csm import fabricate_csm
 from tests.unit.test_csm_runner import FRAME_S, alone, make, prompt, speech
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

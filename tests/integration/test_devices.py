@@ -38,7 +38,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_one_of_two_devices_dies(tmp_path: Path, made: list[Any]) -> None:
-    from bench.fabricate import fabricate_csm
+    from tests.support.random_csm import fabricate_csm
 
     folder = fabricate_csm(tmp_path / "model")
     body = {"input": "Hello there.", "max_audio_length_ms": 800, "response_format": "pcm", "cache": False}

@@ -18,9 +18,9 @@ from app.engines.registry import EngineSpec
 from app.types import Capabilities, PromptLimits, Reference
 from app.voices.store import VoiceStore
 from app.voices.voice_features import measure
-from bench.fabricate import fabricate_csm
 from tests.support import reading_engine
 from tests.support.live import serving
+from tests.support.random_csm import fabricate_csm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

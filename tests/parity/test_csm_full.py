@@ -14,9 +14,9 @@ import torch
 
 from app.engines.csm.loading import adapt, load_model
 from app.runtime.sampling import SamplingParams
-from bench.fabricate import fabricate_csm
 from tests.support import csm_oracle
 from tests.support.generation import generate
+from tests.support.random_csm import fabricate_csm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

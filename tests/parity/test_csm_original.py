@@ -17,8 +17,8 @@ import torch
 
 from app.engines.csm.loading import load_model
 from app.runtime.sampling import SamplingParams
-from bench.fabricate import csm_config, fabricate_csm
 from tests.support.generation import generate
+from tests.support.random_csm import csm_config, fabricate_csm
 
 ROOT = Path(__file__).parents[2]
 TORCHTUNE = ROOT / ".oracle"

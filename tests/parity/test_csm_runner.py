@@ -14,8 +14,8 @@ import torch
 from app.engines.csm.loading import load_runner
 from app.engines.csm.runner import CsmRunner
 from app.types import ContextTurn, Reference, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
-from bench.fabricate import fabricate_csm
 from tests.support import csm_oracle
+from tests.support.random_csm import fabricate_csm
 
 pytestmark = pytest.mark.unit
 

@@ -11,8 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from app.cli import app
-from bench.fabricate import csm_config, fabricate_csm
 from tests.support import csm_oracle, dia_oracle
+from tests.support.random_csm import csm_config, fabricate_csm
 from tests.support.random_dia import fabricate_dia
 
 pytestmark = pytest.mark.unit

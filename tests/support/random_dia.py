@@ -21,7 +21,7 @@ import torch
 from app.nn.dac import checkpoint as dac_layout
 from app.nn.dac.config import DacConfig, parse_dac_config
 from app.weights.tensors import Shape
-from bench.writing import Draw, halves, shards, write_file, write_json, write_shards
+from tests.support.checkpoint_files import Draw, halves, shards, write_file, write_json, write_shards
 
 EMBED = "model.decoder.embeddings.embed.weight"
 HEAD = "logits_dense.weight"

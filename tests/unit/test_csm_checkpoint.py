@@ -16,7 +16,7 @@ from app.engines.csm.loading import load_codec, load_model, load_runner
 from app.errors import WeightsUnavailable
 from app.nn.rope import Rope, apply_rotary, rotary
 from app.weights.tensors import Derived
-from bench.fabricate import csm_config, fabricate_csm
+from tests.support.random_csm import csm_config, fabricate_csm
 
 pytestmark = pytest.mark.unit
 

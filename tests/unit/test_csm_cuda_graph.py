@@ -29,8 +29,8 @@ from app.nn.mimi.config import read_mimi_config
 from app.nn.mimi.model import MimiDecoder
 from app.runtime.cuda_graphs import WARM_UPS, GraphCapture, _for_lack_of_memory
 from app.types import Sampling, Utterance
-from bench.fabricate import csm_config, fabricate_csm
 from tests.support.driver import Driver
+from tests.support.random_csm import csm_config, fabricate_csm
 from tests.support.recordable import META, operations
 from tests.unit.test_csm_runner import FRAME_S, AlwaysEos, alone, lines, make, prompt, speech, stubborn
 

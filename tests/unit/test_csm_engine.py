@@ -13,7 +13,7 @@ from app.engines.csm.loading import load_runner
 from app.engines.csm.runner import CsmRunner
 from app.errors import TextTooLong
 from app.types import AudioChunk, EngineInfo, Sampling, SpokenLine, Utterance, Voice
-from bench.fabricate import fabricate_csm
+from tests.support.random_csm import fabricate_csm
 
 pytestmark = pytest.mark.unit
 

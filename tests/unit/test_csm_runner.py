@@ -16,8 +16,8 @@ from app.engines.csm.loading import load_runner
 from app.engines.csm.runner import CsmRunner
 from app.errors import BadReference, TextTooLong
 from app.types import ContextTurn, Reference, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
-from bench.fabricate import fabricate_csm
 from tests.support.driver import Driver
+from tests.support.random_csm import fabricate_csm
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("one_thread")]
 

@@ -23,7 +23,7 @@ from app.engines.registry import BuildContext
 from app.settings import Settings
 from app.weights import load_cache
 from app.weights.load_cache import LoadCache
-from bench.fabricate import fabricate_csm
+from tests.support.random_csm import fabricate_csm
 
 pytestmark = pytest.mark.unit
 

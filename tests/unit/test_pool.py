@@ -24,7 +24,7 @@ from app.engines.registry import BuildContext, EngineSpec, specs
 from app.errors import Busy, EngineError, EngineStopped, EngineUnavailable, OutOfMemory
 from app.settings import Settings
 from app.types import Sampling, Scheduling, SpokenLine, Utterance, Voice, VoicePrompt
-from bench.fabricate import fabricate_csm
+from tests.support.random_csm import fabricate_csm
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -1,5 +1,6 @@
-"""The small operations between a step's matrix products, each as one call that can be replayed in a CUDA graph.
+"""The operations between the matrix products of a decode step, each as one call that a CUDA graph can capture.
 
-twins.py has them in torch, fused.py as Triton kernels; `choose` in choice.py gives one set or the other. Importing this
-package does not import Triton. Knows tensors; no model, no cache class and no request.
+torch_kernels.py has them in torch, triton_kernels.py in Triton, and triton_launch.py launches the latter.
+`candidates` in choice.py returns the sets that a device can run. Importing this package does not import Triton. It depends on tensors
+only, not on models, cache classes or requests.
 """

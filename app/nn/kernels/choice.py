@@ -1,4 +1,4 @@
-"""Which set of kernels a device runs."""
+"""Chooses the set of kernels that a device runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Sample(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """One set; what each does is said in torch_kernels.py."""
+    """One set of kernels. torch_kernels.py documents each of them."""
 
     name: Literal["torch", "triton", "compiled"]
     decode_attention: Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor]
@@ -58,12 +58,10 @@ TORCH = Kernels(
 
 
 def candidates(name: KernelSet, device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> list[Kernels]:
-    """The sets that may run a model of that dtype on a device; where there are several, who records steps takes the
-    fastest.
+    """The kernel sets that can run a model of `dtype` on a device. Given several, the caller times them.
 
-    auto: torch's, and on a CUDA device Triton's if they are there and compute the same. compiled: what torch.compile
-    makes of torch's instead. Raises EngineUnavailable where Triton is asked for and can't be had, with what to do about
-    it.
+    "auto" gives torch's set and, on a CUDA device, Triton's if it is installed and computes the same. compiled: give
+    torch's set after torch.compile instead. Raises EngineUnavailable if "triton" is required and not available.
     """
     if compiled:
         return [compiled_kernels()]
@@ -77,21 +75,19 @@ def candidates(name: KernelSet, device: torch.device, dtype: torch.dtype, *, com
         return [fused_kernels()]
     try:
         fused = fused_kernels()
-        with torch.cuda.device(device):  # Triton launches on the present one
-            non_finite = differs(fused, device, dtype)
-        if non_finite:
-            log.warning(
-                "Triton's kernels are not used: %s does not compute what torch's does on %s", non_finite, device
-            )
+        with torch.cuda.device(device):  # Triton launches on the current device
+            mismatch = differs(fused, device, dtype)
+        if mismatch:
+            log.warning("Triton's kernels are not used: %s does not compute what torch's does on %s", mismatch, device)
             return [TORCH]
-    except Exception as error:  # noqa: BLE001 - a driver, a compiler, a cache folder: whatever it is, torch's are there
+    except Exception as error:  # noqa: BLE001 - whatever fails in Triton, torch's kernels work
         log.warning("Triton's kernels are not used: %s", error)
         return [TORCH]
     return [TORCH, fused]
 
 
 def differs(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> str:
-    """The first kernel that does not compute on this device what torch's does, "" if all do; in about a second."""
+    """Name the first kernel whose result on this device differs from torch's, or "". Takes about a second."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int, kind: torch.dtype = dtype) -> Tensor:
@@ -105,12 +101,12 @@ def differs(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> str:
     at = torch.tensor([0, 63, 511], device=device)
     angles = random(rows, 1, size, kind=torch.float32)
     cache = random(2, rows, groups, positions, size)
-    heads, found = random(rows, 8 + 2 * groups, size), []
+    heads, results = random(rows, 8 + 2 * groups, size), []
     for some in (TORCH, kernels):
         k, v = cache.clone()
-        seen = some.step_attention(heads, angles.cos(), angles.sin(), k, v, at, length, size**-0.5)
-        found.append(torch.cat((seen.flatten(), k.flatten(), v.flatten())))
-    if not close(*found):
+        attended = some.step_attention(heads, angles.cos(), angles.sin(), k, v, at, length, size**-0.5)
+        results.append(torch.cat((attended.flatten(), k.flatten(), v.flatten())))
+    if not close(*results):
         return "step_attention"
     q = random(rows, 8, size)
     if not close(*(some.decode_attention(q, cache[0], cache[1], at, length, size**-0.5) for some in (TORCH, kernels))):
@@ -128,31 +124,30 @@ def differs(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> str:
         some.sample(logits, temperature, number * 3, top_p, number, number, 3, 32, number - 1)
         for some in (TORCH, kernels)
     ]
-    # A logarithm may be rounded in two ways, and now and then two codes are as good as each other.
+    # Logarithms round differently, and sometimes two codes have nearly equal scores.
     return "" if (drawn[0] == drawn[1]).float().mean() > 0.95 else "sample"
 
 
 def compiled_kernels() -> Kernels:
-    """What torch.compile makes of torch's, each for all shapes at once. Takes a C++ compiler on a CPU, Triton on a CUDA
-    device."""
+    """torch's kernels after torch.compile, for all shapes. Needs a C++ compiler on a CPU, Triton on a CUDA device."""
 
-    def made(twin: Any) -> Any:
-        return torch.compile(twin, dynamic=True)
+    def compiled(kernel: Any) -> Any:
+        return torch.compile(kernel, dynamic=True)
 
     return Kernels(
         "compiled",
-        decode_attention=made(torch_kernels.decode_attention),
-        step_attention=made(torch_kernels.step_attention),
-        add_rms_norm=made(torch_kernels.add_rms_norm),
-        gate=made(torch_kernels.gate),
-        sample=made(torch_kernels.sample),
+        decode_attention=compiled(torch_kernels.decode_attention),
+        step_attention=compiled(torch_kernels.step_attention),
+        add_rms_norm=compiled(torch_kernels.add_rms_norm),
+        gate=compiled(torch_kernels.gate),
+        sample=compiled(torch_kernels.sample),
     )
 
 
 def fused_kernels() -> Kernels:
-    """Triton's set, whatever the device: under TRITON_INTERPRET=1 it runs on a CPU too.
+    """Triton's set, for any device: under TRITON_INTERPRET=1 it runs on a CPU too.
 
-    Raises EngineUnavailable where Triton is not installed or does not load.
+    Raises EngineUnavailable if Triton is not installed or does not load.
     """
     try:
         from app.nn.kernels import triton_launch  # noqa: PLC0415 - imports Triton

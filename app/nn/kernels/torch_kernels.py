@@ -1,6 +1,6 @@
-"""The kernels in torch: what every device without Triton runs, and what fused.py is tested against.
+"""The kernels in torch: every device without Triton runs them, and the Triton kernels are tested against them.
 
-All of them can be captured in a CUDA graph: no shape, branch or copy to the host depends on what a tensor holds.
+A CUDA graph can capture all of them: no shape, branch or copy to the host depends on the contents of a tensor.
 Shapes: B rows, H query heads that share G key heads in order (head h is of group h // (H / G)), d head size, S
 positions of a static cache, V codes.
 """
@@ -22,48 +22,51 @@ Activation = Literal["silu", "gelu"]
 
 
 def decode_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, length: int, scale: float) -> Tensor:
-    """One query token of each row over what its row has kept.
+    """Attention of one query token of each row to its row's cache.
 
-    q (B, H, d); k, v (B, G, S, d) views of a cache, d contiguous; positions (B,) int64 on the device: row b sees cache
-    positions 0..positions[b], which are below `length`; what comes of a row that stands further back is nothing to rely
-    on. Of the cache positions 0..length-1 are read, so they must hold numbers. -> (B, H * d) in q's dtype; scores,
-    softmax in float32.
+    q (B, H, d); k, v (B, G, S, d) views of a cache, d contiguous; positions (B,) int64 on the device: row b
+    attends to cache positions 0..positions[b], which are below `length`. The result of a row at a later position is
+    undefined. All cache positions below `length` are read, so they must be finite. -> (B, H * d) in q's dtype; scores
+    and softmax are float32.
     """
     rows, heads, size = q.shape
     groups = k.shape[1]
     keys, values = k[:, :, :length], v[:, :, :length]
     queries = q.to(k.dtype).reshape(rows, groups, heads // groups, size)  # (B, G, R, d)
     hidden = torch.arange(length, device=q.device) > positions[:, None]  # (B, L)
-    seen = grouped_attention(queries, keys, values, hidden[:, None, None], scale)
-    return seen.reshape(rows, heads * size).to(q.dtype)
+    attended = grouped_attention(queries, keys, values, hidden[:, None, None], scale)
+    return attended.reshape(rows, heads * size).to(q.dtype)
 
 
 def step_attention(
     heads: Tensor, cos: Tensor, sin: Tensor, k: Tensor, v: Tensor, positions: Tensor, length: int, scale: float
 ) -> Tensor:
-    """All that lies between a layer's qkv product and its output product, for one new token of each row.
+    """RoPE, cache write and attention for one new token of each row, between a layer's qkv and output products.
 
-    heads (B, H + 2 G, d): the token's queries, keys and values as the product gives them. Queries and keys are turned
-    as by `apply_rotary`; keys and values are written into the cache k, v (B, G, S, d) at positions (B,); then as
-    `decode_attention`. -> (B, H * d) in heads' dtype.
+    heads (B, H + 2 G, d): the token's queries, keys and values as the product gives them. Applies
+    RoPE to queries and keys, writes keys and values into the cache k, v (B, G, S, d) at positions (B,), and attends as
+    `decode_attention` does. -> (B, H * d) in heads' dtype.
     """
     groups = k.shape[1]
     count = heads.shape[1] - 2 * groups
-    turned = apply_rotary(heads[:, : count + groups], cos, sin)
+    rotated = apply_rotary(heads[:, : count + groups], cos, sin)
     rows = torch.arange(len(heads), device=heads.device)
-    k[rows, :, positions] = turned[:, count:].to(k.dtype)
+    k[rows, :, positions] = rotated[:, count:].to(k.dtype)
     v[rows, :, positions] = heads[:, count + groups :].to(v.dtype)
-    return decode_attention(turned[:, :count], k, v, positions, length, scale)
+    return decode_attention(rotated[:, :count], k, v, positions, length, scale)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x, residual (M, D), weight (D,), of one dtype -> (normed, summed): the sum, and its RMSNorm."""
+    """x, residual (M, D), weight (D,), of one dtype -> (RMSNorm of the sum, the sum)."""
     summed = x + residual
     return functional.rms_norm(summed, (summed.shape[-1],), weight, eps), summed
 
 
 def gate(gate_up: Tensor, activation: Activation) -> Tensor:
-    """gate_up (M, 2 F): the gate's half, then the other -> activation(gate) * up (M, F); rounded after both."""
+    """Gated activation (SwiGLU, GEGLU): gate_up (M, 2 F) -> activation(gate) * up (M, F).
+
+    The gate is the first half. Rounds after the activation and after the product.
+    """
     first, up = gate_up.chunk(2, dim=-1)
     return (functional.silu(first) if activation == "silu" else functional.gelu(first)) * up
 
@@ -81,14 +84,13 @@ def sample(
     *,
     fast_path: bool = False,
 ) -> Tensor:
-    """A code for each row, as `Sampler.pick` of runtime/sampling.py draws it, with knobs on the device.
+    """Draw a code for each row, as `Sampler.pick` of runtime/sampling.py does, with sampling parameters on the device.
 
     logits (n, V) float32, of `codebook` out of `codebooks`; or (n, C, V), of C codebooks from `codebook` on.
     temperature (n,) float32, 0 = greedy; top_k (n,) int64, 0 = off; top_p (n,) float32, 1 = off; seeds, frames (n,)
-    int64 name the noise. banned: a code that may not be drawn, -1 = none; int64 of the shape of what is returned.
-    few: as `draw` may be told. -> codes (n,) or (n, C) int64. Where scores are equal at the edge of top-k or top-p all
-    of them stay.
-    Raises ValueError for a codebook that is not there.
+    int64 select the noise. banned int64, of the result's shape: a code that is never drawn, -1 = none. fast_path: as of
+    `draw`. -> codes (n,) or (n, C) int64. Keeps all codes with equal scores at the edge of top-k or top-p.
+    Raises ValueError for a codebook that does not exist.
     """
     channels = logits.shape[1] if logits.dim() == 3 else 1
     if not 0 <= codebook <= codebooks - channels:

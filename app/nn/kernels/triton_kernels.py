@@ -1,6 +1,6 @@
-"""The Triton programs behind fused.py: what one program of each launch does. Imported with Triton only.
+"""The Triton kernels: what one program of each launch computes. Importing this module imports Triton.
 
-Loads are masked by what is really there, so a static cache may hold anything where nothing was written.
+Loads are masked by the row's position, so a static cache may hold any values where nothing was written.
 """
 
 import triton
@@ -17,13 +17,13 @@ def attend(
     cos,
     sin,
     positions,
-    out,  # (B, H, d); untouched where there are several splits, which leave what follows
+    out,  # (B, H, d); not written with several splits, which write the next three
     part,  # (B, H, splits, d) float32: unnormalised sums of values
     part_top,  # (B, H, splits) float32: the largest score, in powers of two
-    part_mass,  # (B, H, splits) float32: sum of the weights; 0 where the split saw nothing
+    part_mass,  # (B, H, splits) float32: sum of the weights; 0 for a split without positions
     scale,
-    length,  # positions that are looked at, whatever a row's position is
-    span,  # of them, in one split
+    length,  # positions that are read at most, whatever a row's position is
+    span,  # positions in one split
     heads_row,
     heads_head,
     k_row,
@@ -32,14 +32,14 @@ def attend(
     v_row,
     v_group,
     v_position,
-    turn_row,
+    rotary_row,
     GROUPS: tl.constexpr,
     SHARE: tl.constexpr,  # R queries to a group
     PADDED: tl.constexpr,  # R rounded up to what a matrix instruction takes
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     WHOLE: tl.constexpr,  # whether there is one split only
-    FRESH: tl.constexpr,  # whether the token's own key and value are yet to be turned and written
+    FRESH: tl.constexpr,  # whether to apply RoPE, and to write the token's key and value
 ):
     """The R queries of one group of one row over one split of the row's positions, by online softmax (Milakov and
     Gimelshein 2018; in splits as in flash-decoding)."""
@@ -58,11 +58,11 @@ def attend(
     query = tl.load(heads + head[:, None] * heads_head + lane[None, :], mask=there[:, None], other=0.0)
     if FRESH:
         other_half = (lane + SIZE // 2) % SIZE
-        cosine = tl.load(cos + row * turn_row + lane)
-        sine = tl.load(sin + row * turn_row + lane)
+        cosine = tl.load(cos + row * rotary_row + lane)
+        sine = tl.load(sin + row * rotary_row + lane)
         swapped = tl.load(heads + head[:, None] * heads_head + other_half[None, :], mask=there[:, None], other=0.0)
-        turned = query.to(tl.float32) * cosine[None, :] + swapped.to(tl.float32) * sine[None, :]
-        query = turned.to(heads.dtype.element_ty)
+        rotated = query.to(tl.float32) * cosine[None, :] + swapped.to(tl.float32) * sine[None, :]
+        query = rotated.to(heads.dtype.element_ty)
     query = query.to(k.dtype.element_ty)
 
     top = tl.full((PADDED,), float("-inf"), tl.float32)
@@ -84,15 +84,15 @@ def attend(
             total += value.to(tl.float32)[None, :]
 
     for start in range(split * span, end, BLOCK):
-        seen = start + tl.arange(0, BLOCK)
-        valid = seen < end
-        keys = tl.load(k + seen[:, None] * k_position + lane[None, :], mask=valid[:, None], other=0.0)
+        at = start + tl.arange(0, BLOCK)
+        valid = at < end
+        keys = tl.load(k + at[:, None] * k_position + lane[None, :], mask=valid[:, None], other=0.0)
         scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * power
         scores = tl.where(valid[None, :], scores, float("-inf"))
         higher = tl.maximum(top, tl.max(scores, axis=1))
         weights = tl.exp2(scores - higher[:, None])
         shrink = tl.exp2(top - higher)
-        values = tl.load(v + seen[:, None] * v_position + lane[None, :], mask=valid[:, None], other=0.0)
+        values = tl.load(v + at[:, None] * v_position + lane[None, :], mask=valid[:, None], other=0.0)
         mass = mass * shrink + tl.sum(weights, axis=1)
         total = total * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
         top = higher
@@ -110,22 +110,22 @@ def attend(
 
 @triton.jit
 def combine(part, part_top, part_mass, out, splits, SIZE: tl.constexpr, PADDED: tl.constexpr):
-    """One head of one row: the splits' results as one."""
+    """Combine the splits' results of one head of one row."""
     place = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, PADDED)
     lane = tl.arange(0, SIZE)
     mass = tl.load(part_mass + place * splits + split, mask=split < splits, other=0.0)
-    saw = mass > 0
-    top = tl.load(part_top + place * splits + split, mask=saw, other=float("-inf"))
+    nonempty = mass > 0
+    top = tl.load(part_top + place * splits + split, mask=nonempty, other=float("-inf"))
     weight = tl.exp2(top - tl.max(top, axis=0))
-    totals = tl.load(part + (place * splits + split)[:, None] * SIZE + lane[None, :], mask=saw[:, None], other=0.0)
+    totals = tl.load(part + (place * splits + split)[:, None] * SIZE + lane[None, :], mask=nonempty[:, None], other=0.0)
     whole = tl.sum(totals * weight[:, None], axis=0) / tl.sum(mass * weight, axis=0)
     tl.store(out + place * SIZE + lane, whole.to(out.dtype.element_ty))
 
 
 @triton.jit
 def add_norm(x, residual, weight, normed, summed, x_row, residual_row, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """One token: the sum, and its RMSNorm."""
+    """The sum of one token and its residual, and the RMSNorm of the sum."""
     token = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, BLOCK)
     there = lane < WIDTH
@@ -141,7 +141,7 @@ def add_norm(x, residual, weight, normed, summed, x_row, residual_row, eps, WIDT
 
 @triton.jit
 def gated(both, out, both_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.constexpr):
-    """A block of one token's gate."""
+    """One block of one token's gated activation (SwiGLU or GEGLU)."""
     token = tl.program_id(1).to(tl.int64)
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = lane < WIDTH
@@ -162,14 +162,14 @@ def _mix(x):
 
 @triton.jit
 def _ordered(score):
-    """float32 -> uint32 of the same order; -0 is below +0."""
+    """Map float32 to uint32 in the same order; -0 is below +0."""
     bits = score.to(tl.uint32, bitcast=True)
     return tl.where(bits >> 31 == 1, bits ^ 0xFFFFFFFF, bits | 0x80000000)
 
 
 @triton.jit
 def _score(key):
-    """The float32 behind a key of `_ordered`."""
+    """Inverse of `_ordered`."""
     return tl.where(key >> 31 == 1, key & 0x7FFFFFFF, key ^ 0xFFFFFFFF).to(tl.float32, bitcast=True)
 
 
@@ -211,7 +211,7 @@ def draw(
             kth = tl.cast(0, tl.uint32)
             bit = tl.cast(1 << 30, tl.uint32)
             for _ in range(16):
-                # Two bits at a time: how many keys reach each of three candidates, the three counts in one sum.
+                # Two bits at a time: count the keys at or above three candidates, with three counts in one sum.
                 counts = (key >= kth + bit).to(tl.int64)
                 counts += (key >= kth + 2 * bit).to(tl.int64) << 20
                 counts += (key >= kth + 3 * bit).to(tl.int64) << 40
@@ -230,7 +230,7 @@ def draw(
             edge = tl.cast(0, tl.uint32)
             bit = tl.cast(1 << 31, tl.uint32)
             for _ in range(32):
-                # The highest key below which there is no more than what may go.
+                # The highest key with no more weight below it than top-p allows to remove.
                 candidate = edge + bit
                 below = tl.sum(tl.where(key < candidate, weight, 0.0), axis=0)
                 edge = tl.where(below <= allowed, candidate, edge)

@@ -1,7 +1,7 @@
-"""The kernels as Triton launches: the same signatures and results as twins.py. Importing this imports Triton.
+"""Launches of the Triton kernels, with the signatures and results of torch_kernels.py. Importing this imports Triton.
 
-Launch shapes are functions of the arguments' shapes alone, nothing is tuned while running, and what is allocated comes
-from torch's own pool: so every call can be captured in a CUDA graph.
+Launch shapes depend on the arguments' shapes alone, nothing is tuned at run time, and memory comes from torch's pool.
+So a CUDA graph can capture every call.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 from app.nn.kernels import triton_kernels
 from app.nn.kernels.torch_kernels import Activation
 
-_LEAST_ROWS = 16  # of a matrix instruction
-_UNSPLIT = 256  # positions that one program reads sooner than a second launch begins
+_LEAST_ROWS = 16  # rows of a matrix instruction
+_UNSPLIT = 256  # one program reads so many positions before a second launch would begin
 
 
 @functools.cache
@@ -25,13 +25,15 @@ def _processors(device: torch.device) -> int:
 
 
 def splits_of(programs_each: int, length: int, block: int, processors: int) -> tuple[int, int]:
-    """How `length` positions are split where `programs_each` programs would read all of them -> (splits, positions of
-    each). As many splits as make two programs a processor; no split has less than two blocks."""
+    """How to split `length` positions for `programs_each` programs per split -> (splits, positions of each).
+
+    Chooses enough splits for two programs per multiprocessor, each of at least two blocks.
+    """
     blocks = -(-length // block)
     if length <= _UNSPLIT:
         return 1, blocks * block
-    wanted = max(1, 2 * processors // programs_each)
-    span = max(2, -(-blocks // wanted)) * block
+    max_splits = max(1, 2 * processors // programs_each)
+    span = max(2, -(-blocks // max_splits)) * block
     return -(-length // span), span
 
 
@@ -60,9 +62,9 @@ def _attend(
     groups = k.shape[1]
     if size < 16 or size & (size - 1) or not k.stride(3) == v.stride(3) == heads.stride(2) == 1:
         raise ValueError(
-            f"no program takes heads of {size} numbers in strides {heads.stride()}, {k.stride()}, {v.stride()}"
+            f"no Triton kernel for heads of {size} values with strides {heads.stride()}, {k.stride()}, {v.stride()}"
         )
-    block = 32 if length <= 32 or size * k.element_size() > 256 else 64  # more than 256 bytes a head spill at 64
+    block = 32 if length <= 32 or size * k.element_size() > 256 else 64  # registers spill at 64 with wider heads
     splits, span = splits_of(rows * groups, length, block, _processors(heads.device))
     out = torch.empty(rows, count * size, device=heads.device, dtype=heads.dtype)
     part = part_top = part_mass = out
@@ -102,7 +104,7 @@ def _attend(
         FRESH=cos is not None,
         num_warps=4,
         num_stages=2,
-        enable_fp_fusion=False,  # keys are turned to the same bits as by the twin
+        enable_fp_fusion=False,  # RoPE gives the same bits as the torch kernel
     )
     if splits > 1:
         triton_kernels.combine[(rows * count,)](
@@ -162,7 +164,7 @@ def sample(
     *,
     fast_path: bool = False,
 ) -> Tensor:
-    del fast_path  # one program takes all knobs
+    del fast_path  # one kernel handles all sampling parameters
     count, size = logits.shape[0], logits.shape[-1]
     channels = logits.shape[1] if logits.dim() == 3 else 1
     if not 0 <= codebook <= codebooks - channels:

@@ -16,8 +16,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from app.nn.kernels.choice import differs, fused_kernels
 from app.runtime.cuda_graphs import GraphCapture
 from app.types import Sampling
-from bench.fabricate import csm_config, fabricate_csm
 from bench.kernels import mend_interpreter
+from tests.support.random_csm import csm_config, fabricate_csm
 from tests.support.random_dia import fabricate_dia
 from tests.unit import test_csm_runner, test_dia_runner
 
