@@ -1,4 +1,4 @@
-"""Triton's kernels against their torch twins: right on this device, then microseconds of each, in a CUDA graph.
+"""Triton's kernels against the same kernels in torch: right on this device, then microseconds of each, in a CUDA graph.
 
     python -m bench.kernels [--rows 1,8,64] [--dtype bfloat16] [--only attention,sample]
     python -m bench.kernels --check          also without a GPU, under Triton's interpreter
@@ -177,7 +177,7 @@ def cases(rows: int, dtype: torch.dtype) -> Iterator[Case]:
 
 
 def check(case: Case, kernels: Kernels, device: torch.device, seed: int = 0) -> float:
-    """The largest difference between a set's results and the twins'; for codes, the share that differs.
+    """The largest difference between a set's results and torch's; for codes, the share that differs.
 
     Raises AssertionError where it is more than rounding explains.
     """

@@ -1,9 +1,9 @@
-"""A model as it lies in memory, kept on disk, so that the second start only reads. Knows no model.
+"""The load cache: a model's parameters as they are in memory, on disk, for a faster next start. Any model can use it.
 
-The first start of float32 weights in bfloat16 reads twice the bytes, rounds them, joins what is fused and computes what
-is folded. The result is one safetensors file, named by a digest of all that it depends on. Each tensor carries a CRC-32
-that is checked while it is read, so a file that was cut, overwritten or never reached the disk is noticed and written
-anew; therefore writing does not wait for the disk. Nothing here fails a start: what can't be kept is only logged.
+Without it, a start with float32 weights in bfloat16 reads twice the bytes, rounds them, and computes joined and folded
+tensors. The cache holds the result as one safetensors file, named by a digest of all its inputs. Each tensor has a
+CRC-32, which a read checks. So a truncated, overwritten or lost file is detected and written again, and a write need
+not wait for the disk. No failure here stops a start: it is only logged.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
-MIN_BYTES = 64 << 20  # a smaller model is made from its source as fast
-SPARE_BYTES = 1 << 30  # of free disk stays for others
-_LAYOUT = 1  # raise it when the same checkpoint comes to lie otherwise in memory
-_BLOCK_BYTES = 8 << 20  # read and summed while it is in the processor's cache
+MIN_BYTES = 64 << 20  # a smaller model loads as fast from its source
+SPARE_BYTES = 1 << 30  # of the disk stay free for other programs
+_LAYOUT = 1  # increase it when the same checkpoint gets another layout in memory
+_BLOCK_BYTES = 8 << 20  # read, and then summed in the processor's cache
 _READERS = 4
-_STALE_S = 3600  # a file that has been half written for so long has no writer any more
+_STALE_S = 3600  # a partial file of this age has no writer any more
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 _NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
@@ -40,19 +40,19 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.pt", "*.pth")
 
 
 class _Unusable(Exception):
-    """The file can't be used; why."""
+    """The file can't be used. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadCache:
-    """Where models are kept. `source` names where the weights come from: of one source only the newest is kept."""
+    """A folder of cached models. `source` names the origin of the weights; only the newest entry of a source stays."""
 
     folder: Path
     source: str
     min_bytes: int = MIN_BYTES
 
     def entry(self, model_dir: Path, config: object, dtype: torch.dtype) -> Entry:
-        """The place of the model that is made from `model_dir`, whose description reads as `config`."""
+        """The entry of the model that is loaded from `model_dir` with `config`."""
         hashed = hashlib.sha256(f"{_LAYOUT} {dtype} {config!r}".encode())
         for path in sorted({path for pattern in _WEIGHTS for path in model_dir.glob(pattern)}):
             status = path.stat()
@@ -62,7 +62,7 @@ class LoadCache:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One model in the cache, there or not."""
+    """One model in the cache, whether or not its file exists."""
 
     cache: LoadCache
     key: str
@@ -72,20 +72,20 @@ class Entry:
         return self.cache.folder / f"{self.key}.safetensors"
 
     def fill(self, module: nn.Module) -> bool:
-        """Read every parameter of `module`. False: it is not there or not sound, and the parameters hold anything."""
+        """Read every parameter of `module`. False: the file is missing or invalid, and the parameters are undefined."""
         start = time.perf_counter()
         try:
             total = self._read(module)
         except FileNotFoundError:
             return False
         except (_Unusable, OSError) as error:
-            log.warning("%s is not used and will be written anew: %s", self.path, error)
+            log.warning("%s is not used and will be written again: %s", self.path, error)
             return False
         log.info("read %.2f GB from %s in %.1f s", total / 1e9, self.path, time.perf_counter() - start)
         return True
 
     def keep(self, module: nn.Module) -> None:
-        """Write every parameter of `module`, in place of what was kept of the same source. Failure is only logged."""
+        """Write every parameter of `module`, and remove older entries of the same source. A failure is only logged."""
         total = sum(tensor.nbytes for tensor in module.parameters())
         if total < self.cache.min_bytes:
             return
@@ -96,7 +96,7 @@ class Entry:
             free = shutil.disk_usage(self.cache.folder).free
             if free < total + SPARE_BYTES:
                 log.warning(
-                    "%.2f GB for a faster next start are not kept: %s has %.2f GB left, and %.2f GB stay free",
+                    "The load cache is not written (%.2f GB): %s has %.2f GB left, and %.2f GB must stay free",
                     total / 1e9, self.cache.folder, free / 1e9, SPARE_BYTES / 1e9,
                 )  # fmt: skip
                 return
@@ -127,7 +127,7 @@ class Entry:
         def read(name: str, tensor: Tensor) -> None:
             found = _fill(self.path, 8 + header_bytes + header[name]["data_offsets"][0], tensor)
             if found != sums[name]:
-                raise _Unusable(f"the numbers of {name} are not those that were written")
+                raise _Unusable(f"the checksum of {name} is wrong")
 
         with ThreadPoolExecutor(_READERS, thread_name_prefix="load-cache") as readers:
             for done in [readers.submit(read, name, tensor) for name, tensor in module.named_parameters()]:
@@ -157,7 +157,7 @@ class Entry:
             partial.unlink(missing_ok=True)
 
     def _remove_old(self) -> None:
-        """What was kept of the same source, and what was never written to its end."""
+        """Remove older entries of the same source, and stale partial files."""
         for path in self.cache.folder.glob("*.safetensors"):
             if path != self.path and _source(path) == self.cache.source:
                 path.unlink(missing_ok=True)
@@ -167,7 +167,7 @@ class Entry:
 
 
 def _described(key: str, module: nn.Module) -> tuple[dict[str, Any], int]:
-    """The file's header, but for source and sums; and how many bytes follow it."""
+    """The file's header without source and checksums, and the number of bytes that follow it."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "key": key}}
     offset = 0
     for name, tensor in module.named_parameters():
@@ -178,7 +178,7 @@ def _described(key: str, module: nn.Module) -> tuple[dict[str, Any], int]:
 
 
 def _source(path: Path) -> str | None:
-    """Of which source a file in the cache is; None: not one of ours."""
+    """The source of a cached file. None: this module did not write it."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -198,12 +198,12 @@ def _blocks(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _bytes(block: Tensor) -> memoryview:
-    """A block's own memory where that is in reach, else a copy."""
+    """A block's memory if it is on the CPU, else a copy."""
     return block.cpu().view(torch.uint8).numpy().data
 
 
 def _fill(path: Path, offset: int, tensor: Tensor) -> int:
-    """Read a tensor, straight to its place where that is in reach -> CRC-32 of what was read."""
+    """Read a tensor, directly into its memory if that is on the CPU -> CRC-32 of the bytes."""
     crc = 0
     with path.open("rb", buffering=0) as file:
         file.seek(offset)
@@ -214,7 +214,7 @@ def _fill(path: Path, offset: int, tensor: Tensor) -> int:
             while done < len(view):
                 count = file.readinto(view[done:])
                 if not count:
-                    raise _Unusable("it is cut short")
+                    raise _Unusable("it is truncated")
                 done += count
             crc = zlib.crc32(view, crc)
             if here is not block:

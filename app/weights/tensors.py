@@ -1,6 +1,6 @@
-"""Checkpoints on disk: which files, which tensors, read piece by piece. Knows no model; models say what they expect.
+"""Reads checkpoints from disk, block by block. Does not depend on any model: models pass the tensors they expect.
 
-Files are read, not mapped: a mapped 6 GB file counts as resident memory while it is being copied, a read one does not.
+Files are read, not mapped: a mapped 6 GB file counts as resident memory while it is copied, and a read one does not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from app.errors import WeightsUnavailable
 
-BLOCK_BYTES = 32 << 20  # how much of a large table is in memory twice while it is copied
+BLOCK_BYTES = 32 << 20  # of a large table that are in memory twice during a copy
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -35,7 +35,7 @@ class Stored(Protocol):
     def shape(self) -> Shape: ...
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """rows start..stop-1 of the first dimension."""
+        """Read rows start..stop-1 of the first dimension."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class InFile:
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """A tensor made from stored ones: renamed layouts cut, turn or join what is on disk."""
+    """A tensor computed from stored ones, for layouts that split, reorder or join tensors."""
 
     shape: Shape
     make: Callable[[], Tensor]
@@ -89,7 +89,7 @@ class Mapped:
 
 
 class Checkpoint:
-    """Named tensors of one model, wherever they lie. Nothing is read before it is asked for."""
+    """Named tensors of one model, in any files. Reads a tensor only when a method needs it."""
 
     def __init__(self, tensors: Mapping[str, Stored], origin: str) -> None:
         self.tensors = dict(tensors)
@@ -102,7 +102,7 @@ class Checkpoint:
         return iter(self.tensors)
 
     def part(self, prefix: str) -> Checkpoint:
-        """The tensors below a prefix, without it."""
+        """The tensors whose names begin with `prefix`, under the rest of their names."""
         inside = {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
         return Checkpoint(inside, f"{self.origin} ({prefix}*)")
 
@@ -111,20 +111,20 @@ class Checkpoint:
         return Checkpoint(rest, self.origin)
 
     def width(self) -> float:
-        """Bytes per number as stored, on average; renamed and joined tensors are not looked into."""
+        """Average stored bytes per value. Leaves out derived tensors."""
         plain = [stored for stored in self.tensors.values() if isinstance(stored, InFile | Mapped)]
         numbers = sum(math.prod(stored.shape) for stored in plain)
         return sum(math.prod(stored.shape) * stored.dtype.itemsize for stored in plain) / max(1, numbers)
 
     def read(self, name: str) -> Tensor:
-        """The whole tensor in its stored dtype."""
+        """Read the whole tensor in its stored dtype."""
         stored = self.tensors[name]
         if not stored.shape:
             return _scalar(stored)
         return stored.rows(0, stored.shape[0])
 
     def blocks(self, name: str, rows: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """The tensor in pieces of `rows` rows (default: about BLOCK_BYTES), each with the index of its first row."""
+        """Read the tensor in blocks of `rows` rows (default: about BLOCK_BYTES), with the index of the first row."""
         stored = self.tensors[name]
         if rows is None:
             rows = max(1, BLOCK_BYTES // (4 * max(1, math.prod(stored.shape[1:]))))
@@ -132,7 +132,7 @@ class Checkpoint:
             yield start, stored.rows(start, min(start + rows, stored.shape[0]))
 
     def copy_to(self, target: Tensor, name: str) -> None:
-        """Fill `target` (same shape, any dtype and device), piece by piece."""
+        """Fill `target` (same shape, any dtype and device), block by block."""
         if isinstance(self.tensors[name], Derived):
             target.copy_(self.read(name))
             return
@@ -140,7 +140,7 @@ class Checkpoint:
             target[start : start + len(block)].copy_(block)
 
     def check(self, expected: Mapping[str, Shape], ignore: Callable[[str], bool] = lambda name: False) -> None:
-        """Raise WeightsUnavailable unless exactly the expected tensors are here, in their shapes."""
+        """Raise WeightsUnavailable unless the checkpoint holds exactly the expected tensors in the expected shapes."""
         missing = [name for name in expected if name not in self.tensors]
         unexpected = [name for name in self.tensors if name not in expected and not ignore(name)]
         wrong = [
@@ -172,7 +172,7 @@ def _some(names: list[str], limit: int = 8) -> str:
 
 
 def index_file(path: Path) -> dict[str, InFile]:
-    """What a safetensors file holds. Raises WeightsUnavailable where it is no such file."""
+    """Read the header of a safetensors file. Raises WeightsUnavailable for any other file."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -196,11 +196,11 @@ def index_file(path: Path) -> dict[str, InFile]:
 
 
 def _open_pickle(path: Path) -> Checkpoint:
-    """A state dict saved by PyTorch, tensors only: nothing in the file is run. Mapped: it can't be read in pieces."""
+    """Open a state dict saved by PyTorch, mapped since it can't be read in blocks. Runs no code from the file."""
     try:
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         tensors = {str(name): Mapped(value) for name, value in state.items() if isinstance(value, Tensor)}
-    except Exception as error:  # torch raises what it likes for a broken file
+    except Exception as error:  # torch raises many types for a broken file
         raise WeightsUnavailable(f"{path} can't be read: {error}.") from error
     return Checkpoint(tensors, str(path))
 
@@ -208,8 +208,8 @@ def _open_pickle(path: Path) -> Checkpoint:
 def open_checkpoints(folder: Path, preferred: str | None = None) -> list[Checkpoint]:
     """The complete checkpoints in a folder, likeliest first. Never empty.
 
-    A folder may hold one model in two layouts, and a file's name says nothing of its layout, so the caller looks at the
-    tensors' names. `preferred`: the index or file that config.json names. Raises WeightsUnavailable.
+    A folder may hold one model in two layouts, and file names do not tell the layout, so the caller checks the tensors'
+    names. preferred: the index or file that config.json names. Raises WeightsUnavailable.
     """
     names = [preferred] if preferred else []
     names += sorted(path.name for path in folder.glob("*.safetensors.index.json"))
@@ -245,7 +245,7 @@ def open_checkpoints(folder: Path, preferred: str | None = None) -> list[Checkpo
 
 
 def digest_of(tensors: Iterable[Tensor], of: str) -> str:
-    """16 hex digits that change with the weights: of what they are of, and of a few numbers from all over each."""
+    """Digest of the weights, 16 hex digits: of the string `of` and of 16 values spread over each tensor."""
     hashed = hashlib.sha256(of.encode())
     for tensor in tensors:
         flat = tensor.detach().flatten()

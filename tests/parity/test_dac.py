@@ -275,7 +275,7 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_type": "mimi"}, "is no DAC"),
+        ({"model_type": "mimi"}, "is not a DAC"),
         ({"downsampling_ratios": [2, 4, 5, 8], "upsampling_ratios": None}, "must be even"),
         ({"upsampling_ratios": [8, 8, 4, 4]}, "different length"),
         ({"codebook_size": "many"}, "many"),

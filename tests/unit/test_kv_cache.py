@@ -180,7 +180,7 @@ def change_header(path: Path) -> None:
         change_header,
     ],
 )
-def test_a_broken_file_is_ignored_and_written_anew(
+def test_a_broken_file_is_ignored_and_written_again(
     source: Path, kept: LoadCache, loads: list[str], caplog: pytest.LogCaptureFixture, damage: object
 ) -> None:
     sound = load(source, kept)
@@ -188,7 +188,7 @@ def test_a_broken_file_is_ignored_and_written_anew(
     good = path.read_bytes()
     damage(path)  # type: ignore[operator]
     assert same(load(source, kept), sound)
-    assert "written anew" in caplog.text
+    assert "written again" in caplog.text
     assert only(kept).read_bytes() == good
     assert same(load(source, kept), sound)
     assert len(loads) == 2

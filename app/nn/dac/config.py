@@ -1,4 +1,4 @@
-"""What a DAC codec says about itself. Numbers that a config leaves out are those of descript/dac_44khz."""
+"""The configuration of a DAC codec. Defaults are the values of descript/dac_44khz."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class DacConfig:
 
 
 def read_dac_config(folder: Path) -> DacConfig:
-    """The config of the codec in `folder`: config.json (transformers), else what a .pth of descript's release says of
-    itself, else the published 44.1 kHz numbers. Raises WeightsUnavailable."""
+    """The config of the codec in `folder`: config.json (transformers), else the metadata of a .pth of descript's
+    release, else the published 44.1 kHz numbers. Raises WeightsUnavailable."""
     path = folder / "config.json"
     try:
         if path.is_file():
@@ -76,15 +76,15 @@ def read_release(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         tensors = {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
         metadata = read.get("metadata") if state is not read else None
         kwargs = metadata.get("kwargs") if isinstance(metadata, Mapping) else None
-    except Exception as error:  # torch raises what it likes for a broken file
+    except Exception as error:  # torch raises many types for a broken file
         raise WeightsUnavailable(f"{path} can't be read: {error}.", remedy="Download the codec again.") from error
     return tensors, dict(kwargs) if isinstance(kwargs, Mapping) else {}
 
 
 def parse_dac_config(raw: Mapping[str, Any]) -> DacConfig:
-    """config.json of transformers -> DacConfig. Raises ValueError for what is no DAC."""
+    """config.json of transformers -> DacConfig. Raises ValueError for any other model."""
     if raw.get("model_type", "dac") != "dac":
-        raise ValueError(f"model_type={raw['model_type']!r} is no DAC")
+        raise ValueError(f"model_type={raw['model_type']!r} is not a DAC")
     base = DacConfig()
     down = _ratios(raw.get("downsampling_ratios"), base.down_ratios)
     width = int(raw.get("encoder_hidden_size", base.encoder_width))

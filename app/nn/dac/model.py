@@ -125,7 +125,7 @@ class Upsample(nn.Module):
 
 
 class Unit(nn.Module):
-    """x + 1x1(snake(conv(snake(x)))), its last bias left to whoever reads the sum."""
+    """x + 1x1(snake(conv(snake(x)))), without the last bias, which the reader of the sum adds."""
 
     def __init__(self, width: int, dilation: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class Unit(nn.Module):
         self.second = _weight(width, width, dtype=dtype)
 
     def fill(self, weights: Checkpoint, name: str, lacking: Tensor) -> Tensor:
-        """-> the biases that the sum lacks after it."""
+        """Return the biases that the sum still lacks."""
         alpha, beta = _alpha(weights, f"{name}.snake1.alpha"), _alpha(weights, f"{name}.snake2.alpha")
         self.snake.fill(alpha, lacking)
         first = weights.read(f"{name}.conv1.weight").float()  # (outputs, inputs, kernel)
@@ -164,7 +164,7 @@ class Block(nn.Module):
 
 
 class DacDecoder(nn.Module):
-    """Codes to sound, for rows that stream independently. Owns their state; one thread may call it.
+    """Decodes codes to samples, for rows that stream independently. Owns their state; one thread may call it.
 
     Uses the first `codebooks` codebooks. After F frames of a row, max(0, F * frame_samples - lookahead_samples) samples
     have come out; `flush` brings the rest. Rows of one call that are past their first `lookahead_frames` frames go
@@ -222,11 +222,11 @@ class DacDecoder(nn.Module):
 
     @property
     def state_bytes(self) -> int:
-        """What the rows take, beside the weights."""
+        """Bytes of the rows' state, without the weights."""
         return sum(tensor.nbytes for tensor in self._states.values())
 
     def reset(self, row: int) -> None:
-        """Begin the row anew."""
+        """Reset the row for a new stream."""
         for state in self._states.values():
             state[row] = 0
         self._frames[row] = 0
@@ -367,7 +367,7 @@ class DacDecoder(nn.Module):
 
     @torch.no_grad()
     def load(self, weights: Checkpoint) -> None:
-        """Copy a checked checkpoint (names of `layout`) in."""
+        """Copy in a checked checkpoint, with the names of checkpoint.py."""
         device = torch.device("cpu")
         projections, bias = [], torch.zeros(self.config.latent_width, dtype=torch.float64, device=device)
         for k in range(self.codebooks):
@@ -469,8 +469,8 @@ class DacEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, samples: Tensor) -> Tensor:
-        """samples (N,) float32 at the codec's rate -> codes (K, T) int64; a part of a frame at the end is filled up
-        with zeros and counts as one, as in transformers' DacFeatureExtractor."""
+        """samples (N,) float32 at the codec's rate -> codes (K, T) int64; a partial last frame is padded
+        with zeros, as in transformers' DacFeatureExtractor."""
         hop, margin = self.config.frame_samples, self._margin_frames
         samples = functional.pad(samples, (0, -len(samples) % hop))
         frames = len(samples) // hop
@@ -501,7 +501,7 @@ class DacEncoder(nn.Module):
 
     @torch.no_grad()
     def load(self, weights: Checkpoint) -> None:
-        """Copy a checked checkpoint (names of `layout`) in."""
+        """Copy in a checked checkpoint, with the names of checkpoint.py."""
         _fill_conv(self.first, weights, "encoder.conv1")
         for i, block in enumerate(self.blocks):
             cast(_EncoderBlock, block).fill(weights, f"encoder.block.{i}")

@@ -95,7 +95,7 @@ def _layer_shapes(c: MimiConfig) -> dict[str, Shape]:
 
 
 def codec(candidates: list[Checkpoint], config: MimiConfig) -> Checkpoint:
-    """The codec under its one set of names, checked. Raises WeightsUnavailable."""
+    """The codec under kyutai/mimi's names, checked. Raises WeightsUnavailable."""
     for checkpoint in candidates:
         if "decoder.layers.0.conv.weight" in checkpoint:
             found = checkpoint
@@ -106,8 +106,8 @@ def codec(candidates: list[Checkpoint], config: MimiConfig) -> Checkpoint:
         found.check(expected_shapes(config), ignore=lambda name: name.endswith(("initialized", "inited", "inv_freq")))
         return found
     raise WeightsUnavailable(
-        f"{candidates[0].origin} holds no Mimi codec: neither decoder.layers.0.conv.weight (transformers) nor "
-        "decoder.model.0.conv.conv.weight (moshi) is in it."
+        f"{candidates[0].origin} holds no Mimi codec: it has neither decoder.layers.0.conv.weight "
+        "(transformers) nor decoder.model.0.conv.conv.weight (moshi)."
     )
 
 
@@ -138,14 +138,14 @@ def _from_moshi(checkpoint: Checkpoint, config: MimiConfig) -> Checkpoint:
     renamed: dict[str, Stored] = {}
     for name, stored in checkpoint.tensors.items():
         for pattern, replacement in _MOSHI_NAMES:
-            name = re.sub(pattern, replacement, name)  # noqa: PLW2901 - a name on its way
+            name = re.sub(pattern, replacement, name)  # noqa: PLW2901 - rewritten by each pattern
         if match := _JOINED.search(name):
             start = 0
             for part, heads in (("q", config.heads), ("k", config.kv_heads), ("v", config.kv_heads)):
                 rows = heads * config.head_dim
-                turned = None if part == "v" else config.head_dim
+                rope_dim = None if part == "v" else config.head_dim
                 renamed[f"{name[: match.start()]}.self_attn.{part}_proj.weight"] = Derived(
-                    (rows, config.width), _cut(stored, start, start + rows, turned)
+                    (rows, config.width), _cut(stored, start, start + rows, rope_dim)
                 )
                 start += rows
         else:

@@ -43,7 +43,7 @@ class _Rows:
     going: Tensor | None = None
 
     def keep(self, state: Tensor, new: Tensor) -> None:
-        """Write what these rows remember from now on."""
+        """Write the new state of these rows."""
         if self.going is not None:
             new = torch.where(self.going.view(-1, *[1] * (new.ndim - 1)), new, state[self.where])
         state[self.where] = new
@@ -54,7 +54,7 @@ def _weight(*shape: int) -> nn.Parameter:
 
 
 class Conv(nn.Module):
-    """A causal convolution as a linear over windows. It looks back over `reach` inputs."""
+    """A causal convolution, computed as a linear over windows. An output depends on `reach` earlier inputs."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, dilation: int = 1, bias: bool = True
@@ -214,7 +214,7 @@ def _attention(config: MimiConfig, q: Tensor, k: Tensor, v: Tensor, mask: Tensor
 
 
 class MimiEncoder(nn.Module):
-    """Recordings to codes, each in one go. Stateless: any thread may call it."""
+    """Encodes whole recordings to codes. Stateless: any thread may call it."""
 
     def __init__(self, config: MimiConfig) -> None:
         super().__init__()
@@ -240,7 +240,7 @@ class MimiEncoder(nn.Module):
         self._frequencies = c.rope.frequencies(c.head_dim)
 
     def forward(self, samples: Tensor) -> Tensor:
-        """samples (N,) float32 at the codec's rate -> codes (K, T) int64; a part of a frame at the end counts as
+        """samples (N,) float32 at the codec's rate -> codes (K, T) int64; a partial last frame counts as
         one."""
         c = self.config
         x = self.first.whole(samples[None, :, None])
@@ -276,7 +276,7 @@ class MimiEncoder(nn.Module):
 
     @torch.no_grad()
     def load(self, weights: Checkpoint) -> None:
-        """Copy a checked checkpoint (names of `layout`) in."""
+        """Copy in a checked checkpoint, with the names of checkpoint.py."""
         c = self.config
         self.first.fill(weights, "encoder.layers.0.conv")
         index = 1
@@ -298,7 +298,7 @@ class MimiEncoder(nn.Module):
 
 
 def codebook(weights: Checkpoint, config: MimiConfig, index: int) -> Tensor:
-    """The vectors of codebook `index` (C, d): running sums over how often each was used."""
+    """The vectors of codebook `index` (C, d): running sums divided by the usage counts."""
     semantic = config.semantic_codebooks
     at = (
         f"{checkpoint.SEMANTIC}layers.{index}"
@@ -310,7 +310,7 @@ def codebook(weights: Checkpoint, config: MimiConfig, index: int) -> Tensor:
 
 
 class RowStates:
-    """What streaming modules remember, per row: tensors (rows, ...), each known by its number."""
+    """The state of the streaming modules, per row: tensors (rows, ...), each with an index."""
 
     def __init__(self, rows: int, device: torch.device) -> None:
         self._rows, self._device = rows, device
@@ -326,7 +326,7 @@ class RowStates:
 
 
 class MimiDecoder(nn.Module):
-    """Codes to sound, for rows that stream independently. Owns their state; one thread may call it.
+    """Decodes codes to samples, for rows that stream independently. Owns their state; one thread may call it.
 
     Uses the first `codebooks` codebooks. `reset` begins a row anew; rows that are not named in a call stay as they are.
     """
@@ -372,11 +372,11 @@ class MimiDecoder(nn.Module):
 
     @property
     def state_bytes(self) -> int:
-        """What the rows take, beside the weights."""
+        """Bytes of the rows' state, without the weights."""
         return sum(tensor.nbytes for tensor in (self._keys, self._values, *self._states.tensors))
 
     def reset(self, row: int) -> None:
-        """Begin the row anew. Its old keys stay where they are: no position of the new stream reaches them."""
+        """Reset the row for a new stream. Old keys stay in place: the new stream never attends to them."""
         self._states.reset(row)
         self._latents[row] = 0
         self._begun[row] = 0
@@ -387,7 +387,7 @@ class MimiDecoder(nn.Module):
         self._values[:, row] = 0
 
     def decode(self, rows: Sequence[int], codes: Tensor) -> Tensor:
-        """Go on with these rows: codes (n, K, T) int64 -> samples (n, T * frame_samples) float32."""
+        """Decode the next frames of these rows: codes (n, K, T) int64 -> samples (n, T * frame_samples) float32."""
         pieces = [self._decode(rows, piece) for piece in torch.split(codes, PIECE_FRAMES, dim=2)]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
 
@@ -474,7 +474,7 @@ class MimiDecoder(nn.Module):
 
     @torch.no_grad()
     def load(self, weights: Checkpoint) -> None:
-        """Copy a checked checkpoint (names of `layout`) in."""
+        """Copy in a checked checkpoint, with the names of checkpoint.py."""
         c = self.config
         for k in range(self.codebooks):
             vectors = codebook(weights, c, k)
