@@ -1,4 +1,4 @@
-"""The kernels on a CUDA device: Triton's against their twins, and both in CUDA graphs: `python -m pytest -m gpu`."""
+"""The kernels on a CUDA device: Triton's against torch's, and both in CUDA graphs: `python -m pytest -m gpu`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_what_the_server_asks_of_them_at_its_start(dtype: torch.dtype, triton: K
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", [1, 8, 64])
-def test_triton_gives_what_the_twins_give(dtype: torch.dtype, rows: int, triton: Kernels) -> None:
+def test_triton_gives_the_results_of_torch(dtype: torch.dtype, rows: int, triton: Kernels) -> None:
     for case in cases(rows, dtype):
         check(case, triton, CUDA)
 

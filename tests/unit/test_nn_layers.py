@@ -1,4 +1,4 @@
-"""Attention over unequal rows, and the linears that stand in for the plain one."""
+"""Decode attention over rows at unequal positions, and packed and int8 linears."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ CPU = torch.device("cpu")
 CONFIG = StackConfig(layers=2, width=48, heads=6, kv_heads=2, head_dim=8, ffn=64, eps=1e-5, rope=Rope(100.0))
 
 
-def test_rows_together_or_one_by_one() -> None:
-    """The masked product of a GPU and the loop of a CPU see the same."""
+def test_batched_and_row_by_row_decode_attention_agree() -> None:
+    """The masked product of a GPU and the loop of a CPU give the same results."""
     random = torch.Generator().manual_seed(0)
     caches = [
         KVCache(CONFIG, rows=5, positions=30, device=CPU, dtype=torch.float32, batched=batched)
@@ -32,7 +32,7 @@ def test_rows_together_or_one_by_one() -> None:
     assert torch.allclose(*seen, atol=1e-6)
     assert torch.equal(caches[0].k, caches[1].k)
     assert torch.equal(caches[0].v[1, 4, :, 29], v[0])
-    assert torch.allclose(seen[0][1], v[1].repeat_interleave(3, 0).flatten())  # it sees but itself
+    assert torch.allclose(seen[0][1], v[1].repeat_interleave(3, 0).flatten())  # it attends only to itself
 
 
 def dense(dtype: torch.dtype, *, bias: bool) -> Linear:
@@ -55,8 +55,8 @@ def test_packed(bias: bool) -> None:
     assert not PackedLinear.supports(dense(torch.float32, bias=bias))
 
 
-def test_packed_rows_are_the_same_in_any_company() -> None:
-    """At a real width, where one row alone would get another kernel."""
+def test_packed_rows_are_the_same_in_batches_of_any_size() -> None:
+    """At a real width, where oneDNN has another kernel for a single row."""
     plain = Linear(2048, 2048, bias=False, device=CPU, dtype=torch.bfloat16)
     plain.weight.data.normal_(0, 0.02, generator=torch.Generator().manual_seed(1))
     if not PackedLinear.supports(plain):
@@ -76,7 +76,7 @@ def test_int8(bias: bool, dtype: torch.dtype) -> None:
     x *= torch.tensor([1, 100, 0.01, 1, 1, 0, 3])[:, None]  # rows of very unequal size
     y, exact = small(x), plain(x)
     assert y.dtype == torch.float32
-    assert torch.equal(torch.cat([small(x[i : i + 1]) for i in range(7)]), y)  # nobody's scale is another's
+    assert torch.equal(torch.cat([small(x[i : i + 1]) for i in range(7)]), y)  # no row depends on another row
     error = (y.float() - exact.float()).norm(dim=1) / exact.float().norm(dim=1).clamp_min(1e-6)
     assert float(error.max()) < 0.03
 

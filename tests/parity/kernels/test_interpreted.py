@@ -1,4 +1,4 @@
-"""Triton's kernels against their torch twins, under Triton's interpreter: `make kernels`, or
+"""Triton's kernels against the same kernels in torch, under Triton's interpreter: `make kernels`, or
 
 TRITON_INTERPRET=1 python -m pytest tests/parity/kernels/test_interpreted.py
 """
@@ -234,7 +234,7 @@ def test_the_edges_of_top_k_and_of_the_nucleus(size: int, top_k: int, top_p: flo
 
 @given(seeds=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=4), frame=st.integers(0, 2**40))
 @settings(SHORT, max_examples=20)
-def test_noise_is_the_twins(seeds: list[int], frame: int) -> None:
+def test_noise_equals_that_of_the_torch_kernel(seeds: list[int], frame: int) -> None:
     """2051 codes that are all as likely as not: which one is drawn depends on each one's noise."""
     rows = len(seeds)
     params = torch.ones(rows), torch.zeros(rows).long(), torch.ones(rows)
