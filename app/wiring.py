@@ -24,7 +24,7 @@ from app.keys import KeyFile, KeyRing
 from app.metrics import Metrics
 from app.settings import public_values
 from app.text.normalizer import Normalizer
-from app.voices.cloning import Cloner, take_files
+from app.voices.cloning import Cloner, import_preset_files
 from app.voices.consents import ConsentStore
 from app.voices.memory import Memory
 from app.voices.store import VoiceStore
@@ -126,7 +126,7 @@ def assemble(settings: Settings, on_settled: Callable[[], None] = lambda: None) 
         warming = asyncio.create_task(asyncio.to_thread(normalizer.warm), name="normalizer-warm")
         references = settings.folder("voice_references")
         taking = asyncio.create_task(
-            asyncio.to_thread(take_files, services.voices, references, cloner), name="take-files"
+            asyncio.to_thread(import_preset_files, services.voices, references, cloner), name="import-preset-files"
         )
 
         async def settle() -> None:

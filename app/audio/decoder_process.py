@@ -1,11 +1,11 @@
-"""The helper process behind `apart.py`: for each order it forks a child, which decodes under limits and ends.
+"""The helper process of `sandbox.py`: forks a child for each order. The child decodes one upload under limits.
 
-This process reads no upload, only tells its children from each other: an order is one byte with four file descriptors
-(a socket with the order as a JSON line, the upload, the answer's file, the error output). The child's exit status goes
-back over that socket; when its other end closes first, the child is killed. When the server is gone, so are all.
+The helper never reads an upload. An order is one byte with four file descriptors: a socket with the order as a JSON
+line, the upload, the output file, the error output. The child's exit status goes back over that socket. If the other
+end closes first, the helper kills the child. When the server ends, the helper and its children end.
 
-A child can't open a file or a socket (it may have no new descriptor), can't start a process, has no other user's rights
-where this one is root's, and sees an empty network where the kernel lets a process have one of its own.
+A child can't open a file or a socket (no new file descriptors) and can't start a process. If the server runs as root,
+the child changes to an unprivileged user. If the kernel allows it, the child has an empty network namespace.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ import numpy as np
 from app.audio.decode import decode
 from app.errors import BadReference
 
-HEADER_BYTES = 4_096  # of the answer: JSON, filled up with spaces; behind it the samples as float32
-STATUS = struct.Struct("!i")  # as os.waitpid tells it
+HEADER_BYTES = 4_096  # of the output: JSON, padded with spaces; then the samples as float32
+STATUS = struct.Struct("!i")  # the status from os.waitpid
 _NOBODY = 65_534
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x1000_0000, 0x4000_0000  # linux/sched.h
 
 
 def main() -> None:
     orders = socket.socket(fileno=int(sys.argv[1]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is the server's, which lets uploads finish
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl+C the server lets uploads finish
     _leave_the_network()
     _warm()
     _serve(orders)
@@ -61,16 +61,16 @@ def _serve(orders: socket.socket) -> None:
                 if not _begin(orders, children, poll):
                     _end_all(children)
                     return
-            elif event & (select.POLLHUP | select.POLLERR):  # nobody waits for this one any more
+            elif event & (select.POLLHUP | select.POLLERR):  # the server no longer waits for this child
                 for process, line in children.items():
                     if line.fileno() == number:
-                        os.kill(process, signal.SIGKILL)  # ours and not yet waited for: the number is still its own
+                        os.kill(process, signal.SIGKILL)  # not waited for yet, so the pid can't have been reused
                         poll.unregister(number)
-        _tell_ended(children, poll)
+        _report_ended(children, poll)
 
 
 def _begin(orders: socket.socket, children: dict[int, socket.socket], poll: select.poll) -> bool:
-    """Fork for one order; False when there will be no more."""
+    """Fork a child for one order; False if the server has closed the connection."""
     byte, files, _, _ = socket.recv_fds(orders, 1, 4)
     if not byte or len(files) != 4:
         return False
@@ -85,13 +85,13 @@ def _begin(orders: socket.socket, children: dict[int, socket.socket], poll: sele
     return True
 
 
-def _tell_ended(children: dict[int, socket.socket], poll: select.poll) -> None:
+def _report_ended(children: dict[int, socket.socket], poll: select.poll) -> None:
     while children:
         process, status = os.waitpid(-1, os.WNOHANG)
         if process == 0:
             return
         line = children.pop(process)
-        with contextlib.suppress(KeyError, ValueError):  # it was killed
+        with contextlib.suppress(KeyError, ValueError):  # removed when it was killed
             poll.unregister(line)
         with contextlib.suppress(OSError):
             line.sendall(STATUS.pack(status))
@@ -120,7 +120,7 @@ def _child(files: list[int]) -> NoReturn:
         _limit(order)
         _answer(order)
         status = 0
-    except BaseException:  # noqa: BLE001 - this process ends here, whatever it was
+    except BaseException:  # noqa: BLE001 - the child must end here after any error
         with contextlib.suppress(BaseException):
             os.write(2, traceback.format_exc().encode("utf-8", "replace"))
     os._exit(status)
@@ -134,7 +134,7 @@ def _order(number: int) -> dict[str, Any]:
 
 def _limit(order: dict[str, Any]) -> None:
     if os.geteuid() == 0:
-        with contextlib.suppress(OSError):  # a container may not let it
+        with contextlib.suppress(OSError):  # a container may forbid it
             os.setgroups([])
             os.setgid(_NOBODY)
             os.setuid(_NOBODY)
@@ -144,7 +144,7 @@ def _limit(order: dict[str, Any]) -> None:
         (resource.RLIMIT_FSIZE, order["output_bytes"]),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NPROC, 0),
-        (resource.RLIMIT_NOFILE, 0),  # what is open stays open; nothing more can be: no file, no socket
+        (resource.RLIMIT_NOFILE, 0),  # open descriptors stay open; no new file or socket
     ):
         _, hard = resource.getrlimit(kind)
         allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
@@ -166,7 +166,7 @@ def _input(order: dict[str, Any]) -> bytes:
 
 
 def _answer(order: dict[str, Any]) -> None:
-    told: dict[str, Any]
+    header: dict[str, Any]
     samples = np.zeros(0, np.float32)
     try:
         decoded = decode(
@@ -179,7 +179,7 @@ def _answer(order: dict[str, Any]) -> None:
             start_s=order["start_s"],
         )
         samples = np.ascontiguousarray(decoded.samples)
-        told = {
+        header = {
             "samples": len(samples),
             "rate_hz": decoded.rate_hz,
             "truncated": decoded.truncated,
@@ -188,8 +188,8 @@ def _answer(order: dict[str, Any]) -> None:
             "clipped": decoded.clipped,
         }
     except BadReference as error:
-        told = {"error": error.message[: HEADER_BYTES // 8]}
-    _write(json.dumps(told).encode().ljust(HEADER_BYTES))
+        header = {"error": error.message[: HEADER_BYTES // 8]}
+    _write(json.dumps(header).encode().ljust(HEADER_BYTES))
     _write(samples.tobytes())
 
 
@@ -203,7 +203,7 @@ def _write(data: bytes) -> None:
 
 
 def _leave_the_network() -> None:
-    """Where the kernel lets us: as root, or in a user namespace. Elsewhere a child still can't open a socket."""
+    """Enter an empty network namespace, as root or in a user namespace. Children can't open sockets in any case."""
     with contextlib.suppress(AttributeError, OSError):
         unshare = ctypes.CDLL(None).unshare
         if unshare(_CLONE_NEWNET) != 0:
@@ -211,7 +211,7 @@ def _leave_the_network() -> None:
 
 
 def _warm() -> None:
-    """Decode a little, so that nothing is left to import or open when that is no longer possible."""
+    """Decode once, so that every module and library is loaded before children lose the right to open files."""
     file = io.BytesIO()
     with wave.open(file, "wb") as sound:
         sound.setparams((2, 2, 44_100, 0, "NONE", ""))

@@ -1,4 +1,4 @@
-"""Looks for the watermark in a sound file. Does not depend on HTTP, engines or voices."""
+"""Detects the watermark in an audio file. Does not depend on HTTP, engines or voices."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from app.audio import watermark
 from app.audio.decode import TIME_LIMIT_S
-from app.audio.sandbox import decode_turn
+from app.audio.sandbox import decode_short
 
 if TYPE_CHECKING:
     from app.audio.threads import ThreadLimit
 
-MAX_DETECT_S = 300.0  # of a file: detection takes about 3 s for it
+MAX_DETECT_S = 300.0  # only this much of a file is used; it takes about 3 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class WatermarkDetector:
 
 
 def _detect(recording: bytes) -> Detection:
-    decoded = decode_turn(
+    decoded = decode_short(
         recording, watermark.DETECT_RATE_HZ, max_seconds=MAX_DETECT_S, what="file", time_limit_s=TIME_LIMIT_S
     )
     score = watermark.detect(decoded.samples)

@@ -1,14 +1,14 @@
-"""The output guard: signs that a speech model has lost its way in a line, and when to end the line for it.
+"""The output guard: detects that a speech model fails in a line, and ends the line.
 
-Rules (each counted in `tts_guard_total` by its name):
+Rules (each is counted in `tts_guard_total` under its name):
 
-- `frame_cap`: a line may take so many frames for its tokens, far above speech; then it is ended.
-- `early_end`: no end of speech in a line's first frames; models draw it there now and then, and say nothing.
-- `repeat`: the same frame over and over is a stuck model; after REPEATED_S of it the line is ended.
-- `silence`: LATE_SILENCE_S of silence after the text should have been said ends the line; anywhere, LONG_SILENCE_S.
-- `retry`: an utterance that came out silent, so that nothing of it was sent, is tried once more with another seed.
+- `frame_cap`: ends a line that takes far more frames than its text needs.
+- `early_end`: forbids the end of speech in a line's first frames, where models sometimes draw it by mistake.
+- `repeat`: ends a line after REPEATED_S of identical frames, because the model is stuck.
+- `silence`: ends a line after LATE_SILENCE_S of silence when its text must be over, and after LONG_SILENCE_S anywhere.
+- `retry`: generates a silent utterance once more with another seed; nothing of it was sent yet.
 
-The first two need the model's logits and live in its Runner, the last in the studio. Knows samples and codes, no model.
+The first two need the model's logits and are in its runner. The last is in the generator. Does not depend on models.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ REPEATED_S = 1.0
 LATE_SILENCE_S = 1.0
 LONG_SILENCE_S = 4.0  # longer than a dramatic pause, shorter than a listener's patience
 SILENCE_DBFS = -50.0
-SLOW_CHARS_PER_S = 11.0  # unhurried English is 14 to 15: by then a text has been said
+SLOW_CHARS_PER_S = 11.0  # slow English has 14 to 15, so at this pace a text is over
 
 
 class LineGuard:
-    """Watches one line of `characters` while it is spoken in frames of frame_s. One line, one thread."""
+    """Watches one line with `characters` letters, in frames of frame_s. Used for one line, in one thread."""
 
     def __init__(self, characters: int, frame_s: float) -> None:
         self._said_by_s = characters / SLOW_CHARS_PER_S
@@ -44,8 +44,8 @@ class LineGuard:
         self._repeated_s = 0.0
         self._last: NDArray[np.integer] | None = None
 
-    def see(self, frame: NDArray[np.integer]) -> Rule | None:
-        """The next frame's codes (K,); says which rule ends the line, if one does."""
+    def check_frame(self, frame: NDArray[np.integer]) -> Rule | None:
+        """Check the next frame's codes (K,) -> the rule that ends the line, or None."""
         self._seconds += self._frame_s
         same = self._last is not None and np.array_equal(frame, self._last)
         self._repeated_s = self._repeated_s + self._frame_s if same else 0.0
@@ -55,7 +55,7 @@ class LineGuard:
         patience_s = LATE_SILENCE_S if self._seconds > self._said_by_s else LONG_SILENCE_S
         return "silence" if self._silence_s >= patience_s else None
 
-    def hear(self, samples: Samples) -> None:
-        """The same frame's sound (N,), which may come a step later."""
+    def add_samples(self, samples: Samples) -> None:
+        """Add the audio (N,) of one frame. It may come a step later than its codes."""
         quiet = pcm.rms_dbfs(samples) < SILENCE_DBFS
         self._silence_s = self._silence_s + self._frame_s if quiet else 0.0

@@ -1,7 +1,4 @@
-"""How loud a whole recording is, by ITU-R BS.1770 as FFmpeg's `ebur128` filter measures it, and FFmpeg's noise reducer.
-
-For recordings that are there as a whole. Knows samples and a rate.
-"""
+"""Loudness (ITU-R BS.1770) and noise reduction of whole recordings, by FFmpeg's filters `ebur128` and `afftdn`."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ if TYPE_CHECKING:
 
     from app.types import Samples
 
-SILENT_LUFS = -70.0  # the measure's own absolute gate: below it nothing is counted
+SILENT_LUFS = -70.0  # the absolute gate of BS.1770: quieter blocks are not counted
 _CHUNK_S = 0.5
 
 
@@ -30,25 +27,25 @@ def integrated_lufs(samples: Samples, rate_hz: int) -> float:
         samples = np.tile(samples, -(-shortest // len(samples)))
     loudness = SILENT_LUFS
     for frame in _through("ebur128", "metadata=1", samples, rate_hz):
-        told = frame.metadata.get("lavfi.r128.I")
-        if told is not None and np.isfinite(float(told)):
-            loudness = float(told)
+        measured = frame.metadata.get("lavfi.r128.I")
+        if measured is not None and np.isfinite(float(measured)):
+            loudness = float(measured)
     return max(SILENT_LUFS, loudness)
 
 
 def denoised(samples: Samples, rate_hz: int, floor_dbfs: float) -> Samples:
-    """FFmpeg's `afftdn`, told where the noise lies (dB of full scale): 12 dB less of it, same length, float32.
+    """Reduce noise by 12 dB with FFmpeg's `afftdn`, for a known noise floor. Same length, float32.
 
-    Its own tracking of the noise (`tn`) is off: with it steady noise was lowered by 0.3 dB, without by 12.
+    Its noise tracking (`tn`) is off: with it, steady noise was reduced by 0.3 dB, without it by 12 dB.
     """
     options = f"nr=12:nf={min(-20.0, max(-80.0, floor_dbfs)):.1f}"
     parts = [frame.to_ndarray().reshape(-1) for frame in _through("afftdn", options, samples, rate_hz)]
-    heard = np.concatenate(parts).astype(np.float32, copy=False) if parts else samples
-    return np.pad(heard[: len(samples)], (0, max(0, len(samples) - len(heard))))
+    reduced = np.concatenate(parts).astype(np.float32, copy=False) if parts else samples
+    return np.pad(reduced[: len(samples)], (0, max(0, len(samples) - len(reduced))))
 
 
 def _through(name: str, options: str, samples: Samples, rate_hz: int) -> Iterator[AudioFrame]:
-    """The samples, mono float, through one filter."""
+    """Pass mono samples through one FFmpeg filter."""
     graph = av.filter.Graph()
     source = graph.add_abuffer(format="flt", sample_rate=rate_hz, layout="mono", time_base=None)
     chosen = graph.add(name, options)

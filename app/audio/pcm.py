@@ -1,7 +1,4 @@
-"""Plain samples: float32 <-> 16-bit little-endian bytes, silence, levels.
-
-Knows numpy and nothing else: no rates beyond what a caller passes, no containers, no streams.
-"""
+"""Plain samples: conversion between float32 and 16-bit little-endian bytes, silence, levels. Depends on numpy only."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ if TYPE_CHECKING:
 
     from app.types import Samples
 
-# 2**15, as FFmpeg and libsndfile scale, so that 16-bit sound survives bytes -> float -> bytes unchanged.
+# 2**15, as in FFmpeg and libsndfile, so that bytes -> float -> bytes changes no 16-bit sample.
 _FULL_SCALE = 32768.0
 
 

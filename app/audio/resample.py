@@ -1,7 +1,7 @@
-"""Change of sample rate in a stream.
+"""Resampling in a stream, by soxr HQ.
 
-soxr HQ: measured 121 dB SNR for a tone at 0.46 of the rate where FFmpeg's swresample has 20 dB, at 0.15 ms of CPU per
-second of sound. The first output comes after about 40 ms of input. Knows rates and samples only.
+Measured for a tone at 0.46 of the rate: 121 dB SNR, where FFmpeg's swresample has 20 dB. It costs 0.15 ms of CPU per
+second of audio. The first output comes after about 40 ms of input.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class StreamResampler:
-    """A `Stage` from from_hz to to_hz. Equal rates pass through untouched and undelayed.
+    """A `Stage` that resamples from from_hz to to_hz. With equal rates, samples pass unchanged and without delay.
 
-    The total is round(N * to_hz / from_hz) within one sample, and bit for bit what one push would have given.
+    The output has round(N * to_hz / from_hz) samples, within one. It does not depend on how the input is divided.
     """
 
     def __init__(self, from_hz: int, to_hz: int) -> None:

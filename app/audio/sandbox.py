@@ -1,13 +1,13 @@
-"""Decoding in a process of its own, which can be killed: `decode` under limits that the operating system keeps.
+"""The sandbox for uploads: `decode` in a separate process under limits that the operating system enforces.
 
-FFmpeg's demuxers and decoders are written in C and read what strangers send. Here they run without this process's
-secrets, network and files, with limits on memory, processor time and file size that they can't lift, and a clock
-outside that kills them. What happens there happens to one upload.
+FFmpeg's demuxers and decoders are written in C and read untrusted input. In the sandbox they have no access to this
+process's secrets, network and files. Memory, CPU time and file size are limited, and a timeout kills the process. A
+crash affects one upload only.
 
-A helper process (`decoder_process.py`) starts with the first upload (0.3 s, 45 MB) and forks itself for each one: that
-adds some 10 ms to a decoding in a thread. It never reads an upload itself, so each of its children starts clean.
+A helper process (`decoder_process.py`) starts with the first upload (0.3 s, 45 MB) and forks a child for each upload.
+The fork adds about 10 ms. The helper never reads an upload itself, so each child starts from a clean state.
 
-Blocks, so call it in a thread.
+All functions block: call them in a thread.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ _KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTU
 _LOG_CHARS = 500
 
 
-Source = Path | bytes | IO[bytes]  # an open file is read from its start, and left open
+Source = Path | bytes | IO[bytes]  # an open file is read from its start and stays open
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """memory: address space of the process. cpu_s: of its processor. wall_s: until it is killed. input: of the file."""
+    """Limits of one child process."""
 
-    input_bytes: int = 64 << 20
-    memory_bytes: int = 1 << 30
+    input_bytes: int = 64 << 20  # size of the file
+    memory_bytes: int = 1 << 30  # address space
     cpu_s: int = 30
-    wall_s: float = 40.0
+    wall_s: float = 40.0  # then it is killed
 
 
 def decode_in_sandbox(
@@ -64,8 +64,10 @@ def decode_in_sandbox(
     time_limit_s: float | None = None,
     formats: str = MORE_FORMATS,
 ) -> Decoded:
-    """As `decode`, with more kinds of containers (films too). Raises BadReference, also for what breaks a limit;
-    NotReady where the helper process can't be had."""
+    """Like `decode`, and by default with more container formats, video files included.
+
+    Raises BadReference, also if a limit is exceeded; NotReady if the helper process can't be started.
+    """
     limits = limits or Limits()
     order = {
         "rate_hz": rate_hz,
@@ -79,27 +81,26 @@ def decode_in_sandbox(
         "cpu_s": limits.cpu_s,
         "output_bytes": HEADER_BYTES + 4 * round((max_seconds + 1) * rate_hz),
     }
-    # Input and output are files: the child can read no more than there is, and its own file size limit bounds what it
-    # can write.
-    with tempfile.TemporaryFile() as heard, tempfile.TemporaryFile() as complaints, _opened(source) as file:
+    # Input and output are files: the child can read only the upload, and RLIMIT_FSIZE limits its output.
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors, _opened(source) as file:
         try:
-            status = _helper().work(order, (file.fileno(), heard.fileno(), complaints.fileno()), limits.wall_s)
+            status = _helper().work(order, (file.fileno(), output.fileno(), errors.fileno()), limits.wall_s)
         except TimeoutError:
             raise BadReference(f"`{what}` takes too long to decode. Send a plainer file.", param=what) from None
         if status != 0:
-            complaints.seek(0)
-            words = complaints.read()[-_LOG_CHARS:].decode("utf-8", "replace").strip()
-            log.warning("decoding an upload ended with status %d: %s", status, words)
+            errors.seek(0)
+            words = errors.read()[-_LOG_CHARS:].decode("utf-8", "replace").strip()
+            log.warning("The process that decoded an upload ended with status %d: %s", status, words)
             raise BadReference(
                 f"`{what}` could not be decoded within this server's limits of memory and time. Send a plainer file.",
                 param=what,
             )
-        heard.seek(0)
-        return _answer(heard, what)
+        output.seek(0)
+        return _answer(output, what)
 
 
-def decode_turn(data: bytes, rate_hz: int, *, max_seconds: float, what: str, time_limit_s: float) -> Decoded:
-    """`decode` of a short recording, apart. Raises BadReference, NotReady."""
+def decode_short(data: bytes, rate_hz: int, *, max_seconds: float, what: str, time_limit_s: float) -> Decoded:
+    """Decode a short recording in the sandbox, within time_limit_s. Raises BadReference, NotReady."""
     limits = Limits(cpu_s=round(TIME_LIMIT_S), wall_s=time_limit_s + 2.0)
     return decode_in_sandbox(
         data, rate_hz, max_seconds=max_seconds, what=what, limits=limits, time_limit_s=time_limit_s
@@ -107,7 +108,7 @@ def decode_turn(data: bytes, rate_hz: int, *, max_seconds: float, what: str, tim
 
 
 class _Helper:
-    """Owns the helper process: starts it when it is first needed, and anew when it has gone. Any thread may call."""
+    """Owns the helper process: starts it at the first order, and again after it has died. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -115,33 +116,35 @@ class _Helper:
         self._orders: socket.socket | None = None
 
     def work(self, order: dict[str, object], files: tuple[int, int, int], wall_s: float) -> int:
-        """The exit status of the child that did it; negative = the signal that ended it. Raises TimeoutError (it is
-        killed), NotReady."""
-        for _ in range(2):  # the helper may have been killed since the last time
+        """Decode one file -> exit status of the child; negative = the signal that ended it.
+
+        Raises TimeoutError (the child is killed), NotReady.
+        """
+        for _ in range(2):  # the helper may have died since the last order
             try:
-                return self._once(order, files, wall_s)
+                return self._send(order, files, wall_s)
             except TimeoutError:
                 raise
             except OSError as error:
-                log.warning("the decoder's helper process is gone (%s)", error)
-        raise NotReady("The process that decodes recordings can't be had. Try again.", retry_after_s=1)
+                log.warning("The decoder's helper process has died (%s)", error)
+        raise NotReady("The process that decodes recordings can't be started. Try again.", retry_after_s=1)
 
-    def _once(self, order: dict[str, object], files: tuple[int, int, int], wall_s: float) -> int:
+    def _send(self, order: dict[str, object], files: tuple[int, int, int], wall_s: float) -> int:
         here, there = socket.socketpair()
-        # Closing our end has the helper kill the child, if it still runs.
+        # When our end closes, the helper kills the child if it still runs.
         with here:
             with there:
                 here.sendall(json.dumps(order).encode() + b"\n")
                 with self._lock:
                     socket.send_fds(self._running(), [b"o"], [there.fileno(), *files])
             here.settimeout(wall_s)
-            told = b""
-            while len(told) < STATUS.size:
-                part = here.recv(STATUS.size - len(told))
+            reply = b""
+            while len(reply) < STATUS.size:
+                part = here.recv(STATUS.size - len(reply))
                 if not part:
-                    raise ConnectionResetError("it ended")
-                told += part
-        (status,) = STATUS.unpack(told)
+                    raise ConnectionResetError("it closed the connection")
+                reply += part
+        (status,) = STATUS.unpack(reply)
         return int(os.waitstatus_to_exitcode(status))
 
     def _running(self) -> socket.socket:
@@ -179,20 +182,20 @@ class _Helper:
 
 @functools.cache
 def _helper() -> _Helper:
-    """One for the whole process: it has no state but being there."""
+    """The helper of this process."""
     helper = _Helper()
     atexit.register(helper.close)
     return helper
 
 
-def _answer(heard: IO[bytes], what: str) -> Decoded:
-    told = json.loads(heard.read(HEADER_BYTES))
-    if "error" in told:
-        raise BadReference(told["error"], param=what)
-    samples = np.frombuffer(heard.read(), np.float32)
-    if len(samples) != told.pop("samples"):
+def _answer(output: IO[bytes], what: str) -> Decoded:
+    header = json.loads(output.read(HEADER_BYTES))
+    if "error" in header:
+        raise BadReference(header["error"], param=what)
+    samples = np.frombuffer(output.read(), np.float32)
+    if len(samples) != header.pop("samples"):
         raise BadReference(f"`{what}` could not be decoded. Send a plainer file.", param=what)
-    return Decoded(samples=samples, **told)
+    return Decoded(samples=samples, **header)
 
 
 def _opened(source: Source) -> IO[bytes]:
@@ -200,7 +203,7 @@ def _opened(source: Source) -> IO[bytes]:
         return source.open("rb")
     if not isinstance(source, bytes):
         source.flush()
-        own = os.dup(source.fileno())  # of an upload that is still in memory this makes a file
+        own = os.dup(source.fileno())  # `fileno` moves an upload that is still in memory to a file
         os.lseek(own, 0, os.SEEK_SET)
         return os.fdopen(own, "rb")
     file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
@@ -210,6 +213,6 @@ def _opened(source: Source) -> IO[bytes]:
 
 
 def _environment() -> dict[str, str]:
-    """No tokens and keys; one thread, since a thread's stack counts against the memory."""
+    """No tokens and keys. One thread, because the stack of each thread counts as memory."""
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     return {**kept, "PYTHONPATH": str(_ROOT), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}

@@ -1,7 +1,7 @@
-"""The shape of one utterance's sound: silence trimmed at its edges, edges faded, level set.
+"""The edges and the level of one utterance: trim silence, fade, apply gain, limit the length.
 
-A model may start late, end late or stop on a loud sample; joined as they are, sentences would be far apart or click.
-Knows samples and a rate; knows no text, no engine, and nothing of the neighbouring utterance.
+A model may start late, end late or stop on a loud sample. Without trimming and fades, joined sentences would have long
+pauses or click. Does not depend on text or engines.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from app.types import Samples
 
-_KNEE = np.float32(0.9)  # -0.9 dBFS: speech at our levels rarely gets there
+_KNEE = np.float32(0.9)  # -0.9 dBFS: normal speech rarely reaches it
 _WINDOW_S = 0.01
 
 _NOTHING: Samples = np.zeros(0, dtype=np.float32)
@@ -28,10 +28,9 @@ _NOTHING.flags.writeable = False
 class EdgeTrimmer:
     """A `Stage` that shortens the silence before the first and after the last sound to lead_s and tail_s.
 
-    A 10 ms window is silent when its RMS is below threshold_dbfs. Pauses inside pass whole: their first tail_s at once
-    (that much stays in any case), the rest with the next sound, so only a pause longer than tail_s is held back and
-    memory is bounded by the longest pause. Sound itself waits for the rest of its window, under 10 ms.
-    Silence alone comes out as at most lead_s of it.
+    A 10 ms window is silent if its RMS is below threshold_dbfs. Pauses inside are kept. Their first tail_s is returned
+    at once; the rest is held back until more audio follows. Memory is limited by the longest pause. Audio that is not
+    silent waits for the rest of its window, less than 10 ms. Input of only silence gives at most lead_s of it.
     """
 
     def __init__(
@@ -42,13 +41,13 @@ class EdgeTrimmer:
         self._tail_samples = round(tail_s * rate_hz)
         self._threshold = pcm.amplitude(threshold_dbfs)
         self._partial = _NOTHING  # shorter than a window, not yet judged
-        self._held: list[Samples] = []  # before the first sound: the lead-in; later: a pause beyond its kept part
-        self._kept_of_pause = 0  # samples of the present pause that went out
+        self._held: list[Samples] = []  # at first: the lead-in; later: the part of a pause beyond tail_s
+        self._kept_of_pause = 0  # samples of the current pause already returned
         self._sounded = False
 
     @property
     def sounded(self) -> bool:
-        """Whether there has been anything but silence."""
+        """Whether the input had anything but silence so far."""
         return self._sounded
 
     def push(self, samples: Samples) -> Samples:
@@ -66,7 +65,7 @@ class EdgeTrimmer:
         return out
 
     def _pass(self, samples: Samples, window_samples: int) -> Samples:
-        """samples: whole windows. Returns what is certain to stay."""
+        """Take whole windows; return the samples that certainly stay."""
         if not len(samples):
             return _NOTHING
         windows = samples.reshape(-1, window_samples)
@@ -101,9 +100,9 @@ class EdgeTrimmer:
 
 
 class Fader:
-    """A `Stage` that fades an utterance in and out with raised cosines, so that its edges never click.
+    """A `Stage` that fades an utterance in and out with raised cosines, so that its edges do not click.
 
-    The fade-in delays nothing; the fade-out holds back its own length. A shorter utterance gets shorter fades.
+    The fade-in adds no delay; the fade-out delays by its own length. A shorter utterance gets shorter fades.
     """
 
     def __init__(self, rate_hz: int, *, fade_in_s: float = 0.004, fade_out_s: float = 0.010) -> None:
@@ -140,20 +139,20 @@ class Gain:
         return _NOTHING
 
 
-class Cut:
-    """A `Stage` that ends the sound at limit_s, faded out; None = no limit. `full`: the end has been reached."""
+class LengthLimit:
+    """A `Stage` that fades out and ends the audio at limit_s; None = no limit. reached: whether it has ended."""
 
     def __init__(self, rate_hz: int, limit_s: float | None) -> None:
         self._left_samples = None if limit_s is None else round(limit_s * rate_hz)
         self._fader = Fader(rate_hz, fade_in_s=0.0) if limit_s is not None else None
-        self.full = False
+        self.reached = False
 
     def push(self, samples: Samples) -> Samples:
         if self._left_samples is None or self._fader is None:
             return samples
         samples = samples[: self._left_samples]
         self._left_samples -= len(samples)
-        self.full = self._left_samples == 0
+        self.reached = self._left_samples == 0
         return self._fader.push(samples)
 
     def flush(self) -> Samples:
@@ -161,7 +160,7 @@ class Cut:
 
 
 def soft_limit(samples: Samples) -> Samples:
-    """(N,) within [-1, 1]. Up to 0.9 it is the input bit for bit, above it bends by tanh, with no corner at 0.9."""
+    """Limit samples (N,) to [-1, 1]: bit for bit the input up to 0.9, a tanh curve above it, smooth at 0.9."""
     magnitude = np.abs(samples)
     over = magnitude > _KNEE
     if not over.any():

@@ -1,7 +1,4 @@
-"""Stages of sound that compose: what every streaming step offers, and how several become one.
-
-Knows the two names `push` and `flush`, nothing about what a stage does to the sound.
-"""
+"""The protocol of a streaming audio stage, and chains of stages."""
 
 from __future__ import annotations
 
@@ -14,22 +11,22 @@ if TYPE_CHECKING:
 
 
 class Stage(Protocol):
-    """A streaming step over mono float32. The sum of all outputs is the same however the input was cut.
+    """A streaming step over mono float32 samples. The joined output does not depend on how the input is divided.
 
-    One stage serves one stream, in one thread at a time, and is spent after `flush`.
+    A stage serves one stream, in one thread at a time. It can't be used after `flush`.
     """
 
     def push(self, samples: Samples) -> Samples:
-        """Take (N,) samples, give the (M,) that are ready; M may be 0."""
+        """Take samples (N,), return the (M,) that are ready; M may be 0."""
         ...
 
     def flush(self) -> Samples:
-        """The input has ended: give what was still held back."""
+        """End the input and return the samples that were held back."""
         ...
 
 
 class Chain:
-    """Several stages as one, in the order given. No stages: the sound passes through."""
+    """Several stages in order, as one stage. Without stages, samples pass unchanged."""
 
     def __init__(self, stages: tuple[Stage, ...]) -> None:
         self._stages = stages
@@ -41,16 +38,16 @@ class Chain:
 
     def flush(self) -> Samples:
         tail = np.zeros(0, dtype=np.float32)
-        for stage in self._stages:  # what one stage still held is input to the next, before that one ends too
+        for stage in self._stages:  # the rest of one stage is input to the next, before the next one ends
             tail = np.concatenate((stage.push(tail), stage.flush()))
         return tail
 
 
 def chain(*stages: Stage) -> Chain:
-    """chain(a, b, c): sound goes through a, then b, then c."""
+    """chain(a, b, c): samples go through a, then b, then c."""
     return Chain(stages)
 
 
 def joined(parts: list[Samples]) -> Samples:
-    """The parts one after another; none at all are no samples."""
+    """Concatenate the parts; an empty list gives no samples."""
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)

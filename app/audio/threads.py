@@ -21,8 +21,8 @@ def spare_cores() -> int:
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Like asyncio.to_thread, but a cancelled caller waits for the thread.
 
-    So the thread's files, encoders and buffers can be freed when this returns, and cancelled requests never leave
-    uncounted threads behind.
+    So the files, encoders and buffers of the thread can be freed when this returns, and cancelled requests leave no
+    threads behind that no limit counts.
     """
     thread = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
     try:

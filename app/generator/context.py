@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from app.audio.decode import TIME_LIMIT_S
-from app.audio.sandbox import decode_turn
+from app.audio.sandbox import decode_short
 from app.errors import BadReference
 from app.lru import LRU
 from app.types import ContextTurn, Reference, Turn
@@ -91,7 +91,7 @@ def _decode(uploaded: UploadedTurn, rate_hz: int, param: str, limit_s: float) ->
     """Decode a turn; also returns how many seconds it took, at most limit_s. Blocks. Raises BadReference."""
     started_s = time.monotonic()
     limit_s = min(limit_s, TIME_LIMIT_S)
-    decoded = decode_turn(uploaded.audio, rate_hz, max_seconds=MAX_TURN_S, what=param, time_limit_s=limit_s)
+    decoded = decode_short(uploaded.audio, rate_hz, max_seconds=MAX_TURN_S, what=param, time_limit_s=limit_s)
     if decoded.truncated:
         raise BadReference(f"`{param}` is longer than {MAX_TURN_S:g} s. Send a shorter recording.", param=param)
     digest = hashlib.sha256(decoded.samples.tobytes()).hexdigest()

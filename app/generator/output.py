@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from app.audio import watermark
 from app.audio.encoders import Encoder, open_encoder
 from app.audio.resample import StreamResampler
-from app.audio.shape import Cut
+from app.audio.shape import LengthLimit
 from app.audio.stages import Stage, chain
 from app.audio.stretch import StreamStretcher
 from app.audio.threads import in_thread
@@ -38,7 +38,9 @@ class Output:
             StreamStretcher(rate_hz, request.speed),
             StreamResampler(rate_hz, request.sample_rate_hz),
         )
-        self._cut = Cut(request.sample_rate_hz, None if request.max_audio_ms is None else request.max_audio_ms / 1000)
+        self._length_limit = LengthLimit(
+            request.sample_rate_hz, None if request.max_audio_ms is None else request.max_audio_ms / 1000
+        )
         self._marker: Stage = marker or chain()
         on_loop_s = 0.0 if marker else ON_LOOP_PLAIN_S if request.format in ("pcm", "wav") else ON_LOOP_S
         self._on_loop_samples = on_loop_s * rate_hz
@@ -52,7 +54,7 @@ class Output:
     @property
     def full(self) -> bool:
         """Whether the length limit is reached."""
-        return self._cut.full
+        return self._length_limit.reached
 
     def expect(self, lufs: float) -> None:
         """Announce the probable loudness of the utterance that follows."""
@@ -69,11 +71,11 @@ class Output:
 
     def push(self, samples: Samples) -> bytes:
         """Add samples; returns the bytes that are complete."""
-        return self._encode(self._marker.push(self._cut.push(self._stage.push(samples))))
+        return self._encode(self._marker.push(self._length_limit.push(self._stage.push(samples))))
 
     def flush(self) -> bytes:
         """The last bytes."""
-        rest = chain(self._cut, self._marker)
+        rest = chain(self._length_limit, self._marker)
         return self._encode(rest.push(self._stage.flush())) + self._encode(rest.flush()) + self._encoder.flush()
 
     def close(self) -> None:

@@ -1,12 +1,11 @@
-"""From a recording that somebody sends to a voice's reference: decode, find the best stretch, clean it, name its words.
+"""Voice cloning: turn an uploaded recording into the reference of a voice.
 
-Nothing is stored here; what comes out is put into the store by who asked. A recording may be a path or bytes, from any
-source. Knows no HTTP, no engine.
+The steps: decode in the sandbox, find speech, choose the best window, measure its quality, find its transcript, remove
+rumble, set the loudness. The caller stores the result. Does not depend on HTTP or engines.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import os
@@ -19,6 +18,7 @@ import numpy as np
 from app.audio import pcm
 from app.audio.loudness import denoised, integrated_lufs
 from app.audio.sandbox import Limits, Source, decode_in_sandbox
+from app.audio.threads import ThreadLimit
 from app.errors import BadReference, Busy, InvalidValue, SpeechError
 from app.types import Reference
 from app.voices import quality, window
@@ -39,25 +39,25 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-RATE_HZ = 44_100  # as DAC wants it; Mimi takes 24 kHz of it
+RATE_HZ = 44_100  # the rate of DAC; for Mimi it is resampled to 24 kHz
 MAX_SAMPLE_S = 600.0
 MIN_SAMPLE_S = 1.0
-MAX_SAMPLES = 8  # recordings of one voice
-MAX_TOGETHER_S = 30.0  # of all of them
+MAX_SAMPLES = 8  # recordings for one voice
+MAX_TOGETHER_S = 30.0  # total of all recordings of one voice
 TARGET_LUFS = -20.0
 PEAK = 0.89  # -1 dBFS
-RUMBLE_HZ = (20.0, 45.0)  # silent below the first, untouched above the second
-TRAILING_SILENCE_S = 0.4  # models take a prompt's last sound over into what they say, unless it ends in silence
+RUMBLE_HZ = (20.0, 45.0)  # removed below the first, unchanged above the second
+TRAILING_SILENCE_S = 0.4  # without it, models continue the last sound of the prompt in their output
 CONSENT_MAX_S = 60.0
 CONSENT_RATE_HZ = 24_000
-_MARGIN_S = 0.5  # around the window while it is filtered
+_MARGIN_S = 0.5  # extra audio on each side of the window for the filters
 _FADE_S = 0.01
-_WAITING = 8  # more recordings than this are not queued
+_WAITING = 8  # recordings that may run or wait at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A recording as it came (path, bytes or an open file), and its exact words if they are known."""
+    """An uploaded recording and its exact transcript; "" = unknown."""
 
     audio: Source
     transcript: str = ""
@@ -65,7 +65,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a voice is made of. window: where it lies in the first recording."""
+    """The result of cloning. window: the part of the first recording that is used."""
 
     reference: Reference
     report: Report
@@ -74,7 +74,7 @@ class Prepared:
 
 
 class Cloner:
-    """Prepares recordings, a few at the same time. Used from one event loop; `make` blocks and is for any thread."""
+    """Prepares recordings, a few at a time. Use it from one event loop; `make` blocks and may run in any thread."""
 
     sample_range_s = (MIN_SAMPLE_S, window.WHOLE_MAX_S)  # a recording of this length can be used as it is
 
@@ -82,55 +82,52 @@ class Cloner:
         self._transcriber = transcriber
         self._limits = limits or Limits()
         self._finder = SpeechFinder()
-        self._room = asyncio.Semaphore(max(1, min(4, (os.cpu_count() or 2) // 2)))
+        self._threads = ThreadLimit(max(1, min(4, (os.cpu_count() or 2) // 2)))
         self._waiting = 0
 
     async def prepare(
         self, samples: Sequence[Sample], *, language: str = "en", denoise: bool = False, what: str = "audio_file"
     ) -> Prepared:
-        """`make` in a thread. Raises Busy too."""
-        return await self.work(lambda: self.make(samples, language=language, denoise=denoise, what=what))
+        """Run `make` in a thread. Raises as `make` does, and Busy."""
+        return await self.run(lambda: self.make(samples, language=language, denoise=denoise, what=what))
 
-    async def work(self, task: Callable[[], T]) -> T:
-        """Something that decodes, in a thread, no more at a time than leaves the others theirs. Raises Busy.
+    async def run(self, task: Callable[[], T]) -> T:
+        """Run work that decodes recordings in a limited number of threads. Raises Busy if too many calls wait.
 
-        Who is cancelled leaves when the thread is done: it reads their file.
+        A cancelled caller waits for its thread, which still reads the uploaded file.
         """
         if self._waiting >= _WAITING:
-            raise Busy("Too many recordings are being worked on. Try again.", retry_after_s=5)
+            raise Busy("This server is processing too many recordings. Try again.", retry_after_s=5)
         self._waiting += 1
         try:
-            async with self._room:
-                thread = asyncio.ensure_future(asyncio.to_thread(task))
-                try:
-                    return await asyncio.shield(thread)
-                except asyncio.CancelledError:
-                    await asyncio.wait([thread])
-                    raise
+            return await self._threads.run(task)
         finally:
             self._waiting -= 1
 
     def make(
         self, samples: Sequence[Sample], *, language: str = "en", denoise: bool = False, what: str = "audio_file"
     ) -> Prepared:
-        """Blocks for seconds. Raises BadReference, InvalidValue: in words, with what was measured."""
+        """Make one reference of the recordings. Blocks for seconds. Raises BadReference and InvalidValue."""
         if not samples:
             raise BadReference(f"`{what}` is missing: send a recording of the voice.", param=what)
         if len(samples) > MAX_SAMPLES:
-            raise BadReference(f"`{what}` came {len(samples)} times; a voice takes {MAX_SAMPLES} at most.", param=what)
-        # Several share the length that a prompt may have.
+            raise BadReference(
+                f"`{what}` was sent {len(samples)} times. Send at most {MAX_SAMPLES} recordings for one voice.",
+                param=what,
+            )
+        # All recordings together must fit the maximum length of a prompt.
         most_s = min(window.WHOLE_MAX_S, MAX_TOGETHER_S / len(samples))
-        made = [self._one(sample, language, denoise=denoise, most_s=most_s, what=what) for sample in samples]
+        prepared = [self._one(sample, language, denoise=denoise, most_s=most_s, what=what) for sample in samples]
         silence = pcm.silence(TRAILING_SILENCE_S, RATE_HZ)
-        sound = np.concatenate([part for one in made for part in (one.samples, silence)])
-        words = " ".join(one.transcript for one in made)
-        report = quality.worst([one.report for one in made])
-        return Prepared(Reference(sound, RATE_HZ, words), report, len(made), made[0].window)
+        sound = np.concatenate([part for one in prepared for part in (one.samples, silence)])
+        words = " ".join(one.transcript for one in prepared)
+        report = quality.worst([one.report for one in prepared])
+        return Prepared(Reference(sound, RATE_HZ, words), report, len(prepared), prepared[0].window)
 
     # ----
 
-    def _one(self, sample: Sample, language: str, *, denoise: bool, most_s: float, what: str) -> _Made:
-        given = clean_text(sample.transcript, "transcript", 10 * MAX_TRANSCRIPT_CHARS)
+    def _one(self, sample: Sample, language: str, *, denoise: bool, most_s: float, what: str) -> _PreparedSample:
+        text = clean_text(sample.transcript, "transcript", 10 * MAX_TRANSCRIPT_CHARS)
         decoded = decode_in_sandbox(sample.audio, RATE_HZ, max_seconds=MAX_SAMPLE_S, what=what, limits=self._limits)
         if decoded.truncated:
             raise BadReference(
@@ -147,11 +144,11 @@ class Cloner:
         spans = self._finder.find(sound, RATE_HZ)
         if not spans:
             raise BadReference(
-                f"`{what}` has {decoded.seconds:.1f} s of sound in which no speech is heard. Send a recording of one "
-                "person who speaks.",
+                f"`{what}` has {decoded.seconds:.1f} s of audio without speech. Send a recording of one person "
+                "who speaks.",
                 param=what,
             )
-        chosen, transcript = self._choose(given, spans, sound, language=language, most_s=most_s, what=what)
+        chosen, transcript = self._choose(text, spans, sound, language=language, most_s=most_s, what=what)
         place = window.padded(chosen, spans, decoded.seconds)
         inside = [
             Span(max(0.0, span.start_s - place.start_s), min(span.end_s, place.end_s) - place.start_s)
@@ -162,66 +159,70 @@ class Cloner:
         report = quality.measure(
             cut, RATE_HZ, inside, clipped=decoded.clipped, bandwidth_hz=min(decoded.source_hz, RATE_HZ) / 2
         )
-        recognised = not given
+        recognised = not text
         speech_s = sum(span.seconds for span in inside)
         report = report.with_check(quality.transcript_check(transcript, speech_s, recognised=recognised))
         if report.refusal:
             raise BadReference(f"`{what}` can't be used. {report.refusal}", param=what)
-        return _Made(cleaned(sound, place, denoise=denoise), transcript, report, place)
+        return _PreparedSample(cleaned(sound, place, denoise=denoise), transcript, report, place)
 
     def _choose(
-        self, given: str, spans: Sequence[Span], sound: Samples, *, language: str, most_s: float, what: str
+        self, text: str, spans: Sequence[Span], sound: Samples, *, language: str, most_s: float, what: str
     ) -> tuple[Span, str]:
-        """The stretch to use, and exactly its words."""
+        """Choose the part of the recording to use -> the part, its exact transcript."""
         whole = Span(spans[0].start_s, spans[-1].end_s)
         best = window.best_window(spans, sound, RATE_HZ)
         if best.seconds > most_s:
             best = Span(best.start_s, best.start_s + most_s)
-        if given and whole.seconds <= min(window.MAX_WINDOW_S, most_s):
-            return whole, given
+        if text and whole.seconds <= min(window.MAX_WINDOW_S, most_s):
+            return whole, text
         missing = self._transcriber.missing()
-        heard = "" if missing else self._words(sound, window.padded(best, spans, len(sound) / RATE_HZ), language)
-        if given:
-            if part := cut_to(given, heard):
+        recognised_text = (
+            "" if missing else self._words(sound, window.padded(best, spans, len(sound) / RATE_HZ), language)
+        )
+        if text:
+            if part := cut_to(text, recognised_text):
                 return best, part
             if whole.seconds <= most_s:
-                return whole, given
-            why = missing or "What a speech recogniser hears in it is not in `transcript`."
+                return whole, text
+            why = missing or "The speech recogniser found other words than those in `transcript`."
             raise BadReference(
-                f"`{what}` has {whole.seconds:.0f} s from its first word to its last; with a `transcript` of the whole "
-                f"it may have {most_s:.0f} s. Send a shorter recording, with just its words. {why}",
+                f"`{what}` has {whole.seconds:.0f} s from its first word to its last. With a `transcript` of all of "
+                f"it, at most {most_s:.0f} s are allowed. Send a shorter recording and its transcript. {why}",
                 param=what,
             )
-        if not heard:
-            why = missing or "The speech recogniser heard no words."
+        if not recognised_text:
+            why = missing or "The speech recogniser found no words."
             raise InvalidValue(
                 f"`transcript` is missing: send exactly what is said in the recording. {why}", param="transcript"
             )
-        return best, heard
+        return best, recognised_text
 
     def _words(self, sound: Samples, place: Span, language: str) -> str:
         cut = sound[round(place.start_s * RATE_HZ) : round(place.end_s * RATE_HZ)]
         try:
-            heard = self._transcriber.transcribe(cut, RATE_HZ, language)
+            recognised_text = self._transcriber.transcribe(cut, RATE_HZ, language)
         except (OSError, RuntimeError, ValueError):
-            log.exception("the speech recogniser failed")
+            log.exception("The speech recogniser failed")
             return ""
-        printable = "".join(letter if letter.isprintable() else " " for letter in heard[:MAX_TRANSCRIPT_CHARS])
+        printable = "".join(
+            letter if letter.isprintable() else " " for letter in recognised_text[:MAX_TRANSCRIPT_CHARS]
+        )
         return clean_text(printable, "transcript", MAX_TRANSCRIPT_CHARS)
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
+class _PreparedSample:
     samples: Samples
     transcript: str
     report: Report
     window: Span
 
 
-def take_files(store: VoiceStore, folder: Path, cloner: Cloner) -> None:
-    """A person replaces a standard voice by a file: `onyx.wav` (or any sound) and `onyx.txt`, its words, in `folder`.
+def import_preset_files(store: VoiceStore, folder: Path, cloner: Cloner) -> None:
+    """Replace preset voices by the user's files in `folder`: `onyx.wav` (any format) and its transcript `onyx.txt`.
 
-    Each is taken once, and again when it changed. Blocks. Never raises: what can't be taken is told in the log.
+    A file is imported once, and again after it changes. Blocks. Never raises: files that fail are logged.
     """
     for path in sorted(folder.iterdir()):
         words = path.with_suffix(".txt")
@@ -233,17 +234,17 @@ def take_files(store: VoiceStore, folder: Path, cloner: Cloner) -> None:
             present = store.recording_of(path.stem)
             if present is not None and present.origin == f"file {stamp}":
                 continue
-            made = cloner.make([Sample(path, transcript)], what=path.name)
+            prepared = cloner.make([Sample(path, transcript)], what=path.name)
             store.set_reference(
-                path.stem, made.reference, origin=f"file {stamp}", quality=made.report.as_json(), sample_count=1
+                path.stem, prepared.reference, origin=f"file {stamp}", quality=prepared.report.as_json(), sample_count=1
             )
-            log.info("the voice %s now sounds as in %s", path.stem, path)
+            log.info("The voice %s now uses the recording %s", path.stem, path)
         except (SpeechError, OSError, UnicodeDecodeError) as error:
-            log.warning("%s is not taken for the voice %s: %s", path, path.stem, error)
+            log.warning("%s was not imported for the voice %s: %s", path, path.stem, error)
 
 
 def cleaned(sound: Samples, place: Span, *, denoise: bool) -> Samples:
-    """The stretch of `sound` at RATE_HZ without rumble, at TARGET_LUFS unless its peaks forbid it, edges faded."""
+    """Cut `place` out of `sound` at RATE_HZ: no rumble, TARGET_LUFS unless peaks would exceed PEAK, faded edges."""
     first, last = round(place.start_s * RATE_HZ), round(place.end_s * RATE_HZ)
     margin = round(_MARGIN_S * RATE_HZ)
     start = max(0, first - margin)
@@ -264,9 +265,9 @@ def cleaned(sound: Samples, place: Span, *, denoise: bool) -> Samples:
 
 
 def without_rumble(samples: Samples, rate_hz: int) -> Samples:
-    """No DC and nothing below RUMBLE_HZ, without a change of phase or level above: a raised cosine over frequency."""
+    """Remove DC and rumble. A zero-phase filter: a raised cosine over frequency between the two RUMBLE_HZ."""
     count = len(samples)
-    size = count + rate_hz // 2  # room, so that the end does not ring into the start
+    size = count + rate_hz // 2  # zero padding, so that the end does not ring into the start
     spectrum = np.fft.rfft(samples.astype(np.float64) - float(np.mean(samples, dtype=np.float64)), size)
     low, high = RUMBLE_HZ
     frequencies_hz = np.fft.rfftfreq(size, 1 / rate_hz)
@@ -275,7 +276,7 @@ def without_rumble(samples: Samples, rate_hz: int) -> Samples:
 
 
 def consent_recording(audio: Source, *, limits: Limits | None = None, what: str = "recording") -> Reference:
-    """A spoken agreement as it is kept: mono, 24 kHz. Blocks. Raises BadReference."""
+    """Decode a recorded consent to mono, 24 kHz. Blocks. Raises BadReference."""
     decoded = decode_in_sandbox(audio, CONSENT_RATE_HZ, max_seconds=CONSENT_MAX_S, what=what, limits=limits)
     if decoded.truncated:
         raise BadReference(f"`{what}` is longer than {CONSENT_MAX_S:g} s.", param=what)

@@ -1,13 +1,13 @@
-"""One loudness for all that is spoken: every voice, every request, every sentence, while it streams.
+"""Enhancement: brings every voice, request and sentence to the same loudness, in a stream.
 
-Loudness is that of ITU-R BS.1770-4. A stream's is known only when it has ended, so it is estimated as it goes: a
-belief over possible levels starts at the level that the voice is expected to have, and each stretch of sound makes some
-levels more likely than others by how speech is spread around its own loudness. Loud syllables rule out low levels at
-once, soft ones say little, pauses nothing. The gain follows the belief, slowly while it speaks, and a limiter that
-looks 5 ms ahead holds true peaks. No filter is in the way: what is heard is the input times a slowly changing number.
+Loudness is measured as in ITU-R BS.1770-4. The loudness of a stream is known only at its end, so it is estimated: a
+probability distribution over possible levels starts at the expected level of the voice. Each 20 ms window updates it
+by Bayes' rule, with the distribution of window levels in speech. Loud syllables exclude low levels at once, soft
+syllables change little, pauses change nothing. The gain follows the estimate, slowly during speech, and a limiter with
+5 ms of lookahead limits true peaks. There is no filter: the output is the input times a slowly changing gain.
 
-Nothing is kept from one answer to the next: the same samples and the same expectation give the same sound.
-Knows samples, a rate and levels; no voices by name, no engines.
+No state is shared between responses: the same samples and the same expected level give the same output.
+Does not depend on engines.
 """
 
 from __future__ import annotations
@@ -29,41 +29,41 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.floating]
 
-VERSION = "loudness.3"  # changes whenever the same sound would come out otherwise
-TARGET_LUFS = -20.0  # leaves speech 14 to 18 dB for its peaks: the limiter seldom works
+VERSION = "loudness.3"  # increase it whenever the output for the same input changes
+TARGET_LUFS = -20.0  # peaks of speech are 14 to 18 dB higher, so the limiter is seldom active
 CEILING_DBTP = -1.0
-MAX_GAIN_DB = 20.0  # beyond this it is noise that would be lifted
+MAX_GAIN_DB = 20.0  # more gain would amplify noise
 MIN_GAIN_DB = -24.0
 
-_BLOCK_S = 0.005  # the gain is a line between points so far apart
+_BLOCK_S = 0.005  # the gain is linear within a block
 _LOOK_AHEAD_S = 0.005
-_WINDOW_BLOCKS = 4  # 20 ms: of one look at the level
-_LOOK_BLOCKS = 2  # 10 ms from one look to the next
+_WINDOW_BLOCKS = 4  # 20 ms: one measurement of the level
+_LOOK_BLOCKS = 2  # 10 ms between measurements ("looks" below)
 _MOMENT_LOOKS = 40  # 400 ms: BS.1770's gating block
 _MOMENT_EVERY = 10
 _MOMENT_S = 0.1
 
 _STEP_DB = 0.5
-_LEVELS = np.arange(-60.0, _STEP_DB / 2, _STEP_DB)  # LUFS that are believed possible
+_LEVELS = np.arange(-60.0, _STEP_DB / 2, _STEP_DB)  # LUFS: the possible levels
 _LOWEST, _HIGHEST = float(_LEVELS[0]), float(_LEVELS[-1])
-_QUIETEST = -65.0  # LUFS of a look that says anything at all
-_EXPECT_SPREAD_DB = 3.0  # how far a line commonly is from what was expected
-_SURPRISE = 0.2  # how likely it is anywhere else
-_DRIFT_DB = 1.2  # in a second of speech
+_QUIETEST = -65.0  # LUFS: quieter looks are ignored
+_EXPECT_SPREAD_DB = 3.0  # standard deviation of a line's level around the expected level
+_SURPRISE = 0.2  # probability that the level is unrelated to the expected one
+_DRIFT_DB = 1.2  # drift of the level in a second of speech
 _DRIFT_SHARE = 0.5 * (_DRIFT_DB / _STEP_DB) ** 2 * _LOOK_BLOCKS * _BLOCK_S  # to either neighbour, with each look
-_NEVER_NOTHING = 1e-9  # of the whole, to every level
-_TINY = 1e-60  # of a sum that becomes less with every look
-_GAP_DB = 20.0  # a look so far below speech's most likely one says nothing
-_SAME_LOOKS = 3.0  # neighbouring looks hear the same syllable: so many count as one
-_MEMORY_S = 4.0  # of the measured loudness
-_FINE_DB = 2.0  # the measured loudness corrects the belief by at most this
-_RISE_DB, _FALL_DB = 0.4, 0.75  # the most that the gain moves in a block: 80 and 150 dB a second
-_HUSH_DB = 3.0  # and before a line has begun to sound
+_NEVER_NOTHING = 1e-9  # minimum probability of every level
+_TINY = 1e-60  # below this sum the distribution is normalised, before it underflows
+_GAP_DB = 20.0  # a look this far below the most likely one is a gap and carries no information
+_SAME_LOOKS = 3.0  # neighbouring looks measure the same syllable: this many count as one
+_MEMORY_S = 4.0  # time constant of the measured loudness
+_FINE_DB = 2.0  # the measured loudness corrects the estimate by at most this
+_RISE_DB, _FALL_DB = 0.4, 0.75  # maximum change of the gain per block: 80 and 150 dB a second
+_HUSH_DB = 3.0  # the same before speech begins
 
 _NEPERS_PER_DB = math.log(10) / 20
-_LOUDEST = 1e6  # of a sample: what is beyond is no sound, and its square may be no float32
+_LOUDEST = 1e6  # samples are clipped here, because squares of larger ones overflow float32
 _TAPS = 12
-_SURELY_BELOW = 0.5  # between two samples sound can rise above both; speech never by 6 dB
+_SURELY_BELOW = 0.5  # the wave can exceed its samples; in speech never by 6 dB
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,8 @@ def k_weighting(frequencies_hz: Array) -> Array:
 class Loudness:
     """A `Stage` that brings speech to TARGET_LUFS with true peaks below CEILING_DBTP.
 
-    `expect` says how loud what follows is likely to be. Output is 10 ms behind input: a block and the limiter's look
-    ahead. As many samples come out as went in.
+    `expect` sets the probable loudness of the next line. The delay is 10 ms: a block and the limiter's lookahead. The
+    output has as many samples as the input.
     """
 
     def __init__(self, rate_hz: int) -> None:
@@ -113,14 +113,14 @@ class Loudness:
         self._partial: Samples = np.zeros(0, np.float32)  # shorter than a block
         self._ramp = ((np.arange(self._block_samples) + 0.5) / self._block_samples).astype(np.float32)
         self._meter = _Meter(rate_hz, self._block_samples)
-        self._belief = _Belief()
+        self._estimate = _LevelEstimate()
         self._limiter = _Limiter(rate_hz)
         self._gain_db: float | None = None
         self._taken_samples = 0
         self._expected: list[tuple[int, float]] = []  # from this sample on, LUFS
 
     def expect(self, lufs: float) -> None:
-        """From the next sample on another line is spoken, and it is likely to be this loud."""
+        """The next sample begins another line, which probably has this loudness."""
         self._expected.append((self._taken_samples, lufs))
 
     def push(self, samples: Samples) -> Samples:
@@ -144,20 +144,20 @@ class Loudness:
         if not len(samples):
             return samples
         blocks = samples.reshape(-1, self._block_samples)
-        belief, gain_db = self._belief, self._gain_db
+        estimate, gain_db = self._estimate, self._gain_db
         points = []
         for index, look in enumerate(self._meter.look(blocks)):  # 200 times a second
             while self._expected and self._expected[0][0] < at + (index + 1) * self._block_samples:
-                belief.expect(self._expected.pop(0)[1])
+                estimate.expect(self._expected.pop(0)[1])
             if look is not None:
-                belief.hear(look)
-            wanted_db = TARGET_LUFS - belief.lufs
+                estimate.update(look)
+            wanted_db = TARGET_LUFS - estimate.lufs
             if not MIN_GAIN_DB <= wanted_db <= MAX_GAIN_DB:
                 wanted_db = MIN_GAIN_DB if wanted_db < 0 else MAX_GAIN_DB
             if gain_db is None:
                 gain_db = wanted_db
             points.append(gain_db)
-            rise_db, fall_db = (_RISE_DB, _FALL_DB) if belief.spoken else (_HUSH_DB, _HUSH_DB)
+            rise_db, fall_db = (_RISE_DB, _FALL_DB) if estimate.spoken else (_HUSH_DB, _HUSH_DB)
             step_db = wanted_db - gain_db
             if not -fall_db <= step_db <= rise_db:
                 step_db = rise_db if step_db > 0 else -fall_db
@@ -192,53 +192,53 @@ class _Meter:
         return looks
 
 
-class _Belief:
-    """How loud the speech is that is being heard, from an expectation and looks at it."""
+class _LevelEstimate:
+    """Estimates the loudness of speech from the expected level and the looks."""
 
     def __init__(self) -> None:
         self._after = np.concatenate((_prior(TARGET_LUFS), (1.0, TARGET_LUFS)))  # as `_and_sums` has it
         self._probable = self._after[:-2]  # of each of _LEVELS, up to a common factor
-        self._seen = np.empty(len(_LEVELS))
+        self._weighted = np.empty(len(_LEVELS))
         self._expected: float | None = None
         self._moment = np.zeros(_MOMENT_LOOKS)  # powers of the last 400 ms, a ring
         self._looks = 0
-        self._heard_power = self._heard_s = 0.0  # of moments above the gate, fading
-        self.spoken = False  # anything, since another voice was expected
+        self._measured_power = self._measured_s = 0.0  # of moments above the gate, fading
+        self.spoken = False  # whether speech has begun since the expected level changed
         self.lufs = TARGET_LUFS
 
     def expect(self, lufs: float) -> None:
-        """A line begins. Of the same voice it is most likely as loud as the last, which only loosens the belief."""
+        """Begin a line. The same expected level means the same voice: then the distribution only becomes wider."""
         if lufs != self._expected:
             self._expected = self.lufs = lufs
             self.spoken = False
         keep = 0.3 if self.spoken else 0.0
-        self._heard_power *= keep
-        self._heard_s *= keep
+        self._measured_power *= keep
+        self._measured_s *= keep
         self._probable /= self._probable.sum()
         self._probable *= 0.2 * keep
         self._probable += (1 - 0.2 * keep) * _prior(self.lufs)
 
-    def hear(self, power: float) -> None:
+    def update(self, power: float) -> None:
         self._moment[self._looks % _MOMENT_LOOKS] = power
         self._looks += 1
         level = _lufs(power)
         if level < _QUIETEST:
             return
         over = int((min(level, _HIGHEST) - _LOWEST) / _STEP_DB + 0.5) if level > _LOWEST else 0
-        np.multiply(self._probable, _LIKELY[over], out=self._seen)
+        np.multiply(self._probable, _LIKELY[over], out=self._weighted)
         of_speech = level > self.lufs - _GAP_DB
         self.spoken |= of_speech
-        np.dot(_DRIFTED if of_speech else _KEPT, self._seen, out=self._after)
+        np.dot(_DRIFTED if of_speech else _KEPT, self._weighted, out=self._after)
         total = self._after.item(-2)
-        believed = self._after.item(-1) / total
+        mean_lufs = self._after.item(-1) / total
         if total < _TINY:
             self._probable /= total
         if self._looks % _MOMENT_EVERY == 0:
             self._measure()
-        if self._heard_s:
-            fine = _lufs(self._heard_power / self._heard_s) - believed
-            believed += self._heard_s / (self._heard_s + 1.0) * min(_FINE_DB, max(-_FINE_DB, fine))
-        self.lufs = believed
+        if self._measured_s:
+            fine = _lufs(self._measured_power / self._measured_s) - mean_lufs
+            mean_lufs += self._measured_s / (self._measured_s + 1.0) * min(_FINE_DB, max(-_FINE_DB, fine))
+        self.lufs = mean_lufs
 
     def _measure(self) -> None:
         """BS.1770's gated mean, fading with _MEMORY_S."""
@@ -246,8 +246,8 @@ class _Belief:
         if _lufs(power) < self.lufs - 10:
             return
         keep = 1 - _MOMENT_S / _MEMORY_S
-        self._heard_power = keep * self._heard_power + _MOMENT_S * power
-        self._heard_s = keep * self._heard_s + _MOMENT_S
+        self._measured_power = keep * self._measured_power + _MOMENT_S * power
+        self._measured_s = keep * self._measured_s + _MOMENT_S
 
 
 def _lufs(power: float) -> float:
@@ -256,19 +256,19 @@ def _lufs(power: float) -> float:
 
 @functools.lru_cache(maxsize=64)
 def _prior(lufs: float) -> Array:
-    """How likely each of _LEVELS is before anything is heard; not to be written to."""
+    """The probability of each of _LEVELS before the first look. Read-only, because it is cached."""
     near = np.exp(-0.5 * np.square((_LEVELS - lufs) / _EXPECT_SPREAD_DB))
     prior: Array = (1 - _SURPRISE) * near / near.sum() + _SURPRISE / len(_LEVELS)
     return prior
 
 
 def _and_sums(change: Array) -> Array:
-    """(L, L) -> (L + 2, L): what else is asked of the levels after it, their sum and their first moment."""
+    """(L, L) -> (L + 2, L): adds two rows, which give the sum and the first moment of the result."""
     return np.concatenate((change, change.sum(axis=0)[None], (_LEVELS @ change)[None]))
 
 
 def _drift() -> Array:
-    """(L, L): what one look at speech does to the levels; a little wider, and nothing quite impossible."""
+    """(L, L): the change of the distribution per look at speech: slightly wider, and every level stays possible."""
     count = len(_LEVELS)
     stays = (1 - 2 * _DRIFT_SHARE) * np.eye(count)
     return stays + _DRIFT_SHARE * (np.eye(count, k=1) + np.eye(count, k=-1)) + _NEVER_NOTHING
@@ -277,8 +277,8 @@ def _drift() -> Array:
 def _table() -> list[Array]:
     """Per level of a look, the likelihood (L,) of that look for speech of each of _LEVELS, up to a constant.
 
-    Fitted to 13 synthetic voices: most likely 2 dB over, e times less for each 11 dB below that, and 8 dB over is rare.
-    What is far below is a gap, which may be as low as it likes.
+    Fitted to 13 synthetic voices: the most likely look is 2 dB above the level. Each 11 dB below that divide the
+    likelihood by e, and 8 dB above the level is rare. Looks far below are gaps, which are equally likely at any depth.
     """
     above = _LEVELS[:, None] - _LEVELS - 2.0
     likely = np.where(above > 0, -0.5 * np.square(above / 3.2), np.maximum(above / 11.0, -_GAP_DB / 11.0))
@@ -286,10 +286,10 @@ def _table() -> list[Array]:
 
 
 class _Limiter:
-    """Holds true peaks at the ceiling: the gain goes down and up again along a raised cosine of 5 ms, and else is 1.
+    """Limits true peaks to the ceiling: the gain falls and rises along a raised cosine of 5 ms, and otherwise is 1.
 
-    True peaks are read at four times the rate (BS.1770-4, annex 2), which finds a sine's within 0.7 dB at worst at
-    half the rate, 0.1 dB for speech.
+    True peaks are measured with fourfold oversampling (BS.1770-4, annex 2). The error is at most 0.7 dB for a sine at
+    half the sample rate, and 0.1 dB for speech.
     """
 
     def __init__(self, rate_hz: int) -> None:
@@ -298,7 +298,7 @@ class _Limiter:
         kernel = 0.5 + 0.5 * np.cos(np.pi * np.arange(-self._half, self._half + 1) / (self._half + 1))
         self._kernel = (kernel / kernel.sum()).astype(np.float32)
         self._reach = 2 * self._half + _TAPS // 2  # samples to either side that one sample's gain depends on
-        self._held = np.zeros(self._reach, np.float32)  # past context, then what has not gone out
+        self._held = np.zeros(self._reach, np.float32)  # past context, then samples not yet returned
 
     def push(self, samples: Samples) -> Samples:
         held = np.concatenate((self._held, samples))
@@ -316,7 +316,7 @@ class _Limiter:
         if not ready or peaks.max() < _SURELY_BELOW * self._ceiling:
             return middle
         side = _TAPS // 2
-        # Only beside a sample that is loud enough can sound rise above the ceiling.
+        # The wave exceeds the ceiling only next to a sample that is loud enough.
         loud = peaks[side - 1 : len(held) - side + 1] >= _SURELY_BELOW * self._ceiling
         at = np.flatnonzero(loud[:-1] | loud[1:])  # between held[at + side - 1] and held[at + side]
         windows = sliding_window_view(held, _TAPS)[at]  # (n, taps)
@@ -333,7 +333,7 @@ class _Limiter:
 
 
 def _between(share: float) -> Samples:
-    """Taps that give the value at `share` of the way from one sample to the next: a sinc under a Kaiser window."""
+    """Interpolation filter for the point at `share` between two samples: a sinc with a Kaiser window."""
     at = np.arange(_TAPS) - (_TAPS // 2 - 1) - share
     taps = np.sinc(at) * np.i0(5.0 * np.sqrt(np.maximum(0.0, 1 - np.square(at / (_TAPS / 2))))) / np.i0(5.0)
     scaled: Samples = (taps / taps.sum()).astype(np.float32)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from tests.support.ears import Heard, Recogniser, decode
+from tests.support.ears import DecodedAudio, Recogniser, decode
 from tests.support.live import ROOT, serving, stuck_reader, wait_until
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def full(url: str, for_s: float | None = None) -> Iterator[None]:
         yield
 
 
-def heard(result: dict[str, Any], audio_format: str = "mp3") -> Heard:
+def heard(result: dict[str, Any], audio_format: str = "mp3") -> DecodedAudio:
     """What a driver got, decoded. An error fails here, with its words."""
     assert "error" not in result, result["error"]
     return decode(base64.b64decode(result["audio"]), audio_format)
@@ -114,4 +114,4 @@ def heard(result: dict[str, Any], audio_format: str = "mp3") -> Heard:
 def said(result: dict[str, Any], recogniser: Recogniser, audio_format: str = "mp3", *, several: bool = False) -> str:
     sound = heard(result, audio_format)
     assert sound.loudness_dbfs > -40
-    return recogniser.hear(sound, several=several)
+    return recogniser.recognise(sound, several=several)

@@ -75,7 +75,7 @@ def test_the_sound_passes(proxy: openai.OpenAI, recogniser: Recogniser, audio_fo
         model="speech", voice="alloy", input=SENTENCE, response_format=audio_format, instructions="Softly."
     )
     assert answer.response.headers["content-type"].split(";")[0] == media_type
-    assert recogniser.hear(decode(answer.content, audio_format)) == SENTENCE
+    assert recogniser.recognise(decode(answer.content, audio_format)) == SENTENCE
 
 
 def test_the_errors_keep_their_meaning(proxy: openai.OpenAI, guarded: str) -> None:

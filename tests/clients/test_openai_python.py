@@ -26,7 +26,7 @@ def test_create_returns_a_whole_mp3(client: openai.OpenAI, recogniser: Recognise
     answer = client.audio.speech.create(model="tts-1", voice="alloy", input=SENTENCE)
     assert answer.response.headers["content-type"] == "audio/mpeg"
     assert answer.content[0] == 0xFF
-    assert recogniser.hear(decode(answer.content, "mp3")) == SENTENCE
+    assert recogniser.recognise(decode(answer.content, "mp3")) == SENTENCE
 
 
 @pytest.mark.parametrize("audio_format", AUDIO_FORMATS)
@@ -50,7 +50,7 @@ def test_streaming_response(client: openai.OpenAI, audio_format: str) -> None:
 async def test_async_client(server: str, recogniser: Recogniser) -> None:
     async with openai.AsyncOpenAI(base_url=f"{server}/v1", api_key="any") as client:
         answer = await client.audio.speech.create(model="tts-1-hd", voice="shimmer", input=SENTENCE)
-    assert recogniser.hear(decode(answer.content, "mp3")) == SENTENCE
+    assert recogniser.recognise(decode(answer.content, "mp3")) == SENTENCE
 
 
 @pytest.mark.parametrize("audio_format", ["mp3", "wav", "opus"])
@@ -72,7 +72,7 @@ def test_sse_through_the_official_stream(client: openai.OpenAI, recogniser: Reco
     assert usage["input_tokens"] + usage["output_tokens"] == usage["total_tokens"]
     data = b"".join(base64.b64decode(event["audio"]) for event in deltas)
     heard = decode(data, audio_format)
-    assert recogniser.hear(heard) == SENTENCE
+    assert recogniser.recognise(heard) == SENTENCE
     assert usage["output_tokens"] == pytest.approx(heard.seconds / 0.08, abs=2)
 
 
@@ -89,7 +89,7 @@ async def test_sse_through_the_async_stream(server: str, recogniser: Recogniser)
     assert done["type"] == "speech.audio.done"
     assert done["usage"]["total_tokens"] > 0
     data = b"".join(base64.b64decode(event["audio"]) for event in deltas)
-    assert recogniser.hear(decode(data, "flac")) == SENTENCE
+    assert recogniser.recognise(decode(data, "flac")) == SENTENCE
 
 
 async def test_an_async_reader_who_leaves_frees_the_row(guarded: str) -> None:
@@ -232,4 +232,4 @@ def test_all_extras_that_every_engine_has(client: openai.OpenAI, recogniser: Rec
     heard = decode(answer.content, "wav")
     assert heard.rate_hz == 16_000
     assert answer.response.headers["x-tts-seed"] == "7"
-    assert recogniser.hear(heard) == SENTENCE
+    assert recogniser.recognise(heard) == SENTENCE

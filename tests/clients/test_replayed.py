@@ -71,7 +71,7 @@ def test_open_webui_speaks_sentences_side_by_side(server: str, recogniser: Recog
     for body, (status, headers, data) in zip(bodies, answers, strict=True):
         assert status == 200
         assert headers["content-type"] == "audio/mpeg"  # anything else goes through pydub
-        assert recogniser.hear(decode(data, "mp3")) == body["input"]
+        assert recogniser.recognise(decode(data, "mp3")) == body["input"]
 
 
 def test_open_webui_shows_the_message(guarded: str) -> None:
@@ -97,7 +97,7 @@ def test_silly_tavern(server: str, recogniser: Recogniser, authorization: str) -
     body = {"input": SENTENCE, "response_format": "mp3", "voice": "alloy", "speed": 1, "model": "tts-1"}
     status, _, data = posted(server, body, authorization)
     assert status == 200
-    assert recogniser.hear(decode(data, "mp3")) == SENTENCE
+    assert recogniser.recognise(decode(data, "mp3")) == SENTENCE
 
 
 def test_silly_tavern_hands_our_words_on(server: str) -> None:
@@ -128,7 +128,7 @@ def test_home_assistants_component_finds_voices_and_speaks(server: str, recognis
     body = {"model": "tts-1", "input": SENTENCE, "voice": "alloy", "response_format": "mp3", "speed": 1.0}
     extra = {"chime": True, "normalize_audio": False, "instructions": "Calmly."}  # extra_payload is merged in
     _, _, data = posted(server, body | extra, "Bearer x")
-    assert recogniser.hear(decode(data, "mp3")) == SENTENCE
+    assert recogniser.recognise(decode(data, "mp3")) == SENTENCE
 
 
 @pytest.mark.parametrize("audio_format", ["mp3", "opus", "aac", "flac", "wav", "pcm"])
@@ -146,7 +146,7 @@ async def test_home_assistants_core(server: str, recogniser: Recogniser, audio_f
         ) as response:
             async for piece in response.iter_bytes():
                 data += piece
-    assert recogniser.hear(decode(data, audio_format)) == SENTENCES[0]
+    assert recogniser.recognise(decode(data, audio_format)) == SENTENCES[0]
 
 
 # ---- Wyoming-OpenAI: finds out what the server is, then reads WAV as it comes
@@ -184,7 +184,7 @@ def test_wyoming_reads_three_wavs_at_once(server: str, recogniser: Recogniser) -
             return await asyncio.gather(*(spoken(client, text) for text in SENTENCES[3:6]))
 
     for text, pcm in zip(SENTENCES[3:6], asyncio.run(three()), strict=True):
-        assert recogniser.hear(decode(pcm, "pcm")) == text  # and no header is played as sound
+        assert recogniser.recognise(decode(pcm, "pcm")) == text  # and no header is played as sound
 
 
 # ---- LibreChat: pieces of one text, their mp3 bodies in one answer
@@ -201,7 +201,7 @@ def test_librechat_joins_mp3_bodies(http: httpx.Client, recogniser: Recogniser) 
     )
     heard = decode(joined, "mp3")
     assert heard.seconds == pytest.approx(alone, abs=0.3)
-    assert recogniser.hear(heard, several=True).startswith(" ".join(texts))
+    assert recogniser.recognise(heard, several=True).startswith(" ".join(texts))
 
 
 def test_azures_way_of_asking(guarded: str) -> None:

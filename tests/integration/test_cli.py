@@ -41,7 +41,7 @@ def test_say_writes_the_format_of_the_file_name(tmp_path: Path, recogniser: Reco
     done = cli(tmp_path, "say", SENTENCES[0], "-o", f"out.{audio_format}")
     assert done.returncode == 0, done.stderr
     samples = decode((tmp_path / f"out.{audio_format}").read_bytes(), audio_format)
-    assert recogniser.hear(samples) == SENTENCES[0]
+    assert recogniser.recognise(samples) == SENTENCES[0]
 
 
 @pytest.mark.parametrize("module", ["app.cli", "app.main"])
@@ -53,7 +53,7 @@ def test_version_is_shown(module: str) -> None:
 def test_say_reads_standard_input_and_writes_standard_output(tmp_path: Path, recogniser: Recogniser) -> None:
     done = cli(tmp_path, "say", "-", "-o", "-", "--format", "wav", "--voice", "nova", stdin=SENTENCES[1])
     assert done.returncode == 0
-    assert recogniser.hear(decode(done.stdout, "wav")) == SENTENCES[1]
+    assert recogniser.recognise(decode(done.stdout, "wav")) == SENTENCES[1]
 
 
 @pytest.mark.parametrize(

@@ -286,7 +286,7 @@ def test_offline_voice_answers_without_context(offline: httpx.Client, recogniser
     sentence = "the train leaves from platform nine"
     answer = offline.post(PATH, json={"text": sentence, "speaker_id": 1, "response_format": "wav"})
     assert answer.headers["x-tts-engine"] == "espeak"
-    assert recogniser.hear(decode(answer.content, "wav")) == sentence
+    assert recogniser.recognise(decode(answer.content, "wav")) == sentence
 
 
 def test_offline_voice_rejects_context(offline: httpx.Client) -> None:
@@ -309,7 +309,7 @@ def test_fallback_engine_ignores_the_context_and_names_it(
         assert answer.status_code == 200
         assert answer.headers["x-tts-engine"] == "espeak"
         assert answer.headers["x-tts-ignored"] == "context"
-        assert recogniser.hear(decode(answer.content, "wav")) == sentence
+        assert recogniser.recognise(decode(answer.content, "wav")) == sentence
         # The default voice speaks, as in a request without context.
         plain = http.post(PATH, json={"text": sentence, "response_format": "wav"})
         assert "x-tts-ignored" not in plain.headers

@@ -13,7 +13,7 @@ import pytest
 
 from app.generator.planning import TURN_GAP_S
 from tests.integration.test_recognised import pitch_hz
-from tests.support.ears import SENTENCES, Heard, decode
+from tests.support.ears import SENTENCES, DecodedAudio, decode
 from tests.support.live import serving
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def turns_of(sentences: list[str], voices: list[str]) -> list[dict[str, Any]]:
     ]
 
 
-def turns_in(audio: Heard, count: int) -> list[Heard]:
+def turns_in(audio: DecodedAudio, count: int) -> list[DecodedAudio]:
     """Cut the audio in its longest silences, which are between the turns of a dialogue."""
     window = audio.rate_hz // 100
     whole = audio.samples[: len(audio.samples) // window * window].reshape(-1, window)
@@ -50,7 +50,7 @@ def turns_in(audio: Heard, count: int) -> list[Heard]:
     silences = sorted(zip(edges[::2], edges[1::2], strict=True), key=lambda span: span[0] - span[1])
     inner = [span for span in silences if span[0] > 0 and span[1] < len(quiet)][: count - 1]
     cuts = [0, *sorted((int(start) + int(end)) // 2 * window for start, end in inner), len(audio.samples)]
-    return [Heard(audio.samples[start:end], audio.rate_hz) for start, end in itertools.pairwise(cuts)]
+    return [DecodedAudio(audio.samples[start:end], audio.rate_hz) for start, end in itertools.pairwise(cuts)]
 
 
 def test_every_turn_is_spoken_in_order_by_its_voice(http: httpx.Client, recogniser: Recogniser) -> None:
@@ -61,9 +61,9 @@ def test_every_turn_is_spoken_in_order_by_its_voice(http: httpx.Client, recognis
     assert answer.status_code == 200
     audio = decode(answer.content, "wav")
     assert audio.streams == 1
-    assert recogniser.hear(audio, several=True) == " ".join(sentences)
+    assert recogniser.recognise(audio, several=True) == " ".join(sentences)
     parts = turns_in(audio, len(sentences))
-    assert [recogniser.hear(part) for part in parts] == sentences
+    assert [recogniser.recognise(part) for part in parts] == sentences
     pitches = [pitch_hz(part.samples, part.rate_hz) for part in parts]
     low, high = pitches[::2], pitches[1::2]
     assert max(low) * 1.4 < min(high)
@@ -83,7 +83,7 @@ def test_every_format_gives_one_file(http: httpx.Client, recogniser: Recogniser,
     body = {"turns": turns_of(sentences, [HIGH, LOW]), "response_format": audio_format}
     audio = decode(http.post("/api" + PATH, json=body).content, audio_format)
     assert audio.streams == 1
-    assert [recogniser.hear(part) for part in turns_in(audio, 2)] == sentences
+    assert [recogniser.recognise(part) for part in turns_in(audio, 2)] == sentences
 
 
 def test_event_stream_and_cache(http: httpx.Client) -> None:
@@ -182,6 +182,6 @@ def test_speaker_tags_in_the_text_select_the_voices(http: httpx.Client, recognis
     body = {"voice": f"{LOW}+{HIGH}", "input": f"[S1] {first}. [S2] {second}.", "response_format": "wav"}
     audio = decode(http.post("/v1/audio/speech", json=body).content, "wav")
     parts = turns_in(audio, 2)
-    assert [recogniser.hear(part) for part in parts] == [SENTENCES[3], SENTENCES[10]]
+    assert [recogniser.recognise(part) for part in parts] == [SENTENCES[3], SENTENCES[10]]
     low, high = (pitch_hz(part.samples, part.rate_hz) for part in parts)
     assert low * 1.4 < high

@@ -47,7 +47,7 @@ def test_starts_in_seconds_and_finishes_streams_on_sigterm(tmp_path: Path, recog
     heard = decode(b"".join(received), "wav")
     assert heard.seconds > 100
     ending = type(heard)(heard.samples[-int(2.6 * heard.rate_hz) :], heard.rate_hz)
-    assert recogniser.hear(ending, several=True).endswith(picked[-1][-10:])
+    assert recogniser.recognise(ending, several=True).endswith(picked[-1][-10:])
     assert "Traceback" not in process.console()
 
 

@@ -28,14 +28,14 @@ def test_every_format_carries_the_sentence(client: openai.OpenAI, recogniser: Re
         )
         heard = decode(answer.content, audio_format)
         assert heard.streams == 1
-        assert recogniser.hear(heard) == sentence
+        assert recogniser.recognise(heard) == sentence
 
 
 def test_every_sentence(client: openai.OpenAI, recogniser: Recogniser) -> None:
     said = {}
     for sentence in SENTENCES:
         answer = client.audio.speech.create(model="tts-1", voice="alloy", input=sentence, response_format="pcm")
-        said[sentence] = recogniser.hear(decode(answer.content, "pcm"))
+        said[sentence] = recogniser.recognise(decode(answer.content, "pcm"))
     assert said == {sentence: sentence for sentence in SENTENCES}
 
 
@@ -46,7 +46,7 @@ def test_every_voice_is_intelligible(client: openai.OpenAI, recogniser: Recognis
         answer = client.audio.speech.create(model="tts-1", voice=voice, input=sentence, response_format="wav")
         heard = decode(answer.content, "wav")
         assert -26 < heard.loudness_dbfs < -14
-        right += recogniser.hear(heard) == sentence
+        right += recogniser.recognise(heard) == sentence
     assert right >= 6
 
 
@@ -55,7 +55,7 @@ def test_a_long_text_keeps_its_order_without_gaps(client: openai.OpenAI, recogni
     text = " ".join(f"{sentence.capitalize()}." for sentence in picked)
     answer = client.audio.speech.create(model="tts-1", voice="alloy", input=text, response_format="mp3")
     heard = decode(answer.content, "mp3")
-    assert recogniser.hear(heard, several=True) == " ".join(picked)
+    assert recogniser.recognise(heard, several=True) == " ".join(picked)
     assert heard.longest_silence_s() < 0.6
 
 
@@ -82,7 +82,7 @@ async def test_sixteen_at_once_are_nobody_elses(server: str, recogniser: Recogni
     for index, (first_s, data) in enumerate(answers):
         assert first_s > 0
         heard = decode(data, list(AUDIO_FORMATS)[index % len(AUDIO_FORMATS)])
-        assert recogniser.hear(heard) == SENTENCES[index], index
+        assert recogniser.recognise(heard) == SENTENCES[index], index
 
 
 @pytest.mark.parametrize("speed", [0.5, 0.75, 1.25, 1.5])
@@ -97,7 +97,7 @@ def test_speed_keeps_words_and_pitch(client: openai.OpenAI, recogniser: Recognis
     heard = decode(answer.content, "wav")
     assert heard.seconds == pytest.approx(normal.seconds / speed, rel=0.03)
     assert pitch_hz(heard.samples, heard.rate_hz) == pytest.approx(pitch_hz(normal.samples, normal.rate_hz), rel=0.03)
-    assert recogniser.hear(heard) == sentence
+    assert recogniser.recognise(heard) == sentence
 
 
 def pitch_hz(samples: np.ndarray, rate_hz: int) -> float:

@@ -518,7 +518,7 @@ def test_poor_recordings_are_taken_with_a_warning(http: httpx.Client) -> None:
 # ---- on a model
 
 
-class Heard:
+class DecodedAudio:
     """What reached the runner."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -559,7 +559,7 @@ def on_csm(folder: Path, checkpoint: Path) -> Any:
 def test_cloned_by_curl_it_reaches_the_model_exactly(
     tmp_path: Path, checkpoint: Path, sample: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard = Heard(monkeypatch)
+    heard = DecodedAudio(monkeypatch)
     (tmp_path / "anna.mp3").write_bytes(sample)
     short = {"max_audio_length_ms": 400, "response_format": "pcm", "cache": False}
     with on_csm(tmp_path / "data", checkpoint) as url, httpx.Client(base_url=f"{url}/v1", timeout=60) as http:

@@ -1,4 +1,4 @@
-"""What came out: real decoders on our bytes, and a recogniser that tells which of a set of sentences was said."""
+"""Checks of generated audio: real decoders, loudness meters, and a recogniser for a fixed set of sentences."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PCM_RATE_HZ = 24_000
 RECOGNISER_RATE_HZ = 16_000
 
-# Told apart by the recogniser with room to spare; several pairs differ in one or two words.
+# The recogniser distinguishes them reliably. Several pairs differ in one or two words.
 SENTENCES = (
     "the quick brown fox jumps over the lazy dog",
     "please call me back tomorrow morning",
@@ -49,8 +49,8 @@ SENTENCES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """Decoded sound: samples (N,) float32 mono, its rate, and how many streams the container had."""
+class DecodedAudio:
+    """Decoded audio: samples (N,) float32 mono, the sample rate, and the number of streams in the container."""
 
     samples: NDArray[np.float32]
     rate_hz: int
@@ -74,20 +74,20 @@ class Heard:
         return longest / 100
 
 
-def decode(data: bytes, audio_format: str, rate_hz: int = PCM_RATE_HZ) -> Heard:
-    """Decode a whole answer with FFmpeg (raw pcm by itself)."""
+def decode(data: bytes, audio_format: str, rate_hz: int = PCM_RATE_HZ) -> DecodedAudio:
+    """Decode a whole response body with FFmpeg; raw PCM needs no decoder."""
     if audio_format == "pcm":
-        return Heard(np.frombuffer(data, "<i2").astype(np.float32) / 32768, rate_hz)
+        return DecodedAudio(np.frombuffer(data, "<i2").astype(np.float32) / 32768, rate_hz)
     with av.open(io.BytesIO(data)) as container:
         stream = container.streams.audio[0]
         resampler = av.AudioResampler(format="flt", layout="mono", rate=stream.rate)
         parts = [out.to_ndarray()[0] for frame in container.decode(stream) for out in resampler.resample(frame)]
         parts += [out.to_ndarray()[0] for out in resampler.resample(None)]
-        return Heard(np.concatenate(parts), stream.rate, len(container.streams))
+        return DecodedAudio(np.concatenate(parts), stream.rate, len(container.streams))
 
 
 def loudness_lufs(samples: NDArray[np.float32], rate_hz: int) -> float:
-    """Integrated loudness of the whole by FFmpeg's ebur128; what is shorter than its 400 ms has silence behind it."""
+    """Integrated loudness by FFmpeg's ebur128. Audio shorter than 400 ms is padded with silence."""
     tenth = rate_hz // 10
     samples = np.pad(samples, (0, max(0, 5 * tenth - len(samples)) + tenth)).astype(np.float32)
     graph = av.filter.Graph()
@@ -108,12 +108,12 @@ def loudness_lufs(samples: NDArray[np.float32], rate_hz: int) -> float:
 
 
 def true_peak_dbtp(samples: NDArray[np.float32], rate_hz: int) -> float:
-    """The peak of the wave between the samples, read at eight times their rate."""
+    """The true peak: the largest sample after eightfold oversampling."""
     return float(20 * np.log10(np.abs(soxr.resample(samples, rate_hz, 8 * rate_hz, quality="VHQ")).max()))
 
 
 class Recogniser:
-    """Says which one of `sentences`, in any number and order, was spoken; "" when it was none of them, or not whole."""
+    """Recognises which of `sentences` were spoken; "" if none was spoken completely."""
 
     def __init__(self, sentences: Iterable[str] = SENTENCES) -> None:
         choices = " | ".join(sentences)
@@ -121,8 +121,8 @@ class Recogniser:
         self._decoder.add_jsgf_string("one", f"#JSGF V1.0;\ngrammar one;\npublic <said> = {choices} ;")
         self._decoder.add_jsgf_string("many", f"#JSGF V1.0;\ngrammar many;\npublic <said> = ( {choices} )+ ;")
 
-    def hear(self, heard: Heard, *, several: bool = False) -> str:
-        samples = soxr.resample(heard.samples, heard.rate_hz, RECOGNISER_RATE_HZ)
+    def recognise(self, audio: DecodedAudio, *, several: bool = False) -> str:
+        samples = soxr.resample(audio.samples, audio.rate_hz, RECOGNISER_RATE_HZ)
         samples = samples / max(1e-6, float(np.abs(samples).max())) * 0.7
         quiet = np.zeros(RECOGNISER_RATE_HZ // 10, np.float32)
         pcm = (np.concatenate([quiet, samples, quiet]) * 32767).astype("<i2").tobytes()

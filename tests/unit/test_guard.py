@@ -34,9 +34,9 @@ def until_rule(
     for index, sound in enumerate(sounds):
         if same_from is None or index < same_from:
             frame = RANDOM.integers(0, 2048, 32)
-        if (rule := guard.see(frame)) is not None:
+        if (rule := guard.check_frame(frame)) is not None:
             return rule, (index + 1) * FRAME_S
-        guard.hear(sound)
+        guard.add_samples(sound)
     return None, len(sounds) * FRAME_S
 
 

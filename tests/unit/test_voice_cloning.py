@@ -13,7 +13,7 @@ from app.audio.loudness import denoised, integrated_lufs
 from app.audio.sandbox import Limits, decode_in_sandbox
 from app.errors import BadReference, InvalidValue
 from app.voices import cloning, quality, vad, window
-from app.voices.cloning import RATE_HZ, Cloner, Sample, cleaned, take_files, without_rumble
+from app.voices.cloning import RATE_HZ, Cloner, Sample, cleaned, import_preset_files, without_rumble
 from app.voices.store import VoiceStore
 from app.voices.transcribe import NoTranscriber, WhisperTranscriber, cut_to
 from app.voices.vad import Span, SpeechFinder, by_energy
@@ -428,12 +428,12 @@ def test_a_file_replaces_a_standard_voice_once(tmp_path, caplog):
     (folder / "onyx.txt").write_text(samples.TEXT)
     (folder / "nova.wav").write_bytes(b"no sound")
     (folder / "nobody.wav").write_bytes(b"")
-    take_files(store, folder, cloner)
+    import_preset_files(store, folder, cloner)
     assert "nova" in caplog.text
     first = store.recording_of("onyx")
     assert first.transcript == samples.TEXT
-    take_files(store, folder, cloner)
+    import_preset_files(store, folder, cloner)
     assert store.recording_of("onyx") == first
     (folder / "onyx.txt").write_text("Other words that are said here, about as long as the recording, are these ones.")
-    take_files(VoiceStore(tmp_path / "cloned", folder), folder, cloner)
+    import_preset_files(VoiceStore(tmp_path / "cloned", folder), folder, cloner)
     assert VoiceStore(tmp_path / "cloned", folder).get("onyx").digest != first.voice.digest

@@ -144,7 +144,7 @@ def _add_consent_routes(routes: APIRouter, consents: ConsentStore, cloner: Clone
         recording: Annotated[UploadFile, File()],
     ) -> Consent:
         """Store the recording in which a speaker agrees to the creation of a voice."""
-        decoded = await cloner.work(lambda: consent_recording(recording.file))
+        decoded = await cloner.run(lambda: consent_recording(recording.file))
         return Consent.of(await asyncio.to_thread(consents.add, name, language, decoded))
 
     @routes.get(CONSENTS_PATH, operation_id="list_voice_consents", responses=problems(400, 404))

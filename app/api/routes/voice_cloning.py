@@ -203,7 +203,7 @@ def _add_file_routes(routes: APIRouter, creation: VoiceCreation) -> None:
     @routes.post(IMPORT_PATH, operation_id="import_voice", responses=problems(*UPLOAD_PROBLEMS))
     async def import_(file: Annotated[UploadFile, File(description="The zip of an export.")]) -> Cloned:
         """Add an exported voice, under a new id."""
-        unpacked = await creation.cloner.work(lambda: archive.unpack(file.file))
+        unpacked = await creation.cloner.run(lambda: archive.unpack(file.file))
         voice = unpacked.voice
         stored = await asyncio.to_thread(
             voices.add,

@@ -57,7 +57,7 @@ class ChunkedDecoding:
         for state, samples in zip(group, decoded, strict=True):
             for (_, guard), part in zip(state.undecoded, np.split(samples, len(state.undecoded)), strict=True):
                 if guard is not None:
-                    guard.hear(part)
+                    guard.add_samples(part)
             state.decoded += len(state.undecoded)
             state.undecoded.clear()
         return decoded

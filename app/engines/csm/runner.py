@@ -266,7 +266,7 @@ class CsmRunner:
         found = [self._graph_samples.pop(row) for row in rows]
         for row, samples in zip(rows, found, strict=True):
             if (guard := self._rows[row].guard) is not None:
-                guard.hear(samples)
+                guard.add_samples(samples)
         return found
 
     @torch.inference_mode()
@@ -402,7 +402,7 @@ class CsmRunner:
             state.frames += 1
         rule: Rule | None = None
         if state.guard is not None and not last:
-            rule = "frame_cap" if self._limits.is_capped(state) else state.guard.see(frame.numpy())
+            rule = "frame_cap" if self._limits.is_capped(state) else state.guard.check_frame(frame.numpy())
             if rule is not None:
                 self._on_guard(rule)
         done = (

@@ -50,5 +50,5 @@ class ChunkedDecoding:
                 if state.guard is not None:
                     size = self._decoder.config.frame_samples
                     for start in range(0, len(found[i]), size):
-                        state.guard.hear(found[i][start : start + size])
+                        state.guard.add_samples(found[i][start : start + size])
         return found

@@ -373,7 +373,7 @@ class DiaRunner:
         if index + 1 == count:
             rule = "frame_cap" if state.capped and count == state.max_frames else None
             self._end(state)
-        elif state.guard is not None and (rule := state.guard.see(frame)) is not None:
+        elif state.guard is not None and (rule := state.guard.check_frame(frame)) is not None:
             self._end(state)
         if rule is not None and self._limits.guards is not None:
             self._on_guard(rule)
