@@ -1,4 +1,4 @@
-"""Everything that can go wrong in words a user can act on.
+"""Every failure as a typed error, with a message that says what to do.
 
 SpeechError
 ├── RequestError                 the request can't be answered as it is
@@ -25,7 +25,7 @@ SpeechError
 
 EngineUnavailable is not a SpeechError: it says at start-up why an engine can't be had (weights missing, no disk).
 
-Raised where the fact is known; mapped to HTTP in one table, `api/errors.py`. Nobody matches on message text.
+Raised where the fact is known; mapped to HTTP in one table, `api/errors.py`. No code matches on message text.
 """
 
 from __future__ import annotations

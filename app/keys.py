@@ -78,7 +78,7 @@ def digest(key: str) -> str:
 
 
 def weakness(key: str) -> str:
-    """Why nobody should rely on this key, in words; "" for one that will do. For keys that people made up."""
+    """Return why this key is too weak, in words, or "". For keys that people chose themselves."""
     if len(key) < LEAST_LENGTH:
         return f"it has fewer than {LEAST_LENGTH} characters"
     if len(set(key)) < LEAST_DIFFERENT:
@@ -95,7 +95,7 @@ class KeyFile:
         self.path = data_dir / FOLDER / FILE
 
     def signature(self) -> _Signature | None:
-        """Changes whenever the file does; None where there is none. Raises OSError."""
+        """A value that changes with the file; None if the file does not exist. Raises OSError."""
         try:
             found = self.path.stat()
         except FileNotFoundError:
@@ -103,7 +103,7 @@ class KeyFile:
         return found.st_ino, found.st_mtime_ns, found.st_size
 
     def read(self) -> tuple[Key, ...]:
-        """Raises BadKeys, OSError (FileNotFoundError where there is none)."""
+        """Read the keys. Raises BadKeys, OSError (FileNotFoundError if there is no file)."""
         with self.path.open("rb") as file:
             if os.fstat(file.fileno()).st_mode & stat.S_IWOTH:
                 log.warning("%s can be written by everybody on this machine: chmod 600 it", self.path)
@@ -122,7 +122,7 @@ class KeyFile:
     def add(
         self, name: str, scopes: Sequence[Scope], *, per_minute: int | None = None, concurrent: int | None = None
     ) -> str:
-        """A new key, which is told only here. Raises BadKeys, OSError."""
+        """Create a key and return it. Only its digest is stored. Raises BadKeys, OSError."""
         if not re.fullmatch(_NAME, name):
             raise BadKeys("A name begins with a letter or digit; letters, digits, `.`, `_` and `-` follow, 64 in all.")
         given = f"sk-{secrets.token_urlsafe(32)}"
@@ -268,8 +268,8 @@ class KeyRing:
         """Let one request of this key in. Raises Forbidden, RateLimited."""
         if scope not in key.scopes:
             raise Forbidden(
-                f"The API key {key.name!r} lacks the scope `{scope}`, which this needs; it has: "
-                f"{', '.join(key.scopes)}. Whoever runs the server can make one that has it."
+                f"The API key {key.name!r} lacks the scope `{scope}`, which this request needs. It has: "
+                f"{', '.join(key.scopes)}. Ask the operator of this server for a key with that scope."
             )
         now_s = self._clock()
         most = float(key.per_minute or 0)
@@ -300,8 +300,8 @@ class KeyRing:
         return Pass(key, remaining, reset_s, meter)
 
     def _look(self) -> None:
-        """Read the file again where it has changed. One that can't be used is told, and changes nothing; one that is
-        gone takes its keys with it, but opens nothing."""
+        """Read the file again if it has changed. A file that cannot be read is logged and changes nothing. A deleted
+        file removes its keys, but requests still need a key."""
         now_s = self._clock()
         if self._file is None or now_s - self._looked_s < LOOK_S:
             return

@@ -1,7 +1,7 @@
 """Structured logs: one JSON object a line in `logs/server.log`, rotated, and readable lines on the console.
 
-Keys never get here: nothing logs headers, query strings or settings' secrets. Texts do only with TTS_LOG_TEXTS: without
-it, what fails while a request is answered is told by its kind and place, as an exception's message may quote anything.
+Keys are never logged: no code logs headers, query strings or secret settings. Texts are logged only with TTS_LOG_TEXTS.
+Without it, an exception during a request is logged by its kind and place only, because its message may quote the text.
 """
 
 from __future__ import annotations

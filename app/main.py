@@ -91,7 +91,7 @@ def _cut_dead_readers(listener: socket.socket, timeout_s: float) -> None:
 
 
 def connections(settings: Settings) -> dict[str, Any]:
-    """What uvicorn is told of connections and of what it says about itself."""
+    """Uvicorn's options for connections and for the headers about itself."""
     return {
         "http": http_protocol.protocol(settings.read_timeout_s),
         "ws": "none",  # there are no WebSockets here

@@ -190,7 +190,7 @@ class Settings(BaseSettings):
         "auto",
         alias="TTS_CASTING",
         description="`auto`: an engine that learns voices makes a recording for each standard voice, once, while "
-        "nobody waits for speech. `off`: standard voices without a recording are spoken with a fixed seed.",
+        "no request waits for speech. `off`: standard voices without a recording are spoken with a fixed seed.",
     )
     casting_wait_s: float = Field(
         5.0,
@@ -257,8 +257,8 @@ class Settings(BaseSettings):
     watermark: Literal["cloned", "all", "off"] = Field(
         "cloned",
         alias="TTS_WATERMARK",
-        description="Whose speech carries an inaudible mark that says a machine made it: `cloned` voices', `all`, or "
-        "nobody's (`off`). Needs the `watermark` extra: without it `cloned` marks nothing and /health says so; `all` "
+        description="Which speech carries an inaudible watermark that says a machine made it: that of `cloned` voices, `all`, or "
+        "none (`off`). Needs the `watermark` extra: without it `cloned` marks nothing and /health says so; `all` "
         "does not start.",
     )
     youtube: Literal["auto", "off"] = Field(

@@ -19,8 +19,9 @@ from app.api.errors import envelope
 if TYPE_CHECKING:
     import asyncio
 
-# What the kernel holds of an answer. Left alone it grows to megabytes, minutes of sound: a listener who reads as fast
-# as it plays would seem to take nothing for as long (TTS_READER_TIMEOUT_S), and much would be made that nobody hears.
+# Bytes of an answer that the kernel may hold. Its default grows to megabytes, which is minutes of audio: a client that
+# reads as fast as it plays would seem to read nothing for minutes (TTS_READER_TIMEOUT_S), and the audio made meanwhile
+# would be lost when it leaves.
 SEND_BUFFER_BYTES = 128 << 10
 MAX_HEAD_BYTES = 64 << 10  # as in uvicorn's other protocol, h11, where it has this limit
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}

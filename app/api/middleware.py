@@ -71,7 +71,7 @@ class ReaderStuck(ConnectionError):
 
 
 class ReaderTimeout:
-    """Cuts off whoever takes nothing for timeout_s: else its row would be paused for as long as it likes.
+    """Cut off a client that reads nothing for timeout_s. Otherwise its row would stay paused without end.
 
     The time runs only while what was sent before still fills the connection's buffers.
     """
@@ -186,8 +186,9 @@ def _limits(admitted: Pass | None) -> list[tuple[bytes, bytes]]:
 
 
 class OwnPages:
-    """Refuses what a web page of another origin sends without having to ask first: forms, and so recordings. Browsers
-    say where a request comes from (Sec-Fetch-Site), to https and localhost; all else passes. origins: those that may.
+    """Refuse requests that a web page of another origin may send without a CORS preflight: forms, and so recordings.
+
+    Browsers send Sec-Fetch-Site to https and localhost. Requests without that header pass. origins: allowed origins.
     """
 
     def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
@@ -200,7 +201,9 @@ class OwnPages:
             if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not (
                 "*" in self._origins or headers.get("origin") in self._origins
             ):
-                message = "Web pages of other origins may not ask for this: TTS_CORS_ORIGINS names those that may."
+                message = (
+                    "Web pages of other origins may not send this request. TTS_CORS_ORIGINS lists the origins that may."
+                )
                 await response_to(ForeignPage(message))(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -246,7 +249,7 @@ class Limit:
 
 class BodyLimit:
     """Refuses bodies over a limit with 413: by their announced length before reading, else while they arrive; and with
-    408 those that come too slowly: within `timeout_s`, and a second more for each LEAST_BYTES_S that have come.
+    408 bodies that come too slowly: a body has `timeout_s`, and a second more for each LEAST_BYTES_S received.
 
     by_path: the paths that have another limit than the rest.
     """

@@ -306,7 +306,7 @@ class ConversationBody(SpokenBody):
     def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
         """All but the context, which has to be decoded: see `said`. Raises TextTooLong, UnknownVoice.
 
-        Where there is a context it shows the speaker's voice; only without one the voice left out is the default.
+        A context shows the speaker's voice. Without a context, a request without `voice` uses the default voice.
         """
         _check_length(self.text, "text", max_input_chars)
         for index, turn in enumerate(self.context or []):

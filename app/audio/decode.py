@@ -51,7 +51,7 @@ _DEFAULT_ALLOCATION_BYTES = 2**31 - 1  # FFmpeg's own limit
 FULL_SCALE = 0.998  # a sample this large is taken for one that was cut off there
 TIME_LIMIT_S = 10.0  # an honest hour decodes in 1 to 7 s
 
-# Of FFmpeg's decoders those that a recording may need. A video in the same file is not looked at either.
+# FFmpeg's decoders that a recording may need. A video stream in the same file is ignored.
 _CODECS = (
     *("aac", "aac_latm", "ac3", "adpcm_ima_qt", "adpcm_ima_wav", "adpcm_ms", "alac", "amrnb", "amrwb", "eac3", "flac"),
     *("gsm", "gsm_ms", "libopus", "mp1float", "mp2float", "mp3", "mp3float", "opus", "pcm_alaw", "pcm_f32be"),

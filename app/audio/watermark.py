@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-import pickle  # for its error's name: torch.load is told weights_only # nosec B403
+import pickle  # for its error's name: torch.load is called with weights_only # nosec B403
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal

@@ -57,7 +57,7 @@ class EngineManager:
     def __init__(
         self, settings: Settings, known: dict[str, EngineSpec], on_guard: Callable[[Rule], None] = lambda _: None
     ) -> None:
-        """Raises ValueError for an engine name that nobody provides."""
+        """Raises ValueError for an unknown engine name."""
         for variable, name in (("TTS_ENGINE", settings.engine), ("TTS_FALLBACK_ENGINE", settings.fallback_engine)):
             if name not in known and not (variable == "TTS_FALLBACK_ENGINE" and name == ""):
                 raise ValueError(f"{variable}={name!r} is no engine. Engines are: {', '.join(sorted(known))}.")
@@ -207,7 +207,7 @@ class EngineManager:
         self._progress = progress
 
     def _announce(self) -> None:
-        """Say it so that nobody mistakes a stand-in for the real thing."""
+        """Log clearly that the fallback engine speaks, and why."""
         assert self._problem is not None  # noqa: S101 - only called with one
         stand_in = f"{self._running.model_id} ANSWERS IN ITS PLACE" if self._running else "SPEECH IS ANSWERED WITH 503"
         lines = [

@@ -155,8 +155,8 @@ class EnginePool:
                 self._next()
 
     async def _behind(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
-        """What nobody waits for: it stands in no queue and counts for no row here, so that the device's own scheduler
-        sees who comes and takes its row back. Raises Busy then, and where its device stops but others go on."""
+        """Background work. It waits in no queue and counts for no row of the pool, so that the device's own scheduler
+        can preempt it. Raises Busy when it is preempted, and when its device stops while others go on."""
         usable = [member for member in self._members if member.usable]
         if not usable:
             raise EngineStopped("The engine has stopped on every device. Restart the server.")
@@ -212,11 +212,11 @@ class EnginePool:
 
     @property
     def _coming(self) -> int:
-        """Free rows that those who wait are about to take."""
+        """Free rows that waiting utterances are about to take."""
         return sum(max(0, member.rows - member.speaking) for member in self._members if member.usable)
 
     def _next(self) -> None:
-        """Call as many of those who wait as there are free rows."""
+        """Start one waiting utterance for each free row."""
         for _ in range(min(self._coming, len(self._waiting))):
             self._waiting.popleft().set_result(None)
 
@@ -234,7 +234,7 @@ class EnginePool:
                 await asyncio.wait([pulling])
 
     def _served(self, member: _Member, tried: Sequence[_Member]) -> None:
-        """An utterance was spoken here: those who failed at it are to blame themselves."""
+        """An utterance succeeded here, so the devices that failed it before get a strike."""
         member.strikes = 0
         for other in tried:
             other.strikes += 1

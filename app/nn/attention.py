@@ -1,4 +1,4 @@
-"""Attention functions without a cache, and the types of those that a cache makes.
+"""Attention functions without a cache, and the types of the functions that a cache returns.
 
 Letters in shapes: M tokens, B rows, H query heads that share G key heads, R = H / G, d head size, L key positions.
 """

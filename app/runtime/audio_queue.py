@@ -62,7 +62,7 @@ class AudioQueue:
 
     @property
     def waiting_s(self) -> float:
-        """Seconds of sound that nobody has taken yet."""
+        """Seconds of audio that the reader has not taken yet."""
         return self._waiting_samples / self._rate_hz
 
     def put(self, samples: Samples, codes: Codes | None = None) -> None:
@@ -146,6 +146,6 @@ class AudioQueue:
     def _notify(self) -> None:
         try:
             self._loop.call_soon_threadsafe(self._ready.set)
-        except RuntimeError:  # the event loop has closed: nobody is left to read this
+        except RuntimeError:  # the event loop has closed, and its readers with it
             if not self._loop.is_closed():
                 raise

@@ -11,7 +11,7 @@ _MACHINE = Path("/proc/meminfo")
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Of a GPU all that is taken, by whomever; of the machine ("cpu") what this process takes."""
+    """Memory in use: on a GPU by all processes, on the machine ("cpu") by this process."""
 
     device: str
     used_bytes: int
@@ -19,7 +19,7 @@ class Memory:
 
 
 def memory_of(devices: str) -> tuple[Memory, ...]:
-    """devices: names with commas between, as EngineInfo has them. Those that can't be asked are left out."""
+    """devices: names separated by commas, as in EngineInfo. Devices that do not report their memory are left out."""
     found = (_of(name) for name in dict.fromkeys(name.strip() for name in devices.split(",")))
     return tuple(memory for memory in found if memory is not None)
 
@@ -37,7 +37,7 @@ def _of(name: str) -> Memory | None:
 
 
 def _kilobytes(path: Path, row: str) -> int:
-    """A row of /proc, or 0 where there is none: not every system has it."""
+    """A row of /proc, or 0 on a system without it."""
     try:
         lines = path.read_text("ascii", "replace").splitlines()
     except OSError:

@@ -1,7 +1,7 @@
 """How a code is drawn from logits: temperature, top-k, top-p per row, and noise that belongs to a request, not a row.
 
 A draw is argmax(p / q) with q exponential: the same law as a multinomial draw. The noise q of token t is a hash of
-(seed, frame, codebook, t), so a request draws the same whatever row it is in and whoever else is speaking.
+(seed, frame, codebook, t), so a request draws the same in any row and with any other rows in the batch.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def draw(
 
 
 def fast_path(params: Sequence[SamplingParams], size: int) -> bool:
-    """Whether `draw` may be told so of rows with these knobs over so many codes."""
+    """Whether `draw` may take its fast path: for rows with these parameters over `size` codes."""
     return all(k.top_p >= 1 and (k.top_k <= TOP_K_FAST or k.top_k >= size) for k in params)
 
 

@@ -143,8 +143,8 @@ class Scheduler:
                 if min(slack_s.values()) < SHORT_S:
                     step = [row for row in step if slack_s[row] < AHEAD_S]
                     waiting = [slot for slot in waiting if slack_s[slot.row] < AHEAD_S]
-            # One piece of prompt a turn, so that newcomers never stall those who speak: first for answers that go on,
-            # then for the longest waiting.
+            # One piece of a prompt in each iteration (chunked prefill), so that new answers never stall the others:
+            # first for answers that are being played, then for the longest waiting.
             waiting.sort(key=_urgency)
             return Plan(tuple(release), tuple(admit), tuple(slot.row for slot in waiting[:1]), tuple(step))
 
@@ -172,7 +172,7 @@ class Scheduler:
         return job
 
     def commit(self, stepped: tuple[int, ...], ended: tuple[int, ...]) -> None:
-        """Count the frames of the rows that were stepped and free those that ended."""
+        """Count the frames of the rows that were stepped and free the rows that ended."""
         with self._changed:
             for row in stepped:
                 self._slots[row].frames += 1
@@ -213,7 +213,7 @@ class Scheduler:
 
 
 def _urgency(slot: Slot) -> tuple[int, float]:
-    """Answers that go on, then those that begin, then what is not heard for some time yet; each as they came."""
+    """Sort key: answers that are being played, then new answers, then utterances that play later; each by age."""
     job = slot.job
     if job is None:
         return 2, 0.0

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SHORT_S = 1.0  # a listener with less sound left than this is served first,
 AHEAD_S = 3.0  # and one with more than this lets them pass
-NEVER_PLAYED_S = 2.0  # neither: nobody plays it while it is made
+NEVER_PLAYED_S = 2.0  # neither: it is not played while it is made
 
 
 class Phase(Enum):
@@ -59,8 +59,8 @@ class Slot:
     def slack_s(self, now_s: float) -> float:
         """Seconds until somebody waits for this row's sound: -inf = they wait for the first of an answer already.
 
-        A passage behind the one that is heard is wanted when that has been handed on, and not before: inf. An answer
-        whose listener has run dry once can't be heard without gaps anyhow: its passages are made side by side.
+        An utterance behind the one that is being played has infinite slack until that one has been handed on. An answer
+        whose listener has run dry cannot be played without gaps, so its utterances are made in parallel.
         """
         if self.job is None or self.background:
             return math.inf

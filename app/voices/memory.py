@@ -3,8 +3,8 @@
 A turn is a text and the codes it was spoken in: nothing is decoded and encoded again, so nothing wears out. Before them
 an engine always hears the voice's own recording, which never changes: the voice can't drift, however long people talk.
 
-A conversation is known by a key that its owner's API key is part of: nobody reaches another's. Knows no HTTP and no
-engine.
+A conversation is known by a key that its owner's API key is part of: no caller can read another's. Does not depend on
+HTTP or on an engine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ABANDONED_S = 60.0  # a half-written file this old is nobody's; a younger one may be another replica's
+ABANDONED_S = 60.0  # a half-written file this old was abandoned; a younger one may belong to another replica
 MAX_TURNS = 32  # of one conversation
 _CHARS_PER_TOKEN = 3  # of English, on the safe side: a Llama 3 token has about four
 _FRAMING_TOKENS = 6  # who speaks, begin, end, the frame that ends the sound
@@ -127,7 +127,7 @@ class Memory:
                 self._path(key).unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
-        assert self._folder is not None  # noqa: S101 - asked only where there is one
+        assert self._folder is not None  # noqa: S101 - called only if there is a folder
         return self._folder / f"{key}.npz"
 
     def _write(self, key: str, conversation: _Conversation) -> None:
@@ -166,7 +166,7 @@ class Memory:
         return _Conversation(maker, turns, touched_s)
 
     def _sweep(self) -> None:
-        assert self._folder is not None  # noqa: S101 - asked only where there is one
+        assert self._folder is not None  # noqa: S101 - called only if there is a folder
         for path in self._folder.glob("*.n*"):
             with contextlib.suppress(OSError):
                 age_s = time.time() - path.stat().st_mtime

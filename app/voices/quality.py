@@ -95,7 +95,7 @@ def measure(samples: Samples, rate_hz: int, spans: Sequence[Span], *, clipped: f
 
 
 def _parted(samples: Samples, rate_hz: int, spans: Sequence[Span]) -> tuple[Samples, Samples]:
-    """The speech, and what is between; where there is next to nothing between, the quietest tenth of the speech."""
+    """The speech, and the audio between it. If there is almost none between, the quietest tenth of the speech."""
     speaking = np.zeros(len(samples), np.bool_)
     near = np.zeros(len(samples), np.bool_)
     for span in spans:
@@ -214,7 +214,7 @@ def _bandwidth(hertz: float) -> Check:
     value = float(round(hertz, -1))
     told = f"There is sound up to {value / 1000:.1f} kHz"
     if value < 2_500:
-        return Check("bandwidth_hz", "bad", value, f"{told} only: speech can hardly be told apart in it.")
+        return Check("bandwidth_hz", "bad", value, f"{told} only: words are hard to understand in it.")
     if value < 6_500:
         return Check("bandwidth_hz", "warning", value, f"{told}, as on a telephone; the voice will sound so too.")
     return Check("bandwidth_hz", "good", value, f"{told}.")

@@ -1,4 +1,4 @@
-"""What is said in a recording, where nobody wrote it down: a recogniser behind a small protocol.
+"""The words of a recording that came without a transcript: a speech recogniser behind a small protocol.
 
 Whisper through transformers, which is an extra (`asr`). Weights are looked for on disk only, unless downloads are
 allowed. Knows samples and words.

@@ -62,7 +62,7 @@ class SpeechFinder:
         with self._lock:
             import silero_vad  # noqa: PLC0415 - with torch, which may not be there
 
-            # The package sets torch's thread count to one for whoever imports it.
+            # Importing the package sets torch's thread count to one for the whole process.
             import torch  # noqa: PLC0415
 
             if self._model is None:

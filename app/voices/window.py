@@ -26,7 +26,7 @@ LEAD_S, TAIL_S = 0.1, 0.2  # kept around speech, so that no first or last sound 
 def best_window(spans: Sequence[Span], samples: Samples, rate_hz: int) -> Span:
     """The best stretch of up to MAX_WINDOW_S, or up to WHOLE_MAX_S where the speaker does not pause before.
 
-    From the start of speech to its end, without silence around it. spans: where there is speech, at least one.
+    From the start of speech to its end, without silence around it. spans: the stretches of speech, at least one.
     Scored by how much of it is speech, how long the pauses at its ends are, how clean it is and how near its length is
     to BEST_WINDOW_S. A speaker who never pauses is cut at the quietest moment.
     """

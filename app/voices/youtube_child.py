@@ -270,7 +270,7 @@ def main() -> None:
         tell("failed", kind=problem.kind, words=str(problem), warnings=fetch.listener.warnings)
     except TooLarge:
         tell("failed", kind="too_large", words="it is too large", warnings=[])
-    except Exception as error:  # noqa: BLE001 - whatever it was, the parent is told in words
+    except Exception as error:  # noqa: BLE001 - the parent gets any failure in words
         cause = _cause(error)
         kind = "geo" if type(cause).__name__ == "GeoRestrictedError" else "other"
         if isinstance(cause, Problem):

@@ -1,4 +1,4 @@
-"""The studio's pages: one HTML shell for all of them, and the files it loads; and /docs. Knows nothing of speech.
+"""The studio's pages: one HTML shell for all of them, and the files it loads; and /docs. Does not depend on speech.
 
 The shell is made anew for each request, for its nonce and for the path that a proxy may have put before ours; all else
 is plain files, compressed on the way and asked for again only by their ETag. Nothing of it names another host.

@@ -6,8 +6,8 @@ and each channel has an embedding of its own.
 
 What is refused here: weights of v0.1 that were brought into the transformers layout. transformers has no RoPE in
 cross-attention, so there is no such model that is right; its converter makes one all the same, from v0.1 by default.
-Told by config.json (keys of v0.1, or a `version` or `_name_or_path` that says so) and by the name of file or
-repository. A conversion without any such trace can't be told from 0626: names, shapes and sizes are the same.
+Recognised by config.json (keys of v0.1, or a `version` or `_name_or_path` that names it) and by the name of the file or
+repository. A conversion without any such trace cannot be distinguished from 0626: names, shapes and sizes are the same.
 """
 
 from __future__ import annotations

@@ -62,8 +62,10 @@ def candidates(
 
 
 def _top(scores: Tensor, top_k: Tensor, most: int | None) -> Tensor:
-    """True for the k largest of (n, C, V), k of each row; 0 = all. Ties with the k-th stay, so that in bfloat16, where
-    there are some, it does not matter what others' k is."""
+    """True for the k largest of (n, C, V), with k of each row; 0 = all. Ties with the k-th stay.
+
+    bfloat16 has ties, and this way the k of other rows does not matter.
+    """
     size = scores.shape[-1]
     most = size if most is None else max(1, min(most, size))
     limited = ((top_k > 0) & (top_k < size))[:, None, None]

@@ -99,7 +99,7 @@ def release_modules(config: DacConfig) -> dict[str, str]:
 
 def open_codec(folder: Path) -> list[Checkpoint]:
     """What may be the codec in `folder`, for `codec`: .safetensors, else the .pth of descript's release. Raises
-    WeightsUnavailable where there is neither, or a file is broken."""
+    WeightsUnavailable if neither exists, or a file is broken."""
     released = sorted(folder.glob("*.pth"))
     if released and not any(folder.glob("*.safetensors")):
         return [

@@ -64,8 +64,8 @@ class MimiConfig:
 
 
 def read_mimi_config_file(folder: Path) -> MimiConfig:
-    """`folder`/config.json, or kyutai/mimi's numbers where there is none (moshi's own repositories have none for
-    it)."""
+    """`folder`/config.json, or kyutai/mimi's numbers without that file (moshi's own repositories do not have
+    one)."""
     path = folder / "config.json"
     try:
         raw = json.loads(path.read_text("utf-8"))
