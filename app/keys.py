@@ -244,7 +244,7 @@ class KeyRing:
 
     @property
     def needed(self) -> bool:
-        """Whether only those with a key are let in."""
+        """Whether requests need a key."""
         self._look()
         return self._closed
 

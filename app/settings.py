@@ -257,8 +257,8 @@ class Settings(BaseSettings):
     watermark: Literal["cloned", "all", "off"] = Field(
         "cloned",
         alias="TTS_WATERMARK",
-        description="Which speech carries an inaudible watermark that says a machine made it: that of `cloned` voices, `all`, or "
-        "none (`off`). Needs the `watermark` extra: without it `cloned` marks nothing and /health says so; `all` "
+        description="Which speech carries an inaudible watermark that says a machine made it: `cloned` "
+        "voices, `all`, or none (`off`). Needs the `watermark` extra: without it `cloned` marks nothing and /health says so; `all` "
         "does not start.",
     )
     youtube: Literal["auto", "off"] = Field(

@@ -1,6 +1,6 @@
 """Non-verbal sounds: words in parentheses, such as "(laughs)", that some engines perform.
 
-This table is the only one. An engine names the sounds that it performs in `EngineInfo.sounds`; the API lists them per model.
+This table is the only one. `EngineInfo.sounds` has the sounds that an engine performs; the API lists them per model.
 """
 
 from __future__ import annotations

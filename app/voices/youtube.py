@@ -339,8 +339,8 @@ def watch_url(url: str) -> str:
 def problem(kind: str, words: str, warnings: list[str], limits: FetchLimits) -> Unfetchable:
     """What went wrong in the child as an error that says what to do.
 
-    Reasons that only YouTube's own page states are recognised by its English words, which is all that yt-dlp passes on. An
-    unknown reason is quoted.
+    Reasons that only YouTube's own page states are recognised by its English words, which is all that yt-dlp passes on.
+    An unknown reason is quoted.
     """
     known: dict[str, tuple[type[Unfetchable], str]] = {
         "playlist": (IsPlaylist, "`youtube_url` is of several videos. Send the address of one."),

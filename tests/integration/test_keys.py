@@ -256,7 +256,7 @@ def test_keys_are_managed_while_the_server_runs(tmp_path: Path) -> None:
         assert added.returncode == 0
         key = added.stdout.strip()  # alone, so that a script can take it
         assert key.startswith("sk-")
-        assert "only those with a key" in added.stderr
+        assert "requests for speech need a key" in added.stderr
         wait_until(lambda: speaks() == 401)
         assert speaks(key) == 200
         assert httpx.get(f"{process.url}/health").json()["key_needed"] is True

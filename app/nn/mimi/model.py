@@ -406,8 +406,8 @@ class MimiDecoder(nn.Module):
         return sound
 
     def frame(self, codes: Tensor, going: Tensor) -> Tensor:
-        """One frame of the first n rows that are `going` (n,) bool: codes (n, K) int64 -> (n, frame_samples) float32. Other
-        rows return arbitrary numbers.
+        """One frame of the first n rows that are `going` (n,) bool: codes (n, K) int64 -> (n, frame_samples) float32.
+        Other rows return arbitrary numbers.
 
         Of fixed shape, and nothing is asked of the host: it may be recorded. How far rows are is counted on the device
         then, so a row goes on by this or by `decode`, not by both, from one reset to the next.
