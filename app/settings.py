@@ -258,8 +258,8 @@ class Settings(BaseSettings):
         "cloned",
         alias="TTS_WATERMARK",
         description="Which speech carries an inaudible watermark that says a machine made it: `cloned` "
-        "voices, `all`, or none (`off`). Needs the `watermark` extra: without it `cloned` marks nothing and /health says so; `all` "
-        "does not start.",
+        "voices, `all`, or none (`off`). Needs the `watermark` extra: without it `cloned` marks nothing and /health "
+        "says so; `all` does not start.",
     )
     youtube: Literal["auto", "off"] = Field(
         "auto",
