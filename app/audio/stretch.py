@@ -1,7 +1,7 @@
-"""Speaking faster or slower at the same pitch.
+"""Time stretching: faster or slower speech at the same pitch.
 
 FFmpeg's atempo through a PyAV filter graph: of the six stretchers compared on speech it was best or tied at every speed
-and 5-15 times cheaper (about 1 ms of CPU per second of output). Knows samples, a rate and a speed.
+and 5-15 times cheaper (about 1 ms of CPU per second of output).
 """
 
 from __future__ import annotations

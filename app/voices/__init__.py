@@ -1,1 +1,1 @@
-"""Voices: who can be asked for, and what is known of them. No HTTP, no engines."""
+"""Voices: the store, cloning, quality reports, enhancement and conversation memory. No HTTP, no engines."""

@@ -1,4 +1,4 @@
-"""The standard voices' names and described profiles. How they sound is made elsewhere: per engine, from these."""
+"""The names and profiles of the preset voices. Each engine creates its own recordings from them."""
 
 from __future__ import annotations
 

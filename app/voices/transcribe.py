@@ -1,7 +1,6 @@
-"""The words of a recording that came without a transcript: a speech recogniser behind a small protocol.
+"""Speech recognition for recordings without a transcript: Whisper through transformers (the extra `asr`).
 
-Whisper through transformers, which is an extra (`asr`). Weights are looked for on disk only, unless downloads are
-allowed. Knows samples and words.
+Weights are read from disk, and downloaded only if downloads are allowed.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Transcriber(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NoTranscriber:
-    """None is wanted."""
+    """Speech recognition is turned off."""
 
     def missing(self) -> str:
         return "This server has no speech recogniser (TTS_ASR=off)."

@@ -1,4 +1,4 @@
-"""Where in a recording somebody speaks. Silero VAD where torch is installed, else by energy. Knows samples only."""
+"""Voice activity detection: Silero VAD if torch is installed, otherwise by energy."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Which stretch of a recording shows a voice best: 6 to 12 s of dense, clean speech between pauses.
-
-Knows samples and spans.
-"""
+"""Chooses the best part of a recording for cloning: 6 to 12 s of dense, clean speech between pauses."""
 
 from __future__ import annotations
 
