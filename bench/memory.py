@@ -61,7 +61,7 @@ def measure(args: argparse.Namespace, model: str, rows: int) -> dict[str, Any]:
     before = used(device)
     make: Any = csm_runner if model == "csm" else dia_runner
     sets = candidates("auto", device, dtype) if record else [TORCH]
-    runner, recorder = make(args.size, device, dtype, rows=rows, record=record, kernels=sets)
+    runner, capture = make(args.size, device, dtype, rows=rows, record=record, kernels=sets)
     loaded = used(device) - before
     line = SpokenLine(TEXT, 0, Voice("none", "none", "none"))
     for row in range(rows):
@@ -76,8 +76,8 @@ def measure(args: argparse.Namespace, model: str, rows: int) -> dict[str, Any]:
             runner.decode([told[i] for i in heard], result.codes[heard])
     speaking = used(device) - before
     found = {"foreseen": foreseen(model, args.size, dtype, rows), "loaded": loaded, "speaking": speaking}
-    if recorder is not None:
-        found["recording"] = recorder.cost.bytes
+    if capture is not None:
+        found["recording"] = capture.cost.bytes
     return found
 
 

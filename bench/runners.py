@@ -91,14 +91,14 @@ def csm_runner(
     fill(decoder)
     fill(encoder)
     csm_loading.adapt(model, quantize)
-    recorder = GraphCapture(device) if record else None
+    capture = GraphCapture(device) if record else None
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder), raw)
         text = TextEncoder(Path(folder), config)
     runner = CsmRunner(
-        model, text, encoder, decoder, max_rows=rows, quantized=quantize != "none", recorder=recorder, kernels=kernels
+        model, text, encoder, decoder, max_rows=rows, quantized=quantize != "none", capture=capture, kernels=kernels
     )
-    return runner, recorder
+    return runner, capture
 
 
 def dia_runner(
@@ -125,7 +125,7 @@ def dia_runner(
     fill(decoder)
     fill(encoder)
     dia_loading.adapt(model, quantize)
-    recorder = GraphCapture(device) if record else None
+    capture = GraphCapture(device) if record else None
     runner = DiaRunner(
         model,
         encoder,
@@ -133,8 +133,8 @@ def dia_runner(
         max_rows=rows,
         exact=True,
         quantized=quantize != "none",
-        recorder=recorder,
+        capture=capture,
         kernels=kernels,
         burst=burst,
     )
-    return runner, recorder
+    return runner, capture

@@ -102,7 +102,7 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
     language model's parts alone in turns with it: what the runner adds is the rest."""
     record = device.type == "cuda" and not args.plain
     sets = candidates(args.kernels, device, dtype, compiled=args.compile) if record else (TORCH,)
-    runner, recorder = csm_runner(
+    runner, capture = csm_runner(
         args.size, device, dtype, rows=args.rows, quantize=args.quantize, record=record, kernels=sets
     )
     now, rows = clock(device), list(range(args.rows))
@@ -142,8 +142,8 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
         found["codec_s"] = round(codec_s, 4)
         alone = sum(statistics.median(times[WARM_UP_FRAMES:]) for times in parts.times.values())
         found["runner_overhead"] = round((statistics.median(steps) + codec_s) / (alone + codec_s) - 1, 4)
-    if recorder is not None:
-        found["setup"] = dict(runner.setup) | {"recording": asdict(recorder.cost)}
+    if capture is not None:
+        found["setup"] = dict(runner.setup) | {"recording": asdict(capture.cost)}
         assert runner._graph is not None
         found["kernels_s"] = runner._graph.steps.kernel_seconds
     per_s = bandwidth(device)

@@ -39,7 +39,7 @@ def text_of(size: int) -> str:
 def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Generator[None, None, dict[str, Any]]:
     record = device.type == "cuda" and not args.plain
     sets = candidates(args.kernels, device, dtype, compiled=args.compile) if record else (TORCH,)
-    runner, recorder = dia_runner(
+    runner, capture = dia_runner(
         args.size,
         device,
         dtype,
@@ -59,7 +59,7 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
         while not runner.prefill(row):
             pass
     prefill_s = (now() - began) / args.rows
-    steps, lone = _recorded(runner, args) if record else (yield from _plain(runner, args, now))
+    steps, lone = _captured(runner, args) if record else (yield from _plain(runner, args, now))
     codes = torch.randint(0, config.codebook_size, (SOUND_FRAMES, args.rows, config.channels)).short().numpy()
     sounds: list[float] = []
     for frame in codes:
@@ -79,7 +79,7 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
         "times_real_time": round(args.rows / (frame_s * codec.frame_hz), 2),
         "resident_bytes": resident_bytes(),
         "limit": _limit(runner, device),
-        **({} if recorder is None else {"setup": dict(runner.setup), "recording": asdict(recorder.cost)}),
+        **({} if capture is None else {"setup": dict(runner.setup), "recording": asdict(capture.cost)}),
     }
 
 
@@ -104,7 +104,7 @@ def _plain(
     return steps, lone
 
 
-def _recorded(runner: DiaRunner, args: argparse.Namespace) -> tuple[list[float], list[float]]:
+def _captured(runner: DiaRunner, args: argparse.Namespace) -> tuple[list[float], list[float]]:
     """Seconds of a step, in the mean of each burst: of all rows, then of one."""
     found = []
     for rows in (list(range(args.rows)), [0]):

@@ -1,7 +1,7 @@
-"""Work of fixed shape, recorded once and replayed: a CUDA graph on a CUDA device, elsewhere the same function again.
+"""Work of fixed shape that is captured once as a CUDA graph and replayed. Without a CUDA device, a plain function call.
 
-What is recorded reads and writes tensors that stay where they are and asks the host for nothing; so thousands of small
-kernels cost one launch. Knows no model.
+The captured work reads and writes static tensors and needs nothing from the host, so thousands of small kernels cost
+one launch. Does not depend on any model.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 BucketKey = TypeVar("BucketKey")
 Body = Callable[[], None]
 
-WARM_UPS = 2  # calls before the recording: libraries set themselves up in the first
+WARM_UPS = 2  # calls before the capture: libraries initialise in the first
 
 
 def at_least(wanted: int, sizes: Sequence[int]) -> int:
-    """The smallest of `sizes` (ascending) that holds `wanted`. Raises ValueError where none does."""
+    """Return the smallest of `sizes` (ascending) that is at least `wanted`. Raises ValueError if none is."""
     for size in sizes:
         if size >= wanted:
             return size
@@ -44,8 +44,8 @@ def doublings(first: int, last: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """What recording took: graphs, seconds, bytes of device memory."""
+class CaptureCost:
+    """What the capture took: graphs, seconds, bytes of device memory."""
 
     graphs: int
     seconds: float
@@ -53,8 +53,11 @@ class Cost:
 
 
 class GraphCapture:
-    """Records bodies for one device. All graphs share one pool of memory, as no two of them run at a time; blocks of it
-    belong to a stream, so that they are all recorded on the same."""
+    """Captures CUDA graphs on one device.
+
+    All graphs share one memory pool, because no two of them run at a time. Blocks of the pool belong to a stream, so
+    all graphs are captured on the same stream.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -63,36 +66,36 @@ class GraphCapture:
         self.forget()
 
     def forget(self) -> None:
-        """What was recorded is gone: count anew, and take memory for what comes from a new pool."""
+        """Reset the cost and begin a new memory pool, after the graphs so far were dropped."""
         self._pool: Any = torch.cuda.graph_pool_handle() if self._on_cuda else None
         self.graphs = 0
         self._seconds = 0.0
         self._bytes = 0
 
     @property
-    def cost(self) -> Cost:
-        return Cost(self.graphs, round(self._seconds, 3), self._bytes)
+    def cost(self) -> CaptureCost:
+        return CaptureCost(self.graphs, round(self._seconds, 3), self._bytes)
 
-    def record(self, body: Body) -> Body:
-        """The body as something to be replayed. On a CUDA device it has been called by then: what it wrote is to be
-        written anew.
+    def capture(self, body: Body) -> Body:
+        """Return a function that replays the body. On a CUDA device the capture runs the body, so its outputs must be
+        written again afterwards.
 
-        Raises torch.OutOfMemoryError; then nothing of it is left in the way of another recording.
+        Raises torch.OutOfMemoryError. Then all its memory is free for another capture.
         """
         replay = self._captured(body) if self._on_cuda else body
         self.graphs += 1
         return replay
 
     def _captured(self, body: Body) -> Body:
-        """`_capture`, its cost, and what is left to do where memory lacks."""
+        """`_capture` with its cost counted, and its memory released when it runs out of memory."""
         began, free = time.monotonic(), torch.cuda.mem_get_info(self._device)[0]
         try:
             return self._capture(body)
         except RuntimeError as error:
-            if not _for_lack_of_memory(error):
+            if not _is_out_of_memory(error):
                 raise
-            lack = torch.OutOfMemoryError(str(error))  # not from it: its frames hold what the body has made
-            _let_go(error)
+            lack = torch.OutOfMemoryError(str(error))  # no `from error`: its frames hold tensors of the body
+            _release_tensors(error)
         finally:
             self._seconds += time.monotonic() - began
             self._bytes += max(0, free - torch.cuda.mem_get_info(self._device)[0])
@@ -110,16 +113,16 @@ class GraphCapture:
                     body()
             here.wait_stream(self._stream)
             torch.cuda.synchronize(self._device)
-            # Other threads may use the device meanwhile (a voice is learned): only this one is being recorded.
+            # Other threads may use the device meanwhile (a voice is encoded): only this thread is captured.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 body()
         finally:
-            if torch.cuda.current_stream(self._device) != here:  # left behind by a recording that was cut short
+            if torch.cuda.current_stream(self._device) != here:  # left behind by a capture that failed
                 torch.cuda.set_stream(here)
         return graph.replay
 
     def seconds(self, replay: Callable[[], None], times: int = 20) -> float:
-        """How long what was recorded takes, in the mean."""
+        """Mean seconds of one replay."""
         replay()
         self._wait()
         began = time.perf_counter()
@@ -134,41 +137,40 @@ class GraphCapture:
 
 
 class GraphBuckets(Generic[BucketKey]):
-    """One piece of work, recorded for the first n rows, n by doublings, in each of its forms."""
+    """Graphs of one piece of work: one for each number of rows (1, 2, 4 ...) and each key."""
 
     def __init__(self, rows: int, keys: Sequence[BucketKey]) -> None:
-        """forms: all there are, the largest first."""
+        """rows: the largest number of rows. keys: all keys, the largest first."""
         self._keys = tuple(keys)
         self._sizes = doublings(1, rows)
-        self._recorded: dict[tuple[int, BucketKey], Body] = {}
+        self._captured: dict[tuple[int, BucketKey], Body] = {}
 
     @property
     def rows(self) -> int:
-        """As many as one call covers at most."""
+        """The largest number of rows that one graph covers."""
         return self._sizes[-1]
 
-    def record(self, recorder: GraphCapture, body: Callable[[int, BucketKey], Body]) -> None:
-        """Record all, largest first: what they compute with is then laid out for the largest once. body: what is to be
-        recorded for so many rows in that form.
+    def capture(self, capture: GraphCapture, body: Callable[[int, BucketKey], Body]) -> None:
+        """Capture all graphs, the largest first, so that the shared memory is laid out once for the largest.
 
-        Where memory does not suffice for a size, the next smaller one is the largest. Raises torch.OutOfMemoryError
-        where it does not suffice for one row.
+        body: returns the work for a number of rows and a key. If memory does not suffice for a size, the next smaller
+        size becomes the largest. Raises torch.OutOfMemoryError if it does not suffice for one row.
         """
         for size in reversed(self._sizes):
             try:
                 for key in self._keys:
-                    self._recorded[size, key] = recorder.record(body(size, key))
+                    self._captured[size, key] = capture.capture(body(size, key))
             except torch.OutOfMemoryError:
-                self._recorded.clear()
-                recorder.forget()
+                self._captured.clear()
+                capture.forget()
                 if size == 1:
                     raise
                 self._sizes = tuple(smaller for smaller in self._sizes if smaller < size)
                 log.warning("no memory for %d rows in one graph: %d rows at most", size, self.rows)
 
     def of(self, rows: int, key: BucketKey) -> Body:
-        """The smallest that covers so many rows, in that form."""
-        return self._recorded[at_least(rows, self._sizes), key]
+        """Return the smallest graph that covers `rows` rows, for this key."""
+        return self._captured[at_least(rows, self._sizes), key]
 
 
 Choice = TypeVar("Choice")
@@ -177,28 +179,28 @@ Choice = TypeVar("Choice")
 def fastest(
     choices: Mapping[str, Choice], body: Callable[[Choice], Body], device: torch.device
 ) -> tuple[Choice, dict[str, float]]:
-    """The choice whose body, recorded, runs in the least time, and the seconds of each; of one alone none is taken."""
+    """Return the choice whose captured body is fastest, and the seconds of each. A single choice is not timed."""
     if len(choices) == 1:
         return next(iter(choices.values())), {}
     seconds = {}
     for name, choice in choices.items():
         trial = GraphCapture(device)
-        seconds[name] = trial.seconds(trial.record(body(choice)))
+        seconds[name] = trial.seconds(trial.capture(body(choice)))
     best = min(seconds, key=seconds.__getitem__)
-    log.info("%s is taken of %s", best, ", ".join(f"{name} ({s * 1e3:.2f} ms)" for name, s in seconds.items()))
+    log.info("uses %s, the fastest of %s", best, ", ".join(f"{name} ({s * 1e3:.2f} ms)" for name, s in seconds.items()))
     return choices[best], seconds
 
 
-def _let_go(error: BaseException | None) -> None:
-    """Of the tensors that the frames of an error and of those behind it hold."""
+def _release_tensors(error: BaseException | None) -> None:
+    """Release the tensors that the frames of an error and of its causes hold."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error.__traceback__ = None
         error = error.__cause__ or error.__context__
 
 
-def _for_lack_of_memory(error: BaseException | None) -> bool:
-    """A recording that is cut short says so in an error of its own, with the reason behind it."""
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error or one of its causes is out of memory: a failed capture raises an error of its own."""
     while error is not None:
         if isinstance(error, torch.OutOfMemoryError):
             return True
@@ -209,11 +211,11 @@ def _for_lack_of_memory(error: BaseException | None) -> bool:
 Setup = tuple[tuple[str, str | int | float | bool | None], ...]
 
 
-def setup_of(recorder: GraphCapture | None, rows: int, kernels: str) -> Setup:
-    """What /health says of how an engine's steps are made."""
-    if recorder is None:
+def setup_facts(capture: GraphCapture | None, rows: int, kernels: str) -> Setup:
+    """Facts for /health about how the engine's steps run."""
+    if capture is None:
         return (("recorded", False),)
-    cost = recorder.cost
+    cost = capture.cost
     return (
         ("recorded", True),
         ("recorded_rows", rows),
@@ -225,45 +227,49 @@ def setup_of(recorder: GraphCapture | None, rows: int, kernels: str) -> Setup:
 
 
 class PinnedDoubleBuffer:
-    """A device tensor's contents for the host, two launches deep: one may be read while the next is made."""
+    """Copies device tensors to two pinned host buffers in turns, so that one is read while the next is written."""
 
     def __init__(self, *tensors: Tensor) -> None:
         self._tensors = tensors
         self._on_cuda = tensors[0].device.type == "cuda"
-        self._sides = [
+        self._buffers = [
             [torch.empty(t.shape, dtype=t.dtype, pin_memory=self._on_cuda) for t in tensors] for _ in range(2)
         ]
-        self._turn = 0
+        self._next = 0
 
     def copy(self) -> Callable[[], list[Tensor]]:
-        """Begin to copy what the tensors hold after all work that is queued; the result waits for it and gives the
-        host's tensors, which are good until the next but one `copy`."""
-        side = self._sides[self._turn]
-        self._turn = 1 - self._turn
-        for host, tensor in zip(side, self._tensors, strict=True):
+        """Start to copy the tensors, after all queued work.
+
+        The returned function waits for the copy and returns the host tensors. They are valid until the copy after the
+        next one.
+        """
+        buffers = self._buffers[self._next]
+        self._next = 1 - self._next
+        for host, tensor in zip(buffers, self._tensors, strict=True):
             host.copy_(tensor, non_blocking=self._on_cuda)
         if not self._on_cuda:
-            return lambda: side
+            return lambda: buffers
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record(torch.cuda.current_stream(self._tensors[0].device))
 
         def wait() -> list[Tensor]:
             done.synchronize()
-            return side
+            return buffers
 
         return wait
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
-    """A host tensor on the device, without waiting for what the device is doing."""
+    """Copy a host tensor to the device without waiting for queued work."""
     if device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
 
 
 def side_stream(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    """A stream of its own on a CUDA device, for work that need not wait for what the engine has sent off; elsewhere
-    nothing. The memory it uses must be its own."""
+    """A side CUDA stream that overlaps with queued engine work; a no-op on other devices.
+
+    The work on it must not share memory with the engine's."""
     if device.type != "cuda":
         return nullcontext
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -45,7 +45,7 @@ def on_cpu(folder: Path) -> CsmRunner:
 @pytest.fixture(params=["plain", "recorded"])
 def how(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Options of a runner: each step launched anew, or recorded once and replayed."""
-    return {"device": CUDA, "recorder": GraphCapture(CUDA) if request.param == "recorded" else None}
+    return {"device": CUDA, "capture": GraphCapture(CUDA) if request.param == "recorded" else None}
 
 
 def heard(runner: CsmRunner, utterance: Utterance) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +101,7 @@ def test_split_over_two_devices(folder: Path, on_cpu: CsmRunner) -> None:
 
 def test_several_lines_and_who_comes_after_them(folder: Path, on_cpu: CsmRunner) -> None:
     """A row that ends, is stopped and begun anew while other rows are on their way."""
-    runner = make(folder, device=CUDA, recorder=GraphCapture(CUDA))
+    runner = make(folder, device=CUDA, capture=GraphCapture(CUDA))
     lines = Utterance(speech("One.").lines + speech("And two.").lines, GREEDY, 1, 40 * FRAME_S)
     driver = Driver(runner)
     driver.start(0, speech("Somebody who is stopped.", frames=200))
@@ -130,7 +130,7 @@ class Small(GraphCapture):
 
 
 def test_without_memory_for_all_rows_it_speaks_with_fewer(folder: Path, on_cpu: CsmRunner) -> None:
-    runner = make(folder, device=CUDA, recorder=Small(CUDA))
+    runner = make(folder, device=CUDA, capture=Small(CUDA))
     assert runner.max_rows == 4
     assert torch.cuda.current_stream(CUDA) == torch.cuda.default_stream(CUDA)
     utterance = speech("As ever.", sampling=GREEDY, frames=20)

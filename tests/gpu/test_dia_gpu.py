@@ -42,7 +42,7 @@ def how(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Options of a runner: each step launched anew, or recorded once and replayed, one or several at a time."""
     if request.param == "plain":
         return {"device": CUDA}
-    return {"device": CUDA, "recorder": GraphCapture(CUDA), "burst": 8 if request.param == "in bursts" else 1}
+    return {"device": CUDA, "capture": GraphCapture(CUDA), "burst": 8 if request.param == "in bursts" else 1}
 
 
 def heard(runner: DiaRunner, utterance: Utterance, row: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,7 @@ from app.nn.kernels.choice import TORCH, compiled_kernels
 from app.nn.kv_cache import KVCache
 from app.nn.mimi.config import read_mimi_config
 from app.nn.mimi.model import MimiDecoder
-from app.runtime.cuda_graphs import WARM_UPS, GraphCapture, _for_lack_of_memory
+from app.runtime.cuda_graphs import WARM_UPS, GraphCapture, _is_out_of_memory
 from app.types import Sampling, Utterance
 from tests.support.driver import Driver
 from tests.support.random_csm import csm_config, fabricate_csm
@@ -47,19 +47,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class AsOnAGpu(GraphCapture):
     """Calls what it records, as often as a CUDA device would be made to: it may leave nothing behind."""
 
-    def record(self, body: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, body: Callable[[], None]) -> Callable[[], None]:
         for _ in range(WARM_UPS):
             body()
-        return super().record(body)
+        return super().capture(body)
 
 
-def recorded(folder: Path, **options: object) -> CsmRunner:
-    return make(folder, **{"recorder": GraphCapture(CPU), **options})
+def captured(folder: Path, **options: object) -> CsmRunner:
+    return make(folder, **{"capture": GraphCapture(CPU), **options})
 
 
 @pytest.fixture(scope="module")
 def runner(folder: Path) -> CsmRunner:
-    return recorded(folder, recorder=AsOnAGpu(CPU))
+    return captured(folder, capture=AsOnAGpu(CPU))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_lines_follow_in_place(folder: Path) -> None:
     spoken = lines("First line.", "Second line.", "Third.")
     request = Utterance(spoken, Sampling(temperature=0.0), 1, 24 * FRAME_S)
     said = []
-    for some in (make(folder), recorded(folder)):
+    for some in (make(folder), captured(folder)):
         stubborn(some, {6, 13})
         said.append(alone(some, request))
     ours, theirs = said
@@ -131,7 +131,7 @@ def test_lines_follow_in_place(folder: Path) -> None:
 def test_a_line_that_reaches_its_limit_goes_on_alike(folder: Path) -> None:
     guards = Guards(min_frames=2, frames_per_token=0, slack_frames=7)
     request = Utterance(lines("First line.", "Second.", "And the third."), Sampling(), 1, 60.0)
-    ours, theirs = (alone(some, request) for some in (make(folder, guards=guards), recorded(folder, guards=guards)))
+    ours, theirs = (alone(some, request) for some in (make(folder, guards=guards), captured(folder, guards=guards)))
     assert len(ours) == 21
     assert np.array_equal(ours, theirs)
 
@@ -140,7 +140,7 @@ def test_guards(folder: Path) -> None:
     """No end in the first frames; a model that repeats itself is ended, and what it had on its way is dropped."""
     guards = Guards(min_frames=4, frames_per_token=1, slack_frames=5)
     counted: list[str] = []
-    some = recorded(folder, guards=guards, on_guard=counted.append)
+    some = captured(folder, guards=guards, on_guard=counted.append)
     some.model.head = AlwaysEos()
     codes = alone(some, speech("Never ends.", frames=999))
     assert (codes[:4, 0] != 0).all()
@@ -154,7 +154,7 @@ def test_guards(folder: Path) -> None:
             return logits
 
     said = []
-    for stuck in (make(folder, guards=Guards()), recorded(folder, guards=Guards())):
+    for stuck in (make(folder, guards=Guards()), captured(folder, guards=Guards())):
         stuck.model.head = Same()
         for i in range(len(stuck.model.heads)):
             stuck.model.heads[i] = Same()
@@ -162,10 +162,10 @@ def test_guards(folder: Path) -> None:
     assert np.array_equal(*said)
 
 
-@pytest.mark.parametrize("record", [False, True])
-def test_numbers_that_go_wrong_are_one_rows_affair(folder: Path, record: bool) -> None:
+@pytest.mark.parametrize("capture", [False, True])
+def test_numbers_that_go_wrong_are_one_rows_affair(folder: Path, capture: bool) -> None:
     """NaN in a row ends that row; the others, and who takes the row next, are none the wiser."""
-    some = recorded(folder) if record else make(folder)
+    some = captured(folder) if capture else make(folder)
     expected = alone(some, REQUESTS[0])
     driver = Driver(some)
     driver.start(0, REQUESTS[0])
@@ -226,23 +226,23 @@ def test_without_memory_for_many_rows_it_starts_with_fewer(folder: Path) -> None
     class Small(GraphCapture):
         asked = 0
 
-        def record(self, body: Callable[[], None]) -> Callable[[], None]:
+        def capture(self, body: Callable[[], None]) -> Callable[[], None]:
             self.asked += 1
             if self.asked in (1, 4):  # eight rows do not fit, nor, after two forms of it, do four
                 raise torch.OutOfMemoryError
-            return super().record(body)
+            return super().capture(body)
 
-    some = make(folder, recorder=Small(CPU))
+    some = make(folder, capture=Small(CPU))
     assert some.max_rows == 2
     assert dict(some.setup)["graphs"] == 2 * 5
     assert np.array_equal(alone(some, REQUESTS[0], row=1), alone(make(folder), REQUESTS[0]))
 
     class Nothing(GraphCapture):
-        def record(self, body: Callable[[], None]) -> Callable[[], None]:
+        def capture(self, body: Callable[[], None]) -> Callable[[], None]:
             raise torch.OutOfMemoryError
 
     with pytest.raises(torch.OutOfMemoryError):
-        make(folder, recorder=Nothing(CPU))
+        make(folder, capture=Nothing(CPU))
 
 
 def test_what_it_says_of_itself(runner: CsmRunner, plain: CsmRunner) -> None:
@@ -262,7 +262,7 @@ def test_the_faster_kernels_are_taken(folder: Path) -> None:
         return TORCH.gate(*rest)
 
     sluggish = dataclasses.replace(TORCH, name="triton", gate=slow)
-    some = make(folder, recorder=GraphCapture(CPU), kernels=(sluggish, TORCH))
+    some = make(folder, capture=GraphCapture(CPU), kernels=(sluggish, TORCH))
     assert dict(some.setup)["kernels"] == "torch"
     assert set(some._graph.steps.kernel_seconds) == {"torch", "triton"}  # type: ignore[union-attr]
     assert np.array_equal(alone(some, REQUESTS[0]), alone(make(folder), REQUESTS[0]))
@@ -271,7 +271,7 @@ def test_the_faster_kernels_are_taken(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_what_the_compiler_makes_of_them_says_the_same(folder: Path, plain: CsmRunner) -> None:
-    some = make(folder, recorder=GraphCapture(CPU), kernels=(compiled_kernels(),), max_rows=2)
+    some = make(folder, capture=GraphCapture(CPU), kernels=(compiled_kernels(),), max_rows=2)
     assert dict(some.setup)["kernels"] == "compiled"
     for request in REQUESTS[:5]:
         assert np.array_equal(alone(some, request), alone(plain, request))
@@ -286,5 +286,5 @@ def test_lack_of_memory_is_known_behind_another_error() -> None:
 
     with pytest.raises(RuntimeError, match="capture") as caught:
         cut_short()
-    assert _for_lack_of_memory(caught.value)
-    assert not _for_lack_of_memory(RuntimeError("an illegal address"))
+    assert _is_out_of_memory(caught.value)
+    assert not _is_out_of_memory(RuntimeError("an illegal address"))

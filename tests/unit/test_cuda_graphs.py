@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from app.runtime.cuda_graphs import GraphBuckets, GraphCapture, _let_go, at_least, doublings, fastest
+from app.runtime.cuda_graphs import GraphBuckets, GraphCapture, _release_tensors, at_least, doublings, fastest
 
 pytestmark = pytest.mark.unit
 
@@ -25,14 +25,14 @@ class Failing(GraphCapture):
         self._failing = failing
         self.asked = 0
 
-    def record(self, body: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, body: Callable[[], None]) -> Callable[[], None]:
         self.asked += 1
         if self.asked in self._failing:
             raise torch.OutOfMemoryError
-        return super().record(body)
+        return super().capture(body)
 
 
-def calls(rows: int, recorder: GraphCapture) -> tuple[GraphBuckets[str], list[tuple[int, str]]]:
+def calls(rows: int, capture: GraphCapture) -> tuple[GraphBuckets[str], list[tuple[int, str]]]:
     """Calls in two forms, recorded, and what has been called."""
     called: list[tuple[int, str]] = []
 
@@ -40,7 +40,7 @@ def calls(rows: int, recorder: GraphCapture) -> tuple[GraphBuckets[str], list[tu
         return lambda: called.append((count, key))
 
     some = GraphBuckets(rows, ("long", "short"))
-    some.record(recorder, body)
+    some.capture(capture, body)
     return some, called
 
 
@@ -64,10 +64,10 @@ def test_the_smallest_call_that_covers_the_rows_is_taken() -> None:
     ],
 )
 def test_what_there_is_no_memory_for_is_left_out(failing: tuple[int, ...], rows: int, graphs: int) -> None:
-    recorder = Failing(*failing)
-    some, called = calls(8, recorder)
+    capture = Failing(*failing)
+    some, called = calls(8, capture)
     assert some.rows == rows
-    assert recorder.cost.graphs == graphs
+    assert capture.cost.graphs == graphs
     some.of(rows, "long")()
     assert called == [(rows, "long")]
     with pytest.raises(ValueError, match="more than"):
@@ -112,7 +112,7 @@ def test_an_error_keeps_nothing_of_what_was_computed() -> None:
         kept = error
     gc.collect()
     assert all(ref() is not None for ref in made)
-    _let_go(kept)
+    _release_tensors(kept)
     gc.collect()
     assert all(ref() is None for ref in made)
 

@@ -1,4 +1,4 @@
-"""Steps recorded once and replayed say what steps computed one after another say: see test_csm_frames.py."""
+"""Steps recorded once and replayed say what steps computed one after another say: see test_csm_cuda_graph.py."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fabricate_dia(tmp_path_factory.mktemp("dia"))
 
 
-def recorded(folder: Path, **options: object) -> DiaRunner:
-    return make(folder, **{"recorder": GraphCapture(CPU), "burst": BURST, **options})
+def captured(folder: Path, **options: object) -> DiaRunner:
+    return make(folder, **{"capture": GraphCapture(CPU), "burst": BURST, **options})
 
 
 @pytest.fixture(scope="module")
 def runner(folder: Path) -> DiaRunner:
-    return recorded(folder, recorder=AsOnAGpu(CPU))
+    return captured(folder, capture=AsOnAGpu(CPU))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_the_same_codes_and_sound(runner: DiaRunner, plain: DiaRunner, index: in
 
 @pytest.mark.parametrize("burst", [1, 3])
 def test_a_burst_is_nobodys_business(folder: Path, plain: DiaRunner, burst: int) -> None:
-    some = recorded(folder, burst=burst, recorder=AsOnAGpu(CPU), max_rows=2)
+    some = captured(folder, burst=burst, capture=AsOnAGpu(CPU), max_rows=2)
     for request in MORE[:3]:
         assert np.array_equal(alone(some, request), alone(plain, request))
 
@@ -94,9 +94,9 @@ def test_both_releases_end_by_themselves(tmp_path: Path, release: str, seed: int
     folder = fabricate_dia(tmp_path, release=release, layout_name="nari", eos=True)
     counts: list[list[str]] = []
     said = []
-    for record in (False, True):
+    for capture in (False, True):
         counted: list[str] = []
-        make_it: Callable[..., DiaRunner] = recorded if record else make
+        make_it: Callable[..., DiaRunner] = captured if capture else make
         some = make_it(folder, guards=Guards(min_s=0.05), on_guard=counted.append)
         said.append(alone(some, speech("It ends.", seed, 300)))
         counts.append(counted)
@@ -105,9 +105,9 @@ def test_both_releases_end_by_themselves(tmp_path: Path, release: str, seed: int
     assert counts[0] == counts[1]
 
 
-@pytest.mark.parametrize("record", [False, True])
-def test_numbers_that_go_wrong_are_one_rows_affair(folder: Path, record: bool) -> None:
-    some = recorded(folder) if record else make(folder)
+@pytest.mark.parametrize("capture", [False, True])
+def test_numbers_that_go_wrong_are_one_rows_affair(folder: Path, capture: bool) -> None:
+    some = captured(folder) if capture else make(folder)
     expected = alone(some, REQUESTS[0])
     driver = Driver(some)
     driver.start(0, REQUESTS[0])
@@ -139,13 +139,13 @@ def test_without_memory_for_many_rows_it_starts_with_fewer(folder: Path, plain: 
     class Small(GraphCapture):
         asked = 0
 
-        def record(self, body: Callable[[], None]) -> Callable[[], None]:
+        def capture(self, body: Callable[[], None]) -> Callable[[], None]:
             self.asked += 1
             if self.asked == 1:
                 raise torch.OutOfMemoryError
-            return super().record(body)
+            return super().capture(body)
 
-    some = make(folder, recorder=Small(CPU))
+    some = make(folder, capture=Small(CPU))
     assert some.max_rows == 4 < plain.max_rows
     assert dict(some.setup)["recorded_rows"] == some.max_rows
     assert np.array_equal(alone(some, REQUESTS[0], row=some.max_rows - 1), alone(plain, REQUESTS[0]))

@@ -86,12 +86,12 @@ class CsmCudaGraph:
         self._flags = torch.zeros(rows, 4, dtype=torch.bool, device=device)
         self._on_host = PinnedDoubleBuffer(self._codes, self._samples, self._flags)
 
-    def capture(self, recorder: GraphCapture) -> None:
+    def capture(self, capture: GraphCapture) -> None:
         """Select the fastest kernels and capture all steps; `steps.rows` is what fits into memory.
 
         Raises torch.OutOfMemoryError where not even one row fits.
         """
-        self.steps.capture(recorder, self.advance, BucketKey(self._lengths[0], fast_path=True))
+        self.steps.capture(capture, self.advance, BucketKey(self._lengths[0], fast_path=True))
         for row in range(self.steps.rows):  # capturing has run on zeros
             self._decoder.reset(row)
 

@@ -151,7 +151,7 @@ def load_runner(
     prefix_bytes: int = PREFIX_BYTES,
     stages: Sequence[Stage] = (),
     cache: LoadCache | None = None,
-    recorder: GraphCapture | None = None,
+    capture: GraphCapture | None = None,
     kernels: Sequence[Kernels] = (TORCH,),
 ) -> CsmRunner:
     """CSM from a folder in either published layout, with the codec inside it or in `codec_dir`.
@@ -181,7 +181,7 @@ def load_runner(
         piece=piece,
         prefix_bytes=prefix_bytes,
         examples=model_dir / "prompts",
-        recorder=recorder,
+        capture=capture,
         kernels=kernels,
     )
 
@@ -225,7 +225,7 @@ def load_from(
             if not counted or rows == 1:
                 raise
             rows //= 2
-    recorder, kernels = graph_capture(settings, device, dtype, possible=not stages and not reference_noise)
+    capture, kernels = graph_capture(settings, device, dtype, possible=not stages and not reference_noise)
     if any(used.type == "cpu" for used in devices):
         torch.set_num_threads(cpu_threads())
     return load_runner(
@@ -240,7 +240,7 @@ def load_from(
         reference_noise=reference_noise,
         stages=stages,
         cache=LoadCache(settings.folder("models") / "cache", source),
-        recorder=recorder,
+        capture=capture,
         kernels=kernels,
     )
 

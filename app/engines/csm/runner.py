@@ -36,7 +36,7 @@ from app.nn.kernels.choice import TORCH, Kernels
 from app.nn.kv_cache import KVCache
 from app.nn.mimi.config import MimiConfig
 from app.nn.mimi.model import MimiDecoder, MimiEncoder
-from app.runtime.cuda_graphs import GraphCapture, setup_of
+from app.runtime.cuda_graphs import GraphCapture, setup_facts
 from app.runtime.faults import BROKEN
 from app.runtime.runner import RowResult, StepResult, to_result
 from app.runtime.sampling import Sampler, SamplingParams, fast_path, int64_of
@@ -76,7 +76,7 @@ class CsmRunner:
         piece: int | None = None,
         prefix_bytes: int = PREFIX_BYTES,
         examples: Path | None = None,
-        recorder: GraphCapture | None = None,
+        capture: GraphCapture | None = None,
         kernels: Sequence[Kernels] = (TORCH,),
     ) -> None:
         """guards: None = no guards, as in the reference implementations.
@@ -98,7 +98,7 @@ class CsmRunner:
         self._on_guard = on_guard
         self._reference_noise = reference_noise
         self._one_by_one = must_step_one_by_one(model.device, model.dtype, quantized=quantized)
-        if recorder is None:
+        if capture is None:
             self._cache = model.kv_cache(max_rows)
         else:
             self._cache = model.kv_cache(max_rows, batched=True, scratch=1)
@@ -118,14 +118,14 @@ class CsmRunner:
         self._graph: CsmCudaGraph | None = None
         self._in_flight: InFlightStep[CsmRow, Frames] | None = None
         self._graph_samples: dict[int, Samples] = {}  # of the frames that the last step returned
-        if recorder is not None:
+        if capture is not None:
             if not isinstance(self._cache, KVCache) or reference_noise:
                 raise ValueError("CUDA graphs need a model on one device, and can't use the reference noise")
             self._graph = CsmCudaGraph(model, decoder, self._cache, self._depth_cache, self._next, kernels=kernels)
-            self._graph.capture(recorder)
+            self._graph.capture(capture)
             self.max_rows = self._graph.steps.rows
             self._warm_up()
-        self.setup = setup_of(recorder, self.max_rows, self._graph.steps.kernels.name if self._graph else "")
+        self.setup = setup_facts(capture, self.max_rows, self._graph.steps.kernels.name if self._graph else "")
 
     def _warm_up(self) -> None:
         """Run one utterance through all that a request goes through, and discard it."""

@@ -96,10 +96,10 @@ class DiaCudaGraph:
         self._flags = torch.zeros(burst, rows, 3, dtype=torch.bool, device=device)
         self._on_host = PinnedDoubleBuffer(self._frames, self._flags)
 
-    def capture(self, recorder: GraphCapture) -> None:
+    def capture(self, capture: GraphCapture) -> None:
         """Select the fastest kernels and capture all steps. Raises torch.OutOfMemoryError."""
         shortest = BucketKey(self._audio_lengths[0], self._text_lengths[0], fast_path=True)
-        self.steps.capture(recorder, self.advance, shortest)
+        self.steps.capture(capture, self.advance, shortest)
 
     def start(
         self,

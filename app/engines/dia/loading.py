@@ -121,7 +121,7 @@ def load_runner(
     piece: int | None = None,
     source: str = "",
     cache: LoadCache | None = None,
-    recorder: GraphCapture | None = None,
+    capture: GraphCapture | None = None,
     kernels: Sequence[Kernels] = (TORCH,),
     burst: int = 1,
 ) -> DiaRunner:
@@ -145,7 +145,7 @@ def load_runner(
         fingerprint=f"dia {digest} {quantize}",
         codec_fingerprint=codec_fingerprint(encoder, encoder.config, model.config.channels),
         piece=piece,
-        recorder=recorder,
+        capture=capture,
         kernels=kernels,
         burst=burst,
     )
@@ -175,7 +175,7 @@ def load_from(
             return measure(config, shape, dtype=dtype, max_rows=rows)
 
         rows = rows_that_fit([device], settings.gpu_memory_fraction, bytes_of, most=ROWS_GPU)
-    recorder, kernels = graph_capture(settings, device, dtype, possible=not reference_noise)
+    capture, kernels = graph_capture(settings, device, dtype, possible=not reference_noise)
     return load_runner(
         folder,
         codec,
@@ -189,7 +189,7 @@ def load_from(
         reference_noise=reference_noise,
         source=source,
         cache=LoadCache(settings.folder("models") / "cache", source),
-        recorder=recorder,
+        capture=capture,
         kernels=kernels,
         burst=settings.steps_per_check,
     )

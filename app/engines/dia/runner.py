@@ -34,7 +34,7 @@ from app.engines.shared.step_graph import InFlightStep
 from app.errors import BadReference, EmptyText
 from app.nn.dac.model import DacDecoder, DacEncoder
 from app.nn.kernels.choice import TORCH, Kernels
-from app.runtime.cuda_graphs import GraphCapture, setup_of, side_stream
+from app.runtime.cuda_graphs import GraphCapture, setup_facts, side_stream
 from app.runtime.faults import BROKEN
 from app.runtime.runner import RowResult, StepResult, to_result
 from app.runtime.sampling import int64_of
@@ -67,7 +67,7 @@ class DiaRunner:
         fingerprint: str = "",
         codec_fingerprint: str = "",
         piece: int | None = None,
-        recorder: GraphCapture | None = None,
+        capture: GraphCapture | None = None,
         kernels: Sequence[Kernels] = (TORCH,),
         burst: int = 1,
     ) -> None:
@@ -90,7 +90,7 @@ class DiaRunner:
         self._reference_noise = reference_noise
         self._one_by_one = must_step_one_by_one(model.device, model.dtype, quantized=quantized)
         self._chunk = piece or (CHUNK_CPU if model.device.type == "cpu" else CHUNK_GPU)
-        if recorder is None:
+        if capture is None:
             self._cache = model.cache(max_rows)
         else:
             self._cache = model.cache(max_rows, batched=True, scratch=1)
@@ -101,16 +101,16 @@ class DiaRunner:
         self._graph: DiaCudaGraph | None = None
         self._in_flight: InFlightStep[DiaRow, list[Step]] | None = None
         self._finished: deque[tuple[InFlightStep[DiaRow, list[Step]], Step]] = deque()  # not returned yet
-        if recorder is not None:
+        if capture is not None:
             if reference_noise:
                 raise ValueError("CUDA graphs can't use the reference noise")
             self._graph = DiaCudaGraph(
                 model, self._cache, self._delay_pattern, rows=max_rows, burst=burst, kernels=kernels
             )
-            self._graph.capture(recorder)
+            self._graph.capture(capture)
             self.max_rows = self._graph.steps.rows
             self._warm_up(burst)
-        self.setup = setup_of(recorder, self.max_rows, self._graph.steps.kernels.name if self._graph else "")
+        self.setup = setup_facts(capture, self.max_rows, self._graph.steps.kernels.name if self._graph else "")
 
     def _warm_up(self, burst: int) -> None:
         """Run one utterance through all that a request goes through, and discard it."""

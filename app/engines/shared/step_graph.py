@@ -59,7 +59,7 @@ class StepGraph(Generic[Key]):
         """The largest number of rows that one launch covers."""
         return self._buckets.rows
 
-    def capture(self, recorder: GraphCapture, body: StepBody[Key], shortest: Key) -> None:
+    def capture(self, capture: GraphCapture, body: StepBody[Key], shortest: Key) -> None:
         """Select the fastest kernels for one row with the key `shortest`, then capture every bucket.
 
         Where memory is short, `rows` becomes smaller. Raises torch.OutOfMemoryError where not even one row fits.
@@ -73,7 +73,7 @@ class StepGraph(Generic[Key]):
             return call
 
         self.kernels, self.kernel_seconds = fastest(self._candidates, partial(bound, 1, shortest), self._device)
-        self._buckets.record(recorder, partial(bound, kernels=self.kernels))
+        self._buckets.capture(capture, partial(bound, kernels=self.kernels))
 
     def set_row(self, row: int, integers: Sequence[int], floats: Sequence[float]) -> None:
         """Upload one row's numbers, without waiting for the device."""

@@ -38,7 +38,7 @@ def test_csm(tmp_path: Path) -> None:
     changes = {"head_dim": 16, "depth_decoder_config": depth | {"head_dim": 16}}
     folder = fabricate_csm(tmp_path, changes=changes)
     request = test_csm_runner.speech("Two frames.", 2, 2, sampling=Sampling(top_k=20, top_p=0.9))
-    options = {"recorder": GraphCapture(CPU), "kernels": (fused_kernels(),), "max_rows": 1}
+    options = {"capture": GraphCapture(CPU), "kernels": (fused_kernels(),), "max_rows": 1}
     theirs = test_csm_runner.alone(test_csm_runner.make(folder), request)
     ours = test_csm_runner.alone(test_csm_runner.make(folder, **options), request)
     assert np.array_equal(ours, theirs)
@@ -47,7 +47,7 @@ def test_csm(tmp_path: Path) -> None:
 def test_dia(tmp_path: Path) -> None:
     folder = fabricate_dia(tmp_path)
     request = test_dia_runner.speech("A few.", 2, 1)
-    options = {"recorder": GraphCapture(CPU), "kernels": (fused_kernels(),), "max_rows": 1}
+    options = {"capture": GraphCapture(CPU), "kernels": (fused_kernels(),), "max_rows": 1}
     theirs = test_dia_runner.alone(test_dia_runner.make(folder), request)
     ours = test_dia_runner.alone(test_dia_runner.make(folder, **options), request)
     assert np.array_equal(ours, theirs)
