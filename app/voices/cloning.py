@@ -144,7 +144,7 @@ class Cloner:
         spans = self._finder.find(sound, RATE_HZ)
         if not spans:
             raise BadReference(
-                f"`{what}` has {decoded.seconds:.1f} s of audio without speech. Send a recording of one person "
+                f"`{what}` has {decoded.seconds:.1f} s of audio with no speech. Send a recording of one person "
                 "who speaks.",
                 param=what,
             )
