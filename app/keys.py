@@ -314,7 +314,7 @@ class KeyRing:
         except (BadKeys, OSError) as error:
             if str(error) != self._told:
                 self._told = str(error)
-                log.error("The keys stay as they were: %s", error)
+                log.error("The key file could not be read, so the keys before it stay in use: %s", error)
             return
         log.info("%s: there are %d keys now", self._file.path, len(self._keys))
 

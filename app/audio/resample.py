@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class StreamResampler:
     """A `Stage` that resamples from from_hz to to_hz. With equal rates, samples pass unchanged and without delay.
 
-    The output has round(N * to_hz / from_hz) samples, within one. It does not depend on how the input is divided.
+    The number of output samples is round(N * to_hz / from_hz), or differs from it by one. The output is the same
+    however the input is divided.
     """
 
     def __init__(self, from_hz: int, to_hz: int) -> None:

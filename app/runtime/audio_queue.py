@@ -111,7 +111,7 @@ class AudioQueue:
                 chunk = self._take() if self._parts and enough else None
                 finished = self._finished
                 has_room = was_full and not self.full
-            if has_room:  # outside our lock: the scheduler calls `finish` inside its own
+            if has_room:  # without our lock: the scheduler calls `finish` while it holds its own lock
                 self._on_room()
             if chunk is not None:
                 return chunk

@@ -187,7 +187,11 @@ def fastest(
         trial = GraphCapture(device)
         seconds[name] = trial.seconds(trial.capture(body(choice)))
     best = min(seconds, key=seconds.__getitem__)
-    log.info("uses %s, the fastest of %s", best, ", ".join(f"{name} ({s * 1e3:.2f} ms)" for name, s in seconds.items()))
+    log.info(
+        "uses the kernels %s, the fastest of %s",
+        best,
+        ", ".join(f"{name} ({s * 1e3:.2f} ms)" for name, s in seconds.items()),
+    )
     return choices[best], seconds
 
 

@@ -24,7 +24,9 @@ class StepResult:
 
     codes: Codes  # (n, K) int16; faults.BROKEN = the row's numbers are NaN or infinite, so the row fails
     ended: NDArray[np.bool_]  # (n,): the row had finished before this step; its codes are ignored
-    silent: NDArray[np.bool_] | None = None  # (n,): the row continues but has no frame in this step; None = no row
+    silent: NDArray[np.bool_] | None = (
+        None  # (n,): the row continues but has no frame in this step; None: no row is silent
+    )
     rows: Sequence[int] | None = (
         None  # the rows of these results, if they are from an earlier step; None = as requested
     )

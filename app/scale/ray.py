@@ -214,7 +214,7 @@ def serve(settings: Settings, address: str | None) -> None:
 
 def drain(ray_serve: Any, grace_s: float) -> None:
     """Graceful shutdown: refuse new requests and let running answers finish."""
-    log.info("stopping: running answers may finish, for up to %.0f s", grace_s)
+    log.info("stopping: waiting up to %.0f s for the requests in progress", grace_s)
     ray_serve.delete(APP, _blocking=False)
     until_s = time.monotonic() + grace_s + 5
     while APP in ray_serve.status().applications and time.monotonic() < until_s:

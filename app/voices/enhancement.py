@@ -146,7 +146,7 @@ class Loudness:
         blocks = samples.reshape(-1, self._block_samples)
         estimate, gain_db = self._estimate, self._gain_db
         points = []
-        for index, look in enumerate(self._meter.look(blocks)):  # 200 times a second
+        for index, look in enumerate(self._meter.look(blocks)):  # a hot loop
             while self._expected and self._expected[0][0] < at + (index + 1) * self._block_samples:
                 estimate.expect(self._expected.pop(0)[1])
             if look is not None:

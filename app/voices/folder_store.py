@@ -91,7 +91,9 @@ class FolderStore(Generic[R]):
                     signature = _signature(self.folder / name / self._marker)
                     if signature != self._signatures.get(name) or name not in records:
                         records[name] = self._read(self.folder / name)
-                        signature = _signature(self.folder / name / self._marker)  # `read` may have created it
+                        signature = _signature(
+                            self.folder / name / self._marker
+                        )  # taken after `read`, which may have created the marker file
                     if signature is not None:
                         signatures[name] = signature
                 except FileNotFoundError:  # removed during the scan, or incomplete

@@ -222,10 +222,10 @@ class VoiceStore:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, EOFError) as error:
-            log.warning("%s can't be read; the codes are encoded again: %s", path, error)
+            log.warning("%s can't be read, so the recording is encoded again: %s", path, error)
             return None
         if not isinstance(codes, np.ndarray) or codes.dtype != np.int16 or codes.ndim != 2:
-            log.warning("%s does not hold int16 codes; the codes are encoded again.", path)
+            log.warning("%s does not hold int16 codes, so the recording is encoded again.", path)
             return None
         return codes
 

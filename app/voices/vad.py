@@ -115,6 +115,6 @@ def frame_levels_db(samples: Samples, rate_hz: int, frame_s: float = _FRAME_S) -
 
 
 def runs(mask: np.ndarray) -> list[tuple[int, int]]:
-    """Starts and ends (past the last) of the stretches where `mask` (N,) is True."""
+    """Start and end index of each stretch where `mask` (N,) is True. The end is exclusive."""
     edges = np.flatnonzero(np.diff(np.concatenate(([0], mask.astype(np.int8), [0]))))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

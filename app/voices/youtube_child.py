@@ -284,7 +284,7 @@ def main() -> None:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What yt-dlp has wrapped into its DownloadError."""
+    """Return the exception that yt-dlp has wrapped into its DownloadError."""
     inside = getattr(error, "exc_info", None)
     return inside[1] if inside and inside[1] is not None else error
 

@@ -38,7 +38,7 @@ T = TypeVar("T")
 _TICK_S = 0.22  # between two calls of on_progress and cancelled: at most 5 a second, and at least one every 0.5 s
 _RATE_WINDOW_S = 5.0
 _BLOCK_BYTES = 1 << 20
-_HEADROOM = 1.05  # times the missing bytes: for the file system's blocks and for other processes' logs
+_HEADROOM = 1.05  # free space needed = this * missing bytes; files are rounded up to blocks, other processes write too
 
 
 class Cancelled(Exception):

@@ -1,4 +1,4 @@
-"""Builders for `test_host.py`, found by `module:function` as real engines are. Each behaves as it is named."""
+"""Builders for `test_engine_manager.py`, found by `module:function` as real engines are. Each behaves as named."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ def without_padding(text: str) -> str:
 
 
 def text_ids(text: str, limit: int) -> list[int]:
-    """The ids of a text. Raises TextTooLong beyond `limit` bytes: nari's code cuts it off there, in silence."""
+    """The token ids of a text. Raises TextTooLong beyond `limit` bytes; the original Dia code cuts the text there
+    without an error."""
     ids = list(text_bytes(text))
     if len(ids) > limit:
         raise TextTooLong(
