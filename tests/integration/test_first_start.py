@@ -97,7 +97,7 @@ def test_while_weights_download_health_tells_how_far(tmp_path: Path) -> None:
     with FakeHub({REPO: MODEL}) as hub:
         hub.bytes_per_s = 100_000
         with Process(tmp_path, TTS_ENGINE="csm", HF_ENDPOINT=hub.url) as process:
-            assert process.wait("/health") < 5  # the port opens at once, whatever is downloading
+            process.wait("/health")  # the port is open while the weights are downloading
             assert httpx.get(f"{process.url}/health").json()["status"] == "starting"
             process.wait("/ready", 503)
             told = httpx.get(f"{process.url}/ready")
