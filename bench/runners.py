@@ -117,7 +117,7 @@ def dia_runner(
     model = DiaModel(config, device=device, dtype=dtype)
     fill(model)
     model.get_parameter("head.weight")[config.eos] = 0  # never the best of channel 0: nobody ends while it is measured
-    model.commit()
+    model.compute_unconditional()
     codec = parse_dac_config(dac_config(size))
     decoder = DacDecoder(codec, rows=rows, codebooks=config.channels, device=device)
     with device:

@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads tha
 
 import torch
 
-from app.engines.csm.decoding import FRAMES_AHEAD, MOST_AT_ONCE
+from app.engines.csm.decoding import FRAMES_AHEAD, MAX_GROUP
 from app.engines.csm.runner import CsmRunner
 from app.nn.kernels.choice import TORCH, candidates
 from app.nn.linear import Int8Linear, PackedLinear
@@ -117,8 +117,8 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
     steps: list[float] = []
     sounds: list[float] = []
     wall = time.perf_counter if record else now  # a recorded step does not wait for its own frame
-    warm_up = WARM_UP_FRAMES if record else FRAMES_AHEAD * MOST_AT_ONCE
-    for index in range(warm_up + -(-args.frames // MOST_AT_ONCE) * MOST_AT_ONCE):
+    warm_up = WARM_UP_FRAMES if record else FRAMES_AHEAD * MAX_GROUP
+    for index in range(warm_up + -(-args.frames // MAX_GROUP) * MAX_GROUP):
         if index >= warm_up and (index - warm_up) % TURN_FRAMES == 0:
             yield
         start = wall()

@@ -74,8 +74,8 @@ class SamplingParams:
     top_k: int = 50
     top_p: float = 1.0
 
-    def asked(self, sampling: Sampling) -> SamplingParams:
-        """These, but for what a request asks for."""
+    def overridden_by(self, sampling: Sampling) -> SamplingParams:
+        """These parameters, with the values that the request sets instead."""
         return SamplingParams(
             temperature=self.temperature if sampling.temperature is None else sampling.temperature,
             top_k=self.top_k if sampling.top_k is None else sampling.top_k,

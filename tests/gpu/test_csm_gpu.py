@@ -53,7 +53,7 @@ def heard(runner: CsmRunner, utterance: Utterance) -> tuple[np.ndarray, np.ndarr
     driver = Driver(runner)
     driver.start(0, utterance)
     driver.finish()
-    return driver.said(0), np.concatenate(driver.sounds[0])
+    return driver.frames(0), np.concatenate(driver.chunks[0])
 
 
 @pytest.mark.parametrize(
@@ -78,10 +78,10 @@ def test_a_seeded_request_does_not_depend_on_its_company(folder: Path, how: dict
     driver = Driver(runner)
     for row in range(7):
         driver.start(row, speech(f"Somebody else, number {row}.", seed=row, frames=10 + row))
-        driver.turn()
+        driver.iterate()
     driver.start(7, mine)
     driver.finish()
-    assert np.array_equal(driver.said(7), expected)
+    assert np.array_equal(driver.frames(7), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -107,13 +107,13 @@ def test_several_lines_and_who_comes_after_them(folder: Path, on_cpu: CsmRunner)
     driver.start(0, speech("Somebody who is stopped.", frames=200))
     driver.start(1, lines)
     for _ in range(5):
-        driver.turn()
+        driver.iterate()
     driver.stop(0)
     driver.start(0, lines)
     driver.finish()
     expected = alone(on_cpu, lines)
-    assert np.array_equal(driver.said(0), expected)
-    assert np.array_equal(driver.said(1), expected)
+    assert np.array_equal(driver.frames(0), expected)
+    assert np.array_equal(driver.frames(1), expected)
 
 
 class Small(GraphCapture):

@@ -50,7 +50,7 @@ def heard(runner: DiaRunner, utterance: Utterance, row: int = 0) -> tuple[np.nda
     driver = Driver(runner)
     driver.start(row, utterance)
     driver.finish()
-    return driver.said(row), np.concatenate(driver.sounds[row])
+    return driver.frames(row), np.concatenate(driver.chunks[row])
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling()])
@@ -69,10 +69,10 @@ def test_a_seeded_request_does_not_depend_on_its_company(folder: Path, how: dict
     driver = Driver(runner)
     for row in range(5):
         driver.start(row, speech(f"Somebody else, number {row}.", seed=row, frames=20 + row))
-        driver.turn()
+        driver.iterate()
     driver.start(5, mine)
     driver.finish()
-    assert np.array_equal(driver.said(5), expected)
+    assert np.array_equal(driver.frames(5), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

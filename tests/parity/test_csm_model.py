@@ -128,11 +128,11 @@ def test_knobs(base: tuple[Any, CsmModel], params: dict[str, Any]) -> None:
     assert torch.equal(ours(model, ids, 4, params=SamplingParams(**params), max_frames=20), expected)
 
 
-@pytest.mark.parametrize("piece", [1, 7, 64])
-def test_a_prompt_read_in_pieces(base: tuple[Any, CsmModel], piece: int) -> None:
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_a_prompt_read_in_pieces(base: tuple[Any, CsmModel], chunk: int) -> None:
     _, model = base
     ids = torch.arange(5, 55)
-    assert torch.equal(ours(model, ids, 9, piece=piece), ours(model, ids, 9))
+    assert torch.equal(ours(model, ids, 9, chunk=chunk), ours(model, ids, 9))
 
 
 def test_codes_beyond_the_codec_are_never_drawn(base: tuple[Any, CsmModel]) -> None:

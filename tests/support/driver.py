@@ -1,4 +1,4 @@
-"""Plays the batch loop over a Runner, without threads: who is in which row, and when, is the test's."""
+"""Runs a Runner without threads, as the batch loop does. The test decides which utterance is in which row, and when."""
 
 from __future__ import annotations
 
@@ -10,61 +10,63 @@ from app.types import Utterance
 
 
 class Driver:
-    """A turn is a piece of prompt for each row that reads, and a step of those that speak."""
+    """An iteration reads one chunk of each prompt that is not read yet, and steps the rows whose prompts are read."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
-        self.reading: list[int] = []
-        self.speaking: list[int] = []
-        self.codes: dict[int, list[np.ndarray]] = {}
-        self.sounds: dict[int, list[np.ndarray]] = {}
-        self.non_finite: list[int] = []
-        self.pieces = 0
+        self.prefilling: list[int] = []  # rows
+        self.speaking: list[int] = []  # rows
+        self.codes: dict[int, list[np.ndarray]] = {}  # frames (K,) of each row
+        self.chunks: dict[int, list[np.ndarray]] = {}  # samples (N,) of each row
+        self.non_finite: list[int] = []  # rows that have ended with NaN or infinite values
+        self.prefill_calls = 0
 
     def start(self, row: int, utterance: Utterance) -> None:
         self.runner.admit(row, utterance)
-        self.reading.append(row)
-        self.codes[row], self.sounds[row] = [], []
+        self.prefilling.append(row)
+        self.codes[row], self.chunks[row] = [], []
 
     def stop(self, row: int) -> None:
-        for rows in (self.reading, self.speaking):
+        for rows in (self.prefilling, self.speaking):
             if row in rows:
                 rows.remove(row)
         self.runner.release(row)
 
-    def turn(self, paused: frozenset[int] = frozenset()) -> None:
-        for row in list(self.reading):
-            self.pieces += 1
+    def iterate(self, paused: frozenset[int] = frozenset()) -> None:
+        for row in list(self.prefilling):
+            self.prefill_calls += 1
             if self.runner.prefill(row):
-                self.reading.remove(row)
+                self.prefilling.remove(row)
                 self.speaking.append(row)
-        asked = [row for row in self.speaking if row not in paused]
-        if not asked:
+        stepped = [row for row in self.speaking if row not in paused]
+        if not stepped:
             return
-        result = self.runner.step(asked)
-        rows = asked if result.rows is None else list(result.rows)
+        result = self.runner.step(stepped)
+        rows = stepped if result.rows is None else list(result.rows)
         silent = np.zeros(len(rows), np.bool_) if result.silent is None else result.silent
         non_finite = np.isin(np.arange(len(rows)), broken(result.codes))
-        live = [i for i in range(len(rows)) if not (result.ended[i] or silent[i] or non_finite[i])]
-        if live:
-            made = self.runner.decode([rows[i] for i in live], result.codes[live])
-            for i, sound in zip(live, made, strict=True):
+        audible = [i for i in range(len(rows)) if not (result.ended[i] or silent[i] or non_finite[i])]
+        if audible:
+            decoded = self.runner.decode([rows[i] for i in audible], result.codes[audible])
+            for i, samples in zip(audible, decoded, strict=True):
                 self.codes[rows[i]].append(result.codes[i])
-                self.sounds[rows[i]].append(sound)
+                self.chunks[rows[i]].append(samples)
         for i in np.flatnonzero(result.ended | silent):
             if len(rest := self.runner.drain(rows[i])):
-                self.sounds[rows[i]].append(rest)
-        for i, over in enumerate(result.ended | non_finite):
-            if over:
+                self.chunks[rows[i]].append(rest)
+        for i, ended in enumerate(result.ended | non_finite):
+            if ended:
                 self.stop(rows[i])
         self.non_finite += [rows[i] for i in np.flatnonzero(non_finite)]
 
     def finish(self) -> None:
-        while self.reading or self.speaking:
-            self.turn()
+        while self.prefilling or self.speaking:
+            self.iterate()
 
-    def said(self, row: int) -> np.ndarray:
+    def frames(self, row: int) -> np.ndarray:
+        """All codes of the row: (T, K)."""
         return np.stack(self.codes[row]) if self.codes[row] else np.zeros((0, 9), np.int16)
 
-    def decode(self, row: int) -> np.ndarray:
-        return np.concatenate(self.sounds[row])
+    def samples(self, row: int) -> np.ndarray:
+        """All samples of the row: (N,)."""
+        return np.concatenate(self.chunks[row])

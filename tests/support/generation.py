@@ -22,7 +22,7 @@ def generate(
     params: SamplingParams,
     seed: int = 0,
     reference_noise: bool = False,
-    piece: int | None = None,
+    chunk: int | None = None,
 ) -> Iterator[Tensor]:
     """Frames (K,) int64 for an embedded prompt (S, D), the ending one included, at most max_frames.
 
@@ -38,7 +38,7 @@ def generate(
 
     position, last = 0, prompt.shape[0] - 1
     while position < last:
-        stop = min(last, position + (piece or last))
+        stop = min(last, position + (chunk or last))
         model.read(prompt[position:stop], cache, 0, position)
         position = stop
     x = prompt[last:]

@@ -85,8 +85,8 @@ def test_the_same_codes_and_sound(runner: CsmRunner, plain: CsmRunner) -> None:
             driver.start(2, request)
             driver.finish()
         ours, theirs = drivers
-        assert np.array_equal(ours.said(2), theirs.said(2)), request.lines[0].text
-        assert np.abs(ours.decode(2) - theirs.decode(2)).max() < 1e-5
+        assert np.array_equal(ours.frames(2), theirs.frames(2)), request.lines[0].text
+        assert np.abs(ours.samples(2) - theirs.samples(2)).max() < 1e-5
 
 
 def test_company_changes_nothing(runner: CsmRunner, plain: CsmRunner) -> None:
@@ -97,19 +97,19 @@ def test_company_changes_nothing(runner: CsmRunner, plain: CsmRunner) -> None:
     random = np.random.default_rng(0)
     for turn, (row, request) in enumerate(zip(rows, REQUESTS, strict=True)):
         driver.start(row, request)
-        driver.turn(frozenset(random.choice(8, 2).tolist()))
+        driver.iterate(frozenset(random.choice(8, 2).tolist()))
         if turn == 4:
             driver.stop(5)
             driver.start(5, REQUESTS[0])
     driver.finish()
     for row, codes in zip(rows, expected, strict=True):
-        assert np.array_equal(driver.said(row), codes), row
-    sounds = [driver.decode(row) for row in rows]
+        assert np.array_equal(driver.frames(row), codes), row
+    sounds = [driver.samples(row) for row in rows]
     for row, request in enumerate(REQUESTS):
         alone_in_it = Driver(runner)
         alone_in_it.start(row, request)
         alone_in_it.finish()
-        assert np.abs(alone_in_it.decode(row) - sounds[row]).max() < 1e-5
+        assert np.abs(alone_in_it.samples(row) - sounds[row]).max() < 1e-5
 
 
 def test_lines_follow_in_place(folder: Path) -> None:
@@ -171,16 +171,16 @@ def test_numbers_that_go_wrong_are_one_rows_affair(folder: Path, capture: bool) 
     driver.start(0, REQUESTS[0])
     driver.start(1, speech("This one breaks.", 3, 30))
     for _ in range(4):
-        driver.turn()
+        driver.iterate()
     some._next[1] = math.nan
     driver.finish()
     assert driver.non_finite == [1]
     assert len(driver.codes[1]) < 10
-    assert np.array_equal(driver.said(0), expected)
+    assert np.array_equal(driver.frames(0), expected)
     driver.start(1, REQUESTS[0])
     driver.finish()
-    assert np.array_equal(driver.said(1), expected)
-    assert np.isfinite(driver.decode(1)).all()
+    assert np.array_equal(driver.frames(1), expected)
+    assert np.isfinite(driver.samples(1)).all()
 
 
 def test_a_released_row_says_no_more(runner: CsmRunner, plain: CsmRunner) -> None:
@@ -188,11 +188,11 @@ def test_a_released_row_says_no_more(runner: CsmRunner, plain: CsmRunner) -> Non
     driver = Driver(runner)
     driver.start(0, speech("Who leaves.", 1, 30))
     for _ in range(3):
-        driver.turn()
+        driver.iterate()
     driver.stop(0)
     driver.start(0, REQUESTS[1])
     driver.finish()
-    assert np.array_equal(driver.said(0), alone(plain, REQUESTS[1]))
+    assert np.array_equal(driver.frames(0), alone(plain, REQUESTS[1]))
 
 
 def on_meta(size: str, rows: int) -> CsmCudaGraph:

@@ -23,7 +23,7 @@ VOICE = Voice("v", "v", "cloned")
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> CsmRunner:
     folder = fabricate_csm(tmp_path_factory.mktemp("csm"))
-    return load_runner(folder, None, device=torch.device("cpu"), dtype=torch.float32, max_rows=3, piece=8)
+    return load_runner(folder, None, device=torch.device("cpu"), dtype=torch.float32, max_rows=3, chunk=8)
 
 
 def engine(runner: CsmRunner) -> BatchedEngine:

@@ -23,7 +23,7 @@ from app.engines.csm import loading as csm_loading
 from app.engines.csm.config import parse_config, read_config
 from app.engines.csm.loading import engine_of, load_from, load_runner, measure
 from app.engines.csm.model import CsmModel
-from app.engines.csm.placement import Room, Sizes, loads, plan
+from app.engines.csm.placement import DeviceMemory, Sizes, bytes_per_device, plan
 from app.engines.csm.runner import CsmRunner
 from app.engines.registry import BuildContext
 from app.errors import EngineUnavailable
@@ -50,8 +50,8 @@ PLENTY = 10**15
 # ---- the plan
 
 
-def rooms(*free: int) -> list[Room]:
-    return [Room(f"cuda:{i}", size) for i, size in enumerate(free)]
+def memory(*free: int) -> list[DeviceMemory]:
+    return [DeviceMemory(f"cuda:{i}", size) for i, size in enumerate(free)]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def rooms(*free: int) -> list[Room]:
     ],
 )
 def test_the_plan(how: Any, home: int, layers: list[int], free: list[int], counts: tuple[int, ...]) -> None:
-    assert plan(how, Sizes(home, tuple(layers)), rooms(*free)) == counts
+    assert plan(how, Sizes(home, tuple(layers)), memory(*free)) == counts
 
 
 @given(st.integers(0, 200), st.lists(st.integers(1, 50), min_size=1, max_size=7), st.integers(1, 4))
@@ -82,12 +82,12 @@ def test_no_contiguous_plan_is_more_equal(home: int, layers: list[int], count: i
     sizes = Sizes(home, tuple(layers))
 
     def spread(counts: tuple[int, ...]) -> int:
-        found = loads(sizes, counts)
+        found = bytes_per_device(sizes, counts)
         assert sum(found) == sizes.total_bytes
         return sum(load**2 for load in found)
 
     every = [c for c in itertools.product(range(len(layers) + 1), repeat=count) if sum(c) == len(layers)]
-    assert spread(plan("balanced", sizes, rooms(*[PLENTY] * count))) == min(map(spread, every))
+    assert spread(plan("balanced", sizes, memory(*[PLENTY] * count))) == min(map(spread, every))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_no_contiguous_plan_is_more_equal(home: int, layers: list[int], count: i
 )
 def test_too_little_room_is_said(how: Any, free: list[int], named: list[str]) -> None:
     with pytest.raises(EngineUnavailable) as caught:
-        plan(how, Sizes(40, (10,) * 8), rooms(*free))
+        plan(how, Sizes(40, (10,) * 8), memory(*free))
     said = f"{caught.value.reason} {caught.value.remedy}"
     for part in (*named, "GB free", "TTS_DEVICES", "TTS_MAX_ROWS"):
         assert part in said
@@ -110,11 +110,11 @@ def test_too_little_room_is_said(how: Any, free: list[int], named: list[str]) ->
 
 def test_places_of_one_name_share_its_memory() -> None:
     sizes = Sizes(40, (10,) * 8)
-    assert plan("balanced", sizes, [Room("cpu", 132)] * 2) == (2, 6)
+    assert plan("balanced", sizes, [DeviceMemory("cpu", 132)] * 2) == (2, 6)
     with pytest.raises(EngineUnavailable, match="cpu would need"):
-        plan("balanced", sizes, [Room("cpu", 100)] * 2)
+        plan("balanced", sizes, [DeviceMemory("cpu", 100)] * 2)
     with pytest.raises(EngineUnavailable, match="cpu would need"):
-        plan("sequential", sizes, [Room("cpu", 100)] * 2)
+        plan("sequential", sizes, [DeviceMemory("cpu", 100)] * 2)
 
 
 # ---- devices
@@ -175,7 +175,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make(folder: Path, *counts: int, **options: Any) -> CsmRunner:
     stages = tuple(Stage(CPU, count) for count in counts)
-    values: dict[str, Any] = {"device": CPU, "dtype": torch.float32, "max_rows": 3, "guards": None, "piece": 16}
+    values: dict[str, Any] = {"device": CPU, "dtype": torch.float32, "max_rows": 3, "guards": None, "chunk": 16}
     return load_runner(folder, None, stages=stages, **(values | options))
 
 
@@ -203,10 +203,10 @@ def test_the_same_codes_in_company(folder: Path, whole: CsmRunner) -> None:
     driver = Driver(split)
     for row, request in enumerate(requests):
         driver.start(row, request)
-        driver.turn()
+        driver.iterate()
     driver.finish()
     for row, request in enumerate(requests):
-        assert np.array_equal(driver.said(row), alone(whole, request))
+        assert np.array_equal(driver.frames(row), alone(whole, request))
 
 
 @pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"dtype": torch.bfloat16, "quantize": "int8"}])
@@ -223,10 +223,10 @@ def test_a_frame_enters_each_stage_once(folder: Path) -> None:
     driver = Driver(runner)
     for row in range(2):
         driver.start(row, speech("Some words, so that there is something to read.", frames=3))
-    while driver.reading:
-        driver.turn()
+    while driver.prefilling:
+        driver.iterate()
     entered.clear()
-    driver.turn()
+    driver.iterate()
     assert entered == [(0, 1), (2, 1), (3, 1)] * 2  # float32 rows on a CPU go one by one
 
 
@@ -348,7 +348,7 @@ def test_auto_splits_what_does_not_fit(folder: Path, tmp_path: Path, monkeypatch
     assert config.codec is not None
     total = measure(config, config.codec, dtype=torch.float32, max_rows=2).total_bytes
     apart = itertools.count()  # as if the two were not one and the same CPU
-    monkeypatch.setattr(csm_loading, "Room", lambda name, free: Room(f"{name} {next(apart)}", free))
+    monkeypatch.setattr(csm_loading, "DeviceMemory", lambda name, free: DeviceMemory(f"{name} {next(apart)}", free))
     monkeypatch.setattr(csm_loading, "usable_bytes", lambda *_: total)  # less than a tenth more
     assert engine_of(runner_for(settings), settings).info.device == "cpu,cpu"
     monkeypatch.setattr(csm_loading, "usable_bytes", lambda *_: total // 3)

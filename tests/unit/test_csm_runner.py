@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make(folder: Path, **options: object) -> CsmRunner:
-    values = {"device": CPU, "dtype": torch.float32, "max_rows": 8, "guards": None, "piece": 16} | options
+    values = {"device": CPU, "dtype": torch.float32, "max_rows": 8, "guards": None, "chunk": 16} | options
     return load_runner(folder, None, **values)
 
 
@@ -60,7 +60,7 @@ def alone(runner: CsmRunner, utterance: Utterance, row: int = 0) -> np.ndarray:
     driver = Driver(runner)
     driver.start(row, utterance)
     driver.finish()
-    return driver.said(row)
+    return driver.frames(row)
 
 
 def test_a_row_is_as_good_as_another(runner: CsmRunner) -> None:
@@ -89,13 +89,13 @@ def test_company_changes_nothing(runner: CsmRunner) -> None:
     random = np.random.default_rng(0)
     for turn, (row, request) in enumerate(zip(rows, requests, strict=True)):
         driver.start(row, request)
-        driver.turn(frozenset(random.choice(8, 2).tolist()))
+        driver.iterate(frozenset(random.choice(8, 2).tolist()))
         if turn == 4:
             driver.stop(5)  # its reader is gone; the row goes to somebody else
             driver.start(5, requests[0])
     driver.finish()
     for row, codes in zip(rows, expected, strict=True):
-        assert np.array_equal(driver.said(row), codes), row
+        assert np.array_equal(driver.frames(row), codes), row
 
 
 def test_company_changes_no_sound(runner: CsmRunner) -> None:
@@ -105,20 +105,20 @@ def test_company_changes_no_sound(runner: CsmRunner) -> None:
     for request in requests:
         driver.start(0, request)
         driver.finish()
-        lone.append(driver.decode(0))
+        lone.append(driver.samples(0))
     for row, request in zip((4, 1, 2), requests, strict=True):
         driver.start(row, request)
-        driver.turn()
+        driver.iterate()
     driver.finish()
     for row, sound in zip((4, 1, 2), lone, strict=True):
-        assert np.abs(driver.decode(row) - sound).max() < 1e-5
+        assert np.abs(driver.samples(row) - sound).max() < 1e-5
 
 
 def test_sound_comes_in_growing_parts(runner: CsmRunner) -> None:
     driver = Driver(runner)
     driver.start(0, speech("It grows.", frames=42))
     driver.finish()
-    parts = [len(sound) // runner.codec.frame_samples for sound in driver.sounds[0] if len(sound)]
+    parts = [len(sound) // runner.codec.frame_samples for sound in driver.chunks[0] if len(sound)]
     assert parts == [1] * 9 + [2] * 5 + [3] * 3 + [4] * 3 + [2]
     # Who speaks a tenth faster than a listener listens keeps nobody waiting for a part to be full.
     came = 0.9 * np.cumsum(parts)
@@ -131,12 +131,12 @@ def test_a_line_that_ends_is_sounded_to_its_end(folder: Path) -> None:
     driver = Driver(runner)
     driver.start(0, Utterance(lines("First line.", "Second line."), Sampling(), 1, 20 * FRAME_S))
     while len(driver.codes[0]) < 12:
-        driver.turn()
-    assert len(driver.decode(0)) == 11 * runner.codec.frame_samples
-    driver.turn()
-    assert len(driver.decode(0)) == 12 * runner.codec.frame_samples
+        driver.iterate()
+    assert len(driver.samples(0)) == 11 * runner.codec.frame_samples
+    driver.iterate()
+    assert len(driver.samples(0)) == 12 * runner.codec.frame_samples
     driver.finish()
-    assert len(driver.decode(0)) == 20 * runner.codec.frame_samples
+    assert len(driver.samples(0)) == 20 * runner.codec.frame_samples
 
 
 def test_a_kept_voice_is_the_voice_read_anew(folder: Path) -> None:
@@ -158,10 +158,10 @@ def test_a_kept_voice_is_the_voice_read_anew(folder: Path) -> None:
     assert len(runner._prefill.prefixes) == 2
 
 
-@pytest.mark.parametrize("piece", [1, 5, 500])
-def test_pieces_of_a_prompt(folder: Path, runner: CsmRunner, piece: int) -> None:
+@pytest.mark.parametrize("chunk", [1, 5, 500])
+def test_pieces_of_a_prompt(folder: Path, runner: CsmRunner, chunk: int) -> None:
     request = speech("Read in pieces.", prompt=prompt(runner))
-    assert np.array_equal(alone(make(folder, piece=piece), request), alone(runner, request))
+    assert np.array_equal(alone(make(folder, chunk=chunk), request), alone(runner, request))
 
 
 def stubborn(runner: CsmRunner, at: set[int]) -> None:
@@ -208,17 +208,17 @@ def test_speakers_take_turns(folder: Path) -> None:
     driver = Driver(runner)
     driver.start(2, Utterance(said, Sampling(), 3, 60.0))
     driver.finish()
-    assert len(driver.said(2)) == 12
-    assert len(driver.decode(2)) == 12 * runner.codec.frame_samples
+    assert len(driver.frames(2)) == 12
+    assert len(driver.samples(2)) == 12 * runner.codec.frame_samples
 
 
 def test_a_row_that_reads_on_does_not_stop_the_others(folder: Path) -> None:
-    runner = make(folder, piece=4)
+    runner = make(folder, chunk=4)
     stubborn(runner, {3})  # one forced EOS in the step of both rows
     driver = Driver(runner)
     driver.start(0, Utterance(lines("a", "b" * 40), Sampling(), 1, 12 * FRAME_S))
-    while driver.reading:
-        driver.turn()
+    while driver.prefilling:
+        driver.iterate()
     before = len(driver.codes[0])
     driver.start(1, speech("x", frames=40))
     driver.finish()
@@ -324,10 +324,10 @@ def test_half_and_quarter_width_keep_company_out(folder: Path, quantize: str) ->
     driver = Driver(runner)
     for row, request in zip((3, 0, 5, 1), requests, strict=True):
         driver.start(row, request)
-        driver.turn()
+        driver.iterate()
     driver.finish()
     for row, codes in zip((3, 0, 5, 1), expected, strict=True):
-        assert np.array_equal(driver.said(row), codes)
+        assert np.array_equal(driver.frames(row), codes)
 
 
 def test_bfloat16(folder: Path) -> None:

@@ -160,7 +160,7 @@ def test_not_a_dia_checkpoint(tmp_path: Path, second: Path) -> None:
         read_config(tmp_path)
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((second / "config.json").read_bytes())
-    with pytest.raises(WeightsUnavailable, match="holds no Dia weights"):
+    with pytest.raises(WeightsUnavailable, match="contains no Dia weights"):
         open_all(tmp_path)
 
 

@@ -60,9 +60,9 @@ def test_the_same_codes_and_sound(runner: DiaRunner, plain: DiaRunner, index: in
         driver.start(1, MORE[index])
         driver.finish()
     ours, theirs = drivers
-    assert len(ours.said(1)) > 10
-    assert np.array_equal(ours.said(1), theirs.said(1))
-    assert np.array_equal(ours.decode(1), theirs.decode(1))
+    assert len(ours.frames(1)) > 10
+    assert np.array_equal(ours.frames(1), theirs.frames(1))
+    assert np.array_equal(ours.samples(1), theirs.samples(1))
 
 
 @pytest.mark.parametrize("burst", [1, 3])
@@ -80,12 +80,12 @@ def test_company_changes_nothing(runner: DiaRunner, plain: DiaRunner) -> None:
     for row, request in zip(rows, MORE, strict=False):
         driver.start(row, request)
         for _ in range(int(random.integers(1, 9))):
-            driver.turn(frozenset(random.choice(4, 1).tolist()))
+            driver.iterate(frozenset(random.choice(4, 1).tolist()))
     driver.stop(2)  # the first is gone, and somebody else comes
     driver.start(2, MORE[5])
     driver.finish()
     for row, codes in zip(rows, (expected[5], *expected[1:4]), strict=True):
-        assert np.array_equal(driver.said(row), codes), row
+        assert np.array_equal(driver.frames(row), codes), row
 
 
 @pytest.mark.parametrize(("release", "seed"), [("0626", 4), ("v0.1", 6)])
@@ -113,14 +113,14 @@ def test_numbers_that_go_wrong_are_one_rows_affair(folder: Path, capture: bool) 
     driver.start(0, REQUESTS[0])
     driver.start(1, speech("This one breaks.", 3, 60))
     for _ in range(20):
-        driver.turn()
+        driver.iterate()
     some._cache.audio.k[:, 2:4, :, :3] = math.nan
     driver.finish()
     assert driver.non_finite == [1]
-    assert np.array_equal(driver.said(0), expected)
+    assert np.array_equal(driver.frames(0), expected)
     driver.start(1, REQUESTS[0])
     driver.finish()
-    assert np.array_equal(driver.said(1), expected)
+    assert np.array_equal(driver.frames(1), expected)
 
 
 @pytest.mark.parametrize("fast_path", [False, True])

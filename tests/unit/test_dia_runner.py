@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make(folder: Path, **options: object) -> DiaRunner:
-    values = {"device": CPU, "dtype": torch.float32, "max_rows": 6, "guards": None, "piece": 16} | options
+    values = {"device": CPU, "dtype": torch.float32, "max_rows": 6, "guards": None, "chunk": 16} | options
     return load_runner(folder, folder / "dac", **values)
 
 
@@ -58,7 +58,7 @@ def alone(runner: DiaRunner, utterance: Utterance, row: int = 0) -> np.ndarray:
     driver = Driver(runner)
     driver.start(row, utterance)
     driver.finish()
-    return driver.said(row)
+    return driver.frames(row)
 
 
 REQUESTS = [
@@ -87,35 +87,35 @@ def test_company_changes_nothing(runner: DiaRunner) -> None:
     for request in REQUESTS:
         lone.start(0, request)
         lone.finish()
-        codes.append(lone.said(0))
-        sounds.append(lone.decode(0))
+        codes.append(lone.frames(0))
+        sounds.append(lone.samples(0))
     driver = Driver(runner)
     rows = [5, 2, 0, 3, 1, 4]
     random = np.random.default_rng(0)
     for turn, (row, request) in enumerate(zip(rows, REQUESTS, strict=True)):
         driver.start(row, request)
         for _ in range(4):
-            driver.turn(frozenset(random.choice(6, 2).tolist()))
+            driver.iterate(frozenset(random.choice(6, 2).tolist()))
         if turn == 4:
             driver.stop(5)  # its reader is gone; the row goes to somebody else
             driver.start(5, REQUESTS[0])
     driver.finish()
     for row, expected, sound in zip(rows, codes, sounds, strict=True):
-        assert np.array_equal(driver.said(row), expected), row
-        assert np.abs(driver.decode(row) - sound).max() < 1e-5
+        assert np.array_equal(driver.frames(row), expected), row
+        assert np.abs(driver.samples(row) - sound).max() < 1e-5
 
 
-@pytest.mark.parametrize("piece", [1, 7, 500])
-def test_pieces_of_a_script(folder: Path, runner: DiaRunner, piece: int) -> None:
-    assert np.array_equal(alone(make(folder, piece=piece), REQUESTS[5]), alone(runner, REQUESTS[5]))
+@pytest.mark.parametrize("chunk", [1, 7, 500])
+def test_pieces_of_a_script(folder: Path, runner: DiaRunner, chunk: int) -> None:
+    assert np.array_equal(alone(make(folder, chunk=chunk), REQUESTS[5]), alone(runner, REQUESTS[5]))
 
 
 def test_a_long_script_is_read_in_bounded_pieces(folder: Path) -> None:
-    driver = Driver(make(folder, piece=16))
+    driver = Driver(make(folder, chunk=16))
     driver.start(0, REQUESTS[5])
-    while driver.reading:
-        driver.turn()
-    assert driver.pieces > 5
+    while driver.prefilling:
+        driver.iterate()
+    assert driver.prefill_calls > 5
 
 
 def test_sound_comes_in_its_schedule(runner: DiaRunner) -> None:
@@ -123,7 +123,7 @@ def test_sound_comes_in_its_schedule(runner: DiaRunner) -> None:
     frames = FIRST_FRAMES + 2 * CHUNK_FRAMES + 3
     driver.start(0, speech("A schedule.", frames=frames))
     driver.finish()
-    sizes = [len(sound) for sound in driver.sounds[0]]
+    sizes = [len(sound) for sound in driver.chunks[0]]
     assert sum(sizes) == frames * 512
     assert [i + 1 for i, size in enumerate(sizes) if size] == [
         FIRST_FRAMES,
@@ -134,7 +134,7 @@ def test_sound_comes_in_its_schedule(runner: DiaRunner) -> None:
     one = Driver(runner)
     one.start(0, speech("Short.", frames=2))
     one.finish()
-    assert [len(sound) for sound in one.sounds[0]] == [0, 1024]
+    assert [len(sound) for sound in one.chunks[0]] == [0, 1024]
 
 
 def test_two_voices_in_one_go(runner: DiaRunner) -> None:
@@ -185,12 +185,12 @@ def test_eos_counts_down(folder: Path, end: int) -> None:
     driver = Driver(runner)
     driver.start(0, speech("Ends.", frames=40))
     driver.finish()
-    found = driver.said(0)
+    found = driver.frames(0)
     assert len(found) == end
     assert found.max(initial=0) < 1024
     # Up to there nothing is different: channel 0 has no delay, channel 8 had 15 steps more.
     assert np.array_equal(found[:, 0], free[:end, 0])
-    assert sum(map(len, driver.sounds[0])) == end * 512
+    assert sum(map(len, driver.chunks[0])) == end * 512
 
 
 def test_guards(folder: Path) -> None:
@@ -213,8 +213,8 @@ def test_a_stuck_model_is_ended(folder: Path) -> None:
     driver.start(0, speech("Stuck.", frames=3000, sampling=Sampling(temperature=0.0)))
     driver.finish()
     assert told == ["repeat"]
-    assert 1.0 <= len(driver.said(0)) * FRAME_S < 1.1
-    assert len(driver.decode(0)) == len(driver.said(0)) * 512
+    assert 1.0 <= len(driver.frames(0)) * FRAME_S < 1.1
+    assert len(driver.samples(0)) == len(driver.frames(0)) * 512
 
 
 class Monotone(torch.nn.Module):
@@ -293,10 +293,10 @@ def test_half_and_quarter_width_keep_company_out(folder: Path, quantize: str) ->
     driver = Driver(runner)
     for row, request in zip((3, 0, 5, 1), REQUESTS, strict=False):
         driver.start(row, request)
-        driver.turn()
+        driver.iterate()
     driver.finish()
     for row, codes in zip((3, 0, 5, 1), expected, strict=True):
-        assert np.array_equal(driver.said(row), codes)
+        assert np.array_equal(driver.frames(row), codes)
 
 
 def test_rows_together_as_on_a_gpu(folder: Path, runner: DiaRunner) -> None:
@@ -316,7 +316,7 @@ def test_rows_together_as_on_a_gpu(folder: Path, runner: DiaRunner) -> None:
         driver.start(row, request)
     driver.finish()
     for row, codes in enumerate(expected):
-        assert np.array_equal(driver.said(row), codes)
+        assert np.array_equal(driver.frames(row), codes)
 
 
 def test_the_first_release_has_its_own_defaults(tmp_path: Path) -> None:

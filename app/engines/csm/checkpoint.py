@@ -1,7 +1,7 @@
-"""The two published layouts of a CSM checkpoint, brought to one set of names. Knows names and shapes, no arithmetic.
+"""The two published layouts of a CSM checkpoint, converted to one set of names. Names and shapes only.
 
-The names used inside are those of the transformers layout. The original one (SesameAILabs) has other names, no codec,
-one audio table, and q/k rows in the order of interleaved RoPE pairs.
+The model uses the names of the transformers layout. The original layout (SesameAILabs) has other names, no codec, one
+audio table, and the rows of q and k in the order of interleaved RoPE pairs.
 """
 
 from __future__ import annotations
@@ -90,8 +90,9 @@ def expected_shapes(config: CsmConfig) -> dict[str, Shape]:
 
 
 def language_model(candidates: list[Checkpoint], config: CsmConfig) -> tuple[Checkpoint, Checkpoint | None]:
-    """The language model under its one set of names, checked, and the codec where the checkpoint holds one.
+    """Return the language model's tensors, checked and renamed, and the codec's tensors if the checkpoint has them.
 
+    candidates: the checkpoints in the model's folder. The first one with CSM weights is used.
     Raises WeightsUnavailable.
     """
     for checkpoint in candidates:
@@ -102,7 +103,7 @@ def language_model(candidates: list[Checkpoint], config: CsmConfig) -> tuple[Che
             model = _from_original(checkpoint.without(CODEC), config)
         else:
             continue
-        # A tied table is stored once or twice, under either name.
+        # A tied table is stored under one of the two names, or under both.
         if config.tied and config.audio_vocab == config.depth_vocab:
             for one, other in ((AUDIO_TABLE, DEPTH_TABLE), (DEPTH_TABLE, AUDIO_TABLE)):
                 if one not in model and other in model:
@@ -110,12 +111,13 @@ def language_model(candidates: list[Checkpoint], config: CsmConfig) -> tuple[Che
         model.check(expected_shapes(config), ignore=_derivable)
         return model, codec if codec.tensors else None
     raise WeightsUnavailable(
-        f"{candidates[0].origin} holds no CSM weights: neither {TEXT_TABLE} (transformers layout) nor "
-        "text_embeddings.weight (original layout) is in it."
+        f"{candidates[0].origin} contains no CSM weights: neither {TEXT_TABLE} (transformers layout) nor "
+        "text_embeddings.weight (original layout)."
     )
 
 
 def _derivable(name: str) -> bool:
+    """Whether the model computes this tensor itself, so a checkpoint may contain it or not."""
     return name.endswith(("rotary_emb.inv_freq", "audio_tokens_offsets", "_causal_mask", "rope.theta", "rope.cache"))
 
 
@@ -127,19 +129,19 @@ def _from_original(checkpoint: Checkpoint, config: CsmConfig) -> Checkpoint:
             continue
         match = _LAYER.match(name)
         if match is None or match[3] not in _ORIGINAL_LAYER:
-            renamed[name] = stored  # `check` will name it as unexpected
+            renamed[name] = stored  # `check` reports it as unexpected
             continue
         prefix, stack = (BACKBONE, config.backbone) if match[1] == "backbone" else (DEPTH, config.depth)
         if match[3] in ("attn.q_proj", "attn.k_proj"):
-            turned: Stored = Derived(stored.shape, _half_split(stored, stack.head_dim))
+            converted: Stored = Derived(stored.shape, _half_split(stored, stack.head_dim))
         else:
-            turned = stored
-        renamed[f"{prefix}layers.{match[2]}.{_ORIGINAL_LAYER[match[3]]}.weight"] = turned
+            converted = stored
+        renamed[f"{prefix}layers.{match[2]}.{_ORIGINAL_LAYER[match[3]]}.weight"] = converted
     return Checkpoint(renamed, checkpoint.origin)
 
 
 def _half_split(stored: Stored, head_dim: int) -> Callable[[], Tensor]:
-    """Rows per head from (x0, y0, x1, y1, ...) to (x0, x1, ..., y0, y1, ...): interleaved to half-split RoPE."""
+    """Reorder the rows of each head from interleaved RoPE (x0, y0, x1, ...) to half-split (x0, x1, ..., y0, ...)."""
 
     def make() -> Tensor:
         outputs, inputs = stored.shape

@@ -1,7 +1,7 @@
-"""What a CSM checkpoint says about itself: config.json in every published spelling -> CsmConfig. No tensors here.
+"""Read config.json of a CSM checkpoint, in every published form -> CsmConfig. Does not use tensors.
 
-Old files write `rope_theta` and `rope_scaling`, newer ones `rope_parameters`; the first release wrote nothing but the
-names of two sizes ("llama-1B", "llama-100M") and the vocabularies.
+Old files contain `rope_theta` and `rope_scaling`, newer ones `rope_parameters`. The files of the first release contain
+only the names of two sizes ("llama-1B", "llama-100M") and the vocabulary sizes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from app.nn.transformer import StackConfig
 
 _DEFAULT_THETA = 500_000.0
 
-# The sizes that the first release calls by name (SesameAILabs/csm, models.py): layers, width, heads, kv heads, ffn.
+# The sizes named by the first release (SesameAILabs/csm, models.py): layers, width, heads, kv heads, ffn.
 _FLAVOURS = {"llama-1B": (16, 2048, 32, 8, 8192), "llama-100M": (4, 1024, 8, 2, 8192)}
 _FLAVOUR_ROPE = Rope(_DEFAULT_THETA, "llama3", 32.0, 1.0, 4.0, 8192)
 _FLAVOUR_POSITIONS = 2048
@@ -27,36 +27,31 @@ _FLAVOUR_POSITIONS = 2048
 
 @dataclass(frozen=True, slots=True)
 class CsmConfig:
-    """The shape of a CSM model.
-
-    audio_vocab counts the rows per codebook of the audio table, depth_vocab those of the depth decoder's own table
-    where it has one (`tied` False); only codes below codebook_size, the codec's, mean sound. eos_code ends speech;
-    bos_id and eos_id frame a text (None: the tokenizer knows).
-    """
+    """The shape of a CSM model."""
 
     backbone: StackConfig
     depth: StackConfig
     codebooks: int
-    audio_vocab: int
-    depth_vocab: int
+    audio_vocab: int  # rows per codebook in the audio table
+    depth_vocab: int  # the same in the depth decoder's own table, if it has one (see `tied`)
     text_vocab: int
-    codebook_size: int
+    codebook_size: int  # of the codec: only codes below it have audio
     max_positions: int
-    eos_code: int
-    bos_id: int | None
-    eos_id: int | None
-    tied: bool
+    eos_code: int  # ends speech
+    bos_id: int | None  # begins a text; None = as in the tokenizer
+    eos_id: int | None  # ends a text; None = as in the tokenizer
+    tied: bool  # backbone and depth decoder share one audio table
     codec: MimiConfig | None
-    weights_index: str | None
+    weights_index: str | None  # file that lists the shards of the weights
 
 
 def read_config(folder: Path) -> CsmConfig:
-    """Read `folder`/config.json. Raises WeightsUnavailable, naming what is missing or unknown."""
+    """Read `folder`/config.json. Raises WeightsUnavailable with the missing key or the unknown value."""
     path = folder / "config.json"
     try:
         raw = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise WeightsUnavailable(f"{folder} holds no config.json, so it is no CSM model.") from None
+        raise WeightsUnavailable(f"{folder} contains no config.json, so it is not a CSM model.") from None
     except ValueError as error:
         raise WeightsUnavailable(f"{path} is not valid JSON: {error}.") from error
     try:
@@ -71,8 +66,8 @@ def parse_config(raw: Mapping[str, Any]) -> CsmConfig:
         if "backbone_flavor" in raw:
             return _parse_flavours(raw)
         raise WeightsUnavailable(
-            f"This config.json is not of a CSM model (model_type {raw.get('model_type')!r}, neither hidden_size nor "
-            "backbone_flavor in it)."
+            f"This config.json is not of a CSM model: its model_type is {raw.get('model_type')!r}, and it contains "
+            "neither hidden_size nor backbone_flavor."
         )
     depth = raw["depth_decoder_config"]
     codec = read_mimi_config(raw["codec_config"]) if raw.get("codec_config") else None
@@ -108,7 +103,7 @@ def _parse_flavours(raw: Mapping[str, Any]) -> CsmConfig:
     stacks = []
     for name in (raw["backbone_flavor"], raw["decoder_flavor"]):
         if name not in _FLAVOURS:
-            raise ValueError(f"unknown size {name!r}; known are {', '.join(_FLAVOURS)}")
+            raise ValueError(f"unknown size {name!r}; the known sizes are {', '.join(_FLAVOURS)}")
         layers, width, heads, kv_heads, ffn = _FLAVOURS[name]
         stacks.append(StackConfig(layers, width, heads, kv_heads, width // heads, ffn, 1e-5, _FLAVOUR_ROPE))
     audio_vocab = int(raw["audio_vocab_size"])
@@ -135,7 +130,7 @@ def _stack(raw: Mapping[str, Any]) -> StackConfig:
     width = int(raw["hidden_size"])
     kv_heads = int(raw.get("num_key_value_heads") or heads)
     if heads % kv_heads:
-        raise ValueError(f"{heads} heads can't share {kv_heads} key heads")
+        raise ValueError(f"{heads} attention heads are not divisible by {kv_heads} key heads")
     head_dim = int(raw.get("head_dim") or width // heads)
     return StackConfig(
         layers=int(raw["num_hidden_layers"]),

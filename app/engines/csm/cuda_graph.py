@@ -1,10 +1,10 @@
-"""CSM's frame as one CUDA graph: one fixed piece of work for the first n rows, captured once and replayed.
+"""One CUDA graph for a frame of CSM: work of fixed shape for the first n rows, captured once and replayed.
 
 One launch computes, for each row: its next input, the backbone, the first code, the depth decoder, the EOS rules, the
 input of the next frame, and one frame of Mimi samples. All inputs are on the device, so the host reads the results of
 one launch while the next one runs. A row that is not active is computed with the others, and its state does not change.
 
-Steps are captured by how many rows they cover and how far back attention looks. A batch uses the smallest that fits.
+Steps are captured for several numbers of rows and several lengths of attention. A batch uses the smallest that fits.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from app.runtime.sampling import SamplingParams
     from app.types import Codes
 
-FIRST_LENGTH = 256  # positions that the shortest captured step looks back over
+FIRST_LENGTH = 256  # positions that attention covers in the shortest captured step
 
 # Columns of a row's integers, and of its flags.
 _POSITION, _DRAWS, _SEED, _FRAMES_LEFT, _MIN_FRAMES_LEFT, _TOP_K = range(6)
@@ -46,21 +46,21 @@ class Frames:
     codes: Codes
     samples: NDArray[np.float32]
     active: NDArray[np.bool_]  # the launch advanced the row
-    audible: NDArray[np.bool_]  # the frame is speech: codes and samples are to be used
+    audible: NDArray[np.bool_]  # the frame is speech: its codes and samples are valid
     early_eos: NDArray[np.bool_]  # the guard suppressed an EOS in the line's first frames
     non_finite: NDArray[np.bool_]  # the row's logits are NaN or infinite
 
 
 @dataclass(frozen=True, slots=True)
 class BucketKey:
-    """How far back attention looks, and whether all rows sample on the fast path (see runtime/sampling.py)."""
+    """How many positions attention covers, and whether all rows sample on the fast path (see runtime/sampling.py)."""
 
     length: int
     fast_path: bool
 
 
 class CsmCudaGraph:
-    """Per-row state on the device, and the captured steps that advance it. One thread."""
+    """The state of all rows on the device, and the captured steps that advance it. Used by one thread only."""
 
     def __init__(
         self,
@@ -89,10 +89,10 @@ class CsmCudaGraph:
     def capture(self, capture: GraphCapture) -> None:
         """Select the fastest kernels and capture all steps; `steps.rows` is what fits into memory.
 
-        Raises torch.OutOfMemoryError where not even one row fits.
+        Raises torch.OutOfMemoryError if not even one row fits.
         """
         self.steps.capture(capture, self.advance, BucketKey(self._lengths[0], fast_path=True))
-        for row in range(self.steps.rows):  # capturing has run on zeros
+        for row in range(self.steps.rows):  # the capture has run the decoder on zeros
             self._decoder.reset(row)
 
     def start(
@@ -106,15 +106,15 @@ class CsmCudaGraph:
         frames_left: int,
         min_frames_left: int,
     ) -> None:
-        """Let the row read its next input at `position` and speak up to `frames_left` frames.
+        """Start the row: its next input is at `position`, and it may speak up to `frames_left` frames.
 
-        draws: its noise counter. seed: an int64. min_frames_left: EOS is suppressed in that many frames.
+        draws: its noise counter. seed: an int64. min_frames_left: the number of frames in which EOS is suppressed.
         """
         integers = (position, draws, seed, frames_left, min_frames_left, max(0, params.top_k))
         self.steps.set_row(row, integers, (max(0.0, params.temperature), params.top_p))
 
     def stop(self, row: int) -> None:
-        """Do not advance the row any more, from the next launch on."""
+        """Stop advancing the row, from the next launch on."""
         self.steps.integers[row, _FRAMES_LEFT] = 0
 
     def launch(self, rows: Sequence[int], longest: int, *, fast_path: bool) -> Callable[[], Frames]:
@@ -135,7 +135,7 @@ class CsmCudaGraph:
         return frames
 
     def advance(self, count: int, key: BucketKey, kernels: Kernels) -> None:
-        """One frame of the first `count` rows: the work that is captured."""
+        """Compute one frame of the first `count` rows: the work that is captured."""
         c, model = self._model.config, self._model
         integers, floats = self.steps.integers[:count], self.steps.floats[:count]
         position, left, min_frames_left = (
@@ -158,7 +158,9 @@ class CsmCudaGraph:
 
         def pick(codebook: int, logits: Tensor) -> Tensor:
             nonlocal early_eos, finite
-            if codebook + 1 == c.codebooks:  # earlier NaN are in the depth decoder's keys and reach these logits
+            if (
+                codebook + 1 == c.codebooks
+            ):  # a NaN in an earlier codebook reaches these logits through the depth decoder's keys
                 finite = logits.isfinite().all(dim=1)
             banned = unbanned
             if codebook == 0 and c.eos_code < c.codebook_size:

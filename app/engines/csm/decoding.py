@@ -1,4 +1,4 @@
-"""Decoding of CSM's frames in batches of frames, where frames are not captured as a CUDA graph."""
+"""Decoding of CSM's frames in groups, if frames are not captured as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from app.nn.mimi.model import MimiDecoder
     from app.types import Codes, Samples
 
-# Frames that are decoded together at most: 1 frame takes a CPU core 26 ms, 2 take 32 ms, 4 take 44 ms.
-MOST_AT_ONCE = 4
-# One more frame is decoded together for each so many frames: speech a tenth faster than real time has no gaps.
+# The largest group of frames. One CPU core decodes 1 frame in 26 ms, 2 in 32 ms, 4 in 44 ms.
+MAX_GROUP = 4
+# Groups grow by one frame after each FRAMES_AHEAD frames, so speech that is 10 % faster than real time has no gaps.
 FRAMES_AHEAD = 9
 NO_SAMPLES: Samples = np.zeros(0, np.float32)
 
 
 class ChunkedDecoding:
-    """Decodes the first frame at once, then more and more frames together.
+    """Decodes the first frame immediately, then larger and larger groups of frames.
 
-    How many depends on the row's own frames alone, so a row's samples do not depend on the other rows in the batch.
+    Group sizes depend only on the row's own frames, so a row's samples do not depend on the other rows in the batch.
     """
 
     def __init__(self, decoder: MimiDecoder, device: torch.device) -> None:
@@ -31,13 +31,13 @@ class ChunkedDecoding:
         self._device = device
 
     def decode(self, states: Mapping[int, CsmRow], rows: Sequence[int], codes: Codes) -> list[Samples]:
-        """Add one frame (n, K) to these rows. Returns samples (N,) per row, empty while its frames are kept."""
+        """Add one frame (n, K) to these rows. Returns samples (N,) per row, empty while its group is not full."""
         due: dict[int, list[int]] = {}  # rows by number of frames to decode
         for row, frame in zip(rows, codes, strict=True):
             state = states[row]
             state.undecoded.append((torch.from_numpy(frame.astype(np.int64)), state.guard))
-            line_over = state.over or state.unread is not None
-            if line_over or len(state.undecoded) >= min(MOST_AT_ONCE, 1 + state.decoded // FRAMES_AHEAD):
+            line_ended = state.over or state.unread is not None
+            if line_ended or len(state.undecoded) >= min(MAX_GROUP, 1 + state.decoded // FRAMES_AHEAD):
                 due.setdefault(len(state.undecoded), []).append(row)
         samples: dict[int, Samples] = {}
         for group in due.values():
@@ -45,11 +45,11 @@ class ChunkedDecoding:
         return [samples.get(row, NO_SAMPLES) for row in rows]
 
     def drain(self, states: Mapping[int, CsmRow], row: int) -> Samples:
-        """Decode the frames that the row still keeps."""
+        """Decode the frames of the row that are not decoded yet."""
         return self._decode(states, [row])[0] if states[row].undecoded else NO_SAMPLES
 
     def _decode(self, states: Mapping[int, CsmRow], rows: list[int]) -> list[Samples]:
-        """Decode all frames that these rows keep; each row keeps the same number."""
+        """Decode all collected frames of these rows; each row has the same number of them."""
         group = [states[row] for row in rows]
         # (n, K, T)
         frames = torch.stack([torch.stack([frame for frame, _ in state.undecoded], dim=1) for state in group])

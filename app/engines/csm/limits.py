@@ -1,4 +1,4 @@
-"""How many frames a line of CSM may take, and whether it fits into the context. Does not depend on weights."""
+"""Frame limits of CSM's lines, and the check that they fit into the context. Does not depend on weights."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Guards:
     slack_frames: int = 40
 
     def limit(self, tokens: int) -> int:
-        """The largest number of frames for a line of so many tokens."""
+        """The largest number of frames for a line of `tokens` tokens."""
         return self.slack_frames + self.frames_per_token * tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The frame limits of lines. guards: None = only the utterance's own limit counts."""
+    """The frame limits of lines. guards: None = only the utterance's own limit applies."""
 
     guards: Guards | None
     max_positions: int
@@ -38,7 +38,7 @@ class Limits:
         return min(state.max_frames, self.guards.limit(len(state.lines[line])))
 
     def frames_left(self, state: CsmRow) -> int:
-        """How many more frames the present line may have."""
+        """How many more frames the current line may have."""
         line = self.line_limit(state, state.line) - len(state.line_frames)
         return max(0, min(line, state.max_frames - state.frames, self.max_positions - state.position))
 
@@ -47,13 +47,13 @@ class Limits:
         return self.guards is not None and len(state.line_frames) < self.guards.min_frames
 
     def is_capped(self, state: CsmRow) -> bool:
-        """Whether the present line has reached the guard's limit."""
+        """Whether the current line has reached the guard's limit."""
         return self.guards is not None and len(state.line_frames) >= self.guards.limit(len(state.lines[state.line]))
 
     def fit_context(self, state: CsmRow, remembered: int) -> None:
-        """Drop the oldest of the `remembered` turns until every line fits after the prompt, frames included.
+        """Drop the oldest of the `remembered` turns until every line and its frames fit after the prompt.
 
-        Raises BadReference, TextTooLong: nothing else of a prompt is ever cut off.
+        Nothing else of the prompt is dropped. Raises BadReference, TextTooLong.
         """
         lengths = [len(ids) + self.line_limit(state, line) for line, ids in enumerate(state.lines)]
         while remembered and state.base + max(lengths) > self.max_positions:
@@ -64,17 +64,18 @@ class Limits:
         text, frames = len(state.lines[line]), self.line_limit(state, line)
         if state.base + text + frames <= most:
             return
-        counted = f"text {text} and up to {frames} frames of speech"
+        needed = f"the text ({text}) and up to {frames} frames of speech"
         if state.voice_positions + text + frames > most >= text + frames:
             raise BadReference(
-                f"The voice prompt is too long: it takes {state.voice_positions} of {most} positions, and {counted} do "
-                "not fit behind it. Use a shorter reference recording."
+                f"The voice prompt is too long: it takes {state.voice_positions} of {most} positions, and {needed} do "
+                "not fit after it. Use a shorter reference recording."
             )
         if text + frames > most:
             raise TextTooLong(
-                f"The text is too long to be spoken in one piece: {counted}, together more than {most}.", param="input"
+                f"The text is too long for one utterance: {needed} exceed {most} positions. Use a shorter text.",
+                param="input",
             )
         raise TextTooLong(
-            f"The conversation is too long: voice and turns take {state.base} of {most} positions, and {counted} do "
-            "not fit behind them."
+            f"The conversation is too long: the voice prompt and the turns take {state.base} of {most} positions, and "
+            f"{needed} do not fit after them. Send fewer or shorter turns."
         )

@@ -17,7 +17,7 @@ from app.engines.csm.checkpoint import language_model
 from app.engines.csm.config import CsmConfig, read_config
 from app.engines.csm.limits import Guards
 from app.engines.csm.model import CsmModel
-from app.engines.csm.placement import MARGIN, DeviceMap, Room, Sizes, loads, plan
+from app.engines.csm.placement import MARGIN, DeviceMap, DeviceMemory, Sizes, bytes_per_device, plan
 from app.engines.csm.prompt import TextEncoder
 from app.engines.csm.runner import PREFIX_BYTES, CsmRunner
 from app.engines.registry import BareEngine
@@ -64,12 +64,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ROWS_CPU, ROWS_GPU = 8, 64  # the KV cache of a row takes 64 MiB in bfloat16; on a CPU only once it is used
+ROWS_CPU, ROWS_GPU = 8, 64  # the KV cache of a row takes 64 MiB in bfloat16; on a CPU, only once the row is used
 MAX_SPEAKERS = 10
 BARE_FRAMES = 1125  # 90 s, the default limit of Sesame's own generator
-PROMPT_SHARE = 0.4  # of the context may be voice recordings; their text, a line and its frames need the rest
+PROMPT_SHARE = 0.4  # of the context may be voice recordings; their text and a line with its frames need the rest
 PRODUCTION = Guards()
-CONTEXT_SHARE = 0.75  # of the context may be recordings; their text and the line need the rest
+CONTEXT_SHARE = 0.75  # of the context may be recordings of all turns; their text and the line need the rest
 
 
 def load_model(
@@ -83,7 +83,7 @@ def load_model(
 ) -> tuple[CsmModel, Checkpoint | None]:
     """Load the language model in `folder`. Also returns its codec's tensors, if it contains any.
 
-    other_codec: the codec that will be used if the checkpoint contains none.
+    other_codec: the config of the codec to use if the checkpoint contains none.
     stages: the devices of the backbone's layers, the first ones on `device`; () = all layers there.
     cache: see `load_weights`. Raises WeightsUnavailable.
     """
@@ -104,7 +104,7 @@ def adapt(model: CsmModel, quantize: Quantize = "none") -> None:
         for stack in (model.backbone, model.depth):
             quantize_stack(stack, attention=True)
         replace_linears(model, Int8Linear)
-        model.widen()  # the int8 kernel reads and returns float32: a detour through bfloat16 would only cost time
+        model.widen()  # the int8 kernel reads and returns float32, so bfloat16 in between would only cost time
     else:
         pack_bfloat16(model)
     place_weights(model.device)
@@ -147,17 +147,17 @@ def load_runner(
     guards: Guards | None = PRODUCTION,
     on_guard: Callable[[Rule], None] = lambda _: None,
     reference_noise: bool = False,
-    piece: int | None = None,
+    chunk: int | None = None,
     prefix_bytes: int = PREFIX_BYTES,
     stages: Sequence[Stage] = (),
     cache: LoadCache | None = None,
     capture: GraphCapture | None = None,
     kernels: Sequence[Kernels] = (TORCH,),
 ) -> CsmRunner:
-    """CSM from a folder in either published layout, with the codec inside it or in `codec_dir`.
+    """Load CSM from a folder in either published layout, with the codec inside it or in `codec_dir`.
 
-    quantize int8: 8-bit weights and activations, for CPUs. Raises WeightsUnavailable, saying what is missing or does
-    not fit, and EngineUnavailable.
+    quantize: "int8" = 8-bit weights and activations, for CPUs. The other options: see `CsmRunner` and `load_model`.
+    Raises WeightsUnavailable, EngineUnavailable.
     """
     other = read_mimi_config_file(codec_dir) if codec_dir is not None else None
     model, own = load_model(model_dir, device=device, dtype=dtype, other_codec=other, stages=stages, cache=cache)
@@ -178,7 +178,7 @@ def load_runner(
         quantized=quantize != "none",
         fingerprint=fingerprint,
         codec_fingerprint=codec_fingerprint(encoder, encoder.config, model.config.codebooks),
-        piece=piece,
+        chunk=chunk,
         prefix_bytes=prefix_bytes,
         examples=model_dir / "prompts",
         capture=capture,
@@ -208,21 +208,21 @@ def load_from(
         return measure(config, shape, dtype=dtype, max_rows=rows, quantize=settings.quantize)
 
     rows, fraction = settings.rows(ROWS_CPU), settings.gpu_memory_fraction
-    counted = device.type == "cuda" and settings.max_rows == "auto"
-    if counted:
+    auto_rows = device.type == "cuda" and settings.max_rows == "auto"
+    if auto_rows:
 
         def bytes_of(rows: int) -> int:
-            taken = sizes(rows).total_bytes + PREFIX_BYTES
-            return int(taken * MARGIN) if split else taken
+            needed = sizes(rows).total_bytes + PREFIX_BYTES
+            return int(needed * MARGIN) if split else needed
 
         rows = _rows_on(devices, split, fraction, bytes_of)
     stages: tuple[Stage, ...] = ()
     while split is not None:
         try:
-            stages = spread(split, sizes(rows), devices, fraction)
+            stages = split_layers(split, sizes(rows), devices, fraction)
             break
-        except EngineUnavailable:  # the layers may fit in sum, but not at any cut between them
-            if not counted or rows == 1:
+        except EngineUnavailable:  # there is enough memory in total, but no split between layers fits
+            if not auto_rows or rows == 1:
                 raise
             rows //= 2
     capture, kernels = graph_capture(settings, device, dtype, possible=not stages and not reference_noise)
@@ -248,29 +248,29 @@ def load_from(
 def measure(
     config: CsmConfig, codec: MimiConfig, *, dtype: torch.dtype, max_rows: int, quantize: Quantize = "none"
 ) -> Sizes:
-    """Compute how much memory the model will take, by building it on the meta device."""
-    nowhere = torch.device("meta")
-    model = CsmModel(config, device=nowhere, dtype=dtype)
-    decoder = MimiDecoder(codec, rows=max_rows, codebooks=config.codebooks, device=nowhere)
-    with nowhere:
+    """Compute how much memory the model needs, by building it on the meta device."""
+    meta = torch.device("meta")
+    model = CsmModel(config, device=meta, dtype=dtype)
+    decoder = MimiDecoder(codec, rows=max_rows, codebooks=config.codebooks, device=meta)
+    with meta:
         encoder = MimiEncoder(codec)
     # Keys and values have the dtype of the computation.
     cache = KVCache(
         config.backbone,
         rows=max_rows,
         positions=config.max_positions,
-        device=nowhere,
+        device=meta,
         dtype=torch.float32 if quantize == "int8" else dtype,
     )
-    kept = (cache.k.nbytes + cache.v.nbytes) // config.backbone.layers
-    layers = tuple(_bytes_of(block, quantize) + kept for block in model.backbone.blocks)
+    cached = (cache.k.nbytes + cache.v.nbytes) // config.backbone.layers  # keys and values of one layer
+    layers = tuple(_bytes_of(block, quantize) + cached for block in model.backbone.blocks)
     whole = _bytes_of(model, quantize) + _bytes_of(decoder) + decoder.state_bytes + _bytes_of(encoder)
-    return Sizes(whole - sum(layers) + kept * len(layers), layers)
+    return Sizes(whole - sum(layers) + cached * len(layers), layers)
 
 
 def _bytes_of(module: nn.Module, quantize: Quantize = "none") -> int:
     total = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-    if quantize == "int8":  # a byte per weight, and per output a scale, a zero point and a sum
+    if quantize == "int8":  # one byte per weight; a scale, a zero point and a sum per output
         weights = [part.weight for part in module.modules() if isinstance(part, Linear)]
         total -= sum(weight.nbytes - weight.numel() - 20 * len(weight) for weight in weights)
     return total
@@ -288,20 +288,24 @@ def _rows_on(
     return rows_that_fit(devices, fraction, bytes_of, most=ROWS_GPU)
 
 
-def spread(how: DeviceMap, sizes: Sizes, devices: Sequence[torch.device], fraction: float = 1.0) -> tuple[Stage, ...]:
+def split_layers(
+    device_map: DeviceMap, sizes: Sizes, devices: Sequence[torch.device], fraction: float = 1.0
+) -> tuple[Stage, ...]:
     """Divide the backbone's layers among the devices by their free memory; () = all layers on the first.
 
-    Raises EngineUnavailable where memory is too short.
+    fraction: the share of the free memory that may be used. Raises EngineUnavailable if it is too little.
     """
-    counts = plan(how, sizes, [Room(str(device), usable_bytes(device, fraction)) for device in devices])
-    for device, count, load in zip(devices, counts, loads(sizes, counts), strict=True):
-        log.info("CSM_DEVICE_MAP=%s: %s takes %d layers, %.2f GB in all", how, device, count, load / 1e9)
+    memory = [DeviceMemory(str(device), usable_bytes(device, fraction)) for device in devices]
+    counts = plan(device_map, sizes, memory)
+    for device, count, load in zip(devices, counts, bytes_per_device(sizes, counts), strict=True):
+        log.info("CSM_DEVICE_MAP=%s: %s gets %d layers, %.2f GB in total", device_map, device, count, load / 1e9)
     used = [Stage(devices[0], counts[0])]
     used += [Stage(device, count) for device, count in zip(devices[1:], counts[1:], strict=True) if count]
     return tuple(used) if len(used) > 1 else ()
 
 
 def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
+    """Describe the runner as an engine and put it behind the batch loop."""
     model = runner.model
     info = EngineInfo(
         id="csm",
@@ -327,11 +331,11 @@ def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
 
 
 def build(settings: Settings, context: BuildContext) -> BatchedEngine:
-    """CSM-1B, ready to speak. Raises EngineUnavailable."""
+    """Build the CSM-1B engine. Raises EngineUnavailable."""
     return engine_of(load_from(settings, context, guards=PRODUCTION), settings)
 
 
 def build_bare(settings: Settings, context: BuildContext, reference_noise: bool) -> BareEngine:
-    """CSM-1B without text rules and output guards. Raises EngineUnavailable."""
+    """Build CSM-1B without text rules and output guards. Raises EngineUnavailable."""
     runner = load_from(settings, context, guards=None, reference_noise=reference_noise)
     return BareEngine(engine_of(runner, settings), runner.config.codebooks, BARE_FRAMES)

@@ -1,13 +1,14 @@
-"""CSM: a backbone reads text and frames; a depth decoder computes the codes of each frame. No state but the weights.
+"""CSM's model: a backbone reads text and frames, and a depth decoder computes the codes of each frame.
 
-One frame (codes c0..c[K-1]) for a row whose next input is x:
-  h  = backbone(x)                       its last position, after the final norm
+Keeps no state except the weights. One frame (codes c0..c[K-1]) of a row whose next input is x, with the projection P,
+the audio table E and V rows per codebook in E:
+  h  = backbone(x)             the output at the last position, after the final norm
   c0 = pick(head h)
-  depth decoder, its cache begun anew: position 0 reads P h, position i+1 reads P E[c_i + i V]; the output at position
-  i (1..K-1) goes through head i-1 and gives c_i; c[K-1] is never read.
-  x' = sum over k of E[c_k + k V]
-P E is one table, made at load: 31 matrix products a frame less. Logits end at the codec's codebook size: a code
-beyond it has no sound, so it can't be picked. Numbers: SesameAILabs/csm models.py and the published config.json.
+  The depth decoder begins with an empty KV cache. Position 0 reads P h, and position i+1 reads P E[c_i + i V]. The
+  output at position i (1..K-1) goes through head i-1 and gives c_i. c[K-1] is never read.
+  x' = sum over k of E[c_k + k V]     the row's next input
+The table P E is computed once at load, which saves 31 matrix products a frame. Logits cover only the codec's codebook:
+codes beyond it have no audio, so they can't be picked. Numbers: SesameAILabs/csm models.py, the published config.json.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from app.weights.tensors import Checkpoint
 
 
 class Pick(Protocol):
-    """How a code is chosen."""
+    """Chooses a code from logits."""
 
     def __call__(self, codebook: int, logits: Tensor) -> Tensor:
         """logits (n, C) float32 of one codebook -> codes (n,) int64."""
@@ -50,10 +51,10 @@ def is_silent_end(frame: Tensor, eos_code: int) -> bool:
 
 
 class CsmModel(nn.Module):
-    """The weights and the arithmetic. The weights are undefined until `load`.
+    """The weights and the computation. The weights are undefined until `load`.
 
-    `stages` lay the backbone's layers on several devices. All else stays together on `device`, depth decoder and heads
-    above all: they are 31 steps a frame, so a frame costs one small tensor (n, D) per boundary and one on its way back.
+    `stages` place the backbone's layers on several devices. Everything else is on `device`. Depth decoder and heads run
+    31 times a frame, so a frame moves only one small tensor (n, D) across each boundary, and one back.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class CsmModel(nn.Module):
     ) -> None:
         super().__init__()
         if stages and stages[0].device != device:
-            raise ValueError(f"the first of {list(stages)} is not on {device}, where all else is")
+            raise ValueError(f"the first of the stages {list(stages)} is not on {device}, as the rest of the model is")
         c = config
         self.config = config
         self.device, self.dtype = device, dtype
@@ -83,7 +84,7 @@ class CsmModel(nn.Module):
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
-        """Where it is: `device` first, then the other stages'."""
+        """All devices of the model: `device` first, then the devices of the other stages."""
         stages = self.backbone.stages
         return (self.device, *(stage.device for stage in stages[1:]))
 
@@ -103,7 +104,7 @@ class CsmModel(nn.Module):
 
     def depth_kv_cache(self, rows: int) -> DepthKVCache:
         c = self.config
-        # 32 positions weigh nothing, and a CPU's small float32 products begin ten times as fast as its bfloat16 ones.
+        # 32 positions take little memory, and on a CPU small float32 products start ten times as fast as bfloat16 ones.
         dtype = torch.float32 if self.device.type == "cpu" else self.dtype
         return DepthKVCache(c.depth, rows=rows, positions=c.codebooks, device=self.device, dtype=dtype)
 
@@ -156,7 +157,7 @@ class CsmModel(nn.Module):
         return torch.stack(codes, dim=1)
 
     def widen(self) -> None:
-        """Compute in float32 from now on: norms too; the tables stay as they are stored, and are widened row by row."""
+        """Compute in float32 from now on. Norms become float32; tables keep their dtype, rows are converted on use."""
         self.dtype = torch.float32
         for name, tensor in list(self.named_parameters()):
             if tensor.ndim == 1:
@@ -164,7 +165,7 @@ class CsmModel(nn.Module):
 
     @torch.no_grad()
     def load(self, weights: Checkpoint) -> None:
-        """Copy a checked checkpoint (names of `layout`) in, tensor by tensor."""
+        """Copy the tensors of a checked checkpoint into the model, one by one. Names: see checkpoint.py."""
         c = self.config
         weights.copy_to(self.text_table, checkpoint.TEXT_TABLE)
         weights.copy_to(self.audio_table, checkpoint.AUDIO_TABLE)
@@ -174,14 +175,14 @@ class CsmModel(nn.Module):
             as_linear(self.heads[i]).weight.copy_(block[0, :, : c.codebook_size].t())
         load_stack(self.backbone, weights, checkpoint.BACKBONE)
         load_stack(self.depth, weights, checkpoint.DEPTH)
-        # The fold is computed in float32 from what is stored and rounded once.
+        # The table P E is computed in float32 from the stored tensors and rounded once.
         projection = weights.read(checkpoint.PROJECTION).to(self.device, torch.float32)
         used = len(self.depth_table)  # the last codebook's code is never read
         for start, block in weights.blocks(checkpoint.DEPTH_TABLE):
             rows = block[: max(0, used - start)]
             if len(rows):
-                folded = functional.linear(rows.to(self.device, torch.float32), projection)
-                self.depth_table[start : start + len(rows)].copy_(folded)
+                products = functional.linear(rows.to(self.device, torch.float32), projection)
+                self.depth_table[start : start + len(rows)].copy_(products)
 
 
 def _table(rows: int, width: int, device: torch.device, dtype: torch.dtype) -> nn.Parameter:
@@ -193,7 +194,7 @@ def load_stack(stack: Stack, weights: Checkpoint, prefix: str) -> None:
     c: StackConfig = stack.config
     weights.copy_to(stack.norm, f"{prefix}norm.weight")
     for layer, block in enumerate(stack.blocks):
-        assert isinstance(block, Block)  # noqa: S101 - a Stack holds nothing else
+        assert isinstance(block, Block)  # noqa: S101 - a Stack contains nothing else
         at = f"{prefix}layers.{layer}."
         weights.copy_to(block.attention_norm, f"{at}input_layernorm.weight")
         weights.copy_to(block.mlp_norm, f"{at}post_attention_layernorm.weight")

@@ -1,4 +1,4 @@
-"""Prefill of CSM's rows: prompts and lines enter the KV cache in bounded chunks; voices come from the prefix cache."""
+"""Chunked prefill of CSM's rows: prompts and lines enter the KV cache; known voices come from the prefix cache."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ class Prefill:
         chunk: int,
         prefix_bytes: int,
     ) -> None:
-        """inputs (rows, D): where the input of each row's next step goes. chunk: tokens per call of `read_chunk`."""
+        """inputs (rows, D): receives the input of each row's next step. chunk: tokens per call of `read_chunk`."""
         self._model, self._cache, self._next, self._limits = model, cache, inputs, limits
         self._fingerprint = fingerprint
         self._chunk = chunk
         self.prefixes = PrefixCache(prefix_bytes)
 
     def begin(self, row: int, state: CsmRow) -> None:
-        """Set what the row has to read before its first frame."""
+        """Set the input that the row reads before its first frame."""
         voices = state.voice_segments
-        known = self.prefixes.get(self._key(voices)) if voices else None
+        cached = self.prefixes.get(self._key(voices)) if voices else None
         segments = state.segments
-        if known is not None:
-            self._cache.import_prefix(row, known)
-            state.position = known[0].shape[2]
+        if cached is not None:
+            self._cache.import_prefix(row, cached)
+            state.position = cached[0].shape[2]
             segments = state.segments[state.voices :]
         state.unread = self._embed([*self._parts(segments), state.lines[0]])
 
@@ -60,7 +60,7 @@ class Prefill:
         assert unread is not None  # noqa: S101 - the callers check it
         length = state.voice_positions
         count = min(self._chunk, len(unread) - 1)
-        if state.position < length:  # a chunk ends with the voices: the rest is then read as after a cached prefix
+        if state.position < length:  # end a chunk at the end of the voices, as if they came from the prefix cache
             count = min(count, length - state.position)
         if count:
             self._model.read(unread[:count], self._cache, row, state.position)
@@ -76,7 +76,10 @@ class Prefill:
         return True
 
     def begin_next_line(self, state: CsmRow, unread_frames: list[Tensor]) -> None:
-        """Set what the row reads before its next line. unread_frames: of the ended line, not in the cache yet."""
+        """Set the input that the row reads before its next line.
+
+        unread_frames: frames of the ended line that are not in the KV cache yet.
+        """
         ended = state.lines[state.line]
         state.line += 1
         following = state.lines[state.line]
@@ -84,7 +87,7 @@ class Prefill:
         most = self._limits.max_positions
         parts: list[Part] = [*(frame[None] for frame in unread_frames), self._eos(), following]
         if state.position + len(unread_frames) + 1 + len(following) + limit > most:
-            # The context is full: go back to where the first line began, with the ended line if it fits.
+            # The context is full: go back to the end of the prompt, and read the ended line again if it fits.
             state.position = state.base
             parts = [following]
             if state.line_frames:

@@ -1,7 +1,7 @@
-"""What CSM reads before it speaks: segments of text and of codes, as token ids. No weights here.
+"""CSM's prompt: segments of text and codes, as token ids. Does not depend on weights.
 
-A segment is `<|begin_of_text|>[speaker]text<|end_of_text|>`, and for what was already said its frames of codes and one
-frame of EOS codes. The text to be spoken comes last, without frames (SesameAILabs/csm generator.py).
+A segment is `<|begin_of_text|>[speaker]text<|end_of_text|>`. If it was already spoken, its frames of codes and one
+frame of EOS codes follow. The text to speak comes last, without frames (SesameAILabs/csm, generator.py).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _BEGIN, _END = "<|begin_of_text|>", "<|end_of_text|>"
 
 
 class TextEncoder:
-    """Text to ids. What looks like a control token in a text is read as the text it is."""
+    """Converts a text to token ids. A control token in the text, such as `<|AUDIO|>`, is read as plain text."""
 
     def __init__(self, folder: Path, config: CsmConfig) -> None:
         path = folder / "tokenizer.json"
         if not path.is_file():
-            raise WeightsUnavailable(f"{folder} holds no tokenizer.json.", remedy="Download the model again.")
+            raise WeightsUnavailable(f"{folder} contains no tokenizer.json.", remedy="Download the model again.")
         self._tokenizer: Tokenizer = Tokenizer.from_file(str(path))
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()
@@ -42,7 +42,9 @@ class TextEncoder:
         self._limit = config.text_vocab
         if max(self._begin, self._end) >= config.text_vocab:
             raise WeightsUnavailable(
-                f"The tokenizer ({size} tokens) is not this model's: its text table has {config.text_vocab} rows."
+                f"The tokenizer ({size} tokens) does not belong to this model, whose text table has "
+                f"{config.text_vocab} rows.",
+                remedy="Download the model again.",
             )
 
     def _special(self, name: str, other: str | None, fallback: int | None) -> int:
@@ -54,15 +56,18 @@ class TextEncoder:
         return fallback
 
     def __call__(self, speaker: int, text: str) -> list[int]:
-        """The ids of one segment's text, framed by its begin and end tokens."""
+        """The token ids of one segment's text, between a begin and an end token. Raises WeightsUnavailable."""
         ids: list[int] = self._tokenizer.encode(f"[{speaker}]{text}", add_special_tokens=False).ids
         if ids and max(ids) >= self._limit:
-            raise WeightsUnavailable("The tokenizer is not this model's: it gives ids beyond the text table.")
+            raise WeightsUnavailable(
+                "The tokenizer does not belong to this model: it returns ids beyond the text table.",
+                remedy="Download the model again.",
+            )
         return [self._begin, *ids, self._end]
 
 
 def _named_specials(folder: Path) -> dict[str, str]:
-    """bos_token and eos_token of tokenizer_config.json, where it is there and says so."""
+    """bos_token and eos_token in tokenizer_config.json, if the file exists and names them."""
     try:
         raw = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
     except (OSError, ValueError):
@@ -86,12 +91,13 @@ class Segment:
 
     @property
     def length(self) -> int:
-        """Positions it takes: text, frames, and the frame of EOS."""
+        """Positions that it takes: text, frames, and the frame of EOS codes."""
         frames: int = self.codes.shape[1]
         return len(self.ids) + frames + 1
 
     @property
     def digest(self) -> bytes:
+        """Identifies the segment in the prefix cache."""
         hashed = hashlib.sha256(repr((self.ids, self.codes.shape)).encode())
         hashed.update(np.ascontiguousarray(self.codes, np.int16).tobytes())
         return hashed.digest()

@@ -1,4 +1,4 @@
-"""The state of one row of CSM: its prompt, its present line, its counters. Does not depend on weights."""
+"""The state of one row of CSM: its prompt, its current line, its counters. Does not depend on weights."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ class CsmRow:
 
     lines: list[tuple[int, ...]]  # token ids of each line
     characters: list[int]  # of each line
-    segments: list[Segment]  # voice prompts, then conversation
+    segments: list[Segment]  # voice prompts, then conversation turns
     voices: int  # how many of the segments are voice prompts
     params: SamplingParams
     seed: int
     max_frames: int  # of the utterance
-    line: int = 0  # index of the present line
+    line: int = 0  # index of the current line
     position: int = 0  # tokens in the KV cache
     frames: int = 0  # frames of speech so far
     draws: int = 0  # frames drawn so far, EOS frames included: the noise counter
-    line_frames: list[Tensor] = field(default_factory=list)  # frames of speech (K,) of the present line
+    line_frames: list[Tensor] = field(default_factory=list)  # frames of speech (K,) of the current line
     unread: Tensor | None = None  # (S, D) input still to be prefilled; the first step reads its last token
     over: bool = False
-    generation: int = 0  # grows at the end of a line: results of frames that are in flight are dropped
-    guard: LineGuard | None = None  # of the present line
+    generation: int = 0  # grows at the end of a line: results of frames in flight are then dropped
+    guard: LineGuard | None = None  # of the current line
     undecoded: list[tuple[Tensor, LineGuard | None]] = field(default_factory=list)  # frames (K,), each with its guard
     decoded: int = 0  # frames that the codec has decoded
     reference: ReferenceNoise | None = None

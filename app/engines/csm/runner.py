@@ -1,8 +1,8 @@
-"""CSM-1B as a Runner: rows that prefill, speak and go on to their next line, each at its own position.
+"""CSM-1B as a Runner: rows prefill, speak and continue with their next line, each at its own position.
 
 A row prefills its speakers' voice prompts (their keys and values come from the prefix cache), the conversation so far,
-and the text of its first line. At the end of a line, the row reads a frame of EOS and the next line's text at its
-present position, so the voice stays the same. When the context would overflow, it goes back to the end of its prompt.
+and the text of its first line. At the end of a line, the row reads a frame of EOS codes and the next line's text at its
+current position, so the voice stays the same. If the context would overflow, it goes back to the end of its prompt.
 
 Speech ends as in transformers' generate: at a frame whose codes, except the last one, are all EOS. Such a frame is
 audible only if its last code is not EOS. `Guards` (limits.py) are additional rules for production. Does not depend on
@@ -47,17 +47,17 @@ if TYPE_CHECKING:
 
 # Sesame's generator.py and the published generation_config.json.
 DEFAULTS = SamplingParams(temperature=0.9, top_k=50, top_p=1.0)
-PREFIX_BYTES = 512 << 20  # of the prefix cache: about thirty voices of 30 s in bfloat16
+PREFIX_BYTES = 512 << 20  # of the prefix cache: about 30 voices of 30 s each, in bfloat16
 CHUNK_CPU, CHUNK_GPU = 64, 512  # tokens per prefill chunk: other rows wait for one chunk
-MAX_TEXT_CHARS = 300  # of one line: about 20 s of speech, by which a sentence should have ended
-VOICE_SHARE = 0.3  # of the context is reserved for the voice prompt and the conversation
+MAX_TEXT_CHARS = 300  # of one line: about 20 s of speech, longer than most sentences
+VOICE_SHARE = 0.3  # of the context: reserved for the voice prompt and the conversation
 SAMPLE_TEXT = "The weather was fine, so they walked along the river and talked about what they would do in the spring."
 WARM_UP_FRAMES = 4
 MIN_REFERENCE_S, MAX_REFERENCE_S = 0.1, 60.0
 
 
 class CsmRunner:
-    """The model, the codec and their rows. All calls come from one thread, except `encode`, which any may call."""
+    """The model, the codec and their rows. One thread makes all calls, except `encode`, which any thread may call."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class CsmRunner:
         quantized: bool = False,
         fingerprint: str = "",
         codec_fingerprint: str = "",
-        piece: int | None = None,
+        chunk: int | None = None,
         prefix_bytes: int = PREFIX_BYTES,
         examples: Path | None = None,
         capture: GraphCapture | None = None,
@@ -82,8 +82,9 @@ class CsmRunner:
         """guards: None = no guards, as in the reference implementations.
 
         reference_noise: draw as PyTorch's multinomial does after `manual_seed`, to compare with other implementations.
-        piece: tokens per `prefill`. examples: the folder of the recordings that came with the model.
-        recorder: capture frames as CUDA graphs and replay them, with the fastest of `kernels`.
+        chunk: tokens per `prefill` call; None = as the device needs. examples: the folder of the recordings that were
+        published with the model. capture: capture frames as CUDA graphs, with the fastest of `kernels`; None = launch
+        every operation.
         """
         self.max_rows = max_rows
         self.model = model
@@ -110,17 +111,17 @@ class CsmRunner:
             self._next,
             self._limits,
             fingerprint=fingerprint,
-            chunk=piece or (CHUNK_CPU if model.device.type == "cpu" else CHUNK_GPU),
+            chunk=chunk or (CHUNK_CPU if model.device.type == "cpu" else CHUNK_GPU),
             prefix_bytes=prefix_bytes,
         )
         self._chunks = ChunkedDecoding(decoder, model.device)
         self._rows: dict[int, CsmRow] = {}
         self._graph: CsmCudaGraph | None = None
         self._in_flight: InFlightStep[CsmRow, Frames] | None = None
-        self._graph_samples: dict[int, Samples] = {}  # of the frames that the last step returned
+        self._graph_samples: dict[int, Samples] = {}  # samples of the frames that the last step returned
         if capture is not None:
             if not isinstance(self._cache, KVCache) or reference_noise:
-                raise ValueError("CUDA graphs need a model on one device, and can't use the reference noise")
+                raise ValueError("CUDA graphs need a model on one device and can't use reference noise")
             self._graph = CsmCudaGraph(model, decoder, self._cache, self._depth_cache, self._next, kernels=kernels)
             self._graph.capture(capture)
             self.max_rows = self._graph.steps.rows
@@ -128,7 +129,7 @@ class CsmRunner:
         self.setup = setup_facts(capture, self.max_rows, self._graph.steps.kernels.name if self._graph else "")
 
     def _warm_up(self) -> None:
-        """Run one utterance through all that a request goes through, and discard it."""
+        """Speak one utterance as a request would, and discard it."""
         begin_warm_up(self, SAMPLE_TEXT, WARM_UP_FRAMES / self.codec.frame_hz)
         for _ in range(WARM_UP_FRAMES):
             self.step([0])
@@ -151,7 +152,7 @@ class CsmRunner:
     # ---- the Runner protocol
 
     def admit(self, row: int, utterance: Utterance) -> None:
-        """Raises TextTooLong, BadReference. Only remembered turns are dropped where the context is too short."""
+        """Raises TextTooLong, BadReference. If the context is too short, only remembered turns are dropped."""
         voices = self._voices(utterance)
         conversation = [self._segment(turn.speaker, turn.text, turn.codes) for turn in utterance.context]
         state = CsmRow(
@@ -159,7 +160,7 @@ class CsmRunner:
             characters=[len(line.text) for line in utterance.lines],
             segments=[*voices, *conversation],
             voices=len(voices),
-            params=DEFAULTS.asked(utterance.sampling),
+            params=DEFAULTS.overridden_by(utterance.sampling),
             seed=utterance.seed,
             max_frames=max(1, round(utterance.max_seconds * self.codec.frame_hz)),
             reference=reference_noise_of(utterance.seed, enabled=self._reference_noise),
@@ -184,7 +185,7 @@ class CsmRunner:
         ended = np.zeros(len(rows), np.bool_)
         silent = np.zeros(len(rows), np.bool_)
         speaking: list[int] = []
-        reading = False
+        chunk_read = False
         for i, row in enumerate(rows):
             state = self._rows[row]
             if state.over:
@@ -193,14 +194,14 @@ class CsmRunner:
                 speaking.append(i)
             else:
                 silent[i] = True
-                if not reading:  # one chunk a step, so that speaking rows do not wait long
-                    reading = True
+                if not chunk_read:  # at most one chunk in each step, so that speaking rows do not wait long
+                    chunk_read = True
                     self._read_chunk(row, state)
         if speaking:
             frames, finite = self._eager_frame([rows[i] for i in speaking])
-            for i, frame, fine in zip(speaking, frames.cpu(), finite.tolist(), strict=True):
-                if not fine:
-                    self._wipe(rows[i])
+            for i, frame, row_finite in zip(speaking, frames.cpu(), finite.tolist(), strict=True):
+                if not row_finite:
+                    self._zero_row(rows[i])
                     codes[i] = BROKEN
                     continue
                 codes[i] = frame.numpy()
@@ -211,15 +212,15 @@ class CsmRunner:
         """Launch step t and return the results of step t-1."""
         results: list[RowResult] = []
         speaking: dict[int, CsmRow] = {}
-        reading = False
+        chunk_read = False
         for row in rows:
             state = self._rows[row]
             if state.over:
                 results.append(RowResult(row, ended=True))
             elif state.unread is None:
                 speaking[row] = state
-            elif not reading:
-                reading = True
+            elif not chunk_read:
+                chunk_read = True
                 self._read_chunk(row, state)
         finished, self._in_flight = self._in_flight, self._launch(speaking, graph) if speaking else None
         if finished is not None:
@@ -227,7 +228,7 @@ class CsmRunner:
         return to_result(results, self.config.codebooks)
 
     def _launch(self, rows: dict[int, CsmRow], graph: CsmCudaGraph) -> InFlightStep[CsmRow, Frames]:
-        # One more frame may be in flight that `position` does not count yet.
+        # `position` does not yet count a frame that is in flight.
         longest = min(max(state.position for state in rows.values()) + 2, self.config.max_positions)
         fast = fast_path([state.params for state in rows.values()], self.config.codebook_size)
         return InFlightStep.of(rows, graph.launch(list(rows), longest, fast_path=fast))
@@ -240,7 +241,7 @@ class CsmRunner:
             if not frames.active[row]:
                 continue
             if frames.non_finite[row]:
-                self._wipe(row)
+                self._zero_row(row)
                 results.append(RowResult(row, BROKEN))
                 continue
             state.position += 1
@@ -253,8 +254,8 @@ class CsmRunner:
             results.append(RowResult(row, frames.codes[row], ended, silent))
         return results
 
-    def _wipe(self, row: int) -> None:
-        """Remove NaN and infinite values from the row's state, so that its next utterance does not meet them."""
+    def _zero_row(self, row: int) -> None:
+        """Zero the row's state, so that NaN and infinite values do not reach its next utterance."""
         self._next[row] = 0
         self._cache.zero_row(row)
         self._decoder.zero_row(row)
@@ -310,10 +311,10 @@ class CsmRunner:
         codes = checked_codes(codes, codebooks=c.codebooks, codebook_size=c.codebook_size)
         return Segment(tuple(self._text(speaker, text)), codes)
 
-    # ---- reading
+    # ---- prefill
 
     def _read_chunk(self, row: int, state: CsmRow) -> bool:
-        """Read one chunk of the row's prompt or next line; True once the row can speak."""
+        """Read one chunk of the row's prompt or next line; return True once the row can speak."""
         if not self._prefill.read_chunk(row, state):
             return False
         if self._graph is not None:
@@ -331,15 +332,13 @@ class CsmRunner:
     def _begin_next_line(self, row: int, state: CsmRow, unread_frames: list[Tensor]) -> None:
         self._prefill.begin_next_line(state, unread_frames)
         self._guard_line(state)
-        if state.unread is not None and len(state.unread) == 1:  # shorter than any tokenizer's text, but possible here
-            self._read_chunk(row, state)
 
     def _guard_line(self, state: CsmRow) -> None:
-        """Start the guard of the present line."""
+        """Start the guard of the current line."""
         if self._limits.guards is not None:
             state.guard = LineGuard(state.characters[state.line], 1 / self.codec.frame_hz)
 
-    # ---- speaking
+    # ---- steps
 
     def _eager_frame(self, rows: list[int]) -> tuple[Tensor, Tensor]:
         """Compute one frame (n, K) of these rows without a CUDA graph, and whether their logits are finite (n,).
@@ -361,7 +360,9 @@ class CsmRunner:
 
         def pick(codebook: int, logits: Tensor) -> Tensor:
             nonlocal finite
-            if codebook + 1 == c.codebooks:  # earlier NaN are in the depth decoder's keys and reach these logits
+            if (
+                codebook + 1 == c.codebooks
+            ):  # a NaN in an earlier codebook reaches these logits through the depth decoder's keys
                 finite = logits.isfinite().all(dim=1)
             if suppressed is not None and codebook == 0 and c.eos_code < c.codebook_size:
                 for _ in range(int(((logits.argmax(dim=-1) == c.eos_code) & suppressed).sum())):
@@ -377,7 +378,7 @@ class CsmRunner:
         return frames, finite
 
     def _noise(self, states: list[CsmRow]) -> Callable[[int], Tensor | None]:
-        """Codebook -> noise (n, C) for this frame of each row."""
+        """Return a function: codebook -> noise (n, C) for this frame of each row."""
         c, device = self.config, self.model.device
         if all(state.params.temperature <= 0 for state in states):
             return lambda codebook: None
@@ -393,7 +394,7 @@ class CsmRunner:
         return lambda codebook: noise[:, codebook]
 
     def _commit(self, row: int, frame: Tensor) -> tuple[bool, bool]:
-        """Add a new frame to its row's line -> (silent, ended)."""
+        """Add a new frame to its row's line, and begin the next line if this one ends -> (silent, ended)."""
         state = self._rows[row]
         last = is_last(frame, self.config.eos_code)
         audible = not (last and is_silent_end(frame, self.config.eos_code))
@@ -405,19 +406,19 @@ class CsmRunner:
             rule = "frame_cap" if self._limits.is_capped(state) else state.guard.check_frame(frame.numpy())
             if rule is not None:
                 self._on_guard(rule)
-        done = (
+        line_ended = (
             last
             or rule is not None
             or len(state.line_frames) >= self._limits.line_limit(state, state.line)
             or state.position >= self.config.max_positions
         )
-        if done or state.frames >= state.max_frames:
+        if line_ended or state.frames >= state.max_frames:
             state.generation += 1
             if self._graph is not None:
                 self._graph.stop(row)
-        if state.frames >= state.max_frames or (done and state.line + 1 == len(state.lines)):
+        if state.frames >= state.max_frames or (line_ended and state.line + 1 == len(state.lines)):
             state.over = True
             return not audible, not audible
-        if done:
+        if line_ended:
             self._begin_next_line(row, state, [frame] if audible else [])
         return not audible, False

@@ -1,13 +1,13 @@
-"""The two published layouts of a Dia checkpoint, brought to one set of names. Knows names and shapes, no arithmetic.
+"""The two published layouts of a Dia checkpoint, converted to one set of names. Names and shapes only.
 
-The names used inside are those of the transformers layout. nari's has the axes of JAX's DenseGeneral: a linear of
-several heads is (in, heads, size) or (heads, size, out), gate and up are (in, 2, ffn), the head is (in, channels, ids),
-and each channel has an embedding of its own.
+The model uses the names of the transformers layout. nari's layout has the axes of JAX's DenseGeneral: the weight of a
+linear with several heads is (in, heads, size) or (heads, size, out), gate and up are (in, 2, ffn), the output head is
+(in, channels, ids), and each channel has its own embedding.
 
-What is refused here: weights of v0.1 that were brought into the transformers layout. transformers has no RoPE in
-cross-attention, so there is no such model that is right; its converter makes one all the same, from v0.1 by default.
-Recognised by config.json (keys of v0.1, or a `version` or `_name_or_path` that names it) and by the name of the file or
-repository. A conversion without any such trace cannot be distinguished from 0626: names, shapes and sizes are the same.
+Weights of v0.1 in the transformers layout are refused. transformers has no RoPE in cross-attention, so such a model
+speaks wrongly; but the converter of transformers reads v0.1 by default. Such weights are recognised by config.json
+(keys of v0.1, or a `version` or `_name_or_path` that names it) and by the name of the file or repository. Without these
+signs they can't be distinguished from 0626, because names, shapes and sizes are the same.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ DECODER = "model.decoder."
 _NARI_TEXT_TABLE = "encoder.embedding.weight"
 _NARI_AUDIO_TABLE = "decoder.embeddings.{}.weight"
 _NARI_HEAD = "decoder.logits_dense.weight"
-_FIRST_FILE = re.compile(r"v0[_.]1(?!\d)")  # dia-v0_1.pth, dia-v0_1_bf16.safetensors
-_SECOND_FILE = re.compile(r"dia-v1\b|0626")
-_FIRST_REPO = re.compile(r"nari-labs(/|--)Dia-1\.6B(?![-\w])")  # 0626's name goes on
+_V01_FILE = re.compile(r"v0[_.]1(?!\d)")  # dia-v0_1.pth, dia-v0_1_bf16.safetensors
+_0626_FILE = re.compile(r"dia-v1\b|0626")
+_V01_REPO = re.compile(r"nari-labs(/|--)Dia-1\.6B(?![-\w])")  # not nari-labs/Dia-1.6B-0626
 
 
 def stack_shapes(config: StackConfig, prefix: str) -> dict[str, Shape]:
-    """The tensors of encoder or decoder (which has cross-attention), less the tables."""
+    """The tensors of the encoder, or of the decoder with its cross-attention, without the tables."""
     c = config
     query, shared = c.heads * c.head_dim, c.kv_heads * c.head_dim
-    after = "post_sa_norm" if c.cross is None else "pre_mlp_norm"
+    mlp_norm = "post_sa_norm" if c.cross is None else "pre_mlp_norm"
     shapes: dict[str, Shape] = {f"{prefix}norm.weight": (c.width,)}
     for layer in range(c.layers):
         at = f"{prefix}layers.{layer}."
@@ -53,18 +53,18 @@ def stack_shapes(config: StackConfig, prefix: str) -> dict[str, Shape]:
             f"{at}self_attention.k_proj.weight": (shared, c.width),
             f"{at}self_attention.v_proj.weight": (shared, c.width),
             f"{at}self_attention.o_proj.weight": (c.width, query),
-            f"{at}{after}.weight": (c.width,),
+            f"{at}{mlp_norm}.weight": (c.width,),
             f"{at}mlp.gate_up_proj.weight": (2 * c.ffn, c.width),
             f"{at}mlp.down_proj.weight": (c.width, c.ffn),
         }
-        if (other := c.cross) is not None:
-            query_across, shared_across = other.heads * other.head_dim, other.kv_heads * other.head_dim
+        if (cross := c.cross) is not None:
+            cross_query, cross_shared = cross.heads * cross.head_dim, cross.kv_heads * cross.head_dim
             shapes |= {
                 f"{at}pre_ca_norm.weight": (c.width,),
-                f"{at}cross_attention.q_proj.weight": (query_across, c.width),
-                f"{at}cross_attention.k_proj.weight": (shared_across, other.width),
-                f"{at}cross_attention.v_proj.weight": (shared_across, other.width),
-                f"{at}cross_attention.o_proj.weight": (c.width, query_across),
+                f"{at}cross_attention.q_proj.weight": (cross_query, c.width),
+                f"{at}cross_attention.k_proj.weight": (cross_shared, cross.width),
+                f"{at}cross_attention.v_proj.weight": (cross_shared, cross.width),
+                f"{at}cross_attention.o_proj.weight": (c.width, cross_query),
             }
     return shapes
 
@@ -82,7 +82,7 @@ def expected_shapes(config: DiaConfig) -> dict[str, Shape]:
 
 
 def nari_name(name: str) -> str:
-    """nari's name of a tensor in the transformers layout. The audio table is one tensor per channel there."""
+    """Convert a tensor's name to nari's layout. The audio table has one tensor per channel there."""
     if name == HEAD:
         return _NARI_HEAD
     name = name.removeprefix("model.")
@@ -118,91 +118,93 @@ def _nari_shape(name: str, shape: Shape, config: DiaConfig) -> Shape:
 
 
 def weights_of(candidates: list[Checkpoint], config: DiaConfig, source: str = "") -> Checkpoint:
-    """The model under its one set of names, checked. source: where the checkpoint is from, a hub id or a folder.
+    """Return the model's tensors, checked and renamed.
 
-    Raises WeightsUnavailable.
+    candidates: the checkpoints in the model's folder; the first one with Dia weights is used. source: the hub id or
+    folder that they come from. Raises WeightsUnavailable.
     """
     for checkpoint in candidates:
         if TEXT_TABLE in checkpoint:
-            _refuse_conversions(checkpoint, config, source)
+            _refuse_converted_v01(checkpoint, config, source)
             checkpoint.check(expected_shapes(config), ignore=_derivable)
             return checkpoint
         if _NARI_TEXT_TABLE in checkpoint:
-            _refuse_another_release(checkpoint, config, source)
+            _refuse_wrong_config(checkpoint, config, source)
             checkpoint.check(nari_shapes(config), ignore=_derivable)
             return _from_nari(checkpoint, config)
     raise WeightsUnavailable(
-        f"{candidates[0].origin} holds no Dia weights: neither {TEXT_TABLE} (transformers layout) nor "
-        f"{_NARI_TEXT_TABLE} (nari's layout) is in it."
+        f"{candidates[0].origin} contains no Dia weights: neither {TEXT_TABLE} (transformers layout) nor "
+        f"{_NARI_TEXT_TABLE} (nari's layout)."
     )
 
 
 def _derivable(name: str) -> bool:
+    """Whether the model computes this tensor itself, so a checkpoint may contain it or not."""
     return name.endswith(("rotary_emb.inv_freq", "embeddings.offsets", "timescale"))
 
 
-def _refuse_conversions(checkpoint: Checkpoint, config: DiaConfig, source: str) -> None:
-    """Weights in the transformers layout must be of 0626."""
+def _refuse_converted_v01(checkpoint: Checkpoint, config: DiaConfig, source: str) -> None:
+    """Raises WeightsUnavailable for weights of v0.1 in the transformers layout."""
     file = PurePath(checkpoint.origin).name
-    traces = [f"config.json says {trace!r}" for trace in config.traces if _is_first(trace)]
+    signs = [f"config.json contains {origin!r}" for origin in config.origins if _names_v01(origin)]
     if config.release == "v0.1":
-        traces.append("config.json is that of v0.1")
-    if _FIRST_FILE.search(file):
-        traces.append(f"the file is named {file}")
-    if _FIRST_REPO.search(source) or _FIRST_REPO.search(checkpoint.origin):
-        traces.append("they come from the repository of v0.1")
-    if traces:
+        signs.append("config.json has the keys of v0.1")
+    if _V01_FILE.search(file):
+        signs.append(f"the file is named {file}")
+    if _V01_REPO.search(source) or _V01_REPO.search(checkpoint.origin):
+        signs.append("they come from the repository of v0.1")
+    if signs:
         raise WeightsUnavailable(
-            f"{checkpoint.origin} holds weights of Dia-1.6B v0.1 in the transformers layout ({'; '.join(traces)}). "
-            "transformers lacks that model's RoPE in cross-attention: such a conversion loads and speaks wrongly.",
+            f"{checkpoint.origin} has weights of Dia-1.6B v0.1 in the transformers layout ({'; '.join(signs)}). "
+            "transformers lacks the RoPE in cross-attention of v0.1, so this conversion would load and speak wrongly.",
             remedy="Use the original files of v0.1 (nari-labs/Dia-1.6B) or the later nari-labs/Dia-1.6B-0626.",
         )
 
 
-def _refuse_another_release(checkpoint: Checkpoint, config: DiaConfig, source: str) -> None:
-    """Weights in nari's layout are of either model: the name of file or repository must not say the other one."""
+def _refuse_wrong_config(checkpoint: Checkpoint, config: DiaConfig, source: str) -> None:
+    """Raises WeightsUnavailable if the file or repository of weights in nari's layout names the other release."""
     file = PurePath(checkpoint.origin).name
-    first = _FIRST_FILE.search(file) or any(map(_is_first, config.traces)) or _FIRST_REPO.search(source)
-    second = _SECOND_FILE.search(file)
-    if (config.release == "0626" and first) or (config.release == "v0.1" and second):
+    named_v01 = _V01_FILE.search(file) or any(map(_names_v01, config.origins)) or _V01_REPO.search(source)
+    named_0626 = _0626_FILE.search(file)
+    if (config.release == "0626" and named_v01) or (config.release == "v0.1" and named_0626):
         other = "v0.1" if config.release == "0626" else "0626"
         raise WeightsUnavailable(
-            f"{checkpoint.origin} holds weights of Dia-1.6B {other}, but its config.json is that of {config.release}: "
-            "they would load and speak wrongly.",
+            f"{checkpoint.origin} has weights of Dia-1.6B {other}, but its config.json is that of {config.release}. "
+            "The model would load and speak wrongly.",
             remedy="Use the config.json that was published with these weights.",
         )
 
 
-def _is_first(trace: str) -> bool:
-    key, _, value = trace.partition(" ")
+def _names_v01(origin: str) -> bool:
+    key, _, value = origin.partition(" ")
     if key == "version":
         return value.startswith("0.")
-    return bool(_FIRST_REPO.search(value) or _FIRST_FILE.search(value))
+    return bool(_V01_REPO.search(value) or _V01_FILE.search(value))
 
 
 def _from_nari(checkpoint: Checkpoint, config: DiaConfig) -> Checkpoint:
-    named: dict[str, Stored] = {}
+    renamed: dict[str, Stored] = {}
     for name, shape in expected_shapes(config).items():
         if name == AUDIO_TABLE:
             tables = [_NARI_AUDIO_TABLE.format(i) for i in range(config.channels)]
-            named[name] = Derived(shape, _joined(checkpoint, tables))
+            renamed[name] = Derived(shape, _concatenated(checkpoint, tables))
         elif len(shape) == 1 or name == TEXT_TABLE:
-            named[name] = checkpoint.tensors[nari_name(name)]
+            renamed[name] = checkpoint.tensors[nari_name(name)]
         else:
             inputs = 2 if name.endswith("o_proj.weight") else 1
-            named[name] = Derived(shape, _turned(checkpoint, nari_name(name), inputs))
-    return Checkpoint(named, checkpoint.origin)
+            renamed[name] = Derived(shape, _as_linear(checkpoint, nari_name(name), inputs))
+    return Checkpoint(renamed, checkpoint.origin)
 
 
-def _joined(checkpoint: Checkpoint, names: list[str]) -> Callable[[], Tensor]:
+def _concatenated(checkpoint: Checkpoint, names: list[str]) -> Callable[[], Tensor]:
     def make() -> Tensor:
         return torch.cat([checkpoint.read(name) for name in names])
 
     return make
 
 
-def _turned(checkpoint: Checkpoint, name: str, inputs: int) -> Callable[[], Tensor]:
-    """A DenseGeneral's weight, of which the first `inputs` axes are read, as (out, in)."""
+def _as_linear(checkpoint: Checkpoint, name: str, inputs: int) -> Callable[[], Tensor]:
+    """Convert a DenseGeneral's weight, whose first `inputs` axes are inputs, to (out, in)."""
 
     def make() -> Tensor:
         whole = checkpoint.read(name)

@@ -1,9 +1,9 @@
-"""What a Dia checkpoint says about itself: config.json in every published spelling -> DiaConfig. No tensors here.
+"""Read config.json of a Dia checkpoint, in every published form -> DiaConfig. Does not use tensors.
 
-There are two models by the name of Dia-1.6B. The first (April 2025, "v0.1") turns queries and keys of its
-cross-attention by RoPE as well, and draws from the guided logits; the second (June 2025, "0626") does neither. Their
-tensors have the same names and shapes, so config.json alone tells them apart: that of v0.1 has the keys `model` and
-`data`, that of 0626 `encoder_config` and `decoder_config` (written by nari's code and by transformers alike).
+Two models are named Dia-1.6B. The first (April 2025, "v0.1") applies RoPE in cross-attention and draws from the guided
+logits. The second (June 2025, "0626") does neither. Their tensors have the same names and shapes, so only config.json
+distinguishes them. The file of v0.1 has the keys `model` and `data`. The file of 0626 has `encoder_config` and
+`decoder_config`, whether nari's code or transformers has written it.
 """
 
 from __future__ import annotations
@@ -26,24 +26,20 @@ _DELAYS = (0, 8, 9, 10, 11, 12, 13, 14, 15)
 
 @dataclass(frozen=True, slots=True)
 class DiaConfig:
-    """The shape of a Dia model.
-
-    audio_vocab counts each channel's ids: the codes below codebook_size, then EOS, PAD and BOS. Channel c of frame t
-    stands delays[c] positions after channel 0's. traces: what else config.json says of where the weights are from.
-    """
+    """The shape of a Dia model."""
 
     release: Release
     encoder: StackConfig
     decoder: StackConfig
     text_vocab: int
-    audio_vocab: int
-    delays: tuple[int, ...]
+    audio_vocab: int  # ids of a channel: the codes below codebook_size, then EOS, PAD and BOS
+    delays: tuple[int, ...]  # channel c is delays[c] positions behind channel 0
     eos: int
     pad: int
     bos: int
-    max_text: int
-    max_positions: int
-    traces: tuple[str, ...] = ()
+    max_text: int  # bytes
+    max_positions: int  # of the decoder
+    origins: tuple[str, ...] = ()  # entries of config.json that name the origin of the weights: "key value"
 
     @property
     def channels(self) -> int:
@@ -55,17 +51,17 @@ class DiaConfig:
 
     @property
     def max_frames(self) -> int:
-        """Frames that prompt and speech may have together: BOS and the delay take positions too."""
+        """The largest number of frames of prompt and speech together. BOS and the delay also take positions."""
         return self.max_positions - 1 - max(self.delays)
 
 
 def read_config(folder: Path) -> DiaConfig:
-    """Read `folder`/config.json. Raises WeightsUnavailable, naming what is missing or unknown."""
+    """Read `folder`/config.json. Raises WeightsUnavailable with the missing key or the unknown value."""
     path = folder / "config.json"
     try:
         raw = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise WeightsUnavailable(f"{folder} holds no config.json, so it is no Dia model.") from None
+        raise WeightsUnavailable(f"{folder} contains no config.json, so it is not a Dia model.") from None
     except ValueError as error:
         raise WeightsUnavailable(f"{path} is not valid JSON: {error}.") from error
     try:
@@ -76,33 +72,33 @@ def read_config(folder: Path) -> DiaConfig:
 
 def parse_config(raw: Mapping[str, Any]) -> DiaConfig:
     """config.json -> DiaConfig. Raises WeightsUnavailable, KeyError, TypeError or ValueError."""
-    old, new = "model" in raw and "data" in raw, "encoder_config" in raw and "decoder_config" in raw
-    if old and new:
+    v01, v0626 = "model" in raw and "data" in raw, "encoder_config" in raw and "decoder_config" in raw
+    if v01 and v0626:
         raise WeightsUnavailable(
-            "This config.json has the keys of both Dia-1.6B models: `model` and `data` are of v0.1, `encoder_config` "
-            "and `decoder_config` of 0626. The weights fit both and are right with one only.",
+            "This config.json has the keys of both Dia-1.6B models: `model` and `data` belong to v0.1, "
+            "`encoder_config` and `decoder_config` to 0626. The weights would load as either, but only one is correct.",
             remedy="Download the model again.",
         )
-    if not (old or new):
+    if not (v01 or v0626):
         raise WeightsUnavailable(
-            f"This config.json is not of a Dia model (model_type {raw.get('model_type')!r}, neither encoder_config and "
-            "decoder_config nor model and data in it)."
+            f"This config.json is not of a Dia model: its model_type is {raw.get('model_type')!r}, and it contains "
+            "neither encoder_config and decoder_config nor model and data."
         )
-    config = _parse_first(raw) if old else _parse_second(raw)
+    config = _parse_v01(raw) if v01 else _parse_0626(raw)
     c = config
     if c.delays[0] != 0 or min(c.delays) < 0 or max(c.delays) >= c.max_positions:
         raise ValueError(f"the delay pattern {list(c.delays)} does not begin with 0")
     if sorted({c.eos, c.pad, c.bos}) != sorted((c.eos, c.pad, c.bos)) or max(c.eos, c.pad, c.bos) >= c.audio_vocab:
-        raise ValueError(f"EOS {c.eos}, PAD {c.pad} and BOS {c.bos} are not three ids below {c.audio_vocab}")
+        raise ValueError(f"EOS {c.eos}, PAD {c.pad} and BOS {c.bos} are not three different ids below {c.audio_vocab}")
     if c.eos != c.codebook_size:
         raise ValueError(f"EOS ({c.eos}) is not the first id after the codes")
     for stack in (c.encoder, c.decoder):
         if stack.heads % stack.kv_heads or stack.head_dim % 2:
-            raise ValueError(f"{stack.heads} heads of {stack.head_dim} can't share {stack.kv_heads} key heads")
+            raise ValueError(f"{stack.heads} heads of size {stack.head_dim} do not match {stack.kv_heads} key heads")
     return config
 
 
-def _parse_second(raw: Mapping[str, Any]) -> DiaConfig:
+def _parse_0626(raw: Mapping[str, Any]) -> DiaConfig:
     encoder, decoder = raw["encoder_config"], raw["decoder_config"]
     eps = float(raw.get("norm_eps") or 1e-5)
     width = int(encoder.get("hidden_size", 1024))
@@ -114,9 +110,9 @@ def _parse_second(raw: Mapping[str, Any]) -> DiaConfig:
         head_dim=int(decoder.get("cross_head_dim", 128)),
     )
     if cross.width != width:
-        raise ValueError(f"the decoder reads an encoder {cross.width} wide, the encoder is {width}")
+        raise ValueError(f"the decoder needs an encoder of width {cross.width}, the encoder has width {width}")
     if cross.heads % cross.kv_heads:
-        raise ValueError(f"{cross.heads} heads can't share {cross.kv_heads} key heads")
+        raise ValueError(f"{cross.heads} attention heads are not divisible by {cross.kv_heads} key heads")
     delays = tuple(int(delay) for delay in raw.get("delay_pattern") or _DELAYS)
     if int(decoder.get("num_channels", len(delays))) != len(delays):
         raise ValueError(f"{decoder['num_channels']} channels and {len(delays)} delays")
@@ -127,7 +123,7 @@ def _parse_second(raw: Mapping[str, Any]) -> DiaConfig:
             found = found[0]
         return default if found is None else int(found)
 
-    traces = tuple(f"{key} {raw[key]}" for key in ("version", "_name_or_path", "name_or_path") if raw.get(key))
+    origins = tuple(f"{key} {raw[key]}" for key in ("version", "_name_or_path", "name_or_path") if raw.get(key))
     return DiaConfig(
         release="0626",
         encoder=_stack(encoder, (1024, 4096, 12, 16, 16), eps),
@@ -140,14 +136,14 @@ def _parse_second(raw: Mapping[str, Any]) -> DiaConfig:
         bos=special("bos_token_id", 1026),
         max_text=int(encoder.get("max_position_embeddings", 1024)),
         max_positions=int(decoder.get("max_position_embeddings", 3072)),
-        traces=traces,
+        origins=origins,
     )
 
 
 def _stack(
     raw: Mapping[str, Any], sizes: tuple[int, int, int, int, int], eps: float, cross: CrossConfig | None = None
 ) -> StackConfig:
-    """`sizes`: of the published model, for what the file leaves out."""
+    """sizes: width, ffn, layers, heads, kv_heads of the published model, for keys that the file omits."""
     width, ffn, layers, heads, kv_heads = sizes
     activation = raw.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
@@ -168,12 +164,12 @@ def _stack(
 
 
 def _rope(raw: Mapping[str, Any]) -> Rope:
-    """nari's files may write a bare number as rope_scaling, which its code never reads."""
+    """Read RoPE. rope_scaling may be a plain number in nari's files; nari's code does not read it."""
     values = {key: value for key, value in raw.items() if key != "rope_scaling" or isinstance(value, Mapping)}
     return read_rope(values, _THETA)
 
 
-def _parse_first(raw: Mapping[str, Any]) -> DiaConfig:
+def _parse_v01(raw: Mapping[str, Any]) -> DiaConfig:
     model, data = raw["model"], raw["data"]
     encoder, decoder = model["encoder"], model["decoder"]
     eps = float(model.get("normalization_layer_epsilon", 1e-5))
@@ -183,7 +179,7 @@ def _parse_first(raw: Mapping[str, Any]) -> DiaConfig:
     rope = Rope(float(model.get("rope_max_timescale", _THETA)))
     heads, head_dim = int(decoder["cross_query_heads"]), int(decoder["cross_head_dim"])
     if head_dim != int(decoder["gqa_head_dim"]):
-        raise ValueError("RoPE in cross-attention needs heads as wide as those of self-attention")
+        raise ValueError("RoPE in cross-attention needs the head size of self-attention")
     cross = CrossConfig(int(encoder["n_embd"]), heads, heads, head_dim, rotated=True)
     delays = tuple(int(delay) for delay in data.get("delay_pattern") or _DELAYS)
     if int(data.get("channels", len(delays))) != len(delays):

@@ -1,12 +1,12 @@
-"""Dia's step as one CUDA graph: one fixed piece of work for the first n rows, captured once and replayed.
+"""One CUDA graph for a step of Dia: work of fixed shape for the first n rows, captured once and replayed.
 
 One launch computes, for each row: the codes at its position, the pair of tokens through the decoder, guidance, the draw
-and the delay pattern. A step has a seventh of the work and of the audio of CSM's. Therefore several steps are launched
-together (a burst), and the host reads their results while the next burst runs. The codec is not part of the graph: it
-decodes frames that are on the host.
+and the delay pattern. A step has a seventh of the work and of the audio of a step of CSM. Therefore several steps are
+launched together (a burst), and the host reads their results while the next burst runs. The codec is not part of the
+graph: it decodes frames from the host.
 
-As in engines/csm/cuda_graph.py, all inputs of a step are on the device, inactive rows are computed and do not change,
-and steps are captured by how many rows they cover and how far back attention looks.
+As in engines/csm/cuda_graph.py, all inputs of a step are on the device, inactive rows are computed but do not change,
+and steps are captured for several numbers of rows and several lengths of attention.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 FIRST_AUDIO_LENGTH, FIRST_TEXT_LENGTH = 512, 256  # positions, and text bytes, of the shortest captured step
 
-# Columns of a row's integers, and of its flags. FIRST_FRAME: the position with which the first frame is complete.
+# Columns of a row's integers, and of its flags. FIRST_FRAME: the position at which the first frame is complete.
 _POSITION, _DRAWS, _SEED, _MIN_FRAMES_LEFT, _TOP_K, _TEXT_LENGTH, _FIRST_FRAME = range(7)
 _ACTIVE, _EARLY_EOS, _NON_FINITE = range(3)
 
@@ -44,8 +44,8 @@ _ACTIVE, _EARLY_EOS, _NON_FINITE = range(3)
 class Step:
     """Results of one step of a burst for R rows, on the host."""
 
-    frames: Codes  # (R, C) the frames that this step completes
-    counts: NDArray[np.int64]  # (R,) how many frames the row will have in all
+    frames: Codes  # (R, C) the frames that are complete after this step
+    counts: NDArray[np.int64]  # (R,) the final number of frames of the row
     active: NDArray[np.bool_]  # (R,) the step advanced the row
     early_eos: NDArray[np.bool_]  # (R,) the guard suppressed an EOS in the row's first steps
     non_finite: NDArray[np.bool_]  # (R,) the row's logits are NaN or infinite
@@ -53,7 +53,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class BucketKey:
-    """How far self-attention and cross-attention look, and whether all rows sample on the fast path."""
+    """The positions that attention to audio and text covers, and whether all rows sample on the fast path."""
 
     audio_length: int
     text_length: int
@@ -61,7 +61,7 @@ class BucketKey:
 
 
 class DiaCudaGraph:
-    """Per-row state on the device, and the captured steps that advance it. One thread."""
+    """The state of all rows on the device, and the captured steps that advance it. Used by one thread only."""
 
     def __init__(
         self,
@@ -113,16 +113,17 @@ class DiaCudaGraph:
         text_length: int,
         first_frame: int,
     ) -> None:
-        """Let the row speak from `position` on.
+        """Start the row at `position`.
 
-        min_frames_left: EOS is suppressed in that many steps. first_frame: the position that completes its first frame.
+        min_frames_left: the number of steps in which EOS is suppressed. first_frame: the position at which its first
+        frame is complete.
         """
         integers = (position, 0, seed, min_frames_left, max(0, params.top_k), text_length, first_frame)
         self.steps.set_row(row, integers, (max(0.0, params.temperature), params.top_p, scale))
         self._speaking[row] = True
 
     def stop(self, row: int) -> None:
-        """Do not advance the row any more, from the next launch on."""
+        """Stop advancing the row, from the next launch on."""
         self._speaking[row] = False
 
     def launch(
@@ -130,7 +131,7 @@ class DiaCudaGraph:
     ) -> Callable[[], list[Step]]:
         """Launch a burst of these rows. Returns a function that waits for its steps.
 
-        longest: no row gets beyond this position in the burst. text_length: no row has a longer text. The result is
+        longest: the largest position of any row in the burst. text_length: bytes of the longest text. The result is
         valid until the next but one launch.
         """
         self.steps.select(rows)
@@ -159,7 +160,7 @@ class DiaCudaGraph:
         return steps
 
     def advance(self, count: int, key: BucketKey, kernels: Kernels) -> None:
-        """One step of the first `count` rows: the work that is captured."""
+        """Compute one step of the first `count` rows: the work that is captured."""
         c, model = self._model.config, self._model
         integers = self.steps.integers[:count]
         position, draws, seeds, min_frames_left, top_k, text_lengths, first_frame = (
@@ -184,11 +185,11 @@ class DiaCudaGraph:
         )
         most = TOP_K_FAST if key.fast_path else None
         suppressed = min_frames_left > 0
-        # The candidates without suppression, of channel 0, which decides the end.
+        # Without suppression, only of channel 0, which decides the end.
         unsuppressed = candidates(c, conditional[:, :1], unconditional[:, :1], scales=scales, top_k=top_k, most=most)
         early_eos = active & suppressed & unsuppressed[:, 0, c.eos].isfinite()
         scores = candidates(c, conditional, unconditional, scales=scales, top_k=top_k, most=most, suppressed=suppressed)
-        limits = torch.zeros_like(top_k) if c.release == "0626" else top_k  # `candidates` has applied 0626's top_k
+        limits = torch.zeros_like(top_k) if c.release == "0626" else top_k  # for 0626, `candidates` has applied top_k
         if kernels.name == "torch":
             noise = exponential_noise(seeds, draws, c.channels, c.audio_vocab)
             drawn = draw(scores, temperature, limits, top_p, noise)
@@ -210,5 +211,5 @@ class DiaCudaGraph:
 
 
 def uses_fast_path(params: Sequence[SamplingParams]) -> bool:
-    """Whether rows with these parameters can use steps of the fast path."""
+    """Whether rows with these parameters can use steps that sample on the fast path."""
     return all(k.top_k <= TOP_K_FAST for k in params)

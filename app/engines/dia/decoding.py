@@ -1,7 +1,7 @@
 """Decoding of Dia's frames in chunks.
 
-The codec looks ten frames ahead. A row's frames are collected and decoded FIRST_FRAMES at first, then CHUNK_FRAMES at a
-time. The chunks depend on the row's own frames alone, so its samples depend neither on how fast the listener reads nor
+The codec looks ten frames ahead. A row's frames are collected: the first chunk has FIRST_FRAMES, all others have
+CHUNK_FRAMES. Chunks depend only on the row's own frames, so its samples depend neither on how fast the client reads nor
 on the other rows in the batch.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from app.nn.dac.model import DacDecoder
     from app.types import Codes, Samples
 
-FIRST_FRAMES, CHUNK_FRAMES = 16, 8  # the first chunk gives 70 ms of audio; smaller chunks cost up to twice as much
+FIRST_FRAMES, CHUNK_FRAMES = 16, 8  # the first chunk gives 70 ms of audio; smaller chunks cost up to twice the time
 
 
 class ChunkedDecoding:

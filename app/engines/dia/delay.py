@@ -1,10 +1,11 @@
-"""The delay pattern: channel c of frame t stands delays[c] positions after channel 0's. Does not depend on weights.
+"""The delay pattern: channel c is delays[c] positions behind channel 0. Does not depend on weights.
 
-Position 0 is BOS in all channels. After a prompt of P frames, frame t of channel c is at 1 + P + t + delays[c]. The
-positions before a channel's first frame are BOS. So position 1 + P + t + max(delays) completes frame t. When channel 0
-draws EOS at position e, channel c gets EOS at e + delays[c] and PAD after it: the speech has e - 1 - P frames.
+Position 0 is BOS in all channels. After a prompt of P frames, the code of frame t in channel c is at position
+1 + P + t + delays[c]. The positions before a channel's first frame are BOS. So frame t is complete at position
+1 + P + t + max(delays). If channel 0 draws EOS at position e, channel c gets EOS at e + delays[c] and PAD after it, and
+the speech has e - 1 - P frames.
 
-The rules are those of transformers' DiaProcessor and DiaEOSDelayPatternLogitsProcessor. nari's own code plans one
+The rules are those of transformers' DiaProcessor and DiaEOSDelayPatternLogitsProcessor. nari's code plans one
 position less for a prompt, so it draws the last channel of the prompt's last frame (or of BOS) instead of keeping it.
 """
 
@@ -26,12 +27,11 @@ class DelayPattern:
         self._channels = torch.arange(config.channels, device=device)
         self._ids = torch.zeros(rows, config.max_positions + 1, config.channels, dtype=torch.int64, device=device)
         self._prompts = torch.zeros(rows, dtype=torch.int64, device=device)  # frames
-        self._ends = torch.zeros(
-            rows, dtype=torch.int64, device=device
-        )  # the position of EOS in channel 0, now or at the latest
+        # The position of EOS in channel 0: the one drawn, or else the latest possible.
+        self._ends = torch.zeros(rows, dtype=torch.int64, device=device)
 
     def begin(self, row: int, prompt: Tensor, frames: int) -> None:
-        """Start a row with a prompt (P, C) and at most `frames` frames of speech after it, P + frames <= max_frames."""
+        """Start a row with a prompt (P, C) and up to `frames` frames of speech, P + frames <= max_frames."""
         c, length = self._config, len(prompt)
         if length + frames > c.max_frames:
             raise ValueError(f"{length} + {frames} frames do not fit into {c.max_positions} positions")
@@ -56,7 +56,7 @@ class DelayPattern:
         """Store the drawn codes (n, C) at these positions, except where the pattern fixes the code.
 
         active (n,) bool: the other rows do not change; None = all are active. Returns the frames (n, C) that are
-        complete now (undefined before a row's first frame), and how many frames each row will have in all (n,).
+        complete now (undefined before a row's first frame), and the final number of frames of each row (n,).
         """
         c, at = self._config, positions[:, None]
         drawn_end = drawn[:, 0] == c.eos
@@ -64,8 +64,8 @@ class DelayPattern:
             drawn_end &= active
         ends = torch.where(drawn_end, torch.minimum(self._ends[rows], positions), self._ends[rows])
         self._ends[rows] = ends
-        behind = at - ends[:, None]
-        ids = drawn.masked_fill(behind == self._delays, c.eos).masked_fill(behind > self._delays, c.pad)
+        after_end = at - ends[:, None]
+        ids = drawn.masked_fill(after_end == self._delays, c.eos).masked_fill(after_end > self._delays, c.pad)
         prompts = self._prompts[rows]
         kept = at <= prompts[:, None] + self._delays
         if active is not None:
@@ -76,5 +76,5 @@ class DelayPattern:
         return self._ids[rows[:, None], complete, self._channels], ends - 1 - prompts
 
     def first_frame(self, prompt_frames: int) -> int:
-        """The position that completes the first frame after the prompt."""
+        """The position at which the first frame after the prompt is complete."""
         return 1 + prompt_frames + self._delay

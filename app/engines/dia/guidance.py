@@ -1,13 +1,13 @@
-"""Guidance, the rules of EOS, and the draw: from two sets of logits to codes. Does not depend on weights.
+"""Classifier-free guidance, the EOS rules and the draw: from two sets of logits to codes. Does not depend on weights.
 
-guided = c + s (c - u), with c the conditional logits (with the text) and u the unconditional ones. A scale of 4 in many
-other implementations is s = 3 here, as in nari's code and in transformers.
+guided = c + s (c - u), with the conditional logits c (with the text) and the unconditional logits u. A scale of 4 in
+many other implementations is s = 3 here, as in nari's code and in transformers.
 
-- 0626: the top k of the guided logits are the candidates, their weights are those of c. EOS only if it is the best
-  candidate of channel 0, and then it alone (transformers: DiaClassifierFreeGuidanceLogitsProcessor,
-  DiaEOSChannelFilterLogitsProcessor).
-- v0.1: the guided logits themselves, EOS times 0.8, and only if it is the best; top k comes with the draw (nari-labs/
-  dia at 2811af1, the last commit before 0626).
+- 0626: the top k of the guided logits are the candidates, and they are drawn with the logits of c. EOS is a candidate
+  only if it is the best one of channel 0, and then it is the only one (transformers:
+  DiaClassifierFreeGuidanceLogitsProcessor, DiaEOSChannelFilterLogitsProcessor).
+- v0.1: codes are drawn from the guided logits, with the logit of EOS times 0.8. EOS is a candidate only if it is the
+  best one. The draw applies top k (nari-labs/dia at 2811af1, the last commit before 0626).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from app.engines.dia.config import DiaConfig
 from app.runtime.sampling import Sampler, SamplingParams
 
-_FIRST_EOS_SHARE = 0.8
+_V01_EOS_FACTOR = 0.8
 
 
 def candidates(
@@ -34,11 +34,11 @@ def candidates(
     most: int | None,
     suppressed: Tensor | None = None,
 ) -> Tensor:
-    """Logits with and without the text, (n, C, V) float32 each -> scores to draw from (n, C, V), -inf = removed.
+    """Logits with and without the text, (n, C, V) float32 -> scores to draw from (n, C, V), -inf for removed codes.
 
     scales (n,) float32: 0 = no guidance. top_k (n,) int64: 0 = all codes. most: an upper bound of every top_k that is
     not "all"; None = no bound. suppressed (n,) bool: rows in which EOS is suppressed.
-    Never waits for the device.
+    Does not wait for the device.
     """
     c = config
     guided = conditional + scales[:, None, None] * (conditional - unconditional)
@@ -51,7 +51,7 @@ def candidates(
             logits[:, 0, c.eos].masked_fill_(suppressed, -torch.inf)
     else:
         logits = guided
-        logits[:, 0, c.eos] *= _FIRST_EOS_SHARE
+        logits[:, 0, c.eos] *= _V01_EOS_FACTOR
     logits[:, 1:, c.eos :] = -torch.inf
     logits[:, 0, c.eos + 1 :] = -torch.inf
     ending = logits[:, 0].argmax(dim=-1) == c.eos
@@ -62,9 +62,9 @@ def candidates(
 
 
 def _top(scores: Tensor, top_k: Tensor, most: int | None) -> Tensor:
-    """True for the k largest of (n, C, V), with k of each row; 0 = all. Ties with the k-th stay.
+    """True for the k largest of (n, C, V), with k of each row; 0 = all. Codes that tie with the k-th stay.
 
-    bfloat16 has ties, and this way the k of other rows does not matter.
+    Ties occur in bfloat16. Because they stay, the result does not depend on the k of other rows.
     """
     size = scores.shape[-1]
     most = size if most is None else max(1, min(most, size))
@@ -84,7 +84,7 @@ class Guided:
     cfg_scale: float  # 0 = no guidance
 
 
-# nari-labs/dia: README and hf.py of 0626; the first release's generate().
+# nari-labs/dia: README and hf.py for 0626; generate() for v0.1.
 DEFAULTS = {
     "0626": Guided(SamplingParams(temperature=1.8, top_k=45, top_p=0.90), 3.0),
     "v0.1": Guided(SamplingParams(temperature=1.3, top_k=35, top_p=0.95), 3.0),
@@ -107,11 +107,11 @@ def pick(
     scales = torch.tensor([row.cfg_scale for row in rows], device=device, dtype=torch.float32)
     top_k = torch.tensor([row.params.top_k for row in rows], device=device)
     most = max(row.params.top_k for row in rows)
-    left = candidates(c, *logits, scales=scales, top_k=top_k, most=most)
-    ending = left[:, 0, c.eos].isfinite()
+    scores = candidates(c, *logits, scales=scales, top_k=top_k, most=most)
+    ending = scores[:, 0, c.eos].isfinite()
     if suppressed is not None and bool((ending & suppressed).any()):
-        left = candidates(c, *logits, scales=scales, top_k=top_k, most=most, suppressed=suppressed)
-    # `candidates` has applied the top_k of 0626.
-    own = [replace(row.params, top_k=0) if c.release == "0626" else row.params for row in rows]
-    sampler = Sampler([params for params in own for _ in range(c.channels)], left.device)
-    return sampler.pick(left.view(count * c.channels, c.audio_vocab), noise).view(count, c.channels), ending
+        scores = candidates(c, *logits, scales=scales, top_k=top_k, most=most, suppressed=suppressed)
+    # For 0626, `candidates` has already applied top_k.
+    params = [replace(row.params, top_k=0) if c.release == "0626" else row.params for row in rows]
+    sampler = Sampler([each for each in params for _ in range(c.channels)], scores.device)
+    return sampler.pick(scores.view(count * c.channels, c.audio_vocab), noise).view(count, c.channels), ending

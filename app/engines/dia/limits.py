@@ -1,4 +1,4 @@
-"""How many frames a script of Dia may take, and whether it fits. Does not depend on weights."""
+"""Frame limits of Dia's scripts, and the check that a script fits. Does not depend on weights."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from app.errors import BadReference, TextTooLong
 class Guards:
     """Limits for a model that does not stop, or that stops at once (see `audio/guard.py`)."""
 
-    min_s: float = 0.3  # in this first part of a script, channel 0 can't be EOS
-    pace: float = 2.0  # a script may take this many times its expected duration,
-    slack_s: float = 4.0  # and this much more
+    min_s: float = 0.3  # of a script: channel 0 can't be EOS before this time
+    pace: float = 2.0  # a script may take `pace` times its expected duration
+    slack_s: float = 4.0  # plus this time
 
     def limit_s(self, expected_s: float) -> float:
         """The largest duration of a script with this expected duration."""
@@ -23,19 +23,19 @@ class Guards:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The frame limits of scripts. guards: None = only the utterance's own limit and the context count."""
+    """The frame limits of scripts. guards: None = only the utterance's own limit and the context apply."""
 
     guards: Guards | None
-    max_frames: int  # of a prompt and the speech after it
+    max_frames: int  # of a prompt together with the speech after it
     frame_hz: float
 
     @property
     def min_frames(self) -> int:
-        """EOS is suppressed in this many steps."""
+        """The number of steps in which EOS is suppressed."""
         return 0 if self.guards is None else round(self.guards.min_s * self.frame_hz)
 
     def frames(self, requested: int, prompt: int, spoken: str) -> int:
-        """How many frames the text `spoken` may have after a prompt of `prompt` frames.
+        """Compute how many frames the text `spoken` may have after a prompt of `prompt` frames.
 
         Raises BadReference, TextTooLong.
         """
@@ -45,14 +45,14 @@ class Limits:
         needed = 1 if self.guards is None else min(requested, round(expected_s * hz))
         if needed > most:
             raise TextTooLong(
-                f"The text is too long to be spoken in one piece: about {expected_s:.0f} s, and Dia speaks "
-                f"{most / hz:.0f} s at most. Use shorter pieces.",
+                f"The text is too long for one utterance: it takes about {expected_s:.0f} s, and Dia speaks "
+                f"{most / hz:.0f} s at most. Use a shorter text.",
                 param="input",
             )
         if needed > left:
             raise BadReference(
-                f"The voices' recordings take {prompt / hz:.0f} of {most / hz:.0f} s, and the text, about "
-                f"{expected_s:.0f} s, does not fit behind them. Use shorter recordings or a shorter text."
+                f"The recordings of the voices take {prompt / hz:.0f} s and the text takes about {expected_s:.0f} s; "
+                f"together they may take {most / hz:.0f} s. Use shorter recordings or a shorter text."
             )
         if self.guards is None:
             return min(requested, left)

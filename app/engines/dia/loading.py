@@ -48,10 +48,10 @@ if TYPE_CHECKING:
     from app.engines.registry import BuildContext
     from app.settings import Settings
 
-ROWS_CPU, ROWS_GPU = 4, 64  # a row's keys and values take up to 226 MiB in bfloat16, its script's up to 144 MiB
-MAX_TEXT_CHARS = 200  # of one line: about 13 s of speech; beyond 20 s Dia hurries
-MAX_PASSAGE_CHARS = 240  # of several lines of a dialogue in one go
-PASSAGE_SLACK_S = 1.0  # a script may grow a little: a dash becomes three characters
+ROWS_CPU, ROWS_GPU = 4, 64  # keys and values of a row take up to 226 MiB in bfloat16, those of its text up to 144 MiB
+MAX_TEXT_CHARS = 200  # of one line: about 13 s of speech; Dia speaks too fast if a line takes more than 20 s
+MAX_PASSAGE_CHARS = 240  # of all lines of a dialogue in one utterance
+PASSAGE_SLACK_S = 1.0  # formatting may lengthen a script: a dash becomes three characters
 BARE_FRAMES = 3056  # all positions of the decoder
 
 
@@ -118,15 +118,17 @@ def load_runner(
     exact: bool = False,
     on_guard: Callable[[Rule], None] = lambda _: None,
     reference_noise: bool = False,
-    piece: int | None = None,
+    chunk: int | None = None,
     source: str = "",
     cache: LoadCache | None = None,
     capture: GraphCapture | None = None,
     kernels: Sequence[Kernels] = (TORCH,),
     burst: int = 1,
 ) -> DiaRunner:
-    """Dia from a folder and its codec from another. Raises WeightsUnavailable, saying what is missing or does not fit,
-    and EngineUnavailable."""
+    """Load Dia from one folder and its codec from another.
+
+    The options: see `DiaRunner`, `load_model` and `adapt`. Raises WeightsUnavailable, EngineUnavailable.
+    """
     model = load_model(model_dir, device=device, dtype=dtype, source=source, cache=cache)
     encoder, decoder = load_codec(model.config, codec_dir, device=device, max_rows=max_rows)
     weights = (*model.parameters(), *model.buffers(), *decoder.parameters(), *decoder.buffers())
@@ -144,7 +146,7 @@ def load_runner(
         quantized=quantize != "none",
         fingerprint=f"dia {digest} {quantize}",
         codec_fingerprint=codec_fingerprint(encoder, encoder.config, model.config.channels),
-        piece=piece,
+        chunk=chunk,
         capture=capture,
         kernels=kernels,
         burst=burst,
@@ -196,17 +198,18 @@ def load_from(
 
 
 def measure(config: DiaConfig, codec: DacConfig, *, dtype: torch.dtype, max_rows: int) -> int:
-    """Compute how many bytes model, codec and rows will take, by building them on the meta device."""
-    nowhere = torch.device("meta")
-    model = DiaModel(config, device=nowhere, dtype=dtype)
+    """Compute how many bytes model, codec and rows need, by building them on the meta device."""
+    meta = torch.device("meta")
+    model = DiaModel(config, device=meta, dtype=dtype)
     cache = model.cache(max_rows, batched=True, scratch=1)
-    decoder = DacDecoder(codec, rows=max_rows, codebooks=config.channels, device=nowhere)
-    with nowhere:
+    decoder = DacDecoder(codec, rows=max_rows, codebooks=config.channels, device=meta)
+    with meta:
         encoder = DacEncoder(codec)
     return bytes_of(model, decoder, encoder) + cache.nbytes + decoder.state_bytes
 
 
 def engine_of(runner: DiaRunner, settings: Settings) -> BatchedEngine:
+    """Describe the runner as an engine and put it behind the batch loop."""
     model = runner.model
     info = EngineInfo(
         id="dia",
@@ -225,7 +228,7 @@ def engine_of(runner: DiaRunner, settings: Settings) -> BatchedEngine:
         prompts=PromptLimits(
             codec="dac",
             codec_fingerprint=runner.codec_fingerprint,
-            max_prompt_s=max(MIN_REFERENCE_S, runner.most_s - MAX_PASSAGE_CHARS / BYTES_PER_S - PASSAGE_SLACK_S),
+            max_prompt_s=max(MIN_REFERENCE_S, runner.max_s - MAX_PASSAGE_CHARS / BYTES_PER_S - PASSAGE_SLACK_S),
         ),
         languages=("en",),
         fingerprint=runner.fingerprint,
@@ -237,11 +240,11 @@ def engine_of(runner: DiaRunner, settings: Settings) -> BatchedEngine:
 
 
 def build(settings: Settings, context: BuildContext) -> BatchedEngine:
-    """Dia-1.6B, ready to speak. Raises EngineUnavailable."""
+    """Build the Dia-1.6B engine. Raises EngineUnavailable."""
     return engine_of(load_from(settings, context, guards=Guards()), settings)
 
 
 def build_bare(settings: Settings, context: BuildContext, reference_noise: bool) -> BareEngine:
-    """Dia-1.6B without text rules and output guards. Raises EngineUnavailable."""
+    """Build Dia-1.6B without text rules and output guards. Raises EngineUnavailable."""
     runner = load_from(settings, context, guards=None, exact=True, reference_noise=reference_noise)
     return BareEngine(engine_of(runner, settings), runner.config.channels, BARE_FRAMES)

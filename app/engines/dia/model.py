@@ -1,12 +1,11 @@
-"""Dia: an encoder that reads bytes, a decoder that says nine codes at a time, with and without the text. No state but
-weights.
+"""Dia's model: an encoder reads bytes, and a decoder computes nine codes per step, with and without the text.
 
-A step of a request is two tokens, one that sees the text and one that does not (classifier-free guidance). The
-reference implementations give the second a text of zeros. To the encoder those are all the same byte, so attention,
-with or without RoPE, mixes equal values, and the encoder's output is one vector h0 at every position and for any
-length; so is what cross-attention adds in layer l: b_l = O_l V_l h0. It is computed once, in float32, and kept as
-`blind`: no encoder pass, no keys and no cross-attention for that half of the tokens. Numbers: nari-labs/dia,
-dia/layers.py.
+Keeps no state except the weights. A step of a row is two tokens: a conditional one that attends to the text, and an
+unconditional one that does not (classifier-free guidance). The reference implementations give the unconditional token a
+text of zeros. All these zeros are the same byte, so attention mixes equal values, with or without RoPE. Therefore the
+encoder's output is one vector h0 at every position and for any length, and what cross-attention adds in layer l is the
+constant b_l = O_l V_l h0. It is computed once, in float32, and kept in `unconditional`. So unconditional tokens need no
+encoder pass, no keys and no cross-attention. Numbers: nari-labs/dia, dia/layers.py.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class DiaCache:
 
 
 class DiaModel(nn.Module):
-    """The weights and the arithmetic. `load` fills it; without, its numbers are undefined."""
+    """The weights and the computation. The weights are undefined until `load`."""
 
     def __init__(self, config: DiaConfig, *, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -57,7 +56,7 @@ class DiaModel(nn.Module):
         self.text_table = table(c.text_vocab, c.encoder.width)
         self.audio_table = table(c.channels * c.audio_vocab, c.decoder.width)
         self.encoder = Stack(c.encoder, max_positions=c.max_text, device=device, dtype=dtype)
-        # Turned keys of a text longer than the sound would need the encoder's positions.
+        # With RoPE in cross-attention, a text may need more positions than the audio.
         positions = max(c.max_positions, c.max_text)
         self.decoder = Stack(c.decoder, max_positions=positions, device=device, dtype=dtype)
         self.head: nn.Module = Linear(
@@ -78,7 +77,7 @@ class DiaModel(nn.Module):
         return functional.embedding(codes + self.offsets, self.audio_table).to(self.dtype).sum(dim=1)
 
     def encode_text(self, text: Tensor, cache: DiaCache, row: int) -> Iterator[None]:
-        """Read a row's text (S,) int64, 1 <= S <= max_text, a layer at a time."""
+        """Read a row's text (S,) int64, 1 <= S <= max_text, into the cache. Yields after each layer."""
         x = functional.embedding(text, self.text_table).to(self.dtype)
         for y in self.encoder.layer_outputs(
             x, slice(0, len(text)), bidirectional_attention(self.config.encoder.kv_heads, self.config.encoder.scale)
@@ -87,16 +86,16 @@ class DiaModel(nn.Module):
             yield
         x = self.encoder.final_norm(x)
         [entry] = self.decoder.entries
-        assert isinstance(entry, StageEntry)  # noqa: S101 - as made
+        assert isinstance(entry, StageEntry)  # noqa: S101 - the type of all entries
         cos, sin = entry.cos[: len(text)], entry.sin[: len(text)]
         cache.text.begin_row(row, len(text))
         for layer, block in enumerate(self.decoder.blocks):
-            assert isinstance(block, Block)  # noqa: S101 - a Stack holds nothing else
+            assert isinstance(block, Block)  # noqa: S101 - a Stack contains nothing else
             cache.text.write(layer, row, *block.cross_kv_heads(x, cos, sin))
             yield
 
     def read(self, codes: Tensor, cache: DiaCache, row: int, start: int) -> None:
-        """Read codes (T, C) into a row whose text has been listened to, at positions start..start+T-1."""
+        """Read codes (T, C) into a row at positions start..start+T-1. `encode_text` must have read its text."""
         count = len(codes)
         conditional, unconditional = (cache.audio.prefill_attention(r, start, count) for r in (2 * row, 2 * row + 1))
         positions = torch.arange(start, start + count, device=self.device).repeat(2)
@@ -106,7 +105,7 @@ class DiaModel(nn.Module):
     def advance(
         self, codes: Tensor, cache: DiaCache, rows: Sequence[int], positions: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """Codes (n, C) of n rows, each at its own position -> logits (n, C, V) float32, with the text and without."""
+        """Read codes (n, C) of n rows at their own positions -> logits (n, C, V) float32 with and without the text."""
         c, count = self.config, len(rows)
         both = [*(2 * row for row in rows), *(2 * row + 1 for row in rows)]
         at = torch.tensor([*positions, *positions], device=self.device)
@@ -130,44 +129,44 @@ class DiaModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """As `advance` for the first n rows, with fixed shapes, so that a CUDA graph can capture it.
 
-        active (n,) bool: the other rows do not change the cache. text_lengths (n,): the rows' texts. Self-attention
-        looks at the first `audio_length` positions, cross-attention at the first `text_length`.
+        active (n,) bool: the other rows do not change the cache. text_lengths (n,): bytes of the rows' texts.
+        Self-attention covers the first `audio_length` positions, cross-attention the first `text_length`.
         """
         c, count = self.config, len(codes)
         # The keys of inactive rows are written to the scratch position behind the last.
         at = torch.where(active, positions, c.max_positions).repeat_interleave(2)
-        text = cache.text.static_decode_attention(text_lengths, text_length, kernels)
+        text_attention = cache.text.static_decode_attention(text_lengths, text_length, kernels)
 
-        def look(layer: int, block: Block, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        def cross_attention(layer: int, block: Block, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             cross = block.config.cross
-            assert cross is not None  # noqa: S101 - a Dia decoder has it
+            assert cross is not None  # noqa: S101 - Dia's decoder has cross-attention
             q = block.cross_q(normed[::2]).view(count, cross.heads, cross.head_dim)
             if cross.rotated:
                 q = apply_rotary(q, cos[::2], sin[::2])
-            listened = block.cross_out(text(layer, q))
-            return torch.stack((listened, self.unconditional[layer].expand(count, -1)), dim=1).view(2 * count, -1)
+            attended = block.cross_out(text_attention(layer, q))
+            return torch.stack((attended, self.unconditional[layer].expand(count, -1)), dim=1).view(2 * count, -1)
 
-        x = self.embed(codes).repeat_interleave(2, dim=0)  # with the text, without, with ...
-        see = cache.audio.static_decode_attention(at, audio_length, kernels)
-        h = self.decoder.decode_static(x, at.clamp(max=c.max_positions - 1), see, kernels, look)
+        x = self.embed(codes).repeat_interleave(2, dim=0)  # conditional, unconditional, conditional ...
+        decode_attention = cache.audio.static_decode_attention(at, audio_length, kernels)
+        h = self.decoder.decode_static(x, at.clamp(max=c.max_positions - 1), decode_attention, kernels, cross_attention)
         logits = self.head(h).float().view(count, 2, c.channels, c.audio_vocab)
         return logits[:, 0], logits[:, 1]
 
     @torch.no_grad()
     def load(self, weights: Checkpoint) -> None:
-        """Copy a checked checkpoint (names of `layout`) in, tensor by tensor."""
+        """Copy the tensors of a checked checkpoint into the model, one by one. Names: see checkpoint.py."""
         weights.copy_to(self.text_table, checkpoint.TEXT_TABLE)
         weights.copy_to(self.audio_table, checkpoint.AUDIO_TABLE)
         weights.copy_to(as_linear(self.head).weight, checkpoint.HEAD)
         _load_stack(self.encoder, weights, checkpoint.ENCODER)
         _load_stack(self.decoder, weights, checkpoint.DECODER)
-        self.commit()
+        self.compute_unconditional()
 
     @torch.no_grad()
-    def commit(self) -> None:
-        """Compute what is derived from the weights."""
+    def compute_unconditional(self) -> None:
+        """Compute `unconditional` from the weights."""
         c = self.config
-        h = self.text_table[:1].float()  # one zero byte sees but itself: its attention is its own value
+        h = self.text_table[:1].float()  # one zero byte attends only to itself, so its attention is its own value
         for block in self.encoder.blocks:
             assert isinstance(block, Block)  # noqa: S101 - as above
             h = h + _linear(block.out, _own_value(block, _norm(h, block.attention_norm, c.encoder.eps)))
@@ -175,7 +174,7 @@ class DiaModel(nn.Module):
             h = h + _linear(block.down, functional.silu(gate) * up)
         h = _norm(h, self.encoder.norm, c.encoder.eps)
         cross = c.decoder.cross
-        assert cross is not None  # noqa: S101 - a Dia decoder has it
+        assert cross is not None  # noqa: S101 - Dia's decoder has cross-attention
         for layer, block in enumerate(self.decoder.blocks):
             assert isinstance(block, Block)  # noqa: S101 - as above
             value = _linear(block.cross_kv, h).view(2, cross.kv_heads, cross.head_dim)[1]
@@ -184,7 +183,7 @@ class DiaModel(nn.Module):
 
 
 def _side_by_side(first: PrefillAttention, second: PrefillAttention, count: int) -> PrefillAttention:
-    """The first `count` tokens through one, the others through the other."""
+    """Attention with `first` for the first `count` tokens and with `second` for the others."""
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return torch.cat(
@@ -203,7 +202,7 @@ def _linear(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _own_value(block: Block, normed: Tensor) -> Tensor:
-    """What attention gives a token that is alone: (1, H * d)."""
+    """The output of attention for a token that is alone in its sequence: its own value, (1, H * d)."""
     c = block.config
     heads = _linear(block.qkv, normed).view(c.heads + 2 * c.kv_heads, c.head_dim)
     return heads[c.heads + c.kv_heads :].repeat_interleave(c.heads // c.kv_heads, dim=0).reshape(1, -1)
@@ -217,8 +216,8 @@ def _load_stack(stack: Stack, weights: Checkpoint, prefix: str) -> None:
         assert isinstance(block, Block)  # noqa: S101 - as above
         at = f"{prefix}layers.{layer}."
         weights.copy_to(block.attention_norm, f"{at}pre_sa_norm.weight")
-        after = "post_sa_norm" if c.cross is None else "pre_mlp_norm"
-        weights.copy_to(block.mlp_norm, f"{at}{after}.weight")
+        mlp_norm = "post_sa_norm" if c.cross is None else "pre_mlp_norm"
+        weights.copy_to(block.mlp_norm, f"{at}{mlp_norm}.weight")
         joined = [
             (block.qkv, [f"self_attention.{part}_proj" for part in "qkv"]),
             (block.out, ["self_attention.o_proj"]),

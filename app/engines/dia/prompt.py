@@ -1,4 +1,4 @@
-"""What Dia reads: a text as bytes, its speaker tags as one byte each. No weights here."""
+"""Dia's text input: UTF-8 bytes, with one byte for each speaker tag. Does not depend on weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PAD = "<pad>"
 
 
 def text_bytes(text: str) -> bytes:
-    """UTF-8 with [S1] as byte 1 and [S2] as byte 2, as nari's code and transformers' DiaTokenizer have it."""
+    """Encode a text as UTF-8, with [S1] as byte 1 and [S2] as byte 2, as nari's code and transformers do."""
     encoded = text.encode("utf-8", "replace")
     for tag, byte in _TAGS:
         encoded = encoded.replace(tag, byte)
@@ -17,19 +17,21 @@ def text_bytes(text: str) -> bytes:
 
 
 def without_padding(text: str) -> str:
-    """The text without "<pad>", which transformers' tokenizer reads as byte 0, the padding."""
+    """Remove "<pad>" from a text: transformers' tokenizer reads it as byte 0, the padding."""
     while _PAD in text:
         text = text.replace(_PAD, "")
     return text
 
 
 def text_ids(text: str, limit: int) -> list[int]:
-    """The token ids of a text. Raises TextTooLong beyond `limit` bytes; the original Dia code cuts the text there
-    without an error."""
+    """Return the token ids of a text. Raises TextTooLong for more than `limit` bytes.
+
+    nari's code cuts a longer text without an error.
+    """
     ids = list(text_bytes(text))
     if len(ids) > limit:
         raise TextTooLong(
-            f"The text and the transcripts of its voices have {len(ids)} bytes together; Dia reads {limit}. Use a "
+            f"The text and the transcripts of its voices have {len(ids)} bytes; Dia reads {limit} at most. Use a "
             "shorter text, or voices with shorter recordings.",
             param="input",
         )

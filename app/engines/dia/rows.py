@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class DiaRow:
     """One utterance in its row, from `admit` to `release`."""
 
-    ids: list[int]  # of the script
+    ids: list[int]  # token ids of the script
     prompt: Tensor  # (P, C) int64: codes of the voices' recordings
     guided: Guided
     seed: int
@@ -28,7 +28,7 @@ class DiaRow:
     draws: int = 0  # steps drawn so far: the noise counter
     prefill: Iterator[None] | None = None  # yields after each chunk
     over: bool = False
-    generation: int = 0  # grows at the end: results of steps that are in flight are dropped
+    generation: int = 0  # grows at the end: results of steps in flight are then dropped
     undecoded: list[Tensor] = field(default_factory=list)  # frames (C,)
     decoded: int = 0  # frames that the codec has decoded
     guard: LineGuard | None = None

@@ -1,11 +1,11 @@
-"""Dia-1.6B as a Runner: rows that read a script, speak it and end, each at its own position.
+"""Dia-1.6B as a Runner: rows read a script, speak it and end, each at its own position.
 
-A row reads the script (`script.py`) through the encoder, and its voices' recordings as frames already spoken.
-Every step is a pair of tokens, with and without the text (`engines/dia/model.py`). It produces codes of nine frames,
-one per channel, so a frame is complete 15 steps after its first code (`engines/dia/delay.py`).
+A row reads its script (script.py) through the encoder, and the recordings of its voices as frames that were already
+spoken. Every step is a pair of tokens, with and without the text (model.py). It produces one code for each of nine
+frames, one per channel, so a frame is complete 15 steps after its first code (delay.py).
 
-`exact` is the bare model: it reads the text's bytes unchanged, and nothing ends or changes its speech. `Guards`
-(limits.py) are additional rules for production. Does not depend on HTTP or the voice store.
+With `exact`, the model reads the bytes of the text unchanged. `Guards` (limits.py) are additional rules for production.
+Does not depend on HTTP or the voice store.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from app.types import Sampling, SpokenLine, Utterance
 if TYPE_CHECKING:
     from app.types import Codes, Reference, Samples, VoicePrompt
 
-CHUNK_CPU, CHUNK_GPU = 32, 256  # positions per prefill chunk, each two tokens: other rows wait for one chunk
-ENCODER_SHARE = 16  # one layer of the encoder or of cross-attention keys costs 1/16 of a pass through the decoder
+CHUNK_CPU, CHUNK_GPU = 32, 256  # positions per prefill chunk, two tokens each: other rows wait for one chunk
+ENCODER_SHARE = 16  # one layer of the encoder, or of the keys of the text, costs 1/16 of a pass through the decoder
 MIN_REFERENCE_S, MAX_REFERENCE_S = 0.5, 20.0
 WARM_UP_TEXT = "The weather was fine."
 
 
 class DiaRunner:
-    """The model, the codec and their rows. All calls come from one thread, except `encode`, which any may call."""
+    """The model, the codec and their rows. One thread makes all calls, except `encode`, which any thread may call."""
 
     def __init__(
         self,
@@ -66,16 +66,16 @@ class DiaRunner:
         quantized: bool = False,
         fingerprint: str = "",
         codec_fingerprint: str = "",
-        piece: int | None = None,
+        chunk: int | None = None,
         capture: GraphCapture | None = None,
         kernels: Sequence[Kernels] = (TORCH,),
         burst: int = 1,
     ) -> None:
-        """guards: None = no guards, as in the reference implementations. exact: no text rules either.
+        """guards: None = no guards, as in the reference implementations. exact: read the text without text rules.
 
         reference_noise: draw as PyTorch's multinomial does after `manual_seed`, to compare with other implementations.
-        piece: positions per `prefill`. recorder: capture steps as CUDA graphs and replay them, `burst` at a time, with
-        the fastest of `kernels`.
+        chunk: positions per `prefill` call; None = as the device needs. capture: capture steps as CUDA graphs, with the
+        fastest of `kernels`, and launch `burst` of them together; None = launch every operation.
         """
         self.max_rows = max_rows
         self.model = model
@@ -89,21 +89,23 @@ class DiaRunner:
         self._on_guard = on_guard
         self._reference_noise = reference_noise
         self._one_by_one = must_step_one_by_one(model.device, model.dtype, quantized=quantized)
-        self._chunk = piece or (CHUNK_CPU if model.device.type == "cpu" else CHUNK_GPU)
+        self._chunk = chunk or (CHUNK_CPU if model.device.type == "cpu" else CHUNK_GPU)
         if capture is None:
             self._cache = model.cache(max_rows)
         else:
             self._cache = model.cache(max_rows, batched=True, scratch=1)
         self._delay_pattern = DelayPattern(model.config, max_rows, model.device)
-        self._side_stream = side_stream(model.device)  # so that the codec does not wait for a burst
+        self._side_stream = side_stream(model.device)  # the codec does not wait for a burst on it
         self._chunks = ChunkedDecoding(decoder, model.device)
         self._rows: dict[int, DiaRow] = {}
         self._graph: DiaCudaGraph | None = None
         self._in_flight: InFlightStep[DiaRow, list[Step]] | None = None
-        self._finished: deque[tuple[InFlightStep[DiaRow, list[Step]], Step]] = deque()  # not returned yet
+        self._finished: deque[tuple[InFlightStep[DiaRow, list[Step]], Step]] = (
+            deque()
+        )  # steps whose results `step` has not returned yet
         if capture is not None:
             if reference_noise:
-                raise ValueError("CUDA graphs can't use the reference noise")
+                raise ValueError("CUDA graphs can't use reference noise")
             self._graph = DiaCudaGraph(
                 model, self._cache, self._delay_pattern, rows=max_rows, burst=burst, kernels=kernels
             )
@@ -113,7 +115,7 @@ class DiaRunner:
         self.setup = setup_facts(capture, self.max_rows, self._graph.steps.kernels.name if self._graph else "")
 
     def _warm_up(self, burst: int) -> None:
-        """Run one utterance through all that a request goes through, and discard it."""
+        """Speak one utterance as a request would, and discard it."""
         begin_warm_up(self, WARM_UP_TEXT, 1.0)
         for _ in range(FIRST_FRAMES + 2 * burst):
             result = self.step([0])
@@ -126,14 +128,14 @@ class DiaRunner:
         return self.codec.rate_hz
 
     @property
-    def most_s(self) -> float:
+    def max_s(self) -> float:
         """The largest duration of a prompt together with the speech after it."""
         return self.config.max_frames / self.codec.frame_hz
 
     # ---- the Runner protocol
 
     def admit(self, row: int, utterance: Utterance) -> None:
-        """Raises TextTooLong, BadReference, TooManySpeakers, EmptyText. A script is never cut off."""
+        """Raises TextTooLong, BadReference, TooManySpeakers, EmptyText. Nothing of a script is dropped."""
         prompts = self._prompts(utterance)
         if self._exact:
             text = spoken = " ".join(line.text for line in utterance.lines)
@@ -196,22 +198,22 @@ class DiaRunner:
             host = self._eager_step([rows[i] for i in speaking]).cpu().numpy()
             for i, (*frame, count, finite) in zip(speaking, host, strict=True):
                 if not finite:
-                    self._wipe(rows[i])
+                    self._end_and_zero(rows[i])
                     codes[i] = BROKEN
                     continue
                 codes[i] = frame
                 silent[i], ended[i] = self._commit(rows[i], codes[i], int(count))
         return StepResult(codes, ended, silent)
 
-    def _wipe(self, row: int) -> None:
-        """End the row, and remove NaN and infinite values from its state before its next utterance."""
+    def _end_and_zero(self, row: int) -> None:
+        """End the row and zero its state, so that NaN and infinite values do not reach its next utterance."""
         self._end(self._rows[row])
         self._cache.audio.zero_row(2 * row)
         self._cache.audio.zero_row(2 * row + 1)
         self._cache.text.zero_row(row)
 
     def _step_with_graph(self, rows: Sequence[int], graph: DiaCudaGraph) -> StepResult:
-        """Return the results of one finished step. Where none is left, first launch the next burst."""
+        """Return the results of one finished step. If none is left, launch the next burst first."""
         results = [RowResult(row, ended=True) for row in rows if self._rows[row].over]
         if not self._finished:
             speaking = {row: self._rows[row] for row in rows if not self._rows[row].over}
@@ -226,7 +228,7 @@ class DiaRunner:
                     continue
                 active = True
                 if step.non_finite[row]:
-                    self._wipe(row)
+                    self._end_and_zero(row)
                     results.append(RowResult(row, BROKEN))
                     continue
                 if step.early_eos[row]:
@@ -239,7 +241,7 @@ class DiaRunner:
         return to_result(results, self.config.channels)
 
     def _launch(self, rows: dict[int, DiaRow], graph: DiaCudaGraph) -> InFlightStep[DiaRow, list[Step]]:
-        # `position` may lack one burst that is in flight; this burst comes after it.
+        # `position` does not yet count a burst in flight; this burst comes after it.
         longest = min(max(state.position for state in rows.values()) + 2 * graph.burst + 1, self.config.max_positions)
         text_length = max(len(state.ids) for state in rows.values())
         fast_path = uses_fast_path([state.guided.params for state in rows.values()])
@@ -249,12 +251,12 @@ class DiaRunner:
 
     @torch.inference_mode()
     def decode(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
-        """Empty samples for most frames; a row's last frame brings all samples that are left."""
+        """Samples are empty for most frames; with a row's last frame, all samples that are left come."""
         with self._side_stream():
             return self._chunks.decode(self._rows, rows, codes)
 
     def drain(self, row: int) -> Samples:
-        return np.zeros(0, np.float32)  # `decode` of a row's last frame returns all that is left
+        return np.zeros(0, np.float32)  # with a row's last frame, `decode` has returned all samples
 
     def release(self, row: int) -> None:
         if self._rows.pop(row, None) is not None:
@@ -285,7 +287,9 @@ class DiaRunner:
             if line.prompt.codec != "dac":
                 raise BadReference(f"The voice prompt has codes of the codec {line.prompt.codec!r}; Dia needs 'dac'.")
             if not self._exact and not line.prompt.transcript.strip():
-                raise BadReference("Dia needs the transcript of a voice's recording; this voice has none. Add one.")
+                raise BadReference(
+                    "Dia needs the transcript of a voice's recording; this voice has none. Add a transcript."
+                )
             prompts.setdefault(_speaker(line), line.prompt)
         return prompts
 
@@ -296,16 +300,16 @@ class DiaRunner:
     def _guided(self, sampling: Sampling) -> Guided:
         default = DEFAULTS[self.config.release]
         return Guided(
-            default.params.asked(sampling),
+            default.params.overridden_by(sampling),
             default.cfg_scale if sampling.cfg_scale is None else sampling.cfg_scale,
         )
 
-    # ---- reading
+    # ---- prefill
 
     def _read(self, row: int, state: DiaRow) -> Iterator[None]:
-        """Read the script, then the recordings; yields after each bounded chunk.
+        """Read the script, then the recordings. Yields after each bounded chunk.
 
-        The last position is not read here: the first step reads it.
+        Leaves the last position to the first step.
         """
         layers = max(1, self._chunk * ENCODER_SHARE // len(state.ids))
         ids = torch.tensor(state.ids, device=self.model.device)
@@ -321,13 +325,13 @@ class DiaRunner:
             if stop < len(state.prompt):
                 yield
 
-    # ---- speaking
+    # ---- steps
 
     def _eager_step(self, rows: list[int]) -> Tensor:
         """Compute one step of these rows without a CUDA graph -> (n, C + 2) int64.
 
-        Columns: the frame that is complete now, the number of frames the row will have in all, and whether its logits
-        are finite.
+        Columns: the frame that is complete now, the final number of frames of the row, and whether its logits are
+        finite.
         """
         if self._one_by_one and len(rows) > 1:
             return torch.cat([self._eager_step([row]) for row in rows])
@@ -350,7 +354,7 @@ class DiaRunner:
         return torch.cat((frames, counts[:, None], finite[:, None]), dim=1)
 
     def _noise(self, states: list[DiaRow]) -> Tensor | None:
-        """Noise (n * C, V) for one step, channel by channel of each row; None where all rows are greedy."""
+        """Noise (n * C, V) for one step, all channels of one row together; None if all rows are greedy."""
         c, device = self.config, self.model.device
         if all(state.guided.params.temperature <= 0 for state in states):
             return None
@@ -361,7 +365,7 @@ class DiaRunner:
         return noise.view(-1, c.audio_vocab)
 
     def _commit(self, row: int, frame: Codes, count: int) -> tuple[bool, bool]:
-        """Add a step's frame to its row, which will have `count` frames in all -> (silent, ended)."""
+        """Add a step's frame to its row, which will have `count` frames -> (silent, ended)."""
         state = self._rows[row]
         index = state.position - self._delay_pattern.first_frame(len(state.prompt))
         if count <= 0:
@@ -381,11 +385,11 @@ class DiaRunner:
 
     @staticmethod
     def _end(state: DiaRow) -> None:
-        """End the row's speech, and drop its results that are in flight."""
+        """End the row's speech and drop its results in flight."""
         state.over = True
         state.generation += 1
 
 
 def _speaker(line: SpokenLine) -> tuple[int, str]:
-    """Identify the speaker of a line. Two voices are two speakers, even with one number."""
+    """Identify the speaker of a line. Two voices are two speakers, even if they have the same number."""
     return line.speaker, line.voice.id

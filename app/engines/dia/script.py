@@ -1,8 +1,8 @@
 """Dia's input text: lines under the speaker tags [S1] and [S2], after the transcripts of the voices' recordings.
 
 The rules come from Dia's README and its maintainers. A script begins with [S1]. Tags alternate, so consecutive lines of
-one speaker are one. The transcript of a voice comes first, as its recording does. A dialogue ends with the tag of the
-other speaker; otherwise Dia cuts its end. Only the non-verbal sounds may stand in parentheses.
+one speaker are joined. The transcripts of the voices come first, in the order of their recordings. A dialogue ends with
+the tag of the other speaker; otherwise Dia cuts off its end. Only non-verbal sounds may be in parentheses.
 
 Does not depend on voices or the model.
 """
@@ -21,7 +21,7 @@ from app.text.script import SPEAKER_TAG, split_speakers
 Speaker = TypeVar("Speaker", bound=Hashable)
 
 MAX_SPEAKERS = 2
-BYTES_PER_S = 15.0  # of unhurried English speech
+BYTES_PER_S = 15.0  # of English speech at a calm pace
 
 _TAGS = re.compile(r"\[S[12]\]")
 _BRACKETED = re.compile(r" ?([(\[{])([^()\[\]{}]*)([)\]}]) ?")
@@ -44,13 +44,13 @@ _ASCII = str.maketrans(
 class Script(Generic[Speaker]):
     """The input text of one generation."""
 
-    text: str  # transcripts and spoken_text
+    text: str  # the transcripts, then spoken_text
     speakers: tuple[Speaker, ...]  # the speakers of [S1] and [S2]
     spoken_text: str  # the part that Dia speaks
 
 
 def spoken_bytes(text: str) -> int:
-    """The bytes of a script without its tags, which take no time to speak."""
+    """Count the bytes of a script without its tags, which take no time to speak."""
     return len(_TAGS.sub("", text).encode("utf-8", "replace"))
 
 
@@ -60,7 +60,7 @@ def format_script(
     """Format (speaker, text) lines as a script, after the transcripts of their speakers.
 
     The first speaker is [S1]. Speakers with a transcript come first, in the order in which they appear in `lines`. Tags
-    inside a line count only if it is the only line; they are brought into the form above. Raises TooManySpeakers.
+    inside a line are used only if it is the only line; elsewhere they are removed. Raises TooManySpeakers.
     """
     if len(lines) == 1 and SPEAKER_TAG.search(lines[0][1]):
         return _format_tagged(lines[0], transcripts or {})
@@ -69,12 +69,12 @@ def format_script(
 
 
 def _format_tagged(line: tuple[Speaker, str], transcripts: Mapping[Speaker, str]) -> Script[Speaker]:
-    """Format one line that has tags inside. Its own speaker speaks first; the other speaker has no transcript."""
+    """Format one line with tags inside. The line's own speaker speaks first; the other speaker has no transcript."""
     line_speaker, text = line
     tagged = split_speakers(text)
     numbers = list(dict.fromkeys(number for number, _ in tagged))
     if len(numbers) > MAX_SPEAKERS:
-        raise TooManySpeakers(f"Dia speaks with {MAX_SPEAKERS} speakers, [S1] and [S2]; this text has {len(numbers)}.")
+        raise TooManySpeakers(f"Dia has {MAX_SPEAKERS} speakers, [S1] and [S2]; this text has {len(numbers)}.")
     transcript = {0: transcripts[line_speaker]} if line_speaker in transcripts else {}
     script = _format([(numbers.index(number), clean_line(words)) for number, words in tagged], transcript)
     return Script(script.text, (line_speaker,) if 0 in script.speakers else (), script.spoken_text)
@@ -84,7 +84,7 @@ def _format(lines: Sequence[tuple[Speaker, str]], transcripts: Mapping[Speaker, 
     lines = [(speaker, text) for speaker, text in lines if text]
     appearing = list(dict.fromkeys(speaker for speaker, _ in lines))
     if len(appearing) > MAX_SPEAKERS:
-        raise TooManySpeakers(f"Dia speaks with {MAX_SPEAKERS} speakers at a time, not {len(appearing)}.")
+        raise TooManySpeakers(f"Dia has {MAX_SPEAKERS} speakers in one utterance; this one has {len(appearing)}.")
     cleaned = [(s, clean_line(SPEAKER_TAG.sub(" ", transcripts[s]))) for s in appearing if s in transcripts]
     prompts = [(speaker, text) for speaker, text in cleaned if text]
     speakers = tuple(dict.fromkeys([speaker for speaker, _ in prompts] + appearing))
@@ -106,7 +106,7 @@ def _format(lines: Sequence[tuple[Speaker, str]], transcripts: Mapping[Speaker, 
 
 
 def clean_line(text: str) -> str:
-    """One line with ASCII punctuation, and with parentheses only around NON_VERBAL_SOUNDS. Never raises."""
+    """Return the line with ASCII punctuation, and with parentheses only around NON_VERBAL_SOUNDS. Never raises."""
     while _PAD in text:
         text = text.replace(_PAD, " ")
     text = " ".join(text.translate(_ASCII).split())

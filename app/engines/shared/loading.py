@@ -61,7 +61,7 @@ def load_weights(
 ) -> None:
     """Fill the parameters of `model` from the load cache, or from `weights` with the model's own `load`.
 
-    cache: used only where it saves work, which is for float32 weights in a bfloat16 model.
+    cache: used only if it saves work, which is for float32 weights in a bfloat16 model.
     """
     entry = None
     if cache is not None and dtype == torch.bfloat16 and weights.width() >= 3:
@@ -73,7 +73,7 @@ def load_weights(
 
 
 def check_int8(devices: Iterable[torch.device]) -> None:
-    """Raises EngineUnavailable where int8 weights can't run."""
+    """Check that int8 weights can run on these devices. Raises EngineUnavailable."""
     if any(device.type != "cpu" for device in devices):
         raise EngineUnavailable("int8 weights are for the CPU only.", remedy="Set TTS_QUANTIZE=none.")
     if not Int8Linear.supported():
@@ -99,7 +99,10 @@ def place_weights(device: torch.device) -> None:
 
 
 def check_codec_size(found: tuple[int, int], needed: tuple[int, int], *, remedy: str = "") -> None:
-    """Raises WeightsUnavailable for too few codebooks or codes. Both arguments: (codebooks, codes in each)."""
+    """Check that the codec has enough codebooks and codes. found, needed: (codebooks, codes in each codebook).
+
+    Raises WeightsUnavailable.
+    """
     if found[0] < needed[0] or found[1] < needed[1]:
         raise WeightsUnavailable(
             f"The codec has {found[0]} codebooks of {found[1]} codes; the model needs {needed[0]} of {needed[1]}.",
@@ -108,7 +111,7 @@ def check_codec_size(found: tuple[int, int], needed: tuple[int, int], *, remedy:
 
 
 def codec_fingerprint(encoder: nn.Module, config: object, codebooks: int) -> str:
-    """Identify the codes that this encoder produces: codes of another fingerprint are encoded again."""
+    """Identify the codes that this encoder produces. Stored codes with another fingerprint are encoded again."""
     return f"{digest_of((*encoder.parameters(), *encoder.buffers()), str(config))} {codebooks}"
 
 
@@ -120,7 +123,7 @@ def bytes_of(*modules: nn.Module) -> int:
 def graph_capture(
     settings: Settings, device: torch.device, dtype: torch.dtype, *, possible: bool
 ) -> tuple[GraphCapture | None, Sequence[Kernels]]:
-    """Return what captures the steps, and the candidate kernels; (None, ()) where steps are launched eagerly."""
+    """Return the graph capture and the candidate kernels; (None, ()) if steps run without CUDA graphs."""
     if device.type != "cuda" or not settings.cuda_graphs or not possible:
         return None, ()
     return GraphCapture(device), candidates(settings.kernels, device, dtype, compiled=settings.compile)

@@ -1,4 +1,4 @@
-"""What the runners of all models do with their rows: noise for a step, batching on the CPU, the warm-up utterance."""
+"""Helpers for the rows of any runner: noise for a step, batching on the CPU, the warm-up utterance."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ class DrawState(Protocol):
 
 
 def step_noise(rows: Sequence[DrawState], *, codebooks: int, codes: int, device: torch.device) -> Tensor:
-    """Noise for one step of n rows: (n, codebooks, codes) float32."""
+    """Noise for one step of n rows -> (n, codebooks, codes) float32."""
     seeds = torch.tensor([int64_of(row.seed) for row in rows], device=device)
     draws = torch.tensor([row.draws for row in rows], device=device)
     return exponential_noise(seeds, draws, codebooks, codes)
 
 
 def reference_noise_of(seed: int, *, enabled: bool) -> ReferenceNoise | None:
-    """The noise of the reference implementations, where it is enabled."""
+    """The noise that reference implementations draw for this seed; None if it is not enabled."""
     return ReferenceNoise(int64_of(seed)) if enabled else None
 
 
 def must_step_one_by_one(device: torch.device, dtype: torch.dtype, *, quantized: bool) -> bool:
-    """Whether each row needs a product of its own, so that its codes do not depend on the other rows in the batch.
+    """Whether each row needs its own matrix product, so that its codes do not depend on the other rows in the batch.
 
-    On a CPU, a float32 product of eight rows differs from a product of one row in the last bits, which now and then
-    changes a code. Exact results are the purpose of float32, and small products gain little from batching (1.5 times at
-    4 rows). Rows of packed bfloat16 and of int8 products do not depend on each other.
+    On a CPU, a float32 product of eight rows differs from a product of one row in the last bits, and sometimes this
+    changes a code. The purpose of float32 is exact results, and small products gain little from batching (1.5 times at
+    4 rows). In packed bfloat16 and int8 products, rows do not depend on each other.
     """
     return device.type == "cpu" and not quantized and dtype == torch.float32
 

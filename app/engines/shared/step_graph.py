@@ -1,8 +1,8 @@
-"""Captured steps (CUDA graphs) of a model: what does not depend on the model.
+"""Steps captured as CUDA graphs: the part that does not depend on the model.
 
 A step is captured for the first n rows, n = 1, 2, 4 ..., and for each bucket key (for example how far back attention
-looks). All per-row numbers stay in tensors on the device, so a launch never waits for the device. The model's own step
-reads `integers`, `floats` and `selected`, and advances the rows that are selected.
+looks). All numbers of the rows stay in tensors on the device, so a launch never waits for the device. The model's step
+reads `integers`, `floats` and `selected`, and advances the selected rows.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 Key = TypeVar("Key", bound=Hashable)
 
-# Step of the first n rows: (n, bucket key, kernels). It may not wait for the device.
+# One step of the first n rows: (n, bucket key, kernels). It must not wait for the device.
 StepBody = Callable[[int, Key, "Kernels"], None]
 
 
 class StepGraph(Generic[Key]):
-    """The captured steps of one model, and the per-row numbers that they read. One thread."""
+    """The captured steps of one model, and the numbers of each row that they read. Used by one thread only."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class StepGraph(Generic[Key]):
         self.kernel_seconds: dict[str, float] = {}  # duration of a one-row step, by kernels' name
         self.integers = torch.zeros(rows, integers, dtype=torch.int64, device=device)
         self.floats = torch.ones(rows, floats, device=device)
-        self.selected = torch.zeros(rows, dtype=torch.bool, device=device)  # rows that the present launch advances
+        self.selected = torch.zeros(rows, dtype=torch.bool, device=device)  # rows that the current launch advances
 
     @property
     def rows(self) -> int:
@@ -62,7 +62,7 @@ class StepGraph(Generic[Key]):
     def capture(self, capture: GraphCapture, body: StepBody[Key], shortest: Key) -> None:
         """Select the fastest kernels for one row with the key `shortest`, then capture every bucket.
 
-        Where memory is short, `rows` becomes smaller. Raises torch.OutOfMemoryError where not even one row fits.
+        If memory is short, `rows` becomes smaller. Raises torch.OutOfMemoryError if not even one row fits.
         """
 
         def bound(rows: int, key: Key, kernels: Kernels) -> Body:
@@ -81,7 +81,7 @@ class StepGraph(Generic[Key]):
         self.floats[row] = upload(torch.tensor(floats, dtype=torch.float32), self._device)
 
     def select(self, rows: Sequence[int]) -> None:
-        """Choose the rows that the next launches advance."""
+        """Select the rows that the next launches advance."""
         selected = torch.zeros(self.rows, dtype=torch.bool)
         selected[list(rows)] = True
         self.selected[: self.rows] = upload(selected, self._device)
@@ -92,7 +92,7 @@ class StepGraph(Generic[Key]):
 
 
 class RowState(Protocol):
-    """What the host knows of one row. `generation` grows whenever results that are in flight become void."""
+    """The host's state of one row. `generation` grows when results in flight become invalid."""
 
     generation: int
 
