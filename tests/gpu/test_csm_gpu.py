@@ -1,4 +1,4 @@
-"""CSM on a CUDA device against the same model on the CPU: `python -m pytest -m gpu` on a machine that has one."""
+"""CSM gives the same codes on a CUDA device as on the CPU: `make gpu` on a machine with a CUDA device."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def on_cpu(folder: Path) -> CsmRunner:
     return make(folder)
 
 
-@pytest.fixture(params=["plain", "recorded"])
-def how(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Options of a runner: each step launched anew, or recorded once and replayed."""
-    return {"device": CUDA, "capture": GraphCapture(CUDA) if request.param == "recorded" else None}
+@pytest.fixture(params=["eager", "graph"])
+def mode(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Options of a runner: eager steps, or steps replayed from a CUDA graph."""
+    return {"device": CUDA, "capture": GraphCapture(CUDA) if request.param == "graph" else None}
 
 
-def heard(runner: CsmRunner, utterance: Utterance) -> tuple[np.ndarray, np.ndarray]:
-    """codes (T, K) and samples (N,)."""
+def speak(runner: CsmRunner, utterance: Utterance) -> tuple[np.ndarray, np.ndarray]:
+    """Speak one utterance: codes (T, K) and samples (N,)."""
     driver = Driver(runner)
     driver.start(0, utterance)
     driver.finish()
@@ -58,53 +58,53 @@ def heard(runner: CsmRunner, utterance: Utterance) -> tuple[np.ndarray, np.ndarr
 
 @pytest.mark.parametrize(
     ("sampling", "frames"),
-    [(GREEDY, 300), (Sampling(), 40), (Sampling(top_k=0, top_p=0.9), 40)],  # 300: beyond the shortest recorded length
+    [(GREEDY, 300), (Sampling(), 40), (Sampling(top_k=0, top_p=0.9), 40)],  # 300: beyond the shortest captured length
 )
-def test_the_tokens_and_the_sound_of_a_cpu(
-    folder: Path, on_cpu: CsmRunner, how: dict[str, Any], sampling: Sampling, frames: int
+def test_codes_and_samples_are_those_of_a_cpu(
+    folder: Path, on_cpu: CsmRunner, mode: dict[str, Any], sampling: Sampling, frames: int
 ) -> None:
-    runner = make(folder, **how)
+    runner = make(folder, **mode)
     utterance = speech("The same words on another device.", sampling=sampling, frames=frames, prompt=prompt(on_cpu))
-    expected, sound_there = heard(on_cpu, utterance)
-    codes, sound = heard(runner, utterance)
+    expected, expected_samples = speak(on_cpu, utterance)
+    codes, samples = speak(runner, utterance)
     assert np.array_equal(codes, expected)
-    assert np.abs(sound - sound_there).max() < 1e-3 * np.abs(sound_there).max()
+    assert np.abs(samples - expected_samples).max() < 1e-3 * np.abs(expected_samples).max()
 
 
-def test_a_seeded_request_does_not_depend_on_its_company(folder: Path, how: dict[str, Any]) -> None:
-    runner = make(folder, **how)
-    mine = speech("What I say, whoever else is speaking.", seed=5, frames=20)
-    expected = alone(runner, mine)
+def test_codes_do_not_depend_on_other_rows(folder: Path, mode: dict[str, Any]) -> None:
+    runner = make(folder, **mode)
+    request = speech("The same words beside other rows.", seed=5, frames=20)
+    expected = alone(runner, request)
     driver = Driver(runner)
     for row in range(7):
-        driver.start(row, speech(f"Somebody else, number {row}.", seed=row, frames=10 + row))
+        driver.start(row, speech(f"Another request, number {row}.", seed=row, frames=10 + row))
         driver.iterate()
-    driver.start(7, mine)
+    driver.start(7, request)
     driver.finish()
     assert np.array_equal(driver.frames(7), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_speaks(folder: Path, how: dict[str, Any], dtype: torch.dtype) -> None:
-    codes, sound = heard(make(folder, dtype=dtype, **how), speech("In half the bytes.", frames=20))
+def test_half_precision_gives_finite_samples(folder: Path, mode: dict[str, Any], dtype: torch.dtype) -> None:
+    codes, samples = speak(make(folder, dtype=dtype, **mode), speech("In half the bytes.", frames=20))
     assert len(codes) == 20
-    assert np.isfinite(sound).all()
-    assert sound.std() > 0
+    assert np.isfinite(samples).all()
+    assert samples.std() > 0
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
-def test_split_over_two_devices(folder: Path, on_cpu: CsmRunner) -> None:
+def test_split_over_two_devices_gives_the_same_codes(folder: Path, on_cpu: CsmRunner) -> None:
     stages = (Stage(CUDA, 1), Stage(torch.device("cuda", 1), 1))
-    utterance = speech("Half of me is elsewhere.", sampling=GREEDY, frames=30)
+    utterance = speech("Half of the model is elsewhere.", sampling=GREEDY, frames=30)
     assert np.array_equal(alone(make(folder, device=CUDA, stages=stages), utterance), alone(on_cpu, utterance))
 
 
-def test_several_lines_and_who_comes_after_them(folder: Path, on_cpu: CsmRunner) -> None:
-    """A row that ends, is stopped and begun anew while other rows are on their way."""
+def test_lines_and_cancelled_rows_with_steps_in_flight(folder: Path, on_cpu: CsmRunner) -> None:
+    """A row is cancelled and reused while steps of other rows are in flight."""
     runner = make(folder, device=CUDA, capture=GraphCapture(CUDA))
     lines = Utterance(speech("One.").lines + speech("And two.").lines, GREEDY, 1, 40 * FRAME_S)
     driver = Driver(runner)
-    driver.start(0, speech("Somebody who is stopped.", frames=200))
+    driver.start(0, speech("This is cancelled.", frames=200))
     driver.start(1, lines)
     for _ in range(5):
         driver.iterate()
@@ -117,7 +117,7 @@ def test_several_lines_and_who_comes_after_them(folder: Path, on_cpu: CsmRunner)
 
 
 class Small(GraphCapture):
-    """Has no memory for its first recording, after the body has been called."""
+    """Runs out of memory in the first capture, after the body has run."""
 
     failed = False
 
@@ -125,11 +125,11 @@ class Small(GraphCapture):
         if not self.failed:
             self.failed = True
             body()
-            raise torch.OutOfMemoryError("no room")
+            raise torch.OutOfMemoryError("no memory")
         return super()._capture(body)
 
 
-def test_without_memory_for_all_rows_it_speaks_with_fewer(folder: Path, on_cpu: CsmRunner) -> None:
+def test_short_memory_reduces_the_rows(folder: Path, on_cpu: CsmRunner) -> None:
     runner = make(folder, device=CUDA, capture=Small(CUDA))
     assert runner.max_rows == 4
     assert torch.cuda.current_stream(CUDA) == torch.cuda.default_stream(CUDA)

@@ -1,4 +1,4 @@
-"""Dia on a CUDA device against the same model on the CPU: `make gpu` on a machine that has one."""
+"""Dia gives the same codes on a CUDA device as on the CPU: `make gpu` on a machine with a CUDA device."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return fabricate_dia(tmp_path_factory.mktemp("dia"), release=request.param, layout_name=layout)
 
 
-@pytest.fixture(params=["plain", "recorded", "in bursts"])
-def how(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Options of a runner: each step launched anew, or recorded once and replayed, one or several at a time."""
-    if request.param == "plain":
+@pytest.fixture(params=["eager", "graph", "in bursts"])
+def mode(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Options of a runner: eager steps, or steps replayed from a CUDA graph, one or several at a time."""
+    if request.param == "eager":
         return {"device": CUDA}
     return {"device": CUDA, "capture": GraphCapture(CUDA), "burst": 8 if request.param == "in bursts" else 1}
 
 
-def heard(runner: DiaRunner, utterance: Utterance, row: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """codes (T, C) and samples (N,)."""
+def speak(runner: DiaRunner, utterance: Utterance, row: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Speak one utterance: codes (T, C) and samples (N,)."""
     driver = Driver(runner)
     driver.start(row, utterance)
     driver.finish()
@@ -54,30 +54,30 @@ def heard(runner: DiaRunner, utterance: Utterance, row: int = 0) -> tuple[np.nda
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling()])
-def test_the_tokens_and_the_sound_of_a_cpu(folder: Path, how: dict[str, Any], sampling: Sampling) -> None:
+def test_codes_and_samples_are_those_of_a_cpu(folder: Path, mode: dict[str, Any], sampling: Sampling) -> None:
     utterance = speech("The same words on another device.", sampling=sampling, frames=60, prompt=prompt())
-    expected, sound_there = heard(make(folder), utterance)
-    codes, sound = heard(make(folder, **how), utterance)
+    expected, expected_samples = speak(make(folder), utterance)
+    codes, samples = speak(make(folder, **mode), utterance)
     assert np.array_equal(codes, expected)
-    assert np.abs(sound - sound_there).max() < 1e-3 * max(1e-3, np.abs(sound_there).max())
+    assert np.abs(samples - expected_samples).max() < 1e-3 * max(1e-3, np.abs(expected_samples).max())
 
 
-def test_a_seeded_request_does_not_depend_on_its_company(folder: Path, how: dict[str, Any]) -> None:
-    runner = make(folder, **how)
-    mine = speech("What I say, whoever else is speaking.", seed=5, frames=40)
-    expected, _ = heard(runner, mine, row=5)
+def test_codes_do_not_depend_on_other_rows(folder: Path, mode: dict[str, Any]) -> None:
+    runner = make(folder, **mode)
+    request = speech("The same words beside other rows.", seed=5, frames=40)
+    expected, _ = speak(runner, request, row=5)
     driver = Driver(runner)
     for row in range(5):
-        driver.start(row, speech(f"Somebody else, number {row}.", seed=row, frames=20 + row))
+        driver.start(row, speech(f"Another request, number {row}.", seed=row, frames=20 + row))
         driver.iterate()
-    driver.start(5, mine)
+    driver.start(5, request)
     driver.finish()
     assert np.array_equal(driver.frames(5), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_speaks(folder: Path, how: dict[str, Any], dtype: torch.dtype) -> None:
-    codes, sound = heard(make(folder, dtype=dtype, **how), speech("In half the bytes.", frames=60))
+def test_half_precision_gives_finite_samples(folder: Path, mode: dict[str, Any], dtype: torch.dtype) -> None:
+    codes, samples = speak(make(folder, dtype=dtype, **mode), speech("In half the bytes.", frames=60))
     assert len(codes)
-    assert np.isfinite(sound).all()
-    assert sound.std() > 0
+    assert np.isfinite(samples).all()
+    assert samples.std() > 0

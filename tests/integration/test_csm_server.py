@@ -1,4 +1,4 @@
-"""The whole server over CSM with a small random checkpoint: what it says is noise, how it says it is not."""
+"""The whole server with CSM and a small random checkpoint. The speech is noise; everything around it is real."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ def test_the_official_client_gets_every_format(url: str, audio_format: str) -> N
             extra_body={"max_audio_length_ms": 800, "temperature": 0.7, "top_k": 20, "top_p": 0.9},
         )
     assert answer.response.headers["x-tts-engine"] == "csm"
-    heard = decode(answer.content, audio_format)
-    assert heard.seconds == pytest.approx(0.8, abs=0.15)
-    assert heard.loudness_dbfs > -50
+    audio = decode(answer.content, audio_format)
+    assert audio.seconds == pytest.approx(0.8, abs=0.15)
+    assert audio.loudness_dbfs > -50
 
 
-def test_what_it_lacks_is_told(url: str) -> None:
+def test_unsupported_fields_are_refused_or_named(url: str) -> None:
     answer = speak(url, cfg_scale=3.0)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "cfg_scale"
@@ -83,7 +83,7 @@ def test_what_it_lacks_is_told(url: str) -> None:
     assert speak(url, input="x " * 20_001).status_code == 400
 
 
-def test_seeds_decide(url: str) -> None:
+def test_seed_decides_the_speech(url: str) -> None:
     first, again, other = (speak(url, seed=seed).content for seed in (1, 1, 2))
     assert first == again
     assert first != other
@@ -91,8 +91,8 @@ def test_seeds_decide(url: str) -> None:
     assert len(greedy) == 1
 
 
-async def test_an_answer_does_not_depend_on_its_company(url: str) -> None:
-    """The same codes, so the same sound to the last bit of int16, alone and among seven others that come and go."""
+async def test_answer_does_not_depend_on_other_requests(url: str) -> None:
+    """Codes are the same alone and among seven other requests, so int16 samples differ by one bit at most."""
     async with httpx.AsyncClient(base_url=url, timeout=60) as http:
 
         async def ask(index: int) -> np.ndarray:
@@ -101,40 +101,40 @@ async def test_an_answer_does_not_depend_on_its_company(url: str) -> None:
 
         alone = [await ask(index) for index in range(4)]
         together = await asyncio.gather(*(ask(index) for index in range(8)))
-    for mine, among in zip(alone, together, strict=False):
-        assert np.abs(mine - among).max() <= 1 / 32768
-    assert len({sound.tobytes() for sound in together}) == 8
+    for expected, found in zip(alone, together, strict=False):
+        assert np.abs(expected - found).max() <= 1 / 32768
+    assert len({samples.tobytes() for samples in together}) == 8
 
 
-def test_first_sound_comes_while_the_rest_is_unspoken(url: str) -> None:
+def test_first_audio_is_streamed_before_the_speech_ends(url: str) -> None:
     body = {"input": "A sentence. " * 30, "response_format": "pcm", "cache": False}
     with httpx.stream("POST", f"{url}/v1/audio/speech", json=body, timeout=60) as answer:
-        pieces = answer.iter_raw()  # kept: httpx closes the connection when this goes
-        first = next(pieces)
+        parts = answer.iter_raw()  # keeps a reference: without it, httpx closes the connection
+        first = next(parts)
         assert 0 < len(first) <= 48_000
         assert httpx.get(f"{url}/health").json()["rows"]["active"] == 1
     wait_until(lambda: httpx.get(f"{url}/health").json()["rows"]["active"] == 0, 5)
 
 
-def test_sentences_go_on_in_one_row_and_pauses_stay(url: str) -> None:
+def test_sentences_share_a_row_and_keep_their_pause(url: str) -> None:
     one = decode(speak(url, input="One.", max_audio_length_ms=None, seed=3).content, "pcm").seconds
     body = {"input": "One. [pause:1s] Two.", "max_audio_length_ms": None, "seed": 3}
-    heard = decode(speak(url, **body).content, "pcm")
-    assert heard.seconds > one + 1
-    quiet = np.abs(heard.samples) < 1e-4
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], quiet.astype(np.int8), [0]])))
+    audio = decode(speak(url, **body).content, "pcm")
+    assert audio.seconds > one + 1
+    silent = np.abs(audio.samples) < 1e-4
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], silent.astype(np.int8), [0]])))
     assert max(np.diff(edges)[::2]) / 24_000 >= 0.98
 
 
-def test_parallel_sentences_take_rows_and_keep_their_order(url: str) -> None:
+def test_parallel_sentences_use_several_rows_and_keep_their_order(url: str) -> None:
     sentences = ["Go on now.", "I am up."]
     body = {"input": " ".join(sentences), "seed": 3, "max_audio_length_ms": None, "enhance": False, "parallel": True}
     active = 0
     with httpx.stream("POST", f"{url}/v1/audio/speech", json={**SHORT, **body}, timeout=60) as answer:
         assert "x-tts-ignored" not in answer.headers
         streamed = bytearray()
-        for piece in answer.iter_raw():
-            streamed += piece
+        for part in answer.iter_raw():
+            streamed += part
             if active < 2:
                 active = httpx.get(f"{url}/health").json()["rows"]["active"]
     assert active == 2
@@ -142,16 +142,16 @@ def test_parallel_sentences_take_rows_and_keep_their_order(url: str) -> None:
         decode(speak(url, **(body | {"input": text, "seed": 3 + index})).content, "pcm").samples
         for index, text in enumerate(sentences)
     ]
-    heard = decode(bytes(streamed), "pcm").samples
+    audio = decode(bytes(streamed), "pcm").samples
     gap = round(0.1 * 24_000)
-    assert len(heard) == sum(map(len, alone)) + gap
+    assert len(audio) == sum(map(len, alone)) + gap
     at = 0
-    for sound in alone:  # each as if it had been asked for by itself, in the text's order
-        assert np.abs(heard[at : at + len(sound)] - sound).max() <= 1 / 32768
-        at += len(sound) + gap
+    for samples in alone:  # each sentence as in a request of its own, in the order of the text
+        assert np.abs(audio[at : at + len(samples)] - samples).max() <= 1 / 32768
+        at += len(samples) + gap
 
 
-def test_the_original_layout_needs_its_codec(tmp_path: Path) -> None:
+def test_original_layout_needs_a_codec(tmp_path: Path) -> None:
     folder = fabricate(tmp_path / "original", "original")
     codec = next(path.parent for path in folder.rglob("config.json") if path.parent != folder)
     variables = {"TTS_ENGINE": "csm", "CSM_MODEL": str(folder), "TTS_DTYPE": "float32", "TTS_FALLBACK_ENGINE": ""}
@@ -162,7 +162,7 @@ def test_the_original_layout_needs_its_codec(tmp_path: Path) -> None:
         assert "CSM_CODEC" in httpx.get(f"{served}/health").json()["reason"]
 
 
-def test_a_damaged_checkpoint_is_told(tmp_path: Path, checkpoint: Path) -> None:
+def test_health_reports_a_damaged_checkpoint(tmp_path: Path, checkpoint: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     for path in checkpoint.iterdir():
@@ -177,12 +177,12 @@ def test_a_damaged_checkpoint_is_told(tmp_path: Path, checkpoint: Path) -> None:
         assert "cut short" in health["reason"]
 
 
-def test_codes_from_the_command_line(tmp_path: Path, checkpoint: Path) -> None:
+def test_command_line_writes_codes(tmp_path: Path, checkpoint: Path) -> None:
     arguments = (
         f"say --engine csm --model {checkpoint} --voice none --speaker 0 --no-normalize --temperature 0 --max-frames 9 "
         f"--codes {tmp_path}/out.npy -o {tmp_path}/out.wav"
     ).split()
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "app.cli", *arguments, "Hello there."],
         env=environment(tmp_path / "data", TTS_DTYPE="float32"),
         cwd=tmp_path,
@@ -190,7 +190,7 @@ def test_codes_from_the_command_line(tmp_path: Path, checkpoint: Path) -> None:
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     codes = np.load(tmp_path / "out.npy")
     assert codes.dtype == np.int16
     assert codes.shape == (32, 9)
@@ -203,17 +203,17 @@ def recording(seed: int, seconds: float = 1.0) -> str:
     return base64.b64encode(encoder.encode(noise) + encoder.flush()).decode()
 
 
-def test_a_conversation_is_heard(url: str) -> None:
-    """What was said before, and by whom, changes what is said now; the same conversation says the same."""
+def test_conversation_context_changes_the_speech(url: str) -> None:
+    """Earlier turns and their speakers change the answer. The same conversation gives the same answer."""
 
     def answer(*turns: tuple[int, str, int], speaker: int = 0) -> bytes:
-        context = [{"speaker": who, "text": text, "audio": recording(seed)} for who, text, seed in turns]
+        context = [{"speaker": number, "text": text, "audio": recording(seed)} for number, text, seed in turns]
         body = {"text": "And then?", "speaker_id": speaker, "context": context, "temperature": 0, **SHORT}
-        said = httpx.post(f"{url}/v1/audio/conversation", json=body, timeout=60)
-        assert said.status_code == 200, said.text
-        return said.content
+        response = httpx.post(f"{url}/v1/audio/conversation", json=body, timeout=60)
+        assert response.status_code == 200, response.text
+        return response.content
 
-    heard = [
+    answers = [
         answer(),
         answer((1, "I went home.", 1)),
         answer((1, "I went home.", 2)),
@@ -221,20 +221,21 @@ def test_a_conversation_is_heard(url: str) -> None:
         answer((1, "I went home.", 1), (0, "Why?", 3)),
         answer((1, "I went home.", 1), speaker=1),
     ]
-    assert len(set(heard)) == len(heard)
-    assert answer((1, "I went home.", 1)) == heard[1]
+    assert len(set(answers)) == len(answers)
+    assert answer((1, "I went home.", 1)) == answers[1]
 
 
-def test_a_conversation_that_does_not_fit_is_told(url: str) -> None:
+def test_conversation_that_exceeds_the_context_is_refused(url: str) -> None:
     context = [{"speaker": 0, "text": "Noise.", "audio": recording(1, 50)} for _ in range(4)]
     answer = httpx.post(f"{url}/v1/audio/conversation", json={"text": "Hm.", "context": context}, timeout=60)
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
-def test_a_dialogue_is_one_file(url: str) -> None:
+def test_dialogue_gives_one_file(url: str) -> None:
     turns = [
-        {"speaker": who, "voice": voice, "text": "Hi."} for who, voice in ((0, "alloy"), (1, "onyx"), (0, "alloy"))
+        {"speaker": number, "voice": voice, "text": "Hi."}
+        for number, voice in ((0, "alloy"), (1, "onyx"), (0, "alloy"))
     ]
     body = {"turns": turns, "response_format": "wav", "cache": False, "max_audio_length_ms": 3000}
     answer = httpx.post(f"{url}/v1/audio/dialogue", json=body, timeout=60)
@@ -242,6 +243,6 @@ def test_a_dialogue_is_one_file(url: str) -> None:
     assert 1 < decode(answer.content, "wav").seconds <= 3.01
 
 
-def test_the_output_guard_is_counted(url: str) -> None:
+def test_metrics_count_the_output_guard(url: str) -> None:
     speak(url, input="Go.", max_audio_length_ms=None)
     assert 'tts_guard_total{rule="frame_cap"}' in httpx.get(f"{url}/metrics").text

@@ -1,4 +1,4 @@
-"""The whole server over Dia with a small random checkpoint: what it says is noise, how it says it is not."""
+"""The whole server with Dia and a small random checkpoint. The speech is noise; everything around it is real."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_health_names_the_engine(url: str) -> None:
 
 
 @pytest.mark.parametrize("audio_format", ["mp3", "opus", "wav", "pcm"])
-def test_the_official_client(url: str, audio_format: Any) -> None:
+def test_the_official_client_gets_every_format(url: str, audio_format: Any) -> None:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
         answer = client.audio.speech.create(
             model="dia-1.6b",
@@ -61,12 +61,12 @@ def test_the_official_client(url: str, audio_format: Any) -> None:
             extra_body={"max_audio_length_ms": 800, "cfg_scale": 2.0, "temperature": 1.2, "top_k": 20, "top_p": 0.9},
         )
     assert answer.response.headers["x-tts-engine"] == "dia"
-    heard = decode(answer.content, audio_format)
-    assert heard.seconds == pytest.approx(0.8, abs=0.15)
-    assert heard.loudness_dbfs > -50
+    audio = decode(answer.content, audio_format)
+    assert audio.seconds == pytest.approx(0.8, abs=0.15)
+    assert audio.loudness_dbfs > -50
 
 
-def test_guidance_and_seeds_are_heard(url: str) -> None:
+def test_guidance_and_seed_decide_the_speech(url: str) -> None:
     first, again = (speak(url, seed=1).content for _ in range(2))
     assert first == again
     others = [speak(url, seed=2), speak(url, seed=1, cfg_scale=1.0), speak(url, seed=1, top_k=3)]
@@ -74,7 +74,7 @@ def test_guidance_and_seeds_are_heard(url: str) -> None:
     assert len({first, *(other.content for other in others)}) == 4
 
 
-async def test_an_answer_does_not_depend_on_its_company(url: str) -> None:
+async def test_answer_does_not_depend_on_other_requests(url: str) -> None:
     async with httpx.AsyncClient(base_url=url, timeout=60) as http:
 
         async def ask(index: int) -> np.ndarray:
@@ -83,59 +83,59 @@ async def test_an_answer_does_not_depend_on_its_company(url: str) -> None:
 
         alone = [await ask(index) for index in range(2)]
         together = await asyncio.gather(*(ask(index) for index in range(6)))
-    for mine, among in zip(alone, together, strict=False):
-        assert np.abs(mine - among).max() <= 1 / 32768
-    assert len({sound.tobytes() for sound in together}) == 6
+    for expected, found in zip(alone, together, strict=False):
+        assert np.abs(expected - found).max() <= 1 / 32768
+    assert len({samples.tobytes() for samples in together}) == 6
 
 
-def test_first_sound_comes_while_the_rest_is_unspoken(url: str) -> None:
-    body = {"input": "A sentence that goes on. " * 30, "response_format": "pcm", "cache": False}
+def test_first_audio_is_streamed_before_the_speech_ends(url: str) -> None:
+    body = {"input": "A long sentence. " * 30, "response_format": "pcm", "cache": False}
     with httpx.stream("POST", f"{url}/v1/audio/speech", json=body, timeout=60) as answer:
-        pieces = answer.iter_raw()
-        assert 0 < len(next(pieces)) <= 48_000
+        parts = answer.iter_raw()
+        assert 0 < len(next(parts)) <= 48_000
         assert httpx.get(f"{url}/health").json()["rows"]["active"] >= 1
     wait_until(lambda: httpx.get(f"{url}/health").json()["rows"]["active"] == 0, 5)
 
 
-def test_a_dialogue_is_one_file(url: str) -> None:
+def test_dialogue_gives_one_file(url: str) -> None:
     turns = [{"speaker": n % 2, "voice": ("alloy", "onyx")[n % 2], "text": f"Turn number {n}."} for n in range(4)]
     body = {"turns": turns, "response_format": "wav", "cache": False, "max_audio_length_ms": 2000}
     answer = httpx.post(f"{url}/v1/audio/dialogue", json=body, timeout=60)
     assert answer.status_code == 200, answer.text
     assert 1 < decode(answer.content, "wav").seconds <= 2.01
-    tagged = speak(url, input="[S1] Who are you? [S2] Nobody. (sighs) [S1] I see.")
+    tagged = speak(url, input="[S1] Who are you? [S2] A friend. (sighs) [S1] I see.")
     assert tagged.status_code == 200
     assert decode(tagged.content, "pcm").seconds == pytest.approx(0.8, abs=0.1)
 
 
-def test_context_is_what_it_lacks(url: str) -> None:
+def test_unsupported_fields_are_named(url: str) -> None:
     answer = speak(url, instructions="Whisper.")
     assert answer.headers["x-tts-ignored"] == "instructions"
 
 
-def test_a_converted_first_release_is_told(tmp_path: Path) -> None:
-    """v0.1's config.json beside weights in the transformers layout: never served, by whatever engine answers."""
+def test_converted_v01_is_never_served(tmp_path: Path) -> None:
+    """Weights in the transformers layout beside the config.json of v0.1 are refused. The original files are served."""
     folder = fabricate_dia(tmp_path / "converted")
-    first = fabricate_dia(tmp_path / "first", layout_name="nari", release="v0.1")
-    (folder / "config.json").write_bytes((first / "config.json").read_bytes())
+    v01 = fabricate_dia(tmp_path / "v01", layout_name="nari", release="v0.1")
+    (folder / "config.json").write_bytes((v01 / "config.json").read_bytes())
     variables: dict[str, Any] = {"TTS_ENGINE": "dia", "TTS_DTYPE": "float32", "TTS_FALLBACK_ENGINE": ""}
     with serving(tmp_path / "data", wait=False, DIA_MODEL=str(folder), **variables) as served:
         wait_until(lambda: httpx.get(f"{served}/health").json()["status"] == "unhealthy")
         assert "RoPE in cross-attention" in httpx.get(f"{served}/health").json()["reason"]
-    with serving(tmp_path / "data", DIA_MODEL=str(first), **variables) as served:
+    with serving(tmp_path / "data", DIA_MODEL=str(v01), **variables) as served:
         assert speak(served).status_code == 200
 
 
 @pytest.mark.parametrize("text", ["[S1] Hello there. [S2] Hi (laughs)", "no tags at all <b>"])
-def test_codes_from_the_command_line(tmp_path: Path, checkpoint: Path, text: str) -> None:
-    """Exactly transformers' greedy codes for exactly these bytes."""
+def test_command_line_writes_codes(tmp_path: Path, checkpoint: Path, text: str) -> None:
+    """The codes are transformers' greedy codes for the same bytes."""
     from tests.support import dia_oracle as oracle
 
     arguments = (
         f"say --engine dia --model {checkpoint} --voice none --no-normalize --temperature 0 --max-frames 30 "
         f"--codes {tmp_path}/out.npy -o {tmp_path}/out.wav"
     ).split()
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "app.cli", *arguments, text],
         env=environment(tmp_path / "data", TTS_DTYPE="float32"),
         cwd=tmp_path,
@@ -143,13 +143,13 @@ def test_codes_from_the_command_line(tmp_path: Path, checkpoint: Path, text: str
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     codes = np.load(tmp_path / "out.npy")
     assert codes.dtype == np.int16
     reference = oracle.DiaForConditionalGeneration.from_pretrained(checkpoint).eval()
-    read = text.encode().replace(b"[S1]", b"\1").replace(b"[S2]", b"\2")
-    [expected] = oracle.generate(reference, [read], 30)
+    encoded = text.encode().replace(b"[S1]", b"\1").replace(b"[S2]", b"\2")
+    [expected] = oracle.generate(reference, [encoded], 30)
     assert np.array_equal(codes, expected.numpy().T)
-    heard = decode((tmp_path / "out.wav").read_bytes(), "wav")
-    assert heard.seconds == pytest.approx(30 * FRAME_S)
-    assert heard.rate_hz == 44_100
+    audio = decode((tmp_path / "out.wav").read_bytes(), "wav")
+    assert audio.seconds == pytest.approx(30 * FRAME_S)
+    assert audio.rate_hz == 44_100

@@ -1,4 +1,4 @@
-"""The published size, in both layouts, against transformers: the same tokens in float32, the same choices in bfloat16.
+"""CSM at the published size against transformers: the same codes in float32, the same choices in bfloat16 and int8.
 
 Takes minutes, 13 GB of disk and 10 GB of memory.
 """
@@ -36,7 +36,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def expected(folders: dict[str, Path]) -> dict[int | None, torch.Tensor]:
-    """Greedy (None) and seeded codes of transformers. Its model is gone before ours are made."""
+    """Greedy (None) and seeded codes of transformers. Its model is freed before the others are loaded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         reference = csm_oracle.CsmForConditionalGeneration.from_pretrained(folders["transformers"], dtype=torch.float32)
@@ -48,7 +48,9 @@ def expected(folders: dict[str, Path]) -> dict[int | None, torch.Tensor]:
 
 
 @pytest.mark.parametrize("layout", ["transformers", "original"])
-def test_tokens(folders: dict[str, Path], expected: dict[int | None, torch.Tensor], layout: str) -> None:
+def test_codes_are_equal_in_both_layouts(
+    folders: dict[str, Path], expected: dict[int | None, torch.Tensor], layout: str
+) -> None:
     model, codec = load_model(folders[layout], device=CPU, dtype=torch.float32)
     assert (codec is not None) == (layout == "transformers")
     prompt = model.embed_text(IDS)
@@ -59,30 +61,30 @@ def test_tokens(folders: dict[str, Path], expected: dict[int | None, torch.Tenso
 
 
 @pytest.mark.parametrize(("dtype", "quantize", "share"), [(torch.bfloat16, "none", 0.8), (torch.bfloat16, "int8", 0.5)])
-def test_narrow_numbers_choose_alike(
+def test_bfloat16_and_int8_mostly_choose_the_same_codes(
     folders: dict[str, Path],
     expected: dict[int | None, torch.Tensor],
     dtype: torch.dtype,
     quantize: str,
     share: float,
 ) -> None:
-    """Fed the reference's codes, how often the best code is the same; random weights have many near ties."""
+    """Counts how often the best code is the same after the reference's codes. Random weights have many near ties."""
     model, _ = load_model(folders["original"], device=CPU, dtype=dtype)
     adapt(model, quantize)  # type: ignore[arg-type]
     cache, depth = model.kv_cache(1), model.depth_kv_cache(1)
-    agreed, asked = 0, 0
+    equal, total = 0, 0
     with torch.inference_mode():
         model.read(model.embed_text(IDS[:-1]), cache, 0, 0)
         x = model.embed_text(IDS[-1:])
         for index, frame in enumerate(expected[None]):
 
             def forced(codebook: int, logits: torch.Tensor, frame: torch.Tensor = frame) -> torch.Tensor:
-                nonlocal agreed, asked
-                agreed += int(logits.argmax() == frame[codebook])
-                asked += 1
+                nonlocal equal, total
+                equal += int(logits.argmax() == frame[codebook])
+                total += 1
                 return frame[codebook : codebook + 1]
 
             model.frame(model.advance(x, cache, [0], [len(IDS) - 1 + index]), depth, forced)
             x = model.embed_frames(frame[None])
-    print(f"{dtype} {quantize}: {agreed} of {asked} first choices agree")
-    assert agreed / asked >= share
+    print(f"{dtype} {quantize}: {equal} of {total} best codes are equal")
+    assert equal / total >= share

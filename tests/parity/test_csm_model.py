@@ -1,5 +1,4 @@
-"""CSM against transformers' CsmForConditionalGeneration: the same tokens, greedy and seeded, at many shapes, in
-float32."""
+"""CSM's model gives the codes of transformers' CsmForConditionalGeneration in float32, at many shapes."""
 
 from __future__ import annotations
 
@@ -64,19 +63,19 @@ def load(folder: Path) -> CsmModel:
     return load_model(folder, device=CPU, dtype=torch.float32)[0]
 
 
-def ours(model: CsmModel, ids: torch.Tensor, seed: int | None = None, **options: Any) -> torch.Tensor:
+def codes_of(model: CsmModel, ids: torch.Tensor, seed: int | None = None, **options: Any) -> torch.Tensor:
     params = options.pop("params", SamplingParams(0.0 if seed is None else 0.9))
-    frames = options.pop("max_frames", FRAMES)
-    made = generate(
+    max_frames = options.pop("max_frames", FRAMES)
+    frames = generate(
         model,
         model.embed_text(ids),
-        max_frames=frames,
+        max_frames=max_frames,
         params=params,
         seed=seed or 0,
         reference_noise=seed is not None,
         **options,
     )
-    return torch.stack(list(made))
+    return torch.stack(list(frames))
 
 
 def as_inputs(ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -90,20 +89,20 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return reference, load(folder)
 
 
-def test_greedy(pair: tuple[Any, CsmModel]) -> None:
+def test_greedy_codes_are_equal(pair: tuple[Any, CsmModel]) -> None:
     reference, model = pair
     ids = torch.randint(4, 300, (19,), generator=torch.Generator().manual_seed(1))
     expected = csm_oracle.generate(reference, as_inputs(ids), FRAMES)
     assert len(expected) == FRAMES
-    assert torch.equal(ours(model, ids), expected)
+    assert torch.equal(codes_of(model, ids), expected)
 
 
 @pytest.mark.parametrize("seed", [0, 11])
-def test_seeded(pair: tuple[Any, CsmModel], seed: int) -> None:
+def test_seeded_codes_are_equal(pair: tuple[Any, CsmModel], seed: int) -> None:
     reference, model = pair
     ids = torch.randint(4, 300, (9,), generator=torch.Generator().manual_seed(2))
     expected = csm_oracle.generate(reference, as_inputs(ids), FRAMES, seed=seed)
-    assert torch.equal(ours(model, ids, seed), expected)
+    assert torch.equal(codes_of(model, ids, seed), expected)
 
 
 @pytest.fixture(scope="module")
@@ -121,24 +120,24 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, CsmModel]:
         {"temperature": 1.0, "top_k": 1000, "top_p": 0.5},
     ],
 )
-def test_knobs(base: tuple[Any, CsmModel], params: dict[str, Any]) -> None:
+def test_codes_are_equal_for_other_sampling_params(base: tuple[Any, CsmModel], params: dict[str, Any]) -> None:
     reference, model = base
     ids = torch.arange(5, 25)
     expected = csm_oracle.generate(reference, as_inputs(ids), 20, seed=4, **params)
-    assert torch.equal(ours(model, ids, 4, params=SamplingParams(**params), max_frames=20), expected)
+    assert torch.equal(codes_of(model, ids, 4, params=SamplingParams(**params), max_frames=20), expected)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
-def test_a_prompt_read_in_pieces(base: tuple[Any, CsmModel], chunk: int) -> None:
+def test_prompt_may_be_read_in_chunks(base: tuple[Any, CsmModel], chunk: int) -> None:
     _, model = base
     ids = torch.arange(5, 55)
-    assert torch.equal(ours(model, ids, 9, chunk=chunk), ours(model, ids, 9))
+    assert torch.equal(codes_of(model, ids, 9, chunk=chunk), codes_of(model, ids, 9))
 
 
 def test_codes_beyond_the_codec_are_never_drawn(base: tuple[Any, CsmModel]) -> None:
     _, model = base
     assert model.config.audio_vocab > model.config.codebook_size
-    codes = ours(model, torch.arange(5, 25), 1, params=SamplingParams(50.0, 0), max_frames=60)  # next to uniform
+    codes = codes_of(model, torch.arange(5, 25), 1, params=SamplingParams(50.0, 0), max_frames=60)  # nearly uniform
     assert int(codes.max()) == model.config.codebook_size - 1
 
 
@@ -146,19 +145,19 @@ def test_speech_ends_where_the_reference_ends(tmp_path: Path) -> None:
     shape = {"num_codebooks": 2, "depth": {"num_codebooks": 2}, "codec": {"num_quantizers": 2}}
     reference = csm_oracle.csm(csm_oracle.csm_config(**shape), seed=8)
     ids = torch.arange(5, 25)
-    reference.config.codebook_eos_token_id = 66  # never drawn
-    free = csm_oracle.generate(reference, as_inputs(ids), 30, seed=2)
-    seen: set[int] = set()
+    reference.config.codebook_eos_token_id = 66  # beyond the codec, so never drawn
+    endless = csm_oracle.generate(reference, as_inputs(ids), 30, seed=2)
+    tried: set[int] = set()
     lengths = []
-    for frame in free.tolist():
-        if frame[0] in seen:
+    for frame in endless.tolist():
+        if frame[0] in tried:
             continue
-        seen.add(frame[0])
-        reference.config.codebook_eos_token_id = frame[0]  # with two codebooks the first alone decides
+        tried.add(frame[0])
+        reference.config.codebook_eos_token_id = frame[0]  # with two codebooks, the first one decides the end
         model = load(csm_oracle.save(reference, tmp_path / str(frame[0])))
         expected = csm_oracle.generate(reference, as_inputs(ids), 30, seed=2)
         lengths.append(len(expected))
-        assert torch.equal(ours(model, ids, 2, max_frames=30), expected)
-        if len(seen) == 4:
+        assert torch.equal(codes_of(model, ids, 2, max_frames=30), expected)
+        if len(tried) == 4:
             break
     assert len(set(lengths)) > 2

@@ -1,6 +1,6 @@
-"""CSM in the original layout against torchtune's Llama 3.2, the blocks that the original implementation is made of.
+"""CSM in the original layout gives the codes of torchtune's Llama 3.2 blocks, which the original implementation uses.
 
-`make oracle` installs it (torchtune 0.6.1, no dependencies) beside the environment, not into it.
+`make oracle` installs torchtune 0.6.1 without dependencies, in a folder beside the environment.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ pytestmark = [
 
 
 def shape(**changes: Any) -> dict[str, Any]:
-    """Changes to the tiny checkpoint; those of the depth decoder under `depth`."""
+    """Changes to the config of the tiny checkpoint. depth: changes to its depth decoder."""
     depth = changes.pop("depth", {})
     backbone = {"backbone_hidden_size": changes["hidden_size"]} if "hidden_size" in changes else {}
     return changes | {"depth_decoder_config": csm_config("tiny")["depth_decoder_config"] | backbone | depth}
@@ -53,15 +53,15 @@ SHAPES = {
 
 @pytest.mark.parametrize("name", list(SHAPES))
 @pytest.mark.parametrize("seed", [None, pytest.param(7, marks=pytest.mark.slow)])
-def test_same_tokens_as_the_original_blocks(name: str, seed: int | None, tmp_path: Path) -> None:
+def test_codes_are_equal_to_torchtunes(name: str, seed: int | None, tmp_path: Path) -> None:
     checkpoint = fabricate_csm(tmp_path / "csm", layout_name="original", seed=len(name), changes=SHAPES[name])
     ids = torch.randint(4, 300, (23,), generator=torch.Generator().manual_seed(len(name)))
     np.save(tmp_path / "ids.npy", ids.numpy())
-    told = "greedy" if seed is None else str(seed)
+    draw = "greedy" if seed is None else str(seed)
     subprocess.run(
         [
             sys.executable, "-W", "ignore", str(ROOT / "tests/support/torchtune_csm.py"), str(TORCHTUNE),
-            str(checkpoint), str(tmp_path / "ids.npy"), told, str(FRAMES), str(tmp_path / "codes.npy"),
+            str(checkpoint), str(tmp_path / "ids.npy"), draw, str(FRAMES), str(tmp_path / "codes.npy"),
         ],
         check=True,
         timeout=100,
@@ -70,7 +70,7 @@ def test_same_tokens_as_the_original_blocks(name: str, seed: int | None, tmp_pat
     expected = torch.from_numpy(np.load(tmp_path / "codes.npy"))
 
     model = load_model(checkpoint, device=torch.device("cpu"), dtype=torch.float32)[0]
-    made = generate(
+    frames = generate(
         model,
         model.embed_text(ids),
         max_frames=FRAMES,
@@ -79,4 +79,4 @@ def test_same_tokens_as_the_original_blocks(name: str, seed: int | None, tmp_pat
         reference_noise=seed is not None,
     )
     assert len(set(expected.flatten().tolist())) > 10
-    assert torch.equal(torch.stack(list(made)), expected)
+    assert torch.equal(torch.stack(list(frames)), expected)

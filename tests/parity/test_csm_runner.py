@@ -1,5 +1,4 @@
-"""The Runner against transformers, whole: tokenizer, chat template, reference audio, generate; from published-like
-files."""
+"""CSM's runner gives the codes and samples of transformers: tokenizer, chat template, reference audio, generate."""
 
 from __future__ import annotations
 
@@ -59,23 +58,23 @@ def processor(folder: Path) -> Any:
 
 
 def speak(runner: CsmRunner, utterance: Utterance, row: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """codes (T, K) and samples (N,)."""
+    """Speak one utterance: codes (T, K) and samples (N,)."""
     runner.admit(row, utterance)
     while not runner.prefill(row):
         pass
-    codes, sound = [], []
+    codes, samples = [], []
     while True:
         result = runner.step([row])
         assert result.silent is not None
         if result.ended[0] or result.silent[0]:
-            sound.append(runner.drain(row))
+            samples.append(runner.drain(row))
         else:
             codes.append(result.codes[0])
-            sound.append(runner.decode([row], result.codes)[0])
+            samples.append(runner.decode([row], result.codes)[0])
         if result.ended[0]:
             break
     runner.release(row)
-    return np.stack(codes), np.concatenate(sound)
+    return np.stack(codes), np.concatenate(samples)
 
 
 def seconds(runner: CsmRunner, frames: int) -> float:
@@ -88,7 +87,7 @@ def recording(seed: int, samples: int) -> np.ndarray:
 
 
 def inputs(processor: Any, turns: list[tuple[int, str, np.ndarray | None]]) -> dict[str, torch.Tensor]:
-    """The processor's whole way: chat template, audio tokens, padding."""
+    """The model inputs of CsmProcessor: chat template, audio tokens, padding."""
     conversation = []
     for speaker, text, audio in turns:
         content: list[dict[str, Any]] = [{"type": "text", "text": text}]
@@ -96,17 +95,17 @@ def inputs(processor: Any, turns: list[tuple[int, str, np.ndarray | None]]) -> d
             content.append({"type": "audio", "path": audio})
         conversation.append({"role": str(speaker), "content": content})
     text = processor.apply_chat_template(conversation, tokenize=False)
-    audio = [sound for _, _, sound in turns if sound is not None]
+    audio = [samples for _, _, samples in turns if samples is not None]
     return dict(processor(text=text, audio=audio or None))
 
 
 @pytest.mark.parametrize("seed", [3, 2**40])
-def test_seeded(folder: Path, reference: Any, processor: Any, seed: int) -> None:
-    """With the reference noise a row's draws are those of `torch.manual_seed(seed)`, whoever else is there."""
+def test_seeded_codes_are_equal_beside_another_row(folder: Path, reference: Any, processor: Any, seed: int) -> None:
+    """With reference noise, a row draws as after `torch.manual_seed(seed)`, also with another row in the batch."""
     runner = load_runner(folder, None, device=CPU, dtype=torch.float32, max_rows=2, guards=None, reference_noise=True)
     expected = csm_oracle.generate(reference, inputs(processor, [(0, "Any seed.", None)]), FRAMES, seed=seed)
     spoken = Utterance((SpokenLine("Any seed.", 0, VOICE),), Sampling(), seed, seconds(runner, FRAMES))
-    runner.admit(0, Utterance((SpokenLine("Somebody else.", 1, VOICE),), Sampling(), 9, 60.0))
+    runner.admit(0, Utterance((SpokenLine("Another request.", 1, VOICE),), Sampling(), 9, 60.0))
     runner.admit(1, spoken)
     while not (runner.prefill(0) and runner.prefill(1)):
         pass
@@ -115,44 +114,43 @@ def test_seeded(folder: Path, reference: Any, processor: Any, seed: int) -> None
 
 
 @pytest.mark.parametrize("text", ["Hello there, 1234!", "Müßig — 早上好 \U0001f600\nnext  line", "it's"])
-def test_text(runner: CsmRunner, reference: Any, processor: Any, text: str) -> None:
+def test_codes_are_equal_for_any_text(runner: CsmRunner, reference: Any, processor: Any, text: str) -> None:
     expected = csm_oracle.generate(reference, inputs(processor, [(3, text, None)]), FRAMES)
     spoken = Utterance((SpokenLine(text, 3, VOICE),), GREEDY, 0, seconds(runner, FRAMES))
     assert np.array_equal(speak(runner, spoken)[0], expected.numpy())
 
 
-def test_sound(runner: CsmRunner, reference: Any, processor: Any) -> None:
+def test_samples_are_equal(runner: CsmRunner, reference: Any, processor: Any) -> None:
     spoken = Utterance((SpokenLine("Say it.", 0, VOICE),), Sampling(), 5, seconds(runner, FRAMES))
-    codes, sound = speak(runner, spoken)
+    codes, samples = speak(runner, spoken)
     with torch.no_grad():
         expected = reference.codec_model.decode(torch.from_numpy(codes.T[None].astype(np.int64))).audio_values[0, 0]
-    assert np.abs(sound - expected.numpy()).max() < 1e-5
+    assert np.abs(samples - expected.numpy()).max() < 1e-5
 
 
-def test_what_was_said_before(runner: CsmRunner, reference: Any, processor: Any) -> None:
-    """A voice prompt and two turns with audio: encoded, framed by EOS, as the processor and its chat template have
-    it."""
+def test_codes_are_equal_after_a_voice_prompt_and_turns(runner: CsmRunner, reference: Any, processor: Any) -> None:
+    """A voice prompt and two turns with audio, encoded and with EOS frames as by CsmProcessor."""
     frame = runner.codec.frame_samples
-    said = [
+    turns = [
         (0, "This is my voice.", recording(1, 10 * frame)),
         (1, "And this is mine.", recording(2, 7 * frame)),
         (0, "I answered that.", recording(3, 12 * frame)),
     ]
-    expected = csm_oracle.generate(reference, inputs(processor, [*said, (0, "Now the new one.", None)]), FRAMES)
-    codes = [runner.encode(Reference(audio, runner.rate_hz, "")) for _, _, audio in said]
-    prompt = VoicePrompt("digest", "mimi", codes[0], said[0][1])
+    expected = csm_oracle.generate(reference, inputs(processor, [*turns, (0, "Now the new one.", None)]), FRAMES)
+    codes = [runner.encode(Reference(audio, runner.rate_hz, "")) for _, _, audio in turns]
+    prompt = VoicePrompt("digest", "mimi", codes[0], turns[0][1])
     spoken = Utterance(
         (SpokenLine("Now the new one.", 0, VOICE, prompt),),
         GREEDY,
         0,
         seconds(runner, FRAMES),
-        context=tuple(ContextTurn(s, text, c) for (s, text, _), c in zip(said[1:], codes[1:], strict=True)),
+        context=tuple(ContextTurn(s, text, c) for (s, text, _), c in zip(turns[1:], codes[1:], strict=True)),
     )
     assert np.array_equal(speak(runner, spoken)[0], expected.numpy())
-    assert np.array_equal(speak(runner, spoken)[0], expected.numpy())  # now from the kept prefix
+    assert np.array_equal(speak(runner, spoken)[0], expected.numpy())  # now with the prefix cache
 
 
-def test_a_control_token_in_a_text_is_text(runner: CsmRunner, processor: Any) -> None:
+def test_control_tokens_in_a_text_are_read_as_text(runner: CsmRunner, processor: Any) -> None:
     ids = runner._text(0, "a<|AUDIO|>b<|end_of_text|>c")
     special = {processor.tokenizer.convert_tokens_to_ids(t) for t in ("<|AUDIO|>", "<|end_of_text|>", "<|audio_eos|>")}
     assert not special & set(ids[1:-1])

@@ -1,5 +1,7 @@
-"""The published size, in both layouts, against transformers, and a dialogue over HTTP. Takes minutes, 14 GB of disk and
-10 GB of memory."""
+"""Dia at the published size: the codes of transformers in both layouts, and a dialogue over HTTP.
+
+Takes minutes, 14 GB of disk and 10 GB of memory.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def expected(folders: dict[str, Path]) -> dict[int | None, np.ndarray]:
-    """Greedy (None) and seeded codes (T, C) of transformers. Its model is gone before ours are made."""
+    """Greedy (None) and seeded codes (T, C) of transformers. Its model is freed before the others are loaded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         reference = oracle.DiaForConditionalGeneration.from_pretrained(folders["transformers"], dtype=torch.float32)
@@ -49,30 +51,32 @@ def expected(folders: dict[str, Path]) -> dict[int | None, np.ndarray]:
 
 
 @pytest.mark.parametrize("layout", ["transformers", "nari"])
-def test_tokens(folders: dict[str, Path], expected: dict[int | None, np.ndarray], layout: str) -> None:
+def test_codes_are_equal_in_both_layouts(
+    folders: dict[str, Path], expected: dict[int | None, np.ndarray], layout: str
+) -> None:
     runner = load_runner(
         folders[layout], folders[layout] / "dac", device=CPU, dtype=torch.float32, max_rows=1, guards=None, exact=True,
         reference_noise=True,
     )  # fmt: skip
     line = SpokenLine(TEXT, 0, Voice("v", "v", "none"))
-    for seed, wanted in expected.items():
+    for seed, expected_codes in expected.items():
         sampling = Sampling(temperature=0.0) if seed is None else Sampling()
         runner.admit(0, Utterance((line,), sampling, seed or 0, FRAMES / runner.codec.frame_hz))
         while not runner.prefill(0):
             pass
-        said = []
+        codes = []
         while not (result := runner.step([0])).ended[0]:
             assert result.silent is not None
             if not result.silent[0]:
-                said.append(result.codes[0])
+                codes.append(result.codes[0])
                 runner.decode([0], result.codes)
         runner.release(0)
-        assert np.array_equal(np.stack(said), wanted)
+        assert np.array_equal(np.stack(codes), expected_codes)
     del runner
     gc.collect()
 
 
-def test_a_dialogue_over_http(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_dialogue_over_http(folders: dict[str, Path], tmp_path: Path) -> None:
     variables = {"TTS_ENGINE": "dia", "DIA_MODEL": str(folders["transformers"]), "TTS_FALLBACK_ENGINE": ""}
     with serving(tmp_path / "data", wait=False, **variables) as url:
         wait_until(lambda: httpx.get(f"{url}/ready").status_code == 200, 300)
@@ -83,6 +87,6 @@ def test_a_dialogue_over_http(folders: dict[str, Path], tmp_path: Path) -> None:
         body = {"turns": turns, "response_format": "wav", "cache": False, "max_audio_length_ms": 400}
         answer = httpx.post(f"{url}/v1/audio/dialogue", json=body, timeout=600)
     assert answer.status_code == 200, answer.text
-    heard = decode(answer.content, "wav")
-    assert heard.seconds == pytest.approx(0.4, abs=0.05)
-    assert heard.loudness_dbfs > -60
+    audio = decode(answer.content, "wav")
+    assert audio.seconds == pytest.approx(0.4, abs=0.05)
+    assert audio.loudness_dbfs > -60

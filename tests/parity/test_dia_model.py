@@ -1,4 +1,4 @@
-"""Dia's model against transformers, token for token in float32, by a plain loop without rows or scheduling."""
+"""Dia's model gives the codes of transformers in float32, in a plain loop without rows and scheduling."""
 
 from __future__ import annotations
 
@@ -40,26 +40,26 @@ def generate(
 ) -> torch.Tensor:
     """Frames (T, C) of one text."""
     c = model.config
-    cache, tracks = model.cache(1), DelayPattern(c, 1, CPU)
+    cache, delays = model.cache(1), DelayPattern(c, 1, CPU)
     for _ in model.encode_text(torch.tensor(text_ids(text, c.max_text)), cache, 0):
         pass
     prompt = torch.zeros(0, c.channels, dtype=torch.long) if prompt is None else prompt
-    tracks.begin(0, prompt, frames)
-    model.read(tracks.prompt_codes(0, 0, len(prompt)), cache, 0, 0)
+    delays.begin(0, prompt, frames)
+    model.read(delays.prompt_codes(0, 0, len(prompt)), cache, 0, 0)
     noise = None if seed is None else ReferenceNoise(seed)
-    position, said = len(prompt), []
+    position, frames_found = len(prompt), []
     row = torch.zeros(1, dtype=torch.long)
     while True:
-        logits = model.advance(tracks.at(row, torch.tensor([position])), cache, [0], [position])
+        logits = model.advance(delays.at(row, torch.tensor([position])), cache, [0], [position])
         drawn = noise.draw(c.channels * c.audio_vocab).view(c.channels, -1) if noise else None
         codes, _ = pick(c, logits, [how], drawn)
         position += 1
-        found, count = tracks.put(row, torch.tensor([position]), codes)
-        index = position - tracks.first_frame(len(prompt))
+        found, count = delays.put(row, torch.tensor([position]), codes)
+        index = position - delays.first_frame(len(prompt))
         if 0 <= index < int(count):
-            said.append(found[0])
+            frames_found.append(found[0])
         if index + 1 >= int(count):
-            return torch.stack(said) if said else torch.zeros(0, c.channels, dtype=torch.long)
+            return torch.stack(frames_found) if frames_found else torch.zeros(0, c.channels, dtype=torch.long)
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +82,15 @@ def as_bytes(text: str) -> bytes:
 
 
 @pytest.mark.parametrize("text", [TEXT, "[S1] x", "Grüße — 早上好 😀 \n[S3] what?"])
-def test_greedy(model: DiaModel, reference: Any, text: str) -> None:
+def test_greedy_codes_are_equal(model: DiaModel, reference: Any, text: str) -> None:
     [expected] = oracle.generate(reference, [as_bytes(text)], FRAMES)
     assert len(expected) == FRAMES
     assert torch.equal(generate(model, text, FRAMES), expected)
-    assert len(expected.unique()) > 60  # no model that says one thing
+    assert len(expected.unique()) > 60  # a model that does not repeat one code
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.5, 8.0])
-def test_guidance(model: DiaModel, reference: Any, scale: float) -> None:
+def test_codes_are_equal_for_other_guidance_scales(model: DiaModel, reference: Any, scale: float) -> None:
     how = Guided(GREEDY.params, scale)
     [expected] = oracle.generate(reference, [as_bytes(TEXT)], FRAMES, guidance_scale=scale or None)
     assert torch.equal(generate(model, TEXT, FRAMES, how), expected)
@@ -100,21 +100,21 @@ def test_guidance(model: DiaModel, reference: Any, scale: float) -> None:
 @pytest.mark.parametrize(
     "params", [SamplingParams(1.8, 45, 0.9), SamplingParams(1.2, 30, 0.95), SamplingParams(1.0, 5, 1.0)]
 )
-def test_seeded(model: DiaModel, reference: Any, seed: int, params: SamplingParams) -> None:
-    given = {"temperature": params.temperature, "top_k": params.top_k, "top_p": params.top_p}
-    [expected] = oracle.generate(reference, [as_bytes(TEXT)], FRAMES, seed=seed, **given)
+def test_seeded_codes_are_equal(model: DiaModel, reference: Any, seed: int, params: SamplingParams) -> None:
+    sampling = {"temperature": params.temperature, "top_k": params.top_k, "top_p": params.top_p}
+    [expected] = oracle.generate(reference, [as_bytes(TEXT)], FRAMES, seed=seed, **sampling)
     assert torch.equal(generate(model, TEXT, FRAMES, Guided(params, 3.0), seed=seed), expected)
 
 
 @pytest.mark.parametrize("length", [1, 7, 30])
-def test_audio_prompt(model: DiaModel, reference: Any, length: int) -> None:
+def test_codes_are_equal_after_a_recording(model: DiaModel, reference: Any, length: int) -> None:
     prompt = torch.randint(0, 1024, (length, 9), generator=torch.Generator().manual_seed(length))
     [expected] = oracle.generate(reference, [as_bytes(TEXT)], FRAMES, prompts=[prompt])
     assert torch.equal(generate(model, TEXT, FRAMES, prompt=prompt), expected)
 
 
-def test_natural_end(tmp_path: Path) -> None:
-    """A model whose EOS is as likely as a code that it says now and then."""
+def test_speech_ends_as_in_transformers(tmp_path: Path) -> None:
+    """EOS is as likely as a code that the model draws now and then."""
     plain = oracle.model(seed=3)
     codes = oracle.generate(plain, [as_bytes(TEXT)], 120)[0][:, 0]
     values, counts = codes[30:].unique(return_counts=True)
@@ -125,7 +125,7 @@ def test_natural_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["dia-v1.pth", "model.safetensors"])
-def test_both_layouts_are_one_model(model: DiaModel, folder: Path, tmp_path: Path, file: str) -> None:
+def test_both_layouts_give_the_same_model(model: DiaModel, folder: Path, tmp_path: Path, file: str) -> None:
     other = load(oracle.as_nari(folder, tmp_path, file=file))
     names = [name for name, _ in model.named_parameters()]
     assert names == [name for name, _ in other.named_parameters()]
@@ -133,14 +133,14 @@ def test_both_layouts_are_one_model(model: DiaModel, folder: Path, tmp_path: Pat
         assert torch.equal(model.get_parameter(name), other.get_parameter(name)), name
 
 
-def test_sharded(reference: Any, model: DiaModel, tmp_path: Path) -> None:
+def test_shards_give_the_same_model(reference: Any, model: DiaModel, tmp_path: Path) -> None:
     other = load(oracle.save(reference, tmp_path, max_shard_size="1MB"))
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     assert torch.equal(generate(other, TEXT, 20), generate(model, TEXT, 20))
 
 
-def test_config_spellings(folder: Path, tmp_path: Path) -> None:
-    """Ids at the top and rope_theta, as transformers 4 and nari wrote them, or below and in rope_parameters."""
+def test_old_and_new_config_keys_give_the_same_config(folder: Path, tmp_path: Path) -> None:
+    """transformers 4 and nari write rope_theta, and ids at the top level. Newer files have both inside the parts."""
     raw = json.loads((folder / "config.json").read_text())
     assert "rope_parameters" in raw["decoder_config"]
     old = dict(raw, eos_token_id=1024, pad_token_id=1025, bos_token_id=1026, norm_eps=1e-5)
@@ -154,28 +154,28 @@ def test_config_spellings(folder: Path, tmp_path: Path) -> None:
     assert read_config(tmp_path) == read_config(folder)
 
 
-def test_the_blind_half_is_a_constant(reference: Any, model: DiaModel) -> None:
-    """transformers' encoder of zeros: one vector, whatever the length; through a layer's cross-attention, ours."""
+def test_unconditional_cross_attention_is_constant(reference: Any, model: DiaModel) -> None:
+    """A text of zeros gives the same cross-attention at every position, equal to `DiaModel.unconditional`."""
     with torch.no_grad():
         zeros = torch.zeros(1, 50, dtype=torch.long)
         hidden = reference.model.encoder(zeros, attention_mask=torch.ones_like(zeros)).last_hidden_state
         for layer, block in enumerate(reference.model.decoder.layers):
-            across = block.cross_attention
-            expected = across.o_proj(across.v_proj(hidden))[0]
+            cross = block.cross_attention
+            expected = cross.o_proj(cross.v_proj(hidden))[0]
             assert (expected - model.unconditional[layer]).abs().max() < 1e-5
 
 
-# ---- v0.1: transformers has no such model; what differs is written out here
+# ---- v0.1, which transformers does not have: the differences are implemented here
 
 
-class First:
-    """v0.1 by transformers' modules without a cache: RoPE put into cross-attention, and nari's sampler of then."""
+class ReferenceV01:
+    """v0.1 built from transformers' modules, without KV cache, with RoPE in cross-attention and nari's old sampler."""
 
     def __init__(self, reference: Any) -> None:
         self.model = reference.model
         self.head = reference.logits_dense
 
-    def _turned(self, x: torch.Tensor) -> torch.Tensor:
+    def _rotate(self, x: torch.Tensor) -> torch.Tensor:
         """nari-labs/dia at 2811af1, layers.py: RotaryEmbedding over (T, heads, d)."""
         half = x.shape[-1] // 2
         timescale = 10_000 ** (2.0 * torch.arange(half) / x.shape[-1])
@@ -186,41 +186,41 @@ class First:
         )
 
     def logits(self, text: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """(C, V) after ids (T, C)."""
+        """Logits (C, V) after ids (T, C)."""
         decoder = self.model.decoder
-        heard = self.model.encoder(text[None]).last_hidden_state
+        encoded = self.model.encoder(text[None]).last_hidden_state
         x = decoder.embeddings(ids[None])
         count = len(ids)
-        turns = decoder.rotary_emb(x, position_ids=torch.arange(count)[None])
+        rotary = decoder.rotary_emb(x, position_ids=torch.arange(count)[None])
         causal = torch.full((count, count), -torch.inf).triu(1)[None, None]
         for block in decoder.layers:
-            x = x + block.self_attention(block.pre_sa_norm(x), turns, causal)[0]
-            across = block.cross_attention
-            size = across.head_dim
-            q = self._turned(across.q_proj(block.pre_ca_norm(x))[0].view(count, -1, size))
-            k = self._turned(across.k_proj(heard)[0].view(len(text), -1, size))
-            v = across.v_proj(heard)[0].view(len(text), -1, size)
+            x = x + block.self_attention(block.pre_sa_norm(x), rotary, causal)[0]
+            cross = block.cross_attention
+            size = cross.head_dim
+            q = self._rotate(cross.q_proj(block.pre_ca_norm(x))[0].view(count, -1, size))
+            k = self._rotate(cross.k_proj(encoded)[0].view(len(text), -1, size))
+            v = cross.v_proj(encoded)[0].view(len(text), -1, size)
             weights = torch.einsum("thd,shd->hts", q, k).softmax(-1)
-            seen = torch.einsum("hts,shd->thd", weights, v).reshape(1, count, -1)
-            x = x + across.o_proj(seen)
+            attended = torch.einsum("hts,shd->thd", weights, v).reshape(1, count, -1)
+            x = x + cross.o_proj(attended)
             x = x + block.mlp(block.pre_mlp_norm(x))
         return self.head(decoder.norm(x)[0, -1]).view(9, -1)
 
     @torch.no_grad()
     def generate(self, text: bytes, frames: int, how: Guided, prompt: torch.Tensor, seed: int | None) -> torch.Tensor:
-        given = torch.tensor(list(text))
+        encoded = torch.tensor(list(text))
         pattern = oracle.inputs([text], [prompt])["decoder_input_ids"][0]
         lead = 1 + len(prompt)
         ids = pattern[:lead]
         end = lead + frames
         torch.manual_seed(seed or 0)
         for position in range(lead, 10_000):
-            conditional, unconditional = self.logits(given, ids), self.logits(torch.zeros_like(given), ids)
-            mixed = conditional + how.cfg_scale * (conditional - unconditional)
-            mixed[:, 1025:] = -torch.inf
-            mixed[1:, 1024:] = -torch.inf
-            mixed[0, 1024] *= 0.8
-            drawn = self._draw(mixed, how.params, sample=seed is not None)
+            conditional, unconditional = self.logits(encoded, ids), self.logits(torch.zeros_like(encoded), ids)
+            guided = conditional + how.cfg_scale * (conditional - unconditional)
+            guided[:, 1025:] = -torch.inf
+            guided[1:, 1024:] = -torch.inf
+            guided[0, 1024] *= 0.8
+            drawn = self._draw(guided, how.params, sample=seed is not None)
             if drawn[0] == oracle.EOS:
                 end = min(end, position)
             for channel, delay in enumerate(oracle.DELAYS):
@@ -235,7 +235,7 @@ class First:
 
     @staticmethod
     def _draw(logits: torch.Tensor, params: SamplingParams, *, sample: bool) -> torch.Tensor:
-        """_sample_next_token of that commit."""
+        """_sample_next_token of the same commit."""
         if not sample:
             return logits.argmax(-1)
         logits = logits / params.temperature
@@ -244,47 +244,47 @@ class First:
         order = logits.topk(params.top_k, dim=-1).indices
         logits = logits.masked_fill(torch.ones_like(logits, dtype=torch.bool).scatter(-1, order, False), -torch.inf)
         if params.top_p < 1:
-            chances, order = logits.softmax(-1).sort(dim=-1, descending=True)
-            drop = (chances.cumsum(-1) > params.top_p).roll(1, -1)
+            probabilities, order = logits.softmax(-1).sort(dim=-1, descending=True)
+            drop = (probabilities.cumsum(-1) > params.top_p).roll(1, -1)
             drop[:, 0] = False
             logits = logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), -torch.inf)
         return torch.multinomial(logits.softmax(-1), 1)[:, 0]
 
 
 @pytest.fixture(scope="module")
-def first(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> DiaModel:
-    return load(oracle.as_first(folder, tmp_path_factory.mktemp("first")))
+def v01(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> DiaModel:
+    return load(oracle.as_v01(folder, tmp_path_factory.mktemp("v01")))
 
 
 @pytest.mark.parametrize("length", [0, 5])
 @pytest.mark.parametrize("seed", [None, 4])
-def test_first_release(first: DiaModel, reference: Any, model: DiaModel, length: int, seed: int | None) -> None:
-    assert first.config.release == "v0.1"
+def test_v01_codes_are_equal(v01: DiaModel, reference: Any, model: DiaModel, length: int, seed: int | None) -> None:
+    assert v01.config.release == "v0.1"
     params = DEFAULTS["v0.1"].params if seed is not None else GREEDY.params
     how = Guided(params, 3.0)
     prompt = torch.randint(0, 1024, (length, 9), generator=torch.Generator().manual_seed(2))
-    expected = First(reference).generate(as_bytes(TEXT), 20, how, prompt, seed)
-    found = generate(first, TEXT, 20, how, prompt=prompt, seed=seed)
+    expected = ReferenceV01(reference).generate(as_bytes(TEXT), 20, how, prompt, seed)
+    found = generate(v01, TEXT, 20, how, prompt=prompt, seed=seed)
     assert torch.equal(found, expected)
     assert not torch.equal(generate(model, TEXT, 20, how, prompt=prompt, seed=seed), expected)
 
 
-def test_first_release_ends(reference: Any, tmp_path: Path) -> None:
-    plain = First(oracle.model(seed=3))
+def test_v01_ends_as_the_reference(reference: Any, tmp_path: Path) -> None:
+    plain = ReferenceV01(oracle.model(seed=3))
     how, prompt = GREEDY, torch.zeros(0, 9, dtype=torch.long)
     codes = plain.generate(as_bytes(TEXT), 40, how, prompt, None)[:, 0]
     ending = oracle.model(seed=3, ending=int(codes[25]))
     with torch.no_grad():
-        ending.logits_dense.weight[oracle.EOS] *= 1.3  # 0.8 of it must be enough
-    expected = First(ending).generate(as_bytes(TEXT), 40, how, prompt, None)
+        ending.logits_dense.weight[oracle.EOS] *= 1.3  # v0.1 multiplies it by 0.8
+    expected = ReferenceV01(ending).generate(as_bytes(TEXT), 40, how, prompt, None)
     assert 0 < len(expected) < 40
-    folder = oracle.as_first(oracle.save(ending, tmp_path / "a"), tmp_path / "b")
+    folder = oracle.as_v01(oracle.save(ending, tmp_path / "a"), tmp_path / "b")
     assert torch.equal(generate(load(folder), TEXT, 40), expected)
 
 
-def test_configs_name_their_release(folder: Path, first: DiaModel) -> None:
+def test_config_gives_the_release(folder: Path, v01: DiaModel) -> None:
     found: DiaConfig = read_config(folder)
     assert found.release == "0626"
     assert found.decoder.cross is not None
     assert not found.decoder.cross.rotated
-    assert found.max_frames == first.config.max_frames == 3056
+    assert found.max_frames == v01.config.max_frames == 3056

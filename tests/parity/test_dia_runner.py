@@ -1,4 +1,4 @@
-"""The Runner of Dia against transformers, whole: DiaProcessor, generate, the codec; from published-like files."""
+"""Dia's runner gives the codes and samples of transformers: DiaProcessor, generate, codec."""
 
 from __future__ import annotations
 
@@ -68,18 +68,18 @@ def processor(folder: Path) -> Any:
 
 
 def speak(runner: DiaRunner, *utterances: Utterance) -> list[tuple[np.ndarray, np.ndarray]]:
-    """codes (T, C) and samples (N,) of each, spoken at the same time, each begun a few steps after the one before."""
-    said: list[list[np.ndarray]] = [[] for _ in utterances]
-    sound: list[list[np.ndarray]] = [[] for _ in utterances]
-    waiting, live, turn = list(range(len(utterances))), [], 0
+    """Speak utterances in one batch, starting one after the other: codes (T, C) and samples (N,) of each."""
+    codes: list[list[np.ndarray]] = [[] for _ in utterances]
+    samples: list[list[np.ndarray]] = [[] for _ in utterances]
+    waiting, live, iteration = list(range(len(utterances))), [], 0
     while waiting or live:
-        if waiting and turn % 5 == 0:
+        if waiting and iteration % 5 == 0:
             row = waiting.pop(0)
             runner.admit(row, utterances[row])
             while not runner.prefill(row):
                 pass
             live.append(row)
-        turn += 1
+        iteration += 1
         if not live:
             continue
         result = runner.step(live)
@@ -89,9 +89,9 @@ def speak(runner: DiaRunner, *utterances: Utterance) -> list[tuple[np.ndarray, n
                 live.remove(row)
                 runner.release(row)
             elif not result.silent[i]:
-                said[row].append(result.codes[i])
-                sound[row].append(runner.decode([row], result.codes[i : i + 1])[0])
-    return [(np.stack(c), np.concatenate(s)) for c, s in zip(said, sound, strict=True)]
+                codes[row].append(result.codes[i])
+                samples[row].append(runner.decode([row], result.codes[i : i + 1])[0])
+    return [(np.stack(c), np.concatenate(s)) for c, s in zip(codes, samples, strict=True)]
 
 
 def speech(runner: DiaRunner, text: str, frames: int = FRAMES, **options: Any) -> Utterance:
@@ -107,62 +107,64 @@ def recording(seed: int, samples: int) -> np.ndarray:
 
 
 def expected_of(
-    reference: Any, processor: Any, text: str, frames: int, audio: np.ndarray | None = None, **given: Any
+    reference: Any, processor: Any, text: str, frames: int, audio: np.ndarray | None = None, **options: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes (T, C) and samples, through DiaProcessor both ways."""
+    """Codes (T, C) and samples of transformers, with DiaProcessor before and after generate."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its tokenizer about its own defaults
-        given_audio = None if audio is None else [audio]
-        made = processor(text=[text], audio=given_audio, sampling_rate=44_100, return_tensors="pt")
-    values = {"guidance_scale": 3.0, "top_k": 45, "do_sample": False} | given
-    said = reference.generate(**made, max_new_tokens=frames + 16, **values)
-    prompt = None if audio is None else processor.get_audio_prompt_len(made["decoder_attention_mask"])
-    [sound] = processor.batch_decode(said, audio_prompt_len=prompt)
+        warnings.simplefilter("ignore")  # DiaProcessor's tokenizer warns about its own defaults
+        recordings = None if audio is None else [audio]
+        inputs = processor(text=[text], audio=recordings, sampling_rate=44_100, return_tensors="pt")
+    values = {"guidance_scale": 3.0, "top_k": 45, "do_sample": False} | options
+    generated = reference.generate(**inputs, max_new_tokens=frames + 16, **values)
+    prompt = None if audio is None else processor.get_audio_prompt_len(inputs["decoder_attention_mask"])
+    [samples] = processor.batch_decode(generated, audio_prompt_len=prompt)
     lead = 1 if prompt is None else int(prompt)
-    row = said[0]
+    row = generated[0]
     ends = (row[:, 0] == oracle.EOS).nonzero()
     stop = int(ends[0]) if len(ends) else len(row)
     codes = torch.stack([row[lead + d : stop + d, c] for c, d in enumerate(oracle.DELAYS)], dim=1)
-    return codes, sound
+    return codes, samples
 
 
 @pytest.mark.parametrize("text", [TEXT, "Müßig — 早上好 \U0001f600\nnext  line", "[S2]x[S1] [S3]"])
-def test_text_and_sound(runner: DiaRunner, reference: Any, processor: Any, text: str) -> None:
-    expected, sound = expected_of(reference, processor, text, FRAMES)
-    [(codes, heard)] = speak(runner, speech(runner, text))
+def test_codes_and_samples_are_equal_for_any_text(runner: DiaRunner, reference: Any, processor: Any, text: str) -> None:
+    expected, expected_samples = expected_of(reference, processor, text, FRAMES)
+    [(codes, samples)] = speak(runner, speech(runner, text))
     assert np.array_equal(codes, expected.numpy())
-    assert np.abs(heard - sound.numpy()).max() < 1e-5
+    assert np.abs(samples - expected_samples.numpy()).max() < 1e-5
 
 
 @pytest.mark.parametrize("frames", [5, 50])
-def test_audio_prompt(runner: DiaRunner, reference: Any, processor: Any, frames: int) -> None:
+def test_codes_and_samples_are_equal_after_a_recording(
+    runner: DiaRunner, reference: Any, processor: Any, frames: int
+) -> None:
     audio = recording(frames, frames * 512)
-    expected, sound = expected_of(reference, processor, TEXT, FRAMES, audio)
-    if frames * 512 / 44_100 < 0.5:  # shorter than we take of a caller
+    expected, expected_samples = expected_of(reference, processor, TEXT, FRAMES, audio)
+    if frames * 512 / 44_100 < 0.5:  # shorter than `encode` allows
         codes = runner._encoder(torch.from_numpy(audio)).numpy().astype(np.int16)
     else:
         codes = runner.encode(Reference(audio, 44_100, ""))
     assert codes.shape == (9, frames)
     prompt = VoicePrompt("digest", "dac", codes, "")
-    [(found, heard)] = speak(runner, speech(runner, TEXT, prompt=prompt))
+    [(found, samples)] = speak(runner, speech(runner, TEXT, prompt=prompt))
     assert np.array_equal(found, expected.numpy())
-    assert np.abs(heard - sound.numpy()).max() < 1e-5
+    assert np.abs(samples - expected_samples.numpy()).max() < 1e-5
 
 
 @pytest.mark.parametrize("seed", [3, 2**40])
-def test_seeded(folder: Path, reference: Any, seed: int) -> None:
-    """With the reference noise a row's draws are those of `torch.manual_seed(seed)`, whoever else is there."""
+def test_seeded_codes_are_equal_beside_another_row(folder: Path, reference: Any, seed: int) -> None:
+    """With reference noise, a row draws as after `torch.manual_seed(seed)`, also with another row in the batch."""
     runner = make(folder, reference_noise=True)
     [expected] = oracle.generate(
         reference, [TEXT.replace("[S1]", "\1").replace("[S2]", "\2").encode()], FRAMES, seed=seed
     )
-    other = speech(runner, "Somebody else.", seed=9, sampling=Sampling())
+    other = speech(runner, "Another request.", seed=9, sampling=Sampling())
     [_, (codes, _)] = speak(runner, other, speech(runner, TEXT, seed=seed, sampling=Sampling()))
     assert np.array_equal(codes, expected.numpy())
 
 
-def test_a_batch_of_unequal_lengths(runner: DiaRunner, reference: Any) -> None:
-    """transformers pads texts and prompts to the longest; here each row has its own length and begins later."""
+def test_codes_are_equal_in_a_batch_of_different_lengths(runner: DiaRunner, reference: Any) -> None:
+    """transformers pads texts and prompts to the longest one. Here each row has its own length and start."""
     texts = [b"\x01 One.", b"\x01 Two is a longer text. \x02 Is it?", b"\x02 Three (sighs)"]
     prompts = [torch.randint(0, 1024, (n, 9), generator=torch.Generator().manual_seed(n)) for n in (4, 25, 12)]
     expected = oracle.generate(reference, texts, FRAMES, prompts=prompts)
@@ -170,13 +172,13 @@ def test_a_batch_of_unequal_lengths(runner: DiaRunner, reference: Any) -> None:
         speech(runner, text.decode(), prompt=VoicePrompt("d", "dac", prompt.T.numpy().astype(np.int16), ""))
         for text, prompt in zip(texts, prompts, strict=True)
     ]
-    for (codes, _), wanted in zip(speak(runner, *utterances), expected, strict=True):
-        assert np.array_equal(codes, wanted.numpy())
+    for (codes, _), expected_codes in zip(speak(runner, *utterances), expected, strict=True):
+        assert np.array_equal(codes, expected_codes.numpy())
 
 
 @pytest.mark.parametrize("layout", ["transformers", "nari"])
-def test_natural_end(tmp_path: Path, layout: str) -> None:
-    """Each of a batch ends where it does alone, in either layout."""
+def test_speech_ends_as_in_transformers(tmp_path: Path, layout: str) -> None:
+    """Each row of a batch ends where transformers ends it, in both layouts."""
     folder = fabricate_dia(tmp_path / "a", seed=2, eos=True)
     reference = load(folder)
     texts = [b"\x01 One.", b"\x01 Two is longer. \x02 Is it?", b"\x01 Three."]
@@ -187,6 +189,6 @@ def test_natural_end(tmp_path: Path, layout: str) -> None:
     found = speak(runner, *(speech(runner, text.decode(), 120) for text in texts))
     lengths = {len(codes) for codes, _ in found}
     assert len([length for length in lengths if length < 120]) > 1
-    for (codes, sound), wanted in zip(found, expected, strict=True):
-        assert np.array_equal(codes, wanted.numpy())
-        assert len(sound) == len(codes) * 512
+    for (codes, samples), expected_codes in zip(found, expected, strict=True):
+        assert np.array_equal(codes, expected_codes.numpy())
+        assert len(samples) == len(codes) * 512

@@ -1,4 +1,4 @@
-"""The reference models, small and random: transformers' own classes, filled so that nothing hides (see `enliven`)."""
+"""Reference models of CSM, Mimi, Dia and DAC from transformers, small and with random weights (see `randomize`)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LLAMA3 = {
     "factor": 32.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,  # small, so that all three branches of the scaling are met
+    "original_max_position_embeddings": 32,  # small, so that all three branches of the scaling are used
 }
 
 
@@ -89,9 +89,11 @@ def csm_config(codec: dict[str, Any] | None = None, depth: dict[str, Any] | None
 
 
 @torch.no_grad()
-def enliven(model: torch.nn.Module, seed: int) -> None:
-    """Random numbers that show mistakes: logits with peaks, codebooks that differ, layer scales that let attention
-    through."""
+def randomize(model: torch.nn.Module, seed: int) -> None:
+    """Fill the weights so that mistakes change the output.
+
+    Logits have peaks, codebooks differ, and layer scales are large enough that attention matters.
+    """
     random = torch.Generator().manual_seed(seed)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name.endswith("embed_sum"):
@@ -111,19 +113,19 @@ def enliven(model: torch.nn.Module, seed: int) -> None:
 def csm(config: CsmConfig, seed: int = 0) -> CsmForConditionalGeneration:
     torch.manual_seed(seed)
     model = CsmForConditionalGeneration(config).eval()
-    enliven(model, seed)
+    randomize(model, seed)
     return model
 
 
 def mimi(config: MimiConfig, seed: int = 0) -> MimiModel:
     torch.manual_seed(seed)
     model = MimiModel(config).eval()
-    enliven(model, seed)
+    randomize(model, seed)
     return model
 
 
 def dia(folder: Path, dtype: torch.dtype = torch.float32) -> DiaForConditionalGeneration:
-    """From a folder that holds exactly its tensors."""
+    """Load Dia from a folder. Fails if a tensor is missing or unexpected."""
     model, found = DiaForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     assert not any(found.values()), found
     return model.eval()
@@ -151,11 +153,11 @@ def generate(
     seed: int | None = None,
     **params: Any,
 ) -> torch.Tensor:
-    """transformers' own generate at batch 1: codes (T, K). seed None = greedy."""
+    """Codes (T, K) of transformers' generate at batch size 1. seed: None = greedy."""
     masked = list(range(model.config.codec_config.codebook_size, model.config.vocab_size))
     sampling: dict[str, Any] = {"do_sample": False, "depth_decoder_do_sample": False}
     if seed is not None:
-        # All of them: the depth decoder keeps what one call sets for the calls after it.
+        # Set all values: the depth decoder keeps the values of earlier calls.
         params = {"temperature": 0.9, "top_k": 50, "top_p": 1.0} | params
         sampling = {"do_sample": True, "depth_decoder_do_sample": True}
         sampling |= params | {f"depth_decoder_{name}": value for name, value in params.items()}

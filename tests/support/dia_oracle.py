@@ -1,4 +1,4 @@
-"""Dia's reference, small and random: transformers' own classes, and their weights in nari's layout."""
+"""Reference model of Dia from transformers, small and with random weights, and its weights in nari's layout."""
 
 from __future__ import annotations
 
@@ -40,12 +40,14 @@ def config(**changes: Any) -> DiaConfig:
 
 @torch.no_grad()
 def model(seed: int = 0, *, ending: int | None = None, **changes: Any) -> DiaForConditionalGeneration:
-    """Logits with peaks, attention that is not saturated at a scale of 1. ending: a code of channel 0 whose logit is a
-    hair below that of EOS, so that a model that likes it comes to an end by itself."""
+    """A model whose logits have peaks and whose attention is not saturated at a scale of 1.
+
+    ending: a code of channel 0. Its logit is slightly below that of EOS, so a model that often draws it ends by itself.
+    """
     torch.manual_seed(seed)
-    made = DiaForConditionalGeneration(config(**changes)).eval()
+    reference = DiaForConditionalGeneration(config(**changes)).eval()
     random = torch.Generator().manual_seed(seed)
-    for name, tensor in made.named_parameters():
+    for name, tensor in reference.named_parameters():
         if tensor.ndim == 1:
             tensor.uniform_(0.5, 1.5, generator=random)
         elif "embed" in name:
@@ -53,8 +55,8 @@ def model(seed: int = 0, *, ending: int | None = None, **changes: Any) -> DiaFor
         else:
             tensor.normal_(0, 0.08, generator=random)
     if ending is not None:
-        made.logits_dense.weight[EOS] = made.logits_dense.weight[ending] * 1.001
-    return made
+        reference.logits_dense.weight[EOS] = reference.logits_dense.weight[ending] * 1.001
+    return reference
 
 
 def save(reference: torch.nn.Module, folder: Path, **options: Any) -> Path:
@@ -63,7 +65,7 @@ def save(reference: torch.nn.Module, folder: Path, **options: Any) -> Path:
 
 
 def as_nari(folder: Path, out: Path, *, file: str = "dia-v1.pth") -> Path:
-    """The checkpoint in `folder` (transformers layout) in nari's layout, under the same config.json."""
+    """Convert the checkpoint in `folder` (transformers layout) to nari's layout, with the same config.json."""
     out.mkdir(parents=True, exist_ok=True)
     read = ours.read_config(folder)
     [stored] = open_checkpoints(folder)
@@ -76,8 +78,8 @@ def as_nari(folder: Path, out: Path, *, file: str = "dia-v1.pth") -> Path:
                 state[f"decoder.embeddings.{channel}.weight"] = part.clone()
         else:
             target = checkpoint.nari_name(name)
-            turned = tensor if tensor.ndim == 1 or name == checkpoint.TEXT_TABLE else tensor.T
-            state[target] = turned.reshape(shapes[target]).contiguous()
+            transposed = tensor if tensor.ndim == 1 or name == checkpoint.TEXT_TABLE else tensor.T
+            state[target] = transposed.reshape(shapes[target]).contiguous()
     if file.endswith(".pth"):
         torch.save(state, out / file)
     else:
@@ -88,9 +90,9 @@ def as_nari(folder: Path, out: Path, *, file: str = "dia-v1.pth") -> Path:
     return out
 
 
-def first_config(second: DiaConfig) -> dict[str, Any]:
-    """config.json of v0.1 for the same sizes."""
-    e, d = second.encoder_config, second.decoder_config
+def v01_config(config_0626: DiaConfig) -> dict[str, Any]:
+    """config.json of v0.1 with the same sizes."""
+    e, d = config_0626.encoder_config, config_0626.decoder_config
     return {
         "version": "0.1",
         "model": {
@@ -115,15 +117,15 @@ def first_config(second: DiaConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def as_first(folder: Path, out: Path, *, file: str = "dia-v0_1.pth") -> Path:
-    """The same tensors as the first release would have them: nari's layout, the old config.json."""
+def as_v01(folder: Path, out: Path, *, file: str = "dia-v0_1.pth") -> Path:
+    """The same tensors as v0.1 publishes them: nari's layout and the config.json of v0.1."""
     as_nari(folder, out, file=file)
-    (out / "config.json").write_text(json.dumps(first_config(DiaConfig.from_pretrained(folder))))
+    (out / "config.json").write_text(json.dumps(v01_config(DiaConfig.from_pretrained(folder))))
     return out
 
 
 def inputs(texts: list[bytes], prompts: list[torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-    """What DiaProcessor makes of texts and audio prompts (P, C): padded right, the delay pattern applied."""
+    """The model inputs of DiaProcessor for texts and audio prompts (P, C), with padding and delay pattern."""
     longest = max(map(len, texts))
     ids = torch.zeros(len(texts), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -157,16 +159,17 @@ def generate(
     seed: int | None = None,
     **params: Any,
 ) -> list[torch.Tensor]:
-    """transformers' own generate: the frames (T, C) of each text, at most so many. seed None = greedy."""
-    given: dict[str, Any] = {"guidance_scale": 3.0, "top_k": 45, "do_sample": seed is not None}
+    """The frames (T, C) of each text from transformers' generate, up to `frames` each. seed: None = greedy."""
+    options: dict[str, Any] = {"guidance_scale": 3.0, "top_k": 45, "do_sample": seed is not None}
     if seed is not None:
-        given |= {"temperature": 1.8, "top_p": 0.9}
+        options |= {"temperature": 1.8, "top_p": 0.9}
         torch.manual_seed(seed)
-    made = inputs(texts, prompts)
-    said = reference.generate(**made, max_new_tokens=frames + 16, **(given | params))  # (B, S, C)
+    generated = reference.generate(
+        **inputs(texts, prompts), max_new_tokens=frames + 16, **(options | params)
+    )  # (B, S, C)
     lead = 1 + max((len(prompt) for prompt in prompts or []), default=0)
     found = []
-    for row in said:
+    for row in generated:
         ends = (row[:, 0] == EOS).nonzero()
         stop = int(ends[0]) if len(ends) else len(row)
         columns = [row[lead + delay : stop + delay, channel] for channel, delay in enumerate(DELAYS)]

@@ -1,5 +1,4 @@
-"""One utterance, start to end, without rows or scheduling: what is compared with other implementations, and
-measured."""
+"""CSM's model in a plain loop for one utterance, without rows and scheduling, to compare with other implementations."""
 
 from __future__ import annotations
 
@@ -24,10 +23,10 @@ def generate(
     reference_noise: bool = False,
     chunk: int | None = None,
 ) -> Iterator[Tensor]:
-    """Frames (K,) int64 for an embedded prompt (S, D), the ending one included, at most max_frames.
+    """Yield up to max_frames frames (K,) int64 for an embedded prompt (S, D), the last frame of a line included.
 
-    reference_noise draws as `torch.manual_seed(seed)` and multinomial would. piece: read the prompt in pieces of so
-    many.
+    reference_noise: draw as multinomial does after `torch.manual_seed(seed)`. chunk: tokens of the prompt that are read
+    at a time; None = all.
     """
     c = model.config
     cache: KVCache = model.kv_cache(1)

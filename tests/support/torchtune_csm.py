@@ -1,9 +1,9 @@
-"""Frames of a CSM checkpoint in the original layout, by torchtune's own Llama 3.2 blocks: the second oracle.
+"""Second oracle for CSM: frames of a checkpoint in the original layout, computed by torchtune's Llama 3.2 blocks.
 
     python tests/support/torchtune_csm.py TORCHTUNE_FOLDER CHECKPOINT IDS.npy SEED|greedy FRAMES OUT.npy
 
-Runs in a process of its own, since torchtune 0.6.1 wants an old torchao beside it. Nothing is cached: every step reads
-all again, so keys, values and positions are torchtune's plain causal ones. Nothing of `app` is imported.
+Runs in its own process, because torchtune 0.6.1 needs an old torchao. It has no KV cache: every step reads the whole
+sequence again, so keys, values and positions are torchtune's plain causal ones. Does not import `app`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 
 class _Absent(types.ModuleType):
-    """In place of what torchtune imports for training (its data sets): any name is there, nothing works."""
+    """Replaces modules that torchtune imports only for training. Every attribute exists, and none works."""
 
     __path__: ClassVar[list[str]] = []
 
@@ -69,7 +69,7 @@ def main(*arguments: str) -> None:
 
     def draw(logits: torch.Tensor) -> torch.Tensor:
         logits = logits.clone()
-        logits[codes:] = -torch.inf  # no codec knows them
+        logits[codes:] = -torch.inf  # codes without audio
         if seed == "greedy":
             return logits.argmax()
         scores = logits / 0.9
@@ -79,7 +79,7 @@ def main(*arguments: str) -> None:
 
     if seed != "greedy":
         torch.manual_seed(int(seed))
-    said = []
+    generated = []
     with torch.inference_mode():
         x = weights["text_embeddings.weight"][torch.from_numpy(np.load(ids_file))]  # (S, D)
         for _ in range(int(frames)):
@@ -90,9 +90,9 @@ def main(*arguments: str) -> None:
                 steps.append(weights["audio_embeddings.weight"][frame[-1] + offsets[k - 1]])
                 y = depth((torch.stack(steps) @ weights["projection.weight"].T)[None])[0, -1]
                 frame.append(draw(y @ weights["audio_head"][k - 1]))
-            said.append(torch.stack(frame))
-            x = torch.cat((x, weights["audio_embeddings.weight"][said[-1] + offsets].sum(0)[None]))
-    np.save(out, torch.stack(said).numpy())
+            generated.append(torch.stack(frame))
+            x = torch.cat((x, weights["audio_embeddings.weight"][generated[-1] + offsets].sum(0)[None]))
+    np.save(out, torch.stack(generated).numpy())
 
 
 if __name__ == "__main__":

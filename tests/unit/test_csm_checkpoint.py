@@ -1,4 +1,4 @@
-"""Checkpoints as they are published, and as they arrive broken."""
+"""CSM checkpoints in every published layout are read; broken ones are refused with a clear error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ F32 = torch.float32
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """transformers layout, one file."""
+    """The transformers layout in one file."""
     return fabricate_csm(tmp_path_factory.mktemp("published"))
 
 
@@ -35,7 +35,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fabricate_csm(tmp_path_factory.mktemp("original"), layout_name="original")
 
 
-def numbers(folder: Path, dtype: torch.dtype = F32) -> dict[str, torch.Tensor]:
+def parameters(folder: Path, dtype: torch.dtype = F32) -> dict[str, torch.Tensor]:
     return dict(load_model(folder, device=CPU, dtype=dtype)[0].named_parameters())
 
 
@@ -47,7 +47,7 @@ def copy(source: Path, target: Path) -> Path:
     return target
 
 
-def change(folder: Path, **changes: Any) -> None:
+def change_config(folder: Path, **changes: Any) -> None:
     raw = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(raw | changes))
 
@@ -56,8 +56,8 @@ def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_both_layouts_hold_the_same_model(published: Path, original: Path) -> None:
-    assert same(numbers(published), numbers(original))
+def test_both_layouts_give_the_same_model(published: Path, original: Path) -> None:
+    assert same(parameters(published), parameters(original))
     first, second = (
         load_codec(read_config(folder), own, codec, device=CPU, max_rows=1)
         for folder, own, codec in (
@@ -69,57 +69,57 @@ def test_both_layouts_hold_the_same_model(published: Path, original: Path) -> No
         assert same(dict(ours.named_parameters()), dict(theirs.named_parameters()))
 
 
-def test_the_published_folder(published: Path, original: Path, tmp_path: Path) -> None:
-    """sesame/csm-1b: model.safetensors is the original layout, the shards named by config.json are transformers'."""
+def test_folder_with_both_layouts_is_read(published: Path, original: Path, tmp_path: Path) -> None:
+    """As in sesame/csm-1b: model.safetensors has the original layout; config.json names the transformers shards."""
     folder = fabricate_csm(tmp_path, sharded=True)
     assert len(list(folder.glob("transformers-*.safetensors"))) == 2
     (folder / "model.safetensors").write_bytes((original / "model.safetensors").read_bytes())
     model, codec = load_model(folder, device=CPU, dtype=F32)
     assert codec is not None
-    assert same(dict(model.named_parameters()), numbers(published))
-    next(folder.glob("transformers-00002*")).unlink()  # half of one layout is no reason to refuse the whole other
+    assert same(dict(model.named_parameters()), parameters(published))
+    next(folder.glob("transformers-00002*")).unlink()  # one layout is incomplete, so the other one is used
     model, codec = load_model(folder, device=CPU, dtype=F32)
     assert codec is None
-    assert same(dict(model.named_parameters()), numbers(published))
+    assert same(dict(model.named_parameters()), parameters(published))
     (folder / "model.safetensors").unlink()
     with pytest.raises(WeightsUnavailable, match="transformers-00002-of-00002"):
         load_model(folder, device=CPU, dtype=F32)
 
 
-def test_any_file_name(original: Path, tmp_path: Path) -> None:
+def test_file_name_does_not_matter(original: Path, tmp_path: Path) -> None:
     folder = copy(original, tmp_path)
-    (folder / "model.safetensors").rename(folder / "whatever.safetensors")
-    assert same(numbers(folder), numbers(original))
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    assert same(parameters(folder), parameters(original))
 
 
-def test_a_pytorch_file(original: Path, tmp_path: Path) -> None:
-    """ckpt.pt of the first release."""
+def test_pytorch_file_is_read(original: Path, tmp_path: Path) -> None:
+    """As ckpt.pt of the first release."""
     folder = copy(original, tmp_path)
     torch.save(load_file(folder / "model.safetensors"), folder / "ckpt.pt")
     (folder / "model.safetensors").unlink()
-    assert same(numbers(folder), numbers(original))
+    assert same(parameters(folder), parameters(original))
     (folder / "ckpt.pt").write_bytes(b"nothing")
     with pytest.raises(WeightsUnavailable, match="can't be read"):
-        numbers(folder)
+        parameters(folder)
 
 
 @pytest.mark.parametrize(
     "kept", ["backbone_model.embed_tokens.embed_audio_tokens.weight", "depth_decoder.model.embed_tokens.weight"]
 )
-def test_a_tied_table_is_stored_once_or_twice(published: Path, tmp_path: Path, kept: str) -> None:
+def test_tied_table_may_be_stored_under_one_name(published: Path, tmp_path: Path, kept: str) -> None:
     folder = copy(published, tmp_path)
     tensors = load_file(folder / "model.safetensors")
     for name in list(tensors):
         if name.endswith(("embed_audio_tokens.weight", "model.embed_tokens.weight")) and name != kept:
             del tensors[name]
     save_file(tensors, folder / "model.safetensors")
-    assert same(numbers(folder), numbers(published))
-    change(folder, tie_codebooks_embeddings=False)
+    assert same(parameters(folder), parameters(published))
+    change_config(folder, tie_codebooks_embeddings=False)
     with pytest.raises(WeightsUnavailable, match=r"1 missing: .*embed"):
-        numbers(folder)
+        parameters(folder)
 
 
-def test_what_is_wrong_is_named(published: Path, tmp_path: Path) -> None:
+def test_error_names_every_wrong_tensor(published: Path, tmp_path: Path) -> None:
     folder = copy(published, tmp_path)
     tensors = load_file(folder / "model.safetensors")
     del tensors["lm_head.weight"]
@@ -127,13 +127,13 @@ def test_what_is_wrong_is_named(published: Path, tmp_path: Path) -> None:
     tensors["backbone_model.norm.weight"] = torch.zeros(3)
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(WeightsUnavailable) as caught:
-        numbers(folder)
+        parameters(folder)
     for part in ("missing: lm_head.weight", "unexpected: extra.weight", "backbone_model.norm.weight is [3], not [64]"):
         assert part in caught.value.reason
     assert caught.value.remedy
 
 
-def test_a_broken_codec_is_named(published: Path, tmp_path: Path) -> None:
+def test_error_names_the_missing_codec_tensor(published: Path, tmp_path: Path) -> None:
     folder = copy(published, tmp_path)
     tensors = load_file(folder / "model.safetensors")
     del tensors["codec_model.decoder.layers.0.conv.weight"]
@@ -142,51 +142,51 @@ def test_a_broken_codec_is_named(published: Path, tmp_path: Path) -> None:
         load_runner(folder, None, device=CPU, dtype=F32, max_rows=1)
 
 
-def test_the_codec_beside_decides_what_has_sound(original: Path, tmp_path: Path) -> None:
-    """A config.json that says nothing of the codec: the folder of the codec does."""
+def test_separate_codec_sets_the_codebook_size(original: Path, tmp_path: Path) -> None:
+    """If config.json does not describe the codec, the codec's own folder does."""
     folder = copy(original, tmp_path)
-    change(folder, codec_config=None)
+    change_config(folder, codec_config=None)
     assert read_config(folder).codebook_size == 67
     runner = load_runner(folder, original / "mimi", device=CPU, dtype=F32, max_rows=1)
     assert runner.config.codebook_size == 64
 
 
-def test_no_codec(original: Path) -> None:
+def test_weights_without_codec_are_refused(original: Path) -> None:
     with pytest.raises(WeightsUnavailable, match="no codec"):
         load_runner(original, None, device=CPU, dtype=F32, max_rows=1)
 
 
-def test_no_model(tmp_path: Path, published: Path) -> None:
+def test_folder_without_csm_weights_is_refused(tmp_path: Path, published: Path) -> None:
     with pytest.raises(WeightsUnavailable, match=r"config\.json"):
-        numbers(tmp_path)
+        parameters(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(WeightsUnavailable, match="not valid JSON"):
-        numbers(tmp_path)
+        parameters(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(WeightsUnavailable, match="not of a CSM model"):
-        numbers(tmp_path)
+        parameters(tmp_path)
     (tmp_path / "config.json").write_bytes((published / "config.json").read_bytes())
     with pytest.raises(WeightsUnavailable, match=r"no \.safetensors"):
-        numbers(tmp_path)
+        parameters(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(WeightsUnavailable, match="not a safetensors file"):
-        numbers(tmp_path)
+        parameters(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((published / "model.safetensors").read_bytes()[:500_000])
     with pytest.raises(WeightsUnavailable, match="cut short"):
-        numbers(tmp_path)
+        parameters(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(WeightsUnavailable, match="no CSM weights"):
-        numbers(tmp_path)
+        parameters(tmp_path)
 
 
-def test_half_precision(published: Path) -> None:
-    exact, half = numbers(published), numbers(published, torch.bfloat16)
+def test_bfloat16_weights_are_rounded_once(published: Path) -> None:
+    exact, half = parameters(published), parameters(published, torch.bfloat16)
     for name, tensor in half.items():
         assert tensor.dtype == torch.bfloat16
-        assert torch.equal(tensor, exact[name].to(torch.bfloat16)), name  # rounded once, the folded table too
+        assert torch.equal(tensor, exact[name].to(torch.bfloat16)), name  # also the table that load computes
 
 
-def test_rope_in_both_spellings() -> None:
+def test_old_and_new_rope_keys_give_the_same_config() -> None:
     old = csm_config("full")
     new = json.loads(json.dumps(old))
     for part in (new, new["depth_decoder_config"]):
@@ -195,8 +195,8 @@ def test_rope_in_both_spellings() -> None:
     assert parse_config(old).backbone.rope == Rope(500_000.0, "llama3", 32.0, 0.125, 0.5, 1024)
 
 
-def test_the_first_release() -> None:
-    """Its config.json names sizes. Its RoPE numbers (8192, 1, 4) equal the later ones (1024, 1/8, 1/2)."""
+def test_config_of_the_first_release() -> None:
+    """It names sizes. Its RoPE numbers (8192, 1, 4) mean the same as the later ones (1024, 1/8, 1/2)."""
     first = parse_config(
         {
             "backbone_flavor": "llama-1B",
@@ -217,8 +217,8 @@ def test_the_first_release() -> None:
     assert (first.codebook_size, first.max_positions, first.eos_code) == (2048, 2048, 0)
 
 
-def test_half_split_order_turns_as_interleaved_order() -> None:
-    """The original layout pairs elements (2i, 2i + 1), ours pairs (i, i + d/2). Attention scores must be equal."""
+def test_half_split_rope_equals_interleaved_rope() -> None:
+    """The original layout pairs elements (2i, 2i + 1), the model pairs (i, i + d/2). Attention scores must be equal."""
     heads, size, width = 3, 8, 20
     frequencies = Rope(100.0).frequencies(size)
     q, k = torch.randn(2, heads * size, width, generator=torch.Generator().manual_seed(0))
@@ -230,8 +230,8 @@ def test_half_split_order_turns_as_interleaved_order() -> None:
 
     def half_split(weight: torch.Tensor, vector: torch.Tensor, position: int) -> torch.Tensor:
         stored = Derived(tuple(weight.shape), lambda: weight)
-        turned = _half_split(stored, size)() @ vector
-        return apply_rotary(turned.view(1, heads, size), *rotary(frequencies, torch.tensor([position])))[0]
+        projected = _half_split(stored, size)() @ vector
+        return apply_rotary(projected.view(1, heads, size), *rotary(frequencies, torch.tensor([position])))[0]
 
     theirs = (interleaved(q @ x, 7) * interleaved(k @ y, 3)).sum(-1)
     ours = (half_split(q, x, 7) * half_split(k, y, 3)).sum(-1)

@@ -1,8 +1,7 @@
-"""Frames recorded once and replayed say what frames computed one after another say.
+"""Frames from a replayed CUDA graph are equal to frames from eager steps.
 
-Without a CUDA device nothing is recorded, but the same fixed work runs, over the same tensors, a step ahead of what it
-tells. That it would run on a CUDA device is shown with tensors that have a device and a shape but no contents: whoever
-asks for a number, or mixes devices, fails.
+Without a CUDA device nothing is captured, but the same work of fixed shape runs on the same tensors, one step ahead of
+its results. Tensors on the meta device show that the work could be captured: reading a value, or mixing devices, fails.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from app.types import Sampling, Utterance
 from tests.support.driver import Driver
 from tests.support.random_csm import csm_config, fabricate_csm
 from tests.support.recordable import META, operations
-from tests.unit.test_csm_runner import FRAME_S, AlwaysEos, alone, lines, make, prompt, speech, stubborn
+from tests.unit.test_csm_runner import FRAME_S, AlwaysEos, alone, force_eos, lines, make, prompt, speech
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("one_thread")]
 
@@ -44,8 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fabricate_csm(tmp_path_factory.mktemp("csm"))
 
 
-class AsOnAGpu(GraphCapture):
-    """Calls what it records, as often as a CUDA device would be made to: it may leave nothing behind."""
+class RunningCapture(GraphCapture):
+    """Runs the body during the capture, as often as on a CUDA device. The runner must undo its effects."""
 
     def capture(self, body: Callable[[], None]) -> Callable[[], None]:
         for _ in range(WARM_UPS):
@@ -59,11 +58,11 @@ def captured(folder: Path, **options: object) -> CsmRunner:
 
 @pytest.fixture(scope="module")
 def runner(folder: Path) -> CsmRunner:
-    return captured(folder, capture=AsOnAGpu(CPU))
+    return captured(folder, capture=RunningCapture(CPU))
 
 
 @pytest.fixture(scope="module")
-def plain(folder: Path) -> CsmRunner:
+def eager(folder: Path) -> CsmRunner:
     return make(folder)
 
 
@@ -78,9 +77,9 @@ REQUESTS = [
 ]
 
 
-def test_the_same_codes_and_sound(runner: CsmRunner, plain: CsmRunner) -> None:
-    for request in [*REQUESTS, speech("With a voice.", 8, 10, prompt=prompt(plain))]:
-        drivers = [Driver(some) for some in (plain, runner)]
+def test_graph_gives_the_codes_and_samples_of_eager_steps(runner: CsmRunner, eager: CsmRunner) -> None:
+    for request in [*REQUESTS, speech("With a voice.", 8, 10, prompt=prompt(eager))]:
+        drivers = [Driver(some) for some in (eager, runner)]
         for driver in drivers:
             driver.start(2, request)
             driver.finish()
@@ -89,46 +88,46 @@ def test_the_same_codes_and_sound(runner: CsmRunner, plain: CsmRunner) -> None:
         assert np.abs(ours.samples(2) - theirs.samples(2)).max() < 1e-5
 
 
-def test_company_changes_nothing(runner: CsmRunner, plain: CsmRunner) -> None:
-    """At different times, in any row, with pauses and one who leaves: calls of every size come to pass."""
-    expected = [alone(plain, request) for request in REQUESTS]
+def test_other_rows_change_nothing(runner: CsmRunner, eager: CsmRunner) -> None:
+    """Requests start at different times in any row, pause, and one is cancelled, so launches of every size occur."""
+    expected = [alone(eager, request) for request in REQUESTS]
     driver = Driver(runner)
     rows = [5, 2, 7, 0, 3, 1, 6]
     random = np.random.default_rng(0)
-    for turn, (row, request) in enumerate(zip(rows, REQUESTS, strict=True)):
+    for iteration, (row, request) in enumerate(zip(rows, REQUESTS, strict=True)):
         driver.start(row, request)
         driver.iterate(frozenset(random.choice(8, 2).tolist()))
-        if turn == 4:
+        if iteration == 4:
             driver.stop(5)
             driver.start(5, REQUESTS[0])
     driver.finish()
     for row, codes in zip(rows, expected, strict=True):
         assert np.array_equal(driver.frames(row), codes), row
-    sounds = [driver.samples(row) for row in rows]
+    samples = [driver.samples(row) for row in rows]
     for row, request in enumerate(REQUESTS):
-        alone_in_it = Driver(runner)
-        alone_in_it.start(row, request)
-        alone_in_it.finish()
-        assert np.abs(alone_in_it.samples(row) - sounds[row]).max() < 1e-5
+        lone = Driver(runner)
+        lone.start(row, request)
+        lone.finish()
+        assert np.abs(lone.samples(row) - samples[row]).max() < 1e-5
 
 
-def test_lines_follow_in_place(folder: Path) -> None:
-    """The end of a line is seen on the device, and nothing that was on its way behind it is heard."""
+def test_next_line_follows_in_the_same_row(folder: Path) -> None:
+    """The device detects the end of a line, and frames in flight after it are dropped."""
     spoken = lines("First line.", "Second line.", "Third.")
     request = Utterance(spoken, Sampling(temperature=0.0), 1, 24 * FRAME_S)
-    said = []
+    found = []
     for some in (make(folder), captured(folder)):
-        stubborn(some, {6, 13})
-        said.append(alone(some, request))
-    ours, theirs = said
+        force_eos(some, {6, 13})
+        found.append(alone(some, request))
+    ours, theirs = found
     assert len(ours) == 24
-    # The recorded frame went on being called while the host read of the end, so the draws are not counted alike; up to
-    # the first forced end they are.
+    # The graph has launched one more frame when the host reads the end, so the counts of draws differ after the first
+    # forced end.
     assert np.array_equal(ours[:6], theirs[:6])
     assert len(theirs) == 24
 
 
-def test_a_line_that_reaches_its_limit_goes_on_alike(folder: Path) -> None:
+def test_frame_limit_ends_lines_as_in_eager_steps(folder: Path) -> None:
     guards = Guards(min_frames=2, frames_per_token=0, slack_frames=7)
     request = Utterance(lines("First line.", "Second.", "And the third."), Sampling(), 1, 60.0)
     ours, theirs = (alone(some, request) for some in (make(folder, guards=guards), captured(folder, guards=guards)))
@@ -136,8 +135,8 @@ def test_a_line_that_reaches_its_limit_goes_on_alike(folder: Path) -> None:
     assert np.array_equal(ours, theirs)
 
 
-def test_guards(folder: Path) -> None:
-    """No end in the first frames; a model that repeats itself is ended, and what it had on its way is dropped."""
+def test_guards_end_stuck_lines_and_suppress_early_ends(folder: Path) -> None:
+    """EOS is suppressed in the first frames. A line that repeats a frame ends, and its frames in flight are dropped."""
     guards = Guards(min_frames=4, frames_per_token=1, slack_frames=5)
     counted: list[str] = []
     some = captured(folder, guards=guards, on_guard=counted.append)
@@ -153,18 +152,18 @@ def test_guards(folder: Path) -> None:
             logits[:, 7] = 100.0
             return logits
 
-    said = []
+    found = []
     for stuck in (make(folder, guards=Guards()), captured(folder, guards=Guards())):
         stuck.model.head = Same()
         for i in range(len(stuck.model.heads)):
             stuck.model.heads[i] = Same()
-        said.append(alone(stuck, Utterance(lines("One line.", "Another."), Sampling(), 1, 60.0)))
-    assert np.array_equal(*said)
+        found.append(alone(stuck, Utterance(lines("One line.", "Another."), Sampling(), 1, 60.0)))
+    assert np.array_equal(*found)
 
 
 @pytest.mark.parametrize("capture", [False, True])
-def test_numbers_that_go_wrong_are_one_rows_affair(folder: Path, capture: bool) -> None:
-    """NaN in a row ends that row; the others, and who takes the row next, are none the wiser."""
+def test_nan_ends_only_its_own_row(folder: Path, capture: bool) -> None:
+    """NaN in a row ends that row. Other rows, and the next utterance in the row, do not change."""
     some = captured(folder) if capture else make(folder)
     expected = alone(some, REQUESTS[0])
     driver = Driver(some)
@@ -183,16 +182,16 @@ def test_numbers_that_go_wrong_are_one_rows_affair(folder: Path, capture: bool) 
     assert np.isfinite(driver.samples(1)).all()
 
 
-def test_a_released_row_says_no_more(runner: CsmRunner, plain: CsmRunner) -> None:
-    """What was on its way for one who left is not told to one who comes."""
+def test_frames_in_flight_of_a_released_row_are_dropped(runner: CsmRunner, eager: CsmRunner) -> None:
+    """The next utterance in the row does not receive them."""
     driver = Driver(runner)
-    driver.start(0, speech("Who leaves.", 1, 30))
+    driver.start(0, speech("This is cancelled.", 1, 30))
     for _ in range(3):
         driver.iterate()
     driver.stop(0)
     driver.start(0, REQUESTS[1])
     driver.finish()
-    assert np.array_equal(driver.frames(0), alone(plain, REQUESTS[1]))
+    assert np.array_equal(driver.frames(0), alone(eager, REQUESTS[1]))
 
 
 def on_meta(size: str, rows: int) -> CsmCudaGraph:
@@ -206,29 +205,29 @@ def on_meta(size: str, rows: int) -> CsmCudaGraph:
 
 
 @pytest.mark.parametrize("fast_path", [False, True])
-def test_nothing_is_asked_of_the_host(fast_path: bool) -> None:
+def test_a_frame_reads_nothing_back_to_the_host(fast_path: bool) -> None:
     frames = on_meta("tiny", 8)
     with torch.inference_mode():
         for rows in (1, 4, 8):
             assert operations(lambda n=rows: frames.advance(n, BucketKey(512, fast_path=fast_path), TORCH)) > 1000  # type: ignore[misc]
 
 
-def test_the_check_would_see_it() -> None:
+def test_the_check_finds_reads_by_the_host() -> None:
     with torch.inference_mode(), pytest.raises(AssertionError, match="waits for the device"):
         operations(lambda: print(bool(torch.ones(3, device=META).sum() > 1)))
     with torch.inference_mode(), pytest.raises(AssertionError, match="host"):
         operations(lambda: print(torch.zeros(4, device=META)[torch.tensor([1, 2])]))
 
 
-def test_without_memory_for_many_rows_it_starts_with_fewer(folder: Path) -> None:
-    """An 8 GB card: what does not fit is not recorded, and the runner has so many rows less."""
+def test_short_memory_reduces_the_rows(folder: Path) -> None:
+    """As on an 8 GB card: sizes that do not fit are not captured, and the runner has fewer rows."""
 
     class Small(GraphCapture):
-        asked = 0
+        calls = 0
 
         def capture(self, body: Callable[[], None]) -> Callable[[], None]:
-            self.asked += 1
-            if self.asked in (1, 4):  # eight rows do not fit, nor, after two forms of it, do four
+            self.calls += 1
+            if self.calls in (1, 4):  # eight rows do not fit; four rows fit for two keys only
                 raise torch.OutOfMemoryError
             return super().capture(body)
 
@@ -237,25 +236,25 @@ def test_without_memory_for_many_rows_it_starts_with_fewer(folder: Path) -> None
     assert dict(some.setup)["graphs"] == 2 * 5
     assert np.array_equal(alone(some, REQUESTS[0], row=1), alone(make(folder), REQUESTS[0]))
 
-    class Nothing(GraphCapture):
+    class Full(GraphCapture):
         def capture(self, body: Callable[[], None]) -> Callable[[], None]:
             raise torch.OutOfMemoryError
 
     with pytest.raises(torch.OutOfMemoryError):
-        make(folder, capture=Nothing(CPU))
+        make(folder, capture=Full(CPU))
 
 
-def test_what_it_says_of_itself(runner: CsmRunner, plain: CsmRunner) -> None:
-    said = dict(runner.setup)
-    assert said["recorded"] is True
-    assert said["recorded_rows"] == runner.max_rows == 8
-    assert said["kernels"] == "torch"
-    assert said["graphs"] == 4 * 5  # 1, 2, 4, 8 rows; four lengths, and one for uncommon knobs
-    assert dict(plain.setup) == {"recorded": False}
+def test_setup_describes_the_capture(runner: CsmRunner, eager: CsmRunner) -> None:
+    facts = dict(runner.setup)
+    assert facts["recorded"] is True
+    assert facts["recorded_rows"] == runner.max_rows == 8
+    assert facts["kernels"] == "torch"
+    assert facts["graphs"] == 4 * 5  # 1, 2, 4, 8 rows; four lengths, and one key off the fast path
+    assert dict(eager.setup) == {"recorded": False}
 
 
-def test_the_faster_kernels_are_taken(folder: Path) -> None:
-    """Timed on the device, so what is faster there is taken, and says the same."""
+def test_the_fastest_kernels_are_used(folder: Path) -> None:
+    """Kernels are timed on the device, the fastest are used, and codes stay the same."""
 
     def slow(*rest: Any) -> Any:
         time.sleep(0.002)
@@ -270,21 +269,21 @@ def test_the_faster_kernels_are_taken(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_what_the_compiler_makes_of_them_says_the_same(folder: Path, plain: CsmRunner) -> None:
+def test_compiled_kernels_give_the_same_codes(folder: Path, eager: CsmRunner) -> None:
     some = make(folder, capture=GraphCapture(CPU), kernels=(compiled_kernels(),), max_rows=2)
     assert dict(some.setup)["kernels"] == "compiled"
     for request in REQUESTS[:5]:
-        assert np.array_equal(alone(some, request), alone(plain, request))
+        assert np.array_equal(alone(some, request), alone(eager, request))
 
 
-def test_lack_of_memory_is_known_behind_another_error() -> None:
-    def cut_short() -> None:
+def test_out_of_memory_is_found_behind_another_error() -> None:
+    def failed_capture() -> None:
         try:
-            raise torch.OutOfMemoryError("no room")
+            raise torch.OutOfMemoryError("no memory")
         finally:
             raise RuntimeError("operation failed due to a previous error during capture")
 
     with pytest.raises(RuntimeError, match="capture") as caught:
-        cut_short()
+        failed_capture()
     assert _is_out_of_memory(caught.value)
     assert not _is_out_of_memory(RuntimeError("an illegal address"))

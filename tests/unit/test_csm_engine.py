@@ -1,4 +1,4 @@
-"""CSM behind the engine protocol: the loop's thread, outboxes, cancelling, lines that follow in place."""
+"""CSM behind the engine protocol: the loop's thread, audio queues, cancellation, lines that follow in the same row."""
 
 from __future__ import annotations
 
@@ -35,29 +35,29 @@ def utterance(*texts: str, frames: int = 10, seed: int = 1) -> Utterance:
     return Utterance(tuple(SpokenLine(text, 0, VOICE) for text in texts), Sampling(), seed, frames * 0.08)
 
 
-async def collect(speaker: BatchedEngine, said: Utterance) -> tuple[np.ndarray, np.ndarray]:
-    chunks: list[AudioChunk] = [chunk async for chunk in speaker.speak(said)]
+async def collect(speaker: BatchedEngine, request: Utterance) -> tuple[np.ndarray, np.ndarray]:
+    chunks: list[AudioChunk] = [chunk async for chunk in speaker.speak(request)]
     starts = np.cumsum([0, *(len(chunk.samples) for chunk in chunks)])
     assert [chunk.start for chunk in chunks] == starts[:-1].tolist()
     return np.concatenate([c.codes for c in chunks], axis=1), np.concatenate([c.samples for c in chunks])
 
 
-async def test_many_at_once_as_one_alone(runner: CsmRunner) -> None:
-    said = [utterance(f"Number {i} speaks.", seed=i, frames=6 + i) for i in range(5)]
+async def test_many_requests_give_the_same_as_one_alone(runner: CsmRunner) -> None:
+    requests = [utterance(f"Number {i} speaks.", seed=i, frames=6 + i) for i in range(5)]
     async with engine(runner) as speaker:
-        lone = [await collect(speaker, one) for one in said]
-        crowd = await asyncio.gather(*(collect(speaker, one) for one in said))
-    for i, ((codes, sound), (lone_codes, lone_sound)) in enumerate(zip(crowd, lone, strict=True)):
+        lone = [await collect(speaker, one) for one in requests]
+        together = await asyncio.gather(*(collect(speaker, one) for one in requests))
+    for i, ((codes, samples), (lone_codes, lone_samples)) in enumerate(zip(together, lone, strict=True)):
         assert codes.shape == (32, 6 + i)
-        assert len(sound) == 1920 * (6 + i)
+        assert len(samples) == 1920 * (6 + i)
         assert np.array_equal(codes, lone_codes)
-        assert np.abs(sound - lone_sound).max() < 1e-5
+        assert np.abs(samples - lone_samples).max() < 1e-5
 
 
-async def test_lines_follow_while_another_speaks(runner: CsmRunner) -> None:
-    """Each line is given up at its limit (nothing random ends by itself); the next is read between frames of others."""
+async def test_next_line_is_read_while_another_row_speaks(runner: CsmRunner) -> None:
+    """Random weights never end a line, so the frame limit does. The next line is read between the other row's frames."""
     async with engine(runner) as speaker:
-        lines = utterance("a", "A rather longer second line, so that it is read in many pieces.", frames=150)
+        lines = utterance("a", "A rather longer second line, so that it is read in many chunks.", frames=150)
         (codes, _), (other, _) = await asyncio.gather(
             collect(speaker, lines), collect(speaker, utterance("b", frames=60))
         )
@@ -65,7 +65,7 @@ async def test_lines_follow_while_another_speaks(runner: CsmRunner) -> None:
     assert other.shape[1] == 60
 
 
-async def test_a_reader_that_leaves_frees_its_row(runner: CsmRunner) -> None:
+async def test_cancelling_frees_the_row(runner: CsmRunner) -> None:
     async with engine(runner) as speaker:
         stream = speaker.speak(utterance("Too long to wait for.", frames=900))
         await anext(stream)
@@ -79,7 +79,7 @@ async def test_a_reader_that_leaves_frees_its_row(runner: CsmRunner) -> None:
         assert speaker.load.active_rows == 0
 
 
-async def test_an_error_is_its_own_requests(runner: CsmRunner) -> None:
+async def test_an_error_fails_only_its_own_request(runner: CsmRunner) -> None:
     async with engine(runner) as speaker:
         good = asyncio.create_task(collect(speaker, utterance("Fine.", frames=5)))
         with pytest.raises(TextTooLong):

@@ -1,7 +1,7 @@
-"""CSM on several devices: who gets what, and that nobody can tell by the codes.
+"""CSM on several devices: which device gets which layers, and that codes do not change.
 
-There is one CPU here, so stages are several places on it; that each stage keeps to its own device is shown with tensors
-without memory ("meta"), which do not mix with others.
+Without GPUs, all stages are on the CPU. Tensors on the meta device show that each stage stays on its own device: they
+can't be mixed with tensors of another device.
 """
 
 from __future__ import annotations
@@ -67,27 +67,33 @@ def memory(*free: int) -> list[DeviceMemory]:
         ("sequential", 40, [10] * 8, [77, 55, 100], (3, 5, 0)),
         ("sequential", 40, [10] * 8, [44, 22, PLENTY], (0, 2, 6)),
         ("sequential", 40, [10] * 8, [PLENTY, PLENTY], (8, 0)),
-        ("sequential", 0, [40, 20, 10, 10], [55, 55], (1, 3)),  # in order: the small ones do not go back to fill up
-        ("auto", 40, [10] * 8, [132, PLENTY], (8, 0)),  # a tenth more than 120
+        (
+            "sequential",
+            0,
+            [40, 20, 10, 10],
+            [55, 55],
+            (1, 3),
+        ),  # in order: small layers do not go back to fill the first device
+        ("auto", 40, [10] * 8, [132, PLENTY], (8, 0)),  # 10 % more than 120
         ("auto", 40, [10] * 8, [131, PLENTY], (2, 6)),
         ("auto", 40, [10] * 8, [132], (8,)),
     ],
 )
-def test_the_plan(how: Any, home: int, layers: list[int], free: list[int], counts: tuple[int, ...]) -> None:
+def test_plan_of_layers(how: Any, home: int, layers: list[int], free: list[int], counts: tuple[int, ...]) -> None:
     assert plan(how, Sizes(home, tuple(layers)), memory(*free)) == counts
 
 
 @given(st.integers(0, 200), st.lists(st.integers(1, 50), min_size=1, max_size=7), st.integers(1, 4))
-def test_no_contiguous_plan_is_more_equal(home: int, layers: list[int], count: int) -> None:
+def test_balanced_plan_is_the_most_equal_one(home: int, layers: list[int], count: int) -> None:
     sizes = Sizes(home, tuple(layers))
 
-    def spread(counts: tuple[int, ...]) -> int:
+    def squares(counts: tuple[int, ...]) -> int:
         found = bytes_per_device(sizes, counts)
         assert sum(found) == sizes.total_bytes
         return sum(load**2 for load in found)
 
     every = [c for c in itertools.product(range(len(layers) + 1), repeat=count) if sum(c) == len(layers)]
-    assert spread(plan("balanced", sizes, memory(*[PLENTY] * count))) == min(map(spread, every))
+    assert squares(plan("balanced", sizes, memory(*[PLENTY] * count))) == min(map(squares, every))
 
 
 @pytest.mark.parametrize(
@@ -96,19 +102,19 @@ def test_no_contiguous_plan_is_more_equal(home: int, layers: list[int], count: i
         ("balanced", [PLENTY, 50], ["cuda:1 would need", "sequential"]),
         ("auto", [60, 50], ["cuda:0", "cuda:1"]),
         ("auto", [131], ["cuda:0"]),
-        ("sequential", [40, 80], ["cuda:0 would need"]),  # not even what is at home
+        ("sequential", [40, 80], ["cuda:0 would need"]),  # less than the part that stays on the first device
         ("sequential", [60, 60], ["cuda:1 would need"]),
     ],
 )
-def test_too_little_room_is_said(how: Any, free: list[int], named: list[str]) -> None:
+def test_error_names_the_devices_that_are_too_small(how: Any, free: list[int], named: list[str]) -> None:
     with pytest.raises(EngineUnavailable) as caught:
         plan(how, Sizes(40, (10,) * 8), memory(*free))
-    said = f"{caught.value.reason} {caught.value.remedy}"
+    message = f"{caught.value.reason} {caught.value.remedy}"
     for part in (*named, "GB free", "TTS_DEVICES", "TTS_MAX_ROWS"):
-        assert part in said
+        assert part in message
 
 
-def test_places_of_one_name_share_its_memory() -> None:
+def test_devices_with_one_name_share_its_memory() -> None:
     sizes = Sizes(40, (10,) * 8)
     assert plan("balanced", sizes, [DeviceMemory("cpu", 132)] * 2) == (2, 6)
     with pytest.raises(EngineUnavailable, match="cpu would need"):
@@ -120,7 +126,7 @@ def test_places_of_one_name_share_its_memory() -> None:
 # ---- devices
 
 
-def test_devices_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_available_devices_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_devices(()) == ()
     assert choose_devices(("cpu", "cpu:1")) == (CPU, CPU)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -134,7 +140,7 @@ def test_devices_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "said"),
+    ("name", "count", "message"),
     [
         ("cuda:2", 2, "There is no cuda:2: the CUDA devices here are cuda:0 to cuda:1"),
         ("cuda:0", 0, "no CUDA device"),
@@ -144,14 +150,14 @@ def test_devices_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
         ("auto", 1, "TTS_DEVICES names devices and 'auto'"),
     ],
 )
-def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, name: str, count: int, said: str) -> None:
+def test_error_names_the_missing_device(monkeypatch: pytest.MonkeyPatch, name: str, count: int, message: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "get_arch_list", list)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(EngineUnavailable) as caught:
         choose_devices(("cpu", name))
-    assert said in caught.value.reason
+    assert message in caught.value.reason
     assert caught.value.remedy
 
 
@@ -159,7 +165,7 @@ def test_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1 << 26 < free_bytes(CPU) < 1 << 46
     monkeypatch.setattr(devices.Path, "read_text", lambda *_: "MemTotal: 9 kB\nMemAvailable:       7 kB\n")
     assert free_bytes(CPU) == 7 << 10
-    monkeypatch.setattr(devices.Path, "read_text", lambda *_: "")  # a system that does not say
+    monkeypatch.setattr(devices.Path, "read_text", lambda *_: "")  # a system without this information
     assert free_bytes(CPU) > 1 << 26
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 9) if device == CUDA else None)
     assert free_bytes(CUDA) == 5
@@ -185,19 +191,21 @@ def whole(folder: Path) -> CsmRunner:
 
 
 @pytest.mark.parametrize("counts", [(2, 3), (0, 1, 4)])
-def test_the_same_codes(folder: Path, whole: CsmRunner, counts: tuple[int, ...]) -> None:
+def test_split_model_gives_the_same_codes(folder: Path, whole: CsmRunner, counts: tuple[int, ...]) -> None:
     split = make(folder, *counts)
     assert split.fingerprint == whole.fingerprint
     for sampling in (GREEDY, Sampling()):
-        said = speech("It can't be heard.", seed=7, frames=5, sampling=sampling, prompt=prompt(whole))
-        expected = alone(whole, said)
+        request = speech("No difference.", seed=7, frames=5, sampling=sampling, prompt=prompt(whole))
+        expected = alone(whole, request)
         assert len(expected) == 5
-        assert np.array_equal(alone(split, said), expected)
+        assert np.array_equal(alone(split, request), expected)
         assert len(split._prefill.prefixes) == 1
-        assert np.array_equal(alone(split, said, row=2), expected)  # the voice pasted, each part on its device
+        assert np.array_equal(
+            alone(split, request, row=2), expected
+        )  # the voice comes from the prefix cache, each part on its device
 
 
-def test_the_same_codes_in_company(folder: Path, whole: CsmRunner) -> None:
+def test_split_model_gives_the_same_codes_with_other_rows(folder: Path, whole: CsmRunner) -> None:
     split = make(folder, 1, 4)
     requests = [speech("One.", 1, 6), speech("Two of them.", 2, 4, prompt=prompt(whole)), speech("Three.", 3, 5)]
     driver = Driver(split)
@@ -210,24 +218,24 @@ def test_the_same_codes_in_company(folder: Path, whole: CsmRunner) -> None:
 
 
 @pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"dtype": torch.bfloat16, "quantize": "int8"}])
-def test_the_same_codes_in_narrow_numbers(folder: Path, options: dict[str, Any]) -> None:
-    said = speech("Narrow.", frames=6)
-    assert np.array_equal(alone(make(folder, 2, 3, **options), said), alone(make(folder, **options), said))
+def test_split_model_gives_the_same_codes_in_bfloat16_and_int8(folder: Path, options: dict[str, Any]) -> None:
+    request = speech("Narrow.", frames=6)
+    assert np.array_equal(alone(make(folder, 2, 3, **options), request), alone(make(folder, **options), request))
 
 
 def test_a_frame_enters_each_stage_once(folder: Path) -> None:
     runner = make(folder, 1, 0, 2, 2)
     entered: list[tuple[int, int]] = []  # stage, tokens
     for index, entry in enumerate(runner.model.backbone.entries):
-        entry.register_forward_hook(lambda _, given, __, index=index: entered.append((index, len(given[0]))))
+        entry.register_forward_hook(lambda _, inputs, __, index=index: entered.append((index, len(inputs[0]))))
     driver = Driver(runner)
     for row in range(2):
-        driver.start(row, speech("Some words, so that there is something to read.", frames=3))
+        driver.start(row, speech("Some words, so that the prefill takes several chunks.", frames=3))
     while driver.prefilling:
         driver.iterate()
     entered.clear()
     driver.iterate()
-    assert entered == [(0, 1), (2, 1), (3, 1)] * 2  # float32 rows on a CPU go one by one
+    assert entered == [(0, 1), (2, 1), (3, 1)] * 2  # on a CPU, float32 rows are computed one by one
 
 
 def on_meta(config: Any, *stages: Stage) -> CsmModel:
@@ -237,20 +245,20 @@ def on_meta(config: Any, *stages: Stage) -> CsmModel:
     return model
 
 
-def test_each_stage_keeps_to_its_device() -> None:
-    """Everything that the far stage's layers touch is there: only the way home fails, for want of numbers."""
+def test_each_stage_stays_on_its_device() -> None:
+    """All tensors of the second stage are on its device. Only the copy back fails: meta tensors have no data."""
     config = parse_config(csm_config("tiny") | {"num_hidden_layers": 3})
     model = on_meta(config, Stage(CPU, 1), Stage(META, 2))
     assert model.devices == (CPU, META)
-    far = {name for name, tensor in model.named_parameters() if tensor.device == META}
-    assert {name.split(".")[2] for name in far} == {"1", "2"}
-    assert all(name.startswith("backbone.blocks.") for name in far)
+    remote = {name for name, tensor in model.named_parameters() if tensor.device == META}
+    assert {name.split(".")[2] for name in remote} == {"1", "2"}
+    assert all(name.startswith("backbone.blocks.") for name in remote)
     cache = model.kv_cache(4)
     assert [part.k.device for part in cache.parts] == [CPU, META]
     assert [part.k.shape[0] for part in cache.parts] == [1, 2]
     done: list[torch.device] = []
     for block in model.backbone.blocks:
-        block.register_forward_hook(lambda _, __, made: done.append(made.device))
+        block.register_forward_hook(lambda _, __, output: done.append(output.device))
     x = torch.zeros(4, config.backbone.width)
     for run in (lambda: model.read(x, cache, 0, 0), lambda: model.advance(x, cache, [0, 1, 2, 3], [4, 0, 9, 7])):
         done.clear()
@@ -259,7 +267,7 @@ def test_each_stage_keeps_to_its_device() -> None:
         assert done == [CPU, META, META]
 
 
-def test_stages_that_do_not_fit_the_model() -> None:
+def test_stages_that_do_not_match_the_model_are_refused() -> None:
     config = parse_config(csm_config("tiny"))
     for stages in ([Stage(CPU, 1)], [Stage(CPU, 1), Stage(CPU, 2)]):
         with pytest.raises(ValueError, match="2 layers"):
@@ -269,29 +277,29 @@ def test_stages_that_do_not_fit_the_model() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_measured_is_what_it_takes(folder: Path, dtype: torch.dtype) -> None:
+def test_measured_sizes_equal_the_real_ones(folder: Path, dtype: torch.dtype) -> None:
     runner = make(folder, dtype=dtype)
     config = read_config(folder)
     sizes = measure(config, runner.codec, dtype=dtype, max_rows=3)
     model, _ = csm_loading.load_model(folder, device=CPU, dtype=dtype)  # before it is packed for the CPU
-    kept = (*model.parameters(), *model.buffers(), runner._cache.k, runner._cache.v)
-    coded = [t for part in (runner._encoder, runner._decoder) for t in (*part.parameters(), *part.buffers())]
-    taken = sum(tensor.nbytes for tensor in (*kept, *coded)) + runner._decoder.state_bytes
-    assert sizes.total_bytes == taken
+    of_model = (*model.parameters(), *model.buffers(), runner._cache.k, runner._cache.v)
+    of_codec = [t for part in (runner._encoder, runner._decoder) for t in (*part.parameters(), *part.buffers())]
+    needed = sum(tensor.nbytes for tensor in (*of_model, *of_codec)) + runner._decoder.state_bytes
+    assert sizes.total_bytes == needed
     assert len(sizes.layers_bytes) == LAYERS
     block = sum(tensor.nbytes for tensor in model.backbone.blocks[0].parameters())
     assert sizes.layers_bytes[0] == block + (runner._cache.k.nbytes + runner._cache.v.nbytes) // LAYERS
 
 
-def test_int8_is_measured_as_such() -> None:
+def test_int8_weights_are_measured_as_one_byte() -> None:
     config = parse_config(csm_config("full"))
     assert config.codec is not None
     wide, narrow = (
         measure(config, config.codec, dtype=torch.float32, max_rows=1, quantize=quantize)
         for quantize in ("none", "int8")
     )
-    kept = 2 * config.backbone.kv_heads * config.max_positions * config.backbone.head_dim * 4
-    ratio = (wide.layers_bytes[0] - kept) / (narrow.layers_bytes[0] - kept)
+    cached = 2 * config.backbone.kv_heads * config.max_positions * config.backbone.head_dim * 4
+    ratio = (wide.layers_bytes[0] - cached) / (narrow.layers_bytes[0] - cached)
     assert 3.9 < ratio < 4
 
 
@@ -316,7 +324,7 @@ def runner_for(settings: Settings) -> CsmRunner:
     [
         ({"TTS_DEVICES": "cpu,cpu", "CSM_DEVICE_MAP": "balanced"}, "cpu,cpu"),
         ({"TTS_DEVICES": "cpu, cpu ,cpu", "CSM_DEVICE_MAP": " Balanced "}, "cpu,cpu,cpu"),
-        ({"TTS_DEVICES": "cpu,cpu", "CSM_DEVICE_MAP": "auto"}, "cpu"),  # it fits into the first
+        ({"TTS_DEVICES": "cpu,cpu", "CSM_DEVICE_MAP": "auto"}, "cpu"),  # it fits on the first device
         ({"TTS_DEVICES": "cpu,cpu", "CSM_DEVICE_MAP": "sequential"}, "cpu"),
         ({"TTS_DEVICES": "cpu,cpu"}, "cpu"),
         ({"TTS_DEVICES": "cpu,cpu", "CSM_DEVICE_MAP": ""}, "cpu"),
@@ -324,7 +332,7 @@ def runner_for(settings: Settings) -> CsmRunner:
         ({"TTS_DEVICES": "", "CSM_DEVICE_MAP": "balanced", "TTS_DEVICE": "cpu"}, "cpu"),
     ],
 )
-def test_what_the_settings_say(  # noqa: PLR0917 - fixtures
+def test_settings_choose_the_devices(  # noqa: PLR0917 - fixtures
     folder: Path,
     tmp_path: Path,
     whole: CsmRunner,
@@ -342,14 +350,14 @@ def test_what_the_settings_say(  # noqa: PLR0917 - fixtures
         assert np.array_equal(alone(runner, speech("As ever.", 4, 4)), alone(whole, speech("As ever.", 4, 4)))
 
 
-def test_auto_splits_what_does_not_fit(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_splits_a_model_that_does_not_fit(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_for(folder, tmp_path, TTS_DEVICES="cpu,cpu", CSM_DEVICE_MAP="auto")
     config = read_config(folder)
     assert config.codec is not None
     total = measure(config, config.codec, dtype=torch.float32, max_rows=2).total_bytes
-    apart = itertools.count()  # as if the two were not one and the same CPU
-    monkeypatch.setattr(csm_loading, "DeviceMemory", lambda name, free: DeviceMemory(f"{name} {next(apart)}", free))
-    monkeypatch.setattr(csm_loading, "usable_bytes", lambda *_: total)  # less than a tenth more
+    number = itertools.count()  # gives the CPU two names, as if it were two devices
+    monkeypatch.setattr(csm_loading, "DeviceMemory", lambda name, free: DeviceMemory(f"{name} {next(number)}", free))
+    monkeypatch.setattr(csm_loading, "usable_bytes", lambda *_: total)  # less than the margin of 10 %
     assert engine_of(runner_for(settings), settings).info.device == "cpu,cpu"
     monkeypatch.setattr(csm_loading, "usable_bytes", lambda *_: total // 3)
     with pytest.raises(EngineUnavailable, match="does not fit"):
@@ -360,25 +368,29 @@ def test_auto_splits_what_does_not_fit(folder: Path, tmp_path: Path, monkeypatch
     ("how", "free", "expected"),
     [
         ("auto", (8, 4), (16, ())),  # as on one card
-        ("auto", (3.6, 3.6), (1, (1, 15))),  # neither has room for all
-        ("balanced", (8, 4), (16, (3, 13))),  # 32 would fit both together, but not as they can be cut
+        ("auto", (3.6, 3.6), (1, (1, 15))),  # neither card has memory for all layers
+        (
+            "balanced",
+            (8, 4),
+            (16, (3, 13)),
+        ),  # both cards together have memory for 32 rows, but no split between layers fits
         ("auto", (1.0, 1.0), None),
     ],
 )
-def test_rows_of_a_model_over_gpus(
+def test_rows_are_counted_for_a_model_on_two_gpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, free: tuple[float, float], expected: Any
 ) -> None:
-    """Full size, on cards that are not there: nothing is read, it is only said what would lie where."""
+    """Full size, on simulated cards: nothing is loaded, only the plan is checked."""
     raw = csm_config("full")
     config = parse_config(raw)
-    given: dict[str, Any] = {}
+    loaded: dict[str, Any] = {}
     monkeypatch.setattr(csm_loading, "fetch", lambda *_: (tmp_path, "csm"))
     monkeypatch.setattr(csm_loading.hub, "has_tensor", lambda *_: True)
     monkeypatch.setattr(csm_loading, "read_config", lambda _: dataclasses.replace(config, codec=MimiConfig()))
     monkeypatch.setattr(csm_loading, "choose_devices", lambda _: (CUDA, torch.device("cuda", 1)))
     monkeypatch.setattr(csm_loading, "graph_capture", lambda *_, **__: (None, ()))
     monkeypatch.setattr(devices, "free_bytes", lambda device: int(free[device.index or 0] * (1 << 30)))
-    monkeypatch.setattr(csm_loading, "load_runner", lambda *_, **options: given.update(options))
+    monkeypatch.setattr(csm_loading, "load_runner", lambda *_, **options: loaded.update(options))
     settings = settings_for(
         tmp_path, tmp_path, TTS_DEVICES="cuda:0,cuda:1", CSM_DEVICE_MAP=how, TTS_MAX_ROWS="auto", TTS_DTYPE="bfloat16"
     )
@@ -387,7 +399,7 @@ def test_rows_of_a_model_over_gpus(
             load_from(settings, BuildContext(lambda _: None, lambda: False), guards=None)
         return
     load_from(settings, BuildContext(lambda _: None, lambda: False), guards=None)
-    assert (given["max_rows"], tuple(stage.layers for stage in given["stages"])) == expected
+    assert (loaded["max_rows"], tuple(stage.layers for stage in loaded["stages"])) == expected
 
 
 def test_unknown_values_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -397,21 +409,23 @@ def test_unknown_values_are_refused(folder: Path, tmp_path: Path) -> None:
         runner_for(settings_for(folder, tmp_path, TTS_DEVICES="cpu,nowhere"))
 
 
-def test_a_split_model_reads_what_a_whole_one_kept(folder: Path, tmp_path: Path) -> None:
+def test_split_model_uses_the_load_cache_of_a_whole_one(folder: Path, tmp_path: Path) -> None:
     cache = LoadCache(tmp_path, "x", min_bytes=0)
-    said = speech("Kept.", frames=4)
-    first = alone(make(folder, dtype=torch.bfloat16, cache=cache), said)
+    request = speech("Kept.", frames=4)
+    first = alone(make(folder, dtype=torch.bfloat16, cache=cache), request)
     [kept] = tmp_path.iterdir()
     before = kept.stat().st_mtime_ns
-    assert np.array_equal(alone(make(folder, 2, 3, dtype=torch.bfloat16, cache=cache), said), first)
+    assert np.array_equal(alone(make(folder, 2, 3, dtype=torch.bfloat16, cache=cache), request), first)
     assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == [before]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("places", [("cuda:0", "cpu"), ("cpu", "cuda:0"), ("cuda:0", "cuda:0")])
-def test_a_real_boundary(folder: Path, whole: CsmRunner, places: tuple[str, str]) -> None:
+@pytest.mark.parametrize("names", [("cuda:0", "cpu"), ("cpu", "cuda:0"), ("cuda:0", "cuda:0")])
+def test_split_between_real_devices_gives_the_same_codes(
+    folder: Path, whole: CsmRunner, names: tuple[str, str]
+) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
-    first, second = map(torch.device, places)
+    first, second = map(torch.device, names)
     split = load_runner(
         folder,
         None,
@@ -422,5 +436,5 @@ def test_a_real_boundary(folder: Path, whole: CsmRunner, places: tuple[str, str]
         stages=(Stage(first, 2), Stage(second, 3)),
     )
     for sampling in (GREEDY, Sampling()):
-        said = speech("Over there and back.", sampling=sampling, prompt=prompt(whole))
-        assert np.array_equal(alone(split, said), alone(whole, said))
+        request = speech("Over there and back.", sampling=sampling, prompt=prompt(whole))
+        assert np.array_equal(alone(split, request), alone(whole, request))

@@ -1,5 +1,4 @@
-"""Rows of CSM: whoever else speaks, however the prompt was read, whatever was cancelled, a request's codes are its
-own."""
+"""CSM's rows: a request's codes do not depend on other rows, on prefill chunks or on cancelled requests."""
 
 from __future__ import annotations
 
@@ -63,15 +62,15 @@ def alone(runner: CsmRunner, utterance: Utterance, row: int = 0) -> np.ndarray:
     return driver.frames(row)
 
 
-def test_a_row_is_as_good_as_another(runner: CsmRunner) -> None:
+def test_codes_do_not_depend_on_the_row(runner: CsmRunner) -> None:
     first = alone(runner, speech("The same words."), row=0)
     assert first.shape == (12, 32)
     assert np.array_equal(alone(runner, speech("The same words."), row=6), first)
     assert not np.array_equal(alone(runner, speech("The same words.", seed=2)), first)
 
 
-def test_company_changes_nothing(runner: CsmRunner) -> None:
-    """Eight requests with settings of their own, that come at different times, in any row, pause and are cancelled."""
+def test_codes_do_not_depend_on_other_rows(runner: CsmRunner) -> None:
+    """Eight requests with different sampling start at different times in any row, pause, and one is cancelled."""
     voice = prompt(runner)
     requests = [
         speech("One.", 1, 14),
@@ -87,18 +86,18 @@ def test_company_changes_nothing(runner: CsmRunner) -> None:
     driver = Driver(runner)
     rows = [5, 2, 7, 0, 3, 1, 6, 4]
     random = np.random.default_rng(0)
-    for turn, (row, request) in enumerate(zip(rows, requests, strict=True)):
+    for iteration, (row, request) in enumerate(zip(rows, requests, strict=True)):
         driver.start(row, request)
         driver.iterate(frozenset(random.choice(8, 2).tolist()))
-        if turn == 4:
-            driver.stop(5)  # its reader is gone; the row goes to somebody else
+        if iteration == 4:
+            driver.stop(5)  # cancelled; another request takes the row
             driver.start(5, requests[0])
     driver.finish()
     for row, codes in zip(rows, expected, strict=True):
         assert np.array_equal(driver.frames(row), codes), row
 
 
-def test_company_changes_no_sound(runner: CsmRunner) -> None:
+def test_samples_do_not_depend_on_other_rows(runner: CsmRunner) -> None:
     requests = [speech(text, seed, 35) for seed, text in enumerate(("One.", "Two two.", "Three three three."))]
     driver = Driver(runner)
     lone = []
@@ -110,24 +109,24 @@ def test_company_changes_no_sound(runner: CsmRunner) -> None:
         driver.start(row, request)
         driver.iterate()
     driver.finish()
-    for row, sound in zip((4, 1, 2), lone, strict=True):
-        assert np.abs(driver.samples(row) - sound).max() < 1e-5
+    for row, samples in zip((4, 1, 2), lone, strict=True):
+        assert np.abs(driver.samples(row) - samples).max() < 1e-5
 
 
-def test_sound_comes_in_growing_parts(runner: CsmRunner) -> None:
+def test_samples_come_in_growing_groups(runner: CsmRunner) -> None:
     driver = Driver(runner)
     driver.start(0, speech("It grows.", frames=42))
     driver.finish()
-    parts = [len(sound) // runner.codec.frame_samples for sound in driver.chunks[0] if len(sound)]
+    parts = [len(samples) // runner.codec.frame_samples for samples in driver.chunks[0] if len(samples)]
     assert parts == [1] * 9 + [2] * 5 + [3] * 3 + [4] * 3 + [2]
-    # Who speaks a tenth faster than a listener listens keeps nobody waiting for a part to be full.
-    came = 0.9 * np.cumsum(parts)
-    assert (came[1:] <= came[0] + np.cumsum(parts)[:-1]).all()
+    # Speech that is 10 % faster than real time has no gaps while a group fills.
+    arrival = 0.9 * np.cumsum(parts)
+    assert (arrival[1:] <= arrival[0] + np.cumsum(parts)[:-1]).all()
 
 
-def test_a_line_that_ends_is_sounded_to_its_end(folder: Path) -> None:
+def test_all_frames_of_an_ended_line_are_decoded(folder: Path) -> None:
     runner = make(folder)
-    stubborn(runner, {12})  # drawn when the twelfth frame waits for a thirteenth
+    force_eos(runner, {12})  # drawn while the twelfth frame waits for its group to fill
     driver = Driver(runner)
     driver.start(0, Utterance(lines("First line.", "Second line."), Sampling(), 1, 20 * FRAME_S))
     while len(driver.codes[0]) < 12:
@@ -139,7 +138,7 @@ def test_a_line_that_ends_is_sounded_to_its_end(folder: Path) -> None:
     assert len(driver.samples(0)) == 20 * runner.codec.frame_samples
 
 
-def test_a_kept_voice_is_the_voice_read_anew(folder: Path) -> None:
+def test_voice_from_the_prefix_cache_gives_the_same_codes(folder: Path) -> None:
     runner = make(folder)
     request = speech(
         "Said with a voice.", prompt=prompt(runner), context=(ContextTurn(1, "Well?", codes_of(runner, 5, 9)),)
@@ -151,21 +150,21 @@ def test_a_kept_voice_is_the_voice_read_anew(folder: Path) -> None:
     runner.model.read = lambda x, *rest: (read.append(len(x)), model_read(x, *rest))[1]  # type: ignore[method-assign]
     assert np.array_equal(alone(runner, request, row=3), first)
     assert sum(read) < 60  # the turn and the text, not the voice
-    nobody = make(folder, prefix_bytes=0)
-    assert np.array_equal(alone(nobody, request), first)
+    uncached = make(folder, prefix_bytes=0)
+    assert np.array_equal(alone(uncached, request), first)
     other = dataclasses.replace(request, lines=(dataclasses.replace(request.lines[0], prompt=prompt(runner, seed=2)),))
     assert not np.array_equal(alone(runner, other), first)
     assert len(runner._prefill.prefixes) == 2
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 500])
-def test_pieces_of_a_prompt(folder: Path, runner: CsmRunner, chunk: int) -> None:
-    request = speech("Read in pieces.", prompt=prompt(runner))
+def test_codes_do_not_depend_on_prefill_chunks(folder: Path, runner: CsmRunner, chunk: int) -> None:
+    request = speech("Read in chunks.", prompt=prompt(runner))
     assert np.array_equal(alone(make(folder, chunk=chunk), request), alone(runner, request))
 
 
-def stubborn(runner: CsmRunner, at: set[int]) -> None:
-    """Make the model say EOS at these draws of any row, and at no other."""
+def force_eos(runner: CsmRunner, at: set[int]) -> None:
+    """Make the model draw EOS at these frames, counted over all rows, and not elsewhere."""
     frame = runner.model.frame
     draws = {"n": 0}
 
@@ -186,35 +185,35 @@ def lines(
     return tuple(SpokenLine(text, speaker, VOICE, voice) for text, speaker in zip(texts, speakers, strict=True))
 
 
-def test_the_next_line_follows_in_place(folder: Path) -> None:
-    """Two lines in one utterance = the second one asked for with the first as what was said before."""
+def test_next_line_equals_the_first_as_context(folder: Path) -> None:
+    """The second line of an utterance gives the codes of a request with the first line as context."""
     runner = make(folder)
-    stubborn(runner, {10})
+    force_eos(runner, {10})
     voice = prompt(runner)
     greedy = Sampling(temperature=0.0)
     both = alone(runner, Utterance(lines("First line.", "Second line.", voice=voice), greedy, 1, 20 * FRAME_S))
-    assert len(both) == 20  # ten frames each; the EOS between them has no sound
+    assert len(both) == 20  # ten frames each; the EOS frame between them is not audible
     fresh = make(folder)
-    said = ContextTurn(0, "First line.", both[:10].T)
-    second = Utterance(lines("Second line.", voice=voice), greedy, 1, 10 * FRAME_S, context=(said,))
+    turn = ContextTurn(0, "First line.", both[:10].T)
+    second = Utterance(lines("Second line.", voice=voice), greedy, 1, 10 * FRAME_S, context=(turn,))
     assert np.array_equal(alone(fresh, second), both[10:])
 
 
-def test_speakers_take_turns(folder: Path) -> None:
+def test_lines_alternate_between_speakers(folder: Path) -> None:
     runner = make(folder)
-    stubborn(runner, {4, 9, 14})
+    force_eos(runner, {4, 9, 14})
     voices = [prompt(runner, seed=1), prompt(runner, seed=2)]
-    said = tuple(SpokenLine(f"Line {i}.", i % 2, VOICE, voices[i % 2]) for i in range(3))
+    spoken = tuple(SpokenLine(f"Line {i}.", i % 2, VOICE, voices[i % 2]) for i in range(3))
     driver = Driver(runner)
-    driver.start(2, Utterance(said, Sampling(), 3, 60.0))
+    driver.start(2, Utterance(spoken, Sampling(), 3, 60.0))
     driver.finish()
     assert len(driver.frames(2)) == 12
     assert len(driver.samples(2)) == 12 * runner.codec.frame_samples
 
 
-def test_a_row_that_reads_on_does_not_stop_the_others(folder: Path) -> None:
+def test_prefill_of_one_row_does_not_stop_the_others(folder: Path) -> None:
     runner = make(folder, chunk=4)
-    stubborn(runner, {3})  # one forced EOS in the step of both rows
+    force_eos(runner, {3})  # one forced EOS in the step of both rows
     driver = Driver(runner)
     driver.start(0, Utterance(lines("a", "b" * 40), Sampling(), 1, 12 * FRAME_S))
     while driver.prefilling:
@@ -225,8 +224,8 @@ def test_a_row_that_reads_on_does_not_stop_the_others(folder: Path) -> None:
     assert len(driver.codes[0]) > before
 
 
-def test_the_context_begins_anew_before_it_ends(tmp_path: Path) -> None:
-    """A text longer than the context: each line fits, together they do not."""
+def test_full_context_goes_back_to_the_prompt(tmp_path: Path) -> None:
+    """Each line fits into the context, all lines together do not."""
     short = fabricate_csm(tmp_path, changes={"max_position_embeddings": 160})
     runner = make(short, guards=Guards(min_frames=0, frames_per_token=1, slack_frames=20))
     many = Utterance(lines(*[f"Line {i}." for i in range(6)], voice=prompt(runner)), Sampling(), 1, 10_000.0)
@@ -234,19 +233,19 @@ def test_the_context_begins_anew_before_it_ends(tmp_path: Path) -> None:
     while not runner.prefill(0):
         pass
     state = runner._rows[0]
-    positions, spoken = [], 0
+    positions, audible = [], 0
     while not state.over:
         result = runner.step([0])
-        spoken += int(not (result.silent[0] or result.ended[0]))
+        audible += int(not (result.silent[0] or result.ended[0]))
         positions.append(state.position)
     assert state.line == 5
     assert max(positions) <= runner.config.max_positions
     assert min(positions) >= state.base
     assert sum(after < before for before, after in itertools.pairwise(positions)) >= 2
-    assert spoken == sum(runner._limits.line_limit(state, line) for line in range(6))
+    assert audible == sum(runner._limits.line_limit(state, line) for line in range(6))
 
 
-def test_ends_at_max_seconds(runner: CsmRunner) -> None:
+def test_speech_ends_at_max_seconds(runner: CsmRunner) -> None:
     assert len(alone(runner, speech("No end.", frames=25))) == 25
 
 
@@ -257,7 +256,7 @@ class AlwaysEos(torch.nn.Module):
         return logits
 
 
-def test_guards(folder: Path) -> None:
+def test_guards_limit_frames_and_suppress_early_ends(folder: Path) -> None:
     guards = Guards(min_frames=4, frames_per_token=1, slack_frames=5)
     runner = make(folder, guards=guards)
     limit = guards.limit(len(runner._text(0, "Never ends.")))
@@ -268,7 +267,7 @@ def test_guards(folder: Path) -> None:
     assert (codes[4:, 0] == 0).all()
 
 
-def test_too_long(runner: CsmRunner) -> None:
+def test_input_that_exceeds_the_context_is_refused(runner: CsmRunner) -> None:
     with pytest.raises(TextTooLong, match="2048"):
         runner.admit(0, speech("word " * 700, frames=100))
     with pytest.raises(BadReference, match="voice prompt is too long"):
@@ -279,8 +278,8 @@ def test_too_long(runner: CsmRunner) -> None:
     assert len(alone(runner, speech("Hi.", frames=3))) == 3
 
 
-def test_what_was_remembered_gives_way_to_what_is_said(runner: CsmRunner) -> None:
-    """The oldest turns go, no more than needed; what the caller sent stays."""
+def test_remembered_turns_are_dropped_if_the_context_is_full(runner: CsmRunner) -> None:
+    """Only the oldest remembered turns are dropped, and no more than needed; turns of the request stay."""
     turns = tuple(ContextTurn(0, "Said.", codes_of(runner, 700, i)) for i in range(3))
     kept = alone(runner, speech("Hi.", frames=3, context=turns[1:]))
     assert np.array_equal(alone(runner, speech("Hi.", frames=3, context=turns, optional_turns=2)), kept)
@@ -289,7 +288,7 @@ def test_what_was_remembered_gives_way_to_what_is_said(runner: CsmRunner) -> Non
         runner.admit(0, speech("Hi.", frames=3, context=(*turns, turns[0]), optional_turns=1))
 
 
-def test_bad_prompts(runner: CsmRunner) -> None:
+def test_unusable_voice_prompts_are_refused(runner: CsmRunner) -> None:
     good = prompt(runner)
     for codes, codec in (
         (good.codes[:5], "mimi"),
@@ -301,23 +300,23 @@ def test_bad_prompts(runner: CsmRunner) -> None:
             runner.admit(0, speech("Hi.", prompt=dataclasses.replace(good, codes=codes, codec=codec)))
 
 
-def test_references(runner: CsmRunner) -> None:
+def test_recordings_are_encoded_or_refused(runner: CsmRunner) -> None:
     samples = np.zeros(24_000, np.float32)
     codes = runner.encode(Reference(samples, 24_000, "silence"))
-    assert codes.shape == (32, 13)  # 12.5 frames, filled up
+    assert codes.shape == (32, 13)  # 12.5 frames, padded
     assert codes.dtype == np.int16
     for bad, rate in ((samples[:100], 24_000), (samples, 16_000), (samples * np.nan, 24_000)):
         with pytest.raises(BadReference):
             runner.encode(Reference(bad, rate, ""))
 
 
-def test_any_seed(runner: CsmRunner) -> None:
+def test_any_integer_is_a_seed(runner: CsmRunner) -> None:
     for seed in (0, -1, 2**63, 2**64 + 5, 10**30):
         assert len(alone(runner, speech("Hi.", seed=seed, frames=2))) == 2
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])
-def test_half_and_quarter_width_keep_company_out(folder: Path, quantize: str) -> None:
+def test_bfloat16_and_int8_codes_do_not_depend_on_other_rows(folder: Path, quantize: str) -> None:
     runner = make(folder, dtype=torch.bfloat16, quantize=quantize)
     requests = [speech(f"Number {i}.", i, 10) for i in range(4)]
     expected = [alone(runner, request) for request in requests]
@@ -330,7 +329,7 @@ def test_half_and_quarter_width_keep_company_out(folder: Path, quantize: str) ->
         assert np.array_equal(driver.frames(row), codes)
 
 
-def test_bfloat16(folder: Path) -> None:
+def test_bfloat16_codes_do_not_depend_on_the_row(folder: Path) -> None:
     runner = make(folder, dtype=torch.bfloat16)
     codes = alone(runner, speech("Half as wide.", prompt=prompt(runner)))
     assert codes.shape == (12, 32)

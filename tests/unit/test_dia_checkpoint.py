@@ -1,4 +1,4 @@
-"""What is no Dia checkpoint, and what would load and be wrong, is refused in words."""
+"""Files that are no Dia checkpoint, or would load as the wrong release, are refused with a clear error."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def open_all(folder: Path, source: str = "") -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fabricate_dia(tmp_path_factory.mktemp("second"))
+def v0626(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fabricate_dia(tmp_path_factory.mktemp("v0626"))
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fabricate_dia(tmp_path_factory.mktemp("first"), layout_name="nari", release="v0.1")
+def v01(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fabricate_dia(tmp_path_factory.mktemp("v01"), layout_name="nari", release="v0.1")
 
 
 @pytest.fixture(scope="module")
@@ -42,25 +42,25 @@ def nari(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mixed(out: Path, weights: Path, config: dict[str, Any], file: str = "") -> Path:
-    """The weights of one folder under another config.json, maybe by another name."""
+    """Put the weights of one folder beside another config.json, if `file` is set under another name."""
     [path] = [*weights.glob("*.safetensors"), *weights.glob("*.pth")]
     (out / (file or path.name)).write_bytes(path.read_bytes())
     (out / "config.json").write_text(json.dumps(config))
     return out
 
 
-def test_the_releases_are_told_apart(first: Path, second: Path, nari: Path) -> None:
-    assert [read_config(folder).release for folder in (first, second, nari)] == ["v0.1", "0626", "0626"]
-    for folder in (first, second, nari):
+def test_config_distinguishes_the_releases(v01: Path, v0626: Path, nari: Path) -> None:
+    assert [read_config(folder).release for folder in (v01, v0626, nari)] == ["v0.1", "0626", "0626"]
+    for folder in (v01, v0626, nari):
         open_all(folder)
-    one, other = read_config(first), read_config(second)
+    one, other = read_config(v01), read_config(v0626)
     assert one.decoder.cross is not None
     assert one.decoder.cross.rotated
     assert (one.delays, one.eos, one.max_frames) == (other.delays, other.eos, other.max_frames)
 
 
-def test_published_numbers() -> None:
-    """dia.md's count of parameters, from the config alone."""
+def test_parameter_count_equals_the_published_one() -> None:
+    """Computed from the config of both releases."""
     from app.engines.dia.checkpoint import expected_shapes, nari_shapes
 
     for raw in (dia_config(SHAPES["full"]), dia_config(SHAPES["full"], "new"), dia_config_v01(SHAPES["full"])):
@@ -70,10 +70,10 @@ def test_published_numbers() -> None:
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "anything.safetensors"])
-def test_a_converted_first_release_is_refused(tmp_path: Path, second: Path, file: str) -> None:
-    """Tensors in the transformers layout under the config.json of v0.1."""
+def test_v01_in_transformers_layout_is_refused(tmp_path: Path, v0626: Path, file: str) -> None:
+    """Tensors in the transformers layout beside the config.json of v0.1."""
     with pytest.raises(WeightsUnavailable, match=r"RoPE in cross-attention") as caught:
-        open_all(mixed(tmp_path, second, dia_config_v01(TINY), file))
+        open_all(mixed(tmp_path, v0626, dia_config_v01(TINY), file))
     assert "nari-labs/Dia-1.6B-0626" in caught.value.remedy
 
 
@@ -81,34 +81,34 @@ def test_a_converted_first_release_is_refused(tmp_path: Path, second: Path, file
     "change",
     [{"version": "0.1"}, {"_name_or_path": "nari-labs/Dia-1.6B"}, {"_name_or_path": "/x/dia-v0_1.pth"}],
 )
-def test_a_conversion_that_says_so_is_refused(tmp_path: Path, second: Path, change: dict[str, str]) -> None:
+def test_conversion_with_v01_in_its_config_is_refused(tmp_path: Path, v0626: Path, change: dict[str, str]) -> None:
     with pytest.raises(WeightsUnavailable, match=r"v0\.1 in the transformers layout"):
-        open_all(mixed(tmp_path, second, dia_config(TINY) | change))
+        open_all(mixed(tmp_path, v0626, dia_config(TINY) | change))
 
 
-def test_a_conversion_is_known_by_its_name(tmp_path: Path, second: Path) -> None:
-    folder = mixed(tmp_path, second, dia_config(TINY), "dia-v0_1_bf16.safetensors")
+def test_conversion_is_recognised_by_its_name(tmp_path: Path, v0626: Path) -> None:
+    folder = mixed(tmp_path, v0626, dia_config(TINY), "dia-v0_1_bf16.safetensors")
     with pytest.raises(WeightsUnavailable, match="dia-v0_1_bf16"):
         open_all(folder)
     with pytest.raises(WeightsUnavailable, match="repository"):
-        open_all(second, "nari-labs/Dia-1.6B")
-    open_all(second, "nari-labs/Dia-1.6B@main".replace("1.6B", "1.6B-0626"))
+        open_all(v0626, "nari-labs/Dia-1.6B")
+    open_all(v0626, "nari-labs/Dia-1.6B@main".replace("1.6B", "1.6B-0626"))
     allowed = tmp_path / "allowed"
     allowed.mkdir()
-    open_all(mixed(allowed, second, dia_config(TINY) | {"_name_or_path": "nari-labs/Dia-1.6B-0626"}))
+    open_all(mixed(allowed, v0626, dia_config(TINY) | {"_name_or_path": "nari-labs/Dia-1.6B-0626"}))
 
 
-def test_the_other_releases_config_is_refused(tmp_path: Path, first: Path, nari: Path) -> None:
+def test_config_of_the_other_release_is_refused(tmp_path: Path, v01: Path, nari: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     one.mkdir()
     other.mkdir()
     with pytest.raises(WeightsUnavailable, match=r"weights of Dia-1\.6B v0\.1, but its config\.json is that of 0626"):
-        open_all(mixed(one, first, dia_config(TINY)))
+        open_all(mixed(one, v01, dia_config(TINY)))
     with pytest.raises(WeightsUnavailable, match=r"weights of Dia-1\.6B 0626, but its config\.json is that of v0\.1"):
         open_all(mixed(other, nari, dia_config_v01(TINY)))
 
 
-def test_keys_of_both_releases(tmp_path: Path) -> None:
+def test_config_with_keys_of_both_releases_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(dia_config(TINY) | dia_config_v01(TINY)))
     with pytest.raises(WeightsUnavailable, match="both Dia"):
         read_config(tmp_path)
@@ -130,18 +130,20 @@ def put(name: str, *shape: int) -> Callable[[dict[str, torch.Tensor]], None]:
         (put("model.encoder.norm.weight", 65), r"model.encoder.norm.weight is \[65\], not \[64\]"),
     ],
 )
-def test_strict(tmp_path: Path, second: Path, change: Callable[[dict[str, torch.Tensor]], None], message: str) -> None:
-    state = load_file(second / "model.safetensors")
+def test_wrong_tensors_are_named(
+    tmp_path: Path, v0626: Path, change: Callable[[dict[str, torch.Tensor]], None], message: str
+) -> None:
+    state = load_file(v0626 / "model.safetensors")
     change(state)
     save_file(state, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_bytes((second / "config.json").read_bytes())
+    (tmp_path / "config.json").write_bytes((v0626 / "config.json").read_bytes())
     with pytest.raises(WeightsUnavailable, match=message):
         open_all(tmp_path)
 
 
-def test_strict_in_naris_layout(tmp_path: Path, nari: Path) -> None:
+def test_wrong_tensors_in_naris_layout_are_named(tmp_path: Path, nari: Path) -> None:
     state = torch.load(nari / "dia-v1.pth")
-    state["decoder.layers.0.self_attention.q_proj.weight"] = torch.zeros(96, 128)  # as a plain linear would have it
+    state["decoder.layers.0.self_attention.q_proj.weight"] = torch.zeros(96, 128)  # the shape of a plain linear
     del state["decoder.embeddings.8.weight"]
     torch.save(state, tmp_path / "dia-v1.pth")
     (tmp_path / "config.json").write_bytes((nari / "config.json").read_bytes())
@@ -149,7 +151,7 @@ def test_strict_in_naris_layout(tmp_path: Path, nari: Path) -> None:
         open_all(tmp_path)
 
 
-def test_not_a_dia_checkpoint(tmp_path: Path, second: Path) -> None:
+def test_folder_without_dia_weights_is_refused(tmp_path: Path, v0626: Path) -> None:
     with pytest.raises(WeightsUnavailable, match="no config"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
@@ -159,7 +161,7 @@ def test_not_a_dia_checkpoint(tmp_path: Path, second: Path) -> None:
     with pytest.raises(WeightsUnavailable, match="not of a Dia model"):
         read_config(tmp_path)
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_bytes((second / "config.json").read_bytes())
+    (tmp_path / "config.json").write_bytes((v0626 / "config.json").read_bytes())
     with pytest.raises(WeightsUnavailable, match="contains no Dia weights"):
         open_all(tmp_path)
 
@@ -176,7 +178,7 @@ def test_not_a_dia_checkpoint(tmp_path: Path, second: Path) -> None:
         ("", "eos_token_id", 1027),
     ],
 )
-def test_configs_that_are_not_understood(tmp_path: Path, part: str, key: str, value: object) -> None:
+def test_unsupported_config_values_are_refused(tmp_path: Path, part: str, key: str, value: object) -> None:
     raw = dia_config(TINY)
     (raw[part] if part else raw)[key] = value
     (tmp_path / "config.json").write_text(json.dumps(raw))
@@ -184,7 +186,7 @@ def test_configs_that_are_not_understood(tmp_path: Path, part: str, key: str, va
         read_config(tmp_path)
 
 
-def test_rope_as_a_bare_number() -> None:
+def test_rope_scaling_may_be_a_number() -> None:
     raw = dia_config(TINY)
     raw["decoder_config"]["rope_scaling"] = 1.0
     assert parse_config(raw) == parse_config(dia_config(TINY, "new"))

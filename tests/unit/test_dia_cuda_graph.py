@@ -1,4 +1,4 @@
-"""Steps recorded once and replayed say what steps computed one after another say: see test_csm_cuda_graph.py."""
+"""Steps from a replayed CUDA graph are equal to eager steps. See test_csm_cuda_graph.py."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from app.types import Sampling
 from tests.support.driver import Driver
 from tests.support.random_dia import SHAPES, dia_config, dia_config_v01, fabricate_dia
 from tests.support.recordable import META, operations
-from tests.unit.test_csm_cuda_graph import AsOnAGpu
+from tests.unit.test_csm_cuda_graph import RunningCapture
 from tests.unit.test_dia_runner import REQUESTS, alone, make, speech
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("one_thread")]
@@ -42,22 +42,22 @@ def captured(folder: Path, **options: object) -> DiaRunner:
 
 @pytest.fixture(scope="module")
 def runner(folder: Path) -> DiaRunner:
-    return captured(folder, capture=AsOnAGpu(CPU))
+    return captured(folder, capture=RunningCapture(CPU))
 
 
 @pytest.fixture(scope="module")
-def plain(folder: Path) -> DiaRunner:
+def eager(folder: Path) -> DiaRunner:
     return make(folder)
 
 
-MORE = [*REQUESTS, speech("Seven takes a great many.", 7, 18, sampling=Sampling(top_k=500, top_p=0.95))]
+ALL_REQUESTS = [*REQUESTS, speech("Seven takes many.", 7, 18, sampling=Sampling(top_k=500, top_p=0.95))]
 
 
-@pytest.mark.parametrize("index", range(len(MORE)))
-def test_the_same_codes_and_sound(runner: DiaRunner, plain: DiaRunner, index: int) -> None:
-    drivers = [Driver(some) for some in (plain, runner)]
+@pytest.mark.parametrize("index", range(len(ALL_REQUESTS)))
+def test_graph_gives_the_codes_and_samples_of_eager_steps(runner: DiaRunner, eager: DiaRunner, index: int) -> None:
+    drivers = [Driver(some) for some in (eager, runner)]
     for driver in drivers:
-        driver.start(1, MORE[index])
+        driver.start(1, ALL_REQUESTS[index])
         driver.finish()
     ours, theirs = drivers
     assert len(ours.frames(1)) > 10
@@ -66,47 +66,47 @@ def test_the_same_codes_and_sound(runner: DiaRunner, plain: DiaRunner, index: in
 
 
 @pytest.mark.parametrize("burst", [1, 3])
-def test_a_burst_is_nobodys_business(folder: Path, plain: DiaRunner, burst: int) -> None:
-    some = captured(folder, burst=burst, capture=AsOnAGpu(CPU), max_rows=2)
-    for request in MORE[:3]:
-        assert np.array_equal(alone(some, request), alone(plain, request))
+def test_burst_size_changes_nothing(folder: Path, eager: DiaRunner, burst: int) -> None:
+    some = captured(folder, burst=burst, capture=RunningCapture(CPU), max_rows=2)
+    for request in ALL_REQUESTS[:3]:
+        assert np.array_equal(alone(some, request), alone(eager, request))
 
 
-def test_company_changes_nothing(runner: DiaRunner, plain: DiaRunner) -> None:
-    expected = [alone(plain, request) for request in MORE]
+def test_other_rows_change_nothing(runner: DiaRunner, eager: DiaRunner) -> None:
+    expected = [alone(eager, request) for request in ALL_REQUESTS]
     driver = Driver(runner)
     random = np.random.default_rng(0)
     rows = [2, 0, 3, 1]
-    for row, request in zip(rows, MORE, strict=False):
+    for row, request in zip(rows, ALL_REQUESTS, strict=False):
         driver.start(row, request)
         for _ in range(int(random.integers(1, 9))):
             driver.iterate(frozenset(random.choice(4, 1).tolist()))
-    driver.stop(2)  # the first is gone, and somebody else comes
-    driver.start(2, MORE[5])
+    driver.stop(2)  # cancelled; another request takes the row
+    driver.start(2, ALL_REQUESTS[5])
     driver.finish()
     for row, codes in zip(rows, (expected[5], *expected[1:4]), strict=True):
         assert np.array_equal(driver.frames(row), codes), row
 
 
 @pytest.mark.parametrize(("release", "seed"), [("0626", 4), ("v0.1", 6)])
-def test_both_releases_end_by_themselves(tmp_path: Path, release: str, seed: int) -> None:
-    """The end is seen on the device; what would have been the end before anything was said is counted."""
+def test_both_releases_end_as_in_eager_steps(tmp_path: Path, release: str, seed: int) -> None:
+    """The device detects the end. EOS in the first steps is suppressed and counted."""
     folder = fabricate_dia(tmp_path, release=release, layout_name="nari", eos=True)
     counts: list[list[str]] = []
-    said = []
+    found = []
     for capture in (False, True):
         counted: list[str] = []
-        make_it: Callable[..., DiaRunner] = captured if capture else make
-        some = make_it(folder, guards=Guards(min_s=0.05), on_guard=counted.append)
-        said.append(alone(some, speech("It ends.", seed, 300)))
+        make_runner: Callable[..., DiaRunner] = captured if capture else make
+        some = make_runner(folder, guards=Guards(min_s=0.05), on_guard=counted.append)
+        found.append(alone(some, speech("It ends.", seed, 300)))
         counts.append(counted)
-    assert np.array_equal(*said)
-    assert 0 < len(said[0]) < 300
+    assert np.array_equal(*found)
+    assert 0 < len(found[0]) < 300
     assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("capture", [False, True])
-def test_numbers_that_go_wrong_are_one_rows_affair(folder: Path, capture: bool) -> None:
+def test_nan_ends_only_its_own_row(folder: Path, capture: bool) -> None:
     some = captured(folder) if capture else make(folder)
     expected = alone(some, REQUESTS[0])
     driver = Driver(some)
@@ -125,7 +125,7 @@ def test_numbers_that_go_wrong_are_one_rows_affair(folder: Path, capture: bool) 
 
 @pytest.mark.parametrize("fast_path", [False, True])
 @pytest.mark.parametrize("release", ["0626", "v0.1"])
-def test_nothing_is_asked_of_the_host(fast_path: bool, release: str) -> None:
+def test_a_step_reads_nothing_back_to_the_host(fast_path: bool, release: str) -> None:
     config = parse_config(dia_config(SHAPES["tiny"]) if release == "0626" else dia_config_v01(SHAPES["tiny"]))
     model = DiaModel(config, device=META, dtype=torch.bfloat16)
     cache = model.cache(8, batched=True, scratch=1)
@@ -135,17 +135,17 @@ def test_nothing_is_asked_of_the_host(fast_path: bool, release: str) -> None:
             assert operations(lambda n=rows: frames.advance(n, BucketKey(64, 64, fast_path), TORCH)) > 100  # type: ignore[misc]
 
 
-def test_without_memory_for_many_rows_it_starts_with_fewer(folder: Path, plain: DiaRunner) -> None:
+def test_short_memory_reduces_the_rows(folder: Path, eager: DiaRunner) -> None:
     class Small(GraphCapture):
-        asked = 0
+        calls = 0
 
         def capture(self, body: Callable[[], None]) -> Callable[[], None]:
-            self.asked += 1
-            if self.asked == 1:
+            self.calls += 1
+            if self.calls == 1:
                 raise torch.OutOfMemoryError
             return super().capture(body)
 
     some = make(folder, capture=Small(CPU))
-    assert some.max_rows == 4 < plain.max_rows
+    assert some.max_rows == 4 < eager.max_rows
     assert dict(some.setup)["recorded_rows"] == some.max_rows
-    assert np.array_equal(alone(some, REQUESTS[0], row=some.max_rows - 1), alone(plain, REQUESTS[0]))
+    assert np.array_equal(alone(some, REQUESTS[0], row=some.max_rows - 1), alone(eager, REQUESTS[0]))

@@ -1,5 +1,4 @@
-"""Rows of Dia: whoever else speaks, however the script was read, whatever was cancelled, a request's codes are its
-own."""
+"""Dia's rows: a request's codes do not depend on other rows, on prefill chunks or on cancelled requests."""
 
 from __future__ import annotations
 
@@ -65,13 +64,13 @@ REQUESTS = [
     speech("One.", 1, 30),
     speech("Two, with a voice.", 2, 22, prompt=prompt()),
     speech("Three is greedy.", 3, 26, sampling=Sampling(temperature=0.0)),
-    speech("Four is hot and free of guidance.", 4, 19, sampling=Sampling(temperature=2.0, top_k=0, cfg_scale=0.0)),
+    speech("Four is hot and has no guidance.", 4, 19, sampling=Sampling(temperature=2.0, top_k=0, cfg_scale=0.0)),
     speech("Five is narrow.", 5, 25, sampling=Sampling(top_k=3, top_p=0.5)),
     speech("Six is long. " * 20, 6, 21, prompt=prompt(70, 2)),
 ]
 
 
-def test_a_row_is_as_good_as_another(runner: DiaRunner) -> None:
+def test_codes_do_not_depend_on_the_row(runner: DiaRunner) -> None:
     first = alone(runner, REQUESTS[0], row=0)
     assert first.shape == (30, 9)
     assert first.min() >= 0
@@ -80,37 +79,37 @@ def test_a_row_is_as_good_as_another(runner: DiaRunner) -> None:
     assert not np.array_equal(alone(runner, speech("One.", 2, 30)), first)
 
 
-def test_company_changes_nothing(runner: DiaRunner) -> None:
-    """Requests with settings of their own, that come at different times, in any row, pause and are cancelled."""
+def test_codes_do_not_depend_on_other_rows(runner: DiaRunner) -> None:
+    """Requests with different sampling start at different times in any row, pause, and one is cancelled."""
     lone = Driver(runner)
-    codes, sounds = [], []
+    codes, samples = [], []
     for request in REQUESTS:
         lone.start(0, request)
         lone.finish()
         codes.append(lone.frames(0))
-        sounds.append(lone.samples(0))
+        samples.append(lone.samples(0))
     driver = Driver(runner)
     rows = [5, 2, 0, 3, 1, 4]
     random = np.random.default_rng(0)
-    for turn, (row, request) in enumerate(zip(rows, REQUESTS, strict=True)):
+    for iteration, (row, request) in enumerate(zip(rows, REQUESTS, strict=True)):
         driver.start(row, request)
         for _ in range(4):
             driver.iterate(frozenset(random.choice(6, 2).tolist()))
-        if turn == 4:
-            driver.stop(5)  # its reader is gone; the row goes to somebody else
+        if iteration == 4:
+            driver.stop(5)  # cancelled; another request takes the row
             driver.start(5, REQUESTS[0])
     driver.finish()
-    for row, expected, sound in zip(rows, codes, sounds, strict=True):
+    for row, expected, expected_samples in zip(rows, codes, samples, strict=True):
         assert np.array_equal(driver.frames(row), expected), row
-        assert np.abs(driver.samples(row) - sound).max() < 1e-5
+        assert np.abs(driver.samples(row) - expected_samples).max() < 1e-5
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 500])
-def test_pieces_of_a_script(folder: Path, runner: DiaRunner, chunk: int) -> None:
+def test_codes_do_not_depend_on_prefill_chunks(folder: Path, runner: DiaRunner, chunk: int) -> None:
     assert np.array_equal(alone(make(folder, chunk=chunk), REQUESTS[5]), alone(runner, REQUESTS[5]))
 
 
-def test_a_long_script_is_read_in_bounded_pieces(folder: Path) -> None:
+def test_long_script_is_read_in_bounded_chunks(folder: Path) -> None:
     driver = Driver(make(folder, chunk=16))
     driver.start(0, REQUESTS[5])
     while driver.prefilling:
@@ -118,12 +117,12 @@ def test_a_long_script_is_read_in_bounded_pieces(folder: Path) -> None:
     assert driver.prefill_calls > 5
 
 
-def test_sound_comes_in_its_schedule(runner: DiaRunner) -> None:
+def test_samples_come_in_fixed_chunks(runner: DiaRunner) -> None:
     driver = Driver(runner)
     frames = FIRST_FRAMES + 2 * CHUNK_FRAMES + 3
     driver.start(0, speech("A schedule.", frames=frames))
     driver.finish()
-    sizes = [len(sound) for sound in driver.chunks[0]]
+    sizes = [len(samples) for samples in driver.chunks[0]]
     assert sum(sizes) == frames * 512
     assert [i + 1 for i, size in enumerate(sizes) if size] == [
         FIRST_FRAMES,
@@ -134,11 +133,11 @@ def test_sound_comes_in_its_schedule(runner: DiaRunner) -> None:
     one = Driver(runner)
     one.start(0, speech("Short.", frames=2))
     one.finish()
-    assert [len(sound) for sound in one.chunks[0]] == [0, 1024]
+    assert [len(samples) for samples in one.chunks[0]] == [0, 1024]
 
 
-def test_two_voices_in_one_go(runner: DiaRunner) -> None:
-    """Their recordings lie one after the other in the order of their transcripts."""
+def test_recordings_of_two_voices_follow_their_transcripts(runner: DiaRunner) -> None:
+    """The recordings come one after the other, in the order of their transcripts."""
     a, b = prompt(10, 1, "I am a."), prompt(7, 2, "I am b.")
     lines = (SpokenLine("First.", 0, VOICE, a), SpokenLine("Second.", 0, OTHER, b), SpokenLine("Third.", 0, VOICE, a))
     runner.admit(0, Utterance(lines, Sampling(), 1, 1.0))
@@ -154,7 +153,7 @@ def test_two_voices_in_one_go(runner: DiaRunner) -> None:
         runner.admit(2, Utterance(three, Sampling(), 1, 1.0))
 
 
-def test_exact_is_exact(folder: Path) -> None:
+def test_exact_reads_the_bytes_unchanged(folder: Path) -> None:
     exact = make(folder, exact=True)
     for text in ("no tag (at all) — <pad>", "[S2] x [S2]", "  "):
         exact.admit(0, speech(text))
@@ -163,12 +162,12 @@ def test_exact_is_exact(folder: Path) -> None:
         exact.admit(0, speech(""))
 
 
-def ending_at(runner: DiaRunner, at: set[int]) -> None:
-    """Make the model want EOS, and nothing else in channel 0, at these steps of its only row."""
+def force_eos(runner: DiaRunner, at: set[int]) -> None:
+    """Make EOS the best candidate of channel 0 at these steps. For one row only."""
     advance, steps = runner.model.advance, {"n": 0}
 
-    def forced(*given: object) -> tuple[torch.Tensor, torch.Tensor]:
-        conditional, unconditional = advance(*given)  # type: ignore[arg-type]
+    def forced(*inputs: object) -> tuple[torch.Tensor, torch.Tensor]:
+        conditional, unconditional = advance(*inputs)  # type: ignore[arg-type]
         if steps["n"] in at:
             conditional[:, 0, 1024] = unconditional[:, 0, 1024] = 1e4
         steps["n"] += 1
@@ -178,53 +177,53 @@ def ending_at(runner: DiaRunner, at: set[int]) -> None:
 
 
 @pytest.mark.parametrize("end", [0, 1, 7, 20])
-def test_eos_counts_down(folder: Path, end: int) -> None:
+def test_eos_in_channel_0_completes_the_delayed_channels(folder: Path, end: int) -> None:
     runner = make(folder)
-    free = alone(runner, speech("Ends.", frames=40))
-    ending_at(runner, {end})
+    unforced = alone(runner, speech("Ends.", frames=40))
+    force_eos(runner, {end})
     driver = Driver(runner)
     driver.start(0, speech("Ends.", frames=40))
     driver.finish()
     found = driver.frames(0)
     assert len(found) == end
     assert found.max(initial=0) < 1024
-    # Up to there nothing is different: channel 0 has no delay, channel 8 had 15 steps more.
-    assert np.array_equal(found[:, 0], free[:end, 0])
+    # Before the end, channel 0 does not change: it has no delay.
+    assert np.array_equal(found[:, 0], unforced[:end, 0])
     assert sum(map(len, driver.chunks[0])) == end * 512
 
 
-def test_guards(folder: Path) -> None:
-    told: list[str] = []
-    runner = make(folder, guards=Guards(min_s=0.1, pace=1.0, slack_s=0.2), on_guard=told.append)
+def test_guards_limit_frames_and_suppress_early_ends(folder: Path) -> None:
+    counted: list[str] = []
+    runner = make(folder, guards=Guards(min_s=0.1, pace=1.0, slack_s=0.2), on_guard=counted.append)
     limit = round((0.2 + len(" Never ends.") / 15) / FRAME_S)
     assert len(alone(runner, speech("Never ends.", frames=999))) == limit
-    assert told == ["frame_cap"]
-    told.clear()
-    ending_at(runner, set(range(1000)))
+    assert counted == ["frame_cap"]
+    counted.clear()
+    force_eos(runner, set(range(1000)))
     assert len(alone(runner, speech("Never ends.", frames=999))) == round(0.1 / FRAME_S)
-    assert told == ["early_end"] * round(0.1 / FRAME_S)
+    assert counted == ["early_end"] * round(0.1 / FRAME_S)
 
 
-def test_a_stuck_model_is_ended(folder: Path) -> None:
-    told: list[str] = []
-    runner = make(folder, guards=Guards(slack_s=60.0), on_guard=told.append)
-    runner.model.head = Monotone()
+def test_guard_ends_a_model_that_repeats_itself(folder: Path) -> None:
+    counted: list[str] = []
+    runner = make(folder, guards=Guards(slack_s=60.0), on_guard=counted.append)
+    runner.model.head = Constant()
     driver = Driver(runner)
     driver.start(0, speech("Stuck.", frames=3000, sampling=Sampling(temperature=0.0)))
     driver.finish()
-    assert told == ["repeat"]
+    assert counted == ["repeat"]
     assert 1.0 <= len(driver.frames(0)) * FRAME_S < 1.1
     assert len(driver.samples(0)) == len(driver.frames(0)) * 512
 
 
-class Monotone(torch.nn.Module):
+class Constant(torch.nn.Module):
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         logits = torch.zeros(len(h), 9, 1028)
         logits[:, :, 5] = 1.0
         return logits.flatten(1)
 
 
-def test_too_long(folder: Path, runner: DiaRunner) -> None:
+def test_input_that_exceeds_the_context_is_refused(folder: Path, runner: DiaRunner) -> None:
     with pytest.raises(TextTooLong, match="1024"):
         runner.admit(0, speech("word " * 250))
     guarded = make(folder, guards=Guards())
@@ -238,8 +237,8 @@ def test_too_long(folder: Path, runner: DiaRunner) -> None:
     assert runner._rows[0].max_frames == 6
 
 
-def test_whatever_the_studio_puts_into_one_passage_fits(folder: Path, tmp_path: Path) -> None:
-    """Two voices as long, and two lines as long, as `EngineInfo` allows; a dash becomes three characters."""
+def test_largest_passage_that_the_engine_allows_fits(folder: Path, tmp_path: Path) -> None:
+    """Two voices and two lines as long as `EngineInfo` allows, and a dash that becomes three characters."""
     guarded = make(folder, guards=Guards())
     info = engine_of(guarded, Settings(_env_file=None, TTS_DATA_DIR=tmp_path)).info
     frames = int((info.prompts.max_prompt_s or 0) / info.frame_s) // 2
@@ -249,11 +248,11 @@ def test_whatever_the_studio_puts_into_one_passage_fits(folder: Path, tmp_path: 
     assert guarded._rows[0].max_frames > 0
 
 
-def test_to_the_last_position(runner: DiaRunner) -> None:
+def test_speech_ends_at_the_last_position(runner: DiaRunner) -> None:
     assert alone(runner, speech("Hi.", frames=99, prompt=prompt(3046))).shape == (10, 9)
 
 
-def test_bad_prompts(runner: DiaRunner) -> None:
+def test_unusable_voice_prompts_are_refused(runner: DiaRunner) -> None:
     good = prompt()
     for changes in (
         {"codes": good.codes[:5]},
@@ -266,10 +265,10 @@ def test_bad_prompts(runner: DiaRunner) -> None:
             runner.admit(0, speech("Hi.", prompt=dataclasses.replace(good, **changes)))
 
 
-def test_references(runner: DiaRunner) -> None:
+def test_recordings_are_encoded_or_refused(runner: DiaRunner) -> None:
     samples = np.zeros(44_100, np.float32)
     codes = runner.encode(Reference(samples, 44_100, "silence"))
-    assert codes.shape == (9, 87)  # 86.1 frames, filled up
+    assert codes.shape == (9, 87)  # 86.1 frames, padded
     assert codes.dtype == np.int16
     for bad, rate in (
         (samples[:100], 44_100),
@@ -281,13 +280,13 @@ def test_references(runner: DiaRunner) -> None:
             runner.encode(Reference(bad, rate, ""))
 
 
-def test_any_seed(runner: DiaRunner) -> None:
+def test_any_integer_is_a_seed(runner: DiaRunner) -> None:
     for seed in (0, -1, 2**63, 2**64 + 5, 10**30):
         assert len(alone(runner, speech("Hi.", seed=seed, frames=2))) == 2
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])
-def test_half_and_quarter_width_keep_company_out(folder: Path, quantize: str) -> None:
+def test_bfloat16_and_int8_codes_do_not_depend_on_other_rows(folder: Path, quantize: str) -> None:
     runner = make(folder, dtype=torch.bfloat16, quantize=quantize)
     expected = [alone(runner, request) for request in REQUESTS[:4]]
     driver = Driver(runner)
@@ -299,8 +298,8 @@ def test_half_and_quarter_width_keep_company_out(folder: Path, quantize: str) ->
         assert np.array_equal(driver.frames(row), codes)
 
 
-def test_rows_together_as_on_a_gpu(folder: Path, runner: DiaRunner) -> None:
-    """The masked products of a GPU: near enough on a CPU that greedy codes are the same."""
+def test_batched_rows_give_the_same_greedy_codes(folder: Path, runner: DiaRunner) -> None:
+    """With the masked products of a GPU, run on a CPU."""
     other = make(folder)
     other._one_by_one = False
     other._cache.audio._batched = True
@@ -319,7 +318,7 @@ def test_rows_together_as_on_a_gpu(folder: Path, runner: DiaRunner) -> None:
         assert np.array_equal(driver.frames(row), codes)
 
 
-def test_the_first_release_has_its_own_defaults(tmp_path: Path) -> None:
+def test_v01_has_its_own_sampling_defaults(tmp_path: Path) -> None:
     runner = make(fabricate_dia(tmp_path, layout_name="nari", release="v0.1"))
     assert runner.config.release == "v0.1"
     runner.admit(0, speech("Hi.", sampling=Sampling(top_p=0.8)))

@@ -1,4 +1,4 @@
-"""The second start reads what the first one made: when it is kept, when it is used, and what breaks nothing."""
+"""The load cache: the second start reads the converted weights of the first; damage and full disks only cost time."""
 
 from __future__ import annotations
 
@@ -66,33 +66,31 @@ def same(one: CsmModel, other: CsmModel) -> bool:
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Grows with each model that is made from its source."""
-    made: list[str] = []
+    """Gets an entry for each model that is loaded from its source."""
+    counts: list[str] = []
     real = CsmModel.load
 
     def counted(self: CsmModel, weights: object) -> None:
-        made.append("source")
+        counts.append("source")
         real(self, weights)
 
     monkeypatch.setattr(CsmModel, "load", counted)
-    return made
+    return counts
 
 
 @pytest.mark.parametrize("layout", ["transformers", "original"])
-def test_the_second_start_reads_the_same_numbers(
-    tmp_path: Path, kept: LoadCache, loads: list[str], layout: str
-) -> None:
+def test_second_start_reads_the_same_weights(tmp_path: Path, kept: LoadCache, loads: list[str], layout: str) -> None:
     source = fabricate_csm(tmp_path / "source", layout_name=layout)
     first = load(source, kept)
     second = load(source, kept)
     assert loads == ["source"]
     assert same(first, second)
-    read = load_file(only(kept))  # an ordinary safetensors file, for whoever wants to look into it
+    read = load_file(only(kept))  # an ordinary safetensors file
     assert read.keys() == dict(first.named_parameters()).keys()
     assert all(torch.equal(read[name], tensor) for name, tensor in first.named_parameters())
 
 
-def test_a_pytorch_file(tmp_path: Path, kept: LoadCache, loads: list[str]) -> None:
+def test_weights_of_a_pytorch_file_are_kept(tmp_path: Path, kept: LoadCache, loads: list[str]) -> None:
     source = fabricate_csm(tmp_path / "source", layout_name="original")
     torch.save(load_file(source / "model.safetensors"), source / "ckpt.pt")
     (source / "model.safetensors").unlink()
@@ -100,7 +98,7 @@ def test_a_pytorch_file(tmp_path: Path, kept: LoadCache, loads: list[str]) -> No
     assert loads == ["source"]
 
 
-def test_what_gains_nothing_is_not_kept(source: Path, tmp_path: Path, kept: LoadCache) -> None:
+def test_weights_are_kept_only_if_it_saves_time(source: Path, tmp_path: Path, kept: LoadCache) -> None:
     load(source, LoadCache(kept.folder, "small"))  # far below MIN_BYTES
     load(source, kept, torch.float32)
     load(fabricate_csm(tmp_path / "half", dtype=BF16), kept)
@@ -109,7 +107,7 @@ def test_what_gains_nothing_is_not_kept(source: Path, tmp_path: Path, kept: Load
 
 
 @pytest.mark.parametrize("change", ["weights", "mtime", "config", "layout"])
-def test_a_changed_source_is_another_model(
+def test_changed_source_is_loaded_again(
     source: Path, kept: LoadCache, loads: list[str], monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     load(source, kept)
@@ -125,24 +123,24 @@ def test_a_changed_source_is_another_model(
         monkeypatch.setattr(load_cache, "_LAYOUT", 99)
     model = load(source, kept)
     assert loads == ["source", "source"]
-    assert only(kept) != before  # and what was kept of the source before is gone
+    assert only(kept) != before  # and the file of the old source is removed
     assert same(model, load(source, None))
 
 
-def test_other_sources_and_strangers_stay(source: Path, tmp_path: Path, kept: LoadCache) -> None:
+def test_files_of_other_sources_stay(source: Path, tmp_path: Path, kept: LoadCache) -> None:
     other = LoadCache(kept.folder, "other/model", min_bytes=0)
     load(fabricate_csm(tmp_path / "other", seed=5), other)
     first = only(other)
-    stranger, cut, fresh, stale = (
+    other_file, cut, fresh, stale = (
         kept.folder / name for name in ("mine.safetensors", "cut.safetensors", ".a.partial", ".b.partial")
     )
-    shutil.copy(source / "model.safetensors", stranger)
+    shutil.copy(source / "model.safetensors", other_file)
     cut.write_bytes(b"abc")
     for path in (fresh, stale):
         path.write_bytes(b"half")
     os.utime(stale, (time.time() - 7200,) * 2)
     load(source, kept)
-    assert {first, stranger, cut, fresh} < set(files(kept))
+    assert {first, other_file, cut, fresh} < set(files(kept))
     assert stale not in files(kept)
     assert len(files(kept)) == 5
 
@@ -154,7 +152,7 @@ def flip(path: Path, where: int) -> None:
 
 
 def change_header(path: Path) -> None:
-    """A file that is sound but of another shape."""
+    """Change a shape in the header of a valid file."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
@@ -180,17 +178,17 @@ def change_header(path: Path) -> None:
         change_header,
     ],
 )
-def test_a_broken_file_is_ignored_and_written_again(
+def test_damaged_file_is_ignored_and_written_again(
     source: Path, kept: LoadCache, loads: list[str], caplog: pytest.LogCaptureFixture, damage: object
 ) -> None:
-    sound = load(source, kept)
+    intact = load(source, kept)
     path = only(kept)
     good = path.read_bytes()
     damage(path)  # type: ignore[operator]
-    assert same(load(source, kept), sound)
+    assert same(load(source, kept), intact)
     assert "written again" in caplog.text
     assert only(kept).read_bytes() == good
-    assert same(load(source, kept), sound)
+    assert same(load(source, kept), intact)
     assert len(loads) == 2
 
 
@@ -204,7 +202,7 @@ def refuse(number: int) -> object:
 @pytest.mark.parametrize(
     ("where", "number"), [("open", errno.ENOSPC), ("replace", errno.EROFS), ("mkdir", errno.EACCES)]
 )
-def test_a_disk_that_refuses_costs_only_time(  # noqa: PLR0917 - fixtures
+def test_failing_disk_only_costs_time(  # noqa: PLR0917 - fixtures
     source: Path,
     kept: LoadCache,
     loads: list[str],
@@ -228,11 +226,11 @@ def test_a_disk_that_refuses_costs_only_time(  # noqa: PLR0917 - fixtures
         monkeypatch.setattr(Path, where, refuse(number))
     assert same(load(source, kept), load(source, None))
     assert os.strerror(number) in caplog.text
-    assert files(kept) == []  # nothing half written either
+    assert files(kept) == []  # no partial file either
     assert len(loads) == 2
 
 
-def test_a_full_disk_is_seen_before(
+def test_full_disk_is_checked_before_writing(
     source: Path, kept: LoadCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     usage = namedtuple("usage", "total used free")
@@ -242,29 +240,29 @@ def test_a_full_disk_is_seen_before(
     assert "1.00 GB left" in caplog.text
 
 
-def test_a_file_that_is_removed_while_it_is_read(
+def test_file_may_be_removed_while_it_is_read(
     source: Path, kept: LoadCache, loads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another server, started with newer weights, has removed it."""
-    sound = load(source, kept)
+    """As by another server that starts with newer weights."""
+    intact = load(source, kept)
     monkeypatch.setattr(load_cache, "_fill", refuse(errno.ENOENT))
-    assert same(load(source, kept), sound)
+    assert same(load(source, kept), intact)
     assert len(loads) == 2
 
 
-def test_a_server_keeps_its_model_beside_the_downloads(
+def test_server_keeps_weights_in_the_models_folder(
     source: Path, tmp_path: Path, loads: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(csm_loading, "LoadCache", partial(LoadCache, min_bytes=0))
     settings = Settings(CSM_MODEL=str(source), TTS_DATA_DIR=str(tmp_path), TTS_MAX_ROWS=1, _env_file=None)
     threads = torch.get_num_threads()
-    prints = []
+    fingerprints = []
     for _ in range(2):
         runner = load_from(settings, BuildContext(lambda _: None, lambda: False), guards=None)
-        prints.append(runner.fingerprint)
+        fingerprints.append(runner.fingerprint)
     torch.set_num_threads(threads)
     assert loads == ["source"]
-    assert prints[0] == prints[1]
+    assert fingerprints[0] == fingerprints[1]
     assert len(list((tmp_path / "models/cache").iterdir())) == 1
     assert "kept" in caplog.text
