@@ -55,7 +55,7 @@ async def test_many_requests_give_the_same_as_one_alone(runner: CsmRunner) -> No
 
 
 async def test_next_line_is_read_while_another_row_speaks(runner: CsmRunner) -> None:
-    """Random weights never end a line, so the frame limit does. The next line is read between the other row's frames."""
+    """Random weights never end a line; the frame limit does. The next line is read between frames of the other row."""
     async with engine(runner) as speaker:
         lines = utterance("a", "A rather longer second line, so that it is read in many chunks.", frames=150)
         (codes, _), (other, _) = await asyncio.gather(
