@@ -1,8 +1,8 @@
-"""The helper process of `sandbox.py`: forks a child for each order. The child decodes one upload under limits.
+"""The helper process of `sandbox.py`: forks a child for each job. The child decodes one upload under limits.
 
-The helper never reads an upload. An order is one byte with four file descriptors: a socket with the order as a JSON
-line, the upload, the output file, the error output. The child's exit status goes back over that socket. If the other
-end closes first, the helper kills the child. When the server ends, the helper and its children end.
+The helper never reads an upload. A job is one byte with four file descriptors: a socket with the job as a JSON line,
+the upload, the output file, the error output. The child's exit status is sent back over that socket. If the server
+closes its end first, the helper kills the child. When the server ends, the helper and its children end.
 
 A child can't open a file or a socket (no new file descriptors) and can't start a process. If the server runs as root,
 the child changes to an unprivileged user. If the kernel allows it, the child has an empty network namespace.
@@ -30,48 +30,50 @@ import numpy as np
 from app.audio.decode import decode
 from app.errors import BadReference
 
-HEADER_BYTES = 4_096  # of the output: JSON, padded with spaces; then the samples as float32
+HEADER_BYTES = 4_096  # size of the output's header: JSON, padded with spaces. The samples follow as float32
 STATUS = struct.Struct("!i")  # the status from os.waitpid
 _NOBODY = 65_534
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x1000_0000, 0x4000_0000  # linux/sched.h
 
 
 def main() -> None:
-    orders = socket.socket(fileno=int(sys.argv[1]))
+    """Serve jobs until the server closes the socket, whose descriptor is the first argument."""
+    jobs = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl+C the server lets uploads finish
     _leave_the_network()
     _warm()
-    _serve(orders)
+    _serve(jobs)
 
 
-def _serve(orders: socket.socket) -> None:
+def _serve(jobs: socket.socket) -> None:
+    """Wait for new jobs, for children that end, and for sockets that the server closes."""
     children: dict[int, socket.socket] = {}  # by process id
     wake, woken = os.pipe()
     os.set_blocking(woken, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
     poll = select.poll()
-    poll.register(orders, select.POLLIN)
+    poll.register(jobs, select.POLLIN)
     poll.register(wake, select.POLLIN)
     while True:
         for number, event in poll.poll():
             if number == wake:
                 os.read(wake, 4096)
-            elif number == orders.fileno():
-                if not _begin(orders, children, poll):
+            elif number == jobs.fileno():
+                if not _begin(jobs, children, poll):
                     _end_all(children)
                     return
-            elif event & (select.POLLHUP | select.POLLERR):  # the server no longer waits for this child
+            elif event & (select.POLLHUP | select.POLLERR):  # the server has stopped waiting for this child
                 for process, line in children.items():
                     if line.fileno() == number:
-                        os.kill(process, signal.SIGKILL)  # not waited for yet, so the pid can't have been reused
+                        os.kill(process, signal.SIGKILL)  # no waitpid yet, so the pid can't be reused
                         poll.unregister(number)
         _report_ended(children, poll)
 
 
-def _begin(orders: socket.socket, children: dict[int, socket.socket], poll: select.poll) -> bool:
-    """Fork a child for one order; False if the server has closed the connection."""
-    byte, files, _, _ = socket.recv_fds(orders, 1, 4)
+def _begin(jobs: socket.socket, children: dict[int, socket.socket], poll: select.poll) -> bool:
+    """Fork a child for one job; False if the server has closed the connection."""
+    byte, files, _, _ = socket.recv_fds(jobs, 1, 4)
     if not byte or len(files) != 4:
         return False
     process = os.fork()
@@ -86,6 +88,7 @@ def _begin(orders: socket.socket, children: dict[int, socket.socket], poll: sele
 
 
 def _report_ended(children: dict[int, socket.socket], poll: select.poll) -> None:
+    """Send the exit status of each child that has ended to the server."""
     while children:
         process, status = os.waitpid(-1, os.WNOHANG)
         if process == 0:
@@ -99,6 +102,7 @@ def _report_ended(children: dict[int, socket.socket], poll: select.poll) -> None
 
 
 def _end_all(children: dict[int, socket.socket]) -> None:
+    """Kill all children and wait until they have ended."""
     for process in children:
         os.kill(process, signal.SIGKILL)
     for process in children:
@@ -109,16 +113,17 @@ def _end_all(children: dict[int, socket.socket]) -> None:
 
 
 def _child(files: list[int]) -> NoReturn:
+    """Run one job in the forked child, then end the child."""
     status = 1
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        order = _order(files[0])
+        job = _read_job(files[0])
         for to, number in enumerate(files[1:]):
             os.dup2(number, to)
         os.closerange(3, 65_536)
-        _limit(order)
-        _answer(order)
+        _limit(job)
+        _decode(job)
         status = 0
     except BaseException:  # noqa: BLE001 - the child must end here after any error
         with contextlib.suppress(BaseException):
@@ -126,22 +131,23 @@ def _child(files: list[int]) -> NoReturn:
     os._exit(status)
 
 
-def _order(number: int) -> dict[str, Any]:
+def _read_job(number: int) -> dict[str, Any]:
     with os.fdopen(os.dup(number), "rb") as line:
-        order: dict[str, Any] = json.loads(line.readline())
-    return order
+        job: dict[str, Any] = json.loads(line.readline())
+    return job
 
 
-def _limit(order: dict[str, Any]) -> None:
+def _limit(job: dict[str, Any]) -> None:
+    """Drop privileges and set the resource limits of this child."""
     if os.geteuid() == 0:
         with contextlib.suppress(OSError):  # a container may forbid it
             os.setgroups([])
             os.setgid(_NOBODY)
             os.setuid(_NOBODY)
     for kind, most in (
-        (resource.RLIMIT_AS, order["memory_bytes"]),
-        (resource.RLIMIT_CPU, order["cpu_s"]),
-        (resource.RLIMIT_FSIZE, order["output_bytes"]),
+        (resource.RLIMIT_AS, job["memory_bytes"]),
+        (resource.RLIMIT_CPU, job["cpu_s"]),
+        (resource.RLIMIT_FSIZE, job["output_bytes"]),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_NOFILE, 0),  # open descriptors stay open; no new file or socket
@@ -151,12 +157,12 @@ def _limit(order: dict[str, Any]) -> None:
         resource.setrlimit(kind, (allowed, allowed))
 
 
-def _input(order: dict[str, Any]) -> bytes:
-    """Raises BadReference."""
-    most = order["input_bytes"]
+def _input(job: dict[str, Any]) -> bytes:
+    """Read the upload. Raises BadReference if it is too large."""
+    most = job["input_bytes"]
     size = os.fstat(0).st_size
     if size > most:
-        raise BadReference(f"`{order['what']}` is larger than {most} bytes.")
+        raise BadReference(f"`{job['what']}` is larger than {most} bytes. Send a smaller file.")
     parts: list[bytes] = []
     read = 0
     while part := os.pread(0, 1 << 20, read):
@@ -165,18 +171,19 @@ def _input(order: dict[str, Any]) -> bytes:
     return b"".join(parts)
 
 
-def _answer(order: dict[str, Any]) -> None:
+def _decode(job: dict[str, Any]) -> None:
+    """Decode the upload and write the header, with the facts or the error, and the samples."""
     header: dict[str, Any]
     samples = np.zeros(0, np.float32)
     try:
         decoded = decode(
-            _input(order),
-            order["rate_hz"],
-            max_seconds=order["max_seconds"],
-            what=order["what"],
-            time_limit_s=order["time_limit_s"],
-            formats=order["formats"],
-            start_s=order["start_s"],
+            _input(job),
+            job["rate_hz"],
+            max_seconds=job["max_seconds"],
+            what=job["what"],
+            time_limit_s=job["time_limit_s"],
+            formats=job["formats"],
+            start_s=job["start_s"],
         )
         samples = np.ascontiguousarray(decoded.samples)
         header = {
@@ -199,7 +206,7 @@ def _write(data: bytes) -> None:
         view = view[os.write(1, view) :]
 
 
-# ---- before the first order
+# ---- before the first job
 
 
 def _leave_the_network() -> None:
@@ -211,14 +218,14 @@ def _leave_the_network() -> None:
 
 
 def _warm() -> None:
-    """Decode once, so that every module and library is loaded before children lose the right to open files."""
+    """Decode once, so that every module and library is loaded: children can't open files later."""
     file = io.BytesIO()
-    with wave.open(file, "wb") as sound:
-        sound.setparams((2, 2, 44_100, 0, "NONE", ""))
-        sound.writeframes(bytes(4 * 8_820))
+    with wave.open(file, "wb") as writer:
+        writer.setparams((2, 2, 44_100, 0, "NONE", ""))
+        writer.writeframes(bytes(4 * 8_820))
     decode(file.getvalue(), 24_000, max_seconds=1.0)
     with contextlib.suppress(BadReference):
-        decode(b"no sound", 24_000, max_seconds=1.0)
+        decode(b"not audio", 24_000, max_seconds=1.0)
 
 
 if __name__ == "__main__":

@@ -12,26 +12,29 @@ from app.audio.sandbox import decode_short
 if TYPE_CHECKING:
     from app.audio.threads import ThreadLimit
 
-MAX_DETECT_S = 300.0  # only this much of a file is used; it takes about 3 s
+MAX_DETECT_S = 300.0  # seconds of a file that are used; detection in them takes about 3 s
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """The result for the first `seconds` of a file. score: 0 to 1; watermarked: the score reaches watermark.FOUND."""
+    """The result of detection in one file."""
 
-    watermarked: bool
-    score: float
-    seconds: float
+    watermarked: bool  # the score is watermark.FOUND or more
+    score: float  # 0 to 1
+    seconds: float  # length of the audio that was used, from the start of the file
 
 
 class WatermarkDetector:
-    """Decodes files in the sandbox and scores them, in threads that `threads` limits. Used from one event loop."""
+    """Detects the watermark in files. `threads` limits the parallel detections. Use it from one event loop."""
 
     def __init__(self, threads: ThreadLimit) -> None:
         self._threads = threads
 
     async def detect(self, recording: bytes) -> Detection:
-        """Raises BadReference for a file that can't be decoded, WatermarkMissing without the `watermark` extra."""
+        """Decode a file in the sandbox and score its first MAX_DETECT_S seconds.
+
+        Raises BadReference for a file that can't be decoded, WatermarkMissing without the `watermark` extra.
+        """
         return await self._threads.run(_detect, recording)
 
 

@@ -1,11 +1,11 @@
-"""Streaming encoders: float32 samples in, the bytes of one container out, in any format of formats.py.
+"""Streaming encoders: float32 samples in, the bytes of one file out, in any format of `formats.py`.
 
-One encoder per answer, from its first sample to its last, so that the sum of all outputs is one gapless file; joining
-separately encoded sentences would put codec padding between them. The bytes are shaped as api.openai.com shapes them:
-bare MP3 frames, ADTS, one logical Ogg Opus stream, FLAC and WAV of unknown length, raw PCM. They depend on the samples
-only, not on how these were cut, on the clock or on chance, so the same sound is always the same file.
+An answer has one encoder for all its samples, so that the joined output is one file without gaps. Sentences that are
+encoded separately would have codec padding between them. The layout is the same as from api.openai.com: MP3 frames
+without a header, ADTS, one logical Ogg Opus stream, FLAC and WAV of unknown length, raw PCM. The output depends only on
+the samples and not on how they are divided, so the same samples always give the same file.
 
-Knows samples, rates and codecs. Knows no HTTP, no engine and no text.
+Does not depend on HTTP, engines or text.
 """
 
 from __future__ import annotations
@@ -30,45 +30,50 @@ if TYPE_CHECKING:
 
 
 class Encoder(Protocol):
-    """One answer becoming bytes, in one thread at a time. `flush`, `close` or dropping it frees the codec."""
+    """Encodes one answer. Use it in one thread at a time. `flush`, `close` and garbage collection free the codec."""
 
     def encode(self, samples: Samples) -> bytes:
-        """(N,) mono float32 -> whatever the codec has ready, maybe b"". Beyond +-1 clips. ValueError once ended."""
+        """Encode mono float32 samples (N,) and return the bytes that are ready; they may be empty.
+
+        Samples outside [-1, 1] are clipped. Raises ValueError after `flush` or `close`.
+        """
         ...
 
     def flush(self) -> bytes:
-        """The sound has ended: the rest of the bytes. A second call gives b"".
+        """End the audio and return the remaining bytes. A second call returns b"".
 
-        With no samples at all the file is empty; for wav it is the header alone, which decodes to no samples.
+        Without any samples the file is empty; a WAV file then has only its header.
         """
         ...
 
     def close(self) -> None:
-        """Give up: free the codec, drop what it held. Harmless after `flush` and when repeated."""
+        """Free the codec without finishing the file. Does nothing after `flush` or `close`."""
         ...
 
 
 def check_rate(audio_format: AudioFormat, rate_hz: int) -> None:
-    """UnsupportedParameter when the format can't carry the rate; the message names the rates it can."""
+    """Raises UnsupportedParameter if the format does not support the sample rate. The message lists the valid rates."""
     rates_hz = AUDIO_FORMATS[audio_format].rates_hz
     if rates_hz and rate_hz not in rates_hz:
         rates = ", ".join(map(str, rates_hz))
-        message = f"{audio_format} can't have a sample rate of {rate_hz} Hz; it can have {rates}."
+        message = f"{audio_format} does not support a sample rate of {rate_hz} Hz. Use one of: {rates}."
         raise UnsupportedParameter(message, param="sample_rate")
     if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
-        message = f"{audio_format} can have a sample rate of {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz, not {rate_hz}."
+        message = (
+            f"{audio_format} does not support a sample rate of {rate_hz} Hz. Use {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz."
+        )
         raise UnsupportedParameter(message, param="sample_rate")
 
 
 def open_encoder(audio_format: AudioFormat, rate_hz: int) -> Encoder:
-    """An encoder for samples at rate_hz. Takes 0.5-2 ms for mp3, opus, aac and flac. Raises as `check_rate` does."""
+    """Open an encoder for samples at rate_hz. Takes up to 2 ms. Raises UnsupportedParameter for an unsupported rate."""
     check_rate(audio_format, rate_hz)
     recipe = AUDIO_FORMATS[audio_format].recipe
     return _PcmEncoder(recipe.header(rate_hz)) if isinstance(recipe, PcmRecipe) else _CodecEncoder(recipe, rate_hz)
 
 
 class _PcmEncoder:
-    """16-bit little-endian samples behind a header."""
+    """Writes a header and 16-bit little-endian samples."""
 
     def __init__(self, header: bytes) -> None:
         self._header = header
@@ -76,7 +81,7 @@ class _PcmEncoder:
 
     def encode(self, samples: Samples) -> bytes:
         if self._ended:
-            raise ValueError("this encoder has ended")
+            raise ValueError("the encoder has ended: open a new one")
         return self._take_header() + pcm.to_bytes(samples) if len(samples) else b""
 
     def flush(self) -> bytes:
@@ -94,7 +99,7 @@ class _PcmEncoder:
 
 
 class _Sink:
-    """The file FFmpeg writes to: not seekable, so no header is ever rewritten."""
+    """The output file for FFmpeg. It is not seekable, so FFmpeg never rewrites a header."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -110,16 +115,19 @@ class _Sink:
 
 
 class _CodecEncoder:
-    """A container with one mono stream, fed in whole codec frames so that the caller's cuts never show in the bytes."""
+    """Encodes with FFmpeg to one mono stream in a container.
+
+    The codec gets whole frames only, so that the output does not depend on how the input is divided.
+    """
 
     def __init__(self, recipe: CodecRecipe, rate_hz: int) -> None:
-        self._container: OutputContainer | None = None  # first, for __del__ when what follows raises
+        self._container: OutputContainer | None = None  # set first, because __del__ needs it if a line below raises
         codec_rate_hz = recipe.codec_rate_hz(rate_hz)
         self._recipe = recipe
         self._rate_hz = codec_rate_hz
         self._resampler = StreamResampler(rate_hz, codec_rate_hz)
         self._sink = _Sink()
-        # bitexact: no version strings and no random Ogg serial number. flush_packets: nothing waits in FFmpeg's buffer.
+        # bitexact: no version strings, no random Ogg serial number. flush_packets: FFmpeg does not buffer the output.
         self._container = av.open(
             self._sink,
             "w",
@@ -139,27 +147,28 @@ class _CodecEncoder:
             self._codec.bit_rate = bit_rate
         self._container.start_encoding()
         self._frame_samples = self._codec.frame_size
-        self._pending = np.zeros(recipe.lead_in_samples, dtype=np.float32)  # less than a frame between calls
+        self._pending = np.zeros(recipe.lead_in_samples, dtype=np.float32)  # shorter than a frame between calls
         self._position_samples = 0
         self._started = False
 
     def __del__(self) -> None:
-        # Container and stream refer to each other, so an encoder that is only dropped would hold its native memory
-        # (7 MB for FLAC) until a full garbage collection, which Python has no reason to hurry.
+        # Container and stream refer to each other, so their native memory (7 MB for FLAC) would otherwise stay until
+        # the next full garbage collection.
         self.close()
 
     def encode(self, samples: Samples) -> bytes:
         container = self._container
         if container is None:
-            raise ValueError("this encoder has ended")
+            raise ValueError("the encoder has ended: open a new one")
         if not len(samples):
             return b""
         self._started = True
-        # Clipped here, as one NaN would stay in the resampler, and again after it, as it overshoots at steep edges.
+        # Clip before resampling, because one NaN would stay in the filter. `_feed` clips again, because a resampler can
+        # exceed 1 at steep edges.
         self._pending = np.concatenate((self._pending, self._resampler.push(pcm.clip(samples))))
         whole = len(self._pending) - len(self._pending) % self._frame_samples
         self._feed(container, self._pending[:whole])
-        self._pending = self._pending[whole:].copy()  # a view would keep the whole push alive
+        self._pending = self._pending[whole:].copy()  # a view would keep the whole array in memory
         return self._sink.take()
 
     def flush(self) -> bytes:
@@ -185,11 +194,11 @@ class _CodecEncoder:
         container.close()
 
     def _feed(self, container: OutputContainer, samples: Samples) -> None:
-        """Encode samples (N,) frame by frame; only the stream's last frame may be short."""
-        sound: NDArray[np.float32] | NDArray[np.int16]
-        sound = pcm.to_int16(samples) if self._recipe.sample_format == "s16" else pcm.clip(samples)
-        for start in range(0, len(sound), self._frame_samples):
-            block = sound[None, start : start + self._frame_samples]  # (1, <= frame_samples)
+        """Encode samples (N,) frame by frame. Only the last frame of the stream may be shorter."""
+        converted: NDArray[np.float32] | NDArray[np.int16]
+        converted = pcm.to_int16(samples) if self._recipe.sample_format == "s16" else pcm.clip(samples)
+        for start in range(0, len(converted), self._frame_samples):
+            block = converted[None, start : start + self._frame_samples]  # (1, <= frame_samples)
             frame = av.AudioFrame.from_ndarray(block, format=self._recipe.sample_format, layout="mono")
             frame.sample_rate = self._rate_hz
             frame.time_base = self._time_base

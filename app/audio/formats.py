@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 MIN_RATE_HZ = 8_000
 MAX_RATE_HZ = 48_000
 
-# The sampling frequencies of an MPEG audio header. ADTS also has 64 to 96 kHz, which are above our range.
+# The sample rates that an MPEG audio header can state. ADTS also has 64 to 96 kHz, which are above MAX_RATE_HZ.
 _MPEG_RATES_HZ = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 _OPUS_RATES_HZ = (8_000, 12_000, 16_000, 24_000, 48_000)
 
 
 @dataclass(frozen=True, slots=True)
 class PcmRecipe:
-    """16-bit little-endian samples behind a header."""
+    """A format of a header and 16-bit little-endian samples."""
 
-    header: Callable[[int], bytes]  # of the sample rate in Hz
+    header: Callable[[int], bytes]  # sample rate in Hz -> header
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,30 +32,31 @@ class CodecRecipe:
     container: str
     codec: str
     sample_format: str  # FFmpeg's name: fltp, flt, s16
-    bit_rate: Callable[[int], int | None]  # bit/s, of the codec's sample rate in Hz; None for lossless codecs
+    bit_rate: Callable[[int], int | None]  # sample rate of the codec in Hz -> bit/s; None for lossless codecs
     container_options: Mapping[str, str] = field(default_factory=dict)
     codec_options: Mapping[str, str] = field(default_factory=dict)
     lead_in_samples: int = 0  # silence in front of the audio
-    codec_rates_hz: tuple[int, ...] = ()  # the codec gets the next one at or above the answer's; empty: the answer's
+    codec_rates_hz: tuple[int, ...] = ()  # sample rates of the codec; empty: it can run at any rate
 
     def codec_rate_hz(self, rate_hz: int) -> int:
-        """The rate that the codec runs at for audio of `rate_hz`."""
+        """The rate of the codec for audio at `rate_hz`: the lowest of its rates that is not below `rate_hz`."""
         return next((rate for rate in self.codec_rates_hz if rate >= rate_hz), rate_hz)
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One row of the table."""
+    """One response format."""
 
     media_type: str
     recipe: PcmRecipe | CodecRecipe
-    rates_hz: tuple[int, ...] = ()  # sample rates that it can have; empty: any from MIN_RATE_HZ to MAX_RATE_HZ
+    rates_hz: tuple[int, ...] = ()  # valid sample rates; empty: any from MIN_RATE_HZ to MAX_RATE_HZ
 
 
 def wav_header(rate_hz: int) -> bytes:
-    """44 bytes for 16-bit mono of unknown length: both sizes are 0xFFFFFFFF, as api.openai.com streams it.
+    """Build the header (44 bytes) of a WAV file: 16 bit, mono, of unknown length.
 
-    Python's `wave`, FFmpeg and browsers read that. `wave` refuses a size of 0, the other common convention.
+    Both sizes are 0xFFFFFFFF, as in the streams of api.openai.com. Python's `wave`, FFmpeg and browsers accept that.
+    `wave` refuses a size of 0, the other common convention.
     """
     unknown = 0xFFFFFFFF
     return struct.pack(
@@ -66,10 +67,11 @@ def wav_header(rate_hz: int) -> bytes:
     )
 
 
-# CPU and size below: 22.9 s of speech at 24 kHz on one core, best of four runs.
-# reservoir=0: frames stand alone, so that streams can be joined and cut. compression_level=7 (LAME's -q 7):
-# 6.1 ms of CPU per second of audio against 9.3 at the default, SNR 26.0 dB against 25.9 at 128 kbit/s.
-# MPEG-2.5 (below 16 kHz) has no bit rate above 64 kbit/s that all its sample rates can use.
+# The figures below are from 22.9 s of speech at 24 kHz on one core, best of four runs.
+# reservoir=0: each frame can be decoded alone, so streams can be joined and cut.
+# compression_level=7 (LAME's -q 7): 6.1 ms of CPU per second of audio and SNR 26.0 dB at 128 kbit/s. The default has
+# 9.3 ms and 25.9 dB.
+# Below 16 kHz (MPEG-2.5), 64 kbit/s is the highest bit rate that works at every sample rate.
 _MP3 = CodecRecipe(
     "mp3",
     "libmp3lame",
@@ -78,10 +80,11 @@ _MP3 = CodecRecipe(
     {"write_xing": "0", "id3v2_version": "0"},
     {"reservoir": "0", "compression_level": "7"},
 )
-# FFmpeg's default is a page per second, which would delay the first audio by a second. With 20 ms pages the first 80 ms
-# of input give 53 ms of audio at once (40 ms pages: 33 ms), for 11 kbit/s of page headers: 61 kbit/s in all, where
-# api.openai.com sends about 56. At that size application=audio, compression_level=5 beats voip, which also removes the
-# lowest frequencies: SNR 17.8 dB against 11.2, log-spectral distance 4.5 dB against 4.8, 4.8 ms/s against 9.5.
+# FFmpeg's default is one page per second, which would delay the first audio by a second. With pages of 20 ms, the first
+# 80 ms of input give 53 ms of audio immediately (pages of 40 ms: 33 ms). Page headers take 11 kbit/s: 61 kbit/s in all;
+# api.openai.com sends about 56.
+# application=audio with compression_level=5: SNR 17.8 dB, log-spectral distance 4.5 dB, 4.8 ms of CPU per second.
+# application=voip at the same size: 11.2 dB, 4.8 dB, 9.5 ms; it also removes the lowest frequencies.
 _OPUS = CodecRecipe(
     "ogg",
     "libopus",
@@ -91,10 +94,10 @@ _OPUS = CodecRecipe(
     {"frame_duration": "20", "application": "audio", "compression_level": "5"},
     codec_rates_hz=_OPUS_RATES_HZ,
 )
-# aac_coder=fast: 3.0 ms/s and SNR 28.9 dB, against 8.9 ms/s and 23.3 dB for the default two-loop search.
-# A frame is 1024 samples and leaves the codec once the next one is full, 85 ms at 24 kHz: 5 ms more than CSM's first
-# frame of 80 ms. 128 samples of lead-in bring the first bytes one engine frame (80 ms) forward.
-# 64 kbit/s; at 8 and 11 kHz what a frame can hold, since AAC-LC allows 6 bits per sample and channel.
+# aac_coder=fast: 3.0 ms of CPU per second and SNR 28.9 dB. The default search has 8.9 ms and 23.3 dB.
+# The codec returns a frame of 1024 samples when the next frame is full: after 85 ms at 24 kHz, 5 ms more than CSM's
+# first frame. With 128 samples of lead-in, the first bytes come one engine frame (80 ms) earlier.
+# 64 kbit/s. At 8 and 11 kHz less, because AAC-LC allows 6 bits per sample and channel.
 _AAC = CodecRecipe(
     "adts",
     "aac",
@@ -104,8 +107,9 @@ _AAC = CodecRecipe(
     {"aac_coder": "fast"},
     lead_in_samples=128,
 )
-# compression_level=2 for its 27 ms blocks (the default's 105 ms would delay the first bytes), with the default's linear
-# prediction: 1.0 ms/s and 233 kbit/s, as small as the default. No padding block: it is 8 kB before the first audio.
+# compression_level=2 has blocks of 27 ms; those of the default have 105 ms and would delay the first bytes. The linear
+# prediction is the default's: 1.0 ms of CPU per second and 233 kbit/s, as small as the default.
+# No padding block, which would put 8 kB before the first audio.
 _FLAC = CodecRecipe(
     "flac",
     "flac",

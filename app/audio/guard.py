@@ -1,4 +1,4 @@
-"""The output guard: detects that a speech model fails in a line, and ends the line.
+"""The output guard: ends a line of speech in which the model fails.
 
 Rules (each is counted in `tts_guard_total` under its name):
 
@@ -28,16 +28,16 @@ Rule = Literal["frame_cap", "early_end", "repeat", "silence", "retry"]
 
 REPEATED_S = 1.0
 LATE_SILENCE_S = 1.0
-LONG_SILENCE_S = 4.0  # longer than a dramatic pause, shorter than a listener's patience
+LONG_SILENCE_S = 4.0  # longer than any pause that speakers make
 SILENCE_DBFS = -50.0
-SLOW_CHARS_PER_S = 11.0  # slow English has 14 to 15, so at this pace a text is over
+SLOW_CHARS_PER_S = 11.0  # slow English has 14 to 15, so after this time the text must be over
 
 
 class LineGuard:
-    """Watches one line with `characters` letters, in frames of frame_s. Used for one line, in one thread."""
+    """Checks the frames of one line, whose text has `characters` letters; frame_s: length of a frame in seconds."""
 
     def __init__(self, characters: int, frame_s: float) -> None:
-        self._said_by_s = characters / SLOW_CHARS_PER_S
+        self._text_end_s = characters / SLOW_CHARS_PER_S
         self._frame_s = frame_s
         self._seconds = 0.0
         self._silence_s = 0.0
@@ -52,8 +52,8 @@ class LineGuard:
         self._last = frame
         if self._repeated_s >= REPEATED_S:
             return "repeat"
-        patience_s = LATE_SILENCE_S if self._seconds > self._said_by_s else LONG_SILENCE_S
-        return "silence" if self._silence_s >= patience_s else None
+        limit_s = LATE_SILENCE_S if self._seconds > self._text_end_s else LONG_SILENCE_S
+        return "silence" if self._silence_s >= limit_s else None
 
     def add_samples(self, samples: Samples) -> None:
         """Add the audio (N,) of one frame. It may come a step later than its codes."""

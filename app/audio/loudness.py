@@ -14,15 +14,18 @@ if TYPE_CHECKING:
 
     from app.types import Samples
 
-SILENT_LUFS = -70.0  # the absolute gate of BS.1770: quieter blocks are not counted
+SILENT_LUFS = -70.0  # the absolute gate of BS.1770: quieter blocks do not count
 _CHUNK_S = 0.5
 
 
 def integrated_lufs(samples: Samples, rate_hz: int) -> float:
-    """Integrated loudness in LUFS of mono samples (N,); SILENT_LUFS for silence. Shorter than 0.4 s is repeated."""
+    """Integrated loudness of mono samples (N,) in LUFS; SILENT_LUFS for silence.
+
+    Audio below 0.5 s is repeated, because a gating block of BS.1770 has 0.4 s.
+    """
     if not len(samples):
         return SILENT_LUFS
-    shortest = round(0.5 * rate_hz)  # a gating block has 0.4 s
+    shortest = round(0.5 * rate_hz)
     if len(samples) < shortest:
         samples = np.tile(samples, -(-shortest // len(samples)))
     loudness = SILENT_LUFS
@@ -34,9 +37,10 @@ def integrated_lufs(samples: Samples, rate_hz: int) -> float:
 
 
 def denoised(samples: Samples, rate_hz: int, floor_dbfs: float) -> Samples:
-    """Reduce noise by 12 dB with FFmpeg's `afftdn`, for a known noise floor. Same length, float32.
+    """Reduce the noise in mono samples (N,) by 12 dB with FFmpeg's `afftdn` -> (N,) float32.
 
-    Its noise tracking (`tn`) is off: with it, steady noise was reduced by 0.3 dB, without it by 12 dB.
+    floor_dbfs: level of the noise. The filter's option `tn`, which tracks the noise, is off: with it steady noise was
+    reduced by 0.3 dB only.
     """
     options = f"nr=12:nf={min(-20.0, max(-80.0, floor_dbfs)):.1f}"
     parts = [frame.to_ndarray().reshape(-1) for frame in _through("afftdn", options, samples, rate_hz)]
@@ -45,7 +49,7 @@ def denoised(samples: Samples, rate_hz: int, floor_dbfs: float) -> Samples:
 
 
 def _through(name: str, options: str, samples: Samples, rate_hz: int) -> Iterator[AudioFrame]:
-    """Pass mono samples through one FFmpeg filter."""
+    """Pass mono samples through the FFmpeg filter `name` and yield the output frames."""
     graph = av.filter.Graph()
     source = graph.add_abuffer(format="flt", sample_rate=rate_hz, layout="mono", time_base=None)
     chosen = graph.add(name, options)

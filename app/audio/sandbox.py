@@ -64,12 +64,14 @@ def decode_in_sandbox(
     time_limit_s: float | None = None,
     formats: str = MORE_FORMATS,
 ) -> Decoded:
-    """Like `decode`, and by default with more container formats, video files included.
+    """Decode an audio file as `decode` does, in a child process. By default more containers are allowed.
 
-    Raises BadReference, also if a limit is exceeded; NotReady if the helper process can't be started.
+    source: a path, the bytes, or an open file. limits: None = the defaults of `Limits`. time_limit_s: for decoding;
+    None = the limit of CPU time. Raises BadReference as `decode` does and if a limit is exceeded, NotReady if the
+    helper process can't be started.
     """
     limits = limits or Limits()
-    order = {
+    job = {
         "rate_hz": rate_hz,
         "max_seconds": max_seconds,
         "what": what,
@@ -84,19 +86,21 @@ def decode_in_sandbox(
     # Input and output are files: the child can read only the upload, and RLIMIT_FSIZE limits its output.
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors, _opened(source) as file:
         try:
-            status = _helper().work(order, (file.fileno(), output.fileno(), errors.fileno()), limits.wall_s)
+            status = _helper().work(job, (file.fileno(), output.fileno(), errors.fileno()), limits.wall_s)
         except TimeoutError:
-            raise BadReference(f"`{what}` takes too long to decode. Send a plainer file.", param=what) from None
+            raise BadReference(
+                f"`{what}` takes too long to decode. Send a shorter or simpler file.", param=what
+            ) from None
         if status != 0:
             errors.seek(0)
-            words = errors.read()[-_LOG_CHARS:].decode("utf-8", "replace").strip()
-            log.warning("The process that decoded an upload ended with status %d: %s", status, words)
+            output_text = errors.read()[-_LOG_CHARS:].decode("utf-8", "replace").strip()
+            log.warning("The process that decoded an upload ended with status %d: %s", status, output_text)
             raise BadReference(
-                f"`{what}` could not be decoded within this server's limits of memory and time. Send a plainer file.",
+                f"`{what}` could not be decoded within this server's limits of memory and time. Send a shorter file.",
                 param=what,
             )
         output.seek(0)
-        return _answer(output, what)
+        return _read_result(output, what)
 
 
 def decode_short(data: bytes, rate_hz: int, *, max_seconds: float, what: str, time_limit_s: float) -> Decoded:
@@ -108,33 +112,33 @@ def decode_short(data: bytes, rate_hz: int, *, max_seconds: float, what: str, ti
 
 
 class _Helper:
-    """Owns the helper process: starts it at the first order, and again after it has died. Thread-safe."""
+    """Owns the helper process: starts it at the first job, and again after it has died. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._orders: socket.socket | None = None
+        self._jobs: socket.socket | None = None
 
-    def work(self, order: dict[str, object], files: tuple[int, int, int], wall_s: float) -> int:
+    def work(self, job: dict[str, object], files: tuple[int, int, int], wall_s: float) -> int:
         """Decode one file -> exit status of the child; negative = the signal that ended it.
 
         Raises TimeoutError (the child is killed), NotReady.
         """
-        for _ in range(2):  # the helper may have died since the last order
+        for _ in range(2):  # the helper may have died since the last job
             try:
-                return self._send(order, files, wall_s)
+                return self._send(job, files, wall_s)
             except TimeoutError:
                 raise
             except OSError as error:
-                log.warning("The decoder's helper process has died (%s)", error)
-        raise NotReady("The process that decodes recordings can't be started. Try again.", retry_after_s=1)
+                log.warning("The helper process for decoding uploads has died (%s). A new one is started.", error)
+        raise NotReady("This server can't start its process for decoding recordings. Try again.", retry_after_s=1)
 
-    def _send(self, order: dict[str, object], files: tuple[int, int, int], wall_s: float) -> int:
+    def _send(self, job: dict[str, object], files: tuple[int, int, int], wall_s: float) -> int:
         here, there = socket.socketpair()
-        # When our end closes, the helper kills the child if it still runs.
+        # When this end of the socket closes, the helper kills the child if it still runs.
         with here:
             with there:
-                here.sendall(json.dumps(order).encode() + b"\n")
+                here.sendall(json.dumps(job).encode() + b"\n")
                 with self._lock:
                     socket.send_fds(self._running(), [b"o"], [there.fileno(), *files])
             here.settimeout(wall_s)
@@ -142,18 +146,18 @@ class _Helper:
             while len(reply) < STATUS.size:
                 part = here.recv(STATUS.size - len(reply))
                 if not part:
-                    raise ConnectionResetError("it closed the connection")
+                    raise ConnectionResetError("the helper process closed the connection")
                 reply += part
         (status,) = STATUS.unpack(reply)
         return int(os.waitstatus_to_exitcode(status))
 
     def _running(self) -> socket.socket:
-        if self._process is not None and self._process.poll() is None and self._orders is not None:
-            return self._orders
+        if self._process is not None and self._process.poll() is None and self._jobs is not None:
+            return self._jobs
         self._end()
-        orders, its = socket.socketpair()
+        jobs, its = socket.socketpair()
         with its:
-            self._process = subprocess.Popen(  # noqa: S603 - our own module # nosec B603
+            self._process = subprocess.Popen(  # noqa: S603 - starts this package's own module # nosec B603
                 [sys.executable, "-m", "app.audio.decoder_process", str(its.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -161,44 +165,46 @@ class _Helper:
                 cwd=_ROOT,
                 env=_environment(),
             )
-        self._orders = orders
-        return orders
+        self._jobs = jobs
+        return jobs
 
     def close(self) -> None:
         with self._lock:
             self._end()
 
     def _end(self) -> None:
-        if self._orders is not None:
-            self._orders.close()
+        if self._jobs is not None:
+            self._jobs.close()
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(2)
             if self._process.poll() is None:
                 self._process.kill()
                 self._process.wait()
-        self._orders = self._process = None
+        self._jobs = self._process = None
 
 
 @functools.cache
 def _helper() -> _Helper:
-    """The helper of this process."""
+    """The helper of this server process, created at the first call and closed at exit."""
     helper = _Helper()
     atexit.register(helper.close)
     return helper
 
 
-def _answer(output: IO[bytes], what: str) -> Decoded:
+def _read_result(output: IO[bytes], what: str) -> Decoded:
+    """Read the output file of a child. Raises BadReference with the child's error."""
     header = json.loads(output.read(HEADER_BYTES))
     if "error" in header:
         raise BadReference(header["error"], param=what)
     samples = np.frombuffer(output.read(), np.float32)
     if len(samples) != header.pop("samples"):
-        raise BadReference(f"`{what}` could not be decoded. Send a plainer file.", param=what)
+        raise BadReference(f"`{what}` could not be decoded. Send a shorter or simpler file.", param=what)
     return Decoded(samples=samples, **header)
 
 
 def _opened(source: Source) -> IO[bytes]:
+    """Open `source` as a file with a descriptor of its own, positioned at the start."""
     if isinstance(source, Path):
         return source.open("rb")
     if not isinstance(source, bytes):
@@ -213,6 +219,6 @@ def _opened(source: Source) -> IO[bytes]:
 
 
 def _environment() -> dict[str, str]:
-    """No tokens and keys. One thread, because the stack of each thread counts as memory."""
+    """The helper's environment: without tokens and keys. Libraries get one thread, because stacks count as memory."""
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     return {**kept, "PYTHONPATH": str(_ROOT), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}

@@ -28,9 +28,9 @@ _NOTHING.flags.writeable = False
 class EdgeTrimmer:
     """A `Stage` that shortens the silence before the first and after the last sound to lead_s and tail_s.
 
-    A 10 ms window is silent if its RMS is below threshold_dbfs. Pauses inside are kept. Their first tail_s is returned
-    at once; the rest is held back until more audio follows. Memory is limited by the longest pause. Audio that is not
-    silent waits for the rest of its window, less than 10 ms. Input of only silence gives at most lead_s of it.
+    A 10 ms window is silent if its RMS is below threshold_dbfs. Pauses inside are kept: the first tail_s of a pause is
+    returned immediately, the rest when more audio follows. So memory is limited by the longest pause. The delay for
+    other audio is less than 10 ms, the rest of its window. An input of only silence returns at most lead_s of it.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class EdgeTrimmer:
         self._lead_samples = round(lead_s * rate_hz)
         self._tail_samples = round(tail_s * rate_hz)
         self._threshold = pcm.amplitude(threshold_dbfs)
-        self._partial = _NOTHING  # shorter than a window, not yet judged
+        self._partial = _NOTHING  # the start of a window that is not complete
         self._held: list[Samples] = []  # at first: the lead-in; later: the part of a pause beyond tail_s
         self._kept_of_pause = 0  # samples of the current pause already returned
         self._sounded = False
 
     @property
     def sounded(self) -> bool:
-        """Whether the input had anything but silence so far."""
+        """Whether the input so far has a window that is not silent."""
         return self._sounded
 
     def push(self, samples: Samples) -> Samples:
@@ -65,7 +65,7 @@ class EdgeTrimmer:
         return out
 
     def _pass(self, samples: Samples, window_samples: int) -> Samples:
-        """Take whole windows; return the samples that certainly stay."""
+        """Process whole windows (a multiple of window_samples) and return the samples that are ready."""
         if not len(samples):
             return _NOTHING
         windows = samples.reshape(-1, window_samples)
@@ -88,6 +88,7 @@ class EdgeTrimmer:
         return joined([*out, samples[:end], self._pause(samples[end:])])
 
     def _pause(self, silent: Samples) -> Samples:
+        """Process silent samples: return them up to tail_s of the current pause, hold back the rest."""
         if not self._sounded:
             held = joined([*self._held, silent])
             self._held = [held[max(0, len(held) - self._lead_samples) :].copy()]
@@ -140,7 +141,7 @@ class Gain:
 
 
 class LengthLimit:
-    """A `Stage` that fades out and ends the audio at limit_s; None = no limit. reached: whether it has ended."""
+    """A `Stage` that fades out and ends the audio at limit_s; None = no limit. reached: whether that has happened."""
 
     def __init__(self, rate_hz: int, limit_s: float | None) -> None:
         self._left_samples = None if limit_s is None else round(limit_s * rate_hz)
@@ -160,7 +161,7 @@ class LengthLimit:
 
 
 def soft_limit(samples: Samples) -> Samples:
-    """Limit samples (N,) to [-1, 1]: bit for bit the input up to 0.9, a tanh curve above it, smooth at 0.9."""
+    """Limit samples (N,) to [-1, 1]. Samples up to 0.9 stay unchanged; a tanh curve compresses larger ones."""
     magnitude = np.abs(samples)
     over = magnitude > _KNEE
     if not over.any():
@@ -171,6 +172,6 @@ def soft_limit(samples: Samples) -> Samples:
 
 
 def _rise(length: int) -> NDArray[np.float32]:
-    """(length,) from just above 0 to just below 1: half a raised cosine, sampled at the middle of each step."""
+    """A rising half of a raised cosine with `length` points, from just above 0 to just below 1."""
     phase = (np.arange(length) + 0.5) / max(1, length)
     return (0.5 - 0.5 * np.cos(np.pi * phase)).astype(np.float32)

@@ -38,7 +38,7 @@ class Chain:
 
     def flush(self) -> Samples:
         tail = np.zeros(0, dtype=np.float32)
-        for stage in self._stages:  # the rest of one stage is input to the next, before the next one ends
+        for stage in self._stages:  # the last samples of a stage are input for the next stage
             tail = np.concatenate((stage.push(tail), stage.flush()))
         return tail
 

@@ -14,15 +14,15 @@ T = TypeVar("T")
 
 
 def spare_cores() -> int:
-    """The cores that remain when one is left to the event loop; at least 1."""
+    """The number of CPU cores without one for the event loop; at least 1."""
     return max(1, (os.cpu_count() or 1) - 1)
 
 
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Like asyncio.to_thread, but a cancelled caller waits for the thread.
+    """Run blocking work in a thread as asyncio.to_thread does, but wait for the thread even if the caller is cancelled.
 
-    So the files, encoders and buffers of the thread can be freed when this returns, and cancelled requests leave no
-    threads behind that no limit counts.
+    So the caller can free the files and buffers that the thread uses, and a thread of a cancelled request still counts
+    for `ThreadLimit`. Raises what `work` raises.
     """
     thread = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
     try:
@@ -40,5 +40,6 @@ class ThreadLimit:
         self._free = asyncio.Semaphore(limit or spare_cores())
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Wait for a free thread and run `work` in it, as `in_thread` does."""
         async with self._free:
             return await in_thread(work, *args, **kwargs)

@@ -1,12 +1,15 @@
-"""An inaudible mark that says "made by a machine", put into sound as it streams, and found again in a file.
+"""Add an inaudible watermark to a stream of audio, and detect it in a file.
 
-The network is Perth (Resemble AI, MIT licence): a residual on the log magnitudes below 2 kHz, a hundred a second.
-Only its weights are used, from the `watermark` extra; its own code needs packages that no longer install together. What
-runs here is ours: the weights in NumPy, which is faster at these sizes than torch, and a transform whose windows and
-hops are as long in time at every rate as Perth's at 32 kHz, so that nothing is resampled to be marked.
+The watermark has one bit: it says that the speech is synthetic. The network is Perth (Resemble AI, MIT licence). For
+each frame of 10 ms it computes a residual that is added to the log magnitudes below 2 kHz.
 
-Perth looks 15 frames (150 ms) ahead; a stream can't wait that long. `StreamMarker` looks LOOKAHEAD frames ahead, which
-docs/watermark.md measures. It carries one bit and no payload. Knows samples and rates; no voices, no HTTP.
+Only Perth's weights are used, from the `watermark` extra. Perth's own code needs packages that can no longer be
+installed together. So this module evaluates the network itself, in NumPy, which is faster than torch at these sizes.
+The windows and hops of the transform have the same duration at every sample rate, so audio is marked without
+resampling.
+
+Perth uses 15 frames (150 ms) of lookahead, which is too long for a stream. `StreamMarker` uses LOOKAHEAD frames;
+docs/watermark.md has measurements. Does not depend on HTTP.
 """
 
 from __future__ import annotations
@@ -37,45 +40,49 @@ log = logging.getLogger(__name__)
 
 Scope = Literal["cloned", "all", "off"]
 
-VERSION = "perth-250000.1"  # changes whenever the same sound would be marked otherwise
-DETECT_RATE_HZ = 32_000  # Perth's own
-FOUND = 0.5  # the score from which sound counts as marked; docs/watermark.md has both sides of it
+VERSION = "perth-250000.1"  # change it whenever the output for the same input changes
+DETECT_RATE_HZ = 32_000  # the sample rate that Perth was trained at
+FOUND = 0.5  # audio with this score or more counts as marked; docs/watermark.md has scores with and without the mark
 
 _PACKAGE = "perth"
-_HOW = "Install it with: pip install 'tts-server[watermark]' (resemble-perth, MIT licence)."
+_HOW_TO_INSTALL = "Install it with: pip install 'tts-server[watermark]' (resemble-perth, MIT licence)."
 _WEIGHTS = Path("perth_net/pretrained/implicit/perth_net_250000.pth.tar")
 
-WINDOW_S, HOP_S = 0.064, 0.01  # 2048 and 320 samples at 32 kHz, as the network was trained
-BANDS = 128  # of the transform, 15.6 Hz each: up to 2 kHz
-REACH = 15  # frames that the network sees to either side: five convolutions over 7 frames
+WINDOW_S, HOP_S = 0.064, 0.01  # 2048 and 320 samples at 32 kHz, as in training
+BANDS = 128  # the lowest bins of the transform, 15.6 Hz each: up to 2 kHz
+REACH = 15  # frames of context that the network uses on each side: five convolutions over 7 frames
 BLOCK = 8  # frames that are marked together
-LOOKAHEAD = 3  # frames behind a block that it waits for
+LOOKAHEAD = 3  # frames after a block that must arrive before the block is marked
 
-_FLOOR = 1e-9  # magnitude; -180 dB
-_FLOOR_DB, _SPAN_DB = -180.0, 195.0  # log magnitudes are brought to 0..1 over this span
-# Perth leaves frames alone whose mean log magnitude is below 5 % of the loudest frame's, -170 dB or so: digital
-# silence. Loudest of a stream is not known, so a fixed value stands for it.
+_FLOOR = 1e-9  # lowest magnitude: -180 dB
+_FLOOR_DB, _SPAN_DB = -180.0, 195.0  # log magnitudes in this range are scaled to 0..1
+# Frames with a lower mean level are not marked: digital silence. Perth uses 5 % of the loudest frame's level (about
+# -170 dB). The loudest frame of a stream is unknown in advance, so the limit here is a constant.
 _SILENT = 0.04
-_SLOPE = np.float32(0.01)  # of the leaky rectifier
+_SLOPE = np.float32(0.01)  # of the leaky ReLU for negative inputs
 
 
 class WatermarkMissing(NotSupported):
-    """The extra is not installed, or not as it should be; the message says what to do."""
+    """The `watermark` extra is missing or incomplete. The message says how to install it."""
 
 
 class Watermark:
-    """Which answers are marked. Raises WatermarkMissing at once where all should be and can't."""
+    """Decides which answers are marked.
+
+    scope: mark answers with a cloned voice, all answers, or none. missing: why nothing can be marked; None if it can.
+    The constructor raises WatermarkMissing if the scope is "all" and the `watermark` extra is missing.
+    """
 
     def __init__(self, scope: Scope) -> None:
         self.scope: Scope = scope
-        self.missing = None if scope == "off" else _missing()  # why nothing is marked, in words
+        self.missing = None if scope == "off" else _missing()
         if scope == "all":
             load()
         elif self.missing is not None:
-            log.warning("cloned voices are not marked: %s", self.missing)
+            log.warning("Speech of cloned voices gets no watermark: %s", self.missing)
 
     def marks(self, voices: Iterable[Voice]) -> bool:
-        """Whether an answer by these voices carries the mark: one cloned voice in it is enough."""
+        """Whether an answer with these voices is marked. For the scope "cloned", one cloned voice is enough."""
         if self.scope == "off" or self.missing is not None:
             return False
         return self.scope == "all" or any(voice.kind == "cloned" for voice in voices)
@@ -83,12 +90,14 @@ class Watermark:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
+    """A one-dimensional convolution."""
+
     weight: Array  # (taps * inputs, outputs)
     bias: Array  # (outputs,)
     taps: int
 
     def __call__(self, x: Array) -> Array:
-        """(T, inputs) -> (T - taps + 1, outputs): no padding."""
+        """Convolve x (T, inputs) without padding -> (T - taps + 1, outputs)."""
         count = len(x) - self.taps + 1
         x = np.ascontiguousarray(x)
         windows = np.lib.stride_tricks.as_strided(x, (count, self.taps * x.shape[1]), x.strides)
@@ -97,67 +106,68 @@ class _Layer:
 
 @dataclass(frozen=True, slots=True)
 class Perth:
-    """The trained network: an encoder, and a decoder in three branches, each with how far it stretches time first."""
+    """The trained network."""
 
     encoder: tuple[_Layer, ...]
-    decoders: tuple[tuple[float, tuple[_Layer, ...]], ...]
+    decoders: tuple[tuple[float, tuple[_Layer, ...]], ...]  # three branches: (factor that stretches time first, layers)
 
     def residual(self, levels: Array, before: int, after: int) -> Array:
-        """What to add to the log magnitudes of the frames in the middle, (T - before - after, BANDS).
+        """Compute the residual to add to the log magnitudes of T - before - after frames -> (that number, BANDS).
 
-        levels (T, BANDS), 0..1. Its first `before` frames (at most REACH) are context; where they are fewer than
-        REACH, the sound begins there. After its last frame the network sees what it was trained to see after an end.
+        levels: (T, BANDS), scaled to 0..1. The first `before` and the last `after` frames are context only. If `before`
+        is less than REACH, the audio starts with the first frame. The input is padded with zeros after the last frame,
+        as at the end of audio in training.
         """
         begins = before < REACH
         x = _through(self.encoder, levels, begins=begins)
         return x[before if begins else 0 : len(x) - after]
 
     def score(self, samples: Samples) -> float:
-        """How sure the network is, 0 to 1, that samples (N,) at DETECT_RATE_HZ carry the mark; 0 for silence."""
+        """Score samples (N,) at DETECT_RATE_HZ: 0 = not marked, 1 = marked. Silence and short audio score 0."""
         levels = np.concatenate([level for level, _ in _spectra(samples, _Grid.of(DETECT_RATE_HZ))])
         audible = levels.mean(axis=1) > _SILENT
         if not audible.any():
             return 0.0
-        marks, sure = [], []
+        marks, attentions = [], []
         for stretch, layers in self.decoders:
             count = int(len(levels) * stretch)
             if not count:
                 return 0.0
             out = _through(layers, _lerp(levels, count), begins=True)
-            heard = audible[(np.arange(count) * len(levels)) // count]
-            if not heard.any():
+            used = audible[(np.arange(count) * len(levels)) // count]
+            if not used.any():
                 return 0.0
-            attention, mark = out[heard].mean(axis=0)
-            sure.append(attention)
+            attention, mark = out[used].mean(axis=0)
+            attentions.append(attention)
             marks.append(mark)
-        weights = np.exp(np.array(sure) - max(sure))
+        weights = np.exp(np.array(attentions) - max(attentions))
         return float(np.clip((weights * np.array(marks)).sum() / weights.sum(), 0.0, 1.0))
 
 
 def detect(samples: Samples) -> float:
-    """How sure it is, 0 to 1, that samples (N,) at DETECT_RATE_HZ are marked; FOUND and more is a mark.
+    """Score samples (N,) at DETECT_RATE_HZ, from 0 to 1. A score of FOUND or more means that the audio is marked.
 
-    Blocks for 10 ms a second of sound. Raises WatermarkMissing.
+    Blocks for about 10 ms per second of audio. Raises WatermarkMissing.
     """
     return load().score(samples)
 
 
 @functools.cache
 def load() -> Perth:
-    """The network, read once: 0.1 s with torch already there, 37 MB. Raises WatermarkMissing."""
+    """Load the network and cache it: 37 MB, 0.1 s if torch is already imported. Raises WatermarkMissing."""
     package = _package()
     if (missing := _missing()) is not None or package is None:
-        raise WatermarkMissing(missing or _HOW)
+        raise WatermarkMissing(missing or _HOW_TO_INSTALL)
     try:
-        import torch  # noqa: PLC0415 - only to read the file; speaking offline needs no torch
-        from threadpoolctl import ThreadpoolController  # noqa: PLC0415 - of the extra
+        import torch  # noqa: PLC0415 - only reads the weights; the offline voice runs without torch
+        from threadpoolctl import ThreadpoolController  # noqa: PLC0415 - installed with the extra
 
-        # NumPy's matrix products in one thread, for good: at these sizes more gain nothing, and on a machine that is
-        # busy anyway they wait for each other, 20 times as long as the product takes.
+        # From now on NumPy uses one thread for matrix products in this process. At these sizes more threads are no
+        # faster, and on a busy machine they wait for each other: up to 20 times as long as the product takes.
         ThreadpoolController().select(internal_api="openblas").limit(limits=1)
         state = torch.load(package / _WEIGHTS, map_location="cpu", weights_only=True)["model"]
     except (ImportError, OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
-        raise WatermarkMissing(f"The watermark's weights can't be read ({error}). {_HOW}") from error
+        raise WatermarkMissing(f"The watermark's weights can't be read ({error}). {_HOW_TO_INSTALL}") from error
 
     def layers(name: str) -> tuple[_Layer, ...]:
         found = []
@@ -174,10 +184,10 @@ def load() -> Perth:
 
 
 class StreamMarker:
-    """A `Stage` that marks sound. As many samples come out as went in; above 2 kHz they are the same.
+    """A `Stage` that adds the watermark. The output has as many samples as the input and is unchanged above 2 kHz.
 
-    The first output comes after 132 ms of input, and output is at most 163 ms behind input: half a window before and
-    after each frame, LOOKAHEAD and BLOCK.
+    The first output comes after 132 ms of input. The delay is at most 163 ms: half a window on each side of a frame,
+    LOOKAHEAD frames and BLOCK frames.
     """
 
     def __init__(self, rate_hz: int, perth: Perth, *, block: int = BLOCK, lookahead: int = LOOKAHEAD) -> None:
@@ -185,15 +195,15 @@ class StreamMarker:
         self._grid = _Grid.of(rate_hz)
         self._block, self._lookahead = block, lookahead
         half = self._grid.window_samples // 2
-        self._pending = np.zeros(half, np.float32)  # input from the next frame's first sample on
-        self._levels = np.zeros((0, BANDS), np.float32)  # REACH frames before the next block, and what is behind them
-        self._spectra: list[NDArray[np.complex64]] = []  # of the next block's frames and those behind
-        self._before = 0  # how many of `_levels` are before the next block
-        self._dry = np.zeros(half, np.float32)  # input not yet given back, from the next block's first sample on
-        self._wet = np.zeros(self._grid.window_samples, np.float32)  # the mark, from the same place on
-        self._envelope = np.zeros(self._grid.window_samples, np.float32)
-        self._skip = half  # of the first outputs: they are before the sound's beginning
-        self._taken = self._given = 0
+        self._pending = np.zeros(half, np.float32)  # input from the first sample of the next frame on
+        self._levels = np.zeros((0, BANDS), np.float32)  # of `_before` frames of context, then of all later frames
+        self._spectra: list[NDArray[np.complex64]] = []  # of the frames that are not marked yet
+        self._before = 0  # frames in `_levels` before the next block; at most REACH
+        self._dry = np.zeros(half, np.float32)  # input that was not returned yet, from the next block on
+        self._wet = np.zeros(self._grid.window_samples, np.float32)  # sum of windowed marks, aligned with `_dry`
+        self._envelope = np.zeros(self._grid.window_samples, np.float32)  # sum of squared windows, aligned with `_dry`
+        self._skip = half  # samples to drop from the first outputs: padding before the start of the audio
+        self._taken = self._given = 0  # samples
 
     def push(self, samples: Samples) -> Samples:
         self._taken += len(samples)
@@ -204,10 +214,10 @@ class StreamMarker:
         return self._give(out)
 
     def flush(self) -> Samples:
-        frames = self._taken // self._grid.hop_samples + 1  # the last one's middle is within the sound
+        frames = self._taken // self._grid.hop_samples + 1  # the middle of the last frame is within the audio
         done = frames - len(self._spectra)
-        behind = np.zeros(self._grid.window_samples + self._grid.hop_samples, np.float32)
-        self._feed(behind)
+        padding = np.zeros(self._grid.window_samples + self._grid.hop_samples, np.float32)
+        self._feed(padding)
         extra = done + len(self._spectra) - frames
         if extra > 0:
             del self._spectra[len(self._spectra) - extra :]
@@ -228,8 +238,8 @@ class StreamMarker:
             self._pending = self._pending[len(levels) * self._grid.hop_samples :].copy()
 
     def _mark(self, count: int, after: int) -> Samples:
-        """Mark the next `count` frames, with `after` more to look at; returns what is finished then."""
-        # Of what is behind never more than LOOKAHEAD, however much happens to be there: the same cuts, the same sound.
+        """Mark the next `count` frames, of which `after` later frames have arrived. Return the finished samples."""
+        # Use at most LOOKAHEAD frames, so that the output does not depend on how the input is divided.
         after = min(after, self._lookahead)
         levels = self._levels[: self._before + count + after]
         residual = self._perth.residual(levels, self._before, after)
@@ -238,20 +248,20 @@ class StreamMarker:
         grid = self._grid
         change = np.zeros((count, grid.window_samples // 2 + 1), np.complex64)
         change[:, :BANDS] = np.array(self._spectra[:count])[:, :BANDS] * gain
-        sounds = np.fft.irfft(change, grid.window_samples, axis=1).astype(np.float32) * grid.window
+        windows = np.fft.irfft(change, grid.window_samples, axis=1).astype(np.float32) * grid.window
         del self._spectra[:count]
         drop = max(0, self._before + count - REACH)
         self._levels = self._levels[drop:]
         self._before += count - drop
         out = []
-        for sound in sounds:
-            self._wet += sound
+        for window in windows:
+            self._wet += window
             self._envelope += grid.window_squared
             out.append(self._finished(grid.hop_samples))
         return np.concatenate(out)
 
     def _finished(self, count: int) -> Samples:
-        """The next samples, which no later frame reaches."""
+        """Return the next `count` samples, which no later frame changes. Requires that all their frames are marked."""
         dry, self._dry = self._dry[:count], self._dry[count:].copy()
         reach = min(count, len(self._wet))
         mark = np.zeros(len(dry), np.float32)
@@ -273,13 +283,13 @@ class StreamMarker:
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """Windows and hops at one rate. scale: a tone's magnitude at 32 kHz over that here."""
+    """Windows and hops of the transform at one sample rate."""
 
     window_samples: int
     hop_samples: int
-    window: Array
+    window: Array  # (window_samples,)
     window_squared: Array
-    scale: np.float32
+    scale: np.float32  # converts a magnitude at this rate to the magnitude of the same tone at 32 kHz
 
     @staticmethod
     @functools.lru_cache(maxsize=16)
@@ -291,9 +301,10 @@ class _Grid:
 
 
 def _spectra(samples: Samples, grid: _Grid, *, whole: bool = True) -> list[tuple[Array, NDArray[np.complex64]]]:
-    """Log magnitudes (T, BANDS) at 0..1 and spectra (T, bins), in batches of at most 10 s.
+    """Transform samples (N,) to log magnitudes (T, BANDS), scaled to 0..1, and spectra (T, bins).
 
-    whole: samples are a whole sound, whose frames are centred; else they begin with the first frame's first sample.
+    The result has batches of at most 1000 frames (10 s). whole: samples are complete audio, and frame n is centred at
+    hop n. Otherwise the first frame begins at the first sample.
     """
     if whole:
         samples = np.pad(samples, grid.window_samples // 2)
@@ -309,9 +320,10 @@ def _spectra(samples: Samples, grid: _Grid, *, whole: bool = True) -> list[tuple
 
 
 def _through(layers: tuple[_Layer, ...], x: Array, *, begins: bool) -> Array:
-    """x (T, inputs) -> (T, outputs) where the sound begins with x, else (T - REACH, outputs): those with all context.
+    """Run the layers on x (T, inputs). begins: whether x is the start of the audio.
 
-    As in training each convolution sees zeros before the sound's beginning and behind its end.
+    Returns (T, outputs) if it is. Otherwise returns (T - REACH, outputs): only the frames that have all their context
+    before them. As in training, each convolution is padded with zeros before the start and after the end.
     """
     for layer in layers:
         side = layer.taps // 2
@@ -322,7 +334,7 @@ def _through(layers: tuple[_Layer, ...], x: Array, *, begins: bool) -> Array:
 
 
 def _lerp(x: Array, count: int) -> Array:
-    """(T, C) -> (count, C), linear, both ends kept."""
+    """Interpolate x (T, C) linearly -> (count, C). The first and the last row stay."""
     at = np.linspace(0, len(x) - 1, count)
     left = np.minimum(at.astype(int), max(0, len(x) - 2))
     share = (at - left).astype(np.float32)[:, None]
@@ -331,18 +343,18 @@ def _lerp(x: Array, count: int) -> Array:
 
 
 def _missing() -> str | None:
-    """What is not installed, in words; None where all is there."""
+    """Return what is not installed and how to install it; None if nothing is missing."""
     package = _package()
     if package is None or not (package / _WEIGHTS).is_file():
-        return f"the watermark's weights are not installed. {_HOW}"
+        return f"The watermark's weights are not installed. {_HOW_TO_INSTALL}"
     if importlib.util.find_spec("torch") is None:
-        return "the watermark needs PyTorch to read its weights. Install torch."
+        return "The watermark needs PyTorch to read its weights. Install torch."
     return None
 
 
 @functools.cache
 def _package() -> Path | None:
-    """Where the extra's package lies; it is found, not imported."""
+    """The folder of the extra's package, found without importing it; None if it is not installed."""
     spec = importlib.util.find_spec(_PACKAGE)
     places = spec.submodule_search_locations if spec is not None else None
     return Path(next(iter(places))) if places else None

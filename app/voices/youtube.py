@@ -1,8 +1,9 @@
-"""The sound of a stretch of a YouTube video, fetched by yt-dlp in a process that can be killed.
+"""Fetch the audio of a section of a YouTube video.
 
-The address given is only read for the video's id; what yt-dlp gets is made here. The child (`youtube_child.py`) may
-reach Google's hosts at public addresses and nothing else, writes into one folder that is gone whatever happens, and is
-killed at the time limit. What it has fetched is decoded in yet another process. Knows no HTTP and stores nothing.
+Only the video's id is taken from the caller's URL. This module builds the URL for yt-dlp from it. yt-dlp runs in a
+child process (`youtube_child.py`), which may connect only to Google's hosts at public IP addresses. The child writes
+into one temporary folder and is killed at the time limit. The folder is always removed. The fetched file is decoded in
+the sandbox (`app/audio/sandbox.py`). Does not depend on HTTP and stores nothing.
 """
 
 from __future__ import annotations
@@ -20,33 +21,34 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from app.audio.sandbox import Limits, decode_in_sandbox
+from app.audio.threads import in_thread
 from app.errors import BadReference, Busy, InvalidValue, NotSupported, Unfetchable
 from app.voices.folder_store import is_alive
 from app.voices.voice_file import wav
 
 log = logging.getLogger(__name__)
 
-RATE_HZ = 44_100  # as cloning takes it
-MIN_SECTION_S, MAX_SECTION_S = 1.0, 600.0  # the most that cloning looks through
+RATE_HZ = 44_100  # the sample rate of app/voices/cloning.py
+MIN_SECTION_S, MAX_SECTION_S = 1.0, 600.0  # the longest recording that cloning accepts has 600 s
 DEFAULT_SECTION_S = 60.0
 HOW_TO_INSTALL = "Install it with: pip install 'tts-server[youtube]'"
 
 _CHILD = Path(__file__).with_name("youtube_child.py")
 _KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _FOLDER_PREFIX = "tts-youtube-"
-_LINE_BYTES = 1 << 16
+_LINE_BYTES = 1 << 16  # longest event from the child
 _HOSTS = frozenset(
     prefix + host
     for host in ("youtube.com", "youtube-nocookie.com", "music.youtube.com")
     for prefix in ("", "www.", "m.")
 ) | {"youtu.be", "www.youtu.be"}
-_BEGAN = time.time()
+_STARTED_AT = time.time()  # of this process, Unix time in seconds
 _ID = re.compile(r"[A-Za-z0-9_-]{11}")
 
 
@@ -108,13 +110,10 @@ class FetchFailed(Unfetchable):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What may be fetched and reached. extractors: yt-dlp's. reach: host names with all below them.
+    """Which videos the child process may fetch, and which hosts it may connect to."""
 
-    addresses: allowed beside public ones. canonical: only the id of the address given is used.
-    """
-
-    extractors: tuple[str, ...] = ("youtube",)
-    reach: tuple[str, ...] = (
+    extractors: tuple[str, ...] = ("youtube",)  # names of yt-dlp's extractors
+    hosts: tuple[str, ...] = (  # host names; their subdomains are allowed too
         "youtube.com",
         "youtu.be",
         "youtube-nocookie.com",
@@ -124,51 +123,53 @@ class Rules:
         "ytimg.com",
         "ggpht.com",
     )
-    addresses: tuple[str, ...] = ()
-    canonical: bool = True
+    addresses: tuple[str, ...] = ()  # allowed IP addresses that are not public
+    canonical: bool = True  # build the URL for yt-dlp from the video's id; False passes the caller's URL on unchanged
 
 
 @dataclass(frozen=True, slots=True)
 class FetchLimits:
-    """max_bytes: on disk. max_length_s: of the whole video. wall_s: from the start to the last byte."""
+    """Limits of one download, and of parallel downloads."""
 
-    max_bytes: int = 128 << 20
-    max_length_s: float = 4 * 3600.0
-    wall_s: float = 120.0
+    max_bytes: int = 128 << 20  # size of the fetched file
+    max_length_s: float = 4 * 3600.0  # length of the whole video
+    wall_s: float = 120.0  # from the start of the child process to its end
     cpu_s: int = 60
     socket_timeout_s: float = 15.0
-    chunk_bytes: int = 4 << 20
-    at_once: int = 2
-    waiting: int = 8
+    chunk_bytes: int = 4 << 20  # size of one HTTP range request
+    parallel: int = 2  # downloads at the same time
+    max_waiting: int = 8  # further requests that may wait for a download to end
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """stage: "looking", "fetching" or "decoding". total_bytes: of what is to be fetched, where known."""
+    """Progress of one download."""
 
-    stage: str
+    stage: str  # "looking" (reading the video's metadata), "fetching" or "decoding"
     fetched_bytes: int = 0
-    total_bytes: int | None = None
+    total_bytes: int | None = None  # bytes to fetch for the section; None = unknown
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A WAV file (mono, 16 bit, RATE_HZ) of the stretch asked for, and what the video is called."""
+    """The audio of the requested section."""
 
-    wav: bytes
+    wav: bytes  # a WAV file: mono, 16 bit, RATE_HZ
     seconds: float
-    title: str
-    video: str = field(default="")
+    title: str  # of the video
 
 
 class YouTube:
-    """Fetches stretches of videos, a few at the same time. Used from one event loop."""
+    """Fetches sections of videos, `FetchLimits.parallel` at the same time. Use it from one event loop.
+
+    off: the reason why fetching is turned off or not installed, for the error message; None if it works.
+    """
 
     def __init__(self, *, enabled: bool = True, rules: Rules | None = None, limits: FetchLimits | None = None) -> None:
         self._rules = rules or Rules()
         self._limits = limits or FetchLimits()
-        self._room = asyncio.Semaphore(self._limits.at_once)
-        self._under_way = 0
+        self._slots = asyncio.Semaphore(self._limits.parallel)
+        self._accepted = 0  # requests that fetch or wait
         self.off = (
             "Cloning from YouTube is turned off on this server (TTS_YOUTUBE)."
             if not enabled
@@ -177,7 +178,7 @@ class YouTube:
             else None
         )
         if self.off is None:
-            _sweep()
+            _remove_leftovers()
 
     async def fetch(
         self,
@@ -186,53 +187,50 @@ class YouTube:
         duration_s: float = DEFAULT_SECTION_S,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Fetched:
-        """Raises NotSupported where it is off, InvalidValue, Unfetchable (see its kinds above), Busy.
+        """Fetch `duration_s` seconds of the video at `url`, starting at `start_s`.
 
-        Cancelling it kills the child and leaves nothing behind.
+        The result is shorter if the video ends earlier. Cancelling the call kills the child process and removes its
+        files. Raises NotSupported if fetching is off, InvalidValue for a wrong `start_s` or `duration_s`, Busy if too
+        many requests wait, and the subclasses of Unfetchable in this module for everything else.
         """
         if self.off is not None:
             raise NotSupported(self.off)
         video = watch_url(url) if self._rules.canonical else url
         _check_section(start_s, duration_s)
-        if self._under_way >= self._limits.at_once + self._limits.waiting:
-            raise Busy("Too many videos are being fetched. Try again.", retry_after_s=10)
-        self._under_way += 1
+        if self._accepted >= self._limits.parallel + self._limits.max_waiting:
+            raise Busy("This server is fetching too many videos. Try again.", retry_after_s=10)
+        self._accepted += 1
         try:
-            async with self._room:
+            async with self._slots:
                 return await self._fetch(video, start_s, duration_s, on_progress or (lambda _: None))
         finally:
-            self._under_way -= 1
+            self._accepted -= 1
 
     async def _fetch(
         self, url: str, start_s: float, duration_s: float, on_progress: Callable[[Progress], None]
     ) -> Fetched:
         folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
         try:
-            told = await self._child(url, start_s, duration_s, folder, on_progress)
-            on_progress(Progress("decoding", told["bytes"], told["bytes"]))
-            cutting = asyncio.ensure_future(
-                asyncio.to_thread(self._cut, _inside(folder, told["path"]), start_s, duration_s)
-            )
-            try:
-                data, seconds = await asyncio.shield(cutting)
-            except asyncio.CancelledError:
-                await asyncio.wait([cutting])  # it reads from the folder
-                raise
-            return Fetched(data, seconds, str(told.get("title") or ""), url)
+            result = await self._run_child(url, start_s, duration_s, folder, on_progress)
+            on_progress(Progress("decoding", result["bytes"], result["bytes"]))
+            path = _checked_path(folder, result["path"])
+            data, seconds = await in_thread(self._decode, path, start_s, duration_s)
+            return Fetched(data, seconds, str(result.get("title") or ""))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    async def _child(
+    async def _run_child(
         self, url: str, start_s: float, duration_s: float, folder: Path, on_progress: Callable[[Progress], None]
     ) -> dict[str, Any]:
+        """Run the child process and return its "done" event. Raises Unfetchable."""
         limits = self._limits
-        order = {
+        job = {
             "url": url,
             "start_s": start_s,
             "duration_s": duration_s,
             "folder": str(folder),
             "extractors": self._rules.extractors,
-            "reach": self._rules.reach,
+            "hosts": self._rules.hosts,
             "addresses": self._rules.addresses,
             "max_bytes": limits.max_bytes,
             "max_length_s": limits.max_length_s,
@@ -240,76 +238,86 @@ class YouTube:
             "socket_timeout_s": limits.socket_timeout_s,
             "chunk_bytes": limits.chunk_bytes,
         }
-        with tempfile.TemporaryFile() as complaints:
+        with tempfile.TemporaryFile() as stderr:
             child = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-I",
                 str(_CHILD),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                stderr=complaints,
+                stderr=stderr,
                 cwd=folder,
                 env=_environment(folder),
-                start_new_session=True,  # a group of its own, which is killed with all that it has started
+                start_new_session=True,  # a new process group, so that `_kill` also reaches the processes it starts
                 limit=_LINE_BYTES,
             )
             try:
                 async with asyncio.timeout(limits.wall_s):
-                    last = await self._listen(child, order, on_progress)
+                    last = await self._read_events(child, job, on_progress)
                     await child.wait()
             except TimeoutError:
                 raise FetchTimedOut(
-                    f"YouTube did not deliver within {limits.wall_s:g} s. Try again, or ask for an earlier stretch.",
+                    f"Fetching the video took more than {limits.wall_s:g} s. Try again, or choose an earlier section.",
                     param="youtube_url",
                 ) from None
             finally:
                 await _kill(child)
             if last is None:
-                complaints.seek(0)
-                words = complaints.read()[-500:].decode("utf-8", "replace").strip()
-                log.warning("fetching a video ended with status %s: %s", child.returncode, words)
-                raise FetchFailed("The video could not be fetched; the server's log says why.", param="youtube_url")
+                stderr.seek(0)
+                output = stderr.read()[-500:].decode("utf-8", "replace").strip()
+                log.warning("The process that fetches a video ended with status %s: %s", child.returncode, output)
+                raise FetchFailed(
+                    "The video could not be fetched. The server's log has the reason.", param="youtube_url"
+                )
         if last["event"] == "done":
             return last
-        log.info("a video was not fetched: %s: %s", last.get("kind"), last.get("words"))
-        raise problem(str(last.get("kind")), str(last.get("words")), last.get("warnings") or [], limits)
+        log.info("A video could not be fetched: %s: %s", last.get("kind"), last.get("message"))
+        raise fetch_error(str(last.get("kind")), str(last.get("message")), last.get("warnings") or [], limits)
 
     @staticmethod
-    async def _listen(
-        child: asyncio.subprocess.Process, order: dict[str, Any], on_progress: Callable[[Progress], None]
+    async def _read_events(
+        child: asyncio.subprocess.Process, job: dict[str, Any], on_progress: Callable[[Progress], None]
     ) -> dict[str, Any] | None:
-        """The child's last word, or None if it ended without."""
+        """Send the job to the child and return its "done" or "failed" event; None if it ended without one."""
         assert child.stdin is not None  # noqa: S101 - both are pipes
         assert child.stdout is not None  # noqa: S101
-        child.stdin.write(json.dumps(order).encode() + b"\n")
+        child.stdin.write(json.dumps(job).encode() + b"\n")
         with contextlib.suppress(ConnectionError):
             await child.stdin.drain()
         while line := await child.stdout.readline():
-            told = json.loads(line)
-            if told["event"] != "progress":
-                return dict(told)
-            on_progress(Progress(told["stage"], told["bytes"], told["total"]))
+            event: dict[str, Any] = json.loads(line)
+            if event["event"] != "progress":
+                return event
+            on_progress(Progress(event["stage"], event["bytes"], event["total"]))
         return None
 
-    def _cut(self, path: Path, start_s: float, duration_s: float) -> tuple[bytes, float]:
-        """Blocks. Raises OutsideVideo."""
+    def _decode(self, path: Path, start_s: float, duration_s: float) -> tuple[bytes, float]:
+        """Decode the section from the fetched file -> WAV file, length in seconds. Blocks.
+
+        Raises OutsideVideo if the video has no audio at `start_s`, FetchFailed if the file can't be decoded.
+        """
         limits = Limits(input_bytes=self._limits.max_bytes + (1 << 20), cpu_s=60, wall_s=60.0)
         try:
-            heard = decode_in_sandbox(
+            decoded = decode_in_sandbox(
                 path, RATE_HZ, max_seconds=duration_s, what="youtube_url", limits=limits, start_s=start_s
             )
         except BadReference as error:
             if start_s > 0:
                 raise OutsideVideo(
-                    f"There is no sound at {start_s:g} s of the video. Ask for an earlier `start_time`.",
+                    f"The video has no audio at {start_s:g} s. Send an earlier `start_time`.",
                     param="start_time",
                 ) from error
-            raise FetchFailed(f"The video's sound can't be read: {error.message}", param="youtube_url") from error
-        return wav(heard.samples, RATE_HZ), heard.seconds
+            raise FetchFailed(
+                f"The audio of the video can't be decoded: {error.message}", param="youtube_url"
+            ) from error
+        return wav(decoded.samples, RATE_HZ), decoded.seconds
 
 
 def watch_url(url: str) -> str:
-    """The plain address of the one video that `url` is of. Raises NotYouTube, IsPlaylist."""
+    """Return the canonical URL of the video that `url` names: "https://www.youtube.com/watch?v=...".
+
+    Raises NotYouTube if `url` is not the https URL of a YouTube video, IsPlaylist if it names a playlist only.
+    """
     try:
         parts = urlsplit(url.strip())
         host, port = (parts.hostname or "").rstrip("."), parts.port
@@ -328,7 +336,7 @@ def watch_url(url: str) -> str:
         found = path[1]
     if found is None and ("list" in query or path[:1] == ["playlist"]):
         raise IsPlaylist(
-            "`youtube_url` is of a playlist. Send the address of one video.",
+            "`youtube_url` is the address of a playlist. Send the address of one video.",
             param="youtube_url",
         )
     if found is None or not _ID.fullmatch(found):
@@ -336,52 +344,69 @@ def watch_url(url: str) -> str:
     return f"https://www.youtube.com/watch?v={found}"
 
 
-def problem(kind: str, words: str, warnings: list[str], limits: FetchLimits) -> Unfetchable:
-    """What went wrong in the child as an error that says what to do.
+def fetch_error(kind: str, message: str, warnings: list[str], limits: FetchLimits) -> Unfetchable:
+    """Convert a "failed" event of the child process to the error for the caller.
 
-    Reasons that only YouTube's own page states are recognised by its English words, which is all that yt-dlp passes on.
-    An unknown reason is quoted.
+    `kind` names the reasons that the child detects itself. Other reasons come from YouTube's page, and yt-dlp passes on
+    only its English text. So phrases in `message` identify them. An unknown reason is quoted.
     """
-    known: dict[str, tuple[type[Unfetchable], str]] = {
-        "playlist": (IsPlaylist, "`youtube_url` is of several videos. Send the address of one."),
-        "live": (LiveVideo, "The video is a live stream or has not begun. Wait until it is a recording."),
+    from_child: dict[str, tuple[type[Unfetchable], str]] = {
+        "playlist": (IsPlaylist, "`youtube_url` is the address of several videos. Send the address of one video."),
+        "live": (LiveVideo, "The video is a live stream, or it has not started yet. Try again when it has ended."),
         "too_long": (
             VideoTooLong,
-            f"The video is too long ({words}); at most {limits.max_length_s / 3600:g} hours are taken. Cut it, or "
-            "upload the stretch as a file.",
+            f"The video is too long ({message}). Videos of at most {limits.max_length_s / 3600:g} hours are accepted. "
+            "Upload the section as a file.",
         ),
         "too_large": (
             VideoTooLarge,
-            f"The sound up to that stretch is larger than {limits.max_bytes >> 20} MiB. Ask for an earlier one.",
+            f"The audio from the start of the video to the end of the section is larger than "
+            f"{limits.max_bytes >> 20} MiB. Choose an earlier section.",
         ),
-        "start": (OutsideVideo, f"`start_time` is behind the video's end ({words})."),
-        "geo": (NotInCountry, "The video is not shown in this server's country. Upload the stretch as a file."),
-        "refused": (FetchBlocked, "The video leads to a place that this server does not fetch from."),
+        "start": (
+            OutsideVideo,
+            f"`start_time` is after the end of the video ({message}). Send an earlier `start_time`.",
+        ),
+        "geo": (
+            NotInCountry,
+            "YouTube does not show the video in the country of this server. Upload the section as a file.",
+        ),
+        "refused": (
+            FetchBlocked,
+            "The video is stored on a host that this server does not connect to. Upload the section as a file.",
+        ),
     }
-    kind = kind if kind in known else next((name for name, signs in _SIGNS if _says(words, signs)), "")
-    told: dict[str, tuple[type[Unfetchable], str]] = {
-        **known,
-        "private": (PrivateVideo, "The video is private or for members only. Make it public or unlisted."),
-        "age": (AgeRestricted, "The video is age-restricted, so YouTube wants a login. Upload the stretch as a file."),
-        "bot": (FetchBlocked, "YouTube refuses this server for now (too many requests). Upload the stretch as a file."),
-        "removed": (VideoRemoved, "The video is not available: it was removed, or never was. Check the address."),
+    if kind not in from_child:
+        kind = next((name for name, phrases in _PHRASES if _contains_any(message, phrases)), "")
+    errors: dict[str, tuple[type[Unfetchable], str]] = {
+        **from_child,
+        "private": (PrivateVideo, "The video is private or for channel members only. Make it public or unlisted."),
+        "age": (
+            AgeRestricted,
+            "The video is age-restricted: YouTube shows it to signed-in users only. Upload the section as a file.",
+        ),
+        "bot": (
+            FetchBlocked,
+            "YouTube currently blocks this server, because it sent too many requests. Upload the section as a file.",
+        ),
+        "removed": (VideoRemoved, "The video was removed or does not exist. Check the address."),
         "timeout": (FetchTimedOut, "YouTube did not answer in time. Try again."),
     }
     if kind in ("", "format") and any("JavaScript runtime" in warning for warning in warnings):
         return RuntimeMissing(
-            "This server has no JavaScript runtime, which YouTube's videos need. "
-            "On the server: pip install 'yt-dlp[default,deno]'.",
+            "Fetching from YouTube needs a JavaScript runtime, and this server has none. "
+            "Install one on the server with: pip install 'yt-dlp[default,deno]'.",
             param="youtube_url",
         )
-    if kind in told:
-        error, message = told[kind]
-        return error(message, param="start_time" if kind == "start" else "youtube_url")
-    said = re.sub(r"\s+", " ", words.removeprefix("ERROR: "))[:200]
-    return FetchFailed(f"The video could not be fetched: {said}", param="youtube_url")
+    if kind in errors:
+        error, text = errors[kind]
+        return error(text, param="start_time" if kind == "start" else "youtube_url")
+    quoted = re.sub(r"\s+", " ", message.removeprefix("ERROR: "))[:200]
+    return FetchFailed(f"The video could not be fetched: {quoted}", param="youtube_url")
 
 
-# In order: a private video also says "sign in", a removed one "unavailable".
-_SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
+# Kind -> phrases in YouTube's messages. The first match wins, because one message can contain phrases of two kinds.
+_PHRASES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("private", ("private video", "members-only", "members only", "join this channel", "video is private")),
     ("age", ("confirm your age", "age-restricted", "age restricted", "inappropriate for some users")),
     ("bot", ("not a bot", "rate-limited", "too many requests", "captcha", "http error 429", "http error 403")),
@@ -393,46 +418,49 @@ _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
-def _says(words: str, signs: tuple[str, ...]) -> bool:
-    lower = words.lower().replace("’", "'")
-    return any(sign in lower for sign in signs)
+def _contains_any(message: str, phrases: tuple[str, ...]) -> bool:
+    lower = message.lower().replace("’", "'")
+    return any(phrase in lower for phrase in phrases)
 
 
 def _check_section(start_s: float, duration_s: float) -> None:
-    """Raises InvalidValue; also for what is no number."""
+    """Raises InvalidValue for values out of range, NaN and infinity."""
     if not start_s >= 0 or start_s == float("inf"):
-        raise InvalidValue("`start_time` is in seconds from the video's beginning, 0 or more.", param="start_time")
+        raise InvalidValue(
+            "`start_time` must be 0 or more, in seconds from the start of the video.", param="start_time"
+        )
     if not MIN_SECTION_S <= duration_s <= MAX_SECTION_S:
         raise InvalidValue(
-            f"`duration` is in seconds, {MIN_SECTION_S:g} to {MAX_SECTION_S:g}; 10 to 60 of one speaker are good.",
+            f"`duration` must be {MIN_SECTION_S:g} to {MAX_SECTION_S:g} seconds. 10 to 60 seconds of one speaker work "
+            "best.",
             param="duration",
         )
 
 
 def _not_youtube() -> NotYouTube:
     return NotYouTube(
-        "`youtube_url` is not the https address of a video on YouTube, such as https://www.youtube.com/watch?v=... or "
-        "https://youtu.be/...",
+        "`youtube_url` is not the address of a YouTube video. Send an https address such as "
+        "https://www.youtube.com/watch?v=... or https://youtu.be/...",
         param="youtube_url",
     )
 
 
-def _inside(folder: Path, path: str) -> Path:
-    """The file that the child names, if it lies in its folder. Raises FetchFailed."""
+def _checked_path(folder: Path, path: str) -> Path:
+    """Return the path that the child reported. Raises FetchFailed unless it is a regular file in `folder`."""
     found = Path(path)
     if found.is_symlink() or found.resolve().parent != folder.resolve() or not found.is_file():
-        raise FetchFailed("The video could not be fetched.", param="youtube_url")
+        raise FetchFailed("The video could not be fetched. Upload the section as a file.", param="youtube_url")
     return found
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """No tokens, keys or proxies; all that is written goes into the folder."""
+    """The child's environment: without tokens, keys and proxies, and with all cache folders inside `folder`."""
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     return {**kept, "HOME": str(folder), "TMPDIR": str(folder), "XDG_CACHE_HOME": str(folder), "DENO_DIR": str(folder)}
 
 
 async def _kill(child: asyncio.subprocess.Process) -> None:
-    """The child and all that it has started, and wait until it is gone."""
+    """Kill the child's process group and wait until the child has ended, also when the caller is cancelled."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     waiting = asyncio.ensure_future(child.wait())
@@ -443,13 +471,16 @@ async def _kill(child: asyncio.subprocess.Process) -> None:
         raise
 
 
-def _sweep() -> None:
-    """Remove what processes that are no more have left: both they and their child were killed at once."""
+def _remove_leftovers() -> None:
+    """Remove download folders of processes that no longer run.
+
+    A folder is left over only if the server and its child were killed together: otherwise one of them removes it.
+    """
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*-*"):
         owner = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
         with contextlib.suppress(OSError):
             if not owner.isdecimal() or (int(owner) != os.getpid() and is_alive(int(owner))):
                 continue
-            if int(owner) == os.getpid() and folder.stat().st_mtime > _BEGAN:
-                continue  # ours; an older one is of a container's earlier life, with the same number
+            if int(owner) == os.getpid() and folder.stat().st_mtime > _STARTED_AT:
+                continue  # it belongs to this process; an older one is from before a restart with the same pid
             shutil.rmtree(folder, ignore_errors=True)

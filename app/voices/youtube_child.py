@@ -1,8 +1,9 @@
-"""yt-dlp in a process of its own, started by `youtube.py` as a plain file: it imports nothing of ours.
+"""The child process of `youtube.py`: runs yt-dlp for one job. It imports no other module of this package.
 
-An order as one JSON line on stdin; events as JSON lines on stdout. The process reaches nothing but the hosts it was
-given, at public addresses: every look-up and every connection goes through a guard, redirects included. When its stdin
-ends, its parent is gone: it removes what it has fetched and ends.
+The job is one JSON line on stdin. Events are JSON lines on stdout: "progress", then "done" or "failed". The process may
+connect only to the hosts that the job lists, at public IP addresses. `Guard` checks every DNS lookup and every
+connection, redirects included. The end of stdin means that the parent has died: then the process removes its folder and
+ends.
 """
 
 from __future__ import annotations
@@ -21,33 +22,38 @@ import time
 from pathlib import Path
 from typing import Any
 
-_SAFETY_S = 5.0  # of sound behind what was asked for: bit rates vary
+# Extra audio that is fetched after the end of the section, because the bit rate varies within a file.
+_SAFETY_S = 5.0
 _SAFETY_SHARE = 1.15
 _SAFETY_BYTES = 1 << 18
-_TELL_EVERY_S = 0.25
-# What can be decoded from its first bytes on, without an index at its end.
-_STREAMS = frozenset({"webm_dash", "m4a_dash", "mp3", "ogg", "opus", "aac", "webm"})
+_REPORT_EVERY_S = 0.25
+# Containers that can be decoded when only the first part of the file was fetched: they have no index at the end.
+_STREAMABLE = frozenset({"webm_dash", "m4a_dash", "mp3", "ogg", "opus", "aac", "webm"})
 
 
 class Refused(OSError):
-    """The guard: this process may not go there."""
+    """`Guard` refused a connection or a DNS lookup."""
 
 
-class Enough(Exception):
-    """All that was asked for is here."""
+class FetchedEnough(Exception):
+    """Stops the download: the fetched bytes contain the section."""
 
 
 class TooLarge(Exception):
-    """More bytes than are allowed."""
+    """The file is larger than the job's `max_bytes`."""
 
 
 class Guard:
-    """What this process may reach. An audit hook can't be taken away again by what runs later."""
+    """Restricts the connections of this process, with an audit hook: code that runs later can't remove it.
+
+    hosts: allowed host names; their subdomains are allowed too. addresses: allowed IP addresses that are not public.
+    refused: the last host or address that was refused.
+    """
 
     def __init__(self, hosts: list[str], addresses: list[str]) -> None:
         self._hosts = tuple(hosts)
-        self._addresses = frozenset(addresses)  # beside public ones
-        self._look_up = socket.getaddrinfo
+        self._addresses = frozenset(addresses)
+        self._getaddrinfo_of_python = socket.getaddrinfo
         self.refused: str | None = None
 
     def install(self) -> None:
@@ -59,7 +65,7 @@ class Guard:
         name = name.rstrip(".").lower()
         if name not in self._addresses and not any(name == h or name.endswith("." + h) for h in self._hosts):
             raise self._refuse(name)
-        return self._look_up(host, *args, **kwargs)
+        return self._getaddrinfo_of_python(host, *args, **kwargs)
 
     def _hook(self, event: str, args: tuple[Any, ...]) -> None:
         if event not in ("socket.connect", "socket.sendto", "socket.sendmsg"):
@@ -71,7 +77,10 @@ class Guard:
             raise self._refuse(str(address[0]))
 
     def allows(self, host: str) -> bool:
-        """Whether an address is public. IPv4 in IPv6 and the like are looked at as what they lead to."""
+        """Whether `host` is a public IP address or one of `addresses`; False for a host name.
+
+        For an IPv6 address that carries an IPv4 address (mapped, 6to4, Teredo, NAT64), the IPv4 address decides.
+        """
         try:
             address = ipaddress.ip_address(host.partition("%")[0])
         except ValueError:
@@ -91,8 +100,8 @@ class Guard:
         return Refused(f"not allowed to connect to {where}")
 
 
-class Listener:
-    """yt-dlp's logger: keeps its warnings, which say why a format is missing."""
+class WarningCollector:
+    """The logger for yt-dlp. It keeps the warnings, which explain why a format is missing."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -107,51 +116,56 @@ class Listener:
     def error(self, message: str) -> None: ...
 
 
-def tell(event: str, **facts: Any) -> None:
-    sys.stdout.write(json.dumps({"event": event, **facts}) + "\n")
+def send_event(event: str, **fields: Any) -> None:
+    """Write one event to stdout."""
+    sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
     sys.stdout.flush()
 
 
 def wanted_bytes(info: dict[str, Any], end_s: float, total_bytes: int | None) -> int | None:
-    """How many bytes from the beginning hold the sound up to end_s; None = all of them."""
+    """Estimate how many bytes from the start of the file contain the audio up to `end_s`.
+
+    info: yt-dlp's metadata of the format. None = fetch the whole file.
+    """
     kind = info.get("container") or info.get("ext")
     length_s = info.get("duration")
-    if kind not in _STREAMS or not length_s or not total_bytes:
+    if kind not in _STREAMABLE or not length_s or not total_bytes:
         return None
     wanted = int(total_bytes * (end_s + _SAFETY_S) / length_s * _SAFETY_SHARE) + _SAFETY_BYTES
     return wanted if wanted < total_bytes else None
 
 
 class Fetch:
-    """One order."""
+    """The download of one job."""
 
-    def __init__(self, order: dict[str, Any]) -> None:
-        self._order = order
-        self._told_s = 0.0
-        self._info: dict[str, Any] = {}
-        self.listener = Listener()
+    def __init__(self, job: dict[str, Any]) -> None:
+        self._job = job
+        self._reported_s = 0.0  # monotonic time of the last progress event
+        self._info: dict[str, Any] = {}  # yt-dlp's metadata of the format being fetched
+        self.logger = WarningCollector()
 
     def options(self) -> dict[str, Any]:
-        order = self._order
+        """The options for YoutubeDL."""
+        job = self._job
         return {
-            "allowed_extractors": order["extractors"],
+            "allowed_extractors": job["extractors"],
             "noplaylist": True,
             "playlist_items": "1",
             "format": "bestaudio[protocol^=http]/bestaudio/best[protocol^=http]/best",
-            "outtmpl": str(Path(order["folder"]) / "sound.%(ext)s"),
-            "paths": {"temp": order["folder"]},
+            "outtmpl": str(Path(job["folder"]) / "sound.%(ext)s"),
+            "paths": {"temp": job["folder"]},
             "match_filter": self._check,
-            "progress_hooks": [self._progress],  # it counts bytes: `max_filesize` would skip the file without a word
-            "socket_timeout": order["socket_timeout_s"],
+            "progress_hooks": [self._progress],  # limits the size; `max_filesize` would skip the file without an error
+            "socket_timeout": job["socket_timeout_s"],
             "retries": 1,
             "extractor_retries": 1,
             "fragment_retries": 1,
             "file_access_retries": 0,
             "concurrent_fragment_downloads": 1,
-            "http_chunk_size": order["chunk_bytes"],
+            "http_chunk_size": job["chunk_bytes"],
             "hls_prefer_native": True,
             "external_downloader": {"default": "native"},
-            "ffmpeg_location": "/nonexistent",  # it would connect past the guard
+            "ffmpeg_location": "/nonexistent",  # FFmpeg's connections would bypass the guard
             "fixup": "never",
             "postprocessors": [],
             "cachedir": False,
@@ -164,29 +178,30 @@ class Fetch:
             "quiet": True,
             "noprogress": True,
             "no_color": True,
-            "logger": self.listener,
+            "logger": self.logger,
             "usenetrc": False,
             "allow_playlist_files": False,
             "writethumbnail": False,
         }
 
     def run(self) -> dict[str, Any]:
-        from yt_dlp import YoutubeDL  # noqa: PLC0415 - after the guard
+        """Fetch the file and return the fields of the "done" event. Raises VideoRejected, TooLarge, yt-dlp's errors."""
+        from yt_dlp import YoutubeDL  # noqa: PLC0415 - imported after the guard is installed
 
-        order = self._order
-        tell("progress", stage="looking", bytes=0, total=None)
+        job = self._job
+        send_event("progress", stage="looking", bytes=0, total=None)
         with YoutubeDL(self.options()) as downloader:
             try:
-                info = downloader.extract_info(order["url"], download=True) or {}
-            except Enough:
+                info = downloader.extract_info(job["url"], download=True) or {}
+            except FetchedEnough:
                 info = self._info
         if info.get("_type") == "playlist":
-            raise Problem("playlist", "the address is of a playlist")
-        files = sorted(Path(order["folder"]).glob("sound.*"), key=lambda path: path.stat().st_size)
+            raise VideoRejected("playlist", "the address of a playlist")
+        files = sorted(Path(job["folder"]).glob("sound.*"), key=lambda path: path.stat().st_size)
         if not files or not files[-1].stat().st_size:
-            raise Problem("nothing", "there was nothing to fetch")
+            raise VideoRejected("nothing", "yt-dlp fetched no data")
         size = files[-1].stat().st_size
-        if size > order["max_bytes"]:
+        if size > job["max_bytes"]:
             raise TooLarge
         return {
             "path": str(files[-1]),
@@ -196,46 +211,48 @@ class Fetch:
         }
 
     def _check(self, info: dict[str, Any], *, incomplete: bool = False) -> str | None:
-        """yt-dlp asks before it downloads."""
-        order = self._order
+        """Check the metadata of the video before the download. Raises VideoRejected. yt-dlp calls it."""
+        job = self._job
         if info.get("_type") == "playlist" or (info.get("n_entries") or 1) > 1:
-            raise Problem("playlist", "the address is of a playlist")
+            raise VideoRejected("playlist", "the address of a playlist")
         if info.get("is_live") or info.get("live_status") in ("is_live", "is_upcoming", "post_live"):
-            raise Problem("live", "it is a live stream")
+            raise VideoRejected("live", "a live stream")
         length_s = info.get("duration")
-        if length_s and length_s > order["max_length_s"]:
-            raise Problem("too_long", f"it is {length_s:.0f} s long")
-        if length_s and order["start_s"] >= length_s:
-            raise Problem("start", f"it is {length_s:.0f} s long")
+        if length_s and length_s > job["max_length_s"]:
+            raise VideoRejected("too_long", f"{length_s:.0f} s")
+        if length_s and job["start_s"] >= length_s:
+            raise VideoRejected("start", f"its length is {length_s:.0f} s")
         return None
 
     def _progress(self, status: dict[str, Any]) -> None:
+        """Stop the download when it is complete or too large, and report progress. yt-dlp calls it for each block."""
         if status.get("status") != "downloading":
             return
         self._info = status.get("info_dict") or {}
         done = int(status.get("downloaded_bytes") or 0)
         total = status.get("total_bytes") or self._info.get("filesize")
-        wanted = wanted_bytes(self._info, self._order["start_s"] + self._order["duration_s"], total)
+        wanted = wanted_bytes(self._info, self._job["start_s"] + self._job["duration_s"], total)
         needed = wanted or total
-        if done > self._order["max_bytes"] or (needed and needed > self._order["max_bytes"]):
+        if done > self._job["max_bytes"] or (needed and needed > self._job["max_bytes"]):
             raise TooLarge
         if wanted and done >= wanted:
-            raise Enough
+            raise FetchedEnough
         now_s = time.monotonic()
-        if now_s - self._told_s >= _TELL_EVERY_S:
-            self._told_s = now_s
-            tell("progress", stage="fetching", bytes=done, total=needed)
+        if now_s - self._reported_s >= _REPORT_EVERY_S:
+            self._reported_s = now_s
+            send_event("progress", stage="fetching", bytes=done, total=needed)
 
 
-class Problem(Exception):
-    """What is wrong with the video, as a short name and in words."""
+class VideoRejected(Exception):
+    """The video can't be used. kind: the reason, as `fetch_error` in youtube.py knows it. message: details."""
 
-    def __init__(self, kind: str, words: str) -> None:
-        super().__init__(words)
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
         self.kind = kind
 
 
 def _limit(max_bytes: int, cpu_s: int) -> None:
+    """Limit file size and CPU time of this process, and turn core dumps off."""
     for kind, most in (
         (resource.RLIMIT_FSIZE, max_bytes + (1 << 20)),
         (resource.RLIMIT_CPU, cpu_s),
@@ -246,41 +263,41 @@ def _limit(max_bytes: int, cpu_s: int) -> None:
         resource.setrlimit(kind, (allowed, allowed))
 
 
-def _outlive_nobody(folder: str) -> None:
-    """Blocks until the parent's end of our stdin closes."""
+def _end_with_parent(folder: str) -> None:
+    """Wait until stdin ends, which means that the parent has died; then remove `folder` and kill this process group."""
     with contextlib.suppress(OSError, ValueError):
         while os.read(0, 1024):
             pass
     shutil.rmtree(folder, ignore_errors=True)
-    os.killpg(0, signal.SIGKILL)  # the script runtime that yt-dlp may have started too
+    os.killpg(0, signal.SIGKILL)  # includes a JavaScript runtime that yt-dlp may have started
 
 
 def main() -> None:
-    order = json.loads(_line())
-    threading.Thread(target=_outlive_nobody, args=(order["folder"],), daemon=True).start()
-    _limit(order["max_bytes"], order["cpu_s"])
-    for name in ("curl_cffi", "websockets"):  # they would connect without Python's sockets, or are not needed
+    job = json.loads(_first_line())
+    threading.Thread(target=_end_with_parent, args=(job["folder"],), daemon=True).start()
+    _limit(job["max_bytes"], job["cpu_s"])
+    for name in ("curl_cffi", "websockets"):  # curl_cffi would bypass the guard; websockets is not needed
         sys.modules[name] = None  # type: ignore[assignment]
-    guard = Guard(order["reach"], order["addresses"])
+    guard = Guard(job["hosts"], job["addresses"])
     guard.install()
-    fetch = Fetch(order)
+    fetch = Fetch(job)
     try:
-        tell("done", **fetch.run())
-    except Problem as problem:
-        tell("failed", kind=problem.kind, words=str(problem), warnings=fetch.listener.warnings)
+        send_event("done", **fetch.run())
+    except VideoRejected as error:
+        send_event("failed", kind=error.kind, message=str(error), warnings=fetch.logger.warnings)
     except TooLarge:
-        tell("failed", kind="too_large", words="it is too large", warnings=[])
-    except Exception as error:  # noqa: BLE001 - the parent gets any failure in words
+        send_event("failed", kind="too_large", message="too large", warnings=[])
+    except Exception as error:  # noqa: BLE001 - every failure is reported to the parent
         cause = _cause(error)
         kind = "geo" if type(cause).__name__ == "GeoRestrictedError" else "other"
-        if isinstance(cause, Problem):
+        if isinstance(cause, VideoRejected):
             kind = cause.kind
         elif isinstance(cause, TooLarge):
             kind = "too_large"
         elif guard.refused is not None:
             kind = "refused"
-        words = str(getattr(error, "msg", None) or error)
-        tell("failed", kind=kind, words=words[:1000], warnings=fetch.listener.warnings, refused=guard.refused)
+        message = str(getattr(error, "msg", None) or error)
+        send_event("failed", kind=kind, message=message[:1000], warnings=fetch.logger.warnings)
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -289,8 +306,8 @@ def _cause(error: BaseException) -> BaseException:
     return inside[1] if inside and inside[1] is not None else error
 
 
-def _line() -> bytes:
-    """The first line of stdin, byte by byte: what is behind it belongs to the watching thread."""
+def _first_line() -> bytes:
+    """Read the first line of stdin, byte by byte, so that the rest stays for `_end_with_parent`."""
     line = b""
     while not line.endswith(b"\n"):
         byte = os.read(0, 1)

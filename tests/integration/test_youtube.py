@@ -6,7 +6,9 @@ import glob
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,12 @@ def cloning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def body(site: Site, **fields: Any) -> dict[str, Any]:
     return {"youtube_url": f"{site.url}/sound.mp3", "voice_name": "Ann", "transcript": WORDS, **fields}
+
+
+def downloads() -> list[str]:
+    """Files that downloads of this process have in the temporary folder."""
+    pattern = Path(tempfile.gettempdir()) / f"tts-youtube-{os.getpid()}-*" / "sound.*"
+    return glob.glob(str(pattern))  # noqa: PTH207 - Path.glob raises when a folder is removed meanwhile
 
 
 def test_a_voice_from_an_address(cloning: str, site: Site) -> None:
@@ -102,8 +110,46 @@ def test_a_caller_who_leaves_leaves_nothing(cloning: str, site: Site) -> None:
         for line in answer.iter_lines():
             if "fetching" in line:
                 break
-    left = str(Path(tempfile.gettempdir()) / f"tts-youtube-{os.getpid()}-*" / "sound.*")
-    wait_until(lambda: not glob.glob(left), 10)  # noqa: PTH207 - Path.glob trips over a folder that goes meanwhile
+    wait_until(lambda: not downloads(), 10)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_server_shutdown_during_a_download_answers_with_an_error_and_leaves_no_files(
+    site: Site, tmp_path: Path, stream: bool
+) -> None:
+    request = body(site, youtube_url=f"{site.url}/slow.mp3")
+    fetching = threading.Event()
+
+    def receive(url: str) -> tuple[int, str, bool]:
+        """Status, text of the body, and whether the body has an end."""
+        lines: list[str] = []
+        with httpx.stream("POST", url + PATH, json=request, params={"stream": stream}, timeout=60) as answer:
+            try:
+                for line in answer.iter_lines():
+                    lines.append(line)
+                    if "fetching" in line:
+                        fetching.set()
+            except httpx.RemoteProtocolError:
+                return answer.status_code, "\n".join(lines), False
+        return answer.status_code, "\n".join(lines), True
+
+    with ThreadPoolExecutor(1) as threads:
+        with tube.fetching(tmp_path) as url:
+            received = threads.submit(receive, url)
+            if stream:
+                assert fetching.wait(30)
+            wait_until(downloads, 30)
+        status, text, complete = received.result(30)
+    assert downloads() == []
+    if stream:
+        last = json.loads(text.rstrip().rpartition("\n")[2].removeprefix("data: "))
+        assert (status, complete) == (200, False)
+        assert "[DONE]" not in text
+    else:
+        last = json.loads(text)
+        assert (status, complete) == (503, True)
+    assert last["error"]["code"] == "engine_stopped"
+    assert list((tmp_path / "cloned_voices").glob("voice_*")) == []
 
 
 def test_the_real_rules_take_youtube_only(server: str) -> None:

@@ -273,7 +273,7 @@ def test_a_film_without_sound() -> None:
         picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))
         for packet in [*stream.encode(picture), *stream.encode(None)]:
             container.mux(packet)
-    assert "no sound" in refused(file.getvalue()).message
+    assert "no audio stream" in refused(file.getvalue()).message
 
 
 def test_a_codec_nobody_records_with() -> None:

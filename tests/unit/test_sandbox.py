@@ -142,15 +142,15 @@ def test_closing_waits_for_an_order_that_is_being_sent(short: bytes, monkeypatch
     helper = sandbox._Helper()
     monkeypatch.setattr(sandbox, "_helper", lambda: helper)
     decode_in_sandbox(short, RATE_HZ, max_seconds=60)
-    orders = helper._orders
-    assert orders is not None
+    jobs = helper._jobs
+    assert jobs is not None
     closing = threading.Thread(target=helper.close)
     with helper._lock:
         closing.start()
         closing.join(0.2)
-        assert orders.fileno() >= 0
+        assert jobs.fileno() >= 0
     closing.join()
-    assert orders.fileno() == -1
+    assert jobs.fileno() == -1
 
 
 def test_many_at_once_leave_nothing_behind(short: bytes) -> None:

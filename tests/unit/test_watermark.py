@@ -224,7 +224,7 @@ def test_without_the_extra(monkeypatch, caplog):
         marks = Watermark("cloned")
     assert not marks.marks([CLONED])
     assert "pip install 'tts-server[watermark]'" in str(marks.missing)
-    assert caplog.text.count("cloned voices are not marked") == 1
+    assert caplog.text.count("Speech of cloned voices gets no watermark") == 1
     assert Watermark("off").missing is None
     with pytest.raises(WatermarkMissing, match="not installed"):
         Watermark("all")

@@ -26,14 +26,14 @@ from app.audio.encoders import open_encoder
 from app.errors import Busy, InvalidValue, NotSupported, Unfetchable
 from app.voices import youtube
 from app.voices.voice_file import read_wav
-from app.voices.youtube import FetchLimits, Progress, Rules, YouTube, problem, watch_url
+from app.voices.youtube import FetchLimits, Progress, Rules, YouTube, fetch_error, watch_url
 from tests.support.live import ROOT, wait_until
 
 pytestmark = pytest.mark.unit
 
 RATE_HZ = 24_000
 HERE = "127.0.0.1"
-TEST_RULES = Rules(extractors=("generic",), reach=("localhost",), addresses=(HERE,), canonical=False)
+TEST_RULES = Rules(extractors=("generic",), hosts=("localhost",), addresses=(HERE,), canonical=False)
 
 
 def tones(seconds: int) -> np.ndarray:
@@ -244,7 +244,7 @@ async def test_a_redirect_leads_nowhere_private(site, where):
 
 
 async def test_without_the_tests_rules_this_machine_is_out_of_reach(site):
-    rules = Rules(extractors=("generic",), reach=("localhost", HERE), canonical=False)
+    rules = Rules(extractors=("generic",), hosts=("localhost", HERE), canonical=False)
     before = len(site.asked)
     for host in (HERE, "localhost"):
         with pytest.raises(Unfetchable) as caught:
@@ -297,7 +297,7 @@ def test_what_both_left_is_swept(places):
     done.wait()
     for name in (f"tts-youtube-{done.pid}-abc", f"tts-youtube-{os.getpid()}-mine", "tts-youtube-x-y"):
         (places / name).mkdir()
-    os.utime(places / f"tts-youtube-{os.getpid()}-mine", (youtube._BEGAN + 5, youtube._BEGAN + 5))
+    os.utime(places / f"tts-youtube-{os.getpid()}-mine", (youtube._STARTED_AT + 5, youtube._STARTED_AT + 5))
     YouTube()
     assert {path.name for path in places.iterdir()} == {f"tts-youtube-{os.getpid()}-mine", "tts-youtube-x-y"}
     os.utime(places / f"tts-youtube-{os.getpid()}-mine", (1, 1))
@@ -306,7 +306,7 @@ def test_what_both_left_is_swept(places):
 
 
 async def test_a_full_house_says_so(site):
-    fetcher = tube(at_once=1, waiting=0)
+    fetcher = tube(parallel=1, max_waiting=0)
     first = asyncio.create_task(fetcher.fetch(f"{site.url}/slow.mp3", 0.0, 5.0))
     await asyncio.sleep(0)
     with pytest.raises(Busy):
@@ -354,7 +354,7 @@ def test_only_these_hosts_are_accepted_and_reached():
     assert len(youtube._HOSTS) == 11
     assert Rules() == Rules(
         extractors=("youtube",),
-        reach=(
+        hosts=(
             *("youtube.com", "youtu.be", "youtube-nocookie.com", "googlevideo.com", "googleapis.com", "google.com"),
             *("ytimg.com", "ggpht.com"),
         ),
@@ -420,7 +420,7 @@ async def test_stretches_that_can_not_be(start_s, duration_s):
     ],
 )
 def test_what_youtube_says_is_told_as_what_it_is(words, code):
-    assert problem("other", words, [], FetchLimits()).code == code
+    assert fetch_error("other", words, [], FetchLimits()).code == code
 
 
 @pytest.mark.parametrize(
@@ -443,15 +443,15 @@ def test_what_youtube_says_is_told_as_what_it_is(words, code):
     ],
 )
 def test_each_phrase_of_youtube_has_its_error_code(sign, code):
-    assert problem("other", f"[youtube] abc: {sign.capitalize()} xyz", [], FetchLimits()).code == code
+    assert fetch_error("other", f"[youtube] abc: {sign.capitalize()} xyz", [], FetchLimits()).code == code
 
 
 def test_a_missing_runtime_is_told():
     warning = "[youtube] No supported JavaScript runtime could be found. Only deno is enabled by default"
     words = "[youtube] abc: Requested format is not available. Use --list-formats"
-    assert problem("other", words, [warning], FetchLimits()).code == "youtube_js_runtime_missing"
-    assert problem("other", words, [], FetchLimits()).code == "youtube_failed"
-    assert problem("other", "[youtube] abc: Private video", [warning], FetchLimits()).code == "youtube_private"
+    assert fetch_error("other", words, [warning], FetchLimits()).code == "youtube_js_runtime_missing"
+    assert fetch_error("other", words, [], FetchLimits()).code == "youtube_failed"
+    assert fetch_error("other", "[youtube] abc: Private video", [warning], FetchLimits()).code == "youtube_private"
 
 
 async def test_where_it_is_off_or_not_installed(monkeypatch):
@@ -529,7 +529,7 @@ def test_the_childs_options_are_these(child):
     options = fetch.options()
     assert options.pop("match_filter") == fetch._check
     assert options.pop("progress_hooks") == [fetch._progress]
-    assert options.pop("logger") is fetch.listener
+    assert options.pop("logger") is fetch.logger
     assert options == {
         "allowed_extractors": ["youtube"],
         "noplaylist": True,
@@ -566,4 +566,4 @@ def test_the_childs_options_are_these(child):
 
 
 def test_only_these_containers_are_fetched_in_part(child):
-    assert {"webm_dash", "m4a_dash", "mp3", "ogg", "opus", "aac", "webm"} == child._STREAMS
+    assert {"webm_dash", "m4a_dash", "mp3", "ogg", "opus", "aac", "webm"} == child._STREAMABLE
