@@ -6,7 +6,8 @@
 
 cosmic-ray finds the places and makes the changes; the Makefile installs it in .mutants. The sample is drawn with a
 fixed seed, one mutant a line. First, one run under coverage records which tests execute which line. Then each mutant
-runs against the tests that execute its line, in a copy of the tree. A mutant is killed when a test fails or takes too
+runs against the tests that execute its line, in a copy of the tree; `--again FILE` runs only the mutants that a log of
+an earlier run calls survivors. A mutant is killed when a test fails or takes too
 long. Mutants that do not change behaviour are listed in tests/support/equivalent_mutants.txt with the reason.
 """
 
@@ -16,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -52,8 +54,8 @@ SKIPPED = (
     "VariableReplacer",
     "VariableInserter",
 )
-MOST_TESTS = 60  # of one mutant; a line that more tests execute is judged by this many, drawn by the seed
-LIMIT_S = 300.0
+FIRST_TESTS = 60  # tests that run first, drawn by the seed; only a mutant that survives them meets the others
+LIMIT_S = 900.0
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="app/", help="files whose path begins with this")
     parser.add_argument("--measured", action="store_true", help="use the coverage of the last run")
+    parser.add_argument("--again", type=Path, metavar="LOG", help="only the survivors in the output of an earlier run")
     options = parser.parse_args()
     if not options.measured or not DATA.exists():
         measure()
@@ -174,6 +177,16 @@ def main() -> None:
         {line.partition("  # ")[0] for line in EQUIVALENT.read_text().splitlines()} if EQUIVALENT.exists() else set()
     )
     mutants = sample(options.only, options.count, options.seed, executed)
+    if options.again:
+        lines = options.again.read_text().splitlines()
+        survivors = {
+            tuple(line.split("  ")[1:3])
+            for line in (re.sub(" {2,}", "  ", text) for text in lines)
+            if line.startswith("survived")
+        }
+        mutants = [
+            each for each in mutants if (f"{each.path}:{each.line}", each.operator.removeprefix("core/")) in survivors
+        ]
     trees: Queue[Path] = Queue()
     for number in range(os.cpu_count() or 1):
         copy_tree(WORK / f"tree{number}")
@@ -184,11 +197,11 @@ def main() -> None:
             return "equivalent"
         lines = executed[mutant.path]
         tests = lines[mutant.line] or sorted({test for each in lines.values() for test in each})
-        if len(tests) > MOST_TESTS:
-            tests = random.Random(options.seed).sample(tests, MOST_TESTS)
+        first = random.Random(options.seed).sample(tests, min(FIRST_TESTS, len(tests)))
+        others = sorted(set(tests) - set(first))
         tree = trees.get()
         try:
-            return "survived" if not tests or survives(mutant, tests, tree) else "killed"
+            return "survived" if all(survives(mutant, part, tree) for part in (first, others) if part) else "killed"
         finally:
             trees.put(tree)
 

@@ -378,3 +378,10 @@ def test_a_raw_keep_alive_connection_survives_errors(server: str) -> None:
     with socket.create_connection((where.hostname, where.port)) as raw:
         raw.sendall(b"GET /health HTTP/1.0\r\n\r\n")
         assert raw.recv(64).startswith(b"HTTP/1.1 200")
+
+
+def test_bounds_of_integers_are_exact_in_the_schema(http: httpx.Client) -> None:
+    """FastAPI passes them through floats, in which 2**63 - 1 does not exist."""
+    seed = http.get("/openapi.json").json()["components"]["schemas"]["SpeechBody"]["properties"]["seed"]
+    (integer,) = [each for each in seed["anyOf"] if each.get("type") == "integer"]
+    assert (integer["minimum"], integer["maximum"]) == (-(2**63), 2**63 - 1)

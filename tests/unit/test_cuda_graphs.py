@@ -121,3 +121,9 @@ def test_sizes() -> None:
     assert doublings(1, 6) == (1, 2, 4, 6)
     assert doublings(256, 256) == (256,)
     assert at_least(3, (1, 2, 4)) == 4
+
+
+def test_cost_is_reported_in_milliseconds() -> None:
+    capture = GraphCapture(torch.device("cpu"))
+    capture._seconds = 1.23456
+    assert capture.cost.seconds == 1.235

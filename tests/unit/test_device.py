@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.engines.shared.rows import must_step_one_by_one
 from app.errors import EngineUnavailable
 from app.runtime import device
 from app.runtime.device import choose_device, cpu_threads
@@ -148,3 +149,16 @@ def test_threads_are_as_many_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> No
     for nothing in ("", "0", "many"):
         monkeypatch.setenv("OMP_NUM_THREADS", nothing)
         assert cpu_threads() == own
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "quantized", "expected"),
+    [
+        ("cpu", torch.float32, False, True),
+        ("cpu", torch.bfloat16, False, False),
+        ("cpu", torch.float32, True, False),
+        ("cuda", torch.float32, False, False),
+    ],
+)
+def test_only_float32_on_a_cpu_steps_one_row_at_a_time(device, dtype, quantized, expected):
+    assert must_step_one_by_one(torch.device(device), dtype, quantized=quantized) is expected

@@ -1030,3 +1030,11 @@ async def test_underruns_count_only_after_the_first_audio():
     async for _ in playing.timed(audio()):
         playing.encoded(0.001)  # too little audio, and no more of it
     assert playing.underruns == 2
+
+
+async def test_lines_of_only_punctuation_are_spoken_by_the_first_voice(over):
+    engine = ScriptedEngine(*[Part(level=0.0)] * 9)
+    async with over(engine) as setup:
+        with contextlib.suppress(NothingSpoken):
+            await setup.pcm("", lines=(Line("?", "onyx"), Line("!", "nova")))
+        assert [line.voice.id for line in engine.utterances[0].lines] == ["onyx"]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.text import cleaning, number_words
+from app.text import cleaning, markup, number_words
 from app.text.normalizer import Grammar, Normalizer
 from tests.support.growth import LINEAR, calls, order
 
@@ -247,3 +247,14 @@ def test_numbers_in_the_names_of_emoji_become_words() -> None:
 def test_a_capital_o_before_two_spaces_is_no_bullet() -> None:
     assert NORMALIZER.normalize("O  Romeo, Romeo") == "O Romeo, Romeo"
     assert NORMALIZER.normalize("o  one\no  two") == "one. two."
+
+
+def test_sizes_of_three_sides_are_read_whole():
+    assert Normalizer().normalize("The box is 2x3x4 m.") == "The box is two by three by four m."
+    assert Normalizer().normalize("A 10 x 20 x 30 cm box.") == "A ten by twenty by thirty centimeters box."
+
+
+def test_comment_at_the_very_beginning_is_removed():
+    assert markup._cut("<!-- note -->Hello", "<!--", "-->") == " Hello"
+    assert markup._cut("Hello <!-- note -->", "<!--", "-->") == "Hello  "
+    assert markup._cut("Hello <!-- note", "<!--", "-->") == "Hello <!-- note"

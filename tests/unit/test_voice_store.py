@@ -519,3 +519,17 @@ def test_files_are_what_they_seem(tmp_path):
         file.writeframes(b"\0" * 8)
     with pytest.raises(ValueError, match="mono"):
         read_wav(stereo.getvalue())
+
+
+def test_new_recording_is_stored_although_another_process_removed_the_old_file(tmp_path, monkeypatch):
+    store = opened(tmp_path)
+    store.set_reference("onyx", sound(1))
+    unlink = Path.unlink
+
+    def removed_twice(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok=True)  # by another server on the same folder, a moment earlier
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", removed_twice)
+    store.set_reference("onyx", sound(2))
+    assert len(list((tmp_path / "voice_references" / "onyx").glob("reference*.wav"))) == 1

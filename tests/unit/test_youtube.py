@@ -567,3 +567,18 @@ def test_the_childs_options_are_these(child):
 
 def test_only_these_containers_are_fetched_in_part(child):
     assert {"webm_dash", "m4a_dash", "mp3", "ogg", "opus", "aac", "webm"} == child._STREAMABLE
+
+
+def test_every_folder_of_a_dead_process_is_removed_whatever_comes_first(tmp_path, monkeypatch):
+    """The folder of this process stays; the search goes on behind it."""
+    own = tmp_path / f"{youtube._FOLDER_PREFIX}{os.getpid()}-a"
+    dead = [tmp_path / f"{youtube._FOLDER_PREFIX}999999{number}-b" for number in range(3)]
+    foreign = tmp_path / f"{youtube._FOLDER_PREFIX}x-c"
+    for folder in (own, *dead, foreign):
+        folder.mkdir()
+    monkeypatch.setattr(youtube.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(Path, "glob", lambda *_: [own, foreign, *dead])
+    youtube._remove_leftovers()
+    assert [folder.exists() for folder in (own, foreign, *dead)] == [True, True, False, False, False]
+    own.rmdir()
+    foreign.rmdir()
