@@ -51,7 +51,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             colors=sys.stderr.isatty(),
             texts=settings.log_texts,
         )
-        app = assemble(settings, on_settled=pauses.spare_what_stays)
+        app = assemble(settings, on_settled=pauses.freeze_loaded_objects)
     except OSError as error:
         print(f"TTS_DATA_DIR={settings.data_dir} can't be used: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
@@ -64,7 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl+C; answers that are being spoken then finish, for up to TTS_SHUTDOWN_GRACE_S."""
-    pauses.switch_quickly()
+    pauses.shorten_switch_interval()
     options: dict[str, Any] = {
         "host": settings.host,
         "port": settings.port,

@@ -1,1 +1,1 @@
-"""The one protocol that speaks, and who fulfils it. No HTTP here; torch only in the model engines."""
+"""Engines: the Engine protocol and its implementations. Does not depend on HTTP. Only model engines import torch."""

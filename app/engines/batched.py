@@ -1,4 +1,4 @@
-"""An Engine over a Runner: one thread, one scheduler, one audio queue per utterance. The same for every model."""
+"""Turns a Runner into an Engine: one thread, one scheduler, one audio queue for each utterance. Works for any model."""
 
 from __future__ import annotations
 
@@ -21,15 +21,12 @@ if TYPE_CHECKING:
     from app.runtime.runner import Runner
     from app.types import AudioChunk, Codes, EngineInfo, Load, Reference, Utterance
 
-# A recording (any thread) -> its codes (K, T). Raises BadReference.
+# Encodes a recording to codes (K, T) int16, in any thread. Raises BadReference.
 Encode = Callable[["Reference"], "Codes"]
 
 
 class BatchedEngine:
-    """Owns a Runner's thread. audio_queue_s: seconds of audio that may wait for a reader before its row is paused.
-
-    encode: turns a recording into codes of `info.prompts.codec`; None = the engine cannot clone.
-    """
+    """An Engine that runs a Runner in its own thread, with continuous batching."""
 
     def __init__(
         self,
@@ -40,6 +37,10 @@ class BatchedEngine:
         audio_queue_s: float,
         encode: Encode | None = None,
     ) -> None:
+        """max_queue: how many new answers may wait for a row. audio_queue_s: a row pauses when this much is not read.
+
+        encode: encodes a recording to codes of the codec `info.prompts.codec`; None = the engine can't clone voices.
+        """
         self._encode = encode
         self._info = info
         self._runner = runner
@@ -61,20 +62,22 @@ class BatchedEngine:
 
     @property
     def restarts(self) -> int:
-        """How often its loop has failed and restarted."""
+        """How often the engine's loop has failed and restarted."""
         return self._loop.restarts
 
     async def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
         scheduling = utterance.scheduling
         playback = scheduling.playback
 
-        def left_s() -> float:
-            """Seconds until the listener needs more audio; 0 for an utterance that is not being sent yet."""
+        def time_left_s() -> float:
+            """Return the seconds until the listener needs more audio; 0 if this utterance is not being sent yet."""
             if playback is None or playback.current_index != scheduling.index:
                 return 0.0
             return playback.time_left_s(time.monotonic())
 
-        audio_queue = AudioQueue(self._runner.rate_hz, self._audio_queue_s, on_room=self._scheduler.wake, left_s=left_s)
+        audio_queue = AudioQueue(
+            self._runner.rate_hz, self._audio_queue_s, on_space=self._scheduler.wake, time_left_s=time_left_s
+        )
         job = Job(utterance, audio_queue)
         self._scheduler.submit(job)
         try:
@@ -85,10 +88,10 @@ class BatchedEngine:
 
     async def encode_reference(self, reference: Reference) -> VoicePrompt:
         if self._encode is None:
-            raise NotSupported(f"The {self._info.name} engine can't learn a voice from a recording.")
+            raise NotSupported(f"The {self._info.name} engine can't clone a voice from a recording.")
         codes = await asyncio.to_thread(self._encode, reference)
-        sound = hashlib.sha256(pcm.to_bytes(reference.samples) + reference.transcript.encode("utf-8", "replace"))
-        return VoicePrompt(sound.hexdigest(), self._info.prompts.codec, codes, reference.transcript)
+        digest = hashlib.sha256(pcm.to_bytes(reference.samples) + reference.transcript.encode("utf-8", "replace"))
+        return VoicePrompt(digest.hexdigest(), self._info.prompts.codec, codes, reference.transcript)
 
     async def __aenter__(self) -> Self:
         self._loop.start()

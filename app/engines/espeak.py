@@ -1,9 +1,9 @@
-"""The offline voice: eSpeak NG, in this process, through ctypes on the library that the `espeak` extra brings.
+"""The offline voice: eSpeak NG in this process. ctypes calls the library that the extra `espeak` installs.
 
-It needs no weights, no GPU and no network, and starts in milliseconds. It is a Runner like any model, so that queueing,
-pausing and cancelling are the same code; its frames carry no codes. Knows no HTTP and no voice store.
+It needs no weights, no GPU and no network, and starts in milliseconds. It is a Runner like any model, so the same code
+queues, pauses and cancels its utterances. Its frames have no codes. Does not depend on HTTP or the voice store.
 
-eSpeak NG is GPL-3.0-or-later, which is why it is an optional extra.
+eSpeak NG has the licence GPL-3.0-or-later. Therefore it is an optional extra.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from app.settings import Settings
     from app.types import Codes, Samples, Utterance
 
-FRAME_S = 0.08  # as long as a Mimi frame: what usage is counted in
-# What the first step of an utterance hands out, and each next one: the sound is there already, and a step costs Python
-# time that the event loop wants for other callers' first sounds.
+FRAME_S = 0.08  # the unit in which usage is counted: the length of a Mimi frame
+# Seconds of audio that the first step of an utterance returns, and each later step. All audio exists after prefill.
+# Each step takes time of the Python interpreter, so long steps leave more of it for the first audio of other requests.
 FIRST_S, NEXT_S = 0.16, 1.0
 WORDS_PER_MINUTE = 165
 AUTO_ROWS = 32
-MAX_TEXT_CHARS = 400  # about 25 s of speech: one sentence is synthesised in one go, in 10-20 ms
+MAX_TEXT_CHARS = 400  # about 25 s of speech; one call synthesises a whole sentence, in 10 to 20 ms
 
 # From speak_lib.h of eSpeak NG 1.52.
 _AUDIO_OUTPUT_SYNCHRONOUS = 2
@@ -48,24 +48,24 @@ _INITIALIZE_DONT_EXIT = 0x8000
 _CHARS_UTF8 = 1
 _END_PAUSE = 0x1000
 _PARAMETER_RATE, _PARAMETER_PITCH = 1, 3
-_BUFFER_MS = 200  # of sound in one callback, each of which costs Python time
-_MAX_DATA_PATH_BYTES = 150  # the library's own buffer holds 160 and overruns silently
+_BUFFER_MS = 200  # of audio in each callback, which costs Python time
+_MAX_DATA_PATH_BYTES = 150  # the library's buffer has 160 bytes and is overrun without an error
 
-_library_lock = threading.Lock()  # eSpeak NG keeps its state in globals: one synthesis at a time in a process
+_library_lock = threading.Lock()  # eSpeak NG has global state, so a process runs one synthesis at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Timbre:
-    """How eSpeak NG tells one name from another: accent, variant file, pitch 0-99, gain to a common loudness."""
+    """The eSpeak NG settings of one voice name."""
 
-    accent: str
-    variant: str
-    pitch: int
-    gain_db: float
+    accent: str  # identifier of an eSpeak NG voice
+    variant: str  # name of a variant file
+    pitch: int  # 0 to 99
+    gain_db: float  # brings the voice to the common loudness
 
 
-# Chosen from 210 accent/variant pairs by how well a recogniser told 25 sentences apart (23-25 of 25 for all of these)
-# and by distance in measured pitch (72-235 Hz) and brightness. Gains bring each to -20 LUFS.
+# Chosen from 210 pairs of accent and variant. A speech recogniser understood 23 to 25 of 25 sentences of each of them,
+# and they differ in measured pitch (72 to 235 Hz) and brightness. The gains bring each voice to -20 LUFS.
 TIMBRES: dict[str, Timbre] = {
     "alloy": Timbre("gmw/en-US", "f2", 50, -0.7),
     "ash": Timbre("gmw/en-US", "edward", 60, -0.9),
@@ -85,11 +85,11 @@ _DEFAULT_TIMBRE = TIMBRES["alloy"]
 
 
 class _VoiceRecord(ctypes.Structure):
-    """espeak_VOICE of speak_lib.h."""
+    """The struct espeak_VOICE of speak_lib.h."""
 
     _fields_ = [
         ("name", ctypes.c_char_p),
-        ("languages", ctypes.c_void_p),  # a priority byte, then the tag, NUL; more of the same; NUL
+        ("languages", ctypes.c_void_p),  # entries of a priority byte and a tag with NUL; a NUL ends the list
         ("identifier", ctypes.c_char_p),
         ("gender", ctypes.c_ubyte),
         ("age", ctypes.c_ubyte),
@@ -104,7 +104,7 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 class Library:
-    """libespeak-ng. Thread-safe. Raises EngineUnavailable where the extra is missing or the data can't be read."""
+    """libespeak-ng. Thread-safe. Raises EngineUnavailable if the extra is not installed or its data can't be read."""
 
     def __init__(self) -> None:
         if importlib.util.find_spec("espeakng_loader") is None:
@@ -118,7 +118,7 @@ class Library:
         with _library_lock:
             self._dll = ctypes.CDLL(espeakng_loader.get_library_path())
             self._dll.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_VoiceRecord))
-            data = self._short(Path(espeakng_loader.get_data_path()))
+            data = self._with_short_path(Path(espeakng_loader.get_data_path()))
             self.rate_hz: int = self._dll.espeak_Initialize(
                 _AUDIO_OUTPUT_SYNCHRONOUS, _BUFFER_MS, os.fsencode(data), _INITIALIZE_DONT_EXIT
             )
@@ -126,24 +126,28 @@ class Library:
                 raise EngineUnavailable(
                     f"eSpeak NG could not read its data in {data}.", remedy="Reinstall espeakng-loader."
                 )
-            self._parts: list[bytes] = []  # of the present synthesis, int16 as they came
-            self._callback = _Callback(self._receive)  # kept: the library holds only a bare pointer
+            self._parts: list[bytes] = []  # int16 samples of the current synthesis, one entry for each callback
+            self._callback = _Callback(self._receive)  # keeps the object alive: the library has only a pointer to it
             self.languages = self._list_languages()
 
-    def _short(self, data: Path) -> Path:
+    def _with_short_path(self, data: Path) -> Path:
+        """Return the folder, or a symbolic link to it if its path is too long for the library."""
         if len(os.fsencode(data)) <= _MAX_DATA_PATH_BYTES:
             return data
         self._shortcut = tempfile.TemporaryDirectory(prefix="espeak-")
         link = Path(self._shortcut.name) / "espeak-ng-data"
         if len(os.fsencode(link)) > _MAX_DATA_PATH_BYTES:
             raise EngineUnavailable(
-                f"The path of eSpeak NG's data is too long for it: {data}.", remedy="Set TMPDIR to a shorter path."
+                f"The path of eSpeak NG's data is too long: {data}.", remedy="Set TMPDIR to a shorter path."
             )
         link.symlink_to(data)
         return link
 
     def _list_languages(self) -> dict[str, str]:
-        """Language tag (lower case) -> the identifier of the voice that claims it most: its lowest priority byte."""
+        """Return the voice identifier of each language tag (lower case).
+
+        If several voices name a language, the voice with the lowest priority byte is used.
+        """
         records = self._dll.espeak_ListVoices(None)
         claims: list[tuple[int, str, str]] = []
         index = 0
@@ -155,19 +159,23 @@ class Library:
                 tag = ctypes.string_at(at + 1)
                 claims.append((priority, tag.decode().lower(), record.identifier.decode()))
                 at += 1 + len(tag) + 1
-        claims.sort(key=lambda claim: claim[0])  # stable: among equals the library's own order
+        claims.sort(key=lambda claim: claim[0])  # a stable sort: equal priorities keep the library's order
         return {tag: identifier for _, tag, identifier in reversed(claims)}
 
     def _receive(self, wave: ctypes._Pointer[ctypes.c_short], count: int, events: int | None) -> int:
+        """The library's callback: add `count` samples to `_parts`. Returns 0 to continue."""
         if wave and count > 0:
             self._parts.append(ctypes.string_at(wave, 2 * count))
         return 0
 
     def synthesize(self, text: str, voice: str, pitch: int) -> Samples:
-        """The whole text as samples (N,) float32 at `rate_hz`. `voice` = identifier, or identifier+variant."""
+        """Synthesise the whole text -> samples (N,) float32 at `rate_hz`. Raises EngineError.
+
+        voice: "identifier" or "identifier+variant". pitch: 0 to 99.
+        """
         data = text.encode("utf-8", "ignore").replace(b"\0", b"")
         with _library_lock:
-            self._dll.espeak_SetSynthCallback(self._callback)  # the process may hold a second Library
+            self._dll.espeak_SetSynthCallback(self._callback)  # another Library in this process may have set its own
             if self._dll.espeak_SetVoiceByName(voice.encode()) != 0:
                 raise EngineError(f"eSpeak NG has no voice {voice!r}.")
             self._dll.espeak_SetParameter(_PARAMETER_RATE, WORDS_PER_MINUTE, 0)
@@ -181,13 +189,14 @@ class Library:
 
 
 def resolve_language(tag: str, languages: dict[str, str]) -> str:
-    """The library's identifier for a BCP 47 tag: exact, then ever shorter, then any of the same language.
+    """Return eSpeak NG's voice identifier for a BCP 47 language tag.
 
-    Raises UnsupportedParameter.
+    Tries the whole tag, then shorter and shorter prefixes, then any voice of the same language. languages: the
+    identifiers by tag. Raises UnsupportedParameter if there is none.
     """
-    wanted = tag.lower().replace("_", "-")
-    wanted = {"zh-hk": "yue", "en-gb": "en-gb-x-rp"}.get(wanted, wanted)
-    parts = wanted.split("-")
+    tag_lower = tag.lower().replace("_", "-")
+    tag_lower = {"zh-hk": "yue", "en-gb": "en-gb-x-rp"}.get(tag_lower, tag_lower)
+    parts = tag_lower.split("-")
     for length in range(len(parts), 0, -1):
         if found := languages.get("-".join(parts[:length])):
             return found
@@ -195,33 +204,33 @@ def resolve_language(tag: str, languages: dict[str, str]) -> str:
         if known.split("-")[0] == parts[0]:
             return identifier
     raise UnsupportedParameter(
-        f"The offline voice does not know the language {tag!r}. Known are: {', '.join(sorted(languages))}.",
+        f"The offline voice does not speak the language {tag!r}. It speaks: {', '.join(sorted(languages))}.",
         param="language",
     )
 
 
 class EspeakRunner:
-    """eSpeak NG in rows: prefill synthesises a sentence, each step hands out its next stretch of sound."""
+    """eSpeak NG as a Runner: `prefill` synthesises the whole utterance, and each `step` returns the next part of it."""
 
     def __init__(self, library: Library, max_rows: int) -> None:
         self.max_rows = max_rows
         self.rate_hz = library.rate_hz
         self._library = library
         self._utterances: dict[int, Utterance] = {}
-        self._unsaid: dict[int, deque[Samples]] = {}  # what each speaking row has still to say, a part for each step
+        self._parts: dict[int, deque[Samples]] = {}  # the parts that each row has not returned yet, one for each step
 
     def admit(self, row: int, utterance: Utterance) -> None:
         self._utterances[row] = utterance
 
     def prefill(self, row: int) -> bool:
         utterance = self._utterances[row]
-        said = [self._say(line.text, line.voice.id, utterance.language) for line in utterance.lines]
-        sound = np.concatenate(said)[: int(utterance.max_seconds * self.rate_hz)]
+        lines = [self._synthesize(line.text, line.voice.id, utterance.language) for line in utterance.lines]
+        samples = np.concatenate(lines)[: int(utterance.max_seconds * self.rate_hz)]
         first, each = round(FIRST_S * self.rate_hz), round(NEXT_S * self.rate_hz)
-        self._unsaid[row] = deque(np.split(sound, range(first, len(sound), each)))
+        self._parts[row] = deque(np.split(samples, range(first, len(samples), each)))
         return True
 
-    def _say(self, text: str, voice_id: str, language: str | None) -> Samples:
+    def _synthesize(self, text: str, voice_id: str, language: str | None) -> Samples:
         timbre = TIMBRES.get(voice_id, _DEFAULT_TIMBRE)
         tag = language or script_language(text)
         base = timbre.accent
@@ -231,22 +240,22 @@ class EspeakRunner:
         return Gain(timbre.gain_db).push(samples)
 
     def step(self, rows: Sequence[int]) -> StepResult:
-        ended = np.array([not self._unsaid[row] for row in rows])
+        ended = np.array([not self._parts[row] for row in rows])
         return StepResult(np.zeros((len(rows), 0), np.int16), ended)
 
     def decode(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
-        return [self._unsaid[row].popleft() for row in rows]
+        return [self._parts[row].popleft() for row in rows]
 
     def drain(self, row: int) -> Samples:
-        return np.zeros(0, np.float32)  # a row's last frame has brought it
+        return np.zeros(0, np.float32)  # `decode` has returned all samples
 
     def release(self, row: int) -> None:
         self._utterances.pop(row, None)
-        self._unsaid.pop(row, None)
+        self._parts.pop(row, None)
 
 
 def build(settings: Settings, _: BuildContext) -> BatchedEngine:
-    """The offline voice as an engine. Raises EngineUnavailable."""
+    """Build the engine of the offline voice. Raises EngineUnavailable."""
     library = Library()
     info = EngineInfo(
         id="espeak",

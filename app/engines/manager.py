@@ -1,7 +1,7 @@
-"""The one engine of this process: which was asked for, which runs, and why if these differ.
+"""Builds and owns the engine of this process: the requested engine, or the fallback engine if that one can't run.
 
-Building (downloads included) happens in a thread, so that the port opens at once and /health can tell how far it is.
-Knows no HTTP; says what is the matter as NotReady and as a Status.
+The engine is built in a thread, with its downloads. So the server accepts requests immediately, and /health shows the
+progress. Does not depend on HTTP: it reports problems as NotReady and as a Status.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RETRY_UNAVAILABLE_S = 30
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How things stand, in words. `running` is the engine that answers now, None while there is none."""
+    """The state of the engine, with the reason and the remedy of a problem. running: None = no engine runs yet."""
 
     state: State
     requested: EngineSpec
@@ -48,19 +48,25 @@ class Status:
     reason: str = ""
     remedy: str = ""
     progress: Progress | None = None
-    missing_weights: bool = False  # why `requested` does not run; else it is something else
+    missing_weights: bool = False  # `requested` does not run because its weights are missing
 
 
 class EngineManager:
-    """Owns the engine's life. Used from one event loop; `async with` begins to build it and stops it at its end."""
+    """Builds, starts and stops the engine. Used from one event loop.
+
+    `async with` starts the build and stops the engine at the end.
+    """
 
     def __init__(
         self, settings: Settings, known: dict[str, EngineSpec], on_guard: Callable[[Rule], None] = lambda _: None
     ) -> None:
-        """Raises ValueError for an unknown engine name."""
+        """known: all engines by name. on_guard: called in any thread for each intervention of the output guard.
+
+        Raises ValueError if the settings name an unknown engine.
+        """
         for variable, name in (("TTS_ENGINE", settings.engine), ("TTS_FALLBACK_ENGINE", settings.fallback_engine)):
             if name not in known and not (variable == "TTS_FALLBACK_ENGINE" and name == ""):
-                raise ValueError(f"{variable}={name!r} is no engine. Engines are: {', '.join(sorted(known))}.")
+                raise ValueError(f"{variable}={name!r} is not an engine. The engines are: {', '.join(sorted(known))}.")
         self._settings = settings
         self._on_guard = on_guard
         self._requested = known[settings.engine]
@@ -70,20 +76,21 @@ class EngineManager:
         self._engine: Engine | None = None
         self._problem: EngineUnavailable | None = None
         self._progress: Progress | None = None
-        self._giving_up = threading.Event()
+        self._stopping = threading.Event()  # tells the builder's thread to stop
         self._stack = AsyncExitStack()
         self._starting: asyncio.Task[None] | None = None
         self.started_s = time.monotonic()
 
-    # ---- what others ask
+    # ---- state
 
     @property
     def requested(self) -> EngineSpec:
+        """The engine that TTS_ENGINE names."""
         return self._requested
 
     @property
     def model_ids(self) -> tuple[str, ...]:
-        """Ids that are answered: the running engine's, and the one it stands in for."""
+        """The model ids that requests may name: the requested engine's, then the fallback engine's if it runs."""
         ids = [self._requested.model_id]
         if self._running is not None and self._running != self._requested:
             ids.append(self._running.model_id)
@@ -91,44 +98,48 @@ class EngineManager:
 
     @property
     def is_fallback(self) -> bool:
+        """Whether the fallback engine runs in place of the requested one."""
         return self._running is not None and self._running != self._requested
 
     @property
     def current(self) -> Engine | None:
-        """The engine, if there is one yet; for lists and metrics, which must not fail."""
+        """The engine, or None if none is built yet. For lists and metrics, which must not raise NotReady."""
         return self._engine
 
     def engine(self) -> Engine:
-        """The engine that speaks. Raises NotReady."""
+        """Return the engine if it can speak. Raises NotReady."""
         if self._engine is not None and self._engine.healthy:
             return self._engine
         status = self.status()
         if status.state == "starting":
             raise NotReady(
-                f"The {self._requested.model_id} engine is starting. {_told(status)}",
+                f"The {self._requested.model_id} engine is starting. {_describe(status)}",
                 retry_after_s=RETRY_WHILE_LOADING_S,
             )
         raise NotReady(
-            f"The {self._requested.model_id} engine can't answer: {_told(status)}", retry_after_s=RETRY_UNAVAILABLE_S
+            f"The {self._requested.model_id} engine can't answer: {_describe(status)}",
+            retry_after_s=RETRY_UNAVAILABLE_S,
         )
 
     def load(self) -> Load | None:
+        """Return the engine's load, or None if no engine is built yet."""
         return self._engine.load if self._engine is not None else None
 
     def devices(self) -> tuple[DeviceState, ...]:
-        """The devices that speech is made on; () while there is no engine."""
+        """Return the state of each device of the engine; () if no engine is built yet."""
         if self._engine is None:
             return ()
         if isinstance(self._engine, pool.EnginePool):
             return self._engine.devices
-        out = "" if self._engine.healthy else "Its engine has stopped."
-        return (DeviceState(self._engine.info.device, out, self._engine.load),)
+        failure = "" if self._engine.healthy else "Its engine has stopped."
+        return (DeviceState(self._engine.info.device, failure, self._engine.load),)
 
     def memory(self) -> tuple[Memory, ...]:
-        """Of the devices that the engine runs on."""
+        """Return the memory use of the engine's devices; () if no engine is built yet."""
         return memory_of(self._engine.info.device) if self._engine is not None else ()
 
     def status(self) -> Status:
+        """Return the state of the engine."""
         reason, remedy = (self._problem.reason, self._problem.remedy) if self._problem else ("", "")
         missing = isinstance(self._problem, WeightsUnavailable)
         state: State
@@ -138,18 +149,20 @@ class EngineManager:
         if not self._engine.healthy:
             state, reason, remedy = "unhealthy", "The engine has stopped.", "Restart the server."
         else:
-            lost = [each for each in self.devices() if each.failure]
-            restarts = getattr(self._engine, "restarts", 0)  # a plug-in's engine may not count them
-            state = "degraded" if self._problem or lost or restarts else "ok"
+            failed = [each for each in self.devices() if each.failure]
+            restarts = getattr(self._engine, "restarts", 0)  # a plug-in's engine may lack this property
+            state = "degraded" if self._problem or failed or restarts else "ok"
             if restarts:
-                reason = " ".join(filter(None, [reason, "The engine has failed once and was started again."]))
-                remedy = remedy or "It speaks, and its log says why it failed; the next time it stays down."
-            if lost:
-                reason = " ".join([*filter(None, [reason]), *(f"{each.device}: {each.failure}" for each in lost)])
-                remedy = remedy or "The other devices go on. Restart the server; its log says why."
+                reason = " ".join(filter(None, [reason, "The engine has failed and restarted."]))
+                remedy = remedy or "The server's log contains the cause. At the next failure the engine stops."
+            if failed:
+                reason = " ".join([*filter(None, [reason]), *(f"{each.device}: {each.failure}" for each in failed)])
+                remedy = (
+                    remedy or "The other devices continue. The server's log contains the cause. Restart the server."
+                )
         return Status(state, self._requested, self._running, reason, remedy, missing_weights=missing)
 
-    # ---- its life
+    # ---- start and stop
 
     async def __aenter__(self) -> Self:
         self._starting = asyncio.create_task(self._start(), name="engine-start")
@@ -158,14 +171,14 @@ class EngineManager:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._giving_up.set()
+        self._stopping.set()
         if self._starting is not None:
             self._starting.cancel()
             await asyncio.gather(self._starting, return_exceptions=True)
         await self._stack.aclose()
 
     async def settled(self) -> Status:
-        """Wait until it is decided which engine runs, if any."""
+        """Wait until the start has ended, with an engine or without one, and return the status."""
         if self._starting is not None:
             await asyncio.wait([self._starting])
         return self.status()
@@ -187,7 +200,7 @@ class EngineManager:
             self._announce()
 
     async def _run(self, spec: EngineSpec) -> None:
-        context = BuildContext(on_progress=self._note, cancelled=self._giving_up.is_set, on_guard=self._on_guard)
+        context = BuildContext(on_progress=self._note, cancelled=self._stopping.is_set, on_guard=self._on_guard)
         try:
             engine = await asyncio.to_thread(pool.build, spec, self._settings, context)
             self._engine = await self._stack.enter_async_context(engine)
@@ -197,7 +210,7 @@ class EngineManager:
             log.exception("engine %s failed to start", spec.name)
             raise EngineUnavailable(
                 f"The {spec.model_id} engine failed to start ({type(error).__name__}).",
-                remedy="The server's log says why.",
+                remedy="The server's log contains the cause.",
             ) from error
         finally:
             self._progress = None
@@ -207,11 +220,11 @@ class EngineManager:
         self._progress = progress
 
     def _announce(self) -> None:
-        """Log clearly that the fallback engine speaks, and why."""
+        """Log that the requested engine does not run, and why."""
         assert self._problem is not None  # noqa: S101 - only called with one
-        stand_in = f"{self._running.model_id} ANSWERS IN ITS PLACE" if self._running else "SPEECH IS ANSWERED WITH 503"
+        effect = f"{self._running.model_id} ANSWERS INSTEAD" if self._running else "REQUESTS FOR SPEECH GET A 503"
         lines = [
-            f"{self._requested.model_id} IS NOT RUNNING: {stand_in}",
+            f"{self._requested.model_id} IS NOT RUNNING: {effect}",
             self._problem.reason,
             *self._problem.remedy.splitlines(),
         ]
@@ -219,13 +232,14 @@ class EngineManager:
         log.warning("\n%s\n%s\n%s", rule, "\n".join(f"  {line}" for line in lines if line), rule)
 
 
-def _told(status: Status) -> str:
+def _describe(status: Status) -> str:
+    """Return the download's progress, or else the reason and the remedy, as text."""
     if status.progress is not None:
         done, total = status.progress.done_bytes / 1e9, status.progress.total_bytes / 1e9
         return f"Downloading {status.progress.source}: {done:.2f} of {total:.2f} GB."
     return f"{_sentence(status.reason)} {status.remedy}".strip()
 
 
-def _sentence(words: str) -> str:
-    """With a full stop where it has none, so that another sentence can follow."""
-    return f"{words}." if words and words[-1] not in ".!?" else words
+def _sentence(text: str) -> str:
+    """Return the text with a full stop at the end, unless it is empty or ends with a punctuation mark."""
+    return f"{text}." if text and text[-1] not in ".!?" else text

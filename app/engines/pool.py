@@ -1,9 +1,10 @@
-"""One engine per device in one process, behind the same protocol: the least busy one speaks, the others go on when one
-fails. Knows no model and no HTTP.
+"""A pool of engines of the same model, one for each device, that is itself an Engine. The least busy device speaks.
 
-Requests wait here, not at a device, so whichever row comes free first takes the longest waiting. A device is taken out
-when its thread is gone or hangs, or when STRIKES utterances in a row failed there that another device could speak (a
-CUDA context, once broken, fails at everything). What had not sounded yet moves to another device.
+Requests wait in the queue of the pool, not of a device, so the first free row of any device takes the oldest request.
+
+The pool stops using a device if its thread has ended or hangs. It also stops using a device if MAX_FAILURES utterances
+in a row failed there and then succeeded on another device, because a broken CUDA context fails at every request. An
+utterance that fails before its first audio moves to another device. Does not depend on a model or on HTTP.
 """
 
 from __future__ import annotations
@@ -30,22 +31,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STRIKES = 3
-KNOWN_VOICES = 32  # per device: about as many as an engine keeps as keys and values
-WARM = 0.25  # of a device's rows: a voice that was spoken there may find so many more rows taken than elsewhere
+MAX_FAILURES = 3
+CACHED_VOICES = 32  # voices remembered for each device: about as many as fit into its prefix cache
+# A device that has a request's voice in its prefix cache is preferred, unless the share of its rows in use is higher
+# by more than this.
+CACHED_BONUS = 0.25
 UNBOUNDED = 1 << 20
-LOOK_S = 1.0  # how often it is looked whether the device that one waits for still lives
+HEALTH_CHECK_S = 1.0  # how often a waiting request checks that the devices still work
 
 
 @dataclass(eq=False, slots=True)
 class _Member:
-    """One device: its engine, what has been sent to it, and whose voices it has heard lately."""
+    """One device: its engine, the number of its utterances, its failures, and the voices in its prefix cache."""
 
     engine: Engine
-    speaking: int = 0
-    strikes: int = 0
-    out: str = ""  # why it was taken out
-    voices: LRU[str, bool] = field(default_factory=lambda: LRU(KNOWN_VOICES))
+    speaking: int = 0  # utterances that the pool has sent to it, without background jobs
+    failures: int = 0  # utterances in a row that failed here and succeeded on another device
+    disabled: str = ""  # why the pool does not use it any more; empty = the pool uses it
+    voices: LRU[str, bool] = field(default_factory=lambda: LRU(CACHED_VOICES))
 
     @property
     def device(self) -> str:
@@ -53,31 +56,33 @@ class _Member:
 
     @property
     def usable(self) -> bool:
-        return not self.out and self.engine.healthy
+        return not self.disabled and self.engine.healthy
 
     @property
     def rows(self) -> int:
         return self.engine.load.max_rows
 
     def weight(self, voices: Sequence[str]) -> float:
-        """How busy it is, in shares of its rows; less where it knows all these voices."""
-        warm = bool(voices) and all(voice in self.voices for voice in voices)
-        return self.speaking / self.rows - (WARM if warm else 0.0)
+        """Return the share of its rows in use, minus CACHED_BONUS if its prefix cache has all these voices."""
+        cached = bool(voices) and all(voice in self.voices for voice in voices)
+        return self.speaking / self.rows - (CACHED_BONUS if cached else 0.0)
 
-    def heard(self, voices: Sequence[str]) -> None:
+    def remember(self, voices: Sequence[str]) -> None:
+        """Remember that the prefix cache contains these voices."""
         for voice in voices:
             self.voices.put(voice, True)
 
 
 class EnginePool:
-    """Fulfils Engine over several engines of one model. Used from one event loop."""
+    """An Engine that distributes utterances among several engines of one model. Used from one event loop."""
 
     def __init__(self, engines: Sequence[Engine], *, max_queue: int) -> None:
-        """Raises EngineUnavailable where the engines do not sound the same."""
+        """max_queue: how many new answers may wait. Raises EngineUnavailable if the engines have different weights."""
         infos = [engine.info for engine in engines]
         if len({info.fingerprint for info in infos}) > 1:
             raise EngineUnavailable(
-                "The devices do not hold the same model.", remedy="Start again; the weights changed while they loaded."
+                "The devices did not load the same model.",
+                remedy="The weights changed during the start. Restart the server.",
             )
         self._members = [_Member(engine) for engine in engines]
         self._max_queue = max_queue
@@ -107,56 +112,61 @@ class EnginePool:
 
     @property
     def restarts(self) -> int:
-        """How often the devices' engines have failed and gone on."""
+        """How often the engines of all devices have failed and restarted."""
         return sum(getattr(member.engine, "restarts", 0) for member in self._members)
 
     @property
     def devices(self) -> tuple[DeviceState, ...]:
-        """How each device is; one that has just stopped is found out here at the latest."""
+        """The state of each device. Checks each device first."""
         for member in self._members:
-            self._look(member)
-        return tuple(DeviceState(member.device, member.out, member.engine.load) for member in self._members)
+            self._check_health(member)
+        return tuple(DeviceState(member.device, member.disabled, member.engine.load) for member in self._members)
 
     # ---- speaking
 
     async def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
         if utterance.scheduling.background:
-            async with contextlib.aclosing(self._behind(utterance)) as side_stream:
-                async for part in side_stream:
+            async with contextlib.aclosing(self._speak_in_background(utterance)) as background:
+                async for part in background:
                     yield part
             return
         tried: list[_Member] = []
         voices = tuple(dict.fromkeys(line.prompt.voice_digest for line in utterance.lines if line.prompt is not None))
         failure: EngineError | None = None
         while True:
-            member = await self._place(utterance, voices, tried, failure)
+            member = await self._choose(utterance, voices, tried, failure)
             member.speaking += 1
-            sounded = False
+            started = False
             try:
                 async with contextlib.aclosing(member.engine.speak(utterance)) as stream:
                     chunk = await self._first(member, stream)
                     while chunk is not None:
-                        sounded = True
+                        started = True
                         yield chunk
                         chunk = await anext(stream, None)
             except EngineError as error:
-                self._look(member)
-                if sounded or isinstance(error, OutOfMemory | NothingSpoken):  # another device would say the same
+                self._check_health(member)
+                if started or isinstance(error, OutOfMemory | NothingSpoken):  # would fail on another device as well
                     raise
-                log.warning("%s failed before its first sound; another device takes over", member.device)
+                log.warning(
+                    "an utterance failed on %s before its first audio; it moves to another device", member.device
+                )
                 tried.append(member)
                 failure = error
             else:
-                member.heard(voices)
-                self._served(member, tried)
+                member.remember(voices)
+                self._count_failures(member, tried)
                 return
             finally:
                 member.speaking -= 1
-                self._next()
+                self._wake_waiting()
 
-    async def _behind(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
-        """Background work. It waits in no queue and counts for no row of the pool, so that the device's own scheduler
-        can preempt it. Raises Busy when it is preempted, and when its device stops while others go on."""
+    async def _speak_in_background(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
+        """Speak a background utterance.
+
+        It goes directly to the least busy device and is not counted as a row in use, so that the device's scheduler can
+        preempt it. Raises Busy if it is preempted, or if its device stops and another device still works.
+        """
         usable = [member for member in self._members if member.usable]
         if not usable:
             raise EngineStopped("The engine has stopped on every device. Restart the server.")
@@ -168,63 +178,66 @@ class EnginePool:
                     yield chunk
                     chunk = await anext(stream, None)
         except EngineError as error:
-            self._look(member)
-            if not member.out or not self.healthy:
+            self._check_health(member)
+            if not member.disabled or not self.healthy:
                 raise
-            raise Busy(f"{member.device} has stopped; another device can do this.", retry_after_s=1) from error
+            raise Busy(f"{member.device} has stopped. Try again: another device works.", retry_after_s=1) from error
 
-    async def _place(
+    async def _choose(
         self, utterance: Utterance, voices: Sequence[str], tried: Sequence[_Member], failure: EngineError | None
     ) -> _Member:
-        """A device for this utterance, waited for where all are full. Raises Busy, EngineError."""
+        """Choose a device for the utterance, and wait if none has a free row. Raises Busy, EngineError.
+
+        tried: devices on which the utterance has failed. failure: the last error there, raised if no device is left.
+        """
         waited = False
         while True:
             usable = [member for member in self._members if member.usable and member not in tried]
             if not usable:
                 raise failure or EngineStopped("The engine has stopped on every device. Restart the server.")
             free = [member for member in usable if member.speaking < member.rows]
-            # A later part of an answer, and what a failed device gave back, is never refused; nor is a turn given away
-            # to a newcomer.
+            # Later utterances of an answer, and utterances that failed on another device, neither wait nor are refused.
+            # A new utterance takes a free row only if no older one waits for it.
             if utterance.scheduling.continuation or failure is not None or (free and (waited or not self._waiting)):
                 return min(free or usable, key=lambda member: member.weight(voices))
-            if not waited and len(self._waiting) >= self._max_queue + self._coming:
+            if not waited and len(self._waiting) >= self._max_queue + self._free_rows:
                 rows = sum(member.rows for member in usable)
                 raise Busy(
                     f"The server is speaking for {rows} requests on {len(usable)} devices and {len(self._waiting)} are "
                     "waiting. Try again in a moment.",
                     retry_after_s=1,
                 )
-            turn = asyncio.get_running_loop().create_future()
-            (self._waiting.appendleft if waited else self._waiting.append)(turn)
+            ticket = asyncio.get_running_loop().create_future()
+            (self._waiting.appendleft if waited else self._waiting.append)(ticket)
             waited = True
             if free:
-                self._next()
+                self._wake_waiting()
             try:
-                while not turn.done() and self.healthy:
-                    await asyncio.wait([turn], timeout=LOOK_S)
+                while not ticket.done() and self.healthy:
+                    await asyncio.wait([ticket], timeout=HEALTH_CHECK_S)
             except BaseException:
-                if turn.done():
-                    self._next()  # who was called and leaves hands the call on
+                if ticket.done():
+                    self._wake_waiting()  # this request was cancelled, so another one can use its row
                 raise
             finally:
-                with contextlib.suppress(ValueError):  # it was called
-                    self._waiting.remove(turn)
+                with contextlib.suppress(ValueError):  # `_wake_waiting` has removed it
+                    self._waiting.remove(ticket)
 
     @property
-    def _coming(self) -> int:
-        """Free rows that waiting utterances are about to take."""
+    def _free_rows(self) -> int:
+        """The number of free rows on all usable devices."""
         return sum(max(0, member.rows - member.speaking) for member in self._members if member.usable)
 
-    def _next(self) -> None:
-        """Start one waiting utterance for each free row."""
-        for _ in range(min(self._coming, len(self._waiting))):
+    def _wake_waiting(self) -> None:
+        """Wake one waiting utterance for each free row."""
+        for _ in range(min(self._free_rows, len(self._waiting))):
             self._waiting.popleft().set_result(None)
 
     async def _first(self, member: _Member, stream: AsyncGenerator[AudioChunk]) -> AudioChunk | None:
-        """The first chunk, unless the device hangs: that raises EngineStopped."""
+        """Wait for the first chunk of a stream. Raises EngineStopped if the device hangs."""
         pulling = asyncio.ensure_future(anext(stream, None))
         try:
-            while not (await asyncio.wait([pulling], timeout=LOOK_S))[0]:
+            while not (await asyncio.wait([pulling], timeout=HEALTH_CHECK_S))[0]:
                 if not member.engine.healthy:
                     raise EngineStopped(f"The engine on {member.device} has stopped.")
             return pulling.result()
@@ -233,22 +246,26 @@ class EnginePool:
                 pulling.cancel()
                 await asyncio.wait([pulling])
 
-    def _served(self, member: _Member, tried: Sequence[_Member]) -> None:
-        """An utterance succeeded here, so the devices that failed it before get a strike."""
-        member.strikes = 0
+    def _count_failures(self, member: _Member, tried: Sequence[_Member]) -> None:
+        """Count a failure for the devices in `tried`, because the utterance succeeded on `member` afterwards."""
+        member.failures = 0
         for other in tried:
-            other.strikes += 1
-            if other.strikes >= STRIKES and not other.out:
-                self._take_out(other, f"It failed at {STRIKES} texts in a row that another device could speak.")
+            other.failures += 1
+            if other.failures >= MAX_FAILURES and not other.disabled:
+                self._disable(other, f"It failed at {MAX_FAILURES} texts in a row that another device could speak.")
 
-    def _look(self, member: _Member) -> None:
-        if not member.out and not member.engine.healthy:
-            self._take_out(member, "Its engine has stopped.")
+    def _check_health(self, member: _Member) -> None:
+        """Disable the device if its engine has stopped."""
+        if not member.disabled and not member.engine.healthy:
+            self._disable(member, "Its engine has stopped.")
 
-    def _take_out(self, member: _Member, why: str) -> None:
-        member.out = why
+    def _disable(self, member: _Member, reason: str) -> None:
+        """Stop using a device, and log the reason."""
+        member.disabled = reason
         left = sum(other.usable for other in self._members)
-        log.critical("%s is taken out: %s %d of %d devices go on", member.device, why, left, len(self._members))
+        log.critical(
+            "%s is not used any more: %s %d of %d devices continue", member.device, reason, left, len(self._members)
+        )
 
     # ---- the rest of the protocol
 
@@ -258,8 +275,8 @@ class EnginePool:
         for member in usable:
             try:
                 return await member.engine.encode_reference(reference)
-            except (EngineError, RuntimeError) as error:  # RuntimeError: the device itself, as torch says it
-                log.warning("%s failed to read a recording", member.device, exc_info=error)
+            except (EngineError, RuntimeError) as error:  # torch raises RuntimeError for an error of the device
+                log.warning("%s failed to encode a recording; the next device tries", member.device, exc_info=error)
                 failure = error
         raise failure
 
@@ -275,21 +292,24 @@ class EnginePool:
 
 
 def build(spec: EngineSpec, settings: Settings, context: BuildContext) -> Engine:
-    """The engine of the settings: one, or one for each of TTS_DEVICES. Raises EngineUnavailable, naming the device."""
+    """Build the engine for these settings; with several TTS_DEVICES, a pool with one engine for each device.
+
+    Blocks: call it in a thread. Raises EngineUnavailable, which names the device.
+    """
     builder = spec.builder()
     split = spec.splits and settings.csm_device_map is not None
     if not spec.on_devices or not settings.devices or split:
         return builder(settings, context)
-    # Only here: an engine without devices runs where torch is not installed.
+    # Imported here, because an engine without devices also runs if torch is not installed.
     from app.runtime.device import choose_devices, share_threads  # noqa: PLC0415
 
     devices = choose_devices(settings.devices)
     if len(devices) == 1:
         return builder(settings.model_copy(update={"devices": (), "device": str(devices[0])}), context)
-    # Who waits does so in the pool; what an engine is sent beyond its rows, it must not refuse.
+    # Requests wait in the pool, so the engines must not refuse what the pool sends beyond their rows.
     alone = settings.model_copy(update={"devices": (), "max_queue": UNBOUNDED})
     engines = []
-    for device in devices:  # one after another: the first downloads, and one at a time takes memory for loading
+    for device in devices:  # in sequence: the first one downloads, and loading needs extra memory
         try:
             engines.append(builder(alone.model_copy(update={"device": str(device)}), context))
         except EngineUnavailable as error:

@@ -1,4 +1,4 @@
-"""The Engine protocol: the interface between the generator and the API on one side and all engines on the other."""
+"""The Engine protocol: the interface that every engine implements, and that the generator and the API use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """Something that speaks. Used from one event loop; `async with` frees its threads and memory."""
+    """Generates speech. Used from one event loop.
+
+    `async with` starts the engine, and frees its threads and memory at the end.
+    """
 
     @property
     def info(self) -> EngineInfo: ...
@@ -21,16 +24,16 @@ class Engine(Protocol):
 
     @property
     def healthy(self) -> bool:
-        """False once it cannot speak without a restart of the server."""
+        """False once the engine can't speak until the server restarts."""
 
     def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
-        """Audio of one utterance while it is generated. `aclose()` cancels it within one frame.
+        """Yield the audio of one utterance during its generation. `aclose()` cancels it within one frame.
 
-        Raises Busy before the first chunk or never; EngineError at any point.
+        Raises Busy only before the first chunk, and EngineError at any time.
         """
 
     async def encode_reference(self, reference: Reference) -> VoicePrompt:
-        """Turn a reference recording into this engine's prompt. Raises NotSupported, BadReference."""
+        """Encode a reference recording as a voice prompt of this engine. Raises NotSupported, BadReference."""
 
     async def __aenter__(self) -> Self: ...
 

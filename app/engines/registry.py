@@ -1,4 +1,4 @@
-"""Engine names and what the server must know about an engine before it is built.
+"""The list of engines: names, and the facts that the server needs before an engine is built.
 
 Plug-ins register through the entry point group ENTRY_POINT_GROUP.
 """
@@ -50,9 +50,9 @@ BareBuilder = Callable[["Settings", BuildContext, bool], BareEngine]
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """What is known about an engine before it is built. `target`, `bare` and `model_files` are `module:function`.
+    """Describes an engine before it is built.
 
-    Their modules are imported when they are needed.
+    `target`, `bare` and `model_files` have the form `module:function`. The module is imported when it is needed.
     """
 
     name: str  # value of TTS_ENGINE
@@ -60,9 +60,9 @@ class EngineSpec:
     target: str  # a Builder
     on_devices: bool = False  # runs on TTS_DEVICE; with TTS_DEVICES, one engine on each device
     splits: bool = False  # CSM_DEVICE_MAP can split its model among devices
-    uses_gpu: bool = True  # a replica takes a GPU if the cluster has one
+    uses_gpu: bool = True  # a Ray replica reserves a GPU if the cluster has one
     rows_cpu: int = 8  # TTS_MAX_ROWS=auto on a CPU
-    rows_gpu: int = 64  # TTS_MAX_ROWS=auto on a GPU; at most, since the memory decides
+    rows_gpu: int = 64  # the upper limit of TTS_MAX_ROWS=auto on a GPU
     bare: str = ""  # a BareBuilder; empty = not supported
     model_setting: str = ""  # the environment variable that names its weights; empty = none
     model_files: str = ""  # (Settings) -> list[ModelFiles], without torch; empty = needs no files
@@ -84,9 +84,9 @@ class EngineSpec:
         return cast("BareBuilder", _imported(self.bare))(settings, context, reference_noise)
 
     def files(self, settings: Settings) -> list[ModelFiles]:
-        """The model files that these settings need, as far as the files on disk show it.
+        """Return the model files that these settings need, judged by the files on disk.
 
-        The list can grow after a download: a downloaded model may turn out to contain no codec.
+        The list can grow after a download, for example if the downloaded model contains no codec.
         """
         if not self.model_files:
             return []
@@ -125,7 +125,7 @@ BUILT_IN = (
 
 
 def specs() -> dict[str, EngineSpec]:
-    """Every engine, by name. The entry point of a plug-in gives its name, which is also its model id."""
+    """Return every engine by name. The name of a plug-in's entry point is the engine's name and its model id."""
     found = {spec.name: spec for spec in BUILT_IN}
     for point in entry_points(group=ENTRY_POINT_GROUP):
         name = point.name.lower()  # settings convert TTS_ENGINE to lower case

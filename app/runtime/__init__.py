@@ -1,1 +1,1 @@
-"""The batch runtime: continuous batching of utterances on one model. Does not depend on HTTP or voices."""
+"""The batch runtime: continuous batching of utterances on one model. Does not depend on HTTP or the voice store."""

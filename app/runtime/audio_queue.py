@@ -1,7 +1,7 @@
-"""Audio on its way from the engine's thread to the event loop: bounded in seconds, never blocking the engine.
+"""The queue that carries one utterance's audio from the engine's thread to the event loop.
 
-Backpressure: a full queue does not block `put`. The scheduler leaves its row out of the next plan, so a slow reader
-pauses only its own row.
+Backpressure: `put` never blocks, even if the queue is full. The scheduler does not step a row whose queue is full, so
+a slow reader pauses only its own row.
 """
 
 from __future__ import annotations
@@ -19,45 +19,53 @@ from app.types import AudioChunk
 if TYPE_CHECKING:
     from app.types import Codes, Samples
 
-MAX_GET_S = 1.0  # one get() joins what has gathered up to here: fewer, larger encodes when the engine is far ahead
-# A reader whose listener has more than KEEP_S left waits, for at most half of what is beyond that, until MOST_S have
-# gathered: a part costs the event loop about as much by itself as 0.2 s of sound.
-KEEP_S, MOST_S = 0.25, 0.4
+MAX_GET_S = 1.0  # get() joins up to this much audio, so that the encoder has fewer and larger chunks
+# Each chunk costs the event loop as much time as 0.2 s of audio. So if the listener has more than MIN_BUFFERED_S of
+# audio left, get() waits until MIN_GET_S are in the queue. It waits for at most half of the time above MIN_BUFFERED_S.
+MIN_BUFFERED_S, MIN_GET_S = 0.25, 0.4
 
 
 class AudioQueue:
-    """One utterance's sound in flight. `put`, `finish`: engine thread. `get`: one task on the loop that made it."""
+    """The audio of one utterance between the engine and its reader.
+
+    The engine's thread calls `put` and `finish`. One task of the event loop that created the queue calls `get`.
+    """
 
     def __init__(
         self,
         rate_hz: int,
         capacity_s: float,
-        on_room: Callable[[], None],
-        left_s: Callable[[], float] = lambda: 0.0,
+        on_space: Callable[[], None],
+        time_left_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """on_room: called when a full outbox is so no more. left_s: how long the listener can do without more sound."""
-        self._left_s = left_s
+        """rate_hz: the sample rate. capacity_s: the queue is full when it holds this many seconds of audio.
+
+        on_space: called when a full queue has space again. time_left_s: returns the seconds until the listener has
+        played all audio that was sent.
+        """
+        self._time_left_s = time_left_s
         self._rate_hz = rate_hz
         self._capacity_samples = int(capacity_s * rate_hz)
-        self._on_room = on_room
+        self._on_space = on_space
         self._loop = asyncio.get_running_loop()
         self._ready = asyncio.Event()
         self._lock = threading.Lock()
         self._parts: deque[tuple[Samples, Codes | None]] = deque()
-        self._soundless: list[Codes] = []  # codes that are not sound yet
+        self._undecoded: list[Codes] = []  # codes whose samples the codec has not returned yet
         self._waiting_samples = 0
         self._taken_samples = 0
-        self._wanted_samples = 1  # so many are worth waking the reader for
+        self._min_samples = 1  # `put` wakes the reader if the queue holds at least this many samples
         self._finished = False
         self._error: Exception | None = None
 
     @property
     def full(self) -> bool:
+        """Whether the queue holds its capacity or more."""
         return self._waiting_samples >= self._capacity_samples
 
     @property
-    def sounded(self) -> bool:
-        """Whether there has been any sound yet."""
+    def has_audio(self) -> bool:
+        """Whether the engine has put any samples so far, including samples that the reader has taken."""
         return self._waiting_samples > 0 or self._taken_samples > 0
 
     @property
@@ -66,69 +74,73 @@ class AudioQueue:
         return self._waiting_samples / self._rate_hz
 
     def put(self, samples: Samples, codes: Codes | None = None) -> None:
-        """Add samples (N,) and the codes (K, T) they came from. Never blocks, whatever is waiting.
+        """Add samples (N,) float32 and the codes (K, T) int16 that they were decoded from. Never blocks.
 
-        Codes without samples, of a codec that looks ahead or waits for more, go along with the next samples.
+        A codec that looks ahead may return no samples for a frame. Such codes are kept and added to the next samples.
         """
         with self._lock:
             if not len(samples):
                 if codes is not None:
-                    self._soundless.append(codes)
+                    self._undecoded.append(codes)
                 return
-            if self._soundless:
-                codes = np.concatenate(self._soundless if codes is None else [*self._soundless, codes], axis=1)
-                self._soundless.clear()
+            if self._undecoded:
+                codes = np.concatenate(self._undecoded if codes is None else [*self._undecoded, codes], axis=1)
+                self._undecoded.clear()
             self._parts.append((samples, codes))
             self._waiting_samples += len(samples)
-            if self._waiting_samples < self._wanted_samples:
+            if self._waiting_samples < self._min_samples:
                 return
         self._notify()
 
     def finish(self, error: Exception | None = None) -> None:
-        """Nothing more will come; an error is raised by `get` after what is already here. The first call counts."""
+        """Mark the end of the audio. Only the first call has an effect.
+
+        error: `get` raises it after it has returned all queued audio; None = the audio is complete.
+        """
         with self._lock:
             if self._finished:
                 return
             self._finished = True
             self._error = error
-            if self._soundless and error is None:
-                self._parts.append((np.zeros(0, np.float32), np.concatenate(self._soundless, axis=1)))
-                self._soundless.clear()
+            if self._undecoded and error is None:
+                self._parts.append((np.zeros(0, np.float32), np.concatenate(self._undecoded, axis=1)))
+                self._undecoded.clear()
         self._notify()
 
     async def get(self) -> AudioChunk | None:
-        """The next stretch of sound, None at the end. Raises what `finish` was given.
+        """Wait for the next chunk of audio and return it; None at the end. Raises the error passed to `finish`.
 
-        The first is a single part, so that the first bytes wait for no more than they need; later ones are joined.
+        The first chunk is the first `put` alone, to keep the time to first audio short. Later chunks join several.
         """
-        spare_s = (self._left_s() - KEEP_S) / 2 if self._taken_samples else 0.0
-        self._wanted_samples = max(1, min(int(min(spare_s, MOST_S) * self._rate_hz), self._capacity_samples // 2))
+        max_wait_s = (self._time_left_s() - MIN_BUFFERED_S) / 2 if self._taken_samples else 0.0
+        self._min_samples = max(1, min(int(min(max_wait_s, MIN_GET_S) * self._rate_hz), self._capacity_samples // 2))
         while True:
             self._ready.clear()
             with self._lock:
                 was_full = self.full
-                enough = self._finished or self._waiting_samples >= self._wanted_samples
+                enough = self._finished or self._waiting_samples >= self._min_samples
                 chunk = self._take() if self._parts and enough else None
                 finished = self._finished
-                has_room = was_full and not self.full
-            if has_room:  # without our lock: the scheduler calls `finish` while it holds its own lock
-                self._on_room()
+                has_space = was_full and not self.full
+            if has_space:  # after releasing this lock: the scheduler calls `finish` while it holds its own lock
+                self._on_space()
             if chunk is not None:
                 return chunk
             if finished:
                 if self._error is not None:
                     raise self._error
                 return None
-            if self._wanted_samples > 1:
+            if self._min_samples > 1:
                 try:
-                    async with asyncio.timeout(spare_s):
+                    async with asyncio.timeout(max_wait_s):
                         await self._ready.wait()
                 except TimeoutError:
-                    self._wanted_samples = 1
+                    self._min_samples = 1
             else:
                 await self._ready.wait()
 
     def _take(self) -> AudioChunk:
+        """Remove the first parts from the queue and join them. The caller holds the lock."""
         limit = int(MAX_GET_S * self._rate_hz) if self._taken_samples else 0
         parts = [self._parts.popleft()]
         count = len(parts[0][0])
@@ -146,6 +158,6 @@ class AudioQueue:
     def _notify(self) -> None:
         try:
             self._loop.call_soon_threadsafe(self._ready.set)
-        except RuntimeError:  # the event loop has closed, and its readers with it
+        except RuntimeError:  # the event loop is closed, so no reader is left
             if not self._loop.is_closed():
                 raise

@@ -1,6 +1,6 @@
-"""Work of fixed shape that is captured once as a CUDA graph and replayed. Without a CUDA device, a plain function call.
+"""Captures work of fixed shape as CUDA graphs and replays it. Without a CUDA device, it calls the function directly.
 
-The captured work reads and writes static tensors and needs nothing from the host, so thousands of small kernels cost
+Captured work reads and writes static tensors and needs no data from the host. So thousands of small kernels need only
 one launch. Does not depend on any model.
 """
 
@@ -26,16 +26,16 @@ Body = Callable[[], None]
 WARM_UPS = 2  # calls before the capture: libraries initialise in the first
 
 
-def at_least(wanted: int, sizes: Sequence[int]) -> int:
-    """Return the smallest of `sizes` (ascending) that is at least `wanted`. Raises ValueError if none is."""
+def at_least(count: int, sizes: Sequence[int]) -> int:
+    """Return the smallest of `sizes` (ascending) that is at least `count`. Raises ValueError if none is."""
     for size in sizes:
-        if size >= wanted:
+        if size >= count:
             return size
-    raise ValueError(f"{wanted} is more than {sizes[-1]}")
+    raise ValueError(f"{count} is more than {sizes[-1]}")
 
 
 def doublings(first: int, last: int) -> tuple[int, ...]:
-    """first, 2 first, 4 first ... below last, and last."""
+    """Return first, 2 * first, 4 * first ... as far as they are below `last`, and then `last`."""
     sizes = []
     while first < last:
         sizes.append(first)
@@ -45,7 +45,7 @@ def doublings(first: int, last: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class CaptureCost:
-    """What the capture took: graphs, seconds, bytes of device memory."""
+    """The cost of a capture: number of graphs, seconds, and bytes of device memory."""
 
     graphs: int
     seconds: float
@@ -66,7 +66,7 @@ class GraphCapture:
         self.forget()
 
     def forget(self) -> None:
-        """Reset the cost and begin a new memory pool, after the graphs so far were dropped."""
+        """Reset the cost and start a new memory pool. The caller must have deleted all captured graphs."""
         self._pool: Any = torch.cuda.graph_pool_handle() if self._on_cuda else None
         self.graphs = 0
         self._seconds = 0.0
@@ -77,17 +77,17 @@ class GraphCapture:
         return CaptureCost(self.graphs, round(self._seconds, 3), self._bytes)
 
     def capture(self, body: Body) -> Body:
-        """Return a function that replays the body. On a CUDA device the capture runs the body, so its outputs must be
-        written again afterwards.
+        """Return a function that replays the body.
 
-        Raises torch.OutOfMemoryError. Then all its memory is free for another capture.
+        On a CUDA device the capture also runs the body, so the caller must reset the tensors that the body changes.
+        Raises torch.OutOfMemoryError after it has freed all memory of this capture.
         """
         replay = self._captured(body) if self._on_cuda else body
         self.graphs += 1
         return replay
 
     def _captured(self, body: Body) -> Body:
-        """`_capture` with its cost counted, and its memory released when it runs out of memory."""
+        """Call `_capture`, record its cost, and free its memory if it runs out of memory."""
         began, free = time.monotonic(), torch.cuda.mem_get_info(self._device)[0]
         try:
             return self._capture(body)
@@ -113,16 +113,17 @@ class GraphCapture:
                     body()
             here.wait_stream(self._stream)
             torch.cuda.synchronize(self._device)
-            # Other threads may use the device meanwhile (a voice is encoded): only this thread is captured.
+            # Other threads may use the device during the capture, for example to encode a voice. "thread_local"
+            # captures only the work of this thread.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 body()
         finally:
-            if torch.cuda.current_stream(self._device) != here:  # left behind by a capture that failed
+            if torch.cuda.current_stream(self._device) != here:  # a failed capture does not restore the stream
                 torch.cuda.set_stream(here)
         return graph.replay
 
     def seconds(self, replay: Callable[[], None], times: int = 20) -> float:
-        """Mean seconds of one replay."""
+        """Measure a replay: mean seconds of `times` runs."""
         replay()
         self._wait()
         began = time.perf_counter()
@@ -137,7 +138,7 @@ class GraphCapture:
 
 
 class GraphBuckets(Generic[BucketKey]):
-    """Graphs of one piece of work: one for each number of rows (1, 2, 4 ...) and each key."""
+    """CUDA graphs of one function: a graph for each number of rows (1, 2, 4 ...) and each key."""
 
     def __init__(self, rows: int, keys: Sequence[BucketKey]) -> None:
         """rows: the largest number of rows. keys: all keys, the largest first."""
@@ -153,8 +154,8 @@ class GraphBuckets(Generic[BucketKey]):
     def capture(self, capture: GraphCapture, body: Callable[[int, BucketKey], Body]) -> None:
         """Capture all graphs, the largest first, so that the shared memory is laid out once for the largest.
 
-        body: returns the work for a number of rows and a key. If memory does not suffice for a size, the next smaller
-        size becomes the largest. Raises torch.OutOfMemoryError if it does not suffice for one row.
+        body: returns the function to capture for a number of rows and a key. If memory is too short for a number of
+        rows, the next smaller number becomes the largest. Raises torch.OutOfMemoryError if one row does not fit.
         """
         for size in reversed(self._sizes):
             try:
@@ -166,7 +167,9 @@ class GraphBuckets(Generic[BucketKey]):
                 if size == 1:
                     raise
                 self._sizes = tuple(smaller for smaller in self._sizes if smaller < size)
-                log.warning("no memory for %d rows in one graph: %d rows at most", size, self.rows)
+                log.warning(
+                    "too little memory for CUDA graphs of %d rows: the engine uses at most %d rows", size, self.rows
+                )
 
     def of(self, rows: int, key: BucketKey) -> Body:
         """Return the smallest graph that covers `rows` rows, for this key."""
@@ -188,7 +191,7 @@ def fastest(
         seconds[name] = trial.seconds(trial.capture(body(choice)))
     best = min(seconds, key=seconds.__getitem__)
     log.info(
-        "uses the kernels %s, the fastest of %s",
+        "the engine uses the kernels %s, the fastest of %s",
         best,
         ", ".join(f"{name} ({s * 1e3:.2f} ms)" for name, s in seconds.items()),
     )
@@ -204,7 +207,7 @@ def _release_tensors(error: BaseException | None) -> None:
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error or one of its causes is out of memory: a failed capture raises an error of its own."""
+    """Whether an error or one of its causes is out of memory. A failed capture may wrap the original error."""
     while error is not None:
         if isinstance(error, torch.OutOfMemoryError):
             return True
@@ -216,7 +219,7 @@ Setup = tuple[tuple[str, str | int | float | bool | None], ...]
 
 
 def setup_facts(capture: GraphCapture | None, rows: int, kernels: str) -> Setup:
-    """Facts for /health about how the engine's steps run."""
+    """Return the values of /health that describe the engine's CUDA graphs. capture None = not used."""
     if capture is None:
         return (("recorded", False),)
     cost = capture.cost
@@ -231,7 +234,7 @@ def setup_facts(capture: GraphCapture | None, rows: int, kernels: str) -> Setup:
 
 
 class PinnedDoubleBuffer:
-    """Copies device tensors to two pinned host buffers in turns, so that one is read while the next is written."""
+    """Copies device tensors to two pinned host buffers alternately. The host reads one while a copy fills the other."""
 
     def __init__(self, *tensors: Tensor) -> None:
         self._tensors = tensors
@@ -242,10 +245,10 @@ class PinnedDoubleBuffer:
         self._next = 0
 
     def copy(self) -> Callable[[], list[Tensor]]:
-        """Start to copy the tensors, after all queued work.
+        """Queue a copy of the tensors behind all queued work.
 
-        The returned function waits for the copy and returns the host tensors. They are valid until the copy after the
-        next one.
+        Returns a function that waits for the copy and returns the host tensors. They stay valid during the next call
+        of `copy` and become invalid at the one after it.
         """
         buffers = self._buffers[self._next]
         self._next = 1 - self._next
@@ -271,9 +274,11 @@ def upload(values: Tensor, device: torch.device) -> Tensor:
 
 
 def side_stream(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    """A side CUDA stream that overlaps with queued engine work; a no-op on other devices.
+    """Return a context manager's factory for a side CUDA stream that overlaps with queued engine work.
 
-    The work on it must not share memory with the engine's."""
+    On other devices the context manager does nothing. Work on the side stream must not share tensors with the engine's
+    other work.
+    """
     if device.type != "cuda":
         return nullcontext
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Which device a model runs on, in which dtype, with how many threads. Knows no model."""
+"""Chooses the device, dtype, number of rows and number of CPU threads of a model. Does not depend on any model."""
 
 from __future__ import annotations
 
@@ -24,12 +24,15 @@ _AMPERE = (8, 0)  # the first compute capability with bfloat16
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """`auto` = the first CUDA device, else the CPU. Raises EngineUnavailable for a device that is not there."""
+    """Return the device with this name. "auto" = the first CUDA device, or the CPU if there is none.
+
+    Raises EngineUnavailable if the device does not exist or PyTorch can't use it.
+    """
     if name == "auto":
         if torch.cuda.is_available():
             return _usable(torch.device("cuda", 0))
         if _DRIVER_FILE.exists():
-            log.warning("there is an NVIDIA driver, but the CPU is used: %s %s", *_why_no_cuda())
+            log.warning("the model runs on the CPU although an NVIDIA driver is loaded: %s %s", *_why_no_cuda())
         return torch.device("cpu")
     try:
         device = torch.device(name)
@@ -45,20 +48,21 @@ def choose_device(name: str = "auto") -> torch.device:
                 raise EngineUnavailable(reason, remedy=remedy)
             if index >= count:
                 raise EngineUnavailable(
-                    f"There is no {name}: the CUDA devices here are cuda:0 to cuda:{count - 1}.", remedy=_DEVICES
+                    f"There is no {name}: this machine has the CUDA devices cuda:0 to cuda:{count - 1}.",
+                    remedy=_DEVICES,
                 )
             return _usable(torch.device("cuda", index))
         case "mps":
             if not torch.backends.mps.is_available():
                 raise EngineUnavailable("There is no MPS device that PyTorch can use.", remedy="Use auto or cpu.")
             return torch.device("mps", 0)
-    raise EngineUnavailable(f"{name!r} is not a device that models run on here.", remedy=_DEVICES)
+    raise EngineUnavailable(f"Models can't run on the device {name!r}.", remedy=_DEVICES)
 
 
 def choose_devices(names: Sequence[str]) -> tuple[torch.device, ...]:
-    """The devices of a list; one may stand in it twice. `auto` alone = every CUDA device, else what `auto` is for one.
+    """Return the devices with these names; a name may appear twice. ("auto",) = all CUDA devices, or else the CPU.
 
-    Raises EngineUnavailable for any that is not there.
+    Raises EngineUnavailable if a device does not exist or PyTorch can't use it.
     """
     if tuple(names) == ("auto",):
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -66,18 +70,22 @@ def choose_devices(names: Sequence[str]) -> tuple[torch.device, ...]:
         return tuple(choose_device(name) for name in names) or (choose_device("auto"),)
     if "auto" in names:
         raise EngineUnavailable(
-            "TTS_DEVICES names devices and 'auto'.", remedy="Name every device, or write auto alone for all GPUs."
+            "TTS_DEVICES contains 'auto' together with device names.",
+            remedy="Name every device, or set TTS_DEVICES=auto to use all GPUs.",
         )
     return tuple(choose_device(name) for name in names)
 
 
 def share_threads(engines: int) -> None:
-    """Cut this process's threads for engines that run on the CPU side by side."""
+    """Limit PyTorch's threads so that this many engines can run on the CPU at the same time."""
     torch.set_num_threads(max(1, cpu_threads() // engines))
 
 
 def _why_no_cuda() -> tuple[str, str]:
-    """(reason, remedy) for PyTorch finding no CUDA device: CPU build, no driver, driver too old, no GPU let in."""
+    """Find out why PyTorch has no CUDA device -> (reason, remedy).
+
+    The reasons: a CPU build, no driver, a driver that is too old, no visible GPU.
+    """
     built = torch.version.cuda
     if built is None:
         return (
@@ -88,13 +96,13 @@ def _why_no_cuda() -> tuple[str, str]:
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
-        said = str(error)
+        message = str(error)
     else:
-        said = ""
+        message = ""
     found = _driver_version()
-    if "too old" in said:
-        what = f"The NVIDIA driver{f' {found}' if found else ''} is too old for this PyTorch."
-        return what, f"{needed}: update the driver, or use cpu."
+    if "too old" in message:
+        reason = f"The NVIDIA driver{f' {found}' if found else ''} is too old for this PyTorch."
+        return reason, f"{needed}: update the driver, or use cpu."
     if found is None:
         return (
             "There is no CUDA device that PyTorch can use: no NVIDIA driver is loaded.",
@@ -102,18 +110,19 @@ def _why_no_cuda() -> tuple[str, str]:
         )
     return (
         f"There is no CUDA device that PyTorch can use, though driver {found} is loaded"
-        + (f": {said.splitlines()[0]}" if said else "."),
-        f"{needed}. Look at `nvidia-smi` and CUDA_VISIBLE_DEVICES, or use auto or cpu.",
+        + (f": {message.splitlines()[0]}" if message else "."),
+        f"{needed}. Check `nvidia-smi` and CUDA_VISIBLE_DEVICES, or use auto or cpu.",
     )
 
 
 def _driver_for(cuda: str) -> str:
+    """Describe the NVIDIA driver that a CUDA release needs."""
     oldest = _DRIVERS.get(int(cuda.partition(".")[0]))
     return f"{oldest} or newer" if oldest else f"of CUDA {cuda} or newer"
 
 
 def _driver_version() -> str | None:
-    """The version of the NVIDIA kernel module, None without one."""
+    """Return the version of the NVIDIA kernel module, or None if it is not loaded."""
     try:
         found = re.search(r"\b\d{3,}(?:\.\d+)+", _DRIVER_FILE.read_text("ascii", "replace"))
     except OSError:
@@ -122,13 +131,13 @@ def _driver_version() -> str | None:
 
 
 def _usable(device: torch.device) -> torch.device:
-    """Raises EngineUnavailable for a GPU that this PyTorch has no code for."""
+    """Return the CUDA device. Raises EngineUnavailable if this PyTorch has no code for it."""
     built = [name.removeprefix("sm_") for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
     if not built:
         return device
     numbers = [int(re.sub(r"\D", "", name)) for name in built]
     major, minor = torch.cuda.get_device_capability(device)
-    # Code for x.y runs on every x.z with z >= y; PTX of the newest is translated for later ones.
+    # Code for x.y runs on every x.z with z >= y. The driver translates PTX of the newest version for later GPUs.
     fits = any(number // 10 == major and number % 10 <= minor for number in numbers)
     if not fits and major * 10 + minor < max(numbers):
         raise EngineUnavailable(
@@ -140,7 +149,7 @@ def _usable(device: torch.device) -> torch.device:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be had there."""
+    """Return the free memory of a device in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
@@ -153,11 +162,14 @@ def free_bytes(device: torch.device) -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-SCRATCH_BYTES = 1 << 30  # of a GPU for what a step computes with, recorded steps and the libraries' own
+SCRATCH_BYTES = 1 << 30  # of a GPU: for intermediate tensors, CUDA graphs and libraries
 
 
 def usable_bytes(device: torch.device, fraction: float) -> int:
-    """What an engine may take of the memory there: of a GPU's `fraction`, less what steps compute with."""
+    """Return how many bytes an engine may use for weights and caches.
+
+    On a GPU: `fraction` of the free memory, minus SCRATCH_BYTES. Elsewhere: all free memory.
+    """
     free = free_bytes(device)
     return int(free * fraction) - SCRATCH_BYTES if device.type == "cuda" else free
 
@@ -165,10 +177,10 @@ def usable_bytes(device: torch.device, fraction: float) -> int:
 def rows_that_fit(
     devices: Sequence[torch.device], fraction: float, bytes_of: Callable[[int], int], *, most: int
 ) -> int:
-    """For how many rows `fraction` of the GPUs' free memory suffices: 1 to `most`, a power of two.
+    """Return how many rows fit into memory: a power of two, from 1 to `most`.
 
-    devices: what a model lies on, which takes bytes_of(n) there with n rows. Raises EngineUnavailable where they do not
-    suffice for one.
+    devices: the devices that share the model. fraction: the share of the GPUs' free memory that may be used.
+    bytes_of: returns the bytes that the model needs with n rows. Raises EngineUnavailable if not even one row fits.
     """
     devices = tuple(dict.fromkeys(devices))
     fixed, one = bytes_of(0), bytes_of(1)
@@ -177,9 +189,9 @@ def rows_that_fit(
         free, scratch = sum(map(free_bytes, devices)), SCRATCH_BYTES * len(devices)
         verb = "has" if len(devices) == 1 else "together have"
         raise EngineUnavailable(
-            f"{' and '.join(map(str, devices))} {verb} {free / 1e9:.1f} GB free, and the model needs "
-            f"{(one + scratch) / 1e9:.1f} GB in {fraction:.0%} of it.",
-            remedy="Free memory there, raise TTS_GPU_MEMORY_FRACTION, set TTS_MAX_ROWS=1, or use another device.",
+            f"{' and '.join(map(str, devices))} {verb} {free / 1e9:.1f} GB free. The model needs "
+            f"{(one + scratch) / 1e9:.1f} GB and may use {fraction:.0%} of the free memory.",
+            remedy="Free memory on the device, raise TTS_GPU_MEMORY_FRACTION, set TTS_MAX_ROWS=1, or use another one.",
         )
     rows = 1
     while 2 * rows <= min(most, (room - fixed) // (one - fixed)):
@@ -188,10 +200,10 @@ def rows_that_fit(
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` = half the width where the device computes in it: a frame's time is made of memory traffic everywhere.
+    """Return the dtype with this name. "auto" = a 16-bit dtype if the device computes in it, else float32.
 
-    bfloat16 before float16, whose range ends at 65504; without either a CPU computes in float32. Raises
-    EngineUnavailable for a format that is none.
+    16 bits halve the memory traffic, which determines the time of a frame. bfloat16 is preferred to float16, whose
+    largest value is 65504. Raises EngineUnavailable for an unknown name.
     """
     if name == "auto":
         if device.type == "cuda":
@@ -206,21 +218,23 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 itself (AVX512-BF16, AMX, Arm's BF16); others convert, and lose by it."""
+    """Whether this CPU has bfloat16 instructions (AVX512-BF16, AMX, Arm BF16). Without them, bfloat16 is slower."""
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # type: ignore[no-untyped-call]
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Float32 products of this process on a GPU in TensorFloat-32, or exact."""
+    """Allow or forbid TensorFloat-32 for float32 matrix products of this process on a GPU."""
     torch.set_float32_matmul_precision("high" if allowed else "highest")
 
 
 def cpu_threads() -> int:
-    """OMP_NUM_THREADS where it is set, else the cores this process may really use: its affinity, cut by a container's
-    quota (cgroup 2)."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdecimal() and int(asked):
-        return int(asked)
+    """Return OMP_NUM_THREADS if it is set, else the number of cores that this process may use.
+
+    The latter is the process's CPU affinity, limited by a container's CPU quota (cgroup 2).
+    """
+    configured = os.environ.get("OMP_NUM_THREADS", "")
+    if configured.isdecimal() and int(configured):
+        return int(configured)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split()

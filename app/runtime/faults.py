@@ -1,7 +1,7 @@
-"""Faults of a model, per row: NaN or infinite numbers, and too little memory.
+"""Errors of a model in a single row: NaN or infinite values, and too little memory.
 
-A NaN or infinity in a row's logits spreads to everything that the row computes later. A runner marks such a row with
-BROKEN codes, which reach the host without an extra transfer. The loop finds the mark and fails only that row.
+A NaN or infinity in a row's logits spreads to all later results of the row. A runner marks such a row with BROKEN
+codes, which reach the host without an extra transfer. The loop finds the mark and fails only that row.
 """
 
 from __future__ import annotations
@@ -15,31 +15,32 @@ from app.errors import EngineError, OutOfMemory, SpeechError
 if TYPE_CHECKING:
     from app.types import Codes, Samples
 
-BROKEN = -1  # no codec has such a code
+BROKEN = -1  # valid codes are not negative
 
 
-def broken(codes: Codes) -> list[int]:
-    """The indices of the rows of codes (n, K) with BROKEN codes."""
+def broken_rows(codes: Codes) -> list[int]:
+    """Return the indices of the rows of codes (n, K) that contain BROKEN."""
     return np.flatnonzero((codes < 0).any(axis=1)).tolist() if codes.size else []
 
 
-def audible(samples: Samples) -> bool:
-    """Whether all samples (N,) are finite."""
+def is_finite(samples: Samples) -> bool:
+    """Return True if none of the samples (N,) is NaN or infinite."""
     return bool(np.isfinite(samples).all())
 
 
-def not_a_number() -> EngineError:
+def non_finite_error() -> EngineError:
+    """Return the error for a row with NaN or infinite values."""
     return EngineError("The model produced NaN or Inf for this request. Try again, or with another `seed`.")
 
 
-def typed(error: Exception) -> SpeechError:
-    """The SpeechError that the caller gets for any error of the engine."""
+def to_speech_error(error: Exception) -> SpeechError:
+    """Convert any error of the engine to the SpeechError that the caller gets."""
     if isinstance(error, SpeechError):
         return error
-    # torch.OutOfMemoryError by its name, since what runs without torch comes here too.
+    # Compare the name of torch.OutOfMemoryError, because engines without torch use this function too.
     if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
         return OutOfMemory(
             "There is not enough memory for this request. Send a shorter text or context, or run fewer rows "
             "(TTS_MAX_ROWS)."
         )
-    return EngineError("The engine failed while speaking this. Try again; the server's log says why.")
+    return EngineError("The engine failed during this request. Try again. The server's log contains the cause.")

@@ -1,8 +1,10 @@
-"""The engine's thread: plan, admit, prefill, step, decode and commit, until it is stopped.
+"""The engine's thread. Each iteration plans, admits, prefills, steps, decodes and commits.
 
-A failure in admit or prefill fails one utterance. A failure in a step fails the rows of that step. A row with NaN or
-infinite numbers fails alone. The thread continues with the other rows. If the loop itself fails, all active jobs fail,
-the rows are cleared and the loop restarts, RESTARTS times at most. After that the engine is dead.
+An error in admit or prefill fails one utterance. An error in a step fails the rows of that step. A row with NaN or
+infinite values fails alone. In all these cases the thread continues with the other rows.
+
+If the loop itself fails, all active jobs fail, all rows are released, and the loop restarts. It restarts at most
+MAX_RESTARTS times. At the next failure the thread ends, and the engine stays unhealthy until the server restarts.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 IDLE_CHECK_S = 1.0
-RESTARTS = 1
-STALLED_S = 120.0  # a turn takes milliseconds, a first one with kernels to compile perhaps a minute
+MAX_RESTARTS = 1
+# The engine counts as hung if one iteration takes longer. An iteration takes milliseconds; the first one, which
+# compiles kernels, may take a minute.
+HUNG_S = 120.0
 
 
 class Loop:
-    """Drives one Runner from one thread. `start` and `stop` come from outside, everything else from the thread."""
+    """Drives one Runner from its own thread. Other threads call `start`, `stop` and the properties only."""
 
     def __init__(self, runner: Runner, scheduler: Scheduler, name: str) -> None:
         self._runner = runner
@@ -35,26 +39,28 @@ class Loop:
         self._stopping = threading.Event()
         self._failed = False
         self._restarts = 0
-        self._held: set[int] = set()  # rows that the runner has been given and has not been asked to forget
-        self._turned_s = time.monotonic()
+        self._admitted: set[int] = set()  # rows that the runner has admitted and not released
+        self._iteration_start_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
 
     @property
     def alive(self) -> bool:
-        """False once the thread is gone, or hangs inside the model. False before anyone hears of the failure."""
-        return self._thread.is_alive() and not self._failed and time.monotonic() - self._turned_s < STALLED_S
+        """False if the thread has ended or hangs. It is False before the jobs fail, so callers see it in time."""
+        running = self._thread.is_alive() and not self._failed
+        return running and time.monotonic() - self._iteration_start_s < HUNG_S
 
     @property
     def restarts(self) -> int:
-        """How often the loop has failed and gone on."""
+        """How often the loop has failed and restarted."""
         return self._restarts
 
     def start(self) -> None:
-        self._turned_s = time.monotonic()
+        """Start the thread."""
+        self._iteration_start_s = time.monotonic()
         self._thread.start()
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        """End the thread after the current iteration (graceful shutdown) and fail the remaining jobs."""
+        """End the thread after the current iteration and fail the remaining jobs. Waits for up to timeout_s."""
         self._stopping.set()
         self._scheduler.close()
         self._thread.join(timeout_s)
@@ -63,40 +69,38 @@ class Loop:
         try:
             while True:
                 try:
-                    self._turns()
+                    self._iterate_until_stopped()
                 except BaseException as error:
-                    if self._restarts >= RESTARTS:
+                    if self._restarts >= MAX_RESTARTS:
                         raise
                     self._restarts += 1
-                    log.critical("the engine's loop failed; it starts again", exc_info=error)
+                    log.critical("the engine's loop failed: all active requests fail, and it restarts", exc_info=error)
                     self._clear()
                 else:
                     return
         except BaseException as error:
             self._failed = True
-            log.critical("the engine thread died", exc_info=error)
+            log.critical("the engine's thread has ended: restart the server", exc_info=error)
             self._scheduler.close(EngineError("The engine has failed. Restart the server; its log says why."))
             raise
 
-    def _turns(self) -> None:
+    def _iterate_until_stopped(self) -> None:
         while not self._stopping.is_set():
-            self._turned_s = time.monotonic()
-            if not self.turn():
+            self._iteration_start_s = time.monotonic()
+            if not self.iterate():
                 self._scheduler.check()
                 self._scheduler.wait(IDLE_CHECK_S)
 
     def _clear(self) -> None:
-        """Free all rows and fail their jobs. Queued jobs keep their places."""
+        """Release all rows and fail their jobs. Queued jobs stay in the queue."""
         jobs = self._scheduler.clear()
-        for row in sorted(self._held):
+        for row in sorted(self._admitted):
             self._release(row)
         for job in jobs:
-            job.audio_queue.finish(
-                EngineStopped("The engine failed while speaking this and was started again. Try again.")
-            )
+            job.audio_queue.finish(EngineStopped("The engine failed during this request and has restarted. Try again."))
 
-    def turn(self) -> bool:
-        """One iteration of the loop; False when there was nothing to do."""
+    def iterate(self) -> bool:
+        """Run one iteration of the loop. Returns False if there was nothing to do."""
         plan = self._scheduler.plan()
         if plan.idle:
             return False
@@ -104,10 +108,10 @@ class Loop:
             self._release(row)
         refused = set()
         for row, job in plan.admit:
-            self._held.add(row)
+            self._admitted.add(row)
             try:
                 self._runner.admit(row, job.utterance)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is this utterance's alone
+            except Exception as error:  # noqa: BLE001 - any error fails this utterance only
                 self._fail((row,), error)
                 refused.add(row)
         for row in plan.prefill:
@@ -116,51 +120,54 @@ class Loop:
             try:
                 if self._runner.prefill(row):
                     self._scheduler.prefilled(row)
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:  # noqa: BLE001 - any error fails this utterance only
                 self._fail((row,), error)
         if plan.step:
             try:
                 self._step(plan.step)
-            except Exception as error:  # noqa: BLE001 - the rows of this step are lost, the engine is not
+            except Exception as error:  # noqa: BLE001 - any error fails the rows of this step only
                 self._fail(plan.step, error)
         return True
 
     def _step(self, rows: tuple[int, ...]) -> None:
+        """Step the rows, put their samples into the audio queues, and end the rows that have finished or failed."""
         result = self._runner.step(rows)
         rows = rows if result.rows is None else tuple(result.rows)
-        quiet = result.ended if result.silent is None else result.ended | result.silent
-        speaking = [i for i, nothing in enumerate(quiet) if not nothing]
-        lost = {rows[i] for i in faults.broken(result.codes)}
-        speaking = [i for i in speaking if rows[i] not in lost]
+        no_frame = result.ended if result.silent is None else result.ended | result.silent
+        failed = {rows[i] for i in faults.broken_rows(result.codes)}
+        speaking = [i for i, without in enumerate(no_frame) if not without and rows[i] not in failed]
         if speaking:
             live = [rows[i] for i in speaking]
             codes = result.codes[speaking]  # (n, K)
             for i, (row, samples) in enumerate(zip(live, self._runner.decode(live, codes), strict=True)):
-                if not faults.audible(samples):
-                    lost.add(row)
+                if not faults.is_finite(samples):
+                    failed.add(row)
                     continue
                 self._scheduler.job(row).audio_queue.put(samples, codes[i][:, None] if codes.shape[1] else None)
-        for row in (rows[i] for i, nothing in enumerate(quiet) if nothing):
-            if not faults.audible(samples := self._runner.drain(row)):
-                lost.add(row)
+        for row in (rows[i] for i, without in enumerate(no_frame) if without):
+            if not faults.is_finite(samples := self._runner.drain(row)):
+                failed.add(row)
             else:
                 self._scheduler.job(row).audio_queue.put(samples)
-        if lost:
-            self._fail(tuple(sorted(lost)), faults.not_a_number())
-        over = tuple(row for row, ended in zip(rows, result.ended, strict=True) if ended and row not in lost)
-        self._end(tuple(row for row in rows if row not in lost), over, None)
+        if failed:
+            self._fail(tuple(sorted(failed)), faults.non_finite_error())
+        finished = tuple(row for row, ended in zip(rows, result.ended, strict=True) if ended and row not in failed)
+        self._end(tuple(row for row in rows if row not in failed), finished, None)
 
     def _release(self, row: int) -> None:
-        self._held.discard(row)
+        self._admitted.discard(row)
         self._runner.release(row)
 
     def _fail(self, rows: tuple[int, ...], error: Exception) -> None:
         if not isinstance(error, SpeechError):
-            log.error("the engine failed in row(s) %s", rows, exc_info=error)
-        self._end((), rows, faults.typed(error))
+            log.error("the requests in rows %s failed", rows, exc_info=error)
+        self._end((), rows, faults.to_speech_error(error))
 
     def _end(self, stepped: tuple[int, ...], ended: tuple[int, ...], error: Exception | None) -> None:
-        """Free the rows first, then finish the audio queues: a reader that sees the end finds its row free."""
+        """Count the frames of the stepped rows and end the others, with `error` or, if it is None, with success.
+
+        Rows are released before their audio queues finish: when a reader gets the end, its row is already free.
+        """
         jobs = [self._scheduler.job(row) for row in ended]
         for row in ended:
             self._release(row)

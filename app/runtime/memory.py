@@ -11,7 +11,7 @@ _MACHINE = Path("/proc/meminfo")
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Memory in use: on a GPU by all processes, on the machine ("cpu") by this process."""
+    """The memory of one device in bytes. On a GPU, `used_bytes` counts all processes; on "cpu", this process only."""
 
     device: str
     used_bytes: int
@@ -19,14 +19,17 @@ class Memory:
 
 
 def memory_of(devices: str) -> tuple[Memory, ...]:
-    """devices: names separated by commas, as in EngineInfo. Devices that do not report their memory are left out."""
+    """Return the memory of each device. Devices that do not report their memory are left out.
+
+    devices: device names separated by commas, as in EngineInfo.
+    """
     found = (_of(name) for name in dict.fromkeys(name.strip() for name in devices.split(",")))
     return tuple(memory for memory in found if memory is not None)
 
 
 def _of(name: str) -> Memory | None:
     if name.startswith("cuda"):
-        import torch  # noqa: PLC0415 - an engine on a GPU has loaded it
+        import torch  # noqa: PLC0415 - an engine on a GPU has already imported it
 
         free_bytes, total_bytes = torch.cuda.mem_get_info(name)
         return Memory(name, total_bytes - free_bytes, total_bytes)
@@ -37,7 +40,7 @@ def _of(name: str) -> Memory | None:
 
 
 def _kilobytes(path: Path, row: str) -> int:
-    """A row of /proc, or 0 on a system without it."""
+    """Read the number of kilobytes in one line of a /proc file. Returns 0 if the file or the line does not exist."""
     try:
         lines = path.read_text("ascii", "replace").splitlines()
     except OSError:

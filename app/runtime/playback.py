@@ -1,4 +1,4 @@
-"""The playback clock: how much audio a listener has buffered. The scheduler orders rows by it. Without torch."""
+"""The playback clock: it estimates how much audio a listener has buffered. The scheduler orders rows by it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ MAX_UNDERRUN_S = 0.25  # shorter gaps can come from the network or the event loo
 
 @dataclass(eq=False, slots=True)
 class Playback:
-    """How much of an answer a listener has buffered, who starts with the first audio and plays at normal speed.
+    """Estimates the audio buffer of a listener who starts at the first audio and plays at normal speed.
 
-    The event loop writes it and the engine's thread reads it without a lock: a value may be one chunk old.
-    Times are from time.monotonic().
+    The event loop writes the fields and the engine's thread reads them without a lock, so a value may be one chunk
+    old. Times are from time.monotonic().
     """
 
-    tempo: float = 1.0  # seconds of the engine's audio that are played in one second
+    tempo: float = 1.0  # seconds of the engine's audio that the listener plays in one second
     current_index: int = 0  # index of the utterance that is being sent
     underrun_s: float = 0.0  # how long the listener has waited so far
     _sent_s: float = 0.0
     _started_s: float | None = None
 
     def add(self, seconds: float, now_s: float) -> None:
-        """Count audio of the engine that was sent to the listener."""
+        """Record that `seconds` of the engine's audio were sent to the listener at the time `now_s`."""
         if seconds <= 0:
             return
         if self._started_s is None:
@@ -34,13 +34,13 @@ class Playback:
 
     @property
     def underrun(self) -> bool:
-        """Whether the listener had to wait: this answer cannot be generated as fast as it is played."""
+        """Whether the listener has waited for audio: the answer is generated more slowly than it is played."""
         return self.underrun_s > MAX_UNDERRUN_S
 
     def buffered_s(self, now_s: float) -> float:
-        """Seconds of the engine's audio that were sent and not played yet. Below 0 the listener waits."""
+        """Return the seconds of the engine's audio that were sent and not yet played. Negative: the listener waits."""
         return 0.0 if self._started_s is None else self._sent_s - self.tempo * (now_s - self._started_s)
 
     def time_left_s(self, now_s: float) -> float:
-        """Seconds until the listener has played all that was sent."""
+        """Return the seconds until the listener has played all audio that was sent."""
         return self.buffered_s(now_s) / self.tempo

@@ -1,6 +1,6 @@
-"""The prefix cache: keys and values (KV cache) of voice prompts, so that a prompt is prefilled only once.
+"""The prefix cache stores the KV cache of voice prompts, so that a prompt is prefilled only once.
 
-The key is a digest of all that the keys and values depend on: the model, and each segment's speaker, text and codes.
+An entry is found by a digest of the model and of each prompt segment's speaker, text and codes.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from app.lru import LRU
 
-Prefix = tuple[Tensor, ...]  # k, v (layers, G, P, d); of each part, where the layers are split over devices
+Prefix = tuple[Tensor, ...]  # k, v (layers, G, P, d); if the layers are split over devices, k and v of each part
 
 
 class PrefixCache:
-    """The most recently used prefixes, up to `limit_bytes`. Used from the engine's thread only."""
+    """Keeps the most recently used prefixes, up to `limit_bytes` in total. Only the engine's thread uses it."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -23,10 +23,11 @@ class PrefixCache:
         return len(self._kept)
 
     def get(self, key: bytes) -> Prefix | None:
+        """Return the prefix with this digest, or None if it is not in the cache."""
         return self._kept.get(key)
 
     def put(self, key: bytes, prefix: Prefix) -> None:
-        """Keep it; the least recently used go. One that is larger than the whole limit is not kept."""
+        """Add a prefix and remove the least recently used ones. A prefix larger than the limit is not added."""
         if key not in self._kept and _bytes(prefix) <= self._limit_bytes:
             self._kept.put(key, prefix)
 

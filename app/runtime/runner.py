@@ -22,19 +22,17 @@ if TYPE_CHECKING:
 class StepResult:
     """One frame for each of n rows."""
 
-    codes: Codes  # (n, K) int16; faults.BROKEN = the row's numbers are NaN or infinite, so the row fails
+    codes: Codes  # (n, K) int16; faults.BROKEN = the row has NaN or infinite values and fails
     ended: NDArray[np.bool_]  # (n,): the row had finished before this step; its codes are ignored
-    silent: NDArray[np.bool_] | None = (
-        None  # (n,): the row continues but has no frame in this step; None: no row is silent
-    )
-    rows: Sequence[int] | None = (
-        None  # the rows of these results, if they are from an earlier step; None = as requested
-    )
+    # (n,): the row continues, but has no frame in this step. None = every row has a frame.
+    silent: NDArray[np.bool_] | None = None
+    # The rows that these results belong to. None = the rows that `step` was called with.
+    rows: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """One row's part of a StepResult. codes (K,) int16, or one number for all."""
+    """One row's part of a StepResult. codes (K,) int16, or one code for all codebooks."""
 
     row: int
     codes: Codes | int = 0
@@ -55,27 +53,34 @@ class Runner(Protocol):
     """A model in batch form. Rows are numbered 0..max_rows-1; a row belongs to one utterance from admit to release."""
 
     @property
-    def max_rows(self) -> int: ...
+    def max_rows(self) -> int:
+        """The number of rows."""
 
     @property
-    def rate_hz(self) -> int: ...
+    def rate_hz(self) -> int:
+        """The sample rate of the audio."""
 
     def admit(self, row: int, utterance: Utterance) -> None:
-        """Assign the row to this utterance. Cheap. A SpeechError fails this utterance only."""
+        """Assign the row to this utterance, without heavy work. A SpeechError fails this utterance only."""
 
     def prefill(self, row: int) -> bool:
-        """Read one bounded piece of the prompt (chunked prefill). True once the row can step."""
+        """Read one chunk of the prompt (chunked prefill). Returns True once the row can step."""
 
     def step(self, rows: Sequence[int]) -> StepResult:
-        """Advance exactly these rows by one frame. May return the results of an earlier call while the device computes
-        this one, for rows that were not released since."""
+        """Advance exactly these rows by one frame.
+
+        May return the results of an earlier call while the device computes this one. Then it leaves out rows that were
+        released in between.
+        """
 
     def decode(self, rows: Sequence[int], codes: Codes) -> Sequence[Samples]:
-        """Turn one frame of codes (n, K) into samples, one array (N,) float32 per row. An array is empty if the row's
-        frame is decoded together with a later one."""
+        """Decode one frame of codes (n, K) int16 to samples: one array (N,) float32 for each row.
+
+        An array is empty if the decoder keeps the row's frame and decodes it together with a later one.
+        """
 
     def drain(self, row: int) -> Samples:
-        """Return the samples (N,) float32 that the decoder still holds, for a row whose step had no frame."""
+        """Return samples (N,) float32 that the decoder has kept back. Called for a row that had no frame in a step."""
 
     def release(self, row: int) -> None:
-        """Forget the row's utterance, whether it ended or was cancelled."""
+        """Remove the row's utterance, which has ended or was cancelled."""

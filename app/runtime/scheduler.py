@@ -1,12 +1,12 @@
 """The scheduler of continuous batching: a bounded queue in front of a fixed set of rows. Plain Python, no model.
 
-Each row has a slack: how long its listener can play without more audio (`Slot.slack_s`). While a row has a short slack
-or waits for its first audio, only rows with less slack than AHEAD_S are prefilled and stepped. This lowers the time to
-first audio: a step with fewer rows is shorter on a CPU, and on a GPU an iteration without a step leaves the device to
-the new prompt. Foreground rows are never preempted: a row becomes free when its utterance ends.
+Each row has a slack: the seconds that its listener can play without more audio (`Slot.slack_s`). While any row has a
+slack below SHORT_S, only rows with a slack below AHEAD_S are prefilled and stepped. This shortens the time to first
+audio. On a CPU, a step with fewer rows takes less time. On a GPU, an iteration without a step leaves the device to the
+new prompt. Foreground rows are never preempted: such a row becomes free when its utterance ends or is cancelled.
 
-The event loop calls `submit` and `cancel`, the engine's thread calls the rest. One lock guards both. The engine's loop
-gets a `Plan`, carries it out, and reports with `commit`.
+The event loop calls `submit` and `cancel`, and the engine's thread calls the other methods. One lock guards all. The
+engine's loop gets a `Plan`, executes it, and reports the results with `commit`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from app.types import Load
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One iteration of the loop: rows to release, then to admit, to prefill by one piece, and to step."""
+    """The work of one iteration, in this order: rows to release, to admit, to prefill by one chunk, and to step."""
 
     release: tuple[int, ...] = ()
     admit: tuple[tuple[int, Job], ...] = ()
@@ -34,18 +34,19 @@ class Plan:
 
     @property
     def idle(self) -> bool:
+        """Whether there is nothing to do."""
         return not (self.release or self.admit or self.prefill or self.step)
 
 
 class Scheduler:
-    """Owns the queue and the rows. A full queue is an error at once (backpressure), never a silent wait."""
+    """Owns the queue and the rows. A full queue raises Busy immediately (backpressure)."""
 
     def __init__(self, max_rows: int, max_queue: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._slots = Slots(max_rows)
-        self._queue: deque[Job] = deque()  # has not begun; bounded
-        self._following: deque[Job] = deque()  # goes on with an answer that sounds
-        self._background: deque[Job] = deque()  # when there is nothing else to do
+        self._queue: deque[Job] = deque()  # first utterances of answers; bounded
+        self._continuations: deque[Job] = deque()  # later utterances of answers that have started
+        self._background: deque[Job] = deque()  # jobs that run only while no foreground job does
         self._max_queue = max_queue
         self._changed = threading.Condition()
         self._dirty = False
@@ -54,18 +55,20 @@ class Scheduler:
     # ---- event loop side
 
     def submit(self, job: Job) -> None:
-        """Queue a job. Raises Busy when rows and queue are full; a job that follows a sounding one is never refused
-        and goes before all that have not begun, in the order they came. A background job ends in Busy when its row is
-        wanted."""
+        """Add a job to the queue. Raises Busy if rows and queue are full, or the error of `close`.
+
+        Later utterances of an answer are never refused and run before new answers. A background job is not refused
+        either; it ends with Busy if a foreground job needs its row.
+        """
         with self._changed:
             if self._closed is not None:
                 raise self._closed
             if job.background:
                 self._background.append(job)
             elif job.utterance.scheduling.continuation:
-                self._following.append(job)
+                self._continuations.append(job)
             else:
-                free = len(self._slots) - self._speaking - len(self._following)  # who goes on takes a row first
+                free = len(self._slots) - self._speaking - len(self._continuations)  # continuations take rows first
                 if len(self._queue) >= max(0, free) + self._max_queue:
                     raise Busy(
                         f"The server is speaking for {len(self._slots)} requests and {self._max_queue} are waiting. "
@@ -76,38 +79,39 @@ class Scheduler:
             self._wake()
 
     def cancel(self, job: Job) -> None:
-        """Remove a job: from the queue at once, from its row with the next plan."""
+        """Cancel a job: remove it from the queue immediately, or from its row in the next iteration."""
         with self._changed:
             job.cancelled = True
-            for queue in (self._queue, self._following, self._background):
-                with contextlib.suppress(ValueError):  # it has begun, or is over
+            for queue in (self._queue, self._continuations, self._background):
+                with contextlib.suppress(ValueError):  # the job is in a row or has ended
                     queue.remove(job)
             self._wake()
 
     def wake(self) -> None:
-        """Plan again, because something outside changed: an audio queue has space again."""
+        """Make the engine's thread plan again, because an audio queue has space again."""
         with self._changed:
             self._wake()
 
     def load(self) -> Load:
+        """Return the number of rows in use and of queued jobs, with their limits."""
         with self._changed:
             return Load(self._speaking, len(self._slots), len(self._queue), self._max_queue)
 
     @property
     def _speaking(self) -> int:
-        """The number of foreground rows."""
+        """The number of rows with a foreground job."""
         return sum(not slot.background for slot in self._slots.live)
 
     def close(self, error: Exception | None = None) -> None:
-        """Refuse new jobs and end all present ones with `error`."""
+        """End all queued and active jobs with `error`, and raise it for new jobs. None = EngineStopped."""
         with self._changed:
             self._closed = error or EngineStopped("The engine has stopped. Restart the server.")
-            waiting = (*self._queue, *self._following, *self._background)
+            waiting = (*self._queue, *self._continuations, *self._background)
             for job in [*waiting, *(slot.job for slot in self._slots.live if slot.job)]:
                 job.cancelled = True
                 job.audio_queue.finish(self._closed)
             self._queue.clear()
-            self._following.clear()
+            self._continuations.clear()
             self._background.clear()
             self._wake()
 
@@ -119,9 +123,9 @@ class Scheduler:
             release = [slot.row for slot in self._slots.live if slot.job is not None and slot.job.cancelled]
             for row in release:
                 self._slots.free(row)
-            release += self._given_up()
+            release += self._preempt()
             admit: list[tuple[int, Job]] = []
-            for queue in (self._following, self._queue):
+            for queue in (self._continuations, self._queue):
                 while queue and (slot := self._slots.take(queue[0])) is not None:
                     admit.append((slot.row, queue.popleft()))
             step: list[int] = []
@@ -143,15 +147,15 @@ class Scheduler:
                 if min(slack_s.values()) < SHORT_S:
                     step = [row for row in step if slack_s[row] < AHEAD_S]
                     waiting = [slot for slot in waiting if slack_s[slot.row] < AHEAD_S]
-            # One piece of a prompt in each iteration (chunked prefill), so that new answers never stall the others:
-            # first for answers that are being played, then for the longest waiting.
+            # One chunk of one prompt in each iteration (chunked prefill), so that new answers do not stall other rows.
+            # Answers that are being played come first, then the job that has waited longest.
             waiting.sort(key=_urgency)
             return Plan(tuple(release), tuple(admit), tuple(slot.row for slot in waiting[:1]), tuple(step))
 
-    def _given_up(self) -> list[int]:
-        """Preempt background jobs whose rows are needed by waiting requests; return the rows."""
-        wanted = len(self._queue) + len(self._following) - (len(self._slots) - len(self._slots.live))
-        rows = [slot.row for slot in self._slots.live if slot.background][: max(0, wanted)]
+    def _preempt(self) -> list[int]:
+        """End background jobs whose rows waiting foreground jobs need, and return the rows."""
+        needed = len(self._queue) + len(self._continuations) - (len(self._slots) - len(self._slots.live))
+        rows = [slot.row for slot in self._slots.live if slot.background][: max(0, needed)]
         for row in rows:
             job = self._slots[row].job
             self._slots.free(row)
@@ -161,11 +165,12 @@ class Scheduler:
         return rows
 
     def prefilled(self, row: int) -> None:
-        """The row has read its prompt and may step."""
+        """Mark that the row has read its whole prompt and can step."""
         with self._changed:
             self._slots[row].phase = Phase.SPEAK
 
     def job(self, row: int) -> Job:
+        """Return the row's job. Raises LookupError if the row is free."""
         job = self._slots[row].job
         if job is None:
             raise LookupError(f"row {row} is free")
@@ -180,7 +185,7 @@ class Scheduler:
                 self._slots.free(row)
 
     def clear(self) -> list[Job]:
-        """Free every row and return its jobs, whose audio queues the caller must finish."""
+        """Free all rows and return their jobs. The caller must finish the jobs' audio queues."""
         with self._changed:
             jobs = [slot.job for slot in self._slots.live if slot.job is not None]
             for slot in self._slots:
@@ -189,13 +194,16 @@ class Scheduler:
             return jobs
 
     def wait(self, timeout_s: float) -> None:
-        """Sleep until something changes."""
+        """Wait until a job or an audio queue changes, or until timeout_s has passed."""
         with self._changed:
             if not self._dirty:
                 self._changed.wait(timeout_s)
 
     def check(self) -> None:
-        """Raise AssertionError when the books do not add up. Tests run it after each iteration, the loop when idle."""
+        """Check that rows and queues are consistent. Raises AssertionError if they are not.
+
+        Tests call it after each iteration, and the loop calls it when idle.
+        """
         with self._changed:
             seen: set[int] = set()
             for slot in self._slots:
@@ -204,8 +212,8 @@ class Scheduler:
                 if slot.job is not None and id(slot.job) in seen:
                     raise AssertionError(f"the job of row {slot.row} is in two rows")
                 seen.add(id(slot.job))
-            if any(id(job) in seen for job in [*self._queue, *self._following, *self._background]):
-                raise AssertionError("a queued job is in a row as well")
+            if any(id(job) in seen for job in [*self._queue, *self._continuations, *self._background]):
+                raise AssertionError("a queued job is also in a row")
 
     def _wake(self) -> None:
         self._dirty = True
@@ -213,7 +221,7 @@ class Scheduler:
 
 
 def _urgency(slot: Slot) -> tuple[int, float]:
-    """Sort key: answers that are being played, then new answers, then utterances that play later; each by age."""
+    """Sort key for prefill: answers that are being played, new answers, utterances that play later. Oldest first."""
     job = slot.job
     if job is None:
         return 2, 0.0

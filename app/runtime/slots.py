@@ -1,4 +1,4 @@
-"""Rows and who is in them. Plain arithmetic over a fixed list: no torch, no threads of its own."""
+"""The rows of an engine and the jobs in them. Does not use torch and starts no threads."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from app.types import Utterance
 
 
-SHORT_S = 1.0  # a listener with less sound left than this is served first,
-AHEAD_S = 3.0  # and one with more than this lets them pass
-NEVER_PLAYED_S = 2.0  # neither: it is not played while it is made
+# The scheduler compares these limits with the slack of the rows (`Slot.slack_s`).
+SHORT_S = 1.0  # while any row has less slack than this,
+AHEAD_S = 3.0  # rows with at least this much slack pause
+NOT_PLAYED_S = 2.0  # slack of audio that nobody plays during its generation: between the two limits
 
 
 class Phase(Enum):
-    """FREE -> PREFILL -> SPEAK <-> PAUSED -> FREE."""
+    """The state of a row. The order is FREE -> PREFILL -> SPEAK <-> PAUSED -> FREE."""
 
     FREE = auto()
     PREFILL = auto()
@@ -30,7 +31,7 @@ class Phase(Enum):
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """One utterance on its way through the engine."""
+    """One utterance in the engine, from `Scheduler.submit` to its last audio."""
 
     utterance: Utterance
     audio_queue: AudioQueue
@@ -39,12 +40,13 @@ class Job:
 
     @property
     def background(self) -> bool:
+        """Whether the job runs only while no foreground job needs its row."""
         return self.utterance.scheduling.background
 
 
 @dataclass(slots=True)
 class Slot:
-    """One row: who is in it, what it is doing, how many frames it has made."""
+    """One row: its job, its phase, and the number of frames it has generated."""
 
     row: int
     job: Job | None = None
@@ -53,30 +55,31 @@ class Slot:
 
     @property
     def background(self) -> bool:
-        """Whether who is in it gives way to everybody else."""
+        """Whether the row has a background job, which a foreground job may preempt."""
         return self.job is not None and self.job.background
 
     def slack_s(self, now_s: float) -> float:
-        """Seconds until somebody waits for this row's sound: -inf = they wait for the first of an answer already.
+        """Return the seconds until a listener needs more audio from this row.
 
-        An utterance behind the one that is being played has infinite slack until that one has been handed on. An answer
-        whose listener has run dry cannot be played without gaps, so its utterances are made in parallel.
+        -inf: the listener waits for the first audio of an answer. inf: a later utterance of an answer whose current
+        utterance is still being sent; also rows that are free or have a background job. If the listener has had to
+        wait before, the answer can't be played without gaps, so its later utterances do not pause.
         """
         if self.job is None or self.background:
             return math.inf
         scheduling, audio_queue = self.job.utterance.scheduling, self.job.audio_queue
-        if scheduling.index == 0 and not audio_queue.sounded:
+        if scheduling.index == 0 and not audio_queue.has_audio:
             return -math.inf
         playback = scheduling.playback
         if playback is None:
-            return NEVER_PLAYED_S
+            return NOT_PLAYED_S
         if scheduling.index > playback.current_index:
-            return NEVER_PLAYED_S if playback.underrun else math.inf
+            return NOT_PLAYED_S if playback.underrun else math.inf
         return playback.buffered_s(now_s) + audio_queue.waiting_s
 
 
 class Slots:
-    """A fixed set of rows, given out lowest first so that a smaller batch covers the live ones."""
+    """A fixed set of rows. `take` uses the lowest free row, so that a small batch covers all rows in use."""
 
     def __init__(self, count: int) -> None:
         self._slots = [Slot(row) for row in range(count)]
@@ -92,10 +95,11 @@ class Slots:
 
     @property
     def live(self) -> list[Slot]:
+        """The slots that have a job."""
         return [slot for slot in self._slots if slot.phase is not Phase.FREE]
 
     def take(self, job: Job) -> Slot | None:
-        """Put the job into the lowest free row, or None when all are taken."""
+        """Put the job into the lowest free row and return its slot. Returns None if no row is free."""
         for slot in self._slots:
             if slot.phase is Phase.FREE:
                 slot.job, slot.phase, slot.frames = job, Phase.PREFILL, 0
@@ -103,5 +107,6 @@ class Slots:
         return None
 
     def free(self, row: int) -> None:
+        """Remove the job from the row."""
         slot = self._slots[row]
         slot.job, slot.phase, slot.frames = None, Phase.FREE, 0

@@ -1,1 +1,1 @@
-"""Past one process: the same app as a deployment of an existing engine. Nothing imports this room but `main`."""
+"""Runs the server as several replicas on Ray Serve. Only app/main.py imports this package."""

@@ -1,8 +1,8 @@
-"""`python -m app.main --ray [address]`: the whole app, once per Ray Serve replica, behind Ray's HAProxy.
+"""`python -m app.main --ray [address]`: runs replicas of the whole server on Ray Serve, behind Ray's HAProxy.
 
-Each replica builds the unchanged server from the settings, applies its own limits and has its own health check. Ray
-places the replicas, replaces dead ones, and adds or removes some as the load changes. Needs the extra `[ray]`; written
-for the version that the extra pins, because HAProxy ingress and late-bound apps are new in Ray.
+Each replica builds the unchanged server from the settings, with its own limits and its own health check. Ray places the
+replicas, replaces dead ones, and changes their number with the load. Needs the extra `[ray]`, which pins the version of
+Ray: HAProxy ingress and apps that a replica builds itself are new in Ray and may change.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 APP = "tts"
-# Requests beyond rows and queue that Ray still passes on: the server answers 429 in OpenAI's format itself, and lists
-# and /health work even when all rows are taken. Beyond these, Ray answers 429 in its own format.
+# Ray passes this many more requests to a replica than it has rows and queue places. So the server itself answers 429 in
+# OpenAI's format, and lists and /health work even if all rows are in use. Further requests get Ray's own 429.
 SPARE_REQUESTS = 32
-TARGET_SHARE = 0.7  # of the rows: if more are in use on average, Ray adds a replica
+TARGET_SHARE = 0.7  # Ray adds a replica if more than this share of the rows is in use on average
 HEALTH_PERIOD_S = 5.0
 HEALTH_TIMEOUT_S = 10.0
 STARTUP_POLL_S = 0.2
@@ -42,16 +42,19 @@ LONGEST_STREAM_S = 3600
 
 
 def environment(grace_s: int) -> dict[str, str]:
-    """The environment variables that Ray and its processes read at import."""
+    """Return the environment variables that Ray and its processes read at import.
+
+    grace_s: seconds that running answers may take at a shutdown.
+    """
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",  # adds 0.5 ms to the first byte; the Python proxy adds 6 ms
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_worker_niceness": "0",  # the default, 15, starves replicas beside any other process
+        "RAY_worker_niceness": "0",  # with Ray's default, 15, any other process slows down the replicas
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a dead proxy is replaced after three failed checks
         # Retry on another replica if one died before its first byte, or is stopping.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response 503",
-        # Every change of replicas reloads HAProxy; the old process ends with its last stream, or after this time.
+        # HAProxy reloads when replicas change. The old HAProxy process ends after its last stream or after this time.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(max(grace_s, LONGEST_STREAM_S)),
     }
 
@@ -60,24 +63,27 @@ class Replica:
     """One copy of the server with the methods that Ray calls."""
 
     def __init__(self, settings: Settings) -> None:
-        pauses.switch_quickly()
+        pauses.shorten_switch_interval()
         self._settings = settings
-        # Console only, which Ray stores per replica: several processes can't rotate one log file.
+        # Log to the console only, because several processes can't rotate one log file. Ray stores each console.
         logs.set_up(settings.log_level, None, colors=False, texts=settings.log_texts)
-        self._app: FastAPI = assemble(settings, on_settled=pauses.spare_what_stays)
+        self._app: FastAPI = assemble(settings, on_settled=pauses.freeze_loaded_objects)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return started_when_settled(self._app)
 
     async def check_health(self) -> None:
-        """Raises RuntimeError if the engine's loop has ended or hangs; Ray then replaces this replica."""
+        """Check that the engine's loop runs. Raises RuntimeError if not, and Ray then replaces this replica."""
         status, body = await get(self._app, "/health")
         if status != 200:
-            raise RuntimeError(f"unhealthy: {body.get('reason')}")
+            raise RuntimeError(f"The replica is unhealthy: {body.get('reason')}")
 
 
 def started_when_settled(app: ASGIApp) -> ASGIApp:
-    """The app with a delayed start: the start is complete, and requests come, once an engine runs or has failed."""
+    """Wrap the app so that its start is complete only when an engine runs or has failed.
+
+    Ray sends no requests before the start is complete.
+    """
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_when_settled(message: Message) -> None:
@@ -92,7 +98,7 @@ def started_when_settled(app: ASGIApp) -> ASGIApp:
 
 
 async def get(app: ASGIApp, path: str) -> tuple[int, dict[str, Any]]:
-    """Status and JSON body of a GET, without a socket."""
+    """Send a GET request directly to the app, without a socket -> (status, JSON body)."""
     status, body = 0, b""
 
     async def receive() -> Message:
@@ -124,7 +130,10 @@ async def get(app: ASGIApp, path: str) -> tuple[int, dict[str, Any]]:
 
 
 def gpus_for(settings: Settings, in_cluster: float) -> int:
-    """The number of GPUs of one replica. Raises ValueError if the settings name GPUs by number, which Ray chooses."""
+    """Return the number of GPUs of one replica. in_cluster: the number of GPUs in the cluster.
+
+    Raises ValueError if the settings name GPUs by number, because Ray chooses them.
+    """
     named = settings.devices or (settings.device,)
     if any(name.startswith("cuda:") for name in named):
         raise ValueError(
@@ -137,15 +146,17 @@ def gpus_for(settings: Settings, in_cluster: float) -> int:
 
 
 def _spec(settings: Settings) -> EngineSpec:
-    """The spec of TTS_ENGINE. Raises ValueError for an unknown engine."""
+    """Return the spec of the engine that TTS_ENGINE names. Raises ValueError for an unknown engine."""
     known = specs()
     if settings.engine not in known:
-        raise ValueError(f"TTS_ENGINE={settings.engine!r} is no engine. Engines are: {', '.join(sorted(known))}.")
+        raise ValueError(
+            f"TTS_ENGINE={settings.engine!r} is not an engine. The engines are: {', '.join(sorted(known))}."
+        )
     return known[settings.engine]
 
 
 def options_for(settings: Settings, gpus: int) -> dict[str, Any]:
-    """The options of the Ray deployment."""
+    """Return the options of the Ray deployment. gpus: the number of GPUs of one replica."""
     spec = _spec(settings)
     rows = settings.rows(spec.rows_gpu if gpus else spec.rows_cpu)
     least, most = settings.replica_range
@@ -170,9 +181,10 @@ def options_for(settings: Settings, gpus: int) -> dict[str, Any]:
 
 
 def serve(settings: Settings, address: str | None) -> None:
-    """Serve until SIGTERM or Ctrl+C. Running answers may then finish, for up to TTS_SHUTDOWN_GRACE_S.
+    """Serve until SIGTERM or Ctrl+C. Then wait up to TTS_SHUTDOWN_GRACE_S for running answers.
 
-    address: of a running cluster; None = start a cluster on this machine. Raises ValueError.
+    address: the address of a running cluster; None = start a cluster on this machine. Raises ValueError if Ray is not
+    installed or the settings do not fit Ray.
     """
     variables = environment(settings.shutdown_grace_s)
     for name, value in variables.items():
@@ -183,7 +195,7 @@ def serve(settings: Settings, address: str | None) -> None:
     except ModuleNotFoundError as error:
         raise ValueError("--ray needs Ray: pip install -c constraints.txt '.[ray]'") from error
     if settings.port == 0:
-        raise ValueError("Under --ray, PORT can't be 0: Ray's proxies do not report the port that they get. Set PORT.")
+        raise ValueError("Under --ray, PORT can't be 0, because Ray's proxies do not report their port. Set PORT.")
 
     logs.set_up(settings.log_level, None, colors=sys.stderr.isatty())
     options = {"include_dashboard": False} if address is None else {"runtime_env": {"env_vars": variables}}
@@ -203,7 +215,9 @@ def serve(settings: Settings, address: str | None) -> None:
         )
         deployment = ray_serve.deployment(ray_serve.ingress()(Replica)).options(**options_for(settings, gpus))
         ray_serve.run(deployment.bind(settings), name=APP, route_prefix="/", blocking=False)
-        log.info("on Ray: http://%s:%d, %s replicas", settings.host, settings.port, settings.replicas)
+        log.info(
+            "the server runs on Ray at http://%s:%d with %s replicas", settings.host, settings.port, settings.replicas
+        )
         stopping.wait()
         drain(ray_serve, settings.shutdown_grace_s)
     finally:
@@ -213,7 +227,7 @@ def serve(settings: Settings, address: str | None) -> None:
 
 
 def drain(ray_serve: Any, grace_s: float) -> None:
-    """Graceful shutdown: refuse new requests and let running answers finish."""
+    """Shut down gracefully: refuse new requests and wait up to grace_s + 5 seconds for running answers."""
     log.info("stopping: waiting up to %.0f s for the requests in progress", grace_s)
     ray_serve.delete(APP, _blocking=False)
     until_s = time.monotonic() + grace_s + 5

@@ -112,7 +112,7 @@ def test_a_dead_loop_starts_again_once(tmp_path: Path, monkeypatch: pytest.Monke
         health = http.get("/health")
         assert health.status_code == 200
         assert health.json()["status"] == "degraded"
-        assert "started again" in health.json()["reason"]
+        assert "restarted" in health.json()["reason"]
         assert http.get("/ready").status_code == 200
 
         broken_off(http, "Death again.")

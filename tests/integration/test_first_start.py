@@ -58,7 +58,7 @@ def test_without_weights_the_offline_voice_answers_and_says_so(tmp_path: Path) -
             assert listed["espeak"]["status"] == "ready"
             assert "dia-1.6b" not in listed
     console = process.console()
-    assert "csm-1b IS NOT RUNNING: espeak ANSWERS IN ITS PLACE" in console
+    assert "csm-1b IS NOT RUNNING: espeak ANSWERS INSTEAD" in console
     assert "CSM_MODEL" in console
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from app.runtime.faults import broken
+from app.runtime.faults import broken_rows
 from app.runtime.runner import Runner
 from app.types import Utterance
 
@@ -44,7 +44,7 @@ class Driver:
         result = self.runner.step(stepped)
         rows = stepped if result.rows is None else list(result.rows)
         silent = np.zeros(len(rows), np.bool_) if result.silent is None else result.silent
-        non_finite = np.isin(np.arange(len(rows)), broken(result.codes))
+        non_finite = np.isin(np.arange(len(rows)), broken_rows(result.codes))
         audible = [i for i in range(len(rows)) if not (result.ended[i] or silent[i] or non_finite[i])]
         if audible:
             decoded = self.runner.decode([rows[i] for i in audible], result.codes[audible])

@@ -142,12 +142,12 @@ def test_available_devices_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "count", "message"),
     [
-        ("cuda:2", 2, "There is no cuda:2: the CUDA devices here are cuda:0 to cuda:1"),
+        ("cuda:2", 2, "There is no cuda:2: this machine has the CUDA devices cuda:0 to cuda:1"),
         ("cuda:0", 0, "no CUDA device"),
         ("mps", 0, "no MPS device"),
         ("gpu", 1, "'gpu' is not a device"),
-        ("meta", 1, "'meta' is not a device"),
-        ("auto", 1, "TTS_DEVICES names devices and 'auto'"),
+        ("meta", 1, "Models can't run on the device 'meta'"),
+        ("auto", 1, "TTS_DEVICES contains 'auto' together with device names"),
     ],
 )
 def test_error_names_the_missing_device(monkeypatch: pytest.MonkeyPatch, name: str, count: int, message: str) -> None:

@@ -221,7 +221,7 @@ async def test_an_engine_that_dies_is_unhealthy():
     [("nothing", "ok", "TTS_ENGINE"), ("ok", "nothing", "TTS_FALLBACK_ENGINE"), ("", "ok", "TTS_ENGINE")],
 )
 def test_a_name_that_nobody_has_is_refused(engine, fallback, variable):
-    with pytest.raises(ValueError, match=rf"{variable}=.* is no engine\. Engines are: absent, ") as error:
+    with pytest.raises(ValueError, match=rf"{variable}=.* is not an engine\. The engines are: absent, ") as error:
         host_of(engine, fallback)
     assert "stand_in" in str(error.value)
 

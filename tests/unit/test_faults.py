@@ -46,11 +46,11 @@ async def test_memory_that_is_not_there_is_one_utterances_affair(call: str, erro
 
 def test_what_callers_are_told() -> None:
     typed = BadReference("in words")
-    assert faults.typed(typed) is typed
-    assert type(faults.typed(ZeroDivisionError("inside"))) is EngineError
-    assert "inside" not in faults.typed(ZeroDivisionError("inside")).message
+    assert faults.to_speech_error(typed) is typed
+    assert type(faults.to_speech_error(ZeroDivisionError("inside"))) is EngineError
+    assert "inside" not in faults.to_speech_error(ZeroDivisionError("inside")).message
 
 
 def test_rows_without_codes_are_whole() -> None:
-    assert faults.broken(np.zeros((3, 0), np.int16)) == []
-    assert faults.broken(np.zeros((0, 4), np.int16)) == []
+    assert faults.broken_rows(np.zeros((3, 0), np.int16)) == []
+    assert faults.broken_rows(np.zeros((0, 4), np.int16)) == []

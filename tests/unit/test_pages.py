@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.runtime.pages import use_large_pages
+from app.runtime.pages import use_huge_pages
 
 pytestmark = pytest.mark.unit
 
@@ -22,8 +22,8 @@ MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 def test_numbers_stay() -> None:
     numbers = torch.arange(4 << 20, dtype=torch.int64)  # 32 MiB
-    use_large_pages()
-    use_large_pages()
+    use_huge_pages()
+    use_huge_pages()
     assert torch.equal(numbers, torch.arange(4 << 20, dtype=torch.int64))
 
 
@@ -46,6 +46,6 @@ def test_what_lies_behind_a_hole_is_on_large_pages_too() -> None:
     behind = 8 * PAGE_BYTES
     for at in range(behind, len(memory), mmap.PAGESIZE):  # nothing has touched what is before
         memory[at] = at // mmap.PAGESIZE % 251
-    use_large_pages()
+    use_huge_pages()
     assert large_bytes(address + behind) >= 7 * PAGE_BYTES
     assert all(memory[at] == at // mmap.PAGESIZE % 251 for at in range(behind, len(memory), mmap.PAGESIZE))

@@ -32,7 +32,7 @@ def _as_it_was() -> Iterator[None]:
 def test_what_is_loaded_is_not_looked_through_again() -> None:
     gc.collect()
     before = len(gc.get_objects())
-    pauses.spare_what_stays()
+    pauses.freeze_loaded_objects()
     assert gc.get_freeze_count() > 0.9 * before
     assert len(gc.get_objects()) < 0.1 * before
     loop: list[object] = []
@@ -43,7 +43,7 @@ def test_what_is_loaded_is_not_looked_through_again() -> None:
 
 @pytest.mark.usefixtures("_as_it_was")
 def test_threads_take_turns_quickly() -> None:
-    pauses.switch_quickly()
+    pauses.shorten_switch_interval()
     assert sys.getswitchinterval() < 0.001
 
 

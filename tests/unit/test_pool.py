@@ -235,7 +235,7 @@ async def test_a_device_that_dies_is_taken_out_and_the_other_goes_on(
             heard += chunk.seconds
             if heard > 3:
                 break
-    assert "1 of 2 devices go on" in caplog.text
+    assert "1 of 2 devices continue" in caplog.text
     kill(second)
     assert not engine.healthy
     with pytest.raises(EngineStopped, match="every device"):
@@ -279,7 +279,7 @@ async def test_those_who_wait_go_to_the_devices_that_are_left(engine: EnginePool
 async def test_a_device_that_fails_at_everything_is_taken_out(engine: EnginePool) -> None:
     first, _ = engines(engine)
     fail(first, RuntimeError("CUDA error: an illegal memory access was encountered"))
-    for attempt in range(pool.STRIKES):
+    for attempt in range(pool.MAX_FAILURES):
         assert not engine.devices[0].failure
         assert len(await whole(engine, say(seed=attempt)))
     assert "in a row" in engine.devices[0].failure
@@ -289,7 +289,7 @@ async def test_a_device_that_fails_at_everything_is_taken_out(engine: EnginePool
 async def test_a_text_that_fails_everywhere_blames_no_device(engine: EnginePool) -> None:
     for each in engines(engine):
         fail(each, RuntimeError("this text"))
-    for _ in range(pool.STRIKES + 1):
+    for _ in range(pool.MAX_FAILURES + 1):
         with pytest.raises(EngineError):
             await whole(engine, say())
     assert not any(each.failure for each in engine.devices)
@@ -307,8 +307,8 @@ async def test_a_device_that_hangs_is_left(engine: EnginePool, monkeypatch: pyte
 
     first, second = engines(engine)
     expected = await whole(second, say())
-    monkeypatch.setattr(pool, "LOOK_S", 0.05)
-    monkeypatch.setattr(loop, "STALLED_S", 3.0)  # an idle engine turns once a second
+    monkeypatch.setattr(pool, "HEALTH_CHECK_S", 0.05)
+    monkeypatch.setattr(loop, "HUNG_S", 3.0)  # an idle engine turns once a second
     stuck = threading.Event()
     step = first._runner.step
     first._runner.step = lambda rows: (stuck.wait(30), step(rows))[1]  # type: ignore[method-assign]

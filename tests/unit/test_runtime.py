@@ -44,7 +44,7 @@ class Desk:
     def submit(
         self, part: Part, *, follows: bool = False, background: bool = False, audio_queue_s: float = 60.0
     ) -> Job:
-        audio_queue = AudioQueue(RATE_HZ, audio_queue_s, on_room=self.scheduler.wake)
+        audio_queue = AudioQueue(RATE_HZ, audio_queue_s, on_space=self.scheduler.wake)
         job = Job(self.runner.utterance(part, follows=follows, background=background), audio_queue)
         self.scheduler.submit(job)
         return job
@@ -52,7 +52,7 @@ class Desk:
     def turn(self, times: int = 1) -> bool:
         busy = False
         for _ in range(times):
-            busy = self.loop.turn()
+            busy = self.loop.iterate()
             self.scheduler.check()
             assert self.runner.violations == []
         return busy
@@ -101,7 +101,7 @@ class Played:
         utterance = self.desk.runner.utterance(Part(frames=frames, pieces=pieces), follows=number > 0)
         scheduling = dataclasses.replace(utterance.scheduling, index=number, playback=self.playback)
         utterance = dataclasses.replace(utterance, scheduling=scheduling)
-        job = Job(utterance, AudioQueue(RATE_HZ, 60.0, on_room=self.desk.scheduler.wake), submitted_s=self.clock())
+        job = Job(utterance, AudioQueue(RATE_HZ, 60.0, on_space=self.desk.scheduler.wake), submitted_s=self.clock())
         self.desk.scheduler.submit(job)
         return job
 
@@ -440,7 +440,7 @@ def samples(count: int, value: float = 0.0) -> np.ndarray:
 
 
 async def test_sound_comes_out_in_order_joined_up_to_a_second():
-    audio_queue = AudioQueue(RATE_HZ, 60, on_room=lambda: None)
+    audio_queue = AudioQueue(RATE_HZ, 60, on_space=lambda: None)
     for number in range(15):
         audio_queue.put(samples(20, number), np.full((2, 1), number, np.int16))
     audio_queue.finish()
@@ -455,7 +455,7 @@ async def test_sound_comes_out_in_order_joined_up_to_a_second():
 
 
 async def test_a_part_longer_than_a_second_comes_alone_and_whole():
-    audio_queue = AudioQueue(RATE_HZ, 60, on_room=lambda: None)
+    audio_queue = AudioQueue(RATE_HZ, 60, on_space=lambda: None)
     audio_queue.put(samples(250, 1))
     audio_queue.put(samples(60, 2))
     audio_queue.put(samples(60, 3))
@@ -463,7 +463,7 @@ async def test_a_part_longer_than_a_second_comes_alone_and_whole():
 
 
 async def test_without_codes_a_chunk_has_none():
-    audio_queue = AudioQueue(RATE_HZ, 60, on_room=lambda: None)
+    audio_queue = AudioQueue(RATE_HZ, 60, on_space=lambda: None)
     audio_queue.put(samples(3))
     audio_queue.put(samples(3))
     assert (await audio_queue.get()).codes is None
@@ -471,7 +471,7 @@ async def test_without_codes_a_chunk_has_none():
 
 async def test_full_at_its_capacity_and_told_when_there_is_room_again():
     room = []
-    audio_queue = AudioQueue(RATE_HZ, 2.0, on_room=lambda: room.append(audio_queue.full))
+    audio_queue = AudioQueue(RATE_HZ, 2.0, on_space=lambda: room.append(audio_queue.full))
     for _ in range(3):
         audio_queue.put(samples(60))
     assert not audio_queue.full  # 1.8 s
@@ -488,7 +488,7 @@ async def test_full_at_its_capacity_and_told_when_there_is_room_again():
 
 
 async def test_an_error_comes_after_the_sound_and_the_first_end_counts():
-    audio_queue = AudioQueue(RATE_HZ, 60, on_room=lambda: None)
+    audio_queue = AudioQueue(RATE_HZ, 60, on_space=lambda: None)
     audio_queue.put(samples(5))
     audio_queue.finish(EngineError("first"))
     audio_queue.finish()
@@ -500,7 +500,7 @@ async def test_an_error_comes_after_the_sound_and_the_first_end_counts():
 
 
 async def test_a_get_that_was_cancelled_loses_nothing():
-    audio_queue = AudioQueue(RATE_HZ, 60, on_room=lambda: None)
+    audio_queue = AudioQueue(RATE_HZ, 60, on_space=lambda: None)
     waiting = asyncio.create_task(audio_queue.get())
     await asyncio.sleep(0)
     waiting.cancel()
@@ -512,7 +512,7 @@ async def test_a_get_that_was_cancelled_loses_nothing():
 
 
 async def test_a_waiting_reader_is_woken_from_another_thread():
-    audio_queue = AudioQueue(RATE_HZ, 60, on_room=lambda: None)
+    audio_queue = AudioQueue(RATE_HZ, 60, on_space=lambda: None)
 
     def speak() -> None:
         for number in range(200):
@@ -532,7 +532,7 @@ async def test_a_waiting_reader_is_woken_from_another_thread():
 
 def test_sound_for_an_event_loop_that_has_closed_goes_nowhere():
     async def make() -> AudioQueue:
-        return AudioQueue(RATE_HZ, 60, on_room=lambda: None)
+        return AudioQueue(RATE_HZ, 60, on_space=lambda: None)
 
     audio_queue = asyncio.run(make())
     audio_queue.put(samples(1))
@@ -540,7 +540,7 @@ def test_sound_for_an_event_loop_that_has_closed_goes_nowhere():
 
 
 async def test_telling_of_room_holds_no_lock():
-    """The scheduler's `close` calls `finish` under its own lock and `on_room` takes that lock: if `get` held the
+    """The scheduler's `close` calls `finish` under its own lock and `on_space` takes that lock: if `get` held the
     outbox's lock meanwhile, a reader and a closing engine would wait for each other for ever."""
     finished = []
 
@@ -550,7 +550,7 @@ async def test_telling_of_room_holds_no_lock():
         thread.join(2)
         finished.append(not thread.is_alive())
 
-    audio_queue = AudioQueue(RATE_HZ, 1.0, on_room=told)
+    audio_queue = AudioQueue(RATE_HZ, 1.0, on_space=told)
     audio_queue.put(samples(100))
     await audio_queue.get()
     assert finished == [True]
@@ -575,7 +575,7 @@ async def test_everybody_hears_their_own_and_all_of_it():
 
 async def test_a_reader_whose_listener_has_enough_is_given_more_at_once():
     left_s = 0.0
-    audio_queue = AudioQueue(RATE_HZ, 10.0, on_room=lambda: None, left_s=lambda: left_s)
+    audio_queue = AudioQueue(RATE_HZ, 10.0, on_space=lambda: None, time_left_s=lambda: left_s)
     frame = np.ones(FRAME_SAMPLES, np.float32)
 
     async def soon(chunk: asyncio.Task[AudioChunk | None]) -> bool:
@@ -605,7 +605,7 @@ async def test_a_reader_whose_listener_has_enough_is_given_more_at_once():
 
 
 async def test_a_reader_is_given_what_there_is_before_the_listener_runs_dry():
-    audio_queue = AudioQueue(RATE_HZ, 10.0, on_room=lambda: None, left_s=lambda: 0.27)
+    audio_queue = AudioQueue(RATE_HZ, 10.0, on_space=lambda: None, time_left_s=lambda: 0.27)
     frame = np.ones(FRAME_SAMPLES, np.float32)
     audio_queue.put(frame)
     await audio_queue.get()
@@ -806,7 +806,7 @@ async def _whatever_happens(operations, rows, queue, outbox_frames):
         if operation == "submit":
             count, pieces, follows, failure, behind, together = arguments
             load = desk.scheduler.load()
-            free = load.max_rows - load.active_rows - len(desk.scheduler._following)
+            free = load.max_rows - load.active_rows - len(desk.scheduler._continuations)
             room = max(0, free) + load.max_queue - load.queued
             try:
                 job = desk.submit(
@@ -949,7 +949,7 @@ async def test_a_loop_that_fails_goes_on_once():
         utterances = [runner.utterance(part) for part in parts]
         jobs = [asyncio.create_task(spoken(engine, utterance)) for utterance in utterances]
         for job in jobs[:2]:  # who was being spoken for
-            with pytest.raises(EngineStopped, match="started again"):
+            with pytest.raises(EngineStopped, match="has restarted"):
                 await asyncio.wait_for(job, 5)
         for job, utterance in zip(jobs[2:], utterances[2:], strict=True):  # who waited
             assert await asyncio.wait_for(job, 5) == runner.expected(utterance)
@@ -1031,7 +1031,7 @@ async def test_frames_without_codes_have_none():
 
 async def test_codes_wait_for_their_sound() -> None:
     """Of a codec that looks ahead: a reader never gets a chunk without samples, but every code."""
-    audio_queue = AudioQueue(1000, 1.0, on_room=lambda: None)
+    audio_queue = AudioQueue(1000, 1.0, on_space=lambda: None)
     nothing, sound = np.zeros(0, np.float32), np.ones(10, np.float32)
     for number in range(3):
         audio_queue.put(nothing, np.full((2, 1), number, np.int16))

@@ -39,7 +39,7 @@ from app.nn.mimi.model import MimiDecoder, MimiEncoder
 from app.runtime.cuda_graphs import GraphCapture, setup_facts
 from app.runtime.faults import BROKEN
 from app.runtime.runner import RowResult, StepResult, to_result
-from app.runtime.sampling import Sampler, SamplingParams, fast_path, int64_of
+from app.runtime.sampling import Sampler, SamplingParams, fast_path, to_int64
 from app.types import Utterance
 
 if TYPE_CHECKING:
@@ -323,7 +323,7 @@ class CsmRunner:
                 state.params,
                 position=state.position,
                 draws=state.draws,
-                seed=int64_of(state.seed),
+                seed=to_int64(state.seed),
                 frames_left=self._limits.frames_left(state),
                 min_frames_left=self._limits.guards.min_frames if self._limits.guards is not None else 0,
             )

@@ -37,7 +37,7 @@ from app.nn.kernels.choice import TORCH, Kernels
 from app.runtime.cuda_graphs import GraphCapture, setup_facts, side_stream
 from app.runtime.faults import BROKEN
 from app.runtime.runner import RowResult, StepResult, to_result
-from app.runtime.sampling import int64_of
+from app.runtime.sampling import to_int64
 from app.types import Sampling, SpokenLine, Utterance
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class DiaRunner:
                 state.guided.params,
                 state.guided.cfg_scale,
                 position=state.position,
-                seed=int64_of(state.seed),
+                seed=to_int64(state.seed),
                 min_frames_left=self._limits.min_frames,
                 text_length=len(state.ids),
                 first_frame=self._delay_pattern.first_frame(len(state.prompt)),

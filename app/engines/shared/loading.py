@@ -14,7 +14,7 @@ from app.nn.kernels.choice import candidates
 from app.nn.linear import Int8Linear, PackedLinear, replace_linears
 from app.nn.transformer import Block, Stack
 from app.runtime.cuda_graphs import GraphCapture
-from app.runtime.pages import use_large_pages
+from app.runtime.pages import use_huge_pages
 from app.weights import download, hub
 from app.weights.tensors import digest_of
 
@@ -95,7 +95,7 @@ def pack_bfloat16(model: nn.Module) -> None:
 def place_weights(device: torch.device) -> None:
     """Move the weights in this process to huge pages, on a CPU."""
     if device.type == "cpu":
-        use_large_pages()
+        use_huge_pages()
 
 
 def check_codec_size(found: tuple[int, int], needed: tuple[int, int], *, remedy: str = "") -> None:

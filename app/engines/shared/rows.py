@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from app.runtime.sampling import ReferenceNoise, exponential_noise, int64_of
+from app.runtime.sampling import ReferenceNoise, exponential_noise, to_int64
 from app.types import Sampling, SpokenLine, Utterance, Voice
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ class DrawState(Protocol):
 
 def step_noise(rows: Sequence[DrawState], *, codebooks: int, codes: int, device: torch.device) -> Tensor:
     """Noise for one step of n rows -> (n, codebooks, codes) float32."""
-    seeds = torch.tensor([int64_of(row.seed) for row in rows], device=device)
+    seeds = torch.tensor([to_int64(row.seed) for row in rows], device=device)
     draws = torch.tensor([row.draws for row in rows], device=device)
     return exponential_noise(seeds, draws, codebooks, codes)
 
 
 def reference_noise_of(seed: int, *, enabled: bool) -> ReferenceNoise | None:
     """The noise that reference implementations draw for this seed; None if it is not enabled."""
-    return ReferenceNoise(int64_of(seed)) if enabled else None
+    return ReferenceNoise(to_int64(seed)) if enabled else None
 
 
 def must_step_one_by_one(device: torch.device, dtype: torch.dtype, *, quantized: bool) -> bool:
