@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from app.audio.threads import ThreadLimit
     from app.generator.job import SpeechJob
     from app.types import Codes, UploadedTurn
-    from app.voices.memory import Memory, Remembered
+    from app.voices.memory import Memory, RememberedTurn
 
 MAX_TURN_S = 60.0  # of one turn's recording: the codecs encode this much at once
 DECODE_LIMIT_S = 20.0  # for all recordings of one request: half an hour of ordinary recordings takes 1 to 5 s
@@ -76,7 +76,7 @@ class ConversationContext:
             self._codes.put(key, codes)
         return ContextTurn(turn.speaker, turn.text, codes)
 
-    async def remember(self, job: SpeechJob, spoken: Sequence[Remembered]) -> None:
+    async def remember(self, job: SpeechJob, spoken: Sequence[RememberedTurn]) -> None:
         """Store the speech of a job for the next request of its conversation."""
         conversation = job.request.conversation
         if spoken and conversation is not None and self._memory is not None:

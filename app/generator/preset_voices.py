@@ -258,7 +258,7 @@ def defect_of(features: VoiceFeatures, transcript: str) -> str | None:
         (f.level_dbfs < -45.0, f"it is as quiet as {f.level_dbfs:.0f} dBFS"),
         (f.clipped > 0.005, f"{f.clipped:.1%} of its samples are clipped"),
         (f.longest_pause_s > 1.5, f"it has a pause of {f.longest_pause_s:.1f} s"),
-        (f.said < 0.5, f"only {f.said:.0%} of it is speech"),
+        (f.speech < 0.5, f"only {f.speech:.0%} of it is speech"),
         (f.voiced < 0.25 or not f.pitch_hz, f"only {f.voiced:.0%} of it have a pitch, which is too little for speech"),
         (f.pitch_spread > 5.0, f"its pitch varies by {f.pitch_spread:.0f} semitones"),
     )

@@ -31,7 +31,7 @@ from app.generator.resolving import RequestResolver, check_extra
 from app.text.punctuation import has_words
 from app.text.script import Pause
 from app.types import Scheduling, Utterance
-from app.voices.memory import Remembered
+from app.voices.memory import RememberedTurn
 
 if TYPE_CHECKING:
     from app.audio.threads import ThreadLimit
@@ -167,7 +167,7 @@ class SpeechGenerator:
         output = await open_output(job)
         entry = self._cache.begin(job.cache_key, keep=request.use_cache)
         clock = ListenerClock()
-        spoken: list[Remembered] = []
+        spoken: list[RememberedTurn] = []
         pending = self._order.begin()
         try:
             async with (
@@ -214,7 +214,7 @@ class SpeechGenerator:
         )
 
     async def _samples(
-        self, job: SpeechJob, expect_level: Callable[[float], None], spoken: list[Remembered]
+        self, job: SpeechJob, expect_level: Callable[[float], None], spoken: list[RememberedTurn]
     ) -> AsyncGenerator[Samples]:
         """The answer's audio at the engine's rate: the utterances and the silence between them.
 
@@ -249,7 +249,7 @@ class SpeechGenerator:
             await ahead.aclose()
 
     async def _utterance(
-        self, job: SpeechJob, planned: PlannedUtterance, ahead: Lookahead, spoken: list[Remembered]
+        self, job: SpeechJob, planned: PlannedUtterance, ahead: Lookahead, spoken: list[RememberedTurn]
     ) -> AsyncGenerator[Samples]:
         """Speak one utterance, with trimmed and faded edges. A silent result is repeated with another seed.
 
@@ -282,7 +282,7 @@ class SpeechGenerator:
                     yield rest
                     if codes:
                         voice = planned.lines[0].voice.id
-                        spoken.append(Remembered(voice, planned.text, np.concatenate(codes, axis=1)))
+                        spoken.append(RememberedTurn(voice, planned.text, np.concatenate(codes, axis=1)))
                     return
                 if not has_words(planned.text):
                     return

@@ -1,7 +1,7 @@
 """Export and import of a voice as one zip file: voice.json, reference.wav, and consent.wav if there is one.
 
-An import trusts nothing in the file: only known names are read, sizes are counted during reading, numbers and texts are
-checked as in the store, and the audio is decoded again in the sandbox. An imported voice gets a new id.
+An imported file is untrusted: only known names are read, sizes are limited while reading, numbers and texts are checked
+as for a new voice, and the audio is decoded again in the sandbox. An imported voice gets a new id.
 """
 
 from __future__ import annotations

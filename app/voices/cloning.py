@@ -1,4 +1,4 @@
-"""Voice cloning: turn an uploaded recording into the reference of a voice.
+"""Voice cloning: convert uploaded recordings to the reference of a voice.
 
 The steps: decode in the sandbox, find speech, choose the best window, measure its quality, find its transcript, remove
 rumble, set the loudness. The caller stores the result. Does not depend on HTTP or engines.
@@ -74,7 +74,10 @@ class Prepared:
 
 
 class Cloner:
-    """Prepares recordings, a few at a time. Use it from one event loop; `make` blocks and may run in any thread."""
+    """Prepares recordings for cloning, a limited number at a time.
+
+    Use `prepare` and `run` from one event loop. `make` blocks and may run in any thread.
+    """
 
     sample_range_s = (MIN_SAMPLE_S, window.WHOLE_MAX_S)  # a recording of this length can be used as it is
 
@@ -88,7 +91,7 @@ class Cloner:
     async def prepare(
         self, samples: Sequence[Sample], *, language: str = "en", denoise: bool = False, what: str = "audio_file"
     ) -> Prepared:
-        """Run `make` in a thread. Raises as `make` does, and Busy."""
+        """Run `make` in a thread. Raises as `make` does, and Busy if too many calls wait."""
         return await self.run(lambda: self.make(samples, language=language, denoise=denoise, what=what))
 
     async def run(self, task: Callable[[], T]) -> T:
@@ -107,7 +110,12 @@ class Cloner:
     def make(
         self, samples: Sequence[Sample], *, language: str = "en", denoise: bool = False, what: str = "audio_file"
     ) -> Prepared:
-        """Make one reference of the recordings. Blocks for seconds. Raises BadReference and InvalidValue."""
+        """Join 1 to MAX_SAMPLES recordings to one reference. Blocks for seconds.
+
+        language: BCP 47 tag, for the speech recogniser. denoise: reduce steady noise. what: name of the request's
+        field, for error messages. Raises BadReference for recordings that can't be used, InvalidValue for a transcript
+        that is missing or too long.
+        """
         if not samples:
             raise BadReference(f"`{what}` is missing: send a recording of the voice.", param=what)
         if len(samples) > MAX_SAMPLES:
@@ -136,8 +144,7 @@ class Cloner:
             )
         if decoded.seconds < MIN_SAMPLE_S:
             raise BadReference(
-                f"`{what}` has {decoded.seconds:.1f} s of sound; at least {MIN_SAMPLE_S:g} s are needed, and 6 to 12 s "
-                "are good.",
+                f"`{what}` has {decoded.seconds:.1f} s of audio. Send {MIN_SAMPLE_S:g} s or more; 6 to 12 s work best.",
                 param=what,
             )
         sound = decoded.samples
@@ -169,7 +176,11 @@ class Cloner:
     def _choose(
         self, text: str, spans: Sequence[Span], sound: Samples, *, language: str, most_s: float, what: str
     ) -> tuple[Span, str]:
-        """Choose the part of the recording to use -> the part, its exact transcript."""
+        """Choose the part of the recording to use -> the part, its exact transcript.
+
+        text: the transcript of the whole recording; "" = unknown. spans: the speech in the samples. most_s: the longest
+        part that may be used. Raises BadReference, InvalidValue.
+        """
         whole = Span(spans[0].start_s, spans[-1].end_s)
         best = window.best_window(spans, sound, RATE_HZ)
         if best.seconds > most_s:
@@ -185,10 +196,10 @@ class Cloner:
                 return best, part
             if whole.seconds <= most_s:
                 return whole, text
-            why = missing or "The speech recogniser found other words than those in `transcript`."
+            why = missing or "The speech recogniser did not find the words of `transcript`."
             raise BadReference(
-                f"`{what}` has {whole.seconds:.0f} s from its first word to its last. With a `transcript` of all of "
-                f"it, at most {most_s:.0f} s are allowed. Send a shorter recording and its transcript. {why}",
+                f"`{what}` has {whole.seconds:.0f} s from the first word to the last. At most {most_s:.0f} s are used "
+                f"with one `transcript`. Send a shorter recording and its transcript. {why}",
                 param=what,
             )
         if not recognised_text:
@@ -244,7 +255,10 @@ def import_preset_files(store: VoiceStore, folder: Path, cloner: Cloner) -> None
 
 
 def cleaned(sound: Samples, place: Span, *, denoise: bool) -> Samples:
-    """Cut `place` out of `sound` at RATE_HZ: no rumble, TARGET_LUFS unless peaks would exceed PEAK, faded edges."""
+    """Cut `place` out of `sound` (N,) at RATE_HZ -> samples (M,).
+
+    Rumble is removed, the loudness is set to TARGET_LUFS (lower if peaks would exceed PEAK), and the edges are faded.
+    """
     first, last = round(place.start_s * RATE_HZ), round(place.end_s * RATE_HZ)
     margin = round(_MARGIN_S * RATE_HZ)
     start = max(0, first - margin)
@@ -265,7 +279,10 @@ def cleaned(sound: Samples, place: Span, *, denoise: bool) -> Samples:
 
 
 def without_rumble(samples: Samples, rate_hz: int) -> Samples:
-    """Remove DC and rumble. A zero-phase filter: a raised cosine over frequency between the two RUMBLE_HZ."""
+    """Remove DC and rumble from samples (N,) -> (N,).
+
+    The filter has zero phase. Its gain rises as a raised cosine from 0 to 1 between the two RUMBLE_HZ.
+    """
     count = len(samples)
     size = count + rate_hz // 2  # zero padding, so that the end does not ring into the start
     spectrum = np.fft.rfft(samples.astype(np.float64) - float(np.mean(samples, dtype=np.float64)), size)
@@ -276,8 +293,11 @@ def without_rumble(samples: Samples, rate_hz: int) -> Samples:
 
 
 def consent_recording(audio: Source, *, limits: Limits | None = None, what: str = "recording") -> Reference:
-    """Decode a recorded consent to mono, 24 kHz. Blocks. Raises BadReference."""
+    """Decode a recorded consent to mono at CONSENT_RATE_HZ. Blocks.
+
+    Raises BadReference if it can't be decoded or is longer than CONSENT_MAX_S.
+    """
     decoded = decode_in_sandbox(audio, CONSENT_RATE_HZ, max_seconds=CONSENT_MAX_S, what=what, limits=limits)
     if decoded.truncated:
-        raise BadReference(f"`{what}` is longer than {CONSENT_MAX_S:g} s.", param=what)
+        raise BadReference(f"`{what}` is longer than {CONSENT_MAX_S:g} s. Send a shorter recording.", param=what)
     return Reference(decoded.samples, CONSENT_RATE_HZ, "")

@@ -1,4 +1,4 @@
-"""Enhancement: brings every voice, request and sentence to the same loudness, in a stream.
+"""Enhancement: set every voice, request and sentence to the same loudness, in a stream.
 
 Loudness is measured as in ITU-R BS.1770-4. The loudness of a stream is known only at its end, so it is estimated: a
 probability distribution over possible levels starts at the expected level of the voice. Each 20 ms window updates it
@@ -46,15 +46,15 @@ _MOMENT_S = 0.1
 _STEP_DB = 0.5
 _LEVELS = np.arange(-60.0, _STEP_DB / 2, _STEP_DB)  # LUFS: the possible levels
 _LOWEST, _HIGHEST = float(_LEVELS[0]), float(_LEVELS[-1])
-_QUIETEST = -65.0  # LUFS: quieter looks are ignored
+_QUIETEST = -65.0  # LUFS: quieter measurements are ignored
 _EXPECT_SPREAD_DB = 3.0  # standard deviation of a line's level around the expected level
 _SURPRISE = 0.2  # probability that the level is unrelated to the expected one
 _DRIFT_DB = 1.2  # drift of the level in a second of speech
 _DRIFT_SHARE = 0.5 * (_DRIFT_DB / _STEP_DB) ** 2 * _LOOK_BLOCKS * _BLOCK_S  # to either neighbour, with each look
-_NEVER_NOTHING = 1e-9  # minimum probability of every level
+_MIN_PROBABILITY = 1e-9  # of every level
 _TINY = 1e-60  # below this sum the distribution is normalised, before it underflows
-_GAP_DB = 20.0  # a look this far below the most likely one is a gap and carries no information
-_SAME_LOOKS = 3.0  # neighbouring looks measure the same syllable: this many count as one
+_GAP_DB = 20.0  # a measurement this far below the most likely level is a gap between words and is ignored
+_SAME_LOOKS = 3.0  # this many neighbouring measurements count as one, because they measure the same syllable
 _MEMORY_S = 4.0  # time constant of the measured loudness
 _FINE_DB = 2.0  # the measured loudness corrects the estimate by at most this
 _RISE_DB, _FALL_DB = 0.4, 0.75  # maximum change of the gain per block: 80 and 150 dB a second
@@ -63,7 +63,7 @@ _HUSH_DB = 3.0  # the same before speech begins
 _NEPERS_PER_DB = math.log(10) / 20
 _LOUDEST = 1e6  # samples are clipped here, because squares of larger ones overflow float32
 _TAPS = 12
-_SURELY_BELOW = 0.5  # the wave can exceed its samples; in speech never by 6 dB
+_SURELY_BELOW = 0.5  # the wave between two samples can exceed them, but in speech by less than 6 dB
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +82,17 @@ class _Weighting:
         both_sides[0] = 1.0
         if count % 2 == 0:
             both_sides[-1] = 1.0
-        scale = both_sides / (count * np.square(window).sum())  # Parseval, the window's own power taken out
+        scale = both_sides / (count * np.square(window).sum())  # Parseval, divided by the power of the window
         power = scale * k_weighting(frequencies_hz)
         return _Weighting(window.astype(np.float32), power.astype(np.float32))
 
 
 def k_weighting(frequencies_hz: Array) -> Array:
-    """|H|^2 of BS.1770-4's two filters, from the analogue prototypes that its table of coefficients at 48 kHz samples.
+    """Power response |H|^2 of the two filters of BS.1770-4 at frequencies_hz (F,) -> (F,).
 
-    A shelf of +4 dB above 1682 Hz and a high-pass at 38 Hz; constants as derived by B. De Man, "Evaluation of
-    Implementations of the EBU R128 Loudness Measurement", AES 145, 2018. Within 0.1 dB of the digital filters.
+    The filters are a shelf of +4 dB above 1682 Hz and a high-pass at 38 Hz, as analogue prototypes. Constants: B. De
+    Man, "Evaluation of Implementations of the EBU R128 Loudness Measurement", AES 145, 2018. The result is within
+    0.1 dB of the digital filters.
     """
     s = 1j * np.asarray(frequencies_hz)
     f0, q, high, band = 1681.9744509555319, 0.7071752369554196, 1.5848647011308556, 1.2587209302325618
@@ -117,10 +118,10 @@ class Loudness:
         self._limiter = _Limiter(rate_hz)
         self._gain_db: float | None = None
         self._taken_samples = 0
-        self._expected: list[tuple[int, float]] = []  # from this sample on, LUFS
+        self._expected: list[tuple[int, float]] = []  # (first sample of a line, its expected LUFS)
 
     def expect(self, lufs: float) -> None:
-        """The next sample begins another line, which probably has this loudness."""
+        """Start a new line with the next sample. lufs: its probable loudness."""
         self._expected.append((self._taken_samples, lufs))
 
     def push(self, samples: Samples) -> Samples:
@@ -140,13 +141,13 @@ class Loudness:
         return np.concatenate((self._limiter.push(held), self._limiter.flush()))
 
     def _ride(self, samples: Samples, at: int) -> Samples:
-        """samples: whole blocks, the first of them `at` in the input."""
+        """Apply the gain to whole blocks of samples (N,). at: position of the first sample in the input."""
         if not len(samples):
             return samples
         blocks = samples.reshape(-1, self._block_samples)
         estimate, gain_db = self._estimate, self._gain_db
         points = []
-        for index, look in enumerate(self._meter.look(blocks)):  # a hot loop
+        for index, look in enumerate(self._meter.look(blocks)):  # a hot loop, so it avoids function calls
             while self._expected and self._expected[0][0] < at + (index + 1) * self._block_samples:
                 estimate.expect(self._expected.pop(0)[1])
             if look is not None:
@@ -177,7 +178,7 @@ class _Meter:
         self._blocks = 0
 
     def look(self, blocks: Samples) -> list[float | None]:
-        """(B, block) -> per block the power of the window that ends with it, or None between looks."""
+        """Measure blocks (B, block) -> per block, the power of the window that ends with it; None between looks."""
         whole = np.concatenate((self._past, blocks))
         self._past = whole[len(blocks) :].copy()
         first = -(self._blocks + 1) % _LOOK_BLOCKS
@@ -193,21 +194,23 @@ class _Meter:
 
 
 class _LevelEstimate:
-    """Estimates the loudness of speech from the expected level and the looks."""
+    """Estimates the loudness of speech from the expected level and the measurements ("looks")."""
 
     def __init__(self) -> None:
-        self._after = np.concatenate((_prior(TARGET_LUFS), (1.0, TARGET_LUFS)))  # as `_and_sums` has it
-        self._probable = self._after[:-2]  # of each of _LEVELS, up to a common factor
+        self._after = np.concatenate(
+            (_prior(TARGET_LUFS), (1.0, TARGET_LUFS))
+        )  # probabilities and the sums of `_and_sums`
+        self._probable = self._after[:-2]  # probability of each of _LEVELS, up to a common factor
         self._weighted = np.empty(len(_LEVELS))
         self._expected: float | None = None
         self._moment = np.zeros(_MOMENT_LOOKS)  # powers of the last 400 ms, a ring
         self._looks = 0
-        self._measured_power = self._measured_s = 0.0  # of moments above the gate, fading
+        self._measured_power = self._measured_s = 0.0  # decaying sums over the 400 ms blocks above the gate
         self.spoken = False  # whether speech has begun since the expected level changed
         self.lufs = TARGET_LUFS
 
     def expect(self, lufs: float) -> None:
-        """Begin a line. The same expected level means the same voice: then the distribution only becomes wider."""
+        """Begin a line. If the expected level is the same as before, the distribution only becomes wider."""
         if lufs != self._expected:
             self._expected = self.lufs = lufs
             self.spoken = False
@@ -219,6 +222,7 @@ class _LevelEstimate:
         self._probable += (1 - 0.2 * keep) * _prior(self.lufs)
 
     def update(self, power: float) -> None:
+        """Update the estimate with the power of one window."""
         self._moment[self._looks % _MOMENT_LOOKS] = power
         self._looks += 1
         level = _lufs(power)
@@ -241,7 +245,7 @@ class _LevelEstimate:
         self.lufs = mean_lufs
 
     def _measure(self) -> None:
-        """BS.1770's gated mean, fading with _MEMORY_S."""
+        """Update the gated mean of BS.1770, in which older blocks decay with the time constant _MEMORY_S."""
         power = float(self._moment[: min(self._looks, _MOMENT_LOOKS)].mean())
         if _lufs(power) < self.lufs - 10:
             return
@@ -263,22 +267,26 @@ def _prior(lufs: float) -> Array:
 
 
 def _and_sums(change: Array) -> Array:
-    """(L, L) -> (L + 2, L): adds two rows, which give the sum and the first moment of the result."""
+    """Add two rows to a matrix (L, L) -> (L + 2, L). They compute the sum and the first moment of the result."""
     return np.concatenate((change, change.sum(axis=0)[None], (_LEVELS @ change)[None]))
 
 
 def _drift() -> Array:
-    """(L, L): the change of the distribution per look at speech: slightly wider, and every level stays possible."""
+    """The matrix (L, L) that changes the distribution at each look at speech.
+
+    It makes the distribution slightly wider and keeps a minimum probability for every level.
+    """
     count = len(_LEVELS)
     stays = (1 - 2 * _DRIFT_SHARE) * np.eye(count)
-    return stays + _DRIFT_SHARE * (np.eye(count, k=1) + np.eye(count, k=-1)) + _NEVER_NOTHING
+    return stays + _DRIFT_SHARE * (np.eye(count, k=1) + np.eye(count, k=-1)) + _MIN_PROBABILITY
 
 
 def _table() -> list[Array]:
-    """Per level of a look, the likelihood (L,) of that look for speech of each of _LEVELS, up to a constant.
+    """For each level of a look: the likelihood (L,) of that look if the speech has each of _LEVELS, up to a factor.
 
-    Fitted to 13 synthetic voices: the most likely look is 2 dB above the level. Each 11 dB below that divide the
-    likelihood by e, and 8 dB above the level is rare. Looks far below are gaps, which are equally likely at any depth.
+    Fitted to 13 synthetic voices: the most likely look is 2 dB above the level of the speech. Every 11 dB below that
+    divide the likelihood by e, and a look 8 dB above the level is rare. Looks far below are gaps between words; their
+    likelihood does not depend on their level.
     """
     above = _LEVELS[:, None] - _LEVELS - 2.0
     likely = np.where(above > 0, -0.5 * np.square(above / 3.2), np.maximum(above / 11.0, -_GAP_DB / 11.0))
@@ -286,7 +294,7 @@ def _table() -> list[Array]:
 
 
 class _Limiter:
-    """Limits true peaks to the ceiling: the gain falls and rises along a raised cosine of 5 ms, and otherwise is 1.
+    """Limits true peaks to CEILING_DBTP. The gain is 1 and falls around a peak along a raised cosine of 5 ms.
 
     True peaks are measured with fourfold oversampling (BS.1770-4, annex 2). The error is at most 0.7 dB for a sine at
     half the sample rate, and 0.1 dB for speech.
@@ -310,13 +318,13 @@ class _Limiter:
         return self.push(np.zeros(self._reach, np.float32))
 
     def _limited(self, held: Samples, ready: int) -> Samples:
-        """The `ready` samples after the first `_reach` of held."""
+        """Limit the `ready` samples of `held` that follow its first `_reach` samples."""
         middle = held[self._reach : self._reach + ready]
         peaks = np.abs(held)
         if not ready or peaks.max() < _SURELY_BELOW * self._ceiling:
             return middle
         side = _TAPS // 2
-        # The wave exceeds the ceiling only next to a sample that is loud enough.
+        # Only next to a loud sample can the wave between two samples exceed the ceiling.
         loud = peaks[side - 1 : len(held) - side + 1] >= _SURELY_BELOW * self._ceiling
         at = np.flatnonzero(loud[:-1] | loud[1:])  # between held[at + side - 1] and held[at + side]
         windows = sliding_window_view(held, _TAPS)[at]  # (n, taps)
@@ -327,7 +335,7 @@ class _Limiter:
             return middle
         allowed = np.minimum(np.float32(1.0), self._ceiling / np.maximum(peaks, self._ceiling))
         lowest = sliding_window_view(allowed, 2 * self._half + 1).min(axis=1)
-        gains = np.convolve(lowest, self._kernel, "valid")  # gains[i] is that of held[i + 2 * half]
+        gains = np.convolve(lowest, self._kernel, "valid")  # gains[i] belongs to held[i + 2 * half]
         first = self._reach - 2 * self._half
         return (middle * np.minimum(gains[first : first + ready], np.float32(1.0))).astype(np.float32)
 

@@ -1,10 +1,10 @@
 """Crash-safe records on disk: one folder per record, complete or absent, shared by any number of processes.
 
-A record is written under a temporary name, synced and renamed. It is deleted by a rename to a temporary name first. A
-single file in a record is replaced in the same way. So a process may be killed at any point, and readers always see
-either the old or the new state. Names that begin with a dot are never records.
+A record is written under a temporary name, synced and renamed. To delete it, it is first renamed to a temporary name. A
+single file in a record is replaced in the same way. So readers always see either the old or the new state, even if a
+process is killed at any point. A folder whose name begins with a dot is never a record.
 
-The `read` function that the caller passes decides what a record means.
+The caller passes the function `read`, which converts a folder to a record.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-SETTLED_NS = 2_000_000_000  # younger changes are not trusted: the folder may change again within one tick of its clock
+SETTLED_NS = 2_000_000_000  # scan again after younger changes: a second change may have the same modification time
 ABANDONED_S = 3600.0  # temporary files of another machine count as abandoned after this time
 LOCK_WAIT_S = 10.0
 _NEW, _REMOVED = ".new-", ".gone-"
@@ -43,9 +43,9 @@ class Damaged(Exception):
 class FolderStore(Generic[R]):
     """The records below `folder`. Thread-safe; reading `records` never blocks.
 
-    marker: the file that describes the record. The record is read again when this file changes.
-    read: record's folder -> record. Raises Damaged, OSError.
-    keep: folder name -> whether it is a record.
+    marker: name of the file that describes the record. The record is read again when this file changes.
+    read: converts a record's folder to the record. Raises Damaged, OSError.
+    keep: folder name -> whether the folder is a record.
     """
 
     def __init__(
@@ -136,7 +136,10 @@ class FolderStore(Generic[R]):
         self.refresh(full=True)
 
     def replace_file_silently(self, name: str, file: str, data: bytes) -> None:
-        """As `replace_file`, without a new scan: for files that do not change the record itself."""
+        """Replace a file without a new scan, for files that are not part of the record.
+
+        Raises NotStored; FileNotFoundError if the record is gone.
+        """
         path = self.folder / name / file
         temporary = path.with_name(f"{_NEW}{_writer()}-{secrets.token_hex(8)}")
         try:
@@ -195,7 +198,9 @@ class FolderStore(Generic[R]):
                         raise Busy("Another server process is storing voices. Try again.") from error
                     time.sleep(0.005)
                 except OSError as error:
-                    log.warning("Can't lock %s (%s): parallel requests may store two voices of one name.", file, error)
+                    log.warning(
+                        "Can't lock %s (%s). Parallel requests may store two voices with one name.", file, error
+                    )
                     break
             yield
 
@@ -248,7 +253,7 @@ def _sync(folder: Path) -> None:
 
 
 def _writer() -> str:
-    """Identifies the writing process in file names: machine, pid and run."""
+    """The name of this process in temporary file names: machine, pid and a random part."""
     machine = socket.gethostname().replace("-", "_").replace("/", "_")
     return f"{machine}-{os.getpid()}-{_THIS_RUN}"
 

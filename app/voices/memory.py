@@ -1,10 +1,11 @@
-"""What was said before in a conversation, as codes, so that the next answer goes on in the same manner.
+"""Conversation memory: stores the generated turns of a conversation as context for its next turn.
 
-A turn is a text and the codes it was spoken in: nothing is decoded and encoded again, so nothing wears out. Before them
-an engine always hears the voice's own recording, which never changes: the voice can't drift, however long people talk.
+A turn is a text and its codes, as the model generated them. The codes are not decoded and encoded again, so the quality
+does not decrease with each turn. The prompt of the next turn is the voice's recording and then these turns. The
+recording never changes, so the voice does not drift in a long conversation.
 
-A conversation is known by a key that its owner's API key is part of: no caller can read another's. Does not depend on
-HTTP or on an engine.
+The key of a conversation contains the API key of its caller, so no caller can read the conversation of another caller.
+Does not depend on HTTP or engines.
 """
 
 from __future__ import annotations
@@ -31,35 +32,39 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ABANDONED_S = 60.0  # a half-written file this old was abandoned; a younger one may belong to another replica
-MAX_TURNS = 32  # of one conversation
-_CHARS_PER_TOKEN = 3  # of English, on the safe side: a Llama 3 token has about four
-_FRAMING_TOKENS = 6  # who speaks, begin, end, the frame that ends the sound
+ABANDONED_S = 60.0  # temporary files of this age are deleted; another replica may still write a younger one
+MAX_TURNS = 32  # per conversation
+_CHARS_PER_TOKEN = 3  # a low estimate: a Llama 3 token has about 4 characters of English
+_FRAMING_TOKENS = 6  # speaker, begin, end, and the frame that ends the audio
 
 
 @dataclass(frozen=True, slots=True)
-class Remembered:
-    """One turn: who spoke (a voice's id), what, and its codes (K, T) int16."""
+class RememberedTurn:
+    """One generated turn of a conversation."""
 
-    voice: str
+    voice: str  # id of the voice that spoke
     text: str
-    codes: Codes
+    codes: Codes  # (K, T) int16
 
     @property
     def tokens(self) -> int:
-        """About how many positions of a model's context it takes."""
+        """An estimate of the positions that the turn takes in the model's context."""
         return int(self.codes.shape[1]) + len(self.text) // _CHARS_PER_TOKEN + _FRAMING_TOKENS
 
 
 @dataclass(slots=True)
 class _Conversation:
-    maker: str  # fingerprint of the engine whose codes these are
-    turns: tuple[Remembered, ...] = ()
-    touched_s: float = 0.0
+    fingerprint: str  # of the engine that generated the codes
+    turns: tuple[RememberedTurn, ...] = ()
+    touched_s: float = 0.0  # time of the last turn, Unix time in seconds
 
 
 class Memory:
-    """Any thread. `tokens`: how much of a conversation is kept, newest first. `folder`: where it survives restarts."""
+    """The remembered conversations. Thread-safe.
+
+    tokens: context positions that are kept per conversation; the newest turns are kept. ttl_s: a conversation without a
+    new turn for this time is forgotten. folder: keeps conversations over restarts; None = they are kept in memory only.
+    """
 
     def __init__(
         self, *, tokens: int, ttl_s: float, max_conversations: int = 1_000, folder: Path | None = None
@@ -71,47 +76,48 @@ class Memory:
         self._known: LRU[str, _Conversation] = LRU(max_conversations, on_evict=self._remove_file)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self._sweep()
+            self._remove_old_files()
 
-    def recall(self, key: str, maker: str, speakers: dict[str, int], room: int) -> tuple[ContextTurn, ...]:
-        """What this conversation has said, oldest first, in at most `room` positions. Blocks where it is on disk.
+    def recall(self, key: str, fingerprint: str, speakers: dict[str, int], max_tokens: int) -> tuple[ContextTurn, ...]:
+        """Return the newest turns of a conversation that fit into max_tokens context positions, oldest first.
 
-        speakers: the numbers of the voices that speak now; other voices get other numbers.
+        fingerprint: of the current engine; turns of another engine are not returned. speakers: voice id -> speaker
+        number, for the voices of the current request; other voices get free numbers. Blocks if it reads from disk.
         """
         with self._lock:
             found = self._find(key)
-            if found is None or found.maker != maker:
+            if found is None or found.fingerprint != fingerprint:
                 return ()
-            turns = _newest(found.turns, min(room, self._tokens))
+            turns = _newest(found.turns, min(max_tokens, self._tokens))
         numbers = dict(speakers)
         for turn in turns:
             if turn.voice not in numbers:
                 numbers[turn.voice] = next(n for n in range(len(numbers) + 1) if n not in numbers.values())
         return tuple(ContextTurn(numbers[turn.voice], turn.text, turn.codes) for turn in turns)
 
-    def remember(self, key: str, maker: str, turns: Sequence[Remembered]) -> None:
-        """Add what was just said. Blocks where it is kept on disk; never raises."""
+    def remember(self, key: str, fingerprint: str, turns: Sequence[RememberedTurn]) -> None:
+        """Add turns that the engine with this fingerprint has generated. Blocks if it writes to disk. Never raises."""
         with self._lock:
             found = self._find(key)
-            before = found.turns if found is not None and found.maker == maker else ()
-            kept = _Conversation(maker, _newest((*before, *turns), self._tokens), time.time())
+            before = found.turns if found is not None and found.fingerprint == fingerprint else ()
+            kept = _Conversation(fingerprint, _newest((*before, *turns), self._tokens), time.time())
             self._known.put(key, kept)
             self._write(key, kept)
 
     def forget(self, key: str) -> bool:
-        """False where there was nothing."""
+        """Forget a conversation and delete its file; False if it does not exist."""
         with self._lock:
             known = self._find(key) is not None
             self._drop(key)
             return known
 
-    # ---- under the lock
+    # ---- called with the lock held
 
     def _find(self, key: str) -> _Conversation | None:
         found = self._known.get(key) or self._read(key)
         if found is None:
             return None
-        if abs(time.time() - found.touched_s) > self._ttl_s:  # the clock may be set back
+        if abs(time.time() - found.touched_s) > self._ttl_s:  # abs: the clock may have been set back
             self._drop(key)
             return None
         self._known.put(key, found)
@@ -134,15 +140,17 @@ class Memory:
         if self._folder is None:
             return
         data = io.BytesIO()
-        told = np.array([conversation.maker, *(x for turn in conversation.turns for x in (turn.voice, turn.text))])
+        texts = np.array(
+            [conversation.fingerprint, *(text for turn in conversation.turns for text in (turn.voice, turn.text))]
+        )
         codes = {f"codes{index}": turn.codes for index, turn in enumerate(conversation.turns)}
-        np.savez(data, told=told, **codes)  # type: ignore[arg-type]  # numpy's stub wants no keyword of ours
+        np.savez(data, told=texts, **codes)  # type: ignore[arg-type]  # numpy's stub does not allow these keywords
         temporary = self._path(key).with_suffix(f".{os.getpid()}.new")
         try:
             temporary.write_bytes(data.getvalue())
             temporary.replace(self._path(key))
         except OSError as error:
-            log.warning("a conversation is not kept: %s", error)
+            log.warning("A conversation could not be stored; it is lost when this server restarts: %s", error)
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
@@ -153,19 +161,20 @@ class Memory:
         try:
             touched_s = path.stat().st_mtime
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as data:
-                maker, *words = map(str, data["told"])
+                fingerprint, *texts = map(str, data["told"])
                 turns = tuple(
-                    Remembered(voice, text, data[f"codes{index}"])
-                    for index, (voice, text) in enumerate(zip(words[::2], words[1::2], strict=True))
+                    RememberedTurn(voice, text, data[f"codes{index}"])
+                    for index, (voice, text) in enumerate(zip(texts[::2], texts[1::2], strict=True))
                 )
         except FileNotFoundError:
             return None
-        except Exception as error:  # noqa: BLE001 - a damaged file is a conversation forgotten, whatever numpy raises
-            log.warning("%s can't be read; that conversation begins anew: %s", path, error)
+        except Exception as error:  # noqa: BLE001 - numpy raises many types for a damaged file
+            log.warning("%s can't be read, so the conversation starts again without context: %s", path, error)
             return None
-        return _Conversation(maker, turns, touched_s)
+        return _Conversation(fingerprint, turns, touched_s)
 
-    def _sweep(self) -> None:
+    def _remove_old_files(self) -> None:
+        """Delete the files of expired conversations and abandoned temporary files."""
         assert self._folder is not None  # noqa: S101 - called only if there is a folder
         for path in self._folder.glob("*.n*"):
             with contextlib.suppress(OSError):
@@ -174,9 +183,9 @@ class Memory:
                     path.unlink()
 
 
-def _newest(turns: Sequence[Remembered], tokens: int) -> tuple[Remembered, ...]:
-    """The longest end of it that fits."""
-    kept: list[Remembered] = []
+def _newest(turns: Sequence[RememberedTurn], tokens: int) -> tuple[RememberedTurn, ...]:
+    """The newest turns that fit into `tokens` context positions, at most MAX_TURNS, in order."""
+    kept: list[RememberedTurn] = []
     for turn in reversed(turns[-MAX_TURNS:]):
         tokens -= turn.tokens
         if tokens < 0:

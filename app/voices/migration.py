@@ -1,4 +1,4 @@
-"""Folders of earlier versions: `info.json`, `reference.wav` and `transcript.txt` become a voice in place."""
+"""Convert voice folders of earlier versions (`info.json`, `reference.wav`, `transcript.txt`) to the current format."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def read_or_migrate(folder: Path) -> StoredVoice:
 def migrate(folder: Path) -> None:
     """Add voice.json and a mono recording to a folder of an earlier version. Raises Damaged, OSError.
 
-    It may be interrupted at any point and repeated. The old files stay, so that the earlier version can still be used.
+    The conversion can be interrupted at any point and repeated. The old files stay, so an earlier version of the server
+    can still read the folder.
     """
     info: Any
     try:
@@ -83,7 +84,7 @@ def migrate(folder: Path) -> None:
         raise Damaged(f"{REFERENCE_FILE} is longer than {MAX_REFERENCE_S:g} s.")
     if not transcript:
         raise Damaged(
-            f"This voice of an earlier version has no transcript. Write the recording's words to {_LEGACY_TRANSCRIPT}."
+            f"This voice of an earlier version has no transcript. Write the recorded words to {_LEGACY_TRANSCRIPT}."
         )
     samples = pcm.from_bytes(pcm.to_bytes(decoded.samples))
     sha256 = samples_digest(samples)

@@ -10,16 +10,15 @@ from app.types import Voice
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What a preset voice should sound like: in words, and as `voices/voice_features.py` measures a recording: its
-    median pitch, and its energy above 2 kHz against the energy below."""
+    """How a preset voice should sound."""
 
     description: str
-    pitch_hz: float
-    brightness_db: float
+    pitch_hz: float  # median pitch, as app/voices/voice_features.py measures it
+    brightness_db: float  # energy above 2 kHz over the energy below, as measured there
 
 
-# The thirteen names of OpenAI's speech endpoint, each with the character its users expect. Pitches are those of men
-# (about 85 to 155 Hz) and women (165 to 255 Hz) who read aloud.
+# The thirteen voice names of OpenAI's speech endpoint. Typical pitches of people who read aloud: 85 to 155 Hz for men,
+# 165 to 255 Hz for women.
 PROFILES: dict[str, Profile] = {
     "alloy": Profile("Neutral and balanced", 160, -14),
     "ash": Profile("Clear, direct, male", 115, -14),
@@ -37,14 +36,13 @@ PROFILES: dict[str, Profile] = {
 }
 DEFAULT_VOICE = "alloy"
 
-# For a line that is to be spoken without any voice to go by: a model's own, or as the conversation before it suggests.
-# Not in any list, and no caller can ask for it by this name: over HTTP it is what a conversation means by leaving
-# `voice` out.
+# The voice of a conversation request without `voice`: the model gets no recording, and the context decides how the
+# speaker sounds. It is in no list, and a request can't name it.
 NO_VOICE = Voice(id="none", name="None", kind="none", digest=hashlib.sha256(b"no voice").hexdigest())
 
 
 def preset(name: str) -> Voice:
-    """The preset voice of that name. Raises KeyError."""
+    """The preset voice with this name, as it is before it has a recording. Raises KeyError."""
     description = PROFILES[name].description
     return Voice(
         id=name,

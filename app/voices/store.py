@@ -1,6 +1,6 @@
 """All voices of this server: lookup by id or name, and the folders where recordings, transcripts and codes are stored.
 
-One folder per voice below `cloned_voices`, and one per standard voice with a recording below `voice_references`:
+One folder per voice below `cloned_voices`, and one per preset voice with a recording below `voice_references`:
 
     voice.json      name, description, transcript, digest, quality report, consent, the name of the recording's file
     reference.wav   the recording: mono, 16 bit
@@ -60,15 +60,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DRAFT_S = 1800.0  # lifetime of a draft: a checked recording that has not become a voice yet
+DRAFT_S = 1800.0  # lifetime of a draft, which is a checked recording that is not a voice yet
 REFRESH_S = 1.0  # minimum time between two scans of the folders
-LISTED_VOICES = 30  # names in the error about an unknown voice
+LISTED_VOICES = 30  # ids that the error about an unknown voice lists
 DRAFT_PREFIX = "draft_"
 
 
 @dataclass(frozen=True, slots=True)
 class _Index:
-    """All voices at one moment."""
+    """A snapshot of all voices. Lookups use it without a lock."""
 
     by_id: Mapping[str, Voice]
     by_name: Mapping[str, str]  # name_key(name) -> id
@@ -80,7 +80,7 @@ class VoiceStore:
     """All voices of this server. Thread-safe. Lookups never block; `refresh` and the methods that write do.
 
     cloned: folder of the cloned voices; None = this server stores no cloned voices.
-    references: folder of the standard voices' recordings; None = standard voices have no recordings.
+    references: folder of the preset voices' recordings; None = preset voices have no recordings.
     Raises OSError if a folder can't be created or read.
     """
 
@@ -107,7 +107,7 @@ class VoiceStore:
 
     @property
     def stale(self) -> bool:
-        """Whether `refresh` is due. It blocks, so an event loop calls it in a thread."""
+        """Whether `refresh` is due. `refresh` blocks, so an event loop calls it in a thread."""
         return time.monotonic() - self._refreshed_s > REFRESH_S
 
     def refresh(self) -> None:
@@ -123,11 +123,11 @@ class VoiceStore:
                 self._index = self._build_index()
 
     def all(self) -> list[Voice]:
-        """The standard voices, then the cloned voices, oldest first."""
+        """The preset voices, then the cloned voices, oldest first."""
         return list(self._index.by_id.values())
 
     def get(self, voice: str) -> Voice:
-        """Find a voice by id or by name; case does not matter in names. Raises UnknownVoice, which lists voices."""
+        """Find a voice by its id or its name. The case of names does not matter. Raises UnknownVoice."""
         index = self._index
         found = index.by_id.get(voice) or index.by_id.get(index.by_name.get(name_key(voice), ""))
         if found is None and voice.startswith(DRAFT_PREFIX):
@@ -148,7 +148,7 @@ class VoiceStore:
         found = self._index.stored.get(voice_id)
         if found is None or found.voice.kind != "cloned":
             if voice_id in PROFILES:
-                raise NotFound(f"{voice_id!r} is a standard voice, not a cloned voice.", param="id")
+                raise NotFound(f"{voice_id!r} is a preset voice, not a cloned voice.", param="id")
             raise _no_cloned_voice(voice_id)
         return found
 
@@ -164,7 +164,7 @@ class VoiceStore:
         return found
 
     def recording_of(self, preset_id: str) -> StoredVoice | None:
-        """The stored recording of a standard voice; None if it has none."""
+        """The stored recording of a preset voice; None if it has none."""
         return self._index.stored.get(preset_id)
 
     @property
@@ -197,7 +197,7 @@ class VoiceStore:
         return Reference(samples, rate_hz, stored.transcript)
 
     def _current(self, voice: Voice) -> StoredVoice:
-        """The stored voice. Raises UnknownVoice if its digest is another one now."""
+        """The stored voice. Raises UnknownVoice if it was deleted or its digest has changed."""
         stored = self._index.stored.get(voice.id) or self._index.drafts.get(voice.id)
         if stored is None or stored.voice.digest != voice.digest:
             raise UnknownVoice(f"The voice {voice.name!r} was deleted or changed just now. Try again.", param="voice")
@@ -361,13 +361,13 @@ class VoiceStore:
         quality: Mapping[str, Any] | None = None,
         sample_count: int = 1,
     ) -> StoredVoice:
-        """Store or replace the recording of a standard voice. Blocks.
+        """Store or replace the recording of a preset voice. Blocks.
 
-        Raises KeyError for an unknown standard voice, NotFound, BadReference, NotStored, Busy.
+        Raises KeyError for an unknown preset voice, NotFound, BadReference, NotStored, Busy.
         """
         folders = self._references
         if folders is None:
-            raise NotFound("This server stores no recordings of standard voices.")
+            raise NotFound("This server stores no recordings of preset voices.")
         stored, recording = with_recording(preset(preset_id), reference)
         stored = replace(stored, origin=origin, sample_count=sample_count, quality=dict(quality or {}))
         with self._lock, folders.locked():
@@ -387,7 +387,7 @@ class VoiceStore:
             return self._index.stored[preset_id]
 
     def drop_reference(self, preset_id: str) -> bool:
-        """Remove a standard voice's recording; False if it had none. Raises NotStored."""
+        """Remove a preset voice's recording; False if it had none. Raises NotStored."""
         with self._lock:
             removed = self._references is not None and self._references.remove(preset_id)
             self._index = self._build_index()

@@ -1,6 +1,6 @@
-"""Speech recognition for recordings without a transcript: Whisper through transformers (the extra `asr`).
+"""Speech recognition for recordings without a transcript: a Whisper model, run by transformers (the extra `asr`).
 
-Weights are read from disk, and downloaded only if downloads are allowed.
+The weights are read from disk. They are downloaded only if TTS_ASR_DOWNLOAD allows it.
 """
 
 from __future__ import annotations
@@ -23,35 +23,38 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RATE_HZ = 16_000
-MAX_TOKENS = 400  # of 30 s: fast speech has about 150 in English
-_SURE = 0.6  # share of the recognised words that must be found in the given ones
+MAX_TOKENS = 400  # for 30 s of audio; fast English speech has about 150
+_MIN_MATCHED = 0.6  # share of the recognised words that must be in the transcript
 
 
 class Transcriber(Protocol):
-    """Turns speech into words. Any thread; blocks."""
+    """A speech recogniser. Thread-safe; its calls block."""
 
     def missing(self) -> str:
-        """Why it can't be used now, in words; "" if it can."""
+        """The reason why the recogniser can't be used, for an error message; "" if it can be used."""
 
     def transcribe(self, samples: Samples, rate_hz: int, language: str) -> str:
-        """The words of up to 30 s. Raises OSError, RuntimeError, ValueError."""
+        """Transcribe mono samples (N,), at most 30 s. language: BCP 47. Raises OSError, RuntimeError, ValueError."""
 
 
 @dataclass(frozen=True, slots=True)
 class NoTranscriber:
-    """Speech recognition is turned off."""
+    """The recogniser of a server on which speech recognition is turned off."""
 
     def missing(self) -> str:
         return "This server has no speech recogniser (TTS_ASR=off)."
 
     def transcribe(self, samples: Samples, rate_hz: int, language: str) -> str:
-        raise RuntimeError("there is no recogniser")
+        raise RuntimeError("speech recognition is turned off")
 
 
 class WhisperTranscriber:
-    """A Whisper checkpoint: a folder, or a hub id that lies in `models` or may be downloaded to it.
+    """A Whisper model.
 
-    Its weights (0.3 GB) are loaded for each use and freed after it: a clone is rare, memory is not.
+    model: a folder, or the id of a Hugging Face model in the folder `models`. download: whether a missing model may be
+    downloaded to `models`. token: for downloads of gated models.
+
+    The weights (0.3 GB) are loaded at each call and freed after it, because recordings are cloned rarely.
     """
 
     def __init__(self, model: str, models: Path, *, download: bool = False, token: str = "") -> None:
@@ -76,54 +79,55 @@ class WhisperTranscriber:
 
     def transcribe(self, samples: Samples, rate_hz: int, language: str) -> str:
         with self._lock:
-            import torch  # noqa: PLC0415 - not where the recogniser is not used
+            import torch  # noqa: PLC0415 - only needed when the recogniser is used
             import transformers  # noqa: PLC0415
 
-            load: Any = transformers  # what it exports is made on first use, and known to no type checker
-            found: dict[str, Any] = {"cache_dir": self._models, "local_files_only": not self._download}
+            library: Any = transformers  # Any: type checkers do not see its lazy exports
+            options: dict[str, Any] = {"cache_dir": self._models, "local_files_only": not self._download}
             if self._token:
-                found["token"] = self._token
-            processor = load.AutoProcessor.from_pretrained(self._model, **found)
-            model = load.AutoModelForSpeechSeq2Seq.from_pretrained(self._model, **found).eval()
-            heard = soxr.resample(np.asarray(samples, np.float32), rate_hz, RATE_HZ)
-            inputs = processor(heard, sampling_rate=RATE_HZ, return_tensors="pt", return_attention_mask=True)
-            most = int(getattr(model.config, "max_target_positions", MAX_TOKENS + 48)) - 8
-            options: dict[str, Any] = {"max_new_tokens": min(MAX_TOKENS, most)}
+                options["token"] = self._token
+            processor = library.AutoProcessor.from_pretrained(self._model, **options)
+            model = library.AutoModelForSpeechSeq2Seq.from_pretrained(self._model, **options).eval()
+            resampled = soxr.resample(np.asarray(samples, np.float32), rate_hz, RATE_HZ)
+            inputs = processor(resampled, sampling_rate=RATE_HZ, return_tensors="pt", return_attention_mask=True)
+            max_tokens = int(getattr(model.config, "max_target_positions", MAX_TOKENS + 48)) - 8
+            generation: dict[str, Any] = {"max_new_tokens": min(MAX_TOKENS, max_tokens)}
             if getattr(model.generation_config, "is_multilingual", False):
-                options |= {"language": language.split("-", maxsplit=1)[0].lower(), "task": "transcribe"}
+                generation |= {"language": language.split("-", maxsplit=1)[0].lower(), "task": "transcribe"}
             with torch.inference_mode():
-                ids = model.generate(**inputs, **options)
+                ids = model.generate(**inputs, **generation)
             return str(processor.batch_decode(ids, skip_special_tokens=True)[0]).strip()
 
 
 _WORD = re.compile(r"\w+(?:['’\-]\w+)*", re.UNICODE)
 
 
-def cut_to(given: str, heard: str) -> str:
-    """The part of `given` (exact, of a longer recording) that a recogniser heard as `heard`; "" where it is not sure.
+def cut_to(transcript: str, recognised: str) -> str:
+    """Cut from an exact transcript the part that belongs to a section of the recording.
 
-    Words are compared without case and punctuation; the part begins and ends at the words that match, and as many
-    further as the recogniser heard there.
+    transcript: the words of the whole recording. recognised: what a recogniser returned for the section. Words are
+    compared without case and punctuation. The part begins before the first matching word by as many words as the
+    recogniser found there, and ends in the same way after the last one. Returns "" if too few words match.
     """
-    words = list(_WORD.finditer(given))
-    wanted = [_plain(match.group()) for match in _WORD.finditer(heard)]
-    have = [_plain(match.group()) for match in words]
-    if not wanted or not have:
+    words = list(_WORD.finditer(transcript))
+    wanted = [_plain(match.group()) for match in _WORD.finditer(recognised)]
+    exact = [_plain(match.group()) for match in words]
+    if not wanted or not exact:
         return ""
-    matcher = difflib.SequenceMatcher(None, have, wanted, autojunk=False)
+    matcher = difflib.SequenceMatcher(None, exact, wanted, autojunk=False)
     blocks = [block for block in matcher.get_matching_blocks() if block.size]
-    # Stray matches far from the rest are of other sentences: what counts lies within about the heard length.
+    # Ignore matches far from the longest one, because they belong to other sentences.
     anchor = max(blocks, key=lambda block: block.size, default=None)
     if anchor is None:
         return ""
     low, high = anchor.a - anchor.b - len(wanted) // 4 - 2, anchor.a + len(wanted) - anchor.b + len(wanted) // 4 + 2
     blocks = [block for block in blocks if low <= block.a and block.a + block.size <= high]
-    if sum(block.size for block in blocks) < _SURE * len(wanted):
+    if sum(block.size for block in blocks) < _MIN_MATCHED * len(wanted):
         return ""
     first = max(0, blocks[0].a - blocks[0].b)
     last = min(len(words), blocks[-1].a + blocks[-1].size + (len(wanted) - blocks[-1].b - blocks[-1].size))
-    end = words[last].start() if last < len(words) else len(given)
-    return given[words[first].start() : end].rstrip(" \n\t([{\"“‘'-–—")
+    end = words[last].start() if last < len(words) else len(transcript)
+    return transcript[words[first].start() : end].rstrip(" \n\t([{\"“‘'-–—")
 
 
 def _plain(word: str) -> str:

@@ -1,4 +1,4 @@
-"""Voice activity detection: Silero VAD if torch is installed, otherwise by energy."""
+"""Voice activity detection: finds speech in a recording, with Silero VAD or by energy if torch is not installed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RATE_HZ = 16_000
-SHORTEST_PAUSE_S = 0.2
-SHORTEST_SPEECH_S = 0.2
+SHORTEST_PAUSE_S = 0.2  # a shorter pause is part of the speech around it
+SHORTEST_SPEECH_S = 0.2  # shorter speech is ignored
 _FRAME_S = 0.02
+# A frame is speech if its level is this much above the noise floor, this little below the peak, and above a minimum.
 _ABOVE_FLOOR_DB = 12.0
 _BELOW_PEAK_DB = 35.0
 _QUIETEST_DB = -65.0
@@ -29,7 +30,7 @@ _QUIETEST_DB = -65.0
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch of a recording, in seconds."""
+    """A section of a recording, in seconds from its start."""
 
     start_s: float
     end_s: float
@@ -40,40 +41,39 @@ class Span:
 
 
 class SpeechFinder:
-    """Finds speech. Any thread; loads its model (2 MB, about a second with torch) at the first call."""
+    """Finds speech in recordings. Thread-safe. The first call loads the model: 2 MB, about 1 s with torch."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._model: Any = None
 
     def find(self, samples: Samples, rate_hz: int) -> list[Span]:
-        """Stretches of speech, in order, with pauses of SHORTEST_PAUSE_S or more between them."""
-        heard = soxr.resample(samples, rate_hz, RATE_HZ) if rate_hz != RATE_HZ else samples
-        heard = np.ascontiguousarray(heard, np.float32)
-        peak = float(np.abs(heard).max(initial=0.0))
+        """Find the speech in mono samples (N,) -> spans in order, separated by pauses of SHORTEST_PAUSE_S or more."""
+        resampled = soxr.resample(samples, rate_hz, RATE_HZ) if rate_hz != RATE_HZ else samples
+        resampled = np.ascontiguousarray(resampled, np.float32)
+        peak = float(np.abs(resampled).max(initial=0.0))
         if peak < 1e-4:
             return []
-        heard = heard * np.float32(0.7 / peak)  # the model hears nothing in recordings of very low level
+        resampled = resampled * np.float32(0.7 / peak)  # the model finds no speech at a very low level
         if importlib.util.find_spec("torch") is None or importlib.util.find_spec("silero_vad") is None:
-            return by_energy(heard, RATE_HZ)
-        return self._by_model(heard)
+            return by_energy(resampled, RATE_HZ)
+        return self._by_model(resampled)
 
-    def _by_model(self, heard: Samples) -> list[Span]:
+    def _by_model(self, samples: Samples) -> list[Span]:
         with self._lock:
-            import silero_vad  # noqa: PLC0415 - with torch, which may not be there
+            import torch  # noqa: PLC0415 - optional
 
-            # Importing the package sets torch's thread count to one for the whole process.
-            import torch  # noqa: PLC0415
+            threads = torch.get_num_threads()
+            import silero_vad  # noqa: PLC0415 - its first import sets torch's threads to 1 for the whole process
 
             if self._model is None:
-                threads = torch.get_num_threads()
+                torch.set_num_threads(threads)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", DeprecationWarning)
                     self._model = silero_vad.load_silero_vad()
-                torch.set_num_threads(threads)
             with torch.inference_mode():
                 found: list[dict[str, int]] = silero_vad.get_speech_timestamps(
-                    torch.from_numpy(heard),
+                    torch.from_numpy(samples),
                     self._model,
                     sampling_rate=RATE_HZ,
                     min_silence_duration_ms=round(1000 * SHORTEST_PAUSE_S),
@@ -83,7 +83,10 @@ class SpeechFinder:
 
 
 def by_energy(samples: Samples, rate_hz: int) -> list[Span]:
-    """Frames well above the recording's own floor. Takes music for speech, and hears nothing in steady noise."""
+    """Find frames whose level is well above the noise floor of the recording, and join them to spans.
+
+    Music counts as speech. Speech in loud, steady noise is not found.
+    """
     levels = frame_levels_db(samples, rate_hz)
     if not len(levels):
         return []
@@ -97,24 +100,24 @@ def by_energy(samples: Samples, rate_hz: int) -> list[Span]:
 
 
 def joined(spans: Sequence[Span], pause_s: float, speech_s: float = 0.0) -> list[Span]:
-    """Spans with shorter pauses than pause_s between them made one; then those below speech_s left out."""
-    made: list[Span] = []
+    """Join spans with a pause below pause_s between them. Then drop the spans that are shorter than speech_s."""
+    merged: list[Span] = []
     for span in spans:
-        if made and span.start_s - made[-1].end_s < pause_s:
-            made[-1] = Span(made[-1].start_s, span.end_s)
+        if merged and span.start_s - merged[-1].end_s < pause_s:
+            merged[-1] = Span(merged[-1].start_s, span.end_s)
         else:
-            made.append(span)
-    return [span for span in made if span.seconds >= speech_s]
+            merged.append(span)
+    return [span for span in merged if span.seconds >= speech_s]
 
 
-def frame_levels_db(samples: Samples, rate_hz: int, frame_s: float = _FRAME_S) -> np.ndarray:
-    """RMS level of each whole frame in dB of full scale, -120 for silence. (frames,)"""
-    size = max(1, round(frame_s * rate_hz))
+def frame_levels_db(samples: Samples, rate_hz: int) -> np.ndarray:
+    """RMS level in dBFS of each whole 20 ms frame of samples (N,) -> (frames,); -120 for silence."""
+    size = max(1, round(_FRAME_S * rate_hz))
     whole = samples[: len(samples) // size * size].reshape(-1, size)
     return np.asarray(10 * np.log10(np.mean(np.square(whole, dtype=np.float64), axis=1) + 1e-12))
 
 
 def runs(mask: np.ndarray) -> list[tuple[int, int]]:
-    """Start and end index of each stretch where `mask` (N,) is True. The end is exclusive."""
+    """Start and end index of each run of True in `mask` (N,). The end is exclusive."""
     edges = np.flatnonzero(np.diff(np.concatenate(([0], mask.astype(np.int8), [0]))))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

@@ -1,6 +1,6 @@
-"""How a voice sounds, in numbers: pitch, brightness, and whether it is speech of a sensible length at all.
+"""Measure features of a voice in a recording: pitch, brightness, level, shares of speech and pauses.
 
-Pitch is YIN's (de Cheveigné and Kawahara, JASA 2002), by FFT, over frames of 50 ms. Knows samples, no engine, no names.
+The pitch is measured with YIN (de Cheveigné and Kawahara, JASA 2002), computed by FFT over frames of 50 ms.
 """
 
 from __future__ import annotations
@@ -18,32 +18,31 @@ if TYPE_CHECKING:
 
     from app.types import Samples
 
-_RATE_HZ = 16_000  # what is measured at: brightness is compared up to 8 kHz whatever the recording's rate
-_FRAME, _HOP = 800, 160
+_RATE_HZ = 16_000  # recordings are resampled to this rate, so that brightness always covers 0 to 8 kHz
+_FRAME, _HOP = 800, 160  # samples
 _LOWEST_HZ, _HIGHEST_HZ = 55.0, 420.0
-_PERIODIC = 0.2  # YIN's threshold: a deeper dip than this is a period
+_PERIODIC = 0.2  # YIN's threshold: a frame is voiced if its normalised difference falls below this
 _SPLIT_HZ, _LOW_HZ = 2_000.0, 80.0
-_QUIET_DB = 35.0  # below the loudest tenth of frames a frame is a pause
+_QUIET_DB = 35.0  # a frame is a pause if it is this much below the loudest tenth of the frames
 
 
 @dataclass(frozen=True, slots=True)
 class VoiceFeatures:
-    """Of a recording: median pitch (0 = none found) and its spread in semitones (half of the frames lie within), energy
-    above 2 kHz against below in dB, level of what is said in dBFS, and shares of its time."""
+    """Features of one recording. A share is a number from 0 to 1."""
 
     seconds: float
-    pitch_hz: float
-    pitch_spread: float
-    brightness_db: float
-    level_dbfs: float
-    voiced: float  # of what is said
-    said: float  # of the recording; the rest is pauses
+    pitch_hz: float  # median; 0 = no voiced frame
+    pitch_spread: float  # median deviation from pitch_hz in semitones
+    brightness_db: float  # energy above 2 kHz over the energy below
+    level_dbfs: float  # of the speech
+    voiced: float  # share of the speech that has a pitch
+    speech: float  # share of the recording that is speech; the rest is pauses
     longest_pause_s: float
-    clipped: float  # of the samples
+    clipped: float  # share of the samples
 
 
 def measure(samples: Samples, rate_hz: int) -> VoiceFeatures:
-    """samples (N,) float32 mono."""
+    """Measure mono samples (N,) float32."""
     seconds = len(samples) / rate_hz
     clipped = float(np.mean(np.abs(samples) >= 0.999)) if len(samples) else 0.0
     at_rate = samples if rate_hz == _RATE_HZ else soxr.resample(samples, rate_hz, _RATE_HZ)
@@ -71,14 +70,14 @@ def measure(samples: Samples, rate_hz: int) -> VoiceFeatures:
         brightness_db=float(10 * np.log10(high / low)),
         level_dbfs=pcm.rms_dbfs(np.sqrt(power[loud])),
         voiced=len(voiced) / len(spoken),
-        said=float(np.mean(loud)),
+        speech=float(np.mean(loud)),
         longest_pause_s=_longest_run(~loud) * _HOP / _RATE_HZ,
         clipped=clipped,
     )
 
 
 def _pitches(frames: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(F, N) -> (F,) Hz, 0 where a frame has no period."""
+    """Pitch of each frame (F, N) in Hz -> (F,); 0 for a frame without a pitch."""
     shortest, longest = int(_RATE_HZ / _HIGHEST_HZ), int(_RATE_HZ / _LOWEST_HZ) + 1
     window = frames.shape[1] - longest
     size = 1 << (frames.shape[1] + window - 1).bit_length()
@@ -103,5 +102,6 @@ def _pitches(frames: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _longest_run(flags: NDArray[np.bool_]) -> int:
+    """Length of the longest run of True in flags (N,)."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(np.int8)))
     return int((edges[1::2] - edges[::2]).max()) if len(edges) else 0

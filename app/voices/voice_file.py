@@ -1,6 +1,6 @@
-"""The file format of one voice: voice.json, the recording as WAV, digests, and the checks of names and texts.
+"""The file format of one voice: voice.json, the recording as a WAV file, digests, and checks of names and texts.
 
-Reads and writes bytes and single folders. Does not know which voices exist; `store.py` does.
+This module reads and writes the files of one voice. `store.py` manages all voices.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LANGUAGE_TAG = r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,4}$"  # BCP 47; undersco
 _FORMAT = 1
 _WAV_HEADER_BYTES = 44
 _LANGUAGE = re.compile(LANGUAGE_TAG)
-_SHOWN_CHARS = 40  # of a wrong value in an error message
+_SHOWN_CHARS = 40  # an error message shows this much of a wrong value
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def clean_text(text: str, param: str, max_chars: int) -> str:
 
 
 def name_key(name: str) -> str:
-    """The key under which two names count as the same name: case and compatibility forms do not matter."""
+    """The key under which names are compared. Names that differ only in case or in width of letters have one key."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
@@ -156,13 +156,16 @@ def voice_digest(sha256: str, transcript: str) -> str:
 
 
 def codes_file(voice: Voice, codec: Codec, fingerprint: str) -> str:
-    """The file name of a voice's codes. It depends on the codec, the encoder's weights and the voice's digest."""
+    """The file name of a voice's codes. fingerprint: identifies the weights of the encoder."""
     encoder = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
     return f"codes-{codec}-{encoder}-{voice.digest[:16]}.npy"
 
 
 def with_recording(voice: Voice, reference: Reference) -> tuple[StoredVoice, bytes]:
-    """The voice with this recording, created now, and the WAV file. Raises BadReference, InvalidValue."""
+    """Attach a recording to a voice -> the stored voice, created now, and its WAV file.
+
+    Raises BadReference for a sample rate or length out of range, InvalidValue for a transcript that is too long.
+    """
     if not MIN_RATE_HZ <= reference.rate_hz <= MAX_RATE_HZ:
         raise BadReference(
             f"The recording has a sample rate of {reference.rate_hz} Hz. "
@@ -172,7 +175,7 @@ def with_recording(voice: Voice, reference: Reference) -> tuple[StoredVoice, byt
         raise BadReference(
             f"The recording has {reference.seconds:.1f} s. Use a recording of at most {MAX_REFERENCE_S:g} s."
         )
-    samples = pcm.from_bytes(pcm.to_bytes(reference.samples))  # as 16 bits keep them
+    samples = pcm.from_bytes(pcm.to_bytes(reference.samples))  # rounded to 16 bits, as the WAV file stores them
     transcript = clean_text(reference.transcript, "transcript", MAX_TRANSCRIPT_CHARS)
     sha256 = samples_digest(samples)
     stored = StoredVoice(
@@ -189,7 +192,10 @@ def with_recording(voice: Voice, reference: Reference) -> tuple[StoredVoice, byt
 def new_voice(
     reference: Reference, description: str, language: str, consent: Consent
 ) -> tuple[StoredVoice, dict[str, bytes]]:
-    """A cloned voice without id and name, and its files except voice.json. Raises BadReference, InvalidValue."""
+    """Create a cloned voice without id and name -> the voice, and its files except voice.json by name.
+
+    Raises BadReference, InvalidValue.
+    """
     description = clean_text(description, "description", MAX_DESCRIPTION_CHARS)
     check_language(language)
     stored, recording = with_recording(Voice("", "", "cloned", language, description), reference)
@@ -282,7 +288,7 @@ def _string(value: object) -> str:
 
 
 def read_voice(folder: Path) -> StoredVoice:
-    """Read a voice's folder; the recording is checked by its size only. Raises Damaged, OSError."""
+    """Read voice.json of a voice's folder. Of the recording only the size is checked. Raises Damaged, OSError."""
     stored = parse((folder / MARKER).read_bytes(), folder.name)
     size_bytes = (folder / stored.file).stat().st_size
     expected_bytes = _WAV_HEADER_BYTES + 2 * stored.samples

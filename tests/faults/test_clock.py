@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.voices.memory import Memory, Remembered
+from app.voices.memory import Memory, RememberedTurn
 from tests.integration.test_streaming import stuck_reader
 from tests.support.live import serving
 
@@ -69,7 +69,7 @@ def test_a_server_whose_clock_jumps_to_and_fro(tmp_path: Path, clock: Clock) -> 
 @pytest.mark.parametrize("kept", [False, True])
 def test_conversations_neither_end_at_once_nor_live_for_ever(tmp_path: Path, clock: Clock, kept: bool) -> None:
     memory = Memory(tokens=100, ttl_s=3600, folder=tmp_path if kept else None)
-    turn = Remembered("alloy", "Hello.", np.zeros((2, 4), np.int16))
+    turn = RememberedTurn("alloy", "Hello.", np.zeros((2, 4), np.int16))
 
     def there() -> bool:
         return bool(memory.recall("key", "maker", {"alloy": 0}, 100))

@@ -24,7 +24,7 @@ from app.types import Reference
 from app.voices import folder_store, store
 from app.voices.consents import ConsentStore
 from app.voices.folder_store import FolderStore
-from app.voices.memory import Memory, Remembered
+from app.voices.memory import Memory, RememberedTurn
 from app.voices.store import VoiceStore
 from app.voices.voice_file import Consent
 from tests.support.live import ROOT, environment
@@ -121,7 +121,7 @@ def test_failed_write_of_a_consent_leaves_no_files(tmp_path):
 def test_failed_write_of_a_conversation_keeps_it_in_memory_and_leaves_no_files(tmp_path, caplog):
     memory = Memory(tokens=1_000, ttl_s=60.0, folder=tmp_path)
     with largest_file(100):
-        memory.remember("key", "engine", [Remembered("anna", "Hello.", np.zeros((2, 5), np.int16))])
+        memory.remember("key", "engine", [RememberedTurn("anna", "Hello.", np.zeros((2, 5), np.int16))])
     assert files_in(tmp_path) == []
     assert [turn.text for turn in memory.recall("key", "engine", {}, 1_000)] == ["Hello."]
     assert caplog.records
@@ -318,7 +318,7 @@ def test_parallel_changes_of_a_conversation_keep_every_turn(tmp_path, monkeypatc
     race = Overtaking(monkeypatch, memory, "_find")
 
     def remember(text: str) -> None:
-        memory.remember("key", "engine", [Remembered("anna", text, np.zeros((2, 5), np.int16))])
+        memory.remember("key", "engine", [RememberedTurn("anna", text, np.zeros((2, 5), np.int16))])
 
     race.run(lambda: remember("First."), lambda: remember("Second."))
     assert {turn.text for turn in memory.recall("key", "engine", {}, 1_000)} == {"First.", "Second."}

@@ -429,7 +429,7 @@ def an_hour() -> bytes:
         pytest.param(an_hour, "longer than 10 minutes", marks=pytest.mark.slow),
         (bomb, "longer than 10 minutes"),
         (lambda: samples.file(samples.speech(samples.WORDS * 2)), "Send a shorter recording"),
-        (lambda: samples.file(np.clip(40 * samples.speech(), -1, 1)), "cut off at the top"),
+        (lambda: samples.file(np.clip(40 * samples.speech(), -1, 1)), "is clipped"),
         (lambda: samples.file(samples.speech() + samples.noise(len(samples.speech()), 0.2)), "speech"),
     ],
 )

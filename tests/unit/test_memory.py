@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from app.types import conversation_key
-from app.voices.memory import Memory, Remembered
+from app.voices.memory import Memory, RememberedTurn
 
 pytestmark = pytest.mark.unit
 
 KEY = conversation_key("", "a talk")
 
 
-def turn(number: int, frames: int = 20, voice: str = "alloy") -> Remembered:
+def turn(number: int, frames: int = 20, voice: str = "alloy") -> RememberedTurn:
     codes = np.random.default_rng(number).integers(0, 2048, (32, frames)).astype(np.int16)
-    return Remembered(voice, f"Turn {number}.", codes)
+    return RememberedTurn(voice, f"Turn {number}.", codes)
 
 
 def memory(folder: Path | None = None, tokens: int = 100, ttl_s: float = 60.0, **more: int) -> Memory:
@@ -97,7 +97,7 @@ def test_the_oldest_conversations_make_room(tmp_path: Path) -> None:
 
 
 def test_it_survives_a_restart_where_asked(tmp_path: Path) -> None:
-    memory(tmp_path).remember(KEY, "csm", [turn(1), Remembered("böse/../x", "¡Ünïcode! \x00", turn(2).codes)])
+    memory(tmp_path).remember(KEY, "csm", [turn(1), RememberedTurn("böse/../x", "¡Ünïcode! \x00", turn(2).codes)])
     again = memory(tmp_path)
     first, second = again.recall(KEY, "csm", {}, 1000)
     assert np.array_equal(first.codes, turn(1).codes)
