@@ -292,7 +292,7 @@ def create_recordings(
         _store_file(store, (voice or [""])[0], file, transcript)
         return
     names = voice or [name for name in PROFILES if store.recording_of(name) is None]
-    asyncio.run(_create_recordings(_services(settings), names, wiring.transcriber_of(settings)))
+    asyncio.run(_create_recordings(_services(settings), names, wiring.create_transcriber(settings)))
 
 
 def _store_file(store: VoiceStore, name: str, file: Path, transcript: str) -> None:

@@ -1,10 +1,11 @@
-"""The keys of this server: whose they are, what each may do, how often, and how much at once. Knows no HTTP.
+"""API keys: their names, scopes and rate limits. This module does not depend on HTTP.
 
-A key is "sk-" and 256 random bits, so what is stored is its plain SHA-256: slow hashes are for secrets that can be
-guessed, and would cost every request what they cost a guesser. Comparing digests in constant time tells nothing either.
+The keys in `TTS_API_KEYS` have all scopes. Other keys are in a file that `python -m app.cli keys` writes; the server
+reads this file again when it changes. Once a server has had a key, it requires keys until it stops, even if the file is
+deleted.
 
-Keys come from `TTS_API_KEYS`, which may do everything, and from a file that `python -m app.cli keys` writes and that is
-read again when it changes. A server that has had keys once stays closed until it ends, whatever happens to the file.
+A generated key is "sk-" and 256 random bits, and only its SHA-256 digest is stored. A slow password hash is not needed,
+because 256 random bits can't be guessed, and it would delay every request. Digests are compared in constant time.
 """
 
 from __future__ import annotations
@@ -34,68 +35,74 @@ Scope = Literal["speak", "clone", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 FOLDER, FILE = "keys", "keys.json"
-MOST_KEYS = 1_000  # each is a label of the metrics
-LEAST_LENGTH, LEAST_DIFFERENT = 16, 6  # of a key somebody made up
-LOOK_S = 1.0  # how often the file is looked at, and so how long a removed key still opens
+MAX_KEYS = 1_000  # the name of each key is a label value in the metrics
+MIN_LENGTH, MIN_DIFFERENT = 16, 6  # characters, and different characters, of a key in TTS_API_KEYS
+CHECK_FILE_S = 1.0  # seconds between two checks of the key file; a removed key works for this long
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _Signature = tuple[int, int, int]
 
 
 class BadKeys(ValueError):
-    """The file, or what was to be written into it, is not right; the message says what."""
+    """A key or the key file is invalid. The message says why."""
 
 
 def _distinct(scopes: tuple[Scope, ...]) -> tuple[Scope, ...]:
+    """The scopes without duplicates, in the order of SCOPES."""
     return tuple(scope for scope in SCOPES if scope in scopes)
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key as it is stored. per_minute, concurrent: None = as many as the server bears. created_at: Unix time, s."""
+    """An API key as the key file stores it."""
 
-    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")  # a misspelt limit is no limit
+    __pydantic_config__: ClassVar = ConfigDict(
+        extra="forbid"
+    )  # a misspelt field name is an error: otherwise its limit would not apply
 
     name: Annotated[str, Field(pattern=f"^{_NAME}$")]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     scopes: Annotated[tuple[Scope, ...], Field(min_length=1), AfterValidator(_distinct)]
-    per_minute: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
-    concurrent: Annotated[int | None, Field(ge=1, le=100_000)] = None
-    created_at: float = 0.0
+    per_minute: Annotated[int | None, Field(ge=1, le=1_000_000)] = None  # requests per minute; None = no limit
+    concurrent: Annotated[int | None, Field(ge=1, le=100_000)] = None  # requests at the same time; None = no limit
+    created_at: float = 0.0  # Unix time in seconds
 
 
 @dataclass(frozen=True, slots=True)
 class _Content:
+    """The content of the key file."""
+
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
     format: Literal[1]
-    keys: Annotated[tuple[Key, ...], Field(max_length=MOST_KEYS)]
+    keys: Annotated[tuple[Key, ...], Field(max_length=MAX_KEYS)]
 
 
 _CONTENT = TypeAdapter(_Content)
 
 
 def digest(key: str) -> str:
+    """The SHA-256 (hex) of a key."""
     return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
 
 
 def weakness(key: str) -> str:
-    """Return why this key is too weak, in words, or "". For keys that people chose themselves."""
-    if len(key) < LEAST_LENGTH:
-        return f"it has fewer than {LEAST_LENGTH} characters"
-    if len(set(key)) < LEAST_DIFFERENT:
-        return f"it is made of fewer than {LEAST_DIFFERENT} different characters"
+    """Why a key in TTS_API_KEYS is too easy to guess, in words; "" if it is not."""
+    if len(key) < MIN_LENGTH:
+        return f"it has fewer than {MIN_LENGTH} characters"
+    if len(set(key)) < MIN_DIFFERENT:
+        return f"it has fewer than {MIN_DIFFERENT} different characters"
     if not re.fullmatch(r"[!-~]+", key):
-        return "it has characters that a header can't carry: spaces, or others than ASCII"
+        return "it has characters that an HTTP header can't contain: spaces, or characters outside ASCII"
     return ""
 
 
 class KeyFile:
-    """`TTS_DATA_DIR/keys/keys.json`. Every call blocks, for well under a millisecond but for `add` and `remove`."""
+    """The key file, `TTS_DATA_DIR/keys/keys.json`. All methods block; only `add` and `remove` take over 1 ms."""
 
     def __init__(self, data_dir: Path) -> None:
         self.path = data_dir / FOLDER / FILE
 
     def signature(self) -> _Signature | None:
-        """A value that changes with the file; None if the file does not exist. Raises OSError."""
+        """A value that changes when the file changes; None if the file does not exist. Raises OSError."""
         try:
             found = self.path.stat()
         except FileNotFoundError:
@@ -103,10 +110,10 @@ class KeyFile:
         return found.st_ino, found.st_mtime_ns, found.st_size
 
     def read(self) -> tuple[Key, ...]:
-        """Read the keys. Raises BadKeys, OSError (FileNotFoundError if there is no file)."""
+        """Read the keys. Raises BadKeys, and OSError (FileNotFoundError if the file does not exist)."""
         with self.path.open("rb") as file:
             if os.fstat(file.fileno()).st_mode & stat.S_IWOTH:
-                log.warning("%s can be written by everybody on this machine: chmod 600 it", self.path)
+                log.warning("every user of this machine can change the API keys in %s: run chmod 600 on it", self.path)
             data = file.read()
         try:
             keys = _CONTENT.validate_json(data).keys
@@ -124,26 +131,30 @@ class KeyFile:
     ) -> str:
         """Create a key and return it. Only its digest is stored. Raises BadKeys, OSError."""
         if not re.fullmatch(_NAME, name):
-            raise BadKeys("A name begins with a letter or digit; letters, digits, `.`, `_` and `-` follow, 64 in all.")
-        given = f"sk-{secrets.token_urlsafe(32)}"
-        key = Key(name, digest(given), _distinct(tuple(scopes)), per_minute, concurrent, round(time.time()))
+            raise BadKeys(
+                "A key's name has 1 to 64 letters, digits, `.`, `_` or `-`, and begins with a letter or digit."
+            )
+        secret = f"sk-{secrets.token_urlsafe(32)}"
+        key = Key(name, digest(secret), _distinct(tuple(scopes)), per_minute, concurrent, round(time.time()))
         with self._exclusively():
             keys = self._present()
             if any(other.name == name for other in keys):
-                raise BadKeys(f"There is a key {name!r} already: remove it first, or take another name.")
+                raise BadKeys(f"A key {name!r} already exists. Remove it first, or choose another name.")
             self._write((*keys, key))
-        return given
+        return secret
 
     def remove(self, name: str) -> int:
-        """How many keys are left; the file stays when none is, so that the server stays closed. Raises BadKeys,
-        OSError."""
+        """Remove a key and return the number of remaining keys. Raises BadKeys, OSError.
+
+        The file remains when no key is left, so that a server which starts later still requires a key.
+        """
         with self._exclusively():
             keys = self._present()
-            left = tuple(key for key in keys if key.name != name)
-            if len(left) == len(keys):
-                raise BadKeys(f"There is no key {name!r} in {self.path}.")
-            self._write(left)
-        return len(left)
+            remaining = tuple(key for key in keys if key.name != name)
+            if len(remaining) == len(keys):
+                raise BadKeys(f"{self.path} has no key {name!r}. `python -m app.cli keys list` shows its keys.")
+            self._write(remaining)
+        return len(remaining)
 
     def _present(self) -> tuple[Key, ...]:
         try:
@@ -152,7 +163,7 @@ class KeyFile:
             return ()
 
     def _write(self, keys: tuple[Key, ...]) -> None:
-        """Whole or not at all, and for the owner only."""
+        """Replace the file atomically. Only its owner can read it. Raises BadKeys, OSError."""
         data = _CONTENT.dump_json(_Content(1, keys), indent=2) + b"\n"
         try:
             _CONTENT.validate_json(data)
@@ -171,46 +182,42 @@ class KeyFile:
 
     @contextlib.contextmanager
     def _exclusively(self) -> Iterator[None]:
-        """Two who add at once both get what they asked for."""
+        """Hold the lock of the file, so that two processes do not overwrite each other's changes."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with os.fdopen(os.open(self.path.with_name(".lock"), os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
-            with contextlib.suppress(OSError):  # a file system without locks
+            with contextlib.suppress(OSError):  # the file system has no locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
 
 @dataclass(slots=True)
 class _Meter:
-    """What a key has used: tokens of a bucket that holds a minute's worth, and requests under way."""
+    """The use of a key: a token bucket with one token per allowed request, and the number of running requests."""
 
     tokens: float
-    filled_s: float
-    active: int = 0
+    filled_s: float  # the time at which `tokens` was computed
+    active: int = 0  # running requests
 
 
 @dataclass(slots=True)
 class Pass:
-    """One request that was let in. `close` it when its answer has ended. remaining, reset_s: of the requests a minute;
-    how many are left now, and until all are there again."""
+    """An admitted request. Call `close` when its answer has ended, so that it no longer counts as running."""
 
     key: Key
-    remaining: int
-    reset_s: float
+    remaining: int  # requests that the key may still make this minute
+    reset_s: float  # seconds until the key may make all its requests per minute again
     _meter: _Meter
     _open: bool = True
 
     def close(self) -> None:
+        """Count the request as ended. Further calls do nothing."""
         if self._open:
             self._open = False
             self._meter.active -= 1
 
 
 class KeyRing:
-    """All keys, and what each has used. For one thread: the event loop's.
-
-    fixed: keys from the settings, in clear; they may do everything, and are called `env:1`, `env:2` and so on. Raises
-    BadKeys where one is weak or the file is not right, OSError where it can't be read.
-    """
+    """Checks keys and counts the use of each key. Used from one event loop."""
 
     def __init__(
         self,
@@ -219,11 +226,15 @@ class KeyRing:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Read all keys. Raises BadKeys for a weak key or an invalid file, OSError for an unreadable file.
+
+        fixed: the keys of TTS_API_KEYS, in plain text. They have all scopes and the names `env:1`, `env:2` and so on.
+        """
         for at, key in enumerate(fixed):
             if why := weakness(key):
                 raise BadKeys(
-                    f"TTS_API_KEYS: key {at + 1} is too weak: {why}. `openssl rand -hex 32` makes a good one, and so "
-                    "does `python -m app.cli keys add`."
+                    f"TTS_API_KEYS: key {at + 1} is too weak: {why}. Create a strong key with `openssl rand -hex 32` "
+                    "or `python -m app.cli keys add`."
                 )
         unique = dict.fromkeys(fixed)
         self._fixed = tuple(Key(f"env:{at}", digest(key), SCOPES) for at, key in enumerate(unique, 1))
@@ -232,11 +243,11 @@ class KeyRing:
         self._keys = self._fixed
         self._meters: dict[str, _Meter] = {}
         self._closed = bool(self._fixed)
-        self._looked_s = clock()
-        self._seen: _Signature | None = None  # the file as it was taken
-        self._told = ""  # why it could not be, the last time
-        if file is not None and (seen := file.signature()) is not None:
-            self._take(file.read(), seen)
+        self._checked_s = clock()
+        self._signature: _Signature | None = None  # of the file when it was read
+        self._logged_error = ""  # the last reason why the file could not be read
+        if file is not None and (signature := file.signature()) is not None:
+            self._replace_keys(file.read(), signature)
 
     @property
     def keys(self) -> tuple[Key, ...]:
@@ -245,82 +256,86 @@ class KeyRing:
     @property
     def needed(self) -> bool:
         """Whether requests need a key."""
-        self._look()
+        self._check_file()
         return self._closed
 
-    def find(self, given: str) -> Key:
-        """Whose key this is. Raises Unauthorized."""
-        self._look()
-        if not given:
+    def find(self, secret: str) -> Key:
+        """The key with this text. Raises Unauthorized if the text is empty or no key has it."""
+        self._check_file()
+        if not secret:
             raise Unauthorized("No API key was given. Send `Authorization: Bearer <key>` with a key of this server.")
-        sought = digest(given)
-        # All are compared, in constant time each: how long it takes tells nothing.
+        sought = digest(secret)
+        # Every key is compared in constant time, so that the duration reveals nothing about the keys.
         found = [key for key in self._keys if secrets.compare_digest(sought, key.sha256)]
         if not found:
             raise Unauthorized(
-                # OpenAI's first words: LiteLLM knows by them that it is the key, not the request, that is wrong.
-                "Incorrect API key provided: it is not one of this server's. Send `Authorization: Bearer <key>` with a "
+                # OpenAI's messages begin with these words; LiteLLM recognises an authentication error by them.
+                "Incorrect API key provided: this server does not have this key. Send `Authorization: Bearer <key>` with a "
                 "key from `python -m app.cli keys add` or TTS_API_KEYS."
             )
         return found[0]
 
     def admit(self, key: Key, scope: Scope) -> Pass:
-        """Let one request of this key in. Raises Forbidden, RateLimited."""
+        """Admit one request of this key and count it. Raises Forbidden, RateLimited."""
         if scope not in key.scopes:
             raise Forbidden(
-                f"The API key {key.name!r} lacks the scope `{scope}`, which this request needs. It has: "
+                f"This request needs an API key with the scope `{scope}`. The key {key.name!r} has: "
                 f"{', '.join(key.scopes)}. Ask the operator of this server for a key with that scope."
             )
         now_s = self._clock()
-        most = float(key.per_minute or 0)
-        meter = self._meters.setdefault(key.sha256, _Meter(most, now_s))
+        capacity = float(key.per_minute or 0)
+        meter = self._meters.setdefault(key.sha256, _Meter(capacity, now_s))
         if key.concurrent is not None and meter.active >= key.concurrent:
             raise RateLimited(
-                f"The API key {key.name!r} may have {key.concurrent} requests under way at once, and has. Send the "
-                "next when one of them has ended.",
+                f"The API key {key.name!r} already has {key.concurrent} running requests, which is its limit. Wait "
+                "until one of them has ended, and try again.",
                 reason="concurrency",
             )
         remaining, reset_s = 0, 0.0
         if key.per_minute is not None:
-            meter.tokens = min(most, meter.tokens + (now_s - meter.filled_s) * most / 60)
+            meter.tokens = min(capacity, meter.tokens + (now_s - meter.filled_s) * capacity / 60)
             meter.filled_s = now_s
             if meter.tokens < 1:
-                wait_s = (1 - meter.tokens) * 60 / most
+                wait_s = (1 - meter.tokens) * 60 / capacity
                 raise RateLimited(
-                    f"The API key {key.name!r} may make {key.per_minute} requests a minute. Try again in "
+                    f"The API key {key.name!r} may make {key.per_minute} requests per minute. Try again in "
                     f"{math.ceil(wait_s)} s.",
                     retry_after_s=math.ceil(wait_s),
                     reason="rate",
                     limit=key.per_minute,
-                    reset_s=(most - meter.tokens) * 60 / most,
+                    reset_s=(capacity - meter.tokens) * 60 / capacity,
                 )
             meter.tokens -= 1
-            remaining, reset_s = int(meter.tokens), (most - meter.tokens) * 60 / most
+            remaining, reset_s = int(meter.tokens), (capacity - meter.tokens) * 60 / capacity
         meter.active += 1
         return Pass(key, remaining, reset_s, meter)
 
-    def _look(self) -> None:
-        """Read the file again if it has changed. A file that cannot be read is logged and changes nothing. A deleted
-        file removes its keys, but requests still need a key."""
-        now_s = self._clock()
-        if self._file is None or now_s - self._looked_s < LOOK_S:
-            return
-        self._looked_s = now_s
-        try:
-            seen = self._file.signature()
-            if seen == self._seen:
-                return
-            self._take(() if seen is None else self._file.read(), seen)
-        except (BadKeys, OSError) as error:
-            if str(error) != self._told:
-                self._told = str(error)
-                log.error("The key file could not be read, so the keys before it stay in use: %s", error)
-            return
-        log.info("%s: there are %d keys now", self._file.path, len(self._keys))
+    def _check_file(self) -> None:
+        """Read the key file again if it has changed.
 
-    def _take(self, keys: tuple[Key, ...], seen: _Signature | None) -> None:
+        If it can't be read, the error is logged and the earlier keys stay valid. If it was deleted, its keys are no
+        longer valid, and requests still need a key.
+        """
+        now_s = self._clock()
+        if self._file is None or now_s - self._checked_s < CHECK_FILE_S:
+            return
+        self._checked_s = now_s
+        try:
+            signature = self._file.signature()
+            if signature == self._signature:
+                return
+            self._replace_keys(() if signature is None else self._file.read(), signature)
+        except (BadKeys, OSError) as error:
+            if str(error) != self._logged_error:
+                self._logged_error = str(error)
+                log.error("The changed key file could not be read, so the earlier keys stay valid: %s", error)
+            return
+        log.info("read the key file %s again: %d keys are valid", self._file.path, len(self._keys))
+
+    def _replace_keys(self, keys: tuple[Key, ...], signature: _Signature | None) -> None:
+        """Make these the keys of the file. The use of keys that remain is kept."""
         self._keys = (*self._fixed, *keys)
         self._closed = True
-        self._seen, self._told = seen, ""
+        self._signature, self._logged_error = signature, ""
         known = {key.sha256 for key in self._keys}
-        self._meters = {which: meter for which, meter in self._meters.items() if which in known or meter.active}
+        self._meters = {sha256: meter for sha256, meter in self._meters.items() if sha256 in known or meter.active}

@@ -1,5 +1,7 @@
-"""`python -m app.main`: settings -> assemble -> uvicorn. With DEV_MODE it restarts when the code changes; with `--ray`
-the same app runs as replicas on a Ray cluster."""
+"""`python -m app.main`: read the settings, create the app and serve it with uvicorn.
+
+With DEV_MODE the server restarts when the code changes. With `--ray` the same app runs as replicas on a Ray cluster.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +16,30 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from pydantic import ValidationError
 
-from app import __version__, logs
+from app import __version__, logs, wiring
 from app.api import http_protocol
 from app.runtime import pauses
 from app.settings import Settings
-from app.wiring import assemble
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 log = logging.getLogger(__name__)
 
-# Before anything loads OpenMP: threads that spin while they wait slow each other and the event loop down.
+# Must be set before OpenMP is loaded. By default its waiting threads keep a core busy, which slows down the other
+# threads and the event loop.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-STARTUP_FAILED = 3  # uvicorn's own
+STARTUP_FAILED = 3  # the exit status that uvicorn itself uses
 
 
-def read_settings(**given: object) -> Settings:
-    """Settings from the environment, `given` (by variable) first; ends the process with words when they are wrong."""
+def read_settings(**overrides: object) -> Settings:
+    """Read the settings from the environment. A wrong value is printed and ends the process with status 2.
+
+    overrides: values by variable name, such as PORT=8001; they replace the values from the environment.
+    """
     try:
-        return Settings(**given)  # type: ignore[arg-type]
+        return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
         for problem in error.errors():
             print(f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}", file=sys.stderr)  # noqa: T201
@@ -42,7 +47,10 @@ def read_settings(**given: object) -> Settings:
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The app, with logging set up; from the environment when uvicorn's reloader calls it in a process of its own."""
+    """Set up logging and create the app. A wrong setting is printed and ends the process with status 2.
+
+    settings: None = read them from the environment. uvicorn's reloader calls this without arguments in a new process.
+    """
     settings = settings or read_settings()
     try:
         logs.set_up(
@@ -51,9 +59,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             colors=sys.stderr.isatty(),
             texts=settings.log_texts,
         )
-        app = assemble(settings, on_settled=pauses.freeze_loaded_objects)
+        app = wiring.create_app(settings, on_ready=pauses.freeze_loaded_objects)
     except OSError as error:
-        print(f"TTS_DATA_DIR={settings.data_dir} can't be used: {error}", file=sys.stderr)  # noqa: T201
+        remedy = "Make this folder writable, or set another one."
+        print(f"TTS_DATA_DIR={settings.data_dir} can't be used: {error}. {remedy}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
     except ValueError as error:
         print(error, file=sys.stderr)  # noqa: T201
@@ -63,7 +72,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or Ctrl+C; answers that are being spoken then finish, for up to TTS_SHUTDOWN_GRACE_S."""
+    """Run the server until SIGTERM or Ctrl+C.
+
+    Then it takes no new requests, and running answers have TTS_SHUTDOWN_GRACE_S seconds to finish.
+    """
     pauses.shorten_switch_interval()
     options: dict[str, Any] = {
         "host": settings.host,
@@ -77,24 +89,27 @@ def serve(settings: Settings) -> None:
     config = uvicorn.Config(create_app(settings), **options)
     server = uvicorn.Server(config)
     with config.bind_socket() as listener, contextlib.suppress(KeyboardInterrupt):
-        _cut_dead_readers(listener, settings.reader_timeout_s)
+        _limit_unread_data(listener, settings.reader_timeout_s)
         server.run(sockets=[listener])
     if not server.started:
         sys.exit(STARTUP_FAILED)
 
 
-def _cut_dead_readers(listener: socket.socket, timeout_s: float) -> None:
-    """What was written to a caller who takes nothing is thrown away by the kernel after timeout_s, where it can:
-    closing such a connection would wait for them, and so would a shutdown. Connections inherit it."""
+def _limit_unread_data(listener: socket.socket, timeout_s: float) -> None:
+    """Make the kernel close a connection whose client has acknowledged no data for `timeout_s` (TCP_USER_TIMEOUT).
+
+    Without this, a shutdown waits for clients that never read their answer. Accepted connections inherit the option.
+    It exists on Linux only; elsewhere this does nothing.
+    """
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(timeout_s * 1000))
 
 
 def connections(settings: Settings) -> dict[str, Any]:
-    """Uvicorn's options for connections and for the headers about itself."""
+    """The options of uvicorn that concern connections, logging and the `server` header."""
     return {
         "http": http_protocol.protocol(settings.read_timeout_s),
-        "ws": "none",  # there are no WebSockets here
+        "ws": "none",  # the server has no WebSocket routes
         "timeout_keep_alive": settings.keep_alive_s,
         "log_config": None,
         "access_log": False,
@@ -103,21 +118,26 @@ def connections(settings: Settings) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m app.main", description="The server. Settings: docs/settings.md.")
+    """Parse the command line and start the server."""
+    parser = argparse.ArgumentParser(
+        prog="python -m app.main",
+        description="Start the text-to-speech server. Its settings are environment variables: see docs/settings.md.",
+    )
     parser.add_argument("--version", action="version", version=f"tts-server {__version__}")
     parser.add_argument(
         "--ray",
         nargs="?",
         const="",
         metavar="ADDRESS",
-        help="run as replicas on Ray: on a cluster of its own here, or on the one at this address (or `auto`)",
+        help="run replicas on a Ray cluster: on the cluster at ADDRESS, on a running one that Ray finds (`auto`), or "
+        "without ADDRESS on a new local cluster",
     )
     arguments = parser.parse_args()
     settings = read_settings()
     if arguments.ray is None:
         serve(settings)
         return
-    from app.scale import ray  # noqa: PLC0415 - beside the house, and only where it is asked for
+    from app.scale import ray  # noqa: PLC0415 - Ray is optional and is imported only for --ray
 
     try:
         ray.serve(settings, arguments.ray or None)

@@ -1,4 +1,4 @@
-"""The one place that knows every room: settings in, a running app out. Owns the order of start and stop."""
+"""Create all services from the settings and connect them into the FastAPI app, with its order of start and stop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from app.api.app import AppServices, create
+from app.api.app import AppServices, create_api
 from app.api.auth import Gate
 from app.audio.detection import WatermarkDetector
 from app.audio.sandbox import Limits
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class CoreServices:
-    """Everything below HTTP, wired; nothing runs yet."""
+    """The services that work without HTTP: the server and the command line share them. None is started yet."""
 
     generator: SpeechGenerator
     manager: EngineManager
@@ -54,7 +54,10 @@ class CoreServices:
 
 
 def core_services(settings: Settings, normalizer: Normalizer | None = None) -> CoreServices:
-    """Raises ValueError for an unknown engine name, OSError."""
+    """Create the services that do not depend on HTTP.
+
+    Raises ValueError for a wrong setting, such as an unknown engine name, and OSError for an unusable data folder.
+    """
     metrics = Metrics()
     manager = EngineManager(settings, registry.specs(), metrics.guard)
     voices = VoiceStore(settings.folder("cloned_voices"), settings.folder("voice_references"))
@@ -66,7 +69,7 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
     preset_voices = PresetVoiceMaker(
         manager,
         voices,
-        transcriber_of(settings),
+        create_transcriber(settings),
         enabled=settings.casting == "auto",
         wait_s=settings.casting_wait_s,
     )
@@ -76,7 +79,7 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
         folder=settings.folder("conversations") if settings.memory_keep else None,
     )
     uploads = ThreadLimit()
-    watermark = watermark_of(settings)
+    watermark = create_watermark(settings)
     generator = SpeechGenerator(
         manager,
         voices,
@@ -92,15 +95,16 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
     return CoreServices(generator, manager, voices, metrics, preset_voices, watermark, WatermarkDetector(uploads))
 
 
-def watermark_of(settings: Settings) -> Watermark:
-    """Raises ValueError where TTS_WATERMARK=all can't be followed: then nothing may be spoken unmarked."""
+def create_watermark(settings: Settings) -> Watermark:
+    """The watermark that TTS_WATERMARK selects. Raises ValueError for `all` without the `watermark` extra."""
     try:
         return Watermark(settings.watermark)
     except WatermarkMissing as error:
         raise ValueError(f"TTS_WATERMARK={settings.watermark}: {error.message}") from error
 
 
-def transcriber_of(settings: Settings) -> Transcriber:
+def create_transcriber(settings: Settings) -> Transcriber:
+    """The speech recogniser for recordings without a transcript. TTS_ASR=off gives one that recognises nothing."""
     if settings.asr == "off":
         return NoTranscriber()
     return WhisperTranscriber(
@@ -108,43 +112,44 @@ def transcriber_of(settings: Settings) -> Transcriber:
     )
 
 
-def assemble(settings: Settings, on_settled: Callable[[], None] = lambda: None) -> FastAPI:
-    """Settings -> the FastAPI app; its lifespan starts and stops the engine. Raises ValueError, OSError.
+def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) -> FastAPI:
+    """Create the FastAPI app. Its lifespan starts and stops the engine. Raises ValueError, OSError.
 
-    on_settled: called once, when the engine runs or has been given up and what else is loaded at the start is there.
+    on_ready: called once, when the start has finished: the engine runs or has failed, and all other data is loaded.
     """
     for name in ("models", "cloned_voices", "voice_references", "audio_cache", "logs"):
         settings.folder(name)
     normalizer = Normalizer()
     services = core_services(settings, normalizer)
 
-    cloner = Cloner(transcriber_of(settings), limits=Limits(input_bytes=settings.max_upload_bytes))
+    cloner = Cloner(create_transcriber(settings), limits=Limits(input_bytes=settings.max_upload_bytes))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        # 0.3 s that would else be taken from the event loop, and so from every stream, by the first rare unit.
+        # Loads the normalizer's tables in a thread. Otherwise the first text that needs them would block the event
+        # loop, and every stream, for 0.3 s.
         warming = asyncio.create_task(asyncio.to_thread(normalizer.warm), name="normalizer-warm")
         references = settings.folder("voice_references")
-        taking = asyncio.create_task(
+        importing = asyncio.create_task(
             asyncio.to_thread(import_preset_files, services.voices, references, cloner), name="import-preset-files"
         )
 
-        async def settle() -> None:
+        async def report_ready() -> None:
             await services.manager.settled()
-            await asyncio.wait([warming, taking])
-            on_settled()
+            await asyncio.wait([warming, importing])
+            on_ready()
 
         async with services.manager, services.preset_voices:
-            settling = asyncio.create_task(settle(), name="settle")
+            reporting = asyncio.create_task(report_ready(), name="report-ready")
             try:
                 yield
             finally:
-                settling.cancel()
-        await asyncio.gather(warming, taking)
+                reporting.cancel()
+        await asyncio.gather(warming, importing)
 
     ring = KeyRing([key.get_secret_value() for key in settings.api_keys], KeyFile(settings.data_dir))
     consents = ConsentStore(settings.folder("cloned_voices") / ".consents")
-    return create(
+    return create_api(
         AppServices(
             services.generator,
             services.manager,

@@ -129,7 +129,7 @@ def _correct_numbers_and_files(node: Any) -> None:
             _correct_numbers_and_files(value)
 
 
-def create(
+def create_api(
     services: AppServices,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
     settings_shown: Callable[[], dict[str, object]],
@@ -150,7 +150,7 @@ def create(
         summary="OpenAI-compatible text to speech on your own machine.",
         lifespan=lifespan,
         redirect_slashes=False,
-        docs_url=None,  # FastAPI's own pages load their scripts from another host; pages.py has offline ones
+        docs_url=None,  # FastAPI's own /docs and /redoc load scripts from another host; pages.py has offline ones
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )
@@ -173,7 +173,7 @@ def create(
     for prefix in ("", *PREFIXES):
         app.include_router(system_routes, prefix=prefix, include_in_schema=not prefix)
     app.include_router(pages.router())
-    app.mount("/static/swagger", pages.swagger())
+    app.mount("/static/swagger", pages.docs_files())
     app.mount("/static", pages.files())
     _add_middleware(
         app,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from app import logs
 from app.engines.registry import EngineSpec, specs
 from app.runtime import pauses
-from app.wiring import assemble
+from app.wiring import create_app
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -67,7 +67,7 @@ class Replica:
         self._settings = settings
         # Log to the console only, because several processes can't rotate one log file. Ray stores each console.
         logs.set_up(settings.log_level, None, colors=False, texts=settings.log_texts)
-        self._app: FastAPI = assemble(settings, on_settled=pauses.freeze_loaded_objects)
+        self._app: FastAPI = create_app(settings, on_ready=pauses.freeze_loaded_objects)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return started_when_settled(self._app)

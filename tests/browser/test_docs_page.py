@@ -1,4 +1,4 @@
-"""/docs in a browser: Swagger UI from this server's files, under the policy of the pages, with and without a key."""
+"""/docs (Swagger UI) and /redoc (ReDoc) in a browser: both load only this server's files and obey the page policy."""
 
 from __future__ import annotations
 
@@ -48,3 +48,17 @@ def test_a_request_can_be_sent_from_the_documentation(tmp_path: Path, visit: Vis
         status = answer.locator(".response-col_status").text_content() or ""
         assert re.match(r"\s*200", status)
         assert len(watched.requests) > 4
+
+
+def test_redoc_shows_the_operations(tmp_path: Path, visit: Visit) -> None:
+    """ReDoc works without another host. The policy blocks its only foreign file, a logo, which it then leaves out."""
+    logo = "https://cdn.redoc.ly/redoc/logo-mini.svg"
+    with serving(tmp_path) as url:
+        watched = visit(f"{url}/redoc")
+        page = watched.page
+        page.get_by_role("heading", name="create_speech", exact=False).first.wait_for()
+        page.get_by_text("/v1/audio/speech").first.wait_for()
+        watched.expected.add(logo)
+        page.evaluate(
+            "logo => observed.violations = observed.violations.filter(each => each !== `img-src ${logo}`)", logo
+        )

@@ -221,7 +221,7 @@ class Listener:
 def test_recognised_words_can_be_corrected(
     tmp_path: Path, sample: bytes, visit: Visit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wiring, "transcriber_of", lambda _: Listener())
+    monkeypatch.setattr(wiring, "create_transcriber", lambda _: Listener())
     with serving(tmp_path) as url:
         watched = visit(f"{url}/voice-cloning")
         page = watched.page

@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.api.routes.pages import DOCS_PATH, PATHS
+from app.api.routes.pages import DOCS, PATHS
 from app.audio.formats import AUDIO_FORMATS
 from app.generator.resolving import MODEL_ALIASES
 from app.text.nonverbal import NON_VERBAL_SOUNDS
@@ -33,7 +33,7 @@ CODE = "".join(path.read_text() for path in [*(STATIC / "js").rglob("*.js"), *ST
 CSS = "".join(path.read_text() for path in sorted(STATIC.glob("*.css")))
 
 
-@pytest.mark.parametrize("path", [*PATHS, DOCS_PATH])
+@pytest.mark.parametrize("path", [*PATHS, *DOCS])
 def test_pages_have_a_strict_security_policy(server: str, path: str) -> None:
     first, second = httpx.get(server + path), httpx.get(server + path)
     assert first.status_code == 200
@@ -42,7 +42,7 @@ def test_pages_have_a_strict_security_policy(server: str, path: str) -> None:
     assert first.headers["x-frame-options"] == "DENY"
     assert first.headers["x-content-type-options"] == "nosniff"
     assert first.headers["referrer-policy"] == "no-referrer"
-    microphone = "()" if path == DOCS_PATH else "(self)"
+    microphone = "()" if path in DOCS else "(self)"
     assert first.headers["permissions-policy"] == f"microphone={microphone}, camera=(), geolocation=()"
     policy = dict(part.split(" ", 1) for part in first.headers["content-security-policy"].split("; "))
     for directive in ("default-src", "base-uri", "frame-ancestors"):
@@ -75,13 +75,13 @@ def test_all_addresses_have_the_path_prefix_of_a_proxy(tmp_path: Path) -> None:
     from fastapi import FastAPI
     from fastapi.testclient import TestClient
 
-    from app.wiring import assemble
+    from app.wiring import create_app
     from tests.support.live import settings
 
     outer = FastAPI()
-    outer.mount("/tts", assemble(settings(tmp_path)))
+    outer.mount("/tts", create_app(settings(tmp_path)))
     with TestClient(outer) as client:
-        for page in ("/tts/", "/tts/docs"):
+        for page in ("/tts/", "/tts/docs", "/tts/redoc"):
             shell = client.get(page).text
             assert 'data-root="/tts"' in shell
             for address in re.findall(r'(?:src|href)="(/[^"]*)"', shell):
@@ -89,14 +89,18 @@ def test_all_addresses_have_the_path_prefix_of_a_proxy(tmp_path: Path) -> None:
                 assert client.get(address).status_code == 200, address
 
 
-def test_the_documentation_needs_no_other_host(server: str) -> None:
-    page = httpx.get(f"{server}/docs").text
+@pytest.mark.parametrize(
+    ("path", "bundle", "name"),
+    [("/docs", "swagger-ui-bundle.js", "SwaggerUIBundle"), ("/redoc", "redoc.standalone.js", "Redoc")],
+)
+def test_the_documentation_needs_no_other_host(server: str, path: str, bundle: str, name: str) -> None:
+    page = httpx.get(f"{server}{path}").text
     addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert all(address.startswith(("/", "data:")) for address in addresses)
-    script = httpx.get(f"{server}/static/swagger/swagger-ui-bundle.js")
+    assert f"/static/swagger/{bundle}" in addresses
+    script = httpx.get(f"{server}/static/swagger/{bundle}")
     assert script.headers["content-encoding"] == "gzip"
-    assert "SwaggerUIBundle" in script.text
-    assert httpx.get(f"{server}/redoc").status_code == 404  # it would load files from another host
+    assert name in script.text
 
 
 def test_every_language_has_the_same_keys_and_slots() -> None:

@@ -172,7 +172,7 @@ def test_kill_minus_nine_in_the_middle_leaves_nothing_to_serve(tmp_path: Path) -
 
 
 def test_the_offline_voice_needs_no_torch(tmp_path: Path) -> None:
-    """Built in a process where torch can't be imported at all, the app still assembles with the offline voice."""
+    """The app can be created with the offline voice in a process where torch can't be imported."""
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"

@@ -20,7 +20,7 @@ import uvicorn
 
 from app.main import connections
 from app.settings import Settings
-from app.wiring import assemble
+from app.wiring import create_app
 from tests.support.ears import SENTENCES
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def serving(data_dir: Path, *, wait: bool = True, **variables: Any) -> Iterator[
     """The base URL of a server running in a thread of this process until the end of the block."""
     chosen = settings(data_dir, **variables)
     config = uvicorn.Config(
-        assemble(chosen), host="127.0.0.1", port=0, timeout_graceful_shutdown=2, **connections(chosen)
+        create_app(chosen), host="127.0.0.1", port=0, timeout_graceful_shutdown=2, **connections(chosen)
     )
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))

@@ -13,7 +13,7 @@ import stat
 import pytest
 
 from app.errors import Forbidden, RateLimited, Unauthorized
-from app.keys import LOOK_S, SCOPES, BadKeys, Key, KeyFile, KeyRing, weakness
+from app.keys import CHECK_FILE_S, SCOPES, BadKeys, Key, KeyFile, KeyRing, weakness
 
 pytestmark = pytest.mark.unit
 
@@ -202,12 +202,12 @@ def test_a_change_is_seen_within_a_second(file, clock):
     assert not ring.needed
     one = file.add("one", ["speak"])
     assert not ring.needed  # it is not looked at for every request
-    clock.now_s += LOOK_S
+    clock.now_s += CHECK_FILE_S
     assert ring.needed
     assert ring.find(one).name == "one"
     two = file.add("two", ["speak"])
     file.remove("one")
-    clock.now_s += LOOK_S
+    clock.now_s += CHECK_FILE_S
     assert ring.find(two).name == "two"
     with pytest.raises(Unauthorized):
         ring.find(one)
@@ -217,10 +217,10 @@ def test_a_server_that_had_keys_never_opens(file, clock):
     one = file.add("one", ["speak"])
     ring = KeyRing((), file, clock=clock)
     file.remove("one")
-    clock.now_s += LOOK_S
+    clock.now_s += CHECK_FILE_S
     assert ring.needed
     file.path.unlink()
-    clock.now_s += LOOK_S
+    clock.now_s += CHECK_FILE_S
     assert ring.needed
     with pytest.raises(Unauthorized):
         ring.find(one)
@@ -233,13 +233,13 @@ def test_a_file_that_breaks_changes_nothing_and_is_told_once(file, clock, caplog
     file.path.write_text("{")
     with caplog.at_level(logging.ERROR):
         for _ in range(3):
-            clock.now_s += LOOK_S
+            clock.now_s += CHECK_FILE_S
             assert ring.find(one).name == "one"
     assert len(caplog.records) == 1
     assert "keys.json" in caplog.text
     file.path.unlink()
     two = file.add("two", ["speak"])
-    clock.now_s += LOOK_S
+    clock.now_s += CHECK_FILE_S
     assert ring.find(two).name == "two"
 
 
@@ -312,7 +312,7 @@ def test_limits_outlive_a_change_of_the_file(file, clock):
     ring, key = ring_with(file, clock, per_minute=1, concurrent=1)
     passed = ring.admit(key, "speak")
     file.add("other", ["speak"])
-    clock.now_s += LOOK_S
+    clock.now_s += CHECK_FILE_S
     again = next(each for each in ring.keys if each.name == "busy")
     with pytest.raises(RateLimited, match="under way"):
         ring.admit(again, "speak")

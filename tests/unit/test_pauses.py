@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from app.runtime import pauses
-from app.wiring import assemble
+from app.wiring import create_app
 from tests.support.live import settings
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ async def test_a_server_says_once_that_all_is_there(tmp_path: Path) -> None:
         times += 1
         settled.set()
 
-    app = assemble(settings(tmp_path), on_settled=count)
+    app = create_app(settings(tmp_path), on_ready=count)
     async with app.router.lifespan_context(app):
         await asyncio.wait_for(settled.wait(), 30)
         await asyncio.sleep(0.05)
@@ -65,7 +65,7 @@ async def test_a_server_says_once_that_all_is_there(tmp_path: Path) -> None:
 
 async def test_a_server_that_stops_first_does_not_say_so(tmp_path: Path) -> None:
     settled: list[bool] = []
-    app = assemble(settings(tmp_path), on_settled=lambda: settled.append(True))
+    app = create_app(settings(tmp_path), on_ready=lambda: settled.append(True))
     async with app.router.lifespan_context(app):
         pass
     await asyncio.sleep(0.1)

@@ -20,7 +20,7 @@ from app.engines.dia import loading as dia_loading
 from app.engines.registry import specs
 from app.scale import ray
 from app.settings import Settings
-from app.wiring import assemble
+from app.wiring import create_app
 from tests.support.live import ROOT, environment, settings
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def test_numbered_gpus_are_rejected_under_ray():
 
 
 async def test_start_is_complete_when_the_engine_runs(tmp_path: Path):
-    app = assemble(settings(tmp_path))
+    app = create_app(settings(tmp_path))
     sent: list[str] = []
     received = iter(["lifespan.startup", "lifespan.shutdown"])
 
@@ -119,7 +119,7 @@ async def test_start_is_complete_when_the_engine_runs(tmp_path: Path):
 
 async def test_stopped_engine_fails_the_health_check(tmp_path: Path):
     replica = ray.Replica.__new__(ray.Replica)
-    replica._app = assemble(settings(tmp_path))
+    replica._app = create_app(settings(tmp_path))
     async with replica._app.router.lifespan_context(replica._app):
         while (await ray.get(replica._app, "/health"))[1]["status"] == "starting":  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -1,7 +1,8 @@
-"""The studio's pages: one HTML shell for all of them, and the files it loads; and /docs. Does not depend on speech.
+"""The web pages: the studio, and the API documentation at /docs (Swagger UI) and /redoc (ReDoc).
 
-The shell is made anew for each request, for its nonce and for the path that a proxy may have put before ours; all else
-is plain files, compressed on the way and asked for again only by their ETag. Nothing of it names another host.
+All studio pages share one HTML file, the shell. Each response contains a new nonce and the path prefix of a proxy. The
+scripts and styles are static files; they are compressed, and browsers check their ETag before each use. No page loads
+anything from another host.
 """
 
 from __future__ import annotations
@@ -18,19 +19,18 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from starlette.responses import Response
     from starlette.types import ASGIApp
 
 FOLDER = Path(__file__).parents[2] / "static"
-PATHS = ("/", "/voice-cloning", "/dialogue", "/server")  # js/main.js routes the same
-
-DOCS_PATH = "/docs"
-
-_SHELL, _DOCS = "shell.html", "docs.html"
+PATHS = ("/", "/voice-cloning", "/dialogue", "/server")  # the studio; js/main.js has the same list
+DOCS = {"/docs": "docs.html", "/redoc": "redoc.html"}  # path -> HTML file
 
 
 def policy(nonce: str) -> str:
-    """The Content-Security-Policy of a page: our own files, styles with the nonce, sound from memory, nothing else."""
+    """The Content-Security-Policy of a page: files of this server, styles with the nonce, and audio from memory."""
     return "; ".join(
         (
             "default-src 'none'",
@@ -48,10 +48,20 @@ def policy(nonce: str) -> str:
 
 
 def router() -> APIRouter:
+    """The routes of the pages."""
     routes = APIRouter(include_in_schema=False)
-    shell, docs = ((FOLDER / name).read_text("utf-8") for name in (_SHELL, _DOCS))
+    for path in PATHS:
+        routes.add_api_route(path, _page("shell.html", microphone="(self)"), methods=["GET"])
+    for path, name in DOCS.items():
+        routes.add_api_route(path, _page(name, microphone="()"), methods=["GET"])
+    return routes
 
-    def made(template: str, request: Request, microphone: str) -> HTMLResponse:
+
+def _page(name: str, *, microphone: str) -> Callable[[Request], Awaitable[HTMLResponse]]:
+    """The handler of a page. name: its HTML file. microphone: the origins that may record, as a Permissions-Policy."""
+    template = (FOLDER / name).read_text("utf-8")
+
+    async def page(request: Request) -> HTMLResponse:
         nonce = secrets.token_urlsafe(16)
         root = str(request.scope.get("root_path", "")).rstrip("/")
         html = template.replace("{nonce}", nonce).replace("{root}", escape(root))
@@ -62,34 +72,24 @@ def router() -> APIRouter:
         }
         return HTMLResponse(html, headers=headers)
 
-    async def page(request: Request) -> HTMLResponse:
-        return made(shell, request, "(self)")
-
-    async def documentation(request: Request) -> HTMLResponse:
-        """The API to read and to try: Swagger UI over /openapi.json."""
-        return made(docs, request, "()")
-
-    for path in PATHS:
-        routes.add_api_route(path, page, methods=["GET"])
-    routes.add_api_route(DOCS_PATH, documentation, methods=["GET"])
-    return routes
+    return page
 
 
-def swagger() -> ASGIApp:
-    """Swagger UI, for a mount at /static/swagger: from a package, since it is 1.7 MB of others' code."""
+def docs_files() -> ASGIApp:
+    """The files of Swagger UI and ReDoc, for a mount at /static/swagger. The package fastapi-offline contains them."""
     found = find_spec("fastapi_offline")
-    assert found is not None  # noqa: S101 - a dependency
+    assert found is not None  # noqa: S101 - it is a dependency
     assert found.submodule_search_locations  # noqa: S101
     return GZipMiddleware(_Files(directory=Path(found.submodule_search_locations[0]) / "static"), minimum_size=512)
 
 
 def files() -> ASGIApp:
-    """What the shell loads, for a mount at /static."""
+    """The scripts, styles and texts of the pages, for a mount at /static."""
     return GZipMiddleware(_Files(directory=FOLDER), minimum_size=512)
 
 
 class _Files(StaticFiles):
-    """Kept by browsers, but never used unasked: after an update no page runs with half of its modules old."""
+    """Static files that browsers check for changes before each use, so that no page mixes files of two versions."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)
