@@ -1,38 +1,39 @@
-"""Every failure as a typed error, with a message that says what to do.
+"""All errors as exception classes. Each message says what is wrong and what to do.
 
 SpeechError
-├── RequestError                 the request can't be answered as it is
+├── RequestError                 the request is wrong; sending it again unchanged fails again
 │   ├── UnknownVoice             ├── UnsupportedFormat
 │   ├── TextTooLong              ├── UnsupportedParameter
-│   ├── EmptyText                ├── BadReference
-│   ├── TooManySpeakers          ├── NotSupported (this engine or this version has no such thing)
+│   ├── EmptyText                ├── BadReference (a recording can't be used)
+│   ├── TooManySpeakers          ├── NotSupported (the engine or the server lacks this feature)
 │   ├── UnknownModel             ├── BodyTooLarge
 │   ├── NotFound                 ├── InvalidValue
-│   ├── Unauthorized             ├── Forbidden (the key is right, but may not do this)
-│   ├── Unfetchable (what an address leads to can't be had; `code` says why)
-│   ├── ForeignPage (a web page of another origin may not ask for this)
-│   └── VoiceNotSupported (this engine can't speak with a recorded voice)
-├── Busy                         the queue is full; come back in retry_after_s
-│   └── RateLimited              there is room, but not for this key
-├── NotReady                     the engine is still starting, or there is none; reason in words
-│   └── VoiceNotReady            an engine stands in that can't speak with a recorded voice
-├── NotStored                    the disk is full, or read-only
-├── DamagedVoice                 a voice's files are not what they were when they were stored
+│   ├── Unauthorized             ├── Forbidden (the API key lacks the scope)
+│   ├── Unfetchable (a URL can't be downloaded; `code` says why)
+│   ├── ForeignPage (a web page of another origin sent the request)
+│   └── VoiceNotSupported (the engine can't clone voices)
+├── Busy                         the queue is full; try again after `retry_after_s`
+│   └── RateLimited              the API key has reached its rate limit
+├── NotReady                     the engine is starting, or no engine runs; the message says why
+│   └── VoiceNotReady            the fallback engine runs, and it can't clone voices
+├── NotStored                    the disk is full or read-only
+├── DamagedVoice                 the files of a voice have changed since they were stored
 └── EngineError                  the engine failed
-    ├── OutOfMemory              repeating the request will not help
-    ├── EngineStopped            the server is shutting down or the engine's thread is gone
-    └── NothingSpoken            the engine made no sound for a text that has words
+    ├── OutOfMemory              the request needs more memory than the device has
+    ├── EngineStopped            the server stops, or the thread of the engine has ended
+    └── NothingSpoken            the engine produced no audio for a text with words
 
-EngineUnavailable is not a SpeechError: it says at start-up why an engine can't be had (weights missing, no disk).
+EngineUnavailable is not a SpeechError: it is raised at the start and says why an engine can't run (for example because
+its weights are missing).
 
-Raised where the fact is known; mapped to HTTP in one table, `api/errors.py`. No code matches on message text.
+`api/errors.py` maps these classes to HTTP statuses. No code compares the text of messages.
 """
 
 from __future__ import annotations
 
 
 class SpeechError(Exception):
-    """A failure with a message for the caller. `param` names the request field at fault, `code` is for machines."""
+    """An error with a message for the caller. `param` names the wrong request field; programs compare `code`."""
 
     code: str | None = None
 
@@ -43,7 +44,7 @@ class SpeechError(Exception):
 
 
 class RequestError(SpeechError):
-    """The request itself is at fault; sending it again unchanged will fail again."""
+    """The request is wrong. Sending it again unchanged fails again."""
 
 
 class EmptyText(RequestError):
@@ -87,7 +88,7 @@ class InvalidValue(RequestError):
 
 
 class NotFound(RequestError):
-    """What is asked for by its id is not there."""
+    """No object with the requested id exists."""
 
     code = "not_found"
 
@@ -97,7 +98,7 @@ class VoiceNotSupported(RequestError):
 
 
 class Unfetchable(RequestError):
-    """What an address leads to can't be had. Each kind of reason is a subclass with a code, where it is found out."""
+    """A URL can't be downloaded. Each reason is a subclass with a `code`; `voices/youtube.py` has them."""
 
     code = "unfetchable"
 
@@ -119,7 +120,7 @@ class ForeignPage(RequestError):
 
 
 class Busy(SpeechError):
-    """The queue is full. Raised before the first sound or not at all."""
+    """The queue is full. Raised only before the first audio of an answer."""
 
     code = "rate_limit_exceeded"
 
@@ -129,8 +130,7 @@ class Busy(SpeechError):
 
 
 class RateLimited(Busy):
-    """A key has used what it may. reason: `rate` or `concurrency`; limit: requests a minute, all of which are there
-    again after reset_s."""
+    """An API key has reached its rate limit or its limit of running requests."""
 
     def __init__(
         self,
@@ -141,6 +141,11 @@ class RateLimited(Busy):
         limit: int | None = None,
         reset_s: float = 0,
     ) -> None:
+        """Create the error.
+
+        reason: `rate` or `concurrency`. limit: the requests per minute of the key; None for `concurrency`.
+        reset_s: seconds until the key may make all its requests per minute again.
+        """
         super().__init__(message, retry_after_s=retry_after_s)
         self.reason = reason
         self.limit = limit
@@ -148,7 +153,7 @@ class RateLimited(Busy):
 
 
 class NotReady(SpeechError):
-    """No engine can answer now: starting (retry_after_s says when to look again) or unavailable for a reason."""
+    """No engine can answer now: it is still starting, or it can't run. The message says why."""
 
     code = "engine_not_ready"
 
@@ -158,7 +163,7 @@ class NotReady(SpeechError):
 
 
 class VoiceNotReady(NotReady):
-    """The engine that could speak with this voice does not run now, another stands in for it."""
+    """The voice is cloned, and the fallback engine that runs now can't clone voices."""
 
     code = "voice_not_supported_by_engine"
 
@@ -188,7 +193,7 @@ class NothingSpoken(EngineError):
 
 
 class EngineUnavailable(Exception):
-    """An engine can't be had on this machine now. `reason` says what is wrong, `remedy` what a person can do."""
+    """An engine can't run on this machine now. `reason` says why, and `remedy` says what the operator can do."""
 
     def __init__(self, reason: str, *, remedy: str = "") -> None:
         super().__init__(reason)
@@ -197,4 +202,4 @@ class EngineUnavailable(Exception):
 
 
 class WeightsUnavailable(EngineUnavailable):
-    """The model's files are neither on disk nor downloadable (no network, gated, unknown, no room)."""
+    """The weights are not on disk and can't be downloaded: no network, no access, an unknown id, or a full disk."""

@@ -270,8 +270,8 @@ class KeyRing:
         if not found:
             raise Unauthorized(
                 # OpenAI's messages begin with these words; LiteLLM recognises an authentication error by them.
-                "Incorrect API key provided: this server does not have this key. Send `Authorization: Bearer <key>` with a "
-                "key from `python -m app.cli keys add` or TTS_API_KEYS."
+                "Incorrect API key provided: this server does not have this key. Send "
+                "`Authorization: Bearer <key>` with a key from `python -m app.cli keys add` or TTS_API_KEYS."
             )
         return found[0]
 
@@ -279,7 +279,7 @@ class KeyRing:
         """Admit one request of this key and count it. Raises Forbidden, RateLimited."""
         if scope not in key.scopes:
             raise Forbidden(
-                f"This request needs an API key with the scope `{scope}`. The key {key.name!r} has: "
+                f"The API key {key.name!r} lacks the scope `{scope}`, which this request needs. Its scopes are: "
                 f"{', '.join(key.scopes)}. Ask the operator of this server for a key with that scope."
             )
         now_s = self._clock()
@@ -287,8 +287,8 @@ class KeyRing:
         meter = self._meters.setdefault(key.sha256, _Meter(capacity, now_s))
         if key.concurrent is not None and meter.active >= key.concurrent:
             raise RateLimited(
-                f"The API key {key.name!r} already has {key.concurrent} running requests, which is its limit. Wait "
-                "until one of them has ended, and try again.",
+                f"The API key {key.name!r} may have {key.concurrent} requests running at the same time. Try again when "
+                "one of them has ended.",
                 reason="concurrency",
             )
         remaining, reset_s = 0, 0.0

@@ -1,7 +1,7 @@
-"""Structured logs: one JSON object a line in `logs/server.log`, rotated, and readable lines on the console.
+"""Structured logs: JSON lines in `logs/server.log`, which is rotated by size, and readable lines on the console.
 
-Keys are never logged: no code logs headers, query strings or secret settings. Texts are logged only with TTS_LOG_TEXTS.
-Without it, an exception during a request is logged by its kind and place only, because its message may quote the text.
+API keys are never logged: no code logs headers, query strings or secret settings. The texts of requests are logged only
+with TTS_LOG_TEXTS. Without it, an exception during a request is logged without its message, which may quote the text.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ FILES_KEPT = 5
 
 
 def set_up(level: str, folder: Path | None, *, colors: bool, texts: bool = False) -> None:
-    """Send everything (ours, uvicorn's, libraries') through one formatter. Raises OSError (folder not writable).
+    """Format all log records, those of libraries too, and write them to the console and to a file in `folder`.
 
-    texts: whether exceptions of requests are logged with their messages.
+    folder: None = console only. texts: log exceptions of requests with their messages. Raises OSError if the folder is
+    not writable.
     """
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -92,24 +93,25 @@ def set_up(level: str, folder: Path | None, *, colors: bool, texts: bool = False
 
 
 def _without_color_message(_: object, __: str, event: dict[str, Any]) -> dict[str, Any]:
-    """uvicorn says its messages twice, the second time with escape codes."""
+    """Remove the second copy of a message, which uvicorn adds with colour codes."""
     event.pop("color_message", None)
     return event
 
 
 def _without_messages(_: object, __: str, event: dict[str, Any]) -> dict[str, Any]:
-    given = event.get("exc_info")
-    if not given or "request_id" not in event:
+    """Replace the exception of a request's log record with its traceback without messages."""
+    info = event.get("exc_info")
+    if not info or "request_id" not in event:
         return event
-    error = given if isinstance(given, BaseException) else (given if isinstance(given, tuple) else sys.exc_info())[1]
+    error = info if isinstance(info, BaseException) else (info if isinstance(info, tuple) else sys.exc_info())[1]
     del event["exc_info"]
     return event if error is None else {**event, "exception": outline(error)}
 
 
 def outline(error: BaseException) -> str:
-    """An exception and what it came from, as Python tells it, but for their messages."""
+    """The traceback of an exception and of the exceptions that caused it, without their messages."""
     before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     inside = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
     stack = "".join(traceback.format_tb(error.__traceback__))
-    told = f"Traceback (most recent call last):\n{stack}{type(error).__qualname__} (message: see TTS_LOG_TEXTS)"
-    return "\n\n".join([*([outline(before), "Then:"] if before else []), told, *map(outline, inside)])
+    own = f"Traceback (most recent call last):\n{stack}{type(error).__qualname__} (message: see TTS_LOG_TEXTS)"
+    return "\n\n".join([*([outline(before), "Then:"] if before else []), own, *map(outline, inside)])

@@ -1,4 +1,4 @@
-"""A mapping that keeps the most recently used entries: the one LRU behind every cache in memory."""
+"""LRU: a mapping of limited size that evicts the least recently used entries. All caches in memory use it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ V = TypeVar("V")
 
 
 class LRU(Generic[K, V]):
-    """Holds entries up to `limit` in all and evicts the least recently used. Not safe for several threads."""
+    """Keeps entries up to a total size of `limit` and evicts the least recently used ones. Not thread-safe."""
 
     def __init__(
         self,
@@ -22,7 +22,7 @@ class LRU(Generic[K, V]):
         size: Callable[[V], int] = lambda _: 1,
         on_evict: Callable[[K], None] = lambda _: None,
     ) -> None:
-        """size: what an entry counts towards the limit. on_evict: called after an entry was evicted for its size."""
+        """size: the size of an entry, 1 by default. on_evict: called with the key of each evicted entry."""
         self._limit = limit
         self._size = size
         self._on_evict = on_evict
@@ -31,7 +31,7 @@ class LRU(Generic[K, V]):
 
     @property
     def total(self) -> int:
-        """The size of all entries."""
+        """The total size of all entries."""
         return self._total
 
     def __len__(self) -> int:
@@ -41,14 +41,14 @@ class LRU(Generic[K, V]):
         return key in self._entries
 
     def get(self, key: K) -> V | None:
-        """The entry, now the most recently used."""
+        """Return the entry and mark it as the most recently used; None if there is no such entry."""
         value = self._entries.get(key)
         if value is not None:
             self._entries.move_to_end(key)
         return value
 
     def put(self, key: K, value: V) -> None:
-        """Add or replace the entry, now the most recently used; evict until all fit."""
+        """Add or replace an entry, and evict old entries until the total size is within the limit."""
         self.pop(key)
         self._entries[key] = value
         self._total += self._size(value)
@@ -58,7 +58,7 @@ class LRU(Generic[K, V]):
             self._on_evict(oldest)
 
     def pop(self, key: K) -> V | None:
-        """Remove the entry without calling on_evict."""
+        """Remove and return an entry. `on_evict` is not called."""
         value = self._entries.pop(key, None)
         if value is not None:
             self._total -= self._size(value)

@@ -1,4 +1,4 @@
-"""What the server counts, in Prometheus terms, behind a few functions. One Metrics per app, no global registry."""
+"""The Prometheus metrics of the server. Each app has its own Metrics object; there is no global registry."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ _REAL_TIME_FACTOR_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 
 
 
 class Metrics:
-    """Counters and histograms of one server. Thread-safe, as prometheus_client is."""
+    """Counts events and measures durations. Thread-safe."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
-        self.keys_registry = CollectorRegistry(auto_describe=True)  # apart: who the callers are is not for everybody
+        self.keys_registry = CollectorRegistry(
+            auto_describe=True
+        )  # separate, because only callers with the scope `admin` may read it
         self._key_requests = Counter(
-            "tts_key_requests", "Requests by the name of their key", ["key", "status"], registry=self.keys_registry
+            "tts_key_requests", "Requests by the name of their API key", ["key", "status"], registry=self.keys_registry
         )
         self._key_refused = Counter(
             "tts_key_refused",
-            "Requests that a key's scopes or limits did not allow: scope, rate, concurrency",
+            "Requests refused because of the API key's scopes or limits, by reason: scope, rate, concurrency",
             ["key", "reason"],
             registry=self.keys_registry,
         )
         self._key_tokens = Counter(
             "tts_key_tokens",
-            "Tokens of complete answers by the name of their key, as `usage` counts them",
+            "Tokens of complete answers by the name of their API key, counted as in `usage`",
             ["key", "kind"],
             registry=self.keys_registry,
         )
@@ -45,31 +47,36 @@ class Metrics:
         )
         self._first_audio = Histogram(
             "tts_first_audio_seconds",
-            "From the request to the first bytes of its answer",
+            "Seconds from the request to the first bytes of its answer (time to first audio)",
             ["engine", "cache"],
             buckets=_FIRST_AUDIO_BUCKETS_S,
             registry=self.registry,
         )
         self._real_time_factor = Histogram(
             "tts_real_time_factor",
-            "Seconds of engine time per second of audio, per answer; below 1 is faster than speech",
+            "Seconds of engine time per second of audio, per answer; below 1 is faster than real time",
             ["engine"],
             buckets=_REAL_TIME_FACTOR_BUCKETS,
             registry=self.registry,
         )
         self._audio_seconds = Counter(
-            "tts_audio_seconds", "Seconds of audio made", ["engine", "format"], registry=self.registry
+            "tts_audio_seconds", "Seconds of audio generated", ["engine", "format"], registry=self.registry
         )
         self._underruns = Counter(
-            "tts_underruns", "Times a listener would have run out of sound", ["engine"], registry=self.registry
+            "tts_underruns",
+            "Times that the playback of an answer would have run out of audio",
+            ["engine"],
+            registry=self.registry,
         )
-        self._cache = Counter("tts_cache", "Answers by how the cache served them", ["result"], registry=self.registry)
-        self._guard = Counter(
-            "tts_guard", "Times the output guard stepped in, by rule", ["rule"], registry=self.registry
+        self._cache = Counter(
+            "tts_cache", "Answers by cache result: hit, miss, off", ["result"], registry=self.registry
         )
-        self._cancelled = Counter("tts_cancelled", "Answers whose reader left", registry=self.registry)
+        self._guard = Counter("tts_guard", "Corrections by the output guard, by rule", ["rule"], registry=self.registry)
+        self._cancelled = Counter(
+            "tts_cancelled", "Answers whose client disconnected before the end", registry=self.registry
+        )
         self._failed = Counter(
-            "tts_failed", "Answers that broke after their first bytes", ["error"], registry=self.registry
+            "tts_failed", "Answers that failed after their first bytes, by error", ["error"], registry=self.registry
         )
         self._cache_bytes = Gauge("tts_cache_bytes", "Bytes in the answer cache", registry=self.registry)
 
@@ -77,21 +84,21 @@ class Metrics:
         self._requests.labels(route, str(status)).inc()
 
     def key_request(self, key: str, status: int) -> None:
-        """key: a key's name, of which there are as many as keys were made; never what a caller sent."""
+        """Count a request by its API key. key: the name of an existing key, so the number of label values is limited."""
         self._key_requests.labels(key, str(status)).inc()
 
     def key_refused(self, key: str, reason: str) -> None:
         self._key_refused.labels(key, reason).inc()
 
-    def key_tokens(self, key: str, given: int, spoken: int) -> None:
-        self._key_tokens.labels(key, "input").inc(given)
-        self._key_tokens.labels(key, "output").inc(spoken)
+    def key_tokens(self, key: str, input_tokens: int, output_tokens: int) -> None:
+        self._key_tokens.labels(key, "input").inc(input_tokens)
+        self._key_tokens.labels(key, "output").inc(output_tokens)
 
     def first_audio(self, engine: str, seconds: float, *, hit: bool) -> None:
         self._first_audio.labels(engine, "hit" if hit else "miss").observe(seconds)
 
     def spoken(self, engine: str, audio_format: str, audio_s: float, engine_s: float, underruns: int) -> None:
-        """An answer is complete: its audio, the time spent waiting for the engine, and how often it came late."""
+        """Count a complete answer. engine_s: seconds of waiting for the engine. underruns: how often playback ran dry."""
         self._audio_seconds.labels(engine, audio_format).inc(audio_s)
         self._underruns.labels(engine).inc(underruns)
         if audio_s > 0:
@@ -113,15 +120,15 @@ class Metrics:
         self._cache_bytes.set_function(size_bytes)
 
     def watch_load(self, load: Callable[[], Load | None]) -> None:
-        """Rows and queue are read from the engine at each scrape."""
+        """Report rows and queue. `load` is called at each scrape; None = no engine runs."""
         self.registry.register(_LoadCollector(load))
 
     def watch_devices(self, devices: Callable[[], Iterable[DeviceState]]) -> None:
-        """Which devices are in use is read at each scrape."""
+        """Report the state of each device. `devices` is called at each scrape."""
         self.registry.register(_DeviceCollector(devices))
 
     def text(self, *, keys: bool = False) -> bytes:
-        """keys: with what is counted by key."""
+        """All metrics in the Prometheus text format. keys: include the metrics of the API keys."""
         return generate_latest(self.registry) + (generate_latest(self.keys_registry) if keys else b"")
 
 
@@ -130,14 +137,14 @@ class _LoadCollector(Collector):
         self._load = load
 
     def collect(self) -> Iterable[Metric]:
-        from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415 - typed only there
+        from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415 - mypy knows the class only in this module
 
         load = self._load()
         for name, text, value in (
             ("tts_rows_active", "Utterances being spoken", load.active_rows if load else 0),
-            ("tts_rows_limit", "Utterances that can be spoken at once", load.max_rows if load else 0),
-            ("tts_queue_waiting", "Utterances waiting for a row", load.queued if load else 0),
-            ("tts_queue_limit", "Utterances that may wait", load.max_queue if load else 0),
+            ("tts_rows_limit", "Utterances that can be spoken at the same time", load.max_rows if load else 0),
+            ("tts_queue_waiting", "Utterances that wait for a row", load.queued if load else 0),
+            ("tts_queue_limit", "Utterances that may wait at the same time", load.max_queue if load else 0),
         ):
             family = GaugeMetricFamily(name, text)
             family.add_metric([], value)
@@ -149,12 +156,14 @@ class _DeviceCollector(Collector):
         self._devices = devices
 
     def collect(self) -> Iterable[Metric]:
-        from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415 - typed only there
+        from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415 - mypy knows the class only in this module
 
-        up = GaugeMetricFamily("tts_device_up", "1 while speech is made on the device", labels=["device"])
-        rows = GaugeMetricFamily("tts_device_rows_active", "Utterances being spoken there", labels=["device"])
+        up = GaugeMetricFamily(
+            "tts_device_up", "1 while the device is in use, 0 after it has failed", labels=["device"]
+        )
+        rows = GaugeMetricFamily("tts_device_rows_active", "Utterances being spoken on the device", labels=["device"])
         for index, each in enumerate(self._devices()):
-            name = f"{index}:{each.device}"  # one device may stand in TTS_DEVICES twice
+            name = f"{index}:{each.device}"  # TTS_DEVICES may list a device twice
             up.add_metric([name], float(not each.failure))
             rows.add_metric([name], each.load.active_rows)
         yield from (up, rows)

@@ -1,6 +1,6 @@
-"""Every environment variable of the server, typed, with its description. docs/settings.md is made from this file.
+"""All settings of the server: environment variables with their types, defaults and descriptions.
 
-Read once, at start, by `main.py` and `cli.py`; every other room is handed what it needs.
+`main.py` and `cli.py` read them once at the start and pass them on. `make docs` writes docs/settings.md from this file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
 class Settings(BaseSettings):
-    """Values come from the environment, then from `.env` in the working directory, then from the defaults here."""
+    """The settings. The environment comes first, then `.env` in the working directory, then the defaults below."""
 
     model_config = SettingsConfigDict(
         env_file=".env",
@@ -28,270 +28,295 @@ class Settings(BaseSettings):
     )
 
     engine: str = Field(
-        "csm", alias="TTS_ENGINE", description="The engine that speaks: `csm`, `dia`, `espeak`, or one from a plug-in."
+        "csm",
+        alias="TTS_ENGINE",
+        description="The speech engine: `csm`, `dia`, `espeak`, or the name of a plug-in engine.",
     )
     fallback_engine: str = Field(
         "espeak",
         alias="TTS_FALLBACK_ENGINE",
-        description="The engine that answers where the weights of `TTS_ENGINE` can't be had. Empty = none: speech is "
-        "then a 503 that says why.",
+        description="The engine that runs instead if the weights of `TTS_ENGINE` are missing and can't be downloaded. "
+        "Empty = none: speech requests are then answered with a 503 that says why.",
     )
     csm_model: str = Field(
-        "sesame/csm-1b", alias="CSM_MODEL", description="CSM weights: a Hugging Face id or a local folder."
+        "sesame/csm-1b", alias="CSM_MODEL", description="The CSM weights: a Hugging Face id or a local folder."
     )
     csm_codec: str = Field(
         "kyutai/mimi",
         alias="CSM_CODEC",
-        description="Mimi codec weights, for CSM checkpoints that hold none: a Hugging Face id or a local folder.",
+        description="The Mimi codec weights, for CSM checkpoints without a codec: a Hugging Face id or a local folder.",
     )
     dia_model: str = Field(
-        "nari-labs/Dia-1.6B-0626", alias="DIA_MODEL", description="Dia weights: a Hugging Face id or a local folder."
+        "nari-labs/Dia-1.6B-0626",
+        alias="DIA_MODEL",
+        description="The Dia weights: a Hugging Face id or a local folder.",
     )
     dia_codec: str = Field(
-        "descript/dac_44khz", alias="DIA_CODEC", description="DAC codec weights: a Hugging Face id or a local folder."
+        "descript/dac_44khz",
+        alias="DIA_CODEC",
+        description="The DAC codec weights: a Hugging Face id or a local folder.",
     )
     hf_token: SecretStr | None = Field(
-        None, alias="HF_TOKEN", description="Hugging Face token, for gated models. Used for downloads only."
+        None,
+        alias="HF_TOKEN",
+        description="A Hugging Face token, for models with restricted access. It is used for downloads only.",
     )
 
     device: str = Field(
         "auto",
         alias="TTS_DEVICE",
-        description="Where a model runs: `auto` (the first CUDA device, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.",
+        description="The device of the model: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` = the first CUDA device, or "
+        "the CPU if there is none.",
     )
     devices: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         alias="TTS_DEVICES",
-        description="Comma-separated devices, e.g. `cuda:0,cuda:1`, or `auto` = all GPUs: one engine on each, least "
-        "load first. With `CSM_DEVICE_MAP` they share one model instead; the first then holds all but layers too. "
-        "Takes the place of `TTS_DEVICE`. Empty = `TTS_DEVICE` alone.",
+        description="Comma-separated devices, for example `cuda:0,cuda:1`, or `auto` = all GPUs. Each device runs its "
+        "own copy of the model, and a request goes to the device with the least load. With `CSM_DEVICE_MAP` the "
+        "devices share one model instead. Replaces `TTS_DEVICE`. Empty = only `TTS_DEVICE`.",
     )
     csm_device_map: Literal["auto", "balanced", "sequential"] | None = Field(
         None,
         alias="CSM_DEVICE_MAP",
-        description="How CSM is laid on `TTS_DEVICES`: `balanced` = equal bytes on each; `sequential` = one device is "
-        "filled before the next; `auto` = the first device alone if it has room, else `balanced`. Unset = not split.",
+        description="Splits one CSM model over `TTS_DEVICES`: `balanced` = equal bytes on each device; `sequential` = "
+        "fill one device before the next; `auto` = only the first device if the model fits there, otherwise "
+        "`balanced`. Unset = the model is not split. The first device also holds everything that is not a layer.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         alias="TTS_DTYPE",
-        description="A model's number format; `auto` = bfloat16 where the device computes in it, else float16 on a GPU "
-        "and float32 on a CPU. Codecs are float32 always.",
+        description="The number format of the model. `auto` = bfloat16 if the device supports it; otherwise float16 "
+        "on a GPU and float32 on a CPU. Codecs always use float32.",
     )
     quantize: Literal["none", "int8"] = Field(
-        "none", alias="TTS_QUANTIZE", description="`int8`: 8-bit weights and activations on a CPU: faster, less exact."
+        "none",
+        alias="TTS_QUANTIZE",
+        description="`int8` = 8-bit weights and activations on a CPU, which is faster and less exact.",
     )
     cuda_graphs: bool = Field(
         True,
         alias="TTS_CUDA_GRAPHS",
-        description="On a CUDA device, record each step once and replay it. `0` = no recording: a quicker start and "
-        "slower speech.",
+        description="Capture each model step as a CUDA graph and replay it. `0` = no CUDA graphs: the server starts "
+        "faster and generates speech more slowly.",
     )
     kernels: Literal["auto", "torch", "triton"] = Field(
         "auto",
         alias="TTS_KERNELS",
-        description="Who computes what lies between matrix products in a recorded step: PyTorch, or kernels of our own "
-        "in Triton. `auto`: both are timed on the device at the start, and checked against each other.",
+        description="The kernels for the operations between matrix products in a CUDA graph: PyTorch's, or this "
+        "project's Triton kernels. `auto` = check both against each other at the start and use the faster ones.",
     )
     compile: bool = Field(
         False,
         alias="TTS_COMPILE",
-        description="Let torch.compile write those kernels instead: a start of minutes.",
+        description="Generate these kernels with torch.compile instead. The start then takes minutes.",
     )
     tf32: bool = Field(
         False,
         alias="TTS_TF32",
-        description="Float32 products (the codecs', and the model's with TTS_DTYPE=float32) in TensorFloat-32 on a "
-        "GPU: faster, with 10 bits of mantissa.",
+        description="Use TensorFloat-32 for float32 matrix products on a GPU: those of the codecs, and those of the "
+        "model with TTS_DTYPE=float32. It is faster, and numbers have a mantissa of 10 bits.",
     )
     gpu_memory_fraction: float = Field(
         0.9,
         alias="TTS_GPU_MEMORY_FRACTION",
         gt=0.0,
         le=1.0,
-        description="How much of a GPU's free memory may be used: sets the rows where TTS_MAX_ROWS is `auto`.",
+        description="The fraction of a GPU's free memory that the server may use. With TTS_MAX_ROWS=`auto` it "
+        "determines the number of rows.",
     )
     steps_per_check: int = Field(
         8,
         alias="TTS_STEPS_PER_CHECK",
         ge=1,
         le=32,
-        description="Recorded steps of Dia (11.6 ms of speech each) that are sent to a GPU before the host looks at "
-        "what they made. More = less overhead, later ends.",
+        description="The number of Dia steps (11.6 ms of speech each) that run on a GPU before the server reads their "
+        "results. A higher number has less overhead and detects the end of speech later.",
     )
 
-    host: str = Field("0.0.0.0", alias="HOST", description="Address to listen on.")  # noqa: S104 - a server for a LAN # nosec B104
-    port: int = Field(8000, alias="PORT", ge=0, le=65535, description="Port to listen on; 0 = any free one.")
+    host: str = Field("0.0.0.0", alias="HOST", description="The address to listen on.")  # noqa: S104 - a server for a LAN # nosec B104
+    port: int = Field(8000, alias="PORT", ge=0, le=65535, description="The port to listen on; 0 = any free port.")
     data_dir: Path = Field(
         Path("data"),
         alias="TTS_DATA_DIR",
-        description="Folder of all that is kept: `models`, `cloned_voices`, `voice_references`, `audio_cache`, "
+        description="The folder of all stored data: `models`, `cloned_voices`, `voice_references`, `audio_cache`, "
         "`keys`, `logs`.",
     )
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
         alias="TTS_API_KEYS",
-        description="Comma-separated keys that may do everything, of 16 characters or more. Keys with names, scopes "
-        "and limits: `python -m app.cli keys add`. Neither = open to all. With keys, speech, cloning and /debug need "
-        "one (`Authorization: Bearer`, or `api-key`); lists, health and metrics stay open.",
+        description="Comma-separated API keys with all scopes; each has at least 16 characters. `python -m app.cli "
+        "keys add` creates keys with names, scopes and limits. Without any key the server is open to all. With keys, "
+        "speech, cloning and /debug need one (`Authorization: Bearer`, or `api-key`); lists, health and metrics do "
+        "not.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         alias="TTS_CORS_ORIGINS",
-        description="Comma-separated origins whose web pages may call the server, such as `https://studio.example`; "
-        "`*` = any. Empty = none.",
+        description="Comma-separated origins of web pages that may call the server, such as `https://studio.example`; "
+        "`*` = all. Empty = only the server's own pages.",
     )
 
     max_input_chars: int = Field(
-        20_000, alias="TTS_MAX_INPUT_CHARS", ge=1, description="Longest `input`, in characters; longer is a 400."
+        20_000,
+        alias="TTS_MAX_INPUT_CHARS",
+        ge=1,
+        description="The maximum length of `input`, in characters. A longer text is a 400.",
     )
     max_body_bytes: int = Field(
         1 << 20,
         alias="TTS_MAX_BODY_BYTES",
         ge=1024,
-        description="Largest JSON request body, in bytes; larger is a 413.",
+        description="The maximum size of a JSON request body, in bytes. A larger body is a 413.",
     )
     max_upload_bytes: int = Field(
         64 << 20,
         alias="TTS_MAX_UPLOAD_BYTES",
         ge=1024,
-        description="Largest body of a request that brings recordings (conversations, cloning, consents, imports); "
-        "larger is a 413.",
+        description="The maximum body size, in bytes, of a request with recordings (conversations, cloning, consents, "
+        "imports). A larger body is a 413.",
     )
     read_timeout_s: float = Field(
         30.0,
         alias="TTS_READ_TIMEOUT_S",
         gt=0,
         le=3600,
-        description="Seconds within which the head of a request must be here, and its body's first part; then the body "
-        "must come with 1 kB/s or more. Slower is a 408.",
+        description="Seconds in which the headers of a request must arrive. The body has the same time, plus 1 s for "
+        "each kB received. A slower request is a 408.",
     )
     keep_alive_s: int = Field(
         75,
         alias="TTS_KEEP_ALIVE_S",
         ge=1,
-        description="Seconds a connection may idle between two requests; below the idle time of clients' pools it "
-        "shows there as connection errors.",
+        description="Seconds that an idle connection stays open between two requests. Choose more than the idle time "
+        "of the clients' connection pools; otherwise they see connection errors.",
     )
     max_rows: Literal["auto"] | int = Field(
         "auto",
         alias="TTS_MAX_ROWS",
-        description="How many utterances are spoken at the same time. `auto`: as the engine and its device bear.",
+        description="The number of utterances that are spoken at the same time. `auto` = the engine chooses a number that its "
+        "device can process.",
     )
     max_queue: int = Field(
         64,
         alias="TTS_MAX_QUEUE",
         ge=0,
-        description="How many requests may wait for a row, on all devices together; one more is a 429 with "
-        "Retry-After.",
+        description="The number of requests that may wait for a row, on all devices together. Further requests are a 429 "
+        "with Retry-After.",
     )
     casting: Literal["auto", "off"] = Field(
         "auto",
         alias="TTS_CASTING",
-        description="`auto`: an engine that learns voices makes a recording for each standard voice, once, while "
-        "no request waits for speech. `off`: standard voices without a recording are spoken with a fixed seed.",
+        description="Preset voice creation. `auto` = an engine that can clone creates a recording for each preset voice, "
+        "once, while no request waits for speech. `off` = preset voices without a recording use a fixed seed.",
     )
     casting_wait_s: float = Field(
         5.0,
         alias="TTS_CASTING_WAIT_S",
         ge=0,
         le=600,
-        description="Seconds a request waits for its standard voice to be cast; then it is spoken with a fixed seed "
-        "(`X-Voice-State: uncast`).",
+        description="The maximum number of seconds that a request waits for the creation of its preset voice. After that, "
+        "the request is spoken with a fixed seed (`X-Voice-State: uncast`).",
     )
     memory_tokens: int = Field(
         600,
         alias="TTS_MEMORY_TOKENS",
         ge=0,
         le=100_000,
-        description="How much of a conversation (`conversation_id`) the model hears again, in positions of its "
-        "context: 12.5 for a second of speech with CSM, and about one for 4 letters of its text.",
+        description="How much of a conversation (`conversation_id`) the model gets as context, in tokens. With CSM, a "
+        "second of speech is 12.5 tokens and 4 letters of text are about 1 token.",
     )
     memory_ttl_s: float = Field(
-        3_600.0, alias="TTS_MEMORY_TTL_S", gt=0, description="Seconds after which a silent conversation is forgotten."
+        3_600.0,
+        alias="TTS_MEMORY_TTL_S",
+        gt=0,
+        description="A conversation is forgotten this many seconds after its last request.",
     )
     memory_keep: bool = Field(
         False,
         alias="TTS_MEMORY_KEEP",
-        description="Keep conversations on disk (`TTS_DATA_DIR/conversations`), so that they survive a restart.",
+        description="Store conversations on disk (`TTS_DATA_DIR/conversations`), so that they survive a restart.",
     )
     audio_queue_s: float = Field(
         10.0,
         alias="TTS_OUTBOX_S",
         gt=0.1,
-        description="Seconds of sound made ahead of a reader; past it, a slow reader's own row pauses.",
+        description="The size of each answer's audio queue, in seconds of audio. When the queue is full because the client reads "
+        "slowly, generation for this answer pauses.",
     )
     reader_timeout_s: float = Field(
         60.0,
         alias="TTS_READER_TIMEOUT_S",
         ge=0.1,
         le=86_400,
-        description="How long a caller may take nothing of an answer, in seconds; then the connection is cut and the "
-        "row is free.",
+        description="Seconds after which the server disconnects a client that reads nothing of its answer. This frees the "
+        "row of the answer.",
     )
     cache_bytes: int = Field(
         1 << 30,
         alias="TTS_CACHE_BYTES",
         ge=0,
-        description="Disk budget of the answer cache, in bytes; the least recently used go first. 0 = no cache.",
+        description="The maximum size of the answer cache on disk, in bytes. The least recently used answers are removed first. "
+        "0 = no cache.",
     )
     shutdown_grace_s: int = Field(
         120,
         alias="TTS_SHUTDOWN_GRACE_S",
         ge=0,
-        description="How long answers that are being spoken may go on after SIGTERM, in seconds.",
+        description="Seconds that running answers have to finish after SIGTERM (graceful shutdown).",
     )
 
     replicas: str = Field(
         "1",
         alias="TTS_REPLICAS",
-        description="With `--ray` only: how many copies of the server, e.g. `2`, or `1-8` = as many as the load wants.",
+        description="With `--ray` only: the number of replicas of the server, for example `2`, or `1-8` = scale with the load.",
     )
     enhance: bool = Field(
         True,
         alias="TTS_ENHANCE",
-        description="Bring every voice, request and sentence to one loudness (-20 LUFS, peaks below -1 dBTP). A "
-        "request's `enhance` decides for itself.",
+        description="Give all speech the same loudness (-20 LUFS, peaks below -1 dBTP). The request field `enhance` "
+        "overrides this setting.",
     )
     watermark: Literal["cloned", "all", "off"] = Field(
         "cloned",
         alias="TTS_WATERMARK",
-        description="Which speech carries an inaudible watermark that says a machine made it: `cloned` "
-        "voices, `all`, or none (`off`). Needs the `watermark` extra: without it `cloned` marks nothing and /health "
-        "says so; `all` does not start.",
+        description="Which speech gets an inaudible watermark that identifies it as generated: `cloned` = speech with "
+        "cloned voices, `all`, or `off`. It needs the `watermark` extra. Without the extra, `cloned` adds no watermark and "
+        "/health reports this; with `all` the server does not start.",
     )
     youtube: Literal["auto", "off"] = Field(
         "auto",
         alias="TTS_YOUTUBE",
-        description="Cloning from YouTube: `auto` = where the `youtube` extra is installed; `off` = not at all.",
+        description="Voice cloning from YouTube videos: `auto` = if the `youtube` extra is installed; `off` = never.",
     )
     asr: Literal["auto", "off"] = Field(
         "auto",
         alias="TTS_ASR",
-        description="Recognise what is said in a voice sample that comes without a transcript, where the extra `asr` "
-        "and the weights are there; `off`: a transcript is always asked for.",
+        description="Recognise the words of a voice recording without a transcript. `auto` = if the `asr` extra is "
+        "installed and the weights are on disk; `off` = a recording without a transcript is an error.",
     )
     asr_model: str = Field(
         "openai/whisper-base.en",
         alias="TTS_ASR_MODEL",
-        description="The speech recogniser, a Whisper checkpoint: a Hugging Face id or a local folder.",
+        description="The Whisper checkpoint that recognises speech: a Hugging Face id or a local folder.",
     )
     asr_download: bool = Field(
         False,
         alias="TTS_ASR_DOWNLOAD",
-        description="Download `TTS_ASR_MODEL` when it is first needed; `false`: only what is in `models` is used.",
+        description="Download `TTS_ASR_MODEL` when it is first needed. `false` = use it only if it is already in `models`.",
     )
 
-    log_level: LogLevel = Field("INFO", alias="LOG_LEVEL", description="DEBUG, INFO, WARNING or ERROR.")
+    log_level: LogLevel = Field(
+        "INFO", alias="LOG_LEVEL", description="The lowest level that is logged: DEBUG, INFO, WARNING or ERROR."
+    )
     log_texts: bool = Field(
         False,
         alias="TTS_LOG_TEXTS",
-        description="Write the texts of requests to the log, and the messages of exceptions, which may quote them. "
-        "Off, their length is written, and what failed where.",
+        description="Log the texts of requests, and the messages of exceptions, which may quote these texts. `false` = log "
+        "only the number of characters, and the place of an exception in the code.",
     )
     dev_mode: bool = Field(
-        False, alias="DEV_MODE", description="Restart on code changes; log DEBUG to the console in colour."
+        False, alias="DEV_MODE", description="Restart the server when the code changes, and log at level DEBUG."
     )
 
     @field_validator("log_level", mode="before")
@@ -311,7 +336,7 @@ class Settings(BaseSettings):
     def _sane_replicas(cls, value: str) -> str:
         found = re.fullmatch(r"(\d{1,4})(?:\s*-\s*(\d{1,4}))?", value.strip())
         if not found or not 1 <= int(found[1]) <= int(found[2] or found[1]):
-            raise ValueError("must be a number from 1, or two like `1-8`, the smaller first")
+            raise ValueError("must be a number of at least 1, or a range such as `1-8` with the smaller number first")
         return value
 
     @field_validator("engine", "fallback_engine", mode="after")
@@ -340,8 +365,8 @@ class Settings(BaseSettings):
         for origin in value:
             if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s*]+", origin):
                 raise ValueError(
-                    f"{origin!r} is no origin: write scheme and host as browsers send them, "
-                    "`https://studio.example` or `http://localhost:3000`, without a path or a slash at the end"
+                    f"{origin!r} is not an origin. Write scheme and host without a path or a slash at the end, for example "
+                    "`https://studio.example` or `http://localhost:3000`"
                 )
         return value
 
@@ -349,33 +374,33 @@ class Settings(BaseSettings):
     @classmethod
     def _not_only_commas(cls, value: object) -> object:
         if isinstance(value, str) and value.strip() and not value.strip(" ,"):
-            raise ValueError("has commas but no key; leave it empty to be open to all")
+            raise ValueError("has commas but no key. Write at least one key, or leave it empty to run without keys")
         return value
 
     def rows(self, auto: int) -> int:
-        """TTS_MAX_ROWS, or `auto`, what the engine thinks best."""
+        """The value of TTS_MAX_ROWS. auto: the engine's own choice, which is returned if the setting is `auto`."""
         return auto if self.max_rows == "auto" else self.max_rows
 
     @property
     def replica_range(self) -> tuple[int, int]:
-        """The least and the most of TTS_REPLICAS."""
+        """The smallest and the largest number of replicas in TTS_REPLICAS."""
         least, _, most = self.replicas.partition("-")
         return int(least), int(most or least)
 
     @property
     def token(self) -> str:
-        """The hub token in clear, or ""."""
+        """The Hugging Face token in plain text; "" if none is set."""
         return self.hf_token.get_secret_value() if self.hf_token else ""
 
     def folder(self, name: str) -> Path:
-        """One of the data folders; made on first need."""
+        """The path of a subfolder of TTS_DATA_DIR. It is created if it does not exist. Raises OSError."""
         path = self.data_dir / name
         path.mkdir(parents=True, exist_ok=True)
         return path
 
 
 def public_values(settings: Settings) -> dict[str, object]:
-    """Every variable with its value, secrets told only as set or not: for /debug and the log."""
+    """The value of each variable, for /debug. For secrets the value is only "set" or "not set"."""
     values: dict[str, object] = {}
     for name, field in Settings.model_fields.items():
         value = getattr(settings, name)
@@ -387,8 +412,13 @@ def public_values(settings: Settings) -> dict[str, object]:
 
 
 def as_markdown() -> str:
-    """docs/settings.md, whole."""
-    rows = ["# Settings", "", "Environment variables, also read from `.env`. This page is made by `make docs`.", ""]
+    """The text of docs/settings.md."""
+    rows = [
+        "# Settings",
+        "",
+        "Environment variables. They are also read from `.env`. `make docs` writes this page.",
+        "",
+    ]
     rows += ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         default = field.default

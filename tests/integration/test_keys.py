@@ -169,7 +169,7 @@ def test_limits_are_told_before_they_are_reached(tmp_path: Path) -> None:
         assert refused.status_code == 429
         error = problem(refused)
         assert (error["type"], error["code"]) == ("requests", "rate_limit_exceeded")
-        assert "'limited' may make 3 requests a minute" in error["message"]
+        assert "'limited' may make 3 requests per minute" in error["message"]
         assert 1 <= int(refused.headers["retry-after"]) <= 20
         assert refused.headers["x-ratelimit-remaining-requests"] == "0"
         assert refused.headers["x-ratelimit-reset-requests"]
@@ -191,7 +191,7 @@ def test_what_is_under_way_counts_until_its_end(tmp_path: Path) -> None:
             refused = http.post("/v1/audio/speech", json=SPEECH)
             assert refused.status_code == 429
             assert refused.headers["retry-after"] == "1"
-            assert "2 requests under way" in problem(refused)["message"]
+            assert "2 requests running" in problem(refused)["message"]
         # Both callers have left: their places are free again, as after an error and after a whole answer.
         wait_until(lambda: http.post("/v1/audio/speech", json=SPEECH).status_code == 200)
         for _ in range(4):

@@ -263,7 +263,7 @@ def test_a_minutes_worth_at_once_then_one_at_a_time(file, clock):
     ring, key = ring_with(file, clock, per_minute=30)
     left = [ring.admit(key, "speak").remaining for _ in range(30)]
     assert left == list(range(29, -1, -1))
-    with pytest.raises(RateLimited, match="30 requests a minute") as caught:
+    with pytest.raises(RateLimited, match="30 requests per minute") as caught:
         ring.admit(key, "speak")
     told = caught.value
     assert (told.reason, told.limit, told.retry_after_s, told.reset_s) == ("rate", 30, 2, 60.0)
@@ -295,7 +295,7 @@ def test_coming_back_when_told_is_soon_enough(file, clock):
 def test_a_few_at_once_and_no_more(file, clock):
     ring, key = ring_with(file, clock, concurrent=2, per_minute=100)
     one, two = ring.admit(key, "speak"), ring.admit(key, "speak")
-    with pytest.raises(RateLimited, match="2 requests under way") as caught:
+    with pytest.raises(RateLimited, match="2 requests running") as caught:
         ring.admit(key, "speak")
     assert (caught.value.reason, caught.value.limit, caught.value.retry_after_s) == ("concurrency", None, 1)
     one.close()
@@ -314,10 +314,10 @@ def test_limits_outlive_a_change_of_the_file(file, clock):
     file.add("other", ["speak"])
     clock.now_s += CHECK_FILE_S
     again = next(each for each in ring.keys if each.name == "busy")
-    with pytest.raises(RateLimited, match="under way"):
+    with pytest.raises(RateLimited, match="1 requests running"):
         ring.admit(again, "speak")
     passed.close()
-    with pytest.raises(RateLimited, match="a minute"):
+    with pytest.raises(RateLimited, match="per minute"):
         ring.admit(again, "speak")
 
 

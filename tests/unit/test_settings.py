@@ -88,7 +88,7 @@ def test_origins(origin):
     ["https://studio.example/", "studio.example", "null", "https://*.example", "https://a@b", "HTTPS://a", "https://"],
 )
 def test_what_no_browser_sends_as_an_origin_is_refused(origin):
-    with pytest.raises(ValidationError, match="is no origin"):
+    with pytest.raises(ValidationError, match="is not an origin"):
         Settings(TTS_CORS_ORIGINS=origin)
 
 
