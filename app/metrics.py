@@ -84,7 +84,7 @@ class Metrics:
         self._requests.labels(route, str(status)).inc()
 
     def key_request(self, key: str, status: int) -> None:
-        """Count a request by its API key. key: the name of an existing key, so the number of label values is limited."""
+        """Count a request of an API key. `key` must be the name of an existing key, never a text from the request."""
         self._key_requests.labels(key, str(status)).inc()
 
     def key_refused(self, key: str, reason: str) -> None:
@@ -98,7 +98,10 @@ class Metrics:
         self._first_audio.labels(engine, "hit" if hit else "miss").observe(seconds)
 
     def spoken(self, engine: str, audio_format: str, audio_s: float, engine_s: float, underruns: int) -> None:
-        """Count a complete answer. engine_s: seconds of waiting for the engine. underruns: how often playback ran dry."""
+        """Count a complete answer.
+
+        engine_s: seconds of waiting for the engine. underruns: how often playback ran dry.
+        """
         self._audio_seconds.labels(engine, audio_format).inc(audio_s)
         self._underruns.labels(engine).inc(underruns)
         if audio_s > 0:

@@ -194,29 +194,29 @@ class Settings(BaseSettings):
     max_rows: Literal["auto"] | int = Field(
         "auto",
         alias="TTS_MAX_ROWS",
-        description="The number of utterances that are spoken at the same time. `auto` = the engine chooses a number that its "
-        "device can process.",
+        description="The number of utterances that are spoken at the same time. `auto` = the engine chooses a number "
+        "that its device can process.",
     )
     max_queue: int = Field(
         64,
         alias="TTS_MAX_QUEUE",
         ge=0,
-        description="The number of requests that may wait for a row, on all devices together. Further requests are a 429 "
-        "with Retry-After.",
+        description="The number of requests that may wait for a row, on all devices together. Further requests are a "
+        "429 with Retry-After.",
     )
     casting: Literal["auto", "off"] = Field(
         "auto",
         alias="TTS_CASTING",
-        description="Preset voice creation. `auto` = an engine that can clone creates a recording for each preset voice, "
-        "once, while no request waits for speech. `off` = preset voices without a recording use a fixed seed.",
+        description="Preset voice creation. `auto` = an engine that can clone creates a recording for each preset "
+        "voice, once, while no request waits for speech. `off` = preset voices without a recording use a fixed seed.",
     )
     casting_wait_s: float = Field(
         5.0,
         alias="TTS_CASTING_WAIT_S",
         ge=0,
         le=600,
-        description="The maximum number of seconds that a request waits for the creation of its preset voice. After that, "
-        "the request is spoken with a fixed seed (`X-Voice-State: uncast`).",
+        description="The maximum number of seconds that a request waits for the creation of its preset voice. After "
+        "that, the request is spoken with a fixed seed (`X-Voice-State: uncast`).",
     )
     memory_tokens: int = Field(
         600,
@@ -241,23 +241,23 @@ class Settings(BaseSettings):
         10.0,
         alias="TTS_OUTBOX_S",
         gt=0.1,
-        description="The size of each answer's audio queue, in seconds of audio. When the queue is full because the client reads "
-        "slowly, generation for this answer pauses.",
+        description="The size of each answer's audio queue, in seconds of audio. When the queue is full because the "
+        "client reads slowly, generation for this answer pauses.",
     )
     reader_timeout_s: float = Field(
         60.0,
         alias="TTS_READER_TIMEOUT_S",
         ge=0.1,
         le=86_400,
-        description="Seconds after which the server disconnects a client that reads nothing of its answer. This frees the "
-        "row of the answer.",
+        description="Seconds after which the server disconnects a client that reads nothing of its answer. This frees "
+        "the row of the answer.",
     )
     cache_bytes: int = Field(
         1 << 30,
         alias="TTS_CACHE_BYTES",
         ge=0,
-        description="The maximum size of the answer cache on disk, in bytes. The least recently used answers are removed first. "
-        "0 = no cache.",
+        description="The maximum size of the answer cache on disk, in bytes. The least recently used answers are "
+        "removed first. 0 = no cache.",
     )
     shutdown_grace_s: int = Field(
         120,
@@ -269,7 +269,8 @@ class Settings(BaseSettings):
     replicas: str = Field(
         "1",
         alias="TTS_REPLICAS",
-        description="With `--ray` only: the number of replicas of the server, for example `2`, or `1-8` = scale with the load.",
+        description="With `--ray` only: the number of replicas of the server, for example `2`, or `1-8` = scale with "
+        "the load.",
     )
     enhance: bool = Field(
         True,
@@ -281,8 +282,8 @@ class Settings(BaseSettings):
         "cloned",
         alias="TTS_WATERMARK",
         description="Which speech gets an inaudible watermark that identifies it as generated: `cloned` = speech with "
-        "cloned voices, `all`, or `off`. It needs the `watermark` extra. Without the extra, `cloned` adds no watermark and "
-        "/health reports this; with `all` the server does not start.",
+        "cloned voices, `all`, or `off`. It needs the `watermark` extra. Without the extra, `cloned` adds no "
+        "watermark and /health reports this; with `all` the server does not start.",
     )
     youtube: Literal["auto", "off"] = Field(
         "auto",
@@ -303,7 +304,8 @@ class Settings(BaseSettings):
     asr_download: bool = Field(
         False,
         alias="TTS_ASR_DOWNLOAD",
-        description="Download `TTS_ASR_MODEL` when it is first needed. `false` = use it only if it is already in `models`.",
+        description="Download `TTS_ASR_MODEL` when it is first needed. `false` = use it only if it is already in "
+        "`models`.",
     )
 
     log_level: LogLevel = Field(
@@ -312,8 +314,8 @@ class Settings(BaseSettings):
     log_texts: bool = Field(
         False,
         alias="TTS_LOG_TEXTS",
-        description="Log the texts of requests, and the messages of exceptions, which may quote these texts. `false` = log "
-        "only the number of characters, and the place of an exception in the code.",
+        description="Log the texts of requests, and the messages of exceptions, which may quote these texts. `false` "
+        "= log only the number of characters, and the place of an exception in the code.",
     )
     dev_mode: bool = Field(
         False, alias="DEV_MODE", description="Restart the server when the code changes, and log at level DEBUG."
@@ -365,8 +367,8 @@ class Settings(BaseSettings):
         for origin in value:
             if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s*]+", origin):
                 raise ValueError(
-                    f"{origin!r} is not an origin. Write scheme and host without a path or a slash at the end, for example "
-                    "`https://studio.example` or `http://localhost:3000`"
+                    f"{origin!r} is not an origin. Write scheme and host without a path or a slash at the end, for "
+                    "example `https://studio.example` or `http://localhost:3000`"
                 )
         return value
 
