@@ -268,14 +268,14 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     for part in ("missing: decoder.conv2.bias", "unexpected: extra.weight", "encoder.conv1.bias is [3], not [8]"):
         assert part in caught.value.reason
     save_file({"a": torch.zeros(1)}, published / "model.safetensors")
-    with pytest.raises(WeightsUnavailable, match="holds no DAC codec"):
+    with pytest.raises(WeightsUnavailable, match="contains no DAC codec"):
         load_codec(published, config)
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_type": "mimi"}, "is not a DAC"),
+        ({"model_type": "mimi"}, "is not supported, only 'dac'"),
         ({"downsampling_ratios": [2, 4, 5, 8], "upsampling_ratios": None}, "must be even"),
         ({"upsampling_ratios": [8, 8, 4, 4]}, "different length"),
         ({"codebook_size": "many"}, "many"),

@@ -1,9 +1,9 @@
-"""Names and shapes of a DAC checkpoint: descript/dac_44khz's (transformers), and those of descript's own release,
-brought to the former.
+"""The two published layouts of a DAC checkpoint, converted to one set of names. Names and shapes only.
 
-The release numbers the modules of its nested lists and keeps each convolution's weight as a direction v and a length g
-(weight norm, arXiv 1602.07868): w = g * v / |v|, the norm over all dimensions but the first. It is folded when read,
-whichever names surround it.
+The model uses the names of descript/dac_44khz (transformers layout). The layout of descript's own release numbers the
+modules of nested lists, and stores each convolution's weight as a direction v and a length g (weight norm, arXiv
+1602.07868): w = g * v / |v|, with the norm over all dimensions except the first. In both layouts, such a pair is
+converted to w.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NORMS = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "param
 
 
 def expected_shapes(config: DacConfig) -> dict[str, Shape]:
-    """Every tensor of the codec and its shape, in transformers' names."""
+    """Return every tensor of the codec and its shape, with the names of the transformers layout."""
     c = config
     shapes: dict[str, Shape] = {}
 
@@ -66,7 +66,7 @@ def expected_shapes(config: DacConfig) -> dict[str, Shape]:
 
 
 def release_modules(config: DacConfig) -> dict[str, str]:
-    """Every module of the codec with tensors in it: descript's name of it -> transformers'."""
+    """Return the names of all modules with tensors: name in descript's release -> name in the transformers layout."""
     names: dict[str, str] = {}
 
     def units(theirs: str, ours: str, first: int) -> None:
@@ -98,8 +98,10 @@ def release_modules(config: DacConfig) -> dict[str, str]:
 
 
 def open_codec(folder: Path) -> list[Checkpoint]:
-    """What may be the codec in `folder`, for `codec`: .safetensors, else the .pth of descript's release. Raises
-    WeightsUnavailable if neither exists, or a file is broken."""
+    """Open the checkpoints in `folder`: .safetensors files, or else the .pth files of descript's release.
+
+    Raises WeightsUnavailable if there is no such file, or if a file is broken.
+    """
     released = sorted(folder.glob("*.pth"))
     if released and not any(folder.glob("*.safetensors")):
         return [
@@ -110,7 +112,10 @@ def open_codec(folder: Path) -> list[Checkpoint]:
 
 
 def codec(candidates: list[Checkpoint], config: DacConfig) -> Checkpoint:
-    """The codec under its one set of names, checked. Raises WeightsUnavailable."""
+    """Return the codec's tensors, checked and renamed to the transformers layout.
+
+    candidates: checkpoints; the first one with a DAC codec is used. Raises WeightsUnavailable.
+    """
     for candidate in candidates:
         folded = _without_norms(candidate)
         if "decoder.conv1.weight" in folded:
@@ -122,31 +127,34 @@ def codec(candidates: list[Checkpoint], config: DacConfig) -> Checkpoint:
         found.check(expected_shapes(config))
         return found
     raise WeightsUnavailable(
-        f"{candidates[0].origin} holds no DAC codec: neither decoder.conv1.weight (transformers) nor "
-        "decoder.model.0.weight_v (descript) is in it.",
+        f"{candidates[0].origin} contains no DAC codec: it has neither decoder.conv1.weight (transformers) nor "
+        "decoder.model.0.weight_v (descript).",
         remedy="Use descript/dac_44khz, or a folder with its files, as the codec.",
     )
 
 
 def load_codec(folder: Path, config: DacConfig) -> Checkpoint:
-    """The checked codec in `folder`. Raises WeightsUnavailable."""
+    """Open and check the codec in `folder`. Raises WeightsUnavailable."""
     return codec(open_codec(folder), config)
 
 
 def _without_norms(checkpoint: Checkpoint) -> Checkpoint:
+    """Replace each pair of weight norm tensors by the weight itself."""
     tensors: dict[str, Stored] = dict(checkpoint.tensors)
     for length_name, direction_name in _NORMS:
         for name in [name for name in tensors if name.endswith(f".{direction_name}")]:
             module = name.removesuffix(direction_name)
             length = tensors.pop(module + length_name, None)
             if length is None:
-                continue  # half of a pair: the check says so
+                continue  # the pair is incomplete, so `check` reports this tensor as unexpected
             direction = tensors.pop(name)
             tensors[f"{module}weight"] = Derived(direction.shape, _folded(length, direction))
     return Checkpoint(tensors, checkpoint.origin)
 
 
 def _folded(length: Stored, direction: Stored) -> Callable[[], Tensor]:
+    """Return a function that computes the weight from its length g and its direction v."""
+
     def make() -> Tensor:
         v: Tensor = direction.rows(0, direction.shape[0]).double()
         g: Tensor = length.rows(0, length.shape[0]).double()

@@ -14,13 +14,15 @@ import torch
 from app.errors import WeightsUnavailable
 
 RESIDUAL_KERNEL = 7
-DILATIONS = (1, 3, 9)  # of the three residual units of a block; no config names them
+DILATIONS = (1, 3, 9)  # of the three residual units of a block; configs do not contain them
 
 
 @dataclass(frozen=True, slots=True)
 class DacConfig:
-    """The shape of a DAC codec: a convolutional encoder and decoder around a residual quantiser whose codebooks are
-    looked up in a few dimensions. Every convolution is symmetric: a sample depends on what comes after it."""
+    """The shape of a DAC codec: a convolutional encoder and decoder, and a residual quantiser with small code vectors.
+
+    Every convolution is symmetric, so a sample depends on frames before and after it.
+    """
 
     rate_hz: int = 44_100
     encoder_width: int = 64  # channels at full rate
@@ -34,6 +36,7 @@ class DacConfig:
 
     @property
     def frame_samples(self) -> int:
+        """The number of samples in one frame of codes."""
         return math.prod(self.up_ratios)
 
     @property
@@ -42,18 +45,21 @@ class DacConfig:
 
     @property
     def decoder_widths(self) -> tuple[int, ...]:
-        """Channels before the first block of the decoder and after each."""
+        """Channels before the decoder's first block, then after each block."""
         return tuple(self.decoder_width >> i for i in range(len(self.up_ratios) + 1))
 
     @property
     def encoder_widths(self) -> tuple[int, ...]:
-        """Channels before the first block of the encoder and after each."""
+        """Channels before the encoder's first block, then after each block."""
         return tuple(self.encoder_width << i for i in range(len(self.down_ratios) + 1))
 
 
 def read_dac_config(folder: Path) -> DacConfig:
-    """The config of the codec in `folder`: config.json (transformers), else the metadata of a .pth of descript's
-    release, else the published 44.1 kHz numbers. Raises WeightsUnavailable."""
+    """Read the config of the codec in `folder`. Raises WeightsUnavailable if it can't be read.
+
+    Uses config.json (transformers), or else the metadata of a .pth file of descript's release. Without both, it returns
+    the values of descript/dac_44khz.
+    """
     path = folder / "config.json"
     try:
         if path.is_file():
@@ -68,8 +74,11 @@ def read_dac_config(folder: Path) -> DacConfig:
 
 
 def read_release(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """A file of descript's release, {"state_dict", "metadata"}, or a bare state dict -> (tensors, what its model was
-    made with, maybe nothing). Mapped, tensors only: nothing in the file is run. Raises WeightsUnavailable."""
+    """Open a .pth file of descript's release -> (tensors, arguments of descript's DAC class).
+
+    The file contains {"state_dict", "metadata"} or only a state dict; then the arguments are empty. The tensors are
+    memory-mapped, and no code in the file runs. Raises WeightsUnavailable if the file can't be read.
+    """
     try:
         read = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         state = read.get("state_dict", read)
@@ -82,9 +91,9 @@ def read_release(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def parse_dac_config(raw: Mapping[str, Any]) -> DacConfig:
-    """config.json of transformers -> DacConfig. Raises ValueError for any other model."""
+    """Convert the content of a config.json of transformers. Raises ValueError for an invalid config."""
     if raw.get("model_type", "dac") != "dac":
-        raise ValueError(f"model_type={raw['model_type']!r} is not a DAC")
+        raise ValueError(f"model_type={raw['model_type']!r} is not supported, only 'dac'")
     base = DacConfig()
     down = _ratios(raw.get("downsampling_ratios"), base.down_ratios)
     width = int(raw.get("encoder_hidden_size", base.encoder_width))
@@ -103,24 +112,26 @@ def parse_dac_config(raw: Mapping[str, Any]) -> DacConfig:
     )
 
 
+# Arguments of descript's DAC class -> keys of a config.json of transformers.
+_KWARGS = {
+    "sample_rate": "sampling_rate",
+    "encoder_dim": "encoder_hidden_size",
+    "encoder_rates": "downsampling_ratios",
+    "decoder_dim": "decoder_hidden_size",
+    "decoder_rates": "upsampling_ratios",
+    "latent_dim": "hidden_size",
+    "n_codebooks": "n_codebooks",
+    "codebook_size": "codebook_size",
+    "codebook_dim": "codebook_dim",
+}
+
+
 def parse_dac_kwargs(raw: Mapping[str, Any]) -> DacConfig:
-    """What descript's DAC class is made with (metadata["kwargs"] of a release) -> DacConfig. Raises ValueError."""
-    base = DacConfig()
-    down = _ratios(raw.get("encoder_rates"), base.down_ratios)
-    width = int(raw.get("encoder_dim", base.encoder_width))
-    return _checked(
-        DacConfig(
-            rate_hz=int(raw.get("sample_rate", base.rate_hz)),
-            encoder_width=width,
-            decoder_width=int(raw.get("decoder_dim", base.decoder_width)),
-            latent_width=int(raw.get("latent_dim") or width << len(down)),
-            down_ratios=down,
-            up_ratios=_ratios(raw.get("decoder_rates"), down[::-1]),
-            codebooks=int(raw.get("n_codebooks", base.codebooks)),
-            codebook_size=int(raw.get("codebook_size", base.codebook_size)),
-            codebook_dim=int(raw.get("codebook_dim", base.codebook_dim)),
-        )
-    )
+    """Convert the arguments of descript's DAC class, which its release stores in metadata["kwargs"].
+
+    Raises ValueError for an invalid config.
+    """
+    return parse_dac_config({key: raw[name] for name, key in _KWARGS.items() if name in raw})
 
 
 def _ratios(raw: Any, default: tuple[int, ...]) -> tuple[int, ...]:
@@ -130,10 +141,10 @@ def _ratios(raw: Any, default: tuple[int, ...]) -> tuple[int, ...]:
 def _checked(config: DacConfig) -> DacConfig:
     c = config
     if any(ratio < 2 or ratio % 2 for ratio in (*c.down_ratios, *c.up_ratios)):
-        # An odd one makes a convolution shorter by a sample per layer than its frames: no 44.1 kHz codec has it.
+        # With an odd ratio, a layer's output is one sample shorter than its frames. No 44.1 kHz codec has an odd ratio.
         raise ValueError(f"ratios {list(c.down_ratios)} and {list(c.up_ratios)} must be even")
     if math.prod(c.down_ratios) != math.prod(c.up_ratios):
-        raise ValueError(f"ratios {list(c.down_ratios)} and {list(c.up_ratios)} make frames of different length")
+        raise ValueError(f"ratios {list(c.down_ratios)} and {list(c.up_ratios)} give frames of different lengths")
     if c.decoder_width % (1 << len(c.up_ratios)):
         raise ValueError(f"a decoder width of {c.decoder_width} can't be halved {len(c.up_ratios)} times")
     return c

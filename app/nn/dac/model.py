@@ -1,18 +1,17 @@
-"""DAC, the codec of Dia: a streaming decoder whose rows begin, advance and end on their own, and an encoder for whole
-recordings.
+"""DAC, the codec of Dia: a streaming decoder with independent rows, and an encoder for whole recordings.
 
-Each convolution looks as far ahead as back, so nothing streams by itself: a decoded sample depends on ten frames on
-either side of it. Here every convolution keeps the inputs it will need again and gives out only what no later input can
-change, so nothing is computed twice, and the end of a stream is the last inputs pushed through with zeros behind them,
-which is what the whole decode pads with. The running sum of a residual unit waits in a queue for its other half.
+Each convolution is symmetric, so a sample depends on ten frames before it and ten frames after it. For streaming,
+every convolution keeps the inputs that later outputs need, and returns only outputs that no later input can change. So
+nothing is computed twice. At the end of a stream, zeros follow the last inputs, as in the padding of a whole decode.
+The residual input of a unit is delayed in a buffer until the unit's convolutions return the outputs that belong to it.
 
-Exactness, float32 on a CPU: sound streamed in any pieces differs from sound decoded in one go by rounding only, below
-1e-6 of full scale (an LSB of 16 bits is 3e-5). A row that is decoded alone in the same pieces gives the same bits; in
-other pieces, or beside other rows, the products have other shapes and the last bits may differ. Who wants streamed and
-whole sound to be the same bits decodes both in the same pieces.
+Exactness in float32 on a CPU: samples that are streamed in any chunks differ from a decode in one call by less than
+1e-6 of full scale, from rounding (an LSB of 16 bits is 3e-5). Samples have the same bits if a row is decoded alone in
+the same chunks. With other chunks or other rows in the batch, matrix products have other shapes, and the last bits may
+differ.
 
-Laid out (B, T, C). Numbers: Kumar et al., arXiv 2306.06546, and the config.json of descript/dac_44khz. Activations,
-state and running sums are float32; `dtype` is that of the weights and so of the products.
+Tensors have the layout (B, T, C). Activations and state are float32; weights and matrix products have the decoder's
+`dtype`. References: Kumar et al., arXiv 2306.06546, and the config.json of descript/dac_44khz.
 """
 
 from __future__ import annotations
@@ -28,26 +27,31 @@ from app.nn.dac.checkpoint import UNITS
 from app.nn.dac.config import DILATIONS, RESIDUAL_KERNEL, DacConfig
 from app.weights.tensors import Checkpoint
 
-_PIECE_FRAMES = 64  # longest piece that goes through the first convolution in one go
-_CPU_COLUMNS = 1024  # columns (of all rows) of a block's output that are computed at a time: they stay in cache
-_GPU_COLUMNS = 1 << 16
-_FEW_COLUMNS = 64  # below this one product over windows reads the weights once instead of seven times
-_LEAST_ALPHA = 1e-8  # x + sin(ax)**2 / a is x to rounding below it
-_ENCODED_FRAMES = 256  # encoded at a time: 3 s, 34 MB per layer at full rate
+_CHUNK_FRAMES = 64  # frames that one pass through the first convolution takes at most
+# Time steps of a block's output, over all rows, that are computed at a time. On a CPU they stay in its cache.
+_CPU_STEPS = 1024
+_GPU_STEPS = 1 << 16
+_FEW_STEPS = 64  # with fewer time steps, one product over windows reads the weights once instead of seven times
+_MIN_ALPHA = 1e-8  # for a smaller alpha, x + sin(alpha x)**2 / alpha rounds to x
+_ENCODER_FRAMES = 256  # frames that the encoder computes at a time: 3 s, 34 MB per layer at the full rate
 
 
 def _weight(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
 
 
-def _alpha(weights: Checkpoint, name: str) -> Tensor:  # (C,)
+def _alpha(weights: Checkpoint, name: str) -> Tensor:
+    """Read the alpha of a Snake activation, (C,) float32, with a lower limit that avoids a division by zero."""
     alpha = weights.read(name).float().flatten()
-    return torch.where(alpha.abs() < _LEAST_ALPHA, _LEAST_ALPHA, alpha)
+    return torch.where(alpha.abs() < _MIN_ALPHA, _MIN_ALPHA, alpha)
 
 
 class Snake(nn.Module):
-    """x -> a (x + b) + sin(a (x + b))**2, which is a times the activation of arXiv 2306.06546: the next convolution's
-    weights are divided by a. b: biases that the running sum x still lacks."""
+    """The Snake activation times a: x -> a (x + b) + sin(a (x + b))**2, where a is alpha (arXiv 2306.06546).
+
+    The weights of the next convolution are divided by a, so that the factor has no effect. b contains the biases of
+    earlier convolutions that are not added to x yet.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -58,21 +62,24 @@ class Snake(nn.Module):
         sine = z.sin()
         return z.addcmul_(sine, sine)
 
-    def fill(self, alpha: Tensor, lacking: Tensor) -> None:
+    def fill(self, alpha: Tensor, bias: Tensor) -> None:
+        """Set a and b (C,) from `alpha` and `bias`."""
         self.scale.copy_(alpha)
-        self.shift.copy_(alpha * lacking)
+        self.shift.copy_(alpha * bias)
 
 
 class Conv(nn.Module):
-    """A convolution without padding as products of shifted inputs, or of windows where columns are few. Its weight is
-    (kernel, inputs, outputs)."""
+    """A convolution without padding, computed as matrix products of shifted inputs or of windows.
+
+    The weight has the shape (kernel, inputs, outputs).
+    """
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, *, dilation: int = 1, bias: bool = True, dtype: torch.dtype
     ) -> None:
         super().__init__()
         self.kernel, self.dilation = kernel, dilation
-        self.pad = (kernel - 1) * dilation // 2  # what the whole decode puts on either side
+        self.pad = (kernel - 1) * dilation // 2  # the padding of a whole decode on each side
         self.weight = _weight(kernel, inputs, outputs, dtype=dtype)
         self.bias = _weight(outputs, dtype=dtype) if bias else None
 
@@ -81,20 +88,19 @@ class Conv(nn.Module):
         rows, length, channels = x.shape
         count = length - 2 * self.pad
         kernel, _, outputs = self.weight.shape
-        if outputs == 1:  # every tap of every input at once, then sums along the diagonals
+        if outputs == 1:  # multiply all inputs with all taps, then sum along the diagonals
             taps = x @ self.weight[..., 0].t()  # (B, T + 2 * pad, kernel)
             out = taps.as_strided((rows, count, kernel), (length * kernel, kernel, kernel + 1)).sum(dim=2)
             return (out if self.bias is None else out + self.bias)[..., None]
-        if (
-            rows == 1 and count >= _FEW_COLUMNS and x.dtype == torch.float32
-        ):  # in bfloat16 partial sums would be rounded
-            taken = x[0]
+        # Partial sums in bfloat16 would be rounded, so only float32 is summed tap by tap.
+        if rows == 1 and count >= _FEW_STEPS and x.dtype == torch.float32:
+            inputs = x[0]
             if self.bias is None:
-                out = taken[:count] @ self.weight[0]
+                out = inputs[:count] @ self.weight[0]
             else:
-                out = torch.addmm(self.bias, taken[:count], self.weight[0])
+                out = torch.addmm(self.bias, inputs[:count], self.weight[0])
             for k in range(1, kernel):
-                out.addmm_(taken[k * self.dilation : k * self.dilation + count], self.weight[k])
+                out.addmm_(inputs[k * self.dilation : k * self.dilation + count], self.weight[k])
             return out[None]
         windows = x.as_strided(
             (rows, count, kernel, channels), (x.stride(0), x.stride(1), self.dilation * x.stride(1), 1)
@@ -105,8 +111,11 @@ class Conv(nn.Module):
 
 
 class Upsample(nn.Module):
-    """A transposed convolution of kernel 2 * stride: an input spreads over 2 * stride outputs, the later half of which
-    is owed to the next input's first half. `pad` outputs are cut at either end."""
+    """A transposed convolution with kernel 2 * stride.
+
+    Each input contributes to 2 * stride outputs. The later half of them (`overlap`) is added to the first half of the
+    next input's outputs. The decoder removes `pad` outputs at both ends of a stream.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -114,18 +123,20 @@ class Upsample(nn.Module):
         self.pad = stride // 2
         self.weight = _weight(inputs, 2 * stride * outputs, dtype=dtype)
 
-    def forward(self, x: Tensor, owed: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, T, C) in the weights' dtype, owed (B, stride, outputs) float32 -> (B, T * stride, outputs) float32
-        without bias, and what is owed after it."""
+    def forward(self, x: Tensor, overlap: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, T, C) in the weights' dtype, overlap (B, stride, outputs) float32 of the last input.
+
+        Returns the outputs (B, T * stride, outputs) float32 without bias, and the new overlap.
+        """
         rows, length, _ = x.shape
         spread = (x.reshape(rows * length, -1) @ self.weight).view(rows, length, 2, self.stride, self.outputs)
-        later = torch.cat((owed[:, None], spread[:, :, 1]), dim=1)  # (B, T + 1, stride, outputs)
-        sound = torch.add(later[:, :-1], spread[:, :, 0]).view(rows, length * self.stride, self.outputs)
-        return sound, later[:, -1]
+        overlaps = torch.cat((overlap[:, None], spread[:, :, 1]), dim=1)  # (B, T + 1, stride, outputs)
+        out = torch.add(overlaps[:, :-1], spread[:, :, 0]).view(rows, length * self.stride, self.outputs)
+        return out, overlaps[:, -1]
 
 
 class Unit(nn.Module):
-    """x + 1x1(snake(conv(snake(x)))), without the last bias, which the reader of the sum adds."""
+    """A residual unit: x + conv1x1(snake(conv(snake(x)))), without the last bias, which the next Snake adds."""
 
     def __init__(self, width: int, dilation: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -134,41 +145,45 @@ class Unit(nn.Module):
         self.first = Conv(width, width, RESIDUAL_KERNEL, dilation=dilation, dtype=dtype)
         self.second = _weight(width, width, dtype=dtype)
 
-    def fill(self, weights: Checkpoint, name: str, lacking: Tensor) -> Tensor:
-        """Return the biases that the sum still lacks."""
+    def fill(self, weights: Checkpoint, name: str, pending: Tensor) -> Tensor:
+        """Copy the weights. pending (C,): biases not added to the input yet. Returns those not added to the output."""
         alpha, beta = _alpha(weights, f"{name}.snake1.alpha"), _alpha(weights, f"{name}.snake2.alpha")
-        self.snake.fill(alpha, lacking)
+        self.snake.fill(alpha, pending)
         first = weights.read(f"{name}.conv1.weight").float()  # (outputs, inputs, kernel)
         self.first.weight.copy_((first * (beta[:, None, None] / alpha[None, :, None])).permute(2, 1, 0))
         cast(Tensor, self.first.bias).copy_(weights.read(f"{name}.conv1.bias").float() * beta)
         self.second.copy_((weights.read(f"{name}.conv2.weight").float()[..., 0] / beta).t())
-        return lacking + weights.read(f"{name}.conv2.bias").float()
+        return pending + weights.read(f"{name}.conv2.bias").float()
 
 
 class Block(nn.Module):
+    """One block of the decoder: Snake, Upsample and three residual units."""
+
     def __init__(self, inputs: int, outputs: int, stride: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.snake = Snake(inputs)
         self.up = Upsample(inputs, outputs, stride, dtype)
         self.units = nn.ModuleList([Unit(outputs, dilation, dtype) for dilation in DILATIONS])
 
-    def fill(self, weights: Checkpoint, name: str, lacking: Tensor) -> Tensor:
+    def fill(self, weights: Checkpoint, name: str, pending: Tensor) -> Tensor:
+        """Copy the weights. pending (C,): biases not added to the input yet. Returns those not added to the output."""
         alpha = _alpha(weights, f"{name}.snake1.alpha")
-        self.snake.fill(alpha, lacking)
+        self.snake.fill(alpha, pending)
         spread = weights.read(f"{name}.conv_t1.weight").float() / alpha[:, None, None]  # (inputs, outputs, kernel)
         self.up.weight.copy_(spread.transpose(1, 2).reshape(self.up.weight.shape))
-        lacking = weights.read(f"{name}.conv_t1.bias").float()
+        pending = weights.read(f"{name}.conv_t1.bias").float()
         for unit, unit_name in zip(self.units, UNITS, strict=True):
-            lacking = cast(Unit, unit).fill(weights, f"{name}.{unit_name}", lacking)
-        return lacking
+            pending = cast(Unit, unit).fill(weights, f"{name}.{unit_name}", pending)
+        return pending
 
 
 class DacDecoder(nn.Module):
-    """Decodes codes to samples, for rows that stream independently. Owns their state; one thread may call it.
+    """Decodes codes to samples, in rows that stream independently. Owns the rows' state. One thread may call it.
 
-    Uses the first `codebooks` codebooks. After F frames of a row, max(0, F * frame_samples - lookahead_samples) samples
-    have come out; `flush` brings the rest. Rows of one call that are past their first `lookahead_frames` frames go
-    through one product whatever their positions; younger ones with those of their age.
+    Uses the first `codebooks` codebooks. After F frames of a row, `decode` has returned
+    max(0, F * frame_samples - lookahead_samples) samples in total, and `flush` returns the rest. One call computes all
+    rows together that are past their first `lookahead_frames` frames. Other rows are computed together with rows at the
+    same frame.
     """
 
     def __init__(
@@ -185,13 +200,13 @@ class DacDecoder(nn.Module):
         self.config = config
         self.codebooks = codebooks or c.codebooks
         if self.codebooks > c.codebooks:
-            raise ValueError(f"the codec has {c.codebooks} codebooks, {self.codebooks} are wanted")
+            raise ValueError(f"the codec has {c.codebooks} codebooks, fewer than the {self.codebooks} requested")
         self._device, self._dtype = device, dtype
         widths = c.decoder_widths
         with device:
             self.table = _weight(self.codebooks, c.codebook_size, c.codebook_dim)
-            # The output projections of the codebooks are folded into the first convolution. Its last input is 1 on
-            # every frame and carries their biases: beyond the ends there is nothing, not a bias.
+            # The output projections of the codebooks are folded into the first convolution. Its last input is 1 in
+            # every frame and multiplies their biases, so that the padding before and after a stream has no bias.
             self.first = Conv(self.codebooks * c.codebook_dim + 1, widths[0], 7, dtype=dtype)
             self.blocks = nn.ModuleList(
                 [Block(*shape, dtype) for shape in zip(widths, widths[1:], c.up_ratios, strict=False)]
@@ -199,30 +214,30 @@ class DacDecoder(nn.Module):
             self.snake = Snake(widths[-1])
             self.last = Conv(widths[-1], 1, 7, dtype=dtype)
         self._offsets = torch.arange(self.codebooks, device=device) * c.codebook_size
-        self._columns = _CPU_COLUMNS if device.type == "cpu" else _GPU_COLUMNS
+        self._steps = _CPU_STEPS if device.type == "cpu" else _GPU_STEPS
         self._frames = [0] * rows
         self._states: dict[nn.Module, Tensor] = {}
-        self._remember(self.first, 2 * self.first.pad, self.first.weight.shape[1], dtype=dtype)
-        lag = self.first.pad  # by how many outputs of a layer the stream is behind its inputs
+        self._add_state(self.first, 2 * self.first.pad, self.first.weight.shape[1], dtype=dtype)
+        lag = self.first.pad  # how many outputs of the layer a stream is behind its inputs
         for module in self.blocks:
             block = cast(Block, module)
-            self._remember(block.up, block.up.stride, block.up.outputs)
+            self._add_state(block.up, block.up.stride, block.up.outputs)
             lag = lag * block.up.stride + block.up.pad
             for inner in block.units:
                 unit = cast(Unit, inner)
-                self._remember(unit.first, 2 * unit.first.pad, unit.width, dtype=dtype)
-                self._remember(unit, unit.first.pad, unit.width)
+                self._add_state(unit.first, 2 * unit.first.pad, unit.width, dtype=dtype)
+                self._add_state(unit, unit.first.pad, unit.width)
                 lag += unit.first.pad
-        self._remember(self.last, 2 * self.last.pad, widths[-1], dtype=dtype)
+        self._add_state(self.last, 2 * self.last.pad, widths[-1], dtype=dtype)
         self.lookahead_samples = lag + self.last.pad
         self.lookahead_frames = -(-self.lookahead_samples // c.frame_samples)
 
-    def _remember(self, module: nn.Module, *shape: int, dtype: torch.dtype = torch.float32) -> None:
+    def _add_state(self, module: nn.Module, *shape: int, dtype: torch.dtype = torch.float32) -> None:
         self._states[module] = torch.zeros(len(self._frames), *shape, dtype=dtype, device=self._device)
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the rows' state, without the weights."""
+        """The size of the state of all rows in bytes, without the weights."""
         return sum(tensor.nbytes for tensor in self._states.values())
 
     def reset(self, row: int) -> None:
@@ -233,104 +248,112 @@ class DacDecoder(nn.Module):
 
     @torch.no_grad()
     def decode(self, rows: Sequence[int], codes: Tensor) -> list[Tensor]:
-        """Go on with these rows, each named once: codes (n, K, T) int64 -> of each row the samples (N,) float32 that
-        are certain now: none before `lookahead_frames` frames, T * frame_samples after them."""
+        """Decode the next frames of these rows: codes (n, K, T) int64 -> samples (N,) float32 of each row.
+
+        Returns the samples that later frames can't change. Before a row's first `lookahead_frames` frames there are
+        none; after them, N is T * frame_samples. Raises ValueError if `rows` contains a row twice.
+        """
         if len(set(rows)) != len(rows):
-            raise ValueError(f"rows {list(rows)} hold one twice")
-        sound = [torch.empty(0, device=self._device)] * len(rows)
-        begun: dict[int, list[int]] = {}
+            raise ValueError(f"rows {list(rows)} contain a row twice")
+        decoded = [torch.empty(0, device=self._device)] * len(rows)
+        by_frames: dict[int, list[int]] = {}  # indices into `rows`
         for i, row in enumerate(rows):
-            begun.setdefault(min(self._frames[row], self.lookahead_frames), []).append(i)
-        for frames, some in begun.items():
-            group = [rows[i] for i in some]
-            mine = codes if len(some) == len(rows) else codes[some]
-            at, parts = frames, []
-            for piece in torch.split(mine, _PIECE_FRAMES, dim=2):
-                parts.append(self._advance(group, self._embed(piece), at))
-                at = min(at + piece.shape[2], self.lookahead_frames)
+            by_frames.setdefault(min(self._frames[row], self.lookahead_frames), []).append(i)
+        for frames, indices in by_frames.items():
+            group = [rows[i] for i in indices]
+            group_codes = codes if len(indices) == len(rows) else codes[indices]
+            done, parts = frames, []
+            for chunk in torch.split(group_codes, _CHUNK_FRAMES, dim=2):
+                parts.append(self._advance(group, self._embed(chunk), done))
+                done = min(done + chunk.shape[2], self.lookahead_frames)
             joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-            for i, samples in zip(some, joined, strict=True):
-                sound[i] = samples
+            for i, samples in zip(indices, joined, strict=True):
+                decoded[i] = samples
             for row in group:
                 self._frames[row] += codes.shape[2]
-        return sound
+        return decoded
 
     @torch.no_grad()
     def flush(self, row: int) -> Tensor:
-        """The end of a row's sound (N,) float32, so that it is frames * frame_samples long in all. The row begins
-        anew."""
+        """Return the last samples (N,) float32 of a row's stream, and reset the row.
+
+        With them, the stream has frames * frame_samples samples in total.
+        """
         frames = min(self._frames[row], self.lookahead_frames)
         if frames:
             nothing = torch.empty(1, 0, self.first.weight.shape[1], dtype=self._dtype, device=self._device)
-            sound = self._advance([row], nothing, frames, final=True)[0]
+            samples = self._advance([row], nothing, frames, final=True)[0]
         else:
-            sound = torch.empty(0, device=self._device)
+            samples = torch.empty(0, device=self._device)
         self.reset(row)
-        return sound
+        return samples
 
     def _embed(self, codes: Tensor) -> Tensor:  # (n, K, T) -> (n, T, K * d + 1)
         index = (codes + self._offsets[:, None]).transpose(1, 2)
         vectors = functional.embedding(index, self.table.flatten(0, 1)).flatten(2)
         return functional.pad(vectors, (0, 1), value=1.0).to(self._dtype)
 
-    # The methods below take the next values x (n, L, C) of a layer's input and `begun`, how many the rows had before
-    # (or any number from which on it makes no difference); final: these are the last. They give the layer's next
-    # outputs, maybe none.
+    # The methods below take the next inputs x (n, L, C) of a layer and return its next outputs, which may be none.
+    # done: how many inputs the layer has had before. It matters only at the start of a stream, so `decode` limits it to
+    # the lookahead. final: x contains the last inputs of the stream.
 
-    def _advance(self, rows: Sequence[int], x: Tensor, begun: int, *, final: bool = False) -> Tensor:
-        x = self._conv(rows, self.first, x, begun, final)  # (n, L, C)
-        return self._from_block(0, rows, x.float(), max(0, begun - self.first.pad), final)
+    def _advance(self, rows: Sequence[int], x: Tensor, done: int, *, final: bool = False) -> Tensor:
+        x = self._conv(rows, self.first, x, done, final)  # (n, L, C)
+        return self._from_block(0, rows, x.float(), max(0, done - self.first.pad), final)
 
-    def _from_block(self, index: int, rows: Sequence[int], x: Tensor, begun: int, final: bool) -> Tensor:
-        """-> samples (n, N). Rows, then columns, are taken in parts that stay in the cache all the way to the end."""
+    def _from_block(self, index: int, rows: Sequence[int], x: Tensor, done: int, final: bool) -> Tensor:
+        """Compute the blocks from `index` on and the last convolution -> samples (n, N).
+
+        Divides rows, and then time steps, into parts. Each part stays in the CPU's cache through all blocks.
+        """
         if index == len(self.blocks):
             h = self.snake(x).to(self._dtype)
-            return self._conv(rows, self.last, h, begun, final)[..., 0].float().tanh_()
+            return self._conv(rows, self.last, h, done, final)[..., 0].float().tanh_()
         block = cast(Block, self.blocks[index])
-        most = max(1, self._columns // block.up.stride)
+        max_steps = max(1, self._steps // block.up.stride)
         count, length, _ = x.shape
-        if count > 1 and count * length > most:
-            each = max(1, most // length)
+        if count > 1 and count * length > max_steps:
+            each = max(1, max_steps // length)
             if each < count:
                 return torch.cat(
                     [
-                        self._from_block(index, rows[i : i + each], x[i : i + each], begun, final)
+                        self._from_block(index, rows[i : i + each], x[i : i + each], done, final)
                         for i in range(0, count, each)
                     ]
                 )
-        if length > most:
-            parts = torch.split(x, most, dim=1)
-            sound = []
+        if length > max_steps:
+            parts = torch.split(x, max_steps, dim=1)
+            decoded = []
             for i, part in enumerate(parts):
-                sound.append(self._from_block(index, rows, part, begun, final and i == len(parts) - 1))
-                begun += part.shape[1]
-            return torch.cat(sound, dim=1)
-        x = self._up(rows, block.up, block.snake(x), begun, final)
-        begun = max(0, begun * block.up.stride - block.up.pad)
+                decoded.append(self._from_block(index, rows, part, done, final and i == len(parts) - 1))
+                done += part.shape[1]
+            return torch.cat(decoded, dim=1)
+        x = self._up(rows, block.up, block.snake(x), done, final)
+        done = max(0, done * block.up.stride - block.up.pad)
         for module in block.units:
             unit = cast(Unit, module)
-            x = self._unit(rows, unit, x, begun, final)
-            begun = max(0, begun - unit.first.pad)
+            x = self._unit(rows, unit, x, done, final)
+            done = max(0, done - unit.first.pad)
         if not x.shape[1] and not final:
             return x.new_empty(count, 0)
-        return self._from_block(index + 1, rows, x, begun, final)
+        return self._from_block(index + 1, rows, x, done, final)
 
-    def _up(self, rows: Sequence[int], up: Upsample, x: Tensor, begun: int, final: bool) -> Tensor:
+    def _up(self, rows: Sequence[int], up: Upsample, x: Tensor, done: int, final: bool) -> Tensor:
         if not x.shape[1] and not final:
             return x.new_empty(len(x), 0, up.outputs)
         where, state = self._where(rows), self._states[up]
-        sound, owed = up.forward(x.to(self._dtype), state[where])
-        state[where] = owed
+        out, overlap = up.forward(x.to(self._dtype), state[where])
+        state[where] = overlap
         if final:
-            sound = torch.cat((sound, owed[:, : up.stride - up.pad]), dim=1)
-        return sound if begun else sound[:, up.pad :]
+            out = torch.cat((out, overlap[:, : up.stride - up.pad]), dim=1)
+        return out if done else out[:, up.pad :]
 
-    def _unit(self, rows: Sequence[int], unit: Unit, x: Tensor, begun: int, final: bool) -> Tensor:
+    def _unit(self, rows: Sequence[int], unit: Unit, x: Tensor, done: int, final: bool) -> Tensor:
         if not x.shape[1] and not final:
             return x
         pad = unit.first.pad
-        y = self._conv(rows, unit.first, unit.snake(x).to(self._dtype), begun, final)
-        waiting = self._follow(rows, unit, x)[:, max(0, pad - begun) :]
+        y = self._conv(rows, unit.first, unit.snake(x).to(self._dtype), done, final)
+        residual = self._with_past(rows, unit, x)[:, max(0, pad - done) :]
         count = y.shape[1]
         if not count:
             return x.new_empty(len(x), 0, x.shape[2])
@@ -338,36 +361,37 @@ class DacDecoder(nn.Module):
             y = y.float()
         sine = y.sin()
         y = y.addcmul_(sine, sine).view(-1, unit.width).to(self._dtype)
-        waiting = waiting[:, :count].reshape(-1, unit.width)
-        y = torch.addmm(waiting, y, unit.second) if y.dtype == waiting.dtype else waiting + y @ unit.second
+        residual = residual[:, :count].reshape(-1, unit.width)
+        y = torch.addmm(residual, y, unit.second) if y.dtype == residual.dtype else residual + y @ unit.second
         return y.view(len(x), count, unit.width)
 
-    def _conv(self, rows: Sequence[int], conv: Conv, x: Tensor, begun: int, final: bool) -> Tensor:
-        x = self._follow(rows, conv, x)
-        # What lies before the stream is zeros, and before its first output `pad` of them are enough.
-        x = x[:, max(0, conv.pad - begun) :]
+    def _conv(self, rows: Sequence[int], conv: Conv, x: Tensor, done: int, final: bool) -> Tensor:
+        x = self._with_past(rows, conv, x)
+        # At the start of a stream the state is zeros. The first output needs only `pad` of them.
+        x = x[:, max(0, conv.pad - done) :]
         if final:
             x = functional.pad(x, (0, 0, 0, conv.pad))
         if x.shape[1] <= 2 * conv.pad:
             return x.new_empty(len(x), 0, conv.weight.shape[2])
         return conv(x)  # type: ignore[no-any-return]
 
-    def _follow(self, rows: Sequence[int], module: nn.Module, x: Tensor) -> Tensor:
-        """x with the inputs before it that the module remembers; remembers the last of both."""
+    def _with_past(self, rows: Sequence[int], module: nn.Module, x: Tensor) -> Tensor:
+        """Return the module's kept inputs followed by x, and keep the last of these inputs for the next call."""
         where, state = self._where(rows), self._states[module]
         x = torch.cat((state[where], x), dim=1)
         state[where] = x[:, -state.shape[1] :]
         return x
 
     def _where(self, rows: Sequence[int]) -> Tensor | slice:
+        """Return an index of these rows in a state tensor."""
         first, count = rows[0], len(rows)
         if list(rows) == list(range(first, first + count)):
-            return slice(first, first + count)  # a view: nothing is copied
+            return slice(first, first + count)  # a view, so the state is not copied
         return torch.tensor(rows, device=self._device)
 
     @torch.no_grad()
     def load(self, weights: Checkpoint) -> None:
-        """Copy in a checked checkpoint, with the names of checkpoint.py."""
+        """Copy the tensors of a checked checkpoint into the model. Names: see checkpoint.py."""
         device = torch.device("cpu")
         projections, bias = [], torch.zeros(self.config.latent_width, dtype=torch.float64, device=device)
         for k in range(self.codebooks):
@@ -379,17 +403,19 @@ class DacDecoder(nn.Module):
         first = weights.read("decoder.conv1.weight").double()  # (outputs, latent, kernel)
         self.first.weight.copy_((first.permute(2, 0, 1) @ projection).transpose(1, 2))
         weights.copy_to(cast(Tensor, self.first.bias), "decoder.conv1.bias")
-        lacking = torch.zeros(self.config.decoder_width, device=device)
+        pending = torch.zeros(self.config.decoder_width, device=device)
         for i, block in enumerate(self.blocks):
-            lacking = cast(Block, block).fill(weights, f"decoder.block.{i}", lacking)
+            pending = cast(Block, block).fill(weights, f"decoder.block.{i}", pending)
         alpha = _alpha(weights, "decoder.snake1.alpha")
-        self.snake.fill(alpha, lacking)
+        self.snake.fill(alpha, pending)
         last = weights.read("decoder.conv2.weight").float() / alpha[None, :, None]  # (1, inputs, kernel)
         self.last.weight.copy_(last.permute(2, 1, 0))
         weights.copy_to(cast(Tensor, self.last.bias), "decoder.conv2.bias")
 
 
 class _EncoderUnit(nn.Module):
+    """A residual unit of the encoder: x + conv1x1(snake(conv(snake(x))))."""
+
     def __init__(self, width: int, dilation: int) -> None:
         super().__init__()
         pad = (RESIDUAL_KERNEL - 1) * dilation // 2
@@ -408,6 +434,8 @@ class _EncoderUnit(nn.Module):
 
 
 class _EncoderBlock(nn.Module):
+    """One block of the encoder: three residual units, a Snake and a strided convolution."""
+
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
         self.units = nn.ModuleList([_EncoderUnit(width, dilation) for dilation in DILATIONS])
@@ -427,6 +455,7 @@ class _EncoderBlock(nn.Module):
 
 
 def _snake(x: Tensor, alpha: Tensor) -> Tensor:
+    """The Snake activation x + sin(alpha x)**2 / alpha of x (B, C, N), alpha (C, 1)."""
     sine = torch.sin(alpha * x)
     return torch.addcmul(x, sine, sine / alpha)
 
@@ -437,8 +466,11 @@ def _fill_conv(conv: nn.Conv1d, weights: Checkpoint, name: str) -> None:
 
 
 class DacEncoder(nn.Module):
-    """Recordings to codes, each in one go, in windows that overlap by as much as an output depends on: the same as all
-    at once, in bounded memory. Stateless: any thread may call it. Always float32: codes turn on ties."""
+    """Encodes whole recordings to codes. Has no state, so any thread may call it.
+
+    Computes overlapping windows, so that memory is bounded and the result is the same as without windows. Always
+    float32, because with rounding another code may be the nearest one.
+    """
 
     def __init__(self, config: DacConfig) -> None:
         super().__init__()
@@ -461,7 +493,7 @@ class DacEncoder(nn.Module):
             _weight(c.codebooks, c.latent_width),
         )
         self.table = _weight(c.codebooks, c.codebook_size, c.codebook_dim)
-        stride, reach = 1, 3  # samples on either side that a latent depends on
+        stride, reach = 1, 3  # samples before and after a latent that it depends on
         for ratio in c.down_ratios:
             reach += stride * (sum(DILATIONS) * (RESIDUAL_KERNEL - 1) // 2 + 2 * ratio)
             stride *= ratio
@@ -469,14 +501,16 @@ class DacEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, samples: Tensor) -> Tensor:
-        """samples (N,) float32 at the codec's rate -> codes (K, T) int64; a partial last frame is padded
-        with zeros, as in transformers' DacFeatureExtractor."""
+        """Encode samples (N,) float32 at the codec's rate -> codes (K, T) int64.
+
+        A partial last frame is padded with zeros, as in transformers' DacFeatureExtractor.
+        """
         hop, margin = self.config.frame_samples, self._margin_frames
         samples = functional.pad(samples, (0, -len(samples) % hop))
         frames = len(samples) // hop
         latents = []
-        for start in range(0, frames, _ENCODED_FRAMES):
-            stop = min(frames, start + _ENCODED_FRAMES)
+        for start in range(0, frames, _ENCODER_FRAMES):
+            stop = min(frames, start + _ENCODER_FRAMES)
             left, right = max(0, start - margin), min(frames, stop + margin)
             x = self.first(samples[None, None, left * hop : right * hop])
             for block in self.blocks:
@@ -491,17 +525,17 @@ class DacEncoder(nn.Module):
         residual = latents
         for k in range(self.config.codebooks):
             vectors = functional.linear(residual, self.in_weight[k], self.in_bias[k])
-            # The nearest after both are brought to length 1, in the order of operations of DacModel.
-            sought, known = functional.normalize(vectors), functional.normalize(self.table[k])
-            nearness = -(sought.pow(2).sum(1, keepdim=True) - 2 * sought @ known.t()) + known.pow(2).sum(1)
-            code = nearness.argmax(dim=1)
+            # Find the nearest code vector after normalisation to length 1, with the order of operations of DacModel.
+            latent, table = functional.normalize(vectors), functional.normalize(self.table[k])
+            similarity = -(latent.pow(2).sum(1, keepdim=True) - 2 * latent @ table.t()) + table.pow(2).sum(1)
+            code = similarity.argmax(dim=1)
             residual = residual - functional.linear(self.table[k][code], self.out_weight[k], self.out_bias[k])
             codes.append(code)
         return torch.stack(codes)
 
     @torch.no_grad()
     def load(self, weights: Checkpoint) -> None:
-        """Copy in a checked checkpoint, with the names of checkpoint.py."""
+        """Copy the tensors of a checked checkpoint into the model. Names: see checkpoint.py."""
         _fill_conv(self.first, weights, "encoder.conv1")
         for i, block in enumerate(self.blocks):
             cast(_EncoderBlock, block).fill(weights, f"encoder.block.{i}")

@@ -1,8 +1,8 @@
-"""Names and shapes of a Mimi checkpoint: kyutai/mimi's (transformers), and moshi's own, brought to the former.
+"""The two published layouts of a Mimi checkpoint, converted to one set of names. Names and shapes only.
 
-moshi joins q, k, v in one tensor, orders q/k rows for interleaved RoPE pairs and wraps each convolution in up to three
-modules; everything else differs in name only. On disk the flat names have never changed, whatever a library calls them
-in memory.
+The model uses the names of kyutai/mimi (transformers layout). The layout of moshi joins q, k and v in one tensor, has
+the rows of q and k in the order of interleaved RoPE pairs, and wraps each convolution in up to three modules. All other
+tensors differ in their names only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ACOUSTIC = "quantizer.acoustic_residual_vector_quantizer."
 
 
 def expected_shapes(config: MimiConfig) -> dict[str, Shape]:
-    """Every tensor of the codec and its shape, in kyutai/mimi's names."""
+    """Return every tensor of the codec and its shape, with the names of kyutai/mimi."""
     c = config
     shapes: dict[str, Shape] = {}
 
@@ -95,7 +95,10 @@ def _layer_shapes(c: MimiConfig) -> dict[str, Shape]:
 
 
 def codec(candidates: list[Checkpoint], config: MimiConfig) -> Checkpoint:
-    """The codec under kyutai/mimi's names, checked. Raises WeightsUnavailable."""
+    """Return the codec's tensors, checked and renamed to the names of kyutai/mimi.
+
+    candidates: checkpoints; the first one with a Mimi codec is used. Raises WeightsUnavailable.
+    """
     for checkpoint in candidates:
         if "decoder.layers.0.conv.weight" in checkpoint:
             found = checkpoint
@@ -106,7 +109,7 @@ def codec(candidates: list[Checkpoint], config: MimiConfig) -> Checkpoint:
         found.check(expected_shapes(config), ignore=lambda name: name.endswith(("initialized", "inited", "inv_freq")))
         return found
     raise WeightsUnavailable(
-        f"{candidates[0].origin} holds no Mimi codec: it has neither decoder.layers.0.conv.weight "
+        f"{candidates[0].origin} contains no Mimi codec: it has neither decoder.layers.0.conv.weight "
         "(transformers) nor decoder.model.0.conv.conv.weight (moshi)."
     )
 
@@ -154,7 +157,10 @@ def _from_moshi(checkpoint: Checkpoint, config: MimiConfig) -> Checkpoint:
 
 
 def _cut(stored: Stored, start: int, stop: int, head_dim: int | None) -> Callable[[], Tensor]:
-    """Rows start..stop-1; with head_dim, from interleaved to half-split RoPE order."""
+    """Return a function that reads rows start..stop-1.
+
+    head_dim: also reorder each head's rows from interleaved to half-split RoPE; None = keep the order.
+    """
 
     def make() -> Tensor:
         rows = stored.rows(start, stop)

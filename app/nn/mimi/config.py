@@ -1,4 +1,4 @@
-"""What a Mimi codec says about itself. The numbers that a config.json leaves out are those of kyutai/mimi."""
+"""Reads the config.json of a Mimi codec. Missing keys get the values of kyutai/mimi."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ _ROPE = Rope(10_000.0)
 
 @dataclass(frozen=True, slots=True)
 class MimiConfig:
-    """The shape of a Mimi codec: a causal convolutional encoder and decoder (SEANet), each with a windowed transformer,
-    around a split residual quantiser."""
+    """The shape of a Mimi codec.
+
+    Encoder and decoder are causal convolutional networks (SEANet), each with a sliding-window transformer. Between
+    them is a split residual quantiser.
+    """
 
     rate_hz: int = 24_000
     width: int = 512
     filters: int = 64
     residual_layers: int = 1
-    ratios: tuple[int, ...] = (8, 6, 5, 4)  # upsampling order; the encoder goes the other way
+    ratios: tuple[int, ...] = (8, 6, 5, 4)  # in the decoder's order; the encoder uses the reverse order
     kernel: int = 7
     last_kernel: int = 3
     residual_kernel: int = 3
@@ -47,15 +50,16 @@ class MimiConfig:
     rope: Rope = _ROPE
     attention_bias: bool = False
     activation: str = "gelu"
-    latent_stride: int = 2  # latents of the transformers per frame of codes
+    latent_stride: int = 2  # transformer latents in one frame of codes
 
     @property
     def hop(self) -> int:
-        """Samples per latent."""
+        """The number of samples in one transformer latent."""
         return math.prod(self.ratios)
 
     @property
     def frame_samples(self) -> int:
+        """The number of samples in one frame of codes."""
         return self.hop * self.latent_stride
 
     @property
@@ -64,8 +68,10 @@ class MimiConfig:
 
 
 def read_mimi_config_file(folder: Path) -> MimiConfig:
-    """`folder`/config.json, or kyutai/mimi's numbers without that file (moshi's own repositories do not have
-    one)."""
+    """Read `folder`/config.json. Without this file, or for another model type, return the values of kyutai/mimi.
+
+    The repositories of moshi have no config.json. Raises WeightsUnavailable if the file can't be read.
+    """
     path = folder / "config.json"
     try:
         raw = json.loads(path.read_text("utf-8"))
@@ -77,22 +83,22 @@ def read_mimi_config_file(folder: Path) -> MimiConfig:
 
 
 def read_mimi_config(raw: Mapping[str, Any]) -> MimiConfig:
-    """config.json -> MimiConfig. Raises ValueError for a codec that is no causal mono Mimi."""
-    for key, wanted in (
+    """Convert the content of a config.json. Raises ValueError for a codec that is not a causal mono Mimi."""
+    for key, supported in (
         ("audio_channels", 1),
         ("use_causal_conv", True),
         ("pad_mode", "constant"),
         ("trim_right_ratio", 1.0),
     ):
-        if raw.get(key, wanted) != wanted:
-            raise ValueError(f"{key}={raw[key]!r} is not supported, only {wanted!r}")
+        if raw.get(key, supported) != supported:
+            raise ValueError(f"{key}={raw[key]!r} is not supported, only {supported!r}")
     base = MimiConfig()
     width = int(raw.get("hidden_size", base.width))
     heads = int(raw.get("num_attention_heads", base.heads))
     ratios = tuple(int(ratio) for ratio in raw.get("upsampling_ratios") or base.ratios)
     rate_hz = int(raw.get("sampling_rate", base.rate_hz))
     hop = math.prod(ratios)
-    # Without an explicit frame rate a frame is two latents.
+    # Without an explicit frame rate, a frame has two latents.
     frame_hz = float(raw.get("frame_rate") or raw.get("_frame_rate") or rate_hz / (2 * hop))
     return MimiConfig(
         rate_hz=rate_hz,

@@ -1,10 +1,10 @@
-"""Mimi, the codec: a streaming decoder whose rows begin and advance on their own, and an encoder for whole recordings.
+"""The codec Mimi: a streaming decoder with independent rows, and an encoder for whole recordings.
 
-Everything is laid out (B, T, C) and every convolution is a matrix product over windows, which on short pieces is
-twice as fast as the convolution kernels. Streamed sound equals sound decoded in one go: each convolution keeps the
-inputs it will need again, each transposed convolution the overlap it still owes, the transformer a ring of keys
-longer than its window by one piece. Numbers: Kyutai, arXiv 2410.00037, and the config.json of kyutai/mimi. Always
-float32.
+Tensors have the layout (B, T, C). Every convolution is a matrix product over windows, which for short chunks is twice
+as fast as PyTorch's convolution kernels. Streamed samples equal the samples of a decode in one call: each convolution
+keeps the inputs that later outputs need, each transposed convolution keeps its unfinished outputs, and the transformer
+keeps its keys in a ring buffer that is longer than its window by one chunk. All computation is float32.
+References: Kyutai, arXiv 2410.00037, and the config.json of kyutai/mimi.
 """
 
 from __future__ import annotations
@@ -23,29 +23,25 @@ from app.nn.mimi.config import MimiConfig
 from app.nn.rope import apply_rotary, rotary
 from app.weights.tensors import Checkpoint
 
-PIECE_FRAMES = 8  # longest piece decoded in one go; sets the length of the attention ring
-_MIN_USAGE = 1e-5  # floor for codebook entries that were never used
-
-_WINDOW_FLOATS = 1 << 24
-
-Step = Callable[[Tensor], Tensor]
+CHUNK_FRAMES = 8  # frames that one pass decodes at most; determines the length of the ring buffer
+_MIN_USAGE = 1e-5  # lower limit of the usage count, for codebook entries that were never used
+_WINDOW_FLOATS = 1 << 24  # values of a convolution's windows that are in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The rows that go on. where: they in a state; index (n, 1) their numbers; begun (n,) latents they have been
-    through; used: how much of the ring is. going (n,) bool: the others stay as they are; None = all go on."""
+    """The rows of one call of the decoder."""
 
-    where: Tensor | slice
-    index: Tensor
-    begun: Tensor
-    used: int
-    going: Tensor | None = None
+    where: Tensor | slice  # selects the rows in a state tensor
+    index: Tensor  # (n, 1) the numbers of the rows
+    done: Tensor  # (n,) latents that each row has decoded so far
+    used: int  # positions of the ring buffer that are in use
+    active: Tensor | None = None  # (n,) bool: the state of the other rows does not change; None = all are active
 
     def keep(self, state: Tensor, new: Tensor) -> None:
-        """Write the new state of these rows."""
-        if self.going is not None:
-            new = torch.where(self.going.view(-1, *[1] * (new.ndim - 1)), new, state[self.where])
+        """Write the new state (n, ...) of the active rows into `state` (rows, ...)."""
+        if self.active is not None:
+            new = torch.where(self.active.view(-1, *[1] * (new.ndim - 1)), new, state[self.where])
         state[self.where] = new
 
 
@@ -54,7 +50,10 @@ def _weight(*shape: int) -> nn.Parameter:
 
 
 class Conv(nn.Module):
-    """A causal convolution, computed as a linear over windows. An output depends on `reach` earlier inputs."""
+    """A causal convolution, computed as a matrix product over windows.
+
+    The first output of a chunk depends on the `reach` inputs before the chunk.
+    """
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, dilation: int = 1, bias: bool = True
@@ -66,7 +65,7 @@ class Conv(nn.Module):
         self.bias = _weight(outputs) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, reach + T, C), the past first, T a multiple of the stride -> (B, T / stride, outputs)."""
+        """x (B, reach + T, C), past inputs first -> (B, T / stride, outputs). T must be a multiple of the stride."""
         if self.kernel == 1:
             return functional.linear(x, self.weight, self.bias)
         rows, length, channels = x.shape
@@ -75,20 +74,23 @@ class Conv(nn.Module):
             (rows, count, self.kernel, channels),
             (length * channels, self.stride * channels, self.dilation * channels, 1),
         )
-        # A minute's windows at full rate would be gigabytes: in parts, then.
+        # The windows of a minute of audio at the full rate take gigabytes, so they are computed in parts.
         part = max(1, _WINDOW_FLOATS // (rows * self.kernel * channels))
         if count <= part:
             return functional.linear(windows.reshape(rows, count, -1), self.weight, self.bias)
         return torch.cat(
             [
-                functional.linear(some.reshape(rows, some.shape[1], -1), self.weight, self.bias)
-                for some in torch.split(windows, part, dim=1)
+                functional.linear(window.reshape(rows, window.shape[1], -1), self.weight, self.bias)
+                for window in torch.split(windows, part, dim=1)
             ],
             dim=1,
         )
 
     def whole(self, x: Tensor, *, repeat_edges: bool = False) -> Tensor:
-        """A whole recording (B, T, C), with zeros (or its edge values) before it and up to a full stride after it."""
+        """Convolve a whole recording (B, T, C), padded before it and, up to a full stride, after it.
+
+        repeat_edges: pad with the first and the last value instead of zeros.
+        """
         extra = -x.shape[1] % self.stride
         if repeat_edges:
             x = torch.cat((x[:, :1].expand(-1, self.reach, -1), x, x[:, -1:].expand(-1, extra, -1)), dim=1)
@@ -103,8 +105,11 @@ class Conv(nn.Module):
 
 
 class Upsample(nn.Module):
-    """A causal transposed convolution of kernel 2 * stride: an input spreads over 2 * stride outputs, the later half of
-    which is owed to the next input's first half."""
+    """A causal transposed convolution with kernel 2 * stride.
+
+    Each input contributes to 2 * stride outputs. The later half of them (`overlap`) is added to the first half of the
+    next input's outputs.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, groups: int = 1, bias: bool = True) -> None:
         super().__init__()
@@ -112,8 +117,8 @@ class Upsample(nn.Module):
         self.weight = _weight(groups, inputs // groups, 2 * stride * (outputs // groups))
         self.bias = _weight(outputs) if bias else None
 
-    def forward(self, x: Tensor, owed: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, T, C), owed (B, stride, outputs) -> (B, T * stride, outputs) and what is owed after it."""
+    def forward(self, x: Tensor, overlap: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, T, C), overlap (B, stride, outputs) of the last input -> (B, T * stride, outputs), new overlap."""
         rows, length, channels = x.shape
         if self.groups == 1:
             spread = x @ self.weight[0]
@@ -123,9 +128,9 @@ class Upsample(nn.Module):
             spread = x.view(rows, length, self.groups, 1, -1) @ self.weight
         spread = spread.view(rows, length, self.groups, 2 * self.stride, -1).transpose(2, 3)
         spread = spread.reshape(rows, length, 2, self.stride, self.outputs)
-        later = torch.cat((owed[:, None], spread[:, :, 1]), dim=1)  # (B, T + 1, stride, outputs)
-        sound = (spread[:, :, 0] + later[:, :-1]).reshape(rows, length * self.stride, self.outputs)
-        return sound if self.bias is None else sound + self.bias, later[:, -1]
+        overlaps = torch.cat((overlap[:, None], spread[:, :, 1]), dim=1)  # (B, T + 1, stride, outputs)
+        out = (spread[:, :, 0] + overlaps[:, :-1]).reshape(rows, length * self.stride, self.outputs)
+        return out if self.bias is None else out + self.bias, overlaps[:, -1]
 
     def fill(self, weights: Checkpoint, name: str) -> None:
         stored = weights.read(f"{name}.weight")  # (inputs, outputs of a group, kernel)
@@ -136,7 +141,7 @@ class Upsample(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + 1x1(elu(conv(elu(x))))."""
+    """A residual unit: x + conv1x1(elu(conv(elu(x))))."""
 
     def __init__(self, config: MimiConfig, width: int, dilation: int) -> None:
         super().__init__()
@@ -145,8 +150,8 @@ class Residual(nn.Module):
         self.second = Conv(hidden, width, 1)
         self.shortcut = Conv(width, width, 1) if config.conv_shortcut else None
 
-    def forward(self, x: Tensor, first: Step) -> Tensor:
-        """`first` runs the first convolution with its past."""
+    def forward(self, x: Tensor, first: Callable[[Tensor], Tensor]) -> Tensor:
+        """x (B, T, C) -> (B, T, C). first: computes the first convolution, with its past inputs."""
         y = self.second(functional.elu(first(functional.elu(x))))
         return y + (x if self.shortcut is None else self.shortcut(x))  # type: ignore[no-any-return]
 
@@ -158,7 +163,10 @@ class Residual(nn.Module):
 
 
 class Layer(nn.Module):
-    """LayerNorm, attention, LayerNorm, MLP; the layer scales are folded into the two output matrices."""
+    """A transformer layer: LayerNorm, attention, LayerNorm, MLP.
+
+    `fill` folds the layer scales of the checkpoint into `out` and `down`.
+    """
 
     def __init__(self, config: MimiConfig) -> None:
         super().__init__()
@@ -178,9 +186,9 @@ class Layer(nn.Module):
         c = self.config
         normed = functional.layer_norm(x, (c.width,), self.norm1, self.norm1_bias, c.eps)
         heads = functional.linear(normed, self.qkv, self.qkv_bias).view(len(x), c.heads + 2 * c.kv_heads, c.head_dim)
-        turned = apply_rotary(heads[:, : c.heads + c.kv_heads], cos, sin)
-        seen = attend(index, turned[:, : c.heads], turned[:, c.heads :], heads[:, c.heads + c.kv_heads :])
-        x = x + functional.linear(seen, self.out, self.out_bias)
+        rotated = apply_rotary(heads[:, : c.heads + c.kv_heads], cos, sin)
+        attended = attend(index, rotated[:, : c.heads], rotated[:, c.heads :], heads[:, c.heads + c.kv_heads :])
+        x = x + functional.linear(attended, self.out, self.out_bias)
         normed = functional.layer_norm(x, (c.width,), self.norm2, self.norm2_bias, c.eps)
         wide = getattr(functional, c.activation)(functional.linear(normed, self.up))
         return x + functional.linear(wide, self.down)
@@ -205,16 +213,16 @@ class Layer(nn.Module):
 
 
 def _attention(config: MimiConfig, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """q (B, T, H, d), k, v (B, G, L, d), mask (B, 1, T, L) -> (B * T, H * d)."""
+    """Masked attention: q (B, T, H, d), k, v (B, G, L, d), mask (B, 1, T, L) bool -> (B * T, H * d)."""
     share = config.heads // config.kv_heads
     if share > 1:
         k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
-    seen = functional.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask)
-    return seen.transpose(1, 2).reshape(-1, config.heads * config.head_dim)
+    attended = functional.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask)
+    return attended.transpose(1, 2).reshape(-1, config.heads * config.head_dim)
 
 
 class MimiEncoder(nn.Module):
-    """Encodes whole recordings to codes. Stateless: any thread may call it."""
+    """Encodes whole recordings to codes. Has no state, so any thread may call it."""
 
     def __init__(self, config: MimiConfig) -> None:
         super().__init__()
@@ -240,8 +248,7 @@ class MimiEncoder(nn.Module):
         self._frequencies = c.rope.frequencies(c.head_dim)
 
     def forward(self, samples: Tensor) -> Tensor:
-        """samples (N,) float32 at the codec's rate -> codes (K, T) int64; a partial last frame counts as
-        one."""
+        """Encode samples (N,) float32 at the codec's rate -> codes (K, T) int64. T includes a partial last frame."""
         c = self.config
         x = self.first.whole(samples[None, :, None])
         for residuals, down in zip(self.residuals, self.downs, strict=True):
@@ -266,7 +273,7 @@ class MimiEncoder(nn.Module):
         codes = []
         residual = latents
         for k, codebook in enumerate(self.codebooks):
-            if k in (0, self.config.semantic_codebooks):  # both quantisers begin at the latents themselves
+            if k in (0, self.config.semantic_codebooks):  # both quantisers start from the latents, not from a residual
                 projection = self.semantic_in if k == 0 else self.acoustic_in
                 residual = latents if projection is None else functional.linear(latents, projection)
             code = torch.cdist(residual[None], codebook[None])[0].argmin(dim=-1)
@@ -276,7 +283,7 @@ class MimiEncoder(nn.Module):
 
     @torch.no_grad()
     def load(self, weights: Checkpoint) -> None:
-        """Copy in a checked checkpoint, with the names of checkpoint.py."""
+        """Copy the tensors of a checked checkpoint into the model. Names: see checkpoint.py."""
         c = self.config
         self.first.fill(weights, "encoder.layers.0.conv")
         index = 1
@@ -298,7 +305,7 @@ class MimiEncoder(nn.Module):
 
 
 def codebook(weights: Checkpoint, config: MimiConfig, index: int) -> Tensor:
-    """The vectors of codebook `index` (C, d): running sums divided by the usage counts."""
+    """Return the vectors of codebook `index`, (codes, d) float32: the stored sums divided by the usage counts."""
     semantic = config.semantic_codebooks
     at = (
         f"{checkpoint.SEMANTIC}layers.{index}"
@@ -309,26 +316,10 @@ def codebook(weights: Checkpoint, config: MimiConfig, index: int) -> Tensor:
     return weights.read(f"{at}.codebook.embed_sum").float() / usage.clamp(min=_MIN_USAGE)[:, None]
 
 
-class RowStates:
-    """The state of the streaming modules, per row: tensors (rows, ...), each with an index."""
-
-    def __init__(self, rows: int, device: torch.device) -> None:
-        self._rows, self._device = rows, device
-        self.tensors: list[Tensor] = []
-
-    def add(self, *shape: int) -> int:
-        self.tensors.append(torch.zeros(self._rows, *shape, device=self._device))
-        return len(self.tensors) - 1
-
-    def reset(self, row: int) -> None:
-        for tensor in self.tensors:
-            tensor[row] = 0
-
-
 class MimiDecoder(nn.Module):
-    """Decodes codes to samples, for rows that stream independently. Owns their state; one thread may call it.
+    """Decodes codes to samples, in rows that stream independently. Owns the rows' state. One thread may call it.
 
-    Uses the first `codebooks` codebooks. `reset` begins a row anew; rows that are not named in a call stay as they are.
+    Uses the first `codebooks` codebooks. A call changes only the rows that it names. `reset` starts a new stream.
     """
 
     def __init__(self, config: MimiConfig, *, rows: int, codebooks: int | None = None, device: torch.device) -> None:
@@ -337,9 +328,9 @@ class MimiDecoder(nn.Module):
         self.config = config
         self.codebooks = codebooks or c.codebooks
         if self.codebooks > c.codebooks:
-            raise ValueError(f"the codec has {c.codebooks} codebooks, {self.codebooks} are wanted")
+            raise ValueError(f"the codec has {c.codebooks} codebooks, fewer than the {self.codebooks} requested")
         with device:
-            self.table = _weight(self.codebooks, c.codebook_size, c.width)  # codebooks, through the output projection
+            self.table = _weight(self.codebooks, c.codebook_size, c.width)  # codebooks after the output projection
             self.upsample = Upsample(c.width, c.width, c.latent_stride, groups=c.upsample_groups, bias=False)
             self.layers = nn.ModuleList([Layer(c) for _ in range(c.layers)])
             width = c.filters * 2 ** len(c.ratios)
@@ -356,70 +347,71 @@ class MimiDecoder(nn.Module):
         self._offsets = torch.arange(self.codebooks, device=device) * c.codebook_size
         self._frequencies = c.rope.frequencies(c.head_dim).to(device)
         self._device = device
-        # Keys stay for the whole window of the first of a piece's latents while the last of them is written.
-        self._ring = c.window + PIECE_FRAMES * c.latent_stride
+        # While the last latent of a chunk is written, the first one still attends to keys of a whole window before it.
+        self._ring = c.window + CHUNK_FRAMES * c.latent_stride
         self._keys = torch.zeros(c.layers, rows, c.kv_heads, self._ring, c.head_dim, device=device)
         self._values = torch.zeros_like(self._keys)
-        self._latents = [0] * rows  # how many each row has been through
-        self._begun = torch.zeros(rows, dtype=torch.int64, device=device)  # the same, for `frame`
-        self._states = RowStates(rows, device)
-        self._slots: dict[nn.Module, int] = {}
+        self._done = [0] * rows  # latents that each row has decoded with `decode`
+        self._done_on_device = torch.zeros(rows, dtype=torch.int64, device=device)  # the same with `frame`
+        self._states: dict[nn.Module, Tensor] = {}  # past inputs or overlap of each module, (rows, ...)
         for module in self.modules():
             if isinstance(module, Conv) and module.reach > 0:
-                self._slots[module] = self._states.add(module.reach, module.inputs)
+                self._states[module] = torch.zeros(rows, module.reach, module.inputs, device=device)
             elif isinstance(module, Upsample):
-                self._slots[module] = self._states.add(module.stride, module.outputs)
+                self._states[module] = torch.zeros(rows, module.stride, module.outputs, device=device)
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the rows' state, without the weights."""
-        return sum(tensor.nbytes for tensor in (self._keys, self._values, *self._states.tensors))
+        """The size of the state of all rows in bytes, without the weights."""
+        return sum(tensor.nbytes for tensor in (self._keys, self._values, *self._states.values()))
 
     def reset(self, row: int) -> None:
-        """Reset the row for a new stream. Old keys stay in place: the new stream never attends to them."""
-        self._states.reset(row)
-        self._latents[row] = 0
-        self._begun[row] = 0
+        """Reset the row for a new stream. Old keys stay in memory, but the new stream does not attend to them."""
+        for state in self._states.values():
+            state[row] = 0
+        self._done[row] = 0
+        self._done_on_device[row] = 0
 
     def zero_row(self, row: int) -> None:
-        """Zero a row whose keys and values are NaN or Inf, as KVCache.zero_row does."""
+        """Zero the keys and values of a row that contain NaN or Inf (see KVCache.zero_row)."""
         self._keys[:, row] = 0
         self._values[:, row] = 0
 
     def decode(self, rows: Sequence[int], codes: Tensor) -> Tensor:
         """Decode the next frames of these rows: codes (n, K, T) int64 -> samples (n, T * frame_samples) float32."""
-        pieces = [self._decode(rows, piece) for piece in torch.split(codes, PIECE_FRAMES, dim=2)]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+        chunks = [self._decode(rows, chunk) for chunk in torch.split(codes, CHUNK_FRAMES, dim=2)]
+        return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
 
     def _decode(self, rows: Sequence[int], codes: Tensor) -> Tensor:
         first, count = rows[0], len(rows)
         index = torch.tensor(rows, device=self._device)
         where: Tensor | slice = index
         if list(rows) == list(range(first, first + count)):
-            where = slice(first, first + count)  # a view: nothing is copied
-        begun = [self._latents[row] for row in rows]
+            where = slice(first, first + count)  # a view, so the state is not copied
+        done = [self._done[row] for row in rows]
         length = codes.shape[2] * self.config.latent_stride
-        used = min(self._ring, max(begun) + length)
-        sound = self._piece(_Rows(where, index[:, None], torch.tensor(begun, device=self._device), used), codes)
+        used = min(self._ring, max(done) + length)
+        samples = self._chunk(_Rows(where, index[:, None], torch.tensor(done, device=self._device), used), codes)
         for row in rows:
-            self._latents[row] += length
-        return sound
+            self._done[row] += length
+        return samples
 
-    def frame(self, codes: Tensor, going: Tensor) -> Tensor:
-        """One frame of the first n rows that are `going` (n,) bool: codes (n, K) int64 -> (n, frame_samples) float32.
-        Other rows return arbitrary numbers.
+    def frame(self, codes: Tensor, active: Tensor) -> Tensor:
+        """Decode one frame of each of the first n rows: codes (n, K) int64 -> samples (n, frame_samples) float32.
 
-        Of fixed shape, and nothing is asked of the host: it may be recorded. How far rows are is counted on the device
-        then, so a row goes on by this or by `decode`, not by both, from one reset to the next.
+        active (n,) bool: the state of the other rows does not change, and their samples are undefined. Shapes are fixed
+        and nothing is copied to the host, so a CUDA graph can capture it. The position of a row is counted on the
+        device here and on the host in `decode`: between two resets, use only one of the two methods for a row.
         """
         count = len(codes)
         index = torch.arange(count, device=self._device)[:, None]
-        begun = self._begun[:count]
-        sound = self._piece(_Rows(slice(0, count), index, begun, self._ring, going), codes[:, :, None])
-        begun += going * self.config.latent_stride
-        return sound
+        done = self._done_on_device[:count]
+        samples = self._chunk(_Rows(slice(0, count), index, done, self._ring, active), codes[:, :, None])
+        done += active * self.config.latent_stride
+        return samples
 
-    def _piece(self, rows: _Rows, codes: Tensor) -> Tensor:
+    def _chunk(self, rows: _Rows, codes: Tensor) -> Tensor:
+        """Decode up to CHUNK_FRAMES frames: codes (n, K, T) -> samples (n, T * frame_samples)."""
         index = (codes + self._offsets[:, None]).transpose(1, 2)  # (n, T, K)
         x = functional.embedding(index, self.table.flatten(0, 1)).sum(dim=2)  # (n, T, C)
         x = self._up(self.upsample, x, rows)
@@ -435,31 +427,33 @@ class MimiDecoder(nn.Module):
     def _conv(self, conv: Conv, x: Tensor, rows: _Rows) -> Tensor:
         if conv.reach == 0:
             return conv(x)  # type: ignore[no-any-return]
-        past = self._states.tensors[self._slots[conv]]
+        past = self._states[conv]
         x = torch.cat((past[rows.where], x), dim=1)
         rows.keep(past, x[:, -conv.reach :])
         return conv(x)  # type: ignore[no-any-return]
 
     def _up(self, up: Upsample, x: Tensor, rows: _Rows) -> Tensor:
-        owed = self._states.tensors[self._slots[up]]
-        x, later = up(x, owed[rows.where])
-        rows.keep(owed, later)
+        state = self._states[up]
+        x, overlap = up(x, state[rows.where])
+        rows.keep(state, overlap)
         return x
 
     def _transform(self, rows: _Rows, x: Tensor) -> Tensor:
         c, ring = self.config, self._ring
         count, length, width = x.shape
-        at = rows.begun[:, None] + torch.arange(length, device=self._device)  # (n, T) positions
+        at = rows.done[:, None] + torch.arange(length, device=self._device)  # (n, T) positions
         last = at[:, -1:]
-        # The position whose key lies in each place of the ring, once this piece is written; negative = none yet.
-        held = last - (last - torch.arange(rows.used, device=self._device)) % ring  # (n, L)
-        held = held[:, None, :]
-        mask = ((held >= 0) & (held <= at[..., None]) & (held > at[..., None] - c.window))[:, None]  # (n, 1, T, L)
+        # The position of the key in each place of the ring buffer after this chunk is written; negative = no key yet.
+        cached = last - (last - torch.arange(rows.used, device=self._device)) % ring  # (n, L)
+        cached = cached[:, None, :]
+        mask = ((cached >= 0) & (cached <= at[..., None]) & (cached > at[..., None] - c.window))[
+            :, None
+        ]  # (n, 1, T, L)
         cos, sin = rotary(self._frequencies, at.flatten())
         places = at % ring
 
         def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            # A row that does not go on is written to as well, where it will write next itself.
+            # Inactive rows are written too, at the place that their own next frame will overwrite.
             self._keys[index].transpose(1, 2)[rows.index, places] = k.view(count, length, c.kv_heads, c.head_dim)
             self._values[index].transpose(1, 2)[rows.index, places] = v.view(count, length, c.kv_heads, c.head_dim)
             queries = q.view(count, length, c.heads, c.head_dim)
@@ -474,7 +468,7 @@ class MimiDecoder(nn.Module):
 
     @torch.no_grad()
     def load(self, weights: Checkpoint) -> None:
-        """Copy in a checked checkpoint, with the names of checkpoint.py."""
+        """Copy the tensors of a checked checkpoint into the model. Names: see checkpoint.py."""
         c = self.config
         for k in range(self.codebooks):
             vectors = codebook(weights, c, k)
