@@ -364,6 +364,9 @@ class Limits(ResponseModel):
     dialogue_turns: int
     response_formats: Annotated[list[str], Field(description="Values of `response_format`.")]
     sample_s: Annotated[Range, Field(description="Seconds of a voice's recording that can be used whole.")]
+    youtube_s: Annotated[Range, Field(description="Seconds of a video that can be searched: `duration`.")]
+    voice_name_chars: Annotated[int, Field(description="Maximum length of a cloned voice's name.")]
+    voice_description_chars: Annotated[int, Field(description="Maximum length of a cloned voice's description.")]
     fields: Annotated[dict[str, Range], Field(description="Bounds of the numbers in a speech request, by field.")]
 
 
@@ -403,6 +406,7 @@ class Health(EngineState):
     model_config = ConfigDict(extra="allow")
 
     limits: Limits
+    default_voice: Annotated[str, Field(description="The voice of a speech request without `voice`.")]
     key_needed: bool
 
 

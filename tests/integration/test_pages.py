@@ -18,6 +18,7 @@ from app.api.routes.pages import DOCS, PATHS
 from app.audio.formats import AUDIO_FORMATS
 from app.generator.resolving import MODEL_ALIASES
 from app.text.nonverbal import NON_VERBAL_SOUNDS
+from app.voices.presets import DEFAULT_VOICE
 from tests.support.live import LONG, ROOT, serving
 
 if TYPE_CHECKING:
@@ -138,11 +139,13 @@ PAGE_FORMATS = {"wav", "pcm", "mp3"}
 
 
 def copies(code: str) -> set[str]:
-    """Formats, non-verbal sounds, model aliases and standard limits that a page's code names itself."""
+    """Formats, non-verbal sounds, model aliases, the default voice and limits that a page's code names itself."""
     quoted = set(re.findall(r"""["'`(]([\w -]+)["'`)]""", code))
-    found = quoted & (AUDIO_FORMATS.keys() - PAGE_FORMATS | NON_VERBAL_SOUNDS)
+    found = quoted & (AUDIO_FORMATS.keys() - PAGE_FORMATS | NON_VERBAL_SOUNDS | {DEFAULT_VOICE})
     found |= {alias for alias in MODEL_ALIASES if alias in code}
-    return found | set(re.findall(r"\btts-1|\bgpt-|\b20_?000\b|\b(?:limits|limitOf)\b[^\n;]*\?\? *\[?[\d\"]", code))
+    named = r"\btts-1|\bgpt-|\b20_?000\b|maxlength: *\d|duration\) *[<>]=? *\d"
+    fallback = r"\b(?:limits|limitOf)\b[^\n;]*\?\? *\[?[\d\"]"
+    return found | set(re.findall(f"{named}|{fallback}", code))
 
 
 def test_the_code_holds_no_copy_of_what_the_api_lists() -> None:
@@ -158,6 +161,9 @@ def test_the_code_holds_no_copy_of_what_the_api_lists() -> None:
         "/^(tts-1|gpt-)/.test(model.id)",
         "health.last?.limits?.dialogue_turns ?? 200",
         "const limit = 20_000;",
+        'const DEFAULT_VOICE = "alloy";',
+        'h("input", { maxlength: 100 })',
+        "Number(w.duration) <= 600",
     ],
 )
 def test_a_copy_of_what_the_api_lists_is_found(code: str) -> None:
@@ -201,7 +207,11 @@ def test_the_api_has_what_the_pages_need(server: str) -> None:
         "dialogue_turns": 200,
         "response_formats": ["mp3", "opus", "aac", "flac", "wav", "pcm"],
         "sample_s": {"minimum": 1.0, "maximum": 30.0},
+        "youtube_s": {"minimum": 1.0, "maximum": 600.0},
+        "voice_name_chars": 100,
+        "voice_description_chars": 1000,
     }
+    assert health["default_voice"] == DEFAULT_VOICE
     assert fields["speed"] == {"minimum": 0.25, "maximum": 4.0}
     assert fields["top_p"] == {"exclusiveMinimum": 0.0, "maximum": 1.0}
     assert fields.keys() >= {"temperature", "top_k", "cfg_scale"}

@@ -36,6 +36,9 @@ from app.api.responses import (
 )
 from app.audio.formats import AUDIO_FORMATS
 from app.metrics import CONTENT_TYPE
+from app.voices.presets import DEFAULT_VOICE
+from app.voices.voice_file import MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS
+from app.voices.youtube import MAX_SECTION_S, MIN_SECTION_S
 
 if TYPE_CHECKING:
     from app.api.auth import Gate
@@ -60,7 +63,7 @@ class ServerState:
     limits: Limits
 
     def health(self, *, key_needed: bool) -> Health:
-        return Health(**self._state(), limits=self.limits, key_needed=key_needed)
+        return Health(**self._state(), limits=self.limits, default_voice=DEFAULT_VOICE, key_needed=key_needed)
 
     def debug(self) -> Debug:
         engine = self.manager.current
@@ -121,6 +124,9 @@ def limits(max_input_chars: int, sample_range_s: tuple[float, float]) -> Limits:
         dialogue_turns=MAX_DIALOGUE_TURNS,
         response_formats=list(AUDIO_FORMATS),
         sample_s={"minimum": shortest_s, "maximum": longest_s},
+        youtube_s={"minimum": MIN_SECTION_S, "maximum": MAX_SECTION_S},
+        voice_name_chars=MAX_NAME_CHARS,
+        voice_description_chars=MAX_DESCRIPTION_CHARS,
         fields=number_ranges(),
     )
 

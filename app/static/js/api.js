@@ -223,6 +223,9 @@ export const health = Object.assign(new EventTarget(), {
 /** A limit of requests, named as in /health. Undefined until /health has answered: the server then checks alone. */
 export const limitOf = (name) => health.last?.limits?.[name];
 
+/** The id of the server's default voice. Empty until /health has answered. */
+export const serverVoice = () => health.last?.default_voice ?? "";
+
 /** The attributes of a field for a number of a speech request. An exclusive minimum becomes the next step above it. */
 export function rangeOf(field, step) {
   const { minimum, exclusiveMinimum, maximum } = limitOf("fields")?.[field] ?? {};

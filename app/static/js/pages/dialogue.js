@@ -1,12 +1,12 @@
 // The Dialogue page: a list of lines, each with a speaker, a voice and a text. All lines are one request.
 
-import { errorBox, health, limitOf, models, voices } from "../api.js";
+import { errorBox, health, limitOf, models, serverVoice, voices } from "../api.js";
 import { player } from "../player.js";
 import { drawSeed, speech } from "../speech.js";
 import { announce, button, debounce, dialog, h, newId, notify, number, store, t } from "../ui.js";
 import { banner, ignoredBadges, modelSelect, modelToUse, partialBadges, snippetTabs, timeBadges, voiceSelect } from "./speak.js";
 
-const OTHER_VOICES = ["alloy", "onyx", "nova", "echo", "shimmer", "fable"]; // voices that sound different, as first choices for new speakers
+const OTHER_VOICES = ["onyx", "nova", "echo", "shimmer", "fable"]; // first choices for further speakers: they sound different
 const ACCIDENT_MS = 400;
 
 /** Parses "Ann: Hello" or "[S1] Hello [S2] Hi" to [{ name, text }]. A line without a name continues the one before. */
@@ -70,7 +70,8 @@ export async function mount(main) {
   const freshVoice = () => {
     const taken = new Set(lines.map((line) => line.voice));
     const known = new Set(voiceList.map((voice) => voice.id));
-    return OTHER_VOICES.find((voice) => !taken.has(voice) && (!known.size || known.has(voice))) ?? OTHER_VOICES[0];
+    const choices = [serverVoice(), ...OTHER_VOICES].filter(Boolean);
+    return choices.find((voice) => !taken.has(voice) && (!known.size || known.has(voice))) ?? choices[0];
   };
 
   function row(line) {

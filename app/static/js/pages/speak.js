@@ -1,6 +1,6 @@
 // The Speak page: text, settings and one button; below them the takes, the history and the request as code.
 
-import { errorBox, hasKey, health, limitOf, models, rangeOf, voices } from "../api.js";
+import { errorBox, hasKey, health, limitOf, models, rangeOf, serverVoice, voices } from "../api.js";
 import { nameOf, save, saveMenu } from "../dock.js";
 import { player } from "../player.js";
 import { drawSeed, preview, speech, trackOf } from "../speech.js";
@@ -214,7 +214,7 @@ function refill(list, rows) {
 
 export async function mount(main) {
   const kept = store.get("speak", {});
-  const settings = { voice: store.get("voice", "alloy"), model: "", format: "mp3", speed: 1, language: "", seed: null, lock: false, sampling: {}, ...kept };
+  const settings = { voice: store.get("voice", serverVoice()), model: "", format: "mp3", speed: 1, language: "", seed: null, lock: false, sampling: {}, ...kept };
   const keep = () => store.set("speak", settings);
   let voiceList = [];
   let modelList = [];
@@ -335,7 +335,7 @@ export async function mount(main) {
   /** The body of the request. seeded: includes the seed that the page has drawn. */
   function body(seeded) {
     const parameters = engineParameters();
-    const request = { model: settings.model || undefined, voice: settings.voice, input: text.value };
+    const request = { model: settings.model || undefined, voice: settings.voice || undefined, input: text.value };
     if (settings.speed !== 1) request.speed = settings.speed;
     for (const [name, value] of Object.entries(settings.sampling)) if (!parameters || parameters.includes(name)) request[name] = value;
     if (settings.language && (!parameters || parameters.includes("language"))) request.language = settings.language;
@@ -546,6 +546,7 @@ export async function mount(main) {
   const refillAll = () => Promise.all([fillTakes(), fillHistory()]);
 
   function fillVoices() {
+    settings.voice ||= serverVoice();
     const select = voiceSelect(voiceList, settings.voice, { id: "voice", onchange: (event) => {
       settings.voice = event.target.value;
       changed();

@@ -1,6 +1,6 @@
 // The Voices page: a list of voices, the details of one voice, and the wizard for a new voice (voices/wizard.js).
 
-import { call, errorBox, getJson, health, models, voices } from "../api.js";
+import { call, errorBox, getJson, health, limitOf, models, serverVoice, voices } from "../api.js";
 import { Track, player } from "../player.js";
 import { preview, speech } from "../speech.js";
 import { ROOT, announce, button, dialog, download, h, icon, language, languageName, notify, number, quoted, seconds, store, t } from "../ui.js";
@@ -9,7 +9,6 @@ import { forPlayer, read } from "../voices/sound.js";
 import { snippetTabs } from "./speak.js";
 
 const PATH = "/v1/voice-cloning/voices";
-const DEFAULT_VOICE = "alloy";
 
 /** Loads the styles of this page before its elements are shown. */
 function loadStyles() {
@@ -42,7 +41,7 @@ export async function mount(main, { go }) {
   const tools = h("div", { class: "row wrap voices-tools" }, fresh, bring, file);
 
   const find = (id) => all.find((voice) => voice.id === id);
-  const isDefault = (voice) => store.get("voice", DEFAULT_VOICE) === voice.id;
+  const isDefault = (voice) => store.get("voice", serverVoice()) === voice.id;
   const link = (voice) => `${ROOT}/voice-cloning#${voice.id}`;
 
   // ---- the list
@@ -165,7 +164,7 @@ export async function mount(main, { go }) {
   }
 
   function makeDefault(voice) {
-    const chosen = isDefault(voice) ? DEFAULT_VOICE : voice.id;
+    const chosen = isDefault(voice) ? serverVoice() : voice.id;
     store.set("voice", chosen);
     store.set("speak", { ...store.get("speak", {}), voice: chosen });
     notify(t("voices.default_set", { name: find(chosen)?.name ?? chosen }));
@@ -177,8 +176,8 @@ export async function mount(main, { go }) {
   function edit(voice) {
     const { known } = voice;
     return dialog(t("voices.edit_title"), (close) => {
-      const name = h("input", { id: "edit-name", value: voice.name, maxlength: 100, autocomplete: "off", autofocus: true });
-      const description = h("input", { id: "edit-description", value: known.description, maxlength: 500, autocomplete: "off" });
+      const name = h("input", { id: "edit-name", value: voice.name, maxlength: limitOf("voice_name_chars"), autocomplete: "off", autofocus: true });
+      const description = h("input", { id: "edit-description", value: known.description, maxlength: limitOf("voice_description_chars"), autocomplete: "off" });
       const words = h("textarea", { id: "edit-words", rows: 5, value: known.transcript, lang: known.language });
       const wrong = h("div");
       return h("form", { class: "stack", onsubmit: async (event) => {
@@ -253,8 +252,8 @@ export async function mount(main, { go }) {
     if (!deleted) return;
     player.unload(samples.get(voice.id));
     samples.delete(voice.id);
-    if (isDefault(voice)) store.set("voice", DEFAULT_VOICE);
-    if (store.get("speak", {}).voice === voice.id) store.set("speak", { ...store.get("speak", {}), voice: store.get("voice", DEFAULT_VOICE) });
+    if (isDefault(voice)) store.set("voice", serverVoice());
+    if (store.get("speak", {}).voice === voice.id) store.set("speak", { ...store.get("speak", {}), voice: store.get("voice", serverVoice()) });
     await load();
     history.replaceState({}, "", `${ROOT}/voice-cloning`);
     show("");

@@ -1,6 +1,7 @@
 // Shows the quality checks of a recording.
 
 import { h, number, quoted, t } from "../ui.js";
+import { GOOD_S } from "./sound.js";
 
 // How the value of a check is shown, by check id. For other checks the server's message is shown.
 const UNITS = {
@@ -28,7 +29,7 @@ export function qualityList({ checks = [] }) {
       levelBadge(check.level),
       h("span", { class: "what" }, known ? t(`quality.${check.id}`) : quoted(check.id)),
       value && h("strong", {}, value),
-      known && check.level !== "good" && h("p", {}, t(`quality.${check.id}.fix`)),
+      known && check.level !== "good" && h("p", {}, t(`quality.${check.id}.fix`, GOOD_S)),
       !known && h("p", {}, quoted(check.message)),
     );
   }));

@@ -3,7 +3,7 @@
 import { Track, player } from "../player.js";
 import { button, h, number, seconds, t } from "../ui.js";
 import WaveSurfer from "../../vendor/wavesurfer/wavesurfer.esm.js";
-import { cleanest, extremes, forPlayer, lengthRange, levels, quietNear } from "./sound.js";
+import { GOOD_S, cleanest, extremes, forPlayer, lengthRange, levels, quietNear } from "./sound.js";
 
 const SNAP_S = 0.15;
 const STEP_S = { ArrowLeft: -0.05, ArrowDown: -0.05, ArrowRight: 0.05, ArrowUp: 0.05, PageUp: 1, PageDown: -1 };
@@ -124,8 +124,9 @@ export async function trim(sound, span, changed) {
     after.style.insetInlineStart = `${x_of(to_s)}%`;
     after.style.inlineSize = `${100 - x_of(to_s)}%`;
     const length_s = to_s - from_s;
-    length.textContent = t(length_s >= 8 && length_s <= 20 ? "trim.length_good" : "trim.length", { s: number(length_s, 1) });
-    length.className = length_s >= 8 && length_s <= 20 ? "badge ok" : "badge warn";
+    const good = length_s >= GOOD_S.from && length_s <= GOOD_S.to;
+    length.textContent = t(good ? "trim.length_good" : "trim.length", { s: number(length_s, 1) });
+    length.className = good ? "badge ok" : "badge warn";
     changed({ from_s, to_s });
   }
 

@@ -1,7 +1,7 @@
 // The wizard for a new voice. Steps for a recording or a file: sample, trim, words, check, consent, try. For YouTube the
 // server stores the voice when it fetches the video, so consent comes first; Cancel deletes that voice again.
 
-import { ApiError, call, errorBox, getJson, health, voices } from "../api.js";
+import { ApiError, call, errorBox, getJson, health, limitOf, voices } from "../api.js";
 import { player, Track } from "../player.js";
 import { speech } from "../speech.js";
 import { announce, alarm, button, clock, confirm, h, icon, LANGUAGES as PAGE_LANGUAGES, language as pageLanguage, languageName, newId, number, quoted, seconds, t, tabs } from "../ui.js";
@@ -9,7 +9,7 @@ import { meter } from "./meter.js";
 import { qualityList } from "./quality.js";
 import { Recorder, possible } from "./recorder.js";
 import { script } from "./scripts.js";
-import { cut, forPlayer, lengthRange, read, wavOf } from "./sound.js";
+import { GOOD_S, cut, forPlayer, lengthRange, read, wavOf } from "./sound.js";
 
 const STEPS = ["sample", "trim", "words", "check", "consent", "try"];
 const WHOLE_STEPS = ["sample", "words", "check", "consent", "try"]; // this browser can't read the file
@@ -143,7 +143,7 @@ export function wizard({ languages, saved, cancelled }) {
   function setRecording({ sound, file = null, whole = false, source, words = "" }) {
     Object.assign(w, { sound, file, whole, source, from: source, span: null, made: newId(), words, wordsOf: words ? "script" : "", check: null, spoken: null });
     showFault("");
-    if (!w.name && file) w.name = file.name.replace(/\.[^.]*$/, "").slice(0, 100);
+    if (!w.name && file) w.name = file.name.replace(/\.[^.]*$/, "").slice(0, limitOf("voice_name_chars"));
     showSteps();
   }
 
@@ -189,7 +189,7 @@ export function wizard({ languages, saved, cancelled }) {
         const { control, missing } = { record: recorded, upload: uploaded }[kind];
         if (w.from !== kind) return [missing, control];
         w.source = kind;
-        if (w.sound && w.sound.samples.length / w.sound.rate < range.minimum) return [t("sample.short", { s: range.minimum }), control];
+        if (w.sound && w.sound.samples.length / w.sound.rate < range.minimum) return [t("sample.short", { s: range.minimum, ...GOOD_S }), control];
         return null;
       },
     };
@@ -407,7 +407,8 @@ export function wizard({ languages, saved, cancelled }) {
         if (w.url.trim() && !/^\w+:/.test(w.url.trim())) w.url = url.value = `https://${w.url.trim()}`;
         if (!/^https?:\/\/\S+\.\S+/.test(w.url.trim())) return [t("youtube.url_missing"), url];
         if (w.start.trim() && !/^[\d:.]+$/.test(w.start.trim())) return [t("youtube.start_wrong"), start];
-        if (!(Number(w.duration) >= 1 && Number(w.duration) <= 600)) return [t("youtube.duration_wrong"), duration];
+        const { minimum = 0, maximum = Infinity } = limitOf("youtube_s") ?? {};
+        if (!(Number(w.duration) >= minimum && Number(w.duration) <= maximum)) return [t("youtube.duration_wrong", { from: minimum, to: maximum }), duration];
         return null;
       },
     };
@@ -427,7 +428,7 @@ export function wizard({ languages, saved, cancelled }) {
       made.shown();
     }).catch((error) => slot.replaceChildren(errorBox(error)));
     return {
-      content: [h("p", {}, t("trim.why")), slot],
+      content: [h("p", {}, t("trim.why", GOOD_S)), slot],
       keys: (event) => made?.keys(event) ?? false,
       close() {
         left = true;
@@ -677,8 +678,8 @@ export function wizard({ languages, saved, cancelled }) {
       if (track && w.spoken) player.compare(track, w.spoken);
     }, { hidden: true });
     const trouble = h("div");
-    const name = h("input", { id: "voice-name", maxlength: 100, autocomplete: "off", value: w.name, oninput: () => (w.name = name.value) });
-    const described = h("input", { id: "voice-description", maxlength: 500, autocomplete: "off", value: w.description, oninput: () => (w.description = described.value) });
+    const name = h("input", { id: "voice-name", maxlength: limitOf("voice_name_chars"), autocomplete: "off", value: w.name, oninput: () => (w.name = name.value) });
+    const described = h("input", { id: "voice-description", maxlength: limitOf("voice_description_chars"), autocomplete: "off", value: w.description, oninput: () => (w.description = described.value) });
     const id = () => (w.source === "youtube" ? w.voice.id : w.check.draft_id);
     const mine = () => speech.source === "wizard";
 
