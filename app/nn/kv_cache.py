@@ -1,8 +1,9 @@
 """Static KV caches: keys and values of all rows, at fixed addresses. Does not depend on any model.
 
-Each method returns an attention function for one call of a Stack (types in attention.py). It writes the keys and values
-of the new tokens and attends to what the cache holds. Letters in shapes: n or B rows, G key heads that R query heads
-share each, S positions of the cache or new tokens, L positions that are attended to, d head size.
+The methods named `..._attention` return an attention function for one call of a Stack (types in attention.py). The
+function writes the keys and values of the new tokens into the cache, and attends to the cache. Letters in shapes: n or
+B rows, G key heads that R query heads share each, S positions of the cache or new tokens, L positions that are attended
+to, d head size.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from app.nn.transformer import StackConfig, Stage
 
 
 class KVCache:
-    """Self-attention's keys and values of rows at unequal positions: (layers, rows, G, S, d) each."""
+    """Keys and values of self-attention, (layers, rows, G, S, d) each. Each row has its own position."""
 
     def __init__(
         self,
@@ -33,11 +34,11 @@ class KVCache:
         dtype: torch.dtype,
         batched: bool | None = None,
     ) -> None:
-        """batched: decode all rows in one masked product (True) or one by one (False); None = as the device needs."""
+        """batched: decode all rows in one masked product (True) or row by row (False). None = False on a CPU only."""
         shape = (config.layers, rows, config.kv_heads, positions, config.head_dim)
         self._batched = device.type != "cpu" if batched is None else batched
-        # A masked product reads every position, so all must hold finite numbers. One by one, rows read only positions
-        # that were written, and memory that was never written takes no space: 64 MiB for each unused row.
+        # A masked product reads every position, so all positions must contain finite numbers. Row by row, only written
+        # positions are read. Then memory that was never written takes no space: this saves 64 MiB for each unused row.
         allocate = torch.zeros if self._batched else torch.empty
         self.k = allocate(shape, device=device, dtype=dtype)
         self.v = allocate(shape, device=device, dtype=dtype)
@@ -91,7 +92,7 @@ class KVCache:
         return attend
 
     def _row_by_row_decode(self, rows: Sequence[int], positions: Sequence[int]) -> PrefillAttention:
-        """For a CPU: each row reads its keys in place, without a copy or padding, and no row depends on another."""
+        """Decode row by row, for a CPU. Keys are read in place without padding, and rows are independent."""
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             _, heads, size = q.shape
@@ -122,7 +123,7 @@ class KVCache:
         return attend
 
     def zero_row(self, row: int) -> None:
-        """Zero a row that holds NaN or Inf. Masked values are multiplied by zero, and zero times NaN is NaN."""
+        """Zero a row that contains NaN or Inf: a masked product multiplies hidden values by 0, and 0 * NaN is NaN."""
         self.k[:, row] = 0
         self.v[:, row] = 0
 
@@ -171,7 +172,7 @@ class SplitKVCache:
         return attend
 
     def export_prefix(self, row: int, count: int) -> tuple[Tensor, ...]:
-        """As of a KVCache: k and v of the first part, then of the second, and so on."""
+        """Copy the row's first `count` positions: k and v of the first part, then of the second part, and so on."""
         return tuple(tensor for part in self.parts for tensor in part.export_prefix(row, count))
 
     def import_prefix(self, row: int, prefix: tuple[Tensor, ...]) -> None:
@@ -196,7 +197,7 @@ class DepthKVCache:
     def _view(self, rows: int, start: int, count: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """For each layer: views of the new keys and values (B, G, S, d), then of all that are read (B, G, L, d).
 
-        Views are kept, since every frame needs the same ones and making them costs as much as the attention itself.
+        Views are cached: every frame uses the same ones, and creating them takes as long as the attention itself.
         """
         found = self._views.get((rows, start, count))
         if found is None:
@@ -270,9 +271,10 @@ class DepthKVCache:
 
 
 class CrossKVCache:
-    """Cross-attention's keys and values: each row has another sequence, of its own length S: (layers, G, S, d) each.
+    """Keys and values of cross-attention. Each row attends to its own sequence of length S.
 
-    Batched, all rows lie in one static tensor (layers, rows, G, S, d). Otherwise each row has tensors of its own size.
+    If `batched`, all rows are in static tensors (layers, rows, G, S, d). Otherwise each row has its own tensors
+    (layers, G, S, d), allocated for the length of its sequence.
     """
 
     def __init__(
@@ -285,7 +287,7 @@ class CrossKVCache:
         dtype: torch.dtype,
         batched: bool | None = None,
     ) -> None:
-        """batched: as of a KVCache; None = as the device needs."""
+        """batched: see KVCache."""
         cross = config.cross
         if cross is None:
             raise ValueError("a stack without cross-attention needs no CrossKVCache")
@@ -315,7 +317,7 @@ class CrossKVCache:
             cached[layer, :, : len(new)] = new.transpose(0, 1)
 
     def release_row(self, row: int) -> None:
-        """Forget the row's sequence and free its memory, where it has its own."""
+        """Remove the row's sequence, and free its memory if the rows are not batched."""
         self._lengths[row] = 0
         if not self._batched:
             self._rows[row] = (self._k[:, row], self._v[:, row])
@@ -324,19 +326,19 @@ class CrossKVCache:
         return self._lengths[row]
 
     def zero_row(self, row: int) -> None:
-        """As of a KVCache."""
+        """Zero a row that contains NaN or Inf; see KVCache.zero_row."""
         for cached in self._rows[row]:
             cached.zero_()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the static tensors, which all rows share."""
+        """The size of the static tensors of all rows in bytes."""
         return self._k.nbytes + self._v.nbytes
 
     def static_decode_attention(self, lengths: Tensor, length: int, kernels: Kernels) -> CachedAttention:
-        """Attention of one token of each of the first n rows; a CUDA graph can capture it.
+        """Attention of one token for each of the first n rows. A CUDA graph can capture it.
 
-        lengths (n,) on the device, from 1: how long the rows' sequences are. length: how many positions are read.
+        lengths (n,) on the device: the length of each row's sequence, at least 1. length: how many positions are read.
         """
         count, last = len(lengths), lengths - 1
 

@@ -25,16 +25,15 @@ class Linear(nn.Module):
         return functional.linear(x, self.weight, self.bias)
 
 
-_MIN_TOKENS = 3  # of a product with a packed weight
+_MIN_TOKENS = 3  # a product with a packed weight is padded to this many tokens
 
 
 class PackedLinear(nn.Module):
     """A bfloat16 Linear on a CPU, with its weight in oneDNN's blocked order.
 
-    One token takes 1 / 1.6 of the time of a Linear, and a token's result has the same bits in a batch of any size.
-    That holds from two tokens on, since oneDNN has another kernel for one token. Up to six tokens, a larger batch takes
-    less time as a whole (one 3.9, two 4.6, three 3.2 ms at 2048 x 16384 on a Zen 5). So one and two tokens are padded
-    to three.
+    It is 1.6 times as fast as a Linear for one token. A token's result has the same bits in a batch of any size. oneDNN
+    guarantees this only from two tokens on, because it has another kernel for one token. Batches of one and two tokens
+    take more time than a batch of three (3.9, 4.6 and 3.2 ms at 2048 x 16384 on a Zen 5). So they are padded to three.
     """
 
     def __init__(self, linear: Linear) -> None:
@@ -64,18 +63,19 @@ class PackedLinear(nn.Module):
 class Int8Linear(nn.Module):
     """A Linear with int8 weights (one scale per output) and 8-bit activations (one scale per token), on an x86 CPU.
 
-    Returns float32. With `norm` and `eps` it includes the RMSNorm before it and takes tokens before the norm.
+    Returns float32. With `norm` and `eps`, it also applies the RMSNorm that precedes the Linear.
 
-    The kernel takes one activation scale for the whole batch. So each token is divided by its own largest magnitude
-    here, and the kernel's scale is a constant: no token's result depends on another token. Sums are exact integers.
-    Activations have 7 bits where the CPU has no VNNI, since 8 bits would overflow the kernel's 16-bit sums.
+    The kernel has one activation scale for the whole batch. Therefore each token is divided by its own largest
+    magnitude first, and the kernel's scale is a constant. So a token's result does not depend on other tokens. Sums are
+    exact integers. On a CPU without VNNI, activations have 7 bits, because 8 bits would overflow the kernel's 16-bit
+    sums.
     """
 
     def __init__(self, linear: Linear, norm: Tensor | None = None, eps: float = 0.0) -> None:
         super().__init__()
         if linear.weight.shape[1] % 8:
-            # The kernel rounds 8 activations at a time, and rounds a remainder in another way.
-            raise ValueError(f"An int8 linear takes a multiple of 8 inputs, and this one has {linear.weight.shape[1]}")
+            # The kernel rounds 8 activations at a time, and rounds the remaining ones differently.
+            raise ValueError(f"an int8 linear needs a multiple of 8 inputs, but this one has {linear.weight.shape[1]}")
         self.weight_count = linear.weight.numel()
         weight = linear.weight.data.float()
         scales = weight.abs().amax(dim=1).clamp_min(1e-12) / 127
@@ -99,17 +99,17 @@ class Int8Linear(nn.Module):
         x32 = x.float()
         scaled = x32 if self._norm is None else x32 * self._norm
         largest = scaled.abs().amax(dim=1, keepdim=True)
-        # For a token of zeros this is 0 / 0. Whatever integer NaN becomes, the result is multiplied by 0.
+        # A token of zeros gives 0 / 0 = NaN here. The kernel converts NaN to an integer, and `mul_` multiplies y by 0.
         y: Tensor = self._multiply(scaled / largest, self._scale, self._zero_point, self._packed)
         if self._norm_floor is not None:
-            # Divide the scale by the norm, not each value: a separate pass over so few values is all overhead.
+            # Divide each token's scale by its norm, instead of each value: a pass over all values would cost more.
             largest.div_(torch.linalg.vector_norm(x32, dim=1, keepdim=True).hypot_(self._norm_floor))
         y.mul_(largest)
         return y if self._bias is None else y.add_(self._bias)
 
     @staticmethod
     def supported() -> bool:
-        """Whether this machine has the kernel, which is part of FBGEMM."""
+        """Whether this machine has the int8 kernel, which is part of FBGEMM."""
         return torch.backends.quantized.engine in ("x86", "fbgemm")
 
 

@@ -16,7 +16,7 @@ class Rope:
     """Parameters of RoPE.
 
     kind "linear" divides every frequency by `factor`. kind "llama3" divides low frequencies by `factor`, keeps high
-    ones, and blends between the wavelengths that the other fields give.
+    frequencies, and interpolates between the two limits that the other fields define.
     """
 
     theta: float
@@ -72,7 +72,7 @@ def read_rope(raw: Mapping[str, Any], default_theta: float) -> Rope:
 
 
 def rotary(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin for positions (M,): each (M, 1, d) float32, ready for heads (M, H, d).
+    """Return cos and sin for positions (M,), each (M, 1, d) float32. They broadcast to heads (M, H, d).
 
     The first half of the sines is negative, so that `apply_rotary` needs no negation.
     """

@@ -26,13 +26,13 @@ CrossAttention = Callable[[int, "Block", Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class CrossConfig:
-    """The shape of cross-attention to a sequence of `width`. rotated: RoPE applies to queries and keys."""
+    """The shape of cross-attention."""
 
-    width: int
+    width: int  # of the vectors that the cross-attention attends to
     heads: int
     kv_heads: int
     head_dim: int
-    rotated: bool = False
+    rotated: bool = False  # RoPE is applied to queries and keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +60,22 @@ class StackConfig:
 
 @dataclass(frozen=True, slots=True)
 class CrossInput:
-    """What cross-attention adds to the tokens of one call.
+    """The cross-attention of one call of a Stack.
 
-    The first `conditional` tokens attend to the other sequence through `attend`. The others are unconditional: each
-    layer adds its row of `unconditional` (layers, D) to them. None: there are no others.
+    The first `conditional` tokens attend to the cross-attention sequence. The remaining tokens are unconditional: the
+    output of their cross-attention is a constant of each layer.
     """
 
     conditional: int
     attend: CachedAttention
-    unconditional: Tensor | None = None
+    unconditional: Tensor | None = None  # (layers, D) the constants; None = there are no unconditional tokens
 
 
 class Block(nn.Module):
-    """RMSNorm, self-attention, RMSNorm, gated MLP. One linear computes q, k and v, and another gate and up.
+    """One transformer layer: RMSNorm, self-attention, RMSNorm, gated MLP.
 
-    With `config.cross`, a norm and cross-attention come between the two. One linear computes its k and v.
+    With `config.cross`, an RMSNorm and cross-attention follow the self-attention. `qkv`, `gate_up` and `cross_kv` each
+    compute several matrices in one product.
     """
 
     def __init__(self, config: StackConfig, *, device: torch.device, dtype: torch.dtype) -> None:
@@ -153,9 +154,9 @@ class Block(nn.Module):
         return torch.cat((attended, cross.unconditional[layer].expand(count - conditional, -1)))
 
     def cross_kv_heads(self, other: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-attention's keys and values of the other sequence (S, D'): each (S, G, d)."""
+        """Keys and values of cross-attention: the sequence `other` (S, D') -> k, v, each (S, G, d)."""
         cross = self.config.cross
-        assert cross is not None  # noqa: S101 - as above
+        assert cross is not None  # noqa: S101 - only a stack with cross-attention calls this
         heads = self.cross_kv(other).view(len(other), 2 * cross.kv_heads, cross.head_dim)
         k, v = heads[:, : cross.kv_heads], heads[:, cross.kv_heads :]
         return (apply_rotary(k, cos, sin) if cross.rotated else k), v
@@ -186,10 +187,9 @@ class StageEntry(nn.Module):
 
 
 class Stack(nn.Module):
-    """Blocks and a final norm. Keeps no state: keys and values are in the cache behind `attend`.
+    """Blocks and a final norm. Has no state: keys and values are in the cache that `attend` uses.
 
-    `stages` spread the blocks over several devices, in order. The final norm stays on `device`, where x comes from and
-    where the result returns to.
+    `stages` distribute the blocks over several devices, in order. Inputs, final norm and results are on `device`.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class Stack(nn.Module):
         self.config = config
         self.stages = tuple(stages) or (Stage(device, config.layers),)
         if sum(stage.layers for stage in self.stages) != config.layers:
-            raise ValueError(f"the stages {self.stages} do not hold {config.layers} layers in all")
+            raise ValueError(f"the stages {self.stages} do not have {config.layers} layers in total")
         devices = [stage.device for stage in self.stages for _ in range(stage.layers)]
         self.blocks = nn.ModuleList([Block(config, device=each, dtype=dtype) for each in devices])
         self.norm = nn.Parameter(torch.empty(config.width, device=device, dtype=dtype), requires_grad=False)
@@ -247,9 +247,9 @@ class Stack(nn.Module):
         kernels: Kernels,
         cross: CrossAttention | None = None,
     ) -> Tensor:
-        """`forward` for one token of each row, x (M, D) -> (M, D), normed, in operations that a CUDA graph can capture.
+        """Compute `forward` for one token of each row, x (M, D) -> (M, D), normed. A CUDA graph can capture it.
 
-        Works on one device only.
+        Requires that all blocks are on one device.
         """
         c = self.config
         [entry] = self.entries

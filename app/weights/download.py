@@ -38,7 +38,7 @@ T = TypeVar("T")
 _TICK_S = 0.22  # between two calls of on_progress and cancelled: at most 5 a second, and at least one every 0.5 s
 _RATE_WINDOW_S = 5.0
 _BLOCK_BYTES = 1 << 20
-_HEADROOM = 1.05  # free space needed = this * missing bytes; files are rounded up to blocks, other processes write too
+_HEADROOM = 1.05  # needed free space / missing bytes: files are rounded up to blocks, and other processes write too
 
 
 class Cancelled(Exception):
@@ -61,10 +61,10 @@ class Progress:
 class Patience:
     """Timeouts and retries of a download."""
 
-    answer_s: float = 14.0  # for the file list, or to find out that there is no network, all attempts included
-    stall_s: float = 60.0  # for the next byte
-    retries: int = 4  # attempts in a row that bring less than a block each
-    backoff_s: float = 1.0  # before the first retry, and twice as long before each further one
+    answer_s: float = 14.0  # timeout for the file list, with all attempts
+    stall_s: float = 60.0  # timeout for the next byte
+    retries: int = 4  # how many attempts in a row may fail with less than a block downloaded
+    backoff_s: float = 1.0  # delay before the first retry, doubled for each further retry
 
 
 _PATIENCE = Patience()
@@ -165,7 +165,7 @@ class _Plan:
 
 
 class _TransferFailed(Exception):
-    """A transfer failed in a way that another attempt may mend."""
+    """A transfer failed, but another attempt may succeed."""
 
 
 class _TimedOut(Exception):
@@ -173,7 +173,7 @@ class _TimedOut(Exception):
 
 
 class _Stopped(Exception):
-    """The caller has left, so the background thread ends."""
+    """The caller no longer waits, so the background thread ends."""
 
 
 @dataclass(slots=True)
@@ -209,7 +209,10 @@ class _Download:
         return self.cache / "blobs" / f"{file.etag}.incomplete"
 
     def is_complete(self, file: _RemoteFile) -> bool:
-        """Either name appears only when all bytes are there; without symlinks only the second one appears."""
+        """Whether the file is downloaded. Its blob or its snapshot file appears only after all bytes are verified.
+
+        Without symlinks there is only the snapshot file.
+        """
         return (self.cache / "blobs" / file.etag).exists() or (self.snapshot / file.name).is_file()
 
     # ---- the caller's thread
@@ -261,7 +264,7 @@ class _Download:
         return WeightsUnavailable(
             f"{what}: {why}",
             remedy=f"Check the network and HF_ENDPOINT, or set {self.files.setting} to a local folder. "
-            "What has been downloaded is kept.",
+            "The downloaded bytes are kept.",
         )
 
     # ---- the background thread
@@ -276,7 +279,7 @@ class _Download:
                 return self._request_plan()
             except Exception as error:
                 attempt += 1
-                # Report a failed connection at once: without a network the server should say so, not wait.
+                # Report a failed connection without a retry, so that the server quickly reports a missing network.
                 if attempt > 2 or not _is_retryable(error) or isinstance(error, ConnectError):
                     if (explained := self._explain(error)) is None:
                         raise
@@ -431,13 +434,13 @@ class _Download:
             case HTTPError() | InvalidURL():
                 return self.unreachable(str(error) or type(error).__name__)
             case errors.HFValidationError():
-                return WeightsUnavailable(f"{source} is no hub id", remedy=f"Correct {setting}.")
+                return WeightsUnavailable(f"{source} is not a valid hub id", remedy=f"Correct {setting}.")
             case _TransferFailed():
                 return self.unreachable(str(error))
             case OSError():
                 return self._explain_disk(error)
             case ValueError() | TypeError() | KeyError():
-                return self.unreachable("what answers there is no Hugging Face hub (a login page?)")
+                return self.unreachable("the server there is not a Hugging Face hub (a login page?)")
         return None
 
     def _explain_http(self, error: HfHubHTTPError) -> WeightsUnavailable:
@@ -445,7 +448,7 @@ class _Download:
 
         source, setting, status = self.files.source, self.files.setting, error.response.status_code
         if status == 404 and self.current:
-            return WeightsUnavailable(f"{source} has no {self.current} any more", remedy="Start again.")
+            return WeightsUnavailable(f"{source} no longer contains {self.current}", remedy="Start the download again.")
         if status in (401, 403, 404):
             if isinstance(error, GatedRepoError):
                 what = "is gated"
@@ -453,7 +456,7 @@ class _Download:
                 what = "does not exist"
             else:
                 what = "is private, gated or does not exist"
-            key = "the given HF_TOKEN has no access" if self.token else "no HF_TOKEN is set"
+            key = "HF_TOKEN has no access" if self.token else "HF_TOKEN is not set"
             mirrors = [mirror for mirror in self.files.mirrors if mirror != source]
             copy = f" Or use a copy without a gate: {setting}={mirrors[0]}" if mirrors else ""
             return WeightsUnavailable(
@@ -461,7 +464,7 @@ class _Download:
                 remedy=f"Accept the licence at {self.files.licence_url} and set HF_TOKEN to a token of that account."
                 + copy,
             )
-        return self.unreachable(f"it answers {status}")
+        return self.unreachable(f"the server answered with status {status}")
 
     def _explain_disk(self, error: OSError) -> WeightsUnavailable:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -471,12 +474,12 @@ class _Download:
             )
             return WeightsUnavailable(
                 f"the disk with {self.models_dir} is full: {_gigabytes(left)} of {source} are still missing",
-                remedy="Free some space and start again (what has been downloaded is kept), "
+                remedy="Free some space and start again (the downloaded bytes are kept), "
                 f"or set {self.files.setting} to a local folder.",
             )
         return WeightsUnavailable(
             f"cannot write to {self.models_dir}: {error.strerror or error}",
-            remedy="Give the server's user the right to write there, or mount another volume.",
+            remedy="Give the server's user permission to write there, or mount another volume.",
         )
 
 
@@ -530,7 +533,9 @@ class _PartialFile:
 
     def sync(self) -> None:
         self._out.flush()
-        os.fsync(self._out.fileno())  # a blob is never checked again under its final name: it must survive a power cut
+        os.fsync(
+            self._out.fileno()
+        )  # a blob is not checked again under its final name, so it must survive a power failure
 
     def _check(self) -> None:
         if self._stop.is_set():
@@ -538,7 +543,7 @@ class _PartialFile:
 
 
 def _digest(file: _RemoteFile) -> hashlib._Hash:
-    """Start the kind of checksum that the ETag is: git's blob id for small files, sha256 for files in LFS or xet."""
+    """Return a new checksum of the ETag's kind: git's blob id for small files, sha256 for files in LFS or xet."""
     if len(file.etag) == 40:
         return hashlib.sha1(b"blob %d\0" % file.size_bytes, usedforsecurity=False)
     return hashlib.sha256()

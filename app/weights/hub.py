@@ -1,7 +1,7 @@
 """Which model files are needed, and where they are on disk. Does not download (download.py) and reads no tensors.
 
-A source is a local folder, which is used as it is and never needs a network, or a hub id `org/name`, optionally
-`org/name@revision`. Downloads are in `<models_dir>/hub` in the hub's own cache layout (blobs/<etag>,
+A source is a local folder, or a hub id `org/name` or `org/name@revision`. A local folder is used unchanged and needs no
+network. Downloads are in `<models_dir>/hub` in the hub's own cache layout (blobs/<etag>,
 snapshots/<commit>/<name> -> blob, refs/<revision>), so other tools can share the folder: HF_HUB_CACHE=<models_dir>/hub.
 The user's default cache is not read: models_dir is a volume, and the server uses nothing outside it.
 """
@@ -32,7 +32,7 @@ _INDEX = ".safetensors.index.json"
 class ModelFiles:
     """The files that one model needs, and their source.
 
-    A layout of the weights is named by one file: an index stands for its shards, and any other name is a single file.
+    Each layout of the weights is named by one file: an index file with its shards, or a single file.
     """
 
     setting: str  # the environment variable that names the source
@@ -83,9 +83,9 @@ _KNOWN: Mapping[str, ModelFiles] = {
         weights=("model.safetensors",),
         optional=("preprocessor_config.json",),
     ),
-    # nari-labs/Dia-1.6B-0626 holds model-0000x-of-00002 (6.4 GB, transformers names) and dia-v1.pth (6.4 GB, nari's);
-    # the April model is model.safetensors or dia-v0_1.pth, and dia-v0_1_bf16.safetensors in a conversion. Text is
-    # bytes: no tokenizer. Apache-2.0, not gated.
+    # nari-labs/Dia-1.6B-0626 contains model-0000x-of-00002 (6.4 GB, transformers names) and dia-v1.pth (6.4 GB, nari's
+    # names). The April model is model.safetensors or dia-v0_1.pth, and a conversion is dia-v0_1_bf16.safetensors. Dia
+    # has no tokenizer, because it reads bytes. Apache-2.0, not gated.
     "dia": ModelFiles(
         setting="DIA_MODEL",
         source="nari-labs/Dia-1.6B-0626",
@@ -171,13 +171,13 @@ class Source:
             return Source(folder=folder)
         if folder.exists():
             raise WeightsUnavailable(
-                f"{files.setting}={value} is a file; a model is a folder",
-                remedy=f"Set {files.setting} to the folder around it.",
+                f"{files.setting}={value} is a file, but it must be a folder",
+                remedy=f"Set {files.setting} to the folder that contains the file.",
             )
         repo, _, revision = value.partition("@")
         if value.startswith(("/", ".", "~")) or "\\" in value or repo.count("/") > 1:
             raise WeightsUnavailable(
-                f"{files.setting}={value} looks like a folder, and there is no such folder",
+                f"{files.setting}={value} names a folder that does not exist",
                 remedy=f"Correct {files.setting}, or mount the folder that it names.",
             )
         if not _HUB_ID.fullmatch(repo) or not _REVISION.fullmatch(revision or "main"):
@@ -229,10 +229,11 @@ def _indexed_shards(index: Path) -> set[str]:
 
 
 def has_tensor(folder: Path, prefix: str) -> bool:
-    """Whether a safetensors file in `folder` holds a tensor whose name begins with `prefix`. Reads headers only.
+    """Whether a safetensors file in `folder` has a tensor whose name begins with `prefix`. Reads headers only.
 
-    `has_tensor(folder, "codec_model.")` is true for a CSM checkpoint with its own Mimi; any other needs "mimi" as well.
-    Tensor names decide, since model.safetensors has the original layout at sesame and transformers' layout in mirrors.
+    `has_tensor(folder, "codec_model.")` is True for a CSM checkpoint that contains its Mimi codec. Other CSM
+    checkpoints also need the files of "mimi". File names do not show this: model.safetensors has the original layout at
+    sesame and the transformers layout in mirrors.
     """
     return any(name.startswith(prefix) for path in folder.glob("*.safetensors") for name in _tensor_names(path))
 

@@ -1,9 +1,9 @@
-"""The load cache: a model's parameters as they are in memory, on disk, for a faster next start. Any model can use it.
+"""The load cache stores a model's parameters on disk as they are in memory, for a faster next start.
 
-Without it, a start with float32 weights in bfloat16 reads twice the bytes, rounds them, and computes joined and folded
-tensors. The cache holds the result as one safetensors file, named by a digest of all its inputs. Each tensor has a
-CRC-32, which a read checks. So a truncated, overwritten or lost file is detected and written again, and a write need
-not wait for the disk. No failure here stops a start: it is only logged.
+Without it, a start of a bfloat16 model from float32 weights reads twice the bytes, rounds them, and joins and folds
+tensors again. The cache stores the result as one safetensors file, named by a digest of all inputs. A read checks the
+CRC-32 of each tensor. So a truncated or damaged file is detected and written again, and a write does not have to wait
+for the disk. Errors of the cache are logged and do not stop a start. Does not depend on any model.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from torch import Tensor, nn
 log = logging.getLogger(__name__)
 
 MIN_BYTES = 64 << 20  # a smaller model loads as fast from its source
-SPARE_BYTES = 1 << 30  # of the disk stay free for other programs
-_LAYOUT = 1  # increase it when the same checkpoint gets another layout in memory
-_BLOCK_BYTES = 8 << 20  # read, and then summed in the processor's cache
+SPARE_BYTES = 1 << 30  # disk space that must stay free for other programs
+_LAYOUT = 1  # increase it if the same checkpoint gets another layout in memory
+_BLOCK_BYTES = 8 << 20  # size of a block: small enough that its checksum is computed in the CPU's cache
 _READERS = 4
-_STALE_S = 3600  # a partial file of this age has no writer any more
+_STALE_S = 3600  # an older partial file was left behind by a process that has ended
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 _NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
@@ -45,14 +45,17 @@ class _Unusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LoadCache:
-    """A folder of cached models. `source` names the origin of the weights; only the newest entry of a source stays."""
+    """A folder of cached models. Keeps only the newest entry of each source.
+
+    source: a stable name of the origin of the weights.
+    """
 
     folder: Path
     source: str
     min_bytes: int = MIN_BYTES
 
     def entry(self, model_dir: Path, config: object, dtype: torch.dtype) -> Entry:
-        """The entry of the model that is loaded from `model_dir` with `config`."""
+        """Return the entry of the model that is loaded from `model_dir` with `config` and `dtype`."""
         hashed = hashlib.sha256(f"{_LAYOUT} {dtype} {config!r}".encode())
         for path in sorted({path for pattern in _WEIGHTS for path in model_dir.glob(pattern)}):
             status = path.stat()
@@ -62,7 +65,7 @@ class LoadCache:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One model in the cache, whether or not its file exists."""
+    """One model in the cache. Its file may not exist yet."""
 
     cache: LoadCache
     key: str
@@ -72,14 +75,17 @@ class Entry:
         return self.cache.folder / f"{self.key}.safetensors"
 
     def fill(self, module: nn.Module) -> bool:
-        """Read every parameter of `module`. False: the file is missing or invalid, and the parameters are undefined."""
+        """Read all parameters of `module` from the file, and return True.
+
+        Returns False if the file is missing or invalid. Then the parameters are undefined.
+        """
         start = time.perf_counter()
         try:
             total = self._read(module)
         except FileNotFoundError:
             return False
         except (_Unusable, OSError) as error:
-            log.warning("%s is not used and will be written again: %s", self.path, error)
+            log.warning("the load cache can't use %s, so it will be written again: %s", self.path, error)
             return False
         log.info("read %.2f GB from %s in %.1f s", total / 1e9, self.path, time.perf_counter() - start)
         return True
@@ -96,15 +102,15 @@ class Entry:
             free = shutil.disk_usage(self.cache.folder).free
             if free < total + SPARE_BYTES:
                 log.warning(
-                    "The load cache is not written (%.2f GB): %s has %.2f GB left, and %.2f GB must stay free",
+                    "the load cache does not write %.2f GB: %s has %.2f GB of free space, and %.2f GB must stay free",
                     total / 1e9, self.cache.folder, free / 1e9, SPARE_BYTES / 1e9,
                 )  # fmt: skip
                 return
             self._write(module)
         except OSError as error:
-            log.warning("the next start will be no faster: %s can't be written: %s", self.path, error)
+            log.warning("the load cache can't write %s, so the next start will not be faster: %s", self.path, error)
             return
-        log.info("kept %.2f GB in %s in %.1f s", total / 1e9, self.path, time.perf_counter() - start)
+        log.info("wrote %.2f GB to %s in %.1f s", total / 1e9, self.path, time.perf_counter() - start)
 
     def _read(self, module: nn.Module) -> int:
         expected, length = _described(self.key, module)
@@ -120,7 +126,7 @@ class Entry:
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise _Unusable(f"its header can't be read ({error!r})") from error
         if header != expected or sums.keys() != expected.keys() - {"__metadata__"}:
-            raise _Unusable("it holds another model")
+            raise _Unusable("it contains another model")
         if size != 8 + header_bytes + length:
             raise _Unusable(f"it has {size} bytes, not {8 + header_bytes + length}")
 
@@ -167,7 +173,7 @@ class Entry:
 
 
 def _described(key: str, module: nn.Module) -> tuple[dict[str, Any], int]:
-    """The file's header without source and checksums, and the number of bytes that follow it."""
+    """Return the file's header without source and checksums, and the number of bytes that follow the header."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "key": key}}
     offset = 0
     for name, tensor in module.named_parameters():
@@ -178,7 +184,7 @@ def _described(key: str, module: nn.Module) -> tuple[dict[str, Any], int]:
 
 
 def _source(path: Path) -> str | None:
-    """The source of a cached file. None: this module did not write it."""
+    """Return the source of a cached file, or None if this module did not write the file."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -191,6 +197,7 @@ def _source(path: Path) -> str | None:
 
 
 def _blocks(tensor: Tensor) -> Iterator[Tensor]:
+    """Split a tensor into flat blocks of _BLOCK_BYTES."""
     flat = tensor.detach().view(-1)
     step = _BLOCK_BYTES // flat.element_size()
     for start in range(0, len(flat), step):
@@ -198,12 +205,12 @@ def _blocks(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _bytes(block: Tensor) -> memoryview:
-    """A block's memory if it is on the CPU, else a copy."""
+    """Return the bytes of a block: a view of its memory on the CPU, or a copy from another device."""
     return block.cpu().view(torch.uint8).numpy().data
 
 
 def _fill(path: Path, offset: int, tensor: Tensor) -> int:
-    """Read a tensor, directly into its memory if that is on the CPU -> CRC-32 of the bytes."""
+    """Read a tensor from the file, and return the CRC-32 of its bytes. A tensor on the CPU is read without a copy."""
     crc = 0
     with path.open("rb", buffering=0) as file:
         file.seek(offset)

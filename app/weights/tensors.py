@@ -1,6 +1,6 @@
-"""Reads checkpoints from disk, block by block. Does not depend on any model: models pass the tensors they expect.
+"""Reads checkpoints from disk in blocks. Does not depend on any model: models pass the tensors that they expect.
 
-Files are read, not mapped: a mapped 6 GB file counts as resident memory while it is copied, and a read one does not.
+Safetensors files are read, not memory-mapped: a mapped file of 6 GB would count as resident memory during the copy.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from app.errors import WeightsUnavailable
 
-BLOCK_BYTES = 32 << 20  # of a large table that are in memory twice during a copy
+BLOCK_BYTES = 32 << 20  # size of a block: this part of a tensor is in memory twice during a copy
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -29,7 +29,7 @@ Shape = tuple[int, ...]
 
 
 class Stored(Protocol):
-    """One tensor of a checkpoint, not yet in memory."""
+    """One tensor of a checkpoint that is not read into memory yet."""
 
     @property
     def shape(self) -> Shape: ...
@@ -40,7 +40,7 @@ class Stored(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class InFile:
-    """A tensor in a safetensors file: `offset` bytes in, row-major."""
+    """A row-major tensor in a safetensors file, `offset` bytes after the start of the file."""
 
     path: Path
     dtype: torch.dtype
@@ -53,7 +53,7 @@ class InFile:
             file.seek(self.offset + start * row_bytes)
             data = bytearray((stop - start) * row_bytes)
             if file.readinto(data) != len(data):
-                raise WeightsUnavailable(f"{self.path} is cut short. Download it again.")
+                raise WeightsUnavailable(f"{self.path} is truncated. Download it again.")
         if not data:
             return torch.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
         return torch.frombuffer(data, dtype=self.dtype).view(stop - start, *self.shape[1:])
@@ -61,7 +61,7 @@ class InFile:
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """A tensor computed from stored ones, for layouts that split, reorder or join tensors."""
+    """A tensor that is computed from stored tensors, for layouts that split, reorder or join tensors."""
 
     shape: Shape
     make: Callable[[], Tensor]
@@ -72,7 +72,7 @@ class Derived:
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """A tensor of a PyTorch file."""
+    """A tensor of a memory-mapped PyTorch file."""
 
     tensor: Tensor
 
@@ -89,7 +89,7 @@ class Mapped:
 
 
 class Checkpoint:
-    """Named tensors of one model, in any files. Reads a tensor only when a method needs it."""
+    """The named tensors of one model in one or more files. A tensor is read only when it is needed."""
 
     def __init__(self, tensors: Mapping[str, Stored], origin: str) -> None:
         self.tensors = dict(tensors)
@@ -102,16 +102,17 @@ class Checkpoint:
         return iter(self.tensors)
 
     def part(self, prefix: str) -> Checkpoint:
-        """The tensors whose names begin with `prefix`, under the rest of their names."""
+        """Return the tensors whose names begin with `prefix`, with the prefix removed from the names."""
         inside = {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
         return Checkpoint(inside, f"{self.origin} ({prefix}*)")
 
     def without(self, prefix: str) -> Checkpoint:
+        """Return the tensors whose names do not begin with `prefix`."""
         rest = {name: value for name, value in self.tensors.items() if not name.startswith(prefix)}
         return Checkpoint(rest, self.origin)
 
     def width(self) -> float:
-        """Average stored bytes per value. Leaves out derived tensors."""
+        """Return the average number of stored bytes of one value, without derived tensors."""
         plain = [stored for stored in self.tensors.values() if isinstance(stored, InFile | Mapped)]
         numbers = sum(math.prod(stored.shape) for stored in plain)
         return sum(math.prod(stored.shape) * stored.dtype.itemsize for stored in plain) / max(1, numbers)
@@ -132,7 +133,7 @@ class Checkpoint:
             yield start, stored.rows(start, min(start + rows, stored.shape[0]))
 
     def copy_to(self, target: Tensor, name: str) -> None:
-        """Fill `target` (same shape, any dtype and device), block by block."""
+        """Copy the tensor to `target`, which has the same shape and any dtype and device, block by block."""
         if isinstance(self.tensors[name], Derived):
             target.copy_(self.read(name))
             return
@@ -140,7 +141,10 @@ class Checkpoint:
             target[start : start + len(block)].copy_(block)
 
     def check(self, expected: Mapping[str, Shape], ignore: Callable[[str], bool] = lambda name: False) -> None:
-        """Raise WeightsUnavailable unless the checkpoint holds exactly the expected tensors in the expected shapes."""
+        """Check that the checkpoint contains exactly the expected tensors and shapes.
+
+        ignore: returns True for names that may be present as well. Raises WeightsUnavailable, which names the tensors.
+        """
         missing = [name for name in expected if name not in self.tensors]
         unexpected = [name for name in self.tensors if name not in expected and not ignore(name)]
         wrong = [
@@ -156,29 +160,30 @@ class Checkpoint:
         if faults:
             raise WeightsUnavailable(
                 f"The weights in {self.origin} do not fit their config.json. Tensors " + "; ".join(faults) + ".",
-                remedy="Download the model again, or check that config.json and weights are of one model.",
+                remedy="Download the model again, or check that config.json and weights belong to the same model.",
             )
 
 
 def _scalar(stored: Stored) -> Tensor:
     if isinstance(stored, InFile):
         return InFile(stored.path, stored.dtype, (1,), stored.offset).rows(0, 1)[0]
-    raise TypeError("a derived tensor has rows")
+    raise TypeError("a scalar can be read only from a safetensors file")
 
 
 def _some(names: list[str], limit: int = 8) -> str:
+    """Join the first names for a message."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(sorted(names)[:limit]) + more
 
 
 def index_file(path: Path) -> dict[str, InFile]:
-    """Read the header of a safetensors file. Raises WeightsUnavailable for any other file."""
+    """Read the header of a safetensors file -> tensors by name. Raises WeightsUnavailable if it is not a valid file."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             size = path.stat().st_size
             if not 2 <= length <= size - 8:
-                raise WeightsUnavailable(f"{path} is not a safetensors file, or cut short. Download it again.")
+                raise WeightsUnavailable(f"{path} is not a safetensors file, or it is truncated. Download it again.")
             header = json.loads(file.read(length))
     except (OSError, ValueError) as error:
         raise WeightsUnavailable(f"{path} can't be read: {error}.") from error
@@ -190,13 +195,16 @@ def index_file(path: Path) -> dict[str, InFile]:
         if entry["dtype"] not in _DTYPES:
             raise WeightsUnavailable(f"{path}: tensor {name} has the unknown type {entry['dtype']}.")
         if 8 + length + stop > size:
-            raise WeightsUnavailable(f"{path} is cut short: {size} bytes. Download it again.")
+            raise WeightsUnavailable(f"{path} is truncated: it has {size} bytes. Download it again.")
         tensors[name] = InFile(path, _DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + start)
     return tensors
 
 
 def _open_pickle(path: Path) -> Checkpoint:
-    """Open a state dict saved by PyTorch, mapped since it can't be read in blocks. Runs no code from the file."""
+    """Open a state dict saved by PyTorch. Runs no code from the file.
+
+    The file is memory-mapped, because PyTorch can't read it in blocks.
+    """
     try:
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         tensors = {str(name): Mapped(value) for name, value in state.items() if isinstance(value, Tensor)}
@@ -206,10 +214,11 @@ def _open_pickle(path: Path) -> Checkpoint:
 
 
 def open_checkpoints(folder: Path, preferred: str | None = None) -> list[Checkpoint]:
-    """The complete checkpoints in a folder, likeliest first. Never empty.
+    """Open all complete checkpoints in a folder, the most likely one first.
 
-    A folder may hold one model in two layouts, and file names do not tell the layout, so the caller checks the tensors'
-    names. preferred: the index or file that config.json names. Raises WeightsUnavailable.
+    A folder may contain a model in two layouts, and file names do not show the layout. So the caller chooses by the
+    tensors' names. preferred: the index or file that config.json names. Raises WeightsUnavailable if the folder
+    contains no complete checkpoint.
     """
     names = [preferred] if preferred else []
     names += sorted(path.name for path in folder.glob("*.safetensors.index.json"))
@@ -239,13 +248,13 @@ def open_checkpoints(folder: Path, preferred: str | None = None) -> list[Checkpo
     if not found:
         found = [_open_pickle(path) for path in sorted(folder.glob("*.pt*")) if path.suffix in (".pt", ".pth")]
     if not found:
-        what = f"lacks {_some(absent)}" if absent else "holds no .safetensors file"
+        what = f"lacks {_some(absent)}" if absent else "contains no .safetensors file"
         raise WeightsUnavailable(f"{folder} {what}.", remedy="Download the model again.")
     return found
 
 
 def digest_of(tensors: Iterable[Tensor], of: str) -> str:
-    """Digest of the weights, 16 hex digits: of the string `of` and of 16 values spread over each tensor."""
+    """Return a digest of 16 hexadecimal digits, computed from the string `of` and 16 values of each tensor."""
     hashed = hashlib.sha256(of.encode())
     for tensor in tensors:
         flat = tensor.detach().flatten()

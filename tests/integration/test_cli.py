@@ -116,7 +116,7 @@ def test_models_lists_a_codec_beside_the_weights_and_an_invalid_source(tmp_path:
     variables = {"DIA_MODEL": str(tmp_path / "weights"), "CSM_MODEL": "/no/such/folder"}
     listed = " ".join(cli(tmp_path, "models", COLUMNS="400", **variables).stdout.decode().split())
     assert f"{tmp_path}/weights, {tmp_path}/weights/dac on disk, on disk" in listed
-    assert "/no/such/folder CSM_MODEL=/no/such/folder looks like a folder" in listed
+    assert "/no/such/folder CSM_MODEL=/no/such/folder names a folder that does not exist" in listed
 
 
 def test_download_fetches_the_model_and_its_codec_once(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_health_reports_a_damaged_checkpoint(tmp_path: Path, checkpoint: Path) -
         health = httpx.get(f"{served}/health").json()
         assert health["status"] == "degraded"
         assert health["engine"] == "espeak"
-        assert "cut short" in health["reason"]
+        assert "truncated" in health["reason"]
 
 
 def test_command_line_writes_codes(tmp_path: Path, checkpoint: Path) -> None:

@@ -163,7 +163,7 @@ def test_folder_without_csm_weights_is_refused(tmp_path: Path, published: Path) 
     with pytest.raises(WeightsUnavailable, match="not valid JSON"):
         parameters(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(WeightsUnavailable, match="not of a CSM model"):
+    with pytest.raises(WeightsUnavailable, match="not describe a CSM model"):
         parameters(tmp_path)
     (tmp_path / "config.json").write_bytes((published / "config.json").read_bytes())
     with pytest.raises(WeightsUnavailable, match=r"no \.safetensors"):
@@ -172,7 +172,7 @@ def test_folder_without_csm_weights_is_refused(tmp_path: Path, published: Path) 
     with pytest.raises(WeightsUnavailable, match="not a safetensors file"):
         parameters(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((published / "model.safetensors").read_bytes()[:500_000])
-    with pytest.raises(WeightsUnavailable, match="cut short"):
+    with pytest.raises(WeightsUnavailable, match="truncated"):
         parameters(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(WeightsUnavailable, match="no CSM weights"):

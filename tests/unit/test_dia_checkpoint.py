@@ -158,7 +158,7 @@ def test_folder_without_dia_weights_is_refused(tmp_path: Path, v0626: Path) -> N
     with pytest.raises(WeightsUnavailable, match="not valid JSON"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "csm"}')
-    with pytest.raises(WeightsUnavailable, match="not of a Dia model"):
+    with pytest.raises(WeightsUnavailable, match="not describe a Dia model"):
         read_config(tmp_path)
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((v0626 / "config.json").read_bytes())

@@ -237,7 +237,7 @@ def test_full_disk_is_checked_before_writing(
     monkeypatch.setattr(load_cache.shutil, "disk_usage", lambda _: usage(10**12, 10**12, 10**9))
     load(source, kept)
     assert files(kept) == []
-    assert "1.00 GB left" in caplog.text
+    assert "1.00 GB of free space" in caplog.text
 
 
 def test_file_may_be_removed_while_it_is_read(
@@ -265,4 +265,4 @@ def test_server_keeps_weights_in_the_models_folder(
     assert loads == ["source"]
     assert fingerprints[0] == fingerprints[1]
     assert len(list((tmp_path / "models/cache").iterdir())) == 1
-    assert "kept" in caplog.text
+    assert "wrote" in caplog.text

@@ -1,7 +1,7 @@
 """The two published layouts of a CSM checkpoint, converted to one set of names. Names and shapes only.
 
-The model uses the names of the transformers layout. The original layout (SesameAILabs) has other names, no codec, one
-audio table, and the rows of q and k in the order of interleaved RoPE pairs.
+The model uses the names of the transformers layout. The original layout (SesameAILabs) has other names, no codec and
+only one audio table. In the original layout, the rows of q and k have the order of interleaved RoPE pairs.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _LAYER = re.compile(r"^(backbone|decoder)\.layers\.(\d+)\.(.+)\.(weight|scale)$"
 
 
 def stack_shapes(config: StackConfig, prefix: str) -> dict[str, Shape]:
-    """The tensors of one transformer and their shapes."""
+    """Return the name and the shape of every tensor of one transformer. prefix: the beginning of all names."""
     c = config
     query, shared = c.heads * c.head_dim, c.kv_heads * c.head_dim
     shapes: dict[str, Shape] = {f"{prefix}norm.weight": (c.width,)}
@@ -75,7 +75,7 @@ def stack_shapes(config: StackConfig, prefix: str) -> dict[str, Shape]:
 
 
 def expected_shapes(config: CsmConfig) -> dict[str, Shape]:
-    """Every tensor of the language model in the transformers layout."""
+    """Return the name and the shape of every tensor of the language model, in the transformers layout."""
     c = config
     return {
         TEXT_TABLE: (c.text_vocab, c.backbone.width),
@@ -90,10 +90,10 @@ def expected_shapes(config: CsmConfig) -> dict[str, Shape]:
 
 
 def language_model(candidates: list[Checkpoint], config: CsmConfig) -> tuple[Checkpoint, Checkpoint | None]:
-    """Return the language model's tensors, checked and renamed, and the codec's tensors if the checkpoint has them.
+    """Return the tensors of the language model, checked and renamed, and the tensors of the codec (None = no codec).
 
-    candidates: the checkpoints in the model's folder. The first one with CSM weights is used.
-    Raises WeightsUnavailable.
+    candidates: the checkpoints in the model's folder. The first one with CSM weights is used. Raises WeightsUnavailable
+    if none has CSM weights, or if tensors are missing, unexpected or of the wrong shape.
     """
     for checkpoint in candidates:
         codec = checkpoint.part(CODEC)
@@ -103,7 +103,7 @@ def language_model(candidates: list[Checkpoint], config: CsmConfig) -> tuple[Che
             model = _from_original(checkpoint.without(CODEC), config)
         else:
             continue
-        # A tied table is stored under one of the two names, or under both.
+        # If both parts share one audio table, it may be stored under one of the two names or under both.
         if config.tied and config.audio_vocab == config.depth_vocab:
             for one, other in ((AUDIO_TABLE, DEPTH_TABLE), (DEPTH_TABLE, AUDIO_TABLE)):
                 if one not in model and other in model:
@@ -117,11 +117,12 @@ def language_model(candidates: list[Checkpoint], config: CsmConfig) -> tuple[Che
 
 
 def _derivable(name: str) -> bool:
-    """Whether the model computes this tensor itself, so a checkpoint may contain it or not."""
+    """Whether a checkpoint may contain this tensor, which the model does not read because it computes the values."""
     return name.endswith(("rotary_emb.inv_freq", "audio_tokens_offsets", "_causal_mask", "rope.theta", "rope.cache"))
 
 
 def _from_original(checkpoint: Checkpoint, config: CsmConfig) -> Checkpoint:
+    """Rename and reorder the tensors of the original layout."""
     renamed: dict[str, Stored] = {}
     for name, stored in checkpoint.tensors.items():
         if name in _ORIGINAL_NAMES:
@@ -141,7 +142,10 @@ def _from_original(checkpoint: Checkpoint, config: CsmConfig) -> Checkpoint:
 
 
 def _half_split(stored: Stored, head_dim: int) -> Callable[[], Tensor]:
-    """Reorder the rows of each head from interleaved RoPE (x0, y0, x1, ...) to half-split (x0, x1, ..., y0, ...)."""
+    """Return a function that reads a tensor and reorders the rows of each head.
+
+    The order changes from interleaved RoPE pairs (x0, y0, x1, y1, ...) to half-split (x0, x1, ..., y0, y1, ...).
+    """
 
     def make() -> Tensor:
         outputs, inputs = stored.shape

@@ -1,17 +1,17 @@
-"""Read config.json of a CSM checkpoint, in every published form -> CsmConfig. Does not use tensors.
+"""Reads the config.json of a CSM checkpoint, in every published form. Does not use tensors.
 
-Old files contain `rope_theta` and `rope_scaling`, newer ones `rope_parameters`. The files of the first release contain
-only the names of two sizes ("llama-1B", "llama-100M") and the vocabulary sizes.
+Old files contain `rope_theta` and `rope_scaling`; newer files contain `rope_parameters`. The file of the first release
+contains only two size names ("llama-1B", "llama-100M"), the vocabulary sizes and the number of codebooks.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from app.engines.shared.config_file import read_config_file
 from app.errors import WeightsUnavailable
 from app.nn.mimi.config import MimiConfig, read_mimi_config
 from app.nn.rope import Rope, read_rope
@@ -19,7 +19,7 @@ from app.nn.transformer import StackConfig
 
 _DEFAULT_THETA = 500_000.0
 
-# The sizes named by the first release (SesameAILabs/csm, models.py): layers, width, heads, kv heads, ffn.
+# The sizes behind the names of the first release (SesameAILabs/csm, models.py): layers, width, heads, kv heads, ffn.
 _FLAVOURS = {"llama-1B": (16, 2048, 32, 8, 8192), "llama-100M": (4, 1024, 8, 2, 8192)}
 _FLAVOUR_ROPE = Rope(_DEFAULT_THETA, "llama3", 32.0, 1.0, 4.0, 8192)
 _FLAVOUR_POSITIONS = 2048
@@ -32,42 +32,32 @@ class CsmConfig:
     backbone: StackConfig
     depth: StackConfig
     codebooks: int
-    audio_vocab: int  # rows per codebook in the audio table
-    depth_vocab: int  # the same in the depth decoder's own table, if it has one (see `tied`)
+    audio_vocab: int  # rows of one codebook in the backbone's audio table
+    depth_vocab: int  # rows of one codebook in the depth decoder's audio table (see `tied`)
     text_vocab: int
-    codebook_size: int  # of the codec: only codes below it have audio
+    codebook_size: int  # codes in one codebook of the codec; codes from this number on have no audio
     max_positions: int
-    eos_code: int  # ends speech
-    bos_id: int | None  # begins a text; None = as in the tokenizer
-    eos_id: int | None  # ends a text; None = as in the tokenizer
+    eos_code: int  # the code that marks the end of speech
+    bos_id: int | None  # token at the start of a text; None = the tokenizer's
+    eos_id: int | None  # token at the end of a text; None = the tokenizer's
     tied: bool  # backbone and depth decoder share one audio table
-    codec: MimiConfig | None
+    codec: MimiConfig | None  # of the codec in the checkpoint; None = the config describes no codec
     weights_index: str | None  # file that lists the shards of the weights
 
 
 def read_config(folder: Path) -> CsmConfig:
     """Read `folder`/config.json. Raises WeightsUnavailable with the missing key or the unknown value."""
-    path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise WeightsUnavailable(f"{folder} contains no config.json, so it is not a CSM model.") from None
-    except ValueError as error:
-        raise WeightsUnavailable(f"{path} is not valid JSON: {error}.") from error
-    try:
-        return parse_config(raw)
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsUnavailable(f"{path} can't be read as a CSM config: {error!r}.") from error
+    return read_config_file(folder, "CSM", parse_config)
 
 
 def parse_config(raw: Mapping[str, Any]) -> CsmConfig:
-    """config.json -> CsmConfig. Raises WeightsUnavailable, KeyError, TypeError or ValueError."""
+    """Convert the content of a config.json. Raises WeightsUnavailable, KeyError, TypeError or ValueError."""
     if "hidden_size" not in raw:
         if "backbone_flavor" in raw:
             return _parse_flavours(raw)
         raise WeightsUnavailable(
-            f"This config.json is not of a CSM model: its model_type is {raw.get('model_type')!r}, and it contains "
-            "neither hidden_size nor backbone_flavor."
+            f"This config.json does not describe a CSM model: its model_type is {raw.get('model_type')!r}, and it "
+            "contains neither hidden_size nor backbone_flavor."
         )
     depth = raw["depth_decoder_config"]
     codec = read_mimi_config(raw["codec_config"]) if raw.get("codec_config") else None
@@ -96,10 +86,12 @@ def parse_config(raw: Mapping[str, Any]) -> CsmConfig:
 
 
 def _first(value: Any) -> Any:
+    """Return the first element of a list, or any other value unchanged."""
     return value[0] if isinstance(value, list) else value
 
 
 def _parse_flavours(raw: Mapping[str, Any]) -> CsmConfig:
+    """Convert the config.json of the first release, which names sizes instead of numbers."""
     stacks = []
     for name in (raw["backbone_flavor"], raw["decoder_flavor"]):
         if name not in _FLAVOURS:
@@ -126,6 +118,7 @@ def _parse_flavours(raw: Mapping[str, Any]) -> CsmConfig:
 
 
 def _stack(raw: Mapping[str, Any]) -> StackConfig:
+    """Convert the part of a config.json that describes one transformer."""
     heads = int(raw["num_attention_heads"])
     width = int(raw["hidden_size"])
     kv_heads = int(raw.get("num_key_value_heads") or heads)

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Guards:
-    """Limits for a model that does not stop, or that stops at once (see `audio/guard.py`)."""
+    """Limits for a model that sometimes does not stop, or stops too early (see `audio/guard.py`)."""
 
-    min_frames: int = 4  # in these first frames of a line, the first code can't be EOS
+    min_frames: int = 4  # number of frames at the start of a line in which the first code can't be EOS
     frames_per_token: int = 8  # speech takes 2 to 5 frames a token
     slack_frames: int = 40
 
@@ -38,7 +38,7 @@ class Limits:
         return min(state.max_frames, self.guards.limit(len(state.lines[line])))
 
     def frames_left(self, state: CsmRow) -> int:
-        """How many more frames the current line may have."""
+        """Return how many more frames the current line may have."""
         line = self.line_limit(state, state.line) - len(state.line_frames)
         return max(0, min(line, state.max_frames - state.frames, self.max_positions - state.position))
 

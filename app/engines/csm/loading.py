@@ -64,12 +64,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ROWS_CPU, ROWS_GPU = 8, 64  # the KV cache of a row takes 64 MiB in bfloat16; on a CPU, only once the row is used
+ROWS_CPU, ROWS_GPU = 8, 64  # a row's KV cache takes 64 MiB in bfloat16; a CPU allocates it when the row is first used
 MAX_SPEAKERS = 10
 BARE_FRAMES = 1125  # 90 s, the default limit of Sesame's own generator
-PROMPT_SHARE = 0.4  # of the context may be voice recordings; their text and a line with its frames need the rest
+PROMPT_SHARE = 0.4  # the share of the context for voice recordings; their text and the line to speak use the rest
 PRODUCTION = Guards()
-CONTEXT_SHARE = 0.75  # of the context may be recordings of all turns; their text and the line need the rest
+CONTEXT_SHARE = 0.75  # the share of the context for recordings of turns; their text and the line to speak use the rest
 
 
 def load_model(

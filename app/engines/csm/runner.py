@@ -47,10 +47,10 @@ if TYPE_CHECKING:
 
 # Sesame's generator.py and the published generation_config.json.
 DEFAULTS = SamplingParams(temperature=0.9, top_k=50, top_p=1.0)
-PREFIX_BYTES = 512 << 20  # of the prefix cache: about 30 voices of 30 s each, in bfloat16
-CHUNK_CPU, CHUNK_GPU = 64, 512  # tokens per prefill chunk: other rows wait for one chunk
-MAX_TEXT_CHARS = 300  # of one line: about 20 s of speech, longer than most sentences
-VOICE_SHARE = 0.3  # of the context: reserved for the voice prompt and the conversation
+PREFIX_BYTES = 512 << 20  # size of the prefix cache: about 30 voices of 30 s each, in bfloat16
+CHUNK_CPU, CHUNK_GPU = 64, 512  # tokens in one prefill chunk; other rows wait while a chunk is read
+MAX_TEXT_CHARS = 300  # characters of one line: about 20 s of speech, longer than most sentences
+VOICE_SHARE = 0.3  # the share of the context that is reserved for the voice prompt and the conversation
 SAMPLE_TEXT = "The weather was fine, so they walked along the river and talked about what they would do in the spring."
 WARM_UP_FRAMES = 4
 MIN_REFERENCE_S, MAX_REFERENCE_S = 0.1, 60.0
@@ -152,7 +152,10 @@ class CsmRunner:
     # ---- the Runner protocol
 
     def admit(self, row: int, utterance: Utterance) -> None:
-        """Raises TextTooLong, BadReference. If the context is too short, only remembered turns are dropped."""
+        """Assign the row to an utterance. If the context is too short, drop the oldest remembered turns.
+
+        Raises TextTooLong and BadReference if the rest does not fit.
+        """
         voices = self._voices(utterance)
         conversation = [self._segment(turn.speaker, turn.text, turn.codes) for turn in utterance.context]
         state = CsmRow(

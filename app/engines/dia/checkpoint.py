@@ -1,13 +1,13 @@
 """The two published layouts of a Dia checkpoint, converted to one set of names. Names and shapes only.
 
 The model uses the names of the transformers layout. nari's layout has the axes of JAX's DenseGeneral: the weight of a
-linear with several heads is (in, heads, size) or (heads, size, out), gate and up are (in, 2, ffn), the output head is
-(in, channels, ids), and each channel has its own embedding.
+linear layer with several heads is (in, heads, size) or (heads, size, out), gate and up are (in, 2, ffn), the output
+head is (in, channels, ids), and each channel has its own embedding.
 
-Weights of v0.1 in the transformers layout are refused. transformers has no RoPE in cross-attention, so such a model
-speaks wrongly; but the converter of transformers reads v0.1 by default. Such weights are recognised by config.json
-(keys of v0.1, or a `version` or `_name_or_path` that names it) and by the name of the file or repository. Without these
-signs they can't be distinguished from 0626, because names, shapes and sizes are the same.
+Weights of v0.1 in the transformers layout raise an error. The converter of transformers reads v0.1 by default, but
+transformers has no RoPE in cross-attention, so the converted model speaks wrongly. Such weights are recognised by
+config.json (keys of v0.1, or a `version` or `_name_or_path` that names v0.1) and by the name of the file or repository.
+Otherwise they can't be distinguished from 0626, because names and shapes are the same.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _V01_REPO = re.compile(r"nari-labs(/|--)Dia-1\.6B(?![-\w])")  # not nari-labs/Di
 
 
 def stack_shapes(config: StackConfig, prefix: str) -> dict[str, Shape]:
-    """The tensors of the encoder, or of the decoder with its cross-attention, without the tables."""
+    """Return the name and the shape of every tensor of the encoder or the decoder, without the embedding tables."""
     c = config
     query, shared = c.heads * c.head_dim, c.kv_heads * c.head_dim
     mlp_norm = "post_sa_norm" if c.cross is None else "pre_mlp_norm"
@@ -70,7 +70,7 @@ def stack_shapes(config: StackConfig, prefix: str) -> dict[str, Shape]:
 
 
 def expected_shapes(config: DiaConfig) -> dict[str, Shape]:
-    """Every tensor in the transformers layout."""
+    """Return the name and the shape of every tensor, in the transformers layout."""
     c = config
     return {
         TEXT_TABLE: (c.text_vocab, c.encoder.width),
@@ -82,7 +82,7 @@ def expected_shapes(config: DiaConfig) -> dict[str, Shape]:
 
 
 def nari_name(name: str) -> str:
-    """Convert a tensor's name to nari's layout. The audio table has one tensor per channel there."""
+    """Convert a tensor's name from the transformers layout to nari's. Not for the audio table, which nari splits."""
     if name == HEAD:
         return _NARI_HEAD
     name = name.removeprefix("model.")
@@ -90,7 +90,7 @@ def nari_name(name: str) -> str:
 
 
 def nari_shapes(config: DiaConfig) -> dict[str, Shape]:
-    """Every tensor in nari's layout."""
+    """Return the name and the shape of every tensor, in nari's layout."""
     c = config
     shapes: dict[str, Shape] = {}
     for name, shape in expected_shapes(config).items():
@@ -102,6 +102,7 @@ def nari_shapes(config: DiaConfig) -> dict[str, Shape]:
 
 
 def _nari_shape(name: str, shape: Shape, config: DiaConfig) -> Shape:
+    """Convert a tensor's shape from the transformers layout to nari's."""
     if name == HEAD:
         return (shape[1], config.channels, config.audio_vocab)
     stack = config.encoder if name.startswith(ENCODER) else config.decoder
@@ -121,7 +122,8 @@ def weights_of(candidates: list[Checkpoint], config: DiaConfig, source: str = ""
     """Return the model's tensors, checked and renamed.
 
     candidates: the checkpoints in the model's folder; the first one with Dia weights is used. source: the hub id or
-    folder that they come from. Raises WeightsUnavailable.
+    folder of the weights. Raises WeightsUnavailable if no candidate has Dia weights, if tensors are missing, unexpected
+    or of the wrong shape, or if the weights belong to another release than config.json.
     """
     for checkpoint in candidates:
         if TEXT_TABLE in checkpoint:
@@ -139,12 +141,12 @@ def weights_of(candidates: list[Checkpoint], config: DiaConfig, source: str = ""
 
 
 def _derivable(name: str) -> bool:
-    """Whether the model computes this tensor itself, so a checkpoint may contain it or not."""
+    """Whether a checkpoint may contain this tensor, which the model does not read because it computes the values."""
     return name.endswith(("rotary_emb.inv_freq", "embeddings.offsets", "timescale"))
 
 
 def _refuse_converted_v01(checkpoint: Checkpoint, config: DiaConfig, source: str) -> None:
-    """Raises WeightsUnavailable for weights of v0.1 in the transformers layout."""
+    """Raise WeightsUnavailable if weights in the transformers layout are converted from v0.1."""
     file = PurePath(checkpoint.origin).name
     signs = [f"config.json contains {origin!r}" for origin in config.origins if _names_v01(origin)]
     if config.release == "v0.1":
@@ -162,7 +164,7 @@ def _refuse_converted_v01(checkpoint: Checkpoint, config: DiaConfig, source: str
 
 
 def _refuse_wrong_config(checkpoint: Checkpoint, config: DiaConfig, source: str) -> None:
-    """Raises WeightsUnavailable if the file or repository of weights in nari's layout names the other release."""
+    """Raise WeightsUnavailable if config.json belongs to one release, and the file or repository name to the other."""
     file = PurePath(checkpoint.origin).name
     named_v01 = _V01_FILE.search(file) or any(map(_names_v01, config.origins)) or _V01_REPO.search(source)
     named_0626 = _0626_FILE.search(file)
@@ -176,6 +178,7 @@ def _refuse_wrong_config(checkpoint: Checkpoint, config: DiaConfig, source: str)
 
 
 def _names_v01(origin: str) -> bool:
+    """Whether an entry of config.json ("key value") names v0.1."""
     key, _, value = origin.partition(" ")
     if key == "version":
         return value.startswith("0.")
@@ -183,6 +186,7 @@ def _names_v01(origin: str) -> bool:
 
 
 def _from_nari(checkpoint: Checkpoint, config: DiaConfig) -> Checkpoint:
+    """Rename and reshape the tensors of nari's layout."""
     renamed: dict[str, Stored] = {}
     for name, shape in expected_shapes(config).items():
         if name == AUDIO_TABLE:
@@ -197,6 +201,8 @@ def _from_nari(checkpoint: Checkpoint, config: DiaConfig) -> Checkpoint:
 
 
 def _concatenated(checkpoint: Checkpoint, names: list[str]) -> Callable[[], Tensor]:
+    """Return a function that reads these tensors and joins them along the first axis."""
+
     def make() -> Tensor:
         return torch.cat([checkpoint.read(name) for name in names])
 
@@ -204,7 +210,10 @@ def _concatenated(checkpoint: Checkpoint, names: list[str]) -> Callable[[], Tens
 
 
 def _as_linear(checkpoint: Checkpoint, name: str, inputs: int) -> Callable[[], Tensor]:
-    """Convert a DenseGeneral's weight, whose first `inputs` axes are inputs, to (out, in)."""
+    """Return a function that reads a DenseGeneral's weight and converts it to (out, in).
+
+    inputs: how many of its axes, from the first on, are inputs.
+    """
 
     def make() -> Tensor:
         whole = checkpoint.read(name)

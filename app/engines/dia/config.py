@@ -1,19 +1,18 @@
-"""Read config.json of a Dia checkpoint, in every published form -> DiaConfig. Does not use tensors.
+"""Reads the config.json of a Dia checkpoint, in every published form. Does not use tensors.
 
-Two models are named Dia-1.6B. The first (April 2025, "v0.1") applies RoPE in cross-attention and draws from the guided
-logits. The second (June 2025, "0626") does neither. Their tensors have the same names and shapes, so only config.json
-distinguishes them. The file of v0.1 has the keys `model` and `data`. The file of 0626 has `encoder_config` and
-`decoder_config`, whether nari's code or transformers has written it.
+Two models are named Dia-1.6B. The first (April 2025, "v0.1") applies RoPE in cross-attention and draws codes from the
+guided logits. The second (June 2025, "0626") does neither. Their tensors have the same names and shapes, so only
+config.json distinguishes them: v0.1 has the keys `model` and `data`, 0626 has `encoder_config` and `decoder_config`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from app.engines.shared.config_file import read_config_file
 from app.errors import WeightsUnavailable
 from app.nn.rope import Rope, read_rope
 from app.nn.transformer import CrossConfig, StackConfig
@@ -32,46 +31,41 @@ class DiaConfig:
     encoder: StackConfig
     decoder: StackConfig
     text_vocab: int
-    audio_vocab: int  # ids of a channel: the codes below codebook_size, then EOS, PAD and BOS
+    audio_vocab: int  # ids of one channel: the codes, then EOS, PAD and BOS
     delays: tuple[int, ...]  # channel c is delays[c] positions behind channel 0
     eos: int
     pad: int
     bos: int
-    max_text: int  # bytes
-    max_positions: int  # of the decoder
+    max_text: int  # the largest number of bytes of a text
+    max_positions: int  # the largest number of positions in the decoder
     origins: tuple[str, ...] = ()  # entries of config.json that name the origin of the weights: "key value"
 
     @property
     def channels(self) -> int:
+        """The number of channels; each channel has the codes of one codebook."""
         return len(self.delays)
 
     @property
     def codebook_size(self) -> int:
+        """The number of codes in one channel, without EOS, PAD and BOS."""
         return min(self.eos, self.pad, self.bos)
 
     @property
     def max_frames(self) -> int:
-        """The largest number of frames of prompt and speech together. BOS and the delay also take positions."""
+        """The largest number of frames of a prompt and the speech after it.
+
+        BOS and the delay pattern take the other positions.
+        """
         return self.max_positions - 1 - max(self.delays)
 
 
 def read_config(folder: Path) -> DiaConfig:
     """Read `folder`/config.json. Raises WeightsUnavailable with the missing key or the unknown value."""
-    path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise WeightsUnavailable(f"{folder} contains no config.json, so it is not a Dia model.") from None
-    except ValueError as error:
-        raise WeightsUnavailable(f"{path} is not valid JSON: {error}.") from error
-    try:
-        return parse_config(raw)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise WeightsUnavailable(f"{path} can't be read as a Dia config: {error!r}.") from error
+    return read_config_file(folder, "Dia", parse_config)
 
 
 def parse_config(raw: Mapping[str, Any]) -> DiaConfig:
-    """config.json -> DiaConfig. Raises WeightsUnavailable, KeyError, TypeError or ValueError."""
+    """Convert the content of a config.json. Raises WeightsUnavailable, KeyError, TypeError or ValueError."""
     v01, v0626 = "model" in raw and "data" in raw, "encoder_config" in raw and "decoder_config" in raw
     if v01 and v0626:
         raise WeightsUnavailable(
@@ -81,8 +75,8 @@ def parse_config(raw: Mapping[str, Any]) -> DiaConfig:
         )
     if not (v01 or v0626):
         raise WeightsUnavailable(
-            f"This config.json is not of a Dia model: its model_type is {raw.get('model_type')!r}, and it contains "
-            "neither encoder_config and decoder_config nor model and data."
+            f"This config.json does not describe a Dia model: its model_type is {raw.get('model_type')!r}, and it "
+            "contains neither encoder_config and decoder_config nor model and data."
         )
     config = _parse_v01(raw) if v01 else _parse_0626(raw)
     c = config
@@ -143,7 +137,10 @@ def _parse_0626(raw: Mapping[str, Any]) -> DiaConfig:
 def _stack(
     raw: Mapping[str, Any], sizes: tuple[int, int, int, int, int], eps: float, cross: CrossConfig | None = None
 ) -> StackConfig:
-    """sizes: width, ffn, layers, heads, kv_heads of the published model, for keys that the file omits."""
+    """Convert the part of a config.json that describes the encoder or the decoder.
+
+    sizes: width, ffn, layers, heads and kv_heads of the published model, used for keys that the file omits.
+    """
     width, ffn, layers, heads, kv_heads = sizes
     activation = raw.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
@@ -164,7 +161,7 @@ def _stack(
 
 
 def _rope(raw: Mapping[str, Any]) -> Rope:
-    """Read RoPE. rope_scaling may be a plain number in nari's files; nari's code does not read it."""
+    """Read RoPE. A `rope_scaling` that is a plain number is ignored, as nari's code does."""
     values = {key: value for key, value in raw.items() if key != "rope_scaling" or isinstance(value, Mapping)}
     return read_rope(values, _THETA)
 

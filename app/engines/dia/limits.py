@@ -10,10 +10,10 @@ from app.errors import BadReference, TextTooLong
 
 @dataclass(frozen=True, slots=True)
 class Guards:
-    """Limits for a model that does not stop, or that stops at once (see `audio/guard.py`)."""
+    """Limits for a model that sometimes does not stop, or stops too early (see `audio/guard.py`)."""
 
-    min_s: float = 0.3  # of a script: channel 0 can't be EOS before this time
-    pace: float = 2.0  # a script may take `pace` times its expected duration
+    min_s: float = 0.3  # minimum duration of a script: channel 0 can't be EOS before this time
+    pace: float = 2.0  # a script may take up to `pace` times its expected duration,
     slack_s: float = 4.0  # plus this time
 
     def limit_s(self, expected_s: float) -> float:
@@ -26,7 +26,7 @@ class Limits:
     """The frame limits of scripts. guards: None = only the utterance's own limit and the context apply."""
 
     guards: Guards | None
-    max_frames: int  # of a prompt together with the speech after it
+    max_frames: int  # the largest number of frames of a prompt and the speech after it
     frame_hz: float
 
     @property
@@ -35,9 +35,10 @@ class Limits:
         return 0 if self.guards is None else round(self.guards.min_s * self.frame_hz)
 
     def frames(self, requested: int, prompt: int, spoken: str) -> int:
-        """Compute how many frames the text `spoken` may have after a prompt of `prompt` frames.
+        """Return the largest number of frames for the text `spoken` after a prompt of `prompt` frames.
 
-        Raises BadReference, TextTooLong.
+        requested: the utterance's own limit in frames. Raises TextTooLong if the text does not fit into the context,
+        and BadReference if it does not fit after the prompt.
         """
         hz, most = self.frame_hz, self.max_frames
         left = most - prompt

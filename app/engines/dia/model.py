@@ -168,7 +168,7 @@ class DiaModel(nn.Module):
         c = self.config
         h = self.text_table[:1].float()  # one zero byte attends only to itself, so its attention is its own value
         for block in self.encoder.blocks:
-            assert isinstance(block, Block)  # noqa: S101 - as above
+            assert isinstance(block, Block)  # noqa: S101 - a Stack contains nothing else
             h = h + _linear(block.out, _own_value(block, _norm(h, block.attention_norm, c.encoder.eps)))
             gate, up = _linear(block.gate_up, _norm(h, block.mlp_norm, c.encoder.eps)).chunk(2, dim=-1)
             h = h + _linear(block.down, functional.silu(gate) * up)
@@ -176,7 +176,7 @@ class DiaModel(nn.Module):
         cross = c.decoder.cross
         assert cross is not None  # noqa: S101 - Dia's decoder has cross-attention
         for layer, block in enumerate(self.decoder.blocks):
-            assert isinstance(block, Block)  # noqa: S101 - as above
+            assert isinstance(block, Block)  # noqa: S101 - a Stack contains nothing else
             value = _linear(block.cross_kv, h).view(2, cross.kv_heads, cross.head_dim)[1]
             heads = value.repeat_interleave(cross.heads // cross.kv_heads, dim=0)
             self.unconditional[layer] = _linear(block.cross_out, heads.reshape(1, -1))[0]
@@ -213,7 +213,7 @@ def _load_stack(stack: Stack, weights: Checkpoint, prefix: str) -> None:
     c: StackConfig = stack.config
     weights.copy_to(stack.norm, f"{prefix}norm.weight")
     for layer, block in enumerate(stack.blocks):
-        assert isinstance(block, Block)  # noqa: S101 - as above
+        assert isinstance(block, Block)  # noqa: S101 - a Stack contains nothing else
         at = f"{prefix}layers.{layer}."
         weights.copy_to(block.attention_norm, f"{at}pre_sa_norm.weight")
         mlp_norm = "post_sa_norm" if c.cross is None else "pre_mlp_norm"

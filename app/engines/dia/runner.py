@@ -43,8 +43,8 @@ from app.types import Sampling, SpokenLine, Utterance
 if TYPE_CHECKING:
     from app.types import Codes, Reference, Samples, VoicePrompt
 
-CHUNK_CPU, CHUNK_GPU = 32, 256  # positions per prefill chunk, two tokens each: other rows wait for one chunk
-ENCODER_SHARE = 16  # one layer of the encoder, or of the keys of the text, costs 1/16 of a pass through the decoder
+CHUNK_CPU, CHUNK_GPU = 32, 256  # positions in one prefill chunk, two tokens each; other rows wait while it is read
+ENCODER_SHARE = 16  # one encoder layer, or one layer's keys of the text, takes 1/16 of the time of a decoder pass
 MIN_REFERENCE_S, MAX_REFERENCE_S = 0.5, 20.0
 WARM_UP_TEXT = "The weather was fine."
 
@@ -95,7 +95,7 @@ class DiaRunner:
         else:
             self._cache = model.cache(max_rows, batched=True, scratch=1)
         self._delay_pattern = DelayPattern(model.config, max_rows, model.device)
-        self._side_stream = side_stream(model.device)  # the codec does not wait for a burst on it
+        self._side_stream = side_stream(model.device)  # the codec runs on it, so that it does not wait for a burst
         self._chunks = ChunkedDecoding(decoder, model.device)
         self._rows: dict[int, DiaRow] = {}
         self._graph: DiaCudaGraph | None = None
@@ -129,13 +129,16 @@ class DiaRunner:
 
     @property
     def max_s(self) -> float:
-        """The largest duration of a prompt together with the speech after it."""
+        """The largest duration in seconds of a prompt and the speech after it."""
         return self.config.max_frames / self.codec.frame_hz
 
     # ---- the Runner protocol
 
     def admit(self, row: int, utterance: Utterance) -> None:
-        """Raises TextTooLong, BadReference, TooManySpeakers, EmptyText. Nothing of a script is dropped."""
+        """Assign the row to an utterance. Does not shorten a script.
+
+        Raises TextTooLong, BadReference, TooManySpeakers, EmptyText.
+        """
         prompts = self._prompts(utterance)
         if self._exact:
             text = spoken = " ".join(line.text for line in utterance.lines)
@@ -147,7 +150,7 @@ class DiaRunner:
             voices = [prompts[speaker] for speaker in script.speakers if speaker in prompts]
         ids = text_ids(text, self.config.max_text)
         if not ids:
-            raise EmptyText("There is nothing to say in this text.", param="input")
+            raise EmptyText("This text contains nothing to speak.", param="input")
         codes = [torch.from_numpy(self._checked(prompt).T.astype(np.int64)) for prompt in voices]
         prompt = torch.cat([torch.zeros(0, self.config.channels, dtype=torch.int64), *codes])
         requested = max(1, round(utterance.max_seconds * self.codec.frame_hz))
@@ -251,7 +254,10 @@ class DiaRunner:
 
     @torch.inference_mode()
     def decode(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
-        """Samples are empty for most frames; with a row's last frame, all samples that are left come."""
+        """Add one frame of codes (n, C) to these rows, and return the samples (N,) float32 that are decoded now.
+
+        Samples are empty for most frames. A row's last frame returns all remaining samples.
+        """
         with self._side_stream():
             return self._chunks.decode(self._rows, rows, codes)
 

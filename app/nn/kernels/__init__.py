@@ -1,6 +1,6 @@
-"""The operations between the matrix products of a decode step, each as one call that a CUDA graph can capture.
+"""Kernels: the operations between the matrix products of a decode step. A CUDA graph can capture each of them.
 
-torch_kernels.py has them in torch, triton_kernels.py in Triton, and triton_launch.py launches the latter.
-`candidates` in choice.py returns the sets that a device can run. Importing this package does not import
-Triton. It depends on tensors only, not on models, cache classes or requests.
+torch_kernels.py implements the kernels in torch and triton_kernels.py in Triton; triton_launch.py launches the Triton
+kernels. `candidates` in choice.py returns the sets of kernels that a device can run. Importing this package does not
+import Triton. The kernels take tensors only and do not depend on models, cache classes or requests.
 """

@@ -1,4 +1,4 @@
-"""Chooses the set of kernels that a device runs."""
+"""Sets of kernels, and the choice of the sets that a device can run."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 
 class Sample(Protocol):
+    """The signature of the kernel that draws codes; see `torch_kernels.sample`."""
+
     def __call__(
         self,
         logits: Tensor,
@@ -58,16 +60,18 @@ TORCH = Kernels(
 
 
 def candidates(name: KernelSet, device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> list[Kernels]:
-    """The kernel sets that can run a model of `dtype` on a device. Given several, the caller times them.
+    """Return the kernel sets that can run a model of `dtype` on a device. The caller times them if there are several.
 
-    "auto" gives torch's set and, on a CUDA device, Triton's if it is installed and computes the same. compiled: give
-    torch's set after torch.compile instead. Raises EngineUnavailable if "triton" is required and not available.
+    name: "auto" = torch's set and, on a CUDA device, Triton's set if it is installed and gives the same results.
+    compiled: return torch's set after torch.compile instead. Raises EngineUnavailable if `name` is "triton" and Triton
+    is not available.
     """
     if compiled:
         return [compiled_kernels()]
     if name == "triton" and device.type != "cuda":
         raise EngineUnavailable(
-            f"Triton's kernels run on a CUDA device, and this one is {device.type}.", remedy="Set TTS_KERNELS=torch."
+            f"Triton's kernels need a CUDA device, but the model runs on {device.type}.",
+            remedy="Set TTS_KERNELS=torch.",
         )
     if name == "torch" or device.type != "cuda":
         return [TORCH]
@@ -78,16 +82,19 @@ def candidates(name: KernelSet, device: torch.device, dtype: torch.dtype, *, com
         with torch.cuda.device(device):  # Triton launches on the current device
             mismatch = differs(fused, device, dtype)
         if mismatch:
-            log.warning("Triton's kernels are not used: %s does not compute what torch's does on %s", mismatch, device)
+            log.warning("Triton's kernels are not used: %s gives other results than torch's on %s", mismatch, device)
             return [TORCH]
-    except Exception as error:  # noqa: BLE001 - whatever fails in Triton, torch's kernels work
-        log.warning("Triton's kernels are not used: %s", error)
+    except Exception as error:  # noqa: BLE001 - after any error of Triton, torch's kernels can run
+        log.warning("Triton's kernels are not used, because they failed: %s", error)
         return [TORCH]
     return [TORCH, fused]
 
 
 def differs(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> str:
-    """Name the first kernel whose result on this device differs from torch's, or "". Takes about a second."""
+    """Return the name of the first kernel whose result on this device differs from torch's, or "" if none does.
+
+    Takes about a second.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int, kind: torch.dtype = dtype) -> Tensor:
@@ -102,34 +109,34 @@ def differs(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> str:
     angles = random(rows, 1, size, kind=torch.float32)
     cache = random(2, rows, groups, positions, size)
     heads, results = random(rows, 8 + 2 * groups, size), []
-    for some in (TORCH, kernels):
+    for each in (TORCH, kernels):
         k, v = cache.clone()
-        attended = some.step_attention(heads, angles.cos(), angles.sin(), k, v, at, length, size**-0.5)
+        attended = each.step_attention(heads, angles.cos(), angles.sin(), k, v, at, length, size**-0.5)
         results.append(torch.cat((attended.flatten(), k.flatten(), v.flatten())))
     if not close(*results):
         return "step_attention"
     q = random(rows, 8, size)
-    if not close(*(some.decode_attention(q, cache[0], cache[1], at, length, size**-0.5) for some in (TORCH, kernels))):
+    if not close(*(each.decode_attention(q, cache[0], cache[1], at, length, size**-0.5) for each in (TORCH, kernels))):
         return "decode_attention"
     x, residual, weight = random(rows, 256), random(rows, 256), random(256)
-    if not close(*(torch.cat(some.add_rms_norm(x, residual, weight, 1e-5)) for some in (TORCH, kernels))):
+    if not close(*(torch.cat(each.add_rms_norm(x, residual, weight, 1e-5)) for each in (TORCH, kernels))):
         return "add_rms_norm"
     both = random(rows, 256)
-    if not close(*(some.gate(both, "silu") for some in (TORCH, kernels))):
+    if not close(*(each.gate(both, "silu") for each in (TORCH, kernels))):
         return "gate"
     logits = random(64, 2051, kind=torch.float32) * 3
     number = torch.arange(64, device=device)
     temperature, top_p = torch.linspace(0, 2, 64, device=device), torch.linspace(0.5, 1.0, 64, device=device)
     drawn = [
-        some.sample(logits, temperature, number * 3, top_p, number, number, 3, 32, number - 1)
-        for some in (TORCH, kernels)
+        each.sample(logits, temperature, number * 3, top_p, number, number, 3, 32, number - 1)
+        for each in (TORCH, kernels)
     ]
-    # Logarithms round differently, and sometimes two codes have nearly equal scores.
+    # Some draws may differ, because logarithms round differently and two codes can have nearly equal scores.
     return "" if (drawn[0] == drawn[1]).float().mean() > 0.95 else "sample"
 
 
 def compiled_kernels() -> Kernels:
-    """torch's kernels after torch.compile, for all shapes. Needs a C++ compiler on a CPU, Triton on a CUDA device."""
+    """Return torch's kernels after torch.compile. Needs a C++ compiler on a CPU, and Triton on a CUDA device."""
 
     def compiled(kernel: Any) -> Any:
         return torch.compile(kernel, dynamic=True)
@@ -145,16 +152,16 @@ def compiled_kernels() -> Kernels:
 
 
 def fused_kernels() -> Kernels:
-    """Triton's set, for any device: under TRITON_INTERPRET=1 it runs on a CPU too.
+    """Return Triton's kernels. With TRITON_INTERPRET=1 they run on a CPU too.
 
-    Raises EngineUnavailable if Triton is not installed or does not load.
+    Raises EngineUnavailable if Triton can't be imported.
     """
     try:
         from app.nn.kernels import triton_launch  # noqa: PLC0415 - imports Triton
     except ImportError as error:
         raise EngineUnavailable(
             f"Triton can't be imported: {error}.",
-            remedy="Install the CUDA build of torch, which brings it, or set TTS_KERNELS=torch.",
+            remedy="Install the CUDA build of torch, which includes Triton, or set TTS_KERNELS=torch.",
         ) from error
     return Kernels(
         "triton",

@@ -1,8 +1,8 @@
-"""The kernels in torch: every device without Triton runs them, and the Triton kernels are tested against them.
+"""The kernels in torch. Devices without Triton run them, and tests compare the Triton kernels with them.
 
-A CUDA graph can capture all of them: no shape, branch or copy to the host depends on the contents of a tensor.
-Shapes: B rows, H query heads that share G key heads in order (head h is of group h // (H / G)), d head size, S
-positions of a static cache, V codes.
+A CUDA graph can capture all of them, because no shape, branch or copy to the host depends on the values of a tensor.
+Letters in shapes: B rows, H query heads that share G key heads in order (head h is in group h // (H / G)), d head size,
+S positions of a static cache, V codes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ Activation = Literal["silu", "gelu"]
 def decode_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, length: int, scale: float) -> Tensor:
     """Attention of one query token of each row to its row's cache.
 
-    q (B, H, d); k, v (B, G, S, d) views of a cache, d contiguous; positions (B,) int64 on the device: row b
-    attends to cache positions 0..positions[b], which are below `length`. The result of a row at a later position is
-    undefined. All cache positions below `length` are read, so they must be finite. -> (B, H * d) in q's dtype; scores
-    and softmax are float32.
+    q (B, H, d). k, v (B, G, S, d): views of a cache with contiguous d. positions (B,) int64 on the device: row b
+    attends to cache positions 0..positions[b]. Returns (B, H * d) in q's dtype. Scores and softmax are float32.
+
+    All cache positions below `length` are read, so they must contain finite values. The result of a row whose position
+    is not below `length` is undefined.
     """
     rows, heads, size = q.shape
     groups = k.shape[1]
@@ -43,9 +44,9 @@ def step_attention(
 ) -> Tensor:
     """RoPE, cache write and attention for one new token of each row, between a layer's qkv and output products.
 
-    heads (B, H + 2 G, d): the token's queries, keys and values as the product gives them. Applies
-    RoPE to queries and keys, writes keys and values into the cache k, v (B, G, S, d) at positions (B,), and attends as
-    `decode_attention` does. -> (B, H * d) in heads' dtype.
+    heads (B, H + 2 G, d): the token's queries, keys and values from the qkv product. Applies RoPE to queries and keys,
+    writes keys and values into the cache k, v (B, G, S, d) at positions (B,), and attends as `decode_attention` does.
+    Returns (B, H * d) in the dtype of `heads`.
     """
     groups = k.shape[1]
     count = heads.shape[1] - 2 * groups
@@ -57,7 +58,7 @@ def step_attention(
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x, residual (M, D), weight (D,), of one dtype -> (RMSNorm of the sum, the sum)."""
+    """Add x and residual (M, D), with weight (D,), all of one dtype -> (RMSNorm of the sum, the sum)."""
     summed = x + residual
     return functional.rms_norm(summed, (summed.shape[-1],), weight, eps), summed
 
@@ -65,7 +66,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 def gate(gate_up: Tensor, activation: Activation) -> Tensor:
     """Gated activation (SwiGLU, GEGLU): gate_up (M, 2 F) -> activation(gate) * up (M, F).
 
-    The gate is the first half. Rounds after the activation and after the product.
+    The gate is the first half. The result is rounded after the activation and after the product.
     """
     first, up = gate_up.chunk(2, dim=-1)
     return (functional.silu(first) if activation == "silu" else functional.gelu(first)) * up
@@ -86,15 +87,15 @@ def sample(
 ) -> Tensor:
     """Draw a code for each row, as `Sampler.pick` of runtime/sampling.py does, with sampling parameters on the device.
 
-    logits (n, V) float32, of `codebook` out of `codebooks`; or (n, C, V), of C codebooks from `codebook` on.
-    temperature (n,) float32, 0 = greedy; top_k (n,) int64, 0 = off; top_p (n,) float32, 1 = off; seeds, frames (n,)
-    int64 select the noise. banned int64, of the result's shape: a code that is never drawn, -1 = none. fast_path: as of
-    `draw`. -> codes (n,) or (n, C) int64. Keeps all codes with equal scores at the edge of top-k or top-p.
-    Raises ValueError for a codebook that does not exist.
+    logits: (n, V) float32 of `codebook` out of `codebooks`, or (n, C, V) of C codebooks from `codebook` on.
+    temperature (n,) float32, 0 = greedy. top_k (n,) int64, 0 = off. top_p (n,) float32, 1 = off. seeds, frames (n,)
+    int64 determine the noise. banned int64, with the shape of the result: a code that is not drawn, -1 = none.
+    fast_path: see `draw`. Returns codes (n,) or (n, C) int64. Codes with equal scores at the limit of top-k or top-p
+    all stay. Raises ValueError for a codebook that does not exist.
     """
     channels = logits.shape[1] if logits.dim() == 3 else 1
     if not 0 <= codebook <= codebooks - channels:
-        raise ValueError(f"codebooks {codebook}..{codebook + channels - 1} of {codebooks}")
+        raise ValueError(f"codebooks {codebook}..{codebook + channels - 1} do not exist: there are {codebooks}")
     count, size = logits.shape[0], logits.shape[-1]
     codes = torch.arange(size, device=logits.device)
     scores = logits.reshape(count, channels, size).masked_fill(codes == banned.reshape(count, channels, 1), -math.inf)

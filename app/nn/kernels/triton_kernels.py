@@ -1,6 +1,6 @@
-"""The Triton kernels: what one program of each launch computes. Importing this module imports Triton.
+"""The Triton kernels. Importing this module imports Triton.
 
-Loads are masked by the row's position, so a static cache may hold any values where nothing was written.
+Loads are masked by the row's position, so cache positions that were never written may contain any values.
 """
 
 import triton
@@ -17,12 +17,12 @@ def attend(
     cos,
     sin,
     positions,
-    out,  # (B, H, d); not written with several splits, which write the next three
+    out,  # (B, H, d); with several splits, the next three are written instead
     part,  # (B, H, splits, d) float32: unnormalised sums of values
-    part_top,  # (B, H, splits) float32: the largest score, in powers of two
-    part_mass,  # (B, H, splits) float32: sum of the weights; 0 for a split without positions
+    part_top,  # (B, H, splits) float32: the largest score, as an exponent of 2
+    part_mass,  # (B, H, splits) float32: sum of the softmax weights; 0 for a split without positions
     scale,
-    length,  # positions that are read at most, whatever a row's position is
+    length,  # the largest number of positions that are read, even if a row's position is higher
     span,  # positions in one split
     heads_row,
     heads_head,
@@ -34,15 +34,17 @@ def attend(
     v_position,
     rotary_row,
     GROUPS: tl.constexpr,
-    SHARE: tl.constexpr,  # R queries to a group
-    PADDED: tl.constexpr,  # R rounded up to what a matrix instruction takes
+    SHARE: tl.constexpr,  # R query heads in a group
+    PADDED: tl.constexpr,  # R rounded up to the size of a matrix instruction
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     WHOLE: tl.constexpr,  # whether there is one split only
     FRESH: tl.constexpr,  # whether to apply RoPE, and to write the token's key and value
 ):
-    """The R queries of one group of one row over one split of the row's positions, by online softmax (Milakov and
-    Gimelshein 2018; in splits as in flash-decoding)."""
+    """Attention of the R queries of one group of one row to one split of the row's positions.
+
+    Uses online softmax (Milakov and Gimelshein 2018), with splits as in flash-decoding.
+    """
     split = tl.program_id(0)
     group = tl.program_id(1)
     row = tl.program_id(2).to(tl.int64)
@@ -71,7 +73,7 @@ def attend(
     power = scale * _LOG2_E
     end = tl.minimum(tl.minimum((split + 1) * span, length), position + 1)
     if FRESH:
-        end = tl.minimum(end, position)  # its own position is in registers
+        end = tl.minimum(end, position)  # the token's own key and value are in registers
         if split == 0:
             mine = heads + (GROUPS * SHARE + group) * heads_head
             key = tl.load(mine + lane).to(tl.float32) * cosine + tl.load(mine + other_half).to(tl.float32) * sine
@@ -125,7 +127,7 @@ def combine(part, part_top, part_mass, out, splits, SIZE: tl.constexpr, PADDED: 
 
 @triton.jit
 def add_norm(x, residual, weight, normed, summed, x_row, residual_row, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """The sum of one token and its residual, and the RMSNorm of the sum."""
+    """Compute the sum of one token and its residual, and the RMSNorm of the sum."""
     token = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, BLOCK)
     there = lane < WIDTH
@@ -141,7 +143,7 @@ def add_norm(x, residual, weight, normed, summed, x_row, residual_row, eps, WIDT
 
 @triton.jit
 def gated(both, out, both_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.constexpr):
-    """One block of one token's gated activation (SwiGLU or GEGLU)."""
+    """Compute one block of one token's gated activation (SwiGLU or GEGLU)."""
     token = tl.program_id(1).to(tl.int64)
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = lane < WIDTH
@@ -190,7 +192,7 @@ def draw(
     CODES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One code of one row. The k-th score and the edge of the nucleus are found bit by bit, not by sorting."""
+    """Draw one code of one row. The limits of top-k and top-p are found bit by bit, without sorting."""
     place = tl.program_id(0)
     row = place // CHANNELS
     channel = place % CHANNELS
@@ -230,7 +232,7 @@ def draw(
             edge = tl.cast(0, tl.uint32)
             bit = tl.cast(1 << 31, tl.uint32)
             for _ in range(32):
-                # The highest key with no more weight below it than top-p allows to remove.
+                # Find the highest key whose lower keys have no more weight than top-p allows to remove.
                 candidate = edge + bit
                 below = tl.sum(tl.where(key < candidate, weight, 0.0), axis=0)
                 edge = tl.where(below <= allowed, candidate, edge)

@@ -1,7 +1,7 @@
 """Launches of the Triton kernels, with the signatures and results of torch_kernels.py. Importing this imports Triton.
 
-Launch shapes depend on the arguments' shapes alone, nothing is tuned at run time, and memory comes from torch's pool.
-So a CUDA graph can capture every call.
+Launch shapes depend only on the arguments' shapes, nothing is tuned at run time, and memory comes from torch's
+allocator. So a CUDA graph can capture every call.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 from app.nn.kernels import triton_kernels
 from app.nn.kernels.torch_kernels import Activation
 
-_LEAST_ROWS = 16  # rows of a matrix instruction
-_UNSPLIT = 256  # one program reads so many positions before a second launch would begin
+_MIN_ROWS = 16  # rows of a matrix instruction
+_MAX_UNSPLIT = 256  # up to this many positions, one program is faster than splits with a second launch
 
 
 @functools.cache
@@ -25,12 +25,13 @@ def _processors(device: torch.device) -> int:
 
 
 def splits_of(programs_each: int, length: int, block: int, processors: int) -> tuple[int, int]:
-    """How to split `length` positions for `programs_each` programs per split -> (splits, positions of each).
+    """Divide `length` cache positions into splits -> (number of splits, positions in each split).
 
-    Chooses enough splits for two programs per multiprocessor, each of at least two blocks.
+    programs_each: programs that one split launches. block: positions in one block. processors: multiprocessors of the
+    GPU. Chooses enough splits for two programs on each multiprocessor. Each split has at least two blocks.
     """
     blocks = -(-length // block)
-    if length <= _UNSPLIT:
+    if length <= _MAX_UNSPLIT:
         return 1, blocks * block
     max_splits = max(1, 2 * processors // programs_each)
     span = max(2, -(-blocks // max_splits)) * block
@@ -64,7 +65,9 @@ def _attend(
         raise ValueError(
             f"no Triton kernel for heads of {size} values with strides {heads.stride()}, {k.stride()}, {v.stride()}"
         )
-    block = 32 if length <= 32 or size * k.element_size() > 256 else 64  # registers spill at 64 with wider heads
+    block = (
+        32 if length <= 32 or size * k.element_size() > 256 else 64
+    )  # with wider heads, blocks of 64 need too many registers
     splits, span = splits_of(rows * groups, length, block, _processors(heads.device))
     out = torch.empty(rows, count * size, device=heads.device, dtype=heads.dtype)
     part = part_top = part_mass = out
@@ -97,7 +100,7 @@ def _attend(
         0 if cos is None else cos.stride(0),
         GROUPS=groups,
         SHARE=share,
-        PADDED=max(_LEAST_ROWS, triton.next_power_of_2(share)),
+        PADDED=max(_MIN_ROWS, triton.next_power_of_2(share)),
         SIZE=size,
         BLOCK=block,
         WHOLE=splits == 1,
@@ -168,7 +171,7 @@ def sample(
     count, size = logits.shape[0], logits.shape[-1]
     channels = logits.shape[1] if logits.dim() == 3 else 1
     if not 0 <= codebook <= codebooks - channels:
-        raise ValueError(f"codebooks {codebook}..{codebook + channels - 1} of {codebooks}")
+        raise ValueError(f"codebooks {codebook}..{codebook + channels - 1} do not exist: there are {codebooks}")
     out = torch.empty(logits.shape[:-1], device=logits.device, dtype=torch.int64)
     triton_kernels.draw[(count * channels,)](
         logits,

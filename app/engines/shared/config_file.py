@@ -1,0 +1,30 @@
+"""Reads the config.json of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from app.errors import WeightsUnavailable
+
+Config = TypeVar("Config")
+
+
+def read_config_file(folder: Path, model: str, parse: Callable[[Mapping[str, Any]], Config]) -> Config:
+    """Read `folder`/config.json and convert it with `parse`.
+
+    model: the model's name, for messages. Raises WeightsUnavailable with the missing key or the unknown value.
+    """
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise WeightsUnavailable(f"{folder} contains no config.json, so it is not a {model} model.") from None
+    except ValueError as error:
+        raise WeightsUnavailable(f"{path} is not valid JSON: {error}.") from error
+    try:
+        return parse(raw)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WeightsUnavailable(f"{path} can't be read as a {model} config: {error!r}.") from error
