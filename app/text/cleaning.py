@@ -1,7 +1,7 @@
-"""Clean the characters of a text: remove those without a sound, and give equal characters one form.
+"""Clean the characters of a text: remove characters that can't be spoken, and replace variants of a character by one.
 
-After `clean` a text has no control, format, surrogate or private-use characters, only ASCII digits, straight quotes and
-one kind of line break. So the later rules can be short. Does not depend on the language.
+The result of `clean` has no control, format, surrogate or private-use characters. It has only ASCII digits, straight
+quotes and one kind of line break, so that later rules can be short. Does not depend on the language.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _NAMELESS = frozenset("\ufe0f\u20e3\u200d")
 
 
 def clean(text: str) -> str:
-    """Remove characters without a sound and replace variants by one form. Never raises."""
+    """Remove characters that can't be spoken, and replace variants of a character by one. Never raises."""
     text = text.replace("\r\n", "\n")
     if _ASCII_TEXT.fullmatch(text):
         return text
@@ -72,7 +72,7 @@ def clean(text: str) -> str:
 
 
 def _speakable(char: str) -> str:
-    """The character itself, "" if it has no sound, a plain space for any space, an ASCII digit for any digit."""
+    """Replace a digit of any script by the ASCII digit, a space by " ", and a character that can't be spoken by ""."""
     if char < "\x7f":
         return char if char >= " " or char == "\n" else ""
     category = unicodedata.category(char)

@@ -63,9 +63,9 @@ _WORD = re.compile(r"[^\W_]")
 
 
 class Grammar:
-    """Owns wetext's grammar, which loads on first use (0.3 s). Any thread may call.
+    """Names rare units with wetext's grammar, which is loaded at the first use (0.3 s). Thread-safe.
 
-    The lock is needed because wetext does not document whether threads may share its transducers.
+    A lock protects the grammar, because wetext does not document whether threads may share it.
     """
 
     def __init__(self) -> None:
@@ -74,6 +74,7 @@ class Grammar:
         self.name_unit = lru_cache(maxsize=512)(self._name_unit)
 
     def warm(self) -> None:
+        """Load the grammar now."""
         with self._lock:
             self._loaded()
 
@@ -100,7 +101,7 @@ class Grammar:
 
 
 class Normalizer:
-    """Turns text into words. Cheap to create; any thread may call."""
+    """Converts text to words. Thread-safe, and cheap to create."""
 
     def __init__(self) -> None:
         self._grammar = Grammar()
@@ -110,10 +111,10 @@ class Normalizer:
         self._grammar.warm()
 
     def normalize(self, text: str, *, english: bool = True) -> str:
-        """`text` as words, with an empty line between paragraphs. Never raises. Empty only if nothing can be spoken.
+        """Convert `text` to words, with an empty line between paragraphs. Never raises.
 
-        english=False removes markup, link addresses and emoji only. Numbers stay as digits, because the voice reads
-        them in its own language.
+        The result is empty only if nothing can be spoken. english=False removes only markup, link addresses and emoji.
+        Numbers stay as digits, because the engine reads them in the language of the voice.
         """
         if _PLAIN_PROSE.fullmatch(text) and not _ABBREVIATION.search(text):
             return " ".join(text.split())
@@ -161,7 +162,7 @@ class Normalizer:
         return text.strip()
 
     def _name_contents(self, text: str) -> str:
-        """The words of a text that is markup only, or the names of its emoji."""
+        """For a text without other words: the words inside its markup, or the names of its emoji."""
         plain = re.sub(r"[^\w\s]|_", " ", cleaning.clean(text))
         words = _spell_digits(plain)
         return words if _WORD.search(words) else _spell_digits(cleaning.name_emoji(text))

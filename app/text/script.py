@@ -41,9 +41,9 @@ class Pause:
 
 
 def split_speakers(text: str) -> list[tuple[int, str]]:
-    """The text as (speaker, words) lines in order, without tags. Speakers are numbered from 0.
+    """Split a text at its speaker tags -> lines (speaker, words) in order, without tags. Speakers count from 0.
 
-    Consecutive lines of one speaker become one line. A text without tags is one line of speaker 0, a blank text has no
+    Consecutive lines of one speaker become one line. A text without tags is one line of speaker 0. A blank text has no
     lines. Never raises.
     """
     lines: list[tuple[int, str]] = []
@@ -58,7 +58,7 @@ def split_speakers(text: str) -> list[tuple[int, str]]:
 
 
 def parse(text: str) -> list[Words | Pause]:
-    """The words and pauses of `text` in order. Consecutive pauses become one. A blank text has none. Never raises."""
+    """Split a text at its pause tags -> words and pauses in order. Consecutive pauses become one. Never raises."""
     parts: list[Words | Pause] = []
     words: list[str] = []
     silence_s, position = 0.0, 0
@@ -88,7 +88,7 @@ def parse(text: str) -> list[Words | Pause]:
 
 
 def _seconds(tag: re.Match[str]) -> float:
-    """The length of a pause tag. 0 for a malformed tag, a closing tag, or an explicit 0."""
+    """The length of a pause tag in seconds; 0 for a malformed or closing tag."""
     if tag[1] is not None:
         return _length_s(tag[1]) if tag[1].strip(" :=") else DEFAULT_PAUSE_S
     if tag[0].startswith("</"):

@@ -1,7 +1,7 @@
 """Split a text into sentences of a limited length, to be spoken one after another.
 
-sentencex finds the ends of sentences (20 MB/s; it knows "Dr.", "U.S." and initials in about 300 languages). The rules
-here join pieces that are too short and cut sentences that are too long for an engine. Only white space changes.
+sentencex finds the ends of sentences (20 MB/s; it knows "Dr.", "U.S." and initials in about 300 languages). This
+module joins sentences that are too short and cuts sentences that are too long for an engine. Only white space changes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import sentencex
 
-# A piece of fewer words sounds unnatural by itself, so it joins a neighbour.
+# A sentence of fewer words sounds unnatural alone, so it is joined to a neighbour.
 _MIN_WORDS = 3
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LIST_LABEL = re.compile(r"(?:.*\s)?[\"'(\[]?(?:[0-9]{1,3}|[A-Za-z]|[ivxIVX]{1,5})[.)]", re.DOTALL)
@@ -22,7 +22,7 @@ _ABBREVIATION = re.compile(
 )
 _CJK_STOPS = frozenset("。！？，、；：」』）")
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
-# Where a long sentence may be cut, best first. The punctuation stays with the piece before the cut.
+# Places where a long sentence may be cut, best first. The punctuation stays before the cut.
 _CUTS = (
     re.compile(r"[.!?…][\"')\]]{0,2}(?=\s)|[。！？]"),
     re.compile(r"[;:—–][\"')\]]{0,2}(?=\s)|—|[；：]"),
@@ -32,10 +32,11 @@ _CUTS = (
 
 
 def split(text: str, max_chars: int, language: str = "en") -> list[str]:
-    """Split `text` into pieces of at most `max_chars` characters. No piece is blank; a blank text has none.
+    """Split `text` into sentences or parts of sentences of at most `max_chars` characters.
 
-    A piece never crosses an empty line. The first piece may be short, so that audio starts early. The time is linear in
-    the length of the text. Raises ValueError if max_chars is below 1.
+    No part is blank, so a blank text gives an empty list. No part crosses an empty line. The first part may be short,
+    so that audio starts early. language: BCP 47. The time is linear in the length of the text. Raises ValueError if
+    max_chars is below 1.
     """
     if max_chars < 1:
         raise ValueError(f"max_chars must be at least 1, not {max_chars}")
@@ -61,11 +62,11 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _sentences(paragraph: str, language: str) -> list[str]:
-    """The sentences of sentencex, joined again after "1." and after abbreviations such as "Vol." in a sentence."""
+    """Split a paragraph with sentencex, and undo splits after "1." and after abbreviations such as "Vol."."""
     without_surrogates = _SURROGATE.sub("\ufffd", paragraph)
     code = language if language.isascii() and language else "en"
     starts: list[int] = []
-    join_next = False  # the next piece continues this sentence
+    join_next = False  # whether the next sentence of sentencex continues this one
     for boundary in sentencex.get_sentence_boundaries(code, without_surrogates):
         start, end = boundary["start_index"], boundary["end_index"]
         if without_surrogates[start:end].isspace():
@@ -85,14 +86,17 @@ def _word_count(piece: str) -> int:
 
 
 def _append(before: str, after: str) -> str:
-    """Join two pieces, with a space unless the first ends with a Chinese or Japanese stop."""
+    """Join two texts, with a space unless the first ends with a Chinese or Japanese stop."""
     return f"{before}{'' if before[-1] in _CJK_STOPS else ' '}{after}"
 
 
 def _join_short(sentences: list[str], max_chars: int, *, is_start: bool) -> list[str]:
-    """Join pieces of fewer than _MIN_WORDS words to a neighbour if max_chars allows. The first piece stays."""
+    """Join sentences of fewer than _MIN_WORDS words to a neighbour if max_chars allows it.
+
+    is_start: whether the first sentence begins the text. Then it may stay short.
+    """
     joined: list[str] = []
-    waiting = ""  # short pieces that join the next sentence
+    waiting = ""  # short sentences that will be joined to the next one
     for index, sentence in enumerate(sentences):
         piece = _append(waiting, sentence) if waiting else sentence
         if waiting and len(piece) > max_chars:
@@ -113,7 +117,7 @@ def _join_short(sentences: list[str], max_chars: int, *, is_start: bool) -> list
 
 
 def _cut(sentence: str, max_chars: int) -> list[str]:
-    """Cut `sentence` into pieces of at most `max_chars`: after a clause, else after a word, else anywhere."""
+    """Cut `sentence` into parts of at most `max_chars`: after a clause, else after a word, else anywhere."""
     pieces: list[str] = []
     start, end = 0, len(sentence)
     while end - start > max_chars:
@@ -127,7 +131,7 @@ def _cut(sentence: str, max_chars: int) -> list[str]:
 
 
 def _best_cut(sentence: str, start: int, end: int, max_chars: int) -> int:
-    """Where the piece from `start` ends. If two pieces are enough for the rest, the cut is near the middle."""
+    """The end of the part that begins at `start`. If two parts are enough for the rest, the cut is near the middle."""
     latest = start + max_chars
     target = (start + end) // 2 if end - start <= 2 * max_chars else latest
     window = sentence[start : latest + 1]

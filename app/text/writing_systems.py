@@ -1,4 +1,4 @@
-"""Guess the language of a text from its writing system. Words are not looked at."""
+"""Guess the language of a text from its writing system only, without looking at words."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SCRIPT_LANGUAGES = {
 
 
 def script_language(text: str) -> str | None:
-    """The language of a text whose letters are mostly of another script than Latin, else None."""
+    """The language tag for the most frequent script of a text; None for Latin and unknown scripts."""
     scripts = Counter(unicodedata.name(char, "").split(" ")[0] for char in text if char.isalpha())
     if not scripts:
         return None

@@ -26,6 +26,7 @@ STATE = re.compile(rf"(?<=[a-z], )({'|'.join(tables.STATES)})(?=[,.;:)]|$)")
 
 
 def spoken_groups(*groups: str | None) -> str:
+    """Read groups of digits one by one, with a comma between groups. None and "" are skipped."""
     return ", ".join(number_words.digits(group) for group in groups if group)
 
 

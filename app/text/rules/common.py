@@ -27,7 +27,7 @@ def alternatives(keys: Iterable[str]) -> str:
 
 
 def sentence_stop(match: Match) -> str:
-    """A full stop if the abbreviation's stop also ends the sentence, else an empty string."""
+    """Return "." if the full stop of a matched abbreviation also ends the sentence, else ""."""
     rest = match.string[match.end() : match.end() + 40]
     after = re.match(r"[\"')\]]{0,2}(?:\s{1,3}[\"'(]?([A-Za-z']{1,20})|\s*$)", rest)
     if after is None or rest[:1] in {",", ";", ":"}:
@@ -43,11 +43,12 @@ def sentence_stop(match: Match) -> str:
 
 
 def capitalised_like(sample: str, words: str) -> str:
+    """Return `words`, with a capital first letter if `sample` has one."""
     return words[:1].upper() + words[1:] if sample[:1].isupper() else words
 
 
 def is_adjective(match: Match) -> bool:
-    """Whether the measure describes a noun after it, as in "a five dollar bill": an article before, a noun after."""
+    """Whether a matched measure is an adjective, as in "a five dollar bill": an article before it, a noun after it."""
     before = match.string[max(0, match.start() - 5) : match.start()]
     after = re.match(r"[ -]([A-Za-z]{1,20})", match.string[match.end() : match.end() + 24])
     if after and after[1].lower() in tables.MEASURED:

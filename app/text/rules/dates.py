@@ -55,15 +55,17 @@ YEAR_RANGE = re.compile(
 
 
 def month_name(name: str) -> str:
+    """The full name of a month from its name or abbreviation: "Mar" -> "March"."""
     return tables.MONTH_BY_PREFIX[name[:3]]
 
 
 def month_stop(match: Match) -> str:
-    """A full stop if the stop of "Mar." also ends the sentence, else an empty string."""
+    """Return "." if a matched abbreviation such as "Mar." also ends the sentence, else ""."""
     return sentence_stop(match) if match[0].endswith(".") else ""
 
 
 def spoken_day(month: str, day: int, year: str | None) -> str:
+    """The words for a date: "March", 3, "1999" -> "March third, nineteen ninety nine"."""
     return f"{month} {number_words.ordinal(day)}" + (f", {_year(year)}" if year else "")
 
 

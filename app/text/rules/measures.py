@@ -83,7 +83,7 @@ UNKNOWN_UNIT = re.compile(rf"(?<![\w.,])({NUM})( ?)([A-Za-zμΩ]{{2,6}}(?:[/·][
 
 
 def _value_words(text: str) -> str:
-    """A number, a fraction or a mixed number in words."""
+    """The words for a number, a fraction or a mixed number."""
     if "/" not in text:
         return number_words.number(text)
     whole, _, part = text.rpartition(" ")
@@ -93,7 +93,7 @@ def _value_words(text: str) -> str:
 
 
 def _fraction(top: int, bottom: int, *, mixed: bool = False) -> str:
-    """3/4 -> "three quarters"; after a whole number 1/2 is "a half" (one and a half)."""
+    """The words for a fraction: 3/4 -> "three quarters". mixed: after a whole number, where 1/2 is "a half"."""
     if bottom in tables.FRACTION_NAMES:
         one, many = tables.FRACTION_NAMES[bottom]
         if top == 1:
@@ -123,7 +123,7 @@ def verbalize_measure(match: Match) -> str:
 
 
 def _reads_as_word(match: Match, unit: str, gap: str) -> bool:
-    """Whether a unit that is also a word or a letter is a word here."""
+    """Whether a match for a unit is not a unit here but a word or a letter, such as "in" in "5 in the morning"."""
     rest = match.string[match.end() : match.end() + 20]
     if unit == "in":  # "5in", "5 in wide", "5 in)", but "5 in the morning"
         return bool(gap) and re.match(r"[;,)]| (?:wide|tall|long|deep|thick|high|by)\b", rest) is None
@@ -176,7 +176,7 @@ def verbalize_by(match: Match) -> str:
 
 
 def _side(run: str) -> str:
-    """One side of a size. A four-digit side is read like a year: 1920 -> "nineteen twenty"."""
+    """The words for one side of a size. Four digits are read like a year: 1920 -> "nineteen twenty"."""
     return (
         number_words.year(int(run)) if len(run) == 4 and run.isdecimal() and run[0] != "0" else number_words.number(run)
     )
@@ -274,7 +274,7 @@ def verbalize_range(match: Match) -> str:
 
 
 def _plain_number(run: str) -> str:
-    """A number without context. Four digits that look like a year are read as a year."""
+    """The words for a number without context. Four digits that can be a year are read as a year."""
     if len(run) == 4 and run.isdecimal() and 1100 <= int(run) <= 2099:
         return number_words.year(int(run))
     return number_words.number(run)
@@ -297,7 +297,7 @@ def verbalize_named_pair(match: Match) -> str:
 
 
 def verbalize_alnum(match: Match) -> str:
-    """Letters stay, digits become labels, "_" becomes a space."""
+    """Read a word of letters and digits: digits are replaced by words, "_" by a space, and letters stay."""
     parts = re.findall(r"[0-9]+|[A-Za-z]+", match[1])
     words = []
     for index, part in enumerate(parts):

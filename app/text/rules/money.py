@@ -32,7 +32,7 @@ def _scale(name: str | None, letter: str | None) -> str:
 
 
 def _amount(sign: str, number: str, scale: str, *, single: bool = False) -> str:
-    """An amount in words. single: it is an adjective, as in "a five dollar bill"."""
+    """The words for an amount of money. single: use the singular, as in "a five dollar bill"."""
     one, many, cent, cents = tables.CURRENCIES[sign]
     whole, dot, fraction = number.replace(",", "").partition(".")
     if single:
