@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # The scheduler compares these limits with the slack of the rows (`Slot.slack_s`).
 SHORT_S = 1.0  # while any row has less slack than this,
 AHEAD_S = 3.0  # rows with at least this much slack pause
-NOT_PLAYED_S = 2.0  # slack of audio that nobody plays during its generation: between the two limits
+NOT_PLAYED_S = 2.0  # slack of audio that no listener plays during its generation: between the two limits
 
 
 class Phase(Enum):

@@ -494,7 +494,7 @@ def test_the_page_asks_for_a_key_and_uses_it(tmp_path: Path, visit: Visit) -> No
         speak(page, SHORT)
         page.get_by_role("dialog").get_by_label("Key", exact=True).fill("wrong")
         page.keyboard.press("Enter")
-        page.get_by_role("dialog").get_by_text("not one of this server's").wait_for()
+        page.get_by_role("dialog").get_by_text("this server does not have this key").wait_for()
         page.get_by_role("dialog").get_by_label("Key", exact=True).fill("open-sesame-0123")
         page.keyboard.press("Enter")
         wait_state(page, "done")
