@@ -22,7 +22,6 @@ from app.generator.preset_voices import PresetVoiceMaker
 from app.generator.speech import SpeechGenerator
 from app.keys import KeyFile, KeyRing
 from app.metrics import Metrics
-from app.settings import public_values
 from app.text.normalizer import Normalizer
 from app.voices.cloning import Cloner, import_preset_files
 from app.voices.consents import ConsentStore
@@ -164,12 +163,5 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
             None if settings.youtube == "off" else YouTube(),
         ),
         lifespan,
-        lambda: public_values(settings),
-        max_input_chars=settings.max_input_chars,
-        log_texts=settings.log_texts,
-        max_body_bytes=settings.max_body_bytes,
-        max_upload_bytes=settings.max_upload_bytes,
-        read_timeout_s=settings.read_timeout_s,
-        cors_origins=settings.cors_origins,
-        reader_timeout_s=settings.reader_timeout_s,
+        settings,
     )

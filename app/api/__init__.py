@@ -1,1 +1,1 @@
-"""HTTP: what OpenAI's clients expect, and what this server offers beyond it. No torch, no numpy, no engine by name."""
+"""The HTTP API: OpenAI's speech endpoints and the further routes of this server. It does not import torch or numpy."""

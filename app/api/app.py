@@ -1,4 +1,4 @@
-"""The FastAPI app: its routes under /v1 and again under /api/v1, its /openapi.json and its middleware."""
+"""The FastAPI app: the routes under /v1 and /api/v1, the document /openapi.json, and the middleware."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import errors
-from app.api.middleware import EXPOSED_HEADERS, Access, BodyLimit, LastResort, Limit, OwnPages, ReaderTimeout
+from app.api.middleware import (
+    EXPOSED_HEADERS,
+    BodyLimit,
+    CrossOriginCheck,
+    Limit,
+    ReaderTimeout,
+    RequestLog,
+    UnexpectedErrors,
+)
 from app.api.responses import REQUEST_ID_HEADER, Schema
 from app.api.routes import conversation, custom_voices, models, pages, speech, system, voice_cloning, watermark, youtube
 from app.api.routes import voices as voices_routes
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
     from app.generator.preset_voices import PresetVoiceMaker
     from app.generator.speech import SpeechGenerator
     from app.metrics import Metrics
+    from app.settings import Settings
     from app.voices.cloning import Cloner
     from app.voices.consents import ConsentStore
     from app.voices.store import VoiceStore
@@ -46,7 +55,7 @@ _UPLOAD_PATHS = (
 
 @dataclass(frozen=True, slots=True)
 class AppServices:
-    """The services that the routes use."""
+    """The services that the routes call."""
 
     generator: SpeechGenerator
     manager: EngineManager
@@ -58,19 +67,22 @@ class AppServices:
     preset_voices: PresetVoiceMaker
     watermark: Watermark
     detector: WatermarkDetector
-    youtube: YouTube | None  # None: the routes do not exist
+    youtube: YouTube | None  # None = TTS_YOUTUBE is off, and its routes do not exist
 
 
 class Api(FastAPI):
-    """FastAPI, whose /openapi.json also has what holds for every route: the request id, keys, limits of this server."""
+    """FastAPI with an /openapi.json that also describes request ids, API keys and the limits of this server."""
 
     def __init__(self, gate: Gate, max_input_chars: int, **options: Any) -> None:
         self._gate = gate
         self._max_input_chars = max_input_chars
-        self._documents: dict[bool, Schema] = {}  # by whether keys are needed, which can change while the server runs
+        self._documents: dict[
+            bool, Schema
+        ] = {}  # with and without API keys: the first key can be added while the server runs
         super().__init__(**options)
 
     def openapi(self) -> Schema:
+        """The content of /openapi.json."""
         needed = self._gate.needed
         if needed not in self._documents:
             self.openapi_schema = None
@@ -79,16 +91,18 @@ class Api(FastAPI):
         return self._documents[needed]
 
     def _complete(self, document: Schema) -> Schema:
-        """Complete FastAPI's document in place."""
+        """Add to FastAPI's document what all operations share. Changes and returns the document."""
         schemas = document["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
         for operations in document["paths"].values():
             for operation in operations.values():
-                operation["responses"].pop("422", None)  # an invalid body is a 400, as OpenAI's clients expect
+                operation["responses"].pop("422", None)  # this server answers an invalid body with 400, as OpenAI does
                 for status, response in operation["responses"].items():
                     if "example" in response.get("content", {}).get("application/json", {}):
-                        response.update(errors.problem(int(status)))  # FastAPI has dropped the nulls of the example
+                        response.update(
+                            errors.problem(int(status))
+                        )  # restores the nulls in the example, which FastAPI removes
         self._gate.describe(document)
         for operations in document["paths"].values():
             for operation in operations.values():
@@ -96,7 +110,7 @@ class Api(FastAPI):
                     headers = response.setdefault("headers", {})
                     response["headers"] = {"X-Request-ID": REQUEST_ID_HEADER, **headers}
         for name, schema in schemas.items():
-            if name.startswith("Body_"):  # a form can leave a field out, but can't send null
+            if name.startswith("Body_"):  # a form field can be absent, but it can't be null
                 for field in schema["properties"].values():
                     kinds = [kind for kind in field.pop("anyOf", []) if kind != {"type": "null"}]
                     field.update(kinds[0] if kinds else {})
@@ -111,9 +125,9 @@ _INT64 = 2**63
 
 
 def _correct_numbers_and_files(node: Any) -> None:
-    """Turn the bounds of integers from floats into integers, and mark files as OpenAPI 3.0 does too; in place.
+    """Make the bounds of integers integers, and give files the format `binary`. Changes `node` and everything in it.
 
-    FastAPI passes bounds through a model that has floats, which are exact up to 2**53 only.
+    FastAPI stores bounds as floats, which are exact only up to 2**53. OpenAPI 3.0 tools need the format `binary`.
     """
     if isinstance(node, dict):
         if node.get("contentMediaType") == "application/octet-stream":
@@ -132,19 +146,12 @@ def _correct_numbers_and_files(node: Any) -> None:
 def create_api(
     services: AppServices,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
-    settings_shown: Callable[[], dict[str, object]],
-    *,
-    max_input_chars: int,
-    log_texts: bool,
-    max_body_bytes: int,
-    max_upload_bytes: int,
-    read_timeout_s: float,
-    cors_origins: tuple[str, ...],
-    reader_timeout_s: float,
+    settings: Settings,
 ) -> FastAPI:
+    """Create the FastAPI app with all routes, pages and middleware. lifespan: starts and stops the services."""
     app = Api(
         services.gate,
-        max_input_chars,
+        settings.max_input_chars,
         title="tts-server",
         version=__version__,
         summary="OpenAI-compatible text to speech on your own machine.",
@@ -156,7 +163,11 @@ def create_api(
     )
     errors.install(app)
     speaking = Speaking(
-        services.generator, services.manager, services.metrics, max_input_chars=max_input_chars, log_texts=log_texts
+        services.generator,
+        services.manager,
+        services.metrics,
+        max_input_chars=settings.max_input_chars,
+        log_texts=settings.log_texts,
     )
     for prefix in PREFIXES:
         for routes in _v1_routers(services, speaking):
@@ -166,8 +177,8 @@ def create_api(
         services.preset_voices,
         services.watermark,
         services.youtube,
-        settings_shown,
-        system.limits(max_input_chars, services.cloner.sample_range_s),
+        settings,
+        system.limits(settings.max_input_chars, services.cloner.sample_range_s),
     )
     system_routes = system.router(state, services.metrics, services.gate)
     for prefix in ("", *PREFIXES):
@@ -175,19 +186,12 @@ def create_api(
     app.include_router(pages.router())
     app.mount("/static/swagger", pages.docs_files())
     app.mount("/static", pages.files())
-    _add_middleware(
-        app,
-        services.metrics,
-        max_body_bytes=max_body_bytes,
-        max_upload_bytes=max_upload_bytes,
-        read_timeout_s=read_timeout_s,
-        cors_origins=cors_origins,
-        reader_timeout_s=reader_timeout_s,
-    )
+    _add_middleware(app, services.metrics, settings)
     return app
 
 
 def _v1_routers(services: AppServices, speaking: Speaking) -> list[APIRouter]:
+    """The routers of the routes below /v1."""
     gate, voices = services.gate, services.voices
     creation = VoiceCreation(voices, services.cloner, services.consents)
     routers = [
@@ -208,33 +212,24 @@ def _v1_routers(services: AppServices, speaking: Speaking) -> list[APIRouter]:
     ]
 
 
-def _add_middleware(
-    app: FastAPI,
-    metrics: Metrics,
-    *,
-    max_body_bytes: int,
-    max_upload_bytes: int,
-    read_timeout_s: float,
-    cors_origins: tuple[str, ...],
-    reader_timeout_s: float,
-) -> None:
-    """The layers around the routes; a later one is further out."""
-    uploads = Limit(max_upload_bytes, "TTS_MAX_UPLOAD_BYTES")
+def _add_middleware(app: FastAPI, metrics: Metrics, settings: Settings) -> None:
+    """Add the middleware around the routes. Each layer encloses the layers that were added before it."""
+    uploads = Limit(settings.max_upload_bytes, "TTS_MAX_UPLOAD_BYTES")
     app.add_middleware(
         BodyLimit,
-        limit=Limit(max_body_bytes, "TTS_MAX_BODY_BYTES"),
+        limit=Limit(settings.max_body_bytes, "TTS_MAX_BODY_BYTES"),
         by_path={prefix + path: uploads for prefix in PREFIXES for path in _UPLOAD_PATHS},
-        timeout_s=read_timeout_s,
+        timeout_s=settings.read_timeout_s,
     )
-    app.add_middleware(LastResort)
-    app.add_middleware(OwnPages, origins=cors_origins)
-    if cors_origins:
+    app.add_middleware(UnexpectedErrors)
+    app.add_middleware(CrossOriginCheck, origins=settings.cors_origins)
+    if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=list(cors_origins),
+            allow_origins=list(settings.cors_origins),
             allow_methods=["*"],
             allow_headers=["*"],
             expose_headers=list(EXPOSED_HEADERS),
         )
-    app.add_middleware(Access, metrics=metrics, foreign=bool(cors_origins))
-    app.add_middleware(ReaderTimeout, timeout_s=reader_timeout_s)
+    app.add_middleware(RequestLog, metrics=metrics, cross_origin=bool(settings.cors_origins))
+    app.add_middleware(ReaderTimeout, timeout_s=settings.reader_timeout_s)

@@ -1,6 +1,6 @@
-"""API keys at the door: a request's key is checked before its body is read.
+"""Checks the API key of a request before its body is read.
 
-Lists, health and metrics need no key, because clients read them without one.
+Lists, health and metrics need no key, because many clients read them without one.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _SCHEMES: Schema = {
     },
 }
 _REQUIRED: list[Schema] = [{"bearer": []}, {"api-key": []}]
-KEY_REQUIRED: Schema = {"security": _REQUIRED}  # a route's `openapi_extra`
+KEY_REQUIRED: Schema = {"security": _REQUIRED}  # the `openapi_extra` of a route that needs a key
 KEY_OPTIONAL: Schema = {"security": [*_REQUIRED, {}]}
 
 
 class Gate:
     """Checks the API keys of requests.
 
-    It leaves in `request.state`: `owner`, the key's hash that tells callers apart ("" without keys); `key`, the key's
-    name; and `admitted`, the Pass that `Access` closes.
+    It sets these attributes of `request.state`: `owner`, the digest of the key, which identifies the caller ("" without
+    keys); `key`, the name of the key; and `admitted`, the Pass that the middleware RequestLog closes.
     """
 
     def __init__(self, ring: KeyRing, metrics: Metrics) -> None:
@@ -51,15 +51,14 @@ class Gate:
 
     @property
     def needed(self) -> bool:
-        """Whether speech needs a key."""
+        """Whether the server has keys, so that speech needs one."""
         return self._ring.needed
 
     def route(self, scope: Scope | None) -> type[APIRoute]:
-        """A router's `route_class`, whose routes need a key with this scope if the server has keys.
+        """The `route_class` of a router whose routes need a key with this scope, if the server has keys.
 
-        scope None: a key is optional, but a wrong one is a 401, so that clients can test theirs. The check is in the
-        route's class because FastAPI reads a body before it runs dependencies: here a caller without a key uploads
-        nothing.
+        scope: None = the key is optional. A wrong key is still a 401, so that clients can test their key. The check is
+        not a FastAPI dependency, because FastAPI reads the body first: a caller without a key could upload files.
         """
         gate = self
 
@@ -84,7 +83,7 @@ class Gate:
         return KeyedRoute
 
     def enter(self, request: Request, scope: Scope) -> None:
-        """Raises Unauthorized, Forbidden, RateLimited."""
+        """Admit a request that needs a key with this scope. Raises Unauthorized, Forbidden, RateLimited."""
         request.state.owner = ""
         if not self._ring.needed:
             return
@@ -100,12 +99,15 @@ class Gate:
         request.state.owner = key.sha256
 
     def key_of(self, request: Request) -> Key | None:
-        """The key of a request that needs none; None if it has none. Raises Unauthorized for a wrong key."""
+        """The key of a request for which a key is optional; None if it has no key.
+
+        Raises Unauthorized for a wrong key.
+        """
         sent = _sent_key(request)
         return self._find(request, sent) if sent and self._ring.needed else None
 
     def describe(self, schema: Schema) -> None:
-        """Complete /openapi.json in place: with keys the security schemes and their errors, without keys neither."""
+        """Add the security schemes and the errors of keys to /openapi.json if the server has keys. Changes `schema`."""
         needed = self.needed
         if needed:
             schema["components"]["securitySchemes"] = _SCHEMES
@@ -127,6 +129,7 @@ class Gate:
                 operation["responses"] = dict(sorted(answers.items()))
 
     def _find(self, request: Request, sent: str) -> Key:
+        """The key with this text; its name goes into `request.state` and the log. Raises Unauthorized."""
         key = self._ring.find(sent)
         request.state.key = key.name
         structlog.contextvars.bind_contextvars(key=key.name)  # on every log line of this request
@@ -134,7 +137,7 @@ class Gate:
 
 
 def _sent_key(request: Request) -> str:
-    """The key as OpenAI's clients send it (Bearer), or Azure's (`api-key`)."""
+    """The key in the header `Authorization: Bearer` (OpenAI's clients) or `api-key` (Azure's clients); "" if none."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
         return token.strip()

@@ -1,7 +1,7 @@
-"""Map every error to an HTTP status and OpenAI's error body, so that the official SDKs raise the right exception.
+"""Maps each error to an HTTP status and OpenAI's error body, so that the official SDKs raise the matching exception.
 
-`STATUS` maps the classes of app/errors.py to statuses. `PROBLEMS` describes each status for /openapi.json; a route
-declares the statuses that it can answer with: `responses=problems(400, 404)`.
+`STATUS` maps the classes of app/errors.py to statuses. `PROBLEMS` describes each status for /openapi.json. A route
+lists its possible error statuses: `responses=problems(400, 404)`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RETRY_STOPPED_S = 10  # a restart takes seconds
+RETRY_STOPPED_S = 10  # Retry-After while the server stops: a restart takes about this long
 
-# The first matching row counts; SpeechError is the root of all.
+# The first row whose class matches applies. SpeechError, in the last row, is the base class of the others.
 STATUS: tuple[tuple[type[errors.SpeechError], int], ...] = (
     (errors.Unauthorized, 401),
     (errors.Forbidden, 403),
@@ -43,7 +43,7 @@ STATUS: tuple[tuple[type[errors.SpeechError], int], ...] = (
 )
 
 
-# Status: what it means, and an example of (message, param, code).
+# Status -> its meaning, and an example of (message, param, code).
 PROBLEMS: Mapping[int, tuple[str, tuple[str, str | None, str | None]]] = {
     400: (
         "The request is not valid; the message says why.",
@@ -55,7 +55,11 @@ PROBLEMS: Mapping[int, tuple[str, tuple[str, str | None, str | None]]] = {
     ),
     403: (
         "The API key lacks the scope that the message names.",
-        ("The API key 'kiosk' lacks the scope `clone`, which this needs; it has: speak.", None, "missing_scope"),
+        (
+            "The API key 'kiosk' lacks the scope `clone`, which this request needs. Its scopes are: speak.",
+            None,
+            "missing_scope",
+        ),
     ),
     404: (
         "There is no such model, voice or consent.",
@@ -63,7 +67,7 @@ PROBLEMS: Mapping[int, tuple[str, tuple[str, str | None, str | None]]] = {
     ),
     408: (
         "The body arrived too slowly.",
-        ("The request came too slowly. Send it again.", None, "request_timeout"),
+        ("The request arrived too slowly. Send it again.", None, "request_timeout"),
     ),
     413: (
         "The body is too large.",
@@ -82,14 +86,14 @@ PROBLEMS: Mapping[int, tuple[str, tuple[str, str | None, str | None]]] = {
         ("The engine is starting. Try again.", None, "engine_not_ready"),
     ),
     507: (
-        "The server could not store it: the disk is full or read-only.",
-        ("It could not be stored: No space left on device.", None, "storage_error"),
+        "The server could not store the data: its disk is full or read-only.",
+        ("The voice could not be stored: No space left on device.", None, "storage_error"),
     ),
 }
 
 
 def problem(status: int) -> Schema:
-    """The error answer with this status, as OpenAPI describes a response."""
+    """The OpenAPI description of the error response with this status."""
     description, (message, param, code) = PROBLEMS[status]
     headers: Schema = {}
     if status in (429, 503):
@@ -106,25 +110,30 @@ def problem(status: int) -> Schema:
 
 
 def problems(*statuses: int) -> dict[int | str, Schema]:
-    """The `responses` of a route that can answer with these error statuses."""
+    """The OpenAPI `responses` of a route that can answer with these error statuses."""
     return {status: {**problem(status), "model": ErrorEnvelope} for status in statuses}
 
 
 def status_of(error: errors.SpeechError) -> int:
+    """The HTTP status of an error."""
     return next(status for kind, status in STATUS if isinstance(error, kind))
 
 
 def envelope(message: str, *, status: int, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """OpenAI's error body, always four keys: 429 is `requests`, 4xx `invalid_request_error`, 5xx `server_error`."""
+    """OpenAI's error body. Its `type` follows from the status: 429 `requests`, other 4xx `invalid_request_error`,
+    5xx `server_error`.
+    """
     kind = "requests" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def body_of(error: errors.SpeechError) -> dict[str, Any]:
+    """The JSON body of an error."""
     return envelope(error.message, status=status_of(error), param=error.param, code=error.code)
 
 
 def response_to(error: errors.SpeechError) -> JSONResponse:
+    """The HTTP response to an error: status, headers such as Retry-After, and body."""
     headers = {}
     if isinstance(error, errors.Busy | errors.NotReady):
         headers["Retry-After"] = str(max(1, error.retry_after_s))
@@ -140,7 +149,7 @@ def response_to(error: errors.SpeechError) -> JSONResponse:
 
 
 def limit_headers(limit: int, remaining: int, reset_s: float) -> dict[str, str]:
-    """OpenAI's headers of a limit on requests; `reset_s` as it writes times there: 340ms, 7.5s, 1m12s."""
+    """OpenAI's rate limit headers. They write times as OpenAI does: 340ms, 7.5s, 1m12s."""
     ms = round(reset_s * 1000)
     minutes, seconds = divmod(ms / 1000, 60)
     reset = f"{ms}ms" if ms < 1000 else f"{seconds:g}s" if not minutes else f"{minutes:.0f}m{seconds:.0f}s"
@@ -152,24 +161,26 @@ def limit_headers(limit: int, remaining: int, reset_s: float) -> dict[str, str]:
 
 
 def unexpected() -> JSONResponse:
-    """The answer to an error that no handler expects. Its details are in the log only."""
+    """The response to an unexpected exception: a 500 without details. The log has the details."""
     return _json(
-        500, envelope("The server failed to answer this request. The server's log has the reason.", status=500), {}
+        500,
+        envelope("The server failed because of an internal error. The log of the server has the reason.", status=500),
+        {},
     )
 
 
 def _json(status: int, body: dict[str, Any], headers: Mapping[str, str] | None) -> JSONResponse:
-    # A message may quote what the caller sent, lone surrogates included, which UTF-8 can't carry.
+    # A message may quote a text of the caller with lone surrogates, which UTF-8 can't encode.
     error = body["error"]
     error["message"] = error["message"].encode("utf-8", "replace").decode()
     return JSONResponse(body, status, headers=dict(headers or {}))
 
 
 def install(app: FastAPI) -> None:
-    """Register the handlers for every error that leaves a route."""
+    """Register a handler for each kind of error that a route can raise."""
 
     async def speech_error(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, errors.SpeechError)  # noqa: S101 - starlette types handlers by Exception
+        assert isinstance(error, errors.SpeechError)  # noqa: S101 - Starlette declares the parameter as Exception
         return response_to(error)
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
@@ -178,7 +189,7 @@ def install(app: FastAPI) -> None:
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)  # noqa: S101
-        if error.status_code == 405:  # Starlette names the methods of the first route at this path only
+        if error.status_code == 405:  # Starlette lists only the methods of the first route with this path
             error.headers = {"Allow": ", ".join(_methods_at(request))}
         return _http_error(error)
 
@@ -188,18 +199,19 @@ def install(app: FastAPI) -> None:
 
 
 def _methods_at(request: Request) -> list[str]:
-    """The methods that the path of this request takes, over all routes with this path."""
+    """The HTTP methods that the path of this request allows, on any route."""
 
-    def taken(method: str) -> bool:
+    def allowed(method: str) -> bool:
         scope = {**request.scope, "method": method}
         return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
     return [
-        method for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT") if taken(method.replace("HEAD", "GET"))
+        method for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT") if allowed(method.replace("HEAD", "GET"))
     ]
 
 
 def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    """The response to a request that pydantic has rejected: a 400 that names the wrong fields."""
     problems = error.errors()
     kind = request.headers.get("content-type", "")
     media = kind.split(";")[0].strip().lower()
@@ -224,18 +236,20 @@ def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
 
 
 def _field_at(location: Sequence[str | int]) -> str:
-    """`seed`, or `turns.3.text` inside a list: the field as the caller knows it, without pydantic's union members."""
+    """The name of a field, such as `seed`, or `turns.3.text` inside a list. Parts that pydantic adds are left out."""
     inside_list = len(location) > 2 and isinstance(location[2], int)
     return ".".join(str(part) for part in location[1 : 4 if inside_list else 2])
 
 
 def _http_error(error: HTTPException) -> JSONResponse:
+    """The response to an error of Starlette or of a middleware, such as 404 and 405."""
     status = error.status_code
     if status == 404:
-        message, code = "There is nothing at this URL. See /docs for the URLs of this server.", "not_found"
+        message, code = "This URL does not exist on this server. See /docs for its URLs.", "not_found"
     elif status == 405:
         message, code = (
-            "This URL does not take this method. The header Allow lists its methods; see /docs.",
+            "This URL does not support this HTTP method. The header Allow lists the methods that it supports; see "
+            "/docs.",
             "method_not_allowed",
         )
     elif status == 408:

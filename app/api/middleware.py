@@ -1,6 +1,6 @@
-"""Around every request: an id, OpenAI's standing headers, one log line, one count, limits on the body and on readers.
+"""The middleware around all routes: request ids, default headers, the request log, and limits on bodies and readers.
 
-Pure ASGI, so streams pass untouched.
+All classes are plain ASGI middleware, so they do not buffer streams.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ EXPOSED_HEADERS = (
     "X-RateLimit-Reset-Requests",
     "OpenAI-Processing-Ms",
 )
-LEAST_BYTES_S = 1000  # as slow as a body may come
-CLIENT_LEFT = 499  # nginx's number for a caller who left before there was a status
-_QUIET = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds by machines
-# Of paths that are not there: what shows in a log how an address was mistaken.
+MIN_BYTES_PER_S = 1000  # the lowest speed of a request body
+CLIENT_DISCONNECTED = 499  # as in nginx: the client disconnected before the response had a status
+_QUIET = frozenset({"/health", "/ready", "/metrics"})  # monitoring systems request these paths every few seconds
+# The parts of an unknown path that are logged. They show how a client got the URL wrong. Other parts may be private.
 _KNOWN_PARTS = frozenset(
     (
         "",
@@ -63,17 +63,17 @@ _KNOWN_PARTS = frozenset(
     )
 )
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
-_FILES = "/static/"  # a dozen with every page
+_FILES = "/static/"  # each page loads about a dozen of these files
 
 
 class ReaderStuck(ConnectionError):
-    """The caller takes nothing of the answer."""
+    """The client reads nothing of its response."""
 
 
 class ReaderTimeout:
-    """Cut off a client that reads nothing for timeout_s. Otherwise its row would stay paused without end.
+    """Disconnects a client that reads nothing for `timeout_s`. Otherwise its row would stay paused for ever.
 
-    The time runs only while what was sent before still fills the connection's buffers.
+    The time is measured only while the connection's buffers are full of unread data.
     """
 
     def __init__(self, app: ASGIApp, timeout_s: float) -> None:
@@ -94,12 +94,12 @@ class ReaderTimeout:
 
         try:
             await self._app(scope, receive, timed)
-        except ReaderStuck:  # the server closes the connection of an answer that has not ended
-            log.warning("the reader took nothing", path=_shown(scope), for_s=self._timeout_s)
+        except ReaderStuck:  # uvicorn closes the connection because the response has no end
+            log.warning("disconnected a client that read nothing", path=_loggable_path(scope), for_s=self._timeout_s)
 
 
-# For what is data. Pages bring their own policies, and a route may say otherwise.
-_STANDING = {
+# Headers of each response that does not set them itself. The web pages set their own policies.
+_DEFAULT_HEADERS = {
     b"openai-version": b"2020-10-01",
     b"x-content-type-options": b"nosniff",
     b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
@@ -108,36 +108,38 @@ _STANDING = {
 }
 
 
-class Access:
-    """The outermost of our own layers. foreign: whether pages of other origins may call, and so load, what is here."""
+class RequestLog:
+    """Gives each request an id, adds the default headers to the response, and logs and counts the request."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, *, foreign: bool) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, *, cross_origin: bool) -> None:
+        """cross_origin: whether web pages of other origins may load responses."""
         self._app = app
         self._metrics = metrics
-        self._standing = _STANDING | {b"cross-origin-resource-policy": b"cross-origin" if foreign else b"same-origin"}
+        policy = b"cross-origin" if cross_origin else b"same-origin"
+        self._default_headers = _DEFAULT_HEADERS | {b"cross-origin-resource-policy": policy}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["method"] == "HEAD":  # FastAPI's GET routes refuse it; the server itself leaves the body out
+        if scope["method"] == "HEAD":  # FastAPI's GET routes do not support HEAD; uvicorn removes the body
             scope = {**scope, "method": "GET"}
         request_id = f"req_{uuid.uuid4().hex}"
         started_s = time.monotonic()
         status = 0
         finished = False
-        state = scope.setdefault("state", {})  # where `Gate` leaves whose request it is
+        state = scope.setdefault("state", {})  # auth.Gate stores the caller here
 
         async def stamped(message: Message) -> None:
             nonlocal status, finished
             if message["type"] == "http.response.start":
                 status = message["status"]
                 own = list(message.get("headers", []))
-                there = {name.lower() for name, _ in own}
+                own_names = {name.lower() for name, _ in own}
                 message["headers"] = [
                     *own,
                     (REQUEST_ID.encode(), request_id.encode()),
-                    *((name, value) for name, value in self._standing.items() if name not in there),
+                    *((name, value) for name, value in self._default_headers.items() if name not in own_names),
                     *_limits(state.get("admitted")),
                 ]
             elif message["type"] == "http.response.body":
@@ -149,26 +151,26 @@ class Access:
                 await self._app(scope, receive, stamped)
             finally:
                 route = getattr(scope.get("route"), "path", "other")
-                self._metrics.request(route, status or CLIENT_LEFT)
+                self._metrics.request(route, status or CLIENT_DISCONNECTED)
                 if (admitted := state.get("admitted")) is not None:
                     admitted.close()
                 if (key := state.get("key")) is not None:
-                    self._metrics.key_request(key, status or CLIENT_LEFT)
+                    self._metrics.key_request(key, status or CLIENT_DISCONNECTED)
                 quiet = scope["path"] in _QUIET or scope["path"].startswith(_FILES)
-                tell = log.debug if quiet else log.info
-                tell(
+                write = log.debug if quiet else log.info
+                write(
                     "request",
                     method=scope["method"],
-                    path=_shown(scope),
-                    status=status or CLIENT_LEFT,
+                    path=_loggable_path(scope),
+                    status=status or CLIENT_DISCONNECTED,
                     ms=round((time.monotonic() - started_s) * 1000, 1),
                     whole=finished,
                 )
                 structlog.contextvars.unbind_contextvars("key")
 
 
-def _shown(scope: Scope) -> str:
-    """The path without what its caller chose: by mistake that may be anything, a key or a text."""
+def _loggable_path(scope: Scope) -> str:
+    """The path for the log, without the parts that the caller chose: these may contain a key or a text by mistake."""
     path: str = scope["path"]
     if "route" not in scope:
         return "/".join(part if part in _KNOWN_PARTS else "*" for part in path.split("/"))
@@ -179,19 +181,21 @@ def _shown(scope: Scope) -> str:
 
 
 def _limits(admitted: Pass | None) -> list[tuple[bytes, bytes]]:
+    """The rate limit headers of an admitted request; none if its key has no rate limit."""
     if admitted is None or admitted.key.per_minute is None:
         return []
-    told = limit_headers(admitted.key.per_minute, admitted.remaining, admitted.reset_s)
-    return [(name.encode(), value.encode()) for name, value in told.items()]
+    headers = limit_headers(admitted.key.per_minute, admitted.remaining, admitted.reset_s)
+    return [(name.encode(), value.encode()) for name, value in headers.items()]
 
 
-class OwnPages:
-    """Refuse requests that a web page of another origin may send without a CORS preflight: forms, and so recordings.
+class CrossOriginCheck:
+    """Rejects forms, and so uploads, from web pages of other origins. Browsers send forms without a CORS preflight.
 
-    Browsers send Sec-Fetch-Site to https and localhost. Requests without that header pass. origins: allowed origins.
+    Browsers add the header Sec-Fetch-Site to requests for https and localhost. Requests without it are allowed.
     """
 
     def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
+        """origins: the origins whose pages may send these requests; `*` = all."""
         self._app = app
         self._origins = origins
 
@@ -202,15 +206,16 @@ class OwnPages:
                 "*" in self._origins or headers.get("origin") in self._origins
             ):
                 message = (
-                    "Web pages of other origins may not send this request. TTS_CORS_ORIGINS lists the origins that may."
+                    "This request comes from a web page of another origin, which is not allowed. The operator of this "
+                    "server can add the origin to TTS_CORS_ORIGINS."
                 )
                 await response_to(ForeignPage(message))(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
-class LastResort:
-    """Below the layer that tells browsers which pages may read an answer: they may read this one too."""
+class UnexpectedErrors:
+    """Answers an unexpected exception with a 500. It is inside the CORS middleware, so allowed pages can read it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -231,30 +236,34 @@ class LastResort:
         except ReaderStuck:
             raise
         except Exception:
-            log.exception("the request failed", path=_shown(scope))
+            log.exception("an unexpected error was answered with 500", path=_loggable_path(scope))
             if not started:
                 await unexpected()(scope, receive, noted)
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """How large a body may be, and the setting that says so."""
+    """The maximum size of a request body, and the environment variable that sets it."""
 
     max_bytes: int
     setting: str
 
     def error(self) -> BodyTooLarge:
-        return BodyTooLarge(f"The request body is larger than {self.max_bytes} bytes ({self.setting}).")
+        return BodyTooLarge(f"The request body is larger than {self.max_bytes} bytes ({self.setting}). Send less.")
 
 
 class BodyLimit:
-    """Refuses bodies over a limit with 413: by their announced length before reading, else while they arrive; and with
-    408 bodies that come too slowly: a body has `timeout_s`, and a second more for each LEAST_BYTES_S received.
+    """Rejects request bodies that are too large with 413, and bodies that arrive too slowly with 408.
 
-    by_path: the paths that have another limit than the rest.
+    The size is checked before reading if the request has a Content-Length, and otherwise while the body arrives.
     """
 
     def __init__(self, app: ASGIApp, limit: Limit, by_path: Mapping[str, Limit], timeout_s: float) -> None:
+        """Set the limits.
+
+        by_path: the limits of paths that differ from `limit`. timeout_s: the time for a body, plus one second for each
+        MIN_BYTES_PER_S bytes received.
+        """
         self._app = app
         self._limit = limit
         self._by_path = by_path
@@ -264,7 +273,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path = scope["path"].removeprefix(scope.get("root_path", ""))  # where another app has mounted this one
+        path = scope["path"].removeprefix(scope.get("root_path", ""))  # set if another app has mounted this one
         limit = self._by_path.get(path, self._limit)
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced) > limit.max_bytes:
@@ -275,23 +284,23 @@ class BodyLimit:
 
         async def limited() -> Message:
             nonlocal received, whole
-            if whole:  # then it waits for the caller to leave
+            if whole:  # later calls wait for the client to disconnect
                 return await receive()
-            left_s = began_s + self._timeout_s + received / LEAST_BYTES_S - time.monotonic()
+            left_s = began_s + self._timeout_s + received / MIN_BYTES_PER_S - time.monotonic()
             try:
                 async with asyncio.timeout(left_s):
                     message = await receive()
             except TimeoutError:
                 raise HTTPException(
                     408,
-                    f"The body of the request comes too slowly: there were {received} bytes after "
-                    f"{time.monotonic() - began_s:.0f} s (TTS_READ_TIMEOUT_S).",
+                    f"The body of the request arrived too slowly: {received} bytes in "
+                    f"{time.monotonic() - began_s:.0f} s (TTS_READ_TIMEOUT_S). Send it again.",
                     headers={"Connection": "close"},
                 ) from None
             whole = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > limit.max_bytes:
-                # FastAPI passes only this kind through while it reads a body.
+                # While FastAPI reads a body, it passes on only exceptions of this class.
                 raise HTTPException(413, limit.error().message)
             return message
 

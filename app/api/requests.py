@@ -1,6 +1,7 @@
-"""Request bodies as the API takes them, parsed once into the inside's own types.
+"""The JSON bodies of speech requests as pydantic models, and their conversion to SpeechRequest.
 
-Null is unset. Unknown fields are ignored; `ignored` names the fields that only other routes use.
+A field that is null counts as left out. Unknown fields are ignored. `SpokenBody.ignored` lists the fields that only
+other routes use.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from app.errors import BadReference, EmptyText, TextTooLong, UnknownVoice
 from app.types import Line, Sampling, SpeechRequest, UploadedTurn, conversation_key
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE
 
-# Ours, beyond OpenAI's, that an engine may lack: set on an engine without them, they are an error, never ignored.
+# Fields beyond OpenAI's that some engines do not support. Setting one for such an engine is an error.
 ENGINE_EXTRAS = ("temperature", "top_k", "top_p", "cfg_scale", "language", "conversation_id")
 
 MAX_CONTEXT_TURNS = 32
@@ -43,20 +44,22 @@ PREVIEW_TEXT = "Hello, this is how I sound. It is good to be here, and I hope yo
 
 
 def _not_blank(value: str) -> str:
+    """Check that a text has at least one character that is not white space."""
     if not value.strip():
-        raise PydanticCustomError(EmptyText.code, "must hold some text to speak")
+        raise PydanticCustomError(EmptyText.code, "must contain text to speak")
     return value
 
 
-NOT_BLANK = r"\S"  # for schemas; the code above says it in words
+NOT_BLANK = r"\S"  # the same rule as a pattern for JSON schemas
 
 
 def _whole(value: object) -> object:
-    """JSON has one kind of number: 24000.0 is as whole as 24000."""
+    """Convert 24000.0 to 24000: some JSON writers write integers this way."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _known_format(value: object) -> str:
+    """Check that a value is the name of an audio format."""
     if isinstance(value, str) and value in AUDIO_FORMATS:
         return value
     names = [repr(name) for name in AUDIO_FORMATS]
@@ -68,7 +71,7 @@ def _either(names: list[str]) -> str:
 
 
 class _FormatName:
-    """A key of AUDIO_FORMATS. The table is read at each use, so that a plug-in can add a row."""
+    """The type of an audio format's name. AUDIO_FORMATS is read at each use, because a plug-in may add a format."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _: object, __: GetCoreSchemaHandler) -> core_schema.CoreSchema:
@@ -89,7 +92,7 @@ Speaker = Annotated[int, Field(ge=0, le=MAX_SPEAKER), WHOLE]
 
 
 class VoiceId(BaseModel):
-    """A voice by id, as OpenAI's custom voices are given."""
+    """A voice as an object with its id. OpenAI's clients send custom voices in this form."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -97,37 +100,52 @@ class VoiceId(BaseModel):
 
 
 class SpokenBody(BaseModel):
-    """The fields of every route that speaks: OpenAI's, then ours. A subclass adds what is said and who says it."""
+    """The fields that all speech routes share. A subclass adds the fields for the text and the speaker."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    UNUSED: ClassVar[frozenset[str]] = frozenset()  # inherited fields that have no effect on this route
-    VOICE: ClassVar[str] = "voice"  # what an error about the voice names as its `param`
-    _foreign: tuple[str, ...] = PrivateAttr(())  # names in the request that only other routes use, and UNUSED ones
+    UNUSED_FIELDS: ClassVar[frozenset[str]] = frozenset()  # inherited fields that have no effect on this route
+    VOICE_FIELD: ClassVar[str] = "voice"  # the `param` of errors about the voice
+    _ignored: tuple[str, ...] = PrivateAttr(())  # fields of the request that have no effect on this route
 
-    model: Annotated[str | None, Field(description="A model id or OpenAI alias. Left out: the running engine.")] = None
-    voice: Annotated[str | VoiceId | None, Field(description="A voice's id, or {'id': ...}. Left out: alloy.")] = None
+    model: Annotated[
+        str | None,
+        Field(description="The id of a model, or an OpenAI alias such as `tts-1`. Default: the running model."),
+    ] = None
+    voice: Annotated[str | VoiceId | None, Field(description="The id of a voice, or {'id': ...}. Default: alloy.")] = (
+        None
+    )
     instructions: Annotated[
-        str | None, Field(description="How to speak; never spoken. X-TTS-Ignored tells if unused.")
+        str | None, Field(description="How to speak. If the engine does not support it, X-TTS-Ignored lists it.")
     ] = None
     response_format: Annotated[str, _FormatName] | None = None
-    speed: Annotated[Finite | None, Field(ge=0.25, le=4.0, description="Tempo; the pitch stays.")] = None
+    speed: Annotated[
+        Finite | None, Field(ge=0.25, le=4.0, description="The tempo: 2 is twice as fast. The pitch does not change.")
+    ] = None
     stream_format: StreamFormat | None = None
     progress: Annotated[
-        bool | None, Field(description="With `stream_format: sse`: `speech.progress` events say what begins when.")
+        bool | None,
+        Field(description="With `stream_format: sse`: send `speech.progress` events with the start of each sentence."),
     ] = None
 
-    temperature: Annotated[Finite | None, Field(ge=0.0, le=2.0, description="0 is greedy.")] = None
+    temperature: Annotated[
+        Finite | None,
+        Field(ge=0.0, le=2.0, description="The sampling temperature. 0 = always take the most likely token."),
+    ] = None
     top_k: Annotated[
         Annotated[int, Field(ge=1, le=2048), WHOLE] | None, Field(validation_alias=AliasChoices("top_k", "topk"))
     ] = None
     top_p: Annotated[Finite | None, Field(gt=0.0, le=1.0)] = None
     cfg_scale: Annotated[
-        Finite | None, Field(ge=1.0, le=10.0, description="Classifier-free guidance, for engines that have it.")
+        Finite | None,
+        Field(ge=1.0, le=10.0, description="The scale of classifier-free guidance, for engines that support it."),
     ] = None
     seed: Annotated[
         Annotated[int, Field(ge=-(2**63), le=2**63 - 1), WHOLE] | Literal["random"] | None,
-        Field(description="Left out: derived from the request, so that it sounds the same each time."),
+        Field(
+            description="The random seed. Default: derived from the request, so that the same request gives the same "
+            "audio."
+        ),
     ] = None
     max_audio_length_ms: Annotated[int, Field(ge=100, le=7_200_000), WHOLE] | None = None
     sample_rate: Annotated[int, Field(ge=8_000, le=48_000), WHOLE] | None = None
@@ -135,30 +153,37 @@ class SpokenBody(BaseModel):
     conversation_id: Annotated[str | None, StringConstraints(min_length=1, max_length=200)] = None
     cache: bool | None = None
     normalize: bool | None = None
-    enhance: Annotated[bool | None, Field(description="Even loudness. Left out: as TTS_ENHANCE is set.")] = None
+    enhance: Annotated[bool | None, Field(description="Give all speech the same loudness. Default: TTS_ENHANCE.")] = (
+        None
+    )
     parallel: Annotated[
         bool | None,
-        Field(description="Speak sentences in parallel: faster, but a sentence does not continue the previous one."),
+        Field(
+            description="Generate the sentences in parallel: faster, but the intonation does not continue between them."
+        ),
     ] = None
 
     @model_validator(mode="wrap")
     @classmethod
     def _read(cls, data: object, validate: ModelWrapValidatorHandler[Self]) -> Self:
-        """Drop nulls, as one under a field's first name would hide the value under its second. Note foreign names."""
+        """Remove nulls, and record the fields that only other routes use.
+
+        A null must be removed before validation: under a field's first name it would hide a value under its alias.
+        """
         if not isinstance(data, dict):
             return validate(data)
-        given = {name: value for name, value in data.items() if value is not None}
-        body = validate(given)
-        body._foreign = tuple(sorted(given.keys() & (SPEECH_FIELDS - cls.names())))
+        set_fields = {name: value for name, value in data.items() if value is not None}
+        body = validate(set_fields)
+        body._ignored = tuple(sorted(set_fields.keys() & (SPEECH_FIELDS - cls.names())))
         return body
 
     @classmethod
     def names(cls) -> frozenset[str]:
-        """The JSON keys that have an effect on this route, aliases included."""
+        """The JSON keys, including aliases, that have an effect on this route."""
         return frozenset(
             name
             for field, info in cls.model_fields.items()
-            if field not in cls.UNUSED
+            if field not in cls.UNUSED_FIELDS
             for name in (info.validation_alias.choices if isinstance(info.validation_alias, AliasChoices) else (field,))
             if isinstance(name, str)
         )
@@ -170,23 +195,24 @@ class SpokenBody(BaseModel):
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """The fields that the caller set and that have no effect on this route with any engine."""
-        return (*self._foreign, "progress") if self.progress and not self.sse else self._foreign
+        """The fields in this request that have no effect on this route, whatever the engine."""
+        return (*self._ignored, "progress") if self.progress and not self.sse else self._ignored
 
     @property
     def extras(self) -> frozenset[str]:
-        """Which of ENGINE_EXTRAS the caller set."""
+        """The names in ENGINE_EXTRAS that the caller set."""
         return frozenset(name for name in ENGINE_EXTRAS if getattr(self, name) is not None)
 
     def conversation(self, owner: str) -> str | None:
-        """The key of the caller's conversation, if there is one."""
+        """The key under which the conversation is remembered; None without `conversation_id`."""
         return None if self.conversation_id is None else conversation_key(owner, self.conversation_id)
 
     @abstractmethod
     def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
-        """The request without its context and its conversation's key. Raises TextTooLong, UnknownVoice."""
+        """Convert to a SpeechRequest without context and without conversation key. Raises TextTooLong, UnknownVoice."""
 
     def _request(self, lines: Iterable[Line], default_model: str) -> SpeechRequest:
+        """A SpeechRequest with these lines and the fields that all speech routes share."""
         return SpeechRequest(
             model=default_model if self.model is None else self.model,
             lines=tuple(lines),
@@ -206,7 +232,7 @@ class SpokenBody(BaseModel):
 
 
 class SpeechBody(SpokenBody):
-    """`POST /v1/audio/speech`."""
+    """The body of `POST /v1/audio/speech`."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"model": "tts-1", "input": "Hello there.", "voice": "alloy"}]}
@@ -222,16 +248,16 @@ class SpeechBody(SpokenBody):
 
 
 class GenerateBody(SpokenBody):
-    """`POST /v1/voice-cloning/generate`."""
+    """The body of `POST /v1/voice-cloning/generate`."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"voice_id": "alloy", "text": "Hello there."}]})
 
-    UNUSED: ClassVar[frozenset[str]] = frozenset({"voice"})
-    VOICE: ClassVar[str] = "voice_id"
+    UNUSED_FIELDS: ClassVar[frozenset[str]] = frozenset({"voice"})
+    VOICE_FIELD: ClassVar[str] = "voice_id"
 
-    voice: Annotated[str | VoiceId | None, Field(description="Has no effect: `voice_id` names the voice.")] = None
+    voice: Annotated[str | VoiceId | None, Field(description="Has no effect: use `voice_id`.")] = None
     text: Annotated[Text, Field(validation_alias=AliasChoices("text", "input"), description="The text to speak.")]
-    voice_id: Annotated[str, Field(min_length=1, description="The voice's id or name.")]
+    voice_id: Annotated[str, Field(min_length=1, description="The id or the name of the voice.")]
 
     def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
         """Raises TextTooLong, UnknownVoice."""
@@ -241,17 +267,19 @@ class GenerateBody(SpokenBody):
 
 
 class PreviewBody(SpokenBody):
-    """`POST /v1/voice-cloning/voices/{id}/preview`; the voice is that of the path."""
+    """The body of `POST /v1/voice-cloning/voices/{id}/preview`. The URL contains the id of the voice."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"text": "Hello there.", "response_format": "wav"}]})
 
-    UNUSED: ClassVar[frozenset[str]] = frozenset({"voice"})
-    VOICE: ClassVar[str] = "id"
+    UNUSED_FIELDS: ClassVar[frozenset[str]] = frozenset({"voice"})
+    VOICE_FIELD: ClassVar[str] = "id"
 
-    voice: Annotated[str | VoiceId | None, Field(description="Has no effect: the path names the voice.")] = None
-    text: Annotated[
-        Text, Field(validation_alias=AliasChoices("text", "input"), description="The sentence to hear.")
-    ] = PREVIEW_TEXT
+    voice: Annotated[
+        str | VoiceId | None, Field(description="Has no effect: the URL contains the id of the voice.")
+    ] = None
+    text: Annotated[Text, Field(validation_alias=AliasChoices("text", "input"), description="The text to speak.")] = (
+        PREVIEW_TEXT
+    )
 
     def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
         """Raises TextTooLong."""
@@ -260,16 +288,16 @@ class PreviewBody(SpokenBody):
 
 
 class ContextTurnBody(BaseModel):
-    """Something said before."""
+    """An earlier turn of the conversation, with its recording."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    speaker: Annotated[Speaker, Field(description="Who said it.")]
-    text: Annotated[Text, Field(description="What was said, word for word.")]
+    speaker: Annotated[Speaker, Field(description="The number of the speaker.")]
+    text: Annotated[Text, Field(description="The exact words of the recording.")]
     audio: Annotated[
         str,
         Field(
-            description="How it was said: a sound file of any common format in base64, with or without `data:...,` "
+            description="The recording: an audio file of any common format in base64, with or without `data:...,` "
             "before it; up to 60 s.",
             json_schema_extra={"contentEncoding": "base64"},
         ),
@@ -277,12 +305,15 @@ class ContextTurnBody(BaseModel):
 
 
 class ConversationBody(SpokenBody):
-    """`POST /v1/audio/conversation`: the next turn, in the light of those before it."""
+    """The body of `POST /v1/audio/conversation`, which speaks the next turn of a conversation."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"text": "It was lovely, thank you.", "speaker_id": 0},  # a context would be kilobytes
+                {
+                    "text": "It was lovely, thank you.",
+                    "speaker_id": 0,
+                },  # without a context, which would be kilobytes long
             ]
         }
     )
@@ -291,12 +322,15 @@ class ConversationBody(SpokenBody):
         Text,
         Field(
             validation_alias=AliasChoices("text", "input"),
-            description="The text to speak, up to TTS_MAX_INPUT_CHARS characters. `input` is taken for it too.",
+            description="The text to speak, up to TTS_MAX_INPUT_CHARS characters. `input` is another name for it.",
         ),
     ]
-    speaker_id: Annotated[Speaker | None, Field(description="Who speaks it; see `context`. Left out: 0.")] = None
+    speaker_id: Annotated[
+        Speaker | None, Field(description="The number of the speaker, as in `context`. Default: 0.")
+    ] = None
     context: Annotated[
-        list[ContextTurnBody] | None, Field(max_length=MAX_CONTEXT_TURNS, description="What was said, oldest first.")
+        list[ContextTurnBody] | None,
+        Field(max_length=MAX_CONTEXT_TURNS, description="The earlier turns, oldest first."),
     ] = None
 
     @property
@@ -304,9 +338,10 @@ class ConversationBody(SpokenBody):
         return super().extras | (frozenset() if self.speaker_id is None else {"speaker_id"})
 
     def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
-        """All but the context, which has to be decoded: see `said`. Raises TextTooLong, UnknownVoice.
+        """Convert to a SpeechRequest without the context, which `decode_context` returns.
 
-        A context shows the speaker's voice. Without a context, a request without `voice` uses the default voice.
+        Without `voice`, the recordings in the context define the voice; without a context the default voice is used.
+        Raises TextTooLong, UnknownVoice.
         """
         _check_length(self.text, "text", max_input_chars)
         for index, turn in enumerate(self.context or []):
@@ -316,35 +351,35 @@ class ConversationBody(SpokenBody):
             voice = NO_VOICE.id if self.context else DEFAULT_VOICE
         return self._request([Line(self.text, voice, self.speaker_id or 0)], default_model)
 
-    def said(self) -> list[UploadedTurn]:
-        """The context's sound files as bytes. Blocks for as long as base64 takes: 0.4 s for 64 MiB.
-
-        Raises BadReference.
-        """
+    def decode_context(self) -> list[UploadedTurn]:
+        """Decode the base64 of the context's recordings. Blocks: 64 MiB take 0.4 s. Raises BadReference."""
         return [
-            UploadedTurn(turn.speaker, turn.text, _sound_file(turn.audio, f"context.{index}.audio"))
+            UploadedTurn(turn.speaker, turn.text, _audio_file(turn.audio, f"context.{index}.audio"))
             for index, turn in enumerate(self.context or [])
         ]
 
 
 class DialogueTurnBody(BaseModel):
-    """One line of a dialogue."""
+    """One turn of a dialogue."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    text: Annotated[Text, Field(description="What to say.")]
+    text: Annotated[Text, Field(description="The text to speak.")]
     speaker: Annotated[
         Annotated[int, WHOLE] | Annotated[str, StringConstraints(min_length=1, max_length=200)] | None,
-        Field(description="A number or name that tells the speakers apart. Left out: each voice is a speaker."),
+        Field(description="A number or name that identifies the speaker. Default: each voice is one speaker."),
     ] = None
     voice: Annotated[
         str | VoiceId | None,
-        Field(description="A voice's id, or {'id': ...}. Left out: the speaker's last one, the body's `voice`, alloy."),
+        Field(
+            description="The id of a voice, or {'id': ...}. Default: the previous voice of this speaker, else the "
+            "body's `voice`, else alloy."
+        ),
     ] = None
 
 
 class DialogueBody(SpokenBody):
-    """`POST /v1/audio/dialogue`: several voices in one file."""
+    """The body of `POST /v1/audio/dialogue`, which speaks several turns with several voices."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -364,7 +399,7 @@ class DialogueBody(SpokenBody):
         Field(
             min_length=1,
             max_length=MAX_DIALOGUE_TURNS,
-            description="In order; up to TTS_MAX_INPUT_CHARS characters together.",
+            description="The turns in order. Together they have up to TTS_MAX_INPUT_CHARS characters.",
         ),
     ]
 
@@ -373,11 +408,11 @@ class DialogueBody(SpokenBody):
         characters = sum(len(turn.text) for turn in self.turns)
         if characters > max_input_chars:
             raise _too_long("The texts of `turns` have", characters, max_input_chars, "turns")
-        given = _voice_id(self.voice)
-        default = DEFAULT_VOICE if given is None else given
+        body_voice = _voice_id(self.voice)
+        default = DEFAULT_VOICE if body_voice is None else body_voice
         lines = []
-        voices: dict[str, str] = {}  # each speaker's last one
-        numbers: dict[tuple[str | None, str], int] = {}  # in order of appearance; a speaker's other voice is another
+        voices: dict[str, str] = {}  # the last voice of each speaker
+        numbers: dict[tuple[str | None, str], int] = {}  # speaker numbers; a speaker with two voices has two numbers
         for index, turn in enumerate(self.turns):
             label = None if turn.speaker is None else str(turn.speaker)
             voice = _voice_id(turn.voice, f"turns.{index}.voice")
@@ -390,21 +425,23 @@ class DialogueBody(SpokenBody):
 
 
 SPEAKING_BODIES: tuple[type[SpokenBody], ...] = (SpeechBody, ConversationBody, DialogueBody, GenerateBody, PreviewBody)
-SPEECH_FIELDS = frozenset(name for body in SPEAKING_BODIES for name in body.names())  # of any route that speaks
+SPEECH_FIELDS = frozenset(name for body in SPEAKING_BODIES for name in body.names())  # of all speech routes
 
 
 def _voice_id(voice: str | VoiceId | None, param: str = "voice") -> str | None:
-    """Raises UnknownVoice for the name that means no voice inside."""
-    asked = voice.id if isinstance(voice, VoiceId) else voice
-    if asked == NO_VOICE.id:
+    """The id of a voice. Raises UnknownVoice for the reserved id that means "no voice" inside the server."""
+    voice_id = voice.id if isinstance(voice, VoiceId) else voice
+    if voice_id == NO_VOICE.id:
         raise UnknownVoice(
-            f"There is no voice {asked!r}. Leave `{param}` out: a conversation with a context needs no voice.",
+            f"The voice {voice_id!r} does not exist. Leave `{param}` out: a conversation with a context needs no "
+            "voice.",
             param=param,
         )
-    return asked
+    return voice_id
 
 
 def _check_length(text: str, param: str, max_input_chars: int) -> None:
+    """Raises TextTooLong if the text has too many characters."""
     if len(text) > max_input_chars:
         raise _too_long(f"`{param}` has", len(text), max_input_chars, param)
 
@@ -413,11 +450,11 @@ _BOUNDS: tuple[Literal["minimum", "exclusiveMinimum", "maximum"], ...] = ("minim
 
 
 def number_ranges() -> dict[str, Range]:
-    """The bounds of a speech request's numbers, named as JSON Schema names them, by field."""
+    """The bounds of each number in a speech request, by field, with the names that JSON Schema uses."""
     ranges: dict[str, Range] = {}
     for name, field in SpokenBody.model_json_schema()["properties"].items():
         for kind in field.get("anyOf", []):
-            if kind.get("maximum", 2**53) < 2**53:  # JSON readers round larger numbers
+            if kind.get("maximum", 2**53) < 2**53:  # larger bounds are left out, because JavaScript rounds them
                 ranges[name] = {key: kind[key] for key in _BOUNDS if key in kind}
     return ranges
 
@@ -433,8 +470,8 @@ def _too_long(what_has: str, characters: int, max_input_chars: int, param: str) 
 _FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
-def _sound_file(encoded: str, param: str) -> bytes:
-    """The bytes of base64 as people have it: with a `data:` URL's head, line breaks, URL-safe, with or without padding.
+def _audio_file(encoded: str, param: str) -> bytes:
+    """Decode base64. Accepts a `data:` URL, line breaks, the URL-safe alphabet and missing padding.
 
     Raises BadReference.
     """
@@ -442,13 +479,13 @@ def _sound_file(encoded: str, param: str) -> bytes:
         head, comma, encoded = encoded.partition(",")
         if not comma or not head.lower().endswith(";base64"):
             raise BadReference(
-                f"`{param}` is a data: URL without base64. Send `data:audio/wav;base64,...`.", param=param
+                f"`{param}` is a `data:` URL without base64. Send `data:audio/wav;base64,...`.", param=param
             )
     try:
         plain = encoded.encode("ascii").translate(_FROM_URL_SAFE, b"\r\n\t =")
         return binascii.a2b_base64(plain + b"=" * (-len(plain) % 4), strict_mode=True)
-    except ValueError as error:  # binascii.Error and UnicodeEncodeError are both
+    except ValueError as error:  # includes binascii.Error and UnicodeEncodeError
         raise BadReference(
-            f"`{param}` is not base64. Send the sound file's bytes in base64, with or without a `data:` URL's head.",
+            f"`{param}` is not valid base64. Send the bytes of the audio file in base64, or as a `data:` URL.",
             param=param,
         ) from error

@@ -1,6 +1,6 @@
-"""The JSON that routes answer with, as pydantic models, and OpenAPI descriptions of answers that are not JSON.
+"""The JSON bodies of responses as pydantic models, and the OpenAPI descriptions of audio and event streams.
 
-Routes construct these models; FastAPI reads their schema from the routes' return annotations.
+The routes create these models. FastAPI takes their schemas from the return annotations of the routes.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class ResponseModel(BaseModel):
 
 
 class ErrorDetail(ResponseModel):
-    message: Annotated[str, Field(description="What is wrong and what to do, for people.")]
+    message: Annotated[str, Field(description="What is wrong and what to do.")]
     type: Literal["invalid_request_error", "requests", "server_error"]
-    param: Annotated[str | None, Field(description="The field at fault, inside lists as `turns.3.text`.")]
-    code: Annotated[str | None, Field(description="What is wrong, for programs.")]
+    param: Annotated[str | None, Field(description="The wrong field, for example `seed` or `turns.3.text`.")]
+    code: Annotated[str | None, Field(description="A stable name of the error, for programs.")]
 
 
 class ErrorEnvelope(ResponseModel):
-    """OpenAI's error body."""
+    """The body of an error, as OpenAI sends it."""
 
     error: ErrorDetail
 
@@ -53,25 +53,29 @@ class ModelVoice(ResponseModel):
 
 
 class Model(ResponseModel):
-    """OpenAI's model object, with fields of ours about speech."""
+    """OpenAI's model object with further fields about speech."""
 
     id: str
     object: Literal["model"]
     created: UnixTime
     owned_by: str
     task: Literal["text-to-speech"]
-    sample_rate: Annotated[int, Field(description="Hz, unless the request has `sample_rate`.")]
+    sample_rate: Annotated[int, Field(description="The default sample rate of the audio, in Hz.")]
     voices: list[ModelVoice]
     status: Literal["ready", "loading", "missing_weights", "failed"]
-    detail: Annotated[str, Field(description="Why it is not ready.")]
-    parameters: Annotated[list[str] | None, Field(description="Our request fields that it honours; null: not ready.")]
-    max_speakers: Annotated[int | None, Field(description="How many speakers it can speak in one utterance.")]
-    clones: Annotated[bool | None, Field(description="Whether it can speak with cloned voices.")]
-    sounds: Annotated[list[str] | None, Field(description="Non-verbal sounds that it performs: `(laughs)`.")]
-    languages: Annotated[
-        list[str] | None, Field(description="Language tags that it speaks; null: not ready, or an alias.")
+    detail: Annotated[str, Field(description="Why the model is not ready; empty if it is ready.")]
+    parameters: Annotated[
+        list[str] | None, Field(description="The optional request fields that it supports; null = not ready.")
     ]
-    alias: Annotated[bool, Field(description="Whether the id is an OpenAI name for the running model.")]
+    max_speakers: Annotated[int | None, Field(description="The maximum number of speakers in one utterance.")]
+    clones: Annotated[bool | None, Field(description="Whether the model can speak with cloned voices.")]
+    sounds: Annotated[
+        list[str] | None, Field(description="The non-verbal sounds that it can produce, such as `laughs`.")
+    ]
+    languages: Annotated[
+        list[str] | None, Field(description="The language tags that it supports; null = not ready, or an alias.")
+    ]
+    alias: Annotated[bool, Field(description="Whether the id is an OpenAI name of the running model.")]
 
 
 class ModelList(ResponseModel):
@@ -111,7 +115,7 @@ class ListedVoice(ResponseModel):
 
 
 class VoiceList(ResponseModel):
-    """One list under both names that clients read; with `legacy=true` plain ids."""
+    """The voices, under two names because clients read either. With `legacy=true` they are plain ids."""
 
     object: Literal["list"]
     voices: list[ListedVoice] | list[str]
@@ -150,20 +154,22 @@ class QualityCheck(ResponseModel):
 
 
 class Quality(ResponseModel):
-    """How good a recording is; empty for voices without a measurement."""
+    """The measured quality of a recording; empty if it was not measured."""
 
     level: Literal["good", "warning", "bad"] | None = None
     checks: list[QualityCheck] = []
 
 
 class _QualitySchema:
+    """Gives a field the JSON schema of Quality without its validation."""
+
     @classmethod
     def __get_pydantic_json_schema__(cls, _: CoreSchema, handler: GetJsonSchemaHandler) -> Schema:
         return handler(Quality.__pydantic_core_schema__)
 
 
-# Described as Quality but not checked: a voice's folder may come from elsewhere and hold more than Quality has. That
-# must not turn a list of voices into an error.
+# This has the schema of Quality, but it is not validated: the folder of a voice may come from another version and have
+# further values, which must not make the list of voices fail.
 StoredQuality = Annotated[dict[str, Any], _QualitySchema]
 
 
@@ -215,17 +221,17 @@ class Cloned(ResponseModel):
 
     @classmethod
     def of(cls, action: str, requested_name: str, stored: StoredVoice) -> Self:
-        """The answer to a request that created a voice. action: "The voice was cloned"."""
+        """The response after a voice was created. action: what was done, for example "The voice was cloned"."""
         name, requested = stored.voice.name, " ".join(requested_name.split())
-        message = f"{action}; it is called {name!r}."
+        message = f"{action}. Its name is {name!r}."
         if name.casefold() != requested.casefold():
-            message = f"{action}; since {requested!r} was taken, it is called {name!r}."
+            message = f"{action}. Its name is {name!r}, because another voice has the name {requested!r}."
         return cls(status="success", message=message, voice=ClonedVoice.of(stored))
 
 
 class ClonedVoices(ResponseModel):
     voices: list[ClonedVoice]
-    problems: Annotated[dict[str, str], Field(description="Folders that should be voices but are not, and why.")]
+    problems: Annotated[dict[str, str], Field(description="The folders that can't be read as voices, with the reason.")]
 
 
 class DeletedClone(ResponseModel):
@@ -243,7 +249,7 @@ class Draft(ResponseModel):
     draft_id: str
     transcript: str
     audio_duration: Seconds
-    window: Annotated[Window, Field(description="The stretch of the recording that will be used.")]
+    window: Annotated[Window, Field(description="The part of the recording that will be used.")]
     quality: Quality
 
 
@@ -300,7 +306,7 @@ class DeletedConsent(ResponseModel):
 class ForgottenConversation(ResponseModel):
     id: str
     object: Literal["audio.conversation"]
-    deleted: Annotated[bool, Field(description="Whether there was such a conversation.")]
+    deleted: Annotated[bool, Field(description="Whether this conversation was remembered.")]
 
 
 class Detection(ResponseModel):
@@ -363,10 +369,10 @@ class Limits(ResponseModel):
     input_chars: int
     dialogue_turns: int
     response_formats: Annotated[list[str], Field(description="Values of `response_format`.")]
-    sample_s: Annotated[Range, Field(description="Seconds of a voice's recording that can be used whole.")]
-    youtube_s: Annotated[Range, Field(description="Seconds of a video that can be searched: `duration`.")]
-    voice_name_chars: Annotated[int, Field(description="Maximum length of a cloned voice's name.")]
-    voice_description_chars: Annotated[int, Field(description="Maximum length of a cloned voice's description.")]
+    sample_s: Annotated[Range, Field(description="The length in seconds of a recording that is used completely.")]
+    youtube_s: Annotated[Range, Field(description="The length in seconds of a video's section: `duration`.")]
+    voice_name_chars: Annotated[int, Field(description="The maximum length of a voice's name.")]
+    voice_description_chars: Annotated[int, Field(description="The maximum length of a voice's description.")]
     fields: Annotated[dict[str, Range], Field(description="Bounds of the numbers in a speech request, by field.")]
 
 
@@ -377,7 +383,7 @@ class MemoryUse(ResponseModel):
 
 
 class EngineState(ResponseModel):
-    """What /health and /debug both show."""
+    """The state of the server, as /health and /debug show it."""
 
     status: Literal["starting", "ok", "degraded", "unhealthy"]
     engine: str | None
@@ -387,7 +393,10 @@ class EngineState(ResponseModel):
     remedy: str
     device: str | None
     dtype: str | None
-    setup: Annotated[dict[str, str | int | float | bool | None] | None, Field(description="How the engine runs here.")]
+    setup: Annotated[
+        dict[str, str | int | float | bool | None] | None,
+        Field(description="How the engine is set up, for example its kernels."),
+    ]
     devices: list[Device]
     rows: Count | None
     queue: Queue | None
@@ -401,7 +410,7 @@ class EngineState(ResponseModel):
 
 
 class Health(EngineState):
-    """The state of the server, with reasons."""
+    """The body of /health."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -422,7 +431,7 @@ class Version(ResponseModel):
 
 
 class Debug(ResponseModel):
-    """Everything that helps to find a fault, without secrets."""
+    """The body of /debug: versions, settings without secrets, and the state of the server."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -436,38 +445,42 @@ class Debug(ResponseModel):
     threads: list[str]
 
 
-# ---- answers that are not JSON
+# ---- responses that are not JSON
 
 
 def text_header(description: str, **schema: Any) -> Schema:
+    """The OpenAPI description of a header with a text. schema: further keywords, such as `pattern`."""
     return {"description": description, "schema": {"type": "string", **schema}}
 
 
 def integer_header(description: str) -> Schema:
+    """The OpenAPI description of a header with a number."""
     return {"description": description, "schema": {"type": "integer", "minimum": 0}}
 
 
 BINARY: Schema = {"schema": {"type": "string", "format": "binary"}}
 REQUEST_ID_HEADER: Schema = {
-    **text_header("Names this request in the server's log.", pattern="^req_[0-9a-f]{32}$"),
+    **text_header("The id of this request in the log of the server.", pattern="^req_[0-9a-f]{32}$"),
     "required": True,
 }
 RATE_LIMIT_HEADERS: Mapping[str, Schema] = {
-    "x-ratelimit-limit-requests": integer_header("Requests a minute that this key may make."),
-    "x-ratelimit-remaining-requests": integer_header("How many of them are left."),
-    "x-ratelimit-reset-requests": text_header("Time until all of them are available again, as `7.5s`."),
+    "x-ratelimit-limit-requests": integer_header("The number of requests per minute that this key may make."),
+    "x-ratelimit-remaining-requests": integer_header(
+        "The number of requests that this key may still make this minute."
+    ),
+    "x-ratelimit-reset-requests": text_header("The time until all requests are available again, for example `7.5s`."),
 }
 _SPEECH_HEADERS: Mapping[str, Schema] = {
     "X-TTS-Engine": text_header("The engine that produced the audio."),
-    "X-TTS-Seed": text_header("Send it as `seed` to get the same audio again.", pattern="^-?[0-9]+$"),
+    "X-TTS-Seed": text_header("The seed. Send it as `seed` to get the same audio again.", pattern="^-?[0-9]+$"),
     "X-Cache": text_header("Whether the audio comes from the cache.", enum=["hit", "miss"]),
-    "X-Voice-State": text_header("`uncast`: the voice has no recording yet.", enum=["uncast"]),
-    "X-TTS-Ignored": text_header("Request fields that this engine or this route does not use."),
+    "X-Voice-State": text_header("`uncast` = the voice has no recording yet and uses a fixed seed.", enum=["uncast"]),
+    "X-TTS-Ignored": text_header("The request fields that this engine or this route ignores."),
 }
 
 
 def _events(*data: Schema) -> Schema:
-    """Server-sent events as OpenAPI 3.2 and FastAPI describe them. The data of the last event is `[DONE]`."""
+    """The OpenAPI 3.2 description of server-sent events with this data. The data of the last event is `[DONE]`."""
     kinds = [
         {"contentMediaType": "application/json", "contentSchema": {"oneOf": [*data, _ref(ErrorEnvelope)]}},
         {"const": "[DONE]"},
@@ -477,10 +490,12 @@ def _events(*data: Schema) -> Schema:
 
 
 def _event(kind: str, **properties: Schema) -> Schema:
+    """The schema of an event with this `type`."""
     return _object(type={"const": kind}, **properties)
 
 
 def _object(**properties: Schema) -> Schema:
+    """The schema of an object. All its properties are required."""
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
@@ -509,7 +524,7 @@ CLONING_EVENTS = _events(
 
 
 def speech_response() -> Schema:
-    """The 200 of a route that speaks. The audio formats are those of AUDIO_FORMATS."""
+    """The OpenAPI description of the 200 response of a speech route, with all audio formats."""
     content = {row.media_type: BINARY for row in AUDIO_FORMATS.values()}
     return {
         "description": "The audio as a stream, or server-sent events with `stream_format: sse`.",

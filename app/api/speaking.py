@@ -1,8 +1,8 @@
-"""From a validated body to speech: one preparation for every route that speaks.
+"""Turns the validated body of a request into speech. All routes that produce speech use this module.
 
-A route names its body and, where the path has it, the voice. Everything else is decided here: the request, the owner of
-its conversation, the seed, the recordings of earlier turns, the ignored fields, the form of the response, the log line.
-This module does not depend on routes or engines.
+A route passes its body and, if the URL contains a voice id, the voice. This module does the rest: it decodes the
+recordings of earlier turns, starts the answer, collects the ignored fields, writes the log line and creates the
+response.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ log: Any = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Speaking:
-    """Prepares and answers the requests of every route that speaks. Use it from one event loop."""
+    """Prepares and answers speech requests. Used from one event loop."""
 
     generator: SpeechGenerator
     manager: EngineManager
@@ -44,9 +44,9 @@ class Speaking:
     log_texts: bool
 
     async def prepare(self, body: SpokenBody, owner: str, *, voice: str | None = None) -> SpeechRequest:
-        """The body as an engine-independent request. Its recordings are decoded.
+        """Convert a body to a request that does not depend on the engine, and decode its recordings.
 
-        owner: the API key's hash that conversations belong to, "" without keys. voice: replaces the body's voice.
+        owner: the digest of the API key that owns the conversation; "" without keys. voice: replaces that of the body.
         Raises RequestError, NotReady.
         """
         request = body.to_request(default_model=self.manager.requested.model_id, max_input_chars=self.max_input_chars)
@@ -54,28 +54,28 @@ class Speaking:
         if voice is not None:
             request = replace(request, lines=tuple(replace(line, voice=voice) for line in request.lines))
         if isinstance(body, ConversationBody) and body.context:
-            said = await asyncio.to_thread(body.said)
-            request = replace(request, context=await self.generator.decode_context(said))
+            turns = await asyncio.to_thread(body.decode_context)
+            request = replace(request, context=await self.generator.decode_context(turns))
         return request
 
     async def answer(self, body: SpokenBody, owner: str, *, voice: str | None = None) -> Answer:
-        """Find the answer to a body in the cache, or start it.
+        """Get the answer from the cache, or start to generate it.
 
-        Parameters and errors: as `prepare` and `SpeechGenerator.answer`.
+        The parameters are those of `prepare`. Raises the errors of `prepare` and of `SpeechGenerator.answer`.
         """
         request = await self.prepare(body, owner, voice=voice)
         try:
             answer = await self.generator.answer(request, extras=body.extras, random_seed=body.seed == "random")
         except SpeechError as error:
             if error.param == "voice":
-                error.param = body.VOICE
+                error.param = body.VOICE_FIELD
             raise
         answer.ignored += body.ignored
         self._log(request)
         return answer
 
     def respond(self, body: SpokenBody, caller: Request, *, voice: str | None = None) -> StreamingAnswer:
-        """The streaming response to a body: plain audio, or server-sent events with or without progress."""
+        """The streaming response to a body: audio, or server-sent events if the body asks for them."""
         owner: str = caller.state.owner
 
         def open_stream() -> AbstractAsyncContextManager[Stream]:
@@ -85,7 +85,7 @@ class Speaking:
         return StreamingAnswer(open_stream, self.metrics, sse=body.sse)
 
     def _log(self, request: SpeechRequest) -> None:
-        """Call it only after the voices were found: an unknown voice may be any text, which must stay out of logs."""
+        """Log the request. Call this only when the voices exist: an unknown voice id may be a private text."""
         texts = [line.text for line in request.lines]
         log.info(
             "speak",

@@ -1,8 +1,8 @@
-"""The response that owns its stream: it listens for the caller's disconnect from its first await and cancels at once.
+"""The streaming response for audio and server-sent events. It cancels its work when the client disconnects.
 
-A stream is opened, with its first bytes, before any header is sent, so a full queue or a dead engine is a clean 429 or
-503. After the headers an error can only break the stream: the chunked body gets no end, so no client takes it for
-complete.
+The stream is opened and its first bytes are generated before the headers are sent. A full queue or a failed engine can
+therefore still be answered with 429 or 503. An error after the headers breaks the stream: the chunked body has no end,
+so that clients notice that it is incomplete.
 """
 
 from __future__ import annotations
@@ -42,29 +42,27 @@ STREAM_HEADERS: Headers = (
     ("x-accel-buffering", "no"),  # otherwise nginx would buffer the stream
 )
 SSE_HEADERS: Headers = (("content-type", SSE_MEDIA_TYPE), *STREAM_HEADERS)
-SHUTDOWN_SEND_S = 0.1  # how long a last event may take when the server stops
-READ_S = 0.05  # a browser drops unread data when the connection breaks
-DELTA_BYTES = 4096  # raw bytes in one SSE delta, as api.openai.com sends them
+SHUTDOWN_SEND_S = 0.1  # the longest time to send the last event when the server stops
+READ_S = 0.05  # time for a browser to read the error event: it drops unread data when the connection breaks
+DELTA_BYTES = 4096  # audio bytes in one SSE event, as at OpenAI
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """An opened answer. completed: called with the request's state once all of it has been sent."""
+    """The headers and the body of an answer that has begun."""
 
     headers: Headers
     body: AsyncGenerator[bytes]
-    completed: Callable[[dict[str, Any]], None] | None = None
+    completed: Callable[[dict[str, Any]], None] | None = None  # called with the request's state after the last byte
 
 
 class StreamingAnswer(Response):
-    """Sends one stream. It is opened, runs and is cancelled inside this response.
-
-    sse: an error after the headers is sent as an event before the connection breaks.
-    """
+    """Opens a stream, sends it, and cancels it when the client disconnects."""
 
     def __init__(
         self, open_stream: Callable[[], AbstractAsyncContextManager[Stream]], metrics: Metrics, *, sse: bool
     ) -> None:
+        """sse: the stream has server-sent events, so an error after the headers is also sent as an event."""
         self._open_stream = open_stream
         self._metrics = metrics
         self._sse = sse
@@ -79,11 +77,14 @@ class StreamingAnswer(Response):
             await asyncio.wait([sending, disconnect], return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
                 self._metrics.cancelled()
-                log.info("the caller left", after_s=round(time.monotonic() - self._started_s, 3))
-        except asyncio.CancelledError:  # only by the server, at the end of its graceful shutdown
+                log.info(
+                    "the client disconnected; its answer is cancelled",
+                    after_s=round(time.monotonic() - self._started_s, 3),
+                )
+        except asyncio.CancelledError:  # the server cancels responses only at the end of its graceful shutdown
             if not sending.done():
                 sending.cancel()
-                await self._stop(scope, receive, send)  # at once: the process ends within milliseconds
+                await self._stop(scope, receive, send)  # without delay, because the process ends within milliseconds
         finally:
             for task in (sending, disconnect):
                 task.cancel()
@@ -103,16 +104,22 @@ class StreamingAnswer(Response):
         except SpeechError as error:
             if not self._sent_headers:
                 if status_of(error) == 500:
-                    log.error("the engine failed", error=type(error).__name__, message=error.message)
+                    log.error(
+                        "the engine failed; the answer is a 500", error=type(error).__name__, message=error.message
+                    )
                 await response_to(error)(scope, receive, send)
                 return
-            log.error("the answer broke off", error=type(error).__name__, message=error.message)
+            log.error(
+                "the answer failed after its headers; the stream is broken",
+                error=type(error).__name__,
+                message=error.message,
+            )
             await self._break(error, send)
         except ReaderStuck:
             self._metrics.cancelled()
             raise
         except Exception as error:
-            log.exception("the request failed")
+            log.exception("the request failed with an unexpected error")
             if not self._sent_headers:
                 await unexpected()(scope, receive, send)
                 return
@@ -124,18 +131,21 @@ class StreamingAnswer(Response):
         await send({"type": "http.response.start", "status": 200, "headers": raw})
 
     async def _stop(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Say that the server stops: as a 503 if nothing was sent yet, otherwise by breaking the stream."""
-        error = EngineStopped("The server is stopping. Try again when it is back.")
+        """End the response because the server stops: with a 503 before the headers, later by breaking the stream."""
+        error = EngineStopped("The server is stopping. Try again when it has restarted.")
         if not self._sent_headers:
             await response_to(error)(scope, receive, send)
             return
-        log.warning("the answer broke off", error=type(error).__name__, message=error.message)
-        with contextlib.suppress(TimeoutError):  # do not wait for a client that reads nothing
+        log.warning("the server stops; the stream is broken", error=type(error).__name__, message=error.message)
+        with contextlib.suppress(TimeoutError):  # a client that reads nothing must not delay the shutdown
             async with asyncio.timeout(SHUTDOWN_SEND_S):
                 await self._break(error, send)
 
     async def _break(self, error: SpeechError, send: Send, kind: str = "") -> None:
-        """Send an SSE client the error, and leave the body without an end: the server then closes the connection."""
+        """Send the error as an event if the stream has events.
+
+        The body gets no end, so uvicorn closes the connection.
+        """
         self._metrics.failed(kind or type(error).__name__)
         if self._sse:
             await _send_body(send, event(body_of(error)), more=True)
@@ -146,7 +156,11 @@ class StreamingAnswer(Response):
 async def speech_stream(
     prepare: Callable[[], Awaitable[Answer]], metrics: Metrics, *, sse: bool, progress: bool
 ) -> AsyncIterator[Stream]:
-    """An answer of the generator as audio, or as OpenAI's speech.audio.* events."""
+    """Open the stream of a speech answer.
+
+    prepare: starts the answer. sse: send OpenAI's speech.audio.* events, not plain audio. progress: with `sse`, also
+    send speech.progress events.
+    """
     started_s = time.monotonic()
     answer = await prepare()
     async with contextlib.aclosing(answer.stream) as audio:
@@ -176,13 +190,14 @@ async def speech_stream(
 
 
 async def _joined(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """The first bytes, followed by the rest."""
     yield first
     async for data in rest:
         yield data
 
 
 async def _speech_events(body: AsyncGenerator[bytes], answer: Answer, progress: bool) -> AsyncGenerator[bytes]:
-    """OpenAI's speech.audio.* events; with `progress` a speech.progress event before the audio that it announces."""
+    """OpenAI's speech.audio.* events. progress: send a speech.progress event before the audio of each utterance."""
     announced = 0
     async for data in body:
         if progress:
@@ -208,9 +223,9 @@ Report = Callable[[dict[str, Any]], None]  # takes one progress event
 
 @contextlib.asynccontextmanager
 async def work_stream(work: Callable[[Report], Awaitable[BaseModel]], *, sse: bool) -> AsyncIterator[Stream]:
-    """Long work as its JSON result, or as progress events and then the result as the event `done`.
+    """Run long work and open the stream of its result: JSON, or progress events and then an event `done`.
 
-    The headers wait for the first progress event, so an invalid request is a plain error.
+    sse: send events. The headers are sent after the first progress event, so an invalid request is a normal error.
     """
     steps: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()  # None: the work has ended
 
@@ -239,12 +254,14 @@ async def work_stream(work: Callable[[Report], Awaitable[BaseModel]], *, sse: bo
 
 
 async def _once(data: bytes) -> AsyncGenerator[bytes]:
+    """A stream of one part."""
     yield data
 
 
 async def _work_events(
     first: dict[str, Any], steps: asyncio.Queue[dict[str, Any] | None], task: asyncio.Task[dict[str, Any]]
 ) -> AsyncGenerator[bytes]:
+    """The progress events of the work, then its result or its error as an event."""
     step: dict[str, Any] | None = first
     while step is not None:
         yield event(step)
@@ -254,7 +271,7 @@ async def _work_events(
     except SpeechError as error:
         yield event(body_of(error))
     except Exception:
-        log.exception("the request failed")
+        log.exception("the request failed with an unexpected error")
         yield event(body_of(_unexpected_error()))
     else:
         yield event({"type": "done", **result})
@@ -262,11 +279,11 @@ async def _work_events(
 
 
 def _unexpected_error() -> SpeechError:
-    return SpeechError("The server failed. The server's log has the reason.")
+    return SpeechError("The server failed because of an internal error. The log of the server has the reason.")
 
 
 def event(content: dict[str, Any]) -> bytes:
-    """One server-sent event."""
+    """A server-sent event with this JSON data."""
     return b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
 
 
@@ -275,6 +292,6 @@ async def _send_body(send: Send, data: bytes, *, more: bool) -> None:
 
 
 async def _disconnected(receive: Receive) -> None:
-    """Return when the caller has disconnected."""
+    """Wait until the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass

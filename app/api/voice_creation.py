@@ -1,6 +1,7 @@
-"""Voices from recordings, for every route that creates one: check the recording, clean it, store the voice.
+"""Creates voices from uploaded recordings: checks and cleans a recording, and stores the voice.
 
-The form fields that these routes share are here too. Uploads are passed on as open files; app/voices decodes them.
+All routes that create voices use this module, which also defines their common form fields. It passes uploads on as open
+files; app/voices decodes them.
 """
 
 from __future__ import annotations
@@ -25,30 +26,39 @@ if TYPE_CHECKING:
 
 CONSENT_ID_PREFIX = "cons_"
 
-# For schemas: VoiceStore.check enforces these limits, with messages of its own.
+# These limits are only for the JSON schemas. VoiceStore.check enforces them, with clearer messages.
 NAME_SCHEMA: dict[str, JsonValue] = {"minLength": 1, "maxLength": MAX_NAME_CHARS, "pattern": NOT_BLANK}
 DESCRIPTION_SCHEMA: dict[str, JsonValue] = {"maxLength": MAX_DESCRIPTION_CHARS}
 CONSENT_SCHEMA: dict[str, JsonValue] = {"maxLength": MAX_CONSENT_CHARS}
-NAME_HELP = "Free text, up to 100 characters; a taken one gets a number."
-CONSENT_HELP = "The speaker's agreement in words, or a consent's id."
+NAME_HELP = "The name of the voice, up to 100 characters. If another voice has this name, a number is added."
+CONSENT_HELP = "The speaker's agreement in words, or the id of a recorded consent."
 
 Recordings = Annotated[
     list[UploadFile] | None,
-    File(description="Recordings of one speaker in any common audio or video format; 6 to 12 s are enough."),
+    File(description="Recordings of one speaker, in any common audio or video format. 6 to 12 s are enough."),
 ]
 Transcripts = Annotated[
     list[str] | None,
-    Form(description="The exact words, one transcript for each recording. Left out: recognised, if this server can."),
+    Form(
+        description="The exact words, one transcript for each recording. Default: the server recognises them, if it "
+        "can."
+    ),
 ]
 Language = Annotated[
-    str, Form(description="BCP 47.", max_length=35, json_schema_extra={"pattern": LANGUAGE_TAG}, examples=["en-GB"])
+    str,
+    Form(
+        description="The language as a BCP 47 tag.",
+        max_length=35,
+        json_schema_extra={"pattern": LANGUAGE_TAG},
+        examples=["en-GB"],
+    ),
 ]
-Denoise = Annotated[bool, Form(description="Remove steady noise. Use it only for really noisy recordings.")]
+Denoise = Annotated[bool, Form(description="Remove steady noise. Use it only for noisy recordings.")]
 
 
 @dataclass(frozen=True, slots=True)
 class VoiceCreation:
-    """Creates voices. Use it from one event loop; slow work runs in threads and child processes."""
+    """Creates voices. Used from one event loop; slow work runs in threads and child processes."""
 
     voices: VoiceStore
     cloner: Cloner
@@ -70,7 +80,7 @@ class VoiceCreation:
         consent: Consent,
         origin: str = "upload",
     ) -> StoredVoice:
-        """Raises NotStored."""
+        """Store a voice. origin: how it was created, for example "youtube". Raises NotStored."""
 
         def add() -> StoredVoice:
             return self.voices.add(
@@ -89,7 +99,7 @@ class VoiceCreation:
     async def adopt_draft(
         self, draft_id: str, *, name: str, description: str, transcript: str | None, consent: Consent
     ) -> StoredVoice:
-        """Turn a draft into a voice. transcript None: the draft's. Raises NotFound, NotStored."""
+        """Make a draft a voice. transcript: None = that of the draft. Raises NotFound, NotStored."""
 
         def adopt() -> StoredVoice:
             draft = self.voices.draft(draft_id)
@@ -111,7 +121,7 @@ class VoiceCreation:
         return await asyncio.to_thread(adopt)
 
     async def consent(self, text: str | None) -> Consent:
-        """The speaker's agreement: `text` is words, or the id of a recorded consent. Raises InvalidValue."""
+        """The consent that a text stands for. text: words, or the id of a recorded consent. Raises InvalidValue."""
         if not text or not text.strip():
             return Consent()
         if not text.startswith(CONSENT_ID_PREFIX):
@@ -124,7 +134,7 @@ class VoiceCreation:
 
 
 def _samples(files: list[UploadFile] | None, transcripts: list[str] | None) -> list[Sample]:
-    """Raises BadReference, InvalidValue."""
+    """Pair the files with their transcripts. Raises BadReference, InvalidValue."""
     files = files or []
     texts = [text for text in transcripts or [] if text.strip()]
     if not files:
@@ -134,7 +144,8 @@ def _samples(files: list[UploadFile] | None, transcripts: list[str] | None) -> l
         )
     if texts and len(texts) != len(files):
         raise InvalidValue(
-            f"There are {len(files)} recordings and {len(texts)} transcripts; send one transcript for each, in order.",
+            f"The request has {len(files)} recordings and {len(texts)} transcripts. Send one transcript for each, in "
+            "order.",
             param="transcript",
         )
     texts = texts or [""] * len(files)

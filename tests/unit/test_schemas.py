@@ -267,7 +267,9 @@ def test_each_text_of_a_conversation_is_limited(fields, param):
     ],
 )
 def test_base64_as_people_have_it(encoded):
-    assert conversation(context=[{**SAID, "audio": encoded}]).said() == [UploadedTurn(1, "How are you?", SOUND)]
+    assert conversation(context=[{**SAID, "audio": encoded}]).decode_context() == [
+        UploadedTurn(1, "How are you?", SOUND)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -276,7 +278,7 @@ def test_base64_as_people_have_it(encoded):
 def test_what_is_not_base64_is_named(encoded):
     body = conversation(context=[SAID, {**SAID, "audio": encoded}])
     with pytest.raises(BadReference) as error:
-        body.said()
+        body.decode_context()
     assert error.value.param == "context.1.audio"
 
 

@@ -1,4 +1,4 @@
-"""`/audio/conversation`: speech that continues a conversation. `/audio/dialogue`: speech by several voices."""
+"""`/audio/conversation` speaks the next turn of a conversation; `/audio/dialogue` speaks with several voices."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ CONVERSATION_PATH = "/audio/conversation"
 
 
 def router(speaking: Speaking, gate: Gate) -> APIRouter:
+    """The routes of conversations and dialogues."""
     routes = APIRouter(tags=["speech"], route_class=gate.route("speak"))
 
     @routes.post(
@@ -30,9 +31,9 @@ def router(speaking: Speaking, gate: Gate) -> APIRouter:
         responses=answers(),
     )
     async def conversation(body: ConversationBody, caller: Request) -> Response:
-        """Speak the next turn of a conversation, in the manner of the recordings of its earlier turns.
+        """Speak the next turn of a conversation, so that it fits the recordings of the earlier turns.
 
-        Without `voice` the recordings define the voice of `speaker_id`. Takes every field of `/audio/speech`.
+        Without `voice`, the recordings define the voice of `speaker_id`. Accepts every field of `/audio/speech`.
         """
         return speaking.respond(body, caller)
 
@@ -44,12 +45,12 @@ def router(speaking: Speaking, gate: Gate) -> APIRouter:
         responses=answers(),
     )
     async def dialogue(body: DialogueBody, caller: Request) -> Response:
-        """Speak several turns, each in its own voice, as one file. Takes every field of `/audio/speech`."""
+        """Speak several turns with different voices as one audio file. Accepts every field of `/audio/speech`."""
         return speaking.respond(body, caller)
 
     @routes.delete("/audio/conversations/{conversation_id}", name="forget_conversation")
     async def forget(conversation_id: str, caller: Request) -> ForgottenConversation:
-        """Forget the earlier turns of this `conversation_id`."""
+        """Delete the remembered turns of this conversation."""
         known = await speaking.generator.forget(conversation_key(caller.state.owner, conversation_id))
         return ForgottenConversation(id=conversation_id, object="audio.conversation", deleted=known)
 

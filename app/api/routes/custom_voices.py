@@ -1,4 +1,4 @@
-"""OpenAI's custom voices (`/audio/voices`) and voice consents (`/audio/voice_consents`)."""
+"""The routes of OpenAI's custom voices (`/audio/voices`) and voice consents (`/audio/voice_consents`)."""
 
 from __future__ import annotations
 
@@ -29,13 +29,16 @@ MAX_FORM_FIELDS = 32
 
 
 class ConsentPatch(BaseModel):
+    """The body that renames a consent."""
+
     model_config = ConfigDict(extra="ignore", strict=True, json_schema_extra={"examples": [{"name": "Ada's consent"}]})
 
     name: Annotated[str, Field(json_schema_extra=NAME_SCHEMA)]
 
 
 _STRING: Schema = {"type": "string"}
-_CREATE_VOICE: Schema = {  # described here because the handler reads the form itself: JSON gets an error of its own
+# FastAPI can't derive this: the handler reads the form itself, to answer JSON with a clear error
+_CREATE_VOICE: Schema = {
     "requestBody": {
         "required": True,
         "content": {
@@ -52,7 +55,7 @@ _CREATE_VOICE: Schema = {  # described here because the handler reads the form i
                         },
                         "audio_sample": {**_STRING, "format": "binary", "description": "The recording, as a file."},
                         "type": {**_STRING, "enum": ["audio_sample"]},
-                        "transcript": {**_STRING, "description": "The exact words. Left out: recognised."},
+                        "transcript": {**_STRING, "description": "The exact words. Default: recognised."},
                         "description": {**_STRING, **DESCRIPTION_SCHEMA},
                     },
                 }
@@ -63,6 +66,7 @@ _CREATE_VOICE: Schema = {  # described here because the handler reads the form i
 
 
 def router(creation: VoiceCreation, gate: Gate) -> APIRouter:
+    """The routes of custom voices and consents."""
     routes = APIRouter(tags=["voices"], route_class=gate.route("clone"))
     _add_voice_routes(routes, creation)
     _add_consent_routes(routes, creation.consents, creation.cloner)
@@ -77,7 +81,7 @@ def _add_voice_routes(routes: APIRouter, creation: VoiceCreation) -> None:
         responses=problems(400, 408, 413, 429, 507),
     )
     async def create_voice(request: Request) -> CustomVoice:
-        """OpenAI's custom voice: multipart `name`, `consent` (an id), `audio_sample`; ours: `transcript`."""
+        """Create a voice from a form with `name`, `consent` (an id), `audio_sample` and optionally `transcript`."""
         if request.headers.get("content-type", "").split(";")[0].strip().lower() == "application/json":
             _refuse_json(await request.body())
         async with request.form(max_files=4, max_fields=MAX_FORM_FIELDS) as form:
@@ -93,24 +97,25 @@ def _add_voice_routes(routes: APIRouter, creation: VoiceCreation) -> None:
 
     @routes.delete("/audio/voices/{voice_id}", operation_id="delete_voice", responses=problems(404, 429, 507))
     async def delete_voice(voice_id: str) -> DeletedVoice:
+        """Delete a voice."""
         await asyncio.to_thread(creation.voices.delete, voice_id)
         return DeletedVoice(object="audio.voice.deleted", id=voice_id, deleted=True)
 
 
 async def _create(creation: VoiceCreation, fields: dict[str, str], sample: object) -> StoredVoice:
-    """Raises InvalidValue, NotSupported, BadReference, NotStored."""
+    """Create a voice from the fields of the form. Raises InvalidValue, NotSupported, BadReference, NotStored."""
     if fields.get("type", "audio_sample") != "audio_sample":
         raise _no_prompt_voices()
     for name in ("name", "consent"):
         if not fields.get(name, "").strip():
-            raise InvalidValue(f"`{name}` is missing.", param=name)
+            raise InvalidValue(f"`{name}` is missing. Send it as a form field.", param=name)
     if not isinstance(sample, Upload):
         raise InvalidValue("`audio_sample` is missing: send the recording as a file.", param="audio_sample")
     name, description, consent_id = fields["name"], fields.get("description", ""), fields["consent"]
     creation.voices.check(name, description=description)
     if not consent_id.startswith(CONSENT_ID_PREFIX):
         raise InvalidValue(
-            "`consent` must be the id of a recorded consent (`cons_...`), see POST /v1/audio/voice_consents.",
+            "`consent` must be the id of a recorded consent (`cons_...`). POST /v1/audio/voice_consents creates one.",
             param="consent",
         )
     consent = await creation.consent(consent_id)
@@ -122,18 +127,22 @@ async def _create(creation: VoiceCreation, fields: dict[str, str], sample: objec
 
 
 def _refuse_json(body: bytes) -> None:
-    """OpenAI takes JSON here for voices created from a description."""
+    """Raise the error for a JSON body. OpenAI accepts JSON here for voices that are created from a description."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise InvalidValue("The body is not valid JSON. Send multipart/form-data with `audio_sample`.") from error
     if isinstance(content, dict) and content.get("type") == "prompt":
         raise _no_prompt_voices()
-    raise InvalidValue("`audio_sample` is missing: send multipart/form-data.", param="audio_sample")
+    raise InvalidValue(
+        "`audio_sample` is missing: send the recording as a file in multipart/form-data.", param="audio_sample"
+    )
 
 
 def _no_prompt_voices() -> NotSupported:
-    return NotSupported("This server creates voices from recordings only. Send `audio_sample`, a file.", param="type")
+    return NotSupported(
+        "This server creates voices from recordings only. Send a recording as the file `audio_sample`.", param="type"
+    )
 
 
 def _add_consent_routes(routes: APIRouter, consents: ConsentStore, cloner: Cloner) -> None:
@@ -143,12 +152,13 @@ def _add_consent_routes(routes: APIRouter, consents: ConsentStore, cloner: Clone
         language: Language,
         recording: Annotated[UploadFile, File()],
     ) -> Consent:
-        """Store the recording in which a speaker agrees to the creation of a voice."""
+        """Store a recording in which a speaker agrees to the creation of a voice."""
         decoded = await cloner.run(lambda: consent_recording(recording.file))
         return Consent.of(await asyncio.to_thread(consents.add, name, language, decoded))
 
     @routes.get(CONSENTS_PATH, operation_id="list_voice_consents", responses=problems(400, 404))
     async def list_consents(after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> ConsentPage:
+        """List the consents. after: the id of the consent before the first one to list."""
         page = await asyncio.to_thread(consents.page, after, limit)
         data = [Consent.of(consent) for consent in page.consents]
         return ConsentPage(
@@ -161,6 +171,7 @@ def _add_consent_routes(routes: APIRouter, consents: ConsentStore, cloner: Clone
 
     @routes.get("/audio/voice_consents/{consent_id}", operation_id="get_voice_consent", responses=problems(404))
     async def get_consent(consent_id: str) -> Consent:
+        """Get a consent."""
         return Consent.of(await asyncio.to_thread(consents.find, consent_id))
 
     @routes.post(
@@ -169,11 +180,13 @@ def _add_consent_routes(routes: APIRouter, consents: ConsentStore, cloner: Clone
         responses=problems(400, 404, 408, 413, 429, 507),
     )
     async def update_consent(consent_id: str, body: ConsentPatch) -> Consent:
+        """Rename a consent."""
         return Consent.of(await asyncio.to_thread(consents.rename, consent_id, body.name))
 
     @routes.delete(
         "/audio/voice_consents/{consent_id}", operation_id="delete_voice_consent", responses=problems(404, 429, 507)
     )
     async def delete_consent(consent_id: str) -> DeletedConsent:
+        """Delete a consent and its recording."""
         await asyncio.to_thread(consents.delete, consent_id)
         return DeletedConsent(id=consent_id, object="audio.voice_consent", deleted=True)

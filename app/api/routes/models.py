@@ -1,4 +1,4 @@
-"""`/models` as OpenAI lists them, and `/audio/models` as Open WebUI reads them."""
+"""The lists of models: `/models` in OpenAI's format, and `/audio/models` in the format of Open WebUI."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from app.engines.manager import EngineManager
     from app.voices.store import VoiceStore
 
-CREATED = 1_742_000_000  # March 2025, when CSM-1B was published; clients only need a number
+CREATED = 1_742_000_000  # March 2025, when CSM-1B was published. Clients only check that it is a number
 OUTPUT_RATE_HZ = 24_000
 
 
 def router(manager: EngineManager, voices: VoiceStore, gate: Gate) -> APIRouter:
+    """The routes that list models."""
     routes = APIRouter(tags=["models"], route_class=gate.route(None))
 
     def known() -> list[str]:
@@ -29,20 +30,23 @@ def router(manager: EngineManager, voices: VoiceStore, gate: Gate) -> APIRouter:
 
     @routes.get("/models")
     async def list_models() -> ModelList:
-        """Every id that a speech request may name."""
+        """List every model id that a speech request can use."""
         await refresh(voices)
         return ModelList(object="list", data=[_model(model_id, manager, voices) for model_id in known()])
 
     @routes.get("/models/{model_id:path}", responses=problems(404))
     async def retrieve_model(model_id: str) -> Model:
+        """Get one model."""
         if model_id not in known():
-            raise UnknownModel(f"The model '{model_id[:80]}' does not exist", param="model")
+            raise UnknownModel(
+                f"The model '{model_id[:80]}' does not exist. GET /v1/models lists the models.", param="model"
+            )
         await refresh(voices)
         return _model(model_id, manager, voices)
 
     @routes.get("/audio/models")
     async def list_audio_models() -> AudioModelList:
-        """The same models in the shapes that Open WebUI and others read."""
+        """List the same models in the format that Open WebUI and other clients read."""
         await refresh(voices)
         data = [_model(model_id, manager, voices) for model_id in known()]
         named = [NamedModel(id=model.id, name=model.id) for model in data]
@@ -52,6 +56,7 @@ def router(manager: EngineManager, voices: VoiceStore, gate: Gate) -> APIRouter:
 
 
 def _model(model_id: str, manager: EngineManager, voices: VoiceStore) -> Model:
+    """The entry of one model, with its state."""
     status = manager.status()
     requested = model_id == manager.requested.model_id
     replaced = requested and status.running is not None and status.running != status.requested
@@ -66,7 +71,7 @@ def _model(model_id: str, manager: EngineManager, voices: VoiceStore) -> Model:
         state = "failed"
     detail = "" if state == "ready" else status.reason
     if replaced and status.running is not None:
-        detail = f"{status.running.model_id} answers in its place. {status.reason}"
+        detail = f"{status.running.model_id} runs instead. {status.reason}"
     alias = model_id in MODEL_ALIASES
     info = manager.current.info if state == "ready" and manager.current is not None else None
     return Model(

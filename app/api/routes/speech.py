@@ -1,4 +1,4 @@
-"""`/audio/speech` and its streaming names, which share one handler because every answer streams."""
+"""`/audio/speech` and its aliases for streaming. They share one handler, because every answer is streamed."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 
 
 def answers() -> dict[int | str, dict[str, Any]]:
-    """The `responses` of every route that speaks."""
+    """The OpenAPI `responses` of all speech routes."""
     return {200: speech_response(), **problems(400, 404, 408, 413, 429, 500, 503)}
 
 
 def router(speaking: Speaking, gate: Gate) -> APIRouter:
+    """The routes that turn a text into speech."""
     routes = APIRouter(tags=["speech"], route_class=gate.route("speak"))
 
     async def speech(body: SpeechBody, caller: Request) -> Response:
-        """Turn text into speech. Takes everything that OpenAI's endpoint takes, and more."""
+        """Turn text into speech. Accepts all fields of OpenAI's endpoint, and further fields."""
         return speaking.respond(body, caller)
 
     for path, name in (
@@ -49,15 +50,17 @@ def router(speaking: Speaking, gate: Gate) -> APIRouter:
 
 
 def formats_router(gate: Gate) -> APIRouter:
-    """The values of `response_format` and `stream_format`, without a key."""
+    """The routes that list the values of `response_format` and `stream_format`. They need no key."""
     routes = APIRouter(tags=["speech"], route_class=gate.route(None))
 
     @routes.get("/audio/speech/response-formats")
     async def response_formats() -> ResponseFormats:
+        """List the values of `response_format`."""
         return ResponseFormats(response_formats=list(AUDIO_FORMATS))
 
     @routes.get("/audio/speech/stream-formats")
     async def stream_formats() -> StreamFormats:
+        """List the values of `stream_format`."""
         return StreamFormats(stream_formats=list(get_args(StreamFormat)))
 
     return routes

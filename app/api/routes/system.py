@@ -1,4 +1,4 @@
-"""The state of the server: /health, /ready for load balancers, /metrics, /version and /debug."""
+"""The routes about the state of the server: /health, /ready, /metrics, /version and /debug."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -36,6 +35,7 @@ from app.api.responses import (
 )
 from app.audio.formats import AUDIO_FORMATS
 from app.metrics import CONTENT_TYPE
+from app.settings import public_values
 from app.voices.presets import DEFAULT_VOICE
 from app.voices.voice_file import MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS
 from app.voices.youtube import MAX_SECTION_S, MIN_SECTION_S
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from app.engines.manager import EngineManager
     from app.generator.preset_voices import PresetVoiceMaker
     from app.metrics import Metrics
+    from app.settings import Settings
     from app.voices.youtube import YouTube
 
 _PACKAGES = ("torch", "numpy", "av", "fastapi", "uvicorn", "wetext", "sentencex", "espeakng-loader", "huggingface-hub")
@@ -53,19 +54,21 @@ _PACKAGES = ("torch", "numpy", "av", "fastapi", "uvicorn", "wetext", "sentencex"
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """Collects what /health and /debug show."""
+    """Collects the data of /health and /debug."""
 
     manager: EngineManager
     preset_voices: PresetVoiceMaker
     watermark: Watermark
     youtube: YouTube | None
-    settings_shown: Callable[[], dict[str, object]]
+    settings: Settings
     limits: Limits
 
     def health(self, *, key_needed: bool) -> Health:
+        """The body of /health. key_needed: whether speech needs an API key."""
         return Health(**self._state(), limits=self.limits, default_voice=DEFAULT_VOICE, key_needed=key_needed)
 
     def debug(self) -> Debug:
+        """The body of /debug."""
         engine = self.manager.current
         return Debug(
             version=__version__,
@@ -74,7 +77,7 @@ class ServerState:
             packages={name: _version_of(name) for name in _PACKAGES},
             health=EngineState(**self._state()).model_dump(),
             engine=None if engine is None else _plain(asdict(engine.info)),
-            settings=self.settings_shown(),
+            settings=public_values(self.settings),
             threads=sorted(thread.name for thread in threading.enumerate()),
         )
 
@@ -117,7 +120,7 @@ class ServerState:
 
 
 def limits(max_input_chars: int, sample_range_s: tuple[float, float]) -> Limits:
-    """The limits of requests. Callers such as the web pages read them from `GET /health`."""
+    """The limits of requests, for /health. sample_range_s: the length of a recording that is used completely."""
     shortest_s, longest_s = sample_range_s
     return Limits(
         input_chars=max_input_chars,
@@ -132,6 +135,7 @@ def limits(max_input_chars: int, sample_range_s: tuple[float, float]) -> Limits:
 
 
 def router(state: ServerState, metrics: Metrics, gate: Gate) -> APIRouter:
+    """The routes about the state of the server."""
     routes = APIRouter(tags=["system"])
     admin = APIRouter(tags=["system"], route_class=gate.route("admin"))
 
@@ -141,7 +145,7 @@ def router(state: ServerState, metrics: Metrics, gate: Gate) -> APIRouter:
         responses={503: {"model": Health, "description": "`unhealthy`, with the reason."}},
     )
     async def health(response: Response) -> Health:
-        """200 `starting`, `ok` or `degraded`; 503 `unhealthy`. Reasons in words."""
+        """Health check: 200 if the state is `starting`, `ok` or `degraded`, and 503 if it is `unhealthy`."""
         body = state.health(key_needed=gate.needed)
         response.headers["Cache-Control"] = "no-store"
         if body.status == "unhealthy":
@@ -150,28 +154,29 @@ def router(state: ServerState, metrics: Metrics, gate: Gate) -> APIRouter:
 
     @routes.get("/ready", response_description="The server can answer a speech request.", responses=problems(503))
     async def ready() -> Ready:
-        """200 when the server can answer a speech request."""
+        """Readiness check: 200 if the server can answer a speech request, otherwise 503."""
         return Ready(ready=True, engine=state.manager.engine().info.id)
 
     @routes.get("/version")
     async def versions() -> Version:
+        """The versions of the server and of Python."""
         return Version(name="tts-server", version=__version__, python=platform.python_version())
 
     @routes.get(
         "/metrics",
         response_class=Response,
-        response_description="Prometheus' text format.",
+        response_description="The metrics in the Prometheus text format.",
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
         openapi_extra=KEY_OPTIONAL,
     )
     async def prometheus(request: Request) -> Response:
-        """Prometheus metrics. A key with the scope `admin` also gets the usage of each key."""
+        """The Prometheus metrics. With a key that has the scope `admin`, also the usage of each key."""
         key = gate.key_of(request)
         return Response(metrics.text(keys=key is not None and "admin" in key.scopes), media_type=CONTENT_TYPE)
 
     @admin.get("/debug")
     async def debug() -> Debug:
-        """Everything that helps to find a fault, without secrets."""
+        """Versions, settings without secrets, and the state of the server, to find the cause of a problem."""
         return state.debug()
 
     routes.include_router(admin)
@@ -179,10 +184,12 @@ def router(state: ServerState, metrics: Metrics, gate: Gate) -> APIRouter:
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with sets and tuples as sorted lists, for JSON."""
     return {name: sorted(value) if isinstance(value, frozenset | tuple) else value for name, value in values.items()}
 
 
 def _version_of(package: str) -> str | None:
+    """The version of an installed package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

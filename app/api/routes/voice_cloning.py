@@ -1,4 +1,4 @@
-"""`/voice-cloning/*`: create voices from recordings, list, change and delete them, and speak with them."""
+"""The routes below `/voice-cloning`: create, list, change and delete cloned voices, and speak with them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ UPLOAD_PROBLEMS = (400, 408, 413, 429, 507)
 
 
 class VoicePatch(BaseModel):
-    """The fields of a voice that can be changed. A field that is left out keeps its value."""
+    """The body that changes a voice. A field that is left out keeps its value."""
 
     model_config = ConfigDict(
         extra="ignore", strict=True, json_schema_extra={"examples": [{"description": "Warm, unhurried."}]}
@@ -68,6 +68,7 @@ class VoicePatch(BaseModel):
 
 
 def router(speaking: Speaking, gate: Gate, creation: VoiceCreation) -> APIRouter:
+    """The routes that need a key, if the server has keys."""
     routes = APIRouter(tags=["voices"], route_class=gate.route("clone"))
     _add_creation_routes(routes, creation)
     _add_voice_routes(routes, creation.voices)
@@ -91,9 +92,11 @@ def _add_creation_routes(routes: APIRouter, creation: VoiceCreation) -> None:
         consent: Annotated[str | None, Form(description=CONSENT_HELP, json_schema_extra=CONSENT_SCHEMA)] = None,
         language: Language = "en",
         denoise: Denoise = False,
-        draft_id: Annotated[str | None, Form(description="Of an earlier check, instead of `audio_file`.")] = None,
+        draft_id: Annotated[
+            str | None, Form(description="The id of a draft from `check`, instead of `audio_file`.")
+        ] = None,
     ) -> Cloned:
-        """Create a voice from a recording. It is in every list at once, and speaks by its id or name."""
+        """Create a voice from a recording. Speech requests can then use its id or its name."""
         voices.check(name, description=description, language=language, consent=consent or "")
         agreement = await creation.consent(consent)
         if draft_id and not audio_file:
@@ -115,7 +118,7 @@ def _add_creation_routes(routes: APIRouter, creation: VoiceCreation) -> None:
         language: Language = "en",
         denoise: Denoise = False,
     ) -> Draft:
-        """Measure how good a recording is, and keep it for 30 minutes as a draft for `clone` and `preview`."""
+        """Measure the quality of a recording, and store it for 30 minutes as a draft for `clone` and `preview`."""
         prepared = await creation.prepare(audio_file, transcript, language, denoise=denoise)
         quality = prepared.report.as_json()
         draft = await asyncio.to_thread(
@@ -137,12 +140,13 @@ def _add_creation_routes(routes: APIRouter, creation: VoiceCreation) -> None:
 def _add_voice_routes(routes: APIRouter, voices: VoiceStore) -> None:
     @routes.get("/voice-cloning/voices", operation_id="list_cloned_voices")
     async def list_cloned() -> ClonedVoices:
-        """All cloned voices with their details, and folders on disk that should be voices but are not."""
+        """List the cloned voices, and the folders on disk that can't be read as voices."""
         await refresh(voices)
         return ClonedVoices(voices=[ClonedVoice.of(stored) for stored in voices.stored()], problems=voices.problems)
 
     @routes.get("/voice-cloning/voices/{voice_id}", operation_id="get_cloned_voice", responses=problems(404))
     async def get_cloned(voice_id: str) -> ClonedVoice:
+        """Get a cloned voice."""
         await refresh(voices)
         return ClonedVoice.of(voices.find(voice_id))
 
@@ -152,6 +156,7 @@ def _add_voice_routes(routes: APIRouter, voices: VoiceStore) -> None:
         responses=problems(400, 404, 408, 413, 429, 507),
     )
     async def change(voice_id: str, body: VoicePatch) -> ClonedVoice:
+        """Change the name, the description or the transcript of a voice."""
         stored = await asyncio.to_thread(
             voices.change, voice_id, name=body.name, description=body.description, transcript=body.transcript
         )
@@ -161,6 +166,7 @@ def _add_voice_routes(routes: APIRouter, voices: VoiceStore) -> None:
         "/voice-cloning/voices/{voice_id}", operation_id="delete_cloned_voice", responses=problems(404, 429, 507)
     )
     async def delete(voice_id: str) -> DeletedClone:
+        """Delete a voice and its recording."""
         deleted = await asyncio.to_thread(voices.delete, voice_id)
         message = f"The voice {deleted.voice.name!r} was deleted."
         return DeletedClone(status="success", message=message, id=voice_id)
@@ -176,7 +182,7 @@ def _add_file_routes(routes: APIRouter, creation: VoiceCreation) -> None:
         responses={200: {"content": {"audio/wav": BINARY}}, **problems(404, 500)},
     )
     async def reference(voice_id: str) -> Response:
-        """The voice's recording, as a WAV file."""
+        """Get the recording of a voice as a WAV file."""
         await refresh(voices)
         recording = await asyncio.to_thread(voices.reference, voices.find(voice_id).voice)
         return Response(wav(recording.samples, recording.rate_hz), media_type="audio/wav")
@@ -188,21 +194,23 @@ def _add_file_routes(routes: APIRouter, creation: VoiceCreation) -> None:
         responses={
             200: {
                 "content": {"application/zip": BINARY},
-                "headers": {"Content-Disposition": text_header("A name for the file.")},
+                "headers": {"Content-Disposition": text_header("The name of the file.")},
             },
             **problems(404, 500),
         },
     )
     async def export(voice_id: str) -> Response:
-        """The voice as one zip, for `import` on this server or another."""
+        """Get a voice as a zip file, for `import` on this server or another one."""
         await refresh(voices)
         data = await asyncio.to_thread(archive.pack, voices, voice_id)
         headers = {"Content-Disposition": f'attachment; filename="{voices.find(voice_id).id}.zip"'}
         return Response(data, media_type="application/zip", headers=headers)
 
     @routes.post(IMPORT_PATH, operation_id="import_voice", responses=problems(*UPLOAD_PROBLEMS))
-    async def import_(file: Annotated[UploadFile, File(description="The zip of an export.")]) -> Cloned:
-        """Add an exported voice, under a new id."""
+    async def import_(
+        file: Annotated[UploadFile, File(description="The zip file that `export` has created.")],
+    ) -> Cloned:
+        """Add an exported voice with a new id."""
         unpacked = await creation.cloner.run(lambda: archive.unpack(file.file))
         voice = unpacked.voice
         stored = await asyncio.to_thread(
@@ -227,7 +235,7 @@ def _add_speech_routes(routes: APIRouter, speaking: Speaking, voices: VoiceStore
         responses=answers(),
     )
     async def generate(body: GenerateBody, caller: Request) -> Response:
-        """As `/audio/speech`, with the voice as `voice_id`."""
+        """Speak a text with the voice `voice_id`. Accepts every field of `/audio/speech`."""
         return speaking.respond(body, caller)
 
     @routes.post(
@@ -237,7 +245,7 @@ def _add_speech_routes(routes: APIRouter, speaking: Speaking, voices: VoiceStore
         responses=answers(),
     )
     async def preview(voice_id: str, caller: Request, body: PreviewBody | None = None) -> Response:
-        """A sentence in this voice, or in that of a draft. Takes every field of `/audio/speech`."""
+        """Speak a sample text with this voice or draft. Accepts every field of `/audio/speech`."""
         await refresh(voices)
         try:
             voices.get(voice_id)
@@ -247,12 +255,12 @@ def _add_speech_routes(routes: APIRouter, speaking: Speaking, voices: VoiceStore
 
 
 def lists_router(voices: VoiceStore, gate: Gate) -> APIRouter:
-    """The lists that clients read without a key."""
+    """The lists of voices that need no key."""
     routes = APIRouter(tags=["voices"], route_class=gate.route(None))
 
     @routes.get("/voice-cloning/openai-compatible-voices", operation_id="list_openai_compatible_voices")
     async def compatible(request: Request) -> CompatibleVoices:
-        """All voices that a speech request may name."""
+        """List all voices that a speech request can use."""
         await refresh(voices)
         prefix = request.url.path.removesuffix("/openai-compatible-voices")
         return CompatibleVoices(

@@ -1,4 +1,4 @@
-"""`GET /audio/voices`: every voice, in the union of the shapes that clients read."""
+"""`GET /audio/voices` lists all voices. The response has the fields that the different known clients read."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ if TYPE_CHECKING:
 
 
 async def refresh(voices: VoiceStore) -> None:
-    """Read the voice store again if another process has changed it."""
+    """Read the stored voices again if another process has changed them."""
     if voices.stale:
         await asyncio.to_thread(voices.refresh)
 
 
 def router(voices: VoiceStore, gate: Gate) -> APIRouter:
+    """The route that lists all voices."""
     routes = APIRouter(tags=["voices"], route_class=gate.route(None))
 
     @routes.get("/audio/voices", responses=problems(400))
     async def list_voices(legacy: bool = False) -> VoiceList:
-        """All voices; with `legacy=true` their ids only, as older clients expect."""
+        """List all voices. With `legacy=true` the list has only their ids, for older clients."""
         await refresh(voices)
         if legacy:
             names = [voice.id for voice in voices.all()]

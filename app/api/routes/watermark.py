@@ -1,4 +1,4 @@
-"""`POST /audio/watermark/detect`: find the watermark of generated speech in a file."""
+"""`POST /audio/watermark/detect` checks whether an audio file has the watermark of generated speech."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ DETECT_PATH = "/audio/watermark/detect"
 
 
 def router(detector: WatermarkDetector, gate: Gate) -> APIRouter:
+    """The route that detects watermarks."""
     routes = APIRouter(tags=["watermark"], route_class=gate.route("speak"))
 
     @routes.post(DETECT_PATH, operation_id="detect_watermark", responses=problems(400, 408, 413, 429))
     async def detect(
-        file: Annotated[UploadFile, File(description="An audio file of any common format.")],
+        file: Annotated[UploadFile, File(description="An audio file in any common format.")],
     ) -> Detection:
-        """Look for the inaudible watermark that generated speech can carry (TTS_WATERMARK)."""
+        """Check an audio file for the inaudible watermark of generated speech (TTS_WATERMARK)."""
         found = await detector.detect(await file.read())
         return Detection(watermarked=found.watermarked, score=round(found.score, 4), seconds=round(found.seconds, 3))
 

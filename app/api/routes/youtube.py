@@ -1,6 +1,7 @@
-"""`/voice-cloning/clone-from-youtube`: a voice from a section of a video; server-sent events can report the progress.
+"""`/voice-cloning/clone-from-youtube` creates a voice from a section of a YouTube video.
 
-The response owns its work: when the caller leaves, the download is cancelled and its files are deleted.
+It can report its progress as server-sent events. When the client disconnects, the download is cancelled and its files
+are deleted.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ PATHS = ("/voice-cloning/clone-from-youtube", "/audio/speech/voice-cloning/youtu
 
 
 def _seconds(value: object) -> object:
-    """Convert 1:02:03 and 2:03 to seconds; leave numbers as they are."""
+    """Convert times such as 1:02:03 and 2:03 to seconds. Numbers are returned unchanged."""
     if not isinstance(value, str):
         return value
     parts = value.strip().split(":")
@@ -47,6 +48,7 @@ def _seconds(value: object) -> object:
 
 
 def _time_schema(as_text: str, **bounds: float) -> WithJsonSchema:
+    """The JSON schema of a time: a number with these bounds, or a text that matches the pattern `as_text`."""
     clock = {"type": "string", "pattern": as_text, "examples": ["1:23"]}
     return WithJsonSchema({"anyOf": [{"type": "number", **bounds}, clock]})
 
@@ -55,10 +57,15 @@ Time = Annotated[float, BeforeValidator(_seconds)]
 
 
 class YouTubeBody(BaseModel):
+    """The body of the request."""
+
     model_config = ConfigDict(extra="ignore", strict=True)
 
     youtube_url: Annotated[
-        str, Field(max_length=2_000, validation_alias=AliasChoices("youtube_url", "url"), description="Of one video.")
+        str,
+        Field(
+            max_length=2_000, validation_alias=AliasChoices("youtube_url", "url"), description="The URL of one video."
+        ),
     ]
     voice_name: Annotated[
         str,
@@ -71,7 +78,7 @@ class YouTubeBody(BaseModel):
     start_time: Annotated[
         Annotated[Time, Field(ge=0, allow_inf_nan=False), _time_schema(r"^[0-9]{1,2}(:[0-5][0-9]){1,2}$", minimum=0)]
         | None,
-        Field(description="Where the section begins: seconds, or 1:23."),
+        Field(description="The start of the section: seconds, or a time such as 1:23."),
     ] = None
     duration: Annotated[
         Annotated[
@@ -83,28 +90,31 @@ class YouTubeBody(BaseModel):
         ]
         | None,
         Field(
-            description=f"Seconds to search for the best part. Left out: {DEFAULT_SECTION_S:g}.",
+            description=f"The length of the section in seconds. Its best part is used. Default: {DEFAULT_SECTION_S:g}.",
         ),
     ] = None
     description: Annotated[str, WithJsonSchema({"type": "string", **DESCRIPTION_SCHEMA})] | None = None
     transcript: Annotated[str | None, Field(description="The exact words of the section.")] = None
     consent: Annotated[str | None, Field(description=CONSENT_HELP, json_schema_extra=CONSENT_SCHEMA)] = None
-    language: Annotated[str | None, Field(max_length=35, description="BCP 47. Left out: en.")] = None
+    language: Annotated[str | None, Field(max_length=35, description="The language as a BCP 47 tag. Default: en.")] = (
+        None
+    )
     denoise: bool | None = None
 
 
 def router(youtube: YouTube, creation: VoiceCreation, metrics: Metrics, gate: Gate) -> APIRouter:
+    """The route under its two paths."""
     routes = APIRouter(tags=["voices"], route_class=gate.route("clone"))
 
     async def from_youtube(
         body: YouTubeBody,
         request: Request,
-        stream: Annotated[bool, Query(description="Send progress as server-sent events, as `Accept` may ask.")] = False,
+        stream: Annotated[bool, Query(description="Send the progress as server-sent events.")] = False,
     ) -> Response:
         """Create a voice from a section of a YouTube video in which one person speaks.
 
         With `stream=true` or `Accept: text/event-stream` the events are `{"type": "progress", "stage", "bytes",
-        "total"}`, then `{"type": "done", ...}` with the fields of the plain answer, or an error in the usual envelope.
+        "total"}`, and then `{"type": "done", ...}` with the fields of the JSON response, or an error.
         """
         sse = stream or "text/event-stream" in request.headers.get("accept", "")
         work = partial(_clone, body, youtube, creation)
@@ -119,13 +129,15 @@ def router(youtube: YouTube, creation: VoiceCreation, metrics: Metrics, gate: Ga
             operation_id=name,
             name=name,
             response_model=Cloned,
-            response_description="The voice, as `/voice-cloning/clone` answers; or events.",
+            response_description="The new voice as JSON, or server-sent events.",
             responses={200: {"content": {"text/event-stream": CLONING_EVENTS}}, **problems(400, 408, 413, 429, 507)},
         )
     return routes
 
 
 async def _clone(body: YouTubeBody, youtube: YouTube, creation: VoiceCreation, report: Report) -> Cloned:
+    """Download the section and create the voice. report: takes the progress events."""
+
     def progress(step: Progress) -> None:
         report({"type": "progress", "stage": step.stage, "bytes": step.fetched_bytes, "total": step.total_bytes})
 
@@ -149,5 +161,5 @@ async def _clone(body: YouTubeBody, youtube: YouTube, creation: VoiceCreation, r
         consent=consent,
         origin="youtube",
     )
-    log.info("cloned from youtube", voice=stored.id, seconds=round(stored.seconds, 2))
+    log.info("cloned a voice from YouTube", voice=stored.id, seconds=round(stored.seconds, 2))
     return Cloned.of("The voice was cloned", body.voice_name, stored)

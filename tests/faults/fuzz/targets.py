@@ -162,8 +162,8 @@ def schemas(data: bytes) -> None:
         body = kind.model_validate(content)
         request = body.to_request(default_model="csm-1b", max_input_chars=MAX_INPUT_CHARS)  # type: ignore[attr-defined]
         if isinstance(body, ConversationBody):
-            for said in body.said():
-                assert isinstance(said.audio, bytes)
+            for turn in body.decode_context():
+                assert isinstance(turn.audio, bytes)
     except ValidationError as error:
         for problem in error.errors():
             assert problem["loc"] or not isinstance(content, dict)
