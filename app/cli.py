@@ -1,4 +1,4 @@
-"""The command line, `python -m app.cli`: the server's services without HTTP."""
+"""The command line, `python -m app.cli`: start the server, speak a text, and manage voices, keys and models."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ SETTINGS_PAGE = Path("docs/settings.md")
 
 
 def _show_version(value: bool) -> None:
+    """Print the version and exit, if the option --version is set."""
     if value:
         print(f"tts-server {__version__}")
         raise typer.Exit
@@ -84,42 +85,50 @@ def serve(
 
 @app.command()
 def say(
-    text: Annotated[str, typer.Argument(help="Text to speak; '-' reads it from standard input.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="File to write; '-' = standard output.")] = Path(
+    text: Annotated[str, typer.Argument(help="The text to speak; '-' = read it from standard input.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write; '-' = standard output.")] = Path(
         "speech.mp3"
     ),
-    voice: Annotated[str, typer.Option(help="Id of a voice; see `voices`.")] = DEFAULT_VOICE,
-    audio_format: Annotated[str | None, typer.Option("--format", help="Default: from the file name, or mp3.")] = None,
+    voice: Annotated[str, typer.Option(help="The id of a voice; `voices` lists them.")] = DEFAULT_VOICE,
+    audio_format: Annotated[
+        str | None, typer.Option("--format", help="The audio format. Default: from the file name, or mp3.")
+    ] = None,
     speed: Annotated[float, typer.Option(min=0.25, max=4.0)] = 1.0,
     sample_rate: Annotated[int, typer.Option(min=8_000, max=48_000)] = 24_000,
     engine: Annotated[str | None, typer.Option(help="Engine to use (TTS_ENGINE).")] = None,
-    language: Annotated[str | None, typer.Option(help="BCP 47 tag, for engines with several languages.")] = None,
+    language: Annotated[
+        str | None, typer.Option(help="The language as a BCP 47 tag, for engines with several languages.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, max=2.0)] = None,
     top_k: Annotated[int | None, typer.Option(min=1)] = None,
     top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
-    seed: Annotated[int | None, typer.Option(help="Default: derived from the text.")] = None,
-    normalize: Annotated[bool, typer.Option(help="Turn numbers, dates, symbols into words.")] = True,
+    seed: Annotated[int | None, typer.Option(help="The random seed. Default: derived from the text.")] = None,
+    normalize: Annotated[bool, typer.Option(help="Write numbers, dates and symbols as words.")] = True,
     cfg_scale: Annotated[
-        float | None, typer.Option(min=0.0, help="Classifier-free guidance, for engines that have it.")
+        float | None, typer.Option(min=0.0, help="The scale of classifier-free guidance, for engines that support it.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help=f"The engine's weights: a folder or hub id ({MODEL_SETTINGS}).")
+        str | None, typer.Option(help=f"The weights: a folder or a Hugging Face id ({MODEL_SETTINGS}).")
     ] = None,
-    speaker: Annotated[int | None, typer.Option(min=0, help="With --voice none: number of the speaker.")] = None,
-    max_frames: Annotated[int | None, typer.Option(min=1, help="With --voice none: largest number of frames.")] = None,
-    codes: Annotated[Path | None, typer.Option(help="With --voice none: a .npy file for the codes (K, T).")] = None,
+    speaker: Annotated[int | None, typer.Option(min=0, help="With --voice none: the number of the speaker.")] = None,
+    max_frames: Annotated[
+        int | None, typer.Option(min=1, help="With --voice none: the maximum number of frames.")
+    ] = None,
+    codes: Annotated[
+        Path | None, typer.Option(help="With --voice none: write the codes (K, T) to this .npy file.")
+    ] = None,
     reference_noise: Annotated[
-        bool, typer.Option(help="With --voice none: draw as torch.multinomial does after torch.manual_seed.")
+        bool, typer.Option(help="With --voice none: use the random numbers of torch.manual_seed and torch.multinomial.")
     ] = False,
 ) -> None:
     """Speak a text into a file.
 
-    `--voice none` runs the bare model, for comparisons with other implementations: the whole text becomes one prompt
-    in the form that the model's authors use, and the output is neither checked nor trimmed.
+    `--voice none` runs the model alone, for comparisons with other implementations. The whole text is one prompt in the
+    format of the model's authors, and the output is neither checked nor trimmed.
     """
     chosen = (audio_format or output.suffix.lstrip(".") or "mp3").lower()
     if chosen not in AUDIO_FORMATS:
-        _fail(f"{chosen!r} is not a supported audio format. Formats are: {', '.join(AUDIO_FORMATS)}.")
+        _fail(f"{chosen!r} is not a supported audio format. Use one of: {', '.join(AUDIO_FORMATS)}.")
     input_text = sys.stdin.read() if text == "-" else text
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale)
     weights: dict[str, object] = {}
@@ -166,6 +175,7 @@ def say(
 
 
 async def _say(settings: Settings, request: SpeechRequest, output: Path, extras: frozenset[str]) -> None:
+    """Speak a request into a file. extras: the names of the fields beyond OpenAI's that are set."""
     services = _services(settings)
     generator, manager = services.generator, services.manager
     async with manager:
@@ -190,7 +200,7 @@ async def _say(settings: Settings, request: SpeechRequest, output: Path, extras:
         except OSError as error:
             _fail(f"{output} can't be written: {error.strerror}.")
         finally:
-            with contextlib.suppress(OSError):  # no partial file stays after Ctrl+C or with a full disk
+            with contextlib.suppress(OSError):  # removes the partial file after Ctrl+C or an error
                 partial.unlink(missing_ok=True)
 
 
@@ -205,6 +215,7 @@ async def _say_bare(
     *,
     reference_noise: bool,
 ) -> None:
+    """Run the model alone and write its audio, and its codes if `codes` is set."""
     context = BuildContext(on_progress=lambda _: None, cancelled=lambda: False)
     samples, frames = [], []
     try:
@@ -237,7 +248,7 @@ async def _say_bare(
 
 
 async def _wait_for_engine(manager: EngineManager) -> None:
-    """Wait until an engine runs. Shows the progress of a download; says so if the fallback engine runs instead."""
+    """Wait until an engine runs. Show the progress of a download, and print a notice if the fallback engine runs."""
     settled = asyncio.create_task(manager.settled())
     with _bar() as bar:
         task = None
@@ -251,7 +262,8 @@ async def _wait_for_engine(manager: EngineManager) -> None:
         _fail(f"{status.reason} {status.remedy}")
     elif status.state == "degraded":
         err.print(
-            f"[yellow]{status.running.model_id} speaks instead of {status.requested.model_id}.[/] {status.reason}"
+            f"[yellow]{status.running.model_id} speaks instead of {status.requested.model_id}.[/] Reason: "
+            f"{status.reason}"
         )
 
 
@@ -261,6 +273,7 @@ app.add_typer(voices, name="voices")
 
 @voices.callback()
 def list_voices(context: typer.Context) -> None:
+    """List the voices, unless a subcommand was given."""
     if context.invoked_subcommand is not None:
         return
     store = _services(_settings()).voices
@@ -281,11 +294,11 @@ def create_recordings(
     transcript: Annotated[str | None, typer.Option(help="The exact words of --file.")] = None,
     engine: Annotated[str | None, typer.Option(help="Engine to use (TTS_ENGINE).")] = None,
 ) -> None:
-    """Create the recordings of preset voices, with the engine or from a file. They replace existing recordings."""
+    """Create the recordings of preset voices with the engine, or use a file. Existing recordings are replaced."""
     settings = _settings(TTS_ENGINE=engine)
     store = _services(settings).voices
     if unknown := [name for name in voice or () if name not in PROFILES]:
-        _fail(f"{unknown[0]!r} is not a preset voice. Preset voices are: {', '.join(PROFILES)}.")
+        _fail(f"{unknown[0]!r} is not a preset voice. Use one of: {', '.join(PROFILES)}.")
     if file is not None:
         if not transcript or len(voice or ()) != 1:
             _fail("--file requires exactly one --voice, and --transcript with the exact words of the recording.")
@@ -296,10 +309,11 @@ def create_recordings(
 
 
 def _store_file(store: VoiceStore, name: str, file: Path, transcript: str) -> None:
+    """Make an audio file the recording of a preset voice."""
     try:
         decoded = decode(file.read_bytes(), RECORDING_RATE_HZ, max_seconds=MAX_RECORDING_S, what=file.name)
         if decoded.truncated:
-            _fail(f"{file} is longer than {MAX_RECORDING_S:g} s.")
+            _fail(f"{file} is longer than {MAX_RECORDING_S:g} s. Use a shorter recording.")
         store.set_reference(name, Reference(decoded.samples, RECORDING_RATE_HZ, transcript), origin="file")
     except SpeechError as error:
         _fail(error.message)
@@ -309,6 +323,7 @@ def _store_file(store: VoiceStore, name: str, file: Path, transcript: str) -> No
 
 
 async def _create_recordings(services: wiring.CoreServices, names: list[str], transcriber: Transcriber) -> None:
+    """Create a recording for each of these preset voices with the engine."""
     async with services.manager:
         await _wait_for_engine(services.manager)
         engine = services.manager.engine()
@@ -340,19 +355,25 @@ app.add_typer(keys, name="keys", no_args_is_help=True)
 
 @keys.command()
 def add(
-    name: Annotated[str, typer.Argument(help="Name of the key, for log and metrics: letters, digits, `.`, `_`, `-`.")],
+    name: Annotated[
+        str, typer.Argument(help="The name of the key in log and metrics: letters, digits, `.`, `_`, `-`.")
+    ],
     scope: Annotated[
-        list[str] | None, typer.Option(help="speak, clone or admin; may be repeated. Default: speak.")
+        list[str] | None, typer.Option(help="A scope: speak, clone or admin; may be repeated. Default: speak.")
     ] = None,
-    per_minute: Annotated[int | None, typer.Option(min=1, help="Requests a minute. Default: no limit.")] = None,
-    concurrent: Annotated[int | None, typer.Option(min=1, help="Requests at once. Default: no limit.")] = None,
+    per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Allowed requests per minute. Default: no limit.")
+    ] = None,
+    concurrent: Annotated[
+        int | None, typer.Option(min=1, help="Allowed requests at the same time. Default: no limit.")
+    ] = None,
 ) -> None:
     """Create an API key and print it. It is shown only once: the server stores a hash of it.
 
-    From the first key on, requests for speech need a key.
+    As soon as one key exists, requests for speech need a key.
     """
     if unknown := [each for each in scope or () if each not in SCOPES]:
-        _fail(f"{unknown[0]!r} is not a scope. Scopes are: {', '.join(SCOPES)}.")
+        _fail(f"{unknown[0]!r} is not a scope. Use one of: {', '.join(SCOPES)}.")
     file = KeyFile(_settings().data_dir)
     scopes = [each for each in SCOPES if each in (scope or ["speak"])]
     try:
@@ -377,18 +398,18 @@ def list_keys() -> None:
         ring = KeyRing([key.get_secret_value() for key in settings.api_keys], KeyFile(settings.data_dir))
     except (BadKeys, OSError) as error:
         _fail(str(error))
-    table = Table("name", "scopes", "per minute", "at once", "made", box=None)
+    table = Table("name", "scopes", "per minute", "concurrent", "created", box=None)
     for key in ring.keys:
-        made = datetime.fromtimestamp(key.created_at, UTC).strftime("%Y-%m-%d") if key.created_at else "-"
-        table.add_row(key.name, " ".join(key.scopes), str(key.per_minute or "-"), str(key.concurrent or "-"), made)
+        created = datetime.fromtimestamp(key.created_at, UTC).strftime("%Y-%m-%d") if key.created_at else "-"
+        table.add_row(key.name, " ".join(key.scopes), str(key.per_minute or "-"), str(key.concurrent or "-"), created)
     out.print(table)
     if not ring.needed:
-        err.print("There are no keys: the server accepts requests from everybody who can reach it.", style="yellow")
+        err.print("There are no keys: everybody who can reach the server can use it.", style="yellow")
 
 
 @keys.command()
 def remove(name: Annotated[str, typer.Argument(help="Name of the key; see `keys list`.")]) -> None:
-    """Remove an API key. Running answers of this key still finish."""
+    """Remove an API key. Requests that are already running finish normally."""
     file = KeyFile(_settings().data_dir)
     try:
         left = file.remove(name)
@@ -397,7 +418,8 @@ def remove(name: Annotated[str, typer.Argument(help="Name of the key; see `keys 
     err.print(f"{name} was removed.", highlight=False)
     if not left:
         err.print(
-            f"No key is left, and requests still need one. To open the server, delete {file.path} and restart it."
+            f"No key is left, but the server still requires one. To run it without keys, delete {file.path} and "
+            "restart it."
         )
 
 
@@ -430,7 +452,7 @@ def download(
     name = engine or settings.engine
     spec = specs().get(name)
     if spec is None:
-        _fail(f"{name!r} is no engine. Engines are: {', '.join(sorted(specs()))}.")
+        _fail(f"{name!r} is not an engine. Use one of: {', '.join(sorted(specs()))}.")
     if not spec.files(settings):
         _fail(f"The {name} engine needs no weights.")
     fetched: set[hub.ModelFiles] = set()
@@ -468,6 +490,7 @@ def _services(settings: Settings) -> wiring.CoreServices:
 
 
 def _bar() -> Progress:
+    """A progress bar for downloads."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -481,15 +504,18 @@ def _bar() -> Progress:
 
 
 def _settings(**options: object) -> Settings:
+    """The settings. options: values by variable name that replace those of the environment; None = not set."""
     return server.read_settings(**{name: value for name, value in options.items() if value is not None})
 
 
 def _fail(message: str) -> NoReturn:
+    """Print an error and exit with status 1."""
     err.print(message, style="red", highlight=False)
     raise typer.Exit(1)
 
 
 def main() -> None:
+    """Run the command line."""
     app()
 
 

@@ -1,6 +1,6 @@
-"""The data types that every package shares: requests, voices, utterances, audio, engine descriptions.
+"""The data types that all packages use: requests, voices, utterances, audio chunks and descriptions of engines.
 
-They hold data and simple arithmetic. numpy is imported for type checking only, so that `app.api` works without it.
+numpy is imported for type checking only, so that `app.api` does not load it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 AudioFormat = str  # a key of app.audio.formats.AUDIO_FORMATS
 
-Codec = str  # an audio codec's name: "mimi", "dac" or a plug-in's own; it becomes part of file names
+Codec = str  # the name of an audio codec: "mimi", "dac" or that of a plug-in; it is part of file names
 NO_CODEC: Codec = "none"  # the engine has no codec: it cannot clone a voice
 VoiceKind = Literal["preset", "cloned", "offline", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How an engine draws codes. None = the engine's default."""
+    """How an engine samples codes from their probabilities. None = the default of the engine."""
 
     temperature: float | None = None  # 0 = greedy
     top_k: int | None = None  # keep the k most likely codes
@@ -36,7 +36,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One speaker's text as the caller wrote it."""
+    """A text with its speaker, as the caller sent it."""
 
     text: str
     voice: str  # voice id
@@ -45,9 +45,9 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class SpeechRequest:
-    """One validated request, independent of the engine. One line is speech, several lines are a dialogue.
+    """A validated request that does not depend on the engine. A dialogue has several lines; other requests have one.
 
-    The cache key is computed from the field names: a renamed field makes every cached answer unreachable.
+    Do not rename fields: their names are part of the cache key, so all cached answers would be lost.
     """
 
     model: str
@@ -59,23 +59,24 @@ class SpeechRequest:
     seed: int | None = None  # None = derived from the content
     instructions: str | None = None
     language: str | None = None  # BCP 47; None = the voice's language
-    max_audio_ms: int | None = None  # hard limit on the answer's length
+    max_audio_ms: int | None = None  # the answer ends after this much audio
     normalize: bool = True  # write numbers, dates and symbols as words
-    enhance: bool | None = None  # even out the loudness; None = the server's setting
+    enhance: bool | None = None  # give all speech the same loudness; None = TTS_ENHANCE
     use_cache: bool = True
     context: tuple[Turn, ...] = ()  # earlier turns of the conversation, oldest first
-    conversation: str | None = None  # the key of a remembered conversation
-    parallel: bool = False  # generate sentences in parallel, even where the engine could continue in place
+    conversation: str | None = None  # the key under which the conversation is remembered
+    parallel: bool = False  # generate sentences in parallel, although the engine could continue after a sentence
 
     def digest(self, *context: str) -> str:
-        """sha256 (hex) of everything that changes the answer's bytes. context: engine fingerprint, voice digests.
+        """The cache key: the SHA-256 (hex) of everything that changes the bytes of the answer.
 
-        `model` is left out: it has aliases, and the engine fingerprint identifies the engine.
+        context: further texts to include, such as the engine's fingerprint and the digests of the voices. `model` is
+        not included, because several aliases name the same engine.
         """
         return self._hash(("model", "use_cache"), context)
 
     def content_seed(self, *context: str) -> int:
-        """A seed (31 bits) that depends on words, voices and sampling, and not on the audio format."""
+        """A seed (31 bits) that depends on text, voices and sampling, and not on the audio format."""
         left_out = (
             "model",
             "use_cache",
@@ -90,11 +91,12 @@ class SpeechRequest:
         return int(self._hash(left_out, context)[:8], 16) >> 1
 
     def _hash(self, left_out: tuple[str, ...], context: tuple[str, ...]) -> str:
-        values = _fields_of(self)  # asdict would copy every sample, which takes longer than the rest of this method
+        """The SHA-256 (hex) of all fields except `left_out`, and of `context`."""
+        values = _fields_of(self)  # dataclasses.asdict is slow here, because it copies all audio samples
         values["lines"] = [_fields_of(line) for line in self.lines]
         values["sampling"] = _fields_of(self.sampling)
         values["context"] = [(turn.speaker, turn.text, turn.digest) for turn in self.context]
-        if not self.parallel:  # keeps the keys of requests from before this field existed
+        if not self.parallel:  # so that answers cached before this field existed are still found
             del values["parallel"]
         kept = {name: value for name, value in values.items() if name not in left_out}
         canonical = json.dumps([kept, context], sort_keys=True, ensure_ascii=True)
@@ -102,37 +104,37 @@ class SpeechRequest:
 
 
 def _fields_of(record: SpeechRequest | Line | Sampling) -> dict[str, object]:
-    """A dataclass's fields by name, without copying the values."""
+    """The fields of a dataclass by name. The values are not copied."""
     return {each.name: getattr(record, each.name) for each in fields(record)}
 
 
 def conversation_key(owner: str, conversation_id: str) -> str:
-    """The key (hex) of an owner's conversation. owner: identifies the caller; empty where all callers are one."""
+    """The key (hex) under which a conversation is remembered. owner: identifies the caller; "" without API keys."""
     return hashlib.sha256(f"{len(owner)} {owner} {conversation_id}".encode("utf-8", "replace")).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """A voice that a request can name."""
+    """A voice that a request can use."""
 
     id: str
     name: str
     kind: VoiceKind
     language: str = "en"
     description: str = ""
-    digest: str = ""  # part of the key of everything derived from this voice: prompts, cached answers
-    speaker: int = 0  # the speaker number for models with speaker numbers, where the voice has no recording
-    level_lufs: float | None = None  # loudness of its recording, which models imitate; None = the engine's loudness
-    recorded: bool = False  # it has a reference recording
+    digest: str = ""  # changes with the recording; part of the keys of prompts and cached answers
+    speaker: int = 0  # for models with speaker numbers, if the voice has no recording
+    level_lufs: float | None = None  # loudness of its recording, which models imitate; None = that of the engine
+    recorded: bool = False  # whether it has a reference recording
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A reference recording: it shows an engine how a voice sounds."""
+    """A recording of a voice, from which an engine clones the voice."""
 
     samples: Samples  # (N,) float32 mono
     rate_hz: int
-    transcript: str  # its exact words
+    transcript: str  # the exact words of the recording
 
     @property
     def seconds(self) -> float:
@@ -141,7 +143,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class UploadedTurn:
-    """An earlier turn of a conversation as the caller sent it: the audio file is not decoded yet."""
+    """An earlier turn of a conversation as the caller sent it. Its audio file is not decoded yet."""
 
     speaker: int
     text: str
@@ -150,7 +152,7 @@ class UploadedTurn:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """An earlier turn of a conversation, decoded."""
+    """An earlier turn of a conversation with its decoded recording."""
 
     speaker: int
     text: str
@@ -160,7 +162,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class VoicePrompt:
-    """A reference recording as codec tokens."""
+    """The recording of a voice as codec tokens."""
 
     voice_digest: str
     codec: Codec
@@ -170,9 +172,9 @@ class VoicePrompt:
 
 @dataclass(frozen=True, slots=True)
 class SpokenLine:
-    """A line for an engine."""
+    """A text that an engine speaks, with its voice."""
 
-    text: str  # plain words, already normalised
+    text: str  # normalised: numbers and symbols are written as words
     speaker: int
     voice: Voice
     prompt: VoicePrompt | None = None
@@ -188,7 +190,7 @@ class ContextTurn:
 
 
 class PlaybackClock(Protocol):
-    """What the engine reads of a listener's playback. `app.runtime.playback.Playback` implements it."""
+    """The state of a listener's playback, as the engine reads it. `app.runtime.playback.Playback` implements it."""
 
     @property
     def current_index(self) -> int:
@@ -196,28 +198,28 @@ class PlaybackClock(Protocol):
 
     @property
     def underrun(self) -> bool:
-        """Whether the listener had to wait: this answer cannot be generated as fast as it is played."""
+        """Whether the listener had to wait for audio, because the answer is generated more slowly than it is played."""
 
     def buffered_s(self, now_s: float) -> float:
-        """Seconds of the engine's audio that were sent and not played yet. Below 0 the listener waits."""
+        """Seconds of audio that were sent and not played yet. Below 0 the listener waits."""
 
     def time_left_s(self, now_s: float) -> float:
-        """Seconds until the listener has played all that was sent."""
+        """Seconds until the listener has played all audio that was sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scheduling:
-    """When an utterance is served, relative to others. It does not change the audio."""
+    """The priority of an utterance. It does not change the audio."""
 
-    continuation: bool = False  # a later part of an answer that is already playing; it is never refused
-    background: bool = False  # advances only while no foreground request does, and is preempted when its row is needed
+    continuation: bool = False  # a later part of a running answer; the queue always accepts it
+    background: bool = False  # runs only while no foreground request runs; is preempted if its row is needed
     index: int = 0  # position in its answer, from 0
     playback: PlaybackClock | None = field(default=None, compare=False, repr=False)  # None = no listener is waiting
 
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One job for an engine: what is spoken, and when it is served."""
+    """One unit of work for an engine: one or more lines that it speaks together."""
 
     lines: tuple[SpokenLine, ...]
     sampling: Sampling
@@ -225,13 +227,13 @@ class Utterance:
     max_seconds: float  # the engine stops after this much audio
     language: str | None = None
     context: tuple[ContextTurn, ...] = ()  # earlier turns, oldest first
-    optional_turns: int = 0  # the engine may drop this many turns from the start of `context` if they do not fit
+    optional_turns: int = 0  # the engine may leave out this many turns from the start of `context` if it is too long
     scheduling: Scheduling = field(default_factory=Scheduling)
 
 
 @dataclass(frozen=True, slots=True)
 class AudioChunk:
-    """A part of an utterance's audio. Chunks do not overlap: each holds new samples only."""
+    """A part of the audio of an utterance. Chunks do not overlap."""
 
     samples: Samples  # (N,) float32 mono in [-1, 1]
     rate_hz: int
@@ -253,7 +255,7 @@ class Capabilities:
     cfg_scale: bool = False
     language: bool = False
     instructions: bool = False
-    context: bool = False  # earlier turns; also `conversation_id` and `speaker_id`
+    context: bool = False  # earlier turns; includes `conversation_id` and `speaker_id`
     parallel: bool = False
 
     @property
@@ -268,61 +270,61 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class TextPacking:
-    """How much text an engine takes in one utterance."""
+    """How much text an engine can speak in one utterance."""
 
-    max_chars: int = 400  # the longest piece of text; longer text is split
-    max_passage_chars: int = 0  # several lines, of several speakers, up to this length together; 0 = one line
-    continues: bool = False  # takes any number of sentences and speaks them one after another in the same row
-    independent: bool = False  # an answer's utterances do not depend on each other: free rows may speak them at once
+    max_chars: int = 400  # the longest text of one line; longer text is split
+    max_passage_chars: int = 0  # the longest text of several lines together; 0 = one line only
+    continues: bool = False  # speaks any number of sentences one after another in the same row
+    independent: bool = False  # utterances do not depend on each other, so free rows may speak them in parallel
     max_speakers: int = 1  # in one utterance
     utf8_bytes: bool = False  # the two length limits count UTF-8 bytes, not characters
-    sounds: frozenset[str] = frozenset()  # non-verbal sounds it makes for words in parentheses: "laughs"
+    sounds: frozenset[str] = frozenset()  # non-verbal sounds it produces for words in parentheses, such as "laughs"
 
 
 @dataclass(frozen=True, slots=True)
 class PromptLimits:
-    """Which recordings an engine can follow, and how long they may be."""
+    """Which voice prompts an engine accepts, and how long they may be."""
 
     codec: Codec = NO_CODEC  # the codec of voice prompts; NO_CODEC = it cannot clone a voice
-    codec_fingerprint: str = ""  # changes whenever the same recording would have other codes
-    max_prompt_s: float | None = None  # of all voices in one utterance together
-    max_context_s: float | None = None  # of a conversation's earlier turns together
-    examples: str = ""  # folder of the recordings that came with the model
+    codec_fingerprint: str = ""  # changes if the same recording is encoded to different codes
+    max_prompt_s: float | None = None  # for all voices of one utterance together
+    max_context_s: float | None = None  # for all earlier turns of a conversation together
+    examples: str = ""  # the folder of the recordings that come with the model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """What an engine is and can do. The generator and the API read it; they never compare engine names."""
+    """The properties of an engine. The generator and the API use them and never compare engine names."""
 
     # Identity
     id: str
-    name: str  # for people
-    fingerprint: str  # changes whenever the same request would sound different: weights, version
+    name: str  # the display name
+    fingerprint: str  # changes if the same request gives different audio, for example with other weights
     # Audio
     rate_hz: int
     frame_s: float  # length of one codec frame; usage is counted in frames
-    level_lufs: float = -20.0  # loudness of voices without a recording; loudness control starts there
+    level_lufs: float = -20.0  # loudness of voices without a recording; the loudness control starts with it
     # Requests
     languages: tuple[str, ...] = ("en",)  # BCP 47
     capabilities: Capabilities = field(default_factory=Capabilities)
     text: TextPacking = field(default_factory=TextPacking)
     prompts: PromptLimits = field(default_factory=PromptLimits)
-    # Where and how it runs, for /health and the metrics
-    device: str = "cpu"  # several devices are joined with commas
+    # How it runs, for /health and the metrics
+    device: str = "cpu"  # several devices are separated by commas
     dtype: str = "float32"
-    setup: tuple[tuple[str, str | int | float | bool | None], ...] = ()  # names and plain values
+    setup: tuple[tuple[str, str | int | float | bool | None], ...] = ()  # further names and values to show
 
     @property
     def can_clone(self) -> bool:
-        """Whether it can speak with the voice of a recording."""
+        """Whether the engine can clone the voice of a recording."""
         return self.prompts.codec != NO_CODEC
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How busy an engine is, for /health, the metrics and load balancers."""
+    """The load of an engine, for /health, the metrics and load balancers."""
 
-    active_rows: int  # rows that speak
+    active_rows: int  # rows that generate speech
     max_rows: int
     queued: int  # requests that wait for a row
     max_queue: int
@@ -333,5 +335,5 @@ class DeviceState:
     """A device that an engine runs on."""
 
     device: str
-    failure: str  # why it is no longer used; "" = it is in use
+    failure: str  # why the device is no longer used; "" = it is in use
     load: Load

@@ -1,8 +1,8 @@
-"""Finished answers on disk, keyed by content: a repeated request gets the same bytes without an engine.
+"""The answer cache: complete answers on disk. A repeated request gets the same bytes without an engine.
 
 Each answer is one file: the bytes as sent, a JSON trailer (usage, length, checksum) and a fixed footer. The file has a
-temporary name while the answer streams and is renamed when complete, so a crash leaves no partial answer. Does not
-depend on HTTP or audio.
+temporary name while the answer is streamed and is renamed when it is complete, so a crash leaves no partial answer.
+This module does not depend on HTTP or audio.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ log = logging.getLogger(__name__)
 
 _MAGIC = b"TTSA"
 _FOOTER = struct.Struct("<4sI")  # magic, length of the trailer
-_ABANDONED_S = 3600  # no process still writes a temporary file this old
-MAX_ENTRY_BYTES = 64 << 20  # a cached answer is in memory while it is sent
+_ABANDONED_S = 3600  # a temporary file of this age is left from a crash
+MAX_ENTRY_BYTES = 64 << 20  # a cached answer is completely in memory while it is sent
 
 
 @dataclass(frozen=True, slots=True)
 class CachedAnswer:
-    """A cached answer: the bytes as first sent."""
+    """An answer from the cache."""
 
-    data: bytes
-    facts: dict[str, float]  # the usage
+    data: bytes  # as they were sent the first time
+    facts: dict[str, float]  # the usage in tokens
 
 
 class AnswerCache:
-    """Keeps answers up to `budget_bytes` and removes the least recently used. Used from one event loop."""
+    """Stores answers up to `budget_bytes` and removes the least recently used ones. Used from one event loop."""
 
     def __init__(self, folder: Path, budget_bytes: int) -> None:
-        """budget_bytes: 0 = keep nothing."""
+        """budget_bytes: 0 = store nothing."""
         self._folder = folder
         self._budget_bytes = budget_bytes
         self._sizes: LRU[str, int] = LRU(
@@ -50,10 +50,11 @@ class AnswerCache:
 
     @property
     def size_bytes(self) -> int:
+        """The size of all stored answers."""
         return self._sizes.total
 
     def scan(self) -> None:
-        """Read the entries of earlier runs, and remove their unfinished files."""
+        """Find the answers that earlier runs have stored, and remove old partial files."""
         if not self._budget_bytes:
             return
         found: list[tuple[float, str, int]] = []
@@ -71,7 +72,7 @@ class AnswerCache:
             self._sizes.put(name, size)
 
     async def find(self, digest: str) -> CachedAnswer | None:
-        """The complete answer, or None. A file whose length or checksum is wrong is removed."""
+        """Return the answer with this key, or None. A damaged file is removed."""
         if not self._budget_bytes:
             return None
         path = self.path_of(digest)
@@ -81,10 +82,10 @@ class AnswerCache:
             self._sizes.pop(digest)
             return None
         except OSError as error:
-            log.warning("the answer cache can't be read: %s", error)
+            log.warning("the answer cache can't be read; the answer is generated again: %s", error)
             return None
         if answer is None:
-            log.warning("removed a damaged answer from the cache", extra={"digest": digest})
+            log.warning("removed a damaged answer from the cache; it is generated again", extra={"digest": digest})
             _remove(path)
             self._sizes.pop(digest)
             return None
@@ -92,28 +93,29 @@ class AnswerCache:
         return answer
 
     def begin(self, digest: str, *, keep: bool = True) -> Entry:
-        """Open an entry to write an answer to while it is sent. keep: False = nothing is stored."""
+        """Create an entry, to which an answer is written while it is sent. keep: False = nothing is stored."""
         path = self.path_of(digest)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
         return Entry(self, digest, temporary, keep=keep and self._budget_bytes > 0)
 
     @property
     def max_entry_bytes(self) -> int:
-        """A larger answer is not stored: it would evict most of the others."""
+        """The size of the largest answer that is stored. A larger one would evict most of the other answers."""
         return min(MAX_ENTRY_BYTES, self._budget_bytes // 2)
 
     def added(self, digest: str, size: int) -> None:
-        """Count a complete answer at `path_of(digest)`."""
+        """Record that a complete answer is stored at `path_of(digest)`."""
         self._sizes.put(digest, size)
 
     def path_of(self, digest: str) -> Path:
+        """The file of the answer with this key."""
         return self._folder / digest[:2] / digest
 
 
 class Entry:
-    """An answer that is being written. `commit` stores it; a final `abandon` removes an uncommitted file.
+    """An answer that is being written to the cache. `commit` stores it; `abandon` removes it unless it was stored.
 
-    No method raises: an answer that can't be stored is still sent.
+    No method raises an exception, because an answer that can't be stored must still be sent.
     """
 
     def __init__(self, cache: AnswerCache, digest: str, path: Path, *, keep: bool) -> None:
@@ -121,11 +123,12 @@ class Entry:
         self._digest = digest
         self._path = path
         self._keep = keep
-        self._file: BinaryIO | None = None  # opened by the first write, so a refused request touches no file
+        self._file: BinaryIO | None = None  # opened by the first write, so a rejected request creates no file
         self._size = 0
         self._checksum = 0
 
     def write(self, data: bytes) -> None:
+        """Add bytes to the answer."""
         if not self._keep:
             return
         self._size += len(data)
@@ -136,11 +139,11 @@ class Entry:
         try:
             self._opened().write(data)
         except OSError as error:
-            log.warning("the answer can't be written to the cache: %s", error)
+            log.warning("the answer can't be written to the cache, so it is not stored: %s", error)
             self.abandon()
 
     def commit(self, facts: dict[str, float]) -> None:
-        """Store the complete answer."""
+        """Store the complete answer. facts: the usage in tokens."""
         if not self._keep:
             return
         trailer = json.dumps({"size": self._size, "crc32": self._checksum, "facts": facts}).encode()
@@ -150,7 +153,7 @@ class Entry:
             file.close()
             self._path.replace(self._cache.path_of(self._digest))
         except OSError as error:
-            log.warning("the answer can't be written to the cache: %s", error)
+            log.warning("the answer can't be written to the cache, so it is not stored: %s", error)
             self.abandon()
             return
         self._keep = False
@@ -158,6 +161,7 @@ class Entry:
         self._cache.added(self._digest, self._size + len(trailer) + _FOOTER.size)
 
     def abandon(self) -> None:
+        """Remove the file of an answer that was not stored. After `commit` this does nothing."""
         self._keep = False
         if self._file is None:
             return
@@ -165,10 +169,11 @@ class Entry:
         try:
             file.close()
         except OSError as error:
-            log.debug("closing an abandoned cache entry: %s", error)
+            log.debug("a partial file of the answer cache could not be closed: %s", error)
         _remove(self._path)
 
     def _opened(self) -> BinaryIO:
+        """The file, which is created by the first call. Raises OSError."""
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("wb")
@@ -176,7 +181,7 @@ class Entry:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file. Never raises: the request must not fail if this fails."""
+    """Remove a file. An error is only logged, so that the request does not fail."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -184,15 +189,17 @@ def _remove(path: Path) -> None:
 
 
 def _read(path: Path) -> tuple[CachedAnswer | None, int]:
+    """Read a file: the answer, or None if it is damaged, and the size of the file. Raises OSError."""
     content = path.read_bytes()
     answer = _unpack(content)
     if answer is not None:
         with contextlib.suppress(OSError):  # the folder may be read-only
-            os.utime(path)  # stores the order of use for the next start
+            os.utime(path)  # the next start takes the order of use from this time
     return answer, len(content)
 
 
 def _unpack(content: bytes) -> CachedAnswer | None:
+    """The answer in the content of a file; None if its length or checksum is wrong."""
     if len(content) < _FOOTER.size:
         return None
     magic, trailer_length = _FOOTER.unpack(content[-_FOOTER.size :])

@@ -1,4 +1,4 @@
-"""Earlier turns of a conversation: decode the caller's recordings, encode them to codes, remember what was spoken."""
+"""The earlier turns of a conversation: decodes uploaded recordings, encodes them to codes, and remembers answers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from app.types import Codes, UploadedTurn
     from app.voices.memory import Memory, RememberedTurn
 
-MAX_TURN_S = 60.0  # of one turn's recording: the codecs encode this much at once
-DECODE_LIMIT_S = 20.0  # for all recordings of one request: half an hour of ordinary recordings takes 1 to 5 s
-MEMORY_SHARE = 0.5  # of the engine's context may be remembered turns; the voices' recordings need the rest
-CACHED_TURNS = 256  # encoded turns in memory: each request of a conversation sends the same turns again
+MAX_TURN_S = 60.0  # the longest recording of one turn, since the codecs encode it in one step
+DECODE_LIMIT_S = 20.0  # for all recordings of one request; half an hour of recordings normally takes 1 to 5 s
+MEMORY_SHARE = 0.5  # the part of the engine's context for remembered turns; the rest is for voice prompts
+CACHED_TURNS = 256  # in memory, because each request of a conversation sends the earlier turns again
 
 
 class ConversationContext:
-    """Prepares the earlier turns of a job. Used from one event loop."""
+    """Decodes, encodes and remembers the turns of conversations. Used from one event loop."""
 
     def __init__(self, memory: Memory | None, uploads: ThreadLimit) -> None:
         """memory: stores conversations; None = no memory. uploads: limits the threads that decode recordings."""
@@ -47,7 +47,7 @@ class ConversationContext:
         return tuple(turns)
 
     async def encode(self, job: SpeechJob) -> tuple[tuple[ContextTurn, ...], int]:
-        """The job's earlier turns as codes: remembered turns, then uploaded ones; and the number of remembered turns.
+        """The earlier turns as codes, remembered ones before uploaded ones, and the number of remembered turns.
 
         Raises BadReference.
         """
@@ -56,6 +56,7 @@ class ConversationContext:
         return (*remembered, *uploaded), len(remembered)
 
     async def _recall(self, job: SpeechJob) -> tuple[ContextTurn, ...]:
+        """The remembered turns of the conversation."""
         conversation = job.request.conversation
         if conversation is None or self._memory is None:
             return ()
@@ -65,6 +66,7 @@ class ConversationContext:
         return await asyncio.to_thread(recall, conversation, job.info.fingerprint, speakers, positions)
 
     async def _encode(self, turn: Turn, index: int, job: SpeechJob) -> ContextTurn:
+        """An uploaded turn as codes. index: its position in the field `context`. Raises BadReference."""
         key = (job.info.fingerprint, turn.digest, turn.text)
         codes = self._codes.get(key)
         if codes is None:
@@ -77,18 +79,18 @@ class ConversationContext:
         return ContextTurn(turn.speaker, turn.text, codes)
 
     async def remember(self, job: SpeechJob, spoken: Sequence[RememberedTurn]) -> None:
-        """Store the speech of a job for the next request of its conversation."""
+        """Store what a job has spoken, for the next request of its conversation."""
         conversation = job.request.conversation
         if spoken and conversation is not None and self._memory is not None:
             await asyncio.to_thread(self._memory.remember, conversation, job.info.fingerprint, spoken)
 
     async def forget(self, conversation: str) -> bool:
-        """Forget a conversation. False: nothing was remembered."""
+        """Delete the remembered turns of a conversation. Returns whether there were any."""
         return self._memory is not None and await asyncio.to_thread(self._memory.forget, conversation)
 
 
 def _decode(uploaded: UploadedTurn, rate_hz: int, param: str, limit_s: float) -> tuple[Turn, float]:
-    """Decode a turn; also returns how many seconds it took, at most limit_s. Blocks. Raises BadReference."""
+    """Decode the recording of a turn in at most `limit_s`. Also returns the seconds it took. Raises BadReference."""
     started_s = time.monotonic()
     limit_s = min(limit_s, TIME_LIMIT_S)
     decoded = decode_short(uploaded.audio, rate_hz, max_seconds=MAX_TURN_S, what=param, time_limit_s=limit_s)

@@ -1,4 +1,4 @@
-"""SpeechJob: one request with the voices, seed, cache key and prompts that were looked up for it."""
+"""SpeechJob: a request together with its engine, voices, seed, cache key and prompts."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SpeechJob:
-    """A resolved request. The last three fields are set only when it is spoken, not when it is cached."""
+    """A request that is ready to be spoken. The last three fields are empty if the answer comes from the cache."""
 
     request: SpeechRequest  # without the fields that the engine ignores
     engine: Engine
     voices: tuple[Voice, ...]  # one per line
-    parsed_lines: tuple[ParsedLine, ...]  # the lines' texts as words and pauses
+    parsed_lines: tuple[ParsedLine, ...]  # the text of each line as words and pauses
     seed: int
     cache_key: str
-    ignored: tuple[str, ...] = ()  # names of the request fields that this engine can't follow
-    marked: bool = False  # the audio gets the watermark
-    voice_not_ready: bool = False  # a preset voice has no recording yet and is spoken with a fixed seed
+    ignored: tuple[str, ...] = ()  # names of the request fields that this engine does not support
+    marked: bool = False  # whether the audio gets the watermark
+    voice_not_ready: bool = False  # whether a preset voice has no recording yet and uses a fixed seed
     progress: Progress = field(default_factory=Progress)
     playback: Playback = field(default_factory=Playback)
 
@@ -38,9 +38,10 @@ class SpeechJob:
 
     @property
     def info(self) -> EngineInfo:
+        """The description of the engine."""
         return self.engine.info
 
     def speaker_of(self, line: int) -> int:
-        """The engine's number for the speaker of this line."""
+        """The speaker number of a line. line: its index."""
         speaker = self.request.lines[line].speaker
         return self.voices[line].speaker if speaker is None else speaker

@@ -1,4 +1,4 @@
-"""Submits utterances to the engine early, so that there is no gap between them."""
+"""Submits the next utterances to the engine while the present one is spoken, so that there is no gap between them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from app.generator.job import SpeechJob
     from app.types import AudioChunk
 
-MAX_AHEAD = 4  # further utterances of one answer that an engine speaks in parallel
+MAX_AHEAD = 4  # the maximum number of utterances that are submitted in advance
 
 
 def rows_ahead(job: SpeechJob) -> int:
-    """How many further utterances of an answer may be submitted: as many as there are free rows, at least 1."""
+    """The number of utterances to submit in advance: 1, or the number of free rows if the engine may use them."""
     if not (job.info.text.independent or job.request.parallel):
         return 1
     load = job.engine.load
@@ -26,16 +26,18 @@ def rows_ahead(job: SpeechJob) -> int:
 
 
 class SubmittedUtterance:
-    """The audio of an utterance, requested from the engine immediately and read later."""
+    """An utterance that the engine generates already. Its audio is read later."""
 
     def __init__(self, stream: AsyncGenerator[AudioChunk]) -> None:
         self._stream = stream
         self._first: asyncio.Task[AudioChunk | None] = asyncio.create_task(self._begin())
 
     async def _begin(self) -> AudioChunk | None:
+        """Start the generation and return the first chunk."""
         return await anext(self._stream, None)
 
     async def chunks(self) -> AsyncGenerator[AudioChunk]:
+        """The audio of the utterance."""
         chunk = await self._first
         while chunk is not None:
             yield chunk
@@ -50,23 +52,23 @@ class SubmittedUtterance:
 
 
 class Lookahead:
-    """The planned parts in order. Some of the utterances are submitted already; `aclose` cancels these."""
+    """Iterates over the utterances and pauses of an answer and submits utterances in advance. `aclose` cancels them."""
 
     def __init__(
         self,
         planned: AsyncGenerator[PlannedUtterance | Pause],
         submit: Callable[[PlannedUtterance, int], SubmittedUtterance],
     ) -> None:
-        """submit: gives the engine an utterance. Its second argument is the number in the answer, from 0."""
+        """submit: sends an utterance to the engine. Its second argument is the index in the answer, from 0."""
         self._planned = planned
         self._submit = submit
-        self._parts: deque[PlannedUtterance | Pause] = deque()  # planned, not yet returned by `next`
+        self._parts: deque[PlannedUtterance | Pause] = deque()  # planned and not yet returned by `next`
         self._submitted: deque[SubmittedUtterance] = deque()  # the first utterances in _parts
         self._present: PlannedUtterance | None = None
         self._taken = 0
 
     async def next(self) -> PlannedUtterance | Pause | None:
-        """Go to the next part and return it; None at the end."""
+        """Advance to the next utterance or pause and return it; None at the end."""
         if await self.peek() is None:
             return None
         part = self._parts.popleft()
@@ -74,11 +76,11 @@ class Lookahead:
         return part
 
     async def peek(self) -> PlannedUtterance | Pause | None:
-        """The part that `next` will return."""
+        """The utterance or pause that `next` will return; None at the end."""
         return self._parts[0] if self._parts else await self._plan()
 
     def take(self) -> tuple[SubmittedUtterance, int]:
-        """Submit the present part if necessary; returns it and its number. The caller closes it."""
+        """Return the present utterance, submitted, and its index in the answer. The caller must close it."""
         if self._present is None:
             raise LookupError("the present part is a pause")
         number = self._taken
@@ -86,7 +88,7 @@ class Lookahead:
         return (self._submitted.popleft() if self._submitted else self._submit(self._present, number)), number
 
     async def submit(self, count: int) -> None:
-        """Submit up to `count` utterances that come after the present one."""
+        """Make sure that `count` utterances after the present one are submitted."""
         utterances = [part for part in self._parts if isinstance(part, PlannedUtterance)]
         while len(self._submitted) < count:
             if len(utterances) == len(self._submitted):
@@ -100,12 +102,14 @@ class Lookahead:
             self._submitted.append(self._submit(utterances[index], self._taken + index))
 
     async def _plan(self) -> PlannedUtterance | Pause | None:
+        """Plan one more utterance or pause; None at the end."""
         part = await anext(self._planned, None)
         if part is not None:
             self._parts.append(part)
         return part
 
     async def aclose(self) -> None:
+        """Cancel all submitted utterances."""
         for utterance in self._submitted:
             await utterance.aclose()
         await self._planned.aclose()

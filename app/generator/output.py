@@ -1,4 +1,4 @@
-"""From samples at the engine's rate to an answer's bytes: loudness, tempo, rate, length limit, watermark, encoder."""
+"""The audio pipeline of an answer: loudness, tempo, sample rate, length limit, watermark and audio format."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ if TYPE_CHECKING:
     from app.generator.pacing import EncodeOrder
     from app.types import Samples, SpeechRequest
 
-# Longer audio is encoded in a thread. A second of audio takes about 10 ms in mp3, and 2 ms in pcm and wav, which a
-# thread would double. The watermark takes 25 ms, so audio with a watermark is always encoded in a thread.
+# Audio up to this length is encoded on the event loop, longer audio in a thread. Encoding a second of audio takes about
+# 10 ms for mp3, and 2 ms for pcm and wav; a thread adds about 2 ms. The watermark takes 25 ms, so audio with a
+# watermark is always encoded in a thread.
 ON_LOOP_S = 0.2
 ON_LOOP_PLAIN_S = 1.0
 
 
 class Output:
-    """The audio pipeline of one answer. The watermark comes last, so that nothing changes it. Must be closed."""
+    """Converts samples at the engine's rate to the bytes of an answer. Must be closed.
+
+    The watermark is the last step before the encoder, so that no other step changes it.
+    """
 
     def __init__(self, encoder: Encoder, rate_hz: int, request: SpeechRequest, marker: Stage | None) -> None:
         """marker: adds the watermark; None = no watermark."""
@@ -57,12 +61,15 @@ class Output:
         return self._length_limit.reached
 
     def expect(self, lufs: float) -> None:
-        """Announce the probable loudness of the utterance that follows."""
+        """Set the expected loudness of the next utterance, in LUFS."""
         if self._loudness is not None:
             self._loudness.expect(lufs)
 
     async def push_in_order(self, samples: Samples, order: EncodeOrder, ahead_s: float) -> bytes:
-        """Wait for permission, then `push`, in a thread if it takes long. ahead_s: audio that the listener has left."""
+        """Wait until `order` allows encoding, then call `push`, in a thread if the audio is long.
+
+        ahead_s: seconds of audio that the listener still has.
+        """
         if len(samples) > self._on_loop_samples:
             async with order.thread(ahead_s):
                 return await in_thread(self.push, samples)
@@ -70,27 +77,29 @@ class Output:
         return self.push(samples)
 
     def push(self, samples: Samples) -> bytes:
-        """Add samples; returns the bytes that are complete."""
+        """Process samples and return the bytes that are ready."""
         return self._encode(self._marker.push(self._length_limit.push(self._stage.push(samples))))
 
     def flush(self) -> bytes:
-        """The last bytes."""
+        """End the answer and return its last bytes."""
         rest = chain(self._length_limit, self._marker)
         return self._encode(rest.push(self._stage.flush())) + self._encode(rest.flush()) + self._encoder.flush()
 
     def close(self) -> None:
+        """Free the encoder."""
         self._encoder.close()
 
     def _encode(self, samples: Samples) -> bytes:
+        """Encode samples and count them."""
         self._samples += len(samples)
         return self._encoder.encode(samples)
 
 
 async def open_output(job: SpeechJob) -> Output:
-    """The pipeline for one job."""
+    """Create the audio pipeline of a job."""
     request = job.request
     marker: Stage | None = None
     if job.marked:
-        perth = await in_thread(watermark.load)  # reads a file on the first call
+        perth = await in_thread(watermark.load)  # the first call reads a file
         marker = watermark.StreamMarker(request.sample_rate_hz, perth)
     return Output(open_encoder(request.format, request.sample_rate_hz), job.info.rate_hz, request, marker)

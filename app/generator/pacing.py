@@ -1,6 +1,6 @@
-"""The order in which answers encode audio, and how far an answer is ahead of its listener.
+"""Decides which answer may encode audio next, and measures how much audio each listener still has.
 
-Answers without audio encode first; answers whose listeners have enough audio wait for them briefly.
+An answer that waits for its first audio encodes first. Answers whose listeners have enough audio wait briefly for it.
 """
 
 from __future__ import annotations
@@ -17,51 +17,53 @@ from app.audio.threads import spare_cores
 if TYPE_CHECKING:
     from app.types import Samples
 
-THREAD_AHEAD_S = 0.5  # a listener with more audio than this waits before its audio is encoded in a thread
-ON_LOOP_AHEAD_S = 0.05  # the same before audio is encoded on the event loop, which is quick
-MAX_YIELD_S = 0.25  # the longest wait before up to 1 s of audio is encoded: answers still run 4 times real time
-# If the first audio takes longer, the answer waits for a row or for the model: other answers stop waiting for it.
+THREAD_AHEAD_S = 0.5  # an answer whose listener has more audio than this waits before it encodes in a thread
+ON_LOOP_AHEAD_S = 0.05  # the same limit before encoding on the event loop, which is quick
+MAX_YIELD_S = 0.25  # the longest wait before up to 1 s of audio is encoded: the answer still runs at 4 times real time
+# Other answers wait this long for an answer without audio. If it takes longer, it waits for a row or for the model.
 MAX_PENDING_S = 0.25
-UNDERRUN_WAIT_S = 0.001  # a shorter wait comes from the event loop, not from the engine
+UNDERRUN_WAIT_S = 0.001  # a shorter wait is caused by the event loop, not by the engine
 
 
 class PendingFirstAudio:
-    """An answer without audio yet. Other answers wait for it, for MAX_PENDING_S at most."""
+    """An answer that has no audio yet. Other answers wait for it, at most MAX_PENDING_S."""
 
     def __init__(self, on_done: Callable[[PendingFirstAudio], None]) -> None:
         self._on_done = on_done
         self._timer = asyncio.get_running_loop().call_later(MAX_PENDING_S, self.done)
 
     def done(self) -> None:
-        """The first audio was sent, or the answer has ended. May be called more than once."""
+        """Record that the first audio was sent or the answer has ended. Further calls do nothing."""
         self._timer.cancel()
         self._on_done(self)
 
 
 class EncodeOrder:
-    """Lets answers without audio encode before answers that are ahead of their listeners."""
+    """Lets answers without audio encode before answers whose listeners have enough audio."""
 
     def __init__(self) -> None:
         self._pending: set[PendingFirstAudio] = set()
         self._none_pending = asyncio.Event()
         self._none_pending.set()
-        self._threads = asyncio.Semaphore(spare_cores())  # the event loop, where first audio is encoded, keeps a core
+        # one core stays free for the event loop, which encodes first audio
+        self._threads = asyncio.Semaphore(spare_cores())
 
     def begin(self) -> PendingFirstAudio:
-        """Register an answer that waits for its first audio. The caller calls `done`."""
+        """Register an answer that waits for its first audio. The caller must call `done`."""
         self._none_pending.clear()
         pending = PendingFirstAudio(self._done)
         self._pending.add(pending)
         return pending
 
     def _done(self, pending: PendingFirstAudio) -> None:
+        """Remove an answer that no longer waits for its first audio."""
         self._pending.discard(pending)
         if not self._pending:
             self._none_pending.set()
 
     @contextlib.asynccontextmanager
     async def thread(self, ahead_s: float) -> AsyncGenerator[None]:
-        """Permission to encode in a thread. ahead_s: how much audio the listener still has."""
+        """Wait until audio may be encoded in a thread. ahead_s: seconds of audio that the listener still has."""
         await self._yield_to_first_audio(min(ahead_s - THREAD_AHEAD_S, MAX_YIELD_S))
         async with self._threads:
             yield
@@ -71,6 +73,7 @@ class EncodeOrder:
         await self._yield_to_first_audio(min(ahead_s - ON_LOOP_AHEAD_S, MAX_YIELD_S))
 
     async def _yield_to_first_audio(self, timeout_s: float) -> None:
+        """Wait until no answer waits for its first audio, at most timeout_s."""
         if timeout_s > 0 and not self._none_pending.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
@@ -79,15 +82,15 @@ class EncodeOrder:
 
 @dataclass(slots=True)
 class ListenerClock:
-    """Follows a listener who plays an answer at normal speed from its first audio on."""
+    """Simulates a listener who plays an answer as soon as its first audio arrives."""
 
-    waited_s: float = 0.0  # for the engine
+    waited_s: float = 0.0  # seconds that the answer waited for the engine
     underruns: int = 0  # how often the listener has run out of audio
     _began_s: float | None = None
     _audio_s: float = field(default=0.0)
 
     async def timed(self, audio: AsyncGenerator[Samples]) -> AsyncGenerator[Samples]:
-        """Pass the samples on and measure the waits for them."""
+        """Yield the samples unchanged, and measure how long each wait for them takes."""
         while True:
             before_s = time.monotonic()
             samples = await anext(audio, None)
@@ -98,12 +101,12 @@ class ListenerClock:
             dry = self._began_s is not None and now_s > self._began_s + self._audio_s
             if dry and now_s - before_s > UNDERRUN_WAIT_S:
                 self.underruns += 1
-                self._began_s = now_s - self._audio_s  # the listener starts again from here
+                self._began_s = now_s - self._audio_s  # playback resumes now
             yield samples
 
     @property
     def ahead_s(self) -> float:
-        """How much audio the listener has left."""
+        """Seconds of audio that the listener still has."""
         return 0.0 if self._began_s is None else self._began_s + self._audio_s - time.monotonic()
 
     def encoded(self, audio_s: float) -> None:

@@ -1,7 +1,7 @@
-"""Plans how a request is spoken: text -> words and pauses -> sentences -> utterances.
+"""Splits the text of a request into words and pauses, then into sentences, and combines sentences to utterances.
 
-Each text is parsed once, by `parse_lines`. Normalising and cutting happen while the answer is spoken, so a long text
-does not delay the first audio. Does not depend on HTTP, audio or a particular engine.
+`parse_lines` parses each text once. The texts are normalised and split while the answer is spoken, so that a long text
+does not delay the first audio. This module does not depend on HTTP, audio or a particular engine.
 """
 
 from __future__ import annotations
@@ -23,29 +23,30 @@ if TYPE_CHECKING:
     from app.text.normalizer import Normalizer
     from app.types import EngineInfo, Line, Voice
 
-# Silence between the lines of a dialogue; the lines add up to 0.2 s. People leave about 0.2 s between turns (Stivers et
-# al., PNAS 2009, ten languages). The gap of 0.3 to 0.45 s is calm, and longer than a gap between sentences.
+# Silence between the turns of a dialogue. With the silence at the edges of the recordings, the gap is 0.3 to 0.45 s. In
+# conversations it is about 0.2 s (Stivers et al., PNAS 2009); a longer gap than that between sentences sounds calmer.
 TURN_GAP_S = 0.25
-MAX_PAUSES_S = 600  # in one answer, since a text of pause tags could give hours of silence
-IN_THREAD_CHARS = 2_000  # a longer text is normalised in a thread: it takes up to about 0.05 ms a character
+MAX_PAUSES_S = 600  # in one answer: pause tags could otherwise produce hours of silence
+IN_THREAD_CHARS = 2_000  # a longer text is normalised in a thread, since it takes up to 0.05 ms per character
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedUtterance:
-    """Lines that the engine gets as one utterance."""
+    """The lines that the engine speaks as one utterance."""
 
     lines: tuple[SpokenLine, ...]
 
     @property
     def text(self) -> str:
+        """The text of all lines."""
         return " ".join(line.text for line in self.lines)
 
     def fits(self, line: SpokenLine, info: EngineInfo, *, one_voice: bool) -> bool:
-        """Whether the engine can speak this line in the same utterance. one_voice: allow lines of one voice only."""
+        """Whether the engine can also speak this line in this utterance. one_voice: all lines must have one voice."""
         lines = (*self.lines, line)
         if one_voice and line.voice != self.lines[0].voice:
             return False
-        # The engine reads a voice's prompt once for each speaker that has the voice.
+        # The engine needs the prompt of a voice once for each speaker that uses the voice.
         prompts = {
             (each.speaker, each.voice.id): each.prompt.codes.shape[1] for each in lines if each.prompt is not None
         }
@@ -57,7 +58,7 @@ class PlannedUtterance:
 
 
 def parse_lines(lines: Sequence[Line]) -> tuple[ParsedLine, ...]:
-    """The words and pauses of each line. Raises EmptyText, TextTooLong."""
+    """Split each line into words and pauses. Raises EmptyText, TextTooLong."""
     parsed = tuple(tuple(parse(line.text)) for line in lines)
     parts = [part for line in parsed for part in line]
     if all(isinstance(part, Pause) for part in parts):
@@ -70,16 +71,16 @@ def parse_lines(lines: Sequence[Line]) -> tuple[ParsedLine, ...]:
 
 
 class Planner:
-    """Plans one job: `utterances` yields what the engine speaks, in order."""
+    """Splits the text of one job into the utterances that the engine speaks."""
 
     def __init__(self, job: SpeechJob, normalizer: Normalizer) -> None:
         self._job = job
         self._normalizer = normalizer
 
     async def utterances(self) -> AsyncGenerator[PlannedUtterance | Pause]:
-        """The utterances and the pauses between them. An utterance has as many lines as the engine can take."""
+        """Yield the utterances and pauses in order. An utterance has as many lines as the engine accepts."""
         job = self._job
-        one_voice = job.request.conversation is not None  # each remembered turn has its own codes
+        one_voice = job.request.conversation is not None  # a turn with one voice can be remembered with its codes
         utterance: PlannedUtterance | None = None
         async for part in self._lines():
             if utterance is not None and (
@@ -97,7 +98,7 @@ class Planner:
             yield utterance
 
     async def _lines(self) -> AsyncGenerator[SpokenLine | Pause]:
-        """The sentences and pauses of all lines. Adds a gap between lines if the engine speaks them separately."""
+        """Yield the sentences and pauses of all lines. Adds gaps between lines that the engine speaks separately."""
         job, progress = self._job, self._job.progress
         adds_gaps = job.request.parallel or not (job.info.text.continues or job.info.text.max_passage_chars > 0)
         texts_left = sum(not isinstance(part, Pause) for parts in job.parsed_lines for part in parts)
@@ -119,7 +120,7 @@ class Planner:
                     any_spoken = line_begun = True
                     any_words = any_words or has_words(sentence)
                     yield SpokenLine(sentence, speaker, voice, prompt)
-        if not any_words:  # a text like "?!": speak the names of its marks
+        if not any_words:  # a text such as "?!" is spoken as the names of its punctuation marks
             texts = [part.text for parts in job.parsed_lines for part in parts if not isinstance(part, Pause)]
             marks = punctuation_names(" ".join(texts))
             if not marks:
@@ -128,17 +129,17 @@ class Planner:
             yield SpokenLine(marks, job.speaker_of(0), job.voices[0], job.prompts[0])
 
     async def _sentences(self, text: str, voice: Voice) -> list[str]:
-        """Normalise the text and cut it into pieces that are short enough for the engine."""
+        """Normalise the text and split it into sentences that are short enough for the engine."""
         info, request = self._job.info, self._job.request
         language = request.language or script_language(text) or voice.language
         english = language.lower().startswith("en")
 
-        def cut() -> list[str]:
+        def normalize_and_split() -> list[str]:
             words = self._normalizer.normalize(text, english=english) if request.normalize else text
             size = _size(words, info)
             return split(words, max(1, info.text.max_chars * len(words) // size) if size else 1)
 
-        return await asyncio.to_thread(cut) if len(text) > IN_THREAD_CHARS else cut()
+        return await asyncio.to_thread(normalize_and_split) if len(text) > IN_THREAD_CHARS else normalize_and_split()
 
 
 def _size(text: str, info: EngineInfo) -> int:

@@ -4,9 +4,9 @@ A voice gets the candidate that is nearest to its profile (`voices/presets.py`).
 with the model, if their words are known, and the fixed sentence spoken with a few fixed seeds. The recording is stored
 in `voice_references` and does not change afterwards: the voice sounds the same in every request and on every engine.
 
-This is background work: it advances only while no request waits for speech. A voice that a request needs is created
-first, and the request waits a few seconds for it. A voice whose candidates are all rejected has no recording until the
-next start.
+This work runs in the background, only while no request waits for speech. If a request needs a voice without a
+recording, this voice is created first, and the request waits a few seconds for it. If all candidates of a voice are
+rejected, the server tries again at its next start.
 """
 
 from __future__ import annotations
@@ -49,44 +49,44 @@ SENTENCE = (
     "throws them bread."
 )
 CANDIDATES = 6
-GOOD_DISTANCE = 0.5  # a candidate this near to its profile ends the search; see `distance`
-MAX_EXAMPLE_DISTANCE = 2.5  # a recording that comes with the model and is farther from a profile is not used for it
+GOOD_DISTANCE = 0.5  # a candidate with this distance from the profile is accepted without further tries; see `distance`
+MAX_EXAMPLE_DISTANCE = 2.5  # the largest distance at which a recording that comes with the model is used
 CHARS_PER_S = 15.0
-TAIL_S = 0.4  # silence after the words, so that the engine does not repeat their end in the speech that follows
-RETRY_AFTER_PREEMPTION_S = 0.5  # before the engine is asked again for a row
-_SEMITONES, _DECIBELS = 4.0, 6.0  # a difference in pitch, and in brightness, that counts as distance 1
+TAIL_S = 0.4  # silence at the end, so that engines do not repeat the last words of the recording
+RETRY_AFTER_PREEMPTION_S = 0.5  # wait before the next try after a preemption
+_SEMITONES, _DECIBELS = 4.0, 6.0  # the differences in pitch and in brightness that count as distance 1
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A recording that a voice can get."""
+    """A possible recording of a preset voice."""
 
     reference: Reference
     features: VoiceFeatures
-    distance: float  # from the voice's profile
-    source: str  # a file name, or the seed
+    distance: float  # from the profile of the voice
+    source: str  # the name of the file, or the seed
 
 
 class RejectedRecording(Exception):
-    """Every candidate was rejected. The message says why the last one was."""
+    """All candidates of a voice were rejected. The message has the reason for the last one."""
 
 
 @dataclass(slots=True)
 class Progress:
     """The progress of preset voice creation, for /health."""
 
-    state: str = "waiting"  # waiting (for the engine), off, not needed, casting (at work), done
-    voice: str | None = None  # whose recording is being created
-    failed: dict[str, str] = field(default_factory=dict)  # voice -> why it has no recording
+    state: str = "waiting"  # waiting (for the engine), off, not needed, casting (running), done
+    voice: str | None = None  # the voice whose recording is being created
+    failed: dict[str, str] = field(default_factory=dict)  # voice -> the reason why it has no recording
 
 
 class PresetVoiceMaker:
-    """Creates missing recordings in the background while `async with` is open. Used from one event loop."""
+    """Creates missing recordings in the background, inside `async with`. Used from one event loop."""
 
     def __init__(
         self, manager: EngineManager, voices: VoiceStore, transcriber: Transcriber, *, enabled: bool, wait_s: float
     ) -> None:
-        """transcriber: for recordings that come with the model. wait_s: how long a request waits for its voice."""
+        """transcriber: recognises the words of recordings that come with the model. wait_s: the limit of `wait_for`."""
         self._manager = manager
         self._transcriber = transcriber
         self._voices = voices
@@ -94,7 +94,8 @@ class PresetVoiceMaker:
         self._wait_s = wait_s
         self._progress = Progress("waiting" if enabled else "off")
         self._requested: list[str] = []  # voices that requests wait for
-        self._decided: dict[str, asyncio.Event] = {name: asyncio.Event() for name in PROFILES}  # ready, or failed
+        # set when ready or failed
+        self._decided: dict[str, asyncio.Event] = {name: asyncio.Event() for name in PROFILES}
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -110,9 +111,9 @@ class PresetVoiceMaker:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def wait_for(self, names: Collection[str]) -> None:
-        """Wait until these voices are ready or have failed, at most `wait_s`.
+        """Wait until these voices have a recording or have failed, at most `wait_s`.
 
-        Returns at once for voices that are ready or not preset, and for engines that cannot clone.
+        Returns immediately if none of them is a preset voice without a recording, or if the engine cannot clone.
         """
         missing = [name for name in names if self._is_missing(name)]
         if not missing or self._task is None or self._task.done():
@@ -124,7 +125,7 @@ class PresetVoiceMaker:
                     await self._decided[name].wait()
 
     def status(self) -> dict[str, Any]:
-        """For /health: the state, the number of voices that are ready, the voice at work, and the failures."""
+        """The progress for /health: the state, the number of ready voices, the present voice and the failures."""
         ready = sum(self._voices.recording_of(name) is not None for name in PROFILES)
         p = self._progress
         return {"state": p.state, "cast": ready, "voices": len(PROFILES), "voice": p.voice, "failed": dict(p.failed)}
@@ -132,9 +133,11 @@ class PresetVoiceMaker:
     # ---- background work
 
     def _is_missing(self, name: str) -> bool:
+        """Whether this is a preset voice whose recording must still be created."""
         return name in PROFILES and self._voices.recording_of(name) is None and name not in self._progress.failed
 
     async def _run(self) -> None:
+        """Create all missing recordings."""
         try:
             await self._manager.settled()
             engine = self._manager.engine()
@@ -160,20 +163,26 @@ class PresetVoiceMaker:
                 event.set()
 
     def _next(self) -> str | None:
-        """The voice to create next: requested voices first, then the default voice."""
+        """The voice to create next: voices that requests wait for, then the default voice, then the others."""
         missing = [name for name in (DEFAULT_VOICE, *PROFILES) if self._is_missing(name)]
         return next((name for name in self._requested if name in missing), missing[0] if missing else None)
 
     async def _create(self, engine: Engine, name: str, example: Candidate | None) -> None:
+        """Create the recording of one voice. example: a recording that comes with the model."""
         started_s = time.monotonic()
         try:
-            await asyncio.to_thread(self._voices.refresh)  # another replica may have created it
+            await asyncio.to_thread(self._voices.refresh)  # another replica may have created the recording
             if self._voices.recording_of(name) is None:
                 best = await choose_recording(engine, name, example)
                 await asyncio.to_thread(self._voices.refresh)
-                if self._voices.recording_of(name) is None:  # still: a person may have set one meanwhile
+                if self._voices.recording_of(name) is None:  # the operator may have set a recording meanwhile
                     await asyncio.to_thread(store_recording, self._voices, name, best)
-                    log.info("voice %s is ready: %s, in %.0f s", name, describe(best), time.monotonic() - started_s)
+                    log.info(
+                        "created the recording of voice %s: %s, in %.0f s",
+                        name,
+                        describe(best),
+                        time.monotonic() - started_s,
+                    )
         except RejectedRecording as problem:
             self._progress.failed[name] = str(problem)
             log.warning("voice %s has no recording: %s", name, problem)
@@ -186,9 +195,9 @@ class PresetVoiceMaker:
 
 
 async def choose_recording(engine: Engine, name: str, example: Candidate | None = None, *, take: int = 0) -> Candidate:
-    """The best candidate for a preset voice.
+    """Generate candidates for a preset voice and return the best one.
 
-    example: a recording that comes with the model. take: selects the seeds; another number gives other recordings.
+    example: a recording that comes with the model, as a further candidate. take: another number gives other seeds.
     Raises RejectedRecording, EngineStopped.
     """
     profile = PROFILES[name]
@@ -207,7 +216,7 @@ async def choose_recording(engine: Engine, name: str, example: Candidate | None 
             continue
         candidate = await asyncio.to_thread(evaluate, samples, engine.info.rate_hz, SENTENCE, profile, f"seed {seed}")
         if isinstance(candidate, str) or (codes is not None and _repeats(codes)):
-            defect = candidate if isinstance(candidate, str) else "it repeats itself"
+            defect = candidate if isinstance(candidate, str) else "its codes repeat"
             log.info("rejected candidate %d for voice %s: %s", number + 1, name, defect)
         elif best is None or candidate.distance < best.distance:
             best = candidate
@@ -219,7 +228,7 @@ async def choose_recording(engine: Engine, name: str, example: Candidate | None 
 
 
 async def _speak(engine: Engine, name: str, seed: int) -> tuple[Samples, np.ndarray | None]:
-    """The fixed sentence as samples (N,), and as codes (K, T) if the engine has codes. Raises SpeechError."""
+    """Speak the fixed sentence: samples (N,), and codes (K, T) if the engine has a codec. Raises SpeechError."""
     line = SpokenLine(SENTENCE, list(PROFILES).index(name) % max(1, engine.info.text.max_speakers), NO_VOICE)
     longest_s = 3 * len(SENTENCE) / CHARS_PER_S
     utterance = Utterance((line,), Sampling(), seed, longest_s, language="en", scheduling=Scheduling(background=True))
@@ -236,7 +245,7 @@ async def _speak(engine: Engine, name: str, seed: int) -> tuple[Samples, np.ndar
 
 
 def evaluate(samples: Samples, rate_hz: int, transcript: str, profile: Profile, source: str) -> Candidate | str:
-    """Trim a recording (N,), set it to the common loudness and measure it. Returns its defect if it has one."""
+    """Trim a recording (N,), set its loudness and measure it. Returns a candidate, or its defect in words."""
     edges = EdgeTrimmer(rate_hz)
     samples = joined([edges.push(samples), edges.flush()])
     features = measure(samples, rate_hz)
@@ -248,33 +257,34 @@ def evaluate(samples: Samples, rate_hz: int, transcript: str, profile: Profile, 
 
 
 def defect_of(features: VoiceFeatures, transcript: str) -> str | None:
-    """Why this is not a clean recording of the words, or None."""
+    """Why this is not a clean recording of the transcript, in words; None if it is."""
     f, expected_s = features, len(transcript) / CHARS_PER_S
     defects = (
         (
             not 0.45 * expected_s <= f.seconds <= 1.9 * expected_s,
-            f"it takes {f.seconds:.1f} s, not about {expected_s:.0f}",
+            f"its length is {f.seconds:.1f} s, and the text needs about {expected_s:.0f} s",
         ),
-        (f.level_dbfs < -45.0, f"it is as quiet as {f.level_dbfs:.0f} dBFS"),
+        (f.level_dbfs < -45.0, f"it is too quiet: {f.level_dbfs:.0f} dBFS"),
         (f.clipped > 0.005, f"{f.clipped:.1%} of its samples are clipped"),
         (f.longest_pause_s > 1.5, f"it has a pause of {f.longest_pause_s:.1f} s"),
         (f.speech < 0.5, f"only {f.speech:.0%} of it is speech"),
-        (f.voiced < 0.25 or not f.pitch_hz, f"only {f.voiced:.0%} of it have a pitch, which is too little for speech"),
+        (f.voiced < 0.25 or not f.pitch_hz, f"only {f.voiced:.0%} of it has a pitch, which is too little for speech"),
         (f.pitch_spread > 5.0, f"its pitch varies by {f.pitch_spread:.0f} semitones"),
     )
     return next((message for found, message in defects if found), None)
 
 
 def distance(features: VoiceFeatures, profile: Profile) -> float:
-    """How different a voice is from a profile: 4 semitones of pitch or 6 dB of brightness are a distance of 1."""
+    """The difference between a voice and a profile. 4 semitones of pitch, or 6 dB of brightness, count as 1."""
     semitones = abs(12 * np.log2(features.pitch_hz / profile.pitch_hz))
     return float(semitones / _SEMITONES + abs(features.brightness_db - profile.brightness_db) / _DECIBELS)
 
 
 def match_examples(info: EngineInfo, transcriber: Transcriber) -> dict[str, Candidate]:
-    """Assign the recordings that come with the model to the voices that they are nearest to. Blocks.
+    """Assign each recording that comes with the model to the preset voice that it resembles most. Blocks.
 
-    The words of a recording come from a text file beside it or from the transcriber; without words it is not used.
+    The words of a recording come from a text file next to it, or from the transcriber. A recording whose words are
+    unknown is not used.
     """
     matches: list[tuple[float, str, str, Candidate]] = []
     folder = Path(info.prompts.examples) if info.prompts.examples else None
@@ -288,16 +298,19 @@ def match_examples(info: EngineInfo, transcriber: Transcriber) -> dict[str, Cand
                 transcript = transcriber.transcribe(decoded.samples, info.rate_hz, "en")
             else:
                 log.info(
-                    "%s is not used: its words are unknown, since %s does not exist. %s", path, words_file.name, missing
+                    "%s is not used as a preset voice: its words are unknown, because %s does not exist. %s",
+                    path,
+                    words_file.name,
+                    missing,
                 )
                 continue
         except (OSError, ValueError, RuntimeError, SpeechError) as error:
-            log.warning("%s is not used: %s", path, error)
+            log.warning("%s is not used as a preset voice: %s", path, error)
             continue
         for name, profile in PROFILES.items():
             candidate = evaluate(decoded.samples, info.rate_hz, transcript, profile, path.name)
             if isinstance(candidate, str):
-                log.info("%s is not used: %s", path, candidate)
+                log.info("%s is not used as a preset voice: %s", path, candidate)
                 break
             matches.append((candidate.distance, name, path.name, candidate))
     assigned: dict[str, Candidate] = {}
@@ -310,7 +323,7 @@ def match_examples(info: EngineInfo, transcriber: Transcriber) -> dict[str, Cand
 
 
 def store_recording(voices: VoiceStore, name: str, chosen: Candidate, *, take: int = 0) -> None:
-    """Store the recording of a voice. Blocks. Raises SpeechError."""
+    """Make a candidate the recording of a voice. Blocks. Raises SpeechError."""
     f = chosen.features
     quality = {
         "source": chosen.source,
@@ -323,12 +336,13 @@ def store_recording(voices: VoiceStore, name: str, chosen: Candidate, *, take: i
 
 
 def describe(chosen: Candidate) -> str:
+    """The source and the measurements of a recording, for the log."""
     f = chosen.features
     return f"{chosen.source}, {f.pitch_hz:.0f} Hz, {f.brightness_db:.0f} dB, {f.seconds:.1f} s"
 
 
 def seed_of(name: str, take: int = 0, number: int = 0) -> int:
-    """A seed (31 bits) derived from the voice's name. It never changes."""
+    """A fixed seed (31 bits) for a voice. take, number: other values give other seeds."""
     return int.from_bytes(hashlib.sha256(f"{name} {take} {number}".encode()).digest()[:4], "big") >> 1
 
 

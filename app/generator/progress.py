@@ -1,4 +1,4 @@
-"""The times at which sentences begin in an answer's audio, for progress events."""
+"""The progress of an answer: the position in its audio at which each sentence begins."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class UtteranceStart:
-    """An utterance that has begun in the answer's audio. A progress event sends these fields under these names."""
+    """The start of an utterance in the audio. A `speech.progress` event has fields with these names."""
 
     text: str  # normalised
-    start_s: float  # seconds from the start of the answer
-    sentence: int  # number of its first sentence, from 0
-    sentences: int | None  # of the whole answer; None: not known yet
-    turn: int  # number of its first line, from 0
+    start_s: float  # seconds after the start of the answer
+    sentence: int  # index of its first sentence, from 0
+    sentences: int | None  # number of sentences in the answer; None = not known yet
+    turn: int  # index of its first line, from 0
 
 
 @dataclass(slots=True)
@@ -21,13 +21,13 @@ class Progress:
     """The progress of one answer. A cached answer has no progress."""
 
     utterances: list[UtteranceStart] = field(default_factory=list)  # in order
-    line_of_sentence: list[int] = field(default_factory=list)  # the line's number for each sentence planned so far
-    all_planned: bool = False  # line_of_sentence is complete
+    line_of_sentence: list[int] = field(default_factory=list)  # for each planned sentence the index of its line
+    all_planned: bool = False  # whether line_of_sentence is complete
     samples: int = 0  # produced so far, at the engine's rate
     sentences: int = 0  # begun so far
 
     def begin(self, text: str, sentences: int, samples_per_s: float) -> None:
-        """Record that an utterance begins at the present position. sentences: how many it has."""
+        """Record that an utterance begins now. sentences: the number of its sentences."""
         self.utterances.append(
             UtteranceStart(
                 text,

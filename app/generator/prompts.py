@@ -1,7 +1,7 @@
-"""The prompt of a voice: its recording as codes of the running engine.
+"""Voice prompts: the recording of a voice, encoded to codes for the running engine.
 
-A recording is encoded once; the codes are stored beside the voice and cached in memory. Does not depend on HTTP or on a
-particular engine.
+A recording is encoded once. The codes are stored in the folder of the voice and cached in memory. This module does not
+depend on HTTP or on a particular engine.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CACHED_PROMPTS = 256  # in memory: up to 50 kB each
-_Key = tuple[str, str, str]  # voice digest, codec, codec's fingerprint
+CACHED_PROMPTS = 256  # in memory; each has up to 50 kB
+_Key = tuple[str, str, str]  # digest of the voice, codec, fingerprint of the codec
 
 
 class Prompts:
@@ -33,10 +33,11 @@ class Prompts:
     def __init__(self, voices: VoiceStore) -> None:
         self._voices = voices
         self._cached: LRU[_Key, VoicePrompt] = LRU(CACHED_PROMPTS)
-        self._encoding: dict[_Key, asyncio.Task[VoicePrompt]] = {}  # shared by the requests that wait for it
+        # requests for the same prompt wait for the same task
+        self._encoding: dict[_Key, asyncio.Task[VoicePrompt]] = {}
 
     async def of(self, voice: Voice, engine: Engine) -> VoicePrompt | None:
-        """The prompt of a voice; None if the voice has no recording or the engine can't clone.
+        """Get the prompt of a voice; None if the voice has no recording or the engine can't clone.
 
         Raises UnknownVoice, DamagedVoice, BadReference.
         """
@@ -51,16 +52,18 @@ class Prompts:
                 task = asyncio.create_task(self._encode(voice, engine), name=f"encode {voice.id}")
                 self._encoding[key] = task
                 task.add_done_callback(lambda done: self._encoded(key, done))
-            prompt = await asyncio.shield(task)  # a cancelled request does not cancel it for other requests
+            prompt = await asyncio.shield(task)  # a cancelled request must not cancel the task of other requests
             self._cached.put(key, prompt)
         return prompt
 
     def _encoded(self, key: _Key, done: asyncio.Task[VoicePrompt]) -> None:
+        """Forget a task that has ended, and log its error."""
         self._encoding.pop(key, None)
-        if not done.cancelled() and (error := done.exception()) is not None:  # even if no request waits any more
-            log.info("a voice could not be encoded: %s", error)
+        if not done.cancelled() and (error := done.exception()) is not None:  # also if no request waits for it any more
+            log.info("the recording of a voice could not be encoded, so its request fails: %s", error)
 
     async def _encode(self, voice: Voice, engine: Engine) -> VoicePrompt:
+        """Read the stored codes of a voice, or encode its recording and store the codes."""
         info = engine.info
         reference = await asyncio.to_thread(self._voices.reference, voice)
         codes = await asyncio.to_thread(self._voices.codes, voice, info.prompts.codec, info.prompts.codec_fingerprint)
@@ -75,24 +78,24 @@ class Prompts:
 
 
 def at_rate(reference: Reference, rate_hz: int) -> Reference:
-    """The recording, resampled to `rate_hz`."""
+    """Resample a recording to `rate_hz`."""
     if reference.rate_hz == rate_hz:
         return reference
     samples = soxr.resample(reference.samples, reference.rate_hz, rate_hz, quality="HQ")
     return Reference(samples, rate_hz, reference.transcript)
 
 
-def check_speakable(voice: Voice, info: EngineInfo, *, stands_in: bool) -> None:
+def check_speakable(voice: Voice, info: EngineInfo, *, is_fallback: bool) -> None:
     """Check that the engine can speak with the voice. Raises VoiceNotSupported, VoiceNotReady.
 
-    stands_in: the engine is the fallback for an engine that can't run.
+    is_fallback: whether the engine runs instead of the engine that the operator chose.
     """
     if voice.kind != "cloned" or info.can_clone:
         return
     problem = f"The voice {voice.name!r} is cloned from a recording, and the {info.id} engine can't clone voices."
-    if stands_in:
+    if is_fallback:
         raise VoiceNotReady(
-            f"{problem} It is the fallback for an engine that can; GET /health says why that engine does not run.",
+            f"{problem} It runs only because the configured engine can't; GET /health has the reason. Try again later.",
             param="voice",
             retry_after_s=30,
         )

@@ -1,4 +1,4 @@
-"""Resolves a request for the running engine: model, voices, parameters, seed and cache key."""
+"""Checks a request against the running engine, and looks up its model, voices, parameters, seed and cache key."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MODEL_ALIASES = (
     "gpt-4o-mini-tts-2025-03-20",
     "gpt-4o-mini-tts-2025-12-15",
 )
-# Voices for further speakers of a script, if the caller names too few; neighbours in this list differ clearly.
+# The voices of further speakers in a text with speaker tags. Neighbours in this list sound clearly different.
 OTHER_SPEAKERS = ("echo", "nova", "onyx", "shimmer", "fable", "sage", "ash", "coral", "ballad")
 
 
@@ -54,7 +54,7 @@ class RequestResolver:
         enhance: bool,
         preset_voices: PresetVoiceMaker | None,
     ) -> None:
-        """enhance: for requests that do not set it. preset_voices: creates missing recordings of preset voices."""
+        """enhance: the default for requests. preset_voices: creates missing recordings of preset voices; None = off."""
         self._manager = manager
         self._voices = voices
         self._watermark = watermark_scope
@@ -63,7 +63,7 @@ class RequestResolver:
         self._random = random.SystemRandom()
 
     async def resolve(self, request: SpeechRequest, extras: frozenset[str], *, random_seed: bool) -> SpeechJob:
-        """Look up everything that the request needs on the running engine. Raises RequestError, NotReady.
+        """Check a request and look up everything that is needed to speak it. Raises RequestError, NotReady.
 
         extras: the names of the fields beyond OpenAI's that the caller set. random_seed: draw a new seed.
         """
@@ -71,14 +71,14 @@ class RequestResolver:
         if self._voices.stale:
             await asyncio.to_thread(self._voices.refresh)
         request = self._split_by_speaker(request)
-        self._voices_of(request)  # an unknown voice is an error even while the engine starts
+        self._voices_of(request)  # so that an unknown voice is an error even while the engine starts
         engine = self._manager.engine()
         info = engine.info
         request, ignored = self._supported(request, info, extras | ({"context"} if request.context else set()))
         voices = await self._ready_voices(request)
         for voice in voices:
-            check_speakable(voice, info, stands_in=self._manager.is_fallback)
-        # The name and the id of a voice give the same seed and the same cache key.
+            check_speakable(voice, info, is_fallback=self._manager.is_fallback)
+        # Replace names of voices by their ids, so that both give the same seed and the same cache key.
         lines = tuple(
             replace(line, voice=voice.id, text=remove_unsupported_sounds(line.text, info.text.sounds))
             for line, voice in zip(request.lines, voices, strict=True)
@@ -92,14 +92,15 @@ class RequestResolver:
         if request.enhance is None:
             request = replace(request, enhance=self._enhance)
         if request.conversation is not None:
-            request = replace(request, use_cache=False)  # a repeated text is a new turn
+            request = replace(request, use_cache=False)  # the same text again is a new turn
         not_ready = [voice for voice in voices if voice.kind == "preset" and not voice.recorded]
         voice_not_ready = bool(not_ready) and info.can_clone
         if voice_not_ready:
             seed = seed_of(not_ready[0].id) if request.seed is None else request.seed
             request = replace(request, use_cache=False, seed=seed)
         marked = self._watermark.marks(voices)
-        # Besides the request, the samples depend on samples_key, and the bytes on finish_key too.
+        # What the audio depends on besides the request: samples_key changes the generated samples, finish_key only the
+        # processing after that.
         samples_key = (__version__, info.fingerprint, *(voice.digest for voice in voices))
         finish_key = (enhancement.VERSION if request.enhance else "", watermark.VERSION if marked else "")
         return SpeechJob(
@@ -116,6 +117,7 @@ class RequestResolver:
         )
 
     def _check_model(self, model: str) -> None:
+        """Raises UnknownModel if this server does not run the model."""
         if model not in MODEL_ALIASES and model not in self._manager.model_ids:
             raise UnknownModel(
                 f"The model `{model[:80]}` does not exist or is not running here. This server runs "
@@ -126,10 +128,10 @@ class RequestResolver:
     # ---- voices
 
     def _split_by_speaker(self, request: SpeechRequest) -> SpeechRequest:
-        """Split lines with speaker tags ([S1], [S2]) into one line for each change of speaker.
+        """Split lines with speaker tags ([S1], [S2]) into one line for each change of the speaker.
 
-        Speakers get the voices in `voice` ("nova+echo"), then voices of OTHER_SPEAKERS. If a line has a speaker number
-        or no voice, only its tags are removed. Raises UnknownVoice.
+        The speakers get the voices in `voice` (such as "nova+echo"), and then voices of OTHER_SPEAKERS. If a line has a
+        speaker number or no voice, its tags are only removed. Raises UnknownVoice.
         """
         lines: list[Line] = []
         for line in request.lines:
@@ -145,7 +147,7 @@ class RequestResolver:
         return replace(request, lines=tuple(lines))
 
     def _voices_for_speakers(self, requested: str, speakers: int) -> list[str]:
-        """A voice for each speaker of a script. Raises UnknownVoice."""
+        """The voices of the speakers in a text with speaker tags. Raises UnknownVoice."""
         named = [requested]
         if "+" in requested:
             try:
@@ -158,13 +160,13 @@ class RequestResolver:
         return [*named, *others, *named][:speakers]
 
     async def _ready_voices(self, request: SpeechRequest) -> tuple[Voice, ...]:
-        """One voice per line, after a limited wait for preset voices without a recording."""
+        """The voice of each line. Waits for a limited time for preset voices without a recording."""
         if self._preset_voices is not None:
             await self._preset_voices.wait_for([voice.id for voice in self._voices_of(request) if not voice.recorded])
         return self._voices_of(request)
 
     def _voices_of(self, request: SpeechRequest) -> tuple[Voice, ...]:
-        """One voice per line. Raises UnknownVoice."""
+        """The voice of each line. Raises UnknownVoice."""
         voices = []
         for index, line in enumerate(request.lines):
             try:
@@ -180,10 +182,10 @@ class RequestResolver:
     def _supported(
         self, request: SpeechRequest, info: EngineInfo, extras: frozenset[str]
     ) -> tuple[SpeechRequest, tuple[str, ...]]:
-        """The request without the fields that this engine can't follow, and the names of these fields.
+        """The request without the fields that this engine does not support, and the names of these fields.
 
-        An unsupported extra is an error if the operator chose this engine; a fallback engine ignores it. `speaker_id`
-        is never an error, because it only selects the earlier turns that the engine continues.
+        An unsupported extra is an error, unless the fallback engine runs, which ignores it. `speaker_id` is never an
+        error, because it only selects the speaker among the earlier turns.
         """
         ignored = []
         if request.instructions and not info.capabilities.instructions:
@@ -202,7 +204,7 @@ class RequestResolver:
 
 
 def check_extra(name: str, info: EngineInfo) -> None:
-    """Raises UnsupportedParameter if the engine can't follow this field."""
+    """Raises UnsupportedParameter if the engine does not support this field."""
     if not info.capabilities.supports(name):
         supported = ", ".join(info.capabilities.names) or "none"
         raise UnsupportedParameter(
@@ -213,7 +215,7 @@ def check_extra(name: str, info: EngineInfo) -> None:
 
 
 def _without(request: SpeechRequest, ignored: list[str]) -> SpeechRequest:
-    """The request as if the caller had not set these fields."""
+    """The request without these fields."""
     cleared = {name: None for name in ("temperature", "top_k", "top_p", "cfg_scale") if name in ignored}
     if cleared:
         request = replace(request, sampling=replace(request.sampling, **cleared))
@@ -223,7 +225,7 @@ def _without(request: SpeechRequest, ignored: list[str]) -> SpeechRequest:
         request = replace(request, conversation=None)
     if "speaker_id" in ignored:
         request = replace(request, lines=tuple(replace(line, speaker=0) for line in request.lines))
-    if "context" in ignored:  # no turn is left to take the voice from: use the default voice
+    if "context" in ignored:  # without earlier turns, which define the voice, use the default voice
         lines = (replace(x, voice=DEFAULT_VOICE) if x.voice == NO_VOICE.id else x for x in request.lines)
         request = replace(request, context=(), lines=tuple(lines))
     return request

@@ -1,8 +1,9 @@
-"""SpeechGenerator: one request, any engine -> bytes. Resolve, look up the cache, plan, speak, finish.
+"""SpeechGenerator turns a request into the bytes of an audio file, with any engine.
 
-The stream of an Answer is lazy: the engine gets the request when the first bytes are read, and closing the stream
-cancels the speech. Errors are raised by `SpeechGenerator.answer` or with the first bytes; a later error breaks
-the stream. Does not depend on HTTP or on a particular engine.
+The steps are: check the request, look up the cache, plan the utterances, speak them, and process the audio. An Answer
+has a lazy stream: the engine starts when the first bytes are read, and closing the stream cancels the speech. Errors
+are raised by `SpeechGenerator.answer` or before the first bytes; a later error breaks the stream. This module does not
+depend on HTTP or on a particular engine.
 """
 
 from __future__ import annotations
@@ -46,17 +47,17 @@ if TYPE_CHECKING:
     from app.voices.memory import Memory
     from app.voices.store import VoiceStore
 
-SENTENCE_GAP_S = 0.1  # between separate utterances; each keeps up to 0.2 s of its own silence
-ATTEMPTS = 2  # if an utterance is silent; the second attempt uses another seed
+SENTENCE_GAP_S = 0.1  # silence between utterances, in addition to up to 0.2 s at the edges of each
+ATTEMPTS = 2  # a silent utterance is generated again with another seed
 RETRY_SEED_STEP = 1_000_003
 MAX_SEED = 2**63 - 1
 CACHED_CHUNK_BYTES = 1 << 16
-_TOKEN_BYTES = 4  # UTF-8 bytes in a text token, a common estimate: not every engine has a tokenizer
+_TOKEN_BYTES = 4  # the usual estimate of UTF-8 bytes per text token, since some engines have no tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as OpenAI counts them: text tokens are estimated, audio tokens are codec frames."""
+    """The number of tokens, for `usage`. Text tokens are estimated; audio tokens are codec frames."""
 
     input_tokens: int
     output_tokens: int
@@ -68,18 +69,18 @@ class Usage:
 
 @dataclass(slots=True)
 class Answer:
-    """The stream of bytes, and what is known before the first byte."""
+    """The answer to a request: a stream of bytes, and the facts that are known before it starts."""
 
     engine: str
     media_type: str
     seed: int
-    hit: bool  # the bytes come from the cache
-    ignored: tuple[str, ...]  # names of the request fields that the engine can't follow
-    size_bytes: int | None  # None: not known before the stream ends
+    hit: bool  # whether the bytes come from the cache
+    ignored: tuple[str, ...]  # names of the request fields that the engine does not support
+    size_bytes: int | None  # None = not known before the stream ends
     stream: AsyncGenerator[bytes]
     usage: Usage | None = None  # set when the stream has ended
     progress: Progress = field(default_factory=Progress)  # empty for a cached answer
-    voice_not_ready: bool = False  # a preset voice has no recording yet and is spoken with a fixed seed
+    voice_not_ready: bool = False  # whether a preset voice has no recording yet and uses a fixed seed
 
 
 class SpeechGenerator:
@@ -101,8 +102,8 @@ class SpeechGenerator:
     ) -> None:
         """Connect the services.
 
-        watermark: which speech gets the watermark. uploads: limits the threads that decode callers' recordings.
-        enhance: for requests that do not set it. memory: remembers conversations; None = no memory.
+        watermark: decides which speech gets the watermark. uploads: limits the threads that decode uploads.
+        enhance: the default for requests. memory: remembers conversations; None = no memory.
         """
         self._manager = manager
         self._cache = cache
@@ -116,7 +117,7 @@ class SpeechGenerator:
     async def decode_context(self, turns: Sequence[UploadedTurn]) -> tuple[Turn, ...]:
         """Decode the recordings of earlier turns for the running engine.
 
-        A fallback engine decodes them too, although it ignores them, so that a bad recording is always an error.
+        They are also decoded for the fallback engine, which ignores them: a bad recording must always be an error.
         Raises NotReady, UnsupportedParameter; BadReference, whose `param` is `context.N.audio`.
         """
         info = self._manager.engine().info
@@ -125,16 +126,16 @@ class SpeechGenerator:
         return await self._context.decode(turns, info.rate_hz)
 
     async def forget(self, conversation: str) -> bool:
-        """Forget a conversation. False: nothing was remembered."""
+        """Delete the remembered turns of a conversation. Returns whether there were any."""
         return await self._context.forget(conversation)
 
     async def answer(
         self, request: SpeechRequest, *, extras: frozenset[str] = frozenset(), random_seed: bool = False
     ) -> Answer:
-        """Resolve the request and return its answer, from the cache or ready to be spoken.
+        """Check the request and return its answer, from the cache or ready to be spoken.
 
-        extras: the names of the fields beyond OpenAI's that the caller set. random_seed: draw a seed, so that this
-        answer is new. Raises RequestError, NotReady; Busy and EngineError come with the first bytes of the stream.
+        extras: the names of the fields beyond OpenAI's that the caller set. random_seed: use a new random seed and no
+        cache. Raises RequestError, NotReady. Reading the first bytes of the stream may raise Busy or EngineError.
         """
         job = await self._resolver.resolve(request, extras, random_seed=random_seed)
         answer = Answer(
@@ -161,7 +162,7 @@ class SpeechGenerator:
     # ---- speaking
 
     async def _speak(self, job: SpeechJob, answer: Answer) -> AsyncGenerator[bytes]:
-        """The bytes of an answer that is not cached. Sets answer.usage at the end."""
+        """Yield the bytes of an answer that is not in the cache. Sets answer.usage at the end."""
         job = await self._with_prompts(job)
         request, info = job.request, job.info
         output = await open_output(job)
@@ -201,9 +202,9 @@ class SpeechGenerator:
             entry.abandon()
 
     async def _with_prompts(self, job: SpeechJob) -> SpeechJob:
-        """The job with the engine's prompts: earlier turns and the voices' recordings, as codes."""
+        """The job with its prompts: the earlier turns and the recordings of the voices as codes."""
         context, remembered = await self._context.encode(job)
-        request = replace(job.request, context=())  # frees the decoded samples: 6 MB a minute
+        request = replace(job.request, context=())  # frees the decoded samples, which need 6 MB per minute
         prompts = {voice.id: await self._prompts.of(voice, job.engine) for voice in dict.fromkeys(job.voices)}
         return replace(
             job,
@@ -216,10 +217,10 @@ class SpeechGenerator:
     async def _samples(
         self, job: SpeechJob, expect_level: Callable[[float], None], spoken: list[RememberedTurn]
     ) -> AsyncGenerator[Samples]:
-        """The answer's audio at the engine's rate: the utterances and the silence between them.
+        """Yield the audio of the answer at the engine's rate: the utterances and the silence between them.
 
-        expect_level: called before each utterance with the probable loudness of its voice, in LUFS.
-        spoken: collects what a conversation remembers.
+        expect_level: is called before each utterance with the expected loudness of its voice, in LUFS.
+        spoken: receives the turns that the conversation remembers.
         """
         rate_hz = job.info.rate_hz
         ahead = Lookahead(
@@ -230,7 +231,7 @@ class SpeechGenerator:
         try:
             while (part := await ahead.next()) is not None:
                 if isinstance(part, Pause):
-                    silence_s += part.seconds * job.request.speed  # the tempo filter shortens it again
+                    silence_s += part.seconds * job.request.speed  # the tempo filter divides it by the speed again
                     if begun:  # a leading pause waits until the engine has accepted the request
                         yield pcm.silence(silence_s, rate_hz)
                         silence_s = 0.0
@@ -251,9 +252,9 @@ class SpeechGenerator:
     async def _utterance(
         self, job: SpeechJob, planned: PlannedUtterance, ahead: Lookahead, spoken: list[RememberedTurn]
     ) -> AsyncGenerator[Samples]:
-        """Speak one utterance, with trimmed and faded edges. A silent result is repeated with another seed.
+        """Yield the audio of one utterance with trimmed and faded edges, and submit the next utterances meanwhile.
 
-        Submits the next utterances meanwhile. Raises NothingSpoken and the errors of the engine.
+        A silent utterance is generated again with another seed. Raises NothingSpoken and the errors of the engine.
         """
         rate_hz = job.info.rate_hz
         samples_per_s = rate_hz * job.request.speed
@@ -297,11 +298,12 @@ class SpeechGenerator:
             await submitted.aclose()
 
     def _submit(self, job: SpeechJob, planned: PlannedUtterance, number: int, attempt: int = 0) -> SubmittedUtterance:
+        """Send an utterance to the engine. number: its index in the answer. attempt: changes the seed."""
         utterance = Utterance(
             lines=planned.lines,
             sampling=job.request.sampling,
             seed=(job.seed + number + attempt * RETRY_SEED_STEP) & MAX_SEED,
-            max_seconds=10.0 + len(planned.text),  # far more than any speech needs; engines have tighter limits
+            max_seconds=10.0 + len(planned.text),  # far more than any speech needs; the engines have lower limits
             language=job.request.language,
             context=job.context,
             optional_turns=job.remembered,
@@ -311,10 +313,12 @@ class SpeechGenerator:
 
 
 def _usage(job: SpeechJob, audio_s: float) -> Usage:
+    """The number of tokens of an answer with this much audio."""
     text_bytes = sum(len(line.text.encode("utf-8", "ignore")) for line in job.request.lines)
     return Usage(-(-text_bytes // _TOKEN_BYTES), round(audio_s / job.info.frame_s))
 
 
 async def _in_chunks(data: bytes) -> AsyncGenerator[bytes]:
+    """Yield the bytes of a cached answer in chunks."""
     for start in range(0, len(data), CACHED_CHUNK_BYTES):
         yield data[start : start + CACHED_CHUNK_BYTES]
