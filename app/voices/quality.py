@@ -16,7 +16,7 @@ import soxr
 
 from app.audio.loudness import SILENT_LUFS, integrated_lufs
 from app.voices.vad import RATE_HZ as PITCH_RATE_HZ
-from app.voices.vad import Span, frame_levels_db, joined
+from app.voices.vad import Span, frame_levels_db
 
 if TYPE_CHECKING:
     from app.types import Samples
@@ -275,7 +275,7 @@ def _speakers(samples: Samples, rate_hz: int, spans: Sequence[Span]) -> Check:
     Speakers with similar pitches are not detected.
     """
     phrases = []
-    for span in joined(spans, 0.0):
+    for span in spans:
         for start_s in np.arange(span.start_s, span.end_s, 1.0):
             phrase = samples[round(start_s * rate_hz) : round(min(start_s + 1.0, span.end_s) * rate_hz)]
             voiced = pitches(phrase, rate_hz)

@@ -401,8 +401,8 @@ class Player extends EventTarget {
 
 export const player = new Player();
 
-/** A WAV file of int16 samples at RATE. */
-export function wav(samples) {
+/** A WAV file of int16 samples: mono, at `rate` Hz. */
+export function wav(samples, rate = RATE) {
   const head = new DataView(new ArrayBuffer(44));
   const put = (at, text) => [...text].forEach((letter, n) => head.setUint8(at + n, letter.charCodeAt(0)));
   put(0, "RIFF");
@@ -411,8 +411,8 @@ export function wav(samples) {
   head.setUint32(16, 16, true);
   head.setUint16(20, 1, true);
   head.setUint16(22, 1, true);
-  head.setUint32(24, RATE, true);
-  head.setUint32(28, 2 * RATE, true);
+  head.setUint32(24, rate, true);
+  head.setUint32(28, 2 * rate, true);
   head.setUint16(32, 2, true);
   head.setUint16(34, 16, true);
   put(36, "data");

@@ -1,7 +1,7 @@
 // The part of the player that runs in the audio thread. It plays PCM as it arrives and fades at start, stop and change.
 // It keeps all samples of a track, so that seeking, A/B comparison and a busy page never interrupt playback.
 
-const BLOCK = 24_000; // samples in one piece of a track's memory
+const BLOCK = 24_000; // samples in one block of the memory of a track
 const FADE_S = 0.01;
 const REPORT_EVERY = 8; // blocks of 128 samples: 43 ms at 24 kHz
 

@@ -143,7 +143,7 @@ export async function mount(main) {
   let unmounted = false;
   let list = null;
   const refresh = async () => {
-    if (health.last && !unmounted) show(list); // at once, with the models of the last time
+    if (health.last && !unmounted) show(list); // show the last state and models until the requests are answered
     try {
       if (health.reachable) {
         const text = await (await fetch(`${ROOT}/metrics`)).text();

@@ -1,21 +1,21 @@
-// The part of the recorder that runs in the audio thread. It passes on the samples of the microphone, unchanged.
+// The part of the recorder that runs in the audio thread. It sends the samples of the microphone to the page, unchanged.
 
-const PIECE = 1024; // samples: 21 ms at 48 kHz
+const CHUNK = 1024; // samples: 21 ms at 48 kHz
 
 class StudioCapture extends AudioWorkletProcessor {
-  piece = new Float32Array(PIECE);
+  chunk = new Float32Array(CHUNK);
   filled = 0;
 
   process([[input]]) {
     if (!input) return true;
     for (let from = 0; from < input.length; ) {
-      const part = input.subarray(from, from + PIECE - this.filled);
-      this.piece.set(part, this.filled);
+      const part = input.subarray(from, from + CHUNK - this.filled);
+      this.chunk.set(part, this.filled);
       this.filled += part.length;
       from += part.length;
-      if (this.filled === PIECE) {
-        this.port.postMessage(this.piece, [this.piece.buffer]);
-        this.piece = new Float32Array(PIECE);
+      if (this.filled === CHUNK) {
+        this.port.postMessage(this.chunk, [this.chunk.buffer]);
+        this.chunk = new Float32Array(CHUNK);
         this.filled = 0;
       }
     }

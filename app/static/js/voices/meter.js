@@ -15,7 +15,10 @@ const ANNOUNCE_MS = 3000;
 const dB = (value) => Math.max(LOWEST_DB, 20 * Math.log10(value + 1e-9));
 const place = (db) => `${(100 * (db - LOWEST_DB)) / -LOWEST_DB}%`;
 
-/** { element, add(samples, rate), reset(), clipped, verdict }. add() draws at most 30 times a second, 5 with reduced motion. */
+/**
+ * Creates a level meter. Returns { element, add(samples, rate), reset(), clipped, verdict: "quiet" | "good" | "loud" }.
+ * add() draws at most 30 times a second, or 5 times with reduced motion.
+ */
 export function meter() {
   const bar = h("div", { class: "meter-bar" });
   const tick = h("div", { class: "meter-peak" });
@@ -25,7 +28,7 @@ export function meter() {
   const element = h("div", { class: "meter" }, scale, h("div", { class: "row" }, word, lamp));
   const draw_ms = matchMedia("(prefers-reduced-motion: reduce)").matches ? 200 : 33;
 
-  let recent = []; // { sum, count, peak } of each piece in the window
+  let recent = []; // { sum, count, peak } of each chunk in the window
   let run = 0;
   let peak_db = LOWEST_DB;
   let peak_ms = 0;
@@ -51,7 +54,7 @@ export function meter() {
       if (run >= CLIP_RUN) self.clipped = true;
     }
     recent.push({ sum, count: samples.length });
-    while (recent.length > 1 && recent.reduce((all, piece) => all + piece.count, 0) > WINDOW_S * rate) recent.shift();
+    while (recent.length > 1 && recent.reduce((all, chunk) => all + chunk.count, 0) > WINDOW_S * rate) recent.shift();
     const now = performance.now();
     if (dB(peak) >= peak_db || now - peak_ms > PEAK_HOLD_MS) {
       peak_db = dB(peak);
@@ -59,7 +62,7 @@ export function meter() {
     }
     if (now - drawn_ms < draw_ms) return;
     drawn_ms = now;
-    const rms_db = dB(Math.sqrt(recent.reduce((all, piece) => all + piece.sum, 0) / recent.reduce((all, piece) => all + piece.count, 0)));
+    const rms_db = dB(Math.sqrt(recent.reduce((all, chunk) => all + chunk.sum, 0) / recent.reduce((all, chunk) => all + chunk.count, 0)));
     judged = [...judged.filter(([ms]) => now - ms < JUDGED_MS), [now, rms_db]];
     const loudest_db = Math.max(...judged.map(([, db]) => db));
     verdict = self.clipped || peak_db > LOUD_PEAK_DB ? "loud" : loudest_db < QUIET_DB ? "quiet" : "good";

@@ -5,11 +5,11 @@ import { ROOT } from "../ui.js";
 /** Whether this page may use a microphone. Browsers forbid it on plain http, except on localhost. */
 export const possible = () => Boolean(isSecureContext && navigator.mediaDevices?.getUserMedia && window.AudioWorkletNode);
 
-/** Dispatches "piece" (detail: samples) while it is open, and "lost" when the device is disconnected. */
+/** Dispatches "chunk" (detail: samples) while it is open, and "lost" when the device is disconnected. */
 export class Recorder extends EventTarget {
   #context = null;
   #stream = null;
-  #pieces = null; // null: open, but not recording
+  #chunks = null; // null: not recording, even if the microphone is open
   #length = 0;
 
   /** Opens the microphone. Throws NotAllowedError, NotFoundError or NotReadableError of the browser. */
@@ -30,11 +30,11 @@ export class Recorder extends EventTarget {
     this.#context = context;
     const node = new AudioWorkletNode(context, "studio-capture", { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" });
     node.port.onmessage = ({ data }) => {
-      if (this.#pieces) {
-        this.#pieces.push(data);
+      if (this.#chunks) {
+        this.#chunks.push(data);
         this.#length += data.length;
       }
-      this.dispatchEvent(new CustomEvent("piece", { detail: data }));
+      this.dispatchEvent(new CustomEvent("chunk", { detail: data }));
     };
     context.createMediaStreamSource(stream).connect(node);
     stream.getAudioTracks()[0].addEventListener("ended", () => this.dispatchEvent(new Event("lost")));
@@ -63,7 +63,7 @@ export class Recorder extends EventTarget {
   }
 
   begin() {
-    this.#pieces = [];
+    this.#chunks = [];
     this.#length = 0;
   }
 
@@ -71,17 +71,17 @@ export class Recorder extends EventTarget {
   end() {
     const samples = new Float32Array(this.#length);
     let at = 0;
-    for (const piece of this.#pieces ?? []) {
-      samples.set(piece, at);
-      at += piece.length;
+    for (const chunk of this.#chunks ?? []) {
+      samples.set(chunk, at);
+      at += chunk.length;
     }
-    this.#pieces = null;
+    this.#chunks = null;
     return { samples, rate: this.rate };
   }
 
   close() {
     for (const track of this.#stream?.getTracks() ?? []) track.stop();
     this.#context?.close();
-    this.#stream = this.#context = this.#pieces = null;
+    this.#stream = this.#context = this.#chunks = null;
   }
 }

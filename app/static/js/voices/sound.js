@@ -1,7 +1,7 @@
 // Recordings: reading files, levels, phrases, WAV. A recording is { samples (N,) float32, rate }, mono, at its own rate.
 
 import { limitOf } from "../api.js";
-import { RATE } from "../player.js";
+import { RATE, wav } from "../player.js";
 
 const FRAME_S = 0.02;
 const MAX_READ_BYTES = 200 * 2 ** 20; // larger files are not decoded here
@@ -58,24 +58,7 @@ const toInt = (value) => Math.max(-32_768, Math.min(32_767, Math.round(value * 3
 export const cut = ({ samples, rate }, from_s, to_s) => ({ samples: samples.slice(Math.round(from_s * rate), Math.round(to_s * rate)), rate });
 
 /** The recording as a WAV file: mono, 16 bit, at its own rate. */
-export function wavOf({ samples, rate }) {
-  const file = new DataView(new ArrayBuffer(44 + 2 * samples.length));
-  const put = (at, text) => [...text].forEach((letter, n) => file.setUint8(at + n, letter.charCodeAt(0)));
-  put(0, "RIFF");
-  file.setUint32(4, 36 + 2 * samples.length, true);
-  put(8, "WAVEfmt ");
-  file.setUint32(16, 16, true);
-  file.setUint16(20, 1, true);
-  file.setUint16(22, 1, true);
-  file.setUint32(24, rate, true);
-  file.setUint32(28, 2 * rate, true);
-  file.setUint16(32, 2, true);
-  file.setUint16(34, 16, true);
-  put(36, "data");
-  file.setUint32(40, 2 * samples.length, true);
-  for (let at = 0; at < samples.length; at++) file.setInt16(44 + 2 * at, toInt(samples[at]), true);
-  return new Blob([file], { type: "audio/wav" });
-}
+export const wavOf = ({ samples, rate }) => wav(Int16Array.from(samples, toInt), rate);
 
 /** The level of each 20 ms in dBFS, at least -100. */
 export function levels({ samples, rate }) {

@@ -5,10 +5,10 @@ import { button, h, number, seconds, t } from "../ui.js";
 import WaveSurfer from "../../vendor/wavesurfer/wavesurfer.esm.js";
 import { GOOD_S, cleanest, extremes, forPlayer, lengthRange, levels, quietNear } from "./sound.js";
 
-const SNAP_S = 0.15;
+const SNAP_S = 0.15; // a handle snaps to the quietest moment within this distance
 const STEP_S = { ArrowLeft: -0.05, ArrowDown: -0.05, ArrowRight: 0.05, ArrowUp: 0.05, PageUp: 1, PageDown: -1 };
 const CROWDED_S = 45; // in longer recordings the handles are too close together: a zoom button is shown
-const COLUMNS = 1200;
+const COLUMNS = 1200; // points of the drawn waveform
 
 /** Seconds of "1:23.4", "83,4" or "83.4 s"; NaN when the text is not a time. */
 export function readTime(text) {
@@ -17,13 +17,17 @@ export function readTime(text) {
   return parts.reduce((sum, part) => 60 * sum + Number(part), 0);
 }
 
+/** A time in seconds as text: "1:23.4", or "23.4" below a minute. */
 export function showTime(value) {
   const minutes = Math.floor(value / 60);
   const rest = number(value - 60 * minutes, 2);
   return minutes ? `${minutes}:${value - 60 * minutes < 10 ? "0" : ""}${rest}` : rest;
 }
 
-/** { element, span() -> { from_s, to_s }, keys(event), close() }. changed(span) is called on each change. */
+/**
+ * Creates the Trim step. Resolves to { element, span() -> { from_s, to_s }, keys(event), close() }.
+ * sound: the recording. span: the part selected at first, or null. changed(span) is called on each change.
+ */
 export async function trim(sound, span, changed) {
   const total_s = sound.samples.length / sound.rate;
   const level = levels(sound);

@@ -12,13 +12,13 @@ import { script } from "./scripts.js";
 import { GOOD_S, cut, forPlayer, lengthRange, read, wavOf } from "./sound.js";
 
 const STEPS = ["sample", "trim", "words", "check", "consent", "try"];
-const WHOLE_STEPS = ["sample", "words", "check", "consent", "try"]; // this browser can't read the file
+const WHOLE_STEPS = ["sample", "words", "check", "consent", "try"]; // for a file that this browser can't decode
 const YOUTUBE_STEPS = ["sample", "consent", "fetch", "words", "check", "try"];
 const ACCEPT = "audio/*,video/*,.wav,.mp3,.m4a,.ogg,.opus,.flac,.webm,.mp4";
 
 /**
- * { element, focus(), leave(), unsaved(), keys(event), close() }. languages: tags that the engines speak.
- * saved(voice, message) is called at the end, cancelled() by Cancel.
+ * Creates the wizard. Returns { element, focus(), leave(), unsaved(), keys(event), close() }.
+ * languages: language tags of the engines. saved(voice, message) is called when the voice is saved, cancelled() by Cancel.
  */
 export function wizard({ languages, saved, cancelled }) {
   const range = lengthRange();
@@ -317,7 +317,7 @@ export function wizard({ languages, saved, cancelled }) {
       look();
     }
 
-    recorder.addEventListener("piece", ({ detail }) => {
+    recorder.addEventListener("chunk", ({ detail }) => {
       level.add(detail, recorder.rate);
       if (state !== "recording") return;
       time.textContent = `${clock(recorder.seconds)} / ${clock(range.maximum)}`;
@@ -590,7 +590,7 @@ export function wizard({ languages, saved, cancelled }) {
         button(t("record.play"), () => playRecording(w.statement, t("consent.spoken"))),
         button(t("consent.remove"), () => { w.statement = null; showResult(); }, { look: "quiet" })] : []));
     }
-    recorder.addEventListener("piece", ({ detail }) => {
+    recorder.addEventListener("chunk", ({ detail }) => {
       level.add(detail, recorder.rate);
       if (recorder.seconds >= range.maximum) finish();
     });
