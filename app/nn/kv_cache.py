@@ -47,6 +47,7 @@ class KVCache:
 
     @property
     def positions(self) -> int:
+        """The number of positions of one row."""
         return self.k.shape[3]
 
     @property
@@ -323,6 +324,7 @@ class CrossKVCache:
             self._rows[row] = (self._k[:, row], self._v[:, row])
 
     def length(self, row: int) -> int:
+        """The length of the row's sequence in tokens; 0 = the row has no sequence."""
         return self._lengths[row]
 
     def zero_row(self, row: int) -> None:

@@ -94,32 +94,33 @@ class GraphCapture:
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
-            lack = torch.OutOfMemoryError(str(error))  # no `from error`: its frames hold tensors of the body
+            # Raised without `from error`, which would keep the body's tensors alive.
+            out_of_memory = torch.OutOfMemoryError(str(error))
             _release_tensors(error)
         finally:
             self._seconds += time.monotonic() - began
             self._bytes += max(0, free - torch.cuda.mem_get_info(self._device)[0])
         gc.collect()
         torch.cuda.empty_cache()
-        raise lack
+        raise out_of_memory
 
     def _capture(self, body: Body) -> Body:
-        here = torch.cuda.current_stream(self._device)
+        current = torch.cuda.current_stream(self._device)
         graph = torch.cuda.CUDAGraph()
         try:
-            self._stream.wait_stream(here)
+            self._stream.wait_stream(current)
             with torch.cuda.stream(self._stream):
                 for _ in range(WARM_UPS):
                     body()
-            here.wait_stream(self._stream)
+            current.wait_stream(self._stream)
             torch.cuda.synchronize(self._device)
             # Other threads may use the device during the capture, for example to encode a voice. "thread_local"
             # captures only the work of this thread.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 body()
         finally:
-            if torch.cuda.current_stream(self._device) != here:  # a failed capture does not restore the stream
-                torch.cuda.set_stream(here)
+            if torch.cuda.current_stream(self._device) != current:  # a failed capture does not restore the stream
+                torch.cuda.set_stream(current)
         return graph.replay
 
     def seconds(self, replay: Callable[[], None], times: int = 20) -> float:
@@ -199,7 +200,7 @@ def fastest(
 
 
 def _release_tensors(error: BaseException | None) -> None:
-    """Release the tensors that the frames of an error and of its causes hold."""
+    """Free the tensors that are local variables in the tracebacks of an error and its causes."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error.__traceback__ = None

@@ -17,19 +17,19 @@ class PrefixCache:
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
-        self._kept: LRU[bytes, Prefix] = LRU(limit_bytes, size=_bytes)
+        self._prefixes: LRU[bytes, Prefix] = LRU(limit_bytes, size=_bytes)
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._prefixes)
 
     def get(self, key: bytes) -> Prefix | None:
         """Return the prefix with this digest, or None if it is not in the cache."""
-        return self._kept.get(key)
+        return self._prefixes.get(key)
 
     def put(self, key: bytes, prefix: Prefix) -> None:
         """Add a prefix and remove the least recently used ones. A prefix larger than the limit is not added."""
-        if key not in self._kept and _bytes(prefix) <= self._limit_bytes:
-            self._kept.put(key, prefix)
+        if key not in self._prefixes and _bytes(prefix) <= self._limit_bytes:
+            self._prefixes.put(key, prefix)
 
 
 def _bytes(prefix: Prefix) -> int:

@@ -118,6 +118,7 @@ class Scheduler:
     # ---- engine thread side
 
     def plan(self) -> Plan:
+        """Plan the next iteration, and assign free rows to queued jobs."""
         with self._changed:
             self._dirty = False
             release = [slot.row for slot in self._slots.live if slot.job is not None and slot.job.cancelled]
@@ -205,14 +206,14 @@ class Scheduler:
         Tests call it after each iteration, and the loop calls it when idle.
         """
         with self._changed:
-            seen: set[int] = set()
+            job_ids: set[int] = set()
             for slot in self._slots:
                 if (slot.phase is Phase.FREE) != (slot.job is None):
                     raise AssertionError(f"row {slot.row} is {slot.phase.name} with job {slot.job}")
-                if slot.job is not None and id(slot.job) in seen:
+                if slot.job is not None and id(slot.job) in job_ids:
                     raise AssertionError(f"the job of row {slot.row} is in two rows")
-                seen.add(id(slot.job))
-            if any(id(job) in seen for job in [*self._queue, *self._continuations, *self._background]):
+                job_ids.add(id(slot.job))
+            if any(id(job) in job_ids for job in [*self._queue, *self._continuations, *self._background]):
                 raise AssertionError("a queued job is also in a row")
 
     def _wake(self) -> None:

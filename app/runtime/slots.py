@@ -61,9 +61,9 @@ class Slot:
     def slack_s(self, now_s: float) -> float:
         """Return the seconds until a listener needs more audio from this row.
 
-        -inf: the listener waits for the first audio of an answer. inf: a later utterance of an answer whose current
-        utterance is still being sent; also rows that are free or have a background job. If the listener has had to
-        wait before, the answer can't be played without gaps, so its later utterances do not pause.
+        -inf: the listener waits for the first audio of an answer. inf: the row is free, has a background job, or its
+        utterance follows the one that is being sent. NOT_PLAYED_S: no listener is known, or the listener has had gaps;
+        then the following utterances of the answer do not pause.
         """
         if self.job is None or self.background:
             return math.inf

@@ -87,7 +87,7 @@ class CsmCudaGraph:
         self._on_host = PinnedDoubleBuffer(self._codes, self._samples, self._flags)
 
     def capture(self, capture: GraphCapture) -> None:
-        """Select the fastest kernels and capture all steps; `steps.rows` is what fits into memory.
+        """Select the fastest kernels and capture all steps. Afterwards, `steps.rows` is the number of rows that fit.
 
         Raises torch.OutOfMemoryError if not even one row fits.
         """
@@ -120,7 +120,7 @@ class CsmCudaGraph:
     def launch(self, rows: Sequence[int], longest: int, *, fast_path: bool) -> Callable[[], Frames]:
         """Launch one frame of these rows, all at positions below `longest`. Returns a function that waits for it.
 
-        Its result is valid until the next but one launch.
+        The result stays valid during the next launch, and becomes invalid at the launch after it.
         """
         self.steps.select(rows)
         key = BucketKey(at_least(longest, self._lengths), fast_path=True) if fast_path else self._full_key

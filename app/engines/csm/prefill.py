@@ -60,7 +60,7 @@ class Prefill:
         assert unread is not None  # noqa: S101 - the callers check it
         length = state.voice_positions
         count = min(self._chunk, len(unread) - 1)
-        if state.position < length:  # end a chunk at the end of the voices, as if they came from the prefix cache
+        if state.position < length:  # end a chunk at the end of the voice prompts, as with a cached prefix
             count = min(count, length - state.position)
         if count:
             self._model.read(unread[:count], self._cache, row, state.position)

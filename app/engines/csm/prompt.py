@@ -48,6 +48,7 @@ class TextEncoder:
             )
 
     def _special(self, name: str, other: str | None, fallback: int | None) -> int:
+        """Return the id of the token `name`, else of the token `other`, else `fallback`. Raises WeightsUnavailable."""
         for candidate in (name, other):
             if candidate is not None and (found := self._tokenizer.token_to_id(candidate)) is not None:
                 return int(found)

@@ -18,12 +18,12 @@ class CsmRow:
     """One utterance in its row, from `admit` to `release`."""
 
     lines: list[tuple[int, ...]]  # token ids of each line
-    characters: list[int]  # of each line
+    characters: list[int]  # number of characters of each line
     segments: list[Segment]  # voice prompts, then conversation turns
-    voices: int  # how many of the segments are voice prompts
+    voices: int  # number of voice prompts in `segments`
     params: SamplingParams
     seed: int
-    max_frames: int  # of the utterance
+    max_frames: int  # the largest number of frames of the utterance
     line: int = 0  # index of the current line
     position: int = 0  # tokens in the KV cache
     frames: int = 0  # frames of speech so far
@@ -31,15 +31,15 @@ class CsmRow:
     line_frames: list[Tensor] = field(default_factory=list)  # frames of speech (K,) of the current line
     unread: Tensor | None = None  # (S, D) input still to be prefilled; the first step reads its last token
     over: bool = False
-    generation: int = 0  # grows at the end of a line: results of frames in flight are then dropped
-    guard: LineGuard | None = None  # of the current line
+    generation: int = 0  # increases at the end of a line, which invalidates results of frames in flight
+    guard: LineGuard | None = None  # the output guard of the current line
     undecoded: list[tuple[Tensor, LineGuard | None]] = field(default_factory=list)  # frames (K,), each with its guard
     decoded: int = 0  # frames that the codec has decoded
     reference: ReferenceNoise | None = None
 
     @property
     def base(self) -> int:
-        """Positions before the first line."""
+        """The number of positions before the first line."""
         return sum(segment.length for segment in self.segments)
 
     @property

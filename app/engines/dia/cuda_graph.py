@@ -131,8 +131,8 @@ class DiaCudaGraph:
     ) -> Callable[[], list[Step]]:
         """Launch a burst of these rows. Returns a function that waits for its steps.
 
-        longest: the largest position of any row in the burst. text_length: bytes of the longest text. The result is
-        valid until the next but one launch.
+        longest: the largest position of any row in the burst. text_length: bytes of the longest text. The result
+        stays valid during the next launch, and becomes invalid at the launch after it.
         """
         self.steps.select(rows)
         self._burst_step.zero_()

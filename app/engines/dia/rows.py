@@ -22,13 +22,13 @@ class DiaRow:
     prompt: Tensor  # (P, C) int64: codes of the voices' recordings
     guided: Guided
     seed: int
-    max_frames: int  # of speech
+    max_frames: int  # the largest number of frames of speech
     capped: bool  # the guards have lowered max_frames
-    position: int = 0  # positions in the KV cache
+    position: int = 0  # number of positions in the KV cache
     draws: int = 0  # steps drawn so far: the noise counter
-    prefill: Iterator[None] | None = None  # yields after each chunk
+    prefill: Iterator[None] | None = None  # the running prefill, which yields after each chunk
     over: bool = False
-    generation: int = 0  # grows at the end: results of steps in flight are then dropped
+    generation: int = 0  # increases at the end of the speech, which invalidates results of steps in flight
     undecoded: list[Tensor] = field(default_factory=list)  # frames (C,)
     decoded: int = 0  # frames that the codec has decoded
     guard: LineGuard | None = None

@@ -38,7 +38,7 @@ def attend(
     PADDED: tl.constexpr,  # R rounded up to the size of a matrix instruction
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
-    WHOLE: tl.constexpr,  # whether there is one split only
+    WHOLE: tl.constexpr,  # whether there is only one split
     FRESH: tl.constexpr,  # whether to apply RoPE, and to write the token's key and value
 ):
     """Attention of the R queries of one group of one row to one split of the row's positions.
@@ -51,18 +51,18 @@ def attend(
     position = tl.load(positions + row).to(tl.int32)
     share = tl.arange(0, PADDED)
     lane = tl.arange(0, SIZE)
-    there = share < SHARE
+    mask = share < SHARE
     head = group * SHARE + share
     heads += row * heads_row
     k += row * k_row + group * k_group
     v += row * v_row + group * v_group
 
-    query = tl.load(heads + head[:, None] * heads_head + lane[None, :], mask=there[:, None], other=0.0)
+    query = tl.load(heads + head[:, None] * heads_head + lane[None, :], mask=mask[:, None], other=0.0)
     if FRESH:
         other_half = (lane + SIZE // 2) % SIZE
         cosine = tl.load(cos + row * rotary_row + lane)
         sine = tl.load(sin + row * rotary_row + lane)
-        swapped = tl.load(heads + head[:, None] * heads_head + other_half[None, :], mask=there[:, None], other=0.0)
+        swapped = tl.load(heads + head[:, None] * heads_head + other_half[None, :], mask=mask[:, None], other=0.0)
         rotated = query.to(tl.float32) * cosine[None, :] + swapped.to(tl.float32) * sine[None, :]
         query = rotated.to(heads.dtype.element_ty)
     query = query.to(k.dtype.element_ty)
@@ -102,12 +102,12 @@ def attend(
     place = row * GROUPS * SHARE + head
     if WHOLE:
         whole = total / mass[:, None]
-        tl.store(out + place[:, None] * SIZE + lane[None, :], whole.to(out.dtype.element_ty), mask=there[:, None])
+        tl.store(out + place[:, None] * SIZE + lane[None, :], whole.to(out.dtype.element_ty), mask=mask[:, None])
     else:
         place = place * tl.num_programs(0) + split
-        tl.store(part_top + place, top, mask=there)
-        tl.store(part_mass + place, mass, mask=there)
-        tl.store(part + place[:, None] * SIZE + lane[None, :], total, mask=there[:, None])
+        tl.store(part_top + place, top, mask=mask)
+        tl.store(part_mass + place, mass, mask=mask)
+        tl.store(part + place[:, None] * SIZE + lane[None, :], total, mask=mask[:, None])
 
 
 @triton.jit
@@ -130,15 +130,15 @@ def add_norm(x, residual, weight, normed, summed, x_row, residual_row, eps, WIDT
     """Compute the sum of one token and its residual, and the RMSNorm of the sum."""
     token = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, BLOCK)
-    there = lane < WIDTH
-    first = tl.load(x + token * x_row + lane, mask=there, other=0.0).to(tl.float32)
-    second = tl.load(residual + token * residual_row + lane, mask=there, other=0.0).to(tl.float32)
+    mask = lane < WIDTH
+    first = tl.load(x + token * x_row + lane, mask=mask, other=0.0).to(tl.float32)
+    second = tl.load(residual + token * residual_row + lane, mask=mask, other=0.0).to(tl.float32)
     total = (first + second).to(summed.dtype.element_ty)
-    tl.store(summed + token * WIDTH + lane, total, mask=there)
+    tl.store(summed + token * WIDTH + lane, total, mask=mask)
     wide = total.to(tl.float32)
     inverse = 1.0 / tl.sqrt_rn(tl.sum(wide * wide, axis=0) / WIDTH + eps)
-    scaled = wide * inverse * tl.load(weight + lane, mask=there, other=0.0).to(tl.float32)
-    tl.store(normed + token * WIDTH + lane, scaled.to(normed.dtype.element_ty), mask=there)
+    scaled = wide * inverse * tl.load(weight + lane, mask=mask, other=0.0).to(tl.float32)
+    tl.store(normed + token * WIDTH + lane, scaled.to(normed.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -146,12 +146,12 @@ def gated(both, out, both_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SILU: t
     """Compute one block of one token's gated activation (SwiGLU or GEGLU)."""
     token = tl.program_id(1).to(tl.int64)
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = lane < WIDTH
-    first = tl.load(both + token * both_row + lane, mask=there, other=0.0).to(tl.float32)
-    up = tl.load(both + token * both_row + WIDTH + lane, mask=there, other=0.0).to(tl.float32)
+    mask = lane < WIDTH
+    first = tl.load(both + token * both_row + lane, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(both + token * both_row + WIDTH + lane, mask=mask, other=0.0).to(tl.float32)
     active = first / (1.0 + tl.exp(-first)) if SILU else 0.5 * first * (1.0 + tl.erf(first * 0.7071067811865476))
     active = active.to(out.dtype.element_ty).to(tl.float32)
-    tl.store(out + token * WIDTH + lane, (active * up).to(out.dtype.element_ty), mask=there)
+    tl.store(out + token * WIDTH + lane, (active * up).to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -197,9 +197,9 @@ def draw(
     row = place // CHANNELS
     channel = place % CHANNELS
     lane = tl.arange(0, BLOCK)
-    there = lane < CODES
+    mask = lane < CODES
     score = tl.load(
-        logits + row.to(tl.int64) * logits_row + channel * logits_channel + lane, mask=there, other=float("-inf")
+        logits + row.to(tl.int64) * logits_row + channel * logits_channel + lane, mask=mask, other=float("-inf")
     )
     score = tl.where(lane == tl.load(banned + place), float("-inf"), score)
     temperature = tl.load(temperatures + row)
@@ -207,7 +207,7 @@ def draw(
         code = tl.argmax(score, axis=0)
     else:
         score = tl.div_rn(score, tl.zeros_like(score) + temperature)
-        key = tl.where(there, _ordered(score), 0)
+        key = tl.where(mask, _ordered(score), 0)
         limit = tl.load(top_ks + row)
         if (limit > 0) & (limit < CODES):
             kth = tl.cast(0, tl.uint32)
@@ -248,5 +248,5 @@ def draw(
         uniform = tl.minimum((bits.to(tl.float32) + 0.5) * 5.9604644775390625e-8, 0.999999940395355224609375)
         noise = -tl.log(uniform)
         # A removed code has the weight 0 and loses with any noise.
-        code = tl.argmax(tl.where(there & (weight > 0), weight / noise, -1.0), axis=0)
+        code = tl.argmax(tl.where(mask & (weight > 0), weight / noise, -1.0), axis=0)
     tl.store(out + place, tl.minimum(code, CODES - 1).to(tl.int64))

@@ -39,12 +39,14 @@ def splits_of(programs_each: int, length: int, block: int, processors: int) -> t
 
 
 def decode_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, length: int, scale: float) -> Tensor:
+    """Compute `torch_kernels.decode_attention` with a Triton kernel."""
     return _attend(q, q.shape[1], None, None, k, v, positions, length, scale)
 
 
 def step_attention(
     heads: Tensor, cos: Tensor, sin: Tensor, k: Tensor, v: Tensor, positions: Tensor, length: int, scale: float
 ) -> Tensor:
+    """Compute `torch_kernels.step_attention` with a Triton kernel."""
     return _attend(heads, heads.shape[1] - 2 * k.shape[1], cos, sin, k, v, positions, length, scale)
 
 
@@ -124,6 +126,7 @@ def _attend(
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Compute `torch_kernels.add_rms_norm` with a Triton kernel."""
     tokens, width = x.shape
     normed, summed = torch.empty(2, tokens, width, device=x.device, dtype=x.dtype)
     block = triton.next_power_of_2(width)
@@ -145,6 +148,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 
 def gate(gate_up: Tensor, activation: Activation) -> Tensor:
+    """Compute `torch_kernels.gate` with a Triton kernel."""
     tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(tokens, width, device=gate_up.device, dtype=gate_up.dtype)
     block = min(1024, triton.next_power_of_2(width))
@@ -167,6 +171,7 @@ def sample(
     *,
     fast_path: bool = False,
 ) -> Tensor:
+    """Compute `torch_kernels.sample` with a Triton kernel."""
     del fast_path  # one kernel handles all sampling parameters
     count, size = logits.shape[0], logits.shape[-1]
     channels = logits.shape[1] if logits.dim() == 3 else 1
