@@ -66,7 +66,7 @@ def test_say_reads_standard_input_and_writes_standard_output(tmp_path: Path, rec
         (("say", "Hello.", "--temperature", "0.5"), "temperature"),
         (("say", "Hello.", "-o", "no/such/folder/out.mp3"), "written"),
         (("download", "espeak"), "needs no weights"),
-        (("download", "nonsense"), "no engine"),
+        (("download", "nonsense"), "is not an engine"),
         (("say", "Hello.", "--engine", "nonsense"), "TTS_ENGINE"),
         (("say", "Hello.", "--engine", "espeak", "--model", "some/model"), "--model is not supported"),
         (("say", "Hello.", "--engine", "espeak", "--voice", "none"), "csm, dia"),
