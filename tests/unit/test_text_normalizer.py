@@ -258,3 +258,16 @@ def test_comment_at_the_very_beginning_is_removed():
     assert markup._cut("<!-- note -->Hello", "<!--", "-->") == " Hello"
     assert markup._cut("Hello <!-- note -->", "<!--", "-->") == "Hello  "
     assert markup._cut("Hello <!-- note", "<!--", "-->") == "Hello <!-- note"
+
+
+@pytest.mark.parametrize(
+    ("text", "spoken"),
+    [
+        ("Call 911 now.", "Call nine one one now."),
+        ("He dialed 999.", "He dialed nine nine nine."),
+        ("We saw 999 birds.", "We saw nine hundred ninety nine birds."),
+        ("There are 911 people here.", "There are nine hundred eleven people here."),
+    ],
+)
+def test_emergency_numbers_are_read_digit_by_digit_only_as_such(text, spoken):
+    assert Normalizer().normalize(text) == spoken

@@ -1,0 +1,112 @@
+"""Default values, written out or taken from the published definition: no test compares a table with itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from app.engines.dia.config import parse_config as parse_dia
+from app.nn.kv_cache import KVCache
+from app.nn.mimi.config import MimiConfig, read_mimi_config
+from app.nn.rope import Rope
+from app.nn.transformer import StackConfig
+from app.settings import Settings
+from app.types import PromptLimits, Scheduling, TextPacking
+
+pytestmark = pytest.mark.unit
+
+SETTINGS: dict[str, Any] = {
+    "engine": "csm",
+    "fallback_engine": "espeak",
+    "csm_model": "sesame/csm-1b",
+    "csm_codec": "kyutai/mimi",
+    "dia_model": "nari-labs/Dia-1.6B-0626",
+    "dia_codec": "descript/dac_44khz",
+    "hf_token": None,
+    "device": "auto",
+    "devices": (),
+    "csm_device_map": None,
+    "dtype": "auto",
+    "quantize": "none",
+    "cuda_graphs": True,
+    "kernels": "auto",
+    "compile": False,
+    "tf32": False,
+    "gpu_memory_fraction": 0.9,
+    "steps_per_check": 8,
+    "host": "0.0.0.0",
+    "port": 8000,
+    "data_dir": Path("data"),
+    "api_keys": (),
+    "cors_origins": (),
+    "max_input_chars": 20_000,
+    "max_body_bytes": 1 << 20,
+    "max_upload_bytes": 64 << 20,
+    "read_timeout_s": 30.0,
+    "keep_alive_s": 75,
+    "max_rows": "auto",
+    "max_queue": 64,
+    "casting": "auto",
+    "casting_wait_s": 5.0,
+    "memory_tokens": 600,
+    "memory_ttl_s": 3600.0,
+    "memory_keep": False,
+    "audio_queue_s": 10.0,
+    "reader_timeout_s": 60.0,
+    "cache_bytes": 1 << 30,
+    "shutdown_grace_s": 120,
+    "replicas": "1",
+    "enhance": True,
+    "watermark": "cloned",
+    "youtube": "auto",
+    "asr": "auto",
+    "asr_model": "openai/whisper-base.en",
+    "asr_download": False,
+    "log_level": "INFO",
+    "log_texts": False,
+    "dev_mode": False,
+}
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_setting_has_its_documented_default(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for field in Settings.model_fields.values():
+        monkeypatch.delenv(str(field.alias), raising=False)
+    assert getattr(Settings(_env_file=None), name) == SETTINGS[name]
+
+
+def test_plug_in_engine_gets_the_documented_limits() -> None:
+    assert TextPacking() == TextPacking(
+        max_chars=400,
+        max_passage_chars=0,
+        continues=False,
+        independent=False,
+        max_speakers=1,
+        utf8_bytes=False,
+        sounds=frozenset(),
+    )
+    assert PromptLimits() == PromptLimits(
+        codec="none", codec_fingerprint="", max_prompt_s=None, max_context_s=None, examples=""
+    )
+    assert Scheduling() == Scheduling(continuation=False, background=False, index=0, playback=None)
+
+
+def test_missing_keys_of_dia_have_the_defaults_of_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    published = transformers.DiaConfig().to_dict()
+    assert parse_dia({"encoder_config": {}, "decoder_config": {}}) == parse_dia(published)
+
+
+def test_missing_keys_of_mimi_have_the_defaults_of_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    assert MimiConfig() == read_mimi_config(transformers.MimiConfig().to_dict())
+
+
+@pytest.mark.parametrize(("device", "batched"), [("cpu", False), ("meta", True)])
+def test_only_a_cpu_decodes_row_by_row(device: str, batched: bool) -> None:
+    config = StackConfig(layers=1, width=8, heads=1, kv_heads=1, head_dim=8, ffn=8, eps=1e-5, rope=Rope(100.0))
+    cache = KVCache(config, rows=2, positions=4, device=torch.device(device), dtype=torch.float32)
+    assert cache._batched is batched
