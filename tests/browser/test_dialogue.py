@@ -93,7 +93,7 @@ def test_keys_add_move_and_join_lines(server: str, visit: Visit) -> None:
     assert texts(page) == ["Hello.", "Hi.\nYou.", "Bye.!"]
 
 
-def test_a_line_plays_alone_moves_is_removed_and_comes_back(server: str, visit: Visit) -> None:
+def test_line_can_be_played_moved_removed_and_restored(server: str, visit: Visit) -> None:
     watched = visit(f"{server}/dialogue")
     page = watched.page
     page.get_by_role("button", name="Fill in a sample").click()

@@ -233,7 +233,7 @@ def pseudo(words: dict[str, str]) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_longer_words_fit(server: str, visit: Visit, viewport: dict[str, int]) -> None:
+def test_longer_captions_fit(server: str, visit: Visit, viewport: dict[str, int]) -> None:
     words = pseudo(json.loads((STATIC / "i18n" / "en.json").read_text()))
 
     def lengthen(page: Page) -> None:

@@ -101,7 +101,7 @@ def cancelled(url: str) -> float:
     return float(re.findall(r"^tts_cancelled_total (\S+)", httpx.get(f"{url}/metrics").text, re.MULTILINE)[0])
 
 
-def test_a_second_click_at_once_does_not_stop_and_escape_does(server: str, visit: Visit) -> None:
+def test_double_click_does_not_stop_but_escape_does(server: str, visit: Visit) -> None:
     page = visit(server).page
     write(page, LONG)
     page.get_by_role("button", name="Speak", exact=True).dblclick()
@@ -346,7 +346,7 @@ def test_the_snippets_run(server: str, visit: Visit, tmp_path: Path) -> None:
 # ---- errors
 
 
-def test_a_busy_server_gets_the_request_again(tmp_path: Path, visit: Visit) -> None:
+def test_request_is_sent_again_after_a_429(tmp_path: Path, visit: Visit) -> None:
     with serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=0, TTS_OUTBOX_S=0.5) as url:
         watched = visit(url)
         watched.expected.add("429")

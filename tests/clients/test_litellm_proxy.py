@@ -70,7 +70,9 @@ def _alive(url: str) -> bool:
 
 
 @pytest.mark.parametrize(("audio_format", "media_type"), [("mp3", "audio/mpeg"), ("wav", "audio/wav")])
-def test_the_sound_passes(proxy: openai.OpenAI, recogniser: Recogniser, audio_format: str, media_type: str) -> None:
+def test_audio_passes_the_proxy(
+    proxy: openai.OpenAI, recogniser: Recogniser, audio_format: str, media_type: str
+) -> None:
     answer = proxy.audio.speech.create(
         model="speech", voice="alloy", input=SENTENCE, response_format=audio_format, instructions="Softly."
     )
@@ -78,7 +80,7 @@ def test_the_sound_passes(proxy: openai.OpenAI, recogniser: Recogniser, audio_fo
     assert recogniser.recognise(decode(answer.content, audio_format)) == SENTENCE
 
 
-def test_the_errors_keep_their_meaning(proxy: openai.OpenAI, guarded: str) -> None:
+def test_errors_keep_their_class_behind_the_proxy(proxy: openai.OpenAI, guarded: str) -> None:
     with pytest.raises(openai.BadRequestError, match="nobody"):
         proxy.audio.speech.create(model="speech", voice="nobody", input="Hello.")
     with pytest.raises(openai.AuthenticationError, match="Incorrect API key"):

@@ -30,7 +30,7 @@ def test_create_returns_a_whole_mp3(client: openai.OpenAI, recogniser: Recognise
 
 
 @pytest.mark.parametrize("audio_format", AUDIO_FORMATS)
-def test_streaming_response(client: openai.OpenAI, audio_format: str) -> None:
+def test_streaming_response_is_chunked_and_complete(client: openai.OpenAI, audio_format: str) -> None:
     with client.audio.speech.with_streaming_response.create(
         model="gpt-4o-mini-tts",
         voice="nova",
@@ -47,14 +47,14 @@ def test_streaming_response(client: openai.OpenAI, audio_format: str) -> None:
     assert 2 < decode(b"".join(pieces), audio_format).seconds < 5
 
 
-async def test_async_client(server: str, recogniser: Recogniser) -> None:
+async def test_async_client_gets_the_sentence(server: str, recogniser: Recogniser) -> None:
     async with openai.AsyncOpenAI(base_url=f"{server}/v1", api_key="any") as client:
         answer = await client.audio.speech.create(model="tts-1-hd", voice="shimmer", input=SENTENCE)
     assert recogniser.recognise(decode(answer.content, "mp3")) == SENTENCE
 
 
 @pytest.mark.parametrize("audio_format", ["mp3", "wav", "opus"])
-def test_sse_through_the_official_stream(client: openai.OpenAI, recogniser: Recogniser, audio_format: str) -> None:
+def test_official_stream_parses_the_events(client: openai.OpenAI, recogniser: Recogniser, audio_format: str) -> None:
     body = {
         "model": "gpt-4o-mini-tts",
         "voice": "alloy",
@@ -76,7 +76,7 @@ def test_sse_through_the_official_stream(client: openai.OpenAI, recogniser: Reco
     assert usage["output_tokens"] == pytest.approx(heard.seconds / 0.08, abs=2)
 
 
-async def test_sse_through_the_async_stream(server: str, recogniser: Recogniser) -> None:
+async def test_official_async_stream_parses_the_events(server: str, recogniser: Recogniser) -> None:
     async with openai.AsyncOpenAI(base_url=f"{server}/v1", api_key="any") as client:
         body = {"model": "tts-1", "voice": "nova", "input": SENTENCE, "stream_format": "sse", "response_format": "flac"}
         events: list[Any] = [
@@ -92,7 +92,7 @@ async def test_sse_through_the_async_stream(server: str, recogniser: Recogniser)
     assert recogniser.recognise(decode(data, "flac")) == SENTENCE
 
 
-async def test_an_async_reader_who_leaves_frees_the_row(guarded: str) -> None:
+async def test_async_disconnect_frees_the_row(guarded: str) -> None:
     async with openai.AsyncOpenAI(base_url=f"{guarded}/v1", api_key=KEY, max_retries=0) as client:
         for _ in range(3):  # there is one row: each of them must have left it
             async with client.audio.speech.with_streaming_response.create(
@@ -102,7 +102,7 @@ async def test_an_async_reader_who_leaves_frees_the_row(guarded: str) -> None:
             await asyncio.to_thread(wait_until, lambda: not httpx.get(f"{guarded}/health").json()["rows"]["active"], 5)
 
 
-def test_a_wrong_key(guarded: str) -> None:
+def test_wrong_key_raises_authentication_error(guarded: str) -> None:
     with (
         openai.OpenAI(base_url=f"{guarded}/v1", api_key="sk-wrong", max_retries=0) as client,
         pytest.raises(openai.AuthenticationError, match="not one of") as caught,
@@ -113,7 +113,7 @@ def test_a_wrong_key(guarded: str) -> None:
     assert caught.value.request_id
 
 
-async def test_the_async_client_comes_back_after_a_429(guarded: str) -> None:
+async def test_async_client_retries_after_a_429(guarded: str) -> None:
     async with openai.AsyncOpenAI(base_url=f"{guarded}/v1", api_key=KEY, max_retries=0) as client:
         with full(guarded):
             with pytest.raises(openai.RateLimitError) as caught:
@@ -124,7 +124,7 @@ async def test_the_async_client_comes_back_after_a_429(guarded: str) -> None:
             assert (await patient.audio.speech.create(model="tts-1", voice="alloy", input="Let me in.")).content
 
 
-def test_sse_on_the_wire(server: str) -> None:
+def test_event_stream_has_the_format_of_openai(server: str) -> None:
     body = {"input": "Hello.", "stream_format": "sse"}
     with httpx.stream("POST", f"{server}/v1/audio/speech", json=body) as response:
         assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
@@ -136,13 +136,13 @@ def test_sse_on_the_wire(server: str) -> None:
     assert len(base64.b64decode(first["audio"])) <= 4096
 
 
-def test_the_accept_header_never_switches_the_mode(server: str) -> None:
+def test_accept_header_does_not_change_the_response_type(server: str) -> None:
     headers = {"Accept": "application/octet-stream, text/event-stream"}
     answer = httpx.post(f"{server}/v1/audio/speech", json={"input": "Hello."}, headers=headers)
     assert answer.headers["content-type"] == "audio/mpeg"
 
 
-def test_voice_as_object_and_instructions(client: openai.OpenAI) -> None:
+def test_voice_object_is_accepted_and_instructions_are_ignored(client: openai.OpenAI) -> None:
     answer = client.audio.speech.create(
         model="gpt-4o-mini-tts", voice={"id": "onyx"}, input=SENTENCE, instructions="Speak like a pirate."
     )
@@ -152,7 +152,7 @@ def test_voice_as_object_and_instructions(client: openai.OpenAI) -> None:
     assert answer.content == plain.content
 
 
-def test_models(client: openai.OpenAI) -> None:
+def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
     listed = {model.id for model in client.models.list()}
     assert {"espeak", "tts-1", "tts-1-hd", "gpt-4o-mini-tts", "gpt-4o-mini-tts-2025-12-15"} <= listed
     assert "csm-1b" not in listed
@@ -196,7 +196,7 @@ def test_models(client: openai.OpenAI) -> None:
         ({"max_audio_length_ms": 5}, openai.BadRequestError, "max_audio_length_ms"),
     ],
 )
-def test_error_classes(
+def test_each_error_has_its_class_and_param(
     client: openai.OpenAI, change: dict[str, Any], expected: type[openai.APIStatusError], param: str
 ) -> None:
     body = {"model": "tts-1", "voice": "alloy", "input": "Hello.", **change}
@@ -209,7 +209,7 @@ def test_error_classes(
     assert error.request_id is not None
 
 
-def test_all_extras_that_every_engine_has(client: openai.OpenAI, recogniser: Recogniser) -> None:
+def test_extra_fields_of_every_engine_are_accepted(client: openai.OpenAI, recogniser: Recogniser) -> None:
     answer = client.audio.speech.create(
         model="tts-1",
         voice="alloy",

@@ -54,7 +54,7 @@ def posted(url: str, body: dict[str, Any], authorization: str = "Bearer ") -> tu
 # ---- Open WebUI: no response_format, an empty key, lists without any key, sentences all at once
 
 
-def test_open_webui_fills_its_menus_without_a_key(guarded: str) -> None:
+def test_open_webui_lists_voices_and_models_without_a_key(guarded: str) -> None:
     with httpx.Client(base_url=f"{guarded}/v1") as http:
         voices = http.get("/audio/voices").raise_for_status().json()
         named = {voice["id"]: voice["name"] for voice in voices.get("voices", [])}
@@ -64,7 +64,7 @@ def test_open_webui_fills_its_menus_without_a_key(guarded: str) -> None:
         assert http.get("/models").raise_for_status().json()["data"]
 
 
-def test_open_webui_speaks_sentences_side_by_side(server: str, recogniser: Recogniser) -> None:
+def test_open_webui_gets_parallel_sentences(server: str, recogniser: Recogniser) -> None:
     bodies = [{"model": "tts-1", "voice": "alloy", "input": text} for text in SENTENCES[:6]]
     with ThreadPoolExecutor(6) as threads:
         answers = list(threads.map(lambda body: posted(server, body), bodies))
@@ -74,7 +74,7 @@ def test_open_webui_speaks_sentences_side_by_side(server: str, recogniser: Recog
         assert recogniser.recognise(decode(data, "mp3")) == body["input"]
 
 
-def test_open_webui_shows_the_message(guarded: str) -> None:
+def test_open_webui_gets_an_error_message(guarded: str) -> None:
     body = {"input": "Hello.", "voice": "alloy", "model": "tts-1"}
     status, _, data = posted(guarded, body)
     assert status == 401
@@ -93,14 +93,14 @@ def test_open_webui_shows_the_message(guarded: str) -> None:
 
 
 @pytest.mark.parametrize("authorization", ["Bearer ", "Bearer", "Bearer sk-whatever"])
-def test_silly_tavern(server: str, recogniser: Recogniser, authorization: str) -> None:
+def test_silly_tavern_gets_speech(server: str, recogniser: Recogniser, authorization: str) -> None:
     body = {"input": SENTENCE, "response_format": "mp3", "voice": "alloy", "speed": 1, "model": "tts-1"}
     status, _, data = posted(server, body, authorization)
     assert status == 200
     assert recogniser.recognise(decode(data, "mp3")) == SENTENCE
 
 
-def test_silly_tavern_hands_our_words_on(server: str) -> None:
+def test_silly_tavern_gets_an_error_message(server: str) -> None:
     body = {"input": "", "response_format": "mp3", "voice": "alloy", "speed": 1, "model": "tts-1"}
     status, _, data = posted(server, body)
     assert status == 400
@@ -110,7 +110,7 @@ def test_silly_tavern_hands_our_words_on(server: str) -> None:
 # ---- Home Assistant
 
 
-def test_home_assistants_component_checks_the_address(server: str, guarded: str) -> None:
+def test_home_assistant_component_can_check_url_and_key(server: str, guarded: str) -> None:
     """A full stop must be spoken within 10 s; a wrong key is a 401, since anything else says nothing of the key."""
     probe = {"model": "tts-1", "input": ".", "voice": "alloy", "response_format": "mp3"}
     fine = httpx.post(f"{server}/v1/audio/speech", json=probe, headers={"Authorization": "Bearer x"}, timeout=10)
@@ -121,7 +121,7 @@ def test_home_assistants_component_checks_the_address(server: str, guarded: str)
         assert httpx.post(f"{guarded}/v1/audio/speech", json=probe, headers=headers).status_code == status
 
 
-def test_home_assistants_component_finds_voices_and_speaks(server: str, recogniser: Recogniser) -> None:
+def test_home_assistant_component_gets_voices_and_speech(server: str, recogniser: Recogniser) -> None:
     with urllib.request.urlopen(f"{server}/v1/audio/voices", timeout=5) as answer:
         voices = [(voice["id"], voice["name"]) for voice in json.load(answer)["voices"]]
     assert len(voices) >= 13
@@ -132,7 +132,7 @@ def test_home_assistants_component_finds_voices_and_speaks(server: str, recognis
 
 
 @pytest.mark.parametrize("audio_format", ["mp3", "opus", "aac", "flac", "wav", "pcm"])
-async def test_home_assistants_core(server: str, recogniser: Recogniser, audio_format: Any) -> None:
+async def test_home_assistant_core_gets_speech(server: str, recogniser: Recogniser, audio_format: Any) -> None:
     """AsyncOpenAI with streaming, voice marin, and the word None for instructions that are not set."""
     async with openai.AsyncOpenAI(base_url=f"{server}/v1", api_key="any") as client:
         data = b""
@@ -152,7 +152,7 @@ async def test_home_assistants_core(server: str, recogniser: Recogniser, audio_f
 # ---- Wyoming-OpenAI: finds out what the server is, then reads WAV as it comes
 
 
-def test_wyoming_takes_the_server_for_openai(http: httpx.Client, server: str) -> None:
+def test_wyoming_detects_an_openai_server(http: httpx.Client, server: str) -> None:
     """Each of these would make it another product, with voices of another shape."""
     assert http.get("/readyz").status_code != 200  # LocalAI: the voice would be the model's name
     assert httpx.get(f"{server}/health").text != "OK"  # speaches
@@ -160,7 +160,7 @@ def test_wyoming_takes_the_server_for_openai(http: httpx.Client, server: str) ->
     assert all(voice["name"] for voice in http.get("/models/tts-1").json()["voices"])  # what it reads from speaches
 
 
-def test_wyoming_reads_three_wavs_at_once(server: str, recogniser: Recogniser) -> None:
+def test_wyoming_gets_three_wavs_in_parallel(server: str, recogniser: Recogniser) -> None:
     async def spoken(client: openai.AsyncOpenAI, text: str) -> bytes:
         held, pcm, framed = b"", b"", False
         async with client.audio.speech.with_streaming_response.create(
@@ -190,7 +190,7 @@ def test_wyoming_reads_three_wavs_at_once(server: str, recogniser: Recogniser) -
 # ---- LibreChat: pieces of one text, their mp3 bodies in one answer
 
 
-def test_librechat_joins_mp3_bodies(http: httpx.Client, recogniser: Recogniser) -> None:
+def test_librechat_can_join_mp3_bodies(http: httpx.Client, recogniser: Recogniser) -> None:
     texts = SENTENCES[3:6]
     body = {"model": "tts-1", "voice": "alloy", "backend": "openai"}
     joined = b"".join(http.post("/audio/speech", json=body | {"input": text}).content for text in texts)
@@ -204,7 +204,7 @@ def test_librechat_joins_mp3_bodies(http: httpx.Client, recogniser: Recogniser) 
     assert recogniser.recognise(heard, several=True).startswith(" ".join(texts))
 
 
-def test_azures_way_of_asking(guarded: str) -> None:
+def test_azure_key_header_and_api_version_are_accepted(guarded: str) -> None:
     """LibreChat and others in Azure's mode: `api-key`, and a version in the query."""
     body = {"model": "tts-1", "voice": "alloy", "input": "Hello."}
     where = f"{guarded}/v1/audio/speech?api-version=2025-03-01-preview"

@@ -50,7 +50,7 @@ def new() -> str:
 # ---- openai-python 2 and openai-node
 
 
-def test_an_sdk_gets_a_whole_answer(sdk: Client, server: str, recogniser: Recogniser) -> None:
+def test_sdk_gets_complete_speech(sdk: Client, server: str, recogniser: Recogniser) -> None:
     result = sdk.ask("speak", server, request=REQUEST)
     assert result["type"] == "audio/mpeg"
     assert said(result, recogniser) == SENTENCE
@@ -83,7 +83,7 @@ def test_an_sdk_lists_models(sdk: Client, server: str) -> None:
         ({"response_format": "ogg"}, "BadRequestError", 400, "literal_error"),
     ],
 )
-def test_an_sdk_raises_the_right_class(
+def test_sdk_raises_the_matching_error_class(
     sdk: Client, server: str, *, change: dict[str, str], kind: str, status: int, code: str
 ) -> None:
     error = sdk.ask("speak", server, request=REQUEST | change)["error"]
@@ -94,7 +94,7 @@ def test_an_sdk_raises_the_right_class(
     assert error["request_id"].startswith("req_")
 
 
-def test_an_sdk_knows_wrong_keys_and_full_servers(sdk: Client, guarded: str) -> None:
+def test_sdk_raises_for_wrong_keys_and_retries_a_429(sdk: Client, guarded: str) -> None:
     assert sdk.ask("speak", guarded, key="sk-wrong", request=REQUEST)["error"]["classes"][0] == "AuthenticationError"
     with full(guarded):
         error = sdk.ask("speak", guarded, key=KEY, request=REQUEST | {"input": new()})["error"]
@@ -119,7 +119,9 @@ def test_a_stream_cancelled_in_node_frees_the_row(guarded: str, tmp_path_factory
     ("audio_format", "media_type"),
     [("mp3", "audio/mpeg"), ("wav", "audio/wav"), ("opus", "audio/ogg"), ("flac", "audio/flac"), ("aac", "audio/mp3")],
 )
-def test_the_ai_sdk(ai_sdk: Client, server: str, recogniser: Recogniser, audio_format: str, media_type: str) -> None:
+def test_ai_sdk_gets_speech_in_each_format(
+    ai_sdk: Client, server: str, recogniser: Recogniser, audio_format: str, media_type: str
+) -> None:
     request = {"text": SENTENCE, "voice": "nova", "outputFormat": audio_format, "speed": 1.1}
     result = ai_sdk.ask("speak", server, model="gpt-4o-mini-tts", request=request)
     assert not result["warnings"]
@@ -128,12 +130,12 @@ def test_the_ai_sdk(ai_sdk: Client, server: str, recogniser: Recogniser, audio_f
     assert said(result, recogniser, audio_format) == SENTENCE
 
 
-def test_the_ai_sdk_without_any_choice(ai_sdk: Client, server: str, recogniser: Recogniser) -> None:
+def test_ai_sdk_gets_speech_with_defaults(ai_sdk: Client, server: str, recogniser: Recogniser) -> None:
     result = ai_sdk.ask("speak", server, model="tts-1", request={"text": SENTENCE})
     assert said(result, recogniser) == SENTENCE
 
 
-def test_the_ai_sdk_shows_our_words_and_knows_what_to_repeat(ai_sdk: Client, server: str, guarded: str) -> None:
+def test_ai_sdk_gets_error_messages_and_what_to_retry(ai_sdk: Client, server: str, guarded: str) -> None:
     hello = {"text": "Hello."}
     wrong = ai_sdk.ask("speak", server, model="tts-1", request=hello | {"voice": "nobody"})["error"]
     assert "AI_APICallError" in wrong["message"] or "nobody" in wrong["message"]
@@ -156,7 +158,7 @@ def test_the_ai_sdk_shows_our_words_and_knows_what_to_repeat(ai_sdk: Client, ser
 
 @pytest.mark.parametrize("do", ["speak", "aspeak"])
 @pytest.mark.parametrize("audio_format", ["mp3", "wav"])
-def test_litellm(litellm: Client, server: str, recogniser: Recogniser, do: str, audio_format: str) -> None:
+def test_litellm_gets_speech(litellm: Client, server: str, recogniser: Recogniser, do: str, audio_format: str) -> None:
     request = {
         "model": "openai/tts-1",
         "voice": "alloy",
@@ -182,7 +184,7 @@ def test_litellm_raises_its_own_classes(litellm: Client, server: str, guarded: s
         assert heard(litellm.ask(do, guarded, key=KEY, request=request | {"input": new()}, retries=4)).seconds
 
 
-def test_litellms_router_goes_on_to_a_server_with_room(
+def test_litellm_router_uses_another_server_after_a_429(
     litellm: Client, server: str, guarded: str, recogniser: Recogniser
 ) -> None:
     with full(guarded):

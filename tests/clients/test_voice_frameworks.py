@@ -63,7 +63,7 @@ def test_pipecat_with_every_setting_and_several_sentences(pipecat: Client, serve
     assert heard(fast, "pcm").seconds == pytest.approx(heard(usual, "pcm").seconds / 2, rel=0.1)
 
 
-def test_pipecat_hears_what_is_wrong(pipecat: Client, server: str, guarded: str) -> None:
+def test_pipecat_gets_errors_and_retries_a_429(pipecat: Client, server: str, guarded: str) -> None:
     wrong = pipecat.ask("speak", server, texts=["Hello."], settings={"voice": "alloy", "model": "gpt-5"})
     assert any("gpt-5" in error for error in wrong["errors"])
     denied = pipecat.ask("speak", guarded, key="sk-wrong", texts=["Hello."], settings={"voice": "alloy"})
@@ -94,12 +94,12 @@ def test_livekit_speaks(livekit: Client, server: str, recogniser: Recogniser, mo
     assert said(result, recogniser, "pcm") == SENTENCE
 
 
-def test_livekit_as_it_comes(livekit: Client, server: str, recogniser: Recogniser) -> None:
+def test_livekit_speaks_with_defaults(livekit: Client, server: str, recogniser: Recogniser) -> None:
     """Nothing chosen: voice ash, mp3, events."""
     assert said(livekit.ask("speak", server, text=SENTENCE, options={}), recogniser, "pcm") == SENTENCE
 
 
-def test_livekit_raises_what_its_agents_understand(livekit: Client, server: str, guarded: str) -> None:
+def test_livekit_raises_its_own_error_classes(livekit: Client, server: str, guarded: str) -> None:
     wrong = livekit.ask("speak", server, text="Hello.", options={"voice": "nobody"})["error"]
     assert "APIStatusError" in wrong["classes"]
     assert wrong["status_code"] == 400
@@ -115,7 +115,7 @@ def test_livekit_raises_what_its_agents_understand(livekit: Client, server: str,
 
 
 @pytest.mark.parametrize("model", ["gpt-4o-mini-tts", "tts-1"])
-def test_a_livekit_listener_who_interrupts_frees_the_row(livekit: Client, guarded: str, model: str) -> None:
+def test_livekit_interruption_frees_the_row(livekit: Client, guarded: str, model: str) -> None:
     for _ in range(3):
         result = livekit.ask("speak", guarded, key=KEY, text=LONG, options={"model": model}, interrupt=True)
         assert heard(result, "pcm").seconds > 0
@@ -131,7 +131,7 @@ def test_openai_agents_speak(agents: Client, server: str, recogniser: Recogniser
     assert said(result, recogniser, "pcm") == SENTENCE
 
 
-def test_openai_agents_as_they_come(agents: Client, server: str, recogniser: Recogniser) -> None:
+def test_openai_agents_speak_with_defaults(agents: Client, server: str, recogniser: Recogniser) -> None:
     """Voice ash, instructions in the body, no speed."""
     assert said(agents.ask("speak", server, text=SENTENCE, settings={}), recogniser, "pcm") == SENTENCE
     no_instructions = agents.ask(
@@ -140,7 +140,7 @@ def test_openai_agents_as_they_come(agents: Client, server: str, recogniser: Rec
     assert said(no_instructions, recogniser, "pcm") == SENTENCE
 
 
-def test_openai_agents_raise(agents: Client, server: str, guarded: str) -> None:
+def test_openai_agents_raise_openai_errors(agents: Client, server: str, guarded: str) -> None:
     wrong = agents.ask("speak", server, text="Hello.", settings={"voice": "nobody"})["error"]
     assert wrong["classes"][0] == "BadRequestError"
     denied = agents.ask("speak", guarded, key="sk-wrong", text="Hello.", settings={})["error"]

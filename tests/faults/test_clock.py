@@ -41,7 +41,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def test_a_server_whose_clock_jumps_to_and_fro(tmp_path: Path, clock: Clock) -> None:
+def test_server_works_while_the_clock_jumps(tmp_path: Path, clock: Clock) -> None:
     with (
         serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=0, TTS_OUTBOX_S=0.5) as url,
         httpx.Client(base_url=url) as http,
@@ -67,7 +67,7 @@ def test_a_server_whose_clock_jumps_to_and_fro(tmp_path: Path, clock: Clock) -> 
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_conversations_neither_end_at_once_nor_live_for_ever(tmp_path: Path, clock: Clock, kept: bool) -> None:
+def test_conversations_expire_correctly_when_the_clock_jumps(tmp_path: Path, clock: Clock, kept: bool) -> None:
     memory = Memory(tokens=100, ttl_s=3600, folder=tmp_path if kept else None)
     turn = RememberedTurn("alloy", "Hello.", np.zeros((2, 4), np.int16))
 

@@ -54,7 +54,7 @@ def voices(http: httpx.Client) -> list[str]:
     return [voice["name"] for voice in http.get("/v1/voice-cloning/voices").json()["voices"]]
 
 
-def test_a_full_disk(small_disk: Path, sample: bytes) -> None:
+def test_server_speaks_with_a_full_disk(small_disk: Path, sample: bytes) -> None:
     with Process(small_disk) as process, httpx.Client(base_url=process.url, timeout=60) as http:
         process.wait()
         assert clone(http, sample, "Anna").status_code == 200
@@ -87,7 +87,7 @@ def test_a_full_disk(small_disk: Path, sample: bytes) -> None:
         assert sorted(voices(http)) == ["Anna", "Berta"]
 
 
-def test_a_disk_that_becomes_read_only(small_disk: Path, sample: bytes, tmp_path: Path) -> None:
+def test_server_speaks_with_a_read_only_disk(small_disk: Path, sample: bytes, tmp_path: Path) -> None:
     with serving(small_disk) as url, httpx.Client(base_url=url, timeout=60) as http:
         assert clone(http, sample, "Anna").status_code == 200
         assert speak(http, "Kept before.").status_code == 200
@@ -103,7 +103,7 @@ def test_a_disk_that_becomes_read_only(small_disk: Path, sample: bytes, tmp_path
         assert http.get("/health").json()["status"] == "ok"
 
 
-def test_a_data_folder_that_can_not_be_had_ends_with_words(tmp_path: Path) -> None:
+def test_unusable_data_folder_ends_the_process_with_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with Process(tmp_path, TTS_DATA_DIR=str(tmp_path / "file" / "data")) as process:
         assert process.child.wait(30) == 2
@@ -111,7 +111,7 @@ def test_a_data_folder_that_can_not_be_had_ends_with_words(tmp_path: Path) -> No
     assert "Traceback" not in process.console()
 
 
-def test_what_was_meddled_with_is_left_out(tmp_path: Path, sample: bytes) -> None:
+def test_damaged_voices_and_cache_entries_are_skipped(tmp_path: Path, sample: bytes) -> None:
     """A voice's folder and a kept answer with other bytes in them; the server starts, and the rest is there."""
     with serving(tmp_path) as url, httpx.Client(base_url=url, timeout=60) as http:
         for name in ("Anna", "Berta", "Carla"):

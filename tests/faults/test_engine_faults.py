@@ -59,14 +59,14 @@ def broken_off(http: httpx.Client, text: str, **more: object) -> bytes:
 
 
 @pytest.mark.parametrize("audio_format", ["mp3", "opus", "aac", "flac", "wav", "pcm"])
-def test_an_exception_in_the_middle_breaks_every_format(http: httpx.Client, audio_format: str) -> None:
+def test_exception_during_a_stream_breaks_the_body_in_every_format(http: httpx.Client, audio_format: str) -> None:
     for _ in range(2):  # the second shows that nothing was kept
         assert broken_off(http, "An exception comes.", response_format=audio_format)
     assert speak(http, "All is well.", response_format=audio_format).status_code == 200
 
 
 @pytest.mark.parametrize("word", ["exception", "number", "noise"])
-def test_with_sse_the_error_is_told(http: httpx.Client, word: str) -> None:
+def test_error_is_an_sse_event(http: httpx.Client, word: str) -> None:
     data = broken_off(http, f"A wrong {word}.", stream_format="sse").decode()
     events = [json.loads(line.removeprefix("data: ")) for line in data.split("\n\n") if line]
     assert events[-1]["error"]["type"] == "server_error"
@@ -75,7 +75,7 @@ def test_with_sse_the_error_is_told(http: httpx.Client, word: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["number", "noise", "memory"])
-def test_those_beside_a_failing_row_hear_all_of_theirs(http: httpx.Client, word: str) -> None:
+def test_other_rows_are_complete_if_one_row_fails(http: httpx.Client, word: str) -> None:
     def one(index: int) -> float | None:
         if index == 1:
             if word == "memory":
@@ -92,7 +92,7 @@ def test_those_beside_a_failing_row_hear_all_of_theirs(http: httpx.Client, word:
     wait_until(lambda: http.get("/health").json()["rows"]["active"] == 0, 5)
 
 
-def test_memory_that_is_not_there_is_not_asked_for_again(http: httpx.Client) -> None:
+def test_out_of_memory_forbids_client_retries(http: httpx.Client) -> None:
     answer = speak(http, "Much memory.")
     assert answer.status_code == 500
     assert answer.headers["x-should-retry"] == "false"
@@ -100,7 +100,7 @@ def test_memory_that_is_not_there_is_not_asked_for_again(http: httpx.Client) -> 
     assert speak(http, "All is well.").status_code == 200
 
 
-def test_a_dead_loop_starts_again_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dead_batch_loop_is_restarted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with failing(tmp_path, monkeypatch) as http, ThreadPoolExecutor(2) as threads:
         beside = threads.submit(broken_off, http, "A long pause beside it.")
         wait_until(lambda: http.get("/health").json()["rows"]["active"] == 1)

@@ -71,19 +71,19 @@ def raw(server: str, data: bytes, timeout_s: float = 10.0) -> bytes:
     ],
     ids=lambda data: ascii(data[-24:]),
 )
-def test_no_http_at_all(server: str, data: bytes) -> None:
+def test_malformed_http_is_rejected(server: str, data: bytes) -> None:
     """A 4xx, or the connection is closed; never a 200 of what nobody can have meant, never a 5xx."""
     answer = raw(server, data)
     status = int(answer[9:12]) if answer.startswith(b"HTTP/1.1 ") else 400
     assert 400 <= status < 500 or (status == 200 and data.startswith(GET)), answer[:200]
 
 
-def test_a_body_shorter_than_it_says_is_not_spoken(server: str) -> None:
+def test_truncated_body_is_not_spoken(server: str) -> None:
     answer = raw(server, POST + b"Content-Length: 500\r\n\r\n" + BODY)
     assert b" 200 " not in answer[:20]
 
 
-def test_what_follows_a_body_is_no_second_request(server: str) -> None:
+def test_bytes_after_the_body_are_not_a_second_request(server: str) -> None:
     """Garbage behind a body is a 400 or closes the connection: it is not mixed into the request before it."""
     answer = raw(server, POST + b"Content-Length: 19\r\n\r\n" + BODY + b"GARBAGE\r\n\r\nConnection: close")
     assert answer.count(b"HTTP/1.1 200") <= 1
@@ -91,7 +91,7 @@ def test_what_follows_a_body_is_no_second_request(server: str) -> None:
 
 
 @pytest.mark.parametrize("header", ["Content-Type", "Authorization", "X-Request-ID", "Host"])
-def test_headers_that_come_twice(server: str, header: str) -> None:
+def test_duplicate_headers_are_not_a_500(server: str, header: str) -> None:
     line = header.encode() + b": application/json\r\n"
     assert int(raw(server, GET + line + line + b"Connection: close\r\n\r\n")[9:12]) < 500
 
@@ -124,7 +124,7 @@ NUMBER = "9" * 10_000
     ],
     ids=lambda content: content[:40],
 )
-def test_numbers_and_names_made_to_hurt(server: str, content: str) -> None:
+def test_hostile_numbers_and_names_are_rejected(server: str, content: str) -> None:
     answer = httpx.post(
         f"{server}/v1/audio/speech", content=content, headers={"Content-Type": "application/json"}, timeout=30
     )
@@ -134,7 +134,7 @@ def test_numbers_and_names_made_to_hurt(server: str, content: str) -> None:
     assert len(answer.content) < 20_000, "the answer gives back what was sent"
 
 
-def test_ten_thousand_digits_are_announced_not_read(server: str) -> None:
+def test_ten_thousand_digits_are_not_spoken_digit_by_digit(server: str) -> None:
     body = {"input": f"The number {NUMBER} is large.", "response_format": "wav"}
     answer = httpx.post(f"{server}/v1/audio/speech", json=body, timeout=30)
     assert answer.status_code == 200
@@ -157,7 +157,7 @@ def test_ten_thousand_digits_are_announced_not_read(server: str) -> None:
         "/static/%00",
     ],
 )
-def test_paths_made_to_lead_elsewhere(server: str, path: str) -> None:
+def test_path_traversal_is_rejected(server: str, path: str) -> None:
     answer = raw(server, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
     assert int(answer[9:12]) in (400, 404, 405), answer[:200]
     assert b"root:" not in answer
@@ -181,7 +181,9 @@ def test_paths_made_to_lead_elsewhere(server: str, path: str) -> None:
     ],
     ids=ascii,
 )
-def test_names_of_uploads_and_voices(server: str, name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_hostile_file_and_voice_names_are_harmless(
+    server: str, name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """A voice gets a name that is a name, or is refused; the file's own name means nothing."""
     sample = samples.file(samples.speech(), "mp3")
     form = {"name": name, "transcript": samples.TEXT}
@@ -199,7 +201,7 @@ def test_names_of_uploads_and_voices(server: str, name: str, tmp_path_factory: p
         assert answer.json()["error"]["message"]
 
 
-def test_no_field_is_an_address_that_is_fetched(server: str) -> None:
+def test_urls_in_fields_are_not_fetched(server: str) -> None:
     """Only a YouTube import takes an address, and reads no more of it than the video's id (tests/unit/test_youtube.py:
     redirects, other names for this machine, names that come to lead to it)."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -257,7 +259,7 @@ def lying_wav() -> bytes:
         pytest.param(lambda: b"ffconcat version 1.0\nfile /etc/passwd\n", id="a concat script"),
     ],
 )
-def test_files_made_to_hurt(server: str, upload: object) -> None:
+def test_hostile_files_are_rejected(server: str, upload: object) -> None:
     data = upload()  # type: ignore[operator]
     assert len(data) < 700_000
     for path, field, form in (

@@ -24,7 +24,7 @@ STREAMS = 16
 
 
 @pytest.mark.slow
-def test_sigterm_while_sixteen_speak(tmp_path: Path) -> None:
+def test_sigterm_breaks_only_streams_longer_than_the_grace(tmp_path: Path) -> None:
     """Short answers finish within the grace, endless ones are broken off; none looks whole and is not."""
     grace_s = 3
     with Process(tmp_path, TTS_SHUTDOWN_GRACE_S=str(grace_s), TTS_OUTBOX_S="0.5", TTS_MAX_ROWS="16") as process:
@@ -134,11 +134,11 @@ def _killed_again_and_again(tmp_path: Path, rounds: int) -> None:
     assert left == []
 
 
-def test_killed_and_started_again(tmp_path: Path) -> None:
+def test_acknowledged_voices_survive_two_kills(tmp_path: Path) -> None:
     _killed_again_and_again(tmp_path, 2)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(500)
-def test_killed_and_started_again_many_times(tmp_path: Path) -> None:
+def test_acknowledged_voices_survive_fifteen_kills(tmp_path: Path) -> None:
     _killed_again_and_again(tmp_path, 15)

@@ -19,7 +19,7 @@ import pytest
 pytestmark = pytest.mark.integration
 
 
-def test_who_takes_nothing_loses_the_row_and_others_get_it(tmp_path: Path) -> None:
+def test_stalled_reader_loses_its_row(tmp_path: Path) -> None:
     with (
         serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=4, TTS_OUTBOX_S=0.5, TTS_READER_TIMEOUT_S=1.5) as url,
         stuck_reader(url) as raw,
@@ -36,7 +36,7 @@ def test_who_takes_nothing_loses_the_row_and_others_get_it(tmp_path: Path) -> No
         assert "tts_cancelled_total 1.0" in httpx.get(f"{url}/metrics").text
 
 
-def test_who_reads_slowly_keeps_it(tmp_path: Path) -> None:
+def test_slow_reader_keeps_its_row(tmp_path: Path) -> None:
     with serving(tmp_path, TTS_OUTBOX_S=0.5, TTS_READER_TIMEOUT_S=1.5) as url, stuck_reader(url) as raw:
         raw.settimeout(10)
         began_s = time.monotonic()
@@ -47,7 +47,7 @@ def test_who_reads_slowly_keeps_it(tmp_path: Path) -> None:
         assert rows(url)["active"] >= 1
 
 
-def test_a_stuck_reader_does_not_hold_the_shutdown_up(tmp_path: Path) -> None:
+def test_stalled_reader_does_not_delay_the_shutdown(tmp_path: Path) -> None:
     """Closing such a connection would wait for its reader: the kernel throws away what is left."""
     with Process(tmp_path, TTS_READER_TIMEOUT_S="1.5", TTS_OUTBOX_S="0.5", TTS_SHUTDOWN_GRACE_S="60") as process:
         process.wait()

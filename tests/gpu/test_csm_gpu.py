@@ -60,7 +60,7 @@ def speak(runner: CsmRunner, utterance: Utterance) -> tuple[np.ndarray, np.ndarr
     ("sampling", "frames"),
     [(GREEDY, 300), (Sampling(), 40), (Sampling(top_k=0, top_p=0.9), 40)],  # 300: beyond the shortest captured length
 )
-def test_codes_and_samples_are_those_of_a_cpu(
+def test_codes_and_samples_equal_those_of_the_cpu(
     folder: Path, on_cpu: CsmRunner, mode: dict[str, Any], sampling: Sampling, frames: int
 ) -> None:
     runner = make(folder, **mode)

@@ -54,7 +54,7 @@ def speak(runner: DiaRunner, utterance: Utterance, row: int = 0) -> tuple[np.nda
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling()])
-def test_codes_and_samples_are_those_of_a_cpu(folder: Path, mode: dict[str, Any], sampling: Sampling) -> None:
+def test_codes_and_samples_equal_those_of_the_cpu(folder: Path, mode: dict[str, Any], sampling: Sampling) -> None:
     utterance = speech("The same words on another device.", sampling=sampling, frames=60, prompt=prompt())
     expected, expected_samples = speak(make(folder), utterance)
     codes, samples = speak(make(folder, **mode), utterance)

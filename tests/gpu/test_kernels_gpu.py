@@ -32,7 +32,7 @@ def triton() -> Kernels:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_what_the_server_asks_of_them_at_its_start(dtype: torch.dtype, triton: Kernels) -> None:
+def test_triton_kernels_pass_the_start_check(dtype: torch.dtype, triton: Kernels) -> None:
     assert not differs(triton, CUDA, dtype)
 
 
@@ -45,7 +45,7 @@ def test_triton_gives_the_results_of_torch(dtype: torch.dtype, rows: int, triton
 
 @pytest.mark.parametrize("case", FEW, ids=[case.name for case in FEW])
 @pytest.mark.parametrize("name", ["torch", "triton"])
-def test_a_graph_replays_with_other_numbers(case: Case, name: str, triton: Kernels) -> None:
+def test_cuda_graph_replays_with_new_inputs(case: Case, name: str, triton: Kernels) -> None:
     kernels = TORCH if name == "torch" else triton
     inputs = case.make(torch.Generator(CUDA).manual_seed(1), CUDA)
     side = torch.cuda.Stream(CUDA)

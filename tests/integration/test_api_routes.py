@@ -40,7 +40,7 @@ def problem(answer: httpx.Response) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", ["/audio/speech", "/audio/speech/streaming", "/audio/speech/stream"])
 @pytest.mark.parametrize("prefix", ["/v1", "/api/v1"])
-def test_speech_paths_sound_the_same(http: httpx.Client, prefix: str, path: str) -> None:
+def test_all_speech_paths_return_the_same_audio(http: httpx.Client, prefix: str, path: str) -> None:
     body = {"input": "One sentence for all paths.", "response_format": "pcm"}
     answer = http.post(prefix + path, json=body)
     assert answer.status_code == 200
@@ -48,7 +48,7 @@ def test_speech_paths_sound_the_same(http: httpx.Client, prefix: str, path: str)
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1", "/api/v1"])
-def test_system_paths(http: httpx.Client, prefix: str) -> None:
+def test_system_paths_are_served(http: httpx.Client, prefix: str) -> None:
     health = http.get(f"{prefix}/health")
     assert health.status_code == 200
     assert health.json()["status"] == "ok"
@@ -59,7 +59,7 @@ def test_system_paths(http: httpx.Client, prefix: str) -> None:
     assert http.get(f"{prefix}/debug").json()["settings"]["TTS_ENGINE"] == "espeak"
 
 
-def test_voices_serve_every_shape(http: httpx.Client) -> None:
+def test_voice_list_has_the_shapes_of_all_clients(http: httpx.Client) -> None:
     body = http.get("/v1/audio/voices").json()
     assert body["object"] == "list"
     assert body["voices"] == body["data"]
@@ -67,7 +67,7 @@ def test_voices_serve_every_shape(http: httpx.Client) -> None:
     assert http.get("/v1/audio/voices?legacy=true").json()["voices"] == list(PROFILES)
 
 
-def test_audio_models_and_model_details(http: httpx.Client) -> None:
+def test_models_are_listed_with_details(http: httpx.Client) -> None:
     body = http.get("/api/v1/audio/models").json()
     assert {"id": "espeak", "name": "espeak"} in body["models"]
     assert body["data"][0]["object"] == "model"
@@ -86,12 +86,12 @@ def test_unknown_models_are_404(http: httpx.Client, path: str) -> None:
     assert problem(answer)["code"] == "model_not_found"
 
 
-def test_lists_of_formats(http: httpx.Client) -> None:
+def test_response_and_stream_formats_are_listed(http: httpx.Client) -> None:
     assert "opus" in http.get("/v1/audio/speech/response-formats").json()["response_formats"]
     assert http.get("/v1/audio/speech/stream-formats").json() == {"stream_formats": ["audio", "sse"]}
 
 
-def test_unknown_paths_and_methods_speak_the_envelope(http: httpx.Client) -> None:
+def test_unknown_paths_and_methods_return_error_envelopes(http: httpx.Client) -> None:
     assert http.get("/v1/nothing").status_code == 404
     problem(http.get("/v1/nothing"))
     wrong = http.get("/v1/audio/speech")
@@ -104,7 +104,7 @@ def test_unknown_paths_and_methods_speak_the_envelope(http: httpx.Client) -> Non
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/v1/models", "/v1/audio/voices", "/openapi.json"])
-def test_head_answers_as_get_does_without_the_body(http: httpx.Client, path: str) -> None:
+def test_head_request_has_the_headers_of_get_without_a_body(http: httpx.Client, path: str) -> None:
     head, get = http.head(path), http.get(path)
     assert head.status_code == get.status_code == 200
     assert head.headers["content-type"] == get.headers["content-type"]
@@ -112,14 +112,14 @@ def test_head_answers_as_get_does_without_the_body(http: httpx.Client, path: str
     assert http.head("/v1/audio/speech").status_code == 405
 
 
-def test_a_wrong_query_names_its_parameter(http: httpx.Client) -> None:
+def test_invalid_query_error_names_the_parameter(http: httpx.Client) -> None:
     answer = http.get("/v1/audio/voices?legacy=perhaps")
     assert answer.status_code == 400
     assert problem(answer)["param"] == "legacy"
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "\u200b\ufeff", "\x00", "[pause:1s]", "<break/> [pause]"])
-def test_nothing_to_speak_has_one_code(http: httpx.Client, text: str) -> None:
+def test_text_without_speech_is_empty_input(http: httpx.Client, text: str) -> None:
     answer = http.post("/v1/audio/speech", json={"input": text})
     assert answer.status_code == 400
     error = problem(answer)
@@ -146,7 +146,9 @@ def test_nothing_to_speak_has_one_code(http: httpx.Client, text: str) -> None:
         (b'{"input": "' + b"a" * 2_000_000 + b'"}', "application/json", 413, "request_too_large"),
     ],
 )
-def test_odd_bodies(http: httpx.Client, content: bytes, content_type: str, status: int, code: str | None) -> None:
+def test_odd_bodies_are_rejected(
+    http: httpx.Client, content: bytes, content_type: str, status: int, code: str | None
+) -> None:
     answer = http.post("/v1/audio/speech", content=content, headers={"Content-Type": content_type})
     assert answer.status_code == status
     error = problem(answer)
@@ -154,7 +156,7 @@ def test_odd_bodies(http: httpx.Client, content: bytes, content_type: str, statu
     assert http.post("/v1/audio/speech", json={"input": "Still here."}).status_code == 200
 
 
-def test_a_huge_body_without_a_length_is_cut_off(http: httpx.Client) -> None:
+def test_huge_chunked_body_is_rejected(http: httpx.Client) -> None:
     def endless() -> Iterator[bytes]:
         yield b'{"input": "'
         for _ in range(40):
@@ -166,7 +168,7 @@ def test_a_huge_body_without_a_length_is_cut_off(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "APPLICATION/JSON", "application/x+json"])
-def test_json_content_types(http: httpx.Client, content_type: str) -> None:
+def test_every_json_content_type_is_accepted(http: httpx.Client, content_type: str) -> None:
     answer = http.post(
         "/v1/audio/speech?api-version=2025-01-01",
         content=json.dumps({"input": "Hello."}),
@@ -185,14 +187,14 @@ def test_odd_texts_are_spoken(http: httpx.Client, text: str) -> None:
     assert decode(answer.content, "wav").loudness_dbfs > -40
 
 
-def test_the_longest_text_of_wide_characters_passes(http: httpx.Client) -> None:
+def test_longest_text_of_wide_characters_is_accepted(http: httpx.Client) -> None:
     body = {"input": "好" * 20_000, "response_format": "pcm", "max_audio_length_ms": 500}
     answer = http.post("/v1/audio/speech", json=body)
     assert answer.status_code == 200
     assert decode(answer.content, "pcm").seconds == pytest.approx(0.5, abs=0.01)
 
 
-def test_whatever_the_model_is_called_the_answer_is_the_same(http: httpx.Client) -> None:
+def test_all_model_aliases_return_the_same_audio(http: httpx.Client) -> None:
     body = {"input": "One engine has many names."}
     answers = [
         http.post("/v1/audio/speech", json={**body, "model": model}) for model in ("tts-1", "tts-1-hd", "espeak")
@@ -201,7 +203,7 @@ def test_whatever_the_model_is_called_the_answer_is_the_same(http: httpx.Client)
     assert len({answer.headers["x-tts-seed"] for answer in answers}) == 1
 
 
-def test_same_request_same_bytes(http: httpx.Client) -> None:
+def test_repeated_request_returns_the_cached_bytes(http: httpx.Client) -> None:
     body = {"input": "A sentence for the cache, said once.", "voice": "coral"}
     first, second = (http.post("/v1/audio/speech", json=body) for _ in range(2))
     assert (first.headers["x-cache"], second.headers["x-cache"]) == ("miss", "hit")
@@ -213,7 +215,7 @@ def test_same_request_same_bytes(http: httpx.Client) -> None:
     assert len(seeds) == 3
 
 
-def test_the_head_of_each_format(http: httpx.Client) -> None:
+def test_each_format_has_its_file_header(http: httpx.Client) -> None:
     def head(audio_format: str) -> bytes:
         return http.post("/v1/audio/speech", json={"input": "Hello.", "response_format": audio_format}).content
 
@@ -232,7 +234,7 @@ def test_the_head_of_each_format(http: httpx.Client) -> None:
 
 @pytest.mark.parametrize("rate_hz", [8_000, 16_000, 22_050, 44_100, 48_000])
 @pytest.mark.parametrize("audio_format", ["mp3", "opus", "aac", "flac", "wav", "pcm"])
-def test_sample_rates(http: httpx.Client, audio_format: str, rate_hz: int) -> None:
+def test_requested_sample_rate_is_used(http: httpx.Client, audio_format: str, rate_hz: int) -> None:
     text = "A short sentence at some rate."
     body = {"input": text, "response_format": audio_format, "sample_rate": rate_hz}
     heard = decode(http.post("/v1/audio/speech", json=body).content, audio_format, rate_hz)
@@ -242,7 +244,7 @@ def test_sample_rates(http: httpx.Client, audio_format: str, rate_hz: int) -> No
     assert heard.seconds == pytest.approx(usual.seconds, abs=0.3)
 
 
-def test_pauses_last_as_long_as_asked(http: httpx.Client) -> None:
+def test_pauses_have_the_requested_length(http: httpx.Client) -> None:
     def seconds(text: str, speed: float) -> float:
         answer = http.post("/v1/audio/speech", json={"input": text, "response_format": "pcm", "speed": speed})
         return decode(answer.content, "pcm").seconds
@@ -252,7 +254,7 @@ def test_pauses_last_as_long_as_asked(http: httpx.Client) -> None:
         assert longer == pytest.approx(1.5, abs=0.05), speed
 
 
-def test_keys(tmp_path: Any) -> None:
+def test_request_without_a_valid_key_is_rejected(tmp_path: Any) -> None:
     with (
         serving(tmp_path, TTS_API_KEYS="first-key-0123456, second-key-0123456") as url,
         httpx.Client(base_url=url) as http,
@@ -284,7 +286,7 @@ def test_limits_come_from_settings(tmp_path: Any) -> None:
         assert [answer.headers["x-cache"] for answer in again] == ["miss", "miss"]
 
 
-def test_cors(tmp_path: Any, http: httpx.Client) -> None:
+def test_cors_allows_only_the_configured_origin(tmp_path: Any, http: httpx.Client) -> None:
     origin = {"Origin": "https://studio.example"}
     assert "access-control-allow-origin" not in http.get("/v1/models", headers=origin).headers
     with serving(tmp_path, TTS_CORS_ORIGINS="https://studio.example") as url:
@@ -333,7 +335,7 @@ def test_a_page_of_another_origin_can_read_errors_and_limits(tmp_path: Any, monk
         assert "access-control-allow-origin" not in evil.headers
 
 
-def test_forms_of_foreign_pages_are_refused(tmp_path: Any, http: httpx.Client) -> None:
+def test_cross_origin_form_is_rejected(tmp_path: Any, http: httpx.Client) -> None:
     """A page needs no leave to send a form; what it may read of the answer is another matter."""
     form: dict[str, Any] = {"data": {"name": "Eve"}, "files": {"audio_file": b"x"}}
     path = "/v1/voice-cloning/clone"
@@ -353,7 +355,7 @@ def test_forms_of_foreign_pages_are_refused(tmp_path: Any, http: httpx.Client) -
 
 
 @pytest.mark.parametrize("path", ["/health", "/v1/nothing", "/v1/audio/voices", "/metrics", "/openapi.json", "/debug"])
-def test_what_is_data_is_nothing_else(http: httpx.Client, path: str) -> None:
+def test_data_responses_have_strict_security_headers(http: httpx.Client, path: str) -> None:
     for answer in (http.get(path), http.post("/v1/audio/speech", json={"input": "Hello."})):
         assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
         assert answer.headers["x-frame-options"] == "DENY"

@@ -47,20 +47,20 @@ def is_mp3(path: Path) -> bool:
     return len(data) > 5_000 and data[0] == 0xFF
 
 
-def test_the_python_snippet_speaks(server: str, tmp_path: Path) -> None:
+def test_python_snippet_of_the_readme_writes_an_mp3(server: str, tmp_path: Path) -> None:
     (code,) = snippets("python")
     run([sys.executable, "-c", code.replace(BASE, server)], tmp_path)
     assert is_mp3(tmp_path / "hello.mp3")
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_curl_snippet_speaks(server: str, tmp_path: Path) -> None:
+def test_curl_snippet_of_the_readme_writes_an_mp3(server: str, tmp_path: Path) -> None:
     (command,) = [snippet for snippet in snippets("bash") if "curl" in snippet]
     run(["bash", "-ec", command.replace(BASE, server)], tmp_path)
     assert is_mp3(tmp_path / "hello.mp3")
 
 
-def test_the_first_screen_says_both_commands() -> None:
+def test_readme_starts_with_the_run_and_test_commands() -> None:
     first_screen = "\n".join(README.splitlines()[:20])
     assert "make run" in first_screen
     assert "make test" in first_screen
@@ -74,7 +74,7 @@ def test_links_and_paths_exist(page: str) -> None:
             assert ((ROOT / page).parent / target).exists(), target
 
 
-def test_the_architecture_names_real_files() -> None:
+def test_architecture_and_glossary_name_existing_files() -> None:
     for page in ("architecture", "glossary"):
         text = (ROOT / "docs" / f"{page}.md").read_text()
         paths = re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.[a-z]+)?)`", text)
@@ -83,5 +83,5 @@ def test_the_architecture_names_real_files() -> None:
             assert (ROOT / "app" / path).exists() or (ROOT / path).exists(), (page, path)
 
 
-def test_the_changelog_knows_this_version() -> None:
+def test_changelog_has_an_entry_for_this_version() -> None:
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()

@@ -30,7 +30,7 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.mark.parametrize("word", ["break", "crash"])
 @pytest.mark.parametrize("audio_format", ["mp3", "wav"])
-def test_a_failure_after_the_first_sound_breaks_the_body(url: str, audio_format: str, word: str) -> None:
+def test_failure_after_the_first_audio_breaks_the_body(url: str, audio_format: str, word: str) -> None:
     body = {"input": f"Please {word}.", "response_format": audio_format}
     for _ in range(2):  # the second time shows that nothing was cached
         received: list[bytes] = []
@@ -44,7 +44,7 @@ def test_a_failure_after_the_first_sound_breaks_the_body(url: str, audio_format:
 
 
 @pytest.mark.parametrize("word", ["break", "crash"])
-def test_with_sse_the_official_client_raises(url: str, word: str) -> None:
+def test_error_event_raises_in_the_official_client(url: str, word: str) -> None:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
         stream = client.post(
             "/audio/speech",
@@ -58,13 +58,13 @@ def test_with_sse_the_official_client_raises(url: str, word: str) -> None:
     assert "engine broke" in str(caught.value) or "server failed" in str(caught.value)
 
 
-def test_silence_is_an_error_not_an_answer(url: str) -> None:
+def test_silent_output_is_a_500_error(url: str) -> None:
     answer = httpx.post(f"{url}/v1/audio/speech", json={"input": "Only silence."})
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "nothing_spoken"
 
 
-def test_out_of_memory_is_not_to_be_retried(url: str) -> None:
+def test_out_of_memory_forbids_client_retries(url: str) -> None:
     with (
         openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=2) as client,
         pytest.raises(openai.InternalServerError) as caught,

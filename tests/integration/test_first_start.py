@@ -31,7 +31,7 @@ MODEL = {
 }
 
 
-def test_without_weights_the_offline_voice_answers_and_says_so(tmp_path: Path) -> None:
+def test_missing_weights_start_the_offline_voice_and_degrade_health(tmp_path: Path) -> None:
     with Process(tmp_path, TTS_ENGINE="csm", HF_ENDPOINT=NOWHERE) as process:
         process.wait("/health", timeout_s=10)
         process.wait("/ready", timeout_s=15)
@@ -62,7 +62,7 @@ def test_without_weights_the_offline_voice_answers_and_says_so(tmp_path: Path) -
     assert "CSM_MODEL" in console
 
 
-def test_without_a_stand_in_the_answer_is_503_with_the_reason(tmp_path: Path) -> None:
+def test_missing_weights_without_a_fallback_engine_are_a_503_with_the_reason(tmp_path: Path) -> None:
     with Process(tmp_path, TTS_ENGINE="csm", TTS_FALLBACK_ENGINE="", HF_ENDPOINT=NOWHERE) as process:
         process.wait("/health", 503, timeout_s=15)
         health = httpx.get(f"{process.url}/health").json()
@@ -77,7 +77,7 @@ def test_without_a_stand_in_the_answer_is_503_with_the_reason(tmp_path: Path) ->
         }
 
 
-def test_an_engine_that_fails_is_not_said_to_miss_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_engine_is_not_reported_as_missing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crashing = EngineSpec("crashing", "crashing-1b", "tests.support.engine_targets:crashing")
     monkeypatch.setattr(wiring.registry, "specs", lambda: {"crashing": crashing, **specs()})
     with serving(tmp_path, TTS_ENGINE="crashing") as url:
@@ -86,14 +86,14 @@ def test_an_engine_that_fails_is_not_said_to_miss_its_weights(tmp_path: Path, mo
     assert states["espeak"] == states["tts-1"] == "ready"
 
 
-def test_the_grammar_is_loaded_before_a_request_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_normalizer_is_warmed_up_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warmed = threading.Event()
     monkeypatch.setattr(wiring.Normalizer, "warm", lambda _: warmed.set())
     with serving(tmp_path):
         assert warmed.wait(5)
 
 
-def test_while_weights_download_health_tells_how_far(tmp_path: Path) -> None:
+def test_health_reports_the_progress_of_a_download(tmp_path: Path) -> None:
     with FakeHub({REPO: MODEL}) as hub:
         hub.bytes_per_s = 100_000
         with Process(tmp_path, TTS_ENGINE="csm", HF_ENDPOINT=hub.url) as process:
@@ -120,7 +120,7 @@ def test_while_weights_download_health_tells_how_far(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("token", ["", "hf_secretsecretsecret"])
-def test_a_gate_names_the_licence_the_token_and_a_mirror(tmp_path: Path, token: str) -> None:
+def test_gated_model_error_names_the_licence_the_token_and_a_mirror(tmp_path: Path, token: str) -> None:
     with FakeHub({REPO: MODEL}) as hub:
         hub.gated = {REPO}
         with Process(tmp_path, TTS_ENGINE="csm", HF_ENDPOINT=hub.url, HF_TOKEN=token) as process:
@@ -137,7 +137,7 @@ def test_a_gate_names_the_licence_the_token_and_a_mirror(tmp_path: Path, token: 
             assert not token or token not in everything
 
 
-def test_stopping_during_a_download_is_quick(tmp_path: Path) -> None:
+def test_server_stops_during_a_download(tmp_path: Path) -> None:
     with FakeHub({REPO: MODEL}) as hub:
         hub.bytes_per_s = 20_000
         with Process(tmp_path, TTS_ENGINE="csm", HF_ENDPOINT=hub.url) as process:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 
-def test_one_row_adds_a_format_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_table_row_adds_an_audio_format_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(AUDIO_FORMATS, "wave", replace(AUDIO_FORMATS["wav"], media_type="audio/x-wave"))
     with serving(tmp_path) as url, httpx.Client(base_url=url) as http:
         assert "wave" in http.get("/v1/audio/speech/response-formats").json()["response_formats"]

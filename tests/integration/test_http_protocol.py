@@ -70,7 +70,7 @@ def trickle(raw: socket.socket, data: bytes, pause_s: float = 0.05, most: int = 
             time.sleep(pause_s)
 
 
-def test_a_head_that_never_ends_is_cut_off(server: str) -> None:
+def test_endless_request_head_is_rejected(server: str) -> None:
     with connected(server) as raw:
         raw.sendall(b"GET /health HTTP/1.1\r\nHost: here\r\nX-Long: ")
         with contextlib.suppress(ConnectionError):
@@ -88,7 +88,7 @@ def test_a_head_that_never_ends_is_cut_off(server: str) -> None:
         b"Cookie: " + b"a=b; " * 14_000 + b"\r\n",
     ],
 )
-def test_a_large_head_is_refused_in_words(server: str, head: bytes) -> None:
+def test_large_request_head_is_a_431_error(server: str, head: bytes) -> None:
     with connected(server) as raw:
         raw.sendall(b"GET /health HTTP/1.1\r\nHost: here\r\n" + head + b"\r\n")
         answer = rest(raw)
@@ -96,7 +96,7 @@ def test_a_large_head_is_refused_in_words(server: str, head: bytes) -> None:
     assert httpx.get(f"{server}/health").status_code == 200
 
 
-def test_a_long_address_is_refused_and_a_usual_head_is_not(server: str) -> None:
+def test_long_url_is_rejected_and_50_kb_of_headers_are_accepted(server: str) -> None:
     with connected(server) as raw:
         raw.sendall(b"GET /health?" + b"a" * MAX_HEAD_BYTES + b" HTTP/1.1\r\nHost: here\r\n\r\n")
         assert status(rest(raw)) == 431
@@ -107,7 +107,7 @@ def test_a_long_address_is_refused_and_a_usual_head_is_not(server: str) -> None:
 @pytest.mark.parametrize(
     "sent", [b"\x16\x03\x01\x02\x00\x01", b"HELLO\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x00" * 50]
 )
-def test_what_is_not_http_is_told_so(server: str, sent: bytes) -> None:
+def test_invalid_http_is_a_400_error(server: str, sent: bytes) -> None:
     with connected(server) as raw:
         raw.sendall(sent)
         answer = rest(raw)
@@ -122,7 +122,7 @@ def test_what_is_not_http_is_told_so(server: str, sent: bytes) -> None:
         (b"GET /health HTTP/1.1\r\nHost: here\r\n", b"X: y\r\n"),
     ],
 )
-def test_a_head_must_come_in_time(impatient: str, first: bytes, then: bytes) -> None:
+def test_slow_request_head_times_out(impatient: str, first: bytes, then: bytes) -> None:
     with connected(impatient) as raw:
         raw.sendall(first)
         if then:
@@ -131,7 +131,7 @@ def test_a_head_must_come_in_time(impatient: str, first: bytes, then: bytes) -> 
     assert not answer or (status(answer), code(answer)) == (408, "request_timeout")
 
 
-def test_the_second_request_of_a_connection_must_come_in_time_too(impatient: str) -> None:
+def test_second_request_and_idle_connection_time_out(impatient: str) -> None:
     with connected(impatient) as raw:
         raw.sendall(b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n")
         assert raw.recv(65_536).startswith(b"HTTP/1.1 200")
@@ -144,7 +144,7 @@ def test_the_second_request_of_a_connection_must_come_in_time_too(impatient: str
 
 
 @pytest.mark.parametrize("length", [b"Content-Length: 5000\r\n", b"Transfer-Encoding: chunked\r\n"])
-def test_a_body_must_come_in_time(impatient: str, length: bytes) -> None:
+def test_slow_request_body_times_out(impatient: str, length: bytes) -> None:
     piece = b"1\r\n \r\n" if b"chunked" in length else b" "
     with connected(impatient) as raw:
         raw.sendall(HEAD + b"Authorization: Bearer a-key-of-patience\r\n" + length + b"\r\n")
@@ -154,7 +154,7 @@ def test_a_body_must_come_in_time(impatient: str, length: bytes) -> None:
     assert b"connection: close" in answer.lower()
 
 
-def test_a_slow_body_that_is_fast_enough_is_read(impatient: str) -> None:
+def test_body_above_the_minimum_rate_is_accepted(impatient: str) -> None:
     """Longer than the limit altogether, but never slower than 1 kB/s."""
     body = json.dumps({"input": "Hello.", "user": "x" * 3000}).encode()
     with connected(impatient) as raw:
@@ -166,7 +166,7 @@ def test_a_slow_body_that_is_fast_enough_is_read(impatient: str) -> None:
         assert status(rest(raw)) == 200
 
 
-def test_who_goes_on_sending_after_the_answer_is_left(impatient: str) -> None:
+def test_connection_closes_if_the_body_trickles_after_an_error(impatient: str) -> None:
     """A 401 comes before the body; whoever trickles the rest of it does not keep the connection."""
     with connected(impatient) as raw:
         raw.sendall(HEAD + b"Content-Length: 50000\r\n\r\n")
@@ -175,7 +175,7 @@ def test_who_goes_on_sending_after_the_answer_is_left(impatient: str) -> None:
         assert rest(raw) == b""
 
 
-def test_a_long_answer_outlives_all_of_it(impatient: str) -> None:
+def test_request_timeouts_do_not_limit_the_response(impatient: str) -> None:
     """The limits are on what callers send; and the start of a next request does not end the answer before it."""
     body = json.dumps({"input": LONG[:9000], "response_format": "pcm", "cache": False}).encode()
     with connected(impatient) as raw:
@@ -190,7 +190,7 @@ def test_a_long_answer_outlives_all_of_it(impatient: str) -> None:
     assert b'"status":"ok"' in got
 
 
-def test_endless_trailers_and_chunk_extensions_are_cut_off(server: str) -> None:
+def test_endless_trailers_and_chunk_extensions_are_rejected(server: str) -> None:
     for endless in (b"2\r\n{}\r\n0\r\nX: ", b"2;a="):
         with connected(server) as raw:
             raw.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + endless)
@@ -201,7 +201,7 @@ def test_endless_trailers_and_chunk_extensions_are_cut_off(server: str) -> None:
     assert httpx.get(f"{server}/health").status_code == 200
 
 
-def test_many_who_only_sit_there_are_gone_in_time(impatient: str) -> None:
+def test_two_hundred_idle_connections_time_out_without_blocking_requests(impatient: str) -> None:
     with contextlib.ExitStack() as stack:
         sitting = [stack.enter_context(connected(impatient)) for _ in range(200)]
         for raw in sitting:
@@ -210,7 +210,7 @@ def test_many_who_only_sit_there_are_gone_in_time(impatient: str) -> None:
         wait_until(lambda: all(status(rest(raw)) == 408 for raw in sitting))
 
 
-def test_there_are_no_websockets(server: str) -> None:
+def test_websocket_upgrade_is_ignored(server: str) -> None:
     with connected(server) as raw:
         raw.sendall(
             b"GET /health HTTP/1.1\r\nHost: here\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"

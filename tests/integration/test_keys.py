@@ -81,7 +81,7 @@ ROUTES = [
 
 
 @pytest.mark.parametrize(("scope", "method", "path", "content"), ROUTES, ids=[f"{r[1]} {r[2]}" for r in ROUTES])
-def test_each_route_has_its_scope(
+def test_each_route_requires_its_scope(
     keys: tuple[str, dict[str, str]], scope: str, method: str, path: str, content: dict[str, Any]
 ) -> None:
     url, made = keys
@@ -98,7 +98,7 @@ def test_each_route_has_its_scope(
     assert httpx.request(method, url + path, **content).status_code == 401
 
 
-def test_every_route_that_takes_a_body_needs_a_key(keys: tuple[str, dict[str, str]]) -> None:
+def test_schema_names_every_route_that_needs_a_key(keys: tuple[str, dict[str, str]]) -> None:
     """Read off the schema, so that a new route can't be forgotten; and what needs one says so there."""
     url, _ = keys
     schema = httpx.get(f"{url}/openapi.json").json()
@@ -115,13 +115,13 @@ def test_every_route_that_takes_a_body_needs_a_key(keys: tuple[str, dict[str, st
     assert schema["components"]["securitySchemes"].keys() == {"bearer", "api-key"}
 
 
-def test_without_keys_the_schema_asks_for_none(server: str) -> None:
+def test_schema_without_keys_has_no_security(server: str) -> None:
     schema = httpx.get(f"{server}/openapi.json").json()
     assert "securitySchemes" not in schema["components"]
     assert "security" not in schema["paths"]["/v1/audio/speech"]["post"]
 
 
-def test_the_official_client_raises_the_right_errors(keys: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+def test_official_client_raises_the_matching_error_class(keys: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     url, made = keys
 
     def speak(key: str, url: str = url) -> bytes:
@@ -142,7 +142,7 @@ def test_the_official_client_raises_the_right_errors(keys: tuple[str, dict[str, 
         assert 55 <= int(caught.value.response.headers["retry-after"]) <= 60
 
 
-def test_a_caller_without_a_key_uploads_nothing(keys: tuple[str, dict[str, str]]) -> None:
+def test_missing_key_is_rejected_before_the_body_is_sent(keys: tuple[str, dict[str, str]]) -> None:
     """The answer is there before a byte of the announced body."""
     where = urlsplit(keys[0])
     for path, kind in (("speech", "application/json"), ("voices", "multipart/form-data; boundary=x")):
@@ -154,7 +154,7 @@ def test_a_caller_without_a_key_uploads_nothing(keys: tuple[str, dict[str, str]]
             assert raw.recv(1024).startswith(b"HTTP/1.1 401")
 
 
-def test_limits_are_told_before_they_are_reached(tmp_path: Path) -> None:
+def test_rate_limit_headers_count_down_to_the_limit(tmp_path: Path) -> None:
     file = KeyFile(tmp_path)
     limited, free = file.add("limited", ["speak"], per_minute=3), file.add("free", ["speak"])
     with serving(tmp_path) as url, httpx.Client(base_url=url, headers=bearer(limited)) as http:
@@ -179,7 +179,7 @@ def test_limits_are_told_before_they_are_reached(tmp_path: Path) -> None:
         assert "x-ratelimit-limit-requests" not in other.headers
 
 
-def test_what_is_under_way_counts_until_its_end(tmp_path: Path) -> None:
+def test_running_streams_count_towards_the_concurrency_limit(tmp_path: Path) -> None:
     key = KeyFile(tmp_path).add("two-at-once", ["speak"], concurrent=2)
     body = {"input": LONG, "response_format": "pcm", "cache": False}
     with serving(tmp_path, TTS_OUTBOX_S=1) as url, httpx.Client(base_url=url, headers=bearer(key), timeout=30) as http:
@@ -200,7 +200,7 @@ def test_what_is_under_way_counts_until_its_end(tmp_path: Path) -> None:
             assert http.post("/v1/audio/speech", json=SPEECH).status_code == 200
 
 
-def test_a_crowd_gets_no_further_than_its_limit(tmp_path: Path) -> None:
+def test_parallel_requests_do_not_exceed_the_rate_limit(tmp_path: Path) -> None:
     key = KeyFile(tmp_path).add("crowd", ["speak"], per_minute=5)
     with serving(tmp_path) as url, ThreadPoolExecutor(12) as pool:
 
@@ -211,7 +211,7 @@ def test_a_crowd_gets_no_further_than_its_limit(tmp_path: Path) -> None:
     assert sorted(statuses) == [200] * 5 + [429] * 7
 
 
-def test_keys_are_counted_by_name_for_admins_only(tmp_path: Path) -> None:
+def test_metrics_per_key_are_visible_to_admins_only(tmp_path: Path) -> None:
     file = KeyFile(tmp_path)
     alice, root = file.add("alice", ["speak"], per_minute=2), file.add("root", ["admin"])
     with serving(tmp_path) as url:
@@ -243,7 +243,7 @@ def cli(data_dir: Path, *arguments: str, **variables: str) -> subprocess.Complet
     )
 
 
-def test_keys_are_managed_while_the_server_runs(tmp_path: Path) -> None:
+def test_key_changes_apply_while_the_server_runs(tmp_path: Path) -> None:
     with Process(tmp_path) as process:
         process.wait()
 
@@ -284,7 +284,7 @@ def test_keys_are_managed_while_the_server_runs(tmp_path: Path) -> None:
         (["list"], {"TTS_API_KEYS": "weak"}, "too weak"),
     ],
 )
-def test_mistakes_with_keys_are_told_in_words(
+def test_invalid_key_commands_print_an_error(
     tmp_path: Path, arguments: list[str], variables: dict[str, str], words: str
 ) -> None:
     done = cli(variables.pop("TTS_DATA_DIR", tmp_path), *arguments, **variables)  # type: ignore[arg-type]
@@ -302,7 +302,7 @@ def test_mistakes_with_keys_are_told_in_words(
         ({}, "{", "keys.json can't be used"),
     ],
 )
-def test_a_server_does_not_start_half_closed(
+def test_invalid_key_settings_prevent_the_start(
     tmp_path: Path, variables: dict[str, str], content: str | None, words: str
 ) -> None:
     if content is not None:
@@ -314,7 +314,7 @@ def test_a_server_does_not_start_half_closed(
         assert "Traceback" not in process.console()
 
 
-def test_voices_are_made_with_a_key_for_it(keys: tuple[str, dict[str, str]]) -> None:
+def test_voice_cloning_requires_the_clone_scope(keys: tuple[str, dict[str, str]]) -> None:
     url, made = keys
     recording = samples.file(samples.speech(), "wav")
     answer = httpx.post(

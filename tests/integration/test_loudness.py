@@ -33,14 +33,14 @@ def test_voices_are_equally_loud(client: openai.OpenAI, voice: str) -> None:
 @pytest.mark.parametrize(
     "fields", [{"speed": 0.7}, {"speed": 1.6}, {"sample_rate": 48_000}, {"response_format": "mp3"}]
 )
-def test_however_it_is_asked_for(client: openai.OpenAI, fields: dict[str, object]) -> None:
+def test_loudness_is_the_same_for_every_request_field(client: openai.OpenAI, fields: dict[str, object]) -> None:
     heard = decode(
         speak(client, **fields), str(fields.get("response_format", "pcm")), int(str(fields.get("sample_rate", 24_000)))
     )
     assert loudness_lufs(heard.samples, heard.rate_hz) == pytest.approx(TARGET_LUFS, abs=1.0)
 
 
-def test_a_dialogue_is_equally_loud_throughout(client: openai.OpenAI, server: str) -> None:
+def test_dialogue_of_three_voices_has_the_target_loudness(client: openai.OpenAI, server: str) -> None:
     turns = [
         {"voice": voice, "text": "We walked along the river after dinner."} for voice in ("onyx", "marin", "fable")
     ]
@@ -50,7 +50,7 @@ def test_a_dialogue_is_equally_loud_throughout(client: openai.OpenAI, server: st
     assert loudness_lufs(heard.samples, 24_000) == pytest.approx(TARGET_LUFS, abs=1.0)
 
 
-def test_a_voice_that_comes_too_soft_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quiet_voice_is_raised_to_the_target_loudness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TIMBRES, "onyx", replace(TIMBRES["onyx"], gain_db=-10.0))
     with serving(tmp_path) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client:
         evened, plain = (decode(speak(client, enhance=on), "pcm").samples for on in (True, False))
@@ -58,7 +58,7 @@ def test_a_voice_that_comes_too_soft_is_raised(tmp_path: Path, monkeypatch: pyte
     assert loudness_lufs(evened, 24_000) == pytest.approx(TARGET_LUFS, abs=1.0)
 
 
-def test_it_can_be_turned_off(client: openai.OpenAI, tmp_path: Path) -> None:
+def test_enhancement_can_be_turned_off(client: openai.OpenAI, tmp_path: Path) -> None:
     """By whether one answer is another's from the cache: eSpeak NG itself is never quite the same."""
     evened, plain = speak(client), speak(client, enhance=False)
     assert evened != plain

@@ -125,7 +125,7 @@ def test_every_caption_in_the_code_exists() -> None:
     assert not [key for key in used if key not in words and f"{key}.other" not in words]
 
 
-def test_nothing_names_another_host() -> None:
+def test_no_file_refers_to_another_host() -> None:
     named = set(re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]{2,}", CODE + CSS))
     assert named <= {"http://www.w3.org", "//www.w3.org"}  # the SVG name space, which is not fetched
 
@@ -148,7 +148,7 @@ def copies(code: str) -> set[str]:
     return found | set(re.findall(f"{named}|{fallback}", code))
 
 
-def test_the_code_holds_no_copy_of_what_the_api_lists() -> None:
+def test_page_code_has_no_copy_of_an_api_list() -> None:
     assert copies(CODE) == set()
 
 
@@ -166,7 +166,7 @@ def test_the_code_holds_no_copy_of_what_the_api_lists() -> None:
         "Number(w.duration) <= 600",
     ],
 )
-def test_a_copy_of_what_the_api_lists_is_found(code: str) -> None:
+def test_check_finds_a_copy_of_an_api_list(code: str) -> None:
     assert copies(code)
 
 
@@ -229,7 +229,7 @@ def test_the_api_has_what_the_pages_need(server: str) -> None:
     assert alias["languages"] is None  # a long list, which stands once in /v1/models
 
 
-def test_health_says_whether_a_key_is_needed(tmp_path: Path) -> None:
+def test_health_reports_whether_a_key_is_needed(tmp_path: Path) -> None:
     with serving(tmp_path, TTS_API_KEYS="one-key-to-enter-with") as url:
         assert httpx.get(f"{url}/health").json()["key_needed"] is True
         assert httpx.get(url).status_code == 200  # the page is open, so that a person can enter a key
@@ -277,7 +277,7 @@ def test_progress_events_of_a_dialogue_have_the_turn(server: str, speed: float) 
         assert not is_quiet(sound, part["start_s"], part["start_s"] + 0.3)
 
 
-def test_without_progress_there_are_only_the_events_of_openai(server: str) -> None:
+def test_event_stream_without_progress_has_only_openai_events(server: str) -> None:
     received = events(server, "/v1/audio/speech", input=LONG[:200])
     assert {event["type"] for event in received} == {"speech.audio.delta", "speech.audio.done"}
 

@@ -134,7 +134,7 @@ def test_voice_that_is_not_ready_in_time_is_spoken_with_its_seed_and_not_cached(
         assert "x-voice-state" not in later.headers
 
 
-def test_switched_off_creates_nothing_and_keeps_the_seeds(tmp_path: Path) -> None:
+def test_disabled_voice_creation_keeps_the_seeds(tmp_path: Path) -> None:
     with start(tmp_path, TTS_CASTING="off") as url:
         assert state(url)["state"] == "off"
         answer = say(url, "nova")

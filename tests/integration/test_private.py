@@ -191,7 +191,7 @@ def ask(url: str, key: str, statuses: list[int]) -> None:
                 statuses.append(int(wire.recv(65_536).split(b" ", 2)[1]))
 
 
-def test_much_was_asked_and_much_went_wrong(ran: tuple[str, str, list[int]]) -> None:
+def test_log_covers_many_requests_and_errors(ran: tuple[str, str, list[int]]) -> None:
     """Else the next test would show nothing."""
     log, _, statuses = ran
     assert {0, 200, 400, 401, 404, 405, 408, 431, 500} <= set(statuses)
@@ -208,13 +208,13 @@ def test_much_was_asked_and_much_went_wrong(ran: tuple[str, str, list[int]]) -> 
     assert {record["key"] for record in records if "key" in record} == {"whole", "env:1"}
 
 
-def test_no_text_and_no_key_is_in_a_log(ran: tuple[str, str, list[int]]) -> None:
+def test_log_contains_no_text_and_no_key(ran: tuple[str, str, list[int]]) -> None:
     log, key, _ = ran
     found = [line for line in log.lower().splitlines() if any(word in line for word in (*PRIVATE, key.lower()))]
     assert not found, "\n".join(line[:300] for line in found[:5])
 
 
-def test_with_the_setting_texts_are_there(tmp_path: Path) -> None:
+def test_log_contains_texts_if_the_setting_is_on(tmp_path: Path) -> None:
     """That the first test looks in the right place."""
     with Process(tmp_path, TTS_LOG_TEXTS="true") as process:
         process.wait()

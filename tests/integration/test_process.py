@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 
-def test_starts_in_seconds_and_finishes_streams_on_sigterm(tmp_path: Path, recogniser: Recogniser) -> None:
+def test_server_starts_in_seconds_and_finishes_streams_on_sigterm(tmp_path: Path, recogniser: Recogniser) -> None:
     picked = [SENTENCES[index % len(SENTENCES)] for index in range(60)]
     body = {
         "input": " ".join(f"{sentence.capitalize()}." for sentence in picked),
@@ -51,7 +51,7 @@ def test_starts_in_seconds_and_finishes_streams_on_sigterm(tmp_path: Path, recog
     assert "Traceback" not in process.console()
 
 
-def test_when_the_grace_is_over_everyone_is_told(tmp_path: Path) -> None:
+def test_end_of_shutdown_grace_sends_errors_to_open_requests(tmp_path: Path) -> None:
     body = {"input": "A sentence that takes a while to say. " * 400, "response_format": "pcm", "cache": False}
     queued: list[httpx.Response] = []
     with Process(tmp_path, TTS_SHUTDOWN_GRACE_S="1", TTS_MAX_ROWS="1", TTS_OUTBOX_S="0.5") as process:
@@ -75,7 +75,7 @@ def test_when_the_grace_is_over_everyone_is_told(tmp_path: Path) -> None:
     assert "Traceback" not in process.console()
 
 
-def test_bad_input_is_not_logged_as_a_crash_and_texts_stay_private(tmp_path: Path) -> None:
+def test_bad_input_is_not_logged_as_a_crash_and_texts_are_not_logged(tmp_path: Path) -> None:
     with Process(tmp_path, TTS_API_KEYS="a-very-secret-key") as process:
         process.wait()
         auth = {"Authorization": "Bearer a-very-secret-key"}
@@ -97,7 +97,7 @@ def test_bad_input_is_not_logged_as_a_crash_and_texts_stay_private(tmp_path: Pat
         assert "Nobody may read" not in output
 
 
-def test_texts_are_logged_when_asked_for(tmp_path: Path) -> None:
+def test_texts_are_logged_if_the_setting_is_on(tmp_path: Path) -> None:
     with Process(tmp_path, TTS_LOG_TEXTS="true") as process:
         process.wait()
         httpx.post(f"{process.url}/v1/audio/speech", json={"input": "Write this down."})
@@ -113,7 +113,7 @@ def test_texts_are_logged_when_asked_for(tmp_path: Path) -> None:
         ({"TTS_DATA_DIR": "/dev/null/data"}, "TTS_DATA_DIR"),
     ],
 )
-def test_wrong_settings_end_with_words(tmp_path: Path, variables: dict[str, str], word: str) -> None:
+def test_invalid_settings_end_the_process_with_an_error(tmp_path: Path, variables: dict[str, str], word: str) -> None:
     with Process(tmp_path, **variables) as process:
         assert process.child.wait(10) == 2
     assert word in process.console()
@@ -139,14 +139,14 @@ def version(process: Process) -> str:
         return ""
 
 
-def test_two_servers_on_one_port_is_told(tmp_path: Path) -> None:
+def test_occupied_port_is_reported(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with Process(tmp_path, PORT=str(taken.getsockname()[1])) as process:
             assert process.child.wait(10) != 0
         assert "address already in use" in process.console().lower()
 
 
-def test_kill_minus_nine_in_the_middle_leaves_nothing_to_serve(tmp_path: Path) -> None:
+def test_sigkill_during_a_request_leaves_no_partial_cache_entry(tmp_path: Path) -> None:
     body = {"input": "A sentence that dies in the cache. " * 200, "response_format": "wav"}
     with Process(tmp_path) as process:
         process.wait()

@@ -21,7 +21,9 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.mark.parametrize("audio_format", AUDIO_FORMATS)
-def test_every_format_carries_the_sentence(client: openai.OpenAI, recogniser: Recogniser, audio_format: str) -> None:
+def test_sentence_is_recognised_in_every_format(
+    client: openai.OpenAI, recogniser: Recogniser, audio_format: str
+) -> None:
     for sentence in SENTENCES[:6]:
         answer = client.audio.speech.create(
             model="tts-1", voice="alloy", input=f"{sentence.capitalize()}.", response_format=audio_format
@@ -31,7 +33,7 @@ def test_every_format_carries_the_sentence(client: openai.OpenAI, recogniser: Re
         assert recogniser.recognise(heard) == sentence
 
 
-def test_every_sentence(client: openai.OpenAI, recogniser: Recogniser) -> None:
+def test_every_sentence_is_recognised(client: openai.OpenAI, recogniser: Recogniser) -> None:
     said = {}
     for sentence in SENTENCES:
         answer = client.audio.speech.create(model="tts-1", voice="alloy", input=sentence, response_format="pcm")
@@ -50,7 +52,7 @@ def test_every_voice_is_intelligible(client: openai.OpenAI, recogniser: Recognis
     assert right >= 6
 
 
-def test_a_long_text_keeps_its_order_without_gaps(client: openai.OpenAI, recogniser: Recogniser) -> None:
+def test_long_text_keeps_its_sentence_order_without_gaps(client: openai.OpenAI, recogniser: Recogniser) -> None:
     picked = [SENTENCES[index] for index in (5, 0, 9, 3, 12, 7)]
     text = " ".join(f"{sentence.capitalize()}." for sentence in picked)
     answer = client.audio.speech.create(model="tts-1", voice="alloy", input=text, response_format="mp3")
@@ -59,7 +61,7 @@ def test_a_long_text_keeps_its_order_without_gaps(client: openai.OpenAI, recogni
     assert heard.longest_silence_s() < 0.6
 
 
-async def test_sixteen_at_once_are_nobody_elses(server: str, recogniser: Recogniser) -> None:
+async def test_sixteen_parallel_requests_get_their_own_sentence(server: str, recogniser: Recogniser) -> None:
     async with openai.AsyncOpenAI(base_url=f"{server}/v1", api_key="any", max_retries=0) as client:
 
         async def speak(index: int) -> tuple[float, bytes]:

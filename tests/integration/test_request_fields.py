@@ -415,19 +415,19 @@ def inner_fields(annotation: Any, path: str) -> Iterator[str]:
         yield from inner_fields(inner, f"{path}[]" if getattr(annotation, "__origin__", None) is list else path)
 
 
-def test_every_route_that_speaks_is_in_the_table(models: dict[str, type[SpokenBody]]) -> None:
+def test_table_has_every_speech_route(models: dict[str, type[SpokenBody]]) -> None:
     assert models.keys() == ROUTES
     assert set(models.values()) == set(SPEAKING_BODIES) == set(SpokenBody.__subclasses__())
 
 
-def test_every_field_is_in_the_table() -> None:
+def test_table_has_every_field() -> None:
     fields = {name for body in SPEAKING_BODIES for name in fields_of(body)}
     assert fields == ROWS.keys()
     for body in SPEAKING_BODIES:
         assert body.model_fields.keys() >= SpokenBody.model_fields.keys()
 
 
-def test_a_row_says_what_happens_on_every_route() -> None:
+def test_table_row_covers_every_route() -> None:
     for name, row in ROWS.items():
         assert row.routes <= ROUTES, name
         assert (row.acts is not None) == bool(row.routes), name
@@ -439,7 +439,7 @@ def test_a_row_says_what_happens_on_every_route() -> None:
 
 
 @pytest.mark.parametrize(("name", "route"), PAIRS)
-def test_it_acts_or_is_named(able: Server, name: str, route: str) -> None:
+def test_field_acts_or_is_in_the_ignored_header(able: Server, name: str, route: str) -> None:
     row = ROWS[name]
     if route in row.routes:
         assert row.acts is not None
@@ -455,7 +455,7 @@ def test_it_acts_or_is_named(able: Server, name: str, route: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "route"), [pair for pair in PAIRS if ROWS[str(pair.values[0])].lacking is not None])
-def test_an_engine_without_it_refuses_or_it_is_named(bare: Server, name: str, route: str) -> None:
+def test_unsupported_field_is_rejected_or_in_the_ignored_header(bare: Server, name: str, route: str) -> None:
     row = ROWS[name]
     if row.lacking == "refused" and route in row.routes:
         assert bare.ask(route, **{name: row.value}).error == (400, row.param or name)
@@ -468,7 +468,7 @@ def test_an_engine_without_it_refuses_or_it_is_named(bare: Server, name: str, ro
 
 
 @pytest.mark.parametrize("route", BODIES)
-def test_a_value_of_another_kind_is_a_400(able: Server, models: dict[str, type[SpokenBody]], route: str) -> None:
+def test_field_of_a_wrong_type_is_a_400(able: Server, models: dict[str, type[SpokenBody]], route: str) -> None:
     names = [name for name in fields_of(models[route]) if name.isidentifier()]
     assert len(names) > 20
     for name in names:
@@ -478,7 +478,7 @@ def test_a_value_of_another_kind_is_a_400(able: Server, models: dict[str, type[S
         assert (status, param) in {(400, name), (400, ROWS[name].param)}, name
 
 
-def test_preview_without_a_body(able: Server) -> None:
+def test_preview_without_a_body_speaks_the_default_text(able: Server) -> None:
     engine.spoken.clear()
     answer = able.http.post(PREVIEW.format(voice_id="nova"), headers={"Authorization": f"Bearer {KEYS[0]}"})
     assert answer.status_code == 200

@@ -24,7 +24,7 @@ def rows(url: str) -> dict[str, int]:
     return httpx.get(f"{url}/health").json()["rows"]  # type: ignore[no-any-return]
 
 
-def test_a_full_queue_is_a_clean_429(tmp_path: Path) -> None:
+def test_full_queue_is_a_429(tmp_path: Path) -> None:
     with (
         serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=0, TTS_OUTBOX_S=0.5) as url,
         openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client,
@@ -42,7 +42,7 @@ def test_a_full_queue_is_a_clean_429(tmp_path: Path) -> None:
         assert client.audio.speech.create(model="tts-1", voice="alloy", input="Let me in.").content
 
 
-def test_the_client_retries_a_429_until_there_is_room(tmp_path: Path) -> None:
+def test_official_client_retries_a_429_until_a_row_is_free(tmp_path: Path) -> None:
     with serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=0, TTS_OUTBOX_S=0.5) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=3)
         with stuck_reader(url) as raw:
@@ -51,7 +51,7 @@ def test_the_client_retries_a_429_until_there_is_room(tmp_path: Path) -> None:
         client.close()
 
 
-def test_a_queued_request_waits_its_turn(tmp_path: Path) -> None:
+def test_queued_request_is_answered_when_a_row_is_free(tmp_path: Path) -> None:
     with serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=4, TTS_OUTBOX_S=0.5) as url, stuck_reader(url) as raw:
         answers: list[httpx.Response] = []
         waiting = threading.Thread(
@@ -64,7 +64,7 @@ def test_a_queued_request_waits_its_turn(tmp_path: Path) -> None:
         assert answers[0].status_code == 200
 
 
-def test_a_slow_reader_pauses_its_own_row_only(tmp_path: Path) -> None:
+def test_slow_reader_pauses_only_its_own_row(tmp_path: Path) -> None:
     with serving(tmp_path, TTS_MAX_ROWS=4, TTS_OUTBOX_S=0.5) as url, stuck_reader(url) as raw:
         for index in range(4):
             said = {"input": f"Number {index} passes by.", "cache": False}
@@ -78,7 +78,7 @@ def test_a_slow_reader_pauses_its_own_row_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("after_bytes", [0, 1, 50_000])
-def test_a_disconnect_frees_the_row(tmp_path: Path, after_bytes: int) -> None:
+def test_disconnect_frees_the_row(tmp_path: Path, after_bytes: int) -> None:
     with serving(tmp_path, TTS_OUTBOX_S=0.5) as url:
         with httpx.stream(
             "POST", f"{url}/v1/audio/speech", json={"input": LONG, "response_format": "pcm", "cache": False}
@@ -93,7 +93,7 @@ def test_a_disconnect_frees_the_row(tmp_path: Path, after_bytes: int) -> None:
         assert "tts_cancelled_total 1.0" in metrics
 
 
-def test_leaving_while_queued_leaves_the_queue(tmp_path: Path) -> None:
+def test_disconnect_while_queued_leaves_the_queue(tmp_path: Path) -> None:
     with serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=4, TTS_OUTBOX_S=0.5) as url, stuck_reader(url):
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/v1/audio/speech", json={"input": "I give up."}, timeout=0.3)
@@ -101,7 +101,7 @@ def test_leaving_while_queued_leaves_the_queue(tmp_path: Path) -> None:
         assert 'tts_requests_total{route="/audio/speech",status="499"} 1.0' in httpx.get(f"{url}/metrics").text
 
 
-def test_bytes_come_before_the_text_is_spoken(server: str) -> None:
+def test_first_bytes_arrive_long_before_generation_ends(server: str) -> None:
     """The first bytes of a quarter of an hour arrive while almost all of it is still unspoken."""
     body = {"input": LONG, "response_format": "mp3", "cache": False}
     begun_s = time.monotonic()
@@ -116,7 +116,7 @@ def test_bytes_come_before_the_text_is_spoken(server: str) -> None:
             pytest.fail("the first bytes took more than a quarter of the time of the whole answer")
 
 
-async def test_a_long_answer_arrives_whole(server: str) -> None:
+async def test_long_response_is_complete(server: str) -> None:
     async with httpx.AsyncClient(base_url=server, timeout=60) as http:
         body: dict[str, Any] = {"input": LONG[:6_000], "response_format": "pcm", "cache": False}
         whole, again = await asyncio.gather(

@@ -81,7 +81,7 @@ def everything(folder: Path) -> list[str]:
 # ---- what a clone is
 
 
-def test_a_clone_is_in_every_list_at_once(http: httpx.Client, sample: bytes) -> None:
+def test_new_voice_is_in_every_list(http: httpx.Client, sample: bytes) -> None:
     answer = clone(http, sample, description="My sister.", consent="She agrees.")
     assert answer.status_code == 200
     body = answer.json()
@@ -111,7 +111,7 @@ def test_a_clone_is_in_every_list_at_once(http: httpx.Client, sample: bytes) -> 
     assert voice["id"] in [item["name"] for item in http.get("/models/espeak").json()["voices"]]
 
 
-def test_the_offline_voice_says_that_it_can_not_speak_with_it(http: httpx.Client, sample: bytes) -> None:
+def test_offline_voice_rejects_a_cloned_voice(http: httpx.Client, sample: bytes) -> None:
     voice = clone(http, sample).json()["voice"]
     turns = [{"voice": "Anna", "text": "Hello."}, {"voice": "alloy", "text": "Hi."}]
     for path, body in (
@@ -128,7 +128,7 @@ def test_the_offline_voice_says_that_it_can_not_speak_with_it(http: httpx.Client
     assert http.post("/audio/speech", json={"input": "Hello."}).status_code == 200
 
 
-def test_a_stand_in_says_so_with_503(tmp_path: Path, sample: bytes) -> None:
+def test_fallback_engine_answers_503_for_a_cloned_voice(tmp_path: Path, sample: bytes) -> None:
     with (
         serving(tmp_path, TTS_ENGINE="csm", CSM_MODEL=str(tmp_path / "none")) as url,
         httpx.Client(base_url=f"{url}/v1", timeout=60) as http,
@@ -141,7 +141,7 @@ def test_a_stand_in_says_so_with_503(tmp_path: Path, sample: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", ["film", pytest.param("webm", marks=pytest.mark.slow)])
-def test_films_and_other_containers(http: httpx.Client, kind: str) -> None:
+def test_videos_and_other_containers_are_accepted(http: httpx.Client, kind: str) -> None:
     sound = samples.speech()
     audio = samples.film(sound) if kind == "film" else samples.file(sound, kind)
     answer = clone(http, audio)
@@ -149,7 +149,7 @@ def test_films_and_other_containers(http: httpx.Client, kind: str) -> None:
     assert answer.json()["voice"]["audio_duration"] == pytest.approx(12.1, abs=0.4)
 
 
-def test_names_that_are_taken_get_a_number(http: httpx.Client, sample: bytes) -> None:
+def test_duplicate_voice_name_gets_a_number(http: httpx.Client, sample: bytes) -> None:
     assert [clone(http, sample, name).json()["voice"]["name"] for name in ("Nova", "anna", "ANNA")] == [
         "Nova (2)",
         "anna",
@@ -157,7 +157,7 @@ def test_names_that_are_taken_get_a_number(http: httpx.Client, sample: bytes) ->
     ]
 
 
-def test_several_recordings_make_one_voice(http: httpx.Client) -> None:
+def test_several_recordings_become_one_voice(http: httpx.Client) -> None:
     files = [("audio_file", (f"{n}.wav", samples.file(samples.speech([samples.WORDS[n]])))) for n in range(3)]
     data = {"name": "Anna", "transcript": list(samples.WORDS[:3])}
     voice = http.post("/voice-cloning/clone", data=data, files=files).json()["voice"]
@@ -169,7 +169,7 @@ def test_several_recordings_make_one_voice(http: httpx.Client) -> None:
     assert problem(wrong)["param"] == "transcript"
 
 
-def test_a_voice_changes_and_goes(http: httpx.Client, sample: bytes, folder: Path) -> None:
+def test_voice_can_be_changed_and_deleted(http: httpx.Client, sample: bytes, folder: Path) -> None:
     before = everything(folder)
     voice = clone(http, sample).json()["voice"]
     path = f"/voice-cloning/voices/{voice['id']}"
@@ -193,7 +193,7 @@ def test_a_voice_changes_and_goes(http: httpx.Client, sample: bytes, folder: Pat
     assert http.delete("/voice-cloning/voices/..%2F..%2Fmodels").status_code == 404
 
 
-def test_another_server_on_the_same_folder_sees_it_within_two_seconds(
+def test_another_server_on_the_same_folder_lists_a_new_voice_within_two_seconds(
     http: httpx.Client, sample: bytes, folder: Path
 ) -> None:
     with serving(folder) as other:
@@ -212,7 +212,7 @@ def test_another_server_on_the_same_folder_sees_it_within_two_seconds(
         wait_until(lambda: "Berta" not in there())
 
 
-def test_keys_are_asked_for_where_voices_are_made(tmp_path: Path, sample: bytes) -> None:
+def test_voice_routes_require_a_key(tmp_path: Path, sample: bytes) -> None:
     with (
         serving(tmp_path, TTS_API_KEYS="a-secret-of-voices") as url,
         httpx.Client(base_url=f"{url}/v1", timeout=60) as http,
@@ -255,7 +255,7 @@ def test_a_checked_recording_becomes_a_voice(http: httpx.Client, sample: bytes, 
     assert set(folder.glob("cloned_voices/.drafts/draft_*")) == drafts
 
 
-def test_old_drafts_are_gone(http: httpx.Client, sample: bytes, folder: Path) -> None:
+def test_expired_drafts_are_removed(http: httpx.Client, sample: bytes, folder: Path) -> None:
     ask = {"data": {"transcript": samples.TEXT}, "files": {"audio_file": sample}}
     old = http.post("/voice-cloning/check", **ask).json()["draft_id"]  # type: ignore[arg-type]
     marker = folder / "cloned_voices" / ".drafts" / old / "voice.json"
@@ -271,7 +271,7 @@ def test_old_drafts_are_gone(http: httpx.Client, sample: bytes, folder: Path) ->
 # ---- OpenAI's client
 
 
-def test_openais_custom_voices(url: str, http: httpx.Client, sample: bytes) -> None:
+def test_official_client_manages_consents_and_custom_voices(url: str, http: httpx.Client, sample: bytes) -> None:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
         consent = client.audio.voice_consents.create(
             name="Anna's", language="en-US", recording=("consent.mp3", sample, "audio/mpeg")
@@ -310,7 +310,7 @@ def test_openais_custom_voices(url: str, http: httpx.Client, sample: bytes) -> N
         assert unsupported.value.code == "not_supported"
 
 
-def test_consents_come_in_pages(url: str) -> None:
+def test_consents_are_listed_in_pages(url: str) -> None:
     recording = samples.file(samples.said(samples.WORDS[0]), "flac")
     with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
         made = [
@@ -335,7 +335,7 @@ def test_consents_come_in_pages(url: str) -> None:
 # ---- there and back
 
 
-def test_a_voice_goes_to_another_server(http: httpx.Client, sample: bytes, tmp_path: Path) -> None:
+def test_exported_voice_can_be_imported_on_another_server(http: httpx.Client, sample: bytes, tmp_path: Path) -> None:
     voice = clone(http, sample, description="Travels.", consent="Yes.").json()["voice"]
     answer = http.get(f"/voice-cloning/voices/{voice['id']}/export")
     assert answer.headers["content-type"] == "application/zip"
@@ -360,7 +360,7 @@ def zipped(members: dict[str, bytes]) -> bytes:
     return file.getvalue()
 
 
-def test_hostile_zips_are_refused_and_leave_nothing(http: httpx.Client, sample: bytes, folder: Path) -> None:
+def test_hostile_zips_are_rejected_and_leave_no_files(http: httpx.Client, sample: bytes, folder: Path) -> None:
     voice = clone(http, sample).json()["voice"]
     good = http.get(f"/voice-cloning/voices/{voice['id']}/export").content
     with zipfile.ZipFile(io.BytesIO(good)) as archive:
@@ -433,7 +433,7 @@ def an_hour() -> bytes:
         (lambda: samples.file(samples.speech() + samples.noise(len(samples.speech()), 0.2)), "speech"),
     ],
 )
-def test_bad_recordings_are_refused_in_words_and_leave_nothing(
+def test_bad_recordings_are_rejected_and_leave_no_files(
     http: httpx.Client, folder: Path, audio: Any, told: str
 ) -> None:
     before = everything(folder)
@@ -461,7 +461,7 @@ def test_bad_recordings_are_refused_in_words_and_leave_nothing(
         ({"draft_id": "draft_none"}, None),
     ],
 )
-def test_bad_fields_are_refused_and_leave_nothing(
+def test_bad_fields_are_rejected_and_leave_no_files(
     http: httpx.Client, folder: Path, sample: bytes, fields: dict[str, str], param: str | None
 ) -> None:
     before = everything(folder)
@@ -474,7 +474,7 @@ def test_bad_fields_are_refused_and_leave_nothing(
     assert everything(folder) == before
 
 
-def test_bad_bodies(http: httpx.Client, tmp_path: Path) -> None:
+def test_bad_bodies_are_rejected(http: httpx.Client, tmp_path: Path) -> None:
     for path in ("/voice-cloning/clone", "/voice-cloning/import", "/audio/voices", "/audio/voice_consents"):
         for answer in (
             http.post(path),
@@ -493,7 +493,7 @@ def test_bad_bodies(http: httpx.Client, tmp_path: Path) -> None:
         assert "TTS_MAX_UPLOAD_BYTES" in problem(answer)["message"]
 
 
-def test_poor_recordings_are_taken_with_a_warning(http: httpx.Client) -> None:
+def test_poor_recordings_are_accepted_with_a_warning(http: httpx.Client) -> None:
     sound = samples.speech()
     level = samples.rms(sound)
     telephone = soxr.resample(sound, samples.RATE_HZ, 8_000)
@@ -556,7 +556,7 @@ def on_csm(folder: Path, checkpoint: Path) -> Any:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-def test_cloned_by_curl_it_reaches_the_model_exactly(
+def test_recording_sent_by_curl_reaches_csm_unchanged(
     tmp_path: Path, checkpoint: Path, sample: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard = DecodedAudio(monkeypatch)
@@ -638,7 +638,7 @@ def test_cloned_by_curl_it_reaches_the_model_exactly(
         assert np.array_equal(heard.utterances[-1].lines[0].prompt.codes, wanted)  # type: ignore[union-attr]
 
 
-def test_on_dia_two_clones_speak_one_script(
+def test_dia_speaks_a_script_with_two_cloned_voices(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, sample: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = fabricate_dia(tmp_path_factory.mktemp("dia") / "model")

@@ -49,7 +49,7 @@ def detect(url: str, data: bytes, prefix: str = "/v1") -> dict[str, object]:
         {"response_format": "mp3", "max_audio_length_ms": 2500},
     ],
 )
-def test_what_is_spoken_here_is_recognised(marking: str, server: str, fields: dict[str, object]) -> None:
+def test_watermark_of_this_server_is_detected(marking: str, server: str, fields: dict[str, object]) -> None:
     found = detect(marking, speak(marking, **fields))
     assert found["watermarked"] is True
     assert float(str(found["score"])) > 0.8
@@ -63,13 +63,13 @@ def test_standard_voices_are_not_marked_by_default(server: str) -> None:
     assert detect(server, speak(server), "/api/v1")["watermarked"] is False
 
 
-def test_marked_answers_stream_as_they_are_kept(marking: str) -> None:
+def test_cached_watermarked_audio_equals_the_streamed_audio(marking: str) -> None:
     first, again = speak(marking), speak(marking)
     assert first == again
     assert detect(marking, again)["watermarked"] is True
 
 
-def test_marking_changes_neither_length_nor_loudness(marking: str, server: str) -> None:
+def test_watermark_changes_neither_length_nor_loudness(marking: str, server: str) -> None:
     """eSpeak NG is a few samples longer one time than another."""
     marked, plain = (decode(speak(url, response_format="pcm"), "pcm") for url in (marking, server))
     assert marked.seconds == pytest.approx(plain.seconds, abs=0.02)
@@ -77,7 +77,7 @@ def test_marking_changes_neither_length_nor_loudness(marking: str, server: str) 
     assert abs(change) < 0.3
 
 
-def test_what_is_no_sound_is_a_400(server: str) -> None:
+def test_detection_in_a_file_without_audio_is_a_400(server: str) -> None:
     answer = httpx.post(f"{server}/v1/audio/watermark/detect", files={"file": ("x.wav", b"not a sound")})
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "bad_reference"
@@ -93,7 +93,7 @@ def without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_the_extra")
-def test_without_the_extra_it_speaks_and_says_so(tmp_path: Path) -> None:
+def test_missing_watermark_package_is_reported_and_speech_works(tmp_path: Path) -> None:
     with serving(tmp_path) as url:
         told = httpx.get(f"{url}/health").json()["watermark"]
         assert told["marked"] == "nobody"
@@ -103,7 +103,7 @@ def test_without_the_extra_it_speaks_and_says_so(tmp_path: Path) -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "not_supported")
 
 
-def test_all_without_the_extra_does_not_start(tmp_path: Path) -> None:
+def test_setting_all_without_the_watermark_package_prevents_the_start(tmp_path: Path) -> None:
     code = "from app.audio import watermark; watermark._package = lambda: None; import app.main; app.main.main()"
     done = subprocess.run(
         [sys.executable, "-c", code],

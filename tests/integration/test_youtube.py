@@ -51,7 +51,7 @@ def downloads() -> list[str]:
     return glob.glob(str(pattern))  # noqa: PTH207 - Path.glob raises when a folder is removed meanwhile
 
 
-def test_a_voice_from_an_address(cloning: str, site: Site) -> None:
+def test_voice_is_cloned_from_a_video_url(cloning: str, site: Site) -> None:
     answer = httpx.post(cloning + PATH, json=body(site, duration="0:30", consent="She said yes."), timeout=60)
     assert answer.status_code == 200, answer.text
     voice = answer.json()["voice"]
@@ -62,7 +62,7 @@ def test_a_voice_from_an_address(cloning: str, site: Site) -> None:
 
 
 @pytest.mark.parametrize("how", [{"params": {"stream": "true"}}, {"headers": {"Accept": "text/event-stream"}}])
-def test_progress_as_events(cloning: str, site: Site, how: dict[str, Any]) -> None:
+def test_progress_is_sent_as_events(cloning: str, site: Site, how: dict[str, Any]) -> None:
     path = "/api/v1/audio/speech/voice-cloning/youtube"
     answer = httpx.post(cloning + path, json=body(site, voice_name="Bea"), timeout=60, **how)
     assert answer.headers["content-type"].startswith("text/event-stream")
@@ -78,7 +78,7 @@ def test_progress_as_events(cloning: str, site: Site, how: dict[str, Any]) -> No
     assert events[-1]["voice"]["name"].startswith("Bea")
 
 
-def test_faults(cloning: str, site: Site) -> None:
+def test_failed_imports_are_errors(cloning: str, site: Site) -> None:
     stream = {"params": {"stream": "true"}}
     gone = body(site, youtube_url=f"{site.url}/gone")
     plain = httpx.post(cloning + PATH, json=gone, timeout=60)
@@ -101,7 +101,7 @@ def test_faults(cloning: str, site: Site) -> None:
     assert answer.status_code == 400  # before anything is fetched, so no event comes before it
 
 
-def test_a_caller_who_leaves_leaves_nothing(cloning: str, site: Site) -> None:
+def test_disconnect_removes_the_download(cloning: str, site: Site) -> None:
     slow = body(site, youtube_url=f"{site.url}/slow.mp3")
     with (
         httpx.Client(timeout=60) as client,
@@ -152,14 +152,14 @@ def test_server_shutdown_during_a_download_answers_with_an_error_and_leaves_no_f
     assert list((tmp_path / "cloned_voices").glob("voice_*")) == []
 
 
-def test_the_real_rules_take_youtube_only(server: str) -> None:
+def test_only_youtube_urls_are_accepted(server: str) -> None:
     assert httpx.get(f"{server}/health").json()["youtube"] == {"on": True, "reason": None}
     for url in ("http://127.0.0.1:1/x.mp3", "https://example.com/watch?v=dQw4w9WgXcQ", "file:///etc/passwd"):
         answer = httpx.post(server + PATH, json={"youtube_url": url, "voice_name": "A"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "youtube_url_invalid")
 
 
-def test_turned_off_it_is_not_there(tmp_path: Path) -> None:
+def test_disabled_import_has_no_route(tmp_path: Path) -> None:
     with serving(tmp_path, TTS_YOUTUBE="off") as url:
         answer = httpx.post(url + PATH, json={"youtube_url": "https://youtu.be/dQw4w9WgXcQ", "voice_name": "A"})
         assert answer.status_code in (404, 405)

@@ -93,7 +93,9 @@ def streamed(made: DacDecoder, row: int, codes: torch.Tensor, pieces: list[int])
 
 
 @pytest.mark.parametrize("pieces", ["1", "4", "8", "13", "all", "mixed"])
-def test_streamed_in_any_pieces(pair: tuple[Any, DacConfig, Checkpoint], pieces: str) -> None:
+def test_streamed_audio_equals_transformers_for_any_chunk_size(
+    pair: tuple[Any, DacConfig, Checkpoint], pieces: str
+) -> None:
     reference, config, weights = pair
     codes = some_codes(config, 1)
     random = torch.Generator().manual_seed(3)
@@ -105,7 +107,7 @@ def test_streamed_in_any_pieces(pair: tuple[Any, DacConfig, Checkpoint], pieces:
     assert worst(sound, whole(reference, codes)[0]) < EXACT
 
 
-def test_streams_shorter_than_the_look_ahead(pair: tuple[Any, DacConfig, Checkpoint]) -> None:
+def test_streams_shorter_than_the_lookahead_are_complete(pair: tuple[Any, DacConfig, Checkpoint]) -> None:
     """Each ends exactly where it should, and leaves nothing behind for the next in its row."""
     reference, config, weights = pair
     made = decoder(config, weights, 1)
@@ -115,7 +117,7 @@ def test_streams_shorter_than_the_look_ahead(pair: tuple[Any, DacConfig, Checkpo
     assert made.flush(0).shape == (0,)
 
 
-def test_what_comes_out_when(tmp_path: Path) -> None:
+def test_streamed_chunk_lengths_match_the_lookahead(tmp_path: Path) -> None:
     """Of the published ratios: nothing for 9 frames, 10 * 512 - 4757 samples after 10, then a frame for a frame."""
     config = read_dac_config(fabricate_dac(tmp_path))
     made = decoder(config, load_codec(tmp_path, config), 1)
@@ -125,7 +127,7 @@ def test_what_comes_out_when(tmp_path: Path) -> None:
     assert len(made.flush(0)) == 4757
 
 
-def test_rows_stream_on_their_own(pair: tuple[Any, DacConfig, Checkpoint]) -> None:
+def test_rows_stream_independently(pair: tuple[Any, DacConfig, Checkpoint]) -> None:
     """Rows that join, pause, end and begin anew, in any order and company: each is what it would be alone."""
     reference, config, weights = pair
     places = [3, 0, 2]
@@ -160,7 +162,7 @@ def test_rows_stream_on_their_own(pair: tuple[Any, DacConfig, Checkpoint]) -> No
         assert worst(torch.cat(parts[i]), expected[i]) < EXACT
 
 
-def test_the_same_pieces_give_the_same_bits(pair: tuple[Any, DacConfig, Checkpoint]) -> None:
+def test_equal_chunks_give_bitwise_equal_audio(pair: tuple[Any, DacConfig, Checkpoint]) -> None:
     """In any row of any decoder, and whatever went before: so streamed and whole sound can be made equal."""
     _, config, weights = pair
     codes = some_codes(config, 2)
@@ -172,13 +174,13 @@ def test_the_same_pieces_give_the_same_bits(pair: tuple[Any, DacConfig, Checkpoi
     assert torch.equal(streamed(other, 3, codes[0], pieces), first)
 
 
-def test_a_row_is_named_once(pair: tuple[Any, DacConfig, Checkpoint]) -> None:
+def test_duplicate_row_is_rejected(pair: tuple[Any, DacConfig, Checkpoint]) -> None:
     _, config, weights = pair
     with pytest.raises(ValueError, match="twice"):
         decoder(config, weights, 2).decode([1, 1], some_codes(config, 2))
 
 
-def test_fewer_codebooks(pair: tuple[Any, DacConfig, Checkpoint]) -> None:
+def test_decoder_with_fewer_codebooks_equals_transformers(pair: tuple[Any, DacConfig, Checkpoint]) -> None:
     reference, config, weights = pair
     codes = some_codes(config, 1)[:, :2]
     made = decoder(config, weights, 1, codebooks=2)
@@ -198,7 +200,7 @@ def test_half_precision_is_close(pair: tuple[Any, DacConfig, Checkpoint]) -> Non
 
 @torch.no_grad()
 @pytest.mark.parametrize("extra", [0, 1, 17])
-def test_encoded(pair: tuple[Any, DacConfig, Checkpoint], extra: int) -> None:
+def test_encoded_codes_are_equal(pair: tuple[Any, DacConfig, Checkpoint], extra: int) -> None:
     """Longer than one window of ours; what does not fill a frame is filled with zeros, as transformers' processor
     does."""
     reference, config, weights = pair
@@ -212,13 +214,13 @@ def test_encoded(pair: tuple[Any, DacConfig, Checkpoint], extra: int) -> None:
     assert torch.equal(found, expected)
 
 
-def test_nothing_to_encode(tmp_path: Path) -> None:
+def test_empty_audio_encodes_to_no_frames(tmp_path: Path) -> None:
     config = read_dac_config(fabricate_dac(tmp_path))
     assert encoder(config, load_codec(tmp_path, config))(torch.empty(0)).shape == (config.codebooks, 0)
 
 
 @pytest.mark.parametrize("shape", range(len(SHAPES)))
-def test_the_release(tmp_path: Path, shape: int) -> None:
+def test_released_file_gives_the_same_codec(tmp_path: Path, shape: int) -> None:
     """descript's own file: other names, weight norm, its shape in its metadata."""
     published = fabricate_dac(tmp_path / "published", seed=shape, changes=SHAPES[shape])
     release = fabricate_dac(tmp_path / "release", seed=shape, changes=SHAPES[shape], release=True)
@@ -234,7 +236,7 @@ def test_the_release(tmp_path: Path, shape: int) -> None:
     assert torch.equal(encoder(config, found)(samples), encoder(config, weights)(samples))
 
 
-def test_weight_norm_under_transformers_names(tmp_path: Path) -> None:
+def test_weight_norm_with_names_of_transformers_is_loaded(tmp_path: Path) -> None:
     """What a training run with `apply_weight_norm` saves."""
     reference, config, weights = opened(fabricate_dac(tmp_path / "published"))
     reference.apply_weight_norm()
@@ -255,7 +257,7 @@ def test_a_release_without_metadata_is_the_published_codec(tmp_path: Path) -> No
         read_dac_config(tmp_path)
 
 
-def test_what_is_wrong_is_named(tmp_path: Path) -> None:
+def test_load_error_names_every_wrong_tensor(tmp_path: Path) -> None:
     published = fabricate_dac(tmp_path)
     config = read_dac_config(published)
     tensors = load_file(published / "model.safetensors")
@@ -281,7 +283,7 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
         ({"codebook_size": "many"}, "many"),
     ],
 )
-def test_a_config_that_can_not_be(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+def test_invalid_config_is_rejected(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     path = fabricate_dac(tmp_path) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(WeightsUnavailable, match=said):
@@ -291,7 +293,7 @@ def test_a_config_that_can_not_be(tmp_path: Path, changes: dict[str, Any], said:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @torch.no_grad()
-def test_full_size(tmp_path: Path) -> None:
+def test_full_size_codec_equals_transformers(tmp_path: Path) -> None:
     """The published shape: 77 M weights. The reference decodes in float64: in float32 its own rounding is as large as
     ours (measured 1.0e-6 and 0.6 to 0.8e-6)."""
     reference, config, weights = opened(fabricate_dac(tmp_path, size="full"))

@@ -46,7 +46,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("spelling", ["published", "new"])
-def test_transformers_loads_it(published: Path, tmp_path: Path, spelling: Any) -> None:
+def test_transformers_loads_the_checkpoint(published: Path, tmp_path: Path, spelling: Any) -> None:
     """Nothing missing, nothing left over, one file or several, both spellings of config.json: the same model."""
     folder = fabricate_dia(tmp_path, spelling=spelling, sharded=True)
     assert len(list(folder.glob("model-0000*-of-00002.safetensors"))) == 2
@@ -61,7 +61,7 @@ def test_transformers_loads_it(published: Path, tmp_path: Path, spelling: Any) -
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_any_shape(tmp_path: Path, seed: int) -> None:
+def test_transformers_loads_any_shape(tmp_path: Path, seed: int) -> None:
     folder = fabricate_dia(tmp_path, shape=drawn(seed), seed=seed)
     model = csm_oracle.dia(folder)
     assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == dia_shapes(
@@ -73,7 +73,7 @@ def test_any_shape(tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("release", ["0626", "v0.1"])
-def test_nari_holds_the_same_model(published: Path, tmp_path: Path, release: str) -> None:
+def test_nari_layout_has_the_same_weights(published: Path, tmp_path: Path, release: str) -> None:
     """Brought back by rules written down a second time, from the shapes of the JAX layers."""
     folder = fabricate_dia(tmp_path, layout_name="nari", release=release)
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -104,7 +104,7 @@ def test_nari_holds_the_same_model(published: Path, tmp_path: Path, release: str
         assert torch.equal(found[name], tensor), name
 
 
-def test_the_two_configs_of_nari(tmp_path: Path) -> None:
+def test_nari_config_has_the_keys_of_its_release(tmp_path: Path) -> None:
     new = json.loads((fabricate_dia(tmp_path / "new", layout_name="nari") / "config.json").read_text())
     assert "encoder_config" in new
     assert "model" not in new
@@ -114,7 +114,7 @@ def test_the_two_configs_of_nari(tmp_path: Path) -> None:
     assert "encoder_config" not in old
 
 
-def test_a_conversion_of_the_first_release(tmp_path: Path) -> None:
+def test_v01_can_be_written_as_bfloat16_safetensors(tmp_path: Path) -> None:
     folder = fabricate_dia(tmp_path, layout_name="nari", release="v0.1", safetensors=True, dtype=torch.bfloat16)
     tensors = load_file(folder / "dia-v0_1_bf16.safetensors")
     assert tensors["decoder.logits_dense.weight"].shape == (96, 9, 1028)
@@ -131,7 +131,7 @@ def test_the_codec_is_the_same_in_both_layouts(published: Path, tmp_path: Path) 
         assert torch.allclose(ours.read(name), theirs.read(name), rtol=1e-6, atol=0), name
 
 
-def test_the_seed_is_the_model(published: Path, tmp_path: Path) -> None:
+def test_seed_determines_the_weights(published: Path, tmp_path: Path) -> None:
     again = load_file(fabricate_dia(tmp_path / "again") / "model.safetensors")
     other = load_file(fabricate_dia(tmp_path / "other", seed=1) / "model.safetensors")
     for name, tensor in load_file(published / "model.safetensors").items():
@@ -139,7 +139,7 @@ def test_the_seed_is_the_model(published: Path, tmp_path: Path) -> None:
         assert not torch.equal(other[name], tensor)
 
 
-def test_there_is_no_first_release_for_transformers(tmp_path: Path) -> None:
+def test_v01_in_transformers_layout_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist in transformers' layout"):
         fabricate_dia(tmp_path, release="v0.1")
     command = [sys.executable, "-m", "bench.fabricate", "dia", "--release", "v0.1", str(tmp_path / "out")]
@@ -149,7 +149,7 @@ def test_there_is_no_first_release_for_transformers(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_by_command(tmp_path: Path) -> None:
+def test_command_writes_the_same_checkpoint(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench.fabricate", "dia", "--layout", "nari", "--seed", "3", str(tmp_path / "out")]
     said = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert said == {"model": "dia", "size": "tiny", "layout": "nari", "out": str(tmp_path / "out")}
@@ -160,7 +160,7 @@ def test_by_command(tmp_path: Path) -> None:
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:`max_length` is ignored")
-def test_transformers_speaks_with_it_and_ends(tmp_path: Path) -> None:
+def test_transformers_generates_speech_that_ends(tmp_path: Path) -> None:
     """Text and a prompt in, sound out: the processor finds tokenizer, feature extractor and codec. With `eos` each
     generation ends by itself, later than at once and far before the limit."""
     folder = fabricate_dia(tmp_path, eos=True)
@@ -179,7 +179,7 @@ def test_transformers_speaks_with_it_and_ends(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_full_size(tmp_path: Path) -> None:
+def test_full_size_has_the_published_number_of_weights(tmp_path: Path) -> None:
     """The published number of weights, in the published files; bfloat16, which halves the disk it takes."""
     folder = fabricate_dia(tmp_path, size="full", dtype=torch.bfloat16)
     index = json.loads((folder / "model.safetensors.index.json").read_text())

@@ -71,7 +71,7 @@ def worst(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def test_decoded_in_one_go(pair: tuple[Any, MimiConfig, Checkpoint]) -> None:
+def test_decoded_audio_equals_transformers(pair: tuple[Any, MimiConfig, Checkpoint]) -> None:
     reference, config, weights = pair
     codes = some_codes(config, 2)
     expected = reference.decode(codes).audio_values[:, 0]
@@ -80,7 +80,7 @@ def test_decoded_in_one_go(pair: tuple[Any, MimiConfig, Checkpoint]) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("piece", [1, 3])
-def test_streamed(pair: tuple[Any, MimiConfig, Checkpoint], piece: int) -> None:
+def test_streamed_audio_equals_transformers(pair: tuple[Any, MimiConfig, Checkpoint], piece: int) -> None:
     reference, config, weights = pair
     codes = some_codes(config, 1)
     expected = reference.decode(codes).audio_values[:, 0]
@@ -91,7 +91,7 @@ def test_streamed(pair: tuple[Any, MimiConfig, Checkpoint], piece: int) -> None:
 
 
 @torch.no_grad()
-def test_rows_stream_on_their_own(pair: tuple[Any, MimiConfig, Checkpoint]) -> None:
+def test_rows_stream_independently(pair: tuple[Any, MimiConfig, Checkpoint]) -> None:
     """Rows that pause, that are reset in the middle, in any order and company: each is what it would be alone."""
     reference, config, weights = pair
     codes = some_codes(config, 3)
@@ -124,7 +124,7 @@ def test_rows_stream_on_their_own(pair: tuple[Any, MimiConfig, Checkpoint]) -> N
 
 @torch.no_grad()
 @pytest.mark.parametrize("extra", [0, 1, 17])
-def test_encoded(pair: tuple[Any, MimiConfig, Checkpoint], extra: int) -> None:
+def test_encoded_codes_are_equal(pair: tuple[Any, MimiConfig, Checkpoint], extra: int) -> None:
     reference, config, weights = pair
     encoder = MimiEncoder(config)
     encoder.load(weights)
@@ -135,7 +135,7 @@ def test_encoded(pair: tuple[Any, MimiConfig, Checkpoint], extra: int) -> None:
     assert float((found == expected).float().mean()) > 0.999  # a tie within float error may fall either way
 
 
-def test_moshi_names(pair: tuple[Any, MimiConfig, Checkpoint], tmp_path: Path) -> None:
+def test_moshi_file_gives_the_same_codec(pair: tuple[Any, MimiConfig, Checkpoint], tmp_path: Path) -> None:
     """moshi's own file: other names, q, k, v joined, pairs interleaved."""
     _, config, weights = pair
     if config.conv_shortcut or config.kv_heads != config.heads or config.quantizer_dim == config.width:

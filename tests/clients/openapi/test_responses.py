@@ -136,7 +136,7 @@ OPERATIONS = {
 }
 
 
-def test_every_operation_has_its_answer_and_each_path_is_there_once(document: dict[str, Any]) -> None:
+def test_every_operation_has_a_response_and_a_unique_id(document: dict[str, Any]) -> None:
     found = operations(document)
     assert found.keys() == OPERATIONS
     for at, operation in found.items():
@@ -149,7 +149,7 @@ def test_every_operation_has_its_answer_and_each_path_is_there_once(document: di
     assert all(name.isidentifier() for name in ids)
 
 
-def test_every_reference_leads_somewhere_and_nothing_is_left_over(document: dict[str, Any]) -> None:
+def test_every_schema_reference_exists_and_every_schema_is_used(document: dict[str, Any]) -> None:
     seen: set[str] = set()
 
     def walk(node: Any) -> None:
@@ -166,7 +166,7 @@ def test_every_reference_leads_somewhere_and_nothing_is_left_over(document: dict
     assert seen == document["components"]["schemas"].keys()
 
 
-def test_every_answer_names_its_request_and_every_refusal_says_when_to_come_back(document: dict[str, Any]) -> None:
+def test_responses_describe_request_id_and_retry_after(document: dict[str, Any]) -> None:
     for at, operation in operations(document).items():
         assert "422" not in operation["responses"], at
         for status, response in operation["responses"].items():
@@ -178,7 +178,7 @@ def test_every_answer_names_its_request_and_every_refusal_says_when_to_come_back
                 responses.ErrorEnvelope.model_validate(response["content"]["application/json"]["example"])
 
 
-def test_sound_is_binary_and_events_are_events(document: dict[str, Any]) -> None:
+def test_speech_response_is_binary_or_an_event_stream(document: dict[str, Any]) -> None:
     content = operations(document)["POST /v1/audio/speech"]["responses"]["200"]["content"]
     assert content.keys() == {
         *("audio/mpeg", "audio/opus", "audio/aac", "audio/flac", "audio/wav", "audio/pcm", "text/event-stream")
@@ -187,7 +187,7 @@ def test_sound_is_binary_and_events_are_events(document: dict[str, Any]) -> None
     assert "itemSchema" in content["text/event-stream"]
 
 
-def test_the_limits_are_those_of_this_server(tmp_path: Path) -> None:
+def test_schema_has_the_limits_of_the_settings(tmp_path: Path) -> None:
     with serving(tmp_path, TTS_MAX_INPUT_CHARS=77) as url:
         schemas = httpx.get(f"{url}/openapi.json").json()["components"]["schemas"]
     assert schemas["SpeechBody"]["properties"]["input"]["maxLength"] == 77
@@ -195,7 +195,7 @@ def test_the_limits_are_those_of_this_server(tmp_path: Path) -> None:
     assert (seed["minimum"], seed["maximum"]) == (-(2**63), 2**63 - 1)
 
 
-def test_keys_are_spoken_of_only_where_there_are_keys(document: dict[str, Any], tmp_path: Path) -> None:
+def test_schema_describes_keys_only_if_keys_are_set(document: dict[str, Any], tmp_path: Path) -> None:
     assert "securitySchemes" not in document["components"]
     for operation in operations(document).values():
         assert "security" not in operation
@@ -234,12 +234,14 @@ def test_keys_are_spoken_of_only_where_there_are_keys(document: dict[str, Any], 
         "GET /debug",
     ],
 )
-def test_lists_and_states_match_their_model(http: httpx.Client, document: dict[str, Any], at: str) -> None:
+def test_list_and_state_responses_match_their_model(http: httpx.Client, document: dict[str, Any], at: str) -> None:
     answer = model_of(document, at).model_validate_json(http.get(at.removeprefix("GET ")).content, strict=True)
     assert not answer.model_extra  # a new field of /health or /debug has to be described
 
 
-def test_voices_and_consents_match_their_model(http: httpx.Client, document: dict[str, Any], sample: bytes) -> None:
+def test_voice_and_consent_responses_match_their_model(
+    http: httpx.Client, document: dict[str, Any], sample: bytes
+) -> None:
     def take(at: str, **sent: Any) -> Any:
         method, path = at.split()
         answer = http.request(method, path.format(**ids), **sent)
@@ -277,7 +279,7 @@ def test_voices_and_consents_match_their_model(http: httpx.Client, document: dic
     take("POST /v1/audio/watermark/detect", files={"file": sample})
 
 
-def test_an_unhealthy_server_has_the_shape_of_health(tmp_path: Path) -> None:
+def test_unhealthy_response_matches_the_health_model(tmp_path: Path) -> None:
     with serving(tmp_path, wait=False, TTS_ENGINE="csm", TTS_FALLBACK_ENGINE="", HF_HUB_OFFLINE="1") as url:
         answer = httpx.get(f"{url}/health")
         assert answer.status_code in (200, 503)
@@ -295,7 +297,7 @@ def test_a_405_names_every_method_of_the_path(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("number", ["7.0", "7"])
-def test_a_whole_number_may_have_a_point(http: httpx.Client, number: str) -> None:
+def test_integer_field_accepts_a_decimal_point(http: httpx.Client, number: str) -> None:
     body = f'{{"input": "Hello.", "seed": {number}, "sample_rate": 16000.0, "max_audio_length_ms": 1e4}}'
     answer = http.post("/v1/audio/speech", content=body, headers={"Content-Type": "application/json"})
     assert answer.headers["x-tts-seed"] == "7"
@@ -323,9 +325,7 @@ def test_a_whole_number_may_have_a_point(http: httpx.Client, number: str) -> Non
         ),
     ],
 )
-def test_every_parameter_of_the_sdk_is_a_field_here(
-    document: dict[str, Any], at: str, params: Any, media_type: str
-) -> None:
+def test_every_sdk_parameter_is_a_field(document: dict[str, Any], at: str, params: Any, media_type: str) -> None:
     ours = fields(document, at, media_type)
     hints = get_type_hints(params, include_extras=True)
     assert hints.keys() <= ours["properties"].keys()
@@ -333,7 +333,7 @@ def test_every_parameter_of_the_sdk_is_a_field_here(
     assert set(ours.get("required", [])) <= required  # whatever the SDK may leave out, we do without
 
 
-def test_the_choices_are_the_sdks(document: dict[str, Any]) -> None:
+def test_enums_equal_those_of_the_sdk(document: dict[str, Any]) -> None:
     hints = get_type_hints(speech_create_params.SpeechCreateParams)
     ours = fields(document, "POST /v1/audio/speech")["properties"]
 
@@ -346,7 +346,7 @@ def test_the_choices_are_the_sdks(document: dict[str, Any]) -> None:
     assert get_type_hints(voice_consent_list_params.VoiceConsentListParams).keys() <= queries
 
 
-def test_every_voice_of_the_sdk_is_there(http: httpx.Client) -> None:
+def test_every_voice_of_the_sdk_exists(http: httpx.Client) -> None:
     options = get_args(speech_create_params.Voice)
     names = {name for option in options for name in get_args(option)}
     assert len(names) == 13
@@ -362,7 +362,7 @@ def strict(kind: type[BaseModel]) -> type[BaseModel]:
     return create_model(kind.__name__, __config__=ConfigDict(strict=True, extra="forbid"), **made)
 
 
-def test_answers_are_the_sdks_types(http: httpx.Client, sample: bytes) -> None:
+def test_responses_match_the_types_of_the_sdk(http: httpx.Client, sample: bytes) -> None:
     with openai.OpenAI(base_url=f"{http.base_url}/v1", api_key="any", max_retries=0) as client:
         for model in client.models.list():
             named = {name: getattr(model, name) for name in Model.model_fields if name in model.model_fields_set}

@@ -47,7 +47,7 @@ def judged(url: str, *options: str, known: dict[str, Sequence[str]] | None = Non
     return done.stdout
 
 
-def test_an_open_server(tmp_path: Path) -> None:
+def test_server_without_keys_passes_schemathesis(tmp_path: Path) -> None:
     with serving(tmp_path / "data") as url, httpx.Client(base_url=f"{url}/v1", timeout=60) as http:
         text = "This is how I sound when I talk for a while. " * 4
         sample = http.post("/audio/speech", json={"input": text, "response_format": "flac"}).content
@@ -71,7 +71,7 @@ def test_an_open_server(tmp_path: Path) -> None:
     assert "passed" in said
 
 
-def test_a_server_with_keys(tmp_path: Path) -> None:
+def test_server_with_keys_passes_schemathesis(tmp_path: Path) -> None:
     """Without a key everything that needs one is a 401 as described; with one the schema still holds."""
     with serving(tmp_path / "data", TTS_API_KEYS=KEY) as url:
         for given in ((), ("--header", f"Authorization: Bearer {KEY}")):

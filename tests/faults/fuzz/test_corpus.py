@@ -15,7 +15,7 @@ CORPUS = Path(__file__).parent / "corpus"
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_corpus_holds(target: str) -> None:
+def test_saved_fuzz_inputs_pass(target: str) -> None:
     inputs = sorted((CORPUS / target).iterdir())
     assert inputs
     for path in inputs:
@@ -26,12 +26,12 @@ def test_the_corpus_holds(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_anything_short_holds(target: str) -> None:
+def test_short_inputs_pass(target: str) -> None:
     for data in (b"", b"\0", b"\1", b"\xff" * 9, b"\1\xed\xa0\x80", b"\1\1[S1][S2]", bytes(range(256))):
         TARGETS[target](data)
 
 
-def test_a_changed_body_is_still_json_or_left_to_the_fuzzer() -> None:
+def test_mutated_json_bodies_pass() -> None:
     start = b'\0{"input": "Hello.", "voice": {"id": "alloy"}, "speed": 1.5, "turns": [{"text": "a"}, {"text": "b"}]}'
     changed = {json_mutator.mutate(start, 4096, seed, lambda data, _: data) for seed in range(300)}
     assert len(changed) > 150

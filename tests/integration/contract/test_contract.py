@@ -44,12 +44,12 @@ def client(served: Fleet) -> Iterator[openai.OpenAI]:
 
 
 @pytest.mark.parametrize("audio_format", AUDIO_FORMATS)
-def test_every_format(client: openai.OpenAI, audio_format: str) -> None:
+def test_every_format_is_decodable(client: openai.OpenAI, audio_format: str) -> None:
     answer = client.audio.speech.create(model="tts-1", voice="nova", input="Good day.", response_format=audio_format)
     assert decode(answer.content, audio_format).seconds == pytest.approx(0.9, abs=0.5)
 
 
-def test_server_sent_events(client: openai.OpenAI) -> None:
+def test_event_stream_ends_with_done(client: openai.OpenAI) -> None:
     with client.audio.speech.with_streaming_response.create(
         model="tts-1", voice="nova", input="Good day.", stream_format="sse"
     ) as answer:
@@ -58,12 +58,12 @@ def test_server_sent_events(client: openai.OpenAI) -> None:
     assert "speech.audio.done" in lines[-2]
 
 
-def test_lists(client: openai.OpenAI, served: Fleet) -> None:
+def test_models_and_voices_are_listed(client: openai.OpenAI, served: Fleet) -> None:
     assert "paced" in {model.id for model in client.models.list()}
     assert httpx.get(f"{served.url}/v1/audio/voices").is_success
 
 
-def test_health_and_readiness(served: Fleet) -> None:
+def test_health_readiness_and_row_limit_are_reported(served: Fleet) -> None:
     assert {health["status"] for health in served.healths()} == {"ok"}
     assert httpx.get(f"{served.url}/ready").json() == {"ready": True, "engine": "espeak"}
     assert "tts_rows_limit 4.0" in httpx.get(f"{served.url}/metrics").text
@@ -77,22 +77,22 @@ def test_health_and_readiness(served: Fleet) -> None:
         (b'{"input": "%s"}' % (b"x " * 20_000), "string_too_long"),
     ],
 )
-def test_what_is_wrong_is_said(served: Fleet, content: bytes, code: str) -> None:
+def test_invalid_body_is_rejected_with_its_error_code(served: Fleet, content: bytes, code: str) -> None:
     answer = httpx.post(served.speech, content=content, headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
 
 
-def test_no_such_path(served: Fleet) -> None:
+def test_unknown_path_is_not_found(served: Fleet) -> None:
     answer = httpx.get(f"{served.url}/v1/nothing")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
 
 
-def test_the_same_words_have_the_same_seed(served: Fleet) -> None:
+def test_same_text_has_the_same_seed_on_every_copy(served: Fleet) -> None:
     answers = [httpx.post(served.speech, json={"input": "Once more.", "cache": False}) for _ in range(6)]
     assert len({answer.headers["x-tts-seed"] for answer in answers}) == 1
 
 
-def test_the_beginning_comes_before_the_end(served: Fleet) -> None:
+def test_first_audio_is_sent_while_the_rest_is_generated(served: Fleet) -> None:
     with httpx.stream("POST", served.speech, json={"input": LONG, "cache": False}, timeout=60) as answer:
         pieces = answer.iter_raw()  # kept: the stream closes when it is collected
         assert next(pieces)
@@ -100,7 +100,7 @@ def test_the_beginning_comes_before_the_end(served: Fleet) -> None:
     wait_until(served.quiet)
 
 
-def test_who_leaves_before_the_first_sound_frees_the_row(served: Fleet) -> None:
+def test_disconnect_before_the_first_audio_frees_the_row(served: Fleet) -> None:
     host, port = served.url.removeprefix("http://").split(":")
     body = b'{"input": "%s", "cache": false}' % LONG.encode()
     with socket.create_connection((host, int(port))) as raw:
@@ -112,7 +112,7 @@ def test_who_leaves_before_the_first_sound_frees_the_row(served: Fleet) -> None:
     wait_until(served.quiet, 10)
 
 
-def test_who_leaves_in_the_middle_frees_the_row(served: Fleet) -> None:
+def test_disconnect_during_the_stream_frees_the_row(served: Fleet) -> None:
     with httpx.stream("POST", served.speech, json={"input": LONG, "cache": False}, timeout=60) as answer:
         pieces = answer.iter_raw()  # kept: the stream closes when it is collected
         received = 0
@@ -122,7 +122,7 @@ def test_who_leaves_in_the_middle_frees_the_row(served: Fleet) -> None:
     wait_until(served.quiet, 10)
 
 
-def test_a_slow_reader_keeps_nobody_waiting(served: Fleet) -> None:
+def test_slow_reader_does_not_delay_other_requests(served: Fleet) -> None:
     with stuck_reader(served.url, LONG):
         for number in range(6):
             answer = httpx.post(served.speech, json={"input": f"Number {number}.", "cache": False}, timeout=30)
@@ -137,7 +137,7 @@ def test_a_dialogue_is_one_file(served: Fleet) -> None:
     assert decode(answer.content, "wav").seconds > 1
 
 
-def test_too_many_are_told_when_to_come_back(served: Fleet, client: openai.OpenAI) -> None:
+def test_excess_requests_are_429_with_retry_after(served: Fleet, client: openai.OpenAI) -> None:
     """As many as there are rows and places in queues are answered, the rest refused at once, in OpenAI's words."""
     callers = Callers(served, served.capacity + 4, ONE_UTTERANCE)
     wait_until(lambda: sum(heard.status == 429 for heard in callers.heard) >= 2)

@@ -32,7 +32,7 @@ def roomy(mode: str, data: Path) -> Iterator[Fleet]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_sixteen_at_once_then_one_copy_dies(mode: str, tmp_path: Path) -> None:
+def test_sixteen_streams_are_complete_and_a_killed_copy_breaks_only_its_own(mode: str, tmp_path: Path) -> None:
     with roomy(mode, tmp_path) as served:
         heard = Callers(served, 16, SENTENCE * PIECES).join()
         assert {each.status for each in heard} == {200}
@@ -67,7 +67,7 @@ def test_sixteen_at_once_then_one_copy_dies(mode: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["embedded", MODES[1]])
-def test_a_stop_lets_streams_end(mode: str, tmp_path: Path) -> None:
+def test_shutdown_lets_open_streams_finish(mode: str, tmp_path: Path) -> None:
     """Streams shorter than the grace (30 s here) are whole; who comes later is not answered with half a file."""
     with roomy(mode, tmp_path) as served:
         callers = Callers(served, 8, SENTENCE * PIECES)
@@ -81,7 +81,7 @@ def test_a_stop_lets_streams_end(mode: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.fleet
-def test_copies_are_replaced_one_after_another(tmp_path: Path) -> None:
+def test_rolling_restart_breaks_no_stream_and_answers_new_requests(tmp_path: Path) -> None:
     """A rolling restart under load: every stream is whole, every new request is answered."""
     with roomy("replicas", tmp_path) as served, contextlib.ExitStack() as stack:
         for index, server in enumerate(list(served.servers)):
@@ -124,7 +124,7 @@ def _count(url: str) -> float:
 
 
 @pytest.mark.fleet
-def test_the_balancers_file_is_valid_as_it_is_shipped(tmp_path: Path) -> None:
+def test_haproxy_configuration_is_valid(tmp_path: Path) -> None:
     from tests.support.live import ROOT
 
     for file in (ROOT / "deploy/k8s/haproxy.cfg", tmp_path / "changed.cfg"):

@@ -24,7 +24,7 @@ WORDS = "The weather was fine, so they walked along the river."
 @pytest.mark.parametrize(
     "mode", [pytest.param("replicas", marks=pytest.mark.fleet), pytest.param("ray", marks=pytest.mark.ray)]
 )
-def test_a_clone_made_on_one_copy_speaks_on_all(mode: str, server: str, tmp_path: Path) -> None:
+def test_voice_cloned_on_one_copy_can_be_used_on_all(mode: str, server: str, tmp_path: Path) -> None:
     recording = httpx.post(
         f"{server}/v1/audio/speech", json={"input": WORDS * 2, "response_format": "wav"}, timeout=30
     ).content

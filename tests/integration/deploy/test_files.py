@@ -41,7 +41,7 @@ def servers(name: str) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", COMPOSE)
-def test_the_server_comes_first_with_its_variables(name: str) -> None:
+def test_compose_lists_the_server_first_and_passes_known_variables(name: str) -> None:
     first = next(iter(compose(name)["services"].values()))
     for variable in ("TTS_ENGINE", "HF_TOKEN", "CSM_DEVICE_MAP"):
         assert first["environment"][variable].startswith(f"${{{variable}:-")
@@ -49,7 +49,7 @@ def test_the_server_comes_first_with_its_variables(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMPOSE)
-def test_every_folder_is_a_named_volume(name: str) -> None:
+def test_every_data_folder_is_a_named_volume(name: str) -> None:
     named = set(compose(name)["volumes"])
     for each in servers(name).values():
         mounts = dict(mount.split(":")[::-1] for mount in each["volumes"])
@@ -57,19 +57,19 @@ def test_every_folder_is_a_named_volume(name: str) -> None:
         assert set(mounts.values()) <= named
 
 
-def test_replicas_share_voices_and_nothing_they_write_at_once() -> None:
+def test_replicas_share_all_folders_except_cache_and_logs() -> None:
     one, two = ({m.split(":")[1]: m.split(":")[0] for m in e["volumes"]} for e in servers(COMPOSE[2]).values())
     assert {folder for folder in one if one[folder] != two[folder]} == {"/app/audio_cache", "/app/logs"}
 
 
 @pytest.mark.parametrize("name", COMPOSE)
-def test_answers_may_end_before_a_container_is_killed(name: str) -> None:
+def test_stop_grace_period_is_longer_than_the_shutdown_grace(name: str) -> None:
     for each in servers(name).values():
         grace_s = int(each["environment"]["TTS_SHUTDOWN_GRACE_S"])
         assert int(each["stop_grace_period"].removesuffix("s")) > grace_s
 
 
-def test_the_same_grace_on_kubernetes() -> None:
+def test_kubernetes_pod_has_the_grace_folders_and_user_of_the_image() -> None:
     documents = list(yaml.safe_load_all((ROOT / "deploy/k8s/server.yaml").read_text()))
     pod = documents[0]["spec"]["template"]["spec"]
     [server] = pod["containers"]
@@ -81,7 +81,7 @@ def test_the_same_grace_on_kubernetes() -> None:
     assert f"USER {pod['securityContext']['runAsUser']}:" in (ROOT / "Dockerfile").read_text()
 
 
-def test_one_port_everywhere() -> None:
+def test_port_8000_is_the_default_everywhere() -> None:
     readme = (ROOT / "README.md").read_text()
     assert "http://localhost:8000/v1" in readme
     assert compose("compose.yaml")["services"]["tts"]["ports"] == ["${PORT:-8000}:8000"]
@@ -90,7 +90,7 @@ def test_one_port_everywhere() -> None:
     assert "bind :8000" in (ROOT / "deploy/k8s/haproxy.cfg").read_text()
 
 
-def test_the_example_of_env_names_real_variables() -> None:
+def test_env_example_names_only_known_variables() -> None:
     named = re.findall(r"(?m)^([A-Z_]+)=", (ROOT / ".env.example").read_text())
     assert named
     assert set(named) <= VARIABLES
@@ -100,7 +100,7 @@ def test_the_example_of_env_names_real_variables() -> None:
 # ---- the image
 
 
-def test_targets_and_what_runs() -> None:
+def test_dockerfile_has_all_targets_and_runs_the_server() -> None:
     arguments, stages = read(ROOT / "Dockerfile")
     assert arguments["PYTHON_VERSION"] == "3.12"
     names = [stage.name for stage in stages]
@@ -114,7 +114,7 @@ def test_targets_and_what_runs() -> None:
     assert words(steps["CMD"]) == ["python", "-m", "app.main"]
 
 
-def test_no_layer_holds_a_token() -> None:
+def test_no_image_layer_contains_a_token() -> None:
     _, stages = read(ROOT / "Dockerfile")
     for stage in stages:
         for step in stage.steps:
@@ -151,7 +151,7 @@ def decoys(root: Path) -> None:
 SENT = {"README.md", "app/static/index.html", "app/main.py", "constraints.txt", "pyproject.toml"}
 
 
-def test_what_goes_into_a_build(tmp_path: Path) -> None:
+def test_build_context_has_only_the_needed_files(tmp_path: Path) -> None:
     decoys(tmp_path)
     assert set(context(tmp_path)) == SENT
     ours = context(ROOT)
@@ -160,7 +160,7 @@ def test_what_goes_into_a_build(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("docker") is None, reason="no Docker client")
-def test_what_dockers_own_client_sends(tmp_path: Path) -> None:
+def test_docker_client_sends_the_same_build_context(tmp_path: Path) -> None:
     """The client reads .dockerignore and packs the files; what stands in for the engine here only unpacks them."""
     decoys(tmp_path / "source")
     sent: list[str] = []
@@ -219,7 +219,7 @@ def test_what_dockers_own_client_sends(tmp_path: Path) -> None:
 # ---- graphs
 
 
-def test_the_dashboard_shows_what_there_is() -> None:
+def test_dashboard_uses_only_existing_metrics() -> None:
     metrics = Metrics()
     metrics.watch_load(lambda: Load(0, 1, 0, 1))
     metrics.watch_devices(lambda: [DeviceState("cpu", "", Load(0, 1, 0, 1))])

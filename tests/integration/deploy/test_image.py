@@ -33,13 +33,13 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
     made.close()
 
 
-def test_what_the_image_runs_as(image: Image) -> None:
+def test_image_runs_as_an_unprivileged_user(image: Image) -> None:
     assert image.user == "10001:10001"
     assert image.run("id", "-u").stdout.strip() == "10001"
     assert image.words["EXPOSE"] == image.environment["PORT"] == "8000"
 
 
-def test_the_folders_of_volumes_are_the_users(image: Image) -> None:
+def test_data_folders_belong_to_the_user_and_code_is_read_only(image: Image) -> None:
     for name in FOLDERS:
         stat = (image.root / "app" / name).stat()
         assert (stat.st_uid, stat.st_gid) == (10001, 10001)
@@ -48,7 +48,7 @@ def test_the_folders_of_volumes_are_the_users(image: Image) -> None:
     assert image.run("touch", "/app/app/main.py").returncode != 0
 
 
-def test_only_the_server_is_inside(image: Image) -> None:
+def test_image_has_the_server_but_no_development_tools(image: Image) -> None:
     inside = {path.name for path in (image.root / "app").iterdir()}
     assert inside == {"app", *FOLDERS}
     assert not list((image.root / "app").rglob("__pycache__"))
@@ -57,7 +57,7 @@ def test_only_the_server_is_inside(image: Image) -> None:
     assert image.run("python", "-c", "import pytest").returncode != 0  # development tools stay outside
 
 
-def test_it_serves_is_healthy_and_stops(image: Image, tmp_path: Path) -> None:
+def test_container_becomes_healthy_and_stops(image: Image, tmp_path: Path) -> None:
     port = str(free_port())
     entry = [*words(image.words["ENTRYPOINT"]), *words(image.words["CMD"])]
     environment = {**image.environment, "PORT": port, "HOST": "127.0.0.1", "TTS_ENGINE": "espeak"}

@@ -102,7 +102,7 @@ def test_all_kernels_compile_without_spills(
         assert took["LOCAL"] == took["STACK"] == 0, f"{name} spills: {took}"
 
 
-def test_half_precision_multiplies_on_tensor_cores(machine: Callable[[int], Machine]) -> None:
+def test_half_precision_uses_tensor_cores(machine: Callable[[int], Machine]) -> None:
     here = machine(90)
     for dtype in (torch.bfloat16, torch.float16):
         launch(next(iter(cases(1, dtype))))
@@ -111,7 +111,7 @@ def test_half_precision_multiplies_on_tensor_cores(machine: Callable[[int], Mach
     assert all("mma.sync" in program.asm["ptx"] for program in attends)
 
 
-def test_noise_is_an_accurate_logarithm(machine: Callable[[int], Machine]) -> None:
+def test_noise_uses_the_accurate_logarithm(machine: Callable[[int], Machine]) -> None:
     """The fast logarithm errs by 2e-7 near 1: as much as the noise there, which decides what is drawn."""
     here = machine(90)
     for case in cases(1, torch.float32):
@@ -122,7 +122,7 @@ def test_noise_is_an_accurate_logarithm(machine: Callable[[int], Machine]) -> No
         assert "lg2.approx" not in program.asm["ptx"]
 
 
-def test_lengths_and_rows_share_their_programs(machine: Callable[[int], Machine]) -> None:
+def test_all_lengths_and_row_counts_share_one_program(machine: Callable[[int], Machine]) -> None:
     """A graph of each bucket is captured at the start; each would otherwise wait for a compiler."""
     here = machine(90)
     for rows in (1, 2, 4, 8):

@@ -39,7 +39,7 @@ DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 
 
 @pytest.mark.parametrize("case", list(cases(2, torch.bfloat16)), ids=lambda case: case.name)
-def test_the_models_shapes(case: Case) -> None:
+def test_kernels_equal_torch_for_the_shapes_of_the_models(case: Case) -> None:
     check(case, fused_kernels(), CPU)
 
 
@@ -69,7 +69,7 @@ def blinded(cache: Tensor, positions: Tensor) -> Tensor:
 
 @given(case=attentions())
 @settings(SHORT, max_examples=25)
-def test_decode_attention(case: tuple[Tensor, ...]) -> None:
+def test_decode_attention_equals_torch(case: tuple[Tensor, ...]) -> None:
     heads, k, v, positions, length = case
     q = heads[:, : heads.shape[1] - 2 * k.shape[1]]
     expected = torch_kernels.decode_attention(q, k, v, positions, int(length), 0.2)
@@ -79,7 +79,7 @@ def test_decode_attention(case: tuple[Tensor, ...]) -> None:
 
 @given(case=attentions())
 @settings(SHORT, max_examples=25)
-def test_step_attention(case: tuple[Tensor, ...]) -> None:
+def test_step_attention_equals_torch(case: tuple[Tensor, ...]) -> None:
     heads, k, v, positions, length = case
     angles = torch.rand(len(heads), 1, heads.shape[2]) * 6
     expected_k, expected_v = k.clone(), v.clone()
@@ -93,7 +93,7 @@ def test_step_attention(case: tuple[Tensor, ...]) -> None:
     assert torch.equal(made_v.nan_to_num(9), blinded(expected_v, positions).nan_to_num(9))
 
 
-def test_scores_far_apart() -> None:
+def test_attention_is_exact_for_large_score_differences() -> None:
     """Beyond what exp2 holds: the largest so far has to be kept from block to block."""
     random = torch.Generator().manual_seed(0)
     cache, q = torch.randn(2, 2, 4, 700, 64, generator=random), torch.randn(2, 8, 64, generator=random)
@@ -105,7 +105,7 @@ def test_scores_far_apart() -> None:
     )
 
 
-def test_a_row_that_stands_further_back_sees_no_more_than_asked() -> None:
+def test_attention_reads_only_the_given_length() -> None:
     """Rows that do not go on stand behind the last position; they are computed along."""
     random = torch.Generator().manual_seed(0)
     cache, q = torch.randn(2, 2, 4, 700, 64, generator=random), torch.randn(2, 8, 64, generator=random)
@@ -128,7 +128,7 @@ def test_long_rows_are_split_and_short_ones_are_not() -> None:
             assert span % 64 == 0
 
 
-def test_heads_that_no_program_takes_are_refused() -> None:
+def test_unsupported_head_shapes_are_rejected() -> None:
     cache = torch.zeros(1, 1, 4, 24)
     with pytest.raises(ValueError, match="24"):
         triton_launch.decode_attention(torch.zeros(1, 1, 24), cache, cache, torch.zeros(1).long(), 4, 1.0)
@@ -143,7 +143,7 @@ def differing(made: Tensor, expected: Tensor) -> float:
 
 @given(tokens=st.integers(1, 4), width=st.integers(1, 3000), dtype=DTYPES, seed=st.integers(0, 2**32))
 @settings(SHORT, max_examples=25)
-def test_add_rms_norm(tokens: int, width: int, dtype: torch.dtype, seed: int) -> None:
+def test_add_rms_norm_equals_torch(tokens: int, width: int, dtype: torch.dtype, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     x, residual = torch.randn(2, tokens, 2 * width, generator=random).to(dtype)[:, :, :width]
     weight = torch.randn(width, generator=random).to(dtype)
@@ -162,7 +162,9 @@ def test_add_rms_norm(tokens: int, width: int, dtype: torch.dtype, seed: int) ->
     seed=st.integers(0, 2**32),
 )
 @settings(SHORT, max_examples=25)
-def test_gate(tokens: int, width: int, dtype: torch.dtype, activation: torch_kernels.Activation, seed: int) -> None:
+def test_gate_equals_torch(
+    tokens: int, width: int, dtype: torch.dtype, activation: torch_kernels.Activation, seed: int
+) -> None:
     both = (4 * torch.randn(tokens, 2 * width, generator=torch.Generator().manual_seed(seed))).to(dtype)
     expected, made = torch_kernels.gate(both, activation), triton_launch.gate(both, activation)
     torch.testing.assert_close(made, expected)
@@ -193,7 +195,7 @@ def could_be(code: int, logits: Tensor, knob: SamplingParams, noise: Tensor) -> 
 
 @given(case=draws(codes=70), codebook=st.integers(0, 3))
 @settings(SHORT, max_examples=100)
-def test_sample(case: tuple[list[SamplingParams], Tensor, list[int], int], codebook: int) -> None:
+def test_sampled_codes_equal_torch(case: tuple[list[SamplingParams], Tensor, list[int], int], codebook: int) -> None:
     params, logits, banned, seed = case
     rows = len(params)
     seeds, frames = torch.arange(seed, seed + rows), torch.arange(rows)
@@ -210,7 +212,7 @@ def test_sample(case: tuple[list[SamplingParams], Tensor, list[int], int], codeb
 
 
 @pytest.mark.parametrize(("size", "top_k", "top_p"), [(40, 7, 1.0), (2051, 50, 1.0), (40, 0, 0.8), (300, 45, 0.95)])
-def test_the_edges_of_top_k_and_of_the_nucleus(size: int, top_k: int, top_p: float) -> None:
+def test_top_k_and_top_p_have_the_same_limits_as_in_torch(size: int, top_k: int, top_p: float) -> None:
     """Of many draws those that would be others if the edge were a code further in or out."""
     rows = 4000
     logits = torch.randn(rows, size, generator=torch.Generator().manual_seed(size))
@@ -245,7 +247,7 @@ def test_noise_equals_that_of_the_torch_kernel(seeds: list[int], frame: int) -> 
 
 
 @pytest.mark.parametrize("place", FULL_BITS[::3])  # two of CSM, one of Dia
-def test_noise_of_full_bits(place: Place) -> None:
+def test_noise_at_its_limits_never_draws_a_removed_code(place: Place) -> None:
     """A removed code is not drawn with it; a kept one is."""
     made = sample_each_removal(triton_launch.sample, place)
     assert place.code not in made
@@ -263,7 +265,7 @@ def test_noise_of_full_bits(place: Place) -> None:
     )
 
 
-def test_ties_with_the_kth_stay_and_zeros_of_both_signs_are_equal() -> None:
+def test_ties_at_the_limit_stay_and_zeros_of_both_signs_are_equal() -> None:
     logits = torch.tensor([[3.0, 0.0, -0.0, 0.0, -1.0]]).expand(80, -1)
     rows, none = torch.arange(80), torch.full((80,), -1)
     for top_k, top_p in ((2, 1.0), (0, 0.6)):
@@ -273,7 +275,7 @@ def test_ties_with_the_kth_stay_and_zeros_of_both_signs_are_equal() -> None:
         assert set(made.tolist()) == {0, 1, 2, 3}
 
 
-def test_codebooks_that_are_not_there_are_refused() -> None:
+def test_missing_codebooks_are_rejected() -> None:
     params = torch.ones(1), torch.zeros(1).long(), torch.ones(1), torch.zeros(1).long(), torch.zeros(1).long()
     with pytest.raises(ValueError, match=r"codebooks 4\.\.4 do not exist"):
         triton_launch.sample(torch.zeros(1, 5), *params, 4, 4, torch.tensor([-1]))

@@ -29,11 +29,11 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_what_lets_them_in_lets_them_in(dtype: torch.dtype) -> None:
+def test_fused_kernels_pass_the_start_check(dtype: torch.dtype) -> None:
     assert not differs(fused_kernels(), CPU, dtype)
 
 
-def test_csm(tmp_path: Path) -> None:
+def test_csm_codes_are_equal_with_fused_kernels(tmp_path: Path) -> None:
     depth = csm_config("tiny")["depth_decoder_config"]  # as wide a head as the kernels take
     changes = {"head_dim": 16, "depth_decoder_config": depth | {"head_dim": 16}}
     folder = fabricate_csm(tmp_path, changes=changes)
@@ -44,7 +44,7 @@ def test_csm(tmp_path: Path) -> None:
     assert np.array_equal(ours, theirs)
 
 
-def test_dia(tmp_path: Path) -> None:
+def test_dia_codes_are_equal_with_fused_kernels(tmp_path: Path) -> None:
     folder = fabricate_dia(tmp_path)
     request = test_dia_runner.speech("A few.", 2, 1)
     options = {"capture": GraphCapture(CPU), "kernels": (fused_kernels(),), "max_rows": 1}
