@@ -1,0 +1,466 @@
+"""Forced alignment: when each word of a known English text is spoken, and how well the audio fits it.
+
+A Viterbi search over the words in their order, with the acoustic model of the `words` extra. Between two words there
+may be silence, or audio that is no word of the text ("other"). A word may be missing. "Other" and missing words have
+fixed costs, so the search always ends with an answer, and the answer names what does not fit.
+
+`align` computes in the calling thread: about 12 ms of CPU per second of speech, most of it while holding the GIL.
+`Aligner` does the same in a process of its own under a deadline, so that it delays no event loop, and a crash or a hang
+costs one answer only.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import itertools
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess  # nosec B404
+import sys
+import threading
+import time
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from app.audio import pcm
+from app.audio.acoustic_model import (
+    FRAME_S,
+    RATE_HZ,
+    SILENCE,
+    STATES,
+    AcousticModel,
+    cepstra,
+    features,
+    find_model,
+    load_model,
+    log_likelihoods,
+)
+from app.audio.pronunciation import Pronouncer
+from app.audio.resample import StreamResampler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from app.audio.pronunciation import Phonemes
+    from app.types import Samples
+
+    Floats = NDArray[np.float32]
+
+log = logging.getLogger(__name__)
+
+_ROOT = Path(__file__).resolve().parents[2]
+_COMMAND = (sys.executable, "-m", "app.audio.alignment")
+_NICE = 5  # synthesis and answers come first
+
+MAX_SECONDS = 120.0
+_MIN_SECONDS = 0.1
+
+# Costs in nats. Scores of frames are relative to the phoneme that fits a frame best, without its context.
+_OTHER_PER_FRAME = 5.0  # a frame that is no word of the text
+_OTHER_ENTRY = 20.0
+_SILENCE_ENTRY = 2.0
+_MISSING = 40.0  # a word that is not spoken
+_WORST_FRAME = 20.0  # one odd frame costs no more than this
+_LONGEST_STATE_S = 0.4  # a third of a phoneme; what is longer is not speech
+_NEVER = np.float32(-1e9)
+
+
+@dataclass(frozen=True, slots=True)
+class AlignedWord:
+    """One word of the text."""
+
+    word: str
+    start_s: float
+    end_s: float
+    score: float  # log-likelihood per frame, relative to the best phoneme: about 0 for clear speech, -5 for none
+    missing: bool = False  # it is not spoken; start_s = end_s = where it belongs
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """Where the words of a text are in a recording."""
+
+    words: tuple[AlignedWord, ...]  # one for each word of the text, in order
+    seconds: float  # of the recording
+    other: tuple[tuple[float, float], ...]  # start and end in seconds of what is neither silence nor a word of the text
+    cut_off: (
+        float  # nats by which "the recording ends inside a word" fits better than the whole text; about 0-10 if not
+    )
+    phonemes: int  # in all words of the text
+
+    @property
+    def score(self) -> float:
+        """The mean score of the words that are spoken, weighted by their time; -inf if none is."""
+        spoken = [(word.score, word.end_s - word.start_s) for word in self.words if word.end_s > word.start_s]
+        total = sum(seconds for _, seconds in spoken)
+        return sum(score * seconds for score, seconds in spoken) / total if total > 0 else -np.inf
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        return tuple(at for at, word in enumerate(self.words) if word.missing)
+
+    @property
+    def other_s(self) -> float:
+        return sum(end - start for start, end in self.other)
+
+
+def is_available() -> bool:
+    """Whether the `words` extra is installed."""
+    return find_model() is not None
+
+
+def align(
+    samples: Samples, rate_hz: int, words: Sequence[str], ipa: Sequence[Sequence[str]] | None = None
+) -> Alignment | None:
+    """Align the words of an English text with samples (N,).
+
+    words: as they are spoken: numbers in words. A word without letters or digits takes no time.
+    ipa: for each word further pronunciations in IPA, may be empty.
+
+    None: no word to align, the recording is shorter than 0.1 s or longer than MAX_SECONDS, or the extra is missing.
+    """
+    folder = find_model()
+    seconds = len(samples) / rate_hz
+    if folder is None or not _MIN_SECONDS <= seconds <= MAX_SECONDS:
+        return None
+    pronouncer = _pronouncer(folder)
+    found = [pronouncer.pronunciations(word, ipa[at] if ipa else ()) for at, word in enumerate(words)]
+    spoken = [at for at, variants in enumerate(found) if variants]
+    if not spoken:
+        return None
+    model = load_model(folder)
+    cepstrum = cepstra(_at_model_rate(samples, rate_hz))
+    graph = _Graph(model, [found[at] for at in spoken])
+    path = graph.search(cepstrum - cepstrum.mean(axis=0))
+    return _report(words, spoken, path, seconds, graph.phonemes)
+
+
+@functools.cache
+def _pronouncer(folder: Path) -> Pronouncer:
+    return Pronouncer(folder / "cmudict-en-us.dict")
+
+
+def _at_model_rate(samples: Samples, rate_hz: int) -> Samples:
+    resampler = StreamResampler(rate_hz, RATE_HZ)
+    return np.concatenate((resampler.push(pcm.clip(samples)), resampler.flush()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """The best way through a graph."""
+
+    word: NDArray[np.int32]  # (T,) the word of each frame; -1 = silence, -2 = other
+    score: Floats  # (T,)
+    missing: frozenset[int]
+    cut_off: float
+
+
+class _Graph:
+    """The states of a text: for each word its pronunciations; before, between and after the words silence or other.
+
+    Boundary b lies before word b, boundary W behind the last word. States of one pronunciation follow each other.
+    """
+
+    def __init__(self, model: AcousticModel, words: Sequence[Sequence[Phonemes]]) -> None:
+        self._model = model
+        ids = {name: number for number, name in enumerate(model.phonemes)}
+        silence = ids[SILENCE]
+        senones: list[NDArray[np.int32]] = []
+        phonemes: list[int] = []
+        word_of: list[int] = []
+        entries: list[tuple[int, int]] = []  # state, the boundary that leads to it
+        exits: list[list[int]] = [[] for _ in range(len(words) + 1)]  # the states that lead to each boundary
+        for at, variants in enumerate(words):
+            before = ids[words[at - 1][0][-1]] if at else silence
+            behind = ids[words[at + 1][0][0]] if at + 1 < len(words) else silence
+            for variant in variants:
+                entries.append((STATES * len(phonemes), at))
+                numbers = [before, *(ids[name] for name in variant), behind]
+                for place in range(1, len(numbers) - 1):
+                    first, last = place == 1, place == len(numbers) - 2
+                    position = 3 if first and last else 1 if first else 2 if last else 0
+                    senones.append(model.senones(numbers[place], numbers[place - 1], numbers[place + 1], position))
+                    phonemes.append(numbers[place])
+                    word_of.append(at)
+                exits[at + 1].append(STATES * len(phonemes) - 1)
+        for boundary in range(len(words) + 1):
+            entries.append((STATES * len(phonemes), boundary))
+            senones.append(model.base_senones[silence])
+            phonemes.append(silence)
+            word_of.append(-1)
+            exits[boundary].append(STATES * len(phonemes) - 1)
+        self.phonemes = sum(min(map(len, variants)) for variants in words)
+        self._phones = np.array(phonemes)
+        self._senones = np.array(senones)
+        self._boundaries = boundaries = len(words) + 1
+        self._inner = inner = STATES * len(phonemes)  # from here on: one state of `other` at each boundary
+        self._nowhere = inner + boundaries  # a state that is never reached
+        self._word_of = np.concatenate((np.repeat(word_of, STATES), np.full(boundaries, -2))).astype(np.int32)
+        entries += [(inner + boundary, boundary) for boundary in range(boundaries)]
+        self._entry_state, self._entry_boundary = np.array(entries).T
+        cost = np.zeros(len(entries), np.float32)
+        cost[-2 * boundaries : -boundaries] = _SILENCE_ENTRY
+        cost[-boundaries:] = _OTHER_ENTRY
+        self._entry_cost = cost
+        width = max(map(len, exits)) + 1
+        self._exits = np.full((boundaries, width), self._nowhere)
+        for boundary, states in enumerate(exits):
+            self._exits[boundary, : len(states) + 1] = [*states, inner + boundary]
+
+    def search(self, cepstrum: Floats) -> _Path:
+        """Viterbi. cepstrum (T, 13), normalised."""
+        scores, column = self._frame_scores(features(cepstrum))
+        stay, leave = self._transitions()
+        frames, boundaries, states = len(cepstrum), self._boundaries, self._nowhere + 1
+        entry_state, entry_boundary = self._entry_state, self._entry_boundary
+        moved = np.zeros((frames, states), bool)
+        came_from = np.zeros((frames + 1, boundaries), np.int32)  # the state that led to a boundary
+        skipped = np.zeros((frames + 1, boundaries), bool)  # the boundary was reached without its word
+        every = np.arange(boundaries)
+        ramp = np.float32(_MISSING) * every.astype(np.float32)
+        score = np.full(states, _NEVER)
+        at_boundary = -ramp
+        skipped[0, 1:] = True
+        step = np.full(states, _NEVER)
+        for frame in range(frames):
+            np.add(score[:-1], leave[:-1], out=step[1:])
+            ends = score + leave
+            if frame:
+                ends = ends[self._exits]
+                best = ends.argmax(axis=1)
+                came_from[frame] = self._exits[every, best]
+                direct = ends[every, best]
+                at_boundary = np.maximum.accumulate(direct + ramp) - ramp
+                skipped[frame] = at_boundary > direct + 1e-3
+            step[entry_state] = at_boundary[entry_boundary] - self._entry_cost
+            score += stay
+            np.greater(step, score, out=moved[frame])
+            np.maximum(step, score, out=score)
+            score += scores[frame][column]
+        ends = (score + leave)[self._exits]
+        best = ends.argmax(axis=1)
+        came_from[frames] = self._exits[every, best]
+        direct = ends[every, best]
+        at_boundary = np.maximum.accumulate(direct + ramp) - ramp
+        skipped[frames] = at_boundary > direct + 1e-3
+        cut_off = float(score[: self._inner].max() - at_boundary[-1])
+        path, missing = self._trace(moved, came_from, skipped)
+        word = self._word_of[path]
+        word[_is_stretched(path) & (word >= 0)] = -2
+        return _Path(word, scores[np.arange(frames), column[path]], missing, cut_off)
+
+    def _frame_scores(self, streams: Sequence[Floats]) -> tuple[Floats, NDArray[np.intp]]:
+        """-> scores (T, C) and the column of each state.
+
+        A state scores as its phoneme in context or without context, whichever fits better: where speakers pause or
+        join words, the context is another one than the text says.
+        """
+        model = self._model
+        base = model.base_senones[self._phones]
+        pairs, column = np.unique(np.stack((self._senones.ravel(), base.ravel()), axis=1), axis=0, return_inverse=True)
+        all_base = np.unique(model.base_senones)
+        senones = np.union1d(pairs, all_base).astype(np.int32)
+        likelihoods = log_likelihoods(model, streams, senones)
+        best = likelihoods[:, np.searchsorted(senones, all_base)].max(axis=1, keepdims=True)
+        places = np.searchsorted(senones, pairs)
+        scores = np.full((len(best), len(pairs) + 2), -_OTHER_PER_FRAME, np.float32)
+        scores[:, -1] = _NEVER
+        np.maximum(likelihoods[:, places[:, 0]], likelihoods[:, places[:, 1]], out=scores[:, :-2])
+        scores[:, :-2] -= best
+        np.maximum(scores[:, :-2], -_WORST_FRAME, out=scores[:, :-2])
+        other = np.full(self._boundaries, len(pairs))
+        return scores, np.concatenate((column.ravel(), other, [len(pairs) + 1]))
+
+    def _transitions(self) -> tuple[Floats, Floats]:
+        """Log-probabilities (states,) to stay in a state and to leave it."""
+        model, boundaries = self._model, self._boundaries
+        stay = np.concatenate((model.stay[self._phones].ravel(), np.zeros(boundaries), [_NEVER]))
+        leave = np.concatenate((model.leave[self._phones].ravel(), np.zeros(boundaries), [_NEVER]))
+        return stay.astype(np.float32), leave.astype(np.float32)
+
+    def _trace(
+        self, moved: NDArray[np.bool_], came_from: NDArray[np.int32], skipped: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int32], frozenset[int]]:
+        """Follow the best path back from the end -> the state of each frame, the words that are missing."""
+        entered_from = np.full(self._nowhere + 1, -1)
+        entered_from[self._entry_state] = self._entry_boundary
+        path = np.zeros(len(moved), np.int32)
+        missing = set()
+        frame, boundary = len(moved), self._boundaries - 1
+        while True:
+            while boundary > 0 and skipped[frame, boundary]:
+                boundary -= 1
+                missing.add(boundary)
+            if frame == 0:
+                return path, frozenset(missing)
+            state = came_from[frame, boundary]
+            while frame:
+                frame -= 1
+                path[frame] = state
+                if moved[frame, state]:
+                    if entered_from[state] >= 0:
+                        break
+                    state -= 1
+            boundary = entered_from[state]
+
+
+def _is_stretched(path: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """(T,) whether a frame lies in one state for longer than _LONGEST_STATE_S. Noise behind a final S looks like S."""
+    starts = np.flatnonzero(np.diff(path, prepend=-1))
+    lengths = np.diff(starts, append=len(path))
+    place = np.arange(len(path)) - np.repeat(starts, lengths)
+    stretched: NDArray[np.bool_] = place >= round(_LONGEST_STATE_S / FRAME_S)
+    return stretched
+
+
+def _report(words: Sequence[str], spoken: Sequence[int], path: _Path, seconds: float, phonemes: int) -> Alignment:
+    edges = np.flatnonzero(np.diff(path.word, prepend=-3, append=-3))
+    times: dict[int, tuple[float, float, float]] = {}
+    other = []
+    for first, last in itertools.pairwise(edges.tolist()):
+        number = int(path.word[first])
+        start_s, end_s = round(first * FRAME_S, 2), round(min(last * FRAME_S, seconds), 2)
+        if number == -2:
+            other.append((start_s, end_s))
+        elif number >= 0:
+            at = spoken[number]
+            start_s = times[at][0] if at in times else start_s  # a stretched part inside it is cut out
+            times[at] = (start_s, end_s, float(path.score[path.word == number].mean()))
+    missing = {spoken[word] for word in path.missing}
+    aligned = []
+    last_s = 0.0
+    for at, word in enumerate(words):
+        start_s, end_s, score = times.get(at, (last_s, last_s, -_WORST_FRAME if at in missing else 0.0))
+        aligned.append(AlignedWord(word, start_s, end_s, score, at in missing))
+        last_s = end_s
+    return Alignment(tuple(aligned), seconds, tuple(other), path.cut_off, phonemes)
+
+
+# ---- in a process of its own
+
+
+class Aligner:
+    """Aligns in a helper process. Thread-safe; `align` blocks, so call it in a thread.
+
+    The process starts with the first call (0.4 s, 70 MB) and ends with this one. One call runs at a time: it takes
+    about 1 % of the recording's length.
+    """
+
+    def __init__(
+        self, pronounce: Callable[[str], Iterable[str]] | None = None, *, command: Sequence[str] = _COMMAND
+    ) -> None:
+        """pronounce: a word -> pronunciations in IPA, asked for words that the dictionary does not contain."""
+        self._pronounce = pronounce
+        self._command = command
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._line: socket.socket | None = None
+        atexit.register(self.close)
+
+    def align(
+        self, samples: Samples, rate_hz: int, words: Sequence[str], *, deadline_s: float | None = None
+    ) -> Alignment | None:
+        """Like the function `align`; also None if no answer came within deadline_s, or the process has failed.
+
+        deadline_s: None = 10 s and the length of the recording.
+        """
+        if not is_available():
+            return None
+        limit_s = deadline_s if deadline_s is not None else 10.0 + len(samples) / rate_hz
+        until = time.monotonic() + limit_s
+        ipa = [tuple(self._pronounce(word)) if self._pronounce else () for word in words]
+        order = {"rate_hz": rate_hz, "words": list(words), "ipa": ipa, "bytes": 2 * len(samples)}
+        if not self._lock.acquire(timeout=limit_s):
+            log.warning("Speech is not checked: the aligner is busy for longer than %.1f s", limit_s)
+            return None
+        try:
+            head, sound = json.dumps(order).encode() + b"\n", pcm.to_bytes(samples)
+            for _ in range(2):  # the process may have died since the last order
+                try:
+                    return self._exchange(head, sound, until)
+                except (OSError, ValueError, KeyError, TypeError) as error:
+                    log.warning("The aligner's process gave no answer and is ended: %r", error)
+                    self._end()
+                    if isinstance(error, TimeoutError):
+                        break
+        finally:
+            self._lock.release()
+        return None
+
+    def close(self) -> None:
+        """End the helper process. A later call starts it again."""
+        with self._lock:
+            self._end()
+
+    def _exchange(self, order: bytes, sound: bytes, until: float) -> Alignment | None:
+        line = self._running()
+        line.settimeout(max(0.01, until - time.monotonic()))
+        line.sendall(order + sound)
+        reply = bytearray()
+        while not reply.endswith(b"\n"):
+            line.settimeout(max(0.01, until - time.monotonic()))
+            part = line.recv(1 << 16)
+            if not part:
+                raise ConnectionResetError("it has ended")
+            reply += part
+        answer = json.loads(reply)
+        return None if answer is None else _from_json(answer)
+
+    def _running(self) -> socket.socket:
+        if self._process is not None and self._process.poll() is None and self._line is not None:
+            return self._line
+        self._end()
+        here, there = socket.socketpair()
+        with there:
+            self._process = subprocess.Popen(  # noqa: S603 - our own module # nosec B603
+                [*self._command, str(there.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(there.fileno(),),
+                cwd=_ROOT,
+                env={**os.environ, "PYTHONPATH": str(_ROOT), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            )
+        self._line = here
+        return here
+
+    def _end(self) -> None:
+        if self._line is not None:
+            self._line.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._line = self._process = None
+
+
+def _from_json(answer: dict[str, Any]) -> Alignment:
+    words = tuple(AlignedWord(*word) for word in answer["words"])
+    other = tuple((start, end) for start, end in answer["other"])
+    return Alignment(words, answer["seconds"], other, answer["cut_off"], answer["phonemes"])
+
+
+def _serve(line: socket.socket) -> None:
+    """Answer orders until the other end closes the connection."""
+    with contextlib.suppress(OSError):
+        os.nice(_NICE)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl+C the server finishes its answers
+    with line, line.makefile("rb") as orders:
+        while text := orders.readline():
+            order = json.loads(text)
+            samples = pcm.from_bytes(orders.read(order["bytes"]))
+            found = align(samples, order["rate_hz"], order["words"], order["ipa"])
+            answer = None if found is None else {**asdict(found), "words": [astuple(word) for word in found.words]}
+            line.sendall(json.dumps(answer).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    _serve(socket.socket(fileno=int(sys.argv[1])))

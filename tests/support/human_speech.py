@@ -1,0 +1,94 @@
+"""Recordings of people with their words, for tests. They are not part of the project.
+
+TTS_TEST_SPEECH names a folder with a `manifest.jsonl`. The default is `../shared/data/speech` beside the checkout. One
+line of the manifest describes one recording: file, words, speaker, language, kind ("speech" or "negative": a sound
+without words), rate, and for many `align`: [word, start s, end s]. `../sesame_prompts` beside that folder holds the six
+recordings that CSM-1B ships with, each with its words in a text file of the same name.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from app.audio.decode import decode
+
+if TYPE_CHECKING:
+    from app.types import Samples
+
+_BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data" / "speech"
+MAX_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One recording of the folder."""
+
+    path: Path
+    words: str
+    speaker: str
+    language: str
+    kind: str  # "speech" or "negative"
+    rate_hz: int  # of the file
+    align: tuple[tuple[str, float, float], ...]  # word, start s, end s; empty if not known
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    def samples(self, rate_hz: int | None = None) -> Samples:
+        """(N,) mono at rate_hz; None = the file's own rate."""
+        return _decoded(self.path, rate_hz or self.rate_hz)
+
+
+@functools.lru_cache(maxsize=16)
+def _decoded(path: Path, rate_hz: int) -> Samples:
+    return decode(path.read_bytes(), rate_hz, max_seconds=MAX_SECONDS).samples
+
+
+def folder() -> Path:
+    return Path(os.environ.get("TTS_TEST_SPEECH") or _BESIDE)
+
+
+def recordings(kind: str = "speech", language: str = "en") -> list[Recording]:
+    """The recordings of one kind and language. Skips the test where the folder is missing."""
+    manifest = folder() / "manifest.jsonl"
+    if not manifest.is_file():
+        pytest.skip(f"no human speech in {folder()}: set TTS_TEST_SPEECH to a folder with a manifest.jsonl")
+    entries = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [_recording(entry) for entry in entries if entry["kind"] == kind and entry.get("language", "en") == language]
+
+
+def _recording(entry: dict[str, object]) -> Recording:
+    words, speaker, language = (str(entry.get(key) or "") for key in ("words", "speaker", "language"))
+    align = entry.get("align") or ()
+    assert isinstance(align, list | tuple)
+    return Recording(
+        folder() / str(entry["file"]),
+        words,
+        speaker,
+        language,
+        str(entry["kind"]),
+        int(str(entry.get("rate") or 24_000)),
+        tuple((str(word), float(start), float(end)) for word, start, end in align),
+    )
+
+
+def sesame_prompts() -> list[Recording]:
+    """The six recordings that CSM-1B ships with. Skips the test where their folder is missing."""
+    prompts = folder().parent / "sesame_prompts"
+    files = sorted(prompts.glob("*.wav"))
+    if not files:
+        pytest.skip(f"CSM's own recordings are not in {prompts}")
+    return [
+        Recording(
+            file, file.with_suffix(".txt").read_text(encoding="utf-8").strip(), file.stem, "en", "speech", 24_000, ()
+        )
+        for file in files
+    ]
