@@ -114,7 +114,7 @@ async def test_without_a_budget_nothing_is_stored_or_read(tmp_path):
     assert cache.size_bytes == 0
 
 
-async def test_the_order_of_use_survives_a_restart(tmp_path):
+async def test_order_of_use_survives_a_restart(tmp_path):
     cache = make(tmp_path)
     for at, name in enumerate(("a", "b", "c")):
         put(cache, name, name.encode() * 10_000)

@@ -205,14 +205,14 @@ def on_meta(size: str, rows: int) -> CsmCudaGraph:
 
 
 @pytest.mark.parametrize("fast_path", [False, True])
-def test_a_frame_reads_nothing_back_to_the_host(fast_path: bool) -> None:
+def test_frame_reads_nothing_back_to_the_host(fast_path: bool) -> None:
     frames = on_meta("tiny", 8)
     with torch.inference_mode():
         for rows in (1, 4, 8):
             assert operations(lambda n=rows: frames.advance(n, BucketKey(512, fast_path=fast_path), TORCH)) > 1000  # type: ignore[misc]
 
 
-def test_the_check_finds_reads_by_the_host() -> None:
+def test_check_finds_reads_by_the_host() -> None:
     with torch.inference_mode(), pytest.raises(AssertionError, match="waits for the device"):
         operations(lambda: print(bool(torch.ones(3, device=META).sum() > 1)))
     with torch.inference_mode(), pytest.raises(AssertionError, match="host"):
@@ -253,7 +253,7 @@ def test_setup_describes_the_capture(runner: CsmRunner, eager: CsmRunner) -> Non
     assert dict(eager.setup) == {"recorded": False}
 
 
-def test_the_fastest_kernels_are_used(folder: Path) -> None:
+def test_fastest_kernels_are_used(folder: Path) -> None:
     """Kernels are timed on the device, the fastest are used, and codes stay the same."""
 
     def slow(*rest: Any) -> Any:

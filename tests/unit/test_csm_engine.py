@@ -79,7 +79,7 @@ async def test_cancelling_frees_the_row(runner: CsmRunner) -> None:
         assert speaker.load.active_rows == 0
 
 
-async def test_an_error_fails_only_its_own_request(runner: CsmRunner) -> None:
+async def test_error_fails_only_its_own_request(runner: CsmRunner) -> None:
     async with engine(runner) as speaker:
         good = asyncio.create_task(collect(speaker, utterance("Fine.", frames=5)))
         with pytest.raises(TextTooLong):

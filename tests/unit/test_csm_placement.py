@@ -223,7 +223,7 @@ def test_split_model_gives_the_same_codes_in_bfloat16_and_int8(folder: Path, opt
     assert np.array_equal(alone(make(folder, 2, 3, **options), request), alone(make(folder, **options), request))
 
 
-def test_a_frame_enters_each_stage_once(folder: Path) -> None:
+def test_frame_enters_each_stage_once(folder: Path) -> None:
     runner = make(folder, 1, 0, 2, 2)
     entered: list[tuple[int, int]] = []  # stage, tokens
     for index, entry in enumerate(runner.model.backbone.entries):

@@ -44,7 +44,7 @@ def calls(rows: int, capture: GraphCapture) -> tuple[GraphBuckets[str], list[tup
     return some, called
 
 
-def test_the_smallest_call_that_covers_the_rows_is_taken() -> None:
+def test_smallest_graph_that_fits_the_rows_is_used() -> None:
     some, called = calls(6, Failing())
     for rows in (1, 2, 3, 4, 5, 6):
         some.of(rows, "short")()
@@ -63,7 +63,7 @@ def test_the_smallest_call_that_covers_the_rows_is_taken() -> None:
         ((4,), 2, 4),  # of four, after eight had been recorded: those are let go too
     ],
 )
-def test_what_there_is_no_memory_for_is_left_out(failing: tuple[int, ...], rows: int, graphs: int) -> None:
+def test_sizes_without_memory_are_not_captured(failing: tuple[int, ...], rows: int, graphs: int) -> None:
     capture = Failing(*failing)
     some, called = calls(8, capture)
     assert some.rows == rows
@@ -74,12 +74,12 @@ def test_what_there_is_no_memory_for_is_left_out(failing: tuple[int, ...], rows:
         some.of(rows + 1, "long")
 
 
-def test_without_memory_for_one_row_there_is_nothing() -> None:
+def test_no_memory_for_one_row_is_an_error() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         calls(2, Failing(1, 2))
 
 
-def test_the_fastest_is_taken() -> None:
+def test_fastest_candidate_is_selected() -> None:
     def body(seconds: float) -> Callable[[], None]:
         return lambda: time.sleep(seconds)
 
@@ -89,7 +89,7 @@ def test_the_fastest_is_taken() -> None:
     assert fastest({"only": 1.0}, body, CPU) == (1.0, {})  # it is not even tried
 
 
-def test_an_error_keeps_nothing_of_what_was_computed() -> None:
+def test_error_keeps_no_tensors_alive() -> None:
     """Else there is no more memory after a recording that failed than before."""
     made: list[weakref.ref[torch.Tensor]] = []
 
@@ -117,7 +117,7 @@ def test_an_error_keeps_nothing_of_what_was_computed() -> None:
     assert all(ref() is None for ref in made)
 
 
-def test_sizes() -> None:
+def test_bucket_sizes_double_up_to_the_maximum() -> None:
     assert doublings(1, 6) == (1, 2, 4, 6)
     assert doublings(256, 256) == (256,)
     assert at_least(3, (1, 2, 4)) == 4

@@ -55,7 +55,7 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, *, cuda:
         ("", None, VERSION, ["built without CUDA", "pip install torch"]),
     ],
 )
-def test_why_there_is_no_gpu(  # noqa: PLR0917 - fixtures
+def test_error_explains_why_cuda_is_unavailable(  # noqa: PLR0917 - fixtures
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, cuda: str | None, driver: str, words: list[str]
 ) -> None:
     told = no_cuda(monkeypatch, tmp_path, said, cuda=cuda, driver=driver)
@@ -63,7 +63,7 @@ def test_why_there_is_no_gpu(  # noqa: PLR0917 - fixtures
         assert word in told
 
 
-def test_auto_says_when_it_passes_a_gpu_by(
+def test_auto_logs_why_it_does_not_use_the_gpu(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     no_cuda(monkeypatch, tmp_path, TOO_OLD, cuda="13.0", driver=VERSION)
@@ -82,7 +82,7 @@ def test_auto_says_when_it_passes_a_gpu_by(
         ((6, 1), [], True),
     ],
 )
-def test_a_gpu_without_code_is_named(
+def test_gpu_of_unsupported_architecture_is_refused_by_name(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], built: list[str], fits: bool
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -97,7 +97,7 @@ def test_a_gpu_without_code_is_named(
             choose_device("cuda:0")
 
 
-def test_rows_are_counted_from_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_rows_depends_on_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """8 GB and 141 GB cards; a share of it; none where not even one row fits."""
     gpu = torch.device("cuda", 0)
     weights, row = 4_200_000_000, 70_000_000
@@ -120,7 +120,7 @@ def test_rows_are_counted_from_free_memory(monkeypatch: pytest.MonkeyPatch) -> N
         device.rows_that_fit(two, 0.9, bytes_of, most=64)
 
 
-def test_auto_is_the_widest_format_that_a_device_is_fast_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_dtype_is_the_fast_format_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda", 0)
     for capability, expected in (((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
@@ -131,7 +131,7 @@ def test_auto_is_the_widest_format_that_a_device_is_fast_in(monkeypatch: pytest.
     assert device.choose_dtype("float16", gpu) == torch.float16
 
 
-def test_tf32_is_as_asked_for() -> None:
+def test_tf32_can_be_switched_on_and_off() -> None:
     try:
         device.allow_tf32(True)
         assert torch.get_float32_matmul_precision() == "high"
@@ -140,7 +140,7 @@ def test_tf32_is_as_asked_for() -> None:
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_threads_are_as_many_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_omp_num_threads_sets_the_cpu_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     own = cpu_threads()
     assert 1 <= own <= len(os.sched_getaffinity(0))

@@ -125,7 +125,7 @@ def test_nan_ends_only_its_own_row(folder: Path, capture: bool) -> None:
 
 @pytest.mark.parametrize("fast_path", [False, True])
 @pytest.mark.parametrize("release", ["0626", "v0.1"])
-def test_a_step_reads_nothing_back_to_the_host(fast_path: bool, release: str) -> None:
+def test_step_reads_nothing_back_to_the_host(fast_path: bool, release: str) -> None:
     config = parse_config(dia_config(SHAPES["tiny"]) if release == "0626" else dia_config_v01(SHAPES["tiny"]))
     model = DiaModel(config, device=META, dtype=torch.bfloat16)
     cache = model.cache(8, batched=True, scratch=1)

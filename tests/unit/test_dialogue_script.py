@@ -16,13 +16,13 @@ from app.text.nonverbal import NON_VERBAL_SOUNDS
 pytestmark = pytest.mark.unit
 
 
-def test_a_single_speaker_gets_the_first_tag() -> None:
+def test_single_speaker_gets_the_first_tag() -> None:
     script = format_script([(7, "Hello there.")])
     assert script.text == script.spoken_text == "[S1] Hello there."
     assert script.speakers == (7,)
 
 
-def test_a_dialogue_ends_with_the_tag_of_the_other_speaker() -> None:
+def test_dialogue_ends_with_the_tag_of_the_other_speaker() -> None:
     assert format_script([(3, "Hi."), (1, "Hello!"), (3, "Well?")]).text == "[S1] Hi. [S2] Hello! [S1] Well? [S2]"
     assert format_script([("a", "Hi."), ("b", "Hello!")]).text == "[S1] Hi. [S2] Hello! [S1]"
 

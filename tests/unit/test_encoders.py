@@ -89,7 +89,7 @@ def test_media_types_are_those_of_the_api():
 
 @pytest.mark.parametrize("rate_hz", [8_000, 16_000, 22_050, 24_000, 44_100, 48_000])
 @pytest.mark.parametrize("audio_format", AUDIO_FORMATS)
-def test_decodes_to_the_same_sound(audio_format, rate_hz):
+def test_encoded_audio_decodes_to_the_input(audio_format, rate_hz):
     sound = speechlike(1.0, rate_hz)
     decoded, decoded_hz = decode(encode(audio_format, sound, rate_hz), audio_format, rate_hz)
     assert decoded_hz == (48_000 if audio_format == "opus" else rate_hz)
@@ -110,7 +110,7 @@ def test_decodes_to_the_same_sound(audio_format, rate_hz):
 
 
 @pytest.mark.parametrize("rate_hz", [8_001, 11_025, 12_345, 32_000, 47_999])
-def test_opus_resamples_rates_it_does_not_have(rate_hz):
+def test_opus_resamples_unsupported_rates(rate_hz):
     sound = speechlike(1.0, rate_hz)
     decoded, decoded_hz = decode(encode("opus", sound, rate_hz), "opus")
     assert decoded_hz == 48_000
@@ -122,7 +122,7 @@ def test_opus_resamples_rates_it_does_not_have(rate_hz):
 
 @pytest.mark.parametrize("rate_hz", [8_001, 12_345, 37_800])
 @pytest.mark.parametrize("audio_format", ["wav", "flac", "pcm"])
-def test_plain_formats_take_any_rate(audio_format, rate_hz):
+def test_lossless_formats_accept_any_rate(audio_format, rate_hz):
     sound = speechlike(0.3, rate_hz)
     decoded, decoded_hz = decode(encode(audio_format, sound, rate_hz), audio_format, rate_hz)
     assert decoded_hz == rate_hz
@@ -133,7 +133,7 @@ def test_plain_formats_take_any_rate(audio_format, rate_hz):
     ("audio_format", "rate_hz"),
     [("mp3", 23_999), ("aac", 9_000), ("aac", 96_000), ("mp3", 0), ("opus", 48_001), ("wav", 7_999), ("pcm", -1)],
 )
-def test_a_rate_it_cannot_carry_is_refused_in_words(audio_format, rate_hz):
+def test_unsupported_rate_is_refused_with_a_message(audio_format, rate_hz):
     with pytest.raises(UnsupportedParameter) as caught:
         open_encoder(audio_format, rate_hz)
     assert caught.value.param == "sample_rate"
@@ -142,7 +142,7 @@ def test_a_rate_it_cannot_carry_is_refused_in_words(audio_format, rate_hz):
     assert audio_format in caught.value.message
 
 
-def test_every_named_rate_opens_and_check_rate_agrees():
+def test_every_standard_rate_is_accepted():
     for audio_format in AUDIO_FORMATS:
         for rate_hz in (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000):
             check_rate(audio_format, rate_hz)
@@ -164,13 +164,13 @@ def test_mp3_is_bare_cbr_frames():
 
 
 @pytest.mark.parametrize(("rate_hz", "bit_rate"), [(8_000, 64_000), (12_000, 64_000), (16_000, 128_000)])
-def test_mp3_bit_rate_is_what_the_rate_allows(rate_hz, bit_rate):
+def test_mp3_bit_rate_depends_on_the_sample_rate(rate_hz, bit_rate):
     data = encode("mp3", speechlike(1.0, rate_hz), rate_hz)
     with av.open(io.BytesIO(data)) as container:
         assert container.streams.audio[0].codec_context.bit_rate == bit_rate
 
 
-def test_mp3_bodies_can_be_joined():
+def test_mp3_files_can_be_concatenated():
     first, second = encode("mp3", SPEECH), encode("mp3", SPEECH[::-1].copy())
     joined, _ = decode(first + second, "mp3")
     assert len(joined) == len(decode(first, "mp3")[0]) + len(decode(second, "mp3")[0])
@@ -203,7 +203,7 @@ def test_opus_is_one_logical_stream_of_small_pages():
     assert audio[-1] == len(SPEECH) * 2 + 312  # the exact end, padding excluded
 
 
-def test_aac_is_adts():
+def test_aac_has_adts_framing():
     data = encode("aac", SPEECH)
     assert data[:2] == b"\xff\xf1"
     at, frames = 0, 0
@@ -218,7 +218,7 @@ def test_aac_is_adts():
     assert frames == 2 + (len(SPEECH) + 128) // 1024
 
 
-def test_flac_says_it_is_a_stream():
+def test_flac_header_marks_the_length_as_unknown():
     data = encode("flac", SPEECH)
     assert data[:8] == b"fLaC\x00\x00\x00\x22"
     info = data[8 : 8 + 34]
@@ -247,7 +247,7 @@ def test_wav_header_is_exact():
         assert reader.readframes(len(SPEECH) + 100) == pcm.to_bytes(SPEECH)
 
 
-def test_pcm_is_nothing_but_samples():
+def test_pcm_has_no_header():
     assert encode("pcm", SPEECH) == pcm.to_bytes(SPEECH)
 
 
@@ -261,7 +261,7 @@ def test_pcm_is_nothing_but_samples():
         *(("opus", 1, 53, 133), ("mp3", 48, 48, 120), ("aac", 80, 42, 85)),  # opus: header at once, 20 ms pages
     ],
 )
-def test_first_bytes_come_early(audio_format, first_bytes_ms, sound_after_80_ms, sound_after_160_ms):
+def test_first_bytes_have_low_latency(audio_format, first_bytes_ms, sound_after_80_ms, sound_after_160_ms):
     """In ms of input at 24 kHz, priming included: what a player could start with."""
     encoder = open_encoder(audio_format, RATE_HZ)
     fed, data = 0, b""
@@ -287,7 +287,7 @@ def test_first_bytes_come_early(audio_format, first_bytes_ms, sound_after_80_ms,
 
 @settings(max_examples=15, deadline=None)
 @given(cuts=st.lists(st.integers(0, 24_000), max_size=8), audio_format=st.sampled_from(list(AUDIO_FORMATS)))
-def test_the_cuts_do_not_show(cuts, audio_format):
+def test_chunk_boundaries_do_not_change_the_output(cuts, audio_format):
     sound = SPEECH[:24_000]
     encoder = open_encoder(audio_format, 22_050)
     edges = [0, *sorted(cuts), len(sound)]
@@ -296,12 +296,12 @@ def test_the_cuts_do_not_show(cuts, audio_format):
 
 
 @pytest.mark.parametrize("audio_format", AUDIO_FORMATS)
-def test_single_samples_are_a_fine_way_to_feed(audio_format):
+def test_feeding_single_samples_gives_the_same_output(audio_format):
     assert encode(audio_format, SPEECH[:3000], chunk=1) == encode(audio_format, SPEECH[:3000], chunk=3000)
 
 
 @pytest.mark.parametrize("audio_format", AUDIO_FORMATS)
-def test_no_samples_no_sound(audio_format):
+def test_no_samples_give_an_empty_file(audio_format):
     encoder = open_encoder(audio_format, RATE_HZ)
     assert encoder.encode(SPEECH[:0]) == b""
     data = encoder.flush()
@@ -313,7 +313,7 @@ def test_no_samples_no_sound(audio_format):
 
 @pytest.mark.parametrize("count", [1, 2, 575, 577, 1025])
 @pytest.mark.parametrize("audio_format", AUDIO_FORMATS)
-def test_very_short_sound_decodes(audio_format, count):
+def test_very_short_audio_can_be_decoded(audio_format, count):
     decoded, decoded_hz = decode(encode(audio_format, SPEECH[:count]), audio_format)
     assert len(decoded) / decoded_hz >= count / RATE_HZ
     if audio_format in LOSSLESS:
@@ -321,7 +321,7 @@ def test_very_short_sound_decodes(audio_format, count):
 
 
 @pytest.mark.parametrize("audio_format", AUDIO_FORMATS)
-def test_an_ended_encoder_says_so(audio_format):
+def test_ended_encoder_raises_an_error(audio_format):
     for end in ("flush", "close"):
         encoder = open_encoder(audio_format, RATE_HZ)
         encoder.encode(SPEECH[:5000])
@@ -333,7 +333,7 @@ def test_an_ended_encoder_says_so(audio_format):
 
 
 @pytest.mark.parametrize("audio_format", AUDIO_FORMATS)
-def test_too_loud_and_not_a_number_stay_clean(audio_format):
+def test_clipped_nan_and_inf_samples_give_finite_audio(audio_format):
     loud = 4 * SPEECH[:12_000]
     assert encode(audio_format, loud, 22_050) == encode(audio_format, np.clip(loud, -1, 1), 22_050)
     broken = SPEECH[:12_000].copy()
@@ -344,7 +344,7 @@ def test_too_loud_and_not_a_number_stay_clean(audio_format):
     assert np.max(np.abs(decoded)) < 1.3
 
 
-def test_two_threads_make_what_one_makes():
+def test_parallel_encoders_give_the_same_output():
     alone = {audio_format: encode(audio_format, SPEECH) for audio_format in AUDIO_FORMATS}
     together: list[tuple[str, bytes]] = []
 

@@ -46,7 +46,7 @@ def host_of(engine: str, fallback: str = "stand_in", **more: object) -> EngineMa
     return EngineManager(Settings(_env_file=None, TTS_ENGINE=engine, TTS_FALLBACK_ENGINE=fallback, **more), KNOWN)
 
 
-async def test_the_engine_that_was_asked_for():
+async def test_requested_engine_runs():
     async with host_of("ok", TTS_MAX_ROWS=3, TTS_MAX_QUEUE=5) as host:
         status = await host.settled()
         assert (status.state, status.running, status.reason, status.remedy) == ("ok", KNOWN["ok"], "", "")
@@ -63,7 +63,7 @@ async def test_the_engine_that_was_asked_for():
         host.engine()
 
 
-async def test_starting_with_its_progress():
+async def test_starting_engine_reports_progress():
     async with host_of("slow") as host:
         for _ in range(200):
             if host.status().progress is not None:
@@ -84,7 +84,7 @@ async def test_starting_with_its_progress():
         assert host.engine().healthy
 
 
-async def test_another_engine_answers_and_it_is_told(caplog):
+async def test_fallback_engine_is_reported(caplog):
     async with host_of("missing") as host:
         status = await host.settled()
         assert (status.state, status.requested, status.running) == ("degraded", KNOWN["missing"], KNOWN["stand_in"])
@@ -106,7 +106,7 @@ async def test_another_engine_answers_and_it_is_told(caplog):
         ("misnamed", "AttributeError"),
     ],
 )
-async def test_a_crash_at_the_start_is_told_without_its_insides(engine, kind, caplog):
+async def test_crash_at_start_is_reported_without_internal_details(engine, kind, caplog):
     async with host_of(engine) as host:
         status = await asyncio.wait_for(host.settled(), 10)
         assert status.state == "degraded"
@@ -118,7 +118,7 @@ async def test_a_crash_at_the_start_is_told_without_its_insides(engine, kind, ca
     assert any(record.exc_info and record.exc_info[0].__name__ == kind for record in caplog.records)
 
 
-async def test_an_engine_that_this_version_has_not():
+async def test_engine_missing_from_this_build_falls_back():
     async with host_of("absent") as host:
         status = await host.settled()
         assert "no absent engine" in status.reason
@@ -126,7 +126,7 @@ async def test_an_engine_that_this_version_has_not():
 
 
 @pytest.mark.parametrize("engine", ["missing", "crashing", "unstartable"])
-async def test_without_a_stand_in_there_is_no_speech(engine):
+async def test_failed_engine_without_fallback_is_unhealthy(engine):
     async with host_of(engine, fallback="") as host:
         status = await asyncio.wait_for(host.settled(), 10)
         assert (status.state, status.running) == ("unhealthy", None)
@@ -139,7 +139,7 @@ async def test_without_a_stand_in_there_is_no_speech(engine):
         assert error.value.retry_after_s > 5  # looking again soon will not help
 
 
-async def test_a_download_that_broke_off_is_not_under_way():
+async def test_failed_download_reports_no_progress():
     async with host_of("broken_off", fallback="") as host:
         status = await host.settled()
         assert (status.state, status.progress) == ("unhealthy", None)
@@ -147,14 +147,14 @@ async def test_a_download_that_broke_off_is_not_under_way():
             host.engine()
 
 
-async def test_an_engine_is_no_stand_in_for_itself():
+async def test_engine_is_not_its_own_fallback():
     async with host_of("missing", fallback="missing") as host:
         assert (await host.settled()).state == "unhealthy"
         assert host.status().reason == "The weights are missing."
 
 
 @pytest.mark.parametrize("second", ["missing_too", "unstartable"])
-async def test_when_both_fail_both_reasons_are_told(second):
+async def test_reasons_of_both_failed_engines_are_reported(second):
     async with host_of("missing", fallback=second) as host:
         status = await asyncio.wait_for(host.settled(), 10)
         assert status.state == "unhealthy"
@@ -165,19 +165,19 @@ async def test_when_both_fail_both_reasons_are_told(second):
 
 @pytest.mark.parametrize(("builder", "missing"), [("weightless", True), ("missing", False), ("crashing", False)])
 @pytest.mark.parametrize("fallback", ["stand_in", "missing_too", ""])
-async def test_missing_weights_are_told_from_other_faults(builder, missing, fallback):
+async def test_missing_weights_are_distinguished_from_other_errors(builder, missing, fallback):
     async with host_of(builder, fallback=fallback) as host:
         assert (await asyncio.wait_for(host.settled(), 10)).missing_weights is missing
 
 
-async def test_reasons_are_sentences_of_their_own():
+async def test_reason_is_a_complete_sentence():
     async with host_of("weightless", fallback="") as host:
         await host.settled()
         with pytest.raises(NotReady, match=r"The hub can't be reached\. Check the network."):
             host.engine()
 
 
-async def test_while_the_stand_in_is_built_it_is_still_starting():
+async def test_status_is_starting_while_the_fallback_loads():
     async with host_of("missing", fallback="slow") as host:
         for _ in range(200):
             if host.status().reason:
@@ -188,7 +188,7 @@ async def test_while_the_stand_in_is_built_it_is_still_starting():
         assert (await host.settled()).state == "degraded"
 
 
-async def test_a_start_is_given_up_at_shutdown():
+async def test_shutdown_cancels_a_starting_engine():
     async def shut_down_early() -> EngineManager:
         async with host_of("slow") as host:
             for _ in range(200):
@@ -204,7 +204,7 @@ async def test_a_start_is_given_up_at_shutdown():
     await asyncio.wait_for(asyncio.get_running_loop().shutdown_default_executor(), 5)
 
 
-async def test_an_engine_that_dies_is_unhealthy():
+async def test_stopped_engine_is_unhealthy():
     async with host_of("ok") as host:
         await host.settled()
         host.engine()._loop.stop()
@@ -220,7 +220,7 @@ async def test_an_engine_that_dies_is_unhealthy():
     ("engine", "fallback", "variable"),
     [("nothing", "ok", "TTS_ENGINE"), ("ok", "nothing", "TTS_FALLBACK_ENGINE"), ("", "ok", "TTS_ENGINE")],
 )
-def test_a_name_that_nobody_has_is_refused(engine, fallback, variable):
+def test_unknown_engine_name_is_refused(engine, fallback, variable):
     with pytest.raises(ValueError, match=rf"{variable}=.* is not an engine\. The engines are: absent, ") as error:
         host_of(engine, fallback)
     assert "stand_in" in str(error.value)
@@ -229,7 +229,7 @@ def test_a_name_that_nobody_has_is_refused(engine, fallback, variable):
 # ---- the registry
 
 
-def test_the_built_in_engines():
+def test_built_in_engines_are_registered():
     assert specs().keys() >= {"csm", "dia", "espeak"}
     assert len({spec.model_id for spec in BUILT_IN}) == len(BUILT_IN)
 
@@ -241,7 +241,7 @@ def plugged(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str]) -> None:
     monkeypatch.setattr(registry, "entry_points", found)
 
 
-async def test_an_engine_can_be_plugged_in(monkeypatch):
+async def test_plugin_engine_runs(monkeypatch):
     plugged(monkeypatch, ("mine", "tests.support.engine_targets:ok"))
     known = specs()
     assert known["mine"] == EngineSpec("mine", "mine", "tests.support.engine_targets:ok")
@@ -250,25 +250,25 @@ async def test_an_engine_can_be_plugged_in(monkeypatch):
         assert host.model_ids == ("mine",)
 
 
-def test_a_plug_in_is_chosen_whatever_its_capitals(monkeypatch):
+def test_plugin_name_is_case_insensitive(monkeypatch):
     """TTS_ENGINE is read without regard to capitals."""
     plugged(monkeypatch, ("MyEngine", "tests.support.engine_targets:ok"))
     assert EngineManager(Settings(_env_file=None, TTS_ENGINE="MyEngine"), specs()).requested.model_id == "MyEngine"
 
 
-def test_a_plug_in_does_not_replace_a_built_in(monkeypatch):
+def test_plugin_does_not_replace_a_built_in_engine(monkeypatch):
     plugged(monkeypatch, ("espeak", "tests.support.engine_targets:ok"), ("Espeak", "tests.support.engine_targets:ok"))
     assert specs()["espeak"].target == "app.engines.espeak:build"
 
 
-def test_nothing_is_imported_before_it_is_needed(monkeypatch):
+def test_engine_modules_are_imported_lazily(monkeypatch):
     plugged(monkeypatch, ("broken", "tests.unit.no_such_module:build"))
     with pytest.raises(EngineUnavailable, match="no broken engine") as error:
         specs()["broken"].builder()
     assert "TTS_ENGINE" in error.value.remedy
 
 
-def test_a_context_passes_on_what_a_builder_asks():
+def test_build_context_forwards_progress_and_cancellation():
     told: list[object] = []
     context = BuildContext(told.append, lambda: True)
     context.on_progress("half")

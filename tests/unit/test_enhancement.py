@@ -68,40 +68,40 @@ def at_level(samples: np.ndarray, lufs: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("voice", TIMBRES)
-def test_every_offline_voice_is_as_loud_as_the_next(library, voice):
+def test_all_offline_voices_have_the_target_loudness(library, voice):
     loud = loudness_lufs(evened(said(library, voice, " ".join(SENTENCES))), RATE_HZ)
     assert loud == pytest.approx(TARGET_LUFS, abs=0.5)
 
 
 @pytest.mark.parametrize("voice", ["onyx", "fable", "marin", "verse"])
-def test_one_sentence_is_enough(library, voice):
+def test_single_sentences_reach_the_target_loudness(library, voice):
     for text in SENTENCES:
         assert loudness_lufs(evened(said(library, voice, text)), RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.0), text
 
 
 @pytest.mark.parametrize("lufs", [-35.0, -28.0, -12.0, -6.0])
 @pytest.mark.parametrize("voice", ["onyx", "nova", "fable"])
-def test_a_voice_at_quite_another_level_than_expected(library, voice, lufs):
+def test_unexpected_input_level_reaches_the_target_loudness(library, voice, lufs):
     given = at_level(said(library, voice, " ".join(SENTENCES)), lufs)
     assert loudness_lufs(evened(given), RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.0)
 
 
 @pytest.mark.parametrize("lufs", [-35.0, -27.0, -20.0, -13.0, -6.0])
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_made_up_speech_of_any_level(lufs, seed):
+def test_synthetic_speech_of_any_level_reaches_the_target_loudness(lufs, seed):
     given = at_level(speechlike(10.0, seed), lufs)
     assert loudness_lufs(evened(given), RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.0)
 
 
 @pytest.mark.parametrize("lufs", [-30.0, -20.0, -12.0])
 @pytest.mark.parametrize("seed", [4, 5])
-def test_two_seconds_at_a_known_level(lufs, seed):
+def test_two_seconds_at_a_known_level_reach_the_target_loudness(lufs, seed):
     given = at_level(speechlike(2.0, seed), lufs)
     assert loudness_lufs(evened(given, lufs), RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.0)
 
 
 @pytest.mark.parametrize("text", ["Yes.", "Okay!", "No, thank you."])
-def test_very_short_answers_come_nearer_and_never_shout(library, text):
+def test_very_short_speech_comes_closer_to_the_target_loudness(library, text):
     """The meter's 400 ms are longer than the word; the silence in them counts, up to 3 LU."""
     for voice in ("onyx", "nova", "ash"):
         for lufs in (-30.0, -20.0, -10.0):
@@ -112,7 +112,7 @@ def test_very_short_answers_come_nearer_and_never_shout(library, text):
             assert abs(off) < max(1.0, 0.5 * abs(lufs - TARGET_LUFS)), (voice, lufs)
 
 
-def test_sentences_of_differing_level_are_brought_together(library):
+def test_sentences_of_different_levels_become_equally_loud(library):
     steps_db = (0, -8, 6, -6)
     for voice in ("onyx", "nova"):
         stage = Loudness(RATE_HZ)
@@ -128,7 +128,7 @@ def test_sentences_of_differing_level_are_brought_together(library):
             assert loudness_lufs(whole[start:end], RATE_HZ) == pytest.approx(TARGET_LUFS, abs=3.0)  # 1.5 to 2 s each
 
 
-def test_another_voice_starts_from_its_own_level():
+def test_next_voice_starts_from_its_expected_level():
     loud, soft = at_level(speechlike(4.0, 6), -14.0), at_level(speechlike(4.0, 7), -27.0)
     stage = Loudness(RATE_HZ)
     stage.expect(-14.0)
@@ -144,7 +144,7 @@ def test_another_voice_starts_from_its_own_level():
 
 
 @pytest.mark.parametrize("lufs", [-30.0, -20.0, -10.0])
-def test_no_colour_from_60_hz_to_045_of_the_rate(lufs):
+def test_frequency_response_is_flat_from_60_hz(lufs):
     """The transfer function (cross-spectrum over power spectrum), in third octaves, of noise in syllables."""
     dice = np.random.default_rng(8)
     count = 60 * RATE_HZ
@@ -184,7 +184,7 @@ def test_true_peaks_stay_below_the_ceiling():
             assert true_peak_dbtp(got[: 2 * rate_hz], rate_hz) < CEILING_DBTP + 0.3
 
 
-def test_what_needs_no_limit_is_the_input_times_a_smooth_gain():
+def test_gain_changes_smoothly_without_limiting():
     given = at_level(speechlike(6.0, 11), -32.0)
     got = evened(given)
     loud = np.abs(given) > 0.003
@@ -195,7 +195,7 @@ def test_what_needs_no_limit_is_the_input_times_a_smooth_gain():
     assert (np.abs(np.diff(gain_db))[later] <= 150 * apart_s[later] + 0.01).all()
 
 
-def test_however_it_is_cut_the_same_samples_come_out():
+def test_chunk_size_does_not_change_the_output():
     given = at_level(speechlike(3.0, 12), -14.0)
     given[20_000] = 1.3  # for the limiter
     whole = evened(given, chunk=len(given))
@@ -209,13 +209,13 @@ def test_no_sample_is_lost(count):
     assert len(evened(np.full(count, 0.1, np.float32))) == count
 
 
-def test_the_first_sound_is_10_ms_late():
+def test_latency_is_10_ms():
     stage = Loudness(RATE_HZ)
     stage.expect(-20.0)
     assert len(stage.push(speechlike(0.08, 13))) >= 0.07 * RATE_HZ - 1
 
 
-def test_silence_and_what_is_no_number():
+def test_silence_stays_silent_and_nan_is_removed():
     assert not evened(np.zeros(RATE_HZ, np.float32)).any()
     given = at_level(speechlike(3.0, 14), -20.0)
     given[30_000:30_010] = np.nan
@@ -225,7 +225,7 @@ def test_silence_and_what_is_no_number():
 
 
 @pytest.mark.filterwarnings("error")
-def test_numbers_beyond_all_sound_do_no_harm():
+def test_huge_and_infinite_samples_are_limited():
     given = at_level(speechlike(3.0, 14), -20.0)
     given[30_000:30_010] = 3e38
     given[32_000] = -np.inf
@@ -234,7 +234,7 @@ def test_numbers_beyond_all_sound_do_no_harm():
     assert np.abs(got).max() < 1.0
 
 
-def test_the_weighting_is_that_of_the_standard():
+def test_k_weighting_matches_bs_1770():
     """Against the coefficients that BS.1770-4 prints for 48 kHz."""
     frequencies_hz = np.geomspace(20, 12_000, 200)
     z = np.exp(-2j * np.pi * frequencies_hz / 48_000)

@@ -51,12 +51,12 @@ WANTED = {
 }
 
 
-def test_the_table_here_is_whole():
+def test_expected_statuses_cover_every_error():
     assert {kind.__name__ for kind in KINDS} == WANTED.keys()
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_each_has_its_status_and_the_four_keys(kind):
+def test_each_error_has_its_status_and_four_keys(kind):
     error = kind("in words")
     assert status_of(error) == WANTED[kind.__name__]
     body = body_of(error)
@@ -81,7 +81,7 @@ def test_each_has_its_status_and_the_four_keys(kind):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.__name__ not in ("SpeechError", "RequestError")])
-def test_each_has_a_code_of_its_own(kind):
+def test_each_error_has_a_unique_code(kind):
     assert kind.code
     same = (
         {errors.VoiceNotReady, errors.VoiceNotSupported},  # one fact; which status it has depends on who is to blame
@@ -91,7 +91,7 @@ def test_each_has_a_code_of_its_own(kind):
     assert kind.code not in {other.code for other in others}
 
 
-def test_every_row_of_the_table_is_reached():
+def test_no_status_row_is_hidden_by_an_earlier_row():
     """First match wins: a row below its base class would never be."""
     for at, (kind, _) in enumerate(STATUS):
         assert not any(issubclass(kind, above) for above, _ in STATUS[:at])
@@ -106,7 +106,7 @@ def test_retry_after_is_whole_seconds_and_at_least_one(given_s, told):
 @pytest.mark.parametrize(
     ("reset_s", "told"), [(0, "0ms"), (0.34, "340ms"), (1, "1s"), (7.5, "7.5s"), (59.9, "59.9s"), (72, "1m12s")]
 )
-def test_a_limit_is_told_as_openai_tells_it(reset_s, told):
+def test_rate_limit_headers_match_openai(reset_s, told):
     headers = response_to(errors.RateLimited("too many", limit=60, reset_s=reset_s, retry_after_s=3)).headers
     assert headers["retry-after"] == "3"
     assert headers["x-ratelimit-limit-requests"] == "60"
@@ -114,29 +114,29 @@ def test_a_limit_is_told_as_openai_tells_it(reset_s, told):
     assert headers["x-ratelimit-reset-requests"] == told
 
 
-def test_what_repeating_will_not_help_says_so():
+def test_error_that_a_retry_cannot_fix_disables_retries():
     assert response_to(errors.OutOfMemory("full")).headers["x-should-retry"] == "false"
 
 
-def test_param_and_code_are_told():
+def test_body_contains_param_and_code():
     body = body_of(errors.UnknownVoice("none such", param="voice"))
     assert (body["error"]["param"], body["error"]["code"]) == ("voice", "voice_not_found")
 
 
 @pytest.mark.parametrize("message", ["voice '\ud83d'", "\udcff\udfff", "a \x00 b", "naïve 音"])
-def test_a_message_may_quote_anything(message):
+def test_message_may_contain_any_text(message):
     response = response_to(errors.UnknownVoice(message))
     told = json.loads(bytes(response.body).decode("utf-8"))["error"]["message"]
     assert told == message.encode("utf-8", "replace").decode()
 
 
-def test_the_unexpected_tells_nothing_of_the_inside():
+def test_unexpected_error_reveals_no_internal_details():
     response = unexpected()
     assert response.status_code == 500
     assert json.loads(response.body)["error"].keys() == {"message", "type", "param", "code"}
 
 
-def test_an_envelope_keeps_null():
+def test_envelope_keeps_null_values():
     assert envelope("x", status=400)["error"] == {
         "message": "x",
         "type": "invalid_request_error",
@@ -145,7 +145,7 @@ def test_an_envelope_keeps_null():
     }
 
 
-def test_the_drawing_at_the_top_names_every_error():
+def test_module_docstring_names_every_error():
     drawn = errors.__doc__ or ""
     for kind in KINDS:
         assert kind.__name__ in drawn

@@ -69,7 +69,7 @@ def pitch_hz(samples: np.ndarray, rate_hz: int) -> float:
     return float(np.median(found))
 
 
-async def test_a_sentence_sounds(engine):
+async def test_sentence_produces_audible_speech(engine):
     samples = await spoken(engine, SENTENCE)
     assert 2 < len(samples) / engine.info.rate_hz < 6
     assert samples.dtype == np.float32
@@ -82,7 +82,7 @@ async def test_a_sentence_sounds(engine):
 SAME = pytest.approx(1.0, abs=0.01)
 
 
-async def test_whoever_else_speaks_a_text_is_as_long(engine):
+async def test_concurrent_synthesis_does_not_change_the_length(engine):
     alone = await spoken(engine, SENTENCE)
     with ThreadPoolExecutor(1) as other:
         noise = other.submit(lambda: Library().synthesize("Something else is said meanwhile.", "gmw/de", 30))
@@ -91,7 +91,7 @@ async def test_whoever_else_speaks_a_text_is_as_long(engine):
     assert len(again) / len(alone) == SAME
 
 
-def test_two_libraries_in_a_process_each_hear_their_own():
+def test_two_libraries_in_one_process_are_independent():
     first, second = Library(), Library()
     one = first.synthesize(SENTENCE, "gmw/en-US", 50)
     two = second.synthesize(SENTENCE, "gmw/en-US", 50)
@@ -99,13 +99,13 @@ def test_two_libraries_in_a_process_each_hear_their_own():
     assert len(two) / len(one) == SAME
 
 
-async def test_the_length_is_limited(engine):
+async def test_speech_ends_at_max_seconds(engine):
     samples = await spoken(engine, SENTENCE, max_seconds=0.5)
     assert len(samples) == round(0.5 * engine.info.rate_hz)
 
 
 @pytest.mark.parametrize("text", ["", " ", ".", "\x00", "\ud83d", "<speak>&amp;", "\U0001f600", "%n%s", "a" * 399])
-async def test_any_text_is_survived(engine, text):
+async def test_unusual_text_does_not_break_the_engine(engine, text):
     assert np.isfinite(await spoken(engine, text)).all()
     assert len(await spoken(engine, "Still here.")) > 1000
 
@@ -113,7 +113,7 @@ async def test_any_text_is_survived(engine, text):
 # ---- voices
 
 
-def test_every_preset_has_a_timbre_of_its_own():
+def test_every_preset_has_a_unique_timbre():
     assert TIMBRES.keys() == PROFILES.keys()
     assert len({(timbre.accent, timbre.variant, timbre.pitch) for timbre in TIMBRES.values()}) == len(TIMBRES)
 
@@ -128,13 +128,13 @@ async def test_voices_differ_in_pitch(engine):
     assert 1.1 * alloy < shimmer < 320
 
 
-async def test_every_voice_sounds_and_no_two_alike(engine):
+async def test_every_voice_produces_different_audio(engine):
     spoken_by = {voice: await spoken(engine, "Good morning to you.", voice=voice) for voice in TIMBRES}
     assert all(len(samples) > engine.info.rate_hz / 2 for samples in spoken_by.values())
     assert len({samples.tobytes() for samples in spoken_by.values()}) == len(TIMBRES)
 
 
-def test_a_voice_that_is_none_is_an_error(library):
+def test_unknown_voice_is_an_error(library):
     with pytest.raises(EngineError, match="no voice"):
         library.synthesize("x", "gmw/nowhere", 50)
     assert len(library.synthesize("x", "gmw/en-US", 50))
@@ -143,7 +143,7 @@ def test_a_voice_that_is_none_is_an_error(library):
 # ---- languages
 
 
-async def test_languages_are_many_and_told(engine, library):
+async def test_engine_lists_its_languages(engine, library):
     assert {"en-us", "en", "zh", "de", "fr", "es", "cmn", "ja", "ru", "ar", "hi"} <= library.languages.keys()
     assert engine.info.languages == tuple(sorted(library.languages))
     assert engine.info.capabilities.language
@@ -174,12 +174,12 @@ async def test_languages_are_many_and_told(engine, library):
         ("sr-Latn-RS", "sr"),
     ],
 )
-def test_tags_are_understood(library, tag, same_as):
+def test_language_tags_are_resolved(library, tag, same_as):
     assert resolve_language(tag, library.languages) == library.languages[same_as]
 
 
 @pytest.mark.parametrize("tag", ["tlh", "xx-YY", "zz", "-", "english"])
-async def test_an_unknown_language_is_refused_with_those_there_are(engine, library, tag):
+async def test_error_for_an_unknown_language_lists_the_supported_ones(engine, library, tag):
     with pytest.raises(UnsupportedParameter) as error:
         resolve_language(tag, library.languages)
     assert error.value.param == "language"
@@ -212,11 +212,11 @@ async def test_an_unknown_language_is_refused_with_those_there_are(engine, libra
         ("\ud83d\x00", None),
     ],
 )
-def test_the_script_tells_the_language(text, language):
+def test_writing_system_determines_the_language(text, language):
     assert script_language(text) == language
 
 
-def test_every_script_has_a_language_that_is_there(library):
+def test_language_of_every_writing_system_is_supported(library):
     known = writing_systems._SCRIPT_LANGUAGES
     missing = [tag for tag in known.values() if not _resolves(tag, library.languages)]
     assert missing == []
@@ -230,7 +230,7 @@ def _resolves(tag: str, languages: dict[str, str]) -> bool:
     return True
 
 
-async def test_a_language_changes_how_it_sounds(engine):
+async def test_language_changes_the_audio(engine):
     english = await spoken(engine, "restaurant die Chance")
     german = await spoken(engine, "restaurant die Chance", language="de")
     assert english.tobytes() != german.tobytes()
@@ -240,7 +240,7 @@ async def test_a_language_changes_how_it_sounds(engine):
 # ---- at the start
 
 
-def test_a_missing_extra_is_told_with_its_remedy(monkeypatch):
+def test_error_for_a_missing_extra_names_the_install_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EngineUnavailable, match="not installed") as error:
         espeak.build(Settings(_env_file=None), CONTEXT)
@@ -295,7 +295,7 @@ def test_data_under_a_long_path_is_read(folder):
         assert samples > 10_000
 
 
-def test_no_short_path_to_be_had_is_told_and_not_risked():
+def test_missing_short_path_is_an_error():
     with tempfile.TemporaryDirectory(prefix="e") as short:
         deep = Path(short) / ("d" * 80) / ("e" * 80)
         deep.mkdir(parents=True)

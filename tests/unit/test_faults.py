@@ -15,7 +15,7 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.mark.parametrize("fails", ["nan codes", "nan sound"])
-async def test_a_row_without_numbers_fails_and_its_neighbours_go_on(fails: str) -> None:
+async def test_nan_fails_only_its_own_row(fails: str) -> None:
     desk = Desk.of(4, 9)
     neighbours = [desk.submit(Part(frames=6)), desk.submit(Part(frames=3))]
     failing = desk.submit(Part(frames=6, fails=fails, at=2))
@@ -33,7 +33,7 @@ async def test_a_row_without_numbers_fails_and_its_neighbours_go_on(fails: str) 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
 @pytest.mark.parametrize("call", ["admit", "prefill"])
-async def test_memory_that_is_not_there_is_one_utterances_affair(call: str, error: Exception) -> None:
+async def test_out_of_memory_fails_only_its_own_utterance(call: str, error: Exception) -> None:
     desk = Desk.of(4, 9)
     neighbour = desk.submit(Part(frames=6))
     desk.turn(3)
@@ -44,13 +44,13 @@ async def test_memory_that_is_not_there_is_one_utterances_affair(call: str, erro
     assert await heard(neighbour) == desk.runner.expected(neighbour.utterance)
 
 
-def test_what_callers_are_told() -> None:
+def test_callers_get_typed_errors_without_internal_details() -> None:
     typed = BadReference("in words")
     assert faults.to_speech_error(typed) is typed
     assert type(faults.to_speech_error(ZeroDivisionError("inside"))) is EngineError
     assert "inside" not in faults.to_speech_error(ZeroDivisionError("inside")).message
 
 
-def test_rows_without_codes_are_whole() -> None:
+def test_rows_without_codes_are_not_broken() -> None:
     assert faults.broken_rows(np.zeros((3, 0), np.int16)) == []
     assert faults.broken_rows(np.zeros((0, 4), np.int16)) == []

@@ -109,11 +109,11 @@ def offences(bad: list[Import]) -> str:
     return "\n".join(map(str, bad))
 
 
-def test_there_is_something_to_look_at():
+def test_imports_are_found():
     assert len(OURS) > 100
 
 
-def test_every_room_has_a_floor():
+def test_every_package_has_a_floor():
     rooms = {room_of(found.module) for found in ALL} | {room_of(found.target) for found in OURS}
     assert rooms <= FLOOR.keys()
 
@@ -138,11 +138,11 @@ def test_imports_go_down_only():
         ("app.wiring", "app.scale.ray", False),
     ],
 )
-def test_the_rule_itself(here, there, allowed):
+def test_import_rule_for_known_pairs(here, there, allowed):
     assert goes_down(Import("", here, there, 0)) is allowed
 
 
-def test_heavy_libraries_stay_in_their_rooms():
+def test_heavy_libraries_are_imported_only_by_their_packages():
     """LAZY_TORCH: where torch is imported inside functions only, and may be missing."""
     rooms = (*TORCH_ROOMS, *LAZY_TORCH)
     bad = [found for found in ALL if found.package == "torch" and not found.file.startswith(rooms)]
@@ -154,7 +154,7 @@ def test_heavy_libraries_stay_in_their_rooms():
     assert not bad, offences(bad)
 
 
-def test_http_stays_in_the_api():
+def test_http_libraries_are_imported_only_by_the_api():
     web = {"fastapi", "starlette", "uvicorn"}
     bad = [found for found in ALL if found.package in web and FLOOR[room_of(found.module)] < FLOOR["api"]]
     assert not bad, offences(bad)
@@ -162,7 +162,7 @@ def test_http_stays_in_the_api():
     assert not bad, offences(bad)
 
 
-def test_imports_are_read_right(tmp_path):
+def test_import_reader_finds_all_import_forms(tmp_path):
     (tmp_path / "app/api").mkdir(parents=True)
     (tmp_path / "app/errors.py").touch()
     file = tmp_path / "app/api/x.py"
@@ -212,7 +212,7 @@ OFFLINE = """
 """
 
 
-def test_the_server_is_imported_and_the_offline_voice_speaks_without_torch():
+def test_server_and_offline_voice_work_without_torch():
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(OFFLINE)],
         check=False,

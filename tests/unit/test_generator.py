@@ -264,7 +264,7 @@ async def test_every_utterance_except_the_first_is_a_continuation(over):
         assert all(utterance.max_seconds > 10 for utterance in engine.utterances)
 
 
-async def test_the_next_utterance_is_submitted_while_one_speaks(over):
+async def test_next_utterance_is_submitted_while_one_speaks(over):
     gate = asyncio.Event()
     engine = ScriptedEngine(Part(gate=gate))
     async with over(engine) as setup:
@@ -696,7 +696,7 @@ async def test_answer_without_a_healthy_engine_is_an_error(over):
 
 
 @pytest.mark.parametrize("at", [0, 3])
-async def test_an_error_in_a_later_utterance_breaks_the_stream(over, at):
+async def test_error_in_a_later_utterance_breaks_the_stream(over, at):
     """After audio was sent, the error can only break the stream: an answer with a hole would be wrong."""
     engine = ScriptedEngine(Part(), Part(error=EngineError("broken"), at=at), Part())
     async with over(engine) as setup:
@@ -799,7 +799,7 @@ async def test_usage_counts_text_and_audio(over):
 # ---- with the real offline voice
 
 
-async def test_the_offline_voice_speaks_a_text(offline):
+async def test_offline_voice_speaks_a_text(offline):
     short = await offline.pcm("One is the first.")
     whole = await offline.pcm(THREE)
     assert 0.5 < len(short) / RATE_HZ < 2.5
@@ -810,13 +810,13 @@ async def test_the_offline_voice_speaks_a_text(offline):
 
 
 @pytest.mark.parametrize("text", [".", "?!", "\U0001f600", "123", "Привет", "…"])
-async def test_the_offline_voice_produces_audio_for_any_text(offline, text):
+async def test_offline_voice_produces_audio_for_any_text(offline, text):
     samples = await offline.pcm(text)
     assert len(samples) > RATE_HZ / 5
     assert np.abs(samples).max() > 0.02
 
 
-async def test_the_offline_voice_reads_numbers_unless_normalize_is_off(offline):
+async def test_offline_voice_reads_numbers_unless_normalize_is_off(offline):
     assert len(await offline.pcm("$3.50")) > len(await offline.pcm("3.50"))
     assert not np.array_equal(await offline.pcm("Dr. 5 kg", normalize=False), await offline.pcm("Dr. 5 kg"))
 

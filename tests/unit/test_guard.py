@@ -40,12 +40,12 @@ def until_rule(
     return None, len(sounds) * FRAME_S
 
 
-def test_speech_passes() -> None:
+def test_normal_speech_is_not_ended() -> None:
     talk = ([NOISE] * 10 + [SILENCE] * 6) * 10
     assert until_rule(LineGuard(200, FRAME_S), talk)[0] is None
 
 
-def test_a_stuck_frame_ends_the_line() -> None:
+def test_repeated_frame_ends_the_line() -> None:
     rule, seconds = until_rule(LineGuard(1000, FRAME_S), [NOISE] * 100, same_from=20)
     assert rule == "repeat"
     assert seconds == pytest.approx(20 * FRAME_S + REPEATED_S, abs=2 * FRAME_S)
@@ -101,7 +101,7 @@ def make(folder: Path, rules: list[Rule]) -> CsmRunner:
     )
 
 
-def test_a_line_that_never_ends_is_capped_and_counted(folder: Path) -> None:
+def test_endless_line_is_capped_and_counted(folder: Path) -> None:
     rules: list[Rule] = []
     runner = make(folder, rules)
     frames = speak(runner, "ab")
@@ -109,7 +109,7 @@ def test_a_line_that_never_ends_is_capped_and_counted(folder: Path) -> None:
     assert rules == ["frame_cap"]
 
 
-def test_an_end_at_once_is_put_off_and_counted(folder: Path) -> None:
+def test_early_eos_is_suppressed_and_counted(folder: Path) -> None:
     rules: list[Rule] = []
     runner = make(folder, rules)
     inner = runner.model.frame
@@ -129,7 +129,7 @@ def test_an_end_at_once_is_put_off_and_counted(folder: Path) -> None:
     assert all(frame[0] != runner.config.eos_code for frame in frames)
 
 
-def test_a_stuck_model_goes_on_with_the_next_line(folder: Path) -> None:
+def test_stuck_model_continues_with_the_next_line(folder: Path) -> None:
     rules: list[Rule] = []
     runner = make(folder, rules)
     runner.model.frame = lambda h, *_: torch.full((len(h), runner.config.codebooks), 5)  # type: ignore[method-assign]
@@ -138,7 +138,7 @@ def test_a_stuck_model_goes_on_with_the_next_line(folder: Path) -> None:
     assert len(frames) == pytest.approx(2 * REPEATED_S / FRAME_S, abs=4)
 
 
-def test_without_guards_nothing_interferes(folder: Path) -> None:
+def test_without_guards_a_stuck_line_is_not_ended(folder: Path) -> None:
     rules: list[Rule] = []
     runner = load_runner(
         folder, None, device=torch.device("cpu"), dtype=torch.float32, max_rows=1, guards=None, on_guard=rules.append

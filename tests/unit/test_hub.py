@@ -99,7 +99,7 @@ def names_in(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("relative", [False, True])
-def test_a_local_folder_is_used_as_it_is(relative: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_folder_is_used_unchanged(relative: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models" / "mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(socket, "getaddrinfo", None)
@@ -109,7 +109,7 @@ def test_a_local_folder_is_used_as_it_is(relative: bool, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("value", ["/no/such", "./here", "../no-such", "~/nothing-there", "a\\b", "a/b/c", ".hidden"])
-def test_what_looks_like_a_folder_and_is_none_is_said_to_be_none(value: str, tmp_path: Path) -> None:
+def test_missing_local_folder_is_reported(value: str, tmp_path: Path) -> None:
     reason, remedy = refusal(files_for("csm", value), tmp_path)
     assert f"CSM_MODEL={value}" in reason
     assert "does not exist" in reason
@@ -117,19 +117,19 @@ def test_what_looks_like_a_folder_and_is_none_is_said_to_be_none(value: str, tmp
 
 
 @pytest.mark.parametrize("value", ["csm-1b", "org/na me", "org/name@../../x", "org/", "/"])
-def test_what_is_no_source_at_all_is_refused(value: str, tmp_path: Path) -> None:
+def test_invalid_source_is_refused(value: str, tmp_path: Path) -> None:
     if value == "/":
         assert find(files_for("csm", value), tmp_path) == Path("/")
     else:
         assert "neither an existing folder nor a hub id" in refusal(files_for("csm", value), tmp_path)[0]
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_file_instead_of_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     assert "is a file" in refusal(files_for("dia", str(tmp_path / "model.safetensors")), tmp_path)[0]
 
 
-def test_every_model_has_its_setting_and_its_own_place() -> None:
+def test_every_model_has_its_own_setting_and_source() -> None:
     known = {name: files_for(name) for name in ("csm", "mimi", "dia", "dac")}
     assert [files.setting for files in known.values()] == ["CSM_MODEL", "CSM_CODEC", "DIA_MODEL", "DIA_CODEC"]
     assert known["mimi"].source == "kyutai/mimi"
@@ -146,7 +146,7 @@ def sizes(*names: str) -> dict[str, int]:
     return {name: len(name) for name in names}
 
 
-def test_of_sesames_repository_one_layout_is_taken_and_the_weights_last() -> None:
+def test_csm_repository_gives_one_layout_with_weights_last() -> None:
     chosen = choose_files(files_for("csm"), {name: len(data) for name, data in CSM.items()})
     assert set(chosen) == WANTED
     assert chosen[-2:] == ["transformers-00002-of-00002.safetensors", "transformers-00001-of-00002.safetensors"]
@@ -177,7 +177,7 @@ def test_of_sesames_repository_one_layout_is_taken_and_the_weights_last() -> Non
         ("dac", ["config.json", "model.safetensors"], {"model.safetensors"}),
     ],
 )
-def test_other_layouts(model: str, names: list[str], weights: set[str]) -> None:
+def test_weights_are_chosen_in_other_layouts(model: str, names: list[str], weights: set[str]) -> None:
     assert set(choose_files(files_for(model), sizes(*names))) - {"config.json", "tokenizer.json"} == weights
 
 
@@ -196,12 +196,12 @@ def test_other_layouts(model: str, names: list[str], weights: set[str]) -> None:
         ),
     ],
 )
-def test_what_a_repository_lacks_is_named(names: list[str], missing: str) -> None:
+def test_error_names_the_missing_files(names: list[str], missing: str) -> None:
     with pytest.raises(WeightsUnavailable, match=missing):
         choose_files(files_for("csm"), sizes(*names))
 
 
-def test_a_codec_inside_is_known_by_its_tensors(tmp_path: Path) -> None:
+def test_embedded_codec_is_detected_by_its_tensors(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(header("backbone.layers.0.attn.q_proj.weight"))
     assert not has_tensor(tmp_path, "codec_model.")
     (tmp_path / "model.safetensors").write_bytes(header("lm_head.weight", "codec_model.decoder.layers.0.conv.weight"))
@@ -213,7 +213,7 @@ def test_a_codec_inside_is_known_by_its_tensors(tmp_path: Path) -> None:
 # ---- a download
 
 
-def test_a_download_is_complete_shared_and_never_repeated(
+def test_download_is_complete_shared_and_never_repeated(
     server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Progress] = []
@@ -244,7 +244,7 @@ def test_a_download_is_complete_shared_and_never_repeated(
     assert len(server.requests) == asked
 
 
-def test_what_the_library_downloaded_is_found(server: FakeHub, tmp_path: Path) -> None:
+def test_download_by_huggingface_hub_is_found(server: FakeHub, tmp_path: Path) -> None:
     folder = huggingface_hub.snapshot_download(
         "sesame/csm-1b",
         cache_dir=tmp_path / "hub",
@@ -255,7 +255,7 @@ def test_what_the_library_downloaded_is_found(server: FakeHub, tmp_path: Path) -
     assert find(files_for("csm"), tmp_path) == Path(folder)
 
 
-def test_half_a_snapshot_is_not_complete(server: FakeHub, tmp_path: Path) -> None:
+def test_incomplete_snapshot_is_not_used(server: FakeHub, tmp_path: Path) -> None:
     folder = fetch(files_for("csm"), tmp_path, patience=HURRIED)
     for name in ("transformers-00002-of-00002.safetensors", "transformers.safetensors.index.json", "config.json"):
         link = (folder / name).readlink()
@@ -269,14 +269,14 @@ def test_half_a_snapshot_is_not_complete(server: FakeHub, tmp_path: Path) -> Non
     assert [asked.path.rpartition("/")[2] for asked in server.downloads()[before:]] == ["config.json"]
 
 
-def test_an_index_that_names_more_than_there_is(server: FakeHub, tmp_path: Path) -> None:
+def test_index_that_names_a_missing_file_is_refused(server: FakeHub, tmp_path: Path) -> None:
     server.repos["sesame/csm-1b"]["transformers.safetensors.index.json"] = (
         b'{"weight_map": {"a": "elsewhere.safetensors"}}'
     )
     assert "elsewhere.safetensors" in refusal(files_for("csm"), tmp_path)[0]
 
 
-def test_a_revision_can_be_named(server: FakeHub, tmp_path: Path) -> None:
+def test_revision_can_be_selected(server: FakeHub, tmp_path: Path) -> None:
     commit = server.commit("sesame/csm-1b")
     files = files_for("csm", f"sesame/csm-1b@{commit}")
     assert fetch(files, tmp_path, patience=HURRIED).name == commit
@@ -285,13 +285,13 @@ def test_a_revision_can_be_named(server: FakeHub, tmp_path: Path) -> None:
     assert "no revision v9" in reason
 
 
-def test_a_mirror_that_lists_only_names(server: FakeHub, tmp_path: Path) -> None:
+def test_mirror_without_file_sizes_works(server: FakeHub, tmp_path: Path) -> None:
     server.names_only = True
     folder = fetch(files_for("csm"), tmp_path, patience=HURRIED)
     assert names_in(folder) == WANTED
 
 
-def test_a_disk_without_links(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_works_without_symlinks(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError
 
@@ -304,7 +304,7 @@ def test_a_disk_without_links(server: FakeHub, tmp_path: Path, monkeypatch: pyte
     assert len(server.downloads()) == before + 1
 
 
-def test_names_that_lead_out_of_the_folder_are_not_taken(server: FakeHub, tmp_path: Path) -> None:
+def test_file_names_outside_the_folder_are_ignored(server: FakeHub, tmp_path: Path) -> None:
     server.repos["sesame/csm-1b"]["prompts/../../../../evil.wav"] = b"x"
     assert names_in(fetch(files_for("csm"), tmp_path, patience=HURRIED)) == WANTED
 
@@ -321,7 +321,7 @@ fetch(files_for("csm"), Path(sys.argv[1]), on_progress=lambda p: print(p.done_by
 """
 
 
-def test_a_killed_download_goes_on_where_it_was(server: FakeHub, tmp_path: Path) -> None:
+def test_killed_download_is_resumed(server: FakeHub, tmp_path: Path) -> None:
     server.bytes_per_s = 2 * MB
     child = subprocess.Popen([sys.executable, "-c", RESUMED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
@@ -346,7 +346,7 @@ def test_a_killed_download_goes_on_where_it_was(server: FakeHub, tmp_path: Path)
     assert not list((tmp_path / "hub").rglob("*.incomplete"))
 
 
-def test_a_cut_connection_is_taken_up_again(server: FakeHub, tmp_path: Path) -> None:
+def test_broken_connection_is_resumed(server: FakeHub, tmp_path: Path) -> None:
     server.cut_after_bytes = [1_000_000, 1_000_000, 1_000_000]
     server.repos["sesame/csm-1b"].pop("prompts/conversational_a.wav")
     server.repos["sesame/csm-1b"].pop("tokenizer.json")
@@ -356,14 +356,14 @@ def test_a_cut_connection_is_taken_up_again(server: FakeHub, tmp_path: Path) -> 
     assert [asked.start for asked in server.downloads("tokenizer.json")] == [0, 1_000_000]
 
 
-def test_a_server_that_ignores_range_starts_over(server: FakeHub, tmp_path: Path) -> None:
+def test_download_restarts_if_the_server_ignores_range(server: FakeHub, tmp_path: Path) -> None:
     server.cut_after_bytes = [300, 300]
     server.ignore_range = True
     folder = fetch(files_for("csm"), tmp_path, patience=HURRIED)
     assert all((folder / name).read_bytes() == CSM[name] for name in WANTED)
 
 
-def test_wrong_bytes_are_thrown_away(server: FakeHub, tmp_path: Path) -> None:
+def test_corrupt_download_is_discarded(server: FakeHub, tmp_path: Path) -> None:
     server.corrupt = 1
     folder = fetch(files_for("csm"), tmp_path, patience=HURRIED)
     assert all((folder / name).read_bytes() == CSM[name] for name in WANTED)
@@ -375,7 +375,7 @@ def test_wrong_bytes_are_thrown_away(server: FakeHub, tmp_path: Path) -> None:
 # ---- progress, stalls, cancelling
 
 
-def test_progress_comes_often_but_not_too_often(server: FakeHub, tmp_path: Path) -> None:
+def test_progress_is_reported_at_a_limited_rate(server: FakeHub, tmp_path: Path) -> None:
     server.bytes_per_s = 2.5 * MB
     told: list[tuple[float, Progress]] = []
     fetch(files_for("csm"), tmp_path, on_progress=lambda p: told.append((time.monotonic(), p)), patience=HURRIED)
@@ -393,7 +393,7 @@ def test_progress_comes_often_but_not_too_often(server: FakeHub, tmp_path: Path)
     assert "transformers-00001-of-00002.safetensors" in {p.file for p in middle}
 
 
-def test_a_stall_is_retried_and_then_told(server: FakeHub, tmp_path: Path) -> None:
+def test_stall_is_retried_and_then_reported(server: FakeHub, tmp_path: Path) -> None:
     server.stall_after_bytes = 0
     started = time.monotonic()
     reason, remedy = refusal(files_for("csm"), tmp_path)
@@ -424,7 +424,7 @@ def test_cancelling_returns_promptly(server: FakeHub, tmp_path: Path, when: str)
         assert not server.requests
 
 
-def test_two_downloads_of_one_model_share_the_work(server: FakeHub, tmp_path: Path) -> None:
+def test_concurrent_downloads_of_one_model_fetch_it_once(server: FakeHub, tmp_path: Path) -> None:
     server.bytes_per_s = 4 * MB
     found: list[Path] = []
     work = [
@@ -444,7 +444,9 @@ def test_two_downloads_of_one_model_share_the_work(server: FakeHub, tmp_path: Pa
 
 
 @pytest.mark.parametrize("token", ["", TOKEN])
-def test_a_gate_names_licence_token_and_mirror(server: FakeHub, tmp_path: Path, token: str) -> None:
+def test_error_for_a_gated_repository_names_licence_token_and_mirror(
+    server: FakeHub, tmp_path: Path, token: str
+) -> None:
     server.gated.add("sesame/csm-1b")
     reason, remedy = refusal(files_for("csm"), tmp_path, token=token)
     assert "sesame/csm-1b is gated" in reason
@@ -457,7 +459,7 @@ def test_a_gate_names_licence_token_and_mirror(server: FakeHub, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("token", ["", TOKEN])
-def test_a_private_or_unknown_repository(server: FakeHub, tmp_path: Path, token: str) -> None:
+def test_private_or_unknown_repository_is_reported(server: FakeHub, tmp_path: Path, token: str) -> None:
     reason, remedy = refusal(files_for("csm", "nobody/nothing"), tmp_path, token=token)
     assert "nobody/nothing is private, gated or does not exist" in reason
     assert ("HF_TOKEN has no access" if token else "HF_TOKEN is not set") in reason
@@ -465,13 +467,13 @@ def test_a_private_or_unknown_repository(server: FakeHub, tmp_path: Path, token:
     assert "CSM_MODEL=unsloth/csm-1b" in remedy
 
 
-def test_not_found(server: FakeHub, tmp_path: Path) -> None:
+def test_unknown_repository_is_reported_as_missing(server: FakeHub, tmp_path: Path) -> None:
     server.tokens.add(TOKEN)
     reason, _ = refusal(files_for("dia", "nobody/nothing"), tmp_path, token=TOKEN)
     assert "nobody/nothing does not exist" in reason
 
 
-def test_a_repository_without_the_files(server: FakeHub, tmp_path: Path) -> None:
+def test_repository_without_model_files_is_refused(server: FakeHub, tmp_path: Path) -> None:
     server.repos["me/empty"] = {"config.json": b"{}", "README.md": b""}
     reason, remedy = refusal(files_for("csm", "me/empty"), tmp_path)
     assert "tokenizer.json" in reason
@@ -481,19 +483,21 @@ def test_a_repository_without_the_files(server: FakeHub, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
-def test_offline_mode(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_offline_mode_sends_no_request(
+    server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setenv(name, "1")
     assert "offline mode is set" in refusal(files_for("csm"), tmp_path)[0]
     assert not server.requests
 
 
-def test_a_token_that_is_none(server: FakeHub, tmp_path: Path) -> None:
+def test_malformed_token_is_refused(server: FakeHub, tmp_path: Path) -> None:
     assert "HF_TOKEN" in refusal(files_for("csm"), tmp_path, token=f"{TOKEN}\r\nX-Other: 1")[0]
     assert fetch(files_for("csm"), tmp_path, token=f"{TOKEN}\n", patience=HURRIED)
     assert {asked.token for asked in server.requests} == {TOKEN, ""}
 
 
-def test_the_token_is_in_no_repr_and_no_log(server: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_token_appears_in_no_repr_and_no_log(server: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     fetch(files_for("csm"), tmp_path, token=TOKEN, patience=HURRIED)
     fetching = download._Download(files_for("csm"), hub.Source(), tmp_path, server.url, TOKEN, HURRIED)
@@ -519,7 +523,7 @@ def black_hole() -> Iterator[str]:
             one.close()
 
 
-def test_no_name(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unresolvable_host_is_reported(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: object, **__: object) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 
@@ -531,7 +535,7 @@ def test_no_name(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "local folder" in remedy
 
 
-def test_a_name_server_that_never_answers(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dns_timeout_is_reported(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
 
     def slow(*_: object, **__: object) -> None:
@@ -547,7 +551,7 @@ def test_a_name_server_that_never_answers(server: FakeHub, tmp_path: Path, monke
     assert time.monotonic() - started < PROMPT_S
 
 
-def test_connection_refused(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_connection_is_reported(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -558,7 +562,9 @@ def test_connection_refused(server: FakeHub, tmp_path: Path, monkeypatch: pytest
     assert time.monotonic() - started < PROMPT_S
 
 
-def test_a_black_hole(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, black_hole: str) -> None:
+def test_unreachable_host_is_reported(
+    server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, black_hole: str
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", black_hole)
     started = time.monotonic()
     assert f"cannot reach {black_hole}" in refusal(files_for("csm"), tmp_path)[0]
@@ -566,7 +572,7 @@ def test_a_black_hole(server: FakeHub, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("how", ["hang", "500", "login"])
-def test_a_hub_that_is_none(server: FakeHub, tmp_path: Path, how: str) -> None:
+def test_server_that_is_not_a_hub_is_reported(server: FakeHub, tmp_path: Path, how: str) -> None:
     server.hang, server.login_page = how == "hang", how == "login"
     server.status = 500 if how == "500" else None
     started = time.monotonic()
@@ -576,17 +582,17 @@ def test_a_hub_that_is_none(server: FakeHub, tmp_path: Path, how: str) -> None:
     assert time.monotonic() - started < PROMPT_S
 
 
-def test_the_wait_for_an_answer_is_below_15_seconds() -> None:
+def test_answer_timeout_is_below_15_seconds() -> None:
     assert Patience().answer_s < 15
 
 
-def test_a_hub_that_stumbles_is_asked_again(server: FakeHub, tmp_path: Path) -> None:
+def test_failed_requests_are_retried(server: FakeHub, tmp_path: Path) -> None:
     server.failures = 2
     assert fetch(files_for("csm"), tmp_path, patience=HURRIED)
 
 
 @pytest.mark.parametrize("endpoint", ["not-a-url", "http://[bad", "ftp://x"])
-def test_an_endpoint_that_is_none(
+def test_invalid_endpoint_is_refused(
     server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
@@ -596,7 +602,7 @@ def test_an_endpoint_that_is_none(
 # ---- disk
 
 
-def test_too_little_room_is_told_before_anything_is_downloaded(
+def test_lack_of_disk_space_is_reported_before_the_download(
     server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
@@ -610,7 +616,7 @@ def test_too_little_room_is_told_before_anything_is_downloaded(
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")  # noqa: PTH110
-def test_a_disk_that_fills_up(server: FakeHub, tmp_path: Path) -> None:
+def test_full_disk_is_reported(server: FakeHub, tmp_path: Path) -> None:
     from tests.support.fake_hub import etag
 
     name = "transformers-00002-of-00002.safetensors"
@@ -623,7 +629,7 @@ def test_a_disk_that_fills_up(server: FakeHub, tmp_path: Path) -> None:
     assert "kept" in remedy
 
 
-def test_a_folder_that_can_not_be_written(server: FakeHub, tmp_path: Path) -> None:
+def test_unwritable_folder_is_reported(server: FakeHub, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     reason, remedy = refusal(files_for("csm"), tmp_path / "file" / "models")
     assert "cannot write to" in reason
@@ -633,7 +639,7 @@ def test_a_folder_that_can_not_be_written(server: FakeHub, tmp_path: Path) -> No
         assert "cannot write to" in refusal(files_for("csm"), tmp_path / "locked")[0]
 
 
-def test_importing_the_room_imports_neither_the_library_nor_torch() -> None:
+def test_download_module_imports_neither_huggingface_hub_nor_torch() -> None:
     heavy = ("huggingface_hub", "httpx2", "torch")
     code = f"import sys, app.weights.download; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -38,7 +38,7 @@ def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Te
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_decode_attention(shape: str, dtype: torch.dtype) -> None:
+def test_decode_attention_matches_grouped_attention(shape: str, dtype: torch.dtype) -> None:
     heads, groups, size = SHAPES[shape]
     cache = random(2, 3, 5, groups, 40, size, dtype=dtype)  # (k | v, layers, rows, G, S, d)
     k, v = cache[0, 1, :4], cache[1, 1, :4]
@@ -72,7 +72,7 @@ def test_decode_attention_copies_no_cache() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_step_attention_is_what_a_block_does_between_its_products(shape: str, dtype: torch.dtype) -> None:
+def test_step_attention_equals_the_attention_of_a_block(shape: str, dtype: torch.dtype) -> None:
     heads, groups, size = SHAPES[shape]
     config = StackConfig(2, 32, heads, groups, size, 64, 1e-5, Rope(10_000.0))
     cache = KVCache(config, rows=5, positions=24, device=CPU, dtype=dtype, batched=True)
@@ -92,7 +92,7 @@ def test_step_attention_is_what_a_block_does_between_its_products(shape: str, dt
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_block_made_of_kernels_is_the_block(dtype: torch.dtype) -> None:
+def test_block_of_kernels_equals_the_module(dtype: torch.dtype) -> None:
     config = StackConfig(1, 48, 4, 2, 16, 80, 1e-5, Rope(10_000.0))
     block = Block(config, device=CPU, dtype=dtype)
     for number, parameter in enumerate(block.parameters()):
@@ -112,7 +112,7 @@ def test_a_block_made_of_kernels_is_the_block(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu"])
-def test_the_gate_is_rounded_after_both(activation: torch_kernels.Activation) -> None:
+def test_gate_rounds_activation_and_product(activation: torch_kernels.Activation) -> None:
     both = random(3, 40, dtype=torch.bfloat16)
     first, up = both.chunk(2, dim=-1)
     kind = functional.silu if activation == "silu" else functional.gelu
@@ -126,7 +126,9 @@ def test_the_gate_is_rounded_after_both(activation: torch_kernels.Activation) ->
     codebook=st.integers(0, 5),
 )
 @settings(max_examples=100, deadline=None)
-def test_noise_is_the_samplers(seeds: list[int], frame: int, codes: int, codebook: int) -> None:
+def test_noise_of_later_codebooks_equals_the_whole_noise(
+    seeds: list[int], frame: int, codes: int, codebook: int
+) -> None:
     frames = torch.arange(frame, frame + len(seeds))
     whole = exponential_noise(torch.tensor(seeds), frames, 8, codes)
     assert torch.equal(
@@ -169,7 +171,7 @@ def asked(params: list[SamplingParams]) -> tuple[Tensor, Tensor, Tensor]:
 
 @given(case=draws(), codebook=st.integers(0, 3))
 @settings(max_examples=400, deadline=None)
-def test_sample_is_the_sampler(case: tuple[list[SamplingParams], Tensor, list[int], int], codebook: int) -> None:
+def test_sample_equals_the_sampler(case: tuple[list[SamplingParams], Tensor, list[int], int], codebook: int) -> None:
     params, logits, banned, seed = case
     seeds, frames = torch.arange(seed, seed + len(params)), torch.arange(len(params))
     noise = exponential_noise(seeds, frames, 4, logits.shape[1])[:, codebook]
@@ -195,7 +197,7 @@ def edge_is_tied(logits: Tensor, knob: SamplingParams) -> bool:
     return int((scores[0] == edge).sum()) > 1
 
 
-def test_all_codes_at_the_edge_of_the_nucleus_stay() -> None:
+def test_tied_codes_at_the_top_p_edge_are_kept() -> None:
     logits = torch.tensor([[2.0, 0.0, 0.0, 0.0, -4.0]])
     params = asked([SamplingParams(1.0, 0, 0.8)] * 400)
     rows = torch.arange(400)
@@ -204,7 +206,7 @@ def test_all_codes_at_the_edge_of_the_nucleus_stay() -> None:
     assert set(codes.tolist()) == {0, 1, 2, 3}
 
 
-def test_several_codebooks_are_drawn_as_each_would_be() -> None:
+def test_codebooks_drawn_together_equal_separate_draws() -> None:
     logits = random(5, 9, 67)
     params = asked(
         [
@@ -226,7 +228,7 @@ def test_several_codebooks_are_drawn_as_each_would_be() -> None:
         torch_kernels.sample(logits, *params, seeds, frames, 4, 12, banned)
 
 
-def test_nothing_depends_on_what_a_tensor_holds() -> None:
+def test_kernels_do_not_read_tensor_values() -> None:
     """On the meta device tensors have shapes and no numbers: whoever reads one, or sizes anything by one, fails. That
     is what a CUDA graph asks for."""
     with torch.device("meta"):
@@ -247,7 +249,7 @@ def test_nothing_depends_on_what_a_tensor_holds() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_kernel_that_computes_something_else_is_found(dtype: torch.dtype) -> None:
+def test_wrong_kernel_is_detected(dtype: torch.dtype) -> None:
     assert not differs(TORCH, CPU, dtype)
     for name in ("step_attention", "decode_attention", "gate", "sample"):
         right = getattr(TORCH, name)
@@ -262,7 +264,7 @@ def off(right: Callable[..., Tensor], *args: Any) -> Tensor:
     return made + made // 2 + 1
 
 
-def test_triton_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_is_refused_without_cuda_or_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, dtype = torch.device("cuda"), torch.float32
     assert candidates("auto", CPU, dtype) == [TORCH]
     assert candidates("torch", gpu, dtype) == [TORCH]
@@ -277,7 +279,7 @@ def test_triton_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -
     assert candidates("auto", gpu, dtype) == [TORCH]  # and it speaks all the same
 
 
-def test_a_set_that_computes_something_else_is_found_out() -> None:
+def test_shifted_kernel_output_is_detected() -> None:
     """What is done on a CUDA device before Triton's kernels are let in."""
     cpu = torch.device("cpu")
     assert not differs(TORCH, cpu, torch.float32)

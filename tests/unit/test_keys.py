@@ -40,7 +40,7 @@ def clock():
 # ---- the file
 
 
-def test_a_key_is_random_and_only_its_hash_is_kept(file):
+def test_key_is_random_and_only_its_hash_is_stored(file):
     keys = [file.add(f"caller-{n}", ["speak"]) for n in range(3)]
     assert len(set(keys)) == 3
     assert all(re.fullmatch(r"sk-[\w-]{43}", key) for key in keys)  # 256 bits
@@ -52,7 +52,7 @@ def test_a_key_is_random_and_only_its_hash_is_kept(file):
         assert not weakness(key)
 
 
-def test_the_file_is_its_owners_alone(file):
+def test_file_is_accessible_only_to_its_owner(file):
     old = os.umask(0)
     try:
         file.add("one", ["speak"])
@@ -64,7 +64,7 @@ def test_the_file_is_its_owners_alone(file):
     assert {path.name for path in file.path.parent.iterdir()} == {"keys.json", ".lock"}
 
 
-def test_what_was_added_is_read(file):
+def test_added_keys_are_read_back(file):
     file.add("plain", ["speak"])
     file.add("whole", ["admin", "speak", "clone", "speak"], per_minute=60, concurrent=4)
     plain, whole = file.read()
@@ -94,7 +94,7 @@ def test_what_was_added_is_read(file):
         ("taken", ["speak"], {}),
     ],
 )
-def test_what_can_not_be_added_changes_nothing(file, name, scopes, limits):
+def test_invalid_key_does_not_change_the_file(file, name, scopes, limits):
     file.add("taken", ["speak"])
     before = file.path.read_bytes()
     with pytest.raises(BadKeys):
@@ -125,7 +125,7 @@ def test_what_can_not_be_added_changes_nothing(file, name, scopes, limits):
         ).encode(),
     ],
 )
-def test_a_file_that_is_not_right_is_refused_and_not_written_over(file, content):
+def test_invalid_file_is_refused_and_not_overwritten(file, content):
     file.path.parent.mkdir()
     file.path.write_bytes(content)
     for use in (file.read, lambda: KeyRing((), file), lambda: file.add("b", ["speak"]), lambda: file.remove("a")):
@@ -139,7 +139,7 @@ def add_some(folder, who):
         KeyFile(folder).add(f"{who}-{n}", ["speak"])
 
 
-def test_two_who_add_at_once_both_get_in(tmp_path):
+def test_concurrent_additions_are_all_stored(tmp_path):
     spawn = multiprocessing.get_context("fork")
     children = [spawn.Process(target=add_some, args=(tmp_path, who)) for who in "abc"]
     for child in children:
@@ -164,12 +164,12 @@ def test_weak_keys_are_refused(key):
     assert not key or key not in str(caught.value)
 
 
-def test_without_keys_all_are_welcome(file):
+def test_without_keys_no_key_is_needed(file):
     assert not KeyRing((), file).needed
     assert KeyRing([FIXED], file).needed
 
 
-def test_keys_of_the_settings_may_do_everything():
+def test_keys_from_settings_have_every_scope():
     ring = KeyRing([FIXED, "another-key-of-them", FIXED])
     assert [key.name for key in ring.keys] == ["env:1", "env:2"]
     for scope in SCOPES:
@@ -179,12 +179,12 @@ def test_keys_of_the_settings_may_do_everything():
 @pytest.mark.parametrize(
     "given", ["", "x", FIXED[:-1], FIXED + "x", FIXED.upper(), "\udcff", hashlib.sha256(FIXED.encode()).hexdigest()]
 )
-def test_whoever_has_no_key_stays_out(given):
+def test_invalid_key_is_refused(given):
     with pytest.raises(Unauthorized):
         KeyRing([FIXED]).find(given)
 
 
-def test_a_key_may_do_what_its_scopes_say(file):
+def test_key_is_limited_to_its_scopes(file):
     given = file.add("reader", ["speak"])
     ring = KeyRing((), file)
     key = ring.find(given)
@@ -197,7 +197,7 @@ def test_a_key_may_do_what_its_scopes_say(file):
 # ---- the file changes
 
 
-def test_a_change_is_seen_within_a_second(file, clock):
+def test_file_change_is_applied_within_a_second(file, clock):
     ring = KeyRing((), file, clock=clock)
     assert not ring.needed
     one = file.add("one", ["speak"])
@@ -213,7 +213,7 @@ def test_a_change_is_seen_within_a_second(file, clock):
         ring.find(one)
 
 
-def test_a_server_that_had_keys_never_opens(file, clock):
+def test_server_that_had_keys_keeps_requiring_keys(file, clock):
     one = file.add("one", ["speak"])
     ring = KeyRing((), file, clock=clock)
     file.remove("one")
@@ -227,7 +227,7 @@ def test_a_server_that_had_keys_never_opens(file, clock):
     assert not KeyRing((), file).needed  # only a new start does
 
 
-def test_a_file_that_breaks_changes_nothing_and_is_told_once(file, clock, caplog):
+def test_broken_file_keeps_the_old_keys_and_is_logged_once(file, clock, caplog):
     one = file.add("one", ["speak"])
     ring = KeyRing((), file, clock=clock)
     file.path.write_text("{")
@@ -243,7 +243,7 @@ def test_a_file_that_breaks_changes_nothing_and_is_told_once(file, clock, caplog
     assert ring.find(two).name == "two"
 
 
-def test_everybody_writing_it_is_told(file, caplog):
+def test_world_writable_file_is_logged(file, caplog):
     file.add("one", ["speak"])
     file.path.chmod(0o666)
     KeyRing((), file)
@@ -259,7 +259,7 @@ def ring_with(file, clock, **limits):
     return ring, ring.find(given)
 
 
-def test_a_minutes_worth_at_once_then_one_at_a_time(file, clock):
+def test_rate_limit_allows_a_burst_then_refills(file, clock):
     ring, key = ring_with(file, clock, per_minute=30)
     left = [ring.admit(key, "speak").remaining for _ in range(30)]
     assert left == list(range(29, -1, -1))
@@ -279,7 +279,7 @@ def test_a_minutes_worth_at_once_then_one_at_a_time(file, clock):
     assert ring.admit(key, "speak").remaining == 29  # no more is saved up
 
 
-def test_coming_back_when_told_is_soon_enough(file, clock):
+def test_retry_after_is_long_enough(file, clock):
     ring, key = ring_with(file, clock, per_minute=7)
     refused = 0
     for _ in range(50):
@@ -292,7 +292,7 @@ def test_coming_back_when_told_is_soon_enough(file, clock):
     assert refused > 20
 
 
-def test_a_few_at_once_and_no_more(file, clock):
+def test_concurrent_requests_are_limited(file, clock):
     ring, key = ring_with(file, clock, concurrent=2, per_minute=100)
     one, two = ring.admit(key, "speak"), ring.admit(key, "speak")
     with pytest.raises(RateLimited, match="2 requests running") as caught:
@@ -308,7 +308,7 @@ def test_a_few_at_once_and_no_more(file, clock):
     three.close()
 
 
-def test_limits_outlive_a_change_of_the_file(file, clock):
+def test_limits_survive_a_change_of_the_file(file, clock):
     ring, key = ring_with(file, clock, per_minute=1, concurrent=1)
     passed = ring.admit(key, "speak")
     file.add("other", ["speak"])

@@ -44,7 +44,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "server.log").read_text(encoding="utf-8").splitlines()]
 
 
-def test_each_line_is_an_object_that_says_when_who_and_how_bad(tmp_path):
+def test_each_line_is_json_with_time_logger_and_level(tmp_path):
     logs.set_up("INFO", tmp_path, colors=False)
     logging.getLogger("uvicorn.error").warning("listening on %s:%d", "::", 8000, extra={"digest": "abc"})
     structlog.get_logger("app.access").info("request", status=200, path="/v1/models")
@@ -61,7 +61,7 @@ def test_each_line_is_an_object_that_says_when_who_and_how_bad(tmp_path):
         assert line["timestamp"].endswith("Z")
 
 
-def test_what_is_bound_to_the_request_is_on_every_line(tmp_path):
+def test_request_id_is_on_every_line_of_the_request(tmp_path):
     logs.set_up("INFO", tmp_path, colors=False)
     with structlog.contextvars.bound_contextvars(request_id="req_1"):
         logging.getLogger("app.generator.speech").info("one")
@@ -70,7 +70,7 @@ def test_what_is_bound_to_the_request_is_on_every_line(tmp_path):
     assert [line.get("request_id") for line in lines(tmp_path)] == ["req_1", "req_1", None]
 
 
-def test_a_failure_is_one_line_with_its_traceback(tmp_path):
+def test_exception_is_one_line_with_its_traceback(tmp_path):
     logs.set_up("INFO", tmp_path, colors=False)
     try:
         int("as an example")
@@ -83,7 +83,7 @@ def test_a_failure_is_one_line_with_its_traceback(tmp_path):
         assert "Traceback" in line["exception"]
 
 
-def test_below_the_level_is_not_written(tmp_path):
+def test_messages_below_the_level_are_not_written(tmp_path):
     logs.set_up("WARNING", tmp_path, colors=False)
     logging.getLogger("app").info("no")
     structlog.get_logger("app").info("no")
@@ -92,7 +92,7 @@ def test_below_the_level_is_not_written(tmp_path):
     assert [line["event"] for line in lines(tmp_path)] == ["yes", "yes"]
 
 
-def test_chatty_libraries_are_heard_from_warning_on(tmp_path):
+def test_chatty_libraries_are_logged_from_warning(tmp_path):
     logs.set_up("DEBUG", tmp_path, colors=False)
     logging.getLogger("httpx").info("GET https://example/?token=secret")
     logging.getLogger("httpx").warning("slow")
@@ -104,14 +104,14 @@ def test_chatty_libraries_are_heard_from_warning_on(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["line\nbreak", 'quote " and \\', "\ud83d alone", "音", "\x00\x1b[31m"])
-def test_any_text_stays_in_its_line(tmp_path, text):
+def test_any_text_stays_on_one_line(tmp_path, text):
     logs.set_up("INFO", tmp_path, colors=False)
     logging.getLogger("app").info("%s", text, extra={"value": {"object": object()}})
     (line,) = lines(tmp_path)
     assert line["event"] == text
 
 
-def test_the_file_is_rotated_and_the_console_told_too(tmp_path, capsys):
+def test_file_is_rotated_and_console_gets_the_lines_too(tmp_path, capsys):
     logs.set_up("INFO", tmp_path, colors=False)
     handlers = logging.getLogger().handlers
     rotating = [handler for handler in handlers if isinstance(handler, RotatingFileHandler)]
@@ -126,26 +126,26 @@ def test_the_file_is_rotated_and_the_console_told_too(tmp_path, capsys):
     assert "number 19" in capsys.readouterr().err
 
 
-def test_setting_up_twice_writes_once(tmp_path):
+def test_repeated_set_up_writes_each_message_once(tmp_path):
     logs.set_up("INFO", tmp_path, colors=False)
     logs.set_up("INFO", tmp_path, colors=False)
     logging.getLogger("app").info("once")
     assert len(lines(tmp_path)) == 1
 
 
-def test_without_a_folder_there_is_the_console_only(tmp_path, capsys):
+def test_without_a_folder_only_the_console_is_used(tmp_path, capsys):
     logs.set_up("INFO", None, colors=False)
     logging.getLogger("app").info("hello", extra={"n": 1})
     assert "hello" in capsys.readouterr().err
     assert len(logging.getLogger().handlers) == 1
 
 
-def test_a_folder_that_is_none_is_an_error(tmp_path):
+def test_missing_folder_is_an_error(tmp_path):
     with pytest.raises(OSError, match="missing"):
         logs.set_up("INFO", tmp_path / "missing", colors=False)
 
 
-def test_a_message_is_said_once_and_without_escape_codes(tmp_path):
+def test_escape_codes_are_not_logged(tmp_path):
     logs.set_up("INFO", tmp_path, colors=False)
     logging.getLogger("uvicorn.error").info("Started", extra={"color_message": "\x1b[36mStarted\x1b[0m"})
     (line,) = lines(tmp_path)
@@ -163,7 +163,7 @@ def failing(text: str) -> None:
 
 
 @pytest.mark.parametrize("texts", [False, True])
-def test_an_exception_of_a_request_may_quote_it_and_is_told_without_its_message(tmp_path, capsys, texts):
+def test_exception_messages_of_a_request_are_hidden_by_default(tmp_path, capsys, texts):
     logs.set_up("INFO", tmp_path, colors=False, texts=texts)
     with structlog.contextvars.bound_contextvars(request_id="req_1"):
         for log in (structlog.get_logger("app.access"), logging.getLogger("some.library")):
@@ -182,7 +182,7 @@ def test_an_exception_of_a_request_may_quote_it_and_is_told_without_its_message(
     assert console.count("RuntimeError") >= 4
 
 
-def test_what_fails_without_a_request_is_told_with_its_message(tmp_path):
+def test_exception_outside_a_request_is_logged_with_its_message(tmp_path):
     logs.set_up("INFO", tmp_path, colors=False)
     try:
         failing("the weights")
@@ -191,7 +191,7 @@ def test_what_fails_without_a_request_is_told_with_its_message(tmp_path):
     assert "the weights" in lines(tmp_path)[0]["exception"]
 
 
-def test_groups_are_told_whole():
+def test_outline_names_every_exception_of_a_group():
     group = ExceptionGroup("all of these", [ValueError("1ne"), ExceptionGroup("some", [KeyError("2wo")])])
     told = logs.outline(group)
     assert [name in told for name in ("ExceptionGroup", "ValueError", "KeyError")] == [True] * 3

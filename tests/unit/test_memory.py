@@ -30,7 +30,7 @@ def texts(made: Memory, key: str = KEY, room: int = 10_000) -> list[str]:
     return [said.text for said in made.recall(key, "csm", {}, room)]
 
 
-def test_the_newest_turns_that_fit() -> None:
+def test_newest_turns_that_fit_are_recalled() -> None:
     made = memory(tokens=100)
     assert texts(made) == []
     for number in range(5):
@@ -42,7 +42,7 @@ def test_the_newest_turns_that_fit() -> None:
     assert texts(made) == []  # longer than all that may be kept: nothing of it, and nothing before it
 
 
-def test_codes_come_back_as_they_were() -> None:
+def test_codes_are_recalled_unchanged() -> None:
     made = memory()
     made.remember(KEY, "csm", [turn(1)])
     said = made.recall(KEY, "csm", {"alloy": 7}, 1000)
@@ -50,14 +50,14 @@ def test_codes_come_back_as_they_were() -> None:
     assert np.array_equal(said[0].codes, turn(1).codes)
 
 
-def test_other_voices_have_other_numbers() -> None:
+def test_each_voice_gets_its_own_speaker_number() -> None:
     made = memory(tokens=1000)
     made.remember(KEY, "csm", [turn(1, voice="anna"), turn(2, voice="ben"), turn(3, voice="anna")])
     assert [said.speaker for said in made.recall(KEY, "csm", {"ben": 0}, 1000)] == [1, 0, 1]
     assert [said.speaker for said in made.recall(KEY, "csm", {"carl": 1}, 1000)] == [0, 2, 0]
 
 
-def test_nobody_hears_anothers() -> None:
+def test_conversations_are_isolated_by_key_and_id() -> None:
     made = memory()
     keys = [conversation_key(*pair) for pair in (("", "ab"), ("a", "b"), ("key 1", "b"), ("key", "1 b"), ("b", ""))]
     assert len(set(keys)) == len(keys)
@@ -66,7 +66,7 @@ def test_nobody_hears_anothers() -> None:
     assert [texts(made, key) for key in keys] == [[f"Turn {number}."] for number in range(len(keys))]
 
 
-def test_codes_of_another_engine_mean_nothing() -> None:
+def test_codes_of_another_engine_are_not_recalled() -> None:
     made = memory()
     made.remember(KEY, "csm", [turn(1)])
     assert made.recall(KEY, "another", {}, 1000) == ()
@@ -74,7 +74,7 @@ def test_codes_of_another_engine_mean_nothing() -> None:
     assert [said.text for said in made.recall(KEY, "another", {}, 1000)] == ["Turn 2."]
 
 
-def test_it_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_memory_expires_after_its_ttl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     now_s = time.time()
     for folder in (None, tmp_path):
         made = memory(folder, ttl_s=60.0)
@@ -87,7 +87,7 @@ def test_it_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_oldest_conversations_make_room(tmp_path: Path) -> None:
+def test_oldest_conversations_are_evicted(tmp_path: Path) -> None:
     made = memory(tmp_path, max_conversations=2)
     for number in range(3):
         made.remember(conversation_key("", str(number)), "csm", [turn(number)])
@@ -96,7 +96,7 @@ def test_the_oldest_conversations_make_room(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_it_survives_a_restart_where_asked(tmp_path: Path) -> None:
+def test_memory_in_a_folder_survives_a_restart(tmp_path: Path) -> None:
     memory(tmp_path).remember(KEY, "csm", [turn(1), RememberedTurn("böse/../x", "¡Ünïcode! \x00", turn(2).codes)])
     again = memory(tmp_path)
     first, second = again.recall(KEY, "csm", {}, 1000)
@@ -107,7 +107,7 @@ def test_it_survives_a_restart_where_asked(tmp_path: Path) -> None:
     assert texts(memory(tmp_path)) == []
 
 
-def test_damage_is_forgotten_and_old_files_are_swept(tmp_path: Path) -> None:
+def test_damaged_files_are_ignored_and_old_files_are_removed(tmp_path: Path) -> None:
     memory(tmp_path).remember(KEY, "csm", [turn(1)])
     path = next(tmp_path.iterdir())
     path.write_bytes(path.read_bytes()[:100])

@@ -31,7 +31,7 @@ def test_requests_are_counted_by_route_and_status():
     assert values["tts_requests_total{route=/v1/audio/speech,status=429}"] == 1
 
 
-def test_an_answer_leaves_its_numbers():
+def test_spoken_answer_updates_the_metrics():
     metrics = Metrics()
     metrics.first_audio("csm", 0.07, hit=False)
     metrics.first_audio("csm", 0.001, hit=True)
@@ -47,13 +47,13 @@ def test_an_answer_leaves_its_numbers():
     assert values["tts_underruns_total{engine=csm}"] == 1
 
 
-def test_an_answer_without_sound_has_no_real_time_factor():
+def test_answer_without_audio_has_no_real_time_factor():
     metrics = Metrics()
     metrics.spoken("csm", "mp3", 0.0, 2.5, 0)
     assert "tts_real_time_factor_count{engine=csm}" not in scraped(metrics)
 
 
-def test_ends_of_answers_are_counted():
+def test_cached_cancelled_and_failed_answers_are_counted():
     metrics = Metrics()
     metrics.cache("hit")
     metrics.cancelled()
@@ -76,13 +76,13 @@ def test_load_and_cache_are_read_at_each_scrape():
     assert [scraped(metrics)[name] for name in names] == [3, 8, 2, 16, 7]
 
 
-def test_two_servers_in_a_process_count_apart():
+def test_two_servers_in_one_process_count_separately():
     one, other = Metrics(), Metrics()
     one.cancelled()
     assert scraped(one)["tts_cancelled_total"] == 1
     assert scraped(other)["tts_cancelled_total"] == 0
 
 
-def test_the_content_type_is_that_of_the_text():
+def test_content_type_matches_the_text_format():
     assert Metrics().text().startswith(b"# HELP")
     assert CONTENT_TYPE.startswith("text/plain; version=0.0.4")

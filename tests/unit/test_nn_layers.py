@@ -44,7 +44,7 @@ def dense(dtype: torch.dtype, *, bias: bool) -> Linear:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_packed(bias: bool) -> None:
+def test_packed_linear_equals_the_plain_linear(bias: bool) -> None:
     plain = dense(torch.bfloat16, bias=bias)
     if not PackedLinear.supports(plain):
         pytest.skip("no bfloat16 products in oneDNN here")
@@ -69,7 +69,7 @@ def test_packed_rows_are_the_same_in_batches_of_any_size() -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_int8(bias: bool, dtype: torch.dtype) -> None:
+def test_int8_linear_approximates_the_plain_linear(bias: bool, dtype: torch.dtype) -> None:
     plain = dense(dtype, bias=bias)
     small = Int8Linear(plain)
     x = torch.randn(7, 64, generator=torch.Generator().manual_seed(2)).to(dtype)
@@ -82,7 +82,7 @@ def test_int8(bias: bool, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_int8_behind_a_norm(bias: bool) -> None:
+def test_int8_linear_with_a_fused_norm_is_accurate(bias: bool) -> None:
     plain = dense(torch.float32, bias=bias)
     norm = torch.randn(64, generator=torch.Generator().manual_seed(3)) + 1
     small = Int8Linear(plain, norm, 1e-5)

@@ -20,7 +20,7 @@ LINUX = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
 MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def test_numbers_stay() -> None:
+def test_huge_pages_keep_the_values() -> None:
     numbers = torch.arange(4 << 20, dtype=torch.int64)  # 32 MiB
     use_huge_pages()
     use_huge_pages()
@@ -40,7 +40,7 @@ def large_bytes(address: int) -> int:
 
 @pytest.mark.skipif(not MODE.exists() or "[never]" in MODE.read_text(), reason="the system gives no large pages")
 @pytest.mark.skipif(LINUX < (6, 1), reason="what is in memory already is put on large pages since Linux 6.1")
-def test_what_lies_behind_a_hole_is_on_large_pages_too() -> None:
+def test_memory_after_untouched_pages_is_on_huge_pages() -> None:
     memory = mmap.mmap(-1, 16 * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     behind = 8 * PAGE_BYTES

@@ -47,7 +47,7 @@ def test_threads_take_turns_quickly() -> None:
     assert sys.getswitchinterval() < 0.001
 
 
-async def test_a_server_says_once_that_all_is_there(tmp_path: Path) -> None:
+async def test_server_says_once_that_all_is_there(tmp_path: Path) -> None:
     settled = asyncio.Event()
     times = 0
 
@@ -63,7 +63,7 @@ async def test_a_server_says_once_that_all_is_there(tmp_path: Path) -> None:
     assert times == 1
 
 
-async def test_a_server_that_stops_first_does_not_say_so(tmp_path: Path) -> None:
+async def test_server_that_stops_first_does_not_say_so(tmp_path: Path) -> None:
     settled: list[bool] = []
     app = create_app(settings(tmp_path), on_ready=lambda: settled.append(True))
     async with app.router.lifespan_context(app):

@@ -140,7 +140,7 @@ async def test_all_devices_say_the_same(engine: EnginePool) -> None:
     assert np.array_equal(await whole(engine, say()), expected)
 
 
-async def test_the_least_busy_device_speaks(engine: EnginePool) -> None:
+async def test_least_busy_device_speaks(engine: EnginePool) -> None:
     async with held(engine, 1):
         assert rows(engine) == [1, 0]
         async with held(engine, 3):
@@ -148,7 +148,7 @@ async def test_the_least_busy_device_speaks(engine: EnginePool) -> None:
     await until(lambda: rows(engine) == [0, 0])
 
 
-async def test_a_voice_returns_to_where_it_is_known(engine: EnginePool) -> None:
+async def test_voice_returns_to_where_it_is_known(engine: EnginePool) -> None:
     async with held(engine, 1):  # so that this voice comes to the second device
         await whole(engine, say(prompt=prompt("a")))
     await until(lambda: rows(engine) == [0, 0])
@@ -158,7 +158,7 @@ async def test_a_voice_returns_to_where_it_is_known(engine: EnginePool) -> None:
             assert rows(engine) == [1, 1]
 
 
-async def test_a_full_pool_lets_some_wait_and_refuses_the_rest(engine: EnginePool) -> None:
+async def test_full_pool_lets_some_wait_and_refuses_the_rest(engine: EnginePool) -> None:
     async with held(engine, 4) as streams:
         waiting = [asyncio.create_task(whole(engine, say(seed=seed))) for seed in range(2)]
         await until(lambda: engine.load.queued == 2)
@@ -170,7 +170,7 @@ async def test_a_full_pool_lets_some_wait_and_refuses_the_rest(engine: EnginePoo
     assert engine.load.queued == 0
 
 
-async def test_an_answer_that_sounds_is_never_refused(engine: EnginePool) -> None:
+async def test_answer_that_sounds_is_never_refused(engine: EnginePool) -> None:
     async with held(engine, 4) as streams:
         waiting = [asyncio.create_task(whole(engine, say(seed=seed))) for seed in range(2)]
         await until(lambda: engine.load.queued == 2)
@@ -214,7 +214,7 @@ async def test_many_at_once_are_all_spoken(engine: EnginePool) -> None:
     assert rows(engine) == [0, 0]
 
 
-async def test_a_device_that_dies_is_taken_out_and_the_other_goes_on(
+async def test_device_that_dies_is_taken_out_and_the_other_goes_on(
     engine: EnginePool, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = engines(engine)
@@ -276,7 +276,7 @@ async def test_those_who_wait_go_to_the_devices_that_are_left(engine: EnginePool
         await asyncio.wait_for(asyncio.gather(*waiting), 20)
 
 
-async def test_a_device_that_fails_at_everything_is_taken_out(engine: EnginePool) -> None:
+async def test_device_that_fails_at_everything_is_taken_out(engine: EnginePool) -> None:
     first, _ = engines(engine)
     fail(first, RuntimeError("CUDA error: an illegal memory access was encountered"))
     for attempt in range(pool.MAX_FAILURES):
@@ -286,7 +286,7 @@ async def test_a_device_that_fails_at_everything_is_taken_out(engine: EnginePool
     assert first.healthy  # its thread lives on, and is sent nothing
 
 
-async def test_a_text_that_fails_everywhere_blames_no_device(engine: EnginePool) -> None:
+async def test_text_that_fails_everywhere_blames_no_device(engine: EnginePool) -> None:
     for each in engines(engine):
         fail(each, RuntimeError("this text"))
     for _ in range(pool.MAX_FAILURES + 1):
@@ -302,7 +302,7 @@ async def test_too_much_for_one_device_is_too_much_for_all(engine: EnginePool) -
         await whole(engine, say())
 
 
-async def test_a_device_that_hangs_is_left(engine: EnginePool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_device_that_hangs_is_left(engine: EnginePool, monkeypatch: pytest.MonkeyPatch) -> None:
     from app.runtime import loop
 
     first, second = engines(engine)
@@ -338,7 +338,7 @@ async def test_recordings_are_read_where_they_can_be(engine: EnginePool) -> None
 # ---- what the settings make of it
 
 
-def test_a_split_model_is_one_engine(folder: Path, tmp_path: Path) -> None:
+def test_split_model_is_one_engine(folder: Path, tmp_path: Path) -> None:
     made = pool.build(specs()["csm"], settings(folder, tmp_path, CSM_DEVICE_MAP="balanced"), CONTEXT)
     assert isinstance(made, BatchedEngine)
     assert made.info.device == "cpu,cpu"
@@ -352,7 +352,7 @@ def test_one_device_is_one_engine(folder: Path, tmp_path: Path, devices: str, mo
     assert made.info.device == "cpu"
 
 
-def test_a_device_that_is_not_there_is_an_error(folder: Path, tmp_path: Path) -> None:
+def test_device_that_is_not_there_is_an_error(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineUnavailable, match="no CUDA device"):
         pool.build(specs()["csm"], settings(folder, tmp_path, TTS_DEVICES="cpu,cuda:0"), CONTEXT)
 
@@ -362,7 +362,7 @@ def test_what_fails_to_load_names_its_device(folder: Path, tmp_path: Path) -> No
         pool.build(specs()["csm"], settings(tmp_path / "nowhere", tmp_path), CONTEXT)
 
 
-def test_an_engine_without_devices_is_one(tmp_path: Path) -> None:
+def test_engine_without_devices_is_one(tmp_path: Path) -> None:
     built = []
     spec = EngineSpec("espeak", "espeak", "app.engines.espeak:build")
     built.append(pool.build(spec, settings(tmp_path, tmp_path, TTS_DEVICES="cuda:0,cuda:1"), CONTEXT))

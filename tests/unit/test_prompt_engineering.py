@@ -40,7 +40,7 @@ pytestmark = pytest.mark.unit
         ('<break time="60s"/>', 10.0),
     ],
 )
-def test_a_pause_tag_sets_the_length_of_the_silence(tag: str, seconds: float) -> None:
+def test_pause_tag_sets_the_length_of_the_silence(tag: str, seconds: float) -> None:
     assert parse(f"before {tag} after") == [Words("before"), Pause(seconds), Words("after")]
 
 
@@ -49,7 +49,7 @@ def test_a_pause_tag_sets_the_length_of_the_silence(tag: str, seconds: float) ->
     ["[pause:abc]", "[pause:-1s]", "[pause:1h]", "[pause:1s2]", "[pause:0s]", "[pause: for effect]", "</break>",
      '<break strength="none"/>', '<break time="soon"/>', "[pause:1e9s]"],
 )  # fmt: skip
-def test_a_malformed_or_empty_pause_is_dropped_not_read_aloud(tag: str) -> None:
+def test_malformed_or_empty_pause_is_dropped_not_read_aloud(tag: str) -> None:
     assert parse(f"before {tag} after") == [Words("before after")]
 
 
@@ -117,6 +117,6 @@ def test_no_two_pauses_are_adjacent(text: str) -> None:
 
 
 @pytest.mark.parametrize("piece", ["[pause", "[pause]", "[pause:", "[pause:1", "<break", "<break ", "[", "[pause:1s]a"])
-def test_the_time_of_long_texts_grows_linearly(piece: str) -> None:
+def test_time_of_long_texts_grows_linearly(piece: str) -> None:
     small, large = ((piece * size)[:size] for size in (50_000, 200_000))
     assert order(lambda: parse(small), lambda: parse(large), 4, LINEAR) <= LINEAR

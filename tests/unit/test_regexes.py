@@ -282,12 +282,12 @@ def test_each_bounded_pattern_still_exists() -> None:
         ("app.weights.hub._SHARD[0]", {"fullmatch"}),
     ],
 )
-def test_the_methods_of_a_pattern_are_found_in_the_code(where: str, called: set[str]) -> None:
+def test_methods_of_a_pattern_are_found_in_the_code(where: str, called: set[str]) -> None:
     assert CALLED[FOUND[where].pattern] == called
 
 
 @pytest.mark.parametrize("slow", [r"(a+)+$", r"(a|aa)+$", r"(\w+\s?)*!", r"(x+x+)+y", r"a*b?a*$", r"(?:\s*,?)*\s*x"])
-def test_the_check_finds_a_pattern_that_is_slow_from_one_position(slow: str) -> None:
+def test_check_finds_a_pattern_that_is_slow_from_one_position(slow: str) -> None:
     pattern = re.compile(slow)
     assert "to the power of" in too_slow(pattern.match, attacks(pattern))
 
@@ -299,24 +299,24 @@ def test_the_check_finds_a_pattern_that_is_slow_from_one_position(slow: str) -> 
         *((slow, "sub") for slow in (r"[a-z]+://", r" *\n", r"a*b?a*$")),
     ],
 )
-def test_the_check_finds_a_pattern_that_is_slow_from_every_position(slow: str, method: str) -> None:
+def test_check_finds_a_pattern_that_is_slow_from_every_position(slow: str, method: str) -> None:
     pattern = re.compile(slow)
     assert "to the power of" in too_slow(functools.partial(METHODS[method], pattern), attacks(pattern))
 
 
 @pytest.mark.parametrize("slow", [r"\s+$x", r"a+b", r"[a-z]+://", r" *\n"])
-def test_the_check_depends_on_the_method(slow: str) -> None:
+def test_check_depends_on_the_method(slow: str) -> None:
     """From one position these patterns are linear."""
     pattern = re.compile(slow)
     assert not too_slow(pattern.fullmatch, attacks(pattern))
 
 
-def test_the_check_finds_exponential_growth_within_a_bound() -> None:
+def test_check_finds_exponential_growth_within_a_bound() -> None:
     pattern = re.compile(r"(a+)+$")
     assert "to the power of" in too_slow(pattern.search, attacks(pattern), 20)
 
 
-def test_the_check_finds_a_large_constant_factor() -> None:
+def test_check_finds_a_large_constant_factor() -> None:
     """Linear, but with thousands of steps for each character."""
     pattern = re.compile(r"(?=(?:a?b?){0,500}c)")
     assert "longer than a quadratic pattern" in too_slow(functools.partial(METHODS["sub"], pattern), [("", "a")])
@@ -346,7 +346,7 @@ def test_the_check_finds_a_large_constant_factor() -> None:
     ],
     ids=ascii,
 )
-def test_the_time_of_the_longest_texts_grows_linearly(pump: str, ending: str) -> None:
+def test_time_of_the_longest_texts_grows_linearly(pump: str, ending: str) -> None:
     small, large = (pump * (size // len(pump)) + ending for size in (LONGEST // 4, LONGEST))
     assert order(lambda: read(small), lambda: read(large), 4, LINEAR) <= LINEAR
     assert len(read(large)) < 30 * LONGEST

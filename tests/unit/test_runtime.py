@@ -164,7 +164,7 @@ async def test_busy_exactly_when_rows_and_queue_are_full():
     desk.submit(Part(frames=3))
 
 
-async def test_a_row_that_an_answer_goes_on_in_is_not_free_between_its_passages():
+async def test_row_that_an_answer_goes_on_in_is_not_free_between_its_passages():
     """Who is let in then would wait without a queue, for a minute behind somebody who reads nothing."""
     desk = Desk.of(1, 0)
     desk.submit(Part(frames=1))
@@ -275,7 +275,7 @@ async def test_nobody_yields_to_those_who_wait_for_a_row():
     assert desk.runner.said == [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (1, 0)]
 
 
-async def test_the_passage_that_is_heard_goes_before_later_ones_of_its_answer():
+async def test_passage_that_is_heard_goes_before_later_ones_of_its_answer():
     desk, clock, answer = stage(rows=3)
     talk = answer()
     talk.submit(frames=900)
@@ -298,7 +298,7 @@ async def test_the_passage_that_is_heard_goes_before_later_ones_of_its_answer():
     assert desk.runner.named("step")[-1] == (0, 1)
 
 
-async def test_an_answer_that_can_not_be_heard_without_gaps_is_made_side_by_side():
+async def test_answer_that_can_not_be_heard_without_gaps_is_made_side_by_side():
     desk, clock, answer = stage(rows=2)
     talk = answer()
     talk.submit(frames=900)
@@ -329,7 +329,7 @@ async def test_prompts_are_read_for_those_who_go_on_then_for_newcomers_then_for_
     assert desk.runner.named("prefill") == [0, 3, 2, 1]
 
 
-def test_a_listener_who_runs_dry_begins_again():
+def test_listener_who_runs_dry_begins_again():
     playback = Playback(tempo=2.0)
     assert playback.buffered_s(5.0) == 0
     playback.add(0.0, 5.0)  # no sound yet: nothing plays
@@ -341,7 +341,7 @@ def test_a_listener_who_runs_dry_begins_again():
     assert playback.buffered_s(11.0) == 1.0
 
 
-async def test_a_cancelled_job_leaves_the_queue_at_once():
+async def test_cancelled_job_leaves_the_queue_at_once():
     """Not with the next plan: a step may last 100 ms, and whoever comes meanwhile would be refused for nothing."""
     desk = Desk.of(1, 1)
     desk.submit(Part(frames=3))
@@ -353,7 +353,7 @@ async def test_a_cancelled_job_leaves_the_queue_at_once():
     assert [number for number, _ in desk.runner.said].count(1) == 0
 
 
-async def test_a_cancelled_job_leaves_its_row_with_the_next_turn():
+async def test_cancelled_job_leaves_its_row_with_the_next_turn():
     desk = Desk.of(1, 0)
     job = desk.submit(Part(frames=1000))
     desk.turn(3)
@@ -426,7 +426,7 @@ async def test_check_finds_books_that_do_not_add_up():
         desk.scheduler.check()
 
 
-async def test_a_free_row_has_no_job():
+async def test_free_row_has_no_job():
     desk = Desk.of(1, 1)
     with pytest.raises(LookupError):
         desk.scheduler.job(0)
@@ -454,7 +454,7 @@ async def test_sound_comes_out_in_order_joined_up_to_a_second():
     assert await audio_queue.get() is None  # and stays so
 
 
-async def test_a_part_longer_than_a_second_comes_alone_and_whole():
+async def test_part_longer_than_a_second_comes_alone_and_whole():
     audio_queue = AudioQueue(RATE_HZ, 60, on_space=lambda: None)
     audio_queue.put(samples(250, 1))
     audio_queue.put(samples(60, 2))
@@ -487,7 +487,7 @@ async def test_full_at_its_capacity_and_told_when_there_is_room_again():
     assert room == [False]  # it was not full before
 
 
-async def test_an_error_comes_after_the_sound_and_the_first_end_counts():
+async def test_error_comes_after_the_sound_and_the_first_end_counts():
     audio_queue = AudioQueue(RATE_HZ, 60, on_space=lambda: None)
     audio_queue.put(samples(5))
     audio_queue.finish(EngineError("first"))
@@ -499,7 +499,7 @@ async def test_an_error_comes_after_the_sound_and_the_first_end_counts():
             await audio_queue.get()
 
 
-async def test_a_get_that_was_cancelled_loses_nothing():
+async def test_get_that_was_cancelled_loses_nothing():
     audio_queue = AudioQueue(RATE_HZ, 60, on_space=lambda: None)
     waiting = asyncio.create_task(audio_queue.get())
     await asyncio.sleep(0)
@@ -511,7 +511,7 @@ async def test_a_get_that_was_cancelled_loses_nothing():
     assert (len(chunk.samples), chunk.start) == (7, 0)
 
 
-async def test_a_waiting_reader_is_woken_from_another_thread():
+async def test_waiting_reader_is_woken_from_another_thread():
     audio_queue = AudioQueue(RATE_HZ, 60, on_space=lambda: None)
 
     def speak() -> None:
@@ -573,7 +573,7 @@ async def test_everybody_hears_their_own_and_all_of_it():
     assert desk.scheduler.load().active_rows == 0
 
 
-async def test_a_reader_whose_listener_has_enough_is_given_more_at_once():
+async def test_reader_whose_listener_has_enough_is_given_more_at_once():
     left_s = 0.0
     audio_queue = AudioQueue(RATE_HZ, 10.0, on_space=lambda: None, time_left_s=lambda: left_s)
     frame = np.ones(FRAME_SAMPLES, np.float32)
@@ -604,7 +604,7 @@ async def test_a_reader_whose_listener_has_enough_is_given_more_at_once():
     assert await audio_queue.get() is None
 
 
-async def test_a_reader_is_given_what_there_is_before_the_listener_runs_dry():
+async def test_reader_is_given_what_there_is_before_the_listener_runs_dry():
     audio_queue = AudioQueue(RATE_HZ, 10.0, on_space=lambda: None, time_left_s=lambda: 0.27)
     frame = np.ones(FRAME_SAMPLES, np.float32)
     audio_queue.put(frame)
@@ -621,7 +621,7 @@ async def test_a_reader_is_given_what_there_is_before_the_listener_runs_dry():
     assert len(chunk.samples) == 1
 
 
-async def test_a_full_outbox_pauses_its_own_row_only():
+async def test_full_outbox_pauses_its_own_row_only():
     desk = Desk.of(2, 0)
     slow = desk.submit(Part(frames=40), audio_queue_s=10 * FRAME_S)
     quick = desk.submit(Part(frames=40))
@@ -643,7 +643,7 @@ def _said_by(desk: Desk, job: Job) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("call", ["admit", "prefill", "step", "decode"])
 @pytest.mark.parametrize("typed", [False, True])
-async def test_a_failure_is_told_to_whom_it_concerns(call, typed):
+async def test_failure_is_told_to_whom_it_concerns(call, typed):
     """Reading an utterance concerns that utterance, a step concerns its rows; later jobs work in either case."""
     desk = Desk.of(4, 9)
     neighbour = desk.submit(Part(frames=6))
@@ -715,7 +715,7 @@ async def test_who_hears_the_end_finds_the_row_free(monkeypatch):
     assert [load.active_rows for load in loads] == [0]
 
 
-async def test_a_newcomers_long_prompt_never_stops_those_who_speak():
+async def test_newcomers_long_prompt_never_stops_those_who_speak():
     desk = Desk.of(3, 0)
     speaking = desk.submit(Part(frames=50))
     desk.turn(2)
@@ -729,7 +729,7 @@ async def test_a_newcomers_long_prompt_never_stops_those_who_speak():
     assert desk.runner.named("prefill") == [1] * 10 + [2] * 10  # the first to come reads first
 
 
-async def test_a_job_cancelled_while_its_turn_runs_does_no_harm():
+async def test_job_cancelled_while_its_turn_runs_does_no_harm():
     desk = Desk.of(2, 0)
     other = desk.submit(Part(frames=9))
     for frames in (1, 9):  # it ends in that very turn, or goes on
@@ -904,14 +904,14 @@ async def test_closing_the_stream_gives_the_row_back():
         assert await spoken(engine, after) == runner.expected(after)
 
 
-async def test_a_stream_that_nobody_reads_asks_nothing():
+async def test_stream_that_nobody_reads_asks_nothing():
     async with running(rows=1, queue=0) as (engine, runner):
         stream = engine.speak(runner.utterance(Part(frames=3)))
         await stream.aclose()
         assert runner.calls == []
 
 
-async def test_a_full_engine_says_so_before_the_first_sound():
+async def test_full_engine_says_so_before_the_first_sound():
     async with running(rows=1, queue=1, audio_queue_s=0.2) as (engine, runner):
         sounding = engine.speak(runner.utterance(Part(frames=1000)))
         await anext(sounding)
@@ -943,7 +943,7 @@ class Death(BaseException):
 DEATH = Part(frames=9, fails="step", at=2, error=Death())
 
 
-async def test_a_loop_that_fails_goes_on_once():
+async def test_loop_that_fails_goes_on_once():
     async with running(rows=2, queue=5) as (engine, runner):
         parts = [Part(frames=9), DEATH, Part(frames=9), Part(frames=9)]
         utterances = [runner.utterance(part) for part in parts]
@@ -960,7 +960,7 @@ async def test_a_loop_that_fails_goes_on_once():
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_a_loop_that_can_not_be_cleared_is_dead():
+async def test_loop_that_can_not_be_cleared_is_dead():
     async with running(rows=1, queue=5) as (engine, runner):
         jobs = [
             asyncio.create_task(spoken(engine, runner.utterance(part)))
@@ -1015,7 +1015,7 @@ async def test_readers_and_a_closing_engine_never_wait_for_each_other():
         assert {type(result) for result in results} == {EngineStopped}
 
 
-async def test_an_engine_without_voices_of_its_own_says_so():
+async def test_engine_without_voices_of_its_own_says_so():
     async with running() as (engine, _):
         with pytest.raises(NotSupported):
             await engine.encode_reference(Reference(samples(10), RATE_HZ, "hello"))

@@ -227,7 +227,7 @@ def removals(place: Place) -> list[tuple[torch.Tensor, SamplingParams]]:
 
 @pytest.mark.parametrize("how", DRAWS)
 @pytest.mark.parametrize("place", FULL_BITS)
-def test_a_removed_code_with_noise_of_full_bits_is_not_drawn(place: Place, how: str) -> None:
+def test_removed_code_with_noise_of_full_bits_is_not_drawn(place: Place, how: str) -> None:
     for logits, params in removals(place):
         if how == "draw few" and not fast_path([params], place.codes):
             continue
@@ -236,14 +236,14 @@ def test_a_removed_code_with_noise_of_full_bits_is_not_drawn(place: Place, how: 
 
 @pytest.mark.parametrize("how", DRAWS)
 @pytest.mark.parametrize("place", FULL_BITS)
-def test_a_kept_code_with_noise_of_full_bits_is_drawn(place: Place, how: str) -> None:
+def test_kept_code_with_noise_of_full_bits_is_drawn(place: Place, how: str) -> None:
     logits = torch.zeros(place.codebooks, place.codes)
     assert drawn_by(how, logits, SamplingParams(0.9, 0), place.noise()[0])[place.codebook] == place.code
 
 
 @pytest.mark.parametrize("how", DRAWS)
 @pytest.mark.parametrize("zero", [0.0, -0.0])
-def test_a_removed_code_loses_even_with_zero_noise(how: str, zero: float) -> None:
+def test_removed_code_loses_even_with_zero_noise(how: str, zero: float) -> None:
     """PyTorch's own exponential noise may be 0."""
     logits = torch.tensor([[0.0, 3.0, 2.0, -math.inf]])
     noise = torch.tensor([[zero, 1.0, 1.0, zero]])

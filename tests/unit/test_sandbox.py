@@ -85,7 +85,7 @@ def test_it_can_open_nothing_start_nothing_and_lift_nothing() -> None:
     assert set(told) == {"socket", "file", "process", "lift", "root"}
 
 
-def test_a_crash_of_the_decoder_is_one_uploads_affair(short: bytes, long: bytes) -> None:
+def test_crash_of_the_decoder_is_one_uploads_affair(short: bytes, long: bytes) -> None:
     """A signal as a fault in C code would send it; meanwhile and afterwards others are decoded."""
     before = helper()
     with ThreadPoolExecutor() as threads:
@@ -107,7 +107,7 @@ def test_who_takes_too_long_is_killed(long: bytes) -> None:
     wait_until(lambda: not children(helper()), 5)
 
 
-def test_a_decoder_that_eats_the_processor_is_stopped_by_the_system() -> None:
+def test_decoder_that_eats_the_processor_is_stopped_by_the_system() -> None:
     hour = samples.file(np.tile(samples.noise(44_100 * 60, 0.1), 30))
     limits = Limits(input_bytes=1 << 30, cpu_s=1, wall_s=300, memory_bytes=8 << 30)
     with pytest.raises(BadReference, match="limits of memory and time"):
@@ -117,7 +117,7 @@ def test_a_decoder_that_eats_the_processor_is_stopped_by_the_system() -> None:
     wait_until(lambda: not children(helper()), 5)
 
 
-def test_a_helper_that_is_gone_is_started_again(short: bytes) -> None:
+def test_helper_that_is_gone_is_started_again(short: bytes) -> None:
     before = helper()
     os.kill(before, signal.SIGKILL)
     wait_until(lambda: sandbox._helper()._process is None or sandbox._helper()._process.poll() is not None)

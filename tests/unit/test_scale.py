@@ -45,12 +45,12 @@ def test_ray_counts_with_the_rows_of_the_engines():
             assert options["max_ongoing_requests"] == auto + 10 + ray.SPARE_REQUESTS
 
 
-def test_an_unknown_engine_is_an_error_under_ray():
+def test_unknown_engine_is_an_error_under_ray():
     with pytest.raises(ValueError, match="TTS_ENGINE='none'"):
         ray.options_for(configured(TTS_ENGINE="none"), gpus=0)
 
 
-def test_the_server_answers_429_before_ray_does():
+def test_server_answers_429_before_ray_does():
     for values in ({}, {"TTS_MAX_ROWS": 4, "TTS_MAX_QUEUE": 0}, {"TTS_ENGINE": "espeak"}):
         chosen = configured(**values)
         options = ray.options_for(chosen, gpus=1)

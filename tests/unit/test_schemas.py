@@ -37,7 +37,7 @@ def request(**fields: Any) -> SpeechRequest:
 PLAIN = SpeechRequest(model="csm-1b", lines=(Line("Hello.", DEFAULT_VOICE),))
 
 
-def test_the_least_body_is_a_request():
+def test_least_body_is_a_request():
     assert request() == PLAIN
     assert body().extras == frozenset()
 
@@ -49,7 +49,7 @@ def test_null_is_unset(name):
 
 
 @pytest.mark.parametrize("names", [("top_k", "topk"), ("topk", "top_k")])
-def test_a_null_hides_no_other_name(names):
+def test_null_hides_no_other_name(names):
     assert SpeechBody.model_validate({"input": "Hi.", names[0]: None, names[1]: 5}).extras == {"top_k"}
 
 
@@ -178,7 +178,7 @@ def test_extras_are_those_that_were_set():
 
 
 @pytest.mark.parametrize("text", ["a" * 100, "語" * 100, "\U0001f600" * 100])
-def test_the_limit_counts_characters(text):
+def test_limit_counts_characters(text):
     assert request(input=text).lines[0].text == text
     with pytest.raises(TextTooLong) as error:
         request(input=text + "!")
@@ -187,16 +187,16 @@ def test_the_limit_counts_characters(text):
     assert "100" in error.value.message
 
 
-def test_the_text_is_passed_on_as_it_was_written():
+def test_text_is_passed_on_as_it_was_written():
     text = " Two  spaces\r\n\ud83d and \x00 "
     assert request(input=text).lines == (Line(text, DEFAULT_VOICE),)
 
 
-def test_a_voice_object_is_a_voice():
+def test_voice_object_is_a_voice():
     assert body(voice={"id": "x"}).voice == VoiceId(id="x")
 
 
-def test_the_name_for_no_voice_is_not_for_callers():
+def test_name_for_no_voice_is_not_for_callers():
     for voice in ("none", {"id": "none"}):
         with pytest.raises(UnknownVoice) as error:
             request(voice=voice)
@@ -213,7 +213,7 @@ def conversation(**fields: Any) -> ConversationBody:
     return ConversationBody.model_validate({"text": "Hello.", **fields})
 
 
-def test_a_conversation_takes_what_speech_takes():
+def test_conversation_takes_what_speech_takes():
     assert ConversationBody.model_fields.keys() - SpokenBody.model_fields.keys() == {"text", "speaker_id", "context"}
     given = {"speed": 2, "temperature": 0, "topk": 7, "seed": 3, "response_format": "wav", "stream_format": "sse"}
     asked = conversation(**given).to_request(default_model="csm-1b", max_input_chars=100)
@@ -222,7 +222,7 @@ def test_a_conversation_takes_what_speech_takes():
     assert conversation(**given).extras == {"temperature", "top_k"}
 
 
-def test_the_voice_of_a_conversation():
+def test_voice_of_a_conversation():
     def line(**fields: Any) -> Line:
         return conversation(**fields).to_request(default_model="csm-1b", max_input_chars=100).lines[0]
 
@@ -290,7 +290,7 @@ def spoken(*turns: dict[str, Any], **fields: Any) -> tuple[Line, ...]:
     return body.to_request(default_model="csm-1b", max_input_chars=20).lines
 
 
-def test_the_turns_of_a_dialogue_are_lines():
+def test_turns_of_a_dialogue_are_lines():
     assert DialogueBody.model_fields.keys() - SpokenBody.model_fields.keys() == {"turns"}
     assert spoken(
         {"speaker": "Ann", "voice": "nova", "text": "One."},
@@ -318,7 +318,7 @@ def test_voices_and_speakers_left_out():
     ) == (Line("One.", "nova", 0), Line("Two.", "alloy", 1), Line("Three.", "nova", 0), Line("Four.", "onyx", 2))
 
 
-def test_a_dialogue_is_limited_as_a_whole():
+def test_dialogue_is_limited_as_a_whole():
     assert len(spoken({"text": "x" * 10}, {"text": "x" * 10})) == 2
     with pytest.raises(TextTooLong) as error:
         spoken({"text": "x" * 10}, {"text": "x" * 11})
@@ -407,11 +407,11 @@ def test_how_it_is_served_does_not():
     assert dataclasses.replace(FULL, use_cache=False, model="another-name").digest("x") == FULL.digest("x")
 
 
-def test_an_alias_of_the_model_changes_nothing():
+def test_alias_of_the_model_changes_nothing():
     assert dataclasses.replace(FULL, model="tts-1").digest("x") == FULL.digest("x")
 
 
-def test_the_seed_follows_the_words_and_not_the_wrapping():
+def test_seed_follows_the_words_and_not_the_wrapping():
     wrapped = dataclasses.replace(
         FULL, format="mp3", speed=1.0, sample_rate_hz=24_000, max_audio_ms=None, seed=None, model="tts-1"
     )
@@ -423,11 +423,11 @@ def test_the_seed_follows_the_words_and_not_the_wrapping():
     assert 0 <= FULL.content_seed("x") < 2**31
 
 
-def test_a_lone_surrogate_has_a_digest():
+def test_lone_surrogate_has_a_digest():
     assert dataclasses.replace(FULL, lines=(Line("\ud83d", "alloy"),)).digest()
 
 
-def test_the_digest_is_the_same_in_every_process():
+def test_digest_is_the_same_in_every_process():
     code = (
         "from tests.unit.test_schemas import FULL, PLAIN; import json;"
         "print(json.dumps([FULL.digest('a', 'b'), PLAIN.digest()]))"

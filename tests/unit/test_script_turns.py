@@ -28,7 +28,7 @@ pytestmark = pytest.mark.unit
         ("", []),
     ],
 )
-def test_a_text_is_split_into_lines_by_speaker(text: str, lines: list[tuple[int, str]]) -> None:
+def test_text_is_split_into_lines_by_speaker(text: str, lines: list[tuple[int, str]]) -> None:
     assert split_speakers(text) == lines
 
 

@@ -57,7 +57,7 @@ def test_pieces_contain_the_same_characters_within_the_limit(text: str, max_char
         "Wait... what do you mean?",
     ],
 )
-def test_an_abbreviation_does_not_end_a_sentence(sentence: str) -> None:
+def test_abbreviation_does_not_end_a_sentence(sentence: str) -> None:
     before, after = "This is the first one.", "And this is the last one."
     assert split(f"{before} {sentence} {after}", 400) == [before, sentence, after]
 
@@ -97,7 +97,7 @@ def test_short_pieces_join_only_within_the_limit() -> None:
     ]
 
 
-def test_a_long_sentence_is_cut_at_clauses() -> None:
+def test_long_sentence_is_cut_at_clauses() -> None:
     text = "This is a long sentence, with some commas; and a semicolon that goes on and on, until it is too long."
     assert split(text, 60) == [
         "This is a long sentence, with some commas;",
@@ -105,7 +105,7 @@ def test_a_long_sentence_is_cut_at_clauses() -> None:
     ]
 
 
-def test_a_long_clause_is_cut_at_spaces_into_even_pieces() -> None:
+def test_long_clause_is_cut_at_spaces_into_even_pieces() -> None:
     pieces = split("word " * 30, 100)
     assert len(pieces) == 2
     assert abs(len(pieces[0]) - len(pieces[1])) <= 5
@@ -118,7 +118,7 @@ def test_numbers_are_not_cut_at_their_commas() -> None:
     ]
 
 
-def test_a_word_longer_than_the_limit_is_cut() -> None:
+def test_word_longer_than_the_limit_is_cut() -> None:
     pieces = split("x" * 20_000, 300)
     assert [len(piece) for piece in pieces[:-1]] == [300] * 66
     assert "".join(pieces) == "x" * 20_000
@@ -129,7 +129,7 @@ def test_paragraphs_are_never_joined() -> None:
 
 
 @pytest.mark.parametrize("max_chars", [0, -1])
-def test_a_limit_below_one_is_refused(max_chars: int) -> None:
+def test_limit_below_one_is_refused(max_chars: int) -> None:
     with pytest.raises(ValueError, match="max_chars"):
         split("text", max_chars)
 
@@ -139,7 +139,7 @@ def test_a_limit_below_one_is_refused(max_chars: int) -> None:
     ["Hello there. ", "a", "1. ", "a b ", "。", "\n\n", "a, ", "Dr. ", " ", "(", '"', "No! ", "a;", "\ud800"],
     ids=ascii,
 )
-def test_the_time_of_long_texts_grows_linearly(piece: str) -> None:
+def test_time_of_long_texts_grows_linearly(piece: str) -> None:
     small, large = ((piece * size)[:size] for size in (50_000, 200_000))
     assert order(lambda: split(small, 300), lambda: split(large, 300), 4, LINEAR) <= LINEAR
 

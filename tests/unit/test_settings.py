@@ -40,11 +40,11 @@ def test_no_variable_twice():
     assert len(set(aliases)) == len(aliases)
 
 
-def test_the_page_is_up_to_date():
+def test_page_is_up_to_date():
     assert PAGE.read_text(encoding="utf-8") == as_markdown(), "run `make docs`"
 
 
-def test_the_page_names_every_variable_and_no_secret(monkeypatch):
+def test_page_names_every_variable_and_no_secret(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     page = as_markdown()
     for field in FIELDS.values():
@@ -52,7 +52,7 @@ def test_the_page_names_every_variable_and_no_secret(monkeypatch):
     assert "hf_secret" not in page
 
 
-def test_the_defaults_are_valid_and_need_nothing():
+def test_defaults_are_valid_and_need_nothing():
     settings = Settings()
     assert (settings.engine, settings.fallback_engine, settings.port) == ("csm", "espeak", 8000)
     assert settings.api_keys == settings.cors_origins == ()
@@ -125,7 +125,7 @@ def test_public_values_are_plain_json(tmp_path):
 
 
 @pytest.mark.parametrize("blank", ["", "   "])
-def test_a_blank_token_is_none(monkeypatch, blank):
+def test_blank_token_is_none(monkeypatch, blank):
     monkeypatch.setenv("HF_TOKEN", blank)
     assert Settings().hf_token is None
 
@@ -150,7 +150,7 @@ def test_a_blank_token_is_none(monkeypatch, blank):
         ("DEV_MODE", "perhaps"),
     ],
 )
-def test_a_wrong_value_is_refused(monkeypatch, variable, value):
+def test_wrong_value_is_refused(monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
     with pytest.raises(ValidationError) as error:
         Settings()
@@ -180,7 +180,7 @@ def test_settings_do_not_change():
     assert isinstance(Settings(TTS_API_KEYS="a").api_keys[0], SecretStr)
 
 
-def test_a_folder_is_made_on_first_need(tmp_path):
+def test_folder_is_made_on_first_need(tmp_path):
     settings = Settings(TTS_DATA_DIR=tmp_path / "deep" / "data")
     assert not (tmp_path / "deep").exists()
     assert settings.folder("logs").is_dir()

@@ -74,7 +74,7 @@ def test_sound_shorter_than_a_window_is_sound():
     np.testing.assert_array_equal(through(EdgeTrimmer(RATE_HZ), late, 480), late[-1200 - len(click) :])
 
 
-def test_the_threshold_decides():
+def test_threshold_decides():
     steady = sound(0.5, 0.01)  # -44.8 dBFS
     assert len(through(EdgeTrimmer(RATE_HZ), steady)) == len(steady)
     assert len(through(EdgeTrimmer(RATE_HZ, threshold_dbfs=-40), steady)) == 1200
@@ -104,7 +104,7 @@ def test_fades_touch_the_edges_only():
     assert np.max(np.abs(np.diff(out))) < 0.02  # no step anywhere
 
 
-def test_the_first_chunk_is_late_by_the_fade_out_only():
+def test_first_chunk_is_late_by_the_fade_out_only():
     fader = Fader(RATE_HZ)
     assert len(fader.push(np.ones(1920, np.float32))) == 1920 - 240
     assert len(fader.push(np.ones(1920, np.float32))) == 1920
@@ -137,7 +137,7 @@ def test_gain_is_linear_below_the_knee():
 
 @settings(max_examples=100, deadline=None)
 @given(values=st.lists(st.floats(-(2.0**100), 2.0**100, width=32), max_size=30))
-def test_the_limiter_never_exceeds_full_scale(values):
+def test_limiter_never_exceeds_full_scale(values):
     samples = np.array(values, np.float32)
     out = soft_limit(samples)
     assert out.dtype == np.float32
@@ -147,7 +147,7 @@ def test_the_limiter_never_exceeds_full_scale(values):
     assert (np.sign(out) == np.sign(samples)).all()
 
 
-def test_the_limiter_bends_without_a_corner():
+def test_limiter_bends_without_a_corner():
     ramp = np.linspace(-3, 3, 60_001, dtype=np.float32)
     out = soft_limit(ramp).astype(np.float64)
     slope = np.diff(out) / 1e-4
@@ -172,7 +172,7 @@ STAGES = {
     pieces=st.lists(st.tuples(st.booleans(), st.integers(0, 6000)), max_size=6),
     cuts=st.lists(st.integers(0, 30_000), max_size=8),
 )
-def test_the_cuts_do_not_show(name, pieces, cuts):
+def test_cuts_do_not_show(name, pieces, cuts):
     """pieces: stretches of sound (True) and hush (False), so that pauses of every length meet cuts anywhere."""
     voiced, quiet = sound(0.25), hush(0.25)
     samples = np.concatenate([np.zeros(0, np.float32), *((voiced if loud else quiet)[:n] for loud, n in pieces)])

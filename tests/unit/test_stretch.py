@@ -96,7 +96,7 @@ def test_speed_one_is_the_same_sound_at_once():
     length=st.integers(0, 20_000),
     cuts=st.lists(st.integers(0, 20_000), max_size=6),
 )
-def test_the_cuts_do_not_show(speed, length, cuts):
+def test_cuts_do_not_show(speed, length, cuts):
     sound = voice(1.0)[:length]
     stage = StreamStretcher(RATE_HZ, speed)
     edges = [0, *sorted(min(cut, length) for cut in cuts), length]

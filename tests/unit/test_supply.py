@@ -20,7 +20,7 @@ def names(requirements: list[str]) -> set[str]:
     return {supply.normal(re.split(r"[\[<>=;, ]", each, maxsplit=1)[0]) for each in requirements}
 
 
-def test_the_locks_have_what_the_server_imports_in_the_versions_of_the_constraints() -> None:
+def test_locks_have_what_the_server_imports_in_the_versions_of_the_constraints() -> None:
     server, torch, here = supply.pinned(supply.SERVER), supply.pinned(supply.TORCH), supply.pinned(supply.CONSTRAINTS)
     wanted = names(PROJECT["dependencies"])
     for extra in supply.EXTRAS:
@@ -45,13 +45,13 @@ def test_every_file_has_its_hash_and_no_address(path) -> None:
 
 
 @pytest.mark.parametrize("name", ["voice", "litellm"])
-def test_the_clients_are_pinned(name) -> None:
+def test_clients_are_pinned(name) -> None:
     text = (ROOT / "tests" / "clients" / f"{name}.txt").read_text()
     assert "://" not in text
     assert all(re.match(r"[A-Za-z0-9._-]+==\S+( ; .+)?$", line) for line in text.splitlines())
 
 
-def test_the_clients_in_node_are_locked_by_their_bytes() -> None:
+def test_clients_in_node_are_locked_by_their_bytes() -> None:
     here = ROOT / "tests" / "clients" / "node"
     wanted = json.loads((here / "package.json").read_text())["dependencies"]
     packages = json.loads((here / "package-lock.json").read_text())["packages"]
@@ -63,7 +63,7 @@ def test_the_clients_in_node_are_locked_by_their_bytes() -> None:
         assert not at or package["integrity"].startswith("sha512-")
 
 
-def test_the_page_of_licences_is_of_this_lock() -> None:
+def test_page_of_licences_is_of_this_lock() -> None:
     told = dict(re.findall(r"(?m)^\| ([a-z0-9-]+) \| (\d\S*) \|", supply.LICENSES.read_text()))
     for path in (supply.CONSTRAINTS, supply.SERVER, supply.TORCH):
         for name, version in supply.pinned(path).items():
@@ -87,10 +87,10 @@ def test_every_licence_on_the_page_is_agreed_to() -> None:
         ("MIT OR Apache-2.0", []),
     ],
 )
-def test_a_licence_nobody_has_agreed_to_is_found(told, parts) -> None:
+def test_licence_nobody_has_agreed_to_is_found(told, parts) -> None:
     assert supply.disagreed("newcomer", supply.licence_of("newcomer", told)) == parts
 
 
-def test_a_package_is_agreed_to_by_its_name_only_with_a_reason() -> None:
+def test_package_is_agreed_to_by_its_name_only_with_a_reason() -> None:
     assert supply.disagreed("espeakng-loader", supply.licence_of("espeakng-loader", "")) == []
     assert all(why for _, why in supply.EXPLAINED.values())

@@ -53,7 +53,7 @@ def test_judged_text_is_read_as_expected(written: str, spoken: str) -> None:
     assert NORMALIZER.normalize(written) == spoken
 
 
-def test_the_table_is_large_and_every_digit_becomes_a_word() -> None:
+def test_table_is_large_and_every_digit_becomes_a_word() -> None:
     assert len(JUDGED) >= 180
     unread = [spoken for _, _, spoken in JUDGED if re.search(r"[0-9]", spoken) and "[S" not in spoken]
     assert unread == []
@@ -152,12 +152,12 @@ def test_ordinary_text_does_not_load_the_grammar(text: str, monkeypatch: pytest.
     Normalizer().normalize(text)
 
 
-def test_the_grammar_names_rare_units() -> None:
+def test_grammar_names_rare_units() -> None:
     assert NORMALIZER.normalize("1ZB and 9 rad/s") == "One zettabyte and nine radians per second"
 
 
 @pytest.mark.parametrize("symbol", ["[x", "\\", '"', "}"])
-def test_a_symbol_that_breaks_the_grammar_is_no_unit(symbol: str) -> None:
+def test_symbol_that_breaks_the_grammar_is_no_unit(symbol: str) -> None:
     assert Grammar().name_unit(symbol, True) is None
 
 
@@ -188,18 +188,18 @@ HOSTILE = (
 
 
 @pytest.mark.parametrize("piece", HOSTILE, ids=ascii)
-def test_the_time_of_hostile_texts_grows_linearly(piece: str) -> None:
+def test_time_of_hostile_texts_grows_linearly(piece: str) -> None:
     NORMALIZER.warm()
     small, large = ((piece * size)[:size] for size in (5_000, 20_000))
     assert order(lambda: NORMALIZER.normalize(small), lambda: NORMALIZER.normalize(large), 4, LINEAR) <= LINEAR
 
 
-def test_a_number_of_ten_thousand_digits_is_shortened() -> None:
+def test_number_of_ten_thousand_digits_is_shortened() -> None:
     spoken = NORMALIZER.normalize("7" * 10_000)
     assert spoken == "seven seven seven seven seven seven seven seven, and so on, ten thousand digits in all"
 
 
-def test_a_typical_sentence_takes_few_steps() -> None:
+def test_typical_sentence_takes_few_steps() -> None:
     """Counted in calls of functions, Python's and C's, which are the same on every machine."""
     sentence = "Revenue rose 12.5% to $1.2 billion on March 3, 2024, above the 5-6% that Dr. Smith's analysts expected."
     NORMALIZER.normalize(sentence)
@@ -244,7 +244,7 @@ def test_numbers_in_the_names_of_emoji_become_words() -> None:
     assert NORMALIZER.normalize("\U0001f08d") == "domino tile vertical zero six zero zero"
 
 
-def test_a_capital_o_before_two_spaces_is_no_bullet() -> None:
+def test_capital_o_before_two_spaces_is_no_bullet() -> None:
     assert NORMALIZER.normalize("O  Romeo, Romeo") == "O Romeo, Romeo"
     assert NORMALIZER.normalize("o  one\no  two") == "one. two."
 

@@ -74,7 +74,7 @@ def test_only_runners_and_codecs_move_tensors_to_the_host(path: Path) -> None:
     assert refused(transfers(path.read_text(encoding="utf-8")), ALLOWED.get(name, {})) == {}
 
 
-def test_the_table_names_only_transfers_that_exist() -> None:
+def test_table_names_only_transfers_that_exist() -> None:
     for name, allowed in ALLOWED.items():
         found = transfers((APP / name).read_text(encoding="utf-8"))
         assert found, f"{name} moves nothing: take it out of the table"
@@ -82,7 +82,7 @@ def test_the_table_names_only_transfers_that_exist() -> None:
 
 
 @pytest.mark.parametrize("call", TRANSFERS)
-def test_a_new_transfer_is_found(call: str) -> None:
+def test_new_transfer_is_found(call: str) -> None:
     source = f"import torch\nclass Codec:\n    def decode(self, x):\n        return [y.{call}() for y in x]\n"
     assert refused(transfers(source), {}) == {"decode": 1}
     assert refused(transfers(source.replace("import torch", "import numpy")), {}) == {}

@@ -74,7 +74,7 @@ def test_limits_of_the_process_hold(limits, told):
     assert error.value.param == "audio"
 
 
-def test_the_process_sees_no_secrets(monkeypatch):
+def test_process_sees_no_secrets(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setenv("TTS_API_KEYS", "secret")
     assert "secret" not in cloning.decode_in_sandbox.__globals__["_environment"]().values()
@@ -173,7 +173,7 @@ def test_pause_longer_than_a_second_counts_as_one_second():
     assert window.best_window(spans, flat(spans, 48), 1000) == Span(0, 10)
 
 
-def test_a_noisy_stretch_is_not_taken():
+def test_noisy_stretch_is_not_taken():
     spans = [Span(0, 9), Span(10, 19), Span(20, 29)]
     sound = flat(spans, 30)
     sound[9_000:20_000] += samples.noise(11_000, 0.05, 3)
@@ -200,7 +200,7 @@ def test_what_is_around_speech_is_kept_up_to_the_middle_of_a_pause():
 # ---- what is made of it
 
 
-def test_the_reference_is_the_recording_at_one_loudness():
+def test_reference_is_the_recording_at_one_loudness():
     source = samples.speech()
     for gain in (0.05, 1.0):
         made = make(source * gain)
@@ -288,7 +288,7 @@ def test_one_voice_is_one_speaker_and_two_are_two():
     assert apart("gmw/en-US+f2", "gmw/en-US+announcer", "gmw/en-US+f2").level == "warning"
 
 
-def test_a_report_is_as_bad_as_its_worst():
+def test_report_is_as_bad_as_its_worst():
     good = quality.Check("a", "good", 1.0, "Fine.")
     bad = quality.Check("b", "bad", 2.0, "Too soft.")
     assert quality.Report((good,)).level == "good"
@@ -318,12 +318,12 @@ LONG = " ".join(samples.WORDS)
         ("", ""),
     ],
 )
-def test_a_long_transcript_is_cut_to_what_was_heard(heard, part):
+def test_long_transcript_is_cut_to_what_was_heard(heard, part):
     assert cut_to(LONG, heard) == part
     assert cut_to("", heard) == ""
 
 
-def test_a_long_recording_with_its_words_is_cut_with_them():
+def test_long_recording_with_its_words_is_cut_with_them():
     sound = samples.speech(samples.WORDS * 2, gap_s=0.6)
     recogniser = Recogniser(f"{samples.WORDS[1]} {samples.WORDS[2]}")
     made = make(sound, " ".join(samples.WORDS * 2), recogniser)
@@ -353,7 +353,7 @@ def test_words_are_recognised_or_asked_for():
         assert error.value.param == "transcript"
 
 
-def test_a_recogniser_that_is_not_there_says_why(tmp_path):
+def test_recogniser_that_is_not_there_says_why(tmp_path):
     missing = WhisperTranscriber("openai/whisper-base.en", tmp_path).missing()
     assert "TTS_ASR_MODEL" in missing
     assert WhisperTranscriber("openai/whisper-base.en", tmp_path, download=True).missing() == ""
@@ -394,7 +394,7 @@ def small_whisper(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_recogniser_reads_a_checkpoint_and_its_words_become_the_transcript(tmp_path):
+def test_recogniser_reads_a_checkpoint_and_its_words_become_the_transcript(tmp_path):
     """Random weights hear nonsense; that they are loaded, asked and obeyed is what is seen here."""
     small_whisper(tmp_path)
     recogniser = WhisperTranscriber(str(tmp_path), tmp_path)
@@ -429,7 +429,7 @@ def test_so_many_recordings(count):
 # ---- files that a person puts there
 
 
-def test_a_file_replaces_a_standard_voice_once(tmp_path, caplog):
+def test_file_replaces_a_standard_voice_once(tmp_path, caplog):
     store = VoiceStore(tmp_path / "cloned", tmp_path / "references")
     folder, cloner = tmp_path / "references", Cloner(NoTranscriber())
     (folder / "onyx.mp3").write_bytes(samples.file(samples.speech(), "mp3"))

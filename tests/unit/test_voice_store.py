@@ -56,7 +56,7 @@ def hidden(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob(".*") if path.name not in (".lock", ".drafts")]
 
 
-def test_a_voice_is_found_by_id_and_by_name_here_and_after_a_restart(tmp_path):
+def test_voice_is_found_by_id_and_by_name_here_and_after_a_restart(tmp_path):
     store = opened(tmp_path)
     made = store.add("  Anna   Lee ", sound(), description="A friend.", quality={"level": "good"}, sample_count=2)
     assert made.id.startswith("voice_")
@@ -114,7 +114,7 @@ def test_bad_names_are_refused_and_leave_nothing(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/cron.d/x", "a/b", "..", ".", "C:\\x", "~", "$(id)", "🎙 ü"])
-def test_a_name_is_never_a_path(tmp_path, name):
+def test_name_is_never_a_path(tmp_path, name):
     folder = tmp_path / "data"
     before = {path.name for path in tmp_path.iterdir()}
     made = opened(folder).add(name, sound())
@@ -170,7 +170,7 @@ def test_changes_are_seen_elsewhere_and_unknown_ones_told(tmp_path):
     assert there.stored() == []
 
 
-def test_a_look_that_finds_nothing_new_reads_nothing(tmp_path, monkeypatch):
+def test_look_that_finds_nothing_new_reads_nothing(tmp_path, monkeypatch):
     store = opened(tmp_path)
     store.add("Anna", sound())
     old = time.time() - 60
@@ -284,7 +284,7 @@ def test_damaged_folders_are_left_out_and_told_and_come_back_when_mended(tmp_pat
     assert again.get("Anna").id == bad.id
 
 
-def test_a_recording_that_changed_on_disk_is_not_spoken_with(tmp_path):
+def test_recording_that_changed_on_disk_is_not_spoken_with(tmp_path):
     store = opened(tmp_path)
     voice = store.add("Anna", sound()).voice
     path = tmp_path / "cloned_voices" / voice.id / "reference.wav"
@@ -295,7 +295,7 @@ def test_a_recording_that_changed_on_disk_is_not_spoken_with(tmp_path):
         opened(tmp_path).reference(voice)
 
 
-def test_a_voice_that_another_process_removed_just_now_is_not_called_damaged(tmp_path):
+def test_voice_that_another_process_removed_just_now_is_not_called_damaged(tmp_path):
     store, other = opened(tmp_path), opened(tmp_path)
     voice = store.add("Anna", sound()).voice
     other.refresh()
@@ -317,7 +317,7 @@ def test_links_are_not_followed(tmp_path):
     assert opened(tmp_path).stored() == []
 
 
-def test_a_copied_folder_is_a_voice_of_its_own(tmp_path):
+def test_copied_folder_is_a_voice_of_its_own(tmp_path):
     made = opened(tmp_path).add("Anna", sound())
     shutil.copytree(tmp_path / "cloned_voices" / made.id, tmp_path / "cloned_voices" / "anna-2")
     store = opened(tmp_path)
@@ -346,7 +346,7 @@ def test_what_crashes_left_is_swept_and_what_others_write_is_not(tmp_path):
     assert hidden(folder) == busy[:1]
 
 
-def test_a_full_disk_leaves_nothing_and_says_so(tmp_path, monkeypatch):
+def test_full_disk_leaves_nothing_and_says_so(tmp_path, monkeypatch):
     store = opened(tmp_path)
 
     def full(_: int) -> None:
@@ -407,7 +407,7 @@ def test_odd_folder_names_of_earlier_versions_become_ids(tmp_path):
     assert store.get("old anna").id == voice.id
 
 
-def test_an_earlier_voice_without_words_waits_for_them(tmp_path):
+def test_earlier_voice_without_words_waits_for_them(tmp_path):
     folder = legacy(tmp_path / "cloned_voices" / "anna", transcript=None)
     store = opened(tmp_path)
     assert "transcript" in store.problems["cloned_voices/anna"]

@@ -139,7 +139,7 @@ def test_no_sample_is_lost(perth, count):
     assert len(marked(np.full(count, 0.1, np.float32), perth)) == count
 
 
-def test_the_first_output_comes_after_132_ms(perth):
+def test_first_output_comes_after_132_ms(perth):
     stage = StreamMarker(RATE_HZ, perth)
     assert len(stage.push(np.full(round(0.131 * RATE_HZ), 0.1, np.float32))) == 0
     assert len(stage.push(np.full(round(0.001 * RATE_HZ), 0.1, np.float32))) == round(0.048 * RATE_HZ)
@@ -187,7 +187,7 @@ def whole_file(samples, encoder):
         return torch.istft(torch.polar(magnitudes, phase), 2048, 320, 2048, window, length=len(samples)).numpy()
 
 
-def test_a_stream_with_all_its_context_is_the_whole_file(library, perth, oracle):
+def test_stream_with_all_its_context_is_the_whole_file(library, perth, oracle):
     samples = said(library, "onyx", DETECT_RATE_HZ)
     wanted = whole_file(samples, oracle[0])
     assert snr_db(wanted, marked(samples, perth, DETECT_RATE_HZ, lookahead=REACH)) > 80
@@ -197,7 +197,7 @@ def test_a_stream_with_all_its_context_is_the_whole_file(library, perth, oracle)
         assert float(oracle[1](spectrum(got)[0][None])) > 0.9
 
 
-def test_the_score_is_perths(library, perth, oracle):
+def test_score_is_perths(library, perth, oracle):
     samples = said(library, "fable", DETECT_RATE_HZ)
     noise = np.random.default_rng(3).standard_normal(len(samples)).astype(np.float32)
     for sound in (samples, whole_file(samples, oracle[0]), whole_file(samples, oracle[0]) + 0.03 * noise):
@@ -232,7 +232,7 @@ def test_without_the_extra(monkeypatch, caplog):
         watermark.detect(np.zeros(100, np.float32))
 
 
-def test_a_damaged_file_of_weights(monkeypatch, tmp_path):
+def test_damaged_file_of_weights(monkeypatch, tmp_path):
     file = tmp_path / watermark._WEIGHTS
     file.parent.mkdir(parents=True)
     file.write_bytes(b"PK\x03\x04 not really")

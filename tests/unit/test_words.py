@@ -88,10 +88,10 @@ def test_sentences_are_plain(path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["# Whoever asks", "# a row that nobody\n# wants", '"""Nobody reads it."""', "x = 'the API is told'"]
 )
-def test_an_idiom_is_found(text: str) -> None:
+def test_idiom_is_found(text: str) -> None:
     assert [match[0] for _, each in prose(text + "\n") for match in IDIOMS.finditer(each)]
 
 
-def test_an_old_name_is_found() -> None:
+def test_old_name_is_found() -> None:
     tree = ast.parse("from app.x import Outbox as queue\ndef f(few): return self.studio.enroll(knobs=few)")
     assert set(identifiers(tree)) & OLD_NAMES == {"Outbox", "few", "enroll", "knobs"}

@@ -169,7 +169,7 @@ def tube(**limits: Any) -> YouTube:
     return YouTube(rules=TEST_RULES, limits=FetchLimits(**limits))
 
 
-async def test_the_stretch_that_was_asked_for_comes(site):
+async def test_stretch_that_was_asked_for_comes(site):
     heard: list[Progress] = []
     got = await tube().fetch(f"{site.url}/sound.mp3", 5.0, 3.0, heard.append)
     samples, rate_hz = read_wav(got.wav)
@@ -234,7 +234,7 @@ async def test_limits_and_faults(site, path, limits, code):
         "file:///etc/passwd",
     ],
 )
-async def test_a_redirect_leads_nowhere_private(site, where):
+async def test_redirect_leads_nowhere_private(site, where):
     """127.0.0.1 is allowed by this test's rules, and nothing else is: not its neighbours, not other names for it."""
     target = where.format(port=site.server_address[1])
     with pytest.raises(Unfetchable) as caught:
@@ -272,7 +272,7 @@ def children_of(pid: int) -> list[str]:
     return [line for path in Path(f"/proc/{pid}/task").glob("*/children") for line in path.read_text().split()]
 
 
-def test_a_killed_server_leaves_nothing(site, places):
+def test_killed_server_leaves_nothing(site, places):
     """The child notices that its parent is gone."""
     code = f"""
 import asyncio
@@ -305,7 +305,7 @@ def test_what_both_left_is_swept(places):
     (places / "tts-youtube-x-y").rmdir()
 
 
-async def test_a_full_house_says_so(site):
+async def test_full_house_says_so(site):
     fetcher = tube(parallel=1, max_waiting=0)
     first = asyncio.create_task(fetcher.fetch(f"{site.url}/slow.mp3", 0.0, 5.0))
     await asyncio.sleep(0)
@@ -446,7 +446,7 @@ def test_each_phrase_of_youtube_has_its_error_code(sign, code):
     assert fetch_error("other", f"[youtube] abc: {sign.capitalize()} xyz", [], FetchLimits()).code == code
 
 
-def test_a_missing_runtime_is_told():
+def test_missing_runtime_is_told():
     warning = "[youtube] No supported JavaScript runtime could be found. Only deno is enabled by default"
     words = "[youtube] abc: Requested format is not available. Use --list-formats"
     assert fetch_error("other", words, [warning], FetchLimits()).code == "youtube_js_runtime_missing"
@@ -511,7 +511,7 @@ def test_how_much_of_a_file_is_needed(child, info, total, wanted):
     assert child.wanted_bytes(info, 30.0, total) == wanted
 
 
-def test_the_childs_options_are_known_to_yt_dlp(child):
+def test_childs_options_are_known_to_yt_dlp(child):
     from yt_dlp import YoutubeDL
 
     order = {"extractors": ["youtube"], "folder": "/tmp", "socket_timeout_s": 1, "chunk_bytes": 1}
@@ -522,7 +522,7 @@ def test_the_childs_options_are_known_to_yt_dlp(child):
     assert set(child.Fetch(order).options()) <= known
 
 
-def test_the_childs_options_are_these(child):
+def test_childs_options_are_these(child):
     """yt-dlp gets nothing that could read a local file, use a proxy, start a program, log in or write elsewhere."""
     order = {"extractors": ["youtube"], "folder": "/nowhere", "socket_timeout_s": 7, "chunk_bytes": 9}
     fetch = child.Fetch(order)

@@ -33,14 +33,14 @@ def heard(*pieces: tuple[float, float], silent_s: float = 0.0) -> Heard:
     return Heard(0.0, 200, {}, bytearray(samples.tobytes()), came, whole=True)
 
 
-def test_silence_is_not_heard():
+def test_silence_does_not_count_as_audible():
     found = listen(heard((10.1, 0.1), (10.3, 0.5), silent_s=0.2), due_s=10.0)
     assert found.first_s == pytest.approx(0.1)
     assert found.audible_s == pytest.approx(0.3)
     assert np.isinf(listen(heard((10.1, 0.1), silent_s=0.1), due_s=10.0).audible_s)
 
 
-def test_a_listener_who_runs_dry_goes_on_when_there_is_more():
+def test_playback_resumes_after_an_underrun():
     found = listen(heard((0.0, 0.5), (0.4, 0.5), (1.5, 0.5), (2.0, 0.5)), due_s=0.0)
     assert found.underruns == 1  # half a second at 1.0; what came at 2.0 was in time again
     assert found.gap_s == pytest.approx(0.5)
@@ -48,7 +48,7 @@ def test_a_listener_who_runs_dry_goes_on_when_there_is_more():
     assert listen(heard((0.0, 0.5), (0.51, 0.5)), due_s=0.0).at_real_time  # a player's buffer bridges that
 
 
-def test_what_was_refused_or_cut_off_is_counted():
+def test_summary_counts_refused_and_failed_requests():
     answers = [
         listen(heard((0.05, 1.0)), due_s=0.0),
         listen(Heard(0.0, 429, whole=True), due_s=0.0),
@@ -76,7 +76,7 @@ class Waiting(Asker):
         return listen(heard((due_s, 0.1)), due_s)
 
 
-async def test_nobody_waits_for_an_answer_before_asking_again():
+async def test_open_loop_does_not_wait_for_answers():
     asker = Waiting()
     running = asyncio.create_task(open_loop(asker, 400.0, 0.25, random.Random(1)))
     await asyncio.wait_for(asker.many.wait(), 10)  # though not one has been answered
@@ -87,7 +87,7 @@ async def test_nobody_waits_for_an_answer_before_asking_again():
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.5)  # as exponential ones
 
 
-async def test_bytes_are_noted_as_they_come(server):
+async def test_client_records_arriving_bytes(server):
     client = Client(server)
     body = {"input": "One, two, three.", "response_format": "pcm", "cache": False}
     first = await client.ask("/v1/audio/speech", json.dumps(body).encode())
@@ -109,7 +109,7 @@ def chirps(seed: int, seconds: float) -> np.ndarray:
     return (sum(notes) / 10).astype(np.float32)
 
 
-def test_a_fingerprint_is_that_of_the_sound_and_not_of_its_format():
+def test_fingerprint_depends_on_the_audio_and_not_on_the_format():
     prints = []
     for seed in (1, 2):
         for audio_format in ("pcm", "wav", "mp3", "opus"):
@@ -139,7 +139,7 @@ def judged(samples: list[Sample], idle: Sample, books: Books | None = None, *, s
     return problems
 
 
-def test_a_soak_that_holds_has_no_problems():
+def test_stable_soak_has_no_problems():
     assert judged(looks(20, 0.2), QUIET) == []
     assert slope(looks(20, 0.2)) == pytest.approx(0.2 * (1 << 20), rel=0.01)
 
@@ -153,12 +153,12 @@ def test_a_soak_that_holds_has_no_problems():
         ({"open_files": 60}, "open files went from 30 to 60"),
     ],
 )
-def test_what_is_left_behind_is_a_problem(change, words):
+def test_leaked_resources_are_problems(change, words):
     (problem,) = judged(looks(20, 0.0), replace(QUIET, **change))
     assert words in problem
 
 
-def test_growing_memory_wrong_sounds_and_gaps_are_problems():
+def test_memory_growth_wrong_audio_and_underruns_are_problems():
     (problem,) = judged(looks(20, 1.5), QUIET)
     assert "resident memory" in problem
     books = Books(wrong=["another sound"], dry=[(3.0, 0.4)])
@@ -166,7 +166,7 @@ def test_growing_memory_wrong_sounds_and_gaps_are_problems():
     assert judged(looks(20, 0.0), QUIET, books, strict=False) == ["another sound"]
 
 
-def test_a_figure_is_whole_and_says_what_it_shows():
+def test_figure_contains_titles_lines_and_dots():
     drawn = figure("minutes", [Panel("a < b", [Series("x", [(0, 1), (1, 2)]), Series("y", [(0.5, 1)], dots=True)])] * 2)
     root = ElementTree.fromstring(drawn)
     name = "{http://www.w3.org/2000/svg}"
