@@ -27,10 +27,22 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, sc
 
     hidden (..., R, L) bool marks the positions that a query does not attend to. Scores and softmax are float32.
     """
-    scores = torch.matmul(q, k.transpose(-1, -2)).float() * scale
+    scores = _products(q, k) * scale
     if hidden is not None:
         scores = scores.masked_fill(hidden, -math.inf)
     return torch.matmul(torch.softmax(scores, dim=-1).to(v.dtype), v)
+
+
+def _products(q: Tensor, k: Tensor) -> Tensor:
+    """q (..., M, d), k (..., L, d) -> the products q k^T (..., M, L) in float32, for inputs of any precision.
+
+    In bfloat16 the products would lose 16 of 24 bits before the softmax. A CUDA device keeps the float32 sums of a
+    bfloat16 product; elsewhere the inputs are converted.
+    """
+    if q.is_cuda and q.dtype == k.dtype != torch.float32 and q.shape[:-2] == k.shape[:-2]:
+        flat = torch.bmm(q.flatten(0, -3), k.flatten(0, -3).transpose(1, 2), out_dtype=torch.float32)
+        return flat.view(*q.shape[:-1], k.shape[-2])
+    return torch.matmul(q.float(), k.float().transpose(-1, -2))
 
 
 def bidirectional_attention(kv_heads: int, scale: float | None) -> PrefillAttention:
