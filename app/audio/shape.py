@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from app.audio import pcm
+from app.audio.levels import QUIET_DBFS, UPDATE_WINDOWS, LevelTracker
 from app.audio.stages import joined
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _KNEE = np.float32(0.9)  # -0.9 dBFS: normal speech rarely reaches it
 _WINDOW_S = 0.01
+_SMOOTHED = 8  # windows: a peak in the noise of a room is no speech
 
 _NOTHING: Samples = np.zeros(0, dtype=np.float32)
 _NOTHING.flags.writeable = False
@@ -28,20 +30,31 @@ _NOTHING.flags.writeable = False
 class EdgeTrimmer:
     """A `Stage` that shortens the silence before the first and after the last sound to lead_s and tail_s.
 
-    A 10 ms window is silent if its RMS is below threshold_dbfs. Pauses inside are kept: the first tail_s of a pause is
-    returned immediately, the rest when more audio follows. So memory is limited by the longest pause. The delay for
-    other audio is less than 10 ms, the rest of its window. An input of only silence returns at most lead_s of it.
+    A 10 ms window is silent by the utterance's own level and noise floor (`levels.py`). Pauses inside are kept. Their
+    first tail_s is returned at once; the rest is held back until more audio follows. Memory is limited by the longest
+    pause. Audio that is not silent waits for the rest of its window, less than 10 ms. Input of only silence gives at
+    most lead_s of it.
+
+    The first sound is a window louder than BEGIN_DBFS. Softer audio before it is the noise of a room, or a soft
+    consonant: its last SOFT_LEAD_S stay. An utterance that is soft for SOFT_VOICE_S is a soft voice, and stays whole.
     """
 
-    def __init__(
-        self, rate_hz: int, *, lead_s: float = 0.05, tail_s: float = 0.15, threshold_dbfs: float = -50.0
-    ) -> None:
+    BEGIN_DBFS = -38.0
+    SOFTEST_END_DBFS = -42.0  # the last sound of a word may be as soft as the noise of a loud room: it stays
+    SOFT_LEAD_S, SOFT_VOICE_S = 0.15, 1.5
+
+    def __init__(self, rate_hz: int, *, lead_s: float = 0.05, tail_s: float = 0.15) -> None:
         self._window_samples = max(1, round(_WINDOW_S * rate_hz))
         self._lead_samples = round(lead_s * rate_hz)
         self._tail_samples = round(tail_s * rate_hz)
-        self._threshold = pcm.amplitude(threshold_dbfs)
-        self._partial = _NOTHING  # the start of a window that is not complete
-        self._held: list[Samples] = []  # at first: the lead-in; later: the part of a pause beyond tail_s
+        self._soft_windows = round(self.SOFT_LEAD_S / _WINDOW_S)
+        self._levels = LevelTracker(_WINDOW_S)
+        self._recent = np.full(_SMOOTHED, 1e-12)  # power of the last windows
+        self._windows = 0  # judged so far
+        self._partial = _NOTHING  # shorter than a window, not yet judged
+        self._lead: list[Samples] = []  # windows before the first sound: the last silence, then soft audio
+        self._soft = 0  # the number of windows in _lead since the first soft one
+        self._held: list[Samples] = []  # the part of a pause beyond tail_s
         self._kept_of_pause = 0  # samples of the current pause already returned
         self._sounded = False
 
@@ -54,45 +67,73 @@ class EdgeTrimmer:
         samples = np.concatenate((self._partial, samples))
         whole = len(samples) - len(samples) % self._window_samples
         self._partial = samples[whole:].copy()
-        return self._pass(samples[:whole], self._window_samples)
+        out = []
+        start = 0
+        while start < whole:  # in blocks that end where the threshold changes, so that chunk sizes do not matter
+            count = UPDATE_WINDOWS - self._windows % UPDATE_WINDOWS
+            stop = min(whole, start + count * self._window_samples)
+            out.append(self._pass(samples[start:stop].reshape(-1, self._window_samples)))
+            start = stop
+        return joined(out)
 
     def flush(self) -> Samples:
         last, self._partial = self._partial, _NOTHING
-        out = self._pass(last, len(last)) if len(last) else _NOTHING
-        if not self._sounded:
-            out = joined(self._held)
-        self._held = []
+        out = self._pass(last[None]) if len(last) else _NOTHING
+        if not self._sounded and self._soft:
+            out = self._begin(self._soft)
+        elif not self._sounded:
+            out = self._last_of_lead(self._lead_samples)
+        self._held, self._lead = [], []
         return out
 
-    def _pass(self, samples: Samples, window_samples: int) -> Samples:
-        """Process whole windows (a multiple of window_samples) and return the samples that are ready."""
-        if not len(samples):
-            return _NOTHING
-        windows = samples.reshape(-1, window_samples)
-        loud = np.flatnonzero(np.sqrt(np.mean(np.square(windows), axis=1)) >= self._threshold)
-        if not len(loud):
-            return self._pause(samples)
+    def _pass(self, windows: Samples) -> Samples:
+        """Take windows (n, size); return the samples that certainly stay."""
+        power = np.mean(np.square(windows, dtype=np.float64), axis=1) + 1e-12
+        levels = 10 * np.log10(power)
+        power = np.concatenate((self._recent, power))
+        self._recent = power[len(levels) :]
+        smooth = 10 * np.log10(np.convolve(power, np.full(_SMOOTHED, 1 / _SMOOTHED), "valid")[1:])
+        threshold = min(self._levels.threshold_dbfs, self.SOFTEST_END_DBFS)
+        self._levels.add(smooth)
+        levels = np.minimum(levels, smooth)
+        self._windows += len(windows)
         out = []
-        if self._sounded:
-            out += self._held
-        else:
-            self._sounded = True
-            first = loud[0] * window_samples
-            before = joined([*self._held, samples[:first]])
-            out.append(before[max(0, len(before) - self._lead_samples) :])
-            samples = samples[first:]
-            loud -= loud[0]
-        end = (loud[-1] + 1) * window_samples
+        for at, level in enumerate(levels):
+            if self._sounded:
+                out.append(self._after(windows[at:], levels[at:] >= threshold))
+                break
+            self._lead.append(windows[at].copy())
+            self._soft += self._soft > 0 or level >= QUIET_DBFS
+            if level >= self.BEGIN_DBFS:
+                out.append(self._begin(min(self._soft, 1 + self._soft_windows)))
+            elif self._soft >= self.SOFT_VOICE_S / _WINDOW_S:
+                out.append(self._begin(self._soft))
+            elif not self._soft:
+                self._lead = [self._last_of_lead(self._lead_samples)]
+        return joined(out)
+
+    def _begin(self, soft: int) -> Samples:
+        """The first sound: the last `soft` windows of the lead, with lead_s before them."""
+        self._sounded = True
+        size = sum(map(len, self._lead[-soft:])) + self._lead_samples
+        lead, self._lead = self._last_of_lead(size), []
+        return lead
+
+    def _last_of_lead(self, size: int) -> Samples:
+        lead = joined(self._lead)
+        return lead[max(0, len(lead) - size) :]
+
+    def _after(self, windows: Samples, loud: NDArray[np.bool_]) -> Samples:
+        """Windows (n, size) after the first sound."""
+        if not loud.any():
+            return self._pause(windows.reshape(-1))
+        end = int(np.flatnonzero(loud)[-1]) + 1
+        out = [*self._held, windows[:end].reshape(-1)]
         self._held = []
         self._kept_of_pause = 0
-        return joined([*out, samples[:end], self._pause(samples[end:])])
+        return joined([*out, self._pause(windows[end:].reshape(-1))])
 
     def _pause(self, silent: Samples) -> Samples:
-        """Process silent samples: return them up to tail_s of the current pause, hold back the rest."""
-        if not self._sounded:
-            held = joined([*self._held, silent])
-            self._held = [held[max(0, len(held) - self._lead_samples) :].copy()]
-            return _NOTHING
         now = min(len(silent), self._tail_samples - self._kept_of_pause)
         self._kept_of_pause += now
         if now < len(silent):

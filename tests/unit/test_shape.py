@@ -74,10 +74,23 @@ def test_sound_shorter_than_a_window_is_sound():
     np.testing.assert_array_equal(through(EdgeTrimmer(RATE_HZ), late, 480), late[-1200 - len(click) :])
 
 
-def test_threshold_decides():
+def test_soft_voice_stays_whole():
     steady = sound(0.5, 0.01)  # -44.8 dBFS
     assert len(through(EdgeTrimmer(RATE_HZ), steady)) == len(steady)
-    assert len(through(EdgeTrimmer(RATE_HZ, threshold_dbfs=-40), steady)) == 1200
+    long = sound(3.0, 0.01)
+    assert len(through(EdgeTrimmer(RATE_HZ), long)) > 2.8 * RATE_HZ
+
+
+@pytest.mark.parametrize("chunk", [97, 1920, None])
+@pytest.mark.parametrize("floor", [0.0025, 0.0075])  # -57 and -47 dBFS
+def test_noise_of_the_room_is_silence(floor, chunk):
+    """Two seconds of speech between noise that is louder than a fixed limit would allow."""
+    speech = np.concatenate([np.concatenate((sound(0.2), sound(0.1, floor))) for _ in range(7)])
+    samples = np.concatenate((sound(1.0, floor), speech, sound(1.5, floor)))
+    out = through(EdgeTrimmer(RATE_HZ), samples, chunk)
+    assert len(speech) <= len(out) <= len(speech) + 0.4 * RATE_HZ
+    start = len(samples[:RATE_HZ]) - (0.2 * RATE_HZ)
+    assert any(np.array_equal(out[:960], samples[i : i + 960]) for i in range(int(start), RATE_HZ + 1))
 
 
 def test_sound_waits_for_its_window_only():

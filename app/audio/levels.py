@@ -1,0 +1,79 @@
+"""The level of speech and of the background behind it, tracked while a line is spoken.
+
+A recording or a model that imitates it is never digitally silent in its pauses: rooms and microphones have noise. So
+"silent" is judged relative to what was heard of the same line: near its own noise floor, and well below its speech.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from app.types import Samples
+
+    Levels = NDArray[np.float64]
+
+WINDOW_S = 0.02  # one level describes this much audio
+UPDATE_WINDOWS = 8  # the threshold is computed again after so many windows: percentiles cost time
+MEMORY_S = 10.0  # older levels do not count: a speaker's level and room change
+QUIET_DBFS = -50.0  # audio below this level is silent, whatever the line's noise floor is
+DIGITAL_DBFS = -75.0  # below the noise of every recording
+_FLOOR_PERCENT, SPEECH_PERCENT = 5, 90  # of a line's levels: its noise floor, and its loud speech
+_ABOVE_FLOOR_DB, _BELOW_SPEECH_DB = 6.0, 14.0  # silence is at most this far above the floor, and this far below speech
+_SOFT_SPEECH_DB = 20.0  # below the loud speech: lowers QUIET_DBFS for lines that are soft as a whole
+
+
+def levels_dbfs(samples: Samples, rate_hz: int, window_s: float = WINDOW_S) -> Levels:
+    """The RMS of each whole window of samples (N,) in dB of full scale, at least -120 (windows,)."""
+    size = max(1, round(window_s * rate_hz))
+    count = len(samples) // size
+    power = np.mean(np.square(samples[: count * size].reshape(count, size), dtype=np.float64), axis=1)
+    return np.asarray(10 * np.log10(power + 1e-12))
+
+
+def silence_threshold(levels: Levels, speech_dbfs: float = -np.inf) -> float:
+    """The level in dBFS below which a window is silent, for the levels (n,) of the same speech. QUIET_DBFS for none.
+
+    speech_dbfs: the level of loud speech, if it is known to be higher than these levels say. The rule was chosen on
+    human recordings at -20 LUFS: their noise floors are between -78 and -39 dBFS, so no fixed level separates speech
+    from pauses.
+    """
+    if not len(levels):
+        return QUIET_DBFS
+    floor, speech = np.percentile(levels, (_FLOOR_PERCENT, SPEECH_PERCENT))
+    speech = max(speech, speech_dbfs)
+    return float(
+        max(min(QUIET_DBFS, speech - _SOFT_SPEECH_DB), min(floor + _ABOVE_FLOOR_DB, speech - _BELOW_SPEECH_DB))
+    )
+
+
+class LevelTracker:
+    """The levels of the last MEMORY_S seconds of one line, and the threshold that they give."""
+
+    def __init__(self, window_s: float = WINDOW_S) -> None:
+        self._levels = np.zeros(round(MEMORY_S / window_s))
+        self._count = 0
+        self._threshold = QUIET_DBFS
+        self._speech_dbfs = -np.inf  # the highest so far: a long pause does not make the speech before it softer
+        self._judged = 0  # the number of levels that _threshold was computed from
+
+    def add(self, levels: Levels) -> None:
+        """Add the levels of the next windows (n,), at most MEMORY_S of them."""
+        size = len(self._levels)
+        at = (self._count + np.arange(len(levels))) % size
+        self._levels[at] = levels
+        self._count += len(levels)
+        if self._count >= self._judged + UPDATE_WINDOWS:
+            self._judged = self._count
+            levels = self._levels[: min(self._count, len(self._levels))]
+            self._speech_dbfs = max(self._speech_dbfs, float(np.percentile(levels, SPEECH_PERCENT)))
+            self._threshold = silence_threshold(levels, self._speech_dbfs)
+
+    @property
+    def threshold_dbfs(self) -> float:
+        """The level below which a window of this line is silent."""
+        return self._threshold
