@@ -21,7 +21,8 @@ SpeechError
 └── EngineError                  the engine failed
     ├── OutOfMemory              the request needs more memory than the device has
     ├── EngineStopped            the server stops, or the thread of the engine has ended
-    └── NothingSpoken            the engine produced no audio for a text with words
+    ├── NothingSpoken            the engine produced no audio for a text with words
+    └── SpeechTooShort           the engine left out a part of the text, with two different seeds
 
 EngineUnavailable is not a SpeechError: it is raised at the start and says why an engine can't run (for example because
 its weights are missing).
@@ -190,6 +191,12 @@ class EngineStopped(EngineError):
 
 class NothingSpoken(EngineError):
     code = "nothing_spoken"
+
+
+class SpeechTooShort(EngineError):
+    """The engine ended the speech long before the end of its text, more than once."""
+
+    code = "speech_too_short"
 
 
 class EngineUnavailable(Exception):

@@ -82,6 +82,14 @@ class Settings(BaseSettings):
         "fill one device before the next; `auto` = only the first device if the model fits there, otherwise "
         "`balanced`. Unset = the model is not split. The first device also holds everything that is not a layer.",
     )
+    csm_context_lines: int = Field(
+        2,
+        alias="CSM_CONTEXT_LINES",
+        ge=0,
+        le=100,
+        description="How many of its last sentences CSM hears while it speaks the next one. With more, sentences fit "
+        "together better, but the voice changes in long texts.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         alias="TTS_DTYPE",

@@ -239,6 +239,7 @@ class AudioChunk:
     rate_hz: int
     start: int  # index of samples[0] in its utterance
     codes: Codes | None = None  # (K, T) int16, from engines with a codec
+    rules: tuple[str, ...] = ()  # rules of the output guard (audio/guard.py) that a line broke since the last chunk
 
     @property
     def seconds(self) -> float:
@@ -318,6 +319,11 @@ class EngineInfo:
     def can_clone(self) -> bool:
         """Whether the engine can clone the voice of a recording."""
         return self.prompts.codec != NO_CODEC
+
+    @property
+    def seeded(self) -> bool:
+        """Whether it draws speech at random, so that another seed gives another take of the same text."""
+        return self.capabilities.temperature
 
 
 @dataclass(frozen=True, slots=True)

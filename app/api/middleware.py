@@ -32,6 +32,7 @@ EXPOSED_HEADERS = (
     "X-Request-ID",
     "X-TTS-Engine",
     "X-TTS-Seed",
+    "X-TTS-Guard",
     "X-TTS-Ignored",
     "X-Voice-State",
     "X-Cache",

@@ -5,7 +5,7 @@ The routes create these models. FastAPI takes their schemas from the return anno
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, WithJsonSchema
@@ -475,6 +475,7 @@ _SPEECH_HEADERS: Mapping[str, Schema] = {
     "X-TTS-Seed": text_header("The seed. Send it as `seed` to get the same audio again.", pattern="^-?[0-9]+$"),
     "X-Cache": text_header("Whether the audio comes from the cache.", enum=["hit", "miss"]),
     "X-Voice-State": text_header("`uncast` = the voice has no recording yet and uses a fixed seed.", enum=["uncast"]),
+    "X-TTS-Guard": text_header("The rules of the output guard that the speech broke: `repeat,silence`."),
     "X-TTS-Ignored": text_header("The request fields that this engine or this route ignores."),
 }
 
@@ -489,14 +490,15 @@ def _events(*data: Schema) -> Schema:
     return {"itemSchema": {"type": "object", "properties": properties, "required": ["data"]}}
 
 
-def _event(kind: str, **properties: Schema) -> Schema:
+def _event(kind: str, optional: Sequence[str] = (), **properties: Schema) -> Schema:
     """The schema of an event with this `type`."""
-    return _object(type={"const": kind}, **properties)
+    return _object(optional, type={"const": kind}, **properties)
 
 
-def _object(**properties: Schema) -> Schema:
-    """The schema of an object. All its properties are required."""
-    return {"type": "object", "properties": properties, "required": list(properties)}
+def _object(optional: Sequence[str] = (), **properties: Schema) -> Schema:
+    """The schema of an object. All its properties are required, except the `optional` ones."""
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": properties, "required": required}
 
 
 def _ref(model: type[BaseModel]) -> Schema:
@@ -507,7 +509,12 @@ _COUNT: Schema = {"type": "integer", "minimum": 0}
 _COUNT_OR_NULL: Schema = {"type": ["integer", "null"], "minimum": 0}
 _SPEECH_EVENTS = _events(
     _event("speech.audio.delta", audio={"type": "string", "contentEncoding": "base64"}),
-    _event("speech.audio.done", usage=_object(input_tokens=_COUNT, output_tokens=_COUNT, total_tokens=_COUNT)),
+    _event(
+        "speech.audio.done",
+        ["guard"],
+        usage=_object(input_tokens=_COUNT, output_tokens=_COUNT, total_tokens=_COUNT),
+        guard={"type": "array", "items": {"type": "string"}},
+    ),
     _event(
         "speech.progress",
         text={"type": "string"},

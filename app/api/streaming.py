@@ -176,6 +176,8 @@ async def speech_stream(
         ]
         if answer.ignored:
             headers.append(("x-tts-ignored", ", ".join(answer.ignored)))
+        if answer.broken_rules:
+            headers.append(("x-tts-guard", ",".join(dict.fromkeys(answer.broken_rules))))
         if answer.voice_not_ready:
             headers.append(("x-voice-state", "uncast"))
         if answer.size_bytes is not None and not sse:
@@ -214,7 +216,8 @@ async def _speech_events(body: AsyncGenerator[bytes], answer: Answer, progress: 
         "output_tokens": usage.output_tokens,
         "total_tokens": usage.total_tokens,
     }
-    yield event({"type": "speech.audio.done", "usage": counts})
+    guard = {"guard": list(dict.fromkeys(answer.broken_rules))} if answer.broken_rules else {}
+    yield event({"type": "speech.audio.done", "usage": counts, **guard})
     yield SSE_END
 
 

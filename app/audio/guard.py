@@ -4,58 +4,205 @@ Rules (each is counted in `tts_guard_total` under its name):
 
 - `frame_cap`: ends a line that takes far more frames than its text needs.
 - `early_end`: forbids the end of speech in a line's first frames, where models sometimes draw it by mistake.
-- `repeat`: ends a line after REPEATED_S of identical frames, because the model is stuck.
-- `silence`: ends a line after LATE_SILENCE_S of silence when its text must be over, and after LONG_SILENCE_S anywhere.
-- `retry`: generates a silent utterance once more with another seed; nothing of it was sent yet.
+- `repeat`: ends a line after REPEATED_S of identical frames, or when its last second sounds a second time.
+- `silence`: ends a line after a pause that is too long. How long a pause may be depends on how much of the text must
+  have been spoken already.
+- `lead_in`: ends a line that does not begin to speak within LEAD_IN_S.
+- `babble`: ends a line that still produces sound when its text must be over for a long time.
+- `too_short`: the line ended by itself, in less time than any speaker needs for its text.
+- `retry`: generates an utterance once more with another seed; nothing of it was sent yet.
 
-The first two need the model's logits and are in its runner. The last is in the generator. Does not depend on models.
+`frame_cap` and `early_end` need the model's logits and are in its runner. `retry` is in the generator.
+
+The expected duration comes from the pace of the voice's own recording, if it has one with a transcript. Human
+recordings of one speaker differ from each other by up to 1.5 times, so all rules leave a generous band. Silence is
+judged by the line's own level and noise floor (`levels.py`). Does not depend on models.
 """
 
 from __future__ import annotations
 
+import itertools
+import unicodedata
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from app.audio import pcm
+from app.audio.levels import DIGITAL_DBFS, QUIET_DBFS, WINDOW_S, LevelTracker, levels_dbfs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from app.types import Samples
 
-Rule = Literal["frame_cap", "early_end", "repeat", "silence", "retry"]
+Rule = Literal["frame_cap", "early_end", "repeat", "silence", "lead_in", "babble", "too_short", "retry"]
 
+SLOW_CHARS_PER_S, FAST_CHARS_PER_S = 8.0, 28.0  # no speaker of the 52 that were measured is slower, or faster
+BAND_SLOW, BAND_FAST = 0.65, 0.4  # of the expected duration: a line of the same voice may be 1 / 0.65 longer, or 0.4
 REPEATED_S = 1.0
-LATE_SILENCE_S = 1.0
-LONG_SILENCE_S = 4.0  # longer than any pause that speakers make
-SILENCE_DBFS = -50.0
-SLOW_CHARS_PER_S = 11.0  # slow English has 14 to 15, so after this time the text must be over
+LEAD_IN_S = 5.0
+LONG_SILENCE_S = 4.0  # longer than a dramatic pause, shorter than a listener's patience
+LATE_SILENCE_S = 2.0  # when the expected duration is over
+OVER_SILENCE_S = 1.5  # when the text is over even for a slow reading, or when the pause is digital silence
+SMOOTHING_S = 0.1  # the noise of a room varies from window to window more than its mean does
+MIN_SPOKEN = 0.4  # of the expected duration: less sound than this, and the text is not over
+BABBLE_FACTOR, BABBLE_SLACK_S = 1.1, 2.5  # of the time that a slow reading takes, and seconds
+REPETITION_FROM = 0.6  # of the expected duration: from there the guard compares seconds with earlier ones
+_BEGIN_DBFS = QUIET_DBFS + 5  # sound has begun at this level
+_BROKEN_SILENCE = 2  # a window of sound undoes this many windows of silence: a click or a peak of noise is no speech
+
+
+def speech_length(text: str) -> float:
+    """The length of a text in characters of English that take equally long to speak.
+
+    A Chinese or Japanese character is about a syllable, so it counts three times.
+    """
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    return len(text) + 2.0 * wide
+
+
+def pace_of(transcript: str, seconds: float) -> float | None:
+    """The pace of a recording in characters a second, or None if it is too short to tell or is no human pace."""
+    length = speech_length(transcript)
+    if length < 10 or seconds < 1.0:
+        return None
+    pace = length / seconds
+    return pace if SLOW_CHARS_PER_S / 2 <= pace <= FAST_CHARS_PER_S else None
 
 
 class LineGuard:
-    """Checks the frames of one line, whose text has `characters` letters; frame_s: length of a frame in seconds."""
+    """Watches one line, in frames of frame_s. Used for one line, in one thread."""
 
-    def __init__(self, characters: int, frame_s: float) -> None:
-        self._text_end_s = characters / SLOW_CHARS_PER_S
+    def __init__(self, length: float, frame_s: float, rate_hz: int, *, pace: float | None = None) -> None:
+        """length: of the line's text (`speech_length`). pace: of the voice, in characters a second; None = unknown."""
+        self._rate_hz = rate_hz
         self._frame_s = frame_s
-        self._seconds = 0.0
-        self._silence_s = 0.0
+        self._late_s = length / (pace or SLOW_CHARS_PER_S)  # the text is probably over
+        self._over_s = length / (BAND_SLOW * pace if pace else SLOW_CHARS_PER_S)  # it is over even for a slow reading
+        self._least_s = BAND_FAST * length / pace if pace else length / FAST_CHARS_PER_S
+        self._spoken_s = MIN_SPOKEN * length / (pace or FAST_CHARS_PER_S / 2)
+        self._levels = LevelTracker()
+        self._recent = np.full(round(SMOOTHING_S / WINDOW_S), 1e-12)  # power of the last windows
+        self._repetition = Repetition(rate_hz)
+        self._unjudged = np.zeros(0, np.float32)  # less than a window
+        self._frames = 0
+        self._elapsed_s = 0.0  # audio so far; the codec may be a few frames behind
+        self._begun_s: float | None = None  # when sound began
+        self._ended_s = 0.0  # when the last sound ended
+        self._sound_s = 0.0  # windows with sound
+        self._silence_s = self._digital_s = 0.0  # present pause
         self._repeated_s = 0.0
         self._last: NDArray[np.integer] | None = None
 
     def check_frame(self, frame: NDArray[np.integer]) -> Rule | None:
         """Check the next frame's codes (K,) -> the rule that ends the line, or None."""
-        self._seconds += self._frame_s
+        self._frames += 1
         same = self._last is not None and np.array_equal(frame, self._last)
         self._repeated_s = self._repeated_s + self._frame_s if same else 0.0
         self._last = frame
         if self._repeated_s >= REPEATED_S:
             return "repeat"
-        limit_s = LATE_SILENCE_S if self._seconds > self._text_end_s else LONG_SILENCE_S
-        return "silence" if self._silence_s >= limit_s else None
+        return self._broken()
 
     def add_samples(self, samples: Samples) -> None:
-        """Add the audio (N,) of one frame. It may come a step later than its codes."""
-        quiet = pcm.rms_dbfs(samples) < SILENCE_DBFS
-        self._silence_s = self._silence_s + self._frame_s if quiet else 0.0
+        """Add audio (N,) of the line. It may come a few steps later than its codes."""
+        samples = np.concatenate((self._unjudged, samples))
+        levels = levels_dbfs(samples, self._rate_hz)
+        whole = len(levels) * round(WINDOW_S * self._rate_hz)
+        self._unjudged = samples[whole:]
+        if not len(levels):
+            return
+        loud = levels
+        power = np.concatenate((self._recent, 10 ** (levels / 10)))
+        size = len(self._recent)
+        self._recent = power[-size:]
+        levels = 10 * np.log10(np.convolve(power, np.full(size, 1 / size), "valid")[1:])
+        self._levels.add(levels)
+        threshold = self._levels.threshold_dbfs
+        if self._elapsed_s >= REPETITION_FROM * self._late_s:  # earlier it would cost much and be used for nothing
+            self._repetition.add(samples[:whole], loud >= max(threshold, _BEGIN_DBFS + 5))
+        for level in levels:
+            self._elapsed_s += WINDOW_S
+            if self._begun_s is None and level < _BEGIN_DBFS:
+                continue
+            if self._begun_s is None:
+                self._begun_s = self._elapsed_s - WINDOW_S
+            self._digital_s = self._digital_s + WINDOW_S if level < DIGITAL_DBFS else 0.0
+            if level < threshold:
+                self._silence_s += WINDOW_S
+            else:
+                self._sound_s += WINDOW_S
+                self._silence_s = max(0.0, self._silence_s - _BROKEN_SILENCE * WINDOW_S)
+                if self._silence_s == 0.0:
+                    self._ended_s = self._elapsed_s
+
+    def end(self) -> Rule | None:
+        """Check a line that has ended by itself -> "too_short", or None. Frames without audio yet count as sound."""
+        spoken_s = max(self._frames * self._frame_s, self._elapsed_s) - (self._begun_s or 0.0) - self._silence_s
+        return "too_short" if spoken_s < self._least_s else None
+
+    def _broken(self) -> Rule | None:
+        if self._begun_s is None:
+            return "lead_in" if self._elapsed_s >= LEAD_IN_S else None
+        spoken_s = self._elapsed_s - self._begun_s
+        if self._silence_s >= LONG_SILENCE_S:
+            return "silence"
+        if self._sound_s >= self._spoken_s:
+            if spoken_s >= self._over_s and self._silence_s >= OVER_SILENCE_S:
+                return "silence"
+            if spoken_s >= self._late_s and max(self._silence_s - 0.5, self._digital_s) >= OVER_SILENCE_S:
+                return "silence"
+            if self._repetition.distance_db < Repetition.MAX_DB:
+                return "repeat"
+        if self._sound_s >= BABBLE_FACTOR * self._over_s + BABBLE_SLACK_S:
+            return "babble"
+        return None
+
+
+class Repetition:
+    """Detects that the last second of a line sounds once more, with other codes.
+
+    Compares the spectrum of each window with those SHORTEST_S to LONGEST_S earlier. A mean difference below MAX_DB over
+    COMPARED_S at one distance is a repetition; different speech of one speaker differs by 8 dB and more.
+    """
+
+    BANDS = 20
+    SHORTEST_S, LONGEST_S, COMPARED_S = 0.4, 2.4, 1.6
+    MAX_DB = 4.0
+    LEAST_SOUNDING = 0.15  # share of the compared windows; silent windows are not compared
+
+    def __init__(self, rate_hz: int) -> None:
+        size = round(WINDOW_S * rate_hz)
+        hertz = np.fft.rfftfreq(2 * size, 1 / rate_hz)
+        edges = np.geomspace(120, min(7000, 0.45 * rate_hz), self.BANDS + 1)
+        self._bands = np.array([(hertz >= low) & (hertz < high) for low, high in itertools.pairwise(edges)], float)
+        self._bands[self._bands.sum(axis=1) == 0, 1] = 1.0
+        self._size = size
+        self._window = np.hanning(2 * size).astype(np.float32)
+        self._before = np.zeros(size, np.float32)
+        self._lags = np.arange(round(self.SHORTEST_S / WINDOW_S), round(self.LONGEST_S / WINDOW_S))
+        self._spectra = np.full((self._lags[-1] + self._lags[0], self.BANDS), 1e3)  # a ring of the last windows
+        self._differences = np.full((round(self.COMPARED_S / WINDOW_S), len(self._lags)), 1e3)
+        self._sounding = np.zeros(len(self._differences))
+        self._count = 0
+        self.distance_db = np.inf
+
+    def add(self, samples: Samples, sounding: NDArray[np.bool_]) -> None:
+        """Add whole windows of audio (N,); sounding (windows,): they are not silent."""
+        padded = np.concatenate((self._before, samples))
+        self._before = padded[-self._size :]
+        frames = np.lib.stride_tricks.sliding_window_view(padded, 2 * self._size)[:: self._size] * self._window
+        power = np.square(np.abs(np.fft.rfft(frames, axis=1))) @ self._bands.T
+        spectra = 10 * np.log10(power / self._size**2 + 1e-8)
+        block = self._lags[0]  # so many windows refer to none of their own
+        for start in range(0, len(spectra), block):
+            new, sounds = spectra[start : start + block], sounding[start : start + block]
+            number = self._count + np.arange(len(new))
+            earlier = self._spectra[(number[:, None] - self._lags) % len(self._spectra)]  # (windows, lags, BANDS)
+            rows = number % len(self._differences)
+            self._differences[rows] = np.abs(earlier - new[:, None]).mean(axis=2) * sounds[:, None]
+            self._sounding[rows] = sounds
+            self._spectra[number % len(self._spectra)] = new
+            self._count += len(new)
+        share = self._sounding.mean()
+        if self._count >= len(self._differences) and share >= self.LEAST_SOUNDING:
+            self.distance_db = float(self._differences.mean(axis=0).min() / share)

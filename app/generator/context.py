@@ -60,7 +60,7 @@ class ConversationContext:
         conversation = job.request.conversation
         if conversation is None or self._memory is None:
             return ()
-        speakers = {voice.id: job.speaker_of(number) for number, voice in enumerate(job.voices)}
+        speakers = {voice.id: job.speakers[number] for number, voice in enumerate(job.voices)}
         positions = round((job.info.prompts.max_context_s or 0.0) * MEMORY_SHARE / job.info.frame_s)
         recall = self._memory.recall
         return await asyncio.to_thread(recall, conversation, job.info.fingerprint, speakers, positions)

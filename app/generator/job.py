@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ class SpeechJob:
     request: SpeechRequest  # without the fields that the engine ignores
     engine: Engine
     voices: tuple[Voice, ...]  # one per line
+    speakers: tuple[int, ...]  # the engine's number for the speaker of each line
     parsed_lines: tuple[ParsedLine, ...]  # the text of each line as words and pauses
     seed: int
     cache_key: str
@@ -31,6 +34,7 @@ class SpeechJob:
     voice_not_ready: bool = False  # whether a preset voice has no recording yet and uses a fixed seed
     progress: Progress = field(default_factory=Progress)
     playback: Playback = field(default_factory=Playback)
+    broken_rules: list[str] = field(default_factory=list)  # of the output guard, by the takes that were sent
 
     context: tuple[ContextTurn, ...] = ()  # remembered turns, then uploaded turns
     remembered: int = 0  # how many of the context's turns are remembered ones
@@ -41,7 +45,20 @@ class SpeechJob:
         """The description of the engine."""
         return self.engine.info
 
-    def speaker_of(self, line: int) -> int:
-        """The speaker number of a line. line: its index."""
-        speaker = self.request.lines[line].speaker
-        return self.voices[line].speaker if speaker is None else speaker
+
+def number_speakers(request: SpeechRequest, voices: Sequence[Voice]) -> tuple[int, ...]:
+    """The engine's number for the speaker of each line: the caller's, or by the voice's first appearance.
+
+    Models were trained with the speakers 0 and 1, so voices get the lowest numbers that the request does not use.
+    voices: of the lines.
+    """
+    lines = request.lines
+    used = {line.speaker for line in lines} | {turn.speaker for turn in request.context}
+    free = (number for number in itertools.count() if number not in used)
+    numbers: dict[str, int] = {}
+    for line, voice in zip(lines, voices, strict=True):
+        if line.speaker is None and voice.id not in numbers:
+            numbers[voice.id] = next(free)
+    return tuple(
+        numbers[voice.id] if line.speaker is None else line.speaker for line, voice in zip(lines, voices, strict=True)
+    )

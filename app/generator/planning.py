@@ -104,7 +104,7 @@ class Planner:
         texts_left = sum(not isinstance(part, Pause) for parts in job.parsed_lines for part in parts)
         any_spoken = any_words = False
         for number, parts in enumerate(job.parsed_lines):
-            voice, speaker, prompt = job.voices[number], job.speaker_of(number), job.prompts[number]
+            voice, speaker, prompt = job.voices[number], job.speakers[number], job.prompts[number]
             line_begun = False
             for part in parts:
                 if isinstance(part, Pause):
@@ -126,7 +126,7 @@ class Planner:
             if not marks:
                 raise _nothing_to_speak()
             progress.line_of_sentence.append(0)
-            yield SpokenLine(marks, job.speaker_of(0), job.voices[0], job.prompts[0])
+            yield SpokenLine(marks, job.speakers[0], job.voices[0], job.prompts[0])
 
     async def _sentences(self, text: str, voice: Voice) -> list[str]:
         """Normalise the text and split it into sentences that are short enough for the engine."""

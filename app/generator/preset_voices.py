@@ -208,15 +208,17 @@ async def choose_recording(engine: Engine, name: str, example: Candidate | None 
             break
         seed = seed_of(name, take, number)
         try:
-            samples, codes = await _speak(engine, name, seed)
+            samples, broken = await _speak(engine, name, seed)
         except EngineStopped:
             raise
         except SpeechError as error:
             defect = error.message
             continue
-        candidate = await asyncio.to_thread(evaluate, samples, engine.info.rate_hz, SENTENCE, profile, f"seed {seed}")
-        if isinstance(candidate, str) or (codes is not None and _repeats(codes)):
-            defect = candidate if isinstance(candidate, str) else "its codes repeat"
+        candidate: Candidate | str = broken or await asyncio.to_thread(
+            evaluate, samples, engine.info.rate_hz, SENTENCE, profile, f"seed {seed}"
+        )
+        if isinstance(candidate, str):
+            defect = candidate
             log.info("rejected candidate %d for voice %s: %s", number + 1, name, defect)
         elif best is None or candidate.distance < best.distance:
             best = candidate
@@ -227,8 +229,11 @@ async def choose_recording(engine: Engine, name: str, example: Candidate | None 
     return best
 
 
-async def _speak(engine: Engine, name: str, seed: int) -> tuple[Samples, np.ndarray | None]:
-    """Speak the fixed sentence: samples (N,), and codes (K, T) if the engine has a codec. Raises SpeechError."""
+async def _speak(engine: Engine, name: str, seed: int) -> tuple[Samples, str]:
+    """Speak the fixed sentence: samples (N,), and the defect that the engine's guard or its codes show ("" = none).
+
+    Raises SpeechError.
+    """
     line = SpokenLine(SENTENCE, list(PROFILES).index(name) % max(1, engine.info.text.max_speakers), NO_VOICE)
     longest_s = 3 * len(SENTENCE) / CHARS_PER_S
     utterance = Utterance((line,), Sampling(), seed, longest_s, language="en", scheduling=Scheduling(background=True))
@@ -241,7 +246,11 @@ async def _speak(engine: Engine, name: str, seed: int) -> tuple[Samples, np.ndar
             await asyncio.sleep(RETRY_AFTER_PREEMPTION_S)
             continue
         codes = [chunk.codes for chunk in chunks if chunk.codes is not None]
-        return joined([chunk.samples for chunk in chunks]), np.concatenate(codes, axis=1) if codes else None
+        rules = [rule for chunk in chunks for rule in chunk.rules]
+        defect = f"it broke a rule of the output guard ({rules[0]})" if rules else ""
+        if codes and _repeats(np.concatenate(codes, axis=1)):
+            defect = "its codes repeat"
+        return joined([chunk.samples for chunk in chunks]), defect
 
 
 def evaluate(samples: Samples, rate_hz: int, transcript: str, profile: Profile, source: str) -> Candidate | str:

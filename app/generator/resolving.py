@@ -11,10 +11,11 @@ from app import __version__
 from app.audio import watermark
 from app.audio.encoders import check_rate
 from app.errors import BadReference, UnknownModel, UnknownVoice, UnsupportedParameter
-from app.generator.job import SpeechJob
+from app.generator.job import SpeechJob, number_speakers
 from app.generator.planning import parse_lines
 from app.generator.preset_voices import seed_of
 from app.generator.prompts import check_speakable
+from app.lru import LRU
 from app.runtime.playback import Playback
 from app.text.nonverbal import remove_unsupported_sounds
 from app.text.script import SPEAKER_TAG, split_speakers
@@ -41,6 +42,9 @@ MODEL_ALIASES = (
 # The voices of further speakers in a text with speaker tags. Neighbours in this list sound clearly different.
 OTHER_SPEAKERS = ("echo", "nova", "onyx", "shimmer", "fable", "sage", "ash", "coral", "ballad")
 
+FAILED_SEED_STEP = 1 << 31  # derived seeds are smaller
+AVOIDED_SEEDS = 10_000  # how many failed seeds are remembered
+
 
 class RequestResolver:
     """Turns a validated request into a SpeechJob. Used from one event loop."""
@@ -61,6 +65,7 @@ class RequestResolver:
         self._enhance = enhance
         self._preset_voices = preset_voices
         self._random = random.SystemRandom()
+        self._takes: LRU[int, int] = LRU(AVOIDED_SEEDS)  # derived seed -> how many times its speech has failed
 
     async def resolve(self, request: SpeechRequest, extras: frozenset[str], *, random_seed: bool) -> SpeechJob:
         """Check a request and look up everything that is needed to speak it. Raises RequestError, NotReady.
@@ -103,18 +108,29 @@ class RequestResolver:
         # processing after that.
         samples_key = (__version__, info.fingerprint, *(voice.digest for voice in voices))
         finish_key = (enhancement.VERSION if request.enhance else "", watermark.VERSION if marked else "")
+        derived = request.content_seed(*samples_key)
         return SpeechJob(
             request,
             engine,
             voices,
+            number_speakers(request, voices),
             parsed_lines,
-            seed=request.content_seed(*samples_key) if request.seed is None else request.seed,
+            seed=derived + FAILED_SEED_STEP * (self._takes.get(derived) or 0) if request.seed is None else request.seed,
             cache_key=request.digest(*samples_key, *finish_key),
             ignored=ignored,
             marked=marked,
             voice_not_ready=voice_not_ready,
             playback=Playback(tempo=request.speed),
         )
+
+    def avoid_seed(self, job: SpeechJob) -> None:
+        """Give the next request with the same words and voices another seed: this one gave speech that failed.
+
+        Does nothing if the caller chose the seed.
+        """
+        if job.request.seed is None:
+            derived = job.seed % FAILED_SEED_STEP
+            self._takes.put(derived, 1 + job.seed // FAILED_SEED_STEP)
 
     def _check_model(self, model: str) -> None:
         """Raises UnknownModel if this server does not run the model."""

@@ -9,18 +9,15 @@ depend on HTTP or on a particular engine.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from app.audio import pcm
 from app.audio.formats import AUDIO_FORMATS
-from app.audio.shape import EdgeTrimmer, Fader
-from app.audio.stages import chain
-from app.errors import NothingSpoken
+from app.errors import NothingSpoken, SpeechTooShort
 from app.generator.context import ConversationContext
 from app.generator.lookahead import Lookahead, SubmittedUtterance, rows_ahead
 from app.generator.output import open_output
@@ -29,6 +26,7 @@ from app.generator.planning import PlannedUtterance, Planner
 from app.generator.progress import Progress
 from app.generator.prompts import Prompts
 from app.generator.resolving import RequestResolver, check_extra
+from app.generator.take import Take
 from app.text.punctuation import has_words
 from app.text.script import Pause
 from app.types import Scheduling, Utterance
@@ -43,12 +41,14 @@ if TYPE_CHECKING:
     from app.generator.preset_voices import PresetVoiceMaker
     from app.metrics import Metrics
     from app.text.normalizer import Normalizer
-    from app.types import Codes, Samples, SpeechRequest, Turn, UploadedTurn
+    from app.types import Samples, SpeechRequest, Turn, UploadedTurn
     from app.voices.memory import Memory
     from app.voices.store import VoiceStore
 
+log = logging.getLogger(__name__)
+
 SENTENCE_GAP_S = 0.1  # silence between utterances, in addition to up to 0.2 s at the edges of each
-ATTEMPTS = 2  # a silent utterance is generated again with another seed
+ATTEMPTS = 2  # an utterance that is silent or broke a rule of the guard is generated again with another seed
 RETRY_SEED_STEP = 1_000_003
 MAX_SEED = 2**63 - 1
 CACHED_CHUNK_BYTES = 1 << 16
@@ -81,6 +81,7 @@ class Answer:
     usage: Usage | None = None  # set when the stream has ended
     progress: Progress = field(default_factory=Progress)  # empty for a cached answer
     voice_not_ready: bool = False  # whether a preset voice has no recording yet and uses a fixed seed
+    broken_rules: list[str] = field(default_factory=list)  # the rules of the output guard that the speech broke so far
 
 
 class SpeechGenerator:
@@ -148,6 +149,7 @@ class SpeechGenerator:
             stream=_in_chunks(b""),
             progress=job.progress,
             voice_not_ready=job.voice_not_ready,
+            broken_rules=job.broken_rules,
         )
         if job.request.use_cache and (cached := await self._cache.find(job.cache_key)) is not None:
             self._metrics.cache("hit")
@@ -192,7 +194,11 @@ class SpeechGenerator:
             usage = answer.usage = _usage(job, output.audio_s)
             await self._context.remember(job, spoken)
             entry.write(data)
-            entry.commit({"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens})
+            if job.broken_rules:
+                self._resolver.avoid_seed(job)
+                entry.abandon()
+            else:
+                entry.commit({"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens})
             self._metrics.spoken(info.id, request.format, output.audio_s, clock.waited_s, clock.underruns)
             if data:
                 yield data
@@ -245,7 +251,8 @@ class SpeechGenerator:
                             yield pcm.silence(silence_s, rate_hz)
                             silence_s = 0.0
                         yield samples
-                silence_s = SENTENCE_GAP_S if isinstance(await ahead.peek(), PlannedUtterance) else 0.0
+                if isinstance(await ahead.peek(), PlannedUtterance):
+                    silence_s += SENTENCE_GAP_S
         finally:
             await ahead.aclose()
 
@@ -254,48 +261,64 @@ class SpeechGenerator:
     ) -> AsyncGenerator[Samples]:
         """Yield the audio of one utterance with trimmed and faded edges, and submit the next utterances meanwhile.
 
-        A silent utterance is generated again with another seed. Raises NothingSpoken and the errors of the engine.
+        A take that failed and of which nothing was sent is generated again with another seed. Raises NothingSpoken,
+        SpeechTooShort and the errors of the engine.
         """
-        rate_hz = job.info.rate_hz
-        samples_per_s = rate_hz * job.request.speed
         submitted, number = ahead.take()
         job.playback.current_index = number
         begun = False
         try:
             for attempt in range(1, ATTEMPTS + 1):
-                edges = EdgeTrimmer(rate_hz)
-                shape = chain(edges, Fader(rate_hz))
-                codes: list[Codes] = []
-                async with contextlib.aclosing(submitted.chunks()) as chunks:
+                take = Take(job, hold=job.info.seeded and number > 0)
+                async with contextlib.aclosing(take.chunks(submitted)) as chunks:
                     async for chunk in chunks:
                         await ahead.submit(rows_ahead(job))
-                        if chunk.codes is not None and job.request.conversation is not None:
-                            codes.append(chunk.codes)
-                        samples = shape.push(chunk.samples)
-                        if len(samples) and not begun:
-                            begun = True
-                            job.progress.begin(planned.text, len(planned.lines), samples_per_s)
-                        yield samples
-                rest = shape.flush()
-                if edges.sounded:
-                    if not begun:
-                        job.progress.begin(planned.text, len(planned.lines), samples_per_s)
-                    yield rest
-                    if codes:
-                        voice = planned.lines[0].voice.id
-                        spoken.append(RememberedTurn(voice, planned.text, np.concatenate(codes, axis=1)))
-                    return
-                if not has_words(planned.text):
-                    return
-                if attempt == ATTEMPTS:
-                    raise NothingSpoken(
-                        f"The {job.info.id} engine produced no audio for a part of the text. Try again."
-                    )
+                        if chunk is not None:
+                            take.add(chunk)
+                        for samples in take.release():
+                            begun = begun or self._begin(job, planned)
+                            yield samples
+                take.end()
+                failed = bool(take.failures) or (take.silent and has_words(planned.text))
+                if not failed or take.sent or attempt == ATTEMPTS:
+                    break
                 self._metrics.guard("retry")
                 await submitted.aclose()
                 submitted = self._submit(job, planned, number, attempt)
+            self._check(job, planned, take, number)
+            for samples in take.release():
+                begun = begun or self._begin(job, planned)
+                yield samples
+            if take.codes is not None and not take.silent and not take.failures:
+                spoken.append(RememberedTurn(planned.lines[0].voice.id, planned.text, take.codes))
         finally:
             await submitted.aclose()
+
+    @staticmethod
+    def _begin(job: SpeechJob, planned: PlannedUtterance) -> bool:
+        job.progress.begin(planned.text, len(planned.lines), job.info.rate_hz * job.request.speed)
+        return True
+
+    @staticmethod
+    def _check(job: SpeechJob, planned: PlannedUtterance, take: Take, number: int) -> None:
+        """Check the last take of an utterance. Raises NothingSpoken, SpeechTooShort."""
+        if take.silent and has_words(planned.text):
+            raise NothingSpoken(f"The {job.info.id} engine produced no audio for a part of the text. Try again.")
+        if not take.failures:
+            return
+        job.broken_rules.extend(take.failures)
+        log.warning(
+            "the output guard found %s in utterance %d, spoken by %s with seed %d; the answer is not cached",
+            ", ".join(take.failures),
+            number,
+            job.info.id,
+            job.seed,
+        )
+        if "too_short" in take.failures and not take.sent:
+            raise SpeechTooShort(
+                f"The {job.info.id} engine ended too early: it left out a part of the text, with two different seeds. "
+                "Try again, or divide the text into shorter sentences."
+            )
 
     def _submit(self, job: SpeechJob, planned: PlannedUtterance, number: int, attempt: int = 0) -> SubmittedUtterance:
         """Send an utterance to the engine. number: its index in the answer. attempt: changes the seed."""

@@ -52,6 +52,7 @@ class AudioQueue:
         self._lock = threading.Lock()
         self._parts: deque[tuple[Samples, Codes | None]] = deque()
         self._undecoded: list[Codes] = []  # codes whose samples the codec has not returned yet
+        self._rules: list[str] = []  # reported, and not taken by the reader yet
         self._waiting_samples = 0
         self._taken_samples = 0
         self._min_samples = 1  # `put` wakes the reader if the queue holds at least this many samples
@@ -92,6 +93,11 @@ class AudioQueue:
                 return
         self._notify()
 
+    def report(self, rule: str) -> None:
+        """Tell the reader, with the next chunk, that a line broke a rule of the output guard."""
+        with self._lock:
+            self._rules.append(rule)
+
     def finish(self, error: Exception | None = None) -> None:
         """Mark the end of the audio. Only the first call has an effect.
 
@@ -102,8 +108,9 @@ class AudioQueue:
                 return
             self._finished = True
             self._error = error
-            if self._undecoded and error is None:
-                self._parts.append((np.zeros(0, np.float32), np.concatenate(self._undecoded, axis=1)))
+            if error is None and (self._undecoded or (self._rules and not self._parts)):
+                codes = np.concatenate(self._undecoded, axis=1) if self._undecoded else None
+                self._parts.append((np.zeros(0, np.float32), codes))
                 self._undecoded.clear()
         self._notify()
 
@@ -153,7 +160,8 @@ class AudioQueue:
         samples = parts[0][0] if len(parts) == 1 else np.concatenate([part[0] for part in parts])
         columns = [part[1] for part in parts if part[1] is not None]
         codes = np.concatenate(columns, axis=1) if columns else None
-        return AudioChunk(samples, self._rate_hz, start, codes)
+        rules, self._rules = tuple(self._rules), []
+        return AudioChunk(samples, self._rate_hz, start, codes, rules)
 
     def _notify(self) -> None:
         try:

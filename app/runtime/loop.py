@@ -136,6 +136,8 @@ class Loop:
         no_frame = result.ended if result.silent is None else result.ended | result.silent
         failed = {rows[i] for i in faults.broken_rows(result.codes)}
         speaking = [i for i, without in enumerate(no_frame) if not without and rows[i] not in failed]
+        for row, rule in result.rules.items():
+            self._scheduler.job(row).audio_queue.report(rule)
         if speaking:
             live = [rows[i] for i in speaking]
             codes = result.codes[speaking]  # (n, K)

@@ -6,8 +6,8 @@ All calls come from the loop's thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -28,6 +28,7 @@ class StepResult:
     silent: NDArray[np.bool_] | None = None
     # The rows that these results belong to. None = the rows that `step` was called with.
     rows: Sequence[int] | None = None
+    rules: Mapping[int, str] = field(default_factory=dict)  # row -> the guard's rule that ended a line in this step
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class RowResult:
     codes: Codes | int = 0
     ended: bool = False
     silent: bool = False
+    rule: str | None = None  # the guard's rule that ended a line in this step
 
 
 def to_result(rows: Sequence[RowResult], codebooks: int) -> StepResult:
@@ -46,7 +48,8 @@ def to_result(rows: Sequence[RowResult], codebooks: int) -> StepResult:
     for i, row in enumerate(rows):
         codes[i] = row.codes
     ended, silent = (np.array([getattr(row, name) for row in rows], np.bool_) for name in ("ended", "silent"))
-    return StepResult(codes, ended, silent, [row.row for row in rows])
+    rules = {row.row: row.rule for row in rows if row.rule is not None}
+    return StepResult(codes, ended, silent, [row.row for row in rows], rules)
 
 
 class Runner(Protocol):

@@ -15,6 +15,7 @@ from app.audio import pcm
 from app.engines.csm import runner as csm_runner
 from app.engines.csm.limits import Guards
 from app.engines.registry import EngineSpec
+from app.generator import take
 from app.types import Capabilities, PromptLimits, Reference
 from app.voices.store import VoiceStore
 from app.voices.voice_features import measure
@@ -48,6 +49,7 @@ def admitted(monkeypatch: pytest.MonkeyPatch) -> list[Utterance]:
 
     monkeypatch.setattr(csm_runner.CsmRunner, "admit", record)
     monkeypatch.setattr(Guards, "limit", lambda *_: FRAMES)
+    monkeypatch.setattr(take, "FAILURES", frozenset())  # the limit ends every line, and its turn counts all the same
     return admitted
 
 

@@ -15,15 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
+from app.audio import pcm
 from app.audio.decode import decode
+from app.audio.loudness import integrated_lufs
+from app.audio.stretch import StreamStretcher
 
 if TYPE_CHECKING:
     from app.types import Samples
 
 _BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data" / "speech"
 MAX_SECONDS = 120.0
+RATE_HZ, LEVEL_LUFS = 24_000, -20.0  # of the audio that models are given, and of preset voices
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,14 @@ class Recording:
         """(N,) mono at rate_hz; None = the file's own rate."""
         return _decoded(self.path, rate_hz or self.rate_hz)
 
+    def spoken(self, tempo: float = 1.0) -> Samples:
+        """(N,) mono at RATE_HZ and LEVEL_LUFS, as a model speaks. tempo: above 1 is faster, at the same pitch."""
+        samples = self.samples(RATE_HZ)
+        gain = pcm.amplitude(LEVEL_LUFS - integrated_lufs(samples, RATE_HZ))
+        samples = pcm.clip(samples * np.float32(gain))
+        stretcher = StreamStretcher(RATE_HZ, tempo)
+        return np.concatenate((stretcher.push(samples), stretcher.flush()))
+
 
 @functools.lru_cache(maxsize=16)
 def _decoded(path: Path, rate_hz: int) -> Samples:
@@ -56,13 +69,14 @@ def folder() -> Path:
     return Path(os.environ.get("TTS_TEST_SPEECH") or _BESIDE)
 
 
-def recordings(kind: str = "speech", language: str = "en") -> list[Recording]:
-    """The recordings of one kind and language. Skips the test where the folder is missing."""
+def recordings(kind: str = "speech", language: str | None = "en") -> list[Recording]:
+    """The recordings of one kind and language; None = of all languages. Skips the test where the folder is missing."""
     manifest = folder() / "manifest.jsonl"
     if not manifest.is_file():
         pytest.skip(f"no human speech in {folder()}: set TTS_TEST_SPEECH to a folder with a manifest.jsonl")
     entries = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [_recording(entry) for entry in entries if entry["kind"] == kind and entry.get("language", "en") == language]
+    found = [_recording(entry) for entry in entries if entry["kind"] == kind]
+    return [recording for recording in found if language is None or (recording.language or "en") == language]
 
 
 def _recording(entry: dict[str, object]) -> Recording:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from app.engines.batched import BatchedEngine
+from app.engines.csm.limits import Guards
 from app.engines.csm.loading import load_runner
 from app.engines.csm.runner import CsmRunner
 from app.errors import TextTooLong
@@ -23,7 +24,9 @@ VOICE = Voice("v", "v", "cloned")
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> CsmRunner:
     folder = fabricate_csm(tmp_path_factory.mktemp("csm"))
-    return load_runner(folder, None, device=torch.device("cpu"), dtype=torch.float32, max_rows=3, chunk=8)
+    guards = Guards(frames_per_token=1, slack_frames=20)  # the frame limit comes before the other rules
+    cpu = torch.device("cpu")
+    return load_runner(folder, None, device=cpu, dtype=torch.float32, max_rows=3, chunk=8, guards=guards)
 
 
 def engine(runner: CsmRunner) -> BatchedEngine:
@@ -57,11 +60,11 @@ async def test_many_requests_give_the_same_as_one_alone(runner: CsmRunner) -> No
 async def test_next_line_is_read_while_another_row_speaks(runner: CsmRunner) -> None:
     """Random weights never end a line; the frame limit does. The next line is read between frames of the other row."""
     async with engine(runner) as speaker:
-        lines = utterance("a", "A rather longer second line, so that it is read in many chunks.", frames=150)
+        lines = utterance("a", "A rather longer second line, so that it is read in many chunks.", frames=100)
         (codes, _), (other, _) = await asyncio.gather(
-            collect(speaker, lines), collect(speaker, utterance("b", frames=60))
+            collect(speaker, lines), collect(speaker, utterance("b" * 50, frames=60))
         )
-    assert codes.shape[1] == 150
+    assert codes.shape[1] == 100
     assert other.shape[1] == 60
 
 

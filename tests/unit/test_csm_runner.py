@@ -199,6 +199,21 @@ def test_next_line_equals_the_first_as_context(folder: Path) -> None:
     assert np.array_equal(alone(fresh, second), both[10:])
 
 
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_line_is_spoken_after_the_voice_and_the_last_lines(folder: Path, count: int) -> None:
+    """The last of five lines gives the codes of a request with the voice and the last `count` lines as context."""
+    runner = make(folder, context_lines=count)
+    force_eos(runner, set(range(6, 100, 7)))  # six frames a line, and the EOS frame
+    voice = prompt(runner)
+    greedy = Sampling(temperature=0.0)
+    texts = [f"This is line {i}." for i in range(5)]
+    all_lines = alone(runner, Utterance(lines(*texts, voice=voice), greedy, 1, 30 * FRAME_S))
+    assert len(all_lines) == 30
+    turns = tuple(ContextTurn(0, texts[i], all_lines[6 * i : 6 * i + 6].T) for i in range(4 - count, 4))
+    last = Utterance(lines(texts[4], voice=voice), greedy, 1, 6 * FRAME_S, context=turns)
+    assert np.array_equal(alone(make(folder), last), all_lines[24:])
+
+
 def test_lines_alternate_between_speakers(folder: Path) -> None:
     runner = make(folder)
     force_eos(runner, {4, 9, 14})

@@ -29,6 +29,7 @@ SETTINGS: dict[str, Any] = {
     "device": "auto",
     "devices": (),
     "csm_device_map": None,
+    "csm_context_lines": 2,
     "dtype": "auto",
     "quantize": "none",
     "cuda_graphs": True,

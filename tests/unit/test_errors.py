@@ -47,6 +47,7 @@ WANTED = {
     "DamagedVoice": 500,
     "OutOfMemory": 500,
     "NothingSpoken": 500,
+    "SpeechTooShort": 500,
     "EngineStopped": 503,
 }
 

@@ -30,12 +30,13 @@ from app.errors import (
     EngineUnavailable,
     NothingSpoken,
     NotReady,
+    SpeechTooShort,
     TextTooLong,
     UnknownModel,
     UnknownVoice,
     UnsupportedParameter,
 )
-from app.generator import lookahead, output, pacing
+from app.generator import lookahead, output, pacing, take
 from app.generator.cache import AnswerCache
 from app.generator.speech import SENTENCE_GAP_S, Answer, SpeechGenerator
 from app.metrics import Metrics
@@ -80,6 +81,7 @@ class Part:
     at: int = 0
     gate: asyncio.Event | None = None  # the engine waits for it before chunk 1
     chunk: int = CHUNK
+    rules: tuple[str, ...] = ()  # of the output guard, reported with the last chunk
 
 
 class ScriptedEngine:
@@ -119,7 +121,9 @@ class ScriptedEngine:
                 if part.gate is not None and frame == 1:
                     await part.gate.wait()
                 await asyncio.sleep(0)
-                yield AudioChunk(np.full(part.chunk, level, np.float32), self.info.rate_hz, frame * part.chunk)
+                rules = part.rules if frame == part.frames - 1 else ()
+                samples = np.full(part.chunk, level, np.float32)
+                yield AudioChunk(samples, self.info.rate_hz, frame * part.chunk, rules=rules)
             self.events.append(f"end {number}")
         finally:
             self.open -= 1
@@ -492,6 +496,77 @@ async def test_fallback_engine_ignores_unsupported_fields_and_names_them(over):
         await read(answer)
         assert engine.utterances[0].sampling == Sampling(top_k=4)
         assert engine.utterances[0].language is None
+
+
+# ---- takes that broke a rule of the output guard
+
+RANDOM_DRAWS = Capabilities(temperature=True)
+LONG = Part(frames=100)  # 8 s: the listener has enough while the next utterance is judged
+
+
+async def test_unsent_take_that_failed_is_spoken_again_with_another_seed(over):
+    engine = ScriptedEngine(LONG, Part(rules=("too_short",)), Part(level=0.7), capabilities=RANDOM_DRAWS)
+    async with over(engine) as setup:
+        samples = await setup.pcm("One is the first.\n\nTwo is the second.", seed=5)
+        assert_is(samples, (0.1, 100 * CHUNK), (0.0, GAP), (0.7, SPOKEN))
+        assert engine.texts == ["One is the first.", "Two is the second.", "Two is the second."]
+        assert len({utterance.seed for utterance in engine.utterances}) == 3
+        assert setup.counted('tts_guard_total{rule="retry"}') == 1
+        assert setup.stored, "the answer is whole, so it is cached"
+        await nothing_left(engine)
+
+
+async def test_take_that_is_too_short_twice_is_an_error(over):
+    engine = ScriptedEngine(LONG, Part(rules=("too_short",)), Part(rules=("too_short",)), capabilities=RANDOM_DRAWS)
+    async with over(engine) as setup:
+        with pytest.raises(SpeechTooShort):
+            await setup.pcm("One is the first.\n\nTwo is the second.")
+        assert not setup.stored
+        await nothing_left(engine)
+
+
+async def test_sent_take_is_not_spoken_again_and_its_answer_is_not_cached(over):
+    """The first utterance is sent as it comes, so its failure is known too late."""
+    engine = ScriptedEngine(Part(rules=("repeat",)), Part(level=0.4), capabilities=RANDOM_DRAWS)
+    async with over(engine) as setup:
+        answer = await setup.generator.answer(speech_request("One is the first."))
+        assert len(pcm.from_bytes(await read(answer))) == SPOKEN
+        assert answer.broken_rules == ["repeat"]
+        assert not setup.stored
+        again = await setup.generator.answer(speech_request("One is the first."))
+        assert (again.hit, again.seed == answer.seed) == (False, False), "its seed is not used again"
+        await read(again)
+        assert setup.stored
+        third = await setup.generator.answer(speech_request("One is the first."))
+        assert (third.hit, third.seed) == (True, again.seed)
+        await read(third)
+
+
+async def test_seed_that_the_caller_chose_is_kept_after_a_failure(over):
+    engine = ScriptedEngine(Part(rules=("repeat",)), capabilities=RANDOM_DRAWS)
+    async with over(engine) as setup:
+        seeds = []
+        for _ in range(2):
+            answer = await setup.generator.answer(speech_request("One is the first.", seed=3))
+            await read(answer)
+            seeds.append(answer.seed)
+        assert seeds == [3, 3]
+
+
+async def test_held_take_is_sent_when_the_listener_runs_low(over, monkeypatch):
+    monkeypatch.setattr(take, "RELEASE_S", 7.9)
+    gate = asyncio.Event()
+    engine = ScriptedEngine(LONG, Part(gate=gate), capabilities=RANDOM_DRAWS)
+    async with over(engine) as setup:
+        answer = await setup.generator.answer(speech_request("One is the first.\n\nTwo is the second."))
+        count = 0
+        async with contextlib.aclosing(answer.stream) as stream:
+            async for data in stream:
+                count += len(data) // 2
+                if count > 100 * CHUNK + GAP:  # audio of the second utterance, which has not ended
+                    gate.set()
+        assert engine.events[-1] == "end 1"
+        assert count == 100 * CHUNK + GAP + SPOKEN
 
 
 # ---- the cache
@@ -1038,3 +1113,19 @@ async def test_lines_of_only_punctuation_are_spoken_by_the_first_voice(over):
         with contextlib.suppress(NothingSpoken):
             await setup.pcm("", lines=(Line("?", "onyx"), Line("!", "nova")))
         assert [line.voice.id for line in engine.utterances[0].lines] == ["onyx"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "speakers"),
+    [
+        ([("verse", None)], [0]),
+        ([("verse", None), ("onyx", None), ("verse", None)], [0, 1, 0]),
+        ([("verse", 1), ("onyx", None), ("sage", None)], [1, 0, 2]),
+        ([("verse", 0), ("onyx", None)], [0, 1]),
+    ],
+)
+async def test_speakers_are_numbered_in_order_of_appearance(over, lines, speakers):
+    engine = ScriptedEngine(text=TextPacking(max_speakers=3))
+    async with over(engine) as setup:
+        await setup.pcm("", lines=tuple(Line("One is the first.", voice, speaker) for voice, speaker in lines))
+        assert [line.speaker for utterance in engine.utterances for line in utterance.lines] == speakers

@@ -36,11 +36,13 @@ class Prefill:
         fingerprint: str,
         chunk: int,
         prefix_bytes: int,
+        context_lines: int | None,
     ) -> None:
         """inputs (rows, D): receives the input of each row's next step. chunk: tokens per call of `read_chunk`."""
         self._model, self._cache, self._next, self._limits = model, cache, inputs, limits
         self._fingerprint = fingerprint
         self._chunk = chunk
+        self._context_lines = context_lines
         self.prefixes = PrefixCache(prefix_bytes)
 
     def begin(self, row: int, state: CsmRow) -> None:
@@ -53,6 +55,7 @@ class Prefill:
             state.position = cached[0].shape[2]
             segments = state.segments[state.voices :]
         state.unread = self._embed([*self._parts(segments), state.lines[0]])
+        state.line_start = state.base
 
     def read_chunk(self, row: int, state: CsmRow) -> bool:
         """Read one chunk; True once only the input of the first step is left."""
@@ -75,27 +78,36 @@ class Prefill:
         self._next[row] = unread[0]
         return True
 
-    def begin_next_line(self, state: CsmRow, unread_frames: list[Tensor]) -> None:
+    def begin_next_line(self, state: CsmRow, unread_frames: list[Tensor], *, failed: bool = False) -> None:
         """Set the input that the row reads before its next line.
 
-        unread_frames: frames of the ended line that are not in the KV cache yet.
+        unread_frames: frames of the ended line that are not in the KV cache yet. failed: the ended line broke a rule of
+        the guard: the next line takes its place in the KV cache, so that the model does not continue the failure.
         """
-        ended = state.lines[state.line]
+        if state.line_frames and not failed:
+            codes = torch.stack(state.line_frames).T.numpy().astype(np.int16)
+            state.spoken.append(Segment(state.lines[state.line], codes))
+        state.line_frames = []
         state.line += 1
         following = state.lines[state.line]
-        limit = self._limits.line_limit(state, state.line)
-        most = self._limits.max_positions
-        parts: list[Part] = [*(frame[None] for frame in unread_frames), self._eos(), following]
-        if state.position + len(unread_frames) + 1 + len(following) + limit > most:
-            # The context is full: go back to the end of the prompt, and read the ended line again if it fits.
+        most = self._limits.max_positions - len(following) - self._limits.line_limit(state, state.line)
+        if failed:
+            state.position = state.line_start
+            parts: list[Part] = [following]
+        else:
+            parts = [*(frame[None] for frame in unread_frames), self._eos(), following]
+        kept = state.spoken if self._context_lines is None else state.spoken[len(state.spoken) - self._context_lines :]
+        full = state.position + sum(map(len, parts[:-1])) > most
+        if full or len(kept) < len(state.spoken):
+            # Go back to the end of the prompt, and read again the last lines that fit.
+            kept = kept[-(self._context_lines or 1) :]
+            while kept and state.base + sum(segment.length for segment in kept) > most:
+                kept = kept[1:]
             state.position = state.base
-            parts = [following]
-            if state.line_frames:
-                segment = Segment(ended, torch.stack(state.line_frames).T.numpy().astype(np.int16))
-                if state.base + segment.length + len(following) + limit <= most:
-                    parts = [*self._parts([segment]), following]
-        state.line_frames = []
+            parts = [*self._parts(kept), following]
+            state.spoken = list(kept)
         state.unread = self._embed(parts)
+        state.line_start = state.position + len(state.unread) - len(following)
 
     def _embed(self, parts: Sequence[Part]) -> Tensor:
         """Embed the parts one after another -> (S, D)."""

@@ -18,7 +18,8 @@ class CsmRow:
     """One utterance in its row, from `admit` to `release`."""
 
     lines: list[tuple[int, ...]]  # token ids of each line
-    characters: list[int]  # number of characters of each line
+    lengths: list[float]  # of each line's text, in characters (`guard.speech_length`)
+    paces: list[float | None]  # of each line's voice, in characters a second; None = unknown
     segments: list[Segment]  # voice prompts, then conversation turns
     voices: int  # number of voice prompts in `segments`
     params: SamplingParams
@@ -28,6 +29,8 @@ class CsmRow:
     position: int = 0  # tokens in the KV cache
     frames: int = 0  # frames of speech so far
     draws: int = 0  # frames drawn so far, EOS frames included: the noise counter
+    spoken: list[Segment] = field(default_factory=list)  # lines of this utterance that are in the KV cache
+    line_start: int = 0  # position of the current line's first token
     line_frames: list[Tensor] = field(default_factory=list)  # frames of speech (K,) of the current line
     unread: Tensor | None = None  # (S, D) input still to be prefilled; the first step reads its last token
     over: bool = False

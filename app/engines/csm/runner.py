@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.audio.guard import LineGuard, Rule
+from app.audio.guard import LineGuard, Rule, pace_of, speech_length
 from app.engines.csm.config import CsmConfig
 from app.engines.csm.cuda_graph import CsmCudaGraph, Frames
 from app.engines.csm.decoding import ChunkedDecoding
@@ -75,6 +75,7 @@ class CsmRunner:
         codec_fingerprint: str = "",
         chunk: int | None = None,
         prefix_bytes: int = PREFIX_BYTES,
+        context_lines: int | None = None,
         examples: Path | None = None,
         capture: GraphCapture | None = None,
         kernels: Sequence[Kernels] = (TORCH,),
@@ -113,6 +114,7 @@ class CsmRunner:
             fingerprint=fingerprint,
             chunk=chunk or (CHUNK_CPU if model.device.type == "cpu" else CHUNK_GPU),
             prefix_bytes=prefix_bytes,
+            context_lines=context_lines,
         )
         self._chunks = ChunkedDecoding(decoder, model.device)
         self._rows: dict[int, CsmRow] = {}
@@ -160,7 +162,8 @@ class CsmRunner:
         conversation = [self._segment(turn.speaker, turn.text, turn.codes) for turn in utterance.context]
         state = CsmRow(
             lines=[tuple(self._text(line.speaker, line.text)) for line in utterance.lines],
-            characters=[len(line.text) for line in utterance.lines],
+            lengths=[speech_length(line.text) for line in utterance.lines],
+            paces=[self._pace(line.prompt) for line in utterance.lines],
             segments=[*voices, *conversation],
             voices=len(voices),
             params=DEFAULTS.overridden_by(utterance.sampling),
@@ -187,6 +190,7 @@ class CsmRunner:
         codes = np.zeros((len(rows), self.config.codebooks), np.int16)
         ended = np.zeros(len(rows), np.bool_)
         silent = np.zeros(len(rows), np.bool_)
+        rules: dict[int, str] = {}
         speaking: list[int] = []
         chunk_read = False
         for i, row in enumerate(rows):
@@ -208,8 +212,10 @@ class CsmRunner:
                     codes[i] = BROKEN
                     continue
                 codes[i] = frame.numpy()
-                silent[i], ended[i] = self._commit(rows[i], frame)
-        return StepResult(codes, ended, silent)
+                silent[i], ended[i], rule = self._commit(rows[i], frame)
+                if rule is not None:
+                    rules[rows[i]] = rule
+        return StepResult(codes, ended, silent, rules=rules)
 
     def _step_with_graph(self, rows: Sequence[int], graph: CsmCudaGraph) -> StepResult:
         """Launch step t and return the results of step t-1."""
@@ -253,8 +259,8 @@ class CsmRunner:
                 self._on_guard("early_end")
             if frames.audible[row]:
                 self._graph_samples[row] = frames.samples[row].copy()
-            silent, ended = self._commit(row, torch.from_numpy(frames.codes[row].astype(np.int64)))
-            results.append(RowResult(row, frames.codes[row], ended, silent))
+            silent, ended, rule = self._commit(row, torch.from_numpy(frames.codes[row].astype(np.int64)))
+            results.append(RowResult(row, frames.codes[row], ended, silent, rule))
         return results
 
     def _zero_row(self, row: int) -> None:
@@ -332,14 +338,15 @@ class CsmRunner:
             )
         return True
 
-    def _begin_next_line(self, row: int, state: CsmRow, unread_frames: list[Tensor]) -> None:
-        self._prefill.begin_next_line(state, unread_frames)
-        self._guard_line(state)
+    def _pace(self, prompt: VoicePrompt | None) -> float | None:
+        """The pace of a voice's recording, in characters a second; None if it has none or its pace is unknown."""
+        return None if prompt is None else pace_of(prompt.transcript, prompt.codes.shape[1] / self.codec.frame_hz)
 
     def _guard_line(self, state: CsmRow) -> None:
         """Start the guard of the current line."""
         if self._limits.guards is not None:
-            state.guard = LineGuard(state.characters[state.line], 1 / self.codec.frame_hz)
+            length, pace = state.lengths[state.line], state.paces[state.line]
+            state.guard = LineGuard(length, 1 / self.codec.frame_hz, self.rate_hz, pace=pace)
 
     # ---- steps
 
@@ -396,8 +403,11 @@ class CsmRunner:
         noise = step_noise(states, codebooks=c.codebooks, codes=c.codebook_size, device=device)
         return lambda codebook: noise[:, codebook]
 
-    def _commit(self, row: int, frame: Tensor) -> tuple[bool, bool]:
-        """Add a new frame to its row's line, and begin the next line if this one ends -> (silent, ended)."""
+    def _commit(self, row: int, frame: Tensor) -> tuple[bool, bool, Rule | None]:
+        """Add a new frame to its row's line, and begin the next line if this one ends.
+
+        Returns whether the frame is silent, whether the row has ended, and the rule of the guard that the line broke.
+        """
         state = self._rows[row]
         last = is_last(frame, self.config.eos_code)
         audible = not (last and is_silent_end(frame, self.config.eos_code))
@@ -405,8 +415,11 @@ class CsmRunner:
             state.line_frames.append(frame)
             state.frames += 1
         rule: Rule | None = None
-        if state.guard is not None and not last:
-            rule = "frame_cap" if self._limits.is_capped(state) else state.guard.check_frame(frame.numpy())
+        if state.guard is not None:
+            if last:
+                rule = state.guard.end()
+            else:
+                rule = "frame_cap" if self._limits.is_capped(state) else state.guard.check_frame(frame.numpy())
             if rule is not None:
                 self._on_guard(rule)
         line_ended = (
@@ -421,7 +434,8 @@ class CsmRunner:
                 self._graph.stop(row)
         if state.frames >= state.max_frames or (line_ended and state.line + 1 == len(state.lines)):
             state.over = True
-            return not audible, not audible
+            return not audible, not audible, rule
         if line_ended:
-            self._begin_next_line(row, state, [frame] if audible else [])
-        return not audible, False
+            self._prefill.begin_next_line(state, [frame] if audible else [], failed=rule is not None)
+            self._guard_line(state)
+        return not audible, False, rule

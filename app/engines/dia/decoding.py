@@ -48,7 +48,5 @@ class ChunkedDecoding:
                     samples = torch.cat((samples, self._decoder.flush(rows[i])))  # noqa: PLW2901
                 found[i] = samples.float().cpu().numpy()
                 if state.guard is not None:
-                    size = self._decoder.config.frame_samples
-                    for start in range(0, len(found[i]), size):
-                        state.guard.add_samples(found[i][start : start + size])
+                    state.guard.add_samples(found[i])
         return found

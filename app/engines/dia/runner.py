@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.audio.guard import LineGuard, Rule
+from app.audio.guard import LineGuard, Rule, pace_of, speech_length
 from app.engines.dia.cuda_graph import DiaCudaGraph, Step, uses_fast_path
 from app.engines.dia.decoding import FIRST_FRAMES, ChunkedDecoding
 from app.engines.dia.delay import DelayPattern
@@ -27,7 +27,7 @@ from app.engines.dia.limits import Guards, Limits
 from app.engines.dia.model import DiaModel
 from app.engines.dia.prompt import text_ids
 from app.engines.dia.rows import DiaRow
-from app.engines.dia.script import format_script, spoken_bytes
+from app.engines.dia.script import format_script, without_tags
 from app.engines.shared.references import checked_codes, checked_samples, encode_samples
 from app.engines.shared.rows import begin_warm_up, must_step_one_by_one, reference_noise_of, step_noise
 from app.engines.shared.step_graph import InFlightStep
@@ -162,7 +162,7 @@ class DiaRunner:
             seed=utterance.seed,
             max_frames=frames,
             capped=frames < requested,
-            guard=LineGuard(spoken_bytes(spoken), 1 / self.codec.frame_hz) if self._limits.guards else None,
+            guard=self._guard(spoken, voices),
             reference=reference_noise_of(utterance.seed, enabled=self._reference_noise),
         )
 
@@ -196,6 +196,7 @@ class DiaRunner:
         codes = np.zeros((len(rows), self.config.channels), np.int16)
         ended = np.array([self._rows[row].over for row in rows], np.bool_)
         silent = np.zeros(len(rows), np.bool_)
+        rules: dict[int, str] = {}
         speaking = [i for i, over in enumerate(ended) if not over]
         if speaking:
             host = self._eager_step([rows[i] for i in speaking]).cpu().numpy()
@@ -205,8 +206,10 @@ class DiaRunner:
                     codes[i] = BROKEN
                     continue
                 codes[i] = frame
-                silent[i], ended[i] = self._commit(rows[i], codes[i], int(count))
-        return StepResult(codes, ended, silent)
+                silent[i], ended[i], rule = self._commit(rows[i], codes[i], int(count))
+                if rule is not None:
+                    rules[rows[i]] = rule
+        return StepResult(codes, ended, silent, rules=rules)
 
     def _end_and_zero(self, row: int) -> None:
         """End the row and zero its state, so that NaN and infinite values do not reach its next utterance."""
@@ -239,8 +242,8 @@ class DiaRunner:
                 state.position += 1
                 state.draws += 1
                 frame = step.frames[row].copy()
-                silent, ended = self._commit(row, frame, int(step.counts[row]))
-                results.append(RowResult(row, frame, ended, silent))
+                silent, ended, rule = self._commit(row, frame, int(step.counts[row]))
+                results.append(RowResult(row, frame, ended, silent, rule))
         return to_result(results, self.config.channels)
 
     def _launch(self, rows: dict[int, DiaRow], graph: DiaCudaGraph) -> InFlightStep[DiaRow, list[Step]]:
@@ -302,6 +305,14 @@ class DiaRunner:
     def _checked(self, prompt: VoicePrompt) -> Codes:
         c = self.config
         return checked_codes(prompt.codes, codebooks=c.channels, codebook_size=c.codebook_size)
+
+    def _guard(self, spoken: str, voices: Sequence[VoicePrompt]) -> LineGuard | None:
+        """The guard of a script. The pace is the mean pace of its voices' recordings, if all of them have one."""
+        if self._limits.guards is None:
+            return None
+        seconds = sum(voice.codes.shape[1] for voice in voices) / self.codec.frame_hz
+        pace = pace_of(" ".join(voice.transcript for voice in voices), seconds) if voices else None
+        return LineGuard(speech_length(without_tags(spoken)), 1 / self.codec.frame_hz, self.rate_hz, pace=pace)
 
     def _guided(self, sampling: Sampling) -> Guided:
         default = DEFAULTS[self.config.release]
@@ -370,24 +381,29 @@ class DiaRunner:
         noise = step_noise(states, codebooks=c.channels, codes=c.audio_vocab, device=device)
         return noise.view(-1, c.audio_vocab)
 
-    def _commit(self, row: int, frame: Codes, count: int) -> tuple[bool, bool]:
-        """Add a step's frame to its row, which will have `count` frames -> (silent, ended)."""
+    def _commit(self, row: int, frame: Codes, count: int) -> tuple[bool, bool, Rule | None]:
+        """Add a step's frame to its row, which will have `count` frames.
+
+        Returns whether the frame is silent, whether the row has ended, and the rule of the guard that the script broke.
+        """
         state = self._rows[row]
         index = state.position - self._delay_pattern.first_frame(len(state.prompt))
         if count <= 0:
             self._end(state)
-            return True, True
+            return True, True, None
         if index < 0:
-            return True, False
+            return True, False, None
         rule: Rule | None = None
-        if index + 1 == count:
-            rule = "frame_cap" if state.capped and count == state.max_frames else None
+        if state.guard is not None:
+            rule = state.guard.check_frame(frame)
+            if index + 1 == count:  # the last frame: the limit was reached, or the model has ended the speech
+                at_limit = count == state.max_frames
+                rule = ("frame_cap" if state.capped else None) if at_limit else state.guard.end()
+        if index + 1 == count or rule is not None:
             self._end(state)
-        elif state.guard is not None and (rule := state.guard.check_frame(frame)) is not None:
-            self._end(state)
-        if rule is not None and self._limits.guards is not None:
+        if rule is not None:
             self._on_guard(rule)
-        return False, False
+        return False, False, rule
 
     @staticmethod
     def _end(state: DiaRow) -> None:

@@ -51,7 +51,12 @@ class Script(Generic[Speaker]):
 
 def spoken_bytes(text: str) -> int:
     """Count the bytes of a script without its tags, which take no time to speak."""
-    return len(_TAGS.sub("", text).encode("utf-8", "replace"))
+    return len(without_tags(text).encode("utf-8", "replace"))
+
+
+def without_tags(text: str) -> str:
+    """A script without its speaker tags."""
+    return _TAGS.sub("", text)
 
 
 def format_script(

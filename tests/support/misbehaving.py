@@ -1,0 +1,200 @@
+"""A speech model that misbehaves: human recordings with planted faults, played frame by frame through the guard.
+
+The faults are those that users report of CSM and Dia: a tail that never ends, an early end, a late beginning, a slow or
+fast reading, a repeated second, a repeated word, babble, a music bed, NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from app.audio.guard import LineGuard, pace_of, speech_length
+from app.audio.levels import levels_dbfs, silence_threshold
+from app.runtime.faults import BROKEN
+from app.runtime.runner import StepResult
+
+if TYPE_CHECKING:
+    from app.types import Codes, Samples, Utterance
+
+FRAME_S = 0.08
+TAIL_S = 20.0
+
+Fault = Callable[["Samples", int, np.random.Generator], "Samples"]
+
+
+def _quietest(samples: Samples, rate_hz: int, seconds: float) -> Samples:
+    """The quietest stretch of this length: the room without the voice, as far as the speaker pauses."""
+    size = round(seconds * rate_hz)
+    power = np.convolve(np.square(samples, dtype=np.float64), np.ones(size) / size, "valid")
+    start = int(power.argmin())
+    return samples[start : start + size]
+
+
+def _looped(part: Samples, seconds: float, rate_hz: int) -> Samples:
+    """The part forwards and backwards, again and again, so that it has no edges."""
+    count = round(seconds * rate_hz)
+    return np.tile(np.concatenate((part, part[::-1])), count // (2 * len(part)) + 1)[:count]
+
+
+def noise_tail(samples: Samples, rate_hz: int, random: np.random.Generator) -> Samples:
+    """White noise at the level of the recording's own noise floor follows for TAIL_S."""
+    floor = float(np.percentile(levels_dbfs(samples, rate_hz), 5))
+    return np.concatenate((samples, random.normal(0, 10 ** (floor / 20), round(TAIL_S * rate_hz)).astype(np.float32)))
+
+
+def room_tail(samples: Samples, rate_hz: int, random: np.random.Generator) -> Samples:
+    """The room of the recording follows for TAIL_S: its quietest 0.2 s, looped."""
+    return np.concatenate((samples, _looped(_quietest(samples, rate_hz, 0.2), TAIL_S, rate_hz)))
+
+
+def silent_tail(samples: Samples, rate_hz: int, random: np.random.Generator) -> Samples:
+    """Digital silence follows for TAIL_S."""
+    return np.concatenate((samples, np.zeros(round(TAIL_S * rate_hz), np.float32)))
+
+
+def repeated_second(samples: Samples, rate_hz: int, random: np.random.Generator) -> Samples:
+    """The last second follows again and again for TAIL_S, each time with a little other noise."""
+    tail = np.tile(samples[-rate_hz:], round(TAIL_S))
+    return np.concatenate((samples, tail + random.normal(0, 1e-3, len(tail)).astype(np.float32)))
+
+
+def early_end(share: float) -> Fault:
+    """Only this share of the recording."""
+    return lambda samples, rate_hz, random: samples[: round(share * len(samples))]
+
+
+def late_beginning(seconds: float, *, breath: bool = False) -> Fault:
+    """The recording's room, or a soft breath, before the first word."""
+
+    def fault(samples: Samples, rate_hz: int, random: np.random.Generator) -> Samples:
+        lead = _looped(_quietest(samples, rate_hz, 0.2), seconds, rate_hz)
+        if breath:
+            swell = np.sin(np.linspace(0, np.pi, len(lead)))
+            lead = lead + (0.01 * swell * random.normal(0, 1, len(lead))).astype(np.float32)
+        return np.concatenate((lead, samples))
+
+    return fault
+
+
+def babble(samples: Samples, rate_hz: int, random: np.random.Generator) -> Samples:
+    """Pieces of the recording follow in random order for twice its length and TAIL_S, so that it says nothing."""
+    size = round(0.25 * rate_hz)
+    starts = random.integers(0, max(1, len(samples) - size), round((TAIL_S + 2 * len(samples) / rate_hz) / 0.25))
+    fade = np.hanning(size).astype(np.float32) ** 0.3
+    return np.concatenate(
+        [samples, *(samples[start : start + size] * fade[: len(samples[start:])] for start in starts)]
+    )
+
+
+def repeated_word(samples: Samples, rate_hz: int, random: np.random.Generator) -> Samples:
+    """0.4 s from the middle sound three times."""
+    middle, size = len(samples) // 2, round(0.4 * rate_hz)
+    return np.concatenate((samples[: middle + size], *[samples[middle : middle + size]] * 2, samples[middle + size :]))
+
+
+def music_bed(samples: Samples, rate_hz: int, random: np.random.Generator) -> Samples:
+    """A chord at -32 dBFS under the recording and for TAIL_S after it."""
+    seconds = np.arange(len(samples) + round(TAIL_S * rate_hz)) / rate_hz
+    chord = sum(np.sin(2 * np.pi * hertz * seconds) for hertz in (220.0, 277.2, 329.6)) * 0.018
+    return (np.pad(samples, (0, len(chord) - len(samples))) + chord).astype(np.float32)
+
+
+def not_a_number(samples: Samples, rate_hz: int, random: np.random.Generator) -> Samples:
+    """NaN in the middle."""
+    broken = samples.copy()
+    broken[len(broken) // 2] = np.nan
+    return broken
+
+
+def until_rule(
+    samples: Samples, words: str, rate_hz: int, *, pace: float | None = None, seed: int = 0
+) -> tuple[str | None, float]:
+    """Feed a line to its guard as a runner does -> the rule that ended it, or that it broke at its end; seconds."""
+    random = np.random.default_rng(seed)
+    guard = LineGuard(speech_length(words), FRAME_S, rate_hz, pace=pace)
+    size = round(FRAME_S * rate_hz)
+    for start in range(0, len(samples) - size + 1, size):
+        if (rule := guard.check_frame(random.integers(0, 2048, 32))) is not None:
+            return rule, start / rate_hz
+        guard.add_samples(samples[start : start + size])
+    return guard.end(), len(samples) / rate_hz
+
+
+def last_sound_s(samples: Samples, rate_hz: int) -> float:
+    """When the speech of a recording ends."""
+    levels = levels_dbfs(samples, rate_hz)
+    return (int(np.flatnonzero(levels >= silence_threshold(levels))[-1]) + 1) * 0.02
+
+
+def pace_of_samples(samples: Samples, words: str, rate_hz: int) -> float | None:
+    """The pace of a recording, as an engine knows it of a voice."""
+    return pace_of(words, len(samples) / rate_hz)
+
+
+class HumanRunner:
+    """A Runner that plays recordings: each line's text is looked up in `recordings`, take by take.
+
+    The guard watches each line as it does in the models' runners: it ends a line that fails, and the next line follows.
+    """
+
+    def __init__(self, recordings: dict[str, Sequence[Samples]], rate_hz: int, max_rows: int = 2) -> None:
+        """recordings: text of a line -> its takes, the first for the first utterance that has it, and so on."""
+        self.max_rows = max_rows
+        self.rate_hz = rate_hz
+        self.taken: dict[str, int] = dict.fromkeys(recordings, 0)
+        self.seeds: list[int] = []
+        self._recordings = recordings
+        self._size = round(FRAME_S * rate_hz)
+        self._random = np.random.default_rng(0)
+        self._lines: dict[int, list[tuple[LineGuard, Samples, int]]] = {}  # row -> guard, samples, position
+
+    def admit(self, row: int, utterance: Utterance) -> None:
+        self.seeds.append(utterance.seed)
+        self._lines[row] = []
+        for line in utterance.lines:
+            takes = self._recordings[line.text]
+            samples = takes[min(self.taken[line.text], len(takes) - 1)]
+            self.taken[line.text] += 1
+            guard = LineGuard(speech_length(line.text), FRAME_S, self.rate_hz)
+            self._lines[row].append((guard, samples[: len(samples) // self._size * self._size], 0))
+
+    def prefill(self, row: int) -> bool:
+        return True
+
+    def step(self, rows: Sequence[int]) -> StepResult:
+        codes = self._random.integers(0, 2048, (len(rows), 32)).astype(np.int16)
+        ended = np.zeros(len(rows), np.bool_)
+        silent = np.zeros(len(rows), np.bool_)
+        rules: dict[int, str] = {}
+        for i, row in enumerate(rows):
+            guard, samples, position = self._lines[row][0]
+            over = position >= len(samples)
+            rule = guard.end() if over else guard.check_frame(codes[i])
+            if rule is not None:
+                rules[row] = rule
+            if over or rule is not None:
+                self._lines[row].pop(0)
+                ended[i] = not self._lines[row]
+                silent[i] = True
+            elif np.isnan(samples[position : position + self._size]).any():
+                codes[i] = BROKEN
+        return StepResult(codes, ended, silent, rules=rules)
+
+    def decode(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
+        found = []
+        for row in rows:
+            guard, samples, position = self._lines[row][0]
+            frame = samples[position : position + self._size]
+            self._lines[row][0] = (guard, samples, position + self._size)
+            guard.add_samples(frame)
+            found.append(frame)
+        return found
+
+    def drain(self, row: int) -> Samples:
+        return np.zeros(0, np.float32)
+
+    def release(self, row: int) -> None:
+        self._lines.pop(row, None)
