@@ -54,7 +54,7 @@ def test_words_come_in_order_and_fill_the_speech():
     assert 0.5 + len(speech) / RATE_HZ - 0.5 < found.words[-1].end_s < 0.5 + len(speech) / RATE_HZ + 0.05
 
 
-def test_a_pause_between_two_sentences_is_found():
+def test_pause_between_two_sentences_is_found():
     first, second = said(SENTENCE), said(OTHER)
     found = aligned(np.concatenate((first, silence(0.7), second)), [*WORDS, *OTHER.split()])
     gap_s = found.words[len(WORDS)].start_s - found.words[len(WORDS) - 1].end_s
@@ -68,14 +68,14 @@ def test_us_and_british_voices_align(voice):
         assert not aligned(said(sentence, voice), sentence.split()).missing
 
 
-def test_a_missing_word_is_named():
+def test_missing_word_is_named():
     sentence = "The weather was fine, so they walked along the river and talked."
     without = sentence.replace("river ", "")
     found = aligned(said(without))
     assert [found.words[at].word for at in found.missing] == ["river"]
 
 
-def test_a_missing_end_is_cut_off():
+def test_missing_end_is_cut_off():
     speech = said(SENTENCE)
     whole, half = aligned(speech), aligned(speech[: len(speech) // 2])
     assert whole.cut_off < 13
@@ -100,7 +100,7 @@ def test_noise_behind_the_last_word_does_not_lengthen_it():
     assert found.words[-1].end_s < len(speech) / RATE_HZ + 1.0
 
 
-def test_the_score_prefers_the_right_text():
+def test_score_prefers_the_right_text():
     right, wrong = aligned(said(SENTENCE)), aligned(said(SENTENCE), OTHER.split())
     assert right.score > wrong.score + 1.0
 
@@ -121,13 +121,13 @@ def test_nothing_to_align_is_none(samples, words):
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-5, 0.3, np.nan])
-def test_a_sound_without_speech_still_gets_an_answer(level):
+def test_sound_without_speech_still_gets_an_answer(level):
     found = aligned(noise(2 * RATE_HZ, 1.0) * np.float32(level))
     assert len(found.words) == len(WORDS)
     assert found.missing or found.cut_off > 13 or found.score < -2.5
 
 
-def test_a_word_without_letters_takes_no_time():
+def test_word_without_letters_takes_no_time():
     found = aligned(said(SENTENCE), [WORDS[0], "-", *WORDS[1:]])
     assert found.words[1].start_s == found.words[1].end_s
     assert not found.words[1].missing
@@ -168,7 +168,7 @@ def aligner():
     made.close()
 
 
-def test_the_process_gives_the_same_words(aligner):
+def test_process_gives_the_same_words(aligner):
     here, there = aligned(said(SENTENCE)), aligner.align(said(SENTENCE), RATE_HZ, WORDS)
     assert there is not None
     assert [(word.word, word.start_s, word.end_s) for word in there.words] == [
@@ -177,7 +177,7 @@ def test_the_process_gives_the_same_words(aligner):
     assert there.cut_off == pytest.approx(here.cut_off, abs=0.5)
 
 
-def test_the_process_is_started_again_after_it_died(aligner):
+def test_process_is_started_again_after_it_died(aligner):
     assert aligner.align(said(SENTENCE), RATE_HZ, WORDS) is not None
     aligner._process.kill()
     aligner._process.wait()
@@ -194,13 +194,13 @@ def test_the_process_is_started_again_after_it_died(aligner):
     ],
     ids=["hangs", "crashes", "answers garbage", "answers with fields missing"],
 )
-def test_a_process_that_fails_gives_none(program):
+def test_process_that_fails_gives_none(program):
     broken = Aligner(command=(sys.executable, "-c", program))
     assert broken.align(said(SENTENCE), RATE_HZ, WORDS, deadline_s=2.0) is None
     assert broken._process is None
 
 
-def test_the_callers_pronunciations_join(aligner):
+def test_callers_pronunciations_join(aligner):
     asked: list[str] = []
 
     def pronounce(word: str) -> list[str]:

@@ -24,7 +24,7 @@ def tone(frequency_hz: float, rate_hz: int, seconds: float = 1.0) -> np.ndarray:
 # --- pcm ---
 
 
-def test_every_16_bit_value_survives_bytes_float_bytes():
+def test_every_16_bit_value_survives_conversion_to_float_and_back():
     every = np.arange(-32768, 32768).astype("<i2").tobytes()
     samples = pcm.from_bytes(every)
     assert samples.dtype == np.float32
@@ -32,7 +32,7 @@ def test_every_16_bit_value_survives_bytes_float_bytes():
     assert pcm.to_bytes(samples) == every
 
 
-def test_rounding_and_clipping():
+def test_samples_are_rounded_and_clipped():
     loud = np.array([1.0, 1.5, -1.0, -9.0, 0.4 / 32768, 0.6 / 32768, -0.6 / 32768, 1e38], np.float32)
     assert pcm.to_int16(loud).tolist() == [32767, 32767, -32768, -32768, 0, 1, -1, 32767]
     broken = np.array([np.nan, np.inf, -np.inf], np.float32)
@@ -46,7 +46,7 @@ def test_bytes_are_little_endian():
         pcm.from_bytes(b"\x00\x01\x02")
 
 
-def test_inputs_are_left_alone():
+def test_inputs_are_not_modified():
     loud = np.array([2.0, np.nan], np.float32)
     loud.flags.writeable = False
     pcm.clip(loud)
@@ -54,14 +54,14 @@ def test_inputs_are_left_alone():
     assert loud[0] == 2.0
 
 
-def test_silence():
+def test_silence_has_the_requested_length():
     quiet = pcm.silence(0.1, 24_000)
     assert quiet.dtype == np.float32
     assert len(quiet) == 2400
     assert not quiet.any()
 
 
-def test_levels():
+def test_levels_are_measured_in_dbfs():
     assert pcm.rms_dbfs(tone(1000, 24_000)) == pytest.approx(-9.03, abs=0.01)  # 0.5 is -6.02, a sine 3.01 below it
     for empty in (pcm.silence(0, 24_000), pcm.silence(1, 24_000)):
         assert pcm.rms_dbfs(empty) == -math.inf
@@ -73,7 +73,7 @@ def test_levels():
 
 @pytest.mark.parametrize("to_hz", [8_000, 16_000, 22_050, 24_000, 44_100, 48_000])
 @pytest.mark.parametrize("from_hz", [16_000, 22_050, 24_000, 44_100])
-def test_resampled_tone_is_the_same_tone(from_hz, to_hz):
+def test_resampled_tone_equals_a_tone_at_the_new_rate(from_hz, to_hz):
     sound = tone(440, from_hz)
     stage = StreamResampler(from_hz, to_hz)
     parts = [stage.push(sound[i : i + 777]) for i in range(0, len(sound), 777)]
@@ -91,7 +91,7 @@ def test_resampled_tone_is_the_same_tone(from_hz, to_hz):
     length=st.integers(0, 9_000),
     cuts=st.lists(st.integers(0, 9_000), max_size=6),
 )
-def test_resampling_in_pieces_is_resampling_at_once(rates, length, cuts):
+def test_resampling_in_chunks_equals_resampling_the_whole(rates, length, cuts):
     sound = np.random.default_rng(3).uniform(-0.5, 0.5, length).astype(np.float32)
     whole, pieces = StreamResampler(*rates), StreamResampler(*rates)
     at_once = np.concatenate([whole.push(sound), whole.flush()])
@@ -101,7 +101,7 @@ def test_resampling_in_pieces_is_resampling_at_once(rates, length, cuts):
     assert abs(len(at_once) - length * rates[1] / rates[0]) <= 1
 
 
-def test_equal_rates_pass_through():
+def test_equal_rates_return_the_input():
     sound = tone(440, 24_000)
     stage = StreamResampler(24_000, 24_000)
     assert stage.push(sound) is sound
@@ -131,7 +131,7 @@ class Delay:
         return np.append(self.held, np.float32(self.mark))
 
 
-def test_flush_cascades():
+def test_flush_reaches_every_stage_in_order():
     stages = [Delay(3, 101), Delay(5, 102), Delay(2, 103)]
     line = chain(*stages)
     parts = [line.push(np.arange(i, i + 4, dtype=np.float32)) for i in range(0, 20, 4)]
@@ -140,7 +140,7 @@ def test_flush_cascades():
     assert [stage.flushed for stage in stages] == [1, 1, 1]
 
 
-def test_chains_nest_and_may_be_empty():
+def test_chains_can_be_nested_or_empty():
     sound = np.arange(5, dtype=np.float32)
     empty = chain()
     assert empty.push(sound) is sound

@@ -88,7 +88,7 @@ def test_graph_gives_the_codes_and_samples_of_eager_steps(runner: CsmRunner, eag
         assert np.abs(ours.samples(2) - theirs.samples(2)).max() < 1e-5
 
 
-def test_other_rows_change_nothing(runner: CsmRunner, eager: CsmRunner) -> None:
+def test_other_rows_do_not_change_the_result(runner: CsmRunner, eager: CsmRunner) -> None:
     """Requests start at different times in any row, pause, and one is cancelled, so launches of every size occur."""
     expected = [alone(eager, request) for request in REQUESTS]
     driver = Driver(runner)
@@ -212,7 +212,7 @@ def test_frame_reads_nothing_back_to_the_host(fast_path: bool) -> None:
             assert operations(lambda n=rows: frames.advance(n, BucketKey(512, fast_path=fast_path), TORCH)) > 1000  # type: ignore[misc]
 
 
-def test_check_finds_reads_by_the_host() -> None:
+def test_check_detects_reads_by_the_host() -> None:
     with torch.inference_mode(), pytest.raises(AssertionError, match="waits for the device"):
         operations(lambda: print(bool(torch.ones(3, device=META).sum() > 1)))
     with torch.inference_mode(), pytest.raises(AssertionError, match="host"):

@@ -45,7 +45,7 @@ async def collect(speaker: BatchedEngine, request: Utterance) -> tuple[np.ndarra
     return np.concatenate([c.codes for c in chunks], axis=1), np.concatenate([c.samples for c in chunks])
 
 
-async def test_many_requests_give_the_same_as_one_alone(runner: CsmRunner) -> None:
+async def test_concurrent_requests_give_the_same_result_as_single_ones(runner: CsmRunner) -> None:
     requests = [utterance(f"Number {i} speaks.", seed=i, frames=6 + i) for i in range(5)]
     async with engine(runner) as speaker:
         lone = [await collect(speaker, one) for one in requests]

@@ -239,7 +239,7 @@ def test_prefill_of_one_row_does_not_stop_the_others(folder: Path) -> None:
     assert len(driver.codes[0]) > before
 
 
-def test_full_context_goes_back_to_the_prompt(tmp_path: Path) -> None:
+def test_full_context_is_reset_to_the_prompt(tmp_path: Path) -> None:
     """Each line fits into the context, all lines together do not."""
     short = fabricate_csm(tmp_path, changes={"max_position_embeddings": 160})
     runner = make(short, guards=Guards(min_frames=0, frames_per_token=1, slack_frames=20))

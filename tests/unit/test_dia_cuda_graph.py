@@ -66,13 +66,13 @@ def test_graph_gives_the_codes_and_samples_of_eager_steps(runner: DiaRunner, eag
 
 
 @pytest.mark.parametrize("burst", [1, 3])
-def test_burst_size_changes_nothing(folder: Path, eager: DiaRunner, burst: int) -> None:
+def test_burst_size_does_not_change_the_result(folder: Path, eager: DiaRunner, burst: int) -> None:
     some = captured(folder, burst=burst, capture=RunningCapture(CPU), max_rows=2)
     for request in ALL_REQUESTS[:3]:
         assert np.array_equal(alone(some, request), alone(eager, request))
 
 
-def test_other_rows_change_nothing(runner: DiaRunner, eager: DiaRunner) -> None:
+def test_other_rows_do_not_change_the_result(runner: DiaRunner, eager: DiaRunner) -> None:
     expected = [alone(eager, request) for request in ALL_REQUESTS]
     driver = Driver(runner)
     random = np.random.default_rng(0)

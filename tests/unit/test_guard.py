@@ -244,7 +244,7 @@ def test_end_of_speech_in_the_first_frames_is_suppressed_and_counted(folder: Pat
     assert all(frame[0] != runner.config.eos_code for frame in frames)
 
 
-def test_a_stuck_model_goes_on_with_the_next_line(folder: Path) -> None:
+def test_stuck_model_goes_on_with_the_next_line(folder: Path) -> None:
     rules: list[Rule] = []
     runner = make(folder, rules)
     runner.model.frame = lambda h, *_: torch.full((len(h), runner.config.codebooks), 5)  # type: ignore[method-assign]

@@ -29,7 +29,7 @@ def _as_it_was() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_as_it_was")
-def test_what_is_loaded_is_not_looked_through_again() -> None:
+def test_loaded_objects_are_excluded_from_garbage_collection() -> None:
     gc.collect()
     before = len(gc.get_objects())
     pauses.freeze_loaded_objects()
@@ -42,12 +42,12 @@ def test_what_is_loaded_is_not_looked_through_again() -> None:
 
 
 @pytest.mark.usefixtures("_as_it_was")
-def test_threads_take_turns_quickly() -> None:
+def test_thread_switch_interval_is_short() -> None:
     pauses.shorten_switch_interval()
     assert sys.getswitchinterval() < 0.001
 
 
-async def test_server_says_once_that_all_is_there(tmp_path: Path) -> None:
+async def test_server_calls_on_ready_once(tmp_path: Path) -> None:
     settled = asyncio.Event()
     times = 0
 
@@ -63,7 +63,7 @@ async def test_server_says_once_that_all_is_there(tmp_path: Path) -> None:
     assert times == 1
 
 
-async def test_server_that_stops_first_does_not_say_so(tmp_path: Path) -> None:
+async def test_server_that_stops_early_does_not_call_on_ready(tmp_path: Path) -> None:
     settled: list[bool] = []
     app = create_app(settings(tmp_path), on_ready=lambda: settled.append(True))
     async with app.router.lifespan_context(app):

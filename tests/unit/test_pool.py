@@ -126,21 +126,21 @@ def fail(engine: BatchedEngine, error: Exception) -> None:
     engine._runner.step = step  # type: ignore[assignment, method-assign]
 
 
-async def test_it_is_an_engine_of_all_its_devices(engine: EnginePool) -> None:
+async def test_pool_reports_the_rows_of_all_devices(engine: EnginePool) -> None:
     assert engine.info.device == "cpu,cpu"
     assert (engine.load.max_rows, engine.load.max_queue) == (4, 2)
     assert engine.healthy
     assert sum(thread.name == "engine-csm" for thread in threading.enumerate()) == 2
 
 
-async def test_all_devices_say_the_same(engine: EnginePool) -> None:
+async def test_all_devices_give_the_same_audio(engine: EnginePool) -> None:
     first, second = engines(engine)
     expected = await whole(first, say())
     assert np.array_equal(await whole(second, say()), expected)
     assert np.array_equal(await whole(engine, say()), expected)
 
 
-async def test_least_busy_device_speaks(engine: EnginePool) -> None:
+async def test_least_busy_device_is_used(engine: EnginePool) -> None:
     async with held(engine, 1):
         assert rows(engine) == [1, 0]
         async with held(engine, 3):
@@ -148,7 +148,7 @@ async def test_least_busy_device_speaks(engine: EnginePool) -> None:
     await until(lambda: rows(engine) == [0, 0])
 
 
-async def test_voice_returns_to_where_it_is_known(engine: EnginePool) -> None:
+async def test_voice_returns_to_the_device_that_knows_its_prompt(engine: EnginePool) -> None:
     async with held(engine, 1):  # so that this voice comes to the second device
         await whole(engine, say(prompt=prompt("a")))
     await until(lambda: rows(engine) == [0, 0])
@@ -158,7 +158,7 @@ async def test_voice_returns_to_where_it_is_known(engine: EnginePool) -> None:
             assert rows(engine) == [1, 1]
 
 
-async def test_full_pool_lets_some_wait_and_refuses_the_rest(engine: EnginePool) -> None:
+async def test_full_pool_queues_requests_and_refuses_the_rest(engine: EnginePool) -> None:
     async with held(engine, 4) as streams:
         waiting = [asyncio.create_task(whole(engine, say(seed=seed))) for seed in range(2)]
         await until(lambda: engine.load.queued == 2)
@@ -170,7 +170,7 @@ async def test_full_pool_lets_some_wait_and_refuses_the_rest(engine: EnginePool)
     assert engine.load.queued == 0
 
 
-async def test_answer_that_sounds_is_never_refused(engine: EnginePool) -> None:
+async def test_continuation_of_an_answer_is_never_refused(engine: EnginePool) -> None:
     async with held(engine, 4) as streams:
         waiting = [asyncio.create_task(whole(engine, say(seed=seed))) for seed in range(2)]
         await until(lambda: engine.load.queued == 2)
@@ -181,7 +181,7 @@ async def test_answer_that_sounds_is_never_refused(engine: EnginePool) -> None:
         await asyncio.gather(*waiting)
 
 
-async def test_who_waits_and_leaves_takes_nobodys_turn(engine: EnginePool) -> None:
+async def test_cancelled_waiter_leaves_the_queue(engine: EnginePool) -> None:
     async with held(engine, 4) as streams:
         leaver = asyncio.create_task(whole(engine, say()))
         await until(lambda: engine.load.queued == 1)
@@ -194,7 +194,7 @@ async def test_who_waits_and_leaves_takes_nobodys_turn(engine: EnginePool) -> No
         assert len(await stayer)
 
 
-async def test_who_is_called_and_leaves_hands_the_call_on(engine: EnginePool) -> None:
+async def test_row_offered_to_a_cancelled_waiter_goes_to_the_next(engine: EnginePool) -> None:
     async with held(engine, 4) as streams:
         leaver = asyncio.create_task(whole(engine, say()))
         await until(lambda: engine.load.queued == 1)
@@ -205,7 +205,7 @@ async def test_who_is_called_and_leaves_hands_the_call_on(engine: EnginePool) ->
         assert len(await asyncio.wait_for(stayer, 20))
 
 
-async def test_many_at_once_are_all_spoken(engine: EnginePool) -> None:
+async def test_concurrent_requests_are_all_spoken(engine: EnginePool) -> None:
     engine._max_queue = 100
     alone = [await whole(engines(engine)[0], say(seed=seed)) for seed in range(5)]
     many = await asyncio.gather(*(whole(engine, say(seed=seed % 5)) for seed in range(12)))
@@ -214,7 +214,7 @@ async def test_many_at_once_are_all_spoken(engine: EnginePool) -> None:
     assert rows(engine) == [0, 0]
 
 
-async def test_device_that_dies_is_taken_out_and_the_other_goes_on(
+async def test_dead_device_is_removed_and_the_other_continues(
     engine: EnginePool, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = engines(engine)
@@ -242,7 +242,7 @@ async def test_device_that_dies_is_taken_out_and_the_other_goes_on(
         await whole(engine, say())
 
 
-async def test_what_has_not_sounded_moves_to_another_device(engine: EnginePool) -> None:
+async def test_requests_without_audio_yet_move_to_another_device(engine: EnginePool) -> None:
     first, second = engines(engine)
     expected = await whole(second, say("A text of some length."))
     reading, go_on = threading.Event(), threading.Event()
@@ -266,7 +266,7 @@ async def test_what_has_not_sounded_moves_to_another_device(engine: EnginePool) 
     assert rows(engine)[1] == 0
 
 
-async def test_those_who_wait_go_to_the_devices_that_are_left(engine: EnginePool) -> None:
+async def test_queued_requests_go_to_the_remaining_devices(engine: EnginePool) -> None:
     first, _ = engines(engine)
     async with held(engine, 4) as streams:
         waiting = [asyncio.create_task(whole(engine, say(seed=seed))) for seed in range(2)]
@@ -276,7 +276,7 @@ async def test_those_who_wait_go_to_the_devices_that_are_left(engine: EnginePool
         await asyncio.wait_for(asyncio.gather(*waiting), 20)
 
 
-async def test_device_that_fails_at_everything_is_taken_out(engine: EnginePool) -> None:
+async def test_device_that_fails_repeatedly_is_removed(engine: EnginePool) -> None:
     first, _ = engines(engine)
     fail(first, RuntimeError("CUDA error: an illegal memory access was encountered"))
     for attempt in range(pool.MAX_FAILURES):
@@ -286,7 +286,7 @@ async def test_device_that_fails_at_everything_is_taken_out(engine: EnginePool) 
     assert first.healthy  # its thread lives on, and is sent nothing
 
 
-async def test_text_that_fails_everywhere_blames_no_device(engine: EnginePool) -> None:
+async def test_text_that_fails_on_every_device_removes_none(engine: EnginePool) -> None:
     for each in engines(engine):
         fail(each, RuntimeError("this text"))
     for _ in range(pool.MAX_FAILURES + 1):
@@ -295,14 +295,14 @@ async def test_text_that_fails_everywhere_blames_no_device(engine: EnginePool) -
     assert not any(each.failure for each in engine.devices)
 
 
-async def test_too_much_for_one_device_is_too_much_for_all(engine: EnginePool) -> None:
+async def test_out_of_memory_is_not_retried_on_another_device(engine: EnginePool) -> None:
     first, _ = engines(engine)
     fail(first, OutOfMemory("No room."))
     with pytest.raises(OutOfMemory):
         await whole(engine, say())
 
 
-async def test_device_that_hangs_is_left(engine: EnginePool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hung_device_is_abandoned(engine: EnginePool, monkeypatch: pytest.MonkeyPatch) -> None:
     from app.runtime import loop
 
     first, second = engines(engine)
@@ -317,7 +317,7 @@ async def test_device_that_hangs_is_left(engine: EnginePool, monkeypatch: pytest
     stuck.set()
 
 
-async def test_recordings_are_read_where_they_can_be(engine: EnginePool) -> None:
+async def test_recordings_are_encoded_on_a_working_device(engine: EnginePool) -> None:
     from app.types import Reference
 
     first, second = engines(engine)
@@ -338,31 +338,33 @@ async def test_recordings_are_read_where_they_can_be(engine: EnginePool) -> None
 # ---- what the settings make of it
 
 
-def test_split_model_is_one_engine(folder: Path, tmp_path: Path) -> None:
+def test_split_model_builds_one_engine(folder: Path, tmp_path: Path) -> None:
     made = pool.build(specs()["csm"], settings(folder, tmp_path, CSM_DEVICE_MAP="balanced"), CONTEXT)
     assert isinstance(made, BatchedEngine)
     assert made.info.device == "cpu,cpu"
 
 
 @pytest.mark.parametrize("devices", ["", "cpu", "auto"])
-def test_one_device_is_one_engine(folder: Path, tmp_path: Path, devices: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_device_builds_one_engine(
+    folder: Path, tmp_path: Path, devices: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     made = pool.build(specs()["csm"], settings(folder, tmp_path, TTS_DEVICES=devices), CONTEXT)
     assert isinstance(made, BatchedEngine)
     assert made.info.device == "cpu"
 
 
-def test_device_that_is_not_there_is_an_error(folder: Path, tmp_path: Path) -> None:
+def test_missing_device_is_an_error(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineUnavailable, match="no CUDA device"):
         pool.build(specs()["csm"], settings(folder, tmp_path, TTS_DEVICES="cpu,cuda:0"), CONTEXT)
 
 
-def test_what_fails_to_load_names_its_device(folder: Path, tmp_path: Path) -> None:
+def test_load_error_names_the_device(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineUnavailable, match=r"On cpu: "):
         pool.build(specs()["csm"], settings(tmp_path / "nowhere", tmp_path), CONTEXT)
 
 
-def test_engine_without_devices_is_one(tmp_path: Path) -> None:
+def test_engine_without_device_support_builds_one_engine(tmp_path: Path) -> None:
     built = []
     spec = EngineSpec("espeak", "espeak", "app.engines.espeak:build")
     built.append(pool.build(spec, settings(tmp_path, tmp_path, TTS_DEVICES="cuda:0,cuda:1"), CONTEXT))
@@ -382,7 +384,7 @@ async def to_its_end(stream: AsyncIterator[Any]) -> None:
         pass
 
 
-async def test_work_in_the_background_takes_no_row_from_those_who_wait(folder: Path, tmp_path: Path) -> None:
+async def test_background_work_yields_its_row_to_foreground_requests(folder: Path, tmp_path: Path) -> None:
     made = pool.build(specs()["csm"], settings(folder, tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=0), CONTEXT)
     async with made, held(made, 1), held(made, 1, background=True) as [casting]:
         async with asyncio.timeout(20):
@@ -391,7 +393,7 @@ async def test_work_in_the_background_takes_no_row_from_those_who_wait(folder: P
             await to_its_end(casting)
 
 
-async def test_background_work_moves_on_when_its_device_stops(engine: EnginePool) -> None:
+async def test_background_work_is_preempted_when_its_device_stops(engine: EnginePool) -> None:
     async with held(engine, 1, background=True) as [casting]:
         [its] = [each for each in engines(engine) if any(slot.background for slot in each._scheduler._slots.live)]
         kill(its)

@@ -12,7 +12,7 @@ def prefix(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.zeros(size), torch.zeros(size)  # 8 bytes a unit
 
 
-def test_least_recently_used_go() -> None:
+def test_least_recently_used_prefix_is_evicted() -> None:
     cache = PrefixCache(100 * 8)
     cache.put(b"a", prefix(50))
     cache.put(b"b", prefix(40))

@@ -121,7 +121,7 @@ def stage(rows: int) -> tuple[Desk, Clock, Callable[[], Played]]:
 # ---- Scheduler
 
 
-async def test_rows_are_given_out_lowest_first_in_the_order_of_coming():
+async def test_lowest_free_row_is_assigned_in_arrival_order():
     desk = Desk.of(3, 3)
     jobs = [desk.submit(Part(frames=frames)) for frames in (9, 1, 9, 9, 9)]
     assert [row for row, _ in desk.scheduler.plan().admit] == [0, 1, 2]
@@ -135,7 +135,7 @@ async def test_rows_are_given_out_lowest_first_in_the_order_of_coming():
     assert desk.runner.rows == {0: 4, 1: 3}  # the lowest of two free rows
 
 
-async def test_followers_go_first_and_among_themselves_in_the_order_of_coming():
+async def test_continuations_go_first_in_arrival_order():
     desk = Desk.of(1, 1)
     desk.submit(Part(frames=1))
     desk.turn()
@@ -164,7 +164,7 @@ async def test_busy_exactly_when_rows_and_queue_are_full():
     desk.submit(Part(frames=3))
 
 
-async def test_row_that_an_answer_goes_on_in_is_not_free_between_its_passages():
+async def test_row_of_a_continued_answer_is_not_free_between_its_utterances():
     """Who is let in then would wait without a queue, for a minute behind somebody who reads nothing."""
     desk = Desk.of(1, 0)
     desk.submit(Part(frames=1))
@@ -178,7 +178,7 @@ async def test_row_that_an_answer_goes_on_in_is_not_free_between_its_passages():
     desk.submit(Part(frames=1))
 
 
-async def test_without_a_queue_there_are_as_many_as_rows():
+async def test_without_a_queue_only_the_rows_are_used():
     desk = Desk.of(2, 0)
     desk.submit(Part(frames=1))
     desk.submit(Part(frames=1))
@@ -188,7 +188,7 @@ async def test_without_a_queue_there_are_as_many_as_rows():
     desk.submit(Part(frames=1))
 
 
-async def test_background_work_is_done_only_while_nobody_waits():
+async def test_background_work_runs_only_without_foreground_work():
     desk = Desk.of(2, 1)
     behind = desk.submit(Part(frames=6, pieces=2), background=True)
     desk.turn(4)
@@ -201,7 +201,7 @@ async def test_background_work_is_done_only_while_nobody_waits():
     assert await heard(behind) == [(0, frame) for frame in range(6)]
 
 
-async def test_background_work_gives_its_row_up():
+async def test_background_work_is_preempted_by_foreground_work():
     desk = Desk.of(1, 0)
     behind = desk.submit(Part(frames=6), background=True)
     desk.turn(3)
@@ -214,7 +214,7 @@ async def test_background_work_gives_its_row_up():
     assert await heard(again) == [(2, 0), (2, 1)]
 
 
-async def test_background_work_goes_on_while_a_slow_reader_has_enough():
+async def test_background_work_runs_while_a_slow_reader_is_full():
     desk = Desk.of(2, 0)
     desk.submit(Part(frames=6), audio_queue_s=2 * FRAME_S)
     desk.submit(Part(frames=2), background=True)
@@ -222,7 +222,7 @@ async def test_background_work_goes_on_while_a_slow_reader_has_enough():
     assert [number for number, _ in desk.runner.said] == [0, 0, 1, 1]
 
 
-async def test_who_is_far_ahead_of_the_listener_lets_first_sounds_pass():
+async def test_row_far_ahead_of_its_listener_yields_to_first_audio():
     desk, clock, answer = stage(rows=2)
     far = answer()
     far.submit(frames=500)
@@ -242,7 +242,7 @@ async def test_who_is_far_ahead_of_the_listener_lets_first_sounds_pass():
     assert desk.runner.named("step")[-1] == (0, 1)
 
 
-async def test_who_is_far_ahead_lets_those_catch_up_who_are_short():
+async def test_row_far_ahead_yields_to_rows_with_little_audio_left():
     desk, clock, answer = stage(rows=3)
     answers = [answer() for _ in range(3)]
     for each in answers:
@@ -263,7 +263,7 @@ async def test_who_is_far_ahead_lets_those_catch_up_who_are_short():
     assert desk.runner.named("step")[-1] == (0, 1, 2)
 
 
-async def test_nobody_yields_to_those_who_wait_for_a_row():
+async def test_rows_do_not_yield_to_queued_requests():
     """It becomes free by being finished."""
     desk, _, answer = stage(rows=1)
     far = answer()
@@ -275,7 +275,7 @@ async def test_nobody_yields_to_those_who_wait_for_a_row():
     assert desk.runner.said == [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (1, 0)]
 
 
-async def test_passage_that_is_heard_goes_before_later_ones_of_its_answer():
+async def test_playing_utterance_goes_before_later_ones_of_its_answer():
     desk, clock, answer = stage(rows=3)
     talk = answer()
     talk.submit(frames=900)
@@ -298,7 +298,7 @@ async def test_passage_that_is_heard_goes_before_later_ones_of_its_answer():
     assert desk.runner.named("step")[-1] == (0, 1)
 
 
-async def test_answer_that_can_not_be_heard_without_gaps_is_made_side_by_side():
+async def test_answer_after_an_underrun_runs_its_utterances_in_parallel():
     desk, clock, answer = stage(rows=2)
     talk = answer()
     talk.submit(frames=900)
@@ -312,7 +312,7 @@ async def test_answer_that_can_not_be_heard_without_gaps_is_made_side_by_side():
     assert desk.runner.named("step")[-1] == (0, 1)
 
 
-async def test_prompts_are_read_for_those_who_go_on_then_for_newcomers_then_for_what_is_not_heard_yet():
+async def test_new_requests_are_prefilled_before_later_utterances():
     desk, clock, answer = stage(rows=4)
     talk = answer()
     talk.submit(frames=900)
@@ -329,7 +329,7 @@ async def test_prompts_are_read_for_those_who_go_on_then_for_newcomers_then_for_
     assert desk.runner.named("prefill") == [0, 3, 2, 1]
 
 
-def test_listener_who_runs_dry_begins_again():
+def test_playback_restarts_after_an_underrun():
     playback = Playback(tempo=2.0)
     assert playback.buffered_s(5.0) == 0
     playback.add(0.0, 5.0)  # no sound yet: nothing plays
@@ -341,7 +341,7 @@ def test_listener_who_runs_dry_begins_again():
     assert playback.buffered_s(11.0) == 1.0
 
 
-async def test_cancelled_job_leaves_the_queue_at_once():
+async def test_cancelled_job_leaves_the_queue_immediately():
     """Not with the next plan: a step may last 100 ms, and whoever comes meanwhile would be refused for nothing."""
     desk = Desk.of(1, 1)
     desk.submit(Part(frames=3))
@@ -353,7 +353,7 @@ async def test_cancelled_job_leaves_the_queue_at_once():
     assert [number for number, _ in desk.runner.said].count(1) == 0
 
 
-async def test_cancelled_job_leaves_its_row_with_the_next_turn():
+async def test_cancelled_job_leaves_its_row_at_the_next_iteration():
     desk = Desk.of(1, 0)
     job = desk.submit(Part(frames=1000))
     desk.turn(3)
@@ -366,7 +366,7 @@ async def test_cancelled_job_leaves_its_row_with_the_next_turn():
     assert not desk.turn()
 
 
-async def test_close_fails_everything_and_refuses_what_comes():
+async def test_close_fails_all_jobs_and_refuses_new_ones():
     desk = Desk.of(1, 5)
     jobs = [desk.submit(Part(frames=3)) for _ in range(3)]
     desk.turn(2)
@@ -384,7 +384,7 @@ async def test_close_fails_everything_and_refuses_what_comes():
     assert desk.runner.rows == {}
 
 
-async def test_close_tells_the_error_it_was_given():
+async def test_close_raises_the_provided_error():
     desk = Desk.of(1, 1)
     job = desk.submit(Part(frames=3))
     desk.scheduler.close(OutOfMemory("no room"))
@@ -394,7 +394,7 @@ async def test_close_tells_the_error_it_was_given():
         desk.submit(Part(frames=3))
 
 
-async def test_wait_returns_at_once_for_what_happened_since_the_plan():
+async def test_wait_returns_immediately_after_an_event_since_the_plan():
     """Between plan() and wait() the lock is free: what comes then must not be slept over."""
     desk = Desk.of(1, 1)
     job = desk.submit(Part(frames=3), audio_queue_s=FRAME_S)
@@ -409,7 +409,7 @@ async def test_wait_returns_at_once_for_what_happened_since_the_plan():
         assert slept_s < limit_s / 2 if event is not None else slept_s >= 0.19
 
 
-async def test_check_finds_books_that_do_not_add_up():
+async def test_check_detects_inconsistent_slots_and_queue():
     desk = Desk.of(2, 2)
     job = desk.submit(Part(frames=3))
     desk.turn()
@@ -439,7 +439,7 @@ def samples(count: int, value: float = 0.0) -> np.ndarray:
     return np.full(count, value, np.float32)
 
 
-async def test_sound_comes_out_in_order_joined_up_to_a_second():
+async def test_audio_is_joined_in_order_up_to_a_second():
     audio_queue = AudioQueue(RATE_HZ, 60, on_space=lambda: None)
     for number in range(15):
         audio_queue.put(samples(20, number), np.full((2, 1), number, np.int16))
@@ -454,7 +454,7 @@ async def test_sound_comes_out_in_order_joined_up_to_a_second():
     assert await audio_queue.get() is None  # and stays so
 
 
-async def test_part_longer_than_a_second_comes_alone_and_whole():
+async def test_chunk_longer_than_a_second_is_returned_whole():
     audio_queue = AudioQueue(RATE_HZ, 60, on_space=lambda: None)
     audio_queue.put(samples(250, 1))
     audio_queue.put(samples(60, 2))
@@ -462,14 +462,14 @@ async def test_part_longer_than_a_second_comes_alone_and_whole():
     assert [len((await audio_queue.get()).samples) for _ in range(3)] == [250, 60, 60]
 
 
-async def test_without_codes_a_chunk_has_none():
+async def test_audio_without_codes_gives_chunks_without_codes():
     audio_queue = AudioQueue(RATE_HZ, 60, on_space=lambda: None)
     audio_queue.put(samples(3))
     audio_queue.put(samples(3))
     assert (await audio_queue.get()).codes is None
 
 
-async def test_full_at_its_capacity_and_told_when_there_is_room_again():
+async def test_full_queue_reports_when_it_has_space_again():
     room = []
     audio_queue = AudioQueue(RATE_HZ, 2.0, on_space=lambda: room.append(audio_queue.full))
     for _ in range(3):
@@ -487,7 +487,7 @@ async def test_full_at_its_capacity_and_told_when_there_is_room_again():
     assert room == [False]  # it was not full before
 
 
-async def test_error_comes_after_the_sound_and_the_first_end_counts():
+async def test_error_follows_the_audio_and_the_first_end_counts():
     audio_queue = AudioQueue(RATE_HZ, 60, on_space=lambda: None)
     audio_queue.put(samples(5))
     audio_queue.finish(EngineError("first"))
@@ -499,7 +499,7 @@ async def test_error_comes_after_the_sound_and_the_first_end_counts():
             await audio_queue.get()
 
 
-async def test_get_that_was_cancelled_loses_nothing():
+async def test_cancelled_get_loses_no_audio():
     audio_queue = AudioQueue(RATE_HZ, 60, on_space=lambda: None)
     waiting = asyncio.create_task(audio_queue.get())
     await asyncio.sleep(0)
@@ -530,7 +530,7 @@ async def test_waiting_reader_is_woken_from_another_thread():
     assert got == list(range(200))
 
 
-def test_sound_for_an_event_loop_that_has_closed_goes_nowhere():
+def test_audio_for_a_closed_event_loop_is_dropped():
     async def make() -> AudioQueue:
         return AudioQueue(RATE_HZ, 60, on_space=lambda: None)
 
@@ -539,7 +539,7 @@ def test_sound_for_an_event_loop_that_has_closed_goes_nowhere():
     audio_queue.finish()
 
 
-async def test_telling_of_room_holds_no_lock():
+async def test_on_space_is_called_without_the_lock():
     """The scheduler's `close` calls `finish` under its own lock and `on_space` takes that lock: if `get` held the
     outbox's lock meanwhile, a reader and a closing engine would wait for each other for ever."""
     finished = []
@@ -559,7 +559,7 @@ async def test_telling_of_room_holds_no_lock():
 # ---- Loop, turned by hand
 
 
-async def test_everybody_hears_their_own_and_all_of_it():
+async def test_every_job_gets_exactly_its_own_audio():
     desk = Desk.of(4, 20)
     jobs = [
         desk.submit(Part(frames=frames, pieces=pieces)) for frames, pieces in ((5, 1), (0, 2), (9, 3), (1, 1), (7, 2))
@@ -573,7 +573,7 @@ async def test_everybody_hears_their_own_and_all_of_it():
     assert desk.scheduler.load().active_rows == 0
 
 
-async def test_reader_whose_listener_has_enough_is_given_more_at_once():
+async def test_reader_with_enough_buffered_audio_gets_larger_chunks():
     left_s = 0.0
     audio_queue = AudioQueue(RATE_HZ, 10.0, on_space=lambda: None, time_left_s=lambda: left_s)
     frame = np.ones(FRAME_SAMPLES, np.float32)
@@ -604,7 +604,7 @@ async def test_reader_whose_listener_has_enough_is_given_more_at_once():
     assert await audio_queue.get() is None
 
 
-async def test_reader_is_given_what_there_is_before_the_listener_runs_dry():
+async def test_reader_gets_available_audio_before_an_underrun():
     audio_queue = AudioQueue(RATE_HZ, 10.0, on_space=lambda: None, time_left_s=lambda: 0.27)
     frame = np.ones(FRAME_SAMPLES, np.float32)
     audio_queue.put(frame)
@@ -621,7 +621,7 @@ async def test_reader_is_given_what_there_is_before_the_listener_runs_dry():
     assert len(chunk.samples) == 1
 
 
-async def test_full_outbox_pauses_its_own_row_only():
+async def test_full_audio_queue_pauses_only_its_own_row():
     desk = Desk.of(2, 0)
     slow = desk.submit(Part(frames=40), audio_queue_s=10 * FRAME_S)
     quick = desk.submit(Part(frames=40))
@@ -643,7 +643,7 @@ def _said_by(desk: Desk, job: Job) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("call", ["admit", "prefill", "step", "decode"])
 @pytest.mark.parametrize("typed", [False, True])
-async def test_failure_is_told_to_whom_it_concerns(call, typed):
+async def test_failure_reaches_only_the_affected_jobs(call, typed):
     """Reading an utterance concerns that utterance, a step concerns its rows; later jobs work in either case."""
     desk = Desk.of(4, 9)
     neighbour = desk.submit(Part(frames=6))
@@ -672,7 +672,7 @@ async def test_failure_is_told_to_whom_it_concerns(call, typed):
     assert desk.runner.rows == {}
 
 
-async def test_sound_made_before_a_failure_is_still_heard():
+async def test_audio_before_a_failure_is_still_delivered():
     desk = Desk.of(1, 0)
     job = desk.submit(Part(frames=6, fails="step", at=4))
     desk.finish()
@@ -683,7 +683,7 @@ async def test_sound_made_before_a_failure_is_still_heard():
 
 
 @pytest.mark.parametrize("frames", [1, 3, 4, 8])
-async def test_frames_that_become_sound_together_are_all_heard(frames):
+async def test_frames_decoded_together_are_all_delivered(frames):
     """The last of them too, which no further frame brings."""
     desk = Desk.of(2, 0)
     job = desk.submit(Part(frames=frames, together=4))
@@ -693,7 +693,7 @@ async def test_frames_that_become_sound_together_are_all_heard(frames):
     assert await heard(beside) == desk.runner.expected(beside.utterance)
 
 
-async def test_what_is_left_may_be_no_number():
+async def test_nan_in_the_last_frames_is_an_error():
     desk = Desk.of(1, 0)
     job = desk.submit(Part(frames=3, together=4, fails="nan sound", at=2))
     desk.finish()
@@ -702,7 +702,7 @@ async def test_what_is_left_may_be_no_number():
     assert desk.runner.rows == {}
 
 
-async def test_who_hears_the_end_finds_the_row_free(monkeypatch):
+async def test_row_is_free_when_the_end_is_reported(monkeypatch):
     """Else a client that speaks one request after another is refused now and then where there is no queue."""
     desk = Desk.of(1, 0)
     job = desk.submit(Part(frames=1))
@@ -715,7 +715,7 @@ async def test_who_hears_the_end_finds_the_row_free(monkeypatch):
     assert [load.active_rows for load in loads] == [0]
 
 
-async def test_newcomers_long_prompt_never_stops_those_who_speak():
+async def test_long_prompt_does_not_stop_speaking_rows():
     desk = Desk.of(3, 0)
     speaking = desk.submit(Part(frames=50))
     desk.turn(2)
@@ -729,7 +729,7 @@ async def test_newcomers_long_prompt_never_stops_those_who_speak():
     assert desk.runner.named("prefill") == [1] * 10 + [2] * 10  # the first to come reads first
 
 
-async def test_job_cancelled_while_its_turn_runs_does_no_harm():
+async def test_job_may_be_cancelled_during_its_iteration():
     desk = Desk.of(2, 0)
     other = desk.submit(Part(frames=9))
     for frames in (1, 9):  # it ends in that very turn, or goes on
@@ -769,7 +769,7 @@ OPERATIONS = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(operations=OPERATIONS, rows=st.integers(1, 4), queue=st.integers(0, 3), outbox_frames=st.integers(1, 5))
-def test_whatever_happens_nobody_hears_another(operations, rows, queue, outbox_frames):
+def test_any_sequence_of_operations_keeps_jobs_separate(operations, rows, queue, outbox_frames):
     asyncio.run(_whatever_happens(operations, rows, queue, outbox_frames))
 
 
@@ -882,7 +882,7 @@ async def until(condition: Callable[[], bool]) -> None:
     raise AssertionError("it never came to that")
 
 
-async def test_many_speak_at_once_and_each_hears_their_own():
+async def test_concurrent_streams_get_only_their_own_audio():
     async with running(rows=8, queue=100, audio_queue_s=5 * FRAME_S) as (engine, runner):
         utterances = [runner.utterance(Part(frames=(7 * n) % 60, pieces=1 + n % 3)) for n in range(60)]
         for utterance, frames in zip(
@@ -892,7 +892,7 @@ async def test_many_speak_at_once_and_each_hears_their_own():
         assert engine.load == Load(0, 8, 0, 100)
 
 
-async def test_closing_the_stream_gives_the_row_back():
+async def test_closing_the_stream_frees_the_row():
     async with running(rows=1, queue=0, audio_queue_s=1.0) as (engine, runner):
         stream = engine.speak(runner.utterance(Part(frames=10**6)))
         first = await anext(stream)
@@ -904,14 +904,14 @@ async def test_closing_the_stream_gives_the_row_back():
         assert await spoken(engine, after) == runner.expected(after)
 
 
-async def test_stream_that_nobody_reads_asks_nothing():
+async def test_unread_stream_submits_no_work():
     async with running(rows=1, queue=0) as (engine, runner):
         stream = engine.speak(runner.utterance(Part(frames=3)))
         await stream.aclose()
         assert runner.calls == []
 
 
-async def test_full_engine_says_so_before_the_first_sound():
+async def test_full_engine_refuses_before_the_first_audio():
     async with running(rows=1, queue=1, audio_queue_s=0.2) as (engine, runner):
         sounding = engine.speak(runner.utterance(Part(frames=1000)))
         await anext(sounding)
@@ -929,7 +929,7 @@ async def test_full_engine_says_so_before_the_first_sound():
         assert [number for number, _ in runner.said if number] == [3, 1]
 
 
-async def test_one_after_another_is_never_refused():
+async def test_sequential_requests_are_never_refused():
     async with running(rows=1, queue=0) as (engine, runner):
         for _ in range(200):
             utterance = runner.utterance(Part(frames=1))
@@ -943,7 +943,7 @@ class Death(BaseException):
 DEATH = Part(frames=9, fails="step", at=2, error=Death())
 
 
-async def test_loop_that_fails_goes_on_once():
+async def test_failed_loop_restarts_once():
     async with running(rows=2, queue=5) as (engine, runner):
         parts = [Part(frames=9), DEATH, Part(frames=9), Part(frames=9)]
         utterances = [runner.utterance(part) for part in parts]
@@ -960,7 +960,7 @@ async def test_loop_that_fails_goes_on_once():
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_loop_that_can_not_be_cleared_is_dead():
+async def test_loop_that_cannot_be_cleaned_up_is_unhealthy():
     async with running(rows=1, queue=5) as (engine, runner):
         jobs = [
             asyncio.create_task(spoken(engine, runner.utterance(part)))
@@ -973,7 +973,7 @@ async def test_loop_that_can_not_be_cleared_is_dead():
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_when_the_thread_dies_nobody_waits_for_ever():
+async def test_dead_thread_fails_all_waiting_requests():
     async with running(rows=1, queue=5) as (engine, runner):
         jobs = [asyncio.create_task(spoken(engine, runner.utterance(part))) for part in (DEATH, DEATH, Part(frames=9))]
         for job in jobs:
@@ -984,7 +984,7 @@ async def test_when_the_thread_dies_nobody_waits_for_ever():
             await spoken(engine, runner.utterance(Part(frames=1)))
 
 
-async def test_stop_ends_the_thread_and_whoever_still_speaks():
+async def test_stop_ends_the_thread_and_all_streams():
     runner = ScriptedRunner(1)
     engine = BatchedEngine(info(), runner, max_queue=3, audio_queue_s=0.2)
     assert not engine.healthy
@@ -1005,8 +1005,8 @@ async def test_stop_ends_the_thread_and_whoever_still_speaks():
         await spoken(engine, runner.utterance(Part(frames=1)))
 
 
-async def test_readers_and_a_closing_engine_never_wait_for_each_other():
-    """The same as `test_telling_of_room_holds_no_lock`, in the wild: many full outboxes are read while it stops."""
+async def test_readers_and_a_closing_engine_do_not_deadlock():
+    """Many full audio queues are read while the engine stops (see `test_on_space_is_called_without_the_lock`)."""
     for _ in range(10):
         async with running(rows=8, queue=8, audio_queue_s=FRAME_S) as (engine, runner):
             jobs = [asyncio.create_task(spoken(engine, runner.utterance(Part(frames=10**6)))) for _ in range(8)]
@@ -1015,7 +1015,7 @@ async def test_readers_and_a_closing_engine_never_wait_for_each_other():
         assert {type(result) for result in results} == {EngineStopped}
 
 
-async def test_engine_without_voices_of_its_own_says_so():
+async def test_engine_without_voice_cloning_refuses_references():
     async with running() as (engine, _):
         with pytest.raises(NotSupported):
             await engine.encode_reference(Reference(samples(10), RATE_HZ, "hello"))
@@ -1029,7 +1029,7 @@ async def test_frames_without_codes_have_none():
     assert runner.violations == []
 
 
-async def test_codes_wait_for_their_sound() -> None:
+async def test_codes_wait_for_their_audio() -> None:
     """Of a codec that looks ahead: a reader never gets a chunk without samples, but every code."""
     audio_queue = AudioQueue(1000, 1.0, on_space=lambda: None)
     nothing, sound = np.zeros(0, np.float32), np.ones(10, np.float32)

@@ -62,7 +62,7 @@ def test_noise_is_exponential() -> None:
     assert float((shares - 0.05).abs().max()) < 0.002
 
 
-def test_noise_belongs_to_seed_frame_codebook_and_code() -> None:
+def test_noise_depends_on_seed_frame_codebook_and_code() -> None:
     whole = noise([1, 2, 1, -5, 2**62], [0, 0, 1, 3, 9])
     assert torch.equal(noise([-5], [3])[0], whole[3])
     flat = torch.cat([row.flatten() for row in whole])
@@ -82,7 +82,7 @@ def test_draws_follow_the_probabilities() -> None:
     assert torch.allclose(shares, torch.softmax(logits[0] / 0.7, 0), atol=0.012)
 
 
-def test_each_row_has_its_own_knobs() -> None:
+def test_each_row_has_its_own_sampling_parameters() -> None:
     params = [
         SamplingParams(0.0),
         SamplingParams(1.0, 1),
@@ -108,7 +108,7 @@ def test_each_row_has_its_own_knobs() -> None:
         assert together[4] in ordered.indices[:most]
 
 
-def test_ties_with_the_last_kept_score_stay() -> None:
+def test_scores_tied_with_the_last_kept_one_are_kept() -> None:
     logits = torch.tensor([[3.0, 1.0, 1.0, 1.0, 0.0]])
     picked = {
         int(Sampler([SamplingParams(5.0, 2)], CPU).pick(logits, noise([seed], [0], 1, 5)[:, 0])[0])
@@ -123,7 +123,7 @@ def test_greedy_needs_no_noise() -> None:
         Sampler([SamplingParams(0.0), SamplingParams(1.0)], CPU).pick(torch.zeros(2, 2), None)
 
 
-def test_reference_noise_draws_as_multinomial() -> None:
+def test_reference_noise_draws_like_torch_multinomial() -> None:
     logits = torch.randn(1, 67, generator=torch.Generator().manual_seed(3))
     torch.manual_seed(9)
     expected = [int(torch.multinomial(torch.softmax(logits, -1), 1)) for _ in range(20)]
@@ -132,7 +132,7 @@ def test_reference_noise_draws_as_multinomial() -> None:
 
 
 @pytest.mark.parametrize("few_", [False, True])
-def test_knobs_on_the_device_draw_as_knobs_on_the_host(few_: bool) -> None:
+def test_device_parameters_draw_like_host_parameters(few_: bool) -> None:
     """`draw` is what is recorded; a row that does not go on may have any knobs, and does no harm."""
     params = [
         SamplingParams(0.9, 50),

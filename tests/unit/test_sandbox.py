@@ -75,7 +75,7 @@ for name, attempt in tries.items():
 """
 
 
-def test_it_can_open_nothing_start_nothing_and_lift_nothing() -> None:
+def test_sandbox_cannot_open_files_start_processes_or_lift_limits() -> None:
     done = subprocess.run(
         [sys.executable, "-c", CHILD], cwd=ROOT, env=sandbox._environment(), capture_output=True, text=True, check=True
     )
@@ -85,7 +85,7 @@ def test_it_can_open_nothing_start_nothing_and_lift_nothing() -> None:
     assert set(told) == {"socket", "file", "process", "lift", "root"}
 
 
-def test_crash_of_the_decoder_is_one_uploads_affair(short: bytes, long: bytes) -> None:
+def test_decoder_crash_fails_only_its_own_upload(short: bytes, long: bytes) -> None:
     """A signal as a fault in C code would send it; meanwhile and afterwards others are decoded."""
     before = helper()
     with ThreadPoolExecutor() as threads:
@@ -101,13 +101,13 @@ def test_crash_of_the_decoder_is_one_uploads_affair(short: bytes, long: bytes) -
     assert helper() == before
 
 
-def test_who_takes_too_long_is_killed(long: bytes) -> None:
+def test_decoder_over_the_time_limit_is_killed(long: bytes) -> None:
     with pytest.raises(BadReference, match="takes too long"):
         decode_in_sandbox(long, 44_100, max_seconds=600, limits=Limits(wall_s=0.05))
     wait_until(lambda: not children(helper()), 5)
 
 
-def test_decoder_that_eats_the_processor_is_stopped_by_the_system() -> None:
+def test_decoder_over_the_cpu_limit_is_stopped() -> None:
     hour = samples.file(np.tile(samples.noise(44_100 * 60, 0.1), 30))
     limits = Limits(input_bytes=1 << 30, cpu_s=1, wall_s=300, memory_bytes=8 << 30)
     with pytest.raises(BadReference, match="limits of memory and time"):
@@ -117,7 +117,7 @@ def test_decoder_that_eats_the_processor_is_stopped_by_the_system() -> None:
     wait_until(lambda: not children(helper()), 5)
 
 
-def test_helper_that_is_gone_is_started_again(short: bytes) -> None:
+def test_dead_helper_is_restarted(short: bytes) -> None:
     before = helper()
     os.kill(before, signal.SIGKILL)
     wait_until(lambda: sandbox._helper()._process is None or sandbox._helper()._process.poll() is not None)
@@ -125,7 +125,7 @@ def test_helper_that_is_gone_is_started_again(short: bytes) -> None:
     assert helper() != before
 
 
-def test_threads_that_come_first_together_start_one_helper(short: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_first_threads_start_one_helper(short: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     helper = sandbox._Helper()
     overlap = Overlap(subprocess.Popen)
     monkeypatch.setattr(sandbox, "_helper", lambda: helper)
@@ -138,7 +138,7 @@ def test_threads_that_come_first_together_start_one_helper(short: bytes, monkeyp
         helper.close()
 
 
-def test_closing_waits_for_an_order_that_is_being_sent(short: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_waits_until_the_current_job_is_sent(short: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     helper = sandbox._Helper()
     monkeypatch.setattr(sandbox, "_helper", lambda: helper)
     decode_in_sandbox(short, RATE_HZ, max_seconds=60)
@@ -153,7 +153,7 @@ def test_closing_waits_for_an_order_that_is_being_sent(short: bytes, monkeypatch
     assert jobs.fileno() == -1
 
 
-def test_many_at_once_leave_nothing_behind(short: bytes) -> None:
+def test_concurrent_decodings_leak_no_files_or_threads(short: bytes) -> None:
     before = len(os.listdir("/proc/self/fd")), threading.active_count()  # noqa: PTH208
     with ThreadPoolExecutor(8) as threads:
         decoded = list(threads.map(lambda _: decode_in_sandbox(short, RATE_HZ, max_seconds=60), range(24)))
@@ -164,7 +164,7 @@ def test_many_at_once_leave_nothing_behind(short: bytes) -> None:
     assert len(open_there) < 10
 
 
-def test_without_the_server_there_is_no_helper() -> None:
+def test_helper_ends_with_the_server() -> None:
     """However the server ends."""
     script = (
         "import os, time\nfrom app.audio import sandbox\nfrom tests.support import samples\n"
@@ -186,6 +186,6 @@ def test_without_the_server_there_is_no_helper() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="without root a network of its own is up to the kernel's settings")
-def test_its_network_is_its_own() -> None:
+def test_helper_has_its_own_network_namespace() -> None:
     mine, its = (Path(f"/proc/{process}/ns/net").readlink() for process in ("self", helper()))
     assert mine != its

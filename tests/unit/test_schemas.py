@@ -37,19 +37,19 @@ def request(**fields: Any) -> SpeechRequest:
 PLAIN = SpeechRequest(model="csm-1b", lines=(Line("Hello.", DEFAULT_VOICE),))
 
 
-def test_least_body_is_a_request():
+def test_minimal_body_is_a_valid_request():
     assert request() == PLAIN
     assert body().extras == frozenset()
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
-def test_null_is_unset(name):
+def test_null_means_unset(name):
     assert request(**{name: None}) == PLAIN
     assert body(**{name: None}).extras == frozenset()
 
 
 @pytest.mark.parametrize("names", [("top_k", "topk"), ("topk", "top_k")])
-def test_null_hides_no_other_name(names):
+def test_null_does_not_hide_an_alias(names):
     assert SpeechBody.model_validate({"input": "Hi.", names[0]: None, names[1]: 5}).extras == {"top_k"}
 
 
@@ -97,7 +97,7 @@ def test_unknown_fields_are_ignored():
         ({"conversation_id": "c1"}, {}),
     ],
 )
-def test_each_field_goes_where_it_belongs(given, changes):
+def test_each_field_is_mapped_to_the_request(given, changes):
     assert request(**given) == dataclasses.replace(PLAIN, **changes)
 
 
@@ -116,7 +116,7 @@ def test_each_field_goes_where_it_belongs(given, changes):
         ("conversation_id", "x", "", "x" * 200, "x" * 201),
     ],
 )
-def test_ranges_end_where_they_say(name, low, below, high, above):
+def test_values_outside_the_range_are_refused(name, low, below, high, above):
     for value in (low, high):
         assert getattr(body(**{name: value}), name) == value
     for value in (below, above):
@@ -157,11 +157,11 @@ def test_types_are_strict(name, value):
     assert error.value.errors()[0]["loc"][0] == name
 
 
-def test_every_field_has_a_wrong_value_above():
+def test_wrong_values_cover_every_field():
     assert {name for name, _ in WRONG} == SpeechBody.model_fields.keys()
 
 
-def test_extras_are_those_that_were_set():
+def test_extras_are_the_fields_that_were_set():
     set_all = {
         "temperature": 0.0,
         "top_k": 5,
@@ -178,7 +178,7 @@ def test_extras_are_those_that_were_set():
 
 
 @pytest.mark.parametrize("text", ["a" * 100, "語" * 100, "\U0001f600" * 100])
-def test_limit_counts_characters(text):
+def test_text_limit_counts_characters(text):
     assert request(input=text).lines[0].text == text
     with pytest.raises(TextTooLong) as error:
         request(input=text + "!")
@@ -187,16 +187,16 @@ def test_limit_counts_characters(text):
     assert "100" in error.value.message
 
 
-def test_text_is_passed_on_as_it_was_written():
+def test_text_is_passed_on_unchanged():
     text = " Two  spaces\r\n\ud83d and \x00 "
     assert request(input=text).lines == (Line(text, DEFAULT_VOICE),)
 
 
-def test_voice_object_is_a_voice():
+def test_voice_object_is_accepted():
     assert body(voice={"id": "x"}).voice == VoiceId(id="x")
 
 
-def test_name_for_no_voice_is_not_for_callers():
+def test_internal_name_for_no_voice_is_refused():
     for voice in ("none", {"id": "none"}):
         with pytest.raises(UnknownVoice) as error:
             request(voice=voice)
@@ -213,7 +213,7 @@ def conversation(**fields: Any) -> ConversationBody:
     return ConversationBody.model_validate({"text": "Hello.", **fields})
 
 
-def test_conversation_takes_what_speech_takes():
+def test_conversation_accepts_all_speech_fields():
     assert ConversationBody.model_fields.keys() - SpokenBody.model_fields.keys() == {"text", "speaker_id", "context"}
     given = {"speed": 2, "temperature": 0, "topk": 7, "seed": 3, "response_format": "wav", "stream_format": "sse"}
     asked = conversation(**given).to_request(default_model="csm-1b", max_input_chars=100)
@@ -222,7 +222,7 @@ def test_conversation_takes_what_speech_takes():
     assert conversation(**given).extras == {"temperature", "top_k"}
 
 
-def test_voice_of_a_conversation():
+def test_conversation_voice_depends_on_voice_and_speaker_id():
     def line(**fields: Any) -> Line:
         return conversation(**fields).to_request(default_model="csm-1b", max_input_chars=100).lines[0]
 
@@ -234,13 +234,13 @@ def test_voice_of_a_conversation():
         line(context=[SAID], voice="none")
 
 
-def test_input_is_another_name_for_text():
+def test_input_is_an_alias_of_text():
     assert ConversationBody.model_validate({"input": "Hello."}) == conversation()
     assert ConversationBody.model_validate({"input": "Hi.", "text": "Hello."}) == conversation()
 
 
 @pytest.mark.parametrize("name", ["speaker_id", "context", "voice"])
-def test_null_is_unset_in_a_conversation(name):
+def test_null_means_unset_in_a_conversation(name):
     assert conversation(**{name: None}) == conversation()
 
 
@@ -266,7 +266,7 @@ def test_each_text_of_a_conversation_is_limited(fields, param):
         f"DATA:;BASE64,{SAID['audio']}",
     ],
 )
-def test_base64_as_people_have_it(encoded):
+def test_common_base64_variants_are_accepted(encoded):
     assert conversation(context=[{**SAID, "audio": encoded}]).decode_context() == [
         UploadedTurn(1, "How are you?", SOUND)
     ]
@@ -275,7 +275,7 @@ def test_base64_as_people_have_it(encoded):
 @pytest.mark.parametrize(
     "encoded", ["not base64!", "QUJ=RA==", "A", "日本語", "\ud800", "data:audio/wav,abc", "data:base64"]
 )
-def test_what_is_not_base64_is_named(encoded):
+def test_error_names_the_invalid_base64_field(encoded):
     body = conversation(context=[SAID, {**SAID, "audio": encoded}])
     with pytest.raises(BadReference) as error:
         body.decode_context()
@@ -290,7 +290,7 @@ def spoken(*turns: dict[str, Any], **fields: Any) -> tuple[Line, ...]:
     return body.to_request(default_model="csm-1b", max_input_chars=20).lines
 
 
-def test_turns_of_a_dialogue_are_lines():
+def test_dialogue_turns_become_lines():
     assert DialogueBody.model_fields.keys() - SpokenBody.model_fields.keys() == {"turns"}
     assert spoken(
         {"speaker": "Ann", "voice": "nova", "text": "One."},
@@ -299,7 +299,7 @@ def test_turns_of_a_dialogue_are_lines():
     ) == (Line("One.", "nova", 0), Line("Two.", "echo", 1), Line("Three.", "nova", 0))
 
 
-def test_voices_and_speakers_left_out():
+def test_missing_voices_and_speakers_get_defaults():
     assert spoken({"text": "One."}, {"text": "Two."}) == (Line("One.", "alloy", 0), Line("Two.", "alloy", 0))
     assert spoken({"text": "One.", "voice": "nova"}, {"text": "Two."}) == (
         Line("One.", "nova", 0),
@@ -318,7 +318,7 @@ def test_voices_and_speakers_left_out():
     ) == (Line("One.", "nova", 0), Line("Two.", "alloy", 1), Line("Three.", "nova", 0), Line("Four.", "onyx", 2))
 
 
-def test_dialogue_is_limited_as_a_whole():
+def test_dialogue_limit_counts_all_turns():
     assert len(spoken({"text": "x" * 10}, {"text": "x" * 10})) == 2
     with pytest.raises(TextTooLong) as error:
         spoken({"text": "x" * 10}, {"text": "x" * 11})
@@ -390,11 +390,11 @@ CHANGES: dict[str, list[Any]] = {
 }
 
 
-def test_every_field_is_thought_of():
+def test_digest_changes_cover_every_field():
     assert CHANGES.keys() | {"model", "use_cache"} == {field.name for field in dataclasses.fields(SpeechRequest)}
 
 
-def test_whatever_changes_the_sound_changes_the_digest():
+def test_every_audio_change_changes_the_digest():
     digests = [FULL.digest("context")]
     for name, values in CHANGES.items():
         digests += [dataclasses.replace(FULL, **{name: value}).digest("context") for value in values]
@@ -403,15 +403,15 @@ def test_whatever_changes_the_sound_changes_the_digest():
     assert {len(digest) for digest in digests} == {64}
 
 
-def test_how_it_is_served_does_not():
+def test_cache_and_model_name_do_not_change_the_digest():
     assert dataclasses.replace(FULL, use_cache=False, model="another-name").digest("x") == FULL.digest("x")
 
 
-def test_alias_of_the_model_changes_nothing():
+def test_model_alias_does_not_change_the_digest():
     assert dataclasses.replace(FULL, model="tts-1").digest("x") == FULL.digest("x")
 
 
-def test_seed_follows_the_words_and_not_the_wrapping():
+def test_seed_depends_on_the_content_and_not_on_the_output_format():
     wrapped = dataclasses.replace(
         FULL, format="mp3", speed=1.0, sample_rate_hz=24_000, max_audio_ms=None, seed=None, model="tts-1"
     )

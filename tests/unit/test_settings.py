@@ -35,16 +35,16 @@ def test_every_setting_has_a_variable_and_a_description(name):
     assert "|" not in description  # it becomes a cell of a table
 
 
-def test_no_variable_twice():
+def test_variable_names_are_unique():
     aliases = [field.alias for field in FIELDS.values()]
     assert len(set(aliases)) == len(aliases)
 
 
-def test_page_is_up_to_date():
+def test_settings_page_is_up_to_date():
     assert PAGE.read_text(encoding="utf-8") == as_markdown(), "run `make docs`"
 
 
-def test_page_names_every_variable_and_no_secret(monkeypatch):
+def test_settings_page_names_every_variable_and_no_secret(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     page = as_markdown()
     for field in FIELDS.values():
@@ -52,14 +52,14 @@ def test_page_names_every_variable_and_no_secret(monkeypatch):
     assert "hf_secret" not in page
 
 
-def test_defaults_are_valid_and_need_nothing():
+def test_defaults_are_valid_without_any_variable():
     settings = Settings()
     assert (settings.engine, settings.fallback_engine, settings.port) == ("csm", "espeak", 8000)
     assert settings.api_keys == settings.cors_origins == ()
     assert settings.token == ""
 
 
-def test_variables_win_over_the_file_and_the_file_over_defaults(monkeypatch, tmp_path):
+def test_variables_override_the_file_and_the_file_overrides_defaults(monkeypatch, tmp_path):
     (tmp_path / ".env").write_text("PORT=9001\nHOST=127.0.0.1\nSOMETHING_ELSE=1\n")
     monkeypatch.setenv("PORT", "9002")
     settings = Settings()
@@ -79,7 +79,7 @@ def test_lists_are_split_at_commas(monkeypatch, given, keys):
 @pytest.mark.parametrize(
     "origin", ["https://studio.example", "http://localhost:3000", "*", "http://[::1]:8080", "chrome-extension://abc"]
 )
-def test_origins(origin):
+def test_valid_origins_are_accepted(origin):
     assert Settings(TTS_CORS_ORIGINS=f"{origin}, https://other.example").cors_origins[0] == origin
 
 
@@ -87,12 +87,12 @@ def test_origins(origin):
     "origin",
     ["https://studio.example/", "studio.example", "null", "https://*.example", "https://a@b", "HTTPS://a", "https://"],
 )
-def test_what_no_browser_sends_as_an_origin_is_refused(origin):
+def test_invalid_origins_are_refused(origin):
     with pytest.raises(ValidationError, match="is not an origin"):
         Settings(TTS_CORS_ORIGINS=origin)
 
 
-def test_commas_alone_do_not_open_the_server(monkeypatch):
+def test_key_list_of_only_commas_is_refused(monkeypatch):
     monkeypatch.setenv("TTS_API_KEYS", " , ,")
     with pytest.raises(ValidationError, match="no key"):
         Settings()
@@ -111,7 +111,7 @@ def test_secrets_are_never_shown(monkeypatch):
     assert public_values(Settings(HF_TOKEN="", TTS_API_KEYS=""))["TTS_API_KEYS"] == "not set"
 
 
-def test_every_secret_is_one_that_public_values_hides():
+def test_public_values_hide_every_secret():
     for name, field in FIELDS.items():
         if "SecretStr" in str(field.annotation):
             value = public_values(Settings(**{field.alias: "x"}))[field.alias or ""]
@@ -169,18 +169,18 @@ def test_wrong_value_is_refused(monkeypatch, variable, value):
         ("DEV_MODE", "1", "dev_mode", True),
     ],
 )
-def test_values_are_read(monkeypatch, variable, value, name, wanted):
+def test_values_are_parsed(monkeypatch, variable, value, name, wanted):
     monkeypatch.setenv(variable, value)
     assert getattr(Settings(), name) == wanted
 
 
-def test_settings_do_not_change():
+def test_settings_are_immutable():
     with pytest.raises(ValidationError, match="frozen"):
         Settings().port = 1
     assert isinstance(Settings(TTS_API_KEYS="a").api_keys[0], SecretStr)
 
 
-def test_folder_is_made_on_first_need(tmp_path):
+def test_folder_is_created_on_first_use(tmp_path):
     settings = Settings(TTS_DATA_DIR=tmp_path / "deep" / "data")
     assert not (tmp_path / "deep").exists()
     assert settings.folder("logs").is_dir()

@@ -36,7 +36,7 @@ def through(stage: Stage, samples: np.ndarray, chunk: int | None = None) -> np.n
 
 
 @pytest.mark.parametrize("chunk", [1, 97, 240, 1920, None])
-def test_edges_are_trimmed_to_what_is_kept(chunk):
+def test_edges_are_trimmed_to_lead_and_tail(chunk):
     before, spoken, after = hush(0.7), sound(0.5), hush(0.9)
     out = through(EdgeTrimmer(RATE_HZ), np.concatenate((before, spoken, after)), chunk)
     wanted = np.concatenate((before[-1200:], spoken, after[:3600]))  # 50 ms and 150 ms
@@ -44,30 +44,30 @@ def test_edges_are_trimmed_to_what_is_kept(chunk):
 
 
 @pytest.mark.parametrize("chunk", [1, 1920, None])
-def test_pauses_inside_pass_whole_and_once(chunk):
+def test_inner_pauses_are_not_trimmed(chunk):
     samples = np.concatenate((sound(0.2), hush(1.3), sound(0.1), hush(0.05), sound(0.2)))
     np.testing.assert_array_equal(through(EdgeTrimmer(RATE_HZ), samples, chunk), samples)
 
 
-def test_shorter_silence_than_is_kept_stays_as_it_is():
+def test_short_edge_silence_is_not_changed():
     samples = np.concatenate((hush(0.02), sound(0.2), hush(0.1)))
     np.testing.assert_array_equal(through(EdgeTrimmer(RATE_HZ), samples, 100), samples)
 
 
-def test_nothing_may_be_kept():
+def test_lead_and_tail_of_zero_remove_all_edge_silence():
     samples = np.concatenate((hush(0.5), sound(0.2), hush(0.5)))
     out = through(EdgeTrimmer(RATE_HZ, lead_s=0, tail_s=0), samples, 960)
     np.testing.assert_array_equal(out, sound(0.2))
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.004, 0.03, 3.0])
-def test_silence_alone_comes_out_short(seconds):
+def test_silence_only_is_shortened_to_the_lead(seconds):
     out = through(EdgeTrimmer(RATE_HZ), np.zeros(round(seconds * RATE_HZ), np.float32), 1000)
     assert len(out) == min(round(seconds * RATE_HZ), 1200)
     assert not out.any()
 
 
-def test_sound_shorter_than_a_window_is_sound():
+def test_audio_shorter_than_a_window_is_kept():
     click = sound(0.003)
     np.testing.assert_array_equal(through(EdgeTrimmer(RATE_HZ), click), click)
     late = np.concatenate((hush(1.0), click))
@@ -93,7 +93,7 @@ def test_noise_of_the_room_is_silence(floor, chunk):
     assert any(np.array_equal(out[:960], samples[i : i + 960]) for i in range(int(start), RATE_HZ + 1))
 
 
-def test_sound_waits_for_its_window_only():
+def test_audio_is_delayed_by_one_window_at_most():
     trimmer = EdgeTrimmer(RATE_HZ)
     assert len(trimmer.push(sound(0.08))) == 1920
     assert len(trimmer.push(sound(0.005))) == 0
@@ -104,7 +104,7 @@ def test_sound_waits_for_its_window_only():
 # --- Fader ---
 
 
-def test_fades_touch_the_edges_only():
+def test_fades_change_only_the_edges():
     flat = np.ones(4800, np.float32)
     out = through(Fader(RATE_HZ), flat, 480)
     assert len(out) == len(flat)
@@ -117,14 +117,14 @@ def test_fades_touch_the_edges_only():
     assert np.max(np.abs(np.diff(out))) < 0.02  # no step anywhere
 
 
-def test_first_chunk_is_late_by_the_fade_out_only():
+def test_first_chunk_is_delayed_by_the_fade_out_only():
     fader = Fader(RATE_HZ)
     assert len(fader.push(np.ones(1920, np.float32))) == 1920 - 240
     assert len(fader.push(np.ones(1920, np.float32))) == 1920
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 50, 240, 300])
-def test_short_sounds_fade_too(count):
+def test_short_audio_is_faded_too(count):
     out = through(Fader(RATE_HZ), np.ones(count, np.float32), 7)
     assert len(out) == count
     assert (out <= 1).all()
@@ -133,7 +133,7 @@ def test_short_sounds_fade_too(count):
         assert out[-1] < 0.01
 
 
-def test_no_fades():
+def test_zero_fades_change_nothing():
     samples = sound(0.1)
     np.testing.assert_array_equal(through(Fader(RATE_HZ, fade_in_s=0, fade_out_s=0), samples, 100), samples)
 
@@ -160,7 +160,7 @@ def test_limiter_never_exceeds_full_scale(values):
     assert (np.sign(out) == np.sign(samples)).all()
 
 
-def test_limiter_bends_without_a_corner():
+def test_limiter_curve_is_smooth():
     ramp = np.linspace(-3, 3, 60_001, dtype=np.float32)
     out = soft_limit(ramp).astype(np.float64)
     slope = np.diff(out) / 1e-4
@@ -185,7 +185,7 @@ STAGES = {
     pieces=st.lists(st.tuples(st.booleans(), st.integers(0, 6000)), max_size=6),
     cuts=st.lists(st.integers(0, 30_000), max_size=8),
 )
-def test_cuts_do_not_show(name, pieces, cuts):
+def test_chunk_boundaries_do_not_change_the_output(name, pieces, cuts):
     """pieces: stretches of sound (True) and hush (False), so that pauses of every length meet cuts anywhere."""
     voiced, quiet = sound(0.25), hush(0.25)
     samples = np.concatenate([np.zeros(0, np.float32), *((voiced if loud else quiet)[:n] for loud, n in pieces)])
@@ -198,7 +198,7 @@ def test_cuts_do_not_show(name, pieces, cuts):
     np.testing.assert_array_equal(out, at_once)
 
 
-def test_inputs_are_left_alone():
+def test_inputs_are_not_modified():
     for make in STAGES.values():
         samples = np.concatenate((hush(0.1), sound(0.1, 0.99), hush(0.1)))
         samples.flags.writeable = False

@@ -55,7 +55,7 @@ def test_length_is_exact_and_pitch_stays(speed):
 
 @pytest.mark.parametrize("rate_hz", [8_000, 16_000, 22_050, 44_100, 48_000])
 @pytest.mark.parametrize("speed", [0.25, 0.75, 1.5, 4.0])
-def test_other_rates(rate_hz, speed):
+def test_other_rates_keep_exact_length_and_pitch(rate_hz, speed):
     sound = voice(1.0, rate_hz=rate_hz)
     out = stretch(sound, speed, rate_hz)
     assert len(out) == round(len(sound) / speed)
@@ -63,7 +63,7 @@ def test_other_rates(rate_hz, speed):
 
 
 @pytest.mark.parametrize("speed", [speed for speed in SPEEDS if speed != 1.0])
-def test_what_was_at_t_is_at_t_over_speed(speed):
+def test_events_move_to_time_divided_by_speed(speed):
     """A whistle at the very start and one at the very end, so that a lost tail or a shifted middle would show."""
     sound = 0.3 * voice(2.0)
     mark = round(0.06 * RATE_HZ)
@@ -83,7 +83,7 @@ def test_what_was_at_t_is_at_t_over_speed(speed):
     assert last[-1] == pytest.approx(2.0 / speed, abs=0.030)
 
 
-def test_speed_one_is_the_same_sound_at_once():
+def test_speed_one_returns_the_input():
     sound = voice(0.5)
     stage = StreamStretcher(RATE_HZ, 1.0)
     assert stage.push(sound) is sound
@@ -96,7 +96,7 @@ def test_speed_one_is_the_same_sound_at_once():
     length=st.integers(0, 20_000),
     cuts=st.lists(st.integers(0, 20_000), max_size=6),
 )
-def test_cuts_do_not_show(speed, length, cuts):
+def test_chunk_boundaries_do_not_change_the_output(speed, length, cuts):
     sound = voice(1.0)[:length]
     stage = StreamStretcher(RATE_HZ, speed)
     edges = [0, *sorted(min(cut, length) for cut in cuts), length]
@@ -106,13 +106,13 @@ def test_cuts_do_not_show(speed, length, cuts):
     assert len(out) == round(length / speed)
 
 
-def test_single_samples():
+def test_feeding_single_samples_gives_the_same_output():
     sound = voice(0.4)
     np.testing.assert_array_equal(stretch(sound, 1.5, chunk=1), stretch(sound, 1.5, chunk=480))
 
 
 @pytest.mark.parametrize(("speed", "by_ms"), [(0.25, 240), (0.5, 160), (0.9, 160), (1.5, 160), (2.0, 160), (4.0, 240)])
-def test_it_speaks_early(speed, by_ms):
+def test_first_output_has_low_latency(speed, by_ms):
     stage = StreamStretcher(RATE_HZ, speed)
     sound = voice(0.5)
     fed = 0
@@ -121,7 +121,7 @@ def test_it_speaks_early(speed, by_ms):
     assert (fed + 480) / 24 <= by_ms
 
 
-def test_silence_stays_silent_and_short_sound_survives():
+def test_silence_stays_silent_and_short_audio_is_kept():
     assert not stretch(np.zeros(5000, np.float32), 0.7).any()
     assert len(stretch(np.zeros(0, np.float32), 0.7)) == 0
     for count in (1, 5, 100):
@@ -129,14 +129,14 @@ def test_silence_stays_silent_and_short_sound_survives():
 
 
 @pytest.mark.parametrize("speed", [0.0, 0.249, 4.01, -1.0, float("nan"), float("inf")])
-def test_other_speeds_are_refused(speed):
+def test_unsupported_speeds_are_refused(speed):
     with pytest.raises(UnsupportedParameter) as caught:
         StreamStretcher(RATE_HZ, speed)
     assert caught.value.param == "speed"
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
-def test_abandoned_stretchers_leave_nothing():
+def test_abandoned_stretchers_leak_no_memory():
     def resident_bytes() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 

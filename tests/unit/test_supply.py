@@ -20,7 +20,7 @@ def names(requirements: list[str]) -> set[str]:
     return {supply.normal(re.split(r"[\[<>=;, ]", each, maxsplit=1)[0]) for each in requirements}
 
 
-def test_locks_have_what_the_server_imports_in_the_versions_of_the_constraints() -> None:
+def test_locks_contain_all_dependencies_in_constrained_versions() -> None:
     server, torch, here = supply.pinned(supply.SERVER), supply.pinned(supply.TORCH), supply.pinned(supply.CONSTRAINTS)
     wanted = names(PROJECT["dependencies"])
     for extra in supply.EXTRAS:
@@ -32,7 +32,7 @@ def test_locks_have_what_the_server_imports_in_the_versions_of_the_constraints()
 
 
 @pytest.mark.parametrize("path", [supply.SERVER, supply.TORCH], ids=lambda path: path.name)
-def test_every_file_has_its_hash_and_no_address(path) -> None:
+def test_every_lock_entry_has_hashes_and_no_url(path) -> None:
     text = path.read_text()
     assert "://" not in text
     blocks = re.split(r"(?m)^(?=[a-zA-Z0-9])", re.sub(r"(?m)^#.*\n", "", text))[1:]
@@ -51,7 +51,7 @@ def test_clients_are_pinned(name) -> None:
     assert all(re.match(r"[A-Za-z0-9._-]+==\S+( ; .+)?$", line) for line in text.splitlines())
 
 
-def test_clients_in_node_are_locked_by_their_bytes() -> None:
+def test_node_clients_are_locked_by_hash() -> None:
     here = ROOT / "tests" / "clients" / "node"
     wanted = json.loads((here / "package.json").read_text())["dependencies"]
     packages = json.loads((here / "package-lock.json").read_text())["packages"]
@@ -63,14 +63,14 @@ def test_clients_in_node_are_locked_by_their_bytes() -> None:
         assert not at or package["integrity"].startswith("sha512-")
 
 
-def test_page_of_licences_is_of_this_lock() -> None:
+def test_licence_page_matches_the_lock() -> None:
     told = dict(re.findall(r"(?m)^\| ([a-z0-9-]+) \| (\d\S*) \|", supply.LICENSES.read_text()))
     for path in (supply.CONSTRAINTS, supply.SERVER, supply.TORCH):
         for name, version in supply.pinned(path).items():
             assert told[name] == version, f"{name}: run `make licenses`"
 
 
-def test_every_licence_on_the_page_is_agreed_to() -> None:
+def test_every_licence_on_the_page_is_accepted() -> None:
     rows = re.findall(r"(?m)^\| ([a-z0-9-]+) \| \d\S* \| (.+) \|$", supply.LICENSES.read_text())
     assert len(rows) > 100
     assert not [(name, licence) for name, licence in rows if supply.disagreed(name, licence)]
@@ -87,10 +87,10 @@ def test_every_licence_on_the_page_is_agreed_to() -> None:
         ("MIT OR Apache-2.0", []),
     ],
 )
-def test_licence_nobody_has_agreed_to_is_found(told, parts) -> None:
+def test_unaccepted_licence_is_detected(told, parts) -> None:
     assert supply.disagreed("newcomer", supply.licence_of("newcomer", told)) == parts
 
 
-def test_package_is_agreed_to_by_its_name_only_with_a_reason() -> None:
+def test_package_exceptions_have_a_reason() -> None:
     assert supply.disagreed("espeakng-loader", supply.licence_of("espeakng-loader", "")) == []
     assert all(why for _, why in supply.EXPLAINED.values())

@@ -63,17 +63,17 @@ def test_table_is_large_and_every_digit_becomes_a_word() -> None:
     "tag",
     ["[S1]", "[S2]", "[s1]", "(laughs)", "(clears throat)", "[pause:0.5s]", "[pause]", "[PAUSE: 500 ms]", "[sighs]"],
 )
-def test_tags_survive_untouched(tag: str) -> None:
+def test_tags_are_not_changed(tag: str) -> None:
     assert NORMALIZER.normalize(f"{tag} It's 5 km away {tag} and **then** {tag}") == (
         f"{tag} It's five kilometers away {tag} and then {tag}"
     )
 
 
-def test_tags_beside_markdown_and_each_other() -> None:
+def test_adjacent_tags_and_markdown_are_handled() -> None:
     assert NORMALIZER.normalize("[S1](laughs) Hi.\n\n[S2] - 3 things") == "[S1](laughs) Hi.\n\n[S2], three things"
 
 
-def test_many_different_tags_survive() -> None:
+def test_many_different_tags_are_kept() -> None:
     text = " ".join(f"[pause:{number}ms]" for number in range(7000))
     assert NORMALIZER.normalize(text).startswith("[pause:0ms] [pause:1ms]")
 
@@ -133,7 +133,7 @@ WORDS = (
     st.sampled_from([" ", "  ", " \n"]),
     st.sampled_from([".", "!", "?", "", ","]),
 )
-def test_plain_prose_stays_as_it_is(words: list[str], gap: str, end: str) -> None:
+def test_plain_prose_is_not_changed(words: list[str], gap: str, end: str) -> None:
     text = gap.join(words).replace("\nPa", "Pa") + end
     lower = text if "\n" not in gap else re.sub(r"\n(\w)", lambda match: "\n" + match[1].lower(), text)
     assert NORMALIZER.normalize(lower).split() == lower.split()
@@ -214,7 +214,7 @@ def test_typical_sentence_takes_few_steps() -> None:
         (999_999, "nine hundred ninety nine thousand nine hundred ninety nine"),
     ],
 )  # fmt: skip
-def test_cardinals(value: int, words: str) -> None:
+def test_cardinals_are_spelled_out(value: int, words: str) -> None:
     assert number_words.cardinal(value) == words
 
 
@@ -222,12 +222,12 @@ def test_cardinals(value: int, words: str) -> None:
     ("value", "words"),
     [(1, "first"), (5, "fifth"), (12, "twelfth"), (20, "twentieth"), (21, "twenty first"), (100, "one hundredth")],
 )
-def test_ordinals(value: int, words: str) -> None:
+def test_ordinals_are_spelled_out(value: int, words: str) -> None:
     assert number_words.ordinal(value) == words
 
 
 @given(st.integers(1, 89))
-def test_roman_numerals_go_both_ways(value: int) -> None:
+def test_roman_numerals_convert_both_ways(value: int) -> None:
     assert number_words.roman(number_words.to_roman(value)) == value
 
 
@@ -249,7 +249,7 @@ def test_capital_o_before_two_spaces_is_no_bullet() -> None:
     assert NORMALIZER.normalize("o  one\no  two") == "one. two."
 
 
-def test_sizes_of_three_sides_are_read_whole():
+def test_sizes_with_three_sides_are_read_completely():
     assert Normalizer().normalize("The box is 2x3x4 m.") == "The box is two by three by four m."
     assert Normalizer().normalize("A 10 x 20 x 30 cm box.") == "A ten by twenty by thirty centimeters box."
 
@@ -269,5 +269,5 @@ def test_comment_at_the_very_beginning_is_removed():
         ("There are 911 people here.", "There are nine hundred eleven people here."),
     ],
 )
-def test_emergency_numbers_are_read_digit_by_digit_only_as_such(text, spoken):
+def test_emergency_numbers_are_read_digit_by_digit_only_when_dialed(text, spoken):
     assert Normalizer().normalize(text) == spoken

@@ -53,7 +53,7 @@ def make(sound: np.ndarray, words: str = samples.TEXT, recogniser: object = None
 # ---- a process of its own
 
 
-def test_decoding_apart_is_decoding():
+def test_sandbox_decoding_keeps_the_samples():
     sound = samples.said(samples.WORDS[0])
     decoded = decode_in_sandbox(samples.file(sound), RATE_HZ, max_seconds=60)
     assert np.abs(decoded.samples - sound).max() < 1e-4
@@ -68,19 +68,19 @@ def test_decoding_apart_is_decoding():
         (Limits(input_bytes=1000), "larger than 1000 bytes"),
     ],
 )
-def test_limits_of_the_process_hold(limits, told):
+def test_sandbox_limits_are_enforced(limits, told):
     with pytest.raises(BadReference, match=told) as error:
         decode_in_sandbox(samples.file(samples.said(samples.WORDS[0])), RATE_HZ, max_seconds=60, limits=limits)
     assert error.value.param == "audio"
 
 
-def test_process_sees_no_secrets(monkeypatch):
+def test_sandbox_environment_contains_no_secrets(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setenv("TTS_API_KEYS", "secret")
     assert "secret" not in cloning.decode_in_sandbox.__globals__["_environment"]().values()
 
 
-def test_what_was_cut_off_is_measured_whatever_its_level():
+def test_clipping_is_measured_at_any_level():
     sound = samples.speech()
     sound /= np.abs(sound).max()
     shares = []
@@ -96,7 +96,7 @@ def test_what_was_cut_off_is_measured_whatever_its_level():
 
 
 @pytest.mark.parametrize("how", ["model", "energy"])
-def test_sentences_are_found(finder, how):
+def test_speech_spans_match_the_sentences(finder, how):
     sound = samples.speech() + samples.noise(len(samples.speech()), 0.0005)
     spans = finder.find(sound, samples.RATE_HZ) if how == "model" else by_energy(sound, samples.RATE_HZ)
     starts = np.cumsum([0.25, *(len(samples.said(words)) / samples.RATE_HZ + 0.5 for words in samples.WORDS[:2])])
@@ -105,7 +105,7 @@ def test_sentences_are_found(finder, how):
         assert min(abs(span.start_s - start) for span in spans) < 0.25
 
 
-def test_without_torch_energy_decides(monkeypatch):
+def test_without_torch_speech_is_found_by_energy(monkeypatch):
     sound = samples.speech()  # before the change: the offline voice calls find_spec too
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr(vad.importlib.util, "find_spec", lambda name: None)
@@ -141,7 +141,7 @@ def test_speech_finder_runs_its_model_in_one_thread_at_a_time(monkeypatch):
 
 
 @pytest.mark.parametrize("sound", [np.zeros(44_100, np.float32), samples.noise(200_000, 0.1), np.zeros(0, np.float32)])
-def test_nothing_is_no_speech(finder, sound):
+def test_silence_and_noise_contain_no_speech(finder, sound):
     assert finder.find(sound, samples.RATE_HZ) == []
 
 
@@ -156,12 +156,12 @@ def flat(spans: list[Span], seconds: float) -> np.ndarray:
     return sound
 
 
-def test_short_speech_is_taken_whole():
+def test_short_speech_is_used_completely():
     spans = [Span(1, 3), Span(4, 8)]
     assert window.best_window(spans, flat(spans, 10), 1000) == Span(1, 8)
 
 
-def test_of_long_speech_a_stretch_between_long_pauses_is_taken():
+def test_long_speech_is_cut_between_long_pauses():
     spans = [Span(0, 4.5), Span(5.4, 10.5), Span(12, 16), Span(16.4, 21.5), Span(23, 30), Span(30.4, 40)]
     chosen = window.best_window(spans, flat(spans, 41), 1000)
     assert chosen == Span(12, 21.5)
@@ -173,14 +173,14 @@ def test_pause_longer_than_a_second_counts_as_one_second():
     assert window.best_window(spans, flat(spans, 48), 1000) == Span(0, 10)
 
 
-def test_noisy_stretch_is_not_taken():
+def test_noisy_section_is_not_used():
     spans = [Span(0, 9), Span(10, 19), Span(20, 29)]
     sound = flat(spans, 30)
     sound[9_000:20_000] += samples.noise(11_000, 0.05, 3)
     assert window.best_window(spans, sound, 1000) == Span(20, 29)
 
 
-def test_who_does_not_pause_is_taken_up_to_the_pause_or_cut_where_it_is_quiet():
+def test_speech_without_pauses_is_cut_at_a_quiet_place():
     spans = [Span(0, 20), Span(21, 45)]
     assert window.best_window(spans, flat(spans, 46), 1000) == Span(0, 20)
     endless = [Span(0, 60)]
@@ -190,7 +190,7 @@ def test_who_does_not_pause_is_taken_up_to_the_pause_or_cut_where_it_is_quiet():
     assert chosen.end_s == pytest.approx(10.1, abs=0.1)
 
 
-def test_what_is_around_speech_is_kept_up_to_the_middle_of_a_pause():
+def test_window_is_padded_to_the_middle_of_a_pause():
     spans = [Span(0, 2), Span(2.1, 8), Span(8.1, 9)]
     padded = window.padded(Span(2.1, 8), spans, 10)
     assert (padded.start_s, padded.end_s) == pytest.approx((2.05, 8.05))
@@ -200,7 +200,7 @@ def test_what_is_around_speech_is_kept_up_to_the_middle_of_a_pause():
 # ---- what is made of it
 
 
-def test_reference_is_the_recording_at_one_loudness():
+def test_reference_is_the_recording_at_a_fixed_loudness():
     source = samples.speech()
     for gain in (0.05, 1.0):
         made = make(source * gain)
@@ -216,7 +216,7 @@ def test_reference_is_the_recording_at_one_loudness():
         assert same > 0.999
 
 
-def test_rumble_and_dc_go_and_nothing_else():
+def test_only_rumble_and_dc_are_removed():
     t = np.arange(RATE_HZ * 4) / RATE_HZ
     for tone, kept in ((10, 0.0), (15, 0.0), (60, 1.0), (100, 1.0), (1_000, 1.0), (15_000, 1.0)):
         wave = np.sin(2 * np.pi * tone * t).astype(np.float32)
@@ -229,7 +229,7 @@ def test_rumble_and_dc_go_and_nothing_else():
             assert np.abs(out)[middle].max() < 0.03
 
 
-def test_denoising_is_an_option_and_lowers_the_noise():
+def test_optional_denoising_lowers_the_noise():
     source = samples.speech()
     noisy = source + samples.noise(len(source), samples.rms(source) * 0.2)
     quiet = slice(0, round(0.2 * RATE_HZ))
@@ -241,7 +241,7 @@ def test_denoising_is_an_option_and_lowers_the_noise():
     assert len(denoised(noisy[quiet], RATE_HZ, -30)) == len(noisy[quiet])
 
 
-def test_loudness_is_that_of_bs_1770():
+def test_loudness_matches_bs_1770():
     """A sine of 997 Hz at full scale in one channel has -3.01 LUFS."""
     tone = np.sin(2 * np.pi * 997 * np.arange(RATE_HZ * 3) / RATE_HZ).astype(np.float32)
     for gain_db in (0, -20, -40):
@@ -277,7 +277,7 @@ def test_bandwidth_of_speech_too_short_for_a_spectrum_is_half_the_rate(rate_hz):
     assert quality.bandwidth_of(speech, speech, rate_hz) == rate_hz / 2
 
 
-def test_one_voice_is_one_speaker_and_two_are_two():
+def test_two_speakers_are_detected():
     def apart(*voices: str) -> quality.Check:
         parts = [samples.speech([words], voice=voice) for words, voice in zip(samples.WORDS, voices, strict=False)]
         made = make(np.concatenate(parts), " ".join(samples.WORDS[: len(voices)]))
@@ -288,7 +288,7 @@ def test_one_voice_is_one_speaker_and_two_are_two():
     assert apart("gmw/en-US+f2", "gmw/en-US+announcer", "gmw/en-US+f2").level == "warning"
 
 
-def test_report_is_as_bad_as_its_worst():
+def test_report_level_is_that_of_its_worst_check():
     good = quality.Check("a", "good", 1.0, "Fine.")
     bad = quality.Check("b", "bad", 2.0, "Too soft.")
     assert quality.Report((good,)).level == "good"
@@ -318,12 +318,12 @@ LONG = " ".join(samples.WORDS)
         ("", ""),
     ],
 )
-def test_long_transcript_is_cut_to_what_was_heard(heard, part):
+def test_long_transcript_is_cut_to_the_recognised_part(heard, part):
     assert cut_to(LONG, heard) == part
     assert cut_to("", heard) == ""
 
 
-def test_long_recording_with_its_words_is_cut_with_them():
+def test_transcript_of_a_long_recording_is_cut_with_it():
     sound = samples.speech(samples.WORDS * 2, gap_s=0.6)
     recogniser = Recogniser(f"{samples.WORDS[1]} {samples.WORDS[2]}")
     made = make(sound, " ".join(samples.WORDS * 2), recogniser)
@@ -336,14 +336,14 @@ def test_long_recording_with_its_words_is_cut_with_them():
         make(sound, " ".join(samples.WORDS * 2))
 
 
-def test_up_to_thirty_seconds_are_taken_whole_with_their_words():
+def test_up_to_thirty_seconds_are_used_with_the_full_transcript():
     sound = samples.speech(samples.WORDS)
     made = make(sound, LONG)
     assert made.reference.transcript == LONG
     assert made.reference.seconds == pytest.approx(len(sound) / RATE_HZ, abs=0.6)
 
 
-def test_words_are_recognised_or_asked_for():
+def test_missing_transcript_is_recognised_or_requested():
     made = make(samples.speech(samples.WORDS * 2), "", Recogniser("What was heard there."))
     assert made.reference.transcript == "What was heard there."
     assert made.reference.seconds < 13
@@ -353,7 +353,7 @@ def test_words_are_recognised_or_asked_for():
         assert error.value.param == "transcript"
 
 
-def test_recogniser_that_is_not_there_says_why(tmp_path):
+def test_missing_recogniser_gives_a_reason(tmp_path):
     missing = WhisperTranscriber("openai/whisper-base.en", tmp_path).missing()
     assert "TTS_ASR_MODEL" in missing
     assert WhisperTranscriber("openai/whisper-base.en", tmp_path, download=True).missing() == ""
@@ -394,7 +394,7 @@ def small_whisper(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_recogniser_reads_a_checkpoint_and_its_words_become_the_transcript(tmp_path):
+def test_recogniser_output_becomes_the_transcript(tmp_path):
     """Random weights hear nonsense; that they are loaded, asked and obeyed is what is seen here."""
     small_whisper(tmp_path)
     recogniser = WhisperTranscriber(str(tmp_path), tmp_path)
@@ -421,7 +421,7 @@ def test_recogniser_transcribes_one_recording_at_a_time(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("count", [0, 9])
-def test_so_many_recordings(count):
+def test_wrong_number_of_recordings_is_refused(count):
     with pytest.raises(BadReference):
         Cloner(NoTranscriber()).make([Sample(b"")] * count)
 
@@ -429,7 +429,7 @@ def test_so_many_recordings(count):
 # ---- files that a person puts there
 
 
-def test_file_replaces_a_standard_voice_once(tmp_path, caplog):
+def test_reference_file_replaces_a_preset_voice_once(tmp_path, caplog):
     store = VoiceStore(tmp_path / "cloned", tmp_path / "references")
     folder, cloner = tmp_path / "references", Cloner(NoTranscriber())
     (folder / "onyx.mp3").write_bytes(samples.file(samples.speech(), "mp3"))

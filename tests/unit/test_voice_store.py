@@ -56,7 +56,7 @@ def hidden(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob(".*") if path.name not in (".lock", ".drafts")]
 
 
-def test_voice_is_found_by_id_and_by_name_here_and_after_a_restart(tmp_path):
+def test_voice_is_found_by_id_and_name_after_a_restart(tmp_path):
     store = opened(tmp_path)
     made = store.add("  Anna   Lee ", sound(), description="A friend.", quality={"level": "good"}, sample_count=2)
     assert made.id.startswith("voice_")
@@ -77,7 +77,7 @@ def test_voice_is_found_by_id_and_by_name_here_and_after_a_restart(tmp_path):
         assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, RATE_HZ)
 
 
-def test_names_are_unique_whatever_their_case_and_stay(tmp_path):
+def test_names_are_unique_regardless_of_case(tmp_path):
     store = opened(tmp_path)
     names = [store.add(name, sound()).voice.name for name in ("Anna", "anna", "ANNA", "Nova", "none", "ﬁn", "FIN")]
     assert names == ["Anna", "anna (2)", "ANNA (3)", "Nova (2)", "none (2)", "ﬁn", "FIN (2)"]
@@ -94,7 +94,7 @@ def test_names_are_unique_whatever_their_case_and_stay(tmp_path):
     assert store.add(names and store.stored()[0].id, sound()).voice.name.endswith(" (2)")
 
 
-def test_threads_and_processes_of_one_name_each_get_their_own(tmp_path):
+def test_concurrent_additions_of_one_name_get_unique_names(tmp_path):
     stores = [opened(tmp_path) for _ in range(4)]
     threads = [threading.Thread(target=store.add, args=("Bob", sound())) for store in stores for _ in range(3)]
     for thread in threads:
@@ -106,7 +106,7 @@ def test_threads_and_processes_of_one_name_each_get_their_own(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "   ", "x" * 101, "y" * 10_000, "a\x00b", "\x1b[31m", "\ud800"])
-def test_bad_names_are_refused_and_leave_nothing(tmp_path, name):
+def test_bad_names_are_refused_and_leave_no_files(tmp_path, name):
     with pytest.raises(InvalidValue) as error:
         opened(tmp_path).add(name, sound())
     assert error.value.param == "name"
@@ -126,7 +126,7 @@ def test_name_is_never_a_path(tmp_path, name):
 
 @given(name=st.text(max_size=120))
 @settings(max_examples=200, deadline=None)
-def test_what_is_kept_of_a_name_is_kept_again(name):
+def test_cleaning_a_name_twice_changes_nothing(name):
     try:
         cleaned = clean_name(name)
     except InvalidValue:
@@ -141,14 +141,14 @@ def test_what_is_kept_of_a_name_is_kept_again(name):
 
 @given(values=st.lists(st.integers(-32768, 32767), max_size=50), rate_hz=st.sampled_from([8_000, 24_000, 44_100]))
 @settings(max_examples=50, deadline=None)
-def test_recordings_are_kept_bit_for_bit(values, rate_hz):
+def test_recordings_are_stored_bit_for_bit(values, rate_hz):
     samples = (np.array(values, np.float32) / 32768).astype(np.float32)
     again, rate = read_wav(wav(samples, rate_hz))
     assert np.array_equal(again, samples)
     assert rate == rate_hz
 
 
-def test_changes_are_seen_elsewhere_and_unknown_ones_told(tmp_path):
+def test_changes_reach_other_stores_and_unknown_ids_are_errors(tmp_path):
     here, there = opened(tmp_path), opened(tmp_path)
     made = here.add("Anna", sound())
     there.refresh()
@@ -170,7 +170,7 @@ def test_changes_are_seen_elsewhere_and_unknown_ones_told(tmp_path):
     assert there.stored() == []
 
 
-def test_look_that_finds_nothing_new_reads_nothing(tmp_path, monkeypatch):
+def test_refresh_without_changes_reads_nothing(tmp_path, monkeypatch):
     store = opened(tmp_path)
     store.add("Anna", sound())
     old = time.time() - 60
@@ -183,7 +183,7 @@ def test_look_that_finds_nothing_new_reads_nothing(tmp_path, monkeypatch):
     assert store.get("Anna")
 
 
-def test_renaming_to_its_own_name_keeps_it(tmp_path):
+def test_voice_may_be_renamed_to_its_own_name(tmp_path):
     store = opened(tmp_path)
     made = store.add("Anna", sound())
     assert store.change(made.id, name="ANNA").voice.name == "ANNA"
@@ -191,7 +191,7 @@ def test_renaming_to_its_own_name_keeps_it(tmp_path):
     assert store.change(other.id, name="anna").voice.name == "anna (2)"
 
 
-def test_codes_are_kept_for_one_recording_and_one_encoder(tmp_path):
+def test_codes_are_stored_per_recording_and_encoder(tmp_path):
     store = opened(tmp_path)
     voice = store.add("Anna", sound()).voice
     codes = np.arange(96, dtype=np.int16).reshape(32, 3)
@@ -213,7 +213,7 @@ def test_codes_are_kept_for_one_recording_and_one_encoder(tmp_path):
     assert store.codes(other, "mimi", "a") is None
 
 
-def test_standard_voices_may_have_recordings_and_others_later(tmp_path):
+def test_preset_voices_may_get_and_change_recordings(tmp_path):
     store = opened(tmp_path)
     plain = store.get("onyx")
     assert not plain.recorded
@@ -267,7 +267,7 @@ def test_consent_is_stored_with_the_voice(tmp_path):
         ),
     ],
 )
-def test_damaged_folders_are_left_out_and_told_and_come_back_when_mended(tmp_path, damage, caplog):
+def test_damaged_folders_are_reported_and_return_after_repair(tmp_path, damage, caplog):
     store = opened(tmp_path)
     good, bad = store.add("Good", sound()), store.add("Anna", sound())
     folder = tmp_path / "cloned_voices" / bad.id
@@ -284,7 +284,7 @@ def test_damaged_folders_are_left_out_and_told_and_come_back_when_mended(tmp_pat
     assert again.get("Anna").id == bad.id
 
 
-def test_recording_that_changed_on_disk_is_not_spoken_with(tmp_path):
+def test_recording_changed_on_disk_is_not_used(tmp_path):
     store = opened(tmp_path)
     voice = store.add("Anna", sound()).voice
     path = tmp_path / "cloned_voices" / voice.id / "reference.wav"
@@ -295,7 +295,7 @@ def test_recording_that_changed_on_disk_is_not_spoken_with(tmp_path):
         opened(tmp_path).reference(voice)
 
 
-def test_voice_that_another_process_removed_just_now_is_not_called_damaged(tmp_path):
+def test_voice_removed_by_another_process_is_not_reported_as_damaged(tmp_path):
     store, other = opened(tmp_path), opened(tmp_path)
     voice = store.add("Anna", sound()).voice
     other.refresh()
@@ -309,7 +309,7 @@ def test_voice_that_another_process_removed_just_now_is_not_called_damaged(tmp_p
         store.reference(onyx)
 
 
-def test_links_are_not_followed(tmp_path):
+def test_symlinks_are_not_followed(tmp_path):
     store = opened(tmp_path)
     made = store.add("Anna", sound())
     (tmp_path / "cloned_voices" / made.id).rename(tmp_path / "elsewhere")
@@ -317,7 +317,7 @@ def test_links_are_not_followed(tmp_path):
     assert opened(tmp_path).stored() == []
 
 
-def test_copied_folder_is_a_voice_of_its_own(tmp_path):
+def test_copied_folder_is_a_separate_voice(tmp_path):
     made = opened(tmp_path).add("Anna", sound())
     shutil.copytree(tmp_path / "cloned_voices" / made.id, tmp_path / "cloned_voices" / "anna-2")
     store = opened(tmp_path)
@@ -325,7 +325,7 @@ def test_copied_folder_is_a_voice_of_its_own(tmp_path):
     assert store.get("anna-2").id == "anna-2"
 
 
-def test_what_crashes_left_is_swept_and_what_others_write_is_not(tmp_path):
+def test_files_of_dead_processes_are_removed_and_files_of_live_ones_kept(tmp_path):
     store = opened(tmp_path)
     made = store.add("Anna", sound())
     folder = tmp_path / "cloned_voices"
@@ -346,7 +346,7 @@ def test_what_crashes_left_is_swept_and_what_others_write_is_not(tmp_path):
     assert hidden(folder) == busy[:1]
 
 
-def test_full_disk_leaves_nothing_and_says_so(tmp_path, monkeypatch):
+def test_full_disk_is_an_error_and_leaves_no_files(tmp_path, monkeypatch):
     store = opened(tmp_path)
 
     def full(_: int) -> None:
@@ -361,7 +361,7 @@ def test_full_disk_leaves_nothing_and_says_so(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("rate_hz", [4_000, 96_000])
-def test_what_is_no_reference_is_refused(tmp_path, rate_hz):
+def test_invalid_reference_is_refused(tmp_path, rate_hz):
     with pytest.raises(BadReference):
         opened(tmp_path).add("Anna", sound(rate_hz=rate_hz))
     with pytest.raises(BadReference):
@@ -384,7 +384,7 @@ def legacy(folder: Path, *, transcript: str | None = "Old words.", **info: objec
     return folder
 
 
-def test_voices_of_earlier_versions_are_taken_over(tmp_path):
+def test_voices_of_earlier_versions_are_migrated(tmp_path):
     legacy(tmp_path / "cloned_voices" / "7_1700000000_anna", description="From before.")
     store = opened(tmp_path)
     (voice,) = store.stored()
@@ -398,7 +398,7 @@ def test_voices_of_earlier_versions_are_taken_over(tmp_path):
     assert opened(tmp_path).stored() == []
 
 
-def test_odd_folder_names_of_earlier_versions_become_ids(tmp_path):
+def test_unusual_folder_names_of_earlier_versions_get_new_ids(tmp_path):
     legacy(tmp_path / "cloned_voices" / "my voice (é)")
     store = opened(tmp_path)
     store.refresh()
@@ -407,7 +407,7 @@ def test_odd_folder_names_of_earlier_versions_become_ids(tmp_path):
     assert store.get("old anna").id == voice.id
 
 
-def test_earlier_voice_without_words_waits_for_them(tmp_path):
+def test_earlier_voice_without_transcript_waits_for_it(tmp_path):
     folder = legacy(tmp_path / "cloned_voices" / "anna", transcript=None)
     store = opened(tmp_path)
     assert "transcript" in store.problems["cloned_voices/anna"]
@@ -416,7 +416,7 @@ def test_earlier_voice_without_words_waits_for_them(tmp_path):
     assert store.find("anna").transcript == "Now there are words."
 
 
-def test_taking_over_may_be_cut_off_anywhere(tmp_path, monkeypatch):
+def test_migration_may_be_interrupted_at_any_step(tmp_path, monkeypatch):
     folder = legacy(tmp_path / "cloned_voices" / "anna")
     real = Path.replace
     for stop in (1, 2):
@@ -499,16 +499,16 @@ def churn(folder: Path, wanted: int, kills: int, *, seed: int) -> None:
             alive[voice_id] = there[voice_id].transcript
 
 
-def test_kill_9_leaves_whole_voices_only(tmp_path):
+def test_kill_9_leaves_only_complete_voices(tmp_path):
     churn(tmp_path, 200, 6, seed=1)
 
 
 @pytest.mark.slow
-def test_kill_9_forty_times_over_thousands_of_clones_and_deletes(tmp_path):
+def test_repeated_kill_9_leaves_only_complete_voices(tmp_path):
     churn(tmp_path, 1_000, 40, seed=2)
 
 
-def test_files_are_what_they_seem(tmp_path):
+def test_wav_files_have_the_exact_size_and_must_be_mono(tmp_path):
     """The header's length is what a folder's check rests on."""
     assert len(wav(np.zeros(10, np.float32), 8_000)) == 44 + 20
     stereo = io.BytesIO()

@@ -71,14 +71,14 @@ def snr_db(wanted: np.ndarray, got: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("voice", TIMBRES)
-def test_every_voice_is_found_and_only_when_marked(library, perth, voice):
+def test_mark_is_detected_in_every_voice_only_when_present(library, perth, voice):
     samples = said(library, voice)
     assert score(samples, RATE_HZ, perth) < 0.1
     assert score(marked(samples, perth), RATE_HZ, perth) > 0.9
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 16_000, 22_050, 44_100, 48_000])
-def test_at_every_rate(library, perth, rate_hz):
+def test_mark_is_detected_at_every_rate(library, perth, rate_hz):
     samples = said(library, "nova", rate_hz)
     got = marked(samples, perth, rate_hz)
     assert len(got) == len(samples)
@@ -87,14 +87,14 @@ def test_at_every_rate(library, perth, rate_hz):
 
 @pytest.mark.parametrize("audio_format", ["mp3 64k", "opus", "aac"])
 @pytest.mark.parametrize("speed", [1.0, 1.1])
-def test_after_coding_and_a_change_of_tempo(library, perth, audio_format, speed):
+def test_mark_survives_encoding_and_tempo_change(library, perth, audio_format, speed):
     stretcher = StreamStretcher(RATE_HZ, speed)
     got = np.concatenate((stretcher.push(marked(said(library, "echo"), perth)), stretcher.flush()))
     heard = decode(encoded(got, audio_format), DETECT_RATE_HZ, max_seconds=60).samples
     assert perth.score(heard) > 0.9
 
 
-def test_two_seconds_out_of_the_middle_and_noise(library, perth):
+def test_mark_survives_cutting_and_noise(library, perth):
     got = marked(said(library, "onyx"), perth)
     assert score(got[RATE_HZ : 3 * RATE_HZ], RATE_HZ, perth) > 0.9
     noise = np.random.default_rng(1).standard_normal(len(got)).astype(np.float32)
@@ -102,7 +102,7 @@ def test_two_seconds_out_of_the_middle_and_noise(library, perth):
     assert score(noisy, RATE_HZ, perth) > FOUND
 
 
-def test_what_was_never_marked():
+def test_unmarked_audio_has_no_mark():
     dice = np.random.default_rng(2)
     time = np.arange(2 * DETECT_RATE_HZ) / DETECT_RATE_HZ
     perth = watermark.load()
@@ -113,7 +113,7 @@ def test_what_was_never_marked():
     assert perth.score(np.zeros(100, np.float32)) == 0
 
 
-def test_it_is_not_heard_as_louder_and_leaves_the_rest_alone(library, perth):
+def test_mark_changes_neither_loudness_nor_high_frequencies(library, perth):
     for voice in ("onyx", "nova"):
         samples = said(library, voice)
         got = marked(samples, perth)
@@ -127,7 +127,7 @@ def test_silence_stays_silent(perth):
     assert not marked(np.zeros(RATE_HZ, np.float32), perth).any()
 
 
-def test_however_it_is_cut_the_same_samples_come_out(library, perth):
+def test_chunk_size_does_not_change_the_output(library, perth):
     samples = said(library)
     whole = marked(samples, perth, chunk=len(samples))
     for chunk in (239, 1920, 5000):
@@ -187,7 +187,7 @@ def whole_file(samples, encoder):
         return torch.istft(torch.polar(magnitudes, phase), 2048, 320, 2048, window, length=len(samples)).numpy()
 
 
-def test_stream_with_all_its_context_is_the_whole_file(library, perth, oracle):
+def test_stream_with_full_context_equals_the_whole_file(library, perth, oracle):
     samples = said(library, "onyx", DETECT_RATE_HZ)
     wanted = whole_file(samples, oracle[0])
     assert snr_db(wanted, marked(samples, perth, DETECT_RATE_HZ, lookahead=REACH)) > 80
@@ -197,7 +197,7 @@ def test_stream_with_all_its_context_is_the_whole_file(library, perth, oracle):
         assert float(oracle[1](spectrum(got)[0][None])) > 0.9
 
 
-def test_score_is_perths(library, perth, oracle):
+def test_score_equals_that_of_perth(library, perth, oracle):
     samples = said(library, "fable", DETECT_RATE_HZ)
     noise = np.random.default_rng(3).standard_normal(len(samples)).astype(np.float32)
     for sound in (samples, whole_file(samples, oracle[0]), whole_file(samples, oracle[0]) + 0.03 * noise):
@@ -209,7 +209,7 @@ def test_score_is_perths(library, perth, oracle):
 # --- who is marked ---
 
 
-def test_who_is_marked():
+def test_setting_selects_the_marked_voices():
     assert Watermark("cloned").marks([CLONED])
     assert Watermark("cloned").marks([preset("onyx"), CLONED])
     assert not Watermark("cloned").marks([preset("onyx")])
@@ -217,7 +217,7 @@ def test_who_is_marked():
     assert not Watermark("off").marks([CLONED])
 
 
-def test_without_the_extra(monkeypatch, caplog):
+def test_missing_extra_is_reported(monkeypatch, caplog):
     monkeypatch.setattr(watermark, "_package", lambda: None)
     watermark.load.cache_clear()
     with caplog.at_level(logging.WARNING):
@@ -232,7 +232,7 @@ def test_without_the_extra(monkeypatch, caplog):
         watermark.detect(np.zeros(100, np.float32))
 
 
-def test_damaged_file_of_weights(monkeypatch, tmp_path):
+def test_damaged_weights_file_is_an_error(monkeypatch, tmp_path):
     file = tmp_path / watermark._WEIGHTS
     file.parent.mkdir(parents=True)
     file.write_bytes(b"PK\x03\x04 not really")
@@ -242,7 +242,7 @@ def test_damaged_file_of_weights(monkeypatch, tmp_path):
         Watermark("all")
 
 
-def test_frames_of_audio_over_ten_seconds_come_once_and_in_order() -> None:
+def test_frames_of_long_audio_are_complete_and_in_order() -> None:
     grid = watermark._Grid.of(DETECT_RATE_HZ)
     samples = np.random.default_rng(3).normal(0, 0.1, 25 * DETECT_RATE_HZ).astype(np.float32)
     batches = watermark._spectra(samples, grid)

@@ -169,7 +169,7 @@ def tube(**limits: Any) -> YouTube:
     return YouTube(rules=TEST_RULES, limits=FetchLimits(**limits))
 
 
-async def test_stretch_that_was_asked_for_comes(site):
+async def test_requested_section_is_fetched(site):
     heard: list[Progress] = []
     got = await tube().fetch(f"{site.url}/sound.mp3", 5.0, 3.0, heard.append)
     samples, rate_hz = read_wav(got.wav)
@@ -183,7 +183,7 @@ async def test_stretch_that_was_asked_for_comes(site):
     assert "fetching" in stages
 
 
-async def test_only_what_is_needed_is_fetched(site, monkeypatch):
+async def test_only_the_needed_bytes_are_fetched(site, monkeypatch):
     monkeypatch.setattr(site, "sound", 30 * site.sound)  # ten minutes, 4.8 MB
     before = site.sent
     got = await tube(chunk_bytes=1 << 18).fetch(f"{site.url}/page-600", 10.0, 5.0)
@@ -192,11 +192,11 @@ async def test_only_what_is_needed_is_fetched(site, monkeypatch):
     assert site.sent - before < 0.3 * len(site.sound)
 
 
-async def test_shorter_than_asked_for_is_what_there_is(site):
+async def test_section_past_the_end_is_shortened(site):
     assert (await tube().fetch(f"{site.url}/sound.mp3", 18.0, 60.0)).seconds == pytest.approx(2.0, abs=0.15)
 
 
-async def test_behind_the_end(site):
+async def test_section_after_the_end_is_an_error(site):
     with pytest.raises(Unfetchable) as caught:
         await tube().fetch(f"{site.url}/sound.mp3", 100.0, 5.0)
     assert (caught.value.code, caught.value.param) == ("youtube_outside_video", "start_time")
@@ -216,7 +216,7 @@ async def test_behind_the_end(site):
         ("nothing-here", {}, "youtube_failed"),
     ],
 )
-async def test_limits_and_faults(site, path, limits, code):
+async def test_limits_and_failures_have_error_codes(site, path, limits, code):
     with pytest.raises(Unfetchable) as caught:
         await tube(**limits).fetch(f"{site.url}/{path}", 0.0, 5.0)
     assert caught.value.code == code, caught.value.message
@@ -234,7 +234,7 @@ async def test_limits_and_faults(site, path, limits, code):
         "file:///etc/passwd",
     ],
 )
-async def test_redirect_leads_nowhere_private(site, where):
+async def test_redirect_to_a_private_address_is_blocked(site, where):
     """127.0.0.1 is allowed by this test's rules, and nothing else is: not its neighbours, not other names for it."""
     target = where.format(port=site.server_address[1])
     with pytest.raises(Unfetchable) as caught:
@@ -243,7 +243,7 @@ async def test_redirect_leads_nowhere_private(site, where):
     assert site.asked[-1].startswith("/to?")
 
 
-async def test_without_the_tests_rules_this_machine_is_out_of_reach(site):
+async def test_default_rules_block_this_machine(site):
     rules = Rules(extractors=("generic",), hosts=("localhost", HERE), canonical=False)
     before = len(site.asked)
     for host in (HERE, "localhost"):
@@ -253,7 +253,7 @@ async def test_without_the_tests_rules_this_machine_is_out_of_reach(site):
     assert len(site.asked) == before
 
 
-async def test_cancelling_kills_and_cleans(site, places):
+async def test_cancelling_ends_the_process_and_removes_files(site, places):
     seen = asyncio.Event()
     before = set(children_of(os.getpid()))  # the decoders' helper stays
     fetching = asyncio.create_task(tube().fetch(f"{site.url}/slow.mp3", 0.0, 5.0, lambda _: seen.set()))
@@ -272,7 +272,7 @@ def children_of(pid: int) -> list[str]:
     return [line for path in Path(f"/proc/{pid}/task").glob("*/children") for line in path.read_text().split()]
 
 
-def test_killed_server_leaves_nothing(site, places):
+def test_killed_server_leaves_no_files(site, places):
     """The child notices that its parent is gone."""
     code = f"""
 import asyncio
@@ -292,7 +292,7 @@ asyncio.run(YouTube(rules=rules).fetch("{site.url}/slow.mp3", 0.0, 5.0, told))
     wait_until(lambda: not list(places.iterdir()))
 
 
-def test_what_both_left_is_swept(places):
+def test_leftovers_of_dead_processes_are_removed(places):
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
     for name in (f"tts-youtube-{done.pid}-abc", f"tts-youtube-{os.getpid()}-mine", "tts-youtube-x-y"):
@@ -305,7 +305,7 @@ def test_what_both_left_is_swept(places):
     (places / "tts-youtube-x-y").rmdir()
 
 
-async def test_full_house_says_so(site):
+async def test_too_many_fetches_are_refused(site):
     fetcher = tube(parallel=1, max_waiting=0)
     first = asyncio.create_task(fetcher.fetch(f"{site.url}/slow.mp3", 0.0, 5.0))
     await asyncio.sleep(0)
@@ -329,7 +329,7 @@ async def test_full_house_says_so(site):
         " https://WWW.YouTube.com:443/live/dQw4w9WgXcQ ",
     ],
 )
-def test_addresses_of_one_video(url):
+def test_all_url_forms_of_a_video_are_accepted(url):
     assert watch_url(url) == "https://www.youtube.com/watch?v=dQw4w9WgXcQ"
 
 
@@ -382,13 +382,13 @@ def test_only_these_hosts_are_accepted_and_reached():
         "ytsearch:cats",
     ],
 )
-def test_other_addresses(url):
+def test_other_urls_are_refused(url):
     with pytest.raises(Unfetchable) as caught:
         watch_url(url)
     assert (caught.value.code, caught.value.param) == ("youtube_url_invalid", "youtube_url")
 
 
-def test_playlists():
+def test_playlists_are_refused():
     for url in ("https://www.youtube.com/playlist?list=PL1", "https://music.youtube.com/watch?list=PL1"):
         with pytest.raises(Unfetchable) as caught:
             watch_url(url)
@@ -396,7 +396,7 @@ def test_playlists():
 
 
 @pytest.mark.parametrize(("start_s", "duration_s"), [(-1, 10), (float("nan"), 10), (0, 0), (0, 601), (0, float("nan"))])
-async def test_stretches_that_can_not_be(start_s, duration_s):
+async def test_invalid_sections_are_refused(start_s, duration_s):
     with pytest.raises(InvalidValue):
         await tube().fetch("https://youtu.be/dQw4w9WgXcQ", start_s, duration_s)
 
@@ -419,7 +419,7 @@ async def test_stretches_that_can_not_be(start_s, duration_s):
         ("[youtube] abc: something quite new", "youtube_failed"),
     ],
 )
-def test_what_youtube_says_is_told_as_what_it_is(words, code):
+def test_youtube_messages_map_to_error_codes(words, code):
     assert fetch_error("other", words, [], FetchLimits()).code == code
 
 
@@ -446,7 +446,7 @@ def test_each_phrase_of_youtube_has_its_error_code(sign, code):
     assert fetch_error("other", f"[youtube] abc: {sign.capitalize()} xyz", [], FetchLimits()).code == code
 
 
-def test_missing_runtime_is_told():
+def test_missing_js_runtime_is_reported():
     warning = "[youtube] No supported JavaScript runtime could be found. Only deno is enabled by default"
     words = "[youtube] abc: Requested format is not available. Use --list-formats"
     assert fetch_error("other", words, [warning], FetchLimits()).code == "youtube_js_runtime_missing"
@@ -454,7 +454,7 @@ def test_missing_runtime_is_told():
     assert fetch_error("other", "[youtube] abc: Private video", [warning], FetchLimits()).code == "youtube_private"
 
 
-async def test_where_it_is_off_or_not_installed(monkeypatch):
+async def test_disabled_or_missing_youtube_support_is_an_error(monkeypatch):
     with pytest.raises(NotSupported, match="TTS_YOUTUBE"):
         await YouTube(enabled=False).fetch("https://youtu.be/dQw4w9WgXcQ")
     monkeypatch.setattr(youtube, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=lambda _: None)))
@@ -475,7 +475,7 @@ def child():
     return module
 
 
-def test_addresses_that_are_public(child):
+def test_guard_allows_only_public_addresses(child):
     guard = child.Guard([], ["127.0.0.1"])
     for public in ("8.8.8.8", "2607:f8b0:4004:800::200e", "127.0.0.1", "::ffff:8.8.8.8", "64:ff9b::808:808"):
         assert guard.allows(public), public
@@ -507,11 +507,11 @@ def test_addresses_that_are_public(child):
         ({"container": "webm_dash", "duration": 31}, 10_000_000, None),
     ],
 )
-def test_how_much_of_a_file_is_needed(child, info, total, wanted):
+def test_needed_bytes_are_estimated(child, info, total, wanted):
     assert child.wanted_bytes(info, 30.0, total) == wanted
 
 
-def test_childs_options_are_known_to_yt_dlp(child):
+def test_yt_dlp_knows_all_options_of_the_child(child):
     from yt_dlp import YoutubeDL
 
     order = {"extractors": ["youtube"], "folder": "/tmp", "socket_timeout_s": 1, "chunk_bytes": 1}
@@ -522,7 +522,7 @@ def test_childs_options_are_known_to_yt_dlp(child):
     assert set(child.Fetch(order).options()) <= known
 
 
-def test_childs_options_are_these(child):
+def test_child_passes_exactly_these_options(child):
     """yt-dlp gets nothing that could read a local file, use a proxy, start a program, log in or write elsewhere."""
     order = {"extractors": ["youtube"], "folder": "/nowhere", "socket_timeout_s": 7, "chunk_bytes": 9}
     fetch = child.Fetch(order)
@@ -569,7 +569,7 @@ def test_only_these_containers_are_fetched_in_part(child):
     assert {"webm_dash", "m4a_dash", "mp3", "ogg", "opus", "aac", "webm"} == child._STREAMABLE
 
 
-def test_every_folder_of_a_dead_process_is_removed_whatever_comes_first(tmp_path, monkeypatch):
+def test_every_folder_of_a_dead_process_is_removed_in_any_order(tmp_path, monkeypatch):
     """The folder of this process stays; the search goes on behind it."""
     own = tmp_path / f"{youtube._FOLDER_PREFIX}{os.getpid()}-a"
     dead = [tmp_path / f"{youtube._FOLDER_PREFIX}999999{number}-b" for number in range(3)]
