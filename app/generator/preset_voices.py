@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -26,13 +27,13 @@ import numpy as np
 
 from app.audio import pcm
 from app.audio.decode import decode
-from app.audio.loudness import integrated_lufs
-from app.audio.shape import EdgeTrimmer, Gain
+from app.audio.shape import EdgeTrimmer
 from app.audio.stages import joined
 from app.errors import Busy, EngineStopped, NotReady, SpeechError
 from app.types import Reference, Sampling, Scheduling, SpokenLine, Utterance
-from app.voices.enhancement import TARGET_LUFS
+from app.voices.enhancement import TARGET_LUFS, at_loudness
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE, PROFILES, Profile
+from app.voices.vad import SpeechFinder
 from app.voices.voice_features import VoiceFeatures, measure
 
 if TYPE_CHECKING:
@@ -52,8 +53,11 @@ CANDIDATES = 6
 GOOD_DISTANCE = 0.5  # a candidate with this distance from the profile is accepted without further tries; see `distance`
 MAX_EXAMPLE_DISTANCE = 2.5  # the largest distance at which a recording that comes with the model is used
 CHARS_PER_S = 15.0
+MIN_FOUND = 0.3  # of the audible part of a recording, that the speech finder takes for speech
+MIN_WORDS = 0.2  # share of the words that a recogniser must find; it finds more in nearly all clean recordings
 TAIL_S = 0.4  # silence at the end, so that engines do not repeat the last words of the recording
 RETRY_AFTER_PREEMPTION_S = 0.5  # wait before the next try after a preemption
+_FINDER = SpeechFinder()  # shared, because it keeps its model
 _SEMITONES, _DECIBELS = 4.0, 6.0  # the differences in pitch and in brightness that count as distance 1
 
 
@@ -65,6 +69,11 @@ class Candidate:
     features: VoiceFeatures
     distance: float  # from the profile of the voice
     source: str  # the name of the file, or the seed
+
+
+# Returns the share (0 to 1) of a transcript's words that a speech recogniser finds in samples (N,) at a rate in Hz.
+# None = it can't tell, for example because of the language.
+WordsHeard = Callable[[np.ndarray, int, str], float | None]
 
 
 class RejectedRecording(Exception):
@@ -253,15 +262,31 @@ async def _speak(engine: Engine, name: str, seed: int) -> tuple[Samples, str]:
         return joined([chunk.samples for chunk in chunks]), defect
 
 
-def evaluate(samples: Samples, rate_hz: int, transcript: str, profile: Profile, source: str) -> Candidate | str:
-    """Trim a recording (N,), set its loudness and measure it. Returns a candidate, or its defect in words."""
+def evaluate(
+    samples: Samples,
+    rate_hz: int,
+    transcript: str,
+    profile: Profile,
+    source: str,
+    *,
+    words_heard: WordsHeard | None = None,
+) -> Candidate | str:
+    """Trim a recording (N,), set its loudness and measure it. Returns a candidate, or its defect in words.
+
+    words_heard: a speech recogniser; None = there is none, and the words are not checked.
+    """
     edges = EdgeTrimmer(rate_hz)
     samples = joined([edges.push(samples), edges.flush()])
     features = measure(samples, rate_hz)
     if (defect := defect_of(features, transcript)) is not None:
         return defect
-    level = Gain(TARGET_LUFS - integrated_lufs(samples, rate_hz))
-    samples = joined([level.push(samples), level.flush(), pcm.silence(TAIL_S, rate_hz)])
+    found_s = sum(span.seconds for span in _FINDER.find(samples, rate_hz))
+    if found_s < MIN_FOUND * features.speech * features.seconds:
+        return f"only {found_s:.1f} s of its {features.seconds:.1f} s sound like speech"
+    share = None if words_heard is None else words_heard(samples, rate_hz, transcript)
+    if share is not None and share < MIN_WORDS:
+        return f"a speech recogniser found only {share:.0%} of its words"
+    samples = np.concatenate((at_loudness(samples, rate_hz, TARGET_LUFS), pcm.silence(TAIL_S, rate_hz)))
     return Candidate(Reference(samples, rate_hz, transcript), features, distance(features, profile), source)
 
 
@@ -270,15 +295,15 @@ def defect_of(features: VoiceFeatures, transcript: str) -> str | None:
     f, expected_s = features, len(transcript) / CHARS_PER_S
     defects = (
         (
-            not 0.45 * expected_s <= f.seconds <= 1.9 * expected_s,
+            not 0.45 * expected_s <= f.seconds <= 2.4 * expected_s,
             f"its length is {f.seconds:.1f} s, and the text needs about {expected_s:.0f} s",
         ),
         (f.level_dbfs < -45.0, f"it is too quiet: {f.level_dbfs:.0f} dBFS"),
         (f.clipped > 0.005, f"{f.clipped:.1%} of its samples are clipped"),
         (f.longest_pause_s > 1.5, f"it has a pause of {f.longest_pause_s:.1f} s"),
         (f.speech < 0.5, f"only {f.speech:.0%} of it is speech"),
-        (f.voiced < 0.25 or not f.pitch_hz, f"only {f.voiced:.0%} of it has a pitch, which is too little for speech"),
-        (f.pitch_spread > 5.0, f"its pitch varies by {f.pitch_spread:.0f} semitones"),
+        (f.voiced < 0.1 or not f.pitch_hz, f"only {f.voiced:.0%} of it has a pitch, which is too little for speech"),
+        (f.movement_db < 1.3, f"its sound changes too little for speech: {f.movement_db:.1f} dB in 50 ms"),
     )
     return next((message for found, message in defects if found), None)
 
@@ -316,12 +341,13 @@ def match_examples(info: EngineInfo, transcriber: Transcriber) -> dict[str, Cand
         except (OSError, ValueError, RuntimeError, SpeechError) as error:
             log.warning("%s is not used as a preset voice: %s", path, error)
             continue
+        candidate = evaluate(decoded.samples, info.rate_hz, transcript, PROFILES[DEFAULT_VOICE], path.name)
+        if isinstance(candidate, str):
+            log.info("%s is not used as a preset voice: %s", path, candidate)
+            continue
         for name, profile in PROFILES.items():
-            candidate = evaluate(decoded.samples, info.rate_hz, transcript, profile, path.name)
-            if isinstance(candidate, str):
-                log.info("%s is not used as a preset voice: %s", path, candidate)
-                break
-            matches.append((candidate.distance, name, path.name, candidate))
+            away = distance(candidate.features, profile)
+            matches.append((away, name, path.name, dataclasses.replace(candidate, distance=away)))
     assigned: dict[str, Candidate] = {}
     used: set[str] = set()
     for _, name, file, candidate in sorted(matches, key=lambda match: match[:3]):

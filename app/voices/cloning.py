@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from app.audio import pcm
-from app.audio.loudness import denoised, integrated_lufs
+from app.audio.loudness import denoised
 from app.audio.sandbox import Limits, Source, decode_in_sandbox
 from app.audio.threads import ThreadLimit
 from app.errors import BadReference, Busy, InvalidValue, SpeechError
 from app.types import Reference
 from app.voices import quality, window
+from app.voices.enhancement import at_loudness
 from app.voices.presets import PROFILES
 from app.voices.quality import Report
 from app.voices.transcribe import cut_to
@@ -45,13 +46,13 @@ MIN_SAMPLE_S = 1.0
 MAX_SAMPLES = 8  # recordings for one voice
 MAX_TOGETHER_S = 30.0  # total of all recordings of one voice
 TARGET_LUFS = -20.0
-PEAK = 0.89  # -1 dBFS
-RUMBLE_HZ = (20.0, 45.0)  # removed below the first, unchanged above the second
+RUMBLE_HZ = (62.0, 80.0)  # removed below the first, mains hum included; unchanged above the second
 TRAILING_SILENCE_S = 0.4  # without it, models continue the last sound of the prompt in their output
 CONSENT_MAX_S = 60.0
 CONSENT_RATE_HZ = 24_000
 _MARGIN_S = 0.5  # extra audio on each side of the window for the filters
 _FADE_S = 0.01
+_BLOCK_S = 22.0  # with margins and zeros a power of two of samples at 44.1 kHz
 _WAITING = 8  # recordings that may run or wait at a time
 
 
@@ -147,7 +148,7 @@ class Cloner:
                 f"`{what}` has {decoded.seconds:.1f} s of audio. Send {MIN_SAMPLE_S:g} s or more; 6 to 12 s work best.",
                 param=what,
             )
-        sound = decoded.samples
+        sound = without_rumble(decoded.samples, RATE_HZ)
         spans = self._finder.find(sound, RATE_HZ)
         if not spans:
             raise BadReference(
@@ -182,9 +183,7 @@ class Cloner:
         part that may be used. Raises BadReference, InvalidValue.
         """
         whole = Span(spans[0].start_s, spans[-1].end_s)
-        best = window.best_window(spans, sound, RATE_HZ)
-        if best.seconds > most_s:
-            best = Span(best.start_s, best.start_s + most_s)
+        best = window.best_window(spans, sound, RATE_HZ, most_s)
         if text and whole.seconds <= min(window.MAX_WINDOW_S, most_s):
             return whole, text
         missing = self._transcriber.missing()
@@ -255,9 +254,9 @@ def import_preset_files(store: VoiceStore, folder: Path, cloner: Cloner) -> None
 
 
 def cleaned(sound: Samples, place: Span, *, denoise: bool) -> Samples:
-    """Cut `place` out of `sound` (N,) at RATE_HZ -> samples (M,).
+    """Cut `place` out of `sound` at RATE_HZ and process it: TARGET_LUFS, true peaks below -1 dBTP, faded edges.
 
-    Rumble is removed, the loudness is set to TARGET_LUFS (lower if peaks would exceed PEAK), and the edges are faded.
+    sound: without rumble, see `without_rumble`.
     """
     first, last = round(place.start_s * RATE_HZ), round(place.end_s * RATE_HZ)
     margin = round(_MARGIN_S * RATE_HZ)
@@ -265,10 +264,7 @@ def cleaned(sound: Samples, place: Span, *, denoise: bool) -> Samples:
     wide = sound[start : last + margin]
     if denoise:
         wide = denoised(wide, RATE_HZ, quality.level_db(wide, RATE_HZ))
-    cut = without_rumble(wide, RATE_HZ)[first - start : first - start + last - first]
-    gain_db = TARGET_LUFS - integrated_lufs(cut, RATE_HZ)
-    peak = float(np.abs(cut).max(initial=1e-9))
-    cut = cut * np.float32(min(pcm.amplitude(gain_db), PEAK / peak))
+    cut = at_loudness(wide[first - start : first - start + last - first], RATE_HZ, TARGET_LUFS)
     rise = (0.5 - 0.5 * np.cos(np.pi * np.arange(round(_FADE_S * RATE_HZ)) / round(_FADE_S * RATE_HZ))).astype(
         np.float32
     )
@@ -279,17 +275,24 @@ def cleaned(sound: Samples, place: Span, *, denoise: bool) -> Samples:
 
 
 def without_rumble(samples: Samples, rate_hz: int) -> Samples:
-    """Remove DC and rumble from samples (N,) -> (N,).
+    """Remove DC, rumble and the fundamental of mains hum from samples (N,) -> (N,).
 
-    The filter has zero phase. Its gain rises as a raised cosine from 0 to 1 between the two RUMBLE_HZ.
+    The filter has zero phase. Its gain rises as a raised cosine from 0 to 1 between the two RUMBLE_HZ. It works in
+    blocks, so that its memory does not grow with the length of the recording.
     """
-    count = len(samples)
-    size = count + rate_hz // 2  # zero padding, so that the end does not ring into the start
-    spectrum = np.fft.rfft(samples.astype(np.float64) - float(np.mean(samples, dtype=np.float64)), size)
+    margin, step = round(_MARGIN_S * rate_hz), round(_BLOCK_S * rate_hz)
+    level = np.float32(np.mean(samples, dtype=np.float64)) if len(samples) else np.float32(0.0)
+    wide = np.pad(samples - level, margin)
     low, high = RUMBLE_HZ
-    frequencies_hz = np.fft.rfftfreq(size, 1 / rate_hz)
-    spectrum *= 0.5 - 0.5 * np.cos(np.pi * np.clip((frequencies_hz - low) / (high - low), 0.0, 1.0))
-    return np.fft.irfft(spectrum, size)[:count].astype(np.float32)
+    out = []
+    for start in range(0, len(samples), step):
+        block = wide[start : start + step + 2 * margin]
+        size = 1 << (len(block) - 1).bit_length()
+        frequencies_hz = np.fft.rfftfreq(size, 1 / rate_hz)
+        gains = 0.5 - 0.5 * np.cos(np.pi * np.clip((frequencies_hz - low) / (high - low), 0.0, 1.0))
+        filtered = np.fft.irfft(np.fft.rfft(block.astype(np.float64), size) * gains, size)
+        out.append(filtered[margin : len(block) - margin].astype(np.float32))
+    return np.concatenate(out) if out else samples
 
 
 def consent_recording(audio: Source, *, limits: Limits | None = None, what: str = "recording") -> Reference:

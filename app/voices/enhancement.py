@@ -21,6 +21,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from app.audio import pcm
+from app.audio.loudness import integrated_lufs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -102,6 +103,23 @@ def k_weighting(frequencies_hz: Array) -> Array:
     return np.square(np.abs(shelf * low_cut))
 
 
+def at_loudness(samples: Samples, rate_hz: int, lufs: float) -> Samples:
+    """Set a whole recording (N,) to an integrated loudness, with true peaks below CEILING_DBTP -> (N,).
+
+    The limiter lowers the loudness of recordings with high peaks, so the gain is corrected a few times.
+    """
+    gain_db = lufs - integrated_lufs(samples, rate_hz)
+    for _ in range(4):
+        limiter = Limiter(rate_hz)
+        given = samples * np.float32(pcm.amplitude(gain_db))
+        limited = np.concatenate((limiter.push(given), limiter.flush()))
+        error_db = lufs - integrated_lufs(limited, rate_hz)
+        if abs(error_db) < 0.2:
+            break
+        gain_db += error_db
+    return limited
+
+
 class Loudness:
     """A `Stage` that brings speech to TARGET_LUFS with true peaks below CEILING_DBTP.
 
@@ -115,7 +133,7 @@ class Loudness:
         self._ramp = ((np.arange(self._block_samples) + 0.5) / self._block_samples).astype(np.float32)
         self._meter = _Meter(rate_hz, self._block_samples)
         self._estimate = _LevelEstimate()
-        self._limiter = _Limiter(rate_hz)
+        self._limiter = Limiter(rate_hz)
         self._gain_db: float | None = None
         self._taken_samples = 0
         self._expected: list[tuple[int, float]] = []  # (first sample of a line, its expected LUFS)
@@ -293,7 +311,7 @@ def _table() -> list[Array]:
     return list(np.exp(likely / _SAME_LOOKS))
 
 
-class _Limiter:
+class Limiter:
     """Limits true peaks to CEILING_DBTP. The gain is 1 and falls around a peak along a raised cosine of 5 ms.
 
     True peaks are measured with fourfold oversampling (BS.1770-4, annex 2). The error is at most 0.7 dB for a sine at

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import soxr
 
+from app.audio import pitch
 from app.audio.loudness import SILENT_LUFS, integrated_lufs
-from app.voices.vad import RATE_HZ as PITCH_RATE_HZ
-from app.voices.vad import Span, frame_levels_db
+from app.voices.vad import Span, frame_levels_db, runs
 
 if TYPE_CHECKING:
     from app.types import Samples
@@ -26,10 +26,21 @@ Level = Literal["good", "warning", "bad"]
 MAX_SNR_DB = 60.0
 MAX_LETTERS_PER_S, MIN_LETTERS_PER_S = 30.0, 5.0  # spoken English has 10 to 20
 IMPOSSIBLE_LETTERS_PER_S = 45.0
-_GUARD_S = 0.06  # before and after speech; not measured as noise, because speech fades in and out there
+_GUARD_S = 0.1  # before and after speech; not measured as noise, because speech fades in and out there
 _MIN_NOISE_S = 0.2  # of audio without speech; with less, the quietest speech is measured instead
-_SPLIT_SEMITONES = 7.0  # the pitches of two speakers usually differ by more, the phrases of one speaker by less
-_SPLIT_SHARE = 0.2  # each of the two groups of phrases must have this share of the speech
+_PHRASE_S = 1.5  # the median pitch of shorter speech varies too much
+_MIN_VOICED_FRAMES = 20  # of 10 ms, in a phrase
+_SPLIT_SEMITONES = 6.8  # the pitches of two speakers usually differ by more, the phrases of one speaker by less
+_SPLIT_SHARE = 0.25  # each of the two groups of phrases must have this share of the speech
+_MUSIC_RATE_HZ = 16_000
+_MUSIC_WINDOW = 3_200  # 0.2 s, so that a bin has 5 Hz
+_MEDIAN_BINS = 41
+_PEAK_DB = 7.0  # the spectrum of noise varies less
+_TONAL = 0.16  # mean excess in dB; noise reaches 0.1, music that is 15 dB below speech 0.2 and more
+_INAUDIBLE_DB = 30.0  # music this far below speech does no harm
+_LOWEST_TONE_HZ = 80.0
+_MIN_MUSIC_FRAMES, _MAX_MUSIC_FRAMES = 3, 100
+_HUM_SHARE = 0.6  # of the excess at multiples of 50 or 60 Hz
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,43 +103,61 @@ def measure(samples: Samples, rate_hz: int, spans: Sequence[Span], *, clipped: f
                 ),
             )
         )
-    speech, noise = _speech_and_noise(samples, rate_hz, spans)
+    speech, gaps = _speech_and_gaps(samples, rate_hz, spans)
+    noise = _noise(samples, gaps, rate_hz)
+    bandwidth_hz = min(bandwidth_hz, bandwidth_of(speech, noise, rate_hz))
+    ratio_db = snr_db(samples, rate_hz, spans)
+    background = _background(samples, rate_hz, spans, ratio_db, bandwidth_hz)
     return Report(
         (
             _speech(speech_s),
-            _snr(speech, noise),
+            _snr(ratio_db, background),
             _clipping(clipped),
-            _bandwidth(min(bandwidth_hz, bandwidth_of(speech, noise, rate_hz))),
+            _bandwidth(bandwidth_hz),
             _loudness(integrated_lufs(samples, rate_hz)),
-            _background(speech, noise, rate_hz),
+            background,
             _speakers(samples, rate_hz, spans),
         )
     )
 
 
-def _speech_and_noise(samples: Samples, rate_hz: int, spans: Sequence[Span]) -> tuple[Samples, Samples]:
-    """Split samples into speech (S,) and the audio between it (N,).
-
-    If that is shorter than _MIN_NOISE_S, the second array is the quietest tenth of the speech.
-    """
+def _speech_and_gaps(samples: Samples, rate_hz: int, spans: Sequence[Span]) -> tuple[Samples, list[Samples]]:
+    """Split samples (N,) into the speech (S,) and the gaps, which begin and end _GUARD_S away from speech."""
     speaking = np.zeros(len(samples), np.bool_)
     near = np.zeros(len(samples), np.bool_)
     for span in spans:
         speaking[round(span.start_s * rate_hz) : round(span.end_s * rate_hz)] = True
         near[max(0, round((span.start_s - _GUARD_S) * rate_hz)) : round((span.end_s + _GUARD_S) * rate_hz)] = True
-    speech, noise = samples[speaking], samples[~near]
-    if len(noise) < _MIN_NOISE_S * rate_hz:
-        size = max(1, round(0.02 * rate_hz))
-        frames = speech[: len(speech) // size * size].reshape(-1, size)
-        order = np.argsort(np.mean(np.square(frames), axis=1))
-        noise = frames[order[: max(1, len(order) // 10)]].reshape(-1)
-    return speech, noise
+    return samples[speaking], [samples[start:end] for start, end in runs(~near)]
 
 
-def snr_db(speech: Samples, noise: Samples) -> float:
-    """Signal-to-noise ratio in dB, from -20 to MAX_SNR_DB. The power of the noise is subtracted from the speech."""
+def _noise(samples: Samples, gaps: Sequence[Samples], rate_hz: int) -> Samples:
+    """The samples of the gaps. If they are shorter than _MIN_NOISE_S, the quietest tenth of all samples (N,)."""
+    noise = np.concatenate([samples[:0], *gaps])
+    if len(noise) >= _MIN_NOISE_S * rate_hz:
+        return noise
+    size = max(1, round(0.02 * rate_hz))
+    frames = samples[: len(samples) // size * size].reshape(-1, size)
+    order = np.argsort(np.mean(np.square(frames), axis=1))
+    return frames[order[: max(1, len(order) // 10)]].reshape(-1)
+
+
+def snr_db(samples: Samples, rate_hz: int, spans: Sequence[Span]) -> float:
+    """Signal-to-noise ratio in dB, from -20 to MAX_SNR_DB. The power of the noise is subtracted from the speech.
+
+    The noise is the level that 40 % of the frames in the gaps do not exceed, so that a breath or a missed syllable in
+    a gap does not count. If the gaps are too short, it is the level of the quietest 4 % of all frames.
+    """
+    speech, gaps = _speech_and_gaps(samples, rate_hz, spans)
+    if not len(speech):
+        return -20.0
+    levels = np.concatenate([np.zeros(0), *(frame_levels_db(gap, rate_hz) for gap in gaps)])
+    if sum(map(len, gaps)) >= _MIN_NOISE_S * rate_hz and len(levels):
+        floor_db = float(np.percentile(levels, 40))
+    else:
+        floor_db = float(np.percentile(frame_levels_db(samples, rate_hz), 4))
+    floor = 10 ** (floor_db / 10)
     both = float(np.mean(np.square(speech, dtype=np.float64)))
-    floor = float(np.mean(np.square(noise, dtype=np.float64))) + 1e-12
     return float(np.clip(10 * np.log10(max(both - floor, 1e-12) / floor), -20.0, MAX_SNR_DB))
 
 
@@ -155,33 +184,6 @@ def _smooth(power: np.ndarray) -> np.ndarray:
     return np.convolve(power, np.full(9, 1 / 9), "same")
 
 
-def pitches(samples: Samples, rate_hz: int) -> np.ndarray:
-    """Fundamental frequencies in Hz of the voiced 40 ms frames, from 60 to 400 Hz, by autocorrelation -> (voiced,)."""
-    resampled = np.asarray(soxr.resample(samples, rate_hz, PITCH_RATE_HZ) if rate_hz != PITCH_RATE_HZ else samples)
-    size, step = round(0.04 * PITCH_RATE_HZ), round(0.02 * PITCH_RATE_HZ)
-    if len(resampled) < size:
-        return np.zeros(0)
-    frames = np.lib.stride_tricks.sliding_window_view(resampled, size)[::step].astype(np.float64)
-    frames = frames - frames.mean(axis=1, keepdims=True)
-    power = np.mean(np.square(frames), axis=1)
-    frames = frames[power > 0.05 * np.percentile(power, 95)]
-    window = np.hanning(size)
-    spectrum = np.fft.rfft(frames * window, 2 * size, axis=1)
-    correlation = np.fft.irfft(np.abs(spectrum) ** 2, axis=1)[:, :size]
-    decay = np.fft.irfft(np.abs(np.fft.rfft(window, 2 * size)) ** 2)[:size]  # autocorrelation of the window itself
-    correlation = correlation / np.maximum(correlation[:, :1], 1e-12) / np.maximum(decay / decay[0], 0.05)
-    first, last = PITCH_RATE_HZ // 400, PITCH_RATE_HZ // 60
-    within = correlation[:, first:last]
-    best = within.max(axis=1, initial=0.0)
-    # Take the first peak that is nearly as high as the highest one, which is often an octave too low.
-    lag = np.argmax(within > 0.9 * best[:, None], axis=1)
-    for _ in range(8):  # move from the edge of the peak to its maximum
-        further = np.minimum(lag + 1, within.shape[1] - 1)
-        rising = np.take_along_axis(within, further[:, None], 1) > np.take_along_axis(within, lag[:, None], 1)
-        lag = np.where(rising[:, 0], further, lag)
-    return np.asarray(PITCH_RATE_HZ / (first + lag[best > 0.6]))
-
-
 # ---- the checks
 
 
@@ -204,14 +206,15 @@ def _speech(seconds: float) -> Check:
     return Check("speech_seconds", "good", round(seconds, 2), f"{found}.")
 
 
-def _snr(speech: Samples, noise: Samples) -> Check:
-    value = round(snr_db(speech, noise), 1)
+def _snr(ratio_db: float, background: Check) -> Check:
+    """background: the check for music and hum; its message names the cause of a low ratio."""
+    value = round(ratio_db, 1)
+    found = f"The speech is only {value:g} dB above the noise"
+    cause = "Record in a quiet room." if background.level == "good" else background.message
     if value < 5.0:
-        return Check(
-            "snr_db", "bad", value, f"The speech is only {value:g} dB above the noise. Record in a quiet room."
-        )
+        return Check("snr_db", "bad", value, f"{found}. {cause}")
     if value < 18.0:
-        return Check("snr_db", "warning", value, f"The speech is {value:g} dB above the noise. 25 dB or more is good.")
+        return Check("snr_db", "warning", value, f"{found}. 25 dB or more is good. {cause}")
     return Check("snr_db", "good", value, f"The speech is {value:g} dB above the noise.")
 
 
@@ -252,21 +255,54 @@ def _loudness(lufs: float) -> Check:
     )
 
 
-def _background(speech: Samples, noise: Samples, rate_hz: int) -> Check:
-    """Detect music or hum between the words by spectral flatness, which is 0.56 for noise and near 0 for tones."""
-    size = 2048
-    ratio = snr_db(speech, noise)
-    if ratio > 30.0 or len(noise) < size:
-        return Check("music", "good", None, "No music was found behind the voice.")
-    whole = noise[: len(noise) // size * size].reshape(-1, size) * np.hanning(size).astype(np.float32)
-    power = np.square(np.abs(np.fft.rfft(whole, axis=1)))[:, round(100 * size / rate_hz) : round(5000 * size / rate_hz)]
-    flatness = float(np.mean(np.exp(np.mean(np.log(power + 1e-12), axis=1)) / (np.mean(power, axis=1) + 1e-12)))
-    value = round(flatness, 3)
-    if flatness < 0.15:
-        return Check(
-            "music", "warning", value, "There may be music or hum behind the voice. Use a recording without it."
-        )
-    return Check("music", "good", value, "No music was found behind the voice.")
+def _background(samples: Samples, rate_hz: int, spans: Sequence[Span], ratio_db: float, bandwidth_hz: float) -> Check:
+    """Detect music or hum in the gaps: narrow spectral peaks, which noise does not have.
+
+    The value is how far the spectrum is above its running median plus _PEAK_DB, in dB, averaged over frequency.
+    """
+    resampled = np.asarray(soxr.resample(samples, rate_hz, _MUSIC_RATE_HZ), np.float32)
+    speech, gaps = _speech_and_gaps(resampled, _MUSIC_RATE_HZ, spans)
+    spectra = np.concatenate([_levels_db(gap) for gap in gaps] or [_levels_db(resampled[:0])])
+    if len(spectra) < _MIN_MUSIC_FRAMES:
+        everything = _levels_db(resampled)
+        power = everything.mean(axis=1)
+        spectra = everything[np.argsort(power)[: max(1, len(power) // 5)]] if len(power) else everything
+    good = Check("music", "good", None, "No music was found behind the voice.")
+    if ratio_db > _INAUDIBLE_DB or not len(spectra) or not len(speech):
+        return good
+    spectra = spectra[:: max(1, len(spectra) // _MAX_MUSIC_FRAMES)]
+    frequencies_hz = np.fft.rfftfreq(_MUSIC_WINDOW, 1 / _MUSIC_RATE_HZ)
+    used = (frequencies_hz > _LOWEST_TONE_HZ) & (frequencies_hz < 0.85 * bandwidth_hz)
+    levels, frequencies_hz = spectra[:, used], frequencies_hz[used]
+    if levels.shape[1] < _MEDIAN_BINS:
+        return good
+    wide = np.pad(levels, ((0, 0), (_MEDIAN_BINS // 2, _MEDIAN_BINS // 2)), mode="edge")
+    median = np.median(np.lib.stride_tricks.sliding_window_view(wide, _MEDIAN_BINS, axis=1), axis=2)
+    excess = np.maximum(levels - median - _PEAK_DB, 0.0)
+    value = round(float(np.median(excess.mean(axis=1))), 3)
+    if value < _TONAL:
+        return Check("music", "good", value, good.message)
+    for mains_hz in (50, 60):
+        near = np.abs((frequencies_hz + mains_hz / 2) % mains_hz - mains_hz / 2) <= 5.0
+        # Both sets of harmonics cover a fifth of the bins, so that music reaches about 20 % here.
+        if excess[:, near].sum() > _HUM_SHARE * excess.sum():
+            return Check(
+                "music",
+                "warning",
+                value,
+                f"There is electrical hum of {mains_hz} Hz behind the voice. Use a battery or another cable or power "
+                "supply.",
+            )
+    return Check("music", "warning", value, "There may be music behind the voice. Use a recording without it.")
+
+
+def _levels_db(samples: Samples) -> np.ndarray:
+    """Spectra in dB of overlapping windows of 0.2 s of samples (N,) at _MUSIC_RATE_HZ -> (windows, bins)."""
+    if len(samples) < _MUSIC_WINDOW:
+        return np.zeros((0, _MUSIC_WINDOW // 2 + 1))
+    windows = np.lib.stride_tricks.sliding_window_view(samples, _MUSIC_WINDOW)[:: _MUSIC_WINDOW // 2]
+    power = np.square(np.abs(np.fft.rfft(windows * np.hanning(_MUSIC_WINDOW), axis=1)))
+    return np.asarray(10 * np.log10(power + 1e-12))
 
 
 def _speakers(samples: Samples, rate_hz: int, spans: Sequence[Span]) -> Check:
@@ -274,12 +310,14 @@ def _speakers(samples: Samples, rate_hz: int, spans: Sequence[Span]) -> Check:
 
     Speakers with similar pitches are not detected.
     """
+    pitches = pitch.track(samples, rate_hz)
     phrases = []
     for span in spans:
-        for start_s in np.arange(span.start_s, span.end_s, 1.0):
-            phrase = samples[round(start_s * rate_hz) : round(min(start_s + 1.0, span.end_s) * rate_hz)]
-            voiced = pitches(phrase, rate_hz)
-            if len(voiced) >= 10:
+        for start_s in np.arange(span.start_s, span.end_s, _PHRASE_S):
+            end_s = min(start_s + _PHRASE_S, span.end_s)
+            phrase = pitches[round(start_s / pitch.HOP_S) : round(end_s / pitch.HOP_S)]
+            voiced = phrase[phrase > 0]
+            if len(voiced) >= _MIN_VOICED_FRAMES:
                 phrases.append((12 * np.log2(np.median(voiced) / 55.0), len(voiced)))
     phrases.sort()
     weights = np.array([weight for _, weight in phrases], float)
@@ -288,7 +326,7 @@ def _speakers(samples: Samples, rate_hz: int, spans: Sequence[Span]) -> Check:
     for cut in range(1, len(phrases)):
         share = weights[:cut].sum() / weights.sum()
         if _SPLIT_SHARE <= share <= 1 - _SPLIT_SHARE:
-            difference = max(difference, float(tones[cut:][len(tones[cut:]) // 2] - tones[:cut][len(tones[:cut]) // 2]))
+            difference = max(difference, float(np.median(tones[cut:]) - np.median(tones[:cut])))
     value = round(difference, 1)
     if difference >= _SPLIT_SEMITONES:
         return Check(

@@ -22,6 +22,7 @@ RATE_HZ = 16_000
 SHORTEST_PAUSE_S = 0.2  # a shorter pause is part of the speech around it
 SHORTEST_SPEECH_S = 0.2  # shorter speech is ignored
 _FRAME_S = 0.02
+_PAD_S = 0.3
 # A frame is speech if its level is this much above the noise floor, this little below the peak, and above a minimum.
 _ABOVE_FLOOR_DB = 12.0
 _BELOW_PEAK_DB = 35.0
@@ -71,15 +72,21 @@ class SpeechFinder:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", DeprecationWarning)
                     self._model = silero_vad.load_silero_vad()
+            # Without silence before it, the model loses the start of speech that begins with the first sample.
+            before = round(_PAD_S * RATE_HZ)
             with torch.inference_mode():
                 found: list[dict[str, int]] = silero_vad.get_speech_timestamps(
-                    torch.from_numpy(samples),
+                    torch.from_numpy(np.pad(samples, (before, 0))),
                     self._model,
                     sampling_rate=RATE_HZ,
                     min_silence_duration_ms=round(1000 * SHORTEST_PAUSE_S),
                     min_speech_duration_ms=round(1000 * SHORTEST_SPEECH_S),
                 )
-        return [Span(span["start"] / RATE_HZ, span["end"] / RATE_HZ) for span in found]
+        return [
+            Span(max(0, span["start"] - before) / RATE_HZ, (span["end"] - before) / RATE_HZ)
+            for span in found
+            if span["end"] > before
+        ]
 
 
 def by_energy(samples: Samples, rate_hz: int) -> list[Span]:

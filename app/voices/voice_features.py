@@ -1,17 +1,18 @@
 """Measure features of a voice in a recording: pitch, brightness, level, shares of speech and pauses.
 
-The pitch is measured with YIN (de Cheveigné and Kawahara, JASA 2002), computed by FFT over frames of 50 ms.
+Frames have 50 ms, one every 10 ms.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import soxr
 
-from app.audio import pcm
+from app.audio import pcm, pitch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 
 _RATE_HZ = 16_000  # recordings are resampled to this rate, so that brightness always covers 0 to 8 kHz
 _FRAME, _HOP = 800, 160  # samples
-_LOWEST_HZ, _HIGHEST_HZ = 55.0, 420.0
-_PERIODIC = 0.2  # YIN's threshold: a frame is voiced if its normalised difference falls below this
+_FIRST_PITCH = 2
+_BANDS_HZ = (200, 500, 900, 1_500, 2_500, 4_000, 7_000)
+_BAND_RANGE_DB = 30.0  # a band that is quieter than this below its peak counts as this quiet
+_STEP = 5  # frames
 _SPLIT_HZ, _LOW_HZ = 2_000.0, 80.0
 _QUIET_DB = 35.0  # a frame is a pause if it is this much below the loudest tenth of the frames
 
@@ -39,6 +42,7 @@ class VoiceFeatures:
     speech: float  # share of the recording that is speech; the rest is pauses
     longest_pause_s: float
     clipped: float  # share of the samples
+    movement_db: float  # change of the spectrum's shape in 50 ms
 
 
 def measure(samples: Samples, rate_hz: int) -> VoiceFeatures:
@@ -47,17 +51,19 @@ def measure(samples: Samples, rate_hz: int) -> VoiceFeatures:
     clipped = float(np.mean(np.abs(samples) >= 0.999)) if len(samples) else 0.0
     at_rate = samples if rate_hz == _RATE_HZ else soxr.resample(samples, rate_hz, _RATE_HZ)
     if len(at_rate) < 4 * _FRAME:
-        return VoiceFeatures(seconds, 0.0, 0.0, 0.0, -120.0, 0.0, 0.0, seconds, clipped)
+        return VoiceFeatures(seconds, 0.0, 0.0, 0.0, -120.0, 0.0, 0.0, seconds, clipped, 0.0)
     frames = np.lib.stride_tricks.sliding_window_view(at_rate, _FRAME)[::_HOP].astype(np.float64)  # (F, _FRAME)
     power = np.mean(np.square(frames), axis=1) + 1e-12
     levels = 10 * np.log10(power)
     loud = levels > max(np.quantile(levels, 0.9) - _QUIET_DB, -60.0)
     if not loud.any():
-        return VoiceFeatures(seconds, 0.0, 0.0, 0.0, -120.0, 0.0, 0.0, seconds, clipped)
+        return VoiceFeatures(seconds, 0.0, 0.0, 0.0, -120.0, 0.0, 0.0, seconds, clipped, 0.0)
     spoken = frames[loud]
-    pitches = _pitches(spoken)
+    # The centre of a frame is 25 ms after its start, that of the first pitch 5 ms after the start of the recording.
+    pitches = pitch.track(at_rate, _RATE_HZ)[_FIRST_PITCH : _FIRST_PITCH + len(frames)][loud]
     voiced = pitches[pitches > 0]
-    spectrum = np.mean(np.square(np.abs(np.fft.rfft(spoken * np.hanning(_FRAME)))), axis=0)
+    spectra = np.square(np.abs(np.fft.rfft(frames * np.hanning(_FRAME))))
+    spectrum = spectra[loud].mean(axis=0)
     hertz = np.fft.rfftfreq(_FRAME, 1 / _RATE_HZ)
     high = spectrum[hertz >= _SPLIT_HZ].sum() + 1e-12
     low = spectrum[(hertz >= _LOW_HZ) & (hertz < _SPLIT_HZ)].sum() + 1e-12
@@ -73,32 +79,23 @@ def measure(samples: Samples, rate_hz: int) -> VoiceFeatures:
         speech=float(np.mean(loud)),
         longest_pause_s=_longest_run(~loud) * _HOP / _RATE_HZ,
         clipped=clipped,
+        movement_db=_movement(spectra, loud),
     )
 
 
-def _pitches(frames: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Pitch of each frame (F, N) in Hz -> (F,); 0 for a frame without a pitch."""
-    shortest, longest = int(_RATE_HZ / _HIGHEST_HZ), int(_RATE_HZ / _LOWEST_HZ) + 1
-    window = frames.shape[1] - longest
-    size = 1 << (frames.shape[1] + window - 1).bit_length()
-    head = np.fft.rfft(frames[:, :window], size)
-    product = np.fft.irfft(np.fft.rfft(frames, size) * head.conj(), size)[:, : longest + 1]
-    squares = np.concatenate((np.zeros((len(frames), 1)), np.cumsum(np.square(frames), axis=1)), axis=1)
-    lags = np.arange(longest + 1)
-    energy = squares[:, lags + window] - squares[:, lags]
-    difference = np.maximum(energy[:, :1] + energy - 2 * product, 0.0)  # (F, L): eq. 6
-    mean = np.cumsum(difference[:, 1:], axis=1) / lags[1:]
-    normalised = difference[:, 1:] / np.maximum(mean, 1e-12)  # eq. 8, from lag 1
-    normalised = normalised[:, shortest - 1 :]
-    under = normalised < _PERIODIC
-    first = np.argmax(under, axis=1)
-    pitches = np.zeros(len(frames))
-    for row in np.flatnonzero(under.any(axis=1)):
-        at = first[row]
-        while at + 1 < normalised.shape[1] and normalised[row, at + 1] < normalised[row, at]:
-            at += 1
-        pitches[row] = _RATE_HZ / (at + shortest)
-    return pitches
+def _movement(spectra: NDArray[np.float64], loud: NDArray[np.bool_]) -> float:
+    """How fast the spectrum changes its shape: mean change of six bands in dB over 50 ms, without the overall level.
+
+    spectra: (F, bins) power. loud: (F,) the frames that are no pause. Speech has 3 dB and more, a buzz or a tone none.
+    """
+    hertz = np.fft.rfftfreq(_FRAME, 1 / _RATE_HZ)
+    bands = np.array([spectra[:, (hertz >= low) & (hertz < high)].sum(axis=1) for low, high in pairwise(_BANDS_HZ)])
+    levels = 10 * np.log10(bands + 1e-9)
+    levels = np.maximum(levels, np.percentile(levels[:, loud], 98, axis=1, keepdims=True) - _BAND_RANGE_DB)
+    shape = levels - levels.mean(axis=0)
+    change = np.abs(shape[:, _STEP:] - shape[:, :-_STEP]).mean(axis=0)
+    both = loud[_STEP:] & loud[:-_STEP]
+    return float(change[both].mean()) if both.any() else 0.0
 
 
 def _longest_run(flags: NDArray[np.bool_]) -> int:

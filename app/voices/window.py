@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from app.voices.vad import Span, frame_levels_db, joined
+from app.voices.vad import Span, frame_levels_db, joined, runs
 
 if TYPE_CHECKING:
     from app.types import Samples
@@ -17,29 +17,52 @@ BEST_WINDOW_S = 10.0  # windows near this length have a better score
 WHOLE_MAX_S = 30.0  # the longest recording that is used without cutting, if its transcript is known
 BORDER_PAUSE_S = 0.3  # a pause of this length is usually the end of a sentence or a long clause
 _BESIDE_S = 0.3  # audio on each side of a window that is used to measure the noise
+# In speech, a low level for this long is a pause: the closure of a consonant is shorter.
+_DIP_S, _DIP_DB = 0.14, 25.0
 LEAD_S, TAIL_S = 0.1, 0.2  # kept before and after the speech, so that no soft first or last sound is lost
 
 
-def best_window(spans: Sequence[Span], samples: Samples, rate_hz: int) -> Span:
+def best_window(spans: Sequence[Span], samples: Samples, rate_hz: int, most_s: float = WHOLE_MAX_S) -> Span:
     """Choose the best window of speech in mono samples (N,). spans: the speech in them, at least one span.
 
-    The window begins and ends with speech. It has at most MAX_WINDOW_S, or up to WHOLE_MAX_S if there is no pause
-    earlier. The score rewards a large share of speech, long pauses at both ends, low noise, no clipping and a length
-    near BEST_WINDOW_S. Speech without pauses is cut at its quietest moment.
+    The window begins and ends at a pause. It has at most MAX_WINDOW_S. It is longer, up to most_s, only if the speech
+    has no pause earlier. The score rewards a large share of speech, long pauses at both ends, low noise, no clipping
+    and a length near BEST_WINDOW_S. Speech without any pause is cut at its quietest moment.
     """
-    parts = joined(spans, BORDER_PAUSE_S)
-    whole = Span(parts[0].start_s, parts[-1].end_s)
-    if whole.seconds <= MAX_WINDOW_S:
+    longest_s = min(MAX_WINDOW_S, most_s)
+    shortest_s = min(MIN_WINDOW_S, 0.5 * longest_s)
+    whole = Span(spans[0].start_s, spans[-1].end_s)
+    if whole.seconds <= longest_s:
         return whole
     levels = frame_levels_db(samples, rate_hz)
-    windows = [Span(parts[i].start_s, parts[j].end_s) for i in range(len(parts)) for j in range(i, len(parts))]
-    good = [window for window in windows if MIN_WINDOW_S <= window.seconds <= MAX_WINDOW_S]
-    if good:
-        return max(good, key=lambda window: _score(window, parts, levels, samples, rate_hz))
-    long = [window for window in windows if MAX_WINDOW_S < window.seconds <= WHOLE_MAX_S]
+    long: list[Span] = []
+    for parts in (joined(spans, BORDER_PAUSE_S), list(spans), _between_dips(spans, levels)):
+        windows = [Span(parts[i].start_s, parts[j].end_s) for i in range(len(parts)) for j in range(i, len(parts))]
+        good = [window for window in windows if shortest_s <= window.seconds <= longest_s]
+        if good:
+            return max(good, key=lambda window: _score(window, parts, levels, samples, rate_hz))
+        long += [window for window in windows if longest_s < window.seconds <= most_s]
     if long:
         return min(long, key=lambda window: window.seconds)
-    return _cut(max(parts, key=lambda part: part.seconds), levels)
+    return _cut(max(spans, key=lambda part: part.seconds), levels, longest_s)
+
+
+def _between_dips(spans: Sequence[Span], levels: np.ndarray) -> list[Span]:
+    """Split spans where the level is low for _DIP_S or longer: between words, because sounds in a word are shorter."""
+    parts = []
+    for span in spans:
+        first, last = round(span.start_s * 50), round(span.end_s * 50)
+        inside = levels[first:last]
+        if not len(inside):
+            continue
+        quiet = inside < np.percentile(inside, 90) - _DIP_DB
+        start_s = span.start_s
+        for begin, end in runs(quiet):
+            if begin > 0 and end < len(inside) and (end - begin) / 50 >= _DIP_S:
+                parts.append(Span(start_s, (first + begin) / 50 + 0.02))
+                start_s = (first + end) / 50 - 0.02
+        parts.append(Span(start_s, span.end_s))
+    return parts
 
 
 def _score(window: Span, parts: Sequence[Span], levels: np.ndarray, samples: Samples, rate_hz: int) -> float:
@@ -61,9 +84,9 @@ def _score(window: Span, parts: Sequence[Span], levels: np.ndarray, samples: Sam
     return speech + 0.5 * sum(pauses_s) / 2 + 0.5 * contrast - 20 * clipped - 0.3 * length
 
 
-def _cut(part: Span, levels: np.ndarray) -> Span:
-    """Cut speech without pauses: from its start to its quietest moment between 8 and 12 s."""
-    first, last = round((part.start_s + 8.0) * 50), round((part.start_s + MAX_WINDOW_S) * 50)
+def _cut(part: Span, levels: np.ndarray, longest_s: float) -> Span:
+    """Cut speech without pauses: from its start to its quietest moment in the last third of longest_s."""
+    first, last = round((part.start_s + longest_s * 2 / 3) * 50), round((part.start_s + longest_s) * 50)
     around = np.convolve(levels[first:last], np.full(5, 0.2), "same")
     return Span(part.start_s, (first + int(np.argmin(around))) / 50)
 
