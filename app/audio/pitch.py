@@ -43,7 +43,7 @@ def track(samples: Samples, rate_hz: int) -> Array:
     Frame i is centred at (i + 0.5) * HOP_S.
     """
     at_rate = np.asarray(soxr.resample(samples, rate_hz, _RATE_HZ) if rate_hz != _RATE_HZ else samples, np.float64)
-    count = len(at_rate) // _HOP
+    count = int(len(samples) / rate_hz / HOP_S + 1e-6)
     if count < 3:
         return np.zeros(count)
     at_rate -= at_rate.mean()
@@ -67,24 +67,28 @@ def _candidates(frames: Array) -> tuple[Array, Array, Array]:
     """frames (F, _FRAME) -> lags (F, C), costs (F, C), power (F,). The cost of a missing candidate is infinite."""
     spectrum = np.fft.rfft(frames, _FFT)
     head = np.fft.rfft(frames[:, :_WINDOW], _FFT)
-    product = np.fft.irfft(spectrum * head.conj(), _FFT)[:, : _LONGEST + 1]
+    # Twice the size gives the correlation at half lags. Without them, a short period between two lags loses to a
+    # multiple of it.
+    product = 2 * np.fft.irfft(spectrum * head.conj(), 2 * _FFT)[:, : 2 * _LONGEST + 1]
     squares = np.concatenate((np.zeros((len(frames), 1)), np.cumsum(np.square(frames), axis=1)), axis=1)
     lags = np.arange(_LONGEST + 1)
-    energy = squares[:, lags + _WINDOW] - squares[:, lags]
-    difference = np.maximum(energy[:, :1] + energy - 2 * product, 0.0)[:, 1:]  # YIN, equation 6, from lag 1
-    mean = np.cumsum(difference, axis=1) / lags[1:]
-    normalised = (difference / np.maximum(mean, 1e-12))[:, _SHORTEST - 1 :]  # YIN, equation 8
+    energy = np.empty_like(product)
+    energy[:, ::2] = squares[:, lags + _WINDOW] - squares[:, lags]
+    energy[:, 1::2] = 0.5 * (energy[:, :-2:2] + energy[:, 2::2])
+    difference = np.maximum(energy[:, :1] + energy - 2 * product, 0.0)[:, 1:]  # YIN, equation 6, from lag 0.5
+    mean = np.cumsum(difference, axis=1) / np.arange(1, 2 * _LONGEST + 1)
+    normalised = (difference / np.maximum(mean, 1e-12))[:, 2 * _SHORTEST - 1 :]  # YIN, equation 8
     left, middle, right = normalised[:, :-2], normalised[:, 1:-1], normalised[:, 2:]
     dip = (middle <= left) & (middle < right) & (middle < 1.0)
-    lag = np.arange(_SHORTEST + 1, _SHORTEST + 1 + middle.shape[1])
+    lag = _SHORTEST + 0.5 * np.arange(1, middle.shape[1] + 1)
     cost = np.where(dip, middle + _OCTAVE_COST * np.log2(lag / _SHORTEST), np.inf)
     best = np.argpartition(cost, _CANDIDATES, axis=1)[:, :_CANDIDATES]
-    at = lambda table: np.take_along_axis(table, best, axis=1)  # noqa: E731
+    before, lowest, after = (np.take_along_axis(table, best, axis=1) for table in (left, middle, right))
     # The vertex of the parabola through three points.
-    bend = at(left) + at(right) - 2 * at(middle)
-    shift = np.where(bend > 1e-9, 0.5 * (at(left) - at(right)) / np.maximum(bend, 1e-9), 0.0)
-    power = squares[:, -1] / _FRAME
-    return lag[best] + np.clip(shift, -0.5, 0.5), at(cost), power
+    bend = before + after - 2 * lowest
+    shift = np.clip(0.5 * (before - after) / np.maximum(bend, 1e-9), -0.5, 0.5)
+    depth = np.minimum(0.25 * (before - after) * shift, lowest)
+    return lag[best] + 0.5 * shift, np.take_along_axis(cost, best, axis=1) - depth, squares[:, -1] / _FRAME
 
 
 def _path(lags: Array, costs: Array, audible: NDArray[np.bool_]) -> Array:

@@ -144,7 +144,9 @@ def test_disabled_voice_creation_keeps_the_seeds(tmp_path: Path) -> None:
         assert [utterance.scheduling.background for utterance in engine.spoken] == [False, False]
 
 
-@pytest.mark.parametrize(("kind", "reason"), [("noise", "pitch"), ("silence", "takes 0.0 s"), ("error", "failed")])
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("noise", "pitch"), ("silence", "its length is 0.0 s"), ("error", "failed")]
+)
 def test_voice_whose_candidates_are_all_rejected_fails_once(
     tmp_path: Path, two_candidates: int, kind: str, reason: str
 ) -> None:
