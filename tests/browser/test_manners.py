@@ -222,7 +222,7 @@ def test_html_in_a_voice_name_is_shown_as_text(server: str, visit: Visit) -> Non
 
 
 def pseudo(words: dict[str, str]) -> dict[str, str]:
-    """The captions made 40 % longer, as they are in other languages. Slots stay."""
+    """Lengthen the captions by 40 %, as in other languages. Placeholders stay."""
 
     def longer(text: str) -> str:
         slots = re.sub(r"\{\w+\}", "", text)

@@ -423,9 +423,9 @@ def breaking_connection(url: str, after_bytes: int) -> Iterator[str]:
                 upstream.sendall(data)
             answering.join(10)
 
-    def quietly(work: Callable[..., None], *given: Any) -> None:
+    def quietly(work: Callable[..., None], *arguments: Any) -> None:
         try:
-            work(*given)
+            work(*arguments)
         except OSError:
             return
 

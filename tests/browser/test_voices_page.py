@@ -531,8 +531,8 @@ def test_plain_http_is_explained_and_uploads_work(offline: str, sample: bytes, v
 
 @pytest.fixture(scope="module")
 def site(sample: bytes) -> Iterator[Site]:
-    with tube.showing(sample) as made:
-        yield made
+    with tube.showing(sample) as fake_site:
+        yield fake_site
 
 
 @pytest.fixture(scope="module")

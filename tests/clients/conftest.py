@@ -1,4 +1,4 @@
-"""Clients that nobody here wrote, each in the environment that `make clients` gave it, and servers to judge."""
+"""Third-party clients, each in its environment from `make clients`, and the servers under test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KEY = "sk-the-right-one"
 
 
 class Client:
-    """A driver in a process of its own: see drivers/talk.py. Jobs go one after the other."""
+    """A driver in its own process (see drivers/talk.py). It runs one job at a time."""
 
     def __init__(self, command: list[str], log: Path) -> None:
         self.log = log
@@ -63,7 +63,7 @@ class Client:
 
 
 def driver_environment() -> dict[str, str]:
-    """Nothing that could lead a client anywhere but to the server under test, or to a real account."""
+    """An environment without variables that lead to another server or to a real account."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "TTS_", "LITELLM_"))}
     clean = {name: value for name, value in clean.items() if not name.lower().endswith("_proxy")}
     return {**clean, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "HF_HUB_OFFLINE": "1"}
@@ -89,7 +89,7 @@ def driver(name: str, environment: str, folder: Path) -> Iterator[Client]:
 
 @pytest.fixture(scope="session")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server that wants KEY, has one row and no queue: whoever comes while it speaks is sent away with a 429."""
+    """A server that requires KEY and has one row and no queue: a second parallel request gets a 429."""
     data = tmp_path_factory.mktemp("guarded")
     with serving(data, TTS_API_KEYS=KEY, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=0, TTS_OUTBOX_S=0.5) as url:
         yield url
@@ -97,21 +97,23 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @contextmanager
 def full(url: str, for_s: float | None = None) -> Iterator[None]:
-    """Within the block somebody else has the guarded server's only row; for `for_s` seconds, or until the end."""
-    wait_until(lambda: not httpx.get(f"{url}/health").json()["rows"]["active"])  # whoever had it has just left
+    """Occupy the only row of the guarded server for `for_s` seconds, or until the end of the block."""
+    wait_until(lambda: not httpx.get(f"{url}/health").json()["rows"]["active"])  # wait until the row is free
     with stuck_reader(url, key=KEY) as raw:
         if for_s is not None:
             threading.Timer(for_s, raw.close).start()
         yield
 
 
-def heard(result: dict[str, Any], audio_format: str = "mp3") -> DecodedAudio:
-    """What a driver got, decoded. An error fails here, with its words."""
+def decode_result(result: dict[str, Any], audio_format: str = "mp3") -> DecodedAudio:
+    """Decode the audio in the result of a driver. An error in the result fails the test with its text."""
     assert "error" not in result, result["error"]
     return decode(base64.b64decode(result["audio"]), audio_format)
 
 
-def said(result: dict[str, Any], recogniser: Recogniser, audio_format: str = "mp3", *, several: bool = False) -> str:
-    sound = heard(result, audio_format)
+def recognise_result(
+    result: dict[str, Any], recogniser: Recogniser, audio_format: str = "mp3", *, several: bool = False
+) -> str:
+    sound = decode_result(result, audio_format)
     assert sound.loudness_dbfs > -40
     return recogniser.recognise(sound, several=several)

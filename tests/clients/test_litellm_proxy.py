@@ -1,4 +1,4 @@
-"""LiteLLM's proxy in front of the server: what passes through it, and what it makes of errors."""
+"""LiteLLM's proxy in front of the server: audio and errors pass through it."""
 
 from __future__ import annotations
 

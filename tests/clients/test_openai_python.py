@@ -1,4 +1,4 @@
-"""openai-python of our own environment: every way it can speak, and every error class it can raise."""
+"""openai-python of the test environment: every way to get speech, and every error class."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def test_official_stream_parses_the_events(client: openai.OpenAI, recogniser: Re
     usage = done["usage"]
     assert usage["input_tokens"] + usage["output_tokens"] == usage["total_tokens"]
     data = b"".join(base64.b64decode(event["audio"]) for event in deltas)
-    heard = decode(data, audio_format)
-    assert recogniser.recognise(heard) == SENTENCE
-    assert usage["output_tokens"] == pytest.approx(heard.seconds / 0.08, abs=2)
+    decoded = decode(data, audio_format)
+    assert recogniser.recognise(decoded) == SENTENCE
+    assert usage["output_tokens"] == pytest.approx(decoded.seconds / 0.08, abs=2)
 
 
 async def test_official_async_stream_parses_the_events(server: str, recogniser: Recogniser) -> None:
@@ -229,7 +229,7 @@ def test_extra_fields_of_every_engine_are_accepted(client: openai.OpenAI, recogn
             "stream": True,
         },
     )
-    heard = decode(answer.content, "wav")
-    assert heard.rate_hz == 16_000
+    decoded = decode(answer.content, "wav")
+    assert decoded.rate_hz == 16_000
     assert answer.response.headers["x-tts-seed"] == "7"
-    assert recogniser.recognise(heard) == SENTENCE
+    assert recogniser.recognise(decoded) == SENTENCE

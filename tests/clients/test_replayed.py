@@ -35,12 +35,12 @@ SENTENCE = SENTENCES[3]
 
 @pytest.fixture
 def http(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"{server}/v1") as made:
-        yield made
+    with httpx.Client(base_url=f"{server}/v1") as http_client:
+        yield http_client
 
 
 def posted(url: str, body: dict[str, Any], authorization: str = "Bearer ") -> tuple[int, Message, bytes]:
-    """Status, headers and body of the answer; with an empty key, as several send it and httpx would not."""
+    """Return status, headers and body. Sends an empty key as several clients do; httpx would not."""
     headers = {"Content-Type": "application/json", "Authorization": authorization}
     request = urllib.request.Request(f"{url}/v1/audio/speech", json.dumps(body).encode(), headers, method="POST")
     try:
@@ -111,7 +111,7 @@ def test_silly_tavern_gets_an_error_message(server: str) -> None:
 
 
 def test_home_assistant_component_can_check_url_and_key(server: str, guarded: str) -> None:
-    """A full stop must be spoken within 10 s; a wrong key is a 401, since anything else says nothing of the key."""
+    """The component sends a full stop and waits 10 s. It reports a wrong key only after a 401."""
     probe = {"model": "tts-1", "input": ".", "voice": "alloy", "response_format": "mp3"}
     fine = httpx.post(f"{server}/v1/audio/speech", json=probe, headers={"Authorization": "Bearer x"}, timeout=10)
     assert 200 <= fine.status_code < 300
@@ -153,7 +153,7 @@ async def test_home_assistant_core_gets_speech(server: str, recogniser: Recognis
 
 
 def test_wyoming_detects_an_openai_server(http: httpx.Client, server: str) -> None:
-    """Each of these would make it another product, with voices of another shape."""
+    """Each of these answers would make Wyoming detect another product, with another voice list."""
     assert http.get("/readyz").status_code != 200  # LocalAI: the voice would be the model's name
     assert httpx.get(f"{server}/health").text != "OK"  # speaches
     assert http.get("/test").status_code != 200  # Kokoro: would have to list voices as strings
@@ -184,10 +184,10 @@ def test_wyoming_gets_three_wavs_in_parallel(server: str, recogniser: Recogniser
             return await asyncio.gather(*(spoken(client, text) for text in SENTENCES[3:6]))
 
     for text, pcm in zip(SENTENCES[3:6], asyncio.run(three()), strict=True):
-        assert recogniser.recognise(decode(pcm, "pcm")) == text  # and no header is played as sound
+        assert recogniser.recognise(decode(pcm, "pcm")) == text  # no header is played as audio
 
 
-# ---- LibreChat: pieces of one text, their mp3 bodies in one answer
+# ---- LibreChat: splits a text and joins the mp3 bodies
 
 
 def test_librechat_can_join_mp3_bodies(http: httpx.Client, recogniser: Recogniser) -> None:
@@ -199,13 +199,13 @@ def test_librechat_can_join_mp3_bodies(http: httpx.Client, recogniser: Recognise
     alone = sum(
         decode(http.post("/audio/speech", json=body | {"input": text}).content, "mp3").seconds for text in texts
     )
-    heard = decode(joined, "mp3")
-    assert heard.seconds == pytest.approx(alone, abs=0.3)
-    assert recogniser.recognise(heard, several=True).startswith(" ".join(texts))
+    decoded = decode(joined, "mp3")
+    assert decoded.seconds == pytest.approx(alone, abs=0.3)
+    assert recogniser.recognise(decoded, several=True).startswith(" ".join(texts))
 
 
 def test_azure_key_header_and_api_version_are_accepted(guarded: str) -> None:
-    """LibreChat and others in Azure's mode: `api-key`, and a version in the query."""
+    """LibreChat and others send an `api-key` header and a version in the query in Azure mode."""
     body = {"model": "tts-1", "voice": "alloy", "input": "Hello."}
     where = f"{guarded}/v1/audio/speech?api-version=2025-03-01-preview"
     assert httpx.post(where, json=body, headers={"api-key": KEY}).status_code == 200

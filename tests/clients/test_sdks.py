@@ -1,4 +1,4 @@
-"""OpenAI's SDKs and those that speak for them: an older openai-python, openai-node, the Vercel AI SDK, LiteLLM."""
+"""OpenAI's SDKs and libraries on top of them: old openai-python, openai-node, the Vercel AI SDK, LiteLLM."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests.clients.conftest import KEY, Client, driver, full, heard, said
+from tests.clients.conftest import KEY, Client, decode_result, driver, full, recognise_result
 from tests.support.ears import SENTENCES, Recogniser
 from tests.support.live import LONG, wait_until
 
@@ -43,7 +43,7 @@ def litellm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 
 def new() -> str:
-    """A text that no answer is kept for: the cache would let it past a full queue."""
+    """A text without a cache entry: a cache hit would pass a full queue."""
     return f"Let me in for the {next(_numbers)}th time."
 
 
@@ -53,18 +53,18 @@ def new() -> str:
 def test_sdk_gets_complete_speech(sdk: Client, server: str, recogniser: Recogniser) -> None:
     result = sdk.ask("speak", server, request=REQUEST)
     assert result["type"] == "audio/mpeg"
-    assert said(result, recogniser) == SENTENCE
+    assert recognise_result(result, recogniser) == SENTENCE
 
 
 @pytest.mark.parametrize("audio_format", ["opus", "aac", "flac", "wav", "pcm"])
 def test_an_sdk_streams_each_format(sdk: Client, server: str, recogniser: Recogniser, audio_format: str) -> None:
     request = {**REQUEST, "voice": {"id": "alloy"}, "response_format": audio_format, "speed": 1.0}
-    assert said(sdk.ask("stream", server, request=request), recogniser, audio_format) == SENTENCE
+    assert recognise_result(sdk.ask("stream", server, request=request), recogniser, audio_format) == SENTENCE
 
 
 def test_an_sdk_reads_events(sdk: Client, server: str, recogniser: Recogniser) -> None:
     result = sdk.ask("events", server, request=REQUEST)
-    assert said(result, recogniser) == SENTENCE
+    assert recognise_result(result, recogniser) == SENTENCE
     assert result["done"]["type"] == "speech.audio.done"
     usage = result["done"]["usage"]
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"] > 0
@@ -101,7 +101,10 @@ def test_sdk_raises_for_wrong_keys_and_retries_a_429(sdk: Client, guarded: str) 
     assert error["classes"][0] == "RateLimitError"
     assert error["code"] == "rate_limit_exceeded"
     with full(guarded, for_s=0.5):
-        assert heard(sdk.ask("speak", guarded, key=KEY, request=REQUEST | {"input": new()}, retries=4)).seconds > 0.5
+        assert (
+            decode_result(sdk.ask("speak", guarded, key=KEY, request=REQUEST | {"input": new()}, retries=4)).seconds
+            > 0.5
+        )
 
 
 def test_a_stream_cancelled_in_node_frees_the_row(guarded: str, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -112,7 +115,7 @@ def test_a_stream_cancelled_in_node_frees_the_row(guarded: str, tmp_path_factory
             wait_until(lambda: not httpx.get(f"{guarded}/health").json()["rows"]["active"], 5)
 
 
-# ---- Vercel AI SDK: it tells what it got by the first bytes, and takes what it does not know, as AAC, for mp3
+# ---- Vercel AI SDK: detects the format by the first bytes, and takes unknown formats such as AAC for mp3
 
 
 @pytest.mark.parametrize(
@@ -127,12 +130,12 @@ def test_ai_sdk_gets_speech_in_each_format(
     assert not result["warnings"]
     assert result["media_type"] == media_type
     assert result["request_id"].startswith("req_")
-    assert said(result, recogniser, audio_format) == SENTENCE
+    assert recognise_result(result, recogniser, audio_format) == SENTENCE
 
 
 def test_ai_sdk_gets_speech_with_defaults(ai_sdk: Client, server: str, recogniser: Recogniser) -> None:
     result = ai_sdk.ask("speak", server, model="tts-1", request={"text": SENTENCE})
-    assert said(result, recogniser) == SENTENCE
+    assert recognise_result(result, recogniser) == SENTENCE
 
 
 def test_ai_sdk_gets_error_messages_and_what_to_retry(ai_sdk: Client, server: str, guarded: str) -> None:
@@ -150,7 +153,7 @@ def test_ai_sdk_gets_error_messages_and_what_to_retry(ai_sdk: Client, server: st
     assert busy["retryable"] is True
     with full(guarded, for_s=0.5):
         result = ai_sdk.ask("speak", guarded, key=KEY, model="tts-1", request={"text": new()}, retries=4)
-    assert heard(result).seconds > 0.5
+    assert decode_result(result).seconds > 0.5
 
 
 # ---- LiteLLM
@@ -167,7 +170,7 @@ def test_litellm_gets_speech(litellm: Client, server: str, recogniser: Recognise
         "speed": 1,
         "instructions": "Be kind.",
     }
-    assert said(litellm.ask(do, server, request=request), recogniser, audio_format) == SENTENCE
+    assert recognise_result(litellm.ask(do, server, request=request), recogniser, audio_format) == SENTENCE
 
 
 @pytest.mark.parametrize("do", ["speak", "aspeak"])
@@ -181,7 +184,7 @@ def test_litellm_raises_its_own_classes(litellm: Client, server: str, guarded: s
         busy = litellm.ask(do, guarded, key=KEY, request=request | {"input": new()})["error"]
     assert busy["classes"][0] == "RateLimitError"
     with full(guarded, for_s=0.5):
-        assert heard(litellm.ask(do, guarded, key=KEY, request=request | {"input": new()}, retries=4)).seconds
+        assert decode_result(litellm.ask(do, guarded, key=KEY, request=request | {"input": new()}, retries=4)).seconds
 
 
 def test_litellm_router_uses_another_server_after_a_429(
@@ -195,4 +198,4 @@ def test_litellm_router_uses_another_server_after_a_429(
             base_urls=[f"{guarded}/v1", f"{server}/v1"],
             request={"voice": "alloy", "input": SENTENCE},
         )
-    assert said(result, recogniser) == SENTENCE
+    assert recognise_result(result, recogniser) == SENTENCE

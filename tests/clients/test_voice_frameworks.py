@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests.clients.conftest import KEY, Client, driver, full, heard, said
+from tests.clients.conftest import KEY, Client, decode_result, driver, full, recognise_result
 from tests.support.ears import SENTENCES, Recogniser
 from tests.support.live import LONG, wait_until
 
@@ -52,7 +52,7 @@ def test_pipecat_speaks(pipecat: Client, server: str, recogniser: Recogniser) ->
     assert result["rates"] == [24_000]
     assert result["channels"] == [1]
     assert result["started"] == result["stopped"] == 1
-    assert said(result, recogniser, "pcm") == SENTENCE
+    assert recognise_result(result, recogniser, "pcm") == SENTENCE
 
 
 def test_pipecat_with_every_setting_and_several_sentences(pipecat: Client, server: str) -> None:
@@ -60,7 +60,7 @@ def test_pipecat_with_every_setting_and_several_sentences(pipecat: Client, serve
     fast = pipecat.ask("speak", server, texts=list(SENTENCES[:3]), settings=settings)
     usual = pipecat.ask("speak", server, texts=list(SENTENCES[:3]), settings=settings | {"speed": 1.0})
     assert fast["errors"] == []
-    assert heard(fast, "pcm").seconds == pytest.approx(heard(usual, "pcm").seconds / 2, rel=0.1)
+    assert decode_result(fast, "pcm").seconds == pytest.approx(decode_result(usual, "pcm").seconds / 2, rel=0.1)
 
 
 def test_pipecat_gets_errors_and_retries_a_429(pipecat: Client, server: str, guarded: str) -> None:
@@ -76,7 +76,7 @@ def test_pipecat_gets_errors_and_retries_a_429(pipecat: Client, server: str, gua
     with full(guarded, for_s=0.3):  # its client repeats by itself
         result = pipecat.ask("speak", guarded, key=KEY, texts=[new()], settings={"voice": "alloy"})
     assert result["errors"] == []
-    assert heard(result, "pcm").seconds > 0.5
+    assert decode_result(result, "pcm").seconds > 0.5
 
 
 # ---- LiveKit: events for gpt-4o-mini-tts, bytes for tts-1, and a decoder of its own for each format
@@ -91,12 +91,12 @@ def test_livekit_speaks(livekit: Client, server: str, recogniser: Recogniser, mo
     assert result["channels"] == [1]
     assert result["requests"][0].startswith("req_")
     assert result["warned"] == []
-    assert said(result, recogniser, "pcm") == SENTENCE
+    assert recognise_result(result, recogniser, "pcm") == SENTENCE
 
 
 def test_livekit_speaks_with_defaults(livekit: Client, server: str, recogniser: Recogniser) -> None:
     """Nothing chosen: voice ash, mp3, events."""
-    assert said(livekit.ask("speak", server, text=SENTENCE, options={}), recogniser, "pcm") == SENTENCE
+    assert recognise_result(livekit.ask("speak", server, text=SENTENCE, options={}), recogniser, "pcm") == SENTENCE
 
 
 def test_livekit_raises_its_own_error_classes(livekit: Client, server: str, guarded: str) -> None:
@@ -111,14 +111,14 @@ def test_livekit_raises_its_own_error_classes(livekit: Client, server: str, guar
     assert busy["status_code"] == 429
     with full(guarded, for_s=0.5):
         result = livekit.ask("speak", guarded, key=KEY, text=new(), options={}, retries=4)
-    assert heard(result, "pcm").seconds > 0.5
+    assert decode_result(result, "pcm").seconds > 0.5
 
 
 @pytest.mark.parametrize("model", ["gpt-4o-mini-tts", "tts-1"])
 def test_livekit_interruption_frees_the_row(livekit: Client, guarded: str, model: str) -> None:
     for _ in range(3):
         result = livekit.ask("speak", guarded, key=KEY, text=LONG, options={"model": model}, interrupt=True)
-        assert heard(result, "pcm").seconds > 0
+        assert decode_result(result, "pcm").seconds > 0
         wait_until(lambda: not httpx.get(f"{guarded}/health").json()["rows"]["active"], 5)
 
 
@@ -128,16 +128,16 @@ def test_livekit_interruption_frees_the_row(livekit: Client, guarded: str, model
 def test_openai_agents_speak(agents: Client, server: str, recogniser: Recogniser) -> None:
     result = agents.ask("speak", server, text=SENTENCE, settings={"voice": "nova", "speed": 1.0})
     assert result["pieces"] > 10
-    assert said(result, recogniser, "pcm") == SENTENCE
+    assert recognise_result(result, recogniser, "pcm") == SENTENCE
 
 
 def test_openai_agents_speak_with_defaults(agents: Client, server: str, recogniser: Recogniser) -> None:
     """Voice ash, instructions in the body, no speed."""
-    assert said(agents.ask("speak", server, text=SENTENCE, settings={}), recogniser, "pcm") == SENTENCE
+    assert recognise_result(agents.ask("speak", server, text=SENTENCE, settings={}), recogniser, "pcm") == SENTENCE
     no_instructions = agents.ask(
         "speak", server, text=SENTENCE, settings={"instructions": None, "voice": {"id": "nova"}}
     )
-    assert said(no_instructions, recogniser, "pcm") == SENTENCE
+    assert recognise_result(no_instructions, recogniser, "pcm") == SENTENCE
 
 
 def test_openai_agents_raise_openai_errors(agents: Client, server: str, guarded: str) -> None:

@@ -1,4 +1,4 @@
-"""The wall clock jumps, as it does after a suspend or a first NTP answer: nothing hangs, ends or lives for ever."""
+"""The wall clock jumps, as after a suspend or a first NTP answer: requests work, and conversations expire correctly."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(time, "time", made.time)
-    monkeypatch.setattr(time, "time_ns", made.time_ns)
-    return made
+    fake_clock = Clock()
+    monkeypatch.setattr(time, "time", fake_clock.time)
+    monkeypatch.setattr(time, "time_ns", fake_clock.time_ns)
+    return fake_clock
 
 
 def test_server_works_while_the_clock_jumps(tmp_path: Path, clock: Clock) -> None:
@@ -79,7 +79,7 @@ def test_conversations_expire_correctly_when_the_clock_jumps(tmp_path: Path, clo
     assert there()
     clock.ahead_s = 10 * DAY_S
     assert not there()
-    memory.remember("key", "maker", [turn])  # made while the clock was wrong
+    memory.remember("key", "maker", [turn])  # stored while the clock was wrong
     assert there()
     clock.ahead_s = 0.0
     assert not there()

@@ -1,4 +1,4 @@
-"""A disk that is full, read-only or has been meddled with: speech goes on, what can't be kept is said."""
+"""Full disks, read-only disks and damaged files: speech still works, and failed writes are reported."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_server_speaks_with_a_full_disk(small_disk: Path, sample: bytes) -> None
         assert http.get("/health").json()["status"] == "ok"
         assert not [path for path in small_disk.rglob("*") if path.name.startswith(".new-") or path.suffix == ".tmp"]
 
-        ballast.unlink()  # somebody made room
+        ballast.unlink()  # free space again
         assert clone(http, sample, "Berta").status_code == 200
         assert speak(http, "There is room again.").headers["x-cache"] == "miss"
         assert speak(http, "There is room again.").headers["x-cache"] == "hit"
@@ -112,7 +112,7 @@ def test_unusable_data_folder_ends_the_process_with_an_error(tmp_path: Path) -> 
 
 
 def test_damaged_voices_and_cache_entries_are_skipped(tmp_path: Path, sample: bytes) -> None:
-    """A voice's folder and a kept answer with other bytes in them; the server starts, and the rest is there."""
+    """One voice folder and one cache entry are damaged. The server starts and serves the undamaged ones."""
     with serving(tmp_path) as url, httpx.Client(base_url=url, timeout=60) as http:
         for name in ("Anna", "Berta", "Carla"):
             assert clone(http, sample, name).status_code == 200
@@ -126,7 +126,7 @@ def test_damaged_voices_and_cache_entries_are_skipped(tmp_path: Path, sample: by
         data[len(data) // 2] ^= 1
         kept.write_bytes(data)
     with serving(tmp_path) as url, httpx.Client(base_url=url, timeout=60) as http:
-        assert len(voices(http)) in (1, 2)  # a recording is only read when it is wanted
+        assert len(voices(http)) in (1, 2)  # a recording is only read when it is needed
         assert http.get("/health").json()["status"] == "ok"
         again = speak(http, "Kept once.")
         assert again.headers["x-cache"] == "miss"

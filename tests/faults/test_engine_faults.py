@@ -1,4 +1,4 @@
-"""What callers see when the model fails in the batch loop, and what those beside them see: nothing."""
+"""Model failures in the batch loop: the affected request fails, requests in other rows succeed."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ WHOLE_S = 3.2
 def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **variables: object) -> Iterator[httpx.Client]:
     spec = EngineSpec("failing", "failing-1", "tests.support.faulty_engines:build")
     monkeypatch.setattr(wiring.registry, "specs", lambda: {"failing": spec})
-    given = {"TTS_ENGINE": "failing", "TTS_FALLBACK_ENGINE": "", "TTS_ENHANCE": False, **variables}
-    with serving(tmp_path, **given) as url, httpx.Client(base_url=url, timeout=30) as http:
+    server_settings = {"TTS_ENGINE": "failing", "TTS_FALLBACK_ENGINE": "", "TTS_ENHANCE": False, **variables}
+    with serving(tmp_path, **server_settings) as url, httpx.Client(base_url=url, timeout=30) as http:
         yield http
 
 
 @pytest.fixture
 def http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
-    with failing(tmp_path, monkeypatch) as made:
-        yield made
+    with failing(tmp_path, monkeypatch) as client:
+        yield client
 
 
 def speak(http: httpx.Client, text: str, **more: object) -> httpx.Response:
@@ -48,7 +48,7 @@ def speak(http: httpx.Client, text: str, **more: object) -> httpx.Response:
 
 
 def broken_off(http: httpx.Client, text: str, **more: object) -> bytes:
-    """What came of an answer that must not end cleanly."""
+    """The bytes received before a response breaks off. Fails if the response ends cleanly."""
     received = []
     body = {"input": text, "response_format": "wav", **more}
     with http.stream("POST", "/v1/audio/speech", json=body) as answer:
@@ -86,8 +86,8 @@ def test_other_rows_are_complete_if_one_row_fails(http: httpx.Client, word: str)
         return decode(speak(http, f"Pause {index}.").content, "wav").seconds
 
     with ThreadPoolExecutor(4) as threads:
-        heard = list(threads.map(one, range(4)))
-    assert [seconds for seconds in heard if seconds is not None] == pytest.approx([WHOLE_S] * 3, abs=0.2)
+        durations_s = list(threads.map(one, range(4)))
+    assert [seconds for seconds in durations_s if seconds is not None] == pytest.approx([WHOLE_S] * 3, abs=0.2)
     assert http.get("/health").json()["status"] == "ok"
     wait_until(lambda: http.get("/health").json()["rows"]["active"] == 0, 5)
 
@@ -106,7 +106,7 @@ def test_dead_batch_loop_is_restarted_once(tmp_path: Path, monkeypatch: pytest.M
         wait_until(lambda: http.get("/health").json()["rows"]["active"] == 1)
         broken_off(http, "Then comes death, after a pause.")
         assert beside.result(10)
-        # The next ones are served; how it is, is said.
+        # The next requests succeed. /health reports the restart.
         for _ in range(3):
             assert decode(speak(http, "All is well.").content, "wav").seconds == pytest.approx(WHOLE_S, abs=0.2)
         health = http.get("/health")

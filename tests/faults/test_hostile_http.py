@@ -36,13 +36,13 @@ def _goes_on(server: str) -> Iterator[None]:
 
 
 def raw(server: str, data: bytes, timeout_s: float = 10.0) -> bytes:
-    """All that comes back until the server closes, or falls silent behind a whole answer."""
+    """Return all bytes until the server closes the connection or pauses after a complete response."""
     where = urlsplit(server)
     with socket.create_connection((where.hostname, where.port), timeout=timeout_s) as line:
         received = b""
         try:
             line.sendall(data)
-            if b"Connection: close" not in data:  # a caller who shuts his side is taken for one who has left
+            if b"Connection: close" not in data:  # closing the write side counts as a disconnect
                 line.shutdown(socket.SHUT_WR)
             while part := line.recv(65_536):
                 received += part
@@ -72,7 +72,7 @@ def raw(server: str, data: bytes, timeout_s: float = 10.0) -> bytes:
     ids=lambda data: ascii(data[-24:]),
 )
 def test_malformed_http_is_rejected(server: str, data: bytes) -> None:
-    """A 4xx, or the connection is closed; never a 200 of what nobody can have meant, never a 5xx."""
+    """The server answers 4xx or closes the connection, never 5xx. Only a valid request in the data gets a 200."""
     answer = raw(server, data)
     status = int(answer[9:12]) if answer.startswith(b"HTTP/1.1 ") else 400
     assert 400 <= status < 500 or (status == 200 and data.startswith(GET)), answer[:200]
@@ -84,7 +84,7 @@ def test_truncated_body_is_not_spoken(server: str) -> None:
 
 
 def test_bytes_after_the_body_are_not_a_second_request(server: str) -> None:
-    """Garbage behind a body is a 400 or closes the connection: it is not mixed into the request before it."""
+    """Bytes behind a body are a 400 or close the connection. They do not change the request before them."""
     answer = raw(server, POST + b"Content-Length: 19\r\n\r\n" + BODY + b"GARBAGE\r\n\r\nConnection: close")
     assert answer.count(b"HTTP/1.1 200") <= 1
     assert b"HTTP/1.1 5" not in answer
@@ -240,7 +240,7 @@ def bomb(container: str, codec: str, hours: float) -> bytes:
 
 
 def lying_wav() -> bytes:
-    """Says that it is 4 GB long, at 384 kHz with 8 channels."""
+    """A WAV header that claims 4 GB, 384 kHz and 8 channels."""
     head = struct.pack("<HHIIHH", 1, 8, 384_000, 384_000 * 16, 16, 16)
     return (
         b"RIFF\xff\xff\xff\xffWAVEfmt " + struct.pack("<I", len(head)) + head + b"data\xff\xff\xff\xff" + bytes(5_000)

@@ -1,4 +1,4 @@
-"""Signals while many speak: whatever a caller has is whole or visibly broken; what was said to be kept is kept."""
+"""Signals during many requests: each response is complete or visibly broken, and acknowledged voices are kept."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STREAMS = 16
 
 @pytest.mark.slow
 def test_sigterm_breaks_only_streams_longer_than_the_grace(tmp_path: Path) -> None:
-    """Short answers finish within the grace, endless ones are broken off; none looks whole and is not."""
+    """Short responses finish within the grace. Long ones break off, and a broken response never ends cleanly."""
     grace_s = 3
     with Process(tmp_path, TTS_SHUTDOWN_GRACE_S=str(grace_s), TTS_OUTBOX_S="0.5", TTS_MAX_ROWS="16") as process:
         process.wait()
@@ -37,7 +37,7 @@ def test_sigterm_breaks_only_streams_longer_than_the_grace(tmp_path: Path) -> No
         begun = threading.Barrier(STREAMS + 1)
 
         def listen(index: int) -> tuple[bool, bytes]:
-            """(whether it ended cleanly, what came)."""
+            """Return (whether the response ended cleanly, the received bytes)."""
             short = index % 4 == 0
             body = {"input": sentence * (3 if short else 2_000 // 4), "response_format": "wav", "cache": False}
             received = b""
@@ -55,13 +55,13 @@ def test_sigterm_breaks_only_streams_longer_than_the_grace(tmp_path: Path) -> No
             return True, received
 
         with ThreadPoolExecutor(STREAMS) as threads:
-            heard = threads.map(listen, range(STREAMS))
+            outcomes = threads.map(listen, range(STREAMS))
             begun.wait(60)
             process.child.terminate()
             signalled_s = time.monotonic()
             process.child.wait(60)
             gone_s = time.monotonic() - signalled_s
-            results = list(heard)
+            results = list(outcomes)
     assert gone_s < grace_s + 20  # and not when the long ones would be over, in minutes
     for index, (clean, received) in enumerate(results):
         if index % 4 == 0:
@@ -73,7 +73,7 @@ def test_sigterm_breaks_only_streams_longer_than_the_grace(tmp_path: Path) -> No
 
 
 def _killed_again_and_again(tmp_path: Path, rounds: int) -> None:
-    """Voices that were acknowledged are there and sound as they did, after each kill -9 in the middle of the next."""
+    """Kill the server during each cloning. After each restart, all acknowledged voices have their recordings."""
     data = tmp_path / "data"
     sample = samples.file(samples.speech(), "mp3")
     promised: dict[str, bytes] = {}  # id -> its recording
@@ -89,18 +89,18 @@ def _killed_again_and_again(tmp_path: Path, rounds: int) -> None:
             stop = threading.Event()
 
             def clones(stop: threading.Event = stop, count: int = count) -> None:
-                made = 0
+                clone_count = 0
                 while not stop.is_set():
                     try:
-                        form = {"name": f"voice {count} {made}", "transcript": samples.TEXT}
+                        form = {"name": f"voice {count} {clone_count}", "transcript": samples.TEXT}
                         answer = http.post(
                             "/v1/voice-cloning/clone", data=form, files={"audio_file": ("a.mp3", sample)}
                         )
                         voice = answer.json()["voice"]["id"]
-                        heard = http.get(f"/v1/voice-cloning/voices/{voice}/reference")
-                        assert heard.status_code == 200
-                        promised[voice] = heard.content
-                        made += 1
+                        reference = http.get(f"/v1/voice-cloning/voices/{voice}/reference")
+                        assert reference.status_code == 200
+                        promised[voice] = reference.content
+                        clone_count += 1
                     except (httpx.TransportError, KeyError, ValueError):
                         return
 

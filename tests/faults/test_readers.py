@@ -1,4 +1,4 @@
-"""Callers who stop reading: their rows are not theirs for ever."""
+"""Callers that stop reading: the server takes their rows back."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def test_stalled_reader_loses_its_row(tmp_path: Path) -> None:
         serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=4, TTS_OUTBOX_S=0.5, TTS_READER_TIMEOUT_S=1.5) as url,
         stuck_reader(url) as raw,
     ):
-        wait_until(lambda: rows(url)["active"] == 1, 5)  # between two of its passages it has none for a moment
-        # It waits behind the stuck one, and is served when that one's time is over, though its socket is still open.
+        wait_until(lambda: rows(url)["active"] == 1, 5)  # a request has no row for a moment between two utterances
+        # This request waits for the stalled one and gets its row after the timeout, while that socket is still open.
         assert httpx.post(f"{url}/v1/audio/speech", json={"input": "My turn?"}, timeout=30).status_code == 200
         wait_until(lambda: rows(url)["active"] == 0, 5)
         raw.settimeout(10)
@@ -48,7 +48,7 @@ def test_slow_reader_keeps_its_row(tmp_path: Path) -> None:
 
 
 def test_stalled_reader_does_not_delay_the_shutdown(tmp_path: Path) -> None:
-    """Closing such a connection would wait for its reader: the kernel throws away what is left."""
+    """The server resets such a connection: a normal close would wait for the reader."""
     with Process(tmp_path, TTS_READER_TIMEOUT_S="1.5", TTS_OUTBOX_S="0.5", TTS_SHUTDOWN_GRACE_S="60") as process:
         process.wait()
         with stuck_reader(process.url, LONG):

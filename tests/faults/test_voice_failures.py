@@ -289,19 +289,19 @@ def test_parallel_operations_do_not_lose_each_others_result(tmp_path, monkeypatc
 
 def test_parallel_drafts_are_all_found(tmp_path):
     voices = opened(tmp_path)
-    made: list[str] = []
+    draft_ids: list[str] = []
 
     def draft(seed: int) -> None:
         references = [recording(10 * seed + number, 0.05) for number in range(5)]
-        made.extend([voices.add_draft(reference, sample_count=1, quality={}).id for reference in references])
+        draft_ids.extend([voices.add_draft(reference, sample_count=1, quality={}).id for reference in references])
 
     threads = [threading.Thread(target=draft, args=(seed,)) for seed in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(made) == 30
-    for draft_id in made:
+    assert len(draft_ids) == 30
+    for draft_id in draft_ids:
         assert len(voices.reference(voices.get(draft_id)).samples) == RATE_HZ // 20
 
 

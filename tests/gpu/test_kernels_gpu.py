@@ -61,5 +61,5 @@ def test_cuda_graph_replays_with_new_inputs(case: Case, name: str, triton: Kerne
         for kept, other in zip(inputs, others, strict=True):
             kept.copy_(other)
         graph.replay()
-        for made, expected in zip(captured, case.run(kernels, others), strict=True):
-            torch.testing.assert_close(made, expected, rtol=0, atol=0 if made.dtype == torch.int64 else 0.02)
+        for result, expected in zip(captured, case.run(kernels, others), strict=True):
+            torch.testing.assert_close(result, expected, rtol=0, atol=0 if result.dtype == torch.int64 else 0.02)

@@ -23,12 +23,12 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture
 def http(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server) as made:
-        yield made
+    with httpx.Client(base_url=server) as http_client:
+        yield http_client
 
 
 def problem(answer: httpx.Response) -> dict[str, Any]:
-    """The envelope of an error answer, checked for its shape."""
+    """Return the `error` object of an error response and check its keys."""
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["x-request-id"]
     body = answer.json()
@@ -237,11 +237,11 @@ def test_each_format_has_its_file_header(http: httpx.Client) -> None:
 def test_requested_sample_rate_is_used(http: httpx.Client, audio_format: str, rate_hz: int) -> None:
     text = "A short sentence at some rate."
     body = {"input": text, "response_format": audio_format, "sample_rate": rate_hz}
-    heard = decode(http.post("/v1/audio/speech", json=body).content, audio_format, rate_hz)
+    decoded = decode(http.post("/v1/audio/speech", json=body).content, audio_format, rate_hz)
     usual = decode(http.post("/v1/audio/speech", json={"input": text, "response_format": "pcm"}).content, "pcm")
-    assert heard.rate_hz == (48_000 if audio_format == "opus" else rate_hz)
+    assert decoded.rate_hz == (48_000 if audio_format == "opus" else rate_hz)
     # The coded formats pad: most of all AAC, whose frames of 1024 samples are long at 8 kHz.
-    assert heard.seconds == pytest.approx(usual.seconds, abs=0.3)
+    assert decoded.seconds == pytest.approx(usual.seconds, abs=0.3)
 
 
 def test_pauses_have_the_requested_length(http: httpx.Client) -> None:
@@ -325,18 +325,24 @@ def test_a_page_of_another_origin_can_read_errors_and_limits(tmp_path: Any, monk
             exposed = {name.strip().lower() for name in answer.headers["access-control-expose-headers"].split(",")}
             assert {"retry-after", "x-request-id", "x-should-retry", "x-ratelimit-reset-requests"} <= exposed
             assert answer.headers["cross-origin-resource-policy"] == "cross-origin"
-        asked = {**origin, "Access-Control-Request-Method": "DELETE", "Access-Control-Request-Headers": "api-key"}
-        preflight = httpx.options(f"{url}/v1/audio/voices/voice_1", headers=asked)
+        preflight_headers = {
+            **origin,
+            "Access-Control-Request-Method": "DELETE",
+            "Access-Control-Request-Headers": "api-key",
+        }
+        preflight = httpx.options(f"{url}/v1/audio/voices/voice_1", headers=preflight_headers)
         assert preflight.status_code == 200
         assert preflight.headers["access-control-allow-headers"] == "api-key"
         assert "DELETE" in preflight.headers["access-control-allow-methods"]
-        evil = httpx.options(f"{url}/v1/audio/voices/voice_1", headers={**asked, "Origin": "https://evil.example"})
+        evil = httpx.options(
+            f"{url}/v1/audio/voices/voice_1", headers={**preflight_headers, "Origin": "https://evil.example"}
+        )
         assert evil.status_code == 400
         assert "access-control-allow-origin" not in evil.headers
 
 
 def test_cross_origin_form_is_rejected(tmp_path: Any, http: httpx.Client) -> None:
-    """A page needs no leave to send a form; what it may read of the answer is another matter."""
+    """A foreign page can send a form without a CORS preflight, so the server checks the origin."""
     form: dict[str, Any] = {"data": {"name": "Eve"}, "files": {"audio_file": b"x"}}
     path = "/v1/voice-cloning/clone"
     foreign = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
@@ -366,7 +372,7 @@ def test_data_responses_have_strict_security_headers(http: httpx.Client, path: s
 
 
 def test_a_raw_keep_alive_connection_survives_errors(server: str) -> None:
-    """Three requests on one connection: an error, a hit, a stream. None may spoil the framing of the next."""
+    """One connection carries an error, a cache hit and a stream. Each response keeps the framing intact."""
     with httpx.Client(base_url=server, limits=httpx.Limits(max_connections=1)) as http:
         for body, status in (
             ({"input": ""}, 400),
@@ -383,7 +389,7 @@ def test_a_raw_keep_alive_connection_survives_errors(server: str) -> None:
 
 
 def test_bounds_of_integers_are_exact_in_the_schema(http: httpx.Client) -> None:
-    """FastAPI passes them through floats, in which 2**63 - 1 does not exist."""
+    """FastAPI converts the limits to floats, which cannot represent 2**63 - 1."""
     seed = http.get("/openapi.json").json()["components"]["schemas"]["SpeechBody"]["properties"]["seed"]
     (integer,) = [each for each in seed["anyOf"] if each.get("type") == "integer"]
     assert (integer["minimum"], integer["maximum"]) == (-(2**63), 2**63 - 1)

@@ -24,8 +24,8 @@ pytestmark = [
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The engines that servers build while a test runs, for it to break them."""
+def built_engines(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The engines that servers build during a test. The test breaks them."""
     kept: list[Any] = []
     build = pool.build
 
@@ -37,7 +37,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return kept
 
 
-def test_one_of_two_devices_dies(tmp_path: Path, made: list[Any]) -> None:
+def test_one_of_two_devices_dies(tmp_path: Path, built_engines: list[Any]) -> None:
     from tests.support.random_csm import fabricate_csm
 
     folder = fabricate_csm(tmp_path / "model")
@@ -67,7 +67,7 @@ def test_one_of_two_devices_dies(tmp_path: Path, made: list[Any]) -> None:
             listener.start()
         begun.wait(30)
         wait_until(lambda: [each["rows"]["active"] for each in httpx.get(f"{url}/health").json()["devices"]] == [1, 1])
-        kill(made[0]._members[0].engine)
+        kill(built_engines[0]._members[0].engine)
         for listener in listeners:
             listener.join(60)
         assert sorted(ends.values()) == ["True", "cut"]
@@ -83,7 +83,7 @@ def test_one_of_two_devices_dies(tmp_path: Path, made: list[Any]) -> None:
         assert 'tts_device_up{device="0:cpu"} 0.0' in metrics
         assert 'tts_device_up{device="1:cpu"} 1.0' in metrics
         assert "tts_rows_limit 2.0" in metrics
-        kill(made[0]._members[1].engine)
+        kill(built_engines[0]._members[1].engine)
         assert httpx.get(f"{url}/health").json()["status"] == "unhealthy"
         assert httpx.get(f"{url}/ready").status_code == 503
         assert httpx.post(f"{url}/v1/audio/speech", json=body).status_code == 503

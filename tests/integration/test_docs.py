@@ -1,4 +1,4 @@
-"""The documents say what is: README's snippets run, its links lead somewhere, the settings page is the settings."""
+"""Documentation is correct: snippets of the README run, and links and paths exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What callers see when the engine fails: a clean error before the first sound, a visibly broken answer after it."""
+"""Engine failures: a JSON error before the first audio, a broken response body after it."""
 
 from __future__ import annotations
 

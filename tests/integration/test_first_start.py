@@ -1,4 +1,4 @@
-"""What a person sees first: weights downloading, gated, out of reach; with and without a stand-in."""
+"""First start: weights are downloading, gated or unreachable, with and without a fallback engine."""
 
 from __future__ import annotations
 
@@ -100,22 +100,22 @@ def test_health_reports_the_progress_of_a_download(tmp_path: Path) -> None:
             process.wait("/health")  # the port is open while the weights are downloading
             assert httpx.get(f"{process.url}/health").json()["status"] == "starting"
             process.wait("/ready", 503)
-            told = httpx.get(f"{process.url}/ready")
-            assert 1 <= int(told.headers["retry-after"]) <= 30
+            ready_response = httpx.get(f"{process.url}/ready")
+            assert 1 <= int(ready_response.headers["retry-after"]) <= 30
             answer = httpx.post(f"{process.url}/v1/audio/speech", json={"input": "Already?"})
             assert answer.status_code == 503
             assert answer.json()["error"]["type"] == "server_error"
             assert httpx.get(f"{process.url}/v1/models/csm-1b").json()["status"] == "loading"
-            seen = []
+            progress_reports = []
             while (health := httpx.get(f"{process.url}/health").json())["status"] == "starting":
                 if health["download"]:
-                    seen.append(health["download"])
-            assert len(seen) > 3
-            last = seen[-1]
+                    progress_reports.append(health["download"])
+            assert len(progress_reports) > 3
+            last = progress_reports[-1]
             assert 0 < last["done_bytes"] <= last["total_bytes"] == sum(len(data) for data in MODEL.values())
             assert last["rate_bytes_s"] > 0
-            assert any(progress["eta_s"] is not None for progress in seen)
-            assert [p["done_bytes"] for p in seen] == sorted(p["done_bytes"] for p in seen)
+            assert any(progress["eta_s"] is not None for progress in progress_reports)
+            assert [p["done_bytes"] for p in progress_reports] == sorted(p["done_bytes"] for p in progress_reports)
             process.wait("/ready", 200)
 
 
@@ -127,10 +127,10 @@ def test_gated_model_error_names_the_licence_the_token_and_a_mirror(tmp_path: Pa
             process.wait("/ready", 200)
             health = httpx.get(f"{process.url}/health").json()
             assert health["status"] == "degraded"
-            told = f"{health['reason']} {health['remedy']}"
+            error_text = f"{health['reason']} {health['remedy']}"
             console = process.console()
             for hint in ("https://huggingface.co/sesame/csm-1b", "HF_TOKEN", "CSM_MODEL="):
-                assert hint in told
+                assert hint in error_text
                 assert hint in console
             everything = console + json.dumps(httpx.get(f"{process.url}/debug").json())
             everything += (tmp_path / "logs" / "server.log").read_text()

@@ -1,4 +1,4 @@
-"""A new row in the table of audio formats reaches the API, its lists, /openapi.json and the encoders."""
+"""A new row in the table of audio formats appears in the API, its lists, /openapi.json and the encoders."""
 
 from __future__ import annotations
 

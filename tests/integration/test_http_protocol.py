@@ -1,4 +1,4 @@
-"""What a socket may do: heads too large or too slow, bodies that trickle, connections that only sit there."""
+"""Limits of the HTTP protocol layer: large or slow request heads, slow bodies, and idle connections."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def connected(url: str) -> Iterator[socket.socket]:
 
 
 def rest(raw: socket.socket) -> bytes:
-    """All that comes until the server closes."""
+    """Return all bytes until the server closes the connection."""
     got = b""
     with contextlib.suppress(ConnectionResetError):
         while data := raw.recv(65_536):
@@ -63,7 +63,7 @@ def code(answer: bytes) -> Any:
 
 
 def trickle(raw: socket.socket, data: bytes, pause_s: float = 0.05, most: int = 200) -> None:
-    """Byte by byte, until the server has had enough."""
+    """Send single bytes until the server closes the connection."""
     with contextlib.suppress(ConnectionError):
         for _ in range(most):
             raw.sendall(data)
@@ -77,7 +77,10 @@ def test_endless_request_head_is_rejected(server: str) -> None:
             for _ in range(1000):
                 raw.sendall(b"a" * 8192)
         answer = rest(raw)
-    assert not answer or (status(answer), code(answer)) == (431, "head_too_large")  # a reset may swallow it
+    assert not answer or (status(answer), code(answer)) == (
+        431,
+        "head_too_large",
+    )  # a connection reset may lose the response
 
 
 @pytest.mark.parametrize(
@@ -127,7 +130,7 @@ def test_slow_request_head_times_out(impatient: str, first: bytes, then: bytes) 
         raw.sendall(first)
         if then:
             trickle(raw, then)
-        answer = rest(raw)  # it ends, or this test does not
+        answer = rest(raw)  # returns only when the server closes the connection
     assert not answer or (status(answer), code(answer)) == (408, "request_timeout")
 
 
@@ -155,7 +158,7 @@ def test_slow_request_body_times_out(impatient: str, length: bytes) -> None:
 
 
 def test_body_above_the_minimum_rate_is_accepted(impatient: str) -> None:
-    """Longer than the limit altogether, but never slower than 1 kB/s."""
+    """The whole body takes longer than the limit, but its rate never falls below 1 kB/s."""
     body = json.dumps({"input": "Hello.", "user": "x" * 3000}).encode()
     with connected(impatient) as raw:
         raw.sendall(HEAD + b"Authorization: Bearer a-key-of-patience\r\nConnection: close\r\n")
@@ -167,7 +170,7 @@ def test_body_above_the_minimum_rate_is_accepted(impatient: str) -> None:
 
 
 def test_connection_closes_if_the_body_trickles_after_an_error(impatient: str) -> None:
-    """A 401 comes before the body; whoever trickles the rest of it does not keep the connection."""
+    """The 401 is sent before the body arrives. A slow rest of the body does not keep the connection open."""
     with connected(impatient) as raw:
         raw.sendall(HEAD + b"Content-Length: 50000\r\n\r\n")
         assert raw.recv(65_536).startswith(b"HTTP/1.1 401")
@@ -176,7 +179,7 @@ def test_connection_closes_if_the_body_trickles_after_an_error(impatient: str) -
 
 
 def test_request_timeouts_do_not_limit_the_response(impatient: str) -> None:
-    """The limits are on what callers send; and the start of a next request does not end the answer before it."""
+    """Timeouts apply to request data only. The start of a next request does not end the current response."""
     body = json.dumps({"input": LONG[:9000], "response_format": "pcm", "cache": False}).encode()
     with connected(impatient) as raw:
         raw.sendall(HEAD + b"Authorization: Bearer a-key-of-patience\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
@@ -216,4 +219,4 @@ def test_websocket_upgrade_is_ignored(server: str) -> None:
             b"GET /health HTTP/1.1\r\nHost: here\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
             b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         )
-        assert status(raw.recv(65_536)) == 200  # an upgrade may be left alone
+        assert status(raw.recv(65_536)) == 200  # a server may ignore an upgrade

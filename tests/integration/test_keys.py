@@ -1,4 +1,4 @@
-"""Keys over a real socket: names, scopes, limits, what is counted and logged, and a file that changes meanwhile."""
+"""API keys over a real socket: scopes, limits, metrics, logs, and changes of the key file at runtime."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def counted(url: str, key: str) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
-    """A server with one key for each scope, and those keys."""
+    """A server with one key for each scope, and the keys by scope."""
     folder = tmp_path_factory.mktemp("keyed")
-    made = {scope: KeyFile(folder).add(f"only-{scope}", [scope]) for scope in SCOPES}
+    keys_by_scope = {scope: KeyFile(folder).add(f"only-{scope}", [scope]) for scope in SCOPES}
     with serving(folder) as url:
-        yield url, made
+        yield url, keys_by_scope
 
 
 ROUTES = [
@@ -84,22 +84,22 @@ ROUTES = [
 def test_each_route_requires_its_scope(
     keys: tuple[str, dict[str, str]], scope: str, method: str, path: str, content: dict[str, Any]
 ) -> None:
-    url, made = keys
-    for given, key in made.items():
+    url, keys_by_scope = keys
+    for key_scope, key in keys_by_scope.items():
         answer = httpx.request(method, url + path, headers=bearer(key), **content)
-        if given == scope:
+        if key_scope == scope:
             assert answer.status_code not in (401, 403, 429, 500)
         else:
             assert answer.status_code == 403
             error = problem(answer)
             assert error["code"] == "missing_scope"
             assert error["type"] == "invalid_request_error"
-            assert f"'only-{given}' lacks the scope `{scope}`" in error["message"]
+            assert f"'only-{key_scope}' lacks the scope `{scope}`" in error["message"]
     assert httpx.request(method, url + path, **content).status_code == 401
 
 
 def test_schema_names_every_route_that_needs_a_key(keys: tuple[str, dict[str, str]]) -> None:
-    """Read off the schema, so that a new route can't be forgotten; and what needs one says so there."""
+    """The test reads all routes from the schema, so a new route cannot be forgotten."""
     url, _ = keys
     schema = httpx.get(f"{url}/openapi.json").json()
     needing = 0
@@ -122,15 +122,15 @@ def test_schema_without_keys_has_no_security(server: str) -> None:
 
 
 def test_official_client_raises_the_matching_error_class(keys: tuple[str, dict[str, str]], tmp_path: Path) -> None:
-    url, made = keys
+    url, keys_by_scope = keys
 
     def speak(key: str, url: str = url) -> bytes:
         with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
             return client.audio.speech.create(model="tts-1", voice="alloy", input="Hello.").content
 
-    assert speak(made["speak"])
+    assert speak(keys_by_scope["speak"])
     with pytest.raises(openai.PermissionDeniedError, match="lacks the scope `speak`"):
-        speak(made["clone"])
+        speak(keys_by_scope["clone"])
     with pytest.raises(openai.AuthenticationError):
         speak("sk-none")
     slow = KeyFile(tmp_path).add("slow", ["speak"], per_minute=1)
@@ -143,7 +143,7 @@ def test_official_client_raises_the_matching_error_class(keys: tuple[str, dict[s
 
 
 def test_missing_key_is_rejected_before_the_body_is_sent(keys: tuple[str, dict[str, str]]) -> None:
-    """The answer is there before a byte of the announced body."""
+    """The 401 arrives before the caller sends a byte of the announced body."""
     where = urlsplit(keys[0])
     for path, kind in (("speech", "application/json"), ("voices", "multipart/form-data; boundary=x")):
         with socket.create_connection((where.hostname, where.port), timeout=10) as raw:
@@ -218,15 +218,15 @@ def test_metrics_per_key_are_visible_to_admins_only(tmp_path: Path) -> None:
         for path in ("/v1/audio/speech", "/v1/voice-cloning/clone", "/v1/audio/speech", "/v1/audio/speech"):
             httpx.post(url + path, json=SPEECH, headers=bearer(alice))
         httpx.post(f"{url}/v1/audio/speech", json=SPEECH, headers=bearer("sk-of-nobody"))
-        seen = counted(url, root)
-        assert seen["tts_key_requests_total alice 200"] == 2
-        assert seen["tts_key_requests_total alice 403"] == 1
-        assert seen["tts_key_requests_total alice 429"] == 1
-        assert seen["tts_key_refused_total alice scope"] == 1
-        assert seen["tts_key_refused_total alice rate"] == 1
-        assert seen["tts_key_tokens_total alice input"] == 4  # "Hello." is two, and was said twice
-        assert seen["tts_key_tokens_total alice output"] > 4
-        assert {name.split()[1] for name in seen} == {"alice"}  # root is counted once it is answered
+        counts = counted(url, root)
+        assert counts["tts_key_requests_total alice 200"] == 2
+        assert counts["tts_key_requests_total alice 403"] == 1
+        assert counts["tts_key_requests_total alice 429"] == 1
+        assert counts["tts_key_refused_total alice scope"] == 1
+        assert counts["tts_key_refused_total alice rate"] == 1
+        assert counts["tts_key_tokens_total alice input"] == 4  # "Hello." has two tokens and was spoken twice
+        assert counts["tts_key_tokens_total alice output"] > 4
+        assert {name.split()[1] for name in counts} == {"alice"}  # the request of root is counted after its response
         assert counted(url, alice) == {}
         assert "alice" not in httpx.get(f"{url}/metrics").text
         assert httpx.get(f"{url}/metrics", headers=bearer("sk-of-nobody")).status_code == 401
@@ -315,19 +315,19 @@ def test_invalid_key_settings_prevent_the_start(
 
 
 def test_voice_cloning_requires_the_clone_scope(keys: tuple[str, dict[str, str]]) -> None:
-    url, made = keys
+    url, keys_by_scope = keys
     recording = samples.file(samples.speech(), "wav")
     answer = httpx.post(
         f"{url}/v1/voice-cloning/clone",
         data={"name": "Berta", "transcript": samples.TEXT},
         files={"audio_file": recording},
-        headers=bearer(made["clone"]),
+        headers=bearer(keys_by_scope["clone"]),
         timeout=60,
     )
     assert answer.status_code == 200
     voice = answer.json()["voice"]["id"]
-    listed = httpx.get(f"{url}/v1/audio/voices", headers=bearer(made["speak"])).json()["voices"]
+    listed = httpx.get(f"{url}/v1/audio/voices", headers=bearer(keys_by_scope["speak"])).json()["voices"]
     assert voice in [each["id"] for each in listed]
     path = f"{url}/v1/voice-cloning/voices/{voice}/reference"
-    assert httpx.get(path, headers=bearer(made["speak"])).status_code == 403  # the person's own recording
-    assert httpx.get(path, headers=bearer(made["clone"])).status_code == 200
+    assert httpx.get(path, headers=bearer(keys_by_scope["speak"])).status_code == 403  # the person's own recording
+    assert httpx.get(path, headers=bearer(keys_by_scope["clone"])).status_code == 200

@@ -25,29 +25,29 @@ def speak(client: openai.OpenAI, **fields: object) -> bytes:
 
 @pytest.mark.parametrize("voice", ["alloy", "cedar", "fable", "onyx", "sage", "verse"])
 def test_voices_are_equally_loud(client: openai.OpenAI, voice: str) -> None:
-    heard = decode(speak(client, voice=voice), "pcm")
-    assert loudness_lufs(heard.samples, 24_000) == pytest.approx(TARGET_LUFS, abs=1.0)
-    assert true_peak_dbtp(heard.samples, 24_000) < CEILING_DBTP + 0.3
+    decoded = decode(speak(client, voice=voice), "pcm")
+    assert loudness_lufs(decoded.samples, 24_000) == pytest.approx(TARGET_LUFS, abs=1.0)
+    assert true_peak_dbtp(decoded.samples, 24_000) < CEILING_DBTP + 0.3
 
 
 @pytest.mark.parametrize(
     "fields", [{"speed": 0.7}, {"speed": 1.6}, {"sample_rate": 48_000}, {"response_format": "mp3"}]
 )
 def test_loudness_is_the_same_for_every_request_field(client: openai.OpenAI, fields: dict[str, object]) -> None:
-    heard = decode(
+    decoded = decode(
         speak(client, **fields), str(fields.get("response_format", "pcm")), int(str(fields.get("sample_rate", 24_000)))
     )
-    assert loudness_lufs(heard.samples, heard.rate_hz) == pytest.approx(TARGET_LUFS, abs=1.0)
+    assert loudness_lufs(decoded.samples, decoded.rate_hz) == pytest.approx(TARGET_LUFS, abs=1.0)
 
 
 def test_dialogue_of_three_voices_has_the_target_loudness(client: openai.OpenAI, server: str) -> None:
     turns = [
         {"voice": voice, "text": "We walked along the river after dinner."} for voice in ("onyx", "marin", "fable")
     ]
-    heard = decode(
+    decoded = decode(
         client.post("/audio/dialogue", body={"turns": turns, "response_format": "pcm"}, cast_to=bytes), "pcm"
     )
-    assert loudness_lufs(heard.samples, 24_000) == pytest.approx(TARGET_LUFS, abs=1.0)
+    assert loudness_lufs(decoded.samples, 24_000) == pytest.approx(TARGET_LUFS, abs=1.0)
 
 
 def test_quiet_voice_is_raised_to_the_target_loudness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +59,7 @@ def test_quiet_voice_is_raised_to_the_target_loudness(tmp_path: Path, monkeypatc
 
 
 def test_enhancement_can_be_turned_off(client: openai.OpenAI, tmp_path: Path) -> None:
-    """By whether one answer is another's from the cache: eSpeak NG itself is never quite the same."""
+    """Cache hits show which settings are equal: the audio of eSpeak NG differs slightly each time."""
     evened, plain = speak(client), speak(client, enhance=False)
     assert evened != plain
     assert speak(client, enhance=True) == evened

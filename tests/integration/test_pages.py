@@ -1,4 +1,4 @@
-"""The files of the studio: how the server sends them, and checks of their text that need no browser."""
+"""The files of the studio: how the server sends them, and checks of their content without a browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing that callers write, and no key, gets into a log: all routes, well and badly asked, of a server of its own."""
+"""Logs contain no text of callers and no key. Valid and invalid requests go to every route of one server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from app.errors import EngineError
 
 
 class Canary:
-    """The offline voice, but for texts that it is to fail at: its errors quote them, as careless libraries' do."""
+    """The offline voice. It fails for marked texts, and its errors quote the text, as in careless libraries."""
 
     def __init__(self, inner):
         self._inner = inner
@@ -65,7 +65,7 @@ def build(settings, context):
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, list[int]]:
-    """All that a server at its most talkative wrote, the key it had, and how it answered."""
+    """The log of a server at the most verbose level, its key, and the statuses of its responses."""
     folder = tmp_path_factory.mktemp("private")
     plugin = folder / "plugins"
     (plugin / "canary-1.0.dist-info").mkdir(parents=True)
@@ -96,7 +96,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, list[int]]:
 
 
 def ask(url: str, key: str, statuses: list[int]) -> None:
-    """Every operation of the schema with the canary in all its fields, then the ways to go wrong."""
+    """Send the private text in all fields of every operation, then send invalid requests."""
     with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as http:
 
         def send(method: str, path: str, **content: Any) -> httpx.Response | None:
@@ -124,7 +124,7 @@ def ask(url: str, key: str, statuses: list[int]) -> None:
         send("GET", "/v1/audio/speech", params={"input": TEXT})
         send("GET", f"/v1/audio/{TEXT}")
         send("GET", f"/{FIXED_KEY}/{TEXT}")
-        said = {"input": f"{TEXT}, said aloud.", "instructions": TEXT, "user": TEXT}
+        speech_body = {"input": f"{TEXT}, said aloud.", "instructions": TEXT, "user": TEXT}
         for extra in (
             {},
             {"stream_format": "sse", "progress": True},
@@ -144,7 +144,7 @@ def ask(url: str, key: str, statuses: list[int]) -> None:
             send(
                 "POST",
                 "/v1/audio/speech",
-                content=json.dumps({**said, **extra}),
+                content=json.dumps({**speech_body, **extra}),
                 headers={"Content-Type": "application/json"},
             )
         for body in (f'{{"input": "{TEXT}"', f'"{TEXT}"', f'{{"input": "{TEXT}", "{TEXT}": {{}}}}', "[" * 5000 + TEXT):
@@ -161,19 +161,21 @@ def ask(url: str, key: str, statuses: list[int]) -> None:
 
         recording = samples.file(samples.speech(), "wav")
         form = {"name": "Berta", "transcript": f"{samples.TEXT} {TEXT}", "description": TEXT, "consent": TEXT}
-        made = send("POST", "/v1/voice-cloning/clone", data=form, files={"audio_file": (f"{TEXT}.wav", recording)})
-        assert made is not None
-        assert made.status_code == 200
-        voice = made.json()["voice"]["id"]
+        clone_response = send(
+            "POST", "/v1/voice-cloning/clone", data=form, files={"audio_file": (f"{TEXT}.wav", recording)}
+        )
+        assert clone_response is not None
+        assert clone_response.status_code == 200
+        voice = clone_response.json()["voice"]["id"]
         send("PATCH", f"/v1/voice-cloning/voices/{voice}", json={"transcript": f"{TEXT} anew", "description": TEXT})
         send("GET", f"/v1/voice-cloning/voices/{voice}/export")
         send("POST", "/v1/audio/speech", json={"input": TEXT, "voice": voice})
         send("DELETE", f"/v1/voice-cloning/voices/{voice}")
 
-        for given in (WRONG_KEY, f"{WRONG_KEY}\t{TEXT}", FIXED_KEY):
+        for credential in (WRONG_KEY, f"{WRONG_KEY}\t{TEXT}", FIXED_KEY):
             for name in ("Authorization", "api-key"):
-                header = {name: f"Bearer {given}" if name == "Authorization" else given}
-                send("POST", "/v1/audio/speech", json=said, headers=header)
+                header = {name: f"Bearer {credential}" if name == "Authorization" else credential}
+                send("POST", "/v1/audio/speech", json=speech_body, headers=header)
                 send("GET", "/debug", headers=header)
 
     where = urlsplit(url)
@@ -192,7 +194,7 @@ def ask(url: str, key: str, statuses: list[int]) -> None:
 
 
 def test_log_covers_many_requests_and_errors(ran: tuple[str, str, list[int]]) -> None:
-    """Else the next test would show nothing."""
+    """Without many requests and errors, the next test would prove nothing."""
     log, _, statuses = ran
     assert {0, 200, 400, 401, 404, 405, 408, 431, 500} <= set(statuses)
     assert len(statuses) > 200
@@ -215,7 +217,7 @@ def test_log_contains_no_text_and_no_key(ran: tuple[str, str, list[int]]) -> Non
 
 
 def test_log_contains_texts_if_the_setting_is_on(tmp_path: Path) -> None:
-    """That the first test looks in the right place."""
+    """This proves that the test above searches the right logs."""
     with Process(tmp_path, TTS_LOG_TEXTS="true") as process:
         process.wait()
         assert httpx.post(f"{process.url}/v1/audio/speech", json={"input": TEXT}).status_code == 200

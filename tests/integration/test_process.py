@@ -44,9 +44,9 @@ def test_server_starts_in_seconds_and_finishes_streams_on_sigterm(tmp_path: Path
                 httpx.get(f"{process.url}/health")
             received += pieces
         assert process.child.wait(10) in (0, -signal.SIGTERM)
-    heard = decode(b"".join(received), "wav")
-    assert heard.seconds > 100
-    ending = type(heard)(heard.samples[-int(2.6 * heard.rate_hz) :], heard.rate_hz)
+    decoded = decode(b"".join(received), "wav")
+    assert decoded.seconds > 100
+    ending = type(decoded)(decoded.samples[-int(2.6 * decoded.rate_hz) :], decoded.rate_hz)
     assert recogniser.recognise(ending, several=True).endswith(picked[-1][-10:])
     assert "Traceback" not in process.console()
 

@@ -1,4 +1,4 @@
-"""The right sentence, whole and in order: through every format, every voice, many at once, split into pieces."""
+"""A speech recogniser finds the right sentence in every format and voice, in parallel and in long texts."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def test_sentence_is_recognised_in_every_format(
         answer = client.audio.speech.create(
             model="tts-1", voice="alloy", input=f"{sentence.capitalize()}.", response_format=audio_format
         )
-        heard = decode(answer.content, audio_format)
-        assert heard.streams == 1
-        assert recogniser.recognise(heard) == sentence
+        decoded = decode(answer.content, audio_format)
+        assert decoded.streams == 1
+        assert recogniser.recognise(decoded) == sentence
 
 
 def test_every_sentence_is_recognised(client: openai.OpenAI, recogniser: Recogniser) -> None:
-    said = {}
+    recognised = {}
     for sentence in SENTENCES:
         answer = client.audio.speech.create(model="tts-1", voice="alloy", input=sentence, response_format="pcm")
-        said[sentence] = recogniser.recognise(decode(answer.content, "pcm"))
-    assert said == {sentence: sentence for sentence in SENTENCES}
+        recognised[sentence] = recogniser.recognise(decode(answer.content, "pcm"))
+    assert recognised == {sentence: sentence for sentence in SENTENCES}
 
 
 @pytest.mark.parametrize("voice", PROFILES)
@@ -46,9 +46,9 @@ def test_every_voice_is_intelligible(client: openai.OpenAI, recogniser: Recognis
     right = 0
     for sentence in SENTENCES[:8]:
         answer = client.audio.speech.create(model="tts-1", voice=voice, input=sentence, response_format="wav")
-        heard = decode(answer.content, "wav")
-        assert -26 < heard.loudness_dbfs < -14
-        right += recogniser.recognise(heard) == sentence
+        decoded = decode(answer.content, "wav")
+        assert -26 < decoded.loudness_dbfs < -14
+        right += recogniser.recognise(decoded) == sentence
     assert right >= 6
 
 
@@ -56,9 +56,9 @@ def test_long_text_keeps_its_sentence_order_without_gaps(client: openai.OpenAI, 
     picked = [SENTENCES[index] for index in (5, 0, 9, 3, 12, 7)]
     text = " ".join(f"{sentence.capitalize()}." for sentence in picked)
     answer = client.audio.speech.create(model="tts-1", voice="alloy", input=text, response_format="mp3")
-    heard = decode(answer.content, "mp3")
-    assert recogniser.recognise(heard, several=True) == " ".join(picked)
-    assert heard.longest_silence_s() < 0.6
+    decoded = decode(answer.content, "mp3")
+    assert recogniser.recognise(decoded, several=True) == " ".join(picked)
+    assert decoded.longest_silence_s() < 0.6
 
 
 async def test_sixteen_parallel_requests_get_their_own_sentence(server: str, recogniser: Recogniser) -> None:
@@ -83,8 +83,8 @@ async def test_sixteen_parallel_requests_get_their_own_sentence(server: str, rec
         answers = await asyncio.gather(*(speak(index) for index in range(16)))
     for index, (first_s, data) in enumerate(answers):
         assert first_s > 0
-        heard = decode(data, list(AUDIO_FORMATS)[index % len(AUDIO_FORMATS)])
-        assert recogniser.recognise(heard) == SENTENCES[index], index
+        decoded = decode(data, list(AUDIO_FORMATS)[index % len(AUDIO_FORMATS)])
+        assert recogniser.recognise(decoded) == SENTENCES[index], index
 
 
 @pytest.mark.parametrize("speed", [0.5, 0.75, 1.25, 1.5])
@@ -96,10 +96,12 @@ def test_speed_keeps_words_and_pitch(client: openai.OpenAI, recogniser: Recognis
     answer = client.audio.speech.create(
         model="tts-1", voice="alloy", input=sentence, response_format="wav", speed=speed
     )
-    heard = decode(answer.content, "wav")
-    assert heard.seconds == pytest.approx(normal.seconds / speed, rel=0.03)
-    assert pitch_hz(heard.samples, heard.rate_hz) == pytest.approx(pitch_hz(normal.samples, normal.rate_hz), rel=0.03)
-    assert recogniser.recognise(heard) == sentence
+    decoded = decode(answer.content, "wav")
+    assert decoded.seconds == pytest.approx(normal.seconds / speed, rel=0.03)
+    assert pitch_hz(decoded.samples, decoded.rate_hz) == pytest.approx(
+        pitch_hz(normal.samples, normal.rate_hz), rel=0.03
+    )
+    assert recogniser.recognise(decoded) == sentence
 
 
 def pitch_hz(samples: np.ndarray, rate_hz: int) -> float:

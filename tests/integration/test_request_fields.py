@@ -50,8 +50,8 @@ ROUTES = frozenset(BODIES)
 
 
 @dataclass(frozen=True)
-class Heard:
-    """One answer, and the utterances that the engine got for it."""
+class SpeechResult:
+    """One response, and the utterances that the engine got for it."""
 
     response: httpx.Response
     utterances: tuple[Utterance, ...]
@@ -62,7 +62,7 @@ class Heard:
 
     @property
     def seconds(self) -> float:
-        """Of an answer in PCM at the default rate."""
+        """The duration of a PCM response at the default rate."""
         return len(self.response.content) / 2 / 24_000
 
     @property
@@ -92,22 +92,22 @@ class Heard:
 class Server:
     http: httpx.Client
 
-    def ask(self, route: str, *, key: str = KEYS[0], body: dict[str, Any] | None = None, **fields: Any) -> Heard:
-        """The route's smallest body with these fields set. Nothing comes from the cache unless a test asks for it."""
+    def ask(self, route: str, *, key: str = KEYS[0], body: dict[str, Any] | None = None, **fields: Any) -> SpeechResult:
+        """Send the smallest body of the route with these fields. The cache is off unless a test enables it."""
         engine.spoken.clear()
         whole = {"response_format": "pcm", "cache": False, **(BODIES[route] if body is None else body), **fields}
         answer = self.http.post(route.format(voice_id="nova"), json=whole, headers={"Authorization": f"Bearer {key}"})
-        return Heard(answer, tuple(engine.spoken))
+        return SpeechResult(answer, tuple(engine.spoken))
 
-    def speak(self, route: str, **fields: Any) -> Heard:
-        heard = self.ask(route, **fields)
-        assert heard.response.status_code == 200, heard.response.text
-        return heard
+    def speak(self, route: str, **fields: Any) -> SpeechResult:
+        result = self.ask(route, **fields)
+        assert result.response.status_code == 200, result.response.text
+        return result
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a field does with an engine that has everything, and without it."""
+    """What a field does with an engine that supports it, and with one that does not."""
 
     acts: Callable[[Server, str], None] | None  # asserts that the field acts on one of `routes`
     routes: frozenset[str] = ROUTES
@@ -151,18 +151,18 @@ def speed(server: Server, route: str) -> None:
 
 def stream_format(server: Server, route: str) -> None:
     plain = server.speak(route)
-    told = server.speak(route, stream_format="sse")
-    assert told.response.headers["content-type"].startswith("text/event-stream")
-    sound = b"".join(base64.b64decode(event["audio"]) for event in told.events if "audio" in event)
+    streamed = server.speak(route, stream_format="sse")
+    assert streamed.response.headers["content-type"].startswith("text/event-stream")
+    sound = b"".join(base64.b64decode(event["audio"]) for event in streamed.events if "audio" in event)
     assert sound == plain.response.content
-    assert told.events[-1]["type"] == "speech.audio.done"
+    assert streamed.events[-1]["type"] == "speech.audio.done"
 
 
 def progress(server: Server, route: str) -> None:
     def kinds(**fields: Any) -> set[str]:
-        heard = server.speak(route, stream_format="sse", **fields)
-        assert "progress" not in heard.ignored
-        return {event["type"] for event in heard.events}
+        result = server.speak(route, stream_format="sse", **fields)
+        assert "progress" not in result.ignored
+        return {event["type"] for event in result.events}
 
     assert "speech.progress" in kinds(progress=True)
     assert "speech.progress" not in kinds(progress=False)
@@ -172,9 +172,9 @@ def progress(server: Server, route: str) -> None:
 
 def sampling(name: str, value: float, param: str | None = None) -> Callable[[Server, str], None]:
     def check(server: Server, route: str) -> None:
-        for given in (None, value):
-            heard = server.speak(route, **{name: given})
-            assert {getattr(each.sampling, param or name) for each in heard.utterances} == {given}
+        for field_value in (None, value):
+            result = server.speak(route, **{name: field_value})
+            assert {getattr(each.sampling, param or name) for each in result.utterances} == {field_value}
 
     return check
 
@@ -183,9 +183,9 @@ def seed(server: Server, route: str) -> None:
     plain, again = server.speak(route), server.speak(route)
     assert plain.response.headers["x-tts-seed"] == again.response.headers["x-tts-seed"]
     assert plain.response.content == again.response.content
-    given = server.speak(route, seed=7)
-    assert given.response.headers["x-tts-seed"] == "7"
-    assert given.utterances[0].seed == 7
+    result = server.speak(route, seed=7)
+    assert result.response.headers["x-tts-seed"] == "7"
+    assert result.utterances[0].seed == 7
     drawn = [server.speak(route, seed="random", cache=True) for _ in range(2)]
     assert {each.response.headers["x-cache"] for each in drawn} == {"miss"}
     seeds = {each.response.headers["x-tts-seed"] for each in (plain, *drawn)}
@@ -220,7 +220,7 @@ def conversation_id(server: Server, route: str) -> None:
 def cache(server: Server, route: str) -> None:
     seed = 1_000 + sorted(ROUTES).index(route)  # no other test's answer
     states = [
-        server.speak(route, cache=given, seed=seed).response.headers["x-cache"] for given in (None, None, False, True)
+        server.speak(route, cache=option, seed=seed).response.headers["x-cache"] for option in (None, None, False, True)
     ]
     assert states == ["miss", "hit", "miss", "hit"]
 
@@ -231,7 +231,7 @@ def normalize(server: Server, route: str) -> None:
 
 
 def enhance(server: Server, route: str) -> None:
-    plain, off, on = (server.speak(route, enhance=given).response.content for given in (None, False, True))
+    plain, off, on = (server.speak(route, enhance=option).response.content for option in (None, False, True))
     assert plain == on != off
 
 
@@ -258,35 +258,35 @@ def speaker_id(server: Server, route: str) -> None:
     assert server.speak(route, speaker_id=7).speakers == {7}
 
 
-def said(**changes: Any) -> list[dict[str, Any]]:
+def context_turns(**changes: Any) -> list[dict[str, Any]]:
     return [{"speaker": 1, "text": "How are you?", "audio": SOUND, **changes}]
 
 
 def context(server: Server, route: str) -> None:
-    heard = server.speak(route, context=said())
-    assert [(turn.speaker, turn.text) for turn in heard.utterances[0].context] == [(1, "How are you?")]
-    assert heard.voices == {"none"}  # the recordings show how the speaker sounds
+    result = server.speak(route, context=context_turns())
+    assert [(turn.speaker, turn.text) for turn in result.utterances[0].context] == [(1, "How are you?")]
+    assert result.voices == {"none"}  # the recordings show how the speaker sounds
 
 
 def context_speaker(server: Server, route: str) -> None:
-    assert [turn.speaker for turn in server.speak(route, context=said(speaker=5)).utterances[0].context] == [5]
+    assert [turn.speaker for turn in server.speak(route, context=context_turns(speaker=5)).utterances[0].context] == [5]
 
 
 def context_text(server: Server, route: str) -> None:
-    assert [turn.text for turn in server.speak(route, context=said(text="And you?")).utterances[0].context] == [
-        "And you?"
-    ]
+    assert [
+        turn.text for turn in server.speak(route, context=context_turns(text="And you?")).utterances[0].context
+    ] == ["And you?"]
 
 
 def context_audio(server: Server, route: str) -> None:
-    frames = server.speak(route, context=said()).utterances[0].context[0].codes.shape[1]
+    frames = server.speak(route, context=context_turns()).utterances[0].context[0].codes.shape[1]
     assert frames == int(1.0 / engine.ListeningEngine.info.frame_s)
-    assert server.ask(route, context=said(audio="AAAA")).error == (400, "context.0.audio")
+    assert server.ask(route, context=context_turns(audio="AAAA")).error == (400, "context.0.audio")
 
 
 def turns(server: Server, route: str) -> None:
-    heard = server.speak(route, turns=[{"text": "One."}, {"text": "Two."}, {"text": "Three."}])
-    assert heard.spoken == "One. Two. Three."
+    result = server.speak(route, turns=[{"text": "One."}, {"text": "Two."}, {"text": "Three."}])
+    assert result.spoken == "One. Two. Three."
 
 
 def turns_text(server: Server, route: str) -> None:
@@ -294,8 +294,8 @@ def turns_text(server: Server, route: str) -> None:
 
 
 def turns_voice(server: Server, route: str) -> None:
-    asked = [{"text": "One.", "voice": "echo"}, {"text": "Two."}, {"text": "Three.", "voice": {"id": "sage"}}]
-    assert server.speak(route, turns=asked).voices == {"echo", "alloy", "sage"}
+    dialogue_turns = [{"text": "One.", "voice": "echo"}, {"text": "Two."}, {"text": "Three.", "voice": {"id": "sage"}}]
+    assert server.speak(route, turns=dialogue_turns).voices == {"echo", "alloy", "sage"}
     assert server.ask(route, turns=[{"text": "One."}, {"text": "Two.", "voice": "nobody"}]).error == (
         400,
         "turns.1.voice",
@@ -304,8 +304,8 @@ def turns_voice(server: Server, route: str) -> None:
 
 def turns_speaker(server: Server, route: str) -> None:
     """A speaker keeps its voice."""
-    asked = [{"text": "One.", "speaker": "Ann", "voice": "echo"}, {"text": "Two.", "speaker": "Ann"}]
-    assert server.speak(route, turns=asked).voices == {"echo"}
+    dialogue_turns = [{"text": "One.", "speaker": "Ann", "voice": "echo"}, {"text": "Two.", "speaker": "Ann"}]
+    assert server.speak(route, turns=dialogue_turns).voices == {"echo"}
 
 
 # ---- the table: a row for every field, `list[].field` inside lists
@@ -342,10 +342,10 @@ ROWS: dict[str, Row] = {
     "text": Row(words("text"), ROUTES - {DIALOGUE} - SPEECHES, ignored="Not this."),
     "voice_id": Row(voice_id, frozenset({GENERATE}), ignored="echo"),
     "speaker_id": Row(speaker_id, SAID, ignored=7, lacking="named", value=7),
-    "context": Row(context, SAID, ignored=said(), lacking="refused", value=said()),
-    "context[].speaker": Row(context_speaker, SAID, ignored=said()),
-    "context[].text": Row(context_text, SAID, ignored=said()),
-    "context[].audio": Row(context_audio, SAID, ignored=said()),
+    "context": Row(context, SAID, ignored=context_turns(), lacking="refused", value=context_turns()),
+    "context[].speaker": Row(context_speaker, SAID, ignored=context_turns()),
+    "context[].text": Row(context_text, SAID, ignored=context_turns()),
+    "context[].audio": Row(context_audio, SAID, ignored=context_turns()),
     "turns": Row(turns, TURNS, ignored=[{"text": "Not this."}]),
     "turns[].text": Row(turns_text, TURNS, ignored=[{"text": "Not this."}]),
     "turns[].speaker": Row(turns_speaker, TURNS, ignored=[{"text": "Not this.", "speaker": 1}]),
@@ -386,7 +386,7 @@ def models(able: Server) -> dict[str, type[SpokenBody]]:
 
 
 def models_of(schema: dict[str, Any]) -> dict[str, type[SpokenBody]]:
-    """The body's model of each route that takes one of SPEAKING_BODIES or answers with audio, by path."""
+    """The body model of each route that takes one of SPEAKING_BODIES or returns audio, by path."""
     models = {body.__name__: body for body in SPEAKING_BODIES}
     found = {}
     for path, operations in schema["paths"].items():
@@ -400,7 +400,7 @@ def models_of(schema: dict[str, Any]) -> dict[str, type[SpokenBody]]:
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every JSON key that a model takes, those of models inside it included: `turns[].voice.id`."""
+    """Every JSON key of a model and its nested models, such as `turns[].voice.id`."""
     for name, info in model.model_fields.items():
         choices = getattr(info.validation_alias, "choices", [info.validation_alias or name])
         for key in choices:
@@ -446,11 +446,11 @@ def test_field_acts_or_is_in_the_ignored_header(able: Server, name: str, route: 
         row.acts(able, route)
         return
     top = name.partition(".")[0].removesuffix("[]")
-    plain, given = able.speak(route), able.speak(route, **{top: row.ignored})
-    assert given.ignored == [top]
+    plain, with_field = able.speak(route), able.speak(route, **{top: row.ignored})
+    assert with_field.ignored == [top]
     assert plain.ignored == []
-    assert given.response.content == plain.response.content
-    assert given.utterances == plain.utterances
+    assert with_field.response.content == plain.response.content
+    assert with_field.utterances == plain.utterances
     assert able.speak(route, **{top: None}).ignored == []  # null is unset
 
 
@@ -460,11 +460,11 @@ def test_unsupported_field_is_rejected_or_in_the_ignored_header(bare: Server, na
     if row.lacking == "refused" and route in row.routes:
         assert bare.ask(route, **{name: row.value}).error == (400, row.param or name)
         return
-    plain, given = bare.speak(route, cache=True), bare.speak(route, cache=True, **{name: row.value})
-    assert given.ignored == [name]
-    assert given.response.headers["x-tts-seed"] == plain.response.headers["x-tts-seed"]
-    assert given.response.headers["x-cache"] == "hit"  # the same request
-    assert given.response.content == plain.response.content
+    plain, with_field = bare.speak(route, cache=True), bare.speak(route, cache=True, **{name: row.value})
+    assert with_field.ignored == [name]
+    assert with_field.response.headers["x-tts-seed"] == plain.response.headers["x-tts-seed"]
+    assert with_field.response.headers["x-cache"] == "hit"  # the same request
+    assert with_field.response.content == plain.response.content
 
 
 @pytest.mark.parametrize("route", BODIES)
@@ -482,5 +482,5 @@ def test_preview_without_a_body_speaks_the_default_text(able: Server) -> None:
     engine.spoken.clear()
     answer = able.http.post(PREVIEW.format(voice_id="nova"), headers={"Authorization": f"Bearer {KEYS[0]}"})
     assert answer.status_code == 200
-    heard = Heard(answer, tuple(engine.spoken))
-    assert (heard.spoken, heard.voices, heard.ignored) == (PREVIEW_TEXT, {"nova"}, [])
+    result = SpeechResult(answer, tuple(engine.spoken))
+    assert (result.spoken, result.voices, result.ignored) == (PREVIEW_TEXT, {"nova"}, [])

@@ -1,4 +1,4 @@
-"""The two streaming rules on a real socket: first sound before headers, and the response owns its stream."""
+"""Streaming on a real socket: headers follow the first audio, and the response owns its stream."""
 
 from __future__ import annotations
 
@@ -67,11 +67,13 @@ def test_queued_request_is_answered_when_a_row_is_free(tmp_path: Path) -> None:
 def test_slow_reader_pauses_only_its_own_row(tmp_path: Path) -> None:
     with serving(tmp_path, TTS_MAX_ROWS=4, TTS_OUTBOX_S=0.5) as url, stuck_reader(url) as raw:
         for index in range(4):
-            said = {"input": f"Number {index} passes by.", "cache": False}
-            answer = httpx.post(f"{url}/v1/audio/speech", json=said, timeout=60)  # behind the slow one it never comes
+            speech_body = {"input": f"Number {index} passes by.", "cache": False}
+            answer = httpx.post(
+                f"{url}/v1/audio/speech", json=speech_body, timeout=60
+            )  # times out if the slow reader blocks it
             assert answer.status_code == 200
-        assert rows(url)["active"] >= 1  # the slow one is still in its row, not dropped
-        # The reader wakes up: the rest arrives, from where it stood.
+        assert rows(url)["active"] >= 1  # the slow reader still has its row
+        # The reader continues: the rest of the audio arrives without a gap.
         raw.settimeout(10)
         received = sum(len(raw.recv(65_536)) for _ in range(50))
         assert received > 500_000
@@ -102,7 +104,7 @@ def test_disconnect_while_queued_leaves_the_queue(tmp_path: Path) -> None:
 
 
 def test_first_bytes_arrive_long_before_generation_ends(server: str) -> None:
-    """The first bytes of a quarter of an hour arrive while almost all of it is still unspoken."""
+    """The first bytes of 15 minutes of speech arrive while most of the text is not generated yet."""
     body = {"input": LONG, "response_format": "mp3", "cache": False}
     begun_s = time.monotonic()
     with httpx.stream("POST", f"{server}/v1/audio/speech", json=body) as answer:

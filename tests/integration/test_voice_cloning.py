@@ -1,4 +1,4 @@
-"""Voices of one's own over real sockets: cloned, listed, spoken with, taken elsewhere, refused in words."""
+"""Voice cloning over real sockets: clone, list, speak, export, import, and error messages."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def url(folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def http(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"{url}/v1", timeout=60) as made:
-        yield made
-        for voice in made.get("/voice-cloning/voices").json()["voices"]:
-            made.delete(f"/voice-cloning/voices/{voice['id']}").raise_for_status()
+    with httpx.Client(base_url=f"{url}/v1", timeout=60) as http_client:
+        yield http_client
+        for voice in http_client.get("/voice-cloning/voices").json()["voices"]:
+            http_client.delete(f"/voice-cloning/voices/{voice['id']}").raise_for_status()
 
 
 def clone(http: httpx.Client, audio: bytes, name: str = "Anna", **fields: Any) -> httpx.Response:
@@ -73,7 +73,7 @@ def clone(http: httpx.Client, audio: bytes, name: str = "Anna", **fields: Any) -
 
 
 def everything(folder: Path) -> list[str]:
-    """All that is kept, but logs and locks."""
+    """All stored files except logs and locks."""
     paths = (path.relative_to(folder) for path in folder.rglob("*"))
     return sorted(str(path) for path in paths if path.parts[0] != "logs" and path.name != ".lock")
 
@@ -106,8 +106,8 @@ def test_new_voice_is_in_every_list(http: httpx.Client, sample: bytes) -> None:
     assert len(compatible) == 14
     last = compatible[-1]
     assert (last["voice_id"], last["name"], last["cloned"], last["languages"]) == (voice["id"], "Anna", True, ["en"])
-    heard = httpx.get(str(http.base_url).removesuffix("/v1/") + last["preview_url"])
-    assert decode(heard.content, "wav").seconds == pytest.approx(voice["audio_duration"], abs=0.01)
+    reference_response = httpx.get(str(http.base_url).removesuffix("/v1/") + last["preview_url"])
+    assert decode(reference_response.content, "wav").seconds == pytest.approx(voice["audio_duration"], abs=0.01)
     assert voice["id"] in [item["name"] for item in http.get("/models/espeak").json()["voices"]]
 
 
@@ -259,8 +259,8 @@ def test_expired_drafts_are_removed(http: httpx.Client, sample: bytes, folder: P
     ask = {"data": {"transcript": samples.TEXT}, "files": {"audio_file": sample}}
     old = http.post("/voice-cloning/check", **ask).json()["draft_id"]  # type: ignore[arg-type]
     marker = folder / "cloned_voices" / ".drafts" / old / "voice.json"
-    said = json.loads(marker.read_text())
-    marker.write_text(json.dumps({**said, "created_at": "2020-01-01T00:00:00+00:00"}))
+    draft_fields = json.loads(marker.read_text())
+    marker.write_text(json.dumps({**draft_fields, "created_at": "2020-01-01T00:00:00+00:00"}))
     time.sleep(1.1)
     http.get("/audio/voices")
     assert http.post("/voice-cloning/clone", data={"name": "A", "draft_id": old}).status_code == 400
@@ -290,9 +290,9 @@ def test_official_client_manages_consents_and_custom_voices(url: str, http: http
         assert (voice.object, voice.name, voice.type) == ("audio.voice", "Anna", "audio_sample")
         (stored,) = http.get("/voice-cloning/voices").json()["voices"]
         assert (stored["id"], stored["consent"]["id"], stored["language"]) == (voice.id, consent.id, "en-US")
-        with pytest.raises(openai.BadRequestError) as wanted:
+        with pytest.raises(openai.BadRequestError) as caught:
             client.audio.speech.create(model="tts-1", input="Hello.", voice={"id": voice.id})
-        assert wanted.value.code == "voice_not_supported_by_engine"
+        assert caught.value.code == "voice_not_supported_by_engine"
         gone = client.audio.voices.delete(voice.id)
         assert (gone.object, gone.id, gone.deleted) == ("audio.voice.deleted", voice.id, True)
         with pytest.raises(openai.NotFoundError):
@@ -313,17 +313,19 @@ def test_official_client_manages_consents_and_custom_voices(url: str, http: http
 def test_consents_are_listed_in_pages(url: str) -> None:
     recording = samples.file(samples.said(samples.WORDS[0]), "flac")
     with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
-        made = [
+        consent_ids = [
             client.audio.voice_consents.create(
                 name=f"Number {n}", language="en", recording=("c.flac", recording, "audio/flac")
             ).id
             for n in range(5)
         ]
         first = client.audio.voice_consents.list(limit=2)
-        assert [consent.id for consent in first.data] == made[:2:-1]
+        assert [consent.id for consent in first.data] == consent_ids[:2:-1]
         assert first.has_more
-        assert [consent.id for consent in client.audio.voice_consents.list(limit=2)] == made[::-1]  # over all pages
-        for consent_id in made:
+        assert [consent.id for consent in client.audio.voice_consents.list(limit=2)] == consent_ids[
+            ::-1
+        ]  # over all pages
+        for consent_id in consent_ids:
             client.audio.voice_consents.delete(consent_id)
         assert list(client.audio.voice_consents.list()) == []
         with pytest.raises(openai.NotFoundError):
@@ -367,8 +369,8 @@ def test_hostile_zips_are_rejected_and_leave_no_files(http: httpx.Client, sample
         members = {name: archive.read(name) for name in archive.namelist()}
     marker = json.loads(members["voice.json"])
 
-    def changed(**said: Any) -> bytes:
-        return zipped({**members, "voice.json": json.dumps({**marker, **said}).encode()})
+    def changed(**changes: Any) -> bytes:
+        return zipped({**members, "voice.json": json.dumps({**marker, **changes}).encode()})
 
     before, outside = everything(folder), sorted(folder.parent.iterdir())
     hostile = [
@@ -415,7 +417,7 @@ def an_hour() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("audio", "told"),
+    ("audio", "expected_message"),
     [
         (lambda: b"", "empty"),
         (lambda: b"This is a text file, not a sound." * 100, "not an audio file"),
@@ -434,13 +436,13 @@ def an_hour() -> bytes:
     ],
 )
 def test_bad_recordings_are_rejected_and_leave_no_files(
-    http: httpx.Client, folder: Path, audio: Any, told: str
+    http: httpx.Client, folder: Path, audio: Any, expected_message: str
 ) -> None:
     before = everything(folder)
     answer = clone(http, audio())
     assert answer.status_code == 400
     error = problem(answer)
-    assert told.lower() in error["message"].lower()
+    assert expected_message.lower() in error["message"].lower()
     assert error["param"] == "audio_file"
     assert everything(folder) == before
 
@@ -466,7 +468,7 @@ def test_bad_fields_are_rejected_and_leave_no_files(
 ) -> None:
     before = everything(folder)
     answer = clone(http, sample, **fields)
-    if param is None:  # a recording that came too is what counts
+    if param is None:  # an uploaded recording takes precedence
         assert answer.status_code == 200
         return
     assert answer.status_code == 400
@@ -559,7 +561,7 @@ def on_csm(folder: Path, checkpoint: Path) -> Any:
 def test_recording_sent_by_curl_reaches_csm_unchanged(
     tmp_path: Path, checkpoint: Path, sample: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard = DecodedAudio(monkeypatch)
+    model_input = DecodedAudio(monkeypatch)
     (tmp_path / "anna.mp3").write_bytes(sample)
     short = {"max_audio_length_ms": 400, "response_format": "pcm", "cache": False}
     with on_csm(tmp_path / "data", checkpoint) as url, httpx.Client(base_url=f"{url}/v1", timeout=60) as http:
@@ -588,24 +590,30 @@ def test_recording_sent_by_curl_reaches_csm_unchanged(
         sounds = [decode(answer.content, "pcm").samples for answer in answers[:3]]
         assert max(np.abs(sounds[0] - other).max() for other in sounds[1:]) <= 1 / 32768
 
-        # The voice was encoded once, though three asked for it at the same time; the other is the conversation's turn.
+        # Three parallel requests encode the voice once. The other recording is the turn of the conversation.
         stored = (tmp_path / "data" / "cloned_voices" / voice["id"] / "reference.wav").read_bytes()
         window, rate_hz = read_wav(stored)
-        mine = [reference for reference in heard.encoded if reference.transcript == samples.TEXT]
+        mine = [reference for reference in model_input.encoded if reference.transcript == samples.TEXT]
         assert len(mine) == 1
-        assert len(heard.encoded) == 2
+        assert len(model_input.encoded) == 2
         assert np.array_equal(mine[0].samples, soxr.resample(window, rate_hz, 24_000))
 
-        # What reached the model is the codes of exactly that window, with exactly those words.
-        wanted = heard.encode(heard.runner, Reference(soxr.resample(window, rate_hz, 24_000), 24_000, ""))
-        assert wanted.shape[1] == -(-len(mine[0].samples) // FRAME_SAMPLES)
-        with_voice = [line for utterance in heard.utterances for line in utterance.lines if line.voice.id != "alloy"]
+        # The model gets the codes of exactly this window and its transcript.
+        expected_codes = model_input.encode(
+            model_input.runner, Reference(soxr.resample(window, rate_hz, 24_000), 24_000, "")
+        )
+        assert expected_codes.shape[1] == -(-len(mine[0].samples) // FRAME_SAMPLES)
+        with_voice = [
+            line for utterance in model_input.utterances for line in utterance.lines if line.voice.id != "alloy"
+        ]
         assert len(with_voice) >= len(asks)
         for line in with_voice:
             assert line.prompt is not None
             assert (line.prompt.codec, line.prompt.transcript) == ("mimi", samples.TEXT)
-            assert np.array_equal(line.prompt.codes, wanted)
-        (other,) = [line for utterance in heard.utterances for line in utterance.lines if line.voice.id == "alloy"]
+            assert np.array_equal(line.prompt.codes, expected_codes)
+        (other,) = [
+            line for utterance in model_input.utterances for line in utterance.lines if line.voice.id == "alloy"
+        ]
         assert other.prompt is None
 
         # The window is the recording: nothing of it is lost, cut off, or another stretch.
@@ -618,11 +626,11 @@ def test_recording_sent_by_curl_reaches_csm_unchanged(
         assert len(pcm.to_bytes(window)) == len(stored) - 44
 
     # Codes are kept with the voice: a restart encodes nothing, and says the same.
-    heard.encoded.clear()
+    model_input.encoded.clear()
     with on_csm(tmp_path / "data", checkpoint) as url, httpx.Client(base_url=f"{url}/v1", timeout=60) as http:
         again = http.post("/audio/speech", json={"input": "Hello there.", "voice": "ANNA", **short})
         assert np.abs(decode(again.content, "pcm").samples - sounds[0]).max() <= 1 / 32768
-        assert heard.encoded == []
+        assert model_input.encoded == []
         files = sorted(path.name for path in (tmp_path / "data" / "cloned_voices" / voice["id"]).iterdir())
         assert [name.split("-")[0] for name in files] == ["codes", "reference.wav", "voice.json"]
 
@@ -630,12 +638,12 @@ def test_recording_sent_by_curl_reaches_csm_unchanged(
         http.patch(f"/voice-cloning/voices/{voice['id']}", json={"transcript": "Other words."})
         other_words = http.post("/audio/speech", json={"input": "Hello there.", "voice": "Anna", **short})
         assert other_words.content != again.content
-        assert heard.utterances[-1].lines[0].prompt.transcript == "Other words."  # type: ignore[union-attr]
+        assert model_input.utterances[-1].lines[0].prompt.transcript == "Other words."  # type: ignore[union-attr]
 
         draft = http.post("/voice-cloning/check", data={"transcript": samples.TEXT}, files={"audio_file": sample})
         spoken = http.post(f"/voice-cloning/voices/{draft.json()['draft_id']}/preview", json=short)
         assert spoken.status_code == 200
-        assert np.array_equal(heard.utterances[-1].lines[0].prompt.codes, wanted)  # type: ignore[union-attr]
+        assert np.array_equal(model_input.utterances[-1].lines[0].prompt.codes, expected_codes)  # type: ignore[union-attr]
 
 
 def test_dia_speaks_a_script_with_two_cloned_voices(
@@ -678,11 +686,11 @@ def test_dia_speaks_a_script_with_two_cloned_voices(
         [bert["id"], anna["id"]],
     ]
     assert "(laughs)" in admitted[1].lines[1].text
-    for voice, said in ((anna, samples.TEXT), (bert, words * 3)):
+    for voice, expected_transcript in ((anna, samples.TEXT), (bert, words * 3)):
         window, rate_hz = read_wav((tmp_path / "cloned_voices" / voice["id"] / "reference.wav").read_bytes())
-        wanted = runners[0].encode(Reference(soxr.resample(window, rate_hz, 44_100), 44_100, ""))
+        expected_codes = runners[0].encode(Reference(soxr.resample(window, rate_hz, 44_100), 44_100, ""))
         own = [line for utterance in admitted for line in utterance.lines if line.voice.id == voice["id"]]
         for line in own:
             assert line.prompt is not None
-            assert (line.prompt.codec, line.prompt.transcript) == ("dac", said)
-            assert np.array_equal(line.prompt.codes, wanted)
+            assert (line.prompt.codec, line.prompt.transcript) == ("dac", expected_transcript)
+            assert np.array_equal(line.prompt.codes, expected_codes)

@@ -1,4 +1,4 @@
-"""The mark over HTTP: who carries it, who finds it, and what is said where it can't be had."""
+"""Watermarks over HTTP: which audio has one, detection, and a missing watermark package."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_cached_watermarked_audio_equals_the_streamed_audio(marking: str) -> Non
 
 
 def test_watermark_changes_neither_length_nor_loudness(marking: str, server: str) -> None:
-    """eSpeak NG is a few samples longer one time than another."""
+    """The length of eSpeak NG's audio varies by a few samples."""
     marked, plain = (decode(speak(url, response_format="pcm"), "pcm") for url in (marking, server))
     assert marked.seconds == pytest.approx(plain.seconds, abs=0.02)
     change = loudness_lufs(marked.samples, 24_000) - loudness_lufs(plain.samples, 24_000)
@@ -95,9 +95,9 @@ def without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("without_the_extra")
 def test_missing_watermark_package_is_reported_and_speech_works(tmp_path: Path) -> None:
     with serving(tmp_path) as url:
-        told = httpx.get(f"{url}/health").json()["watermark"]
-        assert told["marked"] == "nobody"
-        assert "pip install" in told["reason"]
+        watermark_state = httpx.get(f"{url}/health").json()["watermark"]
+        assert watermark_state["marked"] == "nobody"
+        assert "pip install" in watermark_state["reason"]
         assert len(speak(url)) > 1000
         answer = httpx.post(f"{url}/v1/audio/watermark/detect", files={"file": ("x.mp3", speak(url))})
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "not_supported")

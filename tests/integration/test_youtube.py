@@ -30,9 +30,9 @@ PATH = "/v1/voice-cloning/clone-from-youtube"
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     library = Library()
-    said = soxr.resample(library.synthesize(WORDS, "gmw/en-US+announcer", 50), library.rate_hz, 24_000)
-    with tube.showing(mp3(said)) as made:
-        yield made
+    speech_samples = soxr.resample(library.synthesize(WORDS, "gmw/en-US+announcer", 50), library.rate_hz, 24_000)
+    with tube.showing(mp3(speech_samples)) as fake_site:
+        yield fake_site
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def body(site: Site, **fields: Any) -> dict[str, Any]:
 
 
 def downloads() -> list[str]:
-    """Files that downloads of this process have in the temporary folder."""
+    """The temporary files of running downloads of this process."""
     pattern = Path(tempfile.gettempdir()) / f"tts-youtube-{os.getpid()}-*" / "sound.*"
     return glob.glob(str(pattern))  # noqa: PTH207 - Path.glob raises when a folder is removed meanwhile
 
@@ -83,9 +83,9 @@ def test_failed_imports_are_errors(cloning: str, site: Site) -> None:
     gone = body(site, youtube_url=f"{site.url}/gone")
     plain = httpx.post(cloning + PATH, json=gone, timeout=60)
     assert (plain.status_code, plain.json()["error"]["code"]) == (400, "youtube_failed")
-    told = httpx.post(cloning + PATH, json=gone, timeout=60, **stream)
-    assert told.status_code == 200
-    last = json.loads(told.text.split("\n\n")[-3].removeprefix("data: "))
+    stream_response = httpx.post(cloning + PATH, json=gone, timeout=60, **stream)
+    assert stream_response.status_code == 200
+    last = json.loads(stream_response.text.split("\n\n")[-3].removeprefix("data: "))
     assert last["error"]["code"] == "youtube_failed"
     for wrong in (
         {"duration": 0.5},

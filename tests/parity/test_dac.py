@@ -1,4 +1,4 @@
-"""DAC against transformers' DacModel: decoded in one go and streamed, encoded, at shapes drawn at random."""
+"""DAC equals transformers' DacModel: full decoding, streaming and encoding, with random shapes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXACT = 1e-6  # of full scale; an LSB of 16 bits is 3e-5
 
 
 def drawn(seed: int) -> dict[str, Any]:
-    """A small codec of its own shape."""
+    """A small codec with a random shape."""
     random = torch.Generator().manual_seed(seed)
 
     def one_of(*values: Any) -> Any:
@@ -58,15 +58,15 @@ def opened(folder: Path) -> tuple[Any, DacConfig, Checkpoint]:
 
 
 def decoder(config: DacConfig, weights: Checkpoint, rows: int, **changes: Any) -> DacDecoder:
-    made = DacDecoder(config, rows=rows, device=CPU, **changes)
-    made.load(weights)
-    return made
+    dac_decoder = DacDecoder(config, rows=rows, device=CPU, **changes)
+    dac_decoder.load(weights)
+    return dac_decoder
 
 
 def encoder(config: DacConfig, weights: Checkpoint) -> DacEncoder:
-    made = DacEncoder(config)
-    made.load(weights)
-    return made
+    dac_encoder = DacEncoder(config)
+    dac_encoder.load(weights)
+    return dac_encoder
 
 
 def some_codes(config: DacConfig, rows: int, frames: int = FRAMES) -> torch.Tensor:
@@ -87,9 +87,9 @@ def worst(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).abs().max())
 
 
-def streamed(made: DacDecoder, row: int, codes: torch.Tensor, pieces: list[int]) -> torch.Tensor:
-    parts = [made.decode([row], piece)[0] for piece in torch.split(codes[None], pieces, dim=2)]
-    return torch.cat([*parts, made.flush(row)])
+def streamed(dac_decoder: DacDecoder, row: int, codes: torch.Tensor, pieces: list[int]) -> torch.Tensor:
+    parts = [dac_decoder.decode([row], piece)[0] for piece in torch.split(codes[None], pieces, dim=2)]
+    return torch.cat([*parts, dac_decoder.flush(row)])
 
 
 @pytest.mark.parametrize("pieces", ["1", "4", "8", "13", "all", "mixed"])
@@ -108,35 +108,35 @@ def test_streamed_audio_equals_transformers_for_any_chunk_size(
 
 
 def test_streams_shorter_than_the_lookahead_are_complete(pair: tuple[Any, DacConfig, Checkpoint]) -> None:
-    """Each ends exactly where it should, and leaves nothing behind for the next in its row."""
+    """Each stream has its exact length and leaves no state for the next stream in its row."""
     reference, config, weights = pair
-    made = decoder(config, weights, 1)
-    for frames in (1, 2, made.lookahead_frames, made.lookahead_frames + 1):
+    dac_decoder = decoder(config, weights, 1)
+    for frames in (1, 2, dac_decoder.lookahead_frames, dac_decoder.lookahead_frames + 1):
         codes = some_codes(config, 1, frames)
-        assert worst(streamed(made, 0, codes[0], [1] * frames), whole(reference, codes)[0]) < EXACT
-    assert made.flush(0).shape == (0,)
+        assert worst(streamed(dac_decoder, 0, codes[0], [1] * frames), whole(reference, codes)[0]) < EXACT
+    assert dac_decoder.flush(0).shape == (0,)
 
 
 def test_streamed_chunk_lengths_match_the_lookahead(tmp_path: Path) -> None:
-    """Of the published ratios: nothing for 9 frames, 10 * 512 - 4757 samples after 10, then a frame for a frame."""
+    """Published ratios: no samples for 9 frames, 10 * 512 - 4757 after 10, then 512 samples for each frame."""
     config = read_dac_config(fabricate_dac(tmp_path))
-    made = decoder(config, load_codec(tmp_path, config), 1)
-    assert (made.lookahead_samples, made.lookahead_frames) == (4757, 10)
-    lengths = [len(made.decode([0], frame)[0]) for frame in some_codes(config, 1, 14).split(1, dim=2)]
+    dac_decoder = decoder(config, load_codec(tmp_path, config), 1)
+    assert (dac_decoder.lookahead_samples, dac_decoder.lookahead_frames) == (4757, 10)
+    lengths = [len(dac_decoder.decode([0], frame)[0]) for frame in some_codes(config, 1, 14).split(1, dim=2)]
     assert lengths == [0] * 9 + [363] + [512] * 4
-    assert len(made.flush(0)) == 4757
+    assert len(dac_decoder.flush(0)) == 4757
 
 
 def test_rows_stream_independently(pair: tuple[Any, DacConfig, Checkpoint]) -> None:
-    """Rows that join, pause, end and begin anew, in any order and company: each is what it would be alone."""
+    """Rows join, pause, end and restart in any order. Each row gives the same audio as alone."""
     reference, config, weights = pair
     places = [3, 0, 2]
     codes = some_codes(config, 3)
     expected = whole(reference, codes)
-    made = decoder(config, weights, 4)
-    made.decode([0, 1, 2, 3], some_codes(config, 4)[:, :, :9])  # what was there before
+    dac_decoder = decoder(config, weights, 4)
+    dac_decoder.decode([0, 1, 2, 3], some_codes(config, 4)[:, :, :9])  # earlier state of the rows
     for row in places:
-        made.reset(row)
+        dac_decoder.reset(row)
     random = torch.Generator().manual_seed(1)
     done: list[int] = [0, 0, 0]
     parts: list[list[torch.Tensor]] = [[], [], []]
@@ -147,23 +147,23 @@ def test_rows_stream_independently(pair: tuple[Any, DacConfig, Checkpoint]) -> N
         if not going:
             continue
         size = min(int(torch.randint(1, 7, (), generator=random)), *(FRAMES - done[i] for i in going))
-        sounds = made.decode(
+        sounds = dac_decoder.decode(
             [places[i] for i in going], torch.stack([codes[i, :, done[i] : done[i] + size] for i in going])
         )
         for i, sound in zip(going, sounds, strict=True):
             parts[i].append(sound)
             done[i] += size
             if done[i] == FRAMES:
-                parts[i].append(made.flush(places[i]))
+                parts[i].append(dac_decoder.flush(places[i]))
         if rounds == 4:  # one of them begins anew while the others go on
-            made.reset(places[1])
+            dac_decoder.reset(places[1])
             done[1], parts[1] = 0, []
     for i in range(3):
         assert worst(torch.cat(parts[i]), expected[i]) < EXACT
 
 
 def test_equal_chunks_give_bitwise_equal_audio(pair: tuple[Any, DacConfig, Checkpoint]) -> None:
-    """In any row of any decoder, and whatever went before: so streamed and whole sound can be made equal."""
+    """The audio does not depend on the row, the decoder or earlier streams."""
     _, config, weights = pair
     codes = some_codes(config, 2)
     pieces = [9, 22, 22, 7]
@@ -183,8 +183,8 @@ def test_duplicate_row_is_rejected(pair: tuple[Any, DacConfig, Checkpoint]) -> N
 def test_decoder_with_fewer_codebooks_equals_transformers(pair: tuple[Any, DacConfig, Checkpoint]) -> None:
     reference, config, weights = pair
     codes = some_codes(config, 1)[:, :2]
-    made = decoder(config, weights, 1, codebooks=2)
-    assert worst(streamed(made, 0, codes[0], [20, 40]), whole(reference, codes)[0]) < EXACT
+    dac_decoder = decoder(config, weights, 1, codebooks=2)
+    assert worst(streamed(dac_decoder, 0, codes[0], [20, 40]), whole(reference, codes)[0]) < EXACT
     with pytest.raises(ValueError, match="codebooks"):
         DacDecoder(config, rows=1, codebooks=config.codebooks + 1, device=CPU)
 
@@ -193,8 +193,8 @@ def test_half_precision_is_close(pair: tuple[Any, DacConfig, Checkpoint]) -> Non
     reference, config, weights = pair
     codes = some_codes(config, 1)
     expected = whole(reference, codes)[0]
-    made = decoder(config, weights, 1, dtype=torch.bfloat16)
-    error = streamed(made, 0, codes[0], [8] * 7 + [4]) - expected
+    dac_decoder = decoder(config, weights, 1, dtype=torch.bfloat16)
+    error = streamed(dac_decoder, 0, codes[0], [8] * 7 + [4]) - expected
     assert 1e-6 < float(error.std() / expected.std()) < 0.03  # above 30 dB, and really another precision
 
 
@@ -221,7 +221,7 @@ def test_empty_audio_encodes_to_no_frames(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", range(len(SHAPES)))
 def test_released_file_gives_the_same_codec(tmp_path: Path, shape: int) -> None:
-    """descript's own file: other names, weight norm, its shape in its metadata."""
+    """descript's file has other tensor names, weight norm, and its shape in the metadata."""
     published = fabricate_dac(tmp_path / "published", seed=shape, changes=SHAPES[shape])
     release = fabricate_dac(tmp_path / "release", seed=shape, changes=SHAPES[shape], release=True)
     reference, config, weights = opened(published)
@@ -237,7 +237,7 @@ def test_released_file_gives_the_same_codec(tmp_path: Path, shape: int) -> None:
 
 
 def test_weight_norm_with_names_of_transformers_is_loaded(tmp_path: Path) -> None:
-    """What a training run with `apply_weight_norm` saves."""
+    """A training run with `apply_weight_norm` saves such files."""
     reference, config, weights = opened(fabricate_dac(tmp_path / "published"))
     reference.apply_weight_norm()
     (tmp_path / "trained").mkdir()
@@ -275,7 +275,7 @@ def test_load_error_names_every_wrong_tensor(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected_message"),
     [
         ({"model_type": "mimi"}, "is not supported, only 'dac'"),
         ({"downsampling_ratios": [2, 4, 5, 8], "upsampling_ratios": None}, "must be even"),
@@ -283,10 +283,10 @@ def test_load_error_names_every_wrong_tensor(tmp_path: Path) -> None:
         ({"codebook_size": "many"}, "many"),
     ],
 )
-def test_invalid_config_is_rejected(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+def test_invalid_config_is_rejected(tmp_path: Path, changes: dict[str, Any], expected_message: str) -> None:
     path = fabricate_dac(tmp_path) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    with pytest.raises(WeightsUnavailable, match=said):
+    with pytest.raises(WeightsUnavailable, match=expected_message):
         read_dac_config(tmp_path)
 
 
@@ -303,11 +303,11 @@ def test_full_size_codec_equals_transformers(tmp_path: Path) -> None:
     assert torch.equal(encoder(config, weights)(samples), reference.encode(samples[None, None]).audio_codes[0])
     codes = some_codes(config, 2, 48)
     expected = whole(reference.double(), codes)
-    made = decoder(config, weights, 3)
+    dac_decoder = decoder(config, weights, 3)
     for pieces in ([1] * 12 + [4] * 9, [8] * 6, [9, 22, 17]):
-        assert worst(streamed(made, 1, codes[0], pieces), expected[0]) < EXACT
-    parts = [made.decode([2, 0], piece) for piece in codes.split(8, dim=2)]
+        assert worst(streamed(dac_decoder, 1, codes[0], pieces), expected[0]) < EXACT
+    parts = [dac_decoder.decode([2, 0], piece) for piece in codes.split(8, dim=2)]
     for i, row in enumerate((2, 0)):
-        assert worst(torch.cat([*(part[i] for part in parts), made.flush(row)]), expected[i]) < EXACT
+        assert worst(torch.cat([*(part[i] for part in parts), dac_decoder.flush(row)]), expected[i]) < EXACT
     half = streamed(decoder(config, weights, 1, dtype=torch.bfloat16), 0, codes[0], [8] * 6)
     assert float((half - expected[0]).std() / expected[0].std()) < 0.03

@@ -1,4 +1,4 @@
-"""Random Dia checkpoints: transformers loads what is in its layout, and nari's layout holds the same model."""
+"""Random Dia checkpoints: transformers loads its layout, and nari's layout has the same weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHAPE = DiaShape()
 
 
 def drawn(seed: int) -> dict[str, Any]:
-    """A small model of its own shape: no two widths alike that could be taken for each other."""
+    """A small model with a random shape. Widths that could be confused differ."""
     random = torch.Generator().manual_seed(seed)
 
     def one_of(*values: int) -> int:
@@ -47,7 +47,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("spelling", ["published", "new"])
 def test_transformers_loads_the_checkpoint(published: Path, tmp_path: Path, spelling: Any) -> None:
-    """Nothing missing, nothing left over, one file or several, both spellings of config.json: the same model."""
+    """No tensor is missing or unexpected, with one file or several, and with both spellings of config.json."""
     folder = fabricate_dia(tmp_path, spelling=spelling, sharded=True)
     assert len(list(folder.glob("model-0000*-of-00002.safetensors"))) == 2
     model = csm_oracle.dia(folder)
@@ -74,7 +74,7 @@ def test_transformers_loads_any_shape(tmp_path: Path, seed: int) -> None:
 
 @pytest.mark.parametrize("release", ["0626", "v0.1"])
 def test_nari_layout_has_the_same_weights(published: Path, tmp_path: Path, release: str) -> None:
-    """Brought back by rules written down a second time, from the shapes of the JAX layers."""
+    """The test converts the tensors back by its own rules, from the shapes of the JAX layers."""
     folder = fabricate_dia(tmp_path, layout_name="nari", release=release)
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
@@ -151,8 +151,8 @@ def test_v01_in_transformers_layout_is_rejected(tmp_path: Path) -> None:
 
 def test_command_writes_the_same_checkpoint(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench.fabricate", "dia", "--layout", "nari", "--seed", "3", str(tmp_path / "out")]
-    said = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert said == {"model": "dia", "size": "tiny", "layout": "nari", "out": str(tmp_path / "out")}
+    printed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert printed == {"model": "dia", "size": "tiny", "layout": "nari", "out": str(tmp_path / "out")}
     stored = torch.load(tmp_path / "out" / "dia-v1.pth", weights_only=True)
     there = torch.load(fabricate_dia(tmp_path / "here", layout_name="nari", seed=3) / "dia-v1.pth", weights_only=True)
     assert all(torch.equal(stored[name], there[name]) for name in there)
@@ -180,7 +180,7 @@ def test_transformers_generates_speech_that_ends(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_full_size_has_the_published_number_of_weights(tmp_path: Path) -> None:
-    """The published number of weights, in the published files; bfloat16, which halves the disk it takes."""
+    """The published number of weights in the published files. bfloat16 halves the disk space."""
     folder = fabricate_dia(tmp_path, size="full", dtype=torch.bfloat16)
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     shapes = dia_shapes(DiaShape(12, 1024, 16, 128, 4096, 18, 2048, 16, 4, 128, 8192, 16, 128))

@@ -1,4 +1,4 @@
-"""Mimi against transformers' MimiModel: decoded in one go and streamed, encoded, at several shapes, in float32."""
+"""Mimi equals transformers' MimiModel: full decoding, streaming and encoding, at several shapes, in float32."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def pair(
 
 
 def decoder(config: MimiConfig, weights: Checkpoint, rows: int) -> MimiDecoder:
-    made = MimiDecoder(config, rows=rows, device=CPU)
-    made.load(weights)
-    return made
+    mimi_decoder = MimiDecoder(config, rows=rows, device=CPU)
+    mimi_decoder.load(weights)
+    return mimi_decoder
 
 
 def some_codes(config: MimiConfig, rows: int) -> torch.Tensor:
@@ -92,13 +92,13 @@ def test_streamed_audio_equals_transformers(pair: tuple[Any, MimiConfig, Checkpo
 
 @torch.no_grad()
 def test_rows_stream_independently(pair: tuple[Any, MimiConfig, Checkpoint]) -> None:
-    """Rows that pause, that are reset in the middle, in any order and company: each is what it would be alone."""
+    """Rows pause and are reset in any order. Each row gives the same audio as alone."""
     reference, config, weights = pair
     codes = some_codes(config, 3)
     expected = reference.decode(codes).audio_values[:, 0]
     stream = decoder(config, weights, 4)
     places = [3, 0, 2]
-    stream.decode([0, 1, 2, 3], some_codes(config, 4)[:, :, :9])  # what was there before
+    stream.decode([0, 1, 2, 3], some_codes(config, 4)[:, :, :9])  # earlier state of the rows
     for row in places:
         stream.reset(row)
     random = torch.Generator().manual_seed(1)
@@ -109,10 +109,10 @@ def test_rows_stream_independently(pair: tuple[Any, MimiConfig, Checkpoint]) -> 
         if not going:
             continue
         size = min(int(torch.randint(1, 5, (), generator=random)), *(FRAMES - done[i] for i in going))
-        made = stream.decode(
+        chunks = stream.decode(
             [places[i] for i in going], torch.stack([codes[i, :, done[i] : done[i] + size] for i in going])
         )
-        for i, sound in zip(going, made, strict=True):
+        for i, sound in zip(going, chunks, strict=True):
             parts[i].append(sound)
             done[i] += size
         if again and done[1] > 20:
@@ -136,7 +136,7 @@ def test_encoded_codes_are_equal(pair: tuple[Any, MimiConfig, Checkpoint], extra
 
 
 def test_moshi_file_gives_the_same_codec(pair: tuple[Any, MimiConfig, Checkpoint], tmp_path: Path) -> None:
-    """moshi's own file: other names, q, k, v joined, pairs interleaved."""
+    """moshi's file has other tensor names, joined q, k and v, and interleaved pairs."""
     _, config, weights = pair
     if config.conv_shortcut or config.kv_heads != config.heads or config.quantizer_dim == config.width:
         pytest.skip("moshi has no such codec")

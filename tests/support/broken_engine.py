@@ -1,4 +1,4 @@
-"""An engine that fails as its text tells it to: failures are the one thing that tests may make up."""
+"""An engine that fails if its text contains certain words."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class BrokenEngine:
-    """Speaks 80 ms frames of noise; fails before, between or after them, in its own words or by a crash."""
+    """Speaks 80 ms frames of noise. Words in the text select the failure: an engine error or a crash."""
 
     info = EngineInfo(id="broken", name="Broken", fingerprint="1", rate_hz=24_000, frame_s=0.08)
     load = Load(0, 1, 0, 0)

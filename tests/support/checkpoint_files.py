@@ -1,4 +1,4 @@
-"""Random tensors by name, and safetensors files written tensor by tensor. Knows no model."""
+"""Random tensors by name, and safetensors files written tensor by tensor, for any model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from app.weights.tensors import Shape
 
-# Numbers are drawn once and repeated from a place of each tensor's own: 1.6 billion draws would take minutes.
+# One block of numbers is repeated from another offset for each tensor: 1.6 billion draws would take minutes.
 _BLOCK = 1 << 22
 _SHARD_BYTES = 5 << 30
 
@@ -40,7 +40,7 @@ class Draw:
 
 
 def write_file(path: Path, tensors: Mapping[str, Shape], make: Make, dtype: torch.dtype) -> None:
-    """A safetensors file, tensor by tensor, so that memory holds one at a time."""
+    """Write a safetensors file tensor by tensor, so that only one tensor is in memory."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in tensors.items():
@@ -62,7 +62,7 @@ def write_file(path: Path, tensors: Mapping[str, Shape], make: Make, dtype: torc
 
 
 def write_shards(out: Path, stem: str, parts: list[dict[str, Shape]], make: Make, dtype: torch.dtype) -> str:
-    """Files `stem`-0000i-of-0000n.safetensors and their index, whose name is returned."""
+    """Write the files `stem`-0000i-of-0000n.safetensors and their index; return the name of the index."""
     weight_map: dict[str, str] = {}
     for i, part in enumerate(parts, 1):
         file = f"{stem}-{i:05}-of-{len(parts):05}.safetensors"
@@ -75,7 +75,7 @@ def write_shards(out: Path, stem: str, parts: list[dict[str, Shape]], make: Make
 
 
 def shards(tensors: Mapping[str, Shape], itemsize: int) -> Iterator[dict[str, Shape]]:
-    """In parts of at most 5 GiB, as published."""
+    """Split the tensors into parts of at most 5 GiB, as published checkpoints do."""
     part: dict[str, Shape] = {}
     size = 0
     for name, shape in tensors.items():

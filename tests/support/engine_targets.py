@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from app.engines.registry import BuildContext
     from app.settings import Settings
 
-go_on = threading.Event()  # lets `slow` end; a test clears it first
+go_on = threading.Event()  # ends the download of `slow`; a test clears it first
 
 
 def ok(settings: Settings, _: BuildContext) -> BatchedEngine:
@@ -27,7 +27,7 @@ def stand_in(settings: Settings, _: BuildContext) -> BatchedEngine:
 
 
 def slow(settings: Settings, context: BuildContext) -> BatchedEngine:
-    """Downloads until it is told to go on, or to give up."""
+    """An engine whose download lasts until `go_on` is set or the start is cancelled."""
     context.on_progress(Progress("org/model", "model.safetensors", 1_500_000_000, 6_000_000_000, 1e6, None))
     while not go_on.wait(0.01):
         if context.cancelled():

@@ -1,11 +1,11 @@
-"""A hub on 127.0.0.1 that speaks as much of the Hugging Face protocol as huggingface_hub 2.4 and we need.
+"""A hub on 127.0.0.1 with the part of the Hugging Face protocol that huggingface_hub 2.4 and this server use.
 
     with FakeHub({"org/model": {"config.json": b"{}", "model.safetensors": weights}}) as hub:
         ... HF_ENDPOINT=hub.url ...
 
-Files in LFS (weights and sounds) are answered with a redirect to another origin (localhost instead of 127.0.0.1), as
+Files in LFS (weights and audio) are answered with a redirect to another origin (localhost instead of 127.0.0.1), as
 the real hub redirects to its CDN. The switches are plain attributes and may be changed while it runs. `requests`
-records what was asked for.
+records every request.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ LFS = (".safetensors", ".pt", ".pth", ".wav", "tokenizer.json")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One request as it came."""
+class RecordedRequest:
+    """One request that the hub received."""
 
     method: str
     path: str
-    start: int  # first byte asked for
+    start: int  # first requested byte
     token: str
 
 
 class FakeHub:
-    """Owns a server and its threads from `with` to its end; all switches may be set from the test's thread."""
+    """Runs a server inside a `with` block. Tests may set all switches at any time."""
 
     def __init__(self, repos: Mapping[str, Mapping[str, bytes]]) -> None:
         self.repos = {repo: dict(files) for repo, files in repos.items()}
-        self.requests: list[Asked] = []
+        self.requests: list[RecordedRequest] = []
         self.gated: set[str] = (
             set()
         )  # repos whose files need one of `tokens`; their lists are public, as on the real hub
-        self.private: set[str] = set()  # repos that are not there without one of `tokens`
+        self.private: set[str] = set()  # repos that do not exist without one of `tokens`
         self.tokens: set[str] = set()
-        self.status: int | None = None  # answer everything with this
-        self.failures = 0  # answer so many requests with 503, then well
-        self.hang = False  # accept, and never answer
-        self.stall_after_bytes: int | None = None  # send so many bytes of each file, then nothing more
-        self.cut_after_bytes: list[int] = []  # the next downloads of large files end after so many bytes, one each
+        self.status: int | None = None  # status of every response
+        self.failures = 0  # number of requests that fail with 503
+        self.hang = False  # accept connections, but send no response
+        self.stall_after_bytes: int | None = None  # stop sending each file after this number of bytes
+        self.cut_after_bytes: list[int] = []  # byte counts after which the next downloads of large files break off
         self.bytes_per_s: float | None = None  # of large files
         self.ignore_range = False
-        self.corrupt = 0  # flip a bit in so many downloads of large files
-        self.names_only = False  # a mirror whose list has no sizes
-        self.login_page = False  # answer everything with 200 and HTML
+        self.corrupt = 0  # number of downloads of large files with a flipped bit
+        self.names_only = False  # file lists have no sizes, as on some mirrors
+        self.login_page = False  # every response is an HTML page with status 200
         self._over = threading.Event()
         hub = self
 
@@ -75,11 +75,11 @@ class FakeHub:
         return f"http://localhost:{self._server.server_port}"
 
     def commit(self, repo: str) -> str:
-        """Changes with the content, as it does in git."""
+        """The commit id of a repo. It changes with the content, as in git."""
         content = sorted((name, hashlib.sha256(data).hexdigest()) for name, data in self.repos[repo].items())
         return hashlib.sha1(json.dumps([repo, content]).encode()).hexdigest()
 
-    def downloads(self, name: str = "") -> list[Asked]:
+    def downloads(self, name: str = "") -> list[RecordedRequest]:
         """The requests that fetched bytes of a file whose path ends with `name`."""
         return [a for a in self.requests if a.method == "GET" and "/resolve/" in a.path and a.path.endswith(name)]
 
@@ -121,9 +121,9 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.hub
         path = unquote(urlsplit(self.path).path)
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        wanted = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0]
-        start = 0 if hub.ignore_range else int(wanted)
-        hub.requests.append(Asked(self.command, path, int(wanted), token))
+        range_start = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0]
+        start = 0 if hub.ignore_range else int(range_start)
+        hub.requests.append(RecordedRequest(self.command, path, int(range_start), token))
         try:
             if hub.hang:
                 hub.sleep(3600)

@@ -1,4 +1,4 @@
-"""An engine over the real batch loop whose model fails as a text tells it to; else it hums."""
+"""An engine on the real batch loop. Words in a text make its model fail; other texts give a hum."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ FAILS_AT = 20
 
 
 class Death(BaseException):
-    """What the loop does not catch."""
+    """An exception that the batch loop does not catch."""
 
 
 class FailingRunner:
-    """Words in a text: "memory" (while admitted), "exception" and "death" (in a step), "number" (NaN codes), "noise"
-    (NaN sound), "pause" (waits a little with each frame)."""
+    """Fails at words in a text: "memory" (in admit), "exception" and "death" (in a step), "number" (NaN codes), "noise"
+    (NaN samples), "pause" (each frame is slower)."""
 
     rate_hz = RATE_HZ
 
     def __init__(self, rows: int) -> None:
         self.max_rows = rows
         self._texts: dict[int, str] = {}
-        self._made: dict[int, int] = {}
+        self._frame_counts: dict[int, int] = {}
         self._slow = threading.Event()
 
     def admit(self, row: int, utterance: Utterance) -> None:
         text = " ".join(line.text for line in utterance.lines).lower()
         if "memory" in text:
             raise MemoryError
-        self._texts[row], self._made[row] = text, 0
+        self._texts[row], self._frame_counts[row] = text, 0
 
     def prefill(self, row: int) -> bool:
         return True
@@ -54,7 +54,7 @@ class FailingRunner:
             self._slow.wait(0.01)
         codes, ended = np.zeros((len(rows), 1), np.int16), np.zeros(len(rows), np.bool_)
         for i, row in enumerate(rows):
-            text, frame = self._texts[row], self._made[row]
+            text, frame = self._texts[row], self._frame_counts[row]
             if frame == FAILS_AT:
                 if "exception" in text:
                     raise ZeroDivisionError("inside")
@@ -63,21 +63,21 @@ class FailingRunner:
                 if "number" in text:
                     codes[i] = BROKEN
             ended[i] = frame == FRAMES
-            self._made[row] += 1
+            self._frame_counts[row] += 1
         return StepResult(codes, ended)
 
     def decode(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
         time_s = np.arange(FRAME_SAMPLES) / RATE_HZ
         hum = (0.2 * np.sin(2 * np.pi * 220 * time_s)).astype(np.float32)
         broken = np.full_like(hum, np.nan)
-        return [broken if "noise" in self._texts[row] and self._made[row] == FAILS_AT else hum for row in rows]
+        return [broken if "noise" in self._texts[row] and self._frame_counts[row] == FAILS_AT else hum for row in rows]
 
     def drain(self, row: int) -> Samples:
         return np.zeros(0, np.float32)
 
     def release(self, row: int) -> None:
         self._texts.pop(row, None)
-        self._made.pop(row, None)
+        self._frame_counts.pop(row, None)
 
 
 def build(settings: Settings, _: BuildContext) -> BatchedEngine:

@@ -19,7 +19,7 @@ ROUNDS = 6  # a growth above the limit is measured again, so that one noisy mome
 
 
 def cpu_s(work: Callable[[], object], runs: int = 1) -> float:
-    """The least CPU time of this thread over some runs."""
+    """The smallest CPU time of this thread in several runs."""
     least = math.inf
     for _ in range(runs):
         began_s = time.thread_time()
@@ -29,7 +29,7 @@ def cpu_s(work: Callable[[], object], runs: int = 1) -> float:
 
 
 def calls(work: Callable[[], object]) -> int:
-    """How many functions of Python and C this thread calls: a cost that does not depend on the machine."""
+    """The number of Python and C function calls of this thread: a cost that does not depend on the machine."""
     count = 0
 
     def called(_: object, event: str, __: object) -> None:

@@ -1,4 +1,4 @@
-"""A real server on a real socket: in this process (its lines count for coverage), or as `python -m app.main`."""
+"""A real server on a real socket: in this process (for coverage), or as `python -m app.main`."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ LONG = " ".join(f"{sentence.capitalize()}." for sentence in SENTENCES) * 15  # a
 
 
 def settings(data_dir: Path, **variables: Any) -> Settings:
-    """Settings for a test server: the offline voice, no casting, nothing from the environment or a `.env` file."""
-    given = {"TTS_ENGINE": "espeak", "HOST": "127.0.0.1", "PORT": 0, "TTS_DATA_DIR": data_dir, "TTS_CASTING": "off"}
-    given |= variables
-    return Settings(_env_file=None, **given)  # type: ignore[call-arg]
+    """Settings of a test server: offline voice, no preset voice creation, no environment and no `.env` file."""
+    values = {"TTS_ENGINE": "espeak", "HOST": "127.0.0.1", "PORT": 0, "TTS_DATA_DIR": data_dir, "TTS_CASTING": "off"}
+    values |= variables
+    return Settings(_env_file=None, **values)  # type: ignore[call-arg]
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def serving(data_dir: Path, *, wait: bool = True, **variables: Any) -> Iterator[
 
 @contextmanager
 def stuck_reader(url: str, text: str = LONG, key: str = "any") -> Iterator[socket.socket]:
-    """A caller that asks for a long answer, reads its beginning and then nothing more, on small socket buffers."""
+    """A caller that requests long speech, reads only its beginning, and has small socket buffers."""
     where = urlsplit(url)
     body = json.dumps({"input": text, "response_format": "pcm", "cache": False}).encode()
     with socket.socket() as raw:
@@ -92,13 +92,13 @@ def free_port() -> int:
 
 
 def environment(data_dir: Path, **variables: str) -> dict[str, str]:
-    """This process's environment without what would change a server, plus `variables`."""
+    """The environment of this process without variables of the server, plus `variables`."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("TTS_", "HF_"))}
     return {**clean, "PYTHONPATH": str(ROOT), "TTS_DATA_DIR": str(data_dir), "TTS_ENGINE": "espeak", **variables}
 
 
 class Process:
-    """`python -m app.main` (or another module) as a person starts it, in a folder and environment of its own."""
+    """Runs `python -m app.main` (or another module) in its own folder and environment."""
 
     def __init__(self, data_dir: Path, *arguments: str, **variables: str) -> None:
         port = free_port()
@@ -132,7 +132,7 @@ class Process:
             return False
 
     def wait(self, path: str = "/ready", status: int = 200, timeout_s: float = 20.0) -> float:
-        """Seconds from the start until `path` answered with `status`."""
+        """Wait until `path` has `status`; return the seconds since the start."""
         wait_until(lambda: self.answers(path, status), timeout_s)
         return time.monotonic() - self.started_s
 

@@ -199,7 +199,7 @@ def fabricate_csm(
 
     def make_codec(name: str, shape: Shape) -> torch.Tensor:
         tensor = numbers.make(checkpoint.CODEC + name, shape)
-        return tensor.mul_(0.1) if name == last_conv else tensor  # speech is some tenths of full scale
+        return tensor.mul_(0.1) if name == last_conv else tensor  # speech has some tenths of full scale
 
     def make(name: str, shape: Shape) -> torch.Tensor:
         if name.startswith(checkpoint.CODEC):

@@ -31,7 +31,7 @@ DAC_RELEASE = "weights_44khz_8kbps_0.0.1.pth"
 _SCORE_SPREAD = 2.0
 _LOGIT_SPREAD = 3.0
 _EOS_MARGIN = 1.001
-_V01_EOS_FACTOR = 0.8  # what the first release multiplies the logit of EOS by
+_V01_EOS_FACTOR = 0.8  # v0.1 multiplies the logit of EOS by this
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def dia_config(shape: DiaShape, spelling: Literal["published", "new"] = "publish
 
 
 def dia_config_v01(shape: DiaShape) -> dict[str, Any]:
-    """config.json of the first release."""
+    """config.json of release v0.1."""
     s = shape
     mlp = {"mlp_activations": ["silu", "linear"], "use_pre_norm": False}
     return {
@@ -229,7 +229,9 @@ class _Numbers(Draw):
     def __init__(self, seed: int, shape: DiaShape) -> None:
         super().__init__(seed)
         self._dia = shape
-        self.eos_like: tuple[int, float] | None = None  # the token whose row is EOS's too, times this
+        self.eos_like: tuple[int, float] | None = (
+            None  # (token, factor): the row of EOS is the row of this token times the factor
+        )
 
     def dia(self, name: str, shape: Shape) -> torch.Tensor:
         """A tensor of the model in transformers' layout, float32."""

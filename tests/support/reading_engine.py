@@ -1,4 +1,4 @@
-"""An engine that learns voices and reads: eSpeak NG with another voice for each seed. Its codes are its samples.
+"""An engine that clones voices and speaks text with eSpeak NG. Each seed has another voice.
 
 Preset voice creation needs speech, which CSM and Dia with random weights do not produce.
 """
@@ -26,7 +26,7 @@ FRAME = 441
 _TIMBRES = list(TIMBRES.values())
 
 spoken: list[Utterance] = []
-trouble: list[str] = []  # of the next utterances: "busy", "noise", "silence", "error", "slow"
+trouble: list[str] = []  # failures of the next utterances: "busy", "noise", "silence", "error", "slow"
 
 
 class ReadingEngine:
@@ -53,7 +53,7 @@ class ReadingEngine:
         timbre = _TIMBRES[utterance.seed % len(_TIMBRES)]
         text = " ".join(line.text for line in utterance.lines)
         prompt = utterance.lines[0].prompt
-        if prompt is not None:  # a voice that was learned
+        if prompt is not None:  # a cloned voice
             timbre = _TIMBRES[int(prompt.codes[0, 0])]
         samples = self._library.synthesize(text, f"{timbre.accent}+{timbre.variant}", timbre.pitch)
         if kind == "noise":

@@ -15,7 +15,7 @@ _ASKS_THE_HOST = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "
 
 
 class OnlyOnTheDevice(TorchDispatchMode):
-    """Raises AssertionError for an operation that needs a number on the host, or a tensor that lies there."""
+    """Raises AssertionError if an operation needs a value or a tensor on the host."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class OnlyOnTheDevice(TorchDispatchMode):
 
 
 def operations(work: Callable[[], None]) -> int:
-    """How many operations the work is. Raises AssertionError where it could not be recorded."""
-    with OnlyOnTheDevice() as seen:
+    """Count the operations of `work`. Raises AssertionError if a CUDA graph could not capture them."""
+    with OnlyOnTheDevice() as counter:
         work()
-    return seen.count
+    return counter.count

@@ -1,4 +1,4 @@
-"""Speech to clone from: the offline voice saying known sentences, spoiled in known ways."""
+"""Recordings to clone: known sentences of the offline voice, with known defects."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def said(sentence: str, voice: str = "gmw/en-US+f2", pitch: int = 50) -> Sound:
 
 
 def speech(sentences: Sequence[str] = WORDS[:3], gap_s: float = 0.5, voice: str = "gmw/en-US+f2") -> Sound:
-    """At RATE_HZ, 0.25 s of silence before it, a gap after each sentence."""
+    """Speech at RATE_HZ with 0.25 s of silence before it and a gap after each sentence."""
     parts = [silence(0.25)]
     for sentence in sentences:
         parts += [said(sentence, voice), silence(gap_s)]
@@ -58,7 +58,7 @@ def noise(count: int, level: float, seed: int = 0) -> Sound:
 
 
 def music(count: int) -> Sound:
-    """Swelling chords, RMS 1."""
+    """A chord with changing volume and RMS 1."""
     t = np.arange(count) / RATE_HZ
     tones = (220, 277.2, 329.6, 440, 659.3, 880)
     chord = sum(np.sin(2 * np.pi * tone * t) * (0.5 + 0.5 * np.sin(2 * np.pi * 0.7 * t + tone)) for tone in tones)
@@ -70,7 +70,7 @@ def rms(samples: Sound) -> float:
 
 
 def file(samples: Sound, kind: str = "wav", rate_hz: int = RATE_HZ, *, codec: str = "", layout: str = "mono") -> bytes:
-    """A sound file. samples (N,) or (channels, N); kind: FFmpeg's name of the container."""
+    """Encode an audio file. samples (N,) or (channels, N); kind: FFmpeg's name of the container."""
     codec = codec or {"wav": "pcm_s16le", "mp3": "libmp3lame", "mp4": "aac", "webm": "libopus", "flac": "flac"}[kind]
     sink = io.BytesIO()
     with av.open(sink, "w", format=kind) as container:
@@ -90,7 +90,7 @@ def file(samples: Sound, kind: str = "wav", rate_hz: int = RATE_HZ, *, codec: st
 
 
 def film(samples: Sound) -> bytes:
-    """An MP4 with pictures and this sound."""
+    """Encode an MP4 video with this audio track."""
     sink = io.BytesIO()
     with av.open(sink, "w", format="mp4") as container:
         pictures = container.add_stream("mpeg4", rate=5)

@@ -1,6 +1,6 @@
-"""A Runner whose every sample says where it comes from: row, utterance, frame. So any mix-up of rows shows.
+"""A Runner whose samples contain their row, utterance and frame, so tests detect mixed rows.
 
-What is against the Runner protocol is written down in `violations`, since an exception would only fail a job.
+`violations` lists calls that break the Runner protocol, since an exception would only fail a job.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VOICE = Voice("alloy", "Alloy", "preset")
 
 @dataclass(frozen=True)
 class Part:
-    """What one utterance does: how many frames, after how many pieces of prompt, and where it raises.
+    """The script of one utterance: its frames, the chunks of its prompt, and where it fails.
 
     fails: "admit", "prefill", "step", "decode" or "release", or it computes no number: "nan codes", "nan sound".
     at: in which piece or frame, counted from 0. together: so many frames become sound in one go.
@@ -42,7 +42,7 @@ class Part:
 
 
 class ScriptedRunner:
-    """Owns its rows' progress. `utterance` registers a part; its seed is its number."""
+    """Runs the script of each row. `utterance` registers a part; its seed is its number."""
 
     def __init__(self, max_rows: int, *, codebooks: int = 3) -> None:
         self.max_rows = max_rows
@@ -50,14 +50,14 @@ class ScriptedRunner:
         self.codebooks = codebooks
         self.calls: list[tuple[str, object]] = []
         self.violations: list[str] = []
-        self.said: list[tuple[int, int]] = []  # (utterance, frame), in the order they were made
+        self.said: list[tuple[int, int]] = []  # (utterance, frame) in decoding order
         self.before_step: Callable[[], None] = lambda: None
         self._parts: dict[int, Part] = {}
         self._numbers: dict[int, int] = {}  # row -> utterance
-        self._read: Counter[int] = Counter()  # row -> pieces of prompt
-        self._made: Counter[int] = Counter()  # row -> frames
+        self._read: Counter[int] = Counter()  # row -> prompt chunks read
+        self._step_counts: Counter[int] = Counter()  # row -> frames
         self._ended: set[int] = set()
-        self._held: dict[int, list[Samples]] = {}  # row -> frames that are not sound yet
+        self._held: dict[int, list[Samples]] = {}  # row -> frames that are not decoded yet
 
     def utterance(self, part: Part, *, follows: bool = False, background: bool = False) -> Utterance:
         number = len(self._parts)
@@ -85,7 +85,7 @@ class ScriptedRunner:
         self._must(row not in self._numbers, f"admit to row {row}, which is taken")
         self._must(0 <= row < self.max_rows, f"there is no row {row}")
         self._numbers[row] = utterance.seed
-        self._read[row] = self._made[row] = 0
+        self._read[row] = self._step_counts[row] = 0
         self._held[row] = []
         self._maybe_fail(row, "admit", 0)
 
@@ -108,7 +108,7 @@ class ScriptedRunner:
         for i, row in enumerate(rows):
             self._must(row in self._numbers, f"step of row {row}, which is free")
             self._must(row not in self._ended, f"step of row {row}, which has ended")
-            number, frame = self._numbers[row], self._made[row]
+            number, frame = self._numbers[row], self._step_counts[row]
             part = self._parts[number]
             self._must(self._read[row] == part.pieces, f"step of row {row} before it has read its prompt")
             self._maybe_fail(row, "step", frame)
@@ -118,7 +118,7 @@ class ScriptedRunner:
             elif self.codebooks:
                 broken = part.fails == "nan codes" and part.at == frame
                 codes[i] = BROKEN if broken else (number, frame, row)
-            self._made[row] += 1
+            self._step_counts[row] += 1
         return StepResult(codes, ended)
 
     def decode(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
@@ -126,7 +126,7 @@ class ScriptedRunner:
         self._must(codes.shape == (len(rows), self.codebooks), f"codes {codes.shape} for {len(rows)} rows")
         out = []
         for row, code in zip(rows, codes, strict=True):
-            number, frame = self._numbers[row], self._made[row] - 1
+            number, frame = self._numbers[row], self._step_counts[row] - 1
             self._must(not self.codebooks or tuple(code) == (number, frame, row), f"row {row} got the codes {code}")
             self._maybe_fail(row, "decode", frame)
             self.said.append((number, frame))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def showing(sound: bytes | None = None) -> Iterator[Site]:
-    """A site whose `/sound.mp3` is this sound, or one of tones."""
+    """A fake video site whose `/sound.mp3` is this audio or, by default, a file of tones."""
     site = Site()
     if sound is not None:
         site.sound = sound
@@ -35,7 +35,7 @@ def showing(sound: bytes | None = None) -> Iterator[Site]:
 
 @contextmanager
 def fetching(data_dir: Path) -> Iterator[str]:
-    """The base URL of a server that takes addresses of this machine; servers that start later do not."""
+    """The base URL of a server that accepts URLs of this machine. Servers that start later do not."""
     with ExitStack() as stack:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(wiring, "YouTube", lambda: YouTube(rules=TEST_RULES, limits=FetchLimits(wall_s=20.0)))

@@ -1,4 +1,4 @@
-"""Makes and deletes voices until it is killed, saying what it is about to do and what it has done."""
+"""Creates, changes and deletes voices until it is killed. Prints each action before and after it."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ async def aspeak(job: Job) -> Result:
 
 
 async def routed(job: Job) -> Result:
-    """Through a Router that has several servers and goes on to the next where one fails."""
+    """Speak through a Router with several servers. It tries the next server after a failure."""
     router = litellm.Router(
         model_list=[
             {

@@ -27,12 +27,12 @@ async def speak(job: Job) -> Result:
     data, rates, channels, requests = b"", set(), set(), set()
     try:
         async with tts.synthesize(job["text"], conn_options=options) as stream:
-            async for heard in stream:
-                data += bytes(heard.frame.data)
-                rates.add(heard.frame.sample_rate)
-                channels.add(heard.frame.num_channels)
-                requests.add(heard.request_id)
-                if job.get("interrupt"):  # as a listener who begins to talk does
+            async for event in stream:
+                data += bytes(event.frame.data)
+                rates.add(event.frame.sample_rate)
+                channels.add(event.frame.num_channels)
+                requests.add(event.request_id)
+                if job.get("interrupt"):  # as when a listener begins to talk
                     break
     finally:
         await tts.aclose()

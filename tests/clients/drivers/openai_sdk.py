@@ -14,22 +14,25 @@ def client(job: Job) -> openai.AsyncOpenAI:
 
 
 async def speak(job: Job) -> Result:
-    async with client(job) as made:
-        answer = await made.audio.speech.create(**job["request"])
+    async with client(job) as sdk_client:
+        answer = await sdk_client.audio.speech.create(**job["request"])
     headers = answer.response.headers
     return sound(answer.content, type=headers["content-type"], version=openai.__version__)
 
 
 async def stream(job: Job) -> Result:
-    async with client(job) as made, made.audio.speech.with_streaming_response.create(**job["request"]) as answer:
+    async with (
+        client(job) as sdk_client,
+        sdk_client.audio.speech.with_streaming_response.create(**job["request"]) as answer,
+    ):
         pieces = [piece async for piece in answer.iter_bytes()]
     return sound(b"".join(pieces), pieces=len(pieces), request_id=answer.request_id)
 
 
 async def events(job: Job) -> Result:
-    async with client(job) as made:
+    async with client(job) as sdk_client:
         body = {**job["request"], "stream_format": "sse"}
-        stream = await made.post(
+        stream = await sdk_client.post(
             "/audio/speech", body=body, cast_to=object, stream=True, stream_cls=openai.AsyncStream[object]
         )
         got: list[Any] = [event async for event in stream]
@@ -38,8 +41,8 @@ async def events(job: Job) -> Result:
 
 
 async def models(job: Job) -> Result:
-    async with client(job) as made:
-        return {"models": [model.id async for model in made.models.list()]}
+    async with client(job) as sdk_client:
+        return {"models": [model.id async for model in sdk_client.models.list()]}
 
 
 serve({"speak": speak, "stream": stream, "events": events, "models": models})

@@ -21,7 +21,7 @@ Result = dict[str, Any]
 
 
 def serve(jobs: dict[str, Callable[[Job], Awaitable[Result]]]) -> None:
-    """Do jobs by their name until stdin ends. What a job raises is its result, as `failure` tells it."""
+    """Run jobs by name until stdin ends. If a job raises, its result is `failure` of the exception."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -30,7 +30,7 @@ def serve(jobs: dict[str, Callable[[Job], Awaitable[Result]]]) -> None:
             job = json.loads(line)
             try:
                 result = await jobs[job["do"]](job)
-            except Exception as error:  # noqa: BLE001 - whatever a client raises is what is asked for
+            except Exception as error:  # noqa: BLE001 - the test checks what the client raises
                 result = failure(error)
             answers.write(json.dumps(result) + "\n")
             answers.flush()
@@ -39,7 +39,7 @@ def serve(jobs: dict[str, Callable[[Job], Awaitable[Result]]]) -> None:
 
 
 def failure(error: BaseException) -> Result:
-    """An exception as a user of the client sees it: its classes, and what it knows of the answer."""
+    """Describe an exception as the client shows it: its classes, and its data of the response."""
     known = {name: getattr(error, name, None) for name in ("status_code", "code", "param", "request_id")}
     classes = [kind.__name__ for kind in type(error).__mro__[:-2]]
     return {"error": {"classes": classes, "message": str(error), **known}}

@@ -12,7 +12,7 @@ from typing import Any
 import schemathesis
 
 REASONS = {
-    "empty_input",  # characters that are written, but have no sound: joiners, marks, controls
+    "empty_input",  # characters without speech: joiners, marks, controls
     "voice_not_found",
     "voice_not_supported_by_engine",
     "unsupported_parameter",  # of this engine
@@ -41,9 +41,9 @@ def valid_data_is_understood(_: Any, response: Any, case: Any) -> None:
 
 @schemathesis.hook
 def map_path_parameters(_: Any, path_parameters: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Every other name that is asked for is one that there is."""
+    """Replace every other name in a path by an existing one."""
     for name, known in KNOWN.items():
-        given = str((path_parameters or {}).get(name, ""))
-        if path_parameters and known and sum(given.encode()) % 2 == 0:
-            path_parameters[name] = known[sum(given.encode()) // 2 % len(known)]
+        original = str((path_parameters or {}).get(name, ""))
+        if path_parameters and known and sum(original.encode()) % 2 == 0:
+            path_parameters[name] = known[sum(original.encode()) // 2 % len(known)]
     return path_parameters

@@ -1,4 +1,4 @@
-"""What /openapi.json says, against what the server sends and against the types of OpenAI's own SDK."""
+"""Compares /openapi.json with the responses of the server and with the types of OpenAI's SDK."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ OPEN = {
 @pytest.fixture(scope="module")
 def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     data = tmp_path_factory.mktemp("shapes")
-    with serving(data) as url, httpx.Client(base_url=url, timeout=30) as made:
-        yield made
+    with serving(data) as url, httpx.Client(base_url=url, timeout=30) as http_client:
+        yield http_client
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def document(http: httpx.Client) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def sample(http: httpx.Client) -> bytes:
-    """A recording that is good enough for a voice: the offline voice's own."""
+    """A recording of the offline voice that is good enough to clone."""
     body = {"input": "This is how I sound when I talk for a while. " * 4, "response_format": "flac"}
     return http.post("/v1/audio/speech", json=body).content
 
@@ -85,12 +85,12 @@ def fields(document: dict[str, Any], at: str, media_type: str = "application/jso
 
 
 def model_of(document: dict[str, Any], at: str) -> type[BaseModel]:
-    """The model of app/api/responses.py that an operation's answer is described with."""
+    """The model in app/api/responses.py that describes the response of an operation."""
     schema = operations(document)[at]["responses"]["200"]["content"]["application/json"]["schema"]
     return getattr(responses, schema["$ref"].rpartition("/")[2])  # type: ignore[no-any-return]
 
 
-# ---- of one piece
+# ---- consistency of the document
 
 # Every operation, so that one that appears or goes is noticed.
 OPERATIONS = {
@@ -150,12 +150,12 @@ def test_every_operation_has_a_response_and_a_unique_id(document: dict[str, Any]
 
 
 def test_every_schema_reference_exists_and_every_schema_is_used(document: dict[str, Any]) -> None:
-    seen: set[str] = set()
+    referenced: set[str] = set()
 
     def walk(node: Any) -> None:
         if isinstance(node, dict):
             if "$ref" in node:
-                seen.add(node["$ref"].removeprefix("#/components/schemas/"))
+                referenced.add(node["$ref"].removeprefix("#/components/schemas/"))
             for value in node.values():
                 walk(value)
         elif isinstance(node, list):
@@ -163,7 +163,7 @@ def test_every_schema_reference_exists_and_every_schema_is_used(document: dict[s
                 walk(value)
 
     walk(document)
-    assert seen == document["components"]["schemas"].keys()
+    assert referenced == document["components"]["schemas"].keys()
 
 
 def test_responses_describe_request_id_and_retry_after(document: dict[str, Any]) -> None:
@@ -354,19 +354,19 @@ def test_every_voice_of_the_sdk_exists(http: httpx.Client) -> None:
 
 
 def strict(kind: type[BaseModel]) -> type[BaseModel]:
-    """The SDK's own type, which takes anything, as one that takes exactly what it names."""
-    made: dict[str, Any] = {
+    """A strict copy of an SDK type, which accepts only the fields that it names."""
+    field_types: dict[str, Any] = {
         name: (field.annotation, ... if field.is_required() else field.default)
         for name, field in kind.model_fields.items()
     }
-    return create_model(kind.__name__, __config__=ConfigDict(strict=True, extra="forbid"), **made)
+    return create_model(kind.__name__, __config__=ConfigDict(strict=True, extra="forbid"), **field_types)
 
 
 def test_responses_match_the_types_of_the_sdk(http: httpx.Client, sample: bytes) -> None:
     with openai.OpenAI(base_url=f"{http.base_url}/v1", api_key="any", max_retries=0) as client:
         for model in client.models.list():
             named = {name: getattr(model, name) for name in Model.model_fields if name in model.model_fields_set}
-            strict(Model).model_validate(named)  # we add fields of ours to models
+            strict(Model).model_validate(named)  # this server adds fields to models
         raw = client.audio.voice_consents.with_raw_response
         created = raw.create(name="Ada", language="en-GB", recording=("a.flac", sample, "audio/flac"))
         consent = created.parse()
@@ -375,12 +375,12 @@ def test_responses_match_the_types_of_the_sdk(http: httpx.Client, sample: bytes)
         strict(VoiceConsent).model_validate_json(raw.update(consent.id, name="Grace").content)
         assert [each.id for each in client.audio.voice_consents.list(limit=1)] == [consent.id]
         voices = client.audio.voices.with_raw_response
-        made = voices.create(
+        voice_response = voices.create(
             name="Ada",
             consent=consent.id,
             audio_sample=("a.flac", sample, "audio/flac"),
             extra_body={"transcript": "This is how I sound when I talk for a while."},
         )
-        strict(Voice).model_validate_json(made.content)
-        strict(VoiceDeleted).model_validate_json(voices.delete(made.parse().id).content)
+        strict(Voice).model_validate_json(voice_response.content)
+        strict(VoiceDeleted).model_validate_json(voices.delete(voice_response.parse().id).content)
         strict(VoiceConsentDeleted).model_validate_json(raw.delete(consent.id).content)

@@ -1,4 +1,4 @@
-"""Changes to a JSON text that leave it JSON: libFuzzer's own rarely do, and nothing behind the parser is reached."""
+"""Mutates a JSON text so that it stays valid JSON. Mutations of libFuzzer seldom pass the parser."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ VALUES: tuple[Any, ...] = (
 
 
 def mutate(data: bytes, max_size: int, seed: int, otherwise: Callable[[bytes, int], bytes]) -> bytes:
-    """data: one byte, then JSON. Where it is none, or now and then, as libFuzzer itself would."""
+    """Mutate data (one byte, then JSON). libFuzzer mutates invalid JSON, and sometimes valid JSON too."""
     chance = random.Random(seed)
     try:
         content = json.loads(data[1:])

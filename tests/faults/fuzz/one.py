@@ -27,7 +27,7 @@ HUNG_S = 120  # by the clock: other processes may take the machine
 
 
 def bounded(check: Callable[[bytes], None]) -> Callable[[bytes], None]:
-    """The same, and it is a finding where one input takes too much of the processor."""
+    """Wrap a target: an input that takes too much CPU time is a finding too."""
 
     def checked(data: bytes) -> None:
         began_s = time.process_time()

@@ -40,7 +40,7 @@ def arguments(target: str) -> list[str]:
 
 
 def run(target: str, seconds: float) -> dict[str, float | int]:
-    """Raises SystemExit with the target's own words when it found something."""
+    """Run one target. Raises SystemExit with the output of the target if it finds an error."""
     found, seeds = WORK / target, CORPUS / target
     found.mkdir(parents=True, exist_ok=True)
     before = len(list(found.iterdir()))
@@ -57,10 +57,10 @@ def run(target: str, seconds: float) -> dict[str, float | int]:
     with log.open("wb") as file:
         status = subprocess.call([*command, found, seeds], stdout=file, stderr=file, cwd=ROOT, env=_environment())
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    said = log.read_bytes()
-    executed = _EXECUTED.search(said)
+    output = log.read_bytes()
+    executed = _EXECUTED.search(output)
     if status != 0 or executed is None:
-        print(said[-6_000:].decode("utf-8", "replace"), file=sys.stderr)
+        print(output[-6_000:].decode("utf-8", "replace"), file=sys.stderr)
         raise SystemExit(f"{target} failed with status {status}; the input that does it is in {WORK}")
     done: dict[str, float | int] = {
         "executions": int(executed[1]),
@@ -74,7 +74,7 @@ def run(target: str, seconds: float) -> dict[str, float | int]:
 
 
 def keep(target: str, most_bytes: int) -> None:
-    """The corpus beside this file anew: the fewest inputs that reach all that was reached, the smallest of them."""
+    """Write the corpus again: the fewest and smallest inputs that reach the same code."""
     merged, seeds = WORK / f"{target}.merged", CORPUS / target
     merged.mkdir(parents=True, exist_ok=True)
     for old in merged.iterdir():
@@ -111,20 +111,20 @@ def main() -> None:
     parser.add_argument(
         "--keep-bytes", type=int, default=0, help="write the corpus anew, of at most so many bytes each"
     )
-    given = parser.parse_args()
-    if unknown := {*given.targets} - {*TARGETS}:
+    options = parser.parse_args()
+    if unknown := {*options.targets} - {*TARGETS}:
         parser.error(f"there is no target {', '.join(sorted(unknown))}")
-    told: dict[str, dict[str, float | int]] = {}
-    for target in given.targets or [*TARGETS]:
-        if given.keep_bytes:
-            keep(target, given.keep_bytes)
+    totals: dict[str, dict[str, float | int]] = {}
+    for target in options.targets or [*TARGETS]:
+        if options.keep_bytes:
+            keep(target, options.keep_bytes)
             continue
-        total = told[target] = run(target, given.seconds)
-        while total["cpu_s"] < given.cpu_minutes * 60:
-            for name, value in run(target, given.seconds).items():
+        total = totals[target] = run(target, options.seconds)
+        while total["cpu_s"] < options.cpu_minutes * 60:
+            for name, value in run(target, options.seconds).items():
                 total[name] = round(total[name] + value, 1)
         print(target, total, file=sys.stderr)
-    print(json.dumps(told))
+    print(json.dumps(totals))
 
 
 if __name__ == "__main__":

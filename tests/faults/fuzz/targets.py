@@ -48,7 +48,7 @@ def _normalizer() -> Normalizer:
 
 
 def warm() -> None:
-    """Load what is loaded once, so that no input is blamed for it."""
+    """Load lazy resources, so that their load time counts for no input."""
     _normalizer().warm()
 
 
@@ -76,7 +76,7 @@ def normaliser(data: bytes) -> None:
 
 
 def splitter(data: bytes) -> None:
-    """The first two bytes are limit and language. Nothing is lost, added or moved; no piece is over the limit."""
+    """The first two bytes are limit and language. No text is lost, added or moved; no chunk exceeds the limit."""
     head, text = data[:2].ljust(2, b"\1"), text_of(data[2:])
     max_chars = 1 + head[0]
     pieces = split(text, max_chars, _LANGUAGES[head[1] % len(_LANGUAGES)])
@@ -132,7 +132,7 @@ def letters(text: str) -> str:
 
 
 def upload(data: bytes) -> None:
-    """Any file: sound within its bounds, or BadReference."""
+    """Any file gives audio within the limits, or BadReference."""
     refused: BadReference | None = None
     try:
         decoded = decode(data, RATE_HZ, max_seconds=MAX_SECONDS)
@@ -152,7 +152,7 @@ def upload(data: bytes) -> None:
 
 
 def schemas(data: bytes) -> None:
-    """The first byte chooses the body, the rest is JSON as a route reads it: a request, or a typed error in words."""
+    """The first byte selects the body model, the rest is JSON. The result is a request or a typed error."""
     kind = _BODIES[data[0] % len(_BODIES)] if data else SpeechBody
     try:
         content = json.loads(data[1:])

@@ -1,4 +1,4 @@
-"""What fuzzing has found to be worth keeping goes through every `make test`, without atheris."""
+"""Runs the saved fuzz inputs in every `make test`, without atheris."""
 
 from __future__ import annotations
 

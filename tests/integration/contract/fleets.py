@@ -1,4 +1,4 @@
-"""The ways to run the server, each as a URL: one process, two behind HAProxy, two replicas on Ray."""
+"""Starts the server in each deployment mode: one process, two behind HAProxy, two replicas on Ray."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SENTENCE = "The weather was fine, so they walked along the river and talked abou
 
 @dataclass
 class Fleet:
-    """url: what callers use. copies: how many servers are behind it. pids: of the servers, at this moment."""
+    """One running deployment. url: for callers. copies: number of servers. pids(): their current process ids."""
 
     mode: str
     url: str
@@ -52,7 +52,7 @@ class Fleet:
         return [pid for pid in _processes(self.data) if _command(pid).startswith("ray::ServeReplica")]
 
     def members(self) -> list[str]:
-        """The servers' own URLs. A balancer would send who asks for /health to the idle one, always."""
+        """The URLs of the single servers. A balancer would always send /health to the idle one."""
         if self.mode != "ray":
             return [server.url for server in self.servers]
         config = "".join(path.read_text() for path in (self.data / "ha").glob("*/haproxy.cfg"))
@@ -67,7 +67,7 @@ class Fleet:
         return max(health["rows"]["active"] for health in self.healths())  # type: ignore[index]
 
     def quiet(self) -> bool:
-        """Nobody is spoken for; an answer has no row for a moment between two utterances."""
+        """Whether no request is active. A response has no row for a moment between two utterances."""
         for _ in range(4):
             if self.active():
                 return False
@@ -90,8 +90,8 @@ def variables(**more: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def fleet(mode: str, data: Path, **more: str) -> Iterator[Fleet]:
-    with {"embedded": embedded, "replicas": replicas, "ray": on_ray}[mode](data, **more) as made:
-        yield made
+    with {"embedded": embedded, "replicas": replicas, "ray": on_ray}[mode](data, **more) as started_fleet:
+        yield started_fleet
 
 
 @contextlib.contextmanager
@@ -156,14 +156,14 @@ def answers(url: str) -> bool:
 @contextlib.contextmanager
 def on_ray(data: Path, **more: str) -> Iterator[Fleet]:
     config = str(data / "ha" / "haproxy.cfg")
-    given = variables(TTS_REPLICAS=str(COPIES), RAY_SERVE_HAPROXY_CONFIG_FILE_LOC=config, **more)
-    with Process(data, "app.main", "--ray", **given) as process:
+    server_variables = variables(TTS_REPLICAS=str(COPIES), RAY_SERVE_HAPROXY_CONFIG_FILE_LOC=config, **more)
+    with Process(data, "app.main", "--ray", **server_variables) as process:
         process.wait(timeout_s=120)
-        made = Fleet("ray", process.url, COPIES, process, [], data)
-        wait_until(lambda: len(made.pids()) == COPIES, 60)
-        wait_until(lambda: len(made.members()) == COPIES, 60)  # until then Ray's own proxy stands in
+        ray_fleet = Fleet("ray", process.url, COPIES, process, [], data)
+        wait_until(lambda: len(ray_fleet.pids()) == COPIES, 60)
+        wait_until(lambda: len(ray_fleet.members()) == COPIES, 60)  # until then Ray's own proxy stands in
         try:
-            yield made
+            yield ray_fleet
         finally:
             if process.child.poll() is None:
                 process.child.send_signal(signal.SIGTERM)
@@ -175,7 +175,7 @@ def on_ray(data: Path, **more: str) -> Iterator[Fleet]:
 
 
 def _processes(data: Path) -> list[int]:
-    """Processes that were started with this data folder, the driver aside."""
+    """Processes that use this data folder, except the driver."""
     mark = f"TTS_DATA_DIR={data}\0".encode()
     found = []
     for entry in Path("/proc").iterdir():
@@ -193,8 +193,8 @@ def _command(pid: int) -> str:
 
 
 @dataclass
-class Heard:
-    """What one caller got. error: the class of the transport's complaint, where the body broke off."""
+class CallerResult:
+    """The response to one caller. error: class of the transport error if the body broke off."""
 
     status: int = 0
     size: int = 0
@@ -204,37 +204,37 @@ class Heard:
 
 
 class Callers:
-    """Callers side by side, each a thread with a connection of its own."""
+    """Parallel callers, each with its own thread and connection."""
 
     def __init__(self, fleet: Fleet, count: int, text: str) -> None:
-        self.heard = [Heard() for _ in range(count)]
+        self.results = [CallerResult() for _ in range(count)]
         self._threads = [threading.Thread(target=self._listen, args=(fleet, text, index)) for index in range(count)]
         for thread in self._threads:
             thread.start()
 
     def _listen(self, fleet: Fleet, text: str, index: int) -> None:
-        heard = self.heard[index]
+        result = self.results[index]
         body = {"input": text, "response_format": "pcm", "cache": False}
         try:
             with httpx.stream("POST", fleet.speech, json=body, timeout=90) as answer:
-                heard.status = answer.status_code
-                heard.retry_after = answer.headers.get("retry-after")
+                result.status = answer.status_code
+                result.retry_after = answer.headers.get("retry-after")
                 for piece in answer.iter_raw():
-                    heard.size += len(piece)
-                    heard.begun.set()
+                    result.size += len(piece)
+                    result.begun.set()
         except httpx.TransportError as error:
-            heard.error = type(error).__name__
-        heard.begun.set()
+            result.error = type(error).__name__
+        result.begun.set()
 
     def wait_begun(self) -> None:
-        for heard in self.heard:
-            assert heard.begun.wait(60)
+        for result in self.results:
+            assert result.begun.wait(60)
 
-    def join(self) -> list[Heard]:
+    def join(self) -> list[CallerResult]:
         for thread in self._threads:
             thread.join(120)
             assert not thread.is_alive()
-        return self.heard
+        return self.results
 
 
 def python_has_ray() -> bool:

@@ -1,4 +1,4 @@
-"""The same twenty cases against every way to run the server: callers can't tell which one it is."""
+"""The same cases for every deployment mode: all modes behave the same for callers."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ LONG = SENTENCE * 100
     ],
 )
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    with fleet(request.param, tmp_path_factory.mktemp(request.param)) as made:
-        yield made
+    with fleet(request.param, tmp_path_factory.mktemp(request.param)) as started_fleet:
+        yield started_fleet
 
 
 @pytest.fixture
 def client(served: Fleet) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="any", max_retries=0) as made:
-        yield made
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="any", max_retries=0) as openai_client:
+        yield openai_client
 
 
 @pytest.mark.parametrize("audio_format", AUDIO_FORMATS)
@@ -94,7 +94,7 @@ def test_same_text_has_the_same_seed_on_every_copy(served: Fleet) -> None:
 
 def test_first_audio_is_sent_while_the_rest_is_generated(served: Fleet) -> None:
     with httpx.stream("POST", served.speech, json={"input": LONG, "cache": False}, timeout=60) as answer:
-        pieces = answer.iter_raw()  # kept: the stream closes when it is collected
+        pieces = answer.iter_raw()  # keep a reference: garbage collection would close the stream
         assert next(pieces)
         wait_until(lambda: served.active() >= 1)
     wait_until(served.quiet)
@@ -114,7 +114,7 @@ def test_disconnect_before_the_first_audio_frees_the_row(served: Fleet) -> None:
 
 def test_disconnect_during_the_stream_frees_the_row(served: Fleet) -> None:
     with httpx.stream("POST", served.speech, json={"input": LONG, "cache": False}, timeout=60) as answer:
-        pieces = answer.iter_raw()  # kept: the stream closes when it is collected
+        pieces = answer.iter_raw()  # keep a reference: garbage collection would close the stream
         received = 0
         while received <= 20_000:
             received += len(next(pieces))
@@ -138,31 +138,31 @@ def test_a_dialogue_is_one_file(served: Fleet) -> None:
 
 
 def test_excess_requests_are_429_with_retry_after(served: Fleet, client: openai.OpenAI) -> None:
-    """As many as there are rows and places in queues are answered, the rest refused at once, in OpenAI's words."""
+    """Requests that fit into rows and queues succeed. The others get a 429 that OpenAI's client understands."""
     callers = Callers(served, served.capacity + 4, ONE_UTTERANCE)
-    wait_until(lambda: sum(heard.status == 429 for heard in callers.heard) >= 2)
-    said: list[openai.RateLimitError] = []
+    wait_until(lambda: sum(result.status == 429 for result in callers.results) >= 2)
+    rate_limit_errors: list[openai.RateLimitError] = []
 
     def ask() -> None:
         try:
             client.audio.speech.create(model="tts-1", voice="alloy", input="Let me in.")
         except openai.RateLimitError as error:
-            said.append(error)
+            rate_limit_errors.append(error)
 
     asking = threading.Thread(target=ask)
     asking.start()
     asking.join(60)
-    heard = callers.join()
-    statuses = sorted(each.status for each in heard)
+    results = callers.join()
+    statuses = sorted(each.status for each in results)
     assert set(statuses) == {200, 429}
-    spoken = statuses.count(200) + (not said)
-    # A balancer counts who is under way, not who was refused: one or two may meet the fuller copy.
+    spoken = statuses.count(200) + (not rate_limit_errors)
+    # A balancer counts active requests, not rejected ones: one or two may reach the fuller copy.
     assert served.capacity - (0 if served.copies == 1 else 2) <= spoken <= served.capacity
-    assert all(int(each.retry_after or 0) >= 1 for each in heard if each.status == 429)
-    assert not [each.error for each in heard if each.error]
-    sizes = [each.size for each in heard if each.status == 200]
+    assert all(int(each.retry_after or 0) >= 1 for each in results if each.status == 429)
+    assert not [each.error for each in results if each.error]
+    sizes = [each.size for each in results if each.status == 200]
     assert min(sizes) == pytest.approx(max(sizes), rel=0.02)
-    for error in said:
+    for error in rate_limit_errors:
         assert error.code == "rate_limit_exceeded"
     wait_until(served.quiet, 10)
     assert client.audio.speech.create(model="tts-1", voice="alloy", input="Let me in.").content

@@ -1,4 +1,4 @@
-"""What more than one copy is for: many streams at once, a copy that dies, copies that are stopped one after another."""
+"""Several copies: many parallel streams, a killed copy, a graceful shutdown, and a rolling restart."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ PIECES = 12  # a minute of speech: 8 s at the pace of these servers
 
 @contextlib.contextmanager
 def roomy(mode: str, data: Path) -> Iterator[Fleet]:
-    with fleet(mode, data, TTS_MAX_ROWS="16", TTS_MAX_QUEUE="4") as made:
-        yield made
+    with fleet(mode, data, TTS_MAX_ROWS="16", TTS_MAX_QUEUE="4") as started_fleet:
+        yield started_fleet
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_sixteen_streams_are_complete_and_a_killed_copy_breaks_only_its_own(mode: str, tmp_path: Path) -> None:
     with roomy(mode, tmp_path) as served:
-        heard = Callers(served, 16, SENTENCE * PIECES).join()
-        assert {each.status for each in heard} == {200}
-        assert not [each.error for each in heard if each.error]
-        whole = min(each.size for each in heard)
+        results = Callers(served, 16, SENTENCE * PIECES).join()
+        assert {each.status for each in results} == {200}
+        assert not [each.error for each in results if each.error]
+        whole = min(each.size for each in results)
         assert whole > ABOUT_BYTES * PIECES * 0.8
 
         callers = Callers(served, 16, SENTENCE * PIECES)
         callers.wait_begun()
         spread = [health["rows"]["active"] for health in served.healths()]  # type: ignore[index]
-        assert min(spread) >= 4  # nobody has it all
+        assert min(spread) >= 4  # the streams are spread over the copies
         os.kill(served.pids()[0], signal.SIGKILL)
         begun_s = time.monotonic()
         after = []
@@ -51,14 +51,14 @@ def test_sixteen_streams_are_complete_and_a_killed_copy_breaks_only_its_own(mode
             answer = httpx.post(served.speech, json={"input": "Still here?", "cache": False}, timeout=20)
             after.append(answer.status_code)
         took_s = time.monotonic() - begun_s
-        heard = callers.join()
-        lost = [each for each in heard if each.error]
-        kept = [each for each in heard if not each.error]
+        results = callers.join()
+        lost = [each for each in results if each.error]
+        kept = [each for each in results if not each.error]
         assert len(lost) == pytest.approx(8, abs=1)
         assert {each.error for each in lost} == {"RemoteProtocolError"}  # visibly cut, never a short whole
         assert min(each.size for each in kept) >= whole * 0.98
         print(f"{mode}: {len(lost)} cut, {len(kept)} whole; 20 requests after the kill in {took_s:.2f} s: {after}")
-        # A request that meets the dead copy before the balancer knows is given to the other.
+        # If a request reaches the dead copy first, the balancer sends it to the other copy.
         assert after.count(200) >= 19
         assert set(after[2:]) == {200}
         if mode == "ray":  # and the dead one is replaced
@@ -68,21 +68,21 @@ def test_sixteen_streams_are_complete_and_a_killed_copy_breaks_only_its_own(mode
 
 @pytest.mark.parametrize("mode", ["embedded", MODES[1]])
 def test_shutdown_lets_open_streams_finish(mode: str, tmp_path: Path) -> None:
-    """Streams shorter than the grace (30 s here) are whole; who comes later is not answered with half a file."""
+    """Streams shorter than the grace (30 s here) are complete. Later requests never get half a file."""
     with roomy(mode, tmp_path) as served:
         callers = Callers(served, 8, SENTENCE * PIECES)
         callers.wait_begun()
         served.front.child.send_signal(signal.SIGTERM)
         time.sleep(0.5)
-        heard = callers.join()
-        assert not [each.error for each in heard if each.error]
-        assert min(each.size for each in heard) > ABOUT_BYTES * PIECES * 0.8
+        results = callers.join()
+        assert not [each.error for each in results if each.error]
+        assert min(each.size for each in results) > ABOUT_BYTES * PIECES * 0.8
         served.front.child.wait(90)
 
 
 @pytest.mark.fleet
 def test_rolling_restart_breaks_no_stream_and_answers_new_requests(tmp_path: Path) -> None:
-    """A rolling restart under load: every stream is whole, every new request is answered."""
+    """A rolling restart under load: every stream is complete, every new request succeeds."""
     with roomy("replicas", tmp_path) as served, contextlib.ExitStack() as stack:
         for index, server in enumerate(list(served.servers)):
             callers = Callers(served, 6, SENTENCE * PIECES)
@@ -111,7 +111,7 @@ def _variables() -> dict[str, str]:
 
 
 def _up(served: Fleet) -> bool:
-    """Both copies have been asked: the balancer knows the new one."""
+    """Wait until both copies got requests: then the balancer knows the new one."""
     before = {url: _count(url) for url in served.members()}
     for _ in range(4):
         httpx.post(served.speech, json={"input": "Who is it?", "cache": False}, timeout=20)

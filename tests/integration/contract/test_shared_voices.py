@@ -1,4 +1,4 @@
-"""Copies that share a folder of voices, as over a mount: cloned on one, spoken by all."""
+"""Copies with a shared voice folder: all of them can use a voice that one has cloned."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def test_voice_cloned_on_one_copy_can_be_used_on_all(mode: str, server: str, tmp
     (tmp_path / "mounted").mkdir()
     with fleet(mode, tmp_path, TTS_ENGINE="csm", CSM_MODEL=str(model), TTS_CASTING="off") as served:
         first, *others = served.members()
-        made = httpx.post(
+        clone_response = httpx.post(
             f"{first}/v1/voice-cloning/clone",
             data={"name": "Anna", "transcript": WORDS * 2},
             files={"audio_file": ("anna.wav", recording)},
             timeout=60,
         )
         made_s = time.monotonic()
-        assert made.status_code == 200, made.text
+        assert clone_response.status_code == 200, clone_response.text
         body = {"input": "Hello.", "voice": "Anna", "max_audio_length_ms": 400, "response_format": "pcm"}
         for url in others:
             while True:

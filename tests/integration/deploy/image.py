@@ -62,7 +62,7 @@ def read(dockerfile: Path) -> tuple[dict[str, str], list[Stage]]:
 
 
 def context(root: Path) -> list[str]:
-    """The files that a build is given: all below root but for what .dockerignore leaves out, later lines winning."""
+    """The build context: all files below root that .dockerignore does not exclude. Later lines win."""
     rules = []
     for raw in (root / ".dockerignore").read_text(encoding="utf-8").splitlines():
         line = raw.strip()
@@ -245,7 +245,7 @@ class Image:
                     shutil.copyfile(self._source / name, file)
 
     def _base_layer(self) -> Path:
-        """Python as the base image has it: in /usr/local."""
+        """Install Python in /usr/local, as in the base image."""
         layer = self._work / "python"
         if not layer.exists():
             shutil.copytree(
@@ -265,7 +265,7 @@ class Image:
         return layer
 
     def _mount(self, name: str, layers: tuple[Path, ...]) -> Path:
-        """The stage's file system: its own layer can be written, those below can't."""
+        """Mount the file system of a stage: its own layer is writable, the layers below are read-only."""
         place = self._work / name
         root, spare = place / "root", place / "spare"
         root.mkdir(parents=True, exist_ok=True)

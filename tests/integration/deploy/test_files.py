@@ -1,4 +1,4 @@
-"""What the container files promise each other and the server: ports, folders, graces, variables, figures on graphs."""
+"""Container files agree with each other and with the server: ports, folders, grace periods, variables, metrics."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_no_image_layer_contains_a_token() -> None:
 
 
 def decoys(root: Path) -> None:
-    """Files that a person may have lying about."""
+    """Create files that do not belong into a build."""
     for name in (
         ".env",
         ".env.local",
@@ -161,7 +161,7 @@ def test_build_context_has_only_the_needed_files(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("docker") is None, reason="no Docker client")
 def test_docker_client_sends_the_same_build_context(tmp_path: Path) -> None:
-    """The client reads .dockerignore and packs the files; what stands in for the engine here only unpacks them."""
+    """The Docker client reads .dockerignore and packs the files. The fake engine here only unpacks them."""
     decoys(tmp_path / "source")
     sent: list[str] = []
 
@@ -213,7 +213,7 @@ def test_docker_client_sends_the_same_build_context(tmp_path: Path) -> None:
         )
         server.shutdown()
     assert sent, done.stderr
-    assert set(sent) - {"Dockerfile", ".dockerignore"} == SENT  # those two always go, for the engine to read
+    assert set(sent) - {"Dockerfile", ".dockerignore"} == SENT  # the client always sends these two for the engine
 
 
 # ---- graphs
@@ -223,15 +223,15 @@ def test_dashboard_uses_only_existing_metrics() -> None:
     metrics = Metrics()
     metrics.watch_load(lambda: Load(0, 1, 0, 1))
     metrics.watch_devices(lambda: [DeviceState("cpu", "", Load(0, 1, 0, 1))])
-    there = set(re.findall(r"# TYPE (\S+)", metrics.text().decode()))
+    exported_metrics = set(re.findall(r"# TYPE (\S+)", metrics.text().decode()))
     dashboard = json.loads((ROOT / "deploy/grafana/dashboards/speech.json").read_text())
-    asked = {
+    used_metrics = {
         name
         for panel in dashboard["panels"]
         for target in panel["targets"]
         for name in re.findall(r"\btts_\w+", target["expr"])
     }
     scaling = (ROOT / "deploy/keda/scaledobject.yaml").read_text()
-    asked |= set(re.findall(r"\btts_\w+", scaling))
-    assert len(asked) > 8
-    assert {name.removesuffix("_bucket") for name in asked} <= there
+    used_metrics |= set(re.findall(r"\btts_\w+", scaling))
+    assert len(used_metrics) > 8
+    assert {name.removesuffix("_bucket") for name in used_metrics} <= exported_metrics

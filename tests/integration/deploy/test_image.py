@@ -1,4 +1,4 @@
-"""The image's steps, carried out in a file system of their own, and the server that comes out of them."""
+"""Builds the image in its own file system and runs the server in it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ FOLDERS = ("models", "cloned_voices", "voice_references", "audio_cache", "keys",
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
-    made = Image(ROOT, tmp_path_factory.mktemp("image") / "work", "cpu", Path(sys.base_prefix))
-    yield made
-    made.close()
+    built_image = Image(ROOT, tmp_path_factory.mktemp("image") / "work", "cpu", Path(sys.base_prefix))
+    yield built_image
+    built_image.close()
 
 
 def test_image_runs_as_an_unprivileged_user(image: Image) -> None:

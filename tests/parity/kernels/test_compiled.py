@@ -38,10 +38,10 @@ SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # bytes th
 
 @dataclass
 class Machine:
-    """Stands in for Triton's driver: names a GPU, and keeps what was compiled for it."""
+    """A fake Triton driver: names a GPU and keeps the programs compiled for it."""
 
     arch: int
-    made: list[tuple[str, Any]] = field(default_factory=list)
+    programs: list[tuple[str, Any]] = field(default_factory=list)
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", self.arch, 32)
@@ -59,27 +59,29 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Machine
     before = driver._active
 
     def begin(arch: int) -> Machine:
-        made = Machine(arch)
-        driver.set_active(made)
+        fake_driver = Machine(arch)
+        driver.set_active(fake_driver)
 
         def compiled(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
             program = run(self, *args, grid=grid, warmup=True, **options)
-            made.made.append((self.fn.__name__, program))
+            fake_driver.programs.append((self.fn.__name__, program))
             return program
 
         monkeypatch.setattr(JITFunction, "run", compiled)
-        return made
+        return fake_driver
 
     yield begin
     driver._active = before
 
 
 def resources(program: Any, folder: Path) -> dict[str, int]:
-    """What the finished program takes: REG registers a thread, LOCAL and STACK bytes of spills."""
+    """The resources of a compiled program: REG (registers per thread), LOCAL and STACK (bytes of spills)."""
     binary = folder / "program.cubin"
     binary.write_bytes(program.asm["cubin"])
-    told = subprocess.run([TOOLS / "cuobjdump", "--dump-resource-usage", binary], check=True, capture_output=True)
-    return {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", told.stdout.decode())}
+    resource_dump = subprocess.run(
+        [TOOLS / "cuobjdump", "--dump-resource-usage", binary], check=True, capture_output=True
+    )
+    return {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", resource_dump.stdout.decode())}
 
 
 def launch(case: Case) -> None:
@@ -94,8 +96,8 @@ def test_all_kernels_compile_without_spills(
     here = machine(arch)
     for case in cases(1, dtype):
         launch(case)
-    assert {name for name, _ in here.made} == {"attend", "combine", "add_norm", "gated", "draw"}
-    for name, program in here.made:
+    assert {name for name, _ in here.programs} == {"attend", "combine", "add_norm", "gated", "draw"}
+    for name, program in here.programs:
         assert program.metadata.shared <= SHARED[arch], name
         took = resources(program, tmp_path)
         assert took["REG"] <= 255
@@ -106,28 +108,28 @@ def test_half_precision_uses_tensor_cores(machine: Callable[[int], Machine]) -> 
     here = machine(90)
     for dtype in (torch.bfloat16, torch.float16):
         launch(next(iter(cases(1, dtype))))
-    attends = [program for name, program in here.made if name == "attend"]
+    attends = [program for name, program in here.programs if name == "attend"]
     assert len(attends) == 2
     assert all("mma.sync" in program.asm["ptx"] for program in attends)
 
 
 def test_noise_uses_the_accurate_logarithm(machine: Callable[[int], Machine]) -> None:
-    """The fast logarithm errs by 2e-7 near 1: as much as the noise there, which decides what is drawn."""
+    """Near 1, the error of the fast logarithm (2e-7) is as large as the noise that decides the drawn code."""
     here = machine(90)
     for case in cases(1, torch.float32):
         if case.kernel == "sample":
             launch(case)
-    assert len(here.made) == 2
-    for _, program in here.made:
+    assert len(here.programs) == 2
+    for _, program in here.programs:
         assert "lg2.approx" not in program.asm["ptx"]
 
 
 def test_all_lengths_and_row_counts_share_one_program(machine: Callable[[int], Machine]) -> None:
-    """A graph of each bucket is captured at the start; each would otherwise wait for a compiler."""
+    """A CUDA graph is captured for each bucket at the start. Separate programs would each need a compilation."""
     here = machine(90)
     for rows in (1, 2, 4, 8):
         for length in (512, 1024, 1536, 2048):
             cache = torch.zeros(2, rows, 8, 2048, 64, dtype=torch.bfloat16)
             token, turn = torch.zeros(rows, 48, 64, dtype=torch.bfloat16), torch.zeros(rows, 1, 64)
             triton_launch.step_attention(token, turn, turn, *cache, torch.zeros(rows).long(), length, 0.125)
-    assert len({id(program) for name, program in here.made if name == "attend"}) == 1
+    assert len({id(program) for name, program in here.programs if name == "attend"}) == 1

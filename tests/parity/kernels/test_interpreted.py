@@ -30,7 +30,7 @@ mend_interpreter()
 pytestmark = pytest.mark.unit
 
 CPU = torch.device("cpu")
-# A failing case is not made smaller: interpreted, that takes minutes.
+# Failing cases are not shrunk: with the interpreter, that takes minutes.
 SHORT = settings(
     deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate), suppress_health_check=list(HealthCheck)
 )
@@ -61,10 +61,10 @@ def attentions(draw: st.DrawFn) -> tuple[Tensor, ...]:
 
 
 def blinded(cache: Tensor, positions: Tensor) -> Tensor:
-    """A copy, not a number where a row sees nothing, in the same strides."""
+    """A copy with the same strides and NaN behind the position of each row."""
     behind = torch.arange(cache.shape[2]) > positions[:, None]
-    made = torch.empty_strided(cache.shape, cache.stride(), dtype=cache.dtype)
-    return made.copy_(cache.masked_fill(behind[:, None, :, None], math.nan))
+    result = torch.empty_strided(cache.shape, cache.stride(), dtype=cache.dtype)
+    return result.copy_(cache.masked_fill(behind[:, None, :, None], math.nan))
 
 
 @given(case=attentions())
@@ -73,8 +73,10 @@ def test_decode_attention_equals_torch(case: tuple[Tensor, ...]) -> None:
     heads, k, v, positions, length = case
     q = heads[:, : heads.shape[1] - 2 * k.shape[1]]
     expected = torch_kernels.decode_attention(q, k, v, positions, int(length), 0.2)
-    seen = triton_launch.decode_attention(q, blinded(k, positions), blinded(v, positions), positions, int(length), 0.2)
-    torch.testing.assert_close(seen, expected, rtol=0, atol=ROUNDING[q.dtype])
+    result = triton_launch.decode_attention(
+        q, blinded(k, positions), blinded(v, positions), positions, int(length), 0.2
+    )
+    torch.testing.assert_close(result, expected, rtol=0, atol=ROUNDING[q.dtype])
 
 
 @given(case=attentions())
@@ -87,14 +89,16 @@ def test_step_attention_equals_torch(case: tuple[Tensor, ...]) -> None:
         heads, angles.cos(), angles.sin(), expected_k, expected_v, positions, int(length), 0.2
     )
     made_k, made_v = (blinded(part, positions - 1) for part in (k, v))  # its own place is yet to be written
-    seen = triton_launch.step_attention(heads, angles.cos(), angles.sin(), made_k, made_v, positions, int(length), 0.2)
-    torch.testing.assert_close(seen, expected, rtol=0, atol=ROUNDING[heads.dtype])
+    result = triton_launch.step_attention(
+        heads, angles.cos(), angles.sin(), made_k, made_v, positions, int(length), 0.2
+    )
+    torch.testing.assert_close(result, expected, rtol=0, atol=ROUNDING[heads.dtype])
     assert torch.equal(made_k.nan_to_num(9), blinded(expected_k, positions).nan_to_num(9))
     assert torch.equal(made_v.nan_to_num(9), blinded(expected_v, positions).nan_to_num(9))
 
 
 def test_attention_is_exact_for_large_score_differences() -> None:
-    """Beyond what exp2 holds: the largest so far has to be kept from block to block."""
+    """The score differences exceed the range of exp2, so the running maximum must be kept between blocks."""
     random = torch.Generator().manual_seed(0)
     cache, q = torch.randn(2, 2, 4, 700, 64, generator=random), torch.randn(2, 8, 64, generator=random)
     positions = torch.tensor([699, 130])
@@ -106,15 +110,15 @@ def test_attention_is_exact_for_large_score_differences() -> None:
 
 
 def test_attention_reads_only_the_given_length() -> None:
-    """Rows that do not go on stand behind the last position; they are computed along."""
+    """Inactive rows have a position behind the given length. They are computed too."""
     random = torch.Generator().manual_seed(0)
     cache, q = torch.randn(2, 2, 4, 700, 64, generator=random), torch.randn(2, 8, 64, generator=random)
     for length in (70, 300):
         cut = cache.clone()
         cut[:, :, :, length:] = math.nan
-        seen = triton_launch.decode_attention(q, *cut, torch.tensor([699, length - 1]), length, 0.1)
+        result = triton_launch.decode_attention(q, *cut, torch.tensor([699, length - 1]), length, 0.1)
         expected = torch_kernels.decode_attention(q, *cache, torch.tensor([length - 1, length - 1]), length, 0.1)
-        torch.testing.assert_close(seen, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
 
 
 def test_long_rows_are_split_and_short_ones_are_not() -> None:
@@ -137,8 +141,8 @@ def test_unsupported_head_shapes_are_rejected() -> None:
         triton_launch.decode_attention(torch.zeros(1, 1, 16), cache, cache, torch.zeros(1).long(), 4, 1.0)
 
 
-def differing(made: Tensor, expected: Tensor) -> float:
-    return float((made != expected).sum()) / max(200, made.numel())
+def differing(result: Tensor, expected: Tensor) -> float:
+    return float((result != expected).sum()) / max(200, result.numel())
 
 
 @given(tokens=st.integers(1, 4), width=st.integers(1, 3000), dtype=DTYPES, seed=st.integers(0, 2**32))
@@ -166,14 +170,14 @@ def test_gate_equals_torch(
     tokens: int, width: int, dtype: torch.dtype, activation: torch_kernels.Activation, seed: int
 ) -> None:
     both = (4 * torch.randn(tokens, 2 * width, generator=torch.Generator().manual_seed(seed))).to(dtype)
-    expected, made = torch_kernels.gate(both, activation), triton_launch.gate(both, activation)
-    torch.testing.assert_close(made, expected)
+    expected, result = torch_kernels.gate(both, activation), triton_launch.gate(both, activation)
+    torch.testing.assert_close(result, expected)
     # As many roundings, in the same places; gelu's error function is torch's own approximation.
-    assert dtype == torch.float32 or differing(made, expected) < (0.01 if activation == "silu" else 0.1)
+    assert dtype == torch.float32 or differing(result, expected) < (0.01 if activation == "silu" else 0.1)
 
 
 def chances(logits: Tensor, knob: SamplingParams, noise: Tensor, top_p: float) -> Tensor:
-    """(V,) float64: how strongly each code is drawn, 0 where it may not be."""
+    """(V,) float64: the probability weight of each code, 0 for removed codes."""
     scores = logits / knob.temperature
     if 0 < knob.top_k < len(scores):
         scores = scores.masked_fill(scores < scores.topk(knob.top_k).values[-1], -math.inf)
@@ -185,7 +189,7 @@ def chances(logits: Tensor, knob: SamplingParams, noise: Tensor, top_p: float) -
 
 
 def could_be(code: int, logits: Tensor, knob: SamplingParams, noise: Tensor) -> bool:
-    """Whether exact arithmetic draws the code, give or take a rounding of the shares or of the edge."""
+    """Whether exact arithmetic could draw the code, within the rounding of probabilities and limits."""
     if knob.temperature <= 0:
         return code == int(logits.argmax())
     nearby = (knob.top_p,) if knob.top_p >= 1 else (knob.top_p, knob.top_p - 1e-6, knob.top_p + 1e-6)
@@ -200,20 +204,20 @@ def test_sampled_codes_equal_torch(case: tuple[list[SamplingParams], Tensor, lis
     rows = len(params)
     seeds, frames = torch.arange(seed, seed + rows), torch.arange(rows)
     request = (logits, *asked(params), seeds, frames, codebook, 4, torch.tensor(banned))
-    expected, made = torch_kernels.sample(*request), triton_launch.sample(*request)
+    expected, result = torch_kernels.sample(*request), triton_launch.sample(*request)
     noise = exponential_noise(seeds, frames, 4, logits.shape[1])[:, codebook]
     for row, knob in enumerate(params):
         allowed = logits[row].clone()
         if banned[row] >= 0:
             allowed[banned[row]] = -math.inf
-        assert could_be(int(made[row]), allowed, knob, noise[row])
-        if int(made[row]) != int(expected[row]):  # then both are within a rounding
+        assert could_be(int(result[row]), allowed, knob, noise[row])
+        if int(result[row]) != int(expected[row]):  # then both are within a rounding
             assert could_be(int(expected[row]), allowed, knob, noise[row])
 
 
 @pytest.mark.parametrize(("size", "top_k", "top_p"), [(40, 7, 1.0), (2051, 50, 1.0), (40, 0, 0.8), (300, 45, 0.95)])
 def test_top_k_and_top_p_have_the_same_limits_as_in_torch(size: int, top_k: int, top_p: float) -> None:
-    """Of many draws those that would be others if the edge were a code further in or out."""
+    """Compares the draws that would change if the limit moved by one code."""
     rows = 4000
     logits = torch.randn(rows, size, generator=torch.Generator().manual_seed(size))
     where, none = torch.arange(rows), torch.full((rows,), -1)
@@ -226,18 +230,20 @@ def test_top_k_and_top_p_have_the_same_limits_as_in_torch(size: int, top_k: int,
     nearby = [drawn(top_k + 1, 1.0), drawn(top_k - 1, 1.0)] if top_k and top_p == 1 else []
     nearby += [drawn(top_k, top_p - 0.01), drawn(top_k, top_p + 0.01)] if top_p < 1 else []
     for others in nearby:
-        told = (right != others).nonzero()[:12, 0]
-        assert len(told) >= 6
-        some = len(told)
+        sensitive_rows = (right != others).nonzero()[:12, 0]
+        assert len(sensitive_rows) >= 6
+        some = len(sensitive_rows)
         params = torch.full((some,), 1.7), torch.full((some,), top_k), torch.full((some,), top_p)
-        made = triton_launch.sample(logits[told], *params, told, told, 1, 2, none[told])
-        assert torch.equal(made, right[told])
+        result = triton_launch.sample(
+            logits[sensitive_rows], *params, sensitive_rows, sensitive_rows, 1, 2, none[sensitive_rows]
+        )
+        assert torch.equal(result, right[sensitive_rows])
 
 
 @given(seeds=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=4), frame=st.integers(0, 2**40))
 @settings(SHORT, max_examples=20)
 def test_noise_equals_that_of_the_torch_kernel(seeds: list[int], frame: int) -> None:
-    """2051 codes that are all as likely as not: which one is drawn depends on each one's noise."""
+    """2051 codes have similar probabilities, so the noise of each code decides which one is drawn."""
     rows = len(seeds)
     params = torch.ones(rows), torch.zeros(rows).long(), torch.ones(rows)
     logits = torch.randn(rows, 4, 2051, generator=torch.Generator().manual_seed(0))
@@ -248,10 +254,10 @@ def test_noise_equals_that_of_the_torch_kernel(seeds: list[int], frame: int) -> 
 
 @pytest.mark.parametrize("place", FULL_BITS[::3])  # two of CSM, one of Dia
 def test_noise_at_its_limits_never_draws_a_removed_code(place: Place) -> None:
-    """A removed code is not drawn with it; a kept one is."""
-    made = sample_each_removal(triton_launch.sample, place)
-    assert place.code not in made
-    assert made == sample_each_removal(torch_kernels.sample, place)
+    """With the largest noise, a removed code is never drawn, and a kept code is drawn."""
+    result = sample_each_removal(triton_launch.sample, place)
+    assert place.code not in result
+    assert result == sample_each_removal(torch_kernels.sample, place)
     params = (
         torch.ones(1),
         torch.zeros(1).long(),
@@ -270,9 +276,9 @@ def test_ties_at_the_limit_stay_and_zeros_of_both_signs_are_equal() -> None:
     rows, none = torch.arange(80), torch.full((80,), -1)
     for top_k, top_p in ((2, 1.0), (0, 0.6)):
         params = torch.full((80,), 5.0), torch.full((80,), top_k), torch.full((80,), top_p)
-        made = triton_launch.sample(logits, *params, rows, rows, 0, 1, none)
-        assert torch.equal(made, torch_kernels.sample(logits, *params, rows, rows, 0, 1, none))
-        assert set(made.tolist()) == {0, 1, 2, 3}
+        result = triton_launch.sample(logits, *params, rows, rows, 0, 1, none)
+        assert torch.equal(result, torch_kernels.sample(logits, *params, rows, rows, 0, 1, none))
+        assert set(result.tolist()) == {0, 1, 2, 3}
 
 
 def test_missing_codebooks_are_rejected() -> None:

@@ -1,4 +1,4 @@
-"""Both models' recorded steps through Triton's kernels, interpreted, say what the plain ones say."""
+"""Captured steps of both models with interpreted Triton kernels give the codes of the torch kernels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_fused_kernels_pass_the_start_check(dtype: torch.dtype) -> None:
 
 
 def test_csm_codes_are_equal_with_fused_kernels(tmp_path: Path) -> None:
-    depth = csm_config("tiny")["depth_decoder_config"]  # as wide a head as the kernels take
+    depth = csm_config("tiny")["depth_decoder_config"]  # the smallest head that the kernels support
     changes = {"head_dim": 16, "depth_decoder_config": depth | {"head_dim": 16}}
     folder = fabricate_csm(tmp_path, changes=changes)
     request = test_csm_runner.speech("Two frames.", 2, 2, sampling=Sampling(top_k=20, top_p=0.9))
