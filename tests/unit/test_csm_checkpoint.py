@@ -236,3 +236,12 @@ def test_half_split_rope_equals_interleaved_rope() -> None:
     theirs = (interleaved(q @ x, 7) * interleaved(k @ y, 3)).sum(-1)
     ours = (half_split(q, x, 7) * half_split(k, y, 3)).sum(-1)
     assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_error_names_the_tied_table_if_it_is_missing(published: Path, tmp_path: Path) -> None:
+    folder = copy(published, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    names = ("embed_audio_tokens.weight", "model.embed_tokens.weight")
+    save_file({name: part for name, part in tensors.items() if not name.endswith(names)}, folder / "model.safetensors")
+    with pytest.raises(WeightsUnavailable, match="missing"):
+        parameters(folder)

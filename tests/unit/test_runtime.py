@@ -1047,3 +1047,10 @@ async def test_codes_wait_for_their_audio() -> None:
     assert len(first.samples) == 10
     assert (last.codes[0].tolist(), len(last.samples), last.start) == ([4], 0, 10)
     assert await audio_queue.get() is None
+
+
+async def test_new_audio_queue_is_empty() -> None:
+    queue = AudioQueue(100, 1.0, on_space=lambda: None)
+    assert (queue.waiting_s, queue.has_audio, queue.full) == (0.0, False, False)
+    queue.put(np.zeros(100, np.float32))
+    assert (queue.waiting_s, queue.has_audio, queue.full) == (1.0, True, True)

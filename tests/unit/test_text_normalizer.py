@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.text import cleaning, markup, number_words
+from app.text import cleaning, markup, number_words, script
 from app.text.normalizer import Grammar, Normalizer
 from tests.support.growth import LINEAR, calls, order
 
@@ -271,3 +271,52 @@ def test_comment_at_the_very_beginning_is_removed():
 )
 def test_emergency_numbers_are_read_digit_by_digit_only_when_dialed(text, spoken):
     assert Normalizer().normalize(text) == spoken
+
+
+@pytest.mark.parametrize(
+    ("text", "spoken"),
+    [
+        ("The ratio is 3:30 here.", "The ratio is three to thirty here."),
+        ("The odds were 2:45 today.", "The odds were two to forty five today."),
+        ("A 3:30 ratio.", "A three to thirty ratio."),
+        ("Meet at 3:30.", "Meet at three thirty."),
+    ],
+)
+def test_ratios_are_not_read_as_times(text, spoken):
+    assert Normalizer().normalize(text) == spoken
+
+
+@pytest.mark.parametrize(
+    ("denominator", "one", "many"),
+    [
+        (2, "one half", "three halves"),
+        (3, "one third", "two thirds"),
+        (4, "one quarter", "three quarters"),
+        (5, "one fifth", "three fifths"),
+        (6, "one sixth", "five sixths"),
+        (7, "one seventh", "three sevenths"),
+        (8, "one eighth", "three eighths"),
+        (9, "one ninth", "four ninths"),
+        (10, "one tenth", "three out of ten"),
+        (12, "one twelfth", "five twelfths"),
+        (16, "one sixteenth", "three sixteenths"),
+    ],
+)
+def test_fractions_have_their_names(denominator, one, many):
+    many_count = {"three": 3, "two": 2, "five": 5, "four": 4}[many.split()[0]]
+    spoken = Normalizer().normalize(f"Add 1/{denominator} cup or {many_count}/{denominator} cups.")
+    assert spoken == f"Add {one} cup or {many} cups."
+
+
+@pytest.mark.parametrize(
+    ("tag", "seconds"),
+    [
+        ('<break strength="odd"/>', None),
+        ('<break strength="none"/>', None),
+        ('<break strength="strong"/>', 1.0),
+        ("<break/>", 0.5),
+    ],
+)
+def test_break_of_an_unknown_strength_is_no_pause(tag, seconds):
+    pauses = [part.seconds for part in script.parse(f"One {tag} two") if isinstance(part, script.Pause)]
+    assert pauses == ([] if seconds is None else [seconds])
