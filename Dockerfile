@@ -26,14 +26,14 @@ COPY pyproject.toml constraints.txt README.md ./
 
 FROM lock AS libraries-cuda
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -m pip install --constraint constraints.txt ".[espeak,watermark]"
+    python -m pip install --constraint constraints.txt ".[espeak,watermark,words]"
 
 FROM lock AS libraries-cpu
 # The lock names torch without a build; this index has the build without CUDA, under the same version.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip install --constraint constraints.txt --index-url "${TORCH_INDEX}" --no-deps torch \
-    && python -m pip install --constraint constraints.txt ".[espeak,watermark]"
+    && python -m pip install --constraint constraints.txt ".[espeak,watermark,words]"
 
 # ---- the server, but for its libraries and its code
 

@@ -32,7 +32,7 @@ CONSTRAINTS = ROOT / "constraints.txt"
 SERVER, TORCH = ROOT / "locks" / "server.txt", ROOT / "locks" / "torch-cuda.txt"
 LICENSES = ROOT / "docs" / "licenses.md"
 PYTHON = "3.11"  # the oldest that the server runs on
-EXTRAS = ("espeak", "watermark")  # what `make install` and the images have
+EXTRAS = ("espeak", "watermark", "words")  # what `make install` and the images have
 OSV = ("api.osv.dev", 443)
 
 # torch and what only its CUDA build brings: another file, since torch comes from more than one index.

@@ -73,6 +73,9 @@ class Pronouncer:
         return self._found(word, tuple(ipa))
 
     def _variants(self, word: str, ipa: tuple[str, ...]) -> tuple[Phonemes, ...]:
+        parts = [part for part in re.split(r"[-‐-―/]+", word) if plain_word(part)]
+        if len(parts) > 1:  # "well-known"
+            return tuple(dict.fromkeys(self._joined(parts, which) for which in (0, 1)))
         plain = plain_word(word)
         if not plain:
             return ()
@@ -82,6 +85,10 @@ class Pronouncer:
             base = spelled or self._inflected(plain) or [from_letters(plain)]
         both = dict.fromkeys([*base[:2], *spelled[:1], *(british(phonemes) for phonemes in base[:2]), *base, *spelled])
         return tuple(phonemes for phonemes in both if phonemes)[:MAX_VARIANTS]
+
+    def _joined(self, parts: Sequence[str], which: int) -> Phonemes:
+        found = [self._found(part, ()) for part in parts]
+        return tuple(phoneme for variants in found for phoneme in variants[min(which, len(variants) - 1)])
 
     def _look_up(self, word: str) -> list[Phonemes]:
         found = []

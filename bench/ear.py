@@ -1,0 +1,231 @@
+"""The checks of generated speech, tried on recordings of people as if a model had spoken them.
+
+    python -m bench.ear --speech DIR
+    python -m bench.ear --speech DIR --tempo 0.8,1.0,1.2 --only verify
+    python -m bench.ear --speech DIR --shift-words       # each clip with another clip's words: everything is false
+
+DIR has a `manifest.jsonl`, one object a line: {"file", "words", "speaker", "language", "kind": "speech" | "negative"},
+and if known "align": [[word, start s, end s], ...]. Only English is tried. A negative is a sound without words.
+
+Each part calls the functions that the server calls and holds no rule or limit of its own. The last line is one JSON
+object; shares are 0 to 1.
+
+verify: `verify_false` = clips that are wrongly bad; `verify_caught` = share of faults found: half of the recording is
+missing; 3 s of babble or noise behind it; the end cut 60 ms into the last word; `verify_wrong_text` = bad with another
+clip's words; `early_caught` of `early_total` = the recording ends at 20 to 70 %; `best_of` = share of clips where the
+whole take is chosen among three faulty twins; `verify_cpu` = CPU seconds per second of speech.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from app.audio.alignment import align
+from app.audio.decode import decode
+from app.audio.stretch import StreamStretcher
+from app.audio.verification import Verdict, best_take, judge
+
+if TYPE_CHECKING:
+    from app.types import Samples
+
+RATE_HZ = 24_000
+PROCESSES = 2
+MAX_SECONDS = 120.0
+EARLY_ENDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+CUT_INTO_LAST_WORD_S = 0.06
+APPENDED_S = 3.0
+NOISE_DB = -6.0  # relative to the clip
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A line of the manifest, at one tempo."""
+
+    path: Path
+    words: str
+    wrong_words: str  # another clip's
+    other: Path  # another speaker's clip
+    kind: str
+    word_ends: tuple[tuple[float, float], ...]  # start and end of each word in seconds at tempo 1; empty if not known
+    tempo: float
+    seed: int
+
+    @property
+    def samples(self) -> Samples:
+        return _at_tempo(_decoded(self.path), self.tempo)
+
+
+def read_clips(folder: Path, tempos: Sequence[float], *, shift_words: bool) -> list[Clip]:
+    """The English clips of a folder. shift_words: each has the words of the next clip that says something else."""
+    lines = (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    entries = [json.loads(line) for line in lines if line.strip()]
+    entries = [entry for entry in entries if str(entry.get("language") or "en").startswith("en")]
+    speech = [entry for entry in entries if entry["kind"] == "speech"]
+    if len({entry["words"] for entry in speech}) < 2 or len({entry["speaker"] for entry in speech}) < 2:
+        sys.exit(f"{folder} has fewer than two English texts or speakers.")
+    clips: list[Clip] = []
+    for number, entry in enumerate(entries):
+        behind = [*entries[number + 1 :], *entries[:number]]
+        following = [each for each in behind if each["kind"] == "speech" and each["words"] != entry.get("words")]
+        other = next(each for each in following if each["speaker"] != entry.get("speaker"))
+        own = entry["words"] if entry["kind"] == "speech" else following[0]["words"]
+        wrong = following[0]["words"] if entry["kind"] == "speech" else following[1]["words"]
+        known = () if shift_words else tuple((start, end) for _, start, end in entry.get("align") or ())
+        clip = Clip(
+            path=folder / entry["file"],
+            words=wrong if shift_words else own,
+            wrong_words=wrong,
+            other=folder / other["file"],
+            kind=entry["kind"],
+            word_ends=known,
+            tempo=1.0,
+            seed=number,
+        )
+        clips += [replace(clip, tempo=tempo) for tempo in tempos]
+    return clips
+
+
+def _decoded(path: Path) -> Samples:
+    return decode(path.read_bytes(), RATE_HZ, max_seconds=MAX_SECONDS).samples
+
+
+def _at_tempo(samples: Samples, tempo: float) -> Samples:
+    stretcher = StreamStretcher(RATE_HZ, tempo)
+    return np.concatenate((stretcher.push(samples), stretcher.flush()))
+
+
+# ---- verify
+
+
+def _check(samples: Samples, words: str) -> Verdict:
+    return judge(align(samples, RATE_HZ, words.split()), samples, RATE_HZ)
+
+
+def _level(samples: Samples) -> float:
+    return float(np.sqrt(np.mean(np.square(samples)))) + 1e-9
+
+
+def faulty_twins(clip: Clip, samples: Samples, ends: Sequence[tuple[float, float]]) -> Iterator[tuple[str, Samples]]:
+    """(fault, samples) of one clip. ends: start and end of its words in seconds."""
+    draw = np.random.default_rng(clip.seed)
+    count = round(APPENDED_S * RATE_HZ)
+    yield "half", samples[: len(samples) // 2]
+    # Babble is speech of another voice, or the clip's own played backwards.
+    babble = _at_tempo(_decoded(clip.other), clip.tempo) if clip.seed % 2 else samples[::-1]
+    babble = np.resize(babble[len(babble) // 4 :], count)
+    yield "babble", np.concatenate((samples, babble * np.float32(_level(samples) / _level(babble))))
+    noise = draw.standard_normal(count, np.float32) * np.float32(_level(samples) * 10 ** (NOISE_DB / 20))
+    yield "noise", np.concatenate((samples, noise))
+    if len(ends) > 1:
+        yield "cut_end", samples[: round((ends[-1][0] + CUT_INTO_LAST_WORD_S) * RATE_HZ)]
+    if len(ends) > 3:
+        start, end = (round(at * RATE_HZ) for at in ends[len(ends) // 2])
+        yield "dropped_word", np.concatenate((samples[:start], samples[end:]))
+
+
+def _verify_clip(clip: Clip) -> dict[str, Any]:
+    """All takes of one clip -> for each fault whether it was found."""
+    samples = clip.samples
+    begun = time.process_time()
+    whole = _check(samples, clip.words)
+    cpu_s = time.process_time() - begun
+    result: dict[str, Any] = {
+        "file": clip.path.name,
+        "tempo": clip.tempo,
+        "kind": clip.kind,
+        "bad": whole.status == "bad",
+        "reason": whole.reason,
+        "cpu_s": cpu_s,
+        "seconds": len(samples) / RATE_HZ,
+    }
+    if clip.kind != "speech":
+        return result
+    result["wrong_text"] = _check(samples, clip.wrong_words).status == "bad"
+    result["early"] = [
+        _check(samples[: round(share * len(samples))], clip.words).status == "bad" for share in EARLY_ENDS
+    ]
+    ends = [(start / clip.tempo, end / clip.tempo) for start, end in clip.word_ends]
+    if not ends and whole.alignment is not None:
+        ends = [(word.start_s, word.end_s) for word in whole.alignment.words if not word.missing]
+    verdicts = {fault: _check(twin, clip.words) for fault, twin in faulty_twins(clip, samples, ends)}
+    result["caught"] = {fault: verdict.status == "bad" for fault, verdict in verdicts.items()}
+    draw = np.random.default_rng(clip.seed)
+    takes = [verdicts[fault] for fault in draw.permutation(sorted(verdicts))[:3]]
+    place = int(draw.integers(len(takes) + 1))
+    result["best"] = best_take([*takes[:place], whole, *takes[place:]]) == place
+    return result
+
+
+def _share(values: Sequence[bool]) -> float:
+    return round(float(np.mean(values)), 4) if len(values) else 0.0
+
+
+def verify(clips: Sequence[Clip]) -> dict[str, Any]:
+    """The gross check and the choice among takes."""
+    with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
+        results = pool.map(_verify_clip, clips, chunksize=4)
+    speech = [result for result in results if result["kind"] == "speech"]
+    caught: dict[str, list[bool]] = defaultdict(list)
+    for result in speech:
+        for fault, found in result["caught"].items():
+            caught[fault].append(found)
+        name = f"{result['file']} at {result['tempo']}"
+        if result["bad"]:
+            print(f"false alarm: {name}: {result['reason']}")
+        missed = [fault for fault, found in result["caught"].items() if not found and fault != "dropped_word"]
+        missed += [f"early {share}" for share, found in zip(EARLY_ENDS, result["early"], strict=True) if not found]
+        if missed:
+            print(f"missed: {name}: {', '.join(missed)}")
+    for tempo in sorted({result["tempo"] for result in speech}):
+        at = [result for result in speech if result["tempo"] == tempo]
+        print(f"tempo {tempo}: {len(at)} clips, false alarms {_share([result['bad'] for result in at])}")
+    early = [found for result in speech for found in result["early"]]
+    return {
+        "verify_false": _share([result["bad"] for result in speech]),
+        "verify_caught": {fault: _share(found) for fault, found in caught.items()},
+        "verify_wrong_text": _share([result["wrong_text"] for result in speech]),
+        "verify_negatives": _share([result["bad"] for result in results if result["kind"] != "speech"]),
+        "early_caught": _share(early),
+        "early_total": len(early),
+        "best_of": _share([result["best"] for result in speech]),
+        "verify_cpu": round(sum(each["cpu_s"] for each in speech) / sum(each["seconds"] for each in speech), 4),
+    }
+
+
+# A part takes all clips and returns its figures.
+PARTS: dict[str, Callable[[Sequence[Clip]], dict[str, Any]]] = {"verify": verify}
+
+
+def main() -> None:
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read by the processes that are started
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--speech", type=Path, required=True, metavar="DIR", help="folder with a manifest.jsonl")
+    parser.add_argument("--tempo", default="1.0", help="tempos, separated by commas")
+    parser.add_argument("--shift-words", action="store_true", help="give each clip the words of another")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"parts, separated by commas: {', '.join(PARTS)}")
+    arguments = parser.parse_args()
+    parts = arguments.only.split(",")
+    if unknown := set(parts) - PARTS.keys():
+        parser.error(f"unknown part: {', '.join(sorted(unknown))}")
+    tempos = [float(tempo) for tempo in arguments.tempo.split(",")]
+    clips = read_clips(arguments.speech, tempos, shift_words=arguments.shift_words)
+    figures: dict[str, Any] = {"clips": len(clips) // len(tempos)}
+    for part in parts:
+        figures |= PARTS[part](clips)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
