@@ -1,7 +1,8 @@
 """Clean the characters of a text: remove characters that can't be spoken, and replace variants of a character by one.
 
 The result of `clean` has no control, format, surrogate or private-use characters. It has only ASCII digits, straight
-quotes and one kind of line break, so that later rules can be short. Does not depend on the language.
+quotes and one kind of line break, so that the patterns in `rules` can be short. This module does not depend on the
+language of the text.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import html
 import re
 import unicodedata
 
-# Bounded, because html.unescape calls int() on a numeric reference, and int() raises above 4300 digits.
+# The number of digits is limited, because html.unescape calls int(), and int() raises for more than 4300 digits.
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
 _REPLACEMENTS = str.maketrans(
@@ -37,8 +38,9 @@ _REPLACEMENTS = str.maketrans(
     }
 )
 
-# NFKC is applied only in these blocks: full-width letters, ligatures, mathematical alphabets, letters in circles, Roman
-# numerals as one character. Elsewhere it would turn "²" into "2", "™" into "TM" and "½" into "1⁄2".
+# Only these characters are normalised to NFKC: full-width letters, ligatures, mathematical alphabets, letters in
+# circles, Roman numerals as one character. Normalising all characters would turn "²" into "2", "™" into "TM" and "½"
+# into "1⁄2".
 _COMPATIBILITY_FORM = re.compile(
     "[\uff01-\uffee\ufb00-\ufb06\U0001d400-\U0001d7ff\u2160-\u217f\u2460-\u24ff\u2100-\u2121\u3000]"
 )
@@ -57,11 +59,11 @@ _NAMELESS = frozenset("\ufe0f\u20e3\u200d")
 
 
 def clean(text: str) -> str:
-    """Remove characters that can't be spoken, and replace variants of a character by one. Never raises."""
+    """Remove characters that can't be spoken, and replace variants (curly quotes) by one character. Never raises."""
     text = text.replace("\r\n", "\n")
     if _ASCII_TEXT.fullmatch(text):
         return text
-    # A pair of surrogates becomes its one character; a lone surrogate is removed.
+    # A pair of surrogates is replaced by the character that the pair encodes. A lone surrogate is removed.
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore").translate(_REPLACEMENTS)
     text = _COMPATIBILITY_FORM.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
     if _FRACTION.search(text):
@@ -72,7 +74,10 @@ def clean(text: str) -> str:
 
 
 def _speakable(char: str) -> str:
-    """Replace a digit of any script by the ASCII digit, a space by " ", and a character that can't be spoken by ""."""
+    """Return the replacement of one character: an ASCII digit for a digit of any script, " " for a space of any kind.
+
+    The replacement is "" for a character that can't be spoken, and the same character in all other cases.
+    """
     if char < "\x7f":
         return char if char >= " " or char == "\n" else ""
     category = unicodedata.category(char)
@@ -80,14 +85,14 @@ def _speakable(char: str) -> str:
         return str(unicodedata.decimal(char))
     if category == "Zs":
         return " "
-    # U+200D stays: it joins emoji and shapes some scripts.
+    # U+200D (zero-width joiner) stays: it joins emoji, and some scripts need it between letters.
     if category in {"Cc", "Cf", "Cs", "Co", "Cn"} and char != "\u200d":
         return ""
     return char
 
 
 def resolve_entities(text: str) -> str:
-    """Replace HTML references by their characters: "&amp;" -> "&". Unknown names stay."""
+    """Replace HTML character references by the characters: "&amp;" -> "&". References with unknown names stay."""
     return _ENTITY.sub(lambda match: html.unescape(match[0]), text) if "&" in text else text
 
 
@@ -97,6 +102,6 @@ def drop_emoji(text: str) -> str:
 
 
 def name_emoji(text: str) -> str:
-    """The Unicode names of the first twenty emoji, for a text that has no words."""
+    """Return the Unicode names of the first twenty emoji in a text, separated by commas."""
     names = [unicodedata.name(char, "").lower() for char in _EMOJI.findall(text) if char not in _NAMELESS]
     return ", ".join([name.replace("-", " ") for name in names if name and "modifier" not in name][:20])

@@ -1,7 +1,8 @@
-"""Remove Markdown, HTML and SSML from a text. Layout becomes full stops and paragraphs, code becomes words.
+"""Remove Markdown, HTML and SSML from a text, and replace code by words.
 
-Input and output are text. An empty line separates paragraphs; list items and table rows become sentences. Numbers and
-abbreviations stay for `rules`. Every pattern is bounded, so the time is linear.
+In the result an empty line separates paragraphs. List items and table rows become sentences. Numbers and abbreviations
+do not change, because the package `rules` converts them later. Every repetition in a pattern has a maximum length, so
+the time grows linearly with the length of the text.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _TAG_NAMES = (
 )
 _ATTRIBUTES = r"""(?:\s{1,20}[\w:.-]{1,40}\s?=\s?(?:"[^"<>]{0,300}"|'[^'<>]{0,300}'|[^\s"'<>=]{1,200})){0,12}"""
 _KNOWN_TAG = re.compile(rf"</?({'|'.join(_TAG_NAMES.split(' '))}){_ATTRIBUTES}\s{{0,5}}/?>", re.IGNORECASE)
-# Any other word in angle brackets is a tag too, except directly after a word: List<String> is not HTML.
+# Another name in angle brackets is also a tag, unless it directly follows a word: List<String> is not HTML.
 _OTHER_TAG = re.compile(rf"(?<![\w<])</?[A-Za-z][\w:-]{{0,40}}{_ATTRIBUTES}\s{{0,5}}/?>")
 _AUTOLINK = re.compile(r"<((?:https?://|mailto:)[^\s<>]{1,500}|[\w.+-]{1,64}@[\w.-]{1,120})>")
 _BLOCK_NAMES = (
@@ -97,7 +98,10 @@ _SENTENCE_ENDS = frozenset(".!?:;,。！？：；，…")
 
 
 def strip_tags(text: str) -> str:
-    """Remove HTML and SSML tags, comments, scripts and styles. A block tag leaves a paragraph, a cell a comma."""
+    """Remove HTML and SSML tags, comments, scripts and styles.
+
+    A block tag (such as <p>) becomes a paragraph break. The end of a table cell becomes a comma.
+    """
     if "<" not in text:
         return text
     for opening, closing in (("<!--", "-->"), ("<script", "</script>"), ("<style", "</style>")):
@@ -108,7 +112,10 @@ def strip_tags(text: str) -> str:
 
 
 def _cut(text: str, opening: str, closing: str) -> str:
-    """Remove everything from `opening` to `closing`. An opening without a closing stays."""
+    """Remove each part of the text that begins with `opening` and ends with `closing`.
+
+    If `closing` does not follow an `opening`, the text after this `opening` stays.
+    """
     kept, position = [], 0
     while (start := text.find(opening, position)) >= 0 and (end := text.find(closing, start)) >= 0:
         kept += [text[position:start], " "]
@@ -128,7 +135,10 @@ def _without_tag(match: re.Match[str]) -> str:
 
 
 def plain_paragraphs(text: str) -> str:
-    """Markdown as plain paragraphs with an empty line between; items, headings and rows end with a full stop."""
+    """Convert Markdown to plain paragraphs with an empty line between them.
+
+    List items, headings and table rows get a full stop if they do not end with punctuation.
+    """
     paragraphs: list[str] = []
     current: list[str] = []  # the lines of the paragraph being collected
     in_code = False
@@ -162,7 +172,7 @@ def plain_paragraphs(text: str) -> str:
                 current.append(_with_full_stop(", ".join(cell for cell in cells if cell)))
             continue
         if quote := _QUOTE.match(line):
-            line = line[quote.end() :]  # noqa: PLW2901 - a quoted line may be a heading or an item itself
+            line = line[quote.end() :]  # noqa: PLW2901 - the text after ">" may be a heading or a list item
         if heading := _HEADING.fullmatch(line):
             close()
             paragraphs.append(_with_full_stop(_inline(heading[1].rstrip("# "))))
@@ -184,14 +194,14 @@ def _end_last_line(lines: list[str]) -> None:
 
 
 def _with_full_stop(line: str) -> str:
-    """`line` with a full stop, unless it is empty or ends with punctuation."""
+    """Return `line` with a full stop added. If `line` is empty or ends with punctuation, nothing is added."""
     line = line.strip()
     bare = line.rstrip("\"')]}*_ ")
     return line if not bare or bare[-1] in _SENTENCE_ENDS else f"{line}."
 
 
 def _join(lines: list[str]) -> str:
-    """Join the lines of a paragraph. Two short lines (verse, an address) get a comma between them."""
+    """Join the lines of a paragraph with spaces. Two short lines (of a poem, of an address) are joined with a comma."""
     joined = [lines[0].strip()]
     for before, line in pairwise(lines):
         after = line.strip()
@@ -202,11 +212,11 @@ def _join(lines: list[str]) -> str:
 
 
 def _inline(line: str) -> str:
-    """Remove links, code marks, emphasis, TeX and a shell prompt from one line."""
+    """Return one line without the markup of links, code, emphasis, TeX and shell prompts."""
     if prompt := _PROMPT.match(line):
         line = line[prompt.end() :]
     if "[" in line:
-        line = _LINK.sub(r"\1", _LINK.sub(r"\1", line))  # twice: a badge is an image inside a link
+        line = _LINK.sub(r"\1", _LINK.sub(r"\1", line))  # twice, because a link can contain an image
         line = _FOOTNOTE.sub("", line)
     if "`" in line:
         line = _CODE_SPAN.sub(lambda match: verbalize_code(match[1]), line).replace("`", "")
@@ -222,7 +232,10 @@ def _inline(line: str) -> str:
 
 
 def verbalize_code(code: str) -> str:
-    """A line of code as a programmer reads it aloud: "user_id == 3" -> "user id equals 3". Paths stay for `rules`."""
+    """Return a line of code as words: "user_id == 3" -> "user id equals 3".
+
+    A line that is only a file path, a web address or a number does not change, because `rules` converts it later.
+    """
     code = code.strip().removeprefix("$ ")
     if _VERBATIM_CODE.fullmatch(code):
         return code

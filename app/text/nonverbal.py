@@ -1,13 +1,14 @@
 """Non-verbal sounds: words in parentheses, such as "(laughs)", that some engines perform.
 
-This table is the only one. `EngineInfo.sounds` has the sounds that an engine performs; the API lists them per model.
+`NON_VERBAL_SOUNDS` lists all of these sounds. `EngineInfo.sounds` lists the sounds that one engine performs. The API
+returns that list for each model.
 """
 
 from __future__ import annotations
 
 import re
 
-# The list in the README of Dia. Other words work now and then, or are read aloud.
+# The list in the README of the model Dia. Dia performs other words only sometimes, and otherwise reads them aloud.
 NON_VERBAL_SOUNDS = frozenset(
     {
         "laughs", "clears throat", "sighs", "gasps", "coughs", "singing", "sings", "mumbles", "beep", "groans",
@@ -23,7 +24,7 @@ _SOUND = re.compile(
 
 
 def remove_unsupported_sounds(text: str, supported: frozenset[str]) -> str:
-    """Remove the NON_VERBAL_SOUNDS that an engine does not perform, so that it does not read "laughs" aloud."""
+    """Remove each non-verbal sound that is not in `supported`, so that the engine does not read its name aloud."""
 
     def keep(match: re.Match[str]) -> str:
         return match[0] if " ".join(match[1].lower().split()) in supported else " "

@@ -1,10 +1,11 @@
-"""Text normalisation: turn written English into words that a voice reads correctly.
+"""Text normalisation: convert written English to words that a voice reads correctly.
 
-`Normalizer.normalize` runs cleaning, markup and rules in order. The same text always gives the same words, from any
-thread. Speakers and pauses are in `script.py`, sentence limits in `sentences.py`.
+`Normalizer.normalize` calls the modules `cleaning`, `markup` and `rules` in this order. The same text always gives the
+same words. The module `script` reads speaker tags and pause tags. The module `sentences` splits a text into sentences.
 
-wetext only names units that `tables.UNITS` does not have ("9 rad/s"). On whole sentences it misreads amounts, versions
-and decades, drops final full stops, fails on brackets, and takes 2 ms; the rules here take less than 1 ms.
+The library wetext is used only to read units that are not in `tables.UNITS` ("9 rad/s"). On whole sentences wetext
+misreads amounts, versions and decades, drops final full stops, fails on brackets, and takes 2 ms. The package `rules`
+takes less than 1 ms.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from app.text import cleaning, markup, number_words, rules, tables
 if TYPE_CHECKING:
     from wetext import Normalizer as WetextNormalizer
 
-# Tags that a later stage or the model reads. The rules see each one as a private-use character.
+# Speaker tags and pause tags. While the rules run, a private-use character replaces each tag.
 _TAG = re.compile(r"\[(?:[sS][0-9]{1,2}|[pP][aA][uU][sS][eE]\b[^\[\]\n]{0,40})\]")
-_FIRST_MASK, _MAX_MASKS = 0xE000, 0x1800  # the rules use U+F800 and above
+_FIRST_MASK, _MAX_MASKS = 0xE000, 0x1800  # the rules use the private-use characters from U+F800 on
 _MASKED = re.compile("[\ue000-\uf8ff]")
 
-# Letters and punctuation only. No rule changes such a text; only its spaces are tidied.
+# A text of letters and punctuation only. No rule changes such a text, so `normalize` only joins repeated spaces.
 _PLAIN_PROSE = re.compile(r"[A-Za-z,;:!?'\" ]*(?:[.](?=[\s\"']|$)[A-Za-z,;:!?'\" ]*)*")
 _ABBREVIATION = re.compile(
     r"\b(?:[A-Za-z]{1,6}\.|[IVXL]{1,7}|Mr|Mrs|Ms|Dr|Prof|St|vs|Vs)(?=\W|$)|[:;=][)(DP]|[.,;:!?]{2}"
@@ -45,7 +46,8 @@ _REPEATED = (
 )
 _LEFTOVER_NUMBER = re.compile(r"[0-9]{1,40}")
 _SYMBOL = re.compile("|".join(re.escape(symbol) for symbol in tables.SYMBOLS))
-# Everything except what may reach a model: letters of any script, punctuation, brackets (tags have them).
+# Every character that must not reach a model. Letters and digits of any script, spaces, punctuation and brackets (for
+# tags) are allowed.
 _UNSPEAKABLE = re.compile(r"[^\w\s.,;:!?'\"()\[\]\-%。，、！？；：「」『』（）…·\ue000-\uf8ff]|_")
 _TIDY = (
     (re.compile(r"\(\s*(?:[.,;:]\s*)?\)|\[\s*\]"), " "),
@@ -63,9 +65,10 @@ _WORD = re.compile(r"[^\W_]")
 
 
 class Grammar:
-    """Names rare units with wetext's grammar, which is loaded at the first use (0.3 s). Thread-safe.
+    """Reads rare units with the grammar of the library wetext. Thread-safe.
 
-    A lock protects the grammar, because wetext does not document whether threads may share it.
+    The grammar is loaded at the first use (0.3 s). A lock protects the grammar, because wetext does not document
+    whether threads may share it.
     """
 
     def __init__(self) -> None:
@@ -74,19 +77,19 @@ class Grammar:
         self.name_unit = lru_cache(maxsize=512)(self._name_unit)
 
     def warm(self) -> None:
-        """Load the grammar now."""
+        """Load wetext's grammar now (0.3 s) instead of at the first use."""
         with self._lock:
             self._loaded()
 
     def _loaded(self) -> WetextNormalizer:
         if self._wetext is None:
-            from wetext import Normalizer as WetextNormalizer  # noqa: PLC0415 - 0.3 s that most texts never need
+            from wetext import Normalizer as WetextNormalizer  # noqa: PLC0415 - takes 0.3 s; most texts do not need it
 
             self._wetext = WetextNormalizer(lang="en", operator="tn")
         return self._wetext
 
     def _name_unit(self, symbol: str, plural: bool) -> str | None:
-        """The name of a unit's symbol, or None if the grammar does not have it."""
+        """Return the name of the unit with this symbol; None if wetext does not know the symbol."""
         count, count_words = ("2", "two ") if plural else ("1", "one ")
         with self._lock:
             try:
@@ -101,20 +104,22 @@ class Grammar:
 
 
 class Normalizer:
-    """Converts text to words. Thread-safe, and cheap to create."""
+    """Converts text to words that a voice can read. Thread-safe."""
 
     def __init__(self) -> None:
         self._grammar = Grammar()
 
     def warm(self) -> None:
-        """Load the grammar now (0.3 s), so that the first request with a rare unit does not wait for it."""
+        """Load wetext's grammar now (0.3 s), so that the first request with a rare unit does not wait for the load."""
         self._grammar.warm()
 
     def normalize(self, text: str, *, english: bool = True) -> str:
         """Convert `text` to words, with an empty line between paragraphs. Never raises.
 
-        The result is empty only if nothing can be spoken. english=False removes only markup, link addresses and emoji.
-        Numbers stay as digits, because the engine reads them in the language of the voice.
+        The result is empty only if the text contains nothing that can be spoken.
+
+        english=False: remove only markup, link addresses and emoji. Numbers stay as digits, because the engine reads
+        the digits in the language of the voice.
         """
         if _PLAIN_PROSE.fullmatch(text) and not _ABBREVIATION.search(text):
             return " ".join(text.split())
@@ -162,7 +167,7 @@ class Normalizer:
         return text.strip()
 
     def _name_contents(self, text: str) -> str:
-        """For a text without other words: the words inside its markup, or the names of its emoji."""
+        """Return the words inside the markup of a text; if the markup has no words, the names of the text's emoji."""
         plain = re.sub(r"[^\w\s]|_", " ", cleaning.clean(text))
         words = _spell_digits(plain)
         return words if _WORD.search(words) else _spell_digits(cleaning.name_emoji(text))

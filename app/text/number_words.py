@@ -1,7 +1,7 @@
 """Numbers as English words: 1234 -> "one thousand two hundred thirty four".
 
-The words are American: no "and" inside a whole number, no hyphens ("thirty four"), "point" for the decimal mark. The
-functions work on ASCII digits only. Apart from that no function raises.
+The words are American English: no "and" inside a whole number, no hyphens ("thirty four"), and "point" for the decimal
+mark. Text arguments must contain ASCII digits only; then no function raises.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _IRREGULAR_ORDINALS = {
 }
 _ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000}
 
-# From this value on, digits are read one by one, because the name of the number is no longer understood.
+# A number of this value or more is read digit by digit, because most listeners do not know its name.
 MAX_NAMED = 10**15
-# Of a longer run only the first digits and the length are read, so that the speech stays short.
+# If a run of digits is longer than this, only its first eight digits and the number of its digits are read.
 MAX_DIGITS_READ = 40
 
 
 def cardinal(value: int) -> str:
-    """1234 -> "one thousand two hundred thirty four". A negative number begins with "minus"."""
+    """Return a whole number as words: 1234 -> "one thousand two hundred thirty four", -5 -> "minus five"."""
     if value < 0:
         return f"minus {cardinal(-value)}"
     if value >= MAX_NAMED:
@@ -56,7 +56,7 @@ def cardinal(value: int) -> str:
 
 
 def ordinal(value: int) -> str:
-    """22 -> "twenty second"."""
+    """Return an ordinal number as words: 22 -> "twenty second"."""
     head, _, last = cardinal(value).rpartition(" ")
     if last in _IRREGULAR_ORDINALS:
         last = _IRREGULAR_ORDINALS[last]
@@ -68,21 +68,24 @@ def ordinal(value: int) -> str:
 
 
 def digits(run: str) -> str:
-    """Each digit as a word: "404" -> "four zero four". Above MAX_DIGITS_READ: the first eight and the length."""
+    """Return each digit as a word: "404" -> "four zero four".
+
+    If `run` has more than MAX_DIGITS_READ digits, return only its first eight digits and the number of its digits.
+    """
     if len(run) > MAX_DIGITS_READ:
         return f"{digits(run[:8])}, and so on, {cardinal(len(run))} digits in all"
     return " ".join(_ONES[int(digit)] for digit in run)
 
 
 def integer(run: str) -> str:
-    """A whole number of any length. With a leading zero or above trillions it is read digit by digit."""
+    """Return a whole number as words. A number with a leading zero or more than 15 digits is read digit by digit."""
     if len(run) > 15 or (len(run) > 1 and run[0] == "0"):
         return digits(run)
     return cardinal(int(run))
 
 
 def number(text: str) -> str:
-    """A decimal number: "1,234.5" -> "one thousand two hundred thirty four point five", ".75" -> "point seven five"."""
+    """Return a decimal number as words: "1,234.5" -> "one thousand two hundred thirty four point five"."""
     sign = ""
     if text[:1] in "+-":
         sign = "minus " if text[:1] == "-" else "plus "
@@ -95,7 +98,7 @@ def number(text: str) -> str:
 
 
 def year(value: int) -> str:
-    """1999 -> "nineteen ninety nine", 2008 -> "two thousand eight", 1905 -> "nineteen oh five", 476 works too."""
+    """Return a year as words: 1999 -> "nineteen ninety nine", 2008 -> "two thousand eight"."""
     century, rest = divmod(value, 100)
     if value < 100 or value > 9999:
         return cardinal(value)
@@ -107,25 +110,25 @@ def year(value: int) -> str:
 
 
 def two_digits(value: int) -> str:
-    """The second half of a year or a time: 5 -> "oh five", 30 -> "thirty"."""
+    """Return the words for the last two digits of a year or the minutes of a time: 5 -> "oh five", 30 -> "thirty"."""
     return f"oh {_ONES[value]}" if value < 10 else cardinal(value)
 
 
 def label(run: str) -> str:
-    """Digits that name a thing and count nothing: "747" -> "seven forty seven", "404" -> "four oh four"."""
+    """Return the words for a number that is a name and not a count: "747" -> "seven forty seven"."""
     if len(run) > 4 or (len(run) > 1 and run[0] == "0"):
         return digits(run)
     return year(int(run))
 
 
 def decade(value: int) -> str:
-    """1990 -> "nineteen nineties", 80 -> "eighties", 2000 -> "two thousands", 1900 -> "nineteen hundreds"."""
+    """Return a decade as words: 1990 -> "nineteen nineties", 80 -> "eighties", 2000 -> "two thousands"."""
     words = year(value)
     return words[:-1] + "ies" if words.endswith("y") else words + ("es" if words.endswith("x") else "s")
 
 
 def roman(numeral: str) -> int | None:
-    """The value of a Roman numeral: "XIV" -> 14. None unless the letters are a canonical numeral below 90."""
+    """Return the value of a Roman numeral: "XIV" -> 14. None if `numeral` is not a canonical numeral from 1 to 89."""
     total = 0
     for here, after in zip(numeral, f"{numeral[1:]} ", strict=False):
         value = _ROMAN_VALUES.get(here, 0)
@@ -136,7 +139,7 @@ def roman(numeral: str) -> int | None:
 
 
 def to_roman(value: int) -> str:
-    """14 -> "XIV", for 0 < value < 90."""
+    """Return a number from 1 to 89 as a Roman numeral: 14 -> "XIV"."""
     parts = []
     for size, letters in ((50, "L"), (40, "XL"), (10, "X"), (9, "IX"), (5, "V"), (4, "IV"), (1, "I")):
         count, value = divmod(value, size)

@@ -1,9 +1,9 @@
 """Read speaker tags and pause tags in a text.
 
-`[S1]` to `[S9]` name the speaker of the text after the tag. Text before the first tag belongs to the first speaker.
+`[S1]` to `[S9]` name the speaker of the text after the tag. Text before the first tag belongs to speaker `[S1]`.
 
-`[pause]` is a silence of half a second. `[pause:0.5s]`, `[pause: 500 ms]`, `[pause 1s]` and SSML's `<break time="1s"/>`
-set its length. A malformed pause tag (`[pause:abc]`) is dropped, so that no voice reads it aloud.
+`[pause]` adds half a second of silence. `[pause:0.5s]`, `[pause: 500 ms]`, `[pause 1s]` and SSML's `<break time="1s"/>`
+add silence of the stated length. A malformed pause tag (`[pause:abc]`) is removed, so that no voice reads it aloud.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 DEFAULT_PAUSE_S = 0.5
 MAX_PAUSE_S = 10.0  # the longest pause of one tag
-MAX_SILENCE_S = 60.0  # the longest silence of consecutive pauses
+MAX_SILENCE_S = 60.0  # the longest total of consecutive pauses
 
 _TAG = re.compile(r"\[\s{0,5}pause\b([^\[\]\n]{0,60})\]|</?break\b([^<>\n]{0,80})>", re.IGNORECASE)
 SPEAKER_TAG = re.compile(r"\[\s?S([1-9])\s?\]", re.IGNORECASE)
@@ -28,23 +28,23 @@ _STRENGTHS_S = {"none": 0.0, "x-weak": 0.1, "weak": 0.25, "medium": 0.5, "strong
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """Text to speak. It is never blank, has no space at either end and contains no pause tag."""
+    """Text to speak. The text is not blank, does not begin or end with a space, and contains no pause tag."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Silence: longer than 0, at most MAX_SILENCE_S."""
+    """Silence between words: more than 0 s and at most MAX_SILENCE_S."""
 
     seconds: float
 
 
 def split_speakers(text: str) -> list[tuple[int, str]]:
-    """Split a text at its speaker tags -> lines (speaker, words) in order, without tags. Speakers count from 0.
+    """Split a text at its speaker tags -> lines (speaker number, text without tags), in order. Never raises.
 
-    Consecutive lines of one speaker become one line. A text without tags is one line of speaker 0. A blank text has no
-    lines. Never raises.
+    `[S1]` has the speaker number 0. Consecutive lines of one speaker become one line. A text without tags gives one
+    line of speaker 0. A blank text gives no lines.
     """
     lines: list[tuple[int, str]] = []
     pieces = ["1", *SPEAKER_TAG.split(text)]
@@ -58,7 +58,10 @@ def split_speakers(text: str) -> list[tuple[int, str]]:
 
 
 def parse(text: str) -> list[Words | Pause]:
-    """Split a text at its pause tags -> words and pauses in order. Consecutive pauses become one. Never raises."""
+    """Split a text at its pause tags -> words and pauses, in order. Never raises.
+
+    Consecutive pauses become one pause.
+    """
     parts: list[Words | Pause] = []
     words: list[str] = []
     silence_s, position = 0.0, 0
@@ -88,7 +91,7 @@ def parse(text: str) -> list[Words | Pause]:
 
 
 def _seconds(tag: re.Match[str]) -> float:
-    """The length of a pause tag in seconds; 0 for a malformed or closing tag."""
+    """Return the length in seconds that a pause tag states; 0 for a malformed tag and for a closing tag."""
     if tag[1] is not None:
         return _length_s(tag[1]) if tag[1].strip(" :=") else DEFAULT_PAUSE_S
     if tag[0].startswith("</"):

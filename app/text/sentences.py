@@ -1,7 +1,8 @@
-"""Split a text into sentences of a limited length, to be spoken one after another.
+"""Split a text into sentences of a limited length, which are spoken one after another.
 
-sentencex finds the ends of sentences (20 MB/s; it knows "Dr.", "U.S." and initials in about 300 languages). This
-module joins sentences that are too short and cuts sentences that are too long for an engine. Only white space changes.
+The library sentencex finds the ends of sentences. It handles "Dr.", "U.S." and initials in about 300 languages and
+splits 20 MB of text per second. This module joins sentences that are too short, and cuts sentences that are too long
+for an engine. The text does not change except for white space.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from itertools import pairwise
 
 import sentencex
 
-# A sentence of fewer words sounds unnatural alone, so it is joined to a neighbour.
+# A sentence with fewer words sounds unnatural alone, so it is joined to the sentence before or after it.
 _MIN_WORDS = 3
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LIST_LABEL = re.compile(r"(?:.*\s)?[\"'(\[]?(?:[0-9]{1,3}|[A-Za-z]|[ivxIVX]{1,5})[.)]", re.DOTALL)
@@ -22,7 +23,7 @@ _ABBREVIATION = re.compile(
 )
 _CJK_STOPS = frozenset("。！？，、；：」』）")
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
-# Places where a long sentence may be cut, best first. The punctuation stays before the cut.
+# Patterns for the places where a long sentence may be cut, in order of preference. The cut is after the match.
 _CUTS = (
     re.compile(r"[.!?…][\"')\]]{0,2}(?=\s)|[。！？]"),
     re.compile(r"[;:—–][\"')\]]{0,2}(?=\s)|—|[；：]"),
@@ -34,9 +35,10 @@ _CUTS = (
 def split(text: str, max_chars: int, language: str = "en") -> list[str]:
     """Split `text` into sentences or parts of sentences of at most `max_chars` characters.
 
-    No part is blank, so a blank text gives an empty list. No part crosses an empty line. The first part may be short,
-    so that audio starts early. language: BCP 47. The time is linear in the length of the text. Raises ValueError if
-    max_chars is below 1.
+    No part is blank, so a blank text gives an empty list. A part never contains words of two paragraphs. The first part
+    may be short, so that its audio is ready early. The time grows linearly with the length of the text.
+
+    language: BCP 47 tag. Raises ValueError if max_chars is below 1.
     """
     if max_chars < 1:
         raise ValueError(f"max_chars must be at least 1, not {max_chars}")
@@ -49,7 +51,7 @@ def split(text: str, max_chars: int, language: str = "en") -> list[str]:
 
 
 def _paragraphs(text: str) -> list[str]:
-    """The paragraphs of a text, each on one line with single spaces. Blank lines separate paragraphs."""
+    """Split a text at blank lines into paragraphs. Each paragraph becomes one line with single spaces."""
     paragraphs: list[str] = []
     lines: list[str] = []
     for line in [*text.splitlines(), ""]:
@@ -62,11 +64,14 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _sentences(paragraph: str, language: str) -> list[str]:
-    """Split a paragraph with sentencex, and undo splits after "1." and after abbreviations such as "Vol."."""
+    """Split a paragraph into sentences with sentencex.
+
+    sentencex also splits after "1." and after abbreviations such as "Vol."; these splits are undone.
+    """
     without_surrogates = _SURROGATE.sub("\ufffd", paragraph)
     code = language if language.isascii() and language else "en"
     starts: list[int] = []
-    join_next = False  # whether the next sentence of sentencex continues this one
+    join_next = False  # whether the next part from sentencex belongs to the same sentence
     for boundary in sentencex.get_sentence_boundaries(code, without_surrogates):
         start, end = boundary["start_index"], boundary["end_index"]
         if without_surrogates[start:end].isspace():
@@ -86,14 +91,15 @@ def _word_count(piece: str) -> int:
 
 
 def _append(before: str, after: str) -> str:
-    """Join two texts, with a space unless the first ends with a Chinese or Japanese stop."""
+    """Join two texts with a space between them. No space is added after Chinese or Japanese punctuation."""
     return f"{before}{'' if before[-1] in _CJK_STOPS else ' '}{after}"
 
 
 def _join_short(sentences: list[str], max_chars: int, *, is_start: bool) -> list[str]:
-    """Join sentences of fewer than _MIN_WORDS words to a neighbour if max_chars allows it.
+    """Join each sentence of fewer than _MIN_WORDS words to the sentence after or before it.
 
-    is_start: whether the first sentence begins the text. Then it may stay short.
+    Two sentences are not joined if the result would have more than max_chars characters. is_start: whether the first
+    sentence is the start of the whole text. If so, the first sentence may stay short.
     """
     joined: list[str] = []
     waiting = ""  # short sentences that will be joined to the next one
@@ -117,7 +123,10 @@ def _join_short(sentences: list[str], max_chars: int, *, is_start: bool) -> list
 
 
 def _cut(sentence: str, max_chars: int) -> list[str]:
-    """Cut `sentence` into parts of at most `max_chars`: after a clause, else after a word, else anywhere."""
+    """Cut a sentence into parts of at most `max_chars` characters.
+
+    A cut is made after a clause if possible, else after a word, else inside a word.
+    """
     pieces: list[str] = []
     start, end = 0, len(sentence)
     while end - start > max_chars:
@@ -131,7 +140,10 @@ def _cut(sentence: str, max_chars: int) -> list[str]:
 
 
 def _best_cut(sentence: str, start: int, end: int, max_chars: int) -> int:
-    """The end of the part that begins at `start`. If two parts are enough for the rest, the cut is near the middle."""
+    """Return the index at which the part that begins at `start` must end.
+
+    If two parts are enough for the text from `start` to `end`, the index is near the middle of that text.
+    """
     latest = start + max_chars
     target = (start + end) // 2 if end - start <= 2 * max_chars else latest
     window = sentence[start : latest + 1]

@@ -1,4 +1,4 @@
-"""Read-only tables of English: units, currencies, abbreviations, months, names with a Roman numeral."""
+"""Read-only tables for English text: units, currencies, abbreviations, months, names before a Roman numeral."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ def _table(rows: str) -> dict[str, str]:
 
 
 def _forms(rows: str) -> dict[str, tuple[str, str]]:
-    """Parse `key = singular plural`. `_` is a space inside a form. The default plural is the singular with an s."""
+    """Parse `key = singular plural` entries. `_` stands for a space inside a form.
+
+    If an entry has no plural, the plural is the singular with an "s".
+    """
     forms = {}
     for key, value in _table(rows).items():
         singular, _, plural = value.partition(" ")
@@ -86,7 +89,7 @@ UNITS = _forms(
     """
 )
 
-# After these a slash means "per": $15/hr, 20 mg/day.
+# If one of these words follows a slash, the slash is read as "per": $15/hr, 20 mg/day.
 PER = _table(
     """
     h = hour; hr = hour; hour = hour; d = day; day = day; wk = week; week = week; mo = month; month = month
@@ -102,7 +105,7 @@ PER = _table(
     """
 )
 
-# Money: (one, many, one of the hundredth, many of the hundredth).
+# Sign or code of a currency -> names of the unit and of its hundredth: (unit, units, hundredth, hundredths).
 CURRENCIES = {
     "$": ("dollar", "dollars", "cent", "cents"),
     "US$": ("U S dollar", "U S dollars", "cent", "cents"),
@@ -164,7 +167,7 @@ WEEKDAYS = _table(
     """
 )
 
-# Titles. They are expanded only before a capitalised name.
+# Titles, which are expanded only before a capitalised name.
 TITLES = _table(
     """
     Mr = Mister; Mrs = Missus; Ms = Miz; Prof = Professor; Rev = Reverend; Hon = Honorable; Gen = General
@@ -174,7 +177,7 @@ TITLES = _table(
     Mt = Mount; Ft = Fort; Fr = Father; Det = Detective; Insp = Inspector; Atty = Attorney; Drs = Doctors
     """
 )
-# Streets. They are expanded only after a capitalised name.
+# Abbreviations for streets, which are expanded only after a capitalised name.
 STREETS = _table(
     """
     St = Street; Ave = Avenue; Av = Avenue; Blvd = Boulevard; Rd = Road; Ln = Lane; Ct = Court; Pl = Place
@@ -184,7 +187,7 @@ STREETS = _table(
     """
 )
 _OPENING = ("e.g.", "i.e.", "etc.", "approx.", "est.", "cf.", "vs.", "incl.")
-# Expanded anywhere. The stop is part of the abbreviation.
+# Abbreviations that are expanded at any place. The full stop is part of the abbreviation.
 ABBREVIATIONS = _table(
     """
     e.g. = for example; i.e. = that is; eg. = for example; ie. = that is; etc. = et cetera; vs. = versus
@@ -206,7 +209,7 @@ ABBREVIATIONS = _table(
     """
 )
 ABBREVIATIONS |= {key.capitalize(): words.capitalize() for key, words in ABBREVIATIONS.items() if key in _OPENING}
-# Expanded only before a number: No. 5, pp. 10-15.
+# Abbreviations that are expanded only before a number: No. 5, pp. 10-15.
 BEFORE_NUMBER = _table(
     """
     No = number; Nos = numbers; nos = numbers; pop = population; Vol = volume; vol = volume; Vols = volumes
@@ -234,7 +237,8 @@ STATES = _table(
     """
 )
 
-# A Roman numeral after these is a cardinal (Chapter four); after a ruler's name it is an ordinal (Henry the eighth).
+# After a word in NUMBERED_THINGS, a Roman numeral is read as a cardinal (Chapter four). After a name in RULERS, a Roman
+# numeral is read as an ordinal (Henry the eighth).
 NUMBERED_THINGS = _words(
     "War Chapter Part Act Scene Volume Book Section Phase Type Stage Title Article Appendix Figure Table Bowl Grade "
     "Class "
@@ -252,7 +256,7 @@ RULERS = _words(
     "Anne Victoria Umberto Emmanuel Albert Baudouin Mehmed Murad Selim Suleiman Harold Stephen John Rama"
 )
 
-# A number from 1100 to 2099 before one of these is a count and not a year.
+# A number from 1100 to 2099 before one of these words is a count and not a year.
 COUNTED = _words(
     "people persons men women children kids users customers clients members employees workers students teachers "
     "soldiers "
@@ -269,18 +273,18 @@ COUNTED = _words(
     "milliseconds attendees participants players games questions answers examples books songs movies stars reviews "
     "attempts"
 )
-# A number after one of these is a label ("seven forty seven") and not a count.
+# A number after one of these words is a label ("Boeing seven forty seven") and not a count.
 LABELLED = _words(
     "boeing airbus porsche highway route interstate room flight apartment suite http error status interstate us i "
     "gate "
     "channel bus train hwy rt bldg building hall locker peugeot chinook rtx gtx rx xbox office"
 )
-# After one of these "4B" is a number and a letter, not four billion.
+# After one of these words, "4B" is a number and a letter, not four billion.
 LETTERED = _words(
     "apartment apt suite ste unit room gate seat row section terminal platform block exhibit class grade level flat "
     "bus exit"
 )
-# Nouns with a measure in the singular before them: a 65W charger, 16GB RAM.
+# Before one of these nouns, the unit of a measure is read in the singular: a 65W charger, 16GB RAM.
 MEASURED = _words(
     "charger ram ssd hdd drive laptop monitor screen display cable adapter bulb battery cpu gpu memory card file "
     "disk motor "
@@ -289,7 +293,8 @@ MEASURED = _words(
     "tablet pill steak burger processor router connection download model lens camera gun caliber sprint dash "
     "marathon relay record tv"
 )
-# After one of these "3.11" is a version, "three point eleven"; elsewhere it is "three point one one".
+# After one of these words, "3.11" is a version and is read "three point eleven". After other words, "3.11" is read
+# "three point one one".
 VERSIONED = _words(
     "python java node ios ipados android ubuntu debian fedora macos php ruby go rust kotlin swift perl version "
     "release cuda "
@@ -297,7 +302,7 @@ VERSIONED = _words(
     "llvm "
     "clang windows firefox chrome safari typescript kubernetes docker chapter section figure table rfc watchos"
 )
-# If one of these follows a measure, the measure is not an adjective.
+# If one of these words follows a measure, the measure is not an adjective.
 FUNCTION_WORDS = _words(
     "a an the of in on at by for to from with and or but nor as is are was were be been has have had will would "
     "could "
@@ -308,7 +313,8 @@ FUNCTION_WORDS = _words(
     "what "
     "where how why all only just also too very his her their our your my"
 )
-# Words that usually begin a sentence, so that "7 p.m. The" is two sentences.
+# Words that usually begin a sentence. If one of these words follows an abbreviation ("7 p.m. The"), a new sentence
+# begins.
 STARTERS = _words(
     "The He She It We They I You This That These Those There Then But And So If In At On My Our His Her Their Its "
     "Your A An "
@@ -322,7 +328,7 @@ STARTERS = _words(
 TOP_LEVEL_DOMAINS = _words(
     "com org net edu gov io ai dev app uk de fr tv info xyz co eu ca gg nl se ch jp au biz mil int tech blog"
 )
-# Endings that are pronounced as words. The others are spelled: "dot UK", "dot JS".
+# Endings of file names and domains that are pronounced as words. Other endings are spelled: "dot UK", "dot JS".
 PRONOUNCED_ENDINGS = _words(
     "com org net gov info dev app co blog tech biz mil int py json yaml toml bat zip doc ini log bin lock env conf "
     "proto vue"
@@ -336,9 +342,9 @@ FILE_ENDINGS = _words(
 )
 SPOKEN_ENDINGS = {"yml": "yaml", "jpg": "jpeg", "mp3": "MP three", "mp4": "MP four", "ps1": "PS one", "txt": "text"}
 
-# After one of these "80s" is a decade. Elsewhere "30s" may be seconds.
+# After one of these words, "80s" is a decade. After other words, "80s" may mean 80 seconds.
 BEFORE_DECADES = _words("the his her their my our your early mid late mid- early- late- roaring these those")
-# Capitalised words after which "St." is a saint and "Dr." is a doctor, not a street.
+# Capitalised words after which "St." means "Saint" and "Dr." means "Doctor", not "Street" and "Drive".
 NOT_A_STREET_NAME = _words(
     "Port Mount Mt. Fort Ft. Old Ask Call Visit See Meet Dear Hello Hi Hey Thanks Thank Saint Sir Near Today "
     "Yesterday "

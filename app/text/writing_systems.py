@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 
-# Script (first word of a letter's Unicode name) -> the language that is assumed for it.
+# Script (the first word of the Unicode name of a letter) -> the language that this module assumes for the script.
 _SCRIPT_LANGUAGES = {
     "ARABIC": "ar",
     "ARMENIAN": "hy",
@@ -25,10 +25,10 @@ _SCRIPT_LANGUAGES = {
 
 
 def script_language(text: str) -> str | None:
-    """The language tag for the most frequent script of a text; None for Latin and unknown scripts."""
+    """Return the language tag for the most frequent script in a text; None for Latin and for unknown scripts."""
     scripts = Counter(unicodedata.name(char, "").split(" ")[0] for char in text if char.isalpha())
     if not scripts:
         return None
     if scripts["HIRAGANA"] + scripts["KATAKANA"] > 0 and scripts["LATIN"] < sum(scripts.values()) / 2:
-        return "ja"  # Japanese mixes kana with more Chinese characters than kana
+        return "ja"  # Japanese text contains kana, but often more Chinese characters than kana
     return _SCRIPT_LANGUAGES.get(scripts.most_common(1)[0][0])

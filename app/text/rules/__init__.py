@@ -1,11 +1,12 @@
 """Rules that write numbers, dates, money, addresses and abbreviations as English words.
 
-A rule is a pattern and its replacement. Rules run in a fixed order: specific rules (web address, telephone number) come
-before the general rules for numbers. Input and output are one paragraph of clean text (`cleaning.clean`,
-`markup.plain_paragraphs`). Does not depend on wetext: the caller passes a function that names rare units.
+A rule is a regular expression and its replacement. The rules run in a fixed order: specific rules (web address,
+telephone number) run before the general rules for numbers. `apply_rules` takes one paragraph that `cleaning.clean` and
+`markup.plain_paragraphs` have processed. This package does not depend on the library wetext: the caller passes a
+function that names rare units.
 
-Every repetition in a pattern is bounded, and a pattern that starts with a run cannot start inside that run. So the time
-grows linearly with the length of the text.
+Every repetition in a pattern has a maximum length. A pattern that begins with a repetition, for example of digits,
+can't match in the middle of a longer run of digits. So the time grows linearly with the length of the text.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ _RULES: tuple[_Rule, ...] = (
     (measures.ORDINAL, measures.verbalize_ordinal),
     (measures.TEAM, lambda match: f"{number_words.cardinal(int(match[1])).removesuffix('e')}ers"),
 )
-# These run after `measures.UNKNOWN_UNIT`.
+# Rules that run after `measures.UNKNOWN_UNIT`.
 _RULES_AFTER_UNITS: tuple[_Rule, ...] = (
     (measures.SPACED_SLASH, ", "),
     (measures.BIT_SCALE, measures.verbalize_bit_scale),
@@ -145,7 +146,8 @@ _RULES_AFTER_UNITS: tuple[_Rule, ...] = (
     (words.AMPERSAND, " and "),
     (words.DOLLAR_NAME, " dollar "),
 )
-# The start of a sentence that begins with digits. Its first word gets a capital, which `sentences.split` looks for.
+# The start of a sentence that begins with digits. The words for these digits get a capital letter, because
+# `sentences.split` looks for a capital letter at the start of a sentence.
 _DIGITS_FIRST = re.compile(r"(?:^|([A-Za-z0-9'.-]{0,20}[.!?])[\"')\]]{0,2} )[\"(\[]?(?=[#$£€¥~+'.-]?[0-9])")
 _MARKED_START = re.compile(common.SENTENCE_START + "([a-z]?)")
 _NOT_A_SENTENCE_END = frozenset(
@@ -162,13 +164,14 @@ def _mark_sentence_start(match: common.Match) -> str:
 
 
 def apply_rules(text: str, name_unit: common.UnitNamer) -> str:
-    """Write one paragraph of clean text as words.
+    """Return one paragraph of text with numbers, symbols and abbreviations written as words.
 
-    name_unit(symbol, plural): the name of a unit that `tables.UNITS` does not have, or None.
+    name_unit(symbol, plural): returns the name of a unit that is not in `tables.UNITS`; None for an unknown symbol.
     """
 
     def verbalize_unknown_unit(match: common.Match) -> str:
-        # After a space this is a word ("5 by", "3 men"), unless it has the capitals or the slash of a unit.
+        # After a space, match[3] is a word ("5 by", "3 men"). It is a unit only if it contains a slash, a symbol such
+        # as "²", or a capital after a small letter ("kHz").
         if match[2] and not re.search(r"[a-zμ][A-ZΩ]|[/·²³μΩ]", match[3]):
             return match[0]
         name = name_unit(match[3], match[1] != "1")

@@ -1,4 +1,4 @@
-"""Rules for numbers whose digits are read one by one or in groups: telephone, card, PIN, postal code."""
+"""Rules for numbers that are read digit by digit: telephone number, card number, PIN, postal code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ STATE = re.compile(rf"(?<=[a-z], )({'|'.join(tables.STATES)})(?=[,.;:)]|$)")
 
 
 def spoken_groups(*groups: str | None) -> str:
-    """Read groups of digits one by one, with a comma between groups. None and "" are skipped."""
+    """Return the words for groups of digits, read digit by digit, with a comma between groups.
+
+    A group that is None or "" is skipped.
+    """
     return ", ".join(number_words.digits(group) for group in groups if group)
 
 

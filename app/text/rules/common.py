@@ -1,4 +1,4 @@
-"""Helpers that the rules share: patterns of numbers, the end of a sentence, measures used as adjectives."""
+"""Helpers for several rules: patterns that match numbers, the end of a sentence, measures that are adjectives."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ UnitNamer = Callable[[str, bool], str | None]  # (symbol, plural) -> name, or No
 
 INT = r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,8}(?![0-9])|[0-9]{1,40})"
 NUM = rf"(?:{INT}(?:\.[0-9]{{1,40}})?|\.[0-9]{{1,40}})"
-NUMBER_START = r"(?<![\w.,'])"  # the match starts outside words and numbers
+NUMBER_START = r"(?<![\w.,'])"  # the match does not begin inside a word or a number
 NUMBER_END = r"(?![0-9])(?![.,][0-9])"
 DASH = r" ?[-–—~] ?"
 
 
 SUPERSCRIPT_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹₀₁₂₃₄₅₆₇₈₉", "01234567890123456789")
-SENTENCE_START = "\uf8ff"  # marks a sentence that began with digits; `cleaning.clean` removes this character from input
+SENTENCE_START = "\uf8ff"  # marks a sentence that began with digits; `cleaning.clean` removes it from the user's text
 
 
 def alternatives(keys: Iterable[str]) -> str:
-    """A pattern that matches any of these strings, the longest first."""
+    """Return a pattern that matches any of the keys. It tries longer keys first."""
     return "|".join(sorted(map(re.escape, keys), key=len, reverse=True))
 
 
@@ -36,19 +36,19 @@ def sentence_stop(match: Match) -> str:
         return "."
     if after[1] not in tables.STARTERS:
         return ""
-    # "At 3 a.m. I woke" is one sentence.
+    # "At 3 a.m. I woke" is one sentence, although "I" usually begins a sentence.
     before = re.split(r"[.!?]\s|\n", match.string[max(0, match.start() - 80) : match.start()])[-1]
     opening = before.strip().strip(SENTENCE_START).lower() in {"at", "by", "around", "before", "after", "until", "from"}
     return "" if opening else "."
 
 
 def capitalised_like(sample: str, words: str) -> str:
-    """Return `words`, with a capital first letter if `sample` has one."""
+    """Return `words`. If `sample` begins with a capital letter, the result also begins with a capital letter."""
     return words[:1].upper() + words[1:] if sample[:1].isupper() else words
 
 
 def is_adjective(match: Match) -> bool:
-    """Whether a matched measure is an adjective, as in "a five dollar bill": an article before it, a noun after it."""
+    """Return whether a matched measure is an adjective of the noun after it, as in "a five dollar bill"."""
     before = match.string[max(0, match.start() - 5) : match.start()]
     after = re.match(r"[ -]([A-Za-z]{1,20})", match.string[match.end() : match.end() + 24])
     if after and after[1].lower() in tables.MEASURED:

@@ -7,7 +7,7 @@ import re
 from app.text import number_words, tables
 from app.text.rules.common import DASH, Match, sentence_stop
 
-_LOOSE_START = r"(?<![A-Za-z0-9_])(?<![0-9][.,:/])"  # like NUMBER_START, but also after a stop or an apostrophe
+_LOOSE_START = r"(?<![A-Za-z0-9_])(?<![0-9][.,:/])"  # like NUMBER_START, but may follow a full stop or "'"
 _MONTH = (
     r"(Jan(?:uary|\.)?|Feb(?:ruary|\.)?|Mar(?:ch|\.)?|Apr(?:il|\.)?|May|June?\.?|July?\.?|Aug(?:ust|\.)?|"
     r"Sept?(?:ember|\.)?|Oct(?:ober|\.)?|Nov(?:ember|\.)?|Dec(?:ember|\.)?)"
@@ -55,7 +55,7 @@ YEAR_RANGE = re.compile(
 
 
 def month_name(name: str) -> str:
-    """The full name of a month from its name or abbreviation: "Mar" -> "March"."""
+    """Return the full name of a month for an abbreviation or a full name: "Mar" -> "March"."""
     return tables.MONTH_BY_PREFIX[name[:3]]
 
 
@@ -65,7 +65,7 @@ def month_stop(match: Match) -> str:
 
 
 def spoken_day(month: str, day: int, year: str | None) -> str:
-    """The words for a date: "March", 3, "1999" -> "March third, nineteen ninety nine"."""
+    """Return the words for a date: "March", 3, "1999" -> "March third, nineteen ninety nine"."""
     return f"{month} {number_words.ordinal(day)}" + (f", {_year(year)}" if year else "")
 
 

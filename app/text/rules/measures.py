@@ -83,7 +83,7 @@ UNKNOWN_UNIT = re.compile(rf"(?<![\w.,])({NUM})( ?)([A-Za-zμΩ]{{2,6}}(?:[/·][
 
 
 def _value_words(text: str) -> str:
-    """The words for a number, a fraction or a mixed number."""
+    """Return the words for a number, a fraction (3/4) or a mixed number (1 3/4)."""
     if "/" not in text:
         return number_words.number(text)
     whole, _, part = text.rpartition(" ")
@@ -93,7 +93,10 @@ def _value_words(text: str) -> str:
 
 
 def _fraction(top: int, bottom: int, *, mixed: bool = False) -> str:
-    """The words for a fraction: 3/4 -> "three quarters". mixed: after a whole number, where 1/2 is "a half"."""
+    """Return the words for a fraction: 3/4 -> "three quarters".
+
+    mixed: the fraction follows a whole number. Then 1/2 is read "a half" and not "one half".
+    """
     if bottom in tables.FRACTION_NAMES:
         one, many = tables.FRACTION_NAMES[bottom]
         if top == 1:
@@ -123,13 +126,13 @@ def verbalize_measure(match: Match) -> str:
 
 
 def _reads_as_word(match: Match, unit: str, gap: str) -> bool:
-    """Whether a match for a unit is not a unit here but a word or a letter, such as "in" in "5 in the morning"."""
+    """Return whether the matched unit is a word or a letter and not a unit, such as "in" in "5 in the morning"."""
     rest = match.string[match.end() : match.end() + 20]
-    if unit == "in":  # "5in", "5 in wide", "5 in)", but "5 in the morning"
+    if unit == "in":  # a unit in "5in", "5 in wide" and "5 in)", but a word in "5 in the morning"
         return bool(gap) and re.match(r"[;,)]| (?:wide|tall|long|deep|thick|high|by)\b", rest) is None
     if gap == " " and unit in {"us", "cal", "mo"}:
         return True
-    if not gap and unit == "s" and "/" in match[2]:  # cut into 1/3s
+    if not gap and unit == "s" and "/" in match[2]:  # a plural, not seconds: "cut into 1/3s"
         return True
     if gap == " " and unit in {"m", "g", "s", "h", "l", "L", "V", "W", "J", "C", "F"}:
         return rest.startswith("'") or re.match(r"\.[A-Za-z]", rest) is not None
@@ -138,7 +141,7 @@ def _reads_as_word(match: Match, unit: str, gap: str) -> bool:
 
 def verbalize_bit_scale(match: Match) -> str:
     before = re.search(r"([A-Za-z]+) $", match.string[max(0, match.start() - 20) : match.start()])
-    if before and before[1].lower() in tables.LETTERED:  # apartment 4B
+    if before and before[1].lower() in tables.LETTERED:  # a letter, not billions: "apartment 4B"
         return match[0]
     first = f"{number_words.number(match[1])} to " if match[2] else ""
     plus = " plus" if match[0].endswith("+") else ""
@@ -164,7 +167,7 @@ def verbalize_times(match: Match) -> str:
     times = times and after not in {"engineer", "engineers", "developer"}
     before = match.string[max(0, match.start() - 2) : match.start()].strip()
     if re.match(r" ?[-+=*/^<>²³]", match.string[match.end() : match.end() + 2]) or before in {"=", "+", "-", "<", ">"}:
-        times = False  # a sum: 3x + 2
+        times = False  # x is a variable in a formula: "3x + 2"
     value = match[2] or match[1]
     return f"{first}{number_words.number(value)} {('time' if value == '1' else 'times') if times else 'x'}"
 
@@ -176,7 +179,7 @@ def verbalize_by(match: Match) -> str:
 
 
 def _side(run: str) -> str:
-    """The words for one side of a size. Four digits are read like a year: 1920 -> "nineteen twenty"."""
+    """Return the words for one number of a size such as 1920x1080. A number of four digits is read as a year."""
     return (
         number_words.year(int(run)) if len(run) == 4 and run.isdecimal() and run[0] != "0" else number_words.number(run)
     )
@@ -200,7 +203,7 @@ def verbalize_feet_inches(match: Match) -> str:
 def mark_inches(text: str) -> str:
     """Replace each quotation mark that means inches with a double prime.
 
-    Such a mark follows a digit and closes no quotation.
+    A mark means inches if it follows a digit and no quotation is open.
     """
     is_open = False
 
@@ -274,7 +277,7 @@ def verbalize_range(match: Match) -> str:
 
 
 def _plain_number(run: str) -> str:
-    """The words for a number without context. Four digits that can be a year are read as a year."""
+    """Return the words for a number. A number from 1100 to 2099 with four digits is read as a year."""
     if len(run) == 4 and run.isdecimal() and 1100 <= int(run) <= 2099:
         return number_words.year(int(run))
     return number_words.number(run)
@@ -297,12 +300,12 @@ def verbalize_named_pair(match: Match) -> str:
 
 
 def verbalize_alnum(match: Match) -> str:
-    """Read a word of letters and digits: digits are replaced by words, "_" by a space, and letters stay."""
+    """Return the words for a mix of letters and digits: numbers become words, "_" becomes a space, letters stay."""
     parts = re.findall(r"[0-9]+|[A-Za-z]+", match[1])
     words = []
     for index, part in enumerate(parts):
         if part.isdecimal():
-            is_named = index or len(part) != 4 or parts[1] in {"p", "i", "P"}  # 1080p
+            is_named = index or len(part) != 4 or parts[1] in {"p", "i", "P"}  # "1080p" is read "ten eighty P"
             words.append(number_words.label(part) if is_named else number_words.integer(part))
         elif len(part) == 1 and part != "x":
             words.append(part.upper())
@@ -330,7 +333,7 @@ def _number_words(match: Match, text: str) -> str:
 
 
 def _is_count(match: Match) -> bool:
-    """Whether a four-digit number counts things or is part of a sum, so that it is not a year."""
+    """Return whether a four-digit number is a count or part of a calculation, and so is not a year."""
     after = re.match(r" (?:[a-z]+ )?([a-z]+)", match.string[match.end() : match.end() + 40])
     near = re.match(r" ([a-z]+)", match.string[match.end() : match.end() + 30])
     if (near and near[1] in tables.COUNTED) or (

@@ -1,4 +1,4 @@
-"""Rules for amounts of money: sign before or after, scale, range, rate."""
+"""Rules for amounts of money: "$5", "5 €", "$3 million", "$5-10", "$15/hr"."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _scale(name: str | None, letter: str | None) -> str:
 
 
 def _amount(sign: str, number: str, scale: str, *, single: bool = False) -> str:
-    """The words for an amount of money. single: use the singular, as in "a five dollar bill"."""
+    """Return the words for an amount of money. single: use the singular of the unit, as in "a five dollar bill"."""
     one, many, cent, cents = tables.CURRENCIES[sign]
     whole, dot, fraction = number.replace(",", "").partition(".")
     if single:

@@ -40,12 +40,12 @@ _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[0-9])
 
 
 def _runs(text: str) -> str:
-    """Replace each run of digits by its words: "route53" -> "route fifty three"."""
+    """Return `text` with each run of digits replaced by words: "route53" -> "route fifty three"."""
     return " ".join(re.sub(r"[0-9]{1,40}", lambda run: f" {number_words.label(run[0])} ", text).split())
 
 
 def spoken_ending(name: str) -> str:
-    """The words for a file ending or a top-level domain, which is given without its dot."""
+    """Return the words for a file ending or a top-level domain. name: the ending or domain without the dot."""
     name = name.lower()
     return tables.SPOKEN_ENDINGS.get(name) or (name if name in tables.PRONOUNCED_ENDINGS else _runs(name.upper()))
 
@@ -82,7 +82,7 @@ def _host(host: str) -> str:
 
 
 def spoken_address(host: str, port: str | None, path: str | None) -> str:
-    """The words for a web address. A query and a fragment in `path` are left out."""
+    """Return the words for a web address. A query ("?...") and a fragment ("#...") in `path` are not read."""
     words = _host(host)
     if port:
         words += f" port {spoken_port(port)}"
@@ -91,14 +91,14 @@ def spoken_address(host: str, port: str | None, path: str | None) -> str:
 
 
 def spoken_port(run: str) -> str:
-    """The words for a port number: "8080" -> "eighty eighty", "8000" -> "eight thousand"."""
+    """Return the words for a port number: "8080" -> "eighty eighty", "8000" -> "eight thousand"."""
     return (
         number_words.label(run) if len(run) == 4 and run[1:] != "000" and run[2] != "0" else number_words.integer(run)
     )
 
 
 def _trailing(text: str) -> tuple[str, str]:
-    """Split the punctuation of the sentence from the end of a web address: (address, punctuation)."""
+    """Split a matched web address into the address and the punctuation of the sentence that follows the address."""
     bare = text.rstrip(".,;:!?*)…")
     if "(" in bare and text[len(bare) : len(bare) + 1] == ")":
         bare += ")"

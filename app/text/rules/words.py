@@ -25,7 +25,7 @@ STREET = re.compile(
 )
 _COMPASS = {"NW": "Northwest", "NE": "Northeast", "SW": "Southwest", "SE": "Southeast"}
 ROMAN_AFTER = re.compile(r"\b([A-Z][A-Za-z]{1,20}) ([IVXL]{1,7})\b(?!['-]\w)(?!\.[A-Za-z])")
-# "He has no. 5 on his back", but "I said no. 5 people left".
+# "no." means "number" in "He has no. 5 on his back", but not in "I said no. 5 people left".
 SMALL_NUMBER = re.compile(
     rf"\b(the|has|had|at|as|a|from|to|in|of|ranked|world|room|seed|his|her|wears|wore) no\. ?{SENTENCE_START}?(?=[0-9])"
 )
@@ -69,7 +69,10 @@ def verbalize_before_number(match: Match) -> str:
 
 
 def verbalize_saint_or_street(match: Match) -> str:
-    """St. and Dr. are titles before a name and streets after one. The two words before decide, then the word after."""
+    """Return "Saint" or "Street" for "St.", and "Doctor" or "Drive" for "Dr.".
+
+    The two words before the abbreviation and the word after it decide which of the two is meant.
+    """
     short = match[1]
     words = _TWO_WORDS_BEFORE.search(match.string[max(0, match.start() - 62) : match.start()])
     earlier, before = (words[1], words[2]) if words else (None, None)
