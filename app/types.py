@@ -278,6 +278,9 @@ class TextPacking:
     continues: bool = False  # speaks any number of sentences one after another in the same row
     independent: bool = False  # utterances do not depend on each other, so free rows may speak them in parallel
     max_speakers: int = 1  # in one utterance
+    # The voices' recordings and the text together last at most this long, as far as sentences allow; 0 = no such limit.
+    natural_s: float = 0.0
+    chars_per_s: float = 15.0  # how much text a second of speech has, for `natural_s`
     utf8_bytes: bool = False  # the two length limits count UTF-8 bytes, not characters
     sounds: frozenset[str] = frozenset()  # non-verbal sounds it produces for words in parentheses, such as "laughs"
 

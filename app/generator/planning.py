@@ -21,11 +21,12 @@ from app.types import SpokenLine
 if TYPE_CHECKING:
     from app.generator.job import ParsedLine, SpeechJob
     from app.text.normalizer import Normalizer
-    from app.types import EngineInfo, Line, Voice
+    from app.types import EngineInfo, Line, Voice, VoicePrompt
 
 # Silence between the turns of a dialogue. With the silence at the edges of the recordings, the gap is 0.3 to 0.45 s. In
 # conversations it is about 0.2 s (Stivers et al., PNAS 2009); a longer gap than that between sentences sounds calmer.
 TURN_GAP_S = 0.25
+LEAST_NATURAL_CHARS = 80  # a shorter limit would cut most sentences, which sounds worse than a fast one
 MAX_PAUSES_S = 600  # in one answer: pause tags could otherwise produce hours of silence
 IN_THREAD_CHARS = 2_000  # a longer text is normalised in a thread, since it takes up to 0.05 ms per character
 
@@ -51,7 +52,11 @@ class PlannedUtterance:
             (each.speaker, each.voice.id): each.prompt.codes.shape[1] for each in lines if each.prompt is not None
         }
         return (
-            (info.text.continues or sum(_size(each.text, info) + 1 for each in lines) <= info.text.max_passage_chars)
+            (
+                info.text.continues
+                or sum(_size(each.text, info) + 1 for each in lines)
+                <= _natural_chars(info.text.max_passage_chars, sum(prompts.values()) * info.frame_s, info)
+            )
             and len({(each.speaker, each.voice.id) for each in lines}) <= info.text.max_speakers
             and (info.prompts.max_prompt_s is None or sum(prompts.values()) * info.frame_s <= info.prompts.max_prompt_s)
         )
@@ -110,7 +115,7 @@ class Planner:
                 if isinstance(part, Pause):
                     yield part
                     continue
-                sentences = await self._sentences(part.text, voice)
+                sentences = await self._sentences(part.text, voice, prompt)
                 texts_left -= 1
                 progress.line_of_sentence += [number] * len(sentences)
                 progress.all_planned = not texts_left
@@ -128,18 +133,28 @@ class Planner:
             progress.line_of_sentence.append(0)
             yield SpokenLine(marks, job.speakers[0], job.voices[0], job.prompts[0])
 
-    async def _sentences(self, text: str, voice: Voice) -> list[str]:
+    async def _sentences(self, text: str, voice: Voice, prompt: VoicePrompt | None) -> list[str]:
         """Normalise the text and split it into sentences that are short enough for the engine."""
         info, request = self._job.info, self._job.request
+        prompt_s = 0.0 if prompt is None else prompt.codes.shape[1] * info.frame_s
         language = request.language or script_language(text) or voice.language
         english = language.lower().startswith("en")
 
         def normalize_and_split() -> list[str]:
             words = self._normalizer.normalize(text, english=english) if request.normalize else text
             size = _size(words, info)
-            return split(words, max(1, info.text.max_chars * len(words) // size) if size else 1)
+            longest = _natural_chars(info.text.max_chars, prompt_s, info)
+            return split(words, max(1, longest * len(words) // size) if size else 1)
 
         return await asyncio.to_thread(normalize_and_split) if len(text) > IN_THREAD_CHARS else normalize_and_split()
+
+
+def _natural_chars(most: int, prompt_s: float, info: EngineInfo) -> int:
+    """The length limit `most`, lowered if the recordings (prompt_s) and a text of this length exceed `natural_s`."""
+    if not info.text.natural_s:
+        return most
+    left = int((info.text.natural_s - prompt_s) * info.text.chars_per_s)
+    return min(most, max(LEAST_NATURAL_CHARS, left))
 
 
 def _size(text: str, info: EngineInfo) -> int:

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 ROWS_CPU, ROWS_GPU = 4, 64  # keys and values of a row take up to 226 MiB in bfloat16, those of its text up to 144 MiB
 MAX_TEXT_CHARS = 200  # of one line: about 13 s of speech; Dia speaks too fast if a line takes more than 20 s
 MAX_PASSAGE_CHARS = 240  # of all lines of a dialogue in one utterance
+NATURAL_S = 20.0  # Dia's authors: speech in longer utterances, recordings included, is unnaturally fast
 PASSAGE_SLACK_S = 1.0  # formatting may lengthen a script: a dash becomes three characters
 BARE_FRAMES = 3056  # all positions of the decoder
 
@@ -222,6 +223,8 @@ def engine_of(runner: DiaRunner, settings: Settings) -> BatchedEngine:
             max_passage_chars=MAX_PASSAGE_CHARS,
             independent=True,
             max_speakers=MAX_SPEAKERS,
+            natural_s=NATURAL_S,
+            chars_per_s=BYTES_PER_S,
             utf8_bytes=True,
             sounds=NON_VERBAL_SOUNDS,
         ),
