@@ -38,7 +38,7 @@ _BLOCK_FRAMES = 2_000  # 20 s: bounds the memory
 
 
 def track(samples: Samples, rate_hz: int) -> Array:
-    """The pitch in Hz of each 10 ms of samples (N,), 0 where there is none. (frames,)
+    """Find the pitch in Hz of each 10 ms of samples (N,) -> (frames,). It is 0 for unvoiced frames.
 
     Frame i is centred at (i + 0.5) * HOP_S.
     """
