@@ -1,4 +1,4 @@
-"""Samples and bytes, levels, resampling, and stages in a row."""
+"""PCM conversion, levels, resampling and chains of stages."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ def test_resampled_tone_equals_a_tone_at_the_new_rate(from_hz, to_hz):
     out = np.concatenate([*parts, stage.flush()])
     assert out.dtype == np.float32
     assert abs(len(out) - to_hz) <= 1
-    wanted = tone(440, to_hz)
+    expected = tone(440, to_hz)
     middle = slice(to_hz // 10, -to_hz // 10)
-    assert np.max(np.abs(out[: len(wanted)][middle] - wanted[: len(out)][middle])) < 1e-3
+    assert np.max(np.abs(out[: len(expected)][middle] - expected[: len(out)][middle])) < 1e-3
 
 
 @settings(max_examples=40, deadline=None)
@@ -112,7 +112,7 @@ def test_equal_rates_return_the_input():
 
 
 class Delay:
-    """Holds back the last `count` samples and says `mark` when it ends: shows what a flush reaches, in what order."""
+    """Delays `count` samples and appends `mark` at flush, to show which stages a flush reaches and in what order."""
 
     def __init__(self, count: int, mark: float) -> None:
         self.count, self.mark = count, mark

@@ -1,4 +1,4 @@
-"""What bench.load and bench.soak make of what they hear: measured against sounds and looks whose answer is known."""
+"""Results of bench.load and bench.soak for audio and samples with known answers."""
 
 from __future__ import annotations
 
@@ -21,48 +21,48 @@ from bench.wire import Client, Heard
 pytestmark = pytest.mark.unit
 
 
-def heard(*pieces: tuple[float, float], silent_s: float = 0.0) -> Heard:
-    """An answer in pcm: pieces (when, seconds of sound); what is in the first silent_s can't be heard."""
+def pcm_answer(*pieces: tuple[float, float], silent_s: float = 0.0) -> Heard:
+    """Return a PCM answer from pieces (arrival time, seconds of audio). Its first silent_s seconds are silent."""
     seconds = sum(each for _, each in pieces)
     samples = np.full(round(seconds * RATE_HZ), 3000, "<i2")
     samples[: round(silent_s * RATE_HZ)] = 60  # -55 dBFS
-    received, came = 0, []
+    received, arrivals = 0, []
     for when_s, each in pieces:
         received += 2 * round(each * RATE_HZ)
-        came.append((when_s, received))
-    return Heard(0.0, 200, {}, bytearray(samples.tobytes()), came, whole=True)
+        arrivals.append((when_s, received))
+    return Heard(0.0, 200, {}, bytearray(samples.tobytes()), arrivals, whole=True)
 
 
 def test_silence_does_not_count_as_audible():
-    found = listen(heard((10.1, 0.1), (10.3, 0.5), silent_s=0.2), due_s=10.0)
+    found = listen(pcm_answer((10.1, 0.1), (10.3, 0.5), silent_s=0.2), due_s=10.0)
     assert found.first_s == pytest.approx(0.1)
     assert found.audible_s == pytest.approx(0.3)
-    assert np.isinf(listen(heard((10.1, 0.1), silent_s=0.1), due_s=10.0).audible_s)
+    assert np.isinf(listen(pcm_answer((10.1, 0.1), silent_s=0.1), due_s=10.0).audible_s)
 
 
 def test_playback_resumes_after_an_underrun():
-    found = listen(heard((0.0, 0.5), (0.4, 0.5), (1.5, 0.5), (2.0, 0.5)), due_s=0.0)
+    found = listen(pcm_answer((0.0, 0.5), (0.4, 0.5), (1.5, 0.5), (2.0, 0.5)), due_s=0.0)
     assert found.underruns == 1  # half a second at 1.0; what came at 2.0 was in time again
     assert found.gap_s == pytest.approx(0.5)
     assert not found.at_real_time
-    assert listen(heard((0.0, 0.5), (0.51, 0.5)), due_s=0.0).at_real_time  # a player's buffer bridges that
+    assert listen(pcm_answer((0.0, 0.5), (0.51, 0.5)), due_s=0.0).at_real_time  # a player's buffer bridges that
 
 
 def test_summary_counts_refused_and_failed_requests():
     answers = [
-        listen(heard((0.05, 1.0)), due_s=0.0),
+        listen(pcm_answer((0.05, 1.0)), due_s=0.0),
         listen(Heard(0.0, 429, whole=True), due_s=0.0),
-        listen(replace(heard((0.2, 1.0)), whole=False), due_s=0.0),
+        listen(replace(pcm_answer((0.2, 1.0)), whole=False), due_s=0.0),
     ]
-    told = summary(answers)
-    assert (told["requests"], told["answered"], told["refused_429"], told["failed"]) == (3, 2, 1, 1)
-    assert told["at_real_time"] == pytest.approx(1 / 3, abs=1e-4)
-    assert told["audible_ms"] == {"p50": 200.0, "p95": 200.0, "p99": 200.0, "max": 200.0}
+    totals = summary(answers)
+    assert (totals["requests"], totals["answered"], totals["refused_429"], totals["failed"]) == (3, 2, 1, 1)
+    assert totals["at_real_time"] == pytest.approx(1 / 3, abs=1e-4)
+    assert totals["audible_ms"] == {"p50": 200.0, "p95": 200.0, "p99": 200.0, "max": 200.0}
     assert spread_ms([])["p50"] is None
 
 
 class Waiting(Asker):
-    """Notes when each request was due, and never answers before the test lets it."""
+    """Records when each request was due and answers only after the test opens the gate."""
 
     def __init__(self) -> None:
         self.due_s: list[float] = []
@@ -73,7 +73,7 @@ class Waiting(Asker):
         if len(self.due_s) == 50:
             self.many.set()
         await self.gate.wait()
-        return listen(heard((due_s, 0.1)), due_s)
+        return listen(pcm_answer((due_s, 0.1)), due_s)
 
 
 async def test_open_loop_does_not_wait_for_answers():

@@ -1,4 +1,4 @@
-"""What is recorded of a fixed piece of work, without a device that records."""
+"""CUDA graph buckets and capture, on a CPU that captures nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 class Failing(GraphCapture):
-    """Has no memory for the recordings of these numbers, counted from 1."""
+    """Runs out of memory in the captures with these numbers, counted from 1."""
 
     def __init__(self, *failing: int) -> None:
         super().__init__(CPU)
@@ -33,7 +33,7 @@ class Failing(GraphCapture):
 
 
 def calls(rows: int, capture: GraphCapture) -> tuple[GraphBuckets[str], list[tuple[int, str]]]:
-    """Calls in two forms, recorded, and what has been called."""
+    """Capture graphs under two keys; return them and the list of their calls."""
     called: list[tuple[int, str]] = []
 
     def body(count: int, key: str) -> Callable[[], None]:
@@ -58,9 +58,9 @@ def test_smallest_graph_that_fits_the_rows_is_used() -> None:
     [
         ((), 8, 8),
         ((1,), 4, 6),  # the largest of eight rows
-        ((2,), 4, 6),  # its other form: what there was of eight is let go
-        ((1, 3), 2, 4),  # of four as well, after one form of it
-        ((4,), 2, 4),  # of four, after eight had been recorded: those are let go too
+        ((2,), 4, 6),  # its other key: the first graph of eight rows is freed
+        ((1, 3), 2, 4),  # four rows as well, after one key
+        ((4,), 2, 4),  # four rows, after eight were captured: those are freed too
     ],
 )
 def test_sizes_without_memory_are_not_captured(failing: tuple[int, ...], rows: int, graphs: int) -> None:
@@ -83,24 +83,24 @@ def test_fastest_candidate_is_selected() -> None:
     def body(seconds: float) -> Callable[[], None]:
         return lambda: time.sleep(seconds)
 
-    best, told = fastest({"slow": 0.003, "fast": 0.0, "slower": 0.006}, body, CPU)
+    best, durations = fastest({"slow": 0.003, "fast": 0.0, "slower": 0.006}, body, CPU)
     assert best == 0.0
-    assert told["fast"] < told["slow"] < told["slower"]
-    assert fastest({"only": 1.0}, body, CPU) == (1.0, {})  # it is not even tried
+    assert durations["fast"] < durations["slow"] < durations["slower"]
+    assert fastest({"only": 1.0}, body, CPU) == (1.0, {})  # a single candidate is not timed
 
 
 def test_error_keeps_no_tensors_alive() -> None:
-    """Else there is no more memory after a recording that failed than before."""
-    made: list[weakref.ref[torch.Tensor]] = []
+    """Otherwise a failed capture would keep its memory."""
+    tensors: list[weakref.ref[torch.Tensor]] = []
 
     def deep() -> None:
         tensor = torch.zeros(8)
-        made.append(weakref.ref(tensor))
+        tensors.append(weakref.ref(tensor))
         raise torch.OutOfMemoryError("no room")
 
     def outer() -> None:
         other = torch.zeros(8)
-        made.append(weakref.ref(other))
+        tensors.append(weakref.ref(other))
         try:
             deep()
         finally:
@@ -111,10 +111,10 @@ def test_error_keeps_no_tensors_alive() -> None:
     except RuntimeError as error:
         kept = error
     gc.collect()
-    assert all(ref() is not None for ref in made)
+    assert all(ref() is not None for ref in tensors)
     _release_tensors(kept)
     gc.collect()
-    assert all(ref() is None for ref in made)
+    assert all(ref() is None for ref in tensors)
 
 
 def test_bucket_sizes_double_up_to_the_maximum() -> None:

@@ -1,4 +1,4 @@
-"""Uploads: every format a recorder makes comes out as it went in; everything else is refused in words, in no time."""
+"""Decoding of uploads: common formats are decoded correctly, everything else is refused quickly."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ LOW_HZ, HIGH_HZ = 440.0, 1320.0  # the tone of the first half of every file, and
 
 @dataclass(frozen=True)
 class Kind:
-    """How PyAV makes one kind of file. spare_s: how much longer than its sound such a file may be."""
+    """How PyAV writes one file format. spare_s: how much longer than its input the decoded audio may be."""
 
     container: str
     codec: str
@@ -99,7 +99,7 @@ def tones(rate_hz: int, seconds: float) -> np.ndarray:
 
 
 def made(kind: Kind, seconds: float = 2.0, samples: np.ndarray | None = None) -> bytes:
-    """A file of that kind; the same sound in each channel."""
+    """Return a file of this format with the same samples in each channel."""
     samples = tones(kind.rate_hz, seconds) if samples is None else samples
     file = io.BytesIO()
     with av.open(file, "w", format=kind.container, options=kind.options) as container:
@@ -122,7 +122,7 @@ def made(kind: Kind, seconds: float = 2.0, samples: np.ndarray | None = None) ->
 
 
 def wav(samples: np.ndarray, rate_hz: int) -> bytes:
-    """A float32 WAV file, byte by byte: FFmpeg would not write every number."""
+    """Build a float32 WAV file by hand, because FFmpeg does not write every value."""
     data = samples.astype("<f4").tobytes()
     head = struct.pack("<HHIIHH", 3, 1, rate_hz, 4 * rate_hz & 0xFFFFFFFF, 4, 32)
     body = b"WAVEfmt " + struct.pack("<I", len(head)) + head + b"data" + struct.pack("<I", len(data)) + data
@@ -130,7 +130,7 @@ def wav(samples: np.ndarray, rate_hz: int) -> bytes:
 
 
 def share(samples: np.ndarray, frequency_hz: float) -> float:
-    """How much of the sound's energy lies within 20 Hz of frequency_hz."""
+    """Return the share of the energy within 20 Hz of frequency_hz."""
     spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples)))) ** 2
     near = np.abs(np.fft.rfftfreq(len(samples), 1 / RATE_HZ) - frequency_hz) < 20
     return float(spectrum[near].sum() / spectrum.sum())
@@ -144,7 +144,7 @@ def refused(data: bytes, *, max_seconds: float = 60.0, **limits: float) -> BadRe
     return caught.value
 
 
-# ---- what comes out
+# ---- decoded audio
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -158,7 +158,7 @@ def test_every_file_format_is_decoded_correctly(kind: Kind) -> None:
     first, second = decoded.samples[2_400:21_600], decoded.samples[27_600:45_600]
     assert share(first, LOW_HZ) > 0.95
     assert share(second, HIGH_HZ) > 0.95
-    # PyAV's upmix to stereo or 7.1 is not ours to judge; the loudness of one channel is.
+    # PyAV does the upmix to stereo or 7.1, so loudness is checked for mono only.
     if kind.layout == "mono":
         assert np.sqrt(np.mean(first**2)) == pytest.approx(
             0.4 / np.sqrt(2), rel=0.2 if kind.container == "amr" else 0.05
@@ -177,7 +177,7 @@ def test_audio_in_the_target_format_is_unchanged() -> None:
 
 
 def test_channels_are_averaged() -> None:
-    """So that two equal loud channels do not clip, as FFmpeg's own mix would."""
+    """FFmpeg's own mix would clip two equal loud channels."""
     loud = (0.9 * np.sign(tones(RATE_HZ, 0.5))).astype(np.float32)
     decoded = decode(made(Kind("wav", "pcm_f32le", RATE_HZ, "stereo"), samples=loud), RATE_HZ, max_seconds=1.0)
     assert decoded.samples == pytest.approx(loud, abs=1e-6)
@@ -212,10 +212,10 @@ def test_only_the_first_audio_stream_is_decoded() -> None:
 def test_chained_ogg_files_may_change_the_rate() -> None:
     parts = made(Kind("ogg", "flac", 16_000), 1.0) + made(Kind("ogg", "flac", 48_000), 1.0)
     decoded = decode(parts, RATE_HZ, max_seconds=10.0)
-    assert 1.0 <= decoded.seconds <= 2.01  # what follows another stream's end is FFmpeg's to find
+    assert 1.0 <= decoded.seconds <= 2.01  # FFmpeg may or may not find the second stream
 
 
-# ---- how much
+# ---- length limits
 
 
 def test_decoding_stops_at_max_seconds() -> None:
@@ -239,7 +239,7 @@ def test_too_short_recording_is_refused() -> None:
     assert decode(wav(tones(RATE_HZ, MIN_SECONDS), RATE_HZ), RATE_HZ, max_seconds=1.0).seconds == MIN_SECONDS
 
 
-# ---- what is no recording
+# ---- invalid files
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_damaged_packet_is_skipped() -> None:
 
 
 def test_damage_in_the_first_tenth_of_a_second_is_reported_as_damage() -> None:
-    """The first packet decodes and holds 0.096 s. The file is not "too short": its sender should know that it broke."""
+    """The first packet decodes and holds 0.096 s. The error must say "damaged" and not "too short"."""
     data = bytearray(made(Kind("matroska", "flac", 48_000), 0.4))
     with av.open(io.BytesIO(bytes(data))) as container:
         packets = [bytes(packet) for packet in container.demux(container.streams.audio[0]) if packet.size]
@@ -323,7 +323,7 @@ def test_file_without_samples_is_reported_as_damaged() -> None:
 
 
 def test_ffmpeg_gets_only_the_listed_codecs_formats_and_limits() -> None:
-    """Each entry widens what strangers can run, so the list stands here a second time."""
+    """Each entry gives attackers more code to reach, so this test repeats the list."""
     lossy = "aac aac_latm ac3 amrnb amrwb eac3 gsm gsm_ms libopus mp1float mp2float mp3 mp3float opus vorbis"
     lossy += " wmapro wmav1 wmav2"
     lossless = "adpcm_ima_qt adpcm_ima_wav adpcm_ms alac flac pcm_alaw pcm_f32be pcm_f32le pcm_f64be pcm_f64le"
@@ -380,15 +380,15 @@ def test_playlist_files_cannot_read_local_files(secret: Path) -> None:
 
 @functools.cache
 def minutes_s() -> float:
-    """The CPU time that ten minutes of sound cost on this machine. What is no sound must cost less."""
+    """Return the CPU time of decoding ten minutes of audio here. Files without audio must cost less."""
     data = bomb(Kind("flac", "flac", 48_000), 10 / 60)
     return cpu_s(lambda: decode(data, RATE_HZ, max_seconds=600.0, time_limit_s=600.0))
 
 
 @contextlib.contextmanager
 def grown_mb() -> Iterator[Callable[[], float]]:
-    """By how much the memory's peak in the block lies above the memory in use before, whatever earlier tests took."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    """Yield a function that returns how much the block raised the peak memory."""
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before_mb = _peak_mb()
     yield lambda: _peak_mb() - before_mb
 
@@ -399,7 +399,7 @@ def _peak_mb() -> float:
 
 
 def bomb(kind: Kind, hours: float) -> bytes:
-    """Hours of silence: the first packet that the codec makes of it, again and again."""
+    """Return a file with hours of silence: one encoded packet, repeated."""
     file = io.BytesIO()
     with av.open(file, "w", format=kind.container) as container:
         stream = container.add_stream(kind.codec, rate=kind.rate_hz, layout=kind.layout, options=kind.options)
@@ -450,7 +450,7 @@ def test_file_that_exceeds_the_time_limit_is_refused() -> None:
 
 
 def test_false_chunk_size_allocates_no_memory() -> None:
-    """200 bytes; FFmpeg would take what they ask for and then find that it is not there."""
+    """Without a limit FFmpeg would allocate the claimed size before it reads the 200 bytes."""
     info = b"LIST" + struct.pack("<I", 0x80000010) + b"INFO" + b"ISFT" + struct.pack("<I", 0x40000000) + b"x"
     data = b"RIFF\xff\xff\xff\x7fWAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 8000, 16000, 2, 16) + info + b"\0" * 100
     with grown_mb() as grown:
@@ -459,7 +459,7 @@ def test_false_chunk_size_allocates_no_memory() -> None:
 
 
 def has_room(size_bytes: int = 2 * MAX_ALLOCATION_BYTES) -> bool:
-    """Whether FFmpeg makes a frame of this size in this process."""
+    """Return whether FFmpeg can allocate a frame of this size in this process."""
     try:
         av.AudioFrame(format="flt", layout="mono", samples=size_bytes // 4)
     except MemoryError:
@@ -528,10 +528,10 @@ def test_false_index_length_is_refused_cheaply(count: int) -> None:
     assert cpu_s(lambda: refused(bytes(data))) < minutes_s()
 
 
-# ---- whatever bytes
+# ---- random bytes
 
 
-def heard_or_refused(data: bytes) -> None:
+def decoded_or_refused(data: bytes) -> None:
     try:
         decoded = decode(data, RATE_HZ, max_seconds=5.0)
     except BadReference:
@@ -552,7 +552,7 @@ HEADS = (
 @given(head=st.sampled_from(HEADS), tail=st.binary(max_size=2000))
 @settings(max_examples=300, deadline=None)
 def test_random_bytes_are_refused_or_decoded(head: bytes, tail: bytes) -> None:
-    heard_or_refused(head + tail)
+    decoded_or_refused(head + tail)
 
 
 SMALL = [made(kind, 0.3) for kind in KINDS]
@@ -569,4 +569,4 @@ def test_corrupted_files_are_refused_or_decoded(data: bytes, changes: list[tuple
     for place, wrong in changes:
         at = int(place * (min(300, len(data)) if head else len(data)))
         broken[at : at + len(wrong)] = wrong
-    heard_or_refused(bytes(broken))
+    decoded_or_refused(bytes(broken))

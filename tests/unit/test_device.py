@@ -1,5 +1,5 @@
-"""A GPU that was asked for and can't be used: what is the matter, which driver it takes. The texts of `torch.cuda` here
-are those of PyTorch 2.13 (torch/csrc/cuda, c10/cuda); there is no GPU to hear them from.
+"""Errors for a GPU that cannot be used, and the choice of device, dtype and threads. The messages of `torch.cuda` here
+are those of PyTorch 2.13 (torch/csrc/cuda, c10/cuda); the tests need no GPU.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ NO_GPUS = "No CUDA GPUs are available"
 VERSION = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024\nGCC version:"
 
 
-def no_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, *, cuda: str | None, driver: str) -> str:
-    """What `cuda` is answered with."""
+def no_cuda(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda_message: str, *, cuda: str | None, driver: str
+) -> str:
+    """Return the error for the device `cuda` if PyTorch raises this message."""
     file = tmp_path / "version"
     if driver:
         file.write_text(driver)
 
     def init() -> None:
-        raise RuntimeError(said)
+        raise RuntimeError(cuda_message)
 
     monkeypatch.setattr(device, "_DRIVER_FILE", file)
     monkeypatch.setattr(torch.version, "cuda", cuda)
@@ -45,7 +47,7 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, *, cuda:
 
 
 @pytest.mark.parametrize(
-    ("said", "cuda", "driver", "words"),
+    ("cuda_message", "cuda", "driver", "words"),
     [
         (TOO_OLD, "13.0", VERSION, ["driver 535.183.01 is too old", "CUDA 13.0", "driver 580 or newer", "update"]),
         (TOO_OLD, "12.8", VERSION, ["too old", "driver 525 or newer"]),
@@ -56,11 +58,11 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, *, cuda:
     ],
 )
 def test_error_explains_why_cuda_is_unavailable(  # noqa: PLR0917 - fixtures
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, cuda: str | None, driver: str, words: list[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda_message: str, cuda: str | None, driver: str, words: list[str]
 ) -> None:
-    told = no_cuda(monkeypatch, tmp_path, said, cuda=cuda, driver=driver)
+    message = no_cuda(monkeypatch, tmp_path, cuda_message, cuda=cuda, driver=driver)
     for word in words:
-        assert word in told
+        assert word in message
 
 
 def test_auto_logs_why_it_does_not_use_the_gpu(
@@ -98,7 +100,7 @@ def test_gpu_of_unsupported_architecture_is_refused_by_name(
 
 
 def test_number_of_rows_depends_on_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """8 GB and 141 GB cards; a share of it; none where not even one row fits."""
+    """Cards of 8 GB and 141 GB, and an error if not even one row fits."""
     gpu = torch.device("cuda", 0)
     weights, row = 4_200_000_000, 70_000_000
     two = [gpu, torch.device("cuda", 1)]
@@ -113,7 +115,7 @@ def test_number_of_rows_depends_on_free_memory(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(EngineUnavailable, match=r"cuda:0 has 5\.0 GB free") as caught:
         device.rows_that_fit([gpu], 0.9, bytes_of, most=64)
     assert "TTS_GPU_MEMORY_FRACTION" in caught.value.remedy
-    assert device.rows_that_fit(two, 0.9, bytes_of, most=64) == 32  # where one is too small, two of them are enough
+    assert device.rows_that_fit(two, 0.9, bytes_of, most=64) == 32  # two devices together have enough memory
     assert device.rows_that_fit([*two, gpu], 0.9, bytes_of, most=64) == 32
     monkeypatch.setattr(device, "free_bytes", lambda _: int(3e9))
     with pytest.raises(EngineUnavailable, match=r"cuda:0 and cuda:1 together have 6\.0 GB free"):

@@ -47,7 +47,7 @@ def encode(audio_format: str, samples: np.ndarray, rate_hz: int = RATE_HZ, chunk
 
 
 def decode(data: bytes, audio_format: str, rate_hz: int = RATE_HZ) -> tuple[np.ndarray, int]:
-    """(N,) float32 and the rate; checks that there is one mono stream. Raw pcm has to be told its rate."""
+    """Return (N,) float32 samples and the rate; check for one mono stream. Raw PCM needs rate_hz."""
     options = {"sample_rate": str(rate_hz)} if audio_format == "pcm" else {}
     with av.open(io.BytesIO(data), format="s16le" if audio_format == "pcm" else None, options=options) as container:
         assert len(container.streams) == 1
@@ -262,7 +262,7 @@ def test_pcm_has_no_header():
     ],
 )
 def test_first_bytes_have_low_latency(audio_format, first_bytes_ms, sound_after_80_ms, sound_after_160_ms):
-    """In ms of input at 24 kHz, priming included: what a player could start with."""
+    """Times are in ms of input at 24 kHz and include codec priming."""
     encoder = open_encoder(audio_format, RATE_HZ)
     fed, data = 0, b""
     while not data:
@@ -272,7 +272,7 @@ def test_first_bytes_have_low_latency(audio_format, first_bytes_ms, sound_after_
 
     encoder = open_encoder(audio_format, RATE_HZ)
     data = b""
-    for start, wanted_ms in ((0, sound_after_80_ms), (1920, sound_after_160_ms)):
+    for start, expected_ms in ((0, sound_after_80_ms), (1920, sound_after_160_ms)):
         data += encoder.encode(SPEECH[start : start + 1920])
         if audio_format == "aac":  # FFmpeg's prober does not believe in a single ADTS frame; its decoder does
             decoder = av.CodecContext.create("aac", "r")
@@ -282,7 +282,7 @@ def test_first_bytes_have_low_latency(audio_format, first_bytes_ms, sound_after_
         else:
             decoded, decoded_hz = decode(data, audio_format)
             decoded_samples = len(decoded)
-        assert decoded_samples * 1000 / decoded_hz >= wanted_ms
+        assert decoded_samples * 1000 / decoded_hz >= expected_ms
 
 
 @settings(max_examples=15, deadline=None)
@@ -369,7 +369,7 @@ def resident_bytes() -> int:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 @pytest.mark.parametrize("ending", ["flush", "close", "dropped"])
 def test_memory_does_not_grow(ending):
-    """150 encoders of every coded format; with the cycle collector off, as only that makes the order certain."""
+    """150 encoders per format. The garbage collector is off, so that objects are freed in a fixed order."""
 
     def use(audio_format: str) -> None:
         encoder = open_encoder(audio_format, RATE_HZ)

@@ -1,4 +1,4 @@
-"""Which engine answers, and what is said while none does."""
+"""Which engine answers requests, and which status is reported while none does."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_requested_engine_runs():
         assert host.load().max_rows == 3
         assert host.load().max_queue == 5
         engine = host.engine()
-    assert not engine.healthy  # the host ends what it began
+    assert not engine.healthy  # the manager stops its engine
     assert host.status().state == "unhealthy"
     with pytest.raises(NotReady):
         host.engine()
@@ -136,7 +136,7 @@ async def test_failed_engine_without_fallback_is_unhealthy(engine):
         with pytest.raises(NotReady) as error:
             host.engine()
         assert status.reason in error.value.message
-        assert error.value.retry_after_s > 5  # looking again soon will not help
+        assert error.value.retry_after_s > 5  # an early retry cannot succeed
 
 
 async def test_failed_download_reports_no_progress():
@@ -200,7 +200,7 @@ async def test_shutdown_cancels_a_starting_engine():
     host = await asyncio.wait_for(shut_down_early(), 5)
     with pytest.raises(NotReady):
         host.engine()
-    # The builder's thread sees that it is not wanted any more; else the process could not end.
+    # The builder's thread must stop too, or the process could not exit.
     await asyncio.wait_for(asyncio.get_running_loop().shutdown_default_executor(), 5)
 
 
@@ -251,7 +251,7 @@ async def test_plugin_engine_runs(monkeypatch):
 
 
 def test_plugin_name_is_case_insensitive(monkeypatch):
-    """TTS_ENGINE is read without regard to capitals."""
+    """TTS_ENGINE is case-insensitive."""
     plugged(monkeypatch, ("MyEngine", "tests.support.engine_targets:ok"))
     assert EngineManager(Settings(_env_file=None, TTS_ENGINE="MyEngine"), specs()).requested.model_id == "MyEngine"
 
@@ -269,7 +269,7 @@ def test_engine_modules_are_imported_lazily(monkeypatch):
 
 
 def test_build_context_forwards_progress_and_cancellation():
-    told: list[object] = []
-    context = BuildContext(told.append, lambda: True)
+    reported: list[object] = []
+    context = BuildContext(reported.append, lambda: True)
     context.on_progress("half")
-    assert (told, context.cancelled()) == (["half"], True)
+    assert (reported, context.cancelled()) == (["half"], True)

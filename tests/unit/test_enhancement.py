@@ -1,4 +1,4 @@
-"""Loudness: measured by FFmpeg's meter, on the offline voices and on made-up speech, at every level."""
+"""Loudness normalization, measured by FFmpeg's meter on offline voices and synthetic speech."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def library() -> Library:
     return Library()
 
 
-def said(library: Library, voice: str, text: str) -> np.ndarray:
-    """(N,) at RATE_HZ, as the offline voice says it."""
+def spoken(library: Library, voice: str, text: str) -> np.ndarray:
+    """Return (N,) samples at RATE_HZ, spoken by an offline voice."""
     timbre = TIMBRES[voice]
     samples = library.synthesize(text, f"{timbre.accent}+{timbre.variant}", timbre.pitch)
     return soxr.resample(Gain(timbre.gain_db).push(samples), library.rate_hz, RATE_HZ).astype(np.float32)
@@ -69,35 +69,35 @@ def at_level(samples: np.ndarray, lufs: float) -> np.ndarray:
 
 @pytest.mark.parametrize("voice", TIMBRES)
 def test_all_offline_voices_have_the_target_loudness(library, voice):
-    loud = loudness_lufs(evened(said(library, voice, " ".join(SENTENCES))), RATE_HZ)
+    loud = loudness_lufs(evened(spoken(library, voice, " ".join(SENTENCES))), RATE_HZ)
     assert loud == pytest.approx(TARGET_LUFS, abs=0.5)
 
 
 @pytest.mark.parametrize("voice", ["onyx", "fable", "marin", "verse"])
 def test_single_sentences_reach_the_target_loudness(library, voice):
     for text in SENTENCES:
-        assert loudness_lufs(evened(said(library, voice, text)), RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.0), text
+        assert loudness_lufs(evened(spoken(library, voice, text)), RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.0), text
 
 
 @pytest.mark.parametrize("lufs", [-35.0, -28.0, -12.0, -6.0])
 @pytest.mark.parametrize("voice", ["onyx", "nova", "fable"])
 def test_unexpected_input_level_reaches_the_target_loudness(library, voice, lufs):
-    given = at_level(said(library, voice, " ".join(SENTENCES)), lufs)
-    assert loudness_lufs(evened(given), RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.0)
+    source = at_level(spoken(library, voice, " ".join(SENTENCES)), lufs)
+    assert loudness_lufs(evened(source), RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.0)
 
 
 @pytest.mark.parametrize("lufs", [-35.0, -27.0, -20.0, -13.0, -6.0])
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_synthetic_speech_of_any_level_reaches_the_target_loudness(lufs, seed):
-    given = at_level(speechlike(10.0, seed), lufs)
-    assert loudness_lufs(evened(given), RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.0)
+    source = at_level(speechlike(10.0, seed), lufs)
+    assert loudness_lufs(evened(source), RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.0)
 
 
 @pytest.mark.parametrize("lufs", [-30.0, -20.0, -12.0])
 @pytest.mark.parametrize("seed", [4, 5])
 def test_two_seconds_at_a_known_level_reach_the_target_loudness(lufs, seed):
-    given = at_level(speechlike(2.0, seed), lufs)
-    assert loudness_lufs(evened(given, lufs), RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.0)
+    source = at_level(speechlike(2.0, seed), lufs)
+    assert loudness_lufs(evened(source, lufs), RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.0)
 
 
 @pytest.mark.parametrize("text", ["Yes.", "Okay!", "No, thank you."])
@@ -105,10 +105,10 @@ def test_very_short_speech_comes_closer_to_the_target_loudness(library, text):
     """The meter's 400 ms are longer than the word; the silence in them counts, up to 3 LU."""
     for voice in ("onyx", "nova", "ash"):
         for lufs in (-30.0, -20.0, -10.0):
-            given = at_level(said(library, voice, text), lufs)
-            error = loudness_lufs(evened(given, lufs), RATE_HZ) - TARGET_LUFS
+            source = at_level(spoken(library, voice, text), lufs)
+            error = loudness_lufs(evened(source, lufs), RATE_HZ) - TARGET_LUFS
             assert -1.0 < error < 1.0, (voice, lufs)
-            off = loudness_lufs(evened(given), RATE_HZ) - TARGET_LUFS
+            off = loudness_lufs(evened(source), RATE_HZ) - TARGET_LUFS
             assert abs(off) < max(1.0, 0.5 * abs(lufs - TARGET_LUFS)), (voice, lufs)
 
 
@@ -118,7 +118,7 @@ def test_sentences_of_different_levels_become_equally_loud(library):
         stage = Loudness(RATE_HZ)
         parts, ends = [], [0]
         for text, step_db in zip(SENTENCES, steps_db, strict=True):
-            sentence = at_level(said(library, voice, text), TARGET_LUFS + step_db)
+            sentence = at_level(spoken(library, voice, text), TARGET_LUFS + step_db)
             stage.expect(TARGET_LUFS)
             parts += [stage.push(np.zeros(RATE_HZ // 10, np.float32)), stage.push(sentence)]
             ends.append(ends[-1] + RATE_HZ // 10 + len(sentence))
@@ -139,8 +139,8 @@ def test_next_voice_starts_from_its_expected_level():
     half_a_second = RATE_HZ // 2
     for start in (0, second):
         assert loudness_lufs(whole[start : start + 4 * RATE_HZ], RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.0)
-    given, got = soft[:half_a_second], whole[second : second + half_a_second]
-    assert 20 * np.log10(np.sqrt(np.mean(got**2) / np.mean(given**2))) == pytest.approx(7.0, abs=1.5)
+    source, result = soft[:half_a_second], whole[second : second + half_a_second]
+    assert 20 * np.log10(np.sqrt(np.mean(result**2) / np.mean(source**2))) == pytest.approx(7.0, abs=1.5)
 
 
 @pytest.mark.parametrize("lufs", [-30.0, -20.0, -10.0])
@@ -149,13 +149,13 @@ def test_frequency_response_is_flat_from_60_hz(lufs):
     dice = np.random.default_rng(8)
     count = 60 * RATE_HZ
     syllables = 0.05 + np.abs(np.sin(2 * np.pi * 1.7 * np.arange(count) / RATE_HZ))
-    given = at_level((dice.standard_normal(count) * syllables * 0.05).astype(np.float32), lufs)
-    got = evened(given)
+    source = at_level((dice.standard_normal(count) * syllables * 0.05).astype(np.float32), lufs)
+    result = evened(source)
     size = 4096
     window = np.hanning(size)
     x, y = (
         np.fft.rfft(np.lib.stride_tricks.sliding_window_view(part, size)[:: size // 2] * window)
-        for part in (given, got)
+        for part in (source, result)
     )
     cross, power = (y * x.conj()).sum(axis=0), np.square(np.abs(x)).sum(axis=0)
     frequencies_hz = np.fft.rfftfreq(size, 1 / RATE_HZ)
@@ -177,18 +177,18 @@ def test_true_peaks_stay_below_the_ceiling():
         between = 0.9 * np.sin(
             2 * np.pi * rate_hz / 4 * np.arange(rate_hz) / rate_hz + np.pi / 4
         )  # peaks between samples
-        for given in (spiky, between.astype(np.float32) * np.float32(1.5)):
+        for source in (spiky, between.astype(np.float32) * np.float32(1.5)):
             stage = Loudness(rate_hz)
             stage.expect(-20.0)
-            got = np.concatenate((stage.push(given), stage.flush()))
-            assert true_peak_dbtp(got[: 2 * rate_hz], rate_hz) < CEILING_DBTP + 0.3
+            result = np.concatenate((stage.push(source), stage.flush()))
+            assert true_peak_dbtp(result[: 2 * rate_hz], rate_hz) < CEILING_DBTP + 0.3
 
 
 def test_gain_changes_smoothly_without_limiting():
-    given = at_level(speechlike(6.0, 11), -32.0)
-    got = evened(given)
-    loud = np.abs(given) > 0.003
-    gain_db = 20 * np.log10(got[loud] / given[loud])
+    source = at_level(speechlike(6.0, 11), -32.0)
+    result = evened(source)
+    loud = np.abs(source) > 0.003
+    gain_db = 20 * np.log10(result[loud] / source[loud])
     apart_s = np.diff(np.flatnonzero(loud)) / RATE_HZ
     assert (np.abs(np.diff(gain_db)) <= 600 * apart_s + 0.01).all()  # never a step
     later = np.flatnonzero(loud)[1:] > RATE_HZ
@@ -196,12 +196,12 @@ def test_gain_changes_smoothly_without_limiting():
 
 
 def test_chunk_size_does_not_change_the_output():
-    given = at_level(speechlike(3.0, 12), -14.0)
-    given[20_000] = 1.3  # for the limiter
-    whole = evened(given, chunk=len(given))
-    assert len(whole) == len(given)
+    source = at_level(speechlike(3.0, 12), -14.0)
+    source[20_000] = 1.3  # for the limiter
+    whole = evened(source, chunk=len(source))
+    assert len(whole) == len(source)
     for chunk in (119, 480, 1920, 30_720):
-        np.testing.assert_array_equal(evened(given, chunk=chunk), whole)
+        np.testing.assert_array_equal(evened(source, chunk=chunk), whole)
 
 
 @pytest.mark.parametrize("count", [0, 1, 50, 119, 120, 121, 500, 2000])
@@ -217,21 +217,21 @@ def test_latency_is_10_ms():
 
 def test_silence_stays_silent_and_nan_is_removed():
     assert not evened(np.zeros(RATE_HZ, np.float32)).any()
-    given = at_level(speechlike(3.0, 14), -20.0)
-    given[30_000:30_010] = np.nan
-    got = evened(given)
-    assert np.isfinite(got).all()
-    assert loudness_lufs(got, RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.0)
+    source = at_level(speechlike(3.0, 14), -20.0)
+    source[30_000:30_010] = np.nan
+    result = evened(source)
+    assert np.isfinite(result).all()
+    assert loudness_lufs(result, RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.0)
 
 
 @pytest.mark.filterwarnings("error")
 def test_huge_and_infinite_samples_are_limited():
-    given = at_level(speechlike(3.0, 14), -20.0)
-    given[30_000:30_010] = 3e38
-    given[32_000] = -np.inf
-    got = evened(given)
-    assert np.isfinite(got).all()
-    assert np.abs(got).max() < 1.0
+    source = at_level(speechlike(3.0, 14), -20.0)
+    source[30_000:30_010] = 3e38
+    source[32_000] = -np.inf
+    result = evened(source)
+    assert np.isfinite(result).all()
+    assert np.abs(result).max() < 1.0
 
 
 def test_k_weighting_matches_bs_1770():

@@ -1,4 +1,4 @@
-"""Every error has one status and OpenAI's four keys, and says when to come back."""
+"""Every error has one status and OpenAI's four keys; temporary errors have a Retry-After header."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def subclasses(kind: type) -> list[type]:
 
 # Only the app's own: a test may define others.
 KINDS = [kind for kind in subclasses(errors.SpeechError) if kind.__module__ == "app.errors"]
-WANTED = {
+EXPECTED_STATUS = {
     "SpeechError": 500,
     "RequestError": 400,
     "EmptyText": 400,
@@ -53,18 +53,18 @@ WANTED = {
 
 
 def test_expected_statuses_cover_every_error():
-    assert {kind.__name__ for kind in KINDS} == WANTED.keys()
+    assert {kind.__name__ for kind in KINDS} == EXPECTED_STATUS.keys()
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_each_error_has_its_status_and_four_keys(kind):
     error = kind("in words")
-    assert status_of(error) == WANTED[kind.__name__]
+    assert status_of(error) == EXPECTED_STATUS[kind.__name__]
     body = body_of(error)
     assert body.keys() == {"error"}
     assert body["error"].keys() == {"message", "type", "param", "code"}
     assert body["error"]["message"] == "in words" == str(error)
-    status = WANTED[kind.__name__]
+    status = EXPECTED_STATUS[kind.__name__]
     assert body["error"]["type"] == (
         "requests" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
     )
@@ -85,7 +85,7 @@ def test_each_error_has_its_status_and_four_keys(kind):
 def test_each_error_has_a_unique_code(kind):
     assert kind.code
     same = (
-        {errors.VoiceNotReady, errors.VoiceNotSupported},  # one fact; which status it has depends on who is to blame
+        {errors.VoiceNotReady, errors.VoiceNotSupported},  # one cause with two statuses
         {errors.Busy, errors.RateLimited},  # OpenAI has one code
     )
     others = [other for other in KINDS if other is not kind and not any({kind, other} <= pair for pair in same)]
@@ -93,26 +93,26 @@ def test_each_error_has_a_unique_code(kind):
 
 
 def test_no_status_row_is_hidden_by_an_earlier_row():
-    """First match wins: a row below its base class would never be."""
+    """The first match wins, so a row after its base class would never be used."""
     for at, (kind, _) in enumerate(STATUS):
         assert not any(issubclass(kind, above) for above, _ in STATUS[:at])
 
 
-@pytest.mark.parametrize(("given_s", "told"), [(7, "7"), (1, "1"), (0, "1"), (-3, "1")])
-def test_retry_after_is_whole_seconds_and_at_least_one(given_s, told):
+@pytest.mark.parametrize(("retry_after_s", "expected"), [(7, "7"), (1, "1"), (0, "1"), (-3, "1")])
+def test_retry_after_is_whole_seconds_and_at_least_one(retry_after_s, expected):
     for kind in (errors.Busy, errors.NotReady):
-        assert response_to(kind("later", retry_after_s=given_s)).headers["retry-after"] == told
+        assert response_to(kind("later", retry_after_s=retry_after_s)).headers["retry-after"] == expected
 
 
 @pytest.mark.parametrize(
-    ("reset_s", "told"), [(0, "0ms"), (0.34, "340ms"), (1, "1s"), (7.5, "7.5s"), (59.9, "59.9s"), (72, "1m12s")]
+    ("reset_s", "expected"), [(0, "0ms"), (0.34, "340ms"), (1, "1s"), (7.5, "7.5s"), (59.9, "59.9s"), (72, "1m12s")]
 )
-def test_rate_limit_headers_match_openai(reset_s, told):
+def test_rate_limit_headers_match_openai(reset_s, expected):
     headers = response_to(errors.RateLimited("too many", limit=60, reset_s=reset_s, retry_after_s=3)).headers
     assert headers["retry-after"] == "3"
     assert headers["x-ratelimit-limit-requests"] == "60"
     assert headers["x-ratelimit-remaining-requests"] == "0"
-    assert headers["x-ratelimit-reset-requests"] == told
+    assert headers["x-ratelimit-reset-requests"] == expected
 
 
 def test_error_that_a_retry_cannot_fix_disables_retries():
@@ -127,8 +127,8 @@ def test_body_contains_param_and_code():
 @pytest.mark.parametrize("message", ["voice '\ud83d'", "\udcff\udfff", "a \x00 b", "naïve 音"])
 def test_message_may_contain_any_text(message):
     response = response_to(errors.UnknownVoice(message))
-    told = json.loads(bytes(response.body).decode("utf-8"))["error"]["message"]
-    assert told == message.encode("utf-8", "replace").decode()
+    quoted = json.loads(bytes(response.body).decode("utf-8"))["error"]["message"]
+    assert quoted == message.encode("utf-8", "replace").decode()
 
 
 def test_unexpected_error_reveals_no_internal_details():
@@ -151,4 +151,4 @@ def test_module_docstring_names_every_error():
     for kind in KINDS:
         assert kind.__name__ in drawn
     for kind in subclasses(errors.EngineUnavailable):
-        assert not issubclass(kind, errors.SpeechError)  # it says why there is no engine; it answers no request
+        assert not issubclass(kind, errors.SpeechError)  # it reports why no engine runs and is never a response

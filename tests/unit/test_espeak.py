@@ -1,4 +1,4 @@
-"""The offline voice: which language it reads a text in, that its voices differ, and that it starts anywhere."""
+"""The offline voice: choice of the language, different voices, and data folders with long paths."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_every_preset_has_a_unique_timbre():
 
 
 async def test_voices_differ_in_pitch(engine):
-    """Far more than a listener needs to tell them apart (about 3 %)."""
+    """Listeners notice differences of about 3 %."""
     onyx, alloy, shimmer = [
         pitch_hz(await spoken(engine, SENTENCE, voice=voice), engine.info.rate_hz)
         for voice in ("onyx", "alloy", "shimmer")
@@ -270,7 +270,7 @@ LONG_PATH = """
 
 
 def started_from(data: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: the library's data path is global, and too long a one would write past its buffer."""
+    """Use the library in a new process: its data path is global, and a path that is too long overflows its buffer."""
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(LONG_PATH), str(data)],
         cwd=ROOT,
@@ -284,7 +284,7 @@ def started_from(data: Path, **environment: str) -> subprocess.CompletedProcess[
 
 @pytest.mark.parametrize("folder", ["d" * 60, "日本語のとても長いフォルダの名前"])
 def test_data_under_a_long_path_is_read(folder):
-    """More than 160 bytes; the second is short when counted in characters, which is not how a buffer counts."""
+    """Paths of more than 160 bytes. The second one has few characters but many bytes."""
     with tempfile.TemporaryDirectory(prefix="e") as short:
         data = Path(short) / folder / folder / folder / "espeak-ng-data"
         assert len(str(data).encode()) > 160

@@ -1,4 +1,4 @@
-"""A row that computes no number fails alone; memory that is not there is told as such."""
+"""NaN fails only its own row, and out-of-memory has its own error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from app.errors import BadReference, EngineError, OutOfMemory
 from app.runtime import faults
 from tests.support.scripted_runner import Part
-from tests.unit.test_runtime import Desk, heard
+from tests.unit.test_runtime import Desk, collect_frames
 
 pytestmark = pytest.mark.unit
 
@@ -21,12 +21,12 @@ async def test_nan_fails_only_its_own_row(fails: str) -> None:
     failing = desk.submit(Part(frames=6, fails=fails, at=2))
     desk.finish()
     with pytest.raises(EngineError, match="NaN or Inf"):
-        await heard(failing)
+        await collect_frames(failing)
     for neighbour in neighbours:
-        assert await heard(neighbour) == desk.runner.expected(neighbour.utterance)
+        assert await collect_frames(neighbour) == desk.runner.expected(neighbour.utterance)
     later = desk.submit(Part(frames=6))
     desk.finish()
-    assert await heard(later) == desk.runner.expected(later.utterance)
+    assert await collect_frames(later) == desk.runner.expected(later.utterance)
     assert desk.runner.rows == {}
     assert desk.runner.violations == []
 
@@ -40,8 +40,8 @@ async def test_out_of_memory_fails_only_its_own_utterance(call: str, error: Exce
     failing = desk.submit(Part(frames=6, fails=call, error=error))
     desk.finish()
     with pytest.raises(OutOfMemory, match="Send a shorter text"):
-        await heard(failing)
-    assert await heard(neighbour) == desk.runner.expected(neighbour.utterance)
+        await collect_frames(failing)
+    assert await collect_frames(neighbour) == desk.runner.expected(neighbour.utterance)
 
 
 def test_callers_get_typed_errors_without_internal_details() -> None:

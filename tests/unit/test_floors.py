@@ -1,6 +1,6 @@
-"""Who may import whom: imports go down only, and heavy libraries stay in the rooms that own them.
+"""Import rules: imports go down only, and only certain packages import heavy libraries.
 
-By reading the source, imports inside functions and under TYPE_CHECKING included; then once for real, in a process.
+The tests read the source, including imports inside functions and under TYPE_CHECKING. One test runs a process.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Import:
 
 
 def room_of(module: str) -> str:
-    """app.api.app -> api; app.generator.speech -> studio; app -> app."""
+    """app.api.app -> api; app.generator.speech -> generator; app -> app."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "app"
 
@@ -143,7 +143,7 @@ def test_import_rule_for_known_pairs(here, there, allowed):
 
 
 def test_heavy_libraries_are_imported_only_by_their_packages():
-    """LAZY_TORCH: where torch is imported inside functions only, and may be missing."""
+    """Files in LAZY_TORCH import torch only inside functions and work without it."""
     rooms = (*TORCH_ROOMS, *LAZY_TORCH)
     bad = [found for found in ALL if found.package == "torch" and not found.file.startswith(rooms)]
     assert not bad, offences(bad)

@@ -35,7 +35,7 @@ PROMPT_S = 30  # far below what it would wait without its limits: minutes, or an
 
 
 def header(*names: str) -> bytes:
-    """A safetensors file's beginning with tensors of these names."""
+    """Return a safetensors header with tensors of these names."""
     text = json.dumps({name: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for name in names}).encode()
     return len(text).to_bytes(8, "little") + text
 
@@ -65,8 +65,8 @@ CSM = {  # as published at c92a71e1, smaller
     "README.md": b"# CSM",
     ".gitattributes": b"",
 }
-WANTED = {*SMALL, *SHARDS, "transformers.safetensors.index.json"}
-TOTAL = sum(len(CSM[name]) for name in WANTED)
+EXPECTED_FILES = {*SMALL, *SHARDS, "transformers.safetensors.index.json"}
+TOTAL = sum(len(CSM[name]) for name in EXPECTED_FILES)
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 
 def refusal(files: ModelFiles, folder: Path, **options: object) -> tuple[str, str]:
-    """(reason, remedy) of a download that can't be."""
+    """Return (reason, remedy) of a download that must fail."""
     with pytest.raises(WeightsUnavailable) as caught:
         fetch(files, folder, **({"patience": HURRIED} | options))  # type: ignore[arg-type]
     assert caught.value.__cause__ is not caught.value  # some traceback printers would never end
@@ -95,7 +95,7 @@ def names_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-# ---- what a source is
+# ---- sources
 
 
 @pytest.mark.parametrize("relative", [False, True])
@@ -139,7 +139,7 @@ def test_every_model_has_its_own_setting_and_source() -> None:
     assert {"model-*-of-*.safetensors", "config.json"} < set(known["dia"].allow_patterns)
 
 
-# ---- which files
+# ---- choice of files
 
 
 def sizes(*names: str) -> dict[str, int]:
@@ -148,7 +148,7 @@ def sizes(*names: str) -> dict[str, int]:
 
 def test_csm_repository_gives_one_layout_with_weights_last() -> None:
     chosen = choose_files(files_for("csm"), {name: len(data) for name, data in CSM.items()})
-    assert set(chosen) == WANTED
+    assert set(chosen) == EXPECTED_FILES
     assert chosen[-2:] == ["transformers-00002-of-00002.safetensors", "transformers-00001-of-00002.safetensors"]
 
 
@@ -216,15 +216,15 @@ def test_embedded_codec_is_detected_by_its_tensors(tmp_path: Path) -> None:
 def test_download_is_complete_shared_and_never_repeated(
     server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[Progress] = []
+    reports: list[Progress] = []
     assert find(files_for("csm"), tmp_path) is None
-    folder = fetch(files_for("csm"), tmp_path, token=TOKEN, on_progress=told.append, patience=HURRIED)
-    assert names_in(folder) == WANTED
-    assert all((folder / name).read_bytes() == CSM[name] for name in WANTED)
+    folder = fetch(files_for("csm"), tmp_path, token=TOKEN, on_progress=reports.append, patience=HURRIED)
+    assert names_in(folder) == EXPECTED_FILES
+    assert all((folder / name).read_bytes() == CSM[name] for name in EXPECTED_FILES)
     assert find(files_for("csm"), tmp_path) == folder
-    assert (told[0].done_bytes, told[-1].done_bytes) == (0, TOTAL)
-    assert {p.total_bytes for p in told} == {TOTAL}
-    assert told[0].eta_s is None
+    assert (reports[0].done_bytes, reports[-1].done_bytes) == (0, TOTAL)
+    assert {p.total_bytes for p in reports} == {TOTAL}
+    assert reports[0].eta_s is None
     # The token goes to the hub and not to the CDN that it redirects to.
     assert {a.token for a in server.requests if "/cdn/" not in a.path} == {TOKEN}
     assert {a.token for a in server.requests if "/cdn/" in a.path} == {""}
@@ -239,9 +239,9 @@ def test_download_is_complete_shared_and_never_repeated(
     assert len(server.downloads()) == before
     # And we need no network any more.
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    asked = len(server.requests)
+    requests_before = len(server.requests)
     assert fetch(files_for("csm"), tmp_path) == folder
-    assert len(server.requests) == asked
+    assert len(server.requests) == requests_before
 
 
 def test_download_by_huggingface_hub_is_found(server: FakeHub, tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_incomplete_snapshot_is_not_used(server: FakeHub, tmp_path: Path) -> Non
     assert find(files_for("csm"), tmp_path) is None
     before = len(server.downloads())
     assert fetch(files_for("csm"), tmp_path, patience=HURRIED) == folder
-    assert [asked.path.rpartition("/")[2] for asked in server.downloads()[before:]] == ["config.json"]
+    assert [request.path.rpartition("/")[2] for request in server.downloads()[before:]] == ["config.json"]
 
 
 def test_index_that_names_a_missing_file_is_refused(server: FakeHub, tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_revision_can_be_selected(server: FakeHub, tmp_path: Path) -> None:
 def test_mirror_without_file_sizes_works(server: FakeHub, tmp_path: Path) -> None:
     server.names_only = True
     folder = fetch(files_for("csm"), tmp_path, patience=HURRIED)
-    assert names_in(folder) == WANTED
+    assert names_in(folder) == EXPECTED_FILES
 
 
 def test_download_works_without_symlinks(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,7 +297,7 @@ def test_download_works_without_symlinks(server: FakeHub, tmp_path: Path, monkey
 
     monkeypatch.setattr(Path, "symlink_to", refuse)
     folder = fetch(files_for("csm"), tmp_path, patience=HURRIED)
-    assert names_in(folder) == WANTED
+    assert names_in(folder) == EXPECTED_FILES
     (folder / "config.json").unlink()
     before = len(server.downloads())
     assert fetch(files_for("csm"), tmp_path, patience=HURRIED) == folder
@@ -306,7 +306,7 @@ def test_download_works_without_symlinks(server: FakeHub, tmp_path: Path, monkey
 
 def test_file_names_outside_the_folder_are_ignored(server: FakeHub, tmp_path: Path) -> None:
     server.repos["sesame/csm-1b"]["prompts/../../../../evil.wav"] = b"x"
-    assert names_in(fetch(files_for("csm"), tmp_path, patience=HURRIED)) == WANTED
+    assert names_in(fetch(files_for("csm"), tmp_path, patience=HURRIED)) == EXPECTED_FILES
 
 
 # ---- resume
@@ -335,14 +335,14 @@ def test_killed_download_is_resumed(server: FakeHub, tmp_path: Path) -> None:
     present = part.stat().st_size
     assert present > 0.5 * MB
 
-    told: list[Progress] = []
+    reports: list[Progress] = []
     before = len(server.downloads())
-    fetch(files_for("csm"), tmp_path, on_progress=told.append, patience=HURRIED)
-    (asked,) = server.downloads()[before:]
-    assert asked.start == present
-    assert told[0].done_bytes == TOTAL - 3 * MB + present  # counted as done
-    assert told[-1].done_bytes == TOTAL
-    assert all(p.rate_bytes_s < 3 * MB for p in told)  # and not in the rate
+    fetch(files_for("csm"), tmp_path, on_progress=reports.append, patience=HURRIED)
+    (request,) = server.downloads()[before:]
+    assert request.start == present
+    assert reports[0].done_bytes == TOTAL - 3 * MB + present  # counted as done
+    assert reports[-1].done_bytes == TOTAL
+    assert all(p.rate_bytes_s < 3 * MB for p in reports)  # and not in the rate
     assert not list((tmp_path / "hub").rglob("*.incomplete"))
 
 
@@ -353,20 +353,20 @@ def test_broken_connection_is_resumed(server: FakeHub, tmp_path: Path) -> None:
     server.repos["sesame/csm-1b"]["tokenizer.json"] = b"t" * 1_500_000
     folder = fetch(files_for("csm"), tmp_path, patience=HURRIED)
     assert (folder / "tokenizer.json").read_bytes() == b"t" * 1_500_000
-    assert [asked.start for asked in server.downloads("tokenizer.json")] == [0, 1_000_000]
+    assert [request.start for request in server.downloads("tokenizer.json")] == [0, 1_000_000]
 
 
 def test_download_restarts_if_the_server_ignores_range(server: FakeHub, tmp_path: Path) -> None:
     server.cut_after_bytes = [300, 300]
     server.ignore_range = True
     folder = fetch(files_for("csm"), tmp_path, patience=HURRIED)
-    assert all((folder / name).read_bytes() == CSM[name] for name in WANTED)
+    assert all((folder / name).read_bytes() == CSM[name] for name in EXPECTED_FILES)
 
 
 def test_corrupt_download_is_discarded(server: FakeHub, tmp_path: Path) -> None:
     server.corrupt = 1
     folder = fetch(files_for("csm"), tmp_path, patience=HURRIED)
-    assert all((folder / name).read_bytes() == CSM[name] for name in WANTED)
+    assert all((folder / name).read_bytes() == CSM[name] for name in EXPECTED_FILES)
     shutil.rmtree(tmp_path / "hub")
     server.corrupt = 99
     assert "checksum" in refusal(files_for("csm"), tmp_path)[0]
@@ -377,19 +377,19 @@ def test_corrupt_download_is_discarded(server: FakeHub, tmp_path: Path) -> None:
 
 def test_progress_is_reported_at_a_limited_rate(server: FakeHub, tmp_path: Path) -> None:
     server.bytes_per_s = 2.5 * MB
-    told: list[tuple[float, Progress]] = []
-    fetch(files_for("csm"), tmp_path, on_progress=lambda p: told.append((time.monotonic(), p)), patience=HURRIED)
-    times = [at for at, _ in told]
+    reports: list[tuple[float, Progress]] = []
+    fetch(files_for("csm"), tmp_path, on_progress=lambda p: reports.append((time.monotonic(), p)), patience=HURRIED)
+    times = [at for at, _ in reports]
     gaps = [later - earlier for earlier, later in pairwise(times)]
     assert sorted(gaps)[-2] < 0.5  # a busy machine may be late once
-    assert len(told) <= 5 * (times[-1] - times[0]) + 2
-    done = [p.done_bytes for _, p in told]
+    assert len(reports) <= 5 * (times[-1] - times[0]) + 2
+    done = [p.done_bytes for _, p in reports]
     assert done == sorted(done)
-    middle = [p for _, p in told[4:-1]]
+    middle = [p for _, p in reports[4:-1]]
     assert middle
     assert all(1 * MB < p.rate_bytes_s < 4 * MB for p in middle)
     assert all(p.eta_s is not None and p.eta_s < 5 for p in middle)
-    assert told[-1][1].eta_s == 0.0
+    assert reports[-1][1].eta_s == 0.0
     assert "transformers-00001-of-00002.safetensors" in {p.file for p in middle}
 
 
@@ -402,7 +402,7 @@ def test_stall_is_retried_and_then_reported(server: FakeHub, tmp_path: Path) -> 
     assert len(server.downloads("conversational_a.wav")) == 1 + HURRIED.retries
     assert time.monotonic() - started < PROMPT_S
     server.stall_after_bytes = None
-    assert names_in(fetch(files_for("csm"), tmp_path, patience=HURRIED)) == WANTED
+    assert names_in(fetch(files_for("csm"), tmp_path, patience=HURRIED)) == EXPECTED_FILES
 
 
 @pytest.mark.parametrize("when", ["asking", "stalled", "flowing", "before"])
@@ -494,7 +494,7 @@ def test_offline_mode_sends_no_request(
 def test_malformed_token_is_refused(server: FakeHub, tmp_path: Path) -> None:
     assert "HF_TOKEN" in refusal(files_for("csm"), tmp_path, token=f"{TOKEN}\r\nX-Other: 1")[0]
     assert fetch(files_for("csm"), tmp_path, token=f"{TOKEN}\n", patience=HURRIED)
-    assert {asked.token for asked in server.requests} == {TOKEN, ""}
+    assert {request.token for request in server.requests} == {TOKEN, ""}
 
 
 def test_token_appears_in_no_repr_and_no_log(server: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

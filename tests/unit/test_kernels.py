@@ -1,4 +1,4 @@
-"""The torch kernels against the code they stand for: the model's attention, norms and gates, and the sampler."""
+"""The torch kernels against the code they replace: the model's attention, norms and gates, and the sampler."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def test_decode_attention_matches_grouped_attention(shape: str, dtype: torch.dty
     k, v = cache[0, 1, :4], cache[1, 1, :4]
     q = random(4, heads, size, dtype=dtype)
     positions, length, scale = torch.tensor([0, 31, 7, 20]), 32, size**-0.5
-    seen = torch_kernels.decode_attention(q, k, v, positions, length, scale)
-    assert seen.dtype == dtype
+    output = torch_kernels.decode_attention(q, k, v, positions, length, scale)
+    assert output.dtype == dtype
     for row, at in enumerate(positions.tolist()):
         grouped = q[row].view(1, groups, heads // groups, size)
         mine = grouped_attention(grouped, k[row : row + 1, :, : at + 1], v[row : row + 1, :, : at + 1], None, scale)
-        torch.testing.assert_close(seen[row], mine.view(-1))
+        torch.testing.assert_close(output[row], mine.view(-1))
         keys, values = (part[row, :, : at + 1].repeat_interleave(heads // groups, 0).double() for part in (k, v))
         exact = functional.scaled_dot_product_attention(q[row, :, None].double(), keys, values).reshape(-1)
-        torch.testing.assert_close(seen[row].double(), exact, **tolerance(dtype))
+        torch.testing.assert_close(output[row].double(), exact, **tolerance(dtype))
 
 
 def tolerance(dtype: torch.dtype) -> dict[str, float]:
@@ -60,7 +60,7 @@ def tolerance(dtype: torch.dtype) -> dict[str, float]:
 
 
 def test_decode_attention_copies_no_cache() -> None:
-    """The two products read the cache where it lies: views of it, not contiguous, are handed to bmm as they are."""
+    """Both matrix products read non-contiguous views of the cache directly."""
     cache = torch.zeros(2, 3, 8, 4, 1024, 64)
     with torch.profiler.profile(profile_memory=True) as profile:
         torch_kernels.decode_attention(
@@ -85,8 +85,8 @@ def test_step_attention_equals_the_attention_of_a_block(shape: str, dtype: torch
     turned = apply_rotary(token[:, : heads + groups], cos, sin)
     attend = cache.decode_attention([0, 1, 2], positions)
     expected = attend(1, turned[:, :heads], turned[:, heads:], token[:, heads + groups :])
-    seen = torch_kernels.step_attention(token, cos, sin, k[1, :3], v[1, :3], torch.tensor(positions), 24, size**-0.5)
-    torch.testing.assert_close(seen, expected)
+    output = torch_kernels.step_attention(token, cos, sin, k[1, :3], v[1, :3], torch.tensor(positions), 24, size**-0.5)
+    torch.testing.assert_close(output, expected)
     assert torch.equal(k, cache.k)
     assert torch.equal(v, cache.v)
 
@@ -105,10 +105,10 @@ def test_block_of_kernels_equals_the_module(dtype: torch.dtype) -> None:
     k, v = torch.zeros_like(cache.k), torch.zeros_like(cache.v)
     normed, before = torch_kernels.add_rms_norm(torch.zeros_like(x), x, block.attention_norm, config.eps)
     token = block.qkv(normed).view(3, 8, 16)
-    seen = torch_kernels.step_attention(token, *turn, k[0], v[0], positions, 16, 16**-0.5)
-    normed, after = torch_kernels.add_rms_norm(block.out(seen), before, block.mlp_norm, config.eps)
-    made = after + block.down(torch_kernels.gate(block.gate_up(normed), "silu"))
-    torch.testing.assert_close(made, expected)
+    output = torch_kernels.step_attention(token, *turn, k[0], v[0], positions, 16, 16**-0.5)
+    normed, after = torch_kernels.add_rms_norm(block.out(output), before, block.mlp_norm, config.eps)
+    result = after + block.down(torch_kernels.gate(block.gate_up(normed), "silu"))
+    torch.testing.assert_close(result, expected)
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu"])
@@ -175,20 +175,20 @@ def test_sample_equals_the_sampler(case: tuple[list[SamplingParams], Tensor, lis
     params, logits, banned, seed = case
     seeds, frames = torch.arange(seed, seed + len(params)), torch.arange(len(params))
     noise = exponential_noise(seeds, frames, 4, logits.shape[1])[:, codebook]
-    made = torch_kernels.sample(logits, *asked(params), seeds, frames, codebook, 4, torch.tensor(banned))
+    result = torch_kernels.sample(logits, *asked(params), seeds, frames, codebook, 4, torch.tensor(banned))
     for row, knob in enumerate(params):
         allowed = logits[row : row + 1].clone()
         if banned[row] >= 0:
             allowed[0, banned[row]] = -math.inf
-        assert allowed[0, made[row]] > -math.inf
+        assert allowed[0, result[row]] > -math.inf
         if edge_is_tied(allowed[0], knob):
             continue  # the sampler drops some of the equal ones, by the order of its sort
         picked = Sampler([knob], CPU).pick(allowed, noise[row : row + 1])
-        assert int(picked[0]) == int(made[row])
+        assert int(picked[0]) == int(result[row])
 
 
 def edge_is_tied(logits: Tensor, knob: SamplingParams) -> bool:
-    """Whether the lowest score in top-p's nucleus is there twice."""
+    """Return whether the lowest score in the top-p nucleus occurs twice."""
     if knob.top_p >= 1 or knob.temperature <= 0:
         return False
     scores = Sampler([dataclasses.replace(knob, top_p=1.0)], CPU)._cut(logits[None] / knob.temperature)
@@ -229,18 +229,18 @@ def test_codebooks_drawn_together_equal_separate_draws() -> None:
 
 
 def test_kernels_do_not_read_tensor_values() -> None:
-    """On the meta device tensors have shapes and no numbers: whoever reads one, or sizes anything by one, fails. That
-    is what a CUDA graph asks for."""
+    """Tensors on the meta device have shapes and no values: code that reads a value fails. A CUDA graph has the same
+    limit."""
     with torch.device("meta"):
         whole, positions = torch.empty(3, 24), torch.empty(3).long()
         cache = torch.empty(2, 5, 4, 64, 16)
         token, turn = torch.empty(3, 24, 16), torch.empty(3, 1, 16)
         params = torch.empty(3), torch.empty(3).long(), torch.empty(3), torch.empty(3).long(), torch.empty(3).long()
         logits, banned = torch.empty(3, 9, 40), torch.empty(3, 9).long()
-    seen = TORCH.step_attention(token, turn, turn, cache[0, :3], cache[1, :3], positions, 32, 0.25)
-    assert seen.shape == (3, 16 * 16)
-    seen = TORCH.decode_attention(token[:, :8], cache[0, :3], cache[1, :3], positions, 32, 0.25)
-    assert seen.shape == (3, 8 * 16)
+    output = TORCH.step_attention(token, turn, turn, cache[0, :3], cache[1, :3], positions, 32, 0.25)
+    assert output.shape == (3, 16 * 16)
+    output = TORCH.decode_attention(token[:, :8], cache[0, :3], cache[1, :3], positions, 32, 0.25)
+    assert output.shape == (3, 8 * 16)
     assert TORCH.add_rms_norm(whole, whole, whole[0], 1e-5)[0].shape == (3, 24)
     assert TORCH.gate(whole, "silu").shape == (3, 12)
     assert TORCH.sample(logits, *params, 0, 9, banned).shape == (3, 9)
@@ -260,8 +260,8 @@ def test_wrong_kernel_is_detected(dtype: torch.dtype) -> None:
 
 
 def off(right: Callable[..., Tensor], *args: Any) -> Tensor:
-    made = right(*args)
-    return made + made // 2 + 1
+    result = right(*args)
+    return result + result // 2 + 1
 
 
 def test_triton_is_refused_without_cuda_or_triton(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +280,7 @@ def test_triton_is_refused_without_cuda_or_triton(monkeypatch: pytest.MonkeyPatc
 
 
 def test_shifted_kernel_output_is_detected() -> None:
-    """What is done on a CUDA device before Triton's kernels are let in."""
+    """The same check runs on a CUDA device before Triton's kernels are used."""
     cpu = torch.device("cpu")
     assert not differs(TORCH, cpu, torch.float32)
     for name in ("step_attention", "decode_attention", "gate", "sample"):
@@ -292,7 +292,7 @@ def test_shifted_kernel_output_is_detected() -> None:
 
 
 def sample_each_removal(sample: Callable[..., Tensor], place: Place) -> list[int]:
-    """What `sample` draws at a place whose code is removed: by each of `removals` and by `banned`, for the one codebook
+    """Return what `sample` draws where a code is removed by each of `removals` and by `banned`, for the one codebook
     and for the whole frame."""
     drawn = []
     named = torch.tensor([place.seed]), torch.tensor([place.frame])

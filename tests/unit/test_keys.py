@@ -1,4 +1,4 @@
-"""Keys: the file that holds them, who is let in, and how often."""
+"""API keys: the key file, authorization and rate limits."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_concurrent_additions_are_all_stored(tmp_path):
     assert len(KeyFile(tmp_path).read()) == 30
 
 
-# ---- who is let in
+# ---- authorization
 
 
 @pytest.mark.parametrize(
@@ -177,31 +177,31 @@ def test_keys_from_settings_have_every_scope():
 
 
 @pytest.mark.parametrize(
-    "given", ["", "x", FIXED[:-1], FIXED + "x", FIXED.upper(), "\udcff", hashlib.sha256(FIXED.encode()).hexdigest()]
+    "secret", ["", "x", FIXED[:-1], FIXED + "x", FIXED.upper(), "\udcff", hashlib.sha256(FIXED.encode()).hexdigest()]
 )
-def test_invalid_key_is_refused(given):
+def test_invalid_key_is_refused(secret):
     with pytest.raises(Unauthorized):
-        KeyRing([FIXED]).find(given)
+        KeyRing([FIXED]).find(secret)
 
 
 def test_key_is_limited_to_its_scopes(file):
-    given = file.add("reader", ["speak"])
+    secret = file.add("reader", ["speak"])
     ring = KeyRing((), file)
-    key = ring.find(given)
+    key = ring.find(secret)
     ring.admit(key, "speak")
     for scope in ("clone", "admin"):
         with pytest.raises(Forbidden, match=f"'reader' lacks the scope `{scope}`"):
             ring.admit(key, scope)
 
 
-# ---- the file changes
+# ---- changes of the file
 
 
 def test_file_change_is_applied_within_a_second(file, clock):
     ring = KeyRing((), file, clock=clock)
     assert not ring.needed
     one = file.add("one", ["speak"])
-    assert not ring.needed  # it is not looked at for every request
+    assert not ring.needed  # the file is not read for every request
     clock.now_s += CHECK_FILE_S
     assert ring.needed
     assert ring.find(one).name == "one"
@@ -250,13 +250,13 @@ def test_world_writable_file_is_logged(file, caplog):
     assert "chmod 600" in caplog.text
 
 
-# ---- how often, how much at once
+# ---- rate limits
 
 
 def ring_with(file, clock, **limits):
-    given = file.add("busy", ["speak", "clone"], **limits)
+    secret = file.add("busy", ["speak", "clone"], **limits)
     ring = KeyRing((), file, clock=clock)
-    return ring, ring.find(given)
+    return ring, ring.find(secret)
 
 
 def test_rate_limit_allows_a_burst_then_refills(file, clock):
@@ -265,18 +265,18 @@ def test_rate_limit_allows_a_burst_then_refills(file, clock):
     assert left == list(range(29, -1, -1))
     with pytest.raises(RateLimited, match="30 requests per minute") as caught:
         ring.admit(key, "speak")
-    told = caught.value
-    assert (told.reason, told.limit, told.retry_after_s, told.reset_s) == ("rate", 30, 2, 60.0)
+    error = caught.value
+    assert (error.reason, error.limit, error.retry_after_s, error.reset_s) == ("rate", 30, 2, 60.0)
     clock.now_s += 1.9
     with pytest.raises(RateLimited) as caught:
-        ring.admit(key, "clone")  # all scopes draw on the same
+        ring.admit(key, "clone")  # all scopes share one limit
     assert caught.value.retry_after_s == 1
     clock.now_s += 0.2
     passed = ring.admit(key, "speak")
     assert passed.remaining == 0
     assert passed.reset_s == pytest.approx(59.9)
     clock.now_s += 3600
-    assert ring.admit(key, "speak").remaining == 29  # no more is saved up
+    assert ring.admit(key, "speak").remaining == 29  # the burst is limited
 
 
 def test_retry_after_is_long_enough(file, clock):
@@ -299,9 +299,9 @@ def test_concurrent_requests_are_limited(file, clock):
         ring.admit(key, "speak")
     assert (caught.value.reason, caught.value.limit, caught.value.retry_after_s) == ("concurrency", None, 1)
     one.close()
-    one.close()  # twice is once
+    one.close()  # closing twice counts once
     three = ring.admit(key, "speak")
-    assert three.remaining == 97  # what was refused cost nothing
+    assert three.remaining == 97  # refused requests do not count
     with pytest.raises(RateLimited):
         ring.admit(key, "speak")
     two.close()

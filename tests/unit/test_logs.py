@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line in the file, from whichever library, with what belongs to the request."""
+"""Logs: each line of the file is one JSON object with the fields of the request, for any library."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.unit
 
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
-    """`set_up` is for a process of its own: it takes the root logger over. Put all of it back."""
+    """Restore the root logger after `set_up`, which changes it for the whole process."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     levels = {name: logging.getLogger(name).level for name in root.manager.loggerDict}
@@ -193,6 +193,6 @@ def test_exception_outside_a_request_is_logged_with_its_message(tmp_path):
 
 def test_outline_names_every_exception_of_a_group():
     group = ExceptionGroup("all of these", [ValueError("1ne"), ExceptionGroup("some", [KeyError("2wo")])])
-    told = logs.outline(group)
-    assert [name in told for name in ("ExceptionGroup", "ValueError", "KeyError")] == [True] * 3
-    assert not [word for word in ("all of these", "1ne", "2wo") if word in told]
+    outline = logs.outline(group)
+    assert [name in outline for name in ("ExceptionGroup", "ValueError", "KeyError")] == [True] * 3
+    assert not [word for word in ("all of these", "1ne", "2wo") if word in outline]

@@ -1,4 +1,4 @@
-"""What is remembered of a conversation: its newest turns, for a while, for its owner only."""
+"""Conversation memory keeps the newest turns for a limited time and only for their owner."""
 
 from __future__ import annotations
 
@@ -26,73 +26,73 @@ def memory(folder: Path | None = None, tokens: int = 100, ttl_s: float = 60.0, *
     return Memory(tokens=tokens, ttl_s=ttl_s, folder=folder, **more)
 
 
-def texts(made: Memory, key: str = KEY, room: int = 10_000) -> list[str]:
-    return [said.text for said in made.recall(key, "csm", {}, room)]
+def texts(store: Memory, key: str = KEY, room: int = 10_000) -> list[str]:
+    return [recalled.text for recalled in store.recall(key, "csm", {}, room)]
 
 
 def test_newest_turns_that_fit_are_recalled() -> None:
-    made = memory(tokens=100)
-    assert texts(made) == []
+    store = memory(tokens=100)
+    assert texts(store) == []
     for number in range(5):
-        made.remember(KEY, "csm", [turn(number)])
-    assert texts(made) == ["Turn 2.", "Turn 3.", "Turn 4."]  # 28 positions each
-    assert texts(made, room=60) == ["Turn 3.", "Turn 4."]
-    assert texts(made, room=0) == []
-    made.remember(KEY, "csm", [turn(9, frames=99)])
-    assert texts(made) == []  # longer than all that may be kept: nothing of it, and nothing before it
+        store.remember(KEY, "csm", [turn(number)])
+    assert texts(store) == ["Turn 2.", "Turn 3.", "Turn 4."]  # 28 positions each
+    assert texts(store, room=60) == ["Turn 3.", "Turn 4."]
+    assert texts(store, room=0) == []
+    store.remember(KEY, "csm", [turn(9, frames=99)])
+    assert texts(store) == []  # longer than all that may be kept: nothing of it, and nothing before it
 
 
 def test_codes_are_recalled_unchanged() -> None:
-    made = memory()
-    made.remember(KEY, "csm", [turn(1)])
-    said = made.recall(KEY, "csm", {"alloy": 7}, 1000)
-    assert said[0].speaker == 7
-    assert np.array_equal(said[0].codes, turn(1).codes)
+    store = memory()
+    store.remember(KEY, "csm", [turn(1)])
+    recalled = store.recall(KEY, "csm", {"alloy": 7}, 1000)
+    assert recalled[0].speaker == 7
+    assert np.array_equal(recalled[0].codes, turn(1).codes)
 
 
 def test_each_voice_gets_its_own_speaker_number() -> None:
-    made = memory(tokens=1000)
-    made.remember(KEY, "csm", [turn(1, voice="anna"), turn(2, voice="ben"), turn(3, voice="anna")])
-    assert [said.speaker for said in made.recall(KEY, "csm", {"ben": 0}, 1000)] == [1, 0, 1]
-    assert [said.speaker for said in made.recall(KEY, "csm", {"carl": 1}, 1000)] == [0, 2, 0]
+    store = memory(tokens=1000)
+    store.remember(KEY, "csm", [turn(1, voice="anna"), turn(2, voice="ben"), turn(3, voice="anna")])
+    assert [recalled.speaker for recalled in store.recall(KEY, "csm", {"ben": 0}, 1000)] == [1, 0, 1]
+    assert [recalled.speaker for recalled in store.recall(KEY, "csm", {"carl": 1}, 1000)] == [0, 2, 0]
 
 
 def test_conversations_are_isolated_by_key_and_id() -> None:
-    made = memory()
+    store = memory()
     keys = [conversation_key(*pair) for pair in (("", "ab"), ("a", "b"), ("key 1", "b"), ("key", "1 b"), ("b", ""))]
     assert len(set(keys)) == len(keys)
     for number, key in enumerate(keys):
-        made.remember(key, "csm", [turn(number)])
-    assert [texts(made, key) for key in keys] == [[f"Turn {number}."] for number in range(len(keys))]
+        store.remember(key, "csm", [turn(number)])
+    assert [texts(store, key) for key in keys] == [[f"Turn {number}."] for number in range(len(keys))]
 
 
 def test_codes_of_another_engine_are_not_recalled() -> None:
-    made = memory()
-    made.remember(KEY, "csm", [turn(1)])
-    assert made.recall(KEY, "another", {}, 1000) == ()
-    made.remember(KEY, "another", [turn(2)])
-    assert [said.text for said in made.recall(KEY, "another", {}, 1000)] == ["Turn 2."]
+    store = memory()
+    store.remember(KEY, "csm", [turn(1)])
+    assert store.recall(KEY, "another", {}, 1000) == ()
+    store.remember(KEY, "another", [turn(2)])
+    assert [recalled.text for recalled in store.recall(KEY, "another", {}, 1000)] == ["Turn 2."]
 
 
 def test_memory_expires_after_its_ttl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     now_s = time.time()
     for folder in (None, tmp_path):
-        made = memory(folder, ttl_s=60.0)
-        made.remember(KEY, "csm", [turn(1)])
+        store = memory(folder, ttl_s=60.0)
+        store.remember(KEY, "csm", [turn(1)])
         monkeypatch.setattr(time, "time", lambda: now_s + 59)
-        assert texts(made) == ["Turn 1."]
+        assert texts(store) == ["Turn 1."]
         monkeypatch.setattr(time, "time", lambda: now_s + 125)
-        assert texts(made) == []
+        assert texts(store) == []
         monkeypatch.undo()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_oldest_conversations_are_evicted(tmp_path: Path) -> None:
-    made = memory(tmp_path, max_conversations=2)
+    store = memory(tmp_path, max_conversations=2)
     for number in range(3):
-        made.remember(conversation_key("", str(number)), "csm", [turn(number)])
-    assert texts(made, conversation_key("", "0")) == []
-    assert texts(made, conversation_key("", "2")) == ["Turn 2."]
+        store.remember(conversation_key("", str(number)), "csm", [turn(number)])
+    assert texts(store, conversation_key("", "0")) == []
+    assert texts(store, conversation_key("", "2")) == ["Turn 2."]
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -111,9 +111,9 @@ def test_damaged_files_are_ignored_and_old_files_are_removed(tmp_path: Path) -> 
     memory(tmp_path).remember(KEY, "csm", [turn(1)])
     path = next(tmp_path.iterdir())
     path.write_bytes(path.read_bytes()[:100])
-    made = memory(tmp_path)
-    assert texts(made) == []
-    made.remember(KEY, "csm", [turn(2)])
+    store = memory(tmp_path)
+    assert texts(store) == []
+    store.remember(KEY, "csm", [turn(2)])
     assert texts(memory(tmp_path)) == ["Turn 2."]
     left = tmp_path / "x.1.new"
     left.write_bytes(b"")

@@ -1,4 +1,4 @@
-"""What a scrape reads: each number under its name, each server's apart from another's."""
+"""Prometheus metrics: names and values, separate for each server."""
 
 from __future__ import annotations
 

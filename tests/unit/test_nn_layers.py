@@ -28,19 +28,19 @@ def test_batched_and_row_by_row_decode_attention_agree() -> None:
         cache.v.copy_(caches[0].v.normal_(generator=random))
     q = torch.randn(3, 6, 8, generator=random)
     k, v = torch.randn(2, 3, 2, 8, generator=random)
-    seen = [cache.decode_attention([4, 0, 2], [29, 0, 11])(1, q, k, v) for cache in caches]
-    assert torch.allclose(*seen, atol=1e-6)
+    outputs = [cache.decode_attention([4, 0, 2], [29, 0, 11])(1, q, k, v) for cache in caches]
+    assert torch.allclose(*outputs, atol=1e-6)
     assert torch.equal(caches[0].k, caches[1].k)
     assert torch.equal(caches[0].v[1, 4, :, 29], v[0])
-    assert torch.allclose(seen[0][1], v[1].repeat_interleave(3, 0).flatten())  # it attends only to itself
+    assert torch.allclose(outputs[0][1], v[1].repeat_interleave(3, 0).flatten())  # it attends only to itself
 
 
 def dense(dtype: torch.dtype, *, bias: bool) -> Linear:
-    made = Linear(64, 33, bias=bias, device=CPU, dtype=dtype)
+    linear = Linear(64, 33, bias=bias, device=CPU, dtype=dtype)
     random = torch.Generator().manual_seed(1)
-    for tensor in made.parameters():
+    for tensor in linear.parameters():
         tensor.data.normal_(0, 0.2, generator=random)
-    return made
+    return linear
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -90,6 +90,6 @@ def test_int8_linear_with_a_fused_norm_is_accurate(bias: bool) -> None:
     x *= torch.tensor([1, 100, 0.01, 1e-4, 0, 3])[:, None]  # the fourth is small beside eps
     y, normed = small(x), torch.nn.functional.rms_norm(x, (64,), norm, 1e-5)
     assert torch.equal(torch.cat([small(part) for part in x.split(1)]), y)
-    for wanted, tolerance in ((plain(normed), 0.03), (Int8Linear(plain)(normed), 0.005)):
-        error = (y - wanted).norm(dim=1) / wanted.norm(dim=1).clamp_min(1e-6)
+    for expected, tolerance in ((plain(normed), 0.03), (Int8Linear(plain)(normed), 0.005)):
+        error = (y - expected).norm(dim=1) / expected.norm(dim=1).clamp_min(1e-6)
         assert float(error.max()) < tolerance

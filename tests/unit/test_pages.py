@@ -1,4 +1,4 @@
-"""Large pages change where numbers lie, not what they are, and are given behind holes as well."""
+"""Huge pages keep the values in memory and are also used after untouched pages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_huge_pages_keep_the_values() -> None:
 
 
 def large_bytes(address: int) -> int:
-    """How much of the mapping around the address is on large pages."""
+    """Return how many bytes of the mapping around the address are on huge pages."""
     inside = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if span := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
@@ -44,7 +44,7 @@ def test_memory_after_untouched_pages_is_on_huge_pages() -> None:
     memory = mmap.mmap(-1, 16 * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     behind = 8 * PAGE_BYTES
-    for at in range(behind, len(memory), mmap.PAGESIZE):  # nothing has touched what is before
+    for at in range(behind, len(memory), mmap.PAGESIZE):  # the pages before stay untouched
         memory[at] = at // mmap.PAGESIZE % 251
     use_huge_pages()
     assert large_bytes(address + behind) >= 7 * PAGE_BYTES

@@ -1,4 +1,4 @@
-"""Python's own pauses: what makes them short is done, when all is there."""
+"""Pauses by garbage collection and thread switches are short, and the server reports when it is ready."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_loaded_objects_are_excluded_from_garbage_collection() -> None:
     loop: list[object] = []
     loop.append(loop)
     del loop
-    assert gc.collect() > 0  # what comes later is still looked through
+    assert gc.collect() > 0  # later objects are still collected
 
 
 @pytest.mark.usefixtures("_as_it_was")

@@ -1,7 +1,7 @@
-"""One engine per device: who speaks, who waits, and what happens to whom when a device fails.
+"""One engine per device: choice of the device, the queue, and failures of a device.
 
-The engines are real ones over CSM with random weights, each with a thread and rows of its own on the one CPU there is.
-A device fails as devices do: its thread is ended from outside, or its model raises.
+The engines are real: CSM with random weights, each with its own thread and rows on the same CPU.
+A device fails because its thread is ended or its model raises.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fabricate_csm(tmp_path_factory.mktemp("csm"))
 
 
-def settings(folder: Path, tmp_path: Path, **given: Any) -> Settings:
+def settings(folder: Path, tmp_path: Path, **options: Any) -> Settings:
     fixed = {
         "CSM_MODEL": str(folder),
         "TTS_DATA_DIR": str(tmp_path),
@@ -50,7 +50,7 @@ def settings(folder: Path, tmp_path: Path, **given: Any) -> Settings:
         "TTS_MAX_QUEUE": 2,
         "TTS_OUTBOX_S": 0.5,
     }
-    return Settings(_env_file=None, **(fixed | given))
+    return Settings(_env_file=None, **(fixed | options))
 
 
 CONTEXT = BuildContext(lambda _: None, lambda: False)
@@ -88,7 +88,7 @@ def rows(made: EnginePool) -> list[int]:
 
 @contextlib.asynccontextmanager
 async def held(made: EnginePool, count: int, **more: Any) -> AsyncIterator[list[Any]]:
-    """So many long answers whose readers have heard the first sound and then read nothing."""
+    """Start `count` long answers whose readers take the first chunk and then stop reading."""
     async with contextlib.AsyncExitStack() as stack:
         streams = []
         for seed in range(count):
@@ -106,7 +106,7 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 def kill(engine: BatchedEngine) -> None:
-    """End the engine's thread, whose loop goes on once after a failure: every turn fails."""
+    """End the engine's thread. Its loop restarts once after a failure, so every iteration fails."""
 
     def plan() -> None:
         raise SystemExit
@@ -154,7 +154,7 @@ async def test_voice_returns_to_the_device_that_knows_its_prompt(engine: EngineP
     await until(lambda: rows(engine) == [0, 0])
     async with held(engine, 1, prompt=prompt("a")):
         assert rows(engine) == [0, 1]
-        async with held(engine, 1, prompt=prompt("a")):  # but not at any price
+        async with held(engine, 1, prompt=prompt("a")):  # but not if that device is busy
             assert rows(engine) == [1, 1]
 
 
@@ -200,7 +200,7 @@ async def test_row_offered_to_a_cancelled_waiter_goes_to_the_next(engine: Engine
         await until(lambda: engine.load.queued == 1)
         stayer = asyncio.create_task(whole(engine, say(seed=2)))
         await until(lambda: engine.load.queued == 2)
-        await streams[0].aclose()  # calls the leaver, who has not run yet
+        await streams[0].aclose()  # offers the row to the cancelled task, which has not run yet
         leaver.cancel()
         assert len(await asyncio.wait_for(stayer, 20))
 
@@ -221,7 +221,7 @@ async def test_dead_device_is_removed_and_the_other_continues(
     async with held(engine, 2) as streams:
         assert rows(engine) == [1, 1]
         kill(first)
-        with pytest.raises(EngineError):  # it had sounded: the reader is told, and nobody goes on in another voice
+        with pytest.raises(EngineError):  # its audio has started, so no other device repeats it
             async for _ in streams[0]:
                 pass
         gone, left = (each.failure for each in engine.devices)
@@ -230,10 +230,10 @@ async def test_dead_device_is_removed_and_the_other_continues(
         assert engine.healthy
         assert engine.load.max_rows == 2
         assert len(await whole(engine, say()))
-        heard = 0.0
-        async for chunk in streams[1]:  # the other device's answer is whole
-            heard += chunk.seconds
-            if heard > 3:
+        received_s = 0.0
+        async for chunk in streams[1]:  # the answer of the other device is complete
+            received_s += chunk.seconds
+            if received_s > 3:
                 break
     assert "1 of 2 devices continue" in caplog.text
     kill(second)
@@ -283,7 +283,7 @@ async def test_device_that_fails_repeatedly_is_removed(engine: EnginePool) -> No
         assert not engine.devices[0].failure
         assert len(await whole(engine, say(seed=attempt)))
     assert "in a row" in engine.devices[0].failure
-    assert first.healthy  # its thread lives on, and is sent nothing
+    assert first.healthy  # its thread still runs but gets no requests
 
 
 async def test_text_that_fails_on_every_device_removes_none(engine: EnginePool) -> None:
@@ -335,7 +335,7 @@ async def test_recordings_are_encoded_on_a_working_device(engine: EnginePool) ->
         await engine.encode_reference(reference)
 
 
-# ---- what the settings make of it
+# ---- settings
 
 
 def test_split_model_builds_one_engine(folder: Path, tmp_path: Path) -> None:

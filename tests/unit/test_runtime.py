@@ -1,4 +1,4 @@
-"""The batch runtime with a scripted Runner: who gets which row, whose sound goes where, and what survives a failure."""
+"""The batch runtime with a scripted runner: rows, queues, delivery of audio, and failures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.unit
 
 @dataclass
 class Desk:
-    """A Loop that is turned by hand, with everything around it."""
+    """A Loop that the test iterates by hand, with its runner and scheduler."""
 
     runner: ScriptedRunner
     scheduler: Scheduler
@@ -58,15 +58,15 @@ class Desk:
         return busy
 
     def finish(self) -> None:
-        """Turn until nothing is left to do."""
+        """Iterate until nothing is left to do."""
         for _ in range(10_000):
             if not self.turn():
                 return
         raise AssertionError("the loop never comes to rest")
 
 
-async def heard(job: Job) -> list[tuple[int, int]]:
-    """(utterance, frame) of all that comes out of the job's outbox."""
+async def collect_frames(job: Job) -> list[tuple[int, int]]:
+    """Return (utterance, frame) for every frame from the job's audio queue."""
     frames = []
     position = 0
     while (chunk := await asyncio.wait_for(job.audio_queue.get(), 5)) is not None:
@@ -80,7 +80,7 @@ async def heard(job: Job) -> list[tuple[int, int]]:
 
 
 class Clock:
-    """A time that stands still until it is moved."""
+    """A clock that only the test advances."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
@@ -91,7 +91,7 @@ class Clock:
 
 @dataclass
 class Played:
-    """An answer whose listener plays it: what `Desk.play` submits, and how much has been handed on."""
+    """An answer with a listener: submits utterances and records the audio that was sent."""
 
     desk: Desk
     clock: Clock
@@ -111,7 +111,7 @@ class Played:
 
 
 def stage(rows: int) -> tuple[Desk, Clock, Callable[[], Played]]:
-    """A desk whose time is moved by hand, and a way to get an answer with a listener."""
+    """Return a desk, its clock and a function that creates an answer with a listener."""
     runner, clock = ScriptedRunner(rows), Clock()
     scheduler = Scheduler(rows, 9, clock=clock)
     desk = Desk(runner, scheduler, Loop(runner, scheduler, "test"))
@@ -127,7 +127,7 @@ async def test_lowest_free_row_is_assigned_in_arrival_order():
     assert [row for row, _ in desk.scheduler.plan().admit] == [0, 1, 2]
     desk = Desk.of(3, 3)
     jobs = [desk.submit(Part(frames=frames)) for frames in (9, 1, 9, 9, 9)]
-    desk.turn(5)  # row 1 has said its one frame
+    desk.turn(5)  # row 1 has spoken its one frame
     assert desk.runner.rows == {0: 0, 1: 3, 2: 2}
     desk.scheduler.cancel(jobs[2])
     desk.scheduler.cancel(jobs[0])
@@ -165,7 +165,7 @@ async def test_busy_exactly_when_rows_and_queue_are_full():
 
 
 async def test_row_of_a_continued_answer_is_not_free_between_its_utterances():
-    """Who is let in then would wait without a queue, for a minute behind somebody who reads nothing."""
+    """Otherwise a new request would wait for the rest of that answer although no queue exists."""
     desk = Desk.of(1, 0)
     desk.submit(Part(frames=1))
     desk.finish()
@@ -174,7 +174,7 @@ async def test_row_of_a_continued_answer_is_not_free_between_its_utterances():
     with pytest.raises(Busy):
         desk.submit(Part(frames=1))
     desk.finish()
-    assert await heard(following) == desk.runner.expected(following.utterance)
+    assert await collect_frames(following) == desk.runner.expected(following.utterance)
     desk.submit(Part(frames=1))
 
 
@@ -198,7 +198,7 @@ async def test_background_work_runs_only_without_foreground_work():
     desk.turn(4)
     assert desk.runner.said[2:] == [(1, 0), (1, 1), (1, 2)]
     desk.finish()
-    assert await heard(behind) == [(0, frame) for frame in range(6)]
+    assert await collect_frames(behind) == [(0, frame) for frame in range(6)]
 
 
 async def test_background_work_is_preempted_by_foreground_work():
@@ -210,8 +210,8 @@ async def test_background_work_is_preempted_by_foreground_work():
     desk.finish()
     assert desk.runner.said == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
     with pytest.raises(Busy):
-        await heard(behind)
-    assert await heard(again) == [(2, 0), (2, 1)]
+        await collect_frames(behind)
+    assert await collect_frames(again) == [(2, 0), (2, 1)]
 
 
 async def test_background_work_runs_while_a_slow_reader_is_full():
@@ -230,12 +230,12 @@ async def test_row_far_ahead_of_its_listener_yields_to_first_audio():
     far.hand(10.0)
     desk.submit(Part(frames=3, pieces=4))
     steps = len(desk.runner.named("step"))
-    desk.turn(4)  # all four are the newcomer's prompt: nobody waits for a step
+    desk.turn(4)  # all four iterations prefill the new request
     assert len(desk.runner.named("step")) == steps
     desk.turn()
-    assert desk.runner.named("step")[-1] == (1,)  # its first sound comes alone
+    assert desk.runner.named("step")[-1] == (1,)  # its first frame is computed alone
     desk.turn()
-    assert desk.runner.named("step")[-1] == (0, 1)  # nobody plays the newcomer: that one does not hurry any more
+    assert desk.runner.named("step")[-1] == (0, 1)  # the new request has no playback, so it has no priority now
     clock.now_s += 7.5  # the listener has 2.5 s left, and the rest of what is made
     desk.submit(Part(frames=3))
     desk.turn()
@@ -254,7 +254,7 @@ async def test_row_far_ahead_yields_to_rows_with_little_audio_left():
     assert desk.runner.named("step")[-1] == (1, 2)
     answers[2].hand(1.0)
     desk.turn()
-    assert desk.runner.named("step")[-1] == (0, 1, 2)  # nobody is short
+    assert desk.runner.named("step")[-1] == (0, 1, 2)  # all rows have enough audio
     clock.now_s += 1.5
     desk.turn()
     assert desk.runner.named("step")[-1] == (1, 2)
@@ -264,7 +264,7 @@ async def test_row_far_ahead_yields_to_rows_with_little_audio_left():
 
 
 async def test_rows_do_not_yield_to_queued_requests():
-    """It becomes free by being finished."""
+    """A row becomes free only when its request ends."""
     desk, _, answer = stage(rows=1)
     far = answer()
     far.submit(frames=5)
@@ -305,7 +305,7 @@ async def test_answer_after_an_underrun_runs_its_utterances_in_parallel():
     desk.turn(2)
     talk.hand(0.1)
     talk.submit(frames=900, number=1)
-    clock.now_s += 1.0  # it has run dry 0.9 s ago
+    clock.now_s += 1.0  # its audio ended 0.9 s ago
     talk.hand(0.1)
     assert talk.playback.underrun
     desk.turn(2)
@@ -342,7 +342,7 @@ def test_playback_restarts_after_an_underrun():
 
 
 async def test_cancelled_job_leaves_the_queue_immediately():
-    """Not with the next plan: a step may last 100 ms, and whoever comes meanwhile would be refused for nothing."""
+    """A step may last 100 ms. New requests in that time must not be refused."""
     desk = Desk.of(1, 1)
     desk.submit(Part(frames=3))
     waiting = desk.submit(Part(frames=3))
@@ -374,7 +374,7 @@ async def test_close_fails_all_jobs_and_refuses_new_ones():
     assert desk.scheduler.load().queued == 0
     for number, job in enumerate(jobs):
         with pytest.raises(EngineStopped):
-            await heard(job)
+            await collect_frames(job)
         assert job.cancelled, number
     with pytest.raises(EngineStopped):
         desk.submit(Part(frames=3))
@@ -389,13 +389,13 @@ async def test_close_raises_the_provided_error():
     job = desk.submit(Part(frames=3))
     desk.scheduler.close(OutOfMemory("no room"))
     with pytest.raises(OutOfMemory):
-        await heard(job)
+        await collect_frames(job)
     with pytest.raises(OutOfMemory):
         desk.submit(Part(frames=3))
 
 
 async def test_wait_returns_immediately_after_an_event_since_the_plan():
-    """Between plan() and wait() the lock is free: what comes then must not be slept over."""
+    """The lock is free between plan() and wait(). An event in that time must end the wait."""
     desk = Desk.of(1, 1)
     job = desk.submit(Part(frames=3), audio_queue_s=FRAME_S)
     for event in (lambda: desk.scheduler.cancel(job), desk.scheduler.wake, lambda: desk.submit(Part(1)), None):
@@ -540,23 +540,23 @@ def test_audio_for_a_closed_event_loop_is_dropped():
 
 
 async def test_on_space_is_called_without_the_lock():
-    """The scheduler's `close` calls `finish` under its own lock and `on_space` takes that lock: if `get` held the
-    outbox's lock meanwhile, a reader and a closing engine would wait for each other for ever."""
+    """The scheduler's `close` calls `finish` under its own lock and `on_space` takes that lock. If `get` held the
+    lock of the queue meanwhile, a reader and a closing engine would deadlock."""
     finished = []
 
-    def told() -> None:
+    def on_space() -> None:
         thread = threading.Thread(target=audio_queue.finish, daemon=True)
         thread.start()
         thread.join(2)
         finished.append(not thread.is_alive())
 
-    audio_queue = AudioQueue(RATE_HZ, 1.0, on_space=told)
+    audio_queue = AudioQueue(RATE_HZ, 1.0, on_space=on_space)
     audio_queue.put(samples(100))
     await audio_queue.get()
     assert finished == [True]
 
 
-# ---- Loop, turned by hand
+# ---- Loop, iterated by hand
 
 
 async def test_every_job_gets_exactly_its_own_audio():
@@ -568,7 +568,7 @@ async def test_every_job_gets_exactly_its_own_audio():
     jobs += [desk.submit(Part(frames=3)) for _ in range(6)]  # they join while others speak
     desk.finish()
     for job in jobs:
-        assert await heard(job) == desk.runner.expected(job.utterance)
+        assert await collect_frames(job) == desk.runner.expected(job.utterance)
     assert desk.runner.rows == {}
     assert desk.scheduler.load().active_rows == 0
 
@@ -626,8 +626,8 @@ async def test_full_audio_queue_pauses_only_its_own_row():
     slow = desk.submit(Part(frames=40), audio_queue_s=10 * FRAME_S)
     quick = desk.submit(Part(frames=40))
     desk.finish()
-    assert await heard(quick) == desk.runner.expected(quick.utterance)
-    assert len(_said_by(desk, slow)) == 10
+    assert await collect_frames(quick) == desk.runner.expected(quick.utterance)
+    assert len(_spoken_by(desk, slow)) == 10
     assert not desk.turn()  # and it is not stepped for nothing
     assert desk.scheduler.load().active_rows == 1
     frames: list[tuple[int, int]] = []
@@ -637,14 +637,14 @@ async def test_full_audio_queue_pauses_only_its_own_row():
     assert frames == desk.runner.expected(slow.utterance)
 
 
-def _said_by(desk: Desk, job: Job) -> list[tuple[int, int]]:
+def _spoken_by(desk: Desk, job: Job) -> list[tuple[int, int]]:
     return [frame for frame in desk.runner.said if frame[0] == job.utterance.seed]
 
 
 @pytest.mark.parametrize("call", ["admit", "prefill", "step", "decode"])
 @pytest.mark.parametrize("typed", [False, True])
 async def test_failure_reaches_only_the_affected_jobs(call, typed):
-    """Reading an utterance concerns that utterance, a step concerns its rows; later jobs work in either case."""
+    """A failed prefill affects one job, a failed step affects all its rows. Later jobs work in both cases."""
     desk = Desk.of(4, 9)
     neighbour = desk.submit(Part(frames=6))
     desk.turn(3)
@@ -661,14 +661,14 @@ async def test_failure_reaches_only_the_affected_jobs(call, typed):
     later = desk.submit(Part(frames=6))
     desk.finish()
     with pytest.raises(BadReference if typed else EngineError) as error:
-        await heard(failing)
-    assert "scripted" not in str(error.value)  # insides stay inside
+        await collect_frames(failing)
+    assert "scripted" not in str(error.value)  # internal details stay hidden
     if call in ("admit", "prefill"):
-        assert await heard(neighbour) == desk.runner.expected(neighbour.utterance)
+        assert await collect_frames(neighbour) == desk.runner.expected(neighbour.utterance)
     else:
         with pytest.raises(BadReference if typed else EngineError):
-            await heard(neighbour)
-    assert await heard(later) == desk.runner.expected(later.utterance)
+            await collect_frames(neighbour)
+    assert await collect_frames(later) == desk.runner.expected(later.utterance)
     assert desk.runner.rows == {}
 
 
@@ -676,21 +676,21 @@ async def test_audio_before_a_failure_is_still_delivered():
     desk = Desk.of(1, 0)
     job = desk.submit(Part(frames=6, fails="step", at=4))
     desk.finish()
-    heard = [frame for _ in range(2) for frame in frames_in((await job.audio_queue.get()).samples)]
-    assert heard == desk.runner.expected(job.utterance)[:4]
+    received = [frame for _ in range(2) for frame in frames_in((await job.audio_queue.get()).samples)]
+    assert received == desk.runner.expected(job.utterance)[:4]
     with pytest.raises(EngineError):
         await job.audio_queue.get()
 
 
 @pytest.mark.parametrize("frames", [1, 3, 4, 8])
 async def test_frames_decoded_together_are_all_delivered(frames):
-    """The last of them too, which no further frame brings."""
+    """This includes the last frames, after which no further frame arrives."""
     desk = Desk.of(2, 0)
     job = desk.submit(Part(frames=frames, together=4))
     beside = desk.submit(Part(frames=7, together=3))
     desk.finish()
-    assert await heard(job) == desk.runner.expected(job.utterance)
-    assert await heard(beside) == desk.runner.expected(beside.utterance)
+    assert await collect_frames(job) == desk.runner.expected(job.utterance)
+    assert await collect_frames(beside) == desk.runner.expected(beside.utterance)
 
 
 async def test_nan_in_the_last_frames_is_an_error():
@@ -698,12 +698,12 @@ async def test_nan_in_the_last_frames_is_an_error():
     job = desk.submit(Part(frames=3, together=4, fails="nan sound", at=2))
     desk.finish()
     with pytest.raises(EngineError):
-        await heard(job)
+        await collect_frames(job)
     assert desk.runner.rows == {}
 
 
 async def test_row_is_free_when_the_end_is_reported(monkeypatch):
-    """Else a client that speaks one request after another is refused now and then where there is no queue."""
+    """Otherwise a client with sequential requests is sometimes refused if no queue exists."""
     desk = Desk.of(1, 0)
     job = desk.submit(Part(frames=1))
     loads = []
@@ -723,7 +723,7 @@ async def test_long_prompt_does_not_stop_speaking_rows():
     desk.submit(Part(frames=1, pieces=10))
     desk.runner.calls.clear()
     desk.turn(20)
-    assert len(_said_by(desk, speaking)) >= 20
+    assert len(_spoken_by(desk, speaking)) >= 20
     turns = " ".join(name for name, _ in desk.runner.calls if name in ("prefill", "step"))
     assert "prefill prefill" not in turns  # never more than one piece between two steps
     assert desk.runner.named("prefill") == [1] * 10 + [2] * 10  # the first to come reads first
@@ -741,7 +741,7 @@ async def test_job_may_be_cancelled_during_its_iteration():
         desk.turn()
         assert list(desk.runner.rows) == [0]
     desk.finish()
-    assert await heard(other) == desk.runner.expected(other.utterance)
+    assert await collect_frames(other) == desk.runner.expected(other.utterance)
 
 
 OPERATIONS = st.lists(
@@ -780,7 +780,7 @@ async def _whatever_happens(operations, rows, queue, outbox_frames):
     ends: dict[int, str] = {}
 
     async def read(job: Job) -> bool:
-        """Take what is there now; False when there is nothing."""
+        """Read one available chunk; return False if none is available."""
         number = job.utterance.seed
         if number in ends or job.cancelled:
             return False
@@ -844,12 +844,12 @@ async def _whatever_happens(operations, rows, queue, outbox_frames):
     assert desk.runner.rows == {}
     assert desk.scheduler.load() == Load(0, rows, 0, queue)
     for job in jobs:
-        wanted = desk.runner.expected(job.utterance)
+        expected = desk.runner.expected(job.utterance)
         got = frames[job.utterance.seed]
-        assert got == wanted[: len(got)]
+        assert got == expected[: len(got)]
         if not job.cancelled:
             assert job.utterance.seed in ends
-            assert ends[job.utterance.seed] == "failed" or got == wanted
+            assert ends[job.utterance.seed] == "failed" or got == expected
 
 
 # ---- Loop, in its thread
@@ -937,7 +937,7 @@ async def test_sequential_requests_are_never_refused():
 
 
 class Death(BaseException):
-    """What no loop catches."""
+    """An exception that the loop does not catch."""
 
 
 DEATH = Part(frames=9, fails="step", at=2, error=Death())
@@ -948,10 +948,10 @@ async def test_failed_loop_restarts_once():
         parts = [Part(frames=9), DEATH, Part(frames=9), Part(frames=9)]
         utterances = [runner.utterance(part) for part in parts]
         jobs = [asyncio.create_task(spoken(engine, utterance)) for utterance in utterances]
-        for job in jobs[:2]:  # who was being spoken for
+        for job in jobs[:2]:  # active jobs
             with pytest.raises(EngineStopped, match="has restarted"):
                 await asyncio.wait_for(job, 5)
-        for job, utterance in zip(jobs[2:], utterances[2:], strict=True):  # who waited
+        for job, utterance in zip(jobs[2:], utterances[2:], strict=True):  # queued jobs
             assert await asyncio.wait_for(job, 5) == runner.expected(utterance)
         assert engine.healthy
         assert engine.restarts == 1
@@ -1030,7 +1030,7 @@ async def test_frames_without_codes_have_none():
 
 
 async def test_codes_wait_for_their_audio() -> None:
-    """Of a codec that looks ahead: a reader never gets a chunk without samples, but every code."""
+    """A codec with lookahead gives codes before samples. They are returned with the next samples."""
     audio_queue = AudioQueue(1000, 1.0, on_space=lambda: None)
     nothing, sound = np.zeros(0, np.float32), np.ones(10, np.float32)
     for number in range(3):

@@ -1,4 +1,4 @@
-"""Draws: the right law, the same whatever the company, the knobs of each row its own."""
+"""Sampling: correct probabilities, no influence of other rows, separate parameters for each row."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_reference_noise_draws_like_torch_multinomial() -> None:
 
 @pytest.mark.parametrize("few_", [False, True])
 def test_device_parameters_draw_like_host_parameters(few_: bool) -> None:
-    """`draw` is what is recorded; a row that does not go on may have any knobs, and does no harm."""
+    """CUDA graphs capture `draw`. An inactive row may have any parameters and does not change other rows."""
     params = [
         SamplingParams(0.9, 50),
         SamplingParams(0.0, 5),
@@ -155,9 +155,11 @@ def test_device_parameters_draw_like_host_parameters(few_: bool) -> None:
     noise = exponential_noise(torch.arange(len(params)), torch.arange(len(params)), 1, 1000)
     standing = SamplingParams(1.0, 700, 0.5)
     every = [*params, standing]
-    told = [torch.tensor(values) for values in zip(*((k.temperature, k.top_k, k.top_p) for k in every), strict=True)]
+    parameters = [
+        torch.tensor(values) for values in zip(*((k.temperature, k.top_k, k.top_p) for k in every), strict=True)
+    ]
     padded, loud = torch.cat((logits, logits[:1]))[:, None], torch.cat((noise, noise[:1]))
-    drawn = draw(padded, *told, loud, fast_path=few_)[:-1, 0]
+    drawn = draw(padded, *parameters, loud, fast_path=few_)[:-1, 0]
     assert torch.equal(drawn, Sampler(params, torch.device("cpu")).pick(logits, noise[:, 0]))
 
 
@@ -197,12 +199,12 @@ def plain_noise(
 def test_only_the_noise_of_full_bits_is_limited(
     seeds: Sequence[int], frames: Sequence[int], codebooks: int, codes: int, full_bits: list[list[int]]
 ) -> None:
-    made = exponential_noise(torch.tensor(seeds), torch.tensor(frames), codebooks, codes)
+    computed = exponential_noise(torch.tensor(seeds), torch.tensor(frames), codebooks, codes)
     plain, full = plain_noise(seeds, frames, codebooks, codes)
     assert full.nonzero().tolist() == full_bits
-    assert torch.equal(made.view(torch.int32)[~full], plain.view(torch.int32)[~full])
+    assert torch.equal(computed.view(torch.int32)[~full], plain.view(torch.int32)[~full])
     assert bool((plain[full] == 0).all())
-    assert bool((made[full] > 0).all())
+    assert bool((computed[full] > 0).all())
 
 
 DRAWS = ["pick", "draw", "draw few"]
@@ -212,8 +214,8 @@ def drawn_by(how: str, logits: torch.Tensor, params: SamplingParams, noise: torc
     """The codes of one frame: logits, noise (C, V)."""
     if how == "pick":
         return Sampler([params] * len(logits), CPU).pick(logits, noise).tolist()
-    told = torch.tensor([params.temperature]), torch.tensor([params.top_k]), torch.tensor([params.top_p])
-    return draw(logits[None], *told, noise[None], fast_path=how == "draw few")[0].tolist()
+    parameters = torch.tensor([params.temperature]), torch.tensor([params.top_k]), torch.tensor([params.top_p])
+    return draw(logits[None], *parameters, noise[None], fast_path=how == "draw few")[0].tolist()
 
 
 def removals(place: Place) -> list[tuple[torch.Tensor, SamplingParams]]:
@@ -257,8 +259,8 @@ def test_no_draw_of_many_frames_is_outside_top_k() -> None:
     count, at_once = 2560, 16
     logits = torch.randn(32, 2048, generator=torch.Generator().manual_seed(0)).mul(2).expand(at_once, -1, -1)
     kept = logits >= logits.topk(50, dim=-1).values[..., -1:]
-    told = torch.ones(at_once), torch.full((at_once,), 50), torch.ones(at_once)
+    parameters = torch.ones(at_once), torch.full((at_once,), 50), torch.ones(at_once)
     for begin in range(0, count, at_once):
         noise = exponential_noise(torch.zeros(at_once).long(), torch.arange(begin, begin + at_once), 32, 2048)
-        drawn = draw(logits, *told, noise, fast_path=True)
+        drawn = draw(logits, *parameters, noise, fast_path=True)
         assert bool(kept.gather(-1, drawn[..., None]).all())

@@ -1,4 +1,4 @@
-"""The process that decodes uploads: what it may not do, and that whatever happens there happens to one upload."""
+"""The process that decodes uploads has limited rights, and a failure affects only one upload."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def short() -> bytes:
 
 @pytest.fixture(scope="module")
 def long() -> bytes:
-    """Some seconds of work."""
+    """Return a file that takes some seconds to decode."""
     return samples.file(np.tile(samples.noise(44_100 * 60, 0.1), 10))
 
 
@@ -79,14 +79,14 @@ def test_sandbox_cannot_open_files_start_processes_or_lift_limits() -> None:
     done = subprocess.run(
         [sys.executable, "-c", CHILD], cwd=ROOT, env=sandbox._environment(), capture_output=True, text=True, check=True
     )
-    told = dict(line.split() for line in done.stdout.splitlines())
-    assert told.pop("memory") == "MemoryError"
-    assert "worked" not in told.values(), told
-    assert set(told) == {"socket", "file", "process", "lift", "root"}
+    outcomes = dict(line.split() for line in done.stdout.splitlines())
+    assert outcomes.pop("memory") == "MemoryError"
+    assert "worked" not in outcomes.values(), outcomes
+    assert set(outcomes) == {"socket", "file", "process", "lift", "root"}
 
 
 def test_decoder_crash_fails_only_its_own_upload(short: bytes, long: bytes) -> None:
-    """A signal as a fault in C code would send it; meanwhile and afterwards others are decoded."""
+    """The signal simulates a fault in C code. Other uploads are decoded during and after the crash."""
     before = helper()
     with ThreadPoolExecutor() as threads:
         doomed = threads.submit(decode_in_sandbox, long, 44_100, max_seconds=600)
@@ -165,7 +165,7 @@ def test_concurrent_decodings_leak_no_files_or_threads(short: bytes) -> None:
 
 
 def test_helper_ends_with_the_server() -> None:
-    """However the server ends."""
+    """Also if the server is killed."""
     script = (
         "import os, time\nfrom app.audio import sandbox\nfrom tests.support import samples\n"
         "sandbox.decode_in_sandbox(samples.file(samples.noise(44_100, 0.1)), 24_000, max_seconds=60)\n"

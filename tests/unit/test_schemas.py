@@ -1,4 +1,4 @@
-"""Request bodies: what is taken, what is refused, what a request becomes, and what its digest depends on."""
+"""Request bodies: accepted and refused values, the resulting request, and its digest."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def test_unknown_fields_are_ignored():
 
 
 @pytest.mark.parametrize(
-    ("given", "changes"),
+    ("fields", "changes"),
     [
         ({"model": "tts-1"}, {"model": "tts-1"}),
-        ({"model": ""}, {"model": ""}),  # the studio refuses it; it does not become the default
+        ({"model": ""}, {"model": ""}),  # the generator refuses it; it does not become the default
         ({"voice": "nova"}, {"lines": (Line("Hello.", "nova"),)}),
         ({"voice": {"id": "voice_1"}}, {"lines": (Line("Hello.", "voice_1"),)}),
         ({"voice": ""}, {"lines": (Line("Hello.", ""),)}),
@@ -97,8 +97,8 @@ def test_unknown_fields_are_ignored():
         ({"conversation_id": "c1"}, {}),
     ],
 )
-def test_each_field_is_mapped_to_the_request(given, changes):
-    assert request(**given) == dataclasses.replace(PLAIN, **changes)
+def test_each_field_is_mapped_to_the_request(fields, changes):
+    assert request(**fields) == dataclasses.replace(PLAIN, **changes)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_internal_name_for_no_voice_is_refused():
 # ---- conversations
 
 SOUND = b"any bytes \xff\x00"
-SAID = {"speaker": 1, "text": "How are you?", "audio": base64.b64encode(SOUND).decode()}
+PREVIOUS_TURN = {"speaker": 1, "text": "How are you?", "audio": base64.b64encode(SOUND).decode()}
 
 
 def conversation(**fields: Any) -> ConversationBody:
@@ -215,11 +215,11 @@ def conversation(**fields: Any) -> ConversationBody:
 
 def test_conversation_accepts_all_speech_fields():
     assert ConversationBody.model_fields.keys() - SpokenBody.model_fields.keys() == {"text", "speaker_id", "context"}
-    given = {"speed": 2, "temperature": 0, "topk": 7, "seed": 3, "response_format": "wav", "stream_format": "sse"}
-    asked = conversation(**given).to_request(default_model="csm-1b", max_input_chars=100)
+    fields = {"speed": 2, "temperature": 0, "topk": 7, "seed": 3, "response_format": "wav", "stream_format": "sse"}
+    converted = conversation(**fields).to_request(default_model="csm-1b", max_input_chars=100)
     line = Line("Hello.", DEFAULT_VOICE, 0)
-    assert asked == dataclasses.replace(request(**given), lines=(line,))
-    assert conversation(**given).extras == {"temperature", "top_k"}
+    assert converted == dataclasses.replace(request(**fields), lines=(line,))
+    assert conversation(**fields).extras == {"temperature", "top_k"}
 
 
 def test_conversation_voice_depends_on_voice_and_speaker_id():
@@ -228,10 +228,10 @@ def test_conversation_voice_depends_on_voice_and_speaker_id():
 
     assert line() == Line("Hello.", DEFAULT_VOICE, 0)
     assert line(context=[]) == Line("Hello.", DEFAULT_VOICE, 0)
-    assert line(context=[SAID], speaker_id=5) == Line("Hello.", NO_VOICE.id, 5)
-    assert line(context=[SAID], voice="nova") == Line("Hello.", "nova", 0)
+    assert line(context=[PREVIOUS_TURN], speaker_id=5) == Line("Hello.", NO_VOICE.id, 5)
+    assert line(context=[PREVIOUS_TURN], voice="nova") == Line("Hello.", "nova", 0)
     with pytest.raises(UnknownVoice):
-        line(context=[SAID], voice="none")
+        line(context=[PREVIOUS_TURN], voice="none")
 
 
 def test_input_is_an_alias_of_text():
@@ -246,7 +246,10 @@ def test_null_means_unset_in_a_conversation(name):
 
 @pytest.mark.parametrize(
     ("fields", "param"),
-    [({"text": "x" * 13}, "text"), ({"context": [SAID, {**SAID, "text": "x" * 13}]}, "context.1.text")],
+    [
+        ({"text": "x" * 13}, "text"),
+        ({"context": [PREVIOUS_TURN, {**PREVIOUS_TURN, "text": "x" * 13}]}, "context.1.text"),
+    ],
 )
 def test_each_text_of_a_conversation_is_limited(fields, param):
     with pytest.raises(TextTooLong) as error:
@@ -257,17 +260,17 @@ def test_each_text_of_a_conversation_is_limited(fields, param):
 @pytest.mark.parametrize(
     "encoded",
     [
-        SAID["audio"],
-        SAID["audio"].rstrip("="),
+        PREVIOUS_TURN["audio"],
+        PREVIOUS_TURN["audio"].rstrip("="),
         base64.urlsafe_b64encode(SOUND).decode(),
-        "\r\n".join([SAID["audio"][:5], SAID["audio"][5:], ""]),
-        f"data:audio/wav;base64,{SAID['audio']}",
-        f"data:audio/webm;codecs=opus;base64,{SAID['audio']}",
-        f"DATA:;BASE64,{SAID['audio']}",
+        "\r\n".join([PREVIOUS_TURN["audio"][:5], PREVIOUS_TURN["audio"][5:], ""]),
+        f"data:audio/wav;base64,{PREVIOUS_TURN['audio']}",
+        f"data:audio/webm;codecs=opus;base64,{PREVIOUS_TURN['audio']}",
+        f"DATA:;BASE64,{PREVIOUS_TURN['audio']}",
     ],
 )
 def test_common_base64_variants_are_accepted(encoded):
-    assert conversation(context=[{**SAID, "audio": encoded}]).decode_context() == [
+    assert conversation(context=[{**PREVIOUS_TURN, "audio": encoded}]).decode_context() == [
         UploadedTurn(1, "How are you?", SOUND)
     ]
 
@@ -276,7 +279,7 @@ def test_common_base64_variants_are_accepted(encoded):
     "encoded", ["not base64!", "QUJ=RA==", "A", "日本語", "\ud800", "data:audio/wav,abc", "data:base64"]
 )
 def test_error_names_the_invalid_base64_field(encoded):
-    body = conversation(context=[SAID, {**SAID, "audio": encoded}])
+    body = conversation(context=[PREVIOUS_TURN, {**PREVIOUS_TURN, "audio": encoded}])
     with pytest.raises(BadReference) as error:
         body.decode_context()
     assert error.value.param == "context.1.audio"
@@ -309,7 +312,7 @@ def test_missing_voices_and_speakers_get_defaults():
         Line("One.", "echo", 0),
         Line("Two.", "echo", 1),
     )
-    # A speaker keeps the voice it had, and under another voice it is another speaker to the engine.
+    # A speaker keeps its voice. With another voice it is another speaker for the engine.
     assert spoken(
         {"text": "One.", "speaker": "a", "voice": "nova"},
         {"text": "Two.", "speaker": "b"},

@@ -1,4 +1,4 @@
-"""Environment variables: each described, read as documented, wrong ones refused, secrets kept."""
+"""Environment variables are described, parsed as documented and validated, and secrets stay hidden."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FIELDS = Settings.model_fields
 
 @pytest.fixture(autouse=True)
 def _bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No variable of this machine and no .env of this folder."""
+    """Remove this machine's variables and ignore the .env file of this folder."""
     for variable in [name for name in os.environ if name in {field.alias for field in FIELDS.values()}]:
         monkeypatch.delenv(variable)
     monkeypatch.chdir(tmp_path)
@@ -67,11 +67,11 @@ def test_variables_override_the_file_and_the_file_overrides_defaults(monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("given", "keys"),
+    ("text", "keys"),
     [("", ()), ("  ", ()), ("a", ("a",)), ("a,b", ("a", "b")), (" a , b,,c ", ("a", "b", "c"))],
 )
-def test_lists_are_split_at_commas(monkeypatch, given, keys):
-    monkeypatch.setenv("TTS_API_KEYS", given)
+def test_lists_are_split_at_commas(monkeypatch, text, keys):
+    monkeypatch.setenv("TTS_API_KEYS", text)
     settings = Settings()
     assert tuple(key.get_secret_value() for key in settings.api_keys) == keys
 
@@ -158,7 +158,7 @@ def test_wrong_value_is_refused(monkeypatch, variable, value):
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "name", "wanted"),
+    ("variable", "value", "name", "expected"),
     [
         ("LOG_LEVEL", "debug", "log_level", "DEBUG"),
         ("TTS_ENGINE", " Espeak ", "engine", "espeak"),
@@ -169,9 +169,9 @@ def test_wrong_value_is_refused(monkeypatch, variable, value):
         ("DEV_MODE", "1", "dev_mode", True),
     ],
 )
-def test_values_are_parsed(monkeypatch, variable, value, name, wanted):
+def test_values_are_parsed(monkeypatch, variable, value, name, expected):
     monkeypatch.setenv(variable, value)
-    assert getattr(Settings(), name) == wanted
+    assert getattr(Settings(), name) == expected
 
 
 def test_settings_are_immutable():

@@ -1,4 +1,4 @@
-"""Trimmed edges, fades, gain: what stays, what goes, and that the cuts of the stream never show."""
+"""Trimming, fades and gain; chunk boundaries do not change the output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def sound(seconds: float, level: float = 0.3) -> np.ndarray:
 
 
 def hush(seconds: float) -> np.ndarray:
-    """Not digital silence: noise at -65 dBFS, so that it shows whether the very samples come through."""
+    """Return noise at -65 dBFS instead of digital silence, so that a test can compare the samples."""
     return sound(seconds, 0.001)
 
 
@@ -39,8 +39,8 @@ def through(stage: Stage, samples: np.ndarray, chunk: int | None = None) -> np.n
 def test_edges_are_trimmed_to_lead_and_tail(chunk):
     before, spoken, after = hush(0.7), sound(0.5), hush(0.9)
     out = through(EdgeTrimmer(RATE_HZ), np.concatenate((before, spoken, after)), chunk)
-    wanted = np.concatenate((before[-1200:], spoken, after[:3600]))  # 50 ms and 150 ms
-    np.testing.assert_array_equal(out, wanted)
+    expected = np.concatenate((before[-1200:], spoken, after[:3600]))  # 50 ms and 150 ms
+    np.testing.assert_array_equal(out, expected)
 
 
 @pytest.mark.parametrize("chunk", [1, 1920, None])
@@ -186,7 +186,7 @@ STAGES = {
     cuts=st.lists(st.integers(0, 30_000), max_size=8),
 )
 def test_chunk_boundaries_do_not_change_the_output(name, pieces, cuts):
-    """pieces: stretches of sound (True) and hush (False), so that pauses of every length meet cuts anywhere."""
+    """pieces: sections of audio (True) and near silence (False), so that pauses of any length meet chunk boundaries."""
     voiced, quiet = sound(0.25), hush(0.25)
     samples = np.concatenate([np.zeros(0, np.float32), *((voiced if loud else quiet)[:n] for loud, n in pieces)])
     at_once = through(STAGES[name](), samples)

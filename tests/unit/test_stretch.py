@@ -1,4 +1,4 @@
-"""Speed without pitch: exact lengths, pitch measured, cuts that do not show."""
+"""Speed change: exact lengths, the same pitch, no influence of chunk boundaries."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_other_rates_keep_exact_length_and_pitch(rate_hz, speed):
 
 @pytest.mark.parametrize("speed", [speed for speed in SPEEDS if speed != 1.0])
 def test_events_move_to_time_divided_by_speed(speed):
-    """A whistle at the very start and one at the very end, so that a lost tail or a shifted middle would show."""
+    """Tones at the start and the end reveal a lost tail or a shifted middle."""
     sound = 0.3 * voice(2.0)
     mark = round(0.06 * RATE_HZ)
     t = np.arange(mark) / RATE_HZ
@@ -72,11 +72,11 @@ def test_events_move_to_time_divided_by_speed(speed):
     sound[-mark:] += 0.5 * np.sin(2 * np.pi * 2500 * t).astype(np.float32)
     out = stretch(sound, speed)
 
-    def heard_s(frequency_hz: float) -> np.ndarray:
+    def audible_s(frequency_hz: float) -> np.ndarray:
         turned = out * np.exp(-2j * np.pi * frequency_hz * np.arange(len(out)) / RATE_HZ)
         return np.flatnonzero(np.abs(np.convolve(turned, np.ones(120) / 120, "same")) > 0.1) / RATE_HZ
 
-    first, last = heard_s(3000), heard_s(2500)
+    first, last = audible_s(3000), audible_s(2500)
     assert first[0] < 0.010
     assert first[-1] == pytest.approx(0.06 / speed, abs=0.030)
     assert last[0] == pytest.approx(1.94 / speed, abs=0.015 + 0.015 / speed)  # a window repeats what begins in it

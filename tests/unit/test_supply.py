@@ -1,4 +1,4 @@
-"""The lock, its hashes and its licences belong together, and nothing in them names where it was fetched from."""
+"""Lock files, hashes and licences match, and no lock file contains a URL."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def names(requirements: list[str]) -> set[str]:
 
 def test_locks_contain_all_dependencies_in_constrained_versions() -> None:
     server, torch, here = supply.pinned(supply.SERVER), supply.pinned(supply.TORCH), supply.pinned(supply.CONSTRAINTS)
-    wanted = names(PROJECT["dependencies"])
+    required = names(PROJECT["dependencies"])
     for extra in supply.EXTRAS:
-        wanted |= names(PROJECT["optional-dependencies"][extra])
-    assert wanted <= server.keys() | torch.keys()
+        required |= names(PROJECT["optional-dependencies"][extra])
+    assert required <= server.keys() | torch.keys()
     assert not server.keys() & torch.keys()
     for name, version in {**server, **torch}.items():
         assert here.get(name, version) == version, name
@@ -53,9 +53,9 @@ def test_clients_are_pinned(name) -> None:
 
 def test_node_clients_are_locked_by_hash() -> None:
     here = ROOT / "tests" / "clients" / "node"
-    wanted = json.loads((here / "package.json").read_text())["dependencies"]
+    required = json.loads((here / "package.json").read_text())["dependencies"]
     packages = json.loads((here / "package-lock.json").read_text())["packages"]
-    for name, version in wanted.items():
+    for name, version in required.items():
         assert re.fullmatch(r"\d+\.\d+\.\d+", version)
         assert packages[f"node_modules/{name}"]["version"] == version
     for at, package in packages.items():
@@ -64,10 +64,10 @@ def test_node_clients_are_locked_by_hash() -> None:
 
 
 def test_licence_page_matches_the_lock() -> None:
-    told = dict(re.findall(r"(?m)^\| ([a-z0-9-]+) \| (\d\S*) \|", supply.LICENSES.read_text()))
+    declared = dict(re.findall(r"(?m)^\| ([a-z0-9-]+) \| (\d\S*) \|", supply.LICENSES.read_text()))
     for path in (supply.CONSTRAINTS, supply.SERVER, supply.TORCH):
         for name, version in supply.pinned(path).items():
-            assert told[name] == version, f"{name}: run `make licenses`"
+            assert declared[name] == version, f"{name}: run `make licenses`"
 
 
 def test_every_licence_on_the_page_is_accepted() -> None:
@@ -77,7 +77,7 @@ def test_every_licence_on_the_page_is_accepted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "parts"),
+    ("declared", "parts"),
     [
         ("AGPL-3.0-only", ["AGPL-3.0-only"]),
         ("MIT AND GPL-3.0-or-later", ["GPL-3.0-or-later"]),
@@ -87,8 +87,8 @@ def test_every_licence_on_the_page_is_accepted() -> None:
         ("MIT OR Apache-2.0", []),
     ],
 )
-def test_unaccepted_licence_is_detected(told, parts) -> None:
-    assert supply.disagreed("newcomer", supply.licence_of("newcomer", told)) == parts
+def test_unaccepted_licence_is_detected(declared, parts) -> None:
+    assert supply.disagreed("newcomer", supply.licence_of("newcomer", declared)) == parts
 
 
 def test_package_exceptions_have_a_reason() -> None:

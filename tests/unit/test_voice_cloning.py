@@ -1,4 +1,4 @@
-"""From a recording to a reference: where speech is, which stretch is taken, what is measured, what the words are."""
+"""Voice cloning: speech detection, choice of the section, quality checks and transcripts."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ pytestmark = pytest.mark.unit
 
 
 class Recogniser:
-    """Hears what it is told to; the real one needs weights."""
+    """Returns a fixed text; the real recogniser needs weights."""
 
-    def __init__(self, heard: str) -> None:
-        self.heard = heard
-        self.asked: list[float] = []
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.durations_s: list[float] = []
 
     def missing(self) -> str:
         return ""
 
     def transcribe(self, sound: np.ndarray, rate_hz: int, language: str) -> str:
-        self.asked.append(len(sound) / rate_hz)
-        return self.heard
+        self.durations_s.append(len(sound) / rate_hz)
+        return self.text
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def make(sound: np.ndarray, words: str = samples.TEXT, recogniser: object = None
     return cloner.make([Sample(samples.file(sound), words)], **options)  # type: ignore[arg-type]
 
 
-# ---- a process of its own
+# ---- the sandbox process
 
 
 def test_sandbox_decoding_keeps_the_samples():
@@ -62,15 +62,15 @@ def test_sandbox_decoding_keeps_the_samples():
 
 
 @pytest.mark.parametrize(
-    ("limits", "told"),
+    ("limits", "message"),
     [
         (Limits(memory_bytes=200 << 20), "limits of memory and time"),
         (Limits(wall_s=0.01), "takes too long"),
         (Limits(input_bytes=1000), "larger than 1000 bytes"),
     ],
 )
-def test_sandbox_limits_are_enforced(limits, told):
-    with pytest.raises(BadReference, match=told) as error:
+def test_sandbox_limits_are_enforced(limits, message):
+    with pytest.raises(BadReference, match=message) as error:
         decode_in_sandbox(samples.file(samples.said(samples.WORDS[0])), RATE_HZ, max_seconds=60, limits=limits)
     assert error.value.param == "audio"
 
@@ -93,7 +93,7 @@ def test_clipping_is_measured_at_any_level():
     assert shares[3] > 0.1
 
 
-# ---- where speech is
+# ---- speech detection
 
 
 @pytest.mark.parametrize("how", ["model", "energy"])
@@ -146,7 +146,7 @@ def test_silence_and_noise_contain_no_speech(finder, sound):
     assert finder.find(sound, samples.RATE_HZ) == []
 
 
-# ---- which stretch
+# ---- choice of the section
 
 
 def flat(spans: list[Span], seconds: float) -> np.ndarray:
@@ -198,22 +198,22 @@ def test_window_is_padded_to_the_middle_of_a_pause():
     assert window.padded(Span(0.05, 9.9), [Span(0.05, 9.9)], 10) == Span(0.0, 10)
 
 
-# ---- what is made of it
+# ---- the reference
 
 
 def test_reference_is_the_recording_at_a_fixed_loudness():
     source = samples.speech()
     for gain in (0.05, 1.0):
-        made = make(source * gain)
-        heard = made.reference
-        assert heard.rate_hz == RATE_HZ
-        assert heard.transcript == samples.TEXT
-        assert integrated_lufs(heard.samples, RATE_HZ) == pytest.approx(-20, abs=0.3)
-        assert np.abs(heard.samples).max() <= 0.9
-        assert not heard.samples[-round(0.4 * RATE_HZ) :].any()
-        first = round(made.window.start_s * RATE_HZ)
-        cut = source[first : first + len(heard.samples) - round(0.4 * RATE_HZ)]
-        same = np.corrcoef(cut[1000:-1000], heard.samples[1000 : len(cut) - 1000])[0, 1]
+        result = make(source * gain)
+        reference = result.reference
+        assert reference.rate_hz == RATE_HZ
+        assert reference.transcript == samples.TEXT
+        assert integrated_lufs(reference.samples, RATE_HZ) == pytest.approx(-20, abs=0.3)
+        assert np.abs(reference.samples).max() <= 0.9
+        assert not reference.samples[-round(0.4 * RATE_HZ) :].any()
+        first = round(result.window.start_s * RATE_HZ)
+        cut = source[first : first + len(reference.samples) - round(0.4 * RATE_HZ)]
+        same = np.corrcoef(cut[1000:-1000], reference.samples[1000 : len(cut) - 1000])[0, 1]
         assert same > 0.999
 
 
@@ -252,15 +252,15 @@ def test_loudness_matches_bs_1770():
     assert integrated_lufs(np.zeros(RATE_HZ, np.float32), RATE_HZ) == -70
 
 
-# ---- what is measured
+# ---- quality checks
 
 
 @pytest.mark.parametrize("snr", [40, 25, 15, 8])
 def test_snr_is_measured(snr):
     source = samples.speech()
     level = samples.rms(source) * 10 ** (-snr / 20)
-    made = make(source + samples.noise(len(source), level))
-    (check,) = [check for check in made.report.checks if check.id == "snr_db"]
+    result = make(source + samples.noise(len(source), level))
+    (check,) = [check for check in result.report.checks if check.id == "snr_db"]
     assert check.value == pytest.approx(snr + 1, abs=1.5)  # the source's pauses lower its own level by 0.8 dB
     assert check.level == ("good" if snr >= 18 else "warning")
 
@@ -281,8 +281,8 @@ def test_bandwidth_of_speech_too_short_for_a_spectrum_is_half_the_rate(rate_hz):
 def test_two_speakers_are_detected():
     def apart(*voices: str) -> quality.Check:
         parts = [samples.speech([words], voice=voice) for words, voice in zip(samples.WORDS, voices, strict=False)]
-        made = make(np.concatenate(parts), " ".join(samples.WORDS[: len(voices)]))
-        return next(check for check in made.report.checks if check.id == "speakers")
+        result = make(np.concatenate(parts), " ".join(samples.WORDS[: len(voices)]))
+        return next(check for check in result.report.checks if check.id == "speakers")
 
     for voice in ("gmw/en-US+announcer", "gmw/en-GB-x-rp+f5"):
         assert apart(voice, voice, voice).level == "good"
@@ -301,14 +301,14 @@ def test_report_level_is_that_of_its_worst_check():
     }
 
 
-# ---- the words
+# ---- transcripts
 
 
 LONG = " ".join(samples.WORDS)
 
 
 @pytest.mark.parametrize(
-    ("heard", "part"),
+    ("recognised", "part"),
     [
         (samples.WORDS[1], samples.WORDS[1]),
         ("nobody knew the weigh home but everyone was happy about it", samples.WORDS[1]),
@@ -319,18 +319,18 @@ LONG = " ".join(samples.WORDS)
         ("", ""),
     ],
 )
-def test_long_transcript_is_cut_to_the_recognised_part(heard, part):
-    assert cut_to(LONG, heard) == part
-    assert cut_to("", heard) == ""
+def test_long_transcript_is_cut_to_the_recognised_part(recognised, part):
+    assert cut_to(LONG, recognised) == part
+    assert cut_to("", recognised) == ""
 
 
 def test_transcript_of_a_long_recording_is_cut_with_it():
     sound = samples.speech(samples.WORDS * 2, gap_s=0.6)
     recogniser = Recogniser(f"{samples.WORDS[1]} {samples.WORDS[2]}")
-    made = make(sound, " ".join(samples.WORDS * 2), recogniser)
-    assert made.reference.transcript == f"{samples.WORDS[1]} {samples.WORDS[2]}"
-    assert 6 < made.reference.seconds < 13
-    assert recogniser.asked == [pytest.approx(made.reference.seconds - 0.4, abs=0.01)]
+    result = make(sound, " ".join(samples.WORDS * 2), recogniser)
+    assert result.reference.transcript == f"{samples.WORDS[1]} {samples.WORDS[2]}"
+    assert 6 < result.reference.seconds < 13
+    assert recogniser.durations_s == [pytest.approx(result.reference.seconds - 0.4, abs=0.01)]
     with pytest.raises(BadReference, match="shorter recording"):
         make(sound, " ".join(samples.WORDS * 2), Recogniser("Quite other words than these were heard by it."))
     with pytest.raises(BadReference, match="shorter recording"):
@@ -339,15 +339,15 @@ def test_transcript_of_a_long_recording_is_cut_with_it():
 
 def test_up_to_thirty_seconds_are_used_with_the_full_transcript():
     sound = samples.speech(samples.WORDS)
-    made = make(sound, LONG)
-    assert made.reference.transcript == LONG
-    assert made.reference.seconds == pytest.approx(len(sound) / RATE_HZ, abs=0.6)
+    result = make(sound, LONG)
+    assert result.reference.transcript == LONG
+    assert result.reference.seconds == pytest.approx(len(sound) / RATE_HZ, abs=0.6)
 
 
 def test_missing_transcript_is_recognised_or_requested():
-    made = make(samples.speech(samples.WORDS * 2), "", Recogniser("What was heard there."))
-    assert made.reference.transcript == "What was heard there."
-    assert made.reference.seconds < 13
+    result = make(samples.speech(samples.WORDS * 2), "", Recogniser("What was heard there."))
+    assert result.reference.transcript == "What was heard there."
+    assert result.reference.seconds < 13
     for deaf in (None, Recogniser("")):
         with pytest.raises(InvalidValue, match="send exactly what is said") as error:
             make(samples.speech(), "", deaf)
@@ -369,7 +369,7 @@ def test_missing_recogniser_gives_a_reason(tmp_path):
 
 
 def small_whisper(folder: Path) -> None:
-    """A random checkpoint of a few kilobytes, as the hub lays one out, over an alphabet of bytes."""
+    """Write a random Whisper checkpoint of a few kilobytes with a vocabulary of bytes."""
     import torch
     import transformers
 
@@ -396,15 +396,15 @@ def small_whisper(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_recogniser_output_becomes_the_transcript(tmp_path):
-    """Random weights hear nonsense; that they are loaded, asked and obeyed is what is seen here."""
+    """Random weights give a random text. The test checks that it becomes the transcript."""
     small_whisper(tmp_path)
     recogniser = WhisperTranscriber(str(tmp_path), tmp_path)
-    heard = recogniser.transcribe(samples.speech(), RATE_HZ, "en")
-    assert len(heard) > 10
-    assert heard == recogniser.transcribe(samples.speech(), RATE_HZ, "en")
-    made = make(samples.speech(), "", recogniser)
-    assert made.reference.transcript
-    assert made.reference.transcript.isprintable()
+    recognised = recogniser.transcribe(samples.speech(), RATE_HZ, "en")
+    assert len(recognised) > 10
+    assert recognised == recogniser.transcribe(samples.speech(), RATE_HZ, "en")
+    result = make(samples.speech(), "", recogniser)
+    assert result.reference.transcript
+    assert result.reference.transcript.isprintable()
 
 
 @pytest.mark.slow
@@ -427,7 +427,7 @@ def test_wrong_number_of_recordings_is_refused(count):
         Cloner(NoTranscriber()).make([Sample(b"")] * count)
 
 
-# ---- files that a person puts there
+# ---- reference files of the operator
 
 
 def test_reference_file_replaces_a_preset_voice_once(tmp_path, caplog):

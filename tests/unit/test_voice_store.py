@@ -1,4 +1,4 @@
-"""Voices on disk: whole or not there, whatever is killed, copied, renamed or written beside them."""
+"""Voices on disk stay complete after kills, copies, renames and concurrent writes."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def hidden(folder: Path) -> list[str]:
 
 def test_voice_is_found_by_id_and_name_after_a_restart(tmp_path):
     store = opened(tmp_path)
-    made = store.add("  Anna   Lee ", sound(), description="A friend.", quality={"level": "good"}, sample_count=2)
-    assert made.id.startswith("voice_")
+    added = store.add("  Anna   Lee ", sound(), description="A friend.", quality={"level": "good"}, sample_count=2)
+    assert added.id.startswith("voice_")
     for known in (store, opened(tmp_path)):
-        for asked in (made.id, "Anna Lee", "anna lee", " ANNA  LEE "):
-            assert known.get(asked).id == made.id
-        voice = known.find(made.id)
-        assert voice == made
+        for query in (added.id, "Anna Lee", "anna lee", " ANNA  LEE "):
+            assert known.get(query).id == added.id
+        voice = known.find(added.id)
+        assert voice == added
         assert (voice.voice.name, voice.voice.kind, voice.voice.recorded) == ("Anna Lee", "cloned", True)
         assert (voice.seconds, voice.rate_hz, voice.sample_count) == (0.5, RATE_HZ, 2)
         assert voice.quality == {"level": "good"}
@@ -72,8 +72,8 @@ def test_voice_is_found_by_id_and_name_after_a_restart(tmp_path):
         assert np.array_equal(pcm.to_int16(reference.samples), pcm.to_int16(sound().samples))
         assert reference.transcript == "These are the words."
         assert voice.voice.digest == voice_digest(samples_digest(reference.samples), reference.transcript)
-        assert known.all()[-1].id == made.id
-    with wave.open(str(tmp_path / "cloned_voices" / made.id / "reference.wav")) as file:
+        assert known.all()[-1].id == added.id
+    with wave.open(str(tmp_path / "cloned_voices" / added.id / "reference.wav")) as file:
         assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, RATE_HZ)
 
 
@@ -117,11 +117,11 @@ def test_bad_names_are_refused_and_leave_no_files(tmp_path, name):
 def test_name_is_never_a_path(tmp_path, name):
     folder = tmp_path / "data"
     before = {path.name for path in tmp_path.iterdir()}
-    made = opened(folder).add(name, sound())
-    assert made.voice.name == name
-    assert opened(folder).get(name).id == made.id
+    added = opened(folder).add(name, sound())
+    assert added.voice.name == name
+    assert opened(folder).get(name).id == added.id
     assert {path.name for path in tmp_path.iterdir()} - before == {"data"}
-    assert {path.name for path in (folder / "cloned_voices").iterdir()} == {made.id, ".lock", ".drafts"}
+    assert {path.name for path in (folder / "cloned_voices").iterdir()} == {added.id, ".lock", ".drafts"}
 
 
 @given(name=st.text(max_size=120))
@@ -150,21 +150,21 @@ def test_recordings_are_stored_bit_for_bit(values, rate_hz):
 
 def test_changes_reach_other_stores_and_unknown_ids_are_errors(tmp_path):
     here, there = opened(tmp_path), opened(tmp_path)
-    made = here.add("Anna", sound())
+    added = here.add("Anna", sound())
     there.refresh()
-    assert there.get("Anna") == made.voice
-    here.change(made.id, name="Berta", description="Other.", transcript="Other words.")
+    assert there.get("Anna") == added.voice
+    here.change(added.id, name="Berta", description="Other.", transcript="Other words.")
     there.refresh()
     assert there.get("Berta").description == "Other."
-    assert there.get(made.id).digest != made.voice.digest
+    assert there.get(added.id).digest != added.voice.digest
     assert there.reference(there.get("Berta")).transcript == "Other words."
     with pytest.raises(UnknownVoice):
         there.get("Anna")
     with pytest.raises(UnknownVoice):
-        there.reference(made.voice)  # of a digest that is no more
-    here.delete(made.id)
+        there.reference(added.voice)  # its digest is outdated
+    here.delete(added.id)
     there.refresh()
-    for gone in (lambda: there.find(made.id), lambda: here.delete(made.id), lambda: here.change(made.id, name="C")):
+    for gone in (lambda: there.find(added.id), lambda: here.delete(added.id), lambda: here.change(added.id, name="C")):
         with pytest.raises(NotFound):
             gone()
     assert there.stored() == []
@@ -185,8 +185,8 @@ def test_refresh_without_changes_reads_nothing(tmp_path, monkeypatch):
 
 def test_voice_may_be_renamed_to_its_own_name(tmp_path):
     store = opened(tmp_path)
-    made = store.add("Anna", sound())
-    assert store.change(made.id, name="ANNA").voice.name == "ANNA"
+    added = store.add("Anna", sound())
+    assert store.change(added.id, name="ANNA").voice.name == "ANNA"
     other = store.add("Berta", sound())
     assert store.change(other.id, name="anna").voice.name == "anna (2)"
 
@@ -240,9 +240,9 @@ def test_preset_voices_may_get_and_change_recordings(tmp_path):
 
 def test_consent_is_stored_with_the_voice(tmp_path):
     store = opened(tmp_path)
-    made = store.add("Anna", sound(), consent=Consent("I agree.", "cons_1", sound(5)))
-    assert made.consent == {"text": "I agree.", "id": "cons_1", "file": "consent.wav"}
-    samples, _ = read_wav(opened(tmp_path).consent_recording(made.id))
+    added = store.add("Anna", sound(), consent=Consent("I agree.", "cons_1", sound(5)))
+    assert added.consent == {"text": "I agree.", "id": "cons_1", "file": "consent.wav"}
+    samples, _ = read_wav(opened(tmp_path).consent_recording(added.id))
     assert np.array_equal(pcm.to_int16(samples), pcm.to_int16(sound(5).samples))
     assert store.consent_recording(store.add("B", sound()).id) is None
 
@@ -311,23 +311,23 @@ def test_voice_removed_by_another_process_is_not_reported_as_damaged(tmp_path):
 
 def test_symlinks_are_not_followed(tmp_path):
     store = opened(tmp_path)
-    made = store.add("Anna", sound())
-    (tmp_path / "cloned_voices" / made.id).rename(tmp_path / "elsewhere")
-    (tmp_path / "cloned_voices" / made.id).symlink_to(tmp_path / "elsewhere")
+    added = store.add("Anna", sound())
+    (tmp_path / "cloned_voices" / added.id).rename(tmp_path / "elsewhere")
+    (tmp_path / "cloned_voices" / added.id).symlink_to(tmp_path / "elsewhere")
     assert opened(tmp_path).stored() == []
 
 
 def test_copied_folder_is_a_separate_voice(tmp_path):
-    made = opened(tmp_path).add("Anna", sound())
-    shutil.copytree(tmp_path / "cloned_voices" / made.id, tmp_path / "cloned_voices" / "anna-2")
+    added = opened(tmp_path).add("Anna", sound())
+    shutil.copytree(tmp_path / "cloned_voices" / added.id, tmp_path / "cloned_voices" / "anna-2")
     store = opened(tmp_path)
-    assert {voice.id for voice in store.stored()} == {made.id, "anna-2"}
+    assert {voice.id for voice in store.stored()} == {added.id, "anna-2"}
     assert store.get("anna-2").id == "anna-2"
 
 
 def test_files_of_dead_processes_are_removed_and_files_of_live_ones_kept(tmp_path):
     store = opened(tmp_path)
-    made = store.add("Anna", sound())
+    added = store.add("Anna", sound())
     folder = tmp_path / "cloned_voices"
     here = os.uname().nodename.replace("-", "_")
     gone = subprocess.Popen([sys.executable, "-c", ""])
@@ -337,7 +337,7 @@ def test_files_of_dead_processes_are_removed_and_files_of_live_ones_kept(tmp_pat
     for name in (*left, *busy):
         (folder / name).mkdir()
         (folder / name / "reference.wav").touch()
-    (folder / made.id / left[0]).touch()
+    (folder / added.id / left[0]).touch()
     opened(tmp_path)
     assert sorted(hidden(folder)) == sorted(busy)
     old = time.time() - 4000
@@ -440,12 +440,12 @@ def test_migration_may_be_interrupted_at_any_step(tmp_path, monkeypatch):
 # ---- kill -9
 
 
-def churn(folder: Path, wanted: int, kills: int, *, seed: int) -> None:
-    """Run and kill until `wanted` voices were made or deleted, and `kills` times at least; check after each."""
+def churn(folder: Path, min_events: int, kills: int, *, seed: int) -> None:
+    """Run and kill a process until `min_events` voices were added or deleted, at least `kills` times."""
     dice = random.Random(seed)
-    alive: dict[str, str | None] = {}  # id -> its words, None where they may be either
+    alive: dict[str, str | None] = {}  # id -> transcript; None if it may be the old or the new one
     events = killed = 0
-    while events < wanted or killed < kills:
+    while events < min_events or killed < kills:
         child = subprocess.Popen(
             [sys.executable, "-m", "tests.support.voice_churn", str(folder), str(dice.randrange(10**9))],
             cwd=ROOT,
@@ -460,8 +460,8 @@ def churn(folder: Path, wanted: int, kills: int, *, seed: int) -> None:
             time.sleep(min(0.002, max(0.0, left_s)))
         child.send_signal(signal.SIGKILL)
         doubtful = None
-        told, _, _ = child.stdout.read().decode().rpartition("\n")  # the last line may be half a line
-        for line in told.splitlines():
+        output, _, _ = child.stdout.read().decode().rpartition("\n")  # the last line may be half a line
+        for line in output.splitlines():
             act, voice_id, *words = line.split(" ", 2)
             if act == "made":
                 alive[voice_id] = "Some words."
@@ -481,14 +481,14 @@ def churn(folder: Path, wanted: int, kills: int, *, seed: int) -> None:
         assert store.problems == {}
         there = {voice.id: voice for voice in store.stored()}
         assert alive.keys() <= there.keys()
-        # What is there and was not told of was made whole before it could be, or was about to be deleted.
+        # An unreported voice was completed just before the kill or was about to be deleted.
         extra = there.keys() - alive.keys()
         assert len(extra) <= 1 + (doubtful is not None)
         for voice in there.values():
             reference = store.reference(voice.voice)
             assert voice.voice.digest == voice_digest(samples_digest(reference.samples), reference.transcript)
-            if (said := alive.get(voice.id)) is not None:
-                assert reference.transcript == said
+            if (expected := alive.get(voice.id)) is not None:
+                assert reference.transcript == expected
         if (preset := store.recording_of("onyx")) is not None:
             assert len(store.reference(preset.voice).samples) == preset.samples
         assert hidden(folder) == []
@@ -509,7 +509,7 @@ def test_repeated_kill_9_leaves_only_complete_voices(tmp_path):
 
 
 def test_wav_files_have_the_exact_size_and_must_be_mono(tmp_path):
-    """The header's length is what a folder's check rests on."""
+    """The check of a folder relies on the length of the WAV header."""
     assert len(wav(np.zeros(10, np.float32), 8_000)) == 44 + 20
     stereo = io.BytesIO()
     with wave.open(stereo, "wb") as file:

@@ -1,4 +1,4 @@
-"""The mark: found again after what happens to sound, absent where none was put, as Perth's own network would put it."""
+"""The watermark is detected after audio processing, absent in unmarked audio, and equal to Perth's own."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def library() -> Library:
     return Library()
 
 
-def said(library: Library, voice: str = "onyx", rate_hz: int = RATE_HZ, text: str = TEXT) -> np.ndarray:
+def spoken(library: Library, voice: str = "onyx", rate_hz: int = RATE_HZ, text: str = TEXT) -> np.ndarray:
     timbre = TIMBRES[voice]
     samples = library.synthesize(text, f"{timbre.accent}+{timbre.variant}", timbre.pitch)
     return soxr.resample(samples * np.float32(0.7), library.rate_hz, rate_hz).astype(np.float32)
@@ -66,20 +66,20 @@ def encoded(samples: np.ndarray, audio_format: str) -> bytes:
         encoder.close()
 
 
-def snr_db(wanted: np.ndarray, got: np.ndarray) -> float:
-    return float(10 * np.log10(np.sum(wanted**2) / np.sum((wanted - got) ** 2)))
+def snr_db(expected: np.ndarray, got: np.ndarray) -> float:
+    return float(10 * np.log10(np.sum(expected**2) / np.sum((expected - got) ** 2)))
 
 
 @pytest.mark.parametrize("voice", TIMBRES)
 def test_mark_is_detected_in_every_voice_only_when_present(library, perth, voice):
-    samples = said(library, voice)
+    samples = spoken(library, voice)
     assert score(samples, RATE_HZ, perth) < 0.1
     assert score(marked(samples, perth), RATE_HZ, perth) > 0.9
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 16_000, 22_050, 44_100, 48_000])
 def test_mark_is_detected_at_every_rate(library, perth, rate_hz):
-    samples = said(library, "nova", rate_hz)
+    samples = spoken(library, "nova", rate_hz)
     got = marked(samples, perth, rate_hz)
     assert len(got) == len(samples)
     assert score(got, rate_hz, perth) > 0.9
@@ -89,13 +89,13 @@ def test_mark_is_detected_at_every_rate(library, perth, rate_hz):
 @pytest.mark.parametrize("speed", [1.0, 1.1])
 def test_mark_survives_encoding_and_tempo_change(library, perth, audio_format, speed):
     stretcher = StreamStretcher(RATE_HZ, speed)
-    got = np.concatenate((stretcher.push(marked(said(library, "echo"), perth)), stretcher.flush()))
-    heard = decode(encoded(got, audio_format), DETECT_RATE_HZ, max_seconds=60).samples
-    assert perth.score(heard) > 0.9
+    got = np.concatenate((stretcher.push(marked(spoken(library, "echo"), perth)), stretcher.flush()))
+    decoded = decode(encoded(got, audio_format), DETECT_RATE_HZ, max_seconds=60).samples
+    assert perth.score(decoded) > 0.9
 
 
 def test_mark_survives_cutting_and_noise(library, perth):
-    got = marked(said(library, "onyx"), perth)
+    got = marked(spoken(library, "onyx"), perth)
     assert score(got[RATE_HZ : 3 * RATE_HZ], RATE_HZ, perth) > 0.9
     noise = np.random.default_rng(1).standard_normal(len(got)).astype(np.float32)
     noisy = got + noise * np.sqrt(np.mean(got**2)) / 10**1.0  # 20 dB
@@ -115,7 +115,7 @@ def test_unmarked_audio_has_no_mark():
 
 def test_mark_changes_neither_loudness_nor_high_frequencies(library, perth):
     for voice in ("onyx", "nova"):
-        samples = said(library, voice)
+        samples = spoken(library, voice)
         got = marked(samples, perth)
         assert loudness_lufs(got, RATE_HZ) == pytest.approx(loudness_lufs(samples, RATE_HZ), abs=0.3)
         change = np.square(np.abs(np.fft.rfft(got - samples)))
@@ -128,7 +128,7 @@ def test_silence_stays_silent(perth):
 
 
 def test_chunk_size_does_not_change_the_output(library, perth):
-    samples = said(library)
+    samples = spoken(library)
     whole = marked(samples, perth, chunk=len(samples))
     for chunk in (239, 1920, 5000):
         np.testing.assert_array_equal(marked(samples, perth, chunk=chunk), whole)
@@ -150,7 +150,7 @@ def test_first_output_comes_after_132_ms(perth):
 
 @pytest.fixture(scope="module")
 def oracle(perth):
-    """(encoder, decoder) as resemble-perth defines them, without the packages above, whose imports fail."""
+    """Return (encoder, decoder) of resemble-perth without its parent packages, whose imports fail."""
     root = watermark._package()
     names = {"perth": root, "perth.perth_net": root / "perth_net"}
     names["perth.perth_net.perth_net_implicit"] = root / "perth_net/perth_net_implicit"
@@ -178,7 +178,7 @@ def spectrum(samples):
 
 
 def whole_file(samples, encoder):
-    """As perth.PerthImplicitWatermarker.apply_watermark does at 32 kHz."""
+    """Mark a whole file like perth.PerthImplicitWatermarker.apply_watermark at 32 kHz."""
     with torch.inference_mode():
         levels, phase = spectrum(samples)
         levels, _ = encoder(levels[None])
@@ -188,25 +188,25 @@ def whole_file(samples, encoder):
 
 
 def test_stream_with_full_context_equals_the_whole_file(library, perth, oracle):
-    samples = said(library, "onyx", DETECT_RATE_HZ)
-    wanted = whole_file(samples, oracle[0])
-    assert snr_db(wanted, marked(samples, perth, DETECT_RATE_HZ, lookahead=REACH)) > 80
+    samples = spoken(library, "onyx", DETECT_RATE_HZ)
+    expected = whole_file(samples, oracle[0])
+    assert snr_db(expected, marked(samples, perth, DETECT_RATE_HZ, lookahead=REACH)) > 80
     got = marked(samples, perth, DETECT_RATE_HZ)
-    assert snr_db(wanted, got) > 30
+    assert snr_db(expected, got) > 30
     with torch.inference_mode():
         assert float(oracle[1](spectrum(got)[0][None])) > 0.9
 
 
 def test_score_equals_that_of_perth(library, perth, oracle):
-    samples = said(library, "fable", DETECT_RATE_HZ)
+    samples = spoken(library, "fable", DETECT_RATE_HZ)
     noise = np.random.default_rng(3).standard_normal(len(samples)).astype(np.float32)
     for sound in (samples, whole_file(samples, oracle[0]), whole_file(samples, oracle[0]) + 0.03 * noise):
         with torch.inference_mode():
-            wanted = float(oracle[1](spectrum(sound)[0][None]).clip(0, 1))
-        assert perth.score(sound) == pytest.approx(wanted, abs=2e-3)
+            expected = float(oracle[1](spectrum(sound)[0][None]).clip(0, 1))
+        assert perth.score(sound) == pytest.approx(expected, abs=2e-3)
 
 
-# --- who is marked ---
+# --- choice of the marked voices ---
 
 
 def test_setting_selects_the_marked_voices():

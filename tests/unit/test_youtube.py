@@ -1,4 +1,4 @@
-"""The real yt-dlp against a server on this machine: what it fetches, what it may not reach, what it leaves behind."""
+"""The real yt-dlp against a server on this machine: fetched bytes, blocked addresses and cleanup."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TEST_RULES = Rules(extractors=("generic",), hosts=("localhost",), addresses=(HER
 
 
 def tones(seconds: int) -> np.ndarray:
-    """Every second has a tone of its own: 200 Hz, 300 Hz, ..."""
+    """Return samples with a different tone in each second: 200 Hz, 300 Hz, ..."""
     time_s = np.arange(RATE_HZ) / RATE_HZ
     return np.concatenate([0.2 * np.sin(2 * np.pi * (200 + 100 * n) * time_s) for n in range(seconds)]).astype(
         np.float32
@@ -69,7 +69,7 @@ class Site(http.server.ThreadingHTTPServer):
         self.sound = mp3(tones(20))
         self.url = f"http://{HERE}:{self.server_address[1]}"
         self.sent = 0
-        self.asked: list[str] = []
+        self.requested: list[str] = []
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -91,7 +91,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         site = self.server
-        site.asked.append(self.path)
+        site.requested.append(self.path)
         name, _, rest = self.path.strip("/").partition("?")
         if name == "sound.mp3":
             self.answer(site.sound, "audio/mpeg")
@@ -128,10 +128,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def answer(self, data: bytes, kind: str) -> None:
-        """The whole, or the range asked for, as the real site does."""
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if asked:
-            first, last = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
+        """Send the whole file or the requested range, like the real site."""
+        byte_range = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if byte_range:
+            first, last = int(byte_range[1]), min(int(byte_range[2] or len(data)), len(data) - 1)
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
             data = data[first : last + 1]
@@ -149,17 +149,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def site():
-    made = Site()
-    thread = threading.Thread(target=made.serve_forever, daemon=True)
+    instance = Site()
+    thread = threading.Thread(target=instance.serve_forever, daemon=True)
     thread.start()
-    yield made
-    made.shutdown()
-    made.server_close()
+    yield instance
+    instance.shutdown()
+    instance.server_close()
 
 
 @pytest.fixture(autouse=True)
 def places(tmp_path, monkeypatch):
-    """Temporary files in a folder of the test's own, which must be empty when it ends."""
+    """Put temporary files into a folder of this test and check that it is empty at the end."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     yield tmp_path
     assert list(tmp_path.iterdir()) == []
@@ -170,15 +170,15 @@ def tube(**limits: Any) -> YouTube:
 
 
 async def test_requested_section_is_fetched(site):
-    heard: list[Progress] = []
-    got = await tube().fetch(f"{site.url}/sound.mp3", 5.0, 3.0, heard.append)
+    progress: list[Progress] = []
+    got = await tube().fetch(f"{site.url}/sound.mp3", 5.0, 3.0, progress.append)
     samples, rate_hz = read_wav(got.wav)
     assert len(samples) / rate_hz == pytest.approx(3.0, abs=0.01)
     assert got.seconds == pytest.approx(3.0, abs=0.01)
     for second in range(3):
         middle = samples[round((second + 0.3) * rate_hz) : round((second + 0.7) * rate_hz)]
         assert pitch_hz(middle, rate_hz) == pytest.approx(700 + 100 * second, abs=5)
-    stages = [step.stage for step in heard]
+    stages = [step.stage for step in progress]
     assert (stages[0], stages[-1]) == ("looking", "decoding")
     assert "fetching" in stages
 
@@ -235,29 +235,29 @@ async def test_limits_and_failures_have_error_codes(site, path, limits, code):
     ],
 )
 async def test_redirect_to_a_private_address_is_blocked(site, where):
-    """127.0.0.1 is allowed by this test's rules, and nothing else is: not its neighbours, not other names for it."""
+    """The rules of this test allow only 127.0.0.1, no other address and no other name for it."""
     target = where.format(port=site.server_address[1])
     with pytest.raises(Unfetchable) as caught:
         await tube(wall_s=30.0).fetch(f"{site.url}/to?{target}", 0.0, 5.0)
     assert caught.value.code in ("youtube_blocked", "youtube_failed")
-    assert site.asked[-1].startswith("/to?")
+    assert site.requested[-1].startswith("/to?")
 
 
 async def test_default_rules_block_this_machine(site):
     rules = Rules(extractors=("generic",), hosts=("localhost", HERE), canonical=False)
-    before = len(site.asked)
+    before = len(site.requested)
     for host in (HERE, "localhost"):
         with pytest.raises(Unfetchable) as caught:
             await YouTube(rules=rules).fetch(f"http://{host}:{site.server_address[1]}/sound.mp3", 0.0, 5.0)
         assert caught.value.code == "youtube_blocked"
-    assert len(site.asked) == before
+    assert len(site.requested) == before
 
 
 async def test_cancelling_ends_the_process_and_removes_files(site, places):
-    seen = asyncio.Event()
+    started = asyncio.Event()
     before = set(children_of(os.getpid()))  # the decoders' helper stays
-    fetching = asyncio.create_task(tube().fetch(f"{site.url}/slow.mp3", 0.0, 5.0, lambda _: seen.set()))
-    await seen.wait()
+    fetching = asyncio.create_task(tube().fetch(f"{site.url}/slow.mp3", 0.0, 5.0, lambda _: started.set()))
+    await started.wait()
     (folder,) = places.glob("tts-youtube-*")
     wait_for = [int(pid) for pid in children_of(os.getpid()) if pid not in before]
     fetching.cancel()
@@ -401,7 +401,7 @@ async def test_invalid_sections_are_refused(start_s, duration_s):
         await tube().fetch("https://youtu.be/dQw4w9WgXcQ", start_s, duration_s)
 
 
-# Words as yt-dlp 2026.10 passes them on.
+# Messages of yt-dlp 2026.10.
 @pytest.mark.parametrize(
     ("words", "code"),
     [
@@ -497,7 +497,7 @@ def test_guard_allows_only_public_addresses(child):
 
 
 @pytest.mark.parametrize(
-    ("info", "total", "wanted"),
+    ("info", "total", "expected"),
     [
         ({"container": "webm_dash", "duration": 1000}, 10_000_000, int(35 * 10_000 * 1.15) + (1 << 18)),
         ({"ext": "mp3", "duration": 1000}, 10_000_000, int(35 * 10_000 * 1.15) + (1 << 18)),
@@ -507,8 +507,8 @@ def test_guard_allows_only_public_addresses(child):
         ({"container": "webm_dash", "duration": 31}, 10_000_000, None),
     ],
 )
-def test_needed_bytes_are_estimated(child, info, total, wanted):
-    assert child.wanted_bytes(info, 30.0, total) == wanted
+def test_needed_bytes_are_estimated(child, info, total, expected):
+    assert child.wanted_bytes(info, 30.0, total) == expected
 
 
 def test_yt_dlp_knows_all_options_of_the_child(child):
@@ -516,8 +516,8 @@ def test_yt_dlp_knows_all_options_of_the_child(child):
 
     order = {"extractors": ["youtube"], "folder": "/tmp", "socket_timeout_s": 1, "chunk_bytes": 1}
     documented = YoutubeDL.__doc__ or ""
-    with YoutubeDL(child.Fetch(order).options()) as made:
-        assert list(made._ies) == ["Youtube"]
+    with YoutubeDL(child.Fetch(order).options()) as instance:
+        assert list(instance._ies) == ["Youtube"]
     known = set(re.findall(r"\w+", documented)) | {"file_access_retries", "fragment_retries"}  # of its downloaders
     assert set(child.Fetch(order).options()) <= known
 
@@ -570,7 +570,7 @@ def test_only_these_containers_are_fetched_in_part(child):
 
 
 def test_every_folder_of_a_dead_process_is_removed_in_any_order(tmp_path, monkeypatch):
-    """The folder of this process stays; the search goes on behind it."""
+    """The folder of this process stays, and the search continues after it."""
     own = tmp_path / f"{youtube._FOLDER_PREFIX}{os.getpid()}-a"
     dead = [tmp_path / f"{youtube._FOLDER_PREFIX}999999{number}-b" for number in range(3)]
     foreign = tmp_path / f"{youtube._FOLDER_PREFIX}x-c"
