@@ -1,4 +1,4 @@
-"""The FastAPI app: the routes under /v1 and /api/v1, the document /openapi.json, and the middleware."""
+"""Creates the FastAPI app: its routes under /v1 and /api/v1, its middleware, and the document /openapi.json."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class AppServices:
     preset_voices: PresetVoiceMaker
     watermark: Watermark
     detector: WatermarkDetector
-    youtube: YouTube | None  # None = TTS_YOUTUBE is off, and its routes do not exist
+    youtube: YouTube | None  # None = TTS_YOUTUBE is off: the routes for YouTube do not exist
 
 
 class Api(FastAPI):
@@ -76,9 +76,9 @@ class Api(FastAPI):
     def __init__(self, gate: Gate, max_input_chars: int, **options: Any) -> None:
         self._gate = gate
         self._max_input_chars = max_input_chars
-        self._documents: dict[
-            bool, Schema
-        ] = {}  # with and without API keys: the first key can be added while the server runs
+        # One document for a server with API keys, and one for a server without keys. The first key can be added while
+        # the server runs.
+        self._documents: dict[bool, Schema] = {}
         super().__init__(**options)
 
     def openapi(self) -> Schema:
@@ -91,7 +91,7 @@ class Api(FastAPI):
         return self._documents[needed]
 
     def _complete(self, document: Schema) -> Schema:
-        """Add to FastAPI's document what all operations share. Changes and returns the document."""
+        """Add API keys, request ids and limits to FastAPI's document, and fix it. Changes and returns `document`."""
         schemas = document["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
@@ -100,9 +100,8 @@ class Api(FastAPI):
                 operation["responses"].pop("422", None)  # this server answers an invalid body with 400, as OpenAI does
                 for status, response in operation["responses"].items():
                     if "example" in response.get("content", {}).get("application/json", {}):
-                        response.update(
-                            errors.problem(int(status))
-                        )  # restores the nulls in the example, which FastAPI removes
+                        # FastAPI removes the nulls in the example. This restores them.
+                        response.update(errors.problem(int(status)))
         self._gate.describe(document)
         for operations in document["paths"].values():
             for operation in operations.values():
@@ -125,9 +124,10 @@ _INT64 = 2**63
 
 
 def _correct_numbers_and_files(node: Any) -> None:
-    """Make the bounds of integers integers, and give files the format `binary`. Changes `node` and everything in it.
+    """Convert the bounds of integer fields from float to int, and give file fields the format `binary`.
 
-    FastAPI stores bounds as floats, which are exact only up to 2**53. OpenAPI 3.0 tools need the format `binary`.
+    Changes `node` and everything in it. FastAPI stores bounds as floats, which are exact only up to 2**53. Tools for
+    OpenAPI 3.0 recognise a file by the format `binary`.
     """
     if isinstance(node, dict):
         if node.get("contentMediaType") == "application/octet-stream":
@@ -148,7 +148,7 @@ def create_api(
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
     settings: Settings,
 ) -> FastAPI:
-    """Create the FastAPI app with all routes, pages and middleware. lifespan: starts and stops the services."""
+    """Create the FastAPI app with all routes, web pages and middleware. lifespan: starts and stops the services."""
     app = Api(
         services.gate,
         settings.max_input_chars,
@@ -191,7 +191,7 @@ def create_api(
 
 
 def _v1_routers(services: AppServices, speaking: Speaking) -> list[APIRouter]:
-    """The routers of the routes below /v1."""
+    """Create the routers whose routes are under /v1."""
     gate, voices = services.gate, services.voices
     creation = VoiceCreation(voices, services.cloner, services.consents)
     routers = [
@@ -213,7 +213,7 @@ def _v1_routers(services: AppServices, speaking: Speaking) -> list[APIRouter]:
 
 
 def _add_middleware(app: FastAPI, metrics: Metrics, settings: Settings) -> None:
-    """Add the middleware around the routes. Each layer encloses the layers that were added before it."""
+    """Add the middleware to the app. The middleware that is added last receives each request first."""
     uploads = Limit(settings.max_upload_bytes, "TTS_MAX_UPLOAD_BYTES")
     app.add_middleware(
         BodyLimit,

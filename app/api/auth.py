@@ -1,6 +1,7 @@
-"""Checks the API key of a request before its body is read.
+"""Checks the API key of a request before the server reads the request body.
 
-Lists, health and metrics need no key, because many clients read them without one.
+The lists of voices and models, the health check and the metrics need no key, because many clients read them without a
+key.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ KEY_OPTIONAL: Schema = {"security": [*_REQUIRED, {}]}
 
 
 class Gate:
-    """Checks the API keys of requests.
+    """Checks the API keys of requests, and stores the result in `request.state`.
 
-    It sets these attributes of `request.state`: `owner`, the digest of the key, which identifies the caller ("" without
-    keys); `key`, the name of the key; and `admitted`, the Pass that the middleware RequestLog closes.
+    `state.owner` is the SHA-256 digest of the key, which identifies the caller; "" if the server has no keys.
+    `state.key` is the name of the key. `state.admitted` is the Pass of the request. The middleware RequestLog closes
+    this Pass.
     """
 
     def __init__(self, ring: KeyRing, metrics: Metrics) -> None:
@@ -51,14 +53,15 @@ class Gate:
 
     @property
     def needed(self) -> bool:
-        """Whether the server has keys, so that speech needs one."""
+        """Whether the server requires API keys."""
         return self._ring.needed
 
     def route(self, scope: Scope | None) -> type[APIRoute]:
-        """The `route_class` of a router whose routes need a key with this scope, if the server has keys.
+        """Create the `route_class` of routes that need an API key with this scope, if the server has keys.
 
-        scope: None = the key is optional. A wrong key is still a 401, so that clients can test their key. The check is
-        not a FastAPI dependency, because FastAPI reads the body first: a caller without a key could upload files.
+        scope: None = the key is optional. A wrong key still gives a 401, so that clients can test their key. The check
+        is not a FastAPI dependency, because FastAPI reads the body before it runs dependencies. A caller without a key
+        could then upload files.
         """
         gate = self
 
@@ -83,7 +86,10 @@ class Gate:
         return KeyedRoute
 
     def enter(self, request: Request, scope: Scope) -> None:
-        """Admit a request that needs a key with this scope. Raises Unauthorized, Forbidden, RateLimited."""
+        """Admit a request if its API key is valid, has this scope and is within its limits.
+
+        Raises Unauthorized, Forbidden, RateLimited.
+        """
         request.state.owner = ""
         if not self._ring.needed:
             return
@@ -99,7 +105,7 @@ class Gate:
         request.state.owner = key.sha256
 
     def key_of(self, request: Request) -> Key | None:
-        """The key of a request for which a key is optional; None if it has no key.
+        """Return the API key of a request for which a key is optional; None if the request or the server has no key.
 
         Raises Unauthorized for a wrong key.
         """
@@ -107,7 +113,10 @@ class Gate:
         return self._find(request, sent) if sent and self._ring.needed else None
 
     def describe(self, schema: Schema) -> None:
-        """Add the security schemes and the errors of keys to /openapi.json if the server has keys. Changes `schema`."""
+        """Describe API keys in the OpenAPI document `schema`: the security schemes, and the errors 401, 403 and 429.
+
+        If the server has no keys, this removes the security requirements instead. Changes `schema`.
+        """
         needed = self.needed
         if needed:
             schema["components"]["securitySchemes"] = _SCHEMES
@@ -129,10 +138,10 @@ class Gate:
                 operation["responses"] = dict(sorted(answers.items()))
 
     def _find(self, request: Request, sent: str) -> Key:
-        """The key with this text; its name goes into `request.state` and the log. Raises Unauthorized."""
+        """Return the key with this text, and store its name in `request.state` and in the log. Raises Unauthorized."""
         key = self._ring.find(sent)
         request.state.key = key.name
-        structlog.contextvars.bind_contextvars(key=key.name)  # on every log line of this request
+        structlog.contextvars.bind_contextvars(key=key.name)  # adds the name to every log line of this request
         return key
 
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RETRY_STOPPED_S = 10  # Retry-After while the server stops: a restart takes about this long
+RETRY_STOPPED_S = 10  # the header Retry-After while the server stops: a restart takes about this long
 
-# The first row whose class matches applies. SpeechError, in the last row, is the base class of the others.
+# The first row whose class matches gives the status. SpeechError, in the last row, is the base class of all errors.
 STATUS: tuple[tuple[type[errors.SpeechError], int], ...] = (
     (errors.Unauthorized, 401),
     (errors.Forbidden, 403),
@@ -62,7 +62,7 @@ PROBLEMS: Mapping[int, tuple[str, tuple[str, str | None, str | None]]] = {
         ),
     ),
     404: (
-        "There is no such model, voice or consent.",
+        "The model, the voice or the consent does not exist.",
         ("The model `gpt-5` does not exist or you do not have access to it.", "model", "model_not_found"),
     ),
     408: (
@@ -120,8 +120,10 @@ def status_of(error: errors.SpeechError) -> int:
 
 
 def envelope(message: str, *, status: int, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """OpenAI's error body. Its `type` follows from the status: 429 `requests`, other 4xx `invalid_request_error`,
-    5xx `server_error`.
+    """Return the JSON body of an error, in OpenAI's format.
+
+    The field `type` depends on the status: `requests` for 429, `invalid_request_error` for any other 4xx, and
+    `server_error` for 5xx.
     """
     kind = "requests" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
@@ -149,7 +151,11 @@ def response_to(error: errors.SpeechError) -> JSONResponse:
 
 
 def limit_headers(limit: int, remaining: int, reset_s: float) -> dict[str, str]:
-    """OpenAI's rate limit headers. They write times as OpenAI does: 340ms, 7.5s, 1m12s."""
+    """Return the rate limit headers, with OpenAI's names and time format (340ms, 7.5s, 1m12s).
+
+    limit: the requests per minute of the API key. remaining: the requests that the key may still make this minute.
+    reset_s: seconds until the key may make all its requests per minute again.
+    """
     ms = round(reset_s * 1000)
     minutes, seconds = divmod(ms / 1000, 60)
     reset = f"{ms}ms" if ms < 1000 else f"{seconds:g}s" if not minutes else f"{minutes:.0f}m{seconds:.0f}s"
@@ -170,7 +176,7 @@ def unexpected() -> JSONResponse:
 
 
 def _json(status: int, body: dict[str, Any], headers: Mapping[str, str] | None) -> JSONResponse:
-    # A message may quote a text of the caller with lone surrogates, which UTF-8 can't encode.
+    # A message may quote the caller's text. UTF-8 can't encode lone surrogates in this text, so they become `?`.
     error = body["error"]
     error["message"] = error["message"].encode("utf-8", "replace").decode()
     return JSONResponse(body, status, headers=dict(headers or {}))
@@ -189,7 +195,7 @@ def install(app: FastAPI) -> None:
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)  # noqa: S101
-        if error.status_code == 405:  # Starlette lists only the methods of the first route with this path
+        if error.status_code == 405:  # Starlette lists only the methods of one route with this path
             error.headers = {"Allow": ", ".join(_methods_at(request))}
         return _http_error(error)
 
@@ -199,7 +205,7 @@ def install(app: FastAPI) -> None:
 
 
 def _methods_at(request: Request) -> list[str]:
-    """The HTTP methods that the path of this request allows, on any route."""
+    """The HTTP methods that at least one route supports at the path of this request."""
 
     def allowed(method: str) -> bool:
         scope = {**request.scope, "method": method}
@@ -211,7 +217,7 @@ def _methods_at(request: Request) -> list[str]:
 
 
 def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-    """The response to a request that pydantic has rejected: a 400 that names the wrong fields."""
+    """The response to a request that does not pass pydantic's validation: a 400 that names the wrong fields."""
     problems = error.errors()
     kind = request.headers.get("content-type", "")
     media = kind.split(";")[0].strip().lower()
@@ -236,7 +242,10 @@ def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
 
 
 def _field_at(location: Sequence[str | int]) -> str:
-    """The name of a field, such as `seed`, or `turns.3.text` inside a list. Parts that pydantic adds are left out."""
+    """The name of the field at a pydantic error location: for example `seed`, or `turns.3.text` inside a list.
+
+    The first part of the location (`body`) and the parts that pydantic adds after the field are left out.
+    """
     inside_list = len(location) > 2 and isinstance(location[2], int)
     return ".".join(str(part) for part in location[1 : 4 if inside_list else 2])
 
@@ -245,11 +254,11 @@ def _http_error(error: HTTPException) -> JSONResponse:
     """The response to an error of Starlette or of a middleware, such as 404 and 405."""
     status = error.status_code
     if status == 404:
-        message, code = "This URL does not exist on this server. See /docs for its URLs.", "not_found"
+        message, code = "This URL does not exist on this server. The page /docs lists the URLs that exist.", "not_found"
     elif status == 405:
         message, code = (
-            "This URL does not support this HTTP method. The header Allow lists the methods that it supports; see "
-            "/docs.",
+            "This URL does not support this HTTP method. The response header Allow lists the "
+            "supported methods. See also /docs.",
             "method_not_allowed",
         )
     elif status == 408:

@@ -1,8 +1,8 @@
 """uvicorn's HTTP protocol with limits on the size and the arrival time of request headers.
 
 Without limits, a client could fill the memory with endless headers, and a few hundred clients that send their headers
-very slowly could use up all connections. The limits also apply to data that arrives after an early error response.
-`middleware.BodyLimit` limits request bodies.
+very slowly could use up all connections. The limits also apply to data that arrives after an error response that was
+sent before the end of the request. `middleware.BodyLimit` limits request bodies.
 """
 
 from __future__ import annotations
@@ -19,27 +19,30 @@ from app.api.errors import envelope
 if TYPE_CHECKING:
     import asyncio
 
-# The size of the kernel's send buffer for a connection. The default buffer grows to megabytes, which is minutes of
-# audio. A client that reads at playback speed would then seem to read nothing for minutes and would be disconnected
-# (TTS_READER_TIMEOUT_S), and the buffered audio would be generated for nothing when a client disconnects.
+# The size of the kernel's send buffer for a connection. By default the buffer grows to megabytes, which is minutes of
+# audio. A client that reads at playback speed needs minutes to make space in such a buffer, so the server would
+# disconnect this client (TTS_READER_TIMEOUT_S). Also, the audio in the buffer is wasted if the client disconnects.
 SEND_BUFFER_BYTES = 128 << 10
-MAX_HEAD_BYTES = 64 << 10  # the same limit as in uvicorn's h11 protocol
+MAX_HEAD_BYTES = 64 << 10  # uvicorn's h11 protocol has the same limit
+_HEAD_TOO_LARGE = f"The headers of the request are larger than {MAX_HEAD_BYTES} bytes. Send fewer or shorter headers."
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 
 def protocol(head_timeout_s: float) -> type[asyncio.Protocol]:
-    """The value for uvicorn's option `http`. head_timeout_s: the time in which the headers of a request must arrive."""
-    # A local class would not work: with DEV_MODE this value is pickled and sent to another process.
+    """Return the value for uvicorn's option `http`. head_timeout_s: seconds in which request headers must arrive."""
+    # With DEV_MODE uvicorn pickles this value and sends it to another process. A class that is defined inside this
+    # function could not be pickled.
     return cast("type[asyncio.Protocol]", partial(_LimitedProtocol, head_timeout_s=head_timeout_s))
 
 
 class _LimitedProtocol(HttpToolsProtocol):
-    """One connection. It is closed with an error response if the headers are too large or too slow."""
+    """Handles one connection. Closes it with an error response if the headers are too large or arrive too slowly."""
 
     def __init__(self, *args: Any, head_timeout_s: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_timeout_s = head_timeout_s
-        self._held_bytes = 0  # received since the parser last completed the headers, a part of the body, or the request
+        # The bytes received since the parser last completed the headers, a part of the body, or the request.
+        self._held_bytes = 0
         self._in_head = True
         self._rejected = False
         self._timer: asyncio.TimerHandle | None = None
@@ -61,9 +64,7 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._held_bytes += len(data)
         super().data_received(data)
         if self._held_bytes > MAX_HEAD_BYTES:
-            self._reject(
-                431, f"The headers of the request are larger than {MAX_HEAD_BYTES} bytes. Send less.", "head_too_large"
-            )
+            self._reject(431, _HEAD_TOO_LARGE, "head_too_large")
         elif self._timer is None and (self._in_head or self._idle):
             self._set_timer()
 
@@ -71,11 +72,10 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._held_bytes = 0
         self._in_head = False
         self._unset_timer()
-        # Headers that arrive in one piece are parsed before data_received compares their size, so check it here too.
+        # If all headers arrive together, the parser calls this before data_received compares their size with the limit.
+        # So compare the size here too.
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
-            self._reject(
-                431, f"The headers of the request are larger than {MAX_HEAD_BYTES} bytes. Send less.", "head_too_large"
-            )
+            self._reject(431, _HEAD_TOO_LARGE, "head_too_large")
         elif not self._rejected:
             super().on_headers_complete()
 
@@ -111,11 +111,13 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._timer = None
         if self.transport.is_closing():
             return
-        if not self._idle:  # a pipelined request: the client still receives the previous response
+        if not self._idle:  # the client has sent the next request while it still receives a response
             self._set_timer()
         elif self._in_head and self._held_bytes:
-            message = f"The headers of the request took longer than {self._head_timeout_s:g} s (TTS_READ_TIMEOUT_S). "
-            "Send it again."
+            message = (
+                f"The headers of the request took longer than {self._head_timeout_s:g} s (TTS_READ_TIMEOUT_S). "
+                "Send the request again."
+            )
             self._reject(408, message, "request_timeout")
         else:
             self.transport.close()

@@ -1,4 +1,4 @@
-"""The middleware around all routes: request ids, default headers, the request log, and limits on bodies and readers.
+"""The middleware for all requests: ids, default headers, the request log, and limits on slow clients and large bodies.
 
 All classes are plain ASGI middleware, so they do not buffer streams.
 """
@@ -43,10 +43,11 @@ EXPOSED_HEADERS = (
     "X-RateLimit-Reset-Requests",
     "OpenAI-Processing-Ms",
 )
-MIN_BYTES_PER_S = 1000  # the lowest speed of a request body
-CLIENT_DISCONNECTED = 499  # as in nginx: the client disconnected before the response had a status
-_QUIET = frozenset({"/health", "/ready", "/metrics"})  # monitoring systems request these paths every few seconds
-# The parts of an unknown path that are logged. They show how a client got the URL wrong. Other parts may be private.
+MIN_BYTES_PER_S = 1000  # the lowest allowed speed at which a request body arrives
+CLIENT_DISCONNECTED = 499  # logged if the client disconnected before the response had a status, as in nginx
+_QUIET = frozenset({"/health", "/ready", "/metrics"})  # logged as DEBUG: monitoring systems send these requests often
+# If no route matches a path, only these parts of the path are logged: they show how the client built the wrong URL. Any
+# other part may be private and is logged as `*`.
 _KNOWN_PARTS = frozenset(
     (
         "",
@@ -64,17 +65,17 @@ _KNOWN_PARTS = frozenset(
     )
 )
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
-_FILES = "/static/"  # each page loads about a dozen of these files
+_FILES = "/static/"  # logged as DEBUG: each page loads about a dozen of these files
 
 
 class ReaderStuck(ConnectionError):
-    """The client reads nothing of its response."""
+    """The client has read no data of its response for too long."""
 
 
 class ReaderTimeout:
-    """Disconnects a client that reads nothing for `timeout_s`. Otherwise its row would stay paused for ever.
+    """Disconnects a client that reads no data for `timeout_s` seconds, so that other requests can use its engine row.
 
-    The time is measured only while the connection's buffers are full of unread data.
+    The time is measured only while the send buffers of the connection are full.
     """
 
     def __init__(self, app: ASGIApp, timeout_s: float) -> None:
@@ -99,7 +100,7 @@ class ReaderTimeout:
             log.warning("disconnected a client that read nothing", path=_loggable_path(scope), for_s=self._timeout_s)
 
 
-# Headers of each response that does not set them itself. The web pages set their own policies.
+# Default response headers. If a response already has one of these headers, it keeps its own value. Web pages do this.
 _DEFAULT_HEADERS = {
     b"openai-version": b"2020-10-01",
     b"x-content-type-options": b"nosniff",
@@ -123,13 +124,13 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["method"] == "HEAD":  # FastAPI's GET routes do not support HEAD; uvicorn removes the body
+        if scope["method"] == "HEAD":  # FastAPI's GET routes do not support HEAD; uvicorn drops the body
             scope = {**scope, "method": "GET"}
         request_id = f"req_{uuid.uuid4().hex}"
         started_s = time.monotonic()
         status = 0
         finished = False
-        state = scope.setdefault("state", {})  # auth.Gate stores the caller here
+        state = scope.setdefault("state", {})  # auth.Gate stores the caller's API key here
 
         async def stamped(message: Message) -> None:
             nonlocal status, finished
@@ -171,7 +172,7 @@ class RequestLog:
 
 
 def _loggable_path(scope: Scope) -> str:
-    """The path for the log, without the parts that the caller chose: these may contain a key or a text by mistake."""
+    """The path of a request for the log. Parts that the caller chose are replaced: they may contain a key or a text."""
     path: str = scope["path"]
     if "route" not in scope:
         return "/".join(part if part in _KNOWN_PARTS else "*" for part in path.split("/"))
@@ -190,9 +191,11 @@ def _limits(admitted: Pass | None) -> list[tuple[bytes, bytes]]:
 
 
 class CrossOriginCheck:
-    """Rejects forms, and so uploads, from web pages of other origins. Browsers send forms without a CORS preflight.
+    """Rejects requests from web pages of other origins, such as forms and uploads. GET, HEAD and OPTIONS are allowed.
 
-    Browsers add the header Sec-Fetch-Site to requests for https and localhost. Requests without it are allowed.
+    The CORS middleware does not stop a form, because browsers send forms without a CORS preflight. If the server's URL
+    is https or localhost, browsers send the header Sec-Fetch-Site, which tells whether the page has another origin.
+    Requests without this header are allowed.
     """
 
     def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
@@ -216,7 +219,10 @@ class CrossOriginCheck:
 
 
 class UnexpectedErrors:
-    """Answers an unexpected exception with a 500. It is inside the CORS middleware, so allowed pages can read it."""
+    """Answers an unexpected exception with a 500.
+
+    This middleware is inside the CORS middleware, so that web pages of allowed origins can read the response.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -244,26 +250,28 @@ class UnexpectedErrors:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """The maximum size of a request body, and the environment variable that sets it."""
+    """The maximum size of a request body, and the environment variable that sets this size."""
 
     max_bytes: int
     setting: str
 
     def error(self) -> BodyTooLarge:
-        return BodyTooLarge(f"The request body is larger than {self.max_bytes} bytes ({self.setting}). Send less.")
+        return BodyTooLarge(
+            f"The request body is larger than {self.max_bytes} bytes ({self.setting}). Send a smaller body."
+        )
 
 
 class BodyLimit:
     """Rejects request bodies that are too large with 413, and bodies that arrive too slowly with 408.
 
-    The size is checked before reading if the request has a Content-Length, and otherwise while the body arrives.
+    The header Content-Length is checked before the body is read. The size is also checked while the body arrives.
     """
 
     def __init__(self, app: ASGIApp, limit: Limit, by_path: Mapping[str, Limit], timeout_s: float) -> None:
         """Set the limits.
 
-        by_path: the limits of paths that differ from `limit`. timeout_s: the time for a body, plus one second for each
-        MIN_BYTES_PER_S bytes received.
+        limit: for paths that are not in `by_path`. timeout_s: seconds in which a body must arrive; one second is added
+        for each MIN_BYTES_PER_S bytes received.
         """
         self._app = app
         self._limit = limit
@@ -274,7 +282,9 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path = scope["path"].removeprefix(scope.get("root_path", ""))  # set if another app has mounted this one
+        path = scope["path"].removeprefix(
+            scope.get("root_path", "")
+        )  # root_path is set if another app has mounted this app
         limit = self._by_path.get(path, self._limit)
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced) > limit.max_bytes:
@@ -285,7 +295,7 @@ class BodyLimit:
 
         async def limited() -> Message:
             nonlocal received, whole
-            if whole:  # later calls wait for the client to disconnect
+            if whole:  # the body is complete: later calls wait until the client disconnects
                 return await receive()
             left_s = began_s + self._timeout_s + received / MIN_BYTES_PER_S - time.monotonic()
             try:
@@ -301,7 +311,7 @@ class BodyLimit:
             whole = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > limit.max_bytes:
-                # While FastAPI reads a body, it passes on only exceptions of this class.
+                # FastAPI reads the body here. It replaces an exception of any other class with a 400.
                 raise HTTPException(413, limit.error().message)
             return message
 

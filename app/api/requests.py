@@ -1,7 +1,7 @@
 """The JSON bodies of speech requests as pydantic models, and their conversion to SpeechRequest.
 
-A field that is null counts as left out. Unknown fields are ignored. `SpokenBody.ignored` lists the fields that only
-other routes use.
+A field whose value is null is treated as missing. Unknown fields are ignored. `SpokenBody.ignored` lists the fields of
+a request that have no effect on its route.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from app.errors import BadReference, EmptyText, TextTooLong, UnknownVoice
 from app.types import Line, Sampling, SpeechRequest, UploadedTurn, conversation_key
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE
 
-# Fields beyond OpenAI's that some engines do not support. Setting one for such an engine is an error.
+# Request fields that OpenAI's API does not have, and that some engines do not support. A request with such a field is
+# an error if the running engine does not support the field.
 ENGINE_EXTRAS = ("temperature", "top_k", "top_p", "cfg_scale", "language", "conversation_id")
 
 MAX_CONTEXT_TURNS = 32
@@ -50,11 +51,11 @@ def _not_blank(value: str) -> str:
     return value
 
 
-NOT_BLANK = r"\S"  # the same rule as a pattern for JSON schemas
+NOT_BLANK = r"\S"  # the rule of _not_blank as a pattern, for JSON schemas
 
 
 def _whole(value: object) -> object:
-    """Convert 24000.0 to 24000: some JSON writers write integers this way."""
+    """Convert a float such as 24000.0 to an int, because some JSON writers write integers as floats."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -105,7 +106,7 @@ class SpokenBody(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     UNUSED_FIELDS: ClassVar[frozenset[str]] = frozenset()  # inherited fields that have no effect on this route
-    VOICE_FIELD: ClassVar[str] = "voice"  # the `param` of errors about the voice
+    VOICE_FIELD: ClassVar[str] = "voice"  # the field that selects the voice; errors about the voice name it
     _ignored: tuple[str, ...] = PrivateAttr(())  # fields of the request that have no effect on this route
 
     model: Annotated[
@@ -116,7 +117,7 @@ class SpokenBody(BaseModel):
         None
     )
     instructions: Annotated[
-        str | None, Field(description="How to speak. If the engine does not support it, X-TTS-Ignored lists it.")
+        str | None, Field(description="How to speak. If the engine ignores this field, X-TTS-Ignored lists it.")
     ] = None
     response_format: Annotated[str, _FormatName] | None = None
     speed: Annotated[
@@ -158,17 +159,15 @@ class SpokenBody(BaseModel):
     )
     parallel: Annotated[
         bool | None,
-        Field(
-            description="Generate the sentences in parallel: faster, but the intonation does not continue between them."
-        ),
+        Field(description="Generate sentences in parallel: faster, but the intonation starts anew at each sentence."),
     ] = None
 
     @model_validator(mode="wrap")
     @classmethod
     def _read(cls, data: object, validate: ModelWrapValidatorHandler[Self]) -> Self:
-        """Remove nulls, and record the fields that only other routes use.
+        """Remove nulls, validate the body, and record the fields that have no effect on this route.
 
-        A null must be removed before validation: under a field's first name it would hide a value under its alias.
+        Nulls are removed before the validation. Otherwise a null in `text` would hide the value of its alias `input`.
         """
         if not isinstance(data, dict):
             return validate(data)
@@ -190,29 +189,35 @@ class SpokenBody(BaseModel):
 
     @property
     def sse(self) -> bool:
-        """Whether the answer is sent as server-sent events."""
+        """Whether the response is a stream of server-sent events."""
         return self.stream_format == "sse"
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """The fields in this request that have no effect on this route, whatever the engine."""
+        """The fields of this request that have no effect on this route with any engine."""
         return (*self._ignored, "progress") if self.progress and not self.sse else self._ignored
 
     @property
     def extras(self) -> frozenset[str]:
-        """The names in ENGINE_EXTRAS that the caller set."""
+        """The fields of ENGINE_EXTRAS that the caller has set."""
         return frozenset(name for name in ENGINE_EXTRAS if getattr(self, name) is not None)
 
     def conversation(self, owner: str) -> str | None:
-        """The key under which the conversation is remembered; None without `conversation_id`."""
+        """The key under which the server stores the conversation; None if the body has no `conversation_id`.
+
+        owner: the digest of the caller's API key; "" if the server has no keys.
+        """
         return None if self.conversation_id is None else conversation_key(owner, self.conversation_id)
 
     @abstractmethod
     def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
-        """Convert to a SpeechRequest without context and without conversation key. Raises TextTooLong, UnknownVoice."""
+        """Convert the body to a SpeechRequest without context and conversation key. Raises TextTooLong, UnknownVoice.
+
+        default_model: for a body without `model`. max_input_chars: the maximum number of characters of the text.
+        """
 
     def _request(self, lines: Iterable[Line], default_model: str) -> SpeechRequest:
-        """A SpeechRequest with these lines and the fields that all speech routes share."""
+        """Create a SpeechRequest from these lines and the fields that all speech routes share."""
         return SpeechRequest(
             model=default_model if self.model is None else self.model,
             lines=tuple(lines),
@@ -241,7 +246,7 @@ class SpeechBody(SpokenBody):
     input: Annotated[Text, Field(description="The text to speak, up to TTS_MAX_INPUT_CHARS characters.")]
 
     def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
-        """Raises TextTooLong, UnknownVoice."""
+        """Convert the body to a SpeechRequest with one line. Raises TextTooLong, UnknownVoice."""
         _check_length(self.input, "input", max_input_chars)
         voice = _voice_id(self.voice)
         return self._request([Line(self.input, DEFAULT_VOICE if voice is None else voice)], default_model)
@@ -255,12 +260,12 @@ class GenerateBody(SpokenBody):
     UNUSED_FIELDS: ClassVar[frozenset[str]] = frozenset({"voice"})
     VOICE_FIELD: ClassVar[str] = "voice_id"
 
-    voice: Annotated[str | VoiceId | None, Field(description="Has no effect: use `voice_id`.")] = None
+    voice: Annotated[str | VoiceId | None, Field(description="Has no effect. Use `voice_id`.")] = None
     text: Annotated[Text, Field(validation_alias=AliasChoices("text", "input"), description="The text to speak.")]
     voice_id: Annotated[str, Field(min_length=1, description="The id or the name of the voice.")]
 
     def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
-        """Raises TextTooLong, UnknownVoice."""
+        """Convert the body to a SpeechRequest with one line. Raises TextTooLong, UnknownVoice."""
         _check_length(self.text, "text", max_input_chars)
         voice = _voice_id(self.voice_id, "voice_id")
         return self._request([Line(self.text, voice or DEFAULT_VOICE)], default_model)
@@ -275,14 +280,14 @@ class PreviewBody(SpokenBody):
     VOICE_FIELD: ClassVar[str] = "id"
 
     voice: Annotated[
-        str | VoiceId | None, Field(description="Has no effect: the URL contains the id of the voice.")
+        str | VoiceId | None, Field(description="Has no effect. The URL contains the id of the voice.")
     ] = None
     text: Annotated[Text, Field(validation_alias=AliasChoices("text", "input"), description="The text to speak.")] = (
         PREVIEW_TEXT
     )
 
     def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
-        """Raises TextTooLong."""
+        """Convert the body to a SpeechRequest with the default voice. Raises TextTooLong."""
         _check_length(self.text, "text", max_input_chars)
         return self._request([Line(self.text, DEFAULT_VOICE)], default_model)
 
@@ -310,10 +315,8 @@ class ConversationBody(SpokenBody):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {
-                    "text": "It was lovely, thank you.",
-                    "speaker_id": 0,
-                },  # without a context, which would be kilobytes long
+                # The example has no context, because a recording would make the example kilobytes long.
+                {"text": "It was lovely, thank you.", "speaker_id": 0}
             ]
         }
     )
@@ -338,10 +341,10 @@ class ConversationBody(SpokenBody):
         return super().extras | (frozenset() if self.speaker_id is None else {"speaker_id"})
 
     def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
-        """Convert to a SpeechRequest without the context, which `decode_context` returns.
+        """Convert the body to a SpeechRequest without the context. `decode_context` returns the context.
 
-        Without `voice`, the recordings in the context define the voice; without a context the default voice is used.
-        Raises TextTooLong, UnknownVoice.
+        If the body has no `voice`, the recordings in the context define the voice. If the body has no context either,
+        the default voice is used. Raises TextTooLong, UnknownVoice.
         """
         _check_length(self.text, "text", max_input_chars)
         for index, turn in enumerate(self.context or []):
@@ -352,7 +355,7 @@ class ConversationBody(SpokenBody):
         return self._request([Line(self.text, voice, self.speaker_id or 0)], default_model)
 
     def decode_context(self) -> list[UploadedTurn]:
-        """Decode the base64 of the context's recordings. Blocks: 64 MiB take 0.4 s. Raises BadReference."""
+        """Decode the recordings in `context` from base64. Blocks the thread: 64 MiB take 0.4 s. Raises BadReference."""
         return [
             UploadedTurn(turn.speaker, turn.text, _audio_file(turn.audio, f"context.{index}.audio"))
             for index, turn in enumerate(self.context or [])
@@ -404,7 +407,7 @@ class DialogueBody(SpokenBody):
     ]
 
     def to_request(self, *, default_model: str, max_input_chars: int) -> SpeechRequest:
-        """Raises TextTooLong, UnknownVoice."""
+        """Convert the body to a SpeechRequest with one line for each turn. Raises TextTooLong, UnknownVoice."""
         characters = sum(len(turn.text) for turn in self.turns)
         if characters > max_input_chars:
             raise _too_long("The texts of `turns` have", characters, max_input_chars, "turns")
@@ -412,7 +415,7 @@ class DialogueBody(SpokenBody):
         default = DEFAULT_VOICE if body_voice is None else body_voice
         lines = []
         voices: dict[str, str] = {}  # the last voice of each speaker
-        numbers: dict[tuple[str | None, str], int] = {}  # speaker numbers; a speaker with two voices has two numbers
+        numbers: dict[tuple[str | None, str], int] = {}  # speaker number by (speaker, voice)
         for index, turn in enumerate(self.turns):
             label = None if turn.speaker is None else str(turn.speaker)
             voice = _voice_id(turn.voice, f"turns.{index}.voice")
@@ -425,11 +428,14 @@ class DialogueBody(SpokenBody):
 
 
 SPEAKING_BODIES: tuple[type[SpokenBody], ...] = (SpeechBody, ConversationBody, DialogueBody, GenerateBody, PreviewBody)
-SPEECH_FIELDS = frozenset(name for body in SPEAKING_BODIES for name in body.names())  # of all speech routes
+SPEECH_FIELDS = frozenset(name for body in SPEAKING_BODIES for name in body.names())  # the fields of all speech routes
 
 
 def _voice_id(voice: str | VoiceId | None, param: str = "voice") -> str | None:
-    """The id of a voice. Raises UnknownVoice for the reserved id that means "no voice" inside the server."""
+    """Return the id of a voice; None if `voice` is None. Raises UnknownVoice for an id that the server reserves.
+
+    param: the name of the field, for the error.
+    """
     voice_id = voice.id if isinstance(voice, VoiceId) else voice
     if voice_id == NO_VOICE.id:
         raise UnknownVoice(
@@ -441,7 +447,7 @@ def _voice_id(voice: str | VoiceId | None, param: str = "voice") -> str | None:
 
 
 def _check_length(text: str, param: str, max_input_chars: int) -> None:
-    """Raises TextTooLong if the text has too many characters."""
+    """Check that the text does not have too many characters. Raises TextTooLong. param: the name of the field."""
     if len(text) > max_input_chars:
         raise _too_long(f"`{param}` has", len(text), max_input_chars, param)
 
@@ -450,7 +456,7 @@ _BOUNDS: tuple[Literal["minimum", "exclusiveMinimum", "maximum"], ...] = ("minim
 
 
 def number_ranges() -> dict[str, Range]:
-    """The bounds of each number in a speech request, by field, with the names that JSON Schema uses."""
+    """The bounds of the number fields of a speech request, by field name. A bound has its name in JSON Schema."""
     ranges: dict[str, Range] = {}
     for name, field in SpokenBody.model_json_schema()["properties"].items():
         for kind in field.get("anyOf", []):
@@ -461,8 +467,8 @@ def number_ranges() -> dict[str, Range]:
 
 def _too_long(what_has: str, characters: int, max_input_chars: int, param: str) -> TextTooLong:
     return TextTooLong(
-        f"{what_has} {characters} characters; this server takes at most {max_input_chars}. "
-        "Split the text, or raise TTS_MAX_INPUT_CHARS.",
+        f"{what_has} {characters} characters; this server accepts at most {max_input_chars}. Split the text. The "
+        "operator of the server can raise the limit (TTS_MAX_INPUT_CHARS).",
         param=param,
     )
 
@@ -471,9 +477,9 @@ _FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 def _audio_file(encoded: str, param: str) -> bytes:
-    """Decode base64. Accepts a `data:` URL, line breaks, the URL-safe alphabet and missing padding.
+    """Decode a file from base64. Accepts a `data:` URL, line breaks, the URL-safe alphabet and missing padding.
 
-    Raises BadReference.
+    param: the name of the field, for the error. Raises BadReference.
     """
     if encoded[:5].lower() == "data:":
         head, comma, encoded = encoded.partition(",")

@@ -65,15 +65,15 @@ class Model(ResponseModel):
     status: Literal["ready", "loading", "missing_weights", "failed"]
     detail: Annotated[str, Field(description="Why the model is not ready; empty if it is ready.")]
     parameters: Annotated[
-        list[str] | None, Field(description="The optional request fields that it supports; null = not ready.")
+        list[str] | None, Field(description="The optional request fields that the model supports; null = not ready.")
     ]
     max_speakers: Annotated[int | None, Field(description="The maximum number of speakers in one utterance.")]
     clones: Annotated[bool | None, Field(description="Whether the model can speak with cloned voices.")]
     sounds: Annotated[
-        list[str] | None, Field(description="The non-verbal sounds that it can produce, such as `laughs`.")
+        list[str] | None, Field(description="The non-verbal sounds that the model can produce, such as `laughs`.")
     ]
     languages: Annotated[
-        list[str] | None, Field(description="The language tags that it supports; null = not ready, or an alias.")
+        list[str] | None, Field(description="The languages of the model as BCP 47 tags; null = not ready, or an alias.")
     ]
     alias: Annotated[bool, Field(description="Whether the id is an OpenAI name of the running model.")]
 
@@ -115,7 +115,10 @@ class ListedVoice(ResponseModel):
 
 
 class VoiceList(ResponseModel):
-    """The voices, under two names because clients read either. With `legacy=true` they are plain ids."""
+    """All voices. Clients read either `voices` or `data`; both have the same content.
+
+    With `legacy=true` the lists have only the ids of the voices.
+    """
 
     object: Literal["list"]
     voices: list[ListedVoice] | list[str]
@@ -154,22 +157,22 @@ class QualityCheck(ResponseModel):
 
 
 class Quality(ResponseModel):
-    """The measured quality of a recording; empty if it was not measured."""
+    """The measured quality of a recording; empty if the quality was not measured."""
 
     level: Literal["good", "warning", "bad"] | None = None
     checks: list[QualityCheck] = []
 
 
 class _QualitySchema:
-    """Gives a field the JSON schema of Quality without its validation."""
+    """Annotates a field with the JSON schema of Quality. The field is not validated."""
 
     @classmethod
     def __get_pydantic_json_schema__(cls, _: CoreSchema, handler: GetJsonSchemaHandler) -> Schema:
         return handler(Quality.__pydantic_core_schema__)
 
 
-# This has the schema of Quality, but it is not validated: the folder of a voice may come from another version and have
-# further values, which must not make the list of voices fail.
+# The quality in the folder of a voice. It has the schema of Quality, but it is not validated: another version of the
+# server may have stored other values, and these values must not make the list of voices fail.
 StoredQuality = Annotated[dict[str, Any], _QualitySchema]
 
 
@@ -221,7 +224,7 @@ class Cloned(ResponseModel):
 
     @classmethod
     def of(cls, action: str, requested_name: str, stored: StoredVoice) -> Self:
-        """The response after a voice was created. action: what was done, for example "The voice was cloned"."""
+        """Create the response for a new voice. action: what was done, for example "The voice was cloned"."""
         name, requested = stored.voice.name, " ".join(requested_name.split())
         message = f"{action}. Its name is {name!r}."
         if name.casefold() != requested.casefold():
@@ -231,7 +234,7 @@ class Cloned(ResponseModel):
 
 class ClonedVoices(ResponseModel):
     voices: list[ClonedVoice]
-    problems: Annotated[dict[str, str], Field(description="The folders that can't be read as voices, with the reason.")]
+    problems: Annotated[dict[str, str], Field(description="The folders that can't be read as voices -> why.")]
 
 
 class DeletedClone(ResponseModel):
@@ -369,11 +372,11 @@ class Limits(ResponseModel):
     input_chars: int
     dialogue_turns: int
     response_formats: Annotated[list[str], Field(description="Values of `response_format`.")]
-    sample_s: Annotated[Range, Field(description="The length in seconds of a recording that is used completely.")]
-    youtube_s: Annotated[Range, Field(description="The length in seconds of a video's section: `duration`.")]
+    sample_s: Annotated[Range, Field(description="Recordings of this length, in seconds, are used completely.")]
+    youtube_s: Annotated[Range, Field(description="Values of `duration`, the length of a video section in seconds.")]
     voice_name_chars: Annotated[int, Field(description="The maximum length of a voice's name.")]
     voice_description_chars: Annotated[int, Field(description="The maximum length of a voice's description.")]
-    fields: Annotated[dict[str, Range], Field(description="Bounds of the numbers in a speech request, by field.")]
+    fields: Annotated[dict[str, Range], Field(description="Bounds of the number fields of a speech request.")]
 
 
 class MemoryUse(ResponseModel):
@@ -383,7 +386,7 @@ class MemoryUse(ResponseModel):
 
 
 class EngineState(ResponseModel):
-    """The state of the server, as /health and /debug show it."""
+    """The state of the server in the bodies of /health and /debug."""
 
     status: Literal["starting", "ok", "degraded", "unhealthy"]
     engine: str | None
@@ -449,12 +452,12 @@ class Debug(ResponseModel):
 
 
 def text_header(description: str, **schema: Any) -> Schema:
-    """The OpenAPI description of a header with a text. schema: further keywords, such as `pattern`."""
+    """The OpenAPI description of a header whose value is a text. schema: further keywords, such as `pattern`."""
     return {"description": description, "schema": {"type": "string", **schema}}
 
 
 def integer_header(description: str) -> Schema:
-    """The OpenAPI description of a header with a number."""
+    """The OpenAPI description of a header whose value is an integer of at least 0."""
     return {"description": description, "schema": {"type": "integer", "minimum": 0}}
 
 
@@ -475,13 +478,16 @@ _SPEECH_HEADERS: Mapping[str, Schema] = {
     "X-TTS-Seed": text_header("The seed. Send it as `seed` to get the same audio again.", pattern="^-?[0-9]+$"),
     "X-Cache": text_header("Whether the audio comes from the cache.", enum=["hit", "miss"]),
     "X-Voice-State": text_header("`uncast` = the voice has no recording yet and uses a fixed seed.", enum=["uncast"]),
-    "X-TTS-Guard": text_header("The rules of the output guard that the speech broke: `repeat,silence`."),
+    "X-TTS-Guard": text_header("The rules of the output guard that the speech broke, for example `repeat,silence`."),
     "X-TTS-Ignored": text_header("The request fields that this engine or this route ignores."),
 }
 
 
 def _events(*data: Schema) -> Schema:
-    """The OpenAPI 3.2 description of server-sent events with this data. The data of the last event is `[DONE]`."""
+    """The OpenAPI 3.2 description of a stream of server-sent events. data: the JSON schema of each kind of event.
+
+    The stream can also have an error event. The data of the last event is `[DONE]`.
+    """
     kinds = [
         {"contentMediaType": "application/json", "contentSchema": {"oneOf": [*data, _ref(ErrorEnvelope)]}},
         {"const": "[DONE]"},
@@ -491,12 +497,12 @@ def _events(*data: Schema) -> Schema:
 
 
 def _event(kind: str, optional: Sequence[str] = (), **properties: Schema) -> Schema:
-    """The schema of an event with this `type`."""
+    """The JSON schema of an event. kind: the value of its field `type`. optional: the fields that can be absent."""
     return _object(optional, type={"const": kind}, **properties)
 
 
 def _object(optional: Sequence[str] = (), **properties: Schema) -> Schema:
-    """The schema of an object. All its properties are required, except the `optional` ones."""
+    """The JSON schema of an object. All properties are required, except those in `optional`."""
     required = [name for name in properties if name not in optional]
     return {"type": "object", "properties": properties, "required": required}
 

@@ -1,8 +1,7 @@
 """Turns the validated body of a request into speech. All routes that produce speech use this module.
 
-A route passes its body and, if the URL contains a voice id, the voice. This module does the rest: it decodes the
-recordings of earlier turns, starts the answer, collects the ignored fields, writes the log line and creates the
-response.
+A route passes the body and, if the URL contains a voice id, this id. This module decodes the recordings of earlier
+turns, starts the answer, collects the names of ignored fields, writes the log line and creates the response.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Speaking:
     async def prepare(self, body: SpokenBody, owner: str, *, voice: str | None = None) -> SpeechRequest:
         """Convert a body to a request that does not depend on the engine, and decode its recordings.
 
-        owner: the digest of the API key that owns the conversation; "" without keys. voice: replaces that of the body.
+        owner: the digest of the API key that owns the conversation; "" without keys. voice: replaces the body's voice.
         Raises RequestError, NotReady.
         """
         request = body.to_request(default_model=self.manager.requested.model_id, max_input_chars=self.max_input_chars)
@@ -85,7 +84,7 @@ class Speaking:
         return StreamingAnswer(open_stream, self.metrics, sse=body.sse)
 
     def _log(self, request: SpeechRequest) -> None:
-        """Log the request. Call this only when the voices exist: an unknown voice id may be a private text."""
+        """Log the request. Call this only if all voices exist: an unknown voice id may be a private text."""
         texts = [line.text for line in request.lines]
         log.info(
             "speak",

@@ -1,8 +1,8 @@
-"""The streaming response for audio and server-sent events. It cancels its work when the client disconnects.
+"""The streaming response for audio and server-sent events. If the client disconnects, the generation is cancelled.
 
-The stream is opened and its first bytes are generated before the headers are sent. A full queue or a failed engine can
-therefore still be answered with 429 or 503. An error after the headers breaks the stream: the chunked body has no end,
-so that clients notice that it is incomplete.
+The headers are sent after the first bytes are generated. If the queue is full or the engine fails before that, the
+status is therefore still 429, 500 or 503. If an error occurs after the headers, the connection is closed without the
+end of the chunked body, so that clients notice that the response is incomplete.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ STREAM_HEADERS: Headers = (
 )
 SSE_HEADERS: Headers = (("content-type", SSE_MEDIA_TYPE), *STREAM_HEADERS)
 SHUTDOWN_SEND_S = 0.1  # the longest time to send the last event when the server stops
-READ_S = 0.05  # time for a browser to read the error event: it drops unread data when the connection breaks
-DELTA_BYTES = 4096  # audio bytes in one SSE event, as at OpenAI
+READ_S = 0.05  # between the error event and the end of the connection, because browsers then drop unread data
+DELTA_BYTES = 4096  # audio bytes in one SSE event, as in OpenAI's API
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """The headers and the body of an answer that has begun."""
+    """The headers and the body of a response whose first bytes exist."""
 
     headers: Headers
     body: AsyncGenerator[bytes]
-    completed: Callable[[dict[str, Any]], None] | None = None  # called with the request's state after the last byte
+    completed: Callable[[dict[str, Any]], None] | None = None  # called with request.state after the last byte
 
 
 class StreamingAnswer(Response):
@@ -62,7 +62,7 @@ class StreamingAnswer(Response):
     def __init__(
         self, open_stream: Callable[[], AbstractAsyncContextManager[Stream]], metrics: Metrics, *, sse: bool
     ) -> None:
-        """sse: the stream has server-sent events, so an error after the headers is also sent as an event."""
+        """sse: whether the stream has server-sent events. An error after the headers is then also an event."""
         self._open_stream = open_stream
         self._metrics = metrics
         self._sse = sse
@@ -78,7 +78,7 @@ class StreamingAnswer(Response):
             if not sending.done():
                 self._metrics.cancelled()
                 log.info(
-                    "the client disconnected; its answer is cancelled",
+                    "the client disconnected, so the answer was cancelled",
                     after_s=round(time.monotonic() - self._started_s, 3),
                 )
         except asyncio.CancelledError:  # the server cancels responses only at the end of its graceful shutdown
@@ -105,12 +105,12 @@ class StreamingAnswer(Response):
             if not self._sent_headers:
                 if status_of(error) == 500:
                     log.error(
-                        "the engine failed; the answer is a 500", error=type(error).__name__, message=error.message
+                        "the request failed; the response is a 500", error=type(error).__name__, message=error.message
                     )
                 await response_to(error)(scope, receive, send)
                 return
             log.error(
-                "the answer failed after its headers; the stream is broken",
+                "the request failed after the response headers; the client gets an incomplete response",
                 error=type(error).__name__,
                 message=error.message,
             )
@@ -131,20 +131,24 @@ class StreamingAnswer(Response):
         await send({"type": "http.response.start", "status": 200, "headers": raw})
 
     async def _stop(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """End the response because the server stops: with a 503 before the headers, later by breaking the stream."""
+        """End the response because the server stops. The response is a 503, or incomplete if the headers were sent."""
         error = EngineStopped("The server is stopping. Try again when it has restarted.")
         if not self._sent_headers:
             await response_to(error)(scope, receive, send)
             return
-        log.warning("the server stops; the stream is broken", error=type(error).__name__, message=error.message)
+        log.warning(
+            "the server stops; the client gets an incomplete response",
+            error=type(error).__name__,
+            message=error.message,
+        )
         with contextlib.suppress(TimeoutError):  # a client that reads nothing must not delay the shutdown
             async with asyncio.timeout(SHUTDOWN_SEND_S):
                 await self._break(error, send)
 
     async def _break(self, error: SpeechError, send: Send, kind: str = "") -> None:
-        """Send the error as an event if the stream has events.
+        """Count the error, and send it as an event if the stream has server-sent events. kind: its name in the metrics.
 
-        The body gets no end, so uvicorn closes the connection.
+        This function does not send the end of the body, so uvicorn closes the connection.
         """
         self._metrics.failed(kind or type(error).__name__)
         if self._sse:
@@ -158,7 +162,7 @@ async def speech_stream(
 ) -> AsyncIterator[Stream]:
     """Open the stream of a speech answer.
 
-    prepare: starts the answer. sse: send OpenAI's speech.audio.* events, not plain audio. progress: with `sse`, also
+    prepare: starts the answer. sse: send OpenAI's speech.audio.* events, not audio bytes. progress: with `sse`, also
     send speech.progress events.
     """
     started_s = time.monotonic()
@@ -192,14 +196,17 @@ async def speech_stream(
 
 
 async def _joined(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    """The first bytes, followed by the rest."""
+    """Yield `first`, and then the bytes of `rest`."""
     yield first
     async for data in rest:
         yield data
 
 
 async def _speech_events(body: AsyncGenerator[bytes], answer: Answer, progress: bool) -> AsyncGenerator[bytes]:
-    """OpenAI's speech.audio.* events. progress: send a speech.progress event before the audio of each utterance."""
+    """Yield the audio as OpenAI's speech.audio.* events.
+
+    progress: send a speech.progress event before the audio of each utterance.
+    """
     announced = 0
     async for data in body:
         if progress:
@@ -226,9 +233,10 @@ Report = Callable[[dict[str, Any]], None]  # takes one progress event
 
 @contextlib.asynccontextmanager
 async def work_stream(work: Callable[[Report], Awaitable[BaseModel]], *, sse: bool) -> AsyncIterator[Stream]:
-    """Run long work and open the stream of its result: JSON, or progress events and then an event `done`.
+    """Run `work` and open a stream of its result: JSON, or with `sse` progress events and then an event `done`.
 
-    sse: send events. The headers are sent after the first progress event, so an invalid request is a normal error.
+    work: is called with a function that takes progress events. The headers are sent after the first progress event. An
+    invalid request fails before that event, so its response has an error status.
     """
     steps: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()  # None: the work has ended
 
@@ -257,14 +265,14 @@ async def work_stream(work: Callable[[Report], Awaitable[BaseModel]], *, sse: bo
 
 
 async def _once(data: bytes) -> AsyncGenerator[bytes]:
-    """A stream of one part."""
+    """Yield `data`."""
     yield data
 
 
 async def _work_events(
     first: dict[str, Any], steps: asyncio.Queue[dict[str, Any] | None], task: asyncio.Task[dict[str, Any]]
 ) -> AsyncGenerator[bytes]:
-    """The progress events of the work, then its result or its error as an event."""
+    """Yield the progress events `first` and `steps`, and then the result or the error of `task` as an event."""
     step: dict[str, Any] | None = first
     while step is not None:
         yield event(step)

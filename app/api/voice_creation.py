@@ -1,7 +1,7 @@
 """Creates voices from uploaded recordings: checks and cleans a recording, and stores the voice.
 
-All routes that create voices use this module, which also defines their common form fields. It passes uploads on as open
-files; app/voices decodes them.
+All routes that create voices use this module and its form fields. Uploads are passed to app/voices as open files, and
+app/voices decodes them.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ Recordings = Annotated[
 Transcripts = Annotated[
     list[str] | None,
     Form(
-        description="The exact words, one transcript for each recording. Default: the server recognises them, if it "
-        "can."
+        description="The exact words, one transcript for each recording. Default: the server recognises them (TTS_ASR)."
     ),
 ]
 Language = Annotated[
@@ -67,7 +66,10 @@ class VoiceCreation:
     async def prepare(
         self, files: list[UploadFile] | None, transcripts: list[str] | None, language: str, *, denoise: bool
     ) -> Prepared:
-        """Decode, measure and clean uploaded recordings. Raises BadReference, InvalidValue."""
+        """Decode, measure and clean recordings. transcripts: one per file, or none.
+
+        Raises BadReference, InvalidValue.
+        """
         return await self.cloner.prepare(_samples(files, transcripts), language=language, denoise=denoise)
 
     async def store(
@@ -99,7 +101,10 @@ class VoiceCreation:
     async def adopt_draft(
         self, draft_id: str, *, name: str, description: str, transcript: str | None, consent: Consent
     ) -> StoredVoice:
-        """Make a draft a voice. transcript: None = that of the draft. Raises NotFound, NotStored."""
+        """Store a draft as a voice and delete the draft. transcript: None = keep the transcript of the draft.
+
+        Raises NotFound, NotStored.
+        """
 
         def adopt() -> StoredVoice:
             draft = self.voices.draft(draft_id)
@@ -121,7 +126,10 @@ class VoiceCreation:
         return await asyncio.to_thread(adopt)
 
     async def consent(self, text: str | None) -> Consent:
-        """The consent that a text stands for. text: words, or the id of a recorded consent. Raises InvalidValue."""
+        """Read a consent from a form field. Raises InvalidValue.
+
+        text: the words of the consent, or the id of a recorded consent; None = no consent.
+        """
         if not text or not text.strip():
             return Consent()
         if not text.startswith(CONSENT_ID_PREFIX):
@@ -144,8 +152,8 @@ def _samples(files: list[UploadFile] | None, transcripts: list[str] | None) -> l
         )
     if texts and len(texts) != len(files):
         raise InvalidValue(
-            f"The request has {len(files)} recordings and {len(texts)} transcripts. Send one transcript for each, in "
-            "order.",
+            f"The request has {len(files)} recordings and {len(texts)} transcripts. Send one transcript for each "
+            "recording, in the same order.",
             param="transcript",
         )
     texts = texts or [""] * len(files)

@@ -31,7 +31,7 @@ def router(speaking: Speaking, gate: Gate) -> APIRouter:
         responses=answers(),
     )
     async def conversation(body: ConversationBody, caller: Request) -> Response:
-        """Speak the next turn of a conversation, so that it fits the recordings of the earlier turns.
+        """Speak the next turn of a conversation. Its intonation fits the recordings of the earlier turns.
 
         Without `voice`, the recordings define the voice of `speaker_id`. Accepts every field of `/audio/speech`.
         """
@@ -50,7 +50,7 @@ def router(speaking: Speaking, gate: Gate) -> APIRouter:
 
     @routes.delete("/audio/conversations/{conversation_id}", name="forget_conversation")
     async def forget(conversation_id: str, caller: Request) -> ForgottenConversation:
-        """Delete the remembered turns of this conversation."""
+        """Delete the turns of this conversation that the server has remembered."""
         known = await speaking.generator.forget(conversation_key(caller.state.owner, conversation_id))
         return ForgottenConversation(id=conversation_id, object="audio.conversation", deleted=known)
 

@@ -37,7 +37,8 @@ class ConsentPatch(BaseModel):
 
 
 _STRING: Schema = {"type": "string"}
-# FastAPI can't derive this: the handler reads the form itself, to answer JSON with a clear error
+# The form in /openapi.json. FastAPI can't derive the form, because the route reads the body itself: a JSON body must
+# get a clear error.
 _CREATE_VOICE: Schema = {
     "requestBody": {
         "required": True,
@@ -55,7 +56,10 @@ _CREATE_VOICE: Schema = {
                         },
                         "audio_sample": {**_STRING, "format": "binary", "description": "The recording, as a file."},
                         "type": {**_STRING, "enum": ["audio_sample"]},
-                        "transcript": {**_STRING, "description": "The exact words. Default: recognised."},
+                        "transcript": {
+                            **_STRING,
+                            "description": "The exact words. Default: recognised by the server.",
+                        },
                         "description": {**_STRING, **DESCRIPTION_SCHEMA},
                     },
                 }
@@ -127,7 +131,10 @@ async def _create(creation: VoiceCreation, fields: dict[str, str], sample: objec
 
 
 def _refuse_json(body: bytes) -> None:
-    """Raise the error for a JSON body. OpenAI accepts JSON here for voices that are created from a description."""
+    """Raise InvalidValue or NotSupported for a JSON body.
+
+    OpenAI's API accepts JSON here to create a voice from a description. This server does not support that.
+    """
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from app.engines.manager import EngineManager
     from app.voices.store import VoiceStore
 
-CREATED = 1_742_000_000  # March 2025, when CSM-1B was published. Clients only check that it is a number
+# The `created` time of every model: March 2025, when CSM-1B was published. Clients only check that it is a number.
+CREATED = 1_742_000_000
 OUTPUT_RATE_HZ = 24_000
 
 
@@ -56,7 +57,7 @@ def router(manager: EngineManager, voices: VoiceStore, gate: Gate) -> APIRouter:
 
 
 def _model(model_id: str, manager: EngineManager, voices: VoiceStore) -> Model:
-    """The entry of one model, with its state."""
+    """The entry of one model in a list of models, with the state of the model."""
     status = manager.status()
     requested = model_id == manager.requested.model_id
     replaced = requested and status.running is not None and status.running != status.requested

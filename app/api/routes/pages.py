@@ -1,8 +1,8 @@
 """The web pages: the studio, and the API documentation at /docs (Swagger UI) and /redoc (ReDoc).
 
-All studio pages share one HTML file, the shell. Each response contains a new nonce and the path prefix of a proxy. The
-scripts and styles are static files; they are compressed, and browsers check their ETag before each use. No page loads
-anything from another host.
+The studio is the web interface of the server. All its pages share one HTML file, shell.html. The server inserts a new
+nonce for the Content-Security-Policy and the path prefix of a proxy into each page. Scripts and styles are static
+files. They are compressed, and a browser checks their ETag before each use. No page loads anything from another host.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 FOLDER = Path(__file__).parents[2] / "static"
-PATHS = ("/", "/voice-cloning", "/dialogue", "/server")  # the studio; js/main.js has the same list
+PATHS = ("/", "/voice-cloning", "/dialogue", "/server")  # the pages of the studio; static/js/main.js has the same list
 DOCS = {"/docs": "docs.html", "/redoc": "redoc.html"}  # path -> HTML file
 
 
 def policy(nonce: str) -> str:
-    """The Content-Security-Policy of a page: files of this server, styles with the nonce, and audio from memory."""
+    """The Content-Security-Policy of a page. It allows files of this server, styles with the nonce, and audio blobs."""
     return "; ".join(
         (
             "default-src 'none'",
@@ -58,7 +58,7 @@ def router() -> APIRouter:
 
 
 def _page(name: str, *, microphone: str) -> Callable[[Request], Awaitable[HTMLResponse]]:
-    """The handler of a page. name: its HTML file. microphone: the origins that may record, as a Permissions-Policy."""
+    """Create the handler of a page. name: the HTML file. microphone: its value in the header Permissions-Policy."""
     template = (FOLDER / name).read_text("utf-8")
 
     async def page(request: Request) -> HTMLResponse:

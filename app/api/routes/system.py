@@ -120,7 +120,7 @@ class ServerState:
 
 
 def limits(max_input_chars: int, sample_range_s: tuple[float, float]) -> Limits:
-    """The limits of requests, for /health. sample_range_s: the length of a recording that is used completely."""
+    """The limits of requests, for /health. sample_range_s: the range of recordings that are used completely."""
     shortest_s, longest_s = sample_range_s
     return Limits(
         input_chars=max_input_chars,
@@ -159,7 +159,7 @@ def router(state: ServerState, metrics: Metrics, gate: Gate) -> APIRouter:
 
     @routes.get("/version")
     async def versions() -> Version:
-        """The versions of the server and of Python."""
+        """Get the versions of the server and of Python."""
         return Version(name="tts-server", version=__version__, python=platform.python_version())
 
     @routes.get(
@@ -170,13 +170,13 @@ def router(state: ServerState, metrics: Metrics, gate: Gate) -> APIRouter:
         openapi_extra=KEY_OPTIONAL,
     )
     async def prometheus(request: Request) -> Response:
-        """The Prometheus metrics. With a key that has the scope `admin`, also the usage of each key."""
+        """Get the Prometheus metrics. For an API key with the scope `admin`, they include the usage of each key."""
         key = gate.key_of(request)
         return Response(metrics.text(keys=key is not None and "admin" in key.scopes), media_type=CONTENT_TYPE)
 
     @admin.get("/debug")
     async def debug() -> Debug:
-        """Versions, settings without secrets, and the state of the server, to find the cause of a problem."""
+        """Get versions, settings without secrets, and the state of the server, to find the cause of a problem."""
         return state.debug()
 
     routes.include_router(admin)

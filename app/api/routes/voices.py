@@ -1,4 +1,4 @@
-"""`GET /audio/voices` lists all voices. The response has the fields that the different known clients read."""
+"""`GET /audio/voices` lists all voices. The response has the fields that different clients read."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`/voice-cloning/clone-from-youtube` creates a voice from a section of a YouTube video.
 
-It can report its progress as server-sent events. When the client disconnects, the download is cancelled and its files
-are deleted.
+The route can report its progress as server-sent events. When the client disconnects, the download is cancelled and the
+downloaded files are deleted.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ Time = Annotated[float, BeforeValidator(_seconds)]
 
 
 class YouTubeBody(BaseModel):
-    """The body of the request."""
+    """The body of a request that creates a voice from a YouTube video."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -90,7 +90,7 @@ class YouTubeBody(BaseModel):
         ]
         | None,
         Field(
-            description=f"The length of the section in seconds. Its best part is used. Default: {DEFAULT_SECTION_S:g}.",
+            description=f"The length of the section in seconds. The best part is used. Default: {DEFAULT_SECTION_S:g}.",
         ),
     ] = None
     description: Annotated[str, WithJsonSchema({"type": "string", **DESCRIPTION_SCHEMA})] | None = None
@@ -136,7 +136,7 @@ def router(youtube: YouTube, creation: VoiceCreation, metrics: Metrics, gate: Ga
 
 
 async def _clone(body: YouTubeBody, youtube: YouTube, creation: VoiceCreation, report: Report) -> Cloned:
-    """Download the section and create the voice. report: takes the progress events."""
+    """Download the section and create the voice. report: is called with each progress event."""
 
     def progress(step: Progress) -> None:
         report({"type": "progress", "stage": step.stage, "bytes": step.fetched_bytes, "total": step.total_bytes})
