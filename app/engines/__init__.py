@@ -1,1 +1,1 @@
-"""Engines: the Engine protocol and its implementations. Does not depend on HTTP. Only model engines import torch."""
+"""Engines: the Engine protocol and its implementations. This package does not depend on HTTP."""

@@ -1,4 +1,4 @@
-"""Turns a Runner into an Engine: one thread, one scheduler, one audio queue for each utterance. Works for any model."""
+"""BatchedEngine: an Engine for any Runner, with one thread, one scheduler, and an audio queue for each utterance."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from app.runtime.runner import Runner
     from app.types import AudioChunk, Codes, EngineInfo, Load, Reference, Utterance
 
-# Encodes a recording to codes (K, T) int16, in any thread. Raises BadReference.
+# Encodes a recording to codes (K, T) int16. May be called in any thread. Raises BadReference.
 Encode = Callable[["Reference"], "Codes"]
 
 
@@ -37,9 +37,11 @@ class BatchedEngine:
         audio_queue_s: float,
         encode: Encode | None = None,
     ) -> None:
-        """max_queue: how many new answers may wait for a row. audio_queue_s: a row pauses when this much is not read.
+        """Create the engine without starting its thread.
 
-        encode: encodes a recording to codes of the codec `info.prompts.codec`; None = the engine can't clone voices.
+        max_queue: how many new answers may wait for a row. audio_queue_s: a row pauses if the reader has not read this
+        many seconds of its audio. encode: encodes a recording with the codec `info.prompts.codec`; None = the engine
+        can't clone voices.
         """
         self._encode = encode
         self._info = info
@@ -70,7 +72,7 @@ class BatchedEngine:
         playback = scheduling.playback
 
         def time_left_s() -> float:
-            """Return the seconds until the listener needs more audio; 0 if this utterance is not being sent yet."""
+            """Return the seconds until the listener needs more audio; 0 if the server sends another utterance now."""
             if playback is None or playback.current_index != scheduling.index:
                 return 0.0
             return playback.time_left_s(time.monotonic())

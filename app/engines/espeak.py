@@ -1,9 +1,10 @@
 """The offline voice: eSpeak NG in this process. ctypes calls the library that the extra `espeak` installs.
 
-It needs no weights, no GPU and no network, and starts in milliseconds. It is a Runner like any model, so the same code
-queues, pauses and cancels its utterances. Its frames have no codes. Does not depend on HTTP or the voice store.
+eSpeak NG needs no weights, no GPU and no network, and starts in milliseconds. EspeakRunner is a Runner, so the batch
+loop queues, pauses and cancels its utterances like those of a model. Its frames have no codes. This module does not
+depend on HTTP or stored voices.
 
-eSpeak NG has the licence GPL-3.0-or-later. Therefore it is an optional extra.
+eSpeak NG has the licence GPL-3.0-or-later. Therefore eSpeak NG is an optional extra.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ if TYPE_CHECKING:
     from app.settings import Settings
     from app.types import Codes, Samples, Utterance
 
-FRAME_S = 0.08  # the unit in which usage is counted: the length of a Mimi frame
-# Seconds of audio that the first step of an utterance returns, and each later step. All audio exists after prefill.
-# Each step takes time of the Python interpreter, so long steps leave more of it for the first audio of other requests.
+FRAME_S = 0.08  # the server counts usage in frames of this length, as for CSM
+# Seconds of audio that the first step of an utterance returns, and that each later step returns. Prefill computes all
+# audio of the utterance. Later steps are long, because a small number of steps leaves more CPU time for other requests.
 FIRST_S, NEXT_S = 0.16, 1.0
 WORDS_PER_MINUTE = 165
 AUTO_ROWS = 32
-MAX_TEXT_CHARS = 400  # about 25 s of speech; one call synthesises a whole sentence, in 10 to 20 ms
+MAX_TEXT_CHARS = 400  # about 25 s of speech; the library needs 10 to 20 ms for a sentence
 
 # From speak_lib.h of eSpeak NG 1.52.
 _AUDIO_OUTPUT_SYNCHRONOUS = 2
@@ -48,8 +49,8 @@ _INITIALIZE_DONT_EXIT = 0x8000
 _CHARS_UTF8 = 1
 _END_PAUSE = 0x1000
 _PARAMETER_RATE, _PARAMETER_PITCH = 1, 3
-_BUFFER_MS = 200  # of audio in each callback, which costs Python time
-_MAX_DATA_PATH_BYTES = 150  # the library's buffer has 160 bytes and is overrun without an error
+_BUFFER_MS = 200  # audio in each call of the callback, in milliseconds; fewer calls take less time in Python
+_MAX_DATA_PATH_BYTES = 150  # the library copies the path into 160 bytes without a check of its length
 
 _library_lock = threading.Lock()  # eSpeak NG has global state, so a process runs one synthesis at a time
 
@@ -61,11 +62,11 @@ class Timbre:
     accent: str  # identifier of an eSpeak NG voice
     variant: str  # name of a variant file
     pitch: int  # 0 to 99
-    gain_db: float  # brings the voice to the common loudness
+    gain_db: float  # brings the voice to -20 LUFS
 
 
-# Chosen from 210 pairs of accent and variant. A speech recogniser understood 23 to 25 of 25 sentences of each of them,
-# and they differ in measured pitch (72 to 235 Hz) and brightness. The gains bring each voice to -20 LUFS.
+# These timbres were chosen from 210 pairs of accent and variant. A speech recogniser understood at least 23 of 25
+# sentences of each timbre. The timbres differ in measured pitch (72 to 235 Hz) and brightness.
 TIMBRES: dict[str, Timbre] = {
     "alloy": Timbre("gmw/en-US", "f2", 50, -0.7),
     "ash": Timbre("gmw/en-US", "edward", 60, -0.9),
@@ -89,7 +90,7 @@ class _VoiceRecord(ctypes.Structure):
 
     _fields_ = [
         ("name", ctypes.c_char_p),
-        ("languages", ctypes.c_void_p),  # entries of a priority byte and a tag with NUL; a NUL ends the list
+        ("languages", ctypes.c_void_p),  # entries: a priority byte, then a tag that ends with NUL; NUL ends the list
         ("identifier", ctypes.c_char_p),
         ("gender", ctypes.c_ubyte),
         ("age", ctypes.c_ubyte),
@@ -104,7 +105,10 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 class Library:
-    """libespeak-ng. Thread-safe. Raises EngineUnavailable if the extra is not installed or its data can't be read."""
+    """The loaded library libespeak-ng. Thread-safe.
+
+    Raises EngineUnavailable if the extra is not installed, or if the library's data can't be read.
+    """
 
     def __init__(self) -> None:
         if importlib.util.find_spec("espeakng_loader") is None:
@@ -127,11 +131,11 @@ class Library:
                     f"eSpeak NG could not read its data in {data}.", remedy="Reinstall espeakng-loader."
                 )
             self._parts: list[bytes] = []  # int16 samples of the current synthesis, one entry for each callback
-            self._callback = _Callback(self._receive)  # keeps the object alive: the library has only a pointer to it
+            self._callback = _Callback(self._receive)  # keeps the object alive, because the library has only a pointer
             self.languages = self._list_languages()
 
     def _with_short_path(self, data: Path) -> Path:
-        """Return the folder, or a symbolic link to it if its path is too long for the library."""
+        """Return `data`, or a symbolic link to `data` if the path of `data` is too long for the library."""
         if len(os.fsencode(data)) <= _MAX_DATA_PATH_BYTES:
             return data
         self._shortcut = tempfile.TemporaryDirectory(prefix="espeak-")
@@ -146,7 +150,7 @@ class Library:
     def _list_languages(self) -> dict[str, str]:
         """Return the voice identifier of each language tag (lower case).
 
-        If several voices name a language, the voice with the lowest priority byte is used.
+        If several voices name a language, returns the voice with the lowest priority byte for this language.
         """
         records = self._dll.espeak_ListVoices(None)
         claims: list[tuple[int, str, str]] = []
@@ -169,13 +173,13 @@ class Library:
         return 0
 
     def synthesize(self, text: str, voice: str, pitch: int) -> Samples:
-        """Synthesise the whole text -> samples (N,) float32 at `rate_hz`. Raises EngineError.
+        """Synthesise the whole text, and return samples (N,) float32 at `rate_hz`. Raises EngineError.
 
         voice: "identifier" or "identifier+variant". pitch: 0 to 99.
         """
         data = text.encode("utf-8", "ignore").replace(b"\0", b"")
         with _library_lock:
-            self._dll.espeak_SetSynthCallback(self._callback)  # another Library in this process may have set its own
+            self._dll.espeak_SetSynthCallback(self._callback)  # another Library object may have set another callback
             if self._dll.espeak_SetVoiceByName(voice.encode()) != 0:
                 raise EngineError(f"eSpeak NG has no voice {voice!r}.")
             self._dll.espeak_SetParameter(_PARAMETER_RATE, WORDS_PER_MINUTE, 0)
@@ -191,8 +195,8 @@ class Library:
 def resolve_language(tag: str, languages: dict[str, str]) -> str:
     """Return eSpeak NG's voice identifier for a BCP 47 language tag.
 
-    Tries the whole tag, then shorter and shorter prefixes, then any voice of the same language. languages: the
-    identifiers by tag. Raises UnsupportedParameter if there is none.
+    Tries the whole tag, then shorter prefixes of the tag, then any voice of the same language. languages: the voice
+    identifiers by tag. Raises UnsupportedParameter if no voice speaks the language.
     """
     tag_lower = tag.lower().replace("_", "-")
     tag_lower = {"zh-hk": "yue", "en-gb": "en-gb-x-rp"}.get(tag_lower, tag_lower)
@@ -210,14 +214,14 @@ def resolve_language(tag: str, languages: dict[str, str]) -> str:
 
 
 class EspeakRunner:
-    """eSpeak NG as a Runner: `prefill` synthesises the whole utterance, and each `step` returns the next part of it."""
+    """eSpeak NG as a Runner: `prefill` synthesises the whole utterance, and each step returns its next part."""
 
     def __init__(self, library: Library, max_rows: int) -> None:
         self.max_rows = max_rows
         self.rate_hz = library.rate_hz
         self._library = library
         self._utterances: dict[int, Utterance] = {}
-        self._parts: dict[int, deque[Samples]] = {}  # the parts that each row has not returned yet, one for each step
+        self._parts: dict[int, deque[Samples]] = {}  # the audio that each row has not returned yet: one part per step
 
     def admit(self, row: int, utterance: Utterance) -> None:
         self._utterances[row] = utterance

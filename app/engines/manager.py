@@ -1,7 +1,7 @@
-"""Builds and owns the engine of this process: the requested engine, or the fallback engine if that one can't run.
+"""Builds and owns the engine of this process. If the requested engine can't run, builds the fallback engine.
 
-The engine is built in a thread, with its downloads. So the server accepts requests immediately, and /health shows the
-progress. Does not depend on HTTP: it reports problems as NotReady and as a Status.
+A thread downloads the weights and builds the engine. So the server accepts requests immediately, and /health shows the
+progress. This module does not depend on HTTP: it reports problems with NotReady and Status.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class Status:
 
 
 class EngineManager:
-    """Builds, starts and stops the engine. Used from one event loop.
+    """Builds, starts and stops the engine. All calls must come from one event loop.
 
-    `async with` starts the build and stops the engine at the end.
+    Entering `async with` starts to build the engine. Leaving it stops the engine.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class EngineManager:
         self._engine: Engine | None = None
         self._problem: EngineUnavailable | None = None
         self._progress: Progress | None = None
-        self._stopping = threading.Event()  # tells the builder's thread to stop
+        self._stopping = threading.Event()  # set = the thread that builds the engine must stop
         self._stack = AsyncExitStack()
         self._starting: asyncio.Task[None] | None = None
         self.started_s = time.monotonic()
@@ -90,7 +90,10 @@ class EngineManager:
 
     @property
     def model_ids(self) -> tuple[str, ...]:
-        """The model ids that requests may name: the requested engine's, then the fallback engine's if it runs."""
+        """The model ids that requests may name.
+
+        The first is the requested engine's. If the fallback engine runs, its model id is the second.
+        """
         ids = [self._requested.model_id]
         if self._running is not None and self._running != self._requested:
             ids.append(self._running.model_id)
@@ -98,16 +101,16 @@ class EngineManager:
 
     @property
     def is_fallback(self) -> bool:
-        """Whether the fallback engine runs in place of the requested one."""
+        """Whether the fallback engine runs in place of the requested engine."""
         return self._running is not None and self._running != self._requested
 
     @property
     def current(self) -> Engine | None:
-        """The engine, or None if none is built yet. For lists and metrics, which must not raise NotReady."""
+        """The engine, or None if no engine is built. Unlike `engine`, this does not raise NotReady."""
         return self._engine
 
     def engine(self) -> Engine:
-        """Return the engine if it can speak. Raises NotReady."""
+        """Return the engine. Raises NotReady if the engine can't speak now."""
         if self._engine is not None and self._engine.healthy:
             return self._engine
         status = self.status()
@@ -122,11 +125,11 @@ class EngineManager:
         )
 
     def load(self) -> Load | None:
-        """Return the engine's load, or None if no engine is built yet."""
+        """Return the engine's load, or None if no engine is built."""
         return self._engine.load if self._engine is not None else None
 
     def devices(self) -> tuple[DeviceState, ...]:
-        """Return the state of each device of the engine; () if no engine is built yet."""
+        """Return the state of each device of the engine, or () if no engine is built."""
         if self._engine is None:
             return ()
         if isinstance(self._engine, pool.EnginePool):
@@ -135,7 +138,7 @@ class EngineManager:
         return (DeviceState(self._engine.info.device, failure, self._engine.load),)
 
     def memory(self) -> tuple[Memory, ...]:
-        """Return the memory use of the engine's devices; () if no engine is built yet."""
+        """Return the memory use of the engine's devices, or () if no engine is built."""
         return memory_of(self._engine.info.device) if self._engine is not None else ()
 
     def status(self) -> Status:
@@ -178,7 +181,7 @@ class EngineManager:
         await self._stack.aclose()
 
     async def settled(self) -> Status:
-        """Wait until the start has ended, with an engine or without one, and return the status."""
+        """Wait until an engine runs or the start has failed, and return the status."""
         if self._starting is not None:
             await asyncio.wait([self._starting])
         return self.status()
@@ -220,8 +223,8 @@ class EngineManager:
         self._progress = progress
 
     def _announce(self) -> None:
-        """Log that the requested engine does not run, and why."""
-        assert self._problem is not None  # noqa: S101 - only called with one
+        """Log that the requested engine does not run, with the reason and the remedy."""
+        assert self._problem is not None  # noqa: S101 - `_start` sets it before the call
         effect = f"{self._running.model_id} ANSWERS INSTEAD" if self._running else "REQUESTS FOR SPEECH GET A 503"
         lines = [
             f"{self._requested.model_id} IS NOT RUNNING: {effect}",
@@ -233,7 +236,7 @@ class EngineManager:
 
 
 def _describe(status: Status) -> str:
-    """Return the download's progress, or else the reason and the remedy, as text."""
+    """Return a text with the progress of the download. Without a download, return the reason and the remedy."""
     if status.progress is not None:
         done, total = status.progress.done_bytes / 1e9, status.progress.total_bytes / 1e9
         return f"Downloading {status.progress.source}: {done:.2f} of {total:.2f} GB."

@@ -1,10 +1,12 @@
-"""A pool of engines of the same model, one for each device, that is itself an Engine. The least busy device speaks.
+"""EnginePool: an Engine that sends each utterance to one of several engines of the same model, one on each device.
 
-Requests wait in the queue of the pool, not of a device, so the first free row of any device takes the oldest request.
+The pool chooses the least busy device. If no device has a free row, a request waits in the queue of the pool. The first
+row that becomes free on any device takes the oldest request. If an utterance fails before its first audio, the pool
+sends it to another device.
 
-The pool stops using a device if its thread has ended or hangs. It also stops using a device if MAX_FAILURES utterances
-in a row failed there and then succeeded on another device, because a broken CUDA context fails at every request. An
-utterance that fails before its first audio moves to another device. Does not depend on a model or on HTTP.
+The pool stops using a device if the thread of its engine has ended or hangs. It also stops using a device if
+MAX_FAILURES utterances in a row have failed there and then succeeded on another device. The reason is that after an
+error in a CUDA context, every request on this device fails.
 """
 
 from __future__ import annotations
@@ -32,11 +34,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
-CACHED_VOICES = 32  # voices remembered for each device: about as many as fit into its prefix cache
-# A device that has a request's voice in its prefix cache is preferred, unless the share of its rows in use is higher
-# by more than this.
+CACHED_VOICES = 32  # number of voices that the pool remembers for each device: about the size of its prefix cache
+# The load of a device is the share of its rows in use. If the prefix cache of a device has the voices of a request, the
+# pool subtracts this value from the load before it compares the devices.
 CACHED_BONUS = 0.25
-UNBOUNDED = 1 << 20
+UNBOUNDED = 1 << 20  # the queue limit of a device's engine: the engine never refuses a request of the pool
 HEALTH_CHECK_S = 1.0  # how often a waiting request checks that the devices still work
 
 
@@ -45,9 +47,9 @@ class _Member:
     """One device: its engine, the number of its utterances, its failures, and the voices in its prefix cache."""
 
     engine: Engine
-    speaking: int = 0  # utterances that the pool has sent to it, without background jobs
+    speaking: int = 0  # utterances that the device generates now, without background jobs
     failures: int = 0  # utterances in a row that failed here and succeeded on another device
-    disabled: str = ""  # why the pool does not use it any more; empty = the pool uses it
+    disabled: str = ""  # the reason why the pool has stopped using the device; empty = the pool uses the device
     voices: LRU[str, bool] = field(default_factory=lambda: LRU(CACHED_VOICES))
 
     @property
@@ -63,18 +65,21 @@ class _Member:
         return self.engine.load.max_rows
 
     def weight(self, voices: Sequence[str]) -> float:
-        """Return the share of its rows in use, minus CACHED_BONUS if its prefix cache has all these voices."""
+        """Return the share of the device's rows in use, minus CACHED_BONUS if its prefix cache has all `voices`."""
         cached = bool(voices) and all(voice in self.voices for voice in voices)
         return self.speaking / self.rows - (CACHED_BONUS if cached else 0.0)
 
     def remember(self, voices: Sequence[str]) -> None:
-        """Remember that the prefix cache contains these voices."""
+        """Record that the device's prefix cache contains these voices."""
         for voice in voices:
             self.voices.put(voice, True)
 
 
 class EnginePool:
-    """An Engine that distributes utterances among several engines of one model. Used from one event loop."""
+    """An Engine that distributes utterances among several engines of one model.
+
+    All calls must come from one event loop.
+    """
 
     def __init__(self, engines: Sequence[Engine], *, max_queue: int) -> None:
         """max_queue: how many new answers may wait. Raises EngineUnavailable if the engines have different weights."""
@@ -146,10 +151,11 @@ class EnginePool:
                         chunk = await anext(stream, None)
             except EngineError as error:
                 self._check_health(member)
-                if started or isinstance(error, OutOfMemory | NothingSpoken):  # would fail on another device as well
+                # OutOfMemory and NothingSpoken would occur on another device too.
+                if started or isinstance(error, OutOfMemory | NothingSpoken):
                     raise
                 log.warning(
-                    "an utterance failed on %s before its first audio; it moves to another device", member.device
+                    "an utterance failed on %s before its first audio, so another device tries it", member.device
                 )
                 tried.append(member)
                 failure = error
@@ -162,10 +168,11 @@ class EnginePool:
                 self._wake_waiting()
 
     async def _speak_in_background(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
-        """Speak a background utterance.
+        """Yield the audio of a background utterance from the least busy device.
 
-        It goes directly to the least busy device and is not counted as a row in use, so that the device's scheduler can
-        preempt it. Raises Busy if it is preempted, or if its device stops and another device still works.
+        The utterance does not wait in the pool's queue. The pool does not count its row as in use, because the device's
+        scheduler can preempt it. Raises Busy if the utterance is preempted, or if its device stops and another device
+        works.
         """
         usable = [member for member in self._members if member.usable]
         if not usable:
@@ -186,9 +193,10 @@ class EnginePool:
     async def _choose(
         self, utterance: Utterance, voices: Sequence[str], tried: Sequence[_Member], failure: EngineError | None
     ) -> _Member:
-        """Choose a device for the utterance, and wait if none has a free row. Raises Busy, EngineError.
+        """Return a device for the utterance. If no device has a free row, wait for one.
 
-        tried: devices on which the utterance has failed. failure: the last error there, raised if no device is left.
+        tried: devices on which the utterance has failed. failure: the last error of these devices; raised if no other
+        device works. Raises Busy if the queue is full.
         """
         waited = False
         while True:
@@ -196,8 +204,8 @@ class EnginePool:
             if not usable:
                 raise failure or EngineStopped("The engine has stopped on every device. Restart the server.")
             free = [member for member in usable if member.speaking < member.rows]
-            # Later utterances of an answer, and utterances that failed on another device, neither wait nor are refused.
-            # A new utterance takes a free row only if no older one waits for it.
+            # A later utterance of an answer does not wait, and neither does an utterance that failed on another device.
+            # The first utterance of an answer takes a free row only if no older utterance waits.
             if utterance.scheduling.continuation or failure is not None or (free and (waited or not self._waiting)):
                 return min(free or usable, key=lambda member: member.weight(voices))
             if not waited and len(self._waiting) >= self._max_queue + self._free_rows:
@@ -217,10 +225,10 @@ class EnginePool:
                     await asyncio.wait([ticket], timeout=HEALTH_CHECK_S)
             except BaseException:
                 if ticket.done():
-                    self._wake_waiting()  # this request was cancelled, so another one can use its row
+                    self._wake_waiting()  # this request was cancelled, so another request can use the row
                 raise
             finally:
-                with contextlib.suppress(ValueError):  # `_wake_waiting` has removed it
+                with contextlib.suppress(ValueError):  # `_wake_waiting` has removed the ticket
                     self._waiting.remove(ticket)
 
     @property
@@ -234,7 +242,7 @@ class EnginePool:
             self._waiting.popleft().set_result(None)
 
     async def _first(self, member: _Member, stream: AsyncGenerator[AudioChunk]) -> AudioChunk | None:
-        """Wait for the first chunk of a stream. Raises EngineStopped if the device hangs."""
+        """Wait for the first chunk of a stream, and return it. Raises EngineStopped if the engine ends or hangs."""
         pulling = asyncio.ensure_future(anext(stream, None))
         try:
             while not (await asyncio.wait([pulling], timeout=HEALTH_CHECK_S))[0]:
@@ -247,15 +255,20 @@ class EnginePool:
                 await asyncio.wait([pulling])
 
     def _count_failures(self, member: _Member, tried: Sequence[_Member]) -> None:
-        """Count a failure for the devices in `tried`, because the utterance succeeded on `member` afterwards."""
+        """Add one failure to each device in `tried`, because the utterance has now succeeded on `member`.
+
+        Stops using a device after MAX_FAILURES failures in a row. Resets the count of `member`.
+        """
         member.failures = 0
         for other in tried:
             other.failures += 1
             if other.failures >= MAX_FAILURES and not other.disabled:
-                self._disable(other, f"It failed at {MAX_FAILURES} texts in a row that another device could speak.")
+                self._disable(
+                    other, f"It failed at {MAX_FAILURES} texts in a row, and another device could speak them."
+                )
 
     def _check_health(self, member: _Member) -> None:
-        """Disable the device if its engine has stopped."""
+        """Stop using the device if its engine has stopped."""
         if not member.disabled and not member.engine.healthy:
             self._disable(member, "Its engine has stopped.")
 
@@ -264,7 +277,7 @@ class EnginePool:
         member.disabled = reason
         left = sum(other.usable for other in self._members)
         log.critical(
-            "%s is not used any more: %s %d of %d devices continue", member.device, reason, left, len(self._members)
+            "the server stops using %s: %s %d of %d devices continue", member.device, reason, left, len(self._members)
         )
 
     # ---- the rest of the protocol
@@ -292,24 +305,24 @@ class EnginePool:
 
 
 def build(spec: EngineSpec, settings: Settings, context: BuildContext) -> Engine:
-    """Build the engine for these settings; with several TTS_DEVICES, a pool with one engine for each device.
+    """Build the engine for these settings. If TTS_DEVICES names several devices, build a pool of engines.
 
-    Blocks: call it in a thread. Raises EngineUnavailable, which names the device.
+    This function blocks, so call it in a thread. Raises EngineUnavailable. For a pool, the error names the device.
     """
     builder = spec.builder()
     split = spec.splits and settings.csm_device_map is not None
     if not spec.on_devices or not settings.devices or split:
         return builder(settings, context)
-    # Imported here, because an engine without devices also runs if torch is not installed.
+    # Imported here, because an engine that needs no devices runs without torch.
     from app.runtime.device import choose_devices, share_threads  # noqa: PLC0415
 
     devices = choose_devices(settings.devices)
     if len(devices) == 1:
         return builder(settings.model_copy(update={"devices": (), "device": str(devices[0])}), context)
-    # Requests wait in the pool, so the engines must not refuse what the pool sends beyond their rows.
+    # Requests wait in the pool. If the pool sends an engine more utterances than it has rows, the engine must accept.
     alone = settings.model_copy(update={"devices": (), "max_queue": UNBOUNDED})
     engines = []
-    for device in devices:  # in sequence: the first one downloads, and loading needs extra memory
+    for device in devices:  # one after another: the first engine downloads the weights, and loading needs extra memory
         try:
             engines.append(builder(alone.model_copy(update={"device": str(device)}), context))
         except EngineUnavailable as error:

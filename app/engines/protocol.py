@@ -1,4 +1,4 @@
-"""The Engine protocol: the interface that every engine implements, and that the generator and the API use."""
+"""The Engine protocol: the interface between an engine and the rest of the server."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """Generates speech. Used from one event loop.
+    """Generates speech. All calls must come from one event loop.
 
-    `async with` starts the engine, and frees its threads and memory at the end.
+    Entering `async with` starts the engine. Leaving it ends the engine's threads and frees its memory.
     """
 
     @property
@@ -24,12 +24,13 @@ class Engine(Protocol):
 
     @property
     def healthy(self) -> bool:
-        """False once the engine can't speak until the server restarts."""
+        """Whether the engine can speak. False = the engine can't speak until the server restarts."""
 
     def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
-        """Yield the audio of one utterance during its generation. `aclose()` cancels it within one frame.
+        """Yield the audio of one utterance in chunks, while the engine generates it.
 
-        Raises Busy only before the first chunk, and EngineError at any time.
+        `aclose()` cancels the utterance within one frame. Raises Busy only before the first chunk, and EngineError at
+        any time.
         """
 
     async def encode_reference(self, reference: Reference) -> VoicePrompt:

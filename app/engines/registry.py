@@ -1,6 +1,6 @@
-"""The list of engines: names, and the facts that the server needs before an engine is built.
+"""The list of engines, with the properties of each engine that the server needs before it builds the engine.
 
-Plug-ins register through the entry point group ENTRY_POINT_GROUP.
+A plug-in adds an engine with an entry point in the group ENTRY_POINT_GROUP.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ ENTRY_POINT_GROUP = "tts_server.engines"
 
 @dataclass(frozen=True, slots=True)
 class BuildContext:
-    """Callbacks and flags for the code that builds an engine."""
+    """Callbacks for the code that builds an engine."""
 
-    on_progress: Callable[[Progress], None]  # reports a download
-    cancelled: Callable[[], bool]  # True: stop building
-    on_guard: Callable[[Rule], None] = lambda _: None  # counts an intervention of the output guard; from any thread
+    on_progress: Callable[[Progress], None]  # reports the progress of a download
+    cancelled: Callable[[], bool]  # returns True if the build must stop
+    on_guard: Callable[[Rule], None] = lambda _: None  # counts an intervention of the output guard, in any thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,36 +39,39 @@ class BareEngine:
 
     engine: BatchedEngine
     codebooks: int
-    default_frames: int  # the limit if the caller sets none
+    default_frames: int  # the largest number of frames if the caller sets no limit
 
 
-# Blocking; raises EngineUnavailable with a reason and a remedy.
+# Builds an engine. Blocks. Raises EngineUnavailable with a reason and a remedy.
 Builder = Callable[["Settings", BuildContext], "Engine"]
-# As Builder. The last argument: draw noise as torch.multinomial does after torch.manual_seed.
+# Builds a BareEngine. Last argument: True = draw the same noise as torch.multinomial after torch.manual_seed.
 BareBuilder = Callable[["Settings", BuildContext, bool], BareEngine]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """Describes an engine before it is built.
+    """Describes an engine before the server builds it.
 
-    `target`, `bare` and `model_files` have the form `module:function`. The module is imported when it is needed.
+    `target`, `bare` and `model_files` have the form `module:function`. Only the methods import the module.
     """
 
-    name: str  # value of TTS_ENGINE
-    model_id: str  # its id in the API
+    name: str  # the value of TTS_ENGINE that selects the engine
+    model_id: str  # the id of the engine's model in the API
     target: str  # a Builder
-    on_devices: bool = False  # runs on TTS_DEVICE; with TTS_DEVICES, one engine on each device
-    splits: bool = False  # CSM_DEVICE_MAP can split its model among devices
+    on_devices: bool = False  # the engine runs on TTS_DEVICE; with TTS_DEVICES, one engine runs on each device
+    splits: bool = False  # CSM_DEVICE_MAP can split the engine's model among devices
     uses_gpu: bool = True  # a Ray replica reserves a GPU if the cluster has one
     rows_cpu: int = 8  # TTS_MAX_ROWS=auto on a CPU
     rows_gpu: int = 64  # the upper limit of TTS_MAX_ROWS=auto on a GPU
     bare: str = ""  # a BareBuilder; empty = not supported
-    model_setting: str = ""  # the environment variable that names its weights; empty = none
-    model_files: str = ""  # (Settings) -> list[ModelFiles], without torch; empty = needs no files
+    model_setting: str = ""  # the environment variable that names the weights; empty = the engine has no weights
+    model_files: str = ""  # (Settings) -> list[ModelFiles], must not import torch; empty = the engine needs no files
 
     def builder(self) -> Builder:
-        """Import the engine's module. Raises EngineUnavailable if this version of the server does not contain it."""
+        """Import the engine's module and return its Builder.
+
+        Raises EngineUnavailable if this version of the server does not contain the module.
+        """
         name = self.target.partition(":")[0]
         try:
             return cast("Builder", _imported(self.target))
@@ -80,13 +83,16 @@ class EngineSpec:
             ) from error
 
     def build_bare(self, settings: Settings, context: BuildContext, *, reference_noise: bool) -> BareEngine:
-        """Build the engine without text rules and guards; only if `bare` is set. Raises EngineUnavailable."""
+        """Build the engine without text rules and output guards. Call this only if `bare` is set.
+
+        reference_noise: draw the same noise as torch.multinomial after torch.manual_seed. Raises EngineUnavailable.
+        """
         return cast("BareBuilder", _imported(self.bare))(settings, context, reference_noise)
 
     def files(self, settings: Settings) -> list[ModelFiles]:
-        """Return the model files that these settings need, judged by the files on disk.
+        """Return the model files that the engine needs with these settings. Reads the files on disk.
 
-        The list can grow after a download, for example if the downloaded model contains no codec.
+        After a download, a second call may return more files, for example if the downloaded model contains no codec.
         """
         if not self.model_files:
             return []
@@ -94,7 +100,7 @@ class EngineSpec:
 
 
 def _imported(target: str) -> object:
-    """The function at `module:function`."""
+    """Import and return a function. target: `module:function`."""
     module, _, function = target.partition(":")
     return getattr(import_module(module), function)
 
@@ -125,7 +131,7 @@ BUILT_IN = (
 
 
 def specs() -> dict[str, EngineSpec]:
-    """Return every engine by name. The name of a plug-in's entry point is the engine's name and its model id."""
+    """Return all engines by name. For a plug-in, the name of its entry point is the engine's name and model id."""
     found = {spec.name: spec for spec in BUILT_IN}
     for point in entry_points(group=ENTRY_POINT_GROUP):
         name = point.name.lower()  # settings convert TTS_ENGINE to lower case

@@ -1,1 +1,1 @@
-"""The batch runtime: continuous batching of utterances on one model. Does not depend on HTTP or the voice store."""
+"""The batch runtime: continuous batching of utterances on one model. It does not depend on HTTP or stored voices."""

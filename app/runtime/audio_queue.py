@@ -1,7 +1,7 @@
 """The queue that carries one utterance's audio from the engine's thread to the event loop.
 
-Backpressure: `put` never blocks, even if the queue is full. The scheduler does not step a row whose queue is full, so
-a slow reader pauses only its own row.
+Backpressure: `put` never blocks, even if the queue is full. Instead, the scheduler pauses the row that fills a full
+queue. So a reader that reads slowly pauses only the row of its own utterance.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from app.types import AudioChunk
 if TYPE_CHECKING:
     from app.types import Codes, Samples
 
-MAX_GET_S = 1.0  # get() joins up to this much audio, so that the encoder has fewer and larger chunks
-# Each chunk costs the event loop as much time as 0.2 s of audio. So if the listener has more than MIN_BUFFERED_S of
-# audio left, get() waits until MIN_GET_S are in the queue. It waits for at most half of the time above MIN_BUFFERED_S.
+MAX_GET_S = 1.0  # get() returns at most this much audio in one chunk: fewer chunks cost the encoder less time
+# Each chunk has a fixed cost for the event loop: the time to encode 0.2 s of audio. So if the listener has more than
+# MIN_BUFFERED_S of audio left to play, get() waits until MIN_GET_S are in the queue. The longest wait is
+# (audio left to play - MIN_BUFFERED_S) / 2.
 MIN_BUFFERED_S, MIN_GET_S = 0.25, 0.4
 
 
@@ -38,10 +39,11 @@ class AudioQueue:
         on_space: Callable[[], None],
         time_left_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """rate_hz: the sample rate. capacity_s: the queue is full when it holds this many seconds of audio.
+        """Create an empty queue.
 
-        on_space: called when a full queue has space again. time_left_s: returns the seconds until the listener has
-        played all audio that was sent.
+        rate_hz: the sample rate. capacity_s: the queue is full when it holds this many seconds of audio. on_space:
+        called when a full queue has space again. time_left_s: returns the seconds until the listener has played all
+        audio that the server has sent.
         """
         self._time_left_s = time_left_s
         self._rate_hz = rate_hz
@@ -52,7 +54,7 @@ class AudioQueue:
         self._lock = threading.Lock()
         self._parts: deque[tuple[Samples, Codes | None]] = deque()
         self._undecoded: list[Codes] = []  # codes whose samples the codec has not returned yet
-        self._rules: list[str] = []  # reported, and not taken by the reader yet
+        self._rules: list[str] = []  # broken rules of the output guard that the reader has not received yet
         self._waiting_samples = 0
         self._taken_samples = 0
         self._min_samples = 1  # `put` wakes the reader if the queue holds at least this many samples
@@ -61,12 +63,12 @@ class AudioQueue:
 
     @property
     def full(self) -> bool:
-        """Whether the queue holds its capacity or more."""
+        """Whether the queue holds at least `capacity_s` of audio."""
         return self._waiting_samples >= self._capacity_samples
 
     @property
     def has_audio(self) -> bool:
-        """Whether the engine has put any samples so far, including samples that the reader has taken."""
+        """Whether the engine has put any samples into the queue since the start. The reader may have taken them."""
         return self._waiting_samples > 0 or self._taken_samples > 0
 
     @property
@@ -75,9 +77,10 @@ class AudioQueue:
         return self._waiting_samples / self._rate_hz
 
     def put(self, samples: Samples, codes: Codes | None = None) -> None:
-        """Add samples (N,) float32 and the codes (K, T) int16 that they were decoded from. Never blocks.
+        """Add samples (N,) float32 and the codes (K, T) int16 from which the codec decoded them. Never blocks.
 
-        A codec that looks ahead may return no samples for a frame. Such codes are kept and added to the next samples.
+        If `samples` is empty, because the codec needs later frames first, the queue keeps the codes and adds them to
+        the next samples.
         """
         with self._lock:
             if not len(samples):
@@ -94,14 +97,14 @@ class AudioQueue:
         self._notify()
 
     def report(self, rule: str) -> None:
-        """Tell the reader, with the next chunk, that a line broke a rule of the output guard."""
+        """Add the name of a broken rule of the output guard to the next chunk that the reader gets."""
         with self._lock:
             self._rules.append(rule)
 
     def finish(self, error: Exception | None = None) -> None:
         """Mark the end of the audio. Only the first call has an effect.
 
-        error: `get` raises it after it has returned all queued audio; None = the audio is complete.
+        error: `get` returns all queued audio and then raises this error; None = the audio is complete.
         """
         with self._lock:
             if self._finished:
@@ -117,7 +120,8 @@ class AudioQueue:
     async def get(self) -> AudioChunk | None:
         """Wait for the next chunk of audio and return it; None at the end. Raises the error passed to `finish`.
 
-        The first chunk is the first `put` alone, to keep the time to first audio short. Later chunks join several.
+        The first chunk contains the audio of one `put`, so that the time to first audio is short. A later chunk may
+        join the audio of several `put` calls.
         """
         max_wait_s = (self._time_left_s() - MIN_BUFFERED_S) / 2 if self._taken_samples else 0.0
         self._min_samples = max(1, min(int(min(max_wait_s, MIN_GET_S) * self._rate_hz), self._capacity_samples // 2))
@@ -129,7 +133,9 @@ class AudioQueue:
                 chunk = self._take() if self._parts and enough else None
                 finished = self._finished
                 has_space = was_full and not self.full
-            if has_space:  # after releasing this lock: the scheduler calls `finish` while it holds its own lock
+            # Call on_space without this queue's lock. It takes the scheduler's lock, and the scheduler calls `finish`
+            # under that lock. Both locks in both orders could deadlock.
+            if has_space:
                 self._on_space()
             if chunk is not None:
                 return chunk
@@ -147,7 +153,7 @@ class AudioQueue:
                 await self._ready.wait()
 
     def _take(self) -> AudioChunk:
-        """Remove the first parts from the queue and join them. The caller holds the lock."""
+        """Remove the first parts, up to MAX_GET_S of audio, and join them to one chunk. The caller holds the lock."""
         limit = int(MAX_GET_S * self._rate_hz) if self._taken_samples else 0
         parts = [self._parts.popleft()]
         count = len(parts[0][0])
@@ -166,6 +172,6 @@ class AudioQueue:
     def _notify(self) -> None:
         try:
             self._loop.call_soon_threadsafe(self._ready.set)
-        except RuntimeError:  # the event loop is closed, so no reader is left
+        except RuntimeError:  # a closed event loop has no reader, so the error is ignored
             if not self._loop.is_closed():
                 raise

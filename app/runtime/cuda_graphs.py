@@ -1,7 +1,7 @@
-"""Captures work of fixed shape as CUDA graphs and replays it. Without a CUDA device, it calls the function directly.
+"""Captures functions with fixed tensor shapes as CUDA graphs and replays them.
 
-Captured work reads and writes static tensors and needs no data from the host. So thousands of small kernels need only
-one launch. Does not depend on any model.
+On other devices, a replay calls the function. A captured function reads and writes static tensors and needs no data
+from the host. So the host starts thousands of small kernels with one launch. This module does not depend on any model.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 BucketKey = TypeVar("BucketKey")
 Body = Callable[[], None]
 
-WARM_UPS = 2  # calls before the capture: libraries initialise in the first
+WARM_UPS = 2  # calls before the capture, because CUDA libraries initialise in the first call
 
 
 def at_least(count: int, sizes: Sequence[int]) -> int:
-    """Return the smallest of `sizes` (ascending) that is at least `count`. Raises ValueError if none is."""
+    """Return the smallest of `sizes` (ascending) that is at least `count`. Raises ValueError if all are smaller."""
     for size in sizes:
         if size >= count:
             return size
@@ -35,7 +35,7 @@ def at_least(count: int, sizes: Sequence[int]) -> int:
 
 
 def doublings(first: int, last: int) -> tuple[int, ...]:
-    """Return first, 2 * first, 4 * first ... as far as they are below `last`, and then `last`."""
+    """Return first, 2 * first, 4 * first ... while the value is below `last`, and then `last`."""
     sizes = []
     while first < last:
         sizes.append(first)
@@ -45,7 +45,7 @@ def doublings(first: int, last: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class CaptureCost:
-    """The cost of a capture: number of graphs, seconds, and bytes of device memory."""
+    """The cost of all captures: the number of graphs, the time in seconds, and the bytes of device memory."""
 
     graphs: int
     seconds: float
@@ -55,8 +55,8 @@ class CaptureCost:
 class GraphCapture:
     """Captures CUDA graphs on one device.
 
-    All graphs share one memory pool, because no two of them run at a time. Blocks of the pool belong to a stream, so
-    all graphs are captured on the same stream.
+    The graphs never run at the same time, so they share one memory pool. A block of the pool can be reused only on its
+    stream, so all graphs are captured on the same stream.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -77,24 +77,24 @@ class GraphCapture:
         return CaptureCost(self.graphs, round(self._seconds, 3), self._bytes)
 
     def capture(self, body: Body) -> Body:
-        """Return a function that replays the body.
+        """Capture the function `body` as a CUDA graph, and return a function that replays the graph.
 
-        On a CUDA device the capture also runs the body, so the caller must reset the tensors that the body changes.
-        Raises torch.OutOfMemoryError after it has freed all memory of this capture.
+        On a CUDA device, the capture also calls `body`, so the caller must reset the tensors that `body` changes. On
+        other devices, returns `body`. Raises torch.OutOfMemoryError, and first frees the memory of this capture.
         """
         replay = self._captured(body) if self._on_cuda else body
         self.graphs += 1
         return replay
 
     def _captured(self, body: Body) -> Body:
-        """Call `_capture`, record its cost, and free its memory if it runs out of memory."""
+        """Call `_capture` and add its cost. If the device runs out of memory, free the memory of this capture."""
         began, free = time.monotonic(), torch.cuda.mem_get_info(self._device)[0]
         try:
             return self._capture(body)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
-            # Raised without `from error`, which would keep the body's tensors alive.
+            # This error is not raised with `from error`: the traceback of `error` would keep the body's tensors alive.
             out_of_memory = torch.OutOfMemoryError(str(error))
             _release_tensors(error)
         finally:
@@ -124,7 +124,7 @@ class GraphCapture:
         return graph.replay
 
     def seconds(self, replay: Callable[[], None], times: int = 20) -> float:
-        """Measure a replay: mean seconds of `times` runs."""
+        """Measure the mean time of `times` calls of `replay`, in seconds."""
         replay()
         self._wait()
         began = time.perf_counter()
@@ -139,10 +139,13 @@ class GraphCapture:
 
 
 class GraphBuckets(Generic[BucketKey]):
-    """CUDA graphs of one function: a graph for each number of rows (1, 2, 4 ...) and each key."""
+    """CUDA graphs of one function: one graph for each pair of a number of rows (1, 2, 4 ...) and a key.
+
+    A key selects a variant of the function, for example a length of the KV cache.
+    """
 
     def __init__(self, rows: int, keys: Sequence[BucketKey]) -> None:
-        """rows: the largest number of rows. keys: all keys, the largest first."""
+        """Create the buckets without graphs. rows: the largest number of rows. keys: all keys, the largest first."""
         self._keys = tuple(keys)
         self._sizes = doublings(1, rows)
         self._captured: dict[tuple[int, BucketKey], Body] = {}
@@ -153,10 +156,11 @@ class GraphBuckets(Generic[BucketKey]):
         return self._sizes[-1]
 
     def capture(self, capture: GraphCapture, body: Callable[[int, BucketKey], Body]) -> None:
-        """Capture all graphs, the largest first, so that the shared memory is laid out once for the largest.
+        """Capture all graphs, the largest first, so that smaller graphs reuse the memory of the largest.
 
-        body: returns the function to capture for a number of rows and a key. If memory is too short for a number of
-        rows, the next smaller number becomes the largest. Raises torch.OutOfMemoryError if one row does not fit.
+        body: returns the function to capture for a number of rows and a key. If the graphs for a number of rows do not
+        fit into memory, the next smaller number becomes the largest. Raises torch.OutOfMemoryError if the graphs for
+        one row do not fit.
         """
         for size in reversed(self._sizes):
             try:
@@ -169,11 +173,13 @@ class GraphBuckets(Generic[BucketKey]):
                     raise
                 self._sizes = tuple(smaller for smaller in self._sizes if smaller < size)
                 log.warning(
-                    "too little memory for CUDA graphs of %d rows: the engine uses at most %d rows", size, self.rows
+                    "there is too little memory for CUDA graphs of %d rows: the engine uses at most %d rows",
+                    size,
+                    self.rows,
                 )
 
     def of(self, rows: int, key: BucketKey) -> Body:
-        """Return the smallest graph that covers `rows` rows, for this key."""
+        """Return the replay function of the smallest graph for this key that has at least `rows` rows."""
         return self._captured[at_least(rows, self._sizes), key]
 
 
@@ -183,7 +189,10 @@ Choice = TypeVar("Choice")
 def fastest(
     choices: Mapping[str, Choice], body: Callable[[Choice], Body], device: torch.device
 ) -> tuple[Choice, dict[str, float]]:
-    """Return the choice whose captured body is fastest, and the seconds of each. A single choice is not timed."""
+    """Return the choice whose captured function is fastest, and the seconds of each choice by name.
+
+    body: returns the function to capture for a choice. A single choice is returned without a measurement.
+    """
     if len(choices) == 1:
         return next(iter(choices.values())), {}
     seconds = {}
@@ -200,7 +209,7 @@ def fastest(
 
 
 def _release_tensors(error: BaseException | None) -> None:
-    """Free the tensors that are local variables in the tracebacks of an error and its causes."""
+    """Free the tensors in the tracebacks of an error and its causes: tracebacks keep all local variables alive."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error.__traceback__ = None
@@ -208,7 +217,7 @@ def _release_tensors(error: BaseException | None) -> None:
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error or one of its causes is out of memory. A failed capture may wrap the original error."""
+    """Whether an error or one of its causes is torch.OutOfMemoryError, since a failed capture may wrap that error."""
     while error is not None:
         if isinstance(error, torch.OutOfMemoryError):
             return True
@@ -220,7 +229,11 @@ Setup = tuple[tuple[str, str | int | float | bool | None], ...]
 
 
 def setup_facts(capture: GraphCapture | None, rows: int, kernels: str) -> Setup:
-    """Return the values of /health that describe the engine's CUDA graphs. capture None = not used."""
+    """Return the values of /health that describe the engine's CUDA graphs.
+
+    capture: None = the engine uses no CUDA graphs. rows: the largest number of rows in one graph. kernels: the name of
+    the kernels in use.
+    """
     if capture is None:
         return (("recorded", False),)
     cost = capture.cost
@@ -235,7 +248,10 @@ def setup_facts(capture: GraphCapture | None, rows: int, kernels: str) -> Setup:
 
 
 class PinnedDoubleBuffer:
-    """Copies device tensors to two pinned host buffers alternately. The host reads one while a copy fills the other."""
+    """Copies device tensors to two pinned host buffers, alternately.
+
+    The host can read one buffer while a copy fills the other buffer.
+    """
 
     def __init__(self, *tensors: Tensor) -> None:
         self._tensors = tensors
@@ -246,10 +262,10 @@ class PinnedDoubleBuffer:
         self._next = 0
 
     def copy(self) -> Callable[[], list[Tensor]]:
-        """Queue a copy of the tensors behind all queued work.
+        """Queue a copy of the tensors to the host, after all queued work of the device.
 
-        Returns a function that waits for the copy and returns the host tensors. They stay valid during the next call
-        of `copy` and become invalid at the one after it.
+        Returns a function that waits for the copy and returns the host tensors. These host tensors are valid until the
+        second next call of `copy`, which overwrites them.
         """
         buffers = self._buffers[self._next]
         self._next = 1 - self._next
@@ -268,17 +284,17 @@ class PinnedDoubleBuffer:
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
-    """Copy a host tensor to the device without waiting for queued work."""
+    """Copy a host tensor to the device, and return the copy. Does not wait for queued work of the device."""
     if device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
 
 
 def side_stream(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    """Return a context manager's factory for a side CUDA stream that overlaps with queued engine work.
+    """Create a side CUDA stream and return a function that creates context managers for it.
 
-    On other devices the context manager does nothing. Work on the side stream must not share tensors with the engine's
-    other work.
+    Inside the context, work is queued on the side stream and overlaps with the engine's queued work. So it must not
+    share tensors with the engine's work. On other devices, the context manager does nothing.
     """
     if device.type != "cuda":
         return nullcontext

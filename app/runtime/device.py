@@ -1,4 +1,4 @@
-"""Chooses the device, dtype, number of rows and number of CPU threads of a model. Does not depend on any model."""
+"""Chooses the device, dtype, number of rows and number of CPU threads for any model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _AMPERE = (8, 0)  # the first compute capability with bfloat16
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the device with this name. "auto" = the first CUDA device, or the CPU if there is none.
+    """Return the device with this name. "auto" = the first CUDA device, or the CPU on a machine without CUDA devices.
 
     Raises EngineUnavailable if the device does not exist or PyTorch can't use it.
     """
@@ -32,7 +32,7 @@ def choose_device(name: str = "auto") -> torch.device:
         if torch.cuda.is_available():
             return _usable(torch.device("cuda", 0))
         if _DRIVER_FILE.exists():
-            log.warning("the model runs on the CPU although an NVIDIA driver is loaded: %s %s", *_why_no_cuda())
+            log.warning("the model runs on the CPU, although an NVIDIA driver is loaded. %s %s", *_why_no_cuda())
         return torch.device("cpu")
     try:
         device = torch.device(name)
@@ -54,13 +54,15 @@ def choose_device(name: str = "auto") -> torch.device:
             return _usable(torch.device("cuda", index))
         case "mps":
             if not torch.backends.mps.is_available():
-                raise EngineUnavailable("There is no MPS device that PyTorch can use.", remedy="Use auto or cpu.")
+                raise EngineUnavailable("PyTorch finds no MPS device.", remedy="Use auto or cpu.")
             return torch.device("mps", 0)
     raise EngineUnavailable(f"Models can't run on the device {name!r}.", remedy=_DEVICES)
 
 
 def choose_devices(names: Sequence[str]) -> tuple[torch.device, ...]:
-    """Return the devices with these names; a name may appear twice. ("auto",) = all CUDA devices, or else the CPU.
+    """Return the devices with these names; a name may appear twice.
+
+    ("auto",) = all CUDA devices, or the CPU on a machine without CUDA devices.
 
     Raises EngineUnavailable if a device does not exist or PyTorch can't use it.
     """
@@ -82,9 +84,9 @@ def share_threads(engines: int) -> None:
 
 
 def _why_no_cuda() -> tuple[str, str]:
-    """Find out why PyTorch has no CUDA device -> (reason, remedy).
+    """Return the reason why PyTorch has no CUDA device, and the remedy.
 
-    The reasons: a CPU build, no driver, a driver that is too old, no visible GPU.
+    Possible reasons: PyTorch was built without CUDA, no driver is loaded, the driver is too old, no GPU is visible.
     """
     built = torch.version.cuda
     if built is None:
@@ -116,7 +118,7 @@ def _why_no_cuda() -> tuple[str, str]:
 
 
 def _driver_for(cuda: str) -> str:
-    """Describe the NVIDIA driver that a CUDA release needs."""
+    """Return words for the NVIDIA driver that a CUDA release needs, for example "525 or newer"."""
     oldest = _DRIVERS.get(int(cuda.partition(".")[0]))
     return f"{oldest} or newer" if oldest else f"of CUDA {cuda} or newer"
 
@@ -137,12 +139,13 @@ def _usable(device: torch.device) -> torch.device:
         return device
     numbers = [int(re.sub(r"\D", "", name)) for name in built]
     major, minor = torch.cuda.get_device_capability(device)
-    # Code for x.y runs on every x.z with z >= y. The driver translates PTX of the newest version for later GPUs.
+    # Code for compute capability x.y runs on every GPU with x.z, z >= y. PyTorch also contains PTX for its newest
+    # compute capability, and the driver compiles this PTX for later GPUs.
     fits = any(number // 10 == major and number % 10 <= minor for number in numbers)
     if not fits and major * 10 + minor < max(numbers):
         raise EngineUnavailable(
-            f"{torch.cuda.get_device_name(device)} ({device}, compute capability {major}.{minor}) is not among the "
-            f"GPUs that PyTorch {torch.__version__} was built for: {', '.join(built)}.",
+            f"PyTorch {torch.__version__} does not support {torch.cuda.get_device_name(device)} ({device}, compute "
+            f"capability {major}.{minor}). It was built for: {', '.join(built)}.",
             remedy="Use another GPU, or cpu.",
         )
     return device
@@ -162,13 +165,13 @@ def free_bytes(device: torch.device) -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-SCRATCH_BYTES = 1 << 30  # of a GPU: for intermediate tensors, CUDA graphs and libraries
+SCRATCH_BYTES = 1 << 30  # GPU memory that stays free for intermediate tensors, CUDA graphs and libraries
 
 
 def usable_bytes(device: torch.device, fraction: float) -> int:
     """Return how many bytes an engine may use for weights and caches.
 
-    On a GPU: `fraction` of the free memory, minus SCRATCH_BYTES. Elsewhere: all free memory.
+    On a CUDA device: `fraction` of the free memory, minus SCRATCH_BYTES. On other devices: all free memory.
     """
     free = free_bytes(device)
     return int(free * fraction) - SCRATCH_BYTES if device.type == "cuda" else free
@@ -179,8 +182,8 @@ def rows_that_fit(
 ) -> int:
     """Return how many rows fit into memory: a power of two, from 1 to `most`.
 
-    devices: the devices that share the model. fraction: the share of the GPUs' free memory that may be used.
-    bytes_of: returns the bytes that the model needs with n rows. Raises EngineUnavailable if not even one row fits.
+    devices: the devices that share the model. fraction: the share of the GPUs' free memory that the model may use.
+    bytes_of: returns the bytes that the model needs with n rows. Raises EngineUnavailable if one row does not fit.
     """
     devices = tuple(dict.fromkeys(devices))
     fixed, one = bytes_of(0), bytes_of(1)
@@ -191,7 +194,8 @@ def rows_that_fit(
         raise EngineUnavailable(
             f"{' and '.join(map(str, devices))} {verb} {free / 1e9:.1f} GB free. The model needs "
             f"{(one + scratch) / 1e9:.1f} GB and may use {fraction:.0%} of the free memory.",
-            remedy="Free memory on the device, raise TTS_GPU_MEMORY_FRACTION, set TTS_MAX_ROWS=1, or use another one.",
+            remedy="Free memory on the device, raise TTS_GPU_MEMORY_FRACTION, set TTS_MAX_ROWS=1, or choose another "
+            "device.",
         )
     rows = 1
     while 2 * rows <= min(most, (room - fixed) // (one - fixed)):
@@ -200,10 +204,11 @@ def rows_that_fit(
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype with this name. "auto" = a 16-bit dtype if the device computes in it, else float32.
+    """Return the dtype with this name. Raises EngineUnavailable for an unknown name.
 
-    16 bits halve the memory traffic, which determines the time of a frame. bfloat16 is preferred to float16, whose
-    largest value is 65504. Raises EngineUnavailable for an unknown name.
+    "auto" = bfloat16 if the device has instructions for bfloat16. Otherwise float16 on a CUDA device and float32 on a
+    CPU. A 16-bit dtype halves the memory traffic, which determines the time of a frame. bfloat16 is the first choice,
+    because values above 65504 overflow in float16.
     """
     if name == "auto":
         if device.type == "cuda":
@@ -218,7 +223,10 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this CPU has bfloat16 instructions (AVX512-BF16, AMX, Arm BF16). Without them, bfloat16 is slower."""
+    """Whether this CPU has bfloat16 instructions: AVX512-BF16, AMX or Arm BF16.
+
+    On a CPU without these instructions, bfloat16 is slower than float32.
+    """
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # type: ignore[no-untyped-call]
 
 
@@ -230,7 +238,7 @@ def allow_tf32(allowed: bool) -> None:
 def cpu_threads() -> int:
     """Return OMP_NUM_THREADS if it is set, else the number of cores that this process may use.
 
-    The latter is the process's CPU affinity, limited by a container's CPU quota (cgroup 2).
+    The process may use the cores of its CPU affinity, and at most the CPU quota of its container (cgroup 2).
     """
     configured = os.environ.get("OMP_NUM_THREADS", "")
     if configured.isdecimal() and int(configured):

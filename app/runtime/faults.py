@@ -1,7 +1,8 @@
-"""Errors of a model in a single row: NaN or infinite values, and too little memory.
+"""Finds rows with NaN or infinite values, and converts an engine's errors to errors for the caller.
 
-A NaN or infinity in a row's logits spreads to all later results of the row. A runner marks such a row with BROKEN
-codes, which reach the host without an extra transfer. The loop finds the mark and fails only that row.
+If a row's logits contain NaN or infinity, all later frames of the row are wrong. So the runner replaces the codes of
+this row by BROKEN. The codes go to the host in any case, so the mark needs no extra transfer. The loop finds BROKEN
+and fails only this row.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def broken_rows(codes: Codes) -> list[int]:
 
 
 def is_finite(samples: Samples) -> bool:
-    """Return True if none of the samples (N,) is NaN or infinite."""
+    """Whether all samples (N,) are finite: no NaN and no infinity."""
     return bool(np.isfinite(samples).all())
 
 

@@ -1,10 +1,11 @@
 """The engine's thread. Each iteration plans, admits, prefills, steps, decodes and commits.
 
-An error in admit or prefill fails one utterance. An error in a step fails the rows of that step. A row with NaN or
-infinite values fails alone. In all these cases the thread continues with the other rows.
+An error in admit or prefill fails one utterance. An error in a step fails all utterances of that step. NaN or infinite
+values in a row fail the row's utterance. After each of these errors, the thread continues with the remaining rows.
 
-If the loop itself fails, all active jobs fail, all rows are released, and the loop restarts. It restarts at most
-MAX_RESTARTS times. At the next failure the thread ends, and the engine stays unhealthy until the server restarts.
+After any other error, all utterances that have a row fail, all rows are released, and the loop restarts. The loop
+restarts at most MAX_RESTARTS times. At the next failure the thread ends, and the engine stays unhealthy until the
+server restarts.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ log = logging.getLogger(__name__)
 
 IDLE_CHECK_S = 1.0
 MAX_RESTARTS = 1
-# The engine counts as hung if one iteration takes longer. An iteration takes milliseconds; the first one, which
-# compiles kernels, may take a minute.
+# If one iteration takes longer than this, the engine counts as hung. Most iterations take milliseconds. The first
+# iteration compiles kernels and may take a minute.
 HUNG_S = 120.0
 
 
 class Loop:
-    """Drives one Runner from its own thread. Other threads call `start`, `stop` and the properties only."""
+    """Runs one Runner in a new thread. Other threads may only call `start` and `stop` and read the properties."""
 
     def __init__(self, runner: Runner, scheduler: Scheduler, name: str) -> None:
         self._runner = runner
@@ -45,7 +46,10 @@ class Loop:
 
     @property
     def alive(self) -> bool:
-        """False if the thread has ended or hangs. It is False before the jobs fail, so callers see it in time."""
+        """Whether the thread runs and does not hang.
+
+        If the thread fails, this becomes False before the jobs fail. So a caller whose job fails can read the cause.
+        """
         running = self._thread.is_alive() and not self._failed
         return running and time.monotonic() - self._iteration_start_s < HUNG_S
 
@@ -74,14 +78,20 @@ class Loop:
                     if self._restarts >= MAX_RESTARTS:
                         raise
                     self._restarts += 1
-                    log.critical("the engine's loop failed: all active requests fail, and it restarts", exc_info=error)
+                    log.critical(
+                        "the engine's loop failed: the loop restarts, and all requests in progress fail", exc_info=error
+                    )
                     self._clear()
                 else:
                     return
         except BaseException as error:
             self._failed = True
-            log.critical("the engine's thread has ended: restart the server", exc_info=error)
-            self._scheduler.close(EngineError("The engine has failed. Restart the server; its log says why."))
+            log.critical(
+                "the engine's thread has ended, so the engine can't speak until the server restarts", exc_info=error
+            )
+            self._scheduler.close(
+                EngineError("The engine has failed. Restart the server. The server's log gives the cause.")
+            )
             raise
 
     def _iterate_until_stopped(self) -> None:
@@ -166,9 +176,10 @@ class Loop:
         self._end((), rows, faults.to_speech_error(error))
 
     def _end(self, stepped: tuple[int, ...], ended: tuple[int, ...], error: Exception | None) -> None:
-        """Count the frames of the stepped rows and end the others, with `error` or, if it is None, with success.
+        """Add one frame to the count of the rows in `stepped`, and end the jobs of the rows in `ended`.
 
-        Rows are released before their audio queues finish: when a reader gets the end, its row is already free.
+        error: None = the jobs end with success. A row is released before its audio queue finishes. So the row is free
+        when the reader gets the end of the audio.
         """
         jobs = [self._scheduler.job(row) for row in ended]
         for row in ended:

@@ -1,4 +1,4 @@
-"""Memory use of the devices that an engine runs on. Imports torch for GPUs only."""
+"""Reads the memory use of the devices that an engine runs on. Imports torch only for a GPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Memory:
 
 
 def memory_of(devices: str) -> tuple[Memory, ...]:
-    """Return the memory of each device. Devices that do not report their memory are left out.
+    """Return the memory of each device. The result omits devices that do not report their memory.
 
     devices: device names separated by commas, as in EngineInfo.
     """

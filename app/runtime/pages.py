@@ -1,8 +1,8 @@
 """Moves memory that the process has already filled, such as weights, to huge pages.
 
-Each token reads every weight once, 1 GB or more. With pages of 4 KiB, a core spends a part of this time on address
-translation. With pages of 2 MiB, the int8 depth decoder of CSM takes 0.18 s a frame instead of 0.22 s on a Zen 5.
-Most systems use huge pages only for memory that a program marks with madvise.
+A model reads all its weights, 1 GB or more, for each token. With pages of 4 KiB, a core spends a part of this time on
+address translation. On a Zen 5, the int8 depth decoder of CSM takes 0.22 s a frame with pages of 4 KiB and 0.18 s with
+pages of 2 MiB. Most systems use huge pages only for memory that a program marks with madvise.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
-_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # linux/mman.h; the second since Linux 6.1
+_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # from linux/mman.h; MADV_COLLAPSE exists since Linux 6.1
 _PAGE_BYTES = 2 << 20
 
 
@@ -24,7 +24,7 @@ def use_huge_pages() -> None:
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(ctypes.c_size_t(0))  # otherwise memory that loading has freed would be filled again
+        libc.malloc_trim(ctypes.c_size_t(0))  # return freed memory to the system, so that it gets no huge pages
     for line in maps.read_text().splitlines():
         span, access, _, _, inode, *name = line.split(maxsplit=5)
         if access != "rw-p" or inode != "0" or name not in ([], ["[heap]"]):
@@ -33,6 +33,6 @@ def use_huge_pages() -> None:
         start, end = -(-start // _PAGE_BYTES) * _PAGE_BYTES, end // _PAGE_BYTES * _PAGE_BYTES
         if start >= end or libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_HUGEPAGE):
             continue
-        # One page in each call: a call for the whole span stops at the first unmapped gap and skips the rest.
+        # One page in each call, because a call for the whole span stops at the first unmapped gap.
         for page in range(start, end, _PAGE_BYTES):
             libc.madvise(ctypes.c_void_p(page), ctypes.c_size_t(_PAGE_BYTES), _MADV_COLLAPSE)

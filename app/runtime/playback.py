@@ -1,46 +1,49 @@
-"""The playback clock: it estimates how much audio a listener has buffered. The scheduler orders rows by it."""
+"""The playback clock estimates how much audio a listener has buffered. The scheduler orders rows by this estimate."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-MAX_UNDERRUN_S = 0.25  # shorter gaps can come from the network or the event loop
+MAX_UNDERRUN_S = 0.25  # the network or the event loop can cause gaps up to this length
 
 
 @dataclass(eq=False, slots=True)
 class Playback:
     """Estimates the audio buffer of a listener who starts at the first audio and plays at normal speed.
 
-    The event loop writes the fields and the engine's thread reads them without a lock, so a value may be one chunk
-    old. Times are from time.monotonic().
+    The event loop writes the fields, and the engine's thread reads them without a lock. So the engine's thread may not
+    see the newest chunk yet. Times are from time.monotonic().
     """
 
     tempo: float = 1.0  # seconds of the engine's audio that the listener plays in one second
     current_index: int = 0  # index of the utterance that is being sent
-    underrun_s: float = 0.0  # how long the listener has waited so far
+    underrun_s: float = 0.0  # how long the listener has waited for audio after the start of playback
     _sent_s: float = 0.0
     _started_s: float | None = None
 
     def add(self, seconds: float, now_s: float) -> None:
-        """Record that `seconds` of the engine's audio were sent to the listener at the time `now_s`."""
+        """Record that the server has sent `seconds` of the engine's audio to the listener at the time `now_s`."""
         if seconds <= 0:
             return
         if self._started_s is None:
             self._started_s = now_s
         elif (buffered_s := self.buffered_s(now_s)) < 0:
             self.underrun_s -= buffered_s / self.tempo
-            self._started_s = now_s - self._sent_s / self.tempo  # the listener continues from here
+            self._started_s = now_s - self._sent_s / self.tempo  # the listener continues playback now
         self._sent_s += seconds
 
     @property
     def underrun(self) -> bool:
-        """Whether the listener has waited for audio: the answer is generated more slowly than it is played."""
+        """Whether the listener has waited for audio because the answer is generated more slowly than it is played."""
         return self.underrun_s > MAX_UNDERRUN_S
 
     def buffered_s(self, now_s: float) -> float:
-        """Return the seconds of the engine's audio that were sent and not yet played. Negative: the listener waits."""
+        """Return the seconds of the engine's audio that the server has sent and the listener has not played yet.
+
+        A negative value means that the listener has waited this long for audio.
+        """
         return 0.0 if self._started_s is None else self._sent_s - self.tempo * (now_s - self._started_s)
 
     def time_left_s(self, now_s: float) -> float:
-        """Return the seconds until the listener has played all audio that was sent."""
+        """Return the seconds until the listener has played all audio that the server has sent."""
         return self.buffered_s(now_s) / self.tempo

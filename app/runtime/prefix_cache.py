@@ -1,6 +1,6 @@
-"""The prefix cache stores the KV cache of voice prompts, so that a prompt is prefilled only once.
+"""The prefix cache keeps the keys and values of voice prompts, so that a voice prompt is prefilled only once.
 
-An entry is found by a digest of the model and of each prompt segment's speaker, text and codes.
+The key of an entry is a digest of the model and of the prompt: the speaker, text and codes of each prompt segment.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from torch import Tensor
 
 from app.lru import LRU
 
-Prefix = tuple[Tensor, ...]  # k, v (layers, G, P, d); if the layers are split over devices, k and v of each part
+# The keys and values of a prompt: k, v (layers, heads, positions, head_dim). If the model's layers are split over
+# several devices: k and v of the layers on each device.
+Prefix = tuple[Tensor, ...]
 
 
 class PrefixCache:
-    """Keeps the most recently used prefixes, up to `limit_bytes` in total. Only the engine's thread uses it."""
+    """Keeps the most recently used prefixes, up to `limit_bytes` in total. Only the engine's thread may use it."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -27,7 +29,10 @@ class PrefixCache:
         return self._prefixes.get(key)
 
     def put(self, key: bytes, prefix: Prefix) -> None:
-        """Add a prefix and remove the least recently used ones. A prefix larger than the limit is not added."""
+        """Add a prefix, and remove the least recently used prefixes that no longer fit.
+
+        Does not add a prefix that is larger than `limit_bytes`.
+        """
         if key not in self._prefixes and _bytes(prefix) <= self._limit_bytes:
             self._prefixes.put(key, prefix)
 

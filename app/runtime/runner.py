@@ -1,7 +1,7 @@
-"""The Runner protocol: a model in batch form, as the batch loop uses it.
+"""The Runner protocol: the interface between the batch loop and a model that generates several utterances at a time.
 
-A model has a fixed number of rows (static shapes). The loop assigns utterances to rows and decides which rows advance.
-All calls come from the loop's thread.
+A model has a fixed number of rows, because CUDA graphs need static shapes. A row holds one utterance. The loop assigns
+utterances to rows and chooses the rows of each step. All calls come from the loop's thread.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One frame for each of n rows."""
+    """The results of one step: one frame for each of n rows."""
 
-    codes: Codes  # (n, K) int16; faults.BROKEN = the row has NaN or infinite values and fails
-    ended: NDArray[np.bool_]  # (n,): the row had finished before this step; its codes are ignored
-    # (n,): the row continues, but has no frame in this step. None = every row has a frame.
+    codes: Codes  # (n, K) int16; faults.BROKEN = the row has NaN or infinite values, and its utterance fails
+    ended: NDArray[np.bool_]  # (n,): True = the utterance is complete, and the loop ignores the row's codes
+    # (n,): True = the row continues, but this step gives no frame for the row. None = every row has a frame.
     silent: NDArray[np.bool_] | None = None
-    # The rows that these results belong to. None = the rows that `step` was called with.
+    # The rows of these results, in the order of `codes`. None = the rows that the caller passed to `step`.
     rows: Sequence[int] | None = None
-    rules: Mapping[int, str] = field(default_factory=dict)  # row -> the guard's rule that ended a line in this step
+    rules: Mapping[int, str] = field(default_factory=dict)  # row -> the output guard's rule that ended a line
 
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """One row's part of a StepResult. codes (K,) int16, or one code for all codebooks."""
+    """The part of a StepResult for one row. codes: (K,) int16, or one code that all codebooks get."""
 
     row: int
     codes: Codes | int = 0
     ended: bool = False
     silent: bool = False
-    rule: str | None = None  # the guard's rule that ended a line in this step
+    rule: str | None = None  # the output guard's rule that ended a line in this step
 
 
 def to_result(rows: Sequence[RowResult], codebooks: int) -> StepResult:
@@ -53,7 +53,10 @@ def to_result(rows: Sequence[RowResult], codebooks: int) -> StepResult:
 
 
 class Runner(Protocol):
-    """A model in batch form. Rows are numbered 0..max_rows-1; a row belongs to one utterance from admit to release."""
+    """A model that generates one utterance in each row. Rows have the numbers 0..max_rows-1.
+
+    A row belongs to one utterance from `admit` to `release`.
+    """
 
     @property
     def max_rows(self) -> int:
@@ -64,26 +67,29 @@ class Runner(Protocol):
         """The sample rate of the audio."""
 
     def admit(self, row: int, utterance: Utterance) -> None:
-        """Assign the row to this utterance, without heavy work. A SpeechError fails this utterance only."""
+        """Assign the row to this utterance. Must return quickly. If it raises, only this utterance fails."""
 
     def prefill(self, row: int) -> bool:
-        """Read one chunk of the prompt (chunked prefill). Returns True once the row can step."""
+        """Read the next chunk of the row's prompt (chunked prefill). Returns True if the prompt is complete."""
 
     def step(self, rows: Sequence[int]) -> StepResult:
-        """Advance exactly these rows by one frame.
+        """Advance exactly these rows by one frame, and return the results.
 
-        May return the results of an earlier call while the device computes this one. Then it leaves out rows that were
-        released in between.
+        A runner may return the results of the previous call while the device computes this call. Then the results omit
+        rows that were released between the two calls.
         """
 
     def decode(self, rows: Sequence[int], codes: Codes) -> Sequence[Samples]:
         """Decode one frame of codes (n, K) int16 to samples: one array (N,) float32 for each row.
 
-        An array is empty if the decoder keeps the row's frame and decodes it together with a later one.
+        An array is empty if the decoder keeps the row's frame and decodes it together with a later frame.
         """
 
     def drain(self, row: int) -> Samples:
-        """Return samples (N,) float32 that the decoder has kept back. Called for a row that had no frame in a step."""
+        """Decode the frames that the decoder still keeps for the row, and return the samples (N,) float32.
+
+        The loop calls this for a row that has no frame in a step.
+        """
 
     def release(self, row: int) -> None:
-        """Remove the row's utterance, which has ended or was cancelled."""
+        """Remove the utterance from the row, because it has ended or was cancelled."""

@@ -1,7 +1,8 @@
-"""Sampling: draws codes from logits with temperature, top-k and top-p of each row, and computes the noise.
+"""Sampling: draws codes from logits with the temperature, top-k and top-p of each row.
 
-A draw is argmax(p / q) with exponential noise q, which has the distribution of a multinomial draw. The noise of code t
-is a hash of (seed, frame, codebook, t). So a request draws the same codes in any row and in any batch.
+A draw is argmax(p / q), where p are the probabilities and q is exponential noise. This has the same distribution as
+torch.multinomial(p). The noise of a code is a hash of the seed, the frame, the codebook and the code. So a request
+draws the same codes in any row and in any batch.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ def to_int64(value: int) -> int:
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Shift int64 right, filling with zeros."""
+    """Shift int64 values right by `bits`, with zeros from the left."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Hash int64 with the finaliser of splitmix64 (Steele, Lea, Flood 2014). Overflow wraps around."""
+    """Hash int64 values with the finaliser of splitmix64 (Steele, Lea, Flood 2014). Overflow wraps around."""
     x = (x ^ _shift(x, 30)) * to_int64(0xBF58476D1CE4E5B9)
     x = (x ^ _shift(x, 27)) * to_int64(0x94D049BB133111EB)
     return x ^ _shift(x, 31)
@@ -49,16 +50,16 @@ def exponential_noise(seeds: Tensor, frames: Tensor, codebooks: int, codes: int,
     begin = first * codes + 1
     count = torch.arange(begin, begin + codebooks * codes, device=seeds.device, dtype=torch.int64)
     bits = _shift(_mix(row[:, None] + count[None, :] * to_int64(_GOLDEN)), 40)  # (n, K * C), 24 bits each
-    # Without the limit, 24 one bits would round to 1.0, and -log(1) is -0.0.
+    # If all 24 bits are 1, the sum rounds to 1.0 without the limit, and the noise -log(1.0) is not above 0.
     uniform = ((bits.to(torch.float32) + 0.5) * 2.0**-24).clamp_(max=_MAX_UNIFORM)
     return -torch.log(uniform).view(-1, codebooks, codes)
 
 
 def _race(kept: Tensor, noise: Tensor) -> Tensor:
-    """Draw a code from each row of scores (..., V) as argmax(p / noise).
+    """Draw one code from scores (..., V): argmax(softmax(scores) / noise).
 
-    A removed code has the score -inf, so p = 0. The lower limit of the noise prevents 0 / 0 = NaN, which argmax would
-    return.
+    A code that top-k or top-p removes has the score -inf, so its probability is 0. The noise is limited from below,
+    because argmax would choose the NaN of 0 / 0.
     """
     return (torch.softmax(kept, dim=-1) / noise.clamp(min=_MIN_NOISE)).argmax(dim=-1)
 
@@ -72,7 +73,7 @@ class SamplingParams:
     top_p: float = 1.0
 
     def overridden_by(self, sampling: Sampling) -> SamplingParams:
-        """Return a copy in which the values that the request sets replace the defaults."""
+        """Return a copy with the values of `sampling`. A value of `sampling` that is None keeps the default."""
         return SamplingParams(
             temperature=self.temperature if sampling.temperature is None else sampling.temperature,
             top_k=self.top_k if sampling.top_k is None else sampling.top_k,
@@ -81,7 +82,7 @@ class SamplingParams:
 
 
 class Sampler:
-    """Draws codes for n rows. Create one for each step: it holds the rows' sampling parameters as tensors."""
+    """Draws codes for n rows. Holds the sampling parameters of these rows, so each step needs a new Sampler."""
 
     def __init__(self, params: Sequence[SamplingParams], device: torch.device) -> None:
         self._all_greedy = all(k.temperature <= 0 for k in params)
@@ -107,12 +108,12 @@ class Sampler:
         return drawn if best is None else torch.where(self._greedy, best, drawn)
 
     def _cut(self, scores: Tensor) -> Tensor:
-        """Set scores outside of top-k and top-p to -inf."""
+        """Set the scores of codes outside of top-k or top-p to -inf."""
         size = scores.shape[-1]
         limits = [k if 0 < k < size else size for k in self._limits]
         deepest = max((k for k in limits if k < size), default=0)
         if deepest:
-            # Codes with the same score as the k-th stay, as in both reference implementations.
+            # All codes whose score equals the k-th score stay, as in both reference implementations.
             tops = scores.topk(deepest, dim=-1).values
             if min(limits) == deepest:
                 floor = tops[:, -1:]
@@ -132,16 +133,17 @@ class Sampler:
         return scores
 
 
-TOP_K_FAST = 64  # the fast path of `draw` finds the k-th largest score up to this k without a full sort
+TOP_K_FAST = 64  # the largest top_k for which the fast path of `draw` finds the k-th score without a full sort
 
 
 def draw(
     scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, noise: Tensor, *, fast_path: bool = False
 ) -> Tensor:
-    """Draw codes as Sampler.pick does, with sampling parameters (n,) on the device. A CUDA graph can capture it.
+    """Draw codes like Sampler.pick, in a form that a CUDA graph can capture.
 
-    scores, noise (n, C, V) float32 -> codes (n, C) int64. fast_path: avoid the sort; allowed if `fast_path()` returns
-    True for the rows. Codes with equal scores at the limit of top-k or top-p all stay.
+    scores, noise (n, C, V) float32 -> codes (n, C) int64. temperature, top_k, top_p: (n,) on the device. fast_path:
+    avoid the sort; the function `fast_path` says when this is allowed. If several codes have the score at the limit of
+    top-k or top-p, all of them stay.
     """
     size = scores.shape[-1]
     greedy = temperature <= 0
@@ -150,7 +152,7 @@ def draw(
     limited = (top_k > 0) & (top_k < size)
     if fast_path:
         most = min(TOP_K_FAST, size)
-        # An inactive row may have any top_k.
+        # The top_k of a row without an utterance may have any value, so it is limited.
         at = (torch.where(limited, top_k.clamp(max=most), most) - 1)[:, None, None].expand(-1, scores.shape[1], 1)
         floor = scores.topk(most, dim=-1).values.gather(-1, at)
         floor = floor.masked_fill(~limited[:, None, None], -torch.inf)
@@ -168,25 +170,26 @@ def draw(
 
 
 def fast_path(params: Sequence[SamplingParams], size: int) -> bool:
-    """Whether `draw` may use its fast path: every row has top_p 1, and a top_k of at most TOP_K_FAST or no limit.
+    """Whether `draw` may use its fast path for these rows. size: the number of codes V.
 
-    size: the number of codes V.
+    The fast path needs top_p = 1 in every row. The top_k of a row must be at most TOP_K_FAST, or it must not remove any
+    code (top_k 0, or top_k >= size).
     """
     return all(k.top_p >= 1 and (k.top_k <= TOP_K_FAST or k.top_k >= size) for k in params)
 
 
 class ReferenceNoise:
-    """The noise that torch.multinomial draws after torch.manual_seed(seed), for one row on a CPU.
+    """Draws the same noise as torch.multinomial after torch.manual_seed(seed), for one row on a CPU.
 
-    Used to compare codes with other implementations.
+    With this noise, codes can be compared with the codes of other implementations.
     """
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
 
     def draw(self, codes: int) -> Tensor:
-        """Draw the next exponential noise (1, codes). `codes` counts the whole vocabulary, with masked codes.
+        """Draw exponential noise (1, codes). A value is 0 with a probability of 2^-53.
 
-        A value is 0 with a probability of 2^-53.
+        codes: the size of the whole vocabulary, including masked codes.
         """
         return torch.empty(1, codes).exponential_(1, generator=self._generator)

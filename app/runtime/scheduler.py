@@ -1,12 +1,15 @@
-"""The scheduler of continuous batching: a bounded queue in front of a fixed set of rows. Plain Python, no model.
+"""The scheduler of continuous batching: a bounded queue of utterances, and a fixed number of rows that generate them.
 
-Each row has a slack: the seconds that its listener can play without more audio (`Slot.slack_s`). While any row has a
-slack below SHORT_S, only rows with a slack below AHEAD_S are prefilled and stepped. This shortens the time to first
-audio. On a CPU, a step with fewer rows takes less time. On a GPU, an iteration without a step leaves the device to the
-new prompt. Foreground rows are never preempted: such a row becomes free when its utterance ends or is cancelled.
+The slack of a row is the number of seconds that its listener can play without more audio (`Slot.slack_s`). While any
+row has a slack below SHORT_S, only rows with a slack below AHEAD_S are prefilled and stepped. This shortens the time to
+first audio: on a CPU, a step with fewer rows takes less time. On a GPU, if no row is stepped, the whole device works on
+the new prompt.
 
-The event loop calls `submit` and `cancel`, and the engine's thread calls the other methods. One lock guards all. The
-engine's loop gets a `Plan`, executes it, and reports the results with `commit`.
+A background job is preempted if a foreground job needs its row. A foreground job keeps its row until its utterance ends
+or is cancelled.
+
+The event loop calls `submit`, `cancel`, `wake` and `load`. The engine's thread calls the methods from `plan` on. One
+lock protects all state. The engine's loop gets a `Plan`, executes it, and reports the results with `commit`.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from app.types import Load
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The work of one iteration, in this order: rows to release, to admit, to prefill by one chunk, and to step."""
+    """The rows that one iteration of the loop releases, admits, prefills by one chunk, and steps, in this order."""
 
     release: tuple[int, ...] = ()
     admit: tuple[tuple[int, Job], ...] = ()
@@ -34,19 +37,19 @@ class Plan:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do."""
+        """Whether the plan contains no work."""
         return not (self.release or self.admit or self.prefill or self.step)
 
 
 class Scheduler:
-    """Owns the queue and the rows. A full queue raises Busy immediately (backpressure)."""
+    """Owns the queues and the rows. `submit` raises Busy immediately if the queue is full (backpressure)."""
 
     def __init__(self, max_rows: int, max_queue: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._slots = Slots(max_rows)
         self._queue: deque[Job] = deque()  # first utterances of answers; bounded
         self._continuations: deque[Job] = deque()  # later utterances of answers that have started
-        self._background: deque[Job] = deque()  # jobs that run only while no foreground job does
+        self._background: deque[Job] = deque()  # jobs that run only while no foreground job runs
         self._max_queue = max_queue
         self._changed = threading.Condition()
         self._dirty = False
@@ -55,10 +58,10 @@ class Scheduler:
     # ---- event loop side
 
     def submit(self, job: Job) -> None:
-        """Add a job to the queue. Raises Busy if rows and queue are full, or the error of `close`.
+        """Add a job to its queue. Raises Busy if all rows and the queue are full, or the error passed to `close`.
 
-        Later utterances of an answer are never refused and run before new answers. A background job is not refused
-        either; it ends with Busy if a foreground job needs its row.
+        Only the first utterance of an answer can be refused. The later utterances of an answer run before new answers.
+        A background job ends with Busy if a foreground job needs its row.
         """
         with self._changed:
             if self._closed is not None:
@@ -68,7 +71,8 @@ class Scheduler:
             elif job.utterance.scheduling.continuation:
                 self._continuations.append(job)
             else:
-                free = len(self._slots) - self._speaking - len(self._continuations)  # continuations take rows first
+                # Continuations take free rows before new answers do.
+                free = len(self._slots) - self._speaking - len(self._continuations)
                 if len(self._queue) >= max(0, free) + self._max_queue:
                     raise Busy(
                         f"The server is speaking for {len(self._slots)} requests and {self._max_queue} are waiting. "
@@ -79,21 +83,21 @@ class Scheduler:
             self._wake()
 
     def cancel(self, job: Job) -> None:
-        """Cancel a job: remove it from the queue immediately, or from its row in the next iteration."""
+        """Cancel a job. A queued job is removed now; a job in a row is removed by the next `plan`."""
         with self._changed:
             job.cancelled = True
             for queue in (self._queue, self._continuations, self._background):
-                with contextlib.suppress(ValueError):  # the job is in a row or has ended
+                with contextlib.suppress(ValueError):  # the job is not in this queue
                     queue.remove(job)
             self._wake()
 
     def wake(self) -> None:
-        """Make the engine's thread plan again, because an audio queue has space again."""
+        """Make the engine's thread plan again. Audio queues call this when they have space again."""
         with self._changed:
             self._wake()
 
     def load(self) -> Load:
-        """Return the number of rows in use and of queued jobs, with their limits."""
+        """Return the number of foreground rows in use, the number of queued new answers, and the limits of both."""
         with self._changed:
             return Load(self._speaking, len(self._slots), len(self._queue), self._max_queue)
 
@@ -103,7 +107,7 @@ class Scheduler:
         return sum(not slot.background for slot in self._slots.live)
 
     def close(self, error: Exception | None = None) -> None:
-        """End all queued and active jobs with `error`, and raise it for new jobs. None = EngineStopped."""
+        """End all queued and running jobs with `error`. After this, `submit` raises `error`. None = EngineStopped."""
         with self._changed:
             self._closed = error or EngineStopped("The engine has stopped. Restart the server.")
             waiting = (*self._queue, *self._continuations, *self._background)
@@ -118,7 +122,7 @@ class Scheduler:
     # ---- engine thread side
 
     def plan(self) -> Plan:
-        """Plan the next iteration, and assign free rows to queued jobs."""
+        """Assign free rows to queued jobs, and return the plan of the next iteration."""
         with self._changed:
             self._dirty = False
             release = [slot.row for slot in self._slots.live if slot.job is not None and slot.job.cancelled]
@@ -132,7 +136,7 @@ class Scheduler:
             step: list[int] = []
             for slot in self._slots:
                 if slot.phase in (Phase.SPEAK, Phase.PAUSED):
-                    assert slot.job is not None  # noqa: S101 - a live row has a job; check() says the same
+                    assert slot.job is not None  # noqa: S101 - a row that is not FREE has a job, as check() ensures
                     slot.phase = Phase.PAUSED if slot.job.audio_queue.full else Phase.SPEAK
                     if slot.phase is Phase.SPEAK:
                         step.append(slot.row)
@@ -148,13 +152,13 @@ class Scheduler:
                 if min(slack_s.values()) < SHORT_S:
                     step = [row for row in step if slack_s[row] < AHEAD_S]
                     waiting = [slot for slot in waiting if slack_s[slot.row] < AHEAD_S]
-            # One chunk of one prompt in each iteration (chunked prefill), so that new answers do not stall other rows.
-            # Answers that are being played come first, then the job that has waited longest.
+            # Each iteration prefills one chunk of one prompt (chunked prefill), so that a long prompt does not delay
+            # the steps of speaking rows. `_urgency` chooses the prompt.
             waiting.sort(key=_urgency)
             return Plan(tuple(release), tuple(admit), tuple(slot.row for slot in waiting[:1]), tuple(step))
 
     def _preempt(self) -> list[int]:
-        """End background jobs whose rows waiting foreground jobs need, and return the rows."""
+        """If queued foreground jobs need more rows than are free, end background jobs, and return their rows."""
         needed = len(self._queue) + len(self._continuations) - (len(self._slots) - len(self._slots.live))
         rows = [slot.row for slot in self._slots.live if slot.background][: max(0, needed)]
         for row in rows:
@@ -166,7 +170,7 @@ class Scheduler:
         return rows
 
     def prefilled(self, row: int) -> None:
-        """Mark that the row has read its whole prompt and can step."""
+        """Record that the whole prompt of the row is prefilled, so that the row can step."""
         with self._changed:
             self._slots[row].phase = Phase.SPEAK
 
@@ -195,7 +199,10 @@ class Scheduler:
             return jobs
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until a job or an audio queue changes, or until timeout_s has passed."""
+        """Wait until there may be new work, at most `timeout_s`.
+
+        New work may exist after a job was added or cancelled, and after an audio queue got space.
+        """
         with self._changed:
             if not self._dirty:
                 self._changed.wait(timeout_s)
@@ -203,7 +210,7 @@ class Scheduler:
     def check(self) -> None:
         """Check that rows and queues are consistent. Raises AssertionError if they are not.
 
-        Tests call it after each iteration, and the loop calls it when idle.
+        Tests call this after each iteration, and the engine's loop calls it when a plan contains no work.
         """
         with self._changed:
             job_ids: set[int] = set()
@@ -222,7 +229,11 @@ class Scheduler:
 
 
 def _urgency(slot: Slot) -> tuple[int, float]:
-    """Sort key for prefill: answers that are being played, new answers, utterances that play later. Oldest first."""
+    """Return the sort key of a row that waits for prefill: its class, and the time of its submission.
+
+    Class 0: the utterance that its listener plays now or next. Class 1: the first utterance of an answer. Class 2: an
+    utterance that plays later.
+    """
     job = slot.job
     if job is None:
         return 2, 0.0

@@ -1,4 +1,4 @@
-"""The rows of an engine and the jobs in them. Does not use torch and starts no threads."""
+"""The rows of an engine and the jobs in these rows. This module does not use torch and starts no threads."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from app.types import Utterance
 
 
-# The scheduler compares these limits with the slack of the rows (`Slot.slack_s`).
-SHORT_S = 1.0  # while any row has less slack than this,
-AHEAD_S = 3.0  # rows with at least this much slack pause
-NOT_PLAYED_S = 2.0  # slack of audio that no listener plays during its generation: between the two limits
+# While any row has less slack (`Slot.slack_s`) than SHORT_S, the scheduler pauses all rows with at least AHEAD_S.
+SHORT_S = 1.0
+AHEAD_S = 3.0
+# The slack of a row without a playback clock. A value between the limits: the row neither pauses nor pauses others.
+NOT_PLAYED_S = 2.0
 
 
 class Phase(Enum):
-    """The state of a row. The order is FREE -> PREFILL -> SPEAK <-> PAUSED -> FREE."""
+    """The state of a row: FREE -> PREFILL -> SPEAK <-> PAUSED -> FREE. PAUSED: the row's audio queue is full."""
 
     FREE = auto()
     PREFILL = auto()
@@ -31,7 +32,7 @@ class Phase(Enum):
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """One utterance in the engine, from `Scheduler.submit` to its last audio."""
+    """One utterance in the engine, from `Scheduler.submit` to the end of its audio."""
 
     utterance: Utterance
     audio_queue: AudioQueue
@@ -59,11 +60,11 @@ class Slot:
         return self.job is not None and self.job.background
 
     def slack_s(self, now_s: float) -> float:
-        """Return the seconds until a listener needs more audio from this row.
+        """Return the seconds until the listener needs more audio from this row.
 
-        -inf: the listener waits for the first audio of an answer. inf: the row is free, has a background job, or its
-        utterance follows the one that is being sent. NOT_PLAYED_S: no listener is known, or the listener has had gaps;
-        then the following utterances of the answer do not pause.
+        -inf: the listener waits for the first audio of an answer. inf: the row is free, has a background job, or
+        generates a later utterance than the server sends now. NOT_PLAYED_S: the request has no playback clock. If the
+        listener has had gaps, later utterances get NOT_PLAYED_S in place of inf, so that they do not pause.
         """
         if self.job is None or self.background:
             return math.inf
@@ -79,7 +80,7 @@ class Slot:
 
 
 class Slots:
-    """A fixed set of rows. `take` uses the lowest free row, so that a small batch covers all rows in use."""
+    """A fixed number of rows. `take` uses the lowest free row, so that the rows in use fit into a small batch."""
 
     def __init__(self, count: int) -> None:
         self._slots = [Slot(row) for row in range(count)]
@@ -99,7 +100,7 @@ class Slots:
         return [slot for slot in self._slots if slot.phase is not Phase.FREE]
 
     def take(self, job: Job) -> Slot | None:
-        """Put the job into the lowest free row and return its slot. Returns None if no row is free."""
+        """Put the job into the lowest free row, and return the row's slot. Returns None if no row is free."""
         for slot in self._slots:
             if slot.phase is Phase.FREE:
                 slot.job, slot.phase, slot.frames = job, Phase.PREFILL, 0

@@ -1,8 +1,9 @@
 """`python -m app.main --ray [address]`: runs replicas of the whole server on Ray Serve, behind Ray's HAProxy.
 
-Each replica builds the unchanged server from the settings, with its own limits and its own health check. Ray places the
-replicas, replaces dead ones, and changes their number with the load. Needs the extra `[ray]`, which pins the version of
-Ray: HAProxy ingress and apps that a replica builds itself are new in Ray and may change.
+Each replica is a complete server with the same settings, with its own limits and its own health check. Ray places the
+replicas, replaces dead replicas, and changes their number with the load. This module needs the extra `[ray]`. The extra
+pins the version of Ray, because two features are new in Ray and may change: HAProxy as the proxy, and replicas that
+build their own ASGI app.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 APP = "tts"
-# Ray passes this many more requests to a replica than it has rows and queue places. So the server itself answers 429 in
-# OpenAI's format, and lists and /health work even if all rows are in use. Further requests get Ray's own 429.
+# A replica gets at most this many requests beyond its rows and queue places. So the server can answer them with a 429
+# in OpenAI's format, and /health and the lists work even if all rows are in use. Ray answers further requests with a
+# 429.
 SPARE_REQUESTS = 32
 TARGET_SHARE = 0.7  # Ray adds a replica if more than this share of the rows is in use on average
 HEALTH_PERIOD_S = 5.0
@@ -42,17 +44,17 @@ LONGEST_STREAM_S = 3600
 
 
 def environment(grace_s: int) -> dict[str, str]:
-    """Return the environment variables that Ray and its processes read at import.
+    """Return the environment variables for Ray and its processes. Ray reads them at import.
 
-    grace_s: seconds that running answers may take at a shutdown.
+    grace_s: at a shutdown, seconds after which unfinished answers are cut off.
     """
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",  # adds 0.5 ms to the first byte; the Python proxy adds 6 ms
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_worker_niceness": "0",  # with Ray's default, 15, any other process slows down the replicas
+        "RAY_worker_niceness": "0",  # with Ray's default of 15, all other processes have priority over the replicas
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a dead proxy is replaced after three failed checks
-        # Retry on another replica if one died before its first byte, or is stopping.
+        # Send a request to another replica if its replica stops or dies before the first byte of the answer.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response 503",
         # HAProxy reloads when replicas change. The old HAProxy process ends after its last stream or after this time.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(max(grace_s, LONGEST_STREAM_S)),
@@ -73,16 +75,16 @@ class Replica:
         return started_when_settled(self._app)
 
     async def check_health(self) -> None:
-        """Check that the engine's loop runs. Raises RuntimeError if not, and Ray then replaces this replica."""
+        """Check that the engine works. Raises RuntimeError if it does not; then Ray replaces this replica."""
         status, body = await get(self._app, "/health")
         if status != 200:
             raise RuntimeError(f"The replica is unhealthy: {body.get('reason')}")
 
 
 def started_when_settled(app: ASGIApp) -> ASGIApp:
-    """Wrap the app so that its start is complete only when an engine runs or has failed.
+    """Return an ASGI app that delays the end of the app's startup until an engine runs or has failed.
 
-    Ray sends no requests before the start is complete.
+    Ray sends no requests to a replica before its startup is complete.
     """
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,7 +100,7 @@ def started_when_settled(app: ASGIApp) -> ASGIApp:
 
 
 async def get(app: ASGIApp, path: str) -> tuple[int, dict[str, Any]]:
-    """Send a GET request directly to the app, without a socket -> (status, JSON body)."""
+    """Send a GET request to the app, without a socket. Returns the status and the JSON body."""
     status, body = 0, b""
 
     async def receive() -> Message:
@@ -130,9 +132,9 @@ async def get(app: ASGIApp, path: str) -> tuple[int, dict[str, Any]]:
 
 
 def gpus_for(settings: Settings, in_cluster: float) -> int:
-    """Return the number of GPUs of one replica. in_cluster: the number of GPUs in the cluster.
+    """Return the number of GPUs that one replica uses. in_cluster: the number of GPUs in the cluster.
 
-    Raises ValueError if the settings name GPUs by number, because Ray chooses them.
+    Raises ValueError if the settings name GPUs by number, because Ray chooses the GPUs.
     """
     named = settings.devices or (settings.device,)
     if any(name.startswith("cuda:") for name in named):
@@ -181,16 +183,16 @@ def options_for(settings: Settings, gpus: int) -> dict[str, Any]:
 
 
 def serve(settings: Settings, address: str | None) -> None:
-    """Serve until SIGTERM or Ctrl+C. Then wait up to TTS_SHUTDOWN_GRACE_S for running answers.
+    """Serve until SIGTERM or Ctrl+C. Then wait up to TTS_SHUTDOWN_GRACE_S for answers in progress.
 
     address: the address of a running cluster; None = start a cluster on this machine. Raises ValueError if Ray is not
-    installed or the settings do not fit Ray.
+    installed, or if the settings can't be used with Ray.
     """
     variables = environment(settings.shutdown_grace_s)
     for name, value in variables.items():
         os.environ.setdefault(name, value)
     try:
-        import ray  # noqa: PLC0415 - after its environment variables are set
+        import ray  # noqa: PLC0415 - Ray reads the environment variables at import
         from ray import serve as ray_serve  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ValueError("--ray needs Ray: pip install -c constraints.txt '.[ray]'") from error
@@ -201,7 +203,7 @@ def serve(settings: Settings, address: str | None) -> None:
     options = {"include_dashboard": False} if address is None else {"runtime_env": {"env_vars": variables}}
     ray.init(address=address or "local", log_to_driver=True, **options)
     stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):  # replaces Ray's handlers, which end the process at once
+    for number in (signal.SIGTERM, signal.SIGINT):  # replaces Ray's handlers, which end the process immediately
         signal.signal(number, lambda *_: stopping.set())
     try:
         gpus = gpus_for(settings, ray.cluster_resources().get("GPU", 0))
@@ -227,8 +229,8 @@ def serve(settings: Settings, address: str | None) -> None:
 
 
 def drain(ray_serve: Any, grace_s: float) -> None:
-    """Shut down gracefully: refuse new requests and wait up to grace_s + 5 seconds for running answers."""
-    log.info("stopping: waiting up to %.0f s for the requests in progress", grace_s)
+    """Shut down gracefully: refuse new requests, and wait up to grace_s + 5 seconds for answers in progress."""
+    log.info("the server stops and waits up to %.0f s for the requests in progress", grace_s)
     ray_serve.delete(APP, _blocking=False)
     until_s = time.monotonic() + grace_s + 5
     while APP in ray_serve.status().applications and time.monotonic() < until_s:

@@ -1,12 +1,14 @@
 """Downloads model files from the Hugging Face hub: resumable, verified, with progress, and cancellable.
 
-hub.py decides which files a model needs. What huggingface_hub (read at 2.4) does, and what this module does:
-- The library gives the file list, URLs, headers, the HTTP session, locks and typed errors.
-- This module fetches the bytes. `hf_hub_download` writes to a file with a random name and deletes it on failure, so a
-  killed download starts from zero. It reports progress every 10 MiB and can't be cancelled in between, and its xet path
-  can't resume. A plain GET with Range into blobs/<etag>.incomplete does all of this. /resolve/ also answers a plain GET
-  for xet files, with a redirect, so xet needs no setting.
-- HF_ENDPOINT and HF_HUB_OFFLINE are read at each call. The library reads them only once, at its import.
+hub.py decides which files a model needs. The library huggingface_hub (checked at version 2.4) provides the file list,
+URLs, headers, the HTTP session, locks and typed errors. This module downloads the bytes, because the library's
+`hf_hub_download` has these limits:
+- It writes to a file with a random name and deletes this file on failure, so a killed download starts from zero.
+- It reports progress only every 10 MiB, and it can't be cancelled between two reports.
+- It can't resume a download over the xet protocol.
+This module sends a plain GET with a Range header and appends the bytes to blobs/<etag>.incomplete. For xet files, the
+hub redirects a plain GET to an HTTP download, so xet needs no setting.
+This module reads HF_ENDPOINT and HF_HUB_OFFLINE at each call. The library reads them only once, at its import.
 """
 
 from __future__ import annotations
@@ -35,35 +37,37 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_TICK_S = 0.22  # between two calls of on_progress and cancelled: at most 5 a second, and at least one every 0.5 s
+_TICK_S = 0.22  # seconds between two calls of on_progress and cancelled: at most 5 calls a second
 _RATE_WINDOW_S = 5.0
 _BLOCK_BYTES = 1 << 20
-_HEADROOM = 1.05  # needed free space / missing bytes: files are rounded up to blocks, and other processes write too
+# Free disk space that a download needs, relative to the missing bytes. The disk rounds files up to blocks, and other
+# processes may write at the same time.
+_HEADROOM = 1.05
 
 
 class Cancelled(Exception):
-    """The caller cancelled the download. Downloaded bytes are kept, and the next download continues with them."""
+    """The caller cancelled the download. The downloaded bytes stay on disk, and the next download continues there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Progress of a download. Bytes that were on disk before count as done, but not in the rate."""
+    """Progress of a download. done_bytes includes bytes of earlier downloads; rate_bytes_s does not."""
 
     source: str
     file: str
     done_bytes: int
     total_bytes: int
     rate_bytes_s: float
-    eta_s: float | None  # None: no rate yet
+    eta_s: float | None  # estimated seconds until the end; None = the rate is not known yet
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
     """Timeouts and retries of a download."""
 
-    answer_s: float = 14.0  # timeout for the file list, with all attempts
-    stall_s: float = 60.0  # timeout for the next byte
-    retries: int = 4  # how many attempts in a row may fail with less than a block downloaded
+    answer_s: float = 14.0  # timeout for the file list, including all attempts
+    stall_s: float = 60.0  # timeout for the next byte of a file
+    retries: int = 4  # the download fails after more than this many failures in a row without a new block
     backoff_s: float = 1.0  # delay before the first retry, doubled for each further retry
 
 
@@ -79,16 +83,17 @@ def fetch(
     cancelled: Callable[[], bool] = lambda: False,
     patience: Patience = _PATIENCE,
 ) -> Path:
-    """Return the folder with the model's files, and download them if any is missing. Blocks: call it in a thread.
+    """Return the folder with the model's files. Download the files if any is missing.
 
-    Calls on_progress and cancelled in the calling thread. Sends only `token`, never a token stored on this machine.
-    Raises WeightsUnavailable with a reason and a remedy, and Cancelled.
+    This function blocks, so call it in a thread. It calls on_progress and cancelled in the same thread. It sends
+    `token` to the hub, and never a token stored on this machine. Raises WeightsUnavailable with a reason and a remedy.
+    Raises Cancelled after `cancelled` has returned True.
     """
     if (folder := find(files, models_dir)) is not None:
         return folder
     _refuse_offline(files, models_dir)
     token = token.strip()
-    if not re.fullmatch(r"[!-~]*", token):  # the HTTP library's error would quote the token
+    if not re.fullmatch(r"[!-~]*", token):  # check it here, because the HTTP library's error would quote the token
         raise WeightsUnavailable("HF_TOKEN contains characters that no token has", remedy="Correct HF_TOKEN.")
     endpoint = (os.environ.get("HF_ENDPOINT") or HUB_URL).rstrip("/")
     download = _Download(files, Source.parse(files), models_dir, endpoint, token, patience)
@@ -112,14 +117,14 @@ def fetch(
     finally:
         download.stop.set()
     on_progress(download.progress())
-    if missing := missing_files(download.snapshot, files):  # the index names a shard that the repository lacks
+    if missing := missing_files(download.snapshot, files):  # the index file may name a shard that the hub lacks
         raise missing_error(files, missing)
     return download.snapshot
 
 
 def _refuse_offline(files: ModelFiles, models_dir: Path) -> None:
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}:  # the library's own list
+        if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}:  # the values that huggingface_hub accepts
             raise WeightsUnavailable(
                 f"offline mode is set ({name}={os.environ[name]}) and {files.source} is not complete in {models_dir}",
                 remedy=f"Unset {name}, or set {files.setting} to a local folder.",
@@ -127,10 +132,10 @@ def _refuse_offline(files: ModelFiles, models_dir: Path) -> None:
 
 
 def _in_background(work: Callable[[], T], tick: Callable[[], None], *, limit_s: float | None = None) -> T:
-    """Run `work` in its own thread and call `tick` in this one meanwhile. An exception from `tick` ends the wait.
+    """Run `work` in a new thread and return its result. Call `tick` in the caller's thread until `work` ends.
 
-    Python can interrupt neither a name look-up nor a blocked read, hence the thread. It is a daemon, so a stuck one
-    does not keep the process from ending. Raises _TimedOut after limit_s.
+    An exception from `tick` ends the wait. Raises _TimedOut after limit_s. The new thread is necessary because Python
+    can't interrupt a DNS lookup or a blocked read. It is a daemon thread, so it can't prevent the end of the process.
     """
     future: Future[T] = Future()
 
@@ -151,7 +156,7 @@ def _in_background(work: Callable[[], T], tick: Callable[[], None], *, limit_s: 
 
 @dataclass(frozen=True, slots=True)
 class _RemoteFile:
-    """A file as the hub describes it. etag names its blob: sha256 of large files, git's sha1 of small ones."""
+    """A file as the hub describes it. etag: the name of its blob: its sha256, or git's sha1 for small files."""
 
     name: str
     size_bytes: int
@@ -173,15 +178,16 @@ class _TimedOut(Exception):
 
 
 class _Stopped(Exception):
-    """The caller no longer waits, so the background thread ends."""
+    """The caller has stopped the download, so the background thread must end."""
 
 
 @dataclass(slots=True)
 class _Download:
-    """One model's download. `list_files` and `run` run in the background thread, all else in the caller's thread.
+    """The download of one model.
 
-    The background thread writes `local_bytes`, `current` and `fetched_bytes`, and the caller's thread reads them. The
-    caller's thread sets `stop`.
+    The background thread runs `list_files` and `run`. The caller's thread calls all other methods. During `run`, the
+    background thread writes `local_bytes`, `current` and `fetched_bytes`, and the caller's thread reads them. The
+    caller's thread sets `stop` to end the background thread.
     """
 
     files: ModelFiles
@@ -193,9 +199,9 @@ class _Download:
     plan: _Plan = _Plan("", ())
     local_bytes: dict[str, int] = field(default_factory=dict)  # file -> bytes on disk
     current: str = ""
-    fetched_bytes: int = 0  # over the network, in this run
+    fetched_bytes: int = 0  # bytes that this object has received over the network
     stop: threading.Event = field(default_factory=threading.Event)
-    samples: deque[tuple[float, int]] = field(default_factory=deque)  # (time, fetched_bytes), the last _RATE_WINDOW_S
+    samples: deque[tuple[float, int]] = field(default_factory=deque)  # (time, fetched_bytes) of the last _RATE_WINDOW_S
 
     @property
     def cache(self) -> Path:
@@ -209,16 +215,20 @@ class _Download:
         return self.cache / "blobs" / f"{file.etag}.incomplete"
 
     def is_complete(self, file: _RemoteFile) -> bool:
-        """Whether the file is downloaded. Its blob or its snapshot file appears only after all bytes are verified.
+        """Whether the file is downloaded and verified.
 
-        Without symlinks there is only the snapshot file.
+        A blob gets its final name only after its bytes are verified. On a disk without symlinks, the blob is moved to
+        the snapshot, so only the snapshot file exists.
         """
         return (self.cache / "blobs" / file.etag).exists() or (self.snapshot / file.name).is_file()
 
     # ---- the caller's thread
 
     def prepare(self) -> None:
-        """Create the folders, count the bytes on disk, and raise WeightsUnavailable if the rest does not fit."""
+        """Create the folders and count the bytes on disk.
+
+        Raises WeightsUnavailable if the disk can't be written, or if the missing bytes do not fit on it.
+        """
         try:
             for folder in (self.cache / "blobs", self.snapshot):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -270,7 +280,7 @@ class _Download:
     # ---- the background thread
 
     def list_files(self) -> _Plan:
-        """Request the commit and the files to take. Retries twice, since a 503 at start-up may be temporary."""
+        """Request the commit and the list of files from the hub. Retries twice, because a 503 may be temporary."""
         from httpx2 import ConnectError  # noqa: PLC0415
 
         attempt = 0
@@ -300,7 +310,7 @@ class _Download:
             sibling = siblings[name]
             etag = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
             size = sibling.size
-            if size is None or not etag:  # this mirror lists names only: request each file's metadata
+            if size is None or not etag:  # some mirrors list only names, so request the metadata of each file
                 url = hf_hub_url(self.source.repo, name, revision=info.sha, endpoint=self.endpoint)
                 head = get_hf_file_metadata(
                     url, token=self.token or False, timeout=self.patience.answer_s, endpoint=self.endpoint
@@ -314,7 +324,10 @@ class _Download:
         return _Plan(info.sha, tuple(sorted(chosen, key=lambda file: (file.size_bytes, file.name))))
 
     def run(self) -> None:
-        """Download all files: weights last, and then the reference, so that half a model never looks complete."""
+        """Download all files, and then write the reference (refs/<revision>).
+
+        The weights are the last files. So a partly downloaded model never looks complete.
+        """
         try:
             self._download_all()
         except Exception as error:
@@ -328,7 +341,7 @@ class _Download:
             blob = self.cache / "blobs" / file.etag
             if not self.is_complete(file):
                 with self._lock(file):
-                    if not self.is_complete(file):  # another process may have fetched it during the wait
+                    if not self.is_complete(file):  # another process may have downloaded it during the wait
                         self._download(file, blob)
             self.local_bytes[file.name] = file.size_bytes
             _link(self.snapshot / file.name, blob)
@@ -337,7 +350,10 @@ class _Download:
 
     @contextmanager
     def _lock(self, file: _RemoteFile) -> Iterator[None]:
-        """Hold the library's lock of this blob. `tts download` often runs beside a starting server."""
+        """Hold the lock of this blob, which huggingface_hub and other servers use too.
+
+        For example, `tts download` may run while a server starts and downloads the same model.
+        """
         from filelock import Timeout  # noqa: PLC0415
         from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # noqa: PLC0415
 
@@ -355,7 +371,7 @@ class _Download:
             yield
 
     def _download(self, file: _RemoteFile, blob: Path) -> None:
-        """Download one file. Each connection continues where the last one ended."""
+        """Download one file to its blob. After a failure, a new connection continues at the last downloaded byte."""
         failures = 0
         with _PartialFile(self.part(file), file, self.stop) as part:
             part.hash_existing()
@@ -414,7 +430,7 @@ class _Download:
     # ---- error messages
 
     def _explain(self, error: Exception) -> WeightsUnavailable | None:
-        """Return `error` as WeightsUnavailable, or None for an unknown kind of error."""
+        """Convert `error` to WeightsUnavailable. Returns None for an unknown kind of error."""
         from httpx2 import HTTPError, InvalidURL  # noqa: PLC0415
         from huggingface_hub import errors  # noqa: PLC0415
 
@@ -493,7 +509,7 @@ class _PartialFile:
         self._digest = _digest(file)
 
     def hash_existing(self) -> None:
-        """Read the bytes of an earlier run, so that the checksum covers them too."""
+        """Add the bytes of an earlier download to the checksum. If the file is too long, remove its bytes."""
         left = _size(self._path)
         if left > self._file.size_bytes:
             self.restart()
@@ -526,16 +542,15 @@ class _PartialFile:
         self._digest = _digest(self._file)
 
     def is_valid(self) -> bool:
-        """Whether size and checksum match the hub's. Without a checksum in the ETag, only the size counts."""
+        """Whether size and checksum are as the hub announced. If the ETag is not a checksum, checks only the size."""
         if len(self._file.etag) != self._digest.digest_size * 2:
             return self.size_bytes == self._file.size_bytes
         return self._digest.hexdigest() == self._file.etag
 
     def sync(self) -> None:
         self._out.flush()
-        os.fsync(
-            self._out.fileno()
-        )  # a blob is not checked again under its final name, so it must survive a power failure
+        # A blob with its final name is not verified again. So its bytes must be on disk before it gets this name.
+        os.fsync(self._out.fileno())
 
     def _check(self) -> None:
         if self._stop.is_set():
@@ -543,14 +558,17 @@ class _PartialFile:
 
 
 def _digest(file: _RemoteFile) -> hashlib._Hash:
-    """Return a new checksum of the ETag's kind: git's blob id for small files, sha256 for files in LFS or xet."""
+    """Return an empty checksum of the kind in the file's ETag.
+
+    Small files have git's blob id, a sha1. Files in LFS or xet have a sha256.
+    """
     if len(file.etag) == 40:
         return hashlib.sha1(b"blob %d\0" % file.size_bytes, usedforsecurity=False)
     return hashlib.sha256()
 
 
 def _is_retryable(error: Exception) -> bool:
-    """Whether another attempt may succeed."""
+    """Whether another attempt may succeed after this error."""
     from httpx2 import TransportError  # noqa: PLC0415
     from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
 
@@ -564,12 +582,15 @@ def _continues_at(response: Response, start: int) -> bool:
 
 
 def _is_safe_name(name: str) -> bool:
-    """Whether a file name from the network stays inside its folder."""
+    """Whether a file name from the network is a relative path that stays inside its folder."""
     return "\\" not in name and not name.startswith("/") and not {"", ".", ".."} & set(name.split("/"))
 
 
 def _link(pointer: Path, blob: Path) -> None:
-    """Make snapshots/<commit>/<name> a relative symlink to the blob. Without symlinks, move the blob there."""
+    """Create `pointer` (snapshots/<commit>/<name>) as a relative symlink to the blob.
+
+    On a disk without symlinks, move the blob to `pointer`.
+    """
     if pointer.is_file():
         return
     pointer.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""Which model files are needed, and where they are on disk. Does not download (download.py) and reads no tensors.
+"""Finds out which files a model needs, and where these files are on disk. download.py downloads missing files.
 
-A source is a local folder, or a hub id `org/name` or `org/name@revision`. A local folder is used unchanged and needs no
-network. Downloads are in `<models_dir>/hub` in the hub's own cache layout (blobs/<etag>,
-snapshots/<commit>/<name> -> blob, refs/<revision>), so other tools can share the folder: HF_HUB_CACHE=<models_dir>/hub.
-The user's default cache is not read: models_dir is a volume, and the server uses nothing outside it.
+A source is a local folder, or a hub id `org/name` or `org/name@revision`. A local folder needs no network and is not
+changed. Downloaded files are in `<models_dir>/hub`, in the cache layout of the Hugging Face hub (blobs/<etag>,
+snapshots/<commit>/<name> -> blob, refs/<revision>). So other tools can use them: set HF_HUB_CACHE=<models_dir>/hub. The
+server does not read the default cache in the user's home folder.
 """
 
 from __future__ import annotations
@@ -30,26 +30,27 @@ _INDEX = ".safetensors.index.json"
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """The files that one model needs, and their source.
+    """The files that one model needs, and the source of these files.
 
-    Each layout of the weights is named by one file: an index file with its shards, or a single file.
+    A repository may contain the same weights in several layouts. A layout is an index file with its shards, or one
+    single file. `weights` names one file of each layout: its index file or its single file.
     """
 
     setting: str  # the environment variable that names the source
     source: str
-    weights: tuple[str, ...]  # layouts, best first; only the first that exists is taken
-    required: tuple[str, ...] = ("config.json",)  # the model can't be built without them
-    optional: tuple[str, ...] = ()  # patterns of small files, taken if they exist
-    mirrors: tuple[str, ...] = ()  # hub ids with the same weights and no gate, for advice in messages
+    weights: tuple[str, ...]  # layouts, best first; only the first layout that exists is used
+    required: tuple[str, ...] = ("config.json",)  # files without which the model can't be built
+    optional: tuple[str, ...] = ()  # patterns of small files that are used if they exist
+    mirrors: tuple[str, ...] = ()  # hub ids with the same weights and no access request; error messages name them
 
     @property
     def licence_url(self) -> str:
-        """The page where a gated model's licence is accepted."""
+        """The web page on which a user accepts the licence of a gated model."""
         return f"{HUB_URL}/{self.source.partition('@')[0]}"
 
     @property
     def allow_patterns(self) -> tuple[str, ...]:
-        """Patterns of all files that may be needed. `choose_files` takes only one layout of the weights."""
+        """Patterns of all files that the model may need. They cover all layouts; `choose_files` chooses one layout."""
         shards = tuple(name.replace(_INDEX, "-*-of-*.safetensors") for name in self.weights if name.endswith(_INDEX))
         return (*self.required, *self.optional, *self.weights, *shards)
 
@@ -103,16 +104,17 @@ _KNOWN: Mapping[str, ModelFiles] = {
 
 
 def files_for(model: str, source: str = "") -> ModelFiles:
-    """The files of `model` ("csm", "mimi", "dia" or "dac") from `source`; empty: from the default source."""
+    """Return the files of `model`, which is "csm", "mimi", "dia" or "dac". source: empty = the default source."""
     known = _KNOWN[model]
     return replace(known, source=source.strip()) if source.strip() else known
 
 
 def choose_files(files: ModelFiles, sizes: Mapping[str, int]) -> list[str]:
-    """Choose the files to take from `sizes` (name -> bytes, of a repository or a folder), smallest first.
+    """Choose the files that the model needs, and return their names, the smallest file first.
 
-    Takes exactly one layout of the weights. Small files come first, so that a gate or a wrong token fails at the first
-    kilobyte, and the weights come last. Raises WeightsUnavailable, which names the missing files.
+    sizes: the size in bytes of each file in a repository or folder. The result contains one layout of the weights.
+    Small files come first, so that a download without access fails before it fetches weights. Raises
+    WeightsUnavailable, which names the missing files.
     """
     chosen, missing = _select(files, sizes)
     if missing:
@@ -136,7 +138,7 @@ def _select(files: ModelFiles, sizes: Mapping[str, int]) -> tuple[list[str], lis
         found = sorted((name for name in sizes if fnmatch(name, layout)), key=lambda name: (sizes[name], name))
         if not found:
             continue
-        taken.add(found[0])  # several single files of one pattern are the same weights at different precision
+        taken.add(found[0])  # files that match one pattern have the same weights; the smallest has the lowest precision
         if layout.endswith(_INDEX):
             shards = [match for name in sizes if (match := _SHARD.fullmatch(name)) and match["stem"] + _INDEX == layout]
             taken.update(match.string for match in shards)
@@ -192,9 +194,10 @@ class Source:
 
 
 def find(files: ModelFiles, models_dir: Path) -> Path | None:
-    """Return the folder with the model's files if all of them are on disk, else None. Uses no network.
+    """Return the folder with the model's files, or None if any file is not on disk. Uses no network.
 
-    A local folder is returned as it is. Raises WeightsUnavailable if the source is not valid.
+    If the source is a local folder, returns it without a check of its files. Raises WeightsUnavailable if the source is
+    not valid.
     """
     source = Source.parse(files)
     if source.folder is not None:
@@ -213,7 +216,10 @@ def find(files: ModelFiles, models_dir: Path) -> Path | None:
 
 
 def missing_files(folder: Path, files: ModelFiles) -> list[str]:
-    """Names that a folder lacks for a complete model. A name appears in the cache only after its bytes are verified."""
+    """Return the names of the files that `folder` lacks for a complete model.
+
+    Checks only names, because a file in the cache gets its name after its bytes are verified.
+    """
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     chosen, missing = _select(files, sizes)
     for index in (name for name in chosen if name.endswith(_INDEX)):
@@ -239,10 +245,13 @@ def has_tensor(folder: Path, prefix: str) -> bool:
 
 
 def _tensor_names(path: Path) -> list[str]:
-    """Read names from a header: 8 bytes little-endian length, then JSON (safetensors' README)."""
+    """Read the names of the tensors from the header of a safetensors file.
+
+    The file begins with the length of the header (8 bytes, little-endian). The header is JSON.
+    """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > 100_000_000:  # the format's own limit
+        if length > 100_000_000:  # the limit of the safetensors format
             return []
         try:
             return list(json.loads(file.read(length)))

@@ -1,9 +1,10 @@
-"""The load cache stores a model's parameters on disk as they are in memory, for a faster next start.
+"""The load cache stores the parameters of a loaded model on disk, so that the next start is faster.
 
-Without it, a start of a bfloat16 model from float32 weights reads twice the bytes, rounds them, and joins and folds
-tensors again. The cache stores the result as one safetensors file, named by a digest of all inputs. A read checks the
-CRC-32 of each tensor. So a truncated or damaged file is detected and written again, and a write does not have to wait
-for the disk. Errors of the cache are logged and do not stop a start. Does not depend on any model.
+Without the cache, a bfloat16 model reads float32 weights, which have twice the bytes, and converts, joins and folds the
+tensors at each start. The cache stores the result as one safetensors file, named by a digest of all inputs. A read
+checks the CRC-32 of each tensor, so it detects a truncated or damaged file, and the file is written again. Therefore a
+write does not wait until the bytes are on disk. Errors of the cache are logged and do not stop a start. This module
+does not depend on any model.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ log = logging.getLogger(__name__)
 
 MIN_BYTES = 64 << 20  # a smaller model loads as fast from its source
 SPARE_BYTES = 1 << 30  # disk space that must stay free for other programs
-_LAYOUT = 1  # increase it if the same checkpoint gets another layout in memory
-_BLOCK_BYTES = 8 << 20  # size of a block: small enough that its checksum is computed in the CPU's cache
+_LAYOUT = 1  # increase this number if new code stores the same checkpoint in memory in another layout
+_BLOCK_BYTES = 8 << 20  # size of a block; a block fits into the CPU's cache while its checksum is computed
 _READERS = 4
-_STALE_S = 3600  # an older partial file was left behind by a process that has ended
-_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+_STALE_S = 3600  # the process that writes an older partial file has ended, so the file is removed
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 
 _NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.pt", "*.pth")
 
 
 class _Unusable(Exception):
-    """The file can't be used. The message says why."""
+    """The cached file can't be used. The message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class LoadCache:
     min_bytes: int = MIN_BYTES
 
     def entry(self, model_dir: Path, config: object, dtype: torch.dtype) -> Entry:
-        """Return the entry of the model that is loaded from `model_dir` with `config` and `dtype`."""
+        """Return the cache entry of the model that is loaded from `model_dir` with `config` and `dtype`."""
         hashed = hashlib.sha256(f"{_LAYOUT} {dtype} {config!r}".encode())
         for path in sorted({path for pattern in _WEIGHTS for path in model_dir.glob(pattern)}):
             status = path.stat()
@@ -75,9 +76,9 @@ class Entry:
         return self.cache.folder / f"{self.key}.safetensors"
 
     def fill(self, module: nn.Module) -> bool:
-        """Read all parameters of `module` from the file, and return True.
+        """Read all parameters of `module` from the file. Returns whether this succeeds.
 
-        Returns False if the file is missing or invalid. Then the parameters are undefined.
+        If the file is missing or invalid, returns False, and the parameters have undefined values.
         """
         start = time.perf_counter()
         try:
@@ -91,7 +92,10 @@ class Entry:
         return True
 
     def keep(self, module: nn.Module) -> None:
-        """Write every parameter of `module`, and remove older entries of the same source. A failure is only logged."""
+        """Write all parameters of `module` to the file, and remove older entries of the same source.
+
+        A module smaller than `min_bytes` is not written. A failure is logged and raises no error.
+        """
         total = sum(tensor.nbytes for tensor in module.parameters())
         if total < self.cache.min_bytes:
             return
@@ -173,7 +177,7 @@ class Entry:
 
 
 def _described(key: str, module: nn.Module) -> tuple[dict[str, Any], int]:
-    """Return the file's header without source and checksums, and the number of bytes that follow the header."""
+    """Return the header of the cached file without source and checksums, and the number of bytes after the header."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "key": key}}
     offset = 0
     for name, tensor in module.named_parameters():
@@ -184,7 +188,7 @@ def _described(key: str, module: nn.Module) -> tuple[dict[str, Any], int]:
 
 
 def _source(path: Path) -> str | None:
-    """Return the source of a cached file, or None if this module did not write the file."""
+    """Return the source of a cached file, or None if `path` is not a file of the load cache."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -205,12 +209,15 @@ def _blocks(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _bytes(block: Tensor) -> memoryview:
-    """Return the bytes of a block: a view of its memory on the CPU, or a copy from another device."""
+    """Return the bytes of a block. For a block on the CPU, returns a view; for another device, a copy."""
     return block.cpu().view(torch.uint8).numpy().data
 
 
 def _fill(path: Path, offset: int, tensor: Tensor) -> int:
-    """Read a tensor from the file, and return the CRC-32 of its bytes. A tensor on the CPU is read without a copy."""
+    """Read the values of `tensor` from the file, and return the CRC-32 of the bytes.
+
+    offset: position of the values in the file. Values for a CPU tensor are read directly into its memory.
+    """
     crc = 0
     with path.open("rb", buffering=0) as file:
         file.seek(offset)

@@ -1,6 +1,6 @@
-"""Reads checkpoints from disk in blocks. Does not depend on any model: models pass the tensors that they expect.
+"""Reads checkpoints from disk in blocks. This module does not depend on any model.
 
-Safetensors files are read, not memory-mapped: a mapped file of 6 GB would count as resident memory during the copy.
+Safetensors files are not memory-mapped, because a mapped file of 6 GB would count as resident memory during the copy.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from app.errors import WeightsUnavailable
 
-BLOCK_BYTES = 32 << 20  # size of a block: this part of a tensor is in memory twice during a copy
+BLOCK_BYTES = 32 << 20  # size of a block; during a copy, one block needs extra memory
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -143,7 +143,8 @@ class Checkpoint:
     def check(self, expected: Mapping[str, Shape], ignore: Callable[[str], bool] = lambda name: False) -> None:
         """Check that the checkpoint contains exactly the expected tensors and shapes.
 
-        ignore: returns True for names that may be present as well. Raises WeightsUnavailable, which names the tensors.
+        ignore: returns True for the name of a tensor that may be present and is not checked. Raises WeightsUnavailable,
+        which names the wrong tensors.
         """
         missing = [name for name in expected if name not in self.tensors]
         unexpected = [name for name in self.tensors if name not in expected and not ignore(name)]
@@ -171,13 +172,16 @@ def _scalar(stored: Stored) -> Tensor:
 
 
 def _some(names: list[str], limit: int = 8) -> str:
-    """Join the first names for a message."""
+    """Join the first `limit` names for a message, and add the number of further names."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(sorted(names)[:limit]) + more
 
 
 def index_file(path: Path) -> dict[str, InFile]:
-    """Read the header of a safetensors file -> tensors by name. Raises WeightsUnavailable if it is not a valid file."""
+    """Read the header of a safetensors file, and return its tensors by name.
+
+    Raises WeightsUnavailable if the file is not valid.
+    """
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -201,9 +205,9 @@ def index_file(path: Path) -> dict[str, InFile]:
 
 
 def _open_pickle(path: Path) -> Checkpoint:
-    """Open a state dict saved by PyTorch. Runs no code from the file.
+    """Open a state dict that PyTorch has saved. Runs no code from the file.
 
-    The file is memory-mapped, because PyTorch can't read it in blocks.
+    The file is memory-mapped, because PyTorch can't read a part of the file.
     """
     try:
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -216,9 +220,9 @@ def _open_pickle(path: Path) -> Checkpoint:
 def open_checkpoints(folder: Path, preferred: str | None = None) -> list[Checkpoint]:
     """Open all complete checkpoints in a folder, the most likely one first.
 
-    A folder may contain a model in two layouts, and file names do not show the layout. So the caller chooses by the
-    tensors' names. preferred: the index or file that config.json names. Raises WeightsUnavailable if the folder
-    contains no complete checkpoint.
+    A folder may contain a model in two layouts, and file names do not show the layout. So the caller must choose one of
+    the checkpoints by the names of its tensors. preferred: the index file or weights file that config.json names.
+    Raises WeightsUnavailable if the folder contains no complete checkpoint.
     """
     names = [preferred] if preferred else []
     names += sorted(path.name for path in folder.glob("*.safetensors.index.json"))
@@ -254,7 +258,7 @@ def open_checkpoints(folder: Path, preferred: str | None = None) -> list[Checkpo
 
 
 def digest_of(tensors: Iterable[Tensor], of: str) -> str:
-    """Return a digest of 16 hexadecimal digits, computed from the string `of` and 16 values of each tensor."""
+    """Return a digest of 16 hexadecimal digits, computed from the text `of` and 16 values of each tensor."""
     hashed = hashlib.sha256(of.encode())
     for tensor in tensors:
         flat = tensor.detach().flatten()
