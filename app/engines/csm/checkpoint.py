@@ -1,7 +1,8 @@
-"""The two published layouts of a CSM checkpoint, converted to one set of names. Names and shapes only.
+"""Converts the two published layouts of a CSM checkpoint to one set of names, and checks names and shapes.
 
 The model uses the names of the transformers layout. The original layout (SesameAILabs) has other names, no codec and
-only one audio table. In the original layout, the rows of q and k have the order of interleaved RoPE pairs.
+only one audio table. In the original layout, the rows of the query and key weights are in the order of interleaved RoPE
+pairs.
 """
 
 from __future__ import annotations
@@ -90,10 +91,11 @@ def expected_shapes(config: CsmConfig) -> dict[str, Shape]:
 
 
 def language_model(candidates: list[Checkpoint], config: CsmConfig) -> tuple[Checkpoint, Checkpoint | None]:
-    """Return the tensors of the language model, checked and renamed, and the tensors of the codec (None = no codec).
+    """Return the tensors of the language model with the model's names, and the tensors of the codec.
 
-    candidates: the checkpoints in the model's folder. The first one with CSM weights is used. Raises WeightsUnavailable
-    if none has CSM weights, or if tensors are missing, unexpected or of the wrong shape.
+    candidates: the checkpoints in the model's folder; the first checkpoint with CSM weights is used. The second result
+    is None if this checkpoint contains no codec. Raises WeightsUnavailable if no checkpoint has CSM weights, or if
+    tensors are missing, unexpected or of the wrong shape.
     """
     for checkpoint in candidates:
         codec = checkpoint.part(CODEC)
@@ -103,7 +105,7 @@ def language_model(candidates: list[Checkpoint], config: CsmConfig) -> tuple[Che
             model = _from_original(checkpoint.without(CODEC), config)
         else:
             continue
-        # If both parts share one audio table, it may be stored under one of the two names or under both.
+        # If the backbone and the depth decoder share one audio table, a checkpoint may have only one of the two names.
         if config.tied and config.audio_vocab == config.depth_vocab:
             for one, other in ((AUDIO_TABLE, DEPTH_TABLE), (DEPTH_TABLE, AUDIO_TABLE)):
                 if one not in model and other in model:
@@ -117,7 +119,7 @@ def language_model(candidates: list[Checkpoint], config: CsmConfig) -> tuple[Che
 
 
 def _derivable(name: str) -> bool:
-    """Whether a checkpoint may contain this tensor, which the model does not read because it computes the values."""
+    """Whether this is a tensor that some checkpoints contain and the model computes, so that `check` ignores it."""
     return name.endswith(("rotary_emb.inv_freq", "audio_tokens_offsets", "_causal_mask", "rope.theta", "rope.cache"))
 
 

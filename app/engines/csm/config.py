@@ -1,7 +1,8 @@
-"""Reads the config.json of a CSM checkpoint, in every published form. Does not use tensors.
+"""Reads the config.json of a CSM checkpoint, in every published form. This module does not use tensors.
 
-Old files contain `rope_theta` and `rope_scaling`; newer files contain `rope_parameters`. The file of the first release
-contains only two size names ("llama-1B", "llama-100M"), the vocabulary sizes and the number of codebooks.
+Older files contain `rope_theta` and `rope_scaling`; newer files contain `rope_parameters`. The file of
+the first release contains only two size names ("llama-1B", "llama-100M"), the vocabulary sizes and the number of
+codebooks.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ class CsmConfig:
     audio_vocab: int  # rows of one codebook in the backbone's audio table
     depth_vocab: int  # rows of one codebook in the depth decoder's audio table (see `tied`)
     text_vocab: int
-    codebook_size: int  # codes in one codebook of the codec; codes from this number on have no audio
+    codebook_size: int  # codes in one codebook of the codec; the codec can't decode larger codes
     max_positions: int
     eos_code: int  # the code that marks the end of speech
-    bos_id: int | None  # token at the start of a text; None = the tokenizer's
-    eos_id: int | None  # token at the end of a text; None = the tokenizer's
+    bos_id: int | None  # token at the start of a text; None = the tokenizer names the token
+    eos_id: int | None  # token at the end of a text; None = the tokenizer names the token
     tied: bool  # backbone and depth decoder share one audio table
-    codec: MimiConfig | None  # of the codec in the checkpoint; None = the config describes no codec
+    codec: MimiConfig | None  # config of the codec in the checkpoint; None = config.json describes no codec
     weights_index: str | None  # file that lists the shards of the weights
 
 
@@ -91,7 +92,7 @@ def _first(value: Any) -> Any:
 
 
 def _parse_flavours(raw: Mapping[str, Any]) -> CsmConfig:
-    """Convert the config.json of the first release, which names sizes instead of numbers."""
+    """Convert the config.json of the first release, which contains names of sizes, for example "llama-1B"."""
     stacks = []
     for name in (raw["backbone_flavor"], raw["decoder_flavor"]):
         if name not in _FLAVOURS:

@@ -1,10 +1,12 @@
-"""One CUDA graph for a frame of CSM: work of fixed shape for the first n rows, captured once and replayed.
+"""CUDA graphs that compute one frame of CSM for the first n rows.
 
-One launch computes, for each row: its next input, the backbone, the first code, the depth decoder, the EOS rules, the
-input of the next frame, and one frame of Mimi samples. All inputs are on the device, so the host reads the results of
-one launch while the next one runs. A row that is not active is computed with the others, and its state does not change.
+One launch runs the backbone and the depth decoder, applies the EOS rules, decodes the frame to samples with Mimi, and
+computes the input of the next frame. All inputs are on the device, so the host can read the results of one launch while
+the device runs the next launch. A launch computes all of the first n rows, but it changes the state of active rows
+only. A row is active if the host has selected it for this launch and its line has not ended.
 
-Steps are captured for several numbers of rows and several lengths of attention. A batch uses the smallest that fits.
+There is one graph for each number of rows (1, 2, 4 ...) and each number of positions that attention reads. A launch
+uses the smallest graph that fits.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from app.runtime.sampling import SamplingParams
     from app.types import Codes
 
-FIRST_LENGTH = 256  # positions that attention covers in the shortest captured step
+FIRST_LENGTH = 256  # number of positions that attention reads in the smallest graph
 
 # Columns of a row's integers, and of its flags.
 _POSITION, _DRAWS, _SEED, _FRAMES_LEFT, _MIN_FRAMES_LEFT, _TOP_K = range(6)
@@ -41,26 +43,26 @@ _ACTIVE, _AUDIBLE, _EARLY_EOS, _NON_FINITE = range(4)
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """Results of one launch for the rows it covered, each (n, ...) on the host."""
+    """The results of one launch on the host, each (n, ...)."""
 
     codes: Codes
     samples: NDArray[np.float32]
     active: NDArray[np.bool_]  # the launch advanced the row
-    audible: NDArray[np.bool_]  # the frame is speech: its codes and samples are valid
-    early_eos: NDArray[np.bool_]  # the guard suppressed an EOS in the line's first frames
+    audible: NDArray[np.bool_]  # the frame is speech, so its codes and samples are valid
+    early_eos: NDArray[np.bool_]  # an EOS in the line's first frames was suppressed
     non_finite: NDArray[np.bool_]  # the row's logits are NaN or infinite
 
 
 @dataclass(frozen=True, slots=True)
 class BucketKey:
-    """How many positions attention covers, and whether all rows sample on the fast path (see runtime/sampling.py)."""
+    """The variant of a captured step."""
 
-    length: int
-    fast_path: bool
+    length: int  # number of positions that attention reads
+    fast_path: bool  # all rows draw codes on the fast path of runtime/sampling.py
 
 
 class CsmCudaGraph:
-    """The state of all rows on the device, and the captured steps that advance it. Used by one thread only."""
+    """The state of all rows on the device, and the captured steps that advance the rows. Only one thread may use it."""
 
     def __init__(
         self,
@@ -72,7 +74,10 @@ class CsmCudaGraph:
         *,
         kernels: Sequence[Kernels] = (TORCH,),
     ) -> None:
-        """inputs (rows, D): each row's next input. kernels: the candidates; `capture` selects the fastest."""
+        """Create the state of the rows. inputs (rows, D): the next input of each row; a launch overwrites it.
+
+        kernels: the candidate kernels; `capture` selects the fastest of them.
+        """
         c, device, rows = model.config, model.device, len(inputs)
         self._next = inputs
         self._model, self._decoder, self._cache, self._depth_cache = model, decoder, cache, depth_cache
@@ -87,9 +92,9 @@ class CsmCudaGraph:
         self._on_host = PinnedDoubleBuffer(self._codes, self._samples, self._flags)
 
     def capture(self, capture: GraphCapture) -> None:
-        """Select the fastest kernels and capture all steps. Afterwards, `steps.rows` is the number of rows that fit.
+        """Select the fastest kernels and capture all steps. If memory is short, `steps.rows` becomes smaller.
 
-        Raises torch.OutOfMemoryError if not even one row fits.
+        Raises torch.OutOfMemoryError if the graphs for one row do not fit into memory.
         """
         self.steps.capture(capture, self.advance, BucketKey(self._lengths[0], fast_path=True))
         for row in range(self.steps.rows):  # the capture has run the decoder on zeros
@@ -106,21 +111,23 @@ class CsmCudaGraph:
         frames_left: int,
         min_frames_left: int,
     ) -> None:
-        """Start the row: its next input is at `position`, and it may speak up to `frames_left` frames.
+        """Start a line in the row.
 
-        draws: its noise counter. seed: an int64. min_frames_left: the number of frames in which EOS is suppressed.
+        position: the position of the row's next input. draws: see CsmRow. frames_left: the largest number of frames of
+        the line. min_frames_left: the number of frames in which EOS is suppressed.
         """
         integers = (position, draws, seed, frames_left, min_frames_left, max(0, params.top_k))
         self.steps.set_row(row, integers, (max(0.0, params.temperature), params.top_p))
 
     def stop(self, row: int) -> None:
-        """Stop advancing the row, from the next launch on."""
+        """Stop the row: later launches do not advance it."""
         self.steps.integers[row, _FRAMES_LEFT] = 0
 
     def launch(self, rows: Sequence[int], longest: int, *, fast_path: bool) -> Callable[[], Frames]:
-        """Launch one frame of these rows, all at positions below `longest`. Returns a function that waits for it.
+        """Launch one frame of these rows. Returns a function that waits for the results and returns them.
 
-        The result stays valid during the next launch, and becomes invalid at the launch after it.
+        longest: a number above all positions of these rows. The results are valid until the second next launch, which
+        overwrites them.
         """
         self.steps.select(rows)
         key = BucketKey(at_least(longest, self._lengths), fast_path=True) if fast_path else self._full_key
@@ -135,7 +142,7 @@ class CsmCudaGraph:
         return frames
 
     def advance(self, count: int, key: BucketKey, kernels: Kernels) -> None:
-        """Compute one frame of the first `count` rows: the work that is captured."""
+        """Compute one frame of the first `count` rows. `capture` captures this method."""
         c, model = self._model.config, self._model
         integers, floats = self.steps.integers[:count], self.steps.floats[:count]
         position, left, min_frames_left = (
@@ -145,7 +152,8 @@ class CsmCudaGraph:
         )
         x = self._next[:count]
         active = self.steps.selected[:count] & (left > 0)
-        # An inactive row may be in its prefill: its keys are written to the spare position behind the last.
+        # An inactive row may be in its prefill, so its KV cache must not change. Its keys go to the scratch position
+        # after the last position.
         at = torch.where(active, position, c.max_positions)
         attend = self._cache.static_decode_attention(at, key.length, kernels)
         h = model.backbone.decode_static(x, at.clamp(max=c.max_positions - 1), attend, kernels)
@@ -158,9 +166,8 @@ class CsmCudaGraph:
 
         def pick(codebook: int, logits: Tensor) -> Tensor:
             nonlocal early_eos, finite
-            if (
-                codebook + 1 == c.codebooks
-            ):  # a NaN in an earlier codebook reaches these logits through the depth decoder's keys
+            # The last logits depend on the keys of all earlier codebooks. So a NaN in any codebook makes them NaN.
+            if codebook + 1 == c.codebooks:
                 finite = logits.isfinite().all(dim=1)
             banned = unbanned
             if codebook == 0 and c.eos_code < c.codebook_size:

@@ -1,4 +1,4 @@
-"""Decoding of CSM's frames in groups, if frames are not captured as a CUDA graph."""
+"""Decodes CSM's frames to samples in groups. Used if CSM runs without CUDA graphs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 # The largest group of frames. One CPU core decodes 1 frame in 26 ms, 2 in 32 ms, 4 in 44 ms.
 MAX_GROUP = 4
-# Groups grow by one frame after each FRAMES_AHEAD frames, so speech that is 10 % faster than real time has no gaps.
+# After each FRAMES_AHEAD frames, groups become one frame larger. So a model that generates frames at least 10 % faster
+# than real time causes no gaps.
 FRAMES_AHEAD = 9
 NO_SAMPLES: Samples = np.zeros(0, np.float32)
 
@@ -31,7 +32,10 @@ class ChunkedDecoding:
         self._device = device
 
     def decode(self, states: Mapping[int, CsmRow], rows: Sequence[int], codes: Codes) -> list[Samples]:
-        """Add one frame (n, K) to these rows. Returns samples (N,) per row, empty while its group is not full."""
+        """Add one frame of codes (n, K) to the groups of these rows, and return the samples (N,) of each row.
+
+        The samples of a row are empty if the row's group is not full yet.
+        """
         due: dict[int, list[int]] = {}  # rows by number of frames to decode
         for row, frame in zip(rows, codes, strict=True):
             state = states[row]
@@ -45,11 +49,11 @@ class ChunkedDecoding:
         return [samples.get(row, NO_SAMPLES) for row in rows]
 
     def drain(self, states: Mapping[int, CsmRow], row: int) -> Samples:
-        """Decode the frames of the row that are not decoded yet."""
+        """Decode the frames that are in the row's group, and return their samples (N,)."""
         return self._decode(states, [row])[0] if states[row].undecoded else NO_SAMPLES
 
     def _decode(self, states: Mapping[int, CsmRow], rows: list[int]) -> list[Samples]:
-        """Decode all collected frames of these rows; each row has the same number of them."""
+        """Decode the groups of these rows, and return the samples of each row. All groups must have the same size."""
         group = [states[row] for row in rows]
         # (n, K, T)
         frames = torch.stack([torch.stack([frame for frame, _ in state.undecoded], dim=1) for state in group])

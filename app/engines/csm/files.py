@@ -1,4 +1,4 @@
-"""The files that CSM needs, chosen from the settings. Does not import torch."""
+"""Returns the files that CSM needs with the current settings. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def sources(settings: Settings) -> list[hub.ModelFiles]:
-    """The model; also the Mimi codec, once the model is on disk and contains no codec."""
+    """Return the files of the model. If the model is on disk and contains no codec, add the files of the Mimi codec."""
     model = hub.files_for("csm", settings.csm_model)
     try:
         folder = hub.find(model, settings.folder("models"))
-    except WeightsUnavailable:  # the setting names no folder and no hub id; loading or downloading reports it
+    except WeightsUnavailable:  # the setting is not valid; the download reports this error
         return [model]
     if folder is None or hub.has_tensor(folder, "codec_model."):
         return [model]

@@ -1,4 +1,4 @@
-"""Frame limits of CSM's lines, and the check that they fit into the context. Does not depend on weights."""
+"""Frame limits of CSM's lines, and the check that a line fits into the context. Does not depend on weights."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Guards:
-    """Limits for a model that sometimes does not stop, or stops too early (see `audio/guard.py`)."""
+    """Limits for the length of a line, because the model sometimes stops too early or does not stop.
 
-    min_frames: int = 4  # number of frames at the start of a line in which the first code can't be EOS
-    frames_per_token: int = 8  # speech takes 2 to 5 frames a token
-    slack_frames: int = 40
+    See also audio/guard.py.
+    """
+
+    min_frames: int = 4  # in this many frames at the start of a line, the first code can't be EOS
+    frames_per_token: int = 8  # the largest number of frames for each token; normal speech takes 2 to 5
+    slack_frames: int = 40  # additional frames for each line
 
     def limit(self, tokens: int) -> int:
-        """The largest number of frames for a line of `tokens` tokens."""
+        """Return the largest number of frames for a line of `tokens` tokens."""
         return self.slack_frames + self.frames_per_token * tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The frame limits of lines. guards: None = only the utterance's own limit applies."""
+    """The frame limits of lines. guards: None = only the limit in the request (`CsmRow.max_frames`) applies."""
 
     guards: Guards | None
     max_positions: int
 
     def line_limit(self, state: CsmRow, line: int) -> int:
-        """The largest number of frames of a line."""
+        """Return the largest number of frames of the line with index `line`."""
         if self.guards is None:
             return state.max_frames
         return min(state.max_frames, self.guards.limit(len(state.lines[line])))
@@ -43,7 +46,7 @@ class Limits:
         return max(0, min(line, state.max_frames - state.frames, self.max_positions - state.position))
 
     def is_early(self, state: CsmRow) -> bool:
-        """Whether the guard suppresses EOS in the next frame."""
+        """Whether EOS is suppressed in the next frame, because the line has fewer than `min_frames` frames."""
         return self.guards is not None and len(state.line_frames) < self.guards.min_frames
 
     def is_capped(self, state: CsmRow) -> bool:
@@ -51,9 +54,10 @@ class Limits:
         return self.guards is not None and len(state.line_frames) >= self.guards.limit(len(state.lines[state.line]))
 
     def fit_context(self, state: CsmRow, remembered: int) -> None:
-        """Drop the oldest of the `remembered` turns until every line and its frames fit after the prompt.
+        """Remove the oldest turns from the prompt until each line with its frames fits into the context.
 
-        Nothing else of the prompt is dropped. Raises BadReference, TextTooLong.
+        remembered: how many turns may be removed. If a line does not fit without these turns, raises BadReference for a
+        long voice prompt, and TextTooLong for a long text or conversation.
         """
         lengths = [len(ids) + self.line_limit(state, line) for line, ids in enumerate(state.lines)]
         while remembered and state.base + max(lengths) > self.max_positions:
@@ -64,18 +68,19 @@ class Limits:
         text, frames = len(state.lines[line]), self.line_limit(state, line)
         if state.base + text + frames <= most:
             return
-        needed = f"the text ({text}) and up to {frames} frames of speech"
+        needed = f"the text takes {text} and the speech may take {frames}"
         if state.voice_positions + text + frames > most >= text + frames:
             raise BadReference(
-                f"The voice prompt is too long: it takes {state.voice_positions} of {most} positions, and {needed} do "
-                "not fit after it. Use a shorter reference recording."
+                f"The voice prompt is too long: it takes {state.voice_positions} of the model's {most} positions, "
+                f"{needed}. Use a shorter reference recording."
             )
         if text + frames > most:
             raise TextTooLong(
-                f"The text is too long for one utterance: {needed} exceed {most} positions. Use a shorter text.",
+                f"The text is too long for one utterance: of the model's {most} positions, {needed}. "
+                "Use a shorter text.",
                 param="input",
             )
         raise TextTooLong(
-            f"The conversation is too long: the voice prompt and the turns take {state.base} of {most} positions, and "
-            f"{needed} do not fit after them. Send fewer or shorter turns."
+            f"The conversation is too long: the voice prompt and the turns take {state.base} of the model's {most} "
+            f"positions, {needed}. Send fewer or shorter turns."
         )

@@ -1,4 +1,4 @@
-"""Build a CSM engine from the settings: choose files, devices and dtype, load and pack the weights."""
+"""Builds a CSM engine from the settings: chooses files, devices and dtype, and loads and packs the weights."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ log = logging.getLogger(__name__)
 ROWS_CPU, ROWS_GPU = 8, 64  # a row's KV cache takes 64 MiB in bfloat16; a CPU allocates it when the row is first used
 MAX_SPEAKERS = 10
 BARE_FRAMES = 1125  # 90 s, the default limit of Sesame's own generator
-PROMPT_SHARE = 0.4  # the share of the context for voice recordings; their text and the line to speak use the rest
+PROMPT_SHARE = 0.4  # the part of the context that voice recordings may take, without their transcripts
 PRODUCTION = Guards()
-CONTEXT_SHARE = 0.75  # the share of the context for recordings of turns; their text and the line to speak use the rest
+CONTEXT_SHARE = 0.75  # the part of the context that the audio of earlier turns may take, without their text
 
 
 def load_model(
@@ -81,10 +81,10 @@ def load_model(
     stages: Sequence[Stage] = (),
     cache: LoadCache | None = None,
 ) -> tuple[CsmModel, Checkpoint | None]:
-    """Load the language model in `folder`. Also returns its codec's tensors, if it contains any.
+    """Load the language model in `folder`. Returns the model and the tensors of its codec (None = no codec).
 
-    other_codec: the config of the codec to use if the checkpoint contains none.
-    stages: the devices of the backbone's layers, the first ones on `device`; () = all layers there.
+    other_codec: the config of the codec that is used if the checkpoint contains no codec.
+    stages: the device of each part of the backbone's layers; () = all layers are on `device`.
     cache: see `load_weights`. Raises WeightsUnavailable.
     """
     config = read_config(folder)
@@ -104,7 +104,7 @@ def adapt(model: CsmModel, quantize: Quantize = "none") -> None:
         for stack in (model.backbone, model.depth):
             quantize_stack(stack, attention=True)
         replace_linears(model, Int8Linear)
-        model.widen()  # the int8 kernel reads and returns float32, so bfloat16 in between would only cost time
+        model.widen()  # the int8 kernel reads and returns float32, so conversions to bfloat16 would only cost time
     else:
         pack_bfloat16(model)
     place_weights(model.device)
@@ -113,7 +113,10 @@ def adapt(model: CsmModel, quantize: Quantize = "none") -> None:
 def load_codec(
     config: CsmConfig, own: Checkpoint | None, folder: Path | None, *, device: torch.device, max_rows: int
 ) -> tuple[MimiEncoder, MimiDecoder]:
-    """Load the checkpoint's own codec, or else the one in `folder`. Raises WeightsUnavailable."""
+    """Load the codec from the model's checkpoint. If the checkpoint contains no codec, load the codec in `folder`.
+
+    own: the codec's tensors in the checkpoint; None = the checkpoint contains no codec. Raises WeightsUnavailable.
+    """
     if own is not None:
         shape = config.codec or MimiConfig()
         weights = mimi_layout.codec([own], shape)
@@ -122,7 +125,7 @@ def load_codec(
         weights = mimi_layout.codec(open_checkpoints(folder), shape)
     else:
         raise WeightsUnavailable(
-            "These CSM weights contain no codec.", remedy="Give a folder with the Mimi codec (kyutai/mimi)."
+            "These CSM weights contain no codec.", remedy="Set CSM_CODEC to a Mimi codec (kyutai/mimi)."
         )
     check_codec_size(
         (shape.codebooks, shape.codebook_size),
@@ -155,9 +158,9 @@ def load_runner(
     capture: GraphCapture | None = None,
     kernels: Sequence[Kernels] = (TORCH,),
 ) -> CsmRunner:
-    """Load CSM from a folder in either published layout, with the codec inside it or in `codec_dir`.
+    """Load CSM from `model_dir`, in either published layout. codec_dir: the codec; None = it is in `model_dir`.
 
-    quantize: "int8" = 8-bit weights and activations, for CPUs. The other options: see `CsmRunner` and `load_model`.
+    quantize: "int8" = 8-bit weights and activations, for CPUs. `CsmRunner` and `load_model` describe the other options.
     Raises WeightsUnavailable, EngineUnavailable.
     """
     other = read_mimi_config_file(codec_dir) if codec_dir is not None else None
@@ -191,7 +194,7 @@ def load_runner(
 def load_from(
     settings: Settings, context: BuildContext, *, guards: Guards | None, reference_noise: bool = False
 ) -> CsmRunner:
-    """Load the runner for these settings; download its weights if necessary. Raises EngineUnavailable."""
+    """Load the runner for these settings. Download its weights if they are not on disk. Raises EngineUnavailable."""
     folder, source = fetch(settings, context, "csm", settings.csm_model)
     codec = None
     if not hub.has_tensor(folder, "codec_model."):
@@ -223,7 +226,7 @@ def load_from(
         try:
             stages = split_layers(split, sizes(rows), devices, fraction)
             break
-        except EngineUnavailable:  # there is enough memory in total, but no split between layers fits
+        except EngineUnavailable:  # the devices have enough memory in total, but the layers can't be divided to fit
             if not auto_rows or rows == 1:
                 raise
             rows //= 2
@@ -251,7 +254,7 @@ def load_from(
 def measure(
     config: CsmConfig, codec: MimiConfig, *, dtype: torch.dtype, max_rows: int, quantize: Quantize = "none"
 ) -> Sizes:
-    """Compute how much memory the model needs, by building it on the meta device."""
+    """Return how many bytes the model, the codec and the rows need. Builds them on the meta device to count."""
     meta = torch.device("meta")
     model = CsmModel(config, device=meta, dtype=dtype)
     decoder = MimiDecoder(codec, rows=max_rows, codebooks=config.codebooks, device=meta)
@@ -273,7 +276,7 @@ def measure(
 
 def _bytes_of(module: nn.Module, quantize: Quantize = "none") -> int:
     total = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-    if quantize == "int8":  # one byte per weight; a scale, a zero point and a sum per output
+    if quantize == "int8":  # 1 byte for each weight; for each output 20 bytes: a scale, a zero point and a sum
         weights = [part.weight for part in module.modules() if isinstance(part, Linear)]
         total -= sum(weight.nbytes - weight.numel() - 20 * len(weight) for weight in weights)
     return total
@@ -282,7 +285,10 @@ def _bytes_of(module: nn.Module, quantize: Quantize = "none") -> int:
 def _rows_on(
     devices: Sequence[torch.device], split: DeviceMap | None, fraction: float, bytes_of: Callable[[int], int]
 ) -> int:
-    """How many rows fit into memory. `auto` splits the model only if it does not fit on the first device."""
+    """Return how many rows fit into memory.
+
+    split "auto": use only the first device if the model fits there; otherwise use all devices.
+    """
     if split == "auto":
         try:
             return rows_that_fit(devices[:1], fraction, bytes_of, most=ROWS_GPU)
@@ -294,9 +300,9 @@ def _rows_on(
 def split_layers(
     device_map: DeviceMap, sizes: Sizes, devices: Sequence[torch.device], fraction: float = 1.0
 ) -> tuple[Stage, ...]:
-    """Divide the backbone's layers among the devices by their free memory; () = all layers on the first.
+    """Distribute the backbone's layers over the devices. Returns () if all layers are on the first device.
 
-    fraction: the share of the free memory that may be used. Raises EngineUnavailable if it is too little.
+    fraction: the share of the free memory that the model may use. Raises EngineUnavailable if the model does not fit.
     """
     memory = [DeviceMemory(str(device), usable_bytes(device, fraction)) for device in devices]
     counts = plan(device_map, sizes, memory)
@@ -308,7 +314,7 @@ def split_layers(
 
 
 def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
-    """Describe the runner as an engine and put it behind the batch loop."""
+    """Return an engine that runs `runner`, with CSM's capabilities and limits."""
     model = runner.model
     info = EngineInfo(
         id="csm",

@@ -1,14 +1,15 @@
 """CSM's model: a backbone reads text and frames, and a depth decoder computes the codes of each frame.
 
-Keeps no state except the weights. One frame (codes c0..c[K-1]) of a row whose next input is x, with the projection P,
-the audio table E and V rows per codebook in E:
-  h  = backbone(x)             the output at the last position, after the final norm
-  c0 = pick(head h)
-  The depth decoder begins with an empty KV cache. Position 0 reads P h, and position i+1 reads P E[c_i + i V]. The
-  output at position i (1..K-1) goes through head i-1 and gives c_i. c[K-1] is never read.
-  x' = sum over k of E[c_k + k V]     the row's next input
-The table P E is computed once at load, which saves 31 matrix products a frame. Logits cover only the codec's codebook:
-codes beyond it have no audio, so they can't be picked. Numbers: SesameAILabs/csm models.py, the published config.json.
+The model has weights and no other state. It computes one frame, the codes c[0]..c[K-1], from the input x of a row. P is
+the projection, E is the audio table, and V is the number of rows in E for each codebook:
+  h    = backbone(x)                   the output at the last position, after the final norm
+  c[0] = pick(head(h))
+  The depth decoder begins with an empty KV cache. It reads P h at position 0, and P E[c[i] + i V] at position i+1. For
+  i = 1..K-1: head i-1 computes logits from the output at position i, and c[i] is picked from these logits. The depth
+  decoder does not read c[K-1].
+  x'   = sum over k of E[c[k] + k V]   the next input of the row
+`load` computes the table P E once, which saves 31 matrix products a frame. The heads compute logits only for the codes
+of the codec, because other codes have no audio. Sources: models.py of SesameAILabs/csm, the published config.json.
 """
 
 from __future__ import annotations
@@ -37,24 +38,25 @@ class Pick(Protocol):
 
 
 def is_last(frame: Tensor, eos_code: int) -> bool:
-    """True for the last frame (K,) of a line: all codes except the last one are EOS.
+    """Whether a frame (K,) ends its line: all codes except the last code are EOS.
 
-    This is the rule of transformers' generate. Sesame's own generator also requires the last code to be EOS, so it
-    continues after a frame 0..0,x. Here such a frame is audible, and then the line ends.
+    This is the rule of `generate` in transformers. Sesame's generator also requires that the last code is EOS. So if
+    only the last code is not EOS, Sesame's generator continues. This server plays the frame and ends the line.
     """
     return bool((frame[:-1] == eos_code).all())
 
 
 def is_silent_end(frame: Tensor, eos_code: int) -> bool:
-    """True for a frame (K,) of EOS codes only: it is not decoded."""
+    """Whether all codes of a frame (K,) are EOS. Such a frame is not decoded."""
     return bool((frame == eos_code).all())
 
 
 class CsmModel(nn.Module):
-    """The weights and the computation. The weights are undefined until `load`.
+    """The weights and the computation of CSM. The weights have undefined values before `load`.
 
-    `stages` place the backbone's layers on several devices. Everything else is on `device`. Depth decoder and heads run
-    31 times a frame, so a frame moves only one small tensor (n, D) across each boundary, and one back.
+    stages: the device of each part of the backbone's layers. All other modules are on `device`. A frame runs the
+    backbone once and the depth decoder 31 times. So a frame copies only one small tensor (n, D) from each device to the
+    next device, and one tensor back to `device`.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class CsmModel(nn.Module):
     ) -> None:
         super().__init__()
         if stages and stages[0].device != device:
-            raise ValueError(f"the first of the stages {list(stages)} is not on {device}, as the rest of the model is")
+            raise ValueError(f"the first of the stages {list(stages)} must be on the device of the model, {device}")
         c = config
         self.config = config
         self.device, self.dtype = device, dtype
@@ -84,12 +86,16 @@ class CsmModel(nn.Module):
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
-        """All devices of the model: `device` first, then the devices of the other stages."""
+        """All devices of the model: `device`, then the devices of the later stages."""
         stages = self.backbone.stages
         return (self.device, *(stage.device for stage in stages[1:]))
 
     def kv_cache(self, rows: int, *, batched: bool | None = None, scratch: int = 0) -> KVCache | SplitKVCache:
-        """scratch: extra positions behind the last, for the writes of inactive rows in a CUDA graph."""
+        """Create a KV cache for the backbone.
+
+        batched: see KVCache. scratch: number of extra positions after the last position. A CUDA graph writes the keys
+        of inactive rows there.
+        """
         c, stages = self.config, self.backbone.stages
         if len(stages) > 1:
             return SplitKVCache(c.backbone, stages, rows=rows, positions=c.max_positions, dtype=self.dtype)
@@ -104,7 +110,8 @@ class CsmModel(nn.Module):
 
     def depth_kv_cache(self, rows: int) -> DepthKVCache:
         c = self.config
-        # 32 positions take little memory, and on a CPU small float32 products start ten times as fast as bfloat16 ones.
+        # The cache has 32 positions, so float32 takes little memory. On a CPU, a small float32 product starts ten times
+        # as fast as a bfloat16 product.
         dtype = torch.float32 if self.device.type == "cpu" else self.dtype
         return DepthKVCache(c.depth, rows=rows, positions=c.codebooks, device=self.device, dtype=dtype)
 
@@ -115,17 +122,23 @@ class CsmModel(nn.Module):
         return functional.embedding(codes + self.offsets, self.audio_table).to(self.dtype).sum(dim=1)
 
     def read(self, x: Tensor, cache: KVCache | SplitKVCache, row: int, start: int) -> Tensor:
-        """Read x (S, D) into the row at positions start..start+S-1; -> (S, D), normed."""
+        """Run the backbone on the inputs x (S, D) of one row, at positions start..start+S-1.
+
+        Writes their keys and values into the cache. Returns the outputs (S, D) after the final norm.
+        """
         count = x.shape[0]
         return self.backbone(x, slice(start, start + count), cache.prefill_attention(row, start, count))  # type: ignore[no-any-return]
 
     def advance(self, x: Tensor, cache: KVCache | SplitKVCache, rows: list[int], positions: list[int]) -> Tensor:
-        """One token x (n, D) for each of n rows, at its own position; -> (n, D), normed."""
+        """Run the backbone on one input of each of n rows: x (n, D), where each row has its own position.
+
+        Writes the keys and values into the cache. Returns the outputs (n, D) after the final norm.
+        """
         at = torch.tensor(positions, device=self.device)
         return self.backbone(x, at, cache.decode_attention(rows, positions))  # type: ignore[no-any-return]
 
     def frame(self, h: Tensor, cache: DepthKVCache, pick: Pick) -> Tensor:
-        """Backbone outputs h (n, D) -> one frame of codes (n, K) int64."""
+        """Compute one frame of codes (n, K) int64 from the backbone's outputs h (n, D). Overwrites the cache."""
         count, c = h.shape[0], self.config
         code = pick(0, self.head(h).float())
         codes = [code]
@@ -142,7 +155,10 @@ class CsmModel(nn.Module):
         return torch.stack(codes, dim=1)
 
     def depth_decode(self, h: Tensor, cache: DepthKVCache, pick: Pick, kernels: Kernels) -> Tensor:
-        """As `frame`, with fixed shapes and one token per row and call, so that a CUDA graph can capture it."""
+        """Compute the same frame as `frame`, in a form that a CUDA graph can capture.
+
+        All shapes are fixed, and each call of the depth decoder reads one token of each row.
+        """
         count, c = h.shape[0], self.config
         code = pick(0, self.head(h).float())
         codes = [code]
@@ -157,7 +173,10 @@ class CsmModel(nn.Module):
         return torch.stack(codes, dim=1)
 
     def widen(self) -> None:
-        """Compute in float32 from now on. Norms become float32; tables keep their dtype, rows are converted on use."""
+        """Compute in float32 after this call.
+
+        Converts the weights of norms to float32. Tables keep their dtype, and a lookup converts its result to float32.
+        """
         self.dtype = torch.float32
         for name, tensor in list(self.named_parameters()):
             if tensor.ndim == 1:
@@ -165,7 +184,7 @@ class CsmModel(nn.Module):
 
     @torch.no_grad()
     def load(self, weights: Checkpoint) -> None:
-        """Copy the tensors of a checked checkpoint into the model, one by one. Names: see checkpoint.py."""
+        """Copy the tensors of a checkpoint into the model. `checkpoint.language_model` must have checked it."""
         c = self.config
         weights.copy_to(self.text_table, checkpoint.TEXT_TABLE)
         weights.copy_to(self.audio_table, checkpoint.AUDIO_TABLE)
@@ -175,7 +194,7 @@ class CsmModel(nn.Module):
             as_linear(self.heads[i]).weight.copy_(block[0, :, : c.codebook_size].t())
         load_stack(self.backbone, weights, checkpoint.BACKBONE)
         load_stack(self.depth, weights, checkpoint.DEPTH)
-        # The table P E is computed in float32 from the stored tensors and rounded once.
+        # The table P E is computed in float32 from the stored tensors. So its values are rounded only once.
         projection = weights.read(checkpoint.PROJECTION).to(self.device, torch.float32)
         used = len(self.depth_table)  # the last codebook's code is never read
         for start, block in weights.blocks(checkpoint.DEPTH_TABLE):
@@ -190,7 +209,7 @@ def _table(rows: int, width: int, device: torch.device, dtype: torch.dtype) -> n
 
 
 def load_stack(stack: Stack, weights: Checkpoint, prefix: str) -> None:
-    """Fill a Stack from q/k/v/o and gate/up/down tensors below `prefix`."""
+    """Copy the tensors of one transformer into `stack`. prefix: the beginning of the tensors' names."""
     c: StackConfig = stack.config
     weights.copy_to(stack.norm, f"{prefix}norm.weight")
     for layer, block in enumerate(stack.blocks):

@@ -1,7 +1,7 @@
-"""Placement of the backbone's layers on devices, computed from measured bytes. Does not use tensors.
+"""Distributes the backbone's layers over several devices, by their size in bytes. This module does not use tensors.
 
-The first device holds everything that is not a backbone layer (tables, final norm, heads, depth decoder, codec), and
-the first layers. The other devices hold only layers, in order.
+The first device has the first layers, and all parts of the model that are not backbone layers: tables, final norm,
+heads, depth decoder and codec. Each later device has only the layers that follow.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Literal
 from app.errors import EngineUnavailable
 
 DeviceMap = Literal["auto", "balanced", "sequential"]
-MARGIN = Fraction(11, 10)  # a device must have 10 % more free memory than its part of the model needs
+MARGIN = Fraction(11, 10)  # needed free memory of a device / bytes of the model on this device
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Bytes of the model in memory."""
+    """The size of the model in memory."""
 
-    fixed_bytes: int  # everything that stays on the first device
+    fixed_bytes: int  # all parts that are not backbone layers; they are on the first device
     layers_bytes: tuple[int, ...]  # each backbone layer, with its keys and values of all rows
 
     @property
@@ -39,11 +39,11 @@ class DeviceMemory:
 
 
 def plan(device_map: DeviceMap, sizes: Sizes, devices: Sequence[DeviceMemory]) -> tuple[int, ...]:
-    """Compute how many layers each device gets, the first device first. Raises EngineUnavailable if they do not fit.
+    """Return the number of layers of each device. Raises EngineUnavailable if the model does not fit.
 
-    auto: all layers on the first device if they fit there, else as balanced.
-    balanced: the bytes per device are as equal as consecutive layers allow.
-    sequential: each device is filled before the next one is used.
+    auto: all layers are on the first device if the whole model fits there; otherwise the same as balanced.
+    balanced: all devices have about the same number of bytes.
+    sequential: each device is filled before the next device gets layers.
     """
     if device_map == "sequential":
         counts = _sequential(sizes, devices)
@@ -56,7 +56,7 @@ def plan(device_map: DeviceMap, sizes: Sizes, devices: Sequence[DeviceMemory]) -
 
 
 def bytes_per_device(sizes: Sizes, counts: Sequence[int]) -> list[int]:
-    """Bytes on each device, given the number of layers on each."""
+    """Return the number of bytes on each device. counts: the number of layers on each device."""
     found, first = [], 0
     for index, count in enumerate(counts):
         found.append(sum(sizes.layers_bytes[first : first + count]) + (0 if index else sizes.fixed_bytes))
@@ -65,12 +65,18 @@ def bytes_per_device(sizes: Sizes, counts: Sequence[int]) -> list[int]:
 
 
 def _balanced(sizes: Sizes, devices: int) -> tuple[int, ...]:
-    """The split with the smallest sum of squared bytes; among equals, the one with more layers on earlier devices."""
+    """Return the number of layers of each device for which the sum of the devices' squared bytes is smallest.
+
+    If several results have the same sum, returns the result with more layers on the earlier devices.
+    """
     layers = sizes.layers_bytes
 
     @cache
     def best(device: int, first: int) -> tuple[int, tuple[int, ...]]:
-        """(sum of squares, negated layer counts) for the layers from `first` on, on the devices from `device` on."""
+        """Distribute the layers from `first` on over the devices from `device` on.
+
+        Returns the smallest sum of squared bytes, and the negative number of layers of each device.
+        """
         load = 0 if device else sizes.fixed_bytes
         if device == devices - 1:
             return (load + sum(layers[first:])) ** 2, (first - len(layers),)
@@ -85,7 +91,10 @@ def _balanced(sizes: Sizes, devices: int) -> tuple[int, ...]:
 
 
 def _sequential(sizes: Sizes, devices: Sequence[DeviceMemory]) -> tuple[int, ...]:
-    """Fill each device before the next one. The last device gets the rest, even if it does not fit."""
+    """Return the number of layers of each device if each device is filled before the next device.
+
+    The last device gets all remaining layers, even if they do not fit.
+    """
     left = {device.name: device.free_bytes / MARGIN for device in devices}
     left[devices[0].name] -= sizes.fixed_bytes
     counts = [0] * len(devices)
@@ -99,7 +108,7 @@ def _sequential(sizes: Sizes, devices: Sequence[DeviceMemory]) -> tuple[int, ...
 
 
 def _check(device_map: DeviceMap, sizes: Sizes, devices: Sequence[DeviceMemory], counts: Sequence[int]) -> None:
-    """Check that every device has enough free memory. Raises EngineUnavailable."""
+    """Raise EngineUnavailable if a device has too little free memory for its layers."""
     needed: dict[str, int] = {}
     for device, load in zip(devices, bytes_per_device(sizes, counts), strict=True):
         needed[device.name] = needed.get(device.name, 0) + load

@@ -1,4 +1,7 @@
-"""Chunked prefill of CSM's rows: prompts and lines enter the KV cache; known voices come from the prefix cache."""
+"""Chunked prefill of CSM's rows: the model reads prompts and lines in chunks into the KV cache of a row.
+
+If the prefix cache contains the voice prompts, their keys and values are copied from it.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ if TYPE_CHECKING:
     from app.engines.csm.rows import CsmRow
     from app.nn.kv_cache import KVCache, SplitKVCache
 
-# Token ids of a text, or frames (T, K).
+# A part of the input: the token ids of a text, or frames of codes (T, K).
 Part = tuple[int, ...] | np.ndarray | Tensor
 
 
 class Prefill:
-    """Chunked prefill into the rows' KV cache. Owns the prefix cache."""
+    """Reads prompts and lines into the rows' KV cache. Owns the prefix cache."""
 
     def __init__(
         self,
@@ -38,7 +41,11 @@ class Prefill:
         prefix_bytes: int,
         context_lines: int | None,
     ) -> None:
-        """inputs (rows, D): receives the input of each row's next step. chunk: tokens per call of `read_chunk`."""
+        """Create an empty prefix cache.
+
+        inputs (rows, D): `read_chunk` writes the input of a row's first step here. chunk: positions that one call of
+        `read_chunk` reads. context_lines: see CsmRunner.
+        """
         self._model, self._cache, self._next, self._limits = model, cache, inputs, limits
         self._fingerprint = fingerprint
         self._chunk = chunk
@@ -46,7 +53,7 @@ class Prefill:
         self.prefixes = PrefixCache(prefix_bytes)
 
     def begin(self, row: int, state: CsmRow) -> None:
-        """Set the input that the row reads before its first frame."""
+        """Set the row's unread input: the prompt and the first line. Copy cached voice prompts into the KV cache."""
         voices = state.voice_segments
         cached = self.prefixes.get(self._key(voices)) if voices else None
         segments = state.segments
@@ -58,12 +65,16 @@ class Prefill:
         state.line_start = state.base
 
     def read_chunk(self, row: int, state: CsmRow) -> bool:
-        """Read one chunk; True once only the input of the first step is left."""
+        """Read one chunk of the row's unread input.
+
+        Returns True if only one position is left. The first step reads this position.
+        """
         unread = state.unread
         assert unread is not None  # noqa: S101 - the callers check it
         length = state.voice_positions
         count = min(self._chunk, len(unread) - 1)
-        if state.position < length:  # end a chunk at the end of the voice prompts, as with a cached prefix
+        # End a chunk at the end of the voice prompts. So later chunks are the same with and without a cached prefix.
+        if state.position < length:
             count = min(count, length - state.position)
         if count:
             self._model.read(unread[:count], self._cache, row, state.position)
@@ -79,10 +90,11 @@ class Prefill:
         return True
 
     def begin_next_line(self, state: CsmRow, unread_frames: list[Tensor], *, failed: bool = False) -> None:
-        """Set the input that the row reads before its next line.
+        """End the row's current line, and set the unread input: the text of the next line and what comes before it.
 
         unread_frames: frames of the ended line that are not in the KV cache yet. failed: the ended line broke a rule of
-        the guard: the next line takes its place in the KV cache, so that the model does not continue the failure.
+        the output guard. Then the next line overwrites the ended line in the KV cache, so that the model does not
+        continue the failure.
         """
         if state.line_frames and not failed:
             codes = torch.stack(state.line_frames).T.numpy().astype(np.int16)
@@ -99,7 +111,7 @@ class Prefill:
         kept = state.spoken if self._context_lines is None else state.spoken[len(state.spoken) - self._context_lines :]
         full = state.position + sum(map(len, parts[:-1])) > most
         if full or len(kept) < len(state.spoken):
-            # Go back to the end of the prompt, and read again the last lines that fit.
+            # Return to the position after the prompt, and read the newest lines again that fit.
             kept = kept[-(self._context_lines or 1) :]
             while kept and state.base + sum(segment.length for segment in kept) > most:
                 kept = kept[1:]
@@ -110,7 +122,7 @@ class Prefill:
         state.line_start = state.position + len(state.unread) - len(following)
 
     def _embed(self, parts: Sequence[Part]) -> Tensor:
-        """Embed the parts one after another -> (S, D)."""
+        """Return the embeddings (S, D) of all parts, in order."""
         device = self._model.device
         return torch.cat(
             [

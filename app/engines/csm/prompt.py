@@ -1,7 +1,8 @@
-"""CSM's prompt: segments of text and codes, as token ids. Does not depend on weights.
+"""CSM's prompt: segments of text and codes. This module does not depend on weights.
 
-A segment is `<|begin_of_text|>[speaker]text<|end_of_text|>`. If it was already spoken, its frames of codes and one
-frame of EOS codes follow. The text to speak comes last, without frames (SesameAILabs/csm, generator.py).
+The text of a segment is `<|begin_of_text|>[speaker]text<|end_of_text|>`. Then the frames of its speech follow, and one
+frame of EOS codes. After the prompt, the model reads the text of a line and generates its frames. The format is that of
+generator.py in SesameAILabs/csm.
 """
 
 from __future__ import annotations
@@ -57,18 +58,21 @@ class TextEncoder:
         return fallback
 
     def __call__(self, speaker: int, text: str) -> list[int]:
-        """The token ids of one segment's text, between a begin and an end token. Raises WeightsUnavailable."""
+        """Return the token ids of a text: the begin token, the speaker and the text, the end token.
+
+        Raises WeightsUnavailable if the tokenizer does not belong to the model.
+        """
         ids: list[int] = self._tokenizer.encode(f"[{speaker}]{text}", add_special_tokens=False).ids
         if ids and max(ids) >= self._limit:
             raise WeightsUnavailable(
-                "The tokenizer does not belong to this model: it returns ids beyond the text table.",
+                "The tokenizer does not belong to this model: it returns token ids that are not in the text table.",
                 remedy="Download the model again.",
             )
         return [self._begin, *ids, self._end]
 
 
 def _named_specials(folder: Path) -> dict[str, str]:
-    """bos_token and eos_token in tokenizer_config.json, if the file exists and names them."""
+    """Return bos_token and eos_token of tokenizer_config.json. Omits tokens that the file does not contain."""
     try:
         raw = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
     except (OSError, ValueError):
@@ -85,20 +89,20 @@ def _named_specials(folder: Path) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Speech in a prompt: the ids of its text, and the codes (K, T) of its audio."""
+    """Spoken text in a prompt: the token ids of the text, and the codes (K, T) of its audio."""
 
     ids: tuple[int, ...]
     codes: Codes
 
     @property
     def length(self) -> int:
-        """Positions that it takes: text, frames, and the frame of EOS codes."""
+        """The number of positions of the segment: its text, its frames, and the frame of EOS codes."""
         frames: int = self.codes.shape[1]
         return len(self.ids) + frames + 1
 
     @property
     def digest(self) -> bytes:
-        """Identifies the segment in the prefix cache."""
+        """A digest of the segment. The keys of the prefix cache contain it."""
         hashed = hashlib.sha256(repr((self.ids, self.codes.shape)).encode())
         hashed.update(np.ascontiguousarray(self.codes, np.int16).tobytes())
         return hashed.digest()

@@ -1,4 +1,4 @@
-"""The state of one row of CSM: its prompt, its current line, its counters. Does not depend on weights."""
+"""The state of one row of CSM: its prompt, its current line and its counters. Does not depend on weights."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, slots=True)
 class CsmRow:
-    """One utterance in its row, from `admit` to `release`."""
+    """The state of the utterance in one row. It exists from `admit` to `release`."""
 
     lines: list[tuple[int, ...]]  # token ids of each line
-    lengths: list[float]  # of each line's text, in characters (`guard.speech_length`)
-    paces: list[float | None]  # of each line's voice, in characters a second; None = unknown
+    lengths: list[float]  # length of each line's text in characters (`guard.speech_length`)
+    paces: list[float | None]  # pace of each line's voice in characters a second; None = unknown
     segments: list[Segment]  # voice prompts, then conversation turns
     voices: int  # number of voice prompts in `segments`
     params: SamplingParams
     seed: int
     max_frames: int  # the largest number of frames of the utterance
     line: int = 0  # index of the current line
-    position: int = 0  # tokens in the KV cache
-    frames: int = 0  # frames of speech so far
-    draws: int = 0  # frames drawn so far, EOS frames included: the noise counter
+    position: int = 0  # number of positions in the KV cache
+    frames: int = 0  # number of generated frames of speech
+    draws: int = 0  # number of drawn frames, including EOS frames; the noise of a frame depends on this number
     spoken: list[Segment] = field(default_factory=list)  # lines of this utterance that are in the KV cache
     line_start: int = 0  # position of the current line's first token
     line_frames: list[Tensor] = field(default_factory=list)  # frames of speech (K,) of the current line
-    unread: Tensor | None = None  # (S, D) input still to be prefilled; the first step reads its last token
-    over: bool = False
-    generation: int = 0  # increases at the end of a line, which invalidates results of frames in flight
+    unread: Tensor | None = None  # (S, D) inputs that the row has not read; the first step reads the last input
+    over: bool = False  # the last line has ended
+    generation: int = 0  # increases at the end of a line; results of frames that were launched before are then invalid
     guard: LineGuard | None = None  # the output guard of the current line
-    undecoded: list[tuple[Tensor, LineGuard | None]] = field(default_factory=list)  # frames (K,), each with its guard
+    # Frames (K,) that are not decoded, each with the output guard of its line.
+    undecoded: list[tuple[Tensor, LineGuard | None]] = field(default_factory=list)
     decoded: int = 0  # frames that the codec has decoded
     reference: ReferenceNoise | None = None
 
     @property
     def base(self) -> int:
-        """The number of positions before the first line."""
+        """The number of positions of the prompt, which is before the first line."""
         return sum(segment.length for segment in self.segments)
 
     @property

@@ -1,12 +1,14 @@
-"""CSM-1B as a Runner: rows prefill, speak and continue with their next line, each at its own position.
+"""CSM-1B as a Runner: each row prefills its prompt and speaks the lines of its utterance.
 
-A row prefills its speakers' voice prompts (their keys and values come from the prefix cache), the conversation so far,
-and the text of its first line. At the end of a line, the row reads a frame of EOS codes and the next line's text at its
-current position, so the voice stays the same. If the context would overflow, it goes back to the end of its prompt.
+A row prefills the voice prompts of its speakers, the earlier turns of the conversation, and the text of its first line.
+If the prefix cache contains the voice prompts, the row copies their keys and values from the cache. At the end of a
+line, the row reads a frame of EOS codes and the text of the next line, so that the next line has the same voice. If the
+context would overflow, the row returns to the position after its prompt and drops the later positions. Then it reads
+the newest lines again that fit.
 
-Speech ends as in transformers' generate: at a frame whose codes, except the last one, are all EOS. Such a frame is
-audible only if its last code is not EOS. `Guards` (limits.py) are additional rules for production. Does not depend on
-HTTP or the voice store.
+A line ends at the first frame whose codes are all EOS, without regard to the last code, as in `generate` of
+transformers. If the last code is not EOS, the frame is played; otherwise it is dropped. `Guards` (limits.py) add limits
+for production. This module does not depend on HTTP or stored voices.
 """
 
 from __future__ import annotations
@@ -48,16 +50,16 @@ if TYPE_CHECKING:
 # Sesame's generator.py and the published generation_config.json.
 DEFAULTS = SamplingParams(temperature=0.9, top_k=50, top_p=1.0)
 PREFIX_BYTES = 512 << 20  # size of the prefix cache: about 30 voices of 30 s each, in bfloat16
-CHUNK_CPU, CHUNK_GPU = 64, 512  # tokens in one prefill chunk; other rows wait while a chunk is read
+CHUNK_CPU, CHUNK_GPU = 64, 512  # positions in one prefill chunk; all rows wait while the model reads a chunk
 MAX_TEXT_CHARS = 300  # characters of one line: about 20 s of speech, longer than most sentences
-VOICE_SHARE = 0.3  # the share of the context that is reserved for the voice prompt and the conversation
+VOICE_SHARE = 0.3  # the part of the context that is reserved for the voice prompt and the conversation
 SAMPLE_TEXT = "The weather was fine, so they walked along the river and talked about what they would do in the spring."
 WARM_UP_FRAMES = 4
 MIN_REFERENCE_S, MAX_REFERENCE_S = 0.1, 60.0
 
 
 class CsmRunner:
-    """The model, the codec and their rows. One thread makes all calls, except `encode`, which any thread may call."""
+    """The model, the codec and their rows. Any thread may call `encode`. All other calls must come from one thread."""
 
     def __init__(
         self,
@@ -80,12 +82,14 @@ class CsmRunner:
         capture: GraphCapture | None = None,
         kernels: Sequence[Kernels] = (TORCH,),
     ) -> None:
-        """guards: None = no guards, as in the reference implementations.
+        """Create the rows, and capture CUDA graphs if `capture` is not None.
 
-        reference_noise: draw as PyTorch's multinomial does after `manual_seed`, to compare with other implementations.
-        chunk: tokens per `prefill` call; None = as the device needs. examples: the folder of the recordings that were
-        published with the model. capture: capture frames as CUDA graphs, with the fastest of `kernels`; None = launch
-        every operation.
+        guards: None = no limits of lines, as in the reference implementations. on_guard: called with each broken rule
+        of the output guard. reference_noise: draw the same noise as torch.multinomial after torch.manual_seed. chunk:
+        positions that one call of `prefill` reads; None = the default of the device. context_lines: after a line, the
+        row keeps this many spoken lines in its context; None = all that fit. examples: the folder of the recordings
+        that were published with the model. capture: None = do not use CUDA graphs. kernels: the candidate kernels of
+        the CUDA graphs.
         """
         self.max_rows = max_rows
         self.model = model
@@ -120,7 +124,7 @@ class CsmRunner:
         self._rows: dict[int, CsmRow] = {}
         self._graph: CsmCudaGraph | None = None
         self._in_flight: InFlightStep[CsmRow, Frames] | None = None
-        self._graph_samples: dict[int, Samples] = {}  # samples of the frames that the last step returned
+        self._graph_samples: dict[int, Samples] = {}  # by row: the samples of the frame that the last step returned
         if capture is not None:
             if not isinstance(self._cache, KVCache) or reference_noise:
                 raise ValueError("CUDA graphs need a model on one device and can't use reference noise")
@@ -131,7 +135,7 @@ class CsmRunner:
         self.setup = setup_facts(capture, self.max_rows, self._graph.steps.kernels.name if self._graph else "")
 
     def _warm_up(self) -> None:
-        """Speak one utterance as a request would, and discard it."""
+        """Speak a short utterance and discard its audio, so that the first request finds everything initialised."""
         begin_warm_up(self, SAMPLE_TEXT, WARM_UP_FRAMES / self.codec.frame_hz)
         for _ in range(WARM_UP_FRAMES):
             self.step([0])
@@ -144,7 +148,10 @@ class CsmRunner:
 
     @property
     def line_chars(self) -> int:
-        """The largest number of English characters in one line that fits after a voice prompt, frames included."""
+        """The largest number of English characters in one line.
+
+        The text and the frames of such a line fit into the context after a voice prompt.
+        """
         tokens_per_char = (len(self._text(0, SAMPLE_TEXT)) - len(self._text(0, ""))) / len(SAMPLE_TEXT)
         positions = (1 - VOICE_SHARE) * self.config.max_positions
         guards = self._limits.guards or Guards()
@@ -154,9 +161,9 @@ class CsmRunner:
     # ---- the Runner protocol
 
     def admit(self, row: int, utterance: Utterance) -> None:
-        """Assign the row to an utterance. If the context is too short, drop the oldest remembered turns.
+        """Assign the row to an utterance. If the context is too short, remove the oldest optional turns.
 
-        Raises TextTooLong and BadReference if the rest does not fit.
+        Raises TextTooLong or BadReference if the utterance does not fit without these turns.
         """
         voices = self._voices(utterance)
         conversation = [self._segment(turn.speaker, turn.text, turn.codes) for turn in utterance.context]
@@ -201,7 +208,7 @@ class CsmRunner:
                 speaking.append(i)
             else:
                 silent[i] = True
-                if not chunk_read:  # at most one chunk in each step, so that speaking rows do not wait long
+                if not chunk_read:  # a step reads at most one chunk, so that the speaking rows wait only briefly
                     chunk_read = True
                     self._read_chunk(row, state)
         if speaking:
@@ -237,13 +244,13 @@ class CsmRunner:
         return to_result(results, self.config.codebooks)
 
     def _launch(self, rows: dict[int, CsmRow], graph: CsmCudaGraph) -> InFlightStep[CsmRow, Frames]:
-        # `position` does not yet count a frame that is in flight.
+        # The last launch may not have been collected, so the row's true position can be `position` + 1.
         longest = min(max(state.position for state in rows.values()) + 2, self.config.max_positions)
         fast = fast_path([state.params for state in rows.values()], self.config.codebook_size)
         return InFlightStep.of(rows, graph.launch(list(rows), longest, fast_path=fast))
 
     def _collect(self, step: InFlightStep[CsmRow, Frames]) -> list[RowResult]:
-        """Wait for a launched step and commit its frames."""
+        """Wait for a launched step, commit its frames, and return the results of its rows."""
         results: list[RowResult] = []
         frames = step.wait()
         for row, state in step.current(self._rows):
@@ -264,7 +271,7 @@ class CsmRunner:
         return results
 
     def _zero_row(self, row: int) -> None:
-        """Zero the row's state, so that NaN and infinite values do not reach its next utterance."""
+        """Zero the row's state, so that NaN and infinite values do not reach the next utterance in this row."""
         self._next[row] = 0
         self._cache.zero_row(row)
         self._decoder.zero_row(row)
@@ -292,9 +299,9 @@ class CsmRunner:
     # ---- references
 
     def encode(self, reference: Reference) -> Codes:
-        """Encode a recording at `rate_hz` to codes (K, T) int16, padded with silence to a whole frame.
+        """Encode a recording at `rate_hz`, and return codes (K, T) int16. Raises BadReference.
 
-        Raises BadReference.
+        The recording is padded with silence to a whole number of frames.
         """
         samples = checked_samples(reference, self.rate_hz, min_s=MIN_REFERENCE_S, max_s=MAX_REFERENCE_S)
         samples = np.pad(samples, (0, -len(samples) % self.codec.frame_samples))
@@ -303,7 +310,7 @@ class CsmRunner:
     # ---- prompts
 
     def _voices(self, utterance: Utterance) -> list[Segment]:
-        """One segment per speaker that has a prompt, in order of appearance."""
+        """Return the voice prompts as segments: one for each speaker with a prompt, in the order of the lines."""
         prompts: dict[int, VoicePrompt] = {}
         for line in utterance.lines:
             if line.prompt is not None:
@@ -323,7 +330,7 @@ class CsmRunner:
     # ---- prefill
 
     def _read_chunk(self, row: int, state: CsmRow) -> bool:
-        """Read one chunk of the row's prompt or next line; return True once the row can speak."""
+        """Read one chunk of the row's unread input. Returns True if the input is complete and the row can speak."""
         if not self._prefill.read_chunk(row, state):
             return False
         if self._graph is not None:
@@ -339,11 +346,11 @@ class CsmRunner:
         return True
 
     def _pace(self, prompt: VoicePrompt | None) -> float | None:
-        """The pace of a voice's recording, in characters a second; None if it has none or its pace is unknown."""
+        """Return the pace of the prompt's recording in characters a second, or None if the pace is unknown."""
         return None if prompt is None else pace_of(prompt.transcript, prompt.codes.shape[1] / self.codec.frame_hz)
 
     def _guard_line(self, state: CsmRow) -> None:
-        """Start the guard of the current line."""
+        """Create the output guard of the current line, if guards are used."""
         if self._limits.guards is not None:
             length, pace = state.lengths[state.line], state.paces[state.line]
             state.guard = LineGuard(length, 1 / self.codec.frame_hz, self.rate_hz, pace=pace)
@@ -351,9 +358,10 @@ class CsmRunner:
     # ---- steps
 
     def _eager_frame(self, rows: list[int]) -> tuple[Tensor, Tensor]:
-        """Compute one frame (n, K) of these rows without a CUDA graph, and whether their logits are finite (n,).
+        """Compute one frame of these rows without a CUDA graph.
 
-        Reads the rows' inputs from `_next`.
+        Returns the codes (n, K), and (n,) bool: whether the logits of the row are finite. Reads the rows' inputs from
+        `_next`, and writes the inputs of the next frame there.
         """
         if self._one_by_one and len(rows) > 1:
             single = [self._eager_frame([row]) for row in rows]
@@ -370,9 +378,8 @@ class CsmRunner:
 
         def pick(codebook: int, logits: Tensor) -> Tensor:
             nonlocal finite
-            if (
-                codebook + 1 == c.codebooks
-            ):  # a NaN in an earlier codebook reaches these logits through the depth decoder's keys
+            # The last logits depend on the keys of all earlier codebooks. So a NaN in any codebook makes them NaN.
+            if codebook + 1 == c.codebooks:
                 finite = logits.isfinite().all(dim=1)
             if suppressed is not None and codebook == 0 and c.eos_code < c.codebook_size:
                 for _ in range(int(((logits.argmax(dim=-1) == c.eos_code) & suppressed).sum())):
@@ -388,7 +395,10 @@ class CsmRunner:
         return frames, finite
 
     def _noise(self, states: list[CsmRow]) -> Callable[[int], Tensor | None]:
-        """Return a function: codebook -> noise (n, C) for this frame of each row."""
+        """Return a function that returns the noise (n, C) of a codebook for the next frame of each row.
+
+        The function returns None if all rows are greedy.
+        """
         c, device = self.config, self.model.device
         if all(state.params.temperature <= 0 for state in states):
             return lambda codebook: None
@@ -404,9 +414,9 @@ class CsmRunner:
         return lambda codebook: noise[:, codebook]
 
     def _commit(self, row: int, frame: Tensor) -> tuple[bool, bool, Rule | None]:
-        """Add a new frame to its row's line, and begin the next line if this one ends.
+        """Add a new frame to the row's current line. If the line ends with this frame, begin the next line.
 
-        Returns whether the frame is silent, whether the row has ended, and the rule of the guard that the line broke.
+        Returns whether the frame has no audio, whether the row has ended, and the guard's rule that the line broke.
         """
         state = self._rows[row]
         last = is_last(frame, self.config.eos_code)

@@ -1,4 +1,4 @@
-"""Loading steps that all models with weights share: files, weights, int8, codec, digests, CUDA graphs, engine."""
+"""Functions that load a model and build its engine. The engines CSM and Dia use them."""
 
 from __future__ import annotations
 
@@ -33,10 +33,9 @@ Quantize = Literal["none", "int8"]
 
 
 def fetch(settings: Settings, context: BuildContext, model: str, source: str) -> tuple[Path, str]:
-    """Return the folder of a model's files, downloaded if necessary, and a stable name of their source.
+    """Download a model's files if they are not on disk. Return their folder and the name of their source.
 
-    The name is the hub id, which does not change with the version, or the path of a local folder.
-    Raises EngineUnavailable.
+    The name of the source is the hub id, or the path of a local folder. Raises EngineUnavailable.
     """
     models = settings.folder("models")
     folder = download.fetch(
@@ -59,9 +58,9 @@ def load_weights(
     dtype: torch.dtype,
     cache: LoadCache | None,
 ) -> None:
-    """Fill the parameters of `model` from the load cache, or from `weights` with the model's own `load`.
+    """Fill the parameters of `model` from the load cache. If they are not in the cache, call `load(weights)`.
 
-    cache: used only if it saves work, which is for float32 weights in a bfloat16 model.
+    cache: used only for a bfloat16 model with float32 weights, because then a read from the cache is faster.
     """
     entry = None
     if cache is not None and dtype == torch.bfloat16 and weights.width() >= 3:
@@ -73,7 +72,7 @@ def load_weights(
 
 
 def check_int8(devices: Iterable[torch.device]) -> None:
-    """Check that int8 weights can run on these devices. Raises EngineUnavailable."""
+    """Raise EngineUnavailable if one of these devices can't use int8 weights."""
     if any(device.type != "cpu" for device in devices):
         raise EngineUnavailable("int8 weights are for the CPU only.", remedy="Set TTS_QUANTIZE=none.")
     if not Int8Linear.supported():
@@ -81,27 +80,27 @@ def check_int8(devices: Iterable[torch.device]) -> None:
 
 
 def quantize_stack(stack: Stack, *, attention: bool) -> None:
-    """Give every block of the stack 8-bit MLP weights, and 8-bit attention weights if `attention`."""
+    """Convert the MLP weights of all blocks to int8. attention: also convert the self-attention weights."""
     for block in stack.blocks:
         assert isinstance(block, Block)  # noqa: S101 - a Stack contains nothing else
         block.quantize(attention=attention)
 
 
 def pack_bfloat16(model: nn.Module) -> None:
-    """Pack the bfloat16 weights for the CPU, where the CPU supports it."""
+    """Pack the bfloat16 weights of a model on a CPU, if the CPU has bfloat16 instructions."""
     replace_linears(model, lambda linear: PackedLinear(linear) if PackedLinear.supports(linear) else None)
 
 
 def place_weights(device: torch.device) -> None:
-    """Move the weights in this process to huge pages, on a CPU."""
+    """If `device` is the CPU, move the memory of this process, which contains the weights, to huge pages."""
     if device.type == "cpu":
         use_huge_pages()
 
 
 def check_codec_size(found: tuple[int, int], needed: tuple[int, int], *, remedy: str = "") -> None:
-    """Check that the codec has enough codebooks and codes. found, needed: (codebooks, codes in each codebook).
+    """Raise WeightsUnavailable if the codec has too few codebooks, or too few codes in each codebook.
 
-    Raises WeightsUnavailable.
+    found, needed: (codebooks, codes in each codebook) of the codec and of the model.
     """
     if found[0] < needed[0] or found[1] < needed[1]:
         raise WeightsUnavailable(
@@ -111,33 +110,39 @@ def check_codec_size(found: tuple[int, int], needed: tuple[int, int], *, remedy:
 
 
 def codec_fingerprint(encoder: nn.Module, config: object, codebooks: int) -> str:
-    """Identify the codes that this encoder produces. Stored codes with another fingerprint are encoded again."""
+    """Return a fingerprint of the codes that this encoder computes.
+
+    If stored codes have another fingerprint, the server encodes the recording again.
+    """
     return f"{digest_of((*encoder.parameters(), *encoder.buffers()), str(config))} {codebooks}"
 
 
 def bytes_of(*modules: nn.Module) -> int:
-    """Memory of all parameters and buffers."""
+    """Return the size of all parameters and buffers of these modules in bytes."""
     return sum(tensor.nbytes for module in modules for tensor in (*module.parameters(), *module.buffers()))
 
 
 def graph_capture(
     settings: Settings, device: torch.device, dtype: torch.dtype, *, possible: bool
 ) -> tuple[GraphCapture | None, Sequence[Kernels]]:
-    """Return the graph capture and the candidate kernels; (None, ()) if steps run without CUDA graphs."""
+    """Return the graph capture and the candidate kernels, or (None, ()) if the engine uses no CUDA graphs.
+
+    possible: False = the engine can't use CUDA graphs.
+    """
     if device.type != "cuda" or not settings.cuda_graphs or not possible:
         return None, ()
     return GraphCapture(device), candidates(settings.kernels, device, dtype, compiled=settings.compile)
 
 
 def dtype_name(settings: Settings, dtype: torch.dtype) -> str:
-    """The weights' type as /health shows it."""
+    """Return the type of the weights as GET /health shows it."""
     return "int8" if settings.quantize == "int8" else str(dtype).removeprefix("torch.")
 
 
 def batched_engine(
     info: EngineInfo, runner: Runner, settings: Settings, encode: Callable[[Reference], Codes]
 ) -> BatchedEngine:
-    """Put the runner behind the batch loop, with the queue limits of the settings."""
+    """Return an engine that runs `runner`, with the queue limits of the settings."""
     return BatchedEngine(
         info, runner, max_queue=settings.max_queue, audio_queue_s=settings.audio_queue_s, encode=encode
     )

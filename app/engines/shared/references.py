@@ -1,4 +1,4 @@
-"""Checks of reference recordings and of codes before they reach a model, and the encoding of recordings."""
+"""Checks and encodes reference recordings, and checks codes before a model reads them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def checked_samples(reference: Reference, rate_hz: int, *, min_s: float, max_s: float, advice: str = "") -> Samples:
-    """Return the recording's samples (N,) float32. Raises BadReference.
+    """Return the samples (N,) float32 of a recording. Raises BadReference if the recording can't be encoded.
 
-    advice: text about good lengths, added to the error about a wrong length.
+    advice: a text about good lengths for the error message about a wrong length.
     """
     if reference.rate_hz != rate_hz:
         raise BadReference(
@@ -36,7 +36,7 @@ def checked_samples(reference: Reference, rate_hz: int, *, min_s: float, max_s: 
 def encode_samples(
     samples: Samples, encoder: Callable[[Tensor], Tensor], *, codebooks: int, device: torch.device
 ) -> Codes:
-    """Encode samples (N,) at the codec's rate and keep the first codebooks: codes (K, T) int16 on the host."""
+    """Encode samples (N,) at the codec's rate, and return the codes (K, T) int16 of the first `codebooks` codebooks."""
     with torch.inference_mode():
         codes = encoder(torch.from_numpy(samples).to(device))
     found: Codes = codes[:codebooks].cpu().numpy().astype(np.int16)

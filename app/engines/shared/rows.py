@@ -1,4 +1,4 @@
-"""Helpers for the rows of any runner: noise for a step, batching on the CPU, the warm-up utterance."""
+"""Functions for the rows of any runner: noise for a step, the choice of batching, and the warm-up utterance."""
 
 from __future__ import annotations
 
@@ -16,40 +16,41 @@ if TYPE_CHECKING:
 
 
 class DrawState(Protocol):
-    """What the noise of one row depends on."""
+    """The values that determine the noise of one row."""
 
     @property
     def seed(self) -> int: ...
 
     @property
     def draws(self) -> int:
-        """Steps drawn so far: the noise counter."""
+        """The number of steps that the row has drawn. The noise of a step depends on this number."""
 
 
 def step_noise(rows: Sequence[DrawState], *, codebooks: int, codes: int, device: torch.device) -> Tensor:
-    """Noise for one step of n rows -> (n, codebooks, codes) float32."""
+    """Return the noise for one step of n rows: (n, codebooks, codes) float32."""
     seeds = torch.tensor([to_int64(row.seed) for row in rows], device=device)
     draws = torch.tensor([row.draws for row in rows], device=device)
     return exponential_noise(seeds, draws, codebooks, codes)
 
 
 def reference_noise_of(seed: int, *, enabled: bool) -> ReferenceNoise | None:
-    """The noise that reference implementations draw for this seed; None if it is not enabled."""
+    """Return the noise that reference implementations draw for this seed, or None if `enabled` is False."""
     return ReferenceNoise(to_int64(seed)) if enabled else None
 
 
 def must_step_one_by_one(device: torch.device, dtype: torch.dtype, *, quantized: bool) -> bool:
-    """Whether each row needs its own matrix product, so that its codes do not depend on the other rows in the batch.
+    """Whether each row must be computed alone, so that its codes do not depend on other rows in the batch.
 
-    On a CPU, a float32 product of eight rows differs from a product of one row in the last bits, and sometimes this
-    changes a code. The purpose of float32 is exact results, and small products gain little from batching (1.5 times at
-    4 rows). In packed bfloat16 and int8 products, rows do not depend on each other.
+    In float32 on a CPU, the result of a row in a product of eight rows differs in the last bits from a product of one
+    row. Sometimes this changes a code. Users choose float32 for exact results, and batching small products is only 1.5
+    times as fast at 4 rows. With packed bfloat16 weights and int8 weights, the result of a row does not depend on other
+    rows.
     """
     return device.type == "cpu" and not quantized and dtype == torch.float32
 
 
 def begin_warm_up(runner: Runner, text: str, max_seconds: float) -> None:
-    """Admit an utterance into row 0 and prefill it. The caller steps the row and releases it."""
+    """Admit an utterance into row 0 and prefill the row. The caller must step the row and release it."""
     line = SpokenLine(text, 0, Voice("warm-up", "warm-up", "none"))
     runner.admit(0, Utterance((line,), Sampling(), 0, max_seconds))
     while not runner.prefill(0):

@@ -1,8 +1,9 @@
-"""Steps captured as CUDA graphs: the part that does not depend on the model.
+"""Captures the steps of any model as CUDA graphs and launches them.
 
-A step is captured for the first n rows, n = 1, 2, 4 ..., and for each bucket key (for example how far back attention
-looks). All numbers of the rows stay in tensors on the device, so a launch never waits for the device. The model's step
-reads `integers`, `floats` and `selected`, and advances the selected rows.
+A graph computes one step of the first n rows, n = 1, 2, 4 ... There is one graph for each pair of n and a bucket key. A
+key selects a variant of the step, for example the number of positions that attention reads. The parameters of the rows
+are in tensors on the device, so a launch does not wait for the device. The model's step reads the tensors `integers`,
+`floats` and `selected`, and advances the selected rows.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
 
 Key = TypeVar("Key", bound=Hashable)
 
-# One step of the first n rows: (n, bucket key, kernels). It must not wait for the device.
+# Computes one step of the first n rows: (n, bucket key, kernels) -> None. It must not wait for the device.
 StepBody = Callable[[int, Key, "Kernels"], None]
 
 
 class StepGraph(Generic[Key]):
-    """The captured steps of one model, and the numbers of each row that they read. Used by one thread only."""
+    """The captured steps of one model, and the parameters of each row. Only one thread may use it."""
 
     def __init__(
         self,
@@ -41,9 +42,10 @@ class StepGraph(Generic[Key]):
         kernels: Sequence[Kernels],
         device: torch.device,
     ) -> None:
-        """keys: all bucket keys, the largest first. integers, floats: how many numbers of each kind a row has.
+        """Create the tensors of the rows. keys: all bucket keys, the largest first.
 
-        kernels: the candidates; `capture` selects the fastest.
+        integers, floats: how many integers and floats the parameters of one row are. kernels: the candidate kernels;
+        `capture` selects the fastest of them.
         """
         self._buckets = GraphBuckets(rows, keys)
         self._device = device
@@ -60,9 +62,12 @@ class StepGraph(Generic[Key]):
         return self._buckets.rows
 
     def capture(self, capture: GraphCapture, body: StepBody[Key], shortest: Key) -> None:
-        """Select the fastest kernels for one row with the key `shortest`, then capture every bucket.
+        """Capture the step `body` for all buckets. The graphs use the kernels that are fastest for one row.
 
-        If memory is short, `rows` becomes smaller. Raises torch.OutOfMemoryError if not even one row fits.
+        shortest: the key with which the kernels are timed.
+
+        If the graphs do not fit into memory, `rows` becomes smaller. Raises torch.OutOfMemoryError if the graphs for
+        one row do not fit.
         """
 
         def bound(rows: int, key: Key, kernels: Kernels) -> Body:
@@ -76,7 +81,7 @@ class StepGraph(Generic[Key]):
         self._buckets.capture(capture, partial(bound, kernels=self.kernels))
 
     def set_row(self, row: int, integers: Sequence[int], floats: Sequence[float]) -> None:
-        """Upload one row's numbers, without waiting for the device."""
+        """Copy the parameters of one row to the device. Does not wait for the device."""
         self.integers[row] = upload(torch.tensor(integers, dtype=torch.int64), self._device)
         self.floats[row] = upload(torch.tensor(floats, dtype=torch.float32), self._device)
 
@@ -87,12 +92,15 @@ class StepGraph(Generic[Key]):
         self.selected[: self.rows] = upload(selected, self._device)
 
     def launch(self, rows: Sequence[int], key: Key) -> None:
-        """Queue one step with the smallest graph that covers these rows."""
+        """Queue one step: launch the smallest graph for this key that contains all these rows."""
         self._buckets.of(max(rows) + 1, key)()
 
 
 class RowState(Protocol):
-    """The host's state of one row. `generation` grows when results in flight become invalid."""
+    """The state of one row on the host.
+
+    generation: a number that increases when the results of launched steps become invalid for this row.
+    """
 
     generation: int
 
@@ -103,17 +111,20 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class InFlightStep(Generic[State, Result]):
-    """A launched step: its rows with their states and generations at the launch, and how to wait for its results."""
+    """A step that the host has launched and whose results the host has not read yet."""
 
-    rows: list[tuple[int, State, int]]
-    wait: Callable[[], Result]
+    rows: list[tuple[int, State, int]]  # each row with its state and its generation at the launch
+    wait: Callable[[], Result]  # waits for the results and returns them
 
     @classmethod
     def of(cls, rows: Mapping[int, State], wait: Callable[[], Result]) -> InFlightStep[State, Result]:
         return cls([(row, state, state.generation) for row, state in rows.items()], wait)
 
     def current(self, rows: Mapping[int, State]) -> Iterator[tuple[int, State]]:
-        """The rows of this step that have not been released or stopped since the launch."""
+        """Yield the rows of this step whose results are valid: rows not released or stopped since the launch.
+
+        rows: the current states of all rows.
+        """
         for row, state, generation in self.rows:
             if rows.get(row) is state and state.generation == generation:
                 yield row, state
