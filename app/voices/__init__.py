@@ -1,1 +1,4 @@
-"""Voices: the store, cloning, quality reports, enhancement and conversation memory. No HTTP, no engines."""
+"""Voices: the store, cloning, quality reports, enhancement and conversation memory.
+
+This package does not depend on HTTP or engines.
+"""

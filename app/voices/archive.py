@@ -1,7 +1,8 @@
 """Export and import of a voice as one zip file: voice.json, reference.wav, and consent.wav if there is one.
 
-An imported file is untrusted: only known names are read, sizes are limited while reading, numbers and texts are checked
-as for a new voice, and the audio is decoded again in the sandbox. An imported voice gets a new id.
+An imported zip file is untrusted. Only files with known names are read, and their sizes are limited while they are
+read. Numbers and texts are checked in the same way as for a new voice. The audio is decoded in the sandbox. An imported
+voice gets a new id.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def unpack(file: IO[bytes], *, limits: Limits | None = None, what: str = "file")
 
 
 def _members(file: IO[bytes], what: str) -> tuple[bytes, bytes, bytes | None]:
-    """The bytes of voice.json, reference.wav, and of consent.wav or None."""
+    """Read the files of an exported voice -> voice.json, reference.wav, consent.wav (None if it is missing)."""
     with zipfile.ZipFile(file) as archive:
         count, names = len(archive.infolist()), set(archive.namelist())
         if count > MAX_ENTRIES:
@@ -102,7 +103,10 @@ def _members(file: IO[bytes], what: str) -> tuple[bytes, bytes, bytes | None]:
 
 
 def _member(archive: zipfile.ZipFile, name: str, max_bytes: int, what: str) -> bytes:
-    """Read one file. The unpacked bytes are counted; the size in the archive's header is not trusted."""
+    """Read one file of a zip archive. Raises BadReference if the file is larger than max_bytes.
+
+    The unpacked bytes are counted, because the size in the header of the archive is not trusted.
+    """
     with archive.open(name) as member:
         data = member.read(max_bytes + 1)
     if len(data) > max_bytes:

@@ -1,7 +1,8 @@
-"""Voice cloning: convert uploaded recordings to the reference of a voice.
+"""Voice cloning: convert uploaded recordings to the reference recording of a voice.
 
-The steps: decode in the sandbox, find speech, choose the best window, measure its quality, find its transcript, remove
-rumble, set the loudness. The caller stores the result. Does not depend on HTTP or engines.
+Steps: decode a recording in the sandbox, find the speech, choose the best part (the window), measure the quality of the
+window, find the transcript of the window, remove rumble, set the loudness. The caller stores the result. This module
+does not depend on HTTP or engines.
 """
 
 from __future__ import annotations
@@ -40,25 +41,25 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-RATE_HZ = 44_100  # the rate of DAC; for Mimi it is resampled to 24 kHz
+RATE_HZ = 44_100  # the sample rate of the codec DAC; for the codec Mimi the reference is resampled to 24 kHz
 MAX_SAMPLE_S = 600.0
 MIN_SAMPLE_S = 1.0
 MAX_SAMPLES = 8  # recordings for one voice
 MAX_TOGETHER_S = 30.0  # total of all recordings of one voice
 TARGET_LUFS = -20.0
-RUMBLE_HZ = (62.0, 80.0)  # removed below the first, mains hum included; unchanged above the second
-TRAILING_SILENCE_S = 0.4  # without it, models continue the last sound of the prompt in their output
+RUMBLE_HZ = (62.0, 80.0)  # audio below 62 Hz is removed, mains hum included; audio above 80 Hz does not change
+TRAILING_SILENCE_S = 0.4  # silence after each recording; without it, a model repeats the end of the recording
 CONSENT_MAX_S = 60.0
 CONSENT_RATE_HZ = 24_000
 _MARGIN_S = 0.5  # extra audio on each side of the window for the filters
 _FADE_S = 0.01
-_BLOCK_S = 22.0  # with margins and zeros a power of two of samples at 44.1 kHz
-_WAITING = 8  # recordings that may run or wait at a time
+_BLOCK_S = 22.0  # length of an FFT block: with both margins it has nearly 2**20 samples at 44.1 kHz
+_WAITING = 8  # maximum number of calls of `Cloner.run` that run or wait at the same time
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An uploaded recording and its exact transcript; "" = unknown."""
+    """An uploaded recording and its exact transcript. transcript: "" = unknown."""
 
     audio: Source
     transcript: str = ""
@@ -66,7 +67,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The result of cloning. window: the part of the first recording that is used."""
+    """The result of cloning. window: the part of the first recording that the reference contains."""
 
     reference: Reference
     report: Report
@@ -80,7 +81,7 @@ class Cloner:
     Use `prepare` and `run` from one event loop. `make` blocks and may run in any thread.
     """
 
-    sample_range_s = (MIN_SAMPLE_S, window.WHOLE_MAX_S)  # a recording of this length can be used as it is
+    sample_range_s = (MIN_SAMPLE_S, window.WHOLE_MAX_S)  # a recording with a length in this range can be used whole
 
     def __init__(self, transcriber: Transcriber, *, limits: Limits | None = None) -> None:
         self._transcriber = transcriber
@@ -92,13 +93,14 @@ class Cloner:
     async def prepare(
         self, samples: Sequence[Sample], *, language: str = "en", denoise: bool = False, what: str = "audio_file"
     ) -> Prepared:
-        """Run `make` in a thread. Raises as `make` does, and Busy if too many calls wait."""
+        """Run `make` in a thread and return its result. Raises as `make` does, and Busy if too many calls wait."""
         return await self.run(lambda: self.make(samples, language=language, denoise=denoise, what=what))
 
     async def run(self, task: Callable[[], T]) -> T:
-        """Run work that decodes recordings in a limited number of threads. Raises Busy if too many calls wait.
+        """Run `task` in one of a limited number of threads and return its result.
 
-        A cancelled caller waits for its thread, which still reads the uploaded file.
+        If the caller is cancelled, this method still waits for the thread, because the thread reads the uploaded file.
+        Raises Busy if too many calls wait.
         """
         if self._waiting >= _WAITING:
             raise Busy("This server is processing too many recordings. Try again.", retry_after_s=5)
@@ -111,11 +113,11 @@ class Cloner:
     def make(
         self, samples: Sequence[Sample], *, language: str = "en", denoise: bool = False, what: str = "audio_file"
     ) -> Prepared:
-        """Join 1 to MAX_SAMPLES recordings to one reference. Blocks for seconds.
+        """Convert 1 to MAX_SAMPLES recordings of a voice to one reference recording. Blocks for seconds.
 
-        language: BCP 47 tag, for the speech recogniser. denoise: reduce steady noise. what: name of the request's
-        field, for error messages. Raises BadReference for recordings that can't be used, InvalidValue for a transcript
-        that is missing or too long.
+        language: BCP 47 tag, for the speech recogniser. denoise: reduce steady noise. what: name of the field in the
+        request, for error messages. Raises BadReference for a recording that can't be used, InvalidValue for a
+        transcript that is missing or too long.
         """
         if not samples:
             raise BadReference(f"`{what}` is missing: send a recording of the voice.", param=what)
@@ -124,7 +126,7 @@ class Cloner:
                 f"`{what}` was sent {len(samples)} times. Send at most {MAX_SAMPLES} recordings for one voice.",
                 param=what,
             )
-        # All recordings together must fit the maximum length of a prompt.
+        # All recordings together may not be longer than MAX_TOGETHER_S, because the prompt of a model is limited.
         most_s = min(window.WHOLE_MAX_S, MAX_TOGETHER_S / len(samples))
         prepared = [self._one(sample, language, denoise=denoise, most_s=most_s, what=what) for sample in samples]
         silence = pcm.silence(TRAILING_SILENCE_S, RATE_HZ)
@@ -177,10 +179,10 @@ class Cloner:
     def _choose(
         self, text: str, spans: Sequence[Span], sound: Samples, *, language: str, most_s: float, what: str
     ) -> tuple[Span, str]:
-        """Choose the part of the recording to use -> the part, its exact transcript.
+        """Choose the part of a recording that is used -> the part, the exact transcript of this part.
 
-        text: the transcript of the whole recording; "" = unknown. spans: the speech in the samples. most_s: the longest
-        part that may be used. Raises BadReference, InvalidValue.
+        text: the transcript of the whole recording; "" = unknown. spans: the parts of the samples that contain speech.
+        most_s: the maximum length of the chosen part. Raises BadReference, InvalidValue.
         """
         whole = Span(spans[0].start_s, spans[-1].end_s)
         best = window.best_window(spans, sound, RATE_HZ, most_s)
@@ -197,8 +199,8 @@ class Cloner:
                 return whole, text
             why = missing or "The speech recogniser did not find the words of `transcript`."
             raise BadReference(
-                f"`{what}` has {whole.seconds:.0f} s from the first word to the last. At most {most_s:.0f} s are used "
-                f"with one `transcript`. Send a shorter recording and its transcript. {why}",
+                f"`{what}` has {whole.seconds:.0f} s from the first word to the last word. A recording with a "
+                f"`transcript` may have at most {most_s:.0f} s. Send a shorter recording and its transcript. {why}",
                 param=what,
             )
         if not recognised_text:
@@ -213,7 +215,7 @@ class Cloner:
         try:
             recognised_text = self._transcriber.transcribe(cut, RATE_HZ, language)
         except (OSError, RuntimeError, ValueError):
-            log.exception("The speech recogniser failed")
+            log.exception("The speech recogniser failed, so the recording is processed without recognised words.")
             return ""
         printable = "".join(
             letter if letter.isprintable() else " " for letter in recognised_text[:MAX_TRANSCRIPT_CHARS]
@@ -230,9 +232,10 @@ class _PreparedSample:
 
 
 def import_preset_files(store: VoiceStore, folder: Path, cloner: Cloner) -> None:
-    """Replace preset voices by the user's files in `folder`: `onyx.wav` (any format) and its transcript `onyx.txt`.
+    """Import recordings of preset voices from `folder`: `onyx.wav` and its transcript `onyx.txt` for the voice onyx.
 
-    A file is imported once, and again after it changes. Blocks. Never raises: files that fail are logged.
+    The recording may have any audio format. A file that was imported is imported again only after it changes. Blocks.
+    If a file can't be imported, the reason is logged and no error is raised.
     """
     for path in sorted(folder.iterdir()):
         words = path.with_suffix(".txt")
@@ -254,9 +257,9 @@ def import_preset_files(store: VoiceStore, folder: Path, cloner: Cloner) -> None
 
 
 def cleaned(sound: Samples, place: Span, *, denoise: bool) -> Samples:
-    """Cut `place` out of `sound` at RATE_HZ and process it: TARGET_LUFS, true peaks below -1 dBTP, faded edges.
+    """Return the part `place` of a recording, with a loudness of TARGET_LUFS, true peaks below -1 dBTP and faded edges.
 
-    sound: without rumble, see `without_rumble`.
+    sound: samples (N,) at RATE_HZ that `without_rumble` returned. denoise: reduce steady noise.
     """
     first, last = round(place.start_s * RATE_HZ), round(place.end_s * RATE_HZ)
     margin = round(_MARGIN_S * RATE_HZ)
@@ -277,8 +280,8 @@ def cleaned(sound: Samples, place: Span, *, denoise: bool) -> Samples:
 def without_rumble(samples: Samples, rate_hz: int) -> Samples:
     """Remove DC, rumble and the fundamental of mains hum from samples (N,) -> (N,).
 
-    The filter has zero phase. Its gain rises as a raised cosine from 0 to 1 between the two RUMBLE_HZ. It works in
-    blocks, so that its memory does not grow with the length of the recording.
+    The filter has zero phase. Its gain rises as a raised cosine from 0 at RUMBLE_HZ[0] to 1 at RUMBLE_HZ[1]. The
+    samples are filtered in blocks, so that the memory for the FFT does not grow with the length of the recording.
     """
     margin, step = round(_MARGIN_S * rate_hz), round(_BLOCK_S * rate_hz)
     level = np.float32(np.mean(samples, dtype=np.float64)) if len(samples) else np.float32(0.0)
@@ -298,7 +301,7 @@ def without_rumble(samples: Samples, rate_hz: int) -> Samples:
 def consent_recording(audio: Source, *, limits: Limits | None = None, what: str = "recording") -> Reference:
     """Decode a recorded consent to mono at CONSENT_RATE_HZ. Blocks.
 
-    Raises BadReference if it can't be decoded or is longer than CONSENT_MAX_S.
+    Raises BadReference if the recording can't be decoded or is longer than CONSENT_MAX_S.
     """
     decoded = decode_in_sandbox(audio, CONSENT_RATE_HZ, max_seconds=CONSENT_MAX_S, what=what, limits=limits)
     if decoded.truncated:

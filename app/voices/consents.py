@@ -1,4 +1,7 @@
-"""Recorded consents of speakers: one folder each, stored until they are deleted. Voices refer to them by id."""
+"""Recorded consents: a speaker states that the speaker's voice may be cloned.
+
+Each consent is stored in one folder until the consent is deleted. A cloned voice contains the id of its consent.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ _MARKER, _RECORDING = "consent.json", "recording.wav"
 
 @dataclass(frozen=True, slots=True)
 class StoredConsent:
-    """A consent as it is listed, without its recording."""
+    """The description of a consent, without the recording."""
 
     id: str
     name: str
@@ -40,7 +43,7 @@ class Page:
 
 
 class ConsentStore:
-    """All consents. Thread-safe; every call blocks. Raises OSError if the folder can't be created."""
+    """All consents of this server. Thread-safe; every method blocks. Raises OSError if the folder can't be created."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,13 +67,17 @@ class ConsentStore:
         return found
 
     def recording(self, consent_id: str) -> Reference:
-        """The recording of a consent. Raises NotFound, OSError, ValueError."""
+        """Read the recording of a consent. Raises NotFound, OSError, ValueError."""
         consent = self.find(consent_id)
         samples, rate_hz = read_wav((self._folders.folder / consent.id / _RECORDING).read_bytes())
         return Reference(samples, rate_hz, "")
 
     def page(self, after: str | None, limit: int) -> Page:
-        """List consents, newest first, starting after the id `after`. Raises NotFound."""
+        """Return at most `limit` consents, newest first.
+
+        after: id of the last consent of the previous page; None = start with the newest consent. Raises NotFound if
+        `after` is unknown.
+        """
         ordered = sorted(self._all().values(), key=lambda consent: (consent.created_at, consent.id), reverse=True)
         start = 0
         if after is not None:
@@ -88,7 +95,7 @@ class ConsentStore:
         return changed
 
     def delete(self, consent_id: str) -> None:
-        """Delete a consent. Voices that were cloned with it keep their own copy. Raises NotFound, NotStored."""
+        """Delete a consent. Voices that were cloned with this consent keep a copy of it. Raises NotFound, NotStored."""
         self.find(consent_id)
         self._folders.remove(consent_id)
 

@@ -1,8 +1,9 @@
-"""Crash-safe records on disk: one folder per record, complete or absent, shared by any number of processes.
+"""Crash-safe records on disk. Each record is one folder. Any number of processes can share the records.
 
-A record is written under a temporary name, synced and renamed. To delete it, it is first renamed to a temporary name. A
-single file in a record is replaced in the same way. So readers always see either the old or the new state, even if a
-process is killed at any point. A folder whose name begins with a dot is never a record.
+A new record is written to a folder with a temporary name, synced to disk, and then renamed. A deleted record is first
+renamed to a temporary name, and then its files are removed. A new version of a single file is also written under a
+temporary name and then renamed. So readers always see either the old state or the new state, even if a process is
+killed at any point. A folder whose name begins with a dot is never a record.
 
 The caller passes the function `read`, which converts a folder to a record.
 """
@@ -28,11 +29,13 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-SETTLED_NS = 2_000_000_000  # scan again after younger changes: a second change may have the same modification time
-ABANDONED_S = 3600.0  # temporary files of another machine count as abandoned after this time
+# If a folder changed less than this time ago, the next `refresh` scans it again, because a second change may have the
+# same modification time as the first change.
+SETTLED_NS = 2_000_000_000
+ABANDONED_S = 3600.0  # temporary files that another machine wrote are deleted after this time
 LOCK_WAIT_S = 10.0
 _NEW, _REMOVED = ".new-", ".gone-"
-_THIS_RUN = secrets.token_hex(4)  # distinguishes this process from an earlier one with the same pid (containers)
+_THIS_RUN = secrets.token_hex(4)  # distinguishes this process from an earlier process with the same pid
 _Signature = tuple[int, int, int]
 
 
@@ -41,11 +44,11 @@ class Damaged(Exception):
 
 
 class FolderStore(Generic[R]):
-    """The records below `folder`. Thread-safe; reading `records` never blocks.
+    """The records in the folder `folder`. Thread-safe; reading `records` never blocks.
 
-    marker: name of the file that describes the record. The record is read again when this file changes.
-    read: converts a record's folder to the record. Raises Damaged, OSError.
-    keep: folder name -> whether the folder is a record.
+    marker: name of the file that describes a record. The record is read again when this file changes.
+    read: function that converts the folder of a record to the record. Raises Damaged, OSError.
+    keep: function that returns whether the folder with the given name is a record.
     """
 
     def __init__(
@@ -62,23 +65,24 @@ class FolderStore(Generic[R]):
         self._lock = threading.RLock()
         self._records: Mapping[str, R] = {}
         self._problems: Mapping[str, str] = {}
-        self._signatures: dict[str, _Signature] = {}  # of each record's marker when it was read
+        self._signatures: dict[str, _Signature] = {}  # state of each marker file when its record was read
         self._changed_ns = -1  # the folder's modification time at the last scan
 
     @property
     def records(self) -> Mapping[str, R]:
-        """Folder name -> record, as of the last scan."""
+        """The records that the last scan found: folder name -> record."""
         return self._records
 
     @property
     def problems(self) -> Mapping[str, str]:
-        """Folder name -> reason, for folders that can't be read as records."""
+        """The folders that the last scan could not read as records: folder name -> reason."""
         return self._problems
 
     def refresh(self, *, full: bool = False) -> bool:
-        """Scan the folder and return whether anything changed. Costs one stat if the folder's time is unchanged.
+        """Scan the folder and return whether `records` or `problems` changed.
 
-        full: scan even if the folder's time is unchanged. Raises OSError if the folder can't be read.
+        If the modification time of the folder is unchanged, no scan is needed, and the call takes only one stat.
+        full: scan in any case. Raises OSError if the folder can't be read.
         """
         with self._lock:
             changed_ns = self.folder.stat().st_mtime_ns
@@ -98,12 +102,12 @@ class FolderStore(Generic[R]):
                         signatures[name] = signature
                 except FileNotFoundError:  # removed during the scan, or incomplete
                     if (self.folder / name).is_dir():
-                        problems[name] = f"A file is missing: {self._marker}, or a file that it names."
+                        problems[name] = f"A file is missing: {self._marker}, or a file that {self._marker} names."
                 except (Damaged, OSError) as problem:
                     problems[name] = str(problem)
             for name, reason in problems.items():
                 if self._problems.get(name) != reason:
-                    log.warning("Skipped %s: %s", self.folder / name, reason)
+                    log.warning("The folder %s is ignored, because it can't be read: %s", self.folder / name, reason)
             found = {name: records[name] for name in records if name in signatures and name not in problems}
             changed = found != self._records or problems != self._problems
             self._records, self._problems, self._signatures = found, problems, signatures
@@ -129,16 +133,17 @@ class FolderStore(Generic[R]):
         self.refresh(full=True)
 
     def replace_file(self, name: str, file: str, data: bytes) -> None:
-        """Replace one file of a record atomically. Raises NotStored; FileNotFoundError if the record is gone."""
+        """Replace one file of a record atomically. Raises NotStored; FileNotFoundError if the record does not exist."""
         self.replace_file_silently(name, file, data)
         with contextlib.suppress(OSError):
             os.utime(self.folder)  # makes other processes scan the folder
         self.refresh(full=True)
 
     def replace_file_silently(self, name: str, file: str, data: bytes) -> None:
-        """Replace a file without a new scan, for files that are not part of the record.
+        """Replace one file of a record atomically, without a new scan of the folder.
 
-        Raises NotStored; FileNotFoundError if the record is gone.
+        Use this method for files that `read` does not read. Raises NotStored; FileNotFoundError if the record does not
+        exist.
         """
         path = self.folder / name / file
         temporary = path.with_name(f"{_NEW}{_writer()}-{secrets.token_hex(8)}")
@@ -164,13 +169,14 @@ class FolderStore(Generic[R]):
             self.refresh(full=True)
             return False
         except OSError as error:
-            raise NotStored(f"It could not be deleted from this server's disk: {error.strerror or error}.") from error
+            reason = error.strerror or error
+            raise NotStored(f"The data could not be deleted from this server's disk: {reason}.") from error
         shutil.rmtree(removed, ignore_errors=True)
         self.refresh(full=True)
         return True
 
     def remove_leftovers(self) -> None:
-        """Remove the temporary files and folders that killed processes left. Called at start."""
+        """Remove the temporary files and folders of killed processes. Called when the server starts."""
         for name in self._entries():
             path = self.folder / name
             if name.startswith(_REMOVED) or (name.startswith(_NEW) and _is_abandoned(path)):
@@ -183,9 +189,9 @@ class FolderStore(Generic[R]):
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Exclude other threads and processes, so that names stay unique. Raises Busy, NotStored.
+        """Hold the lock of the folder: other threads and processes that call this method wait. Raises Busy, NotStored.
 
-        On a file system without locks it excludes only threads.
+        On a file system without locks, only threads of the same process wait.
         """
         with self._lock, self._lock_file() as file:
             deadline_s = time.monotonic() + LOCK_WAIT_S
@@ -199,7 +205,7 @@ class FolderStore(Generic[R]):
                     time.sleep(0.005)
                 except OSError as error:
                     log.warning(
-                        "Can't lock %s (%s). Parallel requests may store two voices with one name.", file, error
+                        "Can't lock %s (%s). Parallel requests may store two voices with the same name.", file, error
                     )
                     break
             yield
@@ -224,7 +230,7 @@ class FolderStore(Generic[R]):
 
 
 def _not_stored(error: OSError) -> NotStored:
-    return NotStored(f"It could not be stored on this server's disk: {error.strerror or error}.")
+    return NotStored(f"The data could not be stored on this server's disk: {error.strerror or error}.")
 
 
 def _signature(path: Path) -> _Signature | None:
@@ -243,7 +249,10 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Sync a folder, which makes renames in it durable. Some network file systems refuse it; then it does nothing."""
+    """Sync a folder to disk, so that renames in the folder survive a power failure.
+
+    Errors are ignored, because some network file systems can't sync a folder.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -253,13 +262,16 @@ def _sync(folder: Path) -> None:
 
 
 def _writer() -> str:
-    """The name of this process in temporary file names: machine, pid and a random part."""
+    """Return the part of a temporary file name that identifies this process: machine, pid and a random text."""
     machine = socket.gethostname().replace("-", "_").replace("/", "_")
     return f"{machine}-{os.getpid()}-{_THIS_RUN}"
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Whether the writer has ended (this machine), or the path is older than ABANDONED_S (other machines)."""
+    """Return whether the process that writes the temporary file or folder has ended.
+
+    If the process runs on another machine, return whether the path is older than ABANDONED_S.
+    """
     _, machine, process, run, _ = [*path.name.rsplit("-", 4), *[""] * 5][:5]
     if machine == _writer().split("-")[0] and process.isdecimal():
         return run != _THIS_RUN if int(process) == os.getpid() else not is_alive(int(process))
@@ -270,7 +282,7 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process with this pid exists on this machine, under any user."""
+    """Return whether a process with this pid exists on this machine, under any user."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -1,11 +1,11 @@
-"""Conversation memory: stores the generated turns of a conversation as context for its next turn.
+"""Conversation memory: stores the generated turns of a conversation as context for the next turn.
 
-A turn is a text and its codes, as the model generated them. The codes are not decoded and encoded again, so the quality
-does not decrease with each turn. The prompt of the next turn is the voice's recording and then these turns. The
-recording never changes, so the voice does not drift in a long conversation.
+A stored turn is a text and the codec codes that the model generated for this text. The codes are never decoded and
+encoded again, so the quality does not decrease with each turn. The prompt for the next turn is the recording of the
+voice, followed by the stored turns. The recording never changes, so the voice does not drift in a long conversation.
 
 The key of a conversation contains the API key of its caller, so no caller can read the conversation of another caller.
-Does not depend on HTTP or engines.
+This module does not depend on HTTP or engines.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ABANDONED_S = 60.0  # temporary files of this age are deleted; another replica may still write a younger one
+ABANDONED_S = 60.0  # older temporary files are deleted; another server process may still write a younger file
 MAX_TURNS = 32  # per conversation
 _CHARS_PER_TOKEN = 3  # a low estimate: a Llama 3 token has about 4 characters of English
-_FRAMING_TOKENS = 6  # speaker, begin, end, and the frame that ends the audio
+_FRAMING_TOKENS = 6  # per turn: for the speaker, the begin, the end, and the frame that ends the audio
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +48,13 @@ class RememberedTurn:
 
     @property
     def tokens(self) -> int:
-        """An estimate of the positions that the turn takes in the model's context."""
+        """The estimated number of positions that this turn takes in the context of the model."""
         return int(self.codes.shape[1]) + len(self.text) // _CHARS_PER_TOKEN + _FRAMING_TOKENS
 
 
 @dataclass(slots=True)
 class _Conversation:
-    fingerprint: str  # of the engine that generated the codes
+    fingerprint: str  # identifies the engine that generated the codes
     turns: tuple[RememberedTurn, ...] = ()
     touched_s: float = 0.0  # time of the last turn, Unix time in seconds
 
@@ -62,8 +62,9 @@ class _Conversation:
 class Memory:
     """The remembered conversations. Thread-safe.
 
-    tokens: context positions that are kept per conversation; the newest turns are kept. ttl_s: a conversation without a
-    new turn for this time is forgotten. folder: keeps conversations over restarts; None = they are kept in memory only.
+    tokens: maximum number of context positions per conversation; older turns are dropped. ttl_s: a conversation that
+    gets no new turn for this time is deleted. folder: where conversations are stored, so that a restart does not lose
+    them; None = conversations are not stored on disk.
     """
 
     def __init__(
@@ -81,8 +82,9 @@ class Memory:
     def recall(self, key: str, fingerprint: str, speakers: dict[str, int], max_tokens: int) -> tuple[ContextTurn, ...]:
         """Return the newest turns of a conversation that fit into max_tokens context positions, oldest first.
 
-        fingerprint: of the current engine; turns of another engine are not returned. speakers: voice id -> speaker
-        number, for the voices of the current request; other voices get free numbers. Blocks if it reads from disk.
+        fingerprint: identifies the current engine; turns that another engine generated are not returned. speakers:
+        voice id -> speaker number, for the voices of the current request; other voices get unused numbers. Blocks
+        while it reads from disk.
         """
         with self._lock:
             found = self._find(key)
@@ -96,7 +98,10 @@ class Memory:
         return tuple(ContextTurn(numbers[turn.voice], turn.text, turn.codes) for turn in turns)
 
     def remember(self, key: str, fingerprint: str, turns: Sequence[RememberedTurn]) -> None:
-        """Add turns that the engine with this fingerprint has generated. Blocks if it writes to disk. Never raises."""
+        """Add turns to a conversation. Blocks while it writes to disk. Never raises.
+
+        fingerprint: identifies the engine that generated the turns.
+        """
         with self._lock:
             found = self._find(key)
             before = found.turns if found is not None and found.fingerprint == fingerprint else ()
@@ -105,13 +110,13 @@ class Memory:
             self._write(key, kept)
 
     def forget(self, key: str) -> bool:
-        """Forget a conversation and delete its file; False if it does not exist."""
+        """Delete a conversation and its file. Returns False if the conversation does not exist."""
         with self._lock:
             known = self._find(key) is not None
             self._drop(key)
             return known
 
-    # ---- called with the lock held
+    # ---- callers of these methods hold the lock
 
     def _find(self, key: str) -> _Conversation | None:
         found = self._known.get(key) or self._read(key)
@@ -150,7 +155,7 @@ class Memory:
             temporary.write_bytes(data.getvalue())
             temporary.replace(self._path(key))
         except OSError as error:
-            log.warning("A conversation could not be stored; it is lost when this server restarts: %s", error)
+            log.warning("A conversation could not be stored, so a restart of this server will lose it: %s", error)
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
@@ -184,7 +189,7 @@ class Memory:
 
 
 def _newest(turns: Sequence[RememberedTurn], tokens: int) -> tuple[RememberedTurn, ...]:
-    """The newest turns that fit into `tokens` context positions, at most MAX_TURNS, in order."""
+    """Return the newest turns that fit into `tokens` context positions, at most MAX_TURNS, oldest first."""
     kept: list[RememberedTurn] = []
     for turn in reversed(turns[-MAX_TURNS:]):
         tokens -= turn.tokens

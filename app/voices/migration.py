@@ -1,4 +1,7 @@
-"""Convert voice folders of earlier versions (`info.json`, `reference.wav`, `transcript.txt`) to the current format."""
+"""Convert voice folders that an earlier version of the server wrote to the current format.
+
+Such a folder contains `info.json`, `reference.wav` and `transcript.txt`.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +47,12 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 def read_or_migrate(folder: Path) -> StoredVoice:
-    """Read a cloned voice's folder. A folder of an earlier version is migrated first. Raises Damaged, OSError."""
+    """Read a cloned voice from its folder. Raises Damaged, OSError.
+
+    A folder that an earlier version of the server wrote is converted first.
+    """
     if not (folder / MARKER).exists() and (folder / REFERENCE_FILE).exists() and (folder / _LEGACY_MARKER).exists():
-        if not _ID.fullmatch(folder.name):  # earlier versions used the text that users typed as the folder's name
+        if not _ID.fullmatch(folder.name):  # earlier versions used the typed name of the voice as folder name
             safe = folder.with_name(f"voice_{hashlib.sha256(os.fsencode(folder.name)).hexdigest()[:24]}")
             folder.rename(safe)
             log.info("Renamed %s to %s, because the old name is not a valid voice id.", folder, safe)
@@ -58,10 +64,10 @@ def read_or_migrate(folder: Path) -> StoredVoice:
 
 
 def migrate(folder: Path) -> None:
-    """Add voice.json and a mono recording to a folder of an earlier version. Raises Damaged, OSError.
+    """Add voice.json and a mono recording to a folder that an earlier version wrote. Raises Damaged, OSError.
 
-    The conversion can be interrupted at any point and repeated. The old files stay, so an earlier version of the server
-    can still read the folder.
+    If the conversion is interrupted at any point, it can be repeated. The old files stay, so an earlier version of the
+    server can still read the folder.
     """
     info: Any
     try:
@@ -107,7 +113,10 @@ def migrate(folder: Path) -> None:
 
 
 def _created_at(value: object, folder: Path) -> float:
-    """Unix time in seconds from a number or an ISO 8601 text; else the time of the old info.json."""
+    """Convert a number or an ISO 8601 text to Unix time in seconds.
+
+    If `value` can't be converted, return the modification time of info.json in `folder`.
+    """
     try:
         if isinstance(value, int | float):
             return datetime.fromtimestamp(value, UTC).timestamp()

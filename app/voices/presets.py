@@ -1,4 +1,4 @@
-"""The names and profiles of the preset voices. Each engine creates its own recordings from them."""
+"""The names and profiles of the preset voices. Each engine creates recordings that match these profiles."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from app.types import Voice
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """How a preset voice should sound."""
+    """The properties that a recording of a preset voice should have."""
 
     description: str
     pitch_hz: float  # median pitch, as app/voices/voice_features.py measures it
-    brightness_db: float  # energy above 2 kHz over the energy below, as measured there
+    brightness_db: float  # energy above 2 kHz relative to the energy below 2 kHz, as voice_features.py measures it
 
 
 # The thirteen voice names of OpenAI's speech endpoint. Typical pitches of people who read aloud: 85 to 155 Hz for men,
@@ -36,13 +36,13 @@ PROFILES: dict[str, Profile] = {
 }
 DEFAULT_VOICE = "alloy"
 
-# The voice of a conversation request without `voice`: the model gets no recording, and the context decides how the
-# speaker sounds. It is in no list, and a request can't name it.
+# The voice for a conversation request without the field `voice`. The model gets no recording, so the earlier turns
+# decide how the speaker sounds. No list of voices contains this voice, and a request can't select it.
 NO_VOICE = Voice(id="none", name="None", kind="none", digest=hashlib.sha256(b"no voice").hexdigest())
 
 
 def preset(name: str) -> Voice:
-    """The preset voice with this name, as it is before it has a recording. Raises KeyError."""
+    """Return the preset voice with this name, without a recording. Raises KeyError for an unknown name."""
     description = PROFILES[name].description
     return Voice(
         id=name,

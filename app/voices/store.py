@@ -8,7 +8,7 @@ One folder per voice below `cloned_voices`, and one per preset voice with a reco
     codes-*.npy     the recording as codec codes, int16 (K, T); created when first needed
 
 Processes that share the folders see each other's changes after at most `REFRESH_S` plus one scan. The file format is in
-`voice_file.py`. Does not depend on HTTP or engines.
+`voice_file.py`. This module does not depend on HTTP or engines.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ log = logging.getLogger(__name__)
 
 DRAFT_S = 1800.0  # lifetime of a draft, which is a checked recording that is not a voice yet
 REFRESH_S = 1.0  # minimum time between two scans of the folders
-LISTED_VOICES = 30  # ids that the error about an unknown voice lists
+LISTED_VOICES = 30  # the error about an unknown voice lists at most this many ids
 DRAFT_PREFIX = "draft_"
 
 
@@ -77,10 +77,10 @@ class _Index:
 
 
 class VoiceStore:
-    """All voices of this server. Thread-safe. Lookups never block; `refresh` and the methods that write do.
+    """All voices of this server. Thread-safe. Lookups never block. `refresh` and the methods that write block.
 
-    cloned: folder of the cloned voices; None = this server stores no cloned voices.
-    references: folder of the preset voices' recordings; None = preset voices have no recordings.
+    cloned: folder for cloned voices; None = cloned voices can't be stored.
+    references: folder for recordings of preset voices; None = preset voices have no recordings.
     Raises OSError if a folder can't be created or read.
     """
 
@@ -107,23 +107,26 @@ class VoiceStore:
 
     @property
     def stale(self) -> bool:
-        """Whether `refresh` is due. `refresh` blocks, so an event loop calls it in a thread."""
+        """Whether the last `refresh` is more than REFRESH_S ago.
+
+        `refresh` blocks, so code on an event loop must call it in a thread.
+        """
         return time.monotonic() - self._refreshed_s > REFRESH_S
 
     def refresh(self) -> None:
-        """Load the changes of other processes. Costs one stat per folder if nothing changed. Never raises."""
+        """Load changes that other processes made. Takes one stat call per folder if nothing changed. Never raises."""
         with self._lock:
             try:
                 changed = [folders.refresh() for folders in self._folder_stores]
             except OSError as error:
-                log.warning("The voice folders can't be read: %s", error)
+                log.warning("The voice folders can't be read, so changes of other processes are not loaded: %s", error)
                 changed = []
             self._refreshed_s = time.monotonic()
             if any(changed):
                 self._index = self._build_index()
 
     def all(self) -> list[Voice]:
-        """The preset voices, then the cloned voices, oldest first."""
+        """Return the preset voices, then the cloned voices from oldest to newest."""
         return list(self._index.by_id.values())
 
     def get(self, voice: str) -> Voice:
@@ -140,7 +143,7 @@ class VoiceStore:
         return found
 
     def stored(self) -> list[StoredVoice]:
-        """The cloned voices, oldest first."""
+        """Return the cloned voices, oldest first."""
         return [voice for voice in self._index.stored.values() if voice.voice.kind == "cloned"]
 
     def find(self, voice_id: str) -> StoredVoice:
@@ -164,12 +167,12 @@ class VoiceStore:
         return found
 
     def recording_of(self, preset_id: str) -> StoredVoice | None:
-        """The stored recording of a preset voice; None if it has none."""
+        """Return a preset voice with its recording; None if the voice has no recording."""
         return self._index.stored.get(preset_id)
 
     @property
     def problems(self) -> dict[str, str]:
-        """Folders that can't be read as voices: path inside the data folder -> reason."""
+        """The folders that can't be read as voices: path inside the data folder -> reason."""
         return {
             f"{folders.folder.name}/{name}": reason
             for folders in self._folder_stores
@@ -179,9 +182,10 @@ class VoiceStore:
     # ---- recordings and codes
 
     def reference(self, voice: Voice) -> Reference:
-        """Read a voice's recording and check its digest. Blocks.
+        """Read the recording of a voice and check the digest of the samples. Blocks.
 
-        Raises DamagedVoice; UnknownVoice if the voice was deleted or changed since `voice` was looked up.
+        Raises DamagedVoice if the file can't be read or the digest is wrong; UnknownVoice if the voice was deleted or
+        changed after the caller looked up `voice`.
         """
         stored = self._current(voice)
         path = self._folders_of(voice).folder / voice.id / stored.file
@@ -190,32 +194,41 @@ class VoiceStore:
         except (OSError, ValueError) as error:
             with self._lock, contextlib.suppress(OSError):
                 self._rescan()
-            self._current(voice)  # another process may have changed or deleted it since the last scan
+            self._current(voice)  # another process may have changed or deleted the voice since the last scan
             raise _damaged(stored) from error
         if samples_digest(samples) != stored.sha256 or rate_hz != stored.rate_hz:
             raise _damaged(stored)
         return Reference(samples, rate_hz, stored.transcript)
 
     def _current(self, voice: Voice) -> StoredVoice:
-        """The stored voice. Raises UnknownVoice if it was deleted or its digest has changed."""
+        """Return the stored form of a voice. Raises UnknownVoice if the voice was deleted or its digest has changed."""
         stored = self._index.stored.get(voice.id) or self._index.drafts.get(voice.id)
         if stored is None or stored.voice.digest != voice.digest:
             raise UnknownVoice(f"The voice {voice.name!r} was deleted or changed just now. Try again.", param="voice")
         return stored
 
     def marker(self, voice_id: str) -> bytes:
-        """A cloned voice's voice.json, with the recording named reference.wav. Raises NotFound."""
+        """Return voice.json of a cloned voice for an export, in which the recording is named reference.wav.
+
+        Raises NotFound.
+        """
         return to_json(replace(self.find(voice_id), file=REFERENCE_FILE))
 
     def consent_recording(self, voice_id: str) -> bytes | None:
-        """The recorded consent as a WAV file, or None. Raises NotFound, OSError."""
+        """Return the recorded consent of a cloned voice as a WAV file; None if the voice has no recorded consent.
+
+        Raises NotFound, OSError.
+        """
         consent = self.find(voice_id).consent
         if self._cloned is None or not consent or not consent.get("file"):
             return None
         return (self._cloned.folder / voice_id / CONSENT_FILE).read_bytes()
 
     def codes(self, voice: Voice, codec: Codec, fingerprint: str) -> Codes | None:
-        """The stored codes (K, T) int16 of a voice for this encoder, or None if they must be encoded."""
+        """Return the stored codec codes (K, T) int16 of a voice; None if the recording must be encoded.
+
+        fingerprint: identifies the weights of the encoder.
+        """
         path = self._folders_of(voice).folder / voice.id / codes_file(voice, codec, fingerprint)
         try:
             codes = np.load(path, allow_pickle=False)
@@ -230,20 +243,30 @@ class VoiceStore:
         return codes
 
     def keep_codes(self, voice: Voice, codec: Codec, fingerprint: str, codes: Codes) -> None:
-        """Store codes in the voice's folder. Never raises: codes that can't be stored are encoded again later."""
+        """Store codec codes in the folder of a voice.
+
+        Never raises: if the codes can't be stored, the recording is encoded again later.
+        """
         file = io.BytesIO()
         np.save(file, np.ascontiguousarray(codes, dtype=np.int16), allow_pickle=False)
         folders = self._folders_of(voice)
         try:
             folders.replace_file_silently(voice.id, codes_file(voice, codec, fingerprint), file.getvalue())
         except Exception as error:  # noqa: BLE001 - the request that needs the codes must not fail
-            log.warning("The codes of the voice %s could not be stored: %s", voice.id, error)
+            log.warning(
+                "The codes of the voice %s could not be stored, so its recording will be encoded again: %s",
+                voice.id,
+                error,
+            )
 
     # ---- writing
 
     @staticmethod
     def check(name: str, *, description: str = "", language: str = "en", consent: str = "") -> None:
-        """Check the texts as `add` does, before seconds of work on a recording. Raises InvalidValue."""
+        """Check the texts of a new voice in the same way as `add`. Raises InvalidValue.
+
+        With this check, a caller finds a wrong text before it spends seconds on a recording.
+        """
         clean_name(name)
         clean_text(description, "description", MAX_DESCRIPTION_CHARS)
         clean_text(consent, "consent", MAX_CONSENT_CHARS)
@@ -263,7 +286,7 @@ class VoiceStore:
     ) -> StoredVoice:
         """Store a new cloned voice under a new id. A name that is taken gets a number: "Anna (2)".
 
-        When this returns, the voice is on disk. Blocks. Raises InvalidValue, BadReference, NotStored, Busy.
+        The voice is on disk when this method returns. Blocks. Raises InvalidValue, BadReference, NotStored, Busy.
         """
         folders = self._writable()
         name = clean_name(name)
@@ -279,13 +302,14 @@ class VoiceStore:
     def add_draft(
         self, reference: Reference, *, language: str = "en", sample_count: int, quality: Mapping[str, Any]
     ) -> StoredVoice:
-        """Store a checked recording for DRAFT_S, so that `clone` does not need the file again. Its id works as a voice.
+        """Store a draft for DRAFT_S: a checked recording from which a voice can be cloned without a second upload.
 
-        Also removes expired drafts. Blocks. Raises NotFound, BadReference, NotStored.
+        The id of the draft can be used as a voice. This method also removes expired drafts. Blocks. Raises NotFound,
+        BadReference, NotStored.
         """
         folders = self._drafts
         if folders is None:
-            raise NotFound("This server stores no cloned voices.")
+            raise NotFound("This server has no folder for cloned voices, so it can't store a voice.")
         stored, files = new_voice(reference, "", language, Consent())
         voice = replace(stored.voice, id=f"{DRAFT_PREFIX}{secrets.token_hex(12)}", name="Draft")
         stored = replace(stored, voice=voice, sample_count=sample_count, quality=dict(quality), origin="draft")
@@ -312,7 +336,7 @@ class VoiceStore:
     def change(
         self, voice_id: str, *, name: str | None = None, description: str | None = None, transcript: str | None = None
     ) -> StoredVoice:
-        """Change a cloned voice; None leaves a field unchanged. Blocks.
+        """Change fields of a cloned voice and return the voice. A field that is None does not change. Blocks.
 
         Raises NotFound, InvalidValue, NotStored, Busy.
         """
@@ -367,7 +391,7 @@ class VoiceStore:
         """
         folders = self._references
         if folders is None:
-            raise NotFound("This server stores no recordings of preset voices.")
+            raise NotFound("This server has no folder for recordings of preset voices, so it can't store a recording.")
         stored, recording = with_recording(preset(preset_id), reference)
         stored = replace(stored, origin=origin, sample_count=sample_count, quality=dict(quality or {}))
         with self._lock, folders.locked():
@@ -375,7 +399,7 @@ class VoiceStore:
             folder = folders.folder / preset_id
             if not folder.exists():
                 folders.create(preset_id, {REFERENCE_FILE: recording, MARKER: to_json(stored)})
-            else:  # write the new recording beside the old one; replacing voice.json switches to it
+            else:  # add the new recording under another file name, then replace voice.json, which names the file
                 stored = replace(stored, file=f"reference-{stored.sha256[:12]}.wav")
                 folders.replace_file_silently(preset_id, stored.file, recording)
                 folders.replace_file(preset_id, MARKER, to_json(stored))
@@ -387,7 +411,7 @@ class VoiceStore:
             return self._index.stored[preset_id]
 
     def drop_reference(self, preset_id: str) -> bool:
-        """Remove a preset voice's recording; False if it had none. Raises NotStored."""
+        """Remove the recording of a preset voice. Returns False if the voice has no recording. Raises NotStored."""
         with self._lock:
             removed = self._references is not None and self._references.remove(preset_id)
             self._index = self._build_index()
@@ -413,7 +437,10 @@ class VoiceStore:
         self._index = self._build_index()
 
     def _free_name(self, name: str, owner: str = "") -> str:
-        """The name, or the name with the first free number. owner: id of the voice that may already have the name."""
+        """Return `name` if it is free, else `name` with the lowest free number: "Anna (2)".
+
+        owner: id of a voice; its current name counts as free.
+        """
         index = self._index
         number, candidate = 1, name
         while (
@@ -436,7 +463,7 @@ class VoiceStore:
 
     def _writable(self) -> FolderStore[StoredVoice]:
         if self._cloned is None:
-            raise NotFound("This server stores no cloned voices.")
+            raise NotFound("This server has no folder for cloned voices, so it can't change voices.")
         return self._cloned
 
     @staticmethod

@@ -1,6 +1,7 @@
-"""Speech recognition for recordings without a transcript: a Whisper model, run by transformers (the extra `asr`).
+"""Speech recognition for recordings without a transcript.
 
-The weights are read from disk. They are downloaded only if TTS_ASR_DOWNLOAD allows it.
+The library transformers (extra `asr`) runs a Whisper model. The weights are read from disk. Missing weights are
+downloaded only if TTS_ASR_DOWNLOAD allows it.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RATE_HZ = 16_000
-MAX_TOKENS = 400  # for 30 s of audio; fast English speech has about 150
-_MIN_MATCHED = 0.6  # share of the recognised words that must be in the transcript
+MAX_TOKENS = 400  # for 30 s of audio; 30 s of fast English speech have about 150 tokens
+_MIN_MATCHED = 0.6  # at least this share of the recognised words must also be in the transcript
 
 
 class Transcriber(Protocol):
     """A speech recogniser. Thread-safe; its calls block."""
 
     def missing(self) -> str:
-        """The reason why the recogniser can't be used, for an error message; "" if it can be used."""
+        """Return the reason why the recogniser can't be used, for an error message; "" if it can be used."""
 
     def transcribe(self, samples: Samples, rate_hz: int, language: str) -> str:
         """Transcribe mono samples (N,), at most 30 s. language: BCP 47. Raises OSError, RuntimeError, ValueError."""
@@ -39,22 +40,22 @@ class Transcriber(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NoTranscriber:
-    """The recogniser of a server on which speech recognition is turned off."""
+    """Takes the place of a recogniser if speech recognition is turned off. It transcribes nothing."""
 
     def missing(self) -> str:
-        return "This server has no speech recogniser (TTS_ASR=off)."
+        return "Speech recognition is turned off on this server (TTS_ASR=off)."
 
     def transcribe(self, samples: Samples, rate_hz: int, language: str) -> str:
         raise RuntimeError("speech recognition is turned off")
 
 
 class WhisperTranscriber:
-    """A Whisper model.
+    """Transcribes recordings with a Whisper model.
 
     model: a folder, or the id of a Hugging Face model in the folder `models`. download: whether a missing model may be
-    downloaded to `models`. token: for downloads of gated models.
+    downloaded to `models`. token: Hugging Face access token, for gated models.
 
-    The weights (0.3 GB) are loaded at each call and freed after it, because recordings are cloned rarely.
+    Each call of `transcribe` loads the weights (0.3 GB) and frees them at its end, because calls are rare.
     """
 
     def __init__(self, model: str, models: Path, *, download: bool = False, token: str = "") -> None:
@@ -66,9 +67,9 @@ class WhisperTranscriber:
 
     def missing(self) -> str:
         if importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None:
-            return "This server has no speech recogniser (pip install 'tts-server[asr]')."
+            return "The speech recogniser is not installed on this server (pip install 'tts-server[asr]')."
         if not self._download and not self._is_here():
-            return f"This server has no weights of its speech recogniser {self._model} (TTS_ASR_MODEL)."
+            return f"The weights of the speech recogniser {self._model} are not on this server (TTS_ASR_MODEL)."
         return ""
 
     def _is_here(self) -> bool:
@@ -103,11 +104,11 @@ _WORD = re.compile(r"\w+(?:['’\-]\w+)*", re.UNICODE)
 
 
 def cut_to(transcript: str, recognised: str) -> str:
-    """Cut from an exact transcript the part that belongs to a section of the recording.
+    """Return the part of an exact transcript that belongs to a section of the recording; "" if too few words match.
 
-    transcript: the words of the whole recording. recognised: what a recogniser returned for the section. Words are
-    compared without case and punctuation. The part begins before the first matching word by as many words as the
-    recogniser found there, and ends in the same way after the last one. Returns "" if too few words match.
+    transcript: the words of the whole recording. recognised: the words that a recogniser found in the section. Words
+    are compared without case and punctuation. If n recognised words precede the first matching word, the part begins n
+    words before this match. If n recognised words follow the last matching word, the part ends n words after it.
     """
     words = list(_WORD.finditer(transcript))
     wanted = [_plain(match.group()) for match in _WORD.finditer(recognised)]
@@ -116,7 +117,7 @@ def cut_to(transcript: str, recognised: str) -> str:
         return ""
     matcher = difflib.SequenceMatcher(None, exact, wanted, autojunk=False)
     blocks = [block for block in matcher.get_matching_blocks() if block.size]
-    # Ignore matches far from the longest one, because they belong to other sentences.
+    # Ignore matches that are far from the longest match, because they belong to other sentences.
     anchor = max(blocks, key=lambda block: block.size, default=None)
     if anchor is None:
         return ""

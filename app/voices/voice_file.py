@@ -41,7 +41,7 @@ LANGUAGE_TAG = r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,4}$"  # BCP 47; undersco
 _FORMAT = 1
 _WAV_HEADER_BYTES = 44
 _LANGUAGE = re.compile(LANGUAGE_TAG)
-_SHOWN_CHARS = 40  # an error message shows this much of a wrong value
+_SHOWN_CHARS = 40  # an error message shows at most this many characters of a wrong value
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +58,19 @@ class Consent:
 
 @dataclass(frozen=True, slots=True)
 class StoredVoice:
-    """A voice with a recording: everything that voice.json holds."""
+    """A voice with a recording. The fields are the content of voice.json."""
 
     voice: Voice
     transcript: str
     rate_hz: int
     samples: int
     created_at: float  # Unix time in seconds
-    origin: str = "upload"  # upload, import, migrated, draft, cast, or "file <digest>"
-    sample_count: int = 1  # recordings that were joined
+    origin: str = "upload"  # of the recording: upload, import, migrated, draft, cast (by an engine), "file <digest>"
+    sample_count: int = 1  # number of uploaded recordings that were joined to this recording
     quality: Mapping[str, Any] = field(default_factory=dict)  # the quality report as JSON
     consent: Mapping[str, Any] | None = None
     file: str = REFERENCE_FILE
-    sha256: str = ""  # of the samples as 16-bit bytes
+    sha256: str = ""  # digest of the samples as 16-bit bytes
 
     @property
     def id(self) -> str:
@@ -85,7 +85,10 @@ class StoredVoice:
 
 
 def clean_name(name: str) -> str:
-    """Normalise a name: NFC, one line, single spaces. Raises InvalidValue."""
+    """Return a name in Unicode NFC, on one line, with single spaces.
+
+    Raises InvalidValue if the name is empty or too long, or contains control characters.
+    """
     cleaned = " ".join(unicodedata.normalize("NFC", name).split())
     if not cleaned:
         raise InvalidValue("`name` is empty. Give the voice a name.", param="name")
@@ -100,7 +103,11 @@ def clean_name(name: str) -> str:
 
 
 def clean_text(text: str, param: str, max_chars: int) -> str:
-    """Normalise free text: NFC, one line, single spaces. Raises InvalidValue."""
+    """Return a text in Unicode NFC, on one line, with single spaces.
+
+    param: name of the field in the request, for the error. Raises InvalidValue if the text has more than max_chars
+    characters.
+    """
     cleaned = " ".join(
         unicodedata.normalize("NFC", text).encode("utf-8", "replace").decode().replace("\0", " ").split()
     )
@@ -110,12 +117,12 @@ def clean_text(text: str, param: str, max_chars: int) -> str:
 
 
 def name_key(name: str) -> str:
-    """The key under which names are compared. Names that differ only in case or in width of letters have one key."""
+    """Return a key for comparing names. Names that differ only in case or in the width of letters have the same key."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def check_language(tag: str) -> None:
-    """Raises InvalidValue unless `tag` looks like a BCP 47 language tag."""
+    """Check that `tag` has the form of a BCP 47 language tag. Raises InvalidValue."""
     if not _LANGUAGE.fullmatch(tag):
         raise InvalidValue("`language` must be a BCP 47 tag, for example `en` or `en-GB`.", param="language")
 
@@ -124,7 +131,7 @@ def check_language(tag: str) -> None:
 
 
 def wav(samples: Samples, rate_hz: int) -> bytes:
-    """A mono 16-bit WAV file with a header of 44 bytes."""
+    """Return a mono 16-bit WAV file with a header of 44 bytes."""
     file = io.BytesIO()
     with wave.open(file, "wb") as writer:
         writer.setnchannels(1)
@@ -146,23 +153,26 @@ def read_wav(data: bytes) -> tuple[Samples, int]:
 
 
 def samples_digest(samples: Samples) -> str:
-    """sha256 (hex) of the samples as 16-bit bytes."""
+    """Return the SHA-256 digest (hex) of the samples as 16-bit bytes."""
     return hashlib.sha256(pcm.to_bytes(samples)).hexdigest()
 
 
 def voice_digest(sha256: str, transcript: str) -> str:
-    """The key of everything derived from a voice: sha256 (hex) over the samples' digest and the transcript."""
+    """Return the SHA-256 digest (hex) of a voice, which depends on its recording and its transcript.
+
+    Data that is computed from the voice is stored under this digest. sha256: `samples_digest` of the recording.
+    """
     return hashlib.sha256(f"{sha256} {transcript}".encode()).hexdigest()
 
 
 def codes_file(voice: Voice, codec: Codec, fingerprint: str) -> str:
-    """The file name of a voice's codes. fingerprint: identifies the weights of the encoder."""
+    """Return the file name for the codec codes of a voice. fingerprint: identifies the weights of the encoder."""
     encoder = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
     return f"codes-{codec}-{encoder}-{voice.digest[:16]}.npy"
 
 
 def with_recording(voice: Voice, reference: Reference) -> tuple[StoredVoice, bytes]:
-    """Attach a recording to a voice -> the stored voice, created now, and its WAV file.
+    """Attach a recording to a voice -> the stored voice (its creation time is now), the recording as a WAV file.
 
     Raises BadReference for a sample rate or length out of range, InvalidValue for a transcript that is too long.
     """
@@ -173,7 +183,7 @@ def with_recording(voice: Voice, reference: Reference) -> tuple[StoredVoice, byt
         )
     if not 0 < reference.seconds <= MAX_REFERENCE_S:
         raise BadReference(
-            f"The recording has {reference.seconds:.1f} s. Use a recording of at most {MAX_REFERENCE_S:g} s."
+            f"The recording is {reference.seconds:.1f} s long. Use a recording of at most {MAX_REFERENCE_S:g} s."
         )
     samples = pcm.from_bytes(pcm.to_bytes(reference.samples))  # rounded to 16 bits, as the WAV file stores them
     transcript = clean_text(reference.transcript, "transcript", MAX_TRANSCRIPT_CHARS)
@@ -192,9 +202,9 @@ def with_recording(voice: Voice, reference: Reference) -> tuple[StoredVoice, byt
 def new_voice(
     reference: Reference, description: str, language: str, consent: Consent
 ) -> tuple[StoredVoice, dict[str, bytes]]:
-    """Create a cloned voice without id and name -> the voice, and its files except voice.json by name.
+    """Create a cloned voice that has no id and no name yet -> the voice, its files (file name -> content).
 
-    Raises BadReference, InvalidValue.
+    voice.json is not among the files, because it contains the id and the name. Raises BadReference, InvalidValue.
     """
     description = clean_text(description, "description", MAX_DESCRIPTION_CHARS)
     check_language(language)
@@ -213,7 +223,7 @@ def new_voice(
 
 
 def to_json(stored: StoredVoice) -> bytes:
-    """The content of voice.json."""
+    """Return the content of voice.json for a voice."""
     voice = stored.voice
     content = {
         "format": _FORMAT,
@@ -239,7 +249,10 @@ def to_json(stored: StoredVoice) -> bytes:
 
 
 def parse(content: bytes, voice_id: str) -> StoredVoice:
-    """Parse voice.json. The id is the folder's name; the id in the file is ignored. Raises Damaged."""
+    """Parse the content of voice.json. Raises Damaged.
+
+    The voice gets the id `voice_id`; the id in the file is ignored.
+    """
     try:
         data = json.loads(content)
         if data["format"] != _FORMAT:
@@ -288,7 +301,10 @@ def _string(value: object) -> str:
 
 
 def read_voice(folder: Path) -> StoredVoice:
-    """Read voice.json of a voice's folder. Of the recording only the size is checked. Raises Damaged, OSError."""
+    """Read a voice from its folder. Raises Damaged, OSError.
+
+    The samples of the recording are not read; only the size of the WAV file is checked.
+    """
     stored = parse((folder / MARKER).read_bytes(), folder.name)
     size_bytes = (folder / stored.file).stat().st_size
     expected_bytes = _WAV_HEADER_BYTES + 2 * stored.samples

@@ -1,9 +1,9 @@
 """Fetch the audio of a section of a YouTube video.
 
-Only the video's id is taken from the caller's URL. This module builds the URL for yt-dlp from it. yt-dlp runs in a
-child process (`youtube_child.py`), which may connect only to Google's hosts at public IP addresses. The child writes
-into one temporary folder and is killed at the time limit. The folder is always removed. The fetched file is decoded in
-the sandbox (`app/audio/sandbox.py`). Does not depend on HTTP and stores nothing.
+Only the video's id is taken from the caller's URL. This module builds a new URL for yt-dlp from the id. yt-dlp runs in
+a child process (`youtube_child.py`), which may connect only to Google's hosts at public IP addresses. The child process
+writes into one temporary folder and is killed at the time limit. The folder is always removed. The fetched file is
+decoded in the sandbox (`app/audio/sandbox.py`). This module does not depend on the HTTP layer and stores nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _HOSTS = frozenset(
     for host in ("youtube.com", "youtube-nocookie.com", "music.youtube.com")
     for prefix in ("", "www.", "m.")
 ) | {"youtu.be", "www.youtu.be"}
-_STARTED_AT = time.time()  # of this process, Unix time in seconds
+_STARTED_AT = time.time()  # start of this process, Unix time in seconds
 _ID = re.compile(r"[A-Za-z0-9_-]{11}")
 
 
@@ -160,9 +160,9 @@ class Fetched:
 
 
 class YouTube:
-    """Fetches sections of videos, `FetchLimits.parallel` at the same time. Use it from one event loop.
+    """Fetches sections of videos, at most `FetchLimits.parallel` at the same time. Use it from one event loop only.
 
-    off: the reason why fetching is turned off or not installed, for the error message; None if it works.
+    off: the reason why this server can't fetch videos, for the error message; None if it can.
     """
 
     def __init__(self, *, enabled: bool = True, rules: Rules | None = None, limits: FetchLimits | None = None) -> None:
@@ -191,7 +191,7 @@ class YouTube:
 
         The result is shorter if the video ends earlier. Cancelling the call kills the child process and removes its
         files. Raises NotSupported if fetching is off, InvalidValue for a wrong `start_s` or `duration_s`, Busy if too
-        many requests wait, and the subclasses of Unfetchable in this module for everything else.
+        many requests wait, and a subclass of Unfetchable from this module for any other failure.
         """
         if self.off is not None:
             raise NotSupported(self.off)
@@ -248,7 +248,7 @@ class YouTube:
                 stderr=stderr,
                 cwd=folder,
                 env=_environment(folder),
-                start_new_session=True,  # a new process group, so that `_kill` also reaches the processes it starts
+                start_new_session=True,  # a new process group, so that `_kill` also ends the child's own children
                 limit=_LINE_BYTES,
             )
             try:
@@ -265,7 +265,11 @@ class YouTube:
             if last is None:
                 stderr.seek(0)
                 output = stderr.read()[-500:].decode("utf-8", "replace").strip()
-                log.warning("The process that fetches a video ended with status %s: %s", child.returncode, output)
+                log.warning(
+                    "The process that fetches a video ended without a result, with status %s: %s",
+                    child.returncode,
+                    output,
+                )
                 raise FetchFailed(
                     "The video could not be fetched. The server's log has the reason.", param="youtube_url"
                 )
@@ -278,7 +282,10 @@ class YouTube:
     async def _read_events(
         child: asyncio.subprocess.Process, job: dict[str, Any], on_progress: Callable[[Progress], None]
     ) -> dict[str, Any] | None:
-        """Send the job to the child and return its "done" or "failed" event; None if it ended without one."""
+        """Send the job to the child process and return its "done" or "failed" event.
+
+        Returns None if the child process ends without such an event.
+        """
         assert child.stdin is not None  # noqa: S101 - both are pipes
         assert child.stdout is not None  # noqa: S101
         child.stdin.write(json.dumps(job).encode() + b"\n")
@@ -347,8 +354,8 @@ def watch_url(url: str) -> str:
 def fetch_error(kind: str, message: str, warnings: list[str], limits: FetchLimits) -> Unfetchable:
     """Convert a "failed" event of the child process to the error for the caller.
 
-    `kind` names the reasons that the child detects itself. Other reasons come from YouTube's page, and yt-dlp passes on
-    only its English text. So phrases in `message` identify them. An unknown reason is quoted.
+    kind: the reason, if the child process detected it. Other reasons come from YouTube as English text in `message`,
+    so this function searches `message` for known phrases. If no phrase is found, the error quotes `message`.
     """
     from_child: dict[str, tuple[type[Unfetchable], str]] = {
         "playlist": (IsPlaylist, "`youtube_url` is the address of several videos. Send the address of one video."),
@@ -424,7 +431,7 @@ def _contains_any(message: str, phrases: tuple[str, ...]) -> bool:
 
 
 def _check_section(start_s: float, duration_s: float) -> None:
-    """Raises InvalidValue for values out of range, NaN and infinity."""
+    """Check the start and the length of a section. Raises InvalidValue for values out of range, NaN and infinity."""
     if not start_s >= 0 or start_s == float("inf"):
         raise InvalidValue(
             "`start_time` must be 0 or more, in seconds from the start of the video.", param="start_time"
@@ -454,13 +461,16 @@ def _checked_path(folder: Path, path: str) -> Path:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """The child's environment: without tokens, keys and proxies, and with all cache folders inside `folder`."""
+    """Return the environment variables for the child process.
+
+    They contain no tokens, keys and proxies. All cache folders are inside `folder`.
+    """
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     return {**kept, "HOME": str(folder), "TMPDIR": str(folder), "XDG_CACHE_HOME": str(folder), "DENO_DIR": str(folder)}
 
 
 async def _kill(child: asyncio.subprocess.Process) -> None:
-    """Kill the child's process group and wait until the child has ended, also when the caller is cancelled."""
+    """Kill the child's process group and wait until the child has ended, even if the caller is cancelled."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     waiting = asyncio.ensure_future(child.wait())
@@ -474,7 +484,8 @@ async def _kill(child: asyncio.subprocess.Process) -> None:
 def _remove_leftovers() -> None:
     """Remove download folders of processes that no longer run.
 
-    A folder is left over only if the server and its child were killed together: otherwise one of them removes it.
+    Such a folder exists only if the server and its child process were killed together. If only one of these two
+    processes is killed, the other process removes the folder.
     """
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*-*"):
         owner = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
@@ -482,5 +493,5 @@ def _remove_leftovers() -> None:
             if not owner.isdecimal() or (int(owner) != os.getpid() and is_alive(int(owner))):
                 continue
             if int(owner) == os.getpid() and folder.stat().st_mtime > _STARTED_AT:
-                continue  # it belongs to this process; an older one is from before a restart with the same pid
+                continue  # the folder is in use; an older folder belongs to an earlier process with the same pid
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,9 +1,9 @@
-"""The child process of `youtube.py`: runs yt-dlp for one job. It imports no other module of this package.
+"""The child process of `youtube.py`: runs yt-dlp for one job. This module imports no other module of the package.
 
 The job is one JSON line on stdin. Events are JSON lines on stdout: "progress", then "done" or "failed". The process may
 connect only to the hosts that the job lists, at public IP addresses. `Guard` checks every DNS lookup and every
-connection, redirects included. The end of stdin means that the parent has died: then the process removes its folder and
-ends.
+connection, redirects included. If stdin ends, the parent process has died. Then this process removes the folder of the
+job and ends.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TooLarge(Exception):
 
 
 class Guard:
-    """Restricts the connections of this process, with an audit hook: code that runs later can't remove it.
+    """Restricts the network connections of this process with an audit hook, which no code can remove later.
 
     hosts: allowed host names; their subdomains are allowed too. addresses: allowed IP addresses that are not public.
     refused: the last host or address that was refused.
@@ -77,9 +77,9 @@ class Guard:
             raise self._refuse(str(address[0]))
 
     def allows(self, host: str) -> bool:
-        """Whether `host` is a public IP address or one of `addresses`; False for a host name.
+        """Return whether `host` is a public IP address or one of `addresses`; False for a host name.
 
-        For an IPv6 address that carries an IPv4 address (mapped, 6to4, Teredo, NAT64), the IPv4 address decides.
+        If an IPv6 address contains an IPv4 address (mapped, 6to4, Teredo, NAT64), the IPv4 address is checked.
         """
         try:
             address = ipaddress.ip_address(host.partition("%")[0])
@@ -101,7 +101,7 @@ class Guard:
 
 
 class WarningCollector:
-    """The logger for yt-dlp. It keeps the warnings, which explain why a format is missing."""
+    """The logger that is passed to yt-dlp. It keeps the warnings, because they explain why a format is missing."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -123,9 +123,9 @@ def send_event(event: str, **fields: Any) -> None:
 
 
 def wanted_bytes(info: dict[str, Any], end_s: float, total_bytes: int | None) -> int | None:
-    """Estimate how many bytes from the start of the file contain the audio up to `end_s`.
+    """Estimate how many bytes must be fetched from the start of the file to get the audio up to `end_s`.
 
-    info: yt-dlp's metadata of the format. None = fetch the whole file.
+    Returns None if the whole file must be fetched. info: yt-dlp's metadata of the format.
     """
     kind = info.get("container") or info.get("ext")
     length_s = info.get("duration")
@@ -145,7 +145,7 @@ class Fetch:
         self.logger = WarningCollector()
 
     def options(self) -> dict[str, Any]:
-        """The options for YoutubeDL."""
+        """Return the options for yt-dlp's class YoutubeDL."""
         job = self._job
         return {
             "allowed_extractors": job["extractors"],
@@ -211,7 +211,7 @@ class Fetch:
         }
 
     def _check(self, info: dict[str, Any], *, incomplete: bool = False) -> str | None:
-        """Check the metadata of the video before the download. Raises VideoRejected. yt-dlp calls it."""
+        """Check the metadata of the video. Raises VideoRejected. yt-dlp calls this method before the download."""
         job = self._job
         if info.get("_type") == "playlist" or (info.get("n_entries") or 1) > 1:
             raise VideoRejected("playlist", "the address of a playlist")
@@ -225,7 +225,10 @@ class Fetch:
         return None
 
     def _progress(self, status: dict[str, Any]) -> None:
-        """Stop the download when it is complete or too large, and report progress. yt-dlp calls it for each block."""
+        """Report progress, and stop the download if enough bytes are fetched or the file is too large.
+
+        yt-dlp calls this method after each block of data.
+        """
         if status.get("status") != "downloading":
             return
         self._info = status.get("info_dict") or {}
@@ -244,7 +247,7 @@ class Fetch:
 
 
 class VideoRejected(Exception):
-    """The video can't be used. kind: the reason, as `fetch_error` in youtube.py knows it. message: details."""
+    """The video can't be used. kind: the reason, one of the keys in `fetch_error` (youtube.py). message: details."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -264,7 +267,7 @@ def _limit(max_bytes: int, cpu_s: int) -> None:
 
 
 def _end_with_parent(folder: str) -> None:
-    """Wait until stdin ends, which means that the parent has died; then remove `folder` and kill this process group."""
+    """Wait until stdin ends because the parent process died. Then remove `folder` and kill this process group."""
     with contextlib.suppress(OSError, ValueError):
         while os.read(0, 1024):
             pass
@@ -301,13 +304,13 @@ def main() -> None:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return the exception that yt-dlp has wrapped into its DownloadError."""
+    """Return the exception inside yt-dlp's DownloadError. Any other error is returned unchanged."""
     inside = getattr(error, "exc_info", None)
     return inside[1] if inside and inside[1] is not None else error
 
 
 def _first_line() -> bytes:
-    """Read the first line of stdin, byte by byte, so that the rest stays for `_end_with_parent`."""
+    """Return the first line of stdin. It is read byte by byte, so that no byte after the line is read."""
     line = b""
     while not line.endswith(b"\n"):
         byte = os.read(0, 1)
