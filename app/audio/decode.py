@@ -3,13 +3,13 @@
 The format is detected from the bytes only, never from a file name. FFmpeg is restricted in these ways:
 
 - containers: only formats that contain audio and refer to no other file;
-- protocols: none. Without this limit an SDP file opened sockets, and a playlist read a local file;
-- codecs: only the decoders in `_CODECS`, which recorders need;
-- memory: the search for streams and every single allocation are limited;
+- protocols: none. Without this limit, an SDP file could open sockets, and a playlist could read a local file;
+- codecs: only the decoders in `_CODECS`, which are common for recordings;
+- memory: the size of every single allocation is limited, and so is the data that is read to find the streams;
 - length: decoding stops at `max_seconds`. Ten hours of silence in a file of 10 MB take 0.1 s;
 - time: decoding stops at `time_limit_s`, which is checked between packets.
 
-`decode` blocks, so call it in a thread. Does not depend on HTTP.
+`decode` blocks, so call it in a thread. This module does not depend on HTTP.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Decoded:
     rate_hz: int
     truncated: bool  # the file has more than max_seconds of audio
     source_hz: int = 0  # sample rate of the file
-    channels: int = 0  # of the file
+    channels: int = 0  # number of channels of the file
     clipped: float = 0.0  # share of the file's samples that were clipped, from 0 to 1
 
     @property
@@ -98,11 +98,12 @@ def decode(
     formats: str = PLAIN_FORMATS,
     start_s: float = 0.0,
 ) -> Decoded:
-    """Decode the first audio stream of a file to mono at rate_hz: at most max_seconds, from start_s on.
+    """Decode the first audio stream of a file to mono at rate_hz: from start_s on, at most max_seconds.
 
-    data: the file. what: name of the request's field, for error messages. formats: FFmpeg's names of the containers
-    that are allowed. The readable part of a damaged or truncated file is returned. Raises BadReference if the file is
-    empty, can't be decoded, has less than MIN_SECONDS of audio, or takes longer than time_limit_s.
+    data: the content of the file. what: name of the field in the request, for error messages. formats: the allowed
+    containers, as FFmpeg names them. If a file is damaged or truncated, its readable part is returned. Raises
+    BadReference if the file is empty, can't be decoded, has less than MIN_SECONDS of audio, or takes longer than
+    time_limit_s.
     """
     if not data:
         raise BadReference(f"`{what}` is empty.", param=what)
@@ -119,12 +120,14 @@ def decode(
 
 
 class _MemoryBound:
-    """Limits each single allocation of FFmpeg to MAX_ALLOCATION_BYTES while at least one thread is inside.
+    """A context that limits each single allocation of FFmpeg to MAX_ALLOCATION_BYTES.
 
-    Without it, a WAV file of 200 bytes whose comment claims a length of 1 GB took 1.2 GB of memory and 0.9 s.
-    FFmpeg has one limit for the process, so the last thread that leaves restores the default for encoders and filters.
-    PyAV has no function for the limit, so this class calls the FFmpeg library that PyAV links to. If the library lacks
-    the function, nothing is limited here.
+    Without this limit, a WAV file of 200 bytes with a comment that claims a length of 1 GB takes 1.2 GB of memory and
+    0.9 s. FFmpeg has one limit for the whole process. The limit is active while at least one thread is in the context.
+    The last thread that leaves the context restores FFmpeg's default for encoders and filters.
+
+    PyAV has no function for the limit, so this class calls the FFmpeg library that PyAV links to. If the library does
+    not have the function, allocations are not limited.
     """
 
     def __init__(self) -> None:
@@ -151,7 +154,10 @@ def _limit_allocations(size_bytes: int) -> None:
 
 @functools.cache
 def _av_max_alloc() -> Callable[[int], None] | None:
-    """FFmpeg's function `av_max_alloc`; None if it is missing. Cached: the sandbox can't open a library later."""
+    """Return FFmpeg's function `av_max_alloc`; None if the library does not have it.
+
+    The result is cached, because a process in the sandbox can't open a library later.
+    """
     with contextlib.suppress(AttributeError, OSError):
         function = ctypes.CDLL(core.__file__).av_max_alloc
         function.argtypes, function.restype = [ctypes.c_size_t], None
@@ -170,7 +176,7 @@ class _Reading:
         self._rate_hz = rate_hz
         self._max_seconds = max_seconds
         self._what = what
-        self._deadline_s = deadline_s  # as time.monotonic() counts
+        self._deadline_s = deadline_s  # value of time.monotonic() at which decoding must stop
         self._frame_kind: tuple[int, str, str] | None = None  # rate, sample format, channel layout of the last frame
         self._mixer = _Mixer()
         self._resampler = StreamResampler(rate_hz, rate_hz)
@@ -236,7 +242,9 @@ class _Reading:
     def _take(self, frame: AudioFrame) -> None:
         """Mix, resample and collect one frame. Raises BadReference for a sample rate out of range."""
         kind = (frame.sample_rate, frame.format.name, frame.layout.name)
-        if kind != self._frame_kind:  # frames have the true rate of AAC, and an Ogg file may change its rate
+        if (
+            kind != self._frame_kind
+        ):  # the rate may differ from the rate in the header (AAC), or change within a file (Ogg)
             self._frame_kind = kind
             self._channels = frame.layout.nb_channels
             if not MIN_RATE_HZ <= frame.sample_rate <= MAX_RATE_HZ:
@@ -266,23 +274,27 @@ class _Reading:
 class _Mixer:
     """Mixes frames of one kind (rate, format, layout) to mono, and counts clipped samples.
 
-    FFmpeg converts the samples to packed float first. PyAV's `to_ndarray` must not get planar frames: with 8 or more
-    channels it reads beyond the list of planes and crashes the process (PyAV 18.1). Mono is the mean of the channels,
-    because FFmpeg's own mix is 3 dB louder for two equal channels and would clip.
+    FFmpeg converts the samples to packed float first, because PyAV's `to_ndarray` crashes the process for planar frames
+    with 8 or more channels (PyAV 18.1). Mono is the mean of the channels. FFmpeg's mix is not used: for two equal
+    channels it is 3 dB louder than each channel, so it can clip.
     """
 
     def __init__(self) -> None:
         self._packer = av.AudioResampler(format="flt")
-        self._all = self._at_full_scale = self._at_peak = 0  # samples
+        self._all = self._at_full_scale = self._at_peak = 0  # numbers of samples
         self._peak = 0.0
 
     @property
     def clipped(self) -> float:
-        """Share of clipped samples: in runs of three or more at full scale, or at the highest level of the file."""
+        """The share of clipped samples, from 0 to 1.
+
+        A sample is clipped if it is in a run of three or more samples at full scale, or at the highest level of the
+        file.
+        """
         return max(self._at_full_scale, self._at_peak) / max(1, self._all)
 
     def _count(self, samples: Samples) -> None:
-        """Count the clipped samples in (N, channels)."""
+        """Add the clipped samples of one frame (N, channels) to the counts."""
         self._all += samples.size
         level = np.abs(samples)
         peak = float(level.max(initial=0.0))
@@ -304,5 +316,5 @@ class _Mixer:
 
 
 def _in_runs(clipped: NDArray[np.bool_]) -> int:
-    """Count the samples of (N, channels) that are True together with the sample before and the sample after."""
+    """Return how many samples of (N, channels) are True and are also between two True samples of the same channel."""
     return int(np.count_nonzero(clipped[2:] & clipped[1:-1] & clipped[:-2]))

@@ -1,11 +1,12 @@
-"""The helper process of `sandbox.py`: forks a child for each job. The child decodes one upload under limits.
+"""The helper process of `sandbox.py`. For each job, the helper forks a child process that decodes one upload.
 
-The helper never reads an upload. A job is one byte with four file descriptors: a socket with the job as a JSON line,
-the upload, the output file, the error output. The child's exit status is sent back over that socket. If the server
-closes its end first, the helper kills the child. When the server ends, the helper and its children end.
+The helper never reads an upload. The server sends a job to the helper as one byte with four file descriptors: a socket,
+the upload, the output file, the error output. The child reads the job from the socket as a JSON line. When the child
+ends, the helper sends the exit status of the child over the socket. If the server closes the socket first, the helper
+kills the child. When the server ends, the helper and all children end.
 
-A child can't open a file or a socket (no new file descriptors) and can't start a process. If the server runs as root,
-the child changes to an unprivileged user. If the kernel allows it, the child has an empty network namespace.
+A child can't open a file or a socket and can't start a process. If the server runs as root, the child changes to an
+unprivileged user. If the kernel allows it, the child has an empty network namespace.
 """
 
 from __future__ import annotations
@@ -37,16 +38,16 @@ _CLONE_NEWUSER, _CLONE_NEWNET = 0x1000_0000, 0x4000_0000  # linux/sched.h
 
 
 def main() -> None:
-    """Serve jobs until the server closes the socket, whose descriptor is the first argument."""
+    """Serve jobs from a socket until the server closes it. The first argument of the process is its descriptor."""
     jobs = socket.socket(fileno=int(sys.argv[1]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl+C the server lets uploads finish
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl+C the server waits until uploads are decoded
     _leave_the_network()
     _warm()
     _serve(jobs)
 
 
 def _serve(jobs: socket.socket) -> None:
-    """Wait for new jobs, for children that end, and for sockets that the server closes."""
+    """Handle new jobs, children that end, and sockets that the server closes. Returns when `jobs` is closed."""
     children: dict[int, socket.socket] = {}  # by process id
     wake, woken = os.pipe()
     os.set_blocking(woken, False)
@@ -72,7 +73,7 @@ def _serve(jobs: socket.socket) -> None:
 
 
 def _begin(jobs: socket.socket, children: dict[int, socket.socket], poll: select.poll) -> bool:
-    """Fork a child for one job; False if the server has closed the connection."""
+    """Receive one job and fork a child process for it. Returns False if the server has closed the connection."""
     byte, files, _, _ = socket.recv_fds(jobs, 1, 4)
     if not byte or len(files) != 4:
         return False
@@ -94,7 +95,7 @@ def _report_ended(children: dict[int, socket.socket], poll: select.poll) -> None
         if process == 0:
             return
         line = children.pop(process)
-        with contextlib.suppress(KeyError, ValueError):  # removed when it was killed
+        with contextlib.suppress(KeyError, ValueError):  # a killed child's socket is not registered any more
             poll.unregister(line)
         with contextlib.suppress(OSError):
             line.sendall(STATUS.pack(status))
@@ -140,7 +141,7 @@ def _read_job(number: int) -> dict[str, Any]:
 def _limit(job: dict[str, Any]) -> None:
     """Drop privileges and set the resource limits of this child."""
     if os.geteuid() == 0:
-        with contextlib.suppress(OSError):  # a container may forbid it
+        with contextlib.suppress(OSError):  # a container may forbid the change of the user
             os.setgroups([])
             os.setgid(_NOBODY)
             os.setuid(_NOBODY)
@@ -172,7 +173,10 @@ def _input(job: dict[str, Any]) -> bytes:
 
 
 def _decode(job: dict[str, Any]) -> None:
-    """Decode the upload and write the header, with the facts or the error, and the samples."""
+    """Decode the upload and write the result: a header, then the samples.
+
+    The header contains facts about the audio. If the upload can't be decoded, the header contains the error.
+    """
     header: dict[str, Any]
     samples = np.zeros(0, np.float32)
     try:
@@ -210,7 +214,10 @@ def _write(data: bytes) -> None:
 
 
 def _leave_the_network() -> None:
-    """Enter an empty network namespace, as root or in a user namespace. Children can't open sockets in any case."""
+    """Enter an empty network namespace if the kernel allows it.
+
+    The namespace is a second protection: children can't open sockets in any case.
+    """
     with contextlib.suppress(AttributeError, OSError):
         unshare = ctypes.CDLL(None).unshare
         if unshare(_CLONE_NEWNET) != 0:
@@ -218,7 +225,10 @@ def _leave_the_network() -> None:
 
 
 def _warm() -> None:
-    """Decode once, so that every module and library is loaded: children can't open files later."""
+    """Decode a short file, so that all modules and libraries are loaded before a child needs them.
+
+    A child can't load a library, because a child can't open files.
+    """
     file = io.BytesIO()
     with wave.open(file, "wb") as writer:
         writer.setparams((2, 2, 44_100, 0, "NONE", ""))

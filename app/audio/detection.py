@@ -1,4 +1,4 @@
-"""Detects the watermark in an audio file. Does not depend on HTTP, engines or voices."""
+"""Detect the watermark in an audio file. This module does not depend on HTTP, engines or voices."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from app.audio.sandbox import decode_short
 if TYPE_CHECKING:
     from app.audio.threads import ThreadLimit
 
-MAX_DETECT_S = 300.0  # seconds of a file that are used; detection in them takes about 3 s
+MAX_DETECT_S = 300.0  # detection uses at most this part from the start of a file; it takes about 3 s
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """The result of detection in one file."""
+    """The result of watermark detection in one file."""
 
-    watermarked: bool  # the score is watermark.FOUND or more
-    score: float  # 0 to 1
+    watermarked: bool  # whether the score is at least watermark.FOUND
+    score: float  # from 0 (no watermark) to 1
     seconds: float  # length of the audio that was used, from the start of the file
 
 
 class WatermarkDetector:
-    """Detects the watermark in files. `threads` limits the parallel detections. Use it from one event loop."""
+    """Detects the watermark in files. threads: limits the parallel detections. Use it from one event loop."""
 
     def __init__(self, threads: ThreadLimit) -> None:
         self._threads = threads
 
     async def detect(self, recording: bytes) -> Detection:
-        """Decode a file in the sandbox and score its first MAX_DETECT_S seconds.
+        """Decode a file in the sandbox and search its first MAX_DETECT_S seconds for the watermark.
 
-        Raises BadReference for a file that can't be decoded, WatermarkMissing without the `watermark` extra.
+        Raises BadReference for a file that can't be decoded, WatermarkMissing if the extra `watermark` is not
+        installed.
         """
         return await self._threads.run(_detect, recording)
 

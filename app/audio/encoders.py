@@ -1,11 +1,11 @@
-"""Streaming encoders: float32 samples in, the bytes of one file out, in any format of `formats.py`.
+"""Streaming encoders: convert float32 samples to the bytes of one audio file, in any format of `formats.py`.
 
-An answer has one encoder for all its samples, so that the joined output is one file without gaps. Sentences that are
-encoded separately would have codec padding between them. The layout is the same as from api.openai.com: MP3 frames
-without a header, ADTS, one logical Ogg Opus stream, FLAC and WAV of unknown length, raw PCM. The output depends only on
-the samples and not on how they are divided, so the same samples always give the same file.
+One encoder encodes all samples of a response, so that the joined output is one file without gaps. If each sentence had
+a separate encoder, codec padding would be between the sentences. The layout of the files is the same as from
+api.openai.com: MP3 frames without a header, AAC as ADTS, one logical Ogg Opus stream, FLAC and WAV of unknown length,
+raw PCM. The same samples always give the same file, even if they are encoded in blocks of another size.
 
-Does not depend on HTTP, engines or text.
+This module does not depend on HTTP, engines or text.
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ if TYPE_CHECKING:
 
 
 class Encoder(Protocol):
-    """Encodes one answer. Use it in one thread at a time. `flush`, `close` and garbage collection free the codec."""
+    """Encodes the audio of one response, in one thread at a time.
+
+    `flush`, `close` and garbage collection free the memory of the codec.
+    """
 
     def encode(self, samples: Samples) -> bytes:
-        """Encode mono float32 samples (N,) and return the bytes that are ready; they may be empty.
+        """Encode mono float32 samples (N,) and return the bytes that are ready, which may be none.
 
         Samples outside [-1, 1] are clipped. Raises ValueError after `flush` or `close`.
         """
@@ -42,7 +45,7 @@ class Encoder(Protocol):
     def flush(self) -> bytes:
         """End the audio and return the remaining bytes. A second call returns b"".
 
-        Without any samples the file is empty; a WAV file then has only its header.
+        If no samples were encoded, a WAV file has only its header, and a file of any other format is empty.
         """
         ...
 
@@ -52,7 +55,7 @@ class Encoder(Protocol):
 
 
 def check_rate(audio_format: AudioFormat, rate_hz: int) -> None:
-    """Raises UnsupportedParameter if the format does not support the sample rate. The message lists the valid rates."""
+    """Check that a format supports a sample rate. Raises UnsupportedParameter, whose message lists the valid rates."""
     rates_hz = AUDIO_FORMATS[audio_format].rates_hz
     if rates_hz and rate_hz not in rates_hz:
         rates = ", ".join(map(str, rates_hz))
@@ -66,7 +69,7 @@ def check_rate(audio_format: AudioFormat, rate_hz: int) -> None:
 
 
 def open_encoder(audio_format: AudioFormat, rate_hz: int) -> Encoder:
-    """Open an encoder for samples at rate_hz. Takes up to 2 ms. Raises UnsupportedParameter for an unsupported rate."""
+    """Return a new encoder for samples at rate_hz. Takes up to 2 ms. Raises UnsupportedParameter as `check_rate`."""
     check_rate(audio_format, rate_hz)
     recipe = AUDIO_FORMATS[audio_format].recipe
     return _PcmEncoder(recipe.header(rate_hz)) if isinstance(recipe, PcmRecipe) else _CodecEncoder(recipe, rate_hz)
@@ -117,11 +120,13 @@ class _Sink:
 class _CodecEncoder:
     """Encodes with FFmpeg to one mono stream in a container.
 
-    The codec gets whole frames only, so that the output does not depend on how the input is divided.
+    The codec gets only whole frames, so that the output does not depend on the number of samples in each call.
     """
 
     def __init__(self, recipe: CodecRecipe, rate_hz: int) -> None:
-        self._container: OutputContainer | None = None  # set first, because __del__ needs it if a line below raises
+        self._container: OutputContainer | None = (
+            None  # set first: if a line below raises, __del__ needs this attribute
+        )
         codec_rate_hz = recipe.codec_rate_hz(rate_hz)
         self._recipe = recipe
         self._rate_hz = codec_rate_hz
@@ -147,7 +152,9 @@ class _CodecEncoder:
             self._codec.bit_rate = bit_rate
         self._container.start_encoding()
         self._frame_samples = self._codec.frame_size
-        self._pending = np.zeros(recipe.lead_in_samples, dtype=np.float32)  # shorter than a frame between calls
+        self._pending = np.zeros(
+            recipe.lead_in_samples, dtype=np.float32
+        )  # not yet encoded; after a call it is shorter than a frame
         self._position_samples = 0
         self._started = False
 
@@ -163,8 +170,8 @@ class _CodecEncoder:
         if not len(samples):
             return b""
         self._started = True
-        # Clip before resampling, because one NaN would stay in the filter. `_feed` clips again, because a resampler can
-        # exceed 1 at steep edges.
+        # Clip before resampling, because one NaN would stay in the state of the filter. `_feed` clips again, because
+        # the output of a resampler can exceed 1 at steep edges.
         self._pending = np.concatenate((self._pending, self._resampler.push(pcm.clip(samples))))
         whole = len(self._pending) - len(self._pending) % self._frame_samples
         self._feed(container, self._pending[:whole])

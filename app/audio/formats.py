@@ -1,7 +1,7 @@
-"""The table of audio formats: one row for each `response_format`, and everything that is specific to it.
+"""The table of audio formats. One row contains everything that is specific to one `response_format`.
 
-Adding a format means adding a row here. The API, its lists, /openapi.json, the CLI and the encoders read this table.
-This module holds plain data: it imports neither numpy nor FFmpeg, so that the HTTP layer can use it.
+To add a format, add a row. The API, /openapi.json, the CLI and the encoders read this table. This module imports
+neither numpy nor FFmpeg, so that the HTTP layer can import it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _OPUS_RATES_HZ = (8_000, 12_000, 16_000, 24_000, 48_000)
 
 @dataclass(frozen=True, slots=True)
 class PcmRecipe:
-    """A format of a header and 16-bit little-endian samples."""
+    """A format that consists of a header and 16-bit little-endian samples."""
 
     header: Callable[[int], bytes]  # sample rate in Hz -> header
 
@@ -36,10 +36,10 @@ class CodecRecipe:
     container_options: Mapping[str, str] = field(default_factory=dict)
     codec_options: Mapping[str, str] = field(default_factory=dict)
     lead_in_samples: int = 0  # silence in front of the audio
-    codec_rates_hz: tuple[int, ...] = ()  # sample rates of the codec; empty: it can run at any rate
+    codec_rates_hz: tuple[int, ...] = ()  # sample rates of the codec; empty: any rate
 
     def codec_rate_hz(self, rate_hz: int) -> int:
-        """The rate of the codec for audio at `rate_hz`: the lowest of its rates that is not below `rate_hz`."""
+        """Return the sample rate at which the codec encodes audio at `rate_hz`: its lowest rate not below `rate_hz`."""
         return next((rate for rate in self.codec_rates_hz if rate >= rate_hz), rate_hz)
 
 
@@ -56,7 +56,7 @@ def wav_header(rate_hz: int) -> bytes:
     """Build the header (44 bytes) of a WAV file: 16 bit, mono, of unknown length.
 
     Both sizes are 0xFFFFFFFF, as in the streams of api.openai.com. Python's `wave`, FFmpeg and browsers accept that.
-    `wave` refuses a size of 0, the other common convention.
+    Other programs write the size 0 for an unknown length, but `wave` does not accept 0.
     """
     unknown = 0xFFFFFFFF
     return struct.pack(
@@ -69,8 +69,8 @@ def wav_header(rate_hz: int) -> bytes:
 
 # The figures below are from 22.9 s of speech at 24 kHz on one core, best of four runs.
 # reservoir=0: each frame can be decoded alone, so streams can be joined and cut.
-# compression_level=7 (LAME's -q 7): 6.1 ms of CPU per second of audio and SNR 26.0 dB at 128 kbit/s. The default has
-# 9.3 ms and 25.9 dB.
+# compression_level=7 (LAME's -q 7): 6.1 ms of CPU per second of audio and SNR 26.0 dB at 128 kbit/s. LAME's default
+# level: 9.3 ms and 25.9 dB.
 # Below 16 kHz (MPEG-2.5), 64 kbit/s is the highest bit rate that works at every sample rate.
 _MP3 = CodecRecipe(
     "mp3",
@@ -81,10 +81,11 @@ _MP3 = CodecRecipe(
     {"reservoir": "0", "compression_level": "7"},
 )
 # FFmpeg's default is one page per second, which would delay the first audio by a second. With pages of 20 ms, the first
-# 80 ms of input give 53 ms of audio immediately (pages of 40 ms: 33 ms). Page headers take 11 kbit/s: 61 kbit/s in all;
-# api.openai.com sends about 56.
+# 80 ms of input give 53 ms of audio immediately; with pages of 40 ms, they give 33 ms. The page headers take 11 kbit/s,
+# and the whole stream takes 61 kbit/s. api.openai.com sends about 56 kbit/s.
 # application=audio with compression_level=5: SNR 17.8 dB, log-spectral distance 4.5 dB, 4.8 ms of CPU per second.
-# application=voip at the same size: 11.2 dB, 4.8 dB, 9.5 ms; it also removes the lowest frequencies.
+# application=voip at the same size: SNR 11.2 dB, log-spectral distance 4.8 dB, 9.5 ms of CPU per second. This
+# mode also removes the lowest frequencies.
 _OPUS = CodecRecipe(
     "ogg",
     "libopus",
@@ -94,10 +95,11 @@ _OPUS = CodecRecipe(
     {"frame_duration": "20", "application": "audio", "compression_level": "5"},
     codec_rates_hz=_OPUS_RATES_HZ,
 )
-# aac_coder=fast: 3.0 ms of CPU per second and SNR 28.9 dB. The default search has 8.9 ms and 23.3 dB.
-# The codec returns a frame of 1024 samples when the next frame is full: after 85 ms at 24 kHz, 5 ms more than CSM's
-# first frame. With 128 samples of lead-in, the first bytes come one engine frame (80 ms) earlier.
-# 64 kbit/s. At 8 and 11 kHz less, because AAC-LC allows 6 bits per sample and channel.
+# aac_coder=fast: 3.0 ms of CPU per second and SNR 28.9 dB. The default coder: 8.9 ms and 23.3 dB.
+# The codec returns its first frame of 1024 samples when its second frame is full: after 85 ms of input at 24 kHz. CSM's
+# first frame has only 80 ms, so the first bytes would wait for CSM's second frame. With 128 samples of silence in front
+# of the audio, CSM's first frame is enough.
+# The bit rate is 64 kbit/s. At 8 and 11 kHz it is lower, because AAC-LC allows 6 bits per sample and channel.
 _AAC = CodecRecipe(
     "adts",
     "aac",
@@ -107,9 +109,10 @@ _AAC = CodecRecipe(
     {"aac_coder": "fast"},
     lead_in_samples=128,
 )
-# compression_level=2 has blocks of 27 ms; those of the default have 105 ms and would delay the first bytes. The linear
-# prediction is the default's: 1.0 ms of CPU per second and 233 kbit/s, as small as the default.
-# No padding block, which would put 8 kB before the first audio.
+# compression_level=2 uses blocks of 27 ms. The default level uses blocks of 105 ms, which would delay the first bytes.
+# lpc_type and max_prediction_order have the values of the default level, so the file is as small as with the default
+# level: 233 kbit/s, with 1.0 ms of CPU per second.
+# metadata_header_padding=0: no padding block, which would add 8 kB before the first audio.
 _FLAC = CodecRecipe(
     "flac",
     "flac",

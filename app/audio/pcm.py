@@ -1,4 +1,7 @@
-"""Operations on samples: conversion between float32 and 16-bit bytes, silence, levels. Depends on numpy only."""
+"""Operations on samples: conversion between float32 and 16-bit bytes, silence, levels.
+
+This module depends on numpy only.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ if TYPE_CHECKING:
 
     from app.types import Samples
 
-# 2**15, as in FFmpeg and libsndfile. Converting 16-bit samples to float and back changes none of them.
+# 2**15, as in FFmpeg and libsndfile. 16-bit samples that are converted to float and back do not change.
 _FULL_SCALE = 32768.0
 
 
@@ -42,12 +45,15 @@ def from_bytes(data: bytes) -> Samples:
 
 
 def silence(seconds: float, rate_hz: int) -> Samples:
-    """Silence: round(seconds * rate_hz) samples of value 0."""
+    """Return silence: round(seconds * rate_hz) samples with the value 0."""
     return np.zeros(round(seconds * rate_hz), dtype=np.float32)
 
 
 def rms_dbfs(samples: Samples) -> float:
-    """Root mean square of samples (N,) in dBFS: 0 for a full-scale square wave, -3.01 for a sine, -inf for silence."""
+    """Return the RMS level of samples (N,) in dBFS: 0 for a full-scale square wave, -3.01 for a sine.
+
+    The level of silence is -inf.
+    """
     if not len(samples):
         return -np.inf
     level = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))

@@ -1,7 +1,8 @@
-"""Fundamental frequency of speech, frame by frame: YIN candidates and the cheapest path through them.
+"""Find the pitch (fundamental frequency) of each frame of speech.
 
-YIN (de Cheveigné and Kawahara, JASA 2002) gives several candidate periods per frame. Dynamic programming picks one of
-them, or "unvoiced", for each frame, so that pitch does not jump by an octave and back. Depends on numpy and soxr only.
+YIN (de Cheveigné and Kawahara, JASA 2002) gives several candidate periods per frame. For each frame, dynamic
+programming selects one candidate or "unvoiced", so that the pitch does not jump by an octave and back. This module
+depends on numpy and soxr only.
 """
 
 from __future__ import annotations
@@ -22,25 +23,25 @@ HOP_S = 0.01
 LOWEST_HZ, HIGHEST_HZ = 55.0, 500.0
 _RATE_HZ = 8_000
 _HOP = round(HOP_S * _RATE_HZ)
-_LONGEST = int(_RATE_HZ / LOWEST_HZ) + 2  # lags, in samples
+_LONGEST = int(_RATE_HZ / LOWEST_HZ) + 2  # longest lag, in samples
 _TYPICAL_LAG = 60  # a frame is centred for a pitch of 133 Hz
-_SHORTEST = int(_RATE_HZ / HIGHEST_HZ)
-_WINDOW = 240  # 30 ms: what is compared with itself at each lag
+_SHORTEST = int(_RATE_HZ / HIGHEST_HZ)  # shortest lag, in samples
+_WINDOW = 240  # 30 ms: the samples that are compared with the samples one lag later
 _FRAME = _WINDOW + _LONGEST
 _FFT = 512
 _CANDIDATES = 5
-_UNVOICED_COST = 0.33  # a candidate with a larger YIN difference is taken for noise
-_OCTAVE_COST = 0.015  # per octave below HIGHEST_HZ: of two equal periods the shorter one is right
-_JUMP_COST = 0.5  # per octave of change in 10 ms
-_SWITCH_COST = 0.2  # between voiced and unvoiced
-_QUIET_DB = 35.0  # a frame this far below the loud frames is unvoiced
-_BLOCK_FRAMES = 2_000  # 20 s: bounds the memory
+_UNVOICED_COST = 0.33  # a candidate with a larger YIN difference is treated as noise
+_OCTAVE_COST = 0.015  # per octave below HIGHEST_HZ, so that the shorter of two equally good periods is selected
+_JUMP_COST = 0.5  # per octave of pitch change from one frame to the next
+_SWITCH_COST = 0.2  # for a change between voiced and unvoiced
+_QUIET_DB = 35.0  # a frame whose level is this far below the level of loud frames is unvoiced
+_BLOCK_FRAMES = 2_000  # frames (20 s) that are computed together; the limit keeps the memory small
 
 
 def track(samples: Samples, rate_hz: int) -> Array:
-    """Find the pitch in Hz of each 10 ms of samples (N,) -> (frames,). It is 0 for unvoiced frames.
+    """Find the pitch in Hz of each frame of samples (N,) -> (frames,). An unvoiced frame has the pitch 0.
 
-    Frame i is centred at (i + 0.5) * HOP_S.
+    A frame has HOP_S seconds. The centre of frame i is at (i + 0.5) * HOP_S.
     """
     at_rate = np.asarray(soxr.resample(samples, rate_hz, _RATE_HZ) if rate_hz != _RATE_HZ else samples, np.float64)
     count = int(len(samples) / rate_hz / HOP_S + 1e-6)
@@ -58,17 +59,20 @@ def track(samples: Samples, rate_hz: int) -> Array:
 
 
 def voiced(samples: Samples, rate_hz: int) -> Array:
-    """The pitches in Hz of the voiced frames alone. (voiced frames,)"""
+    """Return the pitch in Hz of each voiced frame -> (voiced frames,). Unvoiced frames are left out."""
     pitches = track(samples, rate_hz)
     return pitches[pitches > 0]
 
 
 def _candidates(frames: Array) -> tuple[Array, Array, Array]:
-    """frames (F, _FRAME) -> lags (F, C), costs (F, C), power (F,). The cost of a missing candidate is infinite."""
+    """Find the candidate periods of frames (F, _FRAME) -> lags (F, C) in samples, costs (F, C), power (F,).
+
+    If a frame has fewer than C candidates, the missing candidates have an infinite cost.
+    """
     spectrum = np.fft.rfft(frames, _FFT)
     head = np.fft.rfft(frames[:, :_WINDOW], _FFT)
-    # Twice the size gives the correlation at half lags. Without them, a short period between two lags loses to a
-    # multiple of it.
+    # An inverse FFT of twice the size also gives the correlation at half lags. Without half lags, a short period
+    # between two whole lags would have a higher cost than a multiple of this period.
     product = 2 * np.fft.irfft(spectrum * head.conj(), 2 * _FFT)[:, : 2 * _LONGEST + 1]
     squares = np.concatenate((np.zeros((len(frames), 1)), np.cumsum(np.square(frames), axis=1)), axis=1)
     lags = np.arange(_LONGEST + 1)
@@ -84,7 +88,7 @@ def _candidates(frames: Array) -> tuple[Array, Array, Array]:
     cost = np.where(dip, middle + _OCTAVE_COST * np.log2(lag / _SHORTEST), np.inf)
     best = np.argpartition(cost, _CANDIDATES, axis=1)[:, :_CANDIDATES]
     before, lowest, after = (np.take_along_axis(table, best, axis=1) for table in (left, middle, right))
-    # The vertex of the parabola through three points.
+    # Refine the lag: find the vertex of the parabola through the lowest value and the values beside it.
     bend = before + after - 2 * lowest
     shift = np.clip(0.5 * (before - after) / np.maximum(bend, 1e-9), -0.5, 0.5)
     depth = np.minimum(0.25 * (before - after) * shift, lowest)
@@ -92,14 +96,18 @@ def _candidates(frames: Array) -> tuple[Array, Array, Array]:
 
 
 def _path(lags: Array, costs: Array, audible: NDArray[np.bool_]) -> Array:
-    """The cheapest path through the candidates (F, C) and "unvoiced" -> Hz or 0 of each frame (F,)."""
+    """Select the candidate of each frame for which the total cost is lowest -> pitch in Hz of each frame (F,).
+
+    lags, costs: the candidates (F, C). audible: whether a frame may be voiced (F,). Each frame has one more candidate,
+    "unvoiced", with the pitch 0.
+    """
     count, states = len(lags), lags.shape[1]
     octaves = np.log2(lags)
     own = np.full((count, states + 1), _UNVOICED_COST + _OCTAVE_COST)
     own[:, :states] = costs
     own[~audible, :states] = np.inf
     own[~audible, states] = 0.0
-    change = np.full((count - 1, states + 1, states + 1), _SWITCH_COST)  # from, to
+    change = np.full((count - 1, states + 1, states + 1), _SWITCH_COST)  # (frame, from, to)
     change[:, :states, :states] = _JUMP_COST * np.abs(octaves[:-1, :, None] - octaves[1:, None, :])
     change[:, states, states] = 0.0
     back = np.zeros((count, states + 1), np.int64)

@@ -1,13 +1,14 @@
-"""The sandbox for uploads: `decode` in a separate process under limits that the operating system enforces.
+"""The sandbox for uploads: run `decode` in a separate process, under limits that the operating system enforces.
 
-FFmpeg's demuxers and decoders are written in C and read untrusted input. In the sandbox they have no access to this
-process's secrets, network and files. Memory, CPU time and file size are limited, and a timeout kills the process. A
-crash affects one upload only.
+FFmpeg's demuxers and decoders are written in C and read untrusted input. In the sandbox, FFmpeg has no access to the
+secrets, the network and the files of the server. Memory, CPU time and file size are limited, and a timeout kills the
+process. A crash affects one upload only.
 
-A helper process (`decoder_process.py`) starts with the first upload (0.3 s, 45 MB) and forks a child for each upload.
-The fork adds about 10 ms. The helper never reads an upload itself, so each child starts from a clean state.
+At the first upload, this module starts a helper process (`decoder_process.py`), which takes 0.3 s and 45 MB. The helper
+forks a child process for each upload. The fork takes about 10 ms. The helper never reads an upload, so each child
+starts from a clean state.
 
-All functions block: call them in a thread.
+All functions block, so call them in a thread.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Limits:
     input_bytes: int = 64 << 20  # size of the file
     memory_bytes: int = 1 << 30  # address space
     cpu_s: int = 30
-    wall_s: float = 40.0  # then it is killed
+    wall_s: float = 40.0  # the child is killed after this time
 
 
 def decode_in_sandbox(
@@ -64,10 +65,10 @@ def decode_in_sandbox(
     time_limit_s: float | None = None,
     formats: str = MORE_FORMATS,
 ) -> Decoded:
-    """Decode an audio file as `decode` does, in a child process. By default more containers are allowed.
+    """Decode an audio file with `decode` in a child process. formats: the default allows more containers than `decode`.
 
-    source: a path, the bytes, or an open file. limits: None = the defaults of `Limits`. time_limit_s: for decoding;
-    None = the limit of CPU time. Raises BadReference as `decode` does and if a limit is exceeded, NotReady if the
+    source: a path, the bytes, or an open file. limits: None = the defaults of `Limits`. time_limit_s: maximum time for
+    decoding; None = limits.cpu_s. Raises BadReference as `decode`, and if a limit is exceeded. Raises NotReady if the
     helper process can't be started.
     """
     limits = limits or Limits()
@@ -83,7 +84,7 @@ def decode_in_sandbox(
         "cpu_s": limits.cpu_s,
         "output_bytes": HEADER_BYTES + 4 * round((max_seconds + 1) * rate_hz),
     }
-    # Input and output are files: the child can read only the upload, and RLIMIT_FSIZE limits its output.
+    # Input and output are open files: the child can read no other file, and RLIMIT_FSIZE limits the size of the output.
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors, _opened(source) as file:
         try:
             status = _helper().work(job, (file.fileno(), output.fileno(), errors.fileno()), limits.wall_s)
@@ -94,7 +95,11 @@ def decode_in_sandbox(
         if status != 0:
             errors.seek(0)
             output_text = errors.read()[-_LOG_CHARS:].decode("utf-8", "replace").strip()
-            log.warning("The process that decoded an upload ended with status %d: %s", status, output_text)
+            log.warning(
+                "The process that decoded an upload ended with status %d, so the upload is rejected: %s",
+                status,
+                output_text,
+            )
             raise BadReference(
                 f"`{what}` could not be decoded within this server's limits of memory and time. Send a shorter file.",
                 param=what,
@@ -104,7 +109,7 @@ def decode_in_sandbox(
 
 
 def decode_short(data: bytes, rate_hz: int, *, max_seconds: float, what: str, time_limit_s: float) -> Decoded:
-    """Decode a short recording in the sandbox, within time_limit_s. Raises BadReference, NotReady."""
+    """Decode a short recording in the sandbox, in at most time_limit_s seconds. Raises BadReference, NotReady."""
     limits = Limits(cpu_s=round(TIME_LIMIT_S), wall_s=time_limit_s + 2.0)
     return decode_in_sandbox(
         data, rate_hz, max_seconds=max_seconds, what=what, limits=limits, time_limit_s=time_limit_s
@@ -112,7 +117,7 @@ def decode_short(data: bytes, rate_hz: int, *, max_seconds: float, what: str, ti
 
 
 class _Helper:
-    """Owns the helper process: starts it at the first job, and again after it has died. Thread-safe."""
+    """Owns the helper process. Starts a helper at the first job, and a new helper if the old one died. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -120,11 +125,12 @@ class _Helper:
         self._jobs: socket.socket | None = None
 
     def work(self, job: dict[str, object], files: tuple[int, int, int], wall_s: float) -> int:
-        """Decode one file -> exit status of the child; negative = the signal that ended it.
+        """Decode one file in a child process -> the exit status of the child; -n if signal n ended the child.
 
-        Raises TimeoutError (the child is killed), NotReady.
+        Raises TimeoutError if the child runs longer than wall_s; then the child is killed. Raises NotReady if the
+        helper process can't be started.
         """
-        for _ in range(2):  # the helper may have died since the last job
+        for _ in range(2):  # if the helper has died since the last job, the second try starts a new helper
             try:
                 return self._send(job, files, wall_s)
             except TimeoutError:
@@ -135,7 +141,7 @@ class _Helper:
 
     def _send(self, job: dict[str, object], files: tuple[int, int, int], wall_s: float) -> int:
         here, there = socket.socketpair()
-        # When this end of the socket closes, the helper kills the child if it still runs.
+        # If this end of the socket is closed while the child runs, the helper kills the child.
         with here:
             with there:
                 here.sendall(json.dumps(job).encode() + b"\n")
@@ -186,14 +192,17 @@ class _Helper:
 
 @functools.cache
 def _helper() -> _Helper:
-    """The helper of this server process, created at the first call and closed at exit."""
+    """Return the helper of this server process. It is created at the first call and closed at exit."""
     helper = _Helper()
     atexit.register(helper.close)
     return helper
 
 
 def _read_result(output: IO[bytes], what: str) -> Decoded:
-    """Read the output file of a child. Raises BadReference with the child's error."""
+    """Read the result of a child process from its output file.
+
+    Raises BadReference if the file contains an error, or fewer samples than its header states.
+    """
     header = json.loads(output.read(HEADER_BYTES))
     if "error" in header:
         raise BadReference(header["error"], param=what)
@@ -204,7 +213,7 @@ def _read_result(output: IO[bytes], what: str) -> Decoded:
 
 
 def _opened(source: Source) -> IO[bytes]:
-    """Open `source` as a file with a descriptor of its own, positioned at the start."""
+    """Return `source` as a file with a new file descriptor, positioned at the start of the data."""
     if isinstance(source, Path):
         return source.open("rb")
     if not isinstance(source, bytes):
@@ -219,6 +228,9 @@ def _opened(source: Source) -> IO[bytes]:
 
 
 def _environment() -> dict[str, str]:
-    """The helper's environment: without tokens and keys. Libraries get one thread, because stacks count as memory."""
+    """Return the environment variables for the helper process. They contain no tokens and keys.
+
+    Numeric libraries get one thread, because the stack of each thread counts towards the memory limit.
+    """
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     return {**kept, "PYTHONPATH": str(_ROOT), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}

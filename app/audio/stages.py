@@ -1,4 +1,4 @@
-"""The protocol of a streaming audio stage, and chains of stages."""
+"""The protocol of a stage (one step that processes a stream of samples), and chains of stages."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ if TYPE_CHECKING:
 
 
 class Stage(Protocol):
-    """A streaming step over mono float32 samples. The joined output does not depend on how the input is divided.
+    """A step that processes one stream of mono float32 samples, in one thread at a time.
 
-    A stage serves one stream, in one thread at a time. It can't be used after `flush`.
+    If the same samples are pushed in blocks of another size, the joined output is the same. A stage can't be used after
+    `flush`.
     """
 
     def push(self, samples: Samples) -> Samples:
-        """Take samples (N,), return the (M,) that are ready; M may be 0."""
+        """Process samples (N,) and return the output samples (M,) that are ready. M may be 0."""
         ...
 
     def flush(self) -> Samples:
-        """End the input and return the samples that were held back."""
+        """End the input and return the remaining output samples."""
         ...
 
 
 class Chain:
-    """Several stages in order, as one stage. Without stages, samples pass unchanged."""
+    """Several stages that act as one stage. Samples pass through the stages in order.
+
+    Without stages, samples do not change.
+    """
 
     def __init__(self, stages: tuple[Stage, ...]) -> None:
         self._stages = stages
@@ -44,10 +48,10 @@ class Chain:
 
 
 def chain(*stages: Stage) -> Chain:
-    """chain(a, b, c): samples go through a, then b, then c."""
+    """Return one stage that passes samples through the given stages in order."""
     return Chain(stages)
 
 
 def joined(parts: list[Samples]) -> Samples:
-    """Concatenate the parts; an empty list gives no samples."""
+    """Return the parts as one array; an empty list gives an empty array."""
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)

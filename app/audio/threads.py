@@ -1,4 +1,4 @@
-"""Blocking work in threads, for callers on an event loop. Does not depend on audio."""
+"""Run blocking work in threads, for callers on an event loop. This module does not depend on audio."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ T = TypeVar("T")
 
 
 def spare_cores() -> int:
-    """The number of CPU cores without one for the event loop; at least 1."""
+    """Return the number of CPU cores minus one core for the event loop; at least 1."""
     return max(1, (os.cpu_count() or 1) - 1)
 
 
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run blocking work in a thread as asyncio.to_thread does, but wait for the thread even if the caller is cancelled.
+    """Run blocking work in a thread and return its result. If the caller is cancelled, still wait for the thread.
 
-    So the caller can free the files and buffers that the thread uses, and a thread of a cancelled request still counts
-    for `ThreadLimit`. Raises what `work` raises.
+    So the caller can free the files and buffers that the thread uses, and `ThreadLimit` also counts the threads of
+    cancelled requests. Raises the errors of `work`.
     """
     thread = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
     try:
@@ -33,13 +33,13 @@ async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 
 
 class ThreadLimit:
-    """Runs blocking work in threads, at most `limit` at a time; further calls wait. Used from one event loop."""
+    """Runs blocking work in threads, at most `limit` at a time; further calls wait. Use it from one event loop."""
 
     def __init__(self, limit: int | None = None) -> None:
         """limit: None = one thread for each spare core."""
         self._free = asyncio.Semaphore(limit or spare_cores())
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Wait for a free thread and run `work` in it, as `in_thread` does."""
+        """Wait until fewer than `limit` threads run, then run `work` with `in_thread` and return its result."""
         async with self._free:
             return await in_thread(work, *args, **kwargs)
