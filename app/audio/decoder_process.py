@@ -38,7 +38,7 @@ _CLONE_NEWUSER, _CLONE_NEWNET = 0x1000_0000, 0x4000_0000  # linux/sched.h
 
 
 def main() -> None:
-    """Serve jobs from a socket until the server closes it. The first argument of the process is its descriptor."""
+    """Serve jobs from a socket until the server closes the socket. sys.argv[1]: the descriptor of the socket."""
     jobs = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl+C the server waits until uploads are decoded
     _leave_the_network()
@@ -159,7 +159,7 @@ def _limit(job: dict[str, Any]) -> None:
 
 
 def _input(job: dict[str, Any]) -> bytes:
-    """Read the upload. Raises BadReference if it is too large."""
+    """Read the upload. Raises BadReference if the upload is too large."""
     most = job["input_bytes"]
     size = os.fstat(0).st_size
     if size > most:

@@ -69,7 +69,10 @@ def check_rate(audio_format: AudioFormat, rate_hz: int) -> None:
 
 
 def open_encoder(audio_format: AudioFormat, rate_hz: int) -> Encoder:
-    """Return a new encoder for samples at rate_hz. Takes up to 2 ms. Raises UnsupportedParameter as `check_rate`."""
+    """Return a new encoder for samples at rate_hz. Takes up to 2 ms.
+
+    Raises UnsupportedParameter if the format does not support the sample rate.
+    """
     check_rate(audio_format, rate_hz)
     recipe = AUDIO_FORMATS[audio_format].recipe
     return _PcmEncoder(recipe.header(rate_hz)) if isinstance(recipe, PcmRecipe) else _CodecEncoder(recipe, rate_hz)

@@ -39,7 +39,10 @@ class CodecRecipe:
     codec_rates_hz: tuple[int, ...] = ()  # sample rates of the codec; empty: any rate
 
     def codec_rate_hz(self, rate_hz: int) -> int:
-        """Return the sample rate at which the codec encodes audio at `rate_hz`: its lowest rate not below `rate_hz`."""
+        """Return the sample rate at which the codec encodes audio with the sample rate `rate_hz`.
+
+        This is the lowest rate of the codec that is not below `rate_hz`.
+        """
         return next((rate for rate in self.codec_rates_hz if rate >= rate_hz), rate_hz)
 
 
@@ -55,7 +58,7 @@ class Format:
 def wav_header(rate_hz: int) -> bytes:
     """Build the header (44 bytes) of a WAV file: 16 bit, mono, of unknown length.
 
-    Both sizes are 0xFFFFFFFF, as in the streams of api.openai.com. Python's `wave`, FFmpeg and browsers accept that.
+    Both sizes are 0xFFFFFFFF, as in the streams of api.openai.com. Python's `wave`, FFmpeg and browsers accept these.
     Other programs write the size 0 for an unknown length, but `wave` does not accept 0.
     """
     unknown = 0xFFFFFFFF

@@ -65,11 +65,11 @@ def decode_in_sandbox(
     time_limit_s: float | None = None,
     formats: str = MORE_FORMATS,
 ) -> Decoded:
-    """Decode an audio file with `decode` in a child process. formats: the default allows more containers than `decode`.
+    """Decode an audio file with `decode` in a child process.
 
     source: a path, the bytes, or an open file. limits: None = the defaults of `Limits`. time_limit_s: maximum time for
-    decoding; None = limits.cpu_s. Raises BadReference as `decode`, and if a limit is exceeded. Raises NotReady if the
-    helper process can't be started.
+    decoding; None = limits.cpu_s. formats: the default allows more containers than the default of `decode`. Raises
+    BadReference if `decode` does or if a limit is exceeded, NotReady if the helper process can't be started.
     """
     limits = limits or Limits()
     job = {

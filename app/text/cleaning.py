@@ -59,7 +59,10 @@ _NAMELESS = frozenset("\ufe0f\u20e3\u200d")
 
 
 def clean(text: str) -> str:
-    """Remove characters that can't be spoken, and replace variants (curly quotes) by one character. Never raises."""
+    """Remove characters that can't be spoken, and replace each curly quote, dash variant and the like by one form.
+
+    Never raises.
+    """
     text = text.replace("\r\n", "\n")
     if _ASCII_TEXT.fullmatch(text):
         return text

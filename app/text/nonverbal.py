@@ -24,7 +24,7 @@ _SOUND = re.compile(
 
 
 def remove_unsupported_sounds(text: str, supported: frozenset[str]) -> str:
-    """Remove each non-verbal sound that is not in `supported`, so that the engine does not read its name aloud."""
+    """Remove each non-verbal sound that is not in `supported`, so that the engine does not read the word aloud."""
 
     def keep(match: re.Match[str]) -> str:
         return match[0] if " ".join(match[1].lower().split()) in supported else " "

@@ -1,6 +1,7 @@
 """Recorded consents: a speaker states that the speaker's voice may be cloned.
 
-Each consent is stored in one folder until the consent is deleted. A cloned voice contains the id of its consent.
+Each consent is stored in one folder until the consent is deleted. A voice that is cloned with a consent stores the id
+of the consent.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ class FolderStore(Generic[R]):
                 temporary.unlink(missing_ok=True)
 
     def remove(self, name: str) -> bool:
-        """Remove a record; False if it does not exist. Raises NotStored."""
+        """Remove a record. Returns False if the record does not exist. Raises NotStored."""
         removed = self.folder / f"{_REMOVED}{_writer()}-{secrets.token_hex(8)}"
         try:
             (self.folder / name).rename(removed)
@@ -268,9 +268,9 @@ def _writer() -> str:
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Return whether the process that writes the temporary file or folder has ended.
+    """Return whether the process that wrote a temporary file or folder has ended.
 
-    If the process runs on another machine, return whether the path is older than ABANDONED_S.
+    If another machine wrote the file or folder, return whether it is older than ABANDONED_S.
     """
     _, machine, process, run, _ = [*path.name.rsplit("-", 4), *[""] * 5][:5]
     if machine == _writer().split("-")[0] and process.isdecimal():

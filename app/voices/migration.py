@@ -1,6 +1,6 @@
-"""Convert voice folders that an earlier version of the server wrote to the current format.
+"""Convert the folders of voices from the format of an earlier server version to the current format.
 
-Such a folder contains `info.json`, `reference.wav` and `transcript.txt`.
+A folder in the earlier format contains `info.json`, `reference.wav` and `transcript.txt`.
 """
 
 from __future__ import annotations

@@ -265,7 +265,7 @@ class VoiceStore:
     def check(name: str, *, description: str = "", language: str = "en", consent: str = "") -> None:
         """Check the texts of a new voice in the same way as `add`. Raises InvalidValue.
 
-        With this check, a caller finds a wrong text before it spends seconds on a recording.
+        A caller can check the texts before it processes a recording, which takes seconds.
         """
         clean_name(name)
         clean_text(description, "description", MAX_DESCRIPTION_CHARS)

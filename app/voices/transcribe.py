@@ -55,7 +55,7 @@ class WhisperTranscriber:
     model: a folder, or the id of a Hugging Face model in the folder `models`. download: whether a missing model may be
     downloaded to `models`. token: Hugging Face access token, for gated models.
 
-    Each call of `transcribe` loads the weights (0.3 GB) and frees them at its end, because calls are rare.
+    Each call of `transcribe` loads the weights (0.3 GB) and then frees the memory, because calls are rare.
     """
 
     def __init__(self, model: str, models: Path, *, download: bool = False, token: str = "") -> None:

@@ -22,7 +22,7 @@ SENTENCE_START = "\uf8ff"  # marks a sentence that began with digits; `cleaning.
 
 
 def alternatives(keys: Iterable[str]) -> str:
-    """Return a pattern that matches any of the keys. It tries longer keys first."""
+    """Return a pattern that matches any of the keys. The pattern tries longer keys first."""
     return "|".join(sorted(map(re.escape, keys), key=len, reverse=True))
 
 
