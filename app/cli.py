@@ -175,7 +175,7 @@ def say(
 
 
 async def _say(settings: Settings, request: SpeechRequest, output: Path, extras: frozenset[str]) -> None:
-    """Speak a request into a file. extras: the names of the fields beyond OpenAI's that are set."""
+    """Speak a request into a file. extras: the set request fields that OpenAI's API does not have."""
     services = _services(settings)
     generator, manager = services.generator, services.manager
     async with manager:
@@ -215,7 +215,7 @@ async def _say_bare(
     *,
     reference_noise: bool,
 ) -> None:
-    """Run the model alone and write its audio, and its codes if `codes` is set."""
+    """Run only the model. Write its audio to `output`, and its codec tokens to `codes` if that is set."""
     context = BuildContext(on_progress=lambda _: None, cancelled=lambda: False)
     samples, frames = [], []
     try:
@@ -248,7 +248,7 @@ async def _say_bare(
 
 
 async def _wait_for_engine(manager: EngineManager) -> None:
-    """Wait until an engine runs. Show the progress of a download, and print a notice if the fallback engine runs."""
+    """Wait until an engine runs. Shows the progress of a download, and prints a notice if the fallback engine runs."""
     settled = asyncio.create_task(manager.settled())
     with _bar() as bar:
         task = None
@@ -273,7 +273,7 @@ app.add_typer(voices, name="voices")
 
 @voices.callback()
 def list_voices(context: typer.Context) -> None:
-    """List the voices, unless a subcommand was given."""
+    """List the voices. Does nothing if a subcommand was given."""
     if context.invoked_subcommand is not None:
         return
     store = _services(_settings()).voices
@@ -309,7 +309,7 @@ def create_recordings(
 
 
 def _store_file(store: VoiceStore, name: str, file: Path, transcript: str) -> None:
-    """Make an audio file the recording of a preset voice."""
+    """Store an audio file as the recording of a preset voice."""
     try:
         decoded = decode(file.read_bytes(), RECORDING_RATE_HZ, max_seconds=MAX_RECORDING_S, what=file.name)
         if decoded.truncated:
@@ -404,7 +404,7 @@ def list_keys() -> None:
         table.add_row(key.name, " ".join(key.scopes), str(key.per_minute or "-"), str(key.concurrent or "-"), created)
     out.print(table)
     if not ring.needed:
-        err.print("There are no keys: everybody who can reach the server can use it.", style="yellow")
+        err.print("The server has no API keys, so everyone who can reach it can use it.", style="yellow")
 
 
 @keys.command()
@@ -418,8 +418,8 @@ def remove(name: Annotated[str, typer.Argument(help="Name of the key; see `keys 
     err.print(f"{name} was removed.", highlight=False)
     if not left:
         err.print(
-            f"No key is left, but the server still requires one. To run it without keys, delete {file.path} and "
-            "restart it."
+            f"The key file has no keys any more, but the server still requires a key. To run the server without keys, "
+            f"delete {file.path} and restart the server."
         )
 
 
@@ -457,7 +457,7 @@ def download(
         _fail(f"The {name} engine needs no weights.")
     fetched: set[hub.ModelFiles] = set()
     with _bar() as bar:
-        # The list is read again after each download, because a downloaded model may need another one (a codec).
+        # `spec.files` is called again after each download: a downloaded model may need a codec from another source.
         while files := next((each for each in spec.files(settings) if each not in fetched), None):
             task = bar.add_task(files.source, total=None)
 
@@ -480,7 +480,7 @@ def docs() -> None:
 
 
 def _services(settings: Settings) -> wiring.CoreServices:
-    """The services that the server uses. Ends the command with a message if they can't be created."""
+    """Create the services that the server uses. If this fails, print the reason and exit."""
     try:
         return wiring.core_services(settings)
     except ValueError as error:
@@ -504,7 +504,7 @@ def _bar() -> Progress:
 
 
 def _settings(**options: object) -> Settings:
-    """The settings. options: values by variable name that replace those of the environment; None = not set."""
+    """Read the settings. options: values by variable name; None = the value from the environment."""
     return server.read_settings(**{name: value for name, value in options.items() if value is not None})
 
 

@@ -99,7 +99,7 @@ class VoiceNotSupported(RequestError):
 
 
 class Unfetchable(RequestError):
-    """A URL can't be downloaded. Each reason is a subclass with a `code`; `voices/youtube.py` has them."""
+    """A URL can't be downloaded. `voices/youtube.py` has a subclass with a `code` for each reason."""
 
     code = "unfetchable"
 
@@ -154,7 +154,7 @@ class RateLimited(Busy):
 
 
 class NotReady(SpeechError):
-    """No engine can answer now: it is still starting, or it can't run. The message says why."""
+    """No engine can answer now: the engine is still starting, or no engine can run. The message says why."""
 
     code = "engine_not_ready"
 
@@ -194,7 +194,7 @@ class NothingSpoken(EngineError):
 
 
 class SpeechTooShort(EngineError):
-    """The engine ended the speech long before the end of its text, more than once."""
+    """In each attempt, the engine ended the speech long before the end of the text."""
 
     code = "speech_too_short"
 

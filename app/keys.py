@@ -37,7 +37,7 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 FOLDER, FILE = "keys", "keys.json"
 MAX_KEYS = 1_000  # the name of each key is a label value in the metrics
 MIN_LENGTH, MIN_DIFFERENT = 16, 6  # characters, and different characters, of a key in TTS_API_KEYS
-CHECK_FILE_S = 1.0  # seconds between two checks of the key file; a removed key works for this long
+CHECK_FILE_S = 1.0  # seconds between two checks of the key file; until then, a removed key is still valid
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _Signature = tuple[int, int, int]
 
@@ -85,7 +85,7 @@ def digest(key: str) -> str:
 
 
 def weakness(key: str) -> str:
-    """Why a key in TTS_API_KEYS is too easy to guess, in words; "" if it is not."""
+    """Why a key in TTS_API_KEYS is not acceptable, for an error message; "" if the key is acceptable."""
     if len(key) < MIN_LENGTH:
         return f"it has fewer than {MIN_LENGTH} characters"
     if len(set(key)) < MIN_DIFFERENT:
@@ -102,7 +102,7 @@ class KeyFile:
         self.path = data_dir / FOLDER / FILE
 
     def signature(self) -> _Signature | None:
-        """A value that changes when the file changes; None if the file does not exist. Raises OSError."""
+        """A value that changes when the key file changes; None if the file does not exist. Raises OSError."""
         try:
             found = self.path.stat()
         except FileNotFoundError:
@@ -110,7 +110,7 @@ class KeyFile:
         return found.st_ino, found.st_mtime_ns, found.st_size
 
     def read(self) -> tuple[Key, ...]:
-        """Read the keys. Raises BadKeys, and OSError (FileNotFoundError if the file does not exist)."""
+        """Read the keys from the file. Raises BadKeys, OSError (FileNotFoundError if the file does not exist)."""
         with self.path.open("rb") as file:
             if os.fstat(file.fileno()).st_mode & stat.S_IWOTH:
                 log.warning("every user of this machine can change the API keys in %s: run chmod 600 on it", self.path)
@@ -163,7 +163,7 @@ class KeyFile:
             return ()
 
     def _write(self, keys: tuple[Key, ...]) -> None:
-        """Replace the file atomically. Only its owner can read it. Raises BadKeys, OSError."""
+        """Replace the key file atomically. Only the owner of the file can read it. Raises BadKeys, OSError."""
         data = _CONTENT.dump_json(_Content(1, keys), indent=2) + b"\n"
         try:
             _CONTENT.validate_json(data)
@@ -182,10 +182,10 @@ class KeyFile:
 
     @contextlib.contextmanager
     def _exclusively(self) -> Iterator[None]:
-        """Hold the lock of the file, so that two processes do not overwrite each other's changes."""
+        """Hold the lock of the key file, so that two processes do not overwrite each other's changes."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with os.fdopen(os.open(self.path.with_name(".lock"), os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
-            with contextlib.suppress(OSError):  # the file system has no locks
+            with contextlib.suppress(OSError):  # some file systems have no locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -201,7 +201,7 @@ class _Meter:
 
 @dataclass(slots=True)
 class Pass:
-    """An admitted request. Call `close` when its answer has ended, so that it no longer counts as running."""
+    """An admitted request. Call `close` when the response ends, so that the request no longer counts as running."""
 
     key: Key
     remaining: int  # requests that the key may still make this minute
@@ -244,7 +244,7 @@ class KeyRing:
         self._meters: dict[str, _Meter] = {}
         self._closed = bool(self._fixed)
         self._checked_s = clock()
-        self._signature: _Signature | None = None  # of the file when it was read
+        self._signature: _Signature | None = None  # the signature of the file when it was last read
         self._logged_error = ""  # the last reason why the file could not be read
         if file is not None and (signature := file.signature()) is not None:
             self._replace_keys(file.read(), signature)
@@ -260,12 +260,12 @@ class KeyRing:
         return self._closed
 
     def find(self, secret: str) -> Key:
-        """The key with this text. Raises Unauthorized if the text is empty or no key has it."""
+        """Find the key with the text `secret`. Raises Unauthorized if the text is empty or is not a key."""
         self._check_file()
         if not secret:
             raise Unauthorized("No API key was given. Send `Authorization: Bearer <key>` with a key of this server.")
         sought = digest(secret)
-        # Every key is compared in constant time, so that the duration reveals nothing about the keys.
+        # Every key is compared in constant time, so that the response time reveals nothing about the keys.
         found = [key for key in self._keys if secrets.compare_digest(sought, key.sha256)]
         if not found:
             raise Unauthorized(
@@ -313,8 +313,8 @@ class KeyRing:
     def _check_file(self) -> None:
         """Read the key file again if it has changed.
 
-        If it can't be read, the error is logged and the earlier keys stay valid. If it was deleted, its keys are no
-        longer valid, and requests still need a key.
+        If the file can't be read, the error is logged and the earlier keys stay valid. If the file was deleted, its
+        keys are no longer valid, and requests still need a key.
         """
         now_s = self._clock()
         if self._file is None or now_s - self._checked_s < CHECK_FILE_S:
@@ -333,7 +333,7 @@ class KeyRing:
         log.info("read the key file %s again: %d keys are valid", self._file.path, len(self._keys))
 
     def _replace_keys(self, keys: tuple[Key, ...], signature: _Signature | None) -> None:
-        """Make these the keys of the file. The use of keys that remain is kept."""
+        """Replace the keys from the file with `keys`. A key that stays valid keeps its counts of requests."""
         self._keys = (*self._fixed, *keys)
         self._closed = True
         self._signature, self._logged_error = signature, ""

@@ -22,9 +22,9 @@ FILES_KEPT = 5
 
 
 def set_up(level: str, folder: Path | None, *, colors: bool, texts: bool = False) -> None:
-    """Format all log records, those of libraries too, and write them to the console and to a file in `folder`.
+    """Format all log records, also those of libraries, and write them to the console and to a file in `folder`.
 
-    folder: None = console only. texts: log exceptions of requests with their messages. Raises OSError if the folder is
+    folder: None = console only. texts: log the messages of exceptions during requests. Raises OSError if the folder is
     not writable.
     """
     shared: list[Any] = [
@@ -93,13 +93,13 @@ def set_up(level: str, folder: Path | None, *, colors: bool, texts: bool = False
 
 
 def _without_color_message(_: object, __: str, event: dict[str, Any]) -> dict[str, Any]:
-    """Remove the second copy of a message, which uvicorn adds with colour codes."""
+    """Remove the copy of the message with colour codes that uvicorn adds to a log record."""
     event.pop("color_message", None)
     return event
 
 
 def _without_messages(_: object, __: str, event: dict[str, Any]) -> dict[str, Any]:
-    """Replace the exception of a request's log record with its traceback without messages."""
+    """Replace the exception in a request's log record with a traceback without messages."""
     info = event.get("exc_info")
     if not info or "request_id" not in event:
         return event

@@ -1,4 +1,4 @@
-"""LRU: a mapping of limited size that evicts the least recently used entries. All caches in memory use it."""
+"""LRU: a mapping of limited size that evicts the least recently used entries. All caches in memory use this class."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class LRU(Generic[K, V]):
         return key in self._entries
 
     def get(self, key: K) -> V | None:
-        """Return the entry and mark it as the most recently used; None if there is no such entry."""
+        """Return an entry and mark it as the most recently used; None if no entry has this key."""
         value = self._entries.get(key)
         if value is not None:
             self._entries.move_to_end(key)
@@ -58,7 +58,7 @@ class LRU(Generic[K, V]):
             self._on_evict(oldest)
 
     def pop(self, key: K) -> V | None:
-        """Remove and return an entry. `on_evict` is not called."""
+        """Remove and return an entry; None if no entry has this key. `on_evict` is not called."""
         value = self._entries.pop(key, None)
         if value is not None:
             self._total -= self._size(value)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Must be set before OpenMP is loaded. By default its waiting threads keep a core busy, which slows down the other
-# threads and the event loop.
+# This must be set before OpenMP is loaded. By default, each waiting OpenMP thread keeps a core busy, which slows down
+# the event loop and the threads that have work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 STARTUP_FAILED = 3  # the exit status that uvicorn itself uses
@@ -36,7 +36,7 @@ STARTUP_FAILED = 3  # the exit status that uvicorn itself uses
 def read_settings(**overrides: object) -> Settings:
     """Read the settings from the environment. A wrong value is printed and ends the process with status 2.
 
-    overrides: values by variable name, such as PORT=8001; they replace the values from the environment.
+    overrides: values by variable name, such as PORT=8001. They replace the values from the environment.
     """
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
@@ -74,7 +74,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def serve(settings: Settings) -> None:
     """Run the server until SIGTERM or Ctrl+C.
 
-    Then it takes no new requests, and running answers have TTS_SHUTDOWN_GRACE_S seconds to finish.
+    After that, the server accepts no new requests, and running answers have TTS_SHUTDOWN_GRACE_S seconds to finish.
     """
     pauses.shorten_switch_interval()
     options: dict[str, Any] = {
@@ -99,14 +99,14 @@ def _limit_unread_data(listener: socket.socket, timeout_s: float) -> None:
     """Make the kernel close a connection whose client has acknowledged no data for `timeout_s` (TCP_USER_TIMEOUT).
 
     Without this, a shutdown waits for clients that never read their answer. Accepted connections inherit the option.
-    It exists on Linux only; elsewhere this does nothing.
+    The option exists on Linux only. On other systems this function does nothing.
     """
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(timeout_s * 1000))
 
 
 def connections(settings: Settings) -> dict[str, Any]:
-    """The options of uvicorn that concern connections, logging and the `server` header."""
+    """The options of uvicorn for connections, logging and the header `server`."""
     return {
         "http": http_protocol.protocol(settings.read_timeout_s),
         "ws": "none",  # the server has no WebSocket routes

@@ -24,9 +24,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
-        self.keys_registry = CollectorRegistry(
-            auto_describe=True
-        )  # separate, because only callers with the scope `admin` may read it
+        # The metrics of API keys have their own registry, because only callers with the scope `admin` may read them.
+        self.keys_registry = CollectorRegistry(auto_describe=True)
         self._key_requests = Counter(
             "tts_key_requests", "Requests by the name of their API key", ["key", "status"], registry=self.keys_registry
         )
@@ -100,7 +99,7 @@ class Metrics:
     def spoken(self, engine: str, audio_format: str, audio_s: float, engine_s: float, underruns: int) -> None:
         """Count a complete answer.
 
-        engine_s: seconds of waiting for the engine. underruns: how often playback ran dry.
+        engine_s: seconds that the answer waited for the engine. underruns: how often the listener ran out of audio.
         """
         self._audio_seconds.labels(engine, audio_format).inc(audio_s)
         self._underruns.labels(engine).inc(underruns)

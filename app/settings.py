@@ -16,7 +16,7 @@ LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
 class Settings(BaseSettings):
-    """The settings. The environment comes first, then `.env` in the working directory, then the defaults below."""
+    """The settings. A value in the environment replaces a value in `.env`, and this replaces the default below."""
 
     model_config = SettingsConfigDict(
         env_file=".env",
@@ -87,8 +87,8 @@ class Settings(BaseSettings):
         alias="CSM_CONTEXT_LINES",
         ge=0,
         le=100,
-        description="How many of its last sentences CSM hears while it speaks the next one. With more, sentences fit "
-        "together better, but the voice changes in long texts.",
+        description="The number of previous sentences that CSM gets as context for the next sentence. With more "
+        "context, sentences fit together better, but the voice changes in long texts.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
@@ -116,13 +116,13 @@ class Settings(BaseSettings):
     compile: bool = Field(
         False,
         alias="TTS_COMPILE",
-        description="Generate these kernels with torch.compile instead. The start then takes minutes.",
+        description="Generate the kernels of `TTS_KERNELS` with torch.compile. The start then takes minutes.",
     )
     tf32: bool = Field(
         False,
         alias="TTS_TF32",
         description="Use TensorFloat-32 for float32 matrix products on a GPU: those of the codecs, and those of the "
-        "model with TTS_DTYPE=float32. It is faster, and numbers have a mantissa of 10 bits.",
+        "model with TTS_DTYPE=float32. This is faster and less exact (a mantissa of 10 bits).",
     )
     gpu_memory_fraction: float = Field(
         0.9,
@@ -155,8 +155,8 @@ class Settings(BaseSettings):
         alias="TTS_API_KEYS",
         description="Comma-separated API keys with all scopes; each has at least 16 characters. `python -m app.cli "
         "keys add` creates keys with names, scopes and limits. Without any key the server is open to all. With keys, "
-        "speech, cloning and /debug need one (`Authorization: Bearer`, or `api-key`); lists, health and metrics do "
-        "not.",
+        "speech, cloning and /debug need one (`Authorization: Bearer`, or `api-key`). The lists of voices and models, "
+        "/health and /metrics need no key.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -388,7 +388,7 @@ class Settings(BaseSettings):
         return value
 
     def rows(self, auto: int) -> int:
-        """The value of TTS_MAX_ROWS. auto: the engine's own choice, which is returned if the setting is `auto`."""
+        """The number of rows in TTS_MAX_ROWS. auto: the engine's choice, which is returned if the setting is `auto`."""
         return auto if self.max_rows == "auto" else self.max_rows
 
     @property
@@ -403,7 +403,7 @@ class Settings(BaseSettings):
         return self.hf_token.get_secret_value() if self.hf_token else ""
 
     def folder(self, name: str) -> Path:
-        """The path of a subfolder of TTS_DATA_DIR. It is created if it does not exist. Raises OSError."""
+        """The path of a subfolder of TTS_DATA_DIR. Creates the subfolder if it does not exist. Raises OSError."""
         path = self.data_dir / name
         path.mkdir(parents=True, exist_ok=True)
         return path

@@ -70,8 +70,8 @@ class SpeechRequest:
     def digest(self, *context: str) -> str:
         """The cache key: the SHA-256 (hex) of everything that changes the bytes of the answer.
 
-        context: further texts to include, such as the engine's fingerprint and the digests of the voices. `model` is
-        not included, because several aliases name the same engine.
+        context: further texts to include, such as the engine's fingerprint and the digests of the voices. The field
+        `model` is not included, because several aliases name the same engine.
         """
         return self._hash(("model", "use_cache"), context)
 
@@ -91,12 +91,12 @@ class SpeechRequest:
         return int(self._hash(left_out, context)[:8], 16) >> 1
 
     def _hash(self, left_out: tuple[str, ...], context: tuple[str, ...]) -> str:
-        """The SHA-256 (hex) of all fields except `left_out`, and of `context`."""
+        """The SHA-256 (hex) of `context` and of all fields that are not in `left_out`."""
         values = _fields_of(self)  # dataclasses.asdict is slow here, because it copies all audio samples
         values["lines"] = [_fields_of(line) for line in self.lines]
         values["sampling"] = _fields_of(self.sampling)
         values["context"] = [(turn.speaker, turn.text, turn.digest) for turn in self.context]
-        if not self.parallel:  # so that answers cached before this field existed are still found
+        if not self.parallel:  # so that answers that were cached before this field existed are still found
             del values["parallel"]
         kept = {name: value for name, value in values.items() if name not in left_out}
         canonical = json.dumps([kept, context], sort_keys=True, ensure_ascii=True)
@@ -123,8 +123,8 @@ class Voice:
     language: str = "en"
     description: str = ""
     digest: str = ""  # changes with the recording; part of the keys of prompts and cached answers
-    speaker: int = 0  # for models with speaker numbers, if the voice has no recording
-    level_lufs: float | None = None  # loudness of its recording, which models imitate; None = that of the engine
+    speaker: int = 0  # the speaker number for models that need one, if the voice has no recording
+    level_lufs: float | None = None  # loudness of its recording; None = level_lufs of the engine
     recorded: bool = False  # whether it has a reference recording
 
 
@@ -143,7 +143,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class UploadedTurn:
-    """An earlier turn of a conversation as the caller sent it. Its audio file is not decoded yet."""
+    """An earlier turn of a conversation as the caller has sent it. The audio file is not decoded yet."""
 
     speaker: int
     text: str
@@ -209,10 +209,10 @@ class PlaybackClock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Scheduling:
-    """The priority of an utterance. It does not change the audio."""
+    """The priority of an utterance. The priority does not change the audio."""
 
     continuation: bool = False  # a later part of a running answer; the queue always accepts it
-    background: bool = False  # runs only while no foreground request runs; is preempted if its row is needed
+    background: bool = False  # runs only while no foreground request runs, and is preempted if one needs its row
     index: int = 0  # position in its answer, from 0
     playback: PlaybackClock | None = field(default=None, compare=False, repr=False)  # None = no listener is waiting
 
@@ -278,9 +278,10 @@ class TextPacking:
     continues: bool = False  # speaks any number of sentences one after another in the same row
     independent: bool = False  # utterances do not depend on each other, so free rows may speak them in parallel
     max_speakers: int = 1  # in one utterance
-    # The voices' recordings and the text together last at most this long, as far as sentences allow; 0 = no such limit.
+    # The voices' recordings and the speech of one utterance together last at most this many seconds, unless the text is
+    # very short; 0 = no limit.
     natural_s: float = 0.0
-    chars_per_s: float = 15.0  # how much text a second of speech has, for `natural_s`
+    chars_per_s: float = 15.0  # characters in one second of speech; used for the limit `natural_s`
     utf8_bytes: bool = False  # the two length limits count UTF-8 bytes, not characters
     sounds: frozenset[str] = frozenset()  # non-verbal sounds it produces for words in parentheses, such as "laughs"
 
@@ -325,7 +326,7 @@ class EngineInfo:
 
     @property
     def seeded(self) -> bool:
-        """Whether it draws speech at random, so that another seed gives another take of the same text."""
+        """Whether the engine generates speech at random: another seed then gives other audio for the same text."""
         return self.capabilities.temperature
 
 

@@ -1,4 +1,4 @@
-"""Create all services from the settings and connect them into the FastAPI app, with its order of start and stop."""
+"""Creates all services from the settings, connects them to the FastAPI app, and starts and stops them in order."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class CoreServices:
-    """The services that work without HTTP: the server and the command line share them. None is started yet."""
+    """The services that work without HTTP. The server and the command line use them. They are not started yet."""
 
     generator: SpeechGenerator
     manager: EngineManager
@@ -103,7 +103,7 @@ def create_watermark(settings: Settings) -> Watermark:
 
 
 def create_transcriber(settings: Settings) -> Transcriber:
-    """The speech recogniser for recordings without a transcript. TTS_ASR=off gives one that recognises nothing."""
+    """The speech recogniser for recordings without a transcript. With TTS_ASR=off it recognises nothing."""
     if settings.asr == "off":
         return NoTranscriber()
     return WhisperTranscriber(
@@ -125,8 +125,8 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        # Loads the normalizer's tables in a thread. Otherwise the first text that needs them would block the event
-        # loop, and every stream, for 0.3 s.
+        # Load the tables of the normalizer in a thread. Otherwise the first text that needs these tables would block
+        # the event loop, and with it every stream, for 0.3 s.
         warming = asyncio.create_task(asyncio.to_thread(normalizer.warm), name="normalizer-warm")
         references = settings.folder("voice_references")
         importing = asyncio.create_task(

@@ -1,4 +1,4 @@
-"""The answer cache: complete answers on disk. A repeated request gets the same bytes without an engine.
+"""The answer cache: complete answers on disk. A repeated request gets the same bytes, and the engine does no work.
 
 Each answer is one file: the bytes as sent, a JSON trailer (usage, length, checksum) and a fixed footer. The file has a
 temporary name while the answer is streamed and is renamed when it is complete, so a crash leaves no partial answer.
@@ -25,15 +25,15 @@ log = logging.getLogger(__name__)
 
 _MAGIC = b"TTSA"
 _FOOTER = struct.Struct("<4sI")  # magic, length of the trailer
-_ABANDONED_S = 3600  # a temporary file of this age is left from a crash
-MAX_ENTRY_BYTES = 64 << 20  # a cached answer is completely in memory while it is sent
+_ABANDONED_S = 3600  # an older temporary file was left by a crash
+MAX_ENTRY_BYTES = 64 << 20  # larger answers are not stored: a cached answer is read into memory completely
 
 
 @dataclass(frozen=True, slots=True)
 class CachedAnswer:
     """An answer from the cache."""
 
-    data: bytes  # as they were sent the first time
+    data: bytes  # the same bytes as the first time
     facts: dict[str, float]  # the usage in tokens
 
 
@@ -72,7 +72,7 @@ class AnswerCache:
             self._sizes.put(name, size)
 
     async def find(self, digest: str) -> CachedAnswer | None:
-        """Return the answer with this key, or None. A damaged file is removed."""
+        """Return the answer with the cache key `digest`, or None. A damaged file is removed."""
         if not self._budget_bytes:
             return None
         path = self.path_of(digest)
@@ -93,14 +93,14 @@ class AnswerCache:
         return answer
 
     def begin(self, digest: str, *, keep: bool = True) -> Entry:
-        """Create an entry, to which an answer is written while it is sent. keep: False = nothing is stored."""
+        """Create the entry of a new answer. The caller writes the answer to it. keep: False = nothing is stored."""
         path = self.path_of(digest)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
         return Entry(self, digest, temporary, keep=keep and self._budget_bytes > 0)
 
     @property
     def max_entry_bytes(self) -> int:
-        """The size of the largest answer that is stored. A larger one would evict most of the other answers."""
+        """The maximum size of a stored answer. A larger answer would evict most other answers."""
         return min(MAX_ENTRY_BYTES, self._budget_bytes // 2)
 
     def added(self, digest: str, size: int) -> None:
@@ -108,12 +108,12 @@ class AnswerCache:
         self._sizes.put(digest, size)
 
     def path_of(self, digest: str) -> Path:
-        """The file of the answer with this key."""
+        """The file of the answer with the cache key `digest`."""
         return self._folder / digest[:2] / digest
 
 
 class Entry:
-    """An answer that is being written to the cache. `commit` stores it; `abandon` removes it unless it was stored.
+    """An answer that is being written to the cache. `commit` stores the answer; `abandon` removes its temporary file.
 
     No method raises an exception, because an answer that can't be stored must still be sent.
     """
@@ -173,7 +173,7 @@ class Entry:
         _remove(self._path)
 
     def _opened(self) -> BinaryIO:
-        """The file, which is created by the first call. Raises OSError."""
+        """Return the open temporary file. The first call creates it. Raises OSError."""
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("wb")
@@ -189,12 +189,12 @@ def _remove(path: Path) -> None:
 
 
 def _read(path: Path) -> tuple[CachedAnswer | None, int]:
-    """Read a file: the answer, or None if it is damaged, and the size of the file. Raises OSError."""
+    """Read a cache file. Returns the answer (None if the file is damaged) and the size of the file. Raises OSError."""
     content = path.read_bytes()
     answer = _unpack(content)
     if answer is not None:
         with contextlib.suppress(OSError):  # the folder may be read-only
-            os.utime(path)  # the next start takes the order of use from this time
+            os.utime(path)  # the next start of the server reads from this time when the answer was last used
     return answer, len(content)
 
 

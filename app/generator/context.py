@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from app.types import Codes, UploadedTurn
     from app.voices.memory import Memory, RememberedTurn
 
-MAX_TURN_S = 60.0  # the longest recording of one turn, since the codecs encode it in one step
-DECODE_LIMIT_S = 20.0  # for all recordings of one request; half an hour of recordings normally takes 1 to 5 s
-MEMORY_SHARE = 0.5  # the part of the engine's context for remembered turns; the rest is for voice prompts
-CACHED_TURNS = 256  # in memory, because each request of a conversation sends the earlier turns again
+MAX_TURN_S = 60.0  # the longest recording of one turn: a codec encodes the whole recording in one step
+# The time limit for decoding all recordings of one request. Half an hour of recordings normally takes 1 to 5 s.
+DECODE_LIMIT_S = 20.0
+MEMORY_SHARE = 0.5  # the fraction of the engine's context for remembered turns; voice prompts use the other half
+CACHED_TURNS = 256  # turns whose codes stay in memory: each request of a conversation sends the earlier turns again
 
 
 class ConversationContext:
@@ -34,7 +35,7 @@ class ConversationContext:
         """memory: stores conversations; None = no memory. uploads: limits the threads that decode recordings."""
         self._memory = memory
         self._uploads = uploads
-        self._codes: LRU[tuple[str, str, str], Codes] = LRU(CACHED_TURNS)  # by engine, samples and text
+        self._codes: LRU[tuple[str, str, str], Codes] = LRU(CACHED_TURNS)  # key: engine, samples, text
 
     async def decode(self, uploaded: Sequence[UploadedTurn], rate_hz: int) -> tuple[Turn, ...]:
         """Decode the caller's recordings to samples. Raises BadReference, whose `param` is `context.N.audio`."""
@@ -47,16 +48,16 @@ class ConversationContext:
         return tuple(turns)
 
     async def encode(self, job: SpeechJob) -> tuple[tuple[ContextTurn, ...], int]:
-        """The earlier turns as codes, remembered ones before uploaded ones, and the number of remembered turns.
+        """Return the earlier turns of a job as codes, and the number of remembered turns among them.
 
-        Raises BadReference.
+        The remembered turns come first, then the uploaded turns. Raises BadReference.
         """
         remembered = await self._recall(job)
         uploaded = [await self._encode(turn, index, job) for index, turn in enumerate(job.request.context)]
         return (*remembered, *uploaded), len(remembered)
 
     async def _recall(self, job: SpeechJob) -> tuple[ContextTurn, ...]:
-        """The remembered turns of the conversation."""
+        """Return the remembered turns of the job's conversation as codes."""
         conversation = job.request.conversation
         if conversation is None or self._memory is None:
             return ()
@@ -66,7 +67,7 @@ class ConversationContext:
         return await asyncio.to_thread(recall, conversation, job.info.fingerprint, speakers, positions)
 
     async def _encode(self, turn: Turn, index: int, job: SpeechJob) -> ContextTurn:
-        """An uploaded turn as codes. index: its position in the field `context`. Raises BadReference."""
+        """Encode an uploaded turn to codes. index: the position of the turn in `context`. Raises BadReference."""
         key = (job.info.fingerprint, turn.digest, turn.text)
         codes = self._codes.get(key)
         if codes is None:
@@ -79,18 +80,21 @@ class ConversationContext:
         return ContextTurn(turn.speaker, turn.text, codes)
 
     async def remember(self, job: SpeechJob, spoken: Sequence[RememberedTurn]) -> None:
-        """Store what a job has spoken, for the next request of its conversation."""
+        """Store the turns `spoken` by a job, for the next request of the conversation."""
         conversation = job.request.conversation
         if spoken and conversation is not None and self._memory is not None:
             await asyncio.to_thread(self._memory.remember, conversation, job.info.fingerprint, spoken)
 
     async def forget(self, conversation: str) -> bool:
-        """Delete the remembered turns of a conversation. Returns whether there were any."""
+        """Delete the remembered turns of a conversation. Returns False if no turns were remembered."""
         return self._memory is not None and await asyncio.to_thread(self._memory.forget, conversation)
 
 
 def _decode(uploaded: UploadedTurn, rate_hz: int, param: str, limit_s: float) -> tuple[Turn, float]:
-    """Decode the recording of a turn in at most `limit_s`. Also returns the seconds it took. Raises BadReference."""
+    """Decode the recording of a turn in at most `limit_s` seconds. Returns the turn and the seconds that this took.
+
+    param: the name of the recording's field, for errors. Raises BadReference.
+    """
     started_s = time.monotonic()
     limit_s = min(limit_s, TIME_LIMIT_S)
     decoded = decode_short(uploaded.audio, rate_hz, max_seconds=MAX_TURN_S, what=param, time_limit_s=limit_s)

@@ -29,15 +29,15 @@ class SpeechJob:
     parsed_lines: tuple[ParsedLine, ...]  # the text of each line as words and pauses
     seed: int
     cache_key: str
-    ignored: tuple[str, ...] = ()  # names of the request fields that this engine does not support
+    ignored: tuple[str, ...] = ()  # the request fields that the engine does not support
     marked: bool = False  # whether the audio gets the watermark
     voice_not_ready: bool = False  # whether a preset voice has no recording yet and uses a fixed seed
     progress: Progress = field(default_factory=Progress)
     playback: Playback = field(default_factory=Playback)
-    broken_rules: list[str] = field(default_factory=list)  # of the output guard, by the takes that were sent
+    broken_rules: list[str] = field(default_factory=list)  # rules of the output guard that the speech broke
 
     context: tuple[ContextTurn, ...] = ()  # remembered turns, then uploaded turns
-    remembered: int = 0  # how many of the context's turns are remembered ones
+    remembered: int = 0  # the number of remembered turns in `context`
     prompts: tuple[VoicePrompt | None, ...] = ()  # one per line
 
     @property
@@ -47,10 +47,11 @@ class SpeechJob:
 
 
 def number_speakers(request: SpeechRequest, voices: Sequence[Voice]) -> tuple[int, ...]:
-    """The engine's number for the speaker of each line: the caller's, or by the voice's first appearance.
+    """Return the speaker number of each line.
 
-    Models were trained with the speakers 0 and 1, so voices get the lowest numbers that the request does not use.
-    voices: of the lines.
+    If the caller has set the speaker number of a line, the line keeps this number. All other lines with the same voice
+    share one number. It is the lowest number that is not in use, because models were trained with the speakers 0 and 1.
+    voices: the voice of each line.
     """
     lines = request.lines
     used = {line.speaker for line in lines} | {turn.speaker for turn in request.context}

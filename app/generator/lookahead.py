@@ -1,4 +1,4 @@
-"""Submits the next utterances to the engine while the present one is spoken, so that there is no gap between them."""
+"""Submits the next utterances to the engine while the current one is spoken, so that no gap is heard."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_AHEAD = 4  # the maximum number of utterances that are submitted in advance
 
 
 def rows_ahead(job: SpeechJob) -> int:
-    """The number of utterances to submit in advance: 1, or the number of free rows if the engine may use them."""
+    """The number of utterances to submit in advance: 1, or the number of free rows if they may run in parallel."""
     if not (job.info.text.independent or job.request.parallel):
         return 1
     load = job.engine.load
@@ -26,7 +26,7 @@ def rows_ahead(job: SpeechJob) -> int:
 
 
 class SubmittedUtterance:
-    """An utterance that the engine generates already. Its audio is read later."""
+    """An utterance that the engine already generates. The caller reads its audio later."""
 
     def __init__(self, stream: AsyncGenerator[AudioChunk]) -> None:
         self._stream = stream
@@ -37,14 +37,14 @@ class SubmittedUtterance:
         return await anext(self._stream, None)
 
     async def chunks(self) -> AsyncGenerator[AudioChunk]:
-        """The audio of the utterance."""
+        """Yield the audio of the utterance."""
         chunk = await self._first
         while chunk is not None:
             yield chunk
             chunk = await anext(self._stream, None)
 
     async def aclose(self) -> None:
-        """Cancel the rest of the utterance."""
+        """Cancel the generation of the utterance."""
         if not self._first.done():
             self._first.cancel()
         await asyncio.gather(self._first, return_exceptions=True)
@@ -80,15 +80,18 @@ class Lookahead:
         return self._parts[0] if self._parts else await self._plan()
 
     def take(self) -> tuple[SubmittedUtterance, int]:
-        """Return the present utterance, submitted, and its index in the answer. The caller must close it."""
+        """Return the utterance that `next` returned last, and its index in the answer. Submits it if necessary.
+
+        The caller must close the submitted utterance.
+        """
         if self._present is None:
-            raise LookupError("the present part is a pause")
+            raise LookupError("take() needs an utterance, but next() has returned a pause")
         number = self._taken
         self._taken += 1
         return (self._submitted.popleft() if self._submitted else self._submit(self._present, number)), number
 
     async def submit(self, count: int) -> None:
-        """Make sure that `count` utterances after the present one are submitted."""
+        """Submit utterances until `count` utterances after the current one are submitted, or no more are planned."""
         utterances = [part for part in self._parts if isinstance(part, PlannedUtterance)]
         while len(self._submitted) < count:
             if len(utterances) == len(self._submitted):
@@ -102,7 +105,7 @@ class Lookahead:
             self._submitted.append(self._submit(utterances[index], self._taken + index))
 
     async def _plan(self) -> PlannedUtterance | Pause | None:
-        """Plan one more utterance or pause; None at the end."""
+        """Plan the next utterance or pause, store it in `_parts`, and return it; None at the end."""
         part = await anext(self._planned, None)
         if part is not None:
             self._parts.append(part)

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from app.generator.pacing import EncodeOrder
     from app.types import Samples, SpeechRequest
 
-# Audio up to this length is encoded on the event loop, longer audio in a thread. Encoding a second of audio takes about
-# 10 ms for mp3, and 2 ms for pcm and wav; a thread adds about 2 ms. The watermark takes 25 ms, so audio with a
+# Audio up to this length is encoded on the event loop, and longer audio in a thread. One second of audio takes about
+# 10 ms for mp3, and 2 ms for pcm and wav. A thread adds about 2 ms. The watermark takes 25 ms, so audio with a
 # watermark is always encoded in a thread.
 ON_LOOP_S = 0.2
-ON_LOOP_PLAIN_S = 1.0
+ON_LOOP_PLAIN_S = 1.0  # for pcm and wav
 
 
 class Output:
-    """Converts samples at the engine's rate to the bytes of an answer. Must be closed.
+    """Converts samples at the engine's sample rate to the bytes of an answer. The caller must call `close`.
 
     The watermark is the last step before the encoder, so that no other step changes it.
     """
@@ -66,9 +66,9 @@ class Output:
             self._loudness.expect(lufs)
 
     async def push_in_order(self, samples: Samples, order: EncodeOrder, ahead_s: float) -> bytes:
-        """Wait until `order` allows encoding, then call `push`, in a thread if the audio is long.
+        """Wait until `order` allows this answer to encode, then call `push`. Long audio is encoded in a thread.
 
-        ahead_s: seconds of audio that the listener still has.
+        ahead_s: seconds of audio that the listener has received and not played yet.
         """
         if len(samples) > self._on_loop_samples:
             async with order.thread(ahead_s):
@@ -77,11 +77,11 @@ class Output:
         return self.push(samples)
 
     def push(self, samples: Samples) -> bytes:
-        """Process samples and return the bytes that are ready."""
+        """Process samples and return the encoded bytes that are complete."""
         return self._encode(self._marker.push(self._length_limit.push(self._stage.push(samples))))
 
     def flush(self) -> bytes:
-        """End the answer and return its last bytes."""
+        """End the answer and return its last encoded bytes."""
         rest = chain(self._length_limit, self._marker)
         return self._encode(rest.push(self._stage.flush())) + self._encode(rest.flush()) + self._encoder.flush()
 

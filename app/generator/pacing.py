@@ -1,6 +1,6 @@
-"""Decides which answer may encode audio next, and measures how much audio each listener still has.
+"""Decides which answer may encode audio next, and measures how much unplayed audio each listener has.
 
-An answer that waits for its first audio encodes first. Answers whose listeners have enough audio wait briefly for it.
+An answer that has sent no audio yet encodes first. An answer whose listener has enough audio waits briefly for it.
 """
 
 from __future__ import annotations
@@ -17,35 +17,37 @@ from app.audio.threads import spare_cores
 if TYPE_CHECKING:
     from app.types import Samples
 
-THREAD_AHEAD_S = 0.5  # an answer whose listener has more audio than this waits before it encodes in a thread
-ON_LOOP_AHEAD_S = 0.05  # the same limit before encoding on the event loop, which is quick
-MAX_YIELD_S = 0.25  # the longest wait before up to 1 s of audio is encoded: the answer still runs at 4 times real time
-# Other answers wait this long for an answer without audio. If it takes longer, it waits for a row or for the model.
+THREAD_AHEAD_S = 0.5  # an answer waits before it encodes in a thread only if its listener has more audio than this
+ON_LOOP_AHEAD_S = 0.05  # the same limit for encoding on the event loop, which is quick
+# The longest wait before one chunk is encoded. With chunks of 1 s, an answer still runs at 4 times real time.
+MAX_YIELD_S = 0.25
+# The longest time that answers wait for an answer without audio. If the wait is longer, the engine is the cause of the
+# delay.
 MAX_PENDING_S = 0.25
 UNDERRUN_WAIT_S = 0.001  # a shorter wait is caused by the event loop, not by the engine
 
 
 class PendingFirstAudio:
-    """An answer that has no audio yet. Other answers wait for it, at most MAX_PENDING_S."""
+    """An answer that has no audio yet. Other answers wait for its first audio, at most MAX_PENDING_S."""
 
     def __init__(self, on_done: Callable[[PendingFirstAudio], None]) -> None:
         self._on_done = on_done
         self._timer = asyncio.get_running_loop().call_later(MAX_PENDING_S, self.done)
 
     def done(self) -> None:
-        """Record that the first audio was sent or the answer has ended. Further calls do nothing."""
+        """Record that the first audio was sent, or that the answer has ended. Further calls do nothing."""
         self._timer.cancel()
         self._on_done(self)
 
 
 class EncodeOrder:
-    """Lets answers without audio encode before answers whose listeners have enough audio."""
+    """Lets an answer without audio encode before answers whose listeners have enough audio."""
 
     def __init__(self) -> None:
         self._pending: set[PendingFirstAudio] = set()
         self._none_pending = asyncio.Event()
         self._none_pending.set()
-        # one core stays free for the event loop, which encodes first audio
+        # one core stays free for the event loop, which encodes the first audio of answers
         self._threads = asyncio.Semaphore(spare_cores())
 
     def begin(self) -> PendingFirstAudio:
@@ -63,17 +65,17 @@ class EncodeOrder:
 
     @contextlib.asynccontextmanager
     async def thread(self, ahead_s: float) -> AsyncGenerator[None]:
-        """Wait until audio may be encoded in a thread. ahead_s: seconds of audio that the listener still has."""
+        """Wait until audio may be encoded in a thread. ahead_s: the listener's unplayed audio in seconds."""
         await self._yield_to_first_audio(min(ahead_s - THREAD_AHEAD_S, MAX_YIELD_S))
         async with self._threads:
             yield
 
     async def on_loop(self, ahead_s: float) -> None:
-        """Wait until audio may be encoded on the event loop. ahead_s: as for `thread`."""
+        """Wait until audio may be encoded on the event loop. ahead_s: the listener's unplayed audio in seconds."""
         await self._yield_to_first_audio(min(ahead_s - ON_LOOP_AHEAD_S, MAX_YIELD_S))
 
     async def _yield_to_first_audio(self, timeout_s: float) -> None:
-        """Wait until no answer waits for its first audio, at most timeout_s."""
+        """Wait until no answer is without audio, at most `timeout_s` seconds."""
         if timeout_s > 0 and not self._none_pending.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
@@ -90,7 +92,7 @@ class ListenerClock:
     _audio_s: float = field(default=0.0)
 
     async def timed(self, audio: AsyncGenerator[Samples]) -> AsyncGenerator[Samples]:
-        """Yield the samples unchanged, and measure how long each wait for them takes."""
+        """Yield the samples of `audio` unchanged, and measure how long the answer waits for them."""
         while True:
             before_s = time.monotonic()
             samples = await anext(audio, None)
@@ -106,13 +108,13 @@ class ListenerClock:
 
     @property
     def ahead_s(self) -> float:
-        """Seconds of audio that the listener still has."""
+        """Seconds of audio that the listener has received and not played yet."""
         return 0.0 if self._began_s is None else self._began_s + self._audio_s - time.monotonic()
 
     def encoded(self, audio_s: float) -> None:
-        """Record that audio_s seconds of the answer are encoded.
+        """Record that `audio_s` seconds of the answer are encoded so far.
 
-        The listener starts with the first audio that leaves the tempo filter.
+        The listener starts to play when `audio_s` is above 0 for the first time.
         """
         if self._began_s is None and audio_s > 0:
             self._began_s = time.monotonic()

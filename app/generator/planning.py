@@ -1,4 +1,4 @@
-"""Splits the text of a request into words and pauses, then into sentences, and combines sentences to utterances.
+"""Splits the text of a request into words and pauses, then into sentences, and combines sentences into utterances.
 
 `parse_lines` parses each text once. The texts are normalised and split while the answer is spoken, so that a long text
 does not delay the first audio. This module does not depend on HTTP, audio or a particular engine.
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from app.text.normalizer import Normalizer
     from app.types import EngineInfo, Line, Voice, VoicePrompt
 
-# Silence between the turns of a dialogue. With the silence at the edges of the recordings, the gap is 0.3 to 0.45 s. In
-# conversations it is about 0.2 s (Stivers et al., PNAS 2009); a longer gap than that between sentences sounds calmer.
+# Silence between the turns of a dialogue. Each turn also begins and ends with a little silence, so the listener hears a
+# gap of 0.3 to 0.45 s. The gap in conversations is about 0.2 s (Stivers et al., PNAS 2009). A longer gap sounds calmer.
 TURN_GAP_S = 0.25
-LEAST_NATURAL_CHARS = 80  # a shorter limit would cut most sentences, which sounds worse than a fast one
-MAX_PAUSES_S = 600  # in one answer: pause tags could otherwise produce hours of silence
+LEAST_NATURAL_CHARS = 80  # a lower limit would split most sentences, which sounds worse than fast speech
+MAX_PAUSES_S = 600  # the sum for one answer: pause tags could otherwise produce hours of silence
 IN_THREAD_CHARS = 2_000  # a longer text is normalised in a thread, since it takes up to 0.05 ms per character
 
 
@@ -43,7 +43,7 @@ class PlannedUtterance:
         return " ".join(line.text for line in self.lines)
 
     def fits(self, line: SpokenLine, info: EngineInfo, *, one_voice: bool) -> bool:
-        """Whether the engine can also speak this line in this utterance. one_voice: all lines must have one voice."""
+        """Whether the engine can add `line` to this utterance. one_voice: all lines must have the same voice."""
         lines = (*self.lines, line)
         if one_voice and line.voice != self.lines[0].voice:
             return False
@@ -70,7 +70,8 @@ def parse_lines(lines: Sequence[Line]) -> tuple[ParsedLine, ...]:
         raise _nothing_to_speak()
     if sum(part.seconds for part in parts if isinstance(part, Pause)) > MAX_PAUSES_S:
         raise TextTooLong(
-            f"The pauses in `input` add up to more than {MAX_PAUSES_S} seconds. Shorten or remove some.", param="input"
+            f"The pauses in `input` add up to more than {MAX_PAUSES_S} seconds. Shorten or remove pauses.",
+            param="input",
         )
     return parsed
 
@@ -85,7 +86,7 @@ class Planner:
     async def utterances(self) -> AsyncGenerator[PlannedUtterance | Pause]:
         """Yield the utterances and pauses in order. An utterance has as many lines as the engine accepts."""
         job = self._job
-        one_voice = job.request.conversation is not None  # a turn with one voice can be remembered with its codes
+        one_voice = job.request.conversation is not None  # only an utterance with one voice can be remembered
         utterance: PlannedUtterance | None = None
         async for part in self._lines():
             if utterance is not None and (
@@ -103,7 +104,7 @@ class Planner:
             yield utterance
 
     async def _lines(self) -> AsyncGenerator[SpokenLine | Pause]:
-        """Yield the sentences and pauses of all lines. Adds gaps between lines that the engine speaks separately."""
+        """Yield the sentences and pauses of all lines. Adds pauses between lines that the engine speaks separately."""
         job, progress = self._job, self._job.progress
         adds_gaps = job.request.parallel or not (job.info.text.continues or job.info.text.max_passage_chars > 0)
         texts_left = sum(not isinstance(part, Pause) for parts in job.parsed_lines for part in parts)
@@ -150,7 +151,10 @@ class Planner:
 
 
 def _natural_chars(most: int, prompt_s: float, info: EngineInfo) -> int:
-    """The length limit `most`, lowered if the recordings (prompt_s) and a text of this length exceed `natural_s`."""
+    """Return the length limit `most`, or a lower limit with which recordings and text last at most `natural_s` seconds.
+
+    prompt_s: the length of the voices' recordings in seconds. The result is not lowered below LEAST_NATURAL_CHARS.
+    """
     if not info.text.natural_s:
         return most
     left = int((info.text.natural_s - prompt_s) * info.text.chars_per_s)
@@ -158,7 +162,7 @@ def _natural_chars(most: int, prompt_s: float, info: EngineInfo) -> int:
 
 
 def _size(text: str, info: EngineInfo) -> int:
-    """The length of a text, in the unit of the engine's length limits."""
+    """The length of a text in characters, or in UTF-8 bytes if the engine's limits count bytes."""
     return len(text.encode("utf-8", "replace")) if info.text.utf8_bytes else len(text)
 
 

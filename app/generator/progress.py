@@ -23,11 +23,14 @@ class Progress:
     utterances: list[UtteranceStart] = field(default_factory=list)  # in order
     line_of_sentence: list[int] = field(default_factory=list)  # for each planned sentence the index of its line
     all_planned: bool = False  # whether line_of_sentence is complete
-    samples: int = 0  # produced so far, at the engine's rate
+    samples: int = 0  # produced so far, at the engine's sample rate
     sentences: int = 0  # begun so far
 
     def begin(self, text: str, sentences: int, samples_per_s: float) -> None:
-        """Record that an utterance begins now. sentences: the number of its sentences."""
+        """Record that an utterance begins now.
+
+        sentences: the number of its sentences. samples_per_s: the engine's sample rate multiplied by the speed.
+        """
         self.utterances.append(
             UtteranceStart(
                 text,

@@ -57,13 +57,13 @@ class Prompts:
         return prompt
 
     def _encoded(self, key: _Key, done: asyncio.Task[VoicePrompt]) -> None:
-        """Forget a task that has ended, and log its error."""
+        """Remove the ended task of a prompt, and log the error of the task."""
         self._encoding.pop(key, None)
-        if not done.cancelled() and (error := done.exception()) is not None:  # also if no request waits for it any more
-            log.info("the recording of a voice could not be encoded, so its request fails: %s", error)
+        if not done.cancelled() and (error := done.exception()) is not None:  # also if no request waits any more
+            log.info("the recording of a voice could not be encoded; requests with this voice fail: %s", error)
 
     async def _encode(self, voice: Voice, engine: Engine) -> VoicePrompt:
-        """Read the stored codes of a voice, or encode its recording and store the codes."""
+        """Read the stored codes of a voice. If no codes are stored, encode the recording and store the codes."""
         info = engine.info
         reference = await asyncio.to_thread(self._voices.reference, voice)
         codes = await asyncio.to_thread(self._voices.codes, voice, info.prompts.codec, info.prompts.codec_fingerprint)
@@ -88,15 +88,19 @@ def at_rate(reference: Reference, rate_hz: int) -> Reference:
 def check_speakable(voice: Voice, info: EngineInfo, *, is_fallback: bool) -> None:
     """Check that the engine can speak with the voice. Raises VoiceNotSupported, VoiceNotReady.
 
-    is_fallback: whether the engine runs instead of the engine that the operator chose.
+    is_fallback: whether the engine is the fallback for the engine that the operator has configured.
     """
     if voice.kind != "cloned" or info.can_clone:
         return
     problem = f"The voice {voice.name!r} is cloned from a recording, and the {info.id} engine can't clone voices."
     if is_fallback:
         raise VoiceNotReady(
-            f"{problem} It runs only because the configured engine can't; GET /health has the reason. Try again later.",
+            f"{problem} This server uses a fallback engine because the configured engine can't run. GET /health gives "
+            "the reason. Try again later.",
             param="voice",
             retry_after_s=30,
         )
-    raise VoiceNotSupported(f"{problem} Use a preset voice, or run an engine that can clone.", param="voice")
+    raise VoiceNotSupported(
+        f"{problem} Use a preset voice. The operator of the server can choose an engine that clones (TTS_ENGINE).",
+        param="voice",
+    )

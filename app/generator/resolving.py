@@ -39,10 +39,11 @@ MODEL_ALIASES = (
     "gpt-4o-mini-tts-2025-03-20",
     "gpt-4o-mini-tts-2025-12-15",
 )
-# The voices of further speakers in a text with speaker tags. Neighbours in this list sound clearly different.
+# In a text with speaker tags ([S1]), the voices of the speakers for whom the caller names no voice. Two neighbours in
+# this list sound clearly different.
 OTHER_SPEAKERS = ("echo", "nova", "onyx", "shimmer", "fable", "sage", "ash", "coral", "ballad")
 
-FAILED_SEED_STEP = 1 << 31  # derived seeds are smaller
+FAILED_SEED_STEP = 1 << 31  # is added to a derived seed for each failure; derived seeds are smaller
 AVOIDED_SEEDS = 10_000  # how many failed seeds are remembered
 
 
@@ -58,7 +59,7 @@ class RequestResolver:
         enhance: bool,
         preset_voices: PresetVoiceMaker | None,
     ) -> None:
-        """enhance: the default for requests. preset_voices: creates missing recordings of preset voices; None = off."""
+        """enhance: the default of the request field. preset_voices: creates missing recordings; None = creates none."""
         self._manager = manager
         self._voices = voices
         self._watermark = watermark_scope
@@ -70,20 +71,21 @@ class RequestResolver:
     async def resolve(self, request: SpeechRequest, extras: frozenset[str], *, random_seed: bool) -> SpeechJob:
         """Check a request and look up everything that is needed to speak it. Raises RequestError, NotReady.
 
-        extras: the names of the fields beyond OpenAI's that the caller set. random_seed: draw a new seed.
+        extras: the request fields that the caller has set and that OpenAI's API does not have. random_seed: draw a
+        random seed.
         """
         self._check_model(request.model)
         if self._voices.stale:
             await asyncio.to_thread(self._voices.refresh)
         request = self._split_by_speaker(request)
-        self._voices_of(request)  # so that an unknown voice is an error even while the engine starts
+        self._voices_of(request)  # an unknown voice is an error even while the engine starts
         engine = self._manager.engine()
         info = engine.info
         request, ignored = self._supported(request, info, extras | ({"context"} if request.context else set()))
         voices = await self._ready_voices(request)
         for voice in voices:
             check_speakable(voice, info, is_fallback=self._manager.is_fallback)
-        # Replace names of voices by their ids, so that both give the same seed and the same cache key.
+        # Replace the name of a voice with its id, so that name and id give the same seed and the same cache key.
         lines = tuple(
             replace(line, voice=voice.id, text=remove_unsupported_sounds(line.text, info.text.sounds))
             for line, voice in zip(request.lines, voices, strict=True)
@@ -97,15 +99,15 @@ class RequestResolver:
         if request.enhance is None:
             request = replace(request, enhance=self._enhance)
         if request.conversation is not None:
-            request = replace(request, use_cache=False)  # the same text again is a new turn
+            request = replace(request, use_cache=False)  # a second request with the same text is a new turn
         not_ready = [voice for voice in voices if voice.kind == "preset" and not voice.recorded]
         voice_not_ready = bool(not_ready) and info.can_clone
         if voice_not_ready:
             seed = seed_of(not_ready[0].id) if request.seed is None else request.seed
             request = replace(request, use_cache=False, seed=seed)
         marked = self._watermark.marks(voices)
-        # What the audio depends on besides the request: samples_key changes the generated samples, finish_key only the
-        # processing after that.
+        # The audio also depends on values that are not in the request. The values in samples_key change the generated
+        # samples. The values in finish_key change only the processing of these samples.
         samples_key = (__version__, info.fingerprint, *(voice.digest for voice in voices))
         finish_key = (enhancement.VERSION if request.enhance else "", watermark.VERSION if marked else "")
         derived = request.content_seed(*samples_key)
@@ -124,7 +126,7 @@ class RequestResolver:
         )
 
     def avoid_seed(self, job: SpeechJob) -> None:
-        """Give the next request with the same words and voices another seed: this one gave speech that failed.
+        """Record that the seed of this job gave failed speech. The next request like this one gets another seed.
 
         Does nothing if the caller chose the seed.
         """
@@ -133,7 +135,7 @@ class RequestResolver:
             self._takes.put(derived, 1 + job.seed // FAILED_SEED_STEP)
 
     def _check_model(self, model: str) -> None:
-        """Raises UnknownModel if this server does not run the model."""
+        """Check that this server runs the model. Raises UnknownModel."""
         if model not in MODEL_ALIASES and model not in self._manager.model_ids:
             raise UnknownModel(
                 f"The model `{model[:80]}` does not exist or is not running here. This server runs "
@@ -144,10 +146,10 @@ class RequestResolver:
     # ---- voices
 
     def _split_by_speaker(self, request: SpeechRequest) -> SpeechRequest:
-        """Split lines with speaker tags ([S1], [S2]) into one line for each change of the speaker.
+        """Split each line with speaker tags ([S1], [S2]) at its tags, into lines with one speaker.
 
-        The speakers get the voices in `voice` (such as "nova+echo"), and then voices of OTHER_SPEAKERS. If a line has a
-        speaker number or no voice, its tags are only removed. Raises UnknownVoice.
+        The speakers get the voices that the line names (such as "nova+echo"), and then voices from OTHER_SPEAKERS. If a
+        line has a speaker number or no voice, only its tags are removed. Raises UnknownVoice.
         """
         lines: list[Line] = []
         for line in request.lines:
@@ -163,7 +165,7 @@ class RequestResolver:
         return replace(request, lines=tuple(lines))
 
     def _voices_for_speakers(self, requested: str, speakers: int) -> list[str]:
-        """The voices of the speakers in a text with speaker tags. Raises UnknownVoice."""
+        """The voices of the speakers. requested: one voice, or several such as nova+echo. Raises UnknownVoice."""
         named = [requested]
         if "+" in requested:
             try:
@@ -176,7 +178,7 @@ class RequestResolver:
         return [*named, *others, *named][:speakers]
 
     async def _ready_voices(self, request: SpeechRequest) -> tuple[Voice, ...]:
-        """The voice of each line. Waits for a limited time for preset voices without a recording."""
+        """The voice of each line. Waits for a limited time while preset voices get their recordings."""
         if self._preset_voices is not None:
             await self._preset_voices.wait_for([voice.id for voice in self._voices_of(request) if not voice.recorded])
         return self._voices_of(request)
@@ -198,10 +200,11 @@ class RequestResolver:
     def _supported(
         self, request: SpeechRequest, info: EngineInfo, extras: frozenset[str]
     ) -> tuple[SpeechRequest, tuple[str, ...]]:
-        """The request without the fields that this engine does not support, and the names of these fields.
+        """Return the request without the fields that this engine does not support, and the names of these fields.
 
-        An unsupported extra is an error, unless the fallback engine runs, which ignores it. `speaker_id` is never an
-        error, because it only selects the speaker among the earlier turns.
+        extras: the set request fields that OpenAI's API does not have. If the engine does not support such a field,
+        this is an error. If the fallback engine runs, the field is ignored instead. `speaker_id` is never an error,
+        because it only selects a speaker of the earlier turns.
         """
         ignored = []
         if request.instructions and not info.capabilities.instructions:
@@ -220,18 +223,18 @@ class RequestResolver:
 
 
 def check_extra(name: str, info: EngineInfo) -> None:
-    """Raises UnsupportedParameter if the engine does not support this field."""
+    """Check that the engine supports the request field `name`. Raises UnsupportedParameter."""
     if not info.capabilities.supports(name):
         supported = ", ".join(info.capabilities.names) or "none"
         raise UnsupportedParameter(
-            f"The {info.id} engine does not support `{name}`. Leave it out, or run an engine that supports it. "
-            f"Engine parameters that work here: {supported}.",
+            f"The {info.id} engine does not support the field `{name}`. Leave the field out. The engine supports these "
+            f"optional fields: {supported}.",
             param=name,
         )
 
 
 def _without(request: SpeechRequest, ignored: list[str]) -> SpeechRequest:
-    """The request without these fields."""
+    """The request with the `ignored` fields reset to their defaults."""
     cleared = {name: None for name in ("temperature", "top_k", "top_p", "cfg_scale") if name in ignored}
     if cleared:
         request = replace(request, sampling=replace(request.sampling, **cleared))
@@ -241,7 +244,7 @@ def _without(request: SpeechRequest, ignored: list[str]) -> SpeechRequest:
         request = replace(request, conversation=None)
     if "speaker_id" in ignored:
         request = replace(request, lines=tuple(replace(line, speaker=0) for line in request.lines))
-    if "context" in ignored:  # without earlier turns, which define the voice, use the default voice
+    if "context" in ignored:  # the earlier turns define the voice: without them, use the default voice
         lines = (replace(x, voice=DEFAULT_VOICE) if x.voice == NO_VOICE.id else x for x in request.lines)
         request = replace(request, context=(), lines=tuple(lines))
     return request
@@ -252,7 +255,7 @@ def _check_context_length(request: SpeechRequest, info: EngineInfo) -> None:
     context_s = sum(turn.reference.seconds for turn in request.context)
     if info.prompts.max_context_s is not None and context_s > info.prompts.max_context_s:
         raise BadReference(
-            f"The recordings in `context` are {context_s:.0f} s long together; the {info.id} engine takes at most "
+            f"The recordings in `context` are {context_s:.0f} s long together; the {info.id} engine accepts at most "
             f"{info.prompts.max_context_s:.0f} s. Leave out the oldest turns.",
             param="context",
         )

@@ -1,9 +1,9 @@
 """SpeechGenerator turns a request into the bytes of an audio file, with any engine.
 
-The steps are: check the request, look up the cache, plan the utterances, speak them, and process the audio. An Answer
-has a lazy stream: the engine starts when the first bytes are read, and closing the stream cancels the speech. Errors
-are raised by `SpeechGenerator.answer` or before the first bytes; a later error breaks the stream. This module does not
-depend on HTTP or on a particular engine.
+The steps are: check the request, look up the answer in the cache, plan the utterances, speak the utterances, and
+process the audio. An Answer has a lazy stream: the engine starts when the first bytes are read, and closing the stream
+cancels the speech. Most errors are raised by `SpeechGenerator.answer` or before the first bytes. A later error ends the
+stream with an exception. This module does not depend on HTTP or on a particular engine.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SENTENCE_GAP_S = 0.1  # silence between utterances, in addition to up to 0.2 s at the edges of each
-ATTEMPTS = 2  # an utterance that is silent or broke a rule of the guard is generated again with another seed
-RETRY_SEED_STEP = 1_000_003
+SENTENCE_GAP_S = 0.1  # silence between utterances, in addition to up to 0.2 s at the edges of each utterance
+ATTEMPTS = 2  # how often an utterance is generated if it is silent or breaks a rule of the output guard
+RETRY_SEED_STEP = 1_000_003  # is added to the seed for the second attempt
 MAX_SEED = 2**63 - 1
 CACHED_CHUNK_BYTES = 1 << 16
-_TOKEN_BYTES = 4  # the usual estimate of UTF-8 bytes per text token, since some engines have no tokenizer
+_TOKEN_BYTES = 4  # UTF-8 bytes per text token: an estimate, because some engines have no tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The number of tokens, for `usage`. Text tokens are estimated; audio tokens are codec frames."""
+    """The number of text tokens (an estimate) and of audio tokens (codec frames) of an answer."""
 
     input_tokens: int
     output_tokens: int
@@ -81,7 +81,7 @@ class Answer:
     usage: Usage | None = None  # set when the stream has ended
     progress: Progress = field(default_factory=Progress)  # empty for a cached answer
     voice_not_ready: bool = False  # whether a preset voice has no recording yet and uses a fixed seed
-    broken_rules: list[str] = field(default_factory=list)  # the rules of the output guard that the speech broke so far
+    broken_rules: list[str] = field(default_factory=list)  # rules of the output guard that the speech broke so far
 
 
 class SpeechGenerator:
@@ -104,7 +104,7 @@ class SpeechGenerator:
         """Connect the services.
 
         watermark: decides which speech gets the watermark. uploads: limits the threads that decode uploads.
-        enhance: the default for requests. memory: remembers conversations; None = no memory.
+        enhance: the default of the request field. memory: remembers conversations; None = no memory.
         """
         self._manager = manager
         self._cache = cache
@@ -118,8 +118,9 @@ class SpeechGenerator:
     async def decode_context(self, turns: Sequence[UploadedTurn]) -> tuple[Turn, ...]:
         """Decode the recordings of earlier turns for the running engine.
 
-        They are also decoded for the fallback engine, which ignores them: a bad recording must always be an error.
-        Raises NotReady, UnsupportedParameter; BadReference, whose `param` is `context.N.audio`.
+        The fallback engine ignores earlier turns. The recordings are decoded even for this engine, so that a bad
+        recording is always an error. Raises NotReady, UnsupportedParameter, and BadReference with the `param`
+        `context.N.audio`.
         """
         info = self._manager.engine().info
         if turns and not self._manager.is_fallback:
@@ -127,7 +128,7 @@ class SpeechGenerator:
         return await self._context.decode(turns, info.rate_hz)
 
     async def forget(self, conversation: str) -> bool:
-        """Delete the remembered turns of a conversation. Returns whether there were any."""
+        """Delete the remembered turns of a conversation. Returns False if no turns were remembered."""
         return await self._context.forget(conversation)
 
     async def answer(
@@ -135,8 +136,9 @@ class SpeechGenerator:
     ) -> Answer:
         """Check the request and return its answer, from the cache or ready to be spoken.
 
-        extras: the names of the fields beyond OpenAI's that the caller set. random_seed: use a new random seed and no
-        cache. Raises RequestError, NotReady. Reading the first bytes of the stream may raise Busy or EngineError.
+        extras: the request fields that the caller has set and that OpenAI's API does not have. random_seed: use a
+        random seed and no cache. Raises RequestError, NotReady. The first read from the stream can raise Busy or
+        EngineError.
         """
         job = await self._resolver.resolve(request, extras, random_seed=random_seed)
         answer = Answer(
@@ -208,7 +210,7 @@ class SpeechGenerator:
             entry.abandon()
 
     async def _with_prompts(self, job: SpeechJob) -> SpeechJob:
-        """The job with its prompts: the earlier turns and the recordings of the voices as codes."""
+        """Return the job with the earlier turns and the recordings of the voices, both as codes."""
         context, remembered = await self._context.encode(job)
         request = replace(job.request, context=())  # frees the decoded samples, which need 6 MB per minute
         prompts = {voice.id: await self._prompts.of(voice, job.engine) for voice in dict.fromkeys(job.voices)}
@@ -223,10 +225,10 @@ class SpeechGenerator:
     async def _samples(
         self, job: SpeechJob, expect_level: Callable[[float], None], spoken: list[RememberedTurn]
     ) -> AsyncGenerator[Samples]:
-        """Yield the audio of the answer at the engine's rate: the utterances and the silence between them.
+        """Yield the audio of the answer at the engine's sample rate: the utterances and the silence between them.
 
         expect_level: is called before each utterance with the expected loudness of its voice, in LUFS.
-        spoken: receives the turns that the conversation remembers.
+        spoken: a list to which this function adds the turns that the conversation must remember.
         """
         rate_hz = job.info.rate_hz
         ahead = Lookahead(
@@ -237,8 +239,9 @@ class SpeechGenerator:
         try:
             while (part := await ahead.next()) is not None:
                 if isinstance(part, Pause):
-                    silence_s += part.seconds * job.request.speed  # the tempo filter divides it by the speed again
-                    if begun:  # a leading pause waits until the engine has accepted the request
+                    # The tempo filter later divides the pause by the speed.
+                    silence_s += part.seconds * job.request.speed
+                    if begun:  # a pause at the start waits until the engine has accepted the request
                         yield pcm.silence(silence_s, rate_hz)
                         silence_s = 0.0
                     continue
@@ -259,10 +262,10 @@ class SpeechGenerator:
     async def _utterance(
         self, job: SpeechJob, planned: PlannedUtterance, ahead: Lookahead, spoken: list[RememberedTurn]
     ) -> AsyncGenerator[Samples]:
-        """Yield the audio of one utterance with trimmed and faded edges, and submit the next utterances meanwhile.
+        """Yield the audio of one utterance with trimmed and faded edges. Meanwhile, submit the next utterances.
 
-        A take that failed and of which nothing was sent is generated again with another seed. Raises NothingSpoken,
-        SpeechTooShort and the errors of the engine.
+        If a take fails before any of its audio was sent, the utterance is generated again with another seed. Raises
+        NothingSpoken, SpeechTooShort and the errors of the engine.
         """
         submitted, number = ahead.take()
         job.playback.current_index = number
@@ -301,7 +304,7 @@ class SpeechGenerator:
 
     @staticmethod
     def _check(job: SpeechJob, planned: PlannedUtterance, take: Take, number: int) -> None:
-        """Check the last take of an utterance. Raises NothingSpoken, SpeechTooShort."""
+        """Check the last take of an utterance, and log its failures. Raises NothingSpoken, SpeechTooShort."""
         if take.silent and has_words(planned.text):
             raise NothingSpoken(f"The {job.info.id} engine produced no audio for a part of the text. Try again.")
         if not take.failures:
@@ -316,12 +319,12 @@ class SpeechGenerator:
         )
         if "too_short" in take.failures and not take.sent:
             raise SpeechTooShort(
-                f"The {job.info.id} engine ended too early: it left out a part of the text, with two different seeds. "
-                "Try again, or divide the text into shorter sentences."
+                f"The {job.info.id} engine left out a part of the text in each of {ATTEMPTS} attempts. Try again, or "
+                "divide the text into shorter sentences."
             )
 
     def _submit(self, job: SpeechJob, planned: PlannedUtterance, number: int, attempt: int = 0) -> SubmittedUtterance:
-        """Send an utterance to the engine. number: its index in the answer. attempt: changes the seed."""
+        """Send an utterance to the engine. number: its index in the answer. attempt: 0 for the first take, then 1."""
         utterance = Utterance(
             lines=planned.lines,
             sampling=job.request.sampling,
@@ -336,7 +339,7 @@ class SpeechGenerator:
 
 
 def _usage(job: SpeechJob, audio_s: float) -> Usage:
-    """The number of tokens of an answer with this much audio."""
+    """Count the tokens of an answer with `audio_s` seconds of audio."""
     text_bytes = sum(len(line.text.encode("utf-8", "ignore")) for line in job.request.lines)
     return Usage(-(-text_bytes // _TOKEN_BYTES), round(audio_s / job.info.frame_s))
 

@@ -1,8 +1,8 @@
-"""Take: one attempt at an utterance. Its audio is held back and judged while the listener has enough other audio.
+"""Take: one attempt to generate an utterance. Its audio is held back while the listener has enough earlier audio.
 
-A take that broke a rule of the output guard (`audio/guard.py`), or that is silent, is generated once more with another
-seed, if nothing of it was sent. The listener decides how long audio is held: it is released when the listener has less
-than RELEASE_S of audio left.
+Meanwhile the output guard (`audio/guard.py`) checks the audio. If a take is silent or breaks a rule of the guard, and
+if none of its audio was sent, the utterance is generated once more with another seed. The take releases its audio when
+the listener has less than RELEASE_S seconds of audio left.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from app.generator.lookahead import SubmittedUtterance
     from app.types import AudioChunk, Codes, Samples
 
-RELEASE_S = 2.0  # the listener's buffer at which held audio is sent, judged or not
+RELEASE_S = 2.0  # held audio is sent, checked or not, when the listener has less audio left
+# The rules of the output guard after which an utterance is generated again.
 FAILURES = frozenset({"frame_cap", "repeat", "silence", "lead_in", "babble", "too_short"})
 
 
@@ -30,7 +31,7 @@ class Take:
     """The audio of one attempt, trimmed and faded at its edges, until it is sent."""
 
     def __init__(self, job: SpeechJob, *, hold: bool) -> None:
-        """hold: keep audio back while the listener has enough; False = send it as it comes."""
+        """hold: hold audio back while the listener has enough audio; False = send each chunk immediately."""
         self._job = job
         self._hold = hold
         self._edges = EdgeTrimmer(job.info.rate_hz)
@@ -42,7 +43,7 @@ class Take:
 
     @property
     def silent(self) -> bool:
-        """Whether the take has no sound."""
+        """Whether the take has only silence so far."""
         return not self._edges.sounded
 
     @property
@@ -52,18 +53,18 @@ class Take:
 
     @property
     def codes(self) -> Codes | None:
-        """The codec tokens (K, T), or None if the engine has none or the request needs none."""
+        """The codec tokens (K, T); None if the engine has no codec or the request has no conversation."""
         return np.concatenate(self._codes, axis=1) if self._codes else None
 
     def add(self, chunk: AudioChunk) -> None:
-        """Add the next chunk of the engine."""
+        """Add the next chunk from the engine."""
         self._rules += chunk.rules
         if chunk.codes is not None and self._job.request.conversation is not None:
             self._codes.append(chunk.codes)
         self._held.append(self._shape.push(chunk.samples))
 
     def end(self) -> None:
-        """No chunk follows. The fade at the end joins the held audio."""
+        """End the take after its last chunk: add the faded end to the held audio, and stop holding audio back."""
         self._held.append(self._shape.flush())
         self._hold = False
 
@@ -73,7 +74,7 @@ class Take:
         return max(0.0, self._job.playback.time_left_s(time.monotonic()) - RELEASE_S) if self._hold else 0.0
 
     def release(self) -> list[Samples]:
-        """The held audio, if it is time to send it."""
+        """Return the held audio if it must be sent now; otherwise an empty list."""
         if self.due_s > 0 or self.silent:
             return []
         held, self._held = [samples for samples in self._held if len(samples)], []
@@ -81,7 +82,7 @@ class Take:
         return held
 
     async def chunks(self, submitted: SubmittedUtterance) -> AsyncGenerator[AudioChunk | None]:
-        """The chunks of the engine; None when it is time to call `release` although no chunk has come."""
+        """Yield the chunks from the engine. Yields None if held audio must be released before the next chunk."""
         stream = submitted.chunks()
         following: asyncio.Task[AudioChunk | None] | None = None
         try:
