@@ -368,7 +368,7 @@ def add(
         int | None, typer.Option(min=1, help="Allowed requests at the same time. Default: no limit.")
     ] = None,
 ) -> None:
-    """Create an API key and print it. It is shown only once: the server stores a hash of it.
+    """Create an API key and print it. The key is shown only once: the server stores a hash of the key.
 
     As soon as one key exists, requests for speech need a key.
     """

@@ -1,8 +1,8 @@
 """API keys: their names, scopes and rate limits. This module does not depend on HTTP.
 
 The keys in `TTS_API_KEYS` have all scopes. Other keys are in a file that `python -m app.cli keys` writes; the server
-reads this file again when it changes. Once a server has had a key, it requires keys until it stops, even if the file is
-deleted.
+reads this file again when the file changes. Once a server has had a key, the server requires keys until it stops, even
+if the file is deleted.
 
 A generated key is "sk-" and 256 random bits, and only its SHA-256 digest is stored. A slow password hash is not needed,
 because 256 random bits can't be guessed, and it would delay every request. Digests are compared in constant time.
@@ -55,9 +55,8 @@ def _distinct(scopes: tuple[Scope, ...]) -> tuple[Scope, ...]:
 class Key:
     """An API key as the key file stores it."""
 
-    __pydantic_config__: ClassVar = ConfigDict(
-        extra="forbid"
-    )  # a misspelt field name is an error: otherwise its limit would not apply
+    # extra="forbid": a misspelt field name is an error, because a limit with a misspelt name would not apply.
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     name: Annotated[str, Field(pattern=f"^{_NAME}$")]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -129,7 +128,7 @@ class KeyFile:
     def add(
         self, name: str, scopes: Sequence[Scope], *, per_minute: int | None = None, concurrent: int | None = None
     ) -> str:
-        """Create a key and return it. Only its digest is stored. Raises BadKeys, OSError."""
+        """Create a key and return it as plain text. Only the digest of the key is stored. Raises BadKeys, OSError."""
         if not re.fullmatch(_NAME, name):
             raise BadKeys(
                 "A key's name has 1 to 64 letters, digits, `.`, `_` or `-`, and begins with a letter or digit."
@@ -276,7 +275,7 @@ class KeyRing:
         return found[0]
 
     def admit(self, key: Key, scope: Scope) -> Pass:
-        """Admit one request of this key and count it. Raises Forbidden, RateLimited."""
+        """Admit one request with this key, and count the request. Raises Forbidden, RateLimited."""
         if scope not in key.scopes:
             raise Forbidden(
                 f"The API key {key.name!r} lacks the scope `{scope}`, which this request needs. Its scopes are: "

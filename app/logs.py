@@ -1,7 +1,8 @@
 """Structured logs: JSON lines in `logs/server.log`, which is rotated by size, and readable lines on the console.
 
 API keys are never logged: no code logs headers, query strings or secret settings. The texts of requests are logged only
-with TTS_LOG_TEXTS. Without it, an exception during a request is logged without its message, which may quote the text.
+with TTS_LOG_TEXTS. Without this setting, an exception during a request is logged without its message, because
+the message may quote the text.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def read_settings(**overrides: object) -> Settings:
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Set up logging and create the app. A wrong setting is printed and ends the process with status 2.
 
-    settings: None = read them from the environment. uvicorn's reloader calls this without arguments in a new process.
+    settings: None = read the environment. uvicorn's reloader calls this function without arguments in a new process.
     """
     settings = settings or read_settings()
     try:
@@ -98,8 +98,8 @@ def serve(settings: Settings) -> None:
 def _limit_unread_data(listener: socket.socket, timeout_s: float) -> None:
     """Make the kernel close a connection whose client has acknowledged no data for `timeout_s` (TCP_USER_TIMEOUT).
 
-    Without this, a shutdown waits for clients that never read their answer. Accepted connections inherit the option.
-    The option exists on Linux only. On other systems this function does nothing.
+    Without this option, a shutdown waits for clients that never read their answer. Accepted connections inherit the
+    option. The option exists on Linux only. On other systems this function does nothing.
     """
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(timeout_s * 1000))

@@ -1,6 +1,6 @@
 """All settings of the server: environment variables with their types, defaults and descriptions.
 
-`main.py` and `cli.py` read them once at the start and pass them on. `make docs` writes docs/settings.md from this file.
+`main.py` and `cli.py` read the settings once at the start and pass them on. `make docs` writes docs/settings.md.
 """
 
 from __future__ import annotations

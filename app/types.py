@@ -1,6 +1,6 @@
 """The data types that all packages use: requests, voices, utterances, audio chunks and descriptions of engines.
 
-numpy is imported for type checking only, so that `app.api` does not load it.
+numpy is imported for type checking only, so that `app.api` does not load numpy.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ class Voice:
     description: str = ""
     digest: str = ""  # changes with the recording; part of the keys of prompts and cached answers
     speaker: int = 0  # the speaker number for models that need one, if the voice has no recording
-    level_lufs: float | None = None  # loudness of its recording; None = level_lufs of the engine
-    recorded: bool = False  # whether it has a reference recording
+    level_lufs: float | None = None  # loudness of the recording; None = level_lufs of the engine
+    recorded: bool = False  # whether the voice has a reference recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +227,7 @@ class Utterance:
     max_seconds: float  # the engine stops after this much audio
     language: str | None = None
     context: tuple[ContextTurn, ...] = ()  # earlier turns, oldest first
-    optional_turns: int = 0  # the engine may leave out this many turns from the start of `context` if it is too long
+    optional_turns: int = 0  # the first turns of `context`; the engine may leave them out if `context` is too long
     scheduling: Scheduling = field(default_factory=Scheduling)
 
 
@@ -248,7 +248,7 @@ class AudioChunk:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """The optional request fields that an engine supports. The API lists them as a model's `parameters`."""
+    """The optional request fields that an engine supports. The API lists the names as a model's `parameters`."""
 
     temperature: bool = False
     top_k: bool = False
@@ -283,14 +283,14 @@ class TextPacking:
     natural_s: float = 0.0
     chars_per_s: float = 15.0  # characters in one second of speech; used for the limit `natural_s`
     utf8_bytes: bool = False  # the two length limits count UTF-8 bytes, not characters
-    sounds: frozenset[str] = frozenset()  # non-verbal sounds it produces for words in parentheses, such as "laughs"
+    sounds: frozenset[str] = frozenset()  # words in parentheses that become non-verbal sounds, such as "laughs"
 
 
 @dataclass(frozen=True, slots=True)
 class PromptLimits:
     """Which voice prompts an engine accepts, and how long they may be."""
 
-    codec: Codec = NO_CODEC  # the codec of voice prompts; NO_CODEC = it cannot clone a voice
+    codec: Codec = NO_CODEC  # the codec of voice prompts; NO_CODEC = no cloning
     codec_fingerprint: str = ""  # changes if the same recording is encoded to different codes
     max_prompt_s: float | None = None  # for all voices of one utterance together
     max_context_s: float | None = None  # for all earlier turns of a conversation together
@@ -314,7 +314,7 @@ class EngineInfo:
     capabilities: Capabilities = field(default_factory=Capabilities)
     text: TextPacking = field(default_factory=TextPacking)
     prompts: PromptLimits = field(default_factory=PromptLimits)
-    # How it runs, for /health and the metrics
+    # How the engine runs, for /health and the metrics
     device: str = "cpu"  # several devices are separated by commas
     dtype: str = "float32"
     setup: tuple[tuple[str, str | int | float | bool | None], ...] = ()  # further names and values to show

@@ -1,1 +1,1 @@
-"""The HTTP API: OpenAI's speech endpoints and the further routes of this server. It does not import torch or numpy."""
+"""The HTTP API: OpenAI's speech endpoints and further routes. This package does not import torch or numpy."""

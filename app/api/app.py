@@ -100,7 +100,7 @@ class Api(FastAPI):
                 operation["responses"].pop("422", None)  # this server answers an invalid body with 400, as OpenAI does
                 for status, response in operation["responses"].items():
                     if "example" in response.get("content", {}).get("application/json", {}):
-                        # FastAPI removes the nulls in the example. This restores them.
+                        # FastAPI has removed the nulls in the example. Restore the nulls.
                         response.update(errors.problem(int(status)))
         self._gate.describe(document)
         for operations in document["paths"].values():
@@ -157,7 +157,7 @@ def create_api(
         summary="OpenAI-compatible text to speech on your own machine.",
         lifespan=lifespan,
         redirect_slashes=False,
-        docs_url=None,  # FastAPI's own /docs and /redoc load scripts from another host; pages.py has offline ones
+        docs_url=None,  # FastAPI's own /docs and /redoc load scripts from another host; pages.py serves both offline
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )

@@ -138,7 +138,7 @@ class Gate:
                 operation["responses"] = dict(sorted(answers.items()))
 
     def _find(self, request: Request, sent: str) -> Key:
-        """Return the key with this text, and store its name in `request.state` and in the log. Raises Unauthorized."""
+        """Return the key with this text, and add the key's name to `request.state` and the log. Raises Unauthorized."""
         key = self._ring.find(sent)
         request.state.key = key.name
         structlog.contextvars.bind_contextvars(key=key.name)  # adds the name to every log line of this request

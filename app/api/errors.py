@@ -251,7 +251,7 @@ def _field_at(location: Sequence[str | int]) -> str:
 
 
 def _http_error(error: HTTPException) -> JSONResponse:
-    """The response to an error of Starlette or of a middleware, such as 404 and 405."""
+    """The response to an HTTPException of Starlette or of a middleware, for example to a 404 or 405."""
     status = error.status_code
     if status == 404:
         message, code = "This URL does not exist on this server. The page /docs lists the URLs that exist.", "not_found"

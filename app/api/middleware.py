@@ -100,7 +100,7 @@ class ReaderTimeout:
             log.warning("disconnected a client that read nothing", path=_loggable_path(scope), for_s=self._timeout_s)
 
 
-# Default response headers. If a response already has one of these headers, it keeps its own value. Web pages do this.
+# Default response headers. A response that already has one of these headers keeps its value. Web pages use this.
 _DEFAULT_HEADERS = {
     b"openai-version": b"2020-10-01",
     b"x-content-type-options": b"nosniff",
@@ -183,7 +183,7 @@ def _loggable_path(scope: Scope) -> str:
 
 
 def _limits(admitted: Pass | None) -> list[tuple[bytes, bytes]]:
-    """The rate limit headers of an admitted request; none if its key has no rate limit."""
+    """The rate limit headers of an admitted request; an empty list if the API key has no rate limit."""
     if admitted is None or admitted.key.per_minute is None:
         return []
     headers = limit_headers(admitted.key.per_minute, admitted.remaining, admitted.reset_s)
@@ -194,7 +194,7 @@ class CrossOriginCheck:
     """Rejects requests from web pages of other origins, such as forms and uploads. GET, HEAD and OPTIONS are allowed.
 
     The CORS middleware does not stop a form, because browsers send forms without a CORS preflight. If the server's URL
-    is https or localhost, browsers send the header Sec-Fetch-Site, which tells whether the page has another origin.
+    is https or localhost, browsers send the header Sec-Fetch-Site, which shows whether the page has another origin.
     Requests without this header are allowed.
     """
 

@@ -106,7 +106,7 @@ class SpokenBody(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     UNUSED_FIELDS: ClassVar[frozenset[str]] = frozenset()  # inherited fields that have no effect on this route
-    VOICE_FIELD: ClassVar[str] = "voice"  # the field that selects the voice; errors about the voice name it
+    VOICE_FIELD: ClassVar[str] = "voice"  # the field that selects the voice, for `param` of errors
     _ignored: tuple[str, ...] = PrivateAttr(())  # fields of the request that have no effect on this route
 
     model: Annotated[
@@ -167,7 +167,7 @@ class SpokenBody(BaseModel):
     def _read(cls, data: object, validate: ModelWrapValidatorHandler[Self]) -> Self:
         """Remove nulls, validate the body, and record the fields that have no effect on this route.
 
-        Nulls are removed before the validation. Otherwise a null in `text` would hide the value of its alias `input`.
+        Nulls are removed before the validation. Otherwise a null in `text` would hide a value in the alias `input`.
         """
         if not isinstance(data, dict):
             return validate(data)

@@ -171,7 +171,7 @@ class _QualitySchema:
         return handler(Quality.__pydantic_core_schema__)
 
 
-# The quality in the folder of a voice. It has the schema of Quality, but it is not validated: another version of the
+# The stored quality of a voice. The schema is that of Quality, but the value is not validated: another version of the
 # server may have stored other values, and these values must not make the list of voices fail.
 StoredQuality = Annotated[dict[str, Any], _QualitySchema]
 

@@ -57,7 +57,7 @@ class Stream:
 
 
 class StreamingAnswer(Response):
-    """Opens a stream, sends it, and cancels it when the client disconnects."""
+    """Opens a stream and sends it to the client. If the client disconnects, the stream is cancelled."""
 
     def __init__(
         self, open_stream: Callable[[], AbstractAsyncContextManager[Stream]], metrics: Metrics, *, sse: bool
@@ -146,9 +146,10 @@ class StreamingAnswer(Response):
                 await self._break(error, send)
 
     async def _break(self, error: SpeechError, send: Send, kind: str = "") -> None:
-        """Count the error, and send it as an event if the stream has server-sent events. kind: its name in the metrics.
+        """Count the error in the metrics, and send it as an event if the stream has server-sent events.
 
-        This function does not send the end of the body, so uvicorn closes the connection.
+        kind: the name of the error in the metrics; "" = the name of the class. This function does not send the end of
+        the body, so uvicorn closes the connection.
         """
         self._metrics.failed(kind or type(error).__name__)
         if self._sse:
@@ -236,7 +237,7 @@ async def work_stream(work: Callable[[Report], Awaitable[BaseModel]], *, sse: bo
     """Run `work` and open a stream of its result: JSON, or with `sse` progress events and then an event `done`.
 
     work: is called with a function that takes progress events. The headers are sent after the first progress event. An
-    invalid request fails before that event, so its response has an error status.
+    invalid request fails before that event, so the response has an error status.
     """
     steps: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()  # None: the work has ended
 

@@ -82,7 +82,7 @@ class VoiceCreation:
         consent: Consent,
         origin: str = "upload",
     ) -> StoredVoice:
-        """Store a voice. origin: how it was created, for example "youtube". Raises NotStored."""
+        """Store a voice. origin: how the voice was created, for example "youtube". Raises NotStored."""
 
         def add() -> StoredVoice:
             return self.voices.add(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TURN_GAP_S = 0.25
 LEAST_NATURAL_CHARS = 80  # a lower limit would split most sentences, which sounds worse than fast speech
 MAX_PAUSES_S = 600  # the sum for one answer: pause tags could otherwise produce hours of silence
-IN_THREAD_CHARS = 2_000  # a longer text is normalised in a thread, since it takes up to 0.05 ms per character
+IN_THREAD_CHARS = 2_000  # a longer text is normalised in a thread: normalisation takes up to 0.05 ms per character
 
 
 @dataclass(frozen=True, slots=True)

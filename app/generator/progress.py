@@ -21,7 +21,7 @@ class Progress:
     """The progress of one answer. A cached answer has no progress."""
 
     utterances: list[UtteranceStart] = field(default_factory=list)  # in order
-    line_of_sentence: list[int] = field(default_factory=list)  # for each planned sentence the index of its line
+    line_of_sentence: list[int] = field(default_factory=list)  # the index of the line of each planned sentence
     all_planned: bool = False  # whether line_of_sentence is complete
     samples: int = 0  # produced so far, at the engine's sample rate
     sentences: int = 0  # begun so far

@@ -66,7 +66,7 @@ class RequestResolver:
         self._enhance = enhance
         self._preset_voices = preset_voices
         self._random = random.SystemRandom()
-        self._takes: LRU[int, int] = LRU(AVOIDED_SEEDS)  # derived seed -> how many times its speech has failed
+        self._takes: LRU[int, int] = LRU(AVOIDED_SEEDS)  # derived seed -> how often speech with this seed has failed
 
     async def resolve(self, request: SpeechRequest, extras: frozenset[str], *, random_seed: bool) -> SpeechJob:
         """Check a request and look up everything that is needed to speak it. Raises RequestError, NotReady.
@@ -251,7 +251,7 @@ def _without(request: SpeechRequest, ignored: list[str]) -> SpeechRequest:
 
 
 def _check_context_length(request: SpeechRequest, info: EngineInfo) -> None:
-    """Raises BadReference if the recordings in `context` are too long for the engine."""
+    """Check that the recordings in `context` are not too long for the engine. Raises BadReference."""
     context_s = sum(turn.reference.seconds for turn in request.context)
     if info.prompts.max_context_s is not None and context_s > info.prompts.max_context_s:
         raise BadReference(

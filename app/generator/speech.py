@@ -69,7 +69,7 @@ class Usage:
 
 @dataclass(slots=True)
 class Answer:
-    """The answer to a request: a stream of bytes, and the facts that are known before it starts."""
+    """The answer to a request: a stream of bytes, and the facts that are known before the stream starts."""
 
     engine: str
     media_type: str
@@ -227,7 +227,7 @@ class SpeechGenerator:
     ) -> AsyncGenerator[Samples]:
         """Yield the audio of the answer at the engine's sample rate: the utterances and the silence between them.
 
-        expect_level: is called before each utterance with the expected loudness of its voice, in LUFS.
+        expect_level: is called before each utterance with the expected loudness of the voice, in LUFS.
         spoken: a list to which this function adds the turns that the conversation must remember.
         """
         rate_hz = job.info.rate_hz

@@ -28,7 +28,7 @@ FAILURES = frozenset({"frame_cap", "repeat", "silence", "lead_in", "babble", "to
 
 
 class Take:
-    """The audio of one attempt, trimmed and faded at its edges, until it is sent."""
+    """Holds the audio of one attempt until the audio is sent. Trims and fades both ends of the audio."""
 
     def __init__(self, job: SpeechJob, *, hold: bool) -> None:
         """hold: hold audio back while the listener has enough audio; False = send each chunk immediately."""

@@ -31,7 +31,7 @@ def router(speaking: Speaking, gate: Gate) -> APIRouter:
         responses=answers(),
     )
     async def conversation(body: ConversationBody, caller: Request) -> Response:
-        """Speak the next turn of a conversation. Its intonation fits the recordings of the earlier turns.
+        """Speak the next turn of a conversation. The intonation fits the recordings of the earlier turns.
 
         Without `voice`, the recordings define the voice of `speaker_id`. Accepts every field of `/audio/speech`.
         """

@@ -47,7 +47,7 @@ def router(manager: EngineManager, voices: VoiceStore, gate: Gate) -> APIRouter:
 
     @routes.get("/audio/models")
     async def list_audio_models() -> AudioModelList:
-        """List the same models in the format that Open WebUI and other clients read."""
+        """List the models of `/models` in the format that Open WebUI and other clients read."""
         await refresh(voices)
         data = [_model(model_id, manager, voices) for model_id in known()]
         named = [NamedModel(id=model.id, name=model.id) for model in data]

@@ -58,7 +58,7 @@ def router() -> APIRouter:
 
 
 def _page(name: str, *, microphone: str) -> Callable[[Request], Awaitable[HTMLResponse]]:
-    """Create the handler of a page. name: the HTML file. microphone: its value in the header Permissions-Policy."""
+    """Create the handler of a page. name: the HTML file. microphone: the origins that may record sound."""
     template = (FOLDER / name).read_text("utf-8")
 
     async def page(request: Request) -> HTMLResponse:

@@ -170,7 +170,7 @@ def router(state: ServerState, metrics: Metrics, gate: Gate) -> APIRouter:
         openapi_extra=KEY_OPTIONAL,
     )
     async def prometheus(request: Request) -> Response:
-        """Get the Prometheus metrics. For an API key with the scope `admin`, they include the usage of each key."""
+        """Get the Prometheus metrics. With an `admin` key, the metrics include the usage of each API key."""
         key = gate.key_of(request)
         return Response(metrics.text(keys=key is not None and "admin" in key.scopes), media_type=CONTENT_TYPE)
 

@@ -103,7 +103,7 @@ class YouTubeBody(BaseModel):
 
 
 def router(youtube: YouTube, creation: VoiceCreation, metrics: Metrics, gate: Gate) -> APIRouter:
-    """The route under its two paths."""
+    """The route for cloning from YouTube. The same route has two paths."""
     routes = APIRouter(tags=["voices"], route_class=gate.route("clone"))
 
     async def from_youtube(
