@@ -28,6 +28,7 @@ from app.voices.consents import ConsentStore
 from app.voices.memory import Memory
 from app.voices.store import VoiceStore
 from app.voices.transcribe import NoTranscriber, WhisperTranscriber
+from app.voices.vad import SpeechFinder
 from app.voices.youtube import YouTube
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
         uploads=uploads,
         enhance=settings.enhance,
     )
-    return CoreServices(generator, manager, voices, metrics, preset_voices, watermark, WatermarkDetector(uploads))
+    detector = WatermarkDetector(uploads, SpeechFinder().contains_speech)
+    return CoreServices(generator, manager, voices, metrics, preset_voices, watermark, detector)
 
 
 def create_watermark(settings: Settings) -> Watermark:

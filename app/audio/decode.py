@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 import av
 import numpy as np
 from av import _core as core
+from av.stream import Disposition
 
 from app.audio import pcm
 from app.audio.resample import StreamResampler
@@ -52,6 +53,9 @@ MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000  # recordings have no other rates, and
 MAX_ALLOCATION_BYTES = 64 << 20  # a frame or the index of a one-hour M4A needs below 4 MB, a cover picture below 20 MB
 _DEFAULT_ALLOCATION_BYTES = 2**31 - 1  # FFmpeg's default limit
 FULL_SCALE = 0.998  # samples of at least this magnitude count as clipped
+_INAUDIBLE = 1e-4  # the peak of a silent track; -80 dBFS
+_CANCELLED = 0.1  # of the power of the loudest channel; the mean with one silent channel has a quarter of it
+_LOUDEST = 1e5  # the largest sample of 32-bit float that is scaled; files with 16-bit numbers as floats exist
 TIME_LIMIT_S = 10.0  # an hour of ordinary audio decodes in 1 to 7 s
 
 # Names of FFmpeg's decoders that are allowed. A video stream in the same file is ignored.
@@ -98,25 +102,63 @@ def decode(
     formats: str = PLAIN_FORMATS,
     start_s: float = 0.0,
 ) -> Decoded:
-    """Decode the first audio stream of a file to mono at rate_hz: from start_s on, at most max_seconds.
+    """Decode the audio of a file to mono at rate_hz: at most max_seconds, from start_s on.
 
-    data: the content of the file. what: name of the field in the request, for error messages. formats: the allowed
-    containers, as FFmpeg names them. If a file is damaged or truncated, its readable part is returned. Raises
-    BadReference if the file is empty, can't be decoded, has less than MIN_SECONDS of audio, or takes longer than
-    time_limit_s.
+    Of several tracks, the default one is used, or the first other track if that one is silent. Mono is the mean of the
+    channels, or the loudest channel if they cancel each other. data: the file. what: name of the request's field, for
+    error messages. formats: FFmpeg's names of the containers that are allowed. The readable part of a damaged or
+    truncated file is returned. Raises BadReference if the file is empty, can't be decoded, has less than MIN_SECONDS of
+    audio, or takes longer than time_limit_s.
     """
     if not data:
         raise BadReference(f"`{what}` is empty.", param=what)
-    reading = _Reading(rate_hz, max_seconds, what, time.monotonic() + time_limit_s, start_s)
+    deadline_s = time.monotonic() + time_limit_s
     guard = {"format_whitelist": formats, **_GUARD}
-    try:
+
+    def read(track: int | None = None, channel: int | None = None) -> _Reading:
+        reading = _Reading(rate_hz, max_seconds, what, deadline_s, start_s)
         # metadata_errors: do not refuse a file because of the text encoding of its tags.
         with _MEMORY_BOUND, av.open(io.BytesIO(data), "r", metadata_errors="ignore", options=guard) as container:
-            reading.read(container)
+            reading.read(container, track, channel)
+        return reading
+
+    try:
+        reading = read()
+        for track in () if reading.audible else reading.other_tracks:
+            with contextlib.suppress(av.FFmpegError, BadReference):  # this track can't be decoded
+                other = read(track)
+                if other.audible:
+                    reading = other
+                    break
+        if reading.cancelling_channels:
+            reading = read(reading.track, reading.loudest_channel)
     except (av.FFmpegError, ValueError, MemoryError) as error:
         # PyAV raises ValueError for impossible numbers in a header, and MemoryError for sizes above the limit.
+        if _lacks_index(data):
+            raise BadReference(
+                f"`{what}` is cut off: the end of the file is missing, and with it the index of the audio. Send the "
+                "complete file.",
+                param=what,
+            ) from error
         raise BadReference(f"`{what}` is not an audio file that can be decoded. Send {FORMATS}.", param=what) from error
     return reading.decoded()
+
+
+def _lacks_index(data: bytes) -> bool:
+    """Whether this is an MP4, M4A or MOV file without its index: recorders write the index last."""
+    at = 0
+    if data[4:8] != b"ftyp":
+        return False
+    while at + 8 <= len(data):
+        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if size == 1:  # a 64-bit size follows
+            size = int.from_bytes(data[at + 8 : at + 16], "big")
+        if kind == b"moov":
+            return at + size > len(data)
+        if size < 8:  # 0: up to the end of the file
+            return True
+        at += size
+    return True
 
 
 class _MemoryBound:
@@ -178,17 +220,42 @@ class _Reading:
         self._what = what
         self._deadline_s = deadline_s  # value of time.monotonic() at which decoding must stop
         self._frame_kind: tuple[int, str, str] | None = None  # rate, sample format, channel layout of the last frame
-        self._mixer = _Mixer()
+        self._mixer = _Mixer(None)
+        self._channel: int | None = None
+        self._float_pcm = False  # samples may exceed full scale without being clipped
+        self._peak = 0.0  # of the mixed samples
+        self.track = 0  # index among the audio streams
+        self.other_tracks: tuple[int, ...] = ()
         self._resampler = StreamResampler(rate_hz, rate_hz)
         self._parts: list[Samples] = []
         self._decoded_s = 0.0
         self._damaged = False
         self._channels = 0
 
-    def read(self, container: InputContainer) -> None:
+    @property
+    def audible(self) -> bool:
+        return self._mixer.peak > _INAUDIBLE
+
+    @property
+    def cancelling_channels(self) -> bool:
+        """Whether the mean of the channels is much weaker than the loudest channel, as with an inverted one."""
+        powers = self._mixer.channel_powers
+        return len(powers) > 1 and self._mixer.mono_power < _CANCELLED * float(powers.max())
+
+    @property
+    def loudest_channel(self) -> int:
+        return int(np.argmax(self._mixer.channel_powers))
+
+    def read(self, container: InputContainer, track: int | None, channel: int | None) -> None:
+        """Decode one track. None = the default track, and the mean of its channels."""
+        self._channel = channel
         if not container.streams.audio:
             raise BadReference(f"`{self._what}` has no audio stream. Send {FORMATS}.", param=self._what)
-        stream = container.streams.audio[0]
+        streams = container.streams.audio
+        order = sorted(range(len(streams)), key=lambda index: Disposition.default not in streams[index].disposition)
+        self.track = order[0] if track is None else track
+        self.other_tracks = tuple(index for index in order if index != self.track)
+        stream = streams[self.track]
         codec = getattr(stream.codec_context, "codec", None)  # the context is missing if FFmpeg has no decoder
         if codec is None or codec.name not in _CODECS:
             name = codec.name if codec else "an unknown codec"
@@ -196,6 +263,7 @@ class _Reading:
                 f"The audio in `{self._what}` is encoded with {name}. This server can't decode it. Send {FORMATS}.",
                 param=self._what,
             )
+        self._float_pcm = codec.name.startswith("pcm_f") or codec.name == "wavpack"
         stream.codec_context.thread_count = 1  # more threads would not be faster, and each upload would start them
         for frame in self._frames(container, stream):
             self._take(frame)
@@ -205,11 +273,14 @@ class _Reading:
 
     def decoded(self) -> Decoded:
         """Return the result. Raises BadReference if there is less than MIN_SECONDS of audio."""
-        samples = pcm.clip(np.concatenate(self._parts))  # a resampler can exceed 1 at steep edges
+        samples = np.concatenate(self._parts)
+        if self._peak > 1.0:
+            samples *= np.float32(1.0 / self._peak)
+        samples = pcm.clip(samples)  # a resampler can exceed 1 at steep edges
         samples = samples[: round(self._max_seconds * self._rate_hz)]
         truncated = self._decoded_s > self._max_seconds + PADDING_S
         rate_hz, channels = (self._frame_kind[0], self._channels) if self._frame_kind else (0, 0)
-        clipped = self._mixer.clipped
+        clipped = self._mixer.clipped(float_pcm=self._float_pcm)
         decoded = Decoded(samples, self._rate_hz, truncated, rate_hz, channels, clipped)
         if decoded.seconds >= MIN_SECONDS:
             return decoded
@@ -254,15 +325,17 @@ class _Reading:
                     param=self._what,
                 )
             self._parts.append(self._resampler.flush())
-            self._mixer = _Mixer()
+            self._mixer = _Mixer(self._channel)
             self._resampler = StreamResampler(frame.sample_rate, self._rate_hz)
         samples = self._mixer.mono(frame)
         if self._skip_s > 0:
             self._skip_s -= len(samples) / frame.sample_rate
             return
         self._decoded_s += len(samples) / frame.sample_rate
-        # Clip before resampling, because one NaN would stay in the state of the filter.
-        self._parts.append(self._resampler.push(pcm.clip(samples)))
+        # Replace NaN before resampling, because one NaN would stay in the state of the filter.
+        samples = _within(samples, _LOUDEST) if self._float_pcm else pcm.clip(samples)
+        self._peak = max(self._peak, float(np.abs(samples).max(initial=0.0)))
+        self._parts.append(self._resampler.push(samples))
 
     def _check_time(self) -> None:
         if time.monotonic() > self._deadline_s:
@@ -279,19 +352,27 @@ class _Mixer:
     channels it is 3 dB louder than each channel, so it can clip.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, channel: int | None) -> None:
+        """channel: the one that is used; None = the mean of all."""
+        self._channel = channel
+        self.channel_powers = np.zeros(0)  # sum of squares
+        self.mono_power = 0.0
         self._packer = av.AudioResampler(format="flt")
         self._all = self._at_full_scale = self._at_peak = 0  # numbers of samples
         self._peak = 0.0
 
     @property
-    def clipped(self) -> float:
-        """The share of clipped samples, from 0 to 1.
+    def peak(self) -> float:
+        """Of all channels."""
+        return self._peak
 
-        A sample is clipped if it is in a run of three or more samples at full scale, or at the highest level of the
-        file.
+    def clipped(self, *, float_pcm: bool) -> float:
+        """Share of clipped samples: in runs of three or more at full scale, or at the highest level of the file.
+
+        float_pcm: samples above full scale are possible, and not clipped.
         """
-        return max(self._at_full_scale, self._at_peak) / max(1, self._all)
+        exceeds = float_pcm and self._peak > 1.001
+        return max(0 if exceeds else self._at_full_scale, self._at_peak) / max(1, self._all)
 
     def _count(self, samples: Samples) -> None:
         """Add the clipped samples of one frame (N, channels) to the counts."""
@@ -307,12 +388,36 @@ class _Mixer:
 
     def mono(self, frame: AudioFrame) -> Samples:
         """Mix one frame to mono -> (N,) float32. NaN and infinite samples stay."""
-        packed = [part.to_ndarray().reshape(-1, part.layout.nb_channels) for part in self._packer.resample(frame)]
+        packed = [
+            np.asarray(part.to_ndarray(), np.float32).reshape(-1, part.layout.nb_channels)
+            for part in self._packer.resample(frame)
+        ]
         with np.errstate(over="ignore", invalid="ignore"):  # `pcm.clip` replaces NaN later
-            parts = [samples.mean(axis=1, dtype=np.float32) for samples in packed]
+            parts = [self._mix(samples) for samples in packed]
             for samples in packed:
-                self._count(np.asarray(samples, np.float32))
+                self._count(samples)
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+    def _mix(self, samples: Samples) -> Samples:
+        """(N, channels) -> (N,)."""
+        channels = samples.shape[1]
+        channel = self._channel if self._channel is not None and self._channel < channels else None
+        mono = np.asarray(samples.mean(axis=1, dtype=np.float32) if channel is None else samples[:, channel])
+        if channels > 1 and self._channel is None:
+            if len(self.channel_powers) != channels:
+                self.channel_powers = np.zeros(channels)
+            finite = _within(samples, _LOUDEST)
+            self.channel_powers += np.einsum("nc,nc->c", finite, finite)
+            self.mono_power += float(np.square(_within(mono, _LOUDEST)).sum())
+        return mono
+
+
+def _within(samples: Samples, most: float) -> Samples:
+    """Set NaN to 0, and samples beyond `most` to full scale. Same shape."""
+    if np.abs(samples).max(initial=0.0) <= most:  # False for NaN
+        return samples
+    samples = np.nan_to_num(samples, nan=0.0)
+    return np.where(np.abs(samples) > most, np.sign(samples), samples).astype(np.float32)
 
 
 def _in_runs(clipped: NDArray[np.bool_]) -> int:

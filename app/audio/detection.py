@@ -10,7 +10,10 @@ from app.audio.decode import TIME_LIMIT_S
 from app.audio.sandbox import decode_short
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from app.audio.threads import ThreadLimit
+    from app.types import Samples
 
 MAX_DETECT_S = 300.0  # detection uses at most this part from the start of a file; it takes about 3 s
 
@@ -25,10 +28,16 @@ class Detection:
 
 
 class WatermarkDetector:
-    """Detects the watermark in files. threads: limits the parallel detections. Use it from one event loop."""
+    """Detects the watermark in files. Use it from one event loop.
 
-    def __init__(self, threads: ThreadLimit) -> None:
+    Only speech is marked, but the network also finds the mark in steady tones. So a file without speech never counts as
+    marked.
+    """
+
+    def __init__(self, threads: ThreadLimit, contains_speech: Callable[[Samples, int], bool]) -> None:
+        """threads: limits the parallel detections. contains_speech: takes mono samples (N,) and their rate in Hz."""
         self._threads = threads
+        self._contains_speech = contains_speech
 
     async def detect(self, recording: bytes) -> Detection:
         """Decode a file in the sandbox and search its first MAX_DETECT_S seconds for the watermark.
@@ -36,12 +45,13 @@ class WatermarkDetector:
         Raises BadReference for a file that can't be decoded, WatermarkMissing if the extra `watermark` is not
         installed.
         """
-        return await self._threads.run(_detect, recording)
+        return await self._threads.run(self._detect, recording)
 
-
-def _detect(recording: bytes) -> Detection:
-    decoded = decode_short(
-        recording, watermark.DETECT_RATE_HZ, max_seconds=MAX_DETECT_S, what="file", time_limit_s=TIME_LIMIT_S
-    )
-    score = watermark.detect(decoded.samples)
-    return Detection(score >= watermark.FOUND, score, decoded.seconds)
+    def _detect(self, recording: bytes) -> Detection:
+        decoded = decode_short(
+            recording, watermark.DETECT_RATE_HZ, max_seconds=MAX_DETECT_S, what="file", time_limit_s=TIME_LIMIT_S
+        )
+        score = watermark.detect(decoded.samples)
+        if score >= watermark.FOUND and not self._contains_speech(decoded.samples, watermark.DETECT_RATE_HZ):
+            score = 0.0
+        return Detection(score >= watermark.FOUND, score, decoded.seconds)

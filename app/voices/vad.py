@@ -22,7 +22,8 @@ RATE_HZ = 16_000
 SHORTEST_PAUSE_S = 0.2  # a shorter pause is part of the speech around it
 SHORTEST_SPEECH_S = 0.2  # shorter speech is ignored
 _FRAME_S = 0.02
-_PAD_S = 0.3
+_PAD_S = 0.3  # of silence before a recording
+_BLOCK_S = 30.0
 # A frame is speech if its level is this much above the noise floor, this little below the peak, and above a minimum.
 _ABOVE_FLOOR_DB = 12.0
 _BELOW_PEAK_DB = 35.0
@@ -59,6 +60,11 @@ class SpeechFinder:
         if importlib.util.find_spec("torch") is None or importlib.util.find_spec("silero_vad") is None:
             return by_energy(resampled, RATE_HZ)
         return self._by_model(resampled)
+
+    def contains_speech(self, samples: Samples, rate_hz: int) -> bool:
+        """Whether mono samples (N,) contain speech. Returns at the first block of _BLOCK_S with speech."""
+        step = round(_BLOCK_S * rate_hz)
+        return any(self.find(samples[at : at + step], rate_hz) for at in range(0, len(samples), step))
 
     def _by_model(self, samples: Samples) -> list[Span]:
         with self._lock:

@@ -1,0 +1,81 @@
+"""Detection asks for speech: tones, hum and music are never marked, and marked speech of any kind is found."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+import soxr
+
+from app.audio import watermark
+from app.audio.detection import Detection, WatermarkDetector
+from app.audio.threads import ThreadLimit
+from app.audio.watermark import StreamMarker
+from app.voices.vad import SpeechFinder
+from tests.support import human_speech, samples
+
+pytestmark = pytest.mark.unit
+
+RATE_HZ = 44_100
+FINDER = SpeechFinder()
+
+
+def detect(sound: np.ndarray, rate_hz: int = RATE_HZ) -> Detection:
+    detector = WatermarkDetector(ThreadLimit(1), FINDER.contains_speech)
+    return asyncio.run(detector.detect(samples.file(sound, rate_hz=rate_hz)))
+
+
+def marked(sound: np.ndarray, rate_hz: int = RATE_HZ) -> np.ndarray:
+    stage = StreamMarker(rate_hz, watermark.load())
+    return np.concatenate((stage.push(sound), stage.flush()))
+
+
+def tones() -> dict[str, np.ndarray]:
+    """Sounds without speech. The network alone takes some of them for marked."""
+    t = np.arange(6 * RATE_HZ) / RATE_HZ
+    found = {f"tone {hertz} Hz": np.sin(2 * np.pi * hertz * t) for hertz in (100, 220, 440, 800, 1_000, 1_500)}
+    found |= {f"hum {hertz} Hz": sum(np.sin(2 * np.pi * hertz * n * t) / n for n in range(1, 20)) for hertz in (50, 60)}
+    found |= {
+        f"buzz {hertz} Hz": sum(np.sin(2 * np.pi * hertz * n * t) / n for n in range(1, 30))
+        * np.abs(np.sin(2 * np.pi * 1.9 * t))
+        for hertz in (110, 195, 300)
+    }
+    found["chord"] = samples.music(len(t))
+    return {name: (0.2 * sound / np.abs(sound).max()).astype(np.float32) for name, sound in found.items()}
+
+
+@pytest.mark.parametrize("name", tones())
+def test_sound_without_speech_is_not_marked(name):
+    assert detect(tones()[name]).watermarked is False
+
+
+def test_network_alone_takes_one_of_the_tones_for_marked():
+    """Without this the tests above would say nothing."""
+    scores = [
+        watermark.detect(soxr.resample(sound, RATE_HZ, watermark.DETECT_RATE_HZ).astype(np.float32))
+        for sound in tones().values()
+    ]
+    assert max(scores) >= watermark.FOUND
+
+
+@pytest.mark.parametrize("text", ["Okay!", samples.WORDS[0]])
+def test_marked_speech_is_detected(text):
+    speech = samples.said(text)
+    assert detect(marked(speech)).watermarked is True
+    assert detect(speech).watermarked is False
+
+
+def test_marked_speech_late_in_a_recording_is_detected():
+    silence = np.zeros(40 * RATE_HZ, np.float32)
+    assert detect(np.concatenate((silence, marked(samples.speech())))).watermarked is True
+
+
+@pytest.mark.slow
+def test_people_are_detected_exactly_if_they_are_marked():
+    for one in human_speech.recordings("speech")[::3]:
+        sound = one.samples(RATE_HZ)
+        assert detect(sound).watermarked is False, one.name
+        assert detect(marked(sound)).watermarked is True, one.name
+    for one in human_speech.recordings("negative"):
+        assert detect(one.samples(RATE_HZ)).watermarked is False, one.name
