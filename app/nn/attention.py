@@ -1,6 +1,7 @@
-"""Attention functions without a cache, and the types of the functions that a cache returns.
+"""Attention functions without a cache, and the types of the attention functions that a KV cache returns.
 
-Letters in shapes: M tokens, B rows, H query heads that share G key heads, R = H / G, d head size, L key positions.
+Letters in shapes: M tokens, B rows, H query heads, G key heads, R = H / G query heads for each key head, d head size,
+L key positions.
 """
 
 from __future__ import annotations
@@ -12,20 +13,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Attention of new tokens, whose keys and values it also writes to its cache:
-# (layer, q (M, H, d), k (M, G, d), v (M, G, d)) -> (M, H * d). q and k are already rotated by RoPE.
+# Attention of new tokens: (layer, q (M, H, d), k (M, G, d), v (M, G, d)) -> (M, H * d). The function also writes k and
+# v into the cache. The caller has applied RoPE to q and k.
 PrefillAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-# Attention of one new token per row, from the output of the qkv product, RoPE included:
-# (layer, heads (M, H + 2 G, d), cos, sin) -> (M, H * d).
+# Attention of one new token of each row: (layer, heads (M, H + 2 G, d), cos, sin) -> (M, H * d). `heads` is the output
+# of the qkv product. The function applies RoPE and writes the keys and values into the cache.
 DecodeAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 # Attention of queries to keys and values that are already in the cache: (layer, q (M, H, d)) -> (M, H * d).
 CachedAttention = Callable[[int, Tensor], Tensor]
 
 
 def grouped_attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
-    """Grouped-query attention: q (..., G, R, d) over k, v (..., G, L, d), where R queries share a key head.
+    """Compute grouped-query attention: q (..., G, R, d), k, v (..., G, L, d) -> (..., G, R, d).
 
-    hidden (..., R, L) bool marks the positions that a query does not attend to. Scores and softmax are float32.
+    hidden (..., R, L) bool: True = the query does not attend to this position. Scores and softmax are float32.
     """
     scores = _products(q, k) * scale
     if hidden is not None:
@@ -34,10 +35,10 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, sc
 
 
 def _products(q: Tensor, k: Tensor) -> Tensor:
-    """q (..., M, d), k (..., L, d) -> the products q k^T (..., M, L) in float32, for inputs of any precision.
+    """Compute the products q k^T (..., M, L) in float32, from q (..., M, d) and k (..., L, d) of any dtype.
 
-    In bfloat16 the products would lose 16 of 24 bits before the softmax. A CUDA device keeps the float32 sums of a
-    bfloat16 product; elsewhere the inputs are converted.
+    A product in bfloat16 would be rounded from 24 to 8 bits before the softmax. A CUDA device can return the float32
+    sums of a bfloat16 product. On other devices, q and k are converted to float32.
     """
     if q.is_cuda and q.dtype == k.dtype != torch.float32 and q.shape[:-2] == k.shape[:-2]:
         flat = torch.bmm(q.flatten(0, -3), k.flatten(0, -3).transpose(1, 2), out_dtype=torch.float32)
@@ -46,9 +47,9 @@ def _products(q: Tensor, k: Tensor) -> Tensor:
 
 
 def bidirectional_attention(kv_heads: int, scale: float | None) -> PrefillAttention:
-    """Attention of an encoder: all tokens of one sequence attend to each other. Keeps no cache.
+    """Return an attention function in which all tokens of one sequence attend to all tokens. Uses no cache.
 
-    scale: None = head_dim ** -0.5.
+    scale: factor of the attention scores; None = head_dim ** -0.5.
     """
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""Static KV caches: keys and values of all rows, at fixed addresses. Does not depend on any model.
+"""Static KV caches: the keys and values of all rows, at fixed addresses. This module does not depend on any model.
 
 The methods named `..._attention` return an attention function for one call of a Stack (types in attention.py). The
-function writes the keys and values of the new tokens into the cache, and attends to the cache. Letters in shapes: n or
-B rows, G key heads that R query heads share each, S positions of the cache or new tokens, L positions that are attended
-to, d head size.
+attention function of self-attention writes the keys and values of new tokens into the cache and attends to the cache.
+Letters in shapes: n or B rows, G key heads, R query heads for each key head, S positions of the cache or new tokens,
+L positions that attention reads, d head size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from app.nn.transformer import StackConfig, Stage
 
 
 class KVCache:
-    """Keys and values of self-attention, (layers, rows, G, S, d) each. Each row has its own position."""
+    """The KV cache of self-attention: k and v, each (layers, rows, G, S, d). Rows may be at different positions."""
 
     def __init__(
         self,
@@ -34,11 +34,16 @@ class KVCache:
         dtype: torch.dtype,
         batched: bool | None = None,
     ) -> None:
-        """batched: decode all rows in one masked product (True) or row by row (False). None = False on a CPU only."""
+        """Allocate the cache.
+
+        batched: True = `decode_attention` computes all rows in one masked product; False = it computes one row after
+        another. None = False on a CPU, and True on other devices.
+        """
         shape = (config.layers, rows, config.kv_heads, positions, config.head_dim)
         self._batched = device.type != "cpu" if batched is None else batched
-        # A masked product reads every position, so all positions must contain finite numbers. Row by row, only written
-        # positions are read. Then memory that was never written takes no space: this saves 64 MiB for each unused row.
+        # A masked product reads all positions, so all positions must contain finite numbers. If rows are computed one
+        # after another, only written positions are read, so the memory is not initialised. The system allocates memory
+        # at the first write. This saves 64 MiB for each unused row of CSM.
         allocate = torch.zeros if self._batched else torch.empty
         self.k = allocate(shape, device=device, dtype=dtype)
         self.v = allocate(shape, device=device, dtype=dtype)
@@ -55,7 +60,7 @@ class KVCache:
         return self.k.nbytes + self.v.nbytes
 
     def prefill_attention(self, row: int, start: int, count: int) -> PrefillAttention:
-        """Causal attention of `count` new tokens of one row, at positions start..start+count-1."""
+        """Return causal attention of `count` new tokens of one row, at positions start..start+count-1."""
         end = start + count
         mask = torch.ones(count, end, dtype=torch.bool, device=self.k.device).tril(start)
 
@@ -73,7 +78,7 @@ class KVCache:
         return attend
 
     def decode_attention(self, rows: Sequence[int], positions: Sequence[int]) -> PrefillAttention:
-        """Attention of one new token for each of `rows`, each at its own position."""
+        """Return attention of one new token of each of `rows`. positions: the position of the token of each row."""
         return self._batched_decode(rows, positions) if self._batched else self._row_by_row_decode(rows, positions)
 
     def _batched_decode(self, rows: Sequence[int], positions: Sequence[int]) -> PrefillAttention:
@@ -93,7 +98,10 @@ class KVCache:
         return attend
 
     def _row_by_row_decode(self, rows: Sequence[int], positions: Sequence[int]) -> PrefillAttention:
-        """Decode row by row, for a CPU. Keys are read in place without padding, and rows are independent."""
+        """Return attention that computes one row after another.
+
+        Keys are read in place and without padding. So the result of a row does not depend on other rows.
+        """
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             _, heads, size = q.shape
@@ -111,9 +119,10 @@ class KVCache:
         return attend
 
     def static_decode_attention(self, positions: Tensor, length: int, kernels: Kernels) -> DecodeAttention:
-        """Attention of one new token for each of the first n rows, at positions (n,) on the device, all below `length`.
+        """Return attention of one new token of each of the first n rows. A CUDA graph can capture it.
 
-        Shapes are fixed and nothing is copied to the host, so a CUDA graph can capture it. Keys are read in place.
+        positions (n,) on the device: the position of each row's token, below `length`. All shapes are fixed, and no
+        value is copied to the host.
         """
         count = len(positions)
 
@@ -124,16 +133,20 @@ class KVCache:
         return attend
 
     def zero_row(self, row: int) -> None:
-        """Zero a row that contains NaN or Inf: a masked product multiplies hidden values by 0, and 0 * NaN is NaN."""
+        """Zero a row that contains NaN or Inf.
+
+        A masked product multiplies the values of hidden positions by 0. 0 * NaN is NaN, so a NaN in the row would reach
+        the next utterance.
+        """
         self.k[:, row] = 0
         self.v[:, row] = 0
 
     def export_prefix(self, row: int, count: int) -> tuple[Tensor, ...]:
-        """Copy the row's first `count` positions: k, v (layers, G, count, d)."""
+        """Return copies of the keys and values of the row's first `count` positions: k, v (layers, G, count, d)."""
         return self.k[:, row, :, :count].clone(), self.v[:, row, :, :count].clone()
 
     def import_prefix(self, row: int, prefix: tuple[Tensor, ...]) -> None:
-        """Write a prefix from `export_prefix` to the row's first positions."""
+        """Write keys and values from `export_prefix` to the row's first positions."""
         k, v = prefix
         count = k.shape[2]
         self.k[:, row, :, :count] = k
@@ -141,7 +154,7 @@ class KVCache:
 
 
 class SplitKVCache:
-    """One KVCache per stage of a Stack, on the stage's device, with the interface of a single one."""
+    """A KVCache for each stage of a Stack, on the device of the stage. Has the interface of one KVCache."""
 
     def __init__(
         self, config: StackConfig, stages: Sequence[Stage], *, rows: int, positions: int, dtype: torch.dtype
@@ -173,7 +186,7 @@ class SplitKVCache:
         return attend
 
     def export_prefix(self, row: int, count: int) -> tuple[Tensor, ...]:
-        """Copy the row's first `count` positions: k and v of the first part, then of the second part, and so on."""
+        """Return copies of the row's first `count` positions: k and v of the first stage, then of the second, etc."""
         return tuple(tensor for part in self.parts for tensor in part.export_prefix(row, count))
 
     def import_prefix(self, row: int, prefix: tuple[Tensor, ...]) -> None:
@@ -182,7 +195,7 @@ class SplitKVCache:
 
 
 class DepthKVCache:
-    """Keys and values of a depth decoder, whose rows are always at the same position: (layers, rows, G, S, d) each."""
+    """The KV cache of a depth decoder: k and v, each (layers, rows, G, S, d). All rows are at the same position."""
 
     def __init__(
         self, config: StackConfig, *, rows: int, positions: int, device: torch.device, dtype: torch.dtype
@@ -196,9 +209,11 @@ class DepthKVCache:
         self._positions = torch.arange(positions, device=device)[:, None].repeat(1, rows)  # (S, rows)
 
     def _view(self, rows: int, start: int, count: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """For each layer: views of the new keys and values (B, G, S, d), then of all that are read (B, G, L, d).
+        """Return four views of the cache for each layer.
 
-        Views are cached: every frame uses the same ones, and creating them takes as long as the attention itself.
+        The first two are the keys and values of the new tokens (B, G, S, d). The last two are all keys and values that
+        attention reads (B, G, L, d). All frames use the same views, so this method caches them: to create them takes as
+        long as the attention.
         """
         found = self._views.get((rows, start, count))
         if found is None:
@@ -211,9 +226,9 @@ class DepthKVCache:
         return found
 
     def attention(self, rows: int, start: int, count: int) -> PrefillAttention:
-        """Causal attention of `count` new tokens at start..start+count-1 for each of the first `rows` rows.
+        """Return causal attention of `count` new tokens of each of the first `rows` rows.
 
-        Tokens are in the order (row, position).
+        The tokens are at positions start..start+count-1, in the order (row, position).
         """
         views = self._view(rows, start, count)
         if count == 1:
@@ -233,7 +248,10 @@ class DepthKVCache:
         return attend
 
     def static_decode_attention(self, rows: int, position: int, kernels: Kernels) -> DecodeAttention:
-        """Attention of one new token at `position` for each of the first `rows` rows; a CUDA graph can capture it."""
+        """Return attention of one new token at `position` of each of the first `rows` rows.
+
+        A CUDA graph can capture this attention.
+        """
         groups = self._groups
         fused = self._decode_attention(rows, self._view(rows, position, 1), fused=True)
         positions = self._positions[position, :rows]
@@ -251,9 +269,12 @@ class DepthKVCache:
     def _decode_attention(
         self, rows: int, views: list[tuple[Tensor, Tensor, Tensor, Tensor]], *, fused: bool | None = None
     ) -> PrefillAttention:
-        """fused: use torch's fused attention; None = on a CPU only."""
+        """Return attention of one new token of each row.
+
+        fused: True = use the fused attention of torch; False = use separate products. None = True on a CPU only.
+        """
         if fused is None:
-            fused = self.k.device.type == "cpu"  # half the time of two products and a softmax, which are all overhead
+            fused = self.k.device.type == "cpu"  # fused attention takes half the time of two products and a softmax
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             heads, size = q.shape[1:]
@@ -272,10 +293,10 @@ class DepthKVCache:
 
 
 class CrossKVCache:
-    """Keys and values of cross-attention. Each row attends to its own sequence of length S.
+    """The KV cache of cross-attention. Each row attends to a sequence of S tokens, for example its text.
 
-    If `batched`, all rows are in static tensors (layers, rows, G, S, d). Otherwise each row has its own tensors
-    (layers, G, S, d), allocated for the length of its sequence.
+    If `batched`, the keys and values of all rows are in two static tensors (layers, rows, G, S, d). Otherwise each row
+    has two tensors (layers, G, S, d), allocated for the length of the row's sequence.
     """
 
     def __init__(
@@ -288,7 +309,7 @@ class CrossKVCache:
         dtype: torch.dtype,
         batched: bool | None = None,
     ) -> None:
-        """batched: see KVCache."""
+        """Allocate the cache. batched: see KVCache."""
         cross = config.cross
         if cross is None:
             raise ValueError("a stack without cross-attention needs no CrossKVCache")
@@ -313,7 +334,7 @@ class CrossKVCache:
             self._rows[row] = (k, v)
 
     def write(self, layer: int, row: int, k: Tensor, v: Tensor) -> None:
-        """Write one layer's k, v (S, G, d)."""
+        """Write the keys and values (S, G, d) of one layer into the row."""
         for cached, new in zip(self._rows[row], (k, v), strict=True):
             cached[layer, :, : len(new)] = new.transpose(0, 1)
 
@@ -324,7 +345,7 @@ class CrossKVCache:
             self._rows[row] = (self._k[:, row], self._v[:, row])
 
     def length(self, row: int) -> int:
-        """The length of the row's sequence in tokens; 0 = the row has no sequence."""
+        """Return the length of the row's sequence in tokens; 0 = the row has no sequence."""
         return self._lengths[row]
 
     def zero_row(self, row: int) -> None:
@@ -338,9 +359,10 @@ class CrossKVCache:
         return self._k.nbytes + self._v.nbytes
 
     def static_decode_attention(self, lengths: Tensor, length: int, kernels: Kernels) -> CachedAttention:
-        """Attention of one token for each of the first n rows. A CUDA graph can capture it.
+        """Return attention of one token of each of the first n rows. A CUDA graph can capture it.
 
-        lengths (n,) on the device: the length of each row's sequence, at least 1. length: how many positions are read.
+        lengths (n,) on the device: the length of each row's sequence, at least 1. length: number of positions that
+        attention reads.
         """
         count, last = len(lengths), lengths - 1
 
@@ -351,7 +373,7 @@ class CrossKVCache:
         return attend
 
     def decode_attention(self, rows: Sequence[int]) -> CachedAttention:
-        """Attention of one token for each of `rows`."""
+        """Return attention of one token of each of `rows`."""
         return self._batched_decode(rows) if self._batched else self._row_by_row_decode(rows)
 
     def _batched_decode(self, rows: Sequence[int]) -> CachedAttention:
@@ -373,8 +395,8 @@ class CrossKVCache:
         cached = [self._rows[row] for row in rows]
 
         def attend(layer: int, q: Tensor) -> Tensor:
-            # In float32 for every cache dtype: for one query per head, torch's fused attention in bfloat16 takes three
-            # times as long.
+            # Computed in float32 for every dtype of the cache, because for one query the fused attention of torch in
+            # bfloat16 takes three times as long.
             _, heads, size = q.shape
             queries = q.float().view(-1, self._groups, heads // self._groups, size)  # (n, G, R, d)
             attended = [
@@ -386,7 +408,7 @@ class CrossKVCache:
         return attend
 
     def prefill_attention(self, row: int) -> CachedAttention:
-        """Attention of any number of tokens of one row."""
+        """Return attention of any number of tokens of one row."""
         length = self._lengths[row]
         k, v = self._rows[row]
 

@@ -1,4 +1,4 @@
-"""Linear layers: plain, packed for bfloat16 on a CPU, and int8 on an x86 CPU. Does not depend on any model."""
+"""Linear layers: plain, packed for bfloat16 on a CPU, and int8 on an x86 CPU. They do not depend on any model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 
 class Linear(nn.Module):
-    """y = x W^T + b. The weight is allocated, not initialised: a checkpoint fills it."""
+    """A linear layer: y = x W^T + b. The weight has undefined values until a checkpoint is loaded."""
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -29,11 +29,12 @@ _MIN_TOKENS = 3  # a product with a packed weight is padded to this many tokens
 
 
 class PackedLinear(nn.Module):
-    """A bfloat16 Linear on a CPU, with its weight in oneDNN's blocked order.
+    """A bfloat16 Linear on a CPU that stores the weight in the blocked order of oneDNN.
 
-    It is 1.6 times as fast as a Linear for one token. A token's result has the same bits in a batch of any size. oneDNN
-    guarantees this only from two tokens on, because it has another kernel for one token. Batches of one and two tokens
-    take more time than a batch of three (3.9, 4.6 and 3.2 ms at 2048 x 16384 on a Zen 5). So they are padded to three.
+    For one token, a PackedLinear is 1.6 times as fast as a Linear. The result of a token has the same bits in a batch
+    of any size. A batch of one or two tokens is padded to three tokens, for two reasons. oneDNN has another kernel for
+    one token, which gives other bits. Three tokens take less time than one or two (3.2, 3.9 and 4.6 ms at 2048 x 16384
+    on a Zen 5).
     """
 
     def __init__(self, linear: Linear) -> None:
@@ -61,20 +62,21 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A Linear with int8 weights (one scale per output) and 8-bit activations (one scale per token), on an x86 CPU.
+    """A Linear with int8 weights and 8-bit activations, on an x86 CPU. It returns float32.
 
-    Returns float32. With `norm` and `eps`, it also applies the RMSNorm that precedes the Linear.
+    If `norm` is given, an Int8Linear computes linear(rms_norm(x)), with the norm's weight `norm` and `eps`. Each output
+    has a scale for its weights, and each token has a scale for its activations.
 
-    The kernel has one activation scale for the whole batch. Therefore each token is divided by its own largest
-    magnitude first, and the kernel's scale is a constant. So a token's result does not depend on other tokens. Sums are
-    exact integers. On a CPU without VNNI, activations have 7 bits, because 8 bits would overflow the kernel's 16-bit
-    sums.
+    The kernel accepts only one activation scale for the whole batch. Therefore each token is divided by its largest
+    magnitude, and the kernel gets a constant scale. So the result of a token does not depend on other tokens. Sums are
+    exact integers. On a CPU without VNNI, activations have 7 bits, because 8-bit activations would overflow the
+    kernel's 16-bit sums.
     """
 
     def __init__(self, linear: Linear, norm: Tensor | None = None, eps: float = 0.0) -> None:
         super().__init__()
         if linear.weight.shape[1] % 8:
-            # The kernel rounds 8 activations at a time, and rounds the remaining ones differently.
+            # The kernel rounds groups of 8 activations, and it rounds an incomplete last group differently.
             raise ValueError(f"an int8 linear needs a multiple of 8 inputs, but this one has {linear.weight.shape[1]}")
         self.weight_count = linear.weight.numel()
         weight = linear.weight.data.float()
@@ -84,7 +86,7 @@ class Int8Linear(nn.Module):
         limit = 127 if torch.cpu._is_vnni_supported() else 63
         self._scale, self._zero_point = 1 / limit, limit + 1
         with warnings.catch_warnings():
-            # Quantized tensors are deprecated in favour of a package that is slower here. The kernel is not deprecated.
+            # torch deprecates quantized tensors and recommends a package that is slower here. The kernel stays.
             warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
             quantized = torch._make_per_channel_quantized_tensor(rounded, scales.double(), zeros, 0)
             bias = linear.bias.data.float() if linear.bias is not None else None
@@ -102,7 +104,8 @@ class Int8Linear(nn.Module):
         # A token of zeros gives 0 / 0 = NaN here. The kernel converts NaN to an integer, and `mul_` multiplies y by 0.
         y: Tensor = self._multiply(scaled / largest, self._scale, self._zero_point, self._packed)
         if self._norm_floor is not None:
-            # Divide each token's scale by its norm, instead of each value: a pass over all values would cost more.
+            # RMSNorm divides all values of a token by the norm of the token. The product is linear, so it is enough to
+            # divide the scale of the token by this norm. This takes less time than a division of all values.
             largest.div_(torch.linalg.vector_norm(x32, dim=1, keepdim=True).hypot_(self._norm_floor))
         y.mul_(largest)
         return y if self._bias is None else y.add_(self._bias)
@@ -114,14 +117,14 @@ class Int8Linear(nn.Module):
 
 
 def as_linear(module: nn.Module) -> Linear:
-    """Return `module` as a Linear. Raises TypeError if it has been packed or quantized."""
+    """Return `module` as a Linear. Raises TypeError if the module has been packed or quantized."""
     if not isinstance(module, Linear):
         raise TypeError(f"{type(module).__name__} is not a Linear: load the weights before packing or quantizing")
     return module
 
 
 def replace_linears(module: nn.Module, make: Callable[[Linear], nn.Module | None]) -> None:
-    """Replace every Linear below `module` with `make(linear)`. Where `make` returns None, the Linear stays."""
+    """Replace every Linear inside `module` by `make(linear)`. If `make` returns None, the Linear is not replaced."""
     for name, child in module.named_children():
         if isinstance(child, Linear):
             replacement = make(child)

@@ -13,10 +13,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Parameters of RoPE.
+    """The parameters of RoPE.
 
-    kind "linear" divides every frequency by `factor`. kind "llama3" divides low frequencies by `factor`, keeps high
-    frequencies, and interpolates between the two limits that the other fields define.
+    kind "default": the frequencies of the original paper. kind "linear": every frequency is divided by `factor`. kind
+    "llama3": low frequencies are divided by `factor`, high frequencies do not change, and frequencies between two
+    limits are interpolated. `low_freq_factor`, `high_freq_factor` and `original_positions` define the two limits.
     """
 
     theta: float
@@ -27,7 +28,10 @@ class Rope:
     original_positions: int = 8192
 
     def frequencies(self, head_dim: int) -> Tensor:
-        """Radians per position, (head_dim / 2,) float32. The "llama3" formula is the one published with Llama 3.1."""
+        """Return the angle in radians of one position for each pair of values, (head_dim / 2,) float32.
+
+        The formula for "llama3" was published with Llama 3.1.
+        """
         base = 1.0 / (self.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
         if self.kind == "default":
             return base
@@ -45,7 +49,7 @@ class Rope:
 
 
 def read_rope(raw: Mapping[str, Any], default_theta: float) -> Rope:
-    """Read RoPE from `rope_parameters`, or from `rope_theta` and `rope_scaling`, of a config.json.
+    """Read the parameters of RoPE from a config.json: `rope_parameters`, or `rope_theta` and `rope_scaling`.
 
     Raises ValueError for an unsupported kind.
     """
@@ -72,9 +76,9 @@ def read_rope(raw: Mapping[str, Any], default_theta: float) -> Rope:
 
 
 def rotary(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return cos and sin for positions (M,), each (M, 1, d) float32. They broadcast to heads (M, H, d).
+    """Return the cosines and sines for positions (M,), each (M, 1, d) float32, for `apply_rotary`.
 
-    The first half of the sines is negative, so that `apply_rotary` needs no negation.
+    The sines of the first d/2 elements are negated, so that `apply_rotary` needs no negation.
     """
     angles = positions[:, None].to(torch.float32) * frequencies  # (M, d/2)
     cos, sin = angles.cos(), angles.sin()
@@ -82,10 +86,10 @@ def rotary(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x (M, H, d): element i forms a pair with element i + d/2. cos, sin (M, 1, d) come from `rotary`.
+    """Rotate x (M, H, d), where element i forms a pair with element i + d/2. cos, sin (M, 1, d): from `rotary`.
 
-    Computes in float32 and returns x's dtype.
+    Computes in float32, and returns the dtype of x.
     """
     x32 = x.float()
-    swapped = x32.roll(x.shape[-1] // 2, -1)  # one call takes half the time of a negation and a cat
+    swapped = x32.roll(x.shape[-1] // 2, -1)  # `roll` takes half the time of a negation and a concatenation
     return (x32 * cos).add_(swapped.mul_(sin)).to(x.dtype)

@@ -1,7 +1,7 @@
-"""A pre-norm transformer stack in the manner of Llama. Does not depend on any model.
+"""A pre-norm transformer like Llama. This module does not depend on any model.
 
-A block takes tokens flattened to (M, D), and the caller passes the attention function. So the same weights prefill a
-prompt (M = S tokens of one row), decode a batch (M = one token of each row) and run a depth decoder or an encoder.
+A block gets tokens x (M, D) and an attention function from the caller. So the same block can prefill a prompt (M tokens
+of one row), decode a batch (one token of each of M rows), and be part of a depth decoder or an encoder.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CrossAttention = Callable[[int, "Block", Tensor, Tensor, Tensor], Tensor]
 class CrossConfig:
     """The shape of cross-attention."""
 
-    width: int  # of the vectors that the cross-attention attends to
+    width: int  # width of the vectors from which the keys and values are computed
     heads: int
     kv_heads: int
     head_dim: int
@@ -37,7 +37,7 @@ class CrossConfig:
 
 @dataclass(frozen=True, slots=True)
 class StackConfig:
-    """The shape of a Llama-like transformer. scale: factor of all attention scores; None = head_dim ** -0.5."""
+    """The shape of a transformer like Llama. scale: factor of all attention scores; None = head_dim ** -0.5."""
 
     layers: int
     width: int
@@ -60,22 +60,22 @@ class StackConfig:
 
 @dataclass(frozen=True, slots=True)
 class CrossInput:
-    """The cross-attention of one call of a Stack.
+    """The inputs of the cross-attention in one call of a Stack.
 
-    The first `conditional` tokens attend to the cross-attention sequence. The remaining tokens are unconditional: the
-    output of their cross-attention is a constant of each layer.
+    The first `conditional` tokens attend to a sequence, for example a text. All later tokens are unconditional: in each
+    layer, the output of their cross-attention is a constant.
     """
 
     conditional: int
     attend: CachedAttention
-    unconditional: Tensor | None = None  # (layers, D) the constants; None = there are no unconditional tokens
+    unconditional: Tensor | None = None  # (layers, D) the constant of each layer; None = no unconditional tokens
 
 
 class Block(nn.Module):
     """One transformer layer: RMSNorm, self-attention, RMSNorm, gated MLP.
 
-    With `config.cross`, an RMSNorm and cross-attention follow the self-attention. `qkv`, `gate_up` and `cross_kv` each
-    compute several matrices in one product.
+    If `config.cross` is set, an RMSNorm and cross-attention follow after the self-attention. `qkv`, `gate_up` and
+    `cross_kv` each join several weights, so that one product computes several outputs.
     """
 
     def __init__(self, config: StackConfig, *, device: torch.device, dtype: torch.dtype) -> None:
@@ -106,7 +106,7 @@ class Block(nn.Module):
         attend: PrefillAttention,
         cross: CrossInput | None = None,
     ) -> Tensor:
-        """x (M, D) -> (M, D). position: cos and sin of the tokens' positions, from `rotary`."""
+        """Compute the layer: x (M, D) -> (M, D). position: cos and sin of the tokens' positions, from `rotary`."""
         c = self.config
         cos, sin = position
         tokens = x.shape[0]
@@ -119,7 +119,7 @@ class Block(nn.Module):
         return x + mlp.to(x.dtype)  # type: ignore[no-any-return]
 
     def quantize(self, *, attention: bool = True) -> None:
-        """Use int8 weights for the MLP and, unless `attention` is false, for self-attention."""
+        """Convert the weights of the MLP to int8. attention: also convert the weights of self-attention."""
         eps = self.config.eps
         if attention:
             self.qkv = Int8Linear(as_linear(self.qkv), self.attention_norm, eps)
@@ -128,13 +128,16 @@ class Block(nn.Module):
         self.down = Int8Linear(as_linear(self.down))
 
     def _norm_linear(self, x: Tensor, norm: Tensor, linear: nn.Module) -> Tensor:
-        """linear(rms_norm(x)). An Int8Linear includes the norm."""
+        """Return linear(rms_norm(x)). An Int8Linear applies the norm itself, so it receives x without the norm."""
         if not isinstance(linear, Int8Linear):
             x = functional.rms_norm(x, (self.config.width,), norm, self.config.eps)
         return linear(x)  # type: ignore[no-any-return]
 
     def qkv_heads(self, normed: Tensor) -> Tensor:
-        """Queries, keys and values (M, H + 2 G, d) of normed tokens (M, D), before RoPE."""
+        """Return the queries, keys and values (M, H + 2 G, d) of tokens (M, D), without RoPE.
+
+        normed: the tokens after RMSNorm.
+        """
         c = self.config
         return self.qkv(normed).view(len(normed), c.heads + 2 * c.kv_heads, c.head_dim)  # type: ignore[no-any-return]
 
@@ -154,7 +157,7 @@ class Block(nn.Module):
         return torch.cat((attended, cross.unconditional[layer].expand(count - conditional, -1)))
 
     def cross_kv_heads(self, other: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of cross-attention: the sequence `other` (S, D') -> k, v, each (S, G, d)."""
+        """Return the keys and values of cross-attention, each (S, G, d). other: the sequence to attend to, (S, D')."""
         cross = self.config.cross
         assert cross is not None  # noqa: S101 - only a stack with cross-attention calls this
         heads = self.cross_kv(other).view(len(other), 2 * cross.kv_heads, cross.head_dim)
@@ -171,7 +174,7 @@ class Stage:
 
 
 class StageEntry(nn.Module):
-    """Moves x to the device of a stage and looks up cos and sin of its positions there."""
+    """Copies x to the device of a stage, and returns it with the cos and sin of its positions."""
 
     def __init__(self, device: torch.device, cos: Tensor, sin: Tensor) -> None:
         super().__init__()
@@ -187,9 +190,9 @@ class StageEntry(nn.Module):
 
 
 class Stack(nn.Module):
-    """Blocks and a final norm. Has no state: keys and values are in the cache that `attend` uses.
+    """Blocks and a final norm. A Stack has no state: the keys and values are in the cache of the attention function.
 
-    `stages` distribute the blocks over several devices, in order. Inputs, final norm and results are on `device`.
+    stages: the device of each part of the blocks, in order. Inputs, final norm and results are on `device`.
     """
 
     def __init__(
@@ -221,7 +224,7 @@ class Stack(nn.Module):
     def forward(
         self, x: Tensor, positions: Tensor | slice, attend: PrefillAttention, cross: CrossInput | None = None
     ) -> Tensor:
-        """x (M, D) at positions (M,) -> (M, D), normed."""
+        """Compute all blocks and the final norm: x (M, D) at positions (M,) -> (M, D)."""
         device = x.device
         for y in self.layer_outputs(x, positions, attend, cross):
             x = y
@@ -230,8 +233,11 @@ class Stack(nn.Module):
     def layer_outputs(
         self, x: Tensor, positions: Tensor | slice, attend: PrefillAttention, cross: CrossInput | None = None
     ) -> Iterator[Tensor]:
-        """Yield x after each layer, so that a caller can pause in between. Pass the last one to `final_norm`."""
-        cos, sin = x, x  # the first layer has an entry, which replaces both
+        """Yield x after each layer. So the caller can pause after a layer.
+
+        The caller must pass the output of the last layer to `final_norm`.
+        """
+        cos, sin = x, x  # the entry of the first layer replaces these values
         for layer, block in enumerate(self.blocks):
             entry = self._entry_before.get(layer)
             if entry is not None:
@@ -247,9 +253,9 @@ class Stack(nn.Module):
         kernels: Kernels,
         cross: CrossAttention | None = None,
     ) -> Tensor:
-        """Compute `forward` for one token of each row, x (M, D) -> (M, D), normed. A CUDA graph can capture it.
+        """Compute `forward` for one token of each row: x (M, D) -> (M, D). A CUDA graph can capture this method.
 
-        Requires that all blocks are on one device.
+        All blocks must be on one device.
         """
         c = self.config
         [entry] = self.entries

@@ -1,13 +1,13 @@
-"""The two published layouts of a Dia checkpoint, converted to one set of names. Names and shapes only.
+"""Converts the two published layouts of a Dia checkpoint to one set of names, and checks names and shapes.
 
-The model uses the names of the transformers layout. nari's layout has the axes of JAX's DenseGeneral: the weight of a
-linear layer with several heads is (in, heads, size) or (heads, size, out), gate and up are (in, 2, ffn), the output
-head is (in, channels, ids), and each channel has its own embedding.
+The model uses the names of the transformers layout. In the layout of nari, weights have the axes of JAX's DenseGeneral:
+an attention weight is (in, heads, size) or (heads, size, out), the gate and up weights are one tensor (in, 2, ffn), the
+output head is (in, channels, ids), and each channel has a separate embedding table.
 
-Weights of v0.1 in the transformers layout raise an error. The converter of transformers reads v0.1 by default, but
-transformers has no RoPE in cross-attention, so the converted model speaks wrongly. Such weights are recognised by
-config.json (keys of v0.1, or a `version` or `_name_or_path` that names v0.1) and by the name of the file or repository.
-Otherwise they can't be distinguished from 0626, because names and shapes are the same.
+The server refuses weights of v0.1 in the transformers layout. The converter of transformers accepts v0.1, but
+transformers has no RoPE in cross-attention, so the converted model speaks wrongly. This module recognises such weights
+by config.json (keys of v0.1, or a `version` or `_name_or_path` that names v0.1) and by the name of the file or
+repository. The tensors do not help, because v0.1 and 0626 have the same names and shapes.
 """
 
 from __future__ import annotations
@@ -82,7 +82,10 @@ def expected_shapes(config: DiaConfig) -> dict[str, Shape]:
 
 
 def nari_name(name: str) -> str:
-    """Convert a tensor's name from the transformers layout to nari's. Not for the audio table, which nari splits."""
+    """Convert a tensor's name from the transformers layout to the layout of nari.
+
+    Do not call this for the audio table, because the layout of nari has one table for each channel.
+    """
     if name == HEAD:
         return _NARI_HEAD
     name = name.removeprefix("model.")
@@ -90,7 +93,7 @@ def nari_name(name: str) -> str:
 
 
 def nari_shapes(config: DiaConfig) -> dict[str, Shape]:
-    """Return the name and the shape of every tensor, in nari's layout."""
+    """Return the name and the shape of every tensor, in the layout of nari."""
     c = config
     shapes: dict[str, Shape] = {}
     for name, shape in expected_shapes(config).items():
@@ -102,7 +105,7 @@ def nari_shapes(config: DiaConfig) -> dict[str, Shape]:
 
 
 def _nari_shape(name: str, shape: Shape, config: DiaConfig) -> Shape:
-    """Convert a tensor's shape from the transformers layout to nari's."""
+    """Convert a tensor's shape from the transformers layout to the layout of nari."""
     if name == HEAD:
         return (shape[1], config.channels, config.audio_vocab)
     stack = config.encoder if name.startswith(ENCODER) else config.decoder
@@ -119,7 +122,7 @@ def _nari_shape(name: str, shape: Shape, config: DiaConfig) -> Shape:
 
 
 def weights_of(candidates: list[Checkpoint], config: DiaConfig, source: str = "") -> Checkpoint:
-    """Return the model's tensors, checked and renamed.
+    """Check the tensors of a checkpoint, and return them with the model's names.
 
     candidates: the checkpoints in the model's folder; the first one with Dia weights is used. source: the hub id or
     folder of the weights. Raises WeightsUnavailable if no candidate has Dia weights, if tensors are missing, unexpected
@@ -141,7 +144,7 @@ def weights_of(candidates: list[Checkpoint], config: DiaConfig, source: str = ""
 
 
 def _derivable(name: str) -> bool:
-    """Whether a checkpoint may contain this tensor, which the model does not read because it computes the values."""
+    """Whether this is a tensor that some checkpoints contain and the model computes, so that `check` ignores it."""
     return name.endswith(("rotary_emb.inv_freq", "embeddings.offsets", "timescale"))
 
 
@@ -186,7 +189,7 @@ def _names_v01(origin: str) -> bool:
 
 
 def _from_nari(checkpoint: Checkpoint, config: DiaConfig) -> Checkpoint:
-    """Rename and reshape the tensors of nari's layout."""
+    """Return the tensors of a checkpoint in the layout of nari, with the names and shapes of transformers."""
     renamed: dict[str, Stored] = {}
     for name, shape in expected_shapes(config).items():
         if name == AUDIO_TABLE:
@@ -210,9 +213,9 @@ def _concatenated(checkpoint: Checkpoint, names: list[str]) -> Callable[[], Tens
 
 
 def _as_linear(checkpoint: Checkpoint, name: str, inputs: int) -> Callable[[], Tensor]:
-    """Return a function that reads a DenseGeneral's weight and converts it to (out, in).
+    """Return a function that reads a weight in the layout of nari and converts it to (out, in).
 
-    inputs: how many of its axes, from the first on, are inputs.
+    inputs: the first `inputs` axes of the weight are inputs; the later axes are outputs.
     """
 
     def make() -> Tensor:

@@ -1,8 +1,9 @@
-"""Reads the config.json of a Dia checkpoint, in every published form. Does not use tensors.
+"""Reads the config.json of a Dia checkpoint, in every published form. This module does not use tensors.
 
-Two models are named Dia-1.6B. The first (April 2025, "v0.1") applies RoPE in cross-attention and draws codes from the
-guided logits. The second (June 2025, "0626") does neither. Their tensors have the same names and shapes, so only
-config.json distinguishes them: v0.1 has the keys `model` and `data`, 0626 has `encoder_config` and `decoder_config`.
+Two models are named Dia-1.6B: "v0.1" of April 2025 and "0626" of June 2025. v0.1 applies RoPE in cross-attention and
+draws codes from the guided logits; 0626 does neither. The tensors of both models have the same names and shapes. So
+only config.json distinguishes the models: v0.1 has the keys `model` and `data`, and 0626 has the keys `encoder_config`
+and `decoder_config`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class DiaConfig:
     decoder: StackConfig
     text_vocab: int
     audio_vocab: int  # ids of one channel: the codes, then EOS, PAD and BOS
-    delays: tuple[int, ...]  # channel c is delays[c] positions behind channel 0
+    delays: tuple[int, ...]  # the code of a frame in channel c is delays[c] positions after its code in channel 0
     eos: int
     pad: int
     bos: int
@@ -54,7 +55,7 @@ class DiaConfig:
     def max_frames(self) -> int:
         """The largest number of frames of a prompt and the speech after it.
 
-        BOS and the delay pattern take the other positions.
+        BOS and the delay pattern take the remaining positions.
         """
         return self.max_positions - 1 - max(self.delays)
 
@@ -70,7 +71,7 @@ def parse_config(raw: Mapping[str, Any]) -> DiaConfig:
     if v01 and v0626:
         raise WeightsUnavailable(
             "This config.json has the keys of both Dia-1.6B models: `model` and `data` belong to v0.1, "
-            "`encoder_config` and `decoder_config` to 0626. The weights would load as either, but only one is correct.",
+            "`encoder_config` and `decoder_config` belong to 0626. The server can't find out which model it is.",
             remedy="Download the model again.",
         )
     if not (v01 or v0626):
@@ -161,7 +162,7 @@ def _stack(
 
 
 def _rope(raw: Mapping[str, Any]) -> Rope:
-    """Read RoPE. A `rope_scaling` that is a plain number is ignored, as nari's code does."""
+    """Read the parameters of RoPE. Like the code of nari, ignore a `rope_scaling` that is a plain number."""
     values = {key: value for key, value in raw.items() if key != "rope_scaling" or isinstance(value, Mapping)}
     return read_rope(values, _THETA)
 

@@ -1,12 +1,13 @@
-"""One CUDA graph for a step of Dia: work of fixed shape for the first n rows, captured once and replayed.
+"""CUDA graphs that compute one step of Dia for the first n rows.
 
-One launch computes, for each row: the codes at its position, the pair of tokens through the decoder, guidance, the draw
-and the delay pattern. A step has a seventh of the work and of the audio of a step of CSM. Therefore several steps are
-launched together (a burst), and the host reads their results while the next burst runs. The codec is not part of the
-graph: it decodes frames from the host.
+One launch runs the decoder on the conditional and the unconditional token of each row, applies guidance, draws codes
+and applies the delay pattern. All inputs are on the device. A step of Dia takes a seventh of the time of a step of CSM
+and gives a seventh of the audio. Therefore the host launches several steps together, which is called a burst, and reads
+their results while the next burst runs. The graph does not contain the codec: the host passes complete frames to it.
 
-As in engines/csm/cuda_graph.py, all inputs of a step are on the device, inactive rows are computed but do not change,
-and steps are captured for several numbers of rows and several lengths of attention.
+A launch computes all of the first n rows, but it changes the state of active rows only. A row is active if the host has
+selected it for this launch and its speech has not ended. There is one graph for each number of rows (1, 2, 4 ...) and
+each number of positions and text bytes that attention reads.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from app.runtime.sampling import SamplingParams
     from app.types import Codes
 
-FIRST_AUDIO_LENGTH, FIRST_TEXT_LENGTH = 512, 256  # positions, and text bytes, of the shortest captured step
+FIRST_AUDIO_LENGTH, FIRST_TEXT_LENGTH = 512, 256  # positions and text bytes that attention reads in the smallest graph
 
 # Columns of a row's integers, and of its flags. FIRST_FRAME: the position at which the first frame is complete.
 _POSITION, _DRAWS, _SEED, _MIN_FRAMES_LEFT, _TOP_K, _TEXT_LENGTH, _FIRST_FRAME = range(7)
@@ -42,26 +43,26 @@ _ACTIVE, _EARLY_EOS, _NON_FINITE = range(3)
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Results of one step of a burst for R rows, on the host."""
+    """The results of one step of a burst for R rows, on the host."""
 
-    frames: Codes  # (R, C) the frames that are complete after this step
-    counts: NDArray[np.int64]  # (R,) the final number of frames of the row
+    frames: Codes  # (R, C) the frame of each row that is complete after this step
+    counts: NDArray[np.int64]  # (R,) the number of frames that the row's speech will have
     active: NDArray[np.bool_]  # (R,) the step advanced the row
-    early_eos: NDArray[np.bool_]  # (R,) the guard suppressed an EOS in the row's first steps
+    early_eos: NDArray[np.bool_]  # (R,) an EOS in the row's first steps was suppressed
     non_finite: NDArray[np.bool_]  # (R,) the row's logits are NaN or infinite
 
 
 @dataclass(frozen=True, slots=True)
 class BucketKey:
-    """The positions that attention to audio and text covers, and whether all rows sample on the fast path."""
+    """The variant of a captured step."""
 
-    audio_length: int
-    text_length: int
-    fast_path: bool
+    audio_length: int  # number of positions that self-attention reads
+    text_length: int  # number of text bytes that cross-attention reads
+    fast_path: bool  # all rows draw codes on the fast path of runtime/sampling.py
 
 
 class DiaCudaGraph:
-    """The state of all rows on the device, and the captured steps that advance it. Used by one thread only."""
+    """The state of all rows on the device, and the captured steps that advance the rows. Only one thread may use it."""
 
     def __init__(
         self,
@@ -73,7 +74,10 @@ class DiaCudaGraph:
         burst: int,
         kernels: Sequence[Kernels] = (TORCH,),
     ) -> None:
-        """burst: steps that are launched together. kernels: the candidates; `capture` selects the fastest."""
+        """Create the state of the rows. burst: number of steps that are launched together.
+
+        kernels: the candidate kernels; `capture` selects the fastest of them.
+        """
         c, device = model.config, model.device
         self.burst = burst
         self._model, self._cache, self._delay_pattern = model, cache, delay_pattern
@@ -91,13 +95,17 @@ class DiaCudaGraph:
         )
         self.steps.integers[:, _TEXT_LENGTH] = 1
         self._speaking = torch.zeros(rows, dtype=torch.bool, device=device)
-        self._burst_step = torch.zeros(1, dtype=torch.int64, device=device)  # index within the burst
-        self._frames = torch.zeros(burst, rows, c.channels + 1, dtype=torch.int16, device=device)  # and the count
+        self._burst_step = torch.zeros(1, dtype=torch.int64, device=device)  # index of the step in its burst
+        # For each step of the burst and each row: the frame, and the number of frames that the speech will have.
+        self._frames = torch.zeros(burst, rows, c.channels + 1, dtype=torch.int16, device=device)
         self._flags = torch.zeros(burst, rows, 3, dtype=torch.bool, device=device)
         self._on_host = PinnedDoubleBuffer(self._frames, self._flags)
 
     def capture(self, capture: GraphCapture) -> None:
-        """Select the fastest kernels and capture all steps. Raises torch.OutOfMemoryError."""
+        """Select the fastest kernels and capture all steps. If memory is short, `steps.rows` becomes smaller.
+
+        Raises torch.OutOfMemoryError if the graphs for one row do not fit into memory.
+        """
         shortest = BucketKey(self._audio_lengths[0], self._text_lengths[0], fast_path=True)
         self.steps.capture(capture, self.advance, shortest)
 
@@ -113,26 +121,26 @@ class DiaCudaGraph:
         text_length: int,
         first_frame: int,
     ) -> None:
-        """Start the row at `position`.
+        """Start the row's speech at `position`. scale: the guidance scale. text_length: number of bytes of the script.
 
-        min_frames_left: the number of steps in which EOS is suppressed. first_frame: the position at which its first
-        frame is complete.
+        min_frames_left: the number of steps in which EOS is suppressed. first_frame: the position at which the first
+        frame of the row is complete.
         """
         integers = (position, 0, seed, min_frames_left, max(0, params.top_k), text_length, first_frame)
         self.steps.set_row(row, integers, (max(0.0, params.temperature), params.top_p, scale))
         self._speaking[row] = True
 
     def stop(self, row: int) -> None:
-        """Stop advancing the row, from the next launch on."""
+        """Stop the row: later launches do not advance it."""
         self._speaking[row] = False
 
     def launch(
         self, rows: Sequence[int], *, longest: int, text_length: int, fast_path: bool
     ) -> Callable[[], list[Step]]:
-        """Launch a burst of these rows. Returns a function that waits for its steps.
+        """Launch a burst of steps of these rows. Returns a function that waits for the results and returns them.
 
-        longest: the largest position of any row in the burst. text_length: bytes of the longest text. The result
-        stays valid during the next launch, and becomes invalid at the launch after it.
+        longest: a number above all positions of the rows in this burst. text_length: number of bytes of the longest
+        text. The results are valid until the second next launch, which overwrites them.
         """
         self.steps.select(rows)
         self._burst_step.zero_()
@@ -160,7 +168,7 @@ class DiaCudaGraph:
         return steps
 
     def advance(self, count: int, key: BucketKey, kernels: Kernels) -> None:
-        """Compute one step of the first `count` rows: the work that is captured."""
+        """Compute one step of the first `count` rows. `capture` captures this method."""
         c, model = self._model.config, self._model
         integers = self.steps.integers[:count]
         position, draws, seeds, min_frames_left, top_k, text_lengths, first_frame = (
@@ -185,7 +193,7 @@ class DiaCudaGraph:
         )
         most = TOP_K_FAST if key.fast_path else None
         suppressed = min_frames_left > 0
-        # Without suppression, only of channel 0, which decides the end.
+        # The scores of channel 0 without suppression show whether EOS would have ended the speech.
         unsuppressed = candidates(c, conditional[:, :1], unconditional[:, :1], scales=scales, top_k=top_k, most=most)
         early_eos = active & suppressed & unsuppressed[:, 0, c.eos].isfinite()
         scores = candidates(c, conditional, unconditional, scales=scales, top_k=top_k, most=most, suppressed=suppressed)
@@ -211,5 +219,5 @@ class DiaCudaGraph:
 
 
 def uses_fast_path(params: Sequence[SamplingParams]) -> bool:
-    """Whether rows with these parameters can use steps that sample on the fast path."""
+    """Whether rows with these sampling parameters can use the graphs for the fast path."""
     return all(k.top_k <= TOP_K_FAST for k in params)

@@ -1,8 +1,8 @@
-"""Decoding of Dia's frames in chunks.
+"""Decodes Dia's frames to samples in chunks.
 
-The codec looks ten frames ahead. A row's frames are collected: the first chunk has FIRST_FRAMES, all others have
-CHUNK_FRAMES. Chunks depend only on the row's own frames, so its samples depend neither on how fast the client reads nor
-on the other rows in the batch.
+The codec needs the next ten frames to decode a frame. The first chunk of a row has FIRST_FRAMES frames, and each later
+chunk has CHUNK_FRAMES frames. So the samples of a row do not depend on the client's reading speed or on other rows in
+the batch.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ if TYPE_CHECKING:
     from app.nn.dac.model import DacDecoder
     from app.types import Codes, Samples
 
-FIRST_FRAMES, CHUNK_FRAMES = 16, 8  # the first chunk gives 70 ms of audio; smaller chunks cost up to twice the time
+FIRST_FRAMES, CHUNK_FRAMES = 16, 8  # the first chunk gives 70 ms of audio; smaller chunks take up to twice the time
 
 
 class ChunkedDecoding:
-    """Collects the rows' frames and decodes them in chunks."""
+    """Collects the frames of each row until a chunk is full, and then decodes the chunk."""
 
     def __init__(self, decoder: DacDecoder, device: torch.device) -> None:
         self._decoder = decoder
         self._device = device
 
     def decode(self, states: Mapping[int, DiaRow], rows: Sequence[int], codes: Codes) -> list[Samples]:
-        """Add one frame (n, C) to these rows. Returns samples (N,) per row, empty while its chunk is not full."""
+        """Add one frame of codes (n, C) to the chunks of these rows, and return the samples (N,) of each row.
+
+        The samples of a row are empty if the row's chunk is not full yet.
+        """
         due: dict[int, list[int]] = {}  # indices into `rows`, by number of frames to decode
         for i, (row, frame) in enumerate(zip(rows, codes, strict=True)):
             state = states[row]

@@ -1,12 +1,13 @@
-"""The delay pattern: channel c is delays[c] positions behind channel 0. Does not depend on weights.
+"""The delay pattern: the code of a frame in channel c is delays[c] positions after its code in channel 0.
 
 Position 0 is BOS in all channels. After a prompt of P frames, the code of frame t in channel c is at position
 1 + P + t + delays[c]. The positions before a channel's first frame are BOS. So frame t is complete at position
 1 + P + t + max(delays). If channel 0 draws EOS at position e, channel c gets EOS at e + delays[c] and PAD after it, and
 the speech has e - 1 - P frames.
 
-The rules are those of transformers' DiaProcessor and DiaEOSDelayPatternLogitsProcessor. nari's code plans one
-position less for a prompt, so it draws the last channel of the prompt's last frame (or of BOS) instead of keeping it.
+The rules are those of DiaProcessor and DiaEOSDelayPatternLogitsProcessor in transformers. The code of nari differs: it
+draws the last channel of the prompt's last frame again. This module keeps the code of the prompt. It does not depend on
+weights.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from app.engines.dia.config import DiaConfig
 
 
 class DelayPattern:
-    """The codes at each position of R rows. They stay on the device, so that a step never waits for the host."""
+    """The codes at each position of all rows. The codes are on the device, so a step does not wait for the host."""
 
     def __init__(self, config: DiaConfig, rows: int, device: torch.device) -> None:
         self._config = config
@@ -26,12 +27,15 @@ class DelayPattern:
         self._delays = torch.tensor(config.delays, device=device)
         self._channels = torch.arange(config.channels, device=device)
         self._ids = torch.zeros(rows, config.max_positions + 1, config.channels, dtype=torch.int64, device=device)
-        self._prompts = torch.zeros(rows, dtype=torch.int64, device=device)  # frames
-        # The position of EOS in channel 0: the one drawn, or else the latest possible.
+        self._prompts = torch.zeros(rows, dtype=torch.int64, device=device)  # number of frames of each row's prompt
+        # The position of EOS in channel 0. Before EOS is drawn: the last position at which EOS is possible.
         self._ends = torch.zeros(rows, dtype=torch.int64, device=device)
 
     def begin(self, row: int, prompt: Tensor, frames: int) -> None:
-        """Start a row with a prompt (P, C) and up to `frames` frames of speech, P + frames <= max_frames."""
+        """Start a row with a prompt of codes (P, C). frames: the largest number of frames of speech.
+
+        Raises ValueError if prompt and speech do not fit into the positions.
+        """
         c, length = self._config, len(prompt)
         if length + frames > c.max_frames:
             raise ValueError(f"{length} + {frames} frames do not fit into {c.max_positions} positions")
@@ -43,20 +47,22 @@ class DelayPattern:
         self._ends[row] = 1 + length + frames
 
     def prompt_codes(self, row: int, start: int, stop: int) -> Tensor:
-        """The codes at positions start..stop-1: (stop - start, C)."""
+        """Return the codes of a row at positions start..stop-1: (stop - start, C)."""
         return self._ids[row, start:stop]
 
     def at(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """The codes at each row's position: (n, C)."""
+        """Return the codes of these rows, each at its position: (n, C). rows, positions: (n,)."""
         return self._ids[rows, positions]
 
     def put(
         self, rows: Tensor, positions: Tensor, drawn: Tensor, active: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Store the drawn codes (n, C) at these positions, except where the pattern fixes the code.
+        """Store the drawn codes (n, C) of these rows at these positions.
 
-        active (n,) bool: the other rows do not change; None = all are active. Returns the frames (n, C) that are
-        complete now (undefined before a row's first frame), and the final number of frames of each row (n,).
+        Where the pattern requires BOS, EOS, PAD or a code of the prompt, stores that code. active (n,) bool: inactive
+        rows do not change; None = all rows are active. Returns the frame (n, C) of each row that is complete now, and
+        the number of frames (n,) that the speech of each row will have. Before a row's first frame is complete, its
+        returned frame is undefined.
         """
         c, at = self._config, positions[:, None]
         drawn_end = drawn[:, 0] == c.eos
@@ -76,5 +82,5 @@ class DelayPattern:
         return self._ids[rows[:, None], complete, self._channels], ends - 1 - prompts
 
     def first_frame(self, prompt_frames: int) -> int:
-        """The position at which the first frame after the prompt is complete."""
+        """Return the position at which the first frame after the prompt is complete."""
         return 1 + prompt_frames + self._delay

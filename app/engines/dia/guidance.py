@@ -1,13 +1,13 @@
-"""Classifier-free guidance, the EOS rules and the draw: from two sets of logits to codes. Does not depend on weights.
+"""Draws codes from Dia's logits, with classifier-free guidance and the EOS rules. Does not depend on weights.
 
-guided = c + s (c - u), with the conditional logits c (with the text) and the unconditional logits u. A scale of 4 in
-many other implementations is s = 3 here, as in nari's code and in transformers.
+guided = c + s (c - u), with the conditional logits c, the unconditional logits u and the scale s. Many other
+implementations use the formula u + s' (c - u), where s' = s + 1. nari's code and transformers use s.
 
-- 0626: the top k of the guided logits are the candidates, and they are drawn with the logits of c. EOS is a candidate
-  only if it is the best one of channel 0, and then it is the only one (transformers:
+- 0626: the candidates are the codes with the k largest guided logits. A candidate is drawn with its conditional logit.
+  If EOS is the best candidate of channel 0, it is the only candidate; otherwise EOS is not a candidate (transformers:
   DiaClassifierFreeGuidanceLogitsProcessor, DiaEOSChannelFilterLogitsProcessor).
-- v0.1: codes are drawn from the guided logits, with the logit of EOS times 0.8. EOS is a candidate only if it is the
-  best one. The draw applies top k (nari-labs/dia at 2811af1, the last commit before 0626).
+- v0.1: codes are drawn from the guided logits, where the logit of EOS is multiplied by 0.8. If EOS is not the best code
+  of channel 0, it is not a candidate. The draw applies top-k (nari-labs/dia at 2811af1, the last commit before 0626).
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def candidates(
     most: int | None,
     suppressed: Tensor | None = None,
 ) -> Tensor:
-    """Logits with and without the text, (n, C, V) float32 -> scores to draw from (n, C, V), -inf for removed codes.
+    """Return the scores (n, C, V) from which codes are drawn. The score of a code that can't be drawn is -inf.
 
-    scales (n,) float32: 0 = no guidance. top_k (n,) int64: 0 = all codes. most: an upper bound of every top_k that is
-    not "all"; None = no bound. suppressed (n,) bool: rows in which EOS is suppressed.
-    Does not wait for the device.
+    conditional, unconditional: logits (n, C, V) float32. scales (n,) float32: 0 = no guidance. top_k (n,) int64: 0 = no
+    limit. most: no top_k in the batch is larger, except for rows without a limit; None = unknown. suppressed (n,) bool:
+    rows in which EOS is suppressed. Does not wait for the device.
     """
     c = config
     guided = conditional + scales[:, None, None] * (conditional - unconditional)
@@ -62,15 +62,16 @@ def candidates(
 
 
 def _top(scores: Tensor, top_k: Tensor, most: int | None) -> Tensor:
-    """True for the k largest of (n, C, V), with k of each row; 0 = all. Codes that tie with the k-th stay.
+    """Return which scores (n, C, V) are among the k largest of their channel. top_k (n,): k of each row, 0 = all.
 
-    Ties occur in bfloat16. Because they stay, the result does not depend on the k of other rows.
+    If several codes have the k-th largest score, which occurs in bfloat16, all of them are included. So the result does
+    not depend on the top_k of other rows.
     """
     size = scores.shape[-1]
     most = size if most is None else max(1, min(most, size))
     limited = ((top_k > 0) & (top_k < size))[:, None, None]
     best = scores.topk(most, dim=-1).values
-    # An inactive row may have any top_k.
+    # The top_k of a row without an utterance may have any value, so it is limited.
     at = torch.where(limited, top_k[:, None, None].clamp(max=most), most) - 1  # (n, 1, 1)
     floor = best.gather(-1, at.expand(-1, scores.shape[1], -1)).masked_fill(~limited, -torch.inf)
     return scores >= floor
@@ -78,7 +79,7 @@ def _top(scores: Tensor, top_k: Tensor, most: int | None) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Guided:
-    """One row's sampling and guidance."""
+    """The sampling parameters and the guidance scale of one row."""
 
     params: SamplingParams
     cfg_scale: float  # 0 = no guidance
@@ -98,10 +99,10 @@ def pick(
     noise: Tensor | None,
     suppressed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw codes (n, C) int64 from the logits (n, C, V) with and without the text.
+    """Draw codes (n, C) int64. Also returns (n,) bool: whether EOS is the best candidate of channel 0.
 
-    Also returns whether EOS is the best candidate of channel 0, (n,) bool. noise (n * C, V): None where all rows are
-    greedy. suppressed (n,) bool: rows in which EOS is suppressed.
+    logits: conditional and unconditional, each (n, C, V). noise: (n * C, V), or None if all rows are greedy. suppressed
+    (n,) bool: rows in which EOS can't be drawn.
     """
     c, count, device = config, len(rows), logits[0].device
     scales = torch.tensor([row.cfg_scale for row in rows], device=device, dtype=torch.float32)

@@ -10,20 +10,23 @@ from app.errors import BadReference, TextTooLong
 
 @dataclass(frozen=True, slots=True)
 class Guards:
-    """Limits for a model that sometimes does not stop, or stops too early (see `audio/guard.py`)."""
+    """Limits for the duration of a script, because the model sometimes stops too early or does not stop.
 
-    min_s: float = 0.3  # minimum duration of a script: channel 0 can't be EOS before this time
-    pace: float = 2.0  # a script may take up to `pace` times its expected duration,
-    slack_s: float = 4.0  # plus this time
+    See also audio/guard.py.
+    """
+
+    min_s: float = 0.3  # the smallest duration of a script: EOS is suppressed before this time
+    pace: float = 2.0  # the largest duration of a script is pace * expected duration + slack_s
+    slack_s: float = 4.0
 
     def limit_s(self, expected_s: float) -> float:
-        """The largest duration of a script with this expected duration."""
+        """Return the largest duration of a script with this expected duration, in seconds."""
         return self.slack_s + self.pace * expected_s
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The frame limits of scripts. guards: None = only the utterance's own limit and the context apply."""
+    """The frame limits of scripts. guards: None = only the limit in the request and the context apply."""
 
     guards: Guards | None
     max_frames: int  # the largest number of frames of a prompt and the speech after it
@@ -37,8 +40,8 @@ class Limits:
     def frames(self, requested: int, prompt: int, spoken: str) -> int:
         """Return the largest number of frames for the text `spoken` after a prompt of `prompt` frames.
 
-        requested: the utterance's own limit in frames. Raises TextTooLong if the text does not fit into the context,
-        and BadReference if it does not fit after the prompt.
+        requested: the limit in the request, in frames. Raises TextTooLong if the text does not fit into the context,
+        and BadReference if the text does not fit into the context after the prompt.
         """
         hz, most = self.frame_hz, self.max_frames
         left = most - prompt

@@ -1,4 +1,4 @@
-"""Build a Dia engine from the settings: choose files, device and dtype, load and pack the weights."""
+"""Builds a Dia engine from the settings: chooses files, device and dtype, and loads and packs the weights."""
 
 from __future__ import annotations
 
@@ -48,11 +48,12 @@ if TYPE_CHECKING:
     from app.engines.registry import BuildContext
     from app.settings import Settings
 
-ROWS_CPU, ROWS_GPU = 4, 64  # keys and values of a row take up to 226 MiB in bfloat16, those of its text up to 144 MiB
-MAX_TEXT_CHARS = 200  # of one line: about 13 s of speech; Dia speaks too fast if a line takes more than 20 s
+# In bfloat16, the keys and values of a row take up to 226 MiB for its audio and up to 144 MiB for its text.
+ROWS_CPU, ROWS_GPU = 4, 64
+MAX_TEXT_CHARS = 200  # characters of one line: about 13 s of speech; Dia speaks too fast if a line takes more than 20 s
 MAX_PASSAGE_CHARS = 240  # of all lines of a dialogue in one utterance
 NATURAL_S = 20.0  # Dia's authors: speech in longer utterances, recordings included, is unnaturally fast
-PASSAGE_SLACK_S = 1.0  # formatting may lengthen a script: a dash becomes three characters
+PASSAGE_SLACK_S = 1.0  # additional time, because formatting may add characters to a script: a dash becomes " - "
 BARE_FRAMES = 3056  # all positions of the decoder
 
 
@@ -78,8 +79,8 @@ def load_model(
 def adapt(model: DiaModel, quantize: Quantize = "none") -> None:
     """Convert the loaded weights to the fastest form for the model's device. Raises EngineUnavailable.
 
-    int8 covers the decoder's MLPs only, which are 72 % of the bytes that a step reads. Dia does not scale its attention
-    scores, so 8-bit queries and keys would be too coarse.
+    int8: only the MLP weights of the decoder are converted; they are 72 % of the bytes that a step reads. Attention
+    weights are not converted, because Dia does not scale its attention scores, and 8-bit errors would be too large.
     """
     if quantize == "int8":
         check_int8((model.device,))
@@ -126,9 +127,9 @@ def load_runner(
     kernels: Sequence[Kernels] = (TORCH,),
     burst: int = 1,
 ) -> DiaRunner:
-    """Load Dia from one folder and its codec from another.
+    """Load Dia from `model_dir` and its codec from `codec_dir`.
 
-    The options: see `DiaRunner`, `load_model` and `adapt`. Raises WeightsUnavailable, EngineUnavailable.
+    `DiaRunner`, `load_model` and `adapt` describe the options. Raises WeightsUnavailable, EngineUnavailable.
     """
     model = load_model(model_dir, device=device, dtype=dtype, source=source, cache=cache)
     encoder, decoder = load_codec(model.config, codec_dir, device=device, max_rows=max_rows)
@@ -162,7 +163,7 @@ def load_from(
     exact: bool = False,
     reference_noise: bool = False,
 ) -> DiaRunner:
-    """Load the runner for these settings; download its weights if necessary. Raises EngineUnavailable."""
+    """Load the runner for these settings. Download its weights if they are not on disk. Raises EngineUnavailable."""
     folder, source = fetch(settings, context, "dia", settings.dia_model)
     codec, _ = fetch(settings, context, "dac", codec_source(settings, folder))
     device = choose_device(settings.device)
@@ -199,7 +200,7 @@ def load_from(
 
 
 def measure(config: DiaConfig, codec: DacConfig, *, dtype: torch.dtype, max_rows: int) -> int:
-    """Compute how many bytes model, codec and rows need, by building them on the meta device."""
+    """Return how many bytes the model, the codec and the rows need. Builds them on the meta device to count."""
     meta = torch.device("meta")
     model = DiaModel(config, device=meta, dtype=dtype)
     cache = model.cache(max_rows, batched=True, scratch=1)
@@ -210,7 +211,7 @@ def measure(config: DiaConfig, codec: DacConfig, *, dtype: torch.dtype, max_rows
 
 
 def engine_of(runner: DiaRunner, settings: Settings) -> BatchedEngine:
-    """Describe the runner as an engine and put it behind the batch loop."""
+    """Return an engine that runs `runner`, with Dia's capabilities and limits."""
     model = runner.model
     info = EngineInfo(
         id="dia",

@@ -1,11 +1,12 @@
-"""Dia's model: an encoder reads bytes, and a decoder computes nine codes per step, with and without the text.
+"""Dia's model: an encoder reads the bytes of the text, and a decoder computes nine codes in each step.
 
-Keeps no state except the weights. A step of a row is two tokens: a conditional one that attends to the text, and an
-unconditional one that does not (classifier-free guidance). The reference implementations give the unconditional token a
-text of zeros. All these zeros are the same byte, so attention mixes equal values, with or without RoPE. Therefore the
-encoder's output is one vector h0 at every position and for any length, and what cross-attention adds in layer l is the
-constant b_l = O_l V_l h0. It is computed once, in float32, and kept in `unconditional`. So unconditional tokens need no
-encoder pass, no keys and no cross-attention. Numbers: nari-labs/dia, dia/layers.py.
+The model has weights and no other state. For classifier-free guidance, a step of a row reads two tokens: a conditional
+token, which attends to the text, and an unconditional token. In the reference implementations, the unconditional token
+attends to a text of zero bytes. All bytes of this text are equal, so the encoder's output is the same vector h0 at each
+position, for any length of the text. Therefore the cross-attention of an unconditional token in layer l is the constant
+b_l = O_l V_l h0, where V_l and O_l are the value and output weights. `load` computes these constants once, in float32,
+and stores them in `unconditional`. So unconditional tokens need no encoder and no cross-attention. Source:
+nari-labs/dia, dia/layers.py.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ from app.weights.tensors import Checkpoint
 
 @dataclass(frozen=True, slots=True)
 class DiaCache:
-    """KV caches of R rows. Row 2 r of `audio` is the conditional half of row r, row 2 r + 1 the unconditional half."""
+    """The KV caches of `rows` rows.
+
+    In `audio`, row 2 r belongs to the conditional tokens of row r, and row 2 r + 1 to its unconditional tokens.
+    """
 
     audio: KVCache
     text: CrossKVCache
@@ -42,7 +46,7 @@ class DiaCache:
 
 
 class DiaModel(nn.Module):
-    """The weights and the computation. The weights are undefined until `load`."""
+    """The weights and the computation of Dia. The weights have undefined values before `load`."""
 
     def __init__(self, config: DiaConfig, *, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -67,7 +71,10 @@ class DiaModel(nn.Module):
         self.register_buffer("offsets", torch.arange(c.channels, device=device) * c.audio_vocab, persistent=False)
 
     def cache(self, rows: int, *, batched: bool | None = None, scratch: int = 0) -> DiaCache:
-        """scratch: extra positions behind the last, for the writes of inactive rows in a CUDA graph."""
+        """Create the KV caches. batched: see KVCache.
+
+        scratch: number of extra positions after the last position. A CUDA graph writes the keys of inactive rows there.
+        """
         c, place = self.config, {"device": self.device, "dtype": self.dtype, "batched": batched}
         audio = KVCache(c.decoder, rows=2 * rows, positions=c.max_positions + scratch, **place)  # type: ignore[arg-type]
         text = CrossKVCache(c.decoder, rows=rows, positions=c.max_text, **place)  # type: ignore[arg-type]
@@ -77,7 +84,10 @@ class DiaModel(nn.Module):
         return functional.embedding(codes + self.offsets, self.audio_table).to(self.dtype).sum(dim=1)
 
     def encode_text(self, text: Tensor, cache: DiaCache, row: int) -> Iterator[None]:
-        """Read a row's text (S,) int64, 1 <= S <= max_text, into the cache. Yields after each layer."""
+        """Run the encoder on the text (S,) int64 of a row, and write the keys and values of the text into the cache.
+
+        1 <= S <= max_text. Yields after each layer of the encoder and the decoder.
+        """
         x = functional.embedding(text, self.text_table).to(self.dtype)
         for y in self.encoder.layer_outputs(
             x, slice(0, len(text)), bidirectional_attention(self.config.encoder.kv_heads, self.config.encoder.scale)
@@ -95,7 +105,10 @@ class DiaModel(nn.Module):
             yield
 
     def read(self, codes: Tensor, cache: DiaCache, row: int, start: int) -> None:
-        """Read codes (T, C) into a row at positions start..start+T-1. `encode_text` must have read its text."""
+        """Run the decoder on codes (T, C) of a row at positions start..start+T-1, and write their keys and values.
+
+        `encode_text` must have read the row's text before.
+        """
         count = len(codes)
         conditional, unconditional = (cache.audio.prefill_attention(r, start, count) for r in (2 * row, 2 * row + 1))
         positions = torch.arange(start, start + count, device=self.device).repeat(2)
@@ -105,7 +118,10 @@ class DiaModel(nn.Module):
     def advance(
         self, codes: Tensor, cache: DiaCache, rows: Sequence[int], positions: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """Read codes (n, C) of n rows at their own positions -> logits (n, C, V) float32 with and without the text."""
+        """Run the decoder on codes (n, C) of n rows, where each row has its own position.
+
+        Returns the conditional logits and the unconditional logits, each (n, C, V) float32.
+        """
         c, count = self.config, len(rows)
         both = [*(2 * row for row in rows), *(2 * row + 1 for row in rows)]
         at = torch.tensor([*positions, *positions], device=self.device)
@@ -127,13 +143,13 @@ class DiaModel(nn.Module):
         text_length: int,
         kernels: Kernels,
     ) -> tuple[Tensor, Tensor]:
-        """As `advance` for the first n rows, with fixed shapes, so that a CUDA graph can capture it.
+        """Compute `advance` for the first n rows, with fixed shapes, so that a CUDA graph can capture it.
 
-        active (n,) bool: the other rows do not change the cache. text_lengths (n,): bytes of the rows' texts.
-        Self-attention covers the first `audio_length` positions, cross-attention the first `text_length`.
+        active (n,) bool: inactive rows do not change the cache. text_lengths (n,): number of bytes of each row's text.
+        Self-attention reads the first `audio_length` positions, and cross-attention the first `text_length` positions.
         """
         c, count = self.config, len(codes)
-        # The keys of inactive rows are written to the scratch position behind the last.
+        # The keys of inactive rows go to the scratch position after the last position.
         at = torch.where(active, positions, c.max_positions).repeat_interleave(2)
         text_attention = cache.text.static_decode_attention(text_lengths, text_length, kernels)
 
@@ -154,7 +170,7 @@ class DiaModel(nn.Module):
 
     @torch.no_grad()
     def load(self, weights: Checkpoint) -> None:
-        """Copy the tensors of a checked checkpoint into the model, one by one. Names: see checkpoint.py."""
+        """Copy the tensors of a checkpoint into the model. `checkpoint.weights_of` must have checked it."""
         weights.copy_to(self.text_table, checkpoint.TEXT_TABLE)
         weights.copy_to(self.audio_table, checkpoint.AUDIO_TABLE)
         weights.copy_to(as_linear(self.head).weight, checkpoint.HEAD)
@@ -164,9 +180,9 @@ class DiaModel(nn.Module):
 
     @torch.no_grad()
     def compute_unconditional(self) -> None:
-        """Compute `unconditional` from the weights."""
+        """Compute the constants in `unconditional` from the weights."""
         c = self.config
-        h = self.text_table[:1].float()  # one zero byte attends only to itself, so its attention is its own value
+        h = self.text_table[:1].float()  # a text of one zero byte: attention returns the byte's own value
         for block in self.encoder.blocks:
             assert isinstance(block, Block)  # noqa: S101 - a Stack contains nothing else
             h = h + _linear(block.out, _own_value(block, _norm(h, block.attention_norm, c.encoder.eps)))
@@ -183,7 +199,7 @@ class DiaModel(nn.Module):
 
 
 def _side_by_side(first: PrefillAttention, second: PrefillAttention, count: int) -> PrefillAttention:
-    """Attention with `first` for the first `count` tokens and with `second` for the others."""
+    """Return an attention function that calls `first` for the first `count` tokens and `second` for later tokens."""
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return torch.cat(
@@ -202,14 +218,14 @@ def _linear(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _own_value(block: Block, normed: Tensor) -> Tensor:
-    """The output of attention for a token that is alone in its sequence: its own value, (1, H * d)."""
+    """Return the self-attention of a sequence of one token, (1, H * d). It is the value of this token."""
     c = block.config
     heads = _linear(block.qkv, normed).view(c.heads + 2 * c.kv_heads, c.head_dim)
     return heads[c.heads + c.kv_heads :].repeat_interleave(c.heads // c.kv_heads, dim=0).reshape(1, -1)
 
 
 def _load_stack(stack: Stack, weights: Checkpoint, prefix: str) -> None:
-    """Fill encoder or decoder from the tensors below `prefix`."""
+    """Copy the tensors of the encoder or the decoder into `stack`. prefix: the beginning of the tensors' names."""
     c: StackConfig = stack.config
     weights.copy_to(stack.norm, f"{prefix}norm.weight")
     for layer, block in enumerate(stack.blocks):

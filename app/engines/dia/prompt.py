@@ -17,7 +17,7 @@ def text_bytes(text: str) -> bytes:
 
 
 def without_padding(text: str) -> str:
-    """Remove "<pad>" from a text: transformers' tokenizer reads it as byte 0, the padding."""
+    """Return the text without "<pad>", because the tokenizer of transformers reads "<pad>" as the padding byte 0."""
     while _PAD in text:
         text = text.replace(_PAD, "")
     return text
@@ -26,7 +26,7 @@ def without_padding(text: str) -> str:
 def text_ids(text: str, limit: int) -> list[int]:
     """Return the token ids of a text. Raises TextTooLong for more than `limit` bytes.
 
-    nari's code cuts a longer text without an error.
+    The code of nari cuts a longer text without an error.
     """
     ids = list(text_bytes(text))
     if len(ids) > limit:

@@ -1,4 +1,4 @@
-"""The state of one row of Dia: its script, its prompt, its counters. Does not depend on weights."""
+"""The state of one row of Dia: its script, its prompt and its counters. Does not depend on weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, slots=True)
 class DiaRow:
-    """One utterance in its row, from `admit` to `release`."""
+    """The state of the utterance in one row. It exists from `admit` to `release`."""
 
     ids: list[int]  # token ids of the script
     prompt: Tensor  # (P, C) int64: codes of the voices' recordings
@@ -25,11 +25,11 @@ class DiaRow:
     max_frames: int  # the largest number of frames of speech
     capped: bool  # the guards have lowered max_frames
     position: int = 0  # number of positions in the KV cache
-    draws: int = 0  # steps drawn so far: the noise counter
+    draws: int = 0  # number of drawn steps; the noise of a step depends on this number
     prefill: Iterator[None] | None = None  # the running prefill, which yields after each chunk
-    over: bool = False
-    generation: int = 0  # increases at the end of the speech, which invalidates results of steps in flight
-    undecoded: list[Tensor] = field(default_factory=list)  # frames (C,)
+    over: bool = False  # the speech has ended
+    generation: int = 0  # increases at the end of the speech; results of steps that were launched before are invalid
+    undecoded: list[Tensor] = field(default_factory=list)  # frames (C,) that are not decoded
     decoded: int = 0  # frames that the codec has decoded
     guard: LineGuard | None = None
     reference: ReferenceNoise | None = None

@@ -1,11 +1,11 @@
-"""Dia-1.6B as a Runner: rows read a script, speak it and end, each at its own position.
+"""Dia-1.6B as a Runner: each row reads one script and speaks it.
 
-A row reads its script (script.py) through the encoder, and the recordings of its voices as frames that were already
-spoken. Every step is a pair of tokens, with and without the text (model.py). It produces one code for each of nine
-frames, one per channel, so a frame is complete 15 steps after its first code (delay.py).
+The encoder reads the script (script.py) of a row. The decoder reads the recordings of the row's voices as frames before
+the speech. A step reads a conditional and an unconditional token (model.py) and draws one code in each of the nine
+channels. These codes belong to different frames: a frame is complete 15 steps after its first code (delay.py).
 
-With `exact`, the model reads the bytes of the text unchanged. `Guards` (limits.py) are additional rules for production.
-Does not depend on HTTP or the voice store.
+With `exact`, the model reads the bytes of the text unchanged. `Guards` (limits.py) add limits for production. This
+module does not depend on HTTP or stored voices.
 """
 
 from __future__ import annotations
@@ -43,14 +43,17 @@ from app.types import Sampling, SpokenLine, Utterance
 if TYPE_CHECKING:
     from app.types import Codes, Reference, Samples, VoicePrompt
 
-CHUNK_CPU, CHUNK_GPU = 32, 256  # positions in one prefill chunk, two tokens each; other rows wait while it is read
-ENCODER_SHARE = 16  # one encoder layer, or one layer's keys of the text, takes 1/16 of the time of a decoder pass
+# Positions in one prefill chunk; each position has two tokens. All rows wait while the model reads a chunk.
+CHUNK_CPU, CHUNK_GPU = 32, 256
+# All layers of the decoder take this many times as long as one layer of the encoder, or as the keys and values of the
+# text for one layer of the decoder.
+ENCODER_SHARE = 16
 MIN_REFERENCE_S, MAX_REFERENCE_S = 0.5, 20.0
 WARM_UP_TEXT = "The weather was fine."
 
 
 class DiaRunner:
-    """The model, the codec and their rows. One thread makes all calls, except `encode`, which any thread may call."""
+    """The model, the codec and their rows. Any thread may call `encode`. All other calls must come from one thread."""
 
     def __init__(
         self,
@@ -71,11 +74,13 @@ class DiaRunner:
         kernels: Sequence[Kernels] = (TORCH,),
         burst: int = 1,
     ) -> None:
-        """guards: None = no guards, as in the reference implementations. exact: read the text without text rules.
+        """Create the rows, and capture CUDA graphs if `capture` is not None.
 
-        reference_noise: draw as PyTorch's multinomial does after `manual_seed`, to compare with other implementations.
-        chunk: positions per `prefill` call; None = as the device needs. capture: capture steps as CUDA graphs, with the
-        fastest of `kernels`, and launch `burst` of them together; None = launch every operation.
+        guards: None = no limits of scripts, as in the reference implementations. exact: the model reads the text
+        unchanged. on_guard: called with each broken rule of the output guard. reference_noise: draw the same noise as
+        torch.multinomial after torch.manual_seed. chunk: positions that one call of `prefill` reads; None = the default
+        of the device. capture: None = do not use CUDA graphs. kernels: the candidate kernels of the CUDA graphs. burst:
+        number of steps that are launched together as CUDA graphs.
         """
         self.max_rows = max_rows
         self.model = model
@@ -95,7 +100,7 @@ class DiaRunner:
         else:
             self._cache = model.cache(max_rows, batched=True, scratch=1)
         self._delay_pattern = DelayPattern(model.config, max_rows, model.device)
-        self._side_stream = side_stream(model.device)  # the codec runs on it, so that it does not wait for a burst
+        self._side_stream = side_stream(model.device)  # for the codec, so that it does not wait for launched steps
         self._chunks = ChunkedDecoding(decoder, model.device)
         self._rows: dict[int, DiaRow] = {}
         self._graph: DiaCudaGraph | None = None
@@ -115,7 +120,7 @@ class DiaRunner:
         self.setup = setup_facts(capture, self.max_rows, self._graph.steps.kernels.name if self._graph else "")
 
     def _warm_up(self, burst: int) -> None:
-        """Speak one utterance as a request would, and discard it."""
+        """Speak a short utterance and discard its audio, so that the first request finds everything initialised."""
         begin_warm_up(self, WARM_UP_TEXT, 1.0)
         for _ in range(FIRST_FRAMES + 2 * burst):
             result = self.step([0])
@@ -135,9 +140,9 @@ class DiaRunner:
     # ---- the Runner protocol
 
     def admit(self, row: int, utterance: Utterance) -> None:
-        """Assign the row to an utterance. Does not shorten a script.
+        """Assign the row to an utterance.
 
-        Raises TextTooLong, BadReference, TooManySpeakers, EmptyText.
+        Raises TextTooLong or BadReference if the script or the recordings do not fit, TooManySpeakers, or EmptyText.
         """
         prompts = self._prompts(utterance)
         if self._exact:
@@ -212,14 +217,20 @@ class DiaRunner:
         return StepResult(codes, ended, silent, rules=rules)
 
     def _end_and_zero(self, row: int) -> None:
-        """End the row and zero its state, so that NaN and infinite values do not reach its next utterance."""
+        """End the row's speech and zero its KV cache.
+
+        So NaN and infinite values do not reach the next utterance in this row.
+        """
         self._end(self._rows[row])
         self._cache.audio.zero_row(2 * row)
         self._cache.audio.zero_row(2 * row + 1)
         self._cache.text.zero_row(row)
 
     def _step_with_graph(self, rows: Sequence[int], graph: DiaCudaGraph) -> StepResult:
-        """Return the results of one finished step. If none is left, launch the next burst first."""
+        """Return the results of one finished step.
+
+        If all finished steps have been returned, launch the next burst, and wait for the burst before it.
+        """
         results = [RowResult(row, ended=True) for row in rows if self._rows[row].over]
         if not self._finished:
             speaking = {row: self._rows[row] for row in rows if not self._rows[row].over}
@@ -247,7 +258,8 @@ class DiaRunner:
         return to_result(results, self.config.channels)
 
     def _launch(self, rows: dict[int, DiaRow], graph: DiaCudaGraph) -> InFlightStep[DiaRow, list[Step]]:
-        # `position` does not yet count a burst in flight; this burst comes after it.
+        # `position` does not include the steps of a burst that is not collected yet. So the largest position after this
+        # burst is `position` + 2 bursts.
         longest = min(max(state.position for state in rows.values()) + 2 * graph.burst + 1, self.config.max_positions)
         text_length = max(len(state.ids) for state in rows.values())
         fast_path = uses_fast_path([state.guided.params for state in rows.values()])
@@ -259,13 +271,14 @@ class DiaRunner:
     def decode(self, rows: Sequence[int], codes: Codes) -> list[Samples]:
         """Add one frame of codes (n, C) to these rows, and return the samples (N,) float32 that are decoded now.
 
-        Samples are empty for most frames. A row's last frame returns all remaining samples.
+        For most frames, the samples are empty, because they are decoded in chunks. After the last frame of a row, the
+        result contains all remaining samples of the row.
         """
         with self._side_stream():
             return self._chunks.decode(self._rows, rows, codes)
 
     def drain(self, row: int) -> Samples:
-        return np.zeros(0, np.float32)  # with a row's last frame, `decode` has returned all samples
+        return np.zeros(0, np.float32)  # `decode` returns all remaining samples with the last frame of a row
 
     def release(self, row: int) -> None:
         if self._rows.pop(row, None) is not None:
@@ -276,9 +289,9 @@ class DiaRunner:
     # ---- references
 
     def encode(self, reference: Reference) -> Codes:
-        """Encode a recording at `rate_hz` to codes (K, T) int16, padded with silence to a whole frame.
+        """Encode a recording at `rate_hz`, and return codes (K, T) int16. Raises BadReference.
 
-        Raises BadReference.
+        The recording is padded with silence to a whole number of frames.
         """
         samples = checked_samples(
             reference, self.rate_hz, min_s=MIN_REFERENCE_S, max_s=MAX_REFERENCE_S, advice=", and 5 to 10 s are best"
@@ -288,7 +301,7 @@ class DiaRunner:
     # ---- prompts
 
     def _prompts(self, utterance: Utterance) -> dict[tuple[int, str], VoicePrompt]:
-        """The voice prompt of each speaker that has one. Raises BadReference."""
+        """Return the voice prompts by speaker. Speakers without a prompt are omitted. Raises BadReference."""
         prompts: dict[tuple[int, str], VoicePrompt] = {}
         for line in utterance.lines:
             if line.prompt is None:
@@ -307,7 +320,10 @@ class DiaRunner:
         return checked_codes(prompt.codes, codebooks=c.channels, codebook_size=c.codebook_size)
 
     def _guard(self, spoken: str, voices: Sequence[VoicePrompt]) -> LineGuard | None:
-        """The guard of a script. The pace is the mean pace of its voices' recordings, if all of them have one."""
+        """Return the output guard of a script, or None if no guards are used.
+
+        The guard compares the speech with the mean pace of the voices' recordings, if this pace is known.
+        """
         if self._limits.guards is None:
             return None
         seconds = sum(voice.codes.shape[1] for voice in voices) / self.codec.frame_hz
@@ -324,9 +340,9 @@ class DiaRunner:
     # ---- prefill
 
     def _read(self, row: int, state: DiaRow) -> Iterator[None]:
-        """Read the script, then the recordings. Yields after each bounded chunk.
+        """Read the script and then the recordings of the voices. Yields after each chunk.
 
-        Leaves the last position to the first step.
+        Does not read the last position of the prompt: the first step reads it.
         """
         layers = max(1, self._chunk * ENCODER_SHARE // len(state.ids))
         ids = torch.tensor(state.ids, device=self.model.device)
@@ -345,10 +361,10 @@ class DiaRunner:
     # ---- steps
 
     def _eager_step(self, rows: list[int]) -> Tensor:
-        """Compute one step of these rows without a CUDA graph -> (n, C + 2) int64.
+        """Compute one step of these rows without a CUDA graph, and return a tensor (n, C + 2) int64.
 
-        Columns: the frame that is complete now, the final number of frames of the row, and whether its logits are
-        finite.
+        Columns: the C codes of the frame that is complete now, the number of frames that the speech will have, and
+        whether the logits are finite (1 or 0).
         """
         if self._one_by_one and len(rows) > 1:
             return torch.cat([self._eager_step([row]) for row in rows])
@@ -371,7 +387,7 @@ class DiaRunner:
         return torch.cat((frames, counts[:, None], finite[:, None]), dim=1)
 
     def _noise(self, states: list[DiaRow]) -> Tensor | None:
-        """Noise (n * C, V) for one step, all channels of one row together; None if all rows are greedy."""
+        """Return the noise (n * C, V) for one step, or None if all rows are greedy. Line r C + c: row r, channel c."""
         c, device = self.config, self.model.device
         if all(state.guided.params.temperature <= 0 for state in states):
             return None
@@ -382,9 +398,10 @@ class DiaRunner:
         return noise.view(-1, c.audio_vocab)
 
     def _commit(self, row: int, frame: Codes, count: int) -> tuple[bool, bool, Rule | None]:
-        """Add a step's frame to its row, which will have `count` frames.
+        """Add the frame of a step to its row. count: the number of frames that the row's speech will have.
 
-        Returns whether the frame is silent, whether the row has ended, and the rule of the guard that the script broke.
+        Returns whether the step has no frame to decode, whether the row has ended, and the guard's rule that the script
+        broke.
         """
         state = self._rows[row]
         index = state.position - self._delay_pattern.first_frame(len(state.prompt))
@@ -396,7 +413,7 @@ class DiaRunner:
         rule: Rule | None = None
         if state.guard is not None:
             rule = state.guard.check_frame(frame)
-            if index + 1 == count:  # the last frame: the limit was reached, or the model has ended the speech
+            if index + 1 == count:  # this is the last frame: the model has drawn EOS, or the limit is reached
                 at_limit = count == state.max_frames
                 rule = ("frame_cap" if state.capped else None) if at_limit else state.guard.end()
         if index + 1 == count or rule is not None:
@@ -407,11 +424,14 @@ class DiaRunner:
 
     @staticmethod
     def _end(state: DiaRow) -> None:
-        """End the row's speech and drop its results in flight."""
+        """End the row's speech. Results of steps that are already launched become invalid."""
         state.over = True
         state.generation += 1
 
 
 def _speaker(line: SpokenLine) -> tuple[int, str]:
-    """Identify the speaker of a line. Two voices are two speakers, even if they have the same number."""
+    """Return a key for the speaker of a line: the speaker's number and the voice.
+
+    Lines with the same number and different voices have different speakers.
+    """
     return line.speaker, line.voice.id

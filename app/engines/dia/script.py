@@ -1,10 +1,11 @@
 """Dia's input text: lines under the speaker tags [S1] and [S2], after the transcripts of the voices' recordings.
 
 The rules come from Dia's README and its maintainers. A script begins with [S1]. Tags alternate, so consecutive lines of
-one speaker are joined. The transcripts of the voices come first, in the order of their recordings. A dialogue ends with
-the tag of the other speaker; otherwise Dia cuts off its end. Only non-verbal sounds may be in parentheses.
+one speaker are joined. The transcripts of the voices come first, in the order of their recordings. After the last line
+of a dialogue, the tag of the other speaker follows, because Dia cuts off the end of the last line without it. Only
+non-verbal sounds may be in parentheses.
 
-Does not depend on voices or the model.
+This module does not depend on voices or the model.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from app.text.script import SPEAKER_TAG, split_speakers
 Speaker = TypeVar("Speaker", bound=Hashable)
 
 MAX_SPEAKERS = 2
-BYTES_PER_S = 15.0  # of English speech at a calm pace
+BYTES_PER_S = 15.0  # bytes of English text that a calm speaker says in one second
 
 _TAGS = re.compile(r"\[S[12]\]")
 _BRACKETED = re.compile(r" ?([(\[{])([^()\[\]{}]*)([)\]}]) ?")
@@ -50,12 +51,12 @@ class Script(Generic[Speaker]):
 
 
 def spoken_bytes(text: str) -> int:
-    """Count the bytes of a script without its tags, which take no time to speak."""
+    """Return the number of bytes of a script without its speaker tags, because tags are not spoken."""
     return len(without_tags(text).encode("utf-8", "replace"))
 
 
 def without_tags(text: str) -> str:
-    """A script without its speaker tags."""
+    """Return a script without its speaker tags."""
     return _TAGS.sub("", text)
 
 
@@ -64,8 +65,8 @@ def format_script(
 ) -> Script[Speaker]:
     """Format (speaker, text) lines as a script, after the transcripts of their speakers.
 
-    The first speaker is [S1]. Speakers with a transcript come first, in the order in which they appear in `lines`. Tags
-    inside a line are used only if it is the only line; elsewhere they are removed. Raises TooManySpeakers.
+    The first speaker is [S1]. Speakers with a transcript come first, in the order in which they appear in `lines`. If
+    there is only one line, speaker tags inside it are used; otherwise they are removed. Raises TooManySpeakers.
     """
     if len(lines) == 1 and SPEAKER_TAG.search(lines[0][1]):
         return _format_tagged(lines[0], transcripts or {})
@@ -74,7 +75,10 @@ def format_script(
 
 
 def _format_tagged(line: tuple[Speaker, str], transcripts: Mapping[Speaker, str]) -> Script[Speaker]:
-    """Format one line with tags inside. The line's own speaker speaks first; the other speaker has no transcript."""
+    """Format a line that contains speaker tags. The first tag in the line stands for the speaker of the line.
+
+    Only this speaker can have a transcript.
+    """
     line_speaker, text = line
     tagged = split_speakers(text)
     numbers = list(dict.fromkeys(number for number, _ in tagged))

@@ -1,9 +1,9 @@
-"""The two published layouts of a DAC checkpoint, converted to one set of names. Names and shapes only.
+"""Converts the two published layouts of a DAC checkpoint to one set of names, and checks names and shapes.
 
-The model uses the names of descript/dac_44khz (transformers layout). The layout of descript's own release numbers the
-modules of nested lists, and stores each convolution's weight as a direction v and a length g (weight norm, arXiv
-1602.07868): w = g * v / |v|, with the norm over all dimensions except the first. In both layouts, such a pair is
-converted to w.
+The model uses the names of descript/dac_44khz (transformers layout). In the layout of descript's release, the names of
+modules are numbers. The weight w of a convolution may be stored as a direction v and a length g (weight norm, arXiv
+1602.07868): w = g * v / |v|, where the norm is over all dimensions except the first. This module converts such pairs to
+w in both layouts.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def expected_shapes(config: DacConfig) -> dict[str, Shape]:
 
 
 def release_modules(config: DacConfig) -> dict[str, str]:
-    """Return the names of all modules with tensors: name in descript's release -> name in the transformers layout."""
+    """Return the name of each module in the transformers layout, by its name in descript's release."""
     names: dict[str, str] = {}
 
     def units(theirs: str, ours: str, first: int) -> None:
@@ -98,7 +98,7 @@ def release_modules(config: DacConfig) -> dict[str, str]:
 
 
 def open_codec(folder: Path) -> list[Checkpoint]:
-    """Open the checkpoints in `folder`: .safetensors files, or else the .pth files of descript's release.
+    """Open the checkpoints in `folder`. If there are no .safetensors files, open the .pth files of descript's release.
 
     Raises WeightsUnavailable if there is no such file, or if a file is broken.
     """
@@ -112,9 +112,9 @@ def open_codec(folder: Path) -> list[Checkpoint]:
 
 
 def codec(candidates: list[Checkpoint], config: DacConfig) -> Checkpoint:
-    """Return the codec's tensors, checked and renamed to the transformers layout.
+    """Check the tensors of a codec, and return them with the names of the transformers layout.
 
-    candidates: checkpoints; the first one with a DAC codec is used. Raises WeightsUnavailable.
+    candidates: checkpoints; the first checkpoint with a DAC codec is used. Raises WeightsUnavailable.
     """
     for candidate in candidates:
         folded = _without_norms(candidate)
@@ -139,7 +139,7 @@ def load_codec(folder: Path, config: DacConfig) -> Checkpoint:
 
 
 def _without_norms(checkpoint: Checkpoint) -> Checkpoint:
-    """Replace each pair of weight norm tensors by the weight itself."""
+    """Return a checkpoint in which each pair of weight norm tensors is replaced by the weight w."""
     tensors: dict[str, Stored] = dict(checkpoint.tensors)
     for length_name, direction_name in _NORMS:
         for name in [name for name in tensors if name.endswith(f".{direction_name}")]:

@@ -1,4 +1,4 @@
-"""The configuration of a DAC codec. Defaults are the values of descript/dac_44khz."""
+"""Reads the config of a DAC codec. Missing keys get the values of descript/dac_44khz."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from app.errors import WeightsUnavailable
 
 RESIDUAL_KERNEL = 7
-DILATIONS = (1, 3, 9)  # of the three residual units of a block; configs do not contain them
+DILATIONS = (1, 3, 9)  # dilations of the three residual units of a block; config files do not contain them
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,8 @@ class DacConfig:
     """
 
     rate_hz: int = 44_100
-    encoder_width: int = 64  # channels at full rate
-    decoder_width: int = 1536  # channels at frame rate
+    encoder_width: int = 64  # number of channels after the encoder's first convolution
+    decoder_width: int = 1536  # number of channels after the decoder's first convolution
     latent_width: int = 1024
     down_ratios: tuple[int, ...] = (2, 4, 8, 8)
     up_ratios: tuple[int, ...] = (8, 8, 4, 2)
@@ -45,20 +45,20 @@ class DacConfig:
 
     @property
     def decoder_widths(self) -> tuple[int, ...]:
-        """Channels before the decoder's first block, then after each block."""
+        """The number of channels before the decoder's first block, and after each block."""
         return tuple(self.decoder_width >> i for i in range(len(self.up_ratios) + 1))
 
     @property
     def encoder_widths(self) -> tuple[int, ...]:
-        """Channels before the encoder's first block, then after each block."""
+        """The number of channels before the encoder's first block, and after each block."""
         return tuple(self.encoder_width << i for i in range(len(self.down_ratios) + 1))
 
 
 def read_dac_config(folder: Path) -> DacConfig:
     """Read the config of the codec in `folder`. Raises WeightsUnavailable if it can't be read.
 
-    Uses config.json (transformers), or else the metadata of a .pth file of descript's release. Without both, it returns
-    the values of descript/dac_44khz.
+    Reads config.json (transformers), or else the metadata in a .pth file of descript's release. If the folder contains
+    neither, returns the values of descript/dac_44khz.
     """
     path = folder / "config.json"
     try:
@@ -74,10 +74,10 @@ def read_dac_config(folder: Path) -> DacConfig:
 
 
 def read_release(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Open a .pth file of descript's release -> (tensors, arguments of descript's DAC class).
+    """Open a .pth file of descript's release. Returns its tensors and the arguments of descript's DAC class.
 
-    The file contains {"state_dict", "metadata"} or only a state dict; then the arguments are empty. The tensors are
-    memory-mapped, and no code in the file runs. Raises WeightsUnavailable if the file can't be read.
+    If the file contains only a state dict without metadata, the arguments are empty. The tensors are memory-mapped, and
+    no code in the file runs. Raises WeightsUnavailable if the file can't be read.
     """
     try:
         read = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -141,7 +141,7 @@ def _ratios(raw: Any, default: tuple[int, ...]) -> tuple[int, ...]:
 def _checked(config: DacConfig) -> DacConfig:
     c = config
     if any(ratio < 2 or ratio % 2 for ratio in (*c.down_ratios, *c.up_ratios)):
-        # With an odd ratio, a layer's output is one sample shorter than its frames. No 44.1 kHz codec has an odd ratio.
+        # With an odd ratio, the output of a layer is one sample too short. No codec for 44.1 kHz has an odd ratio.
         raise ValueError(f"ratios {list(c.down_ratios)} and {list(c.up_ratios)} must be even")
     if math.prod(c.down_ratios) != math.prod(c.up_ratios):
         raise ValueError(f"ratios {list(c.down_ratios)} and {list(c.up_ratios)} give frames of different lengths")

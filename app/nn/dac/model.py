@@ -1,14 +1,15 @@
 """DAC, the codec of Dia: a streaming decoder with independent rows, and an encoder for whole recordings.
 
-Each convolution is symmetric, so a sample depends on ten frames before it and ten frames after it. For streaming,
-every convolution keeps the inputs that later outputs need, and returns only outputs that no later input can change. So
-nothing is computed twice. At the end of a stream, zeros follow the last inputs, as in the padding of a whole decode.
-The residual input of a unit is delayed in a buffer until the unit's convolutions return the outputs that belong to it.
+All convolutions are symmetric, so a sample depends on the ten frames before it and the ten frames after it. For
+streaming, each convolution keeps the inputs that later outputs need, and returns only outputs that do not depend on
+later inputs. So no output is computed twice. At the end of a stream, each convolution is padded with zeros, as in a
+decode of the whole recording. A residual unit adds its input to the output of its convolutions. The convolutions delay
+their output, so a buffer delays the unit's input by the same time.
 
-Exactness in float32 on a CPU: samples that are streamed in any chunks differ from a decode in one call by less than
-1e-6 of full scale, from rounding (an LSB of 16 bits is 3e-5). Samples have the same bits if a row is decoded alone in
-the same chunks. With other chunks or other rows in the batch, matrix products have other shapes, and the last bits may
-differ.
+Exactness in float32 on a CPU: if the same codes are decoded in chunks and in one call, the samples differ by less than
+1e-6 of full scale because of rounding (an LSB of 16 bits is 3e-5). If a row is decoded alone in the same chunks, the
+samples have the same bits. With other chunks or other rows in the batch, matrix products have other shapes, and the
+last bits may differ.
 
 Tensors have the layout (B, T, C). Activations and state are float32; weights and matrix products have the decoder's
 `dtype`. References: Kumar et al., arXiv 2306.06546, and the config.json of descript/dac_44khz.
@@ -27,13 +28,14 @@ from app.nn.dac.checkpoint import UNITS
 from app.nn.dac.config import DILATIONS, RESIDUAL_KERNEL, DacConfig
 from app.weights.tensors import Checkpoint
 
-_CHUNK_FRAMES = 64  # frames that one pass through the first convolution takes at most
-# Time steps of a block's output, over all rows, that are computed at a time. On a CPU they stay in its cache.
+_CHUNK_FRAMES = 64  # the largest number of frames in one pass through the first convolution
+# The largest number of time steps of a block's output in one pass, as the sum over all rows. On a CPU, this many time
+# steps stay in the CPU's cache.
 _CPU_STEPS = 1024
 _GPU_STEPS = 1 << 16
-_FEW_STEPS = 64  # with fewer time steps, one product over windows reads the weights once instead of seven times
+_FEW_STEPS = 64  # below this number of time steps, a product over windows is faster: it reads the weights only once
 _MIN_ALPHA = 1e-8  # for a smaller alpha, x + sin(alpha x)**2 / alpha rounds to x
-_ENCODER_FRAMES = 256  # frames that the encoder computes at a time: 3 s, 34 MB per layer at the full rate
+_ENCODER_FRAMES = 256  # frames in one pass of the encoder: 3 s of audio, 34 MB for a layer at the full sample rate
 
 
 def _weight(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
@@ -41,16 +43,16 @@ def _weight(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
 
 
 def _alpha(weights: Checkpoint, name: str) -> Tensor:
-    """Read the alpha of a Snake activation, (C,) float32, with a lower limit that avoids a division by zero."""
+    """Read the alpha of a Snake activation, (C,) float32. Values near 0 become _MIN_ALPHA, to avoid a division by 0."""
     alpha = weights.read(name).float().flatten()
     return torch.where(alpha.abs() < _MIN_ALPHA, _MIN_ALPHA, alpha)
 
 
 class Snake(nn.Module):
-    """The Snake activation times a: x -> a (x + b) + sin(a (x + b))**2, where a is alpha (arXiv 2306.06546).
+    """The Snake activation (arXiv 2306.06546) multiplied by alpha: x -> a (x + b) + sin(a (x + b))**2, a = alpha.
 
-    The weights of the next convolution are divided by a, so that the factor has no effect. b contains the biases of
-    earlier convolutions that are not added to x yet.
+    The weights of the next convolution are divided by a, so that the factor a has no effect. b is the sum of the biases
+    of earlier convolutions that have not been added to x.
     """
 
     def __init__(self, width: int) -> None:
@@ -63,7 +65,7 @@ class Snake(nn.Module):
         return z.addcmul_(sine, sine)
 
     def fill(self, alpha: Tensor, bias: Tensor) -> None:
-        """Set a and b (C,) from `alpha` and `bias`."""
+        """Set a and b of the formula. alpha, bias: (C,)."""
         self.scale.copy_(alpha)
         self.shift.copy_(alpha * bias)
 
@@ -79,20 +81,20 @@ class Conv(nn.Module):
     ) -> None:
         super().__init__()
         self.kernel, self.dilation = kernel, dilation
-        self.pad = (kernel - 1) * dilation // 2  # the padding of a whole decode on each side
+        self.pad = (kernel - 1) * dilation // 2  # padding at each end of the input in a decode of a whole recording
         self.weight = _weight(kernel, inputs, outputs, dtype=dtype)
         self.bias = _weight(outputs, dtype=dtype) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, 2 * pad + T, C) -> (B, T, outputs), both in the dtype of the weights."""
+        """Compute the convolution: x (B, 2 * pad + T, C) -> (B, T, outputs), both in the dtype of the weights."""
         rows, length, channels = x.shape
         count = length - 2 * self.pad
         kernel, _, outputs = self.weight.shape
-        if outputs == 1:  # multiply all inputs with all taps, then sum along the diagonals
+        if outputs == 1:  # multiply each input by all kernel weights, then sum along the diagonals
             taps = x @ self.weight[..., 0].t()  # (B, T + 2 * pad, kernel)
             out = taps.as_strided((rows, count, kernel), (length * kernel, kernel, kernel + 1)).sum(dim=2)
             return (out if self.bias is None else out + self.bias)[..., None]
-        # Partial sums in bfloat16 would be rounded, so only float32 is summed tap by tap.
+        # This adds one product for each kernel position. In bfloat16, each partial sum would be rounded.
         if rows == 1 and count >= _FEW_STEPS and x.dtype == torch.float32:
             inputs = x[0]
             if self.bias is None:
@@ -113,8 +115,8 @@ class Conv(nn.Module):
 class Upsample(nn.Module):
     """A transposed convolution with kernel 2 * stride.
 
-    Each input contributes to 2 * stride outputs. The later half of them (`overlap`) is added to the first half of the
-    next input's outputs. The decoder removes `pad` outputs at both ends of a stream.
+    Each input contributes to 2 * stride outputs. The last `stride` of these outputs (`overlap`) are added to the first
+    `stride` outputs of the next input. The decoder removes `pad` outputs at both ends of a stream.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, dtype: torch.dtype) -> None:
@@ -124,9 +126,9 @@ class Upsample(nn.Module):
         self.weight = _weight(inputs, 2 * stride * outputs, dtype=dtype)
 
     def forward(self, x: Tensor, overlap: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, T, C) in the weights' dtype, overlap (B, stride, outputs) float32 of the last input.
+        """Return the outputs (B, T * stride, outputs) float32 without bias, and the new overlap.
 
-        Returns the outputs (B, T * stride, outputs) float32 without bias, and the new overlap.
+        x: (B, T, C) in the dtype of the weights. overlap: (B, stride, outputs) float32 of the previous input.
         """
         rows, length, _ = x.shape
         spread = (x.reshape(rows * length, -1) @ self.weight).view(rows, length, 2, self.stride, self.outputs)
@@ -136,7 +138,7 @@ class Upsample(nn.Module):
 
 
 class Unit(nn.Module):
-    """A residual unit: x + conv1x1(snake(conv(snake(x)))), without the last bias, which the next Snake adds."""
+    """A residual unit: x + conv1x1(snake(conv(snake(x)))). The next Snake adds the bias of conv1x1."""
 
     def __init__(self, width: int, dilation: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -178,12 +180,12 @@ class Block(nn.Module):
 
 
 class DacDecoder(nn.Module):
-    """Decodes codes to samples, in rows that stream independently. Owns the rows' state. One thread may call it.
+    """Decodes codes to samples. Each row is an independent stream. Only one thread may call it.
 
     Uses the first `codebooks` codebooks. After F frames of a row, `decode` has returned
-    max(0, F * frame_samples - lookahead_samples) samples in total, and `flush` returns the rest. One call computes all
-    rows together that are past their first `lookahead_frames` frames. Other rows are computed together with rows at the
-    same frame.
+    max(0, F * frame_samples - lookahead_samples) samples in total, and `flush` returns the remaining samples. A call of
+    `decode` computes rows with at least `lookahead_frames` frames in one batch. Rows with fewer frames are in one batch
+    with rows that have the same number of frames.
     """
 
     def __init__(
@@ -205,8 +207,9 @@ class DacDecoder(nn.Module):
         widths = c.decoder_widths
         with device:
             self.table = _weight(self.codebooks, c.codebook_size, c.codebook_dim)
-            # The output projections of the codebooks are folded into the first convolution. Its last input is 1 in
-            # every frame and multiplies their biases, so that the padding before and after a stream has no bias.
+            # The weights of the first convolution contain the output projections of the codebooks. The last input of
+            # this convolution is 1 in each frame, and its weight contains the biases of the projections. In the padding
+            # before and after a stream this input is 0, so the padding gets no bias.
             self.first = Conv(self.codebooks * c.codebook_dim + 1, widths[0], 7, dtype=dtype)
             self.blocks = nn.ModuleList(
                 [Block(*shape, dtype) for shape in zip(widths, widths[1:], c.up_ratios, strict=False)]
@@ -218,7 +221,7 @@ class DacDecoder(nn.Module):
         self._frames = [0] * rows
         self._states: dict[nn.Module, Tensor] = {}
         self._add_state(self.first, 2 * self.first.pad, self.first.weight.shape[1], dtype=dtype)
-        lag = self.first.pad  # how many outputs of the layer a stream is behind its inputs
+        lag = self.first.pad  # delay of the layer: number of outputs that wait for later inputs
         for module in self.blocks:
             block = cast(Block, module)
             self._add_state(block.up, block.up.stride, block.up.outputs)
@@ -250,8 +253,8 @@ class DacDecoder(nn.Module):
     def decode(self, rows: Sequence[int], codes: Tensor) -> list[Tensor]:
         """Decode the next frames of these rows: codes (n, K, T) int64 -> samples (N,) float32 of each row.
 
-        Returns the samples that later frames can't change. Before a row's first `lookahead_frames` frames there are
-        none; after them, N is T * frame_samples. Raises ValueError if `rows` contains a row twice.
+        Returns the samples that do not depend on later frames. After the first `lookahead_frames` frames of a row, N is
+        T * frame_samples. Raises ValueError if `rows` contains a row twice.
         """
         if len(set(rows)) != len(rows):
             raise ValueError(f"rows {list(rows)} contain a row twice")
@@ -277,7 +280,7 @@ class DacDecoder(nn.Module):
     def flush(self, row: int) -> Tensor:
         """Return the last samples (N,) float32 of a row's stream, and reset the row.
 
-        With them, the stream has frames * frame_samples samples in total.
+        `decode` and `flush` together return frame_samples samples for each frame.
         """
         frames = min(self._frames[row], self.lookahead_frames)
         if frames:
@@ -293,18 +296,18 @@ class DacDecoder(nn.Module):
         vectors = functional.embedding(index, self.table.flatten(0, 1)).flatten(2)
         return functional.pad(vectors, (0, 1), value=1.0).to(self._dtype)
 
-    # The methods below take the next inputs x (n, L, C) of a layer and return its next outputs, which may be none.
-    # done: how many inputs the layer has had before. It matters only at the start of a stream, so `decode` limits it to
-    # the lookahead. final: x contains the last inputs of the stream.
+    # The methods below get the next inputs x (n, L, C) of a layer, and return the next outputs of the layer. There may
+    # be no output. done: number of inputs that the layer has got before. It is used only at the start of a stream, so
+    # `decode` limits it to the lookahead. final: True = x contains the last inputs of the stream.
 
     def _advance(self, rows: Sequence[int], x: Tensor, done: int, *, final: bool = False) -> Tensor:
         x = self._conv(rows, self.first, x, done, final)  # (n, L, C)
         return self._from_block(0, rows, x.float(), max(0, done - self.first.pad), final)
 
     def _from_block(self, index: int, rows: Sequence[int], x: Tensor, done: int, final: bool) -> Tensor:
-        """Compute the blocks from `index` on and the last convolution -> samples (n, N).
+        """Compute the blocks from `index` on and the last convolution, and return samples (n, N).
 
-        Divides rows, and then time steps, into parts. Each part stays in the CPU's cache through all blocks.
+        Divides the rows, and then the time steps, into parts. A part is small enough for the CPU's cache.
         """
         if index == len(self.blocks):
             h = self.snake(x).to(self._dtype)
@@ -367,7 +370,7 @@ class DacDecoder(nn.Module):
 
     def _conv(self, rows: Sequence[int], conv: Conv, x: Tensor, done: int, final: bool) -> Tensor:
         x = self._with_past(rows, conv, x)
-        # At the start of a stream the state is zeros. The first output needs only `pad` of them.
+        # At the start of a stream, the state contains zeros. The first output needs only `pad` zeros before it.
         x = x[:, max(0, conv.pad - done) :]
         if final:
             x = functional.pad(x, (0, 0, 0, conv.pad))
@@ -376,7 +379,7 @@ class DacDecoder(nn.Module):
         return conv(x)  # type: ignore[no-any-return]
 
     def _with_past(self, rows: Sequence[int], module: nn.Module, x: Tensor) -> Tensor:
-        """Return the module's kept inputs followed by x, and keep the last of these inputs for the next call."""
+        """Return the inputs that the module keeps, followed by x. Keep the last of these inputs for the next call."""
         where, state = self._where(rows), self._states[module]
         x = torch.cat((state[where], x), dim=1)
         state[where] = x[:, -state.shape[1] :]
@@ -455,7 +458,7 @@ class _EncoderBlock(nn.Module):
 
 
 def _snake(x: Tensor, alpha: Tensor) -> Tensor:
-    """The Snake activation x + sin(alpha x)**2 / alpha of x (B, C, N), alpha (C, 1)."""
+    """Return the Snake activation x + sin(alpha x)**2 / alpha. x: (B, C, N). alpha: (C, 1)."""
     sine = torch.sin(alpha * x)
     return torch.addcmul(x, sine, sine / alpha)
 
@@ -468,8 +471,8 @@ def _fill_conv(conv: nn.Conv1d, weights: Checkpoint, name: str) -> None:
 class DacEncoder(nn.Module):
     """Encodes whole recordings to codes. Has no state, so any thread may call it.
 
-    Computes overlapping windows, so that memory is bounded and the result is the same as without windows. Always
-    float32, because with rounding another code may be the nearest one.
+    Computes a recording in overlapping windows, to limit the memory. The result is the same as without windows. All
+    computation is float32, because rounding can change which code vector is nearest.
     """
 
     def __init__(self, config: DacConfig) -> None:
@@ -493,7 +496,7 @@ class DacEncoder(nn.Module):
             _weight(c.codebooks, c.latent_width),
         )
         self.table = _weight(c.codebooks, c.codebook_size, c.codebook_dim)
-        stride, reach = 1, 3  # samples before and after a latent that it depends on
+        stride, reach = 1, 3  # reach: a latent depends on this many samples before and after it
         for ratio in c.down_ratios:
             reach += stride * (sum(DILATIONS) * (RESIDUAL_KERNEL - 1) // 2 + 2 * ratio)
             stride *= ratio

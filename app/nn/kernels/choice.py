@@ -1,4 +1,4 @@
-"""Sets of kernels, and the choice of the sets that a device can run."""
+"""Defines the sets of kernels, and chooses the sets that a device can run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Sample(Protocol):
-    """The signature of the kernel that draws codes; see `torch_kernels.sample`."""
+    """The type of the kernel that draws codes. `torch_kernels.sample` describes the parameters."""
 
     def __call__(
         self,
@@ -39,7 +39,7 @@ class Sample(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """One set of kernels. torch_kernels.py documents each of them."""
+    """One set of kernels. torch_kernels.py describes each kernel."""
 
     name: Literal["torch", "triton", "compiled"]
     decode_attention: Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor]
@@ -60,11 +60,11 @@ TORCH = Kernels(
 
 
 def candidates(name: KernelSet, device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> list[Kernels]:
-    """Return the kernel sets that can run a model of `dtype` on a device. The caller times them if there are several.
+    """Return the kernel sets that can run a model of `dtype` on a device. If there are several, the caller times them.
 
-    name: "auto" = torch's set and, on a CUDA device, Triton's set if it is installed and gives the same results.
-    compiled: return torch's set after torch.compile instead. Raises EngineUnavailable if `name` is "triton" and Triton
-    is not available.
+    name: "auto" = the torch kernels; on a CUDA device, also the Triton kernels if Triton is installed and they give the
+    same results. compiled: True = ignore `name` and return only the torch kernels after torch.compile. Raises
+    EngineUnavailable if `name` is "triton" and Triton is not available.
     """
     if compiled:
         return [compiled_kernels()]
@@ -84,16 +84,16 @@ def candidates(name: KernelSet, device: torch.device, dtype: torch.dtype, *, com
         if mismatch:
             log.warning("Triton's kernels are not used: %s gives other results than torch's on %s", mismatch, device)
             return [TORCH]
-    except Exception as error:  # noqa: BLE001 - after any error of Triton, torch's kernels can run
+    except Exception as error:  # noqa: BLE001 - after any error of Triton, the torch kernels can run
         log.warning("Triton's kernels are not used, because they failed: %s", error)
         return [TORCH]
     return [TORCH, fused]
 
 
 def differs(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> str:
-    """Return the name of the first kernel whose result on this device differs from torch's, or "" if none does.
+    """Compare kernels with the torch kernels on this device. Return the name of the first kernel that differs.
 
-    Takes about a second.
+    Returns "" if no kernel differs. Takes about a second.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -136,7 +136,7 @@ def differs(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> str:
 
 
 def compiled_kernels() -> Kernels:
-    """Return torch's kernels after torch.compile. Needs a C++ compiler on a CPU, and Triton on a CUDA device."""
+    """Return the torch kernels after torch.compile. Needs a C++ compiler on a CPU, and Triton on a CUDA device."""
 
     def compiled(kernel: Any) -> Any:
         return torch.compile(kernel, dynamic=True)
@@ -152,7 +152,7 @@ def compiled_kernels() -> Kernels:
 
 
 def fused_kernels() -> Kernels:
-    """Return Triton's kernels. With TRITON_INTERPRET=1 they run on a CPU too.
+    """Return the Triton kernels. If TRITON_INTERPRET=1 is set, they run on a CPU too.
 
     Raises EngineUnavailable if Triton can't be imported.
     """

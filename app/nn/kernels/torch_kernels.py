@@ -1,7 +1,7 @@
 """The kernels in torch. Devices without Triton run them, and tests compare the Triton kernels with them.
 
-A CUDA graph can capture all of them, because no shape, branch or copy to the host depends on the values of a tensor.
-Letters in shapes: B rows, H query heads that share G key heads in order (head h is in group h // (H / G)), d head size,
+A CUDA graph can capture these kernels, because no shape, branch or copy to the host depends on the values of a tensor.
+Letters in shapes: B rows, H query heads, G key heads (query head h uses key head h // (H / G)), d head size,
 S positions of a static cache, V codes.
 """
 
@@ -22,13 +22,13 @@ Activation = Literal["silu", "gelu"]
 
 
 def decode_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, length: int, scale: float) -> Tensor:
-    """Attention of one query token of each row to its row's cache.
+    """Compute the attention of one token of each row to the cache of the row.
 
     q (B, H, d). k, v (B, G, S, d): views of a cache with contiguous d. positions (B,) int64 on the device: row b
-    attends to cache positions 0..positions[b]. Returns (B, H * d) in q's dtype. Scores and softmax are float32.
+    attends to cache positions 0..positions[b]. Returns (B, H * d) in the dtype of q. Scores and softmax are float32.
 
-    All cache positions below `length` are read, so they must contain finite values. The result of a row whose position
-    is not below `length` is undefined.
+    All cache positions below `length` are read, so they must contain finite values. If the position of a row is not
+    below `length`, the result of the row is undefined.
     """
     rows, heads, size = q.shape
     groups = k.shape[1]
@@ -42,10 +42,10 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, length:
 def step_attention(
     heads: Tensor, cos: Tensor, sin: Tensor, k: Tensor, v: Tensor, positions: Tensor, length: int, scale: float
 ) -> Tensor:
-    """RoPE, cache write and attention for one new token of each row, between a layer's qkv and output products.
+    """Compute the self-attention of one new token of each row, with RoPE and the write to the cache.
 
-    heads (B, H + 2 G, d): the token's queries, keys and values from the qkv product. Applies RoPE to queries and keys,
-    writes keys and values into the cache k, v (B, G, S, d) at positions (B,), and attends as `decode_attention` does.
+    heads (B, H + 2 G, d): the queries, keys and values of each token from the qkv product. Applies RoPE to queries and
+    keys, writes keys and values into the cache k, v (B, G, S, d) at positions (B,), and computes `decode_attention`.
     Returns (B, H * d) in the dtype of `heads`.
     """
     groups = k.shape[1]
@@ -58,15 +58,15 @@ def step_attention(
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Add x and residual (M, D), with weight (D,), all of one dtype -> (RMSNorm of the sum, the sum)."""
+    """Return rms_norm(x + residual) and x + residual. x, residual (M, D) and the norm's weight (D,) have one dtype."""
     summed = x + residual
     return functional.rms_norm(summed, (summed.shape[-1],), weight, eps), summed
 
 
 def gate(gate_up: Tensor, activation: Activation) -> Tensor:
-    """Gated activation (SwiGLU, GEGLU): gate_up (M, 2 F) -> activation(gate) * up (M, F).
+    """Compute a gated activation (SwiGLU or GEGLU): gate_up (M, 2 F) -> activation(gate) * up (M, F).
 
-    The gate is the first half. The result is rounded after the activation and after the product.
+    The first F columns of gate_up are the gate. The result is rounded after the activation and after the product.
     """
     first, up = gate_up.chunk(2, dim=-1)
     return (functional.silu(first) if activation == "silu" else functional.gelu(first)) * up
@@ -85,13 +85,13 @@ def sample(
     *,
     fast_path: bool = False,
 ) -> Tensor:
-    """Draw a code for each row, as `Sampler.pick` of runtime/sampling.py does, with sampling parameters on the device.
+    """Draw a code for each row, like `Sampler.pick` of runtime/sampling.py, with sampling parameters on the device.
 
-    logits: (n, V) float32 of `codebook` out of `codebooks`, or (n, C, V) of C codebooks from `codebook` on.
-    temperature (n,) float32, 0 = greedy. top_k (n,) int64, 0 = off. top_p (n,) float32, 1 = off. seeds, frames (n,)
-    int64 determine the noise. banned int64, with the shape of the result: a code that is not drawn, -1 = none.
-    fast_path: see `draw`. Returns codes (n,) or (n, C) int64. Codes with equal scores at the limit of top-k or top-p
-    all stay. Raises ValueError for a codebook that does not exist.
+    logits: (n, V) float32 of the codebook with index `codebook`, or (n, C, V) of C codebooks from `codebook` on.
+    codebooks: the number of all codebooks. temperature (n,) float32, 0 = greedy. top_k (n,) int64, 0 = off. top_p (n,)
+    float32, 1 = off. seeds, frames (n,) int64: determine the noise. banned int64, with the shape of the result: a code
+    that can't be drawn, -1 = none. fast_path: see `draw`. Returns codes (n,) or (n, C) int64. If several codes have the
+    score at the limit of top-k or top-p, all of them stay. Raises ValueError for a codebook that does not exist.
     """
     channels = logits.shape[1] if logits.dim() == 3 else 1
     if not 0 <= codebook <= codebooks - channels:

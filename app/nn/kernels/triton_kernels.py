@@ -1,6 +1,7 @@
-"""The Triton kernels. Importing this module imports Triton.
+"""The Triton kernels. An import of this module imports Triton.
 
-Loads are masked by the row's position, so cache positions that were never written may contain any values.
+The attention kernel does not read cache positions after the position of a row. So these positions may contain any
+values.
 """
 
 import triton
@@ -17,13 +18,13 @@ def attend(
     cos,
     sin,
     positions,
-    out,  # (B, H, d); with several splits, the next three are written instead
+    out,  # (B, H, d) the result; with several splits, `part`, `part_top` and `part_mass` are written and not `out`
     part,  # (B, H, splits, d) float32: unnormalised sums of values
     part_top,  # (B, H, splits) float32: the largest score, as an exponent of 2
     part_mass,  # (B, H, splits) float32: sum of the softmax weights; 0 for a split without positions
     scale,
-    length,  # the largest number of positions that are read, even if a row's position is higher
-    span,  # positions in one split
+    length,  # only positions below this number are read, even if a row's position is higher
+    span,  # number of positions in one split
     heads_row,
     heads_head,
     k_row,
@@ -41,9 +42,10 @@ def attend(
     WHOLE: tl.constexpr,  # whether there is only one split
     FRESH: tl.constexpr,  # whether to apply RoPE, and to write the token's key and value
 ):
-    """Attention of the R queries of one group of one row to one split of the row's positions.
+    """Compute the attention of the R queries of one group in one row to one split of the row's positions.
 
-    Uses online softmax (Milakov and Gimelshein 2018), with splits as in flash-decoding.
+    A split is a range of consecutive positions. `combine` combines the results of all splits, as in flash-decoding.
+    Uses online softmax (Milakov and Gimelshein 2018).
     """
     split = tl.program_id(0)
     group = tl.program_id(1)
@@ -112,7 +114,7 @@ def attend(
 
 @triton.jit
 def combine(part, part_top, part_mass, out, splits, SIZE: tl.constexpr, PADDED: tl.constexpr):
-    """Combine the splits' results of one head of one row."""
+    """Combine the results of all splits for one head of one row."""
     place = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, PADDED)
     lane = tl.arange(0, SIZE)
@@ -156,7 +158,7 @@ def gated(both, out, both_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SILU: t
 
 @triton.jit
 def _mix(x):
-    """splitmix64's finaliser on uint64."""
+    """Hash uint64 values with the finaliser of splitmix64."""
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB
     return x ^ (x >> 31)
@@ -164,14 +166,14 @@ def _mix(x):
 
 @triton.jit
 def _ordered(score):
-    """Map float32 to uint32 in the same order; -0 is below +0."""
+    """Map float32 to uint32 so that the order of the values stays the same. -0 is below +0."""
     bits = score.to(tl.uint32, bitcast=True)
     return tl.where(bits >> 31 == 1, bits ^ 0xFFFFFFFF, bits | 0x80000000)
 
 
 @triton.jit
 def _score(key):
-    """Inverse of `_ordered`."""
+    """Map uint32 back to float32: the inverse of `_ordered`."""
     return tl.where(key >> 31 == 1, key & 0x7FFFFFFF, key ^ 0xFFFFFFFF).to(tl.float32, bitcast=True)
 
 
@@ -192,7 +194,7 @@ def draw(
     CODES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Draw one code of one row. The limits of top-k and top-p are found bit by bit, without sorting."""
+    """Draw one code of one row. Finds the limits of top-k and top-p by a binary search over bits, without sorting."""
     place = tl.program_id(0)
     row = place // CHANNELS
     channel = place % CHANNELS
@@ -232,7 +234,7 @@ def draw(
             edge = tl.cast(0, tl.uint32)
             bit = tl.cast(1 << 31, tl.uint32)
             for _ in range(32):
-                # Find the highest key whose lower keys have no more weight than top-p allows to remove.
+                # Find the highest key for which the sum of the weights of all lower keys is at most `allowed`.
                 candidate = edge + bit
                 below = tl.sum(tl.where(key < candidate, weight, 0.0), axis=0)
                 edge = tl.where(below <= allowed, candidate, edge)
@@ -244,9 +246,9 @@ def draw(
         state = _mix(_mix(state * 0x9E3779B97F4A7C15 + 1) + frame * 0x9E3779B97F4A7C15)
         count = ((codebook + channel).to(tl.int64) * CODES + 1 + lane).to(tl.uint64)
         bits = (_mix(state + count * 0x9E3779B97F4A7C15) >> 40).to(tl.uint32)
-        # At most 1 - 2^-24: bits that are all ones round to 1.0, and -log(1) is -0.0.
+        # The limit is 1 - 2^-24. If all bits are 1, the value rounds to 1.0 without the limit, and -log(1.0) is -0.0.
         uniform = tl.minimum((bits.to(tl.float32) + 0.5) * 5.9604644775390625e-8, 0.999999940395355224609375)
         noise = -tl.log(uniform)
-        # A removed code has the weight 0 and loses with any noise.
+        # A removed code has the weight 0. It gets -1, so it is never chosen.
         code = tl.argmax(tl.where(mask & (weight > 0), weight / noise, -1.0), axis=0)
     tl.store(out + place, tl.minimum(code, CODES - 1).to(tl.int64))

@@ -1,7 +1,7 @@
-"""Launches of the Triton kernels, with the signatures and results of torch_kernels.py. Importing this imports Triton.
+"""Launches the Triton kernels. The functions have the signatures and results of those in torch_kernels.py.
 
-Launch shapes depend only on the arguments' shapes, nothing is tuned at run time, and memory comes from torch's
-allocator. So a CUDA graph can capture every call.
+An import of this module imports Triton. The sizes of a launch depend only on the shapes of the arguments, and memory
+comes from the allocator of torch. So a CUDA graph can capture each call.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from app.nn.kernels import triton_kernels
 from app.nn.kernels.torch_kernels import Activation
 
 _MIN_ROWS = 16  # rows of a matrix instruction
-_MAX_UNSPLIT = 256  # up to this many positions, one program is faster than splits with a second launch
+_MAX_UNSPLIT = 256  # up to this many positions, one split is faster than several splits with a second launch
 
 
 @functools.cache
@@ -25,10 +25,12 @@ def _processors(device: torch.device) -> int:
 
 
 def splits_of(programs_each: int, length: int, block: int, processors: int) -> tuple[int, int]:
-    """Divide `length` cache positions into splits -> (number of splits, positions in each split).
+    """Divide `length` cache positions into splits. Returns the number of splits, and the positions in each split.
 
-    programs_each: programs that one split launches. block: positions in one block. processors: multiprocessors of the
-    GPU. Chooses enough splits for two programs on each multiprocessor. Each split has at least two blocks.
+    A split is a range of consecutive positions that one program computes. programs_each: number of programs for one
+    split of all rows and groups. block: number of positions that a program reads in one iteration. processors: number
+    of multiprocessors of the GPU. There are at most two programs for each multiprocessor. If there are several splits,
+    each split has at least two blocks.
     """
     blocks = -(-length // block)
     if length <= _MAX_UNSPLIT:
@@ -172,7 +174,7 @@ def sample(
     fast_path: bool = False,
 ) -> Tensor:
     """Compute `torch_kernels.sample` with a Triton kernel."""
-    del fast_path  # one kernel handles all sampling parameters
+    del fast_path  # the Triton kernel is the same for all sampling parameters
     count, size = logits.shape[0], logits.shape[-1]
     channels = logits.shape[1] if logits.dim() == 3 else 1
     if not 0 <= codebook <= codebooks - channels:

@@ -1,8 +1,8 @@
-"""The two published layouts of a Mimi checkpoint, converted to one set of names. Names and shapes only.
+"""Converts the two published layouts of a Mimi checkpoint to one set of names, and checks names and shapes.
 
-The model uses the names of kyutai/mimi (transformers layout). The layout of moshi joins q, k and v in one tensor, has
-the rows of q and k in the order of interleaved RoPE pairs, and wraps each convolution in up to three modules. All other
-tensors differ in their names only.
+The model uses the names of kyutai/mimi (transformers layout). The layout of moshi joins the weights of queries, keys
+and values in one tensor, where the rows of queries and keys are in the order of interleaved RoPE pairs. All other
+tensors are the same in both layouts and have other names.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ def _layer_shapes(c: MimiConfig) -> dict[str, Shape]:
 
 
 def codec(candidates: list[Checkpoint], config: MimiConfig) -> Checkpoint:
-    """Return the codec's tensors, checked and renamed to the names of kyutai/mimi.
+    """Check the tensors of a codec, and return them with the names of kyutai/mimi.
 
-    candidates: checkpoints; the first one with a Mimi codec is used. Raises WeightsUnavailable.
+    candidates: checkpoints; the first checkpoint with a Mimi codec is used. Raises WeightsUnavailable.
     """
     for checkpoint in candidates:
         if "decoder.layers.0.conv.weight" in checkpoint:
@@ -157,9 +157,10 @@ def _from_moshi(checkpoint: Checkpoint, config: MimiConfig) -> Checkpoint:
 
 
 def _cut(stored: Stored, start: int, stop: int, head_dim: int | None) -> Callable[[], Tensor]:
-    """Return a function that reads rows start..stop-1.
+    """Return a function that reads rows start..stop-1 of a tensor.
 
-    head_dim: also reorder each head's rows from interleaved to half-split RoPE; None = keep the order.
+    head_dim: None = keep the order of the rows. Otherwise the function changes the order of the rows of each head from
+    interleaved to half-split RoPE pairs.
     """
 
     def make() -> Tensor:

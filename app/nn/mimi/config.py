@@ -50,7 +50,7 @@ class MimiConfig:
     rope: Rope = _ROPE
     attention_bias: bool = False
     activation: str = "gelu"
-    latent_stride: int = 2  # transformer latents in one frame of codes
+    latent_stride: int = 2  # number of transformer latents in one frame of codes
 
     @property
     def hop(self) -> int:

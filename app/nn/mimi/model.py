@@ -1,9 +1,10 @@
-"""The codec Mimi: a streaming decoder with independent rows, and an encoder for whole recordings.
+"""Mimi, the codec of CSM: a streaming decoder with independent rows, and an encoder for whole recordings.
 
-Tensors have the layout (B, T, C). Every convolution is a matrix product over windows, which for short chunks is twice
-as fast as PyTorch's convolution kernels. Streamed samples equal the samples of a decode in one call: each convolution
-keeps the inputs that later outputs need, each transposed convolution keeps its unfinished outputs, and the transformer
-keeps its keys in a ring buffer that is longer than its window by one chunk. All computation is float32.
+Tensors have the layout (B, T, C). All computation is float32. A convolution is computed as a matrix product over
+windows, which is twice as fast for short chunks as the convolution kernels of PyTorch. A decode in chunks gives the
+same samples as a decode in one call. For this, each convolution keeps the inputs that later outputs need, and each
+transposed convolution keeps outputs to which the next input contributes. The transformer keeps its keys and values in a
+ring buffer, whose length is the attention window plus one chunk.
 References: Kyutai, arXiv 2410.00037, and the config.json of kyutai/mimi.
 """
 
@@ -23,20 +24,20 @@ from app.nn.mimi.config import MimiConfig
 from app.nn.rope import apply_rotary, rotary
 from app.weights.tensors import Checkpoint
 
-CHUNK_FRAMES = 8  # frames that one pass decodes at most; determines the length of the ring buffer
-_MIN_USAGE = 1e-5  # lower limit of the usage count, for codebook entries that were never used
-_WINDOW_FLOATS = 1 << 24  # values of a convolution's windows that are in memory at a time
+CHUNK_FRAMES = 8  # the largest number of frames in one pass; it determines the length of the ring buffer
+_MIN_USAGE = 1e-5  # lower limit of a usage count, because the count of an unused code is 0
+_WINDOW_FLOATS = 1 << 24  # the largest number of values in the windows of a convolution that are in memory together
 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The rows of one call of the decoder."""
+    """The rows that one call of the decoder computes."""
 
     where: Tensor | slice  # selects the rows in a state tensor
     index: Tensor  # (n, 1) the numbers of the rows
-    done: Tensor  # (n,) latents that each row has decoded so far
-    used: int  # positions of the ring buffer that are in use
-    active: Tensor | None = None  # (n,) bool: the state of the other rows does not change; None = all are active
+    done: Tensor  # (n,) number of latents that each row has decoded before
+    used: int  # number of places of the ring buffer that attention reads
+    active: Tensor | None = None  # (n,) bool: the state of inactive rows does not change; None = all rows are active
 
     def keep(self, state: Tensor, new: Tensor) -> None:
         """Write the new state (n, ...) of the active rows into `state` (rows, ...)."""
@@ -65,7 +66,10 @@ class Conv(nn.Module):
         self.bias = _weight(outputs) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, reach + T, C), past inputs first -> (B, T / stride, outputs). T must be a multiple of the stride."""
+        """Compute the convolution: x (B, reach + T, C) -> (B, T / stride, outputs).
+
+        The first `reach` inputs are those before the chunk. T must be a multiple of the stride.
+        """
         if self.kernel == 1:
             return functional.linear(x, self.weight, self.bias)
         rows, length, channels = x.shape
@@ -87,9 +91,10 @@ class Conv(nn.Module):
         )
 
     def whole(self, x: Tensor, *, repeat_edges: bool = False) -> Tensor:
-        """Convolve a whole recording (B, T, C), padded before it and, up to a full stride, after it.
+        """Compute the convolution of a whole recording (B, T, C).
 
-        repeat_edges: pad with the first and the last value instead of zeros.
+        Pads the start with `reach` values, and the end up to a multiple of the stride. repeat_edges: True = pad with
+        the first and the last value; False = pad with zeros.
         """
         extra = -x.shape[1] % self.stride
         if repeat_edges:
@@ -107,8 +112,8 @@ class Conv(nn.Module):
 class Upsample(nn.Module):
     """A causal transposed convolution with kernel 2 * stride.
 
-    Each input contributes to 2 * stride outputs. The later half of them (`overlap`) is added to the first half of the
-    next input's outputs.
+    Each input contributes to 2 * stride outputs. The last `stride` of these outputs (`overlap`) are added to the first
+    `stride` outputs of the next input.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, groups: int = 1, bias: bool = True) -> None:
@@ -118,7 +123,10 @@ class Upsample(nn.Module):
         self.bias = _weight(outputs) if bias else None
 
     def forward(self, x: Tensor, overlap: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, T, C), overlap (B, stride, outputs) of the last input -> (B, T * stride, outputs), new overlap."""
+        """Return the outputs (B, T * stride, outputs) and the new overlap.
+
+        x: (B, T, C). overlap: (B, stride, outputs) of the previous input.
+        """
         rows, length, channels = x.shape
         if self.groups == 1:
             spread = x @ self.weight[0]
@@ -151,7 +159,10 @@ class Residual(nn.Module):
         self.shortcut = Conv(width, width, 1) if config.conv_shortcut else None
 
     def forward(self, x: Tensor, first: Callable[[Tensor], Tensor]) -> Tensor:
-        """x (B, T, C) -> (B, T, C). first: computes the first convolution, with its past inputs."""
+        """Compute the unit: x (B, T, C) -> (B, T, C).
+
+        first: computes the first convolution. It adds the inputs before the chunk, or the padding.
+        """
         y = self.second(functional.elu(first(functional.elu(x))))
         return y + (x if self.shortcut is None else self.shortcut(x))  # type: ignore[no-any-return]
 
@@ -165,7 +176,7 @@ class Residual(nn.Module):
 class Layer(nn.Module):
     """A transformer layer: LayerNorm, attention, LayerNorm, MLP.
 
-    `fill` folds the layer scales of the checkpoint into `out` and `down`.
+    `fill` multiplies the weights `out` and `down` by the layer scales of the checkpoint.
     """
 
     def __init__(self, config: MimiConfig) -> None:
@@ -213,7 +224,7 @@ class Layer(nn.Module):
 
 
 def _attention(config: MimiConfig, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Masked attention: q (B, T, H, d), k, v (B, G, L, d), mask (B, 1, T, L) bool -> (B * T, H * d)."""
+    """Compute masked attention: q (B, T, H, d), k, v (B, G, L, d), mask (B, 1, T, L) bool -> (B * T, H * d)."""
     share = config.heads // config.kv_heads
     if share > 1:
         k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
@@ -273,7 +284,7 @@ class MimiEncoder(nn.Module):
         codes = []
         residual = latents
         for k, codebook in enumerate(self.codebooks):
-            if k in (0, self.config.semantic_codebooks):  # both quantisers start from the latents, not from a residual
+            if k in (0, self.config.semantic_codebooks):  # the first codebook of each quantiser encodes the latents
                 projection = self.semantic_in if k == 0 else self.acoustic_in
                 residual = latents if projection is None else functional.linear(latents, projection)
             code = torch.cdist(residual[None], codebook[None])[0].argmin(dim=-1)
@@ -317,9 +328,9 @@ def codebook(weights: Checkpoint, config: MimiConfig, index: int) -> Tensor:
 
 
 class MimiDecoder(nn.Module):
-    """Decodes codes to samples, in rows that stream independently. Owns the rows' state. One thread may call it.
+    """Decodes codes to samples. Each row is an independent stream. Only one thread may call it.
 
-    Uses the first `codebooks` codebooks. A call changes only the rows that it names. `reset` starts a new stream.
+    Uses the first `codebooks` codebooks. A call changes the state of the rows in its arguments only.
     """
 
     def __init__(self, config: MimiConfig, *, rows: int, codebooks: int | None = None, device: torch.device) -> None:
@@ -330,7 +341,7 @@ class MimiDecoder(nn.Module):
         if self.codebooks > c.codebooks:
             raise ValueError(f"the codec has {c.codebooks} codebooks, fewer than the {self.codebooks} requested")
         with device:
-            self.table = _weight(self.codebooks, c.codebook_size, c.width)  # codebooks after the output projection
+            self.table = _weight(self.codebooks, c.codebook_size, c.width)  # code vectors after the output projection
             self.upsample = Upsample(c.width, c.width, c.latent_stride, groups=c.upsample_groups, bias=False)
             self.layers = nn.ModuleList([Layer(c) for _ in range(c.layers)])
             width = c.filters * 2 ** len(c.ratios)
@@ -347,13 +358,15 @@ class MimiDecoder(nn.Module):
         self._offsets = torch.arange(self.codebooks, device=device) * c.codebook_size
         self._frequencies = c.rope.frequencies(c.head_dim).to(device)
         self._device = device
-        # While the last latent of a chunk is written, the first one still attends to keys of a whole window before it.
+        # All keys of a chunk are written before attention reads them. The first latent of the chunk attends to a whole
+        # window before it. So the buffer must hold a window and a chunk.
         self._ring = c.window + CHUNK_FRAMES * c.latent_stride
         self._keys = torch.zeros(c.layers, rows, c.kv_heads, self._ring, c.head_dim, device=device)
         self._values = torch.zeros_like(self._keys)
-        self._done = [0] * rows  # latents that each row has decoded with `decode`
-        self._done_on_device = torch.zeros(rows, dtype=torch.int64, device=device)  # the same with `frame`
-        self._states: dict[nn.Module, Tensor] = {}  # past inputs or overlap of each module, (rows, ...)
+        self._done = [0] * rows  # number of latents that each row has decoded with `decode`
+        # The number of latents that each row has decoded with `frame`.
+        self._done_on_device = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._states: dict[nn.Module, Tensor] = {}  # (rows, ...) earlier inputs or overlap of each module
         for module in self.modules():
             if isinstance(module, Conv) and module.reach > 0:
                 self._states[module] = torch.zeros(rows, module.reach, module.inputs, device=device)
@@ -373,7 +386,7 @@ class MimiDecoder(nn.Module):
         self._done_on_device[row] = 0
 
     def zero_row(self, row: int) -> None:
-        """Zero the keys and values of a row that contain NaN or Inf (see KVCache.zero_row)."""
+        """Zero the keys and values of a row that contains NaN or Inf; see KVCache.zero_row."""
         self._keys[:, row] = 0
         self._values[:, row] = 0
 
@@ -399,9 +412,10 @@ class MimiDecoder(nn.Module):
     def frame(self, codes: Tensor, active: Tensor) -> Tensor:
         """Decode one frame of each of the first n rows: codes (n, K) int64 -> samples (n, frame_samples) float32.
 
-        active (n,) bool: the state of the other rows does not change, and their samples are undefined. Shapes are fixed
-        and nothing is copied to the host, so a CUDA graph can capture it. The position of a row is counted on the
-        device here and on the host in `decode`: between two resets, use only one of the two methods for a row.
+        active (n,) bool: the state of inactive rows does not change, and their samples are undefined. All shapes are
+        fixed, and no value is copied to the host, so a CUDA graph can capture this method. This method counts the
+        position of a row on the device, and `decode` counts it on the host. So between two resets of a row, call only
+        one of the two methods for the row.
         """
         count = len(codes)
         index = torch.arange(count, device=self._device)[:, None]
@@ -453,7 +467,7 @@ class MimiDecoder(nn.Module):
         places = at % ring
 
         def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            # Inactive rows are written too, at the place that their own next frame will overwrite.
+            # Keys of inactive rows are written too. The next frame of such a row will overwrite them.
             self._keys[index].transpose(1, 2)[rows.index, places] = k.view(count, length, c.kv_heads, c.head_dim)
             self._values[index].transpose(1, 2)[rows.index, places] = v.view(count, length, c.kv_heads, c.head_dim)
             queries = q.view(count, length, c.heads, c.head_dim)
