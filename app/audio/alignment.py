@@ -359,7 +359,7 @@ class Aligner:
     def __init__(
         self, pronounce: Callable[[str], Iterable[str]] | None = None, *, command: Sequence[str] = _COMMAND
     ) -> None:
-        """pronounce: a word -> pronunciations in IPA, asked for words that the dictionary does not contain."""
+        """pronounce: a word -> pronunciations in IPA, such as eSpeak's. It is called for each word."""
         self._pronounce = pronounce
         self._command = command
         self._lock = threading.Lock()

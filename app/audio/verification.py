@@ -39,7 +39,7 @@ Reason = Literal[
 # Limits, and what 63 recordings of people have at three tempos.
 MAX_CUT_OFF = 16.0  # nats; people at most 12.3, ends cut inside the last word mostly over 28
 MAX_MISSING, MAX_MISSING_SHARE = 1, 0.08  # words; people 0 in 97 %, a missing half 16 % at least
-MAX_NOT_WORDS_S = 0.95  # people 0.7 in 97 %, three seconds of babble at least 1.05 in 99 %
+MAX_NOT_WORDS_S = 1.15  # people at most 0.8 in 97 %, three seconds of babble at least 1.4
 MIN_SCORE = -3.0  # people at least -2.4
 MAX_PHONEMES_PER_S = 26.0  # people at most 18.5
 MAX_LENGTH_RATIO = 2.0  # to the expected length, either way

@@ -47,6 +47,7 @@ MAX_TEXT_CHARS = 400  # about 25 s of speech; the library needs 10 to 20 ms for 
 _AUDIO_OUTPUT_SYNCHRONOUS = 2
 _INITIALIZE_DONT_EXIT = 0x8000
 _CHARS_UTF8 = 1
+_PHONEMES_IPA = 2
 _END_PAUSE = 0x1000
 _PARAMETER_RATE, _PARAMETER_PITCH = 1, 3
 _BUFFER_MS = 200  # audio in each call of the callback, in milliseconds; fewer calls take less time in Python
@@ -121,6 +122,7 @@ class Library:
         self._shortcut: tempfile.TemporaryDirectory[str] | None = None
         with _library_lock:
             self._dll = ctypes.CDLL(espeakng_loader.get_library_path())
+            self._dll.espeak_TextToPhonemes.restype = ctypes.c_char_p
             self._dll.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_VoiceRecord))
             data = self._with_short_path(Path(espeakng_loader.get_data_path()))
             self.rate_hz: int = self._dll.espeak_Initialize(
@@ -171,6 +173,19 @@ class Library:
         if wave and count > 0:
             self._parts.append(ctypes.string_at(wave, 2 * count))
         return 0
+
+    def ipa(self, word: str, voice: str) -> str:
+        """The pronunciation of a word in IPA, by the voice's rules. `voice` = identifier."""
+        text = ctypes.create_string_buffer(word.encode("utf-8", "ignore").replace(b"\0", b""))
+        at = ctypes.c_void_p(ctypes.addressof(text))
+        with _library_lock:
+            if self._dll.espeak_SetVoiceByName(voice.encode()) != 0:
+                raise EngineError(f"eSpeak NG has no voice {voice!r}.")
+            clauses = []
+            while at.value:  # the library moves it behind each clause, and to NULL at the end
+                spoken: bytes = self._dll.espeak_TextToPhonemes(ctypes.byref(at), _CHARS_UTF8, _PHONEMES_IPA)
+                clauses.append(spoken.decode("utf-8"))
+        return " ".join(clauses).strip()
 
     def synthesize(self, text: str, voice: str, pitch: int) -> Samples:
         """Synthesise the whole text, and return samples (N,) float32 at `rate_hz`. Raises EngineError.

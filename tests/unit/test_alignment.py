@@ -12,6 +12,7 @@ from app.audio import alignment
 from app.audio.acoustic_model import find_model, load_model
 from app.audio.alignment import Aligner, align
 from app.audio.pronunciation import Pronouncer, british, from_ipa, from_letters, plain_word
+from app.engines.espeak import Library
 from tests.support.human_speech import recordings, sesame_prompts
 from tests.support.samples import RATE_HZ, noise, said, silence
 
@@ -216,6 +217,16 @@ def test_callers_pronunciations_join(aligner):
 
 
 # ---- pronunciations
+
+
+def test_espeak_pronounces_words_for_the_aligner(pronouncer):
+    library = Library()
+    assert from_ipa(library.ipa("car", "gmw/en-US")) == ("K", "AA", "R")
+    assert from_ipa(library.ipa("car", "gmw/en-GB-x-rp")) == ("K", "AA")
+    for word in ("kubernetes", "Llanelli", "xiaoming", "zorblatt", "a.b", ""):
+        ipa = library.ipa(word, "gmw/en-GB-x-rp")
+        assert bool(from_ipa(ipa)) is bool(plain_word(word)), word
+    assert pronouncer.pronunciations("kubernetes", [library.ipa("kubernetes", "gmw/en-US")])
 
 
 def test_dictionary_then_ipa_then_letters(pronouncer):
