@@ -272,7 +272,7 @@ def test_stages_that_do_not_match_the_model_are_refused() -> None:
     for stages in ([Stage(CPU, 1)], [Stage(CPU, 1), Stage(CPU, 2)]):
         with pytest.raises(ValueError, match="2 layers"):
             CsmModel(config, device=META, dtype=torch.float32, stages=[Stage(META, 0), *stages[1:], stages[0]])
-    with pytest.raises(ValueError, match="not on cpu"):
+    with pytest.raises(ValueError, match="must be on the device of the model, cpu"):
         CsmModel(config, device=CPU, dtype=torch.float32, stages=[Stage(META, 2)])
 
 
