@@ -370,9 +370,10 @@ class Aligner:
     def align(
         self, samples: Samples, rate_hz: int, words: Sequence[str], *, deadline_s: float | None = None
     ) -> Alignment | None:
-        """Like the function `align`; also None if no answer came within deadline_s, or the process has failed.
+        """Call the function `align` in the other process. Returns None if it finds no alignment, takes longer than
+        deadline_s, or fails.
 
-        deadline_s: None = 10 s and the length of the recording.
+        deadline_s: None = 10 s plus the length of the recording.
         """
         if not is_available():
             return None
@@ -381,7 +382,7 @@ class Aligner:
         ipa = [tuple(self._pronounce(word)) if self._pronounce else () for word in words]
         order = {"rate_hz": rate_hz, "words": list(words), "ipa": ipa, "bytes": 2 * len(samples)}
         if not self._lock.acquire(timeout=limit_s):
-            log.warning("Speech is not checked: the aligner is busy for longer than %.1f s", limit_s)
+            log.warning("Speech is not checked: the aligner has been busy for longer than %.1f s", limit_s)
             return None
         try:
             head, sound = json.dumps(order).encode() + b"\n", pcm.to_bytes(samples)

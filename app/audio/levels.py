@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     Levels = NDArray[np.float64]
 
 WINDOW_S = 0.02  # one level describes this much audio
-UPDATE_WINDOWS = 8  # the threshold is computed again after so many windows: percentiles cost time
-MEMORY_S = 10.0  # older levels do not count: a speaker's level and room change
+UPDATE_WINDOWS = 8  # windows between two computations of the threshold, because percentiles cost time
+MEMORY_S = 10.0  # the threshold depends on the levels of the last MEMORY_S only, because speakers change their level
 QUIET_DBFS = -50.0  # audio below this level is silent, whatever the line's noise floor is
 DIGITAL_DBFS = -75.0  # below the noise of every recording
 _FLOOR_PERCENT, SPEECH_PERCENT = 5, 90  # of a line's levels: its noise floor, and its loud speech
 _ABOVE_FLOOR_DB, _BELOW_SPEECH_DB = 6.0, 14.0  # silence is at most this far above the floor, and this far below speech
-_SOFT_SPEECH_DB = 20.0  # below the loud speech: lowers QUIET_DBFS for lines that are soft as a whole
+# In a line that is soft as a whole, audio is silent only if it is this far below the line's loud speech.
+_SOFT_SPEECH_DB = 20.0
 
 
 def levels_dbfs(samples: Samples, rate_hz: int, window_s: float = WINDOW_S) -> Levels:

@@ -277,7 +277,11 @@ class EnginePool:
         member.disabled = reason
         left = sum(other.usable for other in self._members)
         log.critical(
-            "the server stops using %s: %s %d of %d devices continue", member.device, reason, left, len(self._members)
+            "the server stops using the device %s (%s); %d of %d devices continue",
+            member.device,
+            reason,
+            left,
+            len(self._members),
         )
 
     # ---- the rest of the protocol

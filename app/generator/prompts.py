@@ -73,7 +73,12 @@ class Prompts:
             await asyncio.to_thread(
                 self._voices.keep_codes, voice, info.prompts.codec, info.prompts.codec_fingerprint, codes
             )
-            log.info("encoded voice %s: %d frames of %s", voice.id, codes.shape[1], info.prompts.codec)
+            log.info(
+                "the recording of the voice %s was encoded: %d frames of the codec %s",
+                voice.id,
+                codes.shape[1],
+                info.prompts.codec,
+            )
         return VoicePrompt(voice.digest, info.prompts.codec, codes, reference.transcript)
 
 

@@ -400,8 +400,8 @@ class DiaRunner:
     def _commit(self, row: int, frame: Codes, count: int) -> tuple[bool, bool, Rule | None]:
         """Add the frame of a step to its row. count: the number of frames that the row's speech will have.
 
-        Returns whether the step has no frame to decode, whether the row has ended, and the guard's rule that the script
-        broke.
+        Returns whether the step has no frame to decode, whether the row has ended, and the rule of the output guard
+        that the speech broke, or None.
         """
         state = self._rows[row]
         index = state.position - self._delay_pattern.first_frame(len(state.prompt))
