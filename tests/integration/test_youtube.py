@@ -6,9 +6,7 @@ import glob
 import json
 import os
 import tempfile
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -111,45 +109,6 @@ def test_disconnect_removes_the_download(cloning: str, site: Site) -> None:
             if "fetching" in line:
                 break
     wait_until(lambda: not downloads(), 10)
-
-
-@pytest.mark.parametrize("stream", [True, False])
-def test_server_shutdown_during_a_download_answers_with_an_error_and_leaves_no_files(
-    site: Site, tmp_path: Path, stream: bool
-) -> None:
-    request = body(site, youtube_url=f"{site.url}/slow.mp3")
-    fetching = threading.Event()
-
-    def receive(url: str) -> tuple[int, str, bool]:
-        """Status, text of the body, and whether the body has an end."""
-        lines: list[str] = []
-        with httpx.stream("POST", url + PATH, json=request, params={"stream": stream}, timeout=60) as answer:
-            try:
-                for line in answer.iter_lines():
-                    lines.append(line)
-                    if "fetching" in line:
-                        fetching.set()
-            except httpx.RemoteProtocolError:
-                return answer.status_code, "\n".join(lines), False
-        return answer.status_code, "\n".join(lines), True
-
-    with ThreadPoolExecutor(1) as threads:
-        with tube.fetching(tmp_path) as url:
-            received = threads.submit(receive, url)
-            if stream:
-                assert fetching.wait(30)
-            wait_until(downloads, 30)
-        status, text, complete = received.result(30)
-    assert downloads() == []
-    if stream:
-        last = json.loads(text.rstrip().rpartition("\n")[2].removeprefix("data: "))
-        assert (status, complete) == (200, False)
-        assert "[DONE]" not in text
-    else:
-        last = json.loads(text)
-        assert (status, complete) == (503, True)
-    assert last["error"]["code"] == "engine_stopped"
-    assert list((tmp_path / "cloned_voices").glob("voice_*")) == []
 
 
 def test_only_youtube_urls_are_accepted(server: str) -> None:
