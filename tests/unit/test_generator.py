@@ -467,7 +467,7 @@ async def test_unsupported_extra_is_an_error(over, name):
         with pytest.raises(UnsupportedParameter) as error:
             await setup.generator.answer(speech_request(), extras=frozenset({name}))
         assert error.value.param == name
-        assert "work here: parallel." in error.value.message
+        assert "supports these optional fields: parallel." in error.value.message
         assert engine.events == []
 
 
