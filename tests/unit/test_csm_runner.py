@@ -199,7 +199,7 @@ def test_next_line_equals_the_first_as_context(folder: Path) -> None:
     assert np.array_equal(alone(fresh, second), both[10:])
 
 
-@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4])
 def test_line_is_spoken_after_the_voice_and_the_last_lines(folder: Path, count: int) -> None:
     """The last of five lines gives the codes of a request with the voice and the last `count` lines as context."""
     runner = make(folder, context_lines=count)

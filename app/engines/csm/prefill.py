@@ -108,11 +108,13 @@ class Prefill:
             parts: list[Part] = [following]
         else:
             parts = [*(frame[None] for frame in unread_frames), self._eos(), following]
-        kept = state.spoken if self._context_lines is None else state.spoken[len(state.spoken) - self._context_lines :]
+        count = len(state.spoken)
+        kept = state.spoken[max(0, count - (count if self._context_lines is None else self._context_lines)) :]
         full = state.position + sum(map(len, parts[:-1])) > most
-        if full or len(kept) < len(state.spoken):
+        if full or len(kept) < count:
             # Return to the position after the prompt, and read the newest lines again that fit.
-            kept = kept[-(self._context_lines or 1) :]
+            if self._context_lines is None:
+                kept = kept[-1:]
             while kept and state.base + sum(segment.length for segment in kept) > most:
                 kept = kept[1:]
             state.position = state.base
