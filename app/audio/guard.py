@@ -21,13 +21,14 @@ judged by the line's own level and noise floor (`levels.py`). Does not depend on
 
 from __future__ import annotations
 
+import functools
 import itertools
 import unicodedata
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from app.audio.levels import DIGITAL_DBFS, QUIET_DBFS, WINDOW_S, LevelTracker, levels_dbfs
+from app.audio.levels import DIGITAL_DBFS, QUIET_DBFS, WINDOW_S, LevelTracker, PowerSmoother, levels_dbfs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -81,13 +82,12 @@ class LineGuard:
         self._least_s = BAND_FAST * length / pace if pace else length / FAST_CHARS_PER_S
         self._spoken_s = MIN_SPOKEN * length / (pace or FAST_CHARS_PER_S / 2)
         self._levels = LevelTracker()
-        self._recent = np.full(round(SMOOTHING_S / WINDOW_S), 1e-12)  # power of the last windows
+        self._smoother = PowerSmoother(round(SMOOTHING_S / WINDOW_S))
         self._repetition = Repetition(rate_hz)
         self._unjudged = np.zeros(0, np.float32)  # less than a window
         self._frames = 0
         self._elapsed_s = 0.0  # audio so far; the codec may be a few frames behind
         self._begun_s: float | None = None  # when sound began
-        self._ended_s = 0.0  # when the last sound ended
         self._sound_s = 0.0  # windows with sound
         self._silence_s = self._digital_s = 0.0  # present pause
         self._repeated_s = 0.0
@@ -112,10 +112,7 @@ class LineGuard:
         if not len(levels):
             return
         loud = levels
-        power = np.concatenate((self._recent, 10 ** (levels / 10)))
-        size = len(self._recent)
-        self._recent = power[-size:]
-        levels = 10 * np.log10(np.convolve(power, np.full(size, 1 / size), "valid")[1:])
+        levels = self._smoother.push(10 ** (levels / 10))
         self._levels.add(levels)
         threshold = self._levels.threshold_dbfs
         if self._elapsed_s >= REPETITION_FROM * self._late_s:  # earlier it would cost much and be used for nothing
@@ -132,8 +129,6 @@ class LineGuard:
             else:
                 self._sound_s += WINDOW_S
                 self._silence_s = max(0.0, self._silence_s - _BROKEN_SILENCE * WINDOW_S)
-                if self._silence_s == 0.0:
-                    self._ended_s = self._elapsed_s
 
     def end(self) -> Rule | None:
         """Check a line that has ended by itself -> "too_short", or None. Frames without audio yet count as sound."""
@@ -172,10 +167,7 @@ class Repetition:
 
     def __init__(self, rate_hz: int) -> None:
         size = round(WINDOW_S * rate_hz)
-        hertz = np.fft.rfftfreq(2 * size, 1 / rate_hz)
-        edges = np.geomspace(120, min(7000, 0.45 * rate_hz), self.BANDS + 1)
-        self._bands = np.array([(hertz >= low) & (hertz < high) for low, high in itertools.pairwise(edges)], float)
-        self._bands[self._bands.sum(axis=1) == 0, 1] = 1.0
+        self._bands = _bands(rate_hz, size, self.BANDS)
         self._size = size
         self._window = np.hanning(2 * size).astype(np.float32)
         self._before = np.zeros(size, np.float32)
@@ -206,3 +198,13 @@ class Repetition:
         share = self._sounding.mean()
         if self._count >= len(self._differences) and share >= self.LEAST_SOUNDING:
             self.distance_db = float(self._differences.mean(axis=0).min() / share)
+
+
+@functools.cache
+def _bands(rate_hz: int, size: int, count: int) -> NDArray[np.float64]:
+    """Which bins of a transform of 2 * size samples belong to which of `count` bands: (count, size + 1) of 0 and 1."""
+    hertz = np.fft.rfftfreq(2 * size, 1 / rate_hz)
+    edges = np.geomspace(120, min(7000, 0.45 * rate_hz), count + 1)
+    bands = np.array([(hertz >= low) & (hertz < high) for low, high in itertools.pairwise(edges)], float)
+    bands[bands.sum(axis=1) == 0, 1] = 1.0
+    return bands

@@ -22,7 +22,7 @@ UPDATE_WINDOWS = 8  # windows between two computations of the threshold, because
 MEMORY_S = 10.0  # the threshold depends on the levels of the last MEMORY_S only, because speakers change their level
 QUIET_DBFS = -50.0  # audio below this level is silent, whatever the line's noise floor is
 DIGITAL_DBFS = -75.0  # below the noise of every recording
-_FLOOR_PERCENT, SPEECH_PERCENT = 5, 90  # of a line's levels: its noise floor, and its loud speech
+_FLOOR_PERCENT, _SPEECH_PERCENT = 5, 90  # of a line's levels: its noise floor, and its loud speech
 _ABOVE_FLOOR_DB, _BELOW_SPEECH_DB = 6.0, 14.0  # silence is at most this far above the floor, and this far below speech
 # In a line that is soft as a whole, audio is silent only if it is this far below the line's loud speech.
 _SOFT_SPEECH_DB = 20.0
@@ -36,20 +36,38 @@ def levels_dbfs(samples: Samples, rate_hz: int, window_s: float = WINDOW_S) -> L
     return np.asarray(10 * np.log10(power + 1e-12))
 
 
-def silence_threshold(levels: Levels, speech_dbfs: float = -np.inf) -> float:
+def silence_threshold(levels: Levels) -> float:
     """The level in dBFS below which a window is silent, for the levels (n,) of the same speech. QUIET_DBFS for none.
 
-    speech_dbfs: the level of loud speech, if it is known to be higher than these levels say. The rule was chosen on
-    human recordings at -20 LUFS: their noise floors are between -78 and -39 dBFS, so no fixed level separates speech
-    from pauses.
+    The rule was chosen on human recordings at -20 LUFS: their noise floors are between -78 and -39 dBFS, so no fixed
+    level separates speech from pauses.
     """
-    if not len(levels):
-        return QUIET_DBFS
-    floor, speech = np.percentile(levels, (_FLOOR_PERCENT, SPEECH_PERCENT))
-    speech = max(speech, speech_dbfs)
-    return float(
-        max(min(QUIET_DBFS, speech - _SOFT_SPEECH_DB), min(floor + _ABOVE_FLOOR_DB, speech - _BELOW_SPEECH_DB))
-    )
+    return _threshold(*_floor_and_speech(levels)) if len(levels) else QUIET_DBFS
+
+
+def _floor_and_speech(levels: Levels) -> tuple[float, float]:
+    """The noise floor and the level of loud speech in dBFS, of levels (n,) with n > 0."""
+    floor, speech = np.percentile(levels, (_FLOOR_PERCENT, _SPEECH_PERCENT))
+    return float(floor), float(speech)
+
+
+def _threshold(floor: float, speech: float) -> float:
+    return max(min(QUIET_DBFS, speech - _SOFT_SPEECH_DB), min(floor + _ABOVE_FLOOR_DB, speech - _BELOW_SPEECH_DB))
+
+
+class PowerSmoother:
+    """The moving average of the power of windows, as levels: a peak in the noise of a room is no speech."""
+
+    def __init__(self, windows: int) -> None:
+        """windows: how many windows are averaged, the present one included."""
+        self._weights = np.full(windows, 1 / windows)
+        self._recent = np.full(windows, 1e-12)  # power of the last windows
+
+    def push(self, power: Levels) -> Levels:
+        """power (n,) of the next windows -> their smoothed levels in dBFS (n,)."""
+        joined = np.concatenate((self._recent, power))
+        self._recent = joined[-len(self._recent) :]
+        return np.asarray(10 * np.log10(np.convolve(joined, self._weights, "valid")[1:]))
 
 
 class LevelTracker:
@@ -70,9 +88,9 @@ class LevelTracker:
         self._count += len(levels)
         if self._count >= self._judged + UPDATE_WINDOWS:
             self._judged = self._count
-            levels = self._levels[: min(self._count, len(self._levels))]
-            self._speech_dbfs = max(self._speech_dbfs, float(np.percentile(levels, SPEECH_PERCENT)))
-            self._threshold = silence_threshold(levels, self._speech_dbfs)
+            floor, speech = _floor_and_speech(self._levels[: min(self._count, size)])
+            self._speech_dbfs = max(self._speech_dbfs, speech)
+            self._threshold = _threshold(floor, self._speech_dbfs)
 
     @property
     def threshold_dbfs(self) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from app.audio import pcm
-from app.audio.levels import QUIET_DBFS, UPDATE_WINDOWS, LevelTracker
+from app.audio.levels import QUIET_DBFS, UPDATE_WINDOWS, LevelTracker, PowerSmoother
 from app.audio.stages import joined
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _KNEE = np.float32(0.9)  # -0.9 dBFS: normal speech rarely reaches it
 _WINDOW_S = 0.01
-_SMOOTHED = 8  # windows: a peak in the noise of a room is no speech
+_SMOOTHED = 8  # windows
 
 _NOTHING: Samples = np.zeros(0, dtype=np.float32)
 _NOTHING.flags.writeable = False
@@ -49,7 +49,7 @@ class EdgeTrimmer:
         self._tail_samples = round(tail_s * rate_hz)
         self._soft_windows = round(self.SOFT_LEAD_S / _WINDOW_S)
         self._levels = LevelTracker(_WINDOW_S)
-        self._recent = np.full(_SMOOTHED, 1e-12)  # power of the last windows
+        self._smoother = PowerSmoother(_SMOOTHED)
         self._windows = 0  # judged so far
         self._partial = _NOTHING  # shorter than a window, not yet judged
         self._lead: list[Samples] = []  # windows before the first sound: the last silence, then soft audio
@@ -90,9 +90,7 @@ class EdgeTrimmer:
         """Take windows (n, size); return the samples that certainly stay."""
         power = np.mean(np.square(windows, dtype=np.float64), axis=1) + 1e-12
         levels = 10 * np.log10(power)
-        power = np.concatenate((self._recent, power))
-        self._recent = power[len(levels) :]
-        smooth = 10 * np.log10(np.convolve(power, np.full(_SMOOTHED, 1 / _SMOOTHED), "valid")[1:])
+        smooth = self._smoother.push(power)
         threshold = min(self._levels.threshold_dbfs, self.SOFTEST_END_DBFS)
         self._levels.add(smooth)
         levels = np.minimum(levels, smooth)

@@ -15,8 +15,9 @@ import numpy as np
 import soxr
 
 from app.audio import pitch
+from app.audio.levels import levels_dbfs
 from app.audio.loudness import SILENT_LUFS, integrated_lufs
-from app.voices.vad import Span, frame_levels_db, runs
+from app.voices.vad import Span, runs
 
 if TYPE_CHECKING:
     from app.types import Samples
@@ -151,11 +152,11 @@ def snr_db(samples: Samples, rate_hz: int, spans: Sequence[Span]) -> float:
     speech, gaps = _speech_and_gaps(samples, rate_hz, spans)
     if not len(speech):
         return -20.0
-    levels = np.concatenate([np.zeros(0), *(frame_levels_db(gap, rate_hz) for gap in gaps)])
+    levels = np.concatenate([np.zeros(0), *(levels_dbfs(gap, rate_hz) for gap in gaps)])
     if sum(map(len, gaps)) >= _MIN_NOISE_S * rate_hz and len(levels):
         floor_db = float(np.percentile(levels, 40))
     else:
-        floor_db = float(np.percentile(frame_levels_db(samples, rate_hz), 4))
+        floor_db = float(np.percentile(levels_dbfs(samples, rate_hz), 4))
     floor = 10 ** (floor_db / 10)
     both = float(np.mean(np.square(speech, dtype=np.float64)))
     return float(np.clip(10 * np.log10(max(both - floor, 1e-12) / floor), -20.0, MAX_SNR_DB))
@@ -367,5 +368,5 @@ def transcript_check(transcript: str, speech_s: float, *, recognised: bool) -> C
 
 def level_db(samples: Samples, rate_hz: int) -> float:
     """The noise floor in dBFS: the level that a tenth of the 20 ms frames do not exceed."""
-    levels = frame_levels_db(samples, rate_hz)
+    levels = levels_dbfs(samples, rate_hz)
     return float(np.percentile(levels, 10)) if len(levels) else -120.0

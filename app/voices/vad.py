@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import soxr
 
+from app.audio.levels import WINDOW_S, levels_dbfs
+
 if TYPE_CHECKING:
     from app.types import Samples
 
@@ -21,7 +23,6 @@ log = logging.getLogger(__name__)
 RATE_HZ = 16_000
 SHORTEST_PAUSE_S = 0.2  # a shorter pause is part of the speech around it
 SHORTEST_SPEECH_S = 0.2  # shorter speech is ignored
-_FRAME_S = 0.02
 _PAD_S = 0.3  # of silence before a recording
 _BLOCK_S = 30.0
 # A frame is speech if its level is this much above the noise floor, this little below the peak, and above a minimum.
@@ -100,13 +101,13 @@ def by_energy(samples: Samples, rate_hz: int) -> list[Span]:
 
     Music counts as speech. Speech in loud, steady noise is not found.
     """
-    levels = frame_levels_db(samples, rate_hz)
+    levels = levels_dbfs(samples, rate_hz)
     if not len(levels):
         return []
     floor, peak = np.percentile(levels, 10), np.percentile(levels, 98)
     threshold = max(min(floor + _ABOVE_FLOOR_DB, peak - 6.0), peak - _BELOW_PEAK_DB, _QUIETEST_DB)
     return joined(
-        [Span(start * _FRAME_S, end * _FRAME_S) for start, end in runs(levels >= threshold)],
+        [Span(start * WINDOW_S, end * WINDOW_S) for start, end in runs(levels >= threshold)],
         SHORTEST_PAUSE_S,
         SHORTEST_SPEECH_S,
     )
@@ -121,13 +122,6 @@ def joined(spans: Sequence[Span], pause_s: float, speech_s: float = 0.0) -> list
         else:
             merged.append(span)
     return [span for span in merged if span.seconds >= speech_s]
-
-
-def frame_levels_db(samples: Samples, rate_hz: int) -> np.ndarray:
-    """RMS level in dBFS of each whole 20 ms frame of samples (N,) -> (frames,); -120 for silence."""
-    size = max(1, round(_FRAME_S * rate_hz))
-    whole = samples[: len(samples) // size * size].reshape(-1, size)
-    return np.asarray(10 * np.log10(np.mean(np.square(whole, dtype=np.float64), axis=1) + 1e-12))
 
 
 def runs(mask: np.ndarray) -> list[tuple[int, int]]:

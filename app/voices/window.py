@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from app.voices.vad import Span, frame_levels_db, joined, runs
+from app.audio.levels import levels_dbfs
+from app.voices.vad import Span, joined, runs
 
 if TYPE_CHECKING:
     from app.types import Samples
@@ -34,7 +35,7 @@ def best_window(spans: Sequence[Span], samples: Samples, rate_hz: int, most_s: f
     whole = Span(spans[0].start_s, spans[-1].end_s)
     if whole.seconds <= longest_s:
         return whole
-    levels = frame_levels_db(samples, rate_hz)
+    levels = levels_dbfs(samples, rate_hz)
     long: list[Span] = []
     for parts in (joined(spans, BORDER_PAUSE_S), list(spans), _between_dips(spans, levels)):
         windows = [Span(parts[i].start_s, parts[j].end_s) for i in range(len(parts)) for j in range(i, len(parts))]

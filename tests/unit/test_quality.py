@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soxr
 
+from app.audio.levels import levels_dbfs
 from app.audio.loudness import integrated_lufs
 from app.engines.espeak import TIMBRES
 from app.generator.preset_voices import SENTENCE, Candidate, evaluate
@@ -13,7 +14,7 @@ from app.voices import quality, window
 from app.voices.cloning import RATE_HZ, Cloner, Sample, cleaned, without_rumble
 from app.voices.presets import PROFILES
 from app.voices.transcribe import NoTranscriber
-from app.voices.vad import Span, SpeechFinder, frame_levels_db
+from app.voices.vad import Span, SpeechFinder
 from tests.support import human_speech, samples
 from tests.support.ears import true_peak_dbtp
 
@@ -260,7 +261,7 @@ def test_windows_of_people_have_at_most_12_s_and_do_not_begin_or_end_in_a_word()
         chosen = window.best_window(spans, whole, RATE_HZ)
         assert chosen.seconds <= window.MAX_WINDOW_S, speaker
         place = window.padded(chosen, spans, at_s)
-        levels = frame_levels_db(whole, RATE_HZ)
+        levels = levels_dbfs(whole, RATE_HZ)
         for border_s in (place.start_s, place.end_s):
             inside = [word for word, start_s, end_s in words if start_s + 0.08 < border_s < end_s - 0.08]
             # The aligner adds pauses to words: a word is cut only where it is loud.
