@@ -110,20 +110,24 @@ class RequestResolver:
         # samples. The values in finish_key change only the processing of these samples.
         samples_key = (__version__, info.fingerprint, *(voice.digest for voice in voices))
         finish_key = (enhancement.VERSION if request.enhance else "", watermark.VERSION if marked else "")
-        derived = request.content_seed(*samples_key)
         return SpeechJob(
             request,
             engine,
             voices,
             number_speakers(request, voices),
             parsed_lines,
-            seed=derived + FAILED_SEED_STEP * (self._takes.get(derived) or 0) if request.seed is None else request.seed,
+            seed=self._derived_seed(request, samples_key) if request.seed is None else request.seed,
             cache_key=request.digest(*samples_key, *finish_key),
             ignored=ignored,
             marked=marked,
             voice_not_ready=voice_not_ready,
             playback=Playback(tempo=request.speed),
         )
+
+    def _derived_seed(self, request: SpeechRequest, samples_key: tuple[str, ...]) -> int:
+        """The seed of the request's content; another one after each failure of the speech with the last one."""
+        derived = request.content_seed(*samples_key)
+        return derived + FAILED_SEED_STEP * (self._takes.get(derived) or 0)
 
     def avoid_seed(self, job: SpeechJob) -> None:
         """Record that the seed of this job gave failed speech. The next request like this one gets another seed.

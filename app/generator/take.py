@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from app.types import AudioChunk, Codes, Samples
 
 RELEASE_S = 2.0  # held audio is sent, checked or not, when the listener has less audio left
-# The rules of the output guard after which an utterance is generated again.
-FAILURES = frozenset({"frame_cap", "repeat", "silence", "lead_in", "babble", "too_short"})
 
 
 class Take:
@@ -49,7 +47,7 @@ class Take:
     @property
     def failures(self) -> tuple[str, ...]:
         """The rules of the output guard that the take broke, in order."""
-        return tuple(rule for rule in self._rules if rule in FAILURES)
+        return tuple(self._rules)
 
     @property
     def codes(self) -> Codes | None:

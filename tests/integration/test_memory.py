@@ -49,7 +49,7 @@ def admitted(monkeypatch: pytest.MonkeyPatch) -> list[Utterance]:
 
     monkeypatch.setattr(csm_runner.CsmRunner, "admit", record)
     monkeypatch.setattr(Guards, "limit", lambda *_: FRAMES)
-    monkeypatch.setattr(take, "FAILURES", frozenset())  # the limit ends every line, and its turn counts all the same
+    monkeypatch.setattr(take.Take, "failures", ())  # the limit ends every line, and its turn counts all the same
     return admitted
 
 
