@@ -20,9 +20,7 @@ import logging
 import os
 import signal
 import socket
-import subprocess  # nosec B404
 import sys
-import threading
 import time
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -43,6 +41,7 @@ from app.audio.acoustic_model import (
     load_model,
     log_likelihoods,
 )
+from app.audio.helper_process import HelperProcess
 from app.audio.pronunciation import Pronouncer
 from app.audio.resample import StreamResampler
 
@@ -58,7 +57,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ROOT = Path(__file__).resolve().parents[2]
 _COMMAND = (sys.executable, "-m", "app.audio.alignment")
 _NICE = 5  # synthesis and answers come first
 
@@ -349,7 +347,7 @@ def _report(words: Sequence[str], spoken: Sequence[int], path: _Path, seconds: f
 # ---- in a process of its own
 
 
-class Aligner:
+class Aligner(HelperProcess):
     """Aligns in a helper process. Thread-safe; `align` blocks, so call it in a thread.
 
     The process starts with the first call (0.4 s, 70 MB) and ends with this one. One call runs at a time: it takes
@@ -360,11 +358,8 @@ class Aligner:
         self, pronounce: Callable[[str], Iterable[str]] | None = None, *, command: Sequence[str] = _COMMAND
     ) -> None:
         """pronounce: a word -> pronunciations in IPA, such as eSpeak's. It is called for each word."""
+        super().__init__(command, end_s=0.0)
         self._pronounce = pronounce
-        self._command = command
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._line: socket.socket | None = None
         atexit.register(self.close)
 
     def align(
@@ -398,11 +393,6 @@ class Aligner:
             self._lock.release()
         return None
 
-    def close(self) -> None:
-        """End the helper process. A later call starts it again."""
-        with self._lock:
-            self._end()
-
     def _exchange(self, order: bytes, sound: bytes, until: float) -> Alignment | None:
         line = self._running()
         line.settimeout(max(0.01, until - time.monotonic()))
@@ -416,31 +406,6 @@ class Aligner:
             reply += part
         answer = json.loads(reply)
         return None if answer is None else _from_json(answer)
-
-    def _running(self) -> socket.socket:
-        if self._process is not None and self._process.poll() is None and self._line is not None:
-            return self._line
-        self._end()
-        here, there = socket.socketpair()
-        with there:
-            self._process = subprocess.Popen(  # noqa: S603 - our own module # nosec B603
-                [*self._command, str(there.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=(there.fileno(),),
-                cwd=_ROOT,
-                env={**os.environ, "PYTHONPATH": str(_ROOT), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-            )
-        self._line = here
-        return here
-
-    def _end(self) -> None:
-        if self._line is not None:
-            self._line.close()
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        self._line = self._process = None
 
 
 def _from_json(answer: dict[str, Any]) -> Alignment:

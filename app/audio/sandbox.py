@@ -14,16 +14,13 @@ All functions block, so call them in a thread.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import json
 import logging
 import os
 import socket
-import subprocess  # nosec B404
 import sys
 import tempfile
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -32,12 +29,11 @@ import numpy as np
 
 from app.audio.decode import MORE_FORMATS, TIME_LIMIT_S, Decoded
 from app.audio.decoder_process import HEADER_BYTES, STATUS
+from app.audio.helper_process import HelperProcess
 from app.errors import BadReference, NotReady
 
 log = logging.getLogger(__name__)
 
-_ROOT = Path(__file__).resolve().parents[2]
-_KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV")
 _LOG_CHARS = 500
 
 
@@ -116,13 +112,11 @@ def decode_short(data: bytes, rate_hz: int, *, max_seconds: float, what: str, ti
     )
 
 
-class _Helper:
-    """Owns the helper process. Starts a helper at the first job, and a new helper if the old one died. Thread-safe."""
+class _Helper(HelperProcess):
+    """The helper process that decodes. Thread-safe."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._jobs: socket.socket | None = None
+        super().__init__([sys.executable, "-m", "app.audio.decoder_process"], end_s=2.0)
 
     def work(self, job: dict[str, object], files: tuple[int, int, int], wall_s: float) -> int:
         """Decode one file in a child process -> the exit status of the child; -n if signal n ended the child.
@@ -156,38 +150,6 @@ class _Helper:
                 reply += part
         (status,) = STATUS.unpack(reply)
         return int(os.waitstatus_to_exitcode(status))
-
-    def _running(self) -> socket.socket:
-        if self._process is not None and self._process.poll() is None and self._jobs is not None:
-            return self._jobs
-        self._end()
-        jobs, its = socket.socketpair()
-        with its:
-            self._process = subprocess.Popen(  # noqa: S603 - starts this package's own module # nosec B603
-                [sys.executable, "-m", "app.audio.decoder_process", str(its.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=(its.fileno(),),
-                cwd=_ROOT,
-                env=_environment(),
-            )
-        self._jobs = jobs
-        return jobs
-
-    def close(self) -> None:
-        with self._lock:
-            self._end()
-
-    def _end(self) -> None:
-        if self._jobs is not None:
-            self._jobs.close()
-        if self._process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(2)
-            if self._process.poll() is None:
-                self._process.kill()
-                self._process.wait()
-        self._jobs = self._process = None
 
 
 @functools.cache
@@ -225,12 +187,3 @@ def _opened(source: Source) -> IO[bytes]:
     file.write(source)
     file.seek(0)
     return file
-
-
-def _environment() -> dict[str, str]:
-    """Return the environment variables for the helper process. They contain no tokens and keys.
-
-    Numeric libraries get one thread, because the stack of each thread counts towards the memory limit.
-    """
-    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
-    return {**kept, "PYTHONPATH": str(_ROOT), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}

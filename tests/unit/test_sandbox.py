@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.audio import sandbox
+from app.audio import helper_process, sandbox
 from app.audio.sandbox import Limits, decode_in_sandbox
 from app.errors import BadReference
 from tests.support import samples
@@ -77,7 +77,12 @@ for name, attempt in tries.items():
 
 def test_sandbox_cannot_open_files_start_processes_or_lift_limits() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", CHILD], cwd=ROOT, env=sandbox._environment(), capture_output=True, text=True, check=True
+        [sys.executable, "-c", CHILD],
+        cwd=ROOT,
+        env=helper_process._environment(),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     outcomes = dict(line.split() for line in done.stdout.splitlines())
     assert outcomes.pop("memory") == "MemoryError"
@@ -129,7 +134,7 @@ def test_concurrent_first_threads_start_one_helper(short: bytes, monkeypatch: py
     helper = sandbox._Helper()
     overlap = Overlap(subprocess.Popen)
     monkeypatch.setattr(sandbox, "_helper", lambda: helper)
-    monkeypatch.setattr(sandbox.subprocess, "Popen", overlap)
+    monkeypatch.setattr(helper_process.subprocess, "Popen", overlap)
     try:
         decoded = in_threads(lambda: decode_in_sandbox(short, RATE_HZ, max_seconds=60))
         assert len({each.samples.tobytes() for each in decoded}) == 1
@@ -142,7 +147,7 @@ def test_close_waits_until_the_current_job_is_sent(short: bytes, monkeypatch: py
     helper = sandbox._Helper()
     monkeypatch.setattr(sandbox, "_helper", lambda: helper)
     decode_in_sandbox(short, RATE_HZ, max_seconds=60)
-    jobs = helper._jobs
+    jobs = helper._socket
     assert jobs is not None
     closing = threading.Thread(target=helper.close)
     with helper._lock:
