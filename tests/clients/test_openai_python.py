@@ -105,7 +105,7 @@ async def test_async_disconnect_frees_the_row(guarded: str) -> None:
 def test_wrong_key_raises_authentication_error(guarded: str) -> None:
     with (
         openai.OpenAI(base_url=f"{guarded}/v1", api_key="sk-wrong", max_retries=0) as client,
-        pytest.raises(openai.AuthenticationError, match="not one of") as caught,
+        pytest.raises(openai.AuthenticationError, match="does not have this key") as caught,
     ):
         client.audio.speech.create(model="tts-1", voice="alloy", input="Hello.")
     assert caught.value.code == "invalid_api_key"
