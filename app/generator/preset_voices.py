@@ -57,7 +57,6 @@ MIN_FOUND = 0.3  # of the audible part of a recording, that the speech finder ta
 MIN_WORDS = 0.2  # share of the words that a recogniser must find; it finds more in nearly all clean recordings
 TAIL_S = 0.4  # silence at the end, so that engines do not repeat the last words of the recording
 RETRY_AFTER_PREEMPTION_S = 0.5  # wait before the next try after a preemption
-_FINDER = SpeechFinder()  # shared, because it keeps its model
 _SEMITONES, _DECIBELS = 4.0, 6.0  # the differences in pitch and in brightness that count as distance 1
 
 
@@ -280,7 +279,7 @@ def evaluate(
     features = measure(samples, rate_hz)
     if (defect := defect_of(features, transcript)) is not None:
         return defect
-    found_s = sum(span.seconds for span in _FINDER.find(samples, rate_hz))
+    found_s = sum(span.seconds for span in SpeechFinder().find(samples, rate_hz))
     if found_s < MIN_FOUND * features.speech * features.seconds:
         return f"only {found_s:.1f} s of its {features.seconds:.1f} s sound like speech"
     share = None if words_heard is None else words_heard(samples, rate_hz, transcript)

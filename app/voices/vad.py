@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import threading
@@ -43,12 +44,11 @@ class Span:
         return self.end_s - self.start_s
 
 
+_lock = threading.Lock()  # the model has a state, and the process has one model
+
+
 class SpeechFinder:
     """Finds speech in recordings. Thread-safe. The first call loads the model: 2 MB, about 1 s with torch."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._model: Any = None
 
     def find(self, samples: Samples, rate_hz: int) -> list[Span]:
         """Find the speech in mono samples (N,) -> spans in order, separated by pauses of SHORTEST_PAUSE_S or more."""
@@ -68,23 +68,17 @@ class SpeechFinder:
         return any(self.find(samples[at : at + step], rate_hz) for at in range(0, len(samples), step))
 
     def _by_model(self, samples: Samples) -> list[Span]:
-        with self._lock:
+        with _lock:
+            model = _load_model()
+            import silero_vad  # noqa: PLC0415 - optional
             import torch  # noqa: PLC0415 - optional
 
-            threads = torch.get_num_threads()
-            import silero_vad  # noqa: PLC0415 - its first import sets torch's threads to 1 for the whole process
-
-            if self._model is None:
-                torch.set_num_threads(threads)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", DeprecationWarning)
-                    self._model = silero_vad.load_silero_vad()
             # Without silence before it, the model loses the start of speech that begins with the first sample.
             before = round(_PAD_S * RATE_HZ)
             with torch.inference_mode():
                 found: list[dict[str, int]] = silero_vad.get_speech_timestamps(
                     torch.from_numpy(np.pad(samples, (before, 0))),
-                    self._model,
+                    model,
                     sampling_rate=RATE_HZ,
                     min_silence_duration_ms=round(1000 * SHORTEST_PAUSE_S),
                     min_speech_duration_ms=round(1000 * SHORTEST_SPEECH_S),
@@ -94,6 +88,20 @@ class SpeechFinder:
             for span in found
             if span["end"] > before
         ]
+
+
+@functools.cache
+def _load_model() -> Any:
+    """Load Silero VAD, which comes with its package. Keeps the number of torch's threads."""
+    import torch  # noqa: PLC0415 - optional
+
+    threads = torch.get_num_threads()
+    import silero_vad  # noqa: PLC0415 - its first import sets torch's threads to 1 for the whole process
+
+    torch.set_num_threads(threads)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return silero_vad.load_silero_vad()
 
 
 def by_energy(samples: Samples, rate_hz: int) -> list[Span]:

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.audio import pitch
+from app.audio import helper_process, pitch
 from app.audio.loudness import denoised, integrated_lufs
 from app.audio.sandbox import Limits, decode_in_sandbox
 from app.errors import BadReference, InvalidValue
-from app.voices import cloning, quality, vad, window
+from app.voices import quality, vad, window
 from app.voices.cloning import RATE_HZ, Cloner, Sample, cleaned, import_preset_files, without_rumble
 from app.voices.store import VoiceStore
 from app.voices.transcribe import NoTranscriber, WhisperTranscriber, cut_to
@@ -78,7 +78,7 @@ def test_sandbox_limits_are_enforced(limits, message):
 def test_sandbox_environment_contains_no_secrets(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setenv("TTS_API_KEYS", "secret")
-    assert "secret" not in cloning.decode_in_sandbox.__globals__["_environment"]().values()
+    assert "secret" not in helper_process._environment().values()
 
 
 def test_clipping_is_measured_at_any_level():
