@@ -276,6 +276,30 @@ def test_takes_are_kept_in_memory_when_storage_is_blocked(server: str, visit: Vi
     wait_audible(page)
 
 
+@pytest.mark.parametrize("path", ["/", "/dialogue"])
+def test_a_press_before_the_models_are_known_waits_for_them(server: str, visit: Visit, path: str) -> None:
+    held: list[Any] = []
+
+    def hold(route: Any) -> None:
+        held.append(route)
+
+    watched = visit(server + path, prepare=lambda page: page.route("**/v1/models", hold, times=1))
+    page = watched.page
+    if path == "/":
+        write(page, SHORT)
+    else:
+        page.get_by_role("button", name="Fill in a sample").click()
+    go = page.locator("button.go")
+    go.click()
+    go.click()  # a second press does not start a second take
+    assert not any(url.endswith(("/audio/speech", "/audio/dialogue")) for url in watched.requests)
+    held[0].continue_()
+    wait_takes(page, 1)
+    assert newest_take(page)["model"]
+    if path == "/":
+        page.get_by_role("button", name="Play Take 1").wait_for()
+
+
 def test_two_takes_are_compared_at_the_same_second(server: str, visit: Visit) -> None:
     page = visit(server).page
     speak(page, " ".join([SHORT] * 3))

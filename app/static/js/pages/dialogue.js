@@ -217,8 +217,21 @@ export async function mount(main) {
     trouble.replaceChildren(errorBox(new Error(message)));
   }
 
-  function speakAll() {
-    player.prepare();
+  let starting = false;
+  /** Calls `start` as soon as the voices and the model are known. */
+  async function whenListed(start) {
+    player.prepare(); // before any wait: browsers only allow it inside the handler of a press
+    if (starting) return;
+    starting = true;
+    await listed;
+    starting = false;
+    start();
+  }
+
+  const speakAll = () => whenListed(startAll);
+  const speakOne = (line) => whenListed(() => startOne(line));
+
+  function startAll() {
     trouble.replaceChildren();
     const turns = limitOf("dialogue_turns");
     const chars = limitOf("input_chars");
@@ -234,7 +247,7 @@ export async function mount(main) {
     speech.start({ source: "dialogue", path: "/v1/audio/dialogue", body: body(true), facts: { kind: "dialogue", text: sent.map((line) => `${line.name}: ${line.text}`).join("\n"), voice: voicesUsed, model } });
   }
 
-  function speakOne(line) {
+  function startOne(line) {
     if (!line.text.trim()) return;
     trouble.replaceChildren();
     pressed_ms = performance.now();
@@ -305,10 +318,11 @@ export async function mount(main) {
   const reload = () => load(true);
   const listeners = [[speech, "change", showState], [player, "change", showPlayed], [health, "changed", reload], [window, "pagehide", keepNow]];
   for (const [target, kind, listener] of listeners) target.addEventListener(kind, listener);
+  const listed = load(false);
   fillModels();
   draw();
   showState();
-  await load(false);
+  await listed;
   return {
     unmount() {
       keepNow();

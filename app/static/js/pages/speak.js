@@ -387,8 +387,14 @@ export async function mount(main) {
     settle();
   }
 
-  function speak() {
-    player.prepare();
+  let starting = false;
+  /** Waits until the voice and the model are known, so that the take is listed under those that are shown. */
+  async function speak() {
+    player.prepare(); // before any wait: browsers only allow it inside the handler of a press
+    if (starting) return;
+    starting = true;
+    await listed;
+    starting = false;
     trouble.replaceChildren();
     const excess = [...text.value].length - limitOf("input_chars");
     if (!text.value.trim()) {
@@ -574,7 +580,7 @@ export async function mount(main) {
   }
 
   async function lists(anew) {
-    const [someVoices, someModels] = await Promise.allSettled([voices(anew), models(anew)]);
+    const [someVoices, someModels] = await Promise.allSettled([voices(anew), models(anew), health.last ?? health.look()]);
     if (someVoices.status === "fulfilled") voiceList = someVoices.value;
     if (someModels.status === "fulfilled") {
       modelList = someModels.value;
@@ -593,13 +599,14 @@ export async function mount(main) {
   };
   const listeners = [[speech, "change", showState], [player, "change", showPlayed], [takes, "change", refillAll], [health, "look", healthRead], [health, "changed", () => lists(true)], [window, "pagehide", keepDraft]];
   for (const [target, kind, listener] of listeners) target.addEventListener(kind, listener);
+  const listed = lists(false);
   fillVoices();
   fillModels();
   showLimits();
   typed();
   showState();
   changed();
-  await Promise.all([lists(false), fillHistory()]);
+  await Promise.all([listed, fillHistory()]);
   return {
     unmount() {
       keepDraft();
