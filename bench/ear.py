@@ -14,6 +14,7 @@ verify: `verify_false` = clips that are wrongly bad; `verify_caught` = share of 
 missing; 3 s of babble or noise behind it; the end cut 60 ms into the last word; `verify_wrong_text` = bad with another
 clip's words; `early_caught` of `early_total` = the recording ends at 20 to 70 %; `best_of` = share of clips where the
 whole take is chosen among three faulty twins; `verify_cpu` = CPU seconds per second of speech.
+casting, quality, loudness, watermark: see `bench/ear_parts.py`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from app.audio.alignment import align
 from app.audio.decode import decode
 from app.audio.stretch import StreamStretcher
 from app.audio.verification import Verdict, best_take, judge
+from bench import ear_parts
 
 if TYPE_CHECKING:
     from app.types import Samples
@@ -61,6 +63,7 @@ class Clip:
     word_ends: tuple[tuple[float, float], ...]  # start and end of each word in seconds at tempo 1; empty if not known
     tempo: float
     seed: int
+    speaker: str = ""
 
     @property
     def samples(self) -> Samples:
@@ -92,6 +95,7 @@ def read_clips(folder: Path, tempos: Sequence[float], *, shift_words: bool) -> l
             word_ends=known,
             tempo=1.0,
             seed=number,
+            speaker=str(entry.get("speaker") or entry["file"]),
         )
         clips += [replace(clip, tempo=tempo) for tempo in tempos]
     return clips
@@ -204,12 +208,38 @@ def verify(clips: Sequence[Clip]) -> dict[str, Any]:
     }
 
 
+def as_recorded(part: Callable[[Sequence[ear_parts.Recording]], dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """A part that gets each file once, at its own tempo."""
+
+    def measured(clips: Sequence[Clip]) -> dict[str, Any]:
+        files = list({clip.path: clip for clip in clips}.values())
+        beside = {
+            one.path: next((each.path for each in files if each.speaker == one.speaker and each is not one), one.path)
+            for one in files
+        }
+        return part(
+            [
+                ear_parts.Recording(each.path, each.words, each.speaker, each.kind == "speech", beside[each.path])
+                for each in files
+            ]
+        )
+
+    return measured
+
+
 # A part takes all clips and returns its figures.
-PARTS: dict[str, Callable[[Sequence[Clip]], dict[str, Any]]] = {"verify": verify}
+PARTS: dict[str, Callable[[Sequence[Clip]], dict[str, Any]]] = {
+    "verify": verify,
+    "casting": as_recorded(ear_parts.casting),
+    "quality": as_recorded(ear_parts.quality),
+    "loudness": as_recorded(ear_parts.loudness),
+    "watermark": as_recorded(ear_parts.marks),
+}
 
 
 def main() -> None:
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read by the processes that are started
+    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ[variable] = "1"  # read by the processes that are started
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speech", type=Path, required=True, metavar="DIR", help="folder with a manifest.jsonl")
     parser.add_argument("--tempo", default="1.0", help="tempos, separated by commas")

@@ -26,9 +26,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from app.audio import pcm
+from app.audio.alignment import align, is_available
 from app.audio.decode import decode
 from app.audio.shape import EdgeTrimmer
 from app.audio.stages import joined
+from app.audio.verification import judge
 from app.errors import Busy, EngineStopped, NotReady, SpeechError
 from app.types import Reference, Sampling, Scheduling, SpokenLine, Utterance
 from app.voices.enhancement import TARGET_LUFS, at_loudness
@@ -54,6 +56,7 @@ GOOD_DISTANCE = 0.5  # a candidate with this distance from the profile is accept
 MAX_EXAMPLE_DISTANCE = 2.5  # the largest distance at which a recording that comes with the model is used
 CHARS_PER_S = 15.0
 MIN_FOUND = 0.3  # of the audible part of a recording, that the speech finder takes for speech
+MIN_FIT = -1.9  # mean score of aligned words: people have -1.5 and more, other words -2.2 and less
 MIN_WORDS = 0.2  # share of the words that a recogniser must find; it finds more in nearly all clean recordings
 TAIL_S = 0.4  # silence at the end, so that engines do not repeat the last words of the recording
 RETRY_AFTER_PREEMPTION_S = 0.5  # wait before the next try after a preemption
@@ -287,6 +290,22 @@ def evaluate(
         return f"a speech recogniser found only {share:.0%} of its words"
     samples = np.concatenate((at_loudness(samples, rate_hz, TARGET_LUFS), pcm.silence(TAIL_S, rate_hz)))
     return Candidate(Reference(samples, rate_hz, transcript), features, distance(features, profile), source)
+
+
+def words_found(samples: Samples, rate_hz: int, transcript: str) -> float | None:
+    """The share of the words that the aligner finds in English speech; a `WordsHeard`. Blocks.
+
+    0 = the audio is other speech, or no speech. Extra sounds, such as hesitations, do not count. None = the extra for
+    word alignment is not installed.
+    """
+    if not is_available():
+        return None
+    verdict = judge(align(samples, rate_hz, transcript.split()), samples, rate_hz)
+    if verdict.alignment is None:
+        return None
+    if verdict.reason not in ("", "not_words") or verdict.alignment.score < MIN_FIT:
+        return 0.0
+    return 1.0 - len(verdict.alignment.missing) / max(1, len(verdict.alignment.words))
 
 
 def defect_of(features: VoiceFeatures, transcript: str) -> str | None:

@@ -11,6 +11,7 @@ import soxr
 from app.audio.shape import Gain
 from app.engines.espeak import TIMBRES, Library
 from app.voices.enhancement import CEILING_DBTP, TARGET_LUFS, Loudness, k_weighting
+from tests.support import human_speech
 from tests.support.ears import loudness_lufs, true_peak_dbtp
 
 pytestmark = pytest.mark.unit
@@ -185,7 +186,7 @@ def test_true_peaks_stay_below_the_ceiling():
 
 
 def test_gain_changes_smoothly_without_limiting():
-    source = at_level(speechlike(6.0, 11), -32.0)
+    source = at_level(speechlike(6.0, 16), -32.0)  # after the gain its peaks stay below the limiter
     result = evened(source)
     loud = np.abs(source) > 0.003
     gain_db = 20 * np.log10(result[loud] / source[loud])
@@ -244,3 +245,55 @@ def test_k_weighting_matches_bs_1770():
     low_cut = (1 - 2 * z + z**2) / (1 - 1.99004745483398 * z + 0.99007225036621 * z**2)
     printed_db = 20 * np.log10(np.abs(shelf * low_cut))
     np.testing.assert_allclose(10 * np.log10(k_weighting(frequencies_hz)), printed_db, atol=0.1)
+
+
+def people() -> list[np.ndarray]:
+    """Recordings of people at RATE_HZ, without the silence at their ends."""
+    found = []
+    for one in human_speech.recordings("speech"):
+        source = one.samples(RATE_HZ)
+        loud = np.flatnonzero(np.abs(source) > 0.05 * np.abs(source).max())
+        found.append(source[max(0, loud[0] - 1_200) : loud[-1] + 2_400])
+    return found
+
+
+@pytest.mark.parametrize("off_db", [0.0, -3.0])
+def test_people_reach_the_target_loudness(off_db):
+    """off_db: by how much the level differs from the expected one."""
+    errors = []
+    for source in people():
+        result = evened(at_level(source, TARGET_LUFS + off_db))
+        errors.append(loudness_lufs(result, RATE_HZ) - TARGET_LUFS)
+    assert np.mean(np.abs(errors) <= 1.0) >= 0.85
+    assert np.mean(errors) == pytest.approx(0.0, abs=0.4)
+
+
+def test_true_peaks_of_people_stay_below_the_ceiling():
+    for source in people()[::3]:
+        assert true_peak_dbtp(evened(at_level(source, TARGET_LUFS)), RATE_HZ) <= CEILING_DBTP + 0.02
+
+
+def test_loudness_of_the_output_corrects_a_wrong_estimate():
+    """A voice of few loud syllables with long soft sounds between them, which looks softer than it is."""
+    dice = np.random.default_rng(3)
+    count = 12 * RATE_HZ
+    t = np.arange(count) / RATE_HZ
+    envelope = np.where((t * 2) % 1 < 0.25, 1.0, 0.06)
+    source = at_level((dice.standard_normal(count) * envelope).astype(np.float32), TARGET_LUFS)
+    assert loudness_lufs(evened(source), RATE_HZ) == pytest.approx(TARGET_LUFS, abs=1.2)
+
+
+@pytest.mark.parametrize("floor_db", [-26.0, -30.0, -35.0])
+@pytest.mark.parametrize("seed", [21, 22])
+def test_noise_in_pauses_is_not_raised(floor_db, seed):
+    """floor_db: level of the room noise below the speech. Lead-in and pauses have 1 s."""
+    dice = np.random.default_rng(seed)
+    pause = np.zeros(RATE_HZ, np.float32)
+    source = at_level(np.concatenate([pause, speechlike(3.0, seed), pause, speechlike(3.0, seed + 50), pause]), -20.0)
+    source += (10 ** ((floor_db - 20) / 20) * dice.standard_normal(len(source))).astype(np.float32)
+    result = evened(source)
+    second = RATE_HZ
+    for start in (0, 4 * second, 8 * second):
+        inside = slice(start + second // 10, start + second - second // 10)
+        gain_db = 20 * np.log10(np.std(result[inside]) / np.std(source[inside]))
+        assert abs(gain_db) < 4.0, (start / second, gain_db)

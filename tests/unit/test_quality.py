@@ -9,7 +9,7 @@ import soxr
 from app.audio.levels import levels_dbfs
 from app.audio.loudness import integrated_lufs
 from app.engines.espeak import TIMBRES
-from app.generator.preset_voices import SENTENCE, Candidate, evaluate
+from app.generator.preset_voices import SENTENCE, Candidate, evaluate, words_found
 from app.voices import quality, window
 from app.voices.cloning import RATE_HZ, Cloner, Sample, cleaned, without_rumble
 from app.voices.presets import PROFILES
@@ -203,12 +203,21 @@ def test_take_whose_words_a_recogniser_does_not_find_is_refused(share, accepted)
         assert "recogniser" in found
 
 
+def test_recogniser_tells_a_sentence_from_other_words_and_from_reversed_speech():
+    pytest.importorskip("pocketsphinx")
+    timbre = TIMBRES["nova"]
+    sound = samples.said(SENTENCE, f"{timbre.accent}+{timbre.variant}", timbre.pitch)
+    assert words_found(sound, RATE_HZ, SENTENCE) > 0.7
+    assert words_found(sound[::-1], RATE_HZ, SENTENCE) == 0.0
+    assert words_found(sound, RATE_HZ, " ".join(samples.WORDS[:2])) == 0.0
+
+
 # ---- recordings of people
 
 
 def test_each_recording_of_csm_can_become_a_preset_voice():
     for one in human_speech.sesame_prompts():
-        found = evaluate(one.samples(), one.rate_hz, one.words, PROFILES["alloy"], one.name)
+        found = evaluate(one.samples(), one.rate_hz, one.words, PROFILES["alloy"], one.name, words_heard=words_found)
         assert isinstance(found, Candidate), (one.name, found)
 
 
