@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+import httpx
 import openai
 import pytest
 from _pytest.scope import Scope
@@ -14,6 +15,7 @@ from tests.support.live import serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +34,29 @@ def client(server: str) -> Iterator[openai.OpenAI]:
 @pytest.fixture(scope="session")
 def recogniser() -> Recogniser:
     return Recogniser()
+
+
+@pytest.fixture(scope="session")
+def tiny_csm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny CSM checkpoint with random weights. Tests only read it."""
+    from tests.support.random_csm import fabricate_csm
+
+    return fabricate_csm(tmp_path_factory.mktemp("tiny_csm"))
+
+
+@pytest.fixture(scope="session")
+def tiny_dia(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Dia checkpoint with random weights. Tests only read it."""
+    from tests.support.random_dia import fabricate_dia
+
+    return fabricate_dia(tmp_path_factory.mktemp("tiny_dia"))
+
+
+@pytest.fixture
+def http(server: str) -> Iterator[httpx.Client]:
+    """An HTTP client of the server with the offline voice."""
+    with httpx.Client(base_url=server, timeout=60) as http_client:
+        yield http_client
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture
-def http(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server) as http_client:
-        yield http_client
-
-
 def problem(answer: httpx.Response) -> dict[str, Any]:
     """Return the `error` object of an error response and check its keys."""
     assert answer.headers["content-type"] == "application/json"

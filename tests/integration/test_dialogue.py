@@ -17,7 +17,6 @@ from tests.support.ears import SENTENCES, DecodedAudio, decode
 from tests.support.live import serving
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.support.ears import Recogniser
@@ -26,12 +25,6 @@ pytestmark = pytest.mark.integration
 
 PATH = "/v1/audio/dialogue"
 LOW, HIGH = "onyx", "nova"  # about 80 and 190 Hz
-
-
-@pytest.fixture
-def http(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server, timeout=30) as client:
-        yield client
 
 
 def turns_of(sentences: list[str], voices: list[str]) -> list[dict[str, Any]]:

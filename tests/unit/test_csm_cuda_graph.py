@@ -29,18 +29,13 @@ from app.nn.mimi.model import MimiDecoder
 from app.runtime.cuda_graphs import WARM_UPS, GraphCapture, _is_out_of_memory
 from app.types import Sampling, Utterance
 from tests.support.driver import Driver
-from tests.support.random_csm import csm_config, fabricate_csm
+from tests.support.random_csm import csm_config
 from tests.support.recordable import META, operations
 from tests.unit.test_csm_runner import FRAME_S, AlwaysEos, alone, force_eos, lines, make, prompt, speech
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("one_thread")]
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fabricate_csm(tmp_path_factory.mktemp("csm"))
 
 
 class RunningCapture(GraphCapture):
@@ -57,13 +52,13 @@ def captured(folder: Path, **options: object) -> CsmRunner:
 
 
 @pytest.fixture(scope="module")
-def runner(folder: Path) -> CsmRunner:
-    return captured(folder, capture=RunningCapture(CPU))
+def runner(tiny_csm: Path) -> CsmRunner:
+    return captured(tiny_csm, capture=RunningCapture(CPU))
 
 
 @pytest.fixture(scope="module")
-def eager(folder: Path) -> CsmRunner:
-    return make(folder)
+def eager(tiny_csm: Path) -> CsmRunner:
+    return make(tiny_csm)
 
 
 REQUESTS = [
@@ -111,12 +106,12 @@ def test_other_rows_do_not_change_the_result(runner: CsmRunner, eager: CsmRunner
         assert np.abs(lone.samples(row) - samples[row]).max() < 1e-5
 
 
-def test_next_line_follows_in_the_same_row(folder: Path) -> None:
+def test_next_line_follows_in_the_same_row(tiny_csm: Path) -> None:
     """The device detects the end of a line, and frames in flight after it are dropped."""
     spoken = lines("First line.", "Second line.", "Third.")
     request = Utterance(spoken, Sampling(temperature=0.0), 1, 24 * FRAME_S)
     found = []
-    for some in (make(folder), captured(folder)):
+    for some in (make(tiny_csm), captured(tiny_csm)):
         force_eos(some, {6, 13})
         found.append(alone(some, request))
     ours, theirs = found
@@ -127,19 +122,19 @@ def test_next_line_follows_in_the_same_row(folder: Path) -> None:
     assert len(theirs) == 24
 
 
-def test_frame_limit_ends_lines_as_in_eager_steps(folder: Path) -> None:
+def test_frame_limit_ends_lines_as_in_eager_steps(tiny_csm: Path) -> None:
     guards = Guards(min_frames=2, frames_per_token=0, slack_frames=7)
     request = Utterance(lines("First line.", "Second.", "And the third."), Sampling(), 1, 60.0)
-    ours, theirs = (alone(some, request) for some in (make(folder, guards=guards), captured(folder, guards=guards)))
+    ours, theirs = (alone(some, request) for some in (make(tiny_csm, guards=guards), captured(tiny_csm, guards=guards)))
     assert len(ours) == 21
     assert np.array_equal(ours, theirs)
 
 
-def test_guards_end_stuck_lines_and_suppress_early_ends(folder: Path) -> None:
+def test_guards_end_stuck_lines_and_suppress_early_ends(tiny_csm: Path) -> None:
     """EOS is suppressed in the first frames. A line that repeats a frame ends, and its frames in flight are dropped."""
     guards = Guards(min_frames=4, frames_per_token=1, slack_frames=5)
     counted: list[str] = []
-    some = captured(folder, guards=guards, on_guard=counted.append)
+    some = captured(tiny_csm, guards=guards, on_guard=counted.append)
     some.model.head = AlwaysEos()
     codes = alone(some, speech("Never ends.", frames=999))
     assert (codes[:4, 0] != 0).all()
@@ -153,7 +148,7 @@ def test_guards_end_stuck_lines_and_suppress_early_ends(folder: Path) -> None:
             return logits
 
     found = []
-    for stuck in (make(folder, guards=Guards()), captured(folder, guards=Guards())):
+    for stuck in (make(tiny_csm, guards=Guards()), captured(tiny_csm, guards=Guards())):
         stuck.model.head = Same()
         for i in range(len(stuck.model.heads)):
             stuck.model.heads[i] = Same()
@@ -162,9 +157,9 @@ def test_guards_end_stuck_lines_and_suppress_early_ends(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("capture", [False, True])
-def test_nan_ends_only_its_own_row(folder: Path, capture: bool) -> None:
+def test_nan_ends_only_its_own_row(tiny_csm: Path, capture: bool) -> None:
     """NaN in a row ends that row. Other rows, and the next utterance in the row, do not change."""
-    some = captured(folder) if capture else make(folder)
+    some = captured(tiny_csm) if capture else make(tiny_csm)
     expected = alone(some, REQUESTS[0])
     driver = Driver(some)
     driver.start(0, REQUESTS[0])
@@ -219,7 +214,7 @@ def test_check_detects_reads_by_the_host() -> None:
         operations(lambda: print(torch.zeros(4, device=META)[torch.tensor([1, 2])]))
 
 
-def test_short_memory_reduces_the_rows(folder: Path) -> None:
+def test_short_memory_reduces_the_rows(tiny_csm: Path) -> None:
     """As on an 8 GB card: sizes that do not fit are not captured, and the runner has fewer rows."""
 
     class Small(GraphCapture):
@@ -231,17 +226,17 @@ def test_short_memory_reduces_the_rows(folder: Path) -> None:
                 raise torch.OutOfMemoryError
             return super().capture(body)
 
-    some = make(folder, capture=Small(CPU))
+    some = make(tiny_csm, capture=Small(CPU))
     assert some.max_rows == 2
     assert dict(some.setup)["graphs"] == 2 * 5
-    assert np.array_equal(alone(some, REQUESTS[0], row=1), alone(make(folder), REQUESTS[0]))
+    assert np.array_equal(alone(some, REQUESTS[0], row=1), alone(make(tiny_csm), REQUESTS[0]))
 
     class Full(GraphCapture):
         def capture(self, body: Callable[[], None]) -> Callable[[], None]:
             raise torch.OutOfMemoryError
 
     with pytest.raises(torch.OutOfMemoryError):
-        make(folder, capture=Full(CPU))
+        make(tiny_csm, capture=Full(CPU))
 
 
 def test_setup_describes_the_capture(runner: CsmRunner, eager: CsmRunner) -> None:
@@ -253,7 +248,7 @@ def test_setup_describes_the_capture(runner: CsmRunner, eager: CsmRunner) -> Non
     assert dict(eager.setup) == {"recorded": False}
 
 
-def test_fastest_kernels_are_used(folder: Path) -> None:
+def test_fastest_kernels_are_used(tiny_csm: Path) -> None:
     """Kernels are timed on the device, the fastest are used, and codes stay the same."""
 
     def slow(*rest: Any) -> Any:
@@ -261,16 +256,16 @@ def test_fastest_kernels_are_used(folder: Path) -> None:
         return TORCH.gate(*rest)
 
     sluggish = dataclasses.replace(TORCH, name="triton", gate=slow)
-    some = make(folder, capture=GraphCapture(CPU), kernels=(sluggish, TORCH))
+    some = make(tiny_csm, capture=GraphCapture(CPU), kernels=(sluggish, TORCH))
     assert dict(some.setup)["kernels"] == "torch"
     assert set(some._graph.steps.kernel_seconds) == {"torch", "triton"}  # type: ignore[union-attr]
-    assert np.array_equal(alone(some, REQUESTS[0]), alone(make(folder), REQUESTS[0]))
+    assert np.array_equal(alone(some, REQUESTS[0]), alone(make(tiny_csm), REQUESTS[0]))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiled_kernels_give_the_same_codes(folder: Path, eager: CsmRunner) -> None:
-    some = make(folder, capture=GraphCapture(CPU), kernels=(compiled_kernels(),), max_rows=2)
+def test_compiled_kernels_give_the_same_codes(tiny_csm: Path, eager: CsmRunner) -> None:
+    some = make(tiny_csm, capture=GraphCapture(CPU), kernels=(compiled_kernels(),), max_rows=2)
     assert dict(some.setup)["kernels"] == "compiled"
     for request in REQUESTS[:5]:
         assert np.array_equal(alone(some, request), alone(eager, request))

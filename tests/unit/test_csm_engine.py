@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from app.engines.csm.loading import load_runner
 from app.engines.csm.runner import CsmRunner
 from app.errors import TextTooLong
 from app.types import AudioChunk, EngineInfo, Sampling, SpokenLine, Utterance, Voice
-from tests.support.random_csm import fabricate_csm
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.unit
 
@@ -22,11 +25,10 @@ VOICE = Voice("v", "v", "cloned")
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> CsmRunner:
-    folder = fabricate_csm(tmp_path_factory.mktemp("csm"))
+def runner(tiny_csm: Path) -> CsmRunner:
     guards = Guards(frames_per_token=1, slack_frames=20)  # the frame limit comes before the other rules
     cpu = torch.device("cpu")
-    return load_runner(folder, None, device=cpu, dtype=torch.float32, max_rows=3, chunk=8, guards=guards)
+    return load_runner(tiny_csm, None, device=cpu, dtype=torch.float32, max_rows=3, chunk=8, guards=guards)
 
 
 def engine(runner: CsmRunner) -> BatchedEngine:

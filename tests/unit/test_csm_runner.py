@@ -25,19 +25,14 @@ VOICE = Voice("v", "v", "cloned")
 FRAME_S = 0.08
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fabricate_csm(tmp_path_factory.mktemp("csm"))
-
-
 def make(folder: Path, **options: object) -> CsmRunner:
     values = {"device": CPU, "dtype": torch.float32, "max_rows": 8, "guards": None, "chunk": 16} | options
     return load_runner(folder, None, **values)
 
 
 @pytest.fixture(scope="module")
-def runner(folder: Path) -> CsmRunner:
-    return make(folder)
+def runner(tiny_csm: Path) -> CsmRunner:
+    return make(tiny_csm)
 
 
 def codes_of(runner: CsmRunner, frames: int, seed: int) -> np.ndarray:
@@ -124,8 +119,8 @@ def test_samples_come_in_growing_groups(runner: CsmRunner) -> None:
     assert (arrival[1:] <= arrival[0] + np.cumsum(parts)[:-1]).all()
 
 
-def test_all_frames_of_an_ended_line_are_decoded(folder: Path) -> None:
-    runner = make(folder)
+def test_all_frames_of_an_ended_line_are_decoded(tiny_csm: Path) -> None:
+    runner = make(tiny_csm)
     force_eos(runner, {12})  # drawn while the twelfth frame waits for its group to fill
     driver = Driver(runner)
     driver.start(0, Utterance(lines("First line.", "Second line."), Sampling(), 1, 20 * FRAME_S))
@@ -138,8 +133,8 @@ def test_all_frames_of_an_ended_line_are_decoded(folder: Path) -> None:
     assert len(driver.samples(0)) == 20 * runner.codec.frame_samples
 
 
-def test_voice_from_the_prefix_cache_gives_the_same_codes(folder: Path) -> None:
-    runner = make(folder)
+def test_voice_from_the_prefix_cache_gives_the_same_codes(tiny_csm: Path) -> None:
+    runner = make(tiny_csm)
     request = speech(
         "Said with a voice.", prompt=prompt(runner), context=(ContextTurn(1, "Well?", codes_of(runner, 5, 9)),)
     )
@@ -150,7 +145,7 @@ def test_voice_from_the_prefix_cache_gives_the_same_codes(folder: Path) -> None:
     runner.model.read = lambda x, *rest: (read.append(len(x)), model_read(x, *rest))[1]  # type: ignore[method-assign]
     assert np.array_equal(alone(runner, request, row=3), first)
     assert sum(read) < 60  # the turn and the text, not the voice
-    uncached = make(folder, prefix_bytes=0)
+    uncached = make(tiny_csm, prefix_bytes=0)
     assert np.array_equal(alone(uncached, request), first)
     other = dataclasses.replace(request, lines=(dataclasses.replace(request.lines[0], prompt=prompt(runner, seed=2)),))
     assert not np.array_equal(alone(runner, other), first)
@@ -158,9 +153,9 @@ def test_voice_from_the_prefix_cache_gives_the_same_codes(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 500])
-def test_codes_do_not_depend_on_prefill_chunks(folder: Path, runner: CsmRunner, chunk: int) -> None:
+def test_codes_do_not_depend_on_prefill_chunks(tiny_csm: Path, runner: CsmRunner, chunk: int) -> None:
     request = speech("Read in chunks.", prompt=prompt(runner))
-    assert np.array_equal(alone(make(folder, chunk=chunk), request), alone(runner, request))
+    assert np.array_equal(alone(make(tiny_csm, chunk=chunk), request), alone(runner, request))
 
 
 def force_eos(runner: CsmRunner, at: set[int]) -> None:
@@ -185,24 +180,24 @@ def lines(
     return tuple(SpokenLine(text, speaker, VOICE, voice) for text, speaker in zip(texts, speakers, strict=True))
 
 
-def test_next_line_equals_the_first_as_context(folder: Path) -> None:
+def test_next_line_equals_the_first_as_context(tiny_csm: Path) -> None:
     """The second line of an utterance gives the codes of a request with the first line as context."""
-    runner = make(folder)
+    runner = make(tiny_csm)
     force_eos(runner, {10})
     voice = prompt(runner)
     greedy = Sampling(temperature=0.0)
     both = alone(runner, Utterance(lines("First line.", "Second line.", voice=voice), greedy, 1, 20 * FRAME_S))
     assert len(both) == 20  # ten frames each; the EOS frame between them is not audible
-    fresh = make(folder)
+    fresh = make(tiny_csm)
     turn = ContextTurn(0, "First line.", both[:10].T)
     second = Utterance(lines("Second line.", voice=voice), greedy, 1, 10 * FRAME_S, context=(turn,))
     assert np.array_equal(alone(fresh, second), both[10:])
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4])
-def test_line_is_spoken_after_the_voice_and_the_last_lines(folder: Path, count: int) -> None:
+def test_line_is_spoken_after_the_voice_and_the_last_lines(tiny_csm: Path, count: int) -> None:
     """The last of five lines gives the codes of a request with the voice and the last `count` lines as context."""
-    runner = make(folder, context_lines=count)
+    runner = make(tiny_csm, context_lines=count)
     force_eos(runner, set(range(6, 100, 7)))  # six frames a line, and the EOS frame
     voice = prompt(runner)
     greedy = Sampling(temperature=0.0)
@@ -211,11 +206,11 @@ def test_line_is_spoken_after_the_voice_and_the_last_lines(folder: Path, count: 
     assert len(all_lines) == 30
     turns = tuple(ContextTurn(0, texts[i], all_lines[6 * i : 6 * i + 6].T) for i in range(4 - count, 4))
     last = Utterance(lines(texts[4], voice=voice), greedy, 1, 6 * FRAME_S, context=turns)
-    assert np.array_equal(alone(make(folder), last), all_lines[24:])
+    assert np.array_equal(alone(make(tiny_csm), last), all_lines[24:])
 
 
-def test_lines_alternate_between_speakers(folder: Path) -> None:
-    runner = make(folder)
+def test_lines_alternate_between_speakers(tiny_csm: Path) -> None:
+    runner = make(tiny_csm)
     force_eos(runner, {4, 9, 14})
     voices = [prompt(runner, seed=1), prompt(runner, seed=2)]
     spoken = tuple(SpokenLine(f"Line {i}.", i % 2, VOICE, voices[i % 2]) for i in range(3))
@@ -226,8 +221,8 @@ def test_lines_alternate_between_speakers(folder: Path) -> None:
     assert len(driver.samples(2)) == 12 * runner.codec.frame_samples
 
 
-def test_prefill_of_one_row_does_not_stop_the_others(folder: Path) -> None:
-    runner = make(folder, chunk=4)
+def test_prefill_of_one_row_does_not_stop_the_others(tiny_csm: Path) -> None:
+    runner = make(tiny_csm, chunk=4)
     force_eos(runner, {3})  # one forced EOS in the step of both rows
     driver = Driver(runner)
     driver.start(0, Utterance(lines("a", "b" * 40), Sampling(), 1, 12 * FRAME_S))
@@ -271,9 +266,9 @@ class AlwaysEos(torch.nn.Module):
         return logits
 
 
-def test_guards_limit_frames_and_suppress_early_ends(folder: Path) -> None:
+def test_guards_limit_frames_and_suppress_early_ends(tiny_csm: Path) -> None:
     guards = Guards(min_frames=4, frames_per_token=1, slack_frames=5)
-    runner = make(folder, guards=guards)
+    runner = make(tiny_csm, guards=guards)
     limit = guards.limit(len(runner._text(0, "Never ends.")))
     assert len(alone(runner, speech("Never ends.", frames=999))) == limit
     runner.model.head = AlwaysEos()
@@ -331,8 +326,8 @@ def test_any_integer_is_a_seed(runner: CsmRunner) -> None:
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])
-def test_bfloat16_and_int8_codes_do_not_depend_on_other_rows(folder: Path, quantize: str) -> None:
-    runner = make(folder, dtype=torch.bfloat16, quantize=quantize)
+def test_bfloat16_and_int8_codes_do_not_depend_on_other_rows(tiny_csm: Path, quantize: str) -> None:
+    runner = make(tiny_csm, dtype=torch.bfloat16, quantize=quantize)
     requests = [speech(f"Number {i}.", i, 10) for i in range(4)]
     expected = [alone(runner, request) for request in requests]
     driver = Driver(runner)
@@ -344,8 +339,8 @@ def test_bfloat16_and_int8_codes_do_not_depend_on_other_rows(folder: Path, quant
         assert np.array_equal(driver.frames(row), codes)
 
 
-def test_bfloat16_codes_do_not_depend_on_the_row(folder: Path) -> None:
-    runner = make(folder, dtype=torch.bfloat16)
+def test_bfloat16_codes_do_not_depend_on_the_row(tiny_csm: Path) -> None:
+    runner = make(tiny_csm, dtype=torch.bfloat16)
     codes = alone(runner, speech("Half as wide.", prompt=prompt(runner)))
     assert codes.shape == (12, 32)
     assert np.array_equal(alone(runner, speech("Half as wide.", prompt=prompt(runner)), row=5), codes)

@@ -31,23 +31,18 @@ CPU = torch.device("cpu")
 BURST = 4
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fabricate_dia(tmp_path_factory.mktemp("dia"))
-
-
 def captured(folder: Path, **options: object) -> DiaRunner:
     return make(folder, **{"capture": GraphCapture(CPU), "burst": BURST, **options})
 
 
 @pytest.fixture(scope="module")
-def runner(folder: Path) -> DiaRunner:
-    return captured(folder, capture=RunningCapture(CPU))
+def runner(tiny_dia: Path) -> DiaRunner:
+    return captured(tiny_dia, capture=RunningCapture(CPU))
 
 
 @pytest.fixture(scope="module")
-def eager(folder: Path) -> DiaRunner:
-    return make(folder)
+def eager(tiny_dia: Path) -> DiaRunner:
+    return make(tiny_dia)
 
 
 ALL_REQUESTS = [*REQUESTS, speech("Seven takes many.", 7, 18, sampling=Sampling(top_k=500, top_p=0.95))]
@@ -66,8 +61,8 @@ def test_graph_gives_the_codes_and_samples_of_eager_steps(runner: DiaRunner, eag
 
 
 @pytest.mark.parametrize("burst", [1, 3])
-def test_burst_size_does_not_change_the_result(folder: Path, eager: DiaRunner, burst: int) -> None:
-    some = captured(folder, burst=burst, capture=RunningCapture(CPU), max_rows=2)
+def test_burst_size_does_not_change_the_result(tiny_dia: Path, eager: DiaRunner, burst: int) -> None:
+    some = captured(tiny_dia, burst=burst, capture=RunningCapture(CPU), max_rows=2)
     for request in ALL_REQUESTS[:3]:
         assert np.array_equal(alone(some, request), alone(eager, request))
 
@@ -106,8 +101,8 @@ def test_both_releases_end_as_in_eager_steps(tmp_path: Path, release: str, seed:
 
 
 @pytest.mark.parametrize("capture", [False, True])
-def test_nan_ends_only_its_own_row(folder: Path, capture: bool) -> None:
-    some = captured(folder) if capture else make(folder)
+def test_nan_ends_only_its_own_row(tiny_dia: Path, capture: bool) -> None:
+    some = captured(tiny_dia) if capture else make(tiny_dia)
     expected = alone(some, REQUESTS[0])
     driver = Driver(some)
     driver.start(0, REQUESTS[0])
@@ -135,7 +130,7 @@ def test_step_reads_nothing_back_to_the_host(fast_path: bool, release: str) -> N
             assert operations(lambda n=rows: frames.advance(n, BucketKey(64, 64, fast_path), TORCH)) > 100  # type: ignore[misc]
 
 
-def test_short_memory_reduces_the_rows(folder: Path, eager: DiaRunner) -> None:
+def test_short_memory_reduces_the_rows(tiny_dia: Path, eager: DiaRunner) -> None:
     class Small(GraphCapture):
         calls = 0
 
@@ -145,7 +140,7 @@ def test_short_memory_reduces_the_rows(folder: Path, eager: DiaRunner) -> None:
                 raise torch.OutOfMemoryError
             return super().capture(body)
 
-    some = make(folder, capture=Small(CPU))
+    some = make(tiny_dia, capture=Small(CPU))
     assert some.max_rows == 4 < eager.max_rows
     assert dict(some.setup)["recorded_rows"] == some.max_rows
     assert np.array_equal(alone(some, REQUESTS[0], row=some.max_rows - 1), alone(eager, REQUESTS[0]))

@@ -27,19 +27,14 @@ VOICE, OTHER = Voice("v", "v", "cloned"), Voice("w", "w", "cloned")
 FRAME_S = 512 / 44_100
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fabricate_dia(tmp_path_factory.mktemp("dia"))
-
-
 def make(folder: Path, **options: object) -> DiaRunner:
     values = {"device": CPU, "dtype": torch.float32, "max_rows": 6, "guards": None, "chunk": 16} | options
     return load_runner(folder, folder / "dac", **values)
 
 
 @pytest.fixture(scope="module")
-def runner(folder: Path) -> DiaRunner:
-    return make(folder)
+def runner(tiny_dia: Path) -> DiaRunner:
+    return make(tiny_dia)
 
 
 def prompt(frames: int = 20, seed: int = 1, text: str = "What the voice once said.") -> VoicePrompt:
@@ -105,12 +100,12 @@ def test_codes_do_not_depend_on_other_rows(runner: DiaRunner) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 500])
-def test_codes_do_not_depend_on_prefill_chunks(folder: Path, runner: DiaRunner, chunk: int) -> None:
-    assert np.array_equal(alone(make(folder, chunk=chunk), REQUESTS[5]), alone(runner, REQUESTS[5]))
+def test_codes_do_not_depend_on_prefill_chunks(tiny_dia: Path, runner: DiaRunner, chunk: int) -> None:
+    assert np.array_equal(alone(make(tiny_dia, chunk=chunk), REQUESTS[5]), alone(runner, REQUESTS[5]))
 
 
-def test_long_script_is_read_in_bounded_chunks(folder: Path) -> None:
-    driver = Driver(make(folder, chunk=16))
+def test_long_script_is_read_in_bounded_chunks(tiny_dia: Path) -> None:
+    driver = Driver(make(tiny_dia, chunk=16))
     driver.start(0, REQUESTS[5])
     while driver.prefilling:
         driver.iterate()
@@ -153,8 +148,8 @@ def test_recordings_of_two_voices_follow_their_transcripts(runner: DiaRunner) ->
         runner.admit(2, Utterance(three, Sampling(), 1, 1.0))
 
 
-def test_exact_reads_the_bytes_unchanged(folder: Path) -> None:
-    exact = make(folder, exact=True)
+def test_exact_reads_the_bytes_unchanged(tiny_dia: Path) -> None:
+    exact = make(tiny_dia, exact=True)
     for text in ("no tag (at all) — <pad>", "[S2] x [S2]", "  "):
         exact.admit(0, speech(text))
         assert bytes(exact._rows[0].ids) == text.replace("[S2]", "\2").encode()
@@ -177,8 +172,8 @@ def force_eos(runner: DiaRunner, at: set[int]) -> None:
 
 
 @pytest.mark.parametrize("end", [0, 1, 7, 20])
-def test_eos_in_channel_0_completes_the_delayed_channels(folder: Path, end: int) -> None:
-    runner = make(folder)
+def test_eos_in_channel_0_completes_the_delayed_channels(tiny_dia: Path, end: int) -> None:
+    runner = make(tiny_dia)
     unforced = alone(runner, speech("Ends.", frames=40))
     force_eos(runner, {end})
     driver = Driver(runner)
@@ -192,9 +187,9 @@ def test_eos_in_channel_0_completes_the_delayed_channels(folder: Path, end: int)
     assert sum(map(len, driver.chunks[0])) == end * 512
 
 
-def test_guards_limit_frames_and_suppress_early_ends(folder: Path) -> None:
+def test_guards_limit_frames_and_suppress_early_ends(tiny_dia: Path) -> None:
     counted: list[str] = []
-    runner = make(folder, guards=Guards(min_s=0.1, pace=1.0, slack_s=0.2), on_guard=counted.append)
+    runner = make(tiny_dia, guards=Guards(min_s=0.1, pace=1.0, slack_s=0.2), on_guard=counted.append)
     limit = round((0.2 + len(" Never ends.") / 15) / FRAME_S)
     assert len(alone(runner, speech("Never ends.", frames=999))) == limit
     assert counted == ["frame_cap"]
@@ -204,9 +199,9 @@ def test_guards_limit_frames_and_suppress_early_ends(folder: Path) -> None:
     assert counted == ["early_end"] * round(0.1 / FRAME_S) + ["too_short"]
 
 
-def test_guard_ends_a_model_that_repeats_itself(folder: Path) -> None:
+def test_guard_ends_a_model_that_repeats_itself(tiny_dia: Path) -> None:
     counted: list[str] = []
-    runner = make(folder, guards=Guards(slack_s=60.0), on_guard=counted.append)
+    runner = make(tiny_dia, guards=Guards(slack_s=60.0), on_guard=counted.append)
     runner.model.head = Constant()
     driver = Driver(runner)
     driver.start(0, speech("Stuck.", frames=3000, sampling=Sampling(temperature=0.0)))
@@ -223,10 +218,10 @@ class Constant(torch.nn.Module):
         return logits.flatten(1)
 
 
-def test_input_that_exceeds_the_context_is_refused(folder: Path, runner: DiaRunner) -> None:
+def test_input_that_exceeds_the_context_is_refused(tiny_dia: Path, runner: DiaRunner) -> None:
     with pytest.raises(TextTooLong, match="1024"):
         runner.admit(0, speech("word " * 250))
-    guarded = make(folder, guards=Guards())
+    guarded = make(tiny_dia, guards=Guards())
     with pytest.raises(TextTooLong, match="35 s at most"):
         guarded.admit(0, speech("word " * 150, frames=9999))
     with pytest.raises(BadReference, match="shorter recordings"):
@@ -237,9 +232,9 @@ def test_input_that_exceeds_the_context_is_refused(folder: Path, runner: DiaRunn
     assert runner._rows[0].max_frames == 6
 
 
-def test_largest_passage_that_the_engine_allows_fits(folder: Path, tmp_path: Path) -> None:
+def test_largest_passage_that_the_engine_allows_fits(tiny_dia: Path, tmp_path: Path) -> None:
     """Two voices and two lines as long as `EngineInfo` allows, and a dash that becomes three characters."""
-    guarded = make(folder, guards=Guards())
+    guarded = make(tiny_dia, guards=Guards())
     info = engine_of(guarded, Settings(_env_file=None, TTS_DATA_DIR=tmp_path)).info
     frames = int((info.prompts.max_prompt_s or 0) / info.frame_s) // 2
     text = ("so it is - " * 20)[: info.text.max_passage_chars // 2 - 2] + "\u2014"
@@ -286,8 +281,8 @@ def test_any_integer_is_a_seed(runner: DiaRunner) -> None:
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])
-def test_bfloat16_and_int8_codes_do_not_depend_on_other_rows(folder: Path, quantize: str) -> None:
-    runner = make(folder, dtype=torch.bfloat16, quantize=quantize)
+def test_bfloat16_and_int8_codes_do_not_depend_on_other_rows(tiny_dia: Path, quantize: str) -> None:
+    runner = make(tiny_dia, dtype=torch.bfloat16, quantize=quantize)
     expected = [alone(runner, request) for request in REQUESTS[:4]]
     driver = Driver(runner)
     for row, request in zip((3, 0, 5, 1), REQUESTS, strict=False):
@@ -298,9 +293,9 @@ def test_bfloat16_and_int8_codes_do_not_depend_on_other_rows(folder: Path, quant
         assert np.array_equal(driver.frames(row), codes)
 
 
-def test_batched_rows_give_the_same_greedy_codes(folder: Path, runner: DiaRunner) -> None:
+def test_batched_rows_give_the_same_greedy_codes(tiny_dia: Path, runner: DiaRunner) -> None:
     """With the masked products of a GPU, run on a CPU."""
-    other = make(folder)
+    other = make(tiny_dia)
     other._one_by_one = False
     other._cache.audio._batched = True
     other._cache.audio.k.zero_()

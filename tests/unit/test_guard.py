@@ -24,7 +24,6 @@ from app.engines.csm.limits import Guards
 from app.engines.csm.loading import load_runner
 from app.engines.csm.runner import CsmRunner
 from app.types import Sampling, SpokenLine, Utterance, Voice
-from tests.support.random_csm import fabricate_csm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -179,11 +178,6 @@ def test_pace_of_a_recording() -> None:
     assert pace_of("hi", 1.0) is None
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fabricate_csm(tmp_path_factory.mktemp("csm"))
-
-
 def speak(runner: CsmRunner, *texts: str, most: int = 400, temperature: float = 0.9) -> list[np.ndarray]:
     """The frames (K,) of one utterance, step by step, as the loop would."""
     voice = Voice("v", "v", "preset")
@@ -215,18 +209,18 @@ def make(folder: Path, rules: list[Rule], guards: Guards = Guards()) -> CsmRunne
     )
 
 
-def test_line_that_never_ends_is_capped_and_counted(folder: Path) -> None:
+def test_line_that_never_ends_is_capped_and_counted(tiny_csm: Path) -> None:
     rules: list[Rule] = []
     guards = Guards(frames_per_token=1, slack_frames=10)
-    runner = make(folder, rules, guards)
+    runner = make(tiny_csm, rules, guards)
     frames = speak(runner, "ab")
     assert len(frames) == guards.limit(len(runner._text(0, "ab")))
     assert rules == ["frame_cap"]
 
 
-def test_end_of_speech_in_the_first_frames_is_suppressed_and_counted(folder: Path) -> None:
+def test_end_of_speech_in_the_first_frames_is_suppressed_and_counted(tiny_csm: Path) -> None:
     rules: list[Rule] = []
-    runner = make(folder, rules)
+    runner = make(tiny_csm, rules)
     inner = runner.model.frame
 
     def ends_at_once(h: torch.Tensor, cache: object, pick: object) -> torch.Tensor:
@@ -244,20 +238,20 @@ def test_end_of_speech_in_the_first_frames_is_suppressed_and_counted(folder: Pat
     assert all(frame[0] != runner.config.eos_code for frame in frames)
 
 
-def test_stuck_model_goes_on_with_the_next_line(folder: Path) -> None:
+def test_stuck_model_goes_on_with_the_next_line(tiny_csm: Path) -> None:
     rules: list[Rule] = []
-    runner = make(folder, rules)
+    runner = make(tiny_csm, rules)
     runner.model.frame = lambda h, *_: torch.full((len(h), runner.config.codebooks), 5)  # type: ignore[method-assign]
     frames = speak(runner, "A first line that is stuck.", "And a second one.")
     assert rules == ["repeat", "repeat"]
     assert len(frames) == pytest.approx(2 * REPEATED_S / FRAME_S, abs=4)
 
 
-def test_line_that_broke_a_rule_is_not_in_the_context_of_the_next_line(folder: Path) -> None:
+def test_line_that_broke_a_rule_is_not_in_the_context_of_the_next_line(tiny_csm: Path) -> None:
     """Greedy tokens of a line after a failed line equal those of the line alone."""
-    alone = speak(make(folder, []), "And a second one.", most=60, temperature=0.0)
+    alone = speak(make(tiny_csm, []), "And a second one.", most=60, temperature=0.0)
     rules: list[Rule] = []
-    runner = make(folder, rules)
+    runner = make(tiny_csm, rules)
     inner, stuck = runner.model.frame, 20
 
     def fails_at_first(h: torch.Tensor, cache: object, pick: object) -> torch.Tensor:
@@ -275,10 +269,10 @@ def test_line_that_broke_a_rule_is_not_in_the_context_of_the_next_line(folder: P
     np.testing.assert_array_equal(frames[failed : failed + compared], alone[:compared])
 
 
-def test_without_guards_nothing_interferes(folder: Path) -> None:
+def test_without_guards_nothing_interferes(tiny_csm: Path) -> None:
     rules: list[Rule] = []
     runner = load_runner(
-        folder, None, device=torch.device("cpu"), dtype=torch.float32, max_rows=1, guards=None, on_guard=rules.append
+        tiny_csm, None, device=torch.device("cpu"), dtype=torch.float32, max_rows=1, guards=None, on_guard=rules.append
     )
     runner.model.frame = lambda h, *_: torch.full((len(h), runner.config.codebooks), 5)  # type: ignore[method-assign]
     assert len(speak(runner, "Stuck.", most=60)) == 60

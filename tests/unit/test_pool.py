@@ -35,11 +35,6 @@ pytestmark = [
 VOICE = Voice("alloy", "Alloy", "preset")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fabricate_csm(tmp_path_factory.mktemp("csm"))
-
-
 def settings(folder: Path, tmp_path: Path, **options: Any) -> Settings:
     fixed = {
         "CSM_MODEL": str(folder),
@@ -57,8 +52,8 @@ CONTEXT = BuildContext(lambda _: None, lambda: False)
 
 
 @pytest.fixture
-async def engine(folder: Path, tmp_path: Path) -> AsyncIterator[EnginePool]:
-    made = pool.build(specs()["csm"], settings(folder, tmp_path), CONTEXT)
+async def engine(tiny_csm: Path, tmp_path: Path) -> AsyncIterator[EnginePool]:
+    made = pool.build(specs()["csm"], settings(tiny_csm, tmp_path), CONTEXT)
     assert isinstance(made, EnginePool)
     async with made:
         yield made
@@ -338,28 +333,28 @@ async def test_recordings_are_encoded_on_a_working_device(engine: EnginePool) ->
 # ---- settings
 
 
-def test_split_model_builds_one_engine(folder: Path, tmp_path: Path) -> None:
-    made = pool.build(specs()["csm"], settings(folder, tmp_path, CSM_DEVICE_MAP="balanced"), CONTEXT)
+def test_split_model_builds_one_engine(tiny_csm: Path, tmp_path: Path) -> None:
+    made = pool.build(specs()["csm"], settings(tiny_csm, tmp_path, CSM_DEVICE_MAP="balanced"), CONTEXT)
     assert isinstance(made, BatchedEngine)
     assert made.info.device == "cpu,cpu"
 
 
 @pytest.mark.parametrize("devices", ["", "cpu", "auto"])
 def test_one_device_builds_one_engine(
-    folder: Path, tmp_path: Path, devices: str, monkeypatch: pytest.MonkeyPatch
+    tiny_csm: Path, tmp_path: Path, devices: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    made = pool.build(specs()["csm"], settings(folder, tmp_path, TTS_DEVICES=devices), CONTEXT)
+    made = pool.build(specs()["csm"], settings(tiny_csm, tmp_path, TTS_DEVICES=devices), CONTEXT)
     assert isinstance(made, BatchedEngine)
     assert made.info.device == "cpu"
 
 
-def test_missing_device_is_an_error(folder: Path, tmp_path: Path) -> None:
+def test_missing_device_is_an_error(tiny_csm: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineUnavailable, match="no CUDA device"):
-        pool.build(specs()["csm"], settings(folder, tmp_path, TTS_DEVICES="cpu,cuda:0"), CONTEXT)
+        pool.build(specs()["csm"], settings(tiny_csm, tmp_path, TTS_DEVICES="cpu,cuda:0"), CONTEXT)
 
 
-def test_load_error_names_the_device(folder: Path, tmp_path: Path) -> None:
+def test_load_error_names_the_device(tiny_csm: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineUnavailable, match=r"On cpu: "):
         pool.build(specs()["csm"], settings(tmp_path / "nowhere", tmp_path), CONTEXT)
 
@@ -371,8 +366,8 @@ def test_engine_without_device_support_builds_one_engine(tmp_path: Path) -> None
     assert isinstance(built[0], BatchedEngine)
 
 
-def test_different_weights_are_not_pooled(folder: Path, tmp_path: Path) -> None:
-    one = pool.build(specs()["csm"], settings(folder, tmp_path, TTS_DEVICES=""), CONTEXT)
+def test_different_weights_are_not_pooled(tiny_csm: Path, tmp_path: Path) -> None:
+    one = pool.build(specs()["csm"], settings(tiny_csm, tmp_path, TTS_DEVICES=""), CONTEXT)
     other = fabricate_csm(tmp_path / "other", seed=9)
     two = pool.build(specs()["csm"], settings(other, tmp_path, TTS_DEVICES=""), CONTEXT)
     with pytest.raises(EngineUnavailable, match="same model"):
@@ -384,8 +379,8 @@ async def to_its_end(stream: AsyncIterator[Any]) -> None:
         pass
 
 
-async def test_background_work_yields_its_row_to_foreground_requests(folder: Path, tmp_path: Path) -> None:
-    made = pool.build(specs()["csm"], settings(folder, tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=0), CONTEXT)
+async def test_background_work_yields_its_row_to_foreground_requests(tiny_csm: Path, tmp_path: Path) -> None:
+    made = pool.build(specs()["csm"], settings(tiny_csm, tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=0), CONTEXT)
     async with made, held(made, 1), held(made, 1, background=True) as [casting]:
         async with asyncio.timeout(20):
             assert len(await whole(made, say()))
