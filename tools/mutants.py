@@ -152,7 +152,7 @@ def survives(mutant: Mutant, tests: Sequence[str], tree: Path) -> bool:
     source = (ROOT / mutant.path).read_text()
     changed = mutate_code(source, get_operator(mutant.operator)(), mutant.occurrence)
     (tree / mutant.path).write_text(changed or source)
-    command = [PYTHON, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=60", *tests]
+    command = [PYTHON, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=300", *tests]
     try:
         done = subprocess.run(command, cwd=tree, capture_output=True, timeout=LIMIT_S, check=False)
     except subprocess.TimeoutExpired:
