@@ -16,6 +16,7 @@ from app.api.middleware import (
     BodyLimit,
     CrossOriginCheck,
     Limit,
+    OrderlyShutdown,
     ReaderTimeout,
     RequestLog,
     UnexpectedErrors,
@@ -233,3 +234,4 @@ def _add_middleware(app: FastAPI, metrics: Metrics, settings: Settings) -> None:
         )
     app.add_middleware(RequestLog, metrics=metrics, cross_origin=bool(settings.cors_origins))
     app.add_middleware(ReaderTimeout, timeout_s=settings.reader_timeout_s)
+    app.add_middleware(OrderlyShutdown)

@@ -43,6 +43,7 @@ EXPOSED_HEADERS = (
     "X-RateLimit-Reset-Requests",
     "OpenAI-Processing-Ms",
 )
+CLEANUP_S = 10.0  # how long a shutdown waits for cancelled requests
 MIN_BYTES_PER_S = 1000  # the lowest allowed speed at which a request body arrives
 CLIENT_DISCONNECTED = 499  # logged if the client disconnected before the response had a status, as in nginx
 _QUIET = frozenset({"/health", "/ready", "/metrics"})  # logged as DEBUG: monitoring systems send these requests often
@@ -188,6 +189,48 @@ def _limits(admitted: Pass | None) -> list[tuple[bytes, bytes]]:
         return []
     headers = limit_headers(admitted.key.per_minute, admitted.remaining, admitted.reset_s)
     return [(name.encode(), value.encode()) for name, value in headers.items()]
+
+
+class OrderlyShutdown:
+    """Delays the end of the server until its requests have ended, at most CLEANUP_S.
+
+    At the end of a graceful shutdown, uvicorn cancels the requests that still run, and ends the process without
+    waiting for them. A cancelled request still needs time, for example to remove its temporary files.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._running = 0
+        self._idle = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+
+            async def receive_when_idle() -> Message:
+                message = await receive()
+                if message["type"] == "lifespan.shutdown":
+                    await self._wait_until_idle()
+                return message
+
+            await self._app(scope, receive_when_idle, send)
+            return
+        self._running += 1
+        self._idle.clear()
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+    async def _wait_until_idle(self) -> None:
+        if not self._running:
+            return
+        try:
+            async with asyncio.timeout(CLEANUP_S):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("the server stops before all requests have cleaned up", requests=self._running)
 
 
 class CrossOriginCheck:

@@ -84,7 +84,7 @@ class StreamingAnswer(Response):
         except asyncio.CancelledError:  # the server cancels responses only at the end of its graceful shutdown
             if not sending.done():
                 sending.cancel()
-                await self._stop(scope, receive, send)  # without delay, because the process ends within milliseconds
+                await self._stop(scope, receive, send)  # first, because the shutdown does not wait long
         finally:
             for task in (sending, disconnect):
                 task.cancel()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import glob
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import soxr
 
 from app.engines.espeak import Library
 from tests.support import tube
-from tests.support.live import serving, wait_until
+from tests.support.live import Process, serving, wait_until
 from tests.unit.test_youtube import Site, mp3
 
 pytestmark = pytest.mark.integration
@@ -43,9 +45,9 @@ def body(site: Site, **fields: Any) -> dict[str, Any]:
     return {"youtube_url": f"{site.url}/sound.mp3", "voice_name": "Ann", "transcript": WORDS, **fields}
 
 
-def downloads() -> list[str]:
-    """The temporary files of running downloads of this process."""
-    pattern = Path(tempfile.gettempdir()) / f"tts-youtube-{os.getpid()}-*" / "sound.*"
+def downloads(pid: int | None = None) -> list[str]:
+    """The temporary files of running downloads of a process; None = this process."""
+    pattern = Path(tempfile.gettempdir()) / f"tts-youtube-{pid or os.getpid()}-*" / "sound.*"
     return glob.glob(str(pattern))  # noqa: PTH207 - Path.glob raises when a folder is removed meanwhile
 
 
@@ -109,6 +111,42 @@ def test_disconnect_removes_the_download(cloning: str, site: Site) -> None:
             if "fetching" in line:
                 break
     wait_until(lambda: not downloads(), 10)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_server_shutdown_during_a_download_ends_the_answer_with_an_error_and_leaves_no_files(
+    site: Site, tmp_path: Path, stream: bool
+) -> None:
+    request = body(site, youtube_url=f"{site.url}/slow.mp3")
+
+    def receive(url: str) -> tuple[int, str, bool]:
+        """Status, text of the body, and whether the body has an end."""
+        text = ""
+        with httpx.stream("POST", url + PATH, json=request, params={"stream": stream}, timeout=60) as answer:
+            try:
+                for part in answer.iter_text():
+                    text += part
+            except httpx.RemoteProtocolError:
+                return answer.status_code, text, False
+        return answer.status_code, text, True
+
+    with Process(tmp_path, "tests.support.tube", TTS_SHUTDOWN_GRACE_S="1") as process, ThreadPoolExecutor(1) as threads:
+        process.wait()
+        received = threads.submit(receive, process.url)
+        wait_until(lambda: downloads(process.child.pid), 30)
+        process.child.send_signal(signal.SIGTERM)
+        status, text, complete = received.result(30)
+        assert process.child.wait(30) == -signal.SIGTERM, process.console()
+        assert downloads(process.child.pid) == []
+    if stream:
+        last = json.loads(text.rstrip().rpartition("\n")[2].removeprefix("data: "))
+        assert (status, complete) == (200, False)
+        assert "[DONE]" not in text
+    else:
+        last = json.loads(text)
+        assert (status, complete) == (503, True)
+    assert last["error"]["code"] == "engine_stopped"
+    assert list((tmp_path / "cloned_voices").glob("voice_*")) == []
 
 
 def test_only_youtube_urls_are_accepted(server: str) -> None:

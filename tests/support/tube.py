@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from app import wiring
+from app.main import main
 from app.voices.youtube import FetchLimits, YouTube
 from tests.support.live import serving
 from tests.unit.test_youtube import TEST_RULES, Site
@@ -33,11 +34,21 @@ def showing(sound: bytes | None = None) -> Iterator[Site]:
         site.server_close()
 
 
+def importer() -> YouTube:
+    """An importer that accepts URLs of this machine."""
+    return YouTube(rules=TEST_RULES, limits=FetchLimits(wall_s=20.0))
+
+
 @contextmanager
 def fetching(data_dir: Path) -> Iterator[str]:
     """The base URL of a server that accepts URLs of this machine. Servers that start later do not."""
     with ExitStack() as stack:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(wiring, "YouTube", lambda: YouTube(rules=TEST_RULES, limits=FetchLimits(wall_s=20.0)))
+            patch.setattr(wiring, "YouTube", importer)
             url = stack.enter_context(serving(data_dir))
         yield url
+
+
+if __name__ == "__main__":  # the server in a process of its own, for tests that end it by a signal
+    wiring.YouTube = importer  # type: ignore[misc, assignment]
+    main()
