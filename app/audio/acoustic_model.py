@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 RATE_HZ = 16_000
 FRAME_S = 0.01
-STATES = 3  # of a phoneme, left to right
+STATES = 3  # number of states of a phoneme; they follow one another in time
 SILENCE = "SIL"
 
 # The front end that the model was trained with (its feat.params).
@@ -37,7 +37,7 @@ _SHIFT, _WINDOW, _FFT = 160, 410, 512
 _PREEMPHASIS = np.float32(0.97)
 _LOW_HZ, _HIGH_HZ, _FILTERS = 130.0, 6_800.0, 25
 _CEPSTRA, _LIFTER = 13, 22
-_NOISE_FLOOR = 10 ** (-50 / 20)  # relative to loud speech
+_NOISE_FLOOR = 10 ** (-50 / 20)  # power below the level of loud speech that counts as noise
 _VARIANCE_FLOOR = 1e-4
 _NATS_PER_WEIGHT_STEP = 1_024 * float(np.log(1.0001))
 
@@ -56,12 +56,12 @@ class AcousticModel:
     """The model in memory (about 10 MB)."""
 
     phonemes: tuple[str, ...]
-    senone_codebook: Ints  # (S,) which phoneme's Gaussians a senone mixes
+    senone_codebook: Ints  # (S,) index of the phoneme whose Gaussians the senone mixes
     projections: tuple[Floats, ...]  # per stream: (1 + 2 D, codebooks * G), so that [1, x, x^2] @ it is log N(x)
-    weights: Floats  # (streams, S, G) mixture weights
+    weights: Floats  # (streams, S, G) weights of the Gaussians in the mixtures
     stay: Floats  # (phonemes, STATES) log-probability to stay in a state for another frame
     leave: Floats  # (phonemes, STATES)
-    _triphones: NDArray[np.int64]  # sorted keys
+    _triphones: NDArray[np.int64]  # (triphones,) the key of each triphone, sorted
     _triphone_senones: Ints  # (triphones, STATES), in the order of the keys
     _base_senones: Ints  # (phonemes, STATES)
 

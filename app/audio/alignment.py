@@ -58,18 +58,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _COMMAND = (sys.executable, "-m", "app.audio.alignment")
-_NICE = 5  # synthesis and answers come first
+_NICE = 5  # the priority of the process: speech generation and answers come first
 
 MAX_SECONDS = 120.0
 _MIN_SECONDS = 0.1
 
-# Costs in nats. Scores of frames are relative to the phoneme that fits a frame best, without its context.
-_OTHER_PER_FRAME = 5.0  # a frame that is no word of the text
+# Costs in nats. The score of a frame is relative to the score of the phoneme that fits this frame best.
+_OTHER_PER_FRAME = 5.0  # the cost of a frame that belongs to no word of the text
 _OTHER_ENTRY = 20.0
 _SILENCE_ENTRY = 2.0
-_MISSING = 40.0  # a word that is not spoken
-_WORST_FRAME = 20.0  # one odd frame costs no more than this
-_LONGEST_STATE_S = 0.4  # a third of a phoneme; what is longer is not speech
+_MISSING = 40.0  # the cost of a word of the text that is not spoken
+_WORST_FRAME = 20.0  # the largest cost of one frame
+_LONGEST_STATE_S = 0.4  # the longest time in one state; speech does not stay longer in a third of a phoneme
 _NEVER = np.float32(-1e9)
 
 
@@ -80,8 +80,8 @@ class AlignedWord:
     word: str
     start_s: float
     end_s: float
-    score: float  # log-likelihood per frame, relative to the best phoneme: about 0 for clear speech, -5 for none
-    missing: bool = False  # it is not spoken; start_s = end_s = where it belongs
+    score: float  # mean score of its frames (see above): about 0 for clear speech, about -5 without speech
+    missing: bool = False  # True = the word is not spoken, and start_s = end_s is its place
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +89,13 @@ class Alignment:
     """Where the words of a text are in a recording."""
 
     words: tuple[AlignedWord, ...]  # one for each word of the text, in order
-    seconds: float  # of the recording
-    other: tuple[tuple[float, float], ...]  # start and end in seconds of what is neither silence nor a word of the text
+    seconds: float  # length of the recording
+    # Start and end in seconds of each part that is neither silence nor a word of the text.
+    other: tuple[tuple[float, float], ...]
     cut_off: (
         float  # nats by which "the recording ends inside a word" fits better than the whole text; about 0-10 if not
     )
-    phonemes: int  # in all words of the text
+    phonemes: int  # number of phonemes in all words of the text
 
     @property
     def score(self) -> float:
@@ -176,7 +177,7 @@ class _Graph:
         senones: list[NDArray[np.int32]] = []
         phonemes: list[int] = []
         word_of: list[int] = []
-        entries: list[tuple[int, int]] = []  # state, the boundary that leads to it
+        entries: list[tuple[int, int]] = []  # (state, boundary from which the state is entered)
         exits: list[list[int]] = [[] for _ in range(len(words) + 1)]  # the states that lead to each boundary
         for at, variants in enumerate(words):
             before = ids[words[at - 1][0][-1]] if at else silence
@@ -201,7 +202,8 @@ class _Graph:
         self._phones = np.array(phonemes)
         self._senones = np.array(senones)
         self._boundaries = boundaries = len(words) + 1
-        self._inner = inner = STATES * len(phonemes)  # from here on: one state of `other` at each boundary
+        # The states from this index on are the states `other`, one for each boundary.
+        self._inner = inner = STATES * len(phonemes)
         self._nowhere = inner + boundaries  # a state that is never reached
         self._word_of = np.concatenate((np.repeat(word_of, STATES), np.full(boundaries, -2))).astype(np.int32)
         entries += [(inner + boundary, boundary) for boundary in range(boundaries)]
@@ -223,7 +225,8 @@ class _Graph:
         entry_state, entry_boundary = self._entry_state, self._entry_boundary
         moved = np.zeros((frames, states), bool)
         came_from = np.zeros((frames + 1, boundaries), np.int32)  # the state that led to a boundary
-        skipped = np.zeros((frames + 1, boundaries), bool)  # the boundary was reached without its word
+        # True = the best path to the boundary skips the word before it.
+        skipped = np.zeros((frames + 1, boundaries), bool)
         every = np.arange(boundaries)
         ramp = np.float32(_MISSING) * every.astype(np.float32)
         score = np.full(states, _NEVER)
@@ -332,7 +335,7 @@ def _report(words: Sequence[str], spoken: Sequence[int], path: _Path, seconds: f
             other.append((start_s, end_s))
         elif number >= 0:
             at = spoken[number]
-            start_s = times[at][0] if at in times else start_s  # a stretched part inside it is cut out
+            start_s = times[at][0] if at in times else start_s  # a part of the word that was stretched is left out
             times[at] = (start_s, end_s, float(path.score[path.word == number].mean()))
     missing = {spoken[word] for word in path.missing}
     aligned = []

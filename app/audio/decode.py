@@ -54,8 +54,8 @@ MAX_ALLOCATION_BYTES = 64 << 20  # a frame or the index of a one-hour M4A needs 
 _DEFAULT_ALLOCATION_BYTES = 2**31 - 1  # FFmpeg's default limit
 FULL_SCALE = 0.998  # samples of at least this magnitude count as clipped
 _INAUDIBLE = 1e-4  # the peak of a silent track; -80 dBFS
-_CANCELLED = 0.1  # of the power of the loudest channel; the mean with one silent channel has a quarter of it
-_LOUDEST = 1e5  # the largest sample of 32-bit float that is scaled; files with 16-bit numbers as floats exist
+_CANCELLED = 0.1  # channels cancel if their mean has less than this share of the power of the loudest channel
+_LOUDEST = 1e5  # larger samples of float files are clipped; files with 16-bit numbers as floats exist
 TIME_LIMIT_S = 10.0  # an hour of ordinary audio decodes in 1 to 7 s
 
 # Names of FFmpeg's decoders that are allowed. A video stream in the same file is ignored.
@@ -223,7 +223,7 @@ class _Reading:
         self._mixer = _Mixer(None)
         self._channel: int | None = None
         self._float_pcm = False  # samples may exceed full scale without being clipped
-        self._peak = 0.0  # of the mixed samples
+        self._peak = 0.0  # highest magnitude of the mixed samples
         self.track = 0  # index among the audio streams
         self.other_tracks: tuple[int, ...] = ()
         self._resampler = StreamResampler(rate_hz, rate_hz)

@@ -74,7 +74,7 @@ def wav_header(rate_hz: int) -> bytes:
 # reservoir=0: each frame can be decoded alone, so streams can be joined and cut.
 # compression_level=7 (LAME's -q 7): 6.1 ms of CPU per second of audio and SNR 26.0 dB at 128 kbit/s. LAME's default
 # level: 9.3 ms and 25.9 dB.
-# Below 16 kHz (MPEG-2.5), 64 kbit/s is the highest bit rate that works at every sample rate.
+# Below 16 kHz (MPEG-2.5), the bit rate is 64 kbit/s, the highest that all these sample rates allow.
 _MP3 = CodecRecipe(
     "mp3",
     "libmp3lame",

@@ -37,19 +37,19 @@ if TYPE_CHECKING:
 
 Rule = Literal["frame_cap", "early_end", "repeat", "silence", "lead_in", "babble", "too_short", "retry"]
 
-SLOW_CHARS_PER_S, FAST_CHARS_PER_S = 8.0, 28.0  # no speaker of the 52 that were measured is slower, or faster
-BAND_SLOW, BAND_FAST = 0.65, 0.4  # of the expected duration: a line of the same voice may be 1 / 0.65 longer, or 0.4
+SLOW_CHARS_PER_S, FAST_CHARS_PER_S = 8.0, 28.0  # all of 52 measured speakers are between these
+BAND_SLOW, BAND_FAST = 0.65, 0.4  # a line may last 0.4 to 1 / 0.65 times its expected duration
 REPEATED_S = 1.0
 LEAD_IN_S = 5.0
-LONG_SILENCE_S = 4.0  # longer than a dramatic pause, shorter than a listener's patience
-LATE_SILENCE_S = 2.0  # when the expected duration is over
-OVER_SILENCE_S = 1.5  # when the text is over even for a slow reading, or when the pause is digital silence
-SMOOTHING_S = 0.1  # the noise of a room varies from window to window more than its mean does
-MIN_SPOKEN = 0.4  # of the expected duration: less sound than this, and the text is not over
-BABBLE_FACTOR, BABBLE_SLACK_S = 1.1, 2.5  # of the time that a slow reading takes, and seconds
-REPETITION_FROM = 0.6  # of the expected duration: from there the guard compares seconds with earlier ones
-_BEGIN_DBFS = QUIET_DBFS + 5  # sound has begun at this level
-_BROKEN_SILENCE = 2  # a window of sound undoes this many windows of silence: a click or a peak of noise is no speech
+LONG_SILENCE_S = 4.0  # the limit before the expected duration is over; longer than a dramatic pause
+LATE_SILENCE_S = 2.0  # the limit after the expected duration
+OVER_SILENCE_S = 1.5  # the limit after the duration of a slow reading, and for digital silence
+SMOOTHING_S = 0.1  # levels are averaged over this time, because the noise of a room varies
+MIN_SPOKEN = 0.4  # share of the expected duration; with less sound, the text cannot be complete
+BABBLE_FACTOR, BABBLE_SLACK_S = 1.1, 2.5  # a line may last this factor times a slow reading, plus these seconds
+REPETITION_FROM = 0.6  # share of the expected duration after which repetitions are searched
+_BEGIN_DBFS = QUIET_DBFS + 5  # the first sound of a line has at least this level
+_BROKEN_SILENCE = 2  # one loud window cancels this many silent windows, so a click does not end a silence
 
 
 def speech_length(text: str) -> float:
@@ -77,19 +77,20 @@ class LineGuard:
         """length: of the line's text (`speech_length`). pace: of the voice, in characters a second; None = unknown."""
         self._rate_hz = rate_hz
         self._frame_s = frame_s
-        self._late_s = length / (pace or SLOW_CHARS_PER_S)  # the text is probably over
-        self._over_s = length / (BAND_SLOW * pace if pace else SLOW_CHARS_PER_S)  # it is over even for a slow reading
+        self._late_s = length / (pace or SLOW_CHARS_PER_S)  # after this time the text is probably complete
+        # After this time even a slow reading is complete.
+        self._over_s = length / (BAND_SLOW * pace if pace else SLOW_CHARS_PER_S)
         self._least_s = BAND_FAST * length / pace if pace else length / FAST_CHARS_PER_S
         self._spoken_s = MIN_SPOKEN * length / (pace or FAST_CHARS_PER_S / 2)
         self._levels = LevelTracker()
         self._smoother = PowerSmoother(round(SMOOTHING_S / WINDOW_S))
         self._repetition = Repetition(rate_hz)
-        self._unjudged = np.zeros(0, np.float32)  # less than a window
+        self._unjudged = np.zeros(0, np.float32)  # audio that does not fill a window yet
         self._frames = 0
-        self._elapsed_s = 0.0  # audio so far; the codec may be a few frames behind
-        self._begun_s: float | None = None  # when sound began
-        self._sound_s = 0.0  # windows with sound
-        self._silence_s = self._digital_s = 0.0  # present pause
+        self._elapsed_s = 0.0  # duration of all frames, including frames that are not decoded yet
+        self._begun_s: float | None = None  # time of the first sound; None = no sound yet
+        self._sound_s = 0.0  # total duration of the windows with sound
+        self._silence_s = self._digital_s = 0.0  # duration of the current pause
         self._repeated_s = 0.0
         self._last: NDArray[np.integer] | None = None
 
@@ -115,7 +116,7 @@ class LineGuard:
         levels = self._smoother.push(10 ** (levels / 10))
         self._levels.add(levels)
         threshold = self._levels.threshold_dbfs
-        if self._elapsed_s >= REPETITION_FROM * self._late_s:  # earlier it would cost much and be used for nothing
+        if self._elapsed_s >= REPETITION_FROM * self._late_s:  # not before, to save time
             self._repetition.add(samples[:whole], loud >= max(threshold, _BEGIN_DBFS + 5))
         for level in levels:
             self._elapsed_s += WINDOW_S
@@ -131,7 +132,9 @@ class LineGuard:
                 self._silence_s = max(0.0, self._silence_s - _BROKEN_SILENCE * WINDOW_S)
 
     def end(self) -> Rule | None:
-        """Check a line that has ended by itself -> "too_short", or None. Frames without audio yet count as sound."""
+        """Return "too_short" if a line, which the model has ended with EOS, is too short for its text; otherwise None.
+
+        Frames that are not decoded yet count as sound."""
         spoken_s = max(self._frames * self._frame_s, self._elapsed_s) - (self._begun_s or 0.0) - self._silence_s
         return "too_short" if spoken_s < self._least_s else None
 
@@ -163,7 +166,7 @@ class Repetition:
     BANDS = 20
     SHORTEST_S, LONGEST_S, COMPARED_S = 0.4, 2.4, 1.6
     MAX_DB = 4.0
-    LEAST_SOUNDING = 0.15  # share of the compared windows; silent windows are not compared
+    LEAST_SOUNDING = 0.15  # smallest share of windows with sound in a comparison
 
     def __init__(self, rate_hz: int) -> None:
         size = round(WINDOW_S * rate_hz)
@@ -172,7 +175,8 @@ class Repetition:
         self._window = np.hanning(2 * size).astype(np.float32)
         self._before = np.zeros(size, np.float32)
         self._lags = np.arange(round(self.SHORTEST_S / WINDOW_S), round(self.LONGEST_S / WINDOW_S))
-        self._spectra = np.full((self._lags[-1] + self._lags[0], self.BANDS), 1e3)  # a ring of the last windows
+        # Ring buffer with the spectra of the last windows.
+        self._spectra = np.full((self._lags[-1] + self._lags[0], self.BANDS), 1e3)
         self._differences = np.full((round(self.COMPARED_S / WINDOW_S), len(self._lags)), 1e3)
         self._sounding = np.zeros(len(self._differences))
         self._count = 0
@@ -185,7 +189,7 @@ class Repetition:
         frames = np.lib.stride_tricks.sliding_window_view(padded, 2 * self._size)[:: self._size] * self._window
         power = np.square(np.abs(np.fft.rfft(frames, axis=1))) @ self._bands.T
         spectra = 10 * np.log10(power / self._size**2 + 1e-8)
-        block = self._lags[0]  # so many windows refer to none of their own
+        block = self._lags[0]  # the windows of such a block are compared with earlier blocks only
         for start in range(0, len(spectra), block):
             new, sounds = spectra[start : start + block], sounding[start : start + block]
             number = self._count + np.arange(len(new))

@@ -21,8 +21,8 @@ WINDOW_S = 0.02  # one level describes this much audio
 UPDATE_WINDOWS = 8  # windows between two computations of the threshold, because percentiles cost time
 MEMORY_S = 10.0  # the threshold depends on the levels of the last MEMORY_S only, because speakers change their level
 QUIET_DBFS = -50.0  # audio below this level is silent, whatever the line's noise floor is
-DIGITAL_DBFS = -75.0  # below the noise of every recording
-_FLOOR_PERCENT, _SPEECH_PERCENT = 5, 90  # of a line's levels: its noise floor, and its loud speech
+DIGITAL_DBFS = -75.0  # every recording has more noise than this
+_FLOOR_PERCENT, _SPEECH_PERCENT = 5, 90  # percentiles of a line's levels: its noise floor and its loud speech
 _ABOVE_FLOOR_DB, _BELOW_SPEECH_DB = 6.0, 14.0  # silence is at most this far above the floor, and this far below speech
 # In a line that is soft as a whole, audio is silent only if it is this far below the line's loud speech.
 _SOFT_SPEECH_DB = 20.0
@@ -77,8 +77,9 @@ class LevelTracker:
         self._levels = np.zeros(round(MEMORY_S / window_s))
         self._count = 0
         self._threshold = QUIET_DBFS
-        self._speech_dbfs = -np.inf  # the highest so far: a long pause does not make the speech before it softer
-        self._judged = 0  # the number of levels that _threshold was computed from
+        # Level of loud speech: the highest so far, so that it does not fall in a long pause.
+        self._speech_dbfs = -np.inf
+        self._judged = 0  # number of levels from which _threshold was computed
 
     def add(self, levels: Levels) -> None:
         """Add the levels of the next windows (n,), at most MEMORY_S of them."""

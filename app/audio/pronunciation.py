@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAX_VARIANTS = 4
 _VOWELS = frozenset("AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split())
 
-# Longest symbols first when read. Length and stress marks are dropped before.
+# IPA symbols are matched from the longest to the shortest. Marks of length and stress are removed before.
 _IPA = {
     "tʃ": "CH", "dʒ": "JH", "aɪ": "AY", "aʊ": "AW", "eɪ": "EY", "ɔɪ": "OY", "oʊ": "OW", "əʊ": "OW", "ɪə": "IH AH",
     "eə": "EH AH", "ʊə": "UH AH", "iə": "IY AH", "aɪə": "AY AH", "aʊə": "AW AH", "əl": "AH L", "ɚ": "ER", "ɝ": "ER",
@@ -35,7 +35,7 @@ _IPA = {
 }  # fmt: skip
 _IPA_SYMBOL = re.compile("|".join(sorted(map(re.escape, _IPA), key=len, reverse=True)))
 
-# Letters -> sounds, the longest first. A word that no dictionary contains is approximated.
+# Letters -> sounds, the longest first: an approximate pronunciation of a word that is in no dictionary.
 _LETTERS = {
     "tion": "SH AH N", "sion": "ZH AH N", "ture": "CH ER", "ough": "AO", "augh": "AO", "eigh": "EY", "igh": "AY",
     "sch": "SH", "tch": "CH", "dge": "JH", "ch": "CH", "sh": "SH", "th": "TH", "ph": "F", "wh": "W", "ck": "K",
@@ -74,7 +74,7 @@ class Pronouncer:
 
     def _variants(self, word: str, ipa: tuple[str, ...]) -> tuple[Phonemes, ...]:
         parts = [part for part in re.split(r"[-‐-―/]+", word) if plain_word(part)]
-        if len(parts) > 1:  # "well-known"
+        if len(parts) > 1:  # a word with a hyphen, for example "well-known"
             return tuple(dict.fromkeys(self._joined(parts, which) for which in (0, 1)))
         plain = plain_word(word)
         if not plain:

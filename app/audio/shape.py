@@ -40,7 +40,7 @@ class EdgeTrimmer:
     """
 
     BEGIN_DBFS = -38.0
-    SOFTEST_END_DBFS = -42.0  # the last sound of a word may be as soft as the noise of a loud room: it stays
+    SOFTEST_END_DBFS = -42.0  # louder audio at an end is kept, because the last sound of a word may be this soft
     SOFT_LEAD_S, SOFT_VOICE_S = 0.15, 1.5
 
     def __init__(self, rate_hz: int, *, lead_s: float = 0.05, tail_s: float = 0.15) -> None:
@@ -50,8 +50,8 @@ class EdgeTrimmer:
         self._soft_windows = round(self.SOFT_LEAD_S / _WINDOW_S)
         self._levels = LevelTracker(_WINDOW_S)
         self._smoother = PowerSmoother(_SMOOTHED)
-        self._windows = 0  # judged so far
-        self._partial = _NOTHING  # shorter than a window, not yet judged
+        self._windows = 0  # number of windows whose level was measured
+        self._partial = _NOTHING  # audio that does not fill a window yet
         self._lead: list[Samples] = []  # windows before the first sound: the last silence, then soft audio
         self._soft = 0  # the number of windows in _lead since the first soft one
         self._held: list[Samples] = []  # the part of a pause beyond tail_s

@@ -36,22 +36,23 @@ Reason = Literal[
     "", "cut_off", "missing_words", "not_words", "wrong_words", "length", "language", "not_installed", "no_answer"
 ]
 
-# Limits, and what 63 recordings of people have at three tempos.
-MAX_CUT_OFF = 16.0  # nats; people at most 12.3, ends cut inside the last word mostly over 28
-MAX_MISSING, MAX_MISSING_SHARE = 1, 0.08  # words; people 0 in 97 %, a missing half 16 % at least
-MAX_NOT_WORDS_S = 1.15  # people at most 0.8 in 97 %, three seconds of babble at least 1.4
-MIN_SCORE = -3.0  # people at least -2.4
-MAX_PHONEMES_PER_S = 26.0  # people at most 18.5
-MAX_LENGTH_RATIO = 2.0  # to the expected length, either way
-_DOUBTFUL_SCORE = -6.0  # of a word; 5 % of people's recordings have such a word
+# Limits of the check. Each comment gives the values of 63 recordings of people at three tempos.
+MAX_CUT_OFF = 16.0  # nats; people: at most 12.3; recordings cut inside the last word: mostly over 28
+# Missing words, and their share. People: none in 97 %; texts of which half is missing: at least 16 %.
+MAX_MISSING, MAX_MISSING_SHARE = 1, 0.08
+MAX_NOT_WORDS_S = 1.15  # people: at most 0.8 in 97 %; three seconds of babble: at least 1.4
+MIN_SCORE = -3.0  # mean score of all words; people: at least -2.4
+MAX_PHONEMES_PER_S = 26.0  # people: at most 18.5
+MAX_LENGTH_RATIO = 2.0  # a take may be this factor longer or shorter than expected
+_DOUBTFUL_SCORE = -6.0  # a word below this score is doubtful; 5 % of people's recordings have such a word
 
 _FRAME_S = 0.01
-_WINDOW_S = 3.0  # in which time without words is summed up: babble comes in one stretch, hesitations are spread
-_LOUD_DB = 22.0  # below loud speech: quieter is silence
-_ABOVE_FLOOR_DB = 10.0  # a pause that is louder than the quietest moments by less is silence, too
+_WINDOW_S = 3.0  # audio without words is summed over such windows: babble is continuous, and hesitations are short
+_LOUD_DB = 22.0  # audio this far below loud speech is silence
+_ABOVE_FLOOR_DB = 10.0  # audio less than this above the quietest moments is silence, too
 _INAUDIBLE_DB = 30.0
 
-# Weights of the ranking score. Of pairs of a whole take and a faulty twin it prefers the whole one in 97 to 100 %.
+# Weights of the score that ranks takes. In 97 to 100 % of pairs, a complete take has a better score than a faulty one.
 _GOOD_WORD = -0.5
 _WORST_WORD = -10.0
 _NOT_WORDS_WEIGHT = 4.0  # a second
@@ -63,8 +64,8 @@ class Verdict:
     """The result of a check."""
 
     status: Status
-    reason: Reason = ""  # why it is bad or unchecked
-    score: float = -np.inf  # 0 is best; compares takes of one text
+    reason: Reason = ""  # why the take is bad or unchecked; empty = it is good
+    score: float = -np.inf  # ranks takes of one text; 0 is the best possible score
     doubtful: tuple[int, ...] = ()  # places of words in the text that may be missing or wrong
     alignment: Alignment | None = None
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-import pickle  # for its error's name: torch.load is called with weights_only # nosec B403
+import pickle  # only for the class of its error: torch.load is called with weights_only # nosec B403
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -59,7 +59,7 @@ _FLOOR_DB, _SPAN_DB = -180.0, 195.0  # log magnitudes in this range are scaled t
 # Frames with a lower mean level are not marked: digital silence. Perth uses 5 % of the loudest frame's level (about
 # -170 dB). The loudest frame of a stream is unknown in advance, so the limit here is a constant.
 _SILENT = 0.04
-_SLOPE = np.float32(0.01)  # of the leaky ReLU for negative inputs
+_SLOPE = np.float32(0.01)  # slope of the leaky ReLU for negative inputs
 
 
 class WatermarkMissing(NotSupported):
@@ -196,8 +196,9 @@ class StreamMarker:
         self._block, self._lookahead = block, lookahead
         half = self._grid.window_samples // 2
         self._pending = np.zeros(half, np.float32)  # input from the first sample of the next frame on
-        self._levels = np.zeros((0, BANDS), np.float32)  # of `_before` frames of context, then of all later frames
-        self._spectra: list[NDArray[np.complex64]] = []  # of the frames that are not marked yet
+        # Levels of `_before` frames of context, then of all later frames.
+        self._levels = np.zeros((0, BANDS), np.float32)
+        self._spectra: list[NDArray[np.complex64]] = []  # spectra of the frames that are not marked yet
         self._before = 0  # frames in `_levels` before the next block; at most REACH
         self._dry = np.zeros(half, np.float32)  # input that was not returned yet, from the next block on
         self._wet = np.zeros(self._grid.window_samples, np.float32)  # sum of windowed marks, aligned with `_dry`

@@ -334,5 +334,5 @@ def build(spec: EngineSpec, settings: Settings, context: BuildContext) -> Engine
     on_cpu = sum(device.type == "cpu" for device in devices)
     if on_cpu > 1:
         share_threads(on_cpu)
-    log.info("%s on %d devices: %s", spec.name, len(devices), ", ".join(map(str, devices)))
+    log.info("engine %s runs on %d devices: %s", spec.name, len(devices), ", ".join(map(str, devices)))
     return EnginePool(engines, max_queue=settings.max_queue)

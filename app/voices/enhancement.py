@@ -39,8 +39,8 @@ MIN_GAIN_DB = -24.0
 _BLOCK_S = 0.005  # the gain is linear within a block
 _LOOK_AHEAD_S = 0.005
 _WINDOW_BLOCKS = 4  # 20 ms: one measurement of the level
-_LOOK_BLOCKS = 2  # 10 ms between measurements ("looks" below)
-_MOMENT_LOOKS = 40  # 400 ms: BS.1770's gating block
+_LOOK_BLOCKS = 2  # 10 ms from one measurement to the next; below, such a measurement is called a look
+_MOMENT_LOOKS = 40  # 400 ms, the length of a gating block in BS.1770; below, such a block is called a moment
 _MOMENT_EVERY = 10
 _MOMENT_S = 0.1
 
@@ -51,9 +51,10 @@ _QUIETEST = -65.0  # LUFS: quieter measurements are ignored
 _EXPECT_SPREAD_DB = 2.0  # standard deviation of a line's level around the expected level
 _SURPRISE = 0.2  # probability that the level is unrelated to the expected one
 _DRIFT_DB = 1.2  # drift of the level in a second of speech
-_DRIFT_SHARE = 0.5 * (_DRIFT_DB / _STEP_DB) ** 2 * _LOOK_BLOCKS * _BLOCK_S  # to either neighbour, with each look
-_MIN_PROBABILITY = 1e-9  # of every level
-_TINY = 1e-60  # below this sum the distribution is normalised, before it underflows
+# Probability that moves to each neighbouring level with each look.
+_DRIFT_SHARE = 0.5 * (_DRIFT_DB / _STEP_DB) ** 2 * _LOOK_BLOCKS * _BLOCK_S
+_MIN_PROBABILITY = 1e-9  # the smallest probability of a level
+_TINY = 1e-60  # if the sum of the probabilities is below this, they are normalised, so that they do not underflow
 _GAP_DB = 20.0  # a measurement this far below the most likely level is a gap between words and is ignored
 _PAUSE_DB = 19.0  # a look this far below the anchor is a pause, and is ignored
 _ANCHOR_FALL_DB = 0.04  # per look: after 4 s the noise of a pause counts as soft speech
@@ -65,13 +66,13 @@ _MODE_DB, _LOUD_SPREAD_DB, _SOFT_SLOPE_DB = 3.0, 3.2, 11.0  # see `_table`
 _MEMORY_S = 4.0  # time constant of the measured loudness
 _FINE_DB = 2.0  # the measured loudness corrects the estimate by at most this
 _RISE_DB, _FALL_DB = 0.4, 0.75  # maximum change of the gain per block: 80 and 150 dB a second
-_HUSH_DB = 3.0  # the same before speech begins
+_HUSH_DB = 3.0  # maximum change of the gain per block before speech begins
 
 _NEPERS_PER_DB = math.log(10) / 20
-_LOUDEST = 1e6  # samples are clipped here, because squares of larger ones overflow float32
+_LOUDEST = 1e6  # larger samples are clipped, because their squares would overflow float32
 _TAPS = 12
 _PEAK_ERROR_DB = 0.4  # the limiter measures true peaks of speech too low by at most this
-_SURELY_BELOW = 0.5  # the wave between two samples can exceed them, but in speech by less than 6 dB
+_SURELY_BELOW = 0.5  # in speech, the wave between two samples exceeds them by less than 6 dB, a factor of 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class _Weighting:
         both_sides[0] = 1.0
         if count % 2 == 0:
             both_sides[-1] = 1.0
-        scale = both_sides / (count * np.square(window).sum())  # Parseval, divided by the power of the window
+        scale = both_sides / (count * np.square(window).sum())  # Parseval's theorem, divided by the power of the window
         power = scale * k_weighting(frequencies_hz)
         return _Weighting(window.astype(np.float32), power.astype(np.float32))
 
@@ -136,7 +137,7 @@ class Loudness:
 
     def __init__(self, rate_hz: int) -> None:
         self._block_samples = max(1, round(_BLOCK_S * rate_hz))
-        self._partial: Samples = np.zeros(0, np.float32)  # shorter than a block
+        self._partial: Samples = np.zeros(0, np.float32)  # audio that does not fill a block yet
         self._ramp = ((np.arange(self._block_samples) + 0.5) / self._block_samples).astype(np.float32)
         self._meter = _Meter(rate_hz, self._block_samples)
         self._estimate = _LevelEstimate()
@@ -214,7 +215,7 @@ class _Meter:
         looks: list[float | None] = [None] * len(blocks)
         if first < len(blocks):
             count = len(range(first, len(blocks), _LOOK_BLOCKS))
-            steps = whole[first:][: _LOOK_BLOCKS * (count + 1)].reshape(count + 1, -1)  # a window is two of them
+            steps = whole[first:][: _LOOK_BLOCKS * (count + 1)].reshape(count + 1, -1)  # a window consists of two steps
             spectra = np.fft.rfft(np.concatenate((steps[:-1], steps[1:]), axis=1) * self._weighting.window)
             powers = (np.square(spectra.real) + np.square(spectra.imag)) * self._weighting.power
             looks[first::_LOOK_BLOCKS] = powers.sum(axis=1).tolist()
@@ -231,10 +232,11 @@ class _LevelEstimate:
         self._probable = self._after[:-2]  # probability of each of _LEVELS, up to a common factor
         self._weighted = np.empty(len(_LEVELS))
         self._expected: float | None = None
-        self._moment = np.zeros(_MOMENT_LOOKS)  # powers of the last 400 ms, a ring
+        self._moment = np.zeros(_MOMENT_LOOKS)  # ring buffer with the powers of the last 400 ms
         self._looks = 0
         self._measured_power = self._measured_s = 0.0  # decaying sums over the 400 ms blocks above the gate
-        self._anchor = TARGET_LUFS  # the estimate, but falling slowly; pauses are judged by it
+        # Follows the estimated level up at once and down slowly; looks far below it are pauses.
+        self._anchor = TARGET_LUFS
         self.spoken = False  # whether speech has begun since the expected level changed
         self.lufs = TARGET_LUFS
 
@@ -257,7 +259,7 @@ class _LevelEstimate:
         level = _lufs(power)
         if level < _QUIETEST:
             return
-        # The noise in a pause would pass for soft speech, and the gain would raise it.
+        # Ignore the look: the noise of a pause would count as soft speech, and the gain would amplify it.
         self._anchor = max(self.lufs, self._anchor - _ANCHOR_FALL_DB)
         if level < self._anchor - _PAUSE_DB:
             if self._looks % _MOMENT_EVERY == 0:
@@ -295,7 +297,7 @@ class _SentLoudness:
     def __init__(self) -> None:
         self._moment = np.zeros(_MOMENT_LOOKS)
         self._looks = 0
-        self._power = self._seconds = 0.0  # of moments above the gate, fading
+        self._power = self._seconds = 0.0  # decaying sums over the moments above the gate
         self.correction_db = 0.0
 
     def update(self, power: float) -> None:
@@ -367,7 +369,7 @@ class Limiter:
         self._half = max(1, (round(_LOOK_AHEAD_S * rate_hz) - _TAPS // 2) // 2)
         kernel = 0.5 + 0.5 * np.cos(np.pi * np.arange(-self._half, self._half + 1) / (self._half + 1))
         self._kernel = (kernel / kernel.sum()).astype(np.float32)
-        self._reach = 2 * self._half + _TAPS // 2  # samples to either side that one sample's gain depends on
+        self._reach = 2 * self._half + _TAPS // 2  # a sample's gain depends on this many samples on each side
         self._held = np.zeros(self._reach, np.float32)  # past context, then samples not yet returned
 
     def push(self, samples: Samples) -> Samples:
@@ -386,9 +388,10 @@ class Limiter:
         if not ready or peaks.max() < _SURELY_BELOW * self._ceiling:
             return middle
         side = _TAPS // 2
-        # Only next to a loud sample can the wave between two samples exceed the ceiling.
+        # The wave between two samples can exceed the ceiling only if one of them is loud.
         loud = peaks[side - 1 : len(held) - side + 1] >= _SURELY_BELOW * self._ceiling
-        at = np.flatnonzero(loud[:-1] | loud[1:])  # between held[at + side - 1] and held[at + side]
+        # Positions of pairs of samples: held[at + side - 1] and held[at + side].
+        at = np.flatnonzero(loud[:-1] | loud[1:])
         windows = sliding_window_view(held, _TAPS)[at]  # (n, taps)
         between = np.abs(np.einsum("nt,pt->pn", windows, _PHASES)).max(axis=0)
         for neighbour in (side - 1, side):

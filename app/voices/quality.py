@@ -27,28 +27,28 @@ Level = Literal["good", "warning", "bad"]
 MAX_SNR_DB = 60.0
 MAX_LETTERS_PER_S, MIN_LETTERS_PER_S = 30.0, 5.0  # spoken English has 10 to 20
 IMPOSSIBLE_LETTERS_PER_S = 45.0
-_GUARD_S = 0.1  # before and after speech; not measured as noise, because speech fades in and out there
-_MIN_NOISE_S = 0.2  # of audio without speech; with less, the quietest speech is measured instead
+_GUARD_S = 0.1  # this time before and after speech is not measured as noise, because speech fades in and out there
+_MIN_NOISE_S = 0.2  # if less audio has no speech, the quietest speech is measured as noise
 _PHRASE_S = 1.5  # the median pitch of shorter speech varies too much
-_MIN_VOICED_FRAMES = 20  # of 10 ms, in a phrase
+_MIN_VOICED_FRAMES = 20  # smallest number of voiced frames of 10 ms in a phrase
 _SPLIT_SEMITONES = 6.8  # the pitches of two speakers usually differ by more, the phrases of one speaker by less
 _SPLIT_SHARE = 0.25  # each of the two groups of phrases must have this share of the speech
 _MUSIC_RATE_HZ = 16_000
 _MUSIC_WINDOW = 3_200  # 0.2 s, so that a bin has 5 Hz
 _MEDIAN_BINS = 41
-_PEAK_DB = 7.0  # the spectrum of noise varies less
+_PEAK_DB = 7.0  # a peak is this far above its neighbourhood; noise varies less
 _TONAL = 0.16  # mean excess in dB; noise reaches 0.1, music that is 15 dB below speech 0.2 and more
 _INAUDIBLE_DB = 30.0  # music this far below speech does no harm
 _LOWEST_TONE_HZ = 80.0
 _MIN_MUSIC_FRAMES, _MAX_MUSIC_FRAMES = 3, 100
-_HUM_SHARE = 0.6  # of the excess at multiples of 50 or 60 Hz
+_HUM_SHARE = 0.6  # share of the excess at multiples of 50 or 60 Hz from which it is hum
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
     """The result of one check."""
 
-    id: str  # such as "snr_db"; it ends with the unit of the value
+    id: str  # for example "snr_db"; the end of the id is the unit of the value
     level: Level
     value: float | None  # None = not measured
     message: str  # what the value means and how to improve it

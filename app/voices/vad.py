@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 RATE_HZ = 16_000
 SHORTEST_PAUSE_S = 0.2  # a shorter pause is part of the speech around it
 SHORTEST_SPEECH_S = 0.2  # shorter speech is ignored
-_PAD_S = 0.3  # of silence before a recording
+_PAD_S = 0.3  # silence that is put before a recording
 _BLOCK_S = 30.0
 # A frame is speech if its level is this much above the noise floor, this little below the peak, and above a minimum.
 _ABOVE_FLOOR_DB = 12.0

@@ -23,7 +23,7 @@ _RATE_HZ = 16_000  # recordings are resampled to this rate, so that brightness a
 _FRAME, _HOP = 800, 160  # samples
 _FIRST_PITCH = 2
 _BANDS_HZ = (200, 500, 900, 1_500, 2_500, 4_000, 7_000)
-_BAND_RANGE_DB = 30.0  # a band that is quieter than this below its peak counts as this quiet
+_BAND_RANGE_DB = 30.0  # a level further below the band's peak counts as this far below
 _STEP = 5  # frames
 _SPLIT_HZ, _LOW_HZ = 2_000.0, 80.0
 _QUIET_DB = 35.0  # a frame is a pause if it is this much below the loudest tenth of the frames
@@ -37,12 +37,12 @@ class VoiceFeatures:
     pitch_hz: float  # median; 0 = no voiced frame
     pitch_spread: float  # median deviation from pitch_hz in semitones
     brightness_db: float  # energy above 2 kHz over the energy below
-    level_dbfs: float  # of the speech
+    level_dbfs: float  # level of the speech
     voiced: float  # share of the speech that has a pitch
     speech: float  # share of the recording that is speech; the rest is pauses
     longest_pause_s: float
-    clipped: float  # share of the samples
-    movement_db: float  # change of the spectrum's shape in 50 ms
+    clipped: float  # share of the samples that are clipped
+    movement_db: float  # mean change of the spectrum's shape in 50 ms
 
 
 def measure(samples: Samples, rate_hz: int) -> VoiceFeatures:

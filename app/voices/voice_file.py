@@ -65,8 +65,9 @@ class StoredVoice:
     rate_hz: int
     samples: int
     created_at: float  # Unix time in seconds
-    origin: str = "upload"  # of the recording: upload, import, migrated, draft, cast (by an engine), "file <digest>"
-    sample_count: int = 1  # number of uploaded recordings that were joined to this recording
+    # Origin of the recording: upload, import, migrated, draft, cast (by an engine), "file <digest>".
+    origin: str = "upload"
+    sample_count: int = 1  # number of uploaded recordings of which this recording consists
     quality: Mapping[str, Any] = field(default_factory=dict)  # the quality report as JSON
     consent: Mapping[str, Any] | None = None
     file: str = REFERENCE_FILE

@@ -85,7 +85,7 @@ _KNOWN: Mapping[str, ModelFiles] = {
         optional=("preprocessor_config.json",),
     ),
     # nari-labs/Dia-1.6B-0626 contains model-0000x-of-00002 (6.4 GB, transformers names) and dia-v1.pth (6.4 GB, nari's
-    # names). The April model is model.safetensors or dia-v0_1.pth, and a conversion is dia-v0_1_bf16.safetensors. Dia
+    # names). v0.1 was published as model.safetensors, dia-v0_1.pth and, converted, dia-v0_1_bf16.safetensors. Dia
     # has no tokenizer, because it reads bytes. Apache-2.0, not gated.
     "dia": ModelFiles(
         setting="DIA_MODEL",
@@ -112,7 +112,7 @@ def files_for(model: str, source: str = "") -> ModelFiles:
 def choose_files(files: ModelFiles, sizes: Mapping[str, int]) -> list[str]:
     """Choose the files that the model needs, and return their names, the smallest file first.
 
-    sizes: the size in bytes of each file in a repository or folder. The result contains one layout of the weights.
+    sizes: the size in bytes of each file in a repository or folder. The result contains the weights in one layout only.
     Small files come first, so that a download without access fails before it fetches weights. Raises
     WeightsUnavailable, which names the missing files.
     """

@@ -15,7 +15,7 @@ class Guards:
     See also audio/guard.py.
     """
 
-    min_s: float = 0.3  # the smallest duration of a script: EOS is suppressed before this time
+    min_s: float = 0.3  # EOS is suppressed before this time, so speech is at least this long
     pace: float = 2.0  # the largest duration of a script is pace * expected duration + slack_s
     slack_s: float = 4.0
 

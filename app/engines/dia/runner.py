@@ -229,7 +229,8 @@ class DiaRunner:
     def _step_with_graph(self, rows: Sequence[int], graph: DiaCudaGraph) -> StepResult:
         """Return the results of one finished step.
 
-        If all finished steps have been returned, launch the next burst, and wait for the burst before it.
+        Steps are launched in bursts, and one burst is always ahead: if the results of the last finished burst are used
+        up, launch another burst, and wait for the results of the burst before it.
         """
         results = [RowResult(row, ended=True) for row in rows if self._rows[row].over]
         if not self._finished:

@@ -18,7 +18,8 @@ DASH = r" ?[-–—~] ?"
 
 
 SUPERSCRIPT_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹₀₁₂₃₄₅₆₇₈₉", "01234567890123456789")
-SENTENCE_START = "\uf8ff"  # marks a sentence that began with digits; `cleaning.clean` removes it from the user's text
+# The rules put it before a sentence that began with digits; the user's text never contains it.
+SENTENCE_START = "\uf8ff"
 
 
 def alternatives(keys: Iterable[str]) -> str:
