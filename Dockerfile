@@ -5,7 +5,8 @@
 #   docker build -t tts-server:cpu --target cpu .    no CUDA: 3 GB less
 #   docker build -t tts-server:csm --target with-weights --secret id=hf_token,env=HF_TOKEN .
 #
-# Weights are downloaded at run time into the volume /app/models; only `with-weights` brings its own. The token is a
+# Weights are downloaded at run time into the volume /app/models; only `with-weights` brings its own. Weights in the
+# host's Hugging Face cache are read with -v ~/.cache/huggingface/hub:/hub:ro -e HF_HUB_CACHE=/hub. The token is a
 # BuildKit secret there and a run-time variable elsewhere, so no layer holds one.
 ARG PYTHON_VERSION=3.12
 ARG DEBIAN=slim-bookworm

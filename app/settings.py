@@ -59,7 +59,8 @@ class Settings(BaseSettings):
     hf_token: SecretStr | None = Field(
         None,
         alias="HF_TOKEN",
-        description="A Hugging Face token, for models with restricted access. It is used for downloads only.",
+        description="A Hugging Face token, for models with restricted access. It is used for downloads only. Unset = "
+        "the token that `hf auth login` has stored for this user.",
     )
 
     device: str = Field(

@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_hub_of_this_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Hide the Hugging Face cache and login of the user who runs the tests: the server would use them."""
+    home = tmp_path_factory.mktemp("hub_home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN"):
+            patch.delenv(name, raising=False)
+        patch.setenv("HF_HOME", str(home))
+        yield
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The base URL of a server with the offline voice."""

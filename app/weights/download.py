@@ -9,12 +9,16 @@ URLs, headers, the HTTP session, locks and typed errors. This module downloads t
 This module sends a plain GET with a Range header and appends the bytes to blobs/<etag>.incomplete. For xet files, the
 hub redirects a plain GET to an HTTP download, so xet needs no setting.
 This module reads HF_ENDPOINT and HF_HUB_OFFLINE at each call. The library reads them only once, at its import.
+
+A file that is complete in the cache of the hub's library is not downloaded: the snapshot in `models_dir` gets a link to
+this file.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -29,11 +33,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from app.errors import WeightsUnavailable
-from app.weights.hub import COMMIT, HUB_URL, ModelFiles, Source, choose_files, find, missing_error, missing_files
+from app.weights.hub import (
+    COMMIT,
+    HUB_URL,
+    ModelFiles,
+    Source,
+    choose_files,
+    defect_of,
+    find,
+    find_in_library_cache,
+    hub_cache,
+    is_true,
+    login_token,
+    missing_error,
+    missing_files,
+)
 
 if TYPE_CHECKING:
     from httpx2 import Response
     from huggingface_hub.errors import HfHubHTTPError
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -86,17 +106,29 @@ def fetch(
     """Return the folder with the model's files. Download the files if any is missing.
 
     This function blocks, so call it in a thread. It calls on_progress and cancelled in the same thread. It sends
-    `token` to the hub, and never a token stored on this machine. Raises WeightsUnavailable with a reason and a remedy.
-    Raises Cancelled after `cancelled` has returned True.
+    `token` to the hub, or if this is empty, the token that `hf auth login` has stored. Raises WeightsUnavailable with a
+    reason and a remedy. Raises Cancelled after `cancelled` has returned True.
     """
     if (folder := find(files, models_dir)) is not None:
+        if folder.is_relative_to(hub_cache()) and not folder.is_relative_to(models_dir):
+            log.info("%s is used from the Hugging Face cache: %s", files.source, folder)
         return folder
-    _refuse_offline(files, models_dir)
-    token = token.strip()
+    in_library, defects = find_in_library_cache(files)
+    if defects:
+        log.warning(
+            "%s in the Hugging Face cache is not complete, so the missing files are needed: %s (%s)",
+            files.source,
+            "; ".join(defects),
+            in_library,
+        )
+    _refuse_offline(files, models_dir, defects)
+    token, token_name = (token.strip(), "HF_TOKEN") if token.strip() else (login_token(), "the stored token")
     if not re.fullmatch(r"[!-~]*", token):  # check it here, because the HTTP library's error would quote the token
-        raise WeightsUnavailable("HF_TOKEN contains characters that no token has", remedy="Correct HF_TOKEN.")
+        raise WeightsUnavailable(
+            f"{token_name} contains characters that no token has", remedy="Correct HF_TOKEN, or run `hf auth login`."
+        )
     endpoint = (os.environ.get("HF_ENDPOINT") or HUB_URL).rstrip("/")
-    download = _Download(files, Source.parse(files), models_dir, endpoint, token, patience)
+    download = _Download(files, Source.parse(files), models_dir, endpoint, token, patience, token_name=token_name)
 
     def check_cancelled() -> None:
         if cancelled():
@@ -122,12 +154,17 @@ def fetch(
     return download.snapshot
 
 
-def _refuse_offline(files: ModelFiles, models_dir: Path) -> None:
+def _refuse_offline(files: ModelFiles, models_dir: Path, defects: list[str]) -> None:
+    """Raise WeightsUnavailable if the environment forbids the use of the network."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        if os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}:  # the values that huggingface_hub accepts
+        if is_true(os.environ.get(name)):
+            found = f": {'; '.join(defects)}" if defects else ""
+            command = f"hf download {files.source.replace('@', ' --revision ')}"
             raise WeightsUnavailable(
-                f"offline mode is set ({name}={os.environ[name]}) and {files.source} is not complete in {models_dir}",
-                remedy=f"Unset {name}, or set {files.setting} to a local folder.",
+                f"offline mode is set ({name}={os.environ[name]}) and {files.source} is not complete in {models_dir} "
+                f"or in the Hugging Face cache {hub_cache()}{found}",
+                remedy=f"Unset {name}, or run `{command}` on a machine with a network and copy its cache here, "
+                f"or set {files.setting} to a local folder.",
             )
 
 
@@ -196,6 +233,7 @@ class _Download:
     endpoint: str
     token: str = field(repr=False)
     patience: Patience = field(default_factory=Patience)
+    token_name: str = "HF_TOKEN"  # noqa: S105 - what error messages call the token
     plan: _Plan = _Plan("", ())
     local_bytes: dict[str, int] = field(default_factory=dict)  # file -> bytes on disk
     current: str = ""
@@ -222,6 +260,21 @@ class _Download:
         """
         return (self.cache / "blobs" / file.etag).exists() or (self.snapshot / file.name).is_file()
 
+    def in_library_cache(self, file: _RemoteFile, commit: str) -> Path | None:
+        """The path of the complete file in the cache of the hub's library; None = it is not there.
+
+        The name of a blob is its ETag, so a blob of another commit is found, too. On a disk without symlinks, the
+        library keeps the file in the snapshot.
+        """
+        cache = self.source.library_cache()
+        for path in (cache / "blobs" / file.etag, cache / "snapshots" / commit / file.name):
+            try:
+                if not defect_of(path) and path.stat().st_size == file.size_bytes:
+                    return path
+            except OSError:
+                continue
+        return None
+
     # ---- the caller's thread
 
     def prepare(self) -> None:
@@ -235,9 +288,8 @@ class _Download:
         except OSError as error:
             raise self._explain_disk(error) from error
         for file in self.plan.files:
-            self.local_bytes[file.name] = (
-                file.size_bytes if self.is_complete(file) else min(_size(self.part(file)), file.size_bytes)
-            )
+            on_disk = self.is_complete(file) or self.in_library_cache(file, self.plan.commit) is not None
+            self.local_bytes[file.name] = file.size_bytes if on_disk else min(_size(self.part(file)), file.size_bytes)
         needed = int((sum(file.size_bytes for file in self.plan.files) - sum(self.local_bytes.values())) * _HEADROOM)
         free = shutil.disk_usage(self.cache).free
         if needed > free:
@@ -298,18 +350,29 @@ class _Download:
                 raise _Stopped
 
     def _request_plan(self) -> _Plan:
-        from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url  # noqa: PLC0415 - slow to import, and not needed without models
+        from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url  # noqa: PLC0415 - slow to import, and not needed without models
 
+        # Otherwise the library requests a list of coding agents first, and stores it in the user's HF_HOME.
+        constants.HF_HUB_DISABLE_TELEMETRY = True
         api = HfApi(endpoint=self.endpoint, token=self.token or False)
         info = api.model_info(
             self.source.repo, revision=self.source.revision, files_metadata=True, timeout=self.patience.answer_s
         )
+        if not info.sha or not COMMIT.fullmatch(info.sha):
+            raise ValueError("no commit in the answer")
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or () if _is_safe_name(sibling.rfilename)}
+        listed = {
+            name: (sibling.size, sibling.lfs.sha256 if sibling.lfs else sibling.blob_id)
+            for name, sibling in siblings.items()
+        }
+        in_library = {
+            name
+            for name, (size, etag) in listed.items()
+            if size and etag and self.in_library_cache(_RemoteFile(name, size, etag), info.sha)
+        }
         chosen = []
-        for name in choose_files(self.files, {name: sibling.size or 0 for name, sibling in siblings.items()}):
-            sibling = siblings[name]
-            etag = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
-            size = sibling.size
+        for name in choose_files(self.files, {name: size or 0 for name, (size, _) in listed.items()}, in_library):
+            size, etag = listed[name]
             if size is None or not etag:  # some mirrors list only names, so request the metadata of each file
                 url = hf_hub_url(self.source.repo, name, revision=info.sha, endpoint=self.endpoint)
                 head = get_hf_file_metadata(
@@ -319,8 +382,6 @@ class _Download:
             if size is None or not etag or not re.fullmatch(r"[\w.-]+", etag):
                 raise ValueError(f"no size or no ETag for {name}")
             chosen.append(_RemoteFile(name, size, etag))
-        if not info.sha or not COMMIT.fullmatch(info.sha):
-            raise ValueError("no commit in the answer")
         return _Plan(info.sha, tuple(sorted(chosen, key=lambda file: (file.size_bytes, file.name))))
 
     def run(self) -> None:
@@ -339,6 +400,10 @@ class _Download:
         for file in self.plan.files:
             self.current = file.name
             blob = self.cache / "blobs" / file.etag
+            if not self.is_complete(file) and (present := self.in_library_cache(file, self.plan.commit)) is not None:
+                self.local_bytes[file.name] = file.size_bytes
+                self._link_to_library(self.snapshot / file.name, present)
+                continue
             if not self.is_complete(file):
                 with self._lock(file):
                     if not self.is_complete(file):  # another process may have downloaded it during the wait
@@ -347,6 +412,17 @@ class _Download:
             _link(self.snapshot / file.name, blob)
         if self.source.revision != self.plan.commit:
             _write_ref(self.cache / "refs" / self.source.revision, self.plan.commit)
+
+    def _link_to_library(self, pointer: Path, present: Path) -> None:
+        """Link to a file in the cache of the hub's library. On a disk without symlinks, copy the file."""
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        pointer.unlink(missing_ok=True)
+        try:
+            pointer.symlink_to(present.absolute())
+        except OSError:
+            draft = pointer.with_name(f"{pointer.name}.{os.getpid()}")
+            shutil.copyfile(present, draft)
+            draft.replace(pointer)
 
     @contextmanager
     def _lock(self, file: _RemoteFile) -> Iterator[None]:
@@ -472,13 +548,13 @@ class _Download:
                 what = "does not exist"
             else:
                 what = "is private, gated or does not exist"
-            key = "HF_TOKEN has no access" if self.token else "HF_TOKEN is not set"
+            key = f"{self.token_name} has no access" if self.token else "HF_TOKEN is not set"
             mirrors = [mirror for mirror in self.files.mirrors if mirror != source]
             copy = f" Or use a copy without a gate: {setting}={mirrors[0]}" if mirrors else ""
             return WeightsUnavailable(
                 f"{source} {what}, and {key}",
-                remedy=f"Accept the licence at {self.files.licence_url} and set HF_TOKEN to a token of that account."
-                + copy,
+                remedy=f"Accept the licence at {self.files.licence_url} and set HF_TOKEN to a token of that account, "
+                "or run `hf auth login`." + copy,
             )
         return self.unreachable(f"the server answered with status {status}")
 

@@ -2,18 +2,22 @@
 
 A source is a local folder, or a hub id `org/name` or `org/name@revision`. A local folder needs no network and is not
 changed. Downloaded files are in `<models_dir>/hub`, in the cache layout of the Hugging Face hub (blobs/<etag>,
-snapshots/<commit>/<name> -> blob, refs/<revision>). So other tools can use them: set HF_HUB_CACHE=<models_dir>/hub. The
-server does not read the default cache in the user's home folder.
+snapshots/<commit>/<name> -> blob, refs/<revision>). So other tools can use them: set HF_HUB_CACHE=<models_dir>/hub.
+
+The server also reads the cache of the hub's own library, and never writes to it. `hub_cache` returns this folder. The
+functions below read the environment at each call. The library reads it only once, at its import.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from app.errors import WeightsUnavailable
 
@@ -109,14 +113,15 @@ def files_for(model: str, source: str = "") -> ModelFiles:
     return replace(known, source=source.strip()) if source.strip() else known
 
 
-def choose_files(files: ModelFiles, sizes: Mapping[str, int]) -> list[str]:
+def choose_files(files: ModelFiles, sizes: Mapping[str, int], on_disk: Container[str] = ()) -> list[str]:
     """Choose the files that the model needs, and return their names, the smallest file first.
 
-    sizes: the size in bytes of each file in a repository or folder. The result contains the weights in one layout only.
+    sizes: the size in bytes of each file in a repository or folder. The result contains one layout of the weights: the
+    best one, or the best one among those that are completely in `on_disk` (names of files that need no download).
     Small files come first, so that a download without access fails before it fetches weights. Raises
     WeightsUnavailable, which names the missing files.
     """
-    chosen, missing = _select(files, sizes)
+    chosen, missing = _select(files, sizes, on_disk)
     if missing:
         raise missing_error(files, missing)
     return chosen
@@ -129,29 +134,38 @@ def missing_error(files: ModelFiles, missing: list[str]) -> WeightsUnavailable:
     )
 
 
-def _select(files: ModelFiles, sizes: Mapping[str, int]) -> tuple[list[str], list[str]]:
+def _select(files: ModelFiles, sizes: Mapping[str, int], on_disk: Container[str] = ()) -> tuple[list[str], list[str]]:
     """Return the names to take, smallest first, and the names that a complete model still needs."""
     taken = {name for name in sizes if any(fnmatch(name, pattern) for pattern in (*files.required, *files.optional))}
     missing = [name for name in files.required if name not in taken]
     # Take the first layout with any file, complete or not: an index without its shards is half a download.
-    for layout in files.weights:
-        found = sorted((name for name in sizes if fnmatch(name, layout)), key=lambda name: (sizes[name], name))
-        if not found:
-            continue
-        taken.add(found[0])  # files that match one pattern have the same weights; the smallest has the lowest precision
-        if layout.endswith(_INDEX):
-            shards = [match for name in sizes if (match := _SHARD.fullmatch(name)) and match["stem"] + _INDEX == layout]
-            taken.update(match.string for match in shards)
-            count = max((int(match["count"]) for match in shards), default=0)
-            have = {int(match["number"]) for match in shards}
-            stem = layout.removesuffix(_INDEX)
-            missing += [f"{stem}-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1) if n not in have]
-            if not shards:
-                missing.append(f"the shards of {layout}")
-        break
+    layouts = [found for layout in files.weights if (found := _layout_files(layout, sizes))[0]]
+    complete = (names for names, lacking in layouts if not lacking and all(name in on_disk for name in names))
+    if names := next(complete, None):
+        taken.update(names)
+    elif layouts:
+        names, lacking = layouts[0]
+        taken.update(names)
+        missing += lacking
     else:
         missing.append(f"weights ({' or '.join(files.weights)})")
     return sorted(taken, key=lambda name: (sizes[name], name)), missing
+
+
+def _layout_files(layout: str, sizes: Mapping[str, int]) -> tuple[list[str], list[str]]:
+    """Return the names of a layout's files, and the names that the layout lacks. ([], []) = it is not there at all."""
+    found = sorted((name for name in sizes if fnmatch(name, layout)), key=lambda name: (sizes[name], name))
+    names = found[:1]  # files that match one pattern have the same weights; the smallest has the lowest precision
+    if not names or not layout.endswith(_INDEX):
+        return names, []
+    shards = [match for name in sizes if (match := _SHARD.fullmatch(name)) and match["stem"] + _INDEX == layout]
+    names += [match.string for match in shards]
+    if not shards:
+        return names, [f"the shards of {layout}"]
+    count = max(int(match["count"]) for match in shards)
+    have = {int(match["number"]) for match in shards}
+    stem = layout.removesuffix(_INDEX)
+    return names, [f"{stem}-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1) if n not in have]
 
 
 # ---- files on disk
@@ -190,29 +204,129 @@ class Source:
         return Source(repo=repo, revision=revision or "main")
 
     def cache(self, models_dir: Path) -> Path:
-        return models_dir / "hub" / f"models--{self.repo.replace('/', '--')}"
+        """The folder of this repository that the server writes."""
+        return models_dir / "hub" / self._folder_name
+
+    def library_cache(self) -> Path:
+        """The folder of this repository in the cache of the hub's library. The server only reads it."""
+        return hub_cache() / self._folder_name
+
+    @property
+    def _folder_name(self) -> str:
+        return f"models--{self.repo.replace('/', '--')}"
+
+    def snapshot(self, cache: Path) -> Path | None:
+        """The folder of this revision in `cache`; None = `cache` does not contain the revision. Raises OSError."""
+        try:
+            commit = (
+                self.revision
+                if COMMIT.fullmatch(self.revision)
+                else (cache / "refs" / self.revision).read_text().strip()
+            )
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        folder = cache / "snapshots" / commit
+        return folder if re.fullmatch(r"[\w-]+", commit) and folder.is_dir() else None
+
+
+def hub_home() -> Path:
+    """Return the folder of the hub's library and its command line: HF_HOME, or `huggingface` in the user's cache."""
+    if home := os.environ.get("HF_HOME"):
+        return _expanded(home)
+    return _expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+
+
+def hub_cache() -> Path:
+    """Return the cache folder of the hub's library: HF_HUB_CACHE, or the folder `hub` in `hub_home`."""
+    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    return _expanded(named) if named else hub_home() / "hub"
+
+
+def login_token() -> str:
+    """Return the token that the hub's library would send if HF_TOKEN is not set; "" if there is none.
+
+    The token is in HUGGING_FACE_HUB_TOKEN, or `hf auth login` has stored it in the file HF_TOKEN_PATH. The default path
+    is `token` in `hub_home`. HF_HUB_DISABLE_IMPLICIT_TOKEN turns both off.
+    """
+    if is_true(os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN")):
+        return ""
+    if token := os.environ.get("HUGGING_FACE_HUB_TOKEN", "").strip():
+        return token
+    named = os.environ.get("HF_TOKEN_PATH")
+    try:
+        text = (_expanded(named) if named else hub_home() / "token").read_text()
+    except (OSError, ValueError):  # no such file, a file of another user, or not a text
+        return ""
+    return text.replace("\r", "").replace("\n", "").strip()
+
+
+def is_true(value: str | None) -> bool:
+    """Whether the hub's library takes the value of an environment variable for true."""
+    return (value or "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def _expanded(path: str) -> Path:
+    return Path(os.path.expandvars(os.path.expanduser(path)))  # noqa: PTH111 - without a home folder, Path raises
 
 
 def find(files: ModelFiles, models_dir: Path) -> Path | None:
     """Return the folder with the model's files, or None if any file is not on disk. Uses no network.
 
-    If the source is a local folder, returns it without a check of its files. Raises WeightsUnavailable if the source is
-    not valid.
+    Looks into `models_dir` first, and then into the cache of the hub's library. If the source is a local folder,
+    returns it without a check of its files. Raises WeightsUnavailable if the source is not valid.
     """
     source = Source.parse(files)
     if source.folder is not None:
         return source.folder
-    cache = source.cache(models_dir)
     try:
-        commit = (
-            source.revision
-            if COMMIT.fullmatch(source.revision)
-            else (cache / "refs" / source.revision).read_text().strip()
-        )
-        folder = cache / "snapshots" / commit
-        return folder if commit and not missing_files(folder, files) else None
-    except OSError:  # no such reference, or an unreadable folder: the model is not on disk
-        return None
+        folder = source.snapshot(source.cache(models_dir))
+        if folder is not None and not missing_files(folder, files):
+            return folder
+    except OSError:  # an unreadable folder: the model is not there
+        pass
+    folder, defects = find_in_library_cache(files)
+    return folder if not defects else None
+
+
+def find_in_library_cache(files: ModelFiles) -> tuple[Path | None, list[str]]:
+    """Return the snapshot in the cache of the hub's library, and why it can't be used ([] = it is complete).
+
+    (None, []) = the cache does not contain the revision. refs/<revision> decides which snapshot it is.
+    """
+    source = Source.parse(files)
+    cache = source.library_cache()
+    try:
+        folder = source.snapshot(cache)
+        if folder is None:
+            return None, []
+        sizes: dict[str, int] = {}
+        defects: dict[str, str] = {}
+        for path in folder.rglob("*"):
+            if path.is_dir():
+                continue
+            name = path.relative_to(folder).as_posix()
+            if defect := defect_of(path):
+                defects[name] = defect
+            else:
+                sizes[name] = path.stat().st_size
+        missing = _missing(folder, files, sizes)
+    except OSError as error:
+        return cache, [f"{error.filename or cache} can't be read ({error.strerror})"]
+    return folder, [f"{name} {defects.get(name, 'is missing')}" for name in missing]
+
+
+def defect_of(path: Path) -> str:
+    """Return why a file in the cache of the hub's library can't be used; "" = it can be used. Raises OSError."""
+    target = path.resolve()
+    if not target.is_file():
+        return "is a link to a missing file" if path.is_symlink() else "is missing"
+    if target.name.endswith(".incomplete"):
+        return "is only partly downloaded"
+    if not os.access(target, os.R_OK):
+        return "can't be read by this user"
+    if path.suffix == ".safetensors" and target.stat().st_size < _safetensors_size(target):
+        return "is shorter than its header says"
+    return ""
 
 
 def missing_files(folder: Path, files: ModelFiles) -> list[str]:
@@ -221,9 +335,13 @@ def missing_files(folder: Path, files: ModelFiles) -> list[str]:
     Checks only names, because a file in the cache gets its name after its bytes are verified.
     """
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    chosen, missing = _select(files, sizes)
+    return _missing(folder, files, sizes)
+
+
+def _missing(folder: Path, files: ModelFiles, sizes: Mapping[str, int]) -> list[str]:
+    chosen, missing = _select(files, sizes, sizes)
     for index in (name for name in chosen if name.endswith(_INDEX)):
-        missing += sorted(_indexed_shards(folder / index) - sizes.keys())
+        missing += sorted(_indexed_shards(folder / index) - sizes.keys() - set(missing))
     return missing
 
 
@@ -245,15 +363,30 @@ def has_tensor(folder: Path, prefix: str) -> bool:
 
 
 def _tensor_names(path: Path) -> list[str]:
-    """Read the names of the tensors from the header of a safetensors file.
+    return list(_read_header(path)[0])
+
+
+def _safetensors_size(path: Path) -> int:
+    """Return the size of a safetensors file in bytes, as its header announces it. 0 = the header can't be read."""
+    header, length = _read_header(path)
+    try:
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        return 8 + length + max(ends, default=0)
+    except (KeyError, IndexError, TypeError):
+        return 0
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the header of a safetensors file and its length in bytes; ({}, 0) = the header can't be read.
 
     The file begins with the length of the header (8 bytes, little-endian). The header is JSON.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > 100_000_000:  # the limit of the safetensors format
-            return []
+            return {}, 0
         try:
-            return list(json.loads(file.read(length)))
+            header = json.loads(file.read(length))
         except ValueError:
-            return []
+            return {}, 0
+    return (header, length) if isinstance(header, dict) else ({}, 0)

@@ -58,7 +58,7 @@ class LoadCache:
     def entry(self, model_dir: Path, config: object, dtype: torch.dtype) -> Entry:
         """Return the cache entry of the model that is loaded from `model_dir` with `config` and `dtype`."""
         hashed = hashlib.sha256(f"{_LAYOUT} {dtype} {config!r}".encode())
-        for path in sorted({path for pattern in _WEIGHTS for path in model_dir.glob(pattern)}):
+        for path in sorted({path for pattern in _WEIGHTS for path in model_dir.glob(pattern) if path.is_file()}):
             status = path.stat()
             hashed.update(f"\n{path.name} {status.st_size} {status.st_mtime_ns}".encode())
         return Entry(self, hashed.hexdigest()[:32])

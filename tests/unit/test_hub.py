@@ -18,7 +18,6 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from huggingface_hub import constants
 
 from app.errors import WeightsUnavailable
 from app.weights import download, hub
@@ -73,8 +72,6 @@ TOTAL = sum(len(CSM[name]) for name in EXPECTED_FILES)
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
-    # Else the library asks huggingface.co for a list of coding agents before its first request.
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     huggingface_hub.close_session()
     with FakeHub({"sesame/csm-1b": CSM}) as fake:
         monkeypatch.setenv("HF_ENDPOINT", fake.url)

@@ -37,15 +37,15 @@ def fetch(settings: Settings, context: BuildContext, model: str, source: str) ->
 
     The name of the source is the hub id, or the path of a local folder. Raises EngineUnavailable.
     """
-    models = settings.folder("models")
+    files = hub.files_for(model, source)
     folder = download.fetch(
-        hub.files_for(model, source),
-        models,
+        files,
+        settings.folder("models"),
         token=settings.token,
         on_progress=context.on_progress,
         cancelled=context.cancelled,
     )
-    return folder, source if folder.is_relative_to(models) else str(folder.resolve())
+    return folder, source if hub.Source.parse(files).folder is None else str(folder.resolve())
 
 
 def load_weights(
