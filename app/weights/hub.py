@@ -117,7 +117,7 @@ def choose_files(files: ModelFiles, sizes: Mapping[str, int], on_disk: Container
     """Choose the files that the model needs, and return their names, the smallest file first.
 
     sizes: the size in bytes of each file in a repository or folder. The result contains one layout of the weights: the
-    best one, or the best one among those that are completely in `on_disk` (names of files that need no download).
+    best one that is completely in `on_disk` (names of files that need no download), otherwise the best one.
     Small files come first, so that a download without access fails before it fetches weights. Raises
     WeightsUnavailable, which names the missing files.
     """
