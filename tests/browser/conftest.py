@@ -95,7 +95,7 @@ def visit(chromium: Browser) -> Iterator[Callable[..., Watched]]:
     def open_page(url: str, *, prepare: Callable[[Page], Any] | None = None, **options: Any) -> Watched:
         options = {"viewport": {"width": 1280, "height": 800}, "locale": "en-GB", **options}
         context = chromium.new_context(**options)
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(45_000)
         contexts.append(context)
         context.add_init_script(WATCH)
         context.add_init_script(LISTEN)

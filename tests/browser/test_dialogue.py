@@ -50,7 +50,7 @@ def test_a_dialogue_is_one_request_and_highlights_the_line_that_plays(server: st
                 highlighted.append(text)
         return page.get_attribute("#dock", "data-playing") == "false"
 
-    wait_until(played, 30)
+    wait_until(played)
     assert highlighted == texts(page)
     wait_takes(page, 1)
     take = newest_take(page)

@@ -529,7 +529,7 @@ def test_the_page_asks_for_a_key_and_uses_it(tmp_path: Path, visit: Visit) -> No
 
 def test_missing_weights_are_explained_and_the_fallback_speaks(tmp_path: Path, visit: Visit) -> None:
     with Process(tmp_path, TTS_ENGINE="csm", HF_ENDPOINT="http://127.0.0.1:9") as process:
-        process.wait("/ready", timeout_s=30)
+        process.wait("/ready")
         page = visit(process.url).page
         page.locator("main").get_by_text("csm-1b is not running. espeak can speak instead.").wait_for()
         assert page.locator("main").get_by_text("cannot reach").is_visible()

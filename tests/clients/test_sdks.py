@@ -112,7 +112,7 @@ def test_a_stream_cancelled_in_node_frees_the_row(guarded: str, tmp_path_factory
         for _ in range(3):
             request = REQUEST | {"input": LONG, "response_format": "pcm"}
             assert node.ask("interrupt", guarded, key=KEY, request=request)["read"] > 0
-            wait_until(lambda: not httpx.get(f"{guarded}/health").json()["rows"]["active"], 5)
+            wait_until(lambda: not httpx.get(f"{guarded}/health").json()["rows"]["active"])
 
 
 # ---- Vercel AI SDK: detects the format by the first bytes, and takes unknown formats such as AAC for mp3

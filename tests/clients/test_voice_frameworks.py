@@ -119,7 +119,7 @@ def test_livekit_interruption_frees_the_row(livekit: Client, guarded: str, model
     for _ in range(3):
         result = livekit.ask("speak", guarded, key=KEY, text=LONG, options={"model": model}, interrupt=True)
         assert decode_result(result, "pcm").seconds > 0
-        wait_until(lambda: not httpx.get(f"{guarded}/health").json()["rows"]["active"], 5)
+        wait_until(lambda: not httpx.get(f"{guarded}/health").json()["rows"]["active"])
 
 
 # ---- OpenAI Agents

@@ -89,7 +89,7 @@ def test_other_rows_are_complete_if_one_row_fails(http: httpx.Client, word: str)
         durations_s = list(threads.map(one, range(4)))
     assert [seconds for seconds in durations_s if seconds is not None] == pytest.approx([WHOLE_S] * 3, abs=0.2)
     assert http.get("/health").json()["status"] == "ok"
-    wait_until(lambda: http.get("/health").json()["rows"]["active"] == 0, 5)
+    wait_until(lambda: http.get("/health").json()["rows"]["active"] == 0)
 
 
 def test_out_of_memory_forbids_client_retries(http: httpx.Client) -> None:

@@ -32,7 +32,7 @@ BODY = b'{"input": "Hello."}'
 def _goes_on(server: str) -> Iterator[None]:
     yield
     assert httpx.post(f"{server}/v1/audio/speech", json={"input": "Still here."}, timeout=30).status_code == 200
-    wait_until(lambda: httpx.get(f"{server}/health").json()["rows"]["active"] == 0, 10)
+    wait_until(lambda: httpx.get(f"{server}/health").json()["rows"]["active"] == 0)
 
 
 def raw(server: str, data: bytes, timeout_s: float = 10.0) -> bytes:

@@ -27,7 +27,7 @@ def test_stalled_reader_loses_its_row(tmp_path: Path) -> None:
         wait_until(lambda: rows(url)["active"] == 1, 5)  # a request has no row for a moment between two utterances
         # This request waits for the stalled one and gets its row after the timeout, while that socket is still open.
         assert httpx.post(f"{url}/v1/audio/speech", json={"input": "My turn?"}, timeout=30).status_code == 200
-        wait_until(lambda: rows(url)["active"] == 0, 5)
+        wait_until(lambda: rows(url)["active"] == 0)
         raw.settimeout(10)
         received = b""
         while part := raw.recv(65_536):
@@ -52,6 +52,6 @@ def test_stalled_reader_does_not_delay_the_shutdown(tmp_path: Path) -> None:
     with Process(tmp_path, TTS_READER_TIMEOUT_S="1.5", TTS_OUTBOX_S="0.5", TTS_SHUTDOWN_GRACE_S="60") as process:
         process.wait()
         with stuck_reader(process.url, LONG):
-            wait_until(lambda: rows(process.url)["active"] == 0, 20)
+            wait_until(lambda: rows(process.url)["active"] == 0)
             process.child.terminate()
             assert process.child.wait(20) in (0, -signal.SIGTERM)

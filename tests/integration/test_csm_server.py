@@ -114,7 +114,7 @@ def test_first_audio_is_streamed_before_the_speech_ends(url: str) -> None:
         first = next(parts)
         assert 0 < len(first) <= 48_000
         assert httpx.get(f"{url}/health").json()["rows"]["active"] == 1
-    wait_until(lambda: httpx.get(f"{url}/health").json()["rows"]["active"] == 0, 5)
+    wait_until(lambda: httpx.get(f"{url}/health").json()["rows"]["active"] == 0)
 
 
 def test_sentences_share_a_row_and_keep_their_pause(url: str) -> None:

@@ -94,7 +94,7 @@ def test_first_audio_is_streamed_before_the_speech_ends(url: str) -> None:
         parts = answer.iter_raw()
         assert 0 < len(next(parts)) <= 48_000
         assert httpx.get(f"{url}/health").json()["rows"]["active"] >= 1
-    wait_until(lambda: httpx.get(f"{url}/health").json()["rows"]["active"] == 0, 5)
+    wait_until(lambda: httpx.get(f"{url}/health").json()["rows"]["active"] == 0)
 
 
 def test_dialogue_gives_one_file(url: str) -> None:

@@ -33,8 +33,8 @@ MODEL = {
 
 def test_missing_weights_start_the_offline_voice_and_degrade_health(tmp_path: Path) -> None:
     with Process(tmp_path, TTS_ENGINE="csm", HF_ENDPOINT=NOWHERE) as process:
-        process.wait("/health", timeout_s=10)
-        process.wait("/ready", timeout_s=15)
+        process.wait("/health")
+        process.wait("/ready")
         health = httpx.get(f"{process.url}/health").json()
         assert health["status"] == "degraded"
         assert health["requested_engine"] == "csm"
@@ -64,7 +64,7 @@ def test_missing_weights_start_the_offline_voice_and_degrade_health(tmp_path: Pa
 
 def test_missing_weights_without_a_fallback_engine_are_a_503_with_the_reason(tmp_path: Path) -> None:
     with Process(tmp_path, TTS_ENGINE="csm", TTS_FALLBACK_ENGINE="", HF_ENDPOINT=NOWHERE) as process:
-        process.wait("/health", 503, timeout_s=15)
+        process.wait("/health", 503)
         health = httpx.get(f"{process.url}/health").json()
         assert health["status"] == "unhealthy"
         assert process.answers("/ready", 503)

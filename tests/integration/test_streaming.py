@@ -38,7 +38,7 @@ def test_full_queue_is_a_429(tmp_path: Path) -> None:
                 assert int(caught.value.response.headers["retry-after"]) >= 1
                 assert caught.value.code == "rate_limit_exceeded"
             assert httpx.get(f"{url}/health").json()["status"] == "ok"
-        wait_until(lambda: rows(url)["active"] == 0, 5)
+        wait_until(lambda: rows(url)["active"] == 0)
         assert client.audio.speech.create(model="tts-1", voice="alloy", input="Let me in.").content
 
 
@@ -89,7 +89,7 @@ def test_disconnect_frees_the_row(tmp_path: Path, after_bytes: int) -> None:
             pieces = answer.iter_raw()
             while received < after_bytes:
                 received += len(next(pieces))
-            wait_until(lambda: rows(url)["active"] >= 1, 5)
+            wait_until(lambda: rows(url)["active"] >= 1)
         wait_until(lambda: rows(url)["active"] == 0)
         metrics = httpx.get(f"{url}/metrics").text
         assert "tts_cancelled_total 1.0" in metrics
@@ -99,7 +99,7 @@ def test_disconnect_while_queued_leaves_the_queue(tmp_path: Path) -> None:
     with serving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=4, TTS_OUTBOX_S=0.5) as url, stuck_reader(url):
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/v1/audio/speech", json={"input": "I give up."}, timeout=0.3)
-        wait_until(lambda: httpx.get(f"{url}/health").json()["queue"]["waiting"] == 0, 5)
+        wait_until(lambda: httpx.get(f"{url}/health").json()["queue"]["waiting"] == 0)
         assert 'tts_requests_total{route="/audio/speech",status="499"} 1.0' in httpx.get(f"{url}/metrics").text
 
 

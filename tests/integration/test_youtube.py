@@ -110,7 +110,7 @@ def test_disconnect_removes_the_download(cloning: str, site: Site) -> None:
         for line in answer.iter_lines():
             if "fetching" in line:
                 break
-    wait_until(lambda: not downloads(), 10)
+    wait_until(lambda: not downloads())
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -133,7 +133,7 @@ def test_server_shutdown_during_a_download_ends_the_answer_with_an_error_and_lea
     with Process(tmp_path, "tests.support.tube", TTS_SHUTDOWN_GRACE_S="1") as process, ThreadPoolExecutor(1) as threads:
         process.wait()
         received = threads.submit(receive, process.url)
-        wait_until(lambda: downloads(process.child.pid), 30)
+        wait_until(lambda: downloads(process.child.pid))
         process.child.send_signal(signal.SIGTERM)
         status, text, complete = received.result(30)
         assert process.child.wait(30) == -signal.SIGTERM, process.console()

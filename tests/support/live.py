@@ -78,7 +78,8 @@ def stuck_reader(url: str, text: str = LONG, key: str = "any") -> Iterator[socke
         yield raw
 
 
-def wait_until(ready: Any, timeout_s: float = 20.0) -> None:
+def wait_until(ready: Any, timeout_s: float = 60.0) -> None:
+    """Wait until ready() is true. The limit is for a machine that is busy with other work."""
     deadline_s = time.monotonic() + timeout_s
     while not ready():
         if time.monotonic() > deadline_s:
@@ -131,7 +132,7 @@ class Process:
         except httpx.TransportError:
             return False
 
-    def wait(self, path: str = "/ready", status: int = 200, timeout_s: float = 20.0) -> float:
+    def wait(self, path: str = "/ready", status: int = 200, timeout_s: float = 60.0) -> float:
         """Wait until `path` has `status`; return the seconds since the start."""
         wait_until(lambda: self.answers(path, status), timeout_s)
         return time.monotonic() - self.started_s

@@ -45,7 +45,7 @@ def wait_state(page: Page, *states: str) -> None:
     page.wait_for_selector(selector)
 
 
-def until(page: Page, expression: str, timeout_s: float = 15.0) -> None:
+def until(page: Page, expression: str, timeout_s: float = 60.0) -> None:
     """Wait until the expression is true. Playwright's wait_for_function needs eval, which the pages forbid."""
     wait_until(lambda: page.evaluate(expression), timeout_s)
 

@@ -109,7 +109,7 @@ def test_decoder_crash_fails_only_its_own_upload(short: bytes, long: bytes) -> N
 def test_decoder_over_the_time_limit_is_killed(long: bytes) -> None:
     with pytest.raises(BadReference, match="takes too long"):
         decode_in_sandbox(long, 44_100, max_seconds=600, limits=Limits(wall_s=0.05))
-    wait_until(lambda: not children(helper()), 5)
+    wait_until(lambda: not children(helper()))
 
 
 def test_decoder_over_the_cpu_limit_is_stopped() -> None:
@@ -119,7 +119,7 @@ def test_decoder_over_the_cpu_limit_is_stopped() -> None:
         decode_in_sandbox(
             hour, 384_000, max_seconds=1800, limits=limits, time_limit_s=300
         )  # no other limit comes first
-    wait_until(lambda: not children(helper()), 5)
+    wait_until(lambda: not children(helper()))
 
 
 def test_dead_helper_is_restarted(short: bytes) -> None:
@@ -187,7 +187,7 @@ def test_helper_ends_with_the_server() -> None:
             return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
         return True
 
-    wait_until(gone, 5)
+    wait_until(gone)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="without root a network of its own is up to the kernel's settings")

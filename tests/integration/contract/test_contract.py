@@ -109,7 +109,7 @@ def test_disconnect_before_the_first_audio_frees_the_row(served: Fleet) -> None:
             b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
         )
     time.sleep(0.2)
-    wait_until(served.quiet, 10)
+    wait_until(served.quiet)
 
 
 def test_disconnect_during_the_stream_frees_the_row(served: Fleet) -> None:
@@ -119,7 +119,7 @@ def test_disconnect_during_the_stream_frees_the_row(served: Fleet) -> None:
         while received <= 20_000:
             received += len(next(pieces))
         wait_until(lambda: served.active() >= 1)
-    wait_until(served.quiet, 10)
+    wait_until(served.quiet)
 
 
 def test_slow_reader_does_not_delay_other_requests(served: Fleet) -> None:
@@ -127,7 +127,7 @@ def test_slow_reader_does_not_delay_other_requests(served: Fleet) -> None:
         for number in range(6):
             answer = httpx.post(served.speech, json={"input": f"Number {number}.", "cache": False}, timeout=30)
             assert answer.status_code == 200
-    wait_until(served.quiet, 10)
+    wait_until(served.quiet)
 
 
 def test_a_dialogue_is_one_file(served: Fleet) -> None:
@@ -164,5 +164,5 @@ def test_excess_requests_are_429_with_retry_after(served: Fleet, client: openai.
     assert min(sizes) == pytest.approx(max(sizes), rel=0.02)
     for error in rate_limit_errors:
         assert error.code == "rate_limit_exceeded"
-    wait_until(served.quiet, 10)
+    wait_until(served.quiet)
     assert client.audio.speech.create(model="tts-1", voice="alloy", input="Let me in.").content

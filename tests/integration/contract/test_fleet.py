@@ -101,7 +101,7 @@ def test_rolling_restart_breaks_no_stream_and_answers_new_requests(tmp_path: Pat
             )
             again.url = server.url
             again.wait()
-            wait_until(lambda: _up(served), 10)
+            wait_until(lambda: _up(served))
 
 
 def _variables() -> dict[str, str]:
