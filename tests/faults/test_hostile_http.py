@@ -251,8 +251,8 @@ def lying_wav() -> bytes:
     "upload",
     [
         # tests/unit/test_decode.py has hours of these.
-        pytest.param(lambda: bomb("flac", "flac", 0.25), id="a quarter of an hour of FLAC"),
-        pytest.param(lambda: bomb("ogg", "libopus", 0.1), id="six minutes of Opus"),
+        pytest.param(lambda: bomb("flac", "flac", 0.25), id="a quarter of an hour of FLAC", marks=pytest.mark.slow),
+        pytest.param(lambda: bomb("ogg", "libopus", 0.1), id="six minutes of Opus", marks=pytest.mark.slow),
         pytest.param(lying_wav, id="a WAV of 4 GB in 5 kB"),
         pytest.param(lambda: b"PK\x03\x04" + bytes(5_000), id="a zip"),
         pytest.param(lambda: b"#EXTM3U\nhttp://127.0.0.1:9/x.mp3\n", id="a playlist"),
