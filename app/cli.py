@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TextColumn,
@@ -24,13 +26,14 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from app import __version__, wiring
+from app import __version__, first_day, wiring
 from app import main as server
 from app.audio.decode import decode
 from app.audio.encoders import open_encoder
 from app.audio.formats import AUDIO_FORMATS
 from app.engines.registry import BUILT_IN, BuildContext, EngineSpec, specs
 from app.errors import EngineUnavailable, SpeechError
+from app.first_day_page import page
 from app.generator import preset_voices
 from app.keys import SCOPES, BadKeys, KeyFile, KeyRing
 from app.settings import Settings, as_markdown
@@ -42,6 +45,8 @@ from app.weights.download import Progress as DownloadProgress
 from app.weights.download import fetch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from app.engines.manager import EngineManager
     from app.types import AudioFormat
     from app.voices.store import VoiceStore
@@ -421,6 +426,62 @@ def remove(name: Annotated[str, typer.Argument(help="Name of the key; see `keys 
             f"The key file has no keys any more, but the server still requires a key. To run the server without keys, "
             f"delete {file.path} and restart the server."
         )
+
+
+@app.command()
+def check(
+    engine: Annotated[str | None, typer.Option(help="Engine to use (TTS_ENGINE).")] = None,
+    voices: Annotated[str, typer.Option(help="Ids of voices, with commas; `voices` lists them. Default: all.")] = "",
+    folder: Annotated[
+        Path, typer.Option("--out", help="The folder for report.html, report.json and the audio files.")
+    ] = Path("first-day"),
+    sentences: Annotated[int, typer.Option(min=1, max=len(first_day.SENTENCES), hidden=True)] = len(
+        first_day.SENTENCES
+    ),
+) -> None:
+    """Check the speech of an engine: each voice speaks 20 sentences, and a report says what is wrong.
+
+    The exit status is 1 if something is wrong.
+    """
+    settings = _settings(TTS_ENGINE=engine, TTS_FALLBACK_ENGINE="")
+    names = [name.strip() for name in voices.split(",") if name.strip()]
+    report = asyncio.run(_check(settings, names, folder, first_day.SENTENCES[:sentences]))
+    for finding in report.findings:
+        style = "red" if finding.severity == "problem" else "yellow"
+        out.print(f"[{style}]{finding.voice or 'All voices'} ({finding.severity}):[/]", end=" ")
+        out.print(f"{finding.text} {finding.advice}", markup=False, highlight=False, soft_wrap=True)
+    out.print("Nothing is wrong." if report.ok else "Something is wrong.", style="green" if report.ok else "red")
+    out.print(f"The report is in {folder / 'report.html'}.", highlight=False)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+async def _check(settings: Settings, names: list[str], folder: Path, sentences: Sequence[str]) -> first_day.Report:
+    """Run the first-day check and write the report."""
+    services = _services(settings)
+    async with services.manager:
+        await _wait_for_engine(services.manager)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        try:
+            chosen = [services.voices.get(name) for name in names] or services.voices.all()
+            with Progress(*columns, console=err, transient=True) as bar:
+                task = bar.add_task("", total=len(chosen) * len(sentences))
+                report = await first_day.run(
+                    services,
+                    settings,
+                    chosen,
+                    folder,
+                    normalizer=Normalizer(),
+                    sentences=sentences,
+                    on_progress=lambda done, step: bar.update(task, completed=done, description=step),
+                )
+            (folder / "report.json").write_text(json.dumps(report.as_json(), indent=1), encoding="utf-8")
+            (folder / "report.html").write_text(page(report), encoding="utf-8")
+        except SpeechError as error:
+            _fail(error.message)
+        except OSError as error:
+            _fail(f"{folder} can't be written: {error.strerror}.")
+    return report
 
 
 @app.command()

@@ -93,9 +93,16 @@ def free_port() -> int:
 
 
 def environment(data_dir: Path, **variables: str) -> dict[str, str]:
-    """The environment of this process without variables of the server, plus `variables`."""
+    """The environment of this process without variables of the server and without a hub cache, plus `variables`."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("TTS_", "HF_"))}
-    return {**clean, "PYTHONPATH": str(ROOT), "TTS_DATA_DIR": str(data_dir), "TTS_ENGINE": "espeak", **variables}
+    return {
+        **clean,
+        "PYTHONPATH": str(ROOT),
+        "TTS_DATA_DIR": str(data_dir),
+        "TTS_ENGINE": "espeak",
+        "HF_HOME": str(data_dir / "hub_home"),
+        **variables,
+    }
 
 
 class Process:

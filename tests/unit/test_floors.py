@@ -24,7 +24,7 @@ FLOORS = (
     ("engines",),
     ("generator",),
     ("api",),
-    ("main", "cli", "wiring"),
+    ("main", "cli", "wiring", "first_day", "first_day_page"),
     ("scale",),  # beside the house: wraps wiring, nothing imports it
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -36,6 +36,10 @@ NEIGHBOURS = {
     ("main", "wiring"),
     ("main", "scale"),  # `--ray`; lazily, and the one exception to "nothing imports it"
     ("cli", "wiring"),
+    ("cli", "first_day"),
+    ("cli", "first_day_page"),
+    ("first_day", "wiring"),
+    ("first_day_page", "first_day"),
     ("cli", "main"),
 }
 TORCH_ROOMS = ("app/engines/csm/", "app/engines/dia/", "app/engines/shared/", "app/nn/", "app/weights/", "app/runtime/")
