@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from app.api.app import AppServices, create_api
 from app.api.auth import Gate
+from app.audio.alignment import Aligner
 from app.audio.detection import WatermarkDetector
 from app.audio.sandbox import Limits
 from app.audio.threads import ThreadLimit
@@ -23,11 +25,12 @@ from app.generator.speech import SpeechGenerator
 from app.keys import KeyFile, KeyRing
 from app.metrics import Metrics
 from app.text.normalizer import Normalizer
-from app.voices.cloning import Cloner, import_preset_files
+from app.voices.cloning import Cloner, check_stored, import_preset_files
 from app.voices.consents import ConsentStore
 from app.voices.memory import Memory
 from app.voices.store import VoiceStore
 from app.voices.transcribe import NoTranscriber, WhisperTranscriber
+from app.voices.transcript_words import TranscriptChecker
 from app.voices.vad import SpeechFinder
 from app.voices.youtube import YouTube
 
@@ -51,6 +54,7 @@ class CoreServices:
     preset_voices: PresetVoiceMaker
     watermark: Watermark
     detector: WatermarkDetector
+    checker: TranscriptChecker
 
 
 def core_services(settings: Settings, normalizer: Normalizer | None = None) -> CoreServices:
@@ -66,12 +70,15 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
     metrics.watch_load(manager.load)
     metrics.watch_devices(manager.devices)
     metrics.watch_cache(lambda: cache.size_bytes)
+    normalizer = normalizer or Normalizer()
+    checker = TranscriptChecker(Aligner().align, normalizer.normalize)
     preset_voices = PresetVoiceMaker(
         manager,
         voices,
         create_transcriber(settings),
         enabled=settings.casting == "auto",
         wait_s=settings.casting_wait_s,
+        checker=checker,
     )
     memory = Memory(
         tokens=settings.memory_tokens,
@@ -85,7 +92,7 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
         voices,
         cache,
         metrics,
-        normalizer or Normalizer(),
+        normalizer,
         preset_voices=preset_voices,
         memory=memory,
         watermark=watermark,
@@ -93,7 +100,7 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
         enhance=settings.enhance,
     )
     detector = WatermarkDetector(uploads, SpeechFinder().contains_speech)
-    return CoreServices(generator, manager, voices, metrics, preset_voices, watermark, detector)
+    return CoreServices(generator, manager, voices, metrics, preset_voices, watermark, detector, checker)
 
 
 def create_watermark(settings: Settings) -> Watermark:
@@ -123,7 +130,8 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
     normalizer = Normalizer()
     services = core_services(settings, normalizer)
 
-    cloner = Cloner(create_transcriber(settings), limits=Limits(input_bytes=settings.max_upload_bytes))
+    limits = Limits(input_bytes=settings.max_upload_bytes)
+    cloner = Cloner(create_transcriber(settings), limits=limits, checker=services.checker)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -134,6 +142,13 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
         importing = asyncio.create_task(
             asyncio.to_thread(import_preset_files, services.voices, references, cloner), name="import-preset-files"
         )
+        ended = threading.Event()
+
+        async def check_recordings() -> None:
+            await importing
+            await asyncio.to_thread(check_stored, services.voices, cloner, ended=ended)
+
+        checking = asyncio.create_task(check_recordings(), name="check-recordings")
 
         async def report_ready() -> None:
             await services.manager.settled()
@@ -146,7 +161,8 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
                 yield
             finally:
                 reporting.cancel()
-        await asyncio.gather(warming, importing)
+                ended.set()
+        await asyncio.gather(warming, importing, checking)
 
     ring = KeyRing([key.get_secret_value() for key in settings.api_keys], KeyFile(settings.data_dir))
     consents = ConsentStore(settings.folder("cloned_voices") / ".consents")

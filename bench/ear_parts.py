@@ -38,11 +38,12 @@ from app.audio.loudness import integrated_lufs
 from app.audio.shape import EdgeTrimmer
 from app.audio.threads import ThreadLimit
 from app.errors import SpeechError
-from app.generator.preset_voices import evaluate, words_found
+from app.generator.preset_voices import evaluate
 from app.voices.cloning import Cloner, Sample
 from app.voices.enhancement import TARGET_LUFS, Loudness
 from app.voices.presets import DEFAULT_VOICE, PROFILES
 from app.voices.transcribe import NoTranscriber
+from app.voices.transcript_words import TranscriptChecker
 from app.voices.vad import SpeechFinder
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ def _mapped(work: Any, recordings: Sequence[Recording]) -> list[Any]:
 
 def _cast(one: Recording) -> str:
     """Why a recording can't become a preset voice; "" if it can."""
-    found = evaluate(one.samples, RATE_HZ, one.words, PROFILES[DEFAULT_VOICE], one.path.name, words_heard=words_found)
+    find = TranscriptChecker().find
+    found = evaluate(one.samples, RATE_HZ, one.words, PROFILES[DEFAULT_VOICE], one.path.name, words_heard=find)
     return found if isinstance(found, str) else ""
 
 

@@ -353,6 +353,13 @@ class PresetVoiceState(ResponseModel):
     voices: int
     voice: str | None
     failed: dict[str, str]
+    words_unchecked: Annotated[
+        str, Field(description='Why the words of recordings are not checked; "" if they are checked.')
+    ]
+    problems: Annotated[
+        dict[str, str],
+        Field(description="Recordings on the disk that are damaged, not used or doubtful: path -> reason."),
+    ]
 
 
 class Marking(ResponseModel):
@@ -373,6 +380,7 @@ class Limits(ResponseModel):
     dialogue_turns: int
     response_formats: Annotated[list[str], Field(description="Values of `response_format`.")]
     sample_s: Annotated[Range, Field(description="Recordings of this length, in seconds, are used completely.")]
+    best_sample_s: Annotated[Range, Field(description="The recommended length of a recording's speech, in seconds.")]
     youtube_s: Annotated[Range, Field(description="Values of `duration`, the length of a video section in seconds.")]
     voice_name_chars: Annotated[int, Field(description="The maximum length of a voice's name.")]
     voice_description_chars: Annotated[int, Field(description="The maximum length of a voice's description.")]

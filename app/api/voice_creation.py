@@ -16,6 +16,7 @@ from pydantic import JsonValue
 from app.api.requests import NOT_BLANK
 from app.errors import BadReference, InvalidValue, NotFound
 from app.voices.cloning import Sample
+from app.voices.quality import BEST_LENGTH
 from app.voices.voice_file import LANGUAGE_TAG, MAX_CONSENT_CHARS, MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, Consent
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ CONSENT_HELP = "The speaker's agreement in words, or the id of a recorded consen
 
 Recordings = Annotated[
     list[UploadFile] | None,
-    File(description="Recordings of one speaker, in any common audio or video format. 6 to 12 s are enough."),
+    File(description=f"Recordings of one speaker, in any common audio or video format. {BEST_LENGTH} are enough."),
 ]
 Transcripts = Annotated[
     list[str] | None,

@@ -1,8 +1,13 @@
-"""Creates the recordings of the preset voices: the engine speaks a fixed sentence, once for each voice.
+"""Creates the recordings of the preset voices, once for each voice.
 
-A voice gets the candidate that is nearest to its profile (`voices/presets.py`). Candidates are recordings that come
-with the model, if their words are known, and the fixed sentence spoken with a few fixed seeds. The recording is stored
-in `voice_references` and does not change afterwards: the voice sounds the same in every request and on every engine.
+Recordings of people come first: those published with CSM (`voices/known_recordings.py`), each for its voice, then
+other recordings next to the model whose words are known, each for the voice that it resembles most. For the other
+voices the engine speaks a fixed sentence with a few fixed seeds. These takes are measured, a word aligner looks for
+their words, and they are ordered by the distance to the profile of the voice (`voices/presets.py`). The first take that
+holds as a prompt is used: the engine speaks a second sentence with it, which must have the same voice and pace.
+
+The recording is stored in `voice_references` and does not change afterwards: the voice sounds the same in every request
+and on every engine.
 
 This work runs in the background, only while no request waits for speech. If a request needs a voice without a
 recording, this voice is created first, and the request waits a few seconds for it. If all candidates of a voice are
@@ -26,22 +31,22 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from app.audio import pcm
-from app.audio.alignment import align, is_available
 from app.audio.decode import decode
 from app.audio.shape import EdgeTrimmer
 from app.audio.stages import joined
-from app.audio.verification import judge
 from app.errors import Busy, EngineStopped, NotReady, SpeechError
 from app.types import Reference, Sampling, Scheduling, SpokenLine, Utterance
 from app.voices.enhancement import TARGET_LUFS, at_loudness
+from app.voices.known_recordings import MAX_BYTES, known
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE, PROFILES, Profile
+from app.voices.transcript_words import MIN_WORDS, FoundWords, TranscriptChecker
 from app.voices.vad import SpeechFinder
 from app.voices.voice_features import VoiceFeatures, measure
 
 if TYPE_CHECKING:
     from app.engines.manager import EngineManager
     from app.engines.protocol import Engine
-    from app.types import AudioChunk, EngineInfo, Samples
+    from app.types import AudioChunk, EngineInfo, Samples, VoicePrompt
     from app.voices.store import VoiceStore
     from app.voices.transcribe import Transcriber
 
@@ -51,13 +56,16 @@ SENTENCE = (
     "The harbour is quiet this morning. Fishing boats rock gently while the gulls circle above, and a young girl "
     "throws them bread."
 )
+SECOND_SENTENCE = (
+    "Nobody knew when the rain would stop, so we stayed by the window, drank our tea and talked about the summer."
+)
 CANDIDATES = 6
 GOOD_DISTANCE = 0.5  # a candidate with this distance from the profile is accepted without further tries; see `distance`
-MAX_EXAMPLE_DISTANCE = 2.5  # the largest distance at which a recording that comes with the model is used
 CHARS_PER_S = 15.0
+MIN_VOICED = 0.1  # share of the speech that has a pitch; asked only if the words are not checked
 MIN_FOUND = 0.3  # of the audible part of a recording, that the speech finder takes for speech
-MIN_FIT = -1.9  # mean score of aligned words: people have -1.5 and more, other words -2.2 and less
-MIN_WORDS = 0.2  # share of the words that a recogniser must find; it finds more in nearly all clean recordings
+# How much the second sentence may differ from the recording. 95 % of two recordings of one person differ by less.
+MAX_CHANGE_SEMITONES, MAX_CHANGE_DB, MAX_CHANGE_PACE = 6.0, 7.0, 1.8
 TAIL_S = 0.4  # silence at the end, so that engines do not repeat the last words of the recording
 RETRY_AFTER_PREEMPTION_S = 0.5  # wait before the next try after a preemption
 _SEMITONES, _DECIBELS = 4.0, 6.0  # the differences in pitch and in brightness that count as distance 1
@@ -73,13 +81,18 @@ class Candidate:
     source: str  # the name of the file, or the seed
 
 
-# Returns the share (0 to 1) of a transcript's words that a speech recogniser finds in samples (N,) at a rate in Hz.
-# None = it can't tell, for example because of the language.
-WordsHeard = Callable[[np.ndarray, int, str], float | None]
+# Looks for the words of a transcript in samples (N,) at a rate in Hz, as `TranscriptChecker.find` does. None = it can't
+# tell, for example because of the language.
+WordsHeard = Callable[[np.ndarray, int, str], FoundWords | None]
 
 
 class RejectedRecording(Exception):
     """All candidates of a voice were rejected. The message has the reason for the last one."""
+
+
+def not_used(path: Path, reason: str) -> None:
+    """Log that a recording is not used."""
+    log.warning("%s is not used as a preset voice: %s", path, reason)
 
 
 @dataclass(slots=True)
@@ -95,11 +108,22 @@ class PresetVoiceMaker:
     """Creates missing recordings in the background, inside `async with`. Used from one event loop."""
 
     def __init__(
-        self, manager: EngineManager, voices: VoiceStore, transcriber: Transcriber, *, enabled: bool, wait_s: float
+        self,
+        manager: EngineManager,
+        voices: VoiceStore,
+        transcriber: Transcriber,
+        *,
+        enabled: bool,
+        wait_s: float,
+        checker: TranscriptChecker | None = None,
     ) -> None:
-        """transcriber: recognises the words of recordings that come with the model. wait_s: the limit of `wait_for`."""
+        """transcriber: recognises the words of recordings that come with the model. wait_s: the limit of `wait_for`.
+
+        checker: looks for the words of the sentences that the engine speaks.
+        """
         self._manager = manager
         self._transcriber = transcriber
+        self._checker = checker or TranscriptChecker()
         self._voices = voices
         self._enabled = enabled
         self._wait_s = wait_s
@@ -136,10 +160,19 @@ class PresetVoiceMaker:
                     await self._decided[name].wait()
 
     def status(self) -> dict[str, Any]:
-        """The progress for /health: the state, the number of ready voices, the present voice and the failures."""
+        """The progress for /health: the state, the number of ready voices, the present voice, the failures, and the
+        recordings on disk that are damaged or doubtful."""
         ready = sum(self._voices.recording_of(name) is not None for name in PROFILES)
         p = self._progress
-        return {"state": p.state, "cast": ready, "voices": len(PROFILES), "voice": p.voice, "failed": dict(p.failed)}
+        return {
+            "state": p.state,
+            "cast": ready,
+            "voices": len(PROFILES),
+            "voice": p.voice,
+            "failed": dict(p.failed),
+            "words_unchecked": self._checker.missing,
+            "problems": {**self._voices.problems, **self._voices.doubtful},
+        }
 
     # ---- background work
 
@@ -159,8 +192,17 @@ class PresetVoiceMaker:
             self._progress.state = "not needed"
             return
         try:
-            examples = await asyncio.to_thread(match_examples, engine.info, self._transcriber)
-            while (name := self._next()) is not None:
+            if self._checker.missing and any(map(self._is_missing, PROFILES)):
+                log.warning("The words of new preset voices are not checked: %s", self._checker.missing)
+            examples = await asyncio.to_thread(
+                match_examples,
+                engine.info,
+                self._transcriber,
+                self._voices.references,
+                checker=self._checker,
+                report=self._report,
+            )
+            while (name := self._next(examples)) is not None:
                 self._progress.state, self._progress.voice = "casting", name
                 await self._create(engine, name, examples.get(name))
         except EngineStopped:
@@ -173,9 +215,16 @@ class PresetVoiceMaker:
             for event in self._decided.values():
                 event.set()
 
-    def _next(self) -> str | None:
-        """The voice to create next: voices that requests wait for, then the default voice, then the others."""
-        missing = [name for name in (DEFAULT_VOICE, *PROFILES) if self._is_missing(name)]
+    def _report(self, path: Path, reason: str) -> None:
+        not_used(path, reason)
+        self._voices.mark_doubtful(f"{path.parent.name}/{path.name}", reason)
+
+    def _next(self, examples: Collection[str]) -> str | None:
+        """The voice to create next: voices that requests wait for, the default voice, those with an example, the rest.
+
+        examples: the voices for which there is a recording of a person.
+        """
+        missing = [name for name in (DEFAULT_VOICE, *examples, *PROFILES) if self._is_missing(name)]
         return next((name for name in self._requested if name in missing), missing[0] if missing else None)
 
     async def _create(self, engine: Engine, name: str, example: Candidate | None) -> None:
@@ -184,7 +233,7 @@ class PresetVoiceMaker:
         try:
             await asyncio.to_thread(self._voices.refresh)  # another replica may have created the recording
             if self._voices.recording_of(name) is None:
-                best = await choose_recording(engine, name, example)
+                best = await choose_recording(engine, name, example, checker=self._checker)
                 await asyncio.to_thread(self._voices.refresh)
                 if self._voices.recording_of(name) is None:  # the operator may have set a recording meanwhile
                     await asyncio.to_thread(store_recording, self._voices, name, best)
@@ -205,48 +254,118 @@ class PresetVoiceMaker:
         self._decided[name].set()
 
 
-async def choose_recording(engine: Engine, name: str, example: Candidate | None = None, *, take: int = 0) -> Candidate:
-    """Generate candidates for a preset voice and return the best one.
+async def choose_recording(
+    engine: Engine,
+    name: str,
+    example: Candidate | None = None,
+    *,
+    take: int = 0,
+    checker: TranscriptChecker | None = None,
+) -> Candidate:
+    """Return the best recording for a preset voice: the example, or a take of the engine.
 
-    example: a recording that comes with the model, as a further candidate. take: another number gives other seeds.
-    Raises RejectedRecording, EngineStopped.
+    example: a recording of a person, which is used if there is one. take: another number gives other seeds. checker:
+    looks for the words of the takes. Raises RejectedRecording, EngineStopped.
     """
-    profile = PROFILES[name]
-    best = example
+    if example is not None:
+        return example
+    checker = checker or TranscriptChecker()
+    waiting: list[Candidate] = []  # takes that are farther from the profile than GOOD_DISTANCE
     defect = "the engine produced no audio"
     for number in range(CANDIDATES):
-        if best is not None and best.distance <= GOOD_DISTANCE:
-            break
-        seed = seed_of(name, take, number)
-        try:
-            samples, broken = await _speak(engine, name, seed)
-        except EngineStopped:
-            raise
-        except SpeechError as error:
-            defect = error.message
+        found = await _take(engine, name, SENTENCE, seed_of(name, take, number), checker=checker)
+        if isinstance(found, Candidate) and found.distance > GOOD_DISTANCE:
+            waiting.append(found)
             continue
-        candidate: Candidate | str = broken or await asyncio.to_thread(
-            evaluate, samples, engine.info.rate_hz, SENTENCE, profile, f"seed {seed}"
-        )
-        if isinstance(candidate, str):
-            defect = candidate
-            log.info("rejected candidate %d for voice %s: %s", number + 1, name, defect)
-        elif best is None or candidate.distance < best.distance:
-            best = candidate
-    if best is None:
-        raise RejectedRecording(
-            f"All {CANDIDATES} candidates were rejected. Reason for the last one: {defect.removesuffix('.')}."
-        )
-    return best
+        if isinstance(found, Candidate):
+            found = await _held_as_prompt(engine, name, found, checker)
+        if isinstance(found, Candidate):
+            return found
+        defect = found
+        log.info("rejected candidate %d for voice %s: %s", number + 1, name, defect)
+    for candidate in sorted(waiting, key=lambda each: each.distance):
+        found = await _held_as_prompt(engine, name, candidate, checker)
+        if isinstance(found, Candidate):
+            return found
+        defect = found
+        log.info("rejected %s for voice %s: %s", candidate.source, name, defect)
+    raise RejectedRecording(
+        f"All {CANDIDATES} candidates were rejected. Reason for the last one: {defect.removesuffix('.')}."
+    )
 
 
-async def _speak(engine: Engine, name: str, seed: int) -> tuple[Samples, str]:
-    """Speak the fixed sentence: samples (N,), and the defect that the engine's guard or its codes show ("" = none).
+async def _take(
+    engine: Engine,
+    name: str,
+    sentence: str,
+    seed: int,
+    *,
+    checker: TranscriptChecker,
+    prompt: VoicePrompt | None = None,
+) -> Candidate | str:
+    """Speak a sentence and measure it. Returns the candidate, or its defect in words. Raises EngineStopped."""
+    try:
+        samples, broken = await _speak(engine, sentence, seed, prompt)
+    except EngineStopped:
+        raise
+    except SpeechError as error:
+        return error.message
+    if broken:
+        return broken
+    return await asyncio.to_thread(
+        evaluate,
+        samples,
+        engine.info.rate_hz,
+        sentence,
+        PROFILES[name],
+        f"seed {seed}",
+        words_heard=checker.find,
+        words_only=True,
+    )
+
+
+async def _held_as_prompt(
+    engine: Engine, name: str, candidate: Candidate, checker: TranscriptChecker
+) -> Candidate | str:
+    """Speak a second sentence with a take as the prompt. Returns the take, or what is wrong with the second sentence.
+
+    Raises EngineStopped.
+    """
+    try:
+        prompt = await engine.encode_reference(candidate.reference)
+    except EngineStopped:
+        raise
+    except SpeechError as error:
+        return error.message
+    second = await _take(engine, name, SECOND_SENTENCE, seed_of(name), checker=checker, prompt=prompt)
+    if isinstance(second, str):
+        return f"a second sentence in this voice failed: {second}"
+    return change_of(candidate, second) or candidate
+
+
+def change_of(first: Candidate, second: Candidate) -> str:
+    """Why two recordings do not sound like one speaker, in words; "" if they do."""
+    one, other = first.features, second.features
+    semitones = abs(12 * np.log2(one.pitch_hz / other.pitch_hz)) if one.pitch_hz and other.pitch_hz else 0.0
+    brightness_db = abs(one.brightness_db - other.brightness_db)
+    paces = [len(each.reference.transcript) / each.features.seconds for each in (first, second)]
+    pace = max(paces) / min(paces)
+    changes = (
+        (semitones > MAX_CHANGE_SEMITONES, f"its pitch differs by {semitones:.0f} semitones"),
+        (brightness_db > MAX_CHANGE_DB, f"its brightness differs by {brightness_db:.0f} dB"),
+        (pace > MAX_CHANGE_PACE, f"its pace differs by a factor of {pace:.1f}"),
+    )
+    reason = next((message for changed, message in changes if changed), "")
+    return f"a second sentence in this voice sounds different: {reason}" if reason else ""
+
+
+async def _speak(engine: Engine, sentence: str, seed: int, prompt: VoicePrompt | None) -> tuple[Samples, str]:
+    """Speak a sentence: samples (N,), and the defect that the engine's guard or its codes show ("" = none).
 
     Raises SpeechError.
     """
-    line = SpokenLine(SENTENCE, list(PROFILES).index(name) % max(1, engine.info.text.max_speakers), NO_VOICE)
-    longest_s = 3 * len(SENTENCE) / CHARS_PER_S
+    line = SpokenLine(sentence, 0, NO_VOICE, prompt)  # models were trained with the speakers 0 and 1
+    longest_s = 3 * len(sentence) / CHARS_PER_S
     utterance = Utterance((line,), Sampling(), seed, longest_s, language="en", scheduling=Scheduling(background=True))
     while True:
         chunks: list[AudioChunk] = []
@@ -272,10 +391,12 @@ def evaluate(
     source: str,
     *,
     words_heard: WordsHeard | None = None,
+    words_only: bool = False,
 ) -> Candidate | str:
     """Trim a recording (N,), set its loudness and measure it. Returns a candidate, or its defect in words.
 
-    words_heard: a speech recogniser; None = there is none, and the words are not checked.
+    words_heard: a speech recogniser; None = there is none, and the words are not checked. words_only: refuse long
+    sounds that are not in the transcript. People who talk freely make them.
     """
     edges = EdgeTrimmer(rate_hz)
     samples = joined([edges.push(samples), edges.flush()])
@@ -285,27 +406,22 @@ def evaluate(
     found_s = sum(span.seconds for span in SpeechFinder().find(samples, rate_hz))
     if found_s < MIN_FOUND * features.speech * features.seconds:
         return f"only {found_s:.1f} s of its {features.seconds:.1f} s sound like speech"
-    share = None if words_heard is None else words_heard(samples, rate_hz, transcript)
-    if share is not None and share < MIN_WORDS:
-        return f"a speech recogniser found only {share:.0%} of its words"
-    samples = np.concatenate((at_loudness(samples, rate_hz, TARGET_LUFS), pcm.silence(TAIL_S, rate_hz)))
-    return Candidate(Reference(samples, rate_hz, transcript), features, distance(features, profile), source)
+    words = None if words_heard is None else words_heard(samples, rate_hz, transcript)
+    if words is not None and words.share < MIN_WORDS:
+        return f"a speech recogniser found only {words.share:.0%} of its words"
+    if words is not None and words_only and words.other_s:
+        return f"{words.other_s:.1f} s of it are sounds or words that are not in its text"
+    if words is None and (features.voiced < MIN_VOICED or not features.pitch_hz):
+        return f"only {features.voiced:.0%} of it has a pitch, which is too little for speech"
+    return _candidate(Reference(samples, rate_hz, transcript), features, profile, source)
 
 
-def words_found(samples: Samples, rate_hz: int, transcript: str) -> float | None:
-    """The share of the words that the aligner finds in English speech; a `WordsHeard`. Blocks.
-
-    0 = the audio is other speech, or no speech. Extra sounds, such as hesitations, do not count. None = the extra for
-    word alignment is not installed.
-    """
-    if not is_available():
-        return None
-    verdict = judge(align(samples, rate_hz, transcript.split()), samples, rate_hz)
-    if verdict.alignment is None:
-        return None
-    if verdict.reason not in ("", "not_words") or verdict.alignment.score < MIN_FIT:
-        return 0.0
-    return 1.0 - len(verdict.alignment.missing) / max(1, len(verdict.alignment.words))
+def _candidate(trimmed: Reference, features: VoiceFeatures, profile: Profile, source: str) -> Candidate:
+    """Set the loudness of a trimmed recording and add the silence at its end."""
+    rate_hz = trimmed.rate_hz
+    samples = at_loudness(trimmed.samples, rate_hz, TARGET_LUFS)
+    samples = np.concatenate((samples, pcm.silence(TAIL_S, rate_hz)))
+    return Candidate(Reference(samples, rate_hz, trimmed.transcript), features, distance(features, profile), source)
 
 
 def defect_of(features: VoiceFeatures, transcript: str) -> str | None:
@@ -320,59 +436,92 @@ def defect_of(features: VoiceFeatures, transcript: str) -> str | None:
         (f.clipped > 0.005, f"{f.clipped:.1%} of its samples are clipped"),
         (f.longest_pause_s > 1.5, f"it has a pause of {f.longest_pause_s:.1f} s"),
         (f.speech < 0.5, f"only {f.speech:.0%} of it is speech"),
-        (f.voiced < 0.1 or not f.pitch_hz, f"only {f.voiced:.0%} of it has a pitch, which is too little for speech"),
         (f.movement_db < 1.3, f"its sound changes too little for speech: {f.movement_db:.1f} dB in 50 ms"),
     )
     return next((message for found, message in defects if found), None)
 
 
 def distance(features: VoiceFeatures, profile: Profile) -> float:
-    """The difference between a voice and a profile. 4 semitones of pitch, or 6 dB of brightness, count as 1."""
-    semitones = abs(12 * np.log2(features.pitch_hz / profile.pitch_hz))
+    """The difference between a voice and a profile. 4 semitones of pitch, or 6 dB of brightness, count as 1.
+
+    A recording whose pitch was not found counts as an octave away.
+    """
+    semitones = abs(12 * np.log2(features.pitch_hz / profile.pitch_hz)) if features.pitch_hz else 12.0
     return float(semitones / _SEMITONES + abs(features.brightness_db - profile.brightness_db) / _DECIBELS)
 
 
-def match_examples(info: EngineInfo, transcriber: Transcriber) -> dict[str, Candidate]:
-    """Assign each recording that comes with the model to the preset voice that it resembles most. Blocks.
+def match_examples(
+    info: EngineInfo,
+    transcriber: Transcriber,
+    beside: Path | None = None,
+    *,
+    checker: TranscriptChecker | None = None,
+    report: Callable[[Path, str], None] = not_used,
+) -> dict[str, Candidate]:
+    """Assign recordings of people to preset voices. Blocks.
 
-    The words of a recording come from a text file next to it, or from the transcriber. A recording whose words are
-    unknown is not used.
+    Published recordings that are known by their digest go to their voices; they may also be in the folder `beside`.
+    Each other recording that comes with the model goes to the remaining voice that it resembles most. Its words come
+    from a text file next to it, or from the transcriber. A recording whose words are unknown is not used. checker:
+    looks for the words. report: called with each file that is not used, and why.
     """
-    matches: list[tuple[float, str, str, Candidate]] = []
-    folder = Path(info.prompts.examples) if info.prompts.examples else None
-    for path in sorted(folder.glob("*.wav")) if folder is not None and folder.is_dir() else []:
-        words_file = path.with_suffix(".txt")
-        try:
-            decoded = decode(path.read_bytes(), info.rate_hz, max_seconds=30.0, what=path.name)
-            if words_file.is_file():
-                transcript = " ".join(words_file.read_text("utf-8").split())
-            elif not (missing := transcriber.missing()):
-                transcript = transcriber.transcribe(decoded.samples, info.rate_hz, "en")
-            else:
-                log.info(
-                    "%s is not used as a preset voice: its words are unknown, because %s does not exist. %s",
-                    path,
-                    words_file.name,
-                    missing,
-                )
-                continue
-        except (OSError, ValueError, RuntimeError, SpeechError) as error:
-            log.warning("%s is not used as a preset voice: %s", path, error)
-            continue
-        candidate = evaluate(decoded.samples, info.rate_hz, transcript, PROFILES[DEFAULT_VOICE], path.name)
-        if isinstance(candidate, str):
-            log.info("%s is not used as a preset voice: %s", path, candidate)
-            continue
-        for name, profile in PROFILES.items():
-            away = distance(candidate.features, profile)
-            matches.append((away, name, path.name, dataclasses.replace(candidate, distance=away)))
+    folders = [beside, Path(info.prompts.examples) if info.prompts.examples else None]
+    files = [path for folder in folders if folder is not None and folder.is_dir() for path in sorted(folder.iterdir())]
+    files = [path for path in files if path.parent != beside or path.stem not in PROFILES]  # imported for that voice
+    examples = folders[1]
     assigned: dict[str, Candidate] = {}
-    used: set[str] = set()
-    for _, name, file, candidate in sorted(matches, key=lambda match: match[:3]):
-        if candidate.distance <= MAX_EXAMPLE_DISTANCE and name not in assigned and file not in used:
-            assigned[name] = candidate
-            used.add(file)
+    others: list[Candidate] = []
+    for path in files:
+        try:
+            data = path.read_bytes() if path.is_file() and path.stat().st_size <= MAX_BYTES else b""
+            if (recording := known(data)) is not None:
+                if recording.voice not in assigned:
+                    reference = recording.reference(data, info.rate_hz)
+                    assigned[recording.voice] = _candidate(
+                        reference, measure(reference.samples, info.rate_hz), PROFILES[recording.voice], path.name
+                    )
+            elif path.parent == examples and path.suffix.lower() == ".wav":
+                found = _example(path, info, transcriber, checker or TranscriptChecker())
+                if isinstance(found, str):
+                    report(path, found)
+                else:
+                    others.append(found)
+        except (OSError, ValueError, RuntimeError, SpeechError) as error:
+            report(path, str(error))
+    matches = sorted(
+        (distance(candidate.features, profile), name, number)
+        for number, candidate in enumerate(others)
+        for name, profile in PROFILES.items()
+        if name not in assigned
+    )
+    used: set[int] = set()
+    for away, name, number in matches:
+        if name not in assigned and number not in used:
+            assigned[name] = dataclasses.replace(others[number], distance=away)
+            used.add(number)
     return assigned
+
+
+def _example(path: Path, info: EngineInfo, transcriber: Transcriber, checker: TranscriptChecker) -> Candidate | str:
+    """Measure a recording that comes with the model. Returns a candidate, or why the recording is not used.
+
+    Its pitch does not matter: the recording is of a person, and pitches of people are sometimes measured wrongly.
+    Raises OSError, ValueError, RuntimeError, SpeechError.
+    """
+    words_file = path.with_suffix(".txt")
+    decoded = decode(path.read_bytes(), info.rate_hz, max_seconds=30.0, what=path.name)
+    if words_file.is_file():
+        transcript = " ".join(words_file.read_text("utf-8").split())
+    elif not (missing := transcriber.missing()):
+        transcript = transcriber.transcribe(decoded.samples, info.rate_hz, "en")
+    else:
+        return f"its words are unknown, because {words_file.name} does not exist. {missing}"
+
+    def words_heard(samples: Samples, rate_hz: int, transcript: str) -> FoundWords:
+        return checker.find(samples, rate_hz, transcript) or FoundWords(1.0, 0.0)
+
+    profile = PROFILES[DEFAULT_VOICE]
+    return evaluate(decoded.samples, info.rate_hz, transcript, profile, path.name, words_heard=words_heard)
 
 
 def store_recording(voices: VoiceStore, name: str, chosen: Candidate, *, take: int = 0) -> None:

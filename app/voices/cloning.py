@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -24,9 +25,11 @@ from app.errors import BadReference, Busy, InvalidValue, SpeechError
 from app.types import Reference
 from app.voices import quality, window
 from app.voices.enhancement import at_loudness
+from app.voices.known_recordings import MAX_BYTES, known
 from app.voices.presets import PROFILES
 from app.voices.quality import Report
 from app.voices.transcribe import cut_to
+from app.voices.transcript_words import TranscriptChecker
 from app.voices.vad import Span, SpeechFinder
 from app.voices.voice_file import MAX_TRANSCRIPT_CHARS, clean_text
 
@@ -54,6 +57,7 @@ CONSENT_RATE_HZ = 24_000
 _MARGIN_S = 0.5  # extra audio on each side of the window for the filters
 _FADE_S = 0.01
 _BLOCK_S = 22.0  # length of an FFT block: with both margins it has nearly 2**20 samples at 44.1 kHz
+_DOUBTFUL_CHECKS = ("music", "transcript_letters_per_s", "transcript_words_percent")  # named in /health if they warn
 _WAITING = 8  # maximum number of calls of `Cloner.run` that run or wait at the same time
 
 
@@ -83,8 +87,14 @@ class Cloner:
 
     sample_range_s = (MIN_SAMPLE_S, window.WHOLE_MAX_S)  # a recording with a length in this range can be used whole
 
-    def __init__(self, transcriber: Transcriber, *, limits: Limits | None = None) -> None:
+    best_range_s = (window.MIN_WINDOW_S, window.MAX_WINDOW_S)  # the recommended length of a recording
+
+    def __init__(
+        self, transcriber: Transcriber, *, limits: Limits | None = None, checker: TranscriptChecker | None = None
+    ) -> None:
+        """checker: looks for the words of transcripts in recordings."""
         self._transcriber = transcriber
+        self._checker = checker or TranscriptChecker()
         self._limits = limits or Limits()
         self._finder = SpeechFinder()
         self._threads = ThreadLimit(max(1, min(4, (os.cpu_count() or 2) // 2)))
@@ -135,6 +145,21 @@ class Cloner:
         report = quality.worst([one.report for one in prepared])
         return Prepared(Reference(sound, RATE_HZ, words), report, len(prepared), prepared[0].window)
 
+    def problem_of(self, reference: Reference, language: str = "en") -> str:
+        """Why a stored recording is no good reference for a voice, in words; "" if it is one. Blocks."""
+        samples, rate_hz = reference.samples, reference.rate_hz
+        if reference.seconds < MIN_SAMPLE_S:
+            return f"The recording has {reference.seconds:.1f} s of audio. {MIN_SAMPLE_S:g} s or more are needed."
+        spans = self._finder.find(samples, rate_hz)
+        report = quality.measure(samples, rate_hz, spans, clipped=0.0, bandwidth_hz=rate_hz / 2)
+        if spans and (found := self._checker.find(samples, rate_hz, reference.transcript, language)) is not None:
+            report = report.with_check(quality.words_check(found))
+        return " ".join(
+            check.message
+            for check in report.checks
+            if check.level == "bad" or (check.level == "warning" and check.id in _DOUBTFUL_CHECKS)
+        )
+
     # ----
 
     def _one(self, sample: Sample, language: str, *, denoise: bool, most_s: float, what: str) -> _PreparedSample:
@@ -147,7 +172,8 @@ class Cloner:
             )
         if decoded.seconds < MIN_SAMPLE_S:
             raise BadReference(
-                f"`{what}` has {decoded.seconds:.1f} s of audio. Send {MIN_SAMPLE_S:g} s or more; 6 to 12 s work best.",
+                f"`{what}` has {decoded.seconds:.1f} s of audio. Send {MIN_SAMPLE_S:g} s or more; "
+                f"{quality.BEST_LENGTH} work best.",
                 param=what,
             )
         sound = without_rumble(decoded.samples, RATE_HZ)
@@ -172,6 +198,8 @@ class Cloner:
         recognised = not text
         speech_s = sum(span.seconds for span in inside)
         report = report.with_check(quality.transcript_check(transcript, speech_s, recognised=recognised))
+        if not recognised and (found := self._checker.find(cut, RATE_HZ, transcript, language)) is not None:
+            report = report.with_check(quality.words_check(found))
         if report.refusal:
             raise BadReference(f"`{what}` can't be used. {report.refusal}", param=what)
         return _PreparedSample(cleaned(sound, place, denoise=denoise), transcript, report, place)
@@ -234,26 +262,70 @@ class _PreparedSample:
 def import_preset_files(store: VoiceStore, folder: Path, cloner: Cloner) -> None:
     """Import recordings of preset voices from `folder`: `onyx.wav` and its transcript `onyx.txt` for the voice onyx.
 
-    The recording may have any audio format. A file that was imported is imported again only after it changes. Blocks.
-    If a file can't be imported, the reason is logged and no error is raised.
+    The recording may have any audio format. A published recording that is known by its digest needs no transcript. A
+    file that was imported is imported again only after it changes. Blocks. If a file can't be imported, or its report
+    has a warning, the reason is logged, `store.doubtful` has it, and no error is raised.
     """
     for path in sorted(folder.iterdir()):
         words = path.with_suffix(".txt")
         if path.stem not in PROFILES or path.suffix in ("", ".txt") or not path.is_file():
             continue
+        label = f"{folder.name}/{path.name}"
         try:
             transcript = words.read_text("utf-8") if words.exists() else ""
-            stamp = hashlib.sha256(path.read_bytes() + transcript.encode()).hexdigest()[:16]
-            present = store.recording_of(path.stem)
-            if present is not None and present.origin == f"file {stamp}":
-                continue
-            prepared = cloner.make([Sample(path, transcript)], what=path.name)
-            store.set_reference(
-                path.stem, prepared.reference, origin=f"file {stamp}", quality=prepared.report.as_json(), sample_count=1
-            )
-            log.info("The voice %s now uses the recording %s", path.stem, path)
+            data = path.read_bytes()
+            stamp = hashlib.sha256(data + transcript.encode()).hexdigest()[:16]
+            stored = store.recording_of(path.stem)
+            if stored is None or stored.origin != f"file {stamp}":
+                reference, report = _imported(cloner, path, data, transcript)
+                stored = store.set_reference(
+                    path.stem, reference, origin=f"file {stamp}", quality=report, sample_count=1
+                )
+                log.info("The voice %s now uses the recording %s", path.stem, path)
+            warnings = [
+                each["message"]
+                for each in stored.quality.get("checks", ())
+                if each["level"] != "good" and each["id"] in _DOUBTFUL_CHECKS
+            ]
+            if warnings:
+                log.warning("The voice %s may sound wrong, because of %s: %s", path.stem, path, " ".join(warnings))
+                store.mark_doubtful(label, " ".join(warnings))
         except (SpeechError, OSError, UnicodeDecodeError) as error:
             log.warning("%s was not imported for the voice %s: %s", path, path.stem, error)
+            store.mark_doubtful(label, f"It is not used. {error}")
+
+
+def _imported(cloner: Cloner, path: Path, data: bytes, transcript: str) -> tuple[Reference, dict[str, Any]]:
+    """Prepare the recording of a preset voice -> the recording, its quality report as JSON. Raises SpeechError."""
+    recording = known(data) if len(data) <= MAX_BYTES and not transcript else None
+    if recording is not None:
+        reference = recording.reference(data, RATE_HZ)
+        samples = at_loudness(reference.samples, RATE_HZ, TARGET_LUFS)
+        samples = np.concatenate((samples, pcm.silence(TRAILING_SILENCE_S, RATE_HZ)))
+        return Reference(samples, RATE_HZ, reference.transcript), {"source": recording.name}
+    prepared = cloner.make([Sample(path, transcript)], what=path.name)
+    return prepared.reference, prepared.report.as_json()
+
+
+def check_stored(store: VoiceStore, cloner: Cloner, *, ended: threading.Event) -> None:
+    """Check the recordings that were put on the disk by hand, so that their voices have no quality report. Blocks.
+
+    `store.doubtful` then has the reason for each recording that is no good reference. The voices stay usable. ended:
+    when it is set, the rest is not checked.
+    """
+    for stored in store.recorded():
+        if ended.is_set():
+            return
+        if stored.quality:
+            continue
+        kind = "cloned_voices" if stored.voice.kind == "cloned" else "voice_references"
+        try:
+            problem = cloner.problem_of(store.reference(stored.voice), stored.voice.language)
+        except (SpeechError, OSError, ValueError) as error:
+            problem = str(error)
+        if problem:
+            log.warning("The voice %s may sound wrong: %s", stored.voice.id, problem)
+            store.mark_doubtful(f"{kind}/{stored.voice.id}", problem)
 
 
 def cleaned(sound: Samples, place: Span, *, denoise: bool) -> Samples:

@@ -18,12 +18,15 @@ from app.audio import pitch
 from app.audio.levels import levels_dbfs
 from app.audio.loudness import SILENT_LUFS, integrated_lufs
 from app.voices.vad import Span, runs
+from app.voices.window import MAX_WINDOW_S, MIN_WINDOW_S
 
 if TYPE_CHECKING:
     from app.types import Samples
+    from app.voices.transcript_words import FoundWords
 
 Level = Literal["good", "warning", "bad"]
 
+BEST_LENGTH = f"{MIN_WINDOW_S:g} to {MAX_WINDOW_S:g} s"  # of speech in a recording; the server cuts longer ones to it
 MAX_SNR_DB = 60.0
 MAX_LETTERS_PER_S, MIN_LETTERS_PER_S = 30.0, 5.0  # spoken English has 10 to 20
 IMPOSSIBLE_LETTERS_PER_S = 45.0
@@ -196,13 +199,13 @@ def _speech(seconds: float) -> Check:
     if seconds < 1.0:
         return Check("speech_seconds", "bad", round(seconds, 2), f"{found}. At least 1 s is needed.")
     if seconds < 5.0:
-        return Check("speech_seconds", "warning", round(seconds, 2), f"{found}. 6 to 12 s would be better.")
+        return Check("speech_seconds", "warning", round(seconds, 2), f"{found}. {BEST_LENGTH} would be better.")
     if seconds > LONG_S:
         return Check(
             "speech_seconds",
             "warning",
             round(seconds, 2),
-            f"{found}. Some models accept at most 20 s, and 6 to 12 s are enough.",
+            f"{found}. Some models accept at most 20 s, and {BEST_LENGTH} are enough.",
         )
     return Check("speech_seconds", "good", round(seconds, 2), f"{found}.")
 
@@ -364,6 +367,21 @@ def transcript_check(transcript: str, speech_s: float, *, recognised: bool) -> C
         else "The transcript fits the length of the speech."
     )
     return Check("transcript_letters_per_s", "good", pace, message)
+
+
+def words_check(found: FoundWords) -> Check:
+    """Check that the recording contains the words of its transcript."""
+    percent = float(round(100 * found.share))
+    if found.fits:
+        message = "The words of the transcript were found in the recording."
+        return Check("transcript_words_percent", "good", percent, message)
+    cause = (
+        f"The recording has {found.other_s:.1f} s of speech or noise that is not in the transcript."
+        if found.other_s
+        else "The transcript does not seem to be what is said in the recording."
+    )
+    message = f"{cause} Check that it has the exact words. The voice may speak wrong words."
+    return Check("transcript_words_percent", "warning", percent, message)
 
 
 def level_db(samples: Samples, rate_hz: int) -> float:

@@ -86,6 +86,7 @@ class VoiceStore:
 
     def __init__(self, cloned: Path | None = None, references: Path | None = None) -> None:
         self._lock = threading.RLock()
+        self._doubtful: dict[str, str] = {}
         self._refreshed_s = time.monotonic()
         self._cloned = None if cloned is None else FolderStore(cloned, MARKER, read_or_migrate)
         self._references = (
@@ -178,6 +179,24 @@ class VoiceStore:
             for folders in self._folder_stores
             for name, reason in folders.problems.items()
         }
+
+    @property
+    def doubtful(self) -> dict[str, str]:
+        """Recordings that are not used or that may give a bad voice: path inside the data folder -> reason."""
+        return dict(self._doubtful)
+
+    def mark_doubtful(self, path: str, reason: str) -> None:
+        """Add an entry to `doubtful`, until this process ends."""
+        self._doubtful[path] = reason
+
+    @property
+    def references(self) -> Path | None:
+        """The folder for recordings of preset voices."""
+        return None if self._references is None else self._references.folder
+
+    def recorded(self) -> list[StoredVoice]:
+        """Return all voices with a recording: preset voices and cloned voices."""
+        return list(self._index.stored.values())
 
     # ---- recordings and codes
 

@@ -207,6 +207,7 @@ def test_the_api_has_what_the_pages_need(server: str) -> None:
         "dialogue_turns": 200,
         "response_formats": ["mp3", "opus", "aac", "flac", "wav", "pcm"],
         "sample_s": {"minimum": 1.0, "maximum": 30.0},
+        "best_sample_s": {"minimum": 6.0, "maximum": 12.0},
         "youtube_s": {"minimum": 1.0, "maximum": 600.0},
         "voice_name_chars": 100,
         "voice_description_chars": 1000,

@@ -27,6 +27,7 @@ _TIMBRES = list(TIMBRES.values())
 
 spoken: list[Utterance] = []
 trouble: list[str] = []  # failures of the next utterances: "busy", "noise", "silence", "error", "slow"
+trouble_with_prompt: list[str] = []  # failures of the next utterances that have a prompt: "other voice", "other words"
 
 
 class ReadingEngine:
@@ -44,6 +45,7 @@ class ReadingEngine:
 
     def __init__(self) -> None:
         self._library = Library()
+        self._pitches: dict[str, list[float]] = {}  # of the timbres, by transcript
 
     async def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
         spoken.append(utterance)
@@ -55,6 +57,11 @@ class ReadingEngine:
         prompt = utterance.lines[0].prompt
         if prompt is not None:  # a cloned voice
             timbre = _TIMBRES[int(prompt.codes[0, 0])]
+            fault = trouble_with_prompt.pop(0) if trouble_with_prompt else ""
+            if fault == "other voice":
+                timbre = TIMBRES["shimmer" if timbre.pitch < 50 else "onyx"]
+            if fault == "other words":
+                text = text[::-1]
         samples = self._library.synthesize(text, f"{timbre.accent}+{timbre.variant}", timbre.pitch)
         if kind == "noise":
             samples = np.random.default_rng(0).normal(0, 0.1, len(samples)).astype(np.float32)
@@ -75,13 +82,14 @@ class ReadingEngine:
         from app.voices.voice_features import measure
 
         pitch = measure(reference.samples, reference.rate_hz).pitch_hz
-        own = [
-            measure(
-                self._library.synthesize(reference.transcript, f"{t.accent}+{t.variant}", t.pitch), RATE_HZ
-            ).pitch_hz
-            for t in _TIMBRES
-        ]
-        nearest = int(np.argmin([abs(pitch - each) for each in own]))
+        if reference.transcript not in self._pitches:
+            self._pitches[reference.transcript] = [
+                measure(
+                    self._library.synthesize(reference.transcript, f"{t.accent}+{t.variant}", t.pitch), RATE_HZ
+                ).pitch_hz
+                for t in _TIMBRES
+            ]
+        nearest = int(np.argmin([abs(pitch - each) for each in self._pitches[reference.transcript]]))
         return VoicePrompt("", "mimi", np.array([[nearest]], np.int16), reference.transcript)
 
     async def __aenter__(self) -> Self:

@@ -9,11 +9,12 @@ import soxr
 from app.audio.levels import levels_dbfs
 from app.audio.loudness import integrated_lufs
 from app.engines.espeak import TIMBRES
-from app.generator.preset_voices import SENTENCE, Candidate, evaluate, words_found
+from app.generator.preset_voices import SENTENCE, Candidate, evaluate
 from app.voices import quality, window
 from app.voices.cloning import RATE_HZ, Cloner, Sample, cleaned, without_rumble
 from app.voices.presets import PROFILES
 from app.voices.transcribe import NoTranscriber
+from app.voices.transcript_words import FoundWords, TranscriptChecker
 from app.voices.vad import Span, SpeechFinder
 from tests.support import human_speech, samples
 from tests.support.ears import true_peak_dbtp
@@ -194,22 +195,73 @@ def test_spoken_sentence_becomes_a_preset_voice(name):
     assert integrated_lufs(found.reference.samples, RATE_HZ) == pytest.approx(-20, abs=1.0)
 
 
-@pytest.mark.parametrize(("share", "accepted"), [(None, True), (0.9, True), (0.3, True), (0.1, False), (0.0, False)])
-def test_take_whose_words_a_recogniser_does_not_find_is_refused(share, accepted):
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (None, ""),
+        (FoundWords(0.9, 0.0), ""),
+        (FoundWords(0.3, 0.0), ""),
+        (FoundWords(0.1, 0.0), "recogniser"),
+        (FoundWords(0.9, 2.0), "2.0 s"),
+    ],
+)
+def test_take_without_its_words_or_with_other_words_is_refused(words, reason):
     sound = samples.said(SENTENCE)
-    found = evaluate(sound, RATE_HZ, SENTENCE, PROFILES["alloy"], "take", words_heard=lambda *_: share)
-    assert isinstance(found, Candidate) is accepted
-    if not accepted:
-        assert "recogniser" in found
+    profile = PROFILES["alloy"]
+    found = evaluate(sound, RATE_HZ, SENTENCE, profile, "take", words_heard=lambda *_: words, words_only=True)
+    if reason:
+        assert reason in found
+    else:
+        assert isinstance(found, Candidate), found
+
+
+def test_pitch_is_not_asked_if_the_words_were_found():
+    """A whisper has no pitch."""
+    sound = whispered(samples.said(SENTENCE))
+    profile = PROFILES["alloy"]
+    found = evaluate(sound, RATE_HZ, SENTENCE, profile, "", words_heard=lambda *_: FoundWords(1.0, 0.0))
+    assert isinstance(found, Candidate), found
+    assert "pitch" in evaluate(sound, RATE_HZ, SENTENCE, profile, "")
 
 
 def test_recogniser_tells_a_sentence_from_other_words_and_from_reversed_speech():
     pytest.importorskip("pocketsphinx")
     timbre = TIMBRES["nova"]
     sound = samples.said(SENTENCE, f"{timbre.accent}+{timbre.variant}", timbre.pitch)
-    assert words_found(sound, RATE_HZ, SENTENCE) > 0.7
-    assert words_found(sound[::-1], RATE_HZ, SENTENCE) == 0.0
-    assert words_found(sound, RATE_HZ, " ".join(samples.WORDS[:2])) == 0.0
+    find = TranscriptChecker().find
+    assert find(sound, RATE_HZ, SENTENCE) == FoundWords(pytest.approx(1.0, abs=0.3), 0.0)
+    for other, words in ((sound[::-1], SENTENCE), (sound, " ".join(samples.WORDS[:2]))):
+        found = find(other, RATE_HZ, words)
+        assert not found.fits, found
+    assert find(sound, RATE_HZ, SENTENCE, "de") is None
+
+
+@pytest.mark.parametrize("fault", ["other words", "half of the words", "more words"])
+def test_transcript_that_is_not_what_is_said_gives_a_warning(fault):
+    pytest.importorskip("pocketsphinx")
+    said = " ".join(samples.WORDS[:2])
+    words = {"other words": " ".join(samples.WORDS[2:4]), "half of the words": samples.WORDS[0]}
+    words["more words"] = f"{said} {samples.WORDS[2]}"
+    sound = samples.file(samples.speech(samples.WORDS[:2]), "wav")
+    for transcript, level in ((said, "good"), (words[fault], "warning")):
+        report = Cloner(NoTranscriber()).make([Sample(sound, transcript)]).report
+        check = next(each for each in report.checks if each.id == "transcript_words_percent")
+        assert check.level == level, check
+
+
+def whispered(sound: np.ndarray) -> np.ndarray:
+    """Noise with the spectrum of the speech, in windows of 20 ms that overlap by half."""
+    size = round(0.02 * RATE_HZ) // 2 * 2
+    window = np.hanning(size).astype(np.float32)
+    noise = samples.noise(len(sound), 1.0)
+    out = np.zeros_like(sound)
+    for start in range(0, len(sound) - size, size // 2):
+        part = slice(start, start + size)
+        spectrum = np.abs(np.fft.rfft(sound[part] * window))
+        smooth = np.convolve(spectrum, np.full(15, 1 / 15), "same")
+        phases = np.angle(np.fft.rfft(noise[part] * window))
+        out[part] += (np.fft.irfft(smooth * np.exp(1j * phases), size) * window).astype(np.float32)
+    return out
 
 
 # ---- recordings of people
@@ -217,7 +269,8 @@ def test_recogniser_tells_a_sentence_from_other_words_and_from_reversed_speech()
 
 def test_each_recording_of_csm_can_become_a_preset_voice():
     for one in human_speech.sesame_prompts():
-        found = evaluate(one.samples(), one.rate_hz, one.words, PROFILES["alloy"], one.name, words_heard=words_found)
+        find = TranscriptChecker().find
+        found = evaluate(one.samples(), one.rate_hz, one.words, PROFILES["alloy"], one.name, words_heard=find)
         assert isinstance(found, Candidate), (one.name, found)
 
 

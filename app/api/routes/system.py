@@ -119,14 +119,19 @@ class ServerState:
         }
 
 
-def limits(max_input_chars: int, sample_range_s: tuple[float, float]) -> Limits:
-    """The limits of requests, for /health. sample_range_s: the range of recordings that are used completely."""
+def limits(max_input_chars: int, sample_range_s: tuple[float, float], best_range_s: tuple[float, float]) -> Limits:
+    """The limits of requests, for /health. sample_range_s: the range of recordings that are used completely.
+
+    best_range_s: the recommended range.
+    """
     shortest_s, longest_s = sample_range_s
+    best_from_s, best_to_s = best_range_s
     return Limits(
         input_chars=max_input_chars,
         dialogue_turns=MAX_DIALOGUE_TURNS,
         response_formats=list(AUDIO_FORMATS),
         sample_s={"minimum": shortest_s, "maximum": longest_s},
+        best_sample_s={"minimum": best_from_s, "maximum": best_to_s},
         youtube_s={"minimum": MIN_SECTION_S, "maximum": MAX_SECTION_S},
         voice_name_chars=MAX_NAME_CHARS,
         voice_description_chars=MAX_DESCRIPTION_CHARS,

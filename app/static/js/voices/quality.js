@@ -1,7 +1,7 @@
 // Shows the quality checks of a recording.
 
 import { h, number, quoted, t } from "../ui.js";
-import { GOOD_S } from "./sound.js";
+import { goodLength } from "./sound.js";
 
 // How the value of a check is shown, by check id. For other checks the server's message is shown.
 const UNITS = {
@@ -13,6 +13,7 @@ const UNITS = {
   music: (_, level) => t(level === "good" ? "quality.music.none" : "quality.music.some"),
   speakers: (_, level) => t(level === "good" ? "quality.speakers.none" : "quality.speakers.some"),
   transcript_letters_per_s: (value) => t("quality.pace", { n: Math.round(value) }),
+  transcript_words_percent: (value) => `${number(value, 0)} %`,
 };
 const LOOK = { good: "ok", warning: "warn", bad: "bad" };
 
@@ -29,7 +30,7 @@ export function qualityList({ checks = [] }) {
       levelBadge(check.level),
       h("span", { class: "what" }, known ? t(`quality.${check.id}`) : quoted(check.id)),
       value && h("strong", {}, value),
-      known && check.level !== "good" && h("p", {}, t(`quality.${check.id}.fix`, GOOD_S)),
+      known && check.level !== "good" && h("p", {}, t(`quality.${check.id}.fix`, goodLength())),
       !known && h("p", {}, quoted(check.message)),
     );
   }));

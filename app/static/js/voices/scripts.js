@@ -1,17 +1,17 @@
-// Texts to read aloud for a recording, by language. Each has many different speech sounds and takes 12 to 15 seconds.
+// Texts to read aloud for a recording, by language. Each has many different speech sounds and takes 10 to 12 seconds.
 
 const SCRIPTS = {
   en: [
-    "We walked along the river after dinner, and the lamps were just being lit. My brother told me about the job he had found. Isn't it strange how quickly the summer goes? I still have sand in my shoes.",
-    "The baker on our street opens at six. By then three people are usually waiting, rubbing their hands and yawning. Would you like the dark loaf or the light one? Take both, she says, and laughs.",
+    "We walked along the river after dinner, and the lamps were just being lit. My brother told me about the job he had found. Isn't it strange how quickly the summer goes?",
+    "The baker on our street opens at six. By then three people are usually waiting, rubbing their hands and yawning. Would you like the dark loaf or the light one?",
   ],
   de: [
-    "Nach dem Essen gingen wir am Fluss entlang, und gerade wurden die Lampen angezündet. Mein Bruder erzählte von der Arbeit, die er gefunden hat. Ist es nicht seltsam, wie schnell der Sommer vergeht? Ich habe noch Sand in den Schuhen.",
-    "Der Bäcker in unserer Straße öffnet um sechs. Meist warten dann schon drei Leute, reiben sich die Hände und gähnen. Möchten Sie das dunkle Brot oder das helle? Nehmen Sie beide, sagt sie und lacht.",
+    "Nach dem Essen gingen wir am Fluss entlang, und gerade wurden die Lampen angezündet. Ist es nicht seltsam, wie schnell der Sommer vergeht? Ich habe noch Sand in den Schuhen.",
+    "Der Bäcker in unserer Straße öffnet um sechs. Meist warten dann schon drei Leute, reiben sich die Hände und gähnen. Möchten Sie das dunkle Brot oder das helle?",
   ],
   fr: [
-    "Après le dîner, nous avons marché le long de la rivière, et l'on allumait tout juste les lampes. Mon frère m'a parlé du travail qu'il a trouvé. N'est-ce pas étrange, comme l'été passe vite ? J'ai encore du sable dans mes chaussures.",
-    "La boulangerie de notre rue ouvre à six heures. Trois personnes attendent déjà, se frottent les mains et bâillent. Voulez-vous le pain noir ou le pain blanc ? Prenez les deux, dit-elle en riant.",
+    "Après le dîner, nous avons marché le long de la rivière, et l'on allumait tout juste les lampes. N'est-ce pas étrange, comme l'été passe vite ? J'ai encore du sable dans mes chaussures.",
+    "La boulangerie de notre rue ouvre à six heures. Trois personnes attendent déjà, se frottent les mains et bâillent. Voulez-vous le pain noir ou le pain blanc ?",
   ],
 };
 

@@ -9,8 +9,11 @@ const MAX_READ_BYTES = 200 * 2 ** 20; // larger files are not decoded here
 /** The lengths in seconds of a recording that the server uses whole. */
 export const lengthRange = () => limitOf("sample_s") ?? { minimum: 0, maximum: Infinity };
 
-/** The lengths in seconds that the page recommends for a recording. */
-export const GOOD_S = { from: 8, to: 20 };
+/** The lengths in seconds that the server recommends for a recording. */
+export const goodLength = () => {
+  const { minimum = 0, maximum = Infinity } = limitOf("best_sample_s") ?? {};
+  return { from: minimum, to: maximum };
+};
 const TAIL_S = 0.4; // of silence after the last word
 const LEAD_S = 0.15;
 const BORDER_S = 0.3; // a pause this long is the end of a phrase
@@ -90,10 +93,11 @@ export function phrases(level) {
   return found.filter(([from_s, to_s]) => to_s - from_s > 0.1);
 }
 
-/** The best part of a recording: whole phrases of GOOD_S with little noise and short pauses, then a short silence. */
+/** The best part of a recording: whole phrases of the recommended length, with little noise and short pauses, then a short silence. */
 export function cleanest(sound) {
   const total_s = sound.samples.length / sound.rate;
   const range = lengthRange();
+  const good = goodLength();
   const level = levels(sound);
   const parts = phrases(level);
   if (!parts.length) return { from_s: 0, to_s: Math.min(total_s, range.maximum) };
@@ -103,10 +107,10 @@ export function cleanest(sound) {
     for (let last = first; last < parts.length; last++) {
       spoken_s += parts[last][1] - parts[last][0];
       const length_s = parts[last][1] - parts[first][0];
-      if (length_s > GOOD_S.to && last > first) break;
+      if (length_s > good.to && last > first) break;
       const frames = level.subarray(Math.floor(parts[first][0] / FRAME_S), Math.ceil(parts[last][1] / FRAME_S));
       const contrast = Math.min(50, rank(frames, 0.8) - rank(frames, 0.05)) / 50;
-      const short_s = Math.max(0, GOOD_S.from - length_s);
+      const short_s = Math.max(0, good.from - length_s);
       const score = spoken_s / length_s + 0.5 * contrast + Math.min(length_s, 12) / 24 - short_s;
       if (!best || score > best.score) best = { score, first, last };
     }

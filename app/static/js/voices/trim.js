@@ -3,7 +3,7 @@
 import { Track, player } from "../player.js";
 import { button, h, number, seconds, t } from "../ui.js";
 import WaveSurfer from "../../vendor/wavesurfer/wavesurfer.esm.js";
-import { GOOD_S, cleanest, extremes, forPlayer, lengthRange, levels, quietNear } from "./sound.js";
+import { cleanest, extremes, forPlayer, goodLength, lengthRange, levels, quietNear } from "./sound.js";
 
 const SNAP_S = 0.15; // a handle snaps to the quietest moment within this distance
 const STEP_S = { ArrowLeft: -0.05, ArrowDown: -0.05, ArrowRight: 0.05, ArrowUp: 0.05, PageUp: 1, PageDown: -1 };
@@ -128,7 +128,8 @@ export async function trim(sound, span, changed) {
     after.style.insetInlineStart = `${x_of(to_s)}%`;
     after.style.inlineSize = `${100 - x_of(to_s)}%`;
     const length_s = to_s - from_s;
-    const good = length_s >= GOOD_S.from && length_s <= GOOD_S.to;
+    const { from, to } = goodLength();
+    const good = length_s >= from && length_s <= to;
     length.textContent = t(good ? "trim.length_good" : "trim.length", { s: number(length_s, 1) });
     length.className = good ? "badge ok" : "badge warn";
     changed({ from_s, to_s });

@@ -9,7 +9,7 @@ import { meter } from "./meter.js";
 import { qualityList } from "./quality.js";
 import { Recorder, possible } from "./recorder.js";
 import { script } from "./scripts.js";
-import { GOOD_S, cut, forPlayer, lengthRange, read, wavOf } from "./sound.js";
+import { cut, forPlayer, goodLength, lengthRange, read, wavOf } from "./sound.js";
 
 const STEPS = ["sample", "trim", "words", "check", "consent", "try"];
 const WHOLE_STEPS = ["sample", "words", "check", "consent", "try"]; // for a file that this browser can't decode
@@ -189,7 +189,7 @@ export function wizard({ languages, saved, cancelled }) {
         const { control, missing } = { record: recorded, upload: uploaded }[kind];
         if (w.from !== kind) return [missing, control];
         w.source = kind;
-        if (w.sound && w.sound.samples.length / w.sound.rate < range.minimum) return [t("sample.short", { s: range.minimum, ...GOOD_S }), control];
+        if (w.sound && w.sound.samples.length / w.sound.rate < range.minimum) return [t("sample.short", { s: range.minimum, ...goodLength() }), control];
         return null;
       },
     };
@@ -428,7 +428,7 @@ export function wizard({ languages, saved, cancelled }) {
       made.shown();
     }).catch((error) => slot.replaceChildren(errorBox(error)));
     return {
-      content: [h("p", {}, t("trim.why", GOOD_S)), slot],
+      content: [h("p", {}, t("trim.why", goodLength())), slot],
       keys: (event) => made?.keys(event) ?? false,
       close() {
         left = true;

@@ -1,0 +1,68 @@
+"""Check that a recording contains the words of its transcript, with the word aligner.
+
+Works for English and needs the `words` extra. Without them the answer is None: not checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from app.audio.alignment import Alignment, align, is_available
+from app.audio.verification import is_english, judge
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from app.types import Samples
+
+# Aligns words with samples (N,) at a rate in Hz. `alignment.align` works in the calling thread, `Aligner.align` in
+# another process.
+Align = Callable[["np.ndarray", int, Sequence[str]], Alignment | None]
+
+NOT_INSTALLED = "the extra `words` is not installed"
+MIN_FIT = -1.9  # mean score of aligned words: people have -1.5 and more, other words -2.2 and less
+MIN_WORDS = 0.2  # share of the words that must be found; in nearly all recordings with the right transcript it is more
+
+
+@dataclass(frozen=True, slots=True)
+class FoundWords:
+    """How well a recording fits its transcript."""
+
+    share: float  # of the words of the transcript that were found, 0 to 1
+    other_s: float  # seconds of speech or noise that belong to no word, if they are too long for a hesitation; else 0
+
+    @property
+    def fits(self) -> bool:
+        return self.share >= MIN_WORDS and not self.other_s
+
+
+class TranscriptChecker:
+    """Looks for the words of transcripts in recordings. Thread-safe; `find` blocks."""
+
+    def __init__(self, align: Align = align, spoken: Callable[[str], str] = str) -> None:
+        """align: the aligner. spoken: converts a transcript to the words that are spoken, such as numbers to words."""
+        self._align = align
+        self._spoken = spoken
+
+    @property
+    def missing(self) -> str:
+        """Why nothing is checked; "" if transcripts are checked."""
+        return "" if is_available() else NOT_INSTALLED
+
+    def find(self, samples: Samples, rate_hz: int, transcript: str, language: str = "en") -> FoundWords | None:
+        """Look for the words of `transcript` in samples (N,). None = not English, not installed, or no answer.
+
+        A share of 0 means: the audio is other speech, or no speech.
+        """
+        if not is_available() or not is_english(transcript, language):
+            return None
+        verdict = judge(self._align(samples, rate_hz, self._spoken(transcript).split()), samples, rate_hz)
+        found = verdict.alignment
+        if found is None:
+            return None
+        other_s = found.other_s if verdict.reason == "not_words" else 0.0
+        if verdict.reason not in ("", "not_words") or found.score < MIN_FIT:
+            return FoundWords(0.0, other_s)
+        return FoundWords(1.0 - len(found.missing) / max(1, len(found.words)), other_s)
