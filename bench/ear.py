@@ -1,19 +1,24 @@
 """The checks of generated speech, tried on recordings of people as if a model had spoken them.
 
-    python -m bench.ear --speech DIR
-    python -m bench.ear --speech DIR --tempo 0.8,1.0,1.2 --only verify
+    python -m bench.ear --speech DIR --tempo 0.8,1.0,1.2
+    python -m bench.ear --speech DIR --only guard
     python -m bench.ear --speech DIR --shift-words       # each clip with another clip's words: everything is false
 
 DIR has a `manifest.jsonl`, one object a line: {"file", "words", "speaker", "language", "kind": "speech" | "negative"},
 and if known "align": [[word, start s, end s], ...]. Only English is tried. A negative is a sound without words.
 
-Each part calls the functions that the server calls and holds no rule or limit of its own. The last line is one JSON
-object; shares are 0 to 1.
+Each part calls the functions that the server calls and holds no rule or limit of its own. The figures are printed one
+a line. The last line is one JSON object with those of KEYS; shares are 0 to 1.
 
+guard: each clip is fed to the output guard frame by frame. The guard knows the pace of the speaker from another clip,
+if there is one. `false_cuts`, `false_short` = number of whole clips that a rule ends or finds too short;
+`runaway_ended` = share of clips with a tail of 20 s that a rule ends; `runaway_s` = median seconds after the true end,
+of the clips whose pace is known. Tails: digital silence, noise at the clip's own floor, its own room, its last second.
 verify: `verify_false` = clips that are wrongly bad; `verify_caught` = share of faults found: half of the recording is
 missing; 3 s of babble or noise behind it; the end cut 60 ms into the last word; `verify_wrong_text` = bad with another
-clip's words; `early_caught` of `early_total` = the recording ends at 20 to 70 %; `best_of` = share of clips where the
-whole take is chosen among three faulty twins; `verify_cpu` = CPU seconds per second of speech.
+clip's words; `early_caught` of `early_total` = number of recordings that end at 20 to 70 % and are found by the guard
+or by listening; `best_of` = share of clips where the whole take is chosen among three faulty twins; `verify_cpu` = CPU
+seconds per second of speech.
 casting, quality, loudness, watermark: see `bench/ear_parts.py`.
 """
 
@@ -33,15 +38,38 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from app.audio import pcm
 from app.audio.alignment import align
 from app.audio.decode import decode
+from app.audio.guard import pace_of
+from app.audio.loudness import integrated_lufs
 from app.audio.stretch import StreamStretcher
 from app.audio.verification import Verdict, best_take, judge
+from app.voices.enhancement import TARGET_LUFS
 from bench import ear_parts
+from tests.support import misbehaving
 
 if TYPE_CHECKING:
     from app.types import Samples
 
+KEYS = (
+    "clips",
+    "false_cuts",
+    "false_short",
+    "runaway_ended",
+    "runaway_s",
+    "early_caught",
+    "early_total",
+    "verify_false",
+    "verify_caught",
+    "casting_refused_negatives",
+    "casting_accepted",
+    "quality_refused",
+    "quality_false_music",
+    "quality_false_speakers",
+    "loudness_within_1lu",
+    "watermark_false",
+)
 RATE_HZ = 24_000
 PROCESSES = 2
 MAX_SECONDS = 120.0
@@ -64,10 +92,26 @@ class Clip:
     tempo: float
     seed: int
     speaker: str = ""
+    beside: Path | None = None  # the speaker's clip with the most words beside this one
+    beside_words: str = ""
 
     @property
     def samples(self) -> Samples:
         return _at_tempo(_decoded(self.path), self.tempo)
+
+    @property
+    def spoken(self) -> Samples:
+        """The samples at the loudness at which preset voices speak."""
+        samples = _decoded(self.path)
+        gain = pcm.amplitude(TARGET_LUFS - integrated_lufs(samples, RATE_HZ))
+        return _at_tempo(pcm.clip(samples * np.float32(gain)), self.tempo)
+
+    @property
+    def pace(self) -> float | None:
+        """The pace of the speaker at tempo 1, as an engine knows it from the recording of a voice."""
+        if self.beside is None:
+            return None
+        return pace_of(self.beside_words, len(_decoded(self.beside)) / RATE_HZ)
 
 
 def read_clips(folder: Path, tempos: Sequence[float], *, shift_words: bool) -> list[Clip]:
@@ -86,6 +130,8 @@ def read_clips(folder: Path, tempos: Sequence[float], *, shift_words: bool) -> l
         own = entry["words"] if entry["kind"] == "speech" else following[0]["words"]
         wrong = following[0]["words"] if entry["kind"] == "speech" else following[1]["words"]
         known = () if shift_words else tuple((start, end) for _, start, end in entry.get("align") or ())
+        same = [each for each in behind if each["kind"] == "speech" and each.get("speaker") == entry.get("speaker")]
+        beside = max(same, key=lambda each: len(each["words"]), default=None) if entry.get("speaker") else None
         clip = Clip(
             path=folder / entry["file"],
             words=wrong if shift_words else own,
@@ -96,6 +142,8 @@ def read_clips(folder: Path, tempos: Sequence[float], *, shift_words: bool) -> l
             tempo=1.0,
             seed=number,
             speaker=str(entry.get("speaker") or entry["file"]),
+            beside=None if beside is None else folder / beside["file"],
+            beside_words="" if beside is None else beside["words"],
         )
         clips += [replace(clip, tempo=tempo) for tempo in tempos]
     return clips
@@ -108,6 +156,60 @@ def _decoded(path: Path) -> Samples:
 def _at_tempo(samples: Samples, tempo: float) -> Samples:
     stretcher = StreamStretcher(RATE_HZ, tempo)
     return np.concatenate((stretcher.push(samples), stretcher.flush()))
+
+
+# ---- guard
+
+TAILS: dict[str, misbehaving.Fault] = {
+    "silence": misbehaving.silent_tail,
+    "noise": misbehaving.noise_tail,
+    "room": misbehaving.room_tail,
+    "repeat": misbehaving.repeated_second,
+}
+
+
+def _guard_clip(clip: Clip) -> dict[str, Any]:
+    """The rules that a clip and its twins with endless tails break, and how long after the end of the speech."""
+    samples, pace = clip.spoken, clip.pace
+    end_s = misbehaving.last_sound_s(samples, RATE_HZ)
+    rule, at_s = misbehaving.until_rule(samples, clip.words, RATE_HZ, pace=pace, seed=clip.seed)
+    result: dict[str, Any] = {
+        "name": f"{clip.path.name} at {clip.tempo}",
+        "rule": rule,
+        "at": f"{at_s:.1f} of {end_s:.1f} s",
+        "pace": pace is not None,
+        "tempo": clip.tempo,
+    }
+    for tail, fault in TAILS.items():
+        twin = fault(samples, RATE_HZ, np.random.default_rng(clip.seed))
+        twin_rule, twin_s = misbehaving.until_rule(twin, clip.words, RATE_HZ, pace=pace, seed=clip.seed)
+        sound_s = len(samples) / RATE_HZ if tail == "repeat" else end_s  # the repetition begins there
+        result[tail] = (twin_rule not in (None, "too_short"), twin_s - sound_s)
+    return result
+
+
+def guard(clips: Sequence[Clip]) -> dict[str, Any]:
+    """The output guard on whole clips and on clips that never end."""
+    speech = [clip for clip in clips if clip.kind == "speech"]
+    with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
+        results = pool.map(_guard_clip, speech, chunksize=4)
+    for result in results:
+        if result["rule"] is not None:
+            print(f"guard: {result['name']}: {result['rule']} at {result['at']}")
+        missed = [tail for tail in TAILS if not result[tail][0]]
+        if missed:
+            print(f"guard: {result['name']}: not ended: {', '.join(missed)}")
+    for tempo in sorted({result["tempo"] for result in results}):
+        known = [result for result in results if result["pace"] and result["tempo"] == tempo]
+        late = ", ".join(f"{tail} {np.median([each[tail][1] for each in known]):.1f}" for tail in TAILS if known)
+        print(f"guard: tempo {tempo}, {len(known)} clips with a known pace, seconds after the end: {late}")
+    known = [result for result in results if result["pace"]] or results
+    return {
+        "false_cuts": sum(result["rule"] not in (None, "too_short") for result in results),
+        "false_short": sum(result["rule"] == "too_short" for result in results),
+        "runaway_ended": {tail: _share([result[tail][0] for result in results]) for tail in TAILS},
+        "runaway_s": {tail: round(float(np.median([result[tail][1] for result in known])), 2) for tail in TAILS},
+    }
 
 
 # ---- verify
@@ -139,6 +241,12 @@ def faulty_twins(clip: Clip, samples: Samples, ends: Sequence[tuple[float, float
         yield "dropped_word", np.concatenate((samples[:start], samples[end:]))
 
 
+def _early_end_found(clip: Clip, samples: Samples) -> bool:
+    """Whether the guard finds a clip too short, or listening finds it bad."""
+    rule, _ = misbehaving.until_rule(samples, clip.words, RATE_HZ, pace=clip.pace, seed=clip.seed)
+    return rule == "too_short" or _check(samples, clip.words).status == "bad"
+
+
 def _verify_clip(clip: Clip) -> dict[str, Any]:
     """All takes of one clip -> for each fault whether it was found."""
     samples = clip.samples
@@ -157,9 +265,7 @@ def _verify_clip(clip: Clip) -> dict[str, Any]:
     if clip.kind != "speech":
         return result
     result["wrong_text"] = _check(samples, clip.wrong_words).status == "bad"
-    result["early"] = [
-        _check(samples[: round(share * len(samples))], clip.words).status == "bad" for share in EARLY_ENDS
-    ]
+    result["early"] = [_early_end_found(clip, samples[: round(share * len(samples))]) for share in EARLY_ENDS]
     ends = [(start / clip.tempo, end / clip.tempo) for start, end in clip.word_ends]
     if not ends and whole.alignment is not None:
         ends = [(word.start_s, word.end_s) for word in whole.alignment.words if not word.missing]
@@ -198,10 +304,11 @@ def verify(clips: Sequence[Clip]) -> dict[str, Any]:
     early = [found for result in speech for found in result["early"]]
     return {
         "verify_false": _share([result["bad"] for result in speech]),
-        "verify_caught": {fault: _share(found) for fault, found in caught.items()},
+        "verify_caught": {fault: _share(found) for fault, found in caught.items() if fault != "dropped_word"},
+        "verify_dropped_word": _share(caught["dropped_word"]),
         "verify_wrong_text": _share([result["wrong_text"] for result in speech]),
         "verify_negatives": _share([result["bad"] for result in results if result["kind"] != "speech"]),
-        "early_caught": _share(early),
+        "early_caught": sum(early),
         "early_total": len(early),
         "best_of": _share([result["best"] for result in speech]),
         "verify_cpu": round(sum(each["cpu_s"] for each in speech) / sum(each["seconds"] for each in speech), 4),
@@ -229,6 +336,7 @@ def as_recorded(part: Callable[[Sequence[ear_parts.Recording]], dict[str, Any]])
 
 # A part takes all clips and returns its figures.
 PARTS: dict[str, Callable[[Sequence[Clip]], dict[str, Any]]] = {
+    "guard": guard,
     "verify": verify,
     "casting": as_recorded(ear_parts.casting),
     "quality": as_recorded(ear_parts.quality),
@@ -254,7 +362,9 @@ def main() -> None:
     figures: dict[str, Any] = {"clips": len(clips) // len(tempos)}
     for part in parts:
         figures |= PARTS[part](clips)
-    print(json.dumps(figures))
+    for name, value in figures.items():
+        print(f"{name}: {value}")
+    print(json.dumps({key: figures[key] for key in KEYS if key in figures}))
 
 
 if __name__ == "__main__":

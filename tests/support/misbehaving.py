@@ -98,8 +98,10 @@ def repeated_word(samples: Samples, rate_hz: int, random: np.random.Generator) -
 def music_bed(samples: Samples, rate_hz: int, random: np.random.Generator) -> Samples:
     """A chord at -32 dBFS under the recording and for TAIL_S after it."""
     seconds = np.arange(len(samples) + round(TAIL_S * rate_hz)) / rate_hz
-    chord = sum(np.sin(2 * np.pi * hertz * seconds) for hertz in (220.0, 277.2, 329.6)) * 0.018
-    return (np.pad(samples, (0, len(chord) - len(samples))) + chord).astype(np.float32)
+    chord = 0.018 * np.sum([np.sin(2 * np.pi * hertz * seconds) for hertz in (220.0, 277.2, 329.6)], axis=0)
+    bed: Samples = chord.astype(np.float32)
+    bed[: len(samples)] += samples
+    return bed
 
 
 def not_a_number(samples: Samples, rate_hz: int, random: np.random.Generator) -> Samples:
