@@ -39,6 +39,7 @@ from app.keys import SCOPES, BadKeys, KeyFile, KeyRing
 from app.settings import Settings, as_markdown
 from app.text.normalizer import Normalizer
 from app.types import Line, Reference, Sampling, SpeechRequest, SpokenLine, Utterance, Voice
+from app.voices.cloning import Cloner, import_preset_files
 from app.voices.presets import DEFAULT_VOICE, PROFILES
 from app.weights import hub
 from app.weights.download import Progress as DownloadProgress
@@ -463,7 +464,14 @@ async def _check(settings: Settings, names: list[str], folder: Path, sentences: 
         await _wait_for_engine(services.manager)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         try:
-            chosen = [services.voices.get(name) for name in names] or services.voices.all()
+            can_clone = services.manager.engine().info.can_clone
+            if can_clone:  # as the server does at its start
+                cloner = Cloner(wiring.create_transcriber(settings))
+                folder_of_files = settings.folder("voice_references")
+                await asyncio.to_thread(import_preset_files, services.voices, folder_of_files, cloner)
+            chosen = [services.voices.get(name) for name in names]
+            if not names:
+                chosen = [voice for voice in services.voices.all() if can_clone or voice.kind == "preset"]
             with Progress(*columns, console=err, transient=True) as bar:
                 task = bar.add_task("", total=len(chosen) * len(sentences))
                 report = await first_day.run(

@@ -160,6 +160,8 @@ def _take(take: Take) -> str:
     words = {"ok": "ok", "bad": '<span class="bad">bad</span>'}.get(take.words, "not checked")
     if take.words_found is not None:
         words += f" ({take.words_found:.0%})"
+    if take.word_score is not None:
+        words += f'<br><span class="dim">score {take.word_score:g}</span>'
     if take.doubtful_words:
         words += f'<br><span class="dim">doubtful: {escape(", ".join(take.doubtful_words))}</span>'
     numbers = (

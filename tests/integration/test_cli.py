@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import httpx
+import huggingface_hub
 import pytest
 
 from app import __version__
@@ -15,6 +16,7 @@ from app.audio.formats import AUDIO_FORMATS
 from tests.support.ears import SENTENCES, Recogniser, decode
 from tests.support.fake_hub import FakeHub
 from tests.support.live import Process, environment, free_port, wait_until
+from tests.unit.test_hub_cache import listing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,6 +111,32 @@ def test_voices_and_models_are_listed(tmp_path: Path) -> None:
     listed = cli(tmp_path, "models", COLUMNS="200").stdout.decode()
     assert "csm-1b" in listed
     assert "not downloaded" in listed
+
+
+def test_weights_in_the_hub_cache_are_used_offline_and_not_changed(tmp_path: Path, tiny_csm: Path) -> None:
+    """The library of the hub has filled the cache. It is read-only, and no command needs more than it."""
+    files = {path.relative_to(tiny_csm).as_posix(): path.read_bytes() for path in tiny_csm.rglob("*") if path.is_file()}
+    cache = tmp_path / "hub"
+    with FakeHub({"sesame/csm-1b": files}) as fake:
+        huggingface_hub.snapshot_download("sesame/csm-1b", cache_dir=cache, endpoint=fake.url)
+        huggingface_hub.close_session()
+    for path in [cache, *cache.rglob("*")]:
+        if not path.is_symlink():
+            path.chmod(0o555 if path.is_dir() else 0o444)
+    before = listing(cache)
+    variables = {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "TTS_DTYPE": "float32", "COLUMNS": "400"}
+    bare = ("--voice", "none", "--max-frames", "3", "-o", "out.wav")
+    for command in (("models",), ("download", "csm"), ("say", "Hello.", "--engine", "csm", *bare)):
+        done = cli(tmp_path / "run", *command, **variables)
+        assert done.returncode == 0, done.stderr
+        if command[0] == "models":
+            assert b"on disk" in next(line for line in done.stdout.splitlines() if b"sesame/csm-1b" in line)
+    assert (tmp_path / "run" / "out.wav").stat().st_size > 3 * 1920
+    assert listing(cache) == before
+    assert not (tmp_path / "run" / "data" / "models" / "hub").exists()
+    for path in [cache, *cache.rglob("*")]:
+        if path.is_dir():
+            path.chmod(0o755)  # so that pytest can remove it
 
 
 def test_models_lists_a_codec_beside_the_weights_and_an_invalid_source(tmp_path: Path) -> None:

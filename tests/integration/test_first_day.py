@@ -197,8 +197,8 @@ def take_of(number: int, **values: Any) -> Take:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"pace": 7.0}, "too slow: 7 characters"),
-        ({"pace": 25.0}, "too fast: 25 characters"),
+        ({"pace": 5.5}, "too slow: 5.5 characters"),
+        ({"pace": 31.0}, "too fast: 31 characters"),
         ({"longest_silence_s": 1.8}, "silence of 1.8 s"),
         ({"loudness_lufs": -25.0}, "loudness is -25 LUFS"),
         ({"true_peak_dbtp": 0.2}, "true peak is 0.2 dBTP"),
