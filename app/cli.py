@@ -189,7 +189,7 @@ async def _say(settings: Settings, request: SpeechRequest, output: Path, extras:
         sink = sys.stdout.buffer if str(output) == "-" else None
         partial = output.with_name(output.name + ".part")
         try:
-            answer = await generator.answer(request, extras=extras)
+            answer = await generator.answer(request, extras=extras, to_file=sink is None)
             size = 0
             with err.status(f"{answer.engine} speaks ...") as status:
                 file = sink or partial.open("wb")
@@ -201,6 +201,8 @@ async def _say(settings: Settings, request: SpeechRequest, output: Path, extras:
                     file.close()
                     partial.replace(output)
             err.print(f"{answer.engine}: {size} bytes -> {output}", highlight=False)
+            if answer.verified == "uncertain":
+                err.print("[yellow]The speech may differ from the text. Listen to it, or try another --seed.[/]")
         except SpeechError as error:
             _fail(error.message)
         except OSError as error:

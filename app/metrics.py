@@ -71,6 +71,12 @@ class Metrics:
             "tts_cache", "Answers by cache result: hit, miss, off", ["result"], registry=self.registry
         )
         self._guard = Counter("tts_guard", "Corrections by the output guard, by rule", ["rule"], registry=self.registry)
+        self._verified = Counter(
+            "tts_verified",
+            "Utterances by the result of the check of generated speech: ok, retried, uncertain, unchecked",
+            ["result"],
+            registry=self.registry,
+        )
         self._cancelled = Counter(
             "tts_cancelled", "Answers whose client disconnected before the end", registry=self.registry
         )
@@ -111,6 +117,9 @@ class Metrics:
 
     def guard(self, rule: str) -> None:
         self._guard.labels(rule).inc()
+
+    def verified(self, result: str) -> None:
+        self._verified.labels(result).inc()
 
     def cancelled(self) -> None:
         self._cancelled.inc()

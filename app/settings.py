@@ -294,6 +294,14 @@ class Settings(BaseSettings):
         "cloned voices, `all`, or `off`. It needs the `watermark` extra. Without the extra, `cloned` adds no "
         "watermark and /health reports this; with `all` the server does not start.",
     )
+    verify: Literal["off", "auto", "all"] = Field(
+        "auto",
+        alias="TTS_VERIFY",
+        description="Which generated speech is checked against its text, see docs/listening.md: `auto` = utterances of "
+        "a model of which nothing was sent yet (the files of `say`, and later utterances while the listener has enough "
+        "audio); `all` = also utterances that were sent, and the offline voice; `off` = none. The request fields "
+        "`verify` and `best_of` override this setting. The check needs the `words` extra and works for English.",
+    )
     youtube: Literal["auto", "off"] = Field(
         "auto",
         alias="TTS_YOUTUBE",

@@ -66,14 +66,17 @@ class SpeechRequest:
     context: tuple[Turn, ...] = ()  # earlier turns of the conversation, oldest first
     conversation: str | None = None  # the key under which the conversation is remembered
     parallel: bool = False  # generate sentences in parallel, although the engine could continue after a sentence
+    verify: bool | None = None  # check the speech before it is sent; None = as TTS_VERIFY says
+    best_of: int = 1  # how many takes of each utterance are generated; the best one is kept
 
     def digest(self, *context: str) -> str:
         """The cache key: the SHA-256 (hex) of everything that changes the bytes of the answer.
 
         context: further texts to include, such as the engine's fingerprint and the digests of the voices. The field
-        `model` is not included, because several aliases name the same engine.
+        `model` is not included, because several aliases name the same engine, and `verify` is not included, because a
+        checked answer also answers a request without a check.
         """
-        return self._hash(("model", "use_cache"), context)
+        return self._hash(("model", "use_cache", "verify"), context)
 
     def content_seed(self, *context: str) -> int:
         """A seed (31 bits) that depends on text, voices and sampling, and not on the audio format."""
@@ -87,6 +90,8 @@ class SpeechRequest:
             "seed",
             "enhance",
             "parallel",
+            "verify",
+            "best_of",
         )
         return int(self._hash(left_out, context)[:8], 16) >> 1
 
@@ -98,6 +103,8 @@ class SpeechRequest:
         values["context"] = [(turn.speaker, turn.text, turn.digest) for turn in self.context]
         if not self.parallel:  # so that answers that were cached before this field existed are still found
             del values["parallel"]
+        if self.best_of == 1:
+            del values["best_of"]
         kept = {name: value for name, value in values.items() if name not in left_out}
         canonical = json.dumps([kept, context], sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()

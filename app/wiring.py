@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable
@@ -18,8 +19,11 @@ from app.audio.sandbox import Limits
 from app.audio.threads import ThreadLimit
 from app.audio.watermark import Watermark, WatermarkMissing
 from app.engines import registry
+from app.engines.espeak import Library
 from app.engines.manager import EngineManager
+from app.errors import EngineUnavailable
 from app.generator.cache import AnswerCache
+from app.generator.checking import TakeChecker
 from app.generator.preset_voices import PresetVoiceMaker
 from app.generator.speech import SpeechGenerator
 from app.keys import KeyFile, KeyRing
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
     from app.settings import Settings
     from app.voices.transcribe import Transcriber
 
+PRONUNCIATION_ACCENTS = ("gmw/en-US", "gmw/en-GB-x-rp")  # eSpeak NG voices that pronounce words for the check
+
 log = logging.getLogger(__name__)
 
 
@@ -55,6 +61,7 @@ class CoreServices:
     watermark: Watermark
     detector: WatermarkDetector
     checker: TranscriptChecker
+    take_checker: TakeChecker
 
 
 def core_services(settings: Settings, normalizer: Normalizer | None = None) -> CoreServices:
@@ -87,6 +94,7 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
     )
     uploads = ThreadLimit()
     watermark = create_watermark(settings)
+    take_checker = create_checker(settings)
     generator = SpeechGenerator(
         manager,
         voices,
@@ -98,9 +106,28 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
         watermark=watermark,
         uploads=uploads,
         enhance=settings.enhance,
+        checker=take_checker,
     )
     detector = WatermarkDetector(uploads, SpeechFinder().contains_speech)
-    return CoreServices(generator, manager, voices, metrics, preset_voices, watermark, detector, checker)
+    return CoreServices(generator, manager, voices, metrics, preset_voices, watermark, detector, checker, take_checker)
+
+
+def create_checker(settings: Settings) -> TakeChecker:
+    """The check of generated speech. eSpeak NG pronounces the words for it, if it is installed."""
+
+    @functools.cache
+    def library() -> Library | None:
+        try:
+            return Library()
+        except EngineUnavailable:
+            return None
+
+    @functools.lru_cache(maxsize=8_192)
+    def pronounce(word: str) -> list[str]:
+        espeak = library()
+        return [] if espeak is None else [espeak.ipa(word, accent) for accent in PRONUNCIATION_ACCENTS]
+
+    return TakeChecker(settings.verify, pronounce)
 
 
 def create_watermark(settings: Settings) -> Watermark:
@@ -162,6 +189,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
             finally:
                 reporting.cancel()
                 ended.set()
+        await services.take_checker.close()
         await asyncio.gather(warming, importing, checking)
 
     ring = KeyRing([key.get_secret_value() for key in settings.api_keys], KeyFile(settings.data_dir))
@@ -178,6 +206,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
             services.preset_voices,
             services.watermark,
             services.detector,
+            services.take_checker,
             None if settings.youtube == "off" else YouTube(),
         ),
         lifespan,

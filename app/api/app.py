@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from app.audio.detection import WatermarkDetector
     from app.audio.watermark import Watermark
     from app.engines.manager import EngineManager
+    from app.generator.checking import TakeChecker
     from app.generator.preset_voices import PresetVoiceMaker
     from app.generator.speech import SpeechGenerator
     from app.metrics import Metrics
@@ -68,6 +69,7 @@ class AppServices:
     preset_voices: PresetVoiceMaker
     watermark: Watermark
     detector: WatermarkDetector
+    checker: TakeChecker
     youtube: YouTube | None  # None = TTS_YOUTUBE is off: the routes for YouTube do not exist
 
 
@@ -177,6 +179,7 @@ def create_api(
         services.manager,
         services.preset_voices,
         services.watermark,
+        services.checker,
         services.youtube,
         settings,
         system.limits(settings.max_input_chars, services.cloner.sample_range_s, services.cloner.best_range_s),

@@ -33,6 +33,7 @@ EXPOSED_HEADERS = (
     "X-TTS-Engine",
     "X-TTS-Seed",
     "X-TTS-Guard",
+    "X-TTS-Verified",
     "X-TTS-Ignored",
     "X-Voice-State",
     "X-Cache",

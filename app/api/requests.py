@@ -162,6 +162,21 @@ class SpokenBody(BaseModel):
         Field(description="Generate sentences in parallel: faster, but the intonation starts anew at each sentence."),
     ] = None
 
+    verify: Annotated[
+        bool | None,
+        Field(
+            description="`true` = send nothing before the whole speech is checked against its text. `false` = no "
+            "check. Default: TTS_VERIFY, which never delays the first audio. X-TTS-Verified has the result."
+        ),
+    ] = None
+    best_of: Annotated[
+        Annotated[int, Field(ge=1, le=4), WHOLE] | None,
+        Field(
+            description="Generate each utterance this many times with different seeds, check all takes, and keep the "
+            "best. Nothing is sent before that. Default: 1."
+        ),
+    ] = None
+
     @model_validator(mode="wrap")
     @classmethod
     def _read(cls, data: object, validate: ModelWrapValidatorHandler[Self]) -> Self:
@@ -233,6 +248,8 @@ class SpokenBody(BaseModel):
             enhance=self.enhance,
             use_cache=self.cache is not False,
             parallel=self.parallel is True,
+            verify=self.verify,
+            best_of=self.best_of or 1,
         )
 
 

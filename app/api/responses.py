@@ -367,6 +367,11 @@ class Marking(ResponseModel):
     reason: str | None
 
 
+class Verification(ResponseModel):
+    mode: Annotated[Literal["off", "auto", "all"], Field(description="The setting TTS_VERIFY.")]
+    reason: Annotated[str | None, Field(description="Why no speech can be checked; null = it can be checked.")]
+
+
 class YouTubeState(ResponseModel):
     on: bool
     reason: str | None
@@ -412,6 +417,7 @@ class EngineState(ResponseModel):
     rows: Count | None
     queue: Queue | None
     watermark: Marking
+    verification: Verification
     youtube: YouTubeState
     memory: list[MemoryUse]
     download: Download | None
@@ -487,6 +493,11 @@ _SPEECH_HEADERS: Mapping[str, Schema] = {
     "X-Cache": text_header("Whether the audio comes from the cache.", enum=["hit", "miss"]),
     "X-Voice-State": text_header("`uncast` = the voice has no recording yet and uses a fixed seed.", enum=["uncast"]),
     "X-TTS-Guard": text_header("The rules of the output guard that the speech broke, for example `repeat,silence`."),
+    "X-TTS-Verified": text_header(
+        "The result of the check of the speech against its text, as it was known when the headers were sent. Speech "
+        "that is sent while it is generated is `unchecked`.",
+        enum=["ok", "retried", "uncertain", "unchecked"],
+    ),
     "X-TTS-Ignored": text_header("The request fields that this engine or this route ignores."),
 }
 
@@ -528,6 +539,7 @@ _SPEECH_EVENTS = _events(
         ["guard"],
         usage=_object(input_tokens=_COUNT, output_tokens=_COUNT, total_tokens=_COUNT),
         guard={"type": "array", "items": {"type": "string"}},
+        verified={"enum": ["ok", "retried", "uncertain", "unchecked"]},
     ),
     _event(
         "speech.progress",

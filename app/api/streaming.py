@@ -183,6 +183,7 @@ async def speech_stream(
             headers.append(("x-tts-ignored", ", ".join(answer.ignored)))
         if answer.broken_rules:
             headers.append(("x-tts-guard", ",".join(dict.fromkeys(answer.broken_rules))))
+        headers.append(("x-tts-verified", answer.verified))
         if answer.voice_not_ready:
             headers.append(("x-voice-state", "uncast"))
         if answer.size_bytes is not None and not sse:
@@ -225,7 +226,7 @@ async def _speech_events(body: AsyncGenerator[bytes], answer: Answer, progress: 
         "total_tokens": usage.total_tokens,
     }
     guard = {"guard": list(dict.fromkeys(answer.broken_rules))} if answer.broken_rules else {}
-    yield event({"type": "speech.audio.done", "usage": counts, **guard})
+    yield event({"type": "speech.audio.done", "usage": counts, **guard, "verified": answer.verified})
     yield SSE_END
 
 

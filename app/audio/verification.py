@@ -15,6 +15,7 @@ takes of one text and never rejects one.
 
 from __future__ import annotations
 
+import string
 import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -45,6 +46,22 @@ MIN_SCORE = -3.0  # mean score of all words; people: at least -2.4
 MAX_PHONEMES_PER_S = 26.0  # people: at most 18.5
 MAX_LENGTH_RATIO = 2.0  # a take may be this factor longer or shorter than expected
 _DOUBTFUL_SCORE = -6.0  # a word below this score is doubtful; 5 % of people's recordings have such a word
+
+# Common words of English, and of other languages in Latin letters. Words of several of these languages are left out.
+_ENGLISH_WORDS = frozenset(
+    "the and of to is you that it was for are with his they be this have from had by but not what all were we when "
+    "your can there which she he do how their if my our will would has who its about out up them then him her been "
+    "more i i'm it's don't that's hello yes thank thanks please where why".split()
+)
+_FOREIGN_WORDS = frozenset(
+    "der das und ist nicht ein eine einen einer ich sie wir ihr mit auf für von zu dem den im auch sich wie aber oder "
+    "guten sind haben hat wird werden bei nach über wenn noch heute le la les des est une je vous nous et pas que qui "
+    "dans avec il elle ce cette mais ou où bonjour au aux du sont était el los las del por para está es una como pero "
+    "más muy esta este hola gracias di che è sono della delle nel gli ma anche questo questa ciao non het een ik niet "
+    "dat op zijn voor deze maar og jeg det som til på av är jag och att inte nie się na jest że os da não uma em com "
+    "você mas isso muito obrigado".split()
+)
+_PUNCTUATION = string.punctuation + "“”„«»…–—¿¡"
 
 _FRAME_S = 0.01
 _WINDOW_S = 3.0  # audio without words is summed over such windows: babble is continuous, and hesitations are short
@@ -153,11 +170,14 @@ def best_take(verdicts: Sequence[Verdict]) -> int:
 
 
 def is_english(text: str, language: str | None = None) -> bool:
-    """Whether the check applies: `language` is English or not given, and the letters are those of English."""
+    """Whether the check applies: `language` is English or not given, and letters and common words are English ones."""
     if language is not None and language.lower().replace("_", "-").split("-")[0] != "en":
         return False
     letters = [letter for letter in unicodedata.normalize("NFKD", text) if letter.isalpha()]
-    return bool(letters) and sum(letter.isascii() for letter in letters) >= 0.9 * len(letters)
+    if not letters or sum(letter.isascii() for letter in letters) < 0.9 * len(letters):
+        return False
+    words = [word.strip(_PUNCTUATION) for word in text.lower().replace("’", "'").split()]
+    return sum(word in _FOREIGN_WORDS for word in words) <= sum(word in _ENGLISH_WORDS for word in words)
 
 
 class Verifier:

@@ -15,6 +15,7 @@ import os
 import struct
 import time
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -34,7 +35,7 @@ class CachedAnswer:
     """An answer from the cache."""
 
     data: bytes  # the same bytes as the first time
-    facts: dict[str, float]  # the usage in tokens
+    facts: dict[str, float | str]  # the usage in tokens, and the result of the check if the answer was checked
 
 
 class AnswerCache:
@@ -142,11 +143,11 @@ class Entry:
             log.warning("the answer can't be written to the cache, so it is not stored: %s", error)
             self.abandon()
 
-    def commit(self, facts: dict[str, float]) -> None:
-        """Store the complete answer. facts: the usage in tokens."""
+    def commit(self, facts: Mapping[str, float | str]) -> None:
+        """Store the complete answer. facts: what `CachedAnswer.facts` returns later."""
         if not self._keep:
             return
-        trailer = json.dumps({"size": self._size, "crc32": self._checksum, "facts": facts}).encode()
+        trailer = json.dumps({"size": self._size, "crc32": self._checksum, "facts": dict(facts)}).encode()
         try:
             file = self._opened()
             file.write(trailer + _FOOTER.pack(_MAGIC, len(trailer)))

@@ -35,6 +35,7 @@ class SpeechJob:
     progress: Progress = field(default_factory=Progress)
     playback: Playback = field(default_factory=Playback)
     broken_rules: list[str] = field(default_factory=list)  # rules of the output guard that the speech broke
+    held: bool = False  # whether nothing is sent before the whole answer has been checked
 
     context: tuple[ContextTurn, ...] = ()  # remembered turns, then uploaded turns
     remembered: int = 0  # the number of remembered turns in `context`

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 TURN_GAP_S = 0.25
 LEAST_NATURAL_CHARS = 80  # a lower limit would split most sentences, which sounds worse than fast speech
 MAX_PAUSES_S = 600  # the sum for one answer: pause tags could otherwise produce hours of silence
+# The most characters in an utterance of an answer that is held back for a check, unless one sentence is longer: about
+# 30 s of speech. The recogniser accepts 120 s, and a bad take of 30 s is repeated in less time.
+HELD_PASSAGE_CHARS = 450
 IN_THREAD_CHARS = 2_000  # a longer text is normalised in a thread: normalisation takes up to 0.05 ms per character
 
 
@@ -92,6 +95,7 @@ class Planner:
             if utterance is not None and (
                 isinstance(part, Pause)
                 or job.request.parallel
+                or (job.held and job.info.text.continues and len(utterance.text) + len(part.text) >= HELD_PASSAGE_CHARS)
                 or not utterance.fits(part, job.info, one_voice=one_voice)
             ):
                 yield utterance

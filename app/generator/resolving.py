@@ -12,7 +12,7 @@ from app.audio import watermark
 from app.audio.encoders import check_rate
 from app.errors import BadReference, UnknownModel, UnknownVoice, UnsupportedParameter
 from app.generator.job import SpeechJob, number_speakers
-from app.generator.planning import parse_lines
+from app.generator.planning import HELD_PASSAGE_CHARS, parse_lines
 from app.generator.preset_voices import seed_of
 from app.generator.prompts import check_speakable
 from app.lru import LRU
@@ -109,7 +109,13 @@ class RequestResolver:
         # The audio also depends on values that are not in the request. The values in samples_key change the generated
         # samples. The values in finish_key change only the processing of these samples.
         samples_key = (__version__, info.fingerprint, *(voice.digest for voice in voices))
-        finish_key = (enhancement.VERSION if request.enhance else "", watermark.VERSION if marked else "")
+        finish_key: tuple[str, ...] = (
+            enhancement.VERSION if request.enhance else "",
+            watermark.VERSION if marked else "",
+        )
+        held = request.verify is True or request.best_of > 1
+        if held and info.text.continues and sum(len(line.text) for line in lines) >= HELD_PASSAGE_CHARS:
+            finish_key += ("passages",)  # the planner divides the text into other utterances
         return SpeechJob(
             request,
             engine,
@@ -121,6 +127,7 @@ class RequestResolver:
             ignored=ignored,
             marked=marked,
             voice_not_ready=voice_not_ready,
+            held=held,
             playback=Playback(tempo=request.speed),
         )
 
@@ -217,6 +224,9 @@ class RequestResolver:
         if request.parallel and not info.capabilities.parallel:
             ignored.append("parallel")
             request = replace(request, parallel=False)
+        if request.best_of > 1 and not info.seeded:  # all takes would be equal
+            ignored.append("best_of")
+            request = replace(request, best_of=1)
         for name in sorted(name for name in extras if not info.capabilities.supports(name)):
             if not self._manager.is_fallback and name != "speaker_id":
                 check_extra(name, info)

@@ -8,16 +8,19 @@ stream with an exception. This module does not depend on HTTP or on a particular
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
+import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from app.audio import pcm
 from app.audio.formats import AUDIO_FORMATS
-from app.errors import NothingSpoken, SpeechTooShort
+from app.errors import NothingSpoken, SpeechError, SpeechTooShort
+from app.generator.checking import AnswerChecks, best_of_takes
 from app.generator.context import ConversationContext
 from app.generator.lookahead import Lookahead, SubmittedUtterance, rows_ahead
 from app.generator.output import open_output
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from app.audio.watermark import Watermark
     from app.engines.manager import EngineManager
     from app.generator.cache import AnswerCache
+    from app.generator.checking import Result, TakeChecker
     from app.generator.job import SpeechJob
     from app.generator.preset_voices import PresetVoiceMaker
     from app.metrics import Metrics
@@ -48,10 +52,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SENTENCE_GAP_S = 0.1  # silence between utterances, in addition to up to 0.2 s at the edges of each utterance
-ATTEMPTS = 2  # how often an utterance is generated if it is silent or breaks a rule of the output guard
-RETRY_SEED_STEP = 1_000_003  # is added to the seed for the second attempt
+# How often an utterance is generated if it is silent, breaks a rule of the output guard, or fails the check.
+ATTEMPTS = 2
+RETRY_SEED_STEP = 1_000_003  # is added to the seed for each further take
 MAX_SEED = 2**63 - 1
 CACHED_CHUNK_BYTES = 1 << 16
+HELD_IN_MEMORY_BYTES = 4 << 20  # a longer answer that is held back is in a temporary file
 _TOKEN_BYTES = 4  # UTF-8 bytes per text token: an estimate, because some engines have no tokenizer
 
 
@@ -82,6 +88,7 @@ class Answer:
     progress: Progress = field(default_factory=Progress)  # empty for a cached answer
     voice_not_ready: bool = False  # whether a preset voice has no recording yet and uses a fixed seed
     broken_rules: list[str] = field(default_factory=list)  # rules of the output guard that the speech broke so far
+    verified: Result = "unchecked"  # the result of the check, as it is known so far
 
 
 class SpeechGenerator:
@@ -100,11 +107,13 @@ class SpeechGenerator:
         enhance: bool,
         preset_voices: PresetVoiceMaker | None = None,
         memory: Memory | None = None,
+        checker: TakeChecker | None = None,
     ) -> None:
         """Connect the services.
 
         watermark: decides which speech gets the watermark. uploads: limits the threads that decode uploads.
         enhance: the default of the request field. memory: remembers conversations; None = no memory.
+        checker: checks the generated speech; None = no check.
         """
         self._manager = manager
         self._cache = cache
@@ -113,6 +122,7 @@ class SpeechGenerator:
         self._resolver = RequestResolver(manager, voices, watermark, enhance=enhance, preset_voices=preset_voices)
         self._prompts = Prompts(voices)
         self._context = ConversationContext(memory, uploads)
+        self._checker = checker
         self._order = EncodeOrder()
 
     async def decode_context(self, turns: Sequence[UploadedTurn]) -> tuple[Turn, ...]:
@@ -132,14 +142,23 @@ class SpeechGenerator:
         return await self._context.forget(conversation)
 
     async def answer(
-        self, request: SpeechRequest, *, extras: frozenset[str] = frozenset(), random_seed: bool = False
+        self,
+        request: SpeechRequest,
+        *,
+        extras: frozenset[str] = frozenset(),
+        random_seed: bool = False,
+        to_file: bool = False,
     ) -> Answer:
         """Check the request and return its answer, from the cache or ready to be spoken.
 
         extras: the request fields that the caller has set and that OpenAI's API does not have. random_seed: use a
-        random seed and no cache. Raises RequestError, NotReady. The first read from the stream can raise Busy or
-        EngineError.
+        random seed and no cache. to_file: nobody listens before the answer is complete, so its speech is checked before
+        it is written, unless the request or TTS_VERIFY says otherwise. Raises RequestError, NotReady. The first read
+        from the stream can raise Busy or EngineError.
         """
+        if to_file and self._checker is not None:
+            checked = self._checker.scope(request, self._manager.engine().info) != "none"
+            request = replace(request, verify=checked)
         job = await self._resolver.resolve(request, extras, random_seed=random_seed)
         answer = Answer(
             engine=job.info.id,
@@ -153,30 +172,35 @@ class SpeechGenerator:
             voice_not_ready=job.voice_not_ready,
             broken_rules=job.broken_rules,
         )
-        if job.request.use_cache and (cached := await self._cache.find(job.cache_key)) is not None:
+        cached = await self._cache.find(job.cache_key) if job.request.use_cache else None
+        if cached is not None and (job.request.verify is not True or "verified" in cached.facts):
             self._metrics.cache("hit")
+            answer.verified = cast("Result", cached.facts.get("verified", "unchecked"))
             answer.hit, answer.size_bytes = True, len(cached.data)
             answer.usage = Usage(int(cached.facts["input_tokens"]), int(cached.facts["output_tokens"]))
             answer.stream = _in_chunks(cached.data)
         else:
             self._metrics.cache("miss" if job.request.use_cache else "off")
             answer.stream = self._speak(job, answer)
+            if job.held:
+                answer.stream = _hold_back(answer, answer.stream)
         return answer
 
     # ---- speaking
 
     async def _speak(self, job: SpeechJob, answer: Answer) -> AsyncGenerator[bytes]:
-        """Yield the bytes of an answer that is not in the cache. Sets answer.usage at the end."""
+        """Yield the bytes of an answer that is not in the cache. At the end, sets its `usage` and `verified`."""
         job = await self._with_prompts(job)
         request, info = job.request, job.info
         output = await open_output(job)
         entry = self._cache.begin(job.cache_key, keep=request.use_cache)
         clock = ListenerClock()
+        checks = AnswerChecks(self._checker, job, self._normalizer, self._metrics)
         spoken: list[RememberedTurn] = []
         pending = self._order.begin()
         try:
             async with (
-                contextlib.aclosing(self._samples(job, output.expect, spoken)) as produced,
+                contextlib.aclosing(self._samples(job, output.expect, spoken, checks)) as produced,
                 contextlib.aclosing(clock.timed(produced)) as timed,
             ):
                 async for samples in timed:
@@ -196,18 +220,26 @@ class SpeechGenerator:
             usage = answer.usage = _usage(job, output.audio_s)
             await self._context.remember(job, spoken)
             entry.write(data)
-            if job.broken_rules:
+            if checks.waiting and data:  # the listener does not wait for checks
+                yield data
+                data = b""
+            verified = await checks.finish()
+            if job.broken_rules or verified == "uncertain":
                 self._resolver.avoid_seed(job)
                 entry.abandon()
             else:
-                entry.commit({"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens})
-            self._metrics.spoken(info.id, request.format, output.audio_s, clock.waited_s, clock.underruns)
+                counts = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
+                entry.commit({**counts, "verified": verified} if checks.complete else counts)
+            underruns = 0 if job.held else clock.underruns
+            self._metrics.spoken(info.id, request.format, output.audio_s, clock.waited_s, underruns)
             if data:
                 yield data
+            answer.verified = verified
         finally:
             pending.done()
             output.close()
             entry.abandon()
+            await checks.close()
 
     async def _with_prompts(self, job: SpeechJob) -> SpeechJob:
         """Return the job with the earlier turns and the recordings of the voices, both as codes."""
@@ -223,7 +255,11 @@ class SpeechGenerator:
         )
 
     async def _samples(
-        self, job: SpeechJob, expect_level: Callable[[float], None], spoken: list[RememberedTurn]
+        self,
+        job: SpeechJob,
+        expect_level: Callable[[float], None],
+        spoken: list[RememberedTurn],
+        checks: AnswerChecks,
     ) -> AsyncGenerator[Samples]:
         """Yield the audio of the answer at the engine's sample rate: the utterances and the silence between them.
 
@@ -248,7 +284,7 @@ class SpeechGenerator:
                 begun = True
                 level_lufs = part.lines[0].voice.level_lufs
                 expect_level(job.info.level_lufs if level_lufs is None else level_lufs)
-                async with contextlib.aclosing(self._utterance(job, part, ahead, spoken)) as produced:
+                async with contextlib.aclosing(self._utterance(job, part, ahead, spoken, checks)) as produced:
                     async for samples in produced:
                         if silence_s:
                             yield pcm.silence(silence_s, rate_hz)
@@ -260,7 +296,12 @@ class SpeechGenerator:
             await ahead.aclose()
 
     async def _utterance(
-        self, job: SpeechJob, planned: PlannedUtterance, ahead: Lookahead, spoken: list[RememberedTurn]
+        self,
+        job: SpeechJob,
+        planned: PlannedUtterance,
+        ahead: Lookahead,
+        spoken: list[RememberedTurn],
+        checks: AnswerChecks,
     ) -> AsyncGenerator[Samples]:
         """Yield the audio of one utterance with trimmed and faded edges. Meanwhile, submit the next utterances.
 
@@ -269,10 +310,21 @@ class SpeechGenerator:
         """
         submitted, number = ahead.take()
         job.playback.current_index = number
+        checks.begin()
         begun = False
+        takes: list[Take] = []
         try:
-            for attempt in range(1, ATTEMPTS + 1):
-                take = Take(job, hold=job.info.seeded and number > 0)
+            if job.request.best_of > 1 and checks.possible:
+                takes = await self._candidates(job, planned, submitted, number, checks)
+            attempts = 0 if takes else max(ATTEMPTS, job.request.best_of)
+            for attempt in range(1, attempts + 1):
+                take = Take(
+                    job,
+                    hold=job.info.seeded and number > 0,
+                    until_end=job.held,
+                    keep=checks.scope == "all",
+                )
+                takes.append(take)
                 async with contextlib.aclosing(take.chunks(submitted)) as chunks:
                     async for chunk in chunks:
                         await ahead.submit(rows_ahead(job))
@@ -281,21 +333,89 @@ class SpeechGenerator:
                         for samples in take.release():
                             begun = begun or self._begin(job, planned)
                             yield samples
+                wait_s = None if job.held else take.due_s
                 take.end()
                 failed = bool(take.failures) or (take.silent and has_words(planned.text))
-                if not failed or take.sent or attempt == ATTEMPTS:
+                if not failed:
+                    await checks.check(planned, take, wait_s)
+                    failed = take.verdict is not None and take.verdict.status == "bad"
+                elif not take.sent and attempt < attempts:
+                    self._metrics.guard("retry")
+                if not failed or take.sent or attempt == attempts:
                     break
-                self._metrics.guard("retry")
                 await submitted.aclose()
                 submitted = self._submit(job, planned, number, attempt)
+            take = best_of_takes(takes, planned.text)
             self._check(job, planned, take, number)
+            checks.record(number, takes, take)
             for samples in take.release():
                 begun = begun or self._begin(job, planned)
                 yield samples
-            if take.codes is not None and not take.silent and not take.failures:
+            bad = take.verdict is not None and take.verdict.status == "bad"
+            if take.codes is not None and not take.silent and not take.failures and not bad:
                 spoken.append(RememberedTurn(planned.lines[0].voice.id, planned.text, take.codes))
         finally:
             await submitted.aclose()
+
+    async def _candidates(
+        self,
+        job: SpeechJob,
+        planned: PlannedUtterance,
+        submitted: SubmittedUtterance,
+        number: int,
+        checks: AnswerChecks,
+    ) -> list[Take]:
+        """Generate and check `best_of` takes of an utterance, as many at the same time as there are free rows.
+
+        submitted: the first take. One row stays free for other requests. A take that fails with an error is left out;
+        if all takes fail, the first error is raised.
+        """
+        count = job.request.best_of
+        takes: dict[int, Take] = {}
+        errors: list[SpeechError] = []
+        streams = [submitted]
+
+        async def generate(index: int) -> None:
+            take = Take(job, hold=True, until_end=True, keep=True)
+            try:
+                async with contextlib.aclosing(take.chunks(streams[index])) as chunks:
+                    async for chunk in chunks:
+                        if chunk is not None:
+                            take.add(chunk)
+            except SpeechError as error:
+                errors.append(error)
+                return
+            take.end()
+            await checks.check(planned, take)
+            takes[index] = take
+
+        running = {asyncio.create_task(generate(0))}
+
+        def start_next() -> None:
+            streams.append(self._submit(job, planned, number, len(streams)))
+            running.add(asyncio.create_task(generate(len(streams) - 1)))
+
+        try:
+            while running:
+                load = job.engine.load
+                free = load.max_rows - load.active_rows - load.queued - len(running)
+                for _ in range(min(count - len(streams), free - 1)):
+                    start_next()
+                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                running -= done
+                for task in done:
+                    task.result()
+                if not running and len(streams) < count:
+                    start_next()
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+            for stream in streams:
+                await stream.aclose()
+        if not takes:
+            raise errors[0]
+        return [takes[index] for index in sorted(takes)]
 
     @staticmethod
     def _begin(job: SpeechJob, planned: PlannedUtterance) -> bool:
@@ -324,7 +444,7 @@ class SpeechGenerator:
             )
 
     def _submit(self, job: SpeechJob, planned: PlannedUtterance, number: int, attempt: int = 0) -> SubmittedUtterance:
-        """Send an utterance to the engine. number: its index in the answer. attempt: 0 for the first take, then 1."""
+        """Send an utterance to the engine. number: its index in the answer. attempt: 0 for the first take."""
         utterance = Utterance(
             lines=planned.lines,
             sampling=job.request.sampling,
@@ -333,7 +453,7 @@ class SpeechGenerator:
             language=job.request.language,
             context=job.context,
             optional_turns=job.remembered,
-            scheduling=Scheduling(continuation=number > 0, index=number, playback=job.playback),
+            scheduling=Scheduling(continuation=number > 0 or attempt > 0, index=number, playback=job.playback),
         )
         return SubmittedUtterance(job.engine.speak(utterance))
 
@@ -348,3 +468,15 @@ async def _in_chunks(data: bytes) -> AsyncGenerator[bytes]:
     """Yield the bytes of a cached answer in chunks."""
     for start in range(0, len(data), CACHED_CHUNK_BYTES):
         yield data[start : start + CACHED_CHUNK_BYTES]
+
+
+async def _hold_back(answer: Answer, stream: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """Read the whole stream of an answer, and then yield it. Sets `size_bytes` before the first bytes."""
+    with tempfile.SpooledTemporaryFile(HELD_IN_MEMORY_BYTES) as file:
+        async with contextlib.aclosing(stream):
+            async for data in stream:
+                file.write(data)
+        answer.size_bytes = file.tell()
+        file.seek(0)
+        while data := file.read(CACHED_CHUNK_BYTES):
+            yield data

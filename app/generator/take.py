@@ -8,16 +8,19 @@ the listener has less than RELEASE_S seconds of audio left.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from app.audio.alignment import MAX_SECONDS
 from app.audio.shape import EdgeTrimmer, Fader
 from app.audio.stages import chain
 
 if TYPE_CHECKING:
+    from app.audio.verification import Verdict
     from app.generator.job import SpeechJob
     from app.generator.lookahead import SubmittedUtterance
     from app.types import AudioChunk, Codes, Samples
@@ -28,16 +31,25 @@ RELEASE_S = 2.0  # held audio is sent, checked or not, when the listener has les
 class Take:
     """Holds the audio of one attempt until the audio is sent. Trims and fades both ends of the audio."""
 
-    def __init__(self, job: SpeechJob, *, hold: bool) -> None:
-        """hold: hold audio back while the listener has enough audio; False = send each chunk immediately."""
+    def __init__(self, job: SpeechJob, *, hold: bool, until_end: bool = False, keep: bool = False) -> None:
+        """hold: hold audio back while the listener has enough audio; False = send each chunk immediately.
+
+        until_end: hold all audio back until `end`. keep: keep the audio that was sent, so that it can be checked.
+        """
         self._job = job
-        self._hold = hold
+        self._hold = hold or until_end
+        self._until_end = until_end
+        self._keep = keep
+        self._audio: list[Samples] | None = []  # all audio so far; None = it is not kept
+        self._size = 0
         self._edges = EdgeTrimmer(job.info.rate_hz)
         self._shape = chain(self._edges, Fader(job.info.rate_hz))
         self._held: list[Samples] = []
         self._codes: list[Codes] = []
         self._rules: list[str] = []
         self.sent = False  # whether audio has left the take
+        self.verdict: Verdict | None = None  # of the check; None = the take was not checked
+        self.checking: asyncio.Task[None] | None = None  # the check that sets `verdict`
 
     @property
     def silent(self) -> bool:
@@ -59,16 +71,32 @@ class Take:
         self._rules += chunk.rules
         if chunk.codes is not None and self._job.request.conversation is not None:
             self._codes.append(chunk.codes)
-        self._held.append(self._shape.push(chunk.samples))
+        self._hold_back(self._shape.push(chunk.samples))
 
     def end(self) -> None:
         """End the take after its last chunk: add the faded end to the held audio, and stop holding audio back."""
-        self._held.append(self._shape.flush())
+        self._hold_back(self._shape.flush())
         self._hold = False
+
+    def _hold_back(self, samples: Samples) -> None:
+        """Add audio to the held audio."""
+        self._held.append(samples)
+        self._size += len(samples)
+        if self._audio is not None:
+            self._audio.append(samples)
+        if self._size > MAX_SECONDS * self._job.info.rate_hz:  # too long to be checked
+            self._audio = None
+
+    @property
+    def audio(self) -> Samples | None:
+        """All audio of the take (N,); None if it is empty, too long to be checked, or was not kept."""
+        return np.concatenate(self._audio) if self._audio and self._size else None
 
     @property
     def due_s(self) -> float:
-        """Seconds until the held audio must be sent; 0 = now."""
+        """Seconds until the held audio must be sent; 0 = now, infinity = not before the end."""
+        if self._hold and self._until_end:
+            return math.inf
         return max(0.0, self._job.playback.time_left_s(time.monotonic()) - RELEASE_S) if self._hold else 0.0
 
     def release(self) -> list[Samples]:
@@ -77,6 +105,8 @@ class Take:
             return []
         held, self._held = [samples for samples in self._held if len(samples)], []
         self.sent = self.sent or bool(held)
+        if held and not self._keep:
+            self._audio = None
         return held
 
     async def chunks(self, submitted: SubmittedUtterance) -> AsyncGenerator[AudioChunk | None]:
@@ -88,7 +118,7 @@ class Take:
                 if following is None:
                     following = asyncio.ensure_future(anext(stream, None))
                 due_s = self.due_s if any(map(len, self._held)) else 0.0
-                await asyncio.wait({following}, timeout=due_s or None)
+                await asyncio.wait({following}, timeout=due_s if 0 < due_s < math.inf else None)
                 if not following.done():
                     yield None
                     continue

@@ -30,3 +30,8 @@ def remove_unsupported_sounds(text: str, supported: frozenset[str]) -> str:
         return match[0] if " ".join(match[1].lower().split()) in supported else " "
 
     return text if supported >= NON_VERBAL_SOUNDS else _SOUND.sub(keep, text)
+
+
+def without_sounds(text: str) -> tuple[str, int]:
+    """Return the text without its non-verbal sounds, and the number of these sounds."""
+    return _SOUND.subn(" ", text)

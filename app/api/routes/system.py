@@ -30,6 +30,7 @@ from app.api.responses import (
     PresetVoiceState,
     Queue,
     Ready,
+    Verification,
     Version,
     YouTubeState,
 )
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from app.api.auth import Gate
     from app.audio.watermark import Watermark
     from app.engines.manager import EngineManager
+    from app.generator.checking import TakeChecker
     from app.generator.preset_voices import PresetVoiceMaker
     from app.metrics import Metrics
     from app.settings import Settings
@@ -59,6 +61,7 @@ class ServerState:
     manager: EngineManager
     preset_voices: PresetVoiceMaker
     watermark: Watermark
+    checker: TakeChecker
     youtube: YouTube | None
     settings: Settings
     limits: Limits
@@ -108,6 +111,7 @@ class ServerState:
             "rows": Count(active=load.active_rows, limit=load.max_rows) if load else None,
             "queue": Queue(waiting=load.queued, limit=load.max_queue) if load else None,
             "watermark": Marking(marked="nobody" if watermark.missing else watermark.scope, reason=watermark.missing),
+            "verification": Verification(mode=self.checker.setting, reason=self.checker.missing),
             "youtube": YouTubeState(
                 on=youtube is not None and youtube.off is None, reason=youtube.off if youtube else None
             ),
