@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable
@@ -19,9 +18,8 @@ from app.audio.sandbox import Limits
 from app.audio.threads import ThreadLimit
 from app.audio.watermark import Watermark, WatermarkMissing
 from app.engines import registry
-from app.engines.espeak import Library
 from app.engines.manager import EngineManager
-from app.errors import EngineUnavailable
+from app.engines.pronouncing import pronounce
 from app.generator.cache import AnswerCache
 from app.generator.checking import TakeChecker
 from app.generator.preset_voices import PresetVoiceMaker
@@ -43,8 +41,6 @@ if TYPE_CHECKING:
 
     from app.settings import Settings
     from app.voices.transcribe import Transcriber
-
-PRONUNCIATION_ACCENTS = ("gmw/en-US", "gmw/en-GB-x-rp")  # eSpeak NG voices that pronounce words for the check
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +90,7 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
     )
     uploads = ThreadLimit()
     watermark = create_watermark(settings)
-    take_checker = create_checker(settings)
+    take_checker = TakeChecker(settings.verify, pronounce)
     generator = SpeechGenerator(
         manager,
         voices,
@@ -110,24 +106,6 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
     )
     detector = WatermarkDetector(uploads, SpeechFinder().contains_speech)
     return CoreServices(generator, manager, voices, metrics, preset_voices, watermark, detector, checker, take_checker)
-
-
-def create_checker(settings: Settings) -> TakeChecker:
-    """The check of generated speech. eSpeak NG pronounces the words for it, if it is installed."""
-
-    @functools.cache
-    def library() -> Library | None:
-        try:
-            return Library()
-        except EngineUnavailable:
-            return None
-
-    @functools.lru_cache(maxsize=8_192)
-    def pronounce(word: str) -> list[str]:
-        espeak = library()
-        return [] if espeak is None else [espeak.ipa(word, accent) for accent in PRONUNCIATION_ACCENTS]
-
-    return TakeChecker(settings.verify, pronounce)
 
 
 def create_watermark(settings: Settings) -> Watermark:

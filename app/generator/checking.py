@@ -189,7 +189,8 @@ class AnswerChecks:
         self._record(number, takes, kept)
 
     def _record(self, number: int, takes: Sequence[Take], kept: Take) -> None:
-        result = _result(kept, repeated=len(takes) > 1 and self._job.request.best_of == 1)
+        repeated = len(takes) > 1 and self._job.request.best_of == 1
+        result = "uncertain" if kept.failures and self.scope == "all" else _result(kept, repeated=repeated)
         self._results.append(result)
         self._metrics.verified(result)
         self._all_judged = self._all_judged and kept.verdict is not None and kept.verdict.reason not in _NOT_JUDGED

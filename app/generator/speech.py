@@ -152,8 +152,8 @@ class SpeechGenerator:
         """Check the request and return its answer, from the cache or ready to be spoken.
 
         extras: the request fields that the caller has set and that OpenAI's API does not have. random_seed: use a
-        random seed and no cache. to_file: nobody listens before the answer is complete, so its speech is checked before
-        it is written, unless the request or TTS_VERIFY says otherwise. Raises RequestError, NotReady. The first read
+        random seed and no cache. to_file: the speech is heard only when the answer is complete, so it is checked before
+        that, unless the request or TTS_VERIFY says otherwise. Raises RequestError, NotReady. The first read
         from the stream can raise Busy or EngineError.
         """
         if to_file and self._checker is not None:

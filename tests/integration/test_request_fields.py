@@ -240,6 +240,21 @@ def parallel(server: Server, route: str) -> None:
     assert len(server.speak(route, parallel=True).utterances) == 2
 
 
+def verify(server: Server, route: str) -> None:
+    plain, checked, unchecked = (server.speak(route, verify=option).response for option in (None, True, False))
+    assert plain.headers["x-tts-verified"] == unchecked.headers["x-tts-verified"] == "unchecked"
+    assert checked.headers["x-tts-verified"] == ("ok" if checked.headers["x-tts-engine"] == "espeak" else "uncertain")
+
+
+def best_of(server: Server, route: str) -> None:
+    single, several = server.speak(route, best_of=1), server.speak(route, best_of=3)
+    assert len(several.utterances) == 3 * len(single.utterances)
+    assert len({each.seed for each in several.utterances}) == 3
+    assert several.response.headers["x-tts-verified"] == "uncertain"  # the engine speaks noise
+    for value in (0, 5):
+        assert server.ask(route, best_of=value).error == (400, "best_of")
+
+
 def words(name: str) -> Callable[[Server, str], None]:
     def check(server: Server, route: str) -> None:
         rest = {key: value for key, value in BODIES[route].items() if key not in ("input", "text")}
@@ -338,6 +353,8 @@ ROWS: dict[str, Row] = {
     "normalize": Row(normalize),
     "enhance": Row(enhance),
     "parallel": Row(parallel, lacking="named", value=True),
+    "verify": Row(verify),
+    "best_of": Row(best_of, lacking="named", value=3),
     "input": Row(words("input"), ROUTES - {DIALOGUE}, ignored="Not this."),
     "text": Row(words("text"), ROUTES - {DIALOGUE} - SPEECHES, ignored="Not this."),
     "voice_id": Row(voice_id, frozenset({GENERATE}), ignored="echo"),

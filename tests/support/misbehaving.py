@@ -6,6 +6,8 @@ fast reading, a repeated second, a repeated word, babble, a music bed, NaN.
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,13 +15,18 @@ import numpy as np
 
 from app.audio.guard import LineGuard, pace_of, speech_length
 from app.audio.levels import levels_dbfs, silence_threshold
+from app.engines.batched import BatchedEngine
 from app.runtime.faults import BROKEN
 from app.runtime.runner import StepResult
+from app.types import Capabilities, EngineInfo, TextPacking
 
 if TYPE_CHECKING:
+    from app.engines.registry import BuildContext
+    from app.settings import Settings
     from app.types import Codes, Samples, Utterance
 
 FRAME_S = 0.08
+RATE_HZ = 24_000  # of the engine that `build` returns
 TAIL_S = 20.0
 
 Fault = Callable[["Samples", int, np.random.Generator], "Samples"]
@@ -136,6 +143,15 @@ def pace_of_samples(samples: Samples, words: str, rate_hz: int) -> float | None:
     return pace_of(words, len(samples) / rate_hz)
 
 
+@dataclasses.dataclass
+class Gate:
+    """Stops a HumanRunner when a row has spoken this many samples of its line."""
+
+    samples: int
+    reached: threading.Event = dataclasses.field(default_factory=threading.Event)
+    opened: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+
 class HumanRunner:
     """A Runner that plays recordings: each line's text is looked up in `recordings`, take by take.
 
@@ -146,8 +162,10 @@ class HumanRunner:
         """recordings: text of a line -> its takes, the first for the first utterance that has it, and so on."""
         self.max_rows = max_rows
         self.rate_hz = rate_hz
-        self.taken: dict[str, int] = dict.fromkeys(recordings, 0)
+        self.taken: dict[str, int] = {}
         self.seeds: list[int] = []
+        self.most_rows = 0  # that have generated speech at the same time
+        self.gate: Gate | None = None
         self._recordings = recordings
         self._size = round(FRAME_S * rate_hz)
         self._random = np.random.default_rng(0)
@@ -158,8 +176,9 @@ class HumanRunner:
         self._lines[row] = []
         for line in utterance.lines:
             takes = self._recordings[line.text]
-            samples = takes[min(self.taken[line.text], len(takes) - 1)]
-            self.taken[line.text] += 1
+            taken = self.taken.get(line.text, 0)
+            samples = takes[min(taken, len(takes) - 1)]
+            self.taken[line.text] = taken + 1
             guard = LineGuard(speech_length(line.text), FRAME_S, self.rate_hz)
             self._lines[row].append((guard, samples[: len(samples) // self._size * self._size], 0))
 
@@ -167,6 +186,10 @@ class HumanRunner:
         return True
 
     def step(self, rows: Sequence[int]) -> StepResult:
+        self.most_rows = max(self.most_rows, len(rows))
+        if self.gate is not None and any(self._lines[row][0][2] >= self.gate.samples for row in rows):
+            self.gate.reached.set()
+            self.gate.opened.wait(20)
         codes = self._random.integers(0, 2048, (len(rows), 32)).astype(np.int16)
         ended = np.zeros(len(rows), np.bool_)
         silent = np.zeros(len(rows), np.bool_)
@@ -200,3 +223,23 @@ class HumanRunner:
 
     def release(self, row: int) -> None:
         self._lines.pop(row, None)
+
+
+script: dict[str, Sequence[Samples]] = {}  # the recordings of the engine that `build` returns
+runners: list[HumanRunner] = []  # of the engines that `build` has returned
+INFO = EngineInfo(
+    id="misbehaving",
+    name="Misbehaving",
+    fingerprint="1",
+    rate_hz=RATE_HZ,
+    frame_s=FRAME_S,
+    capabilities=Capabilities(temperature=True, language=True),
+    text=TextPacking(max_chars=400),
+)
+
+
+def build(settings: Settings, _: BuildContext) -> BatchedEngine:
+    """An engine for a server that speaks `script`."""
+    runner = HumanRunner(script, RATE_HZ, settings.rows(4))
+    runners.append(runner)
+    return BatchedEngine(INFO, runner, max_queue=settings.max_queue, audio_queue_s=settings.audio_queue_s)

@@ -62,6 +62,7 @@ SETTINGS: dict[str, Any] = {
     "replicas": "1",
     "enhance": True,
     "watermark": "cloned",
+    "verify": "auto",
     "youtube": "auto",
     "asr": "auto",
     "asr_model": "openai/whisper-base.en",

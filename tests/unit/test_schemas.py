@@ -93,6 +93,10 @@ def test_unknown_fields_are_ignored():
         ({"enhance": True}, {"enhance": True}),
         ({"parallel": True}, {"parallel": True}),
         ({"parallel": False}, {}),
+        ({"verify": True}, {"verify": True}),
+        ({"verify": False}, {"verify": False}),
+        ({"best_of": 1}, {}),
+        ({"best_of": 4.0}, {"best_of": 4}),
         ({"stream_format": "sse"}, {}),
         ({"conversation_id": "c1"}, {}),
     ],
@@ -112,6 +116,7 @@ def test_each_field_is_mapped_to_the_request(fields, changes):
         ("seed", -(2**63), -(2**63) - 1, 2**63 - 1, 2**63),
         ("max_audio_length_ms", 100, 99, 7_200_000, 7_200_001),
         ("sample_rate", 8_000, 7_999, 48_000, 48_001),
+        ("best_of", 1, 0, 4, 5),
         ("language", "en", "e", "e" * 35, "e" * 36),
         ("conversation_id", "x", "", "x" * 200, "x" * 201),
     ],
@@ -147,6 +152,8 @@ WRONG: list[tuple[str, list[Any]]] = [
     ("enhance", ["false", 0, 1]),
     ("progress", ["false", 0, 1]),
     ("parallel", ["false", 0, 1]),
+    ("verify", ["true", 0, 1]),
+    ("best_of", ["2", True, 1.5, [2]]),
 ]
 
 
@@ -381,6 +388,7 @@ CHANGES: dict[str, list[Any]] = {
     "enhance": [True, False],
     "conversation": ["one", "two"],
     "parallel": [True],
+    "best_of": [2, 4],
     "context": [
         (),
         (TURN, TURN),
@@ -394,7 +402,9 @@ CHANGES: dict[str, list[Any]] = {
 
 
 def test_digest_changes_cover_every_field():
-    assert CHANGES.keys() | {"model", "use_cache"} == {field.name for field in dataclasses.fields(SpeechRequest)}
+    assert CHANGES.keys() | {"model", "use_cache", "verify"} == {
+        field.name for field in dataclasses.fields(SpeechRequest)
+    }
 
 
 def test_every_audio_change_changes_the_digest():
@@ -407,7 +417,8 @@ def test_every_audio_change_changes_the_digest():
 
 
 def test_cache_and_model_name_do_not_change_the_digest():
-    assert dataclasses.replace(FULL, use_cache=False, model="another-name").digest("x") == FULL.digest("x")
+    other = dataclasses.replace(FULL, use_cache=False, verify=True, model="another-name")
+    assert other.digest("x") == FULL.digest("x")
 
 
 def test_model_alias_does_not_change_the_digest():
@@ -416,7 +427,15 @@ def test_model_alias_does_not_change_the_digest():
 
 def test_seed_depends_on_the_content_and_not_on_the_output_format():
     wrapped = dataclasses.replace(
-        FULL, format="mp3", speed=1.0, sample_rate_hz=24_000, max_audio_ms=None, seed=None, model="tts-1"
+        FULL,
+        format="mp3",
+        speed=1.0,
+        sample_rate_hz=24_000,
+        max_audio_ms=None,
+        seed=None,
+        model="tts-1",
+        verify=True,
+        best_of=3,
     )
     assert wrapped.content_seed("x") == FULL.content_seed("x")
     for name in ("lines", "sampling", "language"):
