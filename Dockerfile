@@ -67,6 +67,14 @@ COPY --from=libraries-cpu /opt/venv /opt/venv
 COPY app app
 
 FROM server AS cuda
+# Triton compiles its launcher with a C compiler when the first kernel runs, and keeps the result.
+USER root
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+USER 10001:10001
+ENV TRITON_CACHE_DIR=/app/models/cache/triton
 COPY --from=libraries-cuda /opt/venv /opt/venv
 COPY app app
 

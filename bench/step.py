@@ -30,7 +30,7 @@ from app.engines.csm.runner import CsmRunner
 from app.nn.kernels.choice import TORCH, candidates
 from app.nn.linear import Int8Linear, PackedLinear
 from app.nn.mimi.config import read_mimi_config
-from app.runtime.device import allow_tf32
+from app.runtime.device import set_math_backends
 from app.runtime.sampling import Sampler, SamplingParams, exponential_noise
 from app.types import Sampling, SpokenLine, Utterance, Voice
 from bench.runners import csm_runner, fill
@@ -317,7 +317,7 @@ def main() -> None:
 
         measure_ours, measure_theirs = step_dia.ours, step_dia.theirs
     torch.set_num_threads(args.threads)
-    allow_tf32(args.tf32)
+    set_math_backends(tf32=args.tf32)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     result: dict[str, Any] = {
         **{name: getattr(args, name) for name in ("model", "size", "device", "dtype", "quantize", "rows", "threads")},

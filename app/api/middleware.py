@@ -44,7 +44,7 @@ EXPOSED_HEADERS = (
     "X-RateLimit-Reset-Requests",
     "OpenAI-Processing-Ms",
 )
-CLEANUP_S = 10.0  # how long a shutdown waits for cancelled requests
+CLEANUP_S = 4.0  # how long a shutdown waits for cancelled requests
 MIN_BYTES_PER_S = 1000  # the lowest allowed speed at which a request body arrives
 CLIENT_DISCONNECTED = 499  # logged if the client disconnected before the response had a status, as in nginx
 _QUIET = frozenset({"/health", "/ready", "/metrics"})  # logged as DEBUG: monitoring systems send these requests often

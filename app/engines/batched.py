@@ -36,18 +36,19 @@ class BatchedEngine:
         max_queue: int,
         audio_queue_s: float,
         encode: Encode | None = None,
+        initialize_thread: Callable[[], object] = lambda: None,
     ) -> None:
         """Create the engine without starting its thread.
 
         max_queue: how many new answers may wait for a row. audio_queue_s: a row pauses if the reader has not read this
         many seconds of its audio. encode: encodes a recording with the codec `info.prompts.codec`; None = the engine
-        can't clone voices.
+        can't clone voices. initialize_thread: called once in the engine's thread, before all calls of the runner.
         """
         self._encode = encode
         self._info = info
         self._runner = runner
         self._scheduler = Scheduler(runner.max_rows, max_queue)
-        self._loop = Loop(runner, self._scheduler, info.id)
+        self._loop = Loop(runner, self._scheduler, info.id, initialize_thread)
         self._audio_queue_s = audio_queue_s
 
     @property

@@ -18,6 +18,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from app.runtime.faults import is_out_of_memory
+
 log = logging.getLogger(__name__)
 
 BucketKey = TypeVar("BucketKey")
@@ -90,9 +92,10 @@ class GraphCapture:
         """Call `_capture` and add its cost. If the device runs out of memory, free the memory of this capture."""
         began, free = time.monotonic(), torch.cuda.mem_get_info(self._device)[0]
         try:
-            return self._capture(body)
+            with torch.cuda.device(self._device):
+                return self._capture(body)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             # This error is not raised with `from error`: the traceback of `error` would keep the body's tensors alive.
             out_of_memory = torch.OutOfMemoryError(str(error))
@@ -100,9 +103,22 @@ class GraphCapture:
         finally:
             self._seconds += time.monotonic() - began
             self._bytes += max(0, free - torch.cuda.mem_get_info(self._device)[0])
-        gc.collect()
-        torch.cuda.empty_cache()
+        self._free_unused()
         raise out_of_memory
+
+    def drop(self, captured: list[Body]) -> None:
+        """Delete these graphs from the list and from memory. The caller must have no other references to them."""
+        self.graphs -= len(captured)
+        captured.clear()
+        if self._on_cuda:
+            before = torch.cuda.mem_get_info(self._device)[0]
+            self._free_unused()
+            self._bytes = max(0, self._bytes - max(0, torch.cuda.mem_get_info(self._device)[0] - before))
+
+    def _free_unused(self) -> None:
+        gc.collect()
+        with torch.cuda.device(self._device):
+            torch.cuda.empty_cache()
 
     def _capture(self, body: Body) -> Body:
         current = torch.cuda.current_stream(self._device)
@@ -158,25 +174,31 @@ class GraphBuckets(Generic[BucketKey]):
     def capture(self, capture: GraphCapture, body: Callable[[int, BucketKey], Body]) -> None:
         """Capture all graphs, the largest first, so that smaller graphs reuse the memory of the largest.
 
-        body: returns the function to capture for a number of rows and a key. If the graphs for a number of rows do not
-        fit into memory, the next smaller number becomes the largest. Raises torch.OutOfMemoryError if the graphs for
-        one row do not fit.
+        body: returns the function to capture for a number of rows and a key. If the memory is too small for all
+        graphs, the graphs for the largest number of rows are deleted, and the next smaller number becomes the largest.
+        Raises torch.OutOfMemoryError if the graphs for one row do not fit.
         """
         for size in reversed(self._sizes):
-            try:
-                for key in self._keys:
-                    self._captured[size, key] = capture.capture(body(size, key))
-            except torch.OutOfMemoryError:
-                self._captured.clear()
-                capture.forget()
-                if size == 1:
-                    raise
-                self._sizes = tuple(smaller for smaller in self._sizes if smaller < size)
-                log.warning(
-                    "there is too little memory for CUDA graphs of %d rows: the engine uses at most %d rows",
-                    size,
-                    self.rows,
-                )
+            for key in self._keys:
+                while size <= self.rows and (size, key) not in self._captured:
+                    try:
+                        self._captured[size, key] = capture.capture(body(size, key))
+                    except torch.OutOfMemoryError:
+                        if self.rows == 1:
+                            self._captured.clear()
+                            raise
+                        self._drop_largest(capture)
+
+    def _drop_largest(self, capture: GraphCapture) -> None:
+        """Delete the graphs for the largest number of rows."""
+        largest = self.rows
+        capture.drop([self._captured.pop(bucket) for bucket in list(self._captured) if bucket[0] == largest])
+        if not self._captured:
+            capture.forget()  # a memory pool is freed only with its last graph
+        self._sizes = self._sizes[:-1]
+        log.warning(
+            "there is too little memory for CUDA graphs of %d rows: the engine uses at most %d rows", largest, self.rows
+        )
 
     def of(self, rows: int, key: BucketKey) -> Body:
         """Return the replay function of the smallest graph for this key that has at least `rows` rows."""
@@ -191,14 +213,20 @@ def fastest(
 ) -> tuple[Choice, dict[str, float]]:
     """Return the choice whose captured function is fastest, and the seconds of each choice by name.
 
-    body: returns the function to capture for a choice. A single choice is returned without a measurement.
+    body: returns the function to capture for a choice. A single choice is returned without a measurement. A choice
+    for which the memory is too small is left out. Raises torch.OutOfMemoryError if none is left.
     """
     if len(choices) == 1:
         return next(iter(choices.values())), {}
     seconds = {}
     for name, choice in choices.items():
         trial = GraphCapture(device)
-        seconds[name] = trial.seconds(trial.capture(body(choice)))
+        try:
+            seconds[name] = trial.seconds(trial.capture(body(choice)))
+        except torch.OutOfMemoryError:
+            log.warning("there is too little memory to measure the kernels %s, so they are not used", name)
+    if not seconds:
+        raise torch.OutOfMemoryError("There is too little memory to capture the step of one row.")
     best = min(seconds, key=seconds.__getitem__)
     log.info(
         "the engine uses the kernels %s, the fastest of %s",
@@ -214,15 +242,6 @@ def _release_tensors(error: BaseException | None) -> None:
         traceback.clear_frames(error.__traceback__)
         error.__traceback__ = None
         error = error.__cause__ or error.__context__
-
-
-def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error or one of its causes is torch.OutOfMemoryError, since a failed capture may wrap that error."""
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 Setup = tuple[tuple[str, str | int | float | bool | None], ...]

@@ -7,7 +7,9 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -165,16 +167,19 @@ def free_bytes(device: torch.device) -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-SCRATCH_BYTES = 1 << 30  # GPU memory that stays free for intermediate tensors, CUDA graphs and libraries
+# GPU memory that stays free for intermediate tensors, CUDA graphs and libraries. Mimi needs 1.06 GB to encode 60 s of
+# audio, and DAC needs 1.09 GB to decode 64 rows. An engine with one row starts with less, so that it starts at all on
+# a small GPU: if the memory is too small for a recording, only this request fails.
+SCRATCH_BYTES, LEAST_SCRATCH_BYTES = 5 << 28, 1 << 30
 
 
-def usable_bytes(device: torch.device, fraction: float) -> int:
+def usable_bytes(device: torch.device, fraction: float, scratch: int = SCRATCH_BYTES) -> int:
     """Return how many bytes an engine may use for weights and caches.
 
-    On a CUDA device: `fraction` of the free memory, minus SCRATCH_BYTES. On other devices: all free memory.
+    On a CUDA device: `fraction` of the free memory, minus `scratch` bytes. On other devices: all free memory.
     """
     free = free_bytes(device)
-    return int(free * fraction) - SCRATCH_BYTES if device.type == "cuda" else free
+    return int(free * fraction) - scratch if device.type == "cuda" else free
 
 
 def rows_that_fit(
@@ -189,7 +194,9 @@ def rows_that_fit(
     fixed, one = bytes_of(0), bytes_of(1)
     room = sum(usable_bytes(device, fraction) for device in devices)
     if room < one:
-        free, scratch = sum(map(free_bytes, devices)), SCRATCH_BYTES * len(devices)
+        if sum(usable_bytes(device, fraction, LEAST_SCRATCH_BYTES) for device in devices) >= one:
+            return 1
+        free, scratch = sum(map(free_bytes, devices)), LEAST_SCRATCH_BYTES * len(devices)
         verb = "has" if len(devices) == 1 else "together have"
         raise EngineUnavailable(
             f"{' and '.join(map(str, devices))} {verb} {free / 1e9:.1f} GB free. The model needs "
@@ -230,9 +237,27 @@ def cpu_has_bfloat16() -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # type: ignore[no-untyped-call]
 
 
-def allow_tf32(allowed: bool) -> None:
-    """Allow or forbid TensorFloat-32 for float32 matrix products of this process on a GPU."""
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
+def set_math_backends(*, tf32: bool) -> None:
+    """Choose the libraries and the precision of this process's computations on a GPU.
+
+    tf32: use TensorFloat-32 for matrix products and convolutions of float32. PyTorch has a switch for each of the two,
+    and allows it for convolutions by default.
+
+    Attention does not use cuDNN: cuDNN builds a plan for each new shape and thread, which takes 0.1 to 0.5 s for each
+    new length of a prompt.
+    """
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def using(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which `device` is the current CUDA device of this thread. Other devices need no context.
+
+    Pinned memory and the capture of CUDA graphs use the current device. If this was another GPU, a process with
+    TTS_DEVICE=cuda:1 would also take memory of GPU 0, and fail if GPU 0 is full.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def cpu_threads() -> int:

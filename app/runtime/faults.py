@@ -14,9 +14,21 @@ import numpy as np
 from app.errors import EngineError, OutOfMemory, SpeechError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from app.types import Codes, Samples
 
 BROKEN = -1  # valid codes are not negative
+# Parts of the messages of errors from CUDA and its libraries.
+_OUT_OF_MEMORY = ("CUDA error: out of memory", "HIP error: out of memory", "_STATUS_ALLOC_FAILED")
+_DEVICE_LOST = (
+    "CUDA error:",
+    "HIP error:",
+    "CUBLAS_STATUS_EXECUTION_FAILED",
+    "CUBLAS_STATUS_INTERNAL_ERROR",
+    "CUDNN_STATUS_EXECUTION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR",
+)
 
 
 def broken_rows(codes: Codes) -> list[int]:
@@ -34,12 +46,50 @@ def non_finite_error() -> EngineError:
     return EngineError("The model produced NaN or Inf for this request. Try again, or with another `seed`.")
 
 
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield the error and its causes."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_kind(error: BaseException, name: str) -> bool:
+    """Whether the error's class or a base class has this name. So engines without torch can use this module too."""
+    return any(kind.__name__ == name for kind in type(error).__mro__)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error, or one of its causes, says that the host or the device has too little memory.
+
+    PyTorch's allocator raises torch.OutOfMemoryError. If a library or the CUDA driver allocates memory itself, for
+    example for a CUDA graph, the error is a torch.AcceleratorError or a RuntimeError, and only its message tells.
+    """
+    return any(
+        isinstance(each, MemoryError)
+        or _is_kind(each, "OutOfMemoryError")
+        or (isinstance(each, RuntimeError) and any(words in str(each) for words in _OUT_OF_MEMORY))
+        for each in _causes(error)
+    )
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether the error, or one of its causes, ends the work of this process on its GPU.
+
+    After such an error, for example an illegal memory access, every later call of CUDA in this process fails too. Only
+    a new process can use the GPU again.
+    """
+    return not is_out_of_memory(error) and any(
+        _is_kind(each, "AcceleratorError")
+        or (isinstance(each, RuntimeError) and any(words in str(each) for words in _DEVICE_LOST))
+        for each in _causes(error)
+    )
+
+
 def to_speech_error(error: Exception) -> SpeechError:
     """Convert any error of the engine to the SpeechError that the caller gets."""
     if isinstance(error, SpeechError):
         return error
-    # Compare the name of torch.OutOfMemoryError, because engines without torch use this function too.
-    if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
+    if is_out_of_memory(error):
         return OutOfMemory(
             "There is not enough memory for this request. Send a shorter text or context, or run fewer rows "
             "(TTS_MAX_ROWS)."

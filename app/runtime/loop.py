@@ -5,7 +5,7 @@ values in a row fail the row's utterance. After each of these errors, the thread
 
 After any other error, all utterances that have a row fail, all rows are released, and the loop restarts. The loop
 restarts at most MAX_RESTARTS times. At the next failure the thread ends, and the engine stays unhealthy until the
-server restarts.
+server restarts. If the process has lost its GPU (`faults.is_device_lost`), the thread ends immediately.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from app.errors import EngineError, EngineStopped, SpeechError
 from app.runtime import faults
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from app.runtime.runner import Runner
     from app.runtime.scheduler import Scheduler
 
@@ -34,9 +36,13 @@ HUNG_S = 120.0
 class Loop:
     """Runs one Runner in a new thread. Other threads may only call `start` and `stop` and read the properties."""
 
-    def __init__(self, runner: Runner, scheduler: Scheduler, name: str) -> None:
+    def __init__(
+        self, runner: Runner, scheduler: Scheduler, name: str, initialize: Callable[[], object] = lambda: None
+    ) -> None:
+        """initialize: called once in the new thread, before all calls of the runner."""
         self._runner = runner
         self._scheduler = scheduler
+        self._initialize = initialize
         self._stopping = threading.Event()
         self._failed = False
         self._restarts = 0
@@ -71,11 +77,12 @@ class Loop:
 
     def _run(self) -> None:
         try:
+            self._initialize()
             while True:
                 try:
                     self._iterate_until_stopped()
                 except BaseException as error:
-                    if self._restarts >= MAX_RESTARTS:
+                    if self._restarts >= MAX_RESTARTS or faults.is_device_lost(error):
                         raise
                     self._restarts += 1
                     log.critical(
@@ -171,6 +178,9 @@ class Loop:
         self._runner.release(row)
 
     def _fail(self, rows: tuple[int, ...], error: Exception) -> None:
+        """Fail the utterances in these rows. If the GPU is lost, raises the error, because all other rows fail too."""
+        if faults.is_device_lost(error):
+            raise error
         if not isinstance(error, SpeechError):
             log.error("the requests in rows %s failed", rows, exc_info=error)
         self._end((), rows, faults.to_speech_error(error))

@@ -26,7 +26,8 @@ from app.nn.kernels.choice import TORCH, compiled_kernels
 from app.nn.kv_cache import KVCache
 from app.nn.mimi.config import read_mimi_config
 from app.nn.mimi.model import MimiDecoder
-from app.runtime.cuda_graphs import WARM_UPS, GraphCapture, _is_out_of_memory
+from app.runtime.cuda_graphs import WARM_UPS, GraphCapture
+from app.runtime.faults import is_out_of_memory
 from app.types import Sampling, Utterance
 from tests.support.driver import Driver
 from tests.support.random_csm import csm_config
@@ -280,5 +281,5 @@ def test_out_of_memory_is_found_behind_another_error() -> None:
 
     with pytest.raises(RuntimeError, match="capture") as caught:
         failed_capture()
-    assert _is_out_of_memory(caught.value)
-    assert not _is_out_of_memory(RuntimeError("an illegal address"))
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("an illegal address"))

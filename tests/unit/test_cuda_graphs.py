@@ -60,7 +60,9 @@ def test_smallest_graph_that_fits_the_rows_is_used() -> None:
         ((1,), 4, 6),  # the largest of eight rows
         ((2,), 4, 6),  # its other key: the first graph of eight rows is freed
         ((1, 3), 2, 4),  # four rows as well, after one key
-        ((4,), 2, 4),  # four rows, after eight were captured: those are freed too
+        ((4,), 4, 6),  # four rows, after eight were captured: only the graphs of eight rows are freed
+        ((4, 5), 2, 4),
+        ((8,), 4, 6),  # the last graph of one row
     ],
 )
 def test_sizes_without_memory_are_not_captured(failing: tuple[int, ...], rows: int, graphs: int) -> None:
@@ -79,13 +81,62 @@ def test_no_memory_for_one_row_is_an_error() -> None:
         calls(2, Failing(1, 2))
 
 
+class Small(GraphCapture):
+    """Has memory for `room` graphs at the same time."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__(CPU)
+        self._room = room
+        self._alive: list[weakref.ref[Callable[[], None]]] = []
+
+    def capture(self, body: Callable[[], None]) -> Callable[[], None]:
+        gc.collect()
+        self._alive = [ref for ref in self._alive if ref() is not None]
+        if len(self._alive) == self._room:
+            raise torch.OutOfMemoryError
+        self._alive.append(weakref.ref(body))
+        return super().capture(body)
+
+
+@pytest.mark.parametrize(
+    ("room", "rows"), [(35, 64), (34, 32), (32, 32), (30, 32), (29, 16), (26, 16), (24, 8), (5, 1)]
+)
+def test_engine_keeps_as_many_rows_as_the_memory_allows(room: int, rows: int) -> None:
+    """Seven sizes with five keys need 35 graphs."""
+    some = GraphBuckets(64, tuple("abcde"))
+    capture = Small(room)
+    some.capture(capture, lambda count, key: lambda: print(count, key))
+    assert some.rows == rows
+    assert capture.cost.graphs == 5 * (rows.bit_length())
+    for size in doublings(1, rows):
+        for key in "abcde":
+            assert callable(some.of(size, key))
+
+
+def test_memory_for_fewer_graphs_than_one_row_needs_is_an_error() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        GraphBuckets(64, tuple("abcde")).capture(Small(4), lambda count, key: lambda: print(count, key))
+
+
+def test_candidate_without_memory_is_not_selected() -> None:
+    def large() -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    best, durations = fastest({"large": large, "small": lambda: None}, lambda choice: choice, CPU)
+    assert set(durations) == {"small"}
+    assert best is not large
+    with pytest.raises(torch.OutOfMemoryError):
+        fastest({"large": large, "larger": large}, lambda choice: choice, CPU)
+
+
 def test_fastest_candidate_is_selected() -> None:
     def body(seconds: float) -> Callable[[], None]:
         return lambda: time.sleep(seconds)
 
-    best, durations = fastest({"slow": 0.003, "fast": 0.0, "slower": 0.006}, body, CPU)
+    best, durations = fastest({"slow": 0.02, "fast": 0.0, "slower": 0.04}, body, CPU)
     assert best == 0.0
-    assert durations["fast"] < durations["slow"] < durations["slower"]
+    assert durations["slow"] >= 0.02
+    assert durations["slower"] >= 0.04
     assert fastest({"only": 1.0}, body, CPU) == (1.0, {})  # a single candidate is not timed
 
 

@@ -5,6 +5,8 @@ are those of PyTorch 2.13 (torch/csrc/cuda, c10/cuda); the tests need no GPU.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -111,8 +113,8 @@ def test_number_of_rows_depends_on_free_memory(monkeypatch: pytest.MonkeyPatch) 
     for free, fraction, rows in ((8e9, 0.9, 16), (8e9, 1.0, 32), (141e9, 0.9, 64), (6e9, 0.9, 1)):
         monkeypatch.setattr(device, "free_bytes", lambda _, free=free: int(free))
         assert device.rows_that_fit([gpu], fraction, bytes_of, most=64) == rows
-    monkeypatch.setattr(device, "free_bytes", lambda _: int(5e9))
-    with pytest.raises(EngineUnavailable, match=r"cuda:0 has 5\.0 GB free") as caught:
+    monkeypatch.setattr(device, "free_bytes", lambda _: int(5.2e9))
+    with pytest.raises(EngineUnavailable, match=r"cuda:0 has 5\.2 GB free") as caught:
         device.rows_that_fit([gpu], 0.9, bytes_of, most=64)
     assert "TTS_GPU_MEMORY_FRACTION" in caught.value.remedy
     assert device.rows_that_fit(two, 0.9, bytes_of, most=64) == 32  # two devices together have enough memory
@@ -133,13 +135,42 @@ def test_auto_dtype_is_the_fast_format_of_the_device(monkeypatch: pytest.MonkeyP
     assert device.choose_dtype("float16", gpu) == torch.float16
 
 
-def test_tf32_can_be_switched_on_and_off() -> None:
+def test_tf32_applies_to_matrix_products_and_convolutions() -> None:
+    def flags() -> tuple[str, bool, bool]:
+        products = torch.backends.cuda.matmul.allow_tf32
+        return torch.get_float32_matmul_precision(), products, torch.backends.cudnn.allow_tf32
+
     try:
-        device.allow_tf32(True)
-        assert torch.get_float32_matmul_precision() == "high"
+        device.set_math_backends(tf32=True)
+        assert flags() == ("high", True, True)
     finally:
-        device.allow_tf32(False)
-    assert torch.get_float32_matmul_precision() == "highest"
+        device.set_math_backends(tf32=False)
+    assert flags() == ("highest", False, False)
+
+
+def test_attention_does_not_use_cudnn() -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    device.set_math_backends(tf32=False)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_only_the_device_of_the_engine_becomes_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device | str] = []
+
+    @contextmanager
+    def guard(chosen: torch.device) -> Iterator[None]:
+        current.append(chosen)
+        yield
+        current.append("left")
+
+    monkeypatch.setattr(torch.cuda, "device", guard)
+    with device.using(torch.device("cuda", 1)):
+        assert current == [torch.device("cuda", 1)]
+    assert current[-1] == "left"
+    current.clear()
+    with device.using(torch.device("cpu")):
+        assert current == []
 
 
 def test_omp_num_threads_sets_the_cpu_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from app.engines.dia.delay import DelayPattern
 from app.engines.dia.limits import Guards
 from app.engines.dia.model import DiaModel
 from app.engines.dia.runner import DiaRunner
+from app.nn.dac.model import DacDecoder
 from app.nn.kernels.choice import TORCH
 from app.runtime.cuda_graphs import GraphCapture
 from app.types import Sampling
@@ -144,3 +145,17 @@ def test_short_memory_reduces_the_rows(tiny_dia: Path, eager: DiaRunner) -> None
     assert some.max_rows == 4 < eager.max_rows
     assert dict(some.setup)["recorded_rows"] == some.max_rows
     assert np.array_equal(alone(some, REQUESTS[0], row=some.max_rows - 1), alone(eager, REQUESTS[0]))
+
+
+@pytest.mark.parametrize("burst", [1, 2, 8])
+def test_warm_up_reaches_the_codec(tiny_dia: Path, burst: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    decode = DacDecoder.decode
+
+    def counting(self: DacDecoder, rows: list[int], codes: torch.Tensor) -> object:
+        decoded.append(codes.shape[-1])
+        return decode(self, rows, codes)
+
+    monkeypatch.setattr(DacDecoder, "decode", counting)
+    make(tiny_dia, capture=GraphCapture(CPU), burst=burst)
+    assert decoded

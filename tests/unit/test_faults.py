@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from app.errors import BadReference, EngineError, OutOfMemory
 from app.runtime import faults
 from tests.support.scripted_runner import Part
-from tests.unit.test_runtime import Desk, collect_frames
+from tests.unit.test_runtime import Desk, collect_frames, running, spoken, until
 
 pytestmark = pytest.mark.unit
 
@@ -29,6 +31,58 @@ async def test_nan_fails_only_its_own_row(fails: str) -> None:
     assert await collect_frames(later) == desk.runner.expected(later.utterance)
     assert desk.runner.rows == {}
     assert desk.runner.violations == []
+
+
+OUT_OF_MEMORY = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory"),
+    torch.AcceleratorError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+]
+DEVICE_LOST = [
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("CUDA error: device-side assert triggered"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(...)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
+def test_each_kind_of_out_of_memory_is_recognised(error: Exception) -> None:
+    assert faults.is_out_of_memory(error)
+    assert not faults.is_device_lost(error)
+    assert isinstance(faults.to_speech_error(error), OutOfMemory)
+
+
+@pytest.mark.parametrize("error", DEVICE_LOST, ids=repr)
+def test_errors_of_a_lost_device_are_recognised(error: Exception) -> None:
+    assert faults.is_device_lost(error)
+    assert not faults.is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("CUDA error: no"), RuntimeError("shapes differ"), KeyError("k")], ids=repr
+)
+def test_other_errors_do_not_count_as_a_lost_device(error: Exception) -> None:
+    assert not faults.is_device_lost(error)
+    assert not faults.is_out_of_memory(error)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("call", ["admit", "prefill", "step", "decode"])
+@pytest.mark.parametrize("error", DEVICE_LOST, ids=repr)
+async def test_lost_device_makes_the_engine_unhealthy_at_once(call: str, error: Exception) -> None:
+    async with running(rows=2, queue=5) as (engine, runner):
+        parts = [Part(frames=9), Part(frames=9, fails=call, at=0, error=error), Part(frames=9)]
+        jobs = [asyncio.create_task(spoken(engine, runner.utterance(part))) for part in parts]
+        for job in jobs:
+            with pytest.raises(EngineError, match="Restart the server"):
+                await asyncio.wait_for(job, 5)
+        await until(lambda: not engine.healthy)
+        assert engine.restarts == 0
+        with pytest.raises(EngineError, match="Restart the server"):
+            await spoken(engine, runner.utterance(Part(frames=1)))
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])

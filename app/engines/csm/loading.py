@@ -45,13 +45,14 @@ from app.nn.mimi.model import MimiDecoder, MimiEncoder
 from app.nn.transformer import Stage
 from app.runtime.cuda_graphs import GraphCapture
 from app.runtime.device import (
-    allow_tf32,
     choose_device,
     choose_devices,
     choose_dtype,
     cpu_threads,
     rows_that_fit,
+    set_math_backends,
     usable_bytes,
+    using,
 )
 from app.types import Capabilities, EngineInfo, PromptLimits, TextPacking
 from app.weights import hub
@@ -205,7 +206,7 @@ def load_from(
         devices = devices[:1]
     device = devices[0]
     dtype = choose_dtype(settings.dtype, device)
-    allow_tf32(settings.tf32)
+    set_math_backends(tf32=settings.tf32)
     config = read_config(folder)
     shape = read_mimi_config_file(codec) if codec else config.codec or MimiConfig()
 
@@ -233,22 +234,23 @@ def load_from(
     capture, kernels = graph_capture(settings, device, dtype, possible=not stages and not reference_noise)
     if any(used.type == "cpu" for used in devices):
         torch.set_num_threads(cpu_threads())
-    return load_runner(
-        folder,
-        codec,
-        device=device,
-        dtype=dtype,
-        max_rows=rows,
-        quantize=settings.quantize,
-        guards=guards,
-        on_guard=context.on_guard,
-        reference_noise=reference_noise,
-        context_lines=settings.csm_context_lines,
-        stages=stages,
-        cache=LoadCache(settings.folder("models") / "cache", source),
-        capture=capture,
-        kernels=kernels,
-    )
+    with using(device):
+        return load_runner(
+            folder,
+            codec,
+            device=device,
+            dtype=dtype,
+            max_rows=rows,
+            quantize=settings.quantize,
+            guards=guards,
+            on_guard=context.on_guard,
+            reference_noise=reference_noise,
+            context_lines=settings.csm_context_lines,
+            stages=stages,
+            cache=LoadCache(settings.folder("models") / "cache", source),
+            capture=capture,
+            kernels=kernels,
+        )
 
 
 def measure(
@@ -336,7 +338,7 @@ def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
         dtype=dtype_name(settings, model.dtype),
         setup=runner.setup,
     )
-    return batched_engine(info, runner, settings, runner.encode)
+    return batched_engine(info, runner, settings, runner.encode, model.device)
 
 
 def build(settings: Settings, context: BuildContext) -> BatchedEngine:

@@ -38,7 +38,7 @@ from app.nn.dac.config import DacConfig, read_dac_config
 from app.nn.dac.model import DacDecoder, DacEncoder
 from app.nn.kernels.choice import TORCH, Kernels
 from app.runtime.cuda_graphs import GraphCapture
-from app.runtime.device import allow_tf32, choose_device, choose_dtype, cpu_threads, rows_that_fit
+from app.runtime.device import choose_device, choose_dtype, cpu_threads, rows_that_fit, set_math_backends, using
 from app.text.nonverbal import NON_VERBAL_SOUNDS
 from app.types import Capabilities, EngineInfo, PromptLimits, TextPacking
 from app.weights.load_cache import LoadCache
@@ -168,7 +168,7 @@ def load_from(
     codec, _ = fetch(settings, context, "dac", codec_source(settings, folder))
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    allow_tf32(settings.tf32)
+    set_math_backends(tf32=settings.tf32)
     if device.type == "cpu":
         torch.set_num_threads(cpu_threads())
     rows = settings.rows(ROWS_CPU)
@@ -180,23 +180,24 @@ def load_from(
 
         rows = rows_that_fit([device], settings.gpu_memory_fraction, bytes_of, most=ROWS_GPU)
     capture, kernels = graph_capture(settings, device, dtype, possible=not reference_noise)
-    return load_runner(
-        folder,
-        codec,
-        device=device,
-        dtype=dtype,
-        max_rows=rows,
-        quantize=settings.quantize,
-        guards=guards,
-        exact=exact,
-        on_guard=context.on_guard,
-        reference_noise=reference_noise,
-        source=source,
-        cache=LoadCache(settings.folder("models") / "cache", source),
-        capture=capture,
-        kernels=kernels,
-        burst=settings.steps_per_check,
-    )
+    with using(device):
+        return load_runner(
+            folder,
+            codec,
+            device=device,
+            dtype=dtype,
+            max_rows=rows,
+            quantize=settings.quantize,
+            guards=guards,
+            exact=exact,
+            on_guard=context.on_guard,
+            reference_noise=reference_noise,
+            source=source,
+            cache=LoadCache(settings.folder("models") / "cache", source),
+            capture=capture,
+            kernels=kernels,
+            burst=settings.steps_per_check,
+        )
 
 
 def measure(config: DiaConfig, codec: DacConfig, *, dtype: torch.dtype, max_rows: int) -> int:
@@ -240,7 +241,7 @@ def engine_of(runner: DiaRunner, settings: Settings) -> BatchedEngine:
         dtype=dtype_name(settings, model.dtype),
         setup=runner.setup,
     )
-    return batched_engine(info, runner, settings, runner.encode)
+    return batched_engine(info, runner, settings, runner.encode, model.device)
 
 
 def build(settings: Settings, context: BuildContext) -> BatchedEngine:

@@ -120,9 +120,13 @@ class DiaRunner:
         self.setup = setup_facts(capture, self.max_rows, self._graph.steps.kernels.name if self._graph else "")
 
     def _warm_up(self, burst: int) -> None:
-        """Speak a short utterance and discard its audio, so that the first request finds everything initialised."""
+        """Speak a short utterance and discard its audio, so that the first request finds everything initialised.
+
+        Generates the frames of the first chunk, so that the codec decodes this chunk. The first frame is complete after
+        `max(delays)` steps, and a step returns the results of up to two bursts before it.
+        """
         begin_warm_up(self, WARM_UP_TEXT, 1.0)
-        for _ in range(FIRST_FRAMES + 2 * burst):
+        for _ in range(max(self.config.delays) + FIRST_FRAMES + 2 * burst):
             result = self.step([0])
             if result.silent is not None and not (result.ended | result.silent).all():
                 self.decode([0], result.codes)

@@ -140,9 +140,19 @@ def dtype_name(settings: Settings, dtype: torch.dtype) -> str:
 
 
 def batched_engine(
-    info: EngineInfo, runner: Runner, settings: Settings, encode: Callable[[Reference], Codes]
+    info: EngineInfo, runner: Runner, settings: Settings, encode: Callable[[Reference], Codes], device: torch.device
 ) -> BatchedEngine:
-    """Return an engine that runs `runner`, with the queue limits of the settings."""
+    """Return an engine that runs `runner`, with the queue limits of the settings. device: the runner's first device."""
+
+    def initialize_thread() -> None:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # see device.using
+
     return BatchedEngine(
-        info, runner, max_queue=settings.max_queue, audio_queue_s=settings.audio_queue_s, encode=encode
+        info,
+        runner,
+        max_queue=settings.max_queue,
+        audio_queue_s=settings.audio_queue_s,
+        encode=encode,
+        initialize_thread=initialize_thread,
     )

@@ -114,6 +114,17 @@ def test_dockerfile_has_all_targets_and_runs_the_server() -> None:
     assert words(steps["CMD"]) == ["python", "-m", "app.main"]
 
 
+def test_cuda_image_has_what_triton_needs() -> None:
+    """A C compiler, and a cache in a volume: otherwise each new container compiles the kernels again."""
+    _, stages = read(ROOT / "Dockerfile")
+    [cuda] = [stage for stage in stages if stage.name == "cuda"]
+    installed = " ".join(step.rest for step in cuda.steps if step.word == "RUN")
+    assert {"gcc", "libc6-dev"} <= set(installed.split())
+    [cache] = re.findall(r"TRITON_CACHE_DIR=(\S+)", " ".join(step.rest for step in cuda.steps if step.word == "ENV"))
+    assert cache.startswith("/app/models/")
+    assert [step.rest for step in cuda.steps if step.word == "USER"][-1] == "10001:10001"
+
+
 def test_no_image_layer_contains_a_token() -> None:
     _, stages = read(ROOT / "Dockerfile")
     for stage in stages:
