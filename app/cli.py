@@ -468,7 +468,7 @@ async def _check(settings: Settings, names: list[str], folder: Path, sentences: 
         try:
             can_clone = services.manager.engine().info.can_clone
             if can_clone:  # as the server does at its start
-                cloner = Cloner(wiring.create_transcriber(settings))
+                cloner = Cloner(wiring.create_transcriber(settings), checker=services.checker)
                 folder_of_files = settings.folder("voice_references")
                 await asyncio.to_thread(import_preset_files, services.voices, folder_of_files, cloner)
             chosen = [services.voices.get(name) for name in names]

@@ -253,8 +253,17 @@ async def run(
                 result.takes.append(take)
             _judge(result, enhanced=settings.enhance)
     _summarise(report)
-    report.findings = _findings(report, missing)
+    report.findings = _findings(report, missing) + _bad_files(services)
     return report
+
+
+def _bad_files(services: CoreServices) -> list[Finding]:
+    """Notes about recordings on disk that the server does not use, or that may give a bad voice."""
+    files = {**services.voices.problems, **services.voices.doubtful}
+    return [
+        Finding("note", f"{path} is not used, or may give a bad voice: {reason}", "Replace or remove these files.")
+        for path, reason in sorted(files.items())
+    ]
 
 
 def _summarise(report: Report) -> None:

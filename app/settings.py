@@ -437,6 +437,10 @@ def as_markdown() -> str:
         "",
         "Environment variables. They are also read from `.env`. `make docs` writes this page.",
         "",
+        "The server also obeys the variables of the Hugging Face library, such as `HF_HOME`, `HF_HUB_CACHE`, "
+        "`HF_HUB_OFFLINE` and",
+        "`HF_ENDPOINT`: [models.md](models.md#weights-already-on-the-disk). These are not read from `.env`.",
+        "",
     ]
     rows += ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 
-def cli(folder: Path, *arguments: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[bytes]:
+def cli(
+    folder: Path, *arguments: str, stdin: str = "", limit_s: float = 60, **variables: str
+) -> subprocess.CompletedProcess[bytes]:
     """Run one command to its end, with its own working folder and data folder."""
     folder.mkdir(exist_ok=True)
     return subprocess.run(
@@ -33,7 +35,7 @@ def cli(folder: Path, *arguments: str, stdin: str = "", **variables: str) -> sub
         env={**environment(folder / "data"), **variables},
         input=stdin.encode(),
         capture_output=True,
-        timeout=60,
+        timeout=limit_s,
         check=False,
     )
 

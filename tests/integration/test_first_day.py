@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 
-def checked(folder: Path, *arguments: str, **variables: str) -> tuple[subprocess.CompletedProcess[bytes], Any, str]:
+def checked(
+    folder: Path, *arguments: str, limit_s: float = 60, **variables: str
+) -> tuple[subprocess.CompletedProcess[bytes], Any, str]:
     """Run the command -> the finished process, report.json and report.html."""
-    done = cli(folder, "check", "--out", "out", *arguments, **variables)
+    done = cli(folder, "check", "--out", "out", *arguments, limit_s=limit_s, **variables)
     assert b"Traceback" not in done.stderr, done.stderr.decode()
     report = json.loads((folder / "out" / "report.json").read_text())
     return done, report, (folder / "out" / "report.html").read_text()
@@ -61,8 +63,9 @@ def test_offline_voice_passes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_all_offline_voices_pass_with_all_sentences(tmp_path: Path) -> None:
-    done, report, _ = checked(tmp_path, "--engine", "espeak")
+    done, report, _ = checked(tmp_path, "--engine", "espeak", limit_s=500)
     assert done.returncode == 0, done.stdout
     assert len(report["voices"]) == 13
     assert {len(voice["takes"]) for voice in report["voices"]} == {len(SENTENCES)} == {20}
@@ -95,6 +98,16 @@ def test_words_are_not_checked_without_the_extra(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert report["ok"]
     assert b"The words of 1 takes were not checked. The `words` extra is not installed." in done.stdout
+
+
+def test_damaged_voice_is_a_note(tmp_path: Path) -> None:
+    (tmp_path / "data" / "cloned_voices" / "mine").mkdir(parents=True)
+    (tmp_path / "data" / "cloned_voices" / "mine" / "voice.json").write_text("not JSON")
+    done, report, _ = checked(tmp_path, "--engine", "espeak", "--voices", "alloy", "--sentences", "1")
+    assert done.returncode == 0
+    (finding,) = report["findings"]
+    assert finding["severity"] == "note"
+    assert finding["text"].startswith("cloned_voices/mine is not used")
 
 
 @pytest.mark.parametrize(
