@@ -357,9 +357,15 @@ def has_tensor(folder: Path, prefix: str) -> bool:
 
     `has_tensor(folder, "codec_model.")` is True for a CSM checkpoint that contains its Mimi codec. Other CSM
     checkpoints also need the files of "mimi". File names do not show this: model.safetensors has the original layout at
-    sesame and the transformers layout in mirrors.
+    sesame and the transformers layout in mirrors. Shards of an incomplete layout do not count: they are not loaded.
     """
-    return any(name.startswith(prefix) for path in folder.glob("*.safetensors") for name in _tensor_names(path))
+    unusable: set[str] = set()
+    for index in folder.glob(f"*{_INDEX}"):
+        shards = _indexed_shards(index)
+        if not all((folder / shard).is_file() for shard in shards):
+            unusable |= shards
+    files = (path for path in folder.glob("*.safetensors") if path.is_file() and path.name not in unusable)
+    return any(name.startswith(prefix) for path in files for name in _tensor_names(path))
 
 
 def _tensor_names(path: Path) -> list[str]:

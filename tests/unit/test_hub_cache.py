@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -211,6 +210,18 @@ def test_codec_of_the_original_layout_is_asked_for(cache: Path, tmp_path: Path) 
     assert [files.source for files in sources(Settings(TTS_DATA_DIR=tmp_path))] == [REPO, "kyutai/mimi"]
 
 
+def test_shards_of_an_interrupted_download_do_not_hide_the_need_for_a_codec(
+    server: FakeHub, cache: Path, tmp_path: Path
+) -> None:
+    """`hf download` fetches all layouts. It was interrupted after the layout without a codec was complete."""
+    server.repos[REPO]["model.safetensors"] = header("backbone.layers.0.attn.q_proj.weight")
+    folder = fill(server, cache, "config.json", "tokenizer.json", "*.index.json", "model.safetensors", LARGE)
+    assert find(files_for("csm"), tmp_path) == folder
+    assert not hub.has_tensor(folder, "codec_model.")
+    fill(server, cache)
+    assert hub.has_tensor(folder, "codec_model.")
+
+
 # ---- a snapshot that can't be used as it is
 
 
@@ -315,15 +326,17 @@ def test_files_are_copied_to_a_disk_without_symlinks(
     assert not any(path.is_symlink() for path in folder.rglob("*"))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_unreadable_cache_is_passed_over(server: FakeHub, cache: Path, models: Path) -> None:
-    snapshot = fill(server, cache)
-    snapshot.chmod(0)
-    try:
-        folder, _ = fetched(server, models)
-    finally:
-        snapshot.chmod(0o755)
+def test_cache_that_gives_errors_is_passed_over(
+    server: FakeHub, cache: Path, models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(server, cache)
+    reference = cache / "models--sesame--csm-1b" / "refs" / "main"
+    reference.unlink()
+    reference.mkdir()
+    assert find(files_for("csm"), models) is None
+    folder, _ = fetched(server, models)
     assert folder.is_relative_to(models)
+    assert f"{reference} can't be read" in caplog.text
 
 
 def test_partial_snapshot_offline_says_what_is_missing_and_what_to_do(
