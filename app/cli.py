@@ -337,7 +337,9 @@ async def _create_recordings(services: wiring.CoreServices, names: list[str], tr
         engine = services.manager.engine()
         if not engine.info.can_clone:
             _fail(f"The {engine.info.id} engine has built-in voices and uses no recordings.")
-        examples = await asyncio.to_thread(preset_voices.match_examples, engine.info, transcriber)
+        examples = await asyncio.to_thread(
+            preset_voices.match_examples, engine.info, transcriber, services.voices.references
+        )
         rejected = []
         for name in names:
             before = services.voices.recording_of(name)

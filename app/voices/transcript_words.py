@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 Align = Callable[["np.ndarray", int, Sequence[str]], Alignment | None]
 
 NOT_INSTALLED = "the extra `words` is not installed"
-MIN_FIT = -1.9  # mean score of aligned words: people have -1.5 and more, other words -2.2 and less
+# Mean score of aligned words: people have -1.5 and more, in noise -2.05; other words and sounds mostly -2.2 and less.
+MIN_FIT = -2.1
+MAX_OTHER_SHARE = 0.4  # of a recording; more sound without words means that the words were found by chance
 MIN_WORDS = 0.2  # share of the words that must be found; in nearly all recordings with the right transcript it is more
 
 
@@ -63,6 +65,7 @@ class TranscriptChecker:
         if found is None:
             return None
         other_s = found.other_s if verdict.reason == "not_words" else 0.0
-        if verdict.reason not in ("", "not_words") or found.score < MIN_FIT:
+        by_chance = other_s > MAX_OTHER_SHARE * found.seconds
+        if verdict.reason not in ("", "not_words") or found.score < MIN_FIT or by_chance:
             return FoundWords(0.0, other_s)
         return FoundWords(1.0 - len(found.missing) / max(1, len(found.words)), other_s)
