@@ -74,7 +74,7 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
     metrics.watch_devices(manager.devices)
     metrics.watch_cache(lambda: cache.size_bytes)
     normalizer = normalizer or Normalizer()
-    checker = TranscriptChecker(Aligner().align, normalizer.normalize)
+    checker = TranscriptChecker(Aligner(pronounce).align, normalizer.normalize)
     preset_voices = PresetVoiceMaker(
         manager,
         voices,
