@@ -196,7 +196,7 @@ class AnswerChecks:
         self._all_judged = self._all_judged and kept.verdict is not None and kept.verdict.reason not in _NOT_JUDGED
         if result not in ("retried", "uncertain"):
             return
-        reasons = ", ".join(take.verdict.reason for take in takes if take.verdict and take.verdict.status == "bad")
+        reasons = ", ".join(take.verdict.reason for take in takes if take.verdict and take.bad)
         log.warning(
             "the check of utterance %d, spoken by %s with seed %d, found %s; %s",
             number,

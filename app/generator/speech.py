@@ -196,7 +196,7 @@ class SpeechGenerator:
         entry = self._cache.begin(job.cache_key, keep=request.use_cache)
         clock = ListenerClock()
         checks = AnswerChecks(self._checker, job, self._normalizer, self._metrics)
-        spoken: list[RememberedTurn] = []
+        spoken: list[tuple[Take, RememberedTurn]] = []
         pending = self._order.begin()
         try:
             async with (
@@ -218,12 +218,12 @@ class SpeechGenerator:
             if not output.audio_s:
                 raise NothingSpoken(f"The {info.id} engine produced no audio for this text. Try again.")
             usage = answer.usage = _usage(job, output.audio_s)
-            await self._context.remember(job, spoken)
             entry.write(data)
             if checks.waiting and data:  # the listener does not wait for checks
                 yield data
                 data = b""
             verified = await checks.finish()
+            await self._context.remember(job, [turn for take, turn in spoken if not take.bad])
             if job.broken_rules or verified == "uncertain":
                 self._resolver.avoid_seed(job)
                 entry.abandon()
@@ -258,13 +258,13 @@ class SpeechGenerator:
         self,
         job: SpeechJob,
         expect_level: Callable[[float], None],
-        spoken: list[RememberedTurn],
+        spoken: list[tuple[Take, RememberedTurn]],
         checks: AnswerChecks,
     ) -> AsyncGenerator[Samples]:
         """Yield the audio of the answer at the engine's sample rate: the utterances and the silence between them.
 
         expect_level: is called before each utterance with the expected loudness of the voice, in LUFS.
-        spoken: a list to which this function adds the turns that the conversation must remember.
+        spoken: a list to which this function adds the turns that the conversation must remember, with their takes.
         """
         rate_hz = job.info.rate_hz
         ahead = Lookahead(
@@ -300,7 +300,7 @@ class SpeechGenerator:
         job: SpeechJob,
         planned: PlannedUtterance,
         ahead: Lookahead,
-        spoken: list[RememberedTurn],
+        spoken: list[tuple[Take, RememberedTurn]],
         checks: AnswerChecks,
     ) -> AsyncGenerator[Samples]:
         """Yield the audio of one utterance with trimmed and faded edges. Meanwhile, submit the next utterances.
@@ -338,7 +338,7 @@ class SpeechGenerator:
                 failed = bool(take.failures) or (take.silent and has_words(planned.text))
                 if not failed:
                     await checks.check(planned, take, wait_s)
-                    failed = take.verdict is not None and take.verdict.status == "bad"
+                    failed = take.bad
                 elif not take.sent and attempt < attempts:
                     self._metrics.guard("retry")
                 if not failed or take.sent or attempt == attempts:
@@ -351,9 +351,8 @@ class SpeechGenerator:
             for samples in take.release():
                 begun = begun or self._begin(job, planned)
                 yield samples
-            bad = take.verdict is not None and take.verdict.status == "bad"
-            if take.codes is not None and not take.silent and not take.failures and not bad:
-                spoken.append(RememberedTurn(planned.lines[0].voice.id, planned.text, take.codes))
+            if take.codes is not None and not take.silent and not take.failures:
+                spoken.append((take, RememberedTurn(planned.lines[0].voice.id, planned.text, take.codes)))
         finally:
             await submitted.aclose()
 

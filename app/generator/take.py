@@ -62,6 +62,11 @@ class Take:
         return tuple(self._rules)
 
     @property
+    def bad(self) -> bool:
+        """Whether the check has found that the take does not contain its text."""
+        return self.verdict is not None and self.verdict.status == "bad"
+
+    @property
     def codes(self) -> Codes | None:
         """The codec tokens (K, T); None if the engine has no codec or the request has no conversation."""
         return np.concatenate(self._codes, axis=1) if self._codes else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -18,11 +19,15 @@ import httpx
 import numpy as np
 import pytest
 import soxr
+from pydantic import ValidationError
 
 from app import wiring
+from app.api.middleware import EXPOSED_HEADERS
 from app.audio import pcm
 from app.engines.registry import BUILT_IN, EngineSpec
 from app.generator import checking
+from app.settings import Settings
+from app.types import Capabilities, Line, SpeechRequest
 from tests.support import misbehaving as model
 from tests.support.human_speech import recordings
 from tests.support.live import serving, wait_until
@@ -136,6 +141,45 @@ def events(answer: httpx.Response) -> list[dict[str, Any]]:
     lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
     assert lines.pop() == "[DONE]"
     return [json.loads(line) for line in lines]
+
+
+# ---- what is checked
+
+
+@pytest.mark.parametrize(
+    ("setting", "verify", "best_of", "of_a_model", "of_the_offline_voice"),
+    [
+        ("auto", None, 1, "unheard", "none"),
+        ("all", None, 1, "all", "all"),
+        ("off", None, 1, "none", "none"),
+        ("off", True, 1, "all", "all"),
+        ("off", None, 2, "all", "all"),
+        ("auto", True, 1, "all", "all"),
+        ("auto", False, 1, "none", "none"),
+        ("all", False, 1, "none", "none"),
+    ],
+)
+def test_setting_and_request_select_what_is_checked(
+    setting: Any, verify: bool | None, best_of: int, of_a_model: str, of_the_offline_voice: str
+) -> None:
+    request = SpeechRequest("tts-1", (Line(TEXT, "alloy"),), verify=verify, best_of=best_of)
+    checker = checking.TakeChecker(setting)
+    assert checker.scope(request, model.INFO) == of_a_model
+    assert checker.scope(request, dataclasses.replace(model.INFO, capabilities=Capabilities())) == of_the_offline_voice
+
+
+@pytest.mark.parametrize("value", ["on", "", "true", "AUTO"])
+def test_other_values_of_the_setting_are_refused(value: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        Settings(_env_file=None, TTS_VERIFY=value)
+    assert error.value.errors()[0]["loc"] == ("TTS_VERIFY",)
+
+
+def test_result_is_described_and_readable_by_pages(faulty: Server) -> None:
+    document = faulty.http.get("/openapi.json").json()
+    headers = document["paths"]["/v1/audio/speech"]["post"]["responses"]["200"]["headers"]
+    assert headers["X-TTS-Verified"]["schema"]["enum"] == list(RESULTS)
+    assert {"X-TTS-Verified", "X-TTS-Guard"} <= set(EXPOSED_HEADERS)
 
 
 # ---- verify: true
