@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from app.audio.alignment import Aligner, align
 from app.audio.pronunciation import Pronouncer, british, from_ipa, from_letters, plain_word
 from app.engines.espeak import Library
 from tests.support.human_speech import recordings, sesame_prompts
+from tests.support.live import wait_until
 from tests.support.samples import RATE_HZ, noise, said, silence
 
 pytestmark = pytest.mark.unit
@@ -200,6 +202,27 @@ def test_process_that_fails_gives_none(program):
     broken = Aligner(command=(sys.executable, "-c", program))
     assert broken.align(said(SENTENCE), RATE_HZ, WORDS, deadline_s=2.0) is None
     assert broken._process is None
+
+
+def test_close_ends_a_process_that_hangs():
+    hung = Aligner(command=(sys.executable, "-c", "import time; time.sleep(600)"))
+    answers = []
+    waiting = threading.Thread(
+        target=lambda: answers.append(hung.align(said(SENTENCE), RATE_HZ, WORDS, deadline_s=500.0)), daemon=True
+    )
+    waiting.start()
+    wait_until(lambda: hung._process is not None)
+    process = hung._process
+    closing = threading.Thread(target=hung.close, daemon=True)
+    closing.start()
+    try:
+        for thread in (closing, waiting):
+            thread.join(60)
+            assert not thread.is_alive()
+        assert process.poll() is not None
+        assert (answers, hung._process) == ([None], None)
+    finally:
+        process.kill()
 
 
 def test_callers_pronunciations_join(aligner):
