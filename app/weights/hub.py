@@ -221,7 +221,7 @@ class Source:
             commit = (
                 self.revision
                 if COMMIT.fullmatch(self.revision)
-                else (cache / "refs" / self.revision).read_text().strip()
+                else (cache / "refs" / self.revision).read_text(encoding="utf-8", errors="replace").strip()
             )
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -317,7 +317,7 @@ def find_in_library_cache(files: ModelFiles) -> tuple[Path | None, list[str]]:
 
 def defect_of(path: Path) -> str:
     """Return why a file in the cache of the hub's library can't be used; "" = it can be used. Raises OSError."""
-    target = path.resolve()
+    target = Path(os.path.realpath(path))  # Path.resolve raises RuntimeError for links that form a loop
     if not target.is_file():
         return "is a link to a missing file" if path.is_symlink() else "is missing"
     if target.name.endswith(".incomplete"):

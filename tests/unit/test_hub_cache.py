@@ -339,6 +339,28 @@ def test_cache_that_gives_errors_is_passed_over(
     assert f"{reference} can't be read" in caplog.text
 
 
+@pytest.mark.parametrize("reference", [b"\xff\xfe\x00", b"", b"../../..", b"no-such-commit\n"])
+def test_reference_without_a_commit_means_a_download(
+    server: FakeHub, cache: Path, models: Path, reference: bytes
+) -> None:
+    fill(server, cache)
+    (cache / "models--sesame--csm-1b" / "refs" / "main").write_bytes(reference)
+    assert find(files_for("csm"), models) is None
+    folder, _ = fetched(server, models)
+    assert folder.is_relative_to(models)
+
+
+def test_links_that_form_a_loop_are_missing_files(server: FakeHub, cache: Path, models: Path) -> None:
+    snapshot = fill(server, cache)
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").symlink_to("other.json")
+    (snapshot / "other.json").symlink_to("config.json")
+    assert find(files_for("csm"), models) is None
+    assert hub.find_in_library_cache(files_for("csm")) == (snapshot, ["config.json is a link to a missing file"])
+    folder, _ = fetched(server, models)
+    assert folder.is_relative_to(models)
+
+
 def test_partial_snapshot_offline_says_what_is_missing_and_what_to_do(
     server: FakeHub, cache: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
