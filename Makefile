@@ -91,8 +91,9 @@ mutants: install ## change the code in 150 places and count the changes that no 
 soak: install ## one minute of everything at once; nothing may grow, leak or reach the wrong listener
 	$(PY) -m bench.soak --minutes 1
 
-gpu: install ## on a machine with a GPU: its tests and its figures, in less than ten minutes
-	$(PY) -m bench.gpu
+# Installs nothing, because a GPU machine has its own torch.
+gpu: ## on a machine with a GPU: its tests and its figures, in less than ten minutes
+	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m bench.gpu
 
 # Building blocks of the original CSM, for tests/parity/test_csm_original.py. They need an old torchao, so they are
 # installed beside .venv.

@@ -2,8 +2,9 @@
 
     python -m bench.first --model csm --size full --device cuda [--others 8]
 
-For each request the time from `speak` to its first sound, with a voice the engine has met before and, for CSM, with one
-it has not. --others: rows that speak meanwhile. The last line of stdout is one JSON.
+Each request has a text of another length. Measures the time from `speak` to the first sound, with a voice whose prompt
+is in the prefix cache, and with new voices, whose recordings have different lengths. --others: rows that speak
+meanwhile. The last line of stdout is one JSON.
 """
 
 from __future__ import annotations
@@ -27,20 +28,26 @@ from app.nn.kernels.choice import TORCH, candidates
 from app.types import EngineInfo, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
 from bench.runners import csm_runner, dia_runner
 
-TEXT = "The weather was fine, so they walked along the river."
-PROMPT_S = 8.0
+WORDS = (
+    "The weather was fine so they walked along the river and talked about the summer until the lamps were lit".split()
+)
+TEXT_WORDS = (3, 40)  # the fewest and the most words of a text
+PROMPT_S = (3.0, 15.0)  # the shortest and the longest recording of a voice
 SPOKEN_S = 1.0
 RATES = {"csm": (12.5, 32, "mimi"), "dia": (86.1328125, 9, "dac")}  # frames a second, codebooks, codec
 
 
 def voice(model: str, number: int) -> VoicePrompt:
     frame_hz, codebooks, codec = RATES[model]
-    codes = np.random.default_rng(number).integers(1, 60, (codebooks, round(PROMPT_S * frame_hz))).astype(np.int16)
+    draw = np.random.default_rng(number)
+    codes = draw.integers(1, 60, (codebooks, round(draw.uniform(*PROMPT_S) * frame_hz))).astype(np.int16)
     return VoicePrompt(f"voice {number}", codec, codes, "What this voice once said.")
 
 
 def utterance(prompt: VoicePrompt, seed: int, seconds: float) -> Utterance:
-    return Utterance((SpokenLine(TEXT, 0, Voice("bench", "bench", "cloned"), prompt),), Sampling(), seed, seconds)
+    count = int(np.random.default_rng(seed).integers(*TEXT_WORDS))
+    text = " ".join(WORDS[i % len(WORDS)] for i in range(count)) + "."
+    return Utterance((SpokenLine(text, 0, Voice("bench", "bench", "cloned"), prompt),), Sampling(), seed, seconds)
 
 
 async def first_s(engine: BatchedEngine, said: Utterance) -> float:
@@ -87,7 +94,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--others", type=int, default=8)
-    parser.add_argument("--requests", type=int, default=20)
+    parser.add_argument("--requests", type=int, default=50)
     args = parser.parse_args()
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     record = device.type == "cuda"

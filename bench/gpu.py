@@ -1,25 +1,38 @@
-"""All that is claimed of a GPU, checked and measured by one command in less than ten minutes: `python -m bench.gpu`.
+"""All figures and tests of a GPU in one command, in less than ten minutes: `python3 -m bench.gpu | tee gpu.txt`.
 
-Full-size models with random weights; needs torch, transformers, numpy, safetensors and tokenizers, and for the tests
-pytest. Each part is a process of its own with a time of its own, so one that fails leaves the others standing. Prints a
-table for docs/benchmarks.md; the last line is one JSON with all that the parts said.
+Runs on a bare machine: it needs only torch (2.11 or newer), transformers, numpy, safetensors, tokenizers and pytest.
+The models have their full size and random weights. Each part is a process of its own, so a part that fails or takes too
+long does not stop the others. Prints a table for docs/benchmarks.md. The last line is one JSON object, which is also
+written to the file of --json.
+
+    python3 -m bench.gpu --only tests,"csm 1"    # only some parts
+    python3 -m bench.gpu --rehearse              # tiny models on the CPU: tests this command, not a GPU
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import platform
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.runners import device_name
+
+TABLE_CHARS = 10_000  # the table and the JSON together
+_CELL_CHARS = 260  # the longest cell of a part that is not a measurement of steps
+_INPUTS = frozenset(("bench", "model", "size", "device", "dtype", "rows", "others", "requests"))
 
 
 @dataclass(frozen=True)
@@ -29,54 +42,70 @@ class Part:
     limit_s: float
 
 
-def parts(device: str, size: str) -> list[Part]:
-    where = ("--device", device, "--size", size)
+def parts(device: str, *, rehearse: bool) -> list[Part]:
+    """Return all parts, the most important first. rehearse: tiny models and short frames."""
+    where = ("--device", device, "--size", "tiny" if rehearse else "full")
     csm, dia = (("bench.step", "--model", model, *where) for model in ("csm", "dia"))
-    fast_path, many = ("--frames", "48"), ("--frames", "96")
-    return [
-        Part("tests", ("pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"), 150),
+    short, many = (("--frames", "8"), ("--frames", "16")) if rehearse else (("--frames", "48"), ("--frames", "96"))
+    requests = ("--requests", "3", "--others", "1", "--rows", "2") if rehearse else ()
+    against = ("--against", "transformers")
+    tests = ("pytest", "-q", "-c", "tests/gpu/pytest.ini", "--confcutdir", "tests/gpu", "tests/gpu")
+    everything = [
+        Part("tests", tests, 150),
         Part("kernels", ("bench.kernels",), 80),
-        Part("csm 1", (*csm, *fast_path, "--against", "transformers"), 120),
-        Part("csm 64", (*csm, *fast_path, "--rows", "64"), 80),
-        Part("dia 1", (*dia, *many, "--against", "transformers"), 120),
+        Part("csm 1", (*csm, *short, *against), 120),
+        Part("csm 64", (*csm, *short, "--rows", "64"), 80),
+        Part("dia 1", (*dia, *many, *against), 120),
         Part("dia 64", (*dia, *many, "--rows", "64"), 80),
-        Part("csm first", ("bench.first", "--model", "csm", *where), 60),
-        Part("dia first", ("bench.first", "--model", "dia", *where), 60),
-        Part("csm 8", (*csm, *fast_path, "--rows", "8"), 60),
-        Part("csm 16", (*csm, *fast_path, "--rows", "16"), 60),
+        Part("csm first", ("bench.first", "--model", "csm", *where, *requests), 60),
+        Part("dia first", ("bench.first", "--model", "dia", *where, *requests), 60),
+        Part("csm 8", (*csm, *short, "--rows", "8"), 60),
+        Part("csm 16", (*csm, *short, "--rows", "16"), 60),
         Part("dia 8", (*dia, *many, "--rows", "8"), 60),
-        Part("csm torch", (*csm, *fast_path, "--kernels", "torch"), 60),
+        Part("csm torch", (*csm, *short, "--kernels", "torch"), 60),
         Part("csm not recorded", (*csm, "--frames", "16", "--plain"), 60),
-        Part("csm float16", (*csm, *fast_path, "--dtype", "float16"), 60),
-        Part("csm float32", (*csm, *fast_path, "--dtype", "float32"), 60),
-        Part("csm float32 tf32", (*csm, *fast_path, "--dtype", "float32", "--tf32"), 60),
+        Part("csm float16", (*csm, *short, "--dtype", "float16"), 60),
+        Part("csm float32", (*csm, *short, "--dtype", "float32"), 60),
+        Part("csm float32 tf32", (*csm, *short, "--dtype", "float32", "--tf32"), 60),
         Part("dia burst 1", (*dia, *many, "--burst", "1"), 60),
         Part("memory", ("bench.memory", *where), 60),
-        Part("csm compiled", (*csm, *fast_path, "--compile"), 120),
+        Part("csm compiled", (*csm, *short, "--compile"), 120),
     ]
+    only_cuda = {"kernels", "csm float16", "csm compiled", "dia burst 1"}
+    return [part for part in everything if device != "cpu" or part.name not in only_cuda]
 
 
-def run(part: Part, left_s: float) -> dict[str, Any]:
-    """What the part said on its last line, and how it went."""
+def run(part: Part, left_s: float, device: str) -> dict[str, Any]:
+    """Run one part. Returns its last line, its time, and, if it failed, the reason and the end of its output."""
     began = time.monotonic()
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", *part.arguments],
-            capture_output=True,
-            text=True,
-            timeout=min(part.limit_s, left_s),
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return {"failed": "took too long", "took_s": round(time.monotonic() - began, 1)}
-    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    limit_s = min(part.limit_s, left_s)
     found: dict[str, Any] = {}
-    if done.returncode not in (0, 5):
-        found["failed"] = (done.stderr.strip().splitlines() or lines or ["nothing was said"])[-1][-500:]
-    try:
-        found["said"] = json.loads(lines[-1]) if lines else None
-    except json.JSONDecodeError:
-        found["said"] = lines[-1]
+    with tempfile.TemporaryFile("w+") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", *part.arguments],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"TTS_GPU_TESTS_ON": device, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+        )
+        try:
+            status = child.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            status = -1
+            found["failed"] = f"took longer than {limit_s:.0f} s"
+        output.seek(0)
+        lines = [line.rstrip() for line in output if line.strip()]
+    if status != 0:
+        found.setdefault("failed", f"status {status}")
+        found["output"] = lines[-12:]
+    elif lines:
+        try:
+            found["said"] = json.loads(lines[-1])
+        except json.JSONDecodeError:
+            found["said"] = lines[-1]
     return found | {"took_s": round(time.monotonic() - began, 1)}
 
 
@@ -84,9 +113,11 @@ def told(name: str, found: dict[str, Any]) -> str:
     """One row of the table."""
     said = found.get("said")
     if "failed" in found:
-        return f"| {name} | failed: {found['failed']} |"
+        last = (found.get("output") or [""])[-1]
+        return f"| {name} | failed: {found['failed']}; {last[:_CELL_CHARS]} |"
     if not isinstance(said, dict) or "ours" not in said:
-        return f"| {name} | {json.dumps(said) if isinstance(said, dict) else said} |"
+        text = json.dumps({k: v for k, v in said.items() if k not in _INPUTS}) if isinstance(said, dict) else str(said)
+        return f"| {name} | {text[:_CELL_CHARS]} |"
     ours = said["ours"]
     words = f"{1e3 * ours['frame_s']['median']:.2f} ms, {ours['times_real_time']:.1f} times real time in all"
     words += f"; the weights alone {1e3 * ours['limit']['s']:.2f} ms"
@@ -97,32 +128,56 @@ def told(name: str, found: dict[str, Any]) -> str:
     return f"| {name} | {words} |"
 
 
+def shortened(result: dict[str, Any], room: int) -> str:
+    """Return the result as JSON with at most `room` characters: the largest parts lose their details first."""
+    result = json.loads(json.dumps(result))
+    while len(text := json.dumps(result, separators=(",", ":"))) > room:
+        name, part = max(result["parts"].items(), key=lambda item: len(json.dumps(item[1])))
+        if "cut" in part:
+            break
+        result["parts"][name] = {key: part[key] for key in ("failed", "took_s") if key in part} | {"cut": True}
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--size", choices=["tiny", "full"], default="full")
-    parser.add_argument("--minutes", type=float, default=9.5, help="what does not fit in is left out, and said so")
+    parser.add_argument("--minutes", type=float, default=9.5, help="parts that do not fit into this time are left out")
     parser.add_argument("--only", help="comma-separated parts")
+    parser.add_argument("--rehearse", action="store_true", help="tiny models on the CPU")
+    parser.add_argument("--json", type=Path, help="also write all results to this file")
     args = parser.parse_args()
+    device = "cpu" if args.rehearse else args.device
     until = time.monotonic() + 60 * args.minutes
-    chosen = parts(args.device, args.size)
+    chosen = parts(device, rehearse=args.rehearse)
     if args.only:
-        chosen = [part for part in chosen if part.name in args.only.split(",")]
+        names = args.only.split(",")
+        if unknown := set(names) - {part.name for part in chosen}:
+            parser.error(f"no such part: {', '.join(sorted(unknown))}. Parts: {', '.join(p.name for p in chosen)}")
+        chosen = [part for part in chosen if part.name in names]
+    if device != "cpu" and not torch.cuda.is_available():
+        parser.error("PyTorch finds no CUDA device. --rehearse tests this command without one.")
     result: dict[str, Any] = {
         "bench": "gpu",
-        "device": device_name(torch.device(args.device)),
+        "device": device_name(torch.device(device)),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "date": datetime.now(UTC).date().isoformat(),
         "parts": {},
     }
-    print(f"{result['device']}, torch {result['torch']}, {result['date']}\n\n| part | figures |\n|---|---|", flush=True)
+    table = [f"{result['device']}, torch {result['torch']}, {result['date']}", "", "| part | figures |", "|---|---|"]
+    print("\n".join(table), flush=True)
     for part in chosen:
-        left = until - time.monotonic()
-        found = {"failed": "left out: no time"} if left < 5 else run(part, left)
+        left_s = until - time.monotonic()
+        found = {"failed": "left out: no time"} if left_s < 5 else run(part, left_s, device)
         result["parts"][part.name] = found
-        print(told(part.name, found), flush=True)
-    print(json.dumps(result))
+        table.append(told(part.name, found))
+        print(table[-1], flush=True)
+        for line in found.get("output", [])[-3:]:
+            print(f"  {line[:200]}", file=sys.stderr)
+        if args.json:
+            args.json.write_text(json.dumps(result, indent=1))
+    print(shortened(result, TABLE_CHARS - sum(len(line) + 1 for line in table)))
 
 
 if __name__ == "__main__":

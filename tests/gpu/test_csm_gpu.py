@@ -14,13 +14,13 @@ from app.engines.csm.runner import CsmRunner
 from app.nn.transformer import Stage
 from app.runtime.cuda_graphs import GraphCapture
 from app.types import Sampling, Utterance
+from tests.gpu.device import DEVICE, GPU, ON_CUDA, kernels
+from tests.support.csm_requests import FRAME_S, alone, make, prompt, speech
 from tests.support.driver import Driver
 from tests.support.random_csm import fabricate_csm
-from tests.unit.test_csm_runner import FRAME_S, alone, make, prompt, speech
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = GPU
 
-CUDA = torch.device("cuda", 0)
 GREEDY = Sampling(temperature=0.0)
 
 
@@ -42,10 +42,12 @@ def on_cpu(folder: Path) -> CsmRunner:
     return make(folder)
 
 
-@pytest.fixture(params=["eager", "graph"])
+@pytest.fixture(params=["eager", "graph", "triton"])
 def mode(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Options of a runner: eager steps, or steps replayed from a CUDA graph."""
-    return {"device": CUDA, "capture": GraphCapture(CUDA) if request.param == "graph" else None}
+    """Options of a runner: eager steps, or steps replayed from a CUDA graph with the kernels of torch or Triton."""
+    if request.param == "eager":
+        return {"device": DEVICE}
+    return {"device": DEVICE, "capture": GraphCapture(DEVICE), "kernels": (kernels(request.param),)}
 
 
 def speak(runner: CsmRunner, utterance: Utterance) -> tuple[np.ndarray, np.ndarray]:
@@ -92,16 +94,16 @@ def test_half_precision_gives_finite_samples(folder: Path, mode: dict[str, Any],
     assert samples.std() > 0
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+@pytest.mark.skipif(ON_CUDA and torch.cuda.device_count() < 2, reason="one CUDA device")
 def test_split_over_two_devices_gives_the_same_codes(folder: Path, on_cpu: CsmRunner) -> None:
-    stages = (Stage(CUDA, 1), Stage(torch.device("cuda", 1), 1))
+    stages = (Stage(DEVICE, 1), Stage(torch.device(DEVICE.type, 1), 1))
     utterance = speech("Half of the model is elsewhere.", sampling=GREEDY, frames=30)
-    assert np.array_equal(alone(make(folder, device=CUDA, stages=stages), utterance), alone(on_cpu, utterance))
+    assert np.array_equal(alone(make(folder, device=DEVICE, stages=stages), utterance), alone(on_cpu, utterance))
 
 
 def test_lines_and_cancelled_rows_with_steps_in_flight(folder: Path, on_cpu: CsmRunner) -> None:
     """A row is cancelled and reused while steps of other rows are in flight."""
-    runner = make(folder, device=CUDA, capture=GraphCapture(CUDA))
+    runner = make(folder, device=DEVICE, capture=GraphCapture(DEVICE))
     lines = Utterance(speech("One.").lines + speech("And two.").lines, GREEDY, 1, 40 * FRAME_S)
     driver = Driver(runner)
     driver.start(0, speech("This is cancelled.", frames=200))
@@ -129,9 +131,10 @@ class Small(GraphCapture):
         return super()._capture(body)
 
 
+@pytest.mark.skipif(not ON_CUDA, reason="other devices capture nothing")
 def test_short_memory_reduces_the_rows(folder: Path, on_cpu: CsmRunner) -> None:
-    runner = make(folder, device=CUDA, capture=Small(CUDA))
+    runner = make(folder, device=DEVICE, capture=Small(DEVICE))
     assert runner.max_rows == 4
-    assert torch.cuda.current_stream(CUDA) == torch.cuda.default_stream(CUDA)
+    assert torch.cuda.current_stream(DEVICE) == torch.cuda.default_stream(DEVICE)
     utterance = speech("As ever.", sampling=GREEDY, frames=20)
     assert np.array_equal(alone(runner, utterance, row=3), alone(on_cpu, utterance))

@@ -13,13 +13,13 @@ import torch
 from app.engines.dia.runner import DiaRunner
 from app.runtime.cuda_graphs import GraphCapture
 from app.types import Sampling, Utterance
+from tests.gpu.device import DEVICE, GPU, kernels
+from tests.support.dia_requests import make, prompt, speech
 from tests.support.driver import Driver
 from tests.support.random_dia import fabricate_dia
-from tests.unit.test_dia_runner import make, prompt, speech
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = GPU
 
-CUDA = torch.device("cuda", 0)
 GREEDY = Sampling(temperature=0.0)
 
 
@@ -37,12 +37,15 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return fabricate_dia(tmp_path_factory.mktemp("dia"), release=request.param, layout_name=layout)
 
 
-@pytest.fixture(params=["eager", "graph", "in bursts"])
+@pytest.fixture(params=["eager", "graph", "in bursts", "triton"])
 def mode(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Options of a runner: eager steps, or steps replayed from a CUDA graph, one or several at a time."""
     if request.param == "eager":
-        return {"device": CUDA}
-    return {"device": CUDA, "capture": GraphCapture(CUDA), "burst": 8 if request.param == "in bursts" else 1}
+        return {"device": DEVICE}
+    graph = {"device": DEVICE, "capture": GraphCapture(DEVICE)}
+    if request.param == "triton":
+        return graph | {"kernels": (kernels("triton"),)}
+    return graph | {"burst": 8 if request.param == "in bursts" else 1}
 
 
 def speak(runner: DiaRunner, utterance: Utterance, row: int = 0) -> tuple[np.ndarray, np.ndarray]:

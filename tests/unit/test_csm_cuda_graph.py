@@ -29,10 +29,11 @@ from app.nn.mimi.model import MimiDecoder
 from app.runtime.cuda_graphs import WARM_UPS, GraphCapture
 from app.runtime.faults import is_out_of_memory
 from app.types import Sampling, Utterance
+from tests.support.csm_requests import FRAME_S, alone, make, prompt, speech
 from tests.support.driver import Driver
 from tests.support.random_csm import csm_config
 from tests.support.recordable import META, operations
-from tests.unit.test_csm_runner import FRAME_S, AlwaysEos, alone, force_eos, lines, make, prompt, speech
+from tests.unit.test_csm_runner import AlwaysEos, force_eos, lines
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("one_thread")]
 

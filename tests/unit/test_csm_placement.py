@@ -35,9 +35,9 @@ from app.runtime.device import choose_device, choose_devices, free_bytes
 from app.settings import Settings
 from app.types import Sampling
 from app.weights.load_cache import LoadCache
+from tests.support.csm_requests import alone, prompt, speech
 from tests.support.driver import Driver
 from tests.support.random_csm import csm_config, fabricate_csm
-from tests.unit.test_csm_runner import alone, prompt, speech
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("one_thread")]
 

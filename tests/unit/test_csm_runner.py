@@ -11,50 +11,19 @@ import pytest
 import torch
 
 from app.engines.csm.limits import Guards
-from app.engines.csm.loading import load_runner
 from app.engines.csm.runner import CsmRunner
 from app.errors import BadReference, TextTooLong
-from app.types import ContextTurn, Reference, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
+from app.types import ContextTurn, Reference, Sampling, SpokenLine, Utterance, VoicePrompt
+from tests.support.csm_requests import FRAME_S, VOICE, alone, codes_of, make, prompt, speech
 from tests.support.driver import Driver
 from tests.support.random_csm import fabricate_csm
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("one_thread")]
 
-CPU = torch.device("cpu")
-VOICE = Voice("v", "v", "cloned")
-FRAME_S = 0.08
-
-
-def make(folder: Path, **options: object) -> CsmRunner:
-    values = {"device": CPU, "dtype": torch.float32, "max_rows": 8, "guards": None, "chunk": 16} | options
-    return load_runner(folder, None, **values)
-
 
 @pytest.fixture(scope="module")
 def runner(tiny_csm: Path) -> CsmRunner:
     return make(tiny_csm)
-
-
-def codes_of(runner: CsmRunner, frames: int, seed: int) -> np.ndarray:
-    shape = (runner.config.codebooks, frames)
-    return np.random.default_rng(seed).integers(1, runner.config.codebook_size, shape).astype(np.int16)
-
-
-def prompt(runner: CsmRunner, frames: int = 20, seed: int = 1) -> VoicePrompt:
-    return VoicePrompt(f"voice{seed}", "mimi", codes_of(runner, frames, seed), "What the voice once said.")
-
-
-def speech(text: str, seed: int = 1, frames: int = 12, **options: object) -> Utterance:
-    voice = options.pop("prompt", None)
-    sampling = options.pop("sampling", Sampling())
-    return Utterance((SpokenLine(text, 0, VOICE, voice),), sampling, seed, frames * FRAME_S, **options)
-
-
-def alone(runner: CsmRunner, utterance: Utterance, row: int = 0) -> np.ndarray:
-    driver = Driver(runner)
-    driver.start(row, utterance)
-    driver.finish()
-    return driver.frames(row)
 
 
 def test_codes_do_not_depend_on_the_row(runner: CsmRunner) -> None:

@@ -20,11 +20,12 @@ from app.nn.dac.model import DacDecoder
 from app.nn.kernels.choice import TORCH
 from app.runtime.cuda_graphs import GraphCapture
 from app.types import Sampling
+from tests.support.dia_requests import alone, make, speech
 from tests.support.driver import Driver
 from tests.support.random_dia import SHAPES, dia_config, dia_config_v01, fabricate_dia
 from tests.support.recordable import META, operations
 from tests.unit.test_csm_cuda_graph import RunningCapture
-from tests.unit.test_dia_runner import REQUESTS, alone, make, speech
+from tests.unit.test_dia_runner import REQUESTS
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("one_thread")]
 

@@ -11,48 +11,22 @@ import torch
 
 from app.engines.dia.decoding import CHUNK_FRAMES, FIRST_FRAMES
 from app.engines.dia.limits import Guards
-from app.engines.dia.loading import engine_of, load_runner
+from app.engines.dia.loading import engine_of
 from app.engines.dia.runner import DiaRunner
 from app.errors import BadReference, EmptyText, TextTooLong, TooManySpeakers
 from app.nn.kv_cache import CrossKVCache
 from app.settings import Settings
-from app.types import Reference, Sampling, SpokenLine, Utterance, Voice, VoicePrompt
+from app.types import Reference, Sampling, SpokenLine, Utterance
+from tests.support.dia_requests import CPU, FRAME_S, OTHER, VOICE, alone, make, prompt, speech
 from tests.support.driver import Driver
 from tests.support.random_dia import fabricate_dia
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("one_thread")]
 
-CPU = torch.device("cpu")
-VOICE, OTHER = Voice("v", "v", "cloned"), Voice("w", "w", "cloned")
-FRAME_S = 512 / 44_100
-
-
-def make(folder: Path, **options: object) -> DiaRunner:
-    values = {"device": CPU, "dtype": torch.float32, "max_rows": 6, "guards": None, "chunk": 16} | options
-    return load_runner(folder, folder / "dac", **values)
-
 
 @pytest.fixture(scope="module")
 def runner(tiny_dia: Path) -> DiaRunner:
     return make(tiny_dia)
-
-
-def prompt(frames: int = 20, seed: int = 1, text: str = "What the voice once said.") -> VoicePrompt:
-    codes = np.random.default_rng(seed).integers(0, 1024, (9, frames)).astype(np.int16)
-    return VoicePrompt(f"voice{seed}", "dac", codes, text)
-
-
-def speech(text: str, seed: int = 1, frames: int = 12, **options: object) -> Utterance:
-    voice = options.pop("prompt", None)
-    sampling = options.pop("sampling", Sampling())
-    return Utterance((SpokenLine(text, 0, VOICE, voice),), sampling, seed, frames * FRAME_S)
-
-
-def alone(runner: DiaRunner, utterance: Utterance, row: int = 0) -> np.ndarray:
-    driver = Driver(runner)
-    driver.start(row, utterance)
-    driver.finish()
-    return driver.frames(row)
 
 
 REQUESTS = [

@@ -1,0 +1,30 @@
+"""The device of the tests in this folder."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from app.nn.kernels.choice import TORCH, Kernels, fused_kernels
+
+# TTS_GPU_TESTS_ON=cpu rehearses the tests on a machine without a CUDA device.
+DEVICE = torch.device(os.environ.get("TTS_GPU_TESTS_ON", "cuda"))
+ON_CUDA = DEVICE.type == "cuda"
+if not ON_CUDA:
+    torch.set_num_threads(1)  # for tiny models on a CPU, a second thread only costs time
+GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(ON_CUDA and not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+def kernels(name: str) -> Kernels:
+    """Return the kernels of torch, unless `name` is "triton". Skips the test where Triton can't run."""
+    if name != "triton":
+        return TORCH
+    if not ON_CUDA:
+        pytest.skip("Triton needs a CUDA device")
+    pytest.importorskip("triton")
+    return fused_kernels()
