@@ -43,7 +43,7 @@ class Part:
 
 
 def parts(device: str, *, rehearse: bool) -> list[Part]:
-    """Return all parts, the most important first. rehearse: tiny models and short frames."""
+    """Return all parts, the most important first. rehearse: tiny models and a small number of frames."""
     where = ("--device", device, "--size", "tiny" if rehearse else "full")
     csm, dia = (("bench.step", "--model", model, *where) for model in ("csm", "dia"))
     short, many = (("--frames", "8"), ("--frames", "16")) if rehearse else (("--frames", "48"), ("--frames", "96"))

@@ -57,7 +57,7 @@ SENTENCE = (
     "throws them bread."
 )
 SECOND_SENTENCE = (
-    "Nobody knew when the rain would stop, so we stayed by the window, drank our tea and talked about the summer."
+    "We did not know when the rain would stop, so we stayed by the window, drank our tea and talked about the summer."
 )
 CANDIDATES = 6
 GOOD_DISTANCE = 0.5  # a candidate with this distance from the profile is accepted without further tries; see `distance`
