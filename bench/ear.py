@@ -45,6 +45,7 @@ from app.audio.guard import pace_of
 from app.audio.loudness import integrated_lufs
 from app.audio.stretch import StreamStretcher
 from app.audio.verification import Verdict, best_take, judge
+from app.engines.pronouncing import pronounce
 from app.voices.enhancement import TARGET_LUFS
 from bench import ear_parts
 from tests.support import misbehaving
@@ -216,7 +217,8 @@ def guard(clips: Sequence[Clip]) -> dict[str, Any]:
 
 
 def _check(samples: Samples, words: str) -> Verdict:
-    return judge(align(samples, RATE_HZ, words.split()), samples, RATE_HZ)
+    spoken = words.split()
+    return judge(align(samples, RATE_HZ, spoken, [pronounce(word) for word in spoken]), samples, RATE_HZ)
 
 
 def _level(samples: Samples) -> float:
