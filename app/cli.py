@@ -449,7 +449,7 @@ def check(
     The exit status is 1 if something is wrong.
     """
     settings = _settings(TTS_ENGINE=engine, TTS_FALLBACK_ENGINE="")
-    names = [name.strip() for name in voices.split(",") if name.strip()]
+    names = list(dict.fromkeys(name.strip() for name in voices.split(",") if name.strip()))
     report = asyncio.run(_check(settings, names, folder, first_day.SENTENCES[:sentences]))
     for finding in report.findings:
         style = "red" if finding.severity == "problem" else "yellow"

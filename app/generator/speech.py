@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, cast
 
 from app.audio import pcm
 from app.audio.formats import AUDIO_FORMATS
-from app.errors import NothingSpoken, SpeechError, SpeechTooShort
+from app.errors import NothingSpoken, NotStored, SpeechError, SpeechTooShort
 from app.generator.checking import AnswerChecks, best_of_takes
 from app.generator.context import ConversationContext
 from app.generator.lookahead import Lookahead, SubmittedUtterance, rows_ahead
@@ -438,7 +438,8 @@ class SpeechGenerator:
         )
         if "too_short" in take.failures and not take.sent:
             raise SpeechTooShort(
-                f"The {job.info.id} engine left out a part of the text in each of {ATTEMPTS} attempts. Try again, or "
+                f"The {job.info.id} engine left out a part of the text in each of "
+                f"{max(ATTEMPTS, job.request.best_of)} attempts. Try again, or "
                 "divide the text into shorter sentences."
             )
 
@@ -470,11 +471,20 @@ async def _in_chunks(data: bytes) -> AsyncGenerator[bytes]:
 
 
 async def _hold_back(answer: Answer, stream: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    """Read the whole stream of an answer, and then yield it. Sets `size_bytes` before the first bytes."""
+    """Read the whole stream of an answer, and then yield it. Sets `size_bytes` before the first bytes.
+
+    Raises NotStored if the disk has no space for a long answer.
+    """
     with tempfile.SpooledTemporaryFile(HELD_IN_MEMORY_BYTES) as file:
         async with contextlib.aclosing(stream):
             async for data in stream:
-                file.write(data)
+                try:
+                    file.write(data)
+                except OSError as error:
+                    raise NotStored(
+                        f"The answer can't be held back until it is checked, because its temporary file can't be "
+                        f"written: {error.strerror or error}. Free some disk space, or leave out `verify` and `best_of`."
+                    ) from error
         answer.size_bytes = file.tell()
         file.seek(0)
         while data := file.read(CACHED_CHUNK_BYTES):

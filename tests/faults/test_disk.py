@@ -54,6 +54,21 @@ def voices(http: httpx.Client) -> list[str]:
     return [voice["name"] for voice in http.get("/v1/voice-cloning/voices").json()["voices"]]
 
 
+def test_held_answer_that_does_not_fit_names_the_disk(small_disk: Path, tmp_path: Path) -> None:
+    body = {"input": "The library closes at eight this evening. " * 60, "response_format": "wav", "verify": True}
+    with (
+        Process(tmp_path / "data", TMPDIR=str(small_disk)) as process,
+        httpx.Client(base_url=process.url, timeout=60) as http,
+    ):
+        process.wait()
+        refused = http.post("/v1/audio/speech", json=body)
+        assert refused.status_code == 507
+        assert refused.json()["error"]["code"] == "storage_error"
+        assert "No space left on device" in refused.json()["error"]["message"]
+        assert http.get("/health").json()["rows"]["active"] == 0
+        assert speak(http, body["input"]).status_code == 200
+
+
 def test_server_speaks_with_a_full_disk(small_disk: Path, sample: bytes) -> None:
     with Process(small_disk) as process, httpx.Client(base_url=process.url, timeout=60) as http:
         process.wait()

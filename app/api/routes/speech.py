@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def answers() -> dict[int | str, dict[str, Any]]:
     """The OpenAPI `responses` of all speech routes."""
-    return {200: speech_response(), **problems(400, 404, 408, 413, 429, 500, 503)}
+    return {200: speech_response(), **problems(400, 404, 408, 413, 429, 500, 503, 507)}
 
 
 def router(speaking: Speaking, gate: Gate) -> APIRouter:
