@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, cast
 
 from app.audio import pcm
 from app.audio.formats import AUDIO_FORMATS
-from app.errors import NothingSpoken, NotStored, SpeechError, SpeechTooShort
+from app.errors import Busy, NothingSpoken, NotStored, SpeechError, SpeechTooShort
 from app.generator.checking import AnswerChecks, best_of_takes
 from app.generator.context import ConversationContext
 from app.generator.lookahead import Lookahead, SubmittedUtterance, rows_ahead
@@ -367,7 +367,7 @@ class SpeechGenerator:
         """Generate and check `best_of` takes of an utterance, as many at the same time as there are free rows.
 
         submitted: the first take. One row stays free for other requests. A take that fails with an error is left out;
-        if all takes fail, the first error is raised.
+        if all takes fail, the first error is raised. Raises Busy if the queue is full.
         """
         count = job.request.best_of
         takes: dict[int, Take] = {}
@@ -381,6 +381,8 @@ class SpeechGenerator:
                     async for chunk in chunks:
                         if chunk is not None:
                             take.add(chunk)
+            except Busy:  # the engine refuses this answer; the other takes would pass its queue
+                raise
             except SpeechError as error:
                 errors.append(error)
                 return
@@ -482,8 +484,9 @@ async def _hold_back(answer: Answer, stream: AsyncGenerator[bytes]) -> AsyncGene
                     file.write(data)
                 except OSError as error:
                     raise NotStored(
-                        f"The answer can't be held back until it is checked, because its temporary file can't be "
-                        f"written: {error.strerror or error}. Free some disk space, or leave out `verify` and `best_of`."
+                        "The answer can't be held back until it is checked, because its temporary file can't be "
+                        f"written ({error.strerror or error}). Free some disk space, or leave out `verify` and "
+                        "`best_of`."
                     ) from error
         answer.size_bytes = file.tell()
         file.seek(0)

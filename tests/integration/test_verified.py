@@ -493,6 +493,23 @@ def test_best_of_survives_a_take_that_fails(faulty: Server) -> None:
     assert speech.is_of(CLEAN_TWIN)
 
 
+def test_best_of_does_not_pass_a_full_queue(tmp_path: Path) -> None:
+    with misbehaving(tmp_path, TTS_MAX_ROWS=1, TTS_MAX_QUEUE=0) as server, ThreadPoolExecutor(1) as other:
+        server.script(**{TEXT: [CLEAN]})
+        server.runner.gate = gate = model.Gate(RATE_HZ)
+        body = {"input": TEXT, "cache": False, "best_of": 2}
+        try:
+            running = other.submit(server.speak)
+            assert gate.reached.wait(20)
+            refused = server.http.post("/v1/audio/speech", json=body)
+        finally:
+            server.runner.gate = None
+            gate.opened.set()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert running.result().is_of(CLEAN)
+        assert len(server.runner.seeds) == 1
+
+
 def test_client_that_leaves_frees_all_rows_of_best_of(faulty: Server) -> None:
     faulty.script(**{TEXT: [CLEAN]})
     faulty.runner.gate = gate = model.Gate(RATE_HZ)
