@@ -240,11 +240,16 @@ def overall(results: Sequence[Result]) -> Result:
     return next((result for result in order if result in results), "unchecked")
 
 
+def whole_takes(takes: Sequence[Take], text: str) -> list[Take]:
+    """The takes of an utterance that broke no rule of the guard and are not silent."""
+    return [take for take in takes if not take.failures and not (take.silent and has_words(text))]
+
+
 def best_of_takes(takes: Sequence[Take], text: str) -> Take:
     """The take of an utterance to keep: one that broke no rule of the guard, and of these the best by its verdict."""
     if takes[-1].sent:
         return takes[-1]
-    whole = [take for take in takes if not take.failures and not (take.silent and has_words(text))] or [takes[-1]]
+    whole = whole_takes(takes, text) or [takes[-1]]
     return whole[best_take([take.verdict or UNCHECKED for take in whole])]
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, cast
 from app.audio import pcm
 from app.audio.formats import AUDIO_FORMATS
 from app.errors import Busy, NothingSpoken, NotStored, SpeechError, SpeechTooShort
-from app.generator.checking import AnswerChecks, best_of_takes
+from app.generator.checking import AnswerChecks, best_of_takes, whole_takes
 from app.generator.context import ConversationContext
 from app.generator.lookahead import Lookahead, SubmittedUtterance, rows_ahead
 from app.generator.output import open_output
@@ -305,8 +305,9 @@ class SpeechGenerator:
     ) -> AsyncGenerator[Samples]:
         """Yield the audio of one utterance with trimmed and faded edges. Meanwhile, submit the next utterances.
 
-        If a take fails before any of its audio was sent, the utterance is generated again with another seed. Raises
-        NothingSpoken, SpeechTooShort and the errors of the engine.
+        If a take fails before any of its audio was sent, the utterance is generated again with another seed. If this
+        ends with an error, a take that only the check has rejected is used. Raises NothingSpoken, SpeechTooShort and
+        the errors of the engine.
         """
         submitted, number = ahead.take()
         job.playback.current_index = number
@@ -325,14 +326,21 @@ class SpeechGenerator:
                     keep=checks.scope == "all",
                 )
                 takes.append(take)
-                async with contextlib.aclosing(take.chunks(submitted)) as chunks:
-                    async for chunk in chunks:
-                        await ahead.submit(rows_ahead(job))
-                        if chunk is not None:
-                            take.add(chunk)
-                        for samples in take.release():
-                            begun = begun or self._begin(job, planned)
-                            yield samples
+                try:
+                    async with contextlib.aclosing(take.chunks(submitted)) as chunks:
+                        async for chunk in chunks:
+                            await ahead.submit(rows_ahead(job))
+                            if chunk is not None:
+                                take.add(chunk)
+                            for samples in take.release():
+                                begun = begun or self._begin(job, planned)
+                                yield samples
+                except SpeechError as error:
+                    if take.sent or not whole_takes(takes[:-1], planned.text):
+                        raise
+                    log.warning("utterance %d can't be generated again, so its bad take is used: %s", number, error)
+                    takes.pop()
+                    break
                 wait_s = None if job.held else take.due_s
                 take.end()
                 failed = bool(take.failures) or (take.silent and has_words(planned.text))
@@ -485,8 +493,8 @@ async def _hold_back(answer: Answer, stream: AsyncGenerator[bytes]) -> AsyncGene
                 except OSError as error:
                     raise NotStored(
                         "The answer can't be held back until it is checked, because its temporary file can't be "
-                        f"written ({error.strerror or error}). Free some disk space, or leave out `verify` and "
-                        "`best_of`."
+                        f"written ({error.strerror or error}). Free some space in the temporary folder, or turn the "
+                        "check off (`verify`, `best_of`, TTS_VERIFY)."
                     ) from error
         answer.size_bytes = file.tell()
         file.seek(0)

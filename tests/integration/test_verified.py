@@ -218,6 +218,15 @@ def test_two_faulty_takes_are_uncertain_and_not_cached(faulty: Server, caplog: p
     assert len(set(faulty.runner.seeds)) == 4  # the failed seeds are not used again
 
 
+def test_bad_take_is_used_if_the_second_one_fails_with_an_error(faulty: Server) -> None:
+    broken = CLEAN.copy()
+    broken[len(broken) // 2] = np.nan
+    faulty.script(**{TEXT: [BABBLE, broken]})
+    speech = faulty.speak(verify=True)
+    assert (speech.verified, speech.is_of(BABBLE)) == ("uncertain", True)
+    assert len(faulty.runner.seeds) == 2
+
+
 def test_clean_answer_is_cached_with_its_result(faulty: Server) -> None:
     faulty.script(**{TEXT: [BABBLE, CLEAN]})
     fields = {"verify": True, "cache": True, "seed": 5}
