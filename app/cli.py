@@ -464,6 +464,14 @@ def check(
 async def _check(settings: Settings, names: list[str], folder: Path, sentences: Sequence[str]) -> first_day.Report:
     """Run the first-day check and write the report."""
     services = _services(settings)
+    try:  # before the engine starts, which takes long
+        for name in names:
+            services.voices.get(name)
+        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+    except SpeechError as error:
+        _fail(error.message)
+    except OSError as error:
+        _fail(f"{folder} can't be written: {error.strerror}.")
     async with services.manager:
         await _wait_for_engine(services.manager)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -42,7 +42,7 @@ def checked(
 
 
 def test_offline_voice_passes(tmp_path: Path) -> None:
-    done, report, html = checked(tmp_path, "--engine", "espeak", "--voices", "alloy, onyx", "--sentences", "3")
+    done, report, html = checked(tmp_path, "--engine", "espeak", "--voices", "alloy, onyx,alloy", "--sentences", "3")
     assert done.returncode == 0, done.stdout
     assert b"Nothing is wrong." in done.stdout
     assert (report["ok"], report["findings"], report["engine"]) == (True, [], "espeak")
@@ -117,6 +117,8 @@ def test_damaged_voice_is_a_note(tmp_path: Path) -> None:
         (("--engine", "nonsense"), "TTS_ENGINE"),
         (("--out", "file/report"), "written"),
         (("--engine", "csm"), "HF_HUB_OFFLINE"),
+        (("--engine", "csm", "--voices", "unknown-voice"), "alloy"),  # before the weights are loaded
+        (("--engine", "csm", "--out", "file/report"), "written"),
     ],
 )
 def test_invalid_calls_end_with_a_message(tmp_path: Path, arguments: tuple[str, ...], word: str) -> None:
