@@ -79,7 +79,8 @@ class Settings(BaseSettings):
     csm_device_map: Literal["auto", "balanced", "sequential"] | None = Field(
         None,
         alias="CSM_DEVICE_MAP",
-        description="Splits one CSM model over `TTS_DEVICES`: `balanced` = equal bytes on each device; `sequential` = "
+        description="Splits one CSM model over `TTS_DEVICES`, or over all GPUs if neither `TTS_DEVICES` nor "
+        "`TTS_DEVICE` is set: `balanced` = equal bytes on each device; `sequential` = "
         "fill one device before the next; `auto` = only the first device if the model fits there, otherwise "
         "`balanced`. Unset = the model is not split. The first device also holds everything that is not a layer.",
     )

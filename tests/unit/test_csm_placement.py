@@ -404,6 +404,34 @@ def test_rows_are_counted_for_a_model_on_two_gpus(
     assert (loaded["max_rows"], tuple(stage.layers for stage in loaded["stages"])) == expected
 
 
+@pytest.mark.parametrize(("gpus", "layers"), [(2, (3, 13)), (1, ())])
+def test_device_map_alone_uses_all_gpus(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    gpus: int,
+    layers: tuple[int, ...],
+) -> None:
+    """Without TTS_DEVICES and TTS_DEVICE. With one GPU the model is not split, and the log says why."""
+    caplog.set_level(logging.INFO)
+    config = dataclasses.replace(parse_config(csm_config("full")), codec=MimiConfig())
+    loaded: dict[str, Any] = {}
+    found = tuple(torch.device("cuda", index) for index in range(gpus))
+    monkeypatch.setattr(csm_loading, "fetch", lambda *_: (tmp_path, "csm"))
+    monkeypatch.setattr(csm_loading.hub, "has_tensor", lambda *_: True)
+    monkeypatch.setattr(csm_loading, "read_config", lambda _: config)
+    monkeypatch.setattr(csm_loading, "choose_devices", lambda names: found if names == ("auto",) else ())
+    monkeypatch.setattr(csm_loading, "choose_device", lambda _: found[0])
+    monkeypatch.setattr(csm_loading, "graph_capture", lambda *_, **__: (None, ()))
+    monkeypatch.setattr(csm_loading, "using", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(devices, "free_bytes", lambda device: int((8, 4.3)[device.index or 0] * (1 << 30)))
+    monkeypatch.setattr(csm_loading, "load_runner", lambda *_, **options: loaded.update(options))
+    settings = settings_for(tmp_path, tmp_path, CSM_DEVICE_MAP="balanced", TTS_MAX_ROWS="auto", TTS_DTYPE="bfloat16")
+    load_from(settings, BuildContext(lambda _: None, lambda: False), guards=None)
+    assert tuple(stage.layers for stage in loaded["stages"]) == layers
+    assert ("there is only one device" in caplog.text) == (gpus == 1)
+
+
 def test_unknown_values_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="'auto', 'balanced' or 'sequential'"):
         settings_for(folder, tmp_path, CSM_DEVICE_MAP="everywhere")

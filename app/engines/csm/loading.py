@@ -200,10 +200,15 @@ def load_from(
     codec = None
     if not hub.has_tensor(folder, "codec_model."):
         codec, _ = fetch(settings, context, "mimi", settings.csm_codec)
-    devices = choose_devices(settings.devices) or (choose_device(settings.device),)
+    names = settings.devices
+    if settings.csm_device_map and not names and settings.device == "auto":
+        names = ("auto",)  # all GPUs
+    devices = choose_devices(names) or (choose_device(settings.device),)
     split = settings.csm_device_map if len(devices) > 1 else None
     if split is None:
         devices = devices[:1]
+    if settings.csm_device_map and split is None:
+        log.info("CSM_DEVICE_MAP=%s has no effect: there is only one device, %s", settings.csm_device_map, devices[0])
     device = devices[0]
     dtype = choose_dtype(settings.dtype, device)
     set_math_backends(tf32=settings.tf32)
