@@ -99,10 +99,10 @@ _OPUS = CodecRecipe(
     codec_rates_hz=_OPUS_RATES_HZ,
 )
 # aac_coder=fast: 3.0 ms of CPU per second and SNR 28.9 dB. The default coder: 8.9 ms and 23.3 dB.
-# The codec returns its first frame of 1024 samples when its second frame is full: after 85 ms of input at 24 kHz. CSM's
-# first frame has only 80 ms, so the first bytes would wait for CSM's second frame. With 128 samples of silence in front
-# of the audio, CSM's first frame is enough.
-# The bit rate is 64 kbit/s. At 8 and 11 kHz it is lower, because AAC-LC allows 6 bits per sample and channel.
+# The encoder returns its first AAC frame of 1024 samples when its second AAC frame is full: after 85 ms of input at
+# 24 kHz. The first frame of CSM has only 80 ms, so the first bytes would wait for the second frame of CSM. With 128
+# samples of silence in front of the audio, the first frame of CSM is enough.
+# The bit rate is 64 kbit/s, and at most 4 bits per sample: AAC-LC allows 6 bits per sample and channel.
 _AAC = CodecRecipe(
     "adts",
     "aac",

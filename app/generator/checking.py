@@ -99,7 +99,7 @@ class TakeChecker:
         except TimeoutError:
             log.warning("a take is not checked: the recogniser gave no answer within %.1f s", deadline_s)
         except Exception:
-            log.exception("a take is not checked: the check failed")
+            log.exception("the check of a take raised an error, so the take is used without a check")
         return UNCHECKED
 
     async def close(self) -> None:

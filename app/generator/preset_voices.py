@@ -395,8 +395,8 @@ def evaluate(
 ) -> Candidate | str:
     """Trim a recording (N,), set its loudness and measure it. Returns a candidate, or its defect in words.
 
-    words_heard: a speech recogniser; None = there is none, and the words are not checked. words_only: refuse long
-    sounds that are not in the transcript. People who talk freely make them.
+    words_heard: a speech recogniser; None = there is none, and the words are not checked. words_only: refuse a
+    recording with a long sound that is not in its transcript. In free speech such sounds are normal.
     """
     edges = EdgeTrimmer(rate_hz)
     samples = joined([edges.push(samples), edges.flush()])

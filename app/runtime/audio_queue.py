@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from app.types import Codes, Samples
 
 MAX_GET_S = 1.0  # get() returns at most this much audio in one chunk: fewer chunks cost the encoder less time
-# Each chunk has a fixed cost for the event loop: the time to encode 0.2 s of audio. So if the listener has more than
-# MIN_BUFFERED_S of audio left to play, get() waits until MIN_GET_S are in the queue. The longest wait is
-# (audio left to play - MIN_BUFFERED_S) / 2.
+# Each chunk costs the event loop a fixed time, about as much as to encode 0.2 s of audio. So large chunks cost less. If
+# the listener has more than MIN_BUFFERED_S of audio left to play, get() waits until the queue has MIN_GET_S of audio.
+# The longest wait is (audio left to play - MIN_BUFFERED_S) / 2.
 MIN_BUFFERED_S, MIN_GET_S = 0.25, 0.4
 
 

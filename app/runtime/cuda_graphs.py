@@ -33,7 +33,7 @@ def at_least(count: int, sizes: Sequence[int]) -> int:
     for size in sizes:
         if size >= count:
             return size
-    raise ValueError(f"{count} is more than {sizes[-1]}")
+    raise ValueError(f"{count} is more than the largest size, {sizes[-1]}")
 
 
 def doublings(first: int, last: int) -> tuple[int, ...]:

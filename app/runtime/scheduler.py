@@ -55,7 +55,7 @@ class Scheduler:
         self._dirty = False
         self._closed: Exception | None = None
 
-    # ---- event loop side
+    # ---- methods that the event loop calls
 
     def submit(self, job: Job) -> None:
         """Add a job to its queue. Raises Busy if all rows and the queue are full, or the error passed to `close`.
@@ -119,7 +119,7 @@ class Scheduler:
             self._background.clear()
             self._wake()
 
-    # ---- engine thread side
+    # ---- methods that the engine's thread calls
 
     def plan(self) -> Plan:
         """Assign free rows to queued jobs, and return the plan of the next iteration."""

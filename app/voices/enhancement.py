@@ -390,7 +390,7 @@ class Limiter:
         side = _TAPS // 2
         # The wave between two samples can exceed the ceiling only if one of them is loud.
         loud = peaks[side - 1 : len(held) - side + 1] >= _SURELY_BELOW * self._ceiling
-        # Positions of pairs of samples: held[at + side - 1] and held[at + side].
+        # The pairs of neighbouring samples of which one is loud: held[at + side - 1] and held[at + side].
         at = np.flatnonzero(loud[:-1] | loud[1:])
         windows = sliding_window_view(held, _TAPS)[at]  # (n, taps)
         between = np.abs(np.einsum("nt,pt->pn", windows, _PHASES)).max(axis=0)

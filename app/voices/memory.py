@@ -35,7 +35,9 @@ log = logging.getLogger(__name__)
 ABANDONED_S = 60.0  # older temporary files are deleted; another server process may still write a younger file
 MAX_TURNS = 32  # per conversation
 _CHARS_PER_TOKEN = 3  # a low estimate: a Llama 3 token has about 4 characters of English
-_FRAMING_TOKENS = 6  # per turn: for the speaker, the begin, the end, and the frame that ends the audio
+_FRAMING_TOKENS = (
+    6  # tokens of a turn that are not words: its speaker, begin and end of its text, and the end of its audio
+)
 
 
 @dataclass(frozen=True, slots=True)

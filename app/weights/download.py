@@ -116,7 +116,7 @@ def fetch(
     in_library, defects = find_in_library_cache(files)
     if defects:
         log.warning(
-            "%s in the Hugging Face cache is not complete, so the missing files are needed: %s (%s)",
+            "%s in the Hugging Face cache is not complete: %s. The server downloads the missing files. Cache: %s",
             files.source,
             "; ".join(defects),
             in_library,
@@ -275,7 +275,7 @@ class _Download:
                 continue
         return None
 
-    # ---- the caller's thread
+    # ---- methods that the caller's thread runs
 
     def prepare(self) -> None:
         """Create the folders and count the bytes on disk.

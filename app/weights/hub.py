@@ -60,9 +60,10 @@ class ModelFiles:
 
 
 _KNOWN: Mapping[str, ModelFiles] = {
-    # sesame/csm-1b at c92a71e1 is 19.6 GB: the same weights as transformers-0000x-of-00002 (7.1 GB with the Mimi codec
-    # inside), model.safetensors (6.2 GB, original names, no codec) and ckpt.pt (6.2 GB pickle). Fine-tunes and mirrors
-    # save model-0000x-of-0000N or one model.safetensors. Its tokenizer.json replaces the gated one of Llama.
+    # sesame/csm-1b at c92a71e1 is 19.6 GB, because it contains the same weights three times: as
+    # transformers-0000x-of-00002 (7.1 GB with the Mimi codec inside), model.safetensors (6.2 GB, original names, no
+    # codec) and ckpt.pt (6.2 GB pickle). Fine-tunes and mirrors save model-0000x-of-0000N or one model.safetensors. The
+    # tokenizer.json of sesame/csm-1b replaces the gated tokenizer of Llama.
     # The mirrors store their files in the layout of the transformers library. A mirror can become gated at any time.
     "csm": ModelFiles(
         setting="CSM_MODEL",

@@ -49,7 +49,7 @@ def test_smallest_graph_that_fits_the_rows_is_used() -> None:
     for rows in (1, 2, 3, 4, 5, 6):
         some.of(rows, "short")()
     assert called == [(1, "short"), (2, "short"), (4, "short"), (4, "short"), (6, "short"), (6, "short")]
-    with pytest.raises(ValueError, match="7 is more than 6"):
+    with pytest.raises(ValueError, match="7 is more than the largest size, 6"):
         some.of(7, "long")
 
 

@@ -194,7 +194,8 @@ class CsmModel(nn.Module):
             as_linear(self.heads[i]).weight.copy_(block[0, :, : c.codebook_size].t())
         load_stack(self.backbone, weights, checkpoint.BACKBONE)
         load_stack(self.depth, weights, checkpoint.DEPTH)
-        # The table P E is computed in float32 from the stored tensors. So its values are rounded only once.
+        # The table P E (the projection times the audio table, see above) is computed in float32 from the stored
+        # tensors. So its values are rounded only once, when they are stored in the dtype of the model.
         projection = weights.read(checkpoint.PROJECTION).to(self.device, torch.float32)
         used = len(self.depth_table)  # the last codebook's code is never read
         for start, block in weights.blocks(checkpoint.DEPTH_TABLE):

@@ -122,8 +122,8 @@ class DiaRunner:
     def _warm_up(self, burst: int) -> None:
         """Speak a short utterance and discard its audio, so that the first request finds everything initialised.
 
-        Generates the frames of the first chunk, so that the codec decodes this chunk. The first frame is complete after
-        `max(delays)` steps, and a step returns the results of up to two bursts before it.
+        Runs enough steps for the codec to decode its first chunk. The first frame of this chunk is complete after
+        `max(delays)` steps, and the results of a step arrive up to two bursts (steps launched together) later.
         """
         begin_warm_up(self, WARM_UP_TEXT, 1.0)
         for _ in range(max(self.config.delays) + FIRST_FRAMES + 2 * burst):
