@@ -184,9 +184,13 @@ class Source:
     def parse(files: ModelFiles) -> Source:
         value = files.source
         folder = Path(value).expanduser()
-        if folder.is_dir():
+        try:
+            is_folder, exists = folder.is_dir(), folder.exists()
+        except OSError as error:
+            raise _unreadable(files, folder) from error
+        if is_folder:
             return Source(folder=folder)
-        if folder.exists():
+        if exists:
             raise WeightsUnavailable(
                 f"{files.setting}={value} is a file, but it must be a folder",
                 remedy=f"Set {files.setting} to the folder that contains the file.",
@@ -228,6 +232,13 @@ class Source:
             return None
         folder = cache / "snapshots" / commit
         return folder if re.fullmatch(r"[\w-]+", commit) and folder.is_dir() else None
+
+
+def _unreadable(files: ModelFiles, path: Path) -> WeightsUnavailable:
+    return WeightsUnavailable(
+        f"{files.setting}={files.source}: {path} can't be read by the user of this server",
+        remedy=f"Give this user permission to read it, or set {files.setting} to another folder.",
+    )
 
 
 def hub_home() -> Path:
@@ -274,10 +285,14 @@ def find(files: ModelFiles, models_dir: Path) -> Path | None:
     """Return the folder with the model's files, or None if any file is not on disk. Uses no network.
 
     Looks into `models_dir` first, and then into the cache of the hub's library. If the source is a local folder,
-    returns it without a check of its files. Raises WeightsUnavailable if the source is not valid.
+    checks only that its files can be read. Raises WeightsUnavailable if the source is not valid or can't be read.
     """
     source = Source.parse(files)
     if source.folder is not None:
+        needed = (path for pattern in files.allow_patterns for path in source.folder.glob(pattern))
+        for path in (source.folder, *needed):
+            if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+                raise _unreadable(files, path)
         return source.folder
     try:
         folder = source.snapshot(source.cache(models_dir))
@@ -365,7 +380,11 @@ def has_tensor(folder: Path, prefix: str) -> bool:
         shards = _indexed_shards(index)
         if not all((folder / shard).is_file() for shard in shards):
             unusable |= shards
-    files = (path for path in folder.glob("*.safetensors") if path.is_file() and path.name not in unusable)
+    files = (
+        path
+        for path in folder.glob("*.safetensors")
+        if path.is_file() and os.access(path, os.R_OK) and path.name not in unusable
+    )
     return any(name.startswith(prefix) for path in files for name in _tensor_names(path))
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -420,3 +422,65 @@ def test_given_token_comes_first_and_the_stored_one_can_be_turned_off(
     server.requests.clear()
     fetched(server, tmp_path / "other")
     assert {request.token for request in server.requests} == {""}
+
+
+# ---- folders of another user
+
+
+def found_by_another_user(folder: Path) -> str:
+    """Look for the model in `folder` in a child process whose user is not root -> what it finds, or the error."""
+    answer, told = os.pipe()
+    process = os.fork()
+    if process == 0:
+        try:
+            if os.getuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            found = find(files_for("csm", str(folder)), Path("models"))
+            assert found is not None
+            text = f"{found.name} {hub.has_tensor(found, 'codec_model.')}"
+        except WeightsUnavailable as error:
+            text = f"{error.reason} {error.remedy}"
+        except BaseException as error:  # noqa: BLE001 - the child must end here
+            text = repr(error)
+        os.write(told, text.encode())
+        os._exit(0)
+    os.close(told)
+    with os.fdopen(answer) as lines:
+        text = lines.read()
+    os.waitpid(process, 0)
+    return text
+
+
+@pytest.fixture
+def weights() -> Iterator[Path]:
+    """A local folder that another user can read. That user can't reach the temporary folders of pytest."""
+    with tempfile.TemporaryDirectory() as base:
+        Path(base).chmod(0o755)
+        folder = Path(base) / "outer" / "weights"
+        folder.mkdir(parents=True)
+        for name in ("config.json", "tokenizer.json"):
+            (folder / name).write_bytes(b"{}")
+        (folder / "model.safetensors").write_bytes(header("codec_model.x"))
+        (folder / "adapter.safetensors").write_bytes(header("adapter"))
+        yield folder
+
+
+@pytest.mark.parametrize("locked", ["model.safetensors", ".", ".."])
+def test_folder_that_another_user_owns_is_named_with_the_remedy(weights: Path, locked: str) -> None:
+    assert found_by_another_user(weights) == "weights True"
+    (weights / locked).chmod(0)
+    try:
+        told = found_by_another_user(weights)
+    finally:
+        weights.parent.chmod(0o755)
+        weights.chmod(0o755)
+    assert f"CSM_MODEL={weights}" in told
+    assert "can't be read" in told
+    assert "permission" in told
+
+
+def test_unreadable_file_that_is_not_needed_is_passed_over(weights: Path) -> None:
+    (weights / "adapter.safetensors").chmod(0)
+    assert found_by_another_user(weights) == "weights True"
