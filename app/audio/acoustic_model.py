@@ -43,7 +43,7 @@ _NATS_PER_WEIGHT_STEP = 1_024 * float(np.log(1.0001))
 
 
 def find_model() -> Path | None:
-    """The folder of the model, or None where the `words` extra is not installed."""
+    """Return the folder of the model, or None if the `words` extra is not installed."""
     spec = importlib.util.find_spec("pocketsphinx")
     if spec is None or spec.origin is None:
         return None
@@ -70,7 +70,9 @@ class AcousticModel:
         return len(self.phonemes)
 
     def senones(self, phoneme: int, left: int, right: int, position: int) -> Ints:
-        """(STATES,) of a phoneme between two others. position: 0 inside a word, 1 first, 2 last, 3 the only one."""
+        """Return the senones (STATES,) of a phoneme between two other phonemes. position: the phoneme's place in its
+        word: 0 = inside, 1 = first, 2 = last, 3 = the only phoneme.
+        """
         key = _triphone_key(phoneme, left, right, position)
         at = int(np.searchsorted(self._triphones, key))
         known = at < len(self._triphones) and self._triphones[at] == key
@@ -79,7 +81,7 @@ class AcousticModel:
 
     @property
     def base_senones(self) -> Ints:
-        """(phonemes, STATES), without context."""
+        """Return the senones (phonemes, STATES) of all phonemes without context."""
         return self._base_senones
 
 
@@ -89,7 +91,7 @@ def _triphone_key(phoneme: int, left: int, right: int, position: int) -> int:
 
 @functools.cache
 def load_model(folder: Path) -> AcousticModel:
-    """Read the model. Raises OSError, ValueError for files of another kind."""
+    """Read the model from its folder. Raises OSError, and ValueError for files of another kind."""
     files = folder / "en-us"
     phonemes, senone_codebook, keys, triphone_senones, base = _read_definition((files / "mdef").read_bytes())
     means = _read_parameters((files / "means").read_bytes())
@@ -110,7 +112,9 @@ def load_model(folder: Path) -> AcousticModel:
 
 
 def _read_definition(data: bytes) -> tuple[tuple[str, ...], Ints, NDArray[np.int64], Ints, Ints]:
-    """mdef -> phonemes, codebook of each senone, sorted triphone keys, senones of each, senones without context."""
+    """Read the file `mdef`. Returns the phonemes, the codebook of each senone, the sorted keys of the triphones, the
+    senones of each triphone, and the senones of each phoneme without context.
+    """
     if data[:4] != b"BMDF":
         raise ValueError("The model definition is not a binary little-endian one.")
     at = 12 + struct.unpack_from("<i", data, 8)[0]
@@ -150,7 +154,7 @@ def _after_header(data: bytes) -> int:
 
 
 def _read_parameters(data: bytes) -> list[Floats]:
-    """means or variances -> per stream (codebooks, Gaussians, dimensions)."""
+    """Read a file of means or variances. Returns one array (codebooks, Gaussians, dimensions) for each stream."""
     at = _after_header(data)
     codebooks, streams, gaussians = struct.unpack_from("<3i", data, at)
     lengths = struct.unpack_from(f"<{streams}i", data, at + 12)
@@ -161,7 +165,9 @@ def _read_parameters(data: bytes) -> list[Floats]:
 
 
 def _read_weights(data: bytes, streams: int, gaussians: int) -> Floats:
-    """sendump -> (streams, senones, gaussians) mixture weights that sum to about 1."""
+    """Read the file `sendump`. Returns the mixture weights (streams, senones, Gaussians), whose sum for a senone is
+    about 1.
+    """
     at = 0
     while length := struct.unpack_from("<i", data, at)[0]:
         at += 4 + length
@@ -192,7 +198,9 @@ def _mel(hz: float) -> float:
 
 @functools.cache
 def _tables() -> tuple[Floats, Floats, Floats]:
-    """The Hamming window (_WINDOW,), the mel filters (bins, _FILTERS), the cosine transform (_FILTERS, _CEPSTRA)."""
+    """Return the Hamming window (_WINDOW,), the mel filters (bins, _FILTERS) and the cosine transform (_FILTERS,
+    _CEPSTRA).
+    """
     bin_hz = RATE_HZ / _FFT
     step = (_mel(_HIGH_HZ) - _mel(_LOW_HZ)) / (_FILTERS + 1)
     mels = _mel(_LOW_HZ) + step * np.arange(_FILTERS + 2)
@@ -212,7 +220,9 @@ def _tables() -> tuple[Floats, Floats, Floats]:
 
 
 def cepstra(samples: Samples) -> Floats:
-    """samples (N,) at RATE_HZ -> mel cepstra (T, 13), one row each FRAME_S; not normalised."""
+    """Compute the mel cepstra (T, 13) of samples (N,) at RATE_HZ, without normalisation. One row belongs to FRAME_S
+    seconds.
+    """
     window, filters, cosines = _tables()
     loud = _with_noise_floor(samples * np.float32(32_768.0))
     emphasised = np.concatenate((loud[:1], loud[1:] - _PREEMPHASIS * loud[:-1]))
@@ -227,7 +237,9 @@ def cepstra(samples: Samples) -> Floats:
 
 
 def _with_noise_floor(samples: Samples) -> Samples:
-    """Add noise far below the speech. The model was trained without digital silence and takes it for phonemes."""
+    """Add noise that is far softer than the speech. The model was trained without digital silence and finds phonemes in
+    it.
+    """
     blocks = np.square(samples[: len(samples) // _SHIFT * _SHIFT]).reshape(-1, _SHIFT).mean(axis=1)
     level = float(np.sqrt(np.percentile(blocks, 90))) if len(blocks) else 0.0
     noise = np.random.default_rng(0).standard_normal(len(samples), np.float32)
@@ -236,7 +248,9 @@ def _with_noise_floor(samples: Samples) -> Samples:
 
 
 def _remove_noise(mels: Floats) -> Floats:
-    """The model's own noise removal: (T, _FILTERS) -> the same with steady noise weakened."""
+    """Return mel energies (T, _FILTERS) in which steady noise is weaker, by the method with which the model was
+    trained.
+    """
     most = np.float32(20.0)
     power = mels[0].copy()
     noise, floor, peak = power / most, power / most, np.zeros_like(power)
@@ -266,7 +280,9 @@ def _lower_envelope(values: Floats, envelope: Floats) -> Floats:
 
 
 def features(cepstrum: Floats) -> list[Floats]:
-    """Normalised cepstra (T, 13) -> per stream [1, x, x^2] (T, 27): cepstra, deltas, deltas of deltas."""
+    """Compute the features of each stream from normalised cepstra (T, 13): [1, x, x^2] (T, 27), where x are the
+    cepstra, their differences, or the differences of these differences.
+    """
     padded = np.pad(cepstrum, ((3, 3), (0, 0)), mode="edge")
     count = len(cepstrum)
 
@@ -280,7 +296,9 @@ def features(cepstrum: Floats) -> list[Floats]:
 
 
 def log_likelihoods(model: AcousticModel, streams: Sequence[Floats], senones: Ints) -> Floats:
-    """features -> (T, len(senones)) natural log-likelihood of each senone. `senones` has no duplicates."""
+    """Return the natural log-likelihoods (T, len(senones)) of these senones at each frame. senones: must not contain a
+    senone twice.
+    """
     count = len(streams[0])
     gaussians = model.weights.shape[2]
     out = np.zeros((count, len(senones)), np.float32)

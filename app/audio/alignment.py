@@ -1,12 +1,12 @@
-"""Forced alignment: when each word of a known English text is spoken, and how well the audio fits it.
+"""Forced alignment: find when each word of a known English text is spoken, and how well the audio fits the word.
 
-A Viterbi search over the words in their order, with the acoustic model of the `words` extra. Between two words there
-may be silence, or audio that is no word of the text ("other"). A word may be missing. "Other" and missing words have
-fixed costs, so the search always ends with an answer, and the answer names what does not fit.
+A Viterbi search passes through the words in their order, with the acoustic model of the `words` extra. Between two
+words there may be silence, or audio that is no word of the text (called "other"). A word may be missing. "Other" audio
+and missing words have fixed costs. So the search always finds a result, and the result names what does not fit.
 
-`align` computes in the calling thread: about 12 ms of CPU per second of speech, most of it while holding the GIL.
-`Aligner` does the same in a process of its own under a deadline, so that it delays no event loop, and a crash or a hang
-costs one answer only.
+`align` computes in the calling thread. It takes about 12 ms of CPU time per second of speech, and holds the GIL for
+most of this time. `Aligner` does the same in a helper process with a deadline. So it does not delay the event loop, and
+a crash or a hang affects one call only.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class AlignedWord:
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """Where the words of a text are in a recording."""
+    """The places of the words of a text in a recording."""
 
     words: tuple[AlignedWord, ...]  # one for each word of the text, in order
     seconds: float  # length of the recording
@@ -99,7 +99,7 @@ class Alignment:
 
     @property
     def score(self) -> float:
-        """The mean score of the words that are spoken, weighted by their time; -inf if none is."""
+        """The mean score of the spoken words, weighted by their duration; -inf if no word is spoken."""
         spoken = [(word.score, word.end_s - word.start_s) for word in self.words if word.end_s > word.start_s]
         total = sum(seconds for _, seconds in spoken)
         return sum(score * seconds for score, seconds in spoken) / total if total > 0 else -np.inf
@@ -123,10 +123,11 @@ def align(
 ) -> Alignment | None:
     """Align the words of an English text with samples (N,).
 
-    words: as they are spoken: numbers in words. A word without letters or digits takes no time.
-    ipa: for each word further pronunciations in IPA, may be empty.
+    words: the words as they are spoken, for example numbers in words. A word without letters and digits takes no time.
+    ipa: more pronunciations of each word in IPA; may be empty.
 
-    None: no word to align, the recording is shorter than 0.1 s or longer than MAX_SECONDS, or the extra is missing.
+    Returns None if there is no word to align, if the recording is shorter than 0.1 s or longer than MAX_SECONDS, or if
+    the extra is not installed.
     """
     folder = find_model()
     seconds = len(samples) / rate_hz
@@ -156,7 +157,7 @@ def _at_model_rate(samples: Samples, rate_hz: int) -> Samples:
 
 @dataclass(frozen=True, slots=True)
 class _Path:
-    """The best way through a graph."""
+    """The best path through a graph."""
 
     word: NDArray[np.int32]  # (T,) the word of each frame; -1 = silence, -2 = other
     score: Floats  # (T,)
@@ -165,9 +166,11 @@ class _Path:
 
 
 class _Graph:
-    """The states of a text: for each word its pronunciations; before, between and after the words silence or other.
+    """The states of a text: the pronunciations of each word, and silence or "other" audio before, between and after
+    words.
 
-    Boundary b lies before word b, boundary W behind the last word. States of one pronunciation follow each other.
+    Boundary b is before word b, and the last boundary is after the last word. The states of one pronunciation have
+    consecutive indices.
     """
 
     def __init__(self, model: AcousticModel, words: Sequence[Sequence[Phonemes]]) -> None:
@@ -218,7 +221,7 @@ class _Graph:
             self._exits[boundary, : len(states) + 1] = [*states, inner + boundary]
 
     def search(self, cepstrum: Floats) -> _Path:
-        """Viterbi. cepstrum (T, 13), normalised."""
+        """Find the best path for normalised cepstra (T, 13) with the Viterbi algorithm."""
         scores, column = self._frame_scores(features(cepstrum))
         stay, leave = self._transitions()
         frames, boundaries, states = len(cepstrum), self._boundaries, self._nowhere + 1
@@ -261,10 +264,10 @@ class _Graph:
         return _Path(word, scores[np.arange(frames), column[path]], missing, cut_off)
 
     def _frame_scores(self, streams: Sequence[Floats]) -> tuple[Floats, NDArray[np.intp]]:
-        """-> scores (T, C) and the column of each state.
+        """Return scores (T, C), and the index of the column of each state.
 
-        A state scores as its phoneme in context or without context, whichever fits better: where speakers pause or
-        join words, the context is another one than the text says.
+        A state has two senones: one for its phoneme in context, and one without context. The better score counts,
+        because a speaker may pause or join words, which changes the context.
         """
         model = self._model
         base = model.base_senones[self._phones]
@@ -283,7 +286,7 @@ class _Graph:
         return scores, np.concatenate((column.ravel(), other, [len(pairs) + 1]))
 
     def _transitions(self) -> tuple[Floats, Floats]:
-        """Log-probabilities (states,) to stay in a state and to leave it."""
+        """Return the log-probabilities (states,) to stay in a state, and to leave it."""
         model, boundaries = self._model, self._boundaries
         stay = np.concatenate((model.stay[self._phones].ravel(), np.zeros(boundaries), [_NEVER]))
         leave = np.concatenate((model.leave[self._phones].ravel(), np.zeros(boundaries), [_NEVER]))
@@ -292,7 +295,7 @@ class _Graph:
     def _trace(
         self, moved: NDArray[np.bool_], came_from: NDArray[np.int32], skipped: NDArray[np.bool_]
     ) -> tuple[NDArray[np.int32], frozenset[int]]:
-        """Follow the best path back from the end -> the state of each frame, the words that are missing."""
+        """Follow the best path back from its end. Returns the state of each frame, and the words that are missing."""
         entered_from = np.full(self._nowhere + 1, -1)
         entered_from[self._entry_state] = self._entry_boundary
         path = np.zeros(len(moved), np.int32)
@@ -316,7 +319,9 @@ class _Graph:
 
 
 def _is_stretched(path: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """(T,) whether a frame lies in one state for longer than _LONGEST_STATE_S. Noise behind a final S looks like S."""
+    """Return (T,) whether each frame is in a state that lasts longer than _LONGEST_STATE_S. For example, noise after a
+    final S sounds like more of this S.
+    """
     starts = np.flatnonzero(np.diff(path, prepend=-1))
     lengths = np.diff(starts, append=len(path))
     place = np.arange(len(path)) - np.repeat(starts, lengths)
@@ -351,23 +356,23 @@ def _report(words: Sequence[str], spoken: Sequence[int], path: _Path, seconds: f
 
 
 class Aligner(HelperProcess):
-    """Aligns in a helper process. Thread-safe; `align` blocks, so call it in a thread.
+    """Aligns in a helper process. Thread-safe. `align` blocks, so call it in a thread.
 
-    The process starts with the first call (0.4 s, 70 MB) and ends with this one. One call runs at a time: it takes
-    about 1 % of the recording's length.
+    The first call starts the helper process, which takes 0.4 s and 70 MB. The helper process ends with the server. It
+    runs one call at a time. A call takes about 1 % of the duration of the recording.
     """
 
     def __init__(
         self, pronounce: Callable[[str], Iterable[str]] | None = None, *, command: Sequence[str] = _COMMAND
     ) -> None:
-        """pronounce: a word -> pronunciations in IPA, such as eSpeak's. It is called for each word."""
+        """pronounce: returns the pronunciations of a word in IPA, for example eSpeak's. It is called for each word."""
         super().__init__(command, end_s=0.0)
         self._pronounce = pronounce
         self._closings = 0  # number of calls of `close`
         atexit.register(self.close)
 
     def close(self) -> None:
-        """End the process, even if another thread waits for its answer: that call of `align` then returns None."""
+        """End the helper process. A call of `align` that another thread waits for then returns None."""
         self._closings += 1
         while not self._lock.acquire(timeout=0.05):
             if (process := self._process) is not None:
@@ -435,7 +440,7 @@ def _from_json(answer: dict[str, Any]) -> Alignment:
 
 
 def _serve(line: socket.socket) -> None:
-    """Answer orders until the other end closes the connection."""
+    """Run the jobs that arrive on the connection, until the other end closes it."""
     with contextlib.suppress(OSError):
         os.nice(_NICE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl+C the server finishes its answers

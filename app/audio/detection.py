@@ -30,8 +30,8 @@ class Detection:
 class WatermarkDetector:
     """Detects the watermark in files. Use it from one event loop.
 
-    Only speech is marked, but the network also finds the mark in steady tones. So a file without speech never counts as
-    marked.
+    The server marks only speech, but the network also finds the mark in steady tones. So a file without speech never
+    counts as marked.
     """
 
     def __init__(self, threads: ThreadLimit, contains_speech: Callable[[Samples, int], bool]) -> None:

@@ -53,16 +53,18 @@ _BROKEN_SILENCE = 2  # one loud window cancels this many silent windows, so a cl
 
 
 def speech_length(text: str) -> float:
-    """The length of a text in characters of English that take equally long to speak.
+    """Return the length of a text, measured in characters of English that take equally long to speak.
 
-    A Chinese or Japanese character is about a syllable, so it counts three times.
+    A Chinese or Japanese character is about one syllable, so it counts as three characters.
     """
     wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
     return len(text) + 2.0 * wide
 
 
 def pace_of(transcript: str, seconds: float) -> float | None:
-    """The pace of a recording in characters a second, or None if it is too short to tell or is no human pace."""
+    """Return the pace of a recording in characters a second. Returns None if the recording is too short, or if people
+    do not speak at this pace.
+    """
     length = speech_length(transcript)
     if length < 10 or seconds < 1.0:
         return None
@@ -71,10 +73,12 @@ def pace_of(transcript: str, seconds: float) -> float | None:
 
 
 class LineGuard:
-    """Watches one line, in frames of frame_s. Used for one line, in one thread."""
+    """Checks one line while it is generated, frame by frame. Used for one line, in one thread."""
 
     def __init__(self, length: float, frame_s: float, rate_hz: int, *, pace: float | None = None) -> None:
-        """length: of the line's text (`speech_length`). pace: of the voice, in characters a second; None = unknown."""
+        """length: the length of the line's text (see `speech_length`). pace: the pace of the voice in characters a
+        second; None = unknown.
+        """
         self._rate_hz = rate_hz
         self._frame_s = frame_s
         self._late_s = length / (pace or SLOW_CHARS_PER_S)  # after this time the text is probably complete
@@ -95,7 +99,7 @@ class LineGuard:
         self._last: NDArray[np.integer] | None = None
 
     def check_frame(self, frame: NDArray[np.integer]) -> Rule | None:
-        """Check the next frame's codes (K,) -> the rule that ends the line, or None."""
+        """Check the codes (K,) of the next frame. Returns the rule that ends the line, or None."""
         self._frames += 1
         same = self._last is not None and np.array_equal(frame, self._last)
         self._repeated_s = self._repeated_s + self._frame_s if same else 0.0
@@ -105,7 +109,7 @@ class LineGuard:
         return self._broken()
 
     def add_samples(self, samples: Samples) -> None:
-        """Add audio (N,) of the line. It may come a few steps later than its codes."""
+        """Add decoded audio (N,) of the line. The codec may return the audio of a frame some steps after its codes."""
         samples = np.concatenate((self._unjudged, samples))
         levels = levels_dbfs(samples, self._rate_hz)
         whole = len(levels) * round(WINDOW_S * self._rate_hz)
@@ -157,10 +161,11 @@ class LineGuard:
 
 
 class Repetition:
-    """Detects that the last second of a line sounds once more, with other codes.
+    """Detects that the last second of a line sounds a second time, with other codes.
 
-    Compares the spectrum of each window with those SHORTEST_S to LONGEST_S earlier. A mean difference below MAX_DB over
-    COMPARED_S at one distance is a repetition; different speech of one speaker differs by 8 dB and more.
+    Compares the spectrum of each window with the windows that are SHORTEST_S to LONGEST_S earlier. If the mean
+    difference at one distance is below MAX_DB for COMPARED_S seconds, this is a repetition. Different speech of one
+    speaker differs by 8 dB or more.
     """
 
     BANDS = 20
@@ -183,7 +188,7 @@ class Repetition:
         self.distance_db = np.inf
 
     def add(self, samples: Samples, sounding: NDArray[np.bool_]) -> None:
-        """Add whole windows of audio (N,); sounding (windows,): they are not silent."""
+        """Add complete windows of audio (N,). sounding (windows,): whether each window is not silent."""
         padded = np.concatenate((self._before, samples))
         self._before = padded[-self._size :]
         frames = np.lib.stride_tricks.sliding_window_view(padded, 2 * self._size)[:: self._size] * self._window
@@ -206,7 +211,9 @@ class Repetition:
 
 @functools.cache
 def _bands(rate_hz: int, size: int, count: int) -> NDArray[np.float64]:
-    """Which bins of a transform of 2 * size samples belong to which of `count` bands: (count, size + 1) of 0 and 1."""
+    """Return which bins of a transform of 2 * size samples belong to which of `count` bands: (count, size + 1), values
+    0 and 1.
+    """
     hertz = np.fft.rfftfreq(2 * size, 1 / rate_hz)
     edges = np.geomspace(120, min(7000, 0.45 * rate_hz), count + 1)
     bands = np.array([(hertz >= low) & (hertz < high) for low, high in itertools.pairwise(edges)], float)

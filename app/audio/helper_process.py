@@ -1,6 +1,7 @@
-"""A helper process of this server, reached through a socket pair: it is started when it is needed and after it died.
+"""A helper process of the server. The server sends jobs to it through a socket pair.
 
-It gets no tokens and keys: only a few environment variables. Numeric libraries get one thread there.
+The process starts at its first job, and starts again if it has ended. Its environment has only a few variables, so it
+gets no tokens and keys. Numeric libraries use one thread in it.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ _KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTU
 
 
 class HelperProcess:
-    """Owns one helper process and this server's end of the socket. Callers hold `_lock`."""
+    """Owns one helper process and the server's end of the socket pair. A caller of its methods must hold `_lock`."""
 
     def __init__(self, command: Sequence[str], *, end_s: float) -> None:
-        """command: the program and its arguments; the number of its socket is added. end_s: how long the process may
-        take to end by itself when its socket is closed, before it is killed."""
+        """command: the program and its arguments, to which the number of the socket is added. end_s: after its socket
+        is closed, the process is killed if it has not ended within this time.
+        """
         self._command = command
         self._end_s = end_s
         self._lock = threading.Lock()
@@ -30,12 +32,12 @@ class HelperProcess:
         self._socket: socket.socket | None = None
 
     def close(self) -> None:
-        """End the process. A later use starts it again."""
+        """End the process. The next job starts it again."""
         with self._lock:
             self._end()
 
     def _running(self) -> socket.socket:
-        """Return the socket of the running process; start the process if it does not run. Raises OSError."""
+        """Return the socket of the process. Starts the process if it does not run. Raises OSError."""
         if self._process is not None and self._process.poll() is None and self._socket is not None:
             return self._socket
         self._end()

@@ -1,7 +1,8 @@
-"""The level of speech and of the background behind it, tracked while a line is spoken.
+"""Measures the level of speech and of background noise while a line is spoken.
 
-A recording or a model that imitates it is never digitally silent in its pauses: rooms and microphones have noise. So
-"silent" is judged relative to what was heard of the same line: near its own noise floor, and well below its speech.
+The pauses of a recording contain the noise of the room and the microphone, and a model imitates this noise. So there is
+no fixed level for silence. A window is silent if its level is near the noise floor of the line and far below the level
+of its speech.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _SOFT_SPEECH_DB = 20.0
 
 
 def levels_dbfs(samples: Samples, rate_hz: int, window_s: float = WINDOW_S) -> Levels:
-    """The RMS of each whole window of samples (N,) in dB of full scale, at least -120 (windows,)."""
+    """Return the RMS level of each complete window of samples (N,) in dBFS: (windows,), at least -120."""
     size = max(1, round(window_s * rate_hz))
     count = len(samples) // size
     power = np.mean(np.square(samples[: count * size].reshape(count, size), dtype=np.float64), axis=1)
@@ -37,16 +38,17 @@ def levels_dbfs(samples: Samples, rate_hz: int, window_s: float = WINDOW_S) -> L
 
 
 def silence_threshold(levels: Levels) -> float:
-    """The level in dBFS below which a window is silent, for the levels (n,) of the same speech. QUIET_DBFS for none.
+    """Return the level in dBFS below which a window is silent. levels (n,): the levels of the same speech; without
+    levels, the result is QUIET_DBFS.
 
-    The rule was chosen on human recordings at -20 LUFS: their noise floors are between -78 and -39 dBFS, so no fixed
+    The rule was fitted to human recordings at -20 LUFS. Their noise floors are between -78 and -39 dBFS, so no fixed
     level separates speech from pauses.
     """
     return _threshold(*_floor_and_speech(levels)) if len(levels) else QUIET_DBFS
 
 
 def _floor_and_speech(levels: Levels) -> tuple[float, float]:
-    """The noise floor and the level of loud speech in dBFS, of levels (n,) with n > 0."""
+    """Return the noise floor and the level of loud speech in dBFS. levels: (n,) with n > 0."""
     floor, speech = np.percentile(levels, (_FLOOR_PERCENT, _SPEECH_PERCENT))
     return float(floor), float(speech)
 
@@ -56,22 +58,24 @@ def _threshold(floor: float, speech: float) -> float:
 
 
 class PowerSmoother:
-    """The moving average of the power of windows, as levels: a peak in the noise of a room is no speech."""
+    """Computes the moving average of the power of windows. So a short peak in the noise of a room does not count as
+    speech.
+    """
 
     def __init__(self, windows: int) -> None:
-        """windows: how many windows are averaged, the present one included."""
+        """windows: the number of windows in the average, with the current window."""
         self._weights = np.full(windows, 1 / windows)
         self._recent = np.full(windows, 1e-12)  # power of the last windows
 
     def push(self, power: Levels) -> Levels:
-        """power (n,) of the next windows -> their smoothed levels in dBFS (n,)."""
+        """Add the power (n,) of the next windows, and return their smoothed levels in dBFS (n,)."""
         joined = np.concatenate((self._recent, power))
         self._recent = joined[-len(self._recent) :]
         return np.asarray(10 * np.log10(np.convolve(joined, self._weights, "valid")[1:]))
 
 
 class LevelTracker:
-    """The levels of the last MEMORY_S seconds of one line, and the threshold that they give."""
+    """Keeps the levels of the last MEMORY_S seconds of a line, and computes the threshold of silence from them."""
 
     def __init__(self, window_s: float = WINDOW_S) -> None:
         self._levels = np.zeros(round(MEMORY_S / window_s))

@@ -19,9 +19,9 @@ _CHUNK_S = 0.5
 
 
 def integrated_lufs(samples: Samples, rate_hz: int) -> float:
-    """Integrated loudness of mono samples (N,) in LUFS; SILENT_LUFS for silence.
+    """Return the integrated loudness of mono samples (N,) in LUFS; SILENT_LUFS for silence.
 
-    Audio below 0.5 s is repeated, because a gating block of BS.1770 has 0.4 s.
+    Audio shorter than 0.5 s is repeated, because a gating block of BS.1770 has 0.4 s.
     """
     if not len(samples):
         return SILENT_LUFS
@@ -37,10 +37,10 @@ def integrated_lufs(samples: Samples, rate_hz: int) -> float:
 
 
 def denoised(samples: Samples, rate_hz: int, floor_dbfs: float) -> Samples:
-    """Reduce the noise in mono samples (N,) by 12 dB with FFmpeg's `afftdn` -> (N,) float32.
+    """Reduce the noise in mono samples (N,) by 12 dB with FFmpeg's filter `afftdn`. Returns (N,) float32.
 
-    floor_dbfs: level of the noise. The filter's option `tn`, which tracks the noise, is off: with it steady noise was
-    reduced by 0.3 dB only.
+    floor_dbfs: the level of the noise. The filter's option `tn`, which tracks the noise, is off, because with it steady
+    noise was reduced by only 0.3 dB.
     """
     options = f"nr=12:nf={min(-20.0, max(-80.0, floor_dbfs)):.1f}"
     parts = [frame.to_ndarray().reshape(-1) for frame in _through("afftdn", options, samples, rate_hz)]

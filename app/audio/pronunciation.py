@@ -1,8 +1,8 @@
-"""English pronunciations for the aligner: words -> phonemes of the acoustic model (ARPAbet without stress).
+"""Pronunciations of English words for the aligner, as phonemes of the acoustic model (ARPAbet without stress).
 
-Sources, in this order: the dictionary in the pocketsphinx wheel (US English, 135,000 words), IPA from a caller's source
-such as eSpeak NG, and letter-to-sound rules. British variants are derived by rule, because speakers of British English
-drop the R of "car" and use another vowel in "not", which a US dictionary does not contain.
+The sources are, in this order: the dictionary in the pocketsphinx wheel (US English, 135,000 words), IPA from a source
+of the caller such as eSpeak NG, and letter-to-sound rules. British pronunciations are derived from US pronunciations by
+rules: British speakers do not speak the R in "car", and use another vowel in "not".
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ class Pronouncer:
         self._found = functools.lru_cache(maxsize=8_192)(self._variants)
 
     def pronunciations(self, word: str, ipa: Sequence[str] = ()) -> tuple[Phonemes, ...]:
-        """At most MAX_VARIANTS pronunciations of a word, the commonest first; () for a word without letters.
+        """Return at most MAX_VARIANTS pronunciations of a word, the most common first; () for a word without letters.
 
-        ipa: pronunciations from another source. They join the dictionary's.
+        ipa: pronunciations from another source, which are added to those of the dictionary.
         """
         return self._found(word, tuple(ipa))
 
@@ -101,7 +101,7 @@ class Pronouncer:
         return found
 
     def _inflected(self, word: str) -> list[Phonemes]:
-        """A possessive or plural of a known word."""
+        """Return the pronunciations of a possessive or plural form, if the dictionary contains its basic form."""
         for ending in ("'s", "s'", "s"):
             stem = word.removesuffix(ending)
             if stem != word and (base := self._look_up(stem)):
@@ -110,19 +110,19 @@ class Pronouncer:
 
 
 def plain_word(word: str) -> str:
-    """Lower-case letters, digits and apostrophes only: "Café," -> "cafe"."""
+    """Return only the letters, digits and apostrophes of a word, lower-case, without accents: "Café," -> "cafe"."""
     letters = unicodedata.normalize("NFKD", word.replace("’", "'")).lower()
     return re.sub(r"[^a-z0-9']+", "", letters).strip("'")
 
 
 def from_ipa(text: str) -> Phonemes:
-    """IPA -> phonemes. Symbols that are not known are left out."""
+    """Convert IPA to phonemes. Unknown symbols are left out."""
     text = re.sub(r"[ˈˌːˑ̩.\s]", "", unicodedata.normalize("NFD", text))
     return tuple(" ".join(_IPA[symbol] for symbol in _IPA_SYMBOL.findall(text)).split())
 
 
 def from_letters(word: str) -> Phonemes:
-    """Letter-to-sound rules for a word in no dictionary; a word without vowels is spelled."""
+    """Apply letter-to-sound rules to a word that is in no dictionary. A word without vowels is spelled."""
     letters = word.replace("'", "")
     if not re.search("[aeiouy]", letters) or re.search("[0-9]", letters):
         return tuple(" ".join(_LETTER_NAMES[letter] for letter in letters).split())
@@ -132,7 +132,7 @@ def from_letters(word: str) -> Phonemes:
 
 
 def british(phonemes: Phonemes) -> Phonemes:
-    """A US pronunciation -> British: R only before vowels, the rounded vowel of "not"."""
+    """Convert a US pronunciation to a British one: R only before vowels, and the rounded vowel of "not"."""
     out: list[str] = []
     for at, phoneme in enumerate(phonemes):
         before_vowel = at + 1 < len(phonemes) and phonemes[at + 1] in _VOWELS

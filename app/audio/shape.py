@@ -28,15 +28,17 @@ _NOTHING.flags.writeable = False
 
 
 class EdgeTrimmer:
-    """A `Stage` that shortens the silence before the first and after the last sound to lead_s and tail_s.
+    """A `Stage` that shortens the silence before the first sound to lead_s, and the silence after the last sound to
+    tail_s.
 
-    A 10 ms window is silent by the utterance's own level and noise floor (`levels.py`). Pauses inside are kept. Their
-    first tail_s is returned at once; the rest is held back until more audio follows. Memory is limited by the longest
-    pause. Audio that is not silent waits for the rest of its window, less than 10 ms. Input of only silence gives at
-    most lead_s of it.
+    Whether a window of 10 ms is silent depends on the level and the noise floor of the utterance (`levels.py`). Pauses
+    inside the utterance are kept: their first tail_s is returned immediately, and the rest when more audio follows. So
+    the memory depends on the longest pause. The delay of other audio is less than 10 ms. If all audio is silent, at
+    most lead_s of it is returned.
 
-    The first sound is a window louder than BEGIN_DBFS. Softer audio before it is the noise of a room, or a soft
-    consonant: its last SOFT_LEAD_S stay. An utterance that is soft for SOFT_VOICE_S is a soft voice, and stays whole.
+    The first sound is a window that is louder than BEGIN_DBFS. Softer audio before the first sound is the noise of a
+    room or a soft consonant, so the last SOFT_LEAD_S of it are kept. If audio is soft for SOFT_VOICE_S, it is a soft
+    voice, and all of it is kept.
     """
 
     BEGIN_DBFS = -38.0
@@ -87,7 +89,7 @@ class EdgeTrimmer:
         return out
 
     def _pass(self, windows: Samples) -> Samples:
-        """Take windows (n, size); return the samples that certainly stay."""
+        """Process windows (n, size), and return the samples that will not be removed."""
         power = np.mean(np.square(windows, dtype=np.float64), axis=1) + 1e-12
         levels = 10 * np.log10(power)
         smooth = self._smoother.push(power)
@@ -111,7 +113,9 @@ class EdgeTrimmer:
         return joined(out)
 
     def _begin(self, soft: int) -> Samples:
-        """The first sound: the last `soft` windows of the lead, with lead_s before them."""
+        """Begin the output at the first sound: return the last `soft` windows before it, and lead_s of the audio before
+        these windows.
+        """
         self._sounded = True
         size = sum(map(len, self._lead[-soft:])) + self._lead_samples
         lead, self._lead = self._last_of_lead(size), []
@@ -122,7 +126,7 @@ class EdgeTrimmer:
         return lead[max(0, len(lead) - size) :]
 
     def _after(self, windows: Samples, loud: NDArray[np.bool_]) -> Samples:
-        """Windows (n, size) after the first sound."""
+        """Process windows (n, size) that come after the first sound."""
         if not loud.any():
             return self._pause(windows.reshape(-1))
         end = int(np.flatnonzero(loud)[-1]) + 1
@@ -167,7 +171,7 @@ class Fader:
 
 
 class Gain:
-    """A `Stage` that applies gain_db and keeps the result within +-1 with `soft_limit`. No delay, no memory."""
+    """A `Stage` that applies gain_db and limits the result to [-1, 1] with `soft_limit`, without delay or memory."""
 
     def __init__(self, gain_db: float) -> None:
         self._factor = np.float32(pcm.amplitude(gain_db))
@@ -180,7 +184,9 @@ class Gain:
 
 
 class LengthLimit:
-    """A `Stage` that fades out and ends the audio at limit_s; None = no limit. reached: whether that has happened."""
+    """A `Stage` that fades out and ends the audio at limit_s; None = no limit. reached: whether the audio has reached
+    the limit.
+    """
 
     def __init__(self, rate_hz: int, limit_s: float | None) -> None:
         self._left_samples = None if limit_s is None else round(limit_s * rate_hz)
@@ -211,6 +217,6 @@ def soft_limit(samples: Samples) -> Samples:
 
 
 def _rise(length: int) -> NDArray[np.float32]:
-    """A rising half of a raised cosine with `length` points, from just above 0 to just below 1."""
+    """Return the rising half of a raised cosine with `length` points, from just above 0 to just below 1."""
     phase = (np.arange(length) + 0.5) / max(1, length)
     return (0.5 - 0.5 * np.cos(np.pi * phase)).astype(np.float32)

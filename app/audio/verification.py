@@ -95,10 +95,10 @@ def judge(
     expected_s: float | None = None,
     allowed_s: float = 0.0,
 ) -> Verdict:
-    """Judge a take (N,) by its alignment; None = unchecked.
+    """Judge a take (N,) by its alignment. alignment: None = the take is unchecked.
 
-    expected_s: how long the voice should take for the text.
-    allowed_s: seconds of audio without words that the text asks for, such as laughter.
+    expected_s: the time that the voice should take for the text. allowed_s: seconds of audio without words that the
+    text contains, for example laughter.
     """
     if alignment is None:
         return Verdict("unchecked", "no_answer")
@@ -127,7 +127,9 @@ def _reason(alignment: Alignment, apart: NDArray[np.bool_], expected_s: float | 
 
 
 def _not_words(alignment: Alignment, samples: Samples, rate_hz: int) -> NDArray[np.bool_]:
-    """(T,) the frames that are audible and belong to no word: `other`, and pauses too loud to be silence."""
+    """Return (T,) whether each frame is audible and belongs to no word: `other` audio, and pauses that are too loud for
+    silence.
+    """
     size = max(1, round(_FRAME_S * rate_hz))
     count = len(samples) // size
     power = np.square(samples[: count * size].astype(np.float64)).reshape(count, size).mean(axis=1)
@@ -150,14 +152,14 @@ def _frames(start_s: float, end_s: float) -> slice:
 
 
 def _most_in_window(apart: NDArray[np.bool_]) -> float:
-    """The most seconds of `apart` in any stretch of _WINDOW_S."""
+    """Return the largest number of seconds for which `apart` is True within _WINDOW_S seconds."""
     sums = np.concatenate(([0], np.cumsum(apart)))
     width = min(len(apart), round(_WINDOW_S / _FRAME_S))
     return float((sums[width:] - sums[: len(sums) - width]).max()) * _FRAME_S
 
 
 def _ranking_score(alignment: Alignment, not_words_s: float) -> float:
-    """Minus what does not fit, a word on average."""
+    """Return the cost of all that does not fit, per word, as a negative number."""
     words = np.array([word.score for word in alignment.words])
     misfit = float(np.maximum(0.0, _GOOD_WORD - np.maximum(words, _WORST_WORD)).sum())
     misfit += _NOT_WORDS_WEIGHT * not_words_s + _CUT_OFF_WEIGHT * max(0.0, alignment.cut_off - _CUT_OFF_FROM)
@@ -165,12 +167,16 @@ def _ranking_score(alignment: Alignment, not_words_s: float) -> float:
 
 
 def best_take(verdicts: Sequence[Verdict]) -> int:
-    """The place of the best of several takes of one text: not bad before bad, then by score; the first of equals."""
+    """Return the index of the best of several takes of one text. Takes that are not bad come first, then the score
+    decides; of equal takes, the first one is returned.
+    """
     return max(range(len(verdicts)), key=lambda at: (verdicts[at].status != "bad", verdicts[at].score))
 
 
 def is_english(text: str, language: str | None = None) -> bool:
-    """Whether the check applies: `language` is English or not given, and letters and common words are English ones."""
+    """Return whether the check applies to a text: `language` is English or None, and the letters and common words are
+    English.
+    """
     if language is not None and language.lower().replace("_", "-").split("-")[0] != "en":
         return False
     letters = [letter for letter in unicodedata.normalize("NFKD", text) if letter.isalpha()]

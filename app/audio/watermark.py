@@ -335,7 +335,7 @@ def _through(layers: tuple[_Layer, ...], x: Array, *, begins: bool) -> Array:
 
 
 def _lerp(x: Array, count: int) -> Array:
-    """Interpolate x (T, C) linearly -> (count, C). The first and the last row stay."""
+    """Interpolate x (T, C) linearly to (count, C). The first and the last row do not change."""
     at = np.linspace(0, len(x) - 1, count)
     left = np.minimum(at.astype(int), max(0, len(x) - 2))
     share = (at - left).astype(np.float32)[:, None]
@@ -344,7 +344,7 @@ def _lerp(x: Array, count: int) -> Array:
 
 
 def _missing() -> str | None:
-    """Return what is not installed and how to install it; None if nothing is missing."""
+    """Return in words what is not installed and how to install it; None if nothing is missing."""
     package = _package()
     if package is None or not (package / _WEIGHTS).is_file():
         return f"The watermark's weights are not installed. {_HOW_TO_INSTALL}"
@@ -355,7 +355,7 @@ def _missing() -> str | None:
 
 @functools.cache
 def _package() -> Path | None:
-    """The folder of the extra's package, found without importing it; None if it is not installed."""
+    """Return the folder of the extra's package, without importing the package; None if it is not installed."""
     spec = importlib.util.find_spec(_PACKAGE)
     places = spec.submodule_search_locations if spec is not None else None
     return Path(next(iter(places))) if places else None

@@ -62,7 +62,7 @@ class TakeChecker:
         return None if is_available() else "The `words` extra is not installed."
 
     def scope(self, request: SpeechRequest, info: EngineInfo) -> Scope:
-        """Which takes of a request are checked."""
+        """Return which takes of a request are checked."""
         if request.verify is True or request.best_of > 1:
             return "all"
         if request.verify is False or self.setting == "off":
@@ -125,18 +125,18 @@ class AnswerChecks:
 
     @property
     def possible(self) -> bool:
-        """Whether a check can have another result than `unchecked`, as far as the request tells."""
+        """Whether the check of this request can have a result other than `unchecked`, as far as is known before."""
         checker, language = self._checker, self._job.request.language
         return checker is not None and checker.missing is None and is_english("a", language)
 
     @property
     def complete(self) -> bool:
-        """Whether each utterance so far was checked, or has a language that can't be checked."""
+        """Whether each utterance so far was checked, or has a language for which there is no check."""
         return self._all_judged and 0 < self._begun == len(self._results)
 
     @property
     def waiting(self) -> bool:
-        """Whether checks of audio that was sent still run."""
+        """Whether checks of audio that was already sent are still running."""
         return any(not task.done() for task in self._tasks)
 
     def begin(self) -> None:
@@ -235,18 +235,20 @@ def _result(take: Take, *, repeated: bool) -> Result:
 
 
 def overall(results: Sequence[Result]) -> Result:
-    """The result of an answer: the worst result of its utterances. Without utterances it is `unchecked`."""
+    """Return the result of an answer, which is the worst result of its utterances; `unchecked` without utterances."""
     order: tuple[Result, ...] = ("uncertain", "unchecked", "retried", "ok")
     return next((result for result in order if result in results), "unchecked")
 
 
 def whole_takes(takes: Sequence[Take], text: str) -> list[Take]:
-    """The takes of an utterance that broke no rule of the guard and are not silent."""
+    """Return the takes of an utterance that broke no rule of the guard and are not silent."""
     return [take for take in takes if not take.failures and not (take.silent and has_words(text))]
 
 
 def best_of_takes(takes: Sequence[Take], text: str) -> Take:
-    """The take of an utterance to keep: one that broke no rule of the guard, and of these the best by its verdict."""
+    """Return the take of an utterance to keep: of the takes that broke no rule of the guard, the one with the best
+    verdict.
+    """
     if takes[-1].sent:
         return takes[-1]
     whole = whole_takes(takes, text) or [takes[-1]]
@@ -254,7 +256,9 @@ def best_of_takes(takes: Sequence[Take], text: str) -> Take:
 
 
 def _expected_s(planned: PlannedUtterance, frame_s: float) -> float | None:
-    """How long the voices take for the text, from the pace of their recordings; None = the pace is not known."""
+    """Return how long the voices should take for the text, from the pace of their recordings; None = the pace is
+    unknown.
+    """
     seconds = 0.0
     for line in planned.lines:
         prompt = line.prompt

@@ -160,8 +160,9 @@ class PresetVoiceMaker:
                     await self._decided[name].wait()
 
     def status(self) -> dict[str, Any]:
-        """The progress for /health: the state, the number of ready voices, the present voice, the failures, and the
-        recordings on disk that are damaged or doubtful."""
+        """Return the progress for /health: the state, the number of ready voices, the current voice, the failures, and
+        the recordings on disk that are damaged or doubtful.
+        """
         ready = sum(self._voices.recording_of(name) is not None for name in PROFILES)
         p = self._progress
         return {
@@ -220,9 +221,8 @@ class PresetVoiceMaker:
         self._voices.mark_doubtful(f"{path.parent.name}/{path.name}", reason)
 
     def _next(self, examples: Collection[str]) -> str | None:
-        """The voice to create next: voices that requests wait for, the default voice, those with an example, the rest.
-
-        examples: the voices for which there is a recording of a person.
+        """Return the voice to create next. The order is: voices that requests wait for, the default voice, voices with
+        a recording of a person (`examples`), all other voices.
         """
         missing = [name for name in (DEFAULT_VOICE, *examples, *PROFILES) if self._is_missing(name)]
         return next((name for name in self._requested if name in missing), missing[0] if missing else None)
@@ -344,7 +344,7 @@ async def _held_as_prompt(
 
 
 def change_of(first: Candidate, second: Candidate) -> str:
-    """Why two recordings do not sound like one speaker, in words; "" if they do."""
+    """Return in words why two recordings do not sound like one speaker; "" if they do."""
     one, other = first.features, second.features
     semitones = abs(12 * np.log2(one.pitch_hz / other.pitch_hz)) if one.pitch_hz and other.pitch_hz else 0.0
     brightness_db = abs(one.brightness_db - other.brightness_db)
@@ -544,10 +544,10 @@ def describe(chosen: Candidate) -> str:
 
 
 def seed_of(name: str, take: int = 0, number: int = 0) -> int:
-    """A fixed seed (31 bits) for a voice. take, number: other values give other seeds."""
+    """Return a fixed seed (31 bits) for a voice. take, number: other values give other seeds."""
     return int.from_bytes(hashlib.sha256(f"{name} {take} {number}".encode()).digest()[:4], "big") >> 1
 
 
 def _repeats(codes: np.ndarray) -> bool:
-    """Whether more than a third of the frames (K, T) equal the frame before."""
+    """Return whether more than a third of the frames (K, T) are equal to the frame before."""
     return codes.shape[1] > 1 and float(np.mean((codes[:, 1:] == codes[:, :-1]).all(axis=0))) > 1 / 3
