@@ -210,6 +210,7 @@ class AnswerChecks:
         """Wait for the checks of audio that was sent, and return the result of the whole answer."""
         if self.waiting:
             await asyncio.wait(self._tasks, timeout=LATE_CHECKS_S)
+            await self.close()  # a later result would be counted in addition to `unchecked`
         for _ in range(self._begun - len(self._results)):  # cut by the length limit, or the check takes too long
             self._results.append("unchecked")
             self._metrics.verified("unchecked")

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 BROKEN = -1  # valid codes are not negative
 # Parts of the messages of errors from CUDA and its libraries.
 _OUT_OF_MEMORY = ("CUDA error: out of memory", "HIP error: out of memory", "_STATUS_ALLOC_FAILED")
+_WRONG_CALL = (
+    "invalid argument",
+    "invalid configuration argument",
+    "invalid resource handle",
+    "not supported",
+    "captur",
+)
 _DEVICE_LOST = (
     "CUDA error:",
     "HIP error:",
@@ -76,11 +83,14 @@ def is_device_lost(error: BaseException) -> bool:
     """Whether the error, or one of its causes, ends the work of this process on its GPU.
 
     After such an error, for example an illegal memory access, every later call of CUDA in this process fails too. Only
-    a new process can use the GPU again.
+    a new process can use the GPU again. An error that CUDA raises for wrong arguments does not affect later calls.
     """
     return not is_out_of_memory(error) and any(
-        _is_kind(each, "AcceleratorError")
-        or (isinstance(each, RuntimeError) and any(words in str(each) for words in _DEVICE_LOST))
+        (
+            _is_kind(each, "AcceleratorError")
+            or (isinstance(each, RuntimeError) and any(words in str(each) for words in _DEVICE_LOST))
+        )
+        and not any(words in str(each) for words in _WRONG_CALL)
         for each in _causes(error)
     )
 

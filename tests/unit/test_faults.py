@@ -62,7 +62,15 @@ def test_errors_of_a_lost_device_are_recognised(error: Exception) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("CUDA error: no"), RuntimeError("shapes differ"), KeyError("k")], ids=repr
+    "error",
+    [
+        ValueError("CUDA error: no"),
+        RuntimeError("shapes differ"),
+        KeyError("k"),
+        torch.AcceleratorError("CUDA error: invalid configuration argument"),
+        torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing"),
+    ],
+    ids=repr,
 )
 def test_other_errors_do_not_count_as_a_lost_device(error: Exception) -> None:
     assert not faults.is_device_lost(error)
