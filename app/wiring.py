@@ -74,7 +74,8 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
     metrics.watch_devices(manager.devices)
     metrics.watch_cache(lambda: cache.size_bytes)
     normalizer = normalizer or Normalizer()
-    checker = TranscriptChecker(Aligner(pronounce).align, normalizer.normalize)
+    aligner = Aligner(pronounce)
+    checker = TranscriptChecker(aligner.align, normalizer.normalize)
     preset_voices = PresetVoiceMaker(
         manager,
         voices,
@@ -90,7 +91,7 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
     )
     uploads = ThreadLimit()
     watermark = create_watermark(settings)
-    take_checker = TakeChecker(settings.verify, pronounce)
+    take_checker = TakeChecker(settings.verify, aligner)
     generator = SpeechGenerator(
         manager,
         voices,
@@ -167,8 +168,9 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
             finally:
                 reporting.cancel()
                 ended.set()
-        await services.take_checker.close()
+        await services.take_checker.close()  # also ends a check of a recording that hangs
         await asyncio.gather(warming, importing, checking)
+        await services.take_checker.close()  # `checking` may have started the process again
 
     ring = KeyRing([key.get_secret_value() for key in settings.api_keys], KeyFile(settings.data_dir))
     consents = ConsentStore(settings.folder("cloned_voices") / ".consents")

@@ -24,7 +24,7 @@ from app.text.punctuation import has_words
 from app.text.writing_systems import script_language
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Coroutine, Sequence
 
     from app.generator.job import SpeechJob
     from app.generator.planning import PlannedUtterance
@@ -49,10 +49,10 @@ UNCHECKED = Verdict("unchecked", "no_answer")
 class TakeChecker:
     """Checks takes with one recogniser. Its process starts at the first check. Used from one event loop."""
 
-    def __init__(self, setting: Setting, pronounce: Callable[[str], Iterable[str]] | None = None) -> None:
-        """setting: the value of TTS_VERIFY. pronounce: a word -> its pronunciations in IPA."""
+    def __init__(self, setting: Setting, aligner: Aligner | None = None) -> None:
+        """setting: the value of TTS_VERIFY. aligner: `close` closes it; None = a new aligner."""
         self.setting: Setting = setting
-        self._aligner = Aligner(pronounce)
+        self._aligner = aligner or Aligner()
         self._verifier = Verifier(self._aligner)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="verify")  # the recogniser does one check at a time
 

@@ -326,7 +326,7 @@ def test_openapi_describes_conversation_and_dialogue(offline: httpx.Client) -> N
     document = offline.get("/openapi.json").json()
     for name in ("conversation", "dialogue"):
         operation = document["paths"][f"/v1/audio/{name}"]["post"]
-        assert {"200", "400", "404", "408", "413", "429", "500", "503"} == operation["responses"].keys()
+        assert {"200", "400", "404", "408", "413", "429", "500", "503", "507"} == operation["responses"].keys()
         assert "audio/mpeg" in operation["responses"]["200"]["content"]
     schemas = document["components"]["schemas"]
     assert schemas["ConversationBody"]["required"] == ["text"]

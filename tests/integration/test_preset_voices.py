@@ -80,10 +80,9 @@ def references(folder: Path) -> VoiceStore:
     return VoiceStore(folder / "cloned_voices", folder / "voice_references")
 
 
-def test_every_preset_voice_gets_one_recording_near_its_profile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(preset_voices, "CANDIDATES", 3)
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_every_preset_voice_gets_one_recording_near_its_profile(tmp_path: Path) -> None:
     with start(tmp_path) as url:
         progress = finish(url)
         assert (progress["cast"], progress["failed"]) == (len(PROFILES), {})

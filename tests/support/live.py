@@ -100,7 +100,7 @@ def environment(data_dir: Path, **variables: str) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "TTS_DATA_DIR": str(data_dir),
         "TTS_ENGINE": "espeak",
-        "HF_HOME": str(data_dir / "hub_home"),
+        "HF_HOME": str(Path(data_dir) / "hub_home"),
         **variables,
     }
 

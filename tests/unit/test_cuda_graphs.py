@@ -90,7 +90,6 @@ class Small(GraphCapture):
         self._alive: list[weakref.ref[Callable[[], None]]] = []
 
     def capture(self, body: Callable[[], None]) -> Callable[[], None]:
-        gc.collect()
         self._alive = [ref for ref in self._alive if ref() is not None]
         if len(self._alive) == self._room:
             raise torch.OutOfMemoryError

@@ -273,12 +273,22 @@ async def test_queued_requests_go_to_the_remaining_devices(engine: EnginePool) -
 
 async def test_device_that_fails_repeatedly_is_removed(engine: EnginePool) -> None:
     first, _ = engines(engine)
-    fail(first, RuntimeError("CUDA error: an illegal memory access was encountered"))
+    fail(first, RuntimeError("a kernel of this device is broken"))
     for attempt in range(pool.MAX_FAILURES):
         assert not engine.devices[0].failure
         assert len(await whole(engine, say(seed=attempt)))
     assert "in a row" in engine.devices[0].failure
     assert first.healthy  # its thread still runs but gets no requests
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_lost_device_is_removed_at_once_and_its_request_moves(engine: EnginePool) -> None:
+    first, _ = engines(engine)
+    fail(first, RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert len(await whole(engine, say()))
+    await until(lambda: bool(engine.devices[0].failure))
+    assert not first.healthy
+    assert not engine.devices[1].failure
 
 
 async def test_text_that_fails_on_every_device_removes_none(engine: EnginePool) -> None:
