@@ -323,7 +323,7 @@ class Settings(BaseSettings):
         False,
         alias="TTS_ASR_DOWNLOAD",
         description="Download `TTS_ASR_MODEL` when it is first needed. `false` = use it only if it is already in "
-        "`models`.",
+        "`models` or in the Hugging Face cache.",
     )
 
     log_level: LogLevel = Field(

@@ -35,6 +35,7 @@ from app.voices.transcribe import NoTranscriber, WhisperTranscriber
 from app.voices.transcript_words import TranscriptChecker
 from app.voices.vad import SpeechFinder
 from app.voices.youtube import YouTube
+from app.weights import hub
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -122,7 +123,11 @@ def create_transcriber(settings: Settings) -> Transcriber:
     if settings.asr == "off":
         return NoTranscriber()
     return WhisperTranscriber(
-        settings.asr_model, settings.folder("models"), download=settings.asr_download, token=settings.token
+        settings.asr_model,
+        settings.folder("models"),
+        hub_cache=hub.hub_cache(),
+        download=settings.asr_download,
+        token=settings.token,
     )
 
 

@@ -368,6 +368,38 @@ def test_missing_recogniser_gives_a_reason(tmp_path):
         make(samples.speech(), "", WhisperTranscriber(str(tmp_path), tmp_path))
 
 
+def test_recogniser_in_the_hub_cache_needs_all_its_files(tmp_path):
+    cached = tmp_path / "hub" / "models--openai--whisper-base.en"
+    snapshot = cached / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    recogniser = WhisperTranscriber("openai/whisper-base.en", tmp_path / "models", hub_cache=tmp_path / "hub")
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+        assert "TTS_ASR_MODEL" in recogniser.missing()
+        (snapshot / name).write_text("x")
+    assert "TTS_ASR_MODEL" in recogniser.missing()  # no refs/main: nothing says which snapshot is complete
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    assert recogniser.missing() == ""
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors").symlink_to("../../blobs/missing")
+    assert "TTS_ASR_MODEL" in recogniser.missing()
+
+
+@pytest.mark.slow
+def test_recogniser_in_the_hub_cache_is_used_and_the_cache_not_changed(tmp_path):
+    cached = tmp_path / "hub" / "models--someone--whisper"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("abc")
+    small_whisper(cached / "snapshots" / "abc")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "hub").rglob("*")}
+    recogniser = WhisperTranscriber("someone/whisper", tmp_path / "models", hub_cache=tmp_path / "hub")
+    expected = WhisperTranscriber(str(cached / "snapshots" / "abc"), tmp_path / "models")
+    speech = samples.speech()
+    assert recogniser.transcribe(speech, RATE_HZ, "en") == expected.transcribe(speech, RATE_HZ, "en")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "hub").rglob("*")} == before
+    assert not (tmp_path / "models").exists()
+
+
 def small_whisper(folder: Path) -> None:
     """Write a random Whisper checkpoint of a few kilobytes with a vocabulary of bytes."""
     import torch
