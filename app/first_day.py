@@ -30,6 +30,7 @@ from app.audio.alignment import Aligner
 from app.audio.levels import WINDOW_S, levels_dbfs, silence_threshold
 from app.audio.loudness import integrated_lufs
 from app.audio.verification import Verifier
+from app.engines.pronouncing import pronounce
 from app.errors import DamagedVoice, SpeechError
 from app.generator.preset_voices import distance
 from app.types import Line, SpeechRequest
@@ -228,7 +229,7 @@ async def run(
     report = Report(info.id, info.device, info.dtype)
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     missing = await _create_recordings(services, voices, lambda step: on_progress(0, step)) if info.can_clone else {}
-    with contextlib.closing(Aligner()) as aligner:
+    with contextlib.closing(Aligner(pronounce)) as aligner:
         verifier = Verifier(aligner)
         for chosen in voices:
             voice = services.voices.get(chosen.id)  # it may have a recording now
