@@ -175,7 +175,6 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
                 ended.set()
         await services.take_checker.close()  # also ends a check of a recording that hangs
         await asyncio.gather(warming, importing, checking)
-        await services.take_checker.close()  # `checking` may have started the process again
 
     ring = KeyRing([key.get_secret_value() for key in settings.api_keys], KeyFile(settings.data_dir))
     consents = ConsentStore(settings.folder("cloned_voices") / ".consents")

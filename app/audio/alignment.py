@@ -368,12 +368,12 @@ class Aligner(HelperProcess):
         """pronounce: returns the pronunciations of a word in IPA, for example eSpeak's. It is called for each word."""
         super().__init__(command, end_s=0.0)
         self._pronounce = pronounce
-        self._closings = 0  # number of calls of `close`
+        self._closed = False
         atexit.register(self.close)
 
     def close(self) -> None:
-        """End the helper process. A call of `align` that another thread waits for then returns None."""
-        self._closings += 1
+        """End the helper process for good: running and later calls of `align` return None."""
+        self._closed = True
         while not self._lock.acquire(timeout=0.05):
             if (process := self._process) is not None:
                 process.kill()
@@ -394,7 +394,6 @@ class Aligner(HelperProcess):
             return None
         limit_s = deadline_s if deadline_s is not None else 10.0 + len(samples) / rate_hz
         until = time.monotonic() + limit_s
-        closings = self._closings
         ipa = [tuple(self._pronounce(word)) if self._pronounce else () for word in words]
         order = {"rate_hz": rate_hz, "words": list(words), "ipa": ipa, "bytes": 2 * len(samples)}
         if not self._lock.acquire(timeout=limit_s):
@@ -403,12 +402,12 @@ class Aligner(HelperProcess):
         try:
             head, sound = json.dumps(order).encode() + b"\n", pcm.to_bytes(samples)
             for _ in range(2):  # the process may have died since the last order
-                if self._closings != closings:
+                if self._closed:
                     break
                 try:
                     return self._exchange(head, sound, until)
                 except (OSError, ValueError, KeyError, TypeError) as error:
-                    if self._closings != closings:
+                    if self._closed:
                         break
                     log.warning("The aligner's process gave no answer and is ended: %r", error)
                     self._end()

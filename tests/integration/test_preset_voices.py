@@ -26,7 +26,7 @@ from app.voices.voice_features import measure
 from tests.support import human_speech
 from tests.support import reading_engine as engine
 from tests.support import samples as recorded
-from tests.support.live import serving, wait_until
+from tests.support.live import recognisers, serving, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,6 +112,7 @@ def test_every_preset_voice_gets_one_recording_near_its_profile(tmp_path: Path) 
 
 
 def test_requested_voice_is_created_first_and_its_request_waits(tmp_path: Path) -> None:
+    before = set(recognisers())
     with start(tmp_path, TTS_CASTING_WAIT_S=120) as url:
         answer = say(url, "verse")
         assert answer.status_code == 200
@@ -120,6 +121,8 @@ def test_requested_voice_is_created_first_and_its_request_waits(tmp_path: Path) 
         ready = [name for name in PROFILES if known.recording_of(name) is not None]
         assert "verse" in ready
         assert len(ready) < 5
+        assert len(set(recognisers()) - before) == 1
+    assert set(recognisers()) <= before  # it ends with its server, although recordings are still being checked
 
 
 def test_voice_that_is_not_ready_in_time_is_spoken_with_its_seed_and_not_cached(

@@ -30,7 +30,7 @@ from app.settings import Settings
 from app.types import Capabilities, Line, SpeechRequest
 from tests.support import misbehaving as model
 from tests.support.human_speech import recordings
-from tests.support.live import serving, wait_until
+from tests.support.live import recognisers, serving, wait_until
 from tests.support.samples import RATE_HZ as SAID_HZ
 from tests.support.samples import WORDS, said
 
@@ -296,30 +296,24 @@ def test_without_the_extra_speech_is_unchecked(faulty: Server, monkeypatch: pyte
     assert "words" in health["reason"]
 
 
-def recognisers() -> list[int]:
-    """The process ids of the running recognisers of this process."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            if int(parent) == os.getpid() and b"app.audio.alignment" in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-    return found
-
-
 def test_recogniser_that_hangs_leaves_speech_unchecked(faulty: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     faulty.script(**{TEXT: [CLEAN]})
     assert faulty.speak(verify=True).verified == "ok"
     monkeypatch.setattr(checking, "DEADLINE_S", 0.5)
-    hung = recognisers()
-    for process in hung:
-        os.kill(process, signal.SIGSTOP)
-    speech = faulty.speak(verify=True, cache=True, seed=7)
-    assert (speech.verified, speech.is_of(CLEAN)) == ("unchecked", True)
-    monkeypatch.undo()
-    assert faulty.speak(verify=True).verified == "ok"
-    assert faulty.speak(verify=True, cache=True, seed=7).verified == "ok"  # not the unchecked answer of the cache
-    assert not set(recognisers()) & set(hung)
+    stopped = recognisers()  # also those of other servers of this process
+    try:
+        for process in stopped:
+            os.kill(process, signal.SIGSTOP)
+        speech = faulty.speak(verify=True, cache=True, seed=7)
+        assert (speech.verified, speech.is_of(CLEAN)) == ("unchecked", True)
+        monkeypatch.undo()
+        assert faulty.speak(verify=True).verified == "ok"
+        assert faulty.speak(verify=True, cache=True, seed=7).verified == "ok"  # not the unchecked answer of the cache
+        left = set(recognisers())
+        assert len(set(stopped) - left) == 1
+    finally:
+        for process in set(stopped) & set(recognisers()):
+            os.kill(process, signal.SIGCONT)
 
 
 def test_recogniser_that_dies_again_and_again_leaves_speech_unchecked(faulty: Server) -> None:
