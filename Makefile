@@ -18,7 +18,7 @@ FUZZ_SECONDS ?= 20
 TORCH ?= cpu
 
 # Markers of tests that have a target of their own, because they need more than .venv holds.
-OWN_TARGET := gpu or fleet or ray or clients or openapi
+OWN_TARGET := gpu or browser or fleet or ray or clients or openapi
 FAST := not (slow or $(OWN_TARGET))
 
 # Create the environment $(1), which also sees the packages of .venv.
@@ -100,9 +100,9 @@ gpu: ## on a machine with a GPU: its tests and its figures, in less than ten min
 oracle: install ## install the second reference implementation of CSM
 	$(PY) -m pip install --quiet --no-deps --upgrade --target .oracle torchtune==0.6.1 torchao==0.13.0
 
-# Chromium itself is the system's.
-browser: install ## install what tests/browser needs
+browser: install ## the web pages in Chromium (needs chromium: apt install chromium)
 	$(PY) -m pip install --quiet --constraint constraints.txt --group browser
+	$(PY) -m pytest -n auto -m browser tests/browser
 
 fleet: install ## two servers behind HAProxy (needs haproxy: apt install haproxy)
 	$(PY) -m pytest tests/integration/contract -m fleet
