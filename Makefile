@@ -77,7 +77,7 @@ slow: install ## full-size models and other heavy tests
 	$(PY) -m pytest -m "slow and not ($(OWN_TARGET))"
 
 test-all: install
-	$(PY) -m pytest -m "fleet or not ($(OWN_TARGET))"
+	$(PY) -m pytest -m "browser or fleet or not ($(OWN_TARGET))"
 
 coverage: install ## the tests of `make test`, with the coverage of app/ in htmlcov/
 	$(PY) -m pytest -n auto -m "$(FAST)" --cov=app --cov-report=term --cov-report=html --cov-fail-under=90
