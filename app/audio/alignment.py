@@ -21,6 +21,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -368,12 +369,12 @@ class Aligner(HelperProcess):
         """pronounce: returns the pronunciations of a word in IPA, for example eSpeak's. It is called for each word."""
         super().__init__(command, end_s=0.0)
         self._pronounce = pronounce
-        self._closed = False
+        self._closed = threading.Event()
         atexit.register(self.close)
 
     def close(self) -> None:
         """End the helper process for good: running and later calls of `align` return None."""
-        self._closed = True
+        self._closed.set()
         while not self._lock.acquire(timeout=0.05):
             if (process := self._process) is not None:
                 process.kill()
@@ -402,12 +403,12 @@ class Aligner(HelperProcess):
         try:
             head, sound = json.dumps(order).encode() + b"\n", pcm.to_bytes(samples)
             for _ in range(2):  # the process may have died since the last order
-                if self._closed:
+                if self._closed.is_set():
                     break
                 try:
                     return self._exchange(head, sound, until)
                 except (OSError, ValueError, KeyError, TypeError) as error:
-                    if self._closed:
+                    if self._closed.is_set():
                         break
                     log.warning("The aligner's process gave no answer and is ended: %r", error)
                     self._end()

@@ -130,7 +130,7 @@ class WorkletSink {
     if (track.ended) this.#node.port.postMessage({ type: "end", id: track.id });
   }
 
-  play(track, at, gain, threshold_s) {
+  play(track, at, gain, threshold_s, start) {
     if (!this.#sent.has(track.id)) {
       this.#sent.set(track.id, 0);
       this.#kept.push(track.id);
@@ -139,7 +139,7 @@ class WorkletSink {
       this.#kept.push(this.#kept.splice(this.#kept.indexOf(track.id), 1)[0]);
     }
     this.grew(track);
-    this.#node.port.postMessage({ type: "play", id: track.id, at, gain, threshold_s });
+    this.#node.port.postMessage({ type: "play", id: track.id, at, gain, threshold_s, start });
   }
 
   halt(fade_s) {
@@ -161,16 +161,18 @@ class NodeSink {
   #gain = null;
   #timer = 0;
   #starts_at = null;
+  #start = 0;
 
   constructor(context, out, receive) {
-    Object.assign(this, { context, out, receive });
+    Object.assign(this, { context, out, receive: (message) => receive({ ...message, start: this.#start }) });
   }
 
   grew(track) {
     if (track === this.#track) this.#schedule();
   }
 
-  play(track, at, gain, threshold_s) {
+  play(track, at, gain, threshold_s, start) {
+    this.#start = start;
     this.#leave(FADE_S);
     const now = this.context.currentTime;
     this.#gain = this.context.createGain();
@@ -250,6 +252,7 @@ class Player extends EventTarget {
   underruns = 0;
   pair = null; // A/B: { tracks: [a, b], gains, on: 0 | 1 }
   #at = 0; // samples
+  #starts = 0; // number of calls of #start; a message of the audio thread names the call to which it belongs
   #context = null;
   #out = null;
   #sink = null;
@@ -318,7 +321,7 @@ class Player extends EventTarget {
   }
 
   #start() {
-    this.#sink.play(this.track, this.#at, this.#gain(), this.track.ended ? 0 : START_S);
+    this.#sink.play(this.track, this.#at, this.#gain(), this.track.ended ? 0 : START_S, ++this.#starts);
   }
 
   async play() {
@@ -381,8 +384,8 @@ class Player extends EventTarget {
     this.#changed();
   }
 
-  #receive({ type, id, at }) {
-    if (id !== this.track?.id) return;
+  #receive({ type, id, at, start }) {
+    if (id !== this.track?.id || start !== this.#starts) return; // sent before a seek, so its position is old
     if (type === "started") this.dispatchEvent(new Event("started"));
     if (!this.playing) return;
     if (type === "at") this.#at = at;

@@ -29,7 +29,7 @@ class Tape {
 
 class StudioPlayer extends AudioWorkletProcessor {
   tapes = new Map();
-  now = null; // { id, at, gain, level, aim, step }
+  now = null; // { id, start, at, gain, level, aim, step }
   leaving = []; // fading out
   waiting = false; // until `threshold` samples are buffered
   threshold = 0;
@@ -40,7 +40,7 @@ class StudioPlayer extends AudioWorkletProcessor {
     this.port.onmessage = ({ data }) => this.do(data);
   }
 
-  do({ type, id, samples, at, gain, threshold_s, fade_s = FADE_S }) {
+  do({ type, id, samples, at, gain, threshold_s, start, fade_s = FADE_S }) {
     switch (type) {
       case "append":
         if (!this.tapes.has(id)) this.tapes.set(id, new Tape());
@@ -58,7 +58,7 @@ class StudioPlayer extends AudioWorkletProcessor {
       case "play":
         this.leave(FADE_S);
         // At the start of a track no fade is needed: the server fades it in.
-        this.now = { id, at, gain, level: at === 0 ? 1 : 0, aim: 1, step: 1 / (FADE_S * sampleRate), fresh: true };
+        this.now = { id, start, at, gain, level: at === 0 ? 1 : 0, aim: 1, step: 1 / (FADE_S * sampleRate), fresh: true };
         this.threshold = threshold_s * sampleRate;
         this.waiting = true;
         break;
@@ -82,17 +82,17 @@ class StudioPlayer extends AudioWorkletProcessor {
       if (!this.waiting) {
         if (now.fresh && tape.length > now.at) {
           now.fresh = false;
-          this.port.postMessage({ type: "started", id: now.id });
+          this.port.postMessage({ type: "started", id: now.id, start: now.start });
         }
         this.mix(out, now, tape);
         if (now.at >= tape.length) {
           if (tape.ended) {
             this.now = null;
-            this.port.postMessage({ type: "ended", id: now.id, at: tape.length });
+            this.port.postMessage({ type: "ended", id: now.id, start: now.start, at: tape.length });
           } else if (ahead < out.length) {
             this.waiting = true;
             this.threshold = Math.min(2 * Math.max(this.threshold, 0.06 * sampleRate), sampleRate);
-            this.port.postMessage({ type: "underrun", id: now.id });
+            this.port.postMessage({ type: "underrun", id: now.id, start: now.start });
           }
         }
       }
@@ -103,7 +103,7 @@ class StudioPlayer extends AudioWorkletProcessor {
       else voice.level = 0;
     }
     if (this.leaving.length) this.leaving = this.leaving.filter((voice) => voice.level > 0);
-    if (this.now && ++this.reports % REPORT_EVERY === 0) this.port.postMessage({ type: "at", id: this.now.id, at: this.now.at });
+    if (this.now && ++this.reports % REPORT_EVERY === 0) this.port.postMessage({ type: "at", id: this.now.id, start: this.now.start, at: this.now.at });
     return true;
   }
 
