@@ -10,6 +10,19 @@ const TRIES = 3; // requests to a busy server
 
 export const drawSeed = () => crypto.getRandomValues(new Uint32Array(1))[0] >>> 1;
 
+/** Returns a function that calls its argument as soon as `listed` is settled. Calls in the meantime are ignored. */
+export function whenListed(listed) {
+  let waiting = false;
+  return async (start) => {
+    player.prepare(); // before any wait: browsers only allow it inside the handler of a press
+    if (waiting) return;
+    waiting = true;
+    await listed();
+    waiting = false;
+    start();
+  };
+}
+
 /** The small waveform of a take in a list: 64 heights from 0 to 1. */
 export function shapeOf(track) {
   return Array.from({ length: 64 }, (_, n) => {

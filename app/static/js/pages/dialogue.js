@@ -2,7 +2,7 @@
 
 import { errorBox, health, limitOf, models, serverVoice, voices } from "../api.js";
 import { player } from "../player.js";
-import { drawSeed, speech } from "../speech.js";
+import { drawSeed, speech, whenListed } from "../speech.js";
 import { announce, button, debounce, dialog, h, newId, notify, number, store, t } from "../ui.js";
 import { banner, ignoredBadges, modelSelect, modelToUse, partialBadges, snippetTabs, timeBadges, voiceSelect } from "./speak.js";
 
@@ -217,19 +217,9 @@ export async function mount(main) {
     trouble.replaceChildren(errorBox(new Error(message)));
   }
 
-  let starting = false;
-  /** Calls `start` as soon as the voices and the model are known. */
-  async function whenListed(start) {
-    player.prepare(); // before any wait: browsers only allow it inside the handler of a press
-    if (starting) return;
-    starting = true;
-    await listed;
-    starting = false;
-    start();
-  }
-
-  const speakAll = () => whenListed(startAll);
-  const speakOne = (line) => whenListed(() => startOne(line));
+  const begin = whenListed(() => listed);
+  const speakAll = () => begin(startAll);
+  const speakOne = (line) => begin(() => startOne(line));
 
   function startAll() {
     trouble.replaceChildren();

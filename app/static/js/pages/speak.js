@@ -3,7 +3,7 @@
 import { errorBox, hasKey, health, limitOf, models, rangeOf, serverVoice, voices } from "../api.js";
 import { nameOf, save, saveMenu } from "../dock.js";
 import { player } from "../player.js";
-import { drawSeed, preview, speech, trackOf } from "../speech.js";
+import { drawSeed, preview, speech, trackOf, whenListed } from "../speech.js";
 import { takes } from "../takes.js";
 import { ROOT, announce, button, copy, debounce, h, icon, notify, number, quoted, seconds, store, t, tabs } from "../ui.js";
 
@@ -387,14 +387,11 @@ export async function mount(main) {
     settle();
   }
 
-  let starting = false;
-  /** Waits until the voice and the model are known, so that the take is listed under those that are shown. */
-  async function speak() {
-    player.prepare(); // before any wait: browsers only allow it inside the handler of a press
-    if (starting) return;
-    starting = true;
-    await listed;
-    starting = false;
+  // The voice and the model must be known, so that the take is listed under those that are shown.
+  const begin = whenListed(() => listed);
+  const speak = () => begin(start);
+
+  function start() {
     trouble.replaceChildren();
     const excess = [...text.value].length - limitOf("input_chars");
     if (!text.value.trim()) {
