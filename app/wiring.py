@@ -20,6 +20,7 @@ from app.audio.watermark import Watermark, WatermarkMissing
 from app.engines import registry
 from app.engines.manager import EngineManager
 from app.engines.pronouncing import pronounce
+from app.errors import WeightsUnavailable
 from app.generator.cache import AnswerCache
 from app.generator.checking import TakeChecker
 from app.generator.preset_voices import PresetVoiceMaker
@@ -38,6 +39,8 @@ from app.voices.youtube import YouTube
 from app.weights import hub
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fastapi import FastAPI
 
     from app.settings import Settings
@@ -122,10 +125,17 @@ def create_transcriber(settings: Settings) -> Transcriber:
     """The speech recogniser for recordings without a transcript. With TTS_ASR=off it recognises nothing."""
     if settings.asr == "off":
         return NoTranscriber()
+
+    def find_cached() -> Path | None:
+        try:
+            return hub.complete_in_library_cache(hub.files_for("whisper", settings.asr_model))
+        except WeightsUnavailable:  # not a hub id; transformers reports it
+            return None
+
     return WhisperTranscriber(
         settings.asr_model,
         settings.folder("models"),
-        hub_cache=hub.hub_cache(),
+        find_cached=find_cached,
         download=settings.asr_download,
         token=settings.token,
     )

@@ -19,15 +19,15 @@ import numpy as np
 import soxr
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from app.types import Samples
 
 log = logging.getLogger(__name__)
 
 RATE_HZ = 16_000
 MAX_TOKENS = 400  # for 30 s of audio; 30 s of fast English speech have about 150 tokens
-# A Whisper model needs one file of each of these lists.
-_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # a Whisper model needs one of these files
 _MIN_MATCHED = 0.6  # at least this share of the recognised words must also be in the transcript
 
 
@@ -55,19 +55,25 @@ class NoTranscriber:
 class WhisperTranscriber:
     """Transcribes recordings with a Whisper model.
 
-    model: a folder, or the id of a Hugging Face model in the folder `models` or in the cache `hub_cache` of the
-    hub's library, which is only read. download: whether a missing model may be downloaded to `models`. token: Hugging
-    Face access token, for gated models.
+    model: a folder, or the id of a Hugging Face model in the folder `models`. find_cached: returns the folder of this
+    model in the cache of the hub's library, which is only read; None = the cache does not have it. download: whether a
+    missing model may be downloaded to `models`. token: Hugging Face access token, for gated models.
 
     Each call of `transcribe` loads the weights (0.3 GB) and then frees the memory, because calls are rare.
     """
 
     def __init__(
-        self, model: str, models: Path, *, hub_cache: Path | None = None, download: bool = False, token: str = ""
+        self,
+        model: str,
+        models: Path,
+        *,
+        find_cached: Callable[[], Path | None] = lambda: None,
+        download: bool = False,
+        token: str = "",
     ) -> None:
         self._model = model
         self._models = models
-        self._hub_cache = hub_cache
+        self._find_cached = find_cached
         self._download = download
         self._token = token
         self._lock = threading.Lock()
@@ -83,20 +89,12 @@ class WhisperTranscriber:
         if Path(self._model).is_dir():
             return True
         snapshots = self._models / f"models--{self._model.replace('/', '--')}" / "snapshots"
-        return any(snapshots.glob("*/config.json")) or self._in_hub_cache() is not None
+        return any(snapshots.glob("*/config.json")) or self._cached() is not None
 
-    def _in_hub_cache(self) -> Path | None:
+    def _cached(self) -> Path | None:
         """Return the folder of the model in the cache of the hub's library; None if it is missing or incomplete."""
-        if self._hub_cache is None:
-            return None
-        cached = self._hub_cache / f"models--{self._model.replace('/', '--')}"
-        try:
-            folder = cached / "snapshots" / (cached / "refs" / "main").read_text("ascii").strip()
-            names = {path.name for path in folder.iterdir() if path.stat().st_size}  # a broken link raises OSError
-        except (OSError, ValueError, RuntimeError):
-            return None
-        complete = "config.json" in names and all(any(name in names for name in one) for one in (_PROCESSORS, _WEIGHTS))
-        return folder if complete else None
+        folder = None if Path(self._model).is_dir() else self._find_cached()
+        return folder if folder and any((folder / name).is_file() for name in _PROCESSORS) else None
 
     def transcribe(self, samples: Samples, rate_hz: int, language: str) -> str:
         with self._lock:
@@ -107,7 +105,7 @@ class WhisperTranscriber:
             options: dict[str, Any] = {"cache_dir": self._models, "local_files_only": not self._download}
             if self._token:
                 options["token"] = self._token
-            source = self._in_hub_cache() or self._model
+            source = self._cached() or self._model
             processor = library.AutoProcessor.from_pretrained(source, **options)
             model = library.AutoModelForSpeechSeq2Seq.from_pretrained(source, **options).eval()
             resampled = soxr.resample(np.asarray(samples, np.float32), rate_hz, RATE_HZ)

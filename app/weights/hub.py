@@ -105,11 +105,17 @@ _KNOWN: Mapping[str, ModelFiles] = {
         weights=("model.safetensors",),
         optional=("preprocessor_config.json",),
     ),
+    # The recogniser. transformers downloads it; only the cache of the hub's library is searched here.
+    "whisper": ModelFiles(
+        setting="TTS_ASR_MODEL",
+        source="openai/whisper-base.en",
+        weights=("model.safetensors", "pytorch_model.bin"),
+    ),
 }
 
 
 def files_for(model: str, source: str = "") -> ModelFiles:
-    """Return the files of `model`, which is "csm", "mimi", "dia" or "dac". source: empty = the default source."""
+    """Return the files of `model`, one of csm, mimi, dia, dac and whisper. source: empty = the default source."""
     known = _KNOWN[model]
     return replace(known, source=source.strip()) if source.strip() else known
 
@@ -300,6 +306,11 @@ def find(files: ModelFiles, models_dir: Path) -> Path | None:
             return folder
     except OSError:  # an unreadable folder: the model is not there
         pass
+    return complete_in_library_cache(files)
+
+
+def complete_in_library_cache(files: ModelFiles) -> Path | None:
+    """Return the snapshot in the cache of the hub's library, or None if it is missing or incomplete."""
     folder, defects = find_in_library_cache(files)
     return folder if not defects else None
 

@@ -365,6 +365,20 @@ def test_auto_splits_a_model_that_does_not_fit(folder: Path, tmp_path: Path, mon
         runner_for(settings)
 
 
+def simulate_cards(monkeypatch: pytest.MonkeyPatch, folder: Path, free_gib: tuple[float, ...]) -> dict[str, Any]:
+    """Let `load_from` plan a full-size CSM for cards with this free memory. Returns the options of `load_runner`."""
+    config = dataclasses.replace(parse_config(csm_config("full")), codec=MimiConfig())
+    loaded: dict[str, Any] = {}
+    monkeypatch.setattr(csm_loading, "fetch", lambda *_: (folder, "csm"))
+    monkeypatch.setattr(csm_loading.hub, "has_tensor", lambda *_: True)
+    monkeypatch.setattr(csm_loading, "read_config", lambda _: config)
+    monkeypatch.setattr(csm_loading, "graph_capture", lambda *_, **__: (None, ()))
+    monkeypatch.setattr(csm_loading, "loading_on", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(devices, "free_bytes", lambda device: int(free_gib[device.index or 0] * (1 << 30)))
+    monkeypatch.setattr(csm_loading, "load_runner", lambda *_, **options: loaded.update(options))
+    return loaded
+
+
 @pytest.mark.parametrize(
     ("how", "free", "expected"),
     [
@@ -382,17 +396,8 @@ def test_rows_are_counted_for_a_model_on_two_gpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, free: tuple[float, float], expected: Any
 ) -> None:
     """Full size, on simulated cards: nothing is loaded, only the plan is checked."""
-    raw = csm_config("full")
-    config = parse_config(raw)
-    loaded: dict[str, Any] = {}
-    monkeypatch.setattr(csm_loading, "fetch", lambda *_: (tmp_path, "csm"))
-    monkeypatch.setattr(csm_loading.hub, "has_tensor", lambda *_: True)
-    monkeypatch.setattr(csm_loading, "read_config", lambda _: dataclasses.replace(config, codec=MimiConfig()))
+    loaded = simulate_cards(monkeypatch, tmp_path, free)
     monkeypatch.setattr(csm_loading, "choose_devices", lambda _: (CUDA, torch.device("cuda", 1)))
-    monkeypatch.setattr(csm_loading, "graph_capture", lambda *_, **__: (None, ()))
-    monkeypatch.setattr(csm_loading, "using", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(devices, "free_bytes", lambda device: int(free[device.index or 0] * (1 << 30)))
-    monkeypatch.setattr(csm_loading, "load_runner", lambda *_, **options: loaded.update(options))
     settings = settings_for(
         tmp_path, tmp_path, TTS_DEVICES="cuda:0,cuda:1", CSM_DEVICE_MAP=how, TTS_MAX_ROWS="auto", TTS_DTYPE="bfloat16"
     )
@@ -414,18 +419,10 @@ def test_device_map_alone_uses_all_gpus(
 ) -> None:
     """Without TTS_DEVICES and TTS_DEVICE. With one GPU the model is not split, and the log says why."""
     caplog.set_level(logging.INFO)
-    config = dataclasses.replace(parse_config(csm_config("full")), codec=MimiConfig())
-    loaded: dict[str, Any] = {}
+    loaded = simulate_cards(monkeypatch, tmp_path, (8, 4.3))
     found = tuple(torch.device("cuda", index) for index in range(gpus))
-    monkeypatch.setattr(csm_loading, "fetch", lambda *_: (tmp_path, "csm"))
-    monkeypatch.setattr(csm_loading.hub, "has_tensor", lambda *_: True)
-    monkeypatch.setattr(csm_loading, "read_config", lambda _: config)
     monkeypatch.setattr(csm_loading, "choose_devices", lambda names: found if names == ("auto",) else ())
     monkeypatch.setattr(csm_loading, "choose_device", lambda _: found[0])
-    monkeypatch.setattr(csm_loading, "graph_capture", lambda *_, **__: (None, ()))
-    monkeypatch.setattr(csm_loading, "using", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(devices, "free_bytes", lambda device: int((8, 4.3)[device.index or 0] * (1 << 30)))
-    monkeypatch.setattr(csm_loading, "load_runner", lambda *_, **options: loaded.update(options))
     settings = settings_for(tmp_path, tmp_path, CSM_DEVICE_MAP="balanced", TTS_MAX_ROWS="auto", TTS_DTYPE="bfloat16")
     load_from(settings, BuildContext(lambda _: None, lambda: False), guards=None)
     assert tuple(stage.layers for stage in loaded["stages"]) == layers

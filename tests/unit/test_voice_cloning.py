@@ -14,11 +14,13 @@ from app.audio import helper_process, pitch
 from app.audio.loudness import denoised, integrated_lufs
 from app.audio.sandbox import Limits, decode_in_sandbox
 from app.errors import BadReference, InvalidValue
+from app.settings import Settings
 from app.voices import quality, vad, window
 from app.voices.cloning import RATE_HZ, Cloner, Sample, cleaned, import_preset_files, without_rumble
 from app.voices.store import VoiceStore
 from app.voices.transcribe import NoTranscriber, WhisperTranscriber, cut_to
 from app.voices.vad import Span, SpeechFinder, by_energy
+from app.wiring import create_transcriber
 from tests.support import samples
 from tests.support.live import ROOT
 from tests.support.overlap import Overlap, in_threads
@@ -368,14 +370,20 @@ def test_missing_recogniser_gives_a_reason(tmp_path):
         make(samples.speech(), "", WhisperTranscriber(str(tmp_path), tmp_path))
 
 
-def test_recogniser_in_the_hub_cache_needs_all_its_files(tmp_path):
+def cached_recogniser(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> WhisperTranscriber:
+    """The recogniser of a server with this cache of the hub's library."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(folder / "hub"))
+    return create_transcriber(Settings(_env_file=None, TTS_DATA_DIR=str(folder), TTS_ASR_MODEL=model))
+
+
+def test_recogniser_in_the_hub_cache_needs_all_its_files(tmp_path, monkeypatch):
     cached = tmp_path / "hub" / "models--openai--whisper-base.en"
     snapshot = cached / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
-    recogniser = WhisperTranscriber("openai/whisper-base.en", tmp_path / "models", hub_cache=tmp_path / "hub")
+    recogniser = cached_recogniser("openai/whisper-base.en", tmp_path, monkeypatch)
     for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
         assert "TTS_ASR_MODEL" in recogniser.missing()
-        (snapshot / name).write_text("x")
+        (snapshot / name).write_bytes((2).to_bytes(8, "little") + b"{}")  # safetensors without tensors
     assert "TTS_ASR_MODEL" in recogniser.missing()  # no refs/main: nothing says which snapshot is complete
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("abc")
@@ -386,18 +394,18 @@ def test_recogniser_in_the_hub_cache_needs_all_its_files(tmp_path):
 
 
 @pytest.mark.slow
-def test_recogniser_in_the_hub_cache_is_used_and_the_cache_not_changed(tmp_path):
+def test_recogniser_in_the_hub_cache_is_used_and_the_cache_not_changed(tmp_path, monkeypatch):
     cached = tmp_path / "hub" / "models--someone--whisper"
     (cached / "refs").mkdir(parents=True)
     (cached / "refs" / "main").write_text("abc")
     small_whisper(cached / "snapshots" / "abc")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "hub").rglob("*")}
-    recogniser = WhisperTranscriber("someone/whisper", tmp_path / "models", hub_cache=tmp_path / "hub")
+    recogniser = cached_recogniser("someone/whisper", tmp_path, monkeypatch)
     expected = WhisperTranscriber(str(cached / "snapshots" / "abc"), tmp_path / "models")
     speech = samples.speech()
     assert recogniser.transcribe(speech, RATE_HZ, "en") == expected.transcribe(speech, RATE_HZ, "en")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "hub").rglob("*")} == before
-    assert not (tmp_path / "models").exists()
+    assert not list((tmp_path / "models").iterdir())
 
 
 def small_whisper(folder: Path) -> None:

@@ -31,6 +31,7 @@ from app.engines.shared.loading import (
     fetch,
     graph_capture,
     load_weights,
+    loading_on,
     pack_bfloat16,
     place_weights,
     quantize_stack,
@@ -48,11 +49,8 @@ from app.runtime.device import (
     choose_device,
     choose_devices,
     choose_dtype,
-    cpu_threads,
     rows_that_fit,
-    set_math_backends,
     usable_bytes,
-    using,
 )
 from app.types import Capabilities, EngineInfo, PromptLimits, TextPacking
 from app.weights import hub
@@ -211,7 +209,6 @@ def load_from(
         log.info("CSM_DEVICE_MAP=%s has no effect: there is only one device, %s", settings.csm_device_map, devices[0])
     device = devices[0]
     dtype = choose_dtype(settings.dtype, device)
-    set_math_backends(tf32=settings.tf32)
     config = read_config(folder)
     shape = read_mimi_config_file(codec) if codec else config.codec or MimiConfig()
 
@@ -236,10 +233,8 @@ def load_from(
             if not auto_rows or rows == 1:
                 raise
             rows //= 2
-    capture, kernels = graph_capture(settings, device, dtype, possible=not stages and not reference_noise)
-    if any(used.type == "cpu" for used in devices):
-        torch.set_num_threads(cpu_threads())
-    with using(device):
+    with loading_on(devices, settings):
+        capture, kernels = graph_capture(settings, device, dtype, possible=not stages and not reference_noise)
         return load_runner(
             folder,
             codec,

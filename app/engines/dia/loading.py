@@ -29,6 +29,7 @@ from app.engines.shared.loading import (
     fetch,
     graph_capture,
     load_weights,
+    loading_on,
     pack_bfloat16,
     place_weights,
     quantize_stack,
@@ -38,7 +39,7 @@ from app.nn.dac.config import DacConfig, read_dac_config
 from app.nn.dac.model import DacDecoder, DacEncoder
 from app.nn.kernels.choice import TORCH, Kernels
 from app.runtime.cuda_graphs import GraphCapture
-from app.runtime.device import choose_device, choose_dtype, cpu_threads, rows_that_fit, set_math_backends, using
+from app.runtime.device import choose_device, choose_dtype, rows_that_fit
 from app.text.nonverbal import NON_VERBAL_SOUNDS
 from app.types import Capabilities, EngineInfo, PromptLimits, TextPacking
 from app.weights.load_cache import LoadCache
@@ -168,9 +169,6 @@ def load_from(
     codec, _ = fetch(settings, context, "dac", codec_source(settings, folder))
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    set_math_backends(tf32=settings.tf32)
-    if device.type == "cpu":
-        torch.set_num_threads(cpu_threads())
     rows = settings.rows(ROWS_CPU)
     if device.type == "cuda" and settings.max_rows == "auto":
         config, shape = read_config(folder), read_dac_config(codec)
@@ -179,8 +177,8 @@ def load_from(
             return measure(config, shape, dtype=dtype, max_rows=rows)
 
         rows = rows_that_fit([device], settings.gpu_memory_fraction, bytes_of, most=ROWS_GPU)
-    capture, kernels = graph_capture(settings, device, dtype, possible=not reference_noise)
-    with using(device):
+    with loading_on((device,), settings):
+        capture, kernels = graph_capture(settings, device, dtype, possible=not reference_noise)
         return load_runner(
             folder,
             codec,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -14,6 +15,7 @@ from app.nn.kernels.choice import candidates
 from app.nn.linear import Int8Linear, PackedLinear, replace_linears
 from app.nn.transformer import Block, Stack
 from app.runtime.cuda_graphs import GraphCapture
+from app.runtime.device import cpu_threads, set_math_backends, using
 from app.runtime.pages import use_huge_pages
 from app.weights import download, hub
 from app.weights.tensors import digest_of
@@ -132,6 +134,16 @@ def graph_capture(
     if device.type != "cuda" or not settings.cuda_graphs or not possible:
         return None, ()
     return GraphCapture(device), candidates(settings.kernels, device, dtype, compiled=settings.compile)
+
+
+@contextlib.contextmanager
+def loading_on(devices: Sequence[torch.device], settings: Settings) -> Iterator[None]:
+    """Prepare this process for a model on these devices. Inside the context, the first one is the current device."""
+    set_math_backends(tf32=settings.tf32)
+    if any(device.type == "cpu" for device in devices):
+        torch.set_num_threads(cpu_threads())
+    with using(devices[0]):
+        yield
 
 
 def dtype_name(settings: Settings, dtype: torch.dtype) -> str:
