@@ -260,10 +260,9 @@ async def run(
 
 def _bad_files(services: CoreServices) -> list[Finding]:
     """Notes about recordings on disk that the server does not use, or that may give a bad voice."""
-    files = {**services.voices.problems, **services.voices.doubtful}
     return [
         Finding("note", f"{path} is not used, or may give a bad voice: {reason}", "Replace or remove these files.")
-        for path, reason in sorted(files.items())
+        for path, reason in sorted(services.voices.flagged.items())
     ]
 
 

@@ -173,11 +173,16 @@ def best_take(verdicts: Sequence[Verdict]) -> int:
     return max(range(len(verdicts)), key=lambda at: (verdicts[at].status != "bad", verdicts[at].score))
 
 
+def is_english_tag(language: str) -> bool:
+    """Return whether a BCP 47 tag names English."""
+    return language.lower().replace("_", "-").split("-")[0] == "en"
+
+
 def is_english(text: str, language: str | None = None) -> bool:
     """Return whether the check applies to a text: `language` is English or None, and the letters and common words are
     English.
     """
-    if language is not None and language.lower().replace("_", "-").split("-")[0] != "en":
+    if language is not None and not is_english_tag(language):
         return False
     letters = [letter for letter in unicodedata.normalize("NFKD", text) if letter.isalpha()]
     if not letters or sum(letter.isascii() for letter in letters) < 0.9 * len(letters):

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Literal
 
 from app.audio.alignment import Aligner, is_available
 from app.audio.guard import pace_of, speech_length
-from app.audio.verification import Verdict, Verifier, best_take, is_english
+from app.audio.verification import Verdict, Verifier, best_take, is_english, is_english_tag
 from app.text.nonverbal import without_sounds
 from app.text.punctuation import has_words
-from app.text.writing_systems import script_language
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -127,7 +126,7 @@ class AnswerChecks:
     def possible(self) -> bool:
         """Whether the check of this request can have a result other than `unchecked`, as far as is known before."""
         checker, language = self._checker, self._job.request.language
-        return checker is not None and checker.missing is None and is_english("a", language)
+        return checker is not None and checker.missing is None and (language is None or is_english_tag(language))
 
     @property
     def complete(self) -> bool:
@@ -165,7 +164,7 @@ class AnswerChecks:
         if audio is None or checker is None:
             return
         text, sounds = without_sounds(planned.text)
-        language = job.request.language or script_language(text) or planned.lines[0].voice.language
+        language = job.language_of(text, planned.lines[0].voice)
         if not job.request.normalize:
             text = self._normalizer.normalize(text, english=is_english(text, language))
         take.verdict = await checker.check(
@@ -241,9 +240,14 @@ def overall(results: Sequence[Result]) -> Result:
     return next((result for result in order if result in results), "unchecked")
 
 
+def is_whole(take: Take, text: str) -> bool:
+    """Return whether a take of this text broke no rule of the guard and is not silent."""
+    return not take.failures and not (take.silent and has_words(text))
+
+
 def whole_takes(takes: Sequence[Take], text: str) -> list[Take]:
     """Return the takes of an utterance that broke no rule of the guard and are not silent."""
-    return [take for take in takes if not take.failures and not (take.silent and has_words(text))]
+    return [take for take in takes if is_whole(take, text)]
 
 
 def best_of_takes(takes: Sequence[Take], text: str) -> Take:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from app.generator.progress import Progress
 from app.runtime.playback import Playback
+from app.text.writing_systems import script_language
 
 if TYPE_CHECKING:
     from app.engines.protocol import Engine
@@ -45,6 +46,10 @@ class SpeechJob:
     def info(self) -> EngineInfo:
         """The description of the engine."""
         return self.engine.info
+
+    def language_of(self, text: str, voice: Voice) -> str:
+        """Return the language of a text of this request: the request's, or that of the script, or the voice's."""
+        return self.request.language or script_language(text) or voice.language
 
 
 def number_speakers(request: SpeechRequest, voices: Sequence[Voice]) -> tuple[int, ...]:

@@ -15,7 +15,6 @@ from app.errors import EmptyText, TextTooLong
 from app.text.punctuation import has_words, punctuation_names
 from app.text.script import Pause, parse
 from app.text.sentences import split
-from app.text.writing_systems import script_language
 from app.types import SpokenLine
 
 if TYPE_CHECKING:
@@ -142,7 +141,7 @@ class Planner:
         """Normalise the text and split it into sentences that are short enough for the engine."""
         info, request = self._job.info, self._job.request
         prompt_s = 0.0 if prompt is None else prompt.codes.shape[1] * info.frame_s
-        language = request.language or script_language(text) or voice.language
+        language = self._job.language_of(text, voice)
         english = language.lower().startswith("en")
 
         def normalize_and_split() -> list[str]:

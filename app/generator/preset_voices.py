@@ -172,7 +172,7 @@ class PresetVoiceMaker:
             "voice": p.voice,
             "failed": dict(p.failed),
             "words_unchecked": self._checker.missing,
-            "problems": {**self._voices.problems, **self._voices.doubtful},
+            "problems": self._voices.flagged,
         }
 
     # ---- background work

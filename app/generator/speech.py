@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, cast
 from app.audio import pcm
 from app.audio.formats import AUDIO_FORMATS
 from app.errors import Busy, NothingSpoken, NotStored, SpeechError, SpeechTooShort
-from app.generator.checking import AnswerChecks, best_of_takes, whole_takes
+from app.generator.checking import AnswerChecks, best_of_takes, is_whole, whole_takes
 from app.generator.context import ConversationContext
 from app.generator.lookahead import Lookahead, SubmittedUtterance, rows_ahead
 from app.generator.output import open_output
@@ -343,7 +343,7 @@ class SpeechGenerator:
                     break
                 wait_s = None if job.held else take.due_s
                 take.end()
-                failed = bool(take.failures) or (take.silent and has_words(planned.text))
+                failed = not is_whole(take, planned.text)
                 if not failed:
                     await checks.check(planned, take, wait_s)
                     failed = take.bad

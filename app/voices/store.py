@@ -185,6 +185,11 @@ class VoiceStore:
         """Recordings that are not used or that may give a bad voice: path inside the data folder -> reason."""
         return dict(self._doubtful)
 
+    @property
+    def flagged(self) -> dict[str, str]:
+        """All entries of `problems` and `doubtful`."""
+        return {**self.problems, **self.doubtful}
+
     def mark_doubtful(self, path: str, reason: str) -> None:
         """Add an entry to `doubtful`, until this process ends."""
         self._doubtful[path] = reason
