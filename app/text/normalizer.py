@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from app.text import cleaning, markup, number_words, rules, tables
+from app.text.spans import SpannedText
 
 if TYPE_CHECKING:
     from wetext import Normalizer as WetextNormalizer
@@ -153,7 +154,7 @@ class Normalizer:
         return "\n\n".join(filter(None, (" ".join(paragraph.split()) for paragraph in paragraphs)))
 
     def _paragraph_to_words(self, text: str) -> str:
-        text = rules.apply_rules(_SPACES.sub(" ", text), self._grammar.name_unit)
+        text = rules.apply_rules(SpannedText(_SPACES.sub(" ", text)), self._grammar.name_unit).text
         text = _DASH_END.sub("...", text)
         text = _JOINING_DASH.sub("-", text)
         text = _DASH_PAUSE.sub(", ", text)

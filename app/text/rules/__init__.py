@@ -12,12 +12,12 @@ can't match in the middle of a longer run of digits. So the time grows linearly 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 from app.text import number_words, tables
 from app.text.rules import codes, common, dates, measures, money, net, words
+from app.text.spans import Replacement, SpannedText
 
-_Rule = tuple[re.Pattern[str], str | Callable[[common.Match], str]]
+_Rule = tuple[re.Pattern[str], Replacement]
 _RULES: tuple[_Rule, ...] = (
     (re.compile(r"[0-9]{41,}"), lambda match: f" {number_words.digits(match[0])} "),
     (words.CITATION, ""),
@@ -163,8 +163,8 @@ def _mark_sentence_start(match: common.Match) -> str:
     return match[0] if is_abbreviation else f"{match[0]}{common.SENTENCE_START}"
 
 
-def apply_rules(text: str, name_unit: common.UnitNamer) -> str:
-    """Return one paragraph of text with numbers, symbols and abbreviations written as words.
+def apply_rules(text: SpannedText, name_unit: common.UnitNamer) -> SpannedText:
+    """Return one paragraph of text with numbers, symbols and abbreviations written as words, with their spans.
 
     name_unit(symbol, plural): returns the name of a unit that is not in `tables.UNITS`; None for an unknown symbol.
     """
@@ -177,12 +177,12 @@ def apply_rules(text: str, name_unit: common.UnitNamer) -> str:
         name = name_unit(match[3], match[1] != "1")
         return match[0] if name is None else f"{number_words.number(match[1])} {name}"
 
-    text = measures.mark_inches(_DIGITS_FIRST.sub(_mark_sentence_start, text))
+    text = measures.mark_inches(text.sub(_DIGITS_FIRST, _mark_sentence_start))
     for pattern, replacement in _RULES:
-        text = pattern.sub(replacement, text)
-    if "(" not in text:
-        text = words.ENUMERATOR.sub(r"\1, ", text)
-    text = measures.UNKNOWN_UNIT.sub(verbalize_unknown_unit, text)
+        text = text.sub(pattern, replacement)
+    if "(" not in text.text:
+        text = text.sub(words.ENUMERATOR, r"\1, ")
+    text = text.sub(measures.UNKNOWN_UNIT, verbalize_unknown_unit)
     for pattern, replacement in _RULES_AFTER_UNITS:
-        text = pattern.sub(replacement, text)
-    return _MARKED_START.sub(lambda match: match[1].upper(), text)
+        text = text.sub(pattern, replacement)
+    return text.sub(_MARKED_START, lambda match: match[1].upper())

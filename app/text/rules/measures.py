@@ -16,6 +16,7 @@ from app.text.rules.common import (
     per_unit,
     sentence_stop,
 )
+from app.text.spans import SpannedText
 
 BETWEEN = re.compile(rf"\b([Bb]etween [$£€]?{NUM}%?) ?[-–—] ?(?=[$£€]?[0-9])")
 _UNIT = alternatives(tables.UNITS)
@@ -200,7 +201,7 @@ def verbalize_feet_inches(match: Match) -> str:
     return words + (f" point {number_words.digits(match[3])}" if match[3] else "")
 
 
-def mark_inches(text: str) -> str:
+def mark_inches(text: SpannedText) -> SpannedText:
     """Replace each quotation mark that means inches with a double prime.
 
     A mark means inches if it follows a digit and no quotation is open.
@@ -214,7 +215,7 @@ def mark_inches(text: str) -> str:
         is_open = not is_open
         return match[0]
 
-    return _QUOTE.sub(mark, text) if '"' in text else text
+    return text.sub(_QUOTE, mark) if '"' in text.text else text
 
 
 def verbalize_feet(match: Match) -> str:

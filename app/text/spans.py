@@ -1,0 +1,207 @@
+"""A text that knows, for each of its characters, which characters of the caller's input it comes from.
+
+Every stage of the text front end changes a text: it removes markup, writes numbers as words, splits sentences. Word
+times, captions and barge-in need the way back, from a spoken word to the caller's characters. `SpannedText` keeps that
+way through every change.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+Replacement = str | Callable[[re.Match[str]], str]
+Span = tuple[int, int]  # start and end (exclusive) in the caller's input
+
+_TOKEN = re.compile(r"\S+")
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenWord:
+    """A spoken word (with its punctuation), and the characters of the caller's input that it comes from."""
+
+    word: str
+    start_char: int
+    end_char: int  # exclusive
+
+
+class SpannedText:
+    """An immutable text. Each character has a span: the characters of the caller's input that it comes from.
+
+    The starts and the ends of the spans never decrease from one character to the next. A text that has not been
+    changed stores two `range` objects and no lists.
+    """
+
+    __slots__ = ("_ends", "_starts", "text")
+
+    def __init__(self, text: str, starts: Sequence[int] | None = None, ends: Sequence[int] | None = None) -> None:
+        """starts, ends: the span of each character; None = the text is the caller's input."""
+        self.text = text
+        self._starts: Sequence[int] = range(len(text)) if starts is None else starts
+        self._ends: Sequence[int] = range(1, len(text) + 1) if ends is None else ends
+
+    @classmethod
+    def of(cls, text: str, span: Span) -> SpannedText:
+        """Return a text of which every character has the same span."""
+        return cls(text, array("I", [span[0]]) * len(text), array("I", [span[1]]) * len(text))
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return f"SpannedText({self.text!r}, {self.span})"
+
+    @overload
+    def __getitem__(self, index: slice[int | None, int | None, None]) -> SpannedText: ...
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    def __getitem__(self, index: slice[int | None, int | None, None] | int) -> SpannedText | str:
+        """Return a part of the text with its spans, or one character."""
+        if isinstance(index, int):
+            return self.text[index]
+        return SpannedText(self.text[index], self._starts[index], self._ends[index])
+
+    def __add__(self, other: SpannedText) -> SpannedText:
+        return join((self, other))
+
+    @property
+    def span(self) -> Span:
+        """The characters of the caller's input that the whole text comes from; (0, 0) for an empty text."""
+        return (self._starts[0], self._ends[-1]) if self.text else (0, 0)
+
+    def span_of(self, start: int, end: int) -> Span:
+        """Return the characters of the caller's input that `text[start:end]` comes from.
+
+        An empty part has an empty span: the place between its neighbours.
+        """
+        if start < end:
+            return self._starts[start], self._ends[end - 1]
+        place = self._ends[start - 1] if start else self._starts[0] if self.text else 0
+        return place, place
+
+    def sub(self, pattern: re.Pattern[str], replacement: Replacement) -> SpannedText:
+        """Return the text with each match of the pattern replaced, as `pattern.sub` does.
+
+        A word that the replacement keeps at the start or at the end of a match keeps its own span. All other characters
+        of a replacement get the span of the rest of the match. Without a match, the result is this object.
+        """
+        if pattern.search(self.text) is None:
+            return self
+        return self.edited(_edits(pattern, replacement, self.text))
+
+    def edited(self, edits: Iterable[tuple[int, int, str]]) -> SpannedText:
+        """Return the text with each part `text[start:end]` replaced. edits: (start, end, new text), in order."""
+        text = self.text
+        pieces: list[str] = []
+        starts, ends = array("I"), array("I")
+        done = 0
+        for start, end, new in edits:
+            pieces += (text[done:start], new)
+            starts.extend(self._starts[done:start])
+            ends.extend(self._ends[done:start])
+            if new:
+                first, last = self.span_of(start, end)
+                starts.extend(array("I", [first]) * len(new))
+                ends.extend(array("I", [last]) * len(new))
+            done = end
+        if not pieces:
+            return self
+        pieces.append(text[done:])
+        starts.extend(self._starts[done:])
+        ends.extend(self._ends[done:])
+        return SpannedText("".join(pieces), starts, ends)
+
+    def strip(self, chars: str | None = None) -> SpannedText:
+        """Return the text without the characters at both ends, as `str.strip` does."""
+        return self.lstrip(chars).rstrip(chars)
+
+    def lstrip(self, chars: str | None = None) -> SpannedText:
+        left = len(self.text) - len(self.text.lstrip(chars))
+        return self[left:] if left else self
+
+    def rstrip(self, chars: str | None = None) -> SpannedText:
+        right = len(self.text.rstrip(chars))
+        return self[:right] if right < len(self.text) else self
+
+    def split(self, separator: str) -> list[SpannedText]:
+        """Return the parts between the separators."""
+        if separator not in self.text:
+            return [self]
+        parts: list[SpannedText] = []
+        start = 0
+        for part in self.text.split(separator):
+            parts.append(self[start : start + len(part)])
+            start += len(part) + len(separator)
+        return parts
+
+    def single_spaced(self) -> SpannedText:
+        """Return the text with one space between its words, and no white space at its ends."""
+        words = self.text.split()
+        if self.text == " ".join(words):
+            return self
+        return join((self[match.start() : match.end()] for match in _TOKEN.finditer(self.text)), " ")
+
+    def words(self) -> Iterator[SpokenWord]:
+        """Yield the parts between white space with their spans."""
+        for match in _TOKEN.finditer(self.text):
+            yield SpokenWord(match[0], self._starts[match.start()], self._ends[match.end() - 1])
+
+
+def join(parts: Iterable[SpannedText], separator: str = "") -> SpannedText:
+    """Return the parts as one text. The separator's span is what lies between its neighbours in the caller's input."""
+    pieces: list[str] = []
+    starts, ends = array("I"), array("I")
+    kept: SpannedText | None = None
+    for part in parts:
+        if kept is not None and separator:
+            before = kept.span[1] if kept.text else ends[-1] if ends else 0
+            after = max(before, part.span[0])
+            pieces.append(separator)
+            starts.extend(array("I", [before]) * len(separator))
+            ends.extend(array("I", [after]) * len(separator))
+        pieces.append(part.text)
+        starts.extend(part._starts)
+        ends.extend(part._ends)
+        kept = part
+    if kept is not None and len(pieces) == 1:
+        return kept
+    return SpannedText("".join(pieces), starts, ends)
+
+
+def _edits(pattern: re.Pattern[str], replacement: Replacement, text: str) -> Iterator[tuple[int, int, str]]:
+    """Yield (start, end, new text) of each part of the text that a replacement really changes."""
+    template = replacement if isinstance(replacement, str) and "\\" in replacement else None
+    for match in pattern.finditer(text):
+        if template is not None:
+            new = match.expand(template)
+        elif isinstance(replacement, str):
+            new = replacement
+        else:
+            new = replacement(match)
+        old = match[0]
+        if new == old:
+            continue
+        start, end = match.span()
+        if new and old:
+            kept = _kept_before(old, new)
+            start, old, new = start + kept, old[kept:], new[kept:]
+            kept = _kept_before(old[::-1], new[::-1])
+            end, new = end - kept, new[: len(new) - kept]
+        yield start, end, new
+
+
+def _kept_before(old: str, new: str) -> int:
+    """Return the length of the common start of two texts that ends at the end of a word in both."""
+    length = min(len(old), len(new))
+    kept = 0
+    while kept < length and old[kept] == new[kept]:
+        kept += 1
+    while kept and old[kept - 1].isalnum() and (old[kept : kept + 1].isalnum() or new[kept : kept + 1].isalnum()):
+        kept -= 1
+    return kept
