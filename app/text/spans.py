@@ -17,6 +17,7 @@ Replacement = str | Callable[[re.Match[str]], str]
 Span = tuple[int, int]  # start and end (exclusive) in the caller's input
 
 _TOKEN = re.compile(r"\S+")
+_GAP = re.compile(r"\s{2,}|[^\S ]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +79,14 @@ class SpannedText:
     def span_of(self, start: int, end: int) -> Span:
         """Return the characters of the caller's input that `text[start:end]` comes from.
 
-        An empty part has an empty span: the place between its neighbours.
+        An empty part has the span that its neighbours share; if they share nothing, the place between them.
         """
         if start < end:
             return self._starts[start], self._ends[end - 1]
-        place = self._ends[start - 1] if start else self._starts[0] if self.text else 0
+        if start:
+            place = self._ends[start - 1]
+            return (min(place, self._starts[start]) if start < len(self.text) else place), place
+        place = self._starts[0] if self.text else 0
         return place, place
 
     def sub(self, pattern: re.Pattern[str], replacement: Replacement) -> SpannedText:
@@ -142,10 +146,7 @@ class SpannedText:
 
     def single_spaced(self) -> SpannedText:
         """Return the text with one space between its words, and no white space at its ends."""
-        words = self.text.split()
-        if self.text == " ".join(words):
-            return self
-        return join((self[match.start() : match.end()] for match in _TOKEN.finditer(self.text)), " ")
+        return self.strip().sub(_GAP, " ")
 
     def words(self) -> Iterator[SpokenWord]:
         """Yield the parts between white space with their spans."""
@@ -161,10 +162,10 @@ def join(parts: Iterable[SpannedText], separator: str = "") -> SpannedText:
     for part in parts:
         if kept is not None and separator:
             before = kept.span[1] if kept.text else ends[-1] if ends else 0
-            after = max(before, part.span[0])
+            after = part.span[0] if part.text else before
             pieces.append(separator)
-            starts.extend(array("I", [before]) * len(separator))
-            ends.extend(array("I", [after]) * len(separator))
+            starts.extend(array("I", [min(before, after)]) * len(separator))
+            ends.extend(array("I", [max(before, after)]) * len(separator))
         pieces.append(part.text)
         starts.extend(part._starts)
         ends.extend(part._ends)
