@@ -101,7 +101,7 @@ def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> 
     """Frames through the runner, as the engine's loop asks for them; and, where frames are not recorded, the
     language model's parts alone in turns with it: what the runner adds is the rest."""
     record = device.type == "cuda" and not args.plain
-    sets = candidates(args.kernels, device, dtype, compiled=args.compile) if record else (TORCH,)
+    sets = candidates(args.kernels, device, dtype, compiled=args.compile).kernels if record else (TORCH,)
     runner, capture = csm_runner(
         args.size, device, dtype, rows=args.rows, quantize=args.quantize, record=record, kernels=sets
     )

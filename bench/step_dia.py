@@ -38,7 +38,7 @@ def text_of(size: int) -> str:
 @torch.inference_mode()
 def ours(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Generator[None, None, dict[str, Any]]:
     record = device.type == "cuda" and not args.plain
-    sets = candidates(args.kernels, device, dtype, compiled=args.compile) if record else (TORCH,)
+    sets = candidates(args.kernels, device, dtype, compiled=args.compile).kernels if record else (TORCH,)
     runner, capture = dia_runner(
         args.size,
         device,

@@ -40,7 +40,8 @@ def _products(q: Tensor, k: Tensor) -> Tensor:
     A product in bfloat16 would be rounded from 24 to 8 bits before the softmax. A CUDA device can return the float32
     sums of a bfloat16 product. On other devices, q and k are converted to float32.
     """
-    if q.is_cuda and q.dtype == k.dtype != torch.float32 and q.shape[:-2] == k.shape[:-2]:
+    wide_sums = q.is_cuda and torch.version.hip is None  # PyTorch has out_dtype for CUDA only
+    if wide_sums and q.dtype == k.dtype != torch.float32 and q.shape[:-2] == k.shape[:-2]:
         flat = torch.bmm(q.flatten(0, -3), k.flatten(0, -3).transpose(1, 2), out_dtype=torch.float32)
         return flat.view(*q.shape[:-1], k.shape[-2])
     return torch.matmul(q.float(), k.float().transpose(-1, -2))

@@ -247,23 +247,25 @@ def _release_tensors(error: BaseException | None) -> None:
 Setup = tuple[tuple[str, str | int | float | bool | None], ...]
 
 
-def setup_facts(capture: GraphCapture | None, rows: int, kernels: str) -> Setup:
+def setup_facts(capture: GraphCapture | None, rows: int, kernels: Setup, notes: Setup) -> Setup:
     """Return the values of /health that describe the engine's CUDA graphs.
 
-    capture: None = the engine uses no CUDA graphs. rows: the largest number of rows in one graph. kernels: the name of
-    the kernels in use.
+    capture: None = the engine uses no CUDA graphs. rows: the largest number of rows in one graph. kernels: the values
+    about the kernels in use. notes: further values; two texts with the same name are joined.
     """
     if capture is None:
-        return (("recorded", False),)
+        return (("recorded", False), *notes)
     cost = capture.cost
-    return (
-        ("recorded", True),
-        ("recorded_rows", rows),
-        ("graphs", cost.graphs),
-        ("recording_s", cost.seconds),
-        ("recording_bytes", cost.bytes),
-        ("kernels", kernels),
-    )
+    facts: dict[str, str | int | float | bool | None] = {
+        "recorded": True,
+        "recorded_rows": rows,
+        "graphs": cost.graphs,
+        "recording_s": cost.seconds,
+        "recording_bytes": cost.bytes,
+    }
+    for name, value in (*kernels, *notes):
+        facts[name] = f"{facts[name]} {value}" if name in facts else value
+    return tuple(facts.items())
 
 
 class PinnedDoubleBuffer:

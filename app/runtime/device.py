@@ -21,6 +21,7 @@ _DEVICES = "Use cpu, cuda, cuda:N or mps."
 # The oldest Linux driver that runs a CUDA release (docs.nvidia.com, "CUDA Compatibility", minor version compatibility).
 _DRIVERS = {11: "450", 12: "525", 13: "580"}
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
+_UNTESTED = "This server was never tested on such a device. If speech is wrong or fails, set TTS_DEVICE=cpu."
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _AMPERE = (8, 0)  # the first compute capability with bfloat16
 
@@ -56,8 +57,10 @@ def choose_device(name: str = "auto") -> torch.device:
             return _usable(torch.device("cuda", index))
         case "mps":
             if not torch.backends.mps.is_available():
-                raise EngineUnavailable("PyTorch finds no MPS device.", remedy="Use auto or cpu.")
-            return torch.device("mps", 0)
+                built = torch.backends.mps.is_built()
+                reason = "this Mac or its macOS is too old" if built else "this PyTorch was built without MPS"
+                raise EngineUnavailable(f"PyTorch finds no MPS device: {reason}.", remedy="Use auto or cpu.")
+            return _untested(torch.device("mps", 0))
     raise EngineUnavailable(f"Models can't run on the device {name!r}.", remedy=_DEVICES)
 
 
@@ -80,6 +83,17 @@ def choose_devices(names: Sequence[str]) -> tuple[torch.device, ...]:
     return tuple(choose_device(name) for name in names)
 
 
+def device_notes(device: torch.device) -> tuple[tuple[str, str], ...]:
+    """Return the values of /health about a device that is not the best choice or was never tested; () = nothing."""
+    if device.type == "cpu" and _DRIVER_FILE.exists() and not torch.cuda.is_available():
+        return (("device_reason", " ".join(_why_no_cuda())),)
+    if device.type == "cuda" and torch.version.hip:
+        return (("device_reason", f"This PyTorch is built for AMD GPUs (ROCm {torch.version.hip}). {_UNTESTED}"),)
+    if device.type == "mps":
+        return (("device_reason", f"The model runs on an Apple GPU (MPS). {_UNTESTED}"),)
+    return ()
+
+
 def share_threads(engines: int) -> None:
     """Limit PyTorch's threads so that this many engines can run on the CPU at the same time."""
     torch.set_num_threads(max(1, cpu_threads() // engines))
@@ -91,6 +105,11 @@ def _why_no_cuda() -> tuple[str, str]:
     Possible reasons: PyTorch was built without CUDA, no driver is loaded, the driver is too old, no GPU is visible.
     """
     built = torch.version.cuda
+    if torch.version.hip:
+        return (
+            f"This PyTorch is built for AMD GPUs (ROCm {torch.version.hip}), and it finds no GPU.",
+            "Check `rocminfo` and HIP_VISIBLE_DEVICES, install the build with CUDA for an NVIDIA GPU, or use cpu.",
+        )
     if built is None:
         return (
             "There is no CUDA device that PyTorch can use: this PyTorch was built without CUDA.",
@@ -136,6 +155,8 @@ def _driver_version() -> str | None:
 
 def _usable(device: torch.device) -> torch.device:
     """Return the CUDA device. Raises EngineUnavailable if this PyTorch has no code for it."""
+    if torch.version.hip:
+        return _untested(device)
     built = [name.removeprefix("sm_") for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
     if not built:
         return device
@@ -150,6 +171,13 @@ def _usable(device: torch.device) -> torch.device:
             f"capability {major}.{minor}). It was built for: {', '.join(built)}.",
             remedy="Use another GPU, or cpu.",
         )
+    return device
+
+
+def _untested(device: torch.device) -> torch.device:
+    """Return the device. Log that no test of this server ran on such a device."""
+    for _, reason in device_notes(device):
+        log.warning("%s: %s", device, reason)
     return device
 
 
@@ -222,6 +250,8 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
             return torch.bfloat16 if torch.cuda.get_device_capability(device) >= _AMPERE else torch.float16
         if device.type == "cpu" and not cpu_has_bfloat16():
             return torch.float32
+        if device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
+            return torch.float32  # bfloat16 needs macOS 14
         return torch.bfloat16
     try:
         return _DTYPES[name]

@@ -259,9 +259,39 @@ def test_fastest_kernels_are_used(tiny_csm: Path) -> None:
 
     sluggish = dataclasses.replace(TORCH, name="triton", gate=slow)
     some = make(tiny_csm, capture=GraphCapture(CPU), kernels=(sluggish, TORCH))
-    assert dict(some.setup)["kernels"] == "torch"
-    assert set(some._graph.steps.kernel_seconds) == {"torch", "triton"}  # type: ignore[union-attr]
+    facts = dict(some.setup)
+    assert facts["kernels"] == "torch"
+    seconds = some._graph.steps.kernel_seconds  # type: ignore[union-attr]
+    assert {rows: set(names) for rows, names in seconds.items()} == {1: {"torch", "triton"}, 8: {"torch", "triton"}}
+    assert facts["kernels_reason"] == "The kernels triton are not used, because they are slower on this device."
+    assert "8 rows: triton" in str(facts["kernels_timed"])
     assert np.array_equal(alone(some, REQUESTS[0]), alone(make(tiny_csm), REQUESTS[0]))
+
+
+def test_kernels_are_chosen_for_several_numbers_of_rows(tiny_csm: Path) -> None:
+    """Kernels that are slow for one row only are used from eight rows on."""
+
+    def slow_for_one(both: torch.Tensor, activation: Any) -> torch.Tensor:
+        time.sleep(0.02 if len(both) == 1 else 0.0)
+        return TORCH.gate(both, activation)
+
+    def slow_for_many(both: torch.Tensor, activation: Any) -> torch.Tensor:
+        time.sleep(0.02 if len(both) > 4 else 0.0)
+        return TORCH.gate(both, activation)
+
+    sets = tuple(
+        dataclasses.replace(TORCH, name=name, gate=gate, from_torch=partly)
+        for name, gate, partly in (("torch", slow_for_many, ()), ("triton", slow_for_one, ("sample",)))
+    )
+    some = make(tiny_csm, capture=GraphCapture(CPU), kernels=sets, notes=(("kernels_reason", "Noted."),))
+    facts = dict(some.setup)
+    assert facts["kernels"] == "torch for 1, 2, 4 rows; triton for 8 rows"
+    assert (
+        facts["kernels_by_operation"] == "triton: step_attention, decode_attention, add_rms_norm, gate; torch: sample"
+    )
+    assert facts["kernels_reason"] == "Noted."
+    for row in (0, 7):
+        assert np.array_equal(alone(some, REQUESTS[0], row=row), alone(make(tiny_csm), REQUESTS[0]))
 
 
 @pytest.mark.slow

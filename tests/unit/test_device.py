@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.engines.shared.loading import graph_capture
 from app.engines.shared.rows import must_step_one_by_one
 from app.errors import EngineUnavailable
 from app.runtime import device
 from app.runtime.device import choose_device, cpu_threads
+from app.settings import Settings
 
 pytestmark = pytest.mark.unit
 
@@ -99,6 +101,75 @@ def test_gpu_of_unsupported_architecture_is_refused_by_name(
     else:
         with pytest.raises(EngineUnavailable, match="Some GPU"):
             choose_device("cuda:0")
+
+
+def test_rocm_and_mps_run_with_a_warning_or_are_refused_with_the_cause(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.4.1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EngineUnavailable, match=r"built for AMD GPUs \(ROCm 6\.4\.1\), and it finds no GPU") as refused:
+        choose_device("cuda")
+    assert "rocminfo" in refused.value.remedy
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["gfx90a", "gfx942"])
+    for name in ("auto", "cuda", "cuda:0"):
+        caplog.clear()
+        chosen = choose_device(name)
+        assert chosen == torch.device("cuda", 0)
+        assert "never tested" in caplog.text
+    assert "ROCm 6.4.1" in dict(device.device_notes(chosen))["device_reason"]
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert device.device_notes(chosen) == ()
+
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for built, word in ((True, "macOS is too old"), (False, "built without MPS")):
+        monkeypatch.setattr(torch.backends.mps, "is_built", lambda built=built: built)
+        with pytest.raises(EngineUnavailable, match=word):
+            choose_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    caplog.clear()
+    chosen = choose_device("mps")
+    assert chosen.type == "mps"
+    assert "never tested" in caplog.text
+    assert "MPS" in dict(device.device_notes(chosen))["device_reason"]
+    for new_enough, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *_, yes=new_enough: yes)
+        assert device.choose_dtype("auto", chosen) == dtype
+
+
+@pytest.mark.parametrize(
+    ("cuda_message", "cuda", "word"),
+    [("", None, "built without CUDA"), (TOO_OLD, "13.0", "too old"), (NO_GPUS, "13.0", NO_GPUS)],
+)
+def test_health_says_why_the_model_runs_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda_message: str, cuda: str | None, word: str
+) -> None:
+    """A wheel without CUDA, or an old driver, on a machine with an NVIDIA driver."""
+    no_cuda(monkeypatch, tmp_path, cuda_message, cuda=cuda, driver=VERSION)
+    reason = dict(device.device_notes(choose_device("auto")))["device_reason"]
+    assert word in reason
+    monkeypatch.setattr(device, "_DRIVER_FILE", tmp_path / "absent")
+    assert device.device_notes(torch.device("cpu")) == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "graphs", "impossible", "words"),
+    [
+        ("cpu", True, "", {"recorded_reason": "model runs on cpu", "kernels_reason": "need a CUDA device"}),
+        ("mps", True, "", {"recorded_reason": "model runs on mps", "device_reason": "never tested"}),
+        ("cuda", False, "", {"recorded_reason": "TTS_CUDA_GRAPHS=0", "kernels_reason": "TTS_CUDA_GRAPHS=0"}),
+        ("cuda", True, "It is split.", {"recorded_reason": "It is split.", "kernels": "torch"}),
+    ],
+)
+def test_health_says_why_nothing_is_captured(kind: str, graphs: bool, impossible: str, words: dict[str, str]) -> None:
+    settings = Settings(TTS_CUDA_GRAPHS=graphs)
+    capture, kernels, notes = graph_capture(settings, torch.device(kind), torch.float32, impossible=impossible)
+    assert capture is None
+    assert kernels == ()
+    for name, word in words.items():
+        assert word in str(dict(notes)[name])
 
 
 def test_number_of_rows_depends_on_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import sys
@@ -18,8 +19,8 @@ from torch.nn import functional
 
 from app.errors import EngineUnavailable
 from app.nn.attention import grouped_attention
-from app.nn.kernels import torch_kernels
-from app.nn.kernels.choice import TORCH, candidates, differs
+from app.nn.kernels import choice, torch_kernels
+from app.nn.kernels.choice import OPERATIONS, TORCH, Kernels, candidates, differs, wrong_operations
 from app.nn.kv_cache import KVCache
 from app.nn.rope import Rope, apply_rotary, rotary
 from app.nn.transformer import Block, StackConfig
@@ -266,8 +267,10 @@ def off(right: Callable[..., Tensor], *args: Any) -> Tensor:
 
 def test_triton_is_refused_without_cuda_or_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, dtype = torch.device("cuda"), torch.float32
-    assert candidates("auto", CPU, dtype) == [TORCH]
-    assert candidates("torch", gpu, dtype) == [TORCH]
+    for name, device, word in (("auto", CPU, "CUDA device"), ("torch", gpu, "TTS_KERNELS=torch")):
+        found = candidates(name, device, dtype)  # type: ignore[arg-type]
+        assert found.kernels == (TORCH,)
+        assert word in found.reason
     with pytest.raises(EngineUnavailable, match="CUDA device, but the model runs on cpu") as refused:
         candidates("triton", CPU, dtype)
     assert "TTS_KERNELS=torch" in refused.value.remedy
@@ -276,7 +279,88 @@ def test_triton_is_refused_without_cuda_or_triton(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(EngineUnavailable, match="Triton can't be imported") as missing:
         candidates("triton", gpu, dtype)
     assert "Install" in missing.value.remedy
-    assert candidates("auto", gpu, dtype) == [TORCH]  # and it speaks all the same
+    assert candidates("auto", gpu, dtype).kernels == (TORCH,)  # and it speaks all the same
+
+
+def broken(fault: Exception) -> Callable[..., Tensor]:
+    def kernel(*_: Any, **__: Any) -> Tensor:
+        raise fault
+
+    return kernel
+
+
+NO_COMPILER = RuntimeError("Failed to find C compiler. Please specify via CC environment variable or set triton.knobs")
+
+
+@pytest.mark.parametrize(
+    ("changes", "used", "words"),
+    [
+        ({"gate": broken(NO_COMPILER), "sample": broken(NO_COMPILER)}, (), ["not used", "needs a C compiler", "gcc"]),
+        ({"step_attention": broken(NO_COMPILER)}, (), ["needs a C compiler"]),
+        ({"gate": lambda *rest: TORCH.gate(*rest) + 1}, ("gate",), ["gate gives other results"]),
+        ({"sample": broken(RuntimeError("PassManager failed\nmore"))}, ("sample",), ["sample fails", "failed)"]),
+        ({"step_attention": broken(ValueError())}, ("step_attention",), ["step_attention fails", "ValueError"]),
+        (
+            {"gate": broken(ValueError("shape")), "decode_attention": broken(torch.OutOfMemoryError("no room"))},
+            ("decode_attention", "gate"),
+            ["gate fails", "decode_attention fails", "no room"],
+        ),
+        ({name: broken(ValueError("no")) for name in OPERATIONS}, (), ["any operation"]),
+        ({}, None, []),
+    ],
+)  # fmt: skip
+def test_reason_says_which_triton_kernel_is_not_used_and_why(
+    changes: dict[str, Any],
+    used: tuple[str, ...] | None,
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """used: the operations that run with torch's kernel inside the Triton set; () = the set is not used at all."""
+    fused = dataclasses.replace(TORCH, name="triton", **changes)
+    monkeypatch.setattr(choice, "fused_kernels", lambda: fused)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(choice, "wrong_operations", lambda kernels, _, dtype: wrong_operations(kernels, CPU, dtype))
+    found = candidates("auto", torch.device("cuda", 0), torch.float32)
+    for word in words:
+        assert word in found.reason
+        assert word in caplog.text
+    if used is None:
+        assert found == choice.Candidates((TORCH, fused))
+        assert not caplog.text
+    elif not used:
+        assert found.kernels == (TORCH,)
+    else:
+        assert [kernels.name for kernels in found.kernels] == ["torch", "triton"]
+        assert set(found.kernels[1].from_torch) == set(used)
+        for name in OPERATIONS:
+            assert (getattr(found.kernels[1], name) is getattr(TORCH, name)) == (name in used or name not in changes)
+
+
+def test_lost_gpu_is_not_taken_for_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = RuntimeError("CUDA error: an illegal memory access was encountered")
+    monkeypatch.setattr(choice, "fused_kernels", lambda: dataclasses.replace(TORCH, gate=broken(lost)))
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(choice, "wrong_operations", lambda kernels, _, dtype: wrong_operations(kernels, CPU, dtype))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        candidates("auto", torch.device("cuda", 0), torch.float32)
+
+
+def test_every_device_of_a_split_model_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[torch.device] = []
+
+    def wrong(_: Kernels, device: torch.device, __: torch.dtype) -> list[tuple[str, str]]:
+        checked.append(device)
+        return [("gate", "fails")] if device.index == 1 else []
+
+    monkeypatch.setattr(choice, "fused_kernels", lambda: dataclasses.replace(TORCH, name="triton"))
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(choice, "wrong_operations", wrong)
+    cards = [torch.device("cuda", index) for index in (0, 1, 1)]
+    found = candidates("auto", cards[0], torch.float32, other_devices=cards[1:])
+    assert checked == cards[:2]
+    assert "gate fails on cuda:1" in found.reason
+    assert found.kernels[1].from_torch == ("gate",)
 
 
 def test_shifted_kernel_output_is_detected() -> None:

@@ -22,6 +22,7 @@ from app.engines.csm.prompt import TextEncoder
 from app.engines.csm.runner import PREFIX_BYTES, CsmRunner
 from app.engines.registry import BareEngine
 from app.engines.shared.loading import (
+    REFERENCE_NOISE,
     Quantize,
     batched_engine,
     check_codec_size,
@@ -44,7 +45,7 @@ from app.nn.mimi import checkpoint as mimi_layout
 from app.nn.mimi.config import MimiConfig, read_mimi_config_file
 from app.nn.mimi.model import MimiDecoder, MimiEncoder
 from app.nn.transformer import Stage
-from app.runtime.cuda_graphs import GraphCapture
+from app.runtime.cuda_graphs import GraphCapture, Setup
 from app.runtime.device import (
     choose_device,
     choose_devices,
@@ -156,6 +157,7 @@ def load_runner(
     cache: LoadCache | None = None,
     capture: GraphCapture | None = None,
     kernels: Sequence[Kernels] = (TORCH,),
+    notes: Setup = (),
 ) -> CsmRunner:
     """Load CSM from `model_dir`, in either published layout. codec_dir: the codec; None = it is in `model_dir`.
 
@@ -187,6 +189,7 @@ def load_runner(
         examples=model_dir / "prompts",
         capture=capture,
         kernels=kernels,
+        notes=notes,
     )
 
 
@@ -234,7 +237,9 @@ def load_from(
                 raise
             rows //= 2
     with loading_on(devices, settings):
-        capture, kernels = graph_capture(settings, device, dtype, possible=not stages and not reference_noise)
+        capture, kernels, notes = graph_capture(
+            settings, device, dtype, impossible=_why_no_graphs(stages, reference_noise=reference_noise)
+        )
         return load_runner(
             folder,
             codec,
@@ -250,7 +255,15 @@ def load_from(
             cache=LoadCache(settings.folder("models") / "cache", source),
             capture=capture,
             kernels=kernels,
+            notes=notes,
         )
+
+
+def _why_no_graphs(stages: Sequence[Stage], *, reference_noise: bool) -> str:
+    """Return why this model can't be captured in CUDA graphs; "" = it can."""
+    if reference_noise:
+        return REFERENCE_NOISE
+    return f"CSM_DEVICE_MAP splits the model over {len(stages)} devices." if stages else ""
 
 
 def measure(

@@ -38,7 +38,7 @@ from app.nn.kernels.choice import TORCH, Kernels
 from app.nn.kv_cache import KVCache
 from app.nn.mimi.config import MimiConfig
 from app.nn.mimi.model import MimiDecoder, MimiEncoder
-from app.runtime.cuda_graphs import GraphCapture, setup_facts
+from app.runtime.cuda_graphs import GraphCapture, Setup, setup_facts
 from app.runtime.faults import BROKEN
 from app.runtime.runner import RowResult, StepResult, to_result
 from app.runtime.sampling import Sampler, SamplingParams, fast_path, to_int64
@@ -81,6 +81,7 @@ class CsmRunner:
         examples: Path | None = None,
         capture: GraphCapture | None = None,
         kernels: Sequence[Kernels] = (TORCH,),
+        notes: Setup = (),
     ) -> None:
         """Create the rows, and capture CUDA graphs if `capture` is not None.
 
@@ -89,7 +90,7 @@ class CsmRunner:
         positions that one call of `prefill` reads; None = the default of the device. context_lines: after a line, the
         row keeps this many spoken lines in its context; None = all that fit. examples: the folder of the recordings
         that were published with the model. capture: None = do not use CUDA graphs. kernels: the candidate kernels of
-        the CUDA graphs.
+        the CUDA graphs. notes: further values that /health shows.
         """
         self.max_rows = max_rows
         self.model = model
@@ -132,7 +133,7 @@ class CsmRunner:
             self._graph.capture(capture)
             self.max_rows = self._graph.steps.rows
             self._warm_up()
-        self.setup = setup_facts(capture, self.max_rows, self._graph.steps.kernels.name if self._graph else "")
+        self.setup = setup_facts(capture, self.max_rows, self._graph.steps.facts if self._graph else (), notes)
 
     def _warm_up(self) -> None:
         """Speak a short utterance and discard its audio, so that the first request finds everything initialised."""

@@ -19,6 +19,7 @@ from app.engines.dia.runner import MIN_REFERENCE_S, DiaRunner
 from app.engines.dia.script import BYTES_PER_S, MAX_SPEAKERS
 from app.engines.registry import BareEngine
 from app.engines.shared.loading import (
+    REFERENCE_NOISE,
     Quantize,
     batched_engine,
     bytes_of,
@@ -38,7 +39,7 @@ from app.nn.dac.checkpoint import load_codec as load_dac
 from app.nn.dac.config import DacConfig, read_dac_config
 from app.nn.dac.model import DacDecoder, DacEncoder
 from app.nn.kernels.choice import TORCH, Kernels
-from app.runtime.cuda_graphs import GraphCapture
+from app.runtime.cuda_graphs import GraphCapture, Setup
 from app.runtime.device import choose_device, choose_dtype, rows_that_fit
 from app.text.nonverbal import NON_VERBAL_SOUNDS
 from app.types import Capabilities, EngineInfo, PromptLimits, TextPacking
@@ -127,6 +128,7 @@ def load_runner(
     capture: GraphCapture | None = None,
     kernels: Sequence[Kernels] = (TORCH,),
     burst: int = 1,
+    notes: Setup = (),
 ) -> DiaRunner:
     """Load Dia from `model_dir` and its codec from `codec_dir`.
 
@@ -153,6 +155,7 @@ def load_runner(
         capture=capture,
         kernels=kernels,
         burst=burst,
+        notes=notes,
     )
 
 
@@ -178,7 +181,8 @@ def load_from(
 
         rows = rows_that_fit([device], settings.gpu_memory_fraction, bytes_of, most=ROWS_GPU)
     with loading_on((device,), settings):
-        capture, kernels = graph_capture(settings, device, dtype, possible=not reference_noise)
+        impossible = REFERENCE_NOISE if reference_noise else ""
+        capture, kernels, notes = graph_capture(settings, device, dtype, impossible=impossible)
         return load_runner(
             folder,
             codec,
@@ -195,6 +199,7 @@ def load_from(
             capture=capture,
             kernels=kernels,
             burst=settings.steps_per_check,
+            notes=notes,
         )
 
 

@@ -34,7 +34,7 @@ from app.engines.shared.step_graph import InFlightStep
 from app.errors import BadReference, EmptyText
 from app.nn.dac.model import DacDecoder, DacEncoder
 from app.nn.kernels.choice import TORCH, Kernels
-from app.runtime.cuda_graphs import GraphCapture, setup_facts, side_stream
+from app.runtime.cuda_graphs import GraphCapture, Setup, setup_facts, side_stream
 from app.runtime.faults import BROKEN
 from app.runtime.runner import RowResult, StepResult, to_result
 from app.runtime.sampling import to_int64
@@ -73,6 +73,7 @@ class DiaRunner:
         capture: GraphCapture | None = None,
         kernels: Sequence[Kernels] = (TORCH,),
         burst: int = 1,
+        notes: Setup = (),
     ) -> None:
         """Create the rows, and capture CUDA graphs if `capture` is not None.
 
@@ -80,7 +81,7 @@ class DiaRunner:
         unchanged. on_guard: called with each broken rule of the output guard. reference_noise: draw the same noise as
         torch.multinomial after torch.manual_seed. chunk: positions that one call of `prefill` reads; None = the default
         of the device. capture: None = do not use CUDA graphs. kernels: the candidate kernels of the CUDA graphs. burst:
-        number of steps that are launched together as CUDA graphs.
+        number of steps that are launched together as CUDA graphs. notes: further values that /health shows.
         """
         self.max_rows = max_rows
         self.model = model
@@ -117,7 +118,7 @@ class DiaRunner:
             self._graph.capture(capture)
             self.max_rows = self._graph.steps.rows
             self._warm_up(burst)
-        self.setup = setup_facts(capture, self.max_rows, self._graph.steps.kernels.name if self._graph else "")
+        self.setup = setup_facts(capture, self.max_rows, self._graph.steps.facts if self._graph else (), notes)
 
     def _warm_up(self, burst: int) -> None:
         """Speak a short utterance and discard its audio, so that the first request finds everything initialised.

@@ -15,7 +15,7 @@ from app.nn.kernels.choice import candidates
 from app.nn.linear import Int8Linear, PackedLinear, replace_linears
 from app.nn.transformer import Block, Stack
 from app.runtime.cuda_graphs import GraphCapture
-from app.runtime.device import cpu_threads, set_math_backends, using
+from app.runtime.device import cpu_threads, device_notes, set_math_backends, using
 from app.runtime.pages import use_huge_pages
 from app.weights import download, hub
 from app.weights.tensors import digest_of
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from app.engines.registry import BuildContext
     from app.nn.kernels.choice import Kernels
+    from app.runtime.cuda_graphs import Setup
     from app.runtime.runner import Runner
     from app.settings import Settings
     from app.types import Codes, EngineInfo, Reference
@@ -124,16 +125,29 @@ def bytes_of(*modules: nn.Module) -> int:
     return sum(tensor.nbytes for module in modules for tensor in (*module.parameters(), *module.buffers()))
 
 
-def graph_capture(
-    settings: Settings, device: torch.device, dtype: torch.dtype, *, possible: bool
-) -> tuple[GraphCapture | None, Sequence[Kernels]]:
-    """Return the graph capture and the candidate kernels, or (None, ()) if the engine uses no CUDA graphs.
+REFERENCE_NOISE = "The noise of the reference implementations is drawn on the host."
 
-    possible: False = the engine can't use CUDA graphs.
+
+def graph_capture(
+    settings: Settings, device: torch.device, dtype: torch.dtype, *, impossible: str = ""
+) -> tuple[GraphCapture | None, Sequence[Kernels], Setup]:
+    """Return the graph capture, the candidate kernels, and the values of /health about both.
+
+    If the engine uses no CUDA graphs, the capture is None and there are no kernels. impossible: why the engine can't
+    use CUDA graphs; "" = it can.
     """
-    if device.type != "cuda" or not settings.cuda_graphs or not possible:
-        return None, ()
-    return GraphCapture(device), candidates(settings.kernels, device, dtype, compiled=settings.compile)
+    if device.type != "cuda":
+        impossible = f"CUDA graphs need a CUDA device, but the model runs on {device.type}."
+    elif not settings.cuda_graphs:
+        impossible = "TTS_CUDA_GRAPHS=0 turns CUDA graphs off."
+    notes = device_notes(device)
+    if impossible:
+        reason = impossible if device.type == "cuda" else candidates("auto", device, dtype).reason
+        return None, (), (*notes, ("recorded_reason", impossible), ("kernels", "torch"), ("kernels_reason", reason))
+    found = candidates(settings.kernels, device, dtype, compiled=settings.compile)
+    if found.reason:
+        notes = (*notes, ("kernels_reason", found.reason))
+    return GraphCapture(device), found.kernels, notes
 
 
 @contextlib.contextmanager

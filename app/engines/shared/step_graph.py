@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import torch
 
-from app.runtime.cuda_graphs import GraphBuckets, fastest, upload
+from app.nn.kernels.choice import OPERATIONS
+from app.runtime.cuda_graphs import GraphBuckets, doublings, fastest, upload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from app.nn.kernels.choice import Kernels
-    from app.runtime.cuda_graphs import Body, GraphCapture
+    from app.runtime.cuda_graphs import Body, GraphCapture, Setup
 
 Key = TypeVar("Key", bound=Hashable)
+
+TIMED_ROWS = (1, 8, 32)  # numbers of rows for which the kernels are timed; a choice is valid up to the next number
 
 # Computes one step of the first n rows: (n, bucket key, kernels) -> None. It must not wait for the device.
 StepBody = Callable[[int, Key, "Kernels"], None]
@@ -50,8 +53,9 @@ class StepGraph(Generic[Key]):
         self._buckets = GraphBuckets(rows, keys)
         self._device = device
         self._candidates: dict[str, Kernels] = {candidate.name: candidate for candidate in kernels}
-        self.kernels = kernels[0]
-        self.kernel_seconds: dict[str, float] = {}  # duration of a one-row step, by kernels' name
+        self.kernels: dict[int, Kernels] = {1: kernels[0]}  # from this number of rows on, the graphs use these kernels
+        # Number of rows -> kernels' name -> seconds of a step.
+        self.kernel_seconds: dict[int, dict[str, float]] = {}
         self.integers = torch.zeros(rows, integers, dtype=torch.int64, device=device)
         self.floats = torch.ones(rows, floats, device=device)
         self.selected = torch.zeros(rows, dtype=torch.bool, device=device)  # rows that the current launch advances
@@ -62,9 +66,9 @@ class StepGraph(Generic[Key]):
         return self._buckets.rows
 
     def capture(self, capture: GraphCapture, body: StepBody[Key], shortest: Key) -> None:
-        """Capture the step `body` for all buckets. The graphs use the kernels that are fastest for one row.
+        """Capture the step `body` for all buckets, with the kernels that are fastest for the number of rows.
 
-        shortest: the key with which the kernels are timed.
+        shortest: the key with which the kernels are timed, with each number of rows in TIMED_ROWS.
 
         If the graphs do not fit into memory, `rows` becomes smaller. Raises torch.OutOfMemoryError if the graphs for
         one row do not fit.
@@ -77,8 +81,53 @@ class StepGraph(Generic[Key]):
 
             return call
 
-        self.kernels, self.kernel_seconds = fastest(self._candidates, partial(bound, 1, shortest), self._device)
-        self._buckets.capture(capture, partial(bound, kernels=self.kernels))
+        for timed in TIMED_ROWS:
+            if timed > self.rows or (timed > 1 and len(self._candidates) == 1):
+                break
+            try:
+                best, seconds = fastest(self._candidates, partial(bound, timed, shortest), self._device)
+            except torch.OutOfMemoryError:
+                if timed == 1:
+                    raise
+                break  # graphs for so many rows use the kernels of the smaller number
+            self.kernels[timed], self.kernel_seconds[timed] = best, seconds
+        self._buckets.capture(capture, lambda rows, key: bound(rows, key, self.kernels_of(rows)))
+
+    def kernels_of(self, rows: int) -> Kernels:
+        """Return the kernels of the graphs for this number of rows."""
+        return self.kernels[max(timed for timed in self.kernels if timed <= rows)]
+
+    @property
+    def facts(self) -> Setup:
+        """The values of /health about the kernels: the kernels of each number of rows, and why others are not used."""
+        chosen: dict[str, Kernels] = {kernels.name: kernels for kernels in self.kernels.values()}
+        facts: list[tuple[str, str | int | float | bool | None]] = [("kernels", self._rows_by_kernels(list(chosen)))]
+        for name, kernels in chosen.items():
+            if kernels.from_torch:
+                own = ", ".join(each for each in OPERATIONS if each not in kernels.from_torch)
+                facts.append(("kernels_by_operation", f"{name}: {own}; torch: {', '.join(kernels.from_torch)}"))
+        timed = [(rows, seconds) for rows, seconds in self.kernel_seconds.items() if seconds]
+        if timed:
+            lines = [
+                f"{rows} row{'s' if rows > 1 else ''}: "
+                + ", ".join(f"{name} {second * 1e3:.2f} ms" for name, second in seconds.items())
+                for rows, seconds in timed
+            ]
+            facts.append(("kernels_timed", "; ".join(lines)))
+        for name in self._candidates.keys() - chosen.keys():
+            fault = "slower on this device" if any(name in seconds for _, seconds in timed) else "too large to be timed"
+            facts.append(("kernels_reason", f"The kernels {name} are not used, because they are {fault}."))
+        return tuple(facts)
+
+    def _rows_by_kernels(self, names: Sequence[str]) -> str:
+        """Return the name of the kernels, or, if there are several, each name with its numbers of rows."""
+        if len(names) == 1:
+            return names[0]
+        sizes = doublings(1, self.rows)
+        return "; ".join(
+            f"{name} for {', '.join(str(size) for size in sizes if self.kernels_of(size).name == name)} rows"
+            for name in names
+        )
 
     def set_row(self, row: int, integers: Sequence[int], floats: Sequence[float]) -> None:
         """Copy the parameters of one row to the device. Does not wait for the device."""

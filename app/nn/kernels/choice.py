@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from app.errors import EngineUnavailable
 from app.nn.kernels import torch_kernels
+from app.runtime.faults import is_device_lost
 
 KernelSet = Literal["auto", "torch", "triton"]
+OPERATIONS = ("step_attention", "decode_attention", "add_rms_norm", "gate", "sample")
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class Kernels:
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     gate: Callable[[Tensor, torch_kernels.Activation], Tensor]
     sample: Sample
+    from_torch: tuple[str, ...] = ()  # the operations of a Triton set for which it has the torch kernels
 
 
 TORCH = Kernels(
@@ -59,35 +62,78 @@ TORCH = Kernels(
 )
 
 
-def candidates(name: KernelSet, device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> list[Kernels]:
-    """Return the kernel sets that can run a model of `dtype` on a device. If there are several, the caller times them.
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The kernel sets that can run a model. If there are several, the caller times them."""
 
-    name: "auto" = the torch kernels; on a CUDA device, also the Triton kernels if Triton is installed and they give the
-    same results. compiled: True = ignore `name` and return only the torch kernels after torch.compile. Raises
+    kernels: tuple[Kernels, ...]
+    reason: str = ""  # why Triton's kernels, or some of them, are not used
+
+
+def candidates(
+    name: KernelSet,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    compiled: bool = False,
+    other_devices: Sequence[torch.device] = (),
+) -> Candidates:
+    """Return the kernel sets that can run a model of `dtype` on a device.
+
+    name: "auto" = the torch kernels; on a CUDA device, also the Triton kernels if Triton is installed. An operation for
+    which Triton fails or gives other results than torch uses torch's kernel. compiled: True = ignore `name` and return
+    only the torch kernels after torch.compile. other_devices: further devices that run a part of the model. Raises
     EngineUnavailable if `name` is "triton" and Triton is not available.
     """
     if compiled:
-        return [compiled_kernels()]
+        return Candidates((compiled_kernels(),), "TTS_COMPILE=1 uses torch's kernels, compiled by torch.compile.")
     if name == "triton" and device.type != "cuda":
         raise EngineUnavailable(
             f"Triton's kernels need a CUDA device, but the model runs on {device.type}.",
             remedy="Set TTS_KERNELS=torch.",
         )
-    if name == "torch" or device.type != "cuda":
-        return [TORCH]
+    if device.type != "cuda":
+        return Candidates((TORCH,), f"Triton's kernels need a CUDA device, but the model runs on {device.type}.")
+    if name == "torch":
+        return Candidates((TORCH,), "TTS_KERNELS=torch turns Triton's kernels off.")
     if name == "triton":
-        return [fused_kernels()]
+        return Candidates((fused_kernels(),))
+    found = _checked_kernels(dict.fromkeys((device, *other_devices)), dtype)
+    if found.reason:
+        log.warning("%s Speech does not change, but a step may take longer.", found.reason)
+    return found
+
+
+def _checked_kernels(devices: Iterable[torch.device], dtype: torch.dtype) -> Candidates:
+    """Return the torch kernels and the Triton kernels, without the Triton kernels that fail on any of the devices."""
+    wrong: dict[str, str] = {}
     try:
         fused = fused_kernels()
-        with torch.cuda.device(device):  # Triton launches on the current device
-            mismatch = differs(fused, device, dtype)
-        if mismatch:
-            log.warning("Triton's kernels are not used: %s gives other results than torch's on %s", mismatch, device)
-            return [TORCH]
-    except Exception as error:  # noqa: BLE001 - after any error of Triton, the torch kernels can run
-        log.warning("Triton's kernels are not used, because they failed: %s", error)
-        return [TORCH]
-    return [TORCH, fused]
+        for device in devices:
+            with torch.cuda.device(device):  # Triton launches on the current device
+                for operation, fault in wrong_operations(fused, device, dtype):
+                    wrong.setdefault(operation, f"{operation} {fault} on {device}")
+    except Exception as error:
+        if is_device_lost(error):
+            raise
+        return Candidates((TORCH,), f"Triton's kernels are not used: {_fault_of(error)}.")
+    if not wrong:
+        return Candidates((TORCH, fused))
+    reason = f"Triton's kernels are not used for every operation: {'; '.join(wrong.values())}."
+    if set(wrong) == set(OPERATIONS):
+        return Candidates((TORCH,), reason.replace("every operation", "any operation"))
+    mixed = replace(fused, from_torch=tuple(wrong), **{operation: getattr(TORCH, operation) for operation in wrong})
+    return Candidates((TORCH, mixed), reason)
+
+
+def _fault_of(error: Exception) -> str:
+    """Return the words for an error of Triton."""
+    if isinstance(error, EngineUnavailable):
+        return error.reason.rstrip(".")
+    lines = str(error).strip().splitlines()
+    if any("C compiler" in line for line in lines):
+        return "Triton needs a C compiler, and this machine has none (install gcc, or set CC)"
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
 def differs(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> str:
@@ -95,44 +141,66 @@ def differs(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> str:
 
     Returns "" if no kernel differs. Takes about a second.
     """
+    return next((operation for operation, _ in wrong_operations(kernels, device, dtype)), "")
+
+
+def wrong_operations(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, str]]:
+    """Yield each operation for which `kernels` fail or give other results than torch's, and what happens.
+
+    Raises the error of a kernel if all operations would fail in the same way: a missing compiler or a lost device.
+    """
+    for operation, run in _trials(device, dtype).items():
+        expected = run(TORCH)
+        try:
+            found = run(kernels)
+        except Exception as error:
+            if is_device_lost(error) or "C compiler" in str(error):
+                raise
+            yield operation, f"fails ({_fault_of(error)})"
+            continue
+        if not _equal(operation, found, expected, dtype):
+            yield operation, "gives other results than torch's kernel"
+
+
+def _equal(operation: str, found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    if operation == "sample":
+        # Some draws may differ, because logarithms round differently and two codes can have nearly equal scores.
+        return bool((found == expected).float().mean() > 0.95)
+    tolerance = 1e-4 if dtype == torch.float32 else 3e-2
+    return torch.allclose(found.float(), expected.float(), rtol=tolerance, atol=tolerance)
+
+
+def _trials(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Kernels], Tensor]]:
+    """Return a function for each operation that runs it with random inputs and returns all its results."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int, kind: torch.dtype = dtype) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, kind)
 
-    def close(ours: Tensor, theirs: Tensor) -> bool:
-        tolerance = 1e-4 if dtype == torch.float32 else 3e-2
-        return torch.allclose(ours.float(), theirs.float(), rtol=tolerance, atol=tolerance)
-
     rows, groups, size, positions, length = 3, 2, 64, 600, 512
     at = torch.tensor([0, 63, 511], device=device)
     angles = random(rows, 1, size, kind=torch.float32)
     cache = random(2, rows, groups, positions, size)
-    heads, results = random(rows, 8 + 2 * groups, size), []
-    for each in (TORCH, kernels):
-        k, v = cache.clone()
-        attended = each.step_attention(heads, angles.cos(), angles.sin(), k, v, at, length, size**-0.5)
-        results.append(torch.cat((attended.flatten(), k.flatten(), v.flatten())))
-    if not close(*results):
-        return "step_attention"
+    heads = random(rows, 8 + 2 * groups, size)
     q = random(rows, 8, size)
-    if not close(*(each.decode_attention(q, cache[0], cache[1], at, length, size**-0.5) for each in (TORCH, kernels))):
-        return "decode_attention"
     x, residual, weight = random(rows, 256), random(rows, 256), random(256)
-    if not close(*(torch.cat(each.add_rms_norm(x, residual, weight, 1e-5)) for each in (TORCH, kernels))):
-        return "add_rms_norm"
     both = random(rows, 256)
-    if not close(*(each.gate(both, "silu") for each in (TORCH, kernels))):
-        return "gate"
     logits = random(64, 2051, kind=torch.float32) * 3
     number = torch.arange(64, device=device)
     temperature, top_p = torch.linspace(0, 2, 64, device=device), torch.linspace(0.5, 1.0, 64, device=device)
-    drawn = [
-        each.sample(logits, temperature, number * 3, top_p, number, number, 3, 32, number - 1)
-        for each in (TORCH, kernels)
-    ]
-    # Some draws may differ, because logarithms round differently and two codes can have nearly equal scores.
-    return "" if (drawn[0] == drawn[1]).float().mean() > 0.95 else "sample"
+
+    def step_attention(each: Kernels) -> Tensor:
+        k, v = cache.clone()
+        attended = each.step_attention(heads, angles.cos(), angles.sin(), k, v, at, length, size**-0.5)
+        return torch.cat((attended.flatten(), k.flatten(), v.flatten()))
+
+    return {
+        "step_attention": step_attention,
+        "decode_attention": lambda each: each.decode_attention(q, cache[0], cache[1], at, length, size**-0.5),
+        "add_rms_norm": lambda each: torch.cat(each.add_rms_norm(x, residual, weight, 1e-5)),
+        "gate": lambda each: each.gate(both, "silu"),
+        "sample": lambda each: each.sample(logits, temperature, number * 3, top_p, number, number, 3, 32, number - 1),
+    }
 
 
 def compiled_kernels() -> Kernels:
