@@ -13,6 +13,7 @@ from app.audio import pcm
 from app.errors import NotSupported
 from app.runtime.audio_queue import AudioQueue
 from app.runtime.loop import Loop
+from app.runtime.runner import MovesRows
 from app.runtime.scheduler import Scheduler
 from app.runtime.slots import Job
 from app.types import VoicePrompt
@@ -47,7 +48,8 @@ class BatchedEngine:
         self._encode = encode
         self._info = info
         self._runner = runner
-        self._scheduler = Scheduler(runner.max_rows, max_queue)
+        sizes = runner.bucket_sizes if isinstance(runner, MovesRows) else ()
+        self._scheduler = Scheduler(runner.max_rows, max_queue, bucket_sizes=sizes)
         self._loop = Loop(runner, self._scheduler, info.id, initialize_thread)
         self._audio_queue_s = audio_queue_s
 

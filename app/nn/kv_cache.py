@@ -132,6 +132,11 @@ class KVCache:
 
         return attend
 
+    def copy_row(self, source: int, target: int, count: int) -> None:
+        """Copy the first `count` positions of row `source` to row `target`."""
+        for cached in (self.k, self.v):
+            cached[:, target, :, :count] = cached[:, source, :, :count]
+
     def zero_row(self, row: int) -> None:
         """Zero a row that contains NaN or Inf.
 
@@ -173,6 +178,10 @@ class SplitKVCache:
 
     def decode_attention(self, rows: Sequence[int], positions: Sequence[int]) -> PrefillAttention:
         return self._by_layer([part.decode_attention(rows, positions) for part in self.parts])
+
+    def copy_row(self, source: int, target: int, count: int) -> None:
+        for part in self.parts:
+            part.copy_row(source, target, count)
 
     def zero_row(self, row: int) -> None:
         for part in self.parts:
@@ -337,6 +346,14 @@ class CrossKVCache:
         """Write the keys and values (S, G, d) of one layer into the row."""
         for cached, new in zip(self._rows[row], (k, v), strict=True):
             cached[layer, :, : len(new)] = new.transpose(0, 1)
+
+    def move_row(self, source: int, target: int) -> None:
+        """Move the sequence of row `source` to the free row `target`."""
+        length = self._lengths[source]
+        self.begin_row(target, length)
+        for new, old in zip(self._rows[target], self._rows[source], strict=True):
+            new[:, :, :length] = old[:, :, :length]
+        self.release_row(source)
 
     def release_row(self, row: int) -> None:
         """Remove the row's sequence, and free its memory if the rows are not batched."""

@@ -1,7 +1,8 @@
-"""The engine's thread. Each iteration plans, admits, prefills, steps, decodes and commits.
+"""The engine's thread. Each iteration plans, moves, admits, prefills, steps, decodes and commits.
 
-An error in admit or prefill fails one utterance. An error in a step fails all utterances of that step. NaN or infinite
-values in a row fail the row's utterance. After each of these errors, the thread continues with the remaining rows.
+An error in move, admit or prefill fails one utterance. An error in a step fails all utterances of that step. NaN or
+infinite values in a row fail the row's utterance. After each of these errors, the thread continues with the remaining
+rows.
 
 After any other error, all utterances that have a row fail, all rows are released, and the loop restarts. The loop
 restarts at most MAX_RESTARTS times. At the next failure the thread ends, and the engine stays unhealthy until the
@@ -13,10 +14,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from app.errors import EngineError, EngineStopped, SpeechError
 from app.runtime import faults
+from app.runtime.runner import MovesRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,6 +125,7 @@ class Loop:
             return False
         for row in plan.release:
             self._release(row)
+        failed = {target for source, target in plan.move if not self._move(source, target)}
         refused = set()
         for row, job in plan.admit:
             self._admitted.add(row)
@@ -139,11 +142,24 @@ class Loop:
                     self._scheduler.prefilled(row)
             except Exception as error:  # noqa: BLE001 - any error fails this utterance only
                 self._fail((row,), error)
-        if plan.step:
+        step = tuple(row for row in plan.step if row not in failed)
+        if step:
             try:
-                self._step(plan.step)
+                self._step(step)
             except Exception as error:  # noqa: BLE001 - any error fails the rows of this step only
-                self._fail(plan.step, error)
+                self._fail(step, error)
+        return True
+
+    def _move(self, source: int, target: int) -> bool:
+        """Move an utterance to another row. Returns False if this failed, and fails the utterance."""
+        self._admitted.add(target)
+        try:
+            cast(MovesRows, self._runner).move_row(source, target)
+        except Exception as error:  # noqa: BLE001 - any error fails this utterance only
+            self._fail((target,), error)
+            self._release(source)
+            return False
+        self._admitted.discard(source)
         return True
 
     def _step(self, rows: tuple[int, ...]) -> None:

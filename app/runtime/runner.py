@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -93,3 +93,22 @@ class Runner(Protocol):
 
     def release(self, row: int) -> None:
         """Remove the utterance from the row, because it has ended or was cancelled."""
+
+
+@runtime_checkable
+class MovesRows(Protocol):
+    """A runner whose step takes longer if a row with a high number is active, and that can move rows."""
+
+    @property
+    def bucket_sizes(self) -> Sequence[int]:
+        """The numbers of rows, ascending, for which a step has a variant; () = a step takes only the active rows.
+
+        A step of the rows 0..r takes as long as its variant for the smallest size above r.
+        """
+
+    def move_row(self, source: int, target: int) -> None:
+        """Move the utterance of row `source` to the free row `target`, between two steps.
+
+        The prompt of the utterance is complete. Results of steps before the move name the new row. If this method
+        raises, the utterance fails, and the loop releases both rows.
+        """

@@ -5,6 +5,10 @@ row has a slack below SHORT_S, only rows with a slack below AHEAD_S are prefille
 first audio: on a CPU, a step with fewer rows takes less time. On a GPU, if no row is stepped, the whole device works on
 the new prompt.
 
+A step takes as long as the smallest bucket that contains its highest row (`MovesRows.bucket_sizes`). If all jobs would
+have fit into a smaller bucket for COMPACT_AFTER plans, and no job waits for a row, a plan moves the highest job to the
+lowest free row. A move copies the state of one row. Each plan moves at most one row.
+
 A background job is preempted if a foreground job needs its row. A foreground job keeps its row until its utterance ends
 or is cancelled.
 
@@ -18,19 +22,22 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from app.errors import Busy, EngineStopped
 from app.runtime.slots import AHEAD_S, SHORT_S, Job, Phase, Slot, Slots
 from app.types import Load
 
+COMPACT_AFTER = 8  # plans
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The rows that one iteration of the loop releases, admits, prefills by one chunk, and steps, in this order."""
+    """The rows that one iteration of the loop releases, moves, admits, prefills by one chunk, and steps."""
 
     release: tuple[int, ...] = ()
+    move: tuple[tuple[int, int], ...] = ()  # (source, target)
     admit: tuple[tuple[int, Job], ...] = ()
     prefill: tuple[int, ...] = ()
     step: tuple[int, ...] = ()
@@ -38,14 +45,23 @@ class Plan:
     @property
     def idle(self) -> bool:
         """Whether the plan contains no work."""
-        return not (self.release or self.admit or self.prefill or self.step)
+        return not (self.release or self.move or self.admit or self.prefill or self.step)
 
 
 class Scheduler:
     """Owns the queues and the rows. `submit` raises Busy immediately if the queue is full (backpressure)."""
 
-    def __init__(self, max_rows: int, max_queue: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        max_rows: int,
+        max_queue: int,
+        clock: Callable[[], float] = time.monotonic,
+        bucket_sizes: Sequence[int] = (),
+    ) -> None:
+        """Create the rows, all free. bucket_sizes: see MovesRows; () = jobs are never moved to other rows."""
         self._clock = clock
+        self._bucket_sizes = tuple(bucket_sizes)
+        self._plans_too_large = 0  # how many plans in a row the jobs would have fit into a smaller bucket
         self._slots = Slots(max_rows)
         self._queue: deque[Job] = deque()  # first utterances of answers; bounded
         self._continuations: deque[Job] = deque()  # later utterances of answers that have started
@@ -129,6 +145,7 @@ class Scheduler:
             for row in release:
                 self._slots.free(row)
             release += self._preempt()
+            move = self._compact()
             admit: list[tuple[int, Job]] = []
             for queue in (self._continuations, self._queue):
                 while queue and (slot := self._slots.take(queue[0])) is not None:
@@ -155,7 +172,25 @@ class Scheduler:
             # Each iteration prefills one chunk of one prompt (chunked prefill), so that a long prompt does not delay
             # the steps of speaking rows. `_urgency` chooses the prompt.
             waiting.sort(key=_urgency)
-            return Plan(tuple(release), tuple(admit), tuple(slot.row for slot in waiting[:1]), tuple(step))
+            return Plan(tuple(release), move, tuple(admit), tuple(slot.row for slot in waiting[:1]), tuple(step))
+
+    def _compact(self) -> tuple[tuple[int, int], ...]:
+        """Move the highest job to the lowest free row if all jobs then come closer to a smaller bucket."""
+        live = self._slots.live
+        if not live or not self._bucket_sizes or self._queue or self._continuations:
+            self._plans_too_large = 0
+            return ()
+        enough = next((size for size in self._bucket_sizes if size >= len(live)), len(self._slots))
+        source = live[-1]
+        if source.row < enough:
+            self._plans_too_large = 0
+            return ()
+        self._plans_too_large += 1
+        if self._plans_too_large <= COMPACT_AFTER or source.phase is Phase.PREFILL:
+            return ()
+        target = next(slot.row for slot in self._slots if slot.phase is Phase.FREE)
+        self._slots.move(source.row, target)
+        return ((source.row, target),)
 
     def _preempt(self) -> list[int]:
         """If queued foreground jobs need more rows than are free, end background jobs, and return their rows."""

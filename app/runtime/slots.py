@@ -107,6 +107,14 @@ class Slots:
                 return slot
         return None
 
+    def move(self, source: int, target: int) -> None:
+        """Move the job of row `source` to the free row `target`."""
+        old, new = self._slots[source], self._slots[target]
+        if new.phase is not Phase.FREE:
+            raise ValueError(f"row {target} is not free")
+        new.job, new.phase, new.frames = old.job, old.phase, old.frames
+        self.free(source)
+
     def free(self, row: int) -> None:
         """Remove the job from the row."""
         slot = self._slots[row]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from app.runtime.faults import broken_rows
-from app.runtime.runner import Runner
+from app.runtime.runner import MovesRows, Runner
 from app.types import Utterance
 
 
@@ -31,6 +31,15 @@ class Driver:
             if row in rows:
                 rows.remove(row)
         self.runner.release(row)
+
+    def move(self, source: int, target: int) -> None:
+        """Move a row whose prompt is read, as the scheduler does. The results of both rows are under `target`."""
+        assert isinstance(self.runner, MovesRows)
+        assert target not in self.speaking
+        self.runner.move_row(source, target)
+        self.speaking[self.speaking.index(source)] = target
+        self.speaking.sort()
+        self.codes[target], self.chunks[target] = self.codes.pop(source), self.chunks.pop(source)
 
     def iterate(self, paused: frozenset[int] = frozenset()) -> None:
         for row in list(self.prefilling):

@@ -29,7 +29,8 @@ VOICE = Voice("alloy", "Alloy", "preset")
 class Part:
     """The script of one utterance: its frames, the chunks of its prompt, and where it fails.
 
-    fails: "admit", "prefill", "step", "decode" or "release", or it computes no number: "nan codes", "nan sound".
+    fails: "admit", "prefill", "move", "step", "decode" or "release", or it computes no number: "nan codes",
+    "nan sound".
     at: in which piece or frame, counted from 0. together: so many frames become sound in one go.
     """
 
@@ -51,6 +52,8 @@ class ScriptedRunner:
         self.calls: list[tuple[str, object]] = []
         self.violations: list[str] = []
         self.said: list[tuple[int, int]] = []  # (utterance, frame) in decoding order
+        self.bucket_sizes: tuple[int, ...] = ()
+        self._failed_move: set[int] = set()
         self.before_step: Callable[[], None] = lambda: None
         self._parts: dict[int, Part] = {}
         self._numbers: dict[int, int] = {}  # row -> utterance
@@ -144,9 +147,21 @@ class ScriptedRunner:
         held, self._held[row] = self._held[row], []
         return np.concatenate([np.zeros(0, np.float32), *held])
 
+    def move_row(self, source: int, target: int) -> None:
+        self.calls.append(("move_row", (source, target)))
+        self._must(source in self._numbers, f"move of row {source}, which is free")
+        self._must(target not in self._numbers, f"move to row {target}, which is taken")
+        self._must(target < source, f"move up from row {source} to {target}")
+        self._must(self._read[source] == self._parts[self._numbers[source]].pieces, "move before the prompt is read")
+        self._failed_move = {source, target}  # after an error, the loop releases both rows
+        self._maybe_fail(source, "move", 0)
+        self._failed_move.clear()
+        for values in (self._numbers, self._read, self._step_counts, self._held):
+            values[target] = values.pop(source)  # type: ignore[attr-defined]
+
     def release(self, row: int) -> None:
         self.calls.append(("release", row))
-        self._must(row in self._numbers, f"release of row {row}, which is free")
+        self._must(row in self._numbers or row in self._failed_move, f"release of row {row}, which is free")
         number = self._numbers.pop(row, None)
         self._ended.discard(row)
         if number is not None and self._parts[number].fails == "release":

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from app.engines.batched import BatchedEngine
 from app.engines.csm.config import parse_config
 from app.engines.csm.cuda_graph import BucketKey, CsmCudaGraph
 from app.engines.csm.limits import Guards
@@ -33,6 +34,7 @@ from tests.support.csm_requests import FRAME_S, alone, make, prompt, speech
 from tests.support.driver import Driver
 from tests.support.random_csm import csm_config
 from tests.support.recordable import META, operations
+from tests.support.scripted_runner import info
 from tests.unit.test_csm_runner import AlwaysEos, force_eos, lines
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("one_thread")]
@@ -106,6 +108,66 @@ def test_other_rows_do_not_change_the_result(runner: CsmRunner, eager: CsmRunner
         lone.start(row, request)
         lone.finish()
         assert np.abs(lone.samples(row) - samples[row]).max() < 1e-5
+
+
+@pytest.mark.parametrize("capture", [False, True])
+def test_moved_rows_continue_with_the_same_codes_and_samples(
+    tiny_csm: Path, runner: CsmRunner, eager: CsmRunner, capture: bool
+) -> None:
+    """Rows move down between any two steps: with a step in flight, while paused, and between two lines."""
+    some = runner if capture else make(tiny_csm)
+    voiced = speech("With a voice.", 8, 10, prompt=prompt(eager))
+    several = Utterance(lines("First line.", "Second.", "And the third."), Sampling(), 1, 40 * FRAME_S)
+    requests = [REQUESTS[0], voiced, several, REQUESTS[4]]
+    found, expected = [], []
+    for moving in (False, True):
+        driver = Driver(some)
+        rows = dict(zip((4, 7, 5, 6), range(4), strict=True))  # row -> request
+        for row, request in rows.items():
+            driver.start(row, requests[request])
+        random = np.random.default_rng(3)
+        for iteration in range(60):
+            paused = frozenset(random.choice(8, 2).tolist())
+            driver.iterate(paused)
+            free = [row for row in range(8) if row not in (*driver.speaking, *rows)]
+            source = max(driver.speaking, default=0)
+            if moving and iteration % 2 and free and free[0] < source:
+                driver.move(source, free[0])
+                rows[free[0]] = rows.pop(source)
+        driver.finish()
+        results = {request: (driver.frames(row), driver.samples(row)) for row, request in rows.items()}
+        (found if moving else expected).append(results)
+    assert set(rows) != {4, 5, 6, 7}
+    for request, (codes, samples) in expected[0].items():
+        assert np.array_equal(found[0][request][0], codes), request
+        assert np.abs(found[0][request][1] - samples).max() < 1e-5
+
+
+async def test_survivor_of_a_full_batch_gets_the_smallest_graph(tiny_csm: Path) -> None:
+    """Through the engine: eight answers, seven are cancelled, and the last one leaves row 7."""
+    some = captured(tiny_csm)
+    expected = alone(make(tiny_csm), speech("Long.", 3, 120))
+    launched: list[int] = []
+    launch = some._graph.steps.launch  # type: ignore[union-attr]
+
+    def counting(rows: list[int], key: BucketKey) -> None:
+        launched.append(max(rows) + 1)
+        launch(rows, key)
+
+    some._graph.steps.launch = counting  # type: ignore[union-attr,method-assign,assignment]
+    engine = BatchedEngine(info("csm", rate_hz=some.rate_hz, frame_s=FRAME_S), some, max_queue=8, audio_queue_s=60.0)
+    async with engine:
+        shorts = [engine.speak(speech("Short.", 1, 100)) for _ in range(7)]
+        for stream in shorts:
+            await anext(stream)
+        stream = engine.speak(speech("Long.", 3, 120))
+        codes = [(await anext(stream)).codes]
+        assert launched[-1] == 8
+        for each in shorts:
+            await each.aclose()
+        codes += [chunk.codes async for chunk in stream]
+    assert launched[-1] == 1
+    assert np.array_equal(np.concatenate([each for each in codes if each is not None], axis=1).T, expected)
 
 
 def test_next_line_follows_in_the_same_row(tiny_csm: Path) -> None:
@@ -272,11 +334,11 @@ def test_kernels_are_chosen_for_several_numbers_of_rows(tiny_csm: Path) -> None:
     """Kernels that are slow for one row only are used from eight rows on."""
 
     def slow_for_one(both: torch.Tensor, activation: Any) -> torch.Tensor:
-        time.sleep(0.02 if len(both) == 1 else 0.0)
+        time.sleep(0.003 if len(both) == 1 else 0.0)
         return TORCH.gate(both, activation)
 
     def slow_for_many(both: torch.Tensor, activation: Any) -> torch.Tensor:
-        time.sleep(0.02 if len(both) > 4 else 0.0)
+        time.sleep(0.003 if len(both) > 4 else 0.0)
         return TORCH.gate(both, activation)
 
     sets = tuple(

@@ -20,7 +20,7 @@ from app.nn.dac.model import DacDecoder
 from app.nn.kernels.choice import TORCH
 from app.runtime.cuda_graphs import GraphCapture
 from app.types import Sampling
-from tests.support.dia_requests import alone, make, speech
+from tests.support.dia_requests import alone, make, prompt, speech
 from tests.support.driver import Driver
 from tests.support.random_dia import SHAPES, dia_config, dia_config_v01, fabricate_dia
 from tests.support.recordable import META, operations
@@ -83,6 +83,37 @@ def test_other_rows_do_not_change_the_result(runner: DiaRunner, eager: DiaRunner
     driver.finish()
     for row, codes in zip(rows, (expected[5], *expected[1:4]), strict=True):
         assert np.array_equal(driver.frames(row), codes), row
+
+
+@pytest.mark.parametrize("capture", [False, True])
+def test_moved_rows_continue_with_the_same_codes_and_samples(
+    tiny_dia: Path, runner: DiaRunner, eager: DiaRunner, capture: bool
+) -> None:
+    """Rows move down between any two steps: with bursts in flight, half read, and while paused."""
+    some = runner if capture else make(tiny_dia)
+    chosen = [ALL_REQUESTS[0], ALL_REQUESTS[3], speech("With a voice.", 9, 40, prompt=prompt())]
+    driver = Driver(some)
+    rows = dict(zip((3, 5, 4), range(3), strict=True))  # row -> request
+    for row, request in rows.items():
+        driver.start(row, chosen[request])
+    random = np.random.default_rng(3)
+    moved = 0
+    for iteration in range(150):
+        driver.iterate(frozenset(random.choice(6, 1).tolist()))
+        free = [row for row in range(6) if row not in (*driver.speaking, *rows)]
+        source = max(driver.speaking, default=0)
+        if iteration % 5 == 4 and free and free[0] < source:
+            driver.move(source, free[0])
+            rows[free[0]] = rows.pop(source)
+            moved += 1
+    driver.finish()
+    assert moved >= 3
+    for row, request in rows.items():
+        lone = Driver(eager)
+        lone.start(0, chosen[request])
+        lone.finish()
+        assert np.array_equal(driver.frames(row), lone.frames(0)), request
+        assert np.abs(driver.samples(row) - lone.samples(0)).max() < 1e-5
 
 
 @pytest.mark.parametrize(("release", "seed"), [("0626", 4), ("v0.1", 6)])

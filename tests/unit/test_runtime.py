@@ -20,7 +20,7 @@ from app.errors import BadReference, Busy, EngineError, EngineStopped, NotSuppor
 from app.runtime.audio_queue import AudioQueue
 from app.runtime.loop import Loop
 from app.runtime.playback import Playback
-from app.runtime.scheduler import Scheduler
+from app.runtime.scheduler import COMPACT_AFTER, Scheduler
 from app.runtime.slots import Job
 from app.types import AudioChunk, Load, Reference, Utterance
 from tests.support.scripted_runner import FRAME_S, FRAME_SAMPLES, RATE_HZ, Part, ScriptedRunner, frames_in, info
@@ -37,8 +37,8 @@ class Desk:
     loop: Loop
 
     @classmethod
-    def of(cls, rows: int, queue: int) -> Desk:
-        runner, scheduler = ScriptedRunner(rows), Scheduler(rows, queue)
+    def of(cls, rows: int, queue: int, sizes: tuple[int, ...] = ()) -> Desk:
+        runner, scheduler = ScriptedRunner(rows), Scheduler(rows, queue, bucket_sizes=sizes)
         return cls(runner, scheduler, Loop(runner, scheduler, "test"))
 
     def submit(
@@ -133,6 +133,112 @@ async def test_lowest_free_row_is_assigned_in_arrival_order():
     desk.scheduler.cancel(jobs[0])
     desk.turn()
     assert desk.runner.rows == {0: 4, 1: 3}  # the lowest of two free rows
+
+
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+def moves(desk: Desk) -> list[object]:
+    return desk.runner.named("move_row")
+
+
+async def test_survivor_in_a_high_row_moves_to_the_lowest_free_row():
+    """60 short answers end, and the one in row 60 stays: its later steps have the bucket of one row."""
+    desk = Desk.of(64, 64, SIZES)
+    short = [desk.submit(Part(frames=1)) for _ in range(60)]
+    long = desk.submit(Part(frames=400))
+    desk.turn(61 + COMPACT_AFTER + 3)
+    assert moves(desk) == [(60, 0)]
+    assert desk.runner.named("step")[-1] == (0,)
+    desk.finish()
+    assert await collect_frames(long) == desk.runner.expected(long.utterance)
+    for job in short:
+        assert await collect_frames(job) == desk.runner.expected(job.utterance)
+    assert moves(desk) == [(60, 0)]
+
+
+@pytest.mark.parametrize(
+    ("survivors", "expected"),
+    [
+        ((7,), [(7, 0)]),
+        ((6, 7), [(7, 0), (6, 1)]),
+        ((0, 2), [(2, 1)]),
+        ((1, 5), [(5, 0)]),
+        ((3, 4, 5), [(5, 0), (4, 1)]),
+        ((0, 1, 3), []),  # the bucket of three rows is that of four
+        ((2, 3, 4, 6), [(6, 0), (4, 1)]),
+        ((0, 1, 2, 3, 7), []),
+        ((0,), []),
+    ],
+)
+async def test_only_moves_that_lower_the_bucket_are_made(survivors: tuple[int, ...], expected: list[object]) -> None:
+    desk = Desk.of(8, 8, SIZES[:4])
+    jobs = [desk.submit(Part(frames=200 if row in survivors else 8)) for row in range(8)]
+    desk.turn(120)
+    assert moves(desk) == expected
+    desk.finish()
+    for job in jobs:
+        assert await collect_frames(job) == desk.runner.expected(job.utterance)
+
+
+async def test_paused_row_is_moved_and_a_row_in_prefill_is_not():
+    desk = Desk.of(4, 4, SIZES[:3])
+    desk.submit(Part(frames=1))
+    desk.submit(Part(frames=1))
+    slow = desk.submit(Part(frames=50), audio_queue_s=3 * FRAME_S)
+    desk.turn(12 + COMPACT_AFTER)
+    assert moves(desk) == [(2, 0)]
+    frames = asyncio.create_task(collect_frames(slow))
+    while not frames.done():
+        desk.turn()
+        await asyncio.sleep(0)
+    assert frames.result() == desk.runner.expected(slow.utterance)
+
+    desk = Desk.of(4, 4, SIZES[:3])
+    desk.submit(Part(frames=1))
+    reading = desk.submit(Part(frames=60, pieces=40))
+    desk.turn(30)
+    assert moves(desk) == []
+    desk.turn(20)
+    assert moves(desk) == [(1, 0)]
+    desk.finish()
+    assert await collect_frames(reading) == desk.runner.expected(reading.utterance)
+
+
+async def test_no_row_is_moved_while_a_job_waits_or_shortly_after_a_row_became_free():
+    desk = Desk.of(2, 9, SIZES[:2])
+    long = desk.submit(Part(frames=300))
+    longer = desk.submit(Part(frames=300))
+    desk.turn(3)
+    desk.scheduler.cancel(long)
+    for _ in range(6):  # each new answer takes the free row before the survivor would be moved
+        desk.turn(COMPACT_AFTER)
+        short = desk.submit(Part(frames=2))
+        desk.turn(4)
+        assert await collect_frames(short) == desk.runner.expected(short.utterance)
+        assert moves(desk) == []
+    desk.turn(2 * COMPACT_AFTER)
+    assert moves(desk) == [(1, 0)]
+    desk.finish()
+    assert await collect_frames(longer) == desk.runner.expected(longer.utterance)
+
+
+async def test_failed_move_fails_only_its_utterance():
+    desk = Desk.of(4, 4, SIZES[:3])
+    desk.submit(Part(frames=1))
+    other = desk.submit(Part(frames=30))
+    desk.submit(Part(frames=1))
+    broken = desk.submit(Part(frames=90, fails="move"))
+    desk.turn(20 + COMPACT_AFTER)
+    assert moves(desk)[0] == (3, 0)
+    with pytest.raises(EngineError):
+        await collect_frames(broken)
+    assert desk.runner.violations == []
+    desk.finish()
+    assert await collect_frames(other) == desk.runner.expected(other.utterance)
+    later = desk.submit(Part(frames=2))
+    desk.finish()
+    assert await collect_frames(later) == desk.runner.expected(later.utterance)
 
 
 async def test_continuations_go_first_in_arrival_order():
@@ -768,13 +874,19 @@ OPERATIONS = st.lists(
 
 
 @settings(max_examples=200, deadline=None)
-@given(operations=OPERATIONS, rows=st.integers(1, 4), queue=st.integers(0, 3), outbox_frames=st.integers(1, 5))
-def test_any_sequence_of_operations_keeps_jobs_separate(operations, rows, queue, outbox_frames):
-    asyncio.run(_whatever_happens(operations, rows, queue, outbox_frames))
+@given(
+    operations=OPERATIONS,
+    rows=st.integers(1, 4),
+    queue=st.integers(0, 3),
+    outbox_frames=st.integers(1, 5),
+    compacting=st.booleans(),
+)
+def test_any_sequence_of_operations_keeps_jobs_separate(operations, rows, queue, outbox_frames, compacting):
+    asyncio.run(_whatever_happens(operations, rows, queue, outbox_frames, compacting))
 
 
-async def _whatever_happens(operations, rows, queue, outbox_frames):
-    desk = Desk.of(rows, queue)
+async def _whatever_happens(operations, rows, queue, outbox_frames, compacting):
+    desk = Desk.of(rows, queue, tuple(range(1, rows + 1)) if compacting else ())
     jobs: list[Job] = []
     frames: dict[int, list[tuple[int, int]]] = {}
     ends: dict[int, str] = {}

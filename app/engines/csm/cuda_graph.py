@@ -119,6 +119,12 @@ class CsmCudaGraph:
         integers = (position, draws, seed, frames_left, min_frames_left, max(0, params.top_k))
         self.steps.set_row(row, integers, (max(0.0, params.temperature), params.top_p))
 
+    def move_row(self, source: int, target: int) -> None:
+        """Move the line of row `source` to row `target`."""
+        self.steps.move_row(source, target)
+        self._next[target] = self._next[source]
+        self.stop(source)
+
     def stop(self, row: int) -> None:
         """Stop the row: later launches do not advance it."""
         self.steps.integers[row, _FRAMES_LEFT] = 0

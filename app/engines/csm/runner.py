@@ -254,21 +254,22 @@ class CsmRunner:
         """Wait for a launched step, commit its frames, and return the results of its rows."""
         results: list[RowResult] = []
         frames = step.wait()
-        for row, state in step.current(self._rows):
-            if not frames.active[row]:
+        for launched, row, state in step.current(self._rows):
+            if not frames.active[launched]:
                 continue
-            if frames.non_finite[row]:
+            if frames.non_finite[launched]:
                 self._zero_row(row)
                 results.append(RowResult(row, BROKEN))
                 continue
             state.position += 1
             state.draws += 1
-            if frames.early_eos[row]:
+            if frames.early_eos[launched]:
                 self._on_guard("early_end")
-            if frames.audible[row]:
-                self._graph_samples[row] = frames.samples[row].copy()
-            silent, ended, rule = self._commit(row, torch.from_numpy(frames.codes[row].astype(np.int64)))
-            results.append(RowResult(row, frames.codes[row], ended, silent, rule))
+            codes = frames.codes[launched]
+            if frames.audible[launched]:
+                self._graph_samples[row] = frames.samples[launched].copy()
+            silent, ended, rule = self._commit(row, torch.from_numpy(codes.astype(np.int64)))
+            results.append(RowResult(row, codes, ended, silent, rule))
         return results
 
     def _zero_row(self, row: int) -> None:
@@ -296,6 +297,22 @@ class CsmRunner:
         self._graph_samples.pop(row, None)
         if self._graph is not None:
             self._graph.stop(row)
+
+    @property
+    def bucket_sizes(self) -> Sequence[int]:
+        return self._graph.steps.sizes if self._graph is not None else ()
+
+    @torch.inference_mode()
+    def move_row(self, source: int, target: int) -> None:
+        state = self._rows.pop(source)
+        # A launched step, whose results are not collected yet, has written one more position.
+        self._cache.copy_row(source, target, min(state.position + 1, self.config.max_positions))
+        self._decoder.move_row(source, target)
+        if self._graph is not None:
+            self._graph.move_row(source, target)
+        else:
+            self._next[target] = self._next[source]
+        self._rows[target] = state
 
     # ---- references
 

@@ -130,6 +130,12 @@ class DiaCudaGraph:
         self.steps.set_row(row, integers, (max(0.0, params.temperature), params.top_p, scale))
         self._speaking[row] = True
 
+    def move_row(self, source: int, target: int) -> None:
+        """Move the speech of row `source` to row `target`."""
+        self.steps.move_row(source, target)
+        self._speaking[target] = self._speaking[source]
+        self.stop(source)
+
     def stop(self, row: int) -> None:
         """Stop the row: later launches do not advance it."""
         self._speaking[row] = False

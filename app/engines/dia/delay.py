@@ -46,6 +46,11 @@ class DelayPattern:
         self._prompts[row] = length
         self._ends[row] = 1 + length + frames
 
+    def move_row(self, source: int, target: int) -> None:
+        """Move the codes of row `source` to row `target`."""
+        for values in (self._ids, self._prompts, self._ends):
+            values[target] = values[source]
+
     def prompt_codes(self, row: int, start: int, stop: int) -> Tensor:
         """Return the codes of a row at positions start..stop-1: (stop - start, C)."""
         return self._ids[row, start:stop]

@@ -246,20 +246,20 @@ class DiaRunner:
         active = False
         while self._finished and not active:
             burst, step = self._finished.popleft()
-            for row, state in burst.current(self._rows):
-                if not step.active[row]:
+            for launched, row, state in burst.current(self._rows):
+                if not step.active[launched]:
                     continue
                 active = True
-                if step.non_finite[row]:
+                if step.non_finite[launched]:
                     self._end_and_zero(row)
                     results.append(RowResult(row, BROKEN))
                     continue
-                if step.early_eos[row]:
+                if step.early_eos[launched]:
                     self._on_guard("early_end")
                 state.position += 1
                 state.draws += 1
-                frame = step.frames[row].copy()
-                silent, ended, rule = self._commit(row, frame, int(step.counts[row]))
+                frame = step.frames[launched].copy()
+                silent, ended, rule = self._commit(row, frame, int(step.counts[launched]))
                 results.append(RowResult(row, frame, ended, silent, rule))
         return to_result(results, self.config.channels)
 
@@ -291,6 +291,26 @@ class DiaRunner:
             self._cache.text.release_row(row)
             if self._graph is not None:
                 self._graph.stop(row)
+
+    @property
+    def bucket_sizes(self) -> Sequence[int]:
+        return self._graph.steps.sizes if self._graph is not None else ()
+
+    @torch.inference_mode()
+    def move_row(self, source: int, target: int) -> None:
+        state = self._rows.pop(source)
+        # Launched bursts, whose results are not returned yet, have written further positions.
+        ahead = 2 * self._graph.burst if self._graph is not None else 0
+        count = min(state.position + ahead, self.config.max_positions)
+        for part in range(2):
+            self._cache.audio.copy_row(2 * source + part, 2 * target + part, count)
+        self._cache.text.move_row(source, target)
+        self._delay_pattern.move_row(source, target)
+        with self._side_stream():
+            self._decoder.move_row(source, target)
+        if self._graph is not None:
+            self._graph.move_row(source, target)
+        self._rows[target] = state
 
     # ---- references
 

@@ -65,6 +65,11 @@ class StepGraph(Generic[Key]):
         """The largest number of rows that one launch covers."""
         return self._buckets.rows
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The numbers of rows for which there are graphs."""
+        return doublings(1, self.rows)
+
     def capture(self, capture: GraphCapture, body: StepBody[Key], shortest: Key) -> None:
         """Capture the step `body` for all buckets, with the kernels that are fastest for the number of rows.
 
@@ -123,9 +128,8 @@ class StepGraph(Generic[Key]):
         """Return the name of the kernels, or, if there are several, each name with its numbers of rows."""
         if len(names) == 1:
             return names[0]
-        sizes = doublings(1, self.rows)
         return "; ".join(
-            f"{name} for {', '.join(str(size) for size in sizes if self.kernels_of(size).name == name)} rows"
+            f"{name} for {', '.join(str(size) for size in self.sizes if self.kernels_of(size).name == name)} rows"
             for name in names
         )
 
@@ -133,6 +137,11 @@ class StepGraph(Generic[Key]):
         """Copy the parameters of one row to the device. Does not wait for the device."""
         self.integers[row] = upload(torch.tensor(integers, dtype=torch.int64), self._device)
         self.floats[row] = upload(torch.tensor(floats, dtype=torch.float32), self._device)
+
+    def move_row(self, source: int, target: int) -> None:
+        """Copy the parameters of row `source` to row `target`. Does not wait for the device."""
+        for values in (self.integers, self.floats):
+            values[target] = values[source]
 
     def select(self, rows: Sequence[int]) -> None:
         """Select the rows that the next launches advance."""
@@ -169,11 +178,13 @@ class InFlightStep(Generic[State, Result]):
     def of(cls, rows: Mapping[int, State], wait: Callable[[], Result]) -> InFlightStep[State, Result]:
         return cls([(row, state, state.generation) for row, state in rows.items()], wait)
 
-    def current(self, rows: Mapping[int, State]) -> Iterator[tuple[int, State]]:
+    def current(self, rows: Mapping[int, State]) -> Iterator[tuple[int, int, State]]:
         """Yield the rows of this step whose results are valid: rows not released or stopped since the launch.
 
-        rows: the current states of all rows.
+        rows: the current states of all rows. Yields the row at the launch, which has the results, the row now, and its
+        state. The two rows differ if the state was moved after the launch.
         """
+        now = {id(state): row for row, state in rows.items()}
         for row, state, generation in self.rows:
-            if rows.get(row) is state and state.generation == generation:
-                yield row, state
+            if id(state) in now and state.generation == generation:
+                yield row, now[id(state)], state

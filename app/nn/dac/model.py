@@ -249,6 +249,12 @@ class DacDecoder(nn.Module):
             state[row] = 0
         self._frames[row] = 0
 
+    def move_row(self, source: int, target: int) -> None:
+        """Move the stream of row `source` to row `target`."""
+        for state in self._states.values():
+            state[target] = state[source]
+        self._frames[target] = self._frames[source]
+
     @torch.no_grad()
     def decode(self, rows: Sequence[int], codes: Tensor) -> list[Tensor]:
         """Decode the next frames of these rows: codes (n, K, T) int64 -> samples (N,) float32 of each row.

@@ -385,6 +385,14 @@ class MimiDecoder(nn.Module):
         self._done[row] = 0
         self._done_on_device[row] = 0
 
+    def move_row(self, source: int, target: int) -> None:
+        """Move the stream of row `source` to row `target`."""
+        for state in (*self._states.values(), self._done_on_device):
+            state[target] = state[source]
+        for cached in (self._keys, self._values):
+            cached[:, target] = cached[:, source]
+        self._done[target] = self._done[source]
+
     def zero_row(self, row: int) -> None:
         """Zero the keys and values of a row that contains NaN or Inf; see KVCache.zero_row."""
         self._keys[:, row] = 0
