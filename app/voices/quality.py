@@ -17,6 +17,7 @@ import soxr
 from app.audio import pitch
 from app.audio.levels import levels_dbfs
 from app.audio.loudness import SILENT_LUFS, integrated_lufs
+from app.voices.speaker_change import LIMIT, timbre_change
 from app.voices.vad import Span, runs
 from app.voices.window import MAX_WINDOW_S, MIN_WINDOW_S
 
@@ -310,10 +311,7 @@ def _levels_db(samples: Samples) -> np.ndarray:
 
 
 def _speakers(samples: Samples, rate_hz: int, spans: Sequence[Span]) -> Check:
-    """Detect several speakers: two groups of phrases with very different pitches.
-
-    Speakers with similar pitches are not detected.
-    """
+    """Detect several speakers: two groups of phrases with very different pitches, or a change of the timbre."""
     pitches = pitch.track(samples, rate_hz)
     phrases = []
     for span in spans:
@@ -339,6 +337,9 @@ def _speakers(samples: Samples, rate_hz: int, spans: Sequence[Span]) -> Check:
             value,
             f"There may be several speakers: pitches differ by {value:g} semitones. Use a part with one speaker.",
         )
+    if timbre_change(samples, rate_hz) > LIMIT:
+        message = "There may be several speakers: the sound of the voice changes. Use a part with one speaker."
+        return Check("speakers", "warning", value, message)
     return Check("speakers", "good", value, "One speaker was found.")
 
 
