@@ -24,7 +24,6 @@ _REPLACEMENTS = str.maketrans(
         "⁄": "/",
         "∕": "/",
         "µ": "μ",
-        "º": "°",
         "℃": "°C",
         "℉": "°F",
         "№": "No. ",
@@ -52,7 +51,7 @@ _FRACTION = re.compile(r"[¼½¾⅐-⅞]")
 
 _ASCII_TEXT = re.compile(r"[\x20-\x7e\n]*")
 _EMOJI = re.compile(
-    "[\U0001f000-\U0001f0ff\U0001f10d-\U0001f1ff\U0001f200-\U0001faff\u2600-\u27bf\u2b05-\u2b07\u2b1b\u2b1c\u2b50\u2b55"
+    "[\U0001f000-\U0001f0ff\U0001f10d-\U0001f1ff\U0001f200-\U0001faff\u2600-\u266c\u2670-\u27bf\u2b05-\u2b07\u2b1b\u2b1c\u2b50\u2b55"
     "\u231a\u231b\u23e9-\u23fa\u25aa-\u25fe\u3030\u303d\u3297\u3299\ufe0f\u20e3\u200d]"
 )
 _NAMELESS = frozenset("\ufe0f\u20e3\u200d")

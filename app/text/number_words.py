@@ -6,6 +6,8 @@ mark. Text arguments must contain ASCII digits only; then no function raises.
 
 from __future__ import annotations
 
+import re
+
 _SMALL = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen"
@@ -23,6 +25,7 @@ _IRREGULAR_ORDINALS = {
     "nine": "ninth",
     "twelve": "twelfth",
 }
+_INDIAN = re.compile(r"[0-9]{1,2}(?:,[0-9]{2}){1,6},[0-9]{3}")
 _ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000}
 
 # A number of this value or more is read digit by digit, because most listeners do not know its name.
@@ -90,11 +93,32 @@ def number(text: str) -> str:
     if text[:1] in "+-":
         sign = "minus " if text[:1] == "-" else "plus "
         text = text[1:]
-    whole, _, fraction = text.replace(",", "").partition(".")
-    words = integer(whole) if whole else ""
+    whole, _, fraction = text.partition(".")
+    is_indian = _INDIAN.fullmatch(whole) is not None
+    whole = whole.replace(",", "")
+    words = (lakhs(int(whole)) if is_indian else integer(whole)) if whole else ""
     if fraction:
         words = f"{words} point {digits(fraction)}".lstrip()
     return sign + words
+
+
+def lakhs(value: int) -> str:
+    """Return a whole number in words of India: 25000000 -> "two crore fifty lakh"."""
+    words = []
+    for scale, name in ((10**7, "crore"), (10**5, "lakh")):
+        if value >= scale:
+            count, value = divmod(value, scale)
+            words.append(f"{cardinal(count)} {name}")
+    if value or not words:
+        words.append(cardinal(value))
+    return " ".join(words)
+
+
+def plural(words: str) -> str:
+    """Return words that end with a number in the plural: "sixteen" -> "sixteens", "six" -> "sixes"."""
+    if words.endswith("y"):
+        return words[:-1] + "ies"
+    return words + ("es" if words.endswith("x") else "s")
 
 
 def year(value: int) -> str:
@@ -123,8 +147,7 @@ def label(run: str) -> str:
 
 def decade(value: int) -> str:
     """Return a decade as words: 1990 -> "nineteen nineties", 80 -> "eighties", 2000 -> "two thousands"."""
-    words = year(value)
-    return words[:-1] + "ies" if words.endswith("y") else words + ("es" if words.endswith("x") else "s")
+    return plural(year(value))
 
 
 def roman(numeral: str) -> int | None:

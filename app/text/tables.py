@@ -29,7 +29,9 @@ def _words(text: str) -> frozenset[str]:
 UNITS = _forms(
     """
     km = kilometer; m = meter; cm = centimeter; mm = millimeter; μm = micrometer; um = micrometer; nm = nanometer
-    mi = mile; ft = foot feet; yd = yard; yds = yard; in. = inch inches; in = inch inches; ly = light_year
+    ft. = foot feet; yd. = yard; yds. = yard; cm. = centimeter; mm. = millimeter; km. = kilometer; kg. = kilogram
+    gal. = gallon; qt. = quart; mi. = mile; mi = mile; ft = foot feet; yd = yard; yds = yard
+    in. = inch inches; in = inch inches; ly = light_year
     kg = kilogram; g = gram; mg = milligram; mcg = microgram; μg = microgram; lb = pound; lbs = pound; lb. = pound
     lbs. = pound; oz = ounce; oz. = ounce; kgs = kilogram
     l = liter; L = liter; ml = milliliter; mL = milliliter; dl = deciliter; cl = centiliter; gal = gallon
@@ -133,6 +135,12 @@ CURRENCIES = {
     "CHF": ("Swiss franc", "Swiss francs", "centime", "centimes"),
     "CNY": ("yuan", "yuan", "", ""),
     "RMB": ("yuan", "yuan", "", ""),
+    "Rs.": ("rupee", "rupees", "paisa", "paise"),
+    "Rs": ("rupee", "rupees", "paisa", "paise"),
+    "SEK": ("Swedish krona", "Swedish kronor", "öre", "öre"),
+    "NOK": ("Norwegian krone", "Norwegian kroner", "øre", "øre"),
+    "DKK": ("Danish krone", "Danish kroner", "øre", "øre"),
+    "PLN": ("zloty", "zlotys", "grosz", "groszy"),
     "INR": ("rupee", "rupees", "paisa", "paise"),
     "BTC": ("bitcoin", "bitcoin", "", ""),
 }
@@ -141,6 +149,7 @@ SCALES = _table(
     k = thousand; K = thousand; m = million; M = million; mn = million; mm = million; MM = million; mil = million
     b = billion; B = billion; bn = billion; Bn = billion; t = trillion; T = trillion; tn = trillion; trn = trillion
     thousand = thousand; million = million; billion = billion; trillion = trillion; hundred = hundred; grand = grand
+    lakh = lakh; lakhs = lakh; crore = crore; crores = crore; Cr = crore
     Thousand = thousand; Million = million; Billion = billion; Trillion = trillion
     """
 )
@@ -219,6 +228,7 @@ BEFORE_NUMBER = _table(
     Eq = equation; eq = equation; Art = article; art = article; Ver = version; ver = version; Ep = episode
     ep = episode
     Apt = apartment; Ste = suite; Rm = room; Op = opus; op = opus; approx = approximately; Lv = level; Lvl = level
+    vv = verses
     lvl = level; Ext = extension; ext = extension; Pt = part; pt = part; Ln = line; Tbl = table; App = appendix
     """
 )
@@ -279,10 +289,16 @@ LABELLED = _words(
     "gate "
     "channel bus train hwy rt bldg building hall locker peugeot chinook rtx gtx rx xbox office"
 )
+# The names of language models. After one of these names, "8B" is read "eight B".
+LANGUAGE_MODELS = _words(
+    "llama codellama mistral mixtral qwen gemma phi falcon yi deepseek gpt claude gemini olmo opt bloom vicuna alpaca "
+    "mpt pythia smollm granite nemotron command glm chatglm internlm baichuan stablelm orpheus whisper llava "
+    "starcoder minicpm kimi"
+)
 # After one of these words, "4B" is a number and a letter, not four billion.
 LETTERED = _words(
     "apartment apt suite ste unit room gate seat row section terminal platform block exhibit class grade level flat "
-    "bus exit"
+    "bus exit figure fig panel building wing appendix part zone gates seats size cup question problem exercise"
 )
 # Before one of these nouns, the unit of a measure is read in the singular: a 65W charger, 16GB RAM.
 MEASURED = _words(
@@ -353,6 +369,30 @@ NOT_A_STREET_NAME = _words(
 )
 
 EITHER_OR = _words("he/she she/he his/her her/his him/her her/him himself/herself yes/no true/false either/or s/he")
+
+# Books of the Bible and their abbreviations, before a chapter and verse: "Gen 1:1".
+BOOKS = _table(
+    """
+    Genesis = Genesis; Gen = Genesis; Exodus = Exodus; Exod = Exodus; Ex = Exodus; Leviticus = Leviticus
+    Lev = Leviticus; Numbers = Numbers; Num = Numbers; Deuteronomy = Deuteronomy; Deut = Deuteronomy; Joshua = Joshua
+    Josh = Joshua; Judges = Judges; Judg = Judges; Ruth = Ruth; Samuel = Samuel; Sam = Samuel; Kings = Kings
+    Kgs = Kings; Chronicles = Chronicles; Chron = Chronicles; Chr = Chronicles; Ezra = Ezra; Nehemiah = Nehemiah
+    Neh = Nehemiah; Esther = Esther; Esth = Esther; Job = Job; Psalm = Psalm; Psalms = Psalms; Ps = Psalm; Psa = Psalm
+    Pss = Psalms; Proverbs = Proverbs; Prov = Proverbs; Ecclesiastes = Ecclesiastes; Eccl = Ecclesiastes
+    Isaiah = Isaiah; Isa = Isaiah; Jeremiah = Jeremiah; Jer = Jeremiah; Lamentations = Lamentations
+    Lam = Lamentations; Ezekiel = Ezekiel; Ezek = Ezekiel; Daniel = Daniel; Hosea = Hosea; Hos = Hosea; Joel = Joel
+    Amos = Amos; Obadiah = Obadiah; Jonah = Jonah; Jon = Jonah; Micah = Micah; Mic = Micah; Nahum = Nahum
+    Habakkuk = Habakkuk; Hab = Habakkuk; Zephaniah = Zephaniah; Zeph = Zephaniah; Haggai = Haggai
+    Zechariah = Zechariah; Zech = Zechariah; Malachi = Malachi; Mal = Malachi; Matthew = Matthew; Matt = Matthew
+    Mt = Matthew; Mark = Mark; Mk = Mark; Luke = Luke; Lk = Luke; John = John; Jn = John; Acts = Acts; Romans = Romans
+    Rom = Romans; Corinthians = Corinthians; Cor = Corinthians; Galatians = Galatians; Gal = Galatians
+    Ephesians = Ephesians; Eph = Ephesians; Philippians = Philippians; Phil = Philippians; Colossians = Colossians
+    Col = Colossians; Thessalonians = Thessalonians; Thess = Thessalonians; Timothy = Timothy; Tim = Timothy
+    Titus = Titus; Tit = Titus; Philemon = Philemon; Phlm = Philemon; Hebrews = Hebrews; Heb = Hebrews; James = James
+    Jas = James; Peter = Peter; Pet = Peter; Jude = Jude; Revelation = Revelation; Rev = Revelation; Quran = Quran
+    Qur'an = Qur'an; Koran = Koran; Sura = Sura; Surah = Surah
+    """
+)
 
 FRACTION_NAMES = {
     2: ("half", "halves"),

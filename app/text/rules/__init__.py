@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 
 from app.text import number_words, tables
-from app.text.rules import codes, common, dates, measures, money, net, words
+from app.text.rules import codes, common, dates, grouping, measures, money, net, science, tokens, words
 from app.text.spans import Replacement, SpannedText
 
 _Rule = tuple[re.Pattern[str], Replacement]
@@ -26,11 +26,23 @@ _RULES: tuple[_Rule, ...] = (
     (words.HEART, "love"),
     (words.SMILEY, " "),
     (net.LOCAL, lambda match: net.spoken_address(match[1], match[2], match[3])),
+    (grouping.DOT_GROUPS, grouping.rewrite_dot_groups),
     (net.IPV4, net.verbalize_ipv4),
+    (net.HARDWARE_ADDRESS, net.verbalize_hardware_address),
+    (net.IPV6, net.verbalize_ipv6),
     (net.FILE, net.verbalize_file),
     (net.DOMAIN, net.verbalize_domain),
     (net.BARE_FILE, lambda match: f"dot {net.spoken_ending(match[1]) if match[1] != 'NET' else 'NET'}"),
     (net.WINDOWS_PATH, net.verbalize_windows_path),
+    (science.ISOTOPE, science.verbalize_isotope),
+    (science.ION, science.verbalize_ion),
+    (science.PLAIN_ION, science.verbalize_plain_ion),
+    (science.NOTE, science.verbalize_note),
+    (science.PARENTHESES, science.rewrite_parentheses),
+    (science.UNIT_AFTER_POWER, science.verbalize_unit_after_power),
+    (science.UNIT_AFTER_NUMBER, science.verbalize_unit_after_number),
+    (science.BARE_UNIT, science.verbalize_bare_unit),
+    (dates.BORN, dates.verbalize_born),
     (words.CIRCA, "circa "),
     (words.SMALL_NUMBER, r"\1 number "),
     (words.WITH, words.verbalize_with),
@@ -47,8 +59,13 @@ _RULES: tuple[_Rule, ...] = (
         dates.MONTHS,
         lambda match: f"{dates.month_name(match[1])} to {dates.month_name(match[2])}{dates.month_stop(match)}",
     ),
-    (net.SHARP, r"\1 sharp"),
+    (net.SHARP, lambda match: f"{match[1] or match[2]} sharp{' ' if match[2] else ''}"),
     (net.PLUS_PLUS, r"\1 plus plus"),
+    (dates.DOT_TIME, r"\1:\2"),
+    (dates.VERSE, dates.verbalize_verse),
+    (dates.SEASON, dates.verbalize_season),
+    (dates.DECADES, dates.verbalize_decades),
+    (dates.CENTURY, dates.verbalize_century),
     (codes.PHONE_PLUS, codes.verbalize_phone_plus),
     (codes.PHONE_US, codes.verbalize_phone_us),
     (codes.PHONE_LETTERS, codes.verbalize_phone_letters),
@@ -58,6 +75,20 @@ _RULES: tuple[_Rule, ...] = (
     (dates.SLASH_DAY, dates.verbalize_slash_day),
     (codes.GROUPS, codes.verbalize_groups),
     (codes.PHONE_SHORT, lambda match: codes.spoken_groups(match[1], match[2])),
+    (grouping.APOSTROPHES, grouping.rewrite_apostrophes),
+    (grouping.SPACES, grouping.rewrite_spaces),
+    (grouping.DECIMAL_COMMA, grouping.rewrite_decimal_comma),
+    (tokens.GLUED_COLON, r"\1: "),
+    (measures.DEGREE_SIGN, "°"),
+    (measures.UNIT_RANGE, r"\1-"),
+    (measures.TEMPERATURE, measures.verbalize_temperature),
+    (measures.TWO_UNITS, measures.verbalize_two_units),
+    (measures.ORDINAL_SIGN, measures.verbalize_ordinal_sign),
+    (tokens.WIRELESS, tokens.verbalize_wireless),
+    (tokens.STANDARD, tokens.verbalize_standard),
+    (tokens.AIRCRAFT, tokens.verbalize_aircraft),
+    (tokens.DURATION, tokens.verbalize_duration),
+    (tokens.TOKEN, tokens.verbalize_token),
     (net.PORT, lambda match: f"{match[1]} {net.spoken_port(match[2])}"),
     (codes.STATE_ZIP, codes.verbalize_state_zip),
     (codes.STATE, lambda match: tables.STATES[match[1]]),
@@ -82,7 +113,7 @@ _RULES: tuple[_Rule, ...] = (
     (dates.FROM_NOON, r"\1 to "),
     (dates.TIME, dates.verbalize_time),
     (dates.HOUR, dates.verbalize_hour),
-    (dates.DURATION, dates.verbalize_duration),
+    (dates.HOURS_MINUTES, dates.verbalize_hours_minutes),
     (dates.RATIO, dates.verbalize_ratio),
     (measures.FEET_INCHES, measures.verbalize_feet_inches),
     (measures.FEET, measures.verbalize_feet),
@@ -93,6 +124,7 @@ _RULES: tuple[_Rule, ...] = (
     (dates.SHORT_YEAR, dates.verbalize_short_year),
     (dates.ERA, dates.verbalize_era),
     (dates.AD, dates.verbalize_ad),
+    (dates.EARLY_YEAR, dates.verbalize_early_year),
     (measures.HOUSE_SIDE, lambda match: f"{number_words.label(match[1])} {measures.SIDES[match[2]]} "),
     (measures.HOUSE, measures.verbalize_house),
     (words.SAINT_OR_STREET, words.verbalize_saint_or_street),
@@ -121,8 +153,9 @@ _RULES_AFTER_UNITS: tuple[_Rule, ...] = (
     (measures.RATING, lambda match: f"{number_words.number(match[1])} out of {number_words.number(match[2])}"),
     (measures.MIXED, measures.verbalize_mixed),
     (measures.SLASH, measures.verbalize_slash),
+    (tokens.DECIMAL_LETTERS, tokens.verbalize_decimal_letters),
     (measures.POWER, measures.verbalize_power),
-    (words.SUPERSCRIPT, words.verbalize_superscript),
+    (science.SUPERSCRIPT, science.verbalize_superscript),
     (words.SUBSCRIPT, lambda match: match[0].translate(common.SUPERSCRIPT_DIGITS)),
     (words.ABBREVIATION, words.verbalize_abbreviation),
     (words.ROMAN_AFTER, words.verbalize_roman),
@@ -151,7 +184,14 @@ _RULES_AFTER_UNITS: tuple[_Rule, ...] = (
 _DIGITS_FIRST = re.compile(r"(?:^|([A-Za-z0-9'.-]{0,20}[.!?])[\"')\]]{0,2} )[\"(\[]?(?=[#$£€¥~+'.-]?[0-9])")
 _MARKED_START = re.compile(common.SENTENCE_START + "([a-z]?)")
 _NOT_A_SENTENCE_END = frozenset(
-    [*tables.BEFORE_NUMBER, *tables.STREETS, *tables.MONTH_BY_PREFIX, *tables.TITLES, "Sept", "St", "c"]
+    [
+        *tables.BEFORE_NUMBER,
+        *tables.STREETS,
+        *tables.MONTH_BY_PREFIX,
+        *tables.TITLES,
+        *tables.BOOKS,
+        *("Sept", "St", "Rs", "c", "b", "d", "fl", "r", "ft", "lb", "yd"),
+    ]
 )
 
 

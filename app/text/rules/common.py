@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-from app.text import tables
+from app.text import number_words, tables
 
 Match = re.Match[str]
 UnitNamer = Callable[[str, bool], str | None]  # (symbol, plural) -> name, or None for an unknown unit
 
-INT = r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,8}(?![0-9])|[0-9]{1,40})"
+# Groups of three digits, or as in India: "1,50,000" is one lakh fifty thousand.
+INT = r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,8}(?![0-9])|[0-9]{1,2}(?:,[0-9]{2}){1,6},[0-9]{3}(?![0-9])|[0-9]{1,40})"
 NUM = rf"(?:{INT}(?:\.[0-9]{{1,40}})?|\.[0-9]{{1,40}})"
 NUMBER_START = r"(?<![\w.,'])"  # the match does not begin inside a word or a number
 NUMBER_END = r"(?![0-9])(?![.,][0-9])"
@@ -25,6 +26,20 @@ SENTENCE_START = "\uf8ff"
 def alternatives(keys: Iterable[str]) -> str:
     """Return a pattern that matches any of the keys. The pattern tries longer keys first."""
     return "|".join(sorted(map(re.escape, keys), key=len, reverse=True))
+
+
+def spell_out(text: str) -> str:
+    """Return letters and digits one by one: "1A" -> "one A"."""
+    return " ".join(number_words.digits(char) if char.isdecimal() else char.upper() for char in text)
+
+
+_WORD_BEFORE = re.compile(r"([A-Za-z]{1,20})[.:]? ?[$€£]?$")
+
+
+def previous_word(match: Match) -> str:
+    """Return the word directly before a match; "" if there is no word."""
+    word = _WORD_BEFORE.search(match.string[max(0, match.start() - 24) : match.start()])
+    return word[1] if word else ""
 
 
 def sentence_stop(match: Match) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from app.text import number_words, tables
-from app.text.rules.common import DASH, Match, sentence_stop
+from app.text.rules.common import DASH, SENTENCE_START, Match, sentence_stop
 
 _LOOSE_START = r"(?<![A-Za-z0-9_])(?<![0-9][.,:/])"  # like NUMBER_START, but may follow a full stop or "'"
 _MONTH = (
@@ -15,8 +15,31 @@ _MONTH = (
 _MERIDIEM = r"(?: ?([AaPp])(?:\.[Mm]\.|[Mm]\b))"
 ISO_DATE = re.compile(
     r"(?<![\w.-])([12][0-9]{3})[-/]([01]?[0-9])[-/]([0-3]?[0-9])"
-    r"(?:[T ]([0-2][0-9]):([0-5][0-9])(?::[0-5][0-9](?:\.[0-9]{1,9})?)?(Z)?)?(?![\w-])(?!/[0-9])"
+    r"(?:[T ]([0-2][0-9]):([0-5][0-9])(?::[0-5][0-9](?:\.[0-9]{1,9})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?(?![\w-])"
+    r"(?!/[0-9])"
 )
+# "8.30am" is written "8:30am", so that the rules for times read it.
+DOT_TIME = re.compile(
+    rf"{_LOOSE_START}([0-2]?[0-9])\.([0-5][0-9])(?={_MERIDIEM}|{DASH}[0-2]?[0-9]\.[0-5][0-9]{_MERIDIEM})"
+)
+# "the 2023/24 season", "FY2023/24", and "2024/05" for a month.
+SEASON = re.compile(r"(?<![\w.,/$€£-])(FY ?)?((?:1[0-9]|20)[0-9]{2})/([0-9]{4}|[0-9]{2})(?![\w/-]|[.,][0-9])")
+VERSE = re.compile(
+    rf"\b({'|'.join(sorted(tables.BOOKS, key=len, reverse=True))})\.? ?{SENTENCE_START}?(?<![A-Za-z])"
+    r"([0-9]{1,3}):([0-9]{1,3})(?:[-–]([0-9]{1,3})(?::([0-9]{1,3}))?)?(?![\w:-]|\.[0-9]| ?[AaPp]\.?[Mm]\b)"
+)
+BORN = re.compile(
+    rf"(?<![\w.'])(b|d|fl|r)\. ?{SENTENCE_START}?(?=(?:c\. ?|ca\. ?|circa )?[0-9]{{3,4}}(?!,[0-9]|\w)|{_MONTH} [0-9]|"
+    rf"[0-3]?[0-9] {_MONTH} [0-9])"
+)
+_BORN = {"b": "born ", "d": "died ", "fl": "flourished ", "r": "reigned "}
+# A year of the eleventh century after one of these words. Later years need no such word.
+EARLY_YEAR = re.compile(
+    r"\b([Ii]n|[Ss]ince|[Uu]ntil|[Bb]efore|[Aa]fter|[Aa]round|[Cc]irca|[Dd]uring|[Yy]ear) (10[0-9][1-9]|10[1-9]0)"
+    r"(?![\w%]|[.,:/-][0-9]|-[A-Za-z])(?= ([A-Za-z]{1,20})|)"
+)
+DECADES = re.compile(r"(?<![\w$£€.,])('?)((?:1[0-9]|20)[0-9]0|[2-9]0)s ?[-–] ?'?([12][0-9]{2}0|[1-9]0)'?s\b")
+CENTURY = re.compile(r"(?<=[0-9]st|[0-9]nd|[0-9]rd|[0-9]th) (ed|edn|c|cent|C)\.(?!\w)")
 SLASH_DATE = re.compile(r"(?<![\w/.-])([0-3]?[0-9])([/-])([0-3]?[0-9])\2([12][0-9]{3}|[0-9]{2})(?![\w/-])")
 SLASH_DAY = re.compile(
     r"\b([Oo]n|[Bb]y|[Ss]ince|[Uu]ntil|[Dd]ue|[Bb]efore|[Aa]fter|[Ff]rom) ([01]?[0-9])/([0-3]?[0-9])(?![\w/]|\.[0-9])"
@@ -41,13 +64,15 @@ VERSES = re.compile(rf"{_LOOSE_START}([0-9]{{1,3}}):([0-9]{{1,3}})[-–]([0-9]{{
 FROM_NOON = re.compile(r"\b([Nn]oon|[Mm]idnight) ?[-–] ?(?=[0-9])")
 TIME = re.compile(rf"{_LOOSE_START}([0-2]?[0-9]):([0-5][0-9])(?::([0-5][0-9]))?(?:{_MERIDIEM}(?!\w)|(?![\w:]|\.[0-9]))")
 HOUR = re.compile(rf"{_LOOSE_START}([01]?[0-9]){_MERIDIEM}(?!\w)")
-DURATION = re.compile(rf"{_LOOSE_START}([0-9]{{1,3}})h ?([0-5]?[0-9])(?:m|min)?(?!\w|\.[0-9])")
+HOURS_MINUTES = re.compile(rf"{_LOOSE_START}([0-9]{{1,3}})h([0-5][0-9])(?!\w|\.[0-9])")
 RATIO = re.compile(rf"{_LOOSE_START}([0-9]{{1,5}}) ?: ?([0-9]{{1,5}})(?![\w:]|\.[0-9])")
 DECADE = re.compile(r"(?<![\w$£€.,])('?)([12][0-9]{2}0|[1-9]0)('?)s\b")
 SHORT_YEARS = re.compile(r"(?<![\w'])'([0-9]{2})[-–]'([0-9]{2})(?![\w'])")
 SHORT_YEAR = re.compile(r"(?<![\w'])(?:(?<=[0-9])|)'([0-9]{2})(?![\w'\"]|[.,][0-9])")
 QUARTER_YEAR = re.compile(r"\b([QH][1-4])'([0-9]{2})\b")
-ERA = re.compile(r"(?<![\w.,])([0-9]{1,4})(?:(–|-)([0-9]{1,4}))? ?(AD|BC|BCE|CE|A\.D\.|B\.C\.E?\.?|C\.E\.)(?!\w)")
+ERA = re.compile(
+    r"(?<![\w.,])([0-9]{1,4})(?:(–|-| – | to | until )([0-9]{1,4}))? ?(AD|BC|BCE|CE|A\.D\.|B\.C\.E?\.?|C\.E\.)(?!\w)"
+)
 AD = re.compile(r"\b(AD|A\.D\.) ([0-9]{1,4})\b")
 YEAR_RANGE = re.compile(
     rf"(?<![\w.,$£€-])(1[0-9]{{3}}|20[0-9]{{2}}){DASH}((?:1[0-9]|20)?[0-9]{{2}})(?![\w%-]|[.,][0-9])"
@@ -85,8 +110,58 @@ def verbalize_iso_date(match: Match) -> str:
     if date is None:
         return match[0]
     if match[4]:
-        date += f" at {_clock(int(match[4]), int(match[5]))}" + (" UTC" if match[6] else "")
+        date += f" at {_clock(int(match[4]), int(match[5]))}" + (f" UTC{_offset(match[6])}" if match[6] else "")
     return date
+
+
+def _offset(zone: str) -> str:
+    """Return the words for an offset from UTC: "+05:30" -> " plus five thirty"."""
+    hours, minutes = int(zone[1:3] or 0) if zone != "Z" else 0, int(zone[-2:]) if zone != "Z" else 0
+    if not hours and not minutes:
+        return ""
+    sign = "plus" if zone[0] == "+" else "minus"
+    return f" {sign} {number_words.cardinal(hours)}" + (f" {number_words.two_digits(minutes)}" if minutes else "")
+
+
+def verbalize_season(match: Match) -> str:
+    """Return the words for two years in a row ("2023/24"), or for a year and a month ("2024/05")."""
+    first, last = int(match[2]), int(match[3])
+    prefix = "FY " if match[1] else ""
+    if last in {first + 1, (first + 1) % 100}:
+        words = number_words.year(last) if len(match[3]) == 4 else number_words.two_digits(last)
+        return f"{prefix}{number_words.year(first)} {words}"
+    if not prefix and len(match[3]) == 2 and 1 <= last <= 12:
+        return f"{tables.MONTHS[last - 1]} {number_words.year(first)}"
+    return match[0]
+
+
+def verbalize_verse(match: Match) -> str:
+    """Return the words for a verse: "Gen 1:1-3" -> "Genesis one one to three"."""
+    if match[3] == "00":
+        return match[0]
+    words = f"{tables.BOOKS[match[1]]} {number_words.label(match[2])} {number_words.label(match[3])}"
+    if match[4]:
+        words += f" to {number_words.label(match[4])}" + (f" {number_words.label(match[5])}" if match[5] else "")
+    return words
+
+
+def verbalize_born(match: Match) -> str:
+    return _BORN[match[1]]
+
+
+def verbalize_early_year(match: Match) -> str:
+    after = match[3]
+    if after and after[0].islower() and after not in tables.FUNCTION_WORDS:
+        return match[0]
+    return f"{match[1]} {number_words.year(int(match[2]))}"
+
+
+def verbalize_decades(match: Match) -> str:
+    return f"{number_words.decade(int(match[2]))} to {number_words.decade(int(match[3]))}"
+
+
+def verbalize_century(match: Match) -> str:
+    return (" edition" if match[1].startswith("ed") else " century") + sentence_stop(match)
 
 
 def verbalize_slash_date(match: Match) -> str:
@@ -194,7 +269,7 @@ def verbalize_hour(match: Match) -> str:
     return _after_meridiem(match, f"{number_words.integer(match[1].lstrip('0') or '0')}{_meridiem(match[2])}")
 
 
-def verbalize_duration(match: Match) -> str:
+def verbalize_hours_minutes(match: Match) -> str:
     hours, minutes = int(match[1]), int(match[2])
     return f"{_counted(hours, 'hour')} {_counted(minutes, 'minute')}"
 

@@ -9,11 +9,13 @@ from app.text.rules.common import (
     DASH,
     INT,
     NUM,
+    SENTENCE_START,
     SUPERSCRIPT_DIGITS,
     Match,
     alternatives,
     is_adjective,
     per_unit,
+    previous_word,
     sentence_stop,
 )
 from app.text.spans import SpannedText
@@ -27,6 +29,18 @@ MEASURE = re.compile(
     rf"([ -]?)({_UNIT})(\s?/\s?({alternatives(tables.PER)})\b)?"
     r"(?![\w²³]|[/^]\w|-[A-Za-z]{2}|'[a-z])"
 )
+TEMPERATURE = re.compile(
+    rf"(?<![\w.,])({_SIGN})({NUM})(?:({DASH}| to )({NUM}))?( ?)([FC])(?![\w°'#♯♭+/-]|\.[A-Za-z])(?= ([a-z]{{1,12}})|)"
+)
+# "5 ft. 3 in.": the full stop of the first unit ends no sentence.
+TWO_UNITS = re.compile(
+    rf"(?<![\w.,/])([0-9]{{1,4}}) ?(ft|foot|feet|lbs?|hrs?|min|yd|yds)\.?,? {SENTENCE_START}?"
+    r"([0-9]{1,3}(?:\.[0-9]{1,2})?) ?(in|inch|inches|oz|mins?|secs?|ft)(\.?)(?![\w])"
+)
+DEGREE_SIGN = re.compile(r"(?<=[0-9])(?:º| º)(?= ?[CFK]\b)")
+# "12V-24V": the first unit is left out, so that `MEASURE` reads "12-24V".
+UNIT_RANGE = re.compile(rf"(?<![\w.,])({NUM}) ?({_UNIT}) ?[-–] ?(?={NUM} ?\2(?!\w))")
+ORDINAL_SIGN = re.compile(r"(?<![\w.,])([0-9]{1,4})\.?[ºª](?! ?[CFK]\b)(?!\w)")
 SPACED_SLASH = re.compile(r"(?<=[\w.)]) / (?=[\w(])")
 TEAM = re.compile(r"(?<![\w.,])([0-9]{2})ers\b")  # the 49ers
 BIT_SCALE = re.compile(rf"(?<![\w.,])({NUM})(?:{DASH}({NUM}))?(bn|mn|M|B|T)\b(?!/)\+?")
@@ -52,7 +66,9 @@ POWER = re.compile(
 )
 ORDINAL = re.compile(rf"(?<![\w.,])({INT})(?:st|nd|rd|th)(?![A-Za-z])", re.IGNORECASE)
 RANGE = re.compile(rf"(?<![\w.,/-])({_SIGN})({NUM})( ?[–—~] ?|-)({NUM})(?![\w/]|-[0-9]|[.,][0-9])")
-GROUPED_NUMBER = re.compile(r"(?<![\w.,])[0-9]{1,3}(?:,[0-9]{3}){1,8}(?:\.[0-9]{1,40})?(?![\w]|[.,][0-9])")
+GROUPED_NUMBER = re.compile(
+    r"(?<![\w.,])(?:[0-9]{1,3}(?:,[0-9]{3}){1,8}|[0-9]{1,2}(?:,[0-9]{2}){1,6},[0-9]{3})(?:\.[0-9]{1,40})?(?![\w]|[.,][0-9])"
+)
 LIST_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
 DIGIT_MINUS = re.compile(r"(?<=[0-9A-Za-z)]) [-−–] (?=[0-9(]|[A-Za-z] ?[=+*/])")
 SIGNED = re.compile(r"(?:(?<![\w)\]\"'-])[-−](?=[0-9.]))")
@@ -76,7 +92,7 @@ LABELLED = re.compile(
 LABELLED_AFTER = re.compile(
     r"(?<![\w.,])([45]0[1-9]|4[1-9][0-9])(?= (?:error|page|status|not found|response|Not Found|Error))"
 )
-NAMED_PAIR = re.compile(r"(?<![\w/])(24/7|9/11|50/50|20/20|60/40|80/20|70/30|10-4)(?![\w/-])")
+NAMED_PAIR = re.compile(r"(?<![\w/])(24/7|9/11|7/7|50/50|50-50|90/10|70/20/10|20/20|60/40|80/20|70/30|10-4)(?![\w/-])")
 ALNUM = re.compile(r"(?<![0-9A-Za-z_])(?=[A-Za-z_]{0,40}[0-9])(?=[0-9_]{0,40}[A-Za-z])([0-9A-Za-z_]{2,80})")
 UPPER_HYPHEN = re.compile(r"\b([A-Z][A-Za-z]{0,12})-(?=[0-9]{1,4}(?![0-9,]))")
 NUMBER = re.compile(rf"(?<![0-9A-Za-z])({NUM})(?![0-9])")
@@ -124,6 +140,50 @@ def verbalize_measure(match: Match) -> str:
         words += (" by " if joint == " x " else " to ") + _sign(sign2 or "") + number_words.number(value2)
     words += f" {noun}" + per_unit((match[9] or "") or None)
     return words + (sentence_stop(match) if unit.endswith(".") and not match[8] else "")
+
+
+_DEGREES = {"C": "Celsius", "F": "Fahrenheit"}
+_BEFORE_DEGREES = frozenset(
+    {"at", "to", "of", "about", "around", "below", "above", "under", "over", "is", "was", "reached"}
+)
+
+
+def verbalize_temperature(match: Match) -> str:
+    """Return the words for a temperature without a degree sign: "98.6F", "-40 C"."""
+    sign, value, joint, value2, gap, letter, after = match.groups()
+    before = previous_word(match)
+    is_clear = "." in value or bool(sign) or (bool(value2) and not gap)
+    if gap:
+        is_clear = is_clear or (
+            len(value) in {2, 3} and before.lower() in _BEFORE_DEGREES and after not in {"major", "minor"}
+        )
+    elif not is_clear:
+        is_name = before.lower() in tables.LETTERED or (before[:1].isupper() and before not in tables.STARTERS)
+        is_clear = value == "0" or (len(value) in {2, 3} and value.isdecimal() and not is_name)
+    if not is_clear:
+        return match[0]
+    last = value2 or value
+    words = _sign(sign) + number_words.number(value) + (f" to {number_words.number(value2)}" if joint else "")
+    return f"{words} {'degree' if last == '1' else 'degrees'} {_DEGREES[letter]}"
+
+
+_TWO_UNITS = {"ft": "foot", "feet": "foot", "lb": "pound", "lbs": "pound", "hr": "hour", "hrs": "hour", "min": "minute",
+              "mins": "minute", "sec": "second", "secs": "second", "in": "inch", "inches": "inch", "oz": "ounce",
+              "yd": "yard", "yds": "yard"}  # fmt: skip
+_TWO_PLURALS = {"foot": "feet", "inch": "inches"}
+
+
+def verbalize_two_units(match: Match) -> str:
+    """Return the words for a measure in two units: "5 ft. 3 in." -> "five feet three inches"."""
+    words = []
+    for value, unit in ((match[1], match[2]), (match[3], match[4])):
+        name = _TWO_UNITS.get(unit, unit)
+        words.append(f"{number_words.number(value)} {name if value == '1' else _TWO_PLURALS.get(name, f'{name}s')}")
+    return " ".join(words) + (sentence_stop(match) if match[5] else "")
+
+
+def verbalize_ordinal_sign(match: Match) -> str:
+    return number_words.ordinal(int(match[1]))
 
 
 def _reads_as_word(match: Match, unit: str, gap: str) -> bool:

@@ -10,8 +10,8 @@ from app.text.rules.common import DASH, NUM, Match, alternatives, is_adjective, 
 _CURRENCY = alternatives([sign for sign in tables.CURRENCIES if not sign.isalpha()])
 _CURRENCY_CODE = alternatives([sign for sign in tables.CURRENCIES if sign.isalpha()])
 _SCALE = (
-    r"(?: ?-?(thousand|million|billion|trillion|Thousand|Million|Billion|Trillion|grand)\b"
-    r"| ?(k|K|m|M|mn|MM|b|B|bn|Bn|t|T|tn|trn)(?![\w²³/]))?"
+    r"(?: ?-?(thousand|million|billion|trillion|Thousand|Million|Billion|Trillion|grand|lakhs?|crores?)\b"
+    r"| ?(k|K|m|M|mn|MM|b|B|bn|Bn|t|T|tn|trn|Cr)(?![\w²³/]))?"
 )
 _PER = rf"(?: ?/ ?({alternatives(tables.PER)})\b)?"
 MONEY = re.compile(
@@ -22,7 +22,9 @@ MONEY_RANGE = re.compile(
     rf"(?<![\w$£€])({_CURRENCY}) ?({NUM}){_SCALE}{DASH}(?:(\1) ?)?({NUM}){_SCALE}(?![0-9]|[.,][0-9]){_PER}"
 )
 MONEY_AFTER = re.compile(rf"(?<![\w.,$£€])({NUM}){_SCALE} ?([€£¥₹]|\b(?:{_CURRENCY_CODE}))(?![\w])")
-MONEY_EURO = re.compile(r"(?<![\w.,])(€ ?)?([0-9]{1,3}(?:\.[0-9]{3}){0,5}),([0-9]{2})(?:(?(1)| ?€))(?![\w,.][0-9])")
+MONEY_EURO = re.compile(
+    r"(?<![\w.,])(€ ?)?([0-9]{1,3}(?:\.[0-9]{3}){0,5}),([0-9]{2})(?![0-9])(?:(?(1)| ?€))(?![\w,.][0-9])"
+)
 CENTS = re.compile(rf"(?<![\w.,])({NUM}) ?(¢|ct\b)")
 
 
@@ -40,7 +42,11 @@ def _amount(sign: str, number: str, scale: str, *, single: bool = False) -> str:
     if scale:
         return f"{number_words.number(number)} {scale} {many}"
     if dot and len(fraction) == 2 and cent:
-        whole_words = f"{number_words.integer(whole)} {one if whole == '1' else many}" if int(whole or 0) else ""
+        whole_words = (
+            f"{number_words.number(number.partition('.')[0])} {one if whole == '1' else many}"
+            if int(whole or 0)
+            else ""
+        )
         part = int(fraction)
         part_words = f"{number_words.cardinal(part)} {cent if part == 1 else cents}" if part else ""
         return " and ".join(words for words in (whole_words, part_words) if words) or f"zero {many}"
@@ -69,7 +75,7 @@ def verbalize_money_after(match: Match) -> str:
 
 
 def verbalize_money_euro(match: Match) -> str:
-    return _amount("€", f"{match[2].replace('.', '')}.{match[3]}", "")
+    return _amount("€", f"{match[2]}.{match[3]}", "")
 
 
 def verbalize_cents(match: Match) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from app.text import number_words, tables
-from app.text.rules.common import NUMBER_END, NUMBER_START, Match, capitalised_like
+from app.text.rules.common import NUMBER_END, NUMBER_START, SENTENCE_START, Match, capitalised_like, spell_out
 from app.text.rules.dates import spoken_day
 
 URL = re.compile(r"\b(?:(?:https?|ftp|wss?)://|www\.)[^\s<>\"'\\^`{|}\[\]]{1,600}", re.IGNORECASE)
@@ -18,6 +18,12 @@ PORT = re.compile(r"\b([Pp]orts?) ([0-9]{4,5})(?![\w]|[.,:][0-9])")
 LOCAL = re.compile(r"\b(localhost):([0-9]{2,5})(/[^\s<>\"']{0,300})?")
 IPV4 = re.compile(
     rf"{NUMBER_START}([0-9]{{1,3}}(?:\.[0-9]{{1,3}}){{3}})(?::([0-9]{{2,5}}))?(/[0-9]{{1,2}})?(?![\w.]\w)"
+)
+HARDWARE_ADDRESS = re.compile(r"(?<![\w:.-])[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}(?![\w:])")
+IPV6 = re.compile(
+    rf"(?<![\w:.])(\[?{SENTENCE_START}?)"
+    r"((?=[0-9A-Fa-f:]{0,38}(?:::|(?::[0-9A-Fa-f]{1,4}){7}))[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7})"
+    r"(%[A-Za-z0-9]{1,16})?(?:\](?::([0-9]{2,5}))?)?(/[0-9]{1,3})?(?![\w:.]\w|\w)"
 )
 FILE = re.compile(
     r"(?<![\w@:.\\-])((?:~|\.{1,2})?/?(?:[\w-]{1,60}[./]){0,8}[\w-]{1,60})"
@@ -34,7 +40,7 @@ NUMBER_SIGN = re.compile(r"(?<![\w#&])# ?(?=[0-9])")
 DOTTED = re.compile(rf"{NUMBER_START}([0-9]{{1,6}}(?:\.[0-9]{{1,6}}){{2,6}})(?![\w.]\w)")
 VERSION = re.compile(r"\b([vV])\.? ?([0-9]{1,6}(?:\.[0-9]{1,6}){0,6})(?![\w]|\.[0-9])")
 PRODUCT = re.compile(rf"\b([A-Za-z][A-Za-z+]{{1,20}}) ([0-9]{{1,3}})\.([0-9]{{1,3}}){NUMBER_END}(?!%|\w)")
-SHARP = re.compile(r"\b([CFGJA])#(?!\w)")
+SHARP = re.compile(r"\b([A-GJ])#(?!\w)|\b([A-G])#(?=m(?:aj|in)?[0-9]?\b)")
 PLUS_PLUS = re.compile(r"\b([A-Za-z]{1,12})\+\+(?!\w)")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[0-9])(?=[A-Za-z])")
 
@@ -130,6 +136,22 @@ def verbalize_ipv4(match: Match) -> str:
     words = " dot ".join(number_words.digits(group) for group in groups)
     words += f" port {spoken_port(match[2])}" if match[2] else ""
     return words + (f" slash {number_words.integer(match[3][1:])}" if match[3] else "")
+
+
+def verbalize_hardware_address(match: Match) -> str:
+    """Return the words for a MAC address: "00:1A:2B:3C:4D:5E" -> "zero zero, one A, two B, ..."."""
+    return ", ".join(spell_out(group) for group in match[0].split(":"))
+
+
+def verbalize_ipv6(match: Match) -> str:
+    """Return the words for an IPv6 address: "fe80::1%eth0" -> "F E eight zero colon colon one percent eth zero"."""
+    address = match[2]
+    if not re.search("[0-9A-Fa-f]", address) or ":::" in address:
+        return match[0]
+    words = " ".join("colon" if char == ":" else spell_out(char) for char in address)
+    words += f" percent {_runs(match[3][1:])}" if match[3] else ""
+    words += f" port {spoken_port(match[4])}" if match[4] else ""
+    return words + (f" slash {number_words.integer(match[5][1:])}" if match[5] else "")
 
 
 def verbalize_dotted(match: Match) -> str:

@@ -7,7 +7,6 @@ import re
 from app.text import number_words, tables
 from app.text.rules.common import (
     SENTENCE_START,
-    SUPERSCRIPT_DIGITS,
     Match,
     alternatives,
     capitalised_like,
@@ -24,7 +23,7 @@ STREET = re.compile(
     r"(?:\.|(?=[,;:!?)]|$)|(?= [NS][EW]\b))(?!\w)(?: (NW|NE|SW|SE)\b)?"
 )
 _COMPASS = {"NW": "Northwest", "NE": "Northeast", "SW": "Southwest", "SE": "Southeast"}
-ROMAN_AFTER = re.compile(r"\b([A-Z][A-Za-z]{1,20}) ([IVXL]{1,7})\b(?!['-]\w)(?!\.[A-Za-z])")
+ROMAN_AFTER = re.compile(r"\b([A-Z][A-Za-z]{1,20}) ([IVXL]{1,7})\b(?!-\w|'(?!s\b)\w)(?!\.[A-Za-z])")
 # "no." means "number" in "He has no. 5 on his back", but not in "I said no. 5 people left".
 SMALL_NUMBER = re.compile(
     rf"\b(the|has|had|at|as|a|from|to|in|of|ranked|world|room|seed|his|her|wears|wore) no\. ?{SENTENCE_START}?(?=[0-9])"
@@ -43,7 +42,6 @@ ROOT = re.compile(r"√ ?\(?")
 HEART = re.compile(r"(?<=I )<3(?= )")
 SMILEY = re.compile(r"(?<![\w:;])(?:[:;=8]['`]?-?[)(DPpOo/|\\*\]\[3]{1,3}|[xX]D|<3|\^_\^|-_-|¯\\_\(ツ\)_/¯)(?![\w(])")
 DOLLAR_NAME = re.compile(r"\$(?=[A-Za-z_])")
-SUPERSCRIPT = re.compile(r"(?<=[A-Za-z0-9)])([⁰¹⁴-⁹²³]{1,6})")
 SUBSCRIPT = re.compile(r"[₀-₉]")
 ENUMERATOR = re.compile(r"(?<![\w.,])([0-9]{1,2})\) (?=[A-Za-z])")
 CITATION = re.compile(r" ?(?:\[[0-9]{1,3}(?:[,–-] ?[0-9]{1,3}){0,5}\]){1,20}(?=[\s.,;:!?)]|$)")
@@ -124,7 +122,7 @@ def verbalize_roman(match: Match) -> str:
     after = match.string[match.end() : match.end() + 12]
     clear = (
         len(numeral) > 1
-        or re.match(r"[,.:;)!?]|$| (?:of|and|was|is|had|in|at|to|by|ended|began|the)\b", after) is not None
+        or re.match(r"[,.:;)!?]|$|'s\b| (?:of|and|was|is|had|in|at|to|by|ended|began|the)\b", after) is not None
     )
     if name in tables.RULERS:
         return f"{name} the {number_words.ordinal(value)}" if clear or numeral in {"V", "X"} else match[0]
@@ -156,8 +154,3 @@ def verbalize_word_slash(match: Match) -> str:
 def verbalize_compare(match: Match) -> str:
     names = {"<=": "less than or equal to", ">=": "greater than or equal to", "!=": "not equal to", "==": "equals"}
     return f" {names.get(match[1]) or tables.SYMBOLS[match[1]].strip()} "
-
-
-def verbalize_superscript(match: Match) -> str:
-    power = match[1].translate(SUPERSCRIPT_DIGITS)
-    return {"2": " squared", "3": " cubed"}.get(power, f" to the power of {number_words.integer(power)}")
