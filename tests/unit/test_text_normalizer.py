@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.text import cleaning, markup, number_words, script
+from app.text import cleaning, markup, number_words, rules, script
 from app.text.normalizer import Grammar, Normalizer
 from tests.support.growth import LINEAR, calls, order
 
@@ -204,6 +204,18 @@ def test_typical_sentence_takes_few_steps() -> None:
     sentence = "Revenue rose 12.5% to $1.2 billion on March 3, 2024, above the 5-6% that Dr. Smith's analysts expected."
     NORMALIZER.normalize(sentence)
     assert calls(lambda: NORMALIZER.normalize(sentence)) < 1_000
+
+
+def test_rules_that_are_left_out_would_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A paragraph without the characters that a rule needs is the same with and without the rule."""
+    texts = [written for _, written, _ in JUDGED]
+    selected = [NORMALIZER.normalize(text) for text in texts]
+    monkeypatch.setattr(rules, "_present", lambda text: frozenset(rules._NEEDED))
+    assert [NORMALIZER.normalize(text) for text in texts] == selected
+
+
+def test_most_rules_are_left_out_of_prose() -> None:
+    assert len(rules._select(rules._RULES, rules._present("We met, he said. Dr. Lee smiled."))) < len(rules._RULES) / 5
 
 
 @pytest.mark.parametrize(
