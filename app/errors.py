@@ -11,7 +11,8 @@ SpeechError
 │   ├── Unauthorized             ├── Forbidden (the API key lacks the scope)
 │   ├── Unfetchable (a URL can't be downloaded; `code` says why)
 │   ├── ForeignPage (a web page of another origin sent the request)
-│   └── VoiceNotSupported (the engine can't clone voices)
+│   ├── VoiceNotSupported (the engine can't clone voices)
+│   └── VoiceNeedsWords  (the words of the voice's recording are unknown)
 ├── Busy                         the queue is full; try again after `retry_after_s`
 │   └── RateLimited              the API key has reached its rate limit
 ├── NotReady                     the engine is starting, or no engine runs; the message says why
@@ -96,6 +97,12 @@ class NotFound(RequestError):
 
 class VoiceNotSupported(RequestError):
     code = "voice_not_supported_by_engine"
+
+
+class VoiceNeedsWords(RequestError):
+    """The engine needs the words of the voice's recording, and the server does not know them."""
+
+    code = "voice_needs_words"
 
 
 class Unfetchable(RequestError):

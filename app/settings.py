@@ -312,7 +312,7 @@ class Settings(BaseSettings):
         "auto",
         alias="TTS_ASR",
         description="Recognise the words of a voice recording without a transcript. `auto` = if the `asr` extra is "
-        "installed and the weights are on disk; `off` = a recording without a transcript is an error.",
+        "installed; `off` = never. If the words are not recognised, the voice is stored with the status `needs words`.",
     )
     asr_model: str = Field(
         "openai/whisper-base.en",
@@ -320,10 +320,10 @@ class Settings(BaseSettings):
         description="The Whisper checkpoint that recognises speech: a Hugging Face id or a local folder.",
     )
     asr_download: bool = Field(
-        False,
+        True,
         alias="TTS_ASR_DOWNLOAD",
-        description="Download `TTS_ASR_MODEL` when it is first needed. `false` = use it only if it is already in "
-        "`models` or in the Hugging Face cache.",
+        description="Download `TTS_ASR_MODEL` (0.3 GB) when a recording without a transcript first needs it. `false` = "
+        "use it only if it is already in `models` or in the Hugging Face cache.",
     )
 
     log_level: LogLevel = Field(

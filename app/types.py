@@ -133,6 +133,8 @@ class Voice:
     speaker: int = 0  # the speaker number for models that need one, if the voice has no recording
     level_lufs: float | None = None  # loudness of the recording; None = level_lufs of the engine
     recorded: bool = False  # whether the voice has a reference recording
+    # Whether the words of the recording are unknown, so that engines with `PromptLimits.needs_transcript` can't use it.
+    needs_words: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +304,7 @@ class PromptLimits:
     max_prompt_s: float | None = None  # for all voices of one utterance together
     max_context_s: float | None = None  # for all earlier turns of a conversation together
     examples: str = ""  # the folder of the recordings that come with the model
+    needs_transcript: bool = True  # whether a recording is of no use without its words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ from app.generator.speech import SpeechGenerator
 from app.keys import KeyFile, KeyRing
 from app.metrics import Metrics
 from app.text.normalizer import Normalizer
-from app.voices.cloning import Cloner, check_stored, import_preset_files
+from app.voices.cloning import Cloner, check_stored, import_preset_files, recognise_missing_words
 from app.voices.consents import ConsentStore
 from app.voices.memory import Memory
 from app.voices.store import VoiceStore
@@ -37,6 +37,8 @@ from app.voices.transcript_words import TranscriptChecker
 from app.voices.vad import SpeechFinder
 from app.voices.youtube import YouTube
 from app.weights import hub
+from app.weights.download import Cancelled
+from app.weights.download import fetch as fetch_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from app.settings import Settings
-    from app.voices.transcribe import Transcriber
+    from app.voices.transcribe import OnProgress, Transcriber
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
     preset_voices = PresetVoiceMaker(
         manager,
         voices,
-        create_transcriber(settings),
+        create_transcriber(settings, download=False),
         enabled=settings.casting == "auto",
         wait_s=settings.casting_wait_s,
         checker=checker,
@@ -121,24 +123,28 @@ def create_watermark(settings: Settings) -> Watermark:
         raise ValueError(f"TTS_WATERMARK={settings.watermark}: {error.message}") from error
 
 
-def create_transcriber(settings: Settings) -> Transcriber:
-    """The speech recogniser for recordings without a transcript. With TTS_ASR=off it recognises nothing."""
+def create_transcriber(settings: Settings, *, download: bool = True) -> Transcriber:
+    """The speech recogniser for recordings without a transcript. With TTS_ASR=off it recognises nothing.
+
+    download: False = never download its weights, whatever TTS_ASR_DOWNLOAD is.
+    """
     if settings.asr == "off":
         return NoTranscriber()
+    files, models = hub.files_for("whisper", settings.asr_model), settings.folder("models")
 
-    def find_cached() -> Path | None:
+    def find() -> Path | None:
         try:
-            return hub.complete_in_library_cache(hub.files_for("whisper", settings.asr_model))
-        except WeightsUnavailable:  # not a hub id; transformers reports it
+            return hub.find(files, models)
+        except WeightsUnavailable:  # `fetch` reports it
             return None
 
-    return WhisperTranscriber(
-        settings.asr_model,
-        settings.folder("models"),
-        find_cached=find_cached,
-        download=settings.asr_download,
-        token=settings.token,
-    )
+    def fetch(on_progress: OnProgress, cancelled: Callable[[], bool]) -> Path:
+        try:
+            return fetch_weights(files, models, token=settings.token, on_progress=on_progress, cancelled=cancelled)
+        except Cancelled as error:
+            raise WeightsUnavailable(f"The download was stopped ({error})") from error
+
+    return WhisperTranscriber(settings.asr_model, find, fetch if download and settings.asr_download else None)
 
 
 def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) -> FastAPI:
@@ -168,6 +174,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
         async def check_recordings() -> None:
             await importing
             await asyncio.to_thread(check_stored, services.voices, cloner, ended=ended)
+            await asyncio.to_thread(recognise_missing_words, services.voices, cloner, ended=ended)
 
         checking = asyncio.create_task(check_recordings(), name="check-recordings")
 
@@ -183,6 +190,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
             finally:
                 reporting.cancel()
                 ended.set()
+                cloner.close()
         await services.take_checker.close()  # also ends a check of a recording that hangs
         await asyncio.gather(warming, importing, checking)
 

@@ -181,6 +181,8 @@ def create_api(
         services.watermark,
         services.checker,
         services.youtube,
+        services.voices,
+        services.cloner,
         settings,
         system.limits(settings.max_input_chars, services.cloner.sample_range_s, services.cloner.best_range_s),
     )
@@ -211,7 +213,7 @@ def _v1_routers(services: AppServices, speaking: Speaking) -> list[APIRouter]:
         speech.formats_router(gate),
         voices_routes.router(voices, gate),
         voice_cloning.lists_router(voices, gate),
-        models.router(services.manager, voices, gate),
+        models.router(services.manager, voices, gate, speaking.max_input_chars),
         watermark.router(services.detector, gate),
     ]
 

@@ -7,6 +7,7 @@ a request that have no effect on its route.
 from __future__ import annotations
 
 import binascii
+import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -59,6 +60,11 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _rounded(value: object) -> object:
+    """Round a float to an int. NaN and infinity are returned unchanged."""
+    return round(value) if isinstance(value, float) and math.isfinite(value) else value
+
+
 def _known_format(value: object) -> str:
     """Check that a value is the name of an audio format."""
     if isinstance(value, str) and value in AUDIO_FORMATS:
@@ -84,6 +90,7 @@ class _FormatName:
 
 
 WHOLE = BeforeValidator(_whole)
+ROUNDED = BeforeValidator(_rounded)
 StreamFormat = Literal["audio", "sse"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[
@@ -107,6 +114,7 @@ class SpokenBody(BaseModel):
 
     UNUSED_FIELDS: ClassVar[frozenset[str]] = frozenset()  # inherited fields that have no effect on this route
     VOICE_FIELD: ClassVar[str] = "voice"  # the field that selects the voice, for `param` of errors
+    DEFAULT_FORMAT: ClassVar[str] = "mp3"  # the audio format of a request without `response_format`
     _ignored: tuple[str, ...] = PrivateAttr(())  # fields of the request that have no effect on this route
 
     model: Annotated[
@@ -148,7 +156,7 @@ class SpokenBody(BaseModel):
             "audio."
         ),
     ] = None
-    max_audio_length_ms: Annotated[int, Field(ge=100, le=7_200_000), WHOLE] | None = None
+    max_audio_length_ms: Annotated[int, Field(ge=100, le=7_200_000), ROUNDED] | None = None
     sample_rate: Annotated[int, Field(ge=8_000, le=48_000), WHOLE] | None = None
     language: Annotated[str | None, StringConstraints(min_length=2, max_length=35, pattern=r"^[A-Za-z0-9_-]+$")] = None
     conversation_id: Annotated[str | None, StringConstraints(min_length=1, max_length=200)] = None
@@ -236,7 +244,7 @@ class SpokenBody(BaseModel):
         return SpeechRequest(
             model=default_model if self.model is None else self.model,
             lines=tuple(lines),
-            format=self.response_format or "mp3",
+            format=self.response_format or self.DEFAULT_FORMAT,
             speed=1.0 if self.speed is None else float(self.speed),
             sample_rate_hz=self.sample_rate or 24_000,
             sampling=Sampling(self.temperature, self.top_k, self.top_p, self.cfg_scale),
@@ -337,6 +345,8 @@ class ConversationBody(SpokenBody):
             ]
         }
     )
+
+    DEFAULT_FORMAT: ClassVar[str] = "wav"
 
     text: Annotated[
         Text,

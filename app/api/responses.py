@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Schema = dict[str, Any]  # a part of an OpenAPI document
 
+OUTPUT_RATE_HZ = 24_000  # the default sample rate of the audio
+
 UnixTime = Annotated[int, Field(description="Seconds since 1970.", examples=[1_742_000_000])]
 Seconds = Annotated[float, Field(ge=0)]
 
@@ -76,6 +78,8 @@ class Model(ResponseModel):
         list[str] | None, Field(description="The languages of the model as BCP 47 tags; null = not ready, or an alias.")
     ]
     alias: Annotated[bool, Field(description="Whether the id is an OpenAI name of the running model.")]
+    description: str
+    max_input_length: Annotated[int, Field(description="The maximum length of `input`, in characters.")]
 
 
 class ModelList(ResponseModel):
@@ -86,6 +90,8 @@ class ModelList(ResponseModel):
 class NamedModel(ResponseModel):
     id: str
     name: str
+    description: str
+    max_input_length: int
 
 
 class AudioModelList(ResponseModel):
@@ -96,21 +102,25 @@ class AudioModelList(ResponseModel):
 
 class ListedVoice(ResponseModel):
     id: str
+    voice_id: Annotated[str, Field(description="The same as `id`, for clients that read this name.")]
     name: str
     object: Literal["audio.voice"]
     type: Annotated[VoiceKind, WithJsonSchema({"enum": ["preset", "cloned", "offline"], "type": "string"})]
     language: str
     description: str
+    status: Annotated[VoiceStatus, Field(description="`needs words` = a cloned voice without a transcript.")]
 
     @classmethod
     def of(cls, voice: Voice) -> Self:
         return cls(
             id=voice.id,
+            voice_id=voice.id,
             name=voice.name,
             object="audio.voice",
             type=voice.kind,
             language=voice.language,
             description=voice.description,
+            status="needs words" if voice.needs_words else "ready",
         )
 
 
@@ -138,12 +148,25 @@ class CompatibleVoices(ResponseModel):
     voices: list[CompatibleVoice]
 
 
+class NamedFormat(ResponseModel):
+    name: Annotated[str, Field(description="A value of `response_format`.")]
+    content_type: str
+
+
 class ResponseFormats(ResponseModel):
-    response_formats: list[str]
+    response_formats: list[NamedFormat]
+
+
+class DescribedFormat(ResponseModel):
+    format: str
+    content_type: str
+    description: str
 
 
 class StreamFormats(ResponseModel):
-    stream_formats: list[str]
+    """The formats in which speech is sent while it is generated: all values of `response_format`, and events."""
+
+    stream_formats: list[DescribedFormat]
 
 
 # ---- cloned voices, custom voices, consents
@@ -181,9 +204,17 @@ class VoiceConsent(ResponseModel):
     id: str
 
 
+VoiceStatus = Literal["ready", "needs words"]
+
+
 class ClonedVoice(ResponseModel):
     id: str
     name: str
+    status: Annotated[
+        VoiceStatus, Field(description="`needs words` = the words of the recording are unknown: send a `transcript`.")
+    ]
+    detail: Annotated[str, Field(description="What the voice lacks and how to add it; empty if it is ready.")]
+    aliases: Annotated[list[str], Field(description="Earlier ids of the voice, which still work.")]
     object: Literal["audio.voice"]
     created_at: UnixTime
     speaker_id: int
@@ -203,6 +234,9 @@ class ClonedVoice(ResponseModel):
         return cls(
             id=voice.id,
             name=voice.name,
+            status="needs words" if voice.needs_words else "ready",
+            detail=stored.missing,
+            aliases=list(stored.aliases),
             object="audio.voice",
             created_at=int(stored.created_at),
             speaker_id=voice.speaker,
@@ -229,6 +263,7 @@ class Cloned(ResponseModel):
         message = f"{action}. Its name is {name!r}."
         if name.casefold() != requested.casefold():
             message = f"{action}. Its name is {name!r}, because another voice has the name {requested!r}."
+        message = " ".join(filter(None, (message, stored.missing)))
         return cls(status="success", message=message, voice=ClonedVoice.of(stored))
 
 
@@ -372,6 +407,13 @@ class Verification(ResponseModel):
     reason: Annotated[str | None, Field(description="Why no speech can be checked; null = it can be checked.")]
 
 
+class Recogniser(ResponseModel):
+    state: Literal["ready", "not_downloaded", "downloading", "unavailable", "off"]
+    reason: Annotated[str, Field(description="Why the speech recogniser is not ready; empty if it is ready.")]
+    done_bytes: Annotated[int, Field(description="The downloaded bytes of a running download.")]
+    total_bytes: int
+
+
 class YouTubeState(ResponseModel):
     on: bool
     reason: str | None
@@ -419,6 +461,7 @@ class EngineState(ResponseModel):
     watermark: Marking
     verification: Verification
     youtube: YouTubeState
+    recogniser: Annotated[Recogniser, Field(description="The speech recogniser for recordings without a transcript.")]
     memory: list[MemoryUse]
     download: Download | None
     casting: PresetVoiceState
@@ -426,10 +469,22 @@ class EngineState(ResponseModel):
     uptime_s: Seconds
 
 
+class HealthVoice(ResponseModel):
+    id: str
+    name: str
+    speaker_id: int
+
+
 class Health(EngineState):
     """The body of /health."""
 
     model_config = ConfigDict(extra="allow")
+
+    tts_engine: Annotated[str, Field(description="The running engine; while none runs, the configured one.")]
+    standard_voices: Annotated[list[str], Field(description="The ids of the preset voices.")]
+    cloned_voices: list[HealthVoice]
+    cloned_voices_count: int
+    sample_rate: Annotated[int, Field(description="The default sample rate of the audio, in Hz.")]
 
     limits: Limits
     default_voice: Annotated[str, Field(description="The voice of a speech request without `voice`.")]
@@ -445,6 +500,11 @@ class Version(ResponseModel):
     name: Literal["tts-server"]
     version: str
     python: str
+    api_version: Annotated[str, Field(description="The same as `version`.")]
+    model_version: Annotated[
+        str, Field(description="The id of the running model; while none runs, the configured one.")
+    ]
+    tts_engine: str
 
 
 class Debug(ResponseModel):

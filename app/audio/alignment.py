@@ -120,12 +120,18 @@ def is_available() -> bool:
 
 
 def align(
-    samples: Samples, rate_hz: int, words: Sequence[str], ipa: Sequence[Sequence[str]] | None = None
+    samples: Samples,
+    rate_hz: int,
+    words: Sequence[str],
+    ipa: Sequence[Sequence[str]] | None = None,
+    *,
+    part: bool = False,
 ) -> Alignment | None:
     """Align the words of an English text with samples (N,).
 
     words: the words as they are spoken, for example numbers in words. A word without letters and digits takes no time.
-    ipa: more pronunciations of each word in IPA; may be empty.
+    ipa: more pronunciations of each word in IPA; may be empty. part: the recording may contain only a part of the text,
+    so words before the first spoken word and after the last spoken word may be missing without any cost.
 
     Returns None if there is no word to align, if the recording is shorter than 0.1 s or longer than MAX_SECONDS, or if
     the extra is not installed.
@@ -142,7 +148,7 @@ def align(
     model = load_model(folder)
     cepstrum = cepstra(_at_model_rate(samples, rate_hz))
     graph = _Graph(model, [found[at] for at in spoken])
-    path = graph.search(cepstrum - cepstrum.mean(axis=0))
+    path = graph.search(cepstrum - cepstrum.mean(axis=0), part=part)
     return _report(words, spoken, path, seconds, graph.phonemes)
 
 
@@ -221,8 +227,11 @@ class _Graph:
         for boundary, states in enumerate(exits):
             self._exits[boundary, : len(states) + 1] = [*states, inner + boundary]
 
-    def search(self, cepstrum: Floats) -> _Path:
-        """Find the best path for normalised cepstra (T, 13) with the Viterbi algorithm."""
+    def search(self, cepstrum: Floats, *, part: bool = False) -> _Path:
+        """Find the best path for normalised cepstra (T, 13) with the Viterbi algorithm.
+
+        part: the path may begin and end at any word.
+        """
         scores, column = self._frame_scores(features(cepstrum))
         stay, leave = self._transitions()
         frames, boundaries, states = len(cepstrum), self._boundaries, self._nowhere + 1
@@ -234,7 +243,7 @@ class _Graph:
         every = np.arange(boundaries)
         ramp = np.float32(_MISSING) * every.astype(np.float32)
         score = np.full(states, _NEVER)
-        at_boundary = -ramp
+        at_boundary = np.zeros_like(ramp) if part else -ramp
         skipped[0, 1:] = True
         step = np.full(states, _NEVER)
         for frame in range(frames):
@@ -256,6 +265,8 @@ class _Graph:
         best = ends.argmax(axis=1)
         came_from[frames] = self._exits[every, best]
         direct = ends[every, best]
+        if part:
+            ramp = np.zeros_like(ramp)
         at_boundary = np.maximum.accumulate(direct + ramp) - ramp
         skipped[frames] = at_boundary > direct + 1e-3
         cut_off = float(score[: self._inner].max() - at_boundary[-1])
@@ -384,7 +395,13 @@ class Aligner(HelperProcess):
             self._lock.release()
 
     def align(
-        self, samples: Samples, rate_hz: int, words: Sequence[str], *, deadline_s: float | None = None
+        self,
+        samples: Samples,
+        rate_hz: int,
+        words: Sequence[str],
+        *,
+        part: bool = False,
+        deadline_s: float | None = None,
     ) -> Alignment | None:
         """Call the function `align` in the other process. Returns None if it finds no alignment, takes longer than
         deadline_s, or fails.
@@ -396,7 +413,7 @@ class Aligner(HelperProcess):
         limit_s = deadline_s if deadline_s is not None else 10.0 + len(samples) / rate_hz
         until = time.monotonic() + limit_s
         ipa = [tuple(self._pronounce(word)) if self._pronounce else () for word in words]
-        order = {"rate_hz": rate_hz, "words": list(words), "ipa": ipa, "bytes": 2 * len(samples)}
+        order = {"rate_hz": rate_hz, "words": list(words), "ipa": ipa, "part": part, "bytes": 2 * len(samples)}
         if not self._lock.acquire(timeout=limit_s):
             log.warning("Speech is not checked: the aligner has been busy for longer than %.1f s", limit_s)
             return None
@@ -448,7 +465,7 @@ def _serve(line: socket.socket) -> None:
         while text := orders.readline():
             order = json.loads(text)
             samples = pcm.from_bytes(orders.read(order["bytes"]))
-            found = align(samples, order["rate_hz"], order["words"], order["ipa"])
+            found = align(samples, order["rate_hz"], order["words"], order["ipa"], part=order["part"])
             answer = None if found is None else {**asdict(found), "words": [astuple(word) for word in found.words]}
             line.sendall(json.dumps(answer).encode() + b"\n")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 MIN_RATE_HZ = 8_000
 MAX_RATE_HZ = 48_000
@@ -112,6 +112,12 @@ _AAC = CodecRecipe(
     {"aac_coder": "fast"},
     lead_in_samples=128,
 )
+# An MP4 file with an index at its end can't be streamed, so the file consists of fragments of 0.1 s.
+_M4A = replace(
+    _AAC,
+    container="mp4",
+    container_options={"movflags": "empty_moov+default_base_moof", "frag_duration": "100000"},
+)
 # compression_level=2 uses blocks of 27 ms. The default level uses blocks of 105 ms, which would delay the first bytes.
 # lpc_type and max_prediction_order have the values of the default level, so the file is as small as with the default
 # level: 233 kbit/s, with 1.0 ms of CPU per second.
@@ -132,4 +138,6 @@ AUDIO_FORMATS: dict[str, Format] = {
     "flac": Format("audio/flac", _FLAC),
     "wav": Format("audio/wav", PcmRecipe(wav_header)),
     "pcm": Format("audio/pcm", PcmRecipe(lambda _: b"")),
+    "ogg": Format("audio/ogg", _OPUS),
+    "m4a": Format("audio/mp4", _M4A, _MPEG_RATES_HZ),
 }

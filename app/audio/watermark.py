@@ -45,7 +45,10 @@ DETECT_RATE_HZ = 32_000  # the sample rate that Perth was trained at
 FOUND = 0.5  # audio with this score or more counts as marked; docs/watermark.md has scores with and without the mark
 
 _PACKAGE = "perth"
-_HOW_TO_INSTALL = "Install it with: pip install 'tts-server[watermark]' (resemble-perth, MIT licence)."
+_HOW_TO_INSTALL = (
+    "The container image and `make install` have them. Elsewhere install them with: "
+    "pip install 'resemble-perth==1.0.1' threadpoolctl (MIT and BSD licences)."
+)
 _WEIGHTS = Path("perth_net/pretrained/implicit/perth_net_250000.pth.tar")
 
 WINDOW_S, HOP_S = 0.064, 0.01  # 2048 and 320 samples at 32 kHz, as in training

@@ -66,6 +66,7 @@ class EngineSpec:
     bare: str = ""  # a BareBuilder; empty = not supported
     model_setting: str = ""  # the environment variable that names the weights; empty = the engine has no weights
     model_files: str = ""  # (Settings) -> list[ModelFiles], must not import torch; empty = the engine needs no files
+    description: str = ""  # what the model is, for the lists of models
 
     def builder(self) -> Builder:
         """Import the engine's module and return its Builder.
@@ -115,6 +116,7 @@ BUILT_IN = (
         bare="app.engines.csm.loading:build_bare",
         model_setting="CSM_MODEL",
         model_files="app.engines.csm.files:sources",
+        description="CSM-1B, a conversational speech model by Sesame",
     ),
     EngineSpec(
         "dia",
@@ -125,8 +127,17 @@ BUILT_IN = (
         bare="app.engines.dia.loading:build_bare",
         model_setting="DIA_MODEL",
         model_files="app.engines.dia.files:sources",
+        description="Dia-1.6B, a dialogue model by Nari Labs",
     ),
-    EngineSpec("espeak", "espeak", "app.engines.espeak:build", uses_gpu=False, rows_cpu=32, rows_gpu=32),
+    EngineSpec(
+        "espeak",
+        "espeak",
+        "app.engines.espeak:build",
+        uses_gpu=False,
+        rows_cpu=32,
+        rows_gpu=32,
+        description="eSpeak NG, an offline voice without a model",
+    ),
 )
 
 

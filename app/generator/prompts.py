@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import soxr
 
-from app.errors import VoiceNotReady, VoiceNotSupported
+from app.errors import VoiceNeedsWords, VoiceNotReady, VoiceNotSupported
 from app.lru import LRU
 from app.types import Reference, VoicePrompt
 
@@ -91,11 +91,22 @@ def at_rate(reference: Reference, rate_hz: int) -> Reference:
 
 
 def check_speakable(voice: Voice, info: EngineInfo, *, is_fallback: bool) -> None:
-    """Check that the engine can speak with the voice. Raises VoiceNotSupported, VoiceNotReady.
+    """Check that the engine can speak with the voice. Raises VoiceNotSupported, VoiceNeedsWords, VoiceNotReady.
 
     is_fallback: whether the engine is the fallback for the engine that the operator has configured.
     """
-    if voice.kind != "cloned" or info.can_clone:
+    if voice.kind != "cloned":
+        return
+    if info.can_clone:
+        if voice.needs_words and info.prompts.needs_transcript:
+            path = f"/v1/voice-cloning/voices/{voice.id}"
+            raise VoiceNeedsWords(
+                f"The voice {voice.name!r} has no transcript of its recording, and the {info.id} engine can't use the "
+                f"recording without its words. Listen to the recording (GET {path}/reference), and send its exact "
+                f'words: PATCH {path} with the JSON body {{"transcript": "..."}}. The page /voice-cloning has a box '
+                "for the words.",
+                param="voice",
+            )
         return
     problem = f"The voice {voice.name!r} is cloned from a recording, and the {info.id} engine can't clone voices."
     if is_fallback:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from app.types import Samples
     from app.voices.store import VoiceStore
-    from app.voices.transcribe import Transcriber
+    from app.voices.transcribe import OnProgress, RecogniserState, Transcriber
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +71,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The result of cloning. window: the part of the first recording that the reference contains."""
+    """The result of cloning."""
 
-    reference: Reference
+    reference: Reference  # transcript "" = the words of a recording are unknown
     report: Report
     sample_count: int
-    window: Span
+    window: Span  # the part of the first recording that the reference contains
+    missing_words: str = ""  # why words are unknown, and what to do
 
 
 class Cloner:
@@ -126,8 +127,9 @@ class Cloner:
         """Convert 1 to MAX_SAMPLES recordings of a voice to one reference recording. Blocks for seconds.
 
         language: BCP 47 tag, for the speech recogniser. denoise: reduce steady noise. what: name of the field in the
-        request, for error messages. Raises BadReference for a recording that can't be used, InvalidValue for a
-        transcript that is missing or too long.
+        request, for error messages. A recording without a transcript goes to the speech recogniser. If this recogniser
+        can't be used, the reference has no transcript. Raises BadReference for a recording that can't be used,
+        InvalidValue for a transcript that is too long.
         """
         if not samples:
             raise BadReference(f"`{what}` is missing: send a recording of the voice.", param=what)
@@ -141,9 +143,31 @@ class Cloner:
         prepared = [self._one(sample, language, denoise=denoise, most_s=most_s, what=what) for sample in samples]
         silence = pcm.silence(TRAILING_SILENCE_S, RATE_HZ)
         sound = np.concatenate([part for one in prepared for part in (one.samples, silence)])
-        words = " ".join(one.transcript for one in prepared)
+        missing_words = next((one.missing_words for one in prepared if one.missing_words), "")
+        words = "" if missing_words else " ".join(one.transcript for one in prepared)
         report = quality.worst([one.report for one in prepared])
-        return Prepared(Reference(sound, RATE_HZ, words), report, len(prepared), prepared[0].window)
+        return Prepared(Reference(sound, RATE_HZ, words), report, len(prepared), prepared[0].window, missing_words)
+
+    def prepare_recogniser(self, on_progress: OnProgress | None = None) -> str:
+        """Download the speech recogniser if it is missing. Blocks.
+
+        Return the reason why it can't be used after that; "" if it can be used.
+        """
+        return self._transcriber.prepare(on_progress)
+
+    def recogniser(self) -> RecogniserState:
+        """The state of the speech recogniser."""
+        return self._transcriber.state()
+
+    def close(self) -> None:
+        """Stop a running download of the speech recogniser."""
+        self._transcriber.close()
+
+    def words_of(self, reference: Reference, language: str) -> str:
+        """Recognise the words of a stored recording; "" if the recogniser can't be used or finds none. Blocks."""
+        if reference.seconds > window.WHOLE_MAX_S or self._transcriber.missing():
+            return ""
+        return self._words(reference.samples, Span(0.0, reference.seconds), language)
 
     def problem_of(self, reference: Reference, language: str = "en") -> str:
         """Why a stored recording is no good reference for a voice, in words; "" if it is one. Blocks."""
@@ -152,7 +176,11 @@ class Cloner:
             return f"The recording has {reference.seconds:.1f} s of audio. {MIN_SAMPLE_S:g} s or more are needed."
         spans = self._finder.find(samples, rate_hz)
         report = quality.measure(samples, rate_hz, spans, clipped=0.0, bandwidth_hz=rate_hz / 2)
-        if spans and (found := self._checker.find(samples, rate_hz, reference.transcript, language)) is not None:
+        if (
+            reference.transcript
+            and spans
+            and (found := self._checker.find(samples, rate_hz, reference.transcript, language)) is not None
+        ):
             report = report.with_check(quality.words_check(found))
         return " ".join(
             check.message
@@ -184,7 +212,7 @@ class Cloner:
                 "who speaks.",
                 param=what,
             )
-        chosen, transcript = self._choose(text, spans, sound, language=language, most_s=most_s, what=what)
+        chosen, transcript, missing_words = self._choose(text, spans, sound, language=language, most_s=most_s)
         place = window.padded(chosen, spans, decoded.seconds)
         inside = [
             Span(max(0.0, span.start_s - place.start_s), min(span.end_s, place.end_s) - place.start_s)
@@ -197,46 +225,91 @@ class Cloner:
         )
         recognised = not text
         speech_s = sum(span.seconds for span in inside)
-        report = report.with_check(quality.transcript_check(transcript, speech_s, recognised=recognised))
-        if not recognised and (found := self._checker.find(cut, RATE_HZ, transcript, language)) is not None:
+        report = report.with_check(
+            quality.no_transcript_check(missing_words)
+            if missing_words
+            else quality.transcript_check(transcript, speech_s, recognised=recognised)
+        )
+        if (
+            transcript
+            and not recognised
+            and (found := self._checker.find(cut, RATE_HZ, transcript, language)) is not None
+        ):
             report = report.with_check(quality.words_check(found))
         if report.refusal:
             raise BadReference(f"`{what}` can't be used. {report.refusal}", param=what)
-        return _PreparedSample(cleaned(sound, place, denoise=denoise), transcript, report, place)
+        return _PreparedSample(cleaned(sound, place, denoise=denoise), transcript, report, place, missing_words)
 
     def _choose(
-        self, text: str, spans: Sequence[Span], sound: Samples, *, language: str, most_s: float, what: str
-    ) -> tuple[Span, str]:
-        """Choose the part of a recording that is used -> the part, the exact transcript of this part.
+        self, text: str, spans: Sequence[Span], sound: Samples, *, language: str, most_s: float
+    ) -> tuple[Span, str, str]:
+        """Choose the part of a recording that is used.
 
-        text: the transcript of the whole recording; "" = unknown. spans: the parts of the samples that contain speech.
-        most_s: the maximum length of the chosen part. Raises BadReference, InvalidValue.
+        Return the part, the exact transcript of this part, and the reason why the transcript is unknown ("" if it is
+        known). text: the transcript of the whole recording; "" = unknown. spans: the parts of the samples that contain
+        speech. most_s: the maximum length of the chosen part.
         """
         whole = Span(spans[0].start_s, spans[-1].end_s)
         best = window.best_window(spans, sound, RATE_HZ, most_s)
-        if text and whole.seconds <= min(window.MAX_WINDOW_S, most_s):
-            return whole, text
-        missing = self._transcriber.missing()
-        recognised_text = (
-            "" if missing else self._words(sound, window.padded(best, spans, len(sound) / RATE_HZ), language)
+        if not text:
+            recognised_text, missing = self._recognise(sound, spans, best, language)
+            return best, recognised_text, missing
+        if whole.seconds <= min(window.MAX_WINDOW_S, most_s):
+            return whole, text, ""
+        if part := self._part_of(text, spans, sound, best, language, whole_fits=whole.seconds <= most_s):
+            return best, part, ""
+        if whole.seconds <= most_s:
+            return whole, text, ""
+        reason = (
+            f"The recording has {whole.seconds:.0f} s from the first word to the last word, of which "
+            f"{best.seconds:.0f} s are used. Which words of `transcript` belong to these seconds could not be found."
         )
-        if text:
-            if part := cut_to(text, recognised_text):
-                return best, part
-            if whole.seconds <= most_s:
-                return whole, text
-            why = missing or "The speech recogniser did not find the words of `transcript`."
-            raise BadReference(
-                f"`{what}` has {whole.seconds:.0f} s from the first word to the last word. A recording with a "
-                f"`transcript` may have at most {most_s:.0f} s. Send a shorter recording and its transcript. {why}",
-                param=what,
-            )
-        if not recognised_text:
-            why = missing or "The speech recogniser found no words."
-            raise InvalidValue(
-                f"`transcript` is missing: send exactly what is said in the recording. {why}", param="transcript"
-            )
-        return best, recognised_text
+        return best, "", " ".join(filter(None, (reason, self._transcriber.missing())))
+
+    def _part_of(
+        self,
+        text: str,
+        spans: Sequence[Span],
+        sound: Samples,
+        best: Span,
+        language: str,
+        *,
+        whole_fits: bool,
+    ) -> str:
+        """Find the words of the section `best` in the transcript of the whole recording; "" if they are not found.
+
+        The speech recogniser is asked first. If it is not on the disk, the word aligner is asked, and then the speech
+        recogniser is downloaded. whole_fits: whether the recording can be used whole; then nothing else is tried.
+        """
+        is_here = self._transcriber.is_here
+        if not is_here:
+            if whole_fits:
+                return ""
+            if part := self._aligned_part(text, spans, sound, best, language):
+                return part
+        recognised_text, _ = self._recognise(sound, spans, best, language)
+        if part := cut_to(text, recognised_text):
+            return part
+        return self._aligned_part(text, spans, sound, best, language) if is_here and not whole_fits else ""
+
+    def _aligned_part(self, text: str, spans: Sequence[Span], sound: Samples, best: Span, language: str) -> str:
+        """Find the words of the section `best` with the word aligner; "" if they are not found."""
+        speech_s = sum(span.seconds for span in spans)
+        before_s = sum(span.seconds for span in spans if span.end_s <= best.start_s)
+        inside_s = sum(max(0.0, min(span.end_s, best.end_s) - max(span.start_s, best.start_s)) for span in spans)
+        shares = (before_s / speech_s, (before_s + inside_s) / speech_s)
+        place = window.padded(best, spans, len(sound) / RATE_HZ)
+        cut = sound[round(place.start_s * RATE_HZ) : round(place.end_s * RATE_HZ)]
+        return self._checker.section(cut, RATE_HZ, text, shares, language)
+
+    def _recognise(self, sound: Samples, spans: Sequence[Span], best: Span, language: str) -> tuple[str, str]:
+        """Recognise the words of the section `best` -> the words, the reason why there are none ("" if there are)."""
+        if missing := self._transcriber.missing():
+            return "", missing
+        words = self._words(sound, window.padded(best, spans, len(sound) / RATE_HZ), language)
+        if words:
+            return words, ""
+        return "", self._transcriber.missing() or "The speech recogniser found no words."
 
     def _words(self, sound: Samples, place: Span, language: str) -> str:
         cut = sound[round(place.start_s * RATE_HZ) : round(place.end_s * RATE_HZ)]
@@ -257,6 +330,7 @@ class _PreparedSample:
     transcript: str
     report: Report
     window: Span
+    missing_words: str  # why the words are unknown; "" if they are known
 
 
 def import_preset_files(store: VoiceStore, folder: Path, cloner: Cloner) -> None:
@@ -304,6 +378,8 @@ def _imported(cloner: Cloner, path: Path, data: bytes, transcript: str) -> tuple
         samples = np.concatenate((samples, pcm.silence(TRAILING_SILENCE_S, RATE_HZ)))
         return Reference(samples, RATE_HZ, reference.transcript), {"source": recording.name}
     prepared = cloner.make([Sample(path, transcript)], what=path.name)
+    if prepared.missing_words:
+        raise InvalidValue(f"Its words are unknown. {prepared.missing_words} Write them to {path.stem}.txt next to it.")
     return prepared.reference, prepared.report.as_json()
 
 
@@ -326,6 +402,25 @@ def check_stored(store: VoiceStore, cloner: Cloner, *, ended: threading.Event) -
         if problem:
             log.warning("The voice %s may sound wrong: %s", stored.voice.id, problem)
             store.mark_doubtful(f"{kind}/{stored.voice.id}", problem)
+
+
+def recognise_missing_words(store: VoiceStore, cloner: Cloner, *, ended: threading.Event) -> None:
+    """Recognise the words of the cloned voices that have none, and store these words. Blocks.
+
+    ended: when it is set, the rest is not recognised.
+    """
+    for stored in store.stored():
+        if ended.is_set():
+            return
+        if not stored.voice.needs_words:
+            continue
+        try:
+            words = cloner.words_of(store.reference(stored.voice), stored.voice.language)
+            if words:
+                store.change(stored.id, transcript=words)
+                log.info("The words of the voice %s were recognised, so engines can use it now.", stored.id)
+        except (SpeechError, OSError, ValueError) as error:
+            log.warning("The words of the voice %s could not be recognised: %s", stored.id, error)
 
 
 def cleaned(sound: Samples, place: Span, *, denoise: bool) -> Samples:

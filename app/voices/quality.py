@@ -7,7 +7,7 @@ lists them. Does not depend on HTTP or engines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 Level = Literal["good", "warning", "bad"]
 
 BEST_LENGTH = f"{MIN_WINDOW_S:g} to {MAX_WINDOW_S:g} s"  # of speech in a recording; the server cuts longer ones to it
+TRANSCRIPT_MISSING = "transcript_missing"  # the id of the check that reports unknown words
 MAX_SNR_DB = 60.0
 MAX_LETTERS_PER_S, MIN_LETTERS_PER_S = 30.0, 5.0  # spoken English has 10 to 20
 IMPOSSIBLE_LETTERS_PER_S = 45.0
+_TRANSCRIPT_PREFIX = "transcript_"  # the ids of all checks of the transcript begin with this
 _GUARD_S = 0.1  # this time before and after speech is not measured as noise, because speech fades in and out there
 _MIN_NOISE_S = 0.2  # if less audio has no speech, the quietest speech is measured as noise
 _PHRASE_S = 1.5  # the median pitch of shorter speech varies too much
@@ -368,6 +370,27 @@ def transcript_check(transcript: str, speech_s: float, *, recognised: bool) -> C
         else "The transcript fits the length of the speech."
     )
     return Check("transcript_letters_per_s", "good", pace, message)
+
+
+def no_transcript_check(reason: str) -> Check:
+    """Report that the words of the recording are unknown. reason: why they were not recognised."""
+    return Check(
+        TRANSCRIPT_MISSING,
+        "warning",
+        None,
+        f"The words of the recording are unknown. {reason} An engine that clones voices needs them: send exactly what "
+        "is said in the part of the recording that is used.",
+    )
+
+
+def without_transcript_checks(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a report (as JSON) without the checks of the transcript, for a recording that gets another transcript."""
+    if not report:
+        return {}
+    checks = [each for each in report.get("checks", ()) if not each["id"].startswith(_TRANSCRIPT_PREFIX)]
+    levels = {each["level"] for each in checks}
+    level = next((level for level in ("bad", "warning") if level in levels), "good")
+    return {**report, "level": level, "checks": checks}
 
 
 def words_check(found: FoundWords) -> Check:

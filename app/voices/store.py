@@ -31,6 +31,7 @@ from app.types import Reference, Voice
 from app.voices.folder_store import FolderStore
 from app.voices.migration import read_or_migrate
 from app.voices.presets import NO_VOICE, PROFILES, preset
+from app.voices.quality import without_transcript_checks
 from app.voices.voice_file import (
     CONSENT_FILE,
     MARKER,
@@ -379,9 +380,12 @@ class VoiceStore:
                     raise InvalidValue(
                         "`transcript` is empty. Send the exact words of the recording.", param="transcript"
                     )
-                voice = replace(voice, digest=voice_digest(old.sha256, words))
+                voice = replace(voice, digest=voice_digest(old.sha256, words), needs_words=False)
+            changed = replace(old, voice=voice, transcript=words)
+            if words != old.transcript:
+                changed = replace(changed, quality=without_transcript_checks(old.quality))
             try:
-                folders.replace_file(voice_id, MARKER, to_json(replace(old, voice=voice, transcript=words)))
+                folders.replace_file(voice_id, MARKER, to_json(changed))
             except FileNotFoundError as error:
                 raise _no_cloned_voice(voice_id) from error
             self._index = self._build_index()

@@ -41,6 +41,9 @@ LANGUAGE_TAG = r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,4}$"  # BCP 47; undersco
 _FORMAT = 1
 _WAV_HEADER_BYTES = 44
 _LANGUAGE = re.compile(LANGUAGE_TAG)
+# Invisible characters that are not in the Unicode category Cf: fillers of Korean and Khmer, joiners, selectors of
+# Mongolian letters, and the blank of Braille.
+_INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0")
 _SHOWN_CHARS = 40  # an error message shows at most this many characters of a wrong value
 
 
@@ -72,6 +75,8 @@ class StoredVoice:
     consent: Mapping[str, Any] | None = None
     file: str = REFERENCE_FILE
     sha256: str = ""  # digest of the samples as 16-bit bytes
+    # Earlier ids of the voice, under which requests still find it.
+    aliases: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -81,16 +86,28 @@ class StoredVoice:
     def seconds(self) -> float:
         return self.samples / self.rate_hz
 
+    @property
+    def missing(self) -> str:
+        """What the voice lacks and how to add it; "" if it lacks nothing."""
+        if not self.voice.needs_words:
+            return ""
+        path = f"/v1/voice-cloning/voices/{self.id}"
+        return (
+            f"The words of the recording are unknown. Listen to the recording (GET {path}/reference), and send its "
+            f'exact words: PATCH {path} with the JSON body {{"transcript": "..."}}.'
+        )
+
 
 # ---- names and texts
 
 
 def clean_name(name: str) -> str:
-    """Return a name in Unicode NFC, on one line, with single spaces.
+    """Return a name in Unicode NFC, on one line, with single spaces and without invisible characters.
 
     Raises InvalidValue if the name is empty or too long, or contains control characters.
     """
-    cleaned = " ".join(unicodedata.normalize("NFC", name).split())
+    visible = "".join(letter for letter in unicodedata.normalize("NFC", name) if not _is_invisible(letter))
+    cleaned = " ".join(unicodedata.normalize("NFC", visible).split())
     if not cleaned:
         raise InvalidValue("`name` is empty. Give the voice a name.", param="name")
     if len(cleaned) > MAX_NAME_CHARS:
@@ -101,6 +118,14 @@ def clean_name(name: str) -> str:
     if any(unicodedata.category(letter) in ("Cc", "Cs", "Co", "Cn") for letter in cleaned):
         raise InvalidValue("`name` contains control characters. Use plain text.", param="name")
     return cleaned
+
+
+def _is_invisible(letter: str) -> bool:
+    """Return whether a character shows nothing or changes the direction of a text, such as a zero-width space.
+
+    With these characters, two names that look equal can be different, and a name can be shown in another order.
+    """
+    return unicodedata.category(letter) == "Cf" or letter in _INVISIBLE
 
 
 def clean_text(text: str, param: str, max_chars: int) -> str:
@@ -190,7 +215,9 @@ def with_recording(voice: Voice, reference: Reference) -> tuple[StoredVoice, byt
     transcript = clean_text(reference.transcript, "transcript", MAX_TRANSCRIPT_CHARS)
     sha256 = samples_digest(samples)
     stored = StoredVoice(
-        voice=replace(voice, digest=voice_digest(sha256, transcript), recorded=True),
+        voice=replace(
+            voice, digest=voice_digest(sha256, transcript), recorded=True, needs_words=needs_words(voice, transcript)
+        ),
         transcript=transcript,
         rate_hz=reference.rate_hz,
         samples=len(samples),
@@ -198,6 +225,11 @@ def with_recording(voice: Voice, reference: Reference) -> tuple[StoredVoice, byt
         sha256=sha256,
     )
     return stored, wav(samples, reference.rate_hz)
+
+
+def needs_words(voice: Voice, transcript: str) -> bool:
+    """Return whether this is a cloned voice whose recording has no transcript."""
+    return voice.kind == "cloned" and not transcript
 
 
 def new_voice(
@@ -245,6 +277,7 @@ def to_json(stored: StoredVoice) -> bytes:
         },
         "quality": dict(stored.quality),
         "consent": None if stored.consent is None else dict(stored.consent),
+        **({"aliases": list(stored.aliases)} if stored.aliases else {}),
     }
     return json.dumps(content, indent=2, ensure_ascii=False).encode()
 
@@ -279,7 +312,7 @@ def parse(content: bytes, voice_id: str) -> StoredVoice:
                 speaker=int(data["speaker_id"]),
             )
         return StoredVoice(
-            voice=replace(voice, digest=voice_digest(sha256, transcript)),
+            voice=replace(voice, digest=voice_digest(sha256, transcript), needs_words=needs_words(voice, transcript)),
             transcript=transcript,
             rate_hz=rate_hz,
             samples=samples,
@@ -290,6 +323,7 @@ def parse(content: bytes, voice_id: str) -> StoredVoice:
             consent=None if data["consent"] is None else dict(data["consent"]),
             file=file,
             sha256=sha256,
+            aliases=tuple(_string(alias) for alias in data.get("aliases", ())),
         )
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError, InvalidValue) as error:
         raise Damaged(f"{MARKER} can't be read ({type(error).__name__}: {error}).") from error

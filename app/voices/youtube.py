@@ -37,7 +37,9 @@ log = logging.getLogger(__name__)
 RATE_HZ = 44_100  # the sample rate of app/voices/cloning.py
 MIN_SECTION_S, MAX_SECTION_S = 1.0, 600.0  # the longest recording that cloning accepts has 600 s
 DEFAULT_SECTION_S = 60.0
-HOW_TO_INSTALL = "Install it with: pip install 'tts-server[youtube]'"
+HOW_TO_INSTALL = (
+    "The container image and `make install` have it. Elsewhere install it with: pip install 'yt-dlp[default,deno]'"
+)
 
 _CHILD = Path(__file__).with_name("youtube_child.py")
 _KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -401,8 +403,7 @@ def fetch_error(kind: str, message: str, warnings: list[str], limits: FetchLimit
     }
     if kind in ("", "format") and any("JavaScript runtime" in warning for warning in warnings):
         return RuntimeMissing(
-            "Fetching from YouTube needs a JavaScript runtime, and this server has none. "
-            "Install one on the server with: pip install 'yt-dlp[default,deno]'.",
+            f"Fetching from YouTube needs a JavaScript runtime, and this server has none. {HOW_TO_INSTALL}.",
             param="youtube_url",
         )
     if kind in errors:
@@ -466,6 +467,8 @@ def _environment(folder: Path) -> dict[str, str]:
     They contain no tokens, keys and proxies. All cache folders are inside `folder`.
     """
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    programs = str(Path(sys.executable).parent)  # the package deno puts its program there
+    kept["PATH"] = os.pathsep.join(filter(None, (programs, kept.get("PATH", ""))))
     return {**kept, "HOME": str(folder), "TMPDIR": str(folder), "XDG_CACHE_HOME": str(folder), "DENO_DIR": str(folder)}
 
 

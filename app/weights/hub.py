@@ -105,11 +105,16 @@ _KNOWN: Mapping[str, ModelFiles] = {
         weights=("model.safetensors",),
         optional=("preprocessor_config.json",),
     ),
-    # The recogniser. transformers downloads it; only the cache of the hub's library is searched here.
+    # openai/whisper-base.en: one model.safetensors of 290 MB and the files of its tokenizer; MIT, not gated.
     "whisper": ModelFiles(
         setting="TTS_ASR_MODEL",
         source="openai/whisper-base.en",
         weights=("model.safetensors", "pytorch_model.bin"),
+        optional=(
+            *("generation_config.json", "preprocessor_config.json", "processor_config.json"),
+            *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "normalizer.json"),
+            *("added_tokens.json", "special_tokens_map.json"),
+        ),
     ),
 }
 

@@ -11,6 +11,7 @@ import pytest
 
 from app import wiring
 from app.engines.registry import EngineSpec, specs
+from app.voices.transcribe import RecogniserState
 from tests.browser.test_manners import DESKTOP, PHONE, axe_violations, scrolls_sideways
 from tests.support import samples, tube
 from tests.support.ears import decode
@@ -211,8 +212,19 @@ def test_a_voice_made_from_a_file_can_speak(learning: str, sample: bytes, visit:
 class Listener:
     """A speech recogniser without weights that always returns the sample's words."""
 
+    is_here = True
+
     def missing(self) -> str:
         return ""
+
+    def prepare(self, _: Any = None) -> str:
+        return ""
+
+    def state(self) -> RecogniserState:
+        return RecogniserState("ready")
+
+    def close(self) -> None:
+        pass
 
     def transcribe(self, _: Any, __: int, ___: str) -> str:
         return samples.TEXT
@@ -221,7 +233,7 @@ class Listener:
 def test_recognised_words_can_be_corrected(
     tmp_path: Path, sample: bytes, visit: Visit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wiring, "create_transcriber", lambda _: Listener())
+    monkeypatch.setattr(wiring, "create_transcriber", lambda *_, **__: Listener())
     with serving(tmp_path) as url:
         watched = visit(f"{url}/voice-cloning")
         page = watched.page

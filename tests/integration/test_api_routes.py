@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from app.audio.formats import AUDIO_FORMATS
 from app.voices.presets import PROFILES
 from tests.support.ears import decode
 from tests.support.live import serving
@@ -81,8 +82,13 @@ def test_unknown_models_are_404(http: httpx.Client, path: str) -> None:
 
 
 def test_response_and_stream_formats_are_listed(http: httpx.Client) -> None:
-    assert "opus" in http.get("/v1/audio/speech/response-formats").json()["response_formats"]
-    assert http.get("/v1/audio/speech/stream-formats").json() == {"stream_formats": ["audio", "sse"]}
+    formats = http.get("/v1/audio/speech/response-formats").json()["response_formats"]
+    assert [each["name"] for each in formats] == list(AUDIO_FORMATS)
+    assert {"name": "opus", "content_type": "audio/opus"} in formats
+    streamed = http.get("/v1/audio/speech/stream-formats").json()["stream_formats"]
+    assert [each["format"] for each in streamed] == [*AUDIO_FORMATS, "sse"]
+    assert streamed[-1]["content_type"] == "text/event-stream"
+    assert all(each.keys() == {"format", "content_type", "description"} for each in streamed)
 
 
 def test_unknown_paths_and_methods_return_error_envelopes(http: httpx.Client) -> None:

@@ -20,7 +20,8 @@ pytestmark = pytest.mark.integration
 def test_one_table_row_adds_an_audio_format_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(AUDIO_FORMATS, "wave", replace(AUDIO_FORMATS["wav"], media_type="audio/x-wave"))
     with serving(tmp_path) as url, httpx.Client(base_url=url) as http:
-        assert "wave" in http.get("/v1/audio/speech/response-formats").json()["response_formats"]
+        formats = http.get("/v1/audio/speech/response-formats").json()["response_formats"]
+        assert {"name": "wave", "content_type": "audio/x-wave"} in formats
         document = http.get("/openapi.json").json()
         content = document["paths"]["/v1/audio/speech"]["post"]["responses"]["200"]["content"]
         assert "audio/x-wave" in content

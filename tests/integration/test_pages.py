@@ -205,7 +205,7 @@ def test_the_api_has_what_the_pages_need(server: str) -> None:
     assert health["limits"] == {
         "input_chars": 20_000,
         "dialogue_turns": 200,
-        "response_formats": ["mp3", "opus", "aac", "flac", "wav", "pcm"],
+        "response_formats": ["mp3", "opus", "aac", "flac", "wav", "pcm", "ogg", "m4a"],
         "sample_s": {"minimum": 1.0, "maximum": 30.0},
         "best_sample_s": {"minimum": 6.0, "maximum": 12.0},
         "youtube_s": {"minimum": 1.0, "maximum": 600.0},

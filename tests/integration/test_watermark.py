@@ -116,4 +116,4 @@ def test_setting_all_without_the_watermark_package_prevents_the_start(tmp_path: 
     )
     assert done.returncode == 2
     assert "TTS_WATERMARK=all" in done.stderr
-    assert "pip install 'tts-server[watermark]'" in done.stderr
+    assert "pip install 'resemble-perth==1.0.1'" in done.stderr

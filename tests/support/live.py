@@ -34,6 +34,7 @@ LONG = " ".join(f"{sentence.capitalize()}." for sentence in SENTENCES) * 15  # a
 def settings(data_dir: Path, **variables: Any) -> Settings:
     """Settings of a test server: offline voice, no preset voice creation, no environment and no `.env` file."""
     values = {"TTS_ENGINE": "espeak", "HOST": "127.0.0.1", "PORT": 0, "TTS_DATA_DIR": data_dir, "TTS_CASTING": "off"}
+    values |= {"TTS_ASR_DOWNLOAD": False}
     values |= variables
     return Settings(_env_file=None, **values)  # type: ignore[call-arg]
 
@@ -100,6 +101,7 @@ def environment(data_dir: Path, **variables: str) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "TTS_DATA_DIR": str(data_dir),
         "TTS_ENGINE": "espeak",
+        "TTS_ASR_DOWNLOAD": "0",
         "HF_HOME": str(Path(data_dir) / "hub_home"),
         **variables,
     }

@@ -66,7 +66,7 @@ SETTINGS: dict[str, Any] = {
     "youtube": "auto",
     "asr": "auto",
     "asr_model": "openai/whisper-base.en",
-    "asr_download": False,
+    "asr_download": True,
     "log_level": "INFO",
     "log_texts": False,
     "dev_mode": False,

@@ -223,7 +223,7 @@ def test_missing_extra_is_reported(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         marks = Watermark("cloned")
     assert not marks.marks([CLONED])
-    assert "pip install 'tts-server[watermark]'" in str(marks.missing)
+    assert "pip install 'resemble-perth==1.0.1'" in str(marks.missing)
     assert caplog.text.count("Speech of cloned voices gets no watermark") == 1
     assert Watermark("off").missing is None
     with pytest.raises(WatermarkMissing, match="not installed"):

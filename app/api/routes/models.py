@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from fastapi import APIRouter
 
 from app.api.errors import problems
-from app.api.responses import AudioModelList, Model, ModelList, ModelVoice, NamedModel
+from app.api.responses import OUTPUT_RATE_HZ, AudioModelList, Model, ModelList, ModelVoice, NamedModel
 from app.api.routes.voices import refresh
 from app.errors import UnknownModel
 from app.generator.resolving import MODEL_ALIASES
@@ -19,21 +19,23 @@ if TYPE_CHECKING:
 
 # The `created` time of every model: March 2025, when CSM-1B was published. Clients only check that it is a number.
 CREATED = 1_742_000_000
-OUTPUT_RATE_HZ = 24_000
 
 
-def router(manager: EngineManager, voices: VoiceStore, gate: Gate) -> APIRouter:
+def router(manager: EngineManager, voices: VoiceStore, gate: Gate, max_input_chars: int) -> APIRouter:
     """The routes that list models."""
     routes = APIRouter(tags=["models"], route_class=gate.route(None))
 
     def known() -> list[str]:
         return [*manager.model_ids, *MODEL_ALIASES]
 
+    def model(model_id: str) -> Model:
+        return _model(model_id, manager, voices, max_input_chars)
+
     @routes.get("/models")
     async def list_models() -> ModelList:
         """List every model id that a speech request can use."""
         await refresh(voices)
-        return ModelList(object="list", data=[_model(model_id, manager, voices) for model_id in known()])
+        return ModelList(object="list", data=[model(model_id) for model_id in known()])
 
     @routes.get("/models/{model_id:path}", responses=problems(404))
     async def retrieve_model(model_id: str) -> Model:
@@ -43,20 +45,23 @@ def router(manager: EngineManager, voices: VoiceStore, gate: Gate) -> APIRouter:
                 f"The model '{model_id[:80]}' does not exist. GET /v1/models lists the models.", param="model"
             )
         await refresh(voices)
-        return _model(model_id, manager, voices)
+        return model(model_id)
 
     @routes.get("/audio/models")
     async def list_audio_models() -> AudioModelList:
         """List the models of `/models` in the format that Open WebUI and other clients read."""
         await refresh(voices)
-        data = [_model(model_id, manager, voices) for model_id in known()]
-        named = [NamedModel(id=model.id, name=model.id) for model in data]
+        data = [model(model_id) for model_id in known()]
+        named = [
+            NamedModel(id=each.id, name=each.id, description=each.description, max_input_length=each.max_input_length)
+            for each in data
+        ]
         return AudioModelList(object="list", models=named, data=data)
 
     return routes
 
 
-def _model(model_id: str, manager: EngineManager, voices: VoiceStore) -> Model:
+def _model(model_id: str, manager: EngineManager, voices: VoiceStore, max_input_chars: int) -> Model:
     """The entry of one model in a list of models, with the state of the model."""
     status = manager.status()
     requested = model_id == manager.requested.model_id
@@ -91,4 +96,15 @@ def _model(model_id: str, manager: EngineManager, voices: VoiceStore) -> Model:
         sounds=sorted(info.text.sounds) if info else None,
         languages=list(info.languages) if info and not alias else None,
         alias=alias,
+        description=_description(model_id, manager, alias=alias),
+        max_input_length=max_input_chars,
     )
+
+
+def _description(model_id: str, manager: EngineManager, *, alias: bool) -> str:
+    """What the model is, in words."""
+    if alias:
+        return f"OpenAI's name for the model {manager.model_ids[-1]} of this server"
+    status = manager.status()
+    known = {spec.model_id: spec.description for spec in (status.requested, status.running) if spec is not None}
+    return known.get(model_id) or f"The model of the engine {model_id}"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.errors import problems
-from app.api.requests import SpeechBody, StreamFormat
-from app.api.responses import ResponseFormats, StreamFormats, speech_response
+from app.api.requests import SpeechBody
+from app.api.responses import DescribedFormat, NamedFormat, ResponseFormats, StreamFormats, speech_response
 from app.audio.formats import AUDIO_FORMATS
 
 if TYPE_CHECKING:
@@ -50,17 +50,33 @@ def router(speaking: Speaking, gate: Gate) -> APIRouter:
 
 
 def formats_router(gate: Gate) -> APIRouter:
-    """The routes that list the values of `response_format` and `stream_format`. They need no key."""
+    """The routes that list the audio formats. They need no key."""
     routes = APIRouter(tags=["speech"], route_class=gate.route(None))
 
     @routes.get("/audio/speech/response-formats")
     async def response_formats() -> ResponseFormats:
         """List the values of `response_format`."""
-        return ResponseFormats(response_formats=list(AUDIO_FORMATS))
+        rows = AUDIO_FORMATS.items()
+        return ResponseFormats(
+            response_formats=[NamedFormat(name=name, content_type=row.media_type) for name, row in rows]
+        )
 
     @routes.get("/audio/speech/stream-formats")
     async def stream_formats() -> StreamFormats:
-        """List the values of `stream_format`."""
-        return StreamFormats(stream_formats=list(get_args(StreamFormat)))
+        """List the formats in which speech is sent while it is generated."""
+        formats = [
+            DescribedFormat(
+                format=name,
+                content_type=row.media_type,
+                description=f"{name.upper()} audio, sent while it is generated",
+            )
+            for name, row in AUDIO_FORMATS.items()
+        ]
+        events = DescribedFormat(
+            format="sse",
+            content_type="text/event-stream",
+            description="Server-sent events with the audio in base64: the request field `stream_format` is sse",
+        )
+        return StreamFormats(stream_formats=[*formats, events])
 
     return routes

@@ -18,18 +18,21 @@ from app.api.auth import KEY_OPTIONAL
 from app.api.errors import problems
 from app.api.requests import MAX_DIALOGUE_TURNS, number_ranges
 from app.api.responses import (
+    OUTPUT_RATE_HZ,
     Count,
     Debug,
     Device,
     Download,
     EngineState,
     Health,
+    HealthVoice,
     Limits,
     Marking,
     MemoryUse,
     PresetVoiceState,
     Queue,
     Ready,
+    Recogniser,
     Verification,
     Version,
     YouTubeState,
@@ -37,7 +40,7 @@ from app.api.responses import (
 from app.audio.formats import AUDIO_FORMATS
 from app.metrics import CONTENT_TYPE
 from app.settings import public_values
-from app.voices.presets import DEFAULT_VOICE
+from app.voices.presets import DEFAULT_VOICE, PROFILES
 from app.voices.voice_file import MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS
 from app.voices.youtube import MAX_SECTION_S, MIN_SECTION_S
 
@@ -49,6 +52,8 @@ if TYPE_CHECKING:
     from app.generator.preset_voices import PresetVoiceMaker
     from app.metrics import Metrics
     from app.settings import Settings
+    from app.voices.cloning import Cloner
+    from app.voices.store import VoiceStore
     from app.voices.youtube import YouTube
 
 _PACKAGES = ("torch", "numpy", "av", "fastapi", "uvicorn", "wetext", "sentencex", "espeakng-loader", "huggingface-hub")
@@ -63,12 +68,26 @@ class ServerState:
     watermark: Watermark
     checker: TakeChecker
     youtube: YouTube | None
+    voices: VoiceStore
+    cloner: Cloner
     settings: Settings
     limits: Limits
 
     def health(self, *, key_needed: bool) -> Health:
         """The body of /health. key_needed: whether speech needs an API key."""
-        return Health(**self._state(), limits=self.limits, default_voice=DEFAULT_VOICE, key_needed=key_needed)
+        state = self._state()
+        cloned = [stored.voice for stored in self.voices.stored()]
+        return Health(
+            **state,
+            tts_engine=state["engine"] or state["requested_engine"],
+            standard_voices=list(PROFILES),
+            cloned_voices=[HealthVoice(id=voice.id, name=voice.name, speaker_id=voice.speaker) for voice in cloned],
+            cloned_voices_count=len(cloned),
+            sample_rate=OUTPUT_RATE_HZ,
+            limits=self.limits,
+            default_voice=DEFAULT_VOICE,
+            key_needed=key_needed,
+        )
 
     def debug(self) -> Debug:
         """The body of /debug."""
@@ -115,6 +134,7 @@ class ServerState:
             "youtube": YouTubeState(
                 on=youtube is not None and youtube.off is None, reason=youtube.off if youtube else None
             ),
+            "recogniser": Recogniser(**asdict(self.cloner.recogniser())),
             "memory": [MemoryUse(**asdict(each)) for each in self.manager.memory()],
             "download": Download(**asdict(status.progress)) if status.progress else None,
             "casting": PresetVoiceState(**self.preset_voices.status()),
@@ -169,7 +189,16 @@ def router(state: ServerState, metrics: Metrics, gate: Gate) -> APIRouter:
     @routes.get("/version")
     async def versions() -> Version:
         """Get the versions of the server and of Python."""
-        return Version(name="tts-server", version=__version__, python=platform.python_version())
+        status = state.manager.status()
+        engine = status.running or status.requested
+        return Version(
+            name="tts-server",
+            version=__version__,
+            python=platform.python_version(),
+            api_version=__version__,
+            model_version=engine.model_id,
+            tts_engine=engine.name,
+        )
 
     @routes.get(
         "/metrics",

@@ -6,6 +6,7 @@ downloaded files are deleted.
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from app.api.streaming import Report
     from app.api.voice_creation import VoiceCreation
     from app.metrics import Metrics
+    from app.voices.transcribe import FetchProgress
     from app.voices.youtube import YouTube
 
 log: Any = structlog.get_logger(__name__)
@@ -143,6 +145,15 @@ async def _clone(body: YouTubeBody, youtube: YouTube, creation: VoiceCreation, r
 
     creation.voices.check(body.voice_name, description=body.description or "", consent=body.consent or "")
     consent = await creation.consent(body.consent)
+    if not (body.transcript or "").strip():
+        # Before the video, so that a missing recogniser is known before a large download.
+        loop = asyncio.get_running_loop()
+
+        def recogniser_progress(step: FetchProgress) -> None:
+            event = {"stage": "recogniser", "bytes": step.done_bytes, "total": step.total_bytes}
+            loop.call_soon_threadsafe(report, {"type": "progress", **event})
+
+        await creation.cloner.run(lambda: creation.cloner.prepare_recogniser(recogniser_progress))
     duration_s = DEFAULT_SECTION_S if body.duration is None else body.duration
     fetched = await youtube.fetch(body.youtube_url, body.start_time or 0.0, duration_s, progress)
     report({"type": "progress", "stage": "cloning", "bytes": len(fetched.wav), "total": len(fetched.wav)})
