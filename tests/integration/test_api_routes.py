@@ -64,7 +64,10 @@ def test_voice_list_has_the_shapes_of_all_clients(http: httpx.Client) -> None:
 
 def test_models_are_listed_with_details(http: httpx.Client) -> None:
     body = http.get("/api/v1/audio/models").json()
-    assert {"id": "espeak", "name": "espeak"} in body["models"]
+    (listed,) = [each for each in body["models"] if each["id"] == "espeak"]
+    assert (listed["name"], listed["max_input_length"]) == ("espeak", 20_000)
+    assert listed["description"] == "eSpeak NG, an offline voice without a model"
+    assert all(each["description"] and each["max_input_length"] == 20_000 for each in body["data"])
     assert body["data"][0]["object"] == "model"
     model = http.get("/v1/models/espeak").json()
     assert model["task"] == "text-to-speech"

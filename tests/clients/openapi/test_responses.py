@@ -181,7 +181,8 @@ def test_responses_describe_request_id_and_retry_after(document: dict[str, Any])
 def test_speech_response_is_binary_or_an_event_stream(document: dict[str, Any]) -> None:
     content = operations(document)["POST /v1/audio/speech"]["responses"]["200"]["content"]
     assert content.keys() == {
-        *("audio/mpeg", "audio/opus", "audio/aac", "audio/flac", "audio/wav", "audio/pcm", "text/event-stream")
+        *("audio/mpeg", "audio/opus", "audio/aac", "audio/flac", "audio/wav", "audio/pcm", "text/event-stream"),
+        *("audio/ogg", "audio/mp4"),
     }
     assert content["audio/mpeg"]["schema"] == {"type": "string", "format": "binary"}
     assert "itemSchema" in content["text/event-stream"]
@@ -340,7 +341,7 @@ def test_enums_equal_those_of_the_sdk(document: dict[str, Any]) -> None:
     def enum(name: str) -> set[str]:
         return set(next(kind["enum"] for kind in ours[name]["anyOf"] if "enum" in kind))
 
-    assert enum("response_format") == set(get_args(hints["response_format"]))
+    assert enum("response_format") == {*get_args(hints["response_format"]), "ogg", "m4a"}
     assert enum("stream_format") == set(get_args(hints["stream_format"]))
     queries = {each["name"] for each in operations(document)["GET /v1/audio/voice_consents"]["parameters"]}
     assert get_type_hints(voice_consent_list_params.VoiceConsentListParams).keys() <= queries
