@@ -162,11 +162,23 @@ class SplitKVCache:
     """A KVCache for each stage of a Stack, on the device of the stage. Has the interface of one KVCache."""
 
     def __init__(
-        self, config: StackConfig, stages: Sequence[Stage], *, rows: int, positions: int, dtype: torch.dtype
+        self,
+        config: StackConfig,
+        stages: Sequence[Stage],
+        *,
+        rows: int,
+        positions: int,
+        dtype: torch.dtype,
+        batched: bool | None = None,
     ) -> None:
         self.parts = [
             KVCache(
-                replace(config, layers=stage.layers), rows=rows, positions=positions, device=stage.device, dtype=dtype
+                replace(config, layers=stage.layers),
+                rows=rows,
+                positions=positions,
+                device=stage.device,
+                dtype=dtype,
+                batched=batched,
             )
             for stage in stages
         ]

@@ -257,11 +257,32 @@ class Stack(nn.Module):
 
         All blocks must be on one device.
         """
+        [_] = self.stages
+        return self.decode_stage(0, x, positions, attend, kernels, cross)
+
+    def decode_stage(  # noqa: PLR0917 - the arguments of decode_static, after the index
+        self,
+        index: int,
+        x: Tensor,
+        positions: Tensor | slice,
+        attend: DecodeAttention,
+        kernels: Kernels,
+        cross: CrossAttention | None = None,
+    ) -> Tensor:
+        """Compute the blocks of one stage for one token of each row: x (M, D) -> (M, D), on the stage's device.
+
+        A CUDA graph can capture this method. attend: gets the index of the layer inside the stage. If the Stack has one
+        stage, the result is after the final norm. Otherwise the caller passes the last stage's result to `final_norm`.
+        """
         c = self.config
-        [entry] = self.entries
-        x, cos, sin = entry(x, positions)
-        blocks = [block for block in self.blocks if isinstance(block, Block)]
-        next_norms = [*(block.attention_norm for block in blocks[1:]), self.norm]
+        x, cos, sin = self.entries[index](x, positions)
+        first = sum(stage.layers for stage in self.stages[:index])
+        inner = list(self.blocks)[first : first + self.stages[index].layers]
+        blocks = [block for block in inner if isinstance(block, Block)]
+        if not blocks:
+            return x
+        whole = len(self.stages) == 1
+        next_norms = [*(block.attention_norm for block in blocks[1:]), self.norm if whole else None]
         normed = functional.rms_norm(x, (c.width,), blocks[0].attention_norm, c.eps)
         for layer, (block, next_norm) in enumerate(zip(blocks, next_norms, strict=True)):
             update = block.out(attend(layer, block.qkv_heads(normed), cos, sin))
@@ -270,6 +291,8 @@ class Stack(nn.Module):
                 update = cross(layer, block, normed, cos, sin)
             normed, x = kernels.add_rms_norm(update, x, block.mlp_norm, c.eps)
             update = block.down(kernels.gate(block.gate_up(normed), c.activation))
+            if next_norm is None:
+                return update + x  # type: ignore[no-any-return]
             normed, x = kernels.add_rms_norm(update, x, next_norm, c.eps)
         return normed
 

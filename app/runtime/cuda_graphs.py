@@ -10,6 +10,7 @@ import gc
 import logging
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -108,12 +109,21 @@ class GraphCapture:
 
     def drop(self, captured: list[Body]) -> None:
         """Delete these graphs from the list and from memory. The caller must have no other references to them."""
-        self.graphs -= len(captured)
+        count = len(captured)
         captured.clear()
+        self.free_dropped(count)
+
+    def free_dropped(self, count: int) -> None:
+        """Free the memory of `count` graphs to which there are no more references."""
+        self.graphs -= count
         if self._on_cuda:
             before = torch.cuda.mem_get_info(self._device)[0]
             self._free_unused()
             self._bytes = max(0, self._bytes - max(0, torch.cuda.mem_get_info(self._device)[0] - before))
+
+    def fresh(self) -> GraphCapture:
+        """Return another capture on the same device."""
+        return GraphCapture(self._device)
 
     def _free_unused(self) -> None:
         gc.collect()
@@ -142,16 +152,84 @@ class GraphCapture:
     def seconds(self, replay: Callable[[], None], times: int = 20) -> float:
         """Measure the mean time of `times` calls of `replay`, in seconds."""
         replay()
-        self._wait()
+        self.wait()
         began = time.perf_counter()
         for _ in range(times):
             replay()
-        self._wait()
+        self.wait()
         return (time.perf_counter() - began) / times
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Wait for all queued work of the device."""
         if self._on_cuda:
             torch.cuda.synchronize(self._device)
+
+
+@dataclass(frozen=True, slots=True)
+class SplitBody:
+    """A step that runs on several devices: functions that are called one after another, each with its device.
+
+    device: None = the function is not captured, for example a copy from one device to the next.
+    """
+
+    sections: tuple[tuple[Body, torch.device | None], ...]
+
+    def __call__(self) -> None:
+        for body, _ in self.sections:
+            body()
+
+
+class SplitCapture(GraphCapture):
+    """Captures each SplitBody: one CUDA graph for each of its sections on a device.
+
+    A replay queues the graphs and the copies between the devices. The devices wait for each other; the host does not
+    wait.
+    """
+
+    def __init__(self, devices: Sequence[torch.device]) -> None:
+        self._captures = {device: GraphCapture(device) for device in dict.fromkeys(devices)}
+        super().__init__(devices[0])
+
+    def forget(self) -> None:
+        super().forget()
+        for capture in self._captures.values():
+            capture.forget()
+
+    @property
+    def cost(self) -> CaptureCost:
+        costs = [capture.cost for capture in self._captures.values()]
+        seconds, size = sum(cost.seconds for cost in costs), sum(cost.bytes for cost in costs)
+        return CaptureCost(sum(cost.graphs for cost in costs), round(seconds, 3), size)
+
+    def capture(self, body: Body) -> Body:
+        assert isinstance(body, SplitBody)  # noqa: S101 - StepGraph creates the bodies
+        before = {device: capture.graphs for device, capture in self._captures.items()}
+        replays: list[tuple[Body, torch.device | None]] = []
+        try:
+            for section, device in body.sections:
+                replay = section if device is None else self._captures[device].capture(section)
+                replays.append((replay, device))
+        except torch.OutOfMemoryError:
+            replays.clear()
+            for device, capture in self._captures.items():
+                capture.graphs = before[device]
+            raise
+        return SplitBody(tuple(replays))
+
+    def drop(self, captured: list[Body]) -> None:
+        found = [each for each in captured if isinstance(each, SplitBody)]
+        counts = Counter(device for each in found for _, device in each.sections if device is not None)
+        found.clear()
+        captured.clear()
+        for device, count in counts.items():
+            self._captures[device].free_dropped(count)
+
+    def fresh(self) -> GraphCapture:
+        return SplitCapture(tuple(self._captures))
+
+    def wait(self) -> None:
+        for capture in self._captures.values():
+            capture.wait()
 
 
 class GraphBuckets(Generic[BucketKey]):
@@ -163,6 +241,7 @@ class GraphBuckets(Generic[BucketKey]):
     def __init__(self, rows: int, keys: Sequence[BucketKey]) -> None:
         """Create the buckets without graphs. rows: the largest number of rows. keys: all keys, the largest first."""
         self._keys = tuple(keys)
+        self._key_for: Callable[[int, BucketKey], BucketKey] = lambda _, key: key
         self._sizes = doublings(1, rows)
         self._captured: dict[tuple[int, BucketKey], Body] = {}
 
@@ -171,15 +250,23 @@ class GraphBuckets(Generic[BucketKey]):
         """The largest number of rows that one graph covers."""
         return self._sizes[-1]
 
-    def capture(self, capture: GraphCapture, body: Callable[[int, BucketKey], Body]) -> None:
+    def capture(
+        self,
+        capture: GraphCapture,
+        body: Callable[[int, BucketKey], Body],
+        key_for: Callable[[int, BucketKey], BucketKey] = lambda _, key: key,
+    ) -> None:
         """Capture all graphs, the largest first, so that smaller graphs reuse the memory of the largest.
 
-        body: returns the function to capture for a number of rows and a key. If the memory is too small for all
-        graphs, the graphs for the largest number of rows are deleted, and the next smaller number becomes the largest.
-        Raises torch.OutOfMemoryError if the graphs for one row do not fit.
+        body: returns the function to capture for a number of rows and a key. key_for: returns the key whose graph is
+        used for a number of rows and a key; a key that is replaced by another key has no graph.
+
+        If the memory is too small for all graphs, the graphs for the largest number of rows are deleted, and the next
+        smaller number becomes the largest. Raises torch.OutOfMemoryError if the graphs for one row do not fit.
         """
+        self._key_for = key_for
         for size in reversed(self._sizes):
-            for key in self._keys:
+            for key in dict.fromkeys(key_for(size, key) for key in self._keys):
                 while size <= self.rows and (size, key) not in self._captured:
                     try:
                         self._captured[size, key] = capture.capture(body(size, key))
@@ -202,25 +289,30 @@ class GraphBuckets(Generic[BucketKey]):
 
     def of(self, rows: int, key: BucketKey) -> Body:
         """Return the replay function of the smallest graph for this key that has at least `rows` rows."""
-        return self._captured[at_least(rows, self._sizes), key]
+        size = at_least(rows, self._sizes)
+        return self._captured[size, self._key_for(size, key)]
 
 
 Choice = TypeVar("Choice")
 
 
 def fastest(
-    choices: Mapping[str, Choice], body: Callable[[Choice], Body], device: torch.device
+    choices: Mapping[str, Choice],
+    body: Callable[[Choice], Body],
+    device: torch.device,
+    new_capture: Callable[[], GraphCapture] | None = None,
 ) -> tuple[Choice, dict[str, float]]:
     """Return the choice whose captured function is fastest, and the seconds of each choice by name.
 
-    body: returns the function to capture for a choice. A single choice is returned without a measurement. A choice
-    for which the memory is too small is left out. Raises torch.OutOfMemoryError if none is left.
+    body: returns the function to capture for a choice. new_capture: creates the capture of a measurement; None = on
+    `device`. A single choice is returned without a measurement. A choice for which the memory is too small is left out.
+    Raises torch.OutOfMemoryError if none is left.
     """
     if len(choices) == 1:
         return next(iter(choices.values())), {}
     seconds = {}
     for name, choice in choices.items():
-        trial = GraphCapture(device)
+        trial = new_capture() if new_capture is not None else GraphCapture(device)
         try:
             seconds[name] = trial.seconds(trial.capture(body(choice)))
         except torch.OutOfMemoryError:

@@ -133,7 +133,42 @@ class Sampler:
         return scores
 
 
-TOP_K_FAST = 64  # the largest top_k for which the fast path of `draw` finds the k-th score without a full sort
+TOP_K_FAST = 64  # the largest top_k whose codes the fast path of `draw` finds without a full sort
+
+
+@dataclass(frozen=True, slots=True)
+class DrawLimits:
+    """The sampling parameters of n rows on the device, in the form that `draw_within` reads, each (n, 1, 1).
+
+    They are the same for all codebooks of a frame, so a frame computes them once.
+    """
+
+    greedy: Tensor
+    temperature: Tensor  # 1 in a greedy row
+    top_k: Tensor
+    limited: Tensor  # top_k removes codes
+    short: Tensor  # top_k is 1 to TOP_K_FAST, so the kept codes are among the best ones
+    last: Tensor  # index of the last kept code among the best ones, if the row is short
+    top_p: Tensor
+    whole: Tensor  # top_p removes no code
+
+    @classmethod
+    def of(cls, temperature: Tensor, top_k: Tensor, top_p: Tensor, size: int) -> DrawLimits:
+        """Compute the limits from the parameters (n,). size: the number of codes V."""
+        temperature, top_k, top_p = (values[:, None, None] for values in (temperature, top_k, top_p))
+        greedy, most = temperature <= 0, min(TOP_K_FAST, size)
+        limited = (top_k > 0) & (top_k < size)
+        short = (top_k > 0) & (top_k <= TOP_K_FAST)
+        return cls(
+            greedy,
+            temperature.masked_fill(greedy, 1.0),
+            top_k,
+            limited,
+            short,
+            torch.where(short, top_k.clamp(max=most), most) - 1,
+            top_p,
+            top_p >= 1,
+        )
 
 
 def draw(
@@ -145,37 +180,53 @@ def draw(
     avoid the sort; the function `fast_path` says when this is allowed. If several codes have the score at the limit of
     top-k or top-p, all of them stay.
     """
-    size = scores.shape[-1]
-    greedy = temperature <= 0
+    return draw_within(DrawLimits.of(temperature, top_k, top_p, scores.shape[-1]), scores, noise, fast_path=fast_path)
+
+
+def draw_within(limits: DrawLimits, scores: Tensor, noise: Tensor, *, fast_path: bool = False) -> Tensor:
+    """Draw codes like `draw`. The draw of a row has the same bits with and without the fast path."""
     best = scores.argmax(dim=-1)
-    scores = scores / temperature.masked_fill(greedy, 1.0)[:, None, None]
-    limited = (top_k > 0) & (top_k < size)
-    if fast_path:
-        most = min(TOP_K_FAST, size)
-        # The top_k of a row without an utterance may have any value, so it is limited.
-        at = (torch.where(limited, top_k.clamp(max=most), most) - 1)[:, None, None].expand(-1, scores.shape[1], 1)
-        floor = scores.topk(most, dim=-1).values.gather(-1, at)
-        floor = floor.masked_fill(~limited[:, None, None], -torch.inf)
-    else:
-        rising = scores.sort(dim=-1).values
-        at = (size - torch.where(limited, top_k, size))[:, None, None].expand(-1, scores.shape[1], 1)
-        floor = rising.gather(-1, at)
-        mass = rising.masked_fill(rising < floor, -torch.inf).softmax(dim=-1).cumsum(dim=-1)
-        dropped = (mass <= (1 - top_p)[:, None, None]).sum(dim=-1, keepdim=True).clamp(max=size - 1)
-        edge = rising.gather(-1, dropped).masked_fill((top_p >= 1)[:, None, None], -torch.inf)
-        floor = torch.maximum(floor, edge)
-    kept = scores.masked_fill(scores < floor, -torch.inf)
-    drawn = _race(kept, noise)
-    return torch.where(greedy[:, None], best, drawn)
+    scores = scores / limits.temperature
+    floor = _short_floor(limits, scores)
+    if not fast_path:
+        floor = torch.where(limits.short, floor, _sorted_floor(limits, scores))
+    drawn = _race(scores.masked_fill(scores < floor, -torch.inf), noise)
+    return torch.where(limits.greedy[:, 0], best, drawn)
+
+
+def _short_floor(limits: DrawLimits, scores: Tensor) -> Tensor:
+    """Return the lowest score (n, C, 1) that stays in each short row, and -inf for other rows. Does not sort all codes.
+
+    A code stays while the mass of all better codes is below top_p. All codes with the k-th score count for the mass,
+    even those that are not among the best TOP_K_FAST codes.
+    """
+    tops, places = scores.topk(min(TOP_K_FAST, scores.shape[-1]), dim=-1)
+    floor = tops.gather(-1, limits.last.expand(-1, scores.shape[1], 1))
+    mass = scores.masked_fill(scores < floor, -torch.inf).softmax(dim=-1).gather(-1, places)
+    kept = ((mass.cumsum(dim=-1) - mass < limits.top_p) | limits.whole).sum(dim=-1, keepdim=True)
+    floor = torch.maximum(floor, tops.gather(-1, (kept - 1).clamp(min=0)))
+    return floor.masked_fill(~limits.short, -torch.inf)
+
+
+def _sorted_floor(limits: DrawLimits, scores: Tensor) -> Tensor:
+    """Return the lowest score (n, C, 1) that stays in each row, for any sampling parameters. Sorts all codes."""
+    size = scores.shape[-1]
+    rising = scores.sort(dim=-1).values
+    at = (size - torch.where(limits.limited, limits.top_k, size)).expand(-1, scores.shape[1], 1)
+    floor = rising.gather(-1, at)
+    mass = rising.masked_fill(rising < floor, -torch.inf).softmax(dim=-1).cumsum(dim=-1)
+    dropped = (mass <= 1 - limits.top_p).sum(dim=-1, keepdim=True).clamp(max=size - 1)
+    edge = rising.gather(-1, dropped).masked_fill(limits.whole, -torch.inf)
+    return torch.maximum(floor, edge)
 
 
 def fast_path(params: Sequence[SamplingParams], size: int) -> bool:
     """Whether `draw` may use its fast path for these rows. size: the number of codes V.
 
-    The fast path needs top_p = 1 in every row. The top_k of a row must be at most TOP_K_FAST, or it must not remove any
-    code (top_k 0, or top_k >= size).
+    The fast path needs a top_k from 1 to TOP_K_FAST in every row, or parameters that remove no code: top_p 1, and top_k
+    0 or >= size.
     """
-    return all(k.top_p >= 1 and (k.top_k <= TOP_K_FAST or k.top_k >= size) for k in params)
+    return all(0 < k.top_k <= TOP_K_FAST or (k.top_p >= 1 and not 0 < k.top_k < size) for k in params)
 
 
 class ReferenceNoise:

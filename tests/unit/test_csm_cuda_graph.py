@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -292,7 +292,7 @@ def test_short_memory_reduces_the_rows(tiny_csm: Path) -> None:
 
     some = make(tiny_csm, capture=Small(CPU))
     assert some.max_rows == 2
-    assert dict(some.setup)["graphs"] == 2 * 5
+    assert dict(some.setup)["graphs"] == 2 * 8
     assert np.array_equal(alone(some, REQUESTS[0], row=1), alone(make(tiny_csm), REQUESTS[0]))
 
     class Full(GraphCapture):
@@ -308,7 +308,7 @@ def test_setup_describes_the_capture(runner: CsmRunner, eager: CsmRunner) -> Non
     assert facts["recorded"] is True
     assert facts["recorded_rows"] == runner.max_rows == 8
     assert facts["kernels"] == "torch"
-    assert facts["graphs"] == 4 * 5  # 1, 2, 4, 8 rows; four lengths, and one key off the fast path
+    assert facts["graphs"] == 4 * 4 * 2  # 1, 2, 4, 8 rows; four lengths; with and without the fast path
     assert dict(eager.setup) == {"recorded": False}
 
 
@@ -354,6 +354,47 @@ def test_kernels_are_chosen_for_several_numbers_of_rows(tiny_csm: Path) -> None:
     assert facts["kernels_reason"] == "Noted."
     for row in (0, 7):
         assert np.array_equal(alone(some, REQUESTS[0], row=row), alone(make(tiny_csm), REQUESTS[0]))
+
+
+@pytest.mark.parametrize("kernels", ["torch", "triton"])
+def test_uncommon_sampling_parameters_do_not_change_the_attention_length(
+    tiny_csm: Path, eager: CsmRunner, kernels: Literal["torch", "triton"]
+) -> None:
+    """A request with top_p stays on the fast path. One with a large top_k needs another graph of the same length, and
+    with Triton's kernels not even that."""
+
+    def one_form(*rest: Any, fast_path: bool) -> torch.Tensor:
+        return TORCH.sample(*rest)  # as Triton's kernel, which draws with any parameters in the same way
+
+    chosen = TORCH if kernels == "torch" else dataclasses.replace(TORCH, name="triton", sample=one_form)
+    some = make(tiny_csm, capture=GraphCapture(CPU), kernels=(chosen,), max_rows=4)
+    assert some._graph is not None
+    assert dict(some.setup)["graphs"] == 3 * 4 * (2 if kernels == "torch" else 1)
+    keys: list[BucketKey] = []
+    launch = some._graph.steps.launch
+
+    def noting(rows: list[int], key: BucketKey) -> None:
+        keys.append(key)
+        launch(rows, key)
+
+    some._graph.steps.launch = noting  # type: ignore[method-assign,assignment]
+    plain = [REQUESTS[0], REQUESTS[3]]
+    for other, fast in (
+        (speech("Likely ones.", 5, 14, sampling=Sampling(top_p=0.6)), True),
+        (speech("Likely ones.", 5, 14, sampling=Sampling(top_k=64, top_p=0.2)), True),
+        (speech("Many.", 5, 14, sampling=Sampling(top_k=66)), True),  # there are 64 codes
+        (speech("Many.", 5, 14, sampling=Sampling(top_k=70, top_p=0.9)), False),
+        (speech("Any likely one.", 5, 14, sampling=Sampling(top_k=0, top_p=0.9)), False),
+    ):
+        keys.clear()
+        driver = Driver(some)
+        for row, request in enumerate([*plain, other]):
+            driver.start(row, request)
+        driver.finish()
+        assert {key.length for key in keys} == {256}
+        assert all(key.fast_path for key in keys) is fast
+        for row, request in enumerate([*plain, other]):
+            assert np.array_equal(driver.frames(row), alone(eager, request)), row
 
 
 @pytest.mark.slow

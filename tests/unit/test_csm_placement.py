@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,19 @@ from pydantic import ValidationError
 
 from app.engines.csm import loading as csm_loading
 from app.engines.csm.config import parse_config, read_config
+from app.engines.csm.cuda_graph import BucketKey, CsmCudaGraph
 from app.engines.csm.loading import engine_of, load_from, load_runner, measure
 from app.engines.csm.model import CsmModel
 from app.engines.csm.placement import DeviceMemory, Sizes, bytes_per_device, plan
 from app.engines.csm.runner import CsmRunner
 from app.engines.registry import BuildContext
 from app.errors import EngineUnavailable
-from app.nn.mimi.config import MimiConfig
+from app.nn.kernels.choice import TORCH
+from app.nn.mimi.config import MimiConfig, read_mimi_config
+from app.nn.mimi.model import MimiDecoder
 from app.nn.transformer import Stage
 from app.runtime import device as devices
+from app.runtime.cuda_graphs import SplitCapture
 from app.runtime.device import choose_device, choose_devices, free_bytes
 from app.settings import Settings
 from app.types import Sampling
@@ -38,6 +43,9 @@ from app.weights.load_cache import LoadCache
 from tests.support.csm_requests import alone, prompt, speech
 from tests.support.driver import Driver
 from tests.support.random_csm import csm_config, fabricate_csm
+from tests.support.recordable import operations
+from tests.unit.test_csm_cuda_graph import RunningCapture
+from tests.unit.test_cuda_graphs import Failing
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("one_thread")]
 
@@ -268,6 +276,112 @@ def test_each_stage_stays_on_its_device() -> None:
         assert done == [CPU, META, META]
 
 
+# ---- CUDA graphs of a split model
+
+
+class RunningSplit(SplitCapture):
+    """Runs each section during its capture, as often as on a CUDA device."""
+
+    def __init__(self) -> None:
+        super().__init__((CPU, CPU))
+        self._captures = {CPU: RunningCapture(CPU)}
+
+
+@pytest.mark.parametrize("counts", [(2, 3), (0, 1, 4)])
+def test_captured_split_model_gives_the_same_codes_and_samples(
+    folder: Path, whole: CsmRunner, counts: tuple[int, ...]
+) -> None:
+    """Also while rows pause, move and end at different times."""
+    split = make(folder, *counts, max_rows=4, capture=RunningSplit())
+    # 1, 2, 4 rows; four lengths; with and without the fast path; one graph a stage, and one for the rest of the frame
+    assert dict(split.setup)["graphs"] == 3 * 4 * 2 * (len(counts) + 1)
+    assert dict(split.setup)["recorded"] is True
+    requests = [
+        speech("No difference.", seed=7, frames=12, prompt=prompt(whole)),
+        speech("Two.", seed=8, frames=9, sampling=GREEDY),
+        speech("Three takes any.", seed=9, frames=7, sampling=Sampling(top_k=0, top_p=0.8)),
+    ]
+    driver = Driver(split)
+    for row, request in zip((3, 2, 1), requests, strict=True):
+        driver.start(row, request)
+        driver.iterate()
+        driver.iterate(frozenset((3,)))
+    driver.move(3, 0)
+    driver.finish()
+    for row, request in zip((0, 2, 1), requests, strict=True):
+        lone = Driver(whole)
+        lone.start(0, request)
+        lone.finish()
+        assert np.array_equal(driver.frames(row), lone.frames(0)), row
+        assert np.abs(driver.samples(row) - lone.samples(0)).max() < 1e-5
+
+
+def split_graph(*stages: Stage) -> CsmCudaGraph:
+    raw = csm_config("tiny") | {"num_hidden_layers": LAYERS}
+    home = stages[0].device
+    model = CsmModel(parse_config(raw), device=home, dtype=torch.bfloat16, stages=stages)
+    decoder = MimiDecoder(read_mimi_config(raw["codec_config"]), rows=4, device=home)
+    inputs = torch.zeros(4, model.config.backbone.width, device=home, dtype=model.dtype)
+    cache = model.kv_cache(4, batched=True, scratch=1)
+    return CsmCudaGraph(model, decoder, cache, model.depth_kv_cache(4), inputs)
+
+
+@pytest.mark.parametrize("fast_path", [False, True])
+def test_captured_sections_of_a_split_model_read_nothing_back(fast_path: bool) -> None:
+    """Each section runs on tensors without data, on one device. Only the copies between devices are not captured."""
+    sections = split_graph(Stage(META, 2), Stage(META, 3)).sections()
+    assert [device for _, device in sections] == [META, None, META, None, META]
+    with torch.inference_mode():
+        for body, device in sections:
+            for rows in (1, 4):
+                count = operations(lambda b=body, n=rows: b(n, BucketKey(512, fast_path), TORCH))  # type: ignore[misc]
+                assert count > 100 if device else count <= 4 * 2  # copies, and the views of their tensors
+
+
+def test_captured_section_stays_on_its_device() -> None:
+    """The tensors of the second stage are on the meta device, and all others on the CPU. Only the copy reads both."""
+    sections = split_graph(Stage(CPU, 2), Stage(META, 3)).sections()
+    assert [device for _, device in sections] == [CPU, None, META, None, CPU]
+    with torch.inference_mode():
+        assert operations(lambda: sections[2][0](4, BucketKey(512, True), TORCH)) > 100
+        with pytest.raises(AssertionError, match="host"):
+            operations(lambda: sections[1][0](4, BucketKey(512, True), TORCH))
+
+
+def test_short_memory_reduces_the_rows_of_a_split_model(folder: Path, whole: CsmRunner) -> None:
+    class Small(SplitCapture):
+        def __init__(self) -> None:
+            super().__init__((CPU, CPU))
+            self._captures = {CPU: Failing(2, 6)}  # in the first step, after its first section, and in the next size
+
+    capture = Small()
+    split = make(folder, 2, 3, max_rows=4, capture=capture)
+    assert split.max_rows == 1
+    assert capture.cost.graphs == 4 * 2 * 3
+    request = speech("In one row.", seed=7, frames=6)
+    assert np.array_equal(alone(split, request), alone(whole, request))
+
+
+def test_split_model_without_captured_graphs_runs_and_says_why(
+    folder: Path, whole: CsmRunner, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Refusing(SplitCapture):
+        def capture(self, body: Callable[[], None]) -> Callable[[], None]:
+            raise RuntimeError("CUDA error: peer access is not supported\nCompile with ...")
+
+    split = make(folder, 2, 3, capture=Refusing((CPU, CPU)))
+    facts = dict(split.setup)
+    assert facts["recorded"] is False
+    assert "on 2 devices could not be captured: CUDA error: peer access is not supported" in str(
+        facts["recorded_reason"]
+    )
+    assert "Steps run without CUDA graphs" in caplog.text
+    request = speech("All the same.", seed=7, frames=6)
+    assert np.array_equal(alone(split, request), alone(whole, request))
+    with pytest.raises(RuntimeError, match="peer"):
+        make(folder, capture=Refusing((CPU, CPU)))  # a model on one device
+
+
 def test_stages_that_do_not_match_the_model_are_refused() -> None:
     config = parse_config(csm_config("tiny"))
     for stages in ([Stage(CPU, 1)], [Stage(CPU, 1), Stage(CPU, 2)]):
@@ -372,7 +486,7 @@ def simulate_cards(monkeypatch: pytest.MonkeyPatch, folder: Path, free_gib: tupl
     monkeypatch.setattr(csm_loading, "fetch", lambda *_: (folder, "csm"))
     monkeypatch.setattr(csm_loading.hub, "has_tensor", lambda *_: True)
     monkeypatch.setattr(csm_loading, "read_config", lambda _: config)
-    monkeypatch.setattr(csm_loading, "graph_capture", lambda *_, **__: (None, ()))
+    monkeypatch.setattr(csm_loading, "graph_capture", lambda *_, **__: (None, (), ()))
     monkeypatch.setattr(csm_loading, "loading_on", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(devices, "free_bytes", lambda device: int(free_gib[device.index or 0] * (1 << 30)))
     monkeypatch.setattr(csm_loading, "load_runner", lambda *_, **options: loaded.update(options))

@@ -172,6 +172,12 @@ def test_health_says_why_nothing_is_captured(kind: str, graphs: bool, impossible
         assert word in str(dict(notes)[name])
 
 
+def test_split_model_with_a_part_on_the_cpu_is_not_captured() -> None:
+    card = torch.device("cuda", 0)
+    _, _, notes = graph_capture(Settings(), card, torch.float32, other_devices=[torch.device("cpu")])
+    assert "A part of the model is on cpu" in str(dict(notes)["recorded_reason"])
+
+
 def test_number_of_rows_depends_on_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cards of 8 GB and 141 GB, and an error if not even one row fits."""
     gpu = torch.device("cuda", 0)

@@ -141,13 +141,9 @@ def test_device_parameters_draw_like_host_parameters(few_: bool) -> None:
         SamplingParams(0.7, 1),
         SamplingParams(1.0, 64),
     ]
+    params += [SamplingParams(1.2, 40, 0.3), SamplingParams(0.8, 64, 0.95), SamplingParams(1.0, 3, 0.01)]
     if not few_:
-        params += [
-            SamplingParams(1.0, 300),
-            SamplingParams(0.9, 0, 0.8),
-            SamplingParams(1.2, 40, 0.3),
-            SamplingParams(1.0, 400, 0.99),
-        ]
+        params += [SamplingParams(1.0, 300), SamplingParams(0.9, 0, 0.8), SamplingParams(1.0, 400, 0.99)]
     assert fast_path(params, 1000) is few_
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(len(params), 1000, generator=generator) * 3
@@ -161,6 +157,60 @@ def test_device_parameters_draw_like_host_parameters(few_: bool) -> None:
     padded, loud = torch.cat((logits, logits[:1]))[:, None], torch.cat((noise, noise[:1]))
     drawn = draw(padded, *parameters, loud, fast_path=few_)[:-1, 0]
     assert torch.equal(drawn, Sampler(params, torch.device("cpu")).pick(logits, noise[:, 0]))
+
+
+@pytest.mark.parametrize(
+    ("params", "size", "allowed"),
+    [
+        (SamplingParams(0.9, 50, 0.9), 2048, True),
+        (SamplingParams(0.9, 64, 0.5), 2048, True),
+        (SamplingParams(0.9, 1, 0.01), 2048, True),
+        (SamplingParams(0.9, 0), 2048, True),
+        (SamplingParams(0.9, 5000), 2048, True),
+        (SamplingParams(0.9, 65), 2048, False),
+        (SamplingParams(0.9, 65, 0.9), 2048, False),
+        (SamplingParams(0.9, 0, 0.9), 2048, False),
+        (SamplingParams(0.9, 2048, 0.9), 2048, False),
+        (SamplingParams(0.9, 2047), 2048, False),
+    ],
+)
+def test_only_limits_among_the_best_codes_are_on_the_fast_path(
+    params: SamplingParams, size: int, allowed: bool
+) -> None:
+    assert fast_path([params], size) is allowed
+    assert fast_path([SamplingParams(), params, SamplingParams(0.0)], size) is allowed
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("codes", [7, 64, 65, 300, 2048])
+def test_draw_of_a_row_is_the_same_alone_and_beside_rows_that_sort(codes: int, rounded: bool) -> None:
+    """rounded: many codes have equal scores, also at the limit of top_k and beyond the best 64 codes."""
+    generator = torch.Generator().manual_seed(codes)
+    short = [
+        SamplingParams(temperature, top_k, top_p)
+        for temperature in (0.0, 0.6, 1.3)
+        for top_k in (1, 2, 5, 50, 63, 64)
+        for top_p in (1.0, 0.99, 0.7, 0.3, 0.02)
+    ]
+    short = [each for each in short if fast_path([each], codes)] + [SamplingParams(0.9, 0)]
+    wide = [SamplingParams(1.1, 200, 0.8), SamplingParams(1.0, 0, 0.5), SamplingParams(0.7, 100)]
+
+    def tensors(params: Sequence[SamplingParams]) -> list[torch.Tensor]:
+        return [torch.tensor(each) for each in zip(*((k.temperature, k.top_k, k.top_p) for k in params), strict=True)]
+
+    for frame in range(6):
+        logits = torch.randn(len(short) + len(wide), 2, codes, generator=generator) * (1 + frame % 3)
+        if rounded:
+            logits = logits.round()
+        seeds = torch.arange(len(logits))
+        noise = exponential_noise(seeds, torch.full_like(seeds, frame), 2, codes)
+        count = len(short)
+        alone = draw(logits[:count], *tensors(short), noise[:count], fast_path=True)
+        beside = draw(logits, *tensors([*short, *wide]), noise)[:count]
+        assert torch.equal(alone, beside)
+        for codebook in range(0 if rounded else 2):  # `pick` may drop a part of the codes with the score at the limit
+            picked = Sampler(short, CPU).pick(logits[:count, codebook], noise[:count, codebook])
+            assert torch.equal(alone[:, codebook], picked)
 
 
 @pytest.mark.parametrize("place", FULL_BITS)

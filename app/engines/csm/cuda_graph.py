@@ -6,29 +6,32 @@ the device runs the next launch. A launch computes all of the first n rows, but 
 only. A row is active if the host has selected it for this launch and its line has not ended.
 
 There is one graph for each number of rows (1, 2, 4 ...) and each number of positions that attention reads. A launch
-uses the smallest graph that fits.
+uses the smallest graph that fits. If the backbone's layers are on several devices, a step has one graph for each
+device, and a launch copies the outputs of one device to the next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from app.engines.shared.step_graph import StepGraph
+from app.engines.shared.step_graph import StepBody, StepGraph, StepSections
 from app.nn.kernels.choice import TORCH, Kernels
+from app.nn.kv_cache import KVCache, SplitKVCache
 from app.runtime.cuda_graphs import PinnedDoubleBuffer, at_least, doublings
-from app.runtime.sampling import draw, exponential_noise
+from app.runtime.sampling import DrawLimits, draw_within, exponential_noise
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from app.engines.csm.model import CsmModel
-    from app.nn.kv_cache import DepthKVCache, KVCache
+    from app.nn.kv_cache import DepthKVCache
     from app.nn.mimi.model import MimiDecoder
     from app.runtime.cuda_graphs import GraphCapture
     from app.runtime.sampling import SamplingParams
@@ -58,7 +61,7 @@ class BucketKey:
     """The variant of a captured step."""
 
     length: int  # number of positions that attention reads
-    fast_path: bool  # all rows draw codes on the fast path of runtime/sampling.py
+    fast_path: bool  # all rows draw codes on the fast path of runtime/sampling.py; Triton's kernels need no other path
 
 
 class CsmCudaGraph:
@@ -68,7 +71,7 @@ class CsmCudaGraph:
         self,
         model: CsmModel,
         decoder: MimiDecoder,
-        cache: KVCache,
+        cache: KVCache | SplitKVCache,
         depth_cache: DepthKVCache,
         inputs: Tensor,
         *,
@@ -82,10 +85,16 @@ class CsmCudaGraph:
         self._next = inputs
         self._model, self._decoder, self._cache, self._depth_cache = model, decoder, cache, depth_cache
         self._lengths = doublings(min(FIRST_LENGTH, c.max_positions), c.max_positions)
-        self._full_key = BucketKey(self._lengths[-1], fast_path=False)  # fits every batch
-        keys = (self._full_key, *(BucketKey(length, fast_path=True) for length in reversed(self._lengths)))
+        keys = [BucketKey(length, fast) for length in reversed(self._lengths) for fast in (False, True)]
         # Floats of a row: temperature, top_p.
         self.steps = StepGraph[BucketKey](rows, keys, integers=6, floats=2, kernels=kernels, device=device)
+        # Static tensors between the sections of a model on several devices: for each stage, the positions at which it
+        # writes keys, and its input and output; the last input is that of the final norm.
+        stages = model.backbone.stages
+        homes = [*(stage.device for stage in stages), device] if len(stages) > 1 else []
+        self._at = [torch.zeros(rows, dtype=torch.int64, device=home) for home in homes[:-1]]
+        self._inputs = [torch.zeros(rows, c.backbone.width, dtype=model.dtype, device=home) for home in homes]
+        self._outputs = [torch.zeros_like(each) for each in self._inputs[:-1]]
         self._codes = torch.zeros(rows, c.codebooks, dtype=torch.int16, device=device)
         self._samples = torch.zeros(rows, decoder.config.frame_samples, device=device)
         self._flags = torch.zeros(rows, 4, dtype=torch.bool, device=device)
@@ -96,7 +105,12 @@ class CsmCudaGraph:
 
         Raises torch.OutOfMemoryError if the graphs for one row do not fit into memory.
         """
-        self.steps.capture(capture, self.advance, BucketKey(self._lengths[0], fast_path=True))
+
+        def key_for(kernels: Kernels, key: BucketKey) -> BucketKey:
+            return BucketKey(key.length, key.fast_path or not kernels.sorts)
+
+        body = self.sections() if self._inputs else self.advance
+        self.steps.capture(capture, body, BucketKey(self._lengths[0], fast_path=True), key_for)
         for row in range(self.steps.rows):  # the capture has run the decoder on zeros
             self._decoder.reset(row)
 
@@ -136,8 +150,7 @@ class CsmCudaGraph:
         overwrites them.
         """
         self.steps.select(rows)
-        key = BucketKey(at_least(longest, self._lengths), fast_path=True) if fast_path else self._full_key
-        self.steps.launch(rows, key)
+        self.steps.launch(rows, BucketKey(at_least(longest, self._lengths), fast_path))
         wait = self._on_host.copy()
 
         def frames() -> Frames:
@@ -149,25 +162,71 @@ class CsmCudaGraph:
 
     def advance(self, count: int, key: BucketKey, kernels: Kernels) -> None:
         """Compute one frame of the first `count` rows. `capture` captures this method."""
+        assert isinstance(self._cache, KVCache)  # noqa: S101 - all layers are on one device
+        at, attended = self._positions(count)
+        attend = self._cache.static_decode_attention(at, key.length, kernels)
+        h = self._model.backbone.decode_static(self._next[:count], attended, attend, kernels)
+        self._finish(h, count, key, kernels)
+
+    def sections(self) -> StepSections[BucketKey]:
+        """Return the sections of `advance` for a model on several devices: its stages, the copies, and the rest."""
+        stages = self._model.backbone.stages
+        found: list[tuple[StepBody[BucketKey], torch.device | None]] = []
+        for index, stage in enumerate(stages):
+            found += [(partial(self._stage, index), stage.device), (partial(self._hand_over, index), None)]
+        return [*found, (self._tail, self._model.device)]
+
+    def _stage(self, index: int, count: int, key: BucketKey, kernels: Kernels) -> None:
+        """Compute the backbone's layers of one stage for the first `count` rows, on the stage's device."""
+        assert isinstance(self._cache, SplitKVCache)  # noqa: S101 - the layers are on several devices
+        x = self._inputs[index][:count]
+        if index == 0:
+            x = self._next[:count]
+            self._at[0][:count] = self._positions(count)[0]
+        at = self._at[index][:count]
+        attend = self._cache.parts[index].static_decode_attention(at, key.length, kernels)
+        attended = at.clamp(max=self._model.config.max_positions - 1)
+        self._outputs[index][:count] = self._model.backbone.decode_stage(index, x, attended, attend, kernels)
+
+    def _hand_over(self, index: int, count: int, key: BucketKey, kernels: Kernels) -> None:
+        """Copy the output and the positions of a stage to the device of the next stage. Does not wait for a device."""
+        del key, kernels
+        self._inputs[index + 1][:count].copy_(self._outputs[index][:count], non_blocking=True)
+        if index + 1 < len(self._at):
+            self._at[index + 1][:count].copy_(self._at[index][:count], non_blocking=True)
+
+    def _tail(self, count: int, key: BucketKey, kernels: Kernels) -> None:
+        """Compute the rest of the frame after the last stage, on the first device."""
+        self._finish(self._model.backbone.final_norm(self._inputs[-1][:count]), count, key, kernels)
+
+    def _active(self, count: int) -> Tensor:
+        """Return (count,) bool: the rows that this launch advances."""
+        return self.steps.selected[:count] & (self.steps.integers[:count, _FRAMES_LEFT] > 0)
+
+    def _positions(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return the positions (count,) at which the rows write their keys, and the positions for RoPE.
+
+        An inactive row may be in its prefill, so its KV cache must not change. Its keys go to the scratch position
+        after the last position.
+        """
+        last = self._model.config.max_positions
+        at = torch.where(self._active(count), self.steps.integers[:count, _POSITION], last)
+        return at, at.clamp(max=last - 1)
+
+    def _finish(self, h: Tensor, count: int, key: BucketKey, kernels: Kernels) -> None:
+        """Compute a frame from the backbone's outputs h (count, D): codes, samples, next inputs and counters."""
         c, model = self._model.config, self._model
         integers, floats = self.steps.integers[:count], self.steps.floats[:count]
-        position, left, min_frames_left = (
-            integers[:, _POSITION],
-            integers[:, _FRAMES_LEFT],
-            integers[:, _MIN_FRAMES_LEFT],
-        )
-        x = self._next[:count]
-        active = self.steps.selected[:count] & (left > 0)
-        # An inactive row may be in its prefill, so its KV cache must not change. Its keys go to the scratch position
-        # after the last position.
-        at = torch.where(active, position, c.max_positions)
-        attend = self._cache.static_decode_attention(at, key.length, kernels)
-        h = model.backbone.decode_static(x, at.clamp(max=c.max_positions - 1), attend, kernels)
+        left, min_frames_left = integers[:, _FRAMES_LEFT], integers[:, _MIN_FRAMES_LEFT]
+        x, active = self._next[:count], self._active(count)
         temperature, top_p, top_k = floats[:, 0], floats[:, 1], integers[:, _TOP_K]
         seeds, draws = integers[:, _SEED], integers[:, _DRAWS]
         temperature, top_p, top_k, seeds, draws = (t.contiguous() for t in (temperature, top_p, top_k, seeds, draws))
         unbanned = torch.full_like(seeds, -1)
-        noise = exponential_noise(seeds, draws, c.codebooks, c.codebook_size) if kernels.name == "torch" else None
+        noise = limits = None
+        if kernels.name == "torch":
+            noise = exponential_noise(seeds, draws, c.codebooks, c.codebook_size)
+            limits = DrawLimits.of(temperature, top_k, top_p, c.codebook_size)
         early_eos, finite = torch.zeros_like(active), active
 
         def pick(codebook: int, logits: Tensor) -> Tensor:
@@ -179,7 +238,7 @@ class CsmCudaGraph:
             if codebook == 0 and c.eos_code < c.codebook_size:
                 early_eos = (min_frames_left > 0) & (logits.argmax(dim=-1) == c.eos_code)
                 banned = torch.where(min_frames_left > 0, c.eos_code, unbanned)
-            if noise is None:
+            if noise is None or limits is None:
                 return kernels.sample(
                     logits,
                     temperature,
@@ -194,9 +253,7 @@ class CsmCudaGraph:
                 )
             if banned is not unbanned:
                 logits[:, c.eos_code].masked_fill_(min_frames_left > 0, -torch.inf)
-            return draw(logits[:, None], temperature, top_k, top_p, noise[:, codebook, None], fast_path=key.fast_path)[
-                :, 0
-            ]
+            return draw_within(limits, logits[:, None], noise[:, codebook, None], fast_path=key.fast_path)[:, 0]
 
         codes = model.depth_decode(h, self._depth_cache, pick, kernels)
         last = (codes[:, :-1] == c.eos_code).all(dim=1)

@@ -53,6 +53,7 @@ from app.runtime.device import (
     rows_that_fit,
     usable_bytes,
 )
+from app.runtime.faults import is_device_lost
 from app.types import Capabilities, EngineInfo, PromptLimits, TextPacking
 from app.weights import hub
 from app.weights.load_cache import LoadCache
@@ -171,26 +172,40 @@ def load_runner(
     digest = digest_of(weights, f"{model.config} {model.dtype} {decoder.config}")
     fingerprint = f"csm {digest} {quantize}"
     adapt(model, quantize)
-    return CsmRunner(
-        model,
-        TextEncoder(model_dir, model.config),
-        encoder,
-        decoder,
-        max_rows=max_rows,
-        guards=guards,
-        on_guard=on_guard,
-        reference_noise=reference_noise,
-        quantized=quantize != "none",
-        fingerprint=fingerprint,
-        codec_fingerprint=codec_fingerprint(encoder, encoder.config, model.config.codebooks),
-        chunk=chunk,
-        prefix_bytes=prefix_bytes,
-        context_lines=context_lines,
-        examples=model_dir / "prompts",
-        capture=capture,
-        kernels=kernels,
-        notes=notes,
-    )
+
+    def build(capture: GraphCapture | None, notes: Setup) -> CsmRunner:
+        return CsmRunner(
+            model,
+            TextEncoder(model_dir, model.config),
+            encoder,
+            decoder,
+            max_rows=max_rows,
+            guards=guards,
+            on_guard=on_guard,
+            reference_noise=reference_noise,
+            quantized=quantize != "none",
+            fingerprint=fingerprint,
+            codec_fingerprint=codec_fingerprint(encoder, encoder.config, model.config.codebooks),
+            chunk=chunk,
+            prefix_bytes=prefix_bytes,
+            context_lines=context_lines,
+            examples=model_dir / "prompts",
+            capture=capture,
+            kernels=kernels,
+            notes=notes,
+        )
+
+    if len(model.devices) == 1 or capture is None:
+        return build(capture, notes)
+    try:
+        return build(capture, notes)
+    except RuntimeError as error:
+        if is_device_lost(error):
+            raise
+        cause = str(error).partition("\n")[0]
+        reason = f"The graphs of a model on {len(model.devices)} devices could not be captured: {cause}"
+        log.warning("%s Steps run without CUDA graphs, which takes longer.", reason)
+    return build(None, (*notes, ("recorded_reason", reason)))
 
 
 def load_from(
@@ -238,7 +253,11 @@ def load_from(
             rows //= 2
     with loading_on(devices, settings):
         capture, kernels, notes = graph_capture(
-            settings, device, dtype, impossible=_why_no_graphs(stages, reference_noise=reference_noise)
+            settings,
+            device,
+            dtype,
+            impossible=REFERENCE_NOISE if reference_noise else "",
+            other_devices=[stage.device for stage in stages[1:]],
         )
         return load_runner(
             folder,
@@ -257,13 +276,6 @@ def load_from(
             kernels=kernels,
             notes=notes,
         )
-
-
-def _why_no_graphs(stages: Sequence[Stage], *, reference_noise: bool) -> str:
-    """Return why this model can't be captured in CUDA graphs; "" = it can."""
-    if reference_noise:
-        return REFERENCE_NOISE
-    return f"CSM_DEVICE_MAP splits the model over {len(stages)} devices." if stages else ""
 
 
 def measure(

@@ -97,15 +97,11 @@ class CsmModel(nn.Module):
         of inactive rows there.
         """
         c, stages = self.config, self.backbone.stages
+        positions = c.max_positions + scratch
         if len(stages) > 1:
-            return SplitKVCache(c.backbone, stages, rows=rows, positions=c.max_positions, dtype=self.dtype)
+            return SplitKVCache(c.backbone, stages, rows=rows, positions=positions, dtype=self.dtype, batched=batched)
         return KVCache(
-            c.backbone,
-            rows=rows,
-            positions=c.max_positions + scratch,
-            device=self.device,
-            dtype=self.dtype,
-            batched=batched,
+            c.backbone, rows=rows, positions=positions, device=self.device, dtype=self.dtype, batched=batched
         )
 
     def depth_kv_cache(self, rows: int) -> DepthKVCache:

@@ -35,7 +35,6 @@ from app.engines.shared.rows import begin_warm_up, must_step_one_by_one, referen
 from app.engines.shared.step_graph import InFlightStep
 from app.errors import BadReference
 from app.nn.kernels.choice import TORCH, Kernels
-from app.nn.kv_cache import KVCache
 from app.nn.mimi.config import MimiConfig
 from app.nn.mimi.model import MimiDecoder, MimiEncoder
 from app.runtime.cuda_graphs import GraphCapture, Setup, setup_facts
@@ -127,8 +126,8 @@ class CsmRunner:
         self._in_flight: InFlightStep[CsmRow, Frames] | None = None
         self._graph_samples: dict[int, Samples] = {}  # by row: the samples of the frame that the last step returned
         if capture is not None:
-            if not isinstance(self._cache, KVCache) or reference_noise:
-                raise ValueError("CUDA graphs need a model on one device and can't use reference noise")
+            if reference_noise:
+                raise ValueError("CUDA graphs can't use reference noise")
             self._graph = CsmCudaGraph(model, decoder, self._cache, self._depth_cache, self._next, kernels=kernels)
             self._graph.capture(capture)
             self.max_rows = self._graph.steps.rows

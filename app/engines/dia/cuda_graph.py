@@ -83,16 +83,13 @@ class DiaCudaGraph:
         self._model, self._cache, self._delay_pattern = model, cache, delay_pattern
         self._audio_lengths = doublings(min(FIRST_AUDIO_LENGTH, c.max_positions), c.max_positions)
         self._text_lengths = tuple(sorted({min(FIRST_TEXT_LENGTH, c.max_text), c.max_text}))
-        self._full_key = BucketKey(self._audio_lengths[-1], self._text_lengths[-1], fast_path=False)  # fits every batch
-        keys = [
-            BucketKey(audio, text, fast_path=True)
-            for audio in reversed(self._audio_lengths)
-            for text in reversed(self._text_lengths)
-        ]
+        keys = []
+        for audio in reversed(self._audio_lengths):
+            # Without the fast path, cross-attention reads all positions of the text, to save graphs.
+            keys.append(BucketKey(audio, self._text_lengths[-1], fast_path=False))
+            keys += [BucketKey(audio, text, fast_path=True) for text in reversed(self._text_lengths)]
         # Floats of a row: temperature, top_p, guidance scale.
-        self.steps = StepGraph[BucketKey](
-            rows, (self._full_key, *keys), integers=7, floats=3, kernels=kernels, device=device
-        )
+        self.steps = StepGraph[BucketKey](rows, keys, integers=7, floats=3, kernels=kernels, device=device)
         self.steps.integers[:, _TEXT_LENGTH] = 1
         self._speaking = torch.zeros(rows, dtype=torch.bool, device=device)
         self._burst_step = torch.zeros(1, dtype=torch.int64, device=device)  # index of the step in its burst
@@ -150,10 +147,8 @@ class DiaCudaGraph:
         """
         self.steps.select(rows)
         self._burst_step.zero_()
-        key = self._full_key
-        if fast_path:
-            audio, text = at_least(longest, self._audio_lengths), at_least(text_length, self._text_lengths)
-            key = BucketKey(audio, text, fast_path=True)
+        text = at_least(text_length, self._text_lengths) if fast_path else self._text_lengths[-1]
+        key = BucketKey(at_least(longest, self._audio_lengths), text, fast_path)
         for _ in range(self.burst):
             self.steps.launch(rows, key)
         wait = self._on_host.copy()

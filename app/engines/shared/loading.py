@@ -14,7 +14,7 @@ from app.errors import EngineUnavailable, WeightsUnavailable
 from app.nn.kernels.choice import candidates
 from app.nn.linear import Int8Linear, PackedLinear, replace_linears
 from app.nn.transformer import Block, Stack
-from app.runtime.cuda_graphs import GraphCapture
+from app.runtime.cuda_graphs import GraphCapture, SplitCapture
 from app.runtime.device import cpu_threads, device_notes, set_math_backends, using
 from app.runtime.pages import use_huge_pages
 from app.weights import download, hub
@@ -129,13 +129,20 @@ REFERENCE_NOISE = "The noise of the reference implementations is drawn on the ho
 
 
 def graph_capture(
-    settings: Settings, device: torch.device, dtype: torch.dtype, *, impossible: str = ""
+    settings: Settings,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    impossible: str = "",
+    other_devices: Sequence[torch.device] = (),
 ) -> tuple[GraphCapture | None, Sequence[Kernels], Setup]:
     """Return the graph capture, the candidate kernels, and the values of /health about both.
 
     If the engine uses no CUDA graphs, the capture is None and there are no kernels. impossible: why the engine can't
-    use CUDA graphs; "" = it can.
+    use CUDA graphs; "" = it can. other_devices: further devices of a model whose layers are on several devices.
     """
+    if other := [each for each in other_devices if each.type != "cuda"]:
+        impossible = f"A part of the model is on {other[0]}, and CUDA graphs need CUDA devices."
     if device.type != "cuda":
         impossible = f"CUDA graphs need a CUDA device, but the model runs on {device.type}."
     elif not settings.cuda_graphs:
@@ -144,10 +151,11 @@ def graph_capture(
     if impossible:
         reason = impossible if device.type == "cuda" else candidates("auto", device, dtype).reason
         return None, (), (*notes, ("recorded_reason", impossible), ("kernels", "torch"), ("kernels_reason", reason))
-    found = candidates(settings.kernels, device, dtype, compiled=settings.compile)
+    found = candidates(settings.kernels, device, dtype, compiled=settings.compile, other_devices=other_devices)
     if found.reason:
         notes = (*notes, ("kernels_reason", found.reason))
-    return GraphCapture(device), found.kernels, notes
+    capture = SplitCapture((device, *other_devices)) if other_devices else GraphCapture(device)
+    return capture, found.kernels, notes
 
 
 @contextlib.contextmanager

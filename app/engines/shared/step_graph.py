@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 import torch
 
 from app.nn.kernels.choice import OPERATIONS
-from app.runtime.cuda_graphs import GraphBuckets, doublings, fastest, upload
+from app.runtime.cuda_graphs import GraphBuckets, SplitBody, doublings, fastest, upload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +30,8 @@ TIMED_ROWS = (1, 8, 32)  # numbers of rows for which the kernels are timed; a ch
 
 # Computes one step of the first n rows: (n, bucket key, kernels) -> None. It must not wait for the device.
 StepBody = Callable[[int, Key, "Kernels"], None]
+# The parts of a step that runs on several devices, each with its device; see SplitBody.
+StepSections = Sequence[tuple[StepBody[Key], "torch.device | None"]]
 
 
 class StepGraph(Generic[Key]):
@@ -70,33 +72,48 @@ class StepGraph(Generic[Key]):
         """The numbers of rows for which there are graphs."""
         return doublings(1, self.rows)
 
-    def capture(self, capture: GraphCapture, body: StepBody[Key], shortest: Key) -> None:
-        """Capture the step `body` for all buckets, with the kernels that are fastest for the number of rows.
+    def capture(
+        self,
+        capture: GraphCapture,
+        body: StepBody[Key] | StepSections[Key],
+        shortest: Key,
+        key_for: Callable[[Kernels, Key], Key] = lambda _, key: key,
+    ) -> None:
+        """Capture the step `body`, or its sections, for all buckets.
 
-        shortest: the key with which the kernels are timed, with each number of rows in TIMED_ROWS.
+        The graphs of a number of rows use the kernels that are fastest for it.
+
+        shortest: the key with which the kernels are timed, with each number of rows in TIMED_ROWS. key_for: returns the
+        key whose graph is used for a key; some kernels need fewer graphs.
 
         If the graphs do not fit into memory, `rows` becomes smaller. Raises torch.OutOfMemoryError if the graphs for
         one row do not fit.
         """
 
-        def bound(rows: int, key: Key, kernels: Kernels) -> Body:
-            @torch.inference_mode()
-            def call() -> None:
-                body(rows, key, kernels)
+        def call(part: StepBody[Key], rows: int, key: Key, kernels: Kernels) -> None:
+            with torch.inference_mode():
+                part(rows, key, kernels)
 
-            return call
+        def bound(rows: int, key: Key, kernels: Kernels) -> Body:
+            if callable(body):
+                return partial(call, body, rows, key, kernels)
+            return SplitBody(tuple((partial(call, part, rows, key, kernels), device) for part, device in body))
 
         for timed in TIMED_ROWS:
             if timed > self.rows or (timed > 1 and len(self._candidates) == 1):
                 break
             try:
-                best, seconds = fastest(self._candidates, partial(bound, timed, shortest), self._device)
+                best, seconds = fastest(self._candidates, partial(bound, timed, shortest), self._device, capture.fresh)
             except torch.OutOfMemoryError:
                 if timed == 1:
                     raise
                 break  # graphs for so many rows use the kernels of the smaller number
             self.kernels[timed], self.kernel_seconds[timed] = best, seconds
-        self._buckets.capture(capture, lambda rows, key: bound(rows, key, self.kernels_of(rows)))
+        self._buckets.capture(
+            capture,
+            lambda rows, key: bound(rows, key, self.kernels_of(rows)),
+            lambda rows, key: key_for(self.kernels_of(rows), key),
+        )
 
     def kernels_of(self, rows: int) -> Kernels:
         """Return the kernels of the graphs for this number of rows."""

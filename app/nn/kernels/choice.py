@@ -51,6 +51,11 @@ class Kernels:
     sample: Sample
     from_torch: tuple[str, ...] = ()  # the operations of a Triton set for which it has the torch kernels
 
+    @property
+    def sorts(self) -> bool:
+        """Whether `sample` sorts for sampling parameters that are not on the fast path of runtime/sampling.py."""
+        return self.name != "triton" or "sample" in self.from_torch
+
 
 TORCH = Kernels(
     "torch",
