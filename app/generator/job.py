@@ -28,6 +28,7 @@ class SpeechJob:
     voices: tuple[Voice, ...]  # one per line
     speakers: tuple[int, ...]  # the engine's number for the speaker of each line
     parsed_lines: tuple[ParsedLine, ...]  # the text of each line as words and pauses
+    turns: tuple[int, ...]  # the index of the caller's text that each line comes from
     seed: int
     cache_key: str
     ignored: tuple[str, ...] = ()  # the request fields that the engine does not support

@@ -7,6 +7,7 @@ does not delay the first audio. This module does not depend on HTTP, audio or a 
 from __future__ import annotations
 
 import asyncio
+import unicodedata
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from app.errors import EmptyText, TextTooLong
 from app.text.punctuation import has_words, punctuation_names
 from app.text.script import Pause, parse
 from app.text.sentences import split
+from app.text.spans import SpannedText
 from app.types import SpokenLine
 
 if TYPE_CHECKING:
@@ -30,6 +32,9 @@ MAX_PAUSES_S = 600  # the sum for one answer: pause tags could otherwise produce
 # The most characters in an utterance of an answer that is held back for a check, unless one sentence is longer: about
 # 30 s of speech. The recogniser accepts 120 s, and a bad take of 30 s is repeated in less time.
 HELD_PASSAGE_CHARS = 450
+# The silence for a text in which nothing is spoken, such as "---" or "(laughs)". A voice agent that sends such a piece
+# in the middle of its answer goes on.
+SILENT_TEXT_S = 0.25
 IN_THREAD_CHARS = 2_000  # a longer text is normalised in a thread: normalisation takes up to 0.05 ms per character
 
 
@@ -64,12 +69,18 @@ class PlannedUtterance:
         )
 
 
-def parse_lines(lines: Sequence[Line]) -> tuple[ParsedLine, ...]:
-    """Split each line into words and pauses. Raises EmptyText, TextTooLong."""
-    parsed = tuple(tuple(parse(line.text)) for line in lines)
+def check_not_blank(lines: Sequence[Line]) -> None:
+    """Check that the lines have a character that is not white space or a control character. Raises EmptyText."""
+    for line in lines:
+        if any(not char.isspace() and unicodedata.category(char) not in ("Cc", "Cs") for char in line.text):
+            return
+    raise EmptyText("`input` contains nothing that can be spoken. Send a text with words.", param="input")
+
+
+def parse_lines(texts: Sequence[SpannedText]) -> tuple[ParsedLine, ...]:
+    """Split the text of each line into words and pauses. Raises TextTooLong."""
+    parsed = tuple(tuple(parse(text)) for text in texts)
     parts = [part for line in parsed for part in line]
-    if all(isinstance(part, Pause) for part in parts):
-        raise _nothing_to_speak()
     if sum(part.seconds for part in parts if isinstance(part, Pause)) > MAX_PAUSES_S:
         raise TextTooLong(
             f"The pauses in `input` add up to more than {MAX_PAUSES_S} seconds. Shorten or remove pauses.",
@@ -111,15 +122,20 @@ class Planner:
         job, progress = self._job, self._job.progress
         adds_gaps = job.request.parallel or not (job.info.text.continues or job.info.text.max_passage_chars > 0)
         texts_left = sum(not isinstance(part, Pause) for parts in job.parsed_lines for part in parts)
-        any_spoken = any_words = False
+        any_spoken = any_words = any_pause = False
+        marks: list[str] = []  # sentences without words
         for number, parts in enumerate(job.parsed_lines):
             voice, speaker, prompt = job.voices[number], job.speakers[number], job.prompts[number]
             line_begun = False
             for part in parts:
                 if isinstance(part, Pause):
+                    any_pause = True
                     yield part
                     continue
                 sentences = await self._sentences(part.text, voice, prompt)
+                marks += [sentence.text for sentence in sentences if not has_words(sentence.text)]
+                if job.request.normalize:
+                    sentences = [sentence for sentence in sentences if has_words(sentence.text)]
                 texts_left -= 1
                 progress.line_of_sentence += [number] * len(sentences)
                 progress.all_planned = not texts_left
@@ -127,26 +143,27 @@ class Planner:
                     if adds_gaps and any_spoken and not line_begun:
                         yield Pause(TURN_GAP_S)
                     any_spoken = line_begun = True
-                    any_words = any_words or has_words(sentence)
-                    yield SpokenLine(sentence, speaker, voice, prompt)
-        if not any_words:  # a text such as "?!" is spoken as the names of its punctuation marks
-            texts = [part.text for parts in job.parsed_lines for part in parts if not isinstance(part, Pause)]
-            marks = punctuation_names(" ".join(texts))
-            if not marks:
-                raise _nothing_to_speak()
+                    any_words = any_words or has_words(sentence.text)
+                    yield SpokenLine(sentence.text, speaker, voice, prompt, sentence, job.turns[number])
+        if any_words:
+            return
+        if names := punctuation_names(" ".join(marks)):  # a text such as "?!" is spoken as the names of its marks
             progress.line_of_sentence.append(0)
-            yield SpokenLine(marks, job.speakers[0], job.voices[0], job.prompts[0])
+            named = SpannedText.of(names, (0, len(job.request.lines[0].text)))
+            yield SpokenLine(names, job.speakers[0], job.voices[0], job.prompts[0], named)
+        elif not any_pause:
+            yield Pause(SILENT_TEXT_S)
 
-    async def _sentences(self, text: str, voice: Voice, prompt: VoicePrompt | None) -> list[str]:
+    async def _sentences(self, text: SpannedText, voice: Voice, prompt: VoicePrompt | None) -> list[SpannedText]:
         """Normalise the text and split it into sentences that are short enough for the engine."""
         info, request = self._job.info, self._job.request
         prompt_s = 0.0 if prompt is None else prompt.codes.shape[1] * info.frame_s
-        language = self._job.language_of(text, voice)
+        language = self._job.language_of(text.text, voice)
         english = language.lower().startswith("en")
 
-        def normalize_and_split() -> list[str]:
-            words = self._normalizer.normalize(text, english=english) if request.normalize else text
-            size = _size(words, info)
+        def normalize_and_split() -> list[SpannedText]:
+            words = self._normalizer.spoken(text, english=english, language=language) if request.normalize else text
+            size = _size(words.text, info)
             longest = _natural_chars(info.text.max_chars, prompt_s, info)
             return split(words, max(1, longest * len(words) // size) if size else 1)
 
@@ -167,7 +184,3 @@ def _natural_chars(most: int, prompt_s: float, info: EngineInfo) -> int:
 def _size(text: str, info: EngineInfo) -> int:
     """The length of a text in characters, or in UTF-8 bytes if the engine's limits count bytes."""
     return len(text.encode("utf-8", "replace")) if info.text.utf8_bytes else len(text)
-
-
-def _nothing_to_speak() -> EmptyText:
-    return EmptyText("`input` contains nothing that can be spoken. Send a text with words.", param="input")

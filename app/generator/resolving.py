@@ -12,13 +12,15 @@ from app.audio import watermark
 from app.audio.encoders import check_rate
 from app.errors import BadReference, UnknownModel, UnknownVoice, UnsupportedParameter
 from app.generator.job import SpeechJob, number_speakers
-from app.generator.planning import HELD_PASSAGE_CHARS, parse_lines
+from app.generator.planning import HELD_PASSAGE_CHARS, check_not_blank, parse_lines
 from app.generator.preset_voices import seed_of
 from app.generator.prompts import check_speakable
 from app.lru import LRU
 from app.runtime.playback import Playback
-from app.text.nonverbal import remove_unsupported_sounds
+from app.text.machine_text import remove_machine_text
+from app.text.nonverbal import perform_sounds, remove_unsupported_sounds
 from app.text.script import SPEAKER_TAG, split_speakers
+from app.text.spans import SpannedText, join
 from app.types import Line
 from app.voices import enhancement
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE
@@ -77,7 +79,8 @@ class RequestResolver:
         self._check_model(request.model)
         if self._voices.stale:
             await asyncio.to_thread(self._voices.refresh)
-        request = self._split_by_speaker(request)
+        check_not_blank(request.lines)
+        request, turns, texts = self._split_by_speaker(request)
         self._voices_of(request)  # an unknown voice is an error even while the engine starts
         engine = self._manager.engine()
         info = engine.info
@@ -86,13 +89,15 @@ class RequestResolver:
         for voice in voices:
             check_speakable(voice, info, is_fallback=self._manager.is_fallback)
         # Replace the name of a voice with its id, so that name and id give the same seed and the same cache key.
+        spell = perform_sounds if request.normalize else remove_unsupported_sounds
+        texts = [spell(text, info.text.sounds) for text in texts]
         lines = tuple(
-            replace(line, voice=voice.id, text=remove_unsupported_sounds(line.text, info.text.sounds))
-            for line, voice in zip(request.lines, voices, strict=True)
+            replace(line, voice=voice.id, text=text.text)
+            for line, voice, text in zip(request.lines, voices, texts, strict=True)
         )
         request = replace(request, lines=lines)
         check_rate(request.format, request.sample_rate_hz)
-        parsed_lines = parse_lines(request.lines)
+        parsed_lines = parse_lines(texts)
 
         if random_seed:
             request = replace(request, seed=self._random.getrandbits(31), use_cache=False)
@@ -122,6 +127,7 @@ class RequestResolver:
             voices,
             number_speakers(request, voices),
             parsed_lines,
+            turns,
             seed=self._derived_seed(request, samples_key) if request.seed is None else request.seed,
             cache_key=request.digest(*samples_key, *finish_key),
             ignored=ignored,
@@ -156,24 +162,38 @@ class RequestResolver:
 
     # ---- voices
 
-    def _split_by_speaker(self, request: SpeechRequest) -> SpeechRequest:
+    def _split_by_speaker(self, request: SpeechRequest) -> tuple[SpeechRequest, tuple[int, ...], list[SpannedText]]:
         """Split each line with speaker tags ([S1], [S2]) at its tags, into lines with one speaker.
+
+        Returns the request with these lines, the index of the caller's line that each line comes from, and the text of
+        each line. With `normalize`, text for machines is removed first, because it can contain tags.
 
         The speakers get the voices that the line names (such as "nova+echo"), and then voices from OTHER_SPEAKERS. If a
         line has a speaker number or no voice, only its tags are removed. Raises UnknownVoice.
         """
         lines: list[Line] = []
-        for line in request.lines:
-            if not SPEAKER_TAG.search(line.text):
-                lines.append(line)
-                continue
-            spoken = split_speakers(line.text)
-            if line.speaker is not None or line.voice == NO_VOICE.id:
-                lines.append(replace(line, text=" ".join(text for _, text in spoken)))
-                continue
-            voices = self._voices_for_speakers(line.voice, max((speaker for speaker, _ in spoken), default=0) + 1)
-            lines += [Line(text, voices[speaker], speaker) for speaker, text in spoken] or [Line("", voices[0])]
-        return replace(request, lines=tuple(lines))
+        turns: list[int] = []
+        texts: list[SpannedText] = []
+        for turn, line in enumerate(request.lines):
+            source = SpannedText(line.text)
+            if request.normalize:
+                source = remove_machine_text(source)
+            if not SPEAKER_TAG.search(source.text):
+                split = [(line, source)]
+            else:
+                spoken = split_speakers(source)
+                if line.speaker is not None or line.voice == NO_VOICE.id:
+                    split = [(line, join((text for _, text in spoken), " "))]
+                else:
+                    speakers = max((speaker for speaker, _ in spoken), default=0) + 1
+                    voices = self._voices_for_speakers(line.voice, speakers)
+                    split = [(Line(text.text, voices[speaker], speaker), text) for speaker, text in spoken]
+                    split = split or [(Line("", voices[0]), SpannedText(""))]
+            for each, text in split:
+                lines.append(replace(each, text=text.text))
+                turns.append(turn)
+                texts.append(text)
+        return replace(request, lines=tuple(lines)), tuple(turns), texts
 
     def _voices_for_speakers(self, requested: str, speakers: int) -> list[str]:
         """The voices of the speakers. requested: one voice, or several such as nova+echo. Raises UnknownVoice."""

@@ -292,6 +292,8 @@ class SpeechGenerator:
                         yield samples
                 if isinstance(await ahead.peek(), PlannedUtterance):
                     silence_s += SENTENCE_GAP_S
+            if silence_s and not begun:  # the whole text is silent
+                yield pcm.silence(silence_s, rate_hz)
         finally:
             await ahead.aclose()
 

@@ -1,14 +1,21 @@
-"""Remove Markdown, HTML and SSML from a text, and replace code by words.
+"""Remove markup from a text: Markdown with its dialects, HTML, SSML and the marks of Discord. Replace code by words.
 
-In the result an empty line separates paragraphs. List items and table rows become sentences. Numbers and abbreviations
-do not change, because the package `rules` converts them later. Every repetition in a pattern has a maximum length, so
-the time grows linearly with the length of the text.
+List items and table rows become sentences. Numbers and abbreviations do not change, because the package `rules`
+converts them later. A repetition in a pattern has a maximum length, or cannot contain the character that begins the
+pattern. So the time grows linearly with the length of the text.
 """
 
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from app.text.spans import SpannedText, join
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _TAG_NAMES = (
     "a abbr article aside audio b big blockquote body br break button center cite code dd del details div dl dt em "
@@ -17,50 +24,86 @@ _TAG_NAMES = (
     "span speak strike strong sub summary sup table tbody td tfoot th thead time title tr tt u ul var video voice w "
     "sentence paragraph mstts:[a-z-]{1,20} amazon:[a-z-]{1,20}"
 )
-_ATTRIBUTES = r"""(?:\s{1,20}[\w:.-]{1,40}\s?=\s?(?:"[^"<>]{0,300}"|'[^'<>]{0,300}'|[^\s"'<>=]{1,200})){0,12}"""
-_KNOWN_TAG = re.compile(rf"</?({'|'.join(_TAG_NAMES.split(' '))}){_ATTRIBUTES}\s{{0,5}}/?>", re.IGNORECASE)
-# Another name in angle brackets is also a tag, unless it directly follows a word: List<String> is not HTML.
-_OTHER_TAG = re.compile(rf"(?<![\w<])</?[A-Za-z][\w:-]{{0,40}}{_ATTRIBUTES}\s{{0,5}}/?>")
-_AUTOLINK = re.compile(r"<((?:https?://|mailto:)[^\s<>]{1,500}|[\w.+-]{1,64}@[\w.-]{1,120})>")
+# The value of an attribute has any length: an image in a page can be in the address itself.
+_VALUE = r"""(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>=]+)"""
+_FLAG = (
+    "(?:open|hidden|disabled|checked|controls|autoplay|loop|muted|required|selected|readonly|async|defer|multiple|"
+    "reversed|download|nowrap|itemscope|allowfullscreen)"
+)
+_KNOWN_TAG = re.compile(
+    rf"</?({'|'.join(_TAG_NAMES.split(' '))})(?:\s+(?:[\w:.@-]+\s?=\s?{_VALUE}|{_FLAG}\b))*+\s*/?>", re.IGNORECASE
+)
+# Another name in angle brackets is also a tag, unless it directly follows a word: List<String> is not HTML. A closing
+# tag may follow a word.
+_OTHER_TAG = re.compile(
+    rf"(?<![\w<])<[A-Za-z][\w:-]{{0,40}}(?:\s+[\w:.-]+\s?=\s?{_VALUE})*+\s*/?>|</[A-Za-z][\w:-]{{0,40}}\s*>"
+)
+_AUTOLINK = re.compile(r"<((?:https?://|mailto:)[^\s<>|]+|[\w.+-]{1,64}@[\w.-]{1,120})>")
+_SLACK_LINK = re.compile(r"<(?:https?://|mailto:)[^\s<>|]+\|([^<>|\n]+)>")
+# Mentions, channels, roles and custom emoji of Discord and Slack: their numbers mean nothing to a listener.
+_MENTION = re.compile(
+    r"<(?:[@#][!&]?[0-9]+|[@#][A-Z0-9]{5,20}(?:\|[^<>|\n]*)?|a?:\w{1,64}:[0-9]+|![a-z]{3,10}(?:\^[^<>\n]*)?|id:[a-z]+)>"
+)
+_SLASH_COMMAND = re.compile(r"</([\w -]{1,100}):[0-9]+>")
+_TIMESTAMP = re.compile(r"<t:(-?[0-9]{1,12})(?::[tTdDfFR])?>")
 _BLOCK_NAMES = (
     "article aside blockquote body center dd details div dl dt figure footer h1 h2 h3 h4 h5 h6 header hr html li main "
     "nav ol option p paragraph pre section speak summary table tbody tfoot thead title tr ul"
 )
 _BLOCK_TAGS = frozenset(_BLOCK_NAMES.split(" "))
 
-_FENCE = re.compile(r"\s{0,8}(?:`{3,}|~{3,})")
+_FENCE = re.compile(r"\s{0,8}(?:`{3,}|~{3,})\s?\{?\.?([\w+-]{0,30})")
+# Fences with data or with the source of a picture. Nobody reads them aloud.
+_SILENT_FENCES = frozenset(
+    "mermaid json jsonc json5 jsonl yaml yml toml xml svg csv tsv plantuml puml dot graphviz chart vega vega-lite ini "
+    "geojson diff patch base64 hex log tool_code tool_call tool_calls tool_outputs tool_output thinking thought "
+    "thoughts reasoning think katex-macros abc nomnoml bibtex dataview dataviewjs query embed iframe properties".split()
+)
+_FRONT_MATTER = re.compile(r"\s*(---|\+\+\+)[ \t]*\n")
+_FRONT_MATTER_LINE = re.compile(r"\s*(?:[\w\"'.-]{1,80}\s?[:=].*|-\s.*|#.*|[}\]],?|[ \t]+\S.*|)")
 _HEADING = re.compile(r"\s{0,3}#{1,6}\s+(.*)")
+_HEADING_END = re.compile(r"(?:(?<!#)#+|\{[#.][^{}]*\})$")
 _RULE = re.compile(r"\s{0,8}(?:(?:-\s{0,3}){3,200}|(?:\*\s{0,3}){3,200}|(?:_\s{0,3}){3,200}|={3,200})\s*")
-_QUOTE = re.compile(r"\s{0,8}(?:>\s?){1,20}")
+# A quotation. ">= 5" and ">5" at the start of a line are comparisons.
+_QUOTE = re.compile(r"\s{0,8}(?:>(?![=0-9.$€£])\s?){1,20}|\s{0,3}-#\s(?=\S)")
+_CALLOUT = re.compile(r"\[!([A-Za-z]{2,20})\][-+]?\s*|(?:!!!|\?\?\?\+?|:::)\s?\{?\.?([a-z-]{2,20})\}?\s*(?=[\"\w]|$)")
+_FENCED_DIV = re.compile(r"\s{0,8}:{3,}\s*")
 _BULLET = re.compile(r"\s{0,40}(?:[-*+–—•‣◦▪●○·∙]|o(?=\s{2}))\s+(?:\[[ xX]\]\s+)?(?=\S)")
 _NUMBERED = re.compile(r"\s{0,40}\(?(\d{1,3})[.)]\s+(?:\[[ xX]\]\s+)?(?=[^\s\d])")
 _TABLE_RULE = re.compile(r"\s{0,8}\|?(?:\s{0,20}:?-{2,100}:?\s{0,20}\|){0,60}\s{0,20}:?-{2,100}:?\s{0,20}\|?\s*")
-_REFERENCE = re.compile(r"\s{0,3}\[[^\[\]\n]{1,100}\]:\s+\S{1,500}(?:\s+\"[^\"\n]{0,200}\")?\s*")
+_REFERENCE = re.compile(r"\s{0,3}\[[^\[\]\n^]{1,100}\]:\s+\S+(?:\s+\"[^\"\n]*\")?\s*")
 
-_LINK = re.compile(
-    r"!?\[(?![0-9]{1,3}\]\[)([^\[\]\n]{0,300})\]"
-    r"(?:\(\s?[^()\s]{0,500}(?:\([^()\s]{0,100}\)[^()\s]{0,100})?(?:\s+\"[^\"\n]{0,200}\")?\s?\)|\[[^\[\]\n]{0,60}\])"
+# The target of a link: an address with an optional title, or anything in brackets behind a scheme.
+_TARGET = (
+    r"(?:\(\s?<?(?:[^()\s]*(?:\([^()\s]*\)[^()\s]*)*+)>?(?:\s+(?:\"[^\"\n]*\"|'[^'\n]*'))?\s?\)"
+    r"|\(\s?<?(?:https?:|data:|\.{0,2}/)[^()\n]*\))"
 )
-_FOOTNOTE = re.compile(r"\[\^[^\[\]\s]{1,20}\]:?")
-_CODE_SPAN = re.compile(r"`{1,2}([^`\n]{1,300})`{1,2}")
+_LABEL = r"(?:[^\[\]\n]|\[[^\[\]\n]*\])*+"
+_LINK = re.compile(rf"!?\[(?![0-9]{{1,3}}\]\[)({_LABEL})\](?:{_TARGET}|\[[^\[\]\n]{{0,60}}\])")
+# A link whose text is only a number is a citation.
+_CITED_LINK = re.compile(
+    r"[ ]?\[{1,2}\^?(?:[0-9]{1,3}|\*|†)\]{1,2}\(\s?<?https?:[^()\s]*(?:\([^()\s]*\)[^()\s]*)*+>?\)"
+)
+_CITATION = re.compile(r" ?(?:\[{1,2}[0-9]{1,3}(?:[,–-] ?[0-9]{1,3}){0,5}\]{1,2}){1,20}(?=[\s.,;:!?)]|$)")
+_WIKI_LINK = re.compile(r"!?\[\[([^\[\]\n|]*)(?:\|([^\[\]\n]*))?\]\]")
+_IMAGE_FILE = re.compile(r"[^|]*\.(?:png|jpe?g|gif|svg|webp|pdf|mp[34]|webm)", re.IGNORECASE)
+_FOOTNOTE = re.compile(r"\^?\[\^[^\[\]\s]{1,80}\]:?")
+_CODE_SPAN = re.compile(r"`{1,2}([^`\n]+)`{1,2}")
 _PROMPT = re.compile(r"\s{0,8}\$ (?=[a-z])")
 _EMPHASIS = re.compile(
     r"(?<![\w*])\*{1,3}(?=[^\s*])|(?<=[^\s*])\*{1,3}(?![\w*])|(?<![\w_/.])_{1,3}(?=[^\s_])|(?<=[^\s_])_{1,3}(?![\w/])|~~"
 )
-_ESCAPE = re.compile(r"\\([*_`#~>|!+.-])")
-
-_TEX_TWO = re.compile(r"\\[dt]?frac\s?\{([^{}]{1,60})\}\s?\{([^{}]{1,60})\}")
-_TEX_ONE = re.compile(r"\\(sqrt|text|mathrm|mathbf|boxed)\s?\{([^{}]{1,80})\}")
-_TEX_NAME = re.compile(
-    r"\\(times|cdot|div|leq?|geq?|neq?|approx|pm|pi|infty|to|rightarrow|degree|circ|theta|alpha|beta|"
-    r"gamma|delta|lambda|mu|sigma|omega|sum|int|quad|left|right)(?![A-Za-z])"
+# Marks around a word or a phrase: ==marked==, ++inserted++, ||spoiler||, %%comment%%.
+_AROUND = (
+    (re.compile(r"(?<![\w=!<>])==(?=[^\s=])([^=\n]+)(?<=\S)==(?![\w=])"), r"\1"),
+    (re.compile(r"(?<![\w+])\+\+(?=[^\s+])([^+\n]+)(?<=\S)\+\+(?![\w+])"), r"\1"),
+    (re.compile(r"\|\|(?=[^\s|])([^|\n]+)(?<=\S)\|\|"), r"\1"),
+    (re.compile(r"%%[^%\n]*%%|\{%[^%\n]*%\}"), " "),
+    (re.compile(r"(?<=[A-Za-z])~([0-9]{1,2})~(?!~)"), r"\1"),
+    (re.compile(r"(?<=[A-Za-z0-9])\^([0-9A-Za-z+-]{1,4})\^"), r"^\1"),
+    (re.compile(r"(?<![\w:]):[a-z][a-z0-9_+-]{1,40}:(?![\w:/])"), " "),
 )
-_TEX_NAMES = {
-    "times": "×", "cdot": "×", "div": "÷", "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥", "ne": "≠", "neq": "≠",
-    "approx": "≈", "pm": "±", "pi": "π", "infty": "∞", "to": "→", "rightarrow": "→", "degree": "°", "circ": "°",
-    "sum": " the sum of ", "int": " the integral of ", "quad": " ", "left": "", "right": "",
-}  # fmt: skip
-_TEX_FENCE = re.compile(r"\\[()\[\]]|\$\$|(?<![\w$])\$(?=[^\s$][^$\n]{0,200}[\\^_={][^$\n]{0,200}\$)")
+_ESCAPE = re.compile(r"\\([*_`#~>|!+.\[\]()<={}-])")
 
 _VERBATIM_CODE = re.compile(
     r"https?://\S+|[\w./~\\-]{1,200}\.[A-Za-z][A-Za-z0-9]{0,5}|v?\d[\d.]*|[A-Za-z]+\d*|/[\w./-]+"
@@ -95,32 +138,40 @@ _CODE_RULES = tuple(
     )
 )
 _SENTENCE_ENDS = frozenset(".!?:;,。！？：；，…")
+_BACKTICK = re.compile("`")
+_SPACE_BEFORE_COMMA = re.compile(" ,")
 
 
-def strip_tags(text: str) -> str:
-    """Remove HTML and SSML tags, comments, scripts and styles.
+def strip_tags(text: SpannedText) -> SpannedText:
+    """Remove HTML and SSML tags, comments, scripts and styles, and the mentions of Discord and Slack.
 
     A block tag (such as <p>) becomes a paragraph break. The end of a table cell becomes a comma.
     """
-    if "<" not in text:
+    if "<" not in text.text:
         return text
     for opening, closing in (("<!--", "-->"), ("<script", "</script>"), ("<style", "</style>")):
-        text = _cut(text, opening, closing)
-    text = _AUTOLINK.sub(r"\1", text)
-    text = _KNOWN_TAG.sub(_without_tag, text)
-    return _OTHER_TAG.sub("", text)
+        text = text.edited(_between(text.text, opening, closing))
+    text = text.sub(_MENTION, "").sub(_TIMESTAMP, _date).sub(_SLACK_LINK, r"\1").sub(_AUTOLINK, r"\1")
+    text = text.sub(_SLASH_COMMAND, r"\1").sub(_KNOWN_TAG, _without_tag)
+    return text.sub(_OTHER_TAG, "")
 
 
-def _cut(text: str, opening: str, closing: str) -> str:
-    """Remove each part of the text that begins with `opening` and ends with `closing`.
+def _between(text: str, opening: str, closing: str) -> Iterator[tuple[int, int, str]]:
+    """Yield the edits that remove each part of the text that begins with `opening` and ends with `closing`.
 
     If `closing` does not follow an `opening`, the text after this `opening` stays.
     """
-    kept, position = [], 0
+    position = 0
     while (start := text.find(opening, position)) >= 0 and (end := text.find(closing, start)) >= 0:
-        kept += [text[position:start], " "]
         position = end + len(closing)
-    return "".join([*kept, text[position:]]) if kept else text
+        yield start, position, " "
+
+
+def _date(match: re.Match[str]) -> str:
+    try:
+        return datetime.fromtimestamp(int(match[1]), UTC).strftime("%Y-%m-%d %H:%M")
+    except (OverflowError, ValueError, OSError):
+        return ""
 
 
 def _without_tag(match: re.Match[str]) -> str:
@@ -134,111 +185,174 @@ def _without_tag(match: re.Match[str]) -> str:
     return " " if name == "break" else ""
 
 
-def plain_paragraphs(text: str) -> str:
-    """Convert Markdown to plain paragraphs with an empty line between them.
+def plain_paragraphs(text: SpannedText, *, english: bool = True) -> list[SpannedText]:
+    """Convert Markdown to plain paragraphs. A paragraph has no line breaks and is not empty.
 
-    List items, headings and table rows get a full stop if they do not end with punctuation.
+    List items, headings and table rows get a full stop if they do not end with punctuation. english: write the signs in
+    code as English words; otherwise the signs in code are removed.
     """
-    paragraphs: list[str] = []
-    current: list[str] = []  # the lines of the paragraph being collected
-    in_code = False
+    paragraphs: list[SpannedText] = []
+    current: list[SpannedText] = []  # the lines of the paragraph being collected
+    in_code = silent = False
 
     def close() -> None:
         if current:
             paragraphs.append(_join(current))
             current.clear()
 
-    lines = text.split("\n")
+    lines = _without_front_matter(text).split("\n")
     for index, line in enumerate(lines):
-        if _FENCE.match(line) and ("```" not in line.strip("` \n") or in_code):
+        if (fence := _FENCE.match(line.text)) and ("```" not in line.text.strip("` \n") or in_code):
             close()
             in_code = not in_code
+            silent = in_code and fence[1].lower() in _SILENT_FENCES
             continue
         if in_code:
-            words = verbalize_code(line)
+            words = line[:0] if silent else verbalize_code(line, english=english)
             if words:
                 current.append(_with_full_stop(words))
             continue
-        if not line.strip() or _RULE.fullmatch(line) or _REFERENCE.fullmatch(line):
+        if not line.text.strip() or _RULE.fullmatch(line.text) or _REFERENCE.fullmatch(line.text):
             close()
             continue
-        in_table = line.lstrip().startswith("|") or (
-            "|" in line
-            and any("|" in near and _TABLE_RULE.fullmatch(near) for near in lines[max(0, index - 1) : index + 2])
-        )
-        if in_table:
-            if not _TABLE_RULE.fullmatch(line):
-                cells = [cell.strip() for cell in _inline(line).strip().strip("|").split("|")]
-                current.append(_with_full_stop(", ".join(cell for cell in cells if cell)))
+        if "||" in line.text and not (line.text.lstrip().startswith("|") and line.text.lstrip()[1:2] != "|"):
+            line = line.sub(*_AROUND[2])  # noqa: PLW2901 - the spoiler marks of Discord are not the cells of a table
+        if _in_table(lines, index, line):
+            if not _TABLE_RULE.fullmatch(line.text):
+                cells = [cell.strip() for cell in _inline(line, english=english).strip().strip("|").split("|")]
+                current.append(_with_full_stop(join([cell for cell in cells if cell], ", ")))
             continue
-        if quote := _QUOTE.match(line):
+        if quote := _QUOTE.match(line.text):
             line = line[quote.end() :]  # noqa: PLW2901 - the text after ">" may be a heading or a list item
-        if heading := _HEADING.fullmatch(line):
+        if callout := _CALLOUT.match(line.text):
             close()
-            paragraphs.append(_with_full_stop(_inline(heading[1].rstrip("# "))))
-        elif bullet := _BULLET.match(line):
+            name = line[callout.start(callout.lastindex or 0) : callout.end(callout.lastindex or 0)]
+            title = _inline(line[callout.end() :].strip().strip('"'), english=english)
+            current += [_sentence_case(_with_full_stop(part)) for part in (name, title) if part]
+        elif _FENCED_DIV.fullmatch(line.text):
+            close()
+        elif heading := _HEADING.fullmatch(line.text):
+            close()
+            title = line[heading.start(1) : heading.end(1)].rstrip().sub(_HEADING_END, "").rstrip("# ")
+            paragraphs.append(_with_full_stop(_inline(title, english=english)))
+        elif bullet := _BULLET.match(line.text):
             _end_last_line(current)
-            current.append(_with_full_stop(_inline(line[bullet.end() :])))
-        elif numbered := _NUMBERED.match(line):
+            current.append(_with_full_stop(_inline(line[bullet.end() :], english=english)))
+        elif numbered := _NUMBERED.match(line.text):
             _end_last_line(current)
-            current.append(f"{numbered[1]}. {_with_full_stop(_inline(line[numbered.end() :]))}")
-        elif line.strip():
-            current.append(_inline(line.strip()))
+            number = line[numbered.start(1) : numbered.end(1)]
+            dot = SpannedText.of(". ", line.span_of(numbered.end(1), numbered.end(1) + 1))
+            current.append(join((number, dot, _with_full_stop(_inline(line[numbered.end() :], english=english)))))
+        elif line.text.strip():
+            current.append(_inline(line.strip(), english=english))
     close()
-    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
+    return [paragraph for paragraph in paragraphs if paragraph]
 
 
-def _end_last_line(lines: list[str]) -> None:
+def _without_front_matter(text: SpannedText) -> SpannedText:
+    """Remove the metadata at the start of a document: lines such as "title: Page" between two lines "---"."""
+    opening = _FRONT_MATTER.match(text.text)
+    if opening is None:
+        return text
+    place = opening.end()
+    first = True
+    for line in text.text[place:].split("\n"):
+        place += len(line) + 1
+        if line.rstrip() == opening[1]:
+            return text if first else text[place:]
+        if _FRONT_MATTER_LINE.fullmatch(line) is None or (first and ":" not in line and "=" not in line):
+            return text
+        first = False
+    return text
+
+
+def _in_table(lines: list[SpannedText], index: int, line: SpannedText) -> bool:
+    """Return whether a line is a row of a table. Rows without a first "|" are next to a line of dashes."""
+    return line.text.lstrip().startswith("|") or (
+        "|" in line.text
+        and any("|" in near.text and _TABLE_RULE.fullmatch(near.text) for near in lines[max(0, index - 1) : index + 2])
+    )
+
+
+def _sentence_case(text: SpannedText) -> SpannedText:
+    """Return a word in capitals with only its first letter as a capital: "NOTE." -> "Note."."""
+    word = text.text.rstrip(".")
+    return text.edited([(0, len(word), word.capitalize())]) if word.isalpha() else text
+
+
+def _end_last_line(lines: list[SpannedText]) -> None:
     if lines:
         lines[-1] = _with_full_stop(lines[-1])
 
 
-def _with_full_stop(line: str) -> str:
+def _with_full_stop(line: SpannedText) -> SpannedText:
     """Return `line` with a full stop added. If `line` is empty or ends with punctuation, nothing is added."""
     line = line.strip()
-    bare = line.rstrip("\"')]}*_ ")
-    return line if not bare or bare[-1] in _SENTENCE_ENDS else f"{line}."
+    bare = line.text.rstrip("\"')]}*_ ")
+    return line if not bare or bare[-1] in _SENTENCE_ENDS else line.edited([(len(line), len(line), ".")])
 
 
-def _join(lines: list[str]) -> str:
+def _join(lines: list[SpannedText]) -> SpannedText:
     """Join the lines of a paragraph with spaces. Two short lines (of a poem, of an address) are joined with a comma."""
     joined = [lines[0].strip()]
     for before, line in pairwise(lines):
         after = line.strip()
         short = len(before) < 50 and len(after) < 50
-        apart = short and before.rstrip()[-1:].isalnum() and (after[:1].isupper() or after[:1].isdecimal())
-        joined += [", " if apart else " ", after]
-    return "".join(joined)
+        apart = (
+            short and before.text.rstrip()[-1:].isalnum() and (after.text[:1].isupper() or after.text[:1].isdecimal())
+        )
+        end, start = joined[-1].span[1] if joined[-1] else after.span[0], after.span[0]
+        joined += [SpannedText.of(", " if apart else " ", (min(end, start), max(end, start))), after]
+    return join(joined)
 
 
-def _inline(line: str) -> str:
-    """Return one line without the markup of links, code, emphasis, TeX and shell prompts."""
-    if prompt := _PROMPT.match(line):
+def _inline(line: SpannedText, *, english: bool) -> SpannedText:
+    """Return one line without the markup of links, code, emphasis and shell prompts."""
+    if prompt := _PROMPT.match(line.text):
         line = line[prompt.end() :]
-    if "[" in line:
-        line = _LINK.sub(r"\1", _LINK.sub(r"\1", line))  # twice, because a link can contain an image
-        line = _FOOTNOTE.sub("", line)
-    if "`" in line:
-        line = _CODE_SPAN.sub(lambda match: verbalize_code(match[1]), line).replace("`", "")
-    if "\\" in line or "$" in line:
-        line = _TEX_TWO.sub(r"\1 over \2", line)
-        line = _TEX_ONE.sub(lambda match: f"{'square root of ' if match[1] == 'sqrt' else ''}{match[2]}", line)
-        line = _TEX_NAME.sub(lambda match: _TEX_NAMES.get(match[1], match[1]), line)
-        line = _TEX_FENCE.sub(" ", line)
-        line = _ESCAPE.sub(r"\1", line)
-    if "*" in line or "_" in line or "~~" in line:
-        line = _EMPHASIS.sub("", line)
-    return line
+    if "[" in line.text:
+        line = line.sub(_CITED_LINK, "")
+        line = line.sub(_LINK, r"\1").sub(_LINK, r"\1")  # twice, because a link can contain an image
+        line = line.sub(_FOOTNOTE, "")
+        if "[[" in line.text:
+            line = line.sub(_WIKI_LINK, _wiki_title)
+    if "`" in line.text:
+        line = line.edited(_code_spans(line, english=english)).sub(_BACKTICK, "")
+    if "[" in line.text:
+        line = line.sub(_CITATION, "")
+    for pattern, replacement in _AROUND:
+        line = line.sub(pattern, replacement)
+    if "*" in line.text or "_" in line.text or "~~" in line.text:
+        line = line.sub(_EMPHASIS, "")
+    return line.sub(_ESCAPE, r"\1") if "\\" in line.text else line
 
 
-def verbalize_code(code: str) -> str:
+def _wiki_title(match: re.Match[str]) -> str:
+    """Return what a reader sees of a wiki link: the name behind the last "|", or the name of the page."""
+    page, title = match[1], (match[2] or "").rpartition("|")[2]
+    if match[0][0] == "!" and _IMAGE_FILE.fullmatch(page):
+        return ""
+    if title:
+        return title
+    return page.lstrip(":").replace("#", ", ").strip(", ") if not page.strip().isdecimal() else ""
+
+
+def _code_spans(line: SpannedText, *, english: bool) -> Iterator[tuple[int, int, str]]:
+    for span in _CODE_SPAN.finditer(line.text):
+        yield span.start(), span.end(), verbalize_code(line[span.start(1) : span.end(1)], english=english).text
+
+
+def verbalize_code(code: SpannedText, *, english: bool = True) -> SpannedText:
     """Return a line of code as words: "user_id == 3" -> "user id equals 3".
 
     A line that is only a file path, a web address or a number does not change, because `rules` converts it later.
+    english: False = remove the signs.
     """
-    code = code.strip().removeprefix("$ ")
-    if _VERBATIM_CODE.fullmatch(code):
+    code = code.strip()
+    if code.text.startswith("$ "):
+        code = code[2:]
+    if _VERBATIM_CODE.fullmatch(code.text):
         return code
     for pattern, words in _CODE_RULES:
-        code = pattern.sub(words, code)
-    return " ".join(code.split()).strip(" ,:").replace(" ,", ",")
+        code = code.sub(pattern, words if english else " ")
+    return code.single_spaced().strip(" ,:").sub(_SPACE_BEFORE_COMMA, ",")

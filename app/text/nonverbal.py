@@ -1,12 +1,17 @@
-"""Non-verbal sounds: words in parentheses, such as "(laughs)", that some engines perform.
+"""Non-verbal sounds: words in brackets, such as "(laughs)", that some engines perform.
 
 `NON_VERBAL_SOUNDS` lists all of these sounds. `EngineInfo.sounds` lists the sounds that one engine performs. The API
-returns that list for each model.
+returns that list for each model. People and language models write the sounds in many ways: "[laughs]", "*sighs
+deeply*", "<laugh>". `_SPELLINGS` maps each word to its sound.
 """
 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from app.text.spans import SpannedText
 
 # The list in the README of the model Dia. Dia performs other words only sometimes, and otherwise reads them aloud.
 NON_VERBAL_SOUNDS = frozenset(
@@ -17,21 +22,127 @@ NON_VERBAL_SOUNDS = frozenset(
     }
 )  # fmt: skip
 
-_SOUND = re.compile(
+# Sound -> the words that mean it. "" = a sound or a direction that no engine performs: it is removed.
+_WORDS_OF_SOUNDS = {
+    "laughs": "laughs laugh laughing laughed laughter giggles giggle giggling giggled cackles cackle cackling haha",
+    "chuckle": "chuckle chuckles chuckling chuckled snickers snicker snickering",
+    "sighs": "sighs sigh sighing sighed",
+    "gasps": "gasps gasp gasping gasped",
+    "coughs": "coughs cough coughing coughed",
+    "groans": "groans groan groaning groaned moans moan moaning grunts grunt grunting",
+    "sniffs": "sniffs sniff sniffing sniffles sniffle sniffling",
+    "claps": "claps clap clapping clapped",
+    "screams": "screams scream screaming screamed shrieks shriek",
+    "inhales": "inhales inhale inhaling inhaled",
+    "exhales": "exhales exhale exhaling exhaled",
+    "applause": "applause applauds applauding",
+    "burps": "burps burp burping belches",
+    "humming": "humming hums hum hummed",
+    "sneezes": "sneezes sneeze sneezing sneezed achoo",
+    "whistles": "whistles whistle whistling whistled",
+    "singing": "singing",
+    "sings": "sings",
+    "mumbles": "mumbles mumble mumbling mutters muttering",
+    "beep": "beep beeps beeping",
+    "": "yawns yawn yawning cries cry crying sobs sob sobbing snorts snort snorting gulps gulp gulping swallows "
+    "hiccups hiccup pants panting wheezes wheezing whispers whispering whisper shouts shouting",
+}
+_PHRASES = {
+    "clears throat": "clears throat|clears (?:his|her|their|my|its) throat|clear throat|clearing throat|"
+    "throat[ -]clear(?:ing|s)?|clears? the throat",
+    "inhales": "takes? a (?:deep )?breath|breathes? in|breathing in|deep breath|draws? a breath",
+    "exhales": "breathes? out|breathing out",
+    "laughs": "bursts? (?:out laughing|into laughter)|laughs? out loud|lets? out a laugh|starts? laughing",
+    "sighs": "lets? out a sigh",
+    "": "music|silence|laugh track|long pause|short pause|whispers? softly",
+}
+_SPELLINGS = {word: sound for sound, words in _WORDS_OF_SOUNDS.items() for word in words.split()}
+_PHRASE_PATTERNS = tuple((sound, re.compile(pattern)) for sound, pattern in _PHRASES.items())
+
+# Directions for the voice that models of other makers understand. They are removed only in square brackets.
+_DIRECTIONS = frozenset(
+    "whispers whispering whispered excited excitedly sarcastic sarcastically curious curiously mischievously crying "
+    "angry angrily sad sadly happy happily nervous nervously calm calmly cheerful cheerfully playful playfully "
+    "surprised thoughtful thoughtfully dramatic dramatically shouting serious seriously softly quietly loudly slowly "
+    "quickly warmly tired hesitant hesitantly confident confidently annoyed amused tearful frustrated resigned "
+    "flatly deadpan rushed drawn-out stammers interrupting pauses".split()
+)
+_MODIFIER = (
+    r"(?:[a-z]{1,14}ly|soft|nervous|light|deep|small|short|long|heavy|slight|warm|quiet|loud|big|bitter|dry|dark|evil|"
+    r"awkward|starts|begins|to|a|an|hard|harder|again|bit|little|with|in|of|relief|frustration|himself|herself|themself|"
+    r"themselves|myself|itself|out|loud|at|under|breath|his|her|their|and)"
+)
+_INSIDE = r"\s{0,3}([A-Za-z][A-Za-z' -]{2,40}?)[\s.!…]{0,3}"
+_SOUND_TAG = re.compile(
+    rf"\({_INSIDE}\)|\[{_INSIDE}\](?![(\[:])|(?<![\w*\\])\*{_INSIDE}\*(?![\w*])|<{_INSIDE}/?>(?!\w)"
+)
+_EXACT = re.compile(
     r"\(\s{0,3}(" + "|".join(name.replace(" ", r"\s{1,3}") for name in sorted(NON_VERBAL_SOUNDS)) + r")\s{0,3}\)",
     re.IGNORECASE,
 )
+_MODIFIERS = re.compile(rf"(?:{_MODIFIER}\s+){{0,4}}")
+# Between asterisks a single word may be an emphasised word of the sentence: "he *laughs* at me", "I love *singing*".
+_PART_OF_SENTENCE = re.compile(
+    r"\b(?:I|you|he|she|it|we|they|who|that|which|to|a|an|the|my|your|his|her|its|our|their|of|and|or|not|never|always|"
+    r"often|just|really|still|love|like|can|will|would|could|should|must|do|does|did|don't|was|were|is|are)\s$",
+    re.IGNORECASE,
+)
+_EMPHASISED = frozenset("haha beep music silence applause hum whispers".split())
 
 
-def remove_unsupported_sounds(text: str, supported: frozenset[str]) -> str:
-    """Remove each non-verbal sound that is not in `supported`, so that the engine does not read the word aloud."""
+def perform_sounds(text: SpannedText, supported: frozenset[str]) -> SpannedText:
+    """Write each non-verbal sound as the engine's tag, such as "(laughs)". A sound that it does not support is removed.
+
+    supported: the sounds that the engine performs.
+    """
+
+    def tag(match: re.Match[str]) -> str:
+        sound = _sound_of(match)
+        if sound is None:
+            return match[0]
+        return f"({sound})" if sound in supported else " "
+
+    return text.sub(_SOUND_TAG, tag)
+
+
+def _sound_of(match: re.Match[str]) -> str | None:
+    """Return the sound that a text in brackets means; "" for a sound that is removed, None for other text."""
+    kind = match.lastindex or 1
+    words = " ".join(match[kind].lower().split())
+    if kind == 2 and words in _DIRECTIONS:
+        return ""
+    for sound, pattern in _PHRASE_PATTERNS:
+        if pattern.fullmatch(words) and (sound or kind != 3):
+            return sound
+    first, _, rest = words.partition(" ")
+    if first in _SPELLINGS:
+        sound = _SPELLINGS[first]
+        if rest and _MODIFIERS.fullmatch(f"{rest} ") is None:
+            return None
+    else:  # "softly laughs", "nervous laughter"
+        before, _, last = words.rpartition(" ")
+        if last not in _SPELLINGS or _MODIFIERS.fullmatch(f"{before} ") is None:
+            return None
+        first, sound = last, _SPELLINGS[last]
+    if kind == 3 and words == first:
+        if first.endswith("ing") or first in _EMPHASISED:
+            return None
+        if _PART_OF_SENTENCE.search(match.string[max(0, match.start() - 10) : match.start()]):
+            return None
+    if kind == 4 and not sound:  # an unknown tag is removed with other markup
+        return None
+    return sound
+
+
+def remove_unsupported_sounds(text: SpannedText, supported: frozenset[str]) -> SpannedText:
+    """Remove each sound in the exact spelling "(laughs)" that is not in `supported`. Other spellings stay."""
 
     def keep(match: re.Match[str]) -> str:
         return match[0] if " ".join(match[1].lower().split()) in supported else " "
 
-    return text if supported >= NON_VERBAL_SOUNDS else _SOUND.sub(keep, text)
+    return text if supported >= NON_VERBAL_SOUNDS else text.sub(_EXACT, keep)
 
 
 def without_sounds(text: str) -> tuple[str, int]:
     """Return the text without its non-verbal sounds, and the number of these sounds."""
-    return _SOUND.subn(" ", text)
+    return _EXACT.subn(" ", text)

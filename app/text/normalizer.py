@@ -1,7 +1,10 @@
 """Text normalisation: convert written English to words that a voice reads correctly.
 
-`Normalizer.normalize` calls the modules `cleaning`, `markup` and `rules` in this order. The same text always gives the
-same words. The module `script` reads speaker tags and pause tags. The module `sentences` splits a text into sentences.
+`Normalizer.spoken` runs stages that each know one thing: `machine_text` removes what programs write for programs,
+`cleaning` makes characters uniform, `markup` removes Markdown and HTML, `tex` reads formulas, and `rules` writes
+numbers and abbreviations as words. A `SpannedText` carries the caller's characters through all stages. The same text
+always gives the same words. The module `script` reads speaker tags and pause tags. The module `sentences` splits a
+text into sentences.
 
 The library wetext is used only to read units that are not in `tables.UNITS` ("9 rad/s"). On whole sentences wetext
 misreads amounts, versions and decades, drops final full stops, fails on brackets, and takes 2 ms. The package `rules`
@@ -12,11 +15,13 @@ from __future__ import annotations
 
 import re
 import threading
+import unicodedata
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from app.text import cleaning, markup, number_words, rules, tables
-from app.text.spans import SpannedText
+from app.text import cleaning, machine_text, markup, number_words, rules, tables, tex
+from app.text.flags import flag_names
+from app.text.spans import SpannedText, join
 
 if TYPE_CHECKING:
     from wetext import Normalizer as WetextNormalizer
@@ -63,6 +68,8 @@ _TIDY = (
 )
 _SPACES = re.compile(r"  +")
 _WORD = re.compile(r"[^\W_]")
+_NO_WORD = re.compile(r"[^\w\s]|_")
+_DIGITS = re.compile(r"[0-9]+")
 
 
 class Grammar:
@@ -115,25 +122,32 @@ class Normalizer:
         self._grammar.warm()
 
     def normalize(self, text: str, *, english: bool = True) -> str:
-        """Convert `text` to words, with an empty line between paragraphs. Never raises.
+        """Return the text of `spoken`: the words of a text, with an empty line between paragraphs. Never raises."""
+        return self.spoken(SpannedText(text), english=english).text
 
-        The result is empty only if the text contains nothing that can be spoken.
+    def spoken(self, text: SpannedText, *, english: bool = True, language: str = "") -> SpannedText:
+        """Convert `text` to words with their spans, with an empty line between paragraphs. Never raises.
 
-        english=False: remove only markup, link addresses and emoji. Numbers stay as digits, because the engine reads
-        the digits in the language of the voice.
+        The result is empty if the text contains only layout: tags, quotes, dashes, dots, or text for machines.
+
+        english=False: remove only markup, TeX marks, link addresses and emoji. Numbers stay as digits, because the
+        engine reads the digits in the language of the voice. language: the BCP 47 tag of that language.
         """
-        if _PLAIN_PROSE.fullmatch(text) and not _ABBREVIATION.search(text):
-            return " ".join(text.split())
-        cleaned = cleaning.clean(text)
+        if _PLAIN_PROSE.fullmatch(text.text) and not _ABBREVIATION.search(text.text):
+            return text.single_spaced()
+        human = machine_text.remove_machine_text(text)
+        announcement = _ANNOUNCEMENTS.get("en" if english else language.lower()[:2], "")
+        cleaned = cleaning.clean(machine_text.announce_codes(human, announcement))
         cleaned = markup.strip_tags(cleaned)
-        if "&" in cleaned:
+        if "&" in cleaned.text:
             cleaned = cleaning.clean(cleaning.resolve_entities(cleaned))
-        spoken = self._to_words(cleaned) if english else self._strip_markup(cleaned)
-        if _WORD.search(spoken):
+        formulas = tex.replace_tex(cleaned, english=english)
+        spoken = self._to_words(formulas) if english else self._strip_markup(formulas)
+        if _WORD.search(spoken.text):
             return spoken
-        return self._name_contents(text) or spoken
+        return self._name_contents(cleaned, human.text) or spoken
 
-    def _to_words(self, text: str) -> str:
+    def _to_words(self, text: SpannedText) -> SpannedText:
         masks: dict[str, str] = {}
 
         def mask(match: re.Match[str]) -> str:
@@ -141,38 +155,52 @@ class Normalizer:
                 masks[match[0]] = chr(_FIRST_MASK + len(masks))
             return masks.get(match[0], match[0])
 
-        masked = _TAG.sub(mask, text)
-        paragraphs = markup.plain_paragraphs(cleaning.drop_emoji(masked)).split("\n\n")
-        spoken = "\n\n".join(filter(None, (self._paragraph_to_words(paragraph) for paragraph in paragraphs)))
+        paragraphs = markup.plain_paragraphs(cleaning.drop_emoji(text.sub(_TAG, mask)))
+        spoken = join(filter(None, map(self._paragraph_to_words, paragraphs)), "\n\n")
         if not masks:
             return spoken
         tags = {char: tag for tag, char in masks.items()}
-        return _MASKED.sub(lambda match: tags.get(match[0], ""), spoken)
+        return spoken.sub(_MASKED, lambda match: tags.get(match[0], ""))
 
-    def _strip_markup(self, text: str) -> str:
-        paragraphs = markup.plain_paragraphs(cleaning.drop_emoji(text)).split("\n\n")
-        return "\n\n".join(filter(None, (" ".join(paragraph.split()) for paragraph in paragraphs)))
+    def _strip_markup(self, text: SpannedText) -> SpannedText:
+        paragraphs = markup.plain_paragraphs(cleaning.drop_emoji(text), english=False)
+        return join(filter(None, (paragraph.single_spaced() for paragraph in paragraphs)), "\n\n")
 
-    def _paragraph_to_words(self, text: str) -> str:
-        text = rules.apply_rules(SpannedText(_SPACES.sub(" ", text)), self._grammar.name_unit).text
-        text = _DASH_END.sub("...", text)
-        text = _JOINING_DASH.sub("-", text)
-        text = _DASH_PAUSE.sub(", ", text)
-        text = _SYMBOL.sub(lambda match: tables.SYMBOLS[match[0]], text)
-        text = _UNSPEAKABLE.sub(" ", text)
-        text = _LEFTOVER_NUMBER.sub(lambda match: f" {number_words.integer(match[0])} ", text)
-        for pattern, replacement in _REPEATED:
-            text = pattern.sub(replacement, text)
-        for pattern, replacement in _TIDY:
-            text = pattern.sub(replacement, text)
+    def _paragraph_to_words(self, text: SpannedText) -> SpannedText:
+        text = rules.apply_rules(text.sub(_SPACES, " "), self._grammar.name_unit)
+        text = text.sub(_DASH_END, "...").sub(_JOINING_DASH, "-").sub(_DASH_PAUSE, ", ")
+        text = text.sub(_SYMBOL, lambda match: tables.SYMBOLS[match[0]]).sub(_UNSPEAKABLE, _mark_or_space)
+        text = text.sub(_LEFTOVER_NUMBER, lambda match: f" {number_words.integer(match[0])} ")
+        for pattern, replacement in (*_REPEATED, *_TIDY):
+            text = text.sub(pattern, replacement)
         return text.strip()
 
-    def _name_contents(self, text: str) -> str:
-        """Return the words inside the markup of a text; if the markup has no words, the names of the text's emoji."""
-        plain = re.sub(r"[^\w\s]|_", " ", cleaning.clean(text))
-        words = _spell_digits(plain)
-        return words if _WORD.search(words) else _spell_digits(cleaning.name_emoji(text))
+    def _name_contents(self, text: SpannedText, written: str) -> SpannedText:
+        """Return the words inside the markup of a text; if the markup has no words, the names of its flags and emoji.
+
+        written: the text before its invisible characters were removed, because a flag can contain some.
+        """
+        plain = cleaning.drop_emoji(text).sub(_NO_WORD, " ")
+        if words := _spell_digits(plain):
+            return words
+        names = flag_names(written) or cleaning.name_emoji(text.text)
+        return _spell_digits(SpannedText.of(names, text.span))
 
 
-def _spell_digits(text: str) -> str:
-    return " ".join(re.sub(r"[0-9]+", lambda match: f" {number_words.integer(match[0])} ", text).split())
+# What is spoken in place of a long code, by language.
+_ANNOUNCEMENTS = {
+    "en": "a long code", "de": "ein langer Code", "fr": "un long code", "es": "un código largo",
+    "it": "un codice lungo",
+    "pt": "um código longo", "nl": "een lange code", "sv": "en lång kod", "da": "en lang kode", "nb": "en lang kode",
+    "pl": "długi kod", "cs": "dlouhý kód", "ru": "длинный код", "uk": "довгий код", "tr": "uzun bir kod",
+    "ja": "長いコード", "zh": "一段长代码", "cm": "一段长代码", "ko": "긴 코드", "hi": "एक लंबा कोड", "ar": "رمز طويل",
+}  # fmt: skip
+
+
+def _mark_or_space(match: re.Match[str]) -> str:
+    """Return a combining mark as it is, because its letter needs it, and a space for any other character."""
+    return match[0] if unicodedata.category(match[0])[0] == "M" and match[0] != "\ufe0f" else " "
+
+
+def _spell_digits(text: SpannedText) -> SpannedText:
+    return text.sub(_DIGITS, lambda match: f" {number_words.integer(match[0])} ").single_spaced()

@@ -6,6 +6,10 @@ import unicodedata
 
 MAX_NAMED = 5
 
+# Marks that nobody types in order to hear their names: quotes, dots, dashes, brackets, and the marks of Markdown. A
+# voice agent sends them alone when it cuts the output of a language model.
+_LAYOUT = frozenset("\"'`.,:;…·•-–—_*~#|<>()[]{}=\\/^。、，；：・「」『』（）【】《》¨´¯")
+
 
 def has_words(text: str) -> bool:
     """Return whether the text contains a letter, a digit, or a symbol that has a name (currency, emoji, maths)."""
@@ -13,7 +17,11 @@ def has_words(text: str) -> bool:
 
 
 def punctuation_names(text: str) -> str:
-    """Return the names of the first MAX_NAMED different marks: "?!" -> "question mark, exclamation mark"."""
-    characters = dict.fromkeys(char for char in text if unicodedata.category(char)[0] not in "CZ")  # C, Z: invisible
+    """Return the names of the first MAX_NAMED different marks: "?!" -> "question mark, exclamation mark".
+
+    Marks that only arrange a text, such as quotes and dashes, have no names here.
+    """
+    # C, Z: invisible
+    characters = dict.fromkeys(c for c in text if c not in _LAYOUT and unicodedata.category(c)[0] not in "CZM")
     names = [unicodedata.name(char, "").lower() for char in characters]
     return ", ".join([name for name in names if name][:MAX_NAMED])

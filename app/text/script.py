@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from app.text.spans import SpannedText, join
+
 DEFAULT_PAUSE_S = 0.5
 MAX_PAUSE_S = 10.0  # the longest pause of one tag
 MAX_SILENCE_S = 60.0  # the longest total of consecutive pauses
@@ -30,7 +32,7 @@ _STRENGTHS_S = {"none": 0.0, "x-weak": 0.1, "weak": 0.25, "medium": 0.5, "strong
 class Words:
     """Text to speak. The text is not blank, does not begin or end with a space, and contains no pause tag."""
 
-    text: str
+    text: SpannedText
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,44 +42,45 @@ class Pause:
     seconds: float
 
 
-def split_speakers(text: str) -> list[tuple[int, str]]:
+def split_speakers(text: SpannedText) -> list[tuple[int, SpannedText]]:
     """Split a text at its speaker tags -> lines (speaker number, text without tags), in order. Never raises.
 
     `[S1]` has the speaker number 0. Consecutive lines of one speaker become one line. A text without tags gives one
     line of speaker 0. A blank text gives no lines.
     """
-    lines: list[tuple[int, str]] = []
-    pieces = ["1", *SPEAKER_TAG.split(text)]
-    for number, piece in zip(pieces[::2], pieces[1::2], strict=True):
-        speaker, words = int(number) - 1, piece.strip()
-        if lines and lines[-1][0] == speaker:
-            words = f"{lines.pop()[1]} {words}".strip()
-        if words:
-            lines.append((speaker, words))
-    return lines
+    lines: list[tuple[int, list[SpannedText]]] = []
+    speaker, position = 0, 0
+    for number, start, end in [*((int(tag[1]), *tag.span()) for tag in SPEAKER_TAG.finditer(text.text)), (1, None, 0)]:
+        words = text[position:start].strip()
+        if words and lines and lines[-1][0] == speaker:
+            lines[-1][1].append(words)
+        elif words:
+            lines.append((speaker, [words]))
+        speaker, position = number - 1, end
+    return [(speaker, join(parts, " ")) for speaker, parts in lines]
 
 
-def parse(text: str) -> list[Words | Pause]:
+def parse(text: SpannedText) -> list[Words | Pause]:
     """Split a text at its pause tags -> words and pauses, in order. Never raises.
 
     Consecutive pauses become one pause.
     """
     parts: list[Words | Pause] = []
-    words: list[str] = []
+    words: list[SpannedText] = []
     silence_s, position = 0.0, 0
 
     def flush_words() -> None:
         nonlocal silence_s
-        spoken = " ".join(stripped for piece in words if (stripped := piece.strip()))
+        spoken = [stripped for piece in words if (stripped := piece.strip())]
         words.clear()
         if not spoken:
             return
         if silence_s:
             parts.append(Pause(min(silence_s, MAX_SILENCE_S)))
             silence_s = 0.0
-        parts.append(Words(spoken))
+        parts.append(Words(join(spoken, " ")))
 
-    for tag in _TAG.finditer(text):
+    for tag in _TAG.finditer(text.text):
         words.append(text[position : tag.start()])
         position = tag.end()
         if seconds := _seconds(tag):

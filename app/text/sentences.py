@@ -12,6 +12,8 @@ from itertools import pairwise
 
 import sentencex
 
+from app.text.spans import SpannedText, join
+
 # A sentence with fewer words sounds unnatural alone, so it is joined to the sentence before or after it.
 _MIN_WORDS = 3
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -32,7 +34,7 @@ _CUTS = (
 )
 
 
-def split(text: str, max_chars: int, language: str = "en") -> list[str]:
+def split(text: SpannedText, max_chars: int, language: str = "en") -> list[SpannedText]:
     """Split `text` into sentences or parts of sentences of at most `max_chars` characters.
 
     No part is blank, so a blank text gives an empty list. A part never contains words of two paragraphs. The first part
@@ -42,7 +44,7 @@ def split(text: str, max_chars: int, language: str = "en") -> list[str]:
     """
     if max_chars < 1:
         raise ValueError(f"max_chars must be at least 1, not {max_chars}")
-    pieces: list[str] = []
+    pieces: list[SpannedText] = []
     for paragraph in _paragraphs(text):
         joined = _join_short(_sentences(paragraph, language), max_chars, is_start=not pieces)
         for sentence in joined:
@@ -50,25 +52,25 @@ def split(text: str, max_chars: int, language: str = "en") -> list[str]:
     return pieces
 
 
-def _paragraphs(text: str) -> list[str]:
+def _paragraphs(text: SpannedText) -> list[SpannedText]:
     """Split a text at blank lines into paragraphs. Each paragraph becomes one line with single spaces."""
-    paragraphs: list[str] = []
-    lines: list[str] = []
-    for line in [*text.splitlines(), ""]:
-        if words := line.split():
-            lines.extend(words)
-        elif lines:
-            paragraphs.append(" ".join(lines))
-            lines = []
+    paragraphs: list[SpannedText] = []
+    start = place = 0
+    for line in [*text.text.splitlines(keepends=True), ""]:
+        if not line.strip():
+            if paragraph := text[start:place].single_spaced():
+                paragraphs.append(paragraph)
+            start = place + len(line)
+        place += len(line)
     return paragraphs
 
 
-def _sentences(paragraph: str, language: str) -> list[str]:
+def _sentences(paragraph: SpannedText, language: str) -> list[SpannedText]:
     """Split a paragraph into sentences with sentencex.
 
     sentencex also splits after "1." and after abbreviations such as "Vol."; these splits are undone.
     """
-    without_surrogates = _SURROGATE.sub("\ufffd", paragraph)
+    without_surrogates = _SURROGATE.sub("\ufffd", paragraph.text)
     code = language if language.isascii() and language else "en"
     starts: list[int] = []
     join_next = False  # whether the next part from sentencex belongs to the same sentence
@@ -90,28 +92,28 @@ def _word_count(piece: str) -> int:
     return len(piece.split()) + max(0, len(_CJK.findall(piece)) - 1)
 
 
-def _append(before: str, after: str) -> str:
+def _append(before: SpannedText, after: SpannedText) -> SpannedText:
     """Join two texts with a space between them. No space is added after Chinese or Japanese punctuation."""
-    return f"{before}{'' if before[-1] in _CJK_STOPS else ' '}{after}"
+    return join((before, after), "" if before.text[-1] in _CJK_STOPS else " ")
 
 
-def _join_short(sentences: list[str], max_chars: int, *, is_start: bool) -> list[str]:
+def _join_short(sentences: list[SpannedText], max_chars: int, *, is_start: bool) -> list[SpannedText]:
     """Join each sentence of fewer than _MIN_WORDS words to the sentence after or before it.
 
     Two sentences are not joined if the result would have more than max_chars characters. is_start: whether the first
     sentence is the start of the whole text. If so, the first sentence may stay short.
     """
-    joined: list[str] = []
-    waiting = ""  # short sentences that will be joined to the next one
+    joined: list[SpannedText] = []
+    waiting: SpannedText | None = None  # short sentences that will be joined to the next one
     for index, sentence in enumerate(sentences):
         piece = _append(waiting, sentence) if waiting else sentence
         if waiting and len(piece) > max_chars:
             joined.append(waiting)
             piece = sentence
-        waiting = ""
+        waiting = None
         is_last = index == len(sentences) - 1
         is_first = is_start and not joined
-        if _word_count(piece) >= _MIN_WORDS or (is_first and not is_last):
+        if _word_count(piece.text) >= _MIN_WORDS or (is_first and not is_last):
             joined.append(piece)
         elif joined and (is_last or (len(joined) > 1 or not is_start)) and len(joined[-1]) + len(piece) < max_chars:
             joined[-1] = _append(joined[-1], piece)
@@ -122,18 +124,18 @@ def _join_short(sentences: list[str], max_chars: int, *, is_start: bool) -> list
     return joined
 
 
-def _cut(sentence: str, max_chars: int) -> list[str]:
+def _cut(sentence: SpannedText, max_chars: int) -> list[SpannedText]:
     """Cut a sentence into parts of at most `max_chars` characters.
 
     A cut is made after a clause if possible, else after a word, else inside a word.
     """
-    pieces: list[str] = []
+    pieces: list[SpannedText] = []
     start, end = 0, len(sentence)
     while end - start > max_chars:
-        cut = _best_cut(sentence, start, end, max_chars)
+        cut = _best_cut(sentence.text, start, end, max_chars)
         pieces.append(sentence[start:cut].strip())
         start = cut
-        while start < end and sentence[start].isspace():
+        while start < end and sentence.text[start].isspace():
             start += 1
     pieces.append(sentence[start:end].strip())
     return [piece for piece in pieces if piece]

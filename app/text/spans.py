@@ -121,6 +121,13 @@ class SpannedText:
         ends.extend(self._ends[done:])
         return SpannedText("".join(pieces), starts, ends)
 
+    def translated(self, replace: Callable[[str], str]) -> SpannedText:
+        """Return the text with each character replaced by `replace(character)`."""
+        changed = {char: new for char in set(self.text) if (new := replace(char)) != char}
+        if not changed:
+            return self
+        return self.edited((at, at + 1, changed[char]) for at, char in enumerate(self.text) if char in changed)
+
     def strip(self, chars: str | None = None) -> SpannedText:
         """Return the text without the characters at both ends, as `str.strip` does."""
         return self.lstrip(chars).rstrip(chars)

@@ -38,6 +38,7 @@ from app.errors import (
 )
 from app.generator import lookahead, output, pacing, take
 from app.generator.cache import AnswerCache
+from app.generator.planning import SILENT_TEXT_S
 from app.generator.speech import SENTENCE_GAP_S, Answer, SpeechGenerator
 from app.metrics import Metrics
 from app.settings import Settings
@@ -697,8 +698,8 @@ async def test_silent_utterance_is_repeated_once_with_another_seed(over, part):
         await nothing_left(engine)
 
 
-@pytest.mark.parametrize("text", ["", "  ", "[pause:1s]", " [pause] <break/> "])
-async def test_text_without_words_is_rejected(over, text):
+@pytest.mark.parametrize("text", ["", "  ", "\n\t"])
+async def test_blank_text_is_rejected(over, text):
     engine = ScriptedEngine()
     async with over(engine) as setup:
         with pytest.raises(EmptyText) as error:
@@ -707,7 +708,32 @@ async def test_text_without_words_is_rejected(over, text):
         assert engine.events == []
 
 
-@pytest.mark.parametrize("text", ["\x00", "\ud83d", "[pause] \x07"])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        *((text, SILENT_TEXT_S) for text in ("---", "...", '"', "<br>", "&nbsp;", "(laughs)", "[laughs]", "[S2]")),
+        *(
+            (text, SILENT_TEXT_S)
+            for text in ("\u200b", "***", "**", "- ", "> ", "```", "</answer>", "\ufeff", ")", "’")
+        ),
+        *((text, SILENT_TEXT_S) for text in ("<think>Hm.</think>", "<|eot_id|>", "===", "|---|")),
+        ("[pause:0.2s]", 0.2),
+        (" [pause] <break/> ", 1.0),
+        ("[pause] \x07", 0.5),
+        ("... <break time='1s'/> ...", 1.0),
+        ("[S1] [pause:0.3s] (sighs)", 0.3),
+    ],
+)
+async def test_text_with_only_layout_is_silence_of_its_length(over, text, seconds):
+    engine = ScriptedEngine()
+    async with over(engine) as setup:
+        samples = await setup.pcm(text)
+        assert_is(samples, (0.0, round(seconds * RATE_HZ)))
+        assert engine.events == []
+        await nothing_left(engine)
+
+
+@pytest.mark.parametrize("text", ["\x00", "\ud83d", "\x07 \x1b"])
 async def test_text_of_unpronounceable_characters_is_rejected(over, text):
     engine = ScriptedEngine(Part(level=0.0), Part(level=0.0))
     async with over(engine) as setup:
@@ -719,10 +745,14 @@ async def test_text_of_unpronounceable_characters_is_rejected(over, text):
 @pytest.mark.parametrize(
     ("text", "spoken"),
     [
-        (".", "full stop"),
         ("?!", "question mark, exclamation mark"),
         ("[pause:0.5s] ?", "question mark"),  # not "left square bracket, p, a, u ..."
-        ("... <break time='1s'/> ...", "full stop"),
+        ("... <break time='1s'/> !", "exclamation mark"),
+        ("\u20ac", "euros"),
+        ("\u2192", "to"),
+        ("\U0001f600", "grinning face"),
+        ("\U0001f1eb\U0001f1f7", "flag of France"),
+        ("\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f", "flag of England"),
     ],
 )
 async def test_punctuation_alone_is_spoken_by_name(over, text, spoken):
@@ -884,7 +914,7 @@ async def test_offline_voice_speaks_a_text(offline):
     assert offline.manager.load().active_rows == 0
 
 
-@pytest.mark.parametrize("text", [".", "?!", "\U0001f600", "123", "Привет", "…"])
+@pytest.mark.parametrize("text", ["?!", "\U0001f600", "123", "Привет", "\u20ac"])
 async def test_offline_voice_produces_audio_for_any_text(offline, text):
     samples = await offline.pcm(text)
     assert len(samples) > RATE_HZ / 5
@@ -1003,8 +1033,7 @@ async def test_unsupported_non_verbal_sounds_are_not_read_aloud(over):
             assert "throat" not in spoken
             assert "applause" not in spoken
             assert ("laughs" in spoken) is bool(able)
-            with pytest.raises(EmptyText):
-                await setup.generator.answer(speech_request("(applause)"))
+            assert_is(await setup.pcm("(applause)"), (0.0, round(SILENT_TEXT_S * RATE_HZ)))
 
 
 async def test_voices_whose_prompts_do_not_fit_together_get_separate_utterances(over):

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.text.script import MAX_SILENCE_S, Pause, Words, parse
+from app.text import script
+from app.text.script import MAX_SILENCE_S, Pause
+from app.text.spans import SpannedText
 from tests.support.growth import LINEAR, order
 
 pytestmark = pytest.mark.unit
+
+
+@dataclass(frozen=True)
+class Words:
+    """The text of `script.Words`, without its spans."""
+
+    text: str
+
+
+def parse(text: str) -> list[Words | Pause]:
+    parts = script.parse(SpannedText(text))
+    return [part if isinstance(part, Pause) else Words(part.text.text) for part in parts]
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.text.script import SPEAKER_TAG, split_speakers
+from app.text import script
+from app.text.script import SPEAKER_TAG
+from app.text.spans import SpannedText
 
 pytestmark = pytest.mark.unit
+
+
+def split_speakers(text: str) -> list[tuple[int, str]]:
+    return [(speaker, words.text) for speaker, words in script.split_speakers(SpannedText(text))]
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.text.sentences import split
+from app.text import sentences
+from app.text.spans import SpannedText
 from tests.support.growth import LINEAR, order
 
 pytestmark = pytest.mark.unit
+
+
+def split(text: str, max_chars: int, language: str = "en") -> list[str]:
+    return [piece.text for piece in sentences.split(SpannedText(text), max_chars, language)]
 
 
 ANYTHING = st.text(st.characters(codec=None, categories=None), max_size=400)

@@ -18,6 +18,7 @@ from typing import Generic, TypeVar
 from app.errors import TooManySpeakers
 from app.text.nonverbal import NON_VERBAL_SOUNDS
 from app.text.script import SPEAKER_TAG, split_speakers
+from app.text.spans import SpannedText
 
 Speaker = TypeVar("Speaker", bound=Hashable)
 
@@ -80,12 +81,12 @@ def _format_tagged(line: tuple[Speaker, str], transcripts: Mapping[Speaker, str]
     Only this speaker can have a transcript.
     """
     line_speaker, text = line
-    tagged = split_speakers(text)
+    tagged = split_speakers(SpannedText(text))
     numbers = list(dict.fromkeys(number for number, _ in tagged))
     if len(numbers) > MAX_SPEAKERS:
         raise TooManySpeakers(f"Dia has {MAX_SPEAKERS} speakers, [S1] and [S2]; this text has {len(numbers)}.")
     transcript = {0: transcripts[line_speaker]} if line_speaker in transcripts else {}
-    script = _format([(numbers.index(number), clean_line(words)) for number, words in tagged], transcript)
+    script = _format([(numbers.index(number), clean_line(words.text)) for number, words in tagged], transcript)
     return Script(script.text, (line_speaker,) if 0 in script.speakers else (), script.spoken_text)
 
 

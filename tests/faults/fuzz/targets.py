@@ -25,6 +25,7 @@ from app.text import cleaning, markup, script
 from app.text.normalizer import Normalizer
 from app.text.punctuation import has_words
 from app.text.sentences import split
+from app.text.spans import SpannedText
 from app.types import SpeechRequest
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def splitter(data: bytes) -> None:
     """The first two bytes are limit and language. No text is lost, added or moved; no chunk exceeds the limit."""
     head, text = data[:2].ljust(2, b"\1"), text_of(data[2:])
     max_chars = 1 + head[0]
-    pieces = split(text, max_chars, _LANGUAGES[head[1] % len(_LANGUAGES)])
+    pieces = [each.text for each in split(SpannedText(text), max_chars, _LANGUAGES[head[1] % len(_LANGUAGES)])]
     assert bare("".join(pieces)) == bare(text)
     for piece in pieces:
         assert piece, "a blank piece"
@@ -90,18 +91,18 @@ def splitter(data: bytes) -> None:
 def parser(data: bytes) -> None:
     """Speaker tags, pauses, Dia's scripts and markup keep every word in order, and pauses are bounded."""
     text = text_of(data)
-    lines = script.split_speakers(text)
+    lines = [(speaker, words.text) for speaker, words in script.split_speakers(SpannedText(text))]
     assert " ".join(words for _, words in lines).split() == script.SPEAKER_TAG.sub(" ", text).split()
     assert all(before[0] != after[0] for before, after in pairwise(lines))
 
-    parts = script.parse(text)
-    words = " ".join(part.text for part in parts if isinstance(part, script.Words))
+    parts = script.parse(SpannedText(text))
+    words = " ".join(part.text.text for part in parts if isinstance(part, script.Words))
     assert bare(words) == bare(script._TAG.sub(" ", text))
     for part in parts:
         if isinstance(part, script.Pause):
             assert 0 < part.seconds <= script.MAX_SILENCE_S
         else:
-            assert part.text.strip() == part.text != ""
+            assert part.text.text.strip() == part.text.text != ""
     assert not any(isinstance(a, script.Pause) and isinstance(b, script.Pause) for a, b in pairwise(parts))
 
     cleaned = dia_script.clean_line(text)
@@ -111,7 +112,7 @@ def parser(data: bytes) -> None:
         formatted = dia_script.format_script(lines[:8], {0: text[:40]})
     except TooManySpeakers:
         # A single line can contain tags again, if tags were nested.
-        nested = [speaker for speaker, _ in script.split_speakers(lines[0][1])] if len(lines) == 1 else []
+        nested = [speaker for speaker, _ in script.split_speakers(SpannedText(lines[0][1]))] if len(lines) == 1 else []
         assert max(len({speaker for speaker, _ in lines[:8]}), len({*nested})) > dia_script.MAX_SPEAKERS
     else:
         tags = re.findall(r"\[S([12])\]", formatted.text)
@@ -119,11 +120,12 @@ def parser(data: bytes) -> None:
         assert all(before != after for before, after in pairwise(tags)), ascii(formatted.text)
         assert len(formatted.text) <= 4 * len(text) + 200
 
-    cleaned = cleaning.clean(text)
-    plain = markup.plain_paragraphs(markup.strip_tags(cleaned))
+    clean = cleaning.clean(SpannedText(text))
+    cleaned = clean.text
+    plain = "\n\n".join(each.text for each in markup.plain_paragraphs(markup.strip_tags(clean)))
     assert len(plain) <= 12 * len(cleaned) + 100
     # Without marks of any markup every word stays; a line that begins with "o" and a gap is an item of a list.
-    if not re.search(r"[<>&\[\]`\\$*_~|#]|^\s*o\s\s", cleaned, re.MULTILINE):
+    if not re.search(r"[<>&\[\]`\\$*_~|#=+:!%{}]|^\s*o\s\s", cleaned, re.MULTILINE):
         assert letters(plain) == letters(cleaned), (ascii(plain), ascii(cleaned))
 
 

@@ -1,0 +1,316 @@
+"""Remove the parts of a text that programs write for programs.
+
+These are the reasoning of language models, special tokens, tool calls, citations and long codes.
+
+A voice agent often passes the output of a language model on without changes. All functions take linear time: each
+opening mark is followed to its closing mark by one scan, without a limit on the length between them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING
+
+from app.text.spans import SpannedText
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Edit = tuple[int, int, str]
+
+# ---- blocks: an opening mark, a text, a closing mark
+
+_REASON = (
+    r"(?:[a-z_]{1,20}:)?(?:think(?:ing)?(?:_process)?|thoughts?|thought_?process|reason(?:ing)?(?:_(?:content|process))?|"
+    r"reflect(?:ion)?|scratch_?pad|(?:inner|internal)_?(?:monologue|thoughts?|reasoning)|monologue|chain_?of_?thought|"
+    r"cot|ant_?thinking)"
+)
+_TOOL = (
+    r"(?:[a-z_]{1,20}:)?(?:tool_?(?:calls?|use|code|response|results?|outputs?)|function_?(?:calls?|results?|response|"
+    r"outputs?)|available_tools|tools|invoke|use_mcp_tool|grok:render|ref)"
+)
+# Openings at the start of a line: models write them there. Elsewhere an opening without a closing is a mention.
+_REASONING_TAGS = re.compile(rf"<(?:(?P<close>/)\s?)?{_REASON}(?:\s[^<>]*)?>", re.IGNORECASE)
+_REASONING_BRACKETS = re.compile(
+    rf"[\[◁](?P<close>/)?{_REASON}[\]▷]"
+    rf"|<\|(?:(?P<end>/|end_of_|end_)|begin_of_|begin_|start_of_|start_)?{_REASON}(?P<end2>_end)?(?:_start)?\|>"
+    r"|<unused94>(?:thought)?|(?P<end3><unused95>)|<\|channel>thought|(?P<end4><channel\|>)",
+    re.IGNORECASE,
+)
+_DETAILS = re.compile(r"<details(?=[\s>])(?P<kind>[^<>]*)>|(?P<close></details\s?>)", re.IGNORECASE)
+_TOOL_TAGS = re.compile(
+    rf"<(?:(?P<close>/)\s?)?(?:{_TOOL}(?:\s[^<>]*)?(?<!/)|function=[^<>]*|(?<=/)function)>", re.IGNORECASE
+)
+_TOOL_TOKENS = re.compile(
+    r"<[|｜](?:(?P<end>end_(?:tool|action)[^<>|｜\n]*|/tool[^<>|｜\n]*|tool[^<>|｜\n]*end)"
+    r"|start_(?:tool|action)[^<>|｜\n]*|tool[^<>|｜\n]*(?:begin|start)|tool_calls?)[|｜]>",
+    re.IGNORECASE,
+)
+_TOOL_REST = re.compile(r"\[TOOL_CALLS\]|<\|python_tag\|>|(?P<end></s>|<\|e[a-z]{1,4}_id\|>)")
+_BARE_CALL = re.compile(r"\s*\{\s*\"(?:type|name|function)\"\s*:")
+_DATA_FOLLOWS = re.compile(r"\s*[{\[<]")
+
+_CHANNEL_MARK = re.compile(r"<\|(start|channel|constrain|message|end|return|call)\|>")
+_MERGED_CHANNELS = re.compile(r"\s*analysis(?=[A-Z\"'])")
+_FINAL_CHANNEL = "assistantfinal"
+
+# ---- special tokens
+
+_ROLE = r"(?:assistant|user|system|model|tool|developer|ipython|function|observation|environment)"
+_SPECIAL = re.compile(
+    r"<\|?(?:im_start|start_header_id|header_start|start|turn|start_of_role|start_of_turn|role_start)\|?>"
+    rf"(?:[ \t]?{_ROLE}\b[ \t]?)?"
+    r"|<\|[^\s<>|]{1,80}\|>|<｜[^<>｜\n]{1,80}｜>|<\|[a-z_]{2,30}>|<[a-z_]{2,30}\|>|</?s>|<</?SYS>>"
+    r"|<(?:pad|unk|bos|eos|cls|sep|mask|eod|eot|eop|sop|gmask|sos|unused[0-9]{1,5}|extra_id_[0-9]{1,4}|0x[0-9A-F]{2}|"
+    r"(?:start|end)_of_[a-z]{1,20}|fim_[a-z]{1,12}|special_[0-9]{1,5}|reserved_[0-9]{1,5})>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CONTENT|CLS|SEP|PAD|UNK|MASK|BOS|EOS|gMASK)\]"
+    r"|▁+"
+)
+
+# ---- citations
+
+_CITATION = re.compile(
+    r"[ ]?【(?:[^【】\n]*†[^【】]*|[0-9]{1,3}(?:[:,-][0-9]{1,3}){0,3}|turn[0-9][^【】\n]*)】"
+    r"|[ ]?:?contentReference\[oaicite:[^\[\]{}]{0,40}\](?:\{index=[0-9]{1,9}\})?"
+    r"|[ ]?\[(?:(?:oai)?cite|citation|ref|source|doc)[ _:#-]{0,2}[0-9][0-9, :_-]{0,40}\]"
+    r"|\[cite_start\]|\[citation needed\]"
+    r"|[ ]?\[\^[0-9]{1,4}\^\]"
+    r"|[ ]?\b(?:file|nav)?cite(?:turn[0-9]{1,4}[a-z_]{1,20}[0-9]{1,4}){1,40}"
+    r"|[ ]?\bturn[0-9]{1,4}(?:search|news|view|fetch|file|image|forecast|finance|sports|product|maps)[0-9]{1,4}\b"
+    r"|</?co: ?[0-9,]{1,40}>|\{\{(?:cite|citation|refn|sfn)[^{}]*\}\}|<ref(?:\s[^<>]*)?/>"
+)
+_MARKED_CITATION = re.compile("[ ]?\ue200(?P<parts>[^\ue200\ue201]*)\ue201|[ ]?\ue200[^\\s\ue200\ue201]*")
+_WITH_TITLE = {"url": 1, "link_title": 1, "entity": 2}  # kind of a marked citation -> the part that a reader sees
+
+
+def remove_machine_text(text: SpannedText) -> SpannedText:
+    """Remove reasoning, tool calls, special tokens and citations. Never raises."""
+    if "analysis" in text.text[:200]:
+        text = _without_merged_channels(text)
+    if "<" in text.text or "[" in text.text or "◁" in text.text:
+        if "<|" in text.text:
+            text = text.edited(_channels(text.text))
+        text = text.edited(_blocks(text.text, _REASONING_TAGS, lone_closing=True))
+        text = text.edited(_blocks(text.text, _REASONING_BRACKETS, lone_closing=True))
+        text = text.edited(_details(text.text))
+        text = text.edited(_blocks(text.text, _TOOL_TAGS, data=True))
+        text = text.edited(_blocks(text.text, _TOOL_TOKENS))
+        text = text.edited(_blocks(text.text, _TOOL_REST, anywhere=True))
+        text = text.sub(_SPECIAL, _space_between_words)
+    elif "▁" in text.text:
+        text = text.sub(_SPECIAL, _space_between_words)
+    if _BARE_CALL.match(text.text) and text.text.rstrip().endswith("}") and _is_tool_call(text.text):
+        return text[:0]
+    text = text.sub(_CITATION, "")
+    return text.sub(_MARKED_CITATION, _citation_title) if "\ue200" in text.text else text
+
+
+def _space_between_words(match: re.Match[str]) -> str:
+    before, after = match.string[match.start() - 1 : match.start()], match.string[match.end() : match.end() + 1]
+    return " " if before.isalnum() and after.isalnum() else ""
+
+
+def _citation_title(match: re.Match[str]) -> str:
+    """Return what a reader sees of a citation between private-use characters: mostly nothing, sometimes a title."""
+    parts = (match["parts"] or "").split("\ue202")
+    shown = _WITH_TITLE.get(parts[0])
+    if shown is None or len(parts) < 2:
+        return ""
+    title = parts[1]
+    if shown == 2:
+        try:
+            values = json.loads(title)
+        except (ValueError, RecursionError):
+            values = None
+        title = values[1] if isinstance(values, list) and len(values) > 1 and isinstance(values[1], str) else ""
+    return f"{' ' if match[0][0] == ' ' else ''}{title}"
+
+
+def _is_tool_call(text: str) -> bool:
+    """Return whether the whole text is one call of a tool in JSON."""
+    return '"arguments"' in text or '"parameters"' in text
+
+
+def _without_merged_channels(text: SpannedText) -> SpannedText:
+    """Remove the reasoning of gpt-oss if its special tokens are lost: "analysisThe user ...assistantfinalHello"."""
+    if _MERGED_CHANNELS.match(text.text) is None:
+        return text
+    place = text.text.rfind(_FINAL_CHANNEL)
+    return text[place + len(_FINAL_CHANNEL) :] if place >= 0 else text
+
+
+def _channels(text: str) -> Iterator[Edit]:
+    """Yield the edits that leave only the final channel of gpt-oss: <|channel|>final<|message|>Hello<|end|>."""
+    header = hidden = -1  # where the header of a message, and the message, begin
+    for mark in _CHANNEL_MARK.finditer(text):
+        name = mark[1]
+        if name == "message":
+            head = text[max(header, 0) : mark.start()]
+            channel = head.rpartition("<|channel|>")[2].strip()
+            is_call = "to=" in head or (
+                channel.startswith("commentary") and text[mark.end() :][:40].lstrip()[:1] == "{"
+            )
+            if header >= 0 and (channel.startswith("analysis") or is_call):
+                hidden = header
+            elif header >= 0:
+                yield header, mark.end(), ""
+            header = -1
+        elif name in ("start", "channel", "constrain"):
+            if hidden >= 0:
+                yield hidden, mark.start(), ""
+                hidden = -1
+            if header < 0:
+                header = mark.start()
+        elif hidden >= 0:
+            yield hidden, mark.end(), ""
+            hidden = -1
+    if hidden >= 0:
+        yield hidden, len(text), ""
+
+
+def _is_code(text: str, match: re.Match[str]) -> bool:
+    """Return whether a mark stands alone between backticks, so that the text speaks about the mark."""
+    return text[match.start() - 1 : match.start()] == "`" and text[match.end() : match.end() + 1] == "`"
+
+
+def _begins_line(text: str, start: int, done: int) -> bool:
+    """Return whether only white space stands between the start of the line, or `done`, and `start`."""
+    while start > done and text[start - 1] in " \t":
+        start -= 1
+    return start == done or text[start - 1] == "\n"
+
+
+def _blocks(
+    text: str, marks: re.Pattern[str], *, lone_closing: bool = False, anywhere: bool = False, data: bool = False
+) -> Iterator[Edit]:
+    """Yield the edits that remove blocks with their marks. A named group that begins with "end" or "close" closes.
+
+    lone_closing: a closing mark without an opening ends a block that began before the text. anywhere: a block without a
+    closing mark goes to the end of the text; otherwise only if its opening is at the start of a line. data: such a
+    block must also begin with data (JSON or XML).
+    """
+    edits: list[Edit] = []
+    depth = begin = done = inside = 0
+    for mark in marks.finditer(text):
+        if _is_code(text, mark):
+            continue
+        if not any(mark.groups()):
+            if not depth:
+                begin, inside = mark.start(), mark.end()
+            depth += 1
+        elif depth:
+            depth -= 1
+            if not depth:
+                edits.append((begin, mark.end(), _gap(text, begin, mark.end())))
+                done = mark.end()
+        elif lone_closing:
+            edits.append((done, mark.end(), ""))
+            done = mark.end()
+        elif not anywhere:
+            edits.append((mark.start(), mark.end(), ""))
+            done = mark.end()
+    if depth:
+        goes_on = anywhere or _begins_line(text, begin, done)
+        if data and _DATA_FOLLOWS.match(text, inside) is None:
+            goes_on = False
+        edits.append((begin, len(text) if goes_on else inside, ""))
+    yield from edits
+
+
+def _gap(text: str, start: int, end: int) -> str:
+    before, after = text[start - 1 : start], text[end : end + 1]
+    return " " if before.isalnum() and after.isalnum() else ""
+
+
+def _details(text: str) -> Iterator[Edit]:
+    """Yield the edits that remove <details type="reasoning"> with its content. Other details stay."""
+    depth, begin = 0, 0
+    for mark in _DETAILS.finditer(text):
+        if depth:
+            depth += -1 if mark["close"] else 1
+            if not depth:
+                yield begin, mark.end(), ""
+        elif not mark["close"] and "reasoning" in mark["kind"].lower():
+            depth, begin = 1, mark.start()
+    if depth:
+        yield begin, len(text), ""
+
+
+# ---- codes
+
+LONG_ADDRESS = 100  # a longer web address is read only up to its host
+LONG_CODE = 40  # a longer run of characters that is no word is announced and not read
+LONG_HEX = 32  # the same for hexadecimal digits: checksums begin with this length
+
+_CODE_CHAR = r"[A-Za-z0-9+/=_%.~-]"
+_LONG_RUN = re.compile(
+    r"(?P<url>\b(?:https?|ftp|wss?)://[^\s<>\"'`|\\^{}]+)"
+    r"|(?P<data>\bdata:[\w.+-]{1,40}/[\w.+-]{1,80}(?:;[\w=.+-]{1,80}){0,5},[^\s<>\"'()\[\]]*)"
+    r"|(?P<pem>-----BEGIN [A-Z0-9 ]{1,40}-----[^-]*(?:-----END [A-Z0-9 ]{1,40}-----)?)"
+    rf"|(?<!{_CODE_CHAR})(?P<run>{_CODE_CHAR}{{{LONG_HEX},}}"
+    rf"(?:\n{_CODE_CHAR}{{{LONG_HEX},}})*(?:\n[A-Za-z0-9+/]{{2,75}}={{1,2}})?)"
+)
+_HOST = re.compile(r"[a-z]{2,5}://(?:[^/@\s]*@)?[^/?#\s]*", re.IGNORECASE)
+_INSIDE_MARKUP = re.compile(r"(?:\]\(<?|=\s?[\"']?|\]:\s?|url\()$")
+_HEX = re.compile(r"[0-9A-Fa-f]+")
+_SEPARATOR = re.compile(r"[-/._~+=%\s]+")
+_WORD_PART = re.compile(r"(?:[A-Z]?[a-z]{1,24}(?:[A-Z][a-z]{1,24}){0,4}|[A-Z]{1,12})[0-9]{0,4}|[0-9]{1,8}[a-zA-Z]{0,2}")
+_REPEATED_LETTER = re.compile(r"([A-Za-z])\1{4,}")
+_CONSONANTS = re.compile(r"[^AEIOUYaeiouy]{7}")
+_LONGEST_WORD = 100
+_SHORT_DATA = "data:,"
+
+
+def announce_codes(text: SpannedText, words: str) -> SpannedText:
+    """Replace long codes (base64, hexadecimal, keys, `data:` addresses) by `words`, and shorten long web addresses."""
+
+    def spoken(match: re.Match[str]) -> str:
+        if match["url"]:
+            return _short_address(match[0])
+        if match["data"]:
+            before = match.string[max(0, match.start() - 8) : match.start()]
+            return _SHORT_DATA if _INSIDE_MARKUP.search(before) else words
+        if match["pem"]:
+            return words
+        return _code(match[0], words)
+
+    if len(max(text.text.split(), key=len, default="")) < LONG_HEX and "-----BEGIN" not in text.text:
+        return text
+    return text.sub(_LONG_RUN, spoken)
+
+
+def _short_address(address: str) -> str:
+    """Return a web address; if it is long, only its scheme and its host."""
+    depth = 0
+    for place, char in enumerate(address):  # the address ends before a closing bracket that it has not opened
+        depth += (char in "([") - (char in ")]")
+        if depth < 0:
+            address, rest = address[:place], address[place:]
+            break
+    else:
+        bare = address.rstrip(".,;:!?*…")
+        address, rest = bare, address[len(bare) :]
+    host = _HOST.match(address)
+    return (host[0] if len(address) > LONG_ADDRESS and host else address) + rest
+
+
+def _code(run: str, words: str) -> str:
+    """Return `words` if a long run of characters is a code; the run, if people would read it."""
+    core = run.rstrip(".-_~/=%")
+    rest = "." if run.endswith(".") and not run.endswith("..") else ""
+    if core.isdecimal():
+        return run
+    if _HEX.fullmatch(core) and len(core) >= LONG_HEX and not core.isalpha():
+        return words + rest
+    if len(core) <= LONG_CODE:
+        return run
+    if core.isalpha():
+        shorter = _REPEATED_LETTER.sub(r"\1\1\1", core)
+        if len(shorter) <= LONG_CODE:
+            return shorter + run[len(core) :]
+        simple = core.islower() or core.isupper() or core.istitle()
+        return run if simple and len(core) <= _LONGEST_WORD and not _CONSONANTS.search(core) else words + rest
+    parts = [part for part in _SEPARATOR.split(core) if part]
+    known = sum(len(part) for part in parts if _WORD_PART.fullmatch(part))
+    return run if known >= 0.8 * sum(map(len, parts)) else words + rest
