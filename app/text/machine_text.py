@@ -241,15 +241,14 @@ def _details(text: str) -> Iterator[Edit]:
 
 LONG_ADDRESS = 100  # a longer web address is read only up to its host
 LONG_CODE = 40  # a longer run of characters that is no word is announced and not read
-LONG_HEX = 32  # the same for hexadecimal digits: checksums begin with this length
 
 _CODE_CHAR = r"[A-Za-z0-9+/=_%.~-]"
 _LONG_RUN = re.compile(
     r"(?P<url>\b(?:https?|ftp|wss?)://[^\s<>\"'`|\\^{}]+)"
     r"|(?P<data>\bdata:[\w.+-]{1,40}/[\w.+-]{1,80}(?:;[\w=.+-]{1,80}){0,5},[^\s<>\"'()\[\]]*)"
     r"|(?P<pem>-----BEGIN [A-Z0-9 ]{1,40}-----[^-]*(?:-----END [A-Z0-9 ]{1,40}-----)?)"
-    rf"|(?<!{_CODE_CHAR})(?P<run>{_CODE_CHAR}{{{LONG_HEX},}}"
-    rf"(?:\n{_CODE_CHAR}{{{LONG_HEX},}})*(?:\n[A-Za-z0-9+/]{{2,75}}={{1,2}})?)"
+    rf"|(?<!{_CODE_CHAR})(?P<run>{_CODE_CHAR}{{{LONG_CODE + 1},}}"
+    rf"(?:\n{_CODE_CHAR}{{{LONG_CODE + 1},}})*(?:\n[A-Za-z0-9+/]{{2,75}}={{1,2}})?)"
 )
 _HOST = re.compile(r"[a-z]{2,5}://(?:[^/@\s]*@)?[^/?#\s]*", re.IGNORECASE)
 _INSIDE_MARKUP = re.compile(r"(?:\]\(<?|=\s?[\"']?|\]:\s?|url\()$")
@@ -275,7 +274,7 @@ def announce_codes(text: SpannedText, words: str) -> SpannedText:
             return words
         return _code(match[0], words)
 
-    if len(max(text.text.split(), key=len, default="")) < LONG_HEX and "-----BEGIN" not in text.text:
+    if len(max(text.text.split(), key=len, default="")) <= LONG_CODE and "-----BEGIN" not in text.text:
         return text
     return text.sub(_LONG_RUN, spoken)
 
@@ -301,10 +300,10 @@ def _code(run: str, words: str) -> str:
     rest = "." if run.endswith(".") and not run.endswith("..") else ""
     if core.isdecimal():
         return run
-    if _HEX.fullmatch(core) and len(core) >= LONG_HEX and not core.isalpha():
-        return words + rest
     if len(core) <= LONG_CODE:
         return run
+    if _HEX.fullmatch(core) and not core.isalpha():
+        return words + rest
     if core.isalpha():
         shorter = _REPEATED_LETTER.sub(r"\1\1\1", core)
         if len(shorter) <= LONG_CODE:
