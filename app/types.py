@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from app.text.spans import SpannedText, SpokenWord
-
     Samples = NDArray[np.float32]  # (N,) mono, nominally in [-1, 1]
     Codes = NDArray[np.int16]  # (K, T) codec tokens, one column per frame
 
@@ -182,6 +180,15 @@ class VoicePrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class SpokenWord:
+    """A spoken word (with its punctuation), and the characters of the caller's text that it comes from."""
+
+    word: str
+    start_char: int
+    end_char: int  # exclusive
+
+
+@dataclass(frozen=True, slots=True)
 class SpokenLine:
     """A text that an engine speaks, with its voice."""
 
@@ -189,25 +196,12 @@ class SpokenLine:
     speaker: int
     voice: Voice
     prompt: VoicePrompt | None = None
-    spanned: SpannedText | None = field(
-        default=None, compare=False, repr=False
-    )  # `text` with its spans; None = unknown
-    turn: int = field(default=0, compare=False)  # the index of the caller's text in which the spans count characters
-
-    @property
-    def start_char(self) -> int:
-        """The index in the caller's text at which this text begins."""
-        return self.spanned.span[0] if self.spanned is not None else 0
-
-    @property
-    def end_char(self) -> int:
-        """The index in the caller's text at which this text ends (exclusive)."""
-        return self.spanned.span[1] if self.spanned is not None else 0
-
-    @property
-    def words(self) -> tuple[SpokenWord, ...]:
-        """The spoken words with the characters of the caller's text that they come from."""
-        return tuple(self.spanned.words()) if self.spanned is not None else ()
+    # The characters of the caller's text that this text comes from. A caller of the generator sends one text or several
+    # (turns of a dialogue); `turn` is the index of the text in which the characters are counted.
+    words: tuple[SpokenWord, ...] = field(default=(), compare=False, repr=False)
+    start_char: int = field(default=0, compare=False)
+    end_char: int = field(default=0, compare=False)  # exclusive
+    turn: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

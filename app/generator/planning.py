@@ -144,13 +144,13 @@ class Planner:
                         yield Pause(TURN_GAP_S)
                     any_spoken = line_begun = True
                     any_words = any_words or has_words(sentence.text)
-                    yield SpokenLine(sentence.text, speaker, voice, prompt, sentence, job.turns[number])
+                    yield _spoken_line(sentence, speaker, voice, prompt, job.turns[number])
         if any_words:
             return
         if names := punctuation_names(" ".join(marks)):  # a text such as "?!" is spoken as the names of its marks
             progress.line_of_sentence.append(0)
             named = SpannedText.of(names, (0, len(job.request.lines[0].text)))
-            yield SpokenLine(names, job.speakers[0], job.voices[0], job.prompts[0], named)
+            yield _spoken_line(named, job.speakers[0], job.voices[0], job.prompts[0], 0)
         elif not any_pause:
             yield Pause(SILENT_TEXT_S)
 
@@ -168,6 +168,12 @@ class Planner:
             return split(words, max(1, longest * len(words) // size) if size else 1)
 
         return await asyncio.to_thread(normalize_and_split) if len(text) > IN_THREAD_CHARS else normalize_and_split()
+
+
+def _spoken_line(text: SpannedText, speaker: int, voice: Voice, prompt: VoicePrompt | None, turn: int) -> SpokenLine:
+    """Create a line from a text with spans. turn: the index of the caller's text."""
+    start, end = text.span
+    return SpokenLine(text.text, speaker, voice, prompt, tuple(text.words()), start, end, turn)
 
 
 def _natural_chars(most: int, prompt_s: float, info: EngineInfo) -> int:

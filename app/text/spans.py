@@ -10,23 +10,15 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import overload
+
+from app.types import SpokenWord
 
 Replacement = str | Callable[[re.Match[str]], str]
 Span = tuple[int, int]  # start and end (exclusive) in the caller's input
 
 _TOKEN = re.compile(r"\S+")
 _GAP = re.compile(r"\s{2,}|[^\S ]")
-
-
-@dataclass(frozen=True, slots=True)
-class SpokenWord:
-    """A spoken word (with its punctuation), and the characters of the caller's input that it comes from."""
-
-    word: str
-    start_char: int
-    end_char: int  # exclusive
 
 
 class SpannedText:
