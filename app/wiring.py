@@ -28,7 +28,13 @@ from app.generator.speech import SpeechGenerator
 from app.keys import KeyFile, KeyRing
 from app.metrics import Metrics
 from app.text.normalizer import Normalizer
-from app.voices.cloning import Cloner, check_stored, import_preset_files, recognise_missing_words
+from app.voices.cloning import (
+    Cloner,
+    check_stored,
+    convert_old_folders,
+    import_preset_files,
+    recognise_missing_words,
+)
 from app.voices.consents import ConsentStore
 from app.voices.memory import Memory
 from app.voices.store import VoiceStore
@@ -173,6 +179,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
 
         async def check_recordings() -> None:
             await importing
+            await asyncio.to_thread(convert_old_folders, services.voices, cloner, ended=ended)
             await asyncio.to_thread(check_stored, services.voices, cloner, ended=ended)
             await asyncio.to_thread(recognise_missing_words, services.voices, cloner, ended=ended)
 

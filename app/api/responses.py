@@ -267,8 +267,14 @@ class Cloned(ResponseModel):
         return cls(status="success", message=message, voice=ClonedVoice.of(stored))
 
 
+class RefusedFolder(ResponseModel):
+    id: Annotated[str, Field(description="The name of the folder. DELETE and PATCH accept it as the id of a voice.")]
+    reason: str
+
+
 class ClonedVoices(ResponseModel):
     voices: list[ClonedVoice]
+    refused: Annotated[list[RefusedFolder], Field(description="The folders below cloned_voices that are not voices.")]
     problems: Annotated[dict[str, str], Field(description="The folders that can't be read as voices -> why.")]
 
 

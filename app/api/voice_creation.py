@@ -15,7 +15,7 @@ from pydantic import JsonValue
 
 from app.api.requests import NOT_BLANK
 from app.errors import BadReference, InvalidValue, NotFound
-from app.voices.cloning import Sample
+from app.voices.cloning import Sample, change_unconverted
 from app.voices.quality import BEST_LENGTH
 from app.voices.voice_file import LANGUAGE_TAG, MAX_CONSENT_CHARS, MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, Consent
 
@@ -125,6 +125,30 @@ class VoiceCreation:
             return stored
 
         return await asyncio.to_thread(adopt)
+
+    async def change(
+        self, voice_id: str, *, name: str | None, description: str | None, transcript: str | None
+    ) -> StoredVoice:
+        """Change a voice, or mend a folder that is not usable as a voice. A value that is None does not change.
+
+        Raises NotFound, InvalidValue, BadReference, NotStored, Busy.
+        """
+        if voice_id in self.voices.refused:
+
+            def mend() -> StoredVoice:
+                return change_unconverted(
+                    self.voices,
+                    self.cloner,
+                    voice_id,
+                    voice_name=name,
+                    description=description,
+                    transcript=transcript,
+                )
+
+            return await self.cloner.run(mend)
+        return await asyncio.to_thread(
+            self.voices.change, voice_id, name=name, description=description, transcript=transcript
+        )
 
     async def consent(self, text: str | None) -> Consent:
         """Read a consent from a form field. Raises InvalidValue.

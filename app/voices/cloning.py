@@ -25,13 +25,15 @@ from app.errors import BadReference, Busy, InvalidValue, SpeechError
 from app.types import Reference
 from app.voices import quality, window
 from app.voices.enhancement import at_loudness
+from app.voices.folder_store import Damaged
 from app.voices.known_recordings import MAX_BYTES, known
+from app.voices.migration import read_old
 from app.voices.presets import PROFILES
 from app.voices.quality import Report
 from app.voices.transcribe import cut_to
 from app.voices.transcript_words import TranscriptChecker
 from app.voices.vad import Span, SpeechFinder
-from app.voices.voice_file import MAX_TRANSCRIPT_CHARS, clean_text
+from app.voices.voice_file import MAX_TRANSCRIPT_CHARS, REFERENCE_FILE, clean_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from app.types import Samples
     from app.voices.store import VoiceStore
     from app.voices.transcribe import OnProgress, RecogniserState, Transcriber
+    from app.voices.voice_file import StoredVoice
 
 log = logging.getLogger(__name__)
 
@@ -421,6 +424,65 @@ def recognise_missing_words(store: VoiceStore, cloner: Cloner, *, ended: threadi
                 log.info("The words of the voice %s were recognised, so engines can use it now.", stored.id)
         except (SpeechError, OSError, ValueError) as error:
             log.warning("The words of the voice %s could not be recognised: %s", stored.id, error)
+
+
+def convert_old_folders(store: VoiceStore, cloner: Cloner, *, ended: threading.Event) -> None:
+    """Convert the voices in the format of an earlier version that need the steps of an upload. Blocks.
+
+    `store.refused` then has the reason for each folder that can't be converted. ended: when it is set, the rest is not
+    converted.
+    """
+    for folder in store.unconverted():
+        if ended.is_set():
+            return
+        try:
+            convert_old_folder(store, cloner, folder)
+        except (SpeechError, Damaged, OSError, ValueError) as error:
+            log.warning("The voice folder %s of an earlier version can't be converted: %s", folder, error)
+            store.fail_conversion(folder, str(error))
+
+
+def convert_old_folder(store: VoiceStore, cloner: Cloner, folder: Path) -> StoredVoice:
+    """Convert a folder in the format of an earlier version, and return the voice. Blocks.
+
+    A transcript that does not fit the recording is not used. Raises SpeechError, Damaged, OSError.
+    """
+    old = read_old(folder)
+    recording = folder / REFERENCE_FILE
+    try:
+        prepared = cloner.make([Sample(recording, old.transcript)], language=old.language, what=REFERENCE_FILE)
+    except (BadReference, InvalidValue):
+        if not old.transcript:
+            raise
+        prepared = cloner.make([Sample(recording)], language=old.language, what=REFERENCE_FILE)
+    report = prepared.report.as_json()
+    stored = store.convert(folder, old, prepared.reference, sample_count=prepared.sample_count, quality=report)
+    log.info("The voice %s of an earlier version was converted. %s", stored.id, stored.missing)
+    return stored
+
+
+def change_unconverted(
+    store: VoiceStore,
+    cloner: Cloner,
+    name: str,
+    *,
+    voice_name: str | None = None,
+    description: str | None = None,
+    transcript: str | None = None,
+) -> StoredVoice:
+    """Change a folder that is not usable as a voice, and convert it. Blocks. Raises SpeechError.
+
+    name: the name of the folder. The other parameters are the new values; None = no change.
+    """
+    folder = store.change_unconverted(name, voice_name=voice_name, description=description, transcript=transcript)
+    try:
+        return convert_old_folder(store, cloner, folder)
+    except SpeechError as error:
+        store.fail_conversion(folder, error.message)
+        raise
+    except (Damaged, OSError) as error:
+        store.fail_conversion(folder, str(error))
+        raise InvalidValue(f"The folder {name!r} can't be converted to a voice: {error}", param="id") from error
 
 
 def cleaned(sound: Samples, place: Span, *, denoise: bool) -> Samples:

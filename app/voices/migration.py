@@ -1,6 +1,8 @@
-"""Convert the folders of voices from the format of an earlier server version to the current format.
+"""Convert the folders of voices from the format of an earlier server version, or of sesame_csm_openai.
 
-A folder in the earlier format contains `info.json`, `reference.wav` and `transcript.txt`.
+A folder in the earlier format contains `info.json`, `reference.wav` and possibly `transcript.txt`. A short recording
+with its words is converted when the folder is read. Every other recording needs the steps of an upload: see
+`convert_old_folders` in cloning.py. The old files stay, so the earlier server can still read the folder.
 """
 
 from __future__ import annotations
@@ -10,106 +12,240 @@ import json
 import logging
 import os
 import re
+import unicodedata
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from app.audio import pcm
 from app.audio.decode import decode
 from app.errors import BadReference, InvalidValue
-from app.types import Voice
+from app.types import Reference, Voice
 from app.voices.folder_store import Damaged, FolderStore
 from app.voices.voice_file import (
+    LANGUAGE_TAG,
     MARKER,
     MAX_DESCRIPTION_CHARS,
     MAX_NAME_CHARS,
-    MAX_REFERENCE_S,
     MAX_TRANSCRIPT_CHARS,
     REFERENCE_FILE,
     StoredVoice,
     clean_name,
     clean_text,
     read_voice,
-    samples_digest,
     to_json,
-    voice_digest,
     wav,
+    with_recording,
 )
+from app.voices.window import WHOLE_MAX_S
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-_LEGACY_MARKER = "info.json"
-_LEGACY_TRANSCRIPT = "transcript.txt"
+OLD_MARKER = "info.json"
+OLD_TRANSCRIPT = "transcript.txt"
+ORIGIN = "migrated"
+WAITING = (
+    "A voice of an earlier version that is not converted yet: its recording is long, or has no transcript that fits. "
+    "The server converts it soon after its start."
+)
 _RATE_HZ = 44_100
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_Signature = tuple[tuple[int, int] | None, ...]
 
 
-def read_or_migrate(folder: Path) -> StoredVoice:
-    """Read a cloned voice from its folder. Raises Damaged, OSError.
+@dataclass(frozen=True, slots=True)
+class OldVoice:
+    """A voice in the earlier format, without its recording."""
 
-    A folder that an earlier version of the server wrote is converted first.
-    """
-    if not (folder / MARKER).exists() and (folder / REFERENCE_FILE).exists() and (folder / _LEGACY_MARKER).exists():
-        if not _ID.fullmatch(folder.name):  # earlier versions used the typed name of the voice as folder name
-            safe = folder.with_name(f"voice_{hashlib.sha256(os.fsencode(folder.name)).hexdigest()[:24]}")
-            folder.rename(safe)
-            log.info("Renamed %s to %s, because the old name is not a valid voice id.", folder, safe)
-            folder = safe
-        migrate(folder)
-    if not _ID.fullmatch(folder.name):
-        raise Damaged("The folder's name is not a voice id: use 1 to 64 letters, digits, _ and -.")
-    return read_voice(folder)
+    id: str  # the id in the current format
+    aliases: tuple[str, ...]  # the ids in the earlier format, if they are different
+    name: str
+    description: str
+    language: str
+    transcript: str
+    created_at: float  # Unix time in seconds
 
 
-def migrate(folder: Path) -> None:
-    """Add voice.json and a mono recording to a folder that an earlier version wrote. Raises Damaged, OSError.
+class FolderReader:
+    """Reads cloned voices from their folders, and converts folders in the earlier format. Used under a lock."""
 
-    If the conversion is interrupted at any point, it can be repeated. The old files stay, so an earlier version of the
-    server can still read the folder.
-    """
-    info: Any
+    def __init__(self) -> None:
+        # Folder name -> the state of its files, and why it could not be converted in this state.
+        self._failures: dict[str, tuple[_Signature, str]] = {}
+
+    def __call__(self, folder: Path) -> StoredVoice:
+        """Read a voice. A short recording in the earlier format is converted first. Raises Damaged, OSError."""
+        if is_old(folder):
+            self._convert(folder)
+        if not _ID.fullmatch(folder.name):
+            folder = _with_valid_name(folder)
+        return _with_old_id(read_voice(folder), folder)
+
+    def fail(self, folder: Path, reason: str) -> None:
+        """Remember why a folder could not be converted. It is tried again when its files have changed."""
+        self._failures[folder.name] = (_signature(folder), reason)
+
+    def _convert(self, folder: Path) -> None:
+        """Convert a short recording with its words. Raises Damaged, OSError."""
+        signature = _signature(folder)
+        failed, reason = self._failures.get(folder.name, (None, ""))
+        if failed == signature:  # decoding at each scan would be slow
+            raise Damaged(reason)
+        try:
+            _convert_short(folder)
+        except Damaged as error:
+            self._failures[folder.name] = (signature, str(error))
+            raise
+
+
+def _convert_short(folder: Path) -> None:
+    """Convert a recording that is used whole, with its words. Raises Damaged, OSError."""
+    old = read_old(folder)
+    if not old.transcript or len(old.transcript) > MAX_TRANSCRIPT_CHARS:
+        raise Damaged(WAITING)
+    data = (folder / REFERENCE_FILE).read_bytes()
     try:
-        info = json.loads((folder / _LEGACY_MARKER).read_bytes())
-        transcript = info.get("transcript") or ""
-        name = clean_name(str(info.get("name") or folder.name)[:MAX_NAME_CHARS])
-        description = str(info.get("description") or "")[:MAX_DESCRIPTION_CHARS]
-        description = clean_text(description, "description", MAX_DESCRIPTION_CHARS)
-    except (ValueError, AttributeError, RecursionError, InvalidValue) as error:
-        raise Damaged(f"{_LEGACY_MARKER} can't be read ({error}).") from error
-    if (folder / _LEGACY_TRANSCRIPT).exists():
-        transcript = (folder / _LEGACY_TRANSCRIPT).read_text("utf-8", "replace")
-    try:
-        transcript = clean_text(str(transcript), "transcript", MAX_TRANSCRIPT_CHARS)
-        data = (folder / REFERENCE_FILE).read_bytes()
-        decoded = decode(data, _RATE_HZ, max_seconds=MAX_REFERENCE_S, what=REFERENCE_FILE)
+        decoded = decode(data, _RATE_HZ, max_seconds=WHOLE_MAX_S, what=REFERENCE_FILE)
+        if not decoded.truncated:
+            write_converted(folder, old, Reference(decoded.samples, decoded.rate_hz, old.transcript))
     except (InvalidValue, BadReference) as error:
         raise Damaged(error.message) from error
     if decoded.truncated:
-        raise Damaged(f"{REFERENCE_FILE} is longer than {MAX_REFERENCE_S:g} s.")
-    if not transcript:
-        raise Damaged(
-            f"This voice of an earlier version has no transcript. Write the recorded words to {_LEGACY_TRANSCRIPT}."
-        )
-    samples = pcm.from_bytes(pcm.to_bytes(decoded.samples))
-    sha256 = samples_digest(samples)
-    language = str(info.get("language") or "en")
-    digest = voice_digest(sha256, transcript)
-    stored = StoredVoice(
-        voice=Voice(folder.name, name, "cloned", language, description, digest=digest, recorded=True),
-        transcript=transcript,
-        rate_hz=decoded.rate_hz,
-        samples=len(samples),
+        raise Damaged(WAITING)
+
+
+def is_old(folder: Path) -> bool:
+    """Return whether a folder has a recording in the earlier format that is not converted yet."""
+    return not (folder / MARKER).exists() and (folder / REFERENCE_FILE).exists() and (folder / OLD_MARKER).exists()
+
+
+def read_old(folder: Path) -> OldVoice:
+    """Read a voice in the earlier format. Raises Damaged, OSError."""
+    info: Any
+    try:
+        info = json.loads((folder / OLD_MARKER).read_bytes())
+        transcript = info.get("transcript") or ""
+        name = _name(str(info.get("name") or ""), folder)
+        description = str(info.get("description") or "")[:MAX_DESCRIPTION_CHARS]
+        description = clean_text(description, "description", MAX_DESCRIPTION_CHARS)
+        language = str(info.get("language") or "en")
+        old_ids = [folder.name, str(info.get("id") or folder.name)]
+    except (ValueError, AttributeError, RecursionError, InvalidValue) as error:
+        raise Damaged(f"{OLD_MARKER} can't be read ({error}).") from error
+    if (folder / OLD_TRANSCRIPT).exists():
+        transcript = (folder / OLD_TRANSCRIPT).read_text("utf-8", "replace")
+    voice_id = _valid_id(folder.name)
+    return OldVoice(
+        id=voice_id,
+        aliases=tuple(dict.fromkeys(old for old in old_ids if old != voice_id)),
+        name=name,
+        description=description,
+        language=language if re.fullmatch(LANGUAGE_TAG, language) else "en",
+        transcript=" ".join(str(transcript).split()),
         created_at=_created_at(info.get("created_at"), folder),
-        origin="migrated",
-        file=f"reference-{sha256[:12]}.wav",
-        sha256=sha256,
+    )
+
+
+def write_converted(
+    folder: Path,
+    old: OldVoice,
+    reference: Reference,
+    *,
+    sample_count: int = 1,
+    quality: Mapping[str, Any] | None = None,
+) -> None:
+    """Add voice.json and the recording to a folder in the earlier format. Raises BadReference, InvalidValue, OSError.
+
+    The old files stay. If this function is interrupted at any point, it can be repeated.
+    """
+    voice = Voice(old.id, old.name, "cloned", old.language, old.description)
+    stored, _ = with_recording(voice, reference)
+    stored = replace(
+        stored,
+        created_at=old.created_at,
+        origin=ORIGIN,
+        sample_count=sample_count,
+        quality=dict(quality or {}),
+        file=f"reference-{stored.sha256[:12]}.wav",
+        aliases=old.aliases,
     )
     folders = FolderStore(folder.parent, MARKER, read_voice)
-    folders.replace_file_silently(folder.name, stored.file, wav(samples, decoded.rate_hz))
+    folders.replace_file_silently(folder.name, stored.file, wav(reference.samples, reference.rate_hz))
     folders.replace_file_silently(folder.name, MARKER, to_json(stored))
-    log.info("Migrated the voice folder %s from an earlier version.", folder)
+    log.info("Converted the voice folder %s from an earlier version.", folder)
+
+
+def with_changes(
+    info: bytes, folder: Path, *, name: str | None, description: str | None, transcript: str | None
+) -> dict[str, bytes]:
+    """Return the files of a folder in the earlier format with these changes: file name -> content.
+
+    info: the content of info.json; content that can't be read is replaced. A value that is None does not change.
+    """
+    try:
+        content = json.loads(info)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        content = {}
+    content.setdefault("name", folder.name)
+    content |= {key: value for key, value in (("name", name), ("description", description)) if value is not None}
+    files = {OLD_MARKER: json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")}
+    if transcript is not None:
+        files[OLD_TRANSCRIPT] = transcript.encode("utf-8", "replace")
+    return files
+
+
+def _name(name: str, folder: Path) -> str:
+    """Return the name of an old voice without characters that names may not have. Raises InvalidValue."""
+    for text in (name, folder.name, "Voice"):
+        printable = "".join(letter if unicodedata.category(letter)[0] != "C" else " " for letter in text)
+        if printable.strip():
+            return clean_name(printable.strip()[:MAX_NAME_CHARS])
+    return "Voice"
+
+
+def _valid_id(name: str) -> str:
+    """Return the name of a folder if it is a valid voice id, else an id that is derived from it."""
+    return name if _ID.fullmatch(name) else f"voice_{hashlib.sha256(os.fsencode(name)).hexdigest()[:24]}"
+
+
+def _with_valid_name(folder: Path) -> Path:
+    """Rename the folder of a converted voice whose name is no valid id, and return its new path. Raises Damaged."""
+    if not (folder / MARKER).exists() or read_voice(folder).origin != ORIGIN:
+        raise Damaged("The folder's name is not a voice id: use 1 to 64 letters, digits, _ and -.")
+    renamed = folder.with_name(_valid_id(folder.name))
+    folder.rename(renamed)
+    log.info(
+        "Renamed %s to %s, because the old name is not a valid voice id. The old name stays usable.", folder, renamed
+    )
+    return renamed
+
+
+def _with_old_id(stored: StoredVoice, folder: Path) -> StoredVoice:
+    """Add the id in info.json as an alias, for voices that were converted before voice.json had aliases."""
+    if stored.origin != ORIGIN or stored.aliases:
+        return stored
+    try:
+        old_id = json.loads((folder / OLD_MARKER).read_bytes()).get("id")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return stored
+    return replace(stored, aliases=(old_id,)) if isinstance(old_id, str) and old_id not in ("", stored.id) else stored
+
+
+def _signature(folder: Path) -> _Signature:
+    """Return what changes when a file of the earlier format changes."""
+    found: list[tuple[int, int] | None] = []
+    for name in (OLD_MARKER, REFERENCE_FILE, OLD_TRANSCRIPT):
+        try:
+            stat = (folder / name).stat()
+            found.append((stat.st_mtime_ns, stat.st_size))
+        except OSError:
+            found.append(None)
+    return tuple(found)
 
 
 def _created_at(value: object, folder: Path) -> float:
@@ -122,4 +258,4 @@ def _created_at(value: object, folder: Path) -> float:
             return datetime.fromtimestamp(value, UTC).timestamp()
         return datetime.fromisoformat(str(value)).timestamp()
     except (ValueError, OverflowError, OSError):
-        return (folder / _LEGACY_MARKER).stat().st_mtime
+        return (folder / OLD_MARKER).stat().st_mtime

@@ -19,6 +19,7 @@ import logging
 import secrets
 import threading
 import time
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ import numpy as np
 from app.errors import DamagedVoice, InvalidValue, NotFound, UnknownVoice
 from app.types import Reference, Voice
 from app.voices.folder_store import FolderStore
-from app.voices.migration import read_or_migrate
+from app.voices.migration import OLD_MARKER, WAITING, FolderReader, OldVoice, with_changes, write_converted
 from app.voices.presets import NO_VOICE, PROFILES, preset
 from app.voices.quality import without_transcript_checks
 from app.voices.voice_file import (
@@ -73,6 +74,7 @@ class _Index:
 
     by_id: Mapping[str, Voice]
     by_name: Mapping[str, str]  # name_key(name) -> id
+    by_alias: Mapping[str, str]  # an earlier id in Unicode NFC -> id
     stored: Mapping[str, StoredVoice]
     drafts: Mapping[str, StoredVoice]
 
@@ -89,7 +91,8 @@ class VoiceStore:
         self._lock = threading.RLock()
         self._doubtful: dict[str, str] = {}
         self._refreshed_s = time.monotonic()
-        self._cloned = None if cloned is None else FolderStore(cloned, MARKER, read_or_migrate)
+        self._reader = FolderReader()
+        self._cloned = None if cloned is None else FolderStore(cloned, MARKER, self._reader)
         self._references = (
             None if references is None else FolderStore(references, MARKER, read_voice, PROFILES.__contains__)
         )
@@ -98,6 +101,8 @@ class VoiceStore:
             folders.folder.mkdir(parents=True, exist_ok=True)
             folders.remove_leftovers()
             folders.refresh(full=True)
+        if self._cloned is not None:
+            self._cloned.refresh(full=True)  # finds the folders that the first scan has renamed
         self._remove_old_drafts()
         self._index = self._build_index()
 
@@ -132,9 +137,13 @@ class VoiceStore:
         return list(self._index.by_id.values())
 
     def get(self, voice: str) -> Voice:
-        """Find a voice by its id or its name. The case of names does not matter. Raises UnknownVoice."""
+        """Find a voice by its id, its name or an earlier id. The case of names does not matter. Raises UnknownVoice."""
         index = self._index
-        found = index.by_id.get(voice) or index.by_id.get(index.by_name.get(name_key(voice), ""))
+        found = (
+            index.by_id.get(voice)
+            or index.by_id.get(index.by_name.get(name_key(voice), ""))
+            or index.by_id.get(index.by_alias.get(_alias_key(voice), ""))
+        )
         if found is None and voice.startswith(DRAFT_PREFIX):
             return self.draft(voice).voice
         if found is None:
@@ -149,11 +158,15 @@ class VoiceStore:
         return [voice for voice in self._index.stored.values() if voice.voice.kind == "cloned"]
 
     def find(self, voice_id: str) -> StoredVoice:
-        """Find a cloned voice by its id. Raises NotFound."""
-        found = self._index.stored.get(voice_id)
+        """Find a cloned voice by its id or an earlier id. Raises NotFound."""
+        index = self._index
+        found = index.stored.get(voice_id) or index.stored.get(index.by_alias.get(_alias_key(voice_id), ""))
         if found is None or found.voice.kind != "cloned":
             if voice_id in PROFILES:
                 raise NotFound(f"{voice_id!r} is a preset voice, not a cloned voice.", param="id")
+            if voice_id in self.refused:
+                reason = self.refused[voice_id]
+                raise NotFound(f"The folder {voice_id[:80]!r} is not usable as a voice. {reason}", param="id")
             raise _no_cloned_voice(voice_id)
         return found
 
@@ -180,6 +193,11 @@ class VoiceStore:
             for folders in self._folder_stores
             for name, reason in folders.problems.items()
         }
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """The folders below `cloned_voices` that are not voices: folder name -> reason."""
+        return {} if self._cloned is None else dict(self._cloned.problems)
 
     @property
     def doubtful(self) -> dict[str, str]:
@@ -369,6 +387,7 @@ class VoiceStore:
         with self._lock, folders.locked():
             self._rescan()
             old = self.find(voice_id)
+            voice_id = old.id
             voice, words = old.voice, old.transcript
             if name is not None:
                 voice = replace(voice, name=self._free_name(clean_name(name), owner=voice_id))
@@ -392,17 +411,73 @@ class VoiceStore:
             self._remove_old_codes(folders.folder / voice_id, voice.digest)
             return self.find(voice_id)
 
-    def delete(self, voice_id: str) -> StoredVoice:
-        """Delete a cloned voice and return it. Blocks. Raises NotFound, NotStored."""
+    def delete(self, voice_id: str) -> str:
+        """Delete a cloned voice, or a folder of `refused`, and return its name. Blocks. Raises NotFound, NotStored."""
         folders = self._writable()
         with self._lock:
             self._rescan()
-            found = self.find(voice_id)
-            removed = folders.remove(voice_id)
+            if voice_id in self.refused:
+                folder, name = voice_id, voice_id
+            else:
+                found = self.find(voice_id)
+                folder, name = found.id, found.voice.name
+            removed = folders.remove(folder)
             self._index = self._build_index()
             if not removed:
                 raise _no_cloned_voice(voice_id)
-            return found
+            return name
+
+    # ---- folders in the format of an earlier version
+
+    def unconverted(self) -> list[Path]:
+        """Return the folders that `convert` can convert to voices."""
+        if self._cloned is None:
+            return []
+        waiting = [name for name, reason in self._cloned.problems.items() if reason == WAITING]
+        return [self._cloned.folder / name for name in waiting]
+
+    def convert(
+        self, folder: Path, old: OldVoice, reference: Reference, *, sample_count: int, quality: Mapping[str, Any]
+    ) -> StoredVoice:
+        """Convert a folder to a voice with this recording, and return the voice. Blocks.
+
+        Raises BadReference, InvalidValue, NotFound, NotStored, Busy.
+        """
+        folders = self._writable()
+        with self._lock, folders.locked():
+            write_converted(folder, old, reference, sample_count=sample_count, quality=quality)
+            self._rescan()
+            self._rescan()  # finds the folder if the first scan has renamed it
+            return self.find(old.id)
+
+    def fail_conversion(self, folder: Path, reason: str) -> None:
+        """Record in `refused` why a folder can't be converted. It is tried again when its files have changed."""
+        with self._lock:
+            self._reader.fail(folder, reason)
+            self._rescan()
+
+    def change_unconverted(
+        self, name: str, *, voice_name: str | None, description: str | None, transcript: str | None
+    ) -> Path:
+        """Change the files of a folder in `refused`, and return its path. A value that is None does not change. Blocks.
+
+        Raises NotFound, InvalidValue, NotStored.
+        """
+        folders = self._writable()
+        folder = folders.folder / name
+        if name not in self.refused or (folder / MARKER).exists() or not (folder / REFERENCE_FILE).exists():
+            self.find(name)
+            raise _no_cloned_voice(name)
+        cleaned_name = None if voice_name is None else clean_name(voice_name)
+        try:
+            info = (folder / OLD_MARKER).read_bytes()
+        except OSError:
+            info = b""
+        files = with_changes(info, folder, name=cleaned_name, description=description, transcript=transcript)
+        with self._lock:
+            for file, content in files.items():
+                folders.replace_file_silently(name, file, content)
+        return folder
 
     def set_reference(
         self,
@@ -457,7 +532,8 @@ class VoiceStore:
         for clone in ordered:
             by_id.setdefault(clone.id, clone.voice)
             by_name.setdefault(name_key(clone.voice.name), clone.id)  # the older of two voices keeps the name
-        return _Index(by_id, by_name, stored, self._drafts.records if self._drafts else {})
+        by_alias = {_alias_key(alias): clone.id for clone in reversed(ordered) for alias in clone.aliases}
+        return _Index(by_id, by_name, by_alias, stored, self._drafts.records if self._drafts else {})
 
     def _rescan(self) -> None:
         for folders in self._folder_stores:
@@ -499,6 +575,11 @@ class VoiceStore:
         for path in folder.glob("codes-*.npy"):
             if not path.stem.endswith(digest[:16]):
                 path.unlink(missing_ok=True)
+
+
+def _alias_key(alias: str) -> str:
+    """Return a key for comparing earlier ids. A file system may have stored letters with accents in another form."""
+    return unicodedata.normalize("NFC", alias)
 
 
 def _no_cloned_voice(voice_id: str) -> NotFound:

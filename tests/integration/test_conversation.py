@@ -77,7 +77,7 @@ def test_engine_gets_every_turn_in_order(listening: httpx.Client) -> None:
     ]
     answer = listening.post(PATH, json={"text": "Then I came home.", "speaker_id": 0, "context": context})
     assert answer.status_code == 200
-    assert answer.headers["content-type"] == "audio/mpeg"
+    assert answer.headers["content-type"] == "audio/wav"
     assert "x-tts-ignored" not in answer.headers
     (utterance,) = engine.spoken
     assert [(turn.speaker, turn.text) for turn in utterance.context] == [
@@ -225,7 +225,7 @@ def test_too_long_turn_is_an_error(listening: httpx.Client) -> None:
         ({"text": "Hello.", "context": [{"speaker": 0, "text": "One.", "audio": "QQ=="}] * 33}, "context"),
         ({"text": "Hello.", "voice": "nobody"}, "voice"),
         ({"text": "Hello.", "voice": "none"}, "voice"),
-        ({"text": "Hello.", "response_format": "ogg"}, "response_format"),
+        ({"text": "Hello.", "response_format": "oga"}, "response_format"),
         ({"text": "Hello.", "top_p": 0.5}, "top_p"),
     ],
 )

@@ -22,6 +22,7 @@ from app.api.responses import (
     DeletedClone,
     Draft,
     Quality,
+    RefusedFolder,
     Window,
     text_header,
 )
@@ -71,7 +72,7 @@ def router(speaking: Speaking, gate: Gate, creation: VoiceCreation) -> APIRouter
     """The routes below `/voice-cloning` that need an API key, if the server has keys."""
     routes = APIRouter(tags=["voices"], route_class=gate.route("clone"))
     _add_creation_routes(routes, creation)
-    _add_voice_routes(routes, creation.voices)
+    _add_voice_routes(routes, creation)
     _add_file_routes(routes, creation)
     spoken = APIRouter(tags=["voices"], route_class=gate.route("speak"))
     _add_speech_routes(spoken, speaking, creation.voices)
@@ -137,12 +138,18 @@ def _add_creation_routes(routes: APIRouter, creation: VoiceCreation) -> None:
         )
 
 
-def _add_voice_routes(routes: APIRouter, voices: VoiceStore) -> None:
+def _add_voice_routes(routes: APIRouter, creation: VoiceCreation) -> None:
+    voices = creation.voices
+
     @routes.get("/voice-cloning/voices", operation_id="list_cloned_voices")
     async def list_cloned() -> ClonedVoices:
         """List the cloned voices, and the folders on disk that can't be read as voices."""
         await refresh(voices)
-        return ClonedVoices(voices=[ClonedVoice.of(stored) for stored in voices.stored()], problems=voices.problems)
+        return ClonedVoices(
+            voices=[ClonedVoice.of(stored) for stored in voices.stored()],
+            refused=[RefusedFolder(id=name, reason=reason) for name, reason in voices.refused.items()],
+            problems=voices.problems,
+        )
 
     @routes.get("/voice-cloning/voices/{voice_id}", operation_id="get_cloned_voice", responses=problems(404))
     async def get_cloned(voice_id: str) -> ClonedVoice:
@@ -156,19 +163,21 @@ def _add_voice_routes(routes: APIRouter, voices: VoiceStore) -> None:
         responses=problems(400, 404, 408, 413, 429, 507),
     )
     async def change(voice_id: str, body: VoicePatch) -> ClonedVoice:
-        """Change the name, the description or the transcript of a voice."""
-        stored = await asyncio.to_thread(
-            voices.change, voice_id, name=body.name, description=body.description, transcript=body.transcript
+        """Change the name, the description or the transcript of a voice.
+
+        For a folder in `refused`, this also tries to convert the folder to a voice.
+        """
+        return ClonedVoice.of(
+            await creation.change(voice_id, name=body.name, description=body.description, transcript=body.transcript)
         )
-        return ClonedVoice.of(stored)
 
     @routes.delete(
         "/voice-cloning/voices/{voice_id}", operation_id="delete_cloned_voice", responses=problems(404, 429, 507)
     )
     async def delete(voice_id: str) -> DeletedClone:
-        """Delete a voice and its recording."""
-        deleted = await asyncio.to_thread(voices.delete, voice_id)
-        message = f"The voice {deleted.voice.name!r} was deleted."
+        """Delete a voice and its recording, or a folder in `refused`."""
+        name = await asyncio.to_thread(voices.delete, voice_id)
+        message = f"The voice {name!r} was deleted."
         return DeletedClone(status="success", message=message, id=voice_id)
 
 
