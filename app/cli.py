@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
+import re
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import numpy as np
 import typer
@@ -520,6 +522,76 @@ def models() -> None:
         chosen = " (TTS_ENGINE)" if spec.name == settings.engine else ""
         table.add_row(
             spec.name + chosen, spec.model_id, ", ".join(f.source for f in sources) or "none needed", ", ".join(states)
+        )
+    out.print(table)
+
+
+def _card_bytes(text: str) -> int:
+    """Return the bytes of a GPU's memory, for example of "12GB". The memory of a card of 12 GB has 12 * 2^30 bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:g|gb|gib)?", text.strip().lower())
+    if found is None or not (size := int(float(found[1]) * (1 << 30))):
+        _fail(f"{text!r} is not a size of memory. Write it in gigabytes, for example 12GB.")
+    return size
+
+
+@app.command()
+def plan(
+    memory: Annotated[
+        str, typer.Option(help="Sizes of GPUs, separated by commas, for example 12GB or 8GB,24GB.")
+    ] = "6GB,8GB,12GB,16GB,24GB,48GB,80GB,141GB",
+    engine: Annotated[
+        str | None, typer.Option(help="Name of the engine; see `models`. Default: all with a model.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print how many requests a GPU generates at the same time, by the size of its memory.
+
+    This is the calculation of the server's start with TTS_MAX_ROWS=auto. It needs no GPU and no weights.
+    """
+    import torch  # noqa: PLC0415 - the other commands start faster without torch
+
+    from app.runtime.device import CONTEXT_BYTES, plan_memory  # noqa: PLC0415 - imports torch
+
+    settings = _settings()
+    sized = {name: spec for name, spec in specs().items() if spec.sizes}
+    if engine is not None and engine not in sized:
+        _fail(f"{engine!r} has no model to plan for. Use one of: {', '.join(sorted(sized))}.")
+    dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+    if dtype not in dtypes:
+        _fail(f"Unknown dtype {dtype!r}. Use one of: {', '.join(dtypes)}.")
+    sizes = [(text.strip(), _card_bytes(text)) for text in memory.split(",")]
+    found: list[dict[str, Any]] = []
+    for name in [engine] if engine else sized:
+        bytes_of = functools.cache(sized[name].bytes_by_rows(dtypes[dtype]))
+        for text, size in sizes:
+            planned = plan_memory(
+                [max(0, size - CONTEXT_BYTES)],
+                settings.gpu_memory_fraction,
+                bytes_of,
+                most=sized[name].rows_gpu,
+                spare_bytes=sized[name].spare_bytes,
+            )
+            found.append(
+                {"engine": name, "memory": text, "dtype": dtype, "fits": planned.rows > 0}
+                | {"rows": planned.rows, "buckets": list(planned.buckets), "used_bytes": planned.used_bytes}
+                | dict(planned.facts)
+            )
+    if as_json:
+        print(json.dumps({"gpu_memory_fraction": settings.gpu_memory_fraction, "plans": found}))
+        return
+    table = Table("engine", "GPU", "rows", "CUDA graphs", "model", "one row", "in use", "usable", box=None)
+    for each in found:
+        fits = each["fits"]
+        table.add_row(
+            str(each["engine"]),
+            str(each["memory"]),
+            str(each["rows"]) if fits else "does not fit",
+            f"{each['buckets'][0]} to {each['rows']} rows" if each["rows"] > 1 else "1 row" if fits else "",
+            f"{each['model_bytes'] / 1e9:.2f} GB",
+            f"{each['row_bytes'] / 1e6:.0f} MB",
+            f"{each['used_bytes'] / 1e9:.2f} GB" if fits else "",
+            f"{each['usable_bytes'] / 1e9:.2f} GB",
         )
     out.print(table)
 

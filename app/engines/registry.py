@@ -52,7 +52,7 @@ BareBuilder = Callable[["Settings", BuildContext, bool], BareEngine]
 class EngineSpec:
     """Describes an engine before the server builds it.
 
-    `target`, `bare` and `model_files` have the form `module:function`. Only the methods import the module.
+    `target`, `bare`, `model_files` and `sizes` have the form `module:function`. Only the methods import the module.
     """
 
     name: str  # the value of TTS_ENGINE that selects the engine
@@ -66,6 +66,8 @@ class EngineSpec:
     bare: str = ""  # a BareBuilder; empty = not supported
     model_setting: str = ""  # the environment variable that names the weights; empty = the engine has no weights
     model_files: str = ""  # (Settings) -> list[ModelFiles], must not import torch; empty = the engine needs no files
+    sizes: str = ""  # (torch.dtype) -> bytes of the published model by number of rows; empty = the engine has no model
+    spare_bytes: int = 0  # of these bytes, those that a single row on a small GPU can do without
     description: str = ""  # what the model is, for the lists of models
 
     def builder(self) -> Builder:
@@ -89,6 +91,13 @@ class EngineSpec:
         reference_noise: draw the same noise as torch.multinomial after torch.manual_seed. Raises EngineUnavailable.
         """
         return cast("BareBuilder", _imported(self.bare))(settings, context, reference_noise)
+
+    def bytes_by_rows(self, dtype: object) -> Callable[[int], int]:
+        """Return a function that returns the bytes of the published model with n rows.
+
+        Call this only if `sizes` is set. dtype: the torch.dtype of the weights.
+        """
+        return cast("Callable[[object], Callable[[int], int]]", _imported(self.sizes))(dtype)
 
     def files(self, settings: Settings) -> list[ModelFiles]:
         """Return the model files that the engine needs with these settings. Reads the files on disk.
@@ -116,6 +125,8 @@ BUILT_IN = (
         bare="app.engines.csm.loading:build_bare",
         model_setting="CSM_MODEL",
         model_files="app.engines.csm.files:sources",
+        sizes="app.engines.csm.loading:published_bytes",
+        spare_bytes=384 << 20,
         description="CSM-1B, a conversational speech model by Sesame",
     ),
     EngineSpec(
@@ -127,6 +138,7 @@ BUILT_IN = (
         bare="app.engines.dia.loading:build_bare",
         model_setting="DIA_MODEL",
         model_files="app.engines.dia.files:sources",
+        sizes="app.engines.dia.loading:published_bytes",
         description="Dia-1.6B, a dialogue model by Nari Labs",
     ),
     EngineSpec(

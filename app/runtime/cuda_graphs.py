@@ -386,7 +386,7 @@ class PinnedDoubleBuffer:
             host.copy_(tensor, non_blocking=self._on_cuda)
         if not self._on_cuda:
             return lambda: buffers
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # the wait uses no CPU
         done.record(torch.cuda.current_stream(self._tensors[0].device))
 
         def wait() -> list[Tensor]:
@@ -403,13 +403,29 @@ def upload(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory().to(device, non_blocking=True)
 
 
-def side_stream(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+# The GPU runs work of streams with FRAMES first. A smaller number is a higher priority.
+FRAMES, BACKGROUND = -1, 0
+
+
+def side_stream(device: torch.device, priority: int) -> Callable[[], AbstractContextManager[Any]]:
     """Create a side CUDA stream and return a function that creates context managers for it.
 
     Inside the context, work is queued on the side stream and overlaps with the engine's queued work. So it must not
-    share tensors with the engine's work. On other devices, the context manager does nothing.
+    share tensors with the engine's work. On other devices, the context manager does nothing. priority: FRAMES for work
+    that a frame waits for, BACKGROUND for other work.
     """
     if device.type != "cuda":
         return nullcontext
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream(device, priority=priority)  # type: ignore[no-untyped-call]
     return lambda: torch.cuda.stream(stream)
+
+
+def use_frame_stream(device: torch.device) -> None:
+    """Make a stream with the priority FRAMES the current stream of this thread, after all queued work of the device.
+
+    A recording that another thread encodes then does not delay the frames. Does nothing on other devices than CUDA.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # see device.using
+        torch.cuda.synchronize(device)
+        torch.cuda.set_stream(torch.cuda.Stream(device, priority=FRAMES))  # type: ignore[no-untyped-call]

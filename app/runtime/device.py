@@ -8,12 +8,14 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from app.errors import EngineUnavailable
+from app.runtime.cuda_graphs import doublings
 
 log = logging.getLogger(__name__)
 
@@ -210,32 +212,99 @@ def usable_bytes(device: torch.device, fraction: float, scratch: int = SCRATCH_B
     return int(free * fraction) - scratch if device.type == "cuda" else free
 
 
-def rows_that_fit(
-    devices: Sequence[torch.device], fraction: float, bytes_of: Callable[[int], int], *, most: int
-) -> int:
-    """Return how many rows fit into memory: a power of two, from 1 to `most`.
+# GPU memory that the CUDA context of the process takes before the server measures the free memory. An estimate.
+CONTEXT_BYTES = 600 << 20
 
-    devices: the devices that share the model. fraction: the share of the GPUs' free memory that the model may use.
-    bytes_of: returns the bytes that the model needs with n rows. Raises EngineUnavailable if one row does not fit.
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """How an engine divides the memory of its GPUs. The server uses the plan at its start, `app.cli plan` prints it."""
+
+    free_bytes: int  # of all devices together, before the model is loaded
+    usable_bytes: int  # for weights and rows
+    fixed_bytes: int  # weights, and everything else that does not depend on the number of rows
+    row_bytes: int  # keys, values and codec state of one row
+    rows: int  # 0 = the model does not fit
+    saved_bytes: int = 0  # a cache is smaller by this size, so that one row fits
+
+    @property
+    def used_bytes(self) -> int:
+        """Weights and rows."""
+        return self.fixed_bytes + self.rows * self.row_bytes
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """The numbers of rows for which CUDA graphs are captured."""
+        return doublings(1, self.rows) if self.rows else ()
+
+    @property
+    def facts(self) -> tuple[tuple[str, int], ...]:
+        """The values of /health about this plan."""
+        return (
+            ("planned_rows", self.rows),
+            ("free_bytes", self.free_bytes),
+            ("usable_bytes", self.usable_bytes),
+            ("model_bytes", self.fixed_bytes),
+            ("row_bytes", self.row_bytes),
+        )
+
+
+def plan_memory(
+    free: Sequence[int],
+    fraction: float,
+    bytes_of: Callable[[int], int],
+    *,
+    most: int,
+    spare_bytes: int = 0,
+    other_bytes: int = 0,
+) -> MemoryPlan:
+    """Return how many rows fit into GPUs with this free memory: a power of two, at most `most`; 0 = not even one.
+
+    fraction: the share of the free memory that the model may use. bytes_of: returns the bytes that the model needs with
+    n rows. spare_bytes: how many of these bytes a single row can do without. other_bytes: memory of devices that are no
+    GPUs. SCRATCH_BYTES of each GPU stay free, and for a single row LEAST_SCRATCH_BYTES.
+    """
+    fixed, one = bytes_of(0), bytes_of(1)
+    room, most_room = (
+        sum(int(each * fraction) - scratch for each in free) + other_bytes
+        for scratch in (SCRATCH_BYTES, LEAST_SCRATCH_BYTES)
+    )
+    rows = saved = 0
+    if room >= one:
+        rows = 1
+        while 2 * rows <= min(most, (room - fixed) // (one - fixed)):
+            rows *= 2
+    elif most_room >= one - spare_bytes:
+        rows, room, saved = 1, most_room, min(spare_bytes, max(0, one - most_room))
+    return MemoryPlan(sum(free) + other_bytes, max(0, room), fixed - saved, one - fixed, rows, saved)
+
+
+def plan_rows(
+    devices: Sequence[torch.device],
+    fraction: float,
+    bytes_of: Callable[[int], int],
+    *,
+    most: int,
+    spare_bytes: int = 0,
+) -> MemoryPlan:
+    """Return the plan for the devices that share the model, with at least one row. See plan_memory.
+
+    Raises EngineUnavailable if one row does not fit.
     """
     devices = tuple(dict.fromkeys(devices))
-    fixed, one = bytes_of(0), bytes_of(1)
-    room = sum(usable_bytes(device, fraction) for device in devices)
-    if room < one:
-        if sum(usable_bytes(device, fraction, LEAST_SCRATCH_BYTES) for device in devices) >= one:
-            return 1
-        free, scratch = sum(map(free_bytes, devices)), LEAST_SCRATCH_BYTES * len(devices)
+    cards = [free_bytes(device) for device in devices if device.type == "cuda"]
+    others = sum(free_bytes(device) for device in devices if device.type != "cuda")
+    plan = plan_memory(cards, fraction, bytes_of, most=most, spare_bytes=spare_bytes, other_bytes=others)
+    if not plan.rows:
+        needed = plan.fixed_bytes + plan.row_bytes - spare_bytes + LEAST_SCRATCH_BYTES * len(devices)
         verb = "has" if len(devices) == 1 else "together have"
         raise EngineUnavailable(
-            f"{' and '.join(map(str, devices))} {verb} {free / 1e9:.1f} GB free. The model needs "
-            f"{(one + scratch) / 1e9:.1f} GB and may use {fraction:.0%} of the free memory.",
+            f"{' and '.join(map(str, devices))} {verb} {plan.free_bytes / 1e9:.1f} GB free. The model needs "
+            f"{needed / 1e9:.1f} GB and may use {fraction:.0%} of the free memory.",
             remedy="Free memory on the device, raise TTS_GPU_MEMORY_FRACTION, set TTS_MAX_ROWS=1, or choose another "
             "device.",
         )
-    rows = 1
-    while 2 * rows <= min(most, (room - fixed) // (one - fixed)):
-        rows *= 2
-    return rows
+    return plan
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

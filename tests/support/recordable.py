@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -40,3 +42,33 @@ def operations(work: Callable[[], None]) -> int:
     with OnlyOnTheDevice() as counter:
         work()
     return counter.count
+
+
+class OnlyPinnedUploads(TorchFunctionMode):
+    """Raises AssertionError if values of the host are copied to the device, except by `upload`.
+
+    On a CUDA device, such a copy waits until the device has finished all queued work. Replace `upload` in the tested
+    modules by the method `upload` of this class.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.uploads = 0
+
+    def upload(self, values: Tensor, device: torch.device) -> Tensor:
+        assert values.device.type == "cpu", "upload copies from the host"
+        self.uploads += 1
+        return torch.empty_like(values, device=device)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor):
+            assert torch.device(kwargs.get("device") or "cpu").type == "cpu", f"{func.__name__} waits for the device"
+        result = func(*args, **kwargs)
+        if func in (Tensor.to, Tensor.cuda, Tensor.copy_) and isinstance(args[0], Tensor):
+            source = args[1] if func is Tensor.copy_ else args[0]
+            moved = isinstance(source, Tensor) and source.device.type == "cpu" != result.device.type
+            assert not moved, f"{func.__name__} waits for the device"
+        return result

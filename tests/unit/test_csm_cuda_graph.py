@@ -20,8 +20,11 @@ import torch
 from app.engines.batched import BatchedEngine
 from app.engines.csm.config import parse_config
 from app.engines.csm.cuda_graph import BucketKey, CsmCudaGraph
-from app.engines.csm.limits import Guards
+from app.engines.csm.limits import Guards, Limits
 from app.engines.csm.model import CsmModel
+from app.engines.csm.prefill import Prefill
+from app.engines.csm.prompt import Segment
+from app.engines.csm.rows import CsmRow
 from app.engines.csm.runner import CsmRunner
 from app.nn.kernels.choice import TORCH, compiled_kernels
 from app.nn.kv_cache import KVCache
@@ -29,11 +32,12 @@ from app.nn.mimi.config import read_mimi_config
 from app.nn.mimi.model import MimiDecoder
 from app.runtime.cuda_graphs import WARM_UPS, GraphCapture
 from app.runtime.faults import is_out_of_memory
+from app.runtime.sampling import SamplingParams
 from app.types import Sampling, Utterance
 from tests.support.csm_requests import FRAME_S, alone, make, prompt, speech
 from tests.support.driver import Driver
 from tests.support.random_csm import csm_config
-from tests.support.recordable import META, operations
+from tests.support.recordable import META, OnlyPinnedUploads, operations
 from tests.support.scripted_runner import info
 from tests.unit.test_csm_runner import AlwaysEos, force_eos, lines
 
@@ -276,6 +280,42 @@ def test_check_detects_reads_by_the_host() -> None:
         operations(lambda: print(bool(torch.ones(3, device=META).sum() > 1)))
     with torch.inference_mode(), pytest.raises(AssertionError, match="host"):
         operations(lambda: print(torch.zeros(4, device=META)[torch.tensor([1, 2])]))
+
+
+def test_prefill_does_not_wait_for_queued_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts are copied to the device from pinned memory."""
+    config = parse_config(csm_config("tiny"))
+    model = CsmModel(config, device=META, dtype=torch.bfloat16)
+    cache = model.kv_cache(2, batched=True, scratch=1)
+    inputs = torch.zeros(2, config.backbone.width, device=META, dtype=model.dtype)
+    limits = Limits(None, config.max_positions)
+    prefill = Prefill(model, cache, inputs, limits, fingerprint="", chunk=16, prefix_bytes=1 << 30, context_lines=None)
+    codes = np.ones((config.codebooks, 20), np.int16)
+    state = CsmRow(
+        lines=[(1, 2, 3), (4, 5)],
+        lengths=[3.0, 2.0],
+        paces=[None, None],
+        segments=[Segment((1, 2), codes), Segment((3,), codes)],
+        voices=1,
+        params=SamplingParams(),
+        seed=1,
+        max_frames=30,
+    )
+    mode = OnlyPinnedUploads()
+    monkeypatch.setattr("app.engines.csm.prefill.upload", mode.upload)
+    with torch.inference_mode(), mode:
+        prefill.begin(1, state)
+        while not prefill.read_chunk(1, state):
+            pass
+        state.line_frames = [torch.ones(config.codebooks, dtype=torch.int64)]
+        prefill.begin_next_line(state, [torch.ones(config.codebooks, dtype=torch.int64)])
+        while not prefill.read_chunk(1, state):
+            pass
+    assert mode.uploads == 7 + 3  # two segments of three parts and a line; then a frame, its end and a line
+    with pytest.raises(AssertionError, match="waits for the device"), OnlyPinnedUploads():
+        torch.tensor([1], device=META)
+    with pytest.raises(AssertionError, match="waits for the device"), OnlyPinnedUploads():
+        torch.ones(1).to(META)
 
 
 def test_short_memory_reduces_the_rows(tiny_csm: Path) -> None:

@@ -5,12 +5,27 @@ from __future__ import annotations
 import gc
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 
-from app.runtime.cuda_graphs import GraphBuckets, GraphCapture, _release_tensors, at_least, doublings, fastest
+from app.engines.shared.references import encode_samples
+from app.runtime.cuda_graphs import (
+    BACKGROUND,
+    FRAMES,
+    GraphBuckets,
+    GraphCapture,
+    PinnedDoubleBuffer,
+    _release_tensors,
+    at_least,
+    doublings,
+    fastest,
+    side_stream,
+    use_frame_stream,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -171,6 +186,70 @@ def test_bucket_sizes_double_up_to_the_maximum() -> None:
     assert doublings(1, 6) == (1, 2, 4, 6)
     assert doublings(256, 256) == (256,)
     assert at_least(3, (1, 2, 4)) == 4
+
+
+def test_host_waits_for_results_without_using_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: list[dict[str, bool]] = []
+
+    class Event:
+        def __init__(self, **given: bool) -> None:
+            options.append(given)
+
+        def record(self, stream: object) -> None:
+            pass
+
+        def synchronize(self) -> None:
+            pass
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: None)
+    buffer = PinnedDoubleBuffer(torch.arange(3))
+    buffer._on_cuda = True
+    assert buffer.copy()()[0].tolist() == [0, 1, 2]
+    assert options == [{"blocking": True}]
+
+
+def test_frames_have_a_higher_priority_than_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, object]] = []
+
+    def stream(device: torch.device, priority: int) -> str:
+        calls.append(("create", priority))
+        return f"stream {priority}"
+
+    monkeypatch.setattr(torch.cuda, "Stream", stream)
+    for name in ("set_device", "synchronize", "set_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda value, name=name: calls.append((name, value)))
+    card = torch.device("cuda", 1)
+    use_frame_stream(card)
+    # The thread that loads the model has queued work on another stream, so the engine's thread waits for the device.
+    assert calls == [("set_device", card), ("synchronize", card), ("create", -1), ("set_stream", "stream -1")]
+    calls.clear()
+    for priority in (FRAMES, BACKGROUND):
+        side_stream(card, priority)
+    assert calls == [("create", -1), ("create", 0)]
+    calls.clear()
+    use_frame_stream(CPU)
+    with side_stream(CPU, BACKGROUND)():
+        pass
+    assert calls == []
+
+
+def test_recording_is_encoded_on_the_stream_of_recordings() -> None:
+    active: list[bool] = [False]
+
+    @contextmanager
+    def stream() -> Iterator[None]:
+        active[0] = True
+        yield
+        active[0] = False
+
+    def encoder(samples: torch.Tensor) -> torch.Tensor:
+        assert active[0]
+        return torch.ones(4, 3, dtype=torch.int64)
+
+    codes = encode_samples(np.zeros(9, np.float32), encoder, codebooks=2, device=CPU, stream=stream)
+    assert codes.shape == (2, 3)
+    assert not active[0]
 
 
 def test_cost_is_reported_in_milliseconds() -> None:

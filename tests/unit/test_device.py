@@ -189,16 +189,16 @@ def test_number_of_rows_depends_on_free_memory(monkeypatch: pytest.MonkeyPatch) 
 
     for free, fraction, rows in ((8e9, 0.9, 16), (8e9, 1.0, 32), (141e9, 0.9, 64), (6e9, 0.9, 1)):
         monkeypatch.setattr(device, "free_bytes", lambda _, free=free: int(free))
-        assert device.rows_that_fit([gpu], fraction, bytes_of, most=64) == rows
+        assert device.plan_rows([gpu], fraction, bytes_of, most=64).rows == rows
     monkeypatch.setattr(device, "free_bytes", lambda _: int(5.2e9))
     with pytest.raises(EngineUnavailable, match=r"cuda:0 has 5\.2 GB free") as caught:
-        device.rows_that_fit([gpu], 0.9, bytes_of, most=64)
+        device.plan_rows([gpu], 0.9, bytes_of, most=64)
     assert "TTS_GPU_MEMORY_FRACTION" in caught.value.remedy
-    assert device.rows_that_fit(two, 0.9, bytes_of, most=64) == 32  # two devices together have enough memory
-    assert device.rows_that_fit([*two, gpu], 0.9, bytes_of, most=64) == 32
+    assert device.plan_rows(two, 0.9, bytes_of, most=64).rows == 32  # two devices together have enough memory
+    assert device.plan_rows([*two, gpu], 0.9, bytes_of, most=64).rows == 32
     monkeypatch.setattr(device, "free_bytes", lambda _: int(3e9))
     with pytest.raises(EngineUnavailable, match=r"cuda:0 and cuda:1 together have 6\.0 GB free"):
-        device.rows_that_fit(two, 0.9, bytes_of, most=64)
+        device.plan_rows(two, 0.9, bytes_of, most=64)
 
 
 def test_auto_dtype_is_the_fast_format_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,14 +16,15 @@ from app.engines.dia.delay import DelayPattern
 from app.engines.dia.limits import Guards
 from app.engines.dia.model import DiaModel
 from app.engines.dia.runner import DiaRunner
-from app.nn.dac.model import DacDecoder
+from app.nn.dac.config import parse_dac_config
+from app.nn.dac.model import DacDecoder, DacEncoder
 from app.nn.kernels.choice import TORCH
 from app.runtime.cuda_graphs import GraphCapture
 from app.types import Sampling
 from tests.support.dia_requests import alone, make, prompt, speech
 from tests.support.driver import Driver
-from tests.support.random_dia import SHAPES, dia_config, dia_config_v01, fabricate_dia
-from tests.support.recordable import META, operations
+from tests.support.random_dia import SHAPES, dac_config, dia_config, dia_config_v01, fabricate_dia
+from tests.support.recordable import META, OnlyPinnedUploads, operations
 from tests.unit.test_csm_cuda_graph import RunningCapture
 from tests.unit.test_dia_runner import REQUESTS
 
@@ -161,6 +162,23 @@ def test_step_reads_nothing_back_to_the_host(fast_path: bool, release: str) -> N
     with torch.inference_mode():
         for rows in (1, 4, 8):
             assert operations(lambda n=rows: frames.advance(n, BucketKey(64, 64, fast_path), TORCH)) > 100  # type: ignore[misc]
+
+
+def test_prefill_does_not_wait_for_queued_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script and the recordings are copied to the device from pinned memory."""
+    config = parse_config(dia_config(SHAPES["tiny"]))
+    model = DiaModel(config, device=META, dtype=torch.bfloat16)
+    codec = parse_dac_config(dac_config("tiny"))
+    with META:
+        encoder = DacEncoder(codec)
+    some = DiaRunner(model, encoder, DacDecoder(codec, rows=2, codebooks=9, device=META), max_rows=2, chunk=16)
+    mode = OnlyPinnedUploads()
+    monkeypatch.setattr("app.engines.dia.runner.upload", mode.upload)
+    with torch.inference_mode(), mode:
+        some.admit(1, speech("With a voice.", prompt=prompt(frames=40)))
+        while not some.prefill(1):
+            pass
+    assert mode.uploads == 2
 
 
 def test_short_memory_reduces_the_rows(tiny_dia: Path, eager: DiaRunner) -> None:

@@ -148,3 +148,15 @@ def _activation(name: str) -> Literal["silu", "gelu"]:
         case "gelu":
             return "gelu"
     raise ValueError(f"unknown hidden_act {name!r}")
+
+
+# The published model (sesame/csm-1b), to plan its memory without its files.
+PUBLISHED = _parse_flavours(
+    {
+        "backbone_flavor": "llama-1B",
+        "decoder_flavor": "llama-100M",
+        "text_vocab_size": 128_256,
+        "audio_vocab_size": 2051,
+        "audio_num_codebooks": 32,
+    }
+)

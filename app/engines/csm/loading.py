@@ -14,7 +14,7 @@ from torch import nn
 from app.audio.guard import Rule
 from app.engines.batched import BatchedEngine
 from app.engines.csm.checkpoint import language_model
-from app.engines.csm.config import CsmConfig, read_config
+from app.engines.csm.config import PUBLISHED, CsmConfig, read_config
 from app.engines.csm.limits import Guards
 from app.engines.csm.model import CsmModel
 from app.engines.csm.placement import MARGIN, DeviceMap, DeviceMemory, Sizes, bytes_per_device, plan
@@ -47,10 +47,11 @@ from app.nn.mimi.model import MimiDecoder, MimiEncoder
 from app.nn.transformer import Stage
 from app.runtime.cuda_graphs import GraphCapture, Setup
 from app.runtime.device import (
+    MemoryPlan,
     choose_device,
     choose_devices,
     choose_dtype,
-    rows_that_fit,
+    plan_rows,
     usable_bytes,
 )
 from app.runtime.faults import is_device_lost
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ROWS_CPU, ROWS_GPU = 8, 64  # a row's KV cache takes 64 MiB in bfloat16; a CPU allocates it when the row is first used
+SPARE_BYTES = 384 << 20  # on a small GPU, the prefix cache may be smaller by this size: 7 voices of 30 s remain
 MAX_SPEAKERS = 10
 BARE_FRAMES = 1125  # 90 s, the default limit of Sesame's own generator
 PROMPT_SHARE = 0.4  # the part of the context that voice recordings may take, without their transcripts
@@ -235,13 +237,13 @@ def load_from(
 
     rows, fraction = settings.rows(ROWS_CPU), settings.gpu_memory_fraction
     auto_rows = device.type == "cuda" and settings.max_rows == "auto"
+    planned: Setup = ()
+    prefix_bytes = PREFIX_BYTES
     if auto_rows:
-
-        def bytes_of(rows: int) -> int:
-            needed = sizes(rows).total_bytes + PREFIX_BYTES
-            return int(needed * MARGIN) if split else needed
-
-        rows = _rows_on(devices, split, fraction, bytes_of)
+        needed = bytes_by_rows(config, shape, dtype, settings.quantize)
+        memory = _plan_on(devices, split, fraction, lambda rows: int(needed(rows) * MARGIN) if split else needed(rows))
+        rows, planned = memory.rows, memory.facts
+        prefix_bytes -= memory.saved_bytes
     stages: tuple[Stage, ...] = ()
     while split is not None:
         try:
@@ -251,6 +253,7 @@ def load_from(
             if not auto_rows or rows == 1:
                 raise
             rows //= 2
+            planned = replace(memory, rows=rows).facts
     with loading_on(devices, settings):
         capture, kernels, notes = graph_capture(
             settings,
@@ -270,12 +273,25 @@ def load_from(
             on_guard=context.on_guard,
             reference_noise=reference_noise,
             context_lines=settings.csm_context_lines,
+            prefix_bytes=prefix_bytes,
             stages=stages,
             cache=LoadCache(settings.folder("models") / "cache", source),
             capture=capture,
             kernels=kernels,
-            notes=notes,
+            notes=(*planned, *notes),
         )
+
+
+def bytes_by_rows(
+    config: CsmConfig, codec: MimiConfig, dtype: torch.dtype, quantize: Quantize = "none"
+) -> Callable[[int], int]:
+    """Return a function that returns the bytes of the model, the codec, the prefix cache and n rows."""
+    return lambda rows: measure(config, codec, dtype=dtype, max_rows=rows, quantize=quantize).total_bytes + PREFIX_BYTES
+
+
+def published_bytes(dtype: torch.dtype) -> Callable[[int], int]:
+    """Return `bytes_by_rows` of the published model."""
+    return bytes_by_rows(PUBLISHED, MimiConfig(), dtype)
 
 
 def measure(
@@ -309,19 +325,19 @@ def _bytes_of(module: nn.Module, quantize: Quantize = "none") -> int:
     return total
 
 
-def _rows_on(
+def _plan_on(
     devices: Sequence[torch.device], split: DeviceMap | None, fraction: float, bytes_of: Callable[[int], int]
-) -> int:
+) -> MemoryPlan:
     """Return how many rows fit into memory.
 
     split "auto": use only the first device if the model fits there; otherwise use all devices.
     """
     if split == "auto":
         try:
-            return rows_that_fit(devices[:1], fraction, bytes_of, most=ROWS_GPU)
+            return plan_rows(devices[:1], fraction, bytes_of, most=ROWS_GPU, spare_bytes=SPARE_BYTES)
         except EngineUnavailable:
             pass
-    return rows_that_fit(devices, fraction, bytes_of, most=ROWS_GPU)
+    return plan_rows(devices, fraction, bytes_of, most=ROWS_GPU, spare_bytes=SPARE_BYTES)
 
 
 def split_layers(

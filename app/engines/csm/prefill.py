@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from app.engines.csm.prompt import Segment
+from app.runtime.cuda_graphs import upload
 from app.runtime.prefix_cache import PrefixCache
 
 if TYPE_CHECKING:
@@ -124,16 +125,14 @@ class Prefill:
         state.line_start = state.position + len(state.unread) - len(following)
 
     def _embed(self, parts: Sequence[Part]) -> Tensor:
-        """Return the embeddings (S, D) of all parts, in order."""
-        device = self._model.device
-        return torch.cat(
-            [
-                self._model.embed_text(torch.tensor(part, device=device))
-                if isinstance(part, tuple)
-                else self._model.embed_frames(torch.as_tensor(part, device=device).long())
-                for part in parts
-            ]
-        )
+        """Return the embeddings (S, D) of all parts, in order. Does not wait for queued work of the device."""
+        model, embedded = self._model, []
+        for part in parts:
+            if isinstance(part, tuple):
+                embedded.append(model.embed_text(upload(torch.tensor(part), model.device)))
+            else:
+                embedded.append(model.embed_frames(upload(torch.as_tensor(part).long(), model.device)))
+        return torch.cat(embedded)
 
     def _parts(self, segments: Sequence[Segment]) -> list[Part]:
         return [part for segment in segments for part in (segment.ids, segment.codes.T.astype(np.int64), self._eos())]

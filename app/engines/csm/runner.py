@@ -37,7 +37,7 @@ from app.errors import BadReference
 from app.nn.kernels.choice import TORCH, Kernels
 from app.nn.mimi.config import MimiConfig
 from app.nn.mimi.model import MimiDecoder, MimiEncoder
-from app.runtime.cuda_graphs import GraphCapture, Setup, setup_facts
+from app.runtime.cuda_graphs import BACKGROUND, GraphCapture, Setup, setup_facts, side_stream
 from app.runtime.faults import BROKEN
 from app.runtime.runner import RowResult, StepResult, to_result
 from app.runtime.sampling import Sampler, SamplingParams, fast_path, to_int64
@@ -120,6 +120,7 @@ class CsmRunner:
             prefix_bytes=prefix_bytes,
             context_lines=context_lines,
         )
+        self._encoder_stream = side_stream(model.device, BACKGROUND)
         self._chunks = ChunkedDecoding(decoder, model.device)
         self._rows: dict[int, CsmRow] = {}
         self._graph: CsmCudaGraph | None = None
@@ -322,7 +323,13 @@ class CsmRunner:
         """
         samples = checked_samples(reference, self.rate_hz, min_s=MIN_REFERENCE_S, max_s=MAX_REFERENCE_S)
         samples = np.pad(samples, (0, -len(samples) % self.codec.frame_samples))
-        return encode_samples(samples, self._encoder, codebooks=self.config.codebooks, device=self.model.device)
+        return encode_samples(
+            samples,
+            self._encoder,
+            codebooks=self.config.codebooks,
+            device=self.model.device,
+            stream=self._encoder_stream,
+        )
 
     # ---- prompts
 

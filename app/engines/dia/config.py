@@ -216,3 +216,7 @@ def _parse_v01(raw: Mapping[str, Any]) -> DiaConfig:
         max_text=int(data["text_length"]),
         max_positions=int(data["audio_length"]),
     )
+
+
+# The published model (nari-labs/Dia-1.6B-0626), to plan its memory without its files: the defaults of all values.
+PUBLISHED = parse_config({"encoder_config": {}, "decoder_config": {}})

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from app.runtime.cuda_graphs import upload
+
 if TYPE_CHECKING:
     from app.engines.dia.rows import DiaRow
     from app.nn.dac.model import DacDecoder
@@ -43,7 +45,7 @@ class ChunkedDecoding:
         for indices in due.values():
             group = [states[rows[i]] for i in indices]
             frames = torch.stack([torch.stack(state.undecoded, dim=1) for state in group])  # (n, C, T)
-            decoded = self._decoder.decode([rows[i] for i in indices], frames.to(self._device))
+            decoded = self._decoder.decode([rows[i] for i in indices], upload(frames, self._device))
             for i, state, samples in zip(indices, group, decoded, strict=True):
                 state.decoded += len(state.undecoded)
                 state.undecoded.clear()

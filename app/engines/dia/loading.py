@@ -11,7 +11,7 @@ import torch
 from app.audio.guard import Rule
 from app.engines.batched import BatchedEngine
 from app.engines.dia.checkpoint import weights_of
-from app.engines.dia.config import DiaConfig, read_config
+from app.engines.dia.config import PUBLISHED, DiaConfig, read_config
 from app.engines.dia.files import codec_source
 from app.engines.dia.limits import Guards
 from app.engines.dia.model import DiaModel
@@ -40,7 +40,7 @@ from app.nn.dac.config import DacConfig, read_dac_config
 from app.nn.dac.model import DacDecoder, DacEncoder
 from app.nn.kernels.choice import TORCH, Kernels
 from app.runtime.cuda_graphs import GraphCapture, Setup
-from app.runtime.device import choose_device, choose_dtype, rows_that_fit
+from app.runtime.device import choose_device, choose_dtype, plan_rows
 from app.text.nonverbal import NON_VERBAL_SOUNDS
 from app.types import Capabilities, EngineInfo, PromptLimits, TextPacking
 from app.weights.load_cache import LoadCache
@@ -173,13 +173,11 @@ def load_from(
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     rows = settings.rows(ROWS_CPU)
+    planned: Setup = ()
     if device.type == "cuda" and settings.max_rows == "auto":
-        config, shape = read_config(folder), read_dac_config(codec)
-
-        def bytes_of(rows: int) -> int:
-            return measure(config, shape, dtype=dtype, max_rows=rows)
-
-        rows = rows_that_fit([device], settings.gpu_memory_fraction, bytes_of, most=ROWS_GPU)
+        needed = bytes_by_rows(read_config(folder), read_dac_config(codec), dtype)
+        memory = plan_rows([device], settings.gpu_memory_fraction, needed, most=ROWS_GPU)
+        rows, planned = memory.rows, memory.facts
     with loading_on((device,), settings):
         impossible = REFERENCE_NOISE if reference_noise else ""
         capture, kernels, notes = graph_capture(settings, device, dtype, impossible=impossible)
@@ -199,8 +197,18 @@ def load_from(
             capture=capture,
             kernels=kernels,
             burst=settings.steps_per_check,
-            notes=notes,
+            notes=(*planned, *notes),
         )
+
+
+def bytes_by_rows(config: DiaConfig, codec: DacConfig, dtype: torch.dtype) -> Callable[[int], int]:
+    """Return a function that returns the bytes of the model, the codec and n rows."""
+    return lambda rows: measure(config, codec, dtype=dtype, max_rows=rows)
+
+
+def published_bytes(dtype: torch.dtype) -> Callable[[int], int]:
+    """Return `bytes_by_rows` of the published model."""
+    return bytes_by_rows(PUBLISHED, DacConfig(), dtype)
 
 
 def measure(config: DiaConfig, codec: DacConfig, *, dtype: torch.dtype, max_rows: int) -> int:

@@ -34,7 +34,7 @@ from app.engines.shared.step_graph import InFlightStep
 from app.errors import BadReference, EmptyText
 from app.nn.dac.model import DacDecoder, DacEncoder
 from app.nn.kernels.choice import TORCH, Kernels
-from app.runtime.cuda_graphs import GraphCapture, Setup, setup_facts, side_stream
+from app.runtime.cuda_graphs import BACKGROUND, FRAMES, GraphCapture, Setup, setup_facts, side_stream, upload
 from app.runtime.faults import BROKEN
 from app.runtime.runner import RowResult, StepResult, to_result
 from app.runtime.sampling import to_int64
@@ -101,7 +101,10 @@ class DiaRunner:
         else:
             self._cache = model.cache(max_rows, batched=True, scratch=1)
         self._delay_pattern = DelayPattern(model.config, max_rows, model.device)
-        self._side_stream = side_stream(model.device)  # for the codec, so that it does not wait for launched steps
+        self._encoder_stream = side_stream(model.device, BACKGROUND)
+        self._side_stream = side_stream(
+            model.device, FRAMES
+        )  # for the codec, so that it does not wait for launched steps
         self._chunks = ChunkedDecoding(decoder, model.device)
         self._rows: dict[int, DiaRow] = {}
         self._graph: DiaCudaGraph | None = None
@@ -167,7 +170,7 @@ class DiaRunner:
         frames = self._limits.frames(requested, len(prompt), spoken)
         self._rows[row] = DiaRow(
             ids=ids,
-            prompt=prompt.to(self.model.device),
+            prompt=upload(prompt, self.model.device),
             guided=self._guided(utterance.sampling),
             seed=utterance.seed,
             max_frames=frames,
@@ -322,7 +325,13 @@ class DiaRunner:
         samples = checked_samples(
             reference, self.rate_hz, min_s=MIN_REFERENCE_S, max_s=MAX_REFERENCE_S, advice=", and 5 to 10 s are best"
         )
-        return encode_samples(samples, self._encoder, codebooks=self.config.channels, device=self.model.device)
+        return encode_samples(
+            samples,
+            self._encoder,
+            codebooks=self.config.channels,
+            device=self.model.device,
+            stream=self._encoder_stream,
+        )
 
     # ---- prompts
 
@@ -371,7 +380,7 @@ class DiaRunner:
         Does not read the last position of the prompt: the first step reads it.
         """
         layers = max(1, self._chunk * ENCODER_SHARE // len(state.ids))
-        ids = torch.tensor(state.ids, device=self.model.device)
+        ids = upload(torch.tensor(state.ids), self.model.device)
         for done, _ in enumerate(self.model.encode_text(ids, self._cache, row), 1):
             if not done % layers:
                 yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -14,7 +15,7 @@ from app.errors import EngineUnavailable, WeightsUnavailable
 from app.nn.kernels.choice import candidates
 from app.nn.linear import Int8Linear, PackedLinear, replace_linears
 from app.nn.transformer import Block, Stack
-from app.runtime.cuda_graphs import GraphCapture, SplitCapture
+from app.runtime.cuda_graphs import GraphCapture, SplitCapture, use_frame_stream
 from app.runtime.device import cpu_threads, device_notes, set_math_backends, using
 from app.runtime.pages import use_huge_pages
 from app.weights import download, hub
@@ -177,16 +178,11 @@ def batched_engine(
     info: EngineInfo, runner: Runner, settings: Settings, encode: Callable[[Reference], Codes], device: torch.device
 ) -> BatchedEngine:
     """Return an engine that runs `runner`, with the queue limits of the settings. device: the runner's first device."""
-
-    def initialize_thread() -> None:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)  # see device.using
-
     return BatchedEngine(
         info,
         runner,
         max_queue=settings.max_queue,
         audio_queue_s=settings.audio_queue_s,
         encode=encode,
-        initialize_thread=initialize_thread,
+        initialize_thread=partial(use_frame_stream, device),
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,12 +35,20 @@ def checked_samples(reference: Reference, rate_hz: int, *, min_s: float, max_s: 
 
 
 def encode_samples(
-    samples: Samples, encoder: Callable[[Tensor], Tensor], *, codebooks: int, device: torch.device
+    samples: Samples,
+    encoder: Callable[[Tensor], Tensor],
+    *,
+    codebooks: int,
+    device: torch.device,
+    stream: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Codes:
-    """Encode samples (N,) at the codec's rate, and return the codes (K, T) int16 of the first `codebooks` codebooks."""
-    with torch.inference_mode():
+    """Encode samples (N,) at the codec's rate, and return the codes (K, T) int16 of the first `codebooks` codebooks.
+
+    stream: creates the context in which the work is queued; see side_stream.
+    """
+    with torch.inference_mode(), stream():
         codes = encoder(torch.from_numpy(samples).to(device))
-    found: Codes = codes[:codebooks].cpu().numpy().astype(np.int16)
+        found: Codes = codes[:codebooks].cpu().numpy().astype(np.int16)
     return found
 
 
