@@ -549,21 +549,18 @@ def plan(
 
     This is the calculation of the server's start with TTS_MAX_ROWS=auto. It needs no GPU and no weights.
     """
-    import torch  # noqa: PLC0415 - the other commands start faster without torch
-
-    from app.runtime.device import CONTEXT_BYTES, plan_memory  # noqa: PLC0415 - imports torch
+    from app.runtime.device import CONTEXT_BYTES, DTYPES, plan_memory  # noqa: PLC0415 - imports torch
 
     settings = _settings()
     sized = {name: spec for name, spec in specs().items() if spec.sizes}
     if engine is not None and engine not in sized:
         _fail(f"{engine!r} has no model to plan for. Use one of: {', '.join(sorted(sized))}.")
-    dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-    if dtype not in dtypes:
-        _fail(f"Unknown dtype {dtype!r}. Use one of: {', '.join(dtypes)}.")
+    if dtype not in DTYPES:
+        _fail(f"Unknown dtype {dtype!r}. Use one of: {', '.join(DTYPES)}.")
     sizes = [(text.strip(), _card_bytes(text)) for text in memory.split(",")]
     found: list[dict[str, Any]] = []
     for name in [engine] if engine else sized:
-        bytes_of = functools.cache(sized[name].bytes_by_rows(dtypes[dtype]))
+        bytes_of = functools.cache(sized[name].bytes_by_rows(DTYPES[dtype]))
         for text, size in sizes:
             planned = plan_memory(
                 [max(0, size - CONTEXT_BYTES)],

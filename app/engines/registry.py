@@ -67,7 +67,7 @@ class EngineSpec:
     model_setting: str = ""  # the environment variable that names the weights; empty = the engine has no weights
     model_files: str = ""  # (Settings) -> list[ModelFiles], must not import torch; empty = the engine needs no files
     sizes: str = ""  # (torch.dtype) -> bytes of the published model by number of rows; empty = the engine has no model
-    spare_bytes: int = 0  # of these bytes, those that a single row on a small GPU can do without
+    spare_bytes: int = 0  # of these bytes, the part that a single row on a small GPU does not need
     description: str = ""  # what the model is, for the lists of models
 
     def builder(self) -> Builder:

@@ -24,7 +24,7 @@ _DEVICES = "Use cpu, cuda, cuda:N or mps."
 _DRIVERS = {11: "450", 12: "525", 13: "580"}
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _UNTESTED = "This server was never tested on such a device. If speech is wrong or fails, set TTS_DEVICE=cpu."
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _AMPERE = (8, 0)  # the first compute capability with bfloat16
 
 
@@ -323,9 +323,9 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
             return torch.float32  # bfloat16 needs macOS 14
         return torch.bfloat16
     try:
-        return _DTYPES[name]
+        return DTYPES[name]
     except KeyError:
-        raise EngineUnavailable(f"Unknown dtype {name!r}.", remedy=f"Use auto, {' or '.join(_DTYPES)}.") from None
+        raise EngineUnavailable(f"Unknown dtype {name!r}.", remedy=f"Use auto, {' or '.join(DTYPES)}.") from None
 
 
 def cpu_has_bfloat16() -> bool:

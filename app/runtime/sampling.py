@@ -198,7 +198,7 @@ def _short_floor(limits: DrawLimits, scores: Tensor) -> Tensor:
     """Return the lowest score (n, C, 1) that stays in each short row, and -inf for other rows. Does not sort all codes.
 
     A code stays while the mass of all better codes is below top_p. All codes with the k-th score count for the mass,
-    even those that are not among the best TOP_K_FAST codes.
+    also codes that are not among the best TOP_K_FAST codes.
     """
     tops, places = scores.topk(min(TOP_K_FAST, scores.shape[-1]), dim=-1)
     floor = tops.gather(-1, limits.last.expand(-1, scores.shape[1], 1))
