@@ -22,13 +22,22 @@ _SCRIPT_LANGUAGES = {
     "TAMIL": "ta",
     "THAI": "th",
 }
+# How many Latin letters say as much as one character of the script.
+_LETTERS_PER_CHARACTER = {"CJK": 3.0, "HIRAGANA": 2.5, "KATAKANA": 2.5, "HANGUL": 2.5}
 
 
 def script_language(text: str) -> str | None:
-    """Return the language tag for the most frequent script in a text; None for Latin and for unknown scripts."""
+    """Return the language tag for the most frequent script in a text; None for Latin and for unknown scripts.
+
+    A character of a script in which a character is a syllable or a word counts as several letters.
+    """
+    if text.isascii():
+        return None
     scripts = Counter(unicodedata.name(char, "").split(" ")[0] for char in text if char.isalpha())
     if not scripts:
         return None
+    for script in scripts.keys() & _LETTERS_PER_CHARACTER.keys():
+        scripts[script] = round(scripts[script] * _LETTERS_PER_CHARACTER[script])
     if scripts["HIRAGANA"] + scripts["KATAKANA"] > 0 and scripts["LATIN"] < sum(scripts.values()) / 2:
         return "ja"  # Japanese text contains kana, but often more Chinese characters than kana
     return _SCRIPT_LANGUAGES.get(scripts.most_common(1)[0][0])
