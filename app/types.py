@@ -202,6 +202,7 @@ class SpokenLine:
     start_char: int = field(default=0, compare=False)
     end_char: int = field(default=0, compare=False)  # exclusive
     turn: int = field(default=0, compare=False)
+    language: str | None = None  # the language of the whole text that the line is a part of, if it is recognised
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from pydantic_core import PydanticCustomError, core_schema
 from app.api.responses import Range
 from app.audio.formats import AUDIO_FORMATS
 from app.errors import BadReference, EmptyText, TextTooLong, UnknownVoice
+from app.text.languages import language_tag
 from app.types import Line, Sampling, SpeechRequest, UploadedTurn, conversation_key
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE
 
@@ -158,7 +159,14 @@ class SpokenBody(BaseModel):
     ] = None
     max_audio_length_ms: Annotated[int, Field(ge=100, le=7_200_000), ROUNDED] | None = None
     sample_rate: Annotated[int, Field(ge=8_000, le=48_000), WHOLE] | None = None
-    language: Annotated[str | None, StringConstraints(min_length=2, max_length=35, pattern=r"^[A-Za-z0-9_-]+$")] = None
+    language: Annotated[
+        Annotated[str, StringConstraints(min_length=2, max_length=35, pattern=r"^[A-Za-z0-9_-]+$")] | None,
+        BeforeValidator(lambda value: language_tag(value) if isinstance(value, str) else value),
+        Field(
+            description='The language as a BCP 47 tag ("de", "pt-BR") or by its name ("German", "Deutsch"). Default, '
+            'also with "" and "auto": the language of the text, or else of the voice.'
+        ),
+    ] = None
     conversation_id: Annotated[str | None, StringConstraints(min_length=1, max_length=200)] = None
     cache: bool | None = None
     normalize: bool | None = None

@@ -27,13 +27,13 @@ from app.audio.shape import Gain
 from app.engines.batched import BatchedEngine
 from app.errors import EngineError, EngineUnavailable, UnsupportedParameter
 from app.runtime.runner import StepResult
-from app.text.writing_systems import script_language
+from app.text.languages import guess_language
 from app.types import Capabilities, EngineInfo, TextPacking
 
 if TYPE_CHECKING:
     from app.engines.registry import BuildContext
     from app.settings import Settings
-    from app.types import Codes, Samples, Utterance
+    from app.types import Codes, Samples, SpokenLine, Utterance
 
 FRAME_S = 0.08  # the server counts usage in frames of this length, as for CSM
 # Seconds of audio that the first step of an utterance returns, and that each later step returns. Prefill computes all
@@ -243,19 +243,19 @@ class EspeakRunner:
 
     def prefill(self, row: int) -> bool:
         utterance = self._utterances[row]
-        lines = [self._synthesize(line.text, line.voice.id, utterance.language) for line in utterance.lines]
+        lines = [self._synthesize(line, utterance.language) for line in utterance.lines]
         samples = np.concatenate(lines)[: int(utterance.max_seconds * self.rate_hz)]
         first, each = round(FIRST_S * self.rate_hz), round(NEXT_S * self.rate_hz)
         self._parts[row] = deque(np.split(samples, range(first, len(samples), each)))
         return True
 
-    def _synthesize(self, text: str, voice_id: str, language: str | None) -> Samples:
-        timbre = TIMBRES.get(voice_id, _DEFAULT_TIMBRE)
-        tag = language or script_language(text)
+    def _synthesize(self, line: SpokenLine, language: str | None) -> Samples:
+        timbre = TIMBRES.get(line.voice.id, _DEFAULT_TIMBRE)
+        tag = language or guess_language(line.text) or line.language
         base = timbre.accent
         if tag is not None and tag.lower() not in ("en", base.removeprefix("gmw/").lower()):
             base = resolve_language(tag, self._library.languages)
-        samples = self._library.synthesize(text, f"{base}+{timbre.variant}", timbre.pitch)
+        samples = self._library.synthesize(line.text, f"{base}+{timbre.variant}", timbre.pitch)
         return Gain(timbre.gain_db).push(samples)
 
     def step(self, rows: Sequence[int]) -> StepResult:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from app.generator.progress import Progress
 from app.runtime.playback import Playback
-from app.text.writing_systems import script_language
+from app.text.languages import guess_language
 
 if TYPE_CHECKING:
     from app.engines.protocol import Engine
@@ -49,8 +49,9 @@ class SpeechJob:
         return self.engine.info
 
     def language_of(self, text: str, voice: Voice) -> str:
-        """Return the language of a text of this request: the request's, or that of the script, or the voice's."""
-        return self.request.language or script_language(text) or voice.language
+        """Return the language of a text of this request: the request's, or that of the words, or the voice's."""
+        guess = None if self.request.language else guess_language(text)
+        return self.request.language or (voice.language if guess in (None, "en") else guess)
 
 
 def number_speakers(request: SpeechRequest, voices: Sequence[Voice]) -> tuple[int, ...]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import unicodedata
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from app.errors import EmptyText, TextTooLong
+from app.text.languages import guess_language
 from app.text.punctuation import has_words, punctuation_names
 from app.text.script import Pause, parse
 from app.text.sentences import split
@@ -144,7 +145,8 @@ class Planner:
                         yield Pause(TURN_GAP_S)
                     any_spoken = line_begun = True
                     any_words = any_words or has_words(sentence.text)
-                    yield _spoken_line(sentence, speaker, voice, prompt, job.turns[number])
+                    line = _spoken_line(sentence, speaker, voice, prompt, job.turns[number])
+                    yield replace(line, language=guess_language(part.text.text))
         if any_words:
             return
         if names := punctuation_names(" ".join(marks)):  # a text such as "?!" is spoken as the names of its marks

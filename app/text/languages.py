@@ -152,6 +152,7 @@ def guess_language(text: str) -> str | None:
 @lru_cache(maxsize=256)
 def _guess(text: str) -> str | None:
     words = _NOT_WORDS.sub(" ", text)
+    words = words.lower() if words.isupper() else words
     return script_language(words) or _latin_language(words)
 
 

@@ -193,6 +193,33 @@ async def test_error_for_an_unknown_language_lists_the_supported_ones(engine, li
 @pytest.mark.parametrize(
     ("text", "language"),
     [
+        ("Das kostet 3,50 Euro am 24.12.2024.", "de"),
+        ("Le train part à 14 h 35 du quai 2.", "fr"),
+        ("El 1º de mayo es fiesta.", "es"),
+        ("请看 https://github.com/foo/bar 这个项目。", "cmn"),
+    ],
+)
+async def test_language_of_the_words_is_spoken(engine, text, language):
+    alone = await spoken(engine, text)
+    assert len(alone) / len(await spoken(engine, text, language=language)) == SAME
+    assert len(alone) / len(await spoken(engine, text, language="en-US")) != SAME
+
+
+async def test_short_sentence_is_spoken_in_the_language_of_the_whole_text(engine):
+    async def seconds(text: str, language: str | None) -> int:
+        line = SpokenLine(text, 0, preset("alloy"), language=language)
+        chunks = [chunk async for chunk in engine.speak(Utterance((line,), Sampling(), 1, 30.0))]
+        return sum(len(chunk.samples) for chunk in chunks)
+
+    numbers = "1984, 1985, 1986."
+    assert await seconds(numbers, "de") / len(await spoken(engine, numbers, language="de")) == SAME
+    assert await seconds(numbers, "de") / await seconds(numbers, None) != SAME
+    assert await seconds("The cat is on the mat.", "de") / await seconds("The cat is on the mat.", None) == SAME
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
         ("Hello there", None),
         ("Übermäßig schön", None),
         ("Привет, мир", "ru"),

@@ -655,6 +655,14 @@ async def test_cache_that_fails_at_first_stores_no_partial_answer(over, monkeypa
         ("我有3个苹果。", None, "我有3个苹果。"),
         ("I have 3 apples.", None, "I have three apples."),
         ("I have 3 apples.", "en-GB", "I have three apples."),
+        ("Das kostet 3,50 € am 24.12.2024.", None, "Das kostet 3,50 € am 24.12.2024."),
+        ("Le train part à 14 h 35 du quai 2.", None, "Le train part à 14 h 35 du quai 2."),
+        ("El 1º de mayo es fiesta.", None, "El 1º de mayo es fiesta."),
+        (
+            "The train leaves at 14:35 for Los Angeles.",
+            None,
+            "The train leaves at fourteen thirty five for Los Angeles.",
+        ),
     ],
 )
 async def test_only_english_is_normalised_and_markup_is_removed_in_all_languages(over, text, language, spoken):
