@@ -37,8 +37,11 @@ from app.engines.registry import BUILT_IN, BuildContext, EngineSpec, specs
 from app.errors import EngineUnavailable, SpeechError
 from app.first_day_page import page
 from app.generator import preset_voices
+from app.generator.job import spoken_language
+from app.generator.planning import read_text
 from app.keys import SCOPES, BadKeys, KeyFile, KeyRing
 from app.settings import Settings, as_markdown
+from app.text.languages import language_tag
 from app.text.normalizer import Normalizer
 from app.types import Line, Reference, Sampling, SpeechRequest, SpokenLine, Utterance, Voice
 from app.voices.cloning import Cloner, import_preset_files
@@ -180,6 +183,30 @@ def say(
         "cfg_scale": cfg_scale,
     }
     asyncio.run(_say(settings, request, output, frozenset(name for name, value in extras.items() if value is not None)))
+
+
+@app.command(context_settings={"ignore_unknown_options": True})  # "---" is a text
+def normalize(
+    text: Annotated[str, typer.Argument(help="The text; '-' = read it from standard input.")],
+    language: Annotated[
+        str | None,
+        typer.Option(help="The language as a BCP 47 tag or a name. Default: that of the words."),
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="Engine to use (TTS_ENGINE).")] = None,
+) -> None:
+    """Print what an engine would speak for a text, one sentence per line. Prints nothing if it would be silence."""
+    name = (engine or _settings().engine).lower()
+    spec = specs().get(name)
+    if spec is None:
+        _fail(f"{name!r} is not an engine. Use one of: {', '.join(sorted(specs()))}.")
+    written = sys.stdin.read() if text == "-" else text
+    tag = language_tag(language or "")
+    try:
+        sentences = read_text(written, Normalizer(), spec.text_packing(), lambda part: spoken_language(tag, part, "en"))
+    except SpeechError as error:
+        _fail(error.message)
+    for sentence in sentences:
+        print(sentence.text)
 
 
 async def _say(settings: Settings, request: SpeechRequest, output: Path, extras: frozenset[str]) -> None:

@@ -216,6 +216,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
             services.watermark,
             services.detector,
             services.take_checker,
+            normalizer,
             None if settings.youtube == "off" else YouTube(),
         ),
         lifespan,

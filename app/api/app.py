@@ -22,7 +22,18 @@ from app.api.middleware import (
     UnexpectedErrors,
 )
 from app.api.responses import REQUEST_ID_HEADER, Schema
-from app.api.routes import conversation, custom_voices, models, pages, speech, system, voice_cloning, watermark, youtube
+from app.api.routes import (
+    conversation,
+    custom_voices,
+    models,
+    normalize,
+    pages,
+    speech,
+    system,
+    voice_cloning,
+    watermark,
+    youtube,
+)
 from app.api.routes import voices as voices_routes
 from app.api.speaking import Speaking
 from app.api.voice_creation import VoiceCreation
@@ -41,6 +52,7 @@ if TYPE_CHECKING:
     from app.generator.speech import SpeechGenerator
     from app.metrics import Metrics
     from app.settings import Settings
+    from app.text.normalizer import Normalizer
     from app.voices.cloning import Cloner
     from app.voices.consents import ConsentStore
     from app.voices.store import VoiceStore
@@ -70,6 +82,7 @@ class AppServices:
     watermark: Watermark
     detector: WatermarkDetector
     checker: TakeChecker
+    normalizer: Normalizer
     youtube: YouTube | None  # None = TTS_YOUTUBE is off: the routes for YouTube do not exist
 
 
@@ -116,7 +129,11 @@ class Api(FastAPI):
                 for field in schema["properties"].values():
                     kinds = [kind for kind in field.pop("anyOf", []) if kind != {"type": "null"}]
                     field.update(kinds[0] if kinds else {})
-        for body, field in (("SpeechBody", "input"), *((name, "text") for name in _TEXT_BODIES)):
+        for body, field in (
+            ("SpeechBody", "input"),
+            ("NormalizeBody", "input"),
+            *((name, "text") for name in _TEXT_BODIES),
+        ):
             schemas[body]["properties"][field]["maxLength"] = self._max_input_chars
         _correct_numbers_and_files(schemas)
         return document
@@ -202,6 +219,7 @@ def _v1_routers(services: AppServices, speaking: Speaking) -> list[APIRouter]:
     creation = VoiceCreation(voices, services.cloner, services.consents)
     routers = [
         speech.router(speaking, gate),
+        normalize.router(services.manager, voices, services.normalizer, gate, speaking.max_input_chars),
         conversation.router(speaking, gate),
         voice_cloning.router(speaking, gate, creation),
         custom_voices.router(creation, gate),

@@ -97,6 +97,14 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[
     str, AfterValidator(_not_blank), WithJsonSchema({"type": "string", "minLength": 1, "pattern": NOT_BLANK})
 ]
+Language = Annotated[
+    Annotated[str, StringConstraints(min_length=2, max_length=35, pattern=r"^[A-Za-z0-9_-]+$")] | None,
+    BeforeValidator(lambda value: language_tag(value) if isinstance(value, str) else value),
+    Field(
+        description='The language as a BCP 47 tag ("de", "pt-BR") or by its name ("German", "Deutsch"). Default, '
+        'also with "" and "auto": the language of the text, or else of the voice.'
+    ),
+]
 Speaker = Annotated[int, Field(ge=0, le=MAX_SPEAKER), WHOLE]
 
 
@@ -159,14 +167,7 @@ class SpokenBody(BaseModel):
     ] = None
     max_audio_length_ms: Annotated[int, Field(ge=100, le=7_200_000), ROUNDED] | None = None
     sample_rate: Annotated[int, Field(ge=8_000, le=48_000), WHOLE] | None = None
-    language: Annotated[
-        Annotated[str, StringConstraints(min_length=2, max_length=35, pattern=r"^[A-Za-z0-9_-]+$")] | None,
-        BeforeValidator(lambda value: language_tag(value) if isinstance(value, str) else value),
-        Field(
-            description='The language as a BCP 47 tag ("de", "pt-BR") or by its name ("German", "Deutsch"). Default, '
-            'also with "" and "auto": the language of the text, or else of the voice.'
-        ),
-    ] = None
+    language: Language = None
     conversation_id: Annotated[str | None, StringConstraints(min_length=1, max_length=200)] = None
     cache: bool | None = None
     normalize: bool | None = None
@@ -283,6 +284,28 @@ class SpeechBody(SpokenBody):
         _check_length(self.input, "input", max_input_chars)
         voice = _voice_id(self.voice)
         return self._request([Line(self.input, DEFAULT_VOICE if voice is None else voice)], default_model)
+
+
+class NormalizeBody(BaseModel):
+    """The body of `POST /v1/audio/normalize`. The fields have the meaning that they have for speech."""
+
+    model_config = ConfigDict(
+        extra="ignore", strict=True, json_schema_extra={"examples": [{"input": "It costs $12.50."}]}
+    )
+
+    input: Annotated[Text, Field(description="The text, up to TTS_MAX_INPUT_CHARS characters.")]
+    language: Language = None
+    engine: Annotated[
+        str | None, Field(description="The name of an engine or the id of its model. Default: the running engine.")
+    ] = None
+    voice: Annotated[str | VoiceId | None, Field(description="The id of a voice, or {'id': ...}. Default: alloy.")] = (
+        None
+    )
+
+    def checked(self, max_input_chars: int) -> tuple[str, str]:
+        """Return the text and the id of the voice. Raises TextTooLong, UnknownVoice."""
+        _check_length(self.input, "input", max_input_chars)
+        return self.input, _voice_id(self.voice) or DEFAULT_VOICE
 
 
 class GenerateBody(SpokenBody):

@@ -153,6 +153,30 @@ class NamedFormat(ResponseModel):
     content_type: str
 
 
+class NormalizedPiece(ResponseModel):
+    """A part of the text that is spoken at once, such as a sentence. Characters count in `input`, from 0."""
+
+    text: Annotated[str, Field(description="The part of `input` that is spoken.")]
+    spoken: Annotated[str, Field(description="The words that are spoken.")]
+    start_char: int
+    end_char: Annotated[int, Field(description="Exclusive.")]
+
+
+class NormalizedWord(ResponseModel):
+    """A spoken word and the characters of `input` that it comes from. Several words can come from one token (`$5`)."""
+
+    word: str
+    start_char: int
+    end_char: Annotated[int, Field(description="Exclusive.")]
+
+
+class NormalizedText(ResponseModel):
+    """What would be spoken. Both lists are empty if the text would be silence."""
+
+    pieces: list[NormalizedPiece]
+    words: list[NormalizedWord]
+
+
 class ResponseFormats(ResponseModel):
     response_formats: list[NamedFormat]
 

@@ -41,7 +41,7 @@ FRAME_S = 0.08  # the server counts usage in frames of this length, as for CSM
 FIRST_S, NEXT_S = 0.16, 1.0
 WORDS_PER_MINUTE = 165
 AUTO_ROWS = 32
-MAX_TEXT_CHARS = 400  # about 25 s of speech; the library needs 10 to 20 ms for a sentence
+TEXT = TextPacking(max_chars=400)  # about 25 s of speech; the library needs 10 to 20 ms for a sentence
 
 # From speak_lib.h of eSpeak NG 1.52.
 _AUDIO_OUTPUT_SYNCHRONOUS = 2
@@ -284,7 +284,7 @@ def build(settings: Settings, _: BuildContext) -> BatchedEngine:
         capabilities=Capabilities(language=True),
         languages=tuple(sorted(library.languages)),
         fingerprint=f"espeak-ng-1.52 {WORDS_PER_MINUTE} {sorted(TIMBRES.items())}",
-        text=TextPacking(max_chars=MAX_TEXT_CHARS),
+        text=TEXT,
     )
     runner = EspeakRunner(library, settings.rows(AUTO_ROWS))
     return BatchedEngine(info, runner, max_queue=settings.max_queue, audio_queue_s=settings.audio_queue_s)

@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, cast
 
 from app.errors import EngineUnavailable
+from app.types import TextPacking
 
 if TYPE_CHECKING:
     from app.audio.guard import Rule
@@ -52,7 +53,7 @@ BareBuilder = Callable[["Settings", BuildContext, bool], BareEngine]
 class EngineSpec:
     """Describes an engine before the server builds it.
 
-    `target`, `bare`, `model_files` and `sizes` have the form `module:function`. Only the methods import the module.
+    `target`, `bare`, `model_files`, `sizes` and `text` have the form `module:name`. Only the methods import the module.
     """
 
     name: str  # the value of TTS_ENGINE that selects the engine
@@ -68,6 +69,7 @@ class EngineSpec:
     model_files: str = ""  # (Settings) -> list[ModelFiles], must not import torch; empty = the engine needs no files
     sizes: str = ""  # (torch.dtype) -> bytes of the published model by number of rows; empty = the engine has no model
     spare_bytes: int = 0  # of these bytes, the part that a single row on a small GPU does not need
+    text: str = ""  # a TextPacking, must not import torch; empty = the default TextPacking
     description: str = ""  # what the model is, for the lists of models
 
     def builder(self) -> Builder:
@@ -108,11 +110,15 @@ class EngineSpec:
             return []
         return cast("Callable[[Settings], list[ModelFiles]]", _imported(self.model_files))(settings)
 
+    def text_packing(self) -> TextPacking:
+        """Return how much text the engine speaks at once, as far as this is known before the engine is built."""
+        return cast("TextPacking", _imported(self.text)) if self.text else TextPacking()
+
 
 def _imported(target: str) -> object:
-    """Import and return a function. target: `module:function`."""
-    module, _, function = target.partition(":")
-    return getattr(import_module(module), function)
+    """Import a module and return a value of it. target: `module:name`."""
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)
 
 
 BUILT_IN = (
@@ -127,6 +133,7 @@ BUILT_IN = (
         model_files="app.engines.csm.files:sources",
         sizes="app.engines.csm.loading:published_bytes",
         spare_bytes=384 << 20,
+        text="app.engines.csm.files:TEXT",
         description="CSM-1B, a conversational speech model by Sesame",
     ),
     EngineSpec(
@@ -139,6 +146,7 @@ BUILT_IN = (
         model_setting="DIA_MODEL",
         model_files="app.engines.dia.files:sources",
         sizes="app.engines.dia.loading:published_bytes",
+        text="app.engines.dia.script:TEXT",
         description="Dia-1.6B, a dialogue model by Nari Labs",
     ),
     EngineSpec(
@@ -149,6 +157,7 @@ BUILT_IN = (
         rows_cpu=32,
         rows_gpu=32,
         description="eSpeak NG, an offline voice without a model",
+        text="app.engines.espeak:TEXT",
     ),
 )
 

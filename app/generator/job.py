@@ -50,8 +50,13 @@ class SpeechJob:
 
     def language_of(self, text: str, voice: Voice) -> str:
         """Return the language of a text of this request: the request's, or that of the words, or the voice's."""
-        guess = None if self.request.language else guess_language(text)
-        return self.request.language or (voice.language if guess in (None, "en") else guess)
+        return spoken_language(self.request.language, text, voice.language)
+
+
+def spoken_language(requested: str | None, text: str, voice_language: str) -> str:
+    """Return the language of a text: the language of the request, or that of the words, or that of the voice."""
+    guess = None if requested else guess_language(text)
+    return requested or (voice_language if guess in (None, "en") else guess)
 
 
 def number_speakers(request: SpeechRequest, voices: Sequence[Voice]) -> tuple[int, ...]:

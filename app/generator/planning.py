@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import unicodedata
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from app.errors import EmptyText, TextTooLong
 from app.text.languages import guess_language
+from app.text.machine_text import remove_machine_text
+from app.text.nonverbal import perform_sounds
 from app.text.punctuation import has_words, punctuation_names
-from app.text.script import Pause, parse
+from app.text.script import SPEAKER_TAG, Pause, parse, split_speakers
 from app.text.sentences import split
 from app.text.spans import SpannedText
 from app.types import SpokenLine
@@ -23,7 +25,7 @@ from app.types import SpokenLine
 if TYPE_CHECKING:
     from app.generator.job import ParsedLine, SpeechJob
     from app.text.normalizer import Normalizer
-    from app.types import EngineInfo, Line, Voice, VoicePrompt
+    from app.types import EngineInfo, Line, TextPacking, Voice, VoicePrompt
 
 # Silence between the turns of a dialogue. Each turn also begins and ends with a little silence, so the listener hears a
 # gap of 0.3 to 0.45 s. The gap in conversations is about 0.2 s (Stivers et al., PNAS 2009). A longer gap sounds calmer.
@@ -62,8 +64,8 @@ class PlannedUtterance:
         return (
             (
                 info.text.continues
-                or sum(_size(each.text, info) + 1 for each in lines)
-                <= _natural_chars(info.text.max_passage_chars, sum(prompts.values()) * info.frame_s, info)
+                or sum(_size(each.text, info.text) + 1 for each in lines)
+                <= _natural_chars(info.text.max_passage_chars, sum(prompts.values()) * info.frame_s, info.text)
             )
             and len({(each.speaker, each.voice.id) for each in lines}) <= info.text.max_speakers
             and (info.prompts.max_prompt_s is None or sum(prompts.values()) * info.frame_s <= info.prompts.max_prompt_s)
@@ -158,18 +160,47 @@ class Planner:
 
     async def _sentences(self, text: SpannedText, voice: Voice, prompt: VoicePrompt | None) -> list[SpannedText]:
         """Normalise the text and split it into sentences that are short enough for the engine."""
-        info, request = self._job.info, self._job.request
+        info, normalizer = self._job.info, self._normalizer if self._job.request.normalize else None
         prompt_s = 0.0 if prompt is None else prompt.codes.shape[1] * info.frame_s
         language = self._job.language_of(text.text, voice)
-        english = language.lower().startswith("en")
+        if len(text) > IN_THREAD_CHARS:
+            return await asyncio.to_thread(_sentences, text, normalizer, language, info.text, prompt_s)
+        return _sentences(text, normalizer, language, info.text, prompt_s)
 
-        def normalize_and_split() -> list[SpannedText]:
-            words = self._normalizer.spoken(text, english=english, language=language) if request.normalize else text
-            size = _size(words.text, info)
-            longest = _natural_chars(info.text.max_chars, prompt_s, info)
-            return split(words, max(1, longest * len(words) // size) if size else 1)
 
-        return await asyncio.to_thread(normalize_and_split) if len(text) > IN_THREAD_CHARS else normalize_and_split()
+def read_text(
+    text: str, normalizer: Normalizer, packing: TextPacking, language_of: Callable[[str], str]
+) -> list[SpannedText]:
+    """Return what an engine would speak for a text: its sentences with the characters that they come from.
+
+    packing: the limits and the sounds of the engine. language_of: returns the language of a part of the text.
+    The result is empty if nothing would be spoken. Raises TextTooLong.
+    """
+    source = remove_machine_text(SpannedText(text))
+    lines = [line for _, line in split_speakers(source)] if SPEAKER_TAG.search(source.text) else [source]
+    parsed = parse_lines([perform_sounds(line, packing.sounds) for line in lines])
+    sentences: list[SpannedText] = []
+    for part in (part for parts in parsed for part in parts if not isinstance(part, Pause)):
+        sentences += _sentences(part.text, normalizer, language_of(part.text.text), packing)
+    spoken = [sentence for sentence in sentences if has_words(sentence.text)]
+    if not spoken and (names := punctuation_names(" ".join(sentence.text for sentence in sentences))):
+        return [SpannedText.of(names, (0, len(text)))]
+    return spoken
+
+
+def _sentences(
+    text: SpannedText, normalizer: Normalizer | None, language: str, packing: TextPacking, prompt_s: float = 0.0
+) -> list[SpannedText]:
+    """Normalise a text, and split it into sentences that are short enough for an engine.
+
+    normalizer: None = the text is not normalised. prompt_s: the length of the voice's recording in seconds.
+    """
+    words = text
+    if normalizer is not None:
+        words = normalizer.spoken(text, english=language.lower().startswith("en"), language=language)
+    size = _size(words.text, packing)
+    longest = _natural_chars(packing.max_chars, prompt_s, packing)
+    return split(words, max(1, longest * len(words) // size) if size else 1)
 
 
 def _spoken_line(text: SpannedText, speaker: int, voice: Voice, prompt: VoicePrompt | None, turn: int) -> SpokenLine:
@@ -178,17 +209,17 @@ def _spoken_line(text: SpannedText, speaker: int, voice: Voice, prompt: VoicePro
     return SpokenLine(text.text, speaker, voice, prompt, tuple(text.words()), start, end, turn)
 
 
-def _natural_chars(most: int, prompt_s: float, info: EngineInfo) -> int:
+def _natural_chars(most: int, prompt_s: float, packing: TextPacking) -> int:
     """Return the length limit `most`, or a lower limit with which recordings and text last at most `natural_s` seconds.
 
     prompt_s: the length of the voices' recordings in seconds. The result is not lowered below LEAST_NATURAL_CHARS.
     """
-    if not info.text.natural_s:
+    if not packing.natural_s:
         return most
-    left = int((info.text.natural_s - prompt_s) * info.text.chars_per_s)
+    left = int((packing.natural_s - prompt_s) * packing.chars_per_s)
     return min(most, max(LEAST_NATURAL_CHARS, left))
 
 
-def _size(text: str, info: EngineInfo) -> int:
+def _size(text: str, packing: TextPacking) -> int:
     """The length of a text in characters, or in UTF-8 bytes if the engine's limits count bytes."""
-    return len(text.encode("utf-8", "replace")) if info.text.utf8_bytes else len(text)
+    return len(text.encode("utf-8", "replace")) if packing.utf8_bytes else len(text)

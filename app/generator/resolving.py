@@ -89,8 +89,8 @@ class RequestResolver:
         for voice in voices:
             check_speakable(voice, info, is_fallback=self._manager.is_fallback)
         # Replace the name of a voice with its id, so that name and id give the same seed and the same cache key.
-        spell = perform_sounds if request.normalize else remove_unsupported_sounds
-        texts = [spell(text, info.text.sounds) for text in texts]
+        write_sounds = perform_sounds if request.normalize else remove_unsupported_sounds
+        texts = [write_sounds(text, info.text.sounds) for text in texts]
         lines = tuple(
             replace(line, voice=voice.id, text=text.text)
             for line, voice, text in zip(request.lines, voices, texts, strict=True)

@@ -67,7 +67,7 @@ _MARKS_OF_EMOJI = frozenset("\ufe0f\u20e3")
 # more. Text whose letters carry more ("zalgo") is decoration.
 _MAX_ACCENTS, _MAX_MARKS = 3, 8
 _ACCENTS = ("\u0300", "\u036f")  # the accents of Latin, Greek and Cyrillic letters
-# Lines through a letter, and circles around it. They are decoration, except those that Unicode composes ("≠").
+# Lines through a letter, and circles around it. They are decoration, unless Unicode composes them ("≠").
 _OVERLAYS = frozenset(
     "\u0334\u0335\u0336\u0337\u0338\u0488\u0489\u20d2\u20d3\u20d8\u20dd\u20de\u20df\u20e0\u20e4\u20e5"
 )

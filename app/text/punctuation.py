@@ -6,8 +6,8 @@ import unicodedata
 
 MAX_NAMED = 5
 
-# Marks that nobody types in order to hear their names: quotes, dots, dashes, brackets, and the marks of Markdown. A
-# voice agent sends them alone when it cuts the output of a language model.
+# Marks without a spoken name: quotes, dots, dashes, brackets, and the marks of Markdown. A voice agent sends such a
+# mark alone when it cuts the output of a language model.
 _LAYOUT = frozenset("\"'`.,:;…·•-–—_*~#|<>()[]{}=\\/^。、，；：・「」『』（）【】《》¨´¯")
 
 

@@ -41,7 +41,7 @@ def fits(info: EngineInfo, chars: int, prompt_s: float) -> bool:
     ],
 )
 def test_recording_and_passage_take_at_most_20_s(prompt_s: float, most: int) -> None:
-    assert _natural_chars(240, prompt_s, DIA) == most
+    assert _natural_chars(240, prompt_s, DIA.text) == most
     assert fits(DIA, most - 2, prompt_s)
     assert not fits(DIA, most + 1, prompt_s)
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from app.errors import WeightsUnavailable
+from app.types import TextPacking
 from app.weights import hub
 
 if TYPE_CHECKING:
     from app.settings import Settings
+
+MAX_TEXT_CHARS = 300  # characters of one line: about 20 s of speech, longer than most sentences
+MAX_SPEAKERS = 10
+TEXT = TextPacking(max_chars=MAX_TEXT_CHARS, continues=True, max_speakers=MAX_SPEAKERS, utf8_bytes=True)
 
 
 def sources(settings: Settings) -> list[hub.ModelFiles]:

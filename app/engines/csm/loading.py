@@ -15,6 +15,7 @@ from app.audio.guard import Rule
 from app.engines.batched import BatchedEngine
 from app.engines.csm.checkpoint import language_model
 from app.engines.csm.config import PUBLISHED, CsmConfig, read_config
+from app.engines.csm.files import TEXT
 from app.engines.csm.limits import Guards
 from app.engines.csm.model import CsmModel
 from app.engines.csm.placement import MARGIN, DeviceMap, DeviceMemory, Sizes, bytes_per_device, plan
@@ -55,7 +56,7 @@ from app.runtime.device import (
     usable_bytes,
 )
 from app.runtime.faults import is_device_lost
-from app.types import Capabilities, EngineInfo, PromptLimits, TextPacking
+from app.types import Capabilities, EngineInfo, PromptLimits
 from app.weights import hub
 from app.weights.load_cache import LoadCache
 from app.weights.tensors import Checkpoint, digest_of, open_checkpoints
@@ -68,7 +69,6 @@ log = logging.getLogger(__name__)
 
 ROWS_CPU, ROWS_GPU = 8, 64  # a row's KV cache takes 64 MiB in bfloat16; a CPU allocates it when the row is first used
 SPARE_BYTES = 384 << 20  # on a small GPU, the prefix cache may be smaller by this size: 7 voices of 30 s remain
-MAX_SPEAKERS = 10
 BARE_FRAMES = 1125  # 90 s, the default limit of Sesame's own generator
 PROMPT_SHARE = 0.4  # the part of the context that voice recordings may take, without their transcripts
 PRODUCTION = Guards()
@@ -365,7 +365,7 @@ def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
         rate_hz=runner.rate_hz,
         frame_s=1 / runner.codec.frame_hz,
         capabilities=Capabilities(temperature=True, top_k=True, top_p=True, context=True, parallel=True),
-        text=TextPacking(max_chars=runner.line_chars, continues=True, max_speakers=MAX_SPEAKERS, utf8_bytes=True),
+        text=replace(TEXT, max_chars=runner.line_chars),
         prompts=PromptLimits(
             codec="mimi",
             codec_fingerprint=runner.codec_fingerprint,

@@ -25,6 +25,7 @@ from app.audio.guard import LineGuard, Rule, pace_of, speech_length
 from app.engines.csm.config import CsmConfig
 from app.engines.csm.cuda_graph import CsmCudaGraph, Frames
 from app.engines.csm.decoding import ChunkedDecoding
+from app.engines.csm.files import MAX_TEXT_CHARS
 from app.engines.csm.limits import Guards, Limits
 from app.engines.csm.model import CsmModel, is_last, is_silent_end
 from app.engines.csm.prefill import Prefill
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 DEFAULTS = SamplingParams(temperature=0.9, top_k=50, top_p=1.0)
 PREFIX_BYTES = 512 << 20  # size of the prefix cache: about 30 voices of 30 s each, in bfloat16
 CHUNK_CPU, CHUNK_GPU = 64, 512  # positions in one prefill chunk; all rows wait while the model reads a chunk
-MAX_TEXT_CHARS = 300  # characters of one line: about 20 s of speech, longer than most sentences
 VOICE_SHARE = 0.3  # the part of the context that is reserved for the voice prompt and the conversation
 SAMPLE_TEXT = "The weather was fine, so they walked along the river and talked about what they would do in the spring."
 WARM_UP_FRAMES = 4

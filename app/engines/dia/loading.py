@@ -16,7 +16,7 @@ from app.engines.dia.files import codec_source
 from app.engines.dia.limits import Guards
 from app.engines.dia.model import DiaModel
 from app.engines.dia.runner import MIN_REFERENCE_S, DiaRunner
-from app.engines.dia.script import BYTES_PER_S, MAX_SPEAKERS
+from app.engines.dia.script import BYTES_PER_S, MAX_PASSAGE_CHARS, TEXT
 from app.engines.registry import BareEngine
 from app.engines.shared.loading import (
     REFERENCE_NOISE,
@@ -41,8 +41,7 @@ from app.nn.dac.model import DacDecoder, DacEncoder
 from app.nn.kernels.choice import TORCH, Kernels
 from app.runtime.cuda_graphs import GraphCapture, Setup
 from app.runtime.device import choose_device, choose_dtype, plan_rows
-from app.text.nonverbal import NON_VERBAL_SOUNDS
-from app.types import Capabilities, EngineInfo, PromptLimits, TextPacking
+from app.types import Capabilities, EngineInfo, PromptLimits
 from app.weights.load_cache import LoadCache
 from app.weights.tensors import digest_of, open_checkpoints
 
@@ -52,9 +51,6 @@ if TYPE_CHECKING:
 
 # In bfloat16, the keys and values of a row take up to 226 MiB for its audio and up to 144 MiB for its text.
 ROWS_CPU, ROWS_GPU = 4, 64
-MAX_TEXT_CHARS = 200  # characters of one line: about 13 s of speech; Dia speaks too fast if a line takes more than 20 s
-MAX_PASSAGE_CHARS = 240  # of all lines of a dialogue in one utterance
-NATURAL_S = 20.0  # Dia's authors: speech in longer utterances, recordings included, is unnaturally fast
 PASSAGE_SLACK_S = 1.0  # additional time, because formatting may add characters to a script: a dash becomes " - "
 BARE_FRAMES = 3056  # all positions of the decoder
 
@@ -231,16 +227,7 @@ def engine_of(runner: DiaRunner, settings: Settings) -> BatchedEngine:
         rate_hz=runner.rate_hz,
         frame_s=1 / runner.codec.frame_hz,
         capabilities=Capabilities(temperature=True, top_k=True, top_p=True, cfg_scale=True),
-        text=TextPacking(
-            max_chars=MAX_TEXT_CHARS,
-            max_passage_chars=MAX_PASSAGE_CHARS,
-            independent=True,
-            max_speakers=MAX_SPEAKERS,
-            natural_s=NATURAL_S,
-            chars_per_s=BYTES_PER_S,
-            utf8_bytes=True,
-            sounds=NON_VERBAL_SOUNDS,
-        ),
+        text=TEXT,
         prompts=PromptLimits(
             codec="dac",
             codec_fingerprint=runner.codec_fingerprint,

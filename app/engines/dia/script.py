@@ -19,11 +19,25 @@ from app.errors import TooManySpeakers
 from app.text.nonverbal import NON_VERBAL_SOUNDS
 from app.text.script import SPEAKER_TAG, split_speakers
 from app.text.spans import SpannedText
+from app.types import TextPacking
 
 Speaker = TypeVar("Speaker", bound=Hashable)
 
 MAX_SPEAKERS = 2
 BYTES_PER_S = 15.0  # bytes of English text that a calm speaker says in one second
+MAX_TEXT_CHARS = 200  # characters of one line: about 13 s of speech; Dia speaks too fast if a line takes more than 20 s
+MAX_PASSAGE_CHARS = 240  # of all lines of a dialogue in one utterance
+NATURAL_S = 20.0  # Dia's authors: speech in longer utterances, recordings included, is unnaturally fast
+TEXT = TextPacking(
+    max_chars=MAX_TEXT_CHARS,
+    max_passage_chars=MAX_PASSAGE_CHARS,
+    independent=True,
+    max_speakers=MAX_SPEAKERS,
+    natural_s=NATURAL_S,
+    chars_per_s=BYTES_PER_S,
+    utf8_bytes=True,
+    sounds=NON_VERBAL_SOUNDS,
+)
 
 _TAGS = re.compile(r"\[S[12]\]")
 _BRACKETED = re.compile(r" ?([(\[{])([^()\[\]{}]*)([)\]}]) ?")

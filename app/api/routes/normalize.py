@@ -1,0 +1,71 @@
+"""`POST /audio/normalize` shows what would be spoken for a text, and from which of its characters each word comes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter
+
+from app.api.errors import problems
+from app.api.requests import NormalizeBody
+from app.api.responses import NormalizedPiece, NormalizedText, NormalizedWord
+from app.engines.registry import specs
+from app.errors import UnsupportedParameter
+from app.generator.job import spoken_language
+from app.generator.planning import read_text
+
+if TYPE_CHECKING:
+    from app.api.auth import Gate
+    from app.engines.manager import EngineManager
+    from app.text.normalizer import Normalizer
+    from app.types import TextPacking
+    from app.voices.store import VoiceStore
+
+
+def router(
+    manager: EngineManager, voices: VoiceStore, normalizer: Normalizer, gate: Gate, max_input_chars: int
+) -> APIRouter:
+    """The route that normalises a text. max_input_chars: the maximum number of characters of the text."""
+    routes = APIRouter(tags=["speech"], route_class=gate.route("speak"))
+
+    @routes.post("/audio/normalize", operation_id="normalize_text", responses=problems(400, 404, 408, 413, 429))
+    async def normalize(body: NormalizeBody) -> NormalizedText:
+        """Show what would be spoken for a text: the sentences, and the words with their places in the text."""
+        text, voice_id = body.checked(max_input_chars)
+        packing = _packing(manager, body.engine)
+        voice = voices.get(voice_id)
+        sentences = await asyncio.to_thread(
+            read_text, text, normalizer, packing, lambda part: spoken_language(body.language, part, voice.language)
+        )
+        pieces = [
+            NormalizedPiece(text=text[start:end], spoken=sentence.text, start_char=start, end_char=end)
+            for sentence in sentences
+            for start, end in (sentence.span,)
+        ]
+        words = [
+            NormalizedWord(word=word.word, start_char=word.start_char, end_char=word.end_char)
+            for sentence in sentences
+            for word in sentence.words()
+        ]
+        return NormalizedText(pieces=pieces, words=words)
+
+    return routes
+
+
+def _packing(manager: EngineManager, name: str | None) -> TextPacking:
+    """Return the text limits of an engine. name: an engine or a model id; None = the engine of this server.
+
+    Raises UnsupportedParameter for an unknown name.
+    """
+    if name is None:
+        return manager.requested.text_packing() if manager.current is None else manager.current.info.text
+    known = specs()
+    spec = known.get(name.lower()) or next((each for each in known.values() if each.model_id == name.lower()), None)
+    if spec is None:
+        raise UnsupportedParameter(
+            f"There is no engine `{name[:80]}`. The engines are: {', '.join(sorted(known))}.", param="engine"
+        )
+    if manager.current is not None and manager.current.info.id in (spec.name, spec.model_id):
+        return manager.current.info.text
+    return spec.text_packing()
