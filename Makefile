@@ -128,7 +128,7 @@ kernels: install ## the Triton kernels under the interpreter against torch, then
 	$(TRITON) -m pytest tests/parity/kernels
 
 # Each client in an environment of its own, as its users have it: LiteLLM needs another openai-python than the voice
-# frameworks. Clients in node are skipped where node is not installed.
+# frameworks. Clients in node and Java are skipped where node or a JDK is not installed.
 clients: install ## third-party clients against a live server
 	for at in voice litellm; do \
 	    test -x $(CLIENTS)/$$at/bin/python || $(PYTHON) -m venv $(CLIENTS)/$$at; \

@@ -1,17 +1,24 @@
-"""uvicorn's HTTP protocol with limits on the size and the arrival time of request headers.
+"""uvicorn's HTTP protocol with limits on request headers, and with support for old clients and for offered upgrades.
 
 Without limits, a client could fill the memory with endless headers, and a few hundred clients that send their headers
 very slowly could use up all connections. The limits also apply to data that arrives after an error response that was
 sent before the end of the request. `middleware.BodyLimit` limits request bodies.
+
+uvicorn alone drops the body of a request that offers an upgrade such as `Upgrade: h2c`. Java's HTTP client offers this
+upgrade by default. This protocol ignores each upgrade that the server does not support, as RFC 9110 says. uvicorn also
+sends chunks to HTTP/1.0 clients, which do not know chunks. This protocol sends them plain bytes until the connection
+closes.
 """
 
 from __future__ import annotations
 
 import json
 import socket
+import struct
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.api.errors import envelope
@@ -19,12 +26,18 @@ from app.api.errors import envelope
 if TYPE_CHECKING:
     import asyncio
 
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
 # The size of the kernel's send buffer for a connection. By default the buffer grows to megabytes, which is minutes of
 # audio. A client that reads at playback speed needs minutes to make space in such a buffer, so the server would
 # disconnect this client (TTS_READER_TIMEOUT_S). Also, the audio in the buffer is wasted if the client disconnects.
 SEND_BUFFER_BYTES = 128 << 10
 MAX_HEAD_BYTES = 64 << 10  # uvicorn's h11 protocol has the same limit
 _HEAD_TOO_LARGE = f"The headers of the request are larger than {MAX_HEAD_BYTES} bytes. Send fewer or shorter headers."
+# Headers that offer an upgrade. They are removed from a request whose upgrade is ignored.
+_UPGRADE_HEADERS = frozenset({b"upgrade", b"connection", b"http2-settings"})
+# SO_LINGER with a timeout of 0 s: closing the connection sends a reset, so that the client reports an error.
+_RESET_ON_CLOSE, _CLOSE_NORMALLY = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 
@@ -62,11 +75,54 @@ class _LimitedProtocol(HttpToolsProtocol):
         if self._rejected:
             return
         self._held_bytes += len(data)
-        super().data_received(data)
+        self._parse(data)
         if self._held_bytes > MAX_HEAD_BYTES:
             self._reject(431, _HEAD_TOO_LARGE, "head_too_large")
         elif self._timer is None and (self._in_head or self._idle):
             self._set_timer()
+
+    def _parse(self, data: bytes) -> None:
+        """Pass data to the parser. This replaces uvicorn's `data_received`, which ends at an offered upgrade."""
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as stopped:
+            if self._upgrades:
+                self.handle_websocket_upgrade()
+            elif self._offers_upgrade:
+                self._ignore_upgrade(data[stopped.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
+    @property
+    def _offers_upgrade(self) -> bool:
+        """Whether the parser has stopped after the headers because they offer an upgrade."""
+        return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
+
+    @property
+    def _upgrades(self) -> bool:
+        """Whether this request becomes a WebSocket."""
+        return self._offers_upgrade and self._should_upgrade()
+
+    def _should_upgrade(self) -> bool:
+        offered = b",".join(value for name, value in self.headers if name == b"upgrade").lower().split(b",")
+        return (
+            self._should_upgrade_to_ws()
+            and self.parser.get_method() == b"GET"
+            and b"websocket" in [token.strip() for token in offered]
+        )
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Parse the request again without the headers that offer an upgrade. rest: the data after the headers."""
+        head = [self.parser.get_method() + b" " + self.url + b" HTTP/" + self.parser.get_http_version().encode()]
+        head += [name + b": " + value for name, value in self.headers if name not in _UPGRADE_HEADERS]
+        offered = b",".join(value for name, value in self.headers if name == b"connection").split(b",")
+        # The other options of the header Connection, such as `close` and `keep-alive`, stay valid.
+        kept = [token.strip() for token in offered if token.strip().lower() not in _UPGRADE_HEADERS]
+        head += [b"Connection: " + b", ".join(kept)] if kept else []
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self._parse(b"\r\n".join(head) + b"\r\n\r\n" + rest)
 
     def on_headers_complete(self) -> None:
         self._held_bytes = 0
@@ -76,8 +132,38 @@ class _LimitedProtocol(HttpToolsProtocol):
         # So compare the size here too.
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
             self._reject(431, _HEAD_TOO_LARGE, "head_too_large")
-        elif not self._rejected:
+        elif not self._rejected and (self._upgrades or not self._offers_upgrade):
             super().on_headers_complete()
+            if self.parser.get_http_version() == "1.0" and self.cycle is not None:
+                self._send_without_chunks(self.cycle)
+
+    def _send_without_chunks(self, cycle: RequestResponseCycle) -> None:
+        """Make uvicorn send a response of unknown length as plain bytes that end when the connection closes.
+
+        If such a response is incomplete, the connection is reset. Otherwise the client would take it for complete.
+        """
+        send = cycle.send
+        connection = self.transport.get_extra_info("socket")
+        length_unknown = False
+
+        def set_linger(value: bytes) -> None:
+            if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, value)
+
+        async def send_plain(message: Any) -> None:
+            nonlocal length_unknown
+            if message["type"] == "http.response.start":
+                length_unknown = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
+                if length_unknown:
+                    cycle.chunked_encoding = False
+                    set_linger(_RESET_ON_CLOSE)
+            elif length_unknown:
+                cycle.expected_content_length = len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    set_linger(_CLOSE_NORMALLY)
+            await send(message)
+
+        cycle.send = send_plain  # type: ignore[method-assign]
 
     def on_body(self, body: bytes) -> None:
         self._held_bytes = 0
@@ -86,6 +172,8 @@ class _LimitedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._held_bytes = 0
+        if self._offers_upgrade and not self._upgrades:
+            return  # _ignore_upgrade parses the request again
         self._in_head = True
         self._unset_timer()
         if not self._rejected:

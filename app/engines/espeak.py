@@ -10,7 +10,10 @@ eSpeak NG has the licence GPL-3.0-or-later. Therefore eSpeak NG is an optional e
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import functools
 import importlib.util
+import logging
 import os
 import tempfile
 import threading
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from app.settings import Settings
     from app.types import Codes, Samples, SpokenLine, Utterance
 
+log = logging.getLogger(__name__)
+
 FRAME_S = 0.08  # the server counts usage in frames of this length, as for CSM
 # Seconds of audio that the first step of an utterance returns, and that each later step returns. Prefill computes all
 # audio of the utterance. Later steps are long, because a small number of steps leaves more CPU time for other requests.
@@ -53,6 +58,16 @@ _PARAMETER_RATE, _PARAMETER_PITCH = 1, 3
 _BUFFER_MS = 200  # audio in each call of the callback, in milliseconds; fewer calls take less time in Python
 _MAX_DATA_PATH_BYTES = 150  # the library copies the path into 160 bytes without a check of its length
 
+# Random parts of a voice: variations of the pitch, and noise. The library draws them from a state that it keeps between
+# two calls and that it offers no way to reset. Without these parts, equal calls give equal audio.
+_RANDOM_PARTS = {
+    b"flutter": b"flutter 0",
+    b"roughness": b"roughness 0",
+    b"breath": b"breath 0 0 0 0 0 0 0 0",
+    b"breathw": b"",
+}
+_folders: list[tempfile.TemporaryDirectory[str]] = []  # removed at the end of the process
+
 _library_lock = threading.Lock()  # eSpeak NG has global state, so a process runs one synthesis at a time
 
 
@@ -69,19 +84,19 @@ class Timbre:
 # These timbres were chosen from 210 pairs of accent and variant. A speech recogniser understood at least 23 of 25
 # sentences of each timbre. The timbres differ in measured pitch (72 to 235 Hz) and brightness.
 TIMBRES: dict[str, Timbre] = {
-    "alloy": Timbre("gmw/en-US", "f2", 50, -0.7),
+    "alloy": Timbre("gmw/en-US", "f2", 50, -1.1),
     "ash": Timbre("gmw/en-US", "edward", 60, -0.9),
-    "ballad": Timbre("gmw/en-GB-x-rp", "edward", 60, -0.8),
-    "cedar": Timbre("gmw/en-US", "mike2", 40, -2.1),
-    "coral": Timbre("gmw/en-US", "f3", 58, 0.1),
+    "ballad": Timbre("gmw/en-GB-x-rp", "edward", 60, -0.9),
+    "cedar": Timbre("gmw/en-US", "mike2", 40, -2.2),
+    "coral": Timbre("gmw/en-US", "f3", 58, -0.9),
     "echo": Timbre("gmw/en-US", "klatt4", 50, -1.1),
     "fable": Timbre("gmw/en-GB-x-rp", "Reed", 55, -1.6),
-    "marin": Timbre("gmw/en-GB-x-rp", "f5", 60, 0.0),
-    "nova": Timbre("gmw/en-US", "f2", 42, -0.3),
+    "marin": Timbre("gmw/en-GB-x-rp", "f5", 60, 0.1),
+    "nova": Timbre("gmw/en-US", "f2", 42, -0.7),
     "onyx": Timbre("gmw/en-US", "announcer", 55, 1.7),
-    "sage": Timbre("gmw/en-GB-x-rp", "f2", 40, -0.8),
-    "shimmer": Timbre("gmw/en-US", "f5", 62, 0.4),
-    "verse": Timbre("gmw/en-US", "klatt4", 70, -1.9),
+    "sage": Timbre("gmw/en-GB-x-rp", "f2", 40, -1.1),
+    "shimmer": Timbre("gmw/en-US", "f5", 62, 0.5),
+    "verse": Timbre("gmw/en-US", "klatt4", 70, -1.8),
 }
 _DEFAULT_TIMBRE = TIMBRES["alloy"]
 
@@ -119,12 +134,11 @@ class Library:
             )
         import espeakng_loader  # noqa: PLC0415 - an optional extra
 
-        self._shortcut: tempfile.TemporaryDirectory[str] | None = None
         with _library_lock:
             self._dll = ctypes.CDLL(espeakng_loader.get_library_path())
             self._dll.espeak_TextToPhonemes.restype = ctypes.c_char_p
             self._dll.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_VoiceRecord))
-            data = self._with_short_path(Path(espeakng_loader.get_data_path()))
+            data = _prepared(Path(espeakng_loader.get_data_path()))
             self.rate_hz: int = self._dll.espeak_Initialize(
                 _AUDIO_OUTPUT_SYNCHRONOUS, _BUFFER_MS, os.fsencode(data), _INITIALIZE_DONT_EXIT
             )
@@ -135,19 +149,6 @@ class Library:
             self._parts: list[bytes] = []  # int16 samples of the current synthesis, one entry for each callback
             self._callback = _Callback(self._receive)  # keeps the object alive, because the library has only a pointer
             self.languages = self._list_languages()
-
-    def _with_short_path(self, data: Path) -> Path:
-        """Return `data`, or a symbolic link to `data` if the path of `data` is too long for the library."""
-        if len(os.fsencode(data)) <= _MAX_DATA_PATH_BYTES:
-            return data
-        self._shortcut = tempfile.TemporaryDirectory(prefix="espeak-")
-        link = Path(self._shortcut.name) / "espeak-ng-data"
-        if len(os.fsencode(link)) > _MAX_DATA_PATH_BYTES:
-            raise EngineUnavailable(
-                f"The path of eSpeak NG's data is too long: {data}.", remedy="Set TMPDIR to a shorter path."
-            )
-        link.symlink_to(data)
-        return link
 
     def _list_languages(self) -> dict[str, str]:
         """Return the voice identifier of each language tag (lower case).
@@ -205,6 +206,51 @@ class Library:
                 raise EngineError(f"eSpeak NG failed with status {status}.")
             parts, self._parts = self._parts, []
         return pcm.from_bytes(b"".join(parts))
+
+
+@functools.cache
+def _prepared(data: Path) -> Path:
+    """Return a folder like `data` whose voice variants have no random parts. Its path is short enough for the library.
+
+    The folder is temporary and has links to all files that stay the same. All Library objects of a process share it,
+    because the library has one data path. If no such folder can be created, this returns `data`, and speech differs a
+    little from call to call. Raises EngineUnavailable.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="espeak-")
+        copy = Path(folder.name) / "espeak-ng-data"
+        _check_length(copy)
+        _copy_with_steady_variants(data, copy)
+        # systemd-tmpfiles removes old files in /tmp, but not in a locked folder.
+        fcntl.flock(os.open(folder.name, os.O_RDONLY), fcntl.LOCK_SH)
+    except (OSError, EngineUnavailable) as error:
+        _check_length(data)
+        log.warning("eSpeak NG has no temporary folder, so equal requests give slightly different speech: %s", error)
+        return data
+    _folders.append(folder)
+    return copy
+
+
+def _check_length(data: Path) -> None:
+    """Check that the library can use this path for its data. Raises EngineUnavailable."""
+    if len(os.fsencode(data)) > _MAX_DATA_PATH_BYTES:
+        raise EngineUnavailable(
+            f"The path of eSpeak NG's data is too long: {data}.", remedy="Set TMPDIR to a shorter path."
+        )
+
+
+def _copy_with_steady_variants(data: Path, copy: Path) -> None:
+    """Create `copy`, a folder of links to the files in `data`, with variants without random parts. Raises OSError."""
+    variants = copy / "voices" / "!v"
+    variants.mkdir(parents=True)
+    for source, target in ((data, copy), (data / "voices", copy / "voices")):
+        for entry in source.iterdir():
+            if entry.name not in ("voices", "!v"):
+                (target / entry.name).symlink_to(entry.resolve())
+    for name in {timbre.variant for timbre in TIMBRES.values()}:
+        lines = (data / "voices" / "!v" / name).read_bytes().splitlines()
+        kept = [line for line in lines if not line.split() or line.split()[0] not in _RANDOM_PARTS]
+        (variants / name).write_bytes(b"\n".join([*kept, *_RANDOM_PARTS.values(), b""]))
 
 
 def resolve_language(tag: str, languages: dict[str, str]) -> str:
@@ -283,7 +329,7 @@ def build(settings: Settings, _: BuildContext) -> BatchedEngine:
         frame_s=FRAME_S,
         capabilities=Capabilities(language=True),
         languages=tuple(sorted(library.languages)),
-        fingerprint=f"espeak-ng-1.52 {WORDS_PER_MINUTE} {sorted(TIMBRES.items())}",
+        fingerprint=f"espeak-ng-1.52 steady {WORDS_PER_MINUTE} {sorted(TIMBRES.items())}",
         text=TEXT,
     )
     runner = EspeakRunner(library, settings.rows(AUTO_ROWS))

@@ -62,6 +62,119 @@ def code(answer: bytes) -> Any:
     return error["code"]
 
 
+SPEECH = json.dumps({"input": "Hello there, you.", "response_format": "wav", "cache": False}).encode()
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA\r\n"
+
+
+def post(url: str, head: bytes, body: bytes = SPEECH, *, path: str = "/v1/audio/speech", parts: int = 1) -> bytes:
+    """Send a POST with these lines in its head, in `parts` parts, and return all bytes of the answer."""
+    start = f"POST {path} HTTP/1.1\r\n".encode() if not head.startswith(b"POST") else b""
+    with connected(url) as raw:
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        data = start + head + b"Host: here\r\nContent-Type: application/json\r\n\r\n" + body
+        size = -(-len(data) // parts)
+        for begin in range(0, len(data), size):
+            raw.sendall(data[begin : begin + size])
+            if parts > 1:
+                time.sleep(0.01)
+        return rest(raw)
+
+
+def length(body: bytes = SPEECH) -> bytes:
+    return b"Content-Length: %d\r\n" % len(body)
+
+
+@pytest.mark.parametrize("parts", [1, 7, 60])
+@pytest.mark.parametrize(
+    "head",
+    [
+        H2C,
+        b"Connection: upgrade\r\nUpgrade: H2C\r\n",
+        b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAA\r\n",
+        b"Connection: keep-alive, UPGRADE\r\nUpgrade: TLS/1.3, h2c , websocket\r\n",
+        b"Connection: Upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n",
+        b"UPGRADE: foo/2\r\nCONNECTION: Upgrade\r\n",
+        b"Upgrade: h2c\r\n",  # without `Connection: Upgrade` it offers nothing
+        b"HTTP2-Settings: AAMAAABk\r\n",
+    ],
+)
+def test_body_of_a_request_that_offers_an_upgrade_is_read(server: str, head: bytes, parts: int) -> None:
+    answer = post(server, head + b"Connection: close\r\n" + length(), parts=parts)
+    assert status(answer) == 200
+    assert b"RIFF" in answer
+
+
+def test_request_that_offers_an_upgrade_can_have_chunks_and_expect(server: str) -> None:
+    chunks = b"%x\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n" % (5, SPEECH[:5], len(SPEECH) - 5, SPEECH[5:])
+    head = H2C + b"Connection: close\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n"
+    answer = post(server, head, chunks)
+    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n")
+    assert b"RIFF" in answer
+
+
+def test_connection_that_offered_an_upgrade_stays_open(server: str) -> None:
+    """The second request begins in the same packet as the end of the first one."""
+    with connected(server) as raw:
+        again = b"GET /version HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"
+        raw.sendall(b"POST /v1/audio/speech HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n" + H2C)
+        raw.sendall(length() + b"\r\n" + SPEECH + again)
+        answer = rest(raw)
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+    assert answer.endswith(b"}")
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"DELETE", b"OPTIONS"])
+def test_upgrade_of_a_request_without_a_body_is_ignored(server: str, method: bytes) -> None:
+    with connected(server) as raw:
+        raw.sendall(method + b" /v1/models HTTP/1.1\r\nHost: here\r\nConnection: close\r\n" + H2C + b"\r\n")
+        assert status(rest(raw)) == (200 if method in (b"GET", b"HEAD") else 405)
+
+
+def test_headers_of_an_offered_upgrade_are_limited(server: str) -> None:
+    head = H2C + b"Connection: close\r\nX-Long: " + b"a" * MAX_HEAD_BYTES + b"\r\n"
+    assert status(post(server, head + length())) == 431
+
+
+STREAMS = {
+    "/v1/audio/speech": {"input": "Hello there."},
+    "/v1/audio/speech/streaming": {"input": "Hello there."},
+    "/v1/audio/speech/stream": {"input": "Hello there.", "stream_format": "sse"},
+    "/v1/audio/dialogue": {"turns": [{"text": "Hello."}, {"text": "You too."}]},
+    "/v1/audio/conversation": {"text": "Hello there."},
+    "/v1/voice-cloning/generate": {"text": "Hello there.", "voice_id": "nova"},
+    "/v1/voice-cloning/voices/nova/preview": {},
+}
+
+
+@pytest.mark.parametrize("keep", [b"", b"Connection: keep-alive\r\n"])
+@pytest.mark.parametrize("path", STREAMS)
+def test_http_1_0_client_gets_bytes_without_chunks(server: str, path: str, keep: bytes) -> None:
+    body = json.dumps({"response_format": "wav", "cache": False, **STREAMS[path]}).encode()
+    answer = post(server, f"POST {path} HTTP/1.0\r\n".encode() + keep + length(body), body)
+    head, _, audio = answer.partition(b"\r\n\r\n")
+    assert status(answer) == 200
+    assert b"transfer-encoding" not in head.lower()
+    assert b"connection: close" in head.lower()
+    if b"event-stream" in head:
+        assert audio.startswith(b"data: {")
+        assert audio.endswith(b"data: [DONE]\n\n")
+    else:
+        assert audio[:4] == b"RIFF"
+        assert len(audio) > 20_000
+        assert (len(audio) - 44) % 2 == 0
+
+
+def test_http_1_0_client_gets_other_answers(server: str) -> None:
+    for target in (b"/", b"/health", b"/static/js/main.js", b"/docs", b"/openapi.json"):
+        with connected(server) as raw:
+            raw.sendall(b"GET " + target + b" HTTP/1.0\r\n\r\n")
+            answer = rest(raw)
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert status(answer) == 200
+        assert b"transfer-encoding" not in head.lower()
+        assert body[:1] in (b"<", b"{", b"/", b"i")
+
+
 def trickle(raw: socket.socket, data: bytes, pause_s: float = 0.05, most: int = 200) -> None:
     """Send single bytes until the server closes the connection."""
     with contextlib.suppress(ConnectionError):
