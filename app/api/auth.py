@@ -1,4 +1,4 @@
-"""Checks the API key of a request before the server reads the request body.
+"""Checks the API key of a request before the server reads the request body, and reads the body.
 
 The lists of voices and models, the health check and the metrics need no key, because many clients read them without a
 key.
@@ -12,6 +12,7 @@ import structlog
 from fastapi import Request
 from fastapi.routing import APIRoute
 
+from app.api.bodies import is_json, read_json
 from app.api.errors import problem
 from app.api.responses import RATE_LIMIT_HEADERS
 from app.errors import Forbidden, RateLimited
@@ -79,6 +80,9 @@ class Gate:
                         gate.key_of(request)
                     else:
                         gate.enter(request, scope)
+                    if is_json(request.headers) and (body := await request.body()):
+                        # FastAPI takes this value instead of parsing the body itself.
+                        request._json = read_json(body, request.headers["content-type"])
                     return await handle(request)
 
                 return keyed

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from app import errors
+from app.api import bodies
 from app.api.responses import ErrorEnvelope, Schema, integer_header, text_header
 
 if TYPE_CHECKING:
@@ -195,6 +196,8 @@ def install(app: FastAPI) -> None:
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)  # noqa: S101
+        if isinstance(error, bodies.BodyRejected):
+            return response_to(error.error)
         if error.status_code == 405:  # Starlette lists only the methods of one route with this path
             error.headers = {"Allow": ", ".join(_methods_at(request))}
         return _http_error(error)
@@ -221,19 +224,14 @@ def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
     problems = error.errors()
     kind = request.headers.get("content-type", "")
     media = kind.split(";")[0].strip().lower()
-    is_json = media == "application/json" or (media.startswith("application/") and media.endswith("+json"))
     whole_body = any(problem["loc"] == ("body",) for problem in problems)
-    if whole_body and not is_json and problems[0]["type"] != "missing":
+    if whole_body and not bodies.is_json(request.headers) and problems[0]["type"] != "missing":
         message = (
             f"Unsupported content type: {media[:80]!r}. This endpoint only accepts 'application/json'; send the JSON "
             "body with the header `Content-Type: application/json`."
         )
         return _json(400, envelope(message, status=400, code="unsupported_content_type"), None)
     first = problems[0]
-    if first["type"] == "json_invalid":
-        detail = first.get("ctx", {}).get("error", "")
-        message = f"The body is not valid JSON ({detail} at character {first['loc'][-1]}). Send a JSON object."
-        return _json(400, envelope(message, status=400, code="invalid_json"), None)
     if whole_body:
         return _json(400, envelope("The body must be a JSON object.", status=400, code="invalid_type"), None)
     param = _field_at(first["loc"]) or None

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 
+from app.api.bodies import BodyDecoder, BodyRejected
 from app.api.errors import limit_headers, response_to, unexpected
 from app.errors import BodyTooLarge, ForeignPage
 
@@ -299,16 +300,16 @@ class Limit:
     max_bytes: int
     setting: str
 
-    def error(self) -> BodyTooLarge:
-        return BodyTooLarge(
-            f"The request body is larger than {self.max_bytes} bytes ({self.setting}). Send a smaller body."
-        )
+    def error(self, *, decompressed: bool = False) -> BodyTooLarge:
+        what = "decompressed request body" if decompressed else "request body"
+        return BodyTooLarge(f"The {what} is larger than {self.max_bytes} bytes ({self.setting}). Send a smaller body.")
 
 
 class BodyLimit:
     """Rejects request bodies that are too large with 413, and bodies that arrive too slowly with 408.
 
-    The header Content-Length is checked before the body is read. The size is also checked while the body arrives.
+    The header Content-Length is checked before the body is read. The size is also checked while the body arrives. A
+    compressed body is decompressed here, so that the limit also holds for its decompressed size.
     """
 
     def __init__(self, app: ASGIApp, limit: Limit, by_path: Mapping[str, Limit], timeout_s: float) -> None:
@@ -334,6 +335,18 @@ class BodyLimit:
         if announced.isdecimal() and int(announced) > limit.max_bytes:
             await response_to(limit.error())(scope, receive, send)
             return
+        decoder: BodyDecoder | None = None
+        if encoding := Headers(scope=scope).get("content-encoding", ""):
+            try:
+                decoder = BodyDecoder(encoding, limit.max_bytes, limit.error(decompressed=True))
+            except BodyRejected as rejected:
+                await response_to(rejected.error)(scope, receive, send)
+                return
+            scope = {**scope, "headers": list(scope["headers"])}
+            headers = MutableHeaders(scope=scope)
+            del headers["content-encoding"]
+            if decoder.active:
+                del headers["content-length"]
         received, whole = 0, False
         began_s = time.monotonic()
 
@@ -357,6 +370,10 @@ class BodyLimit:
             if received > limit.max_bytes:
                 # FastAPI reads the body here. It replaces an exception of any other class with a 400.
                 raise HTTPException(413, limit.error().message)
+            if decoder is not None and decoder.active and message["type"] == "http.request":
+                message = {**message, "body": decoder.push(message.get("body", b""))}
+                if whole:
+                    decoder.close()
             return message
 
         await self._app(scope, limited, send)

@@ -1,16 +1,18 @@
 """The JSON bodies of speech requests as pydantic models, and their conversion to SpeechRequest.
 
-A field whose value is null is treated as missing. Unknown fields are ignored. `SpokenBody.ignored` lists the fields of
-a request that have no effect on its route.
+A field whose value is null is treated as missing. Numbers and booleans may be strings, as some clients send them.
+`SpokenBody.ignored` lists the fields of a request that have no effect on its route, also unknown fields.
 """
 
 from __future__ import annotations
 
 import binascii
 import math
+import re
 from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import quote
 
 from pydantic import (
     AfterValidator,
@@ -56,6 +58,46 @@ def _not_blank(value: str) -> str:
 NOT_BLANK = r"\S"  # the rule of _not_blank as a pattern, for JSON schemas
 
 
+_NUMBER = re.compile(r"[+-]?(?:\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})(?:[eE][+-]?\d{1,3})?")
+_FLAGS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False, "1": True, "0": False}
+
+
+def _number(value: object) -> object:
+    """Convert a string such as "1.0" to a number, because some clients send all values as strings."""
+    if isinstance(value, str) and _NUMBER.fullmatch(text := value.strip()):
+        return int(text) if text.lstrip("+-").isdecimal() else float(text)
+    return value
+
+
+def _flag(value: object) -> object:
+    """Convert a string such as "true" to a bool."""
+    return _FLAGS.get(value.strip().lower(), value) if isinstance(value, str) else value
+
+
+def _lower(value: object) -> object:
+    """Convert a string to lower case."""
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def _is_blank(value: object) -> bool:
+    return isinstance(value, str) and not value.strip()
+
+
+def _voice_or_none(value: object) -> object:
+    """Return None for an empty string. Raises PydanticCustomError for a value that can't be a voice."""
+    if _is_blank(value):
+        return None
+    if value is None or isinstance(value, str | VoiceId):
+        return value
+    if isinstance(value, dict) and value.keys() == {"id"} and isinstance(value["id"], str) and value["id"]:
+        return value
+    raise PydanticCustomError(
+        "string_type",
+        "Write the id of a voice as text, or as an object with only the field `id`, such as {example}.",
+        {"example": '{"id": "alloy"}'},
+    )
+
+
 def _whole(value: object) -> object:
     """Convert a float such as 24000.0 to an int, because some JSON writers write integers as floats."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -67,9 +109,9 @@ def _rounded(value: object) -> object:
 
 
 def _known_format(value: object) -> str:
-    """Check that a value is the name of an audio format."""
-    if isinstance(value, str) and value in AUDIO_FORMATS:
-        return value
+    """Return the name of an audio format in lower case. Raises PydanticCustomError for another value."""
+    if isinstance(value, str) and (name := value.strip().lower()) in AUDIO_FORMATS:
+        return name
     names = [repr(name) for name in AUDIO_FORMATS]
     raise PydanticCustomError("literal_error", "Input should be {formats}", {"formats": _either(names)})
 
@@ -90,10 +132,11 @@ class _FormatName:
         return {"enum": list(AUDIO_FORMATS), "type": "string"}
 
 
-WHOLE = BeforeValidator(_whole)
-ROUNDED = BeforeValidator(_rounded)
+WHOLE = BeforeValidator(lambda value: _whole(_number(value)))
+ROUNDED = BeforeValidator(lambda value: _rounded(_number(value)))
 StreamFormat = Literal["audio", "sse"]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_number)]
+Flag = Annotated[bool, BeforeValidator(_flag)]
 Text = Annotated[
     str, AfterValidator(_not_blank), WithJsonSchema({"type": "string", "minLength": 1, "pattern": NOT_BLANK})
 ]
@@ -116,6 +159,18 @@ class VoiceId(BaseModel):
     id: Annotated[str, StringConstraints(min_length=1)]
 
 
+VoiceField = Annotated[str | VoiceId | None, BeforeValidator(_voice_or_none)]
+
+MAX_IGNORED_NAMES = 20  # the unknown fields that X-TTS-Ignored names
+_MAX_NAME_CHARS = 64
+
+
+def _shown_names(names: Iterable[str]) -> tuple[str, ...]:
+    """The names of fields in a form that an HTTP header can contain. Many or long names are cut."""
+    shown = [quote(name[:_MAX_NAME_CHARS], safe="[]$@:!*'()", errors="replace") for name in sorted(names)]
+    return (*shown[:MAX_IGNORED_NAMES], "...") if len(shown) > MAX_IGNORED_NAMES else tuple(shown)
+
+
 class SpokenBody(BaseModel):
     """The fields that all speech routes share. A subclass adds the fields for the text and the speaker."""
 
@@ -128,11 +183,9 @@ class SpokenBody(BaseModel):
 
     model: Annotated[
         str | None,
-        Field(description="The id of a model, or an OpenAI alias such as `tts-1`. Default: the running model."),
+        Field(description="The id of a model, or an alias such as `tts-1`. Default: the running model."),
     ] = None
-    voice: Annotated[str | VoiceId | None, Field(description="The id of a voice, or {'id': ...}. Default: alloy.")] = (
-        None
-    )
+    voice: Annotated[VoiceField, Field(description="The id of a voice, or {'id': ...}. Default: alloy.")] = None
     instructions: Annotated[
         str | None, Field(description="How to speak. If the engine ignores this field, X-TTS-Ignored lists it.")
     ] = None
@@ -140,9 +193,9 @@ class SpokenBody(BaseModel):
     speed: Annotated[
         Finite | None, Field(ge=0.25, le=4.0, description="The tempo: 2 is twice as fast. The pitch does not change.")
     ] = None
-    stream_format: StreamFormat | None = None
+    stream_format: Annotated[StreamFormat | None, BeforeValidator(_lower)] = None
     progress: Annotated[
-        bool | None,
+        Flag | None,
         Field(description="With `stream_format: sse`: send `speech.progress` events with the start of each sentence."),
     ] = None
 
@@ -160,6 +213,7 @@ class SpokenBody(BaseModel):
     ] = None
     seed: Annotated[
         Annotated[int, Field(ge=-(2**63), le=2**63 - 1), WHOLE] | Literal["random"] | None,
+        BeforeValidator(_lower),
         Field(
             description="The random seed. Default: derived from the request, so that the same request gives the same "
             "audio."
@@ -169,18 +223,18 @@ class SpokenBody(BaseModel):
     sample_rate: Annotated[int, Field(ge=8_000, le=48_000), WHOLE] | None = None
     language: Language = None
     conversation_id: Annotated[str | None, StringConstraints(min_length=1, max_length=200)] = None
-    cache: bool | None = None
-    normalize: bool | None = None
-    enhance: Annotated[bool | None, Field(description="Give all speech the same loudness. Default: TTS_ENHANCE.")] = (
+    cache: Flag | None = None
+    normalize: Flag | None = None
+    enhance: Annotated[Flag | None, Field(description="Give all speech the same loudness. Default: TTS_ENHANCE.")] = (
         None
     )
     parallel: Annotated[
-        bool | None,
+        Flag | None,
         Field(description="Generate sentences in parallel: faster, but the intonation starts anew at each sentence."),
     ] = None
 
     verify: Annotated[
-        bool | None,
+        Flag | None,
         Field(
             description="`true` = send nothing before the whole speech is checked against its text. `false` = no "
             "check. Default: TTS_VERIFY, which never delays the first audio. X-TTS-Verified has the result."
@@ -199,14 +253,31 @@ class SpokenBody(BaseModel):
     def _read(cls, data: object, validate: ModelWrapValidatorHandler[Self]) -> Self:
         """Remove nulls, validate the body, and record the fields that have no effect on this route.
 
-        Nulls are removed before the validation. Otherwise a null in `text` would hide a value in the alias `input`.
+        Nulls are removed before the validation. Otherwise a null in `text` would hide a value in the alias `input`. An
+        empty model or voice is removed too, because forms send an empty string for a field without a value.
         """
         if not isinstance(data, dict):
             return validate(data)
-        set_fields = {name: value for name, value in data.items() if value is not None}
+        set_fields = {
+            name: value
+            for name, value in data.items()
+            if value is not None and not (name in ("model", "voice") and _is_blank(value))
+        }
         body = validate(set_fields)
-        body._ignored = tuple(sorted(set_fields.keys() & (SPEECH_FIELDS - cls.names())))
+        body._ignored = _shown_names({*(set_fields.keys() - cls.names()), *cls._unknown_in_lists(set_fields)})
         return body
+
+    @classmethod
+    def _unknown_in_lists(cls, set_fields: dict[str, Any]) -> Iterable[str]:
+        """The unknown fields in the objects of `turns` and `context`, such as `turns[].emotion`."""
+        for name, turn in (("turns", DialogueTurnBody), ("context", ContextTurnBody)):
+            if name in cls.model_fields:
+                for item in set_fields.get(name, ()):
+                    yield from (
+                        f"{name}[].{key}"
+                        for key, value in (item.items() if isinstance(item, dict) else ())
+                        if value is not None and key not in turn.model_fields
+                    )
 
     @classmethod
     def names(cls) -> frozenset[str]:
@@ -316,7 +387,7 @@ class GenerateBody(SpokenBody):
     UNUSED_FIELDS: ClassVar[frozenset[str]] = frozenset({"voice"})
     VOICE_FIELD: ClassVar[str] = "voice_id"
 
-    voice: Annotated[str | VoiceId | None, Field(description="Has no effect. Use `voice_id`.")] = None
+    voice: Annotated[VoiceField, Field(description="Has no effect. Use `voice_id`.")] = None
     text: Annotated[Text, Field(validation_alias=AliasChoices("text", "input"), description="The text to speak.")]
     voice_id: Annotated[str, Field(min_length=1, description="The id or the name of the voice.")]
 
@@ -335,9 +406,7 @@ class PreviewBody(SpokenBody):
     UNUSED_FIELDS: ClassVar[frozenset[str]] = frozenset({"voice"})
     VOICE_FIELD: ClassVar[str] = "id"
 
-    voice: Annotated[
-        str | VoiceId | None, Field(description="Has no effect. The URL contains the id of the voice.")
-    ] = None
+    voice: Annotated[VoiceField, Field(description="Has no effect. The URL contains the id of the voice.")] = None
     text: Annotated[Text, Field(validation_alias=AliasChoices("text", "input"), description="The text to speak.")] = (
         PREVIEW_TEXT
     )
@@ -427,11 +496,13 @@ class DialogueTurnBody(BaseModel):
 
     text: Annotated[Text, Field(description="The text to speak.")]
     speaker: Annotated[
-        Annotated[int, WHOLE] | Annotated[str, StringConstraints(min_length=1, max_length=200)] | None,
+        Annotated[int, BeforeValidator(_whole)]
+        | Annotated[str, StringConstraints(min_length=1, max_length=200)]
+        | None,
         Field(description="A number or name that identifies the speaker. Default: each voice is one speaker."),
     ] = None
     voice: Annotated[
-        str | VoiceId | None,
+        VoiceField,
         Field(
             description="The id of a voice, or {'id': ...}. Default: the previous voice of this speaker, else the "
             "body's `voice`, else alloy."
@@ -486,7 +557,6 @@ class DialogueBody(SpokenBody):
 
 
 SPEAKING_BODIES: tuple[type[SpokenBody], ...] = (SpeechBody, ConversationBody, DialogueBody, GenerateBody, PreviewBody)
-SPEECH_FIELDS = frozenset(name for body in SPEAKING_BODIES for name in body.names())  # the fields of all speech routes
 
 
 def _voice_id(voice: str | VoiceId | None, param: str = "voice") -> str | None:

@@ -68,6 +68,7 @@ class EngineManager:
             if name not in known and not (variable == "TTS_FALLBACK_ENGINE" and name == ""):
                 raise ValueError(f"{variable}={name!r} is not an engine. The engines are: {', '.join(sorted(known))}.")
         self._settings = settings
+        self._known = known
         self._on_guard = on_guard
         self._requested = known[settings.engine]
         fallback = known[settings.fallback_engine] if settings.fallback_engine else None
@@ -98,6 +99,17 @@ class EngineManager:
         if self._running is not None and self._running != self._requested:
             ids.append(self._running.model_id)
         return tuple(ids)
+
+    def find_model(self, name: str) -> str | None:
+        """Return the id of the model with this name, also of an engine that does not run; None for an unknown name.
+
+        The case and an organisation do not matter: `sesame/CSM-1B` and `csm` are csm-1b.
+        """
+        wanted = name.strip().casefold().rpartition("/")[2].replace("_", "-")
+        for spec in (self._requested, *self._known.values()):
+            if wanted in (spec.model_id.casefold(), spec.name, *spec.other_names):
+                return spec.model_id
+        return None
 
     @property
     def is_fallback(self) -> bool:

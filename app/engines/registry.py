@@ -66,6 +66,7 @@ class EngineSpec:
     rows_gpu: int = 64  # the upper limit of TTS_MAX_ROWS=auto on a GPU
     bare: str = ""  # a BareBuilder; empty = not supported
     model_setting: str = ""  # the environment variable that names the weights; empty = the engine has no weights
+    other_names: tuple[str, ...] = ()  # further names of the model, in lower case and without an organisation
     model_files: str = ""  # (Settings) -> list[ModelFiles], must not import torch; empty = the engine needs no files
     sizes: str = ""  # (torch.dtype) -> bytes of the published model by number of rows; empty = the engine has no model
     spare_bytes: int = 0  # of these bytes, the part that a single row on a small GPU does not need
@@ -144,6 +145,7 @@ BUILT_IN = (
         rows_cpu=4,
         bare="app.engines.dia.loading:build_bare",
         model_setting="DIA_MODEL",
+        other_names=("dia-1.6b-0626",),
         model_files="app.engines.dia.files:sources",
         sizes="app.engines.dia.loading:published_bytes",
         text="app.engines.dia.script:TEXT",
@@ -158,6 +160,7 @@ BUILT_IN = (
         rows_gpu=32,
         description="eSpeak NG, an offline voice without a model",
         text="app.engines.espeak:TEXT",
+        other_names=("espeak-ng",),
     ),
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from app.text.script import SPEAKER_TAG, split_speakers
 from app.text.spans import SpannedText, join
 from app.types import Line
 from app.voices import enhancement
-from app.voices.presets import DEFAULT_VOICE, NO_VOICE
+from app.voices.presets import DEFAULT_VOICE, NO_VOICE, standard_voices_of
 
 if TYPE_CHECKING:
     from app.audio.watermark import Watermark
@@ -41,6 +42,8 @@ MODEL_ALIASES = (
     "gpt-4o-mini-tts-2025-03-20",
     "gpt-4o-mini-tts-2025-12-15",
 )
+# Further names of models of other servers, without an organisation. The running engine speaks for them.
+_FOREIGN_MODEL = re.compile(r"(?:tts-1(?:-hd)?|gpt-4o-mini-tts)(?:-[0-9-]+|-latest)?|kokoro(?:-.*)?")
 # In a text with speaker tags ([S1]), the voices of the speakers for whom the caller names no voice. Two neighbours in
 # this list sound clearly different.
 OTHER_SPEAKERS = ("echo", "nova", "onyx", "shimmer", "fable", "sage", "ash", "coral", "ballad")
@@ -76,15 +79,17 @@ class RequestResolver:
         extras: the request fields that the caller has set and that OpenAI's API does not have. random_seed: draw a
         random seed.
         """
-        self._check_model(request.model)
+        other_model = find_model(request.model, self._manager) not in (None, *self._manager.model_ids)
         if self._voices.stale:
             await asyncio.to_thread(self._voices.refresh)
         check_not_blank(request.lines)
-        request, turns, texts = self._split_by_speaker(request)
+        request, turns, texts = self._split_by_speaker(self._with_standard_voices(request))
         self._voices_of(request)  # an unknown voice is an error even while the engine starts
         engine = self._manager.engine()
         info = engine.info
         request, ignored = self._supported(request, info, extras | ({"context"} if request.context else set()))
+        if other_model:
+            ignored = ("model", *ignored)
         voices = await self._ready_voices(request)
         for voice in voices:
             check_speakable(voice, info, is_fallback=self._manager.is_fallback)
@@ -151,16 +156,19 @@ class RequestResolver:
             derived = job.seed % FAILED_SEED_STEP
             self._takes.put(derived, 1 + job.seed // FAILED_SEED_STEP)
 
-    def _check_model(self, model: str) -> None:
-        """Check that this server runs the model. Raises UnknownModel."""
-        if model not in MODEL_ALIASES and model not in self._manager.model_ids:
-            raise UnknownModel(
-                f"The model `{model[:80]}` does not exist or is not running here. This server runs "
-                f"`{self._manager.model_ids[-1]}`; see GET /v1/models.",
-                param="model",
-            )
-
     # ---- voices
+
+    def _with_standard_voices(self, request: SpeechRequest) -> SpeechRequest:
+        """Replace voice names of Kokoro, such as af_heart, by standard voices. Existing voices keep their names."""
+        lines = []
+        for line in request.lines:
+            found = standard_voices_of(line.voice)
+            if found and not self._voices.has(line.voice):
+                several = line.speaker is None and SPEAKER_TAG.search(line.text)
+                lines.append(replace(line, voice="+".join(found) if several else found[0]))
+            else:
+                lines.append(line)
+        return replace(request, lines=tuple(lines))
 
     def _split_by_speaker(self, request: SpeechRequest) -> tuple[SpeechRequest, tuple[int, ...], list[SpannedText]]:
         """Split each line with speaker tags ([S1], [S2]) at its tags, into lines with one speaker.
@@ -254,6 +262,21 @@ class RequestResolver:
         request = _without(request, ignored)
         _check_context_length(request, info)
         return request, tuple(ignored)
+
+
+def find_model(name: str, manager: EngineManager) -> str | None:
+    """Return the id of the model with this name; None if the name is an alias for the running model.
+
+    The id can be that of an engine that does not run here. The running engine then speaks. Raises UnknownModel.
+    """
+    found = manager.find_model(name)
+    if found is None and not _FOREIGN_MODEL.fullmatch(name.strip().casefold().rpartition("/")[2]):
+        raise UnknownModel(
+            f"The model `{name[:80]}` does not exist or is not running here. This server runs "
+            f"`{manager.model_ids[-1]}`; see GET /v1/models.",
+            param="model",
+        )
+    return found
 
 
 def check_extra(name: str, info: EngineInfo) -> None:

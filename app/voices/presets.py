@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import zlib
 from dataclasses import dataclass
 
 from app.types import Voice
@@ -35,6 +37,34 @@ PROFILES: dict[str, Profile] = {
     "verse": Profile("Lively, male", 130, -12),
 }
 DEFAULT_VOICE = "alloy"
+
+# Names of Kokoro's voices: the language (a = American, b = British English), the sex, and a name. Several names with
+# `+` are a mix, and a number in brackets is the share of a voice.
+_KOKORO = re.compile(r"(?P<kind>[abefhijpz][fm])_(?P<name>[a-z0-9_]+?)(?:\([0-9.]+\))?|(?P<only>[ab][fm])")
+_BY_KIND = {
+    "af": ("nova", "coral", "shimmer"),
+    "am": ("echo", "ash", "cedar", "onyx", "verse"),
+    "bf": ("marin", "sage"),
+    "bm": ("ballad", "fable"),
+}
+
+
+def standard_voices_of(kokoro: str) -> tuple[str, ...]:
+    """Return the preset voices that have the sex and the accent of Kokoro's voices; () for other names.
+
+    A voice with the name of a preset voice, such as af_nova, gets this preset voice. Any other name always gets the
+    same preset voice.
+    """
+    found = []
+    for part in kokoro.strip().casefold().split("+"):
+        matched = _KOKORO.fullmatch(part.strip())
+        if matched is None:
+            return ()
+        kind, name = matched["kind"] or matched["only"], matched["name"] or ""
+        group = _BY_KIND.get(kind) or _BY_KIND["a" + kind[1]]
+        found.append(name if name in PROFILES else group[zlib.crc32(part.strip().encode()) % len(group)])
+    return tuple(found)
+
 
 # The voice for a conversation request without the field `voice`. The model gets no recording, so the earlier turns
 # decide how the speaker sounds. No list of voices contains this voice, and a request can't select it.

@@ -153,6 +153,11 @@ class VoiceStore:
             raise UnknownVoice(f"There is no voice {voice[:80]!r}. Voices are: {listed}{more}.", param="voice")
         return found
 
+    def has(self, voice: str) -> bool:
+        """Whether a voice has this id or name."""
+        index = self._index
+        return voice in index.by_id or name_key(voice) in index.by_name
+
     def stored(self) -> list[StoredVoice]:
         """Return the cloned voices, oldest first."""
         return [voice for voice in self._index.stored.values() if voice.voice.kind == "cloned"]

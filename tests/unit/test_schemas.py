@@ -58,14 +58,80 @@ def test_unknown_fields_are_ignored():
 
 
 @pytest.mark.parametrize(
+    ("fields", "ignored"),
+    [
+        ({"stream": True, "lang_code": "a", "user": None}, ("lang_code", "stream")),
+        ({"ключ": 1}, ("%D0%BA%D0%BB%D1%8E%D1%87",)),
+        ({"a\r\nSet-Cookie: x": 1, "b, c": 2}, ("a%0D%0ASet-Cookie:%20x", "b%2C%20c")),
+        ({"x" * 1000: 1}, ("x" * 64,)),
+        ({"\ud800": 1}, ("%3F",)),
+        ({"": 1}, ("",)),
+        ({f"x{n:02}": n for n in range(50)}, (*(f"x{n:02}" for n in range(20)), "...")),
+        ({"voice": "", "model": ""}, ()),
+    ],
+)
+def test_unknown_fields_are_named_in_a_form_for_headers(fields, ignored):
+    assert body(**fields).ignored == ignored
+
+
+@pytest.mark.parametrize(
+    "voice", [{"name": "nova"}, {"id": "nova", "name": "Nova"}, {"voice_id": "x"}, {"id": 5}, {}, ["alloy"], 5, True]
+)
+def test_wrong_voice_is_one_sentence(voice):
+    with pytest.raises(ValidationError) as error:
+        body(voice=voice)
+    (problem,) = error.value.errors()
+    assert problem["loc"] == ("voice",)
+    assert problem["msg"].count(".") == 1
+    assert '{"id": "alloy"}' in problem["msg"]
+
+
+def test_empty_voice_of_a_turn_is_unset():
+    turns = [{"speaker": "a", "voice": "nova", "text": "Hi."}, {"speaker": "a", "voice": "", "text": "Ho."}]
+    spoken = DialogueBody.model_validate({"turns": turns}).to_request(default_model="m", max_input_chars=100)
+    assert [line.voice for line in spoken.lines] == ["nova", "nova"]
+
+
+def test_unknown_fields_of_turns_are_named():
+    turns = [{"text": "Hi.", "emotion": "glad", "style": None}, {"text": "Ho.", "emotion": "sad", "pace": 1}]
+    assert DialogueBody.model_validate({"turns": turns}).ignored == ("turns[].emotion", "turns[].pace")
+    context = [{**PREVIOUS_TURN, "mood": 1}]
+    assert ConversationBody.model_validate({"text": "Hi.", "context": context}).ignored == ("context[].mood",)
+
+
+@pytest.mark.parametrize(
     ("fields", "changes"),
     [
         ({"model": "tts-1"}, {"model": "tts-1"}),
-        ({"model": ""}, {"model": ""}),  # the generator refuses it; it does not become the default
+        ({"model": ""}, {}),  # forms send an empty string for a field without a value
+        ({"model": "  "}, {}),
         ({"voice": "nova"}, {"lines": (Line("Hello.", "nova"),)}),
         ({"voice": {"id": "voice_1"}}, {"lines": (Line("Hello.", "voice_1"),)}),
-        ({"voice": ""}, {"lines": (Line("Hello.", ""),)}),
+        ({"voice": ""}, {}),
+        ({"voice": " "}, {}),
         ({"response_format": "opus"}, {"format": "opus"}),
+        ({"response_format": "MP3"}, {}),
+        ({"response_format": " Wav"}, {"format": "wav"}),
+        ({"stream_format": "SSE"}, {}),
+        ({"speed": "1.0"}, {}),
+        ({"speed": " 2 "}, {"speed": 2.0}),
+        ({"speed": ".5"}, {"speed": 0.5}),
+        ({"temperature": "5e-1"}, {"sampling": Sampling(temperature=0.5)}),
+        ({"top_k": "5"}, {"sampling": Sampling(top_k=5)}),
+        ({"top_k": "5.0"}, {"sampling": Sampling(top_k=5)}),
+        ({"top_p": "0.5"}, {"sampling": Sampling(top_p=0.5)}),
+        ({"cfg_scale": "+3"}, {"sampling": Sampling(cfg_scale=3.0)}),
+        ({"seed": "-7"}, {"seed": -7}),
+        ({"seed": "Random"}, {"seed": None}),
+        ({"max_audio_length_ms": "1000"}, {"max_audio_ms": 1000}),
+        ({"sample_rate": "16000"}, {"sample_rate_hz": 16_000}),
+        ({"best_of": "2"}, {"best_of": 2}),
+        ({"cache": "false"}, {"use_cache": False}),
+        ({"cache": "0"}, {"use_cache": False}),
+        ({"normalize": "False"}, {"normalize": False}),
+        ({"enhance": "no"}, {"enhance": False}),
+        ({"parallel": "on"}, {"parallel": True}),
+        ({"verify": "true"}, {"verify": True}),
         ({"speed": 2}, {"speed": 2.0}),
         ({"seed": 7.0}, {"seed": 7}),  # to JSON Schema, too, a number without a fraction is an integer
         ({"top_k": 5.0}, {"sampling": Sampling(top_k=5)}),
@@ -135,25 +201,25 @@ WRONG: list[tuple[str, list[Any]]] = [
     ("model", [5, True, ["tts-1"]]),
     ("voice", [5, True, ["alloy"], {}, {"id": 5}, {"id": ""}, {"id": None}, {"id": "a", "name": "b"}]),
     ("instructions", [5, True, ["x"]]),
-    ("response_format", ["ogg", "MP3", "", 5, True]),
-    ("stream_format", ["events", "SSE", "", True]),
-    ("speed", ["1", True, float("nan"), float("inf"), [1]]),
-    ("temperature", ["1", False, float("nan"), float("-inf")]),
-    ("top_k", ["1", True, 1.5, "1.0"]),
-    ("top_p", ["1", True, float("nan")]),
-    ("cfg_scale", ["3", True, float("nan"), float("inf")]),
-    ("seed", ["1", "Random", "", True, 1.5, [1]]),
-    ("max_audio_length_ms", ["1000", True, 1000.5]),
-    ("sample_rate", ["24000", True, 24000.5]),
+    ("response_format", ["ogg3", "MP 3", "", 5, True]),
+    ("stream_format", ["events", "SS E", "", True]),
+    ("speed", ["1,5", "fast", "", "nan", "1" * 50, True, float("nan"), float("inf"), [1]]),
+    ("temperature", ["1 0", False, float("nan"), float("-inf")]),
+    ("top_k", ["x", True, 1.5, "1.5"]),
+    ("top_p", ["one", True, float("nan")]),
+    ("cfg_scale", ["3x", True, float("nan"), float("inf")]),
+    ("seed", ["1.5", "randomly", "", True, 1.5, [1]]),
+    ("max_audio_length_ms", ["1 s", True, float("inf")]),
+    ("sample_rate", ["24 kHz", True, 24000.5]),
     ("language", [5, True, "en US", "en/../x", "日本語"]),
     ("conversation_id", [5, True]),
-    ("cache", ["false", 0, 1]),
-    ("normalize", ["false", 0, 1]),
-    ("enhance", ["false", 0, 1]),
-    ("progress", ["false", 0, 1]),
-    ("parallel", ["false", 0, 1]),
-    ("verify", ["true", 0, 1]),
-    ("best_of", ["2", True, 1.5, [2]]),
+    ("cache", ["maybe", 0, 1]),
+    ("normalize", ["", 0, 1]),
+    ("enhance", ["2", 0, 1]),
+    ("progress", ["never", 0, 1]),
+    ("parallel", ["nein", 0, 1]),
+    ("verify", ["auto", 0, 1]),
+    ("best_of", ["2.5", True, 1.5, [2]]),
 ]
 
 

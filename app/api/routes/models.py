@@ -10,7 +10,7 @@ from app.api.errors import problems
 from app.api.responses import OUTPUT_RATE_HZ, AudioModelList, Model, ModelList, ModelVoice, NamedModel
 from app.api.routes.voices import refresh
 from app.errors import UnknownModel
-from app.generator.resolving import MODEL_ALIASES
+from app.generator.resolving import MODEL_ALIASES, find_model
 
 if TYPE_CHECKING:
     from app.api.auth import Gate
@@ -40,12 +40,15 @@ def router(manager: EngineManager, voices: VoiceStore, gate: Gate, max_input_cha
     @routes.get("/models/{model_id:path}", responses=problems(404))
     async def retrieve_model(model_id: str) -> Model:
         """Get one model."""
-        if model_id not in known():
+        try:
+            found = find_model(model_id, manager)
+        except UnknownModel as error:
             raise UnknownModel(
                 f"The model '{model_id[:80]}' does not exist. GET /v1/models lists the models.", param="model"
-            )
+            ) from error
         await refresh(voices)
-        return model(model_id)
+        listed = found if found in manager.model_ids else MODEL_ALIASES[0]
+        return model(listed).model_copy(update={"id": model_id})
 
     @routes.get("/audio/models")
     async def list_audio_models() -> AudioModelList:
