@@ -77,6 +77,9 @@ async def test_sentence_produces_audible_speech(engine):
     assert -26 < level_dbfs < -14
 
 
+SAME = 1.0  # the ratio of the lengths of equal audio
+
+
 @pytest.mark.parametrize("voice", TIMBRES)
 async def test_equal_requests_give_equal_audio(engine, voice):
     """eSpeak NG keeps a random state from call to call. Voices without random parts do not depend on it."""
