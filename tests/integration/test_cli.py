@@ -13,6 +13,7 @@ import pytest
 
 from app import __version__
 from app.audio.formats import AUDIO_FORMATS
+from tests.support.commands import run_command
 from tests.support.ears import SENTENCES, Recogniser, decode
 from tests.support.fake_hub import FakeHub
 from tests.support.live import Process, environment, free_port, wait_until
@@ -29,15 +30,8 @@ def cli(
 ) -> subprocess.CompletedProcess[bytes]:
     """Run one command to its end, with its own working folder and data folder."""
     folder.mkdir(exist_ok=True)
-    return subprocess.run(
-        [sys.executable, "-m", "app.cli", *arguments],
-        cwd=folder,
-        env={**environment(folder / "data"), **variables},
-        input=stdin.encode(),
-        capture_output=True,
-        timeout=limit_s,
-        check=False,
-    )
+    env = {**environment(folder / "data"), **variables}
+    return run_command(arguments, folder, env, stdin=stdin.encode(), limit_s=limit_s)
 
 
 @pytest.mark.parametrize("audio_format", AUDIO_FORMATS)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -18,11 +18,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.keys import SCOPES, KeyFile
 from tests.integration.test_api_routes import problem
 from tests.support import samples
+from tests.support.commands import run_command
 from tests.support.live import LONG, Process, environment, serving, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.integration
 
@@ -233,14 +233,9 @@ def test_metrics_per_key_are_visible_to_admins_only(tmp_path: Path) -> None:
 
 
 def cli(data_dir: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "app.cli", "keys", *arguments],
-        env=environment(data_dir, COLUMNS="200", **variables),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    env = environment(data_dir, COLUMNS="200", **variables)
+    done = run_command(("keys", *arguments), Path.cwd(), env)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def test_key_changes_apply_while_the_server_runs(tmp_path: Path) -> None:

@@ -33,7 +33,14 @@ pytestmark = pytest.mark.unit
 FRAME_S, RATE_HZ = 0.08, 24_000
 FRAME = round(FRAME_S * RATE_HZ)
 RANDOM = np.random.default_rng(0)
+FIRST_STATE = RANDOM.bit_generator.state
 PACE = 14.0
+
+
+@pytest.fixture(autouse=True)
+def _same_noise() -> None:
+    """Give each test the same noise, in any order of the tests."""
+    RANDOM.bit_generator.state = FIRST_STATE
 
 
 def noise(seconds: float, dbfs: float) -> np.ndarray:
