@@ -178,6 +178,7 @@ def test_health_reports_a_damaged_checkpoint(tmp_path: Path, checkpoint: Path) -
         assert "truncated" in health["reason"]
 
 
+@pytest.mark.slow
 def test_command_line_writes_codes(tmp_path: Path, checkpoint: Path) -> None:
     arguments = (
         f"say --engine csm --model {checkpoint} --voice none --speaker 0 --no-normalize --temperature 0 --max-frames 9 "

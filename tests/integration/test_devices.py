@@ -37,6 +37,7 @@ def built_engines(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return kept
 
 
+@pytest.mark.slow
 def test_one_of_two_devices_dies(tmp_path: Path, built_engines: list[Any]) -> None:
     from tests.support.random_csm import fabricate_csm
 

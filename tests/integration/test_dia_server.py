@@ -126,6 +126,7 @@ def test_converted_v01_is_never_served(tmp_path: Path) -> None:
         assert speak(served).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["[S1] Hello there. [S2] Hi (laughs)", "no tags at all <b>"])
 def test_command_line_writes_codes(tmp_path: Path, checkpoint: Path, text: str) -> None:
     """The codes are transformers' greedy codes for the same bytes."""

@@ -71,6 +71,7 @@ def test_all_offline_voices_pass_with_all_sentences(tmp_path: Path) -> None:
     assert {len(voice["takes"]) for voice in report["voices"]} == {len(SENTENCES)} == {20}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["csm", "dia"])
 def test_random_weights_fail_in_words(tmp_path: Path, engine: str, request: pytest.FixtureRequest) -> None:
     variables = {f"{engine.upper()}_MODEL": str(request.getfixturevalue(f"tiny_{engine}")), "TTS_CASTING": "off"}

@@ -93,6 +93,7 @@ def test_normalizer_is_warmed_up_at_start(tmp_path: Path, monkeypatch: pytest.Mo
         assert warmed.wait(5)
 
 
+@pytest.mark.slow
 def test_health_reports_the_progress_of_a_download(tmp_path: Path) -> None:
     with FakeHub({REPO: MODEL}) as hub:
         hub.bytes_per_s = 100_000

@@ -153,7 +153,12 @@ def test_disabled_voice_creation_keeps_the_seeds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason"), [("noise", "changes too little"), ("silence", "its length is 0.0 s"), ("error", "failed")]
+    ("kind", "reason"),
+    [
+        pytest.param("noise", "changes too little", marks=pytest.mark.slow),
+        pytest.param("silence", "its length is 0.0 s", marks=pytest.mark.slow),
+        ("error", "failed"),
+    ],
 )
 def test_voice_whose_candidates_are_all_rejected_fails_once(
     tmp_path: Path, two_candidates: int, kind: str, reason: str
@@ -181,6 +186,7 @@ def test_preempted_candidate_is_repeated_with_its_seed(
         assert len({utterance.seed for utterance in engine.spoken[:3]}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "reason"), [("other voice", "pitch"), ("other words", "recogniser")])
 def test_take_that_does_not_hold_as_a_prompt_is_not_used(tmp_path: Path, fault: str, reason: str) -> None:
     """The next candidate is used instead."""

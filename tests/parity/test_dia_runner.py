@@ -176,6 +176,7 @@ def test_codes_are_equal_in_a_batch_of_different_lengths(runner: DiaRunner, refe
         assert np.array_equal(codes, expected_codes.numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["transformers", "nari"])
 def test_speech_ends_as_in_transformers(tmp_path: Path, layout: str) -> None:
     """Each row of a batch ends where transformers ends it, in both layouts."""

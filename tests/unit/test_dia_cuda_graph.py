@@ -117,6 +117,7 @@ def test_moved_rows_continue_with_the_same_codes_and_samples(
         assert np.abs(driver.samples(row) - lone.samples(0)).max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("release", "seed"), [("0626", 4), ("v0.1", 6)])
 def test_both_releases_end_as_in_eager_steps(tmp_path: Path, release: str, seed: int) -> None:
     """The device detects the end. EOS in the first steps is suppressed and counted."""

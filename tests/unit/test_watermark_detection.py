@@ -50,6 +50,7 @@ def test_sound_without_speech_is_not_marked(name):
     assert detect(tones()[name]).watermarked is False
 
 
+@pytest.mark.slow
 def test_network_alone_takes_one_of_the_tones_for_marked():
     """Without this the tests above would say nothing."""
     scores = [
