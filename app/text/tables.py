@@ -72,7 +72,10 @@ UNITS = _forms(
     MΩ = megaohm; μF = microfarad; nF = nanofarad; pF = picofarad; mH = millihenry millihenries
     THz = terahertz terahertz
     Mb = megabit; Gb = gigabit; Kb = kilobit; TB/s = terabyte_per_second terabytes_per_second; ha = hectare
-    mol = mole
+    mol = mole; mmol = millimole; μmol = micromole; nmol = nanomole; Å = angstrom; μL = microliter; μl = microliter
+    μA = microamp; μV = microvolt; μW = microwatt; eV = electronvolt; keV = kiloelectronvolt; MeV = megaelectronvolt
+    GeV = gigaelectronvolt; MJ = megajoule; GJ = gigajoule; GWh = gigawatt_hour; TWh = terawatt_hour
+    mSv = millisievert; MBq = megabecquerel; kBq = kilobecquerel; mT = millitesla
     dB = decibel; px = pixel; dpi = d_p_i d_p_i; fps = frame_per_second frames_per_second; rpm = r_p_m r_p_m
     bpm = beat_per_minute beats_per_minute; wpm = word_per_minute words_per_minute
     ppm = part_per_million parts_per_million; ppb = part_per_billion parts_per_billion
@@ -137,6 +140,10 @@ CURRENCIES = {
     "RMB": ("yuan", "yuan", "", ""),
     "Rs.": ("rupee", "rupees", "paisa", "paise"),
     "Rs": ("rupee", "rupees", "paisa", "paise"),
+    "Fr.": ("Swiss franc", "Swiss francs", "centime", "centimes"),
+    "kr": ("krona", "kronor", "öre", "öre"),
+    "zł": ("zloty", "zlotys", "grosz", "groszy"),
+    "Kč": ("koruna", "korunas", "", ""),
     "SEK": ("Swedish krona", "Swedish kronor", "öre", "öre"),
     "NOK": ("Norwegian krone", "Norwegian kroner", "øre", "øre"),
     "DKK": ("Danish krone", "Danish kroner", "øre", "øre"),
@@ -228,7 +235,7 @@ BEFORE_NUMBER = _table(
     Eq = equation; eq = equation; Art = article; art = article; Ver = version; ver = version; Ep = episode
     ep = episode
     Apt = apartment; Ste = suite; Rm = room; Op = opus; op = opus; approx = approximately; Lv = level; Lvl = level
-    vv = verses
+    Chs = chapters; chs = chapters; Secs = sections; secs = sections; vv = verses; Bldg = building; bldg = building
     lvl = level; Ext = extension; ext = extension; Pt = part; pt = part; Ln = line; Tbl = table; App = appendix
     """
 )

@@ -26,19 +26,25 @@ DOT_TIME = re.compile(
 SEASON = re.compile(r"(?<![\w.,/$€£-])(FY ?)?((?:1[0-9]|20)[0-9]{2})/([0-9]{4}|[0-9]{2})(?![\w/-]|[.,][0-9])")
 VERSE = re.compile(
     rf"\b({'|'.join(sorted(tables.BOOKS, key=len, reverse=True))})\.? ?{SENTENCE_START}?(?<![A-Za-z])"
-    r"([0-9]{1,3}):([0-9]{1,3})(?:[-–]([0-9]{1,3})(?::([0-9]{1,3}))?)?(?![\w:-]|\.[0-9]| ?[AaPp]\.?[Mm]\b)"
+    r"([0-9]{1,3}):([0-9]{1,3})(?:[-–]([0-9]{1,3})(?::([0-9]{1,3}))?)?"
+    r"((?:[,;] ?[0-9]{1,3}:[0-9]{1,3}(?:[-–][0-9]{1,3})?){0,8})"
+    r"(?![\w:-]|\.[0-9]| ?[AaPp]\.?[Mm]\b)"
 )
 BORN = re.compile(
-    rf"(?<![\w.'])(b|d|fl|r)\. ?{SENTENCE_START}?(?=(?:c\. ?|ca\. ?|circa )?[0-9]{{3,4}}(?!,[0-9]|\w)|{_MONTH} [0-9]|"
+    rf"(?<![\w.'])(b|d|fl|r|m)\. ?{SENTENCE_START}?(?=(?:c\. ?|ca\. ?|circa )?[0-9]{{3,4}}(?!,[0-9]|\w)|{_MONTH} [0-9]|"
     rf"[0-3]?[0-9] {_MONTH} [0-9])"
 )
-_BORN = {"b": "born ", "d": "died ", "fl": "flourished ", "r": "reigned "}
+_BORN = {"b": "born ", "d": "died ", "fl": "flourished ", "r": "reigned ", "m": "married "}
 # A year of the eleventh century after one of these words. Later years need no such word.
 EARLY_YEAR = re.compile(
     r"\b([Ii]n|[Ss]ince|[Uu]ntil|[Bb]efore|[Aa]fter|[Aa]round|[Cc]irca|[Dd]uring|[Yy]ear) (10[0-9][1-9]|10[1-9]0)"
     r"(?![\w%]|[.,:/-][0-9]|-[A-Za-z])(?= ([A-Za-z]{1,20})|)"
 )
-DECADES = re.compile(r"(?<![\w$£€.,])('?)((?:1[0-9]|20)[0-9]0|[2-9]0)s ?[-–] ?'?([12][0-9]{2}0|[1-9]0)'?s\b")
+EARLY_YEARS = re.compile(
+    rf"\b([Ff]rom|[Bb]etween) (10[0-9]{{2}}) (to|and|until) (1[0-9]{{3}})"
+    rf"(?![\w%]|[.,:/-][0-9]| (?:{'|'.join(sorted(tables.COUNTED))})\b)"
+)
+DECADES = re.compile(r"(?<![\w$£€.,])('?)((?:1[0-9]|20)[0-9]0|[2-9]0)s ?([-–/]) ?'?([12][0-9]{2}0|[1-9]0)'?s\b")
 CENTURY = re.compile(r"(?<=[0-9]st|[0-9]nd|[0-9]rd|[0-9]th) (ed|edn|c|cent|C)\.(?!\w)")
 SLASH_DATE = re.compile(r"(?<![\w/.-])([0-3]?[0-9])([/-])([0-3]?[0-9])\2([12][0-9]{3}|[0-9]{2})(?![\w/-])")
 SLASH_DAY = re.compile(
@@ -142,7 +148,15 @@ def verbalize_verse(match: Match) -> str:
     words = f"{tables.BOOKS[match[1]]} {number_words.label(match[2])} {number_words.label(match[3])}"
     if match[4]:
         words += f" to {number_words.label(match[4])}" + (f" {number_words.label(match[5])}" if match[5] else "")
+    for chapter, verse, last in re.findall(r"([0-9]{1,3}):([0-9]{1,3})(?:[-–]([0-9]{1,3}))?", match[6]):
+        words += f", {number_words.label(chapter)} {number_words.label(verse)}"
+        words += f" to {number_words.label(last)}" if last else ""
     return words
+
+
+def verbalize_early_years(match: Match) -> str:
+    years = number_words.year(int(match[2])), number_words.year(int(match[4]))
+    return f"{match[1]} {years[0]} {match[3]} {years[1]}"
 
 
 def verbalize_born(match: Match) -> str:
@@ -157,7 +171,8 @@ def verbalize_early_year(match: Match) -> str:
 
 
 def verbalize_decades(match: Match) -> str:
-    return f"{number_words.decade(int(match[2]))} to {number_words.decade(int(match[3]))}"
+    joint = " " if match[3] == "/" else " to "
+    return f"{number_words.decade(int(match[2]))}{joint}{number_words.decade(int(match[4]))}"
 
 
 def verbalize_century(match: Match) -> str:

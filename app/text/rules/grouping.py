@@ -12,7 +12,7 @@ from app.text import tables
 from app.text.rules.codes import spoken_groups
 from app.text.rules.common import Match, alternatives, previous_word
 
-_CURRENCY = alternatives([*tables.CURRENCIES, "kr", "zł", "Kč", "Ft", "lei"])
+_CURRENCY = alternatives([*tables.CURRENCIES, "Ft", "lei"])
 _UNITS = alternatives(unit for unit in tables.UNITS if unit not in {"in", "us", "mo", "cal", "pt", "min.", "in.", "ha"})
 _COUNTED_AFTER = re.compile(rf" (?:{'|'.join(sorted(tables.COUNTED))})\b")
 _MEASURE_AFTER = re.compile(
@@ -32,6 +32,7 @@ DOT_GROUPS = re.compile(
     r"(?:,([0-9]{1,4}))?(?![0-9]|[.,:][0-9])"
 )
 APOSTROPHES = re.compile(r"(?<![\w.,'])([0-9]{1,3}(?:'[0-9]{3}){1,5})(?![0-9'])")
+SWISS_END = re.compile(r"(?<=[0-9])\.[-–—](?!\w)")  # 12'500.–
 SPACES = re.compile(
     r"(?<![\w.,+/:'-])(?<![0-9)] )([1-9][0-9]{0,2}(?: [0-9]{3}){1,4})(?:,([0-9]{1,2}))?(?![0-9]|[.,:/-][0-9]| [0-9])"
 )

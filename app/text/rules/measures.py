@@ -39,6 +39,8 @@ TWO_UNITS = re.compile(
 )
 DEGREE_SIGN = re.compile(r"(?<=[0-9])(?:º| º)(?= ?[CFK]\b)")
 # "12V-24V": the first unit is left out, so that `MEASURE` reads "12-24V".
+TIME_SIGNATURE = re.compile(r"(?<![\w/.,])([2-9]|12)/(2|4|8|16)(?= (?:time|meter|metre|signature)\b)")
+ROUND_PLURAL = re.compile(r"(?<![\w.,$€£])(10|100|1,?000)s(?= of\b)")
 UNIT_RANGE = re.compile(rf"(?<![\w.,])({NUM}) ?({_UNIT}) ?[-–] ?(?={NUM} ?\2(?!\w))")
 ORDINAL_SIGN = re.compile(r"(?<![\w.,])([0-9]{1,4})\.?[ºª](?! ?[CFK]\b)(?!\w)")
 SPACED_SLASH = re.compile(r"(?<=[\w.)]) / (?=[\w(])")
@@ -48,7 +50,8 @@ THOUSANDS = re.compile(rf"(?<![\w.,])({NUM})(?:{DASH}({NUM}))?[kK]\b(?![-/]\w)")
 TIMES = re.compile(rf"(?<![\w.,])({NUM})(?:{DASH}({NUM}))?[x×](?![\w])(?= ([a-z]+)|)")
 BEFORE_BY_UNIT = re.compile(rf"(?<![\w.,])({NUM}) ?[x×] ?(?={NUM} ?(?:{_UNIT})(?!\w))")
 BY_UNIT = re.compile(rf"(?<![\w.,])({NUM} ?(?:{_UNIT})) ?[x×] ?(?=[0-9.])")
-BY = re.compile(rf"(?<![\w.,])({NUM}) ?[x×*] ?({NUM})(?: ?[x×*] ?({NUM}))?(?![\w]|\.[0-9])( ?=)?")
+_BY = "(?: [x×*] |[x×*])"
+BY = re.compile(rf"(?<![\w.,])({NUM}){_BY}({NUM})(?:{_BY}({NUM}))?(?![\w]|\.[0-9])( ?=)?")
 PERCENT = re.compile(rf"(?<![\w.,])({_SIGN})({NUM})(?:( ?%)?{DASH}({NUM}))? ?%(?!\w)")
 FEET_INCHES = re.compile(r"(?<![\w.,])([0-9]{1,3})' ?([0-9]{1,2})(?:(?:\.([0-9]{1,2}))?(?:″|'')|(?![\w'″]|\.[0-9]))")
 FEET = re.compile(rf"(?<![\w.,'])({NUM})'(?= (?:tall|wide|long|deep|high|by|x)\b)|(?:(?<=by )|(?<=x ))({NUM})'(?!\w)")
@@ -92,7 +95,9 @@ LABELLED = re.compile(
 LABELLED_AFTER = re.compile(
     r"(?<![\w.,])([45]0[1-9]|4[1-9][0-9])(?= (?:error|page|status|not found|response|Not Found|Error))"
 )
-NAMED_PAIR = re.compile(r"(?<![\w/])(24/7|9/11|7/7|50/50|50-50|90/10|70/20/10|20/20|60/40|80/20|70/30|10-4)(?![\w/-])")
+NAMED_PAIR = re.compile(
+    r"(?<![\w/])(24/7|9/11|7/11|7/7|50/50|50-50|90/10|70/20/10|20/20|60/40|80/20|70/30|10-4)(?![\w/-])"
+)
 ALNUM = re.compile(r"(?<![0-9A-Za-z_])(?=[A-Za-z_]{0,40}[0-9])(?=[0-9_]{0,40}[A-Za-z])([0-9A-Za-z_]{2,80})")
 UPPER_HYPHEN = re.compile(r"\b([A-Z][A-Za-z]{0,12})-(?=[0-9]{1,4}(?![0-9,]))")
 NUMBER = re.compile(rf"(?<![0-9A-Za-z])({NUM})(?![0-9])")
@@ -180,6 +185,14 @@ def verbalize_two_units(match: Match) -> str:
         name = _TWO_UNITS.get(unit, unit)
         words.append(f"{number_words.number(value)} {name if value == '1' else _TWO_PLURALS.get(name, f'{name}s')}")
     return " ".join(words) + (sentence_stop(match) if match[5] else "")
+
+
+def verbalize_time_signature(match: Match) -> str:
+    return f"{number_words.integer(match[1])} {number_words.integer(match[2])}"
+
+
+def verbalize_round_plural(match: Match) -> str:
+    return {"10": "tens", "100": "hundreds"}.get(match[1], "thousands")
 
 
 def verbalize_ordinal_sign(match: Match) -> str:

@@ -23,6 +23,7 @@ HARDWARE_ADDRESS = re.compile(r"(?<![\w:.-])[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}
 IPV6 = re.compile(
     rf"(?<![\w:.])(\[?{SENTENCE_START}?)"
     r"((?=[0-9A-Fa-f:]{0,38}(?:::|(?::[0-9A-Fa-f]{1,4}){7}))[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7})"
+    r"(?:(?<=:)([0-9]{1,3}(?:\.[0-9]{1,3}){3}))?"
     r"(%[A-Za-z0-9]{1,16})?(?:\](?::([0-9]{2,5}))?)?(/[0-9]{1,3})?(?![\w:.]\w|\w)"
 )
 FILE = re.compile(
@@ -38,9 +39,10 @@ COLOUR = re.compile(r"(?<![\w#&])#((?=[A-Fa-f]{0,5}[0-9])[0-9A-Fa-f]{6}|[0-9A-F]
 LONG_NUMBER_SIGN = re.compile(r"(?<![\w#&])# ?([0-9]{5,40})(?![\w,.][0-9]|\w)")
 NUMBER_SIGN = re.compile(r"(?<![\w#&])# ?(?=[0-9])")
 DOTTED = re.compile(rf"{NUMBER_START}([0-9]{{1,6}}(?:\.[0-9]{{1,6}}){{2,6}})(?![\w.]\w)")
+VERSION_TWICE = re.compile(r"(?<=[Vv]ersion )[vV]\.?(?=[0-9])")
 VERSION = re.compile(r"\b([vV])\.? ?([0-9]{1,6}(?:\.[0-9]{1,6}){0,6})(?![\w]|\.[0-9])")
 PRODUCT = re.compile(rf"\b([A-Za-z][A-Za-z+]{{1,20}}) ([0-9]{{1,3}})\.([0-9]{{1,3}}){NUMBER_END}(?!%|\w)")
-SHARP = re.compile(r"\b([A-GJ])#(?!\w)|\b([A-G])#(?=m(?:aj|in)?[0-9]?\b)")
+SHARP = re.compile(r"\b([A-GJ])#(?![A-Za-z_])|\b([A-G])#(?=m(?:aj|in)?[0-9]?\b)")
 PLUS_PLUS = re.compile(r"\b([A-Za-z]{1,12})\+\+(?!\w)")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[0-9])(?=[A-Za-z])")
 
@@ -149,9 +151,10 @@ def verbalize_ipv6(match: Match) -> str:
     if not re.search("[0-9A-Fa-f]", address) or ":::" in address:
         return match[0]
     words = " ".join("colon" if char == ":" else spell_out(char) for char in address)
-    words += f" percent {_runs(match[3][1:])}" if match[3] else ""
-    words += f" port {spoken_port(match[4])}" if match[4] else ""
-    return words + (f" slash {number_words.integer(match[5][1:])}" if match[5] else "")
+    words += f" {_host(match[3])}" if match[3] else ""
+    words += f" percent {_runs(match[4][1:])}" if match[4] else ""
+    words += f" port {spoken_port(match[5])}" if match[5] else ""
+    return words + (f" slash {number_words.integer(match[6][1:])}" if match[6] else "")
 
 
 def verbalize_dotted(match: Match) -> str:
@@ -165,6 +168,11 @@ def verbalize_dotted(match: Match) -> str:
 def verbalize_version(match: Match) -> str:
     words = " point ".join(number_words.integer(group) for group in match[2].split("."))
     return capitalised_like(match[1], f"version {words}")
+
+
+def verbalize_sharp(match: Match) -> str:
+    """Return "C sharp" for the note or the language; a letter or a digit after it stays apart."""
+    return f"{match[1] or match[2]} sharp{' ' if match.string[match.end() : match.end() + 1].isalnum() else ''}"
 
 
 def verbalize_product(match: Match) -> str:

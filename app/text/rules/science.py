@@ -34,7 +34,11 @@ ION = re.compile(
     rf"(?<![\w\])])\[?((?:[A-Z][a-z]?[₀-₉0-9]{{0,3}}|\((?:[A-Z][a-z]?[₀-₉0-9]{{0,3}}){{1,6}}\)[₀-₉0-9]{{0,2}}){{1,12}}"
     rf"|e)\]?([{_POWERS}]{{0,2}})([⁺⁻])(?!\w)"
 )
-PLAIN_ION = re.compile(r"(?<![\w-])(Ca|Mg|Fe|Cu|Zn|Mn|Ni|Co|Pb|Hg|Al|Cr|Sn|Ba)([234])([+])(?![\w+])")
+PLAIN_ION = re.compile(r"(?<![\w-])(?:(Ca|Mg|Fe|Cu|Zn|Mn|Ni|Co|Pb|Hg|Al|Cr|Sn|Ba)([234])|(Na|Li|Ag))\+(?![\w+])")
+FORMULA = re.compile(
+    r"(?<![\w·])(?=[A-Za-z()]{1,12}[₀-₉])((?:[A-Z][a-z]?[₀-₉]{0,3}|\([A-Za-z₀-₉]{1,12}\)[₀-₉]{0,2}){1,12})"
+    r"(?:·([0-9]{0,2})(H₂O))?(?![\w⁺⁻⁰¹²³⁴-⁹])"
+)
 SUPERSCRIPT = re.compile(rf"(?<=[A-Za-z0-9)\]])([⁺⁻]?)([{_POWERS}]{{1,6}})|(?<=[A-Za-z0-9)\]])([⁺⁻ⁿ])")
 NOTE = re.compile(r"([A-Ga-g])?([♯♭♮])")
 _NOTES = {"♯": "sharp", "♭": "flat", "♮": "natural"}
@@ -54,8 +58,9 @@ _OTHER = {
     "h": "hour", "hr": "hour", "min": "minute", "d": "day", "day": "day", "yr": "year", "wk": "week", "t": "ton",
     "ft": "foot", "in": "inch", "mi": "mile", "yd": "yard", "lb": "pound", "lbs": "pound", "oz": "ounce",
     "gal": "gallon", "ha": "hectare", "kWh": "kilowatt hour", "Wh": "watt hour", "MWh": "megawatt hour",
-    "mAh": "milliamp hour", "sec": "second", "sr": "steradian", "sq": "square", "°C": "degree Celsius", "°": "degree",
-    "IU": "I U", "U": "unit", "cell": "cell", "cells": "cell", "person": "person", "kB": "kilobyte", "ppm": "p p m",
+    "mAh": "milliamp hour", "sec": "second", "sr": "steradian", "sq": "square", "°C": "degree Celsius",
+    "°": "degree", "IU": "international unit", "beats": "beat", "breaths": "breath", "U": "unit", "cell": "cell",
+    "cells": "cell", "person": "person", "kB": "kilobyte", "ppm": "p p m",
 }  # fmt: skip
 _LENGTHS = ("meter", "inch", "foot", "mile", "yard")
 _SYMBOLS = {
@@ -68,6 +73,7 @@ _PLURALS = {"foot": "feet", "inch": "inches", "henry": "henries", "hertz": "hert
 _FACTOR = r"°?[A-Za-zμΩ°]{1,6}(?:[⁺⁻]?[¹²³⁴]|\^-?[1-4](?![0-9]))?"
 _EXPRESSION = rf"{_FACTOR}(?:(?:[·⋅/]| ?per ){_FACTOR}){{1,3}}|{_FACTOR}(?: {_FACTOR}){{0,2}}(?<=[⁻¹²³⁴][¹²³⁴])"
 PARENTHESES = re.compile(rf"({_FACTOR})/\(({_FACTOR}(?:[·⋅ *]{_FACTOR}){{1,2}})\)")
+AREA = re.compile(r"(?<![\w.,/·^])(?<![0-9] )([kcmd]m|ft|mi)([²³])(?![\w/·⋅⁻^])")
 UNIT_AFTER_NUMBER = re.compile(
     rf"(?<![\w.,])((?:(?<![\w)\]])[-−+])?)({NUM})(?:({DASH}| to )({NUM}))?( ?)({_EXPRESSION})(?![\w/·⋅⁻{_POWERS}])"
 )
@@ -109,7 +115,15 @@ def verbalize_ion(match: Match) -> str:
 
 
 def verbalize_plain_ion(match: Match) -> str:
-    return f"{_formula(match[1])} {number_words.digits(match[2])} plus"
+    return f"{_formula(match[1] or match[3])} {number_words.digits(match[2] or '')} plus".replace("  ", " ")
+
+
+def verbalize_formula(match: Match) -> str:
+    """Return the words for a chemical formula with subscripts: "NaHCO₃" -> "N A H C O three"."""
+    if not all(symbol in _ELEMENTS for symbol in re.findall(r"[A-Z][a-z]?", match[1])):
+        return match[0]
+    water = f" dot {number_words.integer(match[2] or '1')} {_formula(match[3])}" if match[3] else ""
+    return _formula(match[1]) + water
 
 
 def verbalize_superscript(match: Match) -> str:
@@ -180,9 +194,13 @@ def verbalize_unit_after_power(match: Match) -> str:
     return match[0] if name is None or match[1] in {"in", "a", "d", "sq", "cell", "day"} else f" {name}"
 
 
+def verbalize_area(match: Match) -> str:
+    return unit_words(match[0], plural=True) or match[0]
+
+
 def rewrite_parentheses(match: Match) -> str:
-    """Return "J/kg/K" for "J/(kg·K)" if all symbols are units."""
-    flat = f"{match[1]}/{re.sub('[·⋅ *]', '/', match[2])}"
+    """Return "J/kg·K" for "J/(kg·K)" if all symbols are units."""
+    flat = f"{match[1]}/{re.sub('[⋅ *]', '·', match[2])}"
     return match[0] if unit_words(flat, plural=True) is None else flat
 
 

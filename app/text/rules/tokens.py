@@ -21,6 +21,7 @@ TOKEN = re.compile(
     r"[A-Za-z0-9](?:[A-Za-z0-9.:-]{0,80}[A-Za-z0-9])?(?:\+[A-Za-z0-9][A-Za-z0-9.]{0,40}(?<!\.))?"
     r"(?![\w/=°@\\⁰¹²³⁴-₉]|[-:.+][\w+])"
 )
+_DIGIT = re.compile("[0-9]")
 _RUNS = re.compile(r"[0-9]+|[A-Za-z]+")
 _NUMBER = r"[0-9]{1,30}(?:[.,][0-9]{1,20})?(?::[0-9]{1,2}){0,2}"
 # A number with a unit, an ordinal, a decade, a time of day, alone or in a compound: the later rules read them.
@@ -76,7 +77,7 @@ _Reader = Callable[[Match, Match], str | None]
 def verbalize_token(match: Match) -> str:
     """Return the words for a whole token, or the token itself if later rules read it."""
     token = match[0]
-    if token.isdecimal() or token.isalpha():
+    if token.isdecimal() or _DIGIT.search(token) is None:
         return token
     for pattern, read in _KINDS:
         if (found := pattern.fullmatch(token)) and (words := read(found, match)) is not None:
@@ -174,8 +175,8 @@ def _processor(found: Match, _: Match) -> str:
     """Read "i7-13700K" as "i seven thirteen seven hundred K"."""
     number = found[2]
     parts = [number[:2], number[2:]] if len(number) == 5 else [number]
-    words = [found[1][0], *(number_words.label(part) for part in (found[1][1:], *parts)), *found[3]]
-    return " ".join(words)
+    words = [found[1][0], *(number_words.label(part) for part in (found[1][1:], *parts)), spell_out(found[3])]
+    return " ".join(words).rstrip()
 
 
 def _version(found: Match, match: Match) -> str | None:
@@ -208,7 +209,7 @@ def _letter_code(found: Match, match: Match) -> str | None:
     """Read "H.264" as "H two sixty four" and "M.2" as "M dot two"."""
     if found[1] in tables.BEFORE_NUMBER:
         return None
-    dot = " dot " if len(found[2]) < 3 else " "
+    dot = " dot " if len(found[2]) == 1 else " "
     return f"{found[1]}{dot}{number_words.label(found[2])}{f' {found[3].upper()}' if found[3] else ''}"
 
 
@@ -268,7 +269,7 @@ _KINDS: tuple[tuple[re.Pattern[str], _Reader], ...] = (
     (re.compile(r"([A-Z][A-Za-z]{0,10}-?[0-9]{1,4}|7[0-9]7)s"), _plural),
     (re.compile(r"(?:([0-9]{1,2})x)?([0-9]{1,4}(?:\.[0-9]{1,2})?)B"), _model_size),
     (re.compile(r"[0-9]{4}(?:XT|XTX|X3D|X|HX|HS|KF|KS|Ti|U)"), _code),
-    (re.compile(r"([im][3579])-([0-9]{4,5})([A-Z]{0,3})"), _processor),
+    (re.compile(r"([im][3579])-([0-9]{4,5})((?:[A-Z][A-Z0-9]{0,2})?)"), _processor),
     (
         re.compile(
             r"([vV])?([0-9]{1,6}(?:\.[0-9]{1,6}){0,6})"
@@ -277,6 +278,7 @@ _KINDS: tuple[tuple[re.Pattern[str], _Reader], ...] = (
         _version,
     ),
     (re.compile(r"[A-Za-z]{1,20}-[0-9]{1,3}\.[0-9]{1,3}(?:-[A-Za-z0-9.]{1,20}){0,5}"), _compound),
+    (re.compile(r"[A-Z][A-Za-z]{0,20}-[0-9]{1,4}(?:-[A-Za-z0-9.]{1,20}){1,5}"), _compound),
     # A model with its size: "Llama-3.1-8B".
     (
         re.compile(

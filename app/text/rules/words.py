@@ -28,6 +28,15 @@ ROMAN_AFTER = re.compile(r"\b([A-Z][A-Za-z]{1,20}) ([IVXL]{1,7})\b(?!-\w|'(?!s\b
 SMALL_NUMBER = re.compile(
     rf"\b(the|has|had|at|as|a|from|to|in|of|ranked|world|room|seed|his|her|wears|wore) no\. ?{SENTENCE_START}?(?=[0-9])"
 )
+SMALL_NUMBER_FIRST = re.compile(rf"(?:^|(?<=[(;])|(?<=; ))no\. ?{SENTENCE_START}?(?=[0-9])")
+_BOOK_PARTS = {
+    "vol": "volume", "ch": "chapter", "pt": "part", "no": "number", "fig": "figure", "sec": "section", "bk": "book",
+    "art": "article", "app": "appendix",
+}  # fmt: skip
+BEFORE_ROMAN = re.compile(
+    rf"(?<![\w.])({'|'.join([*_BOOK_PARTS, *map(str.capitalize, _BOOK_PARTS)])})\. ([IVXL]{{1,7}})\b(?!['.-]\w)"
+)
+CARE_OF = re.compile(r"(?<![\w/])c/o(?![\w/])")
 CIRCA = re.compile(r"(?<!\w)(?:c|ca)\. ?(?=[0-9]{3,4}\b)")
 WITH = re.compile(r"(?<![\w/])([Ww])/(o)?(?= ?[A-Za-z0-9])(?! ?[/])")
 BECAUSE = re.compile(r"(?<!\w)b/c(?!\w)")
@@ -134,6 +143,14 @@ def verbalize_roman(match: Match) -> str:
     ):
         return f"{name} {number_words.cardinal(value)}" if numeral != "IV" or name not in tables.STARTERS else match[0]
     return match[0]
+
+
+def verbalize_before_roman(match: Match) -> str:
+    """Return the words for a numbered part: "vol. XII" -> "volume twelve"."""
+    value = number_words.roman(match[2])
+    if value is None or (len(match[2]) == 1 and match[1].lower() == "no"):
+        return match[0]
+    return f"{capitalised_like(match[1], _BOOK_PARTS[match[1].lower()])} {number_words.cardinal(value)}"
 
 
 _BEFORE_INTRAVENOUS = frozenset({"An", "The", "Start", "Via", "Through", "By", "And"})
