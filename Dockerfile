@@ -23,18 +23,21 @@ FROM base AS lock
 WORKDIR /src
 ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 RUN python -m venv /opt/venv
-COPY pyproject.toml constraints.txt README.md ./
+COPY constraints.txt ./
+COPY locks locks
 
+# Pip checks each file against its hash in locks/. They hold all extras but `ray`.
 FROM lock AS libraries-cuda
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -m pip install --constraint constraints.txt ".[espeak,watermark,words]"
+    python -m pip install --require-hashes --no-deps -r locks/torch-cuda.txt \
+    && python -m pip install --require-hashes --no-deps -r locks/server.txt
 
 FROM lock AS libraries-cpu
-# The lock names torch without a build; this index has the build without CUDA, under the same version.
+# This index has the build of torch without CUDA, under the same version. It states the hashes of its files itself.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip install --constraint constraints.txt --index-url "${TORCH_INDEX}" --no-deps torch \
-    && python -m pip install --constraint constraints.txt ".[espeak,watermark,words]"
+    && python -m pip install --require-hashes --no-deps -r locks/server.txt
 
 # ---- the server, but for its libraries and its code
 
@@ -43,8 +46,9 @@ WORKDIR /app
 # The folders exist in the image and are the user's, so that new named volumes on them are, too.
 RUN groupadd --gid 10001 tts \
     && useradd --uid 10001 --gid tts --no-create-home --home-dir /app tts \
-    && mkdir models cloned_voices voice_references audio_cache keys logs \
-    && chown tts:tts . models cloned_voices voice_references audio_cache keys logs
+    && mkdir models cloned_voices voice_references audio_cache conversations keys logs \
+    && chown tts:tts . models cloned_voices voice_references audio_cache conversations keys logs
+COPY LICENSE NOTICE ./
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \
     PYTHONUNBUFFERED=1 \

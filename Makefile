@@ -43,11 +43,14 @@ help: ## show this list
 install: $(STAMP) ## create .venv with the versions of constraints.txt
 
 # eSpeak NG (GPL-3.0-or-later) is the extra that makes the server speak without weights; resemble-perth adds the watermark,
-# pocketsphinx the check of what a model has spoken.
+# pocketsphinx the check of what a model has spoken, transformers the speech recogniser for voice cloning, yt-dlp and deno
+# cloning from YouTube. Pip shows its progress, because the installation takes minutes.
 $(STAMP): pyproject.toml constraints.txt
+	@echo "Installing the server into $(VENV). The first time, this takes minutes and up to 5 GB (2 GB without CUDA)."
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade "pip>=25.1"
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[espeak,watermark,words]" --group dev
+	$(PY) -m pip install --progress-bar on --constraint constraints.txt \
+	    --editable ".[espeak,watermark,words,asr,youtube]" --group dev
 	touch $(STAMP)
 
 # torch comes first: TORCH=cuda is PyPI's build (CUDA on Linux), TORCH=cpu is the build of PyTorch's own index, which
@@ -185,7 +188,7 @@ lock: ## resolve all versions anew
 	rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(VENV)/lock/bin/python -m pip install --quiet "torch==2.13.0"
-	$(VENV)/lock/bin/python -m pip install --quiet --editable ".[espeak,watermark,words,ray]" --group dev --group browser
+	$(VENV)/lock/bin/python -m pip install --quiet --editable ".[espeak,watermark,words,asr,youtube,ray]" --group dev --group browser
 	$(VENV)/lock/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > constraints.txt
 	rm -rf $(VENV)/lock
 	$(MAKE) hashes licenses

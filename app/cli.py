@@ -58,7 +58,10 @@ if TYPE_CHECKING:
     from app.voices.store import VoiceStore
     from app.voices.transcribe import Transcriber
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Text to speech on your own machine.")
+# rich_markup_mode=None: otherwise rich removes words in brackets, such as [speaker], from help texts.
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Text to speech on your own machine.", rich_markup_mode=None
+)
 out = Console()
 err = Console(stderr=True)
 
@@ -304,7 +307,11 @@ async def _wait_for_engine(manager: EngineManager) -> None:
         )
 
 
-voices = typer.Typer(help="List the voices, or create recordings for the preset voices.", invoke_without_command=True)
+voices = typer.Typer(
+    help="List the voices, or create recordings for the preset voices.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+)
 app.add_typer(voices, name="voices")
 
 
@@ -388,7 +395,9 @@ async def _create_recordings(services: wiring.CoreServices, names: list[str], tr
             _fail(f"No recording was created for: {', '.join(rejected)}.")
 
 
-keys = typer.Typer(help="Create, list and remove API keys. A running server applies a change within a second.")
+keys = typer.Typer(
+    help="Create, list and remove API keys. A running server applies a change within a second.", rich_markup_mode=None
+)
 app.add_typer(keys, name="keys", no_args_is_help=True)
 
 

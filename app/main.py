@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -19,7 +20,7 @@ from pydantic import ValidationError
 from app import __version__, logs, wiring
 from app.api import http_protocol
 from app.runtime import pauses
-from app.settings import Settings
+from app.settings import Settings, unknown_variables
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -59,9 +60,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             colors=sys.stderr.isatty(),
             texts=settings.log_texts,
         )
+        _warn_about(settings)
         app = wiring.create_app(settings, on_ready=pauses.freeze_loaded_objects)
     except OSError as error:
-        remedy = "Make this folder writable, or set another one."
+        remedy = f"Make this folder writable ({_how_to_own(settings.data_dir)}), or set another one."
         print(f"TTS_DATA_DIR={settings.data_dir} can't be used: {error}. {remedy}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
     except ValueError as error:
@@ -69,6 +71,27 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         raise SystemExit(2) from None
     log.info("tts-server %s on http://%s:%d, engine %s", __version__, settings.host, settings.port, settings.engine)
     return app
+
+
+def _how_to_own(path: Path) -> str:
+    """The command that gives a folder to the user of this process."""
+    return f"sudo chown -R {os.geteuid()}:{os.getegid()} {path}"
+
+
+def _warn_about(settings: Settings) -> None:
+    """Log what is probably a mistake of the operator: unknown variables, and folders that can't be written."""
+    for name, nearest in unknown_variables(os.environ).items():
+        hint = f"Did you mean {nearest}?" if nearest else "docs/settings.md lists all variables."
+        log.warning("The variable %s has no effect, because the server has no such setting. %s", name, hint)
+    settings.close_to_others()
+    for path in settings.unwritable_folders():
+        log.warning(
+            "The folder %s can't be written by user %d, so nothing can be stored in it. For a mounted folder, run this "
+            "on the host with the path of the folder there: %s",
+            path,
+            os.geteuid(),
+            _how_to_own(path),
+        )
 
 
 def serve(settings: Settings) -> None:

@@ -5,12 +5,23 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
+import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from dotenv import dotenv_values
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIXES = ("TTS_", "CSM_", "DIA_")  # the variables of this server begin with these
+# Variables with these prefixes that are no settings: other programs of this repository read them.
+OTHER_VARIABLES = frozenset({"TTS_BACKEND", "TTS_TEST_SPEECH"})
+# Folders with recordings, texts or keys of people: only the user of the server may read them.
+PRIVATE_FOLDERS = frozenset({"cloned_voices", "voice_references", "audio_cache", "conversations", "keys", "logs"})
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
@@ -339,6 +350,21 @@ class Settings(BaseSettings):
         False, alias="DEV_MODE", description="Restart the server when the code changes, and log at level DEBUG."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_values(cls, data: object) -> object:
+        """Remove variables with an empty value, so that they have their default.
+
+        Compose files and shells set a variable to "" if it has no value. TTS_FALLBACK_ENGINE is the exception: its
+        empty value means "none".
+        """
+        if not isinstance(data, dict):
+            return data
+        kept = {"TTS_FALLBACK_ENGINE", "fallback_engine"}
+        return {
+            name: value for name, value in data.items() if name in kept or not isinstance(value, str) or value.strip()
+        }
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _upper(cls, value: object) -> object:
@@ -413,10 +439,52 @@ class Settings(BaseSettings):
         return self.hf_token.get_secret_value() if self.hf_token else ""
 
     def folder(self, name: str) -> Path:
-        """The path of a subfolder of TTS_DATA_DIR. Creates the subfolder if it does not exist. Raises OSError."""
+        """The path of a subfolder of TTS_DATA_DIR. Creates the subfolder if it does not exist. Raises OSError.
+
+        Only the server's user can open a new folder of PRIVATE_FOLDERS.
+        """
         path = self.data_dir / name
-        path.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700 if name in PRIVATE_FOLDERS else 0o777, exist_ok=True)
         return path
+
+    def close_to_others(self) -> None:
+        """Take all rights of other users away from the folders of PRIVATE_FOLDERS that exist.
+
+        The group keeps its rights, because several servers may share the folders by their group. A folder that belongs
+        to another user is not changed.
+        """
+        for name in PRIVATE_FOLDERS:
+            path = self.data_dir / name
+            try:
+                mode = stat.S_IMODE(path.stat().st_mode)
+                if mode & 0o007:
+                    path.chmod(mode & ~0o007)
+            except OSError:
+                continue
+
+    def unwritable_folders(self) -> list[Path]:
+        """The subfolders of TTS_DATA_DIR that exist and that this process can't write to."""
+        names = ("models", *sorted(PRIVATE_FOLDERS - {"keys"}))  # keys may be mounted read-only
+        paths = (self.data_dir / name for name in names)
+        return [path for path in paths if path.is_dir() and not os.access(path, os.W_OK | os.X_OK)]
+
+
+def unknown_variables(environment: Iterable[str], env_file: Path = Path(".env")) -> dict[str, str]:
+    """The variables with a prefix of this server that are no settings -> the nearest name of a setting, or "".
+
+    environment: names of variables. env_file: its variables are checked too, if the file exists.
+    """
+    known = {field.alias or name for name, field in Settings.model_fields.items()}
+    try:
+        in_file = list(dotenv_values(env_file)) if env_file.is_file() else []
+    except (OSError, UnicodeDecodeError):
+        in_file = []
+    names = dict.fromkeys([*environment, *in_file])
+    unknown = [
+        name for name in names if name.upper().startswith(PREFIXES) and name.upper() not in known | OTHER_VARIABLES
+    ]
+    return {name: next(iter(difflib.get_close_matches(name.upper(), known, 1, 0.6)), "") for name in sorted(unknown)}
 
 
 def public_values(settings: Settings) -> dict[str, object]:
@@ -436,11 +504,19 @@ def as_markdown() -> str:
     rows = [
         "# Settings",
         "",
-        "Environment variables. They are also read from `.env`. `make docs` writes this page.",
+        "Environment variables. They are also read from `.env`. `make docs` writes this page. A variable with an empty",
+        "value has its default, unless its row gives the empty value a meaning. The server warns about variables whose",
+        "names begin with `TTS_`, `CSM_` or `DIA_` and that it does not know.",
         "",
-        "The server also obeys the variables of the Hugging Face library, such as `HF_HOME`, `HF_HUB_CACHE`, "
-        "`HF_HUB_OFFLINE` and",
-        "`HF_ENDPOINT`: [models.md](models.md#weights-already-on-the-disk). These are not read from `.env`.",
+        "The server also obeys the variables of the Hugging Face library. They are not read from `.env` (but the",
+        "compose files pass all variables of `.env` to the container):",
+        "",
+        "| variable | meaning |",
+        "|---|---|",
+        "| `HF_ENDPOINT` | The address of a mirror of the Hugging Face hub, from which weights are downloaded. |",
+        "| `HF_HUB_OFFLINE` | `1` = download nothing: only weights on the disk are used. |",
+        "| `HF_HOME`, `HF_HUB_CACHE` | The user's Hugging Face cache, which is read and never written: "
+        "[models.md](models.md#weights-already-on-the-disk). |",
         "",
     ]
     rows += ["| variable | default | meaning |", "|---|---|---|"]

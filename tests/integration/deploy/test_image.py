@@ -23,7 +23,7 @@ pytestmark = [
         sys.platform != "linux" or os.geteuid() != 0, reason="needs root, for mounts and chroot, and overlayfs"
     ),
 ]
-FOLDERS = ("models", "cloned_voices", "voice_references", "audio_cache", "keys", "logs")
+FOLDERS = ("models", "cloned_voices", "voice_references", "audio_cache", "conversations", "keys", "logs")
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,9 @@ def test_data_folders_belong_to_the_user_and_code_is_read_only(image: Image) -> 
 
 def test_image_has_the_server_but_no_development_tools(image: Image) -> None:
     inside = {path.name for path in (image.root / "app").iterdir()}
-    assert inside == {"app", *FOLDERS}
+    assert inside == {"app", "LICENSE", "NOTICE", *FOLDERS}
     assert not list((image.root / "app").rglob("__pycache__"))
-    installed = image.run("python", "-c", "import torch, fastapi, espeakng_loader; print(torch.__version__)")
+    installed = image.run("python", "-c", "import torch, fastapi, espeakng_loader, transformers, yt_dlp, deno")
     assert installed.returncode == 0, installed.stderr
     assert image.run("python", "-c", "import pytest").returncode != 0  # development tools stay outside
 
