@@ -107,7 +107,7 @@ class Settings(BaseSettings):
         "auto",
         alias="TTS_DTYPE",
         description="The number format of the model. `auto` = bfloat16 if the device supports it; otherwise float16 "
-        "on a GPU and float32 on a CPU. Codecs always use float32.",
+        "on a GPU and float32 on a CPU. If activations are too large for float16, `auto` = float32.",
     )
     quantize: Literal["none", "int8"] = Field(
         "none",
@@ -136,6 +136,12 @@ class Settings(BaseSettings):
         alias="TTS_TF32",
         description="Use TensorFloat-32 for float32 matrix products on a GPU: those of the codecs, and those of the "
         "model with TTS_DTYPE=float32. This is faster and less exact (a mantissa of 10 bits).",
+    )
+    codec_dtype: Literal["auto", "float32"] = Field(
+        "auto",
+        alias="TTS_CODEC_DTYPE",
+        description="The number format of the matrix products of Dia's codec on a GPU. `auto` = float16 if its "
+        "spectral error with the loaded weights is below -50 dB, otherwise float32. `float32` = always float32.",
     )
     gpu_memory_fraction: float = Field(
         0.9,

@@ -347,6 +347,7 @@ def set_math_backends(*, tf32: bool) -> None:
     """
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False  # float16 products have float32 sums
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 

@@ -223,6 +223,7 @@ def test_tf32_applies_to_matrix_products_and_convolutions() -> None:
     finally:
         device.set_math_backends(tf32=False)
     assert flags() == ("highest", False, False)
+    assert not torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
 
 
 def test_attention_does_not_use_cudnn() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from app.audio.guard import Rule
 from app.engines.batched import BatchedEngine
@@ -22,6 +23,7 @@ from app.engines.csm.placement import MARGIN, DeviceMap, DeviceMemory, Sizes, by
 from app.engines.csm.prompt import TextEncoder
 from app.engines.csm.runner import PREFIX_BYTES, CsmRunner
 from app.engines.registry import BareEngine
+from app.engines.shared.half_precision import check_range, load_in_range
 from app.engines.shared.loading import (
     REFERENCE_NOISE,
     Quantize,
@@ -161,14 +163,17 @@ def load_runner(
     capture: GraphCapture | None = None,
     kernels: Sequence[Kernels] = (TORCH,),
     notes: Setup = (),
+    needs_range: bool = False,
 ) -> CsmRunner:
     """Load CSM from `model_dir`, in either published layout. codec_dir: the codec; None = it is in `model_dir`.
 
-    quantize: "int8" = 8-bit weights and activations, for CPUs. `CsmRunner` and `load_model` describe the other options.
-    Raises WeightsUnavailable, EngineUnavailable.
+    quantize: "int8" = 8-bit weights and activations, for CPUs. needs_range: raise HalfPrecisionOverflow if the model
+    overflows in float16. `CsmRunner` and `load_model` describe the other options. Raises WeightsUnavailable,
+    EngineUnavailable.
     """
     other = read_mimi_config_file(codec_dir) if codec_dir is not None else None
     model, own = load_model(model_dir, device=device, dtype=dtype, other_codec=other, stages=stages, cache=cache)
+    check_range(model, dtype, partial(_sample_logits, model), required=needs_range)
     encoder, decoder = load_codec(model.config, own, codec_dir, device=device, max_rows=max_rows)
     weights = (*model.parameters(), *decoder.parameters())
     digest = digest_of(weights, f"{model.config} {model.dtype} {decoder.config}")
@@ -210,10 +215,40 @@ def load_runner(
     return build(None, (*notes, ("recorded_reason", reason)))
 
 
+def _sample_logits(model: CsmModel) -> Tensor:
+    """Compute 48 positions of text and 16 frames with random ids, and one more frame. Return logits of codes."""
+    c, generator = model.config, torch.Generator().manual_seed(0)
+    ids = torch.randint(c.text_vocab, (48,), generator=generator)
+    codes = torch.randint(c.codebook_size, (16, c.codebooks), generator=generator)
+    x = torch.cat((model.embed_text(ids.to(model.device)), model.embed_frames(codes.to(model.device))))
+    cache = model.kv_cache(1)
+    h = model.read(x, cache, 0, 0)[-1:]
+    seen = [model.head(h)]
+
+    def pick(codebook: int, logits: Tensor) -> Tensor:
+        del codebook
+        seen.append(logits)
+        return logits.argmax(dim=-1)
+
+    model.frame(h, model.depth_kv_cache(1), pick)
+    return torch.cat([logits.float() for logits in seen])
+
+
 def load_from(
     settings: Settings, context: BuildContext, *, guards: Guards | None, reference_noise: bool = False
 ) -> CsmRunner:
     """Load the runner for these settings. Download its weights if they are not on disk. Raises EngineUnavailable."""
+
+    def load(settings: Settings, notes: Setup) -> CsmRunner:
+        return _load(settings, context, notes, guards=guards, reference_noise=reference_noise)
+
+    return load_in_range(load, settings)
+
+
+def _load(
+    settings: Settings, context: BuildContext, notes: Setup, *, guards: Guards | None, reference_noise: bool
+) -> CsmRunner:
+    """Load the runner. notes: further values that /health shows. Raises HalfPrecisionOverflow, EngineUnavailable."""
     folder, source = fetch(settings, context, "csm", settings.csm_model)
     codec = None
     if not hub.has_tensor(folder, "codec_model."):
@@ -255,7 +290,7 @@ def load_from(
             rows //= 2
             planned = replace(memory, rows=rows).facts
     with loading_on(devices, settings):
-        capture, kernels, notes = graph_capture(
+        capture, kernels, captured = graph_capture(
             settings,
             device,
             dtype,
@@ -278,7 +313,8 @@ def load_from(
             cache=LoadCache(settings.folder("models") / "cache", source),
             capture=capture,
             kernels=kernels,
-            notes=(*planned, *notes),
+            notes=(*planned, *notes, *captured),
+            needs_range=settings.dtype == "auto",
         )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
+from torch import Tensor
 
 from app.audio.guard import Rule
 from app.engines.batched import BatchedEngine
@@ -18,6 +21,7 @@ from app.engines.dia.model import DiaModel
 from app.engines.dia.runner import MIN_REFERENCE_S, DiaRunner
 from app.engines.dia.script import BYTES_PER_S, MAX_PASSAGE_CHARS, TEXT
 from app.engines.registry import BareEngine
+from app.engines.shared.half_precision import check_range, load_in_range
 from app.engines.shared.loading import (
     REFERENCE_NOISE,
     Quantize,
@@ -38,6 +42,7 @@ from app.engines.shared.loading import (
 from app.nn.dac.checkpoint import load_codec as load_dac
 from app.nn.dac.config import DacConfig, read_dac_config
 from app.nn.dac.model import DacDecoder, DacEncoder
+from app.nn.dac.precision import BOUND_DB, fastest_decoder
 from app.nn.kernels.choice import TORCH, Kernels
 from app.runtime.cuda_graphs import GraphCapture, Setup
 from app.runtime.device import choose_device, choose_dtype, plan_rows
@@ -48,6 +53,8 @@ from app.weights.tensors import digest_of, open_checkpoints
 if TYPE_CHECKING:
     from app.engines.registry import BuildContext
     from app.settings import Settings
+
+log = logging.getLogger(__name__)
 
 # In bfloat16, the keys and values of a row take up to 226 MiB for its audio and up to 144 MiB for its text.
 ROWS_CPU, ROWS_GPU = 4, 64
@@ -125,13 +132,21 @@ def load_runner(
     kernels: Sequence[Kernels] = (TORCH,),
     burst: int = 1,
     notes: Setup = (),
+    needs_range: bool = False,
+    codec_dtype: Literal["auto", "float32"] = "float32",
 ) -> DiaRunner:
     """Load Dia from `model_dir` and its codec from `codec_dir`.
 
-    `DiaRunner`, `load_model` and `adapt` describe the options. Raises WeightsUnavailable, EngineUnavailable.
+    needs_range: raise HalfPrecisionOverflow if the model overflows in float16. codec_dtype: "auto" = the fastest format
+    whose spectral error is small (nn/dac/precision.py). `DiaRunner`, `load_model` and `adapt` describe the other
+    options. Raises WeightsUnavailable, EngineUnavailable.
     """
     model = load_model(model_dir, device=device, dtype=dtype, source=source, cache=cache)
+    check_range(model, dtype, partial(_sample_logits, model), required=needs_range)
     encoder, decoder = load_codec(model.config, codec_dir, device=device, max_rows=max_rows)
+    if codec_dtype == "auto":
+        decoder, errors = fastest_decoder(decoder)
+        notes = (*notes, *_codec_facts(decoder, errors))
     weights = (*model.parameters(), *model.buffers(), *decoder.parameters(), *decoder.buffers())
     digest = digest_of(weights, str((model.config, model.dtype, decoder.config)))
     adapt(model, quantize)
@@ -155,6 +170,31 @@ def load_runner(
     )
 
 
+def _codec_facts(decoder: DacDecoder, errors: Mapping[torch.dtype, float]) -> Setup:
+    """Return the values of /health about the format of the codec's products. errors: see fastest_decoder."""
+    name = str(decoder.dtype).removeprefix("torch.")
+    if decoder.dtype in errors:
+        return (("codec_dtype", name), ("codec_error_db", round(errors[decoder.dtype], 1)))
+    tried = ", ".join(f"{str(dtype).removeprefix('torch.')} {error:.1f} dB" for dtype, error in errors.items())
+    reason = f"The error of the codec's other formats is above {BOUND_DB:.0f} dB: {tried}."
+    log.warning("%s The codec decodes in float32, which takes longer.", reason)
+    return (("codec_dtype", name), ("codec_reason", reason))
+
+
+@torch.inference_mode()
+def _sample_logits(model: DiaModel) -> Tensor:
+    """Compute a text of 64 bytes and 32 positions of codes with random ids, and one more step. Return its logits."""
+    c, generator = model.config, torch.Generator().manual_seed(0)
+    text = torch.randint(32, min(127, c.text_vocab), (min(64, c.max_text),), generator=generator)
+    count = min(33, c.max_positions)
+    codes = torch.randint(c.codebook_size, (count, c.channels), generator=generator).to(model.device)
+    cache = model.cache(1)
+    for _ in model.encode_text(text.to(model.device), cache, 0):
+        pass
+    model.read(codes[:-1], cache, 0, 0)
+    return torch.cat(model.advance(codes[-1:], cache, [0], [count - 1]))
+
+
 def load_from(
     settings: Settings,
     context: BuildContext,
@@ -164,6 +204,23 @@ def load_from(
     reference_noise: bool = False,
 ) -> DiaRunner:
     """Load the runner for these settings. Download its weights if they are not on disk. Raises EngineUnavailable."""
+
+    def load(settings: Settings, notes: Setup) -> DiaRunner:
+        return _load(settings, context, notes, guards=guards, exact=exact, reference_noise=reference_noise)
+
+    return load_in_range(load, settings)
+
+
+def _load(
+    settings: Settings,
+    context: BuildContext,
+    notes: Setup,
+    *,
+    guards: Guards | None,
+    exact: bool,
+    reference_noise: bool,
+) -> DiaRunner:
+    """Load the runner. notes: further values that /health shows. Raises HalfPrecisionOverflow, EngineUnavailable."""
     folder, source = fetch(settings, context, "dia", settings.dia_model)
     codec, _ = fetch(settings, context, "dac", codec_source(settings, folder))
     device = choose_device(settings.device)
@@ -176,7 +233,7 @@ def load_from(
         rows, planned = memory.rows, memory.facts
     with loading_on((device,), settings):
         impossible = REFERENCE_NOISE if reference_noise else ""
-        capture, kernels, notes = graph_capture(settings, device, dtype, impossible=impossible)
+        capture, kernels, captured = graph_capture(settings, device, dtype, impossible=impossible)
         return load_runner(
             folder,
             codec,
@@ -193,7 +250,9 @@ def load_from(
             capture=capture,
             kernels=kernels,
             burst=settings.steps_per_check,
-            notes=(*planned, *notes),
+            notes=(*planned, *notes, *captured),
+            needs_range=settings.dtype == "auto",
+            codec_dtype=settings.codec_dtype if device.type == "cuda" else "float32",
         )
 
 

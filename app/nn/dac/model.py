@@ -204,6 +204,7 @@ class DacDecoder(nn.Module):
         if self.codebooks > c.codebooks:
             raise ValueError(f"the codec has {c.codebooks} codebooks, fewer than the {self.codebooks} requested")
         self._device, self._dtype = device, dtype
+        self._wide = torch.float64 if dtype == torch.float64 else torch.float32
         widths = c.decoder_widths
         with device:
             self.table = _weight(self.codebooks, c.codebook_size, c.codebook_dim)
@@ -215,7 +216,8 @@ class DacDecoder(nn.Module):
                 [Block(*shape, dtype) for shape in zip(widths, widths[1:], c.up_ratios, strict=False)]
             )
             self.snake = Snake(widths[-1])
-            self.last = Conv(widths[-1], 1, 7, dtype=dtype)
+            # The last convolution has one output channel, so it takes little time in the wide dtype.
+            self.last = Conv(widths[-1], 1, 7, dtype=self._wide)
         self._offsets = torch.arange(self.codebooks, device=device) * c.codebook_size
         self._steps = _CPU_STEPS if device.type == "cpu" else _GPU_STEPS
         self._frames = [0] * rows
@@ -231,12 +233,34 @@ class DacDecoder(nn.Module):
                 self._add_state(unit.first, 2 * unit.first.pad, unit.width, dtype=dtype)
                 self._add_state(unit, unit.first.pad, unit.width)
                 lag += unit.first.pad
-        self._add_state(self.last, 2 * self.last.pad, widths[-1], dtype=dtype)
+        self._add_state(self.last, 2 * self.last.pad, widths[-1], dtype=self._wide)
         self.lookahead_samples = lag + self.last.pad
         self.lookahead_frames = -(-self.lookahead_samples // c.frame_samples)
 
-    def _add_state(self, module: nn.Module, *shape: int, dtype: torch.dtype = torch.float32) -> None:
-        self._states[module] = torch.zeros(len(self._frames), *shape, dtype=dtype, device=self._device)
+    def _add_state(self, module: nn.Module, *shape: int, dtype: torch.dtype | None = None) -> None:
+        self._states[module] = torch.zeros(len(self._frames), *shape, dtype=dtype or self._wide, device=self._device)
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the matrix products."""
+        return self._dtype
+
+    @torch.no_grad()
+    def converted(self, dtype: torch.dtype) -> DacDecoder:
+        """Return a decoder with the same weights whose matrix products have another dtype. All its rows are reset."""
+        rows = len(self._frames)
+        other = DacDecoder(self.config, rows=rows, codebooks=self.codebooks, device=self._device, dtype=dtype)
+        for mine, theirs in zip(self.parameters(), other.parameters(), strict=True):
+            theirs.copy_(mine)
+        return other.train(self.training)
+
+    def narrowed(self, x: Tensor) -> Tensor:
+        """Return the input of a matrix product in the dtype of the weights."""
+        return x.to(self._dtype)
 
     @property
     def state_bytes(self) -> int:
@@ -300,7 +324,7 @@ class DacDecoder(nn.Module):
     def _embed(self, codes: Tensor) -> Tensor:  # (n, K, T) -> (n, T, K * d + 1)
         index = (codes + self._offsets[:, None]).transpose(1, 2)
         vectors = functional.embedding(index, self.table.flatten(0, 1)).flatten(2)
-        return functional.pad(vectors, (0, 1), value=1.0).to(self._dtype)
+        return self.narrowed(functional.pad(vectors, (0, 1), value=1.0))
 
     # The methods below get the next inputs x (n, L, C) of a layer, and return the next outputs of the layer. There may
     # be no output. done: number of inputs that the layer has got before. It is used only at the start of a stream, so
@@ -308,7 +332,7 @@ class DacDecoder(nn.Module):
 
     def _advance(self, rows: Sequence[int], x: Tensor, done: int, *, final: bool = False) -> Tensor:
         x = self._conv(rows, self.first, x, done, final)  # (n, L, C)
-        return self._from_block(0, rows, x.float(), max(0, done - self.first.pad), final)
+        return self._from_block(0, rows, x.to(self._wide), max(0, done - self.first.pad), final)
 
     def _from_block(self, index: int, rows: Sequence[int], x: Tensor, done: int, final: bool) -> Tensor:
         """Compute the blocks from `index` on and the last convolution, and return samples (n, N).
@@ -316,8 +340,7 @@ class DacDecoder(nn.Module):
         Divides the rows, and then the time steps, into parts. A part is small enough for the CPU's cache.
         """
         if index == len(self.blocks):
-            h = self.snake(x).to(self._dtype)
-            return self._conv(rows, self.last, h, done, final)[..., 0].float().tanh_()
+            return self._conv(rows, self.last, self.snake(x), done, final)[..., 0].tanh_()
         block = cast(Block, self.blocks[index])
         max_steps = max(1, self._steps // block.up.stride)
         count, length, _ = x.shape
@@ -351,7 +374,7 @@ class DacDecoder(nn.Module):
         if not x.shape[1] and not final:
             return x.new_empty(len(x), 0, up.outputs)
         where, state = self._where(rows), self._states[up]
-        out, overlap = up.forward(x.to(self._dtype), state[where])
+        out, overlap = up.forward(self.narrowed(x), state[where])
         state[where] = overlap
         if final:
             out = torch.cat((out, overlap[:, : up.stride - up.pad]), dim=1)
@@ -361,15 +384,15 @@ class DacDecoder(nn.Module):
         if not x.shape[1] and not final:
             return x
         pad = unit.first.pad
-        y = self._conv(rows, unit.first, unit.snake(x).to(self._dtype), done, final)
+        y = self._conv(rows, unit.first, self.narrowed(unit.snake(x)), done, final)
         residual = self._with_past(rows, unit, x)[:, max(0, pad - done) :]
         count = y.shape[1]
         if not count:
             return x.new_empty(len(x), 0, x.shape[2])
-        if y.dtype != torch.float32:
-            y = y.float()
+        if y.dtype != self._wide:
+            y = y.to(self._wide)
         sine = y.sin()
-        y = y.addcmul_(sine, sine).view(-1, unit.width).to(self._dtype)
+        y = self.narrowed(y.addcmul_(sine, sine).view(-1, unit.width))
         residual = residual[:, :count].reshape(-1, unit.width)
         y = torch.addmm(residual, y, unit.second) if y.dtype == residual.dtype else residual + y @ unit.second
         return y.view(len(x), count, unit.width)
