@@ -44,6 +44,16 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
+class LexiconEntry:
+    """How a word or a phrase is pronounced. `say`, `ipa` or both are set."""
+
+    word: str  # in Unicode NFC, with single spaces
+    say: str = ""  # the text that is spoken instead of the word
+    case_sensitive: bool = False
+    ipa: str | None = None  # the pronunciation in IPA, for engines that accept it
+
+
+@dataclass(frozen=True, slots=True)
 class SpeechRequest:
     """A validated request that does not depend on the engine. A dialogue has several lines; other requests have one.
 
@@ -68,15 +78,17 @@ class SpeechRequest:
     parallel: bool = False  # generate sentences in parallel, although the engine could continue after a sentence
     verify: bool | None = None  # check the speech before it is sent; None = as TTS_VERIFY says
     best_of: int = 1  # how many takes of each utterance are generated; the best one is kept
+    lexicon: tuple[LexiconEntry, ...] = ()  # pronunciations for this request
 
     def digest(self, *context: str) -> str:
         """The cache key: the SHA-256 (hex) of everything that changes the bytes of the answer.
 
         context: further texts to include, such as the engine's fingerprint and the digests of the voices. The field
         `model` is not included, because several aliases name the same engine, and `verify` is not included, because a
-        checked answer also answers a request without a check.
+        checked answer also answers a request without a check. `lexicon` is not included: the caller adds the entries
+        that can change the speech to `context`.
         """
-        return self._hash(("model", "use_cache", "verify"), context)
+        return self._hash(("model", "use_cache", "verify", "lexicon"), context)
 
     def content_seed(self, *context: str) -> int:
         """A seed (31 bits) that depends on text, voices and sampling, and not on the audio format."""
@@ -92,6 +104,7 @@ class SpeechRequest:
             "parallel",
             "verify",
             "best_of",
+            "lexicon",
         )
         return int(self._hash(left_out, context)[:8], 16) >> 1
 

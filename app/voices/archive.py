@@ -1,4 +1,6 @@
-"""Export and import of a voice as one zip file: voice.json, reference.wav, and consent.wav if there is one.
+"""Export and import of a voice as one zip file.
+
+The zip file contains voice.json and reference.wav, and consent.wav and lexicon.tsv if the voice has them.
 
 An imported zip file is untrusted. Only files with known names are read, and their sizes are limited while they are
 read. Numbers and texts are checked in the same way as for a new voice. The audio is decoded in the sandbox. An imported
@@ -21,6 +23,7 @@ from app.voices.cloning import consent_recording
 from app.voices.folder_store import Damaged
 from app.voices.voice_file import (
     CONSENT_FILE,
+    LEXICON_FILE,
     MARKER,
     MAX_REFERENCE_S,
     REFERENCE_FILE,
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 MAX_MARKER_BYTES = 256 << 10
 MAX_WAV_BYTES = 16 << 20
+MAX_LEXICON_BYTES = 32 << 20
 MAX_ENTRIES = 8
 
 
@@ -45,6 +49,7 @@ class Unpacked:
     voice: StoredVoice
     reference: Reference
     consent: Consent
+    lexicon: bytes | None = None  # the dictionary file; not checked
 
 
 def pack(store: VoiceStore, voice_id: str) -> bytes:
@@ -52,19 +57,22 @@ def pack(store: VoiceStore, voice_id: str) -> bytes:
     stored = store.find(voice_id)
     reference = store.reference(stored.voice)
     consent = store.consent_recording(voice_id)
+    lexicon = store.lexicon_file(voice_id)
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(MARKER, store.marker(voice_id))
         archive.writestr(REFERENCE_FILE, wav(reference.samples, reference.rate_hz))
         if consent is not None:
             archive.writestr(CONSENT_FILE, consent)
+        if lexicon is not None:
+            archive.writestr(LEXICON_FILE, lexicon)
     return file.getvalue()
 
 
 def unpack(file: IO[bytes], *, limits: Limits | None = None, what: str = "file") -> Unpacked:
     """Read and check an exported voice. Blocks. Raises BadReference, InvalidValue with the reason."""
     try:
-        marker, recording, consent_wav = _members(file, what)
+        marker, recording, consent_wav, lexicon = _members(file, what)
     except (
         *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError),
         *(ValueError, struct.error, KeyError, MemoryError, IndexError, OverflowError),
@@ -83,15 +91,18 @@ def unpack(file: IO[bytes], *, limits: Limits | None = None, what: str = "file")
     consent = Consent(str(consent_json.get("text", "")), str(consent_json.get("id", ""))[:80])
     if consent_wav is not None:
         consent = replace(consent, recording=consent_recording(consent_wav, limits=limits, what=what))
-    return Unpacked(voice, Reference(decoded.samples, voice.rate_hz, voice.transcript), consent)
+    return Unpacked(voice, Reference(decoded.samples, voice.rate_hz, voice.transcript), consent, lexicon)
 
 
-def _members(file: IO[bytes], what: str) -> tuple[bytes, bytes, bytes | None]:
-    """Read the files of an exported voice -> voice.json, reference.wav, consent.wav (None if it is missing)."""
+def _members(file: IO[bytes], what: str) -> tuple[bytes, bytes, bytes | None, bytes | None]:
+    """Read the files of an exported voice -> voice.json, reference.wav, consent.wav, lexicon.tsv.
+
+    consent.wav and lexicon.tsv are None if they are missing.
+    """
     with zipfile.ZipFile(file) as archive:
         count, names = len(archive.infolist()), set(archive.namelist())
         if count > MAX_ENTRIES:
-            raise BadReference(f"`{what}` contains {count} files; an exported voice contains 2 or 3.", param=what)
+            raise BadReference(f"`{what}` contains {count} files; an exported voice contains 2 to 4.", param=what)
         if not {MARKER, REFERENCE_FILE} <= names:
             raise BadReference(
                 f"`{what}` is not an exported voice: {MARKER} or {REFERENCE_FILE} is missing.", param=what
@@ -99,7 +110,8 @@ def _members(file: IO[bytes], what: str) -> tuple[bytes, bytes, bytes | None]:
         marker = _member(archive, MARKER, MAX_MARKER_BYTES, what)
         recording = _member(archive, REFERENCE_FILE, MAX_WAV_BYTES, what)
         consent_wav = _member(archive, CONSENT_FILE, MAX_WAV_BYTES, what) if CONSENT_FILE in names else None
-    return marker, recording, consent_wav
+        lexicon = _member(archive, LEXICON_FILE, MAX_LEXICON_BYTES, what) if LEXICON_FILE in names else None
+    return marker, recording, consent_wav, lexicon
 
 
 def _member(archive: zipfile.ZipFile, name: str, max_bytes: int, what: str) -> bytes:

@@ -5,6 +5,7 @@ One folder per voice below `cloned_voices`, and one per preset voice with a reco
     voice.json      name, description, transcript, digest, quality report, consent, the name of the recording's file
     reference.wav   the recording: mono, 16 bit
     consent.wav     the recorded consent, if there is one
+    lexicon.tsv     how this voice pronounces words, if it has such a dictionary
     codes-*.npy     the recording as codec codes, int16 (K, T); created when first needed
 
 Processes that share the folders see each other's changes after at most `REFRESH_S` plus one scan. The file format is in
@@ -35,6 +36,7 @@ from app.voices.presets import NO_VOICE, PROFILES, preset
 from app.voices.quality import without_transcript_checks
 from app.voices.voice_file import (
     CONSENT_FILE,
+    LEXICON_FILE,
     MARKER,
     MAX_CONSENT_CHARS,
     MAX_DESCRIPTION_CHARS,
@@ -271,6 +273,19 @@ class VoiceStore:
         if self._cloned is None or not consent or not consent.get("file"):
             return None
         return (self._cloned.folder / voice_id / CONSENT_FILE).read_bytes()
+
+    def folder_of(self, voice_id: str) -> Path | None:
+        """Return the folder of a cloned voice; None if this voice is not a cloned voice."""
+        found = self._index.stored.get(voice_id)
+        return self._cloned.folder / voice_id if self._cloned and found and found.voice.kind == "cloned" else None
+
+    def lexicon_file(self, voice_id: str) -> bytes | None:
+        """Return the dictionary file of a cloned voice; None if the voice has none. Raises OSError."""
+        folder = self.folder_of(voice_id)
+        try:
+            return None if folder is None else (folder / LEXICON_FILE).read_bytes()
+        except FileNotFoundError:
+            return None
 
     def codes(self, voice: Voice, codec: Codec, fingerprint: str) -> Codes | None:
         """Return the stored codec codes (K, T) int16 of a voice; None if the recording must be encoded.

@@ -37,6 +37,7 @@ MAX_REFERENCE_S = 60.0
 MARKER = "voice.json"
 REFERENCE_FILE = "reference.wav"
 CONSENT_FILE = "consent.wav"
+LEXICON_FILE = "lexicon.tsv"  # how this voice pronounces words; the same name as the server's dictionary
 LANGUAGE_TAG = r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,4}$"  # BCP 47; underscores are accepted too
 _FORMAT = 1
 _WAV_HEADER_BYTES = 44

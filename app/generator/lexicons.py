@@ -1,0 +1,207 @@
+"""The pronunciation dictionaries of the server and of each voice: files that people can edit, read when they change.
+
+The server's dictionary is `TTS_DATA_DIR/lexicon.tsv`. A cloned voice has its dictionary in its own folder, so that an
+export contains it and a deletion removes it. The dictionaries of preset voices are in `TTS_DATA_DIR/lexicons`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from app.errors import InvalidValue, NotFound, NotStored
+from app.text.lexicon_file import LexiconFile, format_lexicon, parse_lexicon
+from app.text.pronunciations import MAX_ENTRIES, WordList, check_distinct, folded, key_of
+from app.voices.voice_file import LEXICON_FILE
+
+if TYPE_CHECKING:
+    from app.types import LexiconEntry
+    from app.voices.store import VoiceStore
+
+log = logging.getLogger(__name__)
+
+PRESETS_FOLDER = "lexicons"
+CHECK_FILES_S = 1.0  # seconds between two checks of a file; until then, a change on disk has no effect
+MAX_FILE_BYTES = 32 << 20
+_Signature = tuple[int, int, int]
+_Change = Callable[[tuple["LexiconEntry", ...]], Sequence["LexiconEntry"]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A file as it was last read."""
+
+    signature: _Signature | None  # None = the file does not exist
+    checked_s: float
+    content: LexiconFile
+    words: WordList
+
+
+class LexiconStore:
+    """All pronunciation dictionaries of this server. Thread-safe. All methods except `needs_check` can block."""
+
+    def __init__(self, data_dir: Path, voices: VoiceStore) -> None:
+        """Read the server's dictionary. Never raises for a file that can't be read: the log says why."""
+        self._data_dir = data_dir
+        self._voices = voices
+        self._lock = threading.RLock()
+        self._loaded: dict[str | None, _Loaded] = {}  # by voice; None = the server
+        self._logged: dict[Path, object] = {}  # the last problem of each file
+        self._look(None)
+
+    def path(self, voice: str | None = None) -> Path:
+        """Return the file of a voice's dictionary; None = the server's."""
+        if voice is None:
+            return self._data_dir / LEXICON_FILE
+        folder = self._voices.folder_of(voice)
+        return self._data_dir / PRESETS_FOLDER / f"{voice}.tsv" if folder is None else folder / LEXICON_FILE
+
+    def needs_check(self, voices: Sequence[str]) -> bool:
+        """Return whether `lists` has to look at a file, which blocks."""
+        now_s = time.monotonic()
+        return any(
+            (found := self._loaded.get(name)) is None or now_s - found.checked_s > CHECK_FILES_S
+            for name in (None, *voices)
+        )
+
+    def lists(self, voice: str) -> tuple[WordList, WordList]:
+        """Return the dictionaries that apply to a voice: its own, and the server's."""
+        return self._look(voice).words, self._look(None).words
+
+    def content(self, voice: str | None = None) -> LexiconFile:
+        """Read a dictionary from its file."""
+        return self._look(voice, now=True).content
+
+    def replace(self, entries: Sequence[LexiconEntry], voice: str | None = None) -> LexiconFile:
+        """Replace all entries of a dictionary. Raises InvalidValue, NotFound, NotStored."""
+        return self.change(lambda _: entries, voice)
+
+    def remove(self, word: str, voice: str | None = None) -> tuple[LexiconEntry, ...]:
+        """Remove the entries with this word, and return them. Raises NotFound, NotStored.
+
+        If no entry has exactly this spelling, the entry with the same letters in another case is removed.
+        """
+        removed: list[LexiconEntry] = []
+
+        def without(entries: tuple[LexiconEntry, ...]) -> Sequence[LexiconEntry]:
+            wanted = " ".join(word.split())
+            removed[:] = matching_entries(wanted, entries)
+            if not removed:
+                raise NotFound(f"The dictionary has no entry for {word[:80]!r}.", param="word")
+            return [entry for entry in entries if entry not in removed]
+
+        self.change(without, voice)
+        return tuple(removed)
+
+    def change(self, change: _Change, voice: str | None = None) -> LexiconFile:
+        """Change the entries of a dictionary, and store them atomically. Other changes wait meanwhile.
+
+        change: gets the entries and returns the new ones. Raises InvalidValue, NotFound, NotStored.
+        """
+        with self._lock, self._exclusively():
+            before = self._look(voice, now=True).content
+            entries = change(before.entries)
+            if len(entries) > MAX_ENTRIES:
+                raise InvalidValue(
+                    f"`entries` has {len(entries)} entries; a dictionary has at most {MAX_ENTRIES}.", param="entries"
+                )
+            try:
+                check_distinct(entries)
+            except InvalidValue as error:
+                error.param = f"entries.{error.param}"
+                raise
+            self._write(self.path(voice), format_lexicon(entries, before))
+            return self._look(voice, now=True).content
+
+    def _look(self, voice: str | None, *, now: bool = False) -> _Loaded:
+        """Return a dictionary, read again if its file has changed. now: do not wait CHECK_FILES_S."""
+        found = self._loaded.get(voice)
+        now_s = time.monotonic()
+        if found is not None and not now and now_s - found.checked_s <= CHECK_FILES_S:
+            return found
+        with self._lock:
+            path = self.path(voice)
+            try:
+                signature = _signature(path)
+                if found is not None and signature == found.signature:
+                    loaded = _Loaded(signature, now_s, found.content, found.words)
+                else:
+                    loaded = self._read(path, signature, now_s)
+            except OSError as error:
+                self._log(path, f"The dictionary {path} can't be read, so its earlier entries stay: {error}")
+                kept = found or _Loaded(None, now_s, LexiconFile(), WordList())
+                loaded = _Loaded(kept.signature, now_s, kept.content, kept.words)
+            self._loaded[voice] = loaded
+            return loaded
+
+    def _read(self, path: Path, signature: _Signature | None, now_s: float) -> _Loaded:
+        if signature is None:
+            return _Loaded(None, now_s, LexiconFile(), WordList())
+        with path.open("rb") as file:
+            content = parse_lexicon(file.read(MAX_FILE_BYTES))
+        if content.problems:
+            shown = "; ".join(content.problems[:5]) + ("; ..." if len(content.problems) > 5 else "")
+            self._log(path, f"{len(content.problems)} lines of {path} can't be read and have no effect: {shown}")
+        elif content.entries:
+            log.info("read %d pronunciations from %s", len(content.entries), path)
+        return _Loaded(signature, now_s, content, WordList(content.entries))
+
+    def _log(self, path: Path, message: str) -> None:
+        """Log a problem once."""
+        if self._logged.get(path) != message:
+            self._logged[path] = message
+            log.warning("%s", message)
+
+    @contextlib.contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """Hold the lock of all dictionaries, so that two processes do not overwrite each other's changes."""
+        try:
+            file = os.fdopen(os.open(self._data_dir / ".lexicon.lock", os.O_RDWR | os.O_CREAT, 0o600), "rb")
+        except OSError as error:
+            raise _not_stored(error) from error
+        with file:
+            with contextlib.suppress(OSError):  # some file systems have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @staticmethod
+    def _write(path: Path, data: bytes) -> None:
+        """Replace a file atomically. Only its owner can read it. Raises NotStored."""
+        temporary = path.with_name(f".{path.name}.new")  # the lock allows one writer at a time
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise _not_stored(error) from error
+
+
+def matching_entries(word: str, entries: Sequence[LexiconEntry]) -> list[LexiconEntry]:
+    """Return the entries with exactly this word; if there are none, the entries with this word in another case."""
+    exact = [entry for entry in entries if entry.word == word]
+    return exact or [entry for entry in entries if not entry.case_sensitive and key_of(entry)[1] == folded(word)]
+
+
+def _signature(path: Path) -> _Signature | None:
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _not_stored(error: OSError) -> NotStored:
+    return NotStored(f"The dictionary could not be stored on this server's disk: {error.strerror or error}.")

@@ -1,0 +1,480 @@
+"""The pronunciation dictionary: replace words and phrases by respellings that a voice reads correctly.
+
+A `Lexicon` searches a text for the words of its entries. Only whole words match: a letter, digit or combining mark of
+any script directly before or after a match prevents it. Scripts that are written without spaces, such as Chinese, have
+no such limit. The longest match wins. The search takes linear time: it compares tokens along a trie.
+
+The normaliser uses two steps. `Lexicon.masked` replaces each match by a made-up word that no text rule changes. After
+the rules, `Masks.revealed` replaces these words by what is spoken. So the rules see a word in each place ("Dr. Nguyen"
+is still a doctor), and never change a respelling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from app.errors import InvalidValue
+from app.text.nonverbal import NON_VERBAL_SOUNDS
+from app.text.rules import net
+from app.text.spans import SpannedText
+from app.types import LexiconEntry
+
+MAX_ENTRIES = 10_000  # in one list
+MAX_CHARS = 200  # of `word`, `say` and `ipa`
+
+# Scripts that are written without spaces between words, and Korean, where endings follow a word directly.
+_UNSPACED = (
+    "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u318f\u31f0-\u31ff\u3400-\u4dbf"
+    "\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f\U00020000-\U000323af"
+)
+
+
+def _mark_ranges() -> str:
+    """Return all combining marks as the inside of a character class."""
+    ranges: list[list[int]] = []
+    for code in (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0)):
+        if unicodedata.category(chr(code))[0] == "M":
+            if ranges and ranges[-1][1] == code - 1:
+                ranges[-1][1] = code
+            else:
+                ranges.append([code, code])
+    return "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
+
+
+_MARKS = _mark_ranges()
+_WORD = rf"[^\W_{_UNSPACED}{_MARKS}][^\W_{_UNSPACED}]*(?:[{_MARKS}]+[^\W_{_UNSPACED}]*)*"
+_OTHER = rf"[{_UNSPACED}][{_MARKS}]*|\S[{_MARKS}]*"
+_TOKEN = re.compile(rf"(?P<space>\s+)|{_WORD}|{_OTHER}")
+_VISIBLE_TOKEN = re.compile(f"{_WORD}|{_OTHER}")
+# Characters with which the normaliser can form words that the text does not contain: markup, TeX, character references,
+# compatibility forms, and characters that it removes.
+_FORMS_WORDS = re.compile(
+    "[\\\\$&<\x00-\x08\x0e-\x1f\x7f\u00ad\u0300-\u036f\u0600-\u0605\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    "\u2100-\u218f\u2460-\u24ff\ud800-\uf8ff\ufb00-\ufb06\ufe00-\ufe0f\ufeff\uff01-\uffff\U0001d400-\U0001d7ff\U000e0000-\U0010ffff]"
+)
+_WORD_CHARACTER = re.compile(rf"[^\W_{_UNSPACED}]|[{_MARKS}]")
+_SAME = str.maketrans({**dict.fromkeys("\u2019\u2018\u02bc\uff07", "'"), **dict.fromkeys("\u2010\u2011\uff0d", "-")})
+
+_APOSTROPHES = "'\u2019"
+_ENDINGS = frozenset(("s", "d", "ll", "ve", "re"))  # what may follow a word after an apostrophe: "Nguyen's"
+# Words that lose a letter before the next word, as in "l'API". The next word is a whole word.
+_ELIDED = frozenset(
+    "l d j m n s t c qu jusqu lorsqu puisqu quoiqu quelqu dell all nell sull dall coll un quest quell gl".split()
+)
+_IN_NUMBER = ".,:/-"
+_PLAIN_SAY = re.compile(rf"(?:[^\W\d_]|[{_MARKS}]|[ '.,;:!?\u2019-])*")
+_SPOKEN = re.compile(r"[^\W_]")
+
+_CODE_FENCE = re.compile(r"^[ \t]{0,8}(`{3,}|~{3,})", re.MULTILINE)
+_PROTECTED = tuple(
+    re.compile(pattern) if isinstance(pattern, str) else pattern
+    for pattern in (
+        r"(`{1,2})[^`\n]+\1",  # code in a line
+        net.URL,
+        net.EMAIL,
+        net.DOMAIN,
+        net.FILE,
+        net.PATH,
+        net.WINDOWS_PATH,
+        r"data:[\w.+-]{1,40}/[\w.+-]{1,60}[;,]\S+",
+        r"\]\([^()\s]*\)",  # the target of a link
+        r"</?[A-Za-z][^<>]{0,600}>",
+        r"\[[^\[\]\n]{1,40}\](?!\()",  # a tag for a speaker, a pause or a sound
+        r"(?i)\((?:" + "|".join(sorted(NON_VERBAL_SOUNDS)) + r")\)",
+    )
+)
+
+
+def check_entry(word: str, say: str | None, *, case_sensitive: bool = False, ipa: str | None = None) -> LexiconEntry:
+    """Return an entry with clean texts. Raises InvalidValue with the `param` `word`, `say` or `ipa`."""
+    word = _clean(word, "word")
+    if not word:
+        raise InvalidValue("`word` is empty. Send the word or phrase that is pronounced differently.", param="word")
+    if not any(unicodedata.category(char)[0] in "LNS" or char in "&@#%*" for char in word):
+        raise InvalidValue(f"`word` is {word!r}, which has no letter, digit or symbol.", param="word")
+    say = _clean(say or "", "say")
+    ipa = _clean(ipa or "", "ipa").strip("/[] ") or None
+    if ipa is not None and not all(_is_ipa(char) for char in ipa):
+        wrong = next(char for char in ipa if not _is_ipa(char))
+        raise InvalidValue(
+            f"`ipa` contains {wrong!r}, which is not a letter of the International Phonetic Alphabet. Send a "
+            "pronunciation such as `\u02c8nw\u026an`, or use `say`.",
+            param="ipa",
+        )
+    if ipa is None and not _SPOKEN.search(say):
+        raise InvalidValue(
+            "`say` contains nothing that can be spoken. Send the spelling that a voice reads correctly.", param="say"
+        )
+    return LexiconEntry(word, say, case_sensitive, ipa)
+
+
+def _clean(text: str, param: str) -> str:
+    cleaned = " ".join(unicodedata.normalize("NFC", text).split())
+    if len(cleaned) > MAX_CHARS:
+        raise InvalidValue(f"`{param}` has {len(cleaned)} characters. Use at most {MAX_CHARS}.", param=param)
+    if any(unicodedata.category(char) in ("Cc", "Cs", "Co", "Cn") for char in cleaned):
+        raise InvalidValue(f"`{param}` contains control characters. Use plain text.", param=param)
+    return cleaned
+
+
+def _is_ipa(char: str) -> bool:
+    return unicodedata.category(char) in ("Ll", "Lm", "Lo", "Mn", "Sk") or char in " .|'-:\u2016\u203f\u02c8\u02cc"
+
+
+def key_of(entry: LexiconEntry) -> tuple[bool, str]:
+    """Return what makes an entry unique in a list: its word, in lower case unless case matters."""
+    return entry.case_sensitive, _exact(entry.word) if entry.case_sensitive else folded(entry.word)
+
+
+def check_distinct(entries: Sequence[LexiconEntry]) -> None:
+    """Check that no two entries have the same word. Raises InvalidValue with the `param` `N.word`."""
+    places: dict[tuple[bool, str], int] = {}
+    for place, entry in enumerate(entries):
+        first = places.setdefault(key_of(entry), place)
+        if first != place:
+            raise InvalidValue(
+                f"The entries {first} and {place} have the same word {entry.word!r}. Remove one of them.",
+                param=f"{place}.word",
+            )
+
+
+def _exact(text: str) -> str:
+    """Return a text for comparisons in which case matters."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text.translate(_SAME))
+    return " ".join(text.split()) if " " in text or not text.isprintable() else text
+
+
+def folded(text: str) -> str:
+    """Return a text for comparisons in which case does not matter."""
+    return text.lower() if text.isascii() else unicodedata.normalize("NFC", _exact(text).casefold())
+
+
+def _tokens(text: str) -> Iterator[tuple[str, int, int]]:
+    """Yield the tokens of a text: (text for comparisons, start, end). White space is one token, " " or a blank line."""
+    for match in _TOKEN.finditer(text):
+        if match.lastgroup == "space":
+            yield " " if match[0].count("\n") < 2 else "\n\n", match.start(), match.end()
+        else:
+            yield folded(match[0]), match.start(), match.end()
+
+
+class _Node:
+    """A place in the trie of tokens."""
+
+    __slots__ = ("any_case", "exact", "next")
+
+    def __init__(self) -> None:
+        self.next: dict[str, _Node] = {}
+        self.exact: dict[str, LexiconEntry] = {}  # case-sensitive entries that end here
+        self.any_case: LexiconEntry | None = None
+
+    def entry(self, text: str) -> LexiconEntry | None:
+        """Return the entry for this text of the caller."""
+        return (self.exact.get(_exact(text)) if self.exact else None) or self.any_case
+
+
+class WordList:
+    """The entries of one list, prepared for the search. Immutable."""
+
+    def __init__(self, entries: Iterable[LexiconEntry] = ()) -> None:
+        """entries: if two entries have the same word, the later one is used."""
+        self.entries = tuple({key_of(entry): entry for entry in entries}.values())
+        self._root = _Node()
+        self._needs: dict[str, list[tuple[frozenset[str], LexiconEntry]]] = {}
+        for entry in self.entries:
+            node = self._root
+            tokens = [token for token, _, _ in _tokens(entry.word)]
+            for token in tokens:
+                node = node.next.setdefault(token, _Node())
+            if entry.case_sensitive:
+                node.exact[_exact(entry.word)] = entry
+            else:
+                node.any_case = entry
+            self._needs.setdefault(tokens[0], []).append((frozenset(tokens) - {" "}, entry))
+
+    def __bool__(self) -> bool:
+        return bool(self.entries)
+
+    def candidates(self, words: frozenset[str]) -> list[LexiconEntry]:
+        """Return the entries of which all tokens are in a text with these tokens. Other entries can't match there."""
+        firsts = words & self._needs.keys() if len(words) < len(self._needs) else self._needs.keys() & words
+        return [entry for first in firsts for needs, entry in self._needs[first] if needs <= words]
+
+    def longest(self, tokens: Sequence[tuple[str, int, int]], at: int, text: str) -> Match | None:
+        """Return the longest match that begins with the token number `at`."""
+        node = self._root
+        found: Match | None = None
+        for place in range(at, len(tokens)):
+            token, _, end = tokens[place]
+            following = node.next.get(token)
+            if (following is None or not following.next) and token[-1:] == "s":
+                found = self._plural(node, tokens, at, place, text) or found
+            if following is None:
+                break
+            node = following
+            if node.any_case is not None or node.exact:
+                entry = node.entry(text[tokens[at][1] : end])
+                if entry is not None and _is_whole(text, tokens[at][1], end):
+                    found = Match(tokens[at][1], end, entry, place + 1)
+        return found
+
+    def _plural(
+        self, node: _Node, tokens: Sequence[tuple[str, int, int]], at: int, place: int, text: str
+    ) -> Match | None:
+        """Return a match of an abbreviation in the plural: "GIFs" for the word "GIF"."""
+        token, start, end = tokens[place]
+        singular = node.next.get(token[:-1])
+        if singular is None or text[end - 1] != "s" or end - start < 3 or not text[start : end - 1].isupper():
+            return None
+        entry = singular.entry(text[tokens[at][1] : end - 1])
+        if entry is None or not _is_whole(text, tokens[at][1], end):
+            return None
+        return Match(tokens[at][1], end, entry, place + 1, "s")
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """An entry that acts on `text[start:end]`."""
+
+    start: int
+    end: int
+    entry: LexiconEntry
+    next_token: int  # the number of the token after the match
+    ending: str = ""  # the end of the match that is spoken after the entry
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
+
+class Lexicon:
+    """The entries that are in force for one text: of the request, of the voice and of the server. Immutable."""
+
+    def __init__(self, lists: Iterable[WordList] = (), *, ipa: bool = False) -> None:
+        """lists: an earlier list wins over a later one. ipa: whether the engine accepts pronunciations in IPA."""
+        self._lists = tuple(words for words in lists if words)
+        self.ipa = ipa
+
+    def __bool__(self) -> bool:
+        return bool(self._lists)
+
+    def candidates(self, text: str) -> list[LexiconEntry]:
+        """Return the entries that can act on a text, in the order of their lists. Some of them may not act."""
+        if not self._lists:
+            return []
+        normal = text if text.isascii() else unicodedata.normalize("NFC", text)
+        if _FORMS_WORDS.search(normal):
+            return [entry for each in self._lists for entry in each.entries]
+        words = frozenset(map(folded, set(_VISIBLE_TOKEN.findall(normal))))
+        plurals = {word[:-1] for word in words if word[-1:] == "s"}
+        return [entry for each in self._lists for entry in each.candidates(words | plurals)]
+
+    def digest(self, texts: Iterable[str]) -> str:
+        """Return the SHA-256 (hex) of the entries that can act on these texts; "" if no entry can act.
+
+        So a new entry does not change the cache key of texts that do not contain its word.
+        """
+        acting = [self._values(entry) for text in texts for entry in self.candidates(text)]
+        if not acting:
+            return ""
+        canonical = json.dumps(sorted(dict.fromkeys(acting)), ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def _values(self, entry: LexiconEntry) -> tuple[str, str, bool, str]:
+        return entry.word, entry.say, entry.case_sensitive, (entry.ipa or "") if self.ipa else ""
+
+    def matches(self, text: str) -> list[Match]:
+        """Return the matches in a text, in order. Matches do not overlap."""
+        if not self._lists:
+            return []
+        tokens = list(_tokens(text))
+        found: list[Match] = []
+        protected: _Regions | None = None
+        at = 0
+        while at < len(tokens):
+            best: Match | None = None
+            for words in self._lists:
+                match = words.longest(tokens, at, text)
+                if match is not None and (best is None or match.length > best.length):
+                    best = match
+            if best is not None and (self.ipa or best.entry.say):
+                protected = protected or _Regions(text)
+                if not protected.contain(best.start, best.end):
+                    found.append(best)
+                    at = best.next_token
+                    continue
+            at += 1
+        return found
+
+    def masked(self, text: SpannedText) -> tuple[SpannedText, Masks | None]:
+        """Return the text with each match replaced by a made-up word, and the meaning of these words.
+
+        Without a match, the result is the text itself and None.
+        """
+        found = self.matches(text.text)
+        if not found:
+            return text, None
+        masks = Masks(text.text, ipa=self.ipa)
+        edits: list[tuple[int, int, str]] = []
+        for match in found:
+            word = masks.add(text.text, match)
+            if edits and edits[-1][1] == match.start and match.entry.say[:1].isascii():
+                word = f" {word}"
+            edits.append((match.start, match.end, word))
+        return text.edited(edits), masks
+
+    def replaced(self, text: SpannedText) -> SpannedText:
+        """Return the text with each match replaced by what is spoken, exactly as the entry says."""
+        masked, masks = self.masked(text)
+        return masked if masks is None else masks.revealed(masked, lambda say: say)
+
+
+def _is_whole(text: str, start: int, end: int) -> bool:
+    """Return whether `text[start:end]` is not a part of a longer word, abbreviation or number."""
+    first, last = text[start], text[end - 1]
+    before, after = text[start - 1 : start], text[end : end + 1]
+    if first.isalnum() and before and before in _APOSTROPHES and _WORD_CHARACTER.match(text[start - 2 : start - 1]):
+        word_start = start - 1
+        while word_start > max(0, start - 9) and text[word_start - 1].isalpha():
+            word_start -= 1
+        if text[word_start : start - 1].lower() not in _ELIDED:
+            return False
+    if last.isalnum() and after and after in _APOSTROPHES and _WORD_CHARACTER.match(text[end + 1 : end + 2]):
+        ending = _TOKEN.match(text, end + 1)
+        if ending is None or ending[0].lower() not in _ENDINGS:
+            return False
+    if first.isdigit() and before and before in _IN_NUMBER and text[start - 2 : start - 1].isdigit():
+        return False
+    if last.isdigit() and after and after in _IN_NUMBER and text[end + 1 : end + 2].isdigit():
+        return False
+    if last.isalpha() and after and unicodedata.category(after) == "Sc":  # "US$5" is an amount
+        return False
+    return not (last == "." and after.isalpha())
+
+
+class _Regions:
+    """The parts of a text in which no entry acts: code, web and mail addresses, file names and tags."""
+
+    def __init__(self, text: str) -> None:
+        regions = list(_fenced(text))
+        for pattern in _PROTECTED:
+            regions += (match.span() for match in pattern.finditer(text))
+        regions.sort()
+        self._starts: list[int] = []
+        self._longest: list[tuple[int, int]] = []  # of the regions up to here, the one that ends last
+        for start, end in regions:
+            longest = (start, end)
+            if self._longest and self._longest[-1][1] >= end:
+                longest = self._longest[-1]
+            self._starts.append(start)
+            self._longest.append(longest)
+
+    def contain(self, start: int, end: int) -> bool:
+        """Return whether a region contains this part of the text, and is longer."""
+        place = bisect_right(self._starts, start) - 1
+        if place < 0:
+            return False
+        region_start, region_end = self._longest[place]
+        return end <= region_end and (region_start, region_end) != (start, end)
+
+
+def _fenced(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the code blocks of a text. A block without an end goes to the end of the text."""
+    opened: re.Match[str] | None = None
+    for fence in _CODE_FENCE.finditer(text):
+        if opened is None:
+            opened = fence
+        elif fence[1][0] == opened[1][0] and len(fence[1]) >= len(opened[1]):
+            yield opened.start(), fence.end()
+            opened = None
+    if opened is not None:
+        yield opened.start(), len(text)
+
+
+_LETTERS = "bfgkpw"  # of the made-up words: no unit, Roman numeral or abbreviation consists of them
+_IPA_START, _IPA_END = "\ue000", "\ue001"
+
+
+@dataclass(slots=True)
+class Masks:
+    """The made-up words of one text, and the matches that they stand for."""
+
+    text: str = field(repr=False)
+    ipa: bool = False
+    _prefix: str = ""
+    _numbers: dict[tuple[LexiconEntry, str, str], int] = field(default_factory=dict)
+    _sayings: list[tuple[LexiconEntry, str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        lower = self.text.lower()
+        self._prefix = next(f"zq{letters}" for letters in _prefixes() if f"zq{letters}" not in lower)
+
+    def add(self, text: str, match: Match) -> str:
+        """Return the made-up word for a match. It has a capital where the word in the text has one."""
+        written = text[match.start : match.end - len(match.ending)]
+        saying = (match.entry, written, match.ending)
+        number = self._numbers.setdefault(saying, len(self._sayings))
+        if number == len(self._sayings):
+            self._sayings.append(saying)
+        word = f"{self._prefix}{_in_letters(number)}q"
+        if written[:1].isupper() or not written[:1].isalpha():
+            word = word.capitalize()
+        before = " " if _WORD_CHARACTER.match(text[match.start - 1 : match.start]) else ""
+        after = " " if _WORD_CHARACTER.match(text[match.end : match.end + 1]) else ""
+        return f"{before}{word}{after}"
+
+    def revealed(self, text: SpannedText, normalize: Callable[[str], str]) -> SpannedText:
+        """Return the text with each made-up word replaced by what is spoken.
+
+        normalize: is called for a respelling that contains digits or symbols. Other respellings are spoken as written.
+        """
+        spoken: dict[int, str] = {}
+
+        def reveal(match: re.Match[str]) -> str:
+            number = _from_letters(match[1].lower())
+            if number not in spoken:
+                spoken[number] = self._spoken(number, normalize)
+            return spoken[number]
+
+        return text.sub(re.compile(f"{self._prefix}([{_LETTERS}]+)q", re.IGNORECASE), reveal)
+
+    def _spoken(self, number: int, normalize: Callable[[str], str]) -> str:
+        if number >= len(self._sayings):
+            return ""
+        entry, written, ending = self._sayings[number]
+        say = entry.say or written
+        if not _PLAIN_SAY.fullmatch(say):
+            normal = normalize(say) or say
+            say = normal[:1].lower() + normal[1:] if say[0].isdigit() else normal
+        if ending:
+            say += "es" if say.lower().endswith(("s", "x", "z", "sh", "ch")) else ending
+        return say
+
+
+def _prefixes() -> Iterator[str]:
+    """Yield different endings for the start of the made-up words."""
+    for length in range(1, 12):
+        for number in range(len(_LETTERS) ** length):
+            yield "j" + _in_letters(number).rjust(length, _LETTERS[0])
+
+
+def _in_letters(number: int) -> str:
+    """Return a number in base 6 with the digits `_LETTERS`."""
+    letters = _LETTERS[number % 6]
+    while number := number // 6:
+        letters = _LETTERS[number % 6] + letters
+    return letters
+
+
+def _from_letters(letters: str) -> int:
+    number = 0
+    for letter in letters:
+        number = number * 6 + _LETTERS.index(letter)
+    return number
