@@ -322,6 +322,7 @@ class TextPacking:
     chars_per_s: float = 15.0  # characters in one second of speech; used for the limit `natural_s`
     utf8_bytes: bool = False  # the two length limits count UTF-8 bytes, not characters
     sounds: frozenset[str] = frozenset()  # words in parentheses that become non-verbal sounds, such as "laughs"
+    ipa: bool = False  # the engine speaks the pronunciations in `SpokenLine.ipa`
 
 
 @dataclass(frozen=True, slots=True)

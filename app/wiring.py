@@ -23,6 +23,7 @@ from app.engines.pronouncing import pronounce
 from app.errors import WeightsUnavailable
 from app.generator.cache import AnswerCache
 from app.generator.checking import TakeChecker
+from app.generator.lexicons import LexiconStore
 from app.generator.preset_voices import PresetVoiceMaker
 from app.generator.speech import SpeechGenerator
 from app.keys import KeyFile, KeyRing
@@ -70,6 +71,7 @@ class CoreServices:
     detector: WatermarkDetector
     checker: TranscriptChecker
     take_checker: TakeChecker
+    lexicons: LexiconStore
 
 
 def core_services(settings: Settings, normalizer: Normalizer | None = None) -> CoreServices:
@@ -104,6 +106,7 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
     uploads = ThreadLimit()
     watermark = create_watermark(settings)
     take_checker = TakeChecker(settings.verify, aligner)
+    lexicons = LexiconStore(settings.data_dir, voices)
     generator = SpeechGenerator(
         manager,
         voices,
@@ -116,9 +119,12 @@ def core_services(settings: Settings, normalizer: Normalizer | None = None) -> C
         uploads=uploads,
         enhance=settings.enhance,
         checker=take_checker,
+        lexicons=lexicons,
     )
     detector = WatermarkDetector(uploads, SpeechFinder().contains_speech)
-    return CoreServices(generator, manager, voices, metrics, preset_voices, watermark, detector, checker, take_checker)
+    return CoreServices(
+        generator, manager, voices, metrics, preset_voices, watermark, detector, checker, take_checker, lexicons
+    )
 
 
 def create_watermark(settings: Settings) -> Watermark:
@@ -217,6 +223,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
             services.detector,
             services.take_checker,
             normalizer,
+            services.lexicons,
             None if settings.youtube == "off" else YouTube(),
         ),
         lifespan,

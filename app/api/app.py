@@ -25,6 +25,7 @@ from app.api.responses import REQUEST_ID_HEADER, Schema
 from app.api.routes import (
     conversation,
     custom_voices,
+    lexicons,
     models,
     normalize,
     pages,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from app.audio.watermark import Watermark
     from app.engines.manager import EngineManager
     from app.generator.checking import TakeChecker
+    from app.generator.lexicons import LexiconStore
     from app.generator.preset_voices import PresetVoiceMaker
     from app.generator.speech import SpeechGenerator
     from app.metrics import Metrics
@@ -83,6 +85,7 @@ class AppServices:
     detector: WatermarkDetector
     checker: TakeChecker
     normalizer: Normalizer
+    lexicons: LexiconStore
     youtube: YouTube | None  # None = TTS_YOUTUBE is off: the routes for YouTube do not exist
 
 
@@ -219,10 +222,18 @@ def _v1_routers(services: AppServices, speaking: Speaking) -> list[APIRouter]:
     creation = VoiceCreation(voices, services.cloner, services.consents)
     routers = [
         speech.router(speaking, gate),
-        normalize.router(services.manager, voices, services.normalizer, gate, speaking.max_input_chars),
+        normalize.router(
+            services.manager,
+            voices,
+            services.normalizer,
+            services.lexicons,
+            gate,
+            max_input_chars=speaking.max_input_chars,
+        ),
         conversation.router(speaking, gate),
-        voice_cloning.router(speaking, gate, creation),
+        voice_cloning.router(speaking, gate, creation, services.lexicons),
         custom_voices.router(creation, gate),
+        lexicons.router(services.lexicons, voices, gate),
     ]
     if services.youtube is not None:
         routers.append(youtube.router(services.youtube, creation, services.metrics, gate))

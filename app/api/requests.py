@@ -33,9 +33,10 @@ from pydantic_core import PydanticCustomError, core_schema
 
 from app.api.responses import Range
 from app.audio.formats import AUDIO_FORMATS
-from app.errors import BadReference, EmptyText, TextTooLong, UnknownVoice
+from app.errors import BadReference, EmptyText, InvalidValue, TextTooLong, UnknownVoice
 from app.text.languages import language_tag
-from app.types import Line, Sampling, SpeechRequest, UploadedTurn, conversation_key
+from app.text.pronunciations import MAX_ENTRIES, check_distinct, check_entry
+from app.types import LexiconEntry, Line, Sampling, SpeechRequest, UploadedTurn, conversation_key
 from app.voices.presets import DEFAULT_VOICE, NO_VOICE
 
 # Request fields that OpenAI's API does not have, and that some engines do not support. A request with such a field is
@@ -171,6 +172,41 @@ def _shown_names(names: Iterable[str]) -> tuple[str, ...]:
     return (*shown[:MAX_IGNORED_NAMES], "...") if len(shown) > MAX_IGNORED_NAMES else tuple(shown)
 
 
+class LexiconEntryBody(BaseModel):
+    """How a word or a phrase is pronounced."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    word: Annotated[str, Field(description="A word or phrase. Only whole words of a text match it.")]
+    say: Annotated[
+        str | None, Field(description="What is spoken instead, as written. Required if `ipa` is missing.")
+    ] = None
+    case_sensitive: Annotated[Flag | None, Field(description="Whether the case of letters matters.")] = None
+    ipa: Annotated[
+        str | None, Field(description="The pronunciation in IPA. Engines that do not accept IPA use `say`.")
+    ] = None
+
+
+LexiconEntries = Annotated[list[LexiconEntryBody], Field(max_length=MAX_ENTRIES)]
+
+
+def lexicon_entries(bodies: Iterable[LexiconEntryBody] | None, param: str) -> tuple[LexiconEntry, ...]:
+    """Check the entries of a request. param: the name of the field, for errors. Raises InvalidValue."""
+    entries: list[LexiconEntry] = []
+    for place, body in enumerate(bodies or ()):
+        try:
+            entries.append(check_entry(body.word, body.say, case_sensitive=body.case_sensitive is True, ipa=body.ipa))
+        except InvalidValue as error:
+            error.param = f"{param}.{place}.{error.param}"
+            raise
+    try:
+        check_distinct(entries)
+    except InvalidValue as error:
+        error.param = f"{param}.{error.param}"
+        raise
+    return tuple(entries)
+
+
 class SpokenBody(BaseModel):
     """The fields that all speech routes share. A subclass adds the fields for the text and the speaker."""
 
@@ -245,6 +281,14 @@ class SpokenBody(BaseModel):
         Field(
             description="Generate each utterance this many times with different seeds, check all takes, and keep the "
             "best. Nothing is sent before that. Default: 1."
+        ),
+    ] = None
+
+    lexicon: Annotated[
+        LexiconEntries | None,
+        Field(
+            description="How words are pronounced in this request. These entries win over the dictionaries of the "
+            "voice and of the server (`GET /v1/audio/lexicon`)."
         ),
     ] = None
 
@@ -338,6 +382,7 @@ class SpokenBody(BaseModel):
             parallel=self.parallel is True,
             verify=self.verify,
             best_of=self.best_of or 1,
+            lexicon=lexicon_entries(self.lexicon, "lexicon"),
         )
 
 
@@ -372,6 +417,7 @@ class NormalizeBody(BaseModel):
     voice: Annotated[str | VoiceId | None, Field(description="The id of a voice, or {'id': ...}. Default: alloy.")] = (
         None
     )
+    lexicon: LexiconEntries | None = None
 
     def checked(self, max_input_chars: int) -> tuple[str, str]:
         """Return the text and the id of the voice. Raises TextTooLong, UnknownVoice."""

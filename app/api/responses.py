@@ -15,7 +15,7 @@ from app.audio.formats import AUDIO_FORMATS
 from app.types import VoiceKind
 
 if TYPE_CHECKING:
-    from app.types import Voice
+    from app.types import LexiconEntry, Voice
     from app.voices.consents import StoredConsent
     from app.voices.voice_file import StoredVoice
 
@@ -654,3 +654,34 @@ def speech_response() -> Schema:
         "headers": dict(_SPEECH_HEADERS),
         "content": {**content, "text/event-stream": _SPEECH_EVENTS},
     }
+
+
+class Pronunciation(ResponseModel):
+    """An entry of a pronunciation dictionary."""
+
+    word: str
+    say: str  # "" = only `ipa` is set
+    case_sensitive: bool
+    ipa: str | None
+
+    @classmethod
+    def of(cls, entry: LexiconEntry) -> Pronunciation:
+        """The response for an entry."""
+        return cls(word=entry.word, say=entry.say, case_sensitive=entry.case_sensitive, ipa=entry.ipa)
+
+
+class Pronunciations(ResponseModel):
+    """A pronunciation dictionary."""
+
+    entries: list[Pronunciation]
+    problems: Annotated[
+        list[str], Field(description="The lines of the file lexicon.tsv that the server can't read, and why.")
+    ]
+
+
+class DeletedPronunciations(ResponseModel):
+    """The entries that were removed from a pronunciation dictionary."""
+
+    word: str
+    deleted: bool
+    entries: list[Pronunciation]

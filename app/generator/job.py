@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from app.text.languages import guess_language
 
 if TYPE_CHECKING:
     from app.engines.protocol import Engine
+    from app.text.pronunciations import Lexicon
     from app.text.script import Pause, Words
     from app.types import ContextTurn, EngineInfo, SpeechRequest, Voice, VoicePrompt
 
@@ -34,6 +35,7 @@ class SpeechJob:
     ignored: tuple[str, ...] = ()  # the request fields that the engine does not support
     marked: bool = False  # whether the audio gets the watermark
     voice_not_ready: bool = False  # whether a preset voice has no recording yet and uses a fixed seed
+    lexicons: Mapping[str, Lexicon] = field(default_factory=dict)  # the pronunciations of each voice, by voice id
     progress: Progress = field(default_factory=Progress)
     playback: Playback = field(default_factory=Playback)
     broken_rules: list[str] = field(default_factory=list)  # rules of the output guard that the speech broke

@@ -25,6 +25,7 @@ from app.types import SpokenLine
 if TYPE_CHECKING:
     from app.generator.job import ParsedLine, SpeechJob
     from app.text.normalizer import Normalizer
+    from app.text.pronunciations import Lexicon
     from app.types import EngineInfo, Line, TextPacking, Voice, VoicePrompt
 
 # Silence between the turns of a dialogue. Each turn also begins and ends with a little silence, so the listener hears a
@@ -163,13 +164,18 @@ class Planner:
         info, normalizer = self._job.info, self._normalizer if self._job.request.normalize else None
         prompt_s = 0.0 if prompt is None else prompt.codes.shape[1] * info.frame_s
         language = self._job.language_of(text.text, voice)
+        lexicon = self._job.lexicons.get(voice.id)
         if len(text) > IN_THREAD_CHARS:
-            return await asyncio.to_thread(_sentences, text, normalizer, language, info.text, prompt_s)
-        return _sentences(text, normalizer, language, info.text, prompt_s)
+            return await asyncio.to_thread(_sentences, text, normalizer, language, info.text, prompt_s, lexicon=lexicon)
+        return _sentences(text, normalizer, language, info.text, prompt_s, lexicon=lexicon)
 
 
 def read_text(
-    text: str, normalizer: Normalizer, packing: TextPacking, language_of: Callable[[str], str]
+    text: str,
+    normalizer: Normalizer,
+    packing: TextPacking,
+    language_of: Callable[[str], str],
+    lexicon: Lexicon | None = None,
 ) -> list[SpannedText]:
     """Return what an engine would speak for a text: its sentences with the characters that they come from.
 
@@ -181,7 +187,8 @@ def read_text(
     parsed = parse_lines([perform_sounds(line, packing.sounds) for line in lines])
     sentences: list[SpannedText] = []
     for part in (part for parts in parsed for part in parts if not isinstance(part, Pause)):
-        sentences += _sentences(part.text, normalizer, language_of(part.text.text), packing)
+        language = language_of(part.text.text)
+        sentences += _sentences(part.text, normalizer, language, packing, lexicon=lexicon)
     spoken = [sentence for sentence in sentences if has_words(sentence.text)]
     if not spoken and (names := punctuation_names(" ".join(sentence.text for sentence in sentences))):
         return [SpannedText.of(names, (0, len(text)))]
@@ -189,7 +196,13 @@ def read_text(
 
 
 def _sentences(
-    text: SpannedText, normalizer: Normalizer | None, language: str, packing: TextPacking, prompt_s: float = 0.0
+    text: SpannedText,
+    normalizer: Normalizer | None,
+    language: str,
+    packing: TextPacking,
+    prompt_s: float = 0.0,
+    *,
+    lexicon: Lexicon | None = None,
 ) -> list[SpannedText]:
     """Normalise a text, and split it into sentences that are short enough for an engine.
 
@@ -197,7 +210,10 @@ def _sentences(
     """
     words = text
     if normalizer is not None:
-        words = normalizer.spoken(text, english=language.lower().startswith("en"), language=language)
+        english = language.lower().startswith("en")
+        words = normalizer.spoken(text, english=english, language=language, lexicon=lexicon)
+    elif lexicon is not None:
+        words = lexicon.replaced(text)
     size = _size(words.text, packing)
     longest = _natural_chars(packing.max_chars, prompt_s, packing)
     return split(words, max(1, longest * len(words) // size) if size else 1)

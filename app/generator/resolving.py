@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ from app.lru import LRU
 from app.runtime.playback import Playback
 from app.text.machine_text import remove_machine_text
 from app.text.nonverbal import perform_sounds, remove_unsupported_sounds
+from app.text.pronunciations import Lexicon, WordList
 from app.text.script import SPEAKER_TAG, split_speakers
 from app.text.spans import SpannedText, join
 from app.types import Line
@@ -29,6 +32,7 @@ from app.voices.presets import DEFAULT_VOICE, NO_VOICE, standard_voices_of
 if TYPE_CHECKING:
     from app.audio.watermark import Watermark
     from app.engines.manager import EngineManager
+    from app.generator.lexicons import LexiconStore
     from app.generator.preset_voices import PresetVoiceMaker
     from app.types import EngineInfo, SpeechRequest, Voice
     from app.voices.store import VoiceStore
@@ -49,6 +53,8 @@ _FOREIGN_MODEL = re.compile(r"(?:tts-1(?:-hd)?|gpt-4o-mini-tts)(?:-[0-9-]+|-late
 OTHER_SPEAKERS = ("echo", "nova", "onyx", "shimmer", "fable", "sage", "ash", "coral", "ballad")
 
 FAILED_SEED_STEP = 1 << 31  # is added to a derived seed for each failure; derived seeds are smaller
+# A request with more entries or more characters looks for its pronunciations in a thread.
+SMALL_LEXICON, SMALL_TEXT = 100, 20_000
 AVOIDED_SEEDS = 10_000  # how many failed seeds are remembered
 
 
@@ -63,13 +69,18 @@ class RequestResolver:
         *,
         enhance: bool,
         preset_voices: PresetVoiceMaker | None,
+        lexicons: LexiconStore | None = None,
     ) -> None:
-        """enhance: the default of the request field. preset_voices: creates missing recordings; None = creates none."""
+        """enhance: the default of the request field. preset_voices: creates missing recordings; None = creates none.
+
+        lexicons: the pronunciation dictionaries of the server; None = only those of requests are used.
+        """
         self._manager = manager
         self._voices = voices
         self._watermark = watermark_scope
         self._enhance = enhance
         self._preset_voices = preset_voices
+        self._lexicons = lexicons
         self._random = random.SystemRandom()
         self._takes: LRU[int, int] = LRU(AVOIDED_SEEDS)  # derived seed -> how often speech with this seed has failed
 
@@ -115,6 +126,7 @@ class RequestResolver:
         if voice_not_ready:
             seed = seed_of(not_ready[0].id) if request.seed is None else request.seed
             request = replace(request, use_cache=False, seed=seed)
+        lexicons, lexicon_key, ignored = await self._lexicons_of(request, info, voices, ignored)
         marked = self._watermark.marks(voices)
         # The audio also depends on values that are not in the request. The values in samples_key change the generated
         # samples. The values in finish_key change only the processing of these samples.
@@ -126,6 +138,7 @@ class RequestResolver:
         held = request.verify is True or request.best_of > 1
         if held and info.text.continues and sum(len(line.text) for line in lines) >= HELD_PASSAGE_CHARS:
             finish_key += ("passages",)  # the planner divides the text into other utterances
+        finish_key += lexicon_key  # not in the seed: a new pronunciation leaves the other sentences as they are
         return SpeechJob(
             request,
             engine,
@@ -139,6 +152,7 @@ class RequestResolver:
             marked=marked,
             voice_not_ready=voice_not_ready,
             held=held,
+            lexicons=lexicons,
             playback=Playback(tempo=request.speed),
         )
 
@@ -233,6 +247,49 @@ class RequestResolver:
                     error.param = f"turns.{index}.voice"
                 raise
         return tuple(voices)
+
+    # ---- pronunciations
+
+    async def _lexicons_of(
+        self, request: SpeechRequest, info: EngineInfo, voices: Sequence[Voice], ignored: tuple[str, ...]
+    ) -> tuple[dict[str, Lexicon], tuple[str, ...], tuple[str, ...]]:
+        """Return the pronunciations by voice id, their part of the cache key, and the names of the ignored fields.
+
+        The dictionaries contain no voice whose texts they can't change. If an entry has only a pronunciation in IPA
+        and the engine does not accept IPA, `lexicon` is an ignored field. If the entry is in the request, this is an
+        error, unless the fallback engine runs. Raises UnsupportedParameter.
+        """
+        if self._lexicons is None and not request.lexicon:
+            return {}, (), ignored
+        for place, entry in enumerate(request.lexicon):
+            if not entry.say and not info.text.ipa and not self._manager.is_fallback:
+                raise UnsupportedParameter(
+                    f"The {info.id} engine does not accept pronunciations in IPA. Send `say` for {entry.word!r}.",
+                    param=f"lexicon.{place}.ipa",
+                )
+        texts: dict[str, list[str]] = {}
+        for line, voice in zip(request.lines, voices, strict=True):
+            texts.setdefault(voice.id, []).append(line.text)
+        store = self._lexicons
+
+        def find() -> tuple[dict[str, Lexicon], tuple[str, ...], bool]:
+            own = WordList(request.lexicon)
+            found: dict[str, Lexicon] = {}
+            digests: list[str] = []
+            unusable = False
+            for name, spoken in texts.items():
+                lexicon = Lexicon((own, *(store.lists(name) if store else ())), ipa=info.text.ipa)
+                acting = [entry for text in spoken for entry in lexicon.candidates(text)]
+                unusable = unusable or any(not entry.say and not lexicon.ipa for entry in acting)
+                if acting:
+                    found[name] = lexicon
+                    digests.append(lexicon.digest(acting))
+            return found, (("lexicon", *digests) if digests else ()), unusable
+
+        reads_files = store is not None and store.needs_check(list(texts))
+        large = len(request.lexicon) > SMALL_LEXICON or sum(map(len, itertools.chain(*texts.values()))) > SMALL_TEXT
+        found, key, unusable = await asyncio.to_thread(find) if reads_files or large else find()
+        return found, key, (*ignored, "lexicon") if unusable else ignored
 
     # ---- parameters
 

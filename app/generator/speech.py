@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from app.generator.cache import AnswerCache
     from app.generator.checking import Result, TakeChecker
     from app.generator.job import SpeechJob
+    from app.generator.lexicons import LexiconStore
     from app.generator.preset_voices import PresetVoiceMaker
     from app.metrics import Metrics
     from app.text.normalizer import Normalizer
@@ -108,18 +109,21 @@ class SpeechGenerator:
         preset_voices: PresetVoiceMaker | None = None,
         memory: Memory | None = None,
         checker: TakeChecker | None = None,
+        lexicons: LexiconStore | None = None,
     ) -> None:
         """Connect the services.
 
         watermark: decides which speech gets the watermark. uploads: limits the threads that decode uploads.
         enhance: the default of the request field. memory: remembers conversations; None = no memory.
-        checker: checks the generated speech; None = no check.
+        checker: checks the generated speech; None = no check. lexicons: the pronunciation dictionaries.
         """
         self._manager = manager
         self._cache = cache
         self._metrics = metrics
         self._normalizer = normalizer
-        self._resolver = RequestResolver(manager, voices, watermark, enhance=enhance, preset_voices=preset_voices)
+        self._resolver = RequestResolver(
+            manager, voices, watermark, enhance=enhance, preset_voices=preset_voices, lexicons=lexicons
+        )
         self._prompts = Prompts(voices)
         self._context = ConversationContext(memory, uploads)
         self._checker = checker

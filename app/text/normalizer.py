@@ -26,6 +26,8 @@ from app.text.spans import SpannedText, join
 if TYPE_CHECKING:
     from wetext import Normalizer as WetextNormalizer
 
+    from app.text.pronunciations import Lexicon
+
 # Speaker tags and pause tags. While the rules run, a private-use character replaces each tag.
 _TAG = re.compile(r"\[(?:[sS][0-9]{1,2}|[pP][aA][uU][sS][eE]\b[^\[\]\n]{0,40})\]")
 _FIRST_MASK, _MAX_MASKS = 0xE000, 0x1800  # the rules use the private-use characters from U+F800 on
@@ -125,15 +127,20 @@ class Normalizer:
         """Return the text of `spoken`: the words of a text, with an empty line between paragraphs. Never raises."""
         return self.spoken(SpannedText(text), english=english).text
 
-    def spoken(self, text: SpannedText, *, english: bool = True, language: str = "") -> SpannedText:
+    def spoken(
+        self, text: SpannedText, *, english: bool = True, language: str = "", lexicon: Lexicon | None = None
+    ) -> SpannedText:
         """Convert `text` to words with their spans, with an empty line between paragraphs. Never raises.
 
         The result is empty if the text contains only layout: tags, quotes, dashes, dots, or text for machines.
 
         english=False: remove only markup, TeX marks, link addresses and emoji. Numbers stay as digits, because the
         engine reads the digits in the language of the voice. language: the BCP 47 tag of that language.
+
+        lexicon: how some words are pronounced. A respelling with digits or symbols is normalised alone; other
+        respellings are spoken as written.
         """
-        if _PLAIN_PROSE.fullmatch(text.text) and not _ABBREVIATION.search(text.text):
+        if lexicon is None and _PLAIN_PROSE.fullmatch(text.text) and not _ABBREVIATION.search(text.text):
             return text.single_spaced()
         human = machine_text.remove_machine_text(text)
         announcement = _ANNOUNCEMENTS.get("en" if english else language.lower()[:2], "")
@@ -142,7 +149,10 @@ class Normalizer:
         if "&" in cleaned.text:
             cleaned = cleaning.clean(cleaning.resolve_entities(cleaned))
         formulas = tex.replace_tex(cleaned, english=english)
-        spoken = self._to_words(formulas) if english else self._strip_markup(formulas)
+        masked, masks = (formulas, None) if lexicon is None else lexicon.masked(formulas)
+        spoken = self._to_words(masked) if english else self._strip_markup(masked)
+        if masks is not None:
+            spoken = masks.revealed(spoken, lambda say: self.normalize(say, english=english))
         if _WORD.search(spoken.text):
             return spoken
         return self._name_contents(cleaned, human.text) or spoken

@@ -96,7 +96,7 @@ def check_entry(word: str, say: str | None, *, case_sensitive: bool = False, ipa
     word = _clean(word, "word")
     if not word:
         raise InvalidValue("`word` is empty. Send the word or phrase that is pronounced differently.", param="word")
-    if not any(unicodedata.category(char)[0] in "LNS" or char in "&@#%*" for char in word):
+    if not _SPOKEN.search(word) and not any(unicodedata.category(char)[0] in "LNS" or char in "&@#%*" for char in word):
         raise InvalidValue(f"`word` is {word!r}, which has no letter, digit or symbol.", param="word")
     say = _clean(say or "", "say")
     ipa = _clean(ipa or "", "ipa").strip("/[] ") or None
@@ -118,7 +118,9 @@ def _clean(text: str, param: str) -> str:
     cleaned = " ".join(unicodedata.normalize("NFC", text).split())
     if len(cleaned) > MAX_CHARS:
         raise InvalidValue(f"`{param}` has {len(cleaned)} characters. Use at most {MAX_CHARS}.", param=param)
-    if any(unicodedata.category(char) in ("Cc", "Cs", "Co", "Cn") for char in cleaned):
+    if not (cleaned.isascii() and cleaned.isprintable()) and any(
+        unicodedata.category(char) in ("Cc", "Cs", "Co", "Cn") for char in cleaned
+    ):
         raise InvalidValue(f"`{param}` contains control characters. Use plain text.", param=param)
     return cleaned
 
@@ -276,16 +278,18 @@ class Lexicon:
         plurals = {word[:-1] for word in words if word[-1:] == "s"}
         return [entry for each in self._lists for entry in each.candidates(words | plurals)]
 
-    def digest(self, texts: Iterable[str]) -> str:
-        """Return the SHA-256 (hex) of the entries that can act on these texts; "" if no entry can act.
+    def digest(self, entries: Iterable[LexiconEntry]) -> str:
+        """Return the SHA-256 (hex) of entries that `candidates` has returned, as far as the engine uses them.
 
-        So a new entry does not change the cache key of texts that do not contain its word.
+        The entry of an earlier list hides an entry with the same word. So the same pronunciations have one digest,
+        whether they come from the request or from a file.
         """
-        acting = [self._values(entry) for text in texts for entry in self.candidates(text)]
-        if not acting:
-            return ""
-        canonical = json.dumps(sorted(dict.fromkeys(acting)), ensure_ascii=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        used: dict[tuple[bool, str], LexiconEntry] = {}
+        for entry in entries:
+            used.setdefault(key_of(entry), entry)
+        # In the order of the words. Entries with the same word stay in the order of their lists, which matters.
+        values = [self._values(entry) for entry in sorted(used.values(), key=lambda entry: folded(entry.word))]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
     def _values(self, entry: LexiconEntry) -> tuple[str, str, bool, str]:
         return entry.word, entry.say, entry.case_sensitive, (entry.ipa or "") if self.ipa else ""

@@ -23,6 +23,7 @@ PAGES = (
     "api",
     "studio",
     "voices",
+    "lexicon",
     "watermark",
     "models",
     "scaling",

@@ -327,6 +327,30 @@ def turns_speaker(server: Server, route: str) -> None:
 
 SAID = frozenset({CONVERSATION})
 TURNS = frozenset({DIALOGUE})
+ENTRY = {"word": "Apples", "say": "pears"}
+
+
+def lexicon(**changed: Any) -> Callable[[Server, str], None]:
+    """Check that an entry with these fields acts, and that the entry with the word `nothing` does not."""
+
+    def check(server: Server, route: str) -> None:
+        assert "pears" in server.speak(route, lexicon=[ENTRY | changed]).spoken
+        assert "apples" in server.speak(route, lexicon=[ENTRY | {"word": "nothing"}]).spoken
+
+    return check
+
+
+def lexicon_case(server: Server, route: str) -> None:
+    assert "apples" in server.speak(route, lexicon=[ENTRY | {"case_sensitive": True}]).spoken
+    assert "pears" in server.speak(route, lexicon=[ENTRY | {"word": "apples", "case_sensitive": True}]).spoken
+
+
+def lexicon_ipa(server: Server, route: str) -> None:
+    assert "pears" in server.speak(route, lexicon=[ENTRY | {"ipa": "p\u025b\u0279z"}]).spoken  # the engine has no IPA
+    only_ipa = [{"word": "nothing", "say": "x"}, {"word": "apples", "ipa": "p\u025b\u0279z"}]
+    assert server.ask(route, lexicon=only_ipa).error == (400, "lexicon.1.ipa")
+
+
 SPEECHES = frozenset({SPEECH, STREAMING, STREAM})
 CHOOSING = ROUTES - {GENERATE, PREVIEW}  # the routes whose voice is neither in the path nor in voice_id
 
@@ -355,6 +379,11 @@ ROWS: dict[str, Row] = {
     "parallel": Row(parallel, lacking="named", value=True),
     "verify": Row(verify),
     "best_of": Row(best_of, lacking="named", value=3),
+    "lexicon": Row(lexicon()),
+    "lexicon[].word": Row(lexicon(word="apples")),
+    "lexicon[].say": Row(lexicon(say="two pears")),
+    "lexicon[].case_sensitive": Row(lexicon_case),
+    "lexicon[].ipa": Row(lexicon_ipa),
     "input": Row(words("input"), ROUTES - {DIALOGUE}, ignored="Not this."),
     "text": Row(words("text"), ROUTES - {DIALOGUE} - SPEECHES, ignored="Not this."),
     "voice_id": Row(voice_id, frozenset({GENERATE}), ignored="echo"),

@@ -220,6 +220,7 @@ WRONG: list[tuple[str, list[Any]]] = [
     ("parallel", ["nein", 0, 1]),
     ("verify", ["auto", 0, 1]),
     ("best_of", ["2.5", True, 1.5, [2]]),
+    ("lexicon", ["SQL", {"SQL": "sequel"}, ["SQL"], [{"word": "SQL", "say": 5}], [{"word": "SQL", "says": "sequel"}]]),
 ]
 
 
@@ -468,7 +469,8 @@ CHANGES: dict[str, list[Any]] = {
 
 
 def test_digest_changes_cover_every_field():
-    assert CHANGES.keys() | {"model", "use_cache", "verify"} == {
+    # The resolver adds the entries of `lexicon` that can act on the text.
+    assert CHANGES.keys() | {"model", "use_cache", "verify", "lexicon"} == {
         field.name for field in dataclasses.fields(SpeechRequest)
     }
 

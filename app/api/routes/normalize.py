@@ -8,23 +8,32 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter
 
 from app.api.errors import problems
-from app.api.requests import NormalizeBody
+from app.api.requests import NormalizeBody, lexicon_entries
 from app.api.responses import NormalizedPiece, NormalizedText, NormalizedWord
 from app.engines.registry import specs
 from app.errors import UnsupportedParameter
 from app.generator.job import spoken_language
 from app.generator.planning import read_text
+from app.text.pronunciations import Lexicon, WordList
 
 if TYPE_CHECKING:
     from app.api.auth import Gate
     from app.engines.manager import EngineManager
+    from app.generator.lexicons import LexiconStore
     from app.text.normalizer import Normalizer
+    from app.text.spans import SpannedText
     from app.types import TextPacking
     from app.voices.store import VoiceStore
 
 
 def router(
-    manager: EngineManager, voices: VoiceStore, normalizer: Normalizer, gate: Gate, max_input_chars: int
+    manager: EngineManager,
+    voices: VoiceStore,
+    normalizer: Normalizer,
+    lexicons: LexiconStore,
+    gate: Gate,
+    *,
+    max_input_chars: int,
 ) -> APIRouter:
     """The route that normalises a text. max_input_chars: the maximum number of characters of the text."""
     routes = APIRouter(tags=["speech"], route_class=gate.route("speak"))
@@ -35,9 +44,19 @@ def router(
         text, voice_id = body.checked(max_input_chars)
         packing = _packing(manager, body.engine)
         voice = voices.get(voice_id)
-        sentences = await asyncio.to_thread(
-            read_text, text, normalizer, packing, lambda part: spoken_language(body.language, part, voice.language)
-        )
+        entries = lexicon_entries(body.lexicon, "lexicon")
+
+        def read() -> list[SpannedText]:
+            lexicon = Lexicon((WordList(entries), *lexicons.lists(voice.id)), ipa=packing.ipa)
+            return read_text(
+                text,
+                normalizer,
+                packing,
+                lambda part: spoken_language(body.language, part, voice.language),
+                lexicon or None,
+            )
+
+        sentences = await asyncio.to_thread(read)
         pieces = [
             NormalizedPiece(text=text[start:end], spoken=sentence.text, start_char=start, end_char=end)
             for sentence in sentences

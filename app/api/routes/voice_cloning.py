@@ -40,6 +40,7 @@ from app.api.voice_creation import (
     Transcripts,
 )
 from app.errors import NotFound, UnknownVoice
+from app.text.lexicon_file import parse_lexicon
 from app.voices import archive
 from app.voices.voice_file import wav
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from app.api.auth import Gate
     from app.api.speaking import Speaking
     from app.api.voice_creation import VoiceCreation
+    from app.generator.lexicons import LexiconStore
     from app.voices.store import VoiceStore
 
 log: Any = structlog.get_logger(__name__)
@@ -68,12 +70,12 @@ class VoicePatch(BaseModel):
     transcript: Annotated[str | None, Field(description="The exact words of the stored recording.")] = None
 
 
-def router(speaking: Speaking, gate: Gate, creation: VoiceCreation) -> APIRouter:
+def router(speaking: Speaking, gate: Gate, creation: VoiceCreation, lexicons: LexiconStore) -> APIRouter:
     """The routes below `/voice-cloning` that need an API key, if the server has keys."""
     routes = APIRouter(tags=["voices"], route_class=gate.route("clone"))
     _add_creation_routes(routes, creation)
     _add_voice_routes(routes, creation)
-    _add_file_routes(routes, creation)
+    _add_file_routes(routes, creation, lexicons)
     spoken = APIRouter(tags=["voices"], route_class=gate.route("speak"))
     _add_speech_routes(spoken, speaking, creation.voices)
     routes.include_router(spoken)
@@ -181,7 +183,7 @@ def _add_voice_routes(routes: APIRouter, creation: VoiceCreation) -> None:
         return DeletedClone(status="success", message=message, id=voice_id)
 
 
-def _add_file_routes(routes: APIRouter, creation: VoiceCreation) -> None:
+def _add_file_routes(routes: APIRouter, creation: VoiceCreation, lexicons: LexiconStore) -> None:
     voices = creation.voices
 
     @routes.get(
@@ -233,6 +235,9 @@ def _add_file_routes(routes: APIRouter, creation: VoiceCreation) -> None:
             consent=unpacked.consent,
             origin="import",
         )
+        if unpacked.lexicon is not None:
+            entries = parse_lexicon(unpacked.lexicon).entries
+            await asyncio.to_thread(lexicons.replace, entries, stored.id)
         return Cloned.of("The voice was imported", voice.voice.name, stored)
 
 

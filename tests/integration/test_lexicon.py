@@ -1,0 +1,242 @@
+"""Pronunciation dictionaries over HTTP: what is spoken differs, who may change them, and a restart keeps them."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from app.generator import lexicons as lexicons_module
+from app.keys import SCOPES, KeyFile
+from tests.integration.test_api_routes import problem
+from tests.support import samples
+from tests.support.live import serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.integration
+
+LEXICON = "/v1/audio/lexicon"
+TEXT = "The SQL server runs."
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def server_url(folder: Path) -> Iterator[str]:
+    with serving(folder) as url:
+        yield url
+
+
+@pytest.fixture
+def http(server_url: str, folder: Path) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server_url, timeout=60) as client:
+        yield client
+        client.put(LEXICON, json={"entries": []}).raise_for_status()
+        for path in (folder / "lexicons").glob("*.tsv"):
+            client.put(LEXICON, params={"voice": path.stem}, json={"entries": []}).raise_for_status()
+
+
+def refused(answer: httpx.Response) -> tuple[int, str | None]:
+    """Return the status and the `param` of an error."""
+    return answer.status_code, problem(answer)["param"]
+
+
+def put(http: httpx.Client, *entries: tuple[str, str], voice: str | None = None) -> dict[str, Any]:
+    body = {"entries": [{"word": word, "say": say} for word, say in entries]}
+    answer = http.put(LEXICON, json=body, params={"voice": voice} if voice else {})
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def speak(http: httpx.Client, text: str = TEXT, **fields: Any) -> httpx.Response:
+    answer = http.post("/v1/audio/speech", json={"input": text, "response_format": "pcm", **fields})
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def progress_texts(http: httpx.Client, path: str, body: dict[str, Any]) -> str:
+    """The texts of the `speech.progress` events: what the engine speaks."""
+    answer = http.post(path, json={**body, "stream_format": "sse", "progress": True, "cache": False})
+    assert answer.status_code == 200, answer.text
+    events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: {")]
+    return " ".join(event["text"] for event in map(json.loads, events) if event["type"] == "speech.progress")
+
+
+def test_entries_are_stored_listed_and_deleted(http: httpx.Client, folder: Path) -> None:
+    assert http.get(LEXICON).json() == {"entries": [], "problems": []}
+    stored = put(http, ("SQL", "sequel"), ("24/7", "around the clock"))
+    assert stored["entries"][0] == {"word": "SQL", "say": "sequel", "case_sensitive": False, "ipa": None}
+    assert http.get("/api/v1/audio/lexicon").json() == stored
+    assert (folder / "lexicon.tsv").read_text() == "SQL\tsequel\n24/7\taround the clock\n"
+    assert http.put(LEXICON, json=stored).json() == stored  # an answer of GET is a body of PUT
+    deleted = http.delete(f"{LEXICON}/24%2F7")
+    assert deleted.json()["entries"][0]["word"] == "24/7"
+    assert http.delete(f"{LEXICON}/sql").json()["deleted"] is True
+    assert refused(http.delete(f"{LEXICON}/sql")) == (404, "word")
+    assert http.get(LEXICON).json()["entries"] == []
+
+
+def test_new_entry_changes_the_speech_and_only_of_texts_with_its_word(http: httpx.Client) -> None:
+    other_text = "Nothing of that kind is here."
+    plain, other = speak(http), speak(http, other_text)
+    assert speak(http).headers["x-cache"] == "hit"
+    put(http, ("SQL", "sequel"))
+    changed = speak(http)
+    assert changed.headers["x-cache"] == "miss"
+    assert changed.content != plain.content
+    assert changed.headers["x-tts-seed"] == plain.headers["x-tts-seed"]
+    again = speak(http, other_text)
+    assert (again.headers["x-cache"], again.content) == ("hit", other.content)
+    assert speak(http).headers["x-cache"] == "hit"
+    put(http)
+    assert speak(http).content == plain.content
+
+
+def test_request_wins_over_voice_and_voice_over_server(http: httpx.Client) -> None:
+    put(http, ("SQL", "server"))
+    put(http, ("sql", "voice"), voice="nova")
+    path = "/v1/audio/speech"
+    body = {"input": TEXT, "voice": "nova"}
+    assert progress_texts(http, path, {"input": TEXT}) == "The server server runs."
+    assert progress_texts(http, path, body) == "The voice server runs."
+    assert (
+        progress_texts(http, path, {**body, "lexicon": [{"word": "SQL", "say": "request"}]})
+        == "The request server runs."
+    )
+    assert http.get(LEXICON, params={"voice": "Nova"}).json()["entries"][0]["say"] == "voice"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/audio/speech", {"input": TEXT}),
+        ("/v1/audio/speech/streaming", {"input": TEXT}),
+        ("/api/v1/audio/speech/stream", {"input": TEXT}),
+        ("/v1/audio/conversation", {"text": TEXT}),
+        ("/v1/audio/dialogue", {"turns": [{"text": "The SQL"}, {"text": "server runs.", "voice": "echo"}]}),
+        ("/v1/voice-cloning/generate", {"text": TEXT, "voice_id": "nova"}),
+        ("/v1/voice-cloning/voices/nova/preview", {"text": TEXT}),
+        ("/v1/audio/speech", {"input": TEXT, "normalize": False}),
+        ("/v1/audio/speech", {"input": TEXT, "language": "de"}),
+    ],
+)
+def test_lexicon_acts_on_every_route(http: httpx.Client, path: str, body: dict[str, Any]) -> None:
+    entry = {"word": "sql", "say": "sequel"}
+    assert progress_texts(http, path, {**body, "lexicon": [entry]}) == "The sequel server runs."
+    put(http, ("SQL", "sequel"))
+    assert progress_texts(http, path, body) == "The sequel server runs."
+
+
+def test_entries_of_a_request_are_part_of_its_cache_key(http: httpx.Client) -> None:
+    first = speak(http, "An SQL query", lexicon=[{"word": "SQL", "say": "sequel"}])
+    assert first.headers["x-cache"] == "miss"
+    assert speak(http, "An SQL query", lexicon=[{"word": "SQL", "say": "sequel"}]).headers["x-cache"] == "hit"
+    assert speak(http, "An SQL query", lexicon=[{"word": "SQL", "say": "squeal"}]).headers["x-cache"] == "miss"
+    unrelated = [{"word": "SQL", "say": "sequel"}, {"word": "York", "say": "yawk"}]
+    assert speak(http, "An SQL query", lexicon=unrelated).headers["x-cache"] == "hit"
+    put(http, ("SQL", "sequel"))  # the same pronunciation from the server's dictionary
+    assert (speak(http, "An SQL query").headers["x-cache"], speak(http, "An SQL query").content) == (
+        "hit",
+        first.content,
+    )
+
+
+@pytest.mark.parametrize(
+    ("entries", "place"),
+    [
+        ([{"word": "", "say": "x"}], "0.word"),
+        ([{"word": "a", "say": "x"}, {"word": "b", "say": "."}], "1.say"),
+        ([{"word": "a", "say": "x"}, {"word": "A", "say": "y"}], "1.word"),
+        ([{"word": "a", "ipa": "5"}], "0.ipa"),
+        ([{"say": "x"}], "0.word"),
+        ([{"word": 5, "say": "x"}], "0.word"),
+        ([{"word": "a", "say": "x", "case": True}], "0.case"),
+        ([{"word": "a" * 201, "say": "x"}], "0.word"),
+        ([{"word": "a"}], "0.say"),
+    ],
+)
+def test_wrong_entry_is_a_400_with_its_place(http: httpx.Client, entries: list[dict[str, Any]], place: str) -> None:
+    assert refused(http.put(LEXICON, json={"entries": entries})) == (400, f"entries.{place}")
+    answer = http.post("/v1/audio/speech", json={"input": TEXT, "lexicon": entries})
+    assert refused(answer) == (400, f"lexicon.{place}")
+    assert http.get(LEXICON).json()["entries"] == []
+
+
+def test_too_many_entries_are_a_400(http: httpx.Client) -> None:
+    entries = [{"word": f"w{number}", "say": "x"} for number in range(10_001)]
+    assert refused(http.put(LEXICON, json={"entries": entries})) == (400, "entries")
+    assert http.put(LEXICON, json={"entries": entries[:-1]}).status_code == 200
+    speak(http, "w77 and w78")
+
+
+@pytest.mark.parametrize("voice", ["nobody", "draft_x", ""])
+def test_dictionary_of_an_unknown_voice_is_a_404(http: httpx.Client, voice: str) -> None:
+    assert refused(http.get(LEXICON, params={"voice": voice})) == (404, "voice")
+    assert refused(http.put(LEXICON, params={"voice": voice}, json={"entries": []})) == (404, "voice")
+
+
+def test_scopes(tmp_path: Path) -> None:
+    keys = {scope: KeyFile(tmp_path).add(scope, [scope]) for scope in SCOPES}
+    body = {"entries": [{"word": "SQL", "say": "sequel"}]}
+    with serving(tmp_path) as url, httpx.Client(base_url=url) as http:
+        for scope, key in keys.items():
+            headers = {"Authorization": f"Bearer {key}"}
+            assert http.get(LEXICON, headers=headers).status_code == (200 if scope == "speak" else 403)
+            allowed = 200 if scope == "clone" else 403
+            assert http.put(LEXICON, headers=headers, json=body).status_code == allowed
+            assert http.delete(f"{LEXICON}/SQL", headers=headers).status_code == allowed
+        assert http.get(LEXICON).status_code == 401
+
+
+def test_restart_keeps_entries_and_an_edited_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lexicons_module, "CHECK_FILES_S", 0.0)
+    with serving(tmp_path) as url, httpx.Client(base_url=url) as http:
+        put(http, ("SQL", "sequel"))
+        put(http, ("York", "yawk"), voice="nova")
+        spoken = speak(http).content
+    with (tmp_path / "lexicon.tsv").open("a") as file:
+        file.write("this line is broken\n")
+    with serving(tmp_path) as url, httpx.Client(base_url=url) as http:
+        assert [entry["word"] for entry in http.get(LEXICON).json()["entries"]] == ["SQL"]
+        assert http.get(LEXICON).json()["problems"][0].startswith("lexicon.tsv, line 2: The line has no tab.")
+        assert [entry["word"] for entry in http.get(LEXICON, params={"voice": "nova"}).json()["entries"]] == ["York"]
+        again = speak(http)
+        assert (again.headers["x-cache"], again.content) == ("hit", spoken)
+        (tmp_path / "lexicon.tsv").write_text("SQL\tsquirrel\n")
+        assert progress_texts(http, "/v1/audio/speech", {"input": TEXT}) == "The squirrel server runs."
+
+
+def test_dictionary_of_a_cloned_voice_is_exported_imported_and_deleted(http: httpx.Client, folder: Path) -> None:
+    files = {"audio_file": ("a.wav", samples.file(samples.speech(), "wav"))}
+    fields = {"name": "Ada", "transcript": samples.TEXT}
+    voice = http.post("/v1/voice-cloning/clone", data=fields, files=files).json()["voice"]["id"]
+    put(http, ("SQL", "squeal"), voice="ada")
+    assert (folder / "cloned_voices" / voice / "lexicon.tsv").read_text() == "SQL\tsqueal\n"
+    exported = http.get(f"/v1/voice-cloning/voices/{voice}/export").content
+    assert zipfile.ZipFile(io.BytesIO(exported)).read("lexicon.tsv") == b"SQL\tsqueal\n"
+    imported = http.post("/v1/voice-cloning/import", files={"file": ("voice.zip", exported)}).json()["voice"]["id"]
+    assert http.get(LEXICON, params={"voice": imported}).json()["entries"][0]["say"] == "squeal"
+    assert http.get("/v1/voice-cloning/voices").json()["problems"] == {}
+    for each in (voice, imported):
+        http.delete(f"/v1/voice-cloning/voices/{each}").raise_for_status()
+        assert http.get(LEXICON, params={"voice": each}).status_code == 404
+
+
+def test_parallel_puts_leave_one_whole_dictionary(http: httpx.Client) -> None:
+    lists = [[(f"word{number}x{place}", f"say {number}") for place in range(300)] for number in "abcdefgh"]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda entries: put(http, *entries), lists))
+    found = [(entry["word"], entry["say"]) for entry in http.get(LEXICON).json()["entries"]]
+    assert found in lists
+    assert [[(entry["word"], entry["say"]) for entry in answer["entries"]] for answer in answers] == lists
