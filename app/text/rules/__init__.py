@@ -19,13 +19,14 @@ from app.text.rules import codes, common, dates, grouping, measures, money, net,
 from app.text.spans import Replacement, SpannedText
 
 DIGITS, SUPERSCRIPTS, ANY = "0123456789₀₁₂₃₄₅₆₇₈₉", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", ""
+INNER_DOT, ADDRESS = ".", "./"  # a full stop before a letter or a digit; the same, or two slashes
 # Pattern, replacement, and the characters of which a paragraph must contain at least one (ANY = the rule always runs).
 # No rule puts such a character into a paragraph, if the paragraph did not already have one.
 _Rule = tuple[re.Pattern[str], Replacement, str]
 _RULES: tuple[_Rule, ...] = (
     (re.compile(r"[0-9]{41,}"), lambda match: f" {number_words.digits(match[0])} ", DIGITS),
     (words.CITATION, "", DIGITS),
-    (net.URL, net.verbalize_url, ANY),
+    (net.URL, net.verbalize_url, ADDRESS),
     (net.EMAIL, net.verbalize_email, "@"),
     (words.HEART, "love", "<"),
     (words.SMILEY, " ", ANY),
@@ -34,9 +35,9 @@ _RULES: tuple[_Rule, ...] = (
     (net.IPV6, net.verbalize_ipv6, ":"),
     (grouping.DOT_GROUPS, grouping.rewrite_dot_groups, DIGITS),
     (net.IPV4, net.verbalize_ipv4, DIGITS),
-    (net.FILE, net.verbalize_file, "."),
-    (net.DOMAIN, net.verbalize_domain, "."),
-    (net.BARE_FILE, lambda match: f"dot {net.spoken_ending(match[1]) if match[1] != 'NET' else 'NET'}", "."),
+    (net.FILE, net.verbalize_file, INNER_DOT),
+    (net.DOMAIN, net.verbalize_domain, INNER_DOT),
+    (net.BARE_FILE, lambda match: f"dot {net.spoken_ending(match[1]) if match[1] != 'NET' else 'NET'}", INNER_DOT),
     (net.WINDOWS_PATH, net.verbalize_windows_path, "\\"),
     (grouping.SWISS_END, "", DIGITS),
     (grouping.APOSTROPHES, grouping.rewrite_apostrophes, DIGITS),
@@ -218,19 +219,28 @@ def _mark_sentence_start(match: common.Match) -> str:
     return match[0] if is_abbreviation else f"{match[0]}{common.SENTENCE_START}"
 
 
-@functools.cache
-def _select(rules: tuple[_Rule, ...], present: frozenset[str]) -> tuple[tuple[re.Pattern[str], Replacement], ...]:
-    """Return the rules whose characters (a key of `_NEEDED`) are present."""
-    return tuple((pattern, replacement) for pattern, replacement, needed in rules if needed in present)
-
-
 _NEEDED = {needed: frozenset(needed) for *_, needed in (*_RULES, *_RULES_AFTER_UNITS)}
+_INNER_DOT = re.compile(r"[.]\w")
 
 
 def _present(text: str) -> frozenset[str]:
-    """Return the keys of `_NEEDED` of which the text contains a character."""
+    """Return the keys of `_NEEDED` that apply to a text."""
     chars = set(text)
-    return frozenset(key for key, needed in _NEEDED.items() if not key or not needed.isdisjoint(chars))
+    present = {key for key, needed in _NEEDED.items() if not key or not needed.isdisjoint(chars)}
+    if INNER_DOT in present and _INNER_DOT.search(text) is None:
+        present.discard(INNER_DOT)
+        if "//" not in text:
+            present.discard(ADDRESS)
+    return frozenset(present)
+
+
+@functools.cache
+def _select(present: frozenset[str]) -> tuple[tuple[tuple[re.Pattern[str], Replacement], ...], ...]:
+    """Return the rules of both stages whose key of `_NEEDED` is present."""
+    return tuple(
+        tuple((pattern, replacement) for pattern, replacement, needed in rules if needed in present)
+        for rules in (_RULES, _RULES_AFTER_UNITS)
+    )
 
 
 def apply_rules(text: SpannedText, name_unit: common.UnitNamer) -> SpannedText:
@@ -249,15 +259,16 @@ def apply_rules(text: SpannedText, name_unit: common.UnitNamer) -> SpannedText:
         return match[0] if name is None else f"{number_words.number(match[1])} {name}"
 
     present = _present(text.text)
+    rules, rules_after_units = _select(present)
     has_digits = DIGITS in present
     if has_digits:
         text = measures.mark_inches(text.sub(_DIGITS_FIRST, _mark_sentence_start))
-    for pattern, replacement in _select(_RULES, present):
+    for pattern, replacement in rules:
         text = text.sub(pattern, replacement)
     if has_digits:
         if "(" not in text.text:
             text = text.sub(words.ENUMERATOR, r"\1, ")
         text = text.sub(measures.UNKNOWN_UNIT, verbalize_unknown_unit)
-    for pattern, replacement in _select(_RULES_AFTER_UNITS, present):
+    for pattern, replacement in rules_after_units:
         text = text.sub(pattern, replacement)
     return text.sub(_MARKED_START, lambda match: match[1].upper()) if has_digits else text
