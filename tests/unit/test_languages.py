@@ -45,6 +45,50 @@ It was a dark and stormy night; the rain fell in torrents.
 Man on the moon
 Order 66
 In 2024 all men are born free.
+The meeting is on March 5 at 10:30.
+Thank you for your order no. 12345.
+How much is it? It's $12.50.
+Set a timer for 5 minutes.
+Play "La Vie en rose" by Édith Piaf.
+Navigate to Rue de Rivoli 99.
+Directions to El Camino Real
+Weather in São Paulo: 25 °C
+Dr. Müller has 3 patients.
+Meet me at Café de Flore.
+Total: 12 items
+OK, 5 min.
+Via Roma 12, Milano
+He said "je t'aime" and left.
+The word "und" means "and" in German.
+Translate "Wo ist der Bahnhof?" into English.
+How do you say "das ist gut" in English?
+Angela Merkel, Olaf Scholz, Emmanuel Macron
+FC Bayern München 3-2 Real Madrid
+Champs-Élysées
+Pizza Margherita costs 12 euros.
+Als and os are not words
+I am
+Do, a deer, a female deer
+Model 3
+status: ok
+error 404
+Lorem ipsum dolor sit amet
+Push to main and open a PR.
+SELECT * FROM users WHERE id = 5
+import os
+def main(): return 0
+ja
+no
+si
+U2 and I
+Mr. and Mrs. de la Cruz
+Leonardo DiCaprio
+The Da Vinci Code
+Das Kapital
+Los Angeles Lakers 110, Las Vegas Aces 102
+El Niño
+La Niña
+De Niro and Van Damme
 """
 OTHERS = """
 de Das kostet 3,50 € am 24.12.2024
@@ -129,6 +173,66 @@ cmn 发邮件到 someone.with.long.name@example.com 吧
 ru Файл `src/components/Button/index.tsx` удалён
 ca Bon dia, com està? Avui és el meu aniversari.
 id Terima kasih, saya akan pergi ke pasar hari ini.
+de Hallo, wie geht's dir?
+de Der Termin ist am 5. März um 10:30 Uhr.
+de Bitte rufen Sie mich unter 030 123456 an.
+de Das Paket wiegt 2,5 kg und kostet 12,99 €.
+de Es sind 20 °C draußen.
+de Ihr Kontostand beträgt 1.234,56 €.
+de Die Besprechung wurde auf Montag verschoben.
+de Vielen Dank für Ihre Bestellung Nr. 12345.
+de Heute ist der 24. Dezember 2024.
+de Achtung! Zug 4711 hat 15 Minuten Verspätung.
+fr Il y a 3 chats dans la maison.
+fr Votre commande n° 12345 est prête.
+fr Le 14 juillet 1789, le peuple prit la Bastille.
+fr Rendez-vous à 15h30.
+fr Ça coûte 12,50 €.
+fr Merci pour votre message.
+fr La température est de 20 °C.
+es Son las 3 de la tarde.
+es La reunión es el 5 de marzo a las 10:30.
+es ¿Cuánto cuesta? Cuesta 12,50 €.
+es Gracias por su compra.
+es Su pedido número 12345 está listo.
+es 1º de mayo de 2024, día del trabajo
+es Hace 20 grados en Madrid.
+it Sono le 3 del pomeriggio.
+it La riunione è il 5 marzo alle 10:30.
+it Quanto costa? Costa 12,50 €.
+it Grazie per il tuo ordine.
+it Il suo ordine numero 12345 è pronto.
+pt São 3 horas da tarde.
+pt A reunião é no dia 5 de março às 10:30.
+pt Quanto custa? Custa R$ 12,50.
+pt Obrigado pela sua compra.
+pt O 1º lugar foi para o Brasil.
+nl Het is 3 uur in de middag.
+nl De vergadering is op 5 maart om 10:30 uur.
+nl Hoeveel kost het? Het kost € 12,50.
+nl Bedankt voor uw bestelling.
+pl Jest godzina 15:30.
+pl Spotkanie jest 5 marca o 10:30.
+pl Ile to kosztuje? 12,50 zł.
+pl Dziękuję za zamówienie nr 12345.
+sv Mötet är den 5 mars klockan 10:30.
+sv Hur mycket kostar det? 12,50 kr.
+sv Tack för din beställning.
+da Mødet er den 5. marts klokken 10:30.
+da Hvor meget koster det? 12,50 kr.
+da Tak for din bestilling.
+nb Møtet er 5. mars klokken 10:30.
+nb Hvor mye koster det? 12,50 kr.
+nb Takk for bestillingen din.
+fi Paljonko se maksaa? 12,50 €.
+cs Schůzka je 5. března v 10:30.
+cs Kolik to stojí? 12,50 Kč.
+cs Děkujeme za vaši objednávku.
+tr Toplantı 5 Mart'ta saat 10:30'da.
+tr Ne kadar? 12,50 TL.
+tr Siparişiniz için teşekkür ederiz.
+hu A találkozó március 5-én 10:30-kor lesz.
+ro Întâlnirea este pe 5 martie la ora 10:30.
 """
 
 
