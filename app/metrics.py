@@ -68,7 +68,7 @@ class Metrics:
             registry=self.registry,
         )
         self._cache = Counter(
-            "tts_cache", "Answers by cache result: hit, miss, off", ["result"], registry=self.registry
+            "tts_cache", "Answers by cache result: hit, miss, shared, off", ["result"], registry=self.registry
         )
         self._guard = Counter("tts_guard", "Corrections by the output guard, by rule", ["rule"], registry=self.registry)
         self._verified = Counter(
@@ -99,8 +99,9 @@ class Metrics:
         self._key_tokens.labels(key, "input").inc(input_tokens)
         self._key_tokens.labels(key, "output").inc(output_tokens)
 
-    def first_audio(self, engine: str, seconds: float, *, hit: bool) -> None:
-        self._first_audio.labels(engine, "hit" if hit else "miss").observe(seconds)
+    def first_audio(self, engine: str, seconds: float, cache: str) -> None:
+        """Count the time to first audio. cache: hit, miss, shared or off; `off` is counted as a miss."""
+        self._first_audio.labels(engine, "miss" if cache == "off" else cache).observe(seconds)
 
     def spoken(self, engine: str, audio_format: str, audio_s: float, engine_s: float, underruns: int) -> None:
         """Count a complete answer.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -81,14 +81,22 @@ class SpeechRequest:
     lexicon: tuple[LexiconEntry, ...] = ()  # pronunciations for this request
 
     def digest(self, *context: str) -> str:
-        """The cache key: the SHA-256 (hex) of everything that changes the bytes of the answer.
+        """The cache key: the SHA-256 (hex) of everything that changes the audio of the answer.
 
-        context: further texts to include, such as the engine's fingerprint and the digests of the voices. The field
-        `model` is not included, because several aliases name the same engine, and `verify` is not included, because a
-        checked answer also answers a request without a check. `lexicon` is not included: the caller adds the entries
-        that can change the speech to `context`.
+        context: further texts to include, such as the engine's fingerprint and the digests of the voices. The format
+        and the sample rate are not included, because every answer is encoded from the same audio. The field `model` is
+        not included, because several aliases name the same engine, and `verify` is not included, because a checked
+        answer also answers a request without a check. `lexicon` is not included: the caller adds the entries that can
+        change the speech to `context`.
         """
-        return self._hash(("model", "use_cache", "verify", "lexicon"), context)
+        return self._hash(("model", "use_cache", "verify", "lexicon", "format", "sample_rate_hz"), context)
+
+    def with_short_texts(self) -> SpeechRequest:
+        """Return the request with a digest instead of each long text.
+
+        Its cache key and seed are computed from it, so that a long text is read once for both.
+        """
+        return replace(self, lines=tuple(replace(line, text=_short(line.text)) for line in self.lines))
 
     def content_seed(self, *context: str) -> int:
         """A seed (31 bits) that depends on text, voices and sampling, and not on the audio format."""
@@ -121,6 +129,17 @@ class SpeechRequest:
         kept = {name: value for name, value in values.items() if name not in left_out}
         canonical = json.dumps([kept, context], sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+_LONG_TEXT_CHARS = 1_000
+_DIGEST = "\0sha256 "
+
+
+def _short(text: str) -> str:
+    """Return a short text unchanged, and the SHA-256 of a long text."""
+    if len(text) <= _LONG_TEXT_CHARS and not text.startswith(_DIGEST):
+        return text
+    return _DIGEST + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _fields_of(record: SpeechRequest | Line | Sampling) -> dict[str, object]:

@@ -580,7 +580,11 @@ RATE_LIMIT_HEADERS: Mapping[str, Schema] = {
 _SPEECH_HEADERS: Mapping[str, Schema] = {
     "X-TTS-Engine": text_header("The engine that produced the audio."),
     "X-TTS-Seed": text_header("The seed. Send it as `seed` to get the same audio again.", pattern="^-?[0-9]+$"),
-    "X-Cache": text_header("Whether the audio comes from the cache.", enum=["hit", "miss"]),
+    "X-Cache": text_header(
+        "Where the audio comes from: the cache (`hit`), a new generation (`miss`), the generation of an equal request "
+        "that is being spoken (`shared`), or a new generation that is not cached (`off`).",
+        enum=["hit", "miss", "shared", "off"],
+    ),
     "X-Voice-State": text_header("`uncast` = the voice has no recording yet and uses a fixed seed.", enum=["uncast"]),
     "X-TTS-Guard": text_header("The rules of the output guard that the speech broke, for example `repeat,silence`."),
     "X-TTS-Verified": text_header(

@@ -170,13 +170,13 @@ async def speech_stream(
     answer = await prepare()
     async with contextlib.aclosing(answer.stream) as audio:
         first = await anext(audio, b"")
-        metrics.first_audio(answer.engine, time.monotonic() - started_s, hit=answer.hit)
+        metrics.first_audio(answer.engine, time.monotonic() - started_s, answer.cache)
         headers = [
             ("content-type", SSE_MEDIA_TYPE if sse else answer.media_type),
             *STREAM_HEADERS,
             ("x-tts-engine", answer.engine),
             ("x-tts-seed", str(answer.seed)),
-            ("x-cache", "hit" if answer.hit else "miss"),
+            ("x-cache", answer.cache),
             ("openai-processing-ms", str(round((time.monotonic() - started_s) * 1000))),
         ]
         if answer.ignored:

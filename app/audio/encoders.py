@@ -3,7 +3,8 @@
 One encoder encodes all samples of a response, so that the joined output is one file without gaps. If each sentence had
 a separate encoder, codec padding would be between the sentences. The layout of the files is the same as from
 api.openai.com: MP3 frames without a header, AAC as ADTS, one logical Ogg Opus stream, FLAC and WAV of unknown length,
-raw PCM. The same samples always give the same file, even if they are encoded in blocks of another size.
+raw PCM. If the number of samples is known before, the headers of FLAC and WAV state it. The same samples always give
+the same file, even if they are encoded in blocks of another size.
 
 This module does not depend on HTTP, engines or text.
 """
@@ -17,8 +18,8 @@ import av
 import numpy as np
 
 from app.audio import pcm
-from app.audio.formats import AUDIO_FORMATS, MAX_RATE_HZ, MIN_RATE_HZ, CodecRecipe, PcmRecipe
-from app.audio.resample import StreamResampler
+from app.audio.formats import AUDIO_FORMATS, MAX_RATE_HZ, MIN_RATE_HZ, CodecRecipe
+from app.audio.resample import StreamResampler, resampled_length
 from app.errors import UnsupportedParameter
 
 if TYPE_CHECKING:
@@ -68,14 +69,28 @@ def check_rate(audio_format: AudioFormat, rate_hz: int) -> None:
         raise UnsupportedParameter(message, param="sample_rate")
 
 
-def open_encoder(audio_format: AudioFormat, rate_hz: int) -> Encoder:
+def open_encoder(audio_format: AudioFormat, rate_hz: int, samples: int | None = None) -> Encoder:
     """Return a new encoder for samples at rate_hz. Takes up to 2 ms.
 
-    Raises UnsupportedParameter if the format does not support the sample rate.
+    samples: how many samples the caller will encode, for the header of the file; None = not known yet. Raises
+    UnsupportedParameter if the format does not support the sample rate.
     """
     check_rate(audio_format, rate_hz)
     recipe = AUDIO_FORMATS[audio_format].recipe
-    return _PcmEncoder(recipe.header(rate_hz)) if isinstance(recipe, PcmRecipe) else _CodecEncoder(recipe, rate_hz)
+    if isinstance(recipe, CodecRecipe):
+        return _CodecEncoder(recipe, rate_hz, samples)
+    if samples is None or recipe.exact_header is None:
+        return _PcmEncoder(recipe.header(rate_hz))
+    return _PcmEncoder(recipe.exact_header(rate_hz, samples))
+
+
+def encoded_bytes(audio_format: AudioFormat, rate_hz: int, samples: int) -> int | None:
+    """Return the size of a file of `samples` samples at rate_hz; None if only encoding shows it."""
+    recipe = AUDIO_FORMATS[audio_format].recipe
+    if isinstance(recipe, CodecRecipe):
+        return None
+    header = recipe.header(rate_hz) if recipe.exact_header is None else recipe.exact_header(rate_hz, samples)
+    return len(header) + 2 * samples
 
 
 class _PcmEncoder:
@@ -104,13 +119,29 @@ class _PcmEncoder:
         return header
 
 
+_FLAC_START = b"fLaC\x00\x00\x00\x22"  # the mark of the file and the head of its first block, STREAMINFO
+_FLAC_TOTAL_AT = 21  # where the 36 bits with the number of samples begin, after 4 bits of another field
+
+
+def _with_flac_total(start: bytes, samples: int) -> bytes:
+    """Return the first bytes of a FLAC file, with the number of its samples."""
+    if not start.startswith(_FLAC_START) or len(start) < _FLAC_TOTAL_AT + 5 or samples >= 1 << 36:
+        return start
+    field = int.from_bytes(start[_FLAC_TOTAL_AT : _FLAC_TOTAL_AT + 5], "big") >> 36 << 36 | samples
+    return start[:_FLAC_TOTAL_AT] + field.to_bytes(5, "big") + start[_FLAC_TOTAL_AT + 5 :]
+
+
 class _Sink:
     """The output file for FFmpeg. It is not seekable, so FFmpeg never rewrites a header."""
 
-    def __init__(self) -> None:
+    def __init__(self, flac_samples: int | None = None) -> None:
+        """flac_samples: the number of samples for the header of a FLAC file; None = the file has no such header."""
         self._parts: list[bytes] = []
+        self._flac_samples = flac_samples
 
     def write(self, data: bytes) -> int:
+        if self._flac_samples is not None:
+            data, self._flac_samples = _with_flac_total(bytes(data), self._flac_samples), None
         self._parts.append(bytes(data))
         return len(data)
 
@@ -126,7 +157,7 @@ class _CodecEncoder:
     The codec gets only whole frames, so that the output does not depend on the number of samples in each call.
     """
 
-    def __init__(self, recipe: CodecRecipe, rate_hz: int) -> None:
+    def __init__(self, recipe: CodecRecipe, rate_hz: int, samples: int | None = None) -> None:
         self._container: OutputContainer | None = (
             None  # set first: if a line below raises, __del__ needs this attribute
         )
@@ -134,7 +165,8 @@ class _CodecEncoder:
         self._recipe = recipe
         self._rate_hz = codec_rate_hz
         self._resampler = StreamResampler(rate_hz, codec_rate_hz)
-        self._sink = _Sink()
+        total = None if samples is None else resampled_length(samples, rate_hz, codec_rate_hz) + recipe.lead_in_samples
+        self._sink = _Sink(total if recipe.container == "flac" else None)
         # bitexact: no version strings, no random Ogg serial number. flush_packets: FFmpeg does not buffer the output.
         self._container = av.open(
             self._sink,

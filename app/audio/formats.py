@@ -22,7 +22,8 @@ _OPUS_RATES_HZ = (8_000, 12_000, 16_000, 24_000, 48_000)
 class PcmRecipe:
     """A format that consists of a header and 16-bit little-endian samples."""
 
-    header: Callable[[int], bytes]  # sample rate in Hz -> header
+    header: Callable[[int], bytes]  # sample rate in Hz -> header of a file of unknown length
+    exact_header: Callable[[int, int], bytes] | None = None  # sample rate, number of samples -> header; None = `header`
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +56,25 @@ class Format:
     rates_hz: tuple[int, ...] = ()  # valid sample rates; empty: any from MIN_RATE_HZ to MAX_RATE_HZ
 
 
-def wav_header(rate_hz: int) -> bytes:
-    """Build the header (44 bytes) of a WAV file: 16 bit, mono, of unknown length.
+WAV_HEADER_BYTES = 44
+_MAX_RIFF_BYTES = 0xFFFFFFFE
 
-    Both sizes are 0xFFFFFFFF, as in the streams of api.openai.com. Python's `wave`, FFmpeg and browsers accept these.
-    Other programs write the size 0 for an unknown length, but `wave` does not accept 0.
+
+def wav_header(rate_hz: int, samples: int | None = None) -> bytes:
+    """Build the header (44 bytes) of a WAV file: 16 bit, mono. samples: its length; None = unknown.
+
+    If the length is unknown, both sizes are 0xFFFFFFFF, as in the streams of api.openai.com. Python's `wave`, FFmpeg
+    and browsers accept these. Other programs write the size 0 for an unknown length, but `wave` does not accept 0. A
+    file of more than 4 GB also has these sizes, because its own do not fit in 32 bits.
     """
-    unknown = 0xFFFFFFFF
+    data_bytes = riff_bytes = 0xFFFFFFFF
+    if samples is not None and 2 * samples + WAV_HEADER_BYTES - 8 <= _MAX_RIFF_BYTES:
+        data_bytes, riff_bytes = 2 * samples, 2 * samples + WAV_HEADER_BYTES - 8
     return struct.pack(
         "<4sI4s4sIHHIIHH4sI",
-        *(b"RIFF", unknown, b"WAVE"),
+        *(b"RIFF", riff_bytes, b"WAVE"),
         *(b"fmt ", 16, 1, 1, rate_hz, 2 * rate_hz, 2, 16),  # tag 1 = PCM, 1 channel, bytes/s, bytes/frame, bits
-        *(b"data", unknown),
+        *(b"data", data_bytes),
     )
 
 
@@ -136,7 +144,7 @@ AUDIO_FORMATS: dict[str, Format] = {
     "opus": Format("audio/opus", _OPUS),
     "aac": Format("audio/aac", _AAC, _MPEG_RATES_HZ),
     "flac": Format("audio/flac", _FLAC),
-    "wav": Format("audio/wav", PcmRecipe(wav_header)),
+    "wav": Format("audio/wav", PcmRecipe(wav_header, wav_header)),
     "pcm": Format("audio/pcm", PcmRecipe(lambda _: b"")),
     "ogg": Format("audio/ogg", _OPUS),
     "m4a": Format("audio/mp4", _M4A, _MPEG_RATES_HZ),

@@ -15,24 +15,42 @@ if TYPE_CHECKING:
     from app.types import Samples
 
 
+def resampled_length(samples: int, from_hz: int, to_hz: int) -> int:
+    """Return how many samples `samples` samples become if they are resampled from from_hz to to_hz."""
+    return samples if from_hz == to_hz else (2 * samples * to_hz + from_hz) // (2 * from_hz)
+
+
 class StreamResampler:
     """A `Stage` that resamples from from_hz to to_hz. With equal rates, samples pass unchanged and without delay.
 
-    N input samples give round(N * to_hz / from_hz) output samples, or one sample more or less. If the same samples are
-    pushed in blocks of another size, the joined output is the same.
+    N input samples give exactly `resampled_length(N, from_hz, to_hz)` output samples. If the same samples are pushed in
+    blocks of another size, the joined output is the same.
     """
 
     def __init__(self, from_hz: int, to_hz: int) -> None:
         self._stream: soxr.ResampleStream | None = None
+        self._from_hz, self._to_hz = from_hz, to_hz
+        self._taken_samples = 0
+        self._given_samples = 0
         if from_hz != to_hz:
             self._stream = soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32", quality="HQ")
 
     def push(self, samples: Samples) -> Samples:
-        return samples if self._stream is None else self._convert(self._stream, samples, last=False)
+        if self._stream is None:
+            return samples
+        self._taken_samples += len(samples)
+        ready = self._convert(self._stream, samples, last=False)
+        self._given_samples += len(ready)
+        return ready
 
     def flush(self) -> Samples:
+        """End the input and return the remaining samples: soxr's own count can differ by one from the exact count."""
         nothing = np.zeros(0, dtype=np.float32)
-        return nothing if self._stream is None else self._convert(self._stream, nothing, last=True)
+        if self._stream is None:
+            return nothing
+        left = resampled_length(self._taken_samples, self._from_hz, self._to_hz) - self._given_samples
+        ready = self._convert(self._stream, nothing, last=True)[: max(0, left)]
+        return np.pad(ready, (0, max(0, left - len(ready))))
 
     @staticmethod
     def _convert(stream: soxr.ResampleStream, samples: Samples, *, last: bool) -> Samples:

@@ -1,8 +1,11 @@
-"""The answer cache: complete answers on disk. A repeated request gets the same bytes, and the engine does no work.
+"""The answer cache: the audio of complete answers on disk. A repeated request gets it, and the engine does no work.
 
-Each answer is one file: the bytes as sent, a JSON trailer (usage, length, checksum) and a fixed footer. The file has a
-temporary name while the answer is streamed and is renamed when it is complete, so a crash leaves no partial answer.
-This module does not depend on HTTP or audio.
+One file holds the audio of one generation: 16-bit samples at the engine's sample rate, after loudness, speed, length
+limit and watermark. Every response format and sample rate is encoded from these samples, so the cache key has no
+format. Behind the samples are a JSON trailer (sample rate, length, checksum, facts) and a fixed footer.
+
+The file has a temporary name while the answer is generated and is renamed when it is complete, so a crash leaves no
+partial answer. This module does not depend on HTTP or audio.
 """
 
 from __future__ import annotations
@@ -12,34 +15,58 @@ import contextlib
 import json
 import logging
 import os
+import re
 import struct
 import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from app.lru import LRU
 
 log = logging.getLogger(__name__)
 
-_MAGIC = b"TTSA"
+SAMPLE_BYTES = 2
+# FLAC takes 61 % of the bytes of raw samples, but 1 ms of CPU per second of audio to write and about as much to read.
+# Raw samples take none, and an answer that is still generated can be read from any position.
+_SUFFIX = ".pcm"
+_MAGIC = b"TTSB"
 _FOOTER = struct.Struct("<4sI")  # magic, length of the trailer
+_MAX_TRAILER_BYTES = 1 << 20
+_EARLIER_FILE = re.compile(r"[0-9a-f]{64}")  # earlier versions stored encoded answers under such names
 _ABANDONED_S = 3600  # an older temporary file was left by a crash
-MAX_ENTRY_BYTES = 64 << 20  # larger answers are not stored: a cached answer is read into memory completely
+_BLOCK_BYTES = 256 << 10  # a file is checked in blocks of this size; the first block stays in memory
+MAX_ENTRY_BYTES = 256 << 20  # longer audio is not stored: its checksum would delay the first byte by more than 0.4 s
+
+Facts = Mapping[str, float | str]
 
 
 @dataclass(frozen=True, slots=True)
-class CachedAnswer:
-    """An answer from the cache."""
+class CachedSound:
+    """The audio of an answer from the cache, as 16-bit samples. The file is closed with the last reference."""
 
-    data: bytes  # the same bytes as the first time
-    facts: dict[str, float | str]  # the usage in tokens, and the result of the check if the answer was checked
+    rate_hz: int
+    samples: int
+    checksum: int  # of the samples
+    facts: dict[str, float | str]  # the seed, the usage in tokens, and the result of the check if there was one
+    _start: bytes  # the first bytes of the samples
+    _file: _OpenFile | None  # None = `_start` is everything
+
+    def in_memory(self, end: int) -> bool:
+        """Whether all samples before the sample `end` are in memory, so that reading them does not block."""
+        return self._file is None or SAMPLE_BYTES * end <= len(self._start)
+
+    def read(self, start: int, count: int) -> bytes:
+        """Return `count` samples from the sample `start` on; fewer at the end. May block the thread. Raises OSError."""
+        begin, end = SAMPLE_BYTES * start, SAMPLE_BYTES * min(start + count, self.samples)
+        if end <= len(self._start) or self._file is None:
+            return self._start[begin:end]
+        return self._file.read(begin, end - begin)
 
 
 class AnswerCache:
-    """Stores answers up to `budget_bytes` and removes the least recently used ones. Used from one event loop."""
+    """Stores audio up to `budget_bytes` and removes the least recently used answers. Used from one event loop."""
 
     def __init__(self, folder: Path, budget_bytes: int) -> None:
         """budget_bytes: 0 = store nothing."""
@@ -50,12 +77,21 @@ class AnswerCache:
         )
 
     @property
+    def enabled(self) -> bool:
+        """Whether the cache stores anything."""
+        return self._budget_bytes > 0
+
+    @property
     def size_bytes(self) -> int:
         """The size of all stored answers."""
         return self._sizes.total
 
+    def __contains__(self, digest: str) -> bool:
+        """Whether an answer with this cache key was stored or found, and not evicted since. Does not read the disk."""
+        return digest in self._sizes
+
     def scan(self) -> None:
-        """Find the answers that earlier runs have stored, and remove old partial files."""
+        """Find the answers that earlier runs have stored. Remove old partial files and files of earlier versions."""
         if not self._budget_bytes:
             return
         found: list[tuple[float, str, int]] = []
@@ -65,39 +101,41 @@ class AnswerCache:
                 if path.suffix == ".tmp":
                     if time.time() - stat.st_mtime > _ABANDONED_S:
                         path.unlink(missing_ok=True)
-                    continue
+                elif path.suffix == _SUFFIX:
+                    found.append((stat.st_mtime, path.stem, stat.st_size))
+                elif _EARLIER_FILE.fullmatch(path.name):
+                    _remove(path)
             except FileNotFoundError:
                 continue
-            found.append((stat.st_mtime, path.name, stat.st_size))
         for _, name, size in sorted(found):
             self._sizes.put(name, size)
 
-    async def find(self, digest: str) -> CachedAnswer | None:
-        """Return the answer with the cache key `digest`, or None. A damaged file is removed."""
+    async def find(self, digest: str) -> CachedSound | None:
+        """Return the audio with the cache key `digest`, or None. A damaged file is removed."""
         if not self._budget_bytes:
             return None
         path = self.path_of(digest)
         try:
-            answer, size = await asyncio.to_thread(_read, path)
+            sound, size = await asyncio.to_thread(_read, path)
         except FileNotFoundError:
             self._sizes.pop(digest)
             return None
         except OSError as error:
             log.warning("the answer cache can't be read; the answer is generated again: %s", error)
             return None
-        if answer is None:
+        if sound is None:
             log.warning("removed a damaged answer from the cache; it is generated again", extra={"digest": digest})
             _remove(path)
             self._sizes.pop(digest)
             return None
         self._sizes.put(digest, size)
-        return answer
+        return sound
 
-    def begin(self, digest: str, *, keep: bool = True) -> Entry:
-        """Create the entry of a new answer. The caller writes the answer to it. keep: False = nothing is stored."""
+    def begin(self, digest: str, rate_hz: int, *, keep: bool = True) -> Entry:
+        """Create the entry of a new answer. The caller writes the samples to it. keep: False = nothing is stored."""
         path = self.path_of(digest)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
-        return Entry(self, digest, temporary, keep=keep and self._budget_bytes > 0)
+        return Entry(self, digest, rate_hz, temporary, keep=keep and self._budget_bytes > 0)
 
     @property
     def max_entry_bytes(self) -> int:
@@ -110,75 +148,119 @@ class AnswerCache:
 
     def path_of(self, digest: str) -> Path:
         """The file of the answer with the cache key `digest`."""
-        return self._folder / digest[:2] / digest
+        return self._folder / digest[:2] / (digest + _SUFFIX)
 
 
 class Entry:
     """An answer that is being written to the cache. `commit` stores the answer; `abandon` removes its temporary file.
 
-    No method raises an exception, because an answer that can't be stored must still be sent.
+    What was written can be read until `close`, also after `commit` and `abandon`. Except for `read`, no method raises
+    an exception, because an answer that can't be stored must still be sent.
     """
 
-    def __init__(self, cache: AnswerCache, digest: str, path: Path, *, keep: bool) -> None:
+    def __init__(self, cache: AnswerCache, digest: str, rate_hz: int, path: Path, *, keep: bool) -> None:
         self._cache = cache
         self._digest = digest
+        self._rate_hz = rate_hz
         self._path = path
         self._keep = keep
-        self._file: BinaryIO | None = None  # opened by the first write, so a rejected request creates no file
-        self._size = 0
-        self._checksum = 0
+        self._file: _OpenFile | None = None  # opened by the first write, so a rejected request creates no file
+        self.checksum = _first_checksum(rate_hz)  # of the samples so far
+        self.stored = False  # whether `commit` has stored the answer
+        self.size = 0  # bytes that were written and can be read
 
     def write(self, data: bytes) -> None:
-        """Add bytes to the answer."""
+        """Add samples to the answer."""
         if not self._keep:
             return
-        self._size += len(data)
-        self._checksum = zlib.crc32(data, self._checksum)
-        if self._size > self._cache.max_entry_bytes:
+        if self.size + len(data) > self._cache.max_entry_bytes:
             self.abandon()
             return
         try:
-            self._opened().write(data)
+            self._opened().append(data)
         except OSError as error:
             log.warning("the answer can't be written to the cache, so it is not stored: %s", error)
             self.abandon()
+            return
+        self.size += len(data)
+        self.checksum = zlib.crc32(data, self.checksum)
 
-    def commit(self, facts: Mapping[str, float | str]) -> None:
-        """Store the complete answer. facts: what `CachedAnswer.facts` returns later."""
+    def read(self, start: int, count: int) -> bytes:
+        """Return `count` bytes from the position `start` on. May block the thread. Raises OSError."""
+        return b"" if self._file is None else self._file.read(start, min(count, self.size - start))
+
+    def commit(self, facts: Facts) -> None:
+        """Store the complete answer. facts: what `CachedSound.facts` returns later."""
         if not self._keep:
             return
-        trailer = json.dumps({"size": self._size, "crc32": self._checksum, "facts": dict(facts)}).encode()
+        about = {"size": self.size, "crc32": self.checksum, "rate_hz": self._rate_hz, "facts": dict(facts)}
+        trailer = json.dumps(about).encode()
         try:
-            file = self._opened()
-            file.write(trailer + _FOOTER.pack(_MAGIC, len(trailer)))
-            file.close()
+            self._opened().append(trailer + _FOOTER.pack(_MAGIC, len(trailer)))
             self._path.replace(self._cache.path_of(self._digest))
         except OSError as error:
             log.warning("the answer can't be written to the cache, so it is not stored: %s", error)
             self.abandon()
             return
         self._keep = False
-        self._file = None
-        self._cache.added(self._digest, self._size + len(trailer) + _FOOTER.size)
+        self.stored = True
+        self._cache.added(self._digest, self.size + len(trailer) + _FOOTER.size)
 
     def abandon(self) -> None:
         """Remove the file of an answer that was not stored. After `commit` this does nothing."""
+        if self._keep and self._file is not None:
+            _remove(self._path)
         self._keep = False
-        if self._file is None:
-            return
-        file, self._file = self._file, None
-        try:
-            file.close()
-        except OSError as error:
-            log.debug("a partial file of the answer cache could not be closed: %s", error)
-        _remove(self._path)
 
-    def _opened(self) -> BinaryIO:
+    def close(self) -> None:
+        """Abandon an answer that was not stored, and close its file."""
+        self.abandon()
+        self._file = None
+
+    def _opened(self) -> _OpenFile:
         """Return the open temporary file. The first call creates it. Raises OSError."""
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("wb")
+            self._file = _OpenFile(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         return self._file
+
+
+class _OpenFile:
+    """A file that is open without a buffer. It is closed with the last reference to it, also while a thread reads."""
+
+    def __init__(self, path: Path, flags: int) -> None:
+        self._descriptor = -1  # set first: if os.open raises, __del__ needs this attribute
+        self._descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def append(self, data: bytes) -> None:
+        """Write all of `data` at the end. Raises OSError."""
+        left = memoryview(data)
+        while left:
+            left = left[os.write(self._descriptor, left) :]
+
+    def read(self, start: int, count: int) -> bytes:
+        """Read `count` bytes at `start`. Raises OSError, also if the file has fewer bytes."""
+        parts = []
+        while count > 0:
+            part = os.pread(self._descriptor, count, start)
+            if not part:
+                raise OSError("The file is shorter than it was.")
+            parts.append(part)
+            start, count = start + len(part), count - len(part)
+        return b"".join(parts)
+
+
+def _first_checksum(rate_hz: int) -> int:
+    """The checksum of an answer without samples. It includes the sample rate."""
+    return zlib.crc32(b"%d" % rate_hz)
 
 
 def _remove(path: Path) -> None:
@@ -189,29 +271,37 @@ def _remove(path: Path) -> None:
         log.warning("a file of the answer cache can't be removed: %s", error)
 
 
-def _read(path: Path) -> tuple[CachedAnswer | None, int]:
-    """Read a cache file. Returns the answer (None if the file is damaged) and the size of the file. Raises OSError."""
-    content = path.read_bytes()
-    answer = _unpack(content)
-    if answer is not None:
+def _read(path: Path) -> tuple[CachedSound | None, int]:
+    """Open and check a cache file. Returns its audio (None if the file is damaged) and its size. Raises OSError."""
+    file = _OpenFile(path, os.O_RDONLY)
+    size = file.size
+    sound = _checked(file, size)
+    if sound is not None:
         with contextlib.suppress(OSError):  # the folder may be read-only
             os.utime(path)  # the next start of the server reads from this time when the answer was last used
-    return answer, len(content)
+    return sound, size
 
 
-def _unpack(content: bytes) -> CachedAnswer | None:
-    """The answer in the content of a file; None if its length or checksum is wrong."""
-    if len(content) < _FOOTER.size:
+def _checked(file: _OpenFile, size: int) -> CachedSound | None:
+    """The audio in a file of `size` bytes; None if its length or checksum is wrong. Raises OSError."""
+    if size < _FOOTER.size:
         return None
-    magic, trailer_length = _FOOTER.unpack(content[-_FOOTER.size :])
-    end = len(content) - _FOOTER.size - trailer_length
-    if magic != _MAGIC or end < 0:
+    magic, trailer_length = _FOOTER.unpack(file.read(size - _FOOTER.size, _FOOTER.size))
+    end = size - _FOOTER.size - trailer_length
+    if magic != _MAGIC or end < 0 or trailer_length > _MAX_TRAILER_BYTES:
         return None
     try:
-        trailer = json.loads(content[end : -_FOOTER.size])
-        data = content[:end]
-        if trailer["size"] != len(data) or trailer["crc32"] != zlib.crc32(data):
+        trailer = json.loads(file.read(end, trailer_length))
+        facts, rate_hz = dict(trailer["facts"]), int(trailer["rate_hz"])
+        if trailer["size"] != end or end % SAMPLE_BYTES or rate_hz <= 0:
             return None
-        return CachedAnswer(data, dict(trailer["facts"]))
+        checksum, start = _first_checksum(rate_hz), b""
+        for position in range(0, end, _BLOCK_BYTES):
+            block = file.read(position, min(_BLOCK_BYTES, end - position))
+            checksum = zlib.crc32(block, checksum)
+            start = start or block
+        if trailer["crc32"] != checksum:
+            return None
     except (ValueError, KeyError, TypeError):
         return None
+    return CachedSound(rate_hz, end // SAMPLE_BYTES, checksum, facts, start, file if end > len(start) else None)

@@ -1,12 +1,16 @@
-"""The audio pipeline of an answer: loudness, tempo, sample rate, length limit, watermark and audio format."""
+"""The audio pipeline of an answer, in two halves.
+
+`Finisher` belongs to a generation: loudness, tempo, length limit and watermark. Its result is stored and shared as
+16-bit samples at the engine's sample rate. `AnswerEncoder` belongs to one answer: sample rate and audio format.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from app.audio import watermark
-from app.audio.encoders import Encoder, open_encoder
-from app.audio.resample import StreamResampler
+from app.audio import pcm, watermark
+from app.audio.encoders import open_encoder
+from app.audio.resample import StreamResampler, resampled_length
 from app.audio.shape import LengthLimit
 from app.audio.stages import Stage, chain
 from app.audio.stretch import StreamStretcher
@@ -18,42 +22,33 @@ if TYPE_CHECKING:
     from app.generator.pacing import EncodeOrder
     from app.types import Samples, SpeechRequest
 
-# Audio up to this length is encoded on the event loop, and longer audio in a thread. One second of audio takes about
-# 10 ms for mp3, and 2 ms for pcm and wav. A thread adds about 2 ms. The watermark takes 25 ms, so audio with a
-# watermark is always encoded in a thread.
+# Audio up to this length is processed on the event loop, and longer audio in a thread, because a thread adds about
+# 2 ms. One second of audio takes about 10 ms for mp3, and 2 ms for pcm, wav and the loudness. The watermark takes 25
+# ms, so it is always added in a thread.
 ON_LOOP_S = 0.2
-ON_LOOP_PLAIN_S = 1.0  # for pcm and wav
+ON_LOOP_PLAIN_S = 1.0  # for pcm, wav and the loudness
 
 
-class Output:
-    """Converts samples at the engine's sample rate to the bytes of an answer. The caller must call `close`.
+class Finisher:
+    """Converts the engine's samples to the 16-bit samples of an answer, at the same sample rate.
 
-    The watermark is the last step before the encoder, so that no other step changes it.
+    The watermark is the last step, so that only the encoder and the sample rate of an answer change it.
     """
 
-    def __init__(self, encoder: Encoder, rate_hz: int, request: SpeechRequest, marker: Stage | None) -> None:
+    def __init__(self, rate_hz: int, request: SpeechRequest, marker: Stage | None) -> None:
         """marker: adds the watermark; None = no watermark."""
-        self._encoder = encoder
         self._rate_hz = rate_hz
-        self._out_hz = request.sample_rate_hz
         self._loudness = Loudness(rate_hz) if request.enhance else None
-        self._stage: Stage = chain(
-            self._loudness or chain(),
-            StreamStretcher(rate_hz, request.speed),
-            StreamResampler(rate_hz, request.sample_rate_hz),
-        )
-        self._length_limit = LengthLimit(
-            request.sample_rate_hz, None if request.max_audio_ms is None else request.max_audio_ms / 1000
-        )
+        self._stage: Stage = chain(self._loudness or chain(), StreamStretcher(rate_hz, request.speed))
+        self._length_limit = LengthLimit(rate_hz, None if request.max_audio_ms is None else request.max_audio_ms / 1000)
         self._marker: Stage = marker or chain()
-        on_loop_s = 0.0 if marker else ON_LOOP_PLAIN_S if request.format in ("pcm", "wav") else ON_LOOP_S
-        self._on_loop_samples = on_loop_s * rate_hz
+        self._on_loop_samples = (0.0 if marker else ON_LOOP_PLAIN_S) * rate_hz
         self._samples = 0
 
     @property
     def audio_s(self) -> float:
-        """Seconds of audio encoded so far."""
-        return self._samples / self._out_hz
+        """Seconds of audio finished so far."""
+        return self._samples / self._rate_hz
 
     @property
     def full(self) -> bool:
@@ -66,40 +61,84 @@ class Output:
             self._loudness.expect(lufs)
 
     async def push_in_order(self, samples: Samples, order: EncodeOrder, ahead_s: float) -> bytes:
-        """Wait until `order` allows this answer to encode, then call `push`. Long audio is encoded in a thread.
+        """Call `push`. For long audio, wait until `order` allows it, and call `push` in a thread.
 
         ahead_s: seconds of audio that the listener has received and not played yet.
         """
         if len(samples) > self._on_loop_samples:
             async with order.thread(ahead_s):
                 return await in_thread(self.push, samples)
-        await order.on_loop(ahead_s)
         return self.push(samples)
 
     def push(self, samples: Samples) -> bytes:
-        """Process samples and return the encoded bytes that are complete."""
-        return self._encode(self._marker.push(self._length_limit.push(self._stage.push(samples))))
+        """Process samples and return the 16-bit samples that are complete."""
+        return self._to_bytes(self._marker.push(self._length_limit.push(self._stage.push(samples))))
+
+    def flush(self) -> bytes:
+        """End the audio and return its last 16-bit samples."""
+        rest = chain(self._length_limit, self._marker)
+        return self._to_bytes(rest.push(self._stage.flush())) + self._to_bytes(rest.flush())
+
+    def _to_bytes(self, samples: Samples) -> bytes:
+        self._samples += len(samples)
+        return pcm.to_bytes(samples)
+
+
+async def open_finisher(job: SpeechJob) -> Finisher:
+    """Create the first half of the pipeline for a generation."""
+    marker: Stage | None = None
+    if job.marked:
+        perth = await in_thread(watermark.load)  # the first call reads a file
+        marker = watermark.StreamMarker(job.info.rate_hz, perth)
+    return Finisher(job.info.rate_hz, job.request, marker)
+
+
+class AnswerEncoder:
+    """Encodes 16-bit samples at `rate_hz` to the format and the sample rate of a request. The caller must call `close`.
+
+    samples: how many samples the answer has, for the header of the file; None = not known yet.
+    """
+
+    def __init__(self, request: SpeechRequest, rate_hz: int, samples: int | None = None) -> None:
+        self._rate_hz = rate_hz
+        self._resampler = StreamResampler(rate_hz, request.sample_rate_hz)
+        total = None if samples is None else resampled_length(samples, rate_hz, request.sample_rate_hz)
+        self._encoder = open_encoder(request.format, request.sample_rate_hz, total)
+        plain = request.format in ("pcm", "wav")
+        self.on_loop_samples = round((ON_LOOP_PLAIN_S if plain else ON_LOOP_S) * rate_hz)
+        self._samples = 0
+        self.size_bytes = 0  # encoded so far
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio that were pushed so far."""
+        return self._samples / self._rate_hz
+
+    async def push_in_order(self, data: bytes, order: EncodeOrder, ahead_s: float) -> bytes:
+        """Wait until `order` allows this answer to encode, then call `push`. Long audio is encoded in a thread.
+
+        ahead_s: seconds of audio that the listener has received and not played yet.
+        """
+        if len(data) > 2 * self.on_loop_samples:
+            async with order.thread(ahead_s):
+                return await in_thread(self.push, data)
+        await order.on_loop(ahead_s)
+        return self.push(data)
+
+    def push(self, data: bytes) -> bytes:
+        """Encode 16-bit samples and return the bytes that are complete."""
+        samples = pcm.from_bytes(data)
+        self._samples += len(samples)
+        return self._counted(self._encoder.encode(self._resampler.push(samples)))
 
     def flush(self) -> bytes:
         """End the answer and return its last encoded bytes."""
-        rest = chain(self._length_limit, self._marker)
-        return self._encode(rest.push(self._stage.flush())) + self._encode(rest.flush()) + self._encoder.flush()
+        return self._counted(self._encoder.encode(self._resampler.flush()) + self._encoder.flush())
 
     def close(self) -> None:
         """Free the encoder."""
         self._encoder.close()
 
-    def _encode(self, samples: Samples) -> bytes:
-        """Encode samples and count them."""
-        self._samples += len(samples)
-        return self._encoder.encode(samples)
-
-
-async def open_output(job: SpeechJob) -> Output:
-    """Create the audio pipeline of a job."""
-    request = job.request
-    marker: Stage | None = None
-    if job.marked:
-        perth = await in_thread(watermark.load)  # the first call reads a file
-        marker = watermark.StreamMarker(request.sample_rate_hz, perth)
-    return Output(open_encoder(request.format, request.sample_rate_hz), job.info.rate_hz, request, marker)
+    def _counted(self, data: bytes) -> bytes:
+        self.size_bytes += len(data)
+        return data

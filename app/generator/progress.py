@@ -18,13 +18,20 @@ class UtteranceStart:
 
 @dataclass(slots=True)
 class Progress:
-    """The progress of one answer. A cached answer has no progress."""
+    """The progress of a generation, or of one of its answers. An answer from the cache has no progress."""
 
     utterances: list[UtteranceStart] = field(default_factory=list)  # in order
     line_of_sentence: list[int] = field(default_factory=list)  # the index of the line of each planned sentence
     all_planned: bool = False  # whether line_of_sentence is complete
     samples: int = 0  # produced so far, at the engine's sample rate
     sentences: int = 0  # begun so far
+
+    def follow(self, generation: Progress, until_s: float) -> None:
+        """Take over the utterances of a generation that begin in the first `until_s` seconds of its audio."""
+        for start in generation.utterances[len(self.utterances) :]:
+            if start.start_s >= until_s:
+                return
+            self.utterances.append(start)
 
     def begin(self, text: str, sentences: int, samples_per_s: float) -> None:
         """Record that an utterance begins now.

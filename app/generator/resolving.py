@@ -139,6 +139,7 @@ class RequestResolver:
         if held and info.text.continues and sum(len(line.text) for line in lines) >= HELD_PASSAGE_CHARS:
             finish_key += ("passages",)  # the planner divides the text into other utterances
         finish_key += lexicon_key  # not in the seed: a new pronunciation leaves the other sentences as they are
+        keyed = request.with_short_texts()
         return SpeechJob(
             request,
             engine,
@@ -146,8 +147,8 @@ class RequestResolver:
             number_speakers(request, voices),
             parsed_lines,
             turns,
-            seed=self._derived_seed(request, samples_key) if request.seed is None else request.seed,
-            cache_key=request.digest(*samples_key, *finish_key),
+            seed=self._derived_seed(keyed, samples_key) if request.seed is None else request.seed,
+            cache_key=keyed.digest(*samples_key, *finish_key),
             ignored=ignored,
             marked=marked,
             voice_not_ready=voice_not_ready,

@@ -11,25 +11,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, cast
+from functools import partial
+from typing import TYPE_CHECKING, Literal, cast
 
 from app.audio import pcm
+from app.audio.encoders import encoded_bytes
 from app.audio.formats import AUDIO_FORMATS
+from app.audio.resample import resampled_length
+from app.audio.threads import in_thread
 from app.errors import Busy, NothingSpoken, NotStored, SpeechError, SpeechTooShort
 from app.generator.checking import AnswerChecks, best_of_takes, is_whole, whole_takes
 from app.generator.context import ConversationContext
+from app.generator.generation import Generation, Generations, Usage
 from app.generator.lookahead import Lookahead, SubmittedUtterance, rows_ahead
-from app.generator.output import open_output
+from app.generator.output import AnswerEncoder, open_finisher
 from app.generator.pacing import EncodeOrder, ListenerClock
 from app.generator.planning import PlannedUtterance, Planner
 from app.generator.progress import Progress
 from app.generator.prompts import Prompts
 from app.generator.resolving import RequestResolver, check_extra
+from app.generator.sound import HELD_IN_MEMORY_BYTES, Recording
 from app.generator.take import Take
+from app.lru import LRU
 from app.text.punctuation import has_words
 from app.text.script import Pause
 from app.types import Scheduling, Utterance
@@ -39,7 +47,7 @@ if TYPE_CHECKING:
     from app.audio.threads import ThreadLimit
     from app.audio.watermark import Watermark
     from app.engines.manager import EngineManager
-    from app.generator.cache import AnswerCache
+    from app.generator.cache import AnswerCache, CachedSound, Entry
     from app.generator.checking import Result, TakeChecker
     from app.generator.job import SpeechJob
     from app.generator.lexicons import LexiconStore
@@ -52,26 +60,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# How an answer used the cache: from it, spoken, the audio of an equal request that is being spoken, or not at all.
+CacheResult = Literal["hit", "miss", "shared", "off"]
+
 SENTENCE_GAP_S = 0.1  # silence between utterances, in addition to up to 0.2 s at the edges of each utterance
 # How often an utterance is generated if it is silent, breaks a rule of the output guard, or fails the check.
 ATTEMPTS = 2
 RETRY_SEED_STEP = 1_000_003  # is added to the seed for each further take
 MAX_SEED = 2**63 - 1
-CACHED_CHUNK_BYTES = 1 << 16
-HELD_IN_MEMORY_BYTES = 4 << 20  # a longer answer that is held back is in a temporary file
+SENT_BLOCK_BYTES = 1 << 16
+CACHED_BLOCK_S = 1.0  # audio from the cache is encoded in blocks of this length
+# An answer from the cache whose size is unknown is encoded completely before it is sent, if it is not longer than this,
+# so that it has a Content-Length. That takes up to 0.2 s of CPU. Later answers of this format know their size.
+MEASURED_S = 20.0
+ENCODED_SIZES = 10_000  # how many sizes of encoded answers are remembered
 _TOKEN_BYTES = 4  # UTF-8 bytes per text token: an estimate, because some engines have no tokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """The number of text tokens (an estimate) and of audio tokens (codec frames) of an answer."""
-
-    input_tokens: int
-    output_tokens: int
-
-    @property
-    def total_tokens(self) -> int:
-        return self.input_tokens + self.output_tokens
 
 
 @dataclass(slots=True)
@@ -81,15 +84,20 @@ class Answer:
     engine: str
     media_type: str
     seed: int
-    hit: bool  # whether the bytes come from the cache
     ignored: tuple[str, ...]  # names of the request fields that the engine does not support
     size_bytes: int | None  # None = not known before the stream ends
     stream: AsyncGenerator[bytes]
     usage: Usage | None = None  # set when the stream has ended
+    cache: CacheResult = "miss"  # how the cache was used; final when the first bytes are there
     progress: Progress = field(default_factory=Progress)  # empty for a cached answer
     voice_not_ready: bool = False  # whether a preset voice has no recording yet and uses a fixed seed
     broken_rules: list[str] = field(default_factory=list)  # rules of the output guard that the speech broke so far
     verified: Result = "unchecked"  # the result of the check, as it is known so far
+
+    @property
+    def hit(self) -> bool:
+        """Whether the audio comes from the cache."""
+        return self.cache == "hit"
 
 
 class SpeechGenerator:
@@ -128,6 +136,8 @@ class SpeechGenerator:
         self._context = ConversationContext(memory, uploads)
         self._checker = checker
         self._order = EncodeOrder()
+        self._generations = Generations()
+        self._encoded_sizes: LRU[tuple[str, int, str, int], int] = LRU(ENCODED_SIZES)
 
     async def decode_context(self, turns: Sequence[UploadedTurn]) -> tuple[Turn, ...]:
         """Decode the recordings of earlier turns for the running engine.
@@ -168,81 +178,182 @@ class SpeechGenerator:
             engine=job.info.id,
             media_type=AUDIO_FORMATS[job.request.format].media_type,
             seed=job.seed,
-            hit=False,
             ignored=job.ignored,
             size_bytes=None,
-            stream=_in_chunks(b""),
-            progress=job.progress,
+            stream=_once(b""),
             voice_not_ready=job.voice_not_ready,
             broken_rules=job.broken_rules,
         )
-        cached = await self._cache.find(job.cache_key) if job.request.use_cache else None
-        if cached is not None and (job.request.verify is not True or "verified" in cached.facts):
-            self._metrics.cache("hit")
-            answer.verified = cast("Result", cached.facts.get("verified", "unchecked"))
-            answer.hit, answer.size_bytes = True, len(cached.data)
-            answer.usage = Usage(int(cached.facts["input_tokens"]), int(cached.facts["output_tokens"]))
-            answer.stream = _in_chunks(cached.data)
-        else:
-            self._metrics.cache("miss" if job.request.use_cache else "off")
-            answer.stream = self._speak(job, answer)
-            if job.held:
-                answer.stream = _hold_back(answer, answer.stream)
+        sound = await self._cached(job)
+        answer.stream = self._speak(job, answer) if sound is None else self._from_cache(job, answer, sound)
         return answer
+
+    # ---- answers
+
+    async def _cached(self, job: SpeechJob) -> CachedSound | None:
+        """The audio of a job from the cache; None if it is not there, or was not checked and the request wants that."""
+        sound = await self._cache.find(job.cache_key) if job.request.use_cache else None
+        return sound if sound is not None and (job.request.verify is not True or "verified" in sound.facts) else None
+
+    def _set_result(self, answer: Answer, result: CacheResult) -> None:
+        """Set and count how the cache was used."""
+        answer.cache = result
+        self._metrics.cache(result)
+
+    def _from_cache(self, job: SpeechJob, answer: Answer, sound: CachedSound) -> AsyncGenerator[bytes]:
+        """Set the facts of an answer from the cache, and return its bytes."""
+        self._set_result(answer, "hit")
+        facts = sound.facts
+        answer.verified = cast("Result", facts.get("verified", "unchecked"))
+        answer.seed = int(facts.get("seed", answer.seed))
+        answer.usage = Usage(int(facts["input_tokens"]), int(facts["output_tokens"]))
+        answer.size_bytes = self._size_of(job, sound.rate_hz, sound.samples, sound.checksum)
+        stream = self._encode_cached(job, sound)
+        if answer.size_bytes is None and sound.samples <= MEASURED_S * sound.rate_hz:
+            return _hold_back(answer, stream)
+        return stream
+
+    async def _encode_cached(self, job: SpeechJob, sound: CachedSound) -> AsyncGenerator[bytes]:
+        """Encode audio from the cache. The first block is short, so that its bytes are sent at once."""
+        encoder = AnswerEncoder(job.request, sound.rate_hz, sound.samples)
+        clock = ListenerClock()
+        position = 0
+        count = encoder.on_loop_samples
+        try:
+            while position < sound.samples:
+                try:
+                    if sound.in_memory(position + count):
+                        samples = sound.read(position, count)
+                    else:
+                        samples = await in_thread(sound.read, position, count)
+                except OSError as error:
+                    raise SpeechError(
+                        f"The answer can't be read from the cache ({error.strerror}). Try again."
+                    ) from error
+                position += count
+                count = round(CACHED_BLOCK_S * sound.rate_hz)
+                data = await encoder.push_in_order(samples, self._order, clock.ahead_s)
+                clock.encoded(encoder.audio_s)
+                if data:
+                    yield data
+            if data := encoder.flush():
+                yield data
+            self._remember_size(job, sound.checksum, encoder)
+        finally:
+            encoder.close()
+
+    async def _speak(self, job: SpeechJob, answer: Answer) -> AsyncGenerator[bytes]:
+        """Yield the bytes of an answer that was not in the cache: follow an equal generation, or start one.
+
+        At the end, sets the answer's `usage` and `verified`.
+        """
+        key = f"{job.cache_key} {job.request.verify}" if job.request.use_cache and self._cache.enabled else None
+        generation = self._generations.find(key)
+        if generation is None and key is not None and job.cache_key in self._cache:
+            sound = await self._cached(job)  # an equal request has ended since `answer` has looked
+            if sound is not None:
+                async with contextlib.aclosing(self._from_cache(job, answer, sound)) as stream:
+                    async for data in stream:
+                        yield data
+                return
+            generation = self._generations.find(key)
+        if generation is None:
+            self._set_result(answer, "off" if key is None else "miss")
+            entry = self._cache.begin(job.cache_key, job.info.rate_hz, keep=key is not None)
+            generation = Generation(job, Recording(entry, job.info.rate_hz, hold=job.held))
+            self._generations.start(key, generation, partial(self._generate, job, generation, entry))
+        else:
+            self._set_result(answer, "shared")
+            answer.seed = generation.job.seed
+            answer.broken_rules = generation.job.broken_rules
+        stream = self._encode(job, answer, generation)
+        async with contextlib.aclosing(_hold_back(answer, stream) if job.held else stream) as held:
+            async for data in held:
+                yield data
+
+    async def _encode(self, job: SpeechJob, answer: Answer, generation: Generation) -> AsyncGenerator[bytes]:
+        """Encode the audio of a generation while it is spoken, or at its end if the answer is held back."""
+        pending = self._order.begin()
+        clock = ListenerClock()
+        encoder: AnswerEncoder | None = None
+        rate_hz = job.info.rate_hz
+        try:
+            async with generation.listen() as samples:
+                async for block in samples:
+                    if encoder is None:
+                        encoder = AnswerEncoder(
+                            job.request, rate_hz, generation.recording.samples if job.held else None
+                        )
+                    answer.progress.follow(generation.job.progress, encoder.audio_s + len(block) / (2 * rate_hz))
+                    data = await encoder.push_in_order(block, self._order, clock.ahead_s)
+                    clock.encoded(encoder.audio_s)
+                    if data:
+                        pending.done()
+                        yield data
+                answer.progress.follow(generation.job.progress, math.inf)
+                answer.usage = generation.usage
+                if encoder is not None and (data := encoder.flush()):
+                    yield data  # the listener does not wait for checks
+                await generation.finished()
+                answer.verified = generation.verified
+                if encoder is not None and generation.stored_checksum is not None:
+                    self._remember_size(job, generation.stored_checksum, encoder)
+        finally:
+            pending.done()
+            if encoder is not None:
+                encoder.close()
+
+    def _size_of(self, job: SpeechJob, rate_hz: int, samples: int, checksum: int) -> int | None:
+        """The size in bytes of the encoded answer; None if it is not known before it is encoded."""
+        request = job.request
+        total = resampled_length(samples, rate_hz, request.sample_rate_hz)
+        size = encoded_bytes(request.format, request.sample_rate_hz, total)
+        return self._encoded_sizes.get(_size_key(job, checksum)) if size is None else size
+
+    def _remember_size(self, job: SpeechJob, checksum: int, encoder: AnswerEncoder) -> None:
+        """Remember the size of a complete answer: the same audio gives the same bytes in the same format."""
+        self._encoded_sizes.put(_size_key(job, checksum), encoder.size_bytes)
 
     # ---- speaking
 
-    async def _speak(self, job: SpeechJob, answer: Answer) -> AsyncGenerator[bytes]:
-        """Yield the bytes of an answer that is not in the cache. At the end, sets its `usage` and `verified`."""
+    async def _generate(self, job: SpeechJob, generation: Generation, entry: Entry) -> None:
+        """Speak a job: add its audio to the recording of its generation, and at the end store it in the cache."""
         job = await self._with_prompts(job)
-        request, info = job.request, job.info
-        output = await open_output(job)
-        entry = self._cache.begin(job.cache_key, keep=request.use_cache)
+        info, recording = job.info, generation.recording
+        finisher = await open_finisher(job)
         clock = ListenerClock()
         checks = AnswerChecks(self._checker, job, self._normalizer, self._metrics)
         spoken: list[tuple[Take, RememberedTurn]] = []
-        pending = self._order.begin()
         try:
             async with (
-                contextlib.aclosing(self._samples(job, output.expect, spoken, checks)) as produced,
+                contextlib.aclosing(self._samples(job, finisher.expect, spoken, checks)) as produced,
                 contextlib.aclosing(clock.timed(produced)) as timed,
             ):
                 async for samples in timed:
                     job.progress.samples += len(samples)
                     job.playback.add(len(samples) / info.rate_hz, time.monotonic())
-                    data = await output.push_in_order(samples, self._order, clock.ahead_s)
-                    clock.encoded(output.audio_s)
-                    if data:
-                        pending.done()
-                        entry.write(data)
-                        yield data
-                    if output.full:
+                    recording.append(await finisher.push_in_order(samples, self._order, clock.ahead_s))
+                    clock.encoded(finisher.audio_s)
+                    if finisher.full:
                         break
-            data = output.flush()
-            if not output.audio_s:
+                    await recording.wanted()
+            recording.append(finisher.flush())
+            if not finisher.audio_s:
                 raise NothingSpoken(f"The {info.id} engine produced no audio for this text. Try again.")
-            usage = answer.usage = _usage(job, output.audio_s)
-            entry.write(data)
-            if checks.waiting and data:  # the listener does not wait for checks
-                yield data
-                data = b""
-            verified = await checks.finish()
+            usage = generation.usage = _usage(job, finisher.audio_s)
+            recording.end()
+            generation.verified = verified = await checks.finish()
             await self._context.remember(job, [turn for take, turn in spoken if not take.bad])
             if job.broken_rules or verified == "uncertain":
                 self._resolver.avoid_seed(job)
                 entry.abandon()
             else:
-                counts = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
+                counts = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens, "seed": job.seed}
                 entry.commit({**counts, "verified": verified} if checks.complete else counts)
+                generation.stored_checksum = entry.checksum if entry.stored else None
             underruns = 0 if job.held else clock.underruns
-            self._metrics.spoken(info.id, request.format, output.audio_s, clock.waited_s, underruns)
-            if data:
-                yield data
-            answer.verified = verified
+            self._metrics.spoken(info.id, job.request.format, finisher.audio_s, clock.waited_s, underruns)
         finally:
-            pending.done()
-            output.close()
-            entry.abandon()
             await checks.close()
 
     async def _with_prompts(self, job: SpeechJob) -> SpeechJob:
@@ -480,10 +591,13 @@ def _usage(job: SpeechJob, audio_s: float) -> Usage:
     return Usage(-(-text_bytes // _TOKEN_BYTES), round(audio_s / job.info.frame_s))
 
 
-async def _in_chunks(data: bytes) -> AsyncGenerator[bytes]:
-    """Yield the bytes of a cached answer in chunks."""
-    for start in range(0, len(data), CACHED_CHUNK_BYTES):
-        yield data[start : start + CACHED_CHUNK_BYTES]
+def _size_key(job: SpeechJob, checksum: int) -> tuple[str, int, str, int]:
+    return job.cache_key, checksum, job.request.format, job.request.sample_rate_hz
+
+
+async def _once(data: bytes) -> AsyncGenerator[bytes]:
+    """Yield `data`."""
+    yield data
 
 
 async def _hold_back(answer: Answer, stream: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
@@ -504,5 +618,5 @@ async def _hold_back(answer: Answer, stream: AsyncGenerator[bytes]) -> AsyncGene
                     ) from error
         answer.size_bytes = file.tell()
         file.seek(0)
-        while data := file.read(CACHED_CHUNK_BYTES):
+        while data := file.read(SENT_BLOCK_BYTES):
             yield data

@@ -1,10 +1,9 @@
-"""The answer cache returns the stored bytes or nothing, keeps its budget, and survives disk errors."""
+"""The answer cache returns the stored samples or nothing, keeps its budget, and survives disk errors."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import io
 import os
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from app.generator.cache import AnswerCache
 
 pytestmark = pytest.mark.unit
 
+RATE_HZ = 24_000
 FACTS = {"input_tokens": 3, "output_tokens": 40}
 OVERHEAD_BYTES = 300  # more than a trailer, less than the entries below
 
@@ -30,16 +30,16 @@ def make(folder: Path, budget_bytes: int = 1 << 20) -> AnswerCache:
 
 
 def put(cache: AnswerCache, name: str, data: bytes) -> None:
-    entry = cache.begin(digest(name))
+    entry = cache.begin(digest(name), RATE_HZ)
     for start in range(0, len(data), 1000):
         entry.write(data[start : start + 1000])
     entry.commit(FACTS)
-    entry.abandon()  # the generator always calls it at the end
+    entry.close()  # the generator always calls it at the end
 
 
 async def get(cache: AnswerCache, name: str) -> bytes | None:
     found = await cache.find(digest(name))
-    return found.data if found is not None else None
+    return found.read(0, found.samples) if found is not None else None
 
 
 def files(folder: Path) -> list[str]:
@@ -47,7 +47,7 @@ def files(folder: Path) -> list[str]:
 
 
 def path_of(folder: Path, name: str) -> Path:
-    (path,) = folder.glob(f"*/{digest(name)}")
+    (path,) = folder.glob(f"*/{digest(name)}.pcm")
     return path
 
 
@@ -55,13 +55,14 @@ def on_disk(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("data", [b"", b"\0", b"TTSA" * 5000, bytes(range(256)) * 700])
+@pytest.mark.parametrize("data", [b"", b"\0\1", b"TTSB" * 5000, bytes(range(256)) * 700])
 async def test_stored_bytes_are_returned(tmp_path, data):
     cache = make(tmp_path)
     put(cache, "a", data)
     found = await cache.find(digest("a"))
     assert found is not None
-    assert found.data == data
+    assert (found.samples, found.rate_hz) == (len(data) // 2, RATE_HZ)
+    assert found.read(0, found.samples + 9) == data
     assert found.facts == FACTS
     assert cache.size_bytes == on_disk(tmp_path)
 
@@ -87,7 +88,7 @@ async def test_budget_is_never_exceeded(tmp_path):
     budget_bytes = 50_000
     cache = make(tmp_path, budget_bytes)
     for number in range(60):
-        put(cache, f"{number:02}", bytes(97 * number * 7 % 24_000))
+        put(cache, f"{number:02}", bytes(97 * number * 14 % 24_000))
         assert on_disk(tmp_path) == cache.size_bytes <= budget_bytes
     assert len(files(tmp_path)) > 1
 
@@ -95,12 +96,12 @@ async def test_budget_is_never_exceeded(tmp_path):
 async def test_too_large_answer_is_not_stored(tmp_path, monkeypatch):
     cache = make(tmp_path, 20_000)
     put(cache, "a", b"a" * 9_000)
-    put(cache, "b", b"b" * 10_001)  # more than half of the budget
+    put(cache, "b", b"b" * 10_002)  # more than half of the budget
     assert await get(cache, "b") is None
     assert await get(cache, "a") is not None
-    assert files(tmp_path) == [digest("a")]
+    assert files(tmp_path) == [digest("a") + ".pcm"]
     monkeypatch.setattr(module, "MAX_ENTRY_BYTES", 500)
-    put(cache, "c", b"c" * 501)
+    put(cache, "c", b"c" * 502)
     assert await get(cache, "c") is None
 
 
@@ -110,7 +111,7 @@ async def test_without_a_budget_nothing_is_stored_or_read(tmp_path):
     put(cache, "b", b"b" * 100)
     assert await get(cache, "a") is None
     assert await get(cache, "b") is None
-    assert files(tmp_path) == [digest("a")]
+    assert files(tmp_path) == [digest("a") + ".pcm"]
     assert cache.size_bytes == 0
 
 
@@ -132,28 +133,27 @@ async def test_smaller_budget_is_enforced_at_the_start(tmp_path):
         put(cache, name, name.encode() * 10_000)
         os.utime(path_of(tmp_path, name), ns=(at, at))
     assert make(tmp_path, 22_000).size_bytes == on_disk(tmp_path) <= 22_000
-    assert files(tmp_path) == [digest("b"), digest("c")]
+    assert files(tmp_path) == [digest("b") + ".pcm", digest("c") + ".pcm"]
     assert make(tmp_path, 5_000).size_bytes == on_disk(tmp_path) == 0
 
 
 async def test_crash_while_writing_leaves_no_answer(tmp_path):
-    entry = make(tmp_path).begin(digest("a"))
-    entry.write(b"half of it")
-    entry._file.flush()  # the process ends here
+    entry = make(tmp_path).begin(digest("a"), RATE_HZ)
+    entry.write(b"half of it")  # the process ends here
     cache = make(tmp_path)
     assert await get(cache, "a") is None
     assert cache.size_bytes == 0
     (left,) = tmp_path.rglob("*.tmp")
-    put(cache, "a", b"whole")
-    assert await get(cache, "a") == b"whole"
+    put(cache, "a", b"it all")
+    assert await get(cache, "a") == b"it all"
     assert left.exists()  # another process may still write to it
     os.utime(left, (0, 0))
     make(tmp_path)
-    assert files(tmp_path) == [digest("a")]
+    assert files(tmp_path) == [digest("a") + ".pcm"]
     entry.abandon()
 
 
-@pytest.mark.parametrize("keep", [0, 1, 7, 8, 500, 999, 1000, 1001, -1])
+@pytest.mark.parametrize("keep", [0, 1, 7, 8, 500, 998, 1000, 1001, 1002, -1])
 async def test_truncated_answer_is_removed(tmp_path, keep, caplog):
     cache = make(tmp_path)
     put(cache, "a", bytes(range(250)) * 4)
@@ -183,41 +183,32 @@ async def test_any_flipped_bit_is_detected(tmp_path):
         path.write_bytes(good)
 
 
-class FullDisk(io.RawIOBase):
-    """A file that fails once more than free_bytes are written."""
-
-    def __init__(self, free_bytes: int) -> None:
-        self._free_bytes = free_bytes
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data) -> int:
-        if len(data) > self._free_bytes:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        self._free_bytes -= len(data)
-        return len(data)
-
-
 @pytest.mark.parametrize("free_bytes", [0, 1500, 3000, 3050])  # fails in write, or in commit
-@pytest.mark.parametrize("buffered", [False, True])  # True: fails when the file is closed
-async def test_full_disk_loses_only_the_new_entry(tmp_path, monkeypatch, free_bytes, buffered):
+async def test_full_disk_loses_only_the_new_entry(tmp_path, monkeypatch, free_bytes):
     cache = make(tmp_path)
     put(cache, "b", b"before")
-    plain = Path.open
+    plain, free = os.write, [free_bytes]
 
-    def full(path, mode="r", *arguments, **named):
-        if "w" not in mode:
-            return plain(path, mode, *arguments, **named)
-        path.touch()
-        disk = FullDisk(free_bytes)
-        return io.BufferedWriter(disk) if buffered else disk
+    def full(descriptor, data):
+        """Write what fits: a disk that is nearly full takes only a part of the bytes."""
+        part = bytes(data)[: free[0]]
+        if not part:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        free[0] -= len(part)
+        return plain(descriptor, part)
 
-    monkeypatch.setattr(Path, "open", full)
-    put(cache, "a", b"a" * 3000)
+    monkeypatch.setattr(os, "write", full)
+    entry = cache.begin(digest("a"), RATE_HZ)
+    for start in range(0, 3000, 1000):
+        entry.write(bytes([start // 1000]) * 1000)
+    entry.commit(FACTS)
+    assert entry.size == min(free_bytes, 3000) // 1000 * 1000
+    for start in range(0, entry.size, 1000):  # followers still read what was written
+        assert entry.read(start, 1000) == bytes([start // 1000]) * 1000
+    entry.close()
     monkeypatch.undo()
     assert await get(cache, "a") is None
-    assert files(tmp_path) == [digest("b")]
+    assert files(tmp_path) == [digest("b") + ".pcm"]
     assert cache.size_bytes == on_disk(tmp_path)
 
 
@@ -250,8 +241,8 @@ async def test_entry_whose_first_write_fails_is_never_stored(tmp_path, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "mkdir", fail)
-    entry = cache.begin(digest("a"))
-    entry.write(b"the beginning, ")
+    entry = cache.begin(digest("a"), RATE_HZ)
+    entry.write(b"the beginning")
     monkeypatch.setattr(Path, "mkdir", mkdir)
     entry.write(b"the rest")
     entry.commit(FACTS)
@@ -275,28 +266,28 @@ async def test_read_only_folder_still_returns_answers(tmp_path, monkeypatch):
     assert await get(cache, "a") == b"a" * 10_000
     small = make(tmp_path, 15_000)
     assert await get(small, "a") == b"a" * 10_000
-    entry = small.begin(digest("d"))
+    entry = small.begin(digest("d"), RATE_HZ)
     entry.write(b"d")
     entry.abandon()
 
 
 async def test_two_writers_of_one_answer_store_it_once(tmp_path):
     cache = make(tmp_path)
-    first, second = cache.begin(digest("a")), cache.begin(digest("a"))
-    for part in (b"one ", b"two ", b"three"):
+    first, second = cache.begin(digest("a"), RATE_HZ), cache.begin(digest("a"), RATE_HZ)
+    for part in (b"one ", b"two ", b"three!"):
         first.write(part)
         second.write(part)
     first.commit(FACTS)
-    assert await get(cache, "a") == b"one two three"
+    assert await get(cache, "a") == b"one two three!"
     second.commit(FACTS)
-    assert await get(cache, "a") == b"one two three"
-    assert files(tmp_path) == [digest("a")]
+    assert await get(cache, "a") == b"one two three!"
+    assert files(tmp_path) == [digest("a") + ".pcm"]
     assert cache.size_bytes == on_disk(tmp_path)
 
 
 async def test_abandoned_entry_leaves_no_file(tmp_path):
     cache = make(tmp_path)
-    entry = cache.begin(digest("a"))
+    entry = cache.begin(digest("a"), RATE_HZ)
     entry.write(b"some")
     entry.abandon()
     entry.abandon()
@@ -320,6 +311,40 @@ async def test_unrelated_files_in_the_folder_are_ignored(tmp_path):
 async def test_many_concurrent_reads(tmp_path):
     cache = make(tmp_path)
     for number in range(20):
-        put(cache, f"{number:02}", b"%d" % number)
+        put(cache, f"{number:02}", b"%02d" % number)
     found = await asyncio.gather(*(get(cache, f"{number % 20:02}") for number in range(100)))
-    assert found == [b"%d" % (number % 20) for number in range(100)]
+    assert found == [b"%02d" % (number % 20) for number in range(100)]
+
+
+async def test_long_audio_is_read_in_parts(tmp_path):
+    """Only the first block of a long answer stays in memory; the rest is read from the open file."""
+    data = bytes(range(256)) * 4096  # 1 MiB
+    cache = make(tmp_path, 8 << 20)
+    put(cache, "a", data)
+    found = await cache.find(digest("a"))
+    assert found is not None
+    assert found.in_memory(1000)
+    assert not found.in_memory(found.samples)
+    assert b"".join(found.read(start, 30_000) for start in range(0, found.samples, 30_000)) == data
+    path_of(tmp_path, "a").unlink()  # evicted while it is sent
+    assert found.read(500_000, 10) == data[1_000_000:1_000_020]
+
+
+async def test_files_of_earlier_versions_are_removed_at_the_start(tmp_path):
+    old = tmp_path / "aa" / digest("aa")
+    old.parent.mkdir()
+    old.write_bytes(b"encoded audio" + b"TTSA")
+    put(make(tmp_path), "a", b"new!")
+    assert files(tmp_path) == [digest("a") + ".pcm"]
+
+
+async def test_half_a_sample_is_damage(tmp_path):
+    cache = make(tmp_path)
+    put(cache, "a", b"odd")
+    assert await get(cache, "a") is None
+
+
+async def test_stored_files_are_private(tmp_path):
+    cache = make(tmp_path)
+    put(cache, "a", b"some")
+    assert path_of(tmp_path, "a").stat().st_mode & 0o077 == 0

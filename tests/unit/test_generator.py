@@ -36,7 +36,7 @@ from app.errors import (
     UnknownVoice,
     UnsupportedParameter,
 )
-from app.generator import lookahead, output, pacing, take
+from app.generator import lookahead, output, pacing, sound, take
 from app.generator.cache import AnswerCache
 from app.generator.planning import SILENT_TEXT_S
 from app.generator.speech import SENTENCE_GAP_S, Answer, SpeechGenerator
@@ -220,6 +220,14 @@ def speech_request(text: str = THREE, *, voice: str = "alloy", **changes: Any) -
 async def read(answer: Answer) -> bytes:
     async with contextlib.aclosing(answer.stream) as stream:
         return b"".join([data async for data in stream])
+
+
+def without_length(data: bytes, audio_format: str) -> bytes:
+    """A file without the fields that state its length: an answer from the cache knows its length."""
+    known = bytearray(data)
+    for start, end in {"wav": [(4, 8), (40, 44)], "flac": [(21, 26)]}.get(audio_format, []):
+        known[start:end] = bytes(end - start)
+    return bytes(known)
 
 
 async def nothing_left(engine: ScriptedEngine | None = None) -> None:
@@ -584,7 +592,7 @@ async def test_repeated_request_gets_the_same_bytes_without_the_engine(over, aud
         second = await setup.generator.answer(speech_request(text, format=audio_format))
         assert (first.hit, second.hit) == (False, True)
         assert second.size_bytes == len(data)
-        assert await read(second) == data
+        assert without_length(await read(second), audio_format) == without_length(data, audio_format)
         assert second.usage == first.usage
         assert second.seed == first.seed
         assert second.media_type == first.media_type
@@ -889,6 +897,233 @@ async def test_encoder_is_not_closed_while_a_thread_uses_it(over, monkeypatch):
         await nothing_left(engine)
 
 
+# ---- single flight: equal requests at the same time
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let other tasks run until the condition is true."""
+    for _ in range(5_000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    pytest.fail("the condition did not become true")
+
+
+async def answers_of(setup: Setup, *changes: dict[str, Any]) -> list[Answer]:
+    return [await setup.generator.answer(speech_request(THREE, **change)) for change in changes]
+
+
+async def test_equal_requests_at_the_same_time_make_one_generation(over):
+    engine = ScriptedEngine()
+    async with over(engine) as setup:
+        answers = await answers_of(setup, *[{}] * 24)
+        bodies = await asyncio.gather(*map(read, answers))
+        assert engine.texts == SENTENCES
+        assert len(set(bodies)) == 1
+        assert sorted({answer.cache for answer in answers}) == ["miss", "shared"]
+        assert sum(answer.cache == "miss" for answer in answers) == 1
+        assert len({(answer.seed, answer.usage, answer.verified) for answer in answers}) == 1
+        assert setup.counted('tts_cache_total{result="shared"}') == 23
+        assert len(setup.stored) == 1
+        await nothing_left(engine)
+
+
+async def test_every_listener_gets_its_own_format_from_the_first_sample_on(over):
+    gate = asyncio.Event()
+    engine = ScriptedEngine(Part(), Part(gate=gate))
+    changes = [
+        *({"format": name} for name in ("pcm", "wav", "mp3", "opus", "aac", "flac")),
+        *({"sample_rate_hz": rate_hz} for rate_hz in (8_000, 16_000, 44_100, 48_000)),
+    ]
+    async with over(engine) as setup:
+        (first,) = await answers_of(setup, {})
+        leading = asyncio.create_task(read(first))
+        await until(lambda: "begin 1" in engine.events)
+        followers = await answers_of(setup, *changes)  # join in the middle
+        following = [asyncio.create_task(read(answer)) for answer in followers]
+        for _ in range(20):
+            await asyncio.sleep(0)
+        gate.set()
+        shared = await asyncio.gather(leading, *following)
+        assert engine.texts == SENTENCES
+        assert {answer.cache for answer in followers} == {"shared"}
+        alone = await answers_of(setup, {}, *changes)
+        assert {answer.cache for answer in alone} == {"hit"}
+        for change, one, other in zip([{}, *changes], shared, [await read(each) for each in alone], strict=True):
+            name = change.get("format", "pcm")
+            assert without_length(one, name) == without_length(other, name), change
+        await nothing_left(engine)
+
+
+@pytest.mark.parametrize("leaver", [0, 1, 2])
+async def test_generation_goes_on_until_its_last_listener_leaves(over, leaver):
+    """It does not matter whether the answer that started the generation leaves."""
+    gate = asyncio.Event()
+    engine = ScriptedEngine(Part(gate=gate))
+    async with over(engine) as setup:
+        answers = await answers_of(setup, *[{}] * 3)
+        for answer in answers:
+            await anext(answer.stream)
+        await answers[leaver].stream.aclose()
+        assert engine.open > 0
+        gate.set()
+        stayed = [answer for answer in answers if answer is not answers[leaver]]
+        bodies = await asyncio.gather(*map(read, stayed))
+        assert len(set(bodies)) == 1
+        assert len(setup.stored) == 1
+        await nothing_left(engine)
+
+
+async def test_generation_ends_when_all_listeners_have_left(over):
+    engine = ScriptedEngine(Part(gate=asyncio.Event()))
+    async with over(engine) as setup:
+        answers = await answers_of(setup, *[{}] * 3)
+        for answer in answers:
+            await anext(answer.stream)
+        for answer in answers:
+            assert engine.open > 0
+            await answer.stream.aclose()
+        await nothing_left(engine)
+        assert setup.stored == []
+        engine._parts = ()
+        (later,) = await answers_of(setup, {})
+        assert len(await read(later)) > 2 * SPOKEN
+        assert later.cache == "miss"
+
+
+async def test_listener_that_reads_nothing_does_not_hold_the_others(over):
+    engine = ScriptedEngine(Part(frames=200))  # 16 s, more than is kept in memory
+    async with over(engine) as setup:
+        slow, fast = await answers_of(setup, {}, {})
+        beginning = await anext(slow.stream)
+        whole = await asyncio.wait_for(read(fast), 20)
+        assert len(whole) > 2 * 200 * CHUNK
+        rest = await read(slow)  # from the file
+        assert beginning + rest == whole
+        await nothing_left(engine)
+
+
+async def test_slow_listener_gets_everything_although_nothing_can_be_stored(over, monkeypatch):
+    """The disk is full: the samples stay in memory, and the generation waits when they are too many."""
+    monkeypatch.setattr(sound, "MAX_BEHIND_BYTES", 100_000)
+    engine = ScriptedEngine(Part(frames=200))
+    async with over(engine) as setup:
+        (setup.folder.parent / "cache").write_text("not a folder")
+        slow, fast = await answers_of(setup, {}, {})
+        beginnings = await asyncio.gather(anext(slow.stream), anext(fast.stream))
+        reading = asyncio.create_task(read(fast))
+        for _ in range(2_000):
+            await asyncio.sleep(0)
+        assert not reading.done(), "the generation waits for the slow listener"
+        rests = await asyncio.gather(read(slow), reading)
+        assert fast.cache == "shared"
+        assert beginnings[0] + rests[0] == beginnings[1] + rests[1]
+        await nothing_left(engine)
+
+
+async def test_late_request_starts_its_own_generation_if_the_first_samples_are_gone(over):
+    gate = asyncio.Event()
+    engine = ScriptedEngine(Part(frames=30), Part(gate=gate))
+    async with over(engine) as setup:
+        (setup.folder.parent / "cache").write_text("not a folder")
+        (first,) = await answers_of(setup, {})
+        leading = asyncio.create_task(read(first))
+        await until(lambda: "end 0" in engine.events)
+        (second,) = await answers_of(setup, {})
+        following = asyncio.create_task(read(second))
+        gate.set()
+        bodies = await asyncio.gather(leading, following)
+        assert second.cache == "miss"
+        assert all(bodies)
+        await nothing_left(engine)
+
+
+@pytest.mark.parametrize("at", [0, 3])
+@pytest.mark.parametrize(
+    "error", [Busy("The queue is full.", retry_after_s=7), EngineError("The engine failed.", param="input")]
+)
+async def test_every_listener_gets_its_own_copy_of_the_error(over, error, at):
+    engine = ScriptedEngine(Part(error=error, at=at))
+    async with over(engine) as setup:
+        answers = await answers_of(setup, *[{}] * 5)
+        raised = await asyncio.gather(*map(read, answers), return_exceptions=True)
+        assert {type(each) for each in raised} == {type(error)}
+        assert len({id(each) for each in raised}) == 5
+        for each in raised:
+            assert (str(each), vars(each)) == (str(error), vars(error))
+        assert [answer.cache for answer in answers] == ["miss", *["shared"] * 4]
+        assert setup.stored == []
+        await nothing_left(engine)
+
+
+@pytest.mark.parametrize(
+    ("change", "random_seed"), [({"use_cache": False}, False), ({}, True), ({"conversation": "a talk"}, False)]
+)
+async def test_requests_without_cache_are_never_shared(over, change, random_seed):
+    engine = ScriptedEngine(capabilities=Capabilities(context=True))
+    async with over(engine) as setup:
+        request = speech_request("One is the first.", **change)
+        answers = [await setup.generator.answer(request, random_seed=random_seed) for _ in range(3)]
+        await asyncio.gather(*map(read, answers))
+        assert len(engine.utterances) == 3
+        assert {answer.cache for answer in answers} == {"off"}
+        assert setup.stored == []
+
+
+async def test_without_a_cache_budget_nothing_is_shared(over, monkeypatch):
+    monkeypatch.setattr(AnswerCache, "enabled", property(lambda _: False))
+    engine = ScriptedEngine()
+    async with over(engine) as setup:
+        answers = await answers_of(setup, {}, {})
+        await asyncio.gather(*map(read, answers))
+        assert len(engine.utterances) == 6
+        assert {answer.cache for answer in answers} == {"off"}
+
+
+async def test_speech_that_broke_a_rule_gets_no_further_listeners(over):
+    gate = asyncio.Event()
+    engine = ScriptedEngine(Part(rules=("silence",)), Part(gate=gate))
+    async with over(engine) as setup:
+        (first,) = await answers_of(setup, {})
+        leading = asyncio.create_task(read(first))
+        await until(lambda: "begin 1" in engine.events and bool(first.broken_rules))
+        (second,) = await answers_of(setup, {})
+        following = asyncio.create_task(read(second))
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(leading, following)
+        assert second.cache == "miss"
+        assert len(setup.stored) == 1, "only the second answer is stored"
+
+
+async def test_progress_of_a_follower_begins_with_its_own_audio(over):
+    gate = asyncio.Event()
+    engine = ScriptedEngine(Part(), Part(), Part(gate=gate))
+    async with over(engine) as setup:
+        (first,) = await answers_of(setup, {})
+        leading = asyncio.create_task(read(first))
+        await until(lambda: "end 1" in engine.events)
+        (second,) = await answers_of(setup, {})
+        await anext(second.stream)
+        assert second.progress.utterances
+        gate.set()
+        await asyncio.gather(leading, read(second))
+        assert second.progress.utterances == first.progress.utterances
+        assert len(first.progress.utterances) == 3
+
+
+async def test_held_answers_share_one_generation(over):
+    engine = ScriptedEngine()
+    async with over(engine) as setup:
+        answers = await answers_of(setup, *({"verify": True, "format": name} for name in ("wav", "flac", "mp3")), {})
+        bodies = await asyncio.gather(*map(read, answers))
+        assert len(engine.utterances) == 6, "a request without a check does not wait for the check of another one"
+        assert [answer.cache for answer in answers] == ["miss", "shared", "shared", "miss"]
+        assert [answer.size_bytes for answer in answers[:3]] == [len(body) for body in bodies[:3]]
+        assert bodies[0][4:8] == (len(bodies[0]) - 8).to_bytes(4, "little")
+        await nothing_left(engine)
+
+
 # ---- usage and metrics
 
 
@@ -1065,7 +1300,7 @@ async def test_voices_whose_prompts_do_not_fit_together_get_separate_utterances(
         ]
         engine.utterances.clear()
         prompts["echo"] = VoicePrompt("echo", "dac", np.zeros((9, 90), np.int16), "Words.")
-        await read(await setup.generator.answer(speech_request(lines=TALK, format="wav")))
+        await read(await setup.generator.answer(speech_request(lines=TALK, use_cache=False)))
         assert [len(utterance.lines) for utterance in engine.utterances] == [1, 1, 1, 1, 1]
 
 
@@ -1085,7 +1320,7 @@ async def test_prompt_of_a_voice_counts_once_for_each_speaker(over):
         assert [len(utterance.lines) for utterance in engine.utterances] == [1, 1]
         engine.utterances.clear()
         frames["nova"] = 60
-        await read(await setup.generator.answer(speech_request(lines=lines, format="wav")))
+        await read(await setup.generator.answer(speech_request(lines=lines, use_cache=False)))
         assert [len(utterance.lines) for utterance in engine.utterances] == [2]
 
 

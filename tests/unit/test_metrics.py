@@ -33,8 +33,8 @@ def test_requests_are_counted_by_route_and_status():
 
 def test_spoken_answer_updates_the_metrics():
     metrics = Metrics()
-    metrics.first_audio("csm", 0.07, hit=False)
-    metrics.first_audio("csm", 0.001, hit=True)
+    metrics.first_audio("csm", 0.07, "miss")
+    metrics.first_audio("csm", 0.001, "hit")
     metrics.spoken("csm", "mp3", 10.0, 2.5, 1)
     metrics.spoken("csm", "mp3", 5.0, 1.0, 0)
     values = scraped(metrics)

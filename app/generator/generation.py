@@ -1,0 +1,162 @@
+"""Single flight: equal requests at the same time share one generation. Each answer encodes it to its own format.
+
+A `Generation` is one task that speaks, and any number of listeners. It continues when the request that started it
+disconnects, as long as one listener is left, and it is cancelled when the last listener leaves. The generation waits
+for the fastest listener only (`sound.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from app.audio.threads import in_thread
+
+if TYPE_CHECKING:
+    from app.generator.checking import Result
+    from app.generator.job import SpeechJob
+    from app.generator.sound import Listener, Recording
+
+READ_BACK_BYTES = 64 << 10  # of samples that a listener reads from a file in one step
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The number of text tokens (an estimate) and of audio tokens (codec frames) of an answer."""
+
+    input_tokens: int
+    output_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+
+class Generation:
+    """The speech of one job, for one or more answers. Used from one event loop."""
+
+    def __init__(self, job: SpeechJob, recording: Recording) -> None:
+        self.job = job
+        self.recording = recording
+        self.usage: Usage | None = None  # set when the audio has ended
+        self.verified: Result = "unchecked"  # set at the end
+        self.stored_checksum: int | None = None  # of the samples, if they are in the cache
+        self._task: asyncio.Task[None] | None = None
+        self._listeners = 0
+        self._on_left: Callable[[], None] = lambda: None
+
+    @property
+    def joinable(self) -> bool:
+        """Whether a further answer may listen: the first sample is still there, and no rule of the guard was broken."""
+        return self.recording.has_start and not self.job.broken_rules
+
+    def start(self, work: Callable[[], Awaitable[None]], on_end: Callable[[], None]) -> None:
+        """Run `work`, which adds samples to the recording.
+
+        on_end: called when the generation has ended or is about to be cancelled.
+        """
+
+        async def run() -> None:
+            try:
+                await work()
+            finally:
+                on_end()
+                self.recording.end()
+
+        self._on_left = on_end
+        self._task = asyncio.create_task(run(), name="generation")
+
+    @contextlib.asynccontextmanager
+    async def listen(self) -> AsyncIterator[AsyncGenerator[bytes]]:
+        """Add a listener. Gives the 16-bit samples of the speech, from the first one on.
+
+        Reading them can raise the errors of the generation.
+        """
+        listener = self.recording.join()
+        self._listeners += 1
+        try:
+            async with contextlib.aclosing(self._samples(listener)) as samples:
+                yield samples
+        finally:
+            self._listeners -= 1
+            if self._listeners:
+                self.recording.leave(listener)
+            else:
+                await self._end()
+
+    async def finished(self) -> None:
+        """Wait until the checks have ended and the answer is stored. Raises the error of the generation.
+
+        Each caller gets its own copy of the error, because handlers add fields and tracebacks to it.
+        """
+        if self._task is None:
+            return
+        await asyncio.wait({self._task})
+        if self._task.cancelled():
+            raise asyncio.CancelledError
+        if (error := self._task.exception()) is not None:
+            raise _copy_of(error)
+
+    async def _samples(self, listener: Listener) -> AsyncGenerator[bytes]:
+        recording = self.recording
+        if self.job.held:
+            await self.finished()
+        while True:
+            await recording.following(listener)
+            data = recording.recent(listener)
+            if data is None:
+                data = await in_thread(recording.read_back, listener.position, READ_BACK_BYTES)
+                recording.advance(listener, len(data))
+            if data:
+                yield data
+            elif recording.ended:
+                break
+        if self.usage is None:  # the audio has not ended by itself
+            await self.finished()
+
+    async def _end(self) -> None:
+        """Cancel the generation, which has no listener any more, and wait for its end."""
+        self._on_left()
+        try:
+            if self._task is not None:
+                self._task.cancel()
+                await asyncio.gather(self._task, return_exceptions=True)
+        finally:
+            self.recording.close()
+
+
+class Generations:
+    """The generations that run now, by key. Used from one event loop."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, Generation] = {}
+
+    def find(self, key: str | None) -> Generation | None:
+        """Return a running generation that a further answer may join. key: None = never shared."""
+        generation = None if key is None else self._running.get(key)
+        return generation if generation is not None and generation.joinable else None
+
+    def start(self, key: str | None, generation: Generation, work: Callable[[], Awaitable[None]]) -> None:
+        """Start a generation. Later answers with the same key find it. key: None = it is never shared."""
+
+        def ended() -> None:
+            if key is not None and self._running.get(key) is generation:
+                del self._running[key]
+
+        if key is not None:
+            self._running[key] = generation
+        generation.start(work, ended)
+
+
+def _copy_of(error: BaseException) -> BaseException:
+    """Return a copy of an error that was raised by another task, with this error as its cause."""
+    try:
+        copied = copy.copy(error)
+    except Exception:  # noqa: BLE001 - the constructor of a plug-in's error may need other arguments
+        return error
+    copied.__cause__ = error
+    return copied
