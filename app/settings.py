@@ -185,16 +185,17 @@ class Settings(BaseSettings):
     )
 
     max_input_chars: int = Field(
-        20_000,
+        1_000_000,
         alias="TTS_MAX_INPUT_CHARS",
         ge=1,
         description="The maximum length of `input`, in characters. A longer text is a 400.",
     )
     max_body_bytes: int = Field(
-        1 << 20,
+        16 << 20,
         alias="TTS_MAX_BODY_BYTES",
         ge=1024,
-        description="The maximum size of a JSON request body, in bytes. A larger body is a 413.",
+        description="The maximum size of a JSON request body, in bytes. A larger body is a 413. A character of `input` "
+        "takes up to 12 bytes (as `\\ud83d\\ude00`).",
     )
     max_upload_bytes: int = Field(
         64 << 20,
@@ -283,8 +284,9 @@ class Settings(BaseSettings):
         1 << 30,
         alias="TTS_CACHE_BYTES",
         ge=0,
-        description="The maximum size of the answer cache on disk, in bytes. The least recently used answers are "
-        "removed first. 0 = no cache.",
+        description="The maximum size of the answer cache on disk, in bytes. A second of audio takes 44 kB (the "
+        "offline voice), 48 kB (CSM) or 88 kB (Dia). The least recently used answers are removed first. 0 = no cache, "
+        "and equal requests at the same time are generated separately.",
     )
     shutdown_grace_s: int = Field(
         120,

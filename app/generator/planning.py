@@ -1,23 +1,26 @@
 """Splits the text of a request into words and pauses, then into sentences, and combines sentences into utterances.
 
-`parse_lines` parses each text once. The texts are normalised and split while the answer is spoken, so that a long text
-does not delay the first audio. This module does not depend on HTTP, audio or a particular engine.
+`parse_lines` parses each text once. The texts are normalised and split while the answer is spoken, and a long text is
+parsed and normalised in windows (`windows.py`), so that its length does not delay the first audio. This module does not
+depend on HTTP, audio or a particular engine.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import unicodedata
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from app.errors import EmptyText, TextTooLong
+from app.generator.windows import windows
 from app.text.languages import guess_language
 from app.text.machine_text import remove_machine_text
-from app.text.nonverbal import perform_sounds
+from app.text.nonverbal import perform_sounds, remove_unsupported_sounds
 from app.text.punctuation import has_words, punctuation_names
-from app.text.script import SPEAKER_TAG, Pause, parse, split_speakers
+from app.text.script import MAX_PAUSE_S, SPEAKER_TAG, Pause, Words, parse, split_speakers
 from app.text.sentences import split
 from app.text.spans import SpannedText
 from app.types import SpokenLine
@@ -39,6 +42,9 @@ HELD_PASSAGE_CHARS = 450
 # The silence for a text in which nothing is spoken, such as "---" or "(laughs)". A voice agent that sends such a piece
 # in the middle of its answer goes on.
 SILENT_TEXT_S = 0.25
+LONG_TEXT_CHARS = 20_000  # a longer text is planned in windows
+# The most characters in an utterance of an engine that speaks any number of sentences, if the text is long.
+LONG_PASSAGE_CHARS = 4_000
 IN_THREAD_CHARS = 2_000  # a longer text is normalised in a thread: normalisation takes up to 0.05 ms per character
 
 
@@ -82,15 +88,30 @@ def check_not_blank(lines: Sequence[Line]) -> None:
 
 
 def parse_lines(texts: Sequence[SpannedText]) -> tuple[ParsedLine, ...]:
-    """Split the text of each line into words and pauses. Raises TextTooLong."""
-    parsed = tuple(tuple(parse(text)) for text in texts)
+    """Split the text of each line into words and pauses. A long line stays whole: `Planner` parses its windows.
+
+    Raises TextTooLong.
+    """
+    parsed = tuple((Words(text),) if len(text) > LONG_TEXT_CHARS else tuple(parse(text)) for text in texts)
     parts = [part for line in parsed for part in line]
-    if sum(part.seconds for part in parts if isinstance(part, Pause)) > MAX_PAUSES_S:
+    pauses_s = sum(part.seconds for part in parts if isinstance(part, Pause))
+    pauses_s += sum(_pauses_s(text) for text in texts if len(text) > LONG_TEXT_CHARS)
+    if pauses_s > MAX_PAUSES_S:
         raise TextTooLong(
             f"The pauses in `input` add up to more than {MAX_PAUSES_S} seconds. Shorten or remove pauses.",
             param="input",
         )
     return parsed
+
+
+def _pauses_s(text: SpannedText) -> float:
+    """Return the total of the pauses in a long text; 0 if it has so few that they can't be too long."""
+    lowered = text.text.lower()
+    if (lowered.count("pause") + lowered.count("break")) * MAX_PAUSE_S <= MAX_PAUSES_S:
+        return 0.0
+    starts = range(0, len(lowered), LONG_TEXT_CHARS)  # in pieces, because a search of the whole text holds the GIL
+    parts = [part for start in starts for part in parse(text[start : start + LONG_TEXT_CHARS])]
+    return sum(part.seconds for part in parts if isinstance(part, Pause))
 
 
 class Planner:
@@ -105,11 +126,12 @@ class Planner:
         job = self._job
         one_voice = job.request.conversation is not None  # only an utterance with one voice can be remembered
         utterance: PlannedUtterance | None = None
+        most_chars = self._most_chars()
         async for part in self._lines():
             if utterance is not None and (
                 isinstance(part, Pause)
                 or job.request.parallel
-                or (job.held and job.info.text.continues and len(utterance.text) + len(part.text) >= HELD_PASSAGE_CHARS)
+                or (most_chars is not None and len(utterance.text) + len(part.text) >= most_chars)
                 or not utterance.fits(part, job.info, one_voice=one_voice)
             ):
                 yield utterance
@@ -120,6 +142,15 @@ class Planner:
                 utterance = PlannedUtterance((*(utterance.lines if utterance else ()), part))
         if utterance is not None:
             yield utterance
+
+    def _most_chars(self) -> int | None:
+        """The most characters in one utterance, if the engine itself has no limit; None = no limit."""
+        job = self._job
+        if not job.info.text.continues:
+            return None
+        if job.held:
+            return HELD_PASSAGE_CHARS
+        return LONG_PASSAGE_CHARS if sum(len(line.text) for line in job.request.lines) > LONG_TEXT_CHARS else None
 
     async def _lines(self) -> AsyncGenerator[SpokenLine | Pause]:
         """Yield the sentences and pauses of all lines. Adds pauses between lines that the engine speaks separately."""
@@ -136,20 +167,27 @@ class Planner:
                     any_pause = True
                     yield part
                     continue
-                sentences = await self._sentences(part.text, voice, prompt)
-                marks += [sentence.text for sentence in sentences if not has_words(sentence.text)]
-                if job.request.normalize:
-                    sentences = [sentence for sentence in sentences if has_words(sentence.text)]
                 texts_left -= 1
-                progress.line_of_sentence += [number] * len(sentences)
-                progress.all_planned = not texts_left
-                for sentence in sentences:
-                    if adds_gaps and any_spoken and not line_begun:
-                        yield Pause(TURN_GAP_S)
-                    any_spoken = line_begun = True
-                    any_words = any_words or has_words(sentence.text)
-                    line = _spoken_line(sentence, speaker, voice, prompt, job.turns[number])
-                    yield replace(line, language=guess_language(part.text.text))
+                async with contextlib.aclosing(self._planned(part.text, voice, prompt)) as planned:
+                    async for passage in planned:
+                        if isinstance(passage, Pause):
+                            any_pause = True
+                            yield passage
+                            continue
+                        sentences = passage.sentences
+                        if not any_words:
+                            marks += [sentence.text for sentence in sentences if not has_words(sentence.text)]
+                        if job.request.normalize:
+                            sentences = [sentence for sentence in sentences if has_words(sentence.text)]
+                        progress.line_of_sentence += [number] * len(sentences)
+                        progress.all_planned = passage.is_last and not texts_left
+                        for sentence in sentences:
+                            if adds_gaps and any_spoken and not line_begun:
+                                yield Pause(TURN_GAP_S)
+                            any_spoken = line_begun = True
+                            any_words = any_words or has_words(sentence.text)
+                            line = _spoken_line(sentence, speaker, voice, prompt, job.turns[number])
+                            yield replace(line, language=passage.language)
         if any_words:
             return
         if names := punctuation_names(" ".join(marks)):  # a text such as "?!" is spoken as the names of its marks
@@ -159,15 +197,60 @@ class Planner:
         elif not any_pause:
             yield Pause(SILENT_TEXT_S)
 
-    async def _sentences(self, text: SpannedText, voice: Voice, prompt: VoicePrompt | None) -> list[SpannedText]:
+    async def _planned(
+        self, text: SpannedText, voice: Voice, prompt: VoicePrompt | None
+    ) -> AsyncGenerator[_Passage | Pause]:
+        """Yield the sentences of a text and, if it is long, its pauses.
+
+        A long text is planned in windows. While one window is spoken, a thread plans the next one.
+        """
+        if len(text) <= LONG_TEXT_CHARS:
+            in_thread = len(text) > IN_THREAD_CHARS
+            passage = await asyncio.to_thread(self._plan, text, voice, prompt) if in_thread else None
+            yield replace(passage or self._plan(text, voice, prompt), is_last=True)
+            return
+        cut = windows(text)
+        ahead = asyncio.create_task(asyncio.to_thread(self._plan_window, cut, voice, prompt))
+        try:
+            while (window := await ahead) is not None:
+                ahead = asyncio.create_task(asyncio.to_thread(self._plan_window, cut, voice, prompt))
+                for part in window:
+                    yield part
+        finally:
+            ahead.cancel()
+            await asyncio.gather(ahead, return_exceptions=True)
+        yield _Passage([], None, is_last=True)
+
+    def _plan_window(
+        self, cut: Iterator[SpannedText], voice: Voice, prompt: VoicePrompt | None
+    ) -> list[_Passage | Pause] | None:
+        """Parse and normalise the next window of a long text -> sentences and pauses; None at the end of the text."""
+        window = next(cut, None)
+        if window is None:
+            return None
+        job = self._job
+        if job.request.normalize:
+            window = remove_machine_text(window)
+        parts = parse(spell_sounds(window, job.info.text.sounds, normalize=job.request.normalize))
+        return [part if isinstance(part, Pause) else self._plan(part.text, voice, prompt) for part in parts]
+
+    def _plan(self, text: SpannedText, voice: Voice, prompt: VoicePrompt | None) -> _Passage:
         """Normalise the text and split it into sentences that are short enough for the engine."""
         info, normalizer = self._job.info, self._normalizer if self._job.request.normalize else None
         prompt_s = 0.0 if prompt is None else prompt.codes.shape[1] * info.frame_s
         language = self._job.language_of(text.text, voice)
         lexicon = self._job.lexicons.get(voice.id)
-        if len(text) > IN_THREAD_CHARS:
-            return await asyncio.to_thread(_sentences, text, normalizer, language, info.text, prompt_s, lexicon=lexicon)
-        return _sentences(text, normalizer, language, info.text, prompt_s, lexicon=lexicon)
+        sentences = _sentences(text, normalizer, language, info.text, prompt_s, lexicon=lexicon)
+        return _Passage(sentences, guess_language(text.text))
+
+
+@dataclass(frozen=True, slots=True)
+class _Passage:
+    """The sentences of a text or of one window of it."""
+
+    sentences: list[SpannedText]
+    language: str | None  # BCP 47 tag of the language that the words show; None = not clear
+    is_last: bool = False  # whether nothing of the text follows
 
 
 def read_text(
@@ -184,7 +267,8 @@ def read_text(
     """
     source = remove_machine_text(SpannedText(text))
     lines = [line for _, line in split_speakers(source)] if SPEAKER_TAG.search(source.text) else [source]
-    parsed = parse_lines([perform_sounds(line, packing.sounds) for line in lines])
+    cut = [window for line in lines for window in (windows(line) if len(line) > LONG_TEXT_CHARS else [line])]
+    parsed = parse_lines([perform_sounds(line, packing.sounds) for line in cut])
     sentences: list[SpannedText] = []
     for part in (part for parts in parsed for part in parts if not isinstance(part, Pause)):
         language = language_of(part.text.text)
@@ -217,6 +301,11 @@ def _sentences(
     size = _size(words.text, packing)
     longest = _natural_chars(packing.max_chars, prompt_s, packing)
     return split(words, max(1, longest * len(words) // size) if size else 1)
+
+
+def spell_sounds(text: SpannedText, sounds: frozenset[str], *, normalize: bool) -> SpannedText:
+    """Write the non-verbal sounds as the engine's tags, and remove those that are not in `sounds`."""
+    return (perform_sounds if normalize else remove_unsupported_sounds)(text, sounds)
 
 
 def _spoken_line(text: SpannedText, speaker: int, voice: Voice, prompt: VoicePrompt | None, turn: int) -> SpokenLine:

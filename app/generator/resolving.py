@@ -15,13 +15,12 @@ from app.audio import watermark
 from app.audio.encoders import check_rate
 from app.errors import BadReference, UnknownModel, UnknownVoice, UnsupportedParameter
 from app.generator.job import SpeechJob, number_speakers
-from app.generator.planning import HELD_PASSAGE_CHARS, check_not_blank, parse_lines
+from app.generator.planning import HELD_PASSAGE_CHARS, LONG_TEXT_CHARS, check_not_blank, parse_lines, spell_sounds
 from app.generator.preset_voices import seed_of
 from app.generator.prompts import check_speakable
 from app.lru import LRU
 from app.runtime.playback import Playback
 from app.text.machine_text import remove_machine_text
-from app.text.nonverbal import perform_sounds, remove_unsupported_sounds
 from app.text.pronunciations import Lexicon, WordList
 from app.text.script import SPEAKER_TAG, split_speakers
 from app.text.spans import SpannedText, join
@@ -32,6 +31,7 @@ from app.voices.presets import DEFAULT_VOICE, NO_VOICE, standard_voices_of
 if TYPE_CHECKING:
     from app.audio.watermark import Watermark
     from app.engines.manager import EngineManager
+    from app.generator.job import ParsedLine
     from app.generator.lexicons import LexiconStore
     from app.generator.preset_voices import PresetVoiceMaker
     from app.types import EngineInfo, SpeechRequest, Voice
@@ -94,7 +94,11 @@ class RequestResolver:
         if self._voices.stale:
             await asyncio.to_thread(self._voices.refresh)
         check_not_blank(request.lines)
-        request, turns, texts = self._split_by_speaker(self._with_standard_voices(request))
+        request = self._with_standard_voices(request)
+        if sum(len(line.text) for line in request.lines) > LONG_TEXT_CHARS:
+            request, turns, texts = await asyncio.to_thread(self._split_by_speaker, request)
+        else:
+            request, turns, texts = self._split_by_speaker(request)
         self._voices_of(request)  # an unknown voice is an error even while the engine starts
         engine = self._manager.engine()
         info = engine.info
@@ -104,16 +108,16 @@ class RequestResolver:
         voices = await self._ready_voices(request)
         for voice in voices:
             check_speakable(voice, info, is_fallback=self._manager.is_fallback)
+        check_rate(request.format, request.sample_rate_hz)
+        long = sum(map(len, texts)) > LONG_TEXT_CHARS
+        arguments = (texts, info.text.sounds, request.normalize)
+        texts, parsed_lines = await asyncio.to_thread(_parsed, *arguments) if long else _parsed(*arguments)
         # Replace the name of a voice with its id, so that name and id give the same seed and the same cache key.
-        write_sounds = perform_sounds if request.normalize else remove_unsupported_sounds
-        texts = [write_sounds(text, info.text.sounds) for text in texts]
         lines = tuple(
             replace(line, voice=voice.id, text=text.text)
             for line, voice, text in zip(request.lines, voices, texts, strict=True)
         )
         request = replace(request, lines=lines)
-        check_rate(request.format, request.sample_rate_hz)
-        parsed_lines = parse_lines(texts)
 
         if random_seed:
             request = replace(request, seed=self._random.getrandbits(31), use_cache=False)
@@ -199,7 +203,8 @@ class RequestResolver:
         texts: list[SpannedText] = []
         for turn, line in enumerate(request.lines):
             source = SpannedText(line.text)
-            if request.normalize:
+            # In a long text without tags, the planner removes text for machines window by window.
+            if request.normalize and (len(line.text) <= LONG_TEXT_CHARS or SPEAKER_TAG.search(line.text)):
                 source = remove_machine_text(source)
             if not SPEAKER_TAG.search(source.text):
                 split = [(line, source)]
@@ -335,6 +340,18 @@ def find_model(name: str, manager: EngineManager) -> str | None:
             param="model",
         )
     return found
+
+
+def _parsed(
+    texts: list[SpannedText], sounds: frozenset[str], normalize: bool
+) -> tuple[list[SpannedText], tuple[ParsedLine, ...]]:
+    """Write the non-verbal sounds of each line as the engine's tags, and split it into words and pauses.
+
+    Returns the texts and their parts. A long line is not changed: the planner does this window by window. Raises
+    TextTooLong.
+    """
+    texts = [text if len(text) > LONG_TEXT_CHARS else spell_sounds(text, sounds, normalize=normalize) for text in texts]
+    return texts, parse_lines(texts)
 
 
 def check_extra(name: str, info: EngineInfo) -> None:

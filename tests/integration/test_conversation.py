@@ -45,7 +45,7 @@ def listening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx
     monkeypatch.setattr(wiring.registry, "specs", lambda: {"listening": spec})
     engine.spoken.clear()
     engine.encoded.clear()
-    limits = {"TTS_MAX_UPLOAD_BYTES": 16_000_000, "TTS_MAX_INPUT_CHARS": 1000}
+    limits = {"TTS_MAX_UPLOAD_BYTES": 16_000_000, "TTS_MAX_BODY_BYTES": 1 << 20, "TTS_MAX_INPUT_CHARS": 1000}
     with (
         serving(tmp_path, TTS_ENGINE="listening", TTS_FALLBACK_ENGINE="", **limits) as url,
         httpx.Client(base_url=url, timeout=30) as client,

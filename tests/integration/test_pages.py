@@ -203,7 +203,7 @@ def test_the_api_has_what_the_pages_need(server: str) -> None:
     health = httpx.get(f"{server}/health").json()
     fields = health["limits"].pop("fields")
     assert health["limits"] == {
-        "input_chars": 20_000,
+        "input_chars": 1_000_000,
         "dialogue_turns": 200,
         "response_formats": ["mp3", "opus", "aac", "flac", "wav", "pcm", "ogg", "m4a"],
         "sample_s": {"minimum": 1.0, "maximum": 30.0},
