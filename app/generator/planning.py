@@ -304,7 +304,7 @@ def _sentences(
 
 
 def spell_sounds(text: SpannedText, sounds: frozenset[str], *, normalize: bool) -> SpannedText:
-    """Write the non-verbal sounds as the engine's tags, and remove those that are not in `sounds`."""
+    """Write the non-verbal sounds as the engine's tags, and remove the sounds that are not in `sounds`."""
     return (perform_sounds if normalize else remove_unsupported_sounds)(text, sounds)
 
 
