@@ -166,7 +166,7 @@ def test_a_voice_made_from_a_file_can_speak(learning: str, sample: bytes, visit:
     onward(page)
     step(page, "words")
     shows(page, "Type them.")  # the server has no recogniser
-    shows(page, "`transcript` is missing")
+    shows(page, "The words of the recording are unknown.")
     onward(page)
     shows(page, "Write what is said in the recording.")
     assert focused(page, page.get_by_label("Words", exact=True))
@@ -207,6 +207,28 @@ def test_a_voice_made_from_a_file_can_speak(learning: str, sample: bytes, visit:
     speak(page, "The same words as ever.")
     wait_audible(page)
     wait_state(page, "done")
+
+
+def test_missing_words_of_a_voice_can_be_written(learning: str, sample: bytes, visit: Visit) -> None:
+    form = {"name": "Wordless"}
+    made = httpx.post(
+        f"{learning}/v1/voice-cloning/clone", data=form, files={"audio_file": ("a.mp3", sample)}, timeout=60
+    )
+    voice = made.json()["voice"]
+    assert voice["status"] == "needs words"
+    watched = visit(f"{learning}/voice-cloning#{voice['id']}")
+    page = watched.page
+    shows(page, "The words of this recording are missing.")
+    assert page.locator(f'[data-voice="{voice["id"]}"] .badge.warn').inner_text() == "Needs words"
+    assert "undefined" not in page.locator("main").inner_text()
+    page.get_by_label("Words of the recording").fill(samples.TEXT)
+    page.locator('[data-needs="words"] button.primary').click()
+    shows(page, samples.TEXT)
+    assert page.locator('[data-needs="words"]').count() == 0
+    stored = httpx.get(f"{learning}/v1/voice-cloning/voices/{voice['id']}").json()
+    assert (stored["status"], stored["transcript"]) == ("ready", samples.TEXT)
+    watched.check()
+    httpx.delete(f"{learning}/v1/voice-cloning/voices/{voice['id']}").raise_for_status()
 
 
 class Listener:

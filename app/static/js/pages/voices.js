@@ -68,6 +68,7 @@ export async function mount(main, { go }) {
       h("a", { href: link(voice), data: { route: "/voice-cloning" }, "aria-current": shown === voice.id ? "true" : null },
         h("b", {}, voice.name),
         h("span", { class: "hint" }, about.filter(Boolean).join(" · "))),
+      known?.status === "needs words" && h("span", { class: "badge warn" }, t("voices.lacks_words")),
       isDefault(voice) && h("span", { class: "badge ok" }, t("voices.default")),
     );
   }
@@ -152,7 +153,7 @@ export async function mount(main, { go }) {
         known && playButton, speakButton,
         button(t(standard ? "voices.is_default" : "voices.make_default"), () => makeDefault(voice), { "aria-pressed": String(standard), data: { act: "default" } })),
       facts(voice),
-      known && h("div", { class: "stack" }, h("h3", {}, t("voices.words")), h("p", { class: "script", lang: known.language }, known.transcript)),
+      known && (known.status === "needs words" ? wordsForm(voice) : h("div", { class: "stack" }, h("h3", {}, t("voices.words")), h("p", { class: "script", lang: known.language }, known.transcript))),
       h("div", { class: "stack" }, h("h3", {}, t("voices.engines")), engines(voice)),
       known?.quality?.checks && h("details", { class: "fold" }, h("summary", {}, t("voices.quality")), qualityList(known.quality)),
       h("details", { class: "fold" }, h("summary", {}, t("voices.usage")), code),
@@ -161,6 +162,30 @@ export async function mount(main, { go }) {
         button(t("voices.export"), () => save(voice)),
         button(t("voices.delete"), () => remove(voice), { look: "danger" })),
     );
+  }
+
+  /** A box for the words of a recording whose words the server does not know. */
+  function wordsForm(voice) {
+    const words = h("textarea", { id: "missing-words", rows: 4, lang: voice.known.language, spellcheck: "true", "aria-describedby": "missing-words-hint" });
+    const wrong = h("div");
+    return h("form", { class: "banner stack", data: { needs: "words" }, onsubmit: async (event) => {
+      event.preventDefault();
+      if (!words.value.trim()) return words.focus();
+      try {
+        await getJson(`${PATH}/${voice.id}`, { json: { transcript: words.value }, method: "PATCH" });
+      } catch (error) {
+        wrong.replaceChildren(errorBox(error, [], t("voices.edit_failed")));
+        return words.focus();
+      }
+      await load();
+      show(shown, { focus: true });
+      announce(t("voices.changed"));
+    } },
+    h("p", { class: "headline" }, t("voices.needs_words")),
+    h("p", { id: "missing-words-hint" }, t("voices.needs_words_why")),
+    h("div", { class: "field" }, h("label", { for: "missing-words" }, t("voices.words")), words),
+    wrong,
+    h("div", { class: "row end" }, h("button", { class: "primary" }, t("voices.keep"))));
   }
 
   function makeDefault(voice) {

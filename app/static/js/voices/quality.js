@@ -13,6 +13,7 @@ const UNITS = {
   music: (_, level) => t(level === "good" ? "quality.music.none" : "quality.music.some"),
   speakers: (_, level) => t(level === "good" ? "quality.speakers.none" : "quality.speakers.some"),
   transcript_letters_per_s: (value) => t("quality.pace", { n: Math.round(value) }),
+  transcript_missing: () => t("quality.transcript_missing.none"),
   transcript_words_percent: (value) => `${number(value, 0)} %`,
 };
 const LOOK = { good: "ok", warning: "warn", bad: "bad" };
@@ -25,7 +26,7 @@ export function qualityList({ checks = [] }) {
   const sorted = [...checks].sort((a, b) => order.indexOf(a.level) - order.indexOf(b.level));
   return h("ul", { class: "checks" }, sorted.map((check) => {
     const known = check.id in UNITS;
-    const value = known && (check.value !== null || check.id === "music") ? UNITS[check.id](check.value, check.level) : "";
+    const value = known && (check.value !== null || ["music", "transcript_missing"].includes(check.id)) ? UNITS[check.id](check.value, check.level) : "";
     return h("li", { data: { check: check.id, level: check.level } },
       levelBadge(check.level),
       h("span", { class: "what" }, known ? t(`quality.${check.id}`) : quoted(check.id)),

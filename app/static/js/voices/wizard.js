@@ -130,7 +130,7 @@ export function wizard({ languages, saved, cancelled }) {
     const key = keyOf();
     if (w.check && w.checkKey === key) return w.check;
     const found = await (await call("/v1/voice-cloning/check", { method: "POST", body: asForm(), signal })).json();
-    if (!w.words.trim()) {
+    if (!w.words.trim() && found.transcript) {
       w.words = found.transcript;
       w.wordsOf = "recogniser";
     }
@@ -454,18 +454,35 @@ export function wizard({ languages, saved, cancelled }) {
     const listen = h("p", { class: "hint", hidden: true }, h("progress", { "aria-label": t("words.listening") }), " ", t("words.listening"));
     from();
 
+    /** Shows the progress of the recogniser's download until `ended` is true. */
+    async function follow(ended, signal) {
+      while (!ended() && !signal.aborted) {
+        const { recogniser } = await getJson("/health").catch(() => ({}));
+        if (!ended() && recogniser?.state === "downloading" && recogniser.total_bytes) {
+          listen.lastChild.textContent = t("words.downloading", { done: number(recogniser.done_bytes / 1e6, 0), of: number(recogniser.total_bytes / 1e6, 0) });
+        }
+        await new Promise((resolve) => setTimeout(resolve, 1000));
+      }
+    }
+
     async function recognise(signal) {
       listen.hidden = false;
+      let ended = false;
+      follow(() => ended, signal);
       try {
-        await ask(signal);
+        const found = await ask(signal);
         if (!text.value.trim()) text.value = w.words;
         else w.words = text.value;
         from();
+        const missing = found.quality.checks.find((each) => each.id === "transcript_missing");
+        if (missing && !text.value.trim()) trouble.replaceChildren(h("p", { class: "hint" }, t("words.type"), " ", quoted(missing.message)));
       } catch (error) {
         if (error.name === "AbortError") return;
         trouble.replaceChildren(error.param === "transcript" ? h("p", { class: "hint" }, t("words.type"), " ", quoted(error.message)) : errorBox(error, [], t("check.refused")));
+      } finally {
+        ended = true;
+        listen.hidden = true;
       }
-      listen.hidden = true;
     }
     return {
       content: [
@@ -648,7 +665,7 @@ export function wizard({ languages, saved, cancelled }) {
         trouble.replaceChildren(errorBox(error, [button(t("again"), () => show("fetch")), button(t("fetch.change"), () => show("sample"), { look: "quiet" })], error.status >= 400 && error.status < 500 ? t("fetch.failed") : undefined));
         return;
       }
-      Object.assign(w, { voice: made, voiceKey: key, words: made.transcript, wordsOf: w.transcript.trim() ? "typed" : "recogniser", description: made.description ?? "", spoken: null });
+      Object.assign(w, { voice: made, voiceKey: key, words: made.transcript, wordsOf: w.transcript.trim() ? "typed" : made.transcript ? "recogniser" : "", description: made.description ?? "", spoken: null });
       voices(true).catch(() => {});
       show("words");
     }
