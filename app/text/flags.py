@@ -39,9 +39,10 @@ WS Samoa;XK Kosovo;YE Yemen;YT Mayotte;ZA South Africa;ZM Zambia;ZW Zimbabwe
 _NAMES = {entry[:2]: entry[3:] for entry in _COUNTRIES.strip().replace("\n", ";").split(";")}
 _NATIONS = {"gbeng": "England", "gbsct": "Scotland", "gbwls": "Wales"}  # written with invisible letters
 _FLAG = re.compile(
-    "[\U0001f1e6-\U0001f1ff]{2}|\U0001f3f4[\U000e0061-\U000e007a]{0,6}|\U0001f3f3\ufe0f?\u200d?\U0001f308|\U0001f3f3"
+    "[\U0001f1e6-\U0001f1ff]{2}|\U0001f3f4[\U000e0061-\U000e007a]{0,6}(?:\u200d\u2620)?|\U0001f3f3\ufe0f?\u200d?\U0001f308|\U0001f3f3"
 )
 _FIRST_LETTER, _INVISIBLE = 0x1F1E6, 0xE0000
+_SPECIAL = {"\U0001f308": "rainbow flag", "\u2620": "pirate flag"}
 _OTHER = {"\U0001f3f4": "black flag", "\U0001f3f3": "white flag"}
 MAX_FLAGS = 20
 
@@ -52,8 +53,8 @@ def flag_names(text: str) -> str:
 
 
 def _name(flag: str) -> str:
-    if flag[-1] == "\U0001f308":
-        return "rainbow flag"
+    if flag[-1] in _SPECIAL:
+        return _SPECIAL[flag[-1]]
     nation = "".join(chr(ord(letter) - _INVISIBLE) for letter in flag[1:] if ord(letter) > _INVISIBLE)
     if nation in _NATIONS:
         return f"flag of {_NATIONS[nation]}"

@@ -30,7 +30,6 @@ _TOOL = (
     r"(?:[a-z_]{1,20}:)?(?:tool_?(?:calls?|use|code|response|results?|outputs?)|function_?(?:calls?|results?|response|"
     r"outputs?)|available_tools|tools|invoke|use_mcp_tool|grok:render|ref)"
 )
-# Openings at the start of a line: models write them there. Elsewhere an opening without a closing is a mention.
 _REASONING_TAGS = re.compile(rf"<(?:(?P<close>/)\s?)?{_REASON}(?:\s[^<>]*)?>", re.IGNORECASE)
 _REASONING_BRACKETS = re.compile(
     rf"[\[◁](?P<close>/)?{_REASON}[\]▷]"
@@ -80,6 +79,7 @@ _CITATION = re.compile(
     r"|[ ]?\bturn[0-9]{1,4}(?:search|news|view|fetch|file|image|forecast|finance|sports|product|maps)[0-9]{1,4}\b"
     r"|</?co: ?[0-9,]{1,40}>|\{\{(?:cite|citation|refn|sfn)[^{}]*\}\}|<ref(?:\s[^<>]*)?/>"
 )
+_MARKS_OF_CITATIONS = ("【", "[", "cite", "turn", "{{", "<")
 _MARKED_CITATION = re.compile("[ ]?\ue200(?P<parts>[^\ue200\ue201]*)\ue201|[ ]?\ue200[^\\s\ue200\ue201]*")
 _WITH_TITLE = {"url": 1, "link_title": 1, "entity": 2}  # kind of a marked citation -> the part that a reader sees
 
@@ -102,7 +102,8 @@ def remove_machine_text(text: SpannedText) -> SpannedText:
         text = text.sub(_SPECIAL, _space_between_words)
     if _BARE_CALL.match(text.text) and text.text.rstrip().endswith("}") and _is_tool_call(text.text):
         return text[:0]
-    text = text.sub(_CITATION, "")
+    if any(mark in text.text for mark in _MARKS_OF_CITATIONS):
+        text = text.sub(_CITATION, "")
     return text.sub(_MARKED_CITATION, _citation_title) if "\ue200" in text.text else text
 
 
@@ -146,7 +147,7 @@ def _channels(text: str) -> Iterator[Edit]:
     for mark in _CHANNEL_MARK.finditer(text):
         name = mark[1]
         if name == "message":
-            head = text[max(header, 0) : mark.start()]
+            head = text[header : mark.start()] if header >= 0 else ""
             channel = head.rpartition("<|channel|>")[2].strip()
             is_call = "to=" in head or (
                 channel.startswith("commentary") and text[mark.end() :][:40].lstrip()[:1] == "{"
@@ -174,11 +175,11 @@ def _is_code(text: str, match: re.Match[str]) -> bool:
     return text[match.start() - 1 : match.start()] == "`" and text[match.end() : match.end() + 1] == "`"
 
 
-def _begins_line(text: str, start: int, done: int) -> bool:
-    """Return whether only white space stands between the start of the line, or `done`, and `start`."""
+def _begins_sentence(text: str, start: int, done: int) -> bool:
+    """Return whether only white space stands between the start of a line or sentence, or `done`, and `start`."""
     while start > done and text[start - 1] in " \t":
         start -= 1
-    return start == done or text[start - 1] == "\n"
+    return start == done or text[start - 1] in "\n.!?…。！？:"
 
 
 def _blocks(
@@ -187,7 +188,7 @@ def _blocks(
     """Yield the edits that remove blocks with their marks. A named group that begins with "end" or "close" closes.
 
     lone_closing: a closing mark without an opening ends a block that began before the text. anywhere: a block without a
-    closing mark goes to the end of the text; otherwise only if its opening is at the start of a line. data: such a
+    closing mark goes to the end of the text; otherwise only if its opening is at the start of a sentence. data: such a
     block must also begin with data (JSON or XML).
     """
     edits: list[Edit] = []
@@ -211,7 +212,7 @@ def _blocks(
             edits.append((mark.start(), mark.end(), ""))
             done = mark.end()
     if depth:
-        goes_on = anywhere or _begins_line(text, begin, done)
+        goes_on = anywhere or _begins_sentence(text, begin, done)
         if data and _DATA_FOLLOWS.match(text, inside) is None:
             goes_on = False
         edits.append((begin, len(text) if goes_on else inside, ""))
@@ -308,6 +309,8 @@ def _code(run: str, words: str) -> str:
         shorter = _REPEATED_LETTER.sub(r"\1\1\1", core)
         if len(shorter) <= LONG_CODE:
             return shorter + run[len(core) :]
+        if _HEX.fullmatch(core):
+            return words + rest
         simple = core.islower() or core.isupper() or core.istitle()
         return run if simple and len(core) <= _LONGEST_WORD and not _CONSONANTS.search(core) else words + rest
     parts = [part for part in _SEPARATOR.split(core) if part]

@@ -85,6 +85,8 @@ _CITED_LINK = re.compile(
     r"[ ]?\[{1,2}\^?(?:[0-9]{1,3}|\*|†)\]{1,2}\(\s?<?https?:[^()\s]*(?:\([^()\s]*\)[^()\s]*)*+>?\)"
 )
 _CITATION = re.compile(r" ?(?:\[{1,2}[0-9]{1,3}(?:[,–-] ?[0-9]{1,3}){0,5}\]{1,2}){1,20}(?=[\s.,;:!?)]|$)")
+_NEEDS_NUMBER = re.compile(r"\b(?:to|in|by|see|See|of|from|From|In|ref|refs|reference)$")
+_NOT_DIGITS = re.compile(r"[^0-9]+")
 _WIKI_LINK = re.compile(r"!?\[\[([^\[\]\n|]*)(?:\|([^\[\]\n]*))?\]\]")
 _IMAGE_FILE = re.compile(r"[^|]*\.(?:png|jpe?g|gif|svg|webp|pdf|mp[34]|webm)", re.IGNORECASE)
 _FOOTNOTE = re.compile(r"\^?\[\^[^\[\]\s]{1,80}\]:?")
@@ -93,15 +95,21 @@ _PROMPT = re.compile(r"\s{0,8}\$ (?=[a-z])")
 _EMPHASIS = re.compile(
     r"(?<![\w*])\*{1,3}(?=[^\s*])|(?<=[^\s*])\*{1,3}(?![\w*])|(?<![\w_/.])_{1,3}(?=[^\s_])|(?<=[^\s_])_{1,3}(?![\w/])|~~"
 )
-# Marks around a word or a phrase: ==marked==, ++inserted++, ||spoiler||, %%comment%%.
+# Marks around a word or a phrase, such as ==marked==, ++inserted++ and ||spoiler||: the characters without which a line
+# has no such mark, the pattern, and what stays.
+_SPOILER = re.compile(r"\|\|(?=[^\s|])([^|\n]+)(?<=\S)\|\|")
 _AROUND = (
-    (re.compile(r"(?<![\w=!<>])==(?=[^\s=])([^=\n]+)(?<=\S)==(?![\w=])"), r"\1"),
-    (re.compile(r"(?<![\w+])\+\+(?=[^\s+])([^+\n]+)(?<=\S)\+\+(?![\w+])"), r"\1"),
-    (re.compile(r"\|\|(?=[^\s|])([^|\n]+)(?<=\S)\|\|"), r"\1"),
-    (re.compile(r"%%[^%\n]*%%|\{%[^%\n]*%\}"), " "),
-    (re.compile(r"(?<=[A-Za-z])~([0-9]{1,2})~(?!~)"), r"\1"),
-    (re.compile(r"(?<=[A-Za-z0-9])\^([0-9A-Za-z+-]{1,4})\^"), r"^\1"),
-    (re.compile(r"(?<![\w:]):[a-z][a-z0-9_+-]{1,40}:(?![\w:/])"), " "),
+    ("==", re.compile(r"(?<![\w=!<>])==(?=[^\s=])([^=\n]+)(?<=\S)==(?![\w=])"), r"\1"),
+    ("++", re.compile(r"(?<![\w+])\+\+(?=[^\s+])([^+\n]+)(?<=\S)\+\+(?![\w+])"), r"\1"),
+    ("||", _SPOILER, r"\1"),
+    ("%", re.compile(r"%%[^%\n]*%%|\{%[^%\n]*%\}"), " "),
+    ("{{", re.compile(r"\{\{[<%][^{}\n]*\}\}"), " "),
+    ("]{", re.compile(r"\[([^\[\]\n]*)\]\{[.#:][^{}\n]*\}"), r"\1"),
+    (">=", re.compile(r"(?<!\S)>=(?=\s?[0-9$€£.-])"), "≥"),
+    ("<=", re.compile(r"(?<!\S)<=(?=\s?[0-9$€£.-])"), "≤"),
+    ("~", re.compile(r"(?<=[A-Za-z])~([0-9]{1,2})~(?!~)"), r"\1"),
+    ("^", re.compile(r"(?<=[A-Za-z0-9])\^([0-9A-Za-z+-]{1,4})\^"), r"^\1"),
+    (":", re.compile(r"(?<![\w:]):[a-z][a-z0-9_+-]{1,40}:(?![\w:/])"), " "),
 )
 _ESCAPE = re.compile(r"\\([*_`#~>|!+.\[\]()<={}-])")
 
@@ -216,7 +224,7 @@ def plain_paragraphs(text: SpannedText, *, english: bool = True) -> list[Spanned
             close()
             continue
         if "||" in line.text and not (line.text.lstrip().startswith("|") and line.text.lstrip()[1:2] != "|"):
-            line = line.sub(*_AROUND[2])  # noqa: PLW2901 - the spoiler marks of Discord are not the cells of a table
+            line = line.sub(_SPOILER, r"\1")  # noqa: PLW2901 - the spoiler marks of Discord are not the cells of a table
         if _in_table(lines, index, line):
             if not _TABLE_RULE.fullmatch(line.text):
                 cells = [cell.strip() for cell in _inline(line, english=english).strip().strip("|").split("|")]
@@ -319,12 +327,19 @@ def _inline(line: SpannedText, *, english: bool) -> SpannedText:
     if "`" in line.text:
         line = line.edited(_code_spans(line, english=english)).sub(_BACKTICK, "")
     if "[" in line.text:
-        line = line.sub(_CITATION, "")
-    for pattern, replacement in _AROUND:
-        line = line.sub(pattern, replacement)
+        line = line.sub(_CITATION, _cited)
+    for mark, pattern, replacement in _AROUND:
+        if mark in line.text:
+            line = line.sub(pattern, replacement)
     if "*" in line.text or "_" in line.text or "~~" in line.text:
         line = line.sub(_EMPHASIS, "")
     return line.sub(_ESCAPE, r"\1") if "\\" in line.text else line
+
+
+def _cited(match: re.Match[str]) -> str:
+    """Return "" for a citation, or its number if the sentence needs it: "according to [1]"."""
+    before = match.string[max(0, match.start() - 12) : match.start()]
+    return f" {_NOT_DIGITS.sub(' ', match[0]).strip()}" if _NEEDS_NUMBER.search(before) else ""
 
 
 def _wiki_title(match: re.Match[str]) -> str:

@@ -69,10 +69,11 @@ _DIRECTIONS = frozenset(
 )
 _MODIFIER = (
     r"(?:[a-z]{1,14}ly|soft|nervous|light|deep|small|short|long|heavy|slight|warm|quiet|loud|big|bitter|dry|dark|evil|"
-    r"awkward|starts|begins|to|a|an|hard|harder|again|bit|little|with|in|of|relief|frustration|himself|herself|themself|"
-    r"themselves|myself|itself|out|loud|at|under|breath|his|her|their|and)"
+    r"awkward|starts|begins|to|a|an|hard|harder|again|once|twice|thrice|bit|little|with|in|of|relief|frustration|himself|herself|themself|"
+    r"themselves|myself|itself|out|loud|at|under|breath|his|her|their)"
 )
-_INSIDE = r"\s{0,3}([A-Za-z][A-Za-z' -]{2,40}?)[\s.!…]{0,3}"
+_INSIDE = r"\s{0,3}([A-Za-z][A-Za-z', -]{2,40}?)[\s.!…]{0,3}"
+_TOGETHER = re.compile(r",? (?:and then|and|then) |, ")
 _SOUND_TAG = re.compile(
     rf"\({_INSIDE}\)|\[{_INSIDE}\](?![(\[:])|(?<![\w*\\])\*{_INSIDE}\*(?![\w*])|<{_INSIDE}/?>(?!\w)"
 )
@@ -97,18 +98,21 @@ def perform_sounds(text: SpannedText, supported: frozenset[str]) -> SpannedText:
     """
 
     def tag(match: re.Match[str]) -> str:
-        sound = _sound_of(match)
-        if sound is None:
+        kind = match.lastindex or 1
+        parts = _TOGETHER.split(" ".join(match[kind].lower().split()))
+        sounds = [_sound_of(part, kind, match) for part in parts]
+        if None in sounds:
             return match[0]
-        return f"({sound})" if sound in supported else " "
+        return " ".join(f"({sound})" for sound in sounds if sound in supported) or " "
 
     return text.sub(_SOUND_TAG, tag)
 
 
-def _sound_of(match: re.Match[str]) -> str | None:
-    """Return the sound that a text in brackets means; "" for a sound that is removed, None for other text."""
-    kind = match.lastindex or 1
-    words = " ".join(match[kind].lower().split())
+def _sound_of(words: str, kind: int, match: re.Match[str]) -> str | None:
+    """Return the sound that words in brackets mean; "" for a sound that is removed, None for other text.
+
+    kind: 1 = (...), 2 = [...], 3 = *...*, 4 = <...>. match: the brackets in their text.
+    """
     if kind == 2 and words in _DIRECTIONS:
         return ""
     for sound, pattern in _PHRASE_PATTERNS:
@@ -124,7 +128,7 @@ def _sound_of(match: re.Match[str]) -> str | None:
         if last not in _SPELLINGS or _MODIFIERS.fullmatch(f"{before} ") is None:
             return None
         first, sound = last, _SPELLINGS[last]
-    if kind == 3 and words == first:
+    if kind == 3 and words == first and match[3].lower() == words:
         if first.endswith("ing") or first in _EMPHASISED:
             return None
         if _PART_OF_SENTENCE.search(match.string[max(0, match.start() - 10) : match.start()]):

@@ -37,20 +37,24 @@ _MASKED = re.compile("[\ue000-\uf8ff]")
 _PLAIN_PROSE = re.compile(r"[A-Za-z,;:!?'\" ]*(?:[.](?=[\s\"']|$)[A-Za-z,;:!?'\" ]*)*")
 _ABBREVIATION = re.compile(
     r"\b(?:[A-Za-z]{1,6}\.|[IVXL]{1,7}|Mr|Mrs|Ms|Dr|Prof|St|vs|Vs)(?=\W|$)|[:;=][)(DP]|[.,;:!?]{2}"
+    r"|(?<!\S):[a-z]|assistantfinal|\S{41}"
 )
 
+_DASHES = frozenset("-–—")
 _DASH_PAUSE = re.compile(r"(?:(?<=\S)|(?<! ) +)(?:[—–]+|(?<=[ \w])-{2,}(?=[ \w])|(?<= )-(?= ))\s*")
 _JOINING_DASH = re.compile(r"(?<=[a-z])–(?=[A-Z])")  # the Paris–London train
 _DASH_END = re.compile(r" ?(?:(?<![—–])[—–]+|(?<!-)-{2,})(?=[\"')\]]*\s*$|\")")
+# Repeated marks: the marks without which a paragraph has none, the pattern, and what stays.
 _REPEATED = (
-    (re.compile(r"\.{3,}|(?:\. ){2,}\.(?!\w)"), "..."),
-    (re.compile(r"!{2,}"), "!"),
-    (re.compile(r"\?{2,}"), "?"),
-    (re.compile(r"(?:\?!|!\?)[!?]*"), "?!"),
-    (re.compile(r",(?:\s*,)+"), ","),
-    (re.compile(r";{2,}"), ";"),
-    (re.compile(r":{2,}"), ":"),
-    (re.compile(r"(?<!\.)\.\.(?!\.)"), "."),
+    ("..", re.compile(r"\.{3,}"), "..."),
+    (". .", re.compile(r"(?:\. ){2,}\.(?!\w)"), "..."),
+    ("!!", re.compile(r"!{2,}"), "!"),
+    ("??", re.compile(r"\?{2,}"), "?"),
+    ("!", re.compile(r"(?:\?!|!\?)[!?]*"), "?!"),
+    (",", re.compile(r",(?:\s*,)+"), ","),
+    (";;", re.compile(r";{2,}"), ";"),
+    ("::", re.compile(r":{2,}"), ":"),
+    ("..", re.compile(r"(?<!\.)\.\.(?!\.)"), "."),
 )
 _LEFTOVER_NUMBER = re.compile(r"[0-9]{1,40}")
 _SYMBOL = re.compile("|".join(re.escape(symbol) for symbol in tables.SYMBOLS))
@@ -178,10 +182,14 @@ class Normalizer:
 
     def _paragraph_to_words(self, text: SpannedText) -> SpannedText:
         text = rules.apply_rules(text.sub(_SPACES, " "), self._grammar.name_unit)
-        text = text.sub(_DASH_END, "...").sub(_JOINING_DASH, "-").sub(_DASH_PAUSE, ", ")
+        if not _DASHES.isdisjoint(text.text):
+            text = text.sub(_DASH_END, "...").sub(_JOINING_DASH, "-").sub(_DASH_PAUSE, ", ")
         text = text.sub(_SYMBOL, lambda match: tables.SYMBOLS[match[0]]).sub(_UNSPEAKABLE, _mark_or_space)
         text = text.sub(_LEFTOVER_NUMBER, lambda match: f" {number_words.integer(match[0])} ")
-        for pattern, replacement in (*_REPEATED, *_TIDY):
+        for marks, pattern, replacement in _REPEATED:
+            if marks in text.text:
+                text = text.sub(pattern, replacement)
+        for pattern, replacement in _TIDY:
             text = text.sub(pattern, replacement)
         return text.strip()
 

@@ -127,7 +127,7 @@ _OPENING = re.compile(
     re.MULTILINE,
 )
 _CLOSING = {"display": "$$", "paren": "\\)", "bracket": "\\]"}
-_CLOSING_DOLLAR = re.compile(r"(?<=[^\s\\$])\$(?![\w$])")
+_CLOSING_DOLLAR = re.compile(r"(?<=[^\s\\$])\$(?:(?![\w$])|(?=(?:th|st|nd|rd|s)\b))")
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
 _EVIDENCE = re.compile(r"[\\^_={}<>]|[0-9][a-zA-Z]\b|\b[a-zA-Z] ?[+*/|-]|[+*/|-] ?[a-zA-Z]\b")
 _FIGURES = re.compile(r"[0-9.,/+*()= :!-]+")
@@ -323,6 +323,7 @@ class _Reader:
         self._groups = [_Group()]
         self._single: list[_Group] = []  # groups of one token, which has no braces: x^2, \hat x
         self._base = ""  # the last letter, for f(x)
+        self._after_atom = self._open_bar = False  # for |x| and P(A|B)
 
     def token(self, token: re.Match[str], end: int) -> Generator[Edit, None, int]:
         """Yield the edits of one token, and return the place after it."""
@@ -353,7 +354,8 @@ class _Reader:
             return after
         if kind == "name":
             return (yield from self._name(token, before, end))
-        new = self._atom(kind, written)
+        new = self._bar() if written == "|" and self._english else self._atom(kind, written)
+        self._after_atom = kind in ("letters", "number", "primes") or written == ")"
         if before or new != written:
             yield start, after, before + new
         if kind in ("letters", "number", "sign"):
@@ -376,6 +378,7 @@ class _Reader:
     def _end_single(self, place: int) -> Iterator[Edit]:
         if self._single:
             words = self._single.pop().after
+            self._base = ""
             if words:
                 yield place, place, f" {words} "
 
@@ -397,6 +400,16 @@ class _Reader:
             return " "
         words = _SIGNS.get(written)
         return written if words is None else f" {words} " if words else " "
+
+    def _bar(self) -> str:
+        """Return the words of a vertical bar: around an absolute value, or between an event and its condition."""
+        if self._open_bar:
+            self._open_bar = False
+            return " "
+        if self._after_atom:
+            return " given "
+        self._open_bar = True
+        return " the absolute value of "
 
     def _script(self, token: re.Match[str], end: int) -> Generator[Edit, None, int]:
         """Yield the edits of "^" or "_" and, for a simple power, of its argument. Returns the place after them."""
@@ -474,7 +487,7 @@ class _Reader:
             return after
         else:
             yield start, after, f"{before} {name} " if name.isalpha() else before + name
-        self._base = ""
+        self._base, self._after_atom = "", name.isalpha()
         yield from self._end_single(after)
         return after
 
