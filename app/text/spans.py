@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import overload
 
 from app.types import SpokenWord
@@ -17,6 +18,7 @@ from app.types import SpokenWord
 Replacement = str | Callable[[re.Match[str]], str]
 Span = tuple[int, int]  # start and end (exclusive) in the caller's input
 
+_GROUP = re.compile(r"\\(?:g<)?([0-9]{1,2})>?")
 _TOKEN = re.compile(r"\S+")
 _GAP = re.compile(r"\s{2,}|[^\S ]")
 
@@ -84,8 +86,9 @@ class SpannedText:
     def sub(self, pattern: re.Pattern[str], replacement: Replacement) -> SpannedText:
         """Return the text with each match of the pattern replaced, as `pattern.sub` does.
 
-        A word that the replacement keeps at the start or at the end of a match keeps its own span. All other characters
-        of a replacement get the span of the rest of the match. Without a match, the result is this object.
+        A group that the replacement names (r"\\1"), and a word that it keeps at the start or at the end of a match,
+        keeps its own span. All other characters of a replacement get the span of the rest of the match. Without a
+        match, the result is this object. The replacement must name groups in the order of the text.
         """
         if pattern.search(self.text) is None:
             return self
@@ -176,15 +179,12 @@ def join(parts: Iterable[SpannedText], separator: str = "") -> SpannedText:
 
 def _edits(pattern: re.Pattern[str], replacement: Replacement, text: str) -> Iterator[tuple[int, int, str]]:
     """Yield (start, end, new text) of each part of the text that a replacement really changes."""
-    template = replacement if isinstance(replacement, str) and "\\" in replacement else None
+    template = _template(replacement) if isinstance(replacement, str) and "\\" in replacement else None
     for match in pattern.finditer(text):
         if template is not None:
-            new = match.expand(template)
-        elif isinstance(replacement, str):
-            new = replacement
-        else:
-            new = replacement(match)
-        old = match[0]
+            yield from _template_edits(match, *template)
+            continue
+        old, new = match[0], replacement if isinstance(replacement, str) else replacement(match)
         if new == old:
             continue
         start, end = match.span()
@@ -196,12 +196,48 @@ def _edits(pattern: re.Pattern[str], replacement: Replacement, text: str) -> Ite
         yield start, end, new
 
 
+@lru_cache(maxsize=256)
+def _template(replacement: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Split a replacement such as r"\\1 sharp" into the texts around its groups, and the numbers of the groups.
+
+    Raises ValueError for other escapes than groups.
+    """
+    parts = _GROUP.split(replacement)
+    if any("\\" in part for part in parts[::2]):
+        raise ValueError(f"the replacement {replacement!r} has an escape that is not a group")
+    return tuple(parts[::2]), tuple(int(number) for number in parts[1::2])
+
+
+def _template_edits(
+    match: re.Match[str], literals: tuple[str, ...], groups: tuple[int, ...]
+) -> Iterator[tuple[int, int, str]]:
+    """Yield the edits of one match. The groups stay, and what stands between them is replaced.
+
+    literals: the texts before, between and after the groups. The groups must be in the order of the text.
+    """
+    place = match.start()
+    for literal, group in zip(literals, groups, strict=False):
+        start, end = match.span(group)
+        if start < 0:
+            start = end = place
+        if literal or start > place:
+            yield place, start, literal
+        place = end
+    if literals[-1] or match.end() > place:
+        yield place, match.end(), literals[-1]
+
+
 def _kept_before(old: str, new: str) -> int:
-    """Return the length of the common start of two texts that ends at the end of a word in both."""
+    """Return the length of the common start of two texts that ends at the end of a word in both.
+
+    Punctuation alone is not kept: in "&amp;" -> "&" the new character comes from all old characters.
+    """
     length = min(len(old), len(new))
     kept = 0
     while kept < length and old[kept] == new[kept]:
         kept += 1
     while kept and old[kept - 1].isalnum() and (old[kept : kept + 1].isalnum() or new[kept : kept + 1].isalnum()):
+        kept -= 1
+    while kept and not old[kept - 1].isalnum() and not old[kept - 1].isspace():
         kept -= 1
     return kept
