@@ -310,7 +310,8 @@ def _join(lines: list[SpannedText]) -> SpannedText:
             short and before.text.rstrip()[-1:].isalnum() and (after.text[:1].isupper() or after.text[:1].isdecimal())
         )
         end, start = joined[-1].span[1] if joined[-1] else after.span[0], after.span[0]
-        joined += [SpannedText.of(", " if apart else " ", (min(end, start), max(end, start))), after]
+        comma = SpannedText.of("," if apart else "", (end, end))
+        joined += [comma, SpannedText.of(" ", (min(end, start), max(end, start))), after]
     return join(joined)
 
 
