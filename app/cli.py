@@ -38,14 +38,18 @@ from app.errors import EngineUnavailable, SpeechError
 from app.first_day_page import page
 from app.generator import preset_voices
 from app.generator.job import spoken_language
+from app.generator.lexicons import LexiconStore, with_entry
 from app.generator.planning import read_text
 from app.keys import SCOPES, BadKeys, KeyFile, KeyRing
 from app.settings import Settings, as_markdown
 from app.text.languages import language_tag
+from app.text.lexicon_file import format_lexicon
 from app.text.normalizer import Normalizer
+from app.text.pronunciations import Lexicon, WordList, check_entry
 from app.types import Line, Reference, Sampling, SpeechRequest, SpokenLine, Utterance, Voice
 from app.voices.cloning import Cloner, import_preset_files
 from app.voices.presets import DEFAULT_VOICE, PROFILES
+from app.voices.store import VoiceStore
 from app.weights import hub
 from app.weights.download import Progress as DownloadProgress
 from app.weights.download import fetch
@@ -55,7 +59,6 @@ if TYPE_CHECKING:
 
     from app.engines.manager import EngineManager
     from app.types import AudioFormat
-    from app.voices.store import VoiceStore
     from app.voices.transcribe import Transcriber
 
 # rich_markup_mode=None: otherwise rich removes words in brackets, such as [speaker], from help texts.
@@ -197,7 +200,10 @@ def normalize(
     ] = None,
     engine: Annotated[str | None, typer.Option(help="Engine to use (TTS_ENGINE).")] = None,
 ) -> None:
-    """Print what an engine would speak for a text, one sentence per line. Prints nothing if it would be silence."""
+    """Print what an engine would speak for a text, one sentence per line. Prints nothing if it would be silence.
+
+    The server's pronunciation dictionary is used.
+    """
     name = (engine or _settings().engine).lower()
     spec = specs().get(name)
     if spec is None:
@@ -205,7 +211,15 @@ def normalize(
     written = sys.stdin.read() if text == "-" else text
     tag = language_tag(language or "")
     try:
-        sentences = read_text(written, Normalizer(), spec.text_packing(), lambda part: spoken_language(tag, part, "en"))
+        words = LexiconStore(_settings().data_dir, VoiceStore()).content().entries
+        packing = spec.text_packing()
+        sentences = read_text(
+            written,
+            Normalizer(),
+            packing,
+            lambda part: spoken_language(tag, part, "en"),
+            Lexicon([WordList(words)], ipa=packing.ipa) if words else None,
+        )
     except SpeechError as error:
         _fail(error.message)
     for sentence in sentences:
@@ -469,6 +483,65 @@ def remove(name: Annotated[str, typer.Argument(help="Name of the key; see `keys 
             f"The key file has no keys any more, but the server still requires a key. To run the server without keys, "
             f"delete {file.path} and restart the server."
         )
+
+
+lexicon = typer.Typer(help="List, add and remove pronunciations. A running server applies a change within a second.")
+app.add_typer(lexicon, name="lexicon", no_args_is_help=True)
+VoiceOption = Annotated[
+    str | None,
+    typer.Option(help="The id or name of a voice, for its own dictionary. Default: the server's dictionary."),
+]
+
+
+def _lexicons(voice: str | None) -> tuple[LexiconStore, str | None]:
+    """Return all dictionaries, and the id of a voice; None = the server."""
+    services = _services(_settings())
+    try:
+        return services.lexicons, None if voice is None else services.voices.get(voice).id
+    except SpeechError as error:
+        _fail(error.message)
+
+
+@lexicon.command("list")
+def list_pronunciations(voice: VoiceOption = None) -> None:
+    """Print a dictionary in the format of the file lexicon.tsv."""
+    lexicons, name = _lexicons(voice)
+    content = lexicons.content(name)
+    sys.stdout.write(format_lexicon(content.entries).decode())
+    for problem in content.problems:
+        err.print(f"{lexicons.path(name)}, {problem}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+@lexicon.command("add")
+def add_pronunciation(
+    word: Annotated[str, typer.Argument(help="A word or a phrase.")],
+    say: Annotated[str, typer.Argument(help="What is spoken instead. Can be left out with --ipa.")] = "",
+    voice: VoiceOption = None,
+    case: Annotated[bool, typer.Option("--case", help="Only the same capitals match.")] = False,
+    ipa: Annotated[str | None, typer.Option(help="The pronunciation in IPA, for engines that accept it.")] = None,
+) -> None:
+    """Add a pronunciation. An entry with the same word is replaced."""
+    lexicons, name = _lexicons(voice)
+    try:
+        entry = check_entry(word, say, case_sensitive=case, ipa=ipa)
+        lexicons.change(lambda entries: with_entry(entries, entry), name)
+    except SpeechError as error:
+        _fail(error.message)
+    err.print(f"{entry.word} was stored in {lexicons.path(name)}.", markup=False, highlight=False, soft_wrap=True)
+
+
+@lexicon.command("remove")
+def remove_pronunciation(
+    word: Annotated[str, typer.Argument(help="The word of the entry; see `lexicon list`.")], voice: VoiceOption = None
+) -> None:
+    """Remove a pronunciation."""
+    lexicons, name = _lexicons(voice)
+    try:
+        removed = lexicons.remove(word, name)
+    except SpeechError as error:
+        _fail(error.message)
+    for entry in removed:
+        err.print(f"{entry.word} was removed.", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

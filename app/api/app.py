@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 PREFIXES = ("/v1", "/api/v1")
 _UPLOAD_PATHS = (
     conversation.CONVERSATION_PATH,
+    lexicons.LEXICON_PATH,
     watermark.DETECT_PATH,
     *voice_cloning.UPLOAD_PATHS,
     *custom_voices.UPLOAD_PATHS,

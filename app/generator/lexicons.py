@@ -189,6 +189,11 @@ class LexiconStore:
             raise _not_stored(error) from error
 
 
+def with_entry(entries: Sequence[LexiconEntry], entry: LexiconEntry) -> list[LexiconEntry]:
+    """Return the entries with one more entry, which replaces an entry with the same word."""
+    return [*(each for each in entries if key_of(each) != key_of(entry)), entry]
+
+
 def matching_entries(word: str, entries: Sequence[LexiconEntry]) -> list[LexiconEntry]:
     """Return the entries with exactly this word; if there are none, the entries with this word in another case."""
     exact = [entry for entry in entries if entry.word == word]

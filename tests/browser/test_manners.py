@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.integration, pytest.mark.browser]
 
-PAGES = ("/", "/voice-cloning", "/dialogue", "/server")
+PAGES = ("/", "/voice-cloning", "/dialogue", "/server", "/pronunciation")
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
 AXE = (Path(__file__).parent / "vendor" / "axe-4.14.1.min.js").read_text()

@@ -148,3 +148,22 @@ def test_damaged_voices_and_cache_entries_are_skipped(tmp_path: Path, sample: by
         assert decode(again.content, "wav").seconds == pytest.approx(whole.seconds, abs=0.1)
         assert speak(http, "Kept once.").headers["x-cache"] == "hit"
         assert clone(http, sample, "Dora").status_code == 200
+
+
+def test_dictionary_that_does_not_fit_stays_as_it_was(small_disk: Path) -> None:
+    small = {"entries": [{"word": "SQL", "say": "sequel"}]}
+    large = {"entries": [{"word": f"word{number}" + "x" * 180, "say": "y" * 200} for number in range(1_000)]}
+    with serving(small_disk) as url, httpx.Client(base_url=url, timeout=60) as http:
+        assert http.put("/v1/audio/lexicon", json=small).status_code == 200
+        with contextlib.suppress(OSError), (small_disk / "ballast").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 12))
+        refused = http.put("/v1/audio/lexicon", json=large)
+        assert refused.status_code == 507
+        assert refused.json()["error"]["code"] == "storage_error"
+        assert [entry["word"] for entry in http.get("/v1/audio/lexicon").json()["entries"]] == ["SQL"]
+        assert (small_disk / "lexicon.tsv").read_text() == "SQL\tsequel\n"
+        assert sorted(path.name for path in small_disk.glob(".lexicon*")) == [".lexicon.lock"]
+        assert speak(http, "SQL is spoken.").status_code == 200
+    with serving(small_disk) as url, httpx.Client(base_url=url, timeout=60) as http:
+        assert len(http.get("/v1/audio/lexicon").json()["entries"]) == 1

@@ -167,3 +167,33 @@ def test_serve_listens_on_the_port_of_the_option(tmp_path: Path) -> None:
         process.url = f"http://127.0.0.1:{port}"
         process.wait()
         assert httpx.get(f"{process.url}/health").json()["status"] == "ok"
+
+
+def test_pronunciations_are_added_listed_and_removed(tmp_path: Path) -> None:
+    assert cli(tmp_path, "lexicon", "add", "SQL", "sequel").returncode == 0
+    assert cli(tmp_path, "lexicon", "add", "sql", "squeal").returncode == 0  # replaces the entry
+    assert cli(tmp_path, "lexicon", "add", "US", "you ess", "--case", "--ipa", "ju\u02d0\u025bs").returncode == 0
+    assert cli(tmp_path, "lexicon", "add", "York", "yawk", "--voice", "Nova").returncode == 0
+    listed = cli(tmp_path, "lexicon", "list").stdout.decode()
+    assert listed == "sql\tsqueal\nUS\tyou ess\tcase ipa=ju\u02d0\u025bs\n"
+    assert (tmp_path / "data" / "lexicon.tsv").read_text() == listed
+    assert cli(tmp_path, "lexicon", "list", "--voice", "nova").stdout == b"York\tyawk\n"
+    assert cli(tmp_path, "normalize", "An SQL server in York.").stdout.decode() == "An squeal server in York.\n"
+    assert cli(tmp_path, "lexicon", "remove", "SQL").returncode == 0
+    assert cli(tmp_path, "lexicon", "list").stdout.decode().startswith("US\t")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("add", "SQL"), "`say`"),
+        (("add", "...", "x"), "`word`"),
+        (("add", "SQL", "x", "--ipa", "5"), "`ipa`"),
+        (("remove", "SQL"), "no entry"),
+        (("list", "--voice", "nobody"), "There is no voice"),
+    ],
+)
+def test_wrong_pronunciation_commands_end_with_a_message(tmp_path: Path, arguments: tuple[str, ...], word: str) -> None:
+    done = cli(tmp_path, "lexicon", *arguments)
+    assert done.returncode == 1
+    assert word in done.stderr.decode()

@@ -139,3 +139,12 @@ def test_command_refuses_an_unknown_engine(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert b"is not an engine" in done.stderr
     assert done.stdout == b""
+
+
+def test_lexicon_of_the_request_acts(http: httpx.Client) -> None:
+    entry = {"word": "New York", "say": "Noo Yawk"}
+    found = normalized(http, input="In new york.", lexicon=[entry])
+    assert found["pieces"] == [{"text": "In new york.", "spoken": "In Noo Yawk.", "start_char": 0, "end_char": 12}]
+    assert [(word["word"], word["start_char"]) for word in found["words"]] == [("In", 0), ("Noo", 3), ("Yawk.", 3)]
+    wrong = http.post("/v1/audio/normalize", json={"input": "x", "lexicon": [entry, {"word": "a", "say": ""}]})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "lexicon.1.say")

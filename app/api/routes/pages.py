@@ -25,7 +25,13 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 FOLDER = Path(__file__).parents[2] / "static"
-PATHS = ("/", "/voice-cloning", "/dialogue", "/server")  # the pages of the studio; static/js/main.js has the same list
+PATHS = (
+    "/",
+    "/voice-cloning",
+    "/dialogue",
+    "/server",
+    "/pronunciation",
+)  # the pages of the studio; static/js/main.js has the same list
 DOCS = {"/docs": "docs.html", "/redoc": "redoc.html"}  # path -> HTML file
 
 

@@ -11,6 +11,7 @@ const ROUTES = {
   "/voice-cloning": { title: "nav.voices", load: () => import("./pages/voices.js") },
   "/dialogue": { title: "nav.dialogue", load: () => import("./pages/dialogue.js") },
   "/server": { title: "nav.server", load: () => import("./pages/server.js") },
+  "/pronunciation": { title: "lexicon.title", load: () => import("./pages/pronunciation.js") },
 };
 
 // ---- routes. A page is a module with mount(main, { go, heading }) -> { unmount?, leave?, unsaved?, hash?, keys? }:

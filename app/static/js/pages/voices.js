@@ -38,7 +38,8 @@ export async function mount(main, { go }) {
   const side = h("section", { class: "stack voice-side", "aria-label": t("voices.list") }, h("div", { class: "row" }, search), list);
   const detail = h("div", { class: "voice-detail" });
   const library = h("div", { class: "library", data: { view: "list" } }, side, detail);
-  const tools = h("div", { class: "row wrap voices-tools" }, fresh, bring, file);
+  const words = h("a", { class: "button", href: `${ROOT}/pronunciation`, data: { route: "/pronunciation" } }, t("lexicon.title"));
+  const tools = h("div", { class: "row wrap voices-tools" }, fresh, bring, words, file);
 
   const find = (id) => all.find((voice) => voice.id === id);
   const isDefault = (voice) => store.get("voice", serverVoice()) === voice.id;
