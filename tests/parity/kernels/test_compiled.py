@@ -33,7 +33,15 @@ pytestmark = pytest.mark.unit
 
 CPU = torch.device("cpu")
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # bytes that one program may have
+# Compute capability -> bytes of shared memory that one program may have.
+SHARED = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+# Bytes of registers that attention may spill. On 7.5 it spills 176 to 1864 bytes. The start times the kernels and uses
+# torch's where these are faster.
+SPILLS = {75: 2048}
+# Before compute capability 8.0, there are no instructions for bfloat16: the server chooses float16 there.
+BUILDS = [
+    (arch, dtype) for arch in SHARED for dtype in (torch.float16 if arch < 80 else torch.bfloat16, torch.float32)
+] + [(90, torch.float16)]
 
 
 @dataclass
@@ -88,9 +96,8 @@ def launch(case: Case) -> None:
     case.run(fused_kernels(), case.make(torch.Generator().manual_seed(0), CPU))
 
 
-@pytest.mark.parametrize("arch", SHARED)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_all_kernels_compile_without_spills(
+@pytest.mark.parametrize(("arch", "dtype"), BUILDS, ids=str)
+def test_all_kernels_compile_for_every_supported_gpu(
     arch: int, dtype: torch.dtype, machine: Callable[[int], Machine], tmp_path: Path
 ) -> None:
     here = machine(arch)
@@ -101,7 +108,8 @@ def test_all_kernels_compile_without_spills(
         assert program.metadata.shared <= SHARED[arch], name
         took = resources(program, tmp_path)
         assert took["REG"] <= 255
-        assert took["LOCAL"] == took["STACK"] == 0, f"{name} spills: {took}"
+        assert took["LOCAL"] == 0
+        assert took["STACK"] <= SPILLS.get(arch, 0), f"{name} spills: {took}"
 
 
 def test_half_precision_uses_tensor_cores(machine: Callable[[int], Machine]) -> None:
