@@ -12,7 +12,7 @@ import torch
 
 from app.engines.csm.runner import CsmRunner
 from app.nn.transformer import Stage
-from app.runtime.cuda_graphs import GraphCapture
+from app.runtime.cuda_graphs import GraphCapture, SplitCapture
 from app.types import Sampling, Utterance
 from tests.gpu.device import DEVICE, GPU, ON_CUDA, kernels
 from tests.support.csm_requests import FRAME_S, alone, make, prompt, speech
@@ -99,6 +99,30 @@ def test_split_over_two_devices_gives_the_same_codes(folder: Path, on_cpu: CsmRu
     stages = (Stage(DEVICE, 1), Stage(torch.device(DEVICE.type, 1), 1))
     utterance = speech("Half of the model is elsewhere.", sampling=GREEDY, frames=30)
     assert np.array_equal(alone(make(folder, device=DEVICE, stages=stages), utterance), alone(on_cpu, utterance))
+
+
+@pytest.mark.skipif(ON_CUDA and torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_captured_split_gives_the_same_codes(folder: Path, on_cpu: CsmRunner) -> None:
+    stages = (Stage(DEVICE, 1), Stage(torch.device(DEVICE.type, 1), 1))
+    split = make(folder, device=DEVICE, stages=stages, capture=SplitCapture([stage.device for stage in stages]))
+    assert dict(split.setup)["recorded"] is True
+    utterance = speech("Half of the graphs are elsewhere.", sampling=GREEDY, frames=30)
+    assert np.array_equal(alone(split, utterance), alone(on_cpu, utterance))
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(), Sampling(top_p=0.7)])
+def test_moved_row_continues_with_the_same_codes(folder: Path, mode: dict[str, Any], sampling: Sampling) -> None:
+    runner = make(folder, **mode)
+    request = speech("From a high row to a low one.", seed=5, frames=24, sampling=sampling)
+    expected = alone(runner, request)
+    driver = Driver(runner)
+    driver.start(7, request)
+    for target in (4, 1, 0):
+        for _ in range(5):
+            driver.iterate()
+        driver.move(driver.speaking[0], target)
+    driver.finish()
+    assert np.array_equal(driver.frames(0), expected)
 
 
 def test_lines_and_cancelled_rows_with_steps_in_flight(folder: Path, on_cpu: CsmRunner) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from app.engines.dia.runner import DiaRunner
+from app.nn.dac.precision import BOUND_DB
 from app.runtime.cuda_graphs import GraphCapture
 from app.types import Sampling, Utterance
 from tests.gpu.device import DEVICE, GPU, kernels
@@ -76,6 +77,27 @@ def test_codes_do_not_depend_on_other_rows(folder: Path, mode: dict[str, Any]) -
     driver.start(5, request)
     driver.finish()
     assert np.array_equal(driver.frames(5), expected)
+
+
+def test_moved_row_continues_with_the_same_codes(folder: Path, mode: dict[str, Any]) -> None:
+    runner = make(folder, **mode)
+    request = speech("From a high row to a low one.", seed=5, frames=60)
+    expected, _ = speak(runner, request)
+    driver = Driver(runner)
+    driver.start(5, request)
+    for target in (3, 1, 0):
+        for _ in range(9):
+            driver.iterate()
+        driver.move(driver.speaking[0], target)
+    driver.finish()
+    assert np.array_equal(driver.frames(0), expected)
+
+
+def test_codec_in_half_precision_stays_below_the_bound(folder: Path) -> None:
+    runner = make(folder, device=DEVICE, codec_dtype="auto")
+    facts = dict(runner.setup)
+    assert facts["codec_dtype"] == "float16"
+    assert float(str(facts["codec_error_db"])) < BOUND_DB
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -182,6 +182,25 @@ def test_prefill_does_not_wait_for_queued_steps(monkeypatch: pytest.MonkeyPatch)
     assert mode.uploads == 2
 
 
+def test_failed_capture_on_an_amd_gpu_runs_without_graphs(
+    tiny_dia: Path, eager: DiaRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AMD GPUs were never tested. On an NVIDIA GPU, the same error ends the start."""
+
+    class Refusing(GraphCapture):
+        def capture(self, body: Callable[[], None]) -> Callable[[], None]:
+            raise RuntimeError("HIP error: operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="HIP error"):
+        captured(tiny_dia, capture=Refusing(CPU))
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    some = captured(tiny_dia, capture=Refusing(CPU))
+    facts = dict(some.setup)
+    assert facts["recorded"] is False
+    assert "on an AMD GPU could not be captured: HIP error: operation not permitted" in str(facts["recorded_reason"])
+    assert np.array_equal(alone(some, REQUESTS[0]), alone(eager, REQUESTS[0]))
+
+
 def test_short_memory_reduces_the_rows(tiny_dia: Path, eager: DiaRunner) -> None:
     class Small(GraphCapture):
         calls = 0

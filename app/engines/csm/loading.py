@@ -39,6 +39,7 @@ from app.engines.shared.loading import (
     pack_bfloat16,
     place_weights,
     quantize_stack,
+    with_or_without_graphs,
 )
 from app.errors import EngineUnavailable, WeightsUnavailable
 from app.nn.kernels.choice import TORCH, Kernels
@@ -57,7 +58,6 @@ from app.runtime.device import (
     plan_rows,
     usable_bytes,
 )
-from app.runtime.faults import is_device_lost
 from app.types import Capabilities, EngineInfo, PromptLimits
 from app.weights import hub
 from app.weights.load_cache import LoadCache
@@ -202,17 +202,7 @@ def load_runner(
             notes=notes,
         )
 
-    if len(model.devices) == 1 or capture is None:
-        return build(capture, notes)
-    try:
-        return build(capture, notes)
-    except RuntimeError as error:
-        if is_device_lost(error):
-            raise
-        cause = str(error).partition("\n")[0]
-        reason = f"The graphs of a model on {len(model.devices)} devices could not be captured: {cause}"
-        log.warning("%s Steps run without CUDA graphs, which takes longer.", reason)
-    return build(None, (*notes, ("recorded_reason", reason)))
+    return with_or_without_graphs(build, capture, notes, devices=len(model.devices))
 
 
 def _sample_logits(model: CsmModel) -> Tensor:

@@ -38,6 +38,7 @@ from app.engines.shared.loading import (
     pack_bfloat16,
     place_weights,
     quantize_stack,
+    with_or_without_graphs,
 )
 from app.nn.dac.checkpoint import load_codec as load_dac
 from app.nn.dac.config import DacConfig, read_dac_config
@@ -150,24 +151,28 @@ def load_runner(
     weights = (*model.parameters(), *model.buffers(), *decoder.parameters(), *decoder.buffers())
     digest = digest_of(weights, str((model.config, model.dtype, decoder.config)))
     adapt(model, quantize)
-    return DiaRunner(
-        model,
-        encoder,
-        decoder,
-        max_rows=max_rows,
-        guards=guards,
-        exact=exact,
-        on_guard=on_guard,
-        reference_noise=reference_noise,
-        quantized=quantize != "none",
-        fingerprint=f"dia {digest} {quantize}",
-        codec_fingerprint=codec_fingerprint(encoder, encoder.config, model.config.channels),
-        chunk=chunk,
-        capture=capture,
-        kernels=kernels,
-        burst=burst,
-        notes=notes,
-    )
+
+    def build(capture: GraphCapture | None, notes: Setup) -> DiaRunner:
+        return DiaRunner(
+            model,
+            encoder,
+            decoder,
+            max_rows=max_rows,
+            guards=guards,
+            exact=exact,
+            on_guard=on_guard,
+            reference_noise=reference_noise,
+            quantized=quantize != "none",
+            fingerprint=f"dia {digest} {quantize}",
+            codec_fingerprint=codec_fingerprint(encoder, encoder.config, model.config.channels),
+            chunk=chunk,
+            capture=capture,
+            kernels=kernels,
+            burst=burst,
+            notes=notes,
+        )
+
+    return with_or_without_graphs(build, capture, notes)
 
 
 def _codec_facts(decoder: DacDecoder, errors: Mapping[torch.dtype, float]) -> Setup:

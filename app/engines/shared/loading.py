@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from app.nn.linear import Int8Linear, PackedLinear, replace_linears
 from app.nn.transformer import Block, Stack
 from app.runtime.cuda_graphs import GraphCapture, SplitCapture, use_frame_stream
 from app.runtime.device import cpu_threads, device_notes, set_math_backends, using
+from app.runtime.faults import is_device_lost
 from app.runtime.pages import use_huge_pages
 from app.weights import download, hub
 from app.weights.tensors import digest_of
@@ -33,7 +35,10 @@ if TYPE_CHECKING:
     from app.weights.load_cache import LoadCache
     from app.weights.tensors import Checkpoint
 
+log = logging.getLogger(__name__)
+
 Quantize = Literal["none", "int8"]
+BuiltRunner = TypeVar("BuiltRunner")
 
 
 def fetch(settings: Settings, context: BuildContext, model: str, source: str) -> tuple[Path, str]:
@@ -157,6 +162,30 @@ def graph_capture(
         notes = (*notes, ("kernels_reason", found.reason))
     capture = SplitCapture((device, *other_devices)) if other_devices else GraphCapture(device)
     return capture, found.kernels, notes
+
+
+def with_or_without_graphs(
+    build: Callable[[GraphCapture | None, Setup], BuiltRunner],
+    capture: GraphCapture | None,
+    notes: Setup,
+    *,
+    devices: int = 1,
+) -> BuiltRunner:
+    """Return `build(capture, notes)`, a runner. If the capture of CUDA graphs fails, build the runner without them.
+
+    The capture may fail only where it was never tested: on several devices, and on AMD GPUs. notes: values for /health.
+    """
+    if capture is None or (devices == 1 and torch.version.hip is None):
+        return build(capture, notes)
+    try:
+        return build(capture, notes)
+    except RuntimeError as error:
+        if is_device_lost(error):
+            raise
+        where = f"on {devices} devices" if devices > 1 else "on an AMD GPU"
+        reason = f"The graphs of a model {where} could not be captured: {str(error).partition(chr(10))[0]}"
+        log.warning("%s Steps run without CUDA graphs, which takes longer.", reason)
+    return build(None, (*notes, ("recorded_reason", reason)))
 
 
 @contextlib.contextmanager
