@@ -51,7 +51,7 @@ def parts(device: str, *, rehearse: bool) -> list[Part]:
     against = ("--against", "transformers")
     tests = ("pytest", "-q", "-c", "tests/gpu/pytest.ini", "--confcutdir", "tests/gpu", "tests/gpu")
     everything = [
-        Part("tests", tests, 150),
+        Part("tests", tests, 240 if rehearse else 180),
         Part("kernels", ("bench.kernels",), 80),
         Part("csm 1", (*csm, *short, *against), 120),
         Part("csm 64", (*csm, *short, "--rows", "64"), 80),
