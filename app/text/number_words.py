@@ -39,6 +39,9 @@ MAX_NAMED = 10**15
 MAX_DIGITS_READ = 40
 
 
+WORDS = (*_ONES, *_TENS[2:], "hundred", "thousand", *(name for _, name in _SCALES[:3]))
+
+
 def cardinal(value: int) -> str:
     """Return a whole number as words: 1234 -> "one thousand two hundred thirty four", -5 -> "minus five"."""
     if value < 0:

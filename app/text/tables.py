@@ -72,6 +72,7 @@ UNITS = _forms(
     MΩ = megaohm; μF = microfarad; nF = nanofarad; pF = picofarad; mH = millihenry millihenries
     THz = terahertz terahertz
     Mb = megabit; Gb = gigabit; Kb = kilobit; TB/s = terabyte_per_second terabytes_per_second; ha = hectare
+    nmi = nautical_mile
     mol = mole; mmol = millimole; μmol = micromole; nmol = nanomole; Å = angstrom; μL = microliter; μl = microliter
     μA = microamp; μV = microvolt; μW = microwatt; eV = electronvolt; keV = kiloelectronvolt; MeV = megaelectronvolt
     GeV = gigaelectronvolt; MJ = megajoule; GJ = gigajoule; GWh = gigawatt_hour; TWh = terawatt_hour
@@ -220,7 +221,7 @@ ABBREVIATIONS = _table(
     Intl. = International; Natl. = National; Mgr. = Manager; Asst. = Assistant; Esq. = Esquire; lbs. = pounds
     tbsp. = tablespoons; tsp. = teaspoons; oz. = ounces; hrs. = hours; mins. = minutes; secs. = seconds
     yrs. = years
-    Ph.D. = PhD; M.D. = MD; B.A. = BA; M.A. = MA; B.Sc. = BSc; M.Sc. = MSc; B.S. = BS; M.S. = MS
+    pts. = points; Ph.D. = PhD; M.D. = MD; B.A. = BA; M.A. = MA; B.Sc. = BSc; M.Sc. = MSc; B.S. = BS; M.S. = MS
     a.m. = AM; p.m. = PM; A.M. = AM; P.M. = PM; A.D. = AD; B.C. = BC; B.C.E. = BCE; C.E. = CE; P.S. = P S
     """
 )
@@ -396,6 +397,7 @@ BOOKS = _table(
     Ephesians = Ephesians; Eph = Ephesians; Philippians = Philippians; Phil = Philippians; Colossians = Colossians
     Col = Colossians; Thessalonians = Thessalonians; Thess = Thessalonians; Timothy = Timothy; Tim = Timothy
     Titus = Titus; Tit = Titus; Philemon = Philemon; Phlm = Philemon; Hebrews = Hebrews; Heb = Hebrews; James = James
+    Verse = Verse; verse = verse
     Jas = James; Peter = Peter; Pet = Peter; Jude = Jude; Revelation = Revelation; Rev = Revelation; Quran = Quran
     Qur'an = Qur'an; Koran = Koran; Sura = Sura; Surah = Surah
     """

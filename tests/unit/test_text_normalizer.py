@@ -122,6 +122,24 @@ def test_no_ascii_digit_is_left(text: str) -> None:
     assert not re.search(r"[0-9]", without_tags)
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["A", "x", "Go", "RTX", "rc", "K", "F", "m", "1", "12", "98", "007", "2024", "13700"]),
+        min_size=2,
+        max_size=5,
+    ),
+    st.lists(st.sampled_from([".", "-", ":", ""]), min_size=4, max_size=4),
+)
+@example(["98", "6F"], [".", "", "", ""])
+@example(["31", "98s"], [":", "", "", ""])
+def test_no_dot_or_colon_stays_next_to_the_words_of_a_number(parts: list[str], joints: list[str]) -> None:
+    token = parts[0] + "".join(joint + part for joint, part in zip(joints, parts[1:], strict=False))
+    spoken = NORMALIZER.normalize(f"see {token} now")
+    number = "|".join(number_words.WORDS)
+    assert not re.search(rf"(?:{number})[.:][a-z]|[A-Za-z][.:](?:{number})\b", spoken), spoken
+
+
 WORDS = (
     "the quick brown fox we'll don't it's jumps over lazy dogs and Paris London Alice Bob said hello there my friend "
     "with some small children who may march in august by the sea while nobody watches NASA FBI"

@@ -22,6 +22,7 @@ ISO_DATE = re.compile(
 DOT_TIME = re.compile(
     rf"{_LOOSE_START}([0-2]?[0-9])\.([0-5][0-9])(?={_MERIDIEM}|{DASH}[0-2]?[0-9]\.[0-5][0-9]{_MERIDIEM})"
 )
+HOUR_SIGN = re.compile(r"(?<=[0-9]:[0-5][0-9]) ?h(?!\w)")  # 15:30h
 # "the 2023/24 season", "FY2023/24", and "2024/05" for a month.
 SEASON = re.compile(r"(?<![\w.,/$€£-])(FY ?)?((?:1[0-9]|20)[0-9]{2})/([0-9]{4}|[0-9]{2})(?![\w/-]|[.,][0-9])")
 VERSE = re.compile(
@@ -31,8 +32,8 @@ VERSE = re.compile(
     r"(?![\w:-]|\.[0-9]| ?[AaPp]\.?[Mm]\b)"
 )
 BORN = re.compile(
-    rf"(?<![\w.'])(b|d|fl|r|m)\. ?{SENTENCE_START}?(?=(?:c\. ?|ca\. ?|circa )?[0-9]{{3,4}}(?!,[0-9]|\w)|{_MONTH} [0-9]|"
-    rf"[0-3]?[0-9] {_MONTH} [0-9])"
+    rf"(?<![\w.':-])(b|d|fl|r|m)\. ?{SENTENCE_START}?(?=(?:c\. ?|ca\. ?|circa )?[0-9]{{3,4}}(?!,[0-9]|\w)|"
+    rf"{_MONTH} [0-9]|[0-3]?[0-9] {_MONTH} [0-9])"
 )
 _BORN = {"b": "born ", "d": "died ", "fl": "flourished ", "r": "reigned ", "m": "married "}
 # A year of the eleventh century after one of these words. Later years need no such word.

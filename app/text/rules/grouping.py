@@ -15,6 +15,7 @@ from app.text.rules.common import Match, alternatives, previous_word
 _CURRENCY = alternatives([*tables.CURRENCIES, "Ft", "lei"])
 _UNITS = alternatives(unit for unit in tables.UNITS if unit not in {"in", "us", "mo", "cal", "pt", "min.", "in.", "ha"})
 _COUNTED_AFTER = re.compile(rf" (?:{'|'.join(sorted(tables.COUNTED))})\b")
+_PLURAL_AFTER = re.compile(r" [a-z]{2,20}(?<!time)(?<!plu)s\b")
 _MEASURE_AFTER = re.compile(
     rf" ?(?:(?:{_CURRENCY}|{_UNITS}|%|‰)(?![\w])"
     r"|(?:million|billion|Million|Millionen|Mio|Mrd|Liter|Meter|Kilometer|Euro|Prozent|grams?|liters?|litres?)\b)"
@@ -63,7 +64,7 @@ def rewrite_spaces(match: Match) -> str:
         or match[2] is not None
         or _CURRENCY_BEFORE.search(match.string[max(0, match.start() - 6) : match.start()])
         or (
-            (_MEASURE_AFTER.match(match.string, match.end()) or _COUNTED_AFTER.match(match.string, match.end()))
+            any(noun.match(match.string, match.end()) for noun in (_MEASURE_AFTER, _COUNTED_AFTER, _PLURAL_AFTER))
             and not (len(groups[0]) == 1 and groups[1] in {"100", "200", "400", "800"})
         )
     )

@@ -295,6 +295,13 @@ _KINDS: tuple[tuple[re.Pattern[str], _Reader], ...] = (
     (re.compile(r"([0-9]{1,40}):([A-Za-z][A-Za-z0-9.:-]{1,80})"), _after_colon),
     (re.compile(r"[A-Za-z0-9.:+-]{1,130}"), _compound),
 )
+# A mark that is still between the words of a number and another word.
+_NUMBER_WORD = "|".join(number_words.WORDS)
+GLUED_MARK = re.compile(
+    rf"\b({_NUMBER_WORD}|Celsius|Fahrenheit)(?:\.(?=[a-z]|[A-Z](?![a-z]))|:(?=[A-Za-z]))"
+    rf"|(?<=[A-Za-z])[.:](?=(?:{_NUMBER_WORD})\b)"
+)
+_STARTS_WITH_NUMBER = re.compile(rf"(?:{_NUMBER_WORD})\b")
 # A decimal number with letters that are no unit: "98.6Q".
 DECIMAL_LETTERS = re.compile(r"(?<![\w.,])([0-9]{1,9}\.[0-9]{1,9})([A-Za-z]{1,20})(?!\w)")
 
@@ -302,6 +309,14 @@ DECIMAL_LETTERS = re.compile(r"(?<![\w.,])([0-9]{1,9}\.[0-9]{1,9})([A-Za-z]{1,20
 def verbalize_decimal_letters(match: Match) -> str:
     letters = match[2] if len(match[2]) > 2 else " ".join(match[2].upper())
     return f"{number_words.number(match[1])} {letters}"
+
+
+def separate_glued_mark(match: Match) -> str:
+    """Return "five dot x" for "five.x" and "five: x" for "five:x"."""
+    if ":" in match[0]:
+        return f"{match[1] or ''}: "
+    is_point = match[1] and _STARTS_WITH_NUMBER.match(match.string, match.end())
+    return f"{match[1] or ''} {'point' if is_point else 'dot'} "
 
 
 def verbalize_duration(match: Match) -> str:
