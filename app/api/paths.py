@@ -1,0 +1,132 @@
+"""Finds the route that a client means: other spellings of paths, the paths of Azure, and the prefix of a proxy.
+
+A path is rewritten only if no route has it and a route has the rewritten path. The server never redirects, because many
+clients lose the body of a redirected POST.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from starlette.routing import Match
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from starlette.routing import BaseRoute
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+DEPLOYMENT = "deployment"  # the key in scope["state"] with the model that the path of an Azure client names
+
+# Paths that may be another spelling of a route. All other paths are not examined.
+_UNUSUAL = re.compile(
+    r"//|.[/\s]$|^/(?:api/)?v1/(?:api/)?v1(?:/|$)|^/openai/|^/(?:api/)?(?:audio|voice-cloning|models)(?:/|$)", re.IGNORECASE
+)
+_AZURE = re.compile(r"/openai/deployments/([^/]+)(/.+)")
+_VERSIONS = re.compile(r"^/(?:openai/)?(?:(?:api/)?v1/)+")
+_PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)*")
+_MAX_PREFIX_CHARS = 200
+# Words in a wrong path, and the route that a caller with this word probably wants.
+_TOPICS = {
+    "speech": "/v1/audio/speech",
+    "tts": "/v1/audio/speech",
+    "synthesize": "/v1/audio/speech",
+    "generate": "/v1/audio/speech",
+    "say": "/v1/audio/speech",
+    "voices": "/v1/audio/voices",
+    "speakers": "/v1/audio/voices",
+    "models": "/v1/models",
+    "healthz": "/health",
+    "readyz": "/ready",
+    "dialog": "/v1/audio/dialogue",
+    "clone": "/v1/voice-cloning/clone",
+}
+
+
+class PathAliases:
+    """Rewrites other spellings of a path: double slashes, a slash at the end, a repeated or missing /v1, Azure's paths."""
+
+    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> None:
+        self._app = app
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            root = scope.get("root_path", "")
+            path = scope["path"].removeprefix(root)
+            if _UNUSUAL.search(path) and (found := self._find(scope, root, path)) is not None:
+                scope = found
+        await self._app(scope, receive, send)
+
+    def _find(self, scope: Scope, root: str, path: str) -> Scope | None:
+        """The scope with the path of the route that the caller means; None if there is no such route."""
+        usual, deployment = canonical(path)
+        for candidate in (path, usual):
+            rewritten = {**scope, "path": root + candidate, "raw_path": quote(root + candidate).encode()}
+            if any(route.matches(rewritten)[0] is not Match.NONE for route in self._routes):
+                if deployment is not None:
+                    rewritten["state"] = {**scope.get("state", {}), DEPLOYMENT: deployment}
+                return rewritten if candidate != path else None
+        return None
+
+
+def canonical(path: str) -> tuple[str, str | None]:
+    """Return the usual spelling of a path, and the model that an Azure path names; None if it names no model."""
+    path = re.sub(r"/{2,}", "/", path).rstrip("/ \t\r\n") or "/"
+    deployment = None
+    if azure := _AZURE.fullmatch(path):
+        deployment, path = azure[1], f"/v1{azure[2]}"
+    path = _VERSIONS.sub("/v1/", path)
+    path = re.sub(r"^/(?:openai|api)/(?=audio/|models|voice-cloning/)", "/v1/", path)
+    if re.match(r"/(?:audio|models|voice-cloning)(?:/|$)", path) and path != "/voice-cloning":
+        path = f"/v1{path}"
+    return path, deployment
+
+
+def suggestion(path: str, routes: Sequence[BaseRoute]) -> str | None:
+    """The path of the route that is most similar to `path`; None if no route is similar."""
+    known = {str(getattr(route, "path", "")) for route in routes}
+    usual = canonical(path.lower())[0]
+    near = difflib.get_close_matches(usual, [each for each in sorted(known) if "{" not in each and each], 1, 0.8)
+    if near:
+        return near[0]
+    words = [word for word in re.split(r"[^a-z]+", usual) if word in _TOPICS]
+    return _TOPICS[words[-1]] if words and _TOPICS[words[-1]] in known else None
+
+
+class PathPrefix:
+    """Sets `root_path` to the path prefix of a proxy, so that all links of the pages contain the prefix.
+
+    The prefix is TTS_ROOT_PATH, or the header X-Forwarded-Prefix of a trusted proxy. The proxy may remove the prefix
+    from the path or not.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str, trusted: Any) -> None:
+        """trusted: the addresses of proxies, with the operator `in`."""
+        self._app = app
+        self._root_path = root_path
+        self._trusted = trusted
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            prefix = self._root_path or self._forwarded(scope)
+            if prefix and not scope.get("root_path"):
+                path = scope["path"]
+                if path != prefix and not path.startswith(f"{prefix}/"):
+                    path = prefix + path
+                scope = {**scope, "root_path": prefix, "path": path, "raw_path": quote(path).encode()}
+        await self._app(scope, receive, send)
+
+    def _forwarded(self, scope: Scope) -> str:
+        """The value of X-Forwarded-Prefix from a trusted proxy; "" if there is no valid value."""
+        values = [value for name, value in scope["headers"] if name == b"x-forwarded-prefix"]
+        client = scope.get("client")
+        if not values or client is None or client[0] not in self._trusted:
+            return ""
+        # Several proxies add their prefixes in the order from the outermost proxy to the innermost proxy.
+        parts = [part.strip().rstrip("/") for value in values for part in value.decode("latin-1").split(",")]
+        prefix = "".join(parts)
+        return prefix if len(prefix) <= _MAX_PREFIX_CHARS and _PREFIX.fullmatch(prefix) else ""
