@@ -11,6 +11,7 @@ SpeechError
 │   ├── Unauthorized             ├── Forbidden (the API key lacks the scope)
 │   ├── Unfetchable (a URL can't be downloaded; `code` says why)
 │   ├── ForeignPage (a web page of another origin sent the request)
+│   ├── ForeignHost (a web page sent the request to a name that is not the server's)
 │   ├── VoiceNotSupported (the engine can't clone voices)
 │   └── VoiceNeedsWords  (the words of the voice's recording are unknown)
 ├── Busy                         the queue is full; try again after `retry_after_s`
@@ -125,6 +126,10 @@ class Forbidden(RequestError):
 
 class ForeignPage(RequestError):
     code = "cross_origin"
+
+
+class ForeignHost(RequestError):
+    code = "host_not_allowed"
 
 
 class Busy(SpeechError):

@@ -132,6 +132,7 @@ def connections(settings: Settings) -> dict[str, Any]:
     """The options of uvicorn for connections, logging and the header `server`."""
     return {
         "http": http_protocol.protocol(settings.read_timeout_s),
+        "proxy_headers": False,  # create_api adds the same middleware, behind the one that reads X-Forwarded-Prefix
         "ws": "none",  # the server has no WebSocket routes
         "timeout_keep_alive": settings.keep_alive_s,
         "log_config": None,

@@ -184,6 +184,33 @@ class Settings(BaseSettings):
         "`*` = all. Empty = only the server's own pages.",
     )
 
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        alias="TTS_ALLOWED_HOSTS",
+        description="Comma-separated public names of this server, such as `tts.example.com` or `*.example.com`; `*` = "
+        "all. A request of a web page to another name is a 403 (protection from DNS rebinding). Addresses, names "
+        "without a dot, names that end with `.local`, `.lan`, `.internal` or `.svc`, and `HOST` are always allowed. A "
+        "server with API keys allows all names if this is empty.",
+    )
+    root_path: str = Field(
+        "",
+        alias="TTS_ROOT_PATH",
+        description="The path prefix under which a proxy serves this server, such as `/tts`. Empty = none, or the "
+        "header `X-Forwarded-Prefix` of a proxy in `FORWARDED_ALLOW_IPS`. See docs/proxies.md.",
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("127.0.0.1", "::1"),
+        alias="FORWARDED_ALLOW_IPS",
+        description="Comma-separated addresses or networks of proxies whose headers `X-Forwarded-For`, "
+        "`X-Forwarded-Proto` and `X-Forwarded-Prefix` are trusted, such as `10.0.0.0/8`; `*` = all.",
+    )
+    voice_lists: Literal["open", "keyed"] = Field(
+        "open",
+        alias="TTS_VOICE_LISTS",
+        description="Which lists name cloned voices, on a server with API keys: `open` = all lists, also those that "
+        "need no key; `keyed` = only responses to requests with a valid key.",
+    )
+
     max_input_chars: int = Field(
         1_000_000,
         alias="TTS_MAX_INPUT_CHARS",
@@ -408,7 +435,7 @@ class Settings(BaseSettings):
     def _lower_or_none(cls, value: object) -> object:
         return value.strip().lower() or None if isinstance(value, str) else value
 
-    @field_validator("api_keys", "cors_origins", "devices", mode="before")
+    @field_validator("api_keys", "cors_origins", "devices", "allowed_hosts", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -423,6 +450,22 @@ class Settings(BaseSettings):
                     "example `https://studio.example` or `http://localhost:3000`"
                 )
         return value
+
+    @field_validator("allowed_hosts", mode="after")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if not re.fullmatch(r"\*|(?:\*?\.)?[A-Za-z0-9_-][A-Za-z0-9_.-]*(?::\d{1,5})?|\[?[0-9A-Fa-f:]+\]?", host):
+                raise ValueError(f"{host!r} is not the name of a host. Write `tts.example.com` or `*.example.com`")
+        return value
+
+    @field_validator("root_path", mode="after")
+    @classmethod
+    def _prefix(cls, value: str) -> str:
+        path = value.strip().rstrip("/")
+        if path and not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)+", path):
+            raise ValueError(f"{value!r} is not a path prefix. Write it with a slash at the start, such as `/tts`")
+        return path
 
     @field_validator("api_keys", mode="before")
     @classmethod
@@ -530,6 +573,8 @@ def as_markdown() -> str:
     rows += ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         default = field.default
+        if isinstance(default, tuple) and default:
+            default = ",".join(default)
         shown = (
             "none" if default in (None, (), "") else str(default).lower() if isinstance(default, bool) else str(default)
         )

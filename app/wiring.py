@@ -217,7 +217,7 @@ def create_app(settings: Settings, on_ready: Callable[[], None] = lambda: None) 
             cloner,
             consents,
             services.metrics,
-            Gate(ring, services.metrics),
+            Gate(ring, services.metrics, keyed_lists=settings.voice_lists == "keyed"),
             services.preset_voices,
             services.watermark,
             services.detector,

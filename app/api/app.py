@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app import __version__
 from app.api import errors
+from app.api.browser_checks import CrossOriginCheck, HostCheck
 from app.api.middleware import (
     EXPOSED_HEADERS,
     BodyLimit,
-    CrossOriginCheck,
     Limit,
     OrderlyShutdown,
     ReaderTimeout,
     RequestLog,
     UnexpectedErrors,
 )
+from app.api.paths import PathAliases, PathPrefix, paths_of, trusted_addresses
 from app.api.responses import REQUEST_ID_HEADER, Schema
 from app.api.routes import (
     conversation,
@@ -185,7 +187,6 @@ def create_api(
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )
-    errors.install(app)
     speaking = Speaking(
         services.generator,
         services.manager,
@@ -193,8 +194,9 @@ def create_api(
         max_input_chars=settings.max_input_chars,
         log_texts=settings.log_texts,
     )
+    v1_routers = _v1_routers(services, speaking)
     for prefix in PREFIXES:
-        for routes in _v1_routers(services, speaking):
+        for routes in v1_routers:
             app.include_router(routes, prefix=prefix, include_in_schema=prefix == PREFIXES[0])
     state = system.ServerState(
         services.manager,
@@ -213,7 +215,14 @@ def create_api(
     app.include_router(pages.router())
     app.mount("/static/swagger", pages.docs_files())
     app.mount("/static", pages.files())
-    _add_middleware(app, services.metrics, settings)
+    known_paths = {
+        *(PREFIXES[0] + path for routes in v1_routers for path in paths_of(routes.routes)),
+        *paths_of(system_routes.routes),
+        *pages.PATHS,
+        *pages.DOCS,
+    }
+    errors.install(app, sorted(known_paths))
+    _add_middleware(app, services, settings)
     return app
 
 
@@ -248,7 +257,7 @@ def _v1_routers(services: AppServices, speaking: Speaking) -> list[APIRouter]:
     ]
 
 
-def _add_middleware(app: FastAPI, metrics: Metrics, settings: Settings) -> None:
+def _add_middleware(app: FastAPI, services: AppServices, settings: Settings) -> None:
     """Add the middleware to the app. The middleware that is added last receives each request first."""
     uploads = Limit(settings.max_upload_bytes, "TTS_MAX_UPLOAD_BYTES")
     app.add_middleware(
@@ -258,15 +267,29 @@ def _add_middleware(app: FastAPI, metrics: Metrics, settings: Settings) -> None:
         timeout_s=settings.read_timeout_s,
     )
     app.add_middleware(UnexpectedErrors)
-    app.add_middleware(CrossOriginCheck, origins=settings.cors_origins)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["*"],
             allow_headers=["*"],
+            allow_private_network=True,
             expose_headers=list(EXPOSED_HEADERS),
         )
-    app.add_middleware(RequestLog, metrics=metrics, cross_origin=bool(settings.cors_origins))
+    app.add_middleware(CrossOriginCheck, origins=settings.cors_origins)
+    app.add_middleware(
+        HostCheck,
+        allowed=settings.allowed_hosts,
+        host=settings.host,
+        origins=settings.cors_origins,
+        has_key=services.gate.has_key,
+        keys_needed=lambda: services.gate.needed,
+    )
+    app.add_middleware(RequestLog, metrics=services.metrics, cross_origin=bool(settings.cors_origins))
+    app.add_middleware(PathAliases, routes=app.routes)
     app.add_middleware(ReaderTimeout, timeout_s=settings.reader_timeout_s)
+    proxies = list(settings.trusted_proxies)
+    app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=proxies)
+    # PathPrefix sees a request before ProxyHeadersMiddleware replaces the address of the proxy.
+    app.add_middleware(PathPrefix, root_path=settings.root_path, trusted=trusted_addresses(proxies))
     app.add_middleware(OrderlyShutdown)

@@ -14,12 +14,14 @@ from fastapi.routing import APIRoute
 
 from app.api.bodies import is_json, read_json
 from app.api.errors import problem
+from app.api.paths import DEPLOYMENT
 from app.api.responses import RATE_LIMIT_HEADERS
-from app.errors import Forbidden, RateLimited
+from app.errors import Forbidden, RateLimited, Unauthorized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from starlette.datastructures import Headers
     from starlette.responses import Response
 
     from app.api.responses import Schema
@@ -48,7 +50,9 @@ class Gate:
     this Pass.
     """
 
-    def __init__(self, ring: KeyRing, metrics: Metrics) -> None:
+    def __init__(self, ring: KeyRing, metrics: Metrics, *, keyed_lists: bool = False) -> None:
+        """keyed_lists: show cloned voices in lists only to callers with a key, if the server has keys."""
+        self._keyed_lists = keyed_lists
         self._ring = ring
         self._metrics = metrics
 
@@ -83,6 +87,8 @@ class Gate:
                     if is_json(request.headers) and (body := await request.body()):
                         # FastAPI takes this value instead of parsing the body itself.
                         request._json = read_json(body, request.headers["content-type"])
+                        if isinstance(request._json, dict) and (model := request.scope["state"].get(DEPLOYMENT)):
+                            request._json["model"] = model
                     return await handle(request)
 
                 return keyed
@@ -115,6 +121,17 @@ class Gate:
         """
         sent = _sent_key(request)
         return self._find(request, sent) if sent and self._ring.needed else None
+
+    def shows_cloned(self, request: Request) -> bool:
+        """Whether a list for this request contains cloned voices."""
+        return not (self._keyed_lists and self.needed) or self.has_key(request.headers)
+
+    def has_key(self, headers: Headers) -> bool:
+        """Whether the headers of a request contain a valid API key."""
+        try:
+            return self._ring.needed and bool(self._ring.find(_key_in(headers)))
+        except Unauthorized:
+            return False
 
     def describe(self, schema: Schema) -> None:
         """Describe API keys in the OpenAPI document `schema`: the security schemes, and the errors 401, 403 and 429.
@@ -150,8 +167,12 @@ class Gate:
 
 
 def _sent_key(request: Request) -> str:
+    return _key_in(request.headers)
+
+
+def _key_in(headers: Headers) -> str:
     """The key in the header `Authorization: Bearer` (OpenAI's clients) or `api-key` (Azure's clients); "" if none."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
         return token.strip()
-    return request.headers.get("api-key", "").strip()
+    return headers.get("api-key", "").strip()

@@ -7,7 +7,7 @@ lists its possible error statuses: `responses=problems(400, 404)`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from starlette.routing import Match
 
 from app import errors
 from app.api import bodies
+from app.api.paths import suggestion
 from app.api.responses import ErrorEnvelope, Schema, integer_header, text_header
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ STATUS: tuple[tuple[type[errors.SpeechError], int], ...] = (
     (errors.Unauthorized, 401),
     (errors.Forbidden, 403),
     (errors.ForeignPage, 403),
+    (errors.ForeignHost, 403),
     (errors.UnknownModel, 404),
     (errors.NotFound, 404),
     (errors.BodyTooLarge, 413),
@@ -183,8 +185,8 @@ def _json(status: int, body: dict[str, Any], headers: Mapping[str, str] | None) 
     return JSONResponse(body, status, headers=dict(headers or {}))
 
 
-def install(app: FastAPI) -> None:
-    """Register a handler for each kind of error that a route can raise."""
+def install(app: FastAPI, known_paths: Collection[str]) -> None:
+    """Register a handler for each kind of error that a route can raise. known_paths: the paths that a 404 suggests."""
 
     async def speech_error(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, errors.SpeechError)  # noqa: S101 - Starlette declares the parameter as Exception
@@ -200,6 +202,8 @@ def install(app: FastAPI) -> None:
             return response_to(error.error)
         if error.status_code == 405:  # Starlette lists only the methods of one route with this path
             error.headers = {"Allow": ", ".join(_methods_at(request))}
+        if error.status_code == 404:
+            return _unknown_path(request, known_paths)
         return _http_error(error)
 
     app.add_exception_handler(errors.SpeechError, speech_error)
@@ -248,12 +252,18 @@ def _field_at(location: Sequence[str | int]) -> str:
     return ".".join(str(part) for part in location[1 : 4 if inside_list else 2])
 
 
+def _unknown_path(request: Request, known_paths: Collection[str]) -> JSONResponse:
+    """The response to a request whose path no route has."""
+    near = suggestion(request.scope["path"].removeprefix(request.scope.get("root_path", "")), known_paths)
+    hint = f" Did you mean {near}?" if near else ""
+    message = f"This URL does not exist on this server.{hint} The page /docs lists the URLs that exist."
+    return _json(404, envelope(message, status=404, code="not_found"), None)
+
+
 def _http_error(error: HTTPException) -> JSONResponse:
-    """The response to an HTTPException of Starlette or of a middleware, for example to a 404 or 405."""
+    """The response to an HTTPException of Starlette or of a middleware, for example to a 405."""
     status = error.status_code
-    if status == 404:
-        message, code = "This URL does not exist on this server. The page /docs lists the URLs that exist.", "not_found"
-    elif status == 405:
+    if status == 405:
         message, code = (
             "This URL does not support this HTTP method. The response header Allow lists the "
             "supported methods. See also /docs.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 
 from app.api.bodies import BodyDecoder, BodyRejected
 from app.api.errors import limit_headers, response_to, unexpected
-from app.errors import BodyTooLarge, ForeignPage
+from app.errors import BodyTooLarge
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -44,6 +44,7 @@ EXPOSED_HEADERS = (
     "X-RateLimit-Remaining-Requests",
     "X-RateLimit-Reset-Requests",
     "OpenAI-Processing-Ms",
+    "Content-Disposition",
 )
 CLEANUP_S = 4.0  # how long a shutdown waits for cancelled requests
 MIN_BYTES_PER_S = 1000  # the lowest allowed speed at which a request body arrives
@@ -67,7 +68,6 @@ _KNOWN_PARTS = frozenset(
         "transcriptions",
     )
 )
-_READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _FILES = "/static/"  # logged as DEBUG: each page loads about a dozen of these files
 
 
@@ -161,7 +161,8 @@ class RequestLog:
                     admitted.close()
                 if (key := state.get("key")) is not None:
                     self._metrics.key_request(key, status or CLIENT_DISCONNECTED)
-                quiet = scope["path"] in _QUIET or scope["path"].startswith(_FILES)
+                path = scope["path"].removeprefix(scope.get("root_path", ""))
+                quiet = path in _QUIET or path.startswith(_FILES)
                 write = log.debug if quiet else log.info
                 write(
                     "request",
@@ -233,34 +234,6 @@ class OrderlyShutdown:
                 await self._idle.wait()
         except TimeoutError:
             log.warning("the server stops before all requests have cleaned up", requests=self._running)
-
-
-class CrossOriginCheck:
-    """Rejects requests from web pages of other origins, such as forms and uploads. GET, HEAD and OPTIONS are allowed.
-
-    The CORS middleware does not stop a form, because browsers send forms without a CORS preflight. If the server's URL
-    is https or localhost, browsers send the header Sec-Fetch-Site, which shows whether the page has another origin.
-    Requests without this header are allowed.
-    """
-
-    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
-        """origins: the origins whose pages may send these requests; `*` = all."""
-        self._app = app
-        self._origins = origins
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] not in _READING:
-            headers = Headers(scope=scope)
-            if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not (
-                "*" in self._origins or headers.get("origin") in self._origins
-            ):
-                message = (
-                    "This request comes from a web page of another origin, which is not allowed. The operator of this "
-                    "server can add the origin to TTS_CORS_ORIGINS."
-                )
-                await response_to(ForeignPage(message))(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
 
 
 class UnexpectedErrors:

@@ -1,6 +1,6 @@
 """Finds the route that a client means: other spellings of paths, the paths of Azure, and the prefix of a proxy.
 
-A path is rewritten only if no route has it and a route has the rewritten path. The server never redirects, because many
+A path is rewritten only if a route has the rewritten path. The server never redirects, because many
 clients lose the body of a redirected POST.
 """
 
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from starlette.routing import Match
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from starlette.routing import BaseRoute
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -23,11 +24,11 @@ DEPLOYMENT = "deployment"  # the key in scope["state"] with the model that the p
 
 # Paths that may be another spelling of a route. All other paths are not examined.
 _UNUSUAL = re.compile(
-    r"//|.[/\s]$|^/(?:api/)?v1/(?:api/)?v1(?:/|$)|^/openai/|^/(?:api/)?(?:audio|voice-cloning|models)(?:/|$)", re.IGNORECASE
+    r"//|.[/\s]$|^/(?:api/)?v1/(?:api/)?v1(?:/|$)|^/openai/|^/(?:api/)?(?:audio|voice-cloning|models)(?:/|$)"
 )
 _AZURE = re.compile(r"/openai/deployments/([^/]+)(/.+)")
 _VERSIONS = re.compile(r"^/(?:openai/)?(?:(?:api/)?v1/)+")
-_PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)*")
+_PREFIX = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)*")
 _MAX_PREFIX_CHARS = 200
 # Words in a wrong path, and the route that a caller with this word probably wants.
 _TOPICS = {
@@ -47,7 +48,10 @@ _TOPICS = {
 
 
 class PathAliases:
-    """Rewrites other spellings of a path: double slashes, a slash at the end, a repeated or missing /v1, Azure's paths."""
+    """Rewrites other spellings of a path.
+
+    These are double slashes, a slash at the end, a repeated or missing /v1, and the paths of Azure's clients.
+    """
 
     def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> None:
         self._app = app
@@ -64,13 +68,12 @@ class PathAliases:
     def _find(self, scope: Scope, root: str, path: str) -> Scope | None:
         """The scope with the path of the route that the caller means; None if there is no such route."""
         usual, deployment = canonical(path)
-        for candidate in (path, usual):
-            rewritten = {**scope, "path": root + candidate, "raw_path": quote(root + candidate).encode()}
-            if any(route.matches(rewritten)[0] is not Match.NONE for route in self._routes):
-                if deployment is not None:
-                    rewritten["state"] = {**scope.get("state", {}), DEPLOYMENT: deployment}
-                return rewritten if candidate != path else None
-        return None
+        if usual == path:
+            return None
+        rewritten = {**scope, "path": root + usual, "raw_path": quote(root + usual).encode()}
+        if deployment is not None:
+            rewritten["state"] = {**scope.get("state", {}), DEPLOYMENT: deployment}
+        return rewritten if any(route.matches(rewritten)[0] is not Match.NONE for route in self._routes) else None
 
 
 def canonical(path: str) -> tuple[str, str | None]:
@@ -86,15 +89,32 @@ def canonical(path: str) -> tuple[str, str | None]:
     return path, deployment
 
 
-def suggestion(path: str, routes: Sequence[BaseRoute]) -> str | None:
-    """The path of the route that is most similar to `path`; None if no route is similar."""
-    known = {str(getattr(route, "path", "")) for route in routes}
-    usual = canonical(path.lower())[0]
-    near = difflib.get_close_matches(usual, [each for each in sorted(known) if "{" not in each and each], 1, 0.8)
-    if near:
+def paths_of(routes: Iterable[BaseRoute]) -> Iterator[str]:
+    """The paths of these routes without parameters, also of included routers."""
+    for route in routes:
+        included = getattr(route, "original_router", None)
+        if included is not None:
+            yield from paths_of(included.routes)
+        elif "{" not in (path := getattr(route, "path", "{")):
+            yield path
+
+
+def suggestion(path: str, known: Collection[str]) -> str | None:
+    """The path in `known` that is most similar to `path`; None if no path is similar."""
+    usual = canonical(path.lower()[:200])[0]
+    if near := difflib.get_close_matches(usual, known, 1, 0.8):
         return near[0]
-    words = [word for word in re.split(r"[^a-z]+", usual) if word in _TOPICS]
-    return _TOPICS[words[-1]] if words and _TOPICS[words[-1]] in known else None
+    words = [word for word in re.split(r"[^a-z]+", usual) if _TOPICS.get(word) in known]
+    return _TOPICS[words[-1]] if words else None
+
+
+def trusted_addresses(proxies: Sequence[str]) -> Any:
+    """Return an object with the operator `in` for these addresses and networks of proxies; `*` = all addresses."""
+    return ProxyHeadersMiddleware(_no_app, list(proxies)).trusted_hosts  # type: ignore[arg-type]  # other ASGI types
+
+
+async def _no_app(scope: Scope, receive: Receive, send: Send) -> None:
+    """An ASGI app that does nothing."""
 
 
 class PathPrefix:

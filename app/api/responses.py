@@ -592,6 +592,7 @@ _SPEECH_HEADERS: Mapping[str, Schema] = {
         "that is sent while it is generated is `unchecked`.",
         enum=["ok", "retried", "uncertain", "unchecked"],
     ),
+    "Content-Disposition": text_header("The name of the audio file, such as `speech.mp3`."),
     "X-TTS-Ignored": text_header("The request fields that this engine or this route ignores."),
 }
 

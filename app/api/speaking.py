@@ -79,7 +79,8 @@ class Speaking:
 
         def open_stream() -> AbstractAsyncContextManager[Stream]:
             answer = partial(self.answer, body, owner, voice=voice)
-            return speech_stream(answer, self.metrics, sse=body.sse, progress=body.progress is True)
+            filename = f"speech.{body.response_format or body.DEFAULT_FORMAT}"
+            return speech_stream(answer, self.metrics, filename, sse=body.sse, progress=body.progress is True)
 
         return StreamingAnswer(open_stream, self.metrics, sse=body.sse)
 

@@ -159,12 +159,12 @@ class StreamingAnswer(Response):
 
 @contextlib.asynccontextmanager
 async def speech_stream(
-    prepare: Callable[[], Awaitable[Answer]], metrics: Metrics, *, sse: bool, progress: bool
+    prepare: Callable[[], Awaitable[Answer]], metrics: Metrics, filename: str, *, sse: bool, progress: bool
 ) -> AsyncIterator[Stream]:
     """Open the stream of a speech answer.
 
-    prepare: starts the answer. sse: send OpenAI's speech.audio.* events, not audio bytes. progress: with `sse`, also
-    send speech.progress events.
+    prepare: starts the answer. filename: the name under which browsers save the audio. sse: send OpenAI's
+    speech.audio.* events, not audio bytes. progress: with `sse`, also send speech.progress events.
     """
     started_s = time.monotonic()
     answer = await prepare()
@@ -179,6 +179,8 @@ async def speech_stream(
             ("x-cache", answer.cache),
             ("openai-processing-ms", str(round((time.monotonic() - started_s) * 1000))),
         ]
+        if not sse:
+            headers.append(("content-disposition", f'inline; filename="{filename}"'))
         if answer.ignored:
             headers.append(("x-tts-ignored", ", ".join(answer.ignored)))
         if answer.broken_rules:

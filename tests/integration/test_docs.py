@@ -21,6 +21,7 @@ PAGES = (
     "glossary",
     "engines",
     "api",
+    "proxies",
     "studio",
     "voices",
     "lexicon",

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from app.api.errors import problems
 from app.api.responses import OUTPUT_RATE_HZ, AudioModelList, Model, ModelList, ModelVoice, NamedModel
-from app.api.routes.voices import refresh
+from app.api.routes.voices import listed
 from app.errors import UnknownModel
 from app.generator.resolving import MODEL_ALIASES, find_model
 
 if TYPE_CHECKING:
     from app.api.auth import Gate
     from app.engines.manager import EngineManager
+    from app.types import Voice
     from app.voices.store import VoiceStore
 
 # The `created` time of every model: March 2025, when CSM-1B was published. Clients only check that it is a number.
@@ -28,17 +29,17 @@ def router(manager: EngineManager, voices: VoiceStore, gate: Gate, max_input_cha
     def known() -> list[str]:
         return [*manager.model_ids, *MODEL_ALIASES]
 
-    def model(model_id: str) -> Model:
-        return _model(model_id, manager, voices, max_input_chars)
+    def model(model_id: str, shown: list[Voice]) -> Model:
+        return _model(model_id, manager, shown, max_input_chars)
 
     @routes.get("/models")
-    async def list_models() -> ModelList:
+    async def list_models(caller: Request) -> ModelList:
         """List every model id that a speech request can use."""
-        await refresh(voices)
-        return ModelList(object="list", data=[model(model_id) for model_id in known()])
+        shown = await listed(voices, gate, caller)
+        return ModelList(object="list", data=[model(model_id, shown) for model_id in known()])
 
     @routes.get("/models/{model_id:path}", responses=problems(404))
-    async def retrieve_model(model_id: str) -> Model:
+    async def retrieve_model(model_id: str, caller: Request) -> Model:
         """Get one model."""
         try:
             found = find_model(model_id, manager)
@@ -46,15 +47,14 @@ def router(manager: EngineManager, voices: VoiceStore, gate: Gate, max_input_cha
             raise UnknownModel(
                 f"The model '{model_id[:80]}' does not exist. GET /v1/models lists the models.", param="model"
             ) from error
-        await refresh(voices)
-        listed = found if found in manager.model_ids else MODEL_ALIASES[0]
-        return model(listed).model_copy(update={"id": model_id})
+        usual = found if found in manager.model_ids else MODEL_ALIASES[0]
+        return model(usual, await listed(voices, gate, caller)).model_copy(update={"id": model_id})
 
     @routes.get("/audio/models")
-    async def list_audio_models() -> AudioModelList:
+    async def list_audio_models(caller: Request) -> AudioModelList:
         """List the models of `/models` in the format that Open WebUI and other clients read."""
-        await refresh(voices)
-        data = [model(model_id) for model_id in known()]
+        shown = await listed(voices, gate, caller)
+        data = [model(model_id, shown) for model_id in known()]
         named = [
             NamedModel(id=each.id, name=each.id, description=each.description, max_input_length=each.max_input_length)
             for each in data
@@ -64,7 +64,7 @@ def router(manager: EngineManager, voices: VoiceStore, gate: Gate, max_input_cha
     return routes
 
 
-def _model(model_id: str, manager: EngineManager, voices: VoiceStore, max_input_chars: int) -> Model:
+def _model(model_id: str, manager: EngineManager, voices: list[Voice], max_input_chars: int) -> Model:
     """The entry of one model in a list of models, with the state of the model."""
     status = manager.status()
     requested = model_id == manager.requested.model_id
@@ -90,7 +90,7 @@ def _model(model_id: str, manager: EngineManager, voices: VoiceStore, max_input_
         owned_by="tts-server",
         task="text-to-speech",
         sample_rate=OUTPUT_RATE_HZ,
-        voices=[ModelVoice(name=voice.id, language=voice.language) for voice in voices.all()],
+        voices=[ModelVoice(name=voice.id, language=voice.language) for voice in voices],
         status=state,
         detail=detail,
         parameters=list(info.capabilities.names) if info else None,

@@ -73,15 +73,17 @@ class ServerState:
     settings: Settings
     limits: Limits
 
-    def health(self, *, key_needed: bool) -> Health:
-        """The body of /health. key_needed: whether speech needs an API key."""
+    def health(self, *, key_needed: bool, names: bool) -> Health:
+        """The body of /health. key_needed: whether speech needs an API key. names: whether to list cloned voices."""
         state = self._state()
         cloned = [stored.voice for stored in self.voices.stored()]
         return Health(
             **state,
             tts_engine=state["engine"] or state["requested_engine"],
             standard_voices=list(PROFILES),
-            cloned_voices=[HealthVoice(id=voice.id, name=voice.name, speaker_id=voice.speaker) for voice in cloned],
+            cloned_voices=[
+                HealthVoice(id=voice.id, name=voice.name, speaker_id=voice.speaker) for voice in cloned if names
+            ],
             cloned_voices_count=len(cloned),
             sample_rate=OUTPUT_RATE_HZ,
             limits=self.limits,
@@ -173,9 +175,9 @@ def router(state: ServerState, metrics: Metrics, gate: Gate) -> APIRouter:
         response_description="`starting`, `ok` or `degraded`.",
         responses={503: {"model": Health, "description": "`unhealthy`, with the reason."}},
     )
-    async def health(response: Response) -> Health:
+    async def health(caller: Request, response: Response) -> Health:
         """Health check: 200 if the state is `starting`, `ok` or `degraded`, and 503 if it is `unhealthy`."""
-        body = state.health(key_needed=gate.needed)
+        body = state.health(key_needed=gate.needed, names=gate.shows_cloned(caller))
         response.headers["Cache-Control"] = "no-store"
         if body.status == "unhealthy":
             response.status_code = 503

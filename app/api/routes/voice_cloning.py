@@ -27,7 +27,7 @@ from app.api.responses import (
     text_header,
 )
 from app.api.routes.speech import answers
-from app.api.routes.voices import refresh
+from app.api.routes.voices import listed, refresh
 from app.api.voice_creation import (
     CONSENT_HELP,
     CONSENT_SCHEMA,
@@ -196,7 +196,8 @@ def _add_file_routes(routes: APIRouter, creation: VoiceCreation, lexicons: Lexic
         """Get the recording of a voice as a WAV file."""
         await refresh(voices)
         recording = await asyncio.to_thread(voices.reference, voices.find(voice_id).voice)
-        return Response(wav(recording.samples, recording.rate_hz), media_type="audio/wav")
+        headers = {"Content-Disposition": f'inline; filename="{voices.find(voice_id).id}.wav"'}
+        return Response(wav(recording.samples, recording.rate_hz), media_type="audio/wav", headers=headers)
 
     @routes.get(
         "/voice-cloning/voices/{voice_id}/export",
@@ -275,7 +276,6 @@ def lists_router(voices: VoiceStore, gate: Gate) -> APIRouter:
     @routes.get("/voice-cloning/openai-compatible-voices", operation_id="list_openai_compatible_voices")
     async def compatible(request: Request) -> CompatibleVoices:
         """List all voices that a speech request can use."""
-        await refresh(voices)
         prefix = request.url.path.removesuffix("/openai-compatible-voices")
         return CompatibleVoices(
             voices=[
@@ -287,7 +287,7 @@ def lists_router(voices: VoiceStore, gate: Gate) -> APIRouter:
                     languages=[voice.language],
                     cloned=voice.kind == "cloned",
                 )
-                for voice in voices.all()
+                for voice in await listed(voices, gate, request)
             ]
         )
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from app.api.errors import problems
 from app.api.responses import ListedVoice, VoiceList
 
 if TYPE_CHECKING:
     from app.api.auth import Gate
+    from app.types import Voice
     from app.voices.store import VoiceStore
 
 
@@ -21,18 +22,25 @@ async def refresh(voices: VoiceStore) -> None:
         await asyncio.to_thread(voices.refresh)
 
 
+async def listed(voices: VoiceStore, gate: Gate, caller: Request) -> list[Voice]:
+    """The voices that a list for this caller contains."""
+    await refresh(voices)
+    cloned = gate.shows_cloned(caller)
+    return [voice for voice in voices.all() if cloned or voice.kind != "cloned"]
+
+
 def router(voices: VoiceStore, gate: Gate) -> APIRouter:
     """The route that lists all voices."""
     routes = APIRouter(tags=["voices"], route_class=gate.route(None))
 
     @routes.get("/audio/voices", responses=problems(400))
-    async def list_voices(legacy: bool = False) -> VoiceList:
+    async def list_voices(caller: Request, legacy: bool = False) -> VoiceList:
         """List all voices. With `legacy=true` the list has only their ids, for older clients."""
-        await refresh(voices)
+        shown = await listed(voices, gate, caller)
         if legacy:
-            names = [voice.id for voice in voices.all()]
+            names = [voice.id for voice in shown]
             return VoiceList(object="list", voices=names, data=names)
-        items = [ListedVoice.of(voice) for voice in voices.all()]
+        items = [ListedVoice.of(voice) for voice in shown]
         return VoiceList(object="list", voices=items, data=items)
 
     return routes
