@@ -136,7 +136,7 @@ class _FormatName:
 WHOLE = BeforeValidator(lambda value: _whole(_number(value)))
 ROUNDED = BeforeValidator(lambda value: _rounded(_number(value)))
 StreamFormat = Literal["audio", "sse"]
-Finite = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_number)]
+NUMBER = BeforeValidator(_number)
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Text = Annotated[
     str, AfterValidator(_not_blank), WithJsonSchema({"type": "string", "minLength": 1, "pattern": NOT_BLANK})
@@ -227,7 +227,8 @@ class SpokenBody(BaseModel):
     ] = None
     response_format: Annotated[str, _FormatName] | None = None
     speed: Annotated[
-        Finite | None, Field(ge=0.25, le=4.0, description="The tempo: 2 is twice as fast. The pitch does not change.")
+        Annotated[float, Field(ge=0.25, le=4.0, allow_inf_nan=False), NUMBER] | None,
+        Field(description="The tempo: 2 is twice as fast. The pitch does not change."),
     ] = None
     stream_format: Annotated[StreamFormat | None, BeforeValidator(_lower)] = None
     progress: Annotated[
@@ -236,16 +237,16 @@ class SpokenBody(BaseModel):
     ] = None
 
     temperature: Annotated[
-        Finite | None,
-        Field(ge=0.0, le=2.0, description="The sampling temperature. 0 = always take the most likely token."),
+        Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False), NUMBER] | None,
+        Field(description="The sampling temperature. 0 = always take the most likely token."),
     ] = None
     top_k: Annotated[
         Annotated[int, Field(ge=1, le=2048), WHOLE] | None, Field(validation_alias=AliasChoices("top_k", "topk"))
     ] = None
-    top_p: Annotated[Finite | None, Field(gt=0.0, le=1.0)] = None
+    top_p: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False), NUMBER] | None = None
     cfg_scale: Annotated[
-        Finite | None,
-        Field(ge=1.0, le=10.0, description="The scale of classifier-free guidance, for engines that support it."),
+        Annotated[float, Field(ge=1.0, le=10.0, allow_inf_nan=False), NUMBER] | None,
+        Field(description="The scale of classifier-free guidance, for engines that support it."),
     ] = None
     seed: Annotated[
         Annotated[int, Field(ge=-(2**63), le=2**63 - 1), WHOLE] | Literal["random"] | None,
