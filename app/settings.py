@@ -50,7 +50,22 @@ class Settings(BaseSettings):
         "Empty = none: speech requests are then answered with a 503 that says why.",
     )
     csm_model: str = Field(
-        "sesame/csm-1b", alias="CSM_MODEL", description="The CSM weights: a Hugging Face id or a local folder."
+        "sesame/csm-1b",
+        alias="CSM_MODEL",
+        description="The CSM weights, or a LoRA adapter for them: a Hugging Face id (`org/name`, `org/name@revision`, "
+        "`org/name/checkpoint-500`) or a local folder.",
+    )
+    csm_base: str = Field(
+        "",
+        alias="CSM_BASE",
+        description="If `CSM_MODEL` is a LoRA adapter: the model on which it was trained, a Hugging Face id or a local "
+        "folder. Empty = the model that adapter_config.json names, or the weights in the same folder.",
+    )
+    csm_tokenizer: str = Field(
+        "",
+        alias="CSM_TOKENIZER",
+        description="The tokenizer of CSM: a Hugging Face id or a local folder with tokenizer.json. Empty = the "
+        "tokenizer beside the weights; if there is none, that of the base model.",
     )
     csm_codec: str = Field(
         "kyutai/mimi",
@@ -60,7 +75,13 @@ class Settings(BaseSettings):
     dia_model: str = Field(
         "nari-labs/Dia-1.6B-0626",
         alias="DIA_MODEL",
-        description="The Dia weights: a Hugging Face id or a local folder.",
+        description="The Dia weights, or a LoRA adapter for them: a Hugging Face id (`org/name`, `org/name@revision`, "
+        "`org/name/checkpoint-500`) or a local folder.",
+    )
+    dia_base: str = Field(
+        "",
+        alias="DIA_BASE",
+        description="If `DIA_MODEL` is a LoRA adapter: the model on which it was trained. See `CSM_BASE`.",
     )
     dia_codec: str = Field(
         "descript/dac_44khz",

@@ -371,6 +371,7 @@ class EngineInfo:
     # Requests
     languages: tuple[str, ...] = ("en",)  # BCP 47
     capabilities: Capabilities = field(default_factory=Capabilities)
+    defaults: Sampling = field(default_factory=Sampling)  # for requests without these fields; None = not supported
     text: TextPacking = field(default_factory=TextPacking)
     prompts: PromptLimits = field(default_factory=PromptLimits)
     # How the engine runs, for /health and the metrics

@@ -6,10 +6,12 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from app.audio import pcm
+from app.engines.shared.generation_config import with_defaults
 from app.errors import NotSupported
 from app.runtime.audio_queue import AudioQueue
 from app.runtime.loop import Loop
@@ -71,6 +73,7 @@ class BatchedEngine:
         return self._loop.restarts
 
     async def speak(self, utterance: Utterance) -> AsyncGenerator[AudioChunk]:
+        utterance = replace(utterance, sampling=with_defaults(utterance.sampling, self._info.defaults))
         scheduling = utterance.scheduling
         playback = scheduling.playback
 

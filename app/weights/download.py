@@ -149,9 +149,10 @@ def fetch(
     finally:
         download.stop.set()
     on_progress(download.progress())
-    if missing := missing_files(download.snapshot, files):  # the index file may name a shard that the hub lacks
+    folder = download.snapshot / download.source.subfolder
+    if missing := missing_files(folder, files):  # the index file may name a shard that the hub lacks
         raise missing_error(files, missing)
-    return download.snapshot
+    return folder
 
 
 def _refuse_offline(files: ModelFiles, models_dir: Path, defects: list[str]) -> None:
@@ -321,6 +322,8 @@ class _Download:
     def unreachable(self, why: str) -> WeightsUnavailable:
         shown = re.sub(r"//[^/]*@", "//", self.endpoint)  # no proxy password in the message
         what = f"cannot reach {shown} for {self.files.source}"
+        if self.source.subfolder:
+            what = f"{self.files.setting}={self.files.source} does not exist as a folder here, and {what}"
         if self.current:
             what = f"the download of {self.files.source} from {shown} broke off at {self.current}"
         return WeightsUnavailable(
@@ -541,6 +544,12 @@ class _Download:
         source, setting, status = self.files.source, self.files.setting, error.response.status_code
         if status == 404 and self.current:
             return WeightsUnavailable(f"{source} no longer contains {self.current}", remedy="Start the download again.")
+        if status == 404 and self.source.subfolder:
+            return WeightsUnavailable(
+                f"{setting}={source} does not exist: there is no such folder here, and no public repository "
+                f"{self.source.repo} on the hub",
+                remedy=f"Correct {setting}, or mount the folder that it names.",
+            )
         if status in (401, 403, 404):
             if isinstance(error, GatedRepoError):
                 what = "is gated"

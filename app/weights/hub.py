@@ -1,8 +1,9 @@
 """Finds out which files a model needs, and where these files are on disk. download.py downloads missing files.
 
-A source is a local folder, or a hub id `org/name` or `org/name@revision`. A local folder needs no network and is not
-changed. Downloaded files are in `<models_dir>/hub`, in the cache layout of the Hugging Face hub (blobs/<etag>,
-snapshots/<commit>/<name> -> blob, refs/<revision>). So other tools can use them: set HF_HUB_CACHE=<models_dir>/hub.
+A source is a local folder, a hub id `org/name` or `org/name@revision`, or a folder of a repository, such as
+`org/name/checkpoint-500`. A local folder needs no network and is not changed. Downloaded files are in
+`<models_dir>/hub`, in the cache layout of the Hugging Face hub (blobs/<etag>, snapshots/<commit>/<name> -> blob,
+refs/<revision>). So other tools can use them: set HF_HUB_CACHE=<models_dir>/hub.
 
 The server also reads the cache of the hub's own library, and never writes to it. `hub_cache` returns this folder. The
 functions below read the environment at each call. The library reads it only once, at its import.
@@ -13,13 +14,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from app.errors import WeightsUnavailable
+from app.weights.kinds import may_hold_a_model, quantisation, read_config, unusable, unusable_files
 
 HUB_URL = "https://huggingface.co"
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -27,6 +29,8 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _REVISION = re.compile(r"(?!.*\.\.)[\w.-]+(/[\w.-]+)*")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 _INDEX = ".safetensors.index.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_QUANTISED_BASE = re.compile(r"(-unsloth)?-bnb-[48]bit$")
 
 
 # ---- files that a model needs
@@ -37,40 +41,45 @@ class ModelFiles:
     """The files that one model needs, and the source of these files.
 
     A repository may contain the same weights in several layouts. A layout is an index file with its shards, or one
-    single file. `weights` names one file of each layout: its index file or its single file.
+    single file. `weights` names one file of each layout: its index file or its single file. The source may also be a
+    LoRA adapter, if `adapters` is set: then it needs no weights and no config.json.
     """
 
     setting: str  # the environment variable that names the source
     source: str
-    weights: tuple[str, ...]  # layouts, best first; only the first layout that exists is used
+    weights: tuple[str, ...]  # layouts, best first; only the first layout that exists is used; () = no weights
     required: tuple[str, ...] = ("config.json",)  # files without which the model can't be built
     optional: tuple[str, ...] = ()  # patterns of small files that are used if they exist
     mirrors: tuple[str, ...] = ()  # hub ids with the same weights and no access request; error messages name them
+    adapters: bool = False  # the source may be a LoRA adapter
+    published: tuple[str, ...] = ()  # files that `source` and its mirrors contain, and that copies may lack
 
     @property
     def licence_url(self) -> str:
         """The web page on which a user accepts the licence of a gated model."""
-        return f"{HUB_URL}/{self.source.partition('@')[0]}"
+        return f"{HUB_URL}/{'/'.join(self.source.partition('@')[0].split('/')[:2])}"
 
     @property
     def allow_patterns(self) -> tuple[str, ...]:
         """Patterns of all files that the model may need. They cover all layouts; `choose_files` chooses one layout."""
         shards = tuple(name.replace(_INDEX, "-*-of-*.safetensors") for name in self.weights if name.endswith(_INDEX))
-        return (*self.required, *self.optional, *self.weights, *shards)
+        adapter = (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if self.adapters else ()
+        return (*self.required, *self.optional, *self.weights, *shards, *adapter)
 
 
 _KNOWN: Mapping[str, ModelFiles] = {
     # sesame/csm-1b at c92a71e1 is 19.6 GB, because it contains the same weights three times: as
     # transformers-0000x-of-00002 (7.1 GB with the Mimi codec inside), model.safetensors (6.2 GB, original names, no
     # codec) and ckpt.pt (6.2 GB pickle). Fine-tunes and mirrors save model-0000x-of-0000N or one model.safetensors. The
-    # tokenizer.json of sesame/csm-1b replaces the gated tokenizer of Llama.
+    # tokenizer.json of sesame/csm-1b replaces the gated tokenizer of Llama. Many fine-tunes have no tokenizer.json.
     # The mirrors store their files in the layout of the transformers library. A mirror can become gated at any time.
     "csm": ModelFiles(
         setting="CSM_MODEL",
         source="sesame/csm-1b",
         weights=("transformers" + _INDEX, "model" + _INDEX, "model.safetensors", "ckpt.pt"),
-        required=("config.json", "tokenizer.json"),
+        published=("tokenizer.json",),
         optional=(
+            "tokenizer.json",
             "generation_config.json",
             "preprocessor_config.json",
             "tokenizer_config.json",
@@ -79,6 +88,16 @@ _KNOWN: Mapping[str, ModelFiles] = {
             "prompts/*.wav",
             "prompts/*.txt",
         ),
+        mirrors=("unsloth/csm-1b", "eustlb/csm-1b"),
+        adapters=True,
+    ),
+    # The tokenizer of CSM, for a fine-tune without one.
+    "tokenizer": ModelFiles(
+        setting="CSM_TOKENIZER",
+        source="sesame/csm-1b",
+        weights=(),
+        required=("tokenizer.json",),
+        optional=("tokenizer_config.json", "special_tokens_map.json"),
         mirrors=("unsloth/csm-1b", "eustlb/csm-1b"),
     ),
     # kyutai/mimi: one model.safetensors of 385 MB under transformers' names, CC-BY-4.0, not gated. Needed only for a
@@ -97,6 +116,7 @@ _KNOWN: Mapping[str, ModelFiles] = {
         source="nari-labs/Dia-1.6B-0626",
         weights=("model" + _INDEX, "model.safetensors", "dia-v*.safetensors", "dia-v*.pth"),
         optional=("generation_config.json", "preprocessor_config.json", "tokenizer_config.json"),
+        adapters=True,
     ),
     # descript/dac_44khz at c1bc521: config.json, preprocessor_config.json, model.safetensors of 307 MB; not gated.
     "dac": ModelFiles(
@@ -120,9 +140,12 @@ _KNOWN: Mapping[str, ModelFiles] = {
 
 
 def files_for(model: str, source: str = "") -> ModelFiles:
-    """Return the files of `model`, one of csm, mimi, dia, dac and whisper. source: empty = the default source."""
+    """Return the files of `model`, one of the keys above. source: empty = the default source."""
     known = _KNOWN[model]
-    return replace(known, source=source.strip()) if source.strip() else known
+    source = source.strip() or known.source
+    if source.partition("@")[0] in (known.source, *known.mirrors):
+        return replace(known, source=source, required=(*known.required, *known.published))
+    return replace(known, source=source)
 
 
 def choose_files(files: ModelFiles, sizes: Mapping[str, int], on_disk: Container[str] = ()) -> list[str]:
@@ -133,13 +156,23 @@ def choose_files(files: ModelFiles, sizes: Mapping[str, int], on_disk: Container
     Small files come first, so that a download without access fails before it fetches weights. Raises
     WeightsUnavailable, which names the missing files.
     """
-    chosen, missing = _select(files, sizes, on_disk)
+    folder = _subfolder(files)
+    within = {name.removeprefix(folder): size for name, size in sizes.items() if name.startswith(folder)}
+    present = {name for name in within if folder + name in on_disk}
+    chosen, missing = _select(files, within, present)
+    if missing and folder and not within:  # there is no such folder in the repository: name the folders with weights
+        root = replace(files, source="/".join(files.source.split("/")[:2]))
+        raise unusable(root.source, sizes, setting=files.setting) or missing_error(files, missing)
     if missing:
-        raise missing_error(files, missing)
-    return chosen
+        raise missing_error(files, missing, within)
+    return [folder + name for name in chosen]
 
 
-def missing_error(files: ModelFiles, missing: list[str]) -> WeightsUnavailable:
+def missing_error(files: ModelFiles, missing: list[str], names: Iterable[str] = ()) -> WeightsUnavailable:
+    """Return the error for a source that lacks the files `missing`. names: the files that it has."""
+    known = unusable(files.source, names, setting=files.setting, example=(*files.mirrors, files.source)[0])
+    if known is not None and (files.weights or files.adapters):
+        return known
     return WeightsUnavailable(
         f"{files.source} lacks files that this server needs: {', '.join(missing)}",
         remedy=f"Set {files.setting} to a repository or folder that has them.",
@@ -150,6 +183,14 @@ def _select(files: ModelFiles, sizes: Mapping[str, int], on_disk: Container[str]
     """Return the names to take, smallest first, and the names that a complete model still needs."""
     taken = {name for name in sizes if any(fnmatch(name, pattern) for pattern in (*files.required, *files.optional))}
     missing = [name for name in files.required if name not in taken]
+    if files.adapters and ADAPTER_CONFIG in sizes:
+        if ADAPTER_WEIGHTS not in sizes:
+            missing.append(ADAPTER_WEIGHTS)
+        taken.update({ADAPTER_CONFIG, ADAPTER_WEIGHTS} & sizes.keys())
+        if not has_base(files, sizes):
+            return sorted(taken, key=lambda name: (sizes[name], name)), [
+                name for name in missing if name == ADAPTER_WEIGHTS
+            ]
     # Take the first layout with any file, complete or not: an index without its shards is half a download.
     layouts = [found for layout in files.weights if (found := _layout_files(layout, sizes))[0]]
     complete = (names for names, lacking in layouts if not lacking and all(name in on_disk for name in names))
@@ -159,9 +200,23 @@ def _select(files: ModelFiles, sizes: Mapping[str, int], on_disk: Container[str]
         names, lacking = layouts[0]
         taken.update(names)
         missing += lacking
-    else:
+    elif files.weights:
         missing.append(f"weights ({' or '.join(files.weights)})")
     return sorted(taken, key=lambda name: (sizes[name], name)), missing
+
+
+def has_base(files: ModelFiles, names: Iterable[str]) -> bool:
+    """Whether these names contain config.json and a complete layout of weights, and not only an adapter."""
+    sizes = dict.fromkeys(names, 0)
+    if not set(files.required) <= sizes.keys():
+        return False
+    return any(found and not lacking for found, lacking in (_layout_files(layout, sizes) for layout in files.weights))
+
+
+def _subfolder(files: ModelFiles) -> str:
+    """Return the folder in the repository that contains the model, with a slash at its end; "" = its root."""
+    subfolder = Source.parse(files).subfolder
+    return f"{subfolder}/" if subfolder else ""
 
 
 def _layout_files(layout: str, sizes: Mapping[str, int]) -> tuple[list[str], list[str]]:
@@ -190,6 +245,7 @@ class Source:
     folder: Path | None = None
     repo: str = ""
     revision: str = "main"
+    subfolder: str = ""  # the folder in the repository that contains the model; "" = its root
 
     @staticmethod
     def parse(files: ModelFiles) -> Source:
@@ -206,18 +262,24 @@ class Source:
                 f"{files.setting}={value} is a file, but it must be a folder",
                 remedy=f"Set {files.setting} to the folder that contains the file.",
             )
-        repo, _, revision = value.partition("@")
-        if value.startswith(("/", ".", "~")) or "\\" in value or repo.count("/") > 1:
+        path, _, revision = value.partition("@")
+        repo, subfolder = "/".join(path.split("/")[:2]), "/".join(path.split("/")[2:])
+        if value.startswith(("/", ".", "~")) or "\\" in value:
             raise WeightsUnavailable(
                 f"{files.setting}={value} names a folder that does not exist",
                 remedy=f"Correct {files.setting}, or mount the folder that it names.",
             )
-        if not _HUB_ID.fullmatch(repo) or not _REVISION.fullmatch(revision or "main"):
+        if (
+            not _HUB_ID.fullmatch(repo)
+            or not _REVISION.fullmatch(revision or "main")
+            or (subfolder and not _REVISION.fullmatch(subfolder))
+        ):
             raise WeightsUnavailable(
-                f"{files.setting}={value} is neither an existing folder nor a hub id (org/name or org/name@revision)",
+                f"{files.setting}={value} is neither an existing folder nor a hub id (org/name, org/name@revision or "
+                "org/name/folder)",
                 remedy=f"Correct {files.setting}.",
             )
-        return Source(repo=repo, revision=revision or "main")
+        return Source(repo=repo, revision=revision or "main", subfolder=subfolder)
 
     def cache(self, models_dir: Path) -> Path:
         """The folder of this repository that the server writes."""
@@ -241,7 +303,7 @@ class Source:
             )
         except (FileNotFoundError, NotADirectoryError):
             return None
-        folder = cache / "snapshots" / commit
+        folder = cache / "snapshots" / commit / self.subfolder
         return folder if re.fullmatch(r"[\w-]+", commit) and folder.is_dir() else None
 
 
@@ -384,7 +446,72 @@ def _indexed_shards(index: Path) -> set[str]:
         return {f"a readable {index.name}"}
 
 
-def has_tensor(folder: Path, prefix: str) -> bool:
+# ---- adapters and their base
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises WeightsUnavailable."""
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsUnavailable(f"{path} can't be read: {error}.", remedy="Save or download it again.") from error
+    if not isinstance(raw, dict):
+        raise WeightsUnavailable(f"{path} is not a JSON object.", remedy="Save or download it again.")
+    return raw
+
+
+def adapter_of(files: ModelFiles, folder: Path) -> tuple[bool, bool]:
+    """Return whether `folder` contains a LoRA adapter, and whether it contains the weights of a base model."""
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    weights = any(
+        (name.endswith(".safetensors") and name != ADAPTER_WEIGHTS) or may_hold_a_model(name) for name in names
+    )
+    return files.adapters and ADAPTER_CONFIG in names, weights and "config.json" in names
+
+
+def refuse_unreadable(files: ModelFiles, folder: Path, *, adapter: bool, weights: bool) -> None:
+    """Raise WeightsUnavailable if a folder contains nothing that can be loaded, or quantised weights.
+
+    adapter, weights: the result of `adapter_of`.
+    """
+    example = (*files.mirrors, files.source)[0]
+    config = read_config(folder)
+    missing = [] if weights or adapter else [name for name in ("config.json",) if config is None] + ["weights"]
+    if adapter and not (folder / ADAPTER_WEIGHTS).is_file():
+        missing = [ADAPTER_WEIGHTS]
+    if missing or (config is not None and quantisation(config)):
+        raise unusable_files(folder, setting=files.setting, example=example) or missing_error(files, missing)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether this is the id of a repository, `org/name`, and not a path."""
+    return bool(_HUB_ID.fullmatch(name)) and not name.startswith(".")
+
+
+def base_source(folder: Path, setting: str) -> str:
+    """Return the hub id or folder of the base that adapter_config.json in `folder` names.
+
+    setting: the environment variable that names another base, for messages. A 4-bit copy of a base is replaced with
+    the base, because an adapter belongs to both. Raises WeightsUnavailable.
+    """
+    config = read_json(folder / ADAPTER_CONFIG)
+    name = str(config.get("base_model_name_or_path") or "").strip()
+    remedy = f"Set {setting} to the base model of the adapter: a Hugging Face id or a local folder."
+    if not name:
+        raise WeightsUnavailable(f"The adapter in {folder} does not name its base model.", remedy=remedy)
+    for local in (Path(name).expanduser(), folder / name):
+        if local.is_dir():
+            return str(local)
+    name = _QUANTISED_BASE.sub("", name.rstrip("/"))
+    if not is_hub_id(name):
+        raise WeightsUnavailable(
+            f"The adapter in {folder} was trained on {name}, which is not a folder on this machine.", remedy=remedy
+        )
+    revision = str(config.get("revision") or "")
+    return f"{name}@{revision}" if revision and _REVISION.fullmatch(revision) else name
+
+
+def has_tensor(folder: Path, prefix: str | tuple[str, ...]) -> bool:
     """Whether a safetensors file in `folder` has a tensor whose name begins with `prefix`. Reads headers only.
 
     `has_tensor(folder, "codec_model.")` is True for a CSM checkpoint that contains its Mimi codec. Other CSM

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from app.errors import WeightsUnavailable
+from app.weights.hub import ADAPTER_WEIGHTS
+from app.weights.kinds import CONVERT, may_hold_a_model, unusable_files
 
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+AGAIN = "Download or save the file again."
 BLOCK_BYTES = 32 << 20  # size of a block; during a copy, one block needs extra memory
 
 _DTYPES = {
@@ -25,7 +31,24 @@ _DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 
+# A weight of a layer. If the model does not expect such a tensor, it would compute other results without it.
+_LAYER_WEIGHT = re.compile(r"\.(layers|block|blocks)\.\d+\..*(weight|bias)$")
+_OTHER_FORMS = {  # a part of a tensor's name -> what the checkpoint contains
+    ".lora_": "a LoRA adapter that is not merged",
+    ".base_layer.": "a LoRA adapter that is not merged",
+    ".absmax": "weights in the 4-bit format of bitsandbytes",
+    ".quant_state": "weights in the 4-bit format of bitsandbytes",
+    ".SCB": "weights in the 8-bit format of bitsandbytes",
+    ".qweight": "weights in the format of GPTQ or AWQ",
+    ".qzeros": "weights in the format of GPTQ or AWQ",
+    ".weight_packed": "weights in the format of compressed-tensors",
+    ".weight_scale": "weights in an 8-bit format",
+    ".scales": "weights in the quantised format of MLX",
+}
+
 Shape = tuple[int, ...]
+
+log = logging.getLogger(__name__)
 
 
 class Stored(Protocol):
@@ -53,7 +76,7 @@ class InFile:
             file.seek(self.offset + start * row_bytes)
             data = bytearray((stop - start) * row_bytes)
             if file.readinto(data) != len(data):
-                raise WeightsUnavailable(f"{self.path} is truncated. Download it again.")
+                raise WeightsUnavailable(f"{self.path} is truncated.", remedy=AGAIN)
         if not data:
             return torch.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
         return torch.frombuffer(data, dtype=self.dtype).view(stop - start, *self.shape[1:])
@@ -111,6 +134,14 @@ class Checkpoint:
         rest = {name: value for name, value in self.tensors.items() if not name.startswith(prefix)}
         return Checkpoint(rest, self.origin)
 
+    def unwrapped(self) -> Checkpoint:
+        """Return the tensors without the prefixes that torch.compile and DistributedDataParallel add to all names."""
+        found = self.tensors
+        for prefix in ("_orig_mod.", "module.", "_orig_mod."):
+            if found and all(name.startswith(prefix) for name in found):
+                found = {name.removeprefix(prefix): value for name, value in found.items()}
+        return Checkpoint(found, self.origin)
+
     def width(self) -> float:
         """Return the average number of stored bytes of one value, without derived tensors."""
         plain = [stored for stored in self.tensors.values() if isinstance(stored, InFile | Mapped)]
@@ -143,9 +174,11 @@ class Checkpoint:
     def check(self, expected: Mapping[str, Shape], ignore: Callable[[str], bool] = lambda name: False) -> None:
         """Check that the checkpoint contains exactly the expected tensors and shapes.
 
-        ignore: returns True for the name of a tensor that may be present and is not checked. Raises WeightsUnavailable,
-        which names the wrong tensors.
+        ignore: returns True for the name of a tensor that may be present and is not checked. Further tensors that are
+        not weights of a layer, such as buffers, are only logged. Raises WeightsUnavailable, which names the wrong
+        tensors.
         """
+        _refuse_other_forms(self)
         missing = [name for name in expected if name not in self.tensors]
         unexpected = [name for name in self.tensors if name not in expected and not ignore(name)]
         wrong = [
@@ -153,8 +186,11 @@ class Checkpoint:
             for name, shape in expected.items()
             if name in self.tensors and tuple(self.tensors[name].shape) != tuple(shape)
         ]
+        if unexpected and not (missing or wrong or any(map(_LAYER_WEIGHT.search, unexpected))):
+            log.warning("%s has %d tensors that are not used: %s", self.origin, len(unexpected), some_names(unexpected))
+            return
         faults = [
-            f"{len(names)} {what}: {_some(names)}"
+            f"{len(names)} {what}: {some_names(names)}"
             for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
             if names
         ]
@@ -165,13 +201,23 @@ class Checkpoint:
             )
 
 
+def _refuse_other_forms(checkpoint: Checkpoint) -> None:
+    """Raise WeightsUnavailable if the tensors are quantised or contain a LoRA adapter that is not merged."""
+    for sign, what in _OTHER_FORMS.items():
+        if (name := next((name for name in checkpoint if sign in name), None)) is not None:
+            raise WeightsUnavailable(
+                f"{checkpoint.origin} contains {what}, which this server can't read (tensor {name}).",
+                remedy="Use the same model in 16 or 32 bits, saved with save_pretrained after merge_and_unload.",
+            )
+
+
 def _scalar(stored: Stored) -> Tensor:
     if isinstance(stored, InFile):
         return InFile(stored.path, stored.dtype, (1,), stored.offset).rows(0, 1)[0]
     raise TypeError("a scalar can be read only from a safetensors file")
 
 
-def _some(names: list[str], limit: int = 8) -> str:
+def some_names(names: list[str], limit: int = 8) -> str:
     """Join the first `limit` names for a message, and add the number of further names."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(sorted(names)[:limit]) + more
@@ -186,22 +232,32 @@ def index_file(path: Path) -> dict[str, InFile]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             size = path.stat().st_size
-            if not 2 <= length <= size - 8:
-                raise WeightsUnavailable(f"{path} is not a safetensors file, or it is truncated. Download it again.")
+            if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
+                raise WeightsUnavailable(f"{path} is not a safetensors file, or it is truncated.", remedy=AGAIN)
             header = json.loads(file.read(length))
-    except (OSError, ValueError) as error:
-        raise WeightsUnavailable(f"{path} can't be read: {error}.") from error
-    tensors = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        start, stop = entry["data_offsets"]
-        if entry["dtype"] not in _DTYPES:
-            raise WeightsUnavailable(f"{path}: tensor {name} has the unknown type {entry['dtype']}.")
-        if 8 + length + stop > size:
-            raise WeightsUnavailable(f"{path} is truncated: it has {size} bytes. Download it again.")
-        tensors[name] = InFile(path, _DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + start)
-    return tensors
+        return {
+            name: _located(path, name, entry, 8 + length, size)
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsUnavailable(f"{path} can't be read: {error}.", remedy=AGAIN) from error
+
+
+def _located(path: Path, name: str, entry: Mapping[str, Any], data: int, size: int) -> InFile:
+    """Return the place of one tensor. entry: its entry in the header. data: where the values begin in the file.
+
+    Raises WeightsUnavailable if the file of `size` bytes does not contain the tensor.
+    """
+    start, stop = map(int, entry["data_offsets"])
+    if entry["dtype"] not in _DTYPES:
+        raise WeightsUnavailable(f"{path}: tensor {name} has the unknown type {entry['dtype']}.")
+    dtype, shape = _DTYPES[entry["dtype"]], tuple(map(int, entry["shape"]))
+    if data + stop > size:
+        raise WeightsUnavailable(f"{path} is truncated: it has {size} bytes.", remedy=AGAIN)
+    if start < 0 or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != stop - start:
+        raise WeightsUnavailable(f"{path} is broken: tensor {name} does not have the size in the header.", remedy=AGAIN)
+    return InFile(path, dtype, shape, data + start)
 
 
 def _open_pickle(path: Path) -> Checkpoint:
@@ -213,7 +269,9 @@ def _open_pickle(path: Path) -> Checkpoint:
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         tensors = {str(name): Mapped(value) for name, value in state.items() if isinstance(value, Tensor)}
     except Exception as error:  # torch raises many types for a broken file
-        raise WeightsUnavailable(f"{path} can't be read: {error}.") from error
+        raise WeightsUnavailable(
+            f"{path} can't be read as a file of tensors only: {str(error).splitlines()[0]}.", remedy=CONVERT
+        ) from error
     return Checkpoint(tensors, str(path))
 
 
@@ -227,6 +285,7 @@ def open_checkpoints(folder: Path, preferred: str | None = None) -> list[Checkpo
     names = [preferred] if preferred else []
     names += sorted(path.name for path in folder.glob("*.safetensors.index.json"))
     names += ["model.safetensors", *sorted(path.name for path in folder.glob("*.safetensors"))]
+    names = [name for name in names if name != ADAPTER_WEIGHTS]
     found: list[Checkpoint] = []
     absent: list[str] = []
     sharded: set[str] = set()
@@ -250,9 +309,11 @@ def open_checkpoints(folder: Path, preferred: str | None = None) -> list[Checkpo
         elif name not in sharded:
             found.append(Checkpoint(index_file(path), str(path)))
     if not found:
-        found = [_open_pickle(path) for path in sorted(folder.glob("*.pt*")) if path.suffix in (".pt", ".pth")]
+        found = [_open_pickle(path) for path in sorted(folder.glob("*.pt*")) if may_hold_a_model(path.name)]
     if not found:
-        what = f"lacks {_some(absent)}" if absent else "contains no .safetensors file"
+        if (unusable := unusable_files(folder)) is not None:
+            raise unusable
+        what = f"lacks {some_names(absent)}" if absent else "contains no .safetensors file"
         raise WeightsUnavailable(f"{folder} {what}.", remedy="Download the model again.")
     return found
 

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from app.engines.csm import loading as csm_loading
 from app.engines.csm.config import parse_config, read_config
 from app.engines.csm.cuda_graph import BucketKey, CsmCudaGraph
+from app.engines.csm.files import CsmFolders
 from app.engines.csm.loading import engine_of, load_from, load_runner, measure
 from app.engines.csm.model import CsmModel
 from app.engines.csm.placement import DeviceMemory, Sizes, bytes_per_device, plan
@@ -39,7 +40,9 @@ from app.runtime.cuda_graphs import SplitCapture
 from app.runtime.device import choose_device, choose_devices, free_bytes
 from app.settings import Settings
 from app.types import Sampling
+from app.weights.hub import files_for
 from app.weights.load_cache import LoadCache
+from app.weights.located import Located
 from tests.support.csm_requests import alone, prompt, speech
 from tests.support.driver import Driver
 from tests.support.random_csm import csm_config, fabricate_csm
@@ -483,8 +486,8 @@ def simulate_cards(monkeypatch: pytest.MonkeyPatch, folder: Path, free_gib: tupl
     """Let `load_from` plan a full-size CSM for cards with this free memory. Returns the options of `load_runner`."""
     config = dataclasses.replace(parse_config(csm_config("full")), codec=MimiConfig())
     loaded: dict[str, Any] = {}
-    monkeypatch.setattr(csm_loading, "fetch", lambda *_: (folder, "csm"))
-    monkeypatch.setattr(csm_loading.hub, "has_tensor", lambda *_: True)
+    folders = CsmFolders((files_for("csm"),), Located((files_for("csm"),), folder), folder)
+    monkeypatch.setattr(csm_loading, "fetch", lambda *_: (folders, "csm"))
     monkeypatch.setattr(csm_loading, "read_config", lambda _: config)
     monkeypatch.setattr(csm_loading, "graph_capture", lambda *_, **__: (None, (), ()))
     monkeypatch.setattr(csm_loading, "loading_on", lambda *_: contextlib.nullcontext())

@@ -26,6 +26,7 @@ EXCEPTIONS = {
     ("app/weights/hub.py", "unsloth/csm-1b"): "the same table: a mirror",
     ("app/weights/hub.py", "eustlb/csm-1b"): "the same table: a mirror",
     ("app/weights/hub.py", "CSM_CODEC"): "the same table: the setting of the codec",
+    ("app/weights/hub.py", "CSM_TOKENIZER"): "the same table: the setting of the codec",
     ("app/weights/hub.py", "dia"): "a key of the same table",
     ("app/weights/hub.py", "DIA_MODEL"): "the same table: the setting that names the source",
     ("app/weights/hub.py", "nari-labs/Dia-1.6B-0626"): "the same table: the source",

@@ -7,15 +7,22 @@ pairs.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from app.engines.csm.config import CsmConfig
 from app.errors import WeightsUnavailable
+from app.nn.mimi import checkpoint as mimi_layout
+from app.nn.mimi.config import KNOWN_NAMES
 from app.nn.transformer import StackConfig
 from app.weights.tensors import Checkpoint, Derived, Shape, Stored
+
+log = logging.getLogger(__name__)
 
 TEXT_TABLE = "embed_text_tokens.weight"
 AUDIO_TABLE = "backbone_model.embed_tokens.embed_audio_tokens.weight"
@@ -26,6 +33,9 @@ HEADS = "depth_decoder.codebooks_head.weight"
 BACKBONE = "backbone_model."
 DEPTH = "depth_decoder.model."
 CODEC = "codec_model."
+TIED = ((AUDIO_TABLE, DEPTH_TABLE),)
+_COMPARED_ROWS = 64
+_RANDOM = 0.5  # mean cosine of two audio tables: 1 = equal, 0 = one of them is random
 
 _ORIGINAL_NAMES = {
     "text_embeddings.weight": TEXT_TABLE,
@@ -94,10 +104,11 @@ def language_model(candidates: list[Checkpoint], config: CsmConfig) -> tuple[Che
     """Return the tensors of the language model with the model's names, and the tensors of the codec.
 
     candidates: the checkpoints in the model's folder; the first checkpoint with CSM weights is used. The second result
-    is None if this checkpoint contains no codec. Raises WeightsUnavailable if no checkpoint has CSM weights, or if
-    tensors are missing, unexpected or of the wrong shape.
+    is None if this checkpoint contains no codec, or a codec with unknown names. Raises WeightsUnavailable if no
+    checkpoint has CSM weights, or if tensors are missing, unexpected or of the wrong shape.
     """
-    for checkpoint in candidates:
+    for candidate in candidates:
+        checkpoint = candidate.unwrapped()
         codec = checkpoint.part(CODEC)
         if TEXT_TABLE in checkpoint:
             model = checkpoint.without(CODEC)
@@ -111,11 +122,61 @@ def language_model(candidates: list[Checkpoint], config: CsmConfig) -> tuple[Che
                 if one not in model and other in model:
                     model.tensors[one] = model.tensors[other]
         model.check(expected_shapes(config), ignore=_derivable)
+        _repair_table(model, config)
+        if codec.tensors and not any(name.startswith(KNOWN_NAMES) for name in codec):
+            log.warning(
+                "%s contains a codec whose tensors have unknown names, such as %s. The server uses CSM_CODEC instead.",
+                model.origin,
+                CODEC + next(iter(codec)),
+            )
+            return model, None
         return model, codec if codec.tensors else None
     raise WeightsUnavailable(
         f"{candidates[0].origin} contains no CSM weights: neither {TEXT_TABLE} (transformers layout) nor "
         "text_embeddings.weight (original layout)."
     )
+
+
+def _repair_table(model: Checkpoint, config: CsmConfig) -> None:
+    """If the backbone's audio table is random although the tables are tied, use the depth decoder's table for both.
+
+    Some releases of transformers 5 saved such checkpoints: they did not tie the tables when they loaded the base.
+    """
+    if not config.tied or config.audio_vocab != config.depth_vocab:
+        return
+    backbone, depth = model.tensors[AUDIO_TABLE], model.tensors[DEPTH_TABLE]
+    if backbone is depth:
+        return
+    step = max(1, depth.shape[0] // _COMPARED_ROWS)
+    pairs = [(backbone.rows(i, i + 1).float(), depth.rows(i, i + 1).float()) for i in range(0, depth.shape[0], step)]
+    one, other = (torch.cat(rows) for rows in zip(*pairs, strict=True))
+    if torch.equal(one, other):
+        model.tensors[AUDIO_TABLE] = depth
+        return
+    cosine = float(functional.cosine_similarity(one, other).mean())
+    if cosine < _RANDOM:
+        log.warning(
+            "%s has two audio tables that must be equal, and they are not alike (cosine %.2f). The backbone's table is "
+            "random, so the server uses the depth decoder's table for both.",
+            model.origin,
+            cosine,
+        )
+        model.tensors[AUDIO_TABLE] = depth
+
+
+def tied_tables(model: Checkpoint) -> tuple[tuple[str, str], ...]:
+    """Return the names of the two audio tables if they are one tensor, else ()."""
+    return TIED if model.tensors[AUDIO_TABLE] is model.tensors[DEPTH_TABLE] else ()
+
+
+def checkpoint_name(name: str) -> str:
+    """Convert a tensor's name from the modules of transformers to the name in a checkpoint.
+
+    The names of the codec's modules depend on the version of transformers; those in a checkpoint do not.
+    """
+    if not name.startswith(CODEC):
+        return name
+    return CODEC + mimi_layout.checkpoint_name(name.removeprefix(CODEC))
 
 
 def _derivable(name: str) -> bool:

@@ -1,12 +1,17 @@
-"""Returns the files that CSM needs with the current settings. This module does not import torch."""
+"""Finds the files that CSM needs with the current settings. This module does not import torch."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.errors import WeightsUnavailable
+from app.nn.mimi.config import KNOWN_NAMES
 from app.types import TextPacking
 from app.weights import hub
+from app.weights.kinds import read_config
+from app.weights.located import Located, locate
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -14,15 +19,73 @@ if TYPE_CHECKING:
 MAX_TEXT_CHARS = 300  # characters of one line: about 20 s of speech, longer than most sentences
 MAX_SPEAKERS = 10
 TEXT = TextPacking(max_chars=MAX_TEXT_CHARS, continues=True, max_speakers=MAX_SPEAKERS, utf8_bytes=True)
+TOKENIZER = "tokenizer.json"
+_CODEC_NAMES = tuple(f"codec_model.{name}" for name in KNOWN_NAMES)
+
+
+@dataclass(frozen=True, slots=True)
+class CsmFolders:
+    """Where the files of CSM are. A folder is None if its files are not on disk, or if it is not needed."""
+
+    files: tuple[hub.ModelFiles, ...]  # what the model needs
+    model: Located
+    tokenizer: Path | None = None
+    codec: Path | None = None  # None = the weights contain the codec
+
+
+def locate_csm(settings: Settings) -> CsmFolders:
+    """Find the model, its adapter, its tokenizer and its codec. Raises WeightsUnavailable.
+
+    The files of one part may only be known when another part is on disk: after a download, call this function again.
+    """
+    models = settings.folder("models")
+    model = locate("csm", settings.csm_model, settings.csm_base, models)
+    if model.weights is None:
+        return CsmFolders(model.files, model)
+    files = model.files
+    tokenizer = next((folder for folder in (model.adapter, model.weights) if folder and _has_tokenizer(folder)), None)
+    if tokenizer is None or settings.csm_tokenizer.strip():
+        tokenizer_files = _tokenizer_files(settings, model.weights, models)
+        tokenizer = hub.find(tokenizer_files, models)
+        files += (tokenizer_files,)
+    codec = None
+    if not hub.has_tensor(model.weights, _CODEC_NAMES):
+        codec_files = hub.files_for("mimi", settings.csm_codec)
+        codec = hub.find(codec_files, models)
+        files += (codec_files,)
+    return CsmFolders(files, model, tokenizer, codec)
 
 
 def sources(settings: Settings) -> list[hub.ModelFiles]:
-    """Return the files of the model. If the model is on disk and contains no codec, add the files of the Mimi codec."""
-    model = hub.files_for("csm", settings.csm_model)
+    """Return the files that are needed, as far as the files on disk show them."""
     try:
-        folder = hub.find(model, settings.folder("models"))
-    except WeightsUnavailable:  # the setting is not valid; the download reports this error
-        return [model]
-    if folder is None or hub.has_tensor(folder, "codec_model."):
-        return [model]
-    return [model, hub.files_for("mimi", settings.csm_codec)]
+        return list(locate_csm(settings).files)
+    except WeightsUnavailable:  # a setting is not valid, or a file is broken; the download or the start reports it
+        return [hub.files_for("csm", settings.csm_model)]
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return (folder / TOKENIZER).is_file()
+
+
+def _tokenizer_files(settings: Settings, weights: Path, models: Path) -> hub.ModelFiles:
+    """Return the source of the tokenizer for weights without one.
+
+    This is CSM_TOKENIZER, else the model that config.json names as its origin, else the published model. A copy of the
+    published model that is on disk replaces it.
+    """
+    if named := settings.csm_tokenizer.strip():
+        path = Path(named).expanduser()
+        return hub.files_for("tokenizer", str(path.parent) if path.name == TOKENIZER and path.is_file() else named)
+    published = hub.files_for("tokenizer")
+    origin = str((read_config(weights) or {}).get("_name_or_path") or "")
+    copies = [origin, published.source, *published.mirrors]
+    for copy in copies:
+        try:
+            files = hub.files_for("tokenizer", copy)
+            folder = hub.find(files, models)
+        except WeightsUnavailable:  # a folder on the machine on which the model was trained
+            continue
+        if folder is not None and _has_tokenizer(folder):
+            return files
+    return hub.files_for("tokenizer", origin) if hub.is_hub_id(origin) else published

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from app.audio.guard import Rule
 from app.engines.batched import BatchedEngine
-from app.engines.csm.checkpoint import language_model
+from app.engines.csm.checkpoint import CODEC, checkpoint_name, language_model, tied_tables
 from app.engines.csm.config import PUBLISHED, CsmConfig, read_config
-from app.engines.csm.files import TEXT
+from app.engines.csm.files import TEXT, locate_csm
 from app.engines.csm.limits import Guards
 from app.engines.csm.model import CsmModel
 from app.engines.csm.placement import MARGIN, DeviceMap, DeviceMemory, Sizes, bytes_per_device, plan
 from app.engines.csm.prompt import TextEncoder
-from app.engines.csm.runner import PREFIX_BYTES, CsmRunner
+from app.engines.csm.runner import DEFAULTS, PREFIX_BYTES, CsmRunner
 from app.engines.registry import BareEngine
+from app.engines.shared.generation_config import NO_SAMPLING, own_sampling, variant_of, with_defaults
 from app.engines.shared.half_precision import check_range, load_in_range
 from app.engines.shared.loading import (
     REFERENCE_NOISE,
@@ -58,16 +59,20 @@ from app.runtime.device import (
     plan_rows,
     usable_bytes,
 )
-from app.types import Capabilities, EngineInfo, PromptLimits
+from app.types import Capabilities, EngineInfo, PromptLimits, Sampling
 from app.weights import hub
+from app.weights.adapter import Adapter, open_adapter
 from app.weights.load_cache import LoadCache
 from app.weights.tensors import Checkpoint, digest_of, open_checkpoints
 
 if TYPE_CHECKING:
     from app.engines.registry import BuildContext
     from app.settings import Settings
+    from app.weights.located import Located
 
 log = logging.getLogger(__name__)
+
+_ENGINE_SAMPLING = Sampling(DEFAULTS.temperature, DEFAULTS.top_k, DEFAULTS.top_p)
 
 ROWS_CPU, ROWS_GPU = 8, 64  # a row's KV cache takes 64 MiB in bfloat16; a CPU allocates it when the row is first used
 SPARE_BYTES = 384 << 20  # on a small GPU, the prefix cache may be smaller by this size: 7 voices of 30 s remain
@@ -85,20 +90,24 @@ def load_model(
     other_codec: MimiConfig | None = None,
     stages: Sequence[Stage] = (),
     cache: LoadCache | None = None,
+    adapter: Adapter | None = None,
 ) -> tuple[CsmModel, Checkpoint | None]:
     """Load the language model in `folder`. Returns the model and the tensors of its codec (None = no codec).
 
     other_codec: the config of the codec that is used if the checkpoint contains no codec.
     stages: the device of each part of the backbone's layers; () = all layers are on `device`.
-    cache: see `load_weights`. Raises WeightsUnavailable.
+    cache: see `load_weights`. adapter: is merged into the weights. Raises WeightsUnavailable.
     """
     config = read_config(folder)
     weights, codec = language_model(open_checkpoints(folder, config.weights_index), config)
+    if adapter is not None:
+        weights = adapter.merge(weights, tied=tied_tables(weights))
+        adapter.check_merged("CSM", except_for=CODEC)
     if codec is None and other_codec is not None:
         size = min(config.audio_vocab, config.depth_vocab, other_codec.codebook_size)
         config = replace(config, codebook_size=size)
     model = CsmModel(config, device=device, dtype=dtype, stages=stages)
-    load_weights(model, model.load, weights, folder=folder, config=config, dtype=dtype, cache=cache)
+    load_weights(model, model.load, weights, folder=folder, config=config, dtype=dtype, cache=cache, adapter=adapter)
     return model.eval(), codec
 
 
@@ -116,11 +125,18 @@ def adapt(model: CsmModel, quantize: Quantize = "none") -> None:
 
 
 def load_codec(
-    config: CsmConfig, own: Checkpoint | None, folder: Path | None, *, device: torch.device, max_rows: int
+    config: CsmConfig,
+    own: Checkpoint | None,
+    folder: Path | None,
+    *,
+    device: torch.device,
+    max_rows: int,
+    adapter: Adapter | None = None,
 ) -> tuple[MimiEncoder, MimiDecoder]:
     """Load the codec from the model's checkpoint. If the checkpoint contains no codec, load the codec in `folder`.
 
-    own: the codec's tensors in the checkpoint; None = the checkpoint contains no codec. Raises WeightsUnavailable.
+    own: the codec's tensors in the checkpoint; None = the checkpoint contains no codec. adapter: is merged into the
+    codec. Raises WeightsUnavailable.
     """
     if own is not None:
         shape = config.codec or MimiConfig()
@@ -136,6 +152,9 @@ def load_codec(
         (shape.codebooks, shape.codebook_size),
         (config.codebooks, config.codebook_size),
     )
+    if adapter is not None:
+        weights = adapter.merge(weights, CODEC)
+        adapter.check_merged("CSM")
     decoder = MimiDecoder(shape, rows=max_rows, codebooks=config.codebooks, device=device)
     decoder.load(weights)
     with device:
@@ -164,26 +183,33 @@ def load_runner(
     kernels: Sequence[Kernels] = (TORCH,),
     notes: Setup = (),
     needs_range: bool = False,
+    tokenizer_dir: Path | None = None,
+    adapter_dir: Path | None = None,
+    sampling: Sampling = NO_SAMPLING,
 ) -> CsmRunner:
     """Load CSM from `model_dir`, in either published layout. codec_dir: the codec; None = it is in `model_dir`.
 
     quantize: "int8" = 8-bit weights and activations, for CPUs. needs_range: raise HalfPrecisionOverflow if the model
-    overflows in float16. `CsmRunner` and `load_model` describe the other options. Raises WeightsUnavailable,
-    EngineUnavailable.
+    overflows in float16. tokenizer_dir: the tokenizer; None = it is in `model_dir`. adapter_dir: a LoRA adapter that is
+    merged into the weights. sampling: the model's own sampling parameters; they change the fingerprint. `CsmRunner` and
+    `load_model` describe the other options. Raises WeightsUnavailable, EngineUnavailable.
     """
     other = read_mimi_config_file(codec_dir) if codec_dir is not None else None
-    model, own = load_model(model_dir, device=device, dtype=dtype, other_codec=other, stages=stages, cache=cache)
+    adapter = None if adapter_dir is None else open_adapter(adapter_dir, checkpoint_name)
+    model, own = load_model(
+        model_dir, device=device, dtype=dtype, other_codec=other, stages=stages, cache=cache, adapter=adapter
+    )
     check_range(model, dtype, partial(_sample_logits, model), required=needs_range)
-    encoder, decoder = load_codec(model.config, own, codec_dir, device=device, max_rows=max_rows)
+    encoder, decoder = load_codec(model.config, own, codec_dir, device=device, max_rows=max_rows, adapter=adapter)
     weights = (*model.parameters(), *decoder.parameters())
     digest = digest_of(weights, f"{model.config} {model.dtype} {decoder.config}")
-    fingerprint = f"csm {digest} {quantize}"
+    fingerprint = f"csm {digest} {quantize}" + variant_of(adapter, sampling)
     adapt(model, quantize)
 
     def build(capture: GraphCapture | None, notes: Setup) -> CsmRunner:
         return CsmRunner(
             model,
-            TextEncoder(model_dir, model.config),
+            TextEncoder(tokenizer_dir or model_dir, model.config),
             encoder,
             decoder,
             max_rows=max_rows,
@@ -239,10 +265,9 @@ def _load(
     settings: Settings, context: BuildContext, notes: Setup, *, guards: Guards | None, reference_noise: bool
 ) -> CsmRunner:
     """Load the runner. notes: further values that /health shows. Raises HalfPrecisionOverflow, EngineUnavailable."""
-    folder, source = fetch(settings, context, "csm", settings.csm_model)
-    codec = None
-    if not hub.has_tensor(folder, "codec_model."):
-        codec, _ = fetch(settings, context, "mimi", settings.csm_codec)
+    folders, source = fetch(settings, context, locate_csm)
+    folder, codec = folders.model.weights, folders.codec
+    assert folder is not None  # noqa: S101 - `fetch` has downloaded it
     names = settings.devices
     if settings.csm_device_map and not names and settings.device == "auto":
         names = ("auto",)  # all GPUs
@@ -305,6 +330,9 @@ def _load(
             kernels=kernels,
             notes=(*planned, *notes, *captured),
             needs_range=settings.dtype == "auto",
+            tokenizer_dir=folders.tokenizer,
+            adapter_dir=folders.model.adapter,
+            sampling=sampling_of(folders.model),
         )
 
 
@@ -382,8 +410,16 @@ def split_layers(
     return tuple(used) if len(used) > 1 else ()
 
 
-def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
-    """Return an engine that runs `runner`, with CSM's capabilities and limits."""
+def sampling_of(model: Located) -> Sampling:
+    """Return the sampling parameters in which a model differs from CSM-1B."""
+    return own_sampling(model, hub.files_for("csm"), _ENGINE_SAMPLING)
+
+
+def engine_of(runner: CsmRunner, settings: Settings, sampling: Sampling = NO_SAMPLING) -> BatchedEngine:
+    """Return an engine that runs `runner`, with CSM's capabilities and limits.
+
+    sampling: the model's own sampling parameters, for requests that do not set them.
+    """
     model = runner.model
     info = EngineInfo(
         id="csm",
@@ -401,6 +437,7 @@ def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
         ),
         languages=("en",),
         fingerprint=runner.fingerprint,
+        defaults=with_defaults(sampling, _ENGINE_SAMPLING),
         device=",".join(map(str, model.devices)),
         dtype=dtype_name(settings, model.dtype),
         setup=runner.setup,
@@ -410,10 +447,12 @@ def engine_of(runner: CsmRunner, settings: Settings) -> BatchedEngine:
 
 def build(settings: Settings, context: BuildContext) -> BatchedEngine:
     """Build the CSM-1B engine. Raises EngineUnavailable."""
-    return engine_of(load_from(settings, context, guards=PRODUCTION), settings)
+    runner = load_from(settings, context, guards=PRODUCTION)
+    return engine_of(runner, settings, sampling_of(locate_csm(settings).model))
 
 
 def build_bare(settings: Settings, context: BuildContext, reference_noise: bool) -> BareEngine:
     """Build CSM-1B without text rules and output guards. Raises EngineUnavailable."""
     runner = load_from(settings, context, guards=None, reference_noise=reference_noise)
-    return BareEngine(engine_of(runner, settings), runner.config.codebooks, BARE_FRAMES)
+    engine = engine_of(runner, settings, sampling_of(locate_csm(settings).model))
+    return BareEngine(engine, runner.config.codebooks, BARE_FRAMES)

@@ -128,7 +128,8 @@ def weights_of(candidates: list[Checkpoint], config: DiaConfig, source: str = ""
     folder of the weights. Raises WeightsUnavailable if no candidate has Dia weights, if tensors are missing, unexpected
     or of the wrong shape, or if the weights belong to another release than config.json.
     """
-    for checkpoint in candidates:
+    for candidate in candidates:
+        checkpoint = candidate.unwrapped()
         if TEXT_TABLE in checkpoint:
             _refuse_converted_v01(checkpoint, config, source)
             checkpoint.check(expected_shapes(config), ignore=_derivable)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.errors import WeightsUnavailable
 from app.weights import hub
+from app.weights.located import Located, locate
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -23,7 +26,27 @@ def codec_source(settings: Settings, model_folder: Path) -> str:
     return str(beside) if unset and beside.is_dir() else settings.dia_codec
 
 
+@dataclass(frozen=True, slots=True)
+class DiaFolders:
+    """Where the files of Dia are. A folder is None if its files are not on disk."""
+
+    files: tuple[hub.ModelFiles, ...]  # what the model needs
+    model: Located
+    codec: Path | None = None
+
+
+def locate_dia(settings: Settings) -> DiaFolders:
+    """Find the model, its adapter and its codec. Raises WeightsUnavailable."""
+    models = settings.folder("models")
+    model = locate("dia", settings.dia_model, settings.dia_base, models)
+    beside = model.weights or Path(settings.dia_model).expanduser()
+    codec = hub.files_for("dac", codec_source(settings, beside))
+    return DiaFolders((*model.files, codec), model, hub.find(codec, models))
+
+
 def sources(settings: Settings) -> list[hub.ModelFiles]:
-    """Return the files of the model and of its DAC codec."""
-    codec = codec_source(settings, Path(settings.dia_model).expanduser())
-    return [hub.files_for("dia", settings.dia_model), hub.files_for("dac", codec)]
+    """Return the files that are needed, as far as the files on disk show them."""
+    try:
+        return list(locate_dia(settings).files)
+    except WeightsUnavailable:  # a setting is not valid, or a file is broken; the download or the start reports it
+        return [hub.files_for("dia", settings.dia_model)]

@@ -14,13 +14,15 @@ from torch import Tensor
 from app.audio.guard import Rule
 from app.engines.batched import BatchedEngine
 from app.engines.dia.checkpoint import weights_of
-from app.engines.dia.config import PUBLISHED, DiaConfig, read_config
-from app.engines.dia.files import codec_source
+from app.engines.dia.config import PUBLISHED, DiaConfig, Release, read_config
+from app.engines.dia.files import locate_dia
+from app.engines.dia.guidance import DEFAULTS
 from app.engines.dia.limits import Guards
 from app.engines.dia.model import DiaModel
 from app.engines.dia.runner import MIN_REFERENCE_S, DiaRunner
 from app.engines.dia.script import BYTES_PER_S, MAX_PASSAGE_CHARS, TEXT
 from app.engines.registry import BareEngine
+from app.engines.shared.generation_config import NO_SAMPLING, own_sampling, variant_of, with_defaults
 from app.engines.shared.half_precision import check_range, load_in_range
 from app.engines.shared.loading import (
     REFERENCE_NOISE,
@@ -47,13 +49,16 @@ from app.nn.dac.precision import BOUND_DB, fastest_decoder
 from app.nn.kernels.choice import TORCH, Kernels
 from app.runtime.cuda_graphs import GraphCapture, Setup
 from app.runtime.device import choose_device, choose_dtype, plan_rows
-from app.types import Capabilities, EngineInfo, PromptLimits
+from app.types import Capabilities, EngineInfo, PromptLimits, Sampling
+from app.weights import hub
+from app.weights.adapter import Adapter, open_adapter
 from app.weights.load_cache import LoadCache
 from app.weights.tensors import digest_of, open_checkpoints
 
 if TYPE_CHECKING:
     from app.engines.registry import BuildContext
     from app.settings import Settings
+    from app.weights.located import Located
 
 log = logging.getLogger(__name__)
 
@@ -70,15 +75,19 @@ def load_model(
     dtype: torch.dtype,
     source: str = "",
     cache: LoadCache | None = None,
+    adapter: Adapter | None = None,
 ) -> DiaModel:
     """Load the model in `folder`, of either release and in either layout. Raises WeightsUnavailable.
 
-    source: the hub id or folder in the settings. cache: see `load_weights`.
+    source: the hub id or folder of the weights. cache: see `load_weights`. adapter: is merged into the weights.
     """
     config = read_config(folder)
     weights = weights_of(open_checkpoints(folder), config, source)
+    if adapter is not None:
+        weights = adapter.merge(weights)
+        adapter.check_merged("Dia")
     model = DiaModel(config, device=device, dtype=dtype)
-    load_weights(model, model.load, weights, folder=folder, config=config, dtype=dtype, cache=cache)
+    load_weights(model, model.load, weights, folder=folder, config=config, dtype=dtype, cache=cache, adapter=adapter)
     return model.eval()
 
 
@@ -135,14 +144,18 @@ def load_runner(
     notes: Setup = (),
     needs_range: bool = False,
     codec_dtype: Literal["auto", "float32"] = "float32",
+    adapter_dir: Path | None = None,
+    sampling: Sampling = NO_SAMPLING,
 ) -> DiaRunner:
     """Load Dia from `model_dir` and its codec from `codec_dir`.
 
     needs_range: raise HalfPrecisionOverflow if the model overflows in float16. codec_dtype: "auto" = the fastest format
-    whose spectral error is small (nn/dac/precision.py). `DiaRunner`, `load_model` and `adapt` describe the other
-    options. Raises WeightsUnavailable, EngineUnavailable.
+    whose spectral error is small (nn/dac/precision.py). adapter_dir: a LoRA adapter that is merged into the weights.
+    sampling: the model's own sampling parameters; they change the fingerprint. `DiaRunner`, `load_model` and `adapt`
+    describe the other options. Raises WeightsUnavailable, EngineUnavailable.
     """
-    model = load_model(model_dir, device=device, dtype=dtype, source=source, cache=cache)
+    adapter = None if adapter_dir is None else open_adapter(adapter_dir)
+    model = load_model(model_dir, device=device, dtype=dtype, source=source, cache=cache, adapter=adapter)
     check_range(model, dtype, partial(_sample_logits, model), required=needs_range)
     encoder, decoder = load_codec(model.config, codec_dir, device=device, max_rows=max_rows)
     if codec_dtype == "auto":
@@ -163,7 +176,7 @@ def load_runner(
             on_guard=on_guard,
             reference_noise=reference_noise,
             quantized=quantize != "none",
-            fingerprint=f"dia {digest} {quantize}",
+            fingerprint=f"dia {digest} {quantize}" + variant_of(adapter, sampling),
             codec_fingerprint=codec_fingerprint(encoder, encoder.config, model.config.channels),
             chunk=chunk,
             capture=capture,
@@ -226,8 +239,10 @@ def _load(
     reference_noise: bool,
 ) -> DiaRunner:
     """Load the runner. notes: further values that /health shows. Raises HalfPrecisionOverflow, EngineUnavailable."""
-    folder, source = fetch(settings, context, "dia", settings.dia_model)
-    codec, _ = fetch(settings, context, "dac", codec_source(settings, folder))
+    folders, source = fetch(settings, context, locate_dia)
+    folder, codec = folders.model.weights, folders.codec
+    assert folder is not None  # noqa: S101 - `fetch` has downloaded it
+    assert codec is not None  # noqa: S101 - `fetch` has downloaded it
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     rows = settings.rows(ROWS_CPU)
@@ -250,7 +265,9 @@ def _load(
             exact=exact,
             on_guard=context.on_guard,
             reference_noise=reference_noise,
-            source=source,
+            source=source if folders.model.adapter is None else folders.model.files[-1].source,
+            adapter_dir=folders.model.adapter,
+            sampling=sampling_of(folders.model),
             cache=LoadCache(settings.folder("models") / "cache", source),
             capture=capture,
             kernels=kernels,
@@ -282,8 +299,22 @@ def measure(config: DiaConfig, codec: DacConfig, *, dtype: torch.dtype, max_rows
     return bytes_of(model, decoder, encoder) + cache.nbytes + decoder.state_bytes
 
 
-def engine_of(runner: DiaRunner, settings: Settings) -> BatchedEngine:
-    """Return an engine that runs `runner`, with Dia's capabilities and limits."""
+def _engine_sampling(release: Release) -> Sampling:
+    params, scale = DEFAULTS[release].params, DEFAULTS[release].cfg_scale
+    return Sampling(params.temperature, params.top_k, params.top_p, scale)
+
+
+def sampling_of(model: Located) -> Sampling:
+    """Return the sampling parameters in which a model differs from the published Dia-1.6B of its release."""
+    assert model.weights is not None  # noqa: S101 - the model is on disk
+    return own_sampling(model, hub.files_for("dia"), _engine_sampling(read_config(model.weights).release))
+
+
+def engine_of(runner: DiaRunner, settings: Settings, sampling: Sampling = NO_SAMPLING) -> BatchedEngine:
+    """Return an engine that runs `runner`, with Dia's capabilities and limits.
+
+    sampling: the model's own sampling parameters, for requests that do not set them.
+    """
     model = runner.model
     info = EngineInfo(
         id="dia",
@@ -299,6 +330,7 @@ def engine_of(runner: DiaRunner, settings: Settings) -> BatchedEngine:
         ),
         languages=("en",),
         fingerprint=runner.fingerprint,
+        defaults=with_defaults(sampling, _engine_sampling(runner.config.release)),
         device=str(model.device),
         dtype=dtype_name(settings, model.dtype),
         setup=runner.setup,
@@ -308,10 +340,12 @@ def engine_of(runner: DiaRunner, settings: Settings) -> BatchedEngine:
 
 def build(settings: Settings, context: BuildContext) -> BatchedEngine:
     """Build the Dia-1.6B engine. Raises EngineUnavailable."""
-    return engine_of(load_from(settings, context, guards=Guards()), settings)
+    runner = load_from(settings, context, guards=Guards())
+    return engine_of(runner, settings, sampling_of(locate_dia(settings).model))
 
 
 def build_bare(settings: Settings, context: BuildContext, reference_noise: bool) -> BareEngine:
     """Build Dia-1.6B without text rules and output guards. Raises EngineUnavailable."""
     runner = load_from(settings, context, guards=None, exact=True, reference_noise=reference_noise)
-    return BareEngine(engine_of(runner, settings), runner.config.channels, BARE_FRAMES)
+    engine = engine_of(runner, settings, sampling_of(locate_dia(settings).model))
+    return BareEngine(engine, runner.config.channels, BARE_FRAMES)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from app.errors import WeightsUnavailable
+from app.weights.kinds import quantisation, unusable_files
 
 Config = TypeVar("Config")
 
@@ -21,9 +22,16 @@ def read_config_file(folder: Path, model: str, parse: Callable[[Mapping[str, Any
     try:
         raw = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
+        if (unusable := unusable_files(folder)) is not None:
+            raise unusable from None
         raise WeightsUnavailable(f"{folder} contains no config.json, so it is not a {model} model.") from None
     except ValueError as error:
         raise WeightsUnavailable(f"{path} is not valid JSON: {error}.") from error
+    if isinstance(raw, dict) and (method := quantisation(raw)):
+        raise WeightsUnavailable(
+            f"{folder} contains {model} weights that are quantised with {method}, which this server can't read.",
+            remedy="Use the same model in 16 or 32 bits; TTS_QUANTIZE=int8 makes it small on a CPU.",
+        )
     try:
         return parse(raw)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from app.runtime.runner import Runner
     from app.settings import Settings
     from app.types import Codes, EngineInfo, Reference
+    from app.weights.adapter import Adapter
     from app.weights.load_cache import LoadCache
+    from app.weights.located import Located
     from app.weights.tensors import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -41,20 +43,39 @@ Quantize = Literal["none", "int8"]
 BuiltRunner = TypeVar("BuiltRunner")
 
 
-def fetch(settings: Settings, context: BuildContext, model: str, source: str) -> tuple[Path, str]:
-    """Download a model's files if they are not on disk. Return their folder and the name of their source.
+class Folders(Protocol):
+    """Where the files of a model are. `files` lists what the model needs, as far as the files on disk show it."""
+
+    @property
+    def files(self) -> tuple[hub.ModelFiles, ...]: ...
+
+    @property
+    def model(self) -> Located: ...
+
+
+Found = TypeVar("Found", bound=Folders)
+
+
+def fetch(settings: Settings, context: BuildContext, locate: Callable[[Settings], Found]) -> tuple[Found, str]:
+    """Download the files that are not on disk. Return their folders and the name of the source of the model.
 
     The name of the source is the hub id, or the path of a local folder. Raises EngineUnavailable.
     """
-    files = hub.files_for(model, source)
-    folder = download.fetch(
-        files,
-        settings.folder("models"),
-        token=settings.token,
-        on_progress=context.on_progress,
-        cancelled=context.cancelled,
-    )
-    return folder, source if hub.Source.parse(files).folder is None else str(folder.resolve())
+    fetched: set[hub.ModelFiles] = set()
+    found = locate(settings)
+    while missing := [files for files in found.files if files not in fetched]:
+        for files in missing:
+            download.fetch(
+                files,
+                settings.folder("models"),
+                token=settings.token,
+                on_progress=context.on_progress,
+                cancelled=context.cancelled,
+            )
+            fetched.add(files)
+        found = locate(settings)
+    source = hub.Source.parse(found.files[0])
+    return found, found.files[0].source if source.folder is None else str(source.folder.resolve())
 
 
 def load_weights(
@@ -66,14 +87,17 @@ def load_weights(
     config: object,
     dtype: torch.dtype,
     cache: LoadCache | None,
+    adapter: Adapter | None = None,
 ) -> None:
     """Fill the parameters of `model` from the load cache. If they are not in the cache, call `load(weights)`.
+
+    adapter: the adapter that is merged into `weights`.
 
     cache: used only for a bfloat16 model with float32 weights, because then a read from the cache is faster.
     """
     entry = None
     if cache is not None and dtype == torch.bfloat16 and weights.width() >= 3:
-        entry = cache.entry(folder, config, dtype)
+        entry = cache.entry(folder, config if adapter is None else (config, adapter.digest), dtype)
     if entry is None or not entry.fill(model):
         load(weights)
         if entry is not None:

@@ -94,23 +94,41 @@ def _layer_shapes(c: MimiConfig) -> dict[str, Shape]:
     return shapes
 
 
+# The modules of transformers 5, and their names in a checkpoint.
+_MODULES = re.compile(
+    r"^(encoder\.encoder_seanet|encoder\.encoder_transformer|encoder\.downsample|decoder\.decoder_seanet|"
+    r"decoder\.decoder_transformer|decoder\.upsample)\."
+)
+_FIRST = {"transformers": "decoder.layers.0.conv.weight", "moshi": "decoder.model.0.conv.conv.weight"}
+
+
+def checkpoint_name(name: str) -> str:
+    """Convert a tensor's name from the modules of transformers 5 to the name in a checkpoint."""
+    if (match := _MODULES.match(name)) is None:
+        return name
+    side, inner = match[1].split(".")
+    return (side if inner.endswith("_seanet") else inner) + name[match.end() - 1 :]
+
+
 def codec(candidates: list[Checkpoint], config: MimiConfig) -> Checkpoint:
     """Check the tensors of a codec, and return them with the names of kyutai/mimi.
 
     candidates: checkpoints; the first checkpoint with a Mimi codec is used. Raises WeightsUnavailable.
     """
-    for checkpoint in candidates:
-        if "decoder.layers.0.conv.weight" in checkpoint:
+    for candidate in candidates:
+        tensors = {checkpoint_name(name): stored for name, stored in candidate.unwrapped().tensors.items()}
+        checkpoint = Checkpoint(tensors, candidate.origin)
+        if _FIRST["transformers"] in checkpoint:
             found = checkpoint
-        elif "decoder.model.0.conv.conv.weight" in checkpoint:
+        elif _FIRST["moshi"] in checkpoint:
             found = _from_moshi(checkpoint, config)
         else:
             continue
         found.check(expected_shapes(config), ignore=lambda name: name.endswith(("initialized", "inited", "inv_freq")))
         return found
     raise WeightsUnavailable(
-        f"{candidates[0].origin} contains no Mimi codec: it has neither decoder.layers.0.conv.weight "
-        "(transformers) nor decoder.model.0.conv.conv.weight (moshi)."
+        f"{candidates[0].origin} contains no Mimi codec: it has neither {_FIRST['transformers']} (transformers) nor "
+        f"{_FIRST['moshi']} (moshi)."
     )
 
 

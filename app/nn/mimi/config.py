@@ -14,6 +14,9 @@ from app.nn.rope import Rope, read_rope
 
 _ROPE = Rope(10_000.0)
 
+# The beginnings of the names of the decoder's first layer. They show whether the names of a codec are known.
+KNOWN_NAMES = ("decoder.layers.0.", "decoder.decoder_seanet.layers.0.", "decoder.model.0.")
+
 
 @dataclass(frozen=True, slots=True)
 class MimiConfig:

@@ -1,0 +1,45 @@
+"""Finds the folders of a model and its adapter, and the files that are still missing. This module needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from app.weights import hub
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where the files of a model are. `weights` is None until all of them are on disk."""
+
+    files: tuple[hub.ModelFiles, ...]  # what the model needs
+    weights: Path | None = None  # the folder with config.json and the weights
+    adapter: Path | None = None  # the folder of the LoRA adapter; None = there is none
+
+    def with_files(self, *files: hub.ModelFiles) -> Located:
+        return replace(self, files=(*self.files, *files))
+
+
+def locate(model: str, source: str, base: str, models_dir: Path) -> Located:
+    """Find a model, or an adapter and its base model.
+
+    model: "csm" or "dia". source: the hub id or folder of the model or the adapter. base: the setting that names the
+    base; "" = the base that adapter_config.json names. Raises WeightsUnavailable.
+    """
+    files = hub.files_for(model, source)
+    found = Located((files,))
+    folder = hub.find(files, models_dir)
+    if folder is None:
+        return found
+    adapter, own_base = hub.adapter_of(files, folder)
+    hub.refuse_unreadable(files, folder, adapter=adapter, weights=own_base)
+    if not adapter:
+        return replace(found, weights=folder)
+    found = replace(found, adapter=folder)
+    if own_base and not base.strip():
+        return replace(found, weights=folder)
+    setting = f"{model.upper()}_BASE"
+    base_files = replace(
+        hub.files_for(model, base or hub.base_source(folder, setting)), setting=setting, adapters=False
+    )
+    return replace(found, files=(files, base_files), weights=hub.find(base_files, models_dir))
